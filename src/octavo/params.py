@@ -1,0 +1,138 @@
+"""What a caller asks of the engine: validated once, immutable, free of text-side and device-side types."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import msgspec
+
+from octavo.errors import InvalidRequest
+
+#: Below this temperature sampling is greedy (S1).
+GREEDY_EPSILON = 1e-5
+#: Seeds are unsigned 64-bit on the wire; -1 means "no seed" (S8).
+_INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How to generate. The same object for HTTP, offline and batch use (features.md 2.1, S1 to S29).
+
+    Construct it, then call `validate(...)` once, which returns a normalised copy or raises `InvalidRequest`
+    naming the field. Fields with a default of None are off.
+    """
+
+    n: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0  # 0 and -1: off
+    min_p: float = 0.0
+    seed: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    max_tokens: int | None = None  # None: as many as the context allows
+    min_tokens: int = 0
+    logprobs: int | None = None  # None: off; k: the sampled token and the k most likely
+    skip_special_tokens: bool = True
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature < GREEDY_EPSILON
+
+    def validate(self, *, vocab_size: int, max_logprobs: int = 20, max_n: int = 128) -> SamplingParams:
+        """Check every field against the model's numbers and return the normalised parameters.
+
+        `vocab_size` is the width of the logits, not the tokenizer's length: an id outside it would reach
+        memory that is not the row's. Raises `InvalidRequest` whose `param` is the field's name.
+        """
+        _check_int("n", self.n, 1, max_n)
+        _check_float("temperature", self.temperature, 0.0, 2.0)
+        _check_float("top_p", self.top_p, 0.0, 1.0, low_open=True)
+        _check_int("top_k", self.top_k, -1, None)
+        _check_float("min_p", self.min_p, 0.0, 1.0)
+        if self.seed is not None:
+            _check_int("seed", self.seed, _INT64_MIN, _INT64_MAX)
+        _check_float("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        _check_float("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        _check_float("repetition_penalty", self.repetition_penalty, 0.0, None, low_open=True)
+        for token_id, bias in (self.logit_bias or {}).items():
+            _check_token_id("logit_bias", token_id, vocab_size)
+            _check_float("logit_bias", bias, None, None)
+        for token_id in self.stop_token_ids:
+            _check_token_id("stop_token_ids", token_id, vocab_size)
+        if any(not s for s in self.stop):
+            raise InvalidRequest("`stop` cannot contain an empty string.", "stop")
+        if self.max_tokens is not None:
+            _check_int("max_tokens", self.max_tokens, 1, None)
+        _check_int("min_tokens", self.min_tokens, 0, self.max_tokens)
+        if self.logprobs is not None:
+            _check_int("logprobs", self.logprobs, 0, None)
+            if self.logprobs > max_logprobs:
+                raise InvalidRequest(f"Cannot request more than {max_logprobs} logprobs.", "logprobs")
+        return self._normalised()
+
+    def _normalised(self) -> SamplingParams:
+        changes: dict[str, Any] = {}
+        if self.top_k < 0:
+            changes["top_k"] = 0
+        if self.seed == -1:
+            changes["seed"] = None
+        if self.logit_bias:
+            changes["logit_bias"] = {i: min(100.0, max(-100.0, b)) for i, b in self.logit_bias.items()}
+        if self.greedy:
+            changes |= {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
+        elif self.temperature < 0.01:
+            changes["temperature"] = 0.01  # below it the scaled logits leave float32's useful range
+        return msgspec.structs.replace(self, **changes) if changes else self
+
+
+class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One prompt, ready for the engine. `params` has been validated; `params.max_tokens` is set (never None).
+
+    `external_id` is the caller's or the server's public id: it is echoed and logged, never used as a key.
+    """
+
+    external_id: str
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    priority: int = 0
+    cache_salt: str = ""
+    arrival_time: float = 0.0  # time.monotonic() seconds
+
+
+def _check_int(name: str, value: int, low: int | None, high: int | None) -> None:
+    if (low is not None and value < low) or (high is not None and value > high):
+        raise InvalidRequest(f"`{name}` must be {_range(low, high)}, got {_clip(value)}.", name)
+
+
+def _check_float(name: str, value: float, low: float | None, high: float | None, low_open: bool = False) -> None:
+    # NaN passes every comparison below, so finiteness is checked first.
+    if not math.isfinite(value):
+        raise InvalidRequest(f"`{name}` must be a finite number.", name)
+    below = low is not None and (value <= low if low_open else value < low)
+    if below or (high is not None and value > high):
+        raise InvalidRequest(f"`{name}` must be {_range(low, high, low_open)}, got {_clip(value)}.", name)
+
+
+def _check_token_id(name: str, token_id: int, vocab_size: int) -> None:
+    if not 0 <= token_id < vocab_size:
+        raise InvalidRequest(f"`{name}` contains token id {_clip(token_id)}, outside 0..{vocab_size - 1}.", name)
+
+
+def _range(low: float | None, high: float | None, low_open: bool = False) -> str:
+    if low is not None and high is not None:
+        return f"in {'(' if low_open else '['}{low}, {high}]"
+    if low is not None:
+        return f"{'greater than' if low_open else 'at least'} {low}"
+    return f"at most {high}"
+
+
+def _clip(value: float) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:40] + "..."
