@@ -1,0 +1,61 @@
+"""The plan of one step, from the scheduler to the worker, and the worker's answer. Host data only.
+
+A running request has a slot (0..max_num_seqs-1) from its admission to its end or preemption. The worker keeps
+the state of a slot (tokens, block ids, parameters); what it already knows is sent as a difference.
+
+A slot samples in a step iff num_computed_tokens + num_scheduled_tokens[slot] == the number of its tokens known.
+The worker then appends the sampled token to its own state of the slot; the scheduler appends the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from octavo.messages import TokenLogprobs
+from octavo.params import SamplingParams
+
+
+@dataclass(slots=True)
+class NewRequestData:
+    """A request that enters a slot, whole. Replaces whatever the worker kept for that slot."""
+
+    slot: int
+    request_id: int
+    prompt_token_ids: list[int]  # all tokens known so far: the prompt, then the outputs before a preemption
+    num_prompt_tokens: int  # how many of them are the caller's prompt
+    params: SamplingParams
+    eos_token_ids: tuple[int, ...]
+    block_ids: list[int]  # the KV blocks of tokens 0, block_size, 2*block_size, ...
+    num_computed_tokens: int  # tokens whose KV is already in those blocks (a prefix hit)
+    sample_index: int
+    sampling_seed: int | None  # unsigned 64 bit; None: greedy
+
+
+@dataclass(slots=True)
+class CachedRequestData:
+    """A request that stays in its slot: the difference to the worker's state."""
+
+    slot: int
+    new_block_ids: list[int]  # to be appended to the slot's block table
+    num_computed_tokens: int
+
+
+@dataclass(slots=True)
+class SchedulerOutput:
+    """One step. Ownership passes to the worker, which must not mutate it: `Scheduler.update` reads it again."""
+
+    new_requests: list[NewRequestData]
+    cached_requests: list[CachedRequestData]
+    num_scheduled_tokens: dict[int, int]  # slot -> count; iteration order = batch order
+    finished_slots: list[int]  # freed since the last step: drop them before `new_requests` are read
+    total_num_scheduled_tokens: int
+    step_id: int
+
+
+@dataclass(slots=True)
+class ModelRunnerOutput:
+    """The answer to one step; every scheduled slot has an entry in `sampled_token_ids` or in `errors`."""
+
+    sampled_token_ids: dict[int, list[int]]  # slot -> [] while the slot's prompt is incomplete, else [token]
+    logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)  # slot -> one entry a sampled token
+    errors: dict[int, str] = field(default_factory=dict)  # slot -> why that request alone ends with an error
