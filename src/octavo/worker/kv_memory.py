@@ -1,0 +1,94 @@
+"""How large the KV cache is made, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from octavo.config import CacheConfig
+from octavo.errors import InvalidConfig
+
+GIB = 1 << 30
+#: Without a flag the cache takes no more than this, or two full-length requests if that is more: a laptop's
+#: memory is not the server's alone, and a cache that nothing fills is only slower to search.
+DEFAULT_CACHE_BYTES = 4 * GIB
+#: Block 0 takes the writes of padding and belongs to no request.
+NUM_NULL_BLOCKS = 1
+
+
+@dataclass(frozen=True)
+class KVCachePlan:
+    """num_blocks counts the null block too; `reason` is one line for the start-up report."""
+
+    num_blocks: int
+    block_size: int
+    bytes_per_block: int
+    max_model_len: int
+    reason: str
+
+    @property
+    def total_bytes(self) -> int:
+        return self.num_blocks * self.bytes_per_block
+
+    @property
+    def max_request_tokens(self) -> int:
+        """The longest sequence that fits the empty cache."""
+        return min(self.max_model_len, (self.num_blocks - NUM_NULL_BLOCKS) * self.block_size)
+
+
+def plan_kv_cache(
+    config: CacheConfig,
+    *,
+    bytes_per_token: int,
+    max_model_len: int,
+    max_model_len_given: bool,
+    max_num_seqs: int,
+    free_bytes: int,
+) -> KVCachePlan:
+    """Decide the number of blocks.
+
+    An explicit number of blocks or bytes is obeyed. Otherwise the cache gets `cpu_memory_utilization` of the
+    free memory, at most what the largest batch of full-length requests can use and at most the default above.
+    When one full-length request does not fit: an error if the user asked for that length, else a shorter context.
+
+    Raises InvalidConfig with the numbers when no request could run.
+    """
+    block_size = config.block_size
+    block_bytes = bytes_per_token * block_size
+    blocks_per_request = -(-max_model_len // block_size)
+
+    if config.num_kv_blocks_override is not None:
+        num_blocks = config.num_kv_blocks_override + NUM_NULL_BLOCKS
+        return KVCachePlan(num_blocks, block_size, block_bytes, max_model_len, "as --num-kv-blocks-override says")
+
+    if config.kv_cache_memory_bytes is not None:
+        num_blocks = config.kv_cache_memory_bytes // block_bytes
+        reason = "as --kv-cache-memory-bytes says"
+    else:
+        share = int(free_bytes * config.cpu_memory_utilization)
+        useful = (max_num_seqs * blocks_per_request + NUM_NULL_BLOCKS) * block_bytes
+        default = max(DEFAULT_CACHE_BYTES, 2 * blocks_per_request * block_bytes)
+        limit = min(share, useful, default)
+        num_blocks = limit // block_bytes
+        if limit == share:
+            reason = f"{config.cpu_memory_utilization:.0%} of {free_bytes / GIB:.1f} GiB free"
+        elif limit == useful:
+            reason = f"all that {max_num_seqs} full-length requests can use"
+        else:
+            reason = "the default; --kv-cache-memory-bytes changes it"
+
+    room = (num_blocks - NUM_NULL_BLOCKS) * block_size
+    if room < block_size:
+        raise InvalidConfig(
+            f"The KV cache has room for no block: a block of {block_size} tokens needs {block_bytes:,} bytes, "
+            f"available are {num_blocks * block_bytes:,}."
+        )
+    if room < max_model_len:
+        if max_model_len_given:
+            raise InvalidConfig(
+                f"--max-model-len {max_model_len} does not fit the KV cache, which holds {room} tokens "
+                f"({reason}). Give it more with --kv-cache-memory-bytes {blocks_per_request * block_bytes + block_bytes} "
+                f"or ask for a shorter context."
+            )
+        reason += f"; context cut from {max_model_len} to {room} tokens to fit"
+        max_model_len = room
+    return KVCachePlan(num_blocks, block_size, block_bytes, max_model_len, reason)

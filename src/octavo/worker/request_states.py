@@ -1,0 +1,124 @@
+"""The worker's own record of every live request, by slot.
+
+The scheduler sends a request whole once and differences after that; everything else a step needs stands here,
+in arrays indexed by slot, so that a batch is gathered with a few vectorised reads.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from octavo.core.sched_output import CachedRequestData, NewRequestData
+from octavo.params import SamplingParams
+
+
+class PenaltyState:
+    """Token counts of a request that penalises repetition: what stood in the prompt, what was generated."""
+
+    __slots__ = ("output_counts", "prompt_ids")
+
+    def __init__(self, prompt: np.ndarray, output: np.ndarray) -> None:
+        self.prompt_ids = {int(i) for i in np.unique(prompt)}
+        ids, counts = np.unique(output, return_counts=True)
+        self.output_counts: dict[int, int] = dict(zip(ids.tolist(), counts.tolist(), strict=True))
+
+
+class SlotParams(NamedTuple):
+    """What the sampler looks up for a slot. `min_tokens_ids`: ids forbidden until min_tokens have been generated."""
+
+    params: SamplingParams
+    min_tokens_ids: tuple[int, ...]
+    penalties: PenaltyState | None
+
+
+class RequestStates:
+    """Arrays over slots. Rows of freed slots keep stale values; a slot is valid from `add` to `remove`."""
+
+    def __init__(self, max_num_seqs: int, max_model_len: int, block_size: int) -> None:
+        max_blocks = -(-max_model_len // block_size)
+        # Large and mostly unused: zeros come from fresh pages, which cost nothing until they are touched.
+        self.token_ids = np.zeros((max_num_seqs, max_model_len + 1), np.int32)
+        self.block_tables = np.zeros((max_num_seqs, max_blocks + 1), np.int32)
+        self.num_blocks = np.zeros(max_num_seqs, np.int64)
+        self.num_tokens = np.zeros(max_num_seqs, np.int64)  # known tokens: prompt and sampled
+        self.num_prompt_tokens = np.zeros(max_num_seqs, np.int64)
+        self.num_computed = np.zeros(max_num_seqs, np.int64)  # tokens whose keys and values are in the cache
+
+        self.temperature = np.zeros(max_num_seqs, np.float32)
+        self.top_p = np.ones(max_num_seqs, np.float32)
+        self.min_p = np.zeros(max_num_seqs, np.float32)
+        self.top_k = np.zeros(max_num_seqs, np.int32)
+        self.seeds = np.zeros(max_num_seqs, np.uint64)
+        self.presence = np.zeros(max_num_seqs, np.float32)
+        self.frequency = np.zeros(max_num_seqs, np.float32)
+        self.repetition = np.ones(max_num_seqs, np.float32)
+        #: Slots whose rows need more than temperature, top-k, top-p and min-p.
+        self.special: dict[int, SlotParams] = {}
+        self.logprobs: dict[int, int] = {}  # slot -> number of alternatives asked for
+
+    def add(self, request: NewRequestData) -> None:
+        slot, params = request.slot, request.params
+        tokens = request.prompt_token_ids
+        self.token_ids[slot, : len(tokens)] = tokens
+        self.num_tokens[slot] = len(tokens)
+        self.num_prompt_tokens[slot] = request.num_prompt_tokens
+        self.num_computed[slot] = request.num_computed_tokens
+        self.num_blocks[slot] = 0
+        self._append_blocks(slot, request.block_ids)
+
+        self.temperature[slot] = 0.0 if params.greedy else params.temperature
+        self.top_p[slot] = params.top_p
+        self.min_p[slot] = params.min_p
+        self.top_k[slot] = min(max(params.top_k, 0), 2**31 - 1)
+        self.seeds[slot] = (request.sampling_seed or 0) % 2**64
+        self.presence[slot] = params.presence_penalty
+        self.frequency[slot] = params.frequency_penalty
+        self.repetition[slot] = params.repetition_penalty
+        self._add_special(slot, request)
+
+    def _add_special(self, slot: int, request: NewRequestData) -> None:
+        params = request.params
+        self.special.pop(slot, None)
+        self.logprobs.pop(slot, None)
+        if params.logprobs is not None:
+            self.logprobs[slot] = params.logprobs
+        penalties = None
+        if params.presence_penalty or params.frequency_penalty or params.repetition_penalty != 1.0:
+            num_prompt = request.num_prompt_tokens
+            tokens = self.token_ids[slot, : len(request.prompt_token_ids)]
+            penalties = PenaltyState(tokens[:num_prompt], tokens[num_prompt:])
+        min_tokens_ids: tuple[int, ...] = ()
+        if params.min_tokens:
+            min_tokens_ids = tuple(sorted({*request.eos_token_ids, *params.stop_token_ids}))
+        if penalties or min_tokens_ids or params.logit_bias:
+            self.special[slot] = SlotParams(params, min_tokens_ids, penalties)
+
+    def update(self, request: CachedRequestData) -> None:
+        self.num_computed[request.slot] = request.num_computed_tokens
+        if request.new_block_ids:
+            self._append_blocks(request.slot, request.new_block_ids)
+
+    def _append_blocks(self, slot: int, block_ids: list[int]) -> None:
+        first = int(self.num_blocks[slot])
+        last = first + len(block_ids)
+        self.block_tables[slot, first:last] = block_ids
+        self.num_blocks[slot] = last
+
+    def append_token(self, slot: int, token_id: int) -> None:
+        self.token_ids[slot, self.num_tokens[slot]] = token_id
+        self.num_tokens[slot] += 1
+        special = self.special.get(slot)
+        if special is not None and special.penalties is not None:
+            counts = special.penalties.output_counts
+            counts[token_id] = counts.get(token_id, 0) + 1
+
+    def remove(self, slot: int) -> None:
+        self.special.pop(slot, None)
+        self.logprobs.pop(slot, None)
+
+    def num_output_tokens(self, slots: np.ndarray) -> np.ndarray:
+        """int64 [len(slots)]: index of the output token that comes next; the sampler's random counter."""
+        result: np.ndarray = self.num_tokens[slots] - self.num_prompt_tokens[slots]
+        return result

@@ -1,0 +1,180 @@
+"""The worker: device, model and KV cache of one rank."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from octavo.config import EngineConfig
+from octavo.core.sched_output import ModelRunnerOutput, NewRequestData, SchedulerOutput
+from octavo.device.base import Device
+from octavo.device.cpu import CPUDevice
+from octavo.errors import InvalidConfig
+from octavo.messages import EngineInfo
+from octavo.models.loader import LoadedModel, load_model
+from octavo.ops.table import Ops, bind
+from octavo.params import SamplingParams
+from octavo.worker.kv_memory import KVCachePlan, plan_kv_cache
+from octavo.worker.model_runner import KVCaches, ModelRunner
+
+OnPhase = Callable[[str, str], None]
+
+_TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+#: A step on a CPU lasts as long as its tokens; more of them at once would only stall the decoding requests.
+_DEFAULT_BATCHED_TOKENS = 512
+
+
+class Worker:
+    """Loads a model and executes the scheduler's plans. One instance a process."""
+
+    def __init__(self, config: EngineConfig, on_phase: OnPhase) -> None:
+        self._config = config
+        self._on_phase = on_phase
+        self._runner: ModelRunner | None = None
+
+    def load(self) -> EngineInfo:
+        """Load everything and say what was chosen.
+
+        Raises CheckpointError for damaged or unsupported files, DeviceError and InvalidConfig for what the
+        device cannot give.
+        """
+        config, seconds = self._config, {}
+        start = time.perf_counter()
+        device: Device = CPUDevice(config.parallel)
+        ops = bind(device.name)
+        max_num_batched_tokens = self._max_num_batched_tokens()
+        loaded = load_model(config.model, ops, max_num_batched_tokens, self._on_phase)
+        seconds["weights"] = time.perf_counter() - start
+
+        start = time.perf_counter()
+        self._on_phase("kv cache", "")
+        max_model_len = self._max_model_len(loaded)
+        kv_dtype = self._kv_cache_dtype(loaded)
+        plan = self._plan_kv_cache(loaded, kv_dtype, max_model_len, device)
+        kv_caches = self._allocate_kv_caches(loaded, ops, plan, kv_dtype)
+        self._runner = ModelRunner(
+            model=loaded.model,
+            ops=ops,
+            device=device,
+            kv_caches=kv_caches,
+            block_size=plan.block_size,
+            max_num_seqs=config.scheduler.max_num_seqs,
+            max_model_len=plan.max_model_len,
+        )
+        seconds["kv cache"] = time.perf_counter() - start
+
+        start = time.perf_counter()
+        self._on_phase("warm-up", "")
+        self._warm_up(self._runner)
+        seconds["warm-up"] = time.perf_counter() - start
+        return self._info(loaded, device, ops, plan, kv_dtype, max_num_batched_tokens, seconds)
+
+    def execute(self, plan: SchedulerOutput) -> ModelRunnerOutput:
+        """Run one step. Call `load` first."""
+        assert self._runner is not None, "execute before load"
+        return self._runner.execute(plan)
+
+    def _max_model_len(self, loaded: LoadedModel) -> int:
+        asked, limit = self._config.model.max_model_len, loaded.spec.max_position_embeddings
+        if asked is not None and asked > limit:
+            raise InvalidConfig(f"--max-model-len {asked} is longer than the {limit} positions of the model.")
+        return asked or limit
+
+    def _max_num_batched_tokens(self) -> int:
+        scheduler = self._config.scheduler
+        if scheduler.max_num_batched_tokens is not None:
+            return scheduler.max_num_batched_tokens
+        if scheduler.enable_chunked_prefill:
+            return max(_DEFAULT_BATCHED_TOKENS, scheduler.max_num_seqs)
+        return max(2048, self._config.model.max_model_len or 0)
+
+    def _kv_cache_dtype(self, loaded: LoadedModel) -> torch.dtype:
+        """auto: the type of the checkpoint's unquantized weights; float16 where all are quantized."""
+        asked = self._config.cache.kv_cache_dtype
+        return loaded.dtype if asked == "auto" else _TORCH_DTYPES[asked]
+
+    def _plan_kv_cache(
+        self, loaded: LoadedModel, kv_dtype: torch.dtype, max_model_len: int, device: Device
+    ) -> KVCachePlan:
+        spec = loaded.spec
+        return plan_kv_cache(
+            self._config.cache,
+            bytes_per_token=spec.num_layers * 2 * spec.num_kv_heads * spec.head_dim * kv_dtype.itemsize,
+            max_model_len=max_model_len,
+            max_model_len_given=self._config.model.max_model_len is not None,
+            max_num_seqs=self._config.scheduler.max_num_seqs,
+            free_bytes=device.free_memory_bytes(),
+        )
+
+    def _allocate_kv_caches(
+        self, loaded: LoadedModel, ops: Ops, plan: KVCachePlan, kv_dtype: torch.dtype
+    ) -> KVCaches:
+        spec = loaded.spec
+        k_shape, v_shape = ops.kv_cache_shapes(plan.num_blocks, plan.block_size, spec.num_kv_heads, spec.head_dim)
+        try:
+            # zeros: fresh pages, taken from the machine only when a block is first written.
+            return [
+                (torch.zeros(k_shape, dtype=kv_dtype), torch.zeros(v_shape, dtype=kv_dtype))
+                for _ in range(spec.num_layers)
+            ]
+        except RuntimeError as error:
+            raise InvalidConfig(f"The KV cache of {plan.total_bytes:,} bytes cannot be allocated: {error}") from None
+
+    def _warm_up(self, runner: ModelRunner) -> None:
+        """One small prefill into the null block: touches every weight once and proves that a token comes out."""
+        request = NewRequestData(
+            slot=0,
+            request_id=-1,
+            prompt_token_ids=[0, 0, 0, 0],
+            num_prompt_tokens=4,
+            params=SamplingParams(temperature=0.0, max_tokens=1),
+            eos_token_ids=(),
+            block_ids=[0],
+            num_computed_tokens=0,
+            sample_index=0,
+            sampling_seed=None,
+        )
+        plan = SchedulerOutput(
+            new_requests=[request],
+            cached_requests=[],
+            num_scheduled_tokens={0: 4},
+            finished_slots=[],
+            total_num_scheduled_tokens=4,
+            step_id=0,
+        )
+        output = runner.execute(plan)
+        if output.errors:
+            raise InvalidConfig(f"The model cannot produce a token: {output.errors[0]}")
+
+    def _info(
+        self,
+        loaded: LoadedModel,
+        device: Device,
+        ops: Ops,
+        plan: KVCachePlan,
+        kv_dtype: torch.dtype,
+        max_num_batched_tokens: int,
+        seconds: dict[str, float],
+    ) -> EngineInfo:
+        return EngineInfo(
+            model_type=loaded.spec.model_type,
+            vocab_size=loaded.spec.vocab_size,
+            max_model_len=plan.max_model_len,
+            num_kv_blocks=plan.num_blocks,
+            block_size=plan.block_size,
+            max_num_seqs=self._config.scheduler.max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            max_request_tokens=plan.max_request_tokens,
+            kv_cache_bytes=plan.total_bytes,
+            weight_bytes=loaded.weight_bytes,
+            num_params=loaded.num_params,
+            dtype=str(loaded.dtype).removeprefix("torch."),
+            kv_cache_dtype=str(kv_dtype).removeprefix("torch."),
+            quantization=loaded.quantization,
+            device=device.description,
+            ops=dict(ops.implementations),
+            load_seconds=seconds,
+        )
+

@@ -1,0 +1,87 @@
+"""The input batch: every scheduled token is read from its request's state and written to its request's block."""
+
+import numpy as np
+import torch
+
+from octavo.core.sched_output import CachedRequestData, NewRequestData
+from octavo.params import SamplingParams
+from octavo.worker.input_batch import InputBatchBuilder
+from octavo.worker.request_states import RequestStates
+
+BLOCK_SIZE = 4
+
+
+class HostDevice:
+    def upload(self, host: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(host)
+
+
+def new_request(slot: int, tokens: list[int], block_ids: list[int], computed: int = 0, **params: object) -> NewRequestData:
+    return NewRequestData(
+        slot=slot,
+        request_id=slot,
+        prompt_token_ids=tokens,
+        num_prompt_tokens=len(tokens),
+        params=SamplingParams(**params),  # type: ignore[arg-type]
+        eos_token_ids=(2,),
+        block_ids=block_ids,
+        num_computed_tokens=computed,
+        sample_index=0,
+        sampling_seed=7,
+    )
+
+
+def builder() -> InputBatchBuilder:
+    return InputBatchBuilder(HostDevice(), BLOCK_SIZE)  # type: ignore[arg-type]
+
+
+def test_a_mixed_batch_gathers_prefill_chunk_and_decode() -> None:
+    states = RequestStates(max_num_seqs=4, max_model_len=32, block_size=BLOCK_SIZE)
+    states.add(new_request(2, [10, 11, 12, 13, 14, 15], [5, 9], computed=1))
+    states.add(new_request(0, [20, 21, 22], [7]))
+    states.append_token(0, 23)
+    states.update(CachedRequestData(slot=0, new_block_ids=[3], num_computed_tokens=3))
+
+    batch = builder().build(states, {2: 4, 0: 1})
+
+    assert batch.token_ids.tolist() == [11, 12, 13, 14, 23]
+    assert batch.positions.tolist() == [1, 2, 3, 4, 3]
+    assert batch.slot_mapping.tolist() == [5 * 4 + 1, 5 * 4 + 2, 5 * 4 + 3, 9 * 4, 7 * 4 + 3]
+    assert batch.query_start_loc.tolist() == [0, 4, 5]
+    assert batch.seq_lens.tolist() == [5, 4]
+    assert batch.block_tables.tolist() == [[5, 9], [7, 3]]
+    # Slot 2 has one prompt token left, so only slot 0 samples, from its own last row.
+    assert batch.logits_rows.tolist() == [4]
+    assert batch.sampling_slots.tolist() == [0]
+
+
+def test_a_slot_samples_exactly_when_its_known_tokens_are_computed() -> None:
+    states = RequestStates(max_num_seqs=2, max_model_len=32, block_size=BLOCK_SIZE)
+    states.add(new_request(1, [1, 2, 3, 4, 5], [1, 2]))
+    assert builder().build(states, {1: 4}).sampling_slots.tolist() == []
+    states.update(CachedRequestData(slot=1, new_block_ids=[], num_computed_tokens=4))
+    assert builder().build(states, {1: 1}).sampling_slots.tolist() == [1]
+
+
+def test_a_slot_taken_over_keeps_nothing_of_its_last_request() -> None:
+    states = RequestStates(max_num_seqs=1, max_model_len=32, block_size=BLOCK_SIZE)
+    states.add(new_request(0, [1] * 9, [4, 5, 6], presence_penalty=1.0, logprobs=3, logit_bias={1: 2.0}))
+    states.append_token(0, 8)
+    states.remove(0)
+    states.add(new_request(0, [3, 4], [9]))
+    batch = builder().build(states, {0: 2})
+    assert batch.token_ids.tolist() == [3, 4]
+    assert batch.block_tables.tolist() == [[9]]
+    assert not states.special and not states.logprobs
+    assert states.num_output_tokens(batch.sampling_slots).tolist() == [0]
+
+
+def test_a_request_resumed_after_preemption_counts_its_outputs_as_outputs() -> None:
+    states = RequestStates(max_num_seqs=1, max_model_len=32, block_size=BLOCK_SIZE)
+    request = new_request(0, [1, 2, 3, 7, 7], [1, 2], frequency_penalty=0.5)
+    request.num_prompt_tokens = 3
+    states.add(request)
+    assert states.num_output_tokens(np.array([0])).tolist() == [2]
+    penalties = states.special[0].penalties
+    assert penalties is not None
+    assert (penalties.prompt_ids, penalties.output_counts) == ({1, 2, 3}, {7: 2})
