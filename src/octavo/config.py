@@ -7,8 +7,12 @@ once, where the knowledge is; what only the worker knows comes back in `messages
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+import difflib
+import math
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from octavo.errors import InvalidConfig
 
 DType = Literal["auto", "float32", "float", "bfloat16", "float16", "half"]
 KVCacheDType = Literal["auto", "float32", "bfloat16", "float16"]
@@ -17,7 +21,11 @@ LogLevel = Literal["critical", "error", "warning", "info", "debug", "trace"]
 
 
 def opt(default: Any, help: str, **metadata: Any) -> Any:
-    """A field with its help text. `factory=True` in the metadata: `default` is called."""
+    """A field with its help text; a callable `default` is called for each new object.
+
+    metadata: `low`, `high` (inclusive), `above` (exclusive) and `choices` bound the value; `unit="bytes"` lets the
+    command line write 2G for 2 GiB; `aliases` are other spellings of the flag, `inverse` those of its opposite.
+    """
     meta = {"help": help, **metadata}
     if callable(default):
         return field(default_factory=default, metadata=meta)
@@ -35,19 +43,27 @@ class ModelConfig:
     download_dir: str | None = opt(None, "Where downloads are kept; default: the hub's cache.")
     load_format: LoadFormat = opt("auto", "How the weights are stored; dummy: random weights, for measuring.")
     dtype: DType = opt("auto", "Type of unquantized weights; auto: as in the checkpoint.")
-    max_model_len: int | None = opt(None, "Longest sequence, prompt and output, in tokens; default: the model's.")
-    seed: int = opt(0, "Seed for requests that give none and for dummy weights.")
+    max_model_len: int | None = opt(
+        None, "Longest sequence, prompt and output, in tokens; default: the model's.", low=1
+    )
+    seed: int = opt(0, "Seed for requests that give none and for dummy weights.", low=0, high=2**63 - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheConfig:
     """The paged KV cache."""
 
-    block_size: int = opt(16, "Tokens in a block: 16, 32 or 64.")
+    block_size: int = opt(16, "Tokens in a block: 16, 32 or 64.", choices=(16, 32, 64))
     kv_cache_dtype: KVCacheDType = opt("auto", "Type of cached keys and values; auto: the model's dtype.")
-    kv_cache_memory_bytes: int | None = opt(None, "Bytes for the KV cache; default: from what the machine has free.")
-    cpu_memory_utilization: float = opt(0.5, "Share of the memory free after loading that the KV cache may take.")
-    num_kv_blocks_override: int | None = opt(None, "Exact number of blocks, for tests.")
+    kv_cache_memory_bytes: int | None = opt(
+        None, "Bytes for the KV cache; default: from what the machine has free.", low=1, unit="bytes"
+    )
+    cpu_memory_utilization: float = opt(
+        0.5, "Share of the memory free after loading that the KV cache may take.", above=0.0, high=1.0
+    )
+    num_kv_blocks_override: int | None = opt(
+        None, "Exact number of blocks, for tests.", low=2, aliases=("num_gpu_blocks_override",)
+    )
     enable_prefix_caching: bool = opt(True, "Reuse the KV blocks of prompts that begin alike.")
 
 
@@ -55,10 +71,10 @@ class CacheConfig:
 class SchedulerConfig:
     """How requests share the steps."""
 
-    max_num_seqs: int = opt(256, "Most sequences in one step.")
-    max_num_batched_tokens: int | None = opt(None, "Most tokens in one step; default 2048.")
+    max_num_seqs: int = opt(256, "Most sequences in one step.", low=1, high=4096)
+    max_num_batched_tokens: int | None = opt(None, "Most tokens in one step; default 2048.", low=1)
     enable_chunked_prefill: bool = opt(True, "Split long prompts over several steps.")
-    max_num_queued_reqs: int = opt(2048, "Most requests waiting; one more is refused with 429.")
+    max_num_queued_reqs: int = opt(2048, "Most requests waiting; one more is refused with 429.", low=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,10 +82,12 @@ class ParallelConfig:
     """Threads and devices."""
 
     device: Literal["auto", "cpu"] = opt("auto", "Where the model runs.")
-    num_threads: int | None = opt(None, "Threads of the CPU kernels; default: one a physical core.")
+    num_threads: int | None = opt(None, "Threads of the CPU kernels; default: one a physical core.", low=1, high=1024)
     isa: str | None = opt(None, "CPU kernels to use (portable, avx2, avx512...); default: the best this CPU has.")
-    engine_heartbeat_timeout: float = opt(2.0, "Seconds without a sign of life after which the engine counts as dead.")
-    engine_step_timeout: float = opt(120.0, "Seconds one step may take before the engine counts as hung.")
+    engine_heartbeat_timeout: float = opt(
+        2.0, "Seconds without a sign of life after which the engine counts as dead.", above=0.0
+    )
+    engine_step_timeout: float = opt(120.0, "Seconds one step may take before the engine counts as hung.", above=0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +105,7 @@ class ServerConfig:
     """The HTTP server and its API."""
 
     host: str | None = opt(None, "Address to bind; default: all interfaces.")
-    port: int = opt(8000, "Port to bind; 0: any free one.")
+    port: int = opt(8000, "Port to bind; 0: any free one.", low=0, high=65535)
     uds: str | None = opt(None, "Path of a unix socket to bind instead of a port.")
     api_key: list[str] = opt(list, "Keys of which a client must send one; may be given several times.")
     served_model_name: list[str] = opt(list, "Names under which the model is served; the first is reported.")
@@ -99,15 +117,17 @@ class ServerConfig:
     ssl_keyfile: str | None = opt(None, "TLS key file.")
     ssl_certfile: str | None = opt(None, "TLS certificate file.")
     ssl_ca_certs: str | None = opt(None, "TLS authorities for client certificates.")
-    ssl_cert_reqs: int = opt(0, "TLS: whether clients must show a certificate (0, 1 or 2, as in Python's ssl).")
+    ssl_cert_reqs: int = opt(
+        0, "TLS: whether clients must show a certificate (0, 1 or 2, as in Python's ssl).", choices=(0, 1, 2)
+    )
     root_path: str = opt("", "Path prefix behind a proxy.")
     chat_template: str | None = opt(None, "File, inline template, or name of a template of the tokenizer's.")
     response_role: str = opt("assistant", "Role of the reply.")
-    max_logprobs: int = opt(20, "Most log probabilities a request may ask for.")
+    max_logprobs: int = opt(20, "Most log probabilities a request may ask for.", low=0)
     disable_log_stats: bool = opt(False, "Do not log throughput and cache use every 10 s.")
-    disable_log_requests: bool = opt(True, "Do not log each request.")
-    max_log_len: int | None = opt(None, "Most characters or ids of a prompt in the log.")
-    shutdown_timeout: float = opt(30.0, "Seconds that running requests get to finish after TERM.")
+    disable_log_requests: bool = opt(True, "Do not log each request.", inverse=("enable_log_requests",))
+    max_log_len: int | None = opt(None, "Most characters or ids of a prompt in the log.", low=0)
+    shutdown_timeout: float = opt(30.0, "Seconds that running requests get to finish after TERM.", low=0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,3 +136,81 @@ class ServeConfig:
 
     engine: EngineConfig = field(default_factory=EngineConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
+
+
+#: Steps have this many tokens at most when `max_num_batched_tokens` is not given.
+DEFAULT_MAX_NUM_BATCHED_TOKENS = 2048
+
+
+def flag_name(name: str) -> str:
+    """The command line's spelling of a field."""
+    return "--" + name.replace("_", "-")
+
+
+def nearest(name: str, names: Any) -> str:
+    """The text `; did you mean X?` when one of `names` is close to `name`, else nothing."""
+    found = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
+    return f"; did you mean {found[0]}?" if found else ""
+
+
+def check(config: Any) -> None:
+    """Check every field of a configuration, nested ones too. Raises `InvalidConfig` naming the flag."""
+    hints = get_type_hints(type(config))
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if is_dataclass(value):
+            check(value)
+        elif value is not None:
+            _check_value(f.name, value, hints[f.name], f.metadata)
+    if isinstance(config, EngineConfig):
+        _check_engine(config)
+    elif isinstance(config, ServerConfig):
+        _check_server(config)
+
+
+def _check_value(name: str, value: Any, hint: Any, bounds: Any) -> None:
+    choices = bounds.get("choices") or (get_args(hint) if get_origin(hint) is Literal else None)
+    if choices is not None and value not in choices:
+        allowed = ", ".join(map(str, choices))
+        hint_text = nearest(value, choices) if isinstance(value, str) else ""
+        raise InvalidConfig(f"{flag_name(name)} must be one of {allowed}; got {value!r}{hint_text}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InvalidConfig(f"{flag_name(name)} must be a finite number")
+    low, high, above = bounds.get("low"), bounds.get("high"), bounds.get("above")
+    if (
+        (low is not None and value < low)
+        or (above is not None and value <= above)
+        or (high is not None and value > high)
+    ):
+        least = f"at least {low}" if low is not None else f"greater than {above}"
+        most = f" and at most {high}" if high is not None else ""
+        raise InvalidConfig(f"{flag_name(name)} must be {least}{most}; got {value}")
+
+
+def _check_engine(config: EngineConfig) -> None:
+    scheduler, max_model_len = config.scheduler, config.model.max_model_len
+    budget = scheduler.max_num_batched_tokens or DEFAULT_MAX_NUM_BATCHED_TOKENS
+    if budget < scheduler.max_num_seqs:
+        raise InvalidConfig(
+            f"--max-num-batched-tokens ({budget}) must be at least --max-num-seqs ({scheduler.max_num_seqs})"
+        )
+    if not scheduler.enable_chunked_prefill and max_model_len is not None and budget < max_model_len:
+        raise InvalidConfig(
+            f"--no-enable-chunked-prefill needs --max-num-batched-tokens ({budget}) "
+            f"to be at least --max-model-len ({max_model_len})"
+        )
+
+
+def _check_server(config: ServerConfig) -> None:
+    if config.uds is not None and config.host is not None:
+        raise InvalidConfig("--uds and --host exclude each other")
+    if (config.ssl_keyfile is None) != (config.ssl_certfile is None):
+        raise InvalidConfig("--ssl-keyfile and --ssl-certfile go together")
+    if config.ssl_certfile is None and (config.ssl_ca_certs is not None or config.ssl_cert_reqs):
+        raise InvalidConfig("--ssl-ca-certs and --ssl-cert-reqs need --ssl-certfile")
+    if any(not key for key in config.api_key):
+        raise InvalidConfig("--api-key must not be empty")
+    if any(not name for name in config.served_model_name):
+        raise InvalidConfig("--served-model-name must not be empty")
+    if config.root_path and not config.root_path.startswith("/"):
+        raise InvalidConfig(f"--root-path must begin with a slash; got {config.root_path!r}")
