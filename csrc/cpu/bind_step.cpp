@@ -1,0 +1,7 @@
+#include "runtime.h"
+
+namespace octavo {
+
+void bind_step(nanobind::module_&) {}
+
+}  // namespace octavo
