@@ -1,0 +1,216 @@
+"""What each operation of a step means, in plain torch float32. Slow, obvious, and the judge of all other versions.
+
+Shapes: T tokens in the step, B sequences, H hidden, D head_dim, Hq / Hkv query and key-value heads. All outputs
+are allocated by the caller. Sampling stands in `reference_sampling`.
+
+The paged KV cache has one layout for all implementations, so that they can be mixed and compared:
+
+    k_cache [num_blocks, Hkv, block_size / 16, D, 16]     16 keys side by side: a kernel scores them in one go
+    v_cache [num_blocks, Hkv, block_size, Dv]             Dv = D rounded up to 16, the rest is zero
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from octavo.quant.packed import QuantizedWeight
+
+#: Keys in a tile of the K cache; block sizes are multiples of it.
+KEY_TILE = 16
+
+
+@dataclass(frozen=True, eq=False)
+class ReferenceWeight:
+    """A matrix in float32, [N, K], with its bias [N] if it has one."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    @property
+    def N(self) -> int:  # noqa: N802
+        return self.weight.shape[0]
+
+    @property
+    def K(self) -> int:  # noqa: N802
+        return self.weight.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        return self.weight.nbytes + (0 if self.bias is None else self.bias.nbytes)
+
+    @property
+    def kind(self) -> str:
+        return "float32"
+
+
+def _dense(weight: Tensor | QuantizedWeight) -> Tensor:
+    return weight.dequantize() if isinstance(weight, QuantizedWeight) else weight.to(torch.float32)
+
+
+def pack_linear(weight: Tensor | QuantizedWeight, bias: Tensor | None = None) -> ReferenceWeight:
+    return ReferenceWeight(_dense(weight), None if bias is None else bias.to(torch.float32))
+
+
+def pack_linear_many(
+    weights: Sequence[Tensor | QuantizedWeight], biases: Sequence[Tensor | None] | None = None
+) -> ReferenceWeight:
+    """Stack [N_i, K] along N. A part without a bias has a bias of zero if another has one."""
+    parts = [_dense(weight) for weight in weights]
+    given = list(biases) if biases is not None else [None] * len(parts)
+    if all(bias is None for bias in given):
+        return ReferenceWeight(torch.cat(parts), None)
+    full = [
+        torch.zeros(len(part)) if bias is None else bias.to(torch.float32)
+        for part, bias in zip(parts, given, strict=True)
+    ]
+    return ReferenceWeight(torch.cat(parts), torch.cat(full))
+
+
+def linear(out: Tensor, x: Tensor, w: ReferenceWeight) -> None:
+    """out [T, N] = x [T, K] @ w.T + bias. out's rows may lie apart."""
+    out.copy_(F.linear(x, w.weight, w.bias))
+
+
+def pack_embedding(weight: Tensor | QuantizedWeight) -> ReferenceWeight:
+    return ReferenceWeight(_dense(weight), None)
+
+
+def embedding(out: Tensor, ids: Tensor, w: ReferenceWeight, scale: float = 1.0) -> None:
+    """out [T, H] = scale * w[ids]; ids int32 [T]."""
+    torch.mul(w.weight[ids.long()], scale, out=out)
+
+
+def _normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
+
+
+def rms_norm(out: Tensor, x: Tensor, weight: Tensor, eps: float) -> None:
+    """out [T, H] = x / sqrt(mean(x^2) + eps) * weight. out may be x."""
+    out.copy_(_normed(x, weight, eps))
+
+
+def add_rms_norm(out: Tensor, residual: Tensor, x: Tensor, weight: Tensor, eps: float) -> None:
+    """residual += x; out = rms_norm(residual)."""
+    residual.add_(x)
+    out.copy_(_normed(residual, weight, eps))
+
+
+def add_(residual: Tensor, x: Tensor) -> None:
+    """residual += x."""
+    residual.add_(x)
+
+
+def act_mul(out: Tensor, gate_up: Tensor, kind: str) -> None:
+    """out [T, I] = act(gate) * up, with gate_up [T, 2 I] = gate | up."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    act = F.silu(gate) if kind == "silu" else F.gelu(gate, approximate="tanh")
+    torch.mul(act, up, out=out)
+
+
+def kv_cache_shapes(
+    num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shapes of k_cache and v_cache. block_size is a multiple of 16."""
+    assert block_size % KEY_TILE == 0, f"block size {block_size} is not a multiple of {KEY_TILE}"
+    padded = -(-head_dim // KEY_TILE) * KEY_TILE
+    k_shape = (num_blocks, num_kv_heads, block_size // KEY_TILE, head_dim, KEY_TILE)
+    return k_shape, (num_blocks, num_kv_heads, block_size, padded)
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x [T, heads, D]; cos, sin [T, 1, D / 2]: the halves of a head are the pairs (neox)."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+def rope_kv_write(
+    qkv: Tensor,
+    positions: Tensor,
+    cos_sin: Tensor,
+    q_norm: Tensor | None,
+    k_norm: Tensor | None,
+    eps: float,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slot_mapping: Tensor,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+) -> None:
+    """Norm (if given, per head) and rotate q and k inside qkv; then write k and v to the cache's slots.
+
+    qkv float32 [T, (Hq + 2 Hkv) * D]; positions int32 [T]; cos_sin float32 [max_pos, D] = cos | sin;
+    slot_mapping int64 [T] = block * block_size + offset.
+    """
+    q, k, v = _heads(qkv, num_heads, num_kv_heads, head_dim)
+    cos, sin = cos_sin[positions.long()].unsqueeze(1).chunk(2, dim=-1)
+    q.copy_(_rotated(q if q_norm is None else _normed(q, q_norm, eps), cos, sin))
+    k.copy_(_rotated(k if k_norm is None else _normed(k, k_norm, eps), cos, sin))
+    block_size = v_cache.shape[2]
+    blocks, offsets = slot_mapping // block_size, slot_mapping % block_size
+    k_cache[blocks, :, offsets // KEY_TILE, :, offsets % KEY_TILE] = k.to(k_cache.dtype)
+    v_cache[blocks, :, offsets] = F.pad(v, (0, v_cache.shape[3] - head_dim)).to(v_cache.dtype)
+
+
+def _heads(qkv: Tensor, num_heads: int, num_kv_heads: int, head_dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Views of q [T, Hq, D], k and v [T, Hkv, D]."""
+    heads = qkv.view(len(qkv), num_heads + 2 * num_kv_heads, head_dim)
+    q, k, v = heads.split((num_heads, num_kv_heads, num_kv_heads), dim=1)
+    return q, k, v
+
+
+def attention(
+    out: Tensor,
+    qkv: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_tables: Tensor,
+    seq_lens: Tensor,
+    query_start_loc: Tensor,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    scale: float,
+    window: int = 0,
+    softcap: float = 0.0,
+) -> None:
+    """Causal attention of each sequence's last tokens over its cached context, their own keys included.
+
+    out float32 [T, Hq * D]; block_tables int32 [B, max_blocks]; seq_lens int32 [B], the context with this step's
+    tokens; query_start_loc int32 [B + 1]. window > 0: keys at a distance < window are seen. softcap > 0:
+    scores become softcap * tanh(score / softcap). Slots at or beyond seq_len may hold anything.
+    """
+    q_all = _heads(qkv, num_heads, num_kv_heads, head_dim)[0]
+    out_all = out.view(len(out), num_heads, head_dim)
+    starts = query_start_loc.tolist()
+    for i, seq_len in enumerate(seq_lens.tolist()):
+        rows = slice(starts[i], starts[i + 1])
+        k, v = _gather(k_cache, v_cache, block_tables[i], seq_len, head_dim)
+        k, v = (x.repeat_interleave(num_heads // num_kv_heads, dim=0) for x in (k, v))
+        scores = torch.einsum("thd,hsd->hts", q_all[rows], k) * scale
+        if softcap:
+            scores = softcap * torch.tanh(scores / softcap)
+        num_queries = rows.stop - rows.start
+        distance = torch.arange(seq_len - num_queries, seq_len)[:, None] - torch.arange(seq_len)[None, :]
+        unseen = distance < 0
+        if window:
+            unseen |= distance >= window
+        probs = scores.masked_fill(unseen, -math.inf).softmax(dim=-1)
+        out_all[rows] = torch.einsum("hts,hsd->thd", probs, v)
+
+
+def _gather(
+    k_cache: Tensor, v_cache: Tensor, block_table: Tensor, seq_len: int, head_dim: int
+) -> tuple[Tensor, Tensor]:
+    """float32 [Hkv, seq_len, D] keys and values of one sequence."""
+    blocks = block_table[: -(-seq_len // v_cache.shape[2])].long()
+    num_kv_heads = k_cache.shape[1]
+    k = k_cache[blocks].permute(1, 0, 2, 4, 3).reshape(num_kv_heads, -1, head_dim)
+    v = v_cache[blocks].permute(1, 0, 2, 3).reshape(num_kv_heads, -1, v_cache.shape[3])
+    return k[:, :seq_len].float(), v[:, :seq_len, :head_dim].float()

@@ -1,0 +1,118 @@
+"""What sampling means, in plain torch and Python: the distribution of each row, the random draw, the logprobs.
+
+The draw: one uniform number u in (0, 1) from Philox4x32-10 with the key `seed` and the counter `position`; the
+token is the first, in order of ids, at which the running sum of the kept weights reaches u times their total
+(inversion of the distribution function: exact, and one random number a token).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from octavo.ops.sampling_batch import SamplingBatch
+
+_MASK32 = 0xFFFFFFFF
+#: Flag of a row that has a NaN, or no finite best logit, and so has no distribution.
+FLAG_OK, FLAG_BAD_LOGITS = 0, 1
+
+
+def uniform(seed: int, position: int) -> float:
+    """u in (0, 1), an odd multiple of 2**-53, from the 64-bit `seed` and `position` (Philox4x32-10, words 0 and 1)."""
+    x = [position & _MASK32, position >> 32 & _MASK32, 0, 0]
+    key = [seed & _MASK32, seed >> 32 & _MASK32]
+    for _ in range(10):
+        a, b = 0xD2511F53 * x[0], 0xCD9E8D57 * x[2]
+        x = [b >> 32 ^ x[1] ^ key[0], b & _MASK32, a >> 32 ^ x[3] ^ key[1], a & _MASK32]
+        key = [(key[0] + 0x9E3779B9) & _MASK32, (key[1] + 0xBB67AE85) & _MASK32]
+    return ((x[0] | x[1] << 32) >> 12) * 2.0**-52 + 2.0**-53
+
+
+def adjusted_logits(logits: Tensor, batch: SamplingBatch, row: int) -> Tensor:
+    """float32 [V]: the row after bias, masks and penalties, before the temperature. `logits` [V] is not changed."""
+    x = logits.clone()
+    if batch.bias.active:
+        entries = _entries(batch.bias.offsets, row)
+        x[batch.bias.ids[entries].long()] += batch.bias.values[entries]
+    if batch.masks.active:
+        x[batch.masks.ids[_entries(batch.masks.offsets, row)].long()] = -math.inf
+    if batch.penalties.active:
+        entries = _entries(batch.penalties.offsets, row)
+        ids, counts = batch.penalties.ids[entries].long(), batch.penalties.counts[entries]
+        seen = (counts > 0) | (batch.penalties.in_prompt[entries] != 0)
+        value = x[ids]
+        repetition = batch.repetition[row]
+        value = torch.where(seen, torch.where(value > 0, value / repetition, value * repetition), value)
+        value = value - batch.frequency[row] * counts
+        x[ids] = value - batch.presence[row] * (counts > 0)
+    return x
+
+
+def distribution(adjusted: Tensor, temperature: float, top_k: int, top_p: float, min_p: float) -> Tensor:
+    """float64 [V]: probabilities of the tokens at temperature > 0. `adjusted` [V] has a finite maximum.
+
+    min_p drops what is less likely than min_p times the best; top_k keeps what equals the k-th best; top_p drops,
+    from the least likely on (ties: the highest id first), while the dropped sum stays <= 1 - p.
+    """
+    x = adjusted.double()
+    weights = torch.exp((x - x.max()) / temperature)
+    weights[weights < min_p] = 0.0
+    kept = weights > 0
+    if 0 < top_k < int(kept.sum()):
+        kept &= x >= torch.where(kept, x, -math.inf).topk(top_k).values[-1]
+    weights = torch.where(kept, weights, 0.0)
+    if top_p < 1.0:
+        # Descending, ties by id: a token stays while the likelier ones do not yet make up p.
+        order = torch.sort(torch.where(kept, x, -math.inf), descending=True, stable=True).indices
+        before = weights[order].cumsum(0) - weights[order]
+        drop = before >= top_p * weights.sum()
+        drop[0] = False
+        weights[order[drop]] = 0.0
+    return weights / weights.sum()
+
+
+def sample(logits: Tensor, batch: SamplingBatch, out_ids: Tensor, out_flags: Tensor) -> None:
+    """Draw one token a row. logits float32 [S, V] are left unchanged; out_ids, out_flags int32 [S].
+
+    A row with a NaN, or whose best logit is not finite, gets the flag FLAG_BAD_LOGITS and the id -1.
+    """
+    for row in range(batch.num_rows):
+        x = adjusted_logits(logits[row], batch, row)
+        bad = bool(x.isnan().any()) or not bool(x.max().isfinite())
+        out_flags[row] = FLAG_BAD_LOGITS if bad else FLAG_OK
+        out_ids[row] = -1 if bad else _draw(x, batch, row)
+
+
+def _draw(x: Tensor, batch: SamplingBatch, row: int) -> int:
+    temperature = float(batch.temperature[row])
+    if temperature == 0.0:
+        return int((x == x.max()).nonzero()[0])
+    top_k, top_p, min_p = int(batch.top_k[row]), float(batch.top_p[row]), float(batch.min_p[row])
+    sums = distribution(x, temperature, top_k, top_p, min_p).cumsum(0)
+    u = uniform(int(batch.seeds[row]), int(batch.positions[row]))
+    return int(torch.searchsorted(sums, u * sums[-1]))
+
+
+def logprobs(logits: Tensor, ids: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Log-softmax of the raw rows: of ids[i], its rank, and the k best.
+
+    logits float32 [S, V]; ids int32 [S]. Returns logprob float32 [S], rank int32 [S] (1: the best; ties: the lower
+    id first), top_ids int32 [S, k], top_logprobs float32 [S, k] in falling order.
+    """
+    values = logits.double().log_softmax(-1)
+    chosen = logits.gather(1, ids.long()[:, None])
+    token = torch.arange(logits.shape[1])[None, :]
+    ahead = (logits > chosen) | ((logits == chosen) & (token < ids[:, None]))
+    order = torch.sort(logits, dim=-1, descending=True, stable=True).indices[:, :k]
+    return (
+        values.gather(1, ids.long()[:, None])[:, 0].float(),
+        (ahead.sum(-1) + 1).to(torch.int32),
+        order.to(torch.int32),
+        values.gather(1, order).float(),
+    )
+
+
+def _entries(offsets: Tensor, row: int) -> slice:
+    return slice(int(offsets[row]), int(offsets[row + 1]))
