@@ -28,7 +28,7 @@ class NewRequestData:
     block_ids: list[int]  # the KV blocks of tokens 0, block_size, 2*block_size, ...
     num_computed_tokens: int  # tokens whose KV is already in those blocks (a prefix hit)
     sample_index: int
-    sampling_seed: int | None  # unsigned 64 bit; None: greedy
+    sampling_seed: int | None  # 0 <= seed < 2**63, sample_index mixed in; a greedy request does not use it
 
 
 @dataclass(slots=True)
