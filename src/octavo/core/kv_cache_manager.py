@@ -1,0 +1,138 @@
+"""Block tables of requests over the block pool, and the prefix cache.
+
+A full block's hash is SHA-256 over its parent's hash and its token ids (4 bytes each, little-endian); the first
+block's parent is the hash of the cache salt. Requests whose salts differ share nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+
+from octavo.core.block_pool import BlockPool, KVCacheBlock
+from octavo.core.request import Request
+
+_TOKEN_BYTES = 4
+_NEVER = 1 << 62
+
+
+def hash_salt(salt: str) -> bytes:
+    """The parent of a chain's first block."""
+    return hashlib.sha256(b"octavo kv " + salt.encode("utf-8", "surrogatepass")).digest()
+
+
+def hash_block(parent: bytes, tokens: bytes) -> bytes:
+    return hashlib.sha256(parent + tokens).digest()
+
+
+class KVCacheManager:
+    """`num_blocks` includes the null block 0. Owns every `Request.block_ids` and the fields beside it."""
+
+    def __init__(self, num_blocks: int, block_size: int, enable_prefix_caching: bool = True) -> None:
+        self.block_size = block_size
+        self.enable_prefix_caching = enable_prefix_caching
+        self.pool = BlockPool(num_blocks)
+        # Admissions leave this many blocks to those who run already, so that a newcomer is not thrown out at once.
+        self.watermark = max(1, self.pool.num_usable // 100)
+
+    @property
+    def capacity_tokens(self) -> int:
+        """The longest sequence that fits when nothing else is held."""
+        return self.pool.num_usable * self.block_size
+
+    @property
+    def num_blocks_used(self) -> int:
+        return self.pool.num_usable - self.pool.num_free
+
+    def get_computed_blocks(self, request: Request) -> list[KVCacheBlock]:
+        """The cached blocks that the request's tokens begin with. At most num_tokens - 1 tokens: one is computed.
+
+        The blocks are not taken: call `admit` with them before anything else is allocated.
+        """
+        if not self.enable_prefix_caching:
+            return []
+        self._extend_keys(request)
+        lookup, hashes, tokens = self.pool.lookup, request.block_hashes, request.block_tokens
+        parent: int | str = request.cache_salt
+        found: list[KVCacheBlock] = []
+        for i in range(self.num_shareable_blocks(request)):
+            block = lookup(hashes[i], tokens[i], parent)
+            if block is None:
+                break
+            found.append(block)
+            parent = block.uid
+        return found
+
+    def num_shareable_blocks(self, request: Request) -> int:
+        return (len(request.token_ids) - 1) // self.block_size
+
+    def admit(self, request: Request, computed: list[KVCacheBlock], *, keep_free: int) -> bool:
+        """Give a request that holds nothing all blocks of its tokens, `computed` first, or change nothing.
+
+        All at once, though its tokens may be computed over many steps: a prompt that has started is never short of
+        blocks, so two half-computed prompts cannot wait for each other. `keep_free` blocks must stay free.
+        """
+        pool, block_size = self.pool, self.block_size
+        num_new = -(-len(request.token_ids) // block_size) - len(computed)
+        if num_new + pool.num_free_of(computed) + keep_free > pool.num_free:
+            return False
+        pool.take(computed)
+        block_ids = [block.block_id for block in computed]
+        request.block_ids = block_ids  # before the next line, which may raise: what is held stands in the table
+        block_ids += pool.allocate(num_new)
+        request.num_allocated_tokens = len(block_ids) * block_size
+        request.num_computed_tokens = len(computed) * block_size
+        request.num_cached_blocks = len(computed)
+        request.cache_parent = computed[-1].uid if computed else request.cache_salt
+        request.next_cache_tokens = (len(computed) + 1) * block_size if self.enable_prefix_caching else _NEVER
+        return True
+
+    def grow(self, request: Request) -> list[int] | None:
+        """One more block for a request whose tokens have outgrown its blocks. None: no block is free."""
+        if self.pool.num_free == 0:
+            return None
+        new_ids = self.pool.allocate(1)
+        request.block_ids += new_ids
+        request.num_allocated_tokens += self.block_size
+        return new_ids
+
+    def cache_computed_blocks(self, request: Request) -> None:
+        """Make the full blocks among the computed tokens findable. Called after the step that computed them."""
+        self._extend_keys(request)
+        first, last = request.num_cached_blocks, request.num_computed_tokens // self.block_size
+        parent = request.cache_parent
+        for i in range(first, last):
+            parent = self.pool.cache(request.block_ids[i], request.block_hashes[i], request.block_tokens[i], parent)
+        request.cache_parent = parent
+        request.num_cached_blocks = last
+        request.next_cache_tokens = (last + 1) * self.block_size
+
+    def free(self, request: Request, *, forget: bool = False) -> None:
+        """Give back all blocks. `forget`: their content is in doubt, they leave the cache, also for other holders."""
+        if forget:
+            for block_id in request.block_ids:
+                self.pool.uncache(block_id)
+        self.pool.release(request.block_ids)
+        request.block_ids = []
+        request.num_allocated_tokens = request.num_computed_tokens = request.num_cached_blocks = 0
+        request.cache_parent = request.cache_salt
+
+    def reset_prefix_cache(self) -> None:
+        """Forget every cached block. Running requests keep theirs, and no chain goes on from a forgotten block."""
+        self.pool.uncache_all()
+
+    def _extend_keys(self, request: Request) -> None:
+        """Compute the hashes of the full blocks that have none yet."""
+        block_size, hashes = self.block_size, request.block_hashes
+        first, last = len(hashes), len(request.token_ids) // block_size
+        if first == last:
+            return
+        tokens = request.token_ids[first * block_size : last * block_size]
+        data = struct.pack(f"<{len(tokens)}I", *tokens)
+        parent = hashes[-1] if hashes else hash_salt(request.cache_salt)
+        stride = block_size * _TOKEN_BYTES
+        for start in range(0, len(data), stride):
+            block_tokens = data[start : start + stride]
+            parent = hash_block(parent, block_tokens)
+            hashes.append(parent)
+            request.block_tokens.append(block_tokens)

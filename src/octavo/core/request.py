@@ -1,0 +1,135 @@
+"""A request inside the engine: mutable state, owned by the scheduler."""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+
+from octavo.messages import AddRequest
+
+
+class RequestStatus(enum.IntEnum):
+    """WAITING -> RUNNING -> FINISHED, RUNNING <-> PREEMPTED, and from anywhere to FINISHED. No other edges."""
+
+    WAITING = 0
+    RUNNING = 1
+    PREEMPTED = 2
+    FINISHED = 3
+
+
+class Request:
+    """One sequence from its arrival to its end.
+
+    token_ids:            | prompt ................ | output ........ |
+                          0        num_prompt_tokens          num_tokens
+    KV in block_ids:      | num_computed_tokens ...... |
+    found by their hash:  | num_cached_blocks * block_size |
+
+    The scheduler gives it tokens until num_computed_tokens == num_tokens; then a token is sampled and it is one
+    behind again.
+    """
+
+    __slots__ = (
+        "block_hashes",
+        "block_ids",
+        "block_tokens",
+        "cache_parent",
+        "cache_salt",
+        "eos_token_ids",
+        "first_output_sent",
+        "limit_tokens",
+        "next_cache_tokens",
+        "num_allocated_tokens",
+        "num_cached_blocks",
+        "num_cached_tokens",
+        "num_computed_tokens",
+        "num_prompt_tokens",
+        "order",
+        "params",
+        "request_id",
+        "sample_index",
+        "sampling_seed",
+        "scheduled_time",
+        "slot",
+        "status",
+        "stop_from_tokens",
+        "stop_ids",
+        "token_ids",
+    )
+
+    def __init__(self, message: AddRequest, *, limit_tokens: int, sampling_seed: int, arrival_number: int) -> None:
+        params = message.params
+        self.request_id = message.request_id
+        self.token_ids: list[int] = list(message.prompt_token_ids)
+        self.num_prompt_tokens = len(self.token_ids)
+        self.params = params
+        self.eos_token_ids = message.eos_token_ids
+        self.sample_index = message.sample_index
+        self.sampling_seed = sampling_seed
+        self.cache_salt = message.cache_salt
+        # Who is first: smaller is sooner. Also who keeps the blocks when they run out.
+        self.order = (message.priority, message.arrival_time, arrival_number)
+
+        self.limit_tokens = limit_tokens  # it ends with "length" at this many tokens
+        # Ids that end it, looked at only when it has more than stop_from_tokens tokens (min_tokens).
+        self.stop_ids = frozenset(params.stop_token_ids + (() if params.ignore_eos else message.eos_token_ids))
+        self.stop_from_tokens = self.num_prompt_tokens + params.min_tokens
+
+        self.status = RequestStatus.WAITING
+        self.slot = -1
+        self.num_computed_tokens = 0
+        self.block_ids: list[int] = []
+        self.num_allocated_tokens = 0  # len(block_ids) * block_size
+
+        # The prefix cache's view (KVCacheManager): keys of the full blocks, and how far they are in the cache.
+        self.block_hashes: list[bytes] = []
+        self.block_tokens: list[bytes] = []
+        self.num_cached_blocks = 0
+        self.next_cache_tokens = 0  # computed tokens at which the next block can enter the cache
+        self.cache_parent: int | str = self.cache_salt  # what the next block of the chain hangs on
+
+        # Reported with the first output.
+        self.first_output_sent = False
+        self.num_cached_tokens = 0
+        self.scheduled_time = 0.0
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def output_token_ids(self) -> list[int]:
+        return self.token_ids[self.num_prompt_tokens :]
+
+    @property
+    def finished(self) -> bool:
+        return self.status is RequestStatus.FINISHED
+
+    def stop_of(self, token_id: int) -> tuple[str, int | None] | None:
+        """(finish_reason, stop_reason) if `token_id`, just appended, ends the request; else None.
+
+        Order: EOS, stop token ids (neither within min_tokens), then context length and max_tokens.
+        """
+        num_tokens = len(self.token_ids)
+        if token_id in self.stop_ids and num_tokens > self.stop_from_tokens:
+            is_eos = token_id in self.eos_token_ids and not self.params.ignore_eos
+            return "stop", None if is_eos else token_id
+        if num_tokens >= self.limit_tokens:
+            return "length", None
+        return None
+
+
+def sampling_seed_of(message: AddRequest, config_seed: int, counter: int) -> int:
+    """The seed of one sequence, 0 <= seed < 2**63.
+
+    From the caller's seed, so that the same request gives the same tokens; without one from the engine's seed and
+    a counter, so that no two requests share it. The sample index makes the n samples of a request differ.
+    """
+    seed = message.params.seed
+    text = f"engine {config_seed} {counter}" if seed is None else f"request {seed}"
+    digest = hashlib.sha256(f"{text} {message.sample_index}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
