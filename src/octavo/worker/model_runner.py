@@ -34,7 +34,7 @@ class ModelRunner:
         self._kv_caches = kv_caches
         self._states = RequestStates(max_num_seqs, max_model_len, block_size)
         self._batches = InputBatchBuilder(device, block_size)
-        self._sampler = Sampler(ops, device, model.spec.vocab_size)
+        self._sampler = Sampler(ops, device, max_num_seqs)
 
     def execute(self, plan: SchedulerOutput) -> ModelRunnerOutput:
         """Compute the tokens that `plan` schedules and sample for every slot whose tokens are then complete."""

@@ -1,0 +1,122 @@
+"""From logits to tokens: fills the sampling batch from the slot states and calls the device's sampling ops."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from octavo.device.base import Device
+from octavo.messages import TokenLogprobs
+from octavo.ops.sampling_batch import SamplingBatch, csr_offsets
+from octavo.ops.table import Ops
+from octavo.worker.request_states import RequestStates, SlotParams
+
+_BAD_LOGITS = "The model produced logits that are not numbers; the request cannot go on."
+
+
+@dataclass(slots=True)
+class SamplerResult:
+    """token_ids[i] belongs to slots[i]; it is meaningless for a slot in `errors`."""
+
+    token_ids: list[int]
+    logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
+    errors: dict[int, str] = field(default_factory=dict)
+
+
+class Sampler:
+    """One token a slot. A draw depends on the row's logits, its seed and the index of the token: not on the batch."""
+
+    def __init__(self, ops: Ops, device: Device, max_num_seqs: int) -> None:
+        self._ops = ops
+        self._device = device
+        self._batch = SamplingBatch.allocate(max_num_seqs)
+        self._out_ids = torch.zeros(max_num_seqs, dtype=torch.int32)
+        self._out_flags = torch.zeros(max_num_seqs, dtype=torch.int32)
+
+    def sample(self, logits: torch.Tensor, states: RequestStates, slots: np.ndarray) -> SamplerResult:
+        """logits float32 [S, V] of `slots` int64 [S]. The logits may be overwritten."""
+        num_rows = len(slots)
+        self._fill_batch(states, slots)
+        rows_with_logprobs = [row for row, slot in enumerate(slots.tolist()) if slot in states.logprobs]
+        # The log probabilities are the model's own (raw), so they are read before penalties touch the rows.
+        raw = logits[rows_with_logprobs].clone() if rows_with_logprobs else None
+
+        out_ids, out_flags = self._out_ids[:num_rows], self._out_flags[:num_rows]
+        self._ops.sample(logits, self._batch, out_ids, out_flags)
+
+        result = SamplerResult(token_ids=out_ids.tolist())
+        if out_flags.any():
+            bad = out_flags.numpy().nonzero()[0]
+            result.errors = {int(slots[row]): _BAD_LOGITS for row in bad}
+        if raw is not None:
+            self._add_logprobs(result, raw, rows_with_logprobs, states, slots)
+        return result
+
+    def _fill_batch(self, states: RequestStates, slots: np.ndarray) -> None:
+        batch, num_rows = self._batch, len(slots)
+        batch.reset(num_rows)
+        batch.temperature.numpy()[:num_rows] = states.temperature[slots]
+        batch.top_p.numpy()[:num_rows] = states.top_p[slots]
+        batch.min_p.numpy()[:num_rows] = states.min_p[slots]
+        batch.top_k.numpy()[:num_rows] = states.top_k[slots]
+        batch.presence.numpy()[:num_rows] = states.presence[slots]
+        batch.frequency.numpy()[:num_rows] = states.frequency[slots]
+        batch.repetition.numpy()[:num_rows] = states.repetition[slots]
+        batch.seeds.numpy()[:num_rows] = states.seeds[slots].view(np.int64)
+        batch.positions.numpy()[:num_rows] = states.num_output_tokens(slots)
+        if states.special:
+            special = [states.special.get(slot) for slot in slots.tolist()]
+            self._fill_bias(special)
+            self._fill_penalties(special)
+            self._fill_masks(special, batch.positions[:num_rows].tolist())
+
+    def _fill_bias(self, special: list[SlotParams | None]) -> None:
+        biases = [(s.params.logit_bias or {}) if s else {} for s in special]
+        ids = [token_id for bias in biases for token_id in bias]
+        values = [value for bias in biases for value in bias.values()]
+        self._batch.bias.set_values(
+            csr_offsets([len(bias) for bias in biases]), np.array(ids, np.int32), np.array(values, np.float32)
+        )
+
+    def _fill_penalties(self, special: list[SlotParams | None]) -> None:
+        lengths: list[int] = []
+        ids: list[int] = []
+        counts: list[int] = []
+        in_prompt: list[int] = []
+        for entry in special:
+            state = entry.penalties if entry else None
+            if state is None:
+                lengths.append(0)
+                continue
+            seen = state.prompt_ids | state.output_counts.keys()
+            lengths.append(len(seen))
+            ids += seen
+            counts += [state.output_counts.get(i, 0) for i in seen]
+            in_prompt += [i in state.prompt_ids for i in seen]
+        self._batch.penalties.set_counts(
+            csr_offsets(lengths), np.array(ids, np.int32), np.array(counts, np.int32), np.array(in_prompt, np.int32)
+        )
+
+    def _fill_masks(self, special: list[SlotParams | None], num_outputs: list[int]) -> None:
+        masks = [
+            entry.min_tokens_ids if entry and done < entry.params.min_tokens else ()
+            for entry, done in zip(special, num_outputs, strict=True)
+        ]
+        ids = [token_id for mask in masks for token_id in mask]
+        self._batch.masks.set(csr_offsets([len(mask) for mask in masks]), np.array(ids, np.int32))
+
+    def _add_logprobs(
+        self, result: SamplerResult, raw: torch.Tensor, rows: list[int], states: RequestStates, slots: np.ndarray
+    ) -> None:
+        """Rows that ask for fewer alternatives than the longest list get theirs cut from it."""
+        wanted = [states.logprobs[int(slots[row])] for row in rows]
+        ids = self._out_ids[: len(slots)][rows]
+        own, ranks, top_ids, top_values = self._ops.logprobs(raw, ids, max(wanted))
+        columns = (own.tolist(), ranks.tolist(), top_ids.tolist(), top_values.tolist())
+        for row, k, logprob, rank, row_ids, row_values in zip(rows, wanted, *columns, strict=True):
+            slot = int(slots[row])
+            if slot not in result.errors:
+                entry = TokenLogprobs(logprob=logprob, rank=rank, top_ids=row_ids[:k], top_logprobs=row_values[:k])
+                result.logprobs[slot] = [entry]

@@ -1,0 +1,88 @@
+"""The sampler's glue: every parameter of a request reaches its own row, and only that row."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from octavo.core.sched_output import NewRequestData
+from octavo.ops.table import bind
+from octavo.params import SamplingParams
+from octavo.worker.request_states import RequestStates
+from octavo.worker.sampler import Sampler, SamplerResult
+
+VOCAB = 8
+
+
+def sample(requests: list[NewRequestData], logits: list[list[float]], outputs: dict[int, list[int]]) -> SamplerResult:
+    states = RequestStates(max_num_seqs=8, max_model_len=64, block_size=16)
+    for request in requests:
+        states.add(request)
+        for token_id in outputs.get(request.slot, []):
+            states.append_token(request.slot, token_id)
+    sampler = Sampler(bind("cpu", "reference"), None, 8)  # type: ignore[arg-type]
+    slots = np.array([request.slot for request in requests], np.int64)
+    return sampler.sample(torch.tensor(logits), states, slots)
+
+
+def request(slot: int, prompt: tuple[int, ...] = (1,), seed: int = 0, **params: object) -> NewRequestData:
+    return NewRequestData(
+        slot=slot,
+        request_id=slot,
+        prompt_token_ids=list(prompt),
+        num_prompt_tokens=len(prompt),
+        params=SamplingParams(**({"temperature": 0.0} | params)),  # type: ignore[arg-type]
+        eos_token_ids=(7,),
+        block_ids=[1],
+        num_computed_tokens=0,
+        sample_index=0,
+        sampling_seed=seed,
+    )
+
+
+ROW = [0.0, 1.0, 2.0, 3.0, 0.5, 0.0, 0.0, 2.9]
+
+
+def test_each_row_gets_its_own_parameters() -> None:
+    requests = [
+        request(5),
+        request(3, logit_bias={0: 100.0}),
+        request(0, presence_penalty=2.0),
+        request(1, frequency_penalty=2.0),
+        request(2, prompt=(3,), repetition_penalty=4.0),
+        request(4, min_tokens=2, logit_bias={7: 1.0}),
+        request(6, min_tokens=1, logit_bias={7: 1.0}),
+    ]
+    outputs = {0: [3], 1: [3, 7], 4: [1], 6: [1]}
+    result = sample(requests, [ROW] * 7, outputs)
+    # plain | bias | 3 penalised | 3 and 7 penalised | 3 divided | end of sequence masked | no longer masked
+    assert result.token_ids == [3, 0, 7, 2, 7, 3, 7]
+    assert result.errors == {}
+
+
+def test_a_row_that_is_not_numbers_fails_alone() -> None:
+    result = sample([request(0), request(1), request(2)], [ROW, [math.nan] * VOCAB, ROW], {})
+    assert list(result.errors) == [1]
+    assert (result.token_ids[0], result.token_ids[2]) == (3, 3)
+
+
+def test_logprobs_are_the_models_own_before_penalties() -> None:
+    result = sample([request(0), request(1, logprobs=2, logit_bias={0: 100.0}), request(2, logprobs=0)], [ROW] * 3, {})
+    expected = torch.tensor(ROW).log_softmax(-1)
+    assert set(result.logprobs) == {1, 2}
+    (entry,) = result.logprobs[1]
+    assert entry.logprob == pytest.approx(float(expected[0]))
+    assert entry.top_ids == [3, 7]
+    assert entry.top_logprobs == pytest.approx([float(expected[3]), float(expected[7])])
+    (bare,) = result.logprobs[2]
+    assert (bare.rank, bare.top_ids) == (1, [])
+
+
+def test_a_seeded_draw_does_not_depend_on_its_company() -> None:
+    flat = [0.0] * VOCAB
+    alone = [sample([request(0, seed=s, temperature=1.0)], [flat], {}).token_ids[0] for s in range(20)]
+    for s in range(20):
+        crowd = [request(4, seed=99, temperature=1.5), request(2, seed=s, temperature=1.0), request(1)]
+        assert sample(crowd, [flat, flat, ROW], {}).token_ids[1] == alone[s]
+    assert len(set(alone)) > 3
