@@ -1,0 +1,353 @@
+"""What is computed in each step.
+
+The law: there is no prefill phase and no decode phase. Every request has num_tokens known tokens and
+num_computed_tokens tokens in the KV cache, and a step gives each as many tokens as it takes, within the budget, for
+the second number to catch up with the first. Decoding is the case of one token behind. A chunked prompt, a prefix
+hit, and a preempted request that begins again are the same law with another distance.
+
+Who comes first: running requests that are one token behind, then running prompts, then waiting requests in order of
+(priority, arrival). Nobody waiting overtakes, but for a request whose prompt is just being computed by another
+(n samples of one prompt, a shared document): it lets others pass until it can take those blocks from the cache.
+
+When blocks run out, the newest running request gives up all of its own and goes back to the queue, whose front it
+thereby is. The oldest request is never the newest, so it always ends, and so in turn does every other.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from bisect import bisect_left, insort
+from collections.abc import Iterable
+from operator import attrgetter
+
+from octavo.config import EngineConfig
+from octavo.core.faults import fault
+from octavo.core.kv_cache_manager import KVCacheManager
+from octavo.core.request import Request, RequestStatus, sampling_seed_of
+from octavo.core.sched_output import CachedRequestData, ModelRunnerOutput, NewRequestData, SchedulerOutput
+from octavo.messages import AddRequest, EngineInfo, RequestOutput, SchedulerStats
+
+logger = logging.getLogger("octavo.core")
+
+_order = attrgetter("order")
+
+
+class Scheduler:
+    """Pure bookkeeping: no clock but for time stamps, no I/O. One caller, one thread:
+
+    add, abort* , schedule -> (the worker runs) -> update or fail_step, and again. `abort` may also come between
+    schedule and update. Each request gets exactly one `RequestOutput` with a finish_reason.
+    """
+
+    def __init__(self, config: EngineConfig, info: EngineInfo) -> None:
+        self.max_num_seqs = info.max_num_seqs
+        self.max_num_batched_tokens = info.max_num_batched_tokens
+        self.max_model_len = info.max_model_len
+        self.vocab_size = info.vocab_size
+        self.enable_chunked_prefill = config.scheduler.enable_chunked_prefill
+        self.kv = KVCacheManager(info.num_kv_blocks, info.block_size, config.cache.enable_prefix_caching)
+        self._config_seed = config.model.seed
+
+        self.requests: dict[int, Request] = {}  # all that have not ended
+        self.waiting: list[Request] = []  # sorted by order
+        self.running: list[Request] = []  # sorted by order
+        self.slots: list[Request | None] = [None] * self.max_num_seqs
+        self._free_slots = list(range(self.max_num_seqs - 1, -1, -1))
+        self._finished_slots: list[int] = []  # freed since the last plan
+
+        self._num_arrivals = 0
+        self._num_preemptions = 0
+        self._num_steps = 0
+        self._num_prompt_tokens = 0
+        self._num_generation_tokens = 0
+        self._prefix_cache_queries = 0
+        self._prefix_cache_hits = 0
+        self._step_tokens = 0
+
+    # ------------------------------------------------------------------------------------------ arrivals and ends
+    @property
+    def has_work(self) -> bool:
+        return bool(self.requests)
+
+    def add(self, message: AddRequest) -> RequestOutput | None:
+        """Queue a request. One that could never run is refused: the output that ends it is returned."""
+        if message.request_id in self.requests:
+            raise ValueError(f"request id {message.request_id} is in use")
+        refusal = self._refusal(message)
+        if refusal is not None:
+            return RequestOutput(message.request_id, [], "error", error=refusal)
+        self._num_arrivals += 1
+        limit = min(self.max_model_len, self.kv.capacity_tokens)
+        if message.params.max_tokens is not None:
+            limit = min(limit, len(message.prompt_token_ids) + message.params.max_tokens)
+        seed = sampling_seed_of(message, self._config_seed, self._num_arrivals)
+        request = Request(message, limit_tokens=limit, sampling_seed=seed, arrival_number=self._num_arrivals)
+        self.requests[request.request_id] = request
+        insort(self.waiting, request, key=_order)
+        return None
+
+    def _refusal(self, message: AddRequest) -> str | None:
+        """Why the request can never run, or None."""
+        prompt = message.prompt_token_ids
+        if not prompt:
+            return "The prompt is empty."
+        if min(prompt) < 0 or max(prompt) >= self.vocab_size:
+            return f"The prompt contains a token id outside 0..{self.vocab_size - 1}."
+        num_tokens = len(prompt) + (message.params.max_tokens or 1)
+        if num_tokens > self.max_model_len:
+            return f"The request needs {num_tokens} tokens, but the context has {self.max_model_len}."
+        if num_tokens > self.kv.capacity_tokens:
+            return f"The request needs {num_tokens} tokens, but the KV cache holds {self.kv.capacity_tokens}."
+        if not self.enable_chunked_prefill and num_tokens > self.max_num_batched_tokens:
+            return (
+                f"The request needs {num_tokens} tokens, but without chunked prefill a step takes at most "
+                f"{self.max_num_batched_tokens}."
+            )
+        return None
+
+    def abort(self, request_ids: Iterable[int]) -> list[RequestOutput]:
+        """End these requests now. Unknown and finished ids change nothing."""
+        outputs = []
+        for request_id in request_ids:
+            request = self.requests.get(request_id)
+            if request is not None:
+                outputs.append(self._end(request, "abort"))
+        return outputs
+
+    def _end(self, request: Request, reason: str, error: str | None = None) -> RequestOutput:
+        """The one way out other than a stop in `update`."""
+        self._finish(request, forget=reason == "error")
+        return RequestOutput(request.request_id, [], reason, error=error)
+
+    def _finish(self, request: Request, *, forget: bool = False) -> None:
+        if request.status is RequestStatus.RUNNING:
+            self._leave(request, forget=forget)
+        else:
+            self._remove_sorted(self.waiting, request)
+        request.status = RequestStatus.FINISHED
+        del self.requests[request.request_id]
+
+    def _leave(self, request: Request, *, forget: bool = False) -> None:
+        """Take a running request off its slot and its blocks."""
+        self._remove_sorted(self.running, request)
+        self.kv.free(request, forget=forget)
+        self.slots[request.slot] = None
+        self._free_slots.append(request.slot)
+        self._finished_slots.append(request.slot)
+        request.slot = -1
+
+    @staticmethod
+    def _remove_sorted(queue: list[Request], request: Request) -> None:
+        index = bisect_left(queue, request.order, key=_order)
+        assert queue[index] is request
+        del queue[index]
+
+    # ------------------------------------------------------------------------------------------ the plan of a step
+    def schedule(self) -> SchedulerOutput:
+        """The next step. Nothing to compute: total_num_scheduled_tokens is 0, and freed slots are kept for later."""
+        budget = self.max_num_batched_tokens
+        scheduled: dict[int, int] = {}
+        cached: list[CachedRequestData] = []
+        prefilling: list[Request] = []
+        running = self.running
+        num_preemptions = self._num_preemptions
+
+        # Decodes. `running` may lose its tail meanwhile: those preempted are newer than the one that is looked at.
+        index = 0
+        while index < len(running) and budget:
+            request = running[index]
+            index += 1
+            num_tokens = len(request.token_ids)
+            if num_tokens - request.num_computed_tokens > 1:
+                prefilling.append(request)
+                continue
+            new_ids: list[int] | None = []
+            if num_tokens > request.num_allocated_tokens:
+                new_ids = self._grow(request)
+                if new_ids is None:
+                    break
+            scheduled[request.slot] = 1
+            cached.append(CachedRequestData(request.slot, new_ids or [], num_tokens - 1))
+            budget -= 1
+
+        # Prompts on their way: all of their blocks were given at admission.
+        for request in prefilling:
+            if not budget:
+                break
+            count = min(len(request.token_ids) - request.num_computed_tokens, budget)
+            scheduled[request.slot] = count
+            cached.append(CachedRequestData(request.slot, [], request.num_computed_tokens))
+            budget -= count
+
+        new: list[NewRequestData] = []
+        if self.waiting and self._num_preemptions == num_preemptions:
+            new = self._admit(scheduled, prefilling, budget)
+
+        total = sum(scheduled.values())
+        if not total:
+            return SchedulerOutput([], [], {}, [], 0, self._num_steps)
+        self._num_steps += 1
+        self._step_tokens = total
+        freed, self._finished_slots = self._finished_slots, []
+        return SchedulerOutput(new, cached, scheduled, freed, total, self._num_steps)
+
+    def _grow(self, request: Request) -> list[int] | None:
+        """A block for `request`, taken from the newest if none is free. None: it was the newest itself."""
+        while (new_ids := self.kv.grow(request)) is None:
+            victim = self.running[-1]
+            self._preempt(victim)
+            if victim is request:
+                return None
+        return new_ids
+
+    def _preempt(self, request: Request) -> None:
+        """Back to the queue. Its tokens stay, its blocks go: it computes them anew, or finds them in the cache."""
+        self._leave(request)
+        request.status = RequestStatus.PREEMPTED
+        insort(self.waiting, request, key=_order)
+        self._num_preemptions += 1
+        if self._num_preemptions % 50 == 1:
+            logger.warning("The KV cache is full: a request was preempted (%d so far).", self._num_preemptions)
+
+    def _admit(self, scheduled: dict[int, int], prefilling: list[Request], budget: int) -> list[NewRequestData]:
+        """Let waiting requests in, in order, until the budget, the slots or the blocks are used up."""
+        new: list[NewRequestData] = []
+        frontier = {key: request for request in prefilling if (key := self._frontier(request)) is not None}
+        index = 0
+        while index < len(self.waiting) and budget and self._free_slots:
+            request = self.waiting[index]
+            computed = self.kv.get_computed_blocks(request)
+            if frontier and self._is_being_computed(request, len(computed), frontier):
+                index += 1
+                continue
+            count = len(request.token_ids) - len(computed) * self.kv.block_size
+            if count > budget:
+                if not self.enable_chunked_prefill:
+                    break
+                count = budget
+            if not self.kv.admit(request, computed, keep_free=self.kv.watermark if self.running else 0):
+                break
+            del self.waiting[index]
+            new.append(self._enter(request))
+            scheduled[request.slot] = count
+            budget -= count
+            if (key := self._frontier(request)) is not None:
+                frontier[key] = request
+        return new
+
+    def _enter(self, request: Request) -> NewRequestData:
+        """Give an admitted request its slot."""
+        request.slot = self._free_slots.pop()
+        request.status = RequestStatus.RUNNING
+        self.slots[request.slot] = request
+        insort(self.running, request, key=_order)
+        if request.scheduled_time == 0.0:  # the first time, not after a preemption
+            request.scheduled_time = time.monotonic()
+            request.num_cached_tokens = request.num_computed_tokens
+            self._num_prompt_tokens += request.num_prompt_tokens
+            self._prefix_cache_queries += request.num_prompt_tokens
+            self._prefix_cache_hits += request.num_computed_tokens
+        return NewRequestData(
+            slot=request.slot,
+            request_id=request.request_id,
+            prompt_token_ids=list(request.token_ids),
+            num_prompt_tokens=request.num_prompt_tokens,
+            params=request.params,
+            eos_token_ids=request.eos_token_ids,
+            block_ids=list(request.block_ids),
+            num_computed_tokens=request.num_computed_tokens,
+            sample_index=request.sample_index,
+            sampling_seed=request.sampling_seed,
+        )
+
+    # --------------------------------------------------------------------------- waiting for another's prompt blocks
+    def _frontier(self, request: Request) -> bytes | None:
+        """The hash of the first full block that a running prompt has not finished, None if it has no more."""
+        index = request.num_cached_blocks
+        return request.block_hashes[index] if index < len(request.block_hashes) else None
+
+    def _is_being_computed(self, request: Request, num_hits: int, frontier: dict[bytes, Request]) -> bool:
+        """Whether at least half of the full blocks that `request` lacks are just being computed by another.
+
+        It then waits for them. No deadlock: the other is running, and running prompts always go on; should it be
+        preempted or end early, it is in `frontier` no more.
+        """
+        num_missing = self.kv.num_shareable_blocks(request) - num_hits
+        if num_missing <= 0:
+            return False
+        other = frontier.get(request.block_hashes[num_hits])
+        if other is None:
+            return False
+        # Hashes are chained: equal in the middle means equal up to there.
+        middle = num_hits + num_missing // 2
+        hashes = other.block_hashes
+        return middle < len(hashes) and hashes[middle] == request.block_hashes[middle]
+
+    # ------------------------------------------------------------------------------------------ the worker's answer
+    def update(self, plan: SchedulerOutput, result: ModelRunnerOutput) -> list[RequestOutput]:
+        """Take in what the step produced: tokens are appended, full blocks enter the cache, requests end."""
+        fault("update")
+        outputs: list[RequestOutput] = []
+        slots, sampled, logprobs = self.slots, result.sampled_token_ids, result.logprobs
+        num_sampled = 0
+        for slot, count in plan.num_scheduled_tokens.items():
+            request = slots[slot]
+            if request is None:  # aborted while the step ran
+                continue
+            if slot in result.errors:
+                outputs.append(self._end(request, "error", result.errors[slot]))
+                continue
+            computed = request.num_computed_tokens = request.num_computed_tokens + count
+            if computed >= request.next_cache_tokens:
+                self.kv.cache_computed_blocks(request)
+            tokens = sampled[slot]
+            if bool(tokens) is not (computed == len(request.token_ids)):
+                raise RuntimeError(f"slot {slot}: {len(tokens)} tokens sampled at {computed} computed tokens")
+            if not tokens:
+                continue
+            num_sampled += 1
+            request.token_ids.append(tokens[0])
+            stop = request.stop_of(tokens[0])
+            finish_reason, stop_reason = stop if stop is not None else (None, None)
+            token_logprobs = logprobs.get(slot) if logprobs else None
+            if request.first_output_sent:
+                outputs.append(RequestOutput(request.request_id, tokens, finish_reason, stop_reason, token_logprobs))
+            else:
+                outputs.append(self._first_output(request, tokens, finish_reason, stop_reason, token_logprobs))
+            if stop is not None:
+                self._finish(request)
+        self._num_generation_tokens += num_sampled
+        return outputs
+
+    @staticmethod
+    def _first_output(request: Request, *fields: object) -> RequestOutput:
+        request.first_output_sent = True
+        extra = {"num_cached_tokens": request.num_cached_tokens, "scheduled_time": request.scheduled_time}
+        return RequestOutput(request.request_id, *fields, **extra)  # type: ignore[arg-type]
+
+    def fail_step(self, plan: SchedulerOutput, message: str) -> list[RequestOutput]:
+        """The step did not happen: its requests end with an error, the others go on."""
+        # The worker may not have come as far as dropping the slots it was told to drop.
+        self._finished_slots += plan.finished_slots
+        scheduled = [self.slots[slot] for slot in plan.num_scheduled_tokens]
+        return [self._end(request, "error", message) for request in scheduled if request is not None]
+
+    # ------------------------------------------------------------------------------------------------- maintenance
+    def reset_prefix_cache(self) -> None:
+        self.kv.reset_prefix_cache()
+
+    def stats(self) -> SchedulerStats:
+        return SchedulerStats(
+            num_running=len(self.running),
+            num_waiting=len(self.waiting),
+            kv_blocks_used=self.kv.num_blocks_used,
+            kv_blocks_total=self.kv.pool.num_usable,
+            num_preemptions=self._num_preemptions,
+            prefix_cache_queries=self._prefix_cache_queries,
+            prefix_cache_hits=self._prefix_cache_hits,
+            num_steps=self._num_steps,
+            num_prompt_tokens=self._num_prompt_tokens,
+            num_generation_tokens=self._num_generation_tokens,
+            step_tokens=self._step_tokens,
+        )
