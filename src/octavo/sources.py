@@ -336,7 +336,7 @@ class _Hub:
         return (
             f"model {self.name} is not on this machine and could not be fetched from {endpoint} ({why}). "
             "Give the path of a directory or .gguf file, check the network or HF_ENDPOINT, "
-            f"or run without a model name for the demo model.{self._nearest_demo()}"
+            f"or run without a model name for the demo model{self._nearest_demo()}"
         )
 
     def _nearest_demo(self) -> str:

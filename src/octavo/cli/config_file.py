@@ -1,0 +1,94 @@
+"""The config file: YAML, one flat map from long flag names to values.
+
+model: smollm2
+port: 8080
+enable-prefix-caching: false
+served-model-name: [small, smol]
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from octavo.cli.compat import COMPAT, check_compat
+from octavo.cli.flags import Flag
+from octavo.config import nearest
+from octavo.errors import InvalidConfig
+
+
+def read_config_file(name: str, table: dict[str, Flag]) -> dict[str, Any]:
+    """The file's values by field name. Raises `InvalidConfig`, which names the file."""
+    if not name.endswith((".yaml", ".yml")):
+        raise InvalidConfig(f"--config must name a .yaml or .yml file; got {name!r}")
+    try:
+        content = _parse(Path(name).read_text(encoding="utf-8"))
+    except OSError as e:
+        raise InvalidConfig(f"cannot read the config file {name}: {e.strerror or e}") from e
+    except UnicodeDecodeError as e:
+        raise InvalidConfig(f"the config file {name} is not UTF-8 text: {e}") from e
+    except InvalidConfig as e:
+        raise InvalidConfig(f"the config file {name}: {e.message}") from e
+    values: dict[str, Any] = {}
+    keys = _keys(table)
+    for key, value in content.items():
+        try:
+            _read(key, value, keys, values)
+        except InvalidConfig as e:
+            raise InvalidConfig(f"{name}: {e.message}") from e
+    return values
+
+
+def _parse(text: str) -> dict[Any, Any]:
+    # Imported here: most starts have no config file.
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """YAML as the library reads it, but for a key given twice, of which it would silently drop the first."""
+
+    def mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+        pairs = [(loader.construct_object(k, deep=True), loader.construct_object(v, deep=True)) for k, v in node.value]
+        result: dict[Any, Any] = {}
+        for key, value in pairs:
+            if not isinstance(key, str):
+                raise InvalidConfig(f"{key!r} is not the name of a flag")
+            if key in result:
+                raise InvalidConfig(f"the key {key} is given twice")
+            result[key] = value
+        return result
+
+    Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
+    try:
+        content = yaml.load(text, Loader)
+    except yaml.YAMLError as e:
+        raise InvalidConfig("is not valid YAML: " + " ".join(str(e).split())) from e
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise InvalidConfig("must be a map from flag names to values")
+    return content
+
+
+def _keys(table: dict[str, Flag]) -> dict[str, tuple[Flag, bool]]:
+    """Key -> its flag, and whether the key means the flag's opposite."""
+    keys = {option[2:]: (flag, False) for flag in table.values() for option in flag.options}
+    return keys | {option[2:]: (flag, True) for flag in table.values() for option in flag.off_options}
+
+
+def _read(key: str, value: Any, keys: dict[str, tuple[Flag, bool]], values: dict[str, Any]) -> None:
+    name = key.replace("_", "-")
+    if name == "model":
+        if not isinstance(value, str):
+            raise InvalidConfig("model must be text")
+        values["model"] = value
+        return
+    if "--" + name in COMPAT:
+        check_compat("--" + name, value)
+        return
+    if name not in keys:
+        raise InvalidConfig(f"unknown key {key}{nearest(name, [*keys, 'model'])}")
+    flag, opposite = keys[name]
+    if flag.field in values:
+        raise InvalidConfig(f"the key {key} says again what an earlier key says")
+    result = flag.from_yaml(value)
+    values[flag.field] = (not result) if opposite else result

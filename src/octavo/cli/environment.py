@@ -1,0 +1,29 @@
+"""The environment variables of octavo. One that begins with OCTAVO_ and means nothing stops the start."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from octavo.config import nearest
+from octavo.errors import InvalidConfig
+
+PREFIX = "OCTAVO_"
+
+#: Name -> meaning. README.md and `octavo serve --help` list them.
+VARIABLES = {
+    "OCTAVO_API_KEY": "API key, when neither --api-key nor the config file gives one (VLLM_API_KEY is read too)",
+    "OCTAVO_CACHE_DIR": "where fetched models are kept; default ~/.cache/octavo",
+    "OCTAVO_TEST_MODELS": "where octavo's own tests look for their models",
+}
+
+
+def check_environment(environ: Mapping[str, str]) -> None:
+    """Raise `InvalidConfig` for a variable of ours that does not exist: a misspelt setting must not pass silently."""
+    for name in sorted(environ):
+        if name.startswith(PREFIX) and name not in VARIABLES:
+            raise InvalidConfig(f"unknown environment variable {name}{nearest(name, VARIABLES)}")
+
+
+def api_key(environ: Mapping[str, str]) -> str | None:
+    """The API key that the environment gives, if any."""
+    return environ.get("OCTAVO_API_KEY") or environ.get("VLLM_API_KEY") or None

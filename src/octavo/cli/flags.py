@@ -1,0 +1,192 @@
+"""The flags of `octavo serve` as a table, made from the fields of the configuration.
+
+A `Flag` knows how to read its value from the command line (text) and from the config file (YAML values); both
+give the same type or raise `InvalidConfig`. Ranges and choices are checked afterwards by `config.check`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import types
+from collections.abc import Mapping
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from octavo.config import (
+    CacheConfig,
+    EngineConfig,
+    ModelConfig,
+    ParallelConfig,
+    SchedulerConfig,
+    ServeConfig,
+    ServerConfig,
+    check,
+    flag_name,
+    nearest,
+)
+from octavo.errors import InvalidConfig
+
+#: Heading in the help -> the dataclass whose fields stand under it.
+GROUPS: dict[str, type] = {
+    "model": ModelConfig,
+    "KV cache": CacheConfig,
+    "scheduling": SchedulerConfig,
+    "threads and devices": ParallelConfig,
+    "HTTP server and API": ServerConfig,
+}
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+_BYTES = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+_TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+
+
+@dataclasses.dataclass(frozen=True)
+class Flag:
+    """One setting: a field of a configuration class, a flag, and a key of the config file."""
+
+    field: str
+    group: str
+    kind: type  # bool, int, float or str
+    is_list: bool
+    optional: bool  # None is a value
+    default: Any
+    help: str
+    choices: tuple[Any, ...]
+    in_bytes: bool
+    aliases: tuple[str, ...]  # other names of the field
+    inverse: tuple[str, ...]  # names of the opposite; booleans only
+
+    @property
+    def option(self) -> str:
+        return flag_name(self.field)
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        return (self.option, *map(flag_name, self.aliases))
+
+    @property
+    def off_options(self) -> tuple[str, ...]:
+        """The spellings that switch a boolean off."""
+        if self.kind is not bool:
+            return ()
+        return (*("--no-" + o[2:] for o in self.options), *map(flag_name, self.inverse))
+
+    def from_text(self, text: str) -> Any:
+        """One value of the command line; of a list flag, one item."""
+        if self.kind is bool:
+            return _boolean(self.option, text)
+        if self.kind is int:
+            return _integer(self.option, text, _BYTES if self.in_bytes else _UNITS)
+        if self.kind is float:
+            try:
+                return float(text)
+            except ValueError:
+                raise InvalidConfig(f"{self.option} must be a number; got {text!r}") from None
+        return text
+
+    def items_from_text(self, text: str) -> list[Any]:
+        """The items that one word of the command line gives a list flag: itself, or those of a JSON list."""
+        if text.startswith("["):
+            try:
+                value = json.loads(text)
+            except ValueError as e:
+                raise InvalidConfig(f"{self.option}: {text!r} is not a JSON list: {e}") from None
+            return list(self.from_yaml(value))
+        return [self.from_text(text)]
+
+    def from_yaml(self, value: Any) -> Any:
+        """A value of the config file. Text is read as on the command line; other types must fit."""
+        if value is None:
+            if self.optional:
+                return None
+            raise InvalidConfig(f"{self.option} has no value in the config file")
+        if self.is_list:
+            values = value if isinstance(value, list) else [value]
+            return [dataclasses.replace(self, is_list=False, optional=False).from_yaml(v) for v in values]
+        if isinstance(value, str):
+            return self.from_text(value)
+        # A bool is an int to Python, and `port: yes` is still a mistake.
+        fits = isinstance(value, self.kind) and (self.kind is bool or not isinstance(value, bool))
+        if fits or (self.kind is float and isinstance(value, int) and not isinstance(value, bool)):
+            return self.kind(value)
+        if self.kind is str and isinstance(value, (int, float)) and not isinstance(value, bool):
+            return str(value)
+        raise InvalidConfig(f"{self.option} must be {_NOUNS[self.kind]}; got {json.dumps(value, default=str)}")
+
+
+_NOUNS: dict[type, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+
+
+def flags() -> dict[str, Flag]:
+    """All flags by field name. The model itself is the positional argument and not among them."""
+    table = {}
+    for group, cls in GROUPS.items():
+        hints = get_type_hints(cls)
+        for field in dataclasses.fields(cls):
+            if field.name != "model":
+                table[field.name] = _flag(group, field, hints[field.name])
+    return table
+
+
+def _flag(group: str, field: dataclasses.Field[Any], hint: Any) -> Flag:
+    optional = False
+    if get_origin(hint) in (Union, types.UnionType):
+        members = [m for m in get_args(hint) if m is not type(None)]
+        optional, hint = len(members) < len(get_args(hint)), members[0]
+    is_list = get_origin(hint) is list
+    if is_list:
+        (hint,) = get_args(hint)
+    choices = tuple(field.metadata.get("choices", ()))
+    if get_origin(hint) is Literal:
+        choices, hint = get_args(hint), type(get_args(hint)[0])
+    factory = field.default_factory
+    return Flag(
+        field=field.name,
+        group=group,
+        kind=hint,
+        is_list=is_list,
+        optional=optional,
+        default=field.default if factory is dataclasses.MISSING else factory(),
+        help=field.metadata["help"],
+        choices=choices,
+        in_bytes=field.metadata.get("unit") == "bytes",
+        aliases=tuple(field.metadata.get("aliases", ())),
+        inverse=tuple(field.metadata.get("inverse", ())),
+    )
+
+
+def build(values: Mapping[str, Any]) -> ServeConfig:
+    """The configuration from values by field name; what is not among them keeps its default. Checked."""
+    parts = {
+        cls: cls(**{f.name: values[f.name] for f in dataclasses.fields(cls) if f.name in values})
+        for cls in GROUPS.values()
+    }
+    engine = EngineConfig(
+        model=parts[ModelConfig],
+        cache=parts[CacheConfig],
+        scheduler=parts[SchedulerConfig],
+        parallel=parts[ParallelConfig],
+    )
+    config = ServeConfig(engine=engine, server=parts[ServerConfig])
+    check(config)
+    return config
+
+
+def _boolean(option: str, text: str) -> bool:
+    if text.lower() in _TRUE:
+        return True
+    if text.lower() in _FALSE:
+        return False
+    raise InvalidConfig(f"{option} must be true or false; got {text!r}{nearest(text.lower(), ('true', 'false'))}")
+
+
+def _integer(option: str, text: str, units: Mapping[str, int]) -> int:
+    """A whole number, or one with a unit: 8k is 8,000, 8Ki is 8,192; of bytes, 2G and 2GiB are 2 * 2**30."""
+    match = re.fullmatch(r"([+-]?\d+)\s*([a-z]*)", text.strip().lower())
+    if match:
+        unit = match[2].removesuffix("b") if units is _BYTES else match[2]
+        if unit in units:
+            return int(match[1]) * units[unit]
+    what = "a number of bytes, such as 2G" if units is _BYTES else "a whole number"
+    raise InvalidConfig(f"{option} must be {what}; got {text!r}")
