@@ -1,0 +1,160 @@
+"""The engine's loop: inbox, plan, step, outputs. It knows neither sockets nor the model."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Any, ClassVar, Protocol
+
+import msgspec
+
+from octavo.config import EngineConfig
+from octavo.core.executor import Executor
+from octavo.core.faults import fault
+from octavo.core.scheduler import Scheduler
+from octavo.messages import (
+    HEARTBEAT_INTERVAL,
+    Abort,
+    AddRequest,
+    Call,
+    CallResult,
+    EngineCoreOutputs,
+    EngineInfo,
+    Heartbeat,
+    RequestOutput,
+    Shutdown,
+)
+
+logger = logging.getLogger("octavo.core")
+
+
+class Connection(Protocol):
+    """What the loop needs of `transport.BlockingConnection`: None in the inbox means that the peer is gone."""
+
+    @property
+    def inbox(self) -> SimpleQueue[Any]: ...
+
+    def send(self, message: Any, *, droppable: bool = False) -> None: ...
+
+
+class EngineCore:
+    """`run` returns after Shutdown or when the peer is gone. What it raises is fatal: the process must end."""
+
+    def __init__(self, config: EngineConfig, info: EngineInfo, executor: Executor, connection: Connection) -> None:
+        self.scheduler = Scheduler(config, info)
+        self._executor = executor
+        self._inbox = connection.inbox
+        self._send = connection.send
+        self._outputs: list[RequestOutput] = []  # to be sent with the next frame
+        self._num_steps = 0
+        self._step_started = 0.0  # time.monotonic(), 0.0 between steps; read by the heartbeat thread
+        self._stopped = threading.Event()
+
+    def run(self) -> None:
+        threading.Thread(target=self._beat, name="octavo-heartbeat", daemon=True).start()
+        try:
+            while self._drain_inbox():
+                if self.scheduler.has_work:
+                    self._step()
+                if self._outputs:  # refused or aborted, and no step to go with
+                    self._send_outputs()
+        finally:
+            self._stopped.set()
+
+    # ------------------------------------------------------------------------------------------------------ a step
+    def _step(self) -> None:
+        """One step, one frame. While the worker computes, the writer thread sends the frame before."""
+        scheduler = self.scheduler
+        plan = scheduler.schedule()
+        if not plan.total_num_scheduled_tokens:
+            raise RuntimeError(f"requests wait but nothing can be scheduled: {scheduler.stats()}")
+        self._step_started = time.monotonic()
+        try:
+            fault("step")
+            result = self._executor.execute(plan)
+        except MemoryError as exc:
+            logger.exception("Out of memory in a step of %d tokens.", plan.total_num_scheduled_tokens)
+            message = f"The server ran out of memory while it computed this request: {exc}"
+            self._outputs += scheduler.fail_step(plan, message)
+        else:
+            self._outputs += scheduler.update(plan, result)
+        self._num_steps += 1
+        self._step_started = 0.0
+        self._send_outputs()
+
+    def _send_outputs(self) -> None:
+        outputs, self._outputs = self._outputs, []
+        self._send(EngineCoreOutputs(outputs, self.scheduler.stats(), time.monotonic()))
+
+    # --------------------------------------------------------------------------------------------------- the inbox
+    def _drain_inbox(self) -> bool:
+        """Handle what has arrived; wait for something when there is nothing to compute. False: the loop is over."""
+        inbox = self._inbox
+        idle = not self.scheduler.has_work
+        while idle or not inbox.empty():
+            idle = False
+            message = inbox.get()
+            if isinstance(message, AddRequest):
+                self._add(message)
+            elif isinstance(message, Abort):
+                self._outputs += self.scheduler.abort(message.request_ids)
+            elif isinstance(message, Call):
+                self._send(self._call(message))
+            elif isinstance(message, Shutdown) or message is None:
+                self._outputs += self.scheduler.abort(list(self.scheduler.requests))
+                self._send_outputs()
+                return False
+        return True
+
+    def _add(self, message: AddRequest) -> None:
+        if message.request_id in self.scheduler.requests:
+            # An error would end the one that runs under this id.
+            logger.error("Request id %d came twice; the second is ignored.", message.request_id)
+            return
+        try:
+            fault("add")
+            output = self.scheduler.add(message)
+        except Exception as exc:  # one request must not end the others
+            logger.exception("Request %d could not be added.", message.request_id)
+            output = RequestOutput(message.request_id, [], "error", error=f"Internal error: {type(exc).__name__}.")
+        if output is not None:
+            self._outputs.append(output)
+
+    # ------------------------------------------------------------------------------------------------------- calls
+    def _call(self, message: Call) -> CallResult:
+        method = self.CALLS.get(message.method)
+        if method is None:
+            return CallResult(message.call_id, error=f"There is no method {message.method!r}.")
+        try:
+            return CallResult(message.call_id, method(self, *message.args))
+        except Exception as exc:  # the caller's mistake, such as a wrong number of arguments
+            logger.exception("The call of %s failed.", message.method)
+            return CallResult(message.call_id, error=f"{type(exc).__name__}: {exc}")
+
+    def _ping(self) -> str:
+        return "pong"
+
+    def _stats(self) -> dict[str, Any]:
+        return msgspec.structs.asdict(self.scheduler.stats())
+
+    def _reset_prefix_cache(self) -> bool:
+        self.scheduler.reset_prefix_cache()
+        return True
+
+    #: The methods that a `Call` may name.
+    CALLS: ClassVar[dict[str, Callable[..., Any]]] = {
+        "ping": _ping,
+        "stats": _stats,
+        "reset_prefix_cache": _reset_prefix_cache,
+    }
+
+    # --------------------------------------------------------------------------------------------------- heartbeat
+    def _beat(self) -> None:
+        """Runs in its own thread: a long step delays no heartbeat, and says how long it has been running."""
+        while not self._stopped.wait(HEARTBEAT_INTERVAL):
+            started = self._step_started
+            step_seconds = time.monotonic() - started if started else 0.0
+            self._send(Heartbeat(self._num_steps, step_seconds, self.scheduler.has_work), droppable=True)

@@ -1,0 +1,60 @@
+"""Who computes a step. The only door from the core to the worker."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+
+from octavo.config import EngineConfig
+from octavo.core.sched_output import ModelRunnerOutput, SchedulerOutput
+from octavo.messages import EngineInfo
+
+if TYPE_CHECKING:
+    from octavo.worker.worker import Worker
+
+# How torch's allocators say it; they raise subclasses of RuntimeError, or RuntimeError itself.
+_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
+
+
+class Executor(Protocol):
+    """`load` once, then `execute` step by step, all in one thread.
+
+    `execute` raises MemoryError when the step did not fit: nothing of it counts, and the next may be tried. Any other
+    exception means that the worker's state is lost.
+    """
+
+    def load(self) -> EngineInfo: ...
+
+    def execute(self, plan: SchedulerOutput) -> ModelRunnerOutput: ...
+
+
+class UniprocExecutor:
+    """One worker, in this process and thread."""
+
+    def __init__(self, config: EngineConfig, on_phase: Callable[[str, str], None]) -> None:
+        self._config = config
+        self._on_phase = on_phase
+        self._worker: Worker | None = None
+
+    def load(self) -> EngineInfo:
+        self._on_phase("import", "")
+        start = time.monotonic()
+        # Here and not above: it brings in torch, seconds in which the process could not answer otherwise.
+        from octavo.worker.worker import Worker
+
+        import_seconds = time.monotonic() - start
+        self._worker = Worker(self._config, self._on_phase)
+        info = self._worker.load()
+        return msgspec.structs.replace(info, load_seconds={"import": import_seconds, **info.load_seconds})
+
+    def execute(self, plan: SchedulerOutput) -> ModelRunnerOutput:
+        assert self._worker is not None, "load() first"
+        try:
+            return self._worker.execute(plan)
+        except RuntimeError as exc:
+            if any(text in str(exc).lower() for text in _OUT_OF_MEMORY):
+                raise MemoryError(str(exc)) from exc
+            raise

@@ -1,0 +1,112 @@
+"""The engine process: `python -m octavo.core.process --fd N`, N being its end of the socket pair.
+
+Order of events: EngineConfig comes in; Phase... and then EngineInfo or StartupFailed go out; then the loop of
+`EngineCore`. Exit codes: 0 after Shutdown, 1 when the start or a step failed (the traceback is in the log) or when
+the peer sent nonsense, 2 when the peer went away.
+
+It never outlives its parent: the end of the socket ends it at any moment, also while the model loads, and so does
+the parent's death (Linux: of the thread that started it, so start it from a thread that lives on). Ctrl-C is the
+parent's business; TERM ends the process at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+
+from octavo.config import EngineConfig
+from octavo.core import faults
+from octavo.core.engine_core import EngineCore
+from octavo.core.executor import Executor, UniprocExecutor
+from octavo.errors import StartupError
+from octavo.messages import Phase, StartupFailed, ToEngine
+from octavo.transport import BlockingConnection, TransportError
+
+logger = logging.getLogger("octavo.core")
+
+EXIT_FAILED = 1
+EXIT_PEER_GONE = 2
+
+_PR_SET_PDEATHSIG = 1
+
+MakeExecutor = Callable[[EngineConfig, Callable[[str, str], None]], Executor]
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="octavo.core.process")
+    parser.add_argument("--fd", type=int, required=True)
+    args = parser.parse_args(argv)
+    _set_signals()
+    _configure_logging()
+    faults.arm_from_environment()
+    connection = BlockingConnection(socket.socket(fileno=args.fd))
+    try:
+        config = connection.receive(EngineConfig)
+    except TransportError as exc:
+        logger.error("No configuration arrived: %s", exc.message)
+        return EXIT_PEER_GONE
+    connection.start(ToEngine, on_close=_exit_at_once)
+    code = serve(config, connection, UniprocExecutor)
+    connection.close()
+    return code
+
+
+def serve(config: EngineConfig, connection: BlockingConnection, make_executor: MakeExecutor) -> int:
+    """Load the model, announce it, run the loop. Returns the exit code; raises nothing."""
+    try:
+        faults.fault("load")
+        executor = make_executor(config, lambda name, detail: connection.send(Phase(name, detail)))
+        info = executor.load()
+        engine = EngineCore(config, info, executor, connection)
+    except StartupError as exc:
+        connection.send(StartupFailed(type(exc).__name__, exc.message))
+        return EXIT_FAILED
+    except Exception as exc:
+        logger.exception("The engine could not start.")
+        connection.send(StartupFailed(type(exc).__name__, f"{type(exc).__name__}: {exc}"))
+        return EXIT_FAILED
+    # What is alive now stays: the collector need not look at it again in the middle of a step.
+    gc.collect()
+    gc.freeze()
+    connection.send(info)
+    try:
+        engine.run()
+    except Exception:
+        logger.critical("The engine failed and ends.", exc_info=True)
+        return EXIT_FAILED
+    return 0
+
+
+def _exit_at_once(reason: TransportError) -> None:
+    """Called in the reader thread. No clean-up: a step or a read of the weights may go on for long."""
+    print(f"octavo engine: {reason.message}", file=sys.stderr, flush=True)
+    os._exit(EXIT_PEER_GONE)
+
+
+def _set_signals() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The default action needs no interpreter, so it works in the middle of a kernel too.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def _configure_logging() -> None:
+    """Warnings and up of everybody, our own from INFO, to stderr, unless somebody has configured logging already."""
+    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("octavo").setLevel(logging.INFO)
+
+
+if __name__ == "__main__":
+    code = main()
+    logging.shutdown()
+    sys.stderr.flush()
+    # Not sys.exit: the interpreter's end would wait for threads of native libraries.
+    os._exit(code)
