@@ -1,0 +1,58 @@
+# make serve   build, then serve the demo model on http://localhost:8000   (ARGS="--port 9000" adds flags)
+# make test    build, then run all tests                                   (ARGS="-k scheduler" adds arguments)
+# make check   lint, types, layers
+# make bench   build, then measure the server on this machine
+# make build   a virtual environment in .venv with octavo installed for editing; quick when nothing changed
+VENV ?= .venv
+BASE_PYTHON ?= python3.11
+PYTHON := $(VENV)/bin/python
+PIP := $(PYTHON) -m pip install -q --disable-pip-version-check -c constraints.txt
+NATIVE := CMakeLists.txt $(shell find csrc -type f)
+PORT ?= 8000
+ARGS ?=
+
+.PHONY: build serve test check bench clean
+
+build: $(VENV)/.octavo-native
+
+$(VENV)/bin/python:
+	$(BASE_PYTHON) -m venv $(VENV)
+	$(PYTHON) -m pip install -q --disable-pip-version-check --upgrade pip
+
+# The build tools first: with them in place the native module compiles incrementally, outside pip's isolation.
+$(VENV)/.octavo-deps: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "installing octavo's dependencies into $(VENV) (minutes, the first time)"
+	$(PIP) scikit-build-core nanobind cmake ninja
+	$(PIP) --no-build-isolation -e '.[dev]'
+	@touch $@ $(VENV)/.octavo-native
+
+$(VENV)/.octavo-native: $(NATIVE) $(VENV)/.octavo-deps
+	$(PIP) --no-build-isolation --no-deps -e .
+	@touch $@
+
+serve: build
+	@echo
+	@echo "The demo model answers on http://localhost:$(PORT) when the server says that it is ready. Then try:"
+	@echo
+	@echo "  curl http://localhost:$(PORT)/v1/chat/completions -H 'Content-Type: application/json' \\"
+	@echo "    -d '{\"messages\": [{\"role\": \"user\", \"content\": \"What is a serving engine?\"}], \"max_tokens\": 64}'"
+	@echo
+	@echo "  $(VENV)/bin/octavo chat --url http://localhost:$(PORT)/v1"
+	@echo
+	@$(VENV)/bin/octavo serve --port $(PORT) $(ARGS)
+
+test: build
+	$(PYTHON) -m pytest $(ARGS)
+
+check: build
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-logo
+	$(PYTHON) -m pytest -q tests/unit/test_imports.py
+
+bench: build
+	$(PYTHON) bench/run.py $(ARGS)
+
+clean:
+	rm -rf build $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
