@@ -1,0 +1,441 @@
+"""The way to the engine process: requests go in, streams of deltas come out.
+
+One receive loop takes each step's outputs for all requests in one pass; there is no task, queue or lock a request.
+Laws: every stream ends, in a result or an error; a stream that is closed, dropped or cancelled aborts its requests
+exactly once and leaves no id behind; what comes for an unknown id is ignored; ids are ours, counted up, and what a
+caller calls its request is never a key.
+
+Everything here runs on the event loop that called `start`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
+
+from octavo.config import EngineConfig
+from octavo.errors import (
+    ContextLengthExceeded,
+    EngineDead,
+    InvalidRequest,
+    OctavoError,
+    Overloaded,
+    ServerError,
+    ShuttingDown,
+)
+from octavo.generation import (
+    Completion,
+    CompletionDelta,
+    FinalOutput,
+    GenerationDelta,
+    GenerationStream,
+    RequestState,
+    SampleState,
+    fold,
+)
+from octavo.messages import (
+    Abort,
+    AddRequest,
+    Call,
+    CallResult,
+    EngineCoreOutputs,
+    EngineInfo,
+    FromEngine,
+    Heartbeat,
+    RequestOutput,
+    SchedulerStats,
+)
+from octavo.observer import FinishedSample, NoObserver, Observer
+from octavo.params import GenerateRequest, SamplingParams
+from octavo.text.detokenizer import IncrementalDetokenizer
+from octavo.text.stop import StopMatcher
+from octavo.transport import TransportError
+from octavo.watchdog import TICK_SECONDS, ProcessState, Watchdog
+
+if TYPE_CHECKING:
+    from octavo.text.tokenizer import Tokenizer
+
+__all__ = [
+    "Completion",
+    "CompletionDelta",
+    "EngineClient",
+    "FinalOutput",
+    "GenerationDelta",
+    "GenerationStream",
+    "fold",
+]
+
+logger = logging.getLogger(__name__)
+
+#: Seconds that a lost connection waits for the process's exit code, which makes the better message.
+EXIT_WAIT_SECONDS = 0.3
+
+
+class Connection(Protocol):
+    """`transport.AsyncConnection[FromEngine]`."""
+
+    def send(self, message: Any) -> None: ...
+
+    async def receive(self) -> FromEngine | None: ...
+
+    async def close(self) -> None: ...
+
+
+class EngineHandle(Protocol):
+    """`engine_process.EngineProcess`, as far as the client looks at it."""
+
+    def probe(self) -> ProcessState: ...
+
+    def exit_reason(self) -> str | None:
+        """How the process ended; None while it runs."""
+        ...
+
+
+class EngineClient:
+    """The engine, seen from the API process. `start` on the event loop, `close` at the end."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        info: EngineInfo,
+        tokenizer: Tokenizer,
+        config: EngineConfig | None = None,
+        *,
+        process: EngineHandle | None = None,
+        observer: Observer | None = None,
+        on_dead: Callable[[str], None] | None = None,
+    ) -> None:
+        self.info = info
+        self.stats: SchedulerStats | None = None  # of the last step
+        self.dead_reason: str | None = None
+        self.is_draining = False
+        self._connection = connection
+        self._tokenizer = tokenizer
+        self._config = config or EngineConfig()
+        self._process = process
+        self._observer = observer or NoObserver()
+        self._on_dead = on_dead
+        self._eos_token_ids = tuple(
+            token_id
+            for token_id in dict.fromkeys((*tokenizer.eos_token_ids, *info.eos_token_ids))
+            if 0 <= token_id < info.vocab_size
+        )
+        self._capacity = info.max_num_seqs + self._config.scheduler.max_num_queued_reqs
+        self._samples: dict[int, SampleState] = {}
+        self._num_ids = 0
+        self._calls: dict[int, asyncio.Future[Any]] = {}
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._last_finish_time = 0.0
+        self._finish_interval = 0.1  # seconds between two ends of samples, smoothed
+        self._watchdog = Watchdog(self._config.parallel, process.probe if process is not None else None)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    # ------------------------------------------------------------ life
+    def start(self) -> None:
+        """Begin to receive and to watch. Call it on the event loop that will use the client."""
+        self._tasks = [asyncio.create_task(self._receive_loop()), asyncio.create_task(self._watch_loop())]
+
+    async def close(self) -> None:
+        """Stop receiving and close the connection. Open streams end with `ShuttingDown`."""
+        self.is_draining = True
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.abort_all(ShuttingDown("The server shut down before the request was finished."))
+        for future in self._calls.values():
+            if not future.done():
+                future.set_exception(ShuttingDown("The server shut down."))
+        await self._connection.close()
+
+    @property
+    def is_healthy(self) -> bool:
+        """The engine answers. Also true while draining."""
+        return self.dead_reason is None
+
+    @property
+    def is_ready(self) -> bool:
+        """A new request would be taken."""
+        return self.dead_reason is None and not self.is_draining
+
+    @property
+    def num_unfinished(self) -> int:
+        """Samples, running or waiting, of all open streams."""
+        return len(self._samples)
+
+    def start_draining(self) -> None:
+        """From now on new requests are refused with `ShuttingDown`; those in flight go on."""
+        self.is_draining = True
+
+    async def wait_idle(self) -> None:
+        """Wait until no request is in flight."""
+        await self._idle.wait()
+
+    def abort_all(self, error: ServerError) -> None:
+        """End every open stream with an error like `error`."""
+        for state in {id(sample.request): sample.request for sample in self._samples.values()}.values():
+            # Each stream raises its own: one object raised in many places gathers all their tracebacks.
+            self._fail(state, type(error)(error.message))
+
+    # ------------------------------------------------------------ requests
+    def generate(self, request: GenerateRequest) -> GenerationStream:
+        """Start a request and return its stream. `request.params.n` samples are generated.
+
+        Raises, before anything is sent: `InvalidRequest` or `ContextLengthExceeded` for a request that cannot be
+        served, `Overloaded` when too many wait, `ShuttingDown` while draining, `EngineDead`. The stream itself
+        raises `ServerError` when the engine fails the request and `EngineDead` when it dies.
+        """
+        self._check_alive()
+        if self.is_draining:
+            raise ShuttingDown("The server is shutting down and takes no new requests.")
+        self._check_prompt(request)
+        params = self._sized_params(request)
+        self._check_capacity(params.n)
+        state = RequestState(request)
+        stream = GenerationStream(state, self._close, asyncio.get_running_loop())
+        now = time.monotonic()
+        # Stop strings are found here, and n requests are sent: the engine needs to know of neither.
+        engine_params = msgspec.structs.replace(params, n=1, stop=())
+        try:
+            for index in range(params.n):
+                sample = self._new_sample(state, index, params)
+                self._connection.send(
+                    AddRequest(
+                        request_id=sample.request_id,
+                        prompt_token_ids=request.prompt_token_ids,
+                        params=engine_params,
+                        eos_token_ids=self._eos_token_ids,
+                        sample_index=index,
+                        priority=request.priority,
+                        cache_salt=request.cache_salt,
+                        arrival_time=request.arrival_time or now,
+                    )
+                )
+        except TransportError as exc:
+            # The receive loop is about to find the same and to say why.
+            self._close(state)
+            raise EngineDead(self.dead_reason or "The connection to the engine is lost.") from exc
+        self._observer.on_request_arrival(request)
+        return stream
+
+    def _new_sample(self, state: RequestState, index: int, params: SamplingParams) -> SampleState:
+        self._num_ids += 1
+        detokenizer = IncrementalDetokenizer(self._tokenizer, params.skip_special_tokens)
+        matcher = StopMatcher(params.stop, params.include_stop_str_in_output) if params.stop else None
+        sample = SampleState(state, self._num_ids, index, detokenizer, matcher)
+        state.samples.append(sample)
+        state.num_open += 1
+        self._samples[sample.request_id] = sample
+        self._idle.clear()
+        return sample
+
+    def _check_alive(self) -> None:
+        if self.dead_reason is not None:
+            raise EngineDead(self.dead_reason)
+
+    def _check_prompt(self, request: GenerateRequest) -> None:
+        ids = request.prompt_token_ids
+        if not ids:
+            raise InvalidRequest("Prompt cannot be empty.", "prompt")
+        if min(ids) < 0 or max(ids) >= self.info.vocab_size:
+            raise InvalidRequest(f"The prompt has token ids outside 0..{self.info.vocab_size - 1}.", "prompt")
+
+    def _sized_params(self, request: GenerateRequest) -> SamplingParams:
+        """The parameters with `max_tokens` set. Raises `ContextLengthExceeded` with the numbers."""
+        num_prompt, wanted = len(request.prompt_token_ids), request.params.max_tokens
+        limit = min(self.info.max_model_len, self.info.max_request_tokens)
+        if num_prompt + (wanted or 1) > limit:
+            room = "the model's context" if limit == self.info.max_model_len else "the KV cache"
+            asked = "at least 1" if wanted is None else f"{wanted} of completion"
+            raise ContextLengthExceeded(
+                f"At most {limit} tokens fit {room}, but {num_prompt} tokens of prompt and {asked} were asked for."
+            )
+        return request.params if wanted else msgspec.structs.replace(request.params, max_tokens=limit - num_prompt)
+
+    def _check_capacity(self, n: int) -> None:
+        if n > self._capacity:
+            raise InvalidRequest(f"`n` must be at most {self._capacity}, the most sequences this server holds.", "n")
+        if len(self._samples) + n > self._capacity:
+            waiting = max(0, len(self._samples) - self.info.max_num_seqs)
+            retry_after = min(60, max(1, math.ceil(n * self._finish_interval)))
+            raise Overloaded(f"The server is busy: {waiting} requests are waiting. Try again later.", retry_after)
+
+    # ------------------------------------------------------------ ends
+    def _close(self, state: RequestState) -> None:
+        """The reader is gone: abort what still runs. Does nothing the second time."""
+        if state.is_closed:
+            return
+        state.is_closed = True
+        self._abort_open(state, "abort")
+        state.wake()
+
+    def _fail(self, state: RequestState, error: OctavoError) -> None:
+        """End the request with an error for its reader."""
+        if state.error is None and not state.is_closed:
+            state.error = error
+            self._abort_open(state, "error")
+            state.wake()
+
+    def _abort_open(self, state: RequestState, reason: str) -> None:
+        ids = [sample.request_id for sample in state.samples if sample.request_id in self._samples]
+        now = time.monotonic()
+        for request_id in ids:
+            self._forget(self._samples[request_id], reason, now)
+        self._send_abort(ids)
+
+    def _send_abort(self, ids: list[int]) -> None:
+        if ids and self.dead_reason is None:
+            try:
+                self._connection.send(Abort(ids))
+            except TransportError as exc:
+                # With the connection the engine is gone, and the requests with it.
+                logger.debug("abort not sent: %s", exc)
+
+    def _forget(self, sample: SampleState, reason: str, now: float) -> None:
+        del self._samples[sample.request_id]
+        sample.request.num_open -= 1
+        if not self._samples:
+            self._idle.set()
+        if self._last_finish_time:
+            self._finish_interval += 0.1 * (now - self._last_finish_time - self._finish_interval)
+        self._last_finish_time = now
+        request = sample.request.request
+        self._observer.on_finish(
+            FinishedSample(
+                request,
+                reason,
+                sample.num_tokens,
+                sample.num_cached_tokens,
+                request.arrival_time,
+                sample.scheduled_time,
+                sample.first_token_time,
+                sample.last_token_time,
+                now,
+            )
+        )
+
+    # ------------------------------------------------------------ calls
+    async def call(self, method: str, *args: Any) -> Any:
+        """Run one of the engine's allowed methods between two steps. Raises `ServerError` with the engine's reason."""
+        self._check_alive()
+        self._num_ids += 1
+        call_id = self._num_ids
+        future = self._calls[call_id] = asyncio.get_running_loop().create_future()
+        try:
+            self._connection.send(Call(call_id, method, args))
+            return await future
+        except TransportError as exc:
+            raise EngineDead(self.dead_reason or "The connection to the engine is lost.") from exc
+        finally:
+            del self._calls[call_id]
+
+    def _on_call_result(self, message: CallResult) -> None:
+        future = self._calls.get(message.call_id)
+        if future is None or future.done():
+            return
+        if message.error is not None:
+            future.set_exception(ServerError(message.error))
+        else:
+            future.set_result(message.result)
+
+    # ------------------------------------------------------------ from the engine
+    async def _receive_loop(self) -> None:
+        reason = "the connection was closed"
+        try:
+            while (message := await self._connection.receive()) is not None:
+                self._watchdog.heard()
+                if isinstance(message, EngineCoreOutputs):
+                    self._on_outputs(message)
+                elif isinstance(message, Heartbeat):
+                    self._watchdog.beat(message)
+                elif isinstance(message, CallResult):
+                    self._on_call_result(message)
+        except TransportError as exc:
+            reason = exc.message
+        except Exception as exc:
+            logger.exception("receiving from the engine failed")
+            reason = f"receiving from it failed: {type(exc).__name__}"
+        self._die(await self._exit_reason() or reason)
+
+    async def _exit_reason(self) -> str | None:
+        """How the process ended. The socket closes a moment before the exit code is there."""
+        deadline = time.monotonic() + EXIT_WAIT_SECONDS
+        while self._process is not None:
+            reason = self._process.exit_reason()
+            if reason is not None or time.monotonic() > deadline:
+                return reason
+            await asyncio.sleep(0.01)
+        return None
+
+    def _on_outputs(self, message: EngineCoreOutputs) -> None:
+        """One step: one pass over its outputs."""
+        now = time.monotonic()
+        samples = self._samples
+        stopped: list[int] = []  # by a stop string: the engine does not know yet
+        for output in message.outputs:
+            sample = samples.get(output.request_id)
+            if sample is None:
+                continue  # it was aborted meanwhile
+            if output.finish_reason == "error":
+                self._fail(sample.request, ServerError(output.error or "The engine failed this request."))
+                continue
+            try:
+                self._note_times(sample, output, now)
+                sample.accept(output)
+            except Exception:
+                # A bug in one request's text must not end the others.
+                logger.exception("request %s failed", sample.request.request.external_id)
+                self._fail(sample.request, ServerError("Decoding the output of this request failed."))
+                continue
+            if sample.finish_reason is not None:
+                if output.finish_reason is None:
+                    stopped.append(output.request_id)
+                self._forget(sample, sample.finish_reason, now)
+            sample.request.mark(sample)
+        if stopped:
+            self._send_abort(stopped)
+        self.stats = message.stats
+        self._observer.on_stats(message.stats)
+
+    def _note_times(self, sample: SampleState, output: RequestOutput, now: float) -> None:
+        if not output.new_token_ids:
+            return
+        if sample.first_token_time:
+            self._observer.on_tokens(len(output.new_token_ids), now - sample.last_token_time)
+        else:
+            sample.first_token_time = now
+            sample.scheduled_time = output.scheduled_time
+            sample.num_cached_tokens = output.num_cached_tokens
+            arrival = sample.request.request.arrival_time or now
+            self._observer.on_first_token(max(0.0, output.scheduled_time - arrival), now - arrival)
+        sample.last_token_time = now
+
+    # ------------------------------------------------------------ health
+    async def _watch_loop(self) -> None:
+        last = time.monotonic()
+        while self.dead_reason is None:
+            await asyncio.sleep(TICK_SECONDS)
+            now = time.monotonic()
+            reason = self._watchdog.tick(now - last)
+            last = now
+            if reason is not None:
+                self._die(reason)
+
+    def _die(self, reason: str) -> None:
+        """The engine is dead: end everything that waits for it. Only the first reason counts."""
+        if self.dead_reason is not None:
+            return
+        self.dead_reason = f"The engine process is dead: {reason}."
+        logger.error("%s", self.dead_reason)
+        self.abort_all(EngineDead(self.dead_reason))
+        for future in self._calls.values():
+            if not future.done():
+                future.set_exception(EngineDead(self.dead_reason))
+        if self._on_dead is not None:
+            self._on_dead(self.dead_reason)
