@@ -1,0 +1,1 @@
+"""Model families as data, checkpoints, and the transformer that is built from both."""
