@@ -1,0 +1,238 @@
+"""Prometheus metrics under vLLM's names, so that dashboards carry over, and the periodic line in the log.
+
+One registry in the API process; the engine sends its numbers with its outputs. The label is the first served
+model name: labels never hold what a client sends, so their number is bounded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from octavo.messages import SchedulerStats
+from octavo.params import GenerateRequest
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between two lines of statistics in the log.
+STATS_INTERVAL = 10.0
+
+_TTFT = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160)
+_TPOT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 10)
+_E2E = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960)
+_SMALL_COUNTS = (1, 2, 5, 10, 20)
+_METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH"})
+
+
+def _one_two_five(limit: int) -> list[int]:
+    """1, 2, 5, 10, 20, 50 ... up to `limit`."""
+
+    def steps() -> Iterator[int]:
+        scale = 1
+        while True:
+            yield from (scale, 2 * scale, 5 * scale)
+            scale *= 10
+
+    buckets: list[int] = []
+    for step in steps():
+        if step > limit:
+            return buckets or [limit]
+        buckets.append(step)
+    return buckets
+
+
+class Metrics:
+    """All metrics of one server. Implements the client's `Observer`; called on the event loop only."""
+
+    def __init__(self, model_name: str, max_model_len: int) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self._model_name = model_name
+        self._last: SchedulerStats | None = None
+        self.num_prompt_tokens = 0  # totals since start, for the log
+        self.num_generation_tokens = 0
+        self._make_gauges()
+        self._make_counters()
+        self._make_histograms(max_model_len)
+
+    # ------------------------------------------------------------ declarations
+    def _gauge(self, name: str, help: str) -> Gauge:
+        return Gauge(name, help, ["model_name"], registry=self.registry).labels(self._model_name)
+
+    def _counter(self, name: str, help: str) -> Counter:
+        return Counter(name, help, ["model_name"], registry=self.registry).labels(self._model_name)
+
+    def _histogram(self, name: str, help: str, buckets: tuple[float, ...] | list[int]) -> Histogram:
+        metric = Histogram(name, help, ["model_name"], buckets=buckets, registry=self.registry)
+        return metric.labels(self._model_name)
+
+    def _make_gauges(self) -> None:
+        gauge = self._gauge
+        self._running = gauge("vllm:num_requests_running", "Requests in the running batch.")
+        self._waiting = gauge("vllm:num_requests_waiting", "Requests waiting to run.")
+        gauge("vllm:num_requests_swapped", "Always 0: requests are recomputed, not swapped.")
+        self._kv_usage = (
+            gauge("vllm:kv_cache_usage_perc", "KV cache in use; 1 is all of it."),
+            gauge("vllm:gpu_cache_usage_perc", "The same under its old name."),
+        )
+        gauge("vllm:cpu_cache_usage_perc", "Always 0: there is no swap space.")
+        self._hit_rate = gauge("vllm:gpu_prefix_cache_hit_rate", "Share of prompt tokens found in the prefix cache.")
+        self._prompt_rate = gauge("vllm:avg_prompt_throughput_toks_per_s", "Prompt tokens/s over the last interval.")
+        self._generation_rate = gauge(
+            "vllm:avg_generation_throughput_toks_per_s", "Generated tokens/s over the last interval."
+        )
+
+    def _make_counters(self) -> None:
+        counter = self._counter
+        self._prompt_tokens = counter("vllm:prompt_tokens", "Prompt tokens of requests that began to answer.")
+        self._generation_tokens = counter("vllm:generation_tokens", "Generated tokens.")
+        # The engine counts these since its start; `on_stats` adds what is new.
+        self._from_engine = (
+            ("num_preemptions", (counter("vllm:num_preemptions", "Preemptions."),)),
+            (
+                "prefix_cache_queries",
+                (
+                    counter("vllm:prefix_cache_queries", "Tokens looked up in the prefix cache."),
+                    counter("vllm:gpu_prefix_cache_queries", "The same under its old name."),
+                ),
+            ),
+            (
+                "prefix_cache_hits",
+                (
+                    counter("vllm:prefix_cache_hits", "Tokens found in the prefix cache."),
+                    counter("vllm:gpu_prefix_cache_hits", "The same under its old name."),
+                ),
+            ),
+            ("num_steps", (counter("octavo:engine_steps", "Steps of the engine."),)),
+        )
+        success = Counter(
+            "vllm:request_success", "Ended sequences by reason.", ["model_name", "finished_reason"],
+            registry=self.registry,
+        )  # fmt: skip
+        self._ends = {
+            reason: success.labels(self._model_name, reason) for reason in ("stop", "length", "abort", "error")
+        }
+        self._http_requests = Counter(
+            "http_requests", "HTTP requests.", ["method", "handler", "status"], registry=self.registry
+        )
+
+    def _make_histograms(self, max_model_len: int) -> None:
+        histogram = self._histogram
+        lengths = _one_two_five(max_model_len)
+        self._ttft = histogram("vllm:time_to_first_token_seconds", "Arrival to first token.", _TTFT)
+        self._itl = (
+            histogram("vllm:inter_token_latency_seconds", "Between two tokens of a sequence.", _TPOT),
+            histogram("vllm:time_per_output_token_seconds", "The same under its old name.", _TPOT),
+        )
+        self._e2e = histogram("vllm:e2e_request_latency_seconds", "Arrival to end.", _E2E)
+        self._queue_time = histogram("vllm:request_queue_time_seconds", "Arrival to first scheduled.", _E2E)
+        self._prefill_time = histogram("vllm:request_prefill_time_seconds", "First scheduled to first token.", _E2E)
+        self._decode_time = histogram("vllm:request_decode_time_seconds", "First to last token.", _E2E)
+        self._inference_time = histogram("vllm:request_inference_time_seconds", "First scheduled to end.", _E2E)
+        self._mean_tpot = histogram(
+            "vllm:request_time_per_output_token_seconds", "Mean time a token of a sequence.", _TPOT
+        )
+        self._prompt_len = histogram("vllm:request_prompt_tokens", "Prompt tokens of a request.", lengths)
+        self._output_len = histogram("vllm:request_generation_tokens", "Generated tokens of a sequence.", lengths)
+        self._max_tokens = histogram("vllm:request_params_max_tokens", "`max_tokens` of a request.", lengths)
+        self._n = histogram("vllm:request_params_n", "`n` of a request.", _SMALL_COUNTS)
+        self._best_of = histogram("vllm:request_params_best_of", "The same as n.", _SMALL_COUNTS)
+        self._step_tokens = histogram(
+            "vllm:iteration_tokens_total", "Tokens in a step of the engine.", _one_two_five(16384)
+        )
+        self._http_seconds = Histogram(
+            "http_request_duration_seconds", "Duration of HTTP requests.", ["method", "handler"], buckets=_E2E,
+            registry=self.registry,
+        )  # fmt: skip
+
+    # ------------------------------------------------------------ the client's Observer
+    def on_request_arrival(self, request: GenerateRequest) -> None:
+        self._prompt_len.observe(len(request.prompt_token_ids))
+        self._n.observe(request.params.n)
+        self._best_of.observe(request.params.n)
+        if request.params.max_tokens is not None:
+            self._max_tokens.observe(request.params.max_tokens)
+
+    def on_stats(self, stats: SchedulerStats) -> None:
+        """The engine's numbers after a step."""
+        self._running.set(stats.num_running)
+        self._waiting.set(stats.num_waiting)
+        usage = stats.kv_blocks_used / stats.kv_blocks_total if stats.kv_blocks_total else 0.0
+        for gauge in self._kv_usage:
+            gauge.set(usage)
+        self._hit_rate.set(stats.prefix_cache_hits / stats.prefix_cache_queries if stats.prefix_cache_queries else 0.0)
+        for name, counters in self._from_engine:
+            new = getattr(stats, name) - (getattr(self._last, name) if self._last is not None else 0)
+            if new > 0:
+                for counter in counters:
+                    counter.inc(new)
+        if stats.step_tokens:
+            self._step_tokens.observe(stats.step_tokens)
+        self._last = stats
+
+    # ------------------------------------------------------------ HTTP
+    def on_http_request(self, method: str, route: str, status: int, seconds: float) -> None:
+        """`route` is the route's own path, "" when there was none: never what the client wrote."""
+        method = method if method in _METHODS else "other"
+        self._http_requests.labels(method, route or "none", str(status)).inc()
+        self._http_seconds.labels(method, route or "none").observe(seconds)
+
+    def render(self) -> tuple[bytes, str]:
+        """The exposition and its content type."""
+        return generate_latest(self.registry), CONTENT_TYPE_LATEST
+
+    # ------------------------------------------------------------ the log
+    @property
+    def latest_stats(self) -> SchedulerStats | None:
+        return self._last
+
+    def set_rates(self, prompt: float, generation: float) -> None:
+        self._prompt_rate.set(prompt)
+        self._generation_rate.set(generation)
+
+
+class StatsLogger:
+    """Logs throughput and cache use every `STATS_INTERVAL` seconds in which there was work."""
+
+    def __init__(self, metrics: Metrics, interval: float = STATS_INTERVAL) -> None:
+        self._metrics = metrics
+        self._interval = interval
+        self._time = time.monotonic()
+        self._prompt_tokens = metrics.num_prompt_tokens
+        self._generation_tokens = metrics.num_generation_tokens
+        self._was_idle = True
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            await asyncio.sleep(self._interval)
+            line = self.line()
+            if line is not None:
+                logger.info("%s", line)
+
+    def line(self) -> str | None:
+        """The line for the time since the last call; None when nothing was done, or when that was said already."""
+        metrics, now = self._metrics, time.monotonic()
+        seconds = max(now - self._time, 1e-9)
+        prompt = (metrics.num_prompt_tokens - self._prompt_tokens) / seconds
+        generation = (metrics.num_generation_tokens - self._generation_tokens) / seconds
+        self._time = now
+        self._prompt_tokens, self._generation_tokens = metrics.num_prompt_tokens, metrics.num_generation_tokens
+        metrics.set_rates(prompt, generation)
+        stats = metrics.latest_stats
+        is_idle = not (prompt or generation or (stats is not None and stats.num_running + stats.num_waiting))
+        # One line after the work ended shows the zeros.
+        if stats is None or (is_idle and self._was_idle):
+            return None
+        self._was_idle = is_idle
+        usage = stats.kv_blocks_used / stats.kv_blocks_total if stats.kv_blocks_total else 0.0
+        hits = stats.prefix_cache_hits / stats.prefix_cache_queries if stats.prefix_cache_queries else 0.0
+        return (
+            f"prompt {prompt:.1f} tok/s, generation {generation:.1f} tok/s, running {stats.num_running}, "
+            f"waiting {stats.num_waiting}, KV cache {usage:.1%}, prefix cache hits {hits:.1%}"
+        )

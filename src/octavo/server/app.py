@@ -1,0 +1,113 @@
+"""The ASGI application: the table of routes inside the layers that surround every request."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from octavo.metrics import StatsLogger
+from octavo.server.chat import ChatHandler
+from octavo.server.completions import CompletionHandler
+from octavo.server.exchange import ASGIApp, Receive, Scope, Send
+from octavo.server.info import InfoHandlers
+from octavo.server.middleware import Authentication, RequestScope
+from octavo.server.protocol.chat import ChatRequest
+from octavo.server.protocol.completions import CompletionRequest
+from octavo.server.protocol.tokenize import DetokenizeRequest, TokenizeRequest
+from octavo.server.routing import Route, Router
+from octavo.server.serving import Serving
+from octavo.server.state import ServerState
+from octavo.server.tokenization import DetokenizeHandler, TokenizeHandler
+
+__all__ = ["ServerState", "create_app", "routes"]
+
+logger = logging.getLogger(__name__)
+
+
+def routes(state: ServerState) -> list[Route]:
+    """Every route of the server."""
+    serving = Serving(state)
+    info = InfoHandlers(state)
+    return [
+        Route("POST", "/v1/chat/completions", ChatHandler(serving), "Answer a conversation", ChatRequest),
+        Route("POST", "/v1/completions", CompletionHandler(serving), "Complete a text", CompletionRequest),
+        Route("GET", "/v1/models", info.models, "List the models"),
+        Route("GET", "/v1/models/{model}", info.model, "Describe one model"),
+        Route("POST", "/tokenize", TokenizeHandler(serving), "Text or messages to token ids", TokenizeRequest),
+        Route("POST", "/detokenize", DetokenizeHandler(serving), "Token ids to text", DetokenizeRequest),
+        Route("GET", "/health", info.health, "Is the engine alive?"),
+        Route("GET", "/ready", info.ready, "Can requests be sent here?"),
+        Route("GET", "/ping", info.health, "The same as /health"),
+        Route("POST", "/ping", info.health, "The same as /health"),
+        Route("GET", "/version", info.version, "The server's version"),
+        Route("GET", "/metrics", info.metrics, "Prometheus metrics"),
+    ]
+
+
+def create_app(state: ServerState) -> ASGIApp:
+    """The application for one ready engine. `state.client` must be able to serve already."""
+    table = routes(state)
+    config = state.config
+    app: ASGIApp = Router(table)
+    if config.api_key:
+        app = Authentication(app, config.api_key)
+    app = RequestScope(app, state.metrics)
+    if config.allowed_origins:
+        app = _with_cors(app, state)
+    for route in table:
+        logger.debug("route %s %s", route.method, route.path)
+    return _Root(app, state)
+
+
+def _with_cors(app: ASGIApp, state: ServerState) -> ASGIApp:
+    from starlette.middleware.cors import CORSMiddleware  # rarely configured, and starlette is slow to import
+
+    config = state.config
+    if config.allow_credentials and "*" in config.allowed_origins:
+        logger.warning("CORS: credentials are not allowed together with every origin; they stay off")
+    return CORSMiddleware(
+        app,
+        allow_origins=config.allowed_origins,
+        allow_methods=config.allowed_methods,
+        allow_headers=config.allowed_headers,
+        allow_credentials=config.allow_credentials and "*" not in config.allowed_origins,
+        expose_headers=["x-request-id", "x-octavo-ignored-fields"],
+    )
+
+
+class _Root:
+    """Dispatches the kinds of scopes, and takes the proxy's prefix off the path."""
+
+    def __init__(self, app: ASGIApp, state: ServerState) -> None:
+        self._app = app
+        self._state = state
+        self._prefix = "/" + state.config.root_path.strip("/")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await self._app(self._without_prefix(scope), receive, send)
+        elif scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+
+    def _without_prefix(self, scope: Scope) -> Scope:
+        path = scope["path"]
+        # Proxies differ in whether they strip the prefix, and the HTTP server may add it again.
+        while self._prefix != "/" and (path == self._prefix or path.startswith(self._prefix + "/")):
+            path = path[len(self._prefix) :]
+        return {**scope, "path": path or "/"}
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        stats_log: asyncio.Task[None] | None = None
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                if not self._state.config.disable_log_stats:
+                    stats_log = asyncio.create_task(StatsLogger(self._state.metrics).run())
+                await send({"type": "lifespan.startup.complete"})
+            elif message["type"] == "lifespan.shutdown":
+                if stats_log is not None:
+                    stats_log.cancel()
+                await send({"type": "lifespan.shutdown.complete"})
+                return

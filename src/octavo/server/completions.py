@@ -1,0 +1,183 @@
+"""POST /v1/completions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import aclosing
+from typing import Any
+
+from msgspec import UNSET, UnsetType
+
+from octavo.errors import ContextLengthExceeded, InvalidRequest
+from octavo.generation import CompletionDelta, GenerationDelta
+from octavo.params import GenerateRequest, SamplingParams
+from octavo.server.exchange import Exchange
+from octavo.server.logprobs import completion_logprobs
+from octavo.server.protocol.common import Usage, refuse_best_of, usage_of
+from octavo.server.protocol.completions import (
+    COMPLETION_REFUSALS,
+    DEFAULT_MAX_TOKENS,
+    CompletionChoice,
+    CompletionLogprobs,
+    CompletionReply,
+    CompletionRequest,
+)
+from octavo.server.serving import Serving, UsageCount, new_id, stream_events
+from octavo.server.sse import event
+
+
+class CompletionHandler:
+    def __init__(self, serving: Serving) -> None:
+        self._serving = serving
+
+    async def __call__(self, exchange: Exchange) -> None:
+        serving = self._serving
+        serving.state.check_available()
+        body, request = await serving.read(exchange, CompletionRequest, COMPLETION_REFUSALS)
+        refuse_best_of(body)
+        model = serving.state.resolve_model(request.model)
+        params = self._params(request)
+        async with exchange.cancelled_on_disconnect():
+            reply_id = new_id("cmpl")
+            requests = await self._requests(request, params, reply_id)
+            reply = _Reply(serving, request, params, reply_id, model)
+            async with aclosing(serving.generate(requests)) as deltas:  # type: ignore[type-var]
+                if request.stream:
+                    await stream_events(exchange, deltas, reply)
+                    return
+                async for place, delta in deltas:
+                    reply.fold(place, delta)
+        await exchange.send_json(reply.whole())
+
+    def _params(self, request: CompletionRequest) -> SamplingParams:
+        changes: dict[str, Any] = {"logprobs": request.logprobs}
+        if "max_tokens" not in request.model_fields_set:  # null means: as many as fit
+            changes["max_tokens"] = DEFAULT_MAX_TOKENS
+        params = self._serving.checked_params(request, **changes)
+        fanout = len(request.prompt) * params.n
+        if fanout > self._serving.state.max_fanout:
+            raise InvalidRequest(
+                f"{len(request.prompt)} prompts with `n` of {params.n} are {fanout} sequences; at most "
+                f"{self._serving.state.max_fanout} are allowed.",
+                "prompt",
+            )
+        return params
+
+    async def _requests(
+        self, request: CompletionRequest, params: SamplingParams, reply_id: str
+    ) -> list[GenerateRequest]:
+        """One request a prompt, ids `<id>-<i>` when there are several (E70). All are checked before any starts."""
+        requests = []
+        prompts: Sequence[str | list[int]] = request.prompt
+        for i, prompt in enumerate(prompts):
+            param = f"prompt.{i}" if len(request.prompt) > 1 else "prompt"
+            ids = await self._ids(prompt, request.add_special_tokens is not False, param)
+            external_id = f"{reply_id}-{i}" if len(request.prompt) > 1 else reply_id
+            fitted = self._serving.fit(params, len(ids), param)
+            requests.append(self._serving.generate_request(external_id, ids, fitted, request))
+        return requests
+
+    async def _ids(self, prompt: str | list[int], add_special_tokens: bool, param: str) -> list[int]:
+        serving = self._serving
+        if isinstance(prompt, str):
+            if not prompt:
+                raise InvalidRequest("Prompt cannot be empty.", param)
+            try:
+                return await serving.tokenize(
+                    len(prompt), lambda: serving.state.renderer.render_text(prompt, add_special_tokens)
+                )
+            except ContextLengthExceeded as exc:
+                raise ContextLengthExceeded(exc.message, param) from None
+        vocab_size = serving.state.info.vocab_size
+        if min(prompt) < 0 or max(prompt) >= vocab_size:
+            raise InvalidRequest(f"Token ids should lie in 0..{vocab_size - 1}.", param)
+        return prompt
+
+
+class _Reply:
+    """One request's reply, whole or as events. A choice's index is prompt x n + sample (E71)."""
+
+    def __init__(
+        self, serving: Serving, request: CompletionRequest, params: SamplingParams, reply_id: str, model: str
+    ) -> None:
+        self._serving = serving
+        self._params = params
+        self._id = reply_id
+        self._model = model
+        self._created = int(time.time())
+        self._include_usage = request.include_usage
+        self._continuous_usage = request.continuous_usage
+        self._usage = UsageCount()
+        num_choices = len(request.prompt) * params.n
+        self._offsets = [0] * num_choices  # characters of the tokens so far, for text_offset
+        self._whole = [CompletionChoice(i, "") for i in range(num_choices)]
+        self._texts: list[list[str]] = [[] for _ in range(num_choices)]
+
+    def fold(self, place: int, delta: GenerationDelta) -> None:
+        self._usage.add(place, delta)
+        for output in delta.outputs:
+            part = self._choice(place, output)
+            whole = self._whole[part.index]
+            self._texts[part.index].append(part.text)
+            if part.logprobs is not None:
+                whole.logprobs = _joined(whole.logprobs, part.logprobs)
+            if part.finish_reason is not None:
+                whole.finish_reason, whole.stop_reason = part.finish_reason, part.stop_reason
+
+    def whole(self) -> CompletionReply:
+        for choice, texts in zip(self._whole, self._texts, strict=True):
+            choice.text = "".join(texts)
+        return self._object(self._whole, usage_of(*self._usage.totals()))
+
+    # ------------------------------------------------------------ EventWriter
+    def events(self, place: int, delta: GenerationDelta) -> bytes:
+        self._usage.add(place, delta)
+        usage: Usage | UnsetType | None = None if self._include_usage else UNSET
+        if self._continuous_usage:
+            usage = usage_of(*self._usage.totals())
+        choices = (self._choice(place, output) for output in delta.outputs)
+        return b"".join(
+            event(self._object([choice], usage))
+            for choice in choices
+            if choice.text or choice.logprobs or choice.finish_reason is not None
+        )
+
+    def last_events(self) -> bytes:
+        return event(self._object([], usage_of(*self._usage.totals()))) if self._include_usage else b""
+
+    def _choice(self, place: int, output: CompletionDelta) -> CompletionChoice:
+        index = place * self._params.n + output.index
+        logprobs = completion_logprobs(
+            self._serving.texts,
+            output.token_ids,
+            output.logprobs,
+            self._params.logprobs or 0,
+            self._offsets[index],
+        )
+        if logprobs is not None:
+            self._offsets[index] += sum(map(len, logprobs.tokens))
+            if not logprobs.tokens:
+                logprobs = None
+        return CompletionChoice(index, output.text, logprobs, output.finish_reason, output.stop_reason)
+
+    def _object(self, choices: list[CompletionChoice], usage: Usage | UnsetType | None) -> CompletionReply:
+        return CompletionReply(
+            self._id,
+            "text_completion",
+            self._created,
+            self._model,
+            choices,
+            self._serving.fingerprint,
+            usage,
+        )
+
+
+def _joined(first: CompletionLogprobs | None, second: CompletionLogprobs) -> CompletionLogprobs:
+    if first is None:
+        return second
+    first.text_offset += second.text_offset
+    first.token_logprobs += second.token_logprobs
+    first.tokens += second.tokens
+    first.top_logprobs += second.top_logprobs
+    return first

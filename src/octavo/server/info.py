@@ -1,0 +1,46 @@
+"""The small GET routes: models, health, version, metrics."""
+
+from __future__ import annotations
+
+import uuid
+
+import octavo
+from octavo.server.exchange import Exchange
+from octavo.server.protocol.models import ModelCard, ModelList, ModelPermission
+from octavo.server.state import ServerState
+
+
+class InfoHandlers:
+    def __init__(self, state: ServerState) -> None:
+        self._state = state
+
+    async def models(self, exchange: Exchange) -> None:
+        await exchange.send_json(ModelList([self._card(name) for name in self._state.model_names]))
+
+    async def model(self, exchange: Exchange) -> None:
+        await exchange.send_json(self._card(self._state.resolve_model(exchange.path_param)))
+
+    def _card(self, name: str) -> ModelCard:
+        state = self._state
+        permission = ModelPermission(f"modelperm-{uuid.uuid4().hex}", state.created)
+        root = state.model_root or state.model_names[0]
+        return ModelCard(name, state.created, root, state.info.max_model_len, [permission])
+
+    async def health(self, exchange: Exchange) -> None:
+        """200 and nothing while the engine lives; 503 when it is dead or hangs. A server that drains is alive."""
+        if self._state.client.is_healthy:
+            await exchange.send_bytes(b"", 200, [])
+        else:
+            self._state.check_available()
+
+    async def ready(self, exchange: Exchange) -> None:
+        """As health, and 503 while the server drains: no new work should be sent here."""
+        self._state.check_available()
+        await exchange.send_bytes(b"", 200, [])
+
+    async def version(self, exchange: Exchange) -> None:
+        await exchange.send_json({"version": octavo.__version__})
+
+    async def metrics(self, exchange: Exchange) -> None:
+        body, content_type = self._state.metrics.render()
+        await exchange.send_bytes(body, 200, [(b"content-type", content_type.encode())])

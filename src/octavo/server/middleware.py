@@ -1,0 +1,104 @@
+"""What surrounds every HTTP request: its id, its key, its errors, its metrics. Plain ASGI wrappers.
+
+None of them touches the body of a reply, so a token costs one extra call and no copy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import time
+import uuid
+from collections.abc import Iterable
+
+from octavo.errors import OctavoError, Unauthorized
+from octavo.metrics import Metrics
+from octavo.server.errors import HeadersTooLarge, error_reply
+from octavo.server.exchange import ASGIApp, ASGIMessage, ClientDisconnected, Exchange, Receive, Scope, Send
+
+logger = logging.getLogger(__name__)
+
+#: Paths that answer without a key. Everything else is refused by default, known route or not.
+OPEN_PATHS = frozenset({"/health", "/ready"})
+
+MAX_HEADERS = 100
+MAX_HEADER_BYTES = 64 * 1024
+MAX_REQUEST_ID_CHARS = 128
+
+
+class Authentication:
+    """Every path but `OPEN_PATHS` needs one of the keys as `Authorization: Bearer <key>`.
+
+    Only digests are kept and compared: they have one length, and the comparison takes the same time whatever
+    a client guessed. OPTIONS is exempt: browsers send it without credentials, and it does nothing.
+    """
+
+    def __init__(self, app: ASGIApp, keys: Iterable[str]) -> None:
+        self._app = app
+        self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] != "OPTIONS" and scope["path"] not in OPEN_PATHS:
+            self._check(Exchange(scope, receive, send).header(b"authorization"))
+        await self._app(scope, receive, send)
+
+    def _check(self, header: str | None) -> None:
+        if header is None:
+            raise Unauthorized("No API key was sent. Send one as `Authorization: Bearer <key>`.")
+        scheme, _, key = header.strip().partition(" ")
+        digest = hashlib.sha256(key.strip().encode("latin-1")).digest()
+        matches = [hmac.compare_digest(digest, known) for known in self._digests]
+        if scheme.lower() != "bearer" or not any(matches):
+            raise Unauthorized("Incorrect API key.")
+
+
+class RequestScope:
+    """The outermost layer of a request: gives it an id, turns exceptions into replies, counts it."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request_id = scope["octavo.request_id"] = _request_id(scope)
+        started = time.perf_counter()
+        status = 0
+
+        async def send_with_id(message: ASGIMessage) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        try:
+            _check_headers(scope)
+            await self._app(scope, receive, send_with_id)
+        except ClientDisconnected:
+            status = status or 499  # nobody reads it; the number is nginx's
+        except Exception as exc:
+            if not isinstance(exc, OctavoError):
+                logger.exception("request %s failed", request_id)
+            if status:
+                raise  # the reply has begun: all that is left is to cut the connection
+            reply = error_reply(exc)
+            await Exchange(scope, receive, send_with_id).send_json(reply.body, reply.status, reply.headers)
+        finally:
+            self._metrics.on_http_request(
+                scope["method"], scope.get("octavo.route", ""), status or 500, time.perf_counter() - started
+            )
+
+
+def _request_id(scope: Scope) -> str:
+    """The client's `X-Request-Id` when it is short and printable ASCII, else a new one. It is never a key."""
+    given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
+    if 0 < len(given) <= MAX_REQUEST_ID_CHARS and all(0x20 < byte < 0x7F for byte in given):
+        return str(given, "ascii")
+    return uuid.uuid4().hex
+
+
+def _check_headers(scope: Scope) -> None:
+    headers = scope["headers"]
+    if len(headers) > MAX_HEADERS or sum(len(name) + len(value) for name, value in headers) > MAX_HEADER_BYTES:
+        raise HeadersTooLarge(f"More than {MAX_HEADERS} headers, or more than {MAX_HEADER_BYTES} bytes of them.")

@@ -1,0 +1,1 @@
+"""Wire models: pydantic for what comes in, msgspec structs for what goes out."""

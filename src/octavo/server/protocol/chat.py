@@ -1,0 +1,168 @@
+"""POST /v1/chat/completions: request and reply bodies (features.md 1.3 to 1.5)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import UNSET, UnsetType
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+from octavo.errors import InvalidRequest
+from octavo.server.protocol.common import COMMON_REFUSALS, Int, Refusals, SamplingFields, Usage, WireModel, inert
+
+#: Most messages in a request, and most parts in a message.
+MAX_MESSAGES = 4096
+MAX_PARTS = 1024
+
+
+def _check_part(part: Any) -> Any:
+    if not isinstance(part, dict) or not isinstance(part.get("type"), str):
+        raise PydanticCustomError("part_type", "A content part should be an object with a `type`")
+    if part["type"] not in ("text", "input_text"):
+        raise PydanticCustomError("part_unsupported", "Only text parts are supported")
+    if not isinstance(part.get("text"), str):
+        raise PydanticCustomError("part_text", "A text part should have a string `text`")
+    return {"type": "text", "text": part["text"]}
+
+
+Part = Annotated[dict[str, Any], BeforeValidator(_check_part)]
+
+
+def _check_content(value: Any) -> Any:
+    """A string, null, or a list of parts; the parts themselves are checked one by one, so that paths name them."""
+    if not (value is None or isinstance(value, str | list)):
+        raise PydanticCustomError("content_type", "Input should be a string, a list of parts, or null")
+    if isinstance(value, list) and len(value) > MAX_PARTS:
+        raise PydanticCustomError("too_many_parts", f"At most {MAX_PARTS} parts are allowed")
+    return value
+
+
+def _check_role(value: str) -> str:
+    if not value or len(value) > 64 or not value.isprintable():
+        raise PydanticCustomError("role", "A role should be a short printable name")
+    return value
+
+
+class Message(WireModel):
+    """One message. Fields that only a template knows (`reasoning_content`, ...) pass through to it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    role: Annotated[str, AfterValidator(_check_role)]
+    content: Annotated[str | list[Part] | None, BeforeValidator(_check_content)] = None
+    name: str | None = None
+    tool_call_id: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+
+    def for_template(self) -> dict[str, Any]:
+        """What the template sees: the fields that were given, without nulls other than the content's."""
+        given = {name: value for name, value in self.model_dump().items() if value is not None}
+        return {"role": self.role, "content": self.content, **given}
+
+
+class ChatRequest(SamplingFields):
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
+    max_completion_tokens: Int | None = None
+    logprobs: bool | None = None
+    top_logprobs: Int | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    documents: list[dict[str, Any]] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    # Accepted without effect: nothing that they choose between exists while tools are refused.
+    parallel_tool_calls: bool | None = None
+
+
+def _no_choice(value: Any) -> bool:
+    """D6: without tools, "none" and "auto" both mean what happens anyway."""
+    return value in (None, "none", "auto") if isinstance(value, str | None) else False
+
+
+CHAT_REFUSALS: Refusals = {
+    **COMMON_REFUSALS,
+    "tools": inert(None),  # an empty list is an error too, as with OpenAI (features.md 8b)
+    "tool_choice": _no_choice,
+    "functions": inert(None),
+    "function_call": _no_choice,
+    "chat_template": inert(None),
+    "modalities": inert(None, ["text"]),
+    "audio": inert(None),
+    "prediction": inert(None),
+    "web_search_options": inert(None),
+}
+
+
+def check_prompt_options(body: Mapping[str, Any]) -> None:
+    """T20: the two ways to end the prompt exclude each other, when both are asked for."""
+    if body.get("continue_final_message") and body.get("add_generation_prompt"):
+        raise InvalidRequest(
+            "`continue_final_message` and `add_generation_prompt` cannot both be true.", "continue_final_message"
+        )
+
+
+# ---------------------------------------------------------------- replies
+class TopLogprob(msgspec.Struct):
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+
+class ContentLogprob(msgspec.Struct):
+    token: str
+    logprob: float
+    bytes: list[int] | None
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(msgspec.Struct):
+    content: list[ContentLogprob]
+
+
+class ReplyMessage(msgspec.Struct):
+    role: str
+    content: str | None
+    refusal: str | None = None
+
+
+class ChatChoice(msgspec.Struct):
+    index: int
+    message: ReplyMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: str | None
+    stop_reason: int | str | None
+
+
+class ChatReply(msgspec.Struct):
+    id: str
+    object: str
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+    system_fingerprint: str
+
+
+class Delta(msgspec.Struct):
+    role: str | UnsetType = UNSET
+    content: str | UnsetType = UNSET
+
+
+class ChatChunkChoice(msgspec.Struct):
+    index: int
+    delta: Delta
+    logprobs: ChatLogprobs | None = None
+    finish_reason: str | None = None
+    stop_reason: int | str | None | UnsetType = UNSET
+
+
+class ChatChunk(msgspec.Struct):
+    id: str
+    object: str
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChatChunkChoice]
+    usage: Usage | None | UnsetType = UNSET

@@ -1,0 +1,201 @@
+"""What the request and reply bodies of several endpoints share.
+
+Incoming fields are strict: `true` is no integer, `"1"` is no number, integers fit 64 bits. `null` means the
+default everywhere. Three kinds of fields:
+
+- fields of a model here: validated and honoured;
+- fields in an endpoint's `Refusals`: known, not supported, an error when they ask for something;
+- `SILENT_FIELDS` (the caller's own bookkeeping): accepted without a word. Anything else is accepted, ignored, and
+  named in the reply's `x-octavo-ignored-fields` header.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+import msgspec
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+from octavo.errors import InvalidRequest
+from octavo.params import SamplingParams
+
+#: Most stop strings of a request, and the most characters of one.
+MAX_STOP_STRINGS = 4
+MAX_STOP_CHARS = 4096
+MAX_CACHE_SALT_CHARS = 256
+
+Int = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
+
+#: Fields that carry the caller's own bookkeeping and have no effect on the answer.
+SILENT_FIELDS = frozenset({"user", "metadata", "safety_identifier", "prompt_cache_key"})
+
+
+class WireModel(BaseModel):
+    """Base of all request bodies."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
+
+
+class StreamOptions(WireModel):
+    """D2: both off unless asked for."""
+
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+def _check_stop(value: Any) -> Any:
+    stops = [value] if isinstance(value, str) else value
+    if stops is None:
+        return []
+    if not isinstance(stops, list) or not all(isinstance(s, str) for s in stops):
+        raise PydanticCustomError("stop_type", "Input should be a string or a list of strings")
+    if len(stops) > MAX_STOP_STRINGS:
+        raise PydanticCustomError("too_many_stops", f"At most {MAX_STOP_STRINGS} stop strings are allowed")
+    if any(len(s) > MAX_STOP_CHARS for s in stops):
+        raise PydanticCustomError("stop_too_long", f"A stop string has at most {MAX_STOP_CHARS} characters")
+    return stops
+
+
+_TOKEN_ID_KEY = re.compile(r"-?[0-9]{1,10}")
+
+
+def _check_logit_bias(value: Any) -> Any:
+    """S12: keys are token ids in decimal; whether they are in the vocabulary is checked with the parameters."""
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise PydanticCustomError("logit_bias_type", "Input should be an object of token ids and biases")
+    if not all(_TOKEN_ID_KEY.fullmatch(key) for key in value):
+        raise PydanticCustomError("logit_bias_key", "Keys should be token ids")
+    return {int(key): bias for key, bias in value.items()}
+
+
+class SamplingFields(WireModel):
+    """The fields of chat and text completions alike (features.md 2.1)."""
+
+    model: str | None = None
+    n: Int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: Int | None = None
+    min_p: float | None = None
+    seed: Int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: Annotated[dict[int, float] | None, BeforeValidator(_check_logit_bias)] = None
+    stop: Annotated[list[str], BeforeValidator(_check_stop)] = Field(default_factory=list)
+    stop_token_ids: list[Int] | None = None
+    include_stop_str_in_output: bool | None = None
+    ignore_eos: bool | None = None
+    max_tokens: Int | None = None
+    min_tokens: Int | None = None
+    skip_special_tokens: bool | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    add_special_tokens: bool | None = None
+    cache_salt: str | None = None
+    priority: Int | None = None
+
+    def sampling_params(self, defaults: Mapping[str, Any], **changes: Any) -> SamplingParams:
+        """The parameters before validation: given fields, then `changes`, over the server's `defaults`."""
+        values = dict(defaults)
+        values.update((name, value) for name in _SAMPLING_FIELDS if (value := getattr(self, name)) is not None)
+        values["stop"] = tuple(self.stop)
+        values["stop_token_ids"] = tuple(self.stop_token_ids or ())
+        values.update(changes)
+        return SamplingParams(**values)
+
+    @property
+    def include_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def continuous_usage(self) -> bool:
+        return self.include_usage and bool(self.stream_options and self.stream_options.continuous_usage_stats)
+
+
+#: Fields that go to `SamplingParams` under their own name, and need no conversion.
+_SAMPLING_FIELDS = tuple(
+    name
+    for name in SamplingFields.model_fields
+    if name in SamplingParams.__struct_fields__ and name not in ("stop", "stop_token_ids")
+)
+
+#: Field -> does this value ask for nothing? Values that ask for something are refused, never ignored.
+Refusals = Mapping[str, Callable[[Any], bool]]
+
+
+def inert(*values: Any) -> Callable[[Any], bool]:
+    """A test for values that ask for nothing. Compared with their type: `false` is not `0`."""
+
+    def test(value: Any) -> bool:
+        return any(type(value) is type(harmless) and value == harmless for harmless in values)
+
+    return test
+
+
+#: What neither chat nor text completions support.
+COMMON_REFUSALS: Refusals = {
+    "guided_json": inert(None),
+    "guided_regex": inert(None),
+    "guided_choice": inert(None),
+    "guided_grammar": inert(None),
+    "guided_decoding_backend": inert(None),
+    "guided_whitespace_pattern": inert(None),
+    "structured_outputs": inert(None),
+    "response_format": inert(None, {"type": "text"}),
+    "use_beam_search": inert(None, False),
+    "length_penalty": inert(None, 1, 1.0),
+    "early_stopping": inert(None, False),
+    "prompt_logprobs": inert(None),
+    "truncate_prompt_tokens": inert(None),
+    "allowed_token_ids": inert(None),
+    "bad_words": inert(None, []),
+    "logprob_token_ids": inert(None, []),
+    "logits_processors": inert(None, []),
+    "spaces_between_special_tokens": inert(None, True),
+    "return_token_ids": inert(None, False),
+    "return_tokens_as_token_ids": inert(None, False),
+    "echo": inert(None, False),
+}
+
+
+def refuse_unsupported(body: Mapping[str, Any], refusals: Refusals) -> None:
+    """Raise `InvalidRequest` for the first field of `body` that asks for what is not supported."""
+    for name, harmless in refusals.items():
+        if name in body and not harmless(body[name]):
+            raise InvalidRequest(f"`{name}` is not currently supported.", name)
+
+
+def refuse_best_of(body: Mapping[str, Any]) -> None:
+    """S10: `best_of` equal to `n` asks for nothing more than `n` does."""
+    best_of = body.get("best_of")
+    if best_of is not None and (isinstance(best_of, bool) or best_of != (body.get("n") or 1)):
+        raise InvalidRequest("`best_of` other than `n` is not currently supported.", "best_of")
+
+
+def ignored_fields(body: Mapping[str, Any], model: type[WireModel], refusals: Refusals) -> list[str]:
+    """Names in `body` that nothing here knows, sorted (features.md U20)."""
+    known = model.model_fields.keys() | refusals.keys() | SILENT_FIELDS | {"best_of"}
+    return sorted(body.keys() - known)
+
+
+class PromptTokensDetails(msgspec.Struct):
+    cached_tokens: int = 0
+
+
+class Usage(msgspec.Struct):
+    """Token counts, summed over all prompts and choices (D3, E76)."""
+
+    prompt_tokens: int
+    total_tokens: int
+    completion_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+def usage_of(num_prompt: int, num_cached: int, num_output: int) -> Usage:
+    return Usage(num_prompt, num_prompt + num_output, num_output, PromptTokensDetails(num_cached))

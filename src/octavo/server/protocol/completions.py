@@ -1,0 +1,90 @@
+"""POST /v1/completions: request and reply bodies (features.md 1.6, 1.7)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import UNSET, UnsetType
+from pydantic import PlainValidator
+from pydantic_core import PydanticCustomError
+
+from octavo.server.protocol.common import COMMON_REFUSALS, Int, Refusals, SamplingFields, Usage, inert
+
+#: S16: what OpenAI completes when the request does not say.
+DEFAULT_MAX_TOKENS = 16
+
+Prompts = list[str] | list[list[int]]
+
+
+def _is_ids(value: list[Any]) -> bool:
+    # `type(x) is int` and not isinstance: true and false are no token ids.
+    return bool(value) and all(type(x) is int for x in value)
+
+
+def _check_prompt(value: Any) -> Prompts:
+    """The four shapes of `prompt` as a list of prompts, all text or all token ids.
+
+    Written by hand: a union of four list types makes pydantic go over 32k token ids four times.
+    """
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, list):
+        raise PydanticCustomError("prompt_type", "Input should be a string, token ids, or a list of either")
+    if not value:
+        raise PydanticCustomError("prompt_empty", "Input should not be an empty list")
+    if all(isinstance(item, str) for item in value):
+        return value
+    if _is_ids(value):
+        return [value]
+    if all(isinstance(item, list) and _is_ids(item) for item in value):
+        return value
+    raise PydanticCustomError(
+        "prompt_mixed", "Input should be a string, a list of strings, a list of token ids, or a list of such lists"
+    )
+
+
+class CompletionRequest(SamplingFields):
+    prompt: Annotated[Prompts, PlainValidator(_check_prompt)]
+    logprobs: Int | None = None
+
+
+COMPLETION_REFUSALS: Refusals = {
+    **COMMON_REFUSALS,
+    "suffix": inert(None, ""),
+    "prompt_embeds": inert(None),
+    "tools": inert(None),
+    "tool_choice": inert(None, "none"),
+}
+
+
+# ---------------------------------------------------------------- replies
+class CompletionLogprobs(msgspec.Struct):
+    """Four lists of one entry a token (E72)."""
+
+    text_offset: list[int] = []
+    token_logprobs: list[float] = []
+    tokens: list[str] = []
+    top_logprobs: list[dict[str, float]] = []
+
+
+class CompletionChoice(msgspec.Struct):
+    """Of the whole reply and of a chunk alike; every field is always present (E74)."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None = None
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+
+
+class CompletionReply(msgspec.Struct):
+    """The whole reply, and a chunk of the stream: the same object."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    system_fingerprint: str
+    usage: Usage | None | UnsetType = UNSET

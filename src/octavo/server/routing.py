@@ -1,0 +1,63 @@
+"""The table of routes, and the ASGI application that looks requests up in it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+
+from octavo.server.errors import MethodNotAllowed, RouteNotFound
+from octavo.server.exchange import Exchange, Receive, Scope, Send
+from octavo.server.protocol.common import WireModel
+
+Handler = Callable[[Exchange], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """`path` may end in `/{name}`: the rest of the request's path, slashes included, is then its parameter.
+
+    `summary` and `body` describe the route to people; the log at start and the API document read them.
+    """
+
+    method: str
+    path: str
+    handler: Handler
+    summary: str
+    body: type[WireModel] | None = None
+
+
+class Router:
+    """Exact paths first, then those with a parameter. A trailing slash makes no difference."""
+
+    def __init__(self, routes: Iterable[Route]) -> None:
+        self.routes = tuple(routes)
+        self._exact: dict[str, dict[str, Route]] = {}
+        self._prefixes: dict[str, dict[str, Route]] = {}
+        for route in self.routes:
+            if route.path.endswith("}"):
+                prefix = route.path[: route.path.rindex("{")]
+                self._prefixes.setdefault(prefix, {})[route.method] = route
+            else:
+                self._exact.setdefault(route.path, {})[route.method] = route
+
+    def find(self, path: str) -> tuple[dict[str, Route], str]:
+        """The routes of a path by method, and the path's parameter. No routes: the path is unknown."""
+        exact = self._exact.get(path) or (self._exact.get(path[:-1]) if path.endswith("/") else None)
+        if exact:
+            return exact, ""
+        for prefix, routes in self._prefixes.items():
+            if path.startswith(prefix) and len(path) > len(prefix):
+                return routes, path[len(prefix) :]
+        return {}, ""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = Exchange(scope, receive, send)
+        routes, exchange.path_param = self.find(exchange.path)
+        if not routes:
+            raise RouteNotFound("There is no such route.")
+        route = routes.get("GET" if exchange.method == "HEAD" else exchange.method)
+        if route is None:
+            allowed = ", ".join(sorted(routes))
+            raise MethodNotAllowed(f"This route allows only {allowed}.", allowed)
+        scope["octavo.route"] = route.path
+        await route.handler(exchange)

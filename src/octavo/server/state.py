@@ -1,0 +1,82 @@
+"""What the handlers share: one object, made at start and handed to all of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from octavo.config import ServerConfig
+from octavo.errors import EngineDead, ModelNotFound, ShuttingDown
+from octavo.generation import GenerationDelta
+from octavo.messages import EngineInfo
+from octavo.metrics import Metrics
+from octavo.params import GenerateRequest
+from octavo.server.errors import clip
+
+
+class Engine(Protocol):
+    """`client.EngineClient`, as far as the server needs it."""
+
+    @property
+    def is_healthy(self) -> bool: ...
+
+    @property
+    def dead_reason(self) -> str | None: ...
+
+    def generate(self, request: GenerateRequest) -> AsyncIterator[GenerationDelta]:
+        """An async generator. Closing it aborts the request."""
+        ...
+
+
+class Tokenizer(Protocol):
+    """`text.tokenizer.Tokenizer`, as far as the server needs it."""
+
+    def decode(self, ids: list[int], skip_special_tokens: bool) -> str: ...
+
+    def token_bytes(self, token_id: int) -> bytes | None: ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+
+class Renderer(Protocol):
+    """`text.renderer.Renderer`: prompts in, token ids out. Raises `InvalidRequest`."""
+
+    def render_chat(self, messages: list[dict[str, Any]], **options: Any) -> list[int]: ...
+
+    def render_text(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
+
+
+@dataclass
+class ServerState:
+    """`draining` is the only field that changes: launch sets it when the server is told to stop."""
+
+    config: ServerConfig
+    model_names: tuple[str, ...]  # as served; the first is reported where a request names none
+    client: Engine
+    tokenizer: Tokenizer
+    renderer: Renderer
+    info: EngineInfo
+    metrics: Metrics
+    model_root: str = ""  # where the model comes from, for /v1/models
+    default_sampling: Mapping[str, Any] = field(default_factory=dict)  # for fields that a request leaves out
+    max_fanout: int = 2048  # most sequences (prompts x n) of one request
+    created: int = field(default_factory=lambda: int(time.time()))
+    draining: bool = False
+
+    def check_available(self) -> None:
+        """Raise `EngineDead` or `ShuttingDown` when no request can be served."""
+        if not self.client.is_healthy:
+            raise EngineDead(self.client.dead_reason or "The engine does not respond.")
+        if self.draining:
+            raise ShuttingDown("The server is shutting down.")
+
+    def resolve_model(self, name: str | None) -> str:
+        """The served name for a request's `model`; none or "" is the first. Raises `ModelNotFound` (E7)."""
+        if not name:
+            return self.model_names[0]
+        if name not in self.model_names:
+            raise ModelNotFound(f"The model `{clip(name, 200)}` does not exist.", "model")
+        return name
