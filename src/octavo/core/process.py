@@ -86,7 +86,7 @@ def serve(config: EngineConfig, connection: BlockingConnection, make_executor: M
 
 def _exit_at_once(reason: TransportError) -> None:
     """Called in the reader thread. No clean-up: a step or a read of the weights may go on for long."""
-    print(f"octavo engine: {reason.message}", file=sys.stderr, flush=True)
+    os.write(2, f"octavo engine: {reason.message}\n".encode())  # not the logger: another thread may hold its lock
     os._exit(EXIT_PEER_GONE)
 
 

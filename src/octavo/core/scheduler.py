@@ -79,6 +79,8 @@ class Scheduler:
             return RequestOutput(message.request_id, [], "error", error=refusal)
         self._num_arrivals += 1
         limit = min(self.max_model_len, self.kv.capacity_tokens)
+        if not self.enable_chunked_prefill:  # after a preemption all of its tokens must fit one step
+            limit = min(limit, self.max_num_batched_tokens)
         if message.params.max_tokens is not None:
             limit = min(limit, len(message.prompt_token_ids) + message.params.max_tokens)
         seed = sampling_seed_of(message, self._config_seed, self._num_arrivals)

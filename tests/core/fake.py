@@ -1,0 +1,83 @@
+"""A model without numerics: its next token is a hash of the history that it reads through the block tables.
+
+Each KV slot holds the token id that was written to it, so that a wrong block, a stale hit, and a lost or doubled
+token change the output.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+import msgspec
+
+from octavo.core.sched_output import ModelRunnerOutput, SchedulerOutput
+from octavo.messages import AddRequest, EngineInfo
+
+VOCAB_SIZE = 50
+
+INFO = EngineInfo(
+    model_type="fake", vocab_size=VOCAB_SIZE, max_model_len=64, num_kv_blocks=33, block_size=4, max_num_seqs=8,
+    max_num_batched_tokens=32, max_request_tokens=64, kv_cache_bytes=0, weight_bytes=0, num_params=0, dtype="",
+    kv_cache_dtype="", quantization="none", device="fake", ops={}, load_seconds={},
+)  # fmt: skip
+
+
+def info(**changes: object) -> EngineInfo:
+    return msgspec.structs.replace(INFO, **changes)
+
+
+def next_token(history: list[int], seed: int) -> int:
+    return hashlib.sha256(repr((history, seed)).encode()).digest()[0] % VOCAB_SIZE
+
+
+def alone(message: AddRequest, count: int, seed: int) -> list[int]:
+    """The first `count` tokens that the fake model generates for a request by itself."""
+    tokens = list(message.prompt_token_ids)
+    for _ in range(count):
+        tokens.append(next_token(tokens, seed))
+    return tokens[len(message.prompt_token_ids) :]
+
+
+class FakeExecutor:
+    """`before_step` may raise or wait; `errors` maps request ids to a message with which they fail in the next step."""
+
+    def __init__(self, engine_info: EngineInfo, before_step: Callable[[], None] = lambda: None) -> None:
+        self.info, self.before_step = engine_info, before_step
+        self.pool = [[-1] * engine_info.block_size for _ in range(engine_info.num_kv_blocks)]
+        self.slots: dict[int, dict] = {}
+        self.errors: dict[int, str] = {}
+
+    def load(self) -> EngineInfo:
+        return self.info
+
+    def execute(self, plan: SchedulerOutput) -> ModelRunnerOutput:
+        self.before_step()
+        for slot in plan.finished_slots:
+            self.slots.pop(slot, None)
+        for new in plan.new_requests:
+            self.slots[new.slot] = {
+                "id": new.request_id, "tokens": list(new.prompt_token_ids), "blocks": list(new.block_ids),
+                "computed": new.num_computed_tokens, "seed": new.sampling_seed,
+            }  # fmt: skip
+        for known in plan.cached_requests:
+            self.slots[known.slot]["blocks"] += known.new_block_ids
+            self.slots[known.slot]["computed"] = known.num_computed_tokens
+        result = ModelRunnerOutput(sampled_token_ids={})
+        for slot, count in plan.num_scheduled_tokens.items():
+            self._compute(slot, count, result)
+        return result
+
+    def _compute(self, slot: int, count: int, result: ModelRunnerOutput) -> None:
+        state, size = self.slots[slot], self.info.block_size
+        end = state["computed"] + count
+        for p in range(state["computed"], end):
+            self.pool[state["blocks"][p // size]][p % size] = state["tokens"][p]
+        if state["id"] in self.errors:
+            result.errors[slot] = self.errors.pop(state["id"])
+            return
+        result.sampled_token_ids[slot] = []
+        if end == len(state["tokens"]):
+            history = [self.pool[state["blocks"][p // size]][p % size] for p in range(end)]
+            state["tokens"].append(next_token(history, state["seed"]))
+            result.sampled_token_ids[slot] = [state["tokens"][-1]]

@@ -1,0 +1,102 @@
+"""What holds after every event; ids as in the list of invariants of the scheduler's tests."""
+
+from __future__ import annotations
+
+import struct
+from collections import Counter
+
+from core.fake import FakeExecutor
+from octavo.core.kv_cache_manager import hash_block, hash_salt
+from octavo.core.request import RequestStatus
+from octavo.core.sched_output import SchedulerOutput
+from octavo.core.scheduler import Scheduler
+
+
+def check_state(scheduler: Scheduler) -> None:
+    """I1: every request is in exactly one state and place. I6: nothing else is remembered."""
+    waiting, running = scheduler.waiting, scheduler.running
+    assert {id(r) for r in waiting} | {id(r) for r in running} == {id(r) for r in scheduler.requests.values()}
+    assert len(waiting) + len(running) == len(scheduler.requests)
+    assert waiting == sorted(waiting, key=lambda r: r.order) and running == sorted(running, key=lambda r: r.order)
+    for request in waiting:
+        assert request.status in (RequestStatus.WAITING, RequestStatus.PREEMPTED)
+        assert (request.slot, request.block_ids, request.num_computed_tokens) == (-1, [], 0)
+    for request in running:
+        assert request.status is RequestStatus.RUNNING and scheduler.slots[request.slot] is request
+        assert request.num_computed_tokens < request.num_tokens <= request.limit_tokens
+    taken = [slot for slot, request in enumerate(scheduler.slots) if request is not None]
+    assert len(taken) == len(running)
+    assert sorted(taken + scheduler._free_slots) == list(range(scheduler.max_num_seqs))
+
+
+def check_blocks(scheduler: Scheduler) -> None:
+    """I5: reference counts equal users; every block is in exactly one place."""
+    pool = scheduler.kv.pool
+    users = Counter(block_id for request in scheduler.running for block_id in request.block_ids)
+    for request in scheduler.running:
+        assert len(set(request.block_ids)) == len(request.block_ids)
+        assert len(request.block_ids) * scheduler.kv.block_size == request.num_allocated_tokens
+    for block in pool.blocks:
+        assert block.ref_count == users[block.block_id]
+    free = [*pool._unnamed, *pool._evictable]
+    assert len(free) == pool.num_free
+    assert sorted([*free, *users]) == list(range(1, len(pool.blocks)))
+    assert scheduler.kv.num_blocks_used == len(users)
+
+
+def check_cache(scheduler: Scheduler, executor: FakeExecutor) -> None:
+    """I9: a cached block's hash is that of what is in it and before it. I11: others are not found."""
+    pool = scheduler.kv.pool
+    by_uid = {block.uid: block for block in pool._cached.values()}
+    for block_hash, block in pool._cached.items():
+        assert block.block_hash == block_hash
+        tokens = list(struct.unpack(f"<{scheduler.kv.block_size}I", block.tokens))
+        assert executor.pool[block.block_id] == tokens
+        if isinstance(block.parent, str):
+            assert block_hash == hash_block(hash_salt(block.parent), block.tokens)
+        elif block.parent in by_uid:
+            assert block_hash == hash_block(by_uid[block.parent].block_hash or b"", block.tokens)
+    assert sum(block.block_hash is not None for block in pool.blocks) == len(pool._cached)
+    assert all(pool.blocks[block_id].block_hash is None for block_id in pool._unnamed)
+    assert all(pool.blocks[block_id].block_hash is not None for block_id in pool._evictable)
+
+
+def check_plan(scheduler: Scheduler, plan: SchedulerOutput) -> None:
+    """I2: work goes on. I8: no block is written that another may read. I10: one token is computed. I20: limits."""
+    counts = plan.num_scheduled_tokens
+    assert bool(counts) == bool(scheduler.requests), "requests wait, but the step is empty"
+    assert plan.total_num_scheduled_tokens == sum(counts.values()) <= scheduler.max_num_batched_tokens
+    assert len(counts) <= scheduler.max_num_seqs and all(count > 0 for count in counts.values())
+    sent = [data.slot for data in (*plan.cached_requests, *plan.new_requests)]
+    assert sorted(sent) == sorted(counts)
+    size, written = scheduler.kv.block_size, Counter[int]()
+    for slot, count in counts.items():
+        request = scheduler.slots[slot]
+        assert request is not None
+        start = request.num_computed_tokens
+        assert start + count <= request.num_tokens <= request.num_allocated_tokens
+        for index in range(start // size, (start + count - 1) // size + 1):
+            block = scheduler.kv.pool.blocks[request.block_ids[index]]
+            assert block.ref_count == 1 and block.block_hash is None
+            written[block.block_id] += 1
+    assert not written or max(written.values()) == 1
+    for new in plan.new_requests:
+        assert new.num_computed_tokens < len(new.prompt_token_ids)
+        if not scheduler.enable_chunked_prefill:
+            assert new.num_computed_tokens + counts[new.slot] == len(new.prompt_token_ids)
+
+
+def check_idle(scheduler: Scheduler) -> None:
+    """I5, I6: when all has ended nothing is held but the cache, and that can be cleared."""
+    assert not scheduler.has_work and not scheduler.waiting and not scheduler.running
+    assert scheduler.kv.num_blocks_used == 0
+    assert scheduler.stats().num_running == scheduler.stats().num_waiting == 0
+    scheduler.reset_prefix_cache()
+    pool = scheduler.kv.pool
+    assert pool.num_cached == 0 and len(pool._unnamed) == pool.num_usable
+
+
+def check_all(scheduler: Scheduler, executor: FakeExecutor) -> None:
+    check_state(scheduler)
+    check_blocks(scheduler)
+    check_cache(scheduler, executor)

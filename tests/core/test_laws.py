@@ -1,0 +1,228 @@
+"""The laws of pool and scheduler under arbitrary sequences of events, with a model that sees every mistake."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import hypothesis.strategies as st
+import pytest
+from core import invariants
+from core.fake import VOCAB_SIZE, FakeExecutor, alone, info
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+
+from octavo.config import CacheConfig, EngineConfig, SchedulerConfig
+from octavo.core import kv_cache_manager
+from octavo.core.scheduler import Scheduler
+from octavo.messages import AddRequest, RequestOutput
+from octavo.params import SamplingParams
+
+CONTEXT = 40
+#: What must have happened at least once, or the laws have been tested in a world where nothing happens.
+seen: Counter[str] = Counter()
+
+
+def expected_end(message: AddRequest, seed: int, limit: int) -> tuple[list[int], str, int | None]:
+    """(tokens, finish_reason, stop_reason) of a request that runs alone, straight from the definition."""
+    params, output = message.params, []
+    for token in alone(message, CONTEXT, seed):
+        output.append(token)
+        if len(output) > params.min_tokens:
+            if token in message.eos_token_ids and not params.ignore_eos:
+                return output, "stop", None
+            if token in params.stop_token_ids:
+                return output, "stop", token
+        if len(message.prompt_token_ids) + len(output) >= limit or len(output) == params.max_tokens:
+            return output, "length", None
+    raise AssertionError("no end")
+
+
+class Laws(RuleBasedStateMachine):
+    ids = Bundle("ids")
+
+    @initialize(
+        block_size=st.sampled_from([1, 2, 4]),
+        num_blocks=st.sampled_from([2, 3, 6, 12, 24, 48]),
+        max_num_seqs=st.integers(1, 5),
+        budget=st.sampled_from([1, 3, 8, 64]),
+        chunked=st.booleans(),
+        caching=st.sampled_from([True, True, False]),
+    )
+    def start(
+        self, block_size: int, num_blocks: int, max_num_seqs: int, budget: int, chunked: bool, caching: bool
+    ) -> None:
+        engine_info = info(
+            max_model_len=CONTEXT, num_kv_blocks=num_blocks, block_size=block_size, max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=budget if chunked else CONTEXT,
+        )  # fmt: skip
+        config = EngineConfig(
+            cache=CacheConfig(enable_prefix_caching=caching), scheduler=SchedulerConfig(enable_chunked_prefill=chunked)
+        )
+        self.scheduler = Scheduler(config, engine_info)
+        self.executor = FakeExecutor(engine_info)
+        self.limit = min(CONTEXT, (num_blocks - 1) * block_size)
+        self.messages: dict[int, AddRequest] = {}
+        self.seeds: dict[int, int] = {}
+        self.tokens: dict[int, list[int]] = {}
+        self.ends: dict[int, RequestOutput] = {}
+
+    @rule(
+        target=ids,
+        shared=st.integers(0, 24),
+        tail=st.lists(st.integers(0, 3), max_size=8),
+        max_tokens=st.none() | st.integers(1, 24),
+        min_tokens=st.integers(0, 4),
+        stop_token_ids=st.sets(st.integers(0, VOCAB_SIZE - 1), max_size=2),
+        eos=st.sets(st.integers(0, VOCAB_SIZE - 1), max_size=1),
+        ignore_eos=st.booleans(),
+        priority=st.sampled_from([0, 0, 0, 1, -1]),
+        salt=st.sampled_from(["", "", "a"]),
+        n=st.sampled_from([1, 1, 2, 4]),
+    )
+    def add(
+        self, shared: int, tail: list[int], max_tokens: int | None, min_tokens: int, stop_token_ids: set[int],
+        eos: set[int], ignore_eos: bool, priority: int, salt: str, n: int,
+    ) -> int:  # fmt: skip
+        params = SamplingParams(
+            max_tokens=max_tokens, min_tokens=min(min_tokens, max_tokens or 4), ignore_eos=ignore_eos,
+            stop_token_ids=tuple(stop_token_ids),
+        )  # fmt: skip
+        first = len(self.messages)
+        for i in range(n):
+            message = AddRequest(first + i, [7] * shared + tail, params, tuple(eos), i, priority, salt)
+            self.messages[message.request_id] = message
+            self.tokens[message.request_id] = []
+            refused = self.scheduler.add(message)
+            # I3: exactly those that could never run are refused.
+            size = shared + len(tail)
+            assert (refused is not None) == (size == 0 or size + (max_tokens or 1) > self.limit)
+            if refused is not None:
+                assert refused.finish_reason == "error" and refused.error
+                self.take([refused])
+            else:
+                self.seeds[message.request_id] = self.scheduler.requests[message.request_id].sampling_seed
+        assert n == 1 or len({self.seeds.get(first + i, i) for i in range(n)}) == n
+        return first
+
+    @rule(count=st.integers(1, 12))
+    def steps(self, count: int) -> None:
+        for _ in range(count):
+            self.step()
+            invariants.check_all(self.scheduler, self.executor)
+
+    @rule(request_id=ids)
+    def abort(self, request_id: int) -> None:
+        known = request_id in self.scheduler.requests
+        outputs = self.scheduler.abort([request_id, request_id])  # I7: twice is once
+        assert [output.finish_reason for output in outputs] == ["abort"] * known
+        self.take(outputs)
+
+    @rule(request_id=st.integers(-3, -1) | st.integers(10**6, 2**63))
+    def abort_unknown(self, request_id: int) -> None:
+        assert self.scheduler.abort([request_id]) == []
+
+    @rule(request_id=ids)
+    def abort_in_the_middle_of_a_step(self, request_id: int) -> None:
+        self.step(lambda: self.take(self.scheduler.abort([request_id])))
+        seen["abort in a step"] += 1
+
+    @rule(request_id=ids)
+    def worker_fails_one_request(self, request_id: int) -> None:
+        if request_id in self.scheduler.requests:
+            self.executor.errors = {request_id: "NaN"}
+            self.step()
+            seen["error of one"] += self.ends[request_id].error == "NaN" if request_id in self.ends else 0
+            self.executor.errors = {}
+
+    @rule()
+    def step_runs_out_of_memory(self) -> None:
+        plan = self.scheduler.schedule()
+        invariants.check_plan(self.scheduler, plan)
+        ids = {self.scheduler.slots[slot].request_id for slot in plan.num_scheduled_tokens}  # type: ignore[union-attr]
+        outputs = self.scheduler.fail_step(plan, "memory")
+        assert {output.request_id for output in outputs} == ids
+        assert all(output.new_token_ids == [] for output in outputs)  # I13
+        self.take(outputs)
+        seen["failed step of a part of a prompt"] += 1 if ids else 0
+
+    @rule()
+    def reset_prefix_cache(self) -> None:
+        self.scheduler.reset_prefix_cache()
+
+    @invariant()
+    def hold(self) -> None:
+        if hasattr(self, "scheduler"):
+            invariants.check_all(self.scheduler, self.executor)
+
+    def step(self, in_the_middle: object = None) -> None:
+        scheduler = self.scheduler
+        before = scheduler.stats()
+        plan = scheduler.schedule()
+        invariants.check_plan(scheduler, plan)
+        if not plan.total_num_scheduled_tokens:
+            return
+        result = self.executor.execute(plan)
+        if callable(in_the_middle):
+            in_the_middle()
+        self.take(scheduler.update(plan, result))
+        after = scheduler.stats()
+        seen["preemption"] += after.num_preemptions - before.num_preemptions
+        seen["prefix hit"] += after.prefix_cache_hits > before.prefix_cache_hits
+        seen["prompt in parts"] += any(
+            count > 1 and not result.sampled_token_ids.get(slot) for slot, count in plan.num_scheduled_tokens.items()
+        )
+
+    def take(self, outputs: list[RequestOutput]) -> None:
+        for output in outputs:
+            request_id = output.request_id
+            assert request_id not in self.ends  # I19: one end, nothing after it
+            self.tokens[request_id] += output.new_token_ids
+            if output.finish_reason is not None:
+                self.ends[request_id] = output
+                seen[output.finish_reason] += 1
+                assert request_id not in self.scheduler.requests  # I6
+
+    def teardown(self) -> None:
+        if not hasattr(self, "scheduler"):
+            return
+        # Liveness: each step computes at least one token of somebody; recomputation is bounded by the steps left.
+        for _ in range(200 * CONTEXT):
+            if not self.scheduler.has_work:
+                break
+            self.step()
+            invariants.check_all(self.scheduler, self.executor)
+        assert self.ends.keys() == self.messages.keys()  # I2, I19
+        for request_id, message in self.messages.items():
+            self.check_output(message, self.tokens[request_id], self.ends[request_id])
+        invariants.check_idle(self.scheduler)
+
+    def check_output(self, message: AddRequest, tokens: list[int], end: RequestOutput) -> None:
+        """I12: the output is that of the request alone, or where it was cut short a beginning of it."""
+        if message.request_id not in self.seeds:
+            assert tokens == []
+            return
+        expected, reason, stop_reason = expected_end(message, self.seeds[message.request_id], self.limit)
+        if end.finish_reason in ("abort", "error"):
+            assert tokens == expected[: len(tokens)]
+        else:
+            assert (tokens, end.finish_reason, end.stop_reason) == (expected, reason, stop_reason)
+
+
+SETTINGS = settings(
+    max_examples=150, stateful_step_count=30, deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)  # fmt: skip
+
+
+def test_every_request_ends_with_the_tokens_it_gets_alone_and_no_block_is_lost() -> None:
+    seen.clear()
+    run_state_machine_as_test(Laws, settings=SETTINGS)
+    for event in ("preemption", "prefix hit", "prompt in parts", "abort", "abort in a step", "error of one", "stop",
+                  "length", "error", "failed step of a part of a prompt"):  # fmt: skip
+        assert seen[event], f"never happened: {event}"
+
+
+def test_a_hash_that_collides_all_the_time_never_gives_another_requests_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kv_cache_manager, "hash_block", lambda parent, tokens: bytes([sum(tokens) % 3]))
+    monkeypatch.setattr(invariants, "hash_block", kv_cache_manager.hash_block)
+    run_state_machine_as_test(Laws, settings=settings(SETTINGS, max_examples=40))
