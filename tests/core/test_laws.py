@@ -6,11 +6,11 @@ from collections import Counter
 
 import hypothesis.strategies as st
 import pytest
-from core import invariants
-from core.fake import VOCAB_SIZE, FakeExecutor, alone, info
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
+from core import invariants
+from core.fake import VOCAB_SIZE, FakeExecutor, alone, info
 from octavo.config import CacheConfig, EngineConfig, SchedulerConfig
 from octavo.core import kv_cache_manager
 from octavo.core.scheduler import Scheduler

@@ -109,8 +109,8 @@ class Request:
     def finished(self) -> bool:
         return self.status is RequestStatus.FINISHED
 
-    def stop_of(self, token_id: int) -> tuple[str, int | None] | None:
-        """(finish_reason, stop_reason) if `token_id`, just appended, ends the request; else None.
+    def stop_of(self, token_id: int) -> tuple[str | None, int | None]:
+        """(finish_reason, stop_reason) if `token_id`, just appended, ends the request; else (None, None).
 
         Order: EOS, stop token ids (neither within min_tokens), then context length and max_tokens.
         """
@@ -120,7 +120,7 @@ class Request:
             return "stop", None if is_eos else token_id
         if num_tokens >= self.limit_tokens:
             return "length", None
-        return None
+        return None, None
 
 
 def sampling_seed_of(message: AddRequest, config_seed: int, counter: int) -> int:

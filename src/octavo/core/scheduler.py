@@ -156,21 +156,20 @@ class Scheduler:
         num_preemptions = self._num_preemptions
 
         # Decodes. `running` may lose its tail meanwhile: those preempted are newer than the one that is looked at.
-        index = 0
-        while index < len(running) and budget:
-            request = running[index]
-            index += 1
+        for request in running:
+            if not budget:
+                break
             num_tokens = len(request.token_ids)
             if num_tokens - request.num_computed_tokens > 1:
                 prefilling.append(request)
                 continue
-            new_ids: list[int] | None = []
+            new_ids: list[int] = []
             if num_tokens > request.num_allocated_tokens:
-                new_ids = self._grow(request)
-                if new_ids is None:
+                if (grown := self._grow(request)) is None:
                     break
+                new_ids = grown
             scheduled[request.slot] = 1
-            cached.append(CachedRequestData(request.slot, new_ids or [], num_tokens - 1))
+            cached.append(CachedRequestData(request.slot, new_ids, num_tokens - 1))
             budget -= 1
 
         # Prompts on their way: all of their blocks were given at admission.
@@ -291,35 +290,34 @@ class Scheduler:
         """Take in what the step produced: tokens are appended, full blocks enter the cache, requests end."""
         fault("update")
         outputs: list[RequestOutput] = []
-        slots, sampled, logprobs = self.slots, result.sampled_token_ids, result.logprobs
-        num_sampled = 0
+        slots, sampled, logprobs, errors = self.slots, result.sampled_token_ids, result.logprobs, result.errors
         for slot, count in plan.num_scheduled_tokens.items():
             request = slots[slot]
             if request is None:  # aborted while the step ran
                 continue
-            if slot in result.errors:
-                outputs.append(self._end(request, "error", result.errors[slot]))
+            if slot in errors:
+                outputs.append(self._end(request, "error", errors[slot]))
                 continue
             computed = request.num_computed_tokens = request.num_computed_tokens + count
             if computed >= request.next_cache_tokens:
                 self.kv.cache_computed_blocks(request)
-            tokens = sampled[slot]
-            if bool(tokens) is not (computed == len(request.token_ids)):
-                raise RuntimeError(f"slot {slot}: {len(tokens)} tokens sampled at {computed} computed tokens")
-            if not tokens:
+            tokens, token_ids = sampled[slot], request.token_ids
+            if computed < len(token_ids):
+                assert not tokens, f"slot {slot}: a token was sampled before all others were computed"
                 continue
-            num_sampled += 1
-            request.token_ids.append(tokens[0])
-            stop = request.stop_of(tokens[0])
-            finish_reason, stop_reason = stop if stop is not None else (None, None)
+            token_id = tokens[0]
+            token_ids.append(token_id)
+            finish_reason = stop_reason = None
+            if token_id in request.stop_ids or len(token_ids) >= request.limit_tokens:
+                finish_reason, stop_reason = request.stop_of(token_id)
             token_logprobs = logprobs.get(slot) if logprobs else None
             if request.first_output_sent:
                 outputs.append(RequestOutput(request.request_id, tokens, finish_reason, stop_reason, token_logprobs))
             else:
                 outputs.append(self._first_output(request, tokens, finish_reason, stop_reason, token_logprobs))
-            if stop is not None:
+            if finish_reason is not None:
                 self._finish(request)
-        self._num_generation_tokens += num_sampled
+        self._num_generation_tokens += sum(map(len, sampled.values()))
         return outputs
 
     @staticmethod
