@@ -1,0 +1,57 @@
+"""What the loaders of tokenizers hand over, and the few things they share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import tokenizers
+from tokenizers import AddedToken, processors
+
+#: The names that templates may use; other keys of a special_tokens_map are no names.
+SPECIAL_TOKEN_NAMES: Final = (
+    "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerParts:
+    """What a loader found. `backend` has no truncation and no padding; nobody changes it from here on."""
+
+    backend: tokenizers.Tokenizer
+    source: str  # file or directory, for messages
+    special_tokens_map: dict[str, str]  # bos_token, eos_token, unk_token, ... -> text
+    eos_token_ids: tuple[int, ...]  # the tokenizer's own first, then those of the generation config
+    chat_templates: dict[str, str] = field(default_factory=dict)  # name -> source; "default" is the usual one
+    model_max_length: int | None = None  # tokens
+
+
+def one_line(error: BaseException) -> str:
+    """An error of a library as part of our message: one line, not too long."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else text[:300] + "..."
+
+
+def add_missing_special_tokens(backend: tokenizers.Tokenizer, special_tokens_map: Mapping[str, str]) -> None:
+    """Make each named special token of the vocabulary one that is found whole in a text."""
+    known = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
+    for token in dict.fromkeys(special_tokens_map.values()):
+        # One that the vocabulary lacks would get a new id, past the end of the model's embedding.
+        if token not in known and backend.token_to_id(token) is not None:
+            backend.add_special_tokens([AddedToken(token, special=True, normalized=False)])
+
+
+def set_bos_eos(backend: tokenizers.Tokenizer, bos: str | None, eos: str | None) -> None:
+    """Make `add_special_tokens` put `bos` before and `eos` behind the text; None: nothing there."""
+    names = [name for name in (bos, eos) if name is not None]
+    ids = [(name, backend.token_to_id(name)) for name in dict.fromkeys(names)]
+    backend.post_processor = processors.TemplateProcessing(
+        single=[*([bos] if bos is not None else []), "$A", *([eos] if eos is not None else [])],
+        special_tokens=ids,
+    )
+
+
+def unique_ids(ids: Iterable[Any]) -> tuple[int, ...]:
+    """The token ids among `ids`, in order, each once. What is no token id is left out."""
+    return tuple(dict.fromkeys(i for i in ids if type(i) is int and i >= 0))
