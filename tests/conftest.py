@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+import octavo
 from octavo.sources import SMOLLM2, PackagedFile, cache_dir, packaged_file
 
 settings.register_profile("dev", deadline=None, max_examples=50)
@@ -26,6 +27,11 @@ settings.register_profile(
     "ci", deadline=None, max_examples=100, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+# Child processes of the tests import the same octavo as the tests do, installed or not.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    filter(None, [str(Path(octavo.__file__).parents[1]), os.environ.get("PYTHONPATH")])
+)
 
 QWEN_CODER = PackagedFile(
     name="qwen2.5-coder-0.5b-q4_k_m.gguf",

@@ -33,7 +33,8 @@ from octavo.errors import CheckpointError
 HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt")
 #: A second copy of the weights that some repositories carry.
 HUB_IGNORED = ("consolidated*.safetensors", "original/*", "onnx/*", "*/*.safetensors")
-TOKENIZER_FILES = ("*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt")
+#: The same without the weights.
+DESCRIPTION_FILES = ("*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt")
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _CHUNK = 1 << 20
@@ -79,31 +80,39 @@ def resolve(config: ModelConfig) -> ModelConfig:
 
 def resolve_model(config: ModelConfig) -> Path:
     """The local directory or .gguf file of `config.model`. Raises `CheckpointError`."""
-    local = _local(config.model, "model")
+    local = _local(config.model, "model", config.revision)
     if local is not None:
         return local
-    demo = DEMO_MODELS.get(config.model)
-    if demo is not None:
-        return packaged_file(demo, Path(config.download_dir) if config.download_dir else cache_dir() / "models")
-    return _from_hub(config.model, config.revision, config.download_dir, HUB_FILES)
+    # Random weights need the model's shape and tokenizer only.
+    patterns = DESCRIPTION_FILES if config.load_format == "dummy" else HUB_FILES
+    return _fetch(config.model, config.revision, config.download_dir, patterns)
 
 
 def resolve_tokenizer(config: ModelConfig, model: Path) -> Path:
     """The local directory or .gguf file of the tokenizer: `config.tokenizer`, else the model itself."""
-    if config.tokenizer is None:
+    if config.tokenizer is None and config.tokenizer_revision is None:
         return model
-    if config.tokenizer in DEMO_MODELS:
-        return resolve_model(dataclasses.replace(config, model=config.tokenizer))
-    local = _local(config.tokenizer, "tokenizer")
+    name = config.tokenizer or config.model
+    local = _local(name, "tokenizer", config.tokenizer_revision)
     if local is not None:
         return local
-    return _from_hub(config.tokenizer, config.tokenizer_revision, config.download_dir, TOKENIZER_FILES)
+    return _fetch(name, config.tokenizer_revision, config.download_dir, DESCRIPTION_FILES)
+
+
+def _fetch(name: str, revision: str | None, directory: str | None, patterns: Sequence[str]) -> Path:
+    demo = DEMO_MODELS.get(name)
+    if demo is None:
+        return _from_hub(name, revision, directory, patterns)
+    return packaged_file(demo, Path(directory) if directory else cache_dir() / "models")
 
 
 # ---------------------------------------------------------------- local files
-def _local(name: str, what: str) -> Path | None:
+def _local(name: str, what: str, revision: str | None) -> Path | None:
     """`name` as a path that exists; None when it can only be a name; `CheckpointError` when it is a bad path."""
     path = Path(name).expanduser()
+    if revision is not None and (path.exists() or name in DEMO_MODELS):
+        flag = "--revision" if what == "model" else "--tokenizer-revision"
+        raise CheckpointError(f"{flag} {revision}: {what} {name} does not come from the hub and has no revisions")
     if path.is_dir():
         return _model_directory(path) if what == "model" else path
     if path.exists():
@@ -244,7 +253,7 @@ def _from_hub(name: str, revision: str | None, directory: str | None, patterns: 
     if wanted.quant is not None:
         return hub.file(_pick_quant(name, wanted.quant, hub.list_files()))
     snapshot = hub.snapshot(patterns)
-    if patterns is not HUB_FILES or any(snapshot.glob("*.safetensors")):
+    if patterns is DESCRIPTION_FILES or any(snapshot.glob("*.safetensors")):
         return snapshot
     files = [f for f in hub.list_files() if f.endswith(".gguf")]
     if len(files) == 1:
@@ -274,8 +283,9 @@ class _Hub:
         self.name, self.repo = name, repo
         # Imported here: a local model must not pay for it.
         import huggingface_hub
+        from huggingface_hub import constants
 
-        self._hub = huggingface_hub
+        self._hub, self._constants = huggingface_hub, constants
         self._options: dict[str, Any] = {"revision": revision, "cache_dir": directory}
 
     def snapshot(self, patterns: Sequence[str]) -> Path:
@@ -295,13 +305,23 @@ class _Hub:
         try:
             return list(self._call(lambda: self._hub.list_repo_files(self.repo, revision=self._options["revision"])))
         except CheckpointError:
-            local = self._call(lambda: self._hub.snapshot_download(self.repo, local_files_only=True, **self._options))
-            return [str(f.relative_to(local)) for f in Path(local).rglob("*") if f.is_file()]
+            found = self._cached_files()
+            if not found:
+                raise
+            return found
+
+    def _cached_files(self) -> list[str]:
+        directory = self._options["cache_dir"] or self._constants.HF_HUB_CACHE
+        if not Path(directory).is_dir():
+            return []
+        revisions = (r.revisions for r in self._hub.scan_cache_dir(directory).repos if r.repo_id == self.repo)
+        commits = [commit for of_repo in revisions for commit in of_repo]
+        return sorted({str(f.file_path.relative_to(c.snapshot_path)) for c in commits for f in c.files})
 
     def _call(self, action: Callable[[], Any]) -> Any:
         from huggingface_hub import errors
 
-        endpoint = self._hub.constants.ENDPOINT
+        endpoint = self._constants.ENDPOINT
         revision = self._options["revision"]
         try:
             return action()
@@ -328,7 +348,7 @@ class _Hub:
             raise
 
     def _unreachable(self, endpoint: str, error: Exception) -> str:
-        if self._hub.constants.HF_HUB_OFFLINE:
+        if self._constants.HF_HUB_OFFLINE:
             why = "HF_HUB_OFFLINE is set"
         else:
             cause = error.__cause__ or error

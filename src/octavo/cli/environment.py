@@ -13,6 +13,8 @@ PREFIX = "OCTAVO_"
 VARIABLES = {
     "OCTAVO_API_KEY": "API key, when neither --api-key nor the config file gives one (VLLM_API_KEY is read too)",
     "OCTAVO_CACHE_DIR": "where fetched models are kept; default ~/.cache/octavo",
+    "OCTAVO_ISA": "CPU kernels to use, when --isa does not say",
+    "OCTAVO_FAULTS": "makes chosen steps of the engine fail, for tests",
     "OCTAVO_TEST_MODELS": "where octavo's own tests look for their models",
 }
 
