@@ -16,7 +16,9 @@ class HostDevice:
         return torch.from_numpy(host)
 
 
-def new_request(slot: int, tokens: list[int], block_ids: list[int], computed: int = 0, **params: object) -> NewRequestData:
+def new_request(
+    slot: int, tokens: list[int], block_ids: list[int], computed: int = 0, **params: object
+) -> NewRequestData:
     return NewRequestData(
         slot=slot,
         request_id=slot,

@@ -84,10 +84,10 @@ def plan_kv_cache(
         )
     if room < max_model_len:
         if max_model_len_given:
+            needed = (blocks_per_request + NUM_NULL_BLOCKS) * block_bytes
             raise InvalidConfig(
-                f"--max-model-len {max_model_len} does not fit the KV cache, which holds {room} tokens "
-                f"({reason}). Give it more with --kv-cache-memory-bytes {blocks_per_request * block_bytes + block_bytes} "
-                f"or ask for a shorter context."
+                f"--max-model-len {max_model_len} does not fit the KV cache, which holds {room} tokens ({reason}). "
+                f"Give it more with --kv-cache-memory-bytes {needed} or ask for a shorter context."
             )
         reason += f"; context cut from {max_model_len} to {room} tokens to fit"
         max_model_len = room

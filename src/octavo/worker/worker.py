@@ -108,9 +108,7 @@ class Worker:
             free_bytes=device.free_memory_bytes(),
         )
 
-    def _allocate_kv_caches(
-        self, loaded: LoadedModel, ops: Ops, plan: KVCachePlan, kv_dtype: torch.dtype
-    ) -> KVCaches:
+    def _allocate_kv_caches(self, loaded: LoadedModel, ops: Ops, plan: KVCachePlan, kv_dtype: torch.dtype) -> KVCaches:
         spec = loaded.spec
         k_shape, v_shape = ops.kv_cache_shapes(plan.num_blocks, plan.block_size, spec.num_kv_heads, spec.head_dim)
         try:
@@ -177,4 +175,3 @@ class Worker:
             ops=dict(ops.implementations),
             load_seconds=seconds,
         )
-

@@ -1,0 +1,80 @@
+"""The real engine without processes: a loaded worker, and a fresh scheduler for each run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from octavo.config import CacheConfig, EngineConfig, ModelConfig, ParallelConfig, SchedulerConfig
+from octavo.core.scheduler import Scheduler
+from octavo.messages import AddRequest, EngineInfo, TokenLogprobs
+from octavo.params import SamplingParams
+from octavo.worker.worker import Worker
+
+
+@dataclass(slots=True)
+class Reply:
+    """All that came back for one request; equal replies are equal bit for bit, log probabilities included."""
+
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    finish_reason: str | None = None
+    error: str | None = None
+
+
+@dataclass(slots=True)
+class Run:
+    replies: dict[int, Reply]
+    num_preemptions: int
+    prefix_cache_hits: int
+
+
+class Engine:
+    """One loaded model. `run` may be called again and again; the KV cache keeps only stale values between runs."""
+
+    def __init__(self, model: Path, **model_options: Any) -> None:
+        self.config = EngineConfig(
+            model=ModelConfig(model=str(model), max_model_len=2048, **model_options),
+            cache=CacheConfig(kv_cache_memory_bytes=600 << 20),
+            scheduler=SchedulerConfig(max_num_seqs=96, max_num_batched_tokens=512),
+            parallel=ParallelConfig(num_threads=2),
+        )
+        self.worker = Worker(self.config, lambda name, detail: None)
+        self.info: EngineInfo = self.worker.load()
+
+    def scheduler(self, *, prefix_caching: bool = True, **info: int) -> Scheduler:
+        """A scheduler for this worker; `info` narrows it: num_kv_blocks, max_num_batched_tokens, max_num_seqs."""
+        config = dataclasses.replace(self.config, cache=CacheConfig(enable_prefix_caching=prefix_caching))
+        return Scheduler(config, msgspec.structs.replace(self.info, **info))
+
+    def run(self, requests: Sequence[AddRequest], *, scheduler: Scheduler | None = None, per_step: int = 0) -> Run:
+        """Run until all requests have ended. per_step > 0: that many new requests arrive before each step."""
+        scheduler = scheduler or self.scheduler()
+        replies = {request.request_id: Reply() for request in requests}
+        pending = list(requests)
+        while pending or scheduler.has_work:
+            arriving = pending[: per_step or len(pending)]
+            del pending[: len(arriving)]
+            for request in arriving:
+                refused = scheduler.add(request)
+                assert refused is None, refused
+            plan = scheduler.schedule()
+            for output in scheduler.update(plan, self.worker.execute(plan)):
+                reply = replies[output.request_id]
+                reply.token_ids += output.new_token_ids
+                reply.logprobs += output.logprobs or []
+                reply.finish_reason = output.finish_reason
+                reply.error = output.error
+        stats = scheduler.stats()
+        return Run(replies, stats.num_preemptions, stats.prefix_cache_hits)
+
+
+def request(request_id: int, prompt: Sequence[int], **params: Any) -> AddRequest:
+    """A request of the engine with explicit seed and, unless said otherwise, greedy."""
+    settings: dict[str, Any] = {"temperature": 0.0, "max_tokens": 24, "ignore_eos": True, "logprobs": 2, "seed": 11}
+    return AddRequest(request_id, list(prompt), SamplingParams(**(settings | params)))

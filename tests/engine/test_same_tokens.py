@@ -1,0 +1,112 @@
+"""The law: the same request gives the same text, bit for bit, whatever else the engine does.
+
+Replies are compared with their log probabilities, float for float: a kernel whose rounding depends on the batch
+fails here long before a token changes.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from engine.harness import Engine, Reply, Run, request
+from octavo import _cpu
+from octavo.messages import AddRequest
+
+
+@pytest.fixture(scope="module")
+def engine(smollm2_gguf: Path) -> Engine:
+    return Engine(smollm2_gguf)
+
+
+def prompts() -> list[list[int]]:
+    """Token ids of no meaning but varied length; the last two share a long beginning."""
+    rng = random.Random(5)
+    shared = [rng.randrange(1000, 40_000) for _ in range(160)]
+    lengths = (1, 15, 16, 17, 130, 400)
+    plain = [[rng.randrange(1000, 40_000) for _ in range(n)] for n in lengths]
+    return [*plain, [*shared, 1234, 77], [*shared, 4321]]
+
+
+def requests_under_test() -> list[AddRequest]:
+    """Greedy and sampled, with and without penalties."""
+    result = []
+    for i, prompt in enumerate(prompts()):
+        sampled = {"temperature": 0.9, "top_p": 0.9, "top_k": 50, "seed": 100 + i} if i % 2 else {}
+        penalised = {"frequency_penalty": 0.4, "repetition_penalty": 1.1} if i % 3 == 0 else {}
+        result.append(request(i, prompt, **sampled, **penalised))
+    return result
+
+
+@pytest.fixture(scope="module")
+def alone(engine: Engine) -> dict[int, Reply]:
+    """Each request by itself, without prefix cache."""
+    replies = {}
+    for one in requests_under_test():
+        replies |= engine.run([one], scheduler=engine.scheduler(prefix_caching=False)).replies
+    assert all(len(reply.token_ids) == 24 and reply.finish_reason == "length" for reply in replies.values())
+    return replies
+
+
+def check(run: Run, alone: dict[int, Reply]) -> None:
+    for request_id, reply in alone.items():
+        assert run.replies[request_id] == reply, f"request {request_id} differs"
+
+
+def test_in_a_batch_of_its_own_kind(engine: Engine, alone: dict[int, Reply]) -> None:
+    check(engine.run(requests_under_test(), scheduler=engine.scheduler(prefix_caching=False)), alone)
+
+
+def test_among_64_others_that_come_and_go(engine: Engine, alone: dict[int, Reply]) -> None:
+    rng = random.Random(9)
+    others = [
+        request(1000 + i, [rng.randrange(40_000) for _ in range(rng.randrange(1, 60))], max_tokens=rng.randrange(1, 30))
+        for i in range(64)
+    ]
+    mixed = requests_under_test() + others
+    rng.shuffle(mixed)
+    check(engine.run(mixed, per_step=7), alone)
+
+
+@pytest.mark.parametrize("budget", [96, 33])
+def test_however_the_prompt_is_chunked(engine: Engine, alone: dict[int, Reply], budget: int) -> None:
+    check(engine.run(requests_under_test(), scheduler=engine.scheduler(max_num_batched_tokens=budget)), alone)
+
+
+def test_with_the_prompt_in_the_prefix_cache(engine: Engine, alone: dict[int, Reply]) -> None:
+    scheduler = engine.scheduler()
+    engine.run(requests_under_test(), scheduler=scheduler)
+    before = scheduler.stats().prefix_cache_hits
+    run = engine.run(requests_under_test(), scheduler=scheduler)
+    assert run.prefix_cache_hits - before > 500
+    check(run, alone)
+
+
+def test_through_preemption(engine: Engine, alone: dict[int, Reply]) -> None:
+    scheduler = engine.scheduler(num_kv_blocks=56, prefix_caching=False)
+    run = engine.run(requests_under_test(), scheduler=scheduler)
+    assert run.num_preemptions > 0
+    check(run, alone)
+
+
+def test_with_one_thread(engine: Engine, alone: dict[int, Reply]) -> None:
+    _cpu.set_num_threads(1)
+    try:
+        check(engine.run(requests_under_test()), alone)
+    finally:
+        _cpu.set_num_threads(2)
+
+
+def test_the_samples_of_a_request_differ_and_repeat(engine: Engine) -> None:
+    prompt = prompts()[4]
+
+    def sample(index: int) -> AddRequest:
+        template = request(500 + index, prompt, temperature=1.0, seed=3, n=4)
+        return AddRequest(template.request_id, prompt, template.params, sample_index=index)
+
+    samples = [sample(index) for index in range(4)]
+    first, second = engine.run(samples), engine.run(samples[::-1])
+    assert first.replies == second.replies
+    assert len({tuple(reply.token_ids) for reply in first.replies.values()}) == 4
