@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from octavo.messages import SchedulerStats
+from octavo.observer import FinishedSample
 from octavo.params import GenerateRequest
 
 logger = logging.getLogger(__name__)
@@ -54,8 +55,6 @@ class Metrics:
         ProcessCollector(registry=self.registry)
         self._model_name = model_name
         self._last: SchedulerStats | None = None
-        self.num_prompt_tokens = 0  # totals since start, for the log
-        self.num_generation_tokens = 0
         self._make_gauges()
         self._make_counters()
         self._make_histograms(max_model_len)
@@ -89,10 +88,10 @@ class Metrics:
 
     def _make_counters(self) -> None:
         counter = self._counter
-        self._prompt_tokens = counter("vllm:prompt_tokens", "Prompt tokens of requests that began to answer.")
-        self._generation_tokens = counter("vllm:generation_tokens", "Generated tokens.")
         # The engine counts these since its start; `on_stats` adds what is new.
         self._from_engine = (
+            ("num_prompt_tokens", (counter("vllm:prompt_tokens", "Prompt tokens of sequences that began to run."),)),
+            ("num_generation_tokens", (counter("vllm:generation_tokens", "Generated tokens."),)),
             ("num_preemptions", (counter("vllm:num_preemptions", "Preemptions."),)),
             (
                 "prefix_cache_queries",
@@ -133,7 +132,7 @@ class Metrics:
         self._queue_time = histogram("vllm:request_queue_time_seconds", "Arrival to first scheduled.", _E2E)
         self._prefill_time = histogram("vllm:request_prefill_time_seconds", "First scheduled to first token.", _E2E)
         self._decode_time = histogram("vllm:request_decode_time_seconds", "First to last token.", _E2E)
-        self._inference_time = histogram("vllm:request_inference_time_seconds", "First scheduled to end.", _E2E)
+        self._inference_time = histogram("vllm:request_inference_time_seconds", "First scheduled to last token.", _E2E)
         self._mean_tpot = histogram(
             "vllm:request_time_per_output_token_seconds", "Mean time a token of a sequence.", _TPOT
         )
@@ -157,6 +156,30 @@ class Metrics:
         self._best_of.observe(request.params.n)
         if request.params.max_tokens is not None:
             self._max_tokens.observe(request.params.max_tokens)
+
+    def on_first_token(self, queue_seconds: float, first_token_seconds: float) -> None:
+        self._queue_time.observe(queue_seconds)
+        self._ttft.observe(first_token_seconds)
+
+    def on_tokens(self, num_tokens: int, seconds: float) -> None:
+        for histogram in self._itl:
+            histogram.observe(seconds / num_tokens)
+
+    def on_finish(self, sample: FinishedSample) -> None:
+        if sample.finish_reason in self._ends:
+            self._ends[sample.finish_reason].inc()
+        self._output_len.observe(sample.num_output_tokens)
+        if sample.arrival_time:
+            self._e2e.observe(sample.finish_time - sample.arrival_time)
+        if not sample.first_token_time:
+            return
+        decode = sample.last_token_time - sample.first_token_time
+        self._decode_time.observe(decode)
+        if sample.scheduled_time:
+            self._prefill_time.observe(sample.first_token_time - sample.scheduled_time)
+            self._inference_time.observe(sample.last_token_time - sample.scheduled_time)
+        if sample.num_output_tokens > 1:
+            self._mean_tpot.observe(decode / (sample.num_output_tokens - 1))
 
     def on_stats(self, stats: SchedulerStats) -> None:
         """The engine's numbers after a step."""
@@ -203,8 +226,8 @@ class StatsLogger:
         self._metrics = metrics
         self._interval = interval
         self._time = time.monotonic()
-        self._prompt_tokens = metrics.num_prompt_tokens
-        self._generation_tokens = metrics.num_generation_tokens
+        self._prompt_tokens = 0
+        self._generation_tokens = 0
         self._was_idle = True
 
     async def run(self) -> None:
@@ -217,17 +240,18 @@ class StatsLogger:
 
     def line(self) -> str | None:
         """The line for the time since the last call; None when nothing was done, or when that was said already."""
-        metrics, now = self._metrics, time.monotonic()
+        stats, now = self._metrics.latest_stats, time.monotonic()
         seconds = max(now - self._time, 1e-9)
-        prompt = (metrics.num_prompt_tokens - self._prompt_tokens) / seconds
-        generation = (metrics.num_generation_tokens - self._generation_tokens) / seconds
         self._time = now
-        self._prompt_tokens, self._generation_tokens = metrics.num_prompt_tokens, metrics.num_generation_tokens
-        metrics.set_rates(prompt, generation)
-        stats = metrics.latest_stats
-        is_idle = not (prompt or generation or (stats is not None and stats.num_running + stats.num_waiting))
+        if stats is None:
+            return None
+        prompt = (stats.num_prompt_tokens - self._prompt_tokens) / seconds
+        generation = (stats.num_generation_tokens - self._generation_tokens) / seconds
+        self._prompt_tokens, self._generation_tokens = stats.num_prompt_tokens, stats.num_generation_tokens
+        self._metrics.set_rates(prompt, generation)
+        is_idle = not (prompt or generation or stats.num_running or stats.num_waiting)
         # One line after the work ended shows the zeros.
-        if stats is None or (is_idle and self._was_idle):
+        if is_idle and self._was_idle:
             return None
         self._was_idle = is_idle
         usage = stats.kv_blocks_used / stats.kv_blocks_total if stats.kv_blocks_total else 0.0

@@ -57,7 +57,7 @@ class ChatHandler:
             generate_request = serving.generate_request(reply_id, ids, params, request)
             reply = _Reply(serving, request, params, reply_id, model)
             if request.stream:
-                async with aclosing(serving.generate([generate_request])) as deltas:  # type: ignore[type-var]
+                async with aclosing(serving.generate([generate_request])) as deltas:
                     await stream_events(exchange, deltas, reply)
                 return
             whole = await reply.whole(generate_request)
@@ -121,7 +121,8 @@ class _Reply:
         self._role = request.messages[-1].role if goes_on else serving.state.config.response_role
 
     async def whole(self, request: GenerateRequest) -> ChatReply:
-        final = await fold(self._serving.state.client.generate(request))
+        async with aclosing(self._serving.state.client.generate(request)) as stream:
+            final = await fold(stream)
         choices = [
             ChatChoice(
                 choice.index,

@@ -42,7 +42,7 @@ class CompletionHandler:
             reply_id = new_id("cmpl")
             requests = await self._requests(request, params, reply_id)
             reply = _Reply(serving, request, params, reply_id, model)
-            async with aclosing(serving.generate(requests)) as deltas:  # type: ignore[type-var]
+            async with aclosing(serving.generate(requests)) as deltas:
                 if request.stream:
                     await stream_events(exchange, deltas, reply)
                     return

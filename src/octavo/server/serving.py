@@ -8,7 +8,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import Any, Protocol, TypeVar
@@ -32,7 +32,7 @@ from octavo.server.protocol.common import (
     refuse_unsupported,
 )
 from octavo.server.sse import DONE, error_events
-from octavo.server.state import ServerState
+from octavo.server.state import DeltaStream, ServerState
 
 logger = logging.getLogger(__name__)
 
@@ -139,10 +139,25 @@ class Serving:
         logger.info("%s: %d prompt tokens, %s, ids %s", external_id, len(ids), escape(str(params)), shown)
 
     # ------------------------------------------------------------ from request to deltas
-    def generate(self, requests: list[GenerateRequest]) -> AsyncIterator[tuple[int, GenerationDelta]]:
-        """The deltas of all requests as they come, each with its request's place. Closing it aborts all."""
-        streams = [self.state.client.generate(request) for request in requests]
-        return _numbered(streams[0]) if len(streams) == 1 else _merged(streams)
+    async def generate(self, requests: list[GenerateRequest]) -> AsyncGenerator[tuple[int, GenerationDelta], None]:
+        """The deltas of all requests as they come, each with its request's place. Closing it aborts all.
+
+        All requests are admitted before the first delta, or none is.
+        """
+        streams: list[DeltaStream] = []
+        try:
+            for request in requests:
+                streams.append(self.state.client.generate(request))  # noqa: PERF401  (those before a refusal are closed)
+            if len(streams) == 1:
+                async for delta in streams[0]:
+                    yield 0, delta
+            else:
+                async with aclosing(_merged(streams)) as merged:
+                    async for item in merged:
+                        yield item
+        finally:
+            for stream in streams:
+                await stream.aclose()
 
 
 def new_id(prefix: str) -> str:
@@ -164,22 +179,15 @@ def _fingerprint(state: ServerState) -> str:
     return "fp_" + hashlib.sha256(repr((*facts, info.quantization, info.device)).encode()).hexdigest()[:10]
 
 
-async def _numbered(stream: AsyncIterator[GenerationDelta]) -> AsyncIterator[tuple[int, GenerationDelta]]:
-    async with aclosing(stream):  # type: ignore[type-var]
-        async for delta in stream:
-            yield 0, delta
-
-
-async def _merged(streams: list[AsyncIterator[GenerationDelta]]) -> AsyncIterator[tuple[int, GenerationDelta]]:
+async def _merged(streams: list[DeltaStream]) -> AsyncGenerator[tuple[int, GenerationDelta], None]:
     """One task a stream, and a queue with room for one delta of each: a slow reader still gets merged deltas."""
     queue: asyncio.Queue[tuple[int, GenerationDelta | Exception | None]] = asyncio.Queue(len(streams))
 
-    async def pump(place: int, stream: AsyncIterator[GenerationDelta]) -> None:
+    async def pump(place: int, stream: DeltaStream) -> None:
         end: Exception | None = None
         try:
-            async with aclosing(stream):  # type: ignore[type-var]
-                async for delta in stream:
-                    await queue.put((place, delta))
+            async for delta in stream:
+                await queue.put((place, delta))
         except Exception as exc:  # noqa: BLE001  (raised again by the reader)
             end = exc
         await queue.put((place, end))

@@ -16,17 +16,32 @@ from octavo.params import GenerateRequest
 from octavo.server.errors import clip
 
 
+class DeltaStream(Protocol):
+    """`generation.GenerationStream`: closing it aborts the request."""
+
+    def __aiter__(self) -> AsyncIterator[GenerationDelta]: ...
+
+    async def aclose(self) -> None: ...
+
+
 class Engine(Protocol):
     """`client.EngineClient`, as far as the server needs it."""
 
     @property
-    def is_healthy(self) -> bool: ...
+    def is_healthy(self) -> bool:
+        """The engine answers; also true while the server drains."""
+        ...
+
+    @property
+    def is_ready(self) -> bool:
+        """A new request would be taken."""
+        ...
 
     @property
     def dead_reason(self) -> str | None: ...
 
-    def generate(self, request: GenerateRequest) -> AsyncIterator[GenerationDelta]:
-        """An async generator. Closing it aborts the request."""
+    def generate(self, request: GenerateRequest) -> DeltaStream:
+        """Admit a request. Raises `RequestError` or `ServerError` when it is refused."""
         ...
 
 
@@ -49,9 +64,9 @@ class Renderer(Protocol):
     def render_text(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
 
 
-@dataclass
+@dataclass(frozen=True)
 class ServerState:
-    """`draining` is the only field that changes: launch sets it when the server is told to stop."""
+    """Made by launch once the engine can serve; never changed."""
 
     config: ServerConfig
     model_names: tuple[str, ...]  # as served; the first is reported where a request names none
@@ -64,13 +79,12 @@ class ServerState:
     default_sampling: Mapping[str, Any] = field(default_factory=dict)  # for fields that a request leaves out
     max_fanout: int = 2048  # most sequences (prompts x n) of one request
     created: int = field(default_factory=lambda: int(time.time()))
-    draining: bool = False
 
     def check_available(self) -> None:
         """Raise `EngineDead` or `ShuttingDown` when no request can be served."""
         if not self.client.is_healthy:
             raise EngineDead(self.client.dead_reason or "The engine does not respond.")
-        if self.draining:
+        if not self.client.is_ready:
             raise ShuttingDown("The server is shutting down.")
 
     def resolve_model(self, name: str | None) -> str:
