@@ -60,6 +60,15 @@ class ConfigReader:
             raise self.fail(key, f"is not a number above {low:g}")
         return float(value)
 
+    def numbers(self, key: str) -> tuple[float, ...]:
+        """A list of positive finite numbers."""
+        values = self._values.get(key)
+        if not isinstance(values, list) or not all(
+            type(v) in (int, float) and math.isfinite(v) and v > 0 for v in values
+        ):
+            raise self.fail(key, "is not a list of positive numbers")
+        return tuple(float(value) for value in values)
+
     def flag(self, key: str, default: bool) -> bool:
         value = self._values.get(key)
         if value is None:
@@ -112,6 +121,8 @@ def base_spec(config: ConfigReader, *, activation_key: str = "hidden_act") -> Ar
         raise config.fail(activation_key, "is not supported")
     max_positions = config.integer("max_position_embeddings", high=MAX_POSITIONS)
     rope = read_rope(flat_rope(config), max_positions)
+    if rope.kind == "factors" and len(rope.factors) != head_dim // 2:
+        raise CheckpointError(f"config: {len(rope.factors)} rope factors for heads of {head_dim}")
     if rope.kind == "yarn":
         max_positions = max(max_positions, int(rope.factor * rope.original_max_position_embeddings))
     return ArchSpec(
@@ -158,7 +169,7 @@ def read_rope(rope: ConfigReader, max_positions: int) -> RopeSpec:
     if kind == "default":
         return RopeSpec(theta=theta)
     if kind == "factors":
-        return RopeSpec(theta=theta, kind="factors", factors=tuple(rope.get("factors")))
+        return RopeSpec(theta=theta, kind="factors", factors=rope.numbers("factors"))
     factor = rope.number("factor")
     if kind == "linear":
         return RopeSpec(theta=theta, kind="linear", factor=factor)

@@ -1,0 +1,158 @@
+"""Where weights come from: a directory of safetensors files, a GGUF file, or a random generator.
+
+All three answer under Hugging Face's names and with tensors laid out as there, so that the loader knows one form.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import zlib
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import torch
+from torch import Tensor
+
+from octavo.errors import CheckpointError
+from octavo.models.safetensors_file import SafetensorsFile
+from octavo.models.spec import ArchSpec, tensor_shapes
+from octavo.quant.packed import QuantizedWeight
+
+logger = logging.getLogger("octavo.models")
+
+INDEX_NAME: Final = "model.safetensors.index.json"
+SINGLE_NAME: Final = "model.safetensors"
+MAX_JSON_BYTES: Final = 64 << 20
+_DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+#: Size of random weights: large enough to be no special case, small enough that no activation grows.
+_DUMMY_BOUND: Final = 0.03
+
+
+class Checkpoint(Protocol):
+    """Named tensors and the configuration that says what they are. All methods raise `CheckpointError`."""
+
+    @property
+    def source(self) -> str:
+        """The file or directory, for messages."""
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The configuration in Hugging Face's form."""
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """What the checkpoint says its floats are; None: each tensor keeps its type."""
+
+    @property
+    def quantization(self) -> str:
+        """`none`, or a summary of the formats for the start-up report."""
+
+    def names(self) -> list[str]:
+        """All tensors that a model must take."""
+
+    def shape(self, name: str) -> tuple[int, ...]: ...
+
+    def get(self, name: str) -> Tensor | QuantizedWeight:
+        """The tensor: a matrix of an integer format as `QuantizedWeight`, all else as a float tensor that may be a
+        view of the file and must not be written to."""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file of the checkpoint."""
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise CheckpointError(f"{path}: larger than {MAX_JSON_BYTES} bytes")
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError):
+        raise CheckpointError(f"{path}: not JSON") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: not a JSON object")
+    return content
+
+
+def config_dtype(config: dict[str, Any]) -> torch.dtype | None:
+    name = config.get("dtype") or config.get("torch_dtype")
+    return _DTYPES.get(name) if isinstance(name, str) else None
+
+
+class SafetensorsCheckpoint:
+    """A directory with config.json and one safetensors file, or several with an index."""
+
+    quantization: Final = "none"
+
+    def __init__(self, directory: Path) -> None:
+        self.source = str(directory)
+        self.config = read_json(directory / "config.json")
+        self.dtype = config_dtype(self.config)
+        self._tensors: dict[str, SafetensorsFile] = {}
+        if (directory / SINGLE_NAME).is_file():
+            file = SafetensorsFile(directory / SINGLE_NAME)
+            self._tensors = dict.fromkeys(file.names(), file)
+        elif (directory / INDEX_NAME).is_file():
+            self._read_shards(directory)
+        else:
+            pickled = any(directory.glob("*.bin")) or any(directory.glob("*.pt*"))
+            hint = "; pickled weights are not read, convert them to safetensors" if pickled else ""
+            raise CheckpointError(f"{directory}: neither {SINGLE_NAME} nor {INDEX_NAME} is there{hint}")
+
+    def _read_shards(self, directory: Path) -> None:
+        index = directory / INDEX_NAME
+        placed = read_json(index).get("weight_map")
+        if not isinstance(placed, dict) or not all(isinstance(value, str) for value in placed.values()):
+            raise CheckpointError(f"{index}: weight_map is not a mapping of tensors to files")
+        files: dict[str, SafetensorsFile] = {}
+        for file_name in sorted(set(placed.values())):
+            if Path(file_name).name != file_name:
+                raise CheckpointError(f"{index}: {file_name!r} is not the name of a file beside it")
+            if not (directory / file_name).is_file():
+                raise CheckpointError(f"{directory / file_name}: this shard is missing")
+            files[file_name] = SafetensorsFile(directory / file_name)
+        for name, file_name in placed.items():
+            if name not in files[file_name]:
+                raise CheckpointError(f"{directory / file_name}: the tensor {name!r} is not in it, yet in the index")
+        for file_name, file in files.items():
+            for name in file.names():
+                if name in self._tensors:
+                    raise CheckpointError(f"{directory / file_name}: the tensor {name!r} is also in another shard")
+                self._tensors[name] = file
+
+    def names(self) -> list[str]:
+        return list(self._tensors)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._tensors[name].shape(name)
+
+    def get(self, name: str) -> Tensor:
+        tensor = self._tensors[name].get(name)
+        if tensor.dtype not in _DTYPES.values():
+            raise CheckpointError(f"{self._tensors[name].path}: tensor {name!r}: {tensor.dtype} is not supported")
+        return tensor
+
+
+class DummyCheckpoint:
+    """Random weights for an architecture: the same for the same seed, whatever the order of asking."""
+
+    quantization: Final = "none"
+
+    def __init__(self, spec: ArchSpec, config: dict[str, Any], source: str, seed: int) -> None:
+        self.source = source
+        self.config = config
+        self.dtype = config_dtype(config) or torch.bfloat16
+        self._seed = seed
+        self._shapes = tensor_shapes(spec)
+
+    def names(self) -> list[str]:
+        return list(self._shapes)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._shapes[name]
+
+    def get(self, name: str) -> Tensor:
+        values = torch.empty(self._shapes[name], dtype=self.dtype)
+        if name.endswith("norm.weight"):
+            return values.fill_(1.0)
+        generator = torch.Generator().manual_seed((self._seed << 32 | zlib.crc32(name.encode())) % 2**63)
+        return values.uniform_(-_DUMMY_BOUND, _DUMMY_BOUND, generator=generator)

@@ -1,0 +1,105 @@
+"""A GGUF file, or the first of a split set, as a `Checkpoint`."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from octavo.errors import CheckpointError
+from octavo.gguf import GGUFFile, TensorInfo
+from octavo.models import gguf_config
+from octavo.quant.gguf_types import FLOAT_TYPES, transcode
+from octavo.quant.packed import QuantizedWeight
+
+_ROPE_FACTORS: Final = "rope_freqs.weight"
+_SPLIT_NAME: Final = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
+
+
+class GGUFCheckpoint:
+    """Tensors under Hugging Face's names and in its order of rows; floats keep the type they have in the file."""
+
+    dtype: Final = None
+
+    def __init__(self, path: Path) -> None:
+        self.source = str(path)
+        self._files = _open_split(path)
+        tensors: dict[str, tuple[GGUFFile, TensorInfo]] = {}
+        for file in self._files:
+            for name, info in file.tensors.items():
+                if name in tensors:
+                    raise CheckpointError(f"{file.path}: the tensor {name!r} is also in another part")
+                tensors[name] = (file, info)
+        metadata = self._files[0].metadata
+        try:
+            self._arch = gguf_config.architecture(metadata)
+            factors = self._rope_factors(tensors)
+            infos = {name: info for name, (_, info) in tensors.items()}
+            self.config: dict[str, Any] = gguf_config.hf_config(metadata, infos, factors)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error.message}") from None
+        self.quantization = _summary(list(infos.values()))
+        self._tensors = {gguf_config.hf_name(name, self._arch): entry for name, entry in tensors.items()}
+
+    @staticmethod
+    def _rope_factors(tensors: dict[str, tuple[GGUFFile, TensorInfo]]) -> list[float] | None:
+        """Takes the tensor of rope factors, which belongs to the configuration, out of `tensors`."""
+        if _ROPE_FACTORS not in tensors:
+            return None
+        file, info = tensors.pop(_ROPE_FACTORS)
+        values = transcode(file.data(info), info.type_name, info.shape, info.name)
+        if not isinstance(values, Tensor) or values.dim() != 1:
+            raise CheckpointError(f"tensor {_ROPE_FACTORS!r}: not a vector of floats")
+        factors: list[float] = values.to(torch.float32).tolist()
+        return factors
+
+    def names(self) -> list[str]:
+        return list(self._tensors)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._tensors[name][1].shape
+
+    def get(self, name: str) -> Tensor | QuantizedWeight:
+        file, info = self._tensors[name]
+        try:
+            weight = transcode(file.data(info), info.type_name, info.shape, info.name)
+        except CheckpointError as error:
+            raise CheckpointError(f"{file.path}: {error.message}") from None
+        if self._arch.permuted_qk and ".self_attn.q_proj." in name:
+            return _halves_of_heads(weight, self.config["num_attention_heads"])
+        if self._arch.permuted_qk and ".self_attn.k_proj." in name:
+            return _halves_of_heads(weight, self.config.get("num_key_value_heads", self.config["num_attention_heads"]))
+        return weight
+
+
+def _halves_of_heads(weight: Tensor | QuantizedWeight, num_heads: int) -> Tensor | QuantizedWeight:
+    """Reorder the rows of each head from pairs side by side, (0, 1), (2, 3), ..., to all firsts, then all seconds."""
+    rows = torch.arange(weight.shape[0]).view(num_heads, -1, 2).transpose(1, 2).reshape(-1)
+    return weight.select_rows(rows) if isinstance(weight, QuantizedWeight) else weight[rows]
+
+
+def _open_split(path: Path) -> list[GGUFFile]:
+    """The file, or if its metadata says that it is one of several, all of them in order."""
+    first = GGUFFile(path)
+    count = first.metadata.get("split.count", 0)
+    if not isinstance(count, int) or count <= 1:
+        return [first]
+    match = _SPLIT_NAME.fullmatch(path.name)
+    if match is None or int(match[3]) != count:
+        raise CheckpointError(
+            f"{path}: one of {count} parts, yet its name is not of the form NAME-00001-of-{count:05}.gguf"
+        )
+    parts = [path.with_name(f"{match[1]}-{number:05}-of-{match[3]}.gguf") for number in range(1, count + 1)]
+    for part in parts:
+        if not part.is_file():
+            raise CheckpointError(f"{part}: this part of the model is missing")
+    return [first if part == path else GGUFFile(part) for part in parts]
+
+
+def _summary(infos: list[TensorInfo]) -> str:
+    counts = Counter(info.type_name for info in infos if info.type_name not in FLOAT_TYPES)
+    return ", ".join(f"{name} x{count}" for name, count in counts.most_common()) or "none"
