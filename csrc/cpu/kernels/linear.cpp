@@ -1,7 +1,11 @@
 #include "kernels/linear.h"
-#include "simd.h"
+
+#include "kernels/linear_impl.h"
+
 namespace octavo {
 namespace OCTAVO_ISA {
-extern const LinearKernels linear_kernels = {16};
-}
-}
+
+extern const LinearKernels linear_kernels = {quantize_rows, gemm_int, gemm_float, gather_row};
+
+}  // namespace OCTAVO_ISA
+}  // namespace octavo

@@ -1,0 +1,226 @@
+#include "packed_linear.h"
+
+#include "pool.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstring>
+#include <new>
+#include <stdexcept>
+#include <utility>
+
+namespace octavo {
+
+namespace {
+
+constexpr size_t kHugePage = size_t(2) << 20;
+
+// Bytes of packed weights worth a task of their own, and tasks wanted for each thread: few enough to cost nothing, enough
+// that a thread which lost its core to another process does not hold up the rest.
+constexpr int64_t kTaskBytes = 16 << 10;
+constexpr int64_t kTasksPerThread = 6;
+// Activations of one block of rows: they stay in the second-level cache while the weights pass.
+constexpr int64_t kRowBlockBytes = 192 << 10;
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+bool is_int(WeightKind kind) { return kind == WeightKind::int4 || kind == WeightKind::int8; }
+
+int64_t float_bytes(WeightKind kind) { return kind == WeightKind::f32 ? 4 : 2; }
+
+}  // namespace
+
+Pages::Pages(size_t bytes) : size_((std::max<size_t>(bytes, 1) + 4095) / 4096 * 4096) {
+    // A large area starts on a huge page: the surplus at both ends is given back.
+    const size_t slack = size_ >= kHugePage ? kHugePage : 0;
+    void* p = mmap(nullptr, size_ + slack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (p == MAP_FAILED) throw std::bad_alloc();
+    data_ = static_cast<uint8_t*>(p);
+    if (slack) {
+        const size_t head = (kHugePage - reinterpret_cast<uintptr_t>(p) % kHugePage) % kHugePage;
+        if (head) munmap(data_, head);
+        data_ += head;
+        if (slack > head) munmap(data_ + size_, slack - head);
+#ifdef MADV_HUGEPAGE
+        madvise(data_, size_, MADV_HUGEPAGE);
+#endif
+    }
+}
+
+Pages::~Pages() { munmap(data_, size_); }
+
+PackedLinear::PackedLinear(int64_t K) : K_(K) {
+    if (K < 1) throw std::invalid_argument("a matrix needs at least one column");
+}
+
+void PackedLinear::append(PackedMatrix w, const float* bias) {
+    w.K = K_;
+    w.tiles = ceil_div(w.N, kTile);
+    Part part{w, N_, std::make_unique<Pages>(size_t(w.tiles * w.tile_bytes)), nullptr};
+    if (bias) {
+        part.bias = std::make_unique<Pages>(size_t(w.tiles * kTile) * sizeof(float));
+        std::memcpy(part.bias->data(), bias, size_t(w.N) * sizeof(float));
+        part.w.bias = reinterpret_cast<const float*>(part.bias->data());
+    }
+    part.w.data = part.data->data();
+    N_ += w.N;
+    tiles_ += w.tiles;
+    nbytes_ += w.tiles * w.tile_bytes + (bias ? w.N * 4 : 0);
+    has_int_ = has_int_ || is_int(w.kind);
+    parts_.push_back(std::move(part));
+}
+
+void PackedLinear::add_int(const uint8_t* values, int64_t N, int bits, int64_t group, const void* scales, const void* mins,
+                           bool wide, int zero, const float* bias) {
+    if (N < 1 || (bits != 4 && bits != 5 && bits != 6 && bits != 8) || group < 16 || (group != 16 && group % 32) || K_ % group)
+        throw std::invalid_argument("this shape or group size has no integer layout");
+    PackedMatrix w;
+    w.N = N;
+    w.kind = bits == 4 ? WeightKind::int4 : WeightKind::int8;
+    w.bits = bits;
+    w.zero = mins ? 0 : zero;
+    w.mins = mins != nullptr;
+    w.wide_scales = wide;
+    w.group = group;
+    const int64_t scale_bytes = wide ? 4 : 2, header = kTile * scale_bytes;
+    w.group_bytes = header * (mins ? 2 : 1) + kTile * group / (bits == 4 ? 2 : 1);
+    const int64_t groups = K_ / group;
+    w.tile_bytes = w.group_bytes * groups;
+    append(w, bias);
+    const Part& part = parts_.back();
+    const auto* s = static_cast<const uint8_t*>(scales);
+    const auto* z = static_cast<const uint8_t*>(mins);
+    parallel_for(part.w.tiles, [&](int64_t t, int) {
+        uint8_t* tile = part.data->data() + t * w.tile_bytes;
+        const int64_t columns = std::min<int64_t>(kTile, N - t * kTile);
+        for (int64_t c = 0; c < columns; ++c) {
+            const int64_t n = t * kTile + c;
+            for (int64_t g = 0; g < groups; ++g) {
+                uint8_t* p = tile + g * w.group_bytes;
+                std::memcpy(p + c * scale_bytes, s + (n * groups + g) * scale_bytes, size_t(scale_bytes));
+                p += header;
+                if (mins) {
+                    std::memcpy(p + c * scale_bytes, z + (n * groups + g) * scale_bytes, size_t(scale_bytes));
+                    p += header;
+                }
+                const uint8_t* v = values + n * K_ + g * group;
+                if (bits != 4) {
+                    for (int64_t k = 0; k < group; k += 4) std::memcpy(p + 16 * k + 4 * c, v + k, 4);
+                    continue;
+                }
+                for (int64_t k = 0; k < group; k += 8) {
+                    uint32_t low, high;
+                    std::memcpy(&low, v + k, 4);
+                    std::memcpy(&high, v + k + 4, 4);
+                    low |= high << 4;
+                    std::memcpy(p + 8 * k + 4 * c, &low, 4);
+                }
+            }
+        }
+    });
+}
+
+void PackedLinear::add_float(const void* weights, int64_t N, WeightKind kind, const float* bias) {
+    if (N < 1 || is_int(kind)) throw std::invalid_argument("this shape or type has no float layout");
+    PackedMatrix w;
+    w.N = N;
+    w.kind = kind;
+    w.tile_bytes = kTile * float_bytes(kind) * (kind == WeightKind::bf16 ? (K_ + 1) / 2 * 2 : K_);
+    append(w, bias);
+    const Part& part = parts_.back();
+    parallel_for(part.w.tiles, [&](int64_t t, int) {
+        uint8_t* tile = part.data->data() + t * w.tile_bytes;
+        const int64_t columns = std::min<int64_t>(kTile, N - t * kTile);
+        for (int64_t c = 0; c < columns; ++c) {
+            const int64_t n = t * kTile + c;
+            if (kind == WeightKind::f32) {
+                const auto* v = static_cast<const uint32_t*>(weights) + n * K_;
+                auto* p = reinterpret_cast<uint32_t*>(tile) + c;
+                for (int64_t k = 0; k < K_; ++k) p[k * kTile] = v[k];
+                continue;
+            }
+            const auto* v = static_cast<const uint16_t*>(weights) + n * K_;
+            auto* p = reinterpret_cast<uint16_t*>(tile);
+            if (kind == WeightKind::f16)
+                for (int64_t k = 0; k < K_; ++k) p[k * kTile + c] = v[k];
+            else
+                for (int64_t k = 0; k < K_; ++k) p[k / 2 * 2 * kTile + 2 * c + k % 2] = v[k];
+        }
+    });
+}
+
+void PackedLinear::run_tiles(const QuantizedRows& rows, const float* x, int64_t ldx, int64_t row0, int64_t row1, int64_t tile0,
+                             int64_t tile1, float* out, int64_t ldo) const {
+    const LinearKernels& kernels = OCTAVO_KERNELS(linear_kernels);
+    for (const Part& part : parts_) {
+        const int64_t from = std::max<int64_t>(tile0, 0), to = std::min(tile1, part.w.tiles);
+        if (from < to) {
+            if (is_int(part.w.kind))
+                kernels.gemm_int(part.w, rows, row0, row1, from, to, out + part.column, ldo);
+            else
+                kernels.gemm_float(part.w, x, ldx, row0, row1, from, to, out + part.column, ldo);
+        }
+        tile0 -= part.w.tiles;
+        tile1 -= part.w.tiles;
+        if (tile1 <= 0) return;
+    }
+}
+
+void PackedLinear::linear(float* out, int64_t ldo, const float* x, int64_t ldx, int64_t M) const {
+    if (M < 1 || tiles_ < 1) return;
+    const KernelLock lock;
+    const int64_t threads = num_threads();
+    QuantizedRows rows;
+    if (has_int_) {
+        rows.groups = ceil_div(K_, kActGroup);
+        rows.ldq = rows.groups * kActGroup + 64;  // never a power of two: rows do not share cache sets
+        const size_t per_row = size_t(rows.ldq) + size_t(rows.groups) * 7 * 4;
+        auto* p = static_cast<int8_t*>(shared_scratch(per_row * size_t(M)));
+        rows.q = p;
+        auto* f = reinterpret_cast<float*>(p + rows.ldq * M);
+        const int64_t n = rows.groups * M;
+        rows.scale = f;
+        rows.fsum = f + n;
+        rows.fsum16 = f + 2 * n;
+        rows.sum = reinterpret_cast<int32_t*>(f + 4 * n);
+        rows.sum16 = reinterpret_cast<int32_t*>(f + 5 * n);
+        const int64_t block = std::max<int64_t>(1, 16384 / K_);
+        const auto* kernels = &OCTAVO_KERNELS(linear_kernels);
+        parallel_for(ceil_div(M, block), [&](int64_t i, int) {
+            kernels->quantize(x, ldx, K_, i * block, std::min(M, (i + 1) * block), rows);
+        });
+    }
+    // Tasks are blocks of rows by runs of tiles. Where the cuts fall has no part in the result.
+    const int64_t row_bytes = has_int_ ? rows.ldq : K_ * 4;
+    const int64_t row_block = std::min(M, std::max<int64_t>(24, kRowBlockBytes / row_bytes / 12 * 12));
+    const int64_t row_blocks = ceil_div(M, row_block);
+    const int64_t work = nbytes_ * ceil_div(M, 4);
+    const int64_t wanted = threads == 1 ? 1 : std::clamp<int64_t>(work / kTaskBytes, 1, kTasksPerThread * threads);
+    const int64_t run = std::max<int64_t>(1, tiles_ / ceil_div(wanted, row_blocks));
+    const int64_t runs = ceil_div(tiles_, run);
+    parallel_for(runs * row_blocks, [&](int64_t task, int) {
+        const int64_t row0 = task / runs * row_block, tile0 = task % runs * run;
+        run_tiles(rows, x, ldx, row0, std::min(M, row0 + row_block), tile0, std::min(tiles_, tile0 + run), out, ldo);
+    });
+}
+
+void PackedLinear::gather(float* out, int64_t ldo, const int32_t* ids, int64_t M, float scale) const {
+    const KernelLock lock;
+    const LinearKernels& kernels = OCTAVO_KERNELS(linear_kernels);
+    const int64_t block = std::max<int64_t>(1, 16384 / K_);
+    parallel_for(ceil_div(M, block), [&](int64_t i, int) {
+        for (int64_t m = i * block; m < std::min(M, (i + 1) * block); ++m) {
+            int64_t n = ids[m];
+            for (const Part& part : parts_) {
+                if (n < part.w.N) {
+                    kernels.gather_row(part.w, n, scale, out + m * ldo);
+                    break;
+                }
+                n -= part.w.N;
+            }
+        }
+    });
+}
+
+}  // namespace octavo

@@ -1,0 +1,70 @@
+// A matrix [N, K], or several stacked along N, in the tile order of kernels/linear.h. Owns its memory.
+//
+// Built once, at load, then only read: linear() and gather() may be called for different objects in turn from any thread;
+// they take the kernel lock, so that two calls never run at the same time.
+#pragma once
+
+#include "kernels/linear.h"
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+namespace octavo {
+
+// Zeroed, 64-byte aligned memory from the system, in huge pages where it is large and the system has them.
+class Pages {
+public:
+    explicit Pages(size_t bytes);
+    ~Pages();
+    Pages(const Pages&) = delete;
+    Pages& operator=(const Pages&) = delete;
+    uint8_t* data() const { return data_; }
+
+private:
+    uint8_t* data_;
+    size_t size_;
+};
+
+class PackedLinear {
+public:
+    explicit PackedLinear(int64_t K);
+    PackedLinear(const PackedLinear&) = delete;
+    PackedLinear& operator=(const PackedLinear&) = delete;
+
+    // values uint8 [N, K] below 2**bits; scales and mins [N, K / group], f32 if wide, else f16; mins and bias (f32 [N]) may be
+    // null. group is 16 or a multiple of 32 and divides K. Throws std::invalid_argument.
+    void add_int(const uint8_t* values, int64_t N, int bits, int64_t group, const void* scales, const void* mins, bool wide,
+                 int zero, const float* bias);
+
+    // weights [N, K] of kind bf16, f16 or f32.
+    void add_float(const void* weights, int64_t N, WeightKind kind, const float* bias);
+
+    // out [M, N] = x [M, K] w^T + bias; rows of out and x lie ldo and ldx floats apart.
+    void linear(float* out, int64_t ldo, const float* x, int64_t ldx, int64_t M) const;
+
+    // out [M, K] = scale * row ids[m] of w, every value as the checkpoint defines it. ids must be in [0, N).
+    void gather(float* out, int64_t ldo, const int32_t* ids, int64_t M, float scale) const;
+
+    int64_t N() const { return N_; }
+    int64_t K() const { return K_; }
+    int64_t nbytes() const { return nbytes_; }  // read by one linear() call
+
+private:
+    struct Part {
+        PackedMatrix w;
+        int64_t column;  // where its columns begin in the stack
+        std::unique_ptr<Pages> data, bias;
+    };
+
+    void append(PackedMatrix w, const float* bias);
+    void run_tiles(const QuantizedRows& rows, const float* x, int64_t ldx, int64_t row0, int64_t row1, int64_t tile0,
+                   int64_t tile1, float* out, int64_t ldo) const;
+
+    std::vector<Part> parts_;
+    int64_t N_ = 0, K_, tiles_ = 0, nbytes_ = 0;
+    bool has_int_ = false;
+};
+
+}  // namespace octavo

@@ -1,0 +1,152 @@
+"""Packed weights of the native CPU kernels: `linear` and `embedding`, and the packing that goes before them.
+
+Weights are packed once, at load, into the tile order of csrc/cpu/kernels/linear.h; the packed copy is the only one that is
+kept. Integer weights are multiplied by activations quantised to int8 in groups of 32; float weights in f32.
+A row of the result depends on that row of x alone, bit for bit, whatever T and the number of threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, Protocol
+
+import torch
+from torch import Tensor
+
+from octavo import _cpu
+from octavo.quant.packed import QuantizedWeight
+
+_FLOAT_KINDS: Final = {torch.bfloat16: (2, "bf16"), torch.float16: (3, "f16"), torch.float32: (4, "f32")}
+Weight = Tensor | QuantizedWeight
+
+
+class _Native(Protocol):
+    """octavo._cpu.PackedLinear: addresses and sizes in, nothing kept but the packed memory."""
+
+    N: int
+    K: int
+    nbytes: int
+
+    def linear(self, out: int, ldo: int, x: int, ldx: int, M: int) -> None: ...  # noqa: N803
+    def gather(self, out: int, ldo: int, ids: int, M: int, scale: float) -> None: ...  # noqa: N803
+
+
+class LinearWeight:
+    """One or several [N_i, K] matrices, stacked along N and packed. `nbytes` is what one use of it reads."""
+
+    __slots__ = ("K", "N", "kind", "native", "nbytes")
+
+    def __init__(self, native: _Native, kind: str) -> None:
+        self.native = native
+        self.N: Final = native.N
+        self.K: Final = native.K
+        self.nbytes: Final = native.nbytes
+        self.kind: Final = kind
+
+    def __repr__(self) -> str:
+        return f"LinearWeight({self.kind}, N={self.N}, K={self.K}, {self.nbytes} bytes)"
+
+
+class EmbeddingWeight:
+    """A packed [N, K] table of rows. It may share its memory with the LinearWeight of a tied output layer.
+
+    `nbytes` is what one use of it reads, a row; `table_nbytes` is the whole.
+    """
+
+    __slots__ = ("K", "N", "kind", "native", "nbytes", "table_nbytes")
+
+    def __init__(self, native: _Native, kind: str) -> None:
+        self.native = native
+        self.N: Final = native.N
+        self.K: Final = native.K
+        self.table_nbytes: Final = native.nbytes
+        self.nbytes: Final = native.nbytes // native.N
+        self.kind: Final = kind
+
+
+def pack_linear(weight: Weight, bias: Tensor | None = None) -> LinearWeight:
+    """Pack a [N, K] weight: float32, bfloat16, float16, or quantized. bias [N], any float type."""
+    return pack_linear_many([weight], [bias])
+
+
+def pack_linear_many(weights: Sequence[Weight], biases: Sequence[Tensor | None] | None = None) -> LinearWeight:
+    """Pack [N_i, K] weights as one, stacked along N. Each keeps its own type and bits; x is quantised once for all."""
+    if not weights:
+        raise ValueError("nothing to pack")
+    columns = weights[0].shape[1]
+    if any(weight.shape[1] != columns for weight in weights):
+        raise ValueError(f"stacked weights must all have {columns} columns")
+    native = _cpu.PackedLinear(columns)
+    given = biases if biases is not None else [None] * len(weights)
+    kinds = [_add(native, weight, bias) for weight, bias in zip(weights, given, strict=True)]
+    return LinearWeight(native, "+".join(dict.fromkeys(kinds)))
+
+
+def pack_embedding(weight: Weight) -> EmbeddingWeight:
+    """Pack a [N, K] table of rows."""
+    return tied_embedding(pack_linear(weight))
+
+
+def tied_embedding(weight: LinearWeight) -> EmbeddingWeight:
+    """The table whose rows are those of a packed linear weight, without a copy: for tied output layers."""
+    return EmbeddingWeight(weight.native, weight.kind)
+
+
+def linear(out: Tensor, x: Tensor, w: LinearWeight) -> None:
+    """out [T, N] = x [T, K] @ w.T + bias, both float32. Rows may lie apart, the values of a row may not."""
+    assert x.shape == (out.shape[0], w.K) and out.shape[1] == w.N, (x.shape, out.shape, w)
+    assert x.dtype == out.dtype == torch.float32
+    assert x.stride(1) == 1 and out.stride(1) == 1
+    w.native.linear(out.data_ptr(), out.stride(0), x.data_ptr(), x.stride(0), x.shape[0])
+
+
+def embedding(out: Tensor, ids: Tensor, w: EmbeddingWeight, scale: float = 1.0) -> None:
+    """out [T, K] = scale * w[ids], float32; ids int32 [T], all in [0, N): the caller has checked them."""
+    assert out.shape == (ids.shape[0], w.K) and out.dtype == torch.float32 and out.stride(1) == 1
+    assert ids.dtype == torch.int32 and ids.is_contiguous()
+    w.native.gather(out.data_ptr(), out.stride(0), ids.data_ptr(), ids.shape[0], scale)
+
+
+def has_integer_layout(weight: QuantizedWeight) -> bool:
+    """Whether the groups fit the kernels'. A weight with other groups is packed as float32."""
+    return weight.group_size % 16 == 0
+
+
+def _add(native: _cpu.PackedLinear, weight: Weight, bias: Tensor | None) -> str:
+    bias32 = None if bias is None else bias.to(torch.float32).contiguous()
+    if bias32 is not None and bias32.shape != (weight.shape[0],):
+        raise ValueError(f"bias {tuple(bias32.shape)} does not fit a weight of {weight.shape[0]} rows")
+    bias_ptr = 0 if bias32 is None else bias32.data_ptr()
+    if isinstance(weight, QuantizedWeight):
+        if has_integer_layout(weight):
+            return _add_int(native, weight, bias_ptr)
+        weight = weight.dequantize()
+    if weight.dtype not in _FLOAT_KINDS:
+        raise ValueError(f"no packed layout for {weight.dtype} weights")
+    code, kind = _FLOAT_KINDS[weight.dtype]
+    dense = weight.contiguous()
+    native.add_float(dense.data_ptr(), dense.shape[0], code, bias_ptr)
+    return kind
+
+
+def _add_int(native: _cpu.PackedLinear, weight: QuantizedWeight, bias_ptr: int) -> str:
+    values, scales, mins, group = weight.values.contiguous(), weight.scales, weight.mins, weight.group_size
+    if group != 16 and group % 32:
+        # The kernels want 16 or whole groups of 32 activations: repeat the scales of an odd multiple of 16.
+        scales = scales.repeat_interleave(group // 16, dim=1)
+        mins = None if mins is None else mins.repeat_interleave(group // 16, dim=1)
+        group = 16
+    scales = scales.contiguous()
+    mins = None if mins is None else mins.contiguous()
+    native.add_int(
+        values.data_ptr(),
+        weight.num_rows,
+        weight.bits,
+        group,
+        scales.data_ptr(),
+        0 if mins is None else mins.data_ptr(),
+        scales.dtype == torch.float32,
+        weight.zero,
+        bias_ptr,
+    )
+    return "int4" if weight.bits == 4 else "int8"

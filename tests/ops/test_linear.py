@@ -1,0 +1,260 @@
+"""Packed linear and embedding: what they compute, and that a row's result depends on that row alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from octavo import _cpu
+from octavo.ops.cpu_linear import (
+    embedding,
+    linear,
+    pack_embedding,
+    pack_linear,
+    pack_linear_many,
+    tied_embedding,
+)
+from octavo.quant.packed import QuantizedWeight
+
+INT_CASES = [
+    # bits, group, mins, scale dtype
+    (4, 32, True, torch.float16),
+    (4, 32, False, torch.float16),
+    (4, 32, True, torch.float32),
+    (4, 16, True, torch.float32),
+    (4, 16, False, torch.float32),
+    (4, 128, False, torch.float16),
+    (4, 48, True, torch.float16),
+    (5, 32, True, torch.float16),
+    (5, 32, False, torch.float16),
+    (6, 16, False, torch.float32),
+    (6, 64, True, torch.float32),
+    (8, 32, False, torch.float16),
+    (8, 32, True, torch.float32),
+    (8, 16, False, torch.float32),
+    (8, 24, False, torch.float32),
+]
+FLOATS = [torch.float32, torch.bfloat16, torch.float16]
+M_VALUES = (1, 2, 3, 5, 8, 17, 64)
+
+
+@pytest.fixture(autouse=True, params=_cpu.available_isas())
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    before, threads = _cpu.isa(), _cpu.num_threads()
+    _cpu.set_isa(request.param)
+    yield request.param
+    _cpu.set_isa(before)
+    _cpu.set_num_threads(threads)
+
+
+def quantized(
+    n: int, k: int, bits: int, group: int, mins: bool, dtype: torch.dtype, seed: int = 0, extreme: bool = False
+) -> QuantizedWeight:
+    rng = torch.Generator().manual_seed(seed)
+    top = 2**bits
+    values = torch.randint(0, top, (n, k), generator=rng, dtype=torch.uint8)
+    if extreme:
+        values = torch.where(values % 2 == 0, torch.zeros_like(values), torch.full_like(values, top - 1))
+    shape = (n, k // group)
+    scales = ((torch.rand(shape, generator=rng) + 0.5) / top).to(dtype)
+    low = (-(torch.rand(shape, generator=rng) + 0.5) / 2).to(dtype) if mins else None
+    return QuantizedWeight(values, bits, group, scales, low, 0 if mins else top // 2)
+
+
+def activations(m: int, k: int, seed: int = 1) -> Tensor:
+    rng = torch.Generator().manual_seed(seed)
+    return torch.randn(m, k, generator=rng) * torch.exp(torch.randn(m, 1, generator=rng))
+
+
+def quantized_activations(x: Tensor) -> Tensor:
+    """x as the kernels see it: int8 in groups of 32, times the group's scale."""
+    m, k = x.shape
+    padded = torch.nn.functional.pad(x, (0, -k % 32)).view(m, -1, 32)
+    amax = padded.abs().amax(-1, keepdim=True)
+    inverse = torch.where(amax > 0, 127.0 / amax, torch.zeros_like(amax))
+    return ((padded * inverse).round().double() * (amax / 127.0).double()).view(m, -1)[:, :k]
+
+
+def run(x: Tensor, packed: object) -> Tensor:
+    out = torch.full((x.shape[0], packed.N), float("nan"))  # type: ignore[attr-defined]
+    linear(out, x, packed)  # type: ignore[arg-type]
+    return out
+
+
+@pytest.mark.parametrize(("bits", "group", "mins", "dtype"), INT_CASES)
+@pytest.mark.parametrize(("n", "groups", "m"), [(1, 1, 1), (17, 3, 5), (48, 6, 4), (61, 8, 9)])
+def test_integer_weights(
+    bits: int, group: int, mins: bool, dtype: torch.dtype, n: int, groups: int, m: int
+) -> None:
+    weight = quantized(n, group * groups, bits, group, mins, dtype)
+    x = activations(m, group * groups)
+    dense = weight.dequantize().double()
+    exact = quantized_activations(x) @ dense.T if group % 16 == 0 else x.double() @ dense.T
+    out = run(x, pack_linear(weight))
+    size = x.double().abs() @ dense.abs().T
+    assert ((out - exact).abs() <= 2e-6 * size).all()
+    plain = x.double() @ dense.T
+    assert (out - plain).norm() <= 0.015 * (x.double().norm(dim=1, keepdim=True) * dense.norm(dim=1)).norm()
+
+
+@pytest.mark.parametrize("bits", [4, 5, 6, 8])
+@pytest.mark.parametrize("group", [16, 32])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_integer_dot_products_do_not_saturate(bits: int, group: int, sign: float) -> None:
+    weight = quantized(16, 64, bits, group, True, torch.float32)
+    weight.values.fill_(2**bits - 1)
+    x = torch.full((4, 64), 3.0 * sign)
+    out = run(x, pack_linear(weight))
+    exact = x.double() @ weight.dequantize().double().T
+    torch.testing.assert_close(out.double(), exact, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize(("n", "k", "m"), [(1, 1, 1), (16, 2, 3), (33, 65, 2), (100, 576, 7), (7, 333, 13)])
+def test_float_weights(dtype: torch.dtype, n: int, k: int, m: int) -> None:
+    rng = torch.Generator().manual_seed(3)
+    weight = torch.randn(n, k, generator=rng).to(dtype)
+    x = activations(m, k)
+    exact = x.double() @ weight.double().T
+    out = run(x, pack_linear(weight))
+    size = x.double().abs() @ weight.double().abs().T
+    assert ((out - exact).abs() <= 1e-6 * size).all()
+
+
+def cases() -> list[tuple[str, object]]:
+    rng = torch.Generator().manual_seed(5)
+    k = 192
+    found: list[tuple[str, object]] = []
+    for bits, group, mins, dtype in INT_CASES:
+        if k % group == 0 and group != 24:
+            found.append((f"int{bits}-g{group}-{mins}", quantized(75, k, bits, group, mins, dtype)))
+    found += [(str(dtype), torch.randn(75, k, generator=rng).to(dtype)) for dtype in FLOATS]
+    return found
+
+
+@pytest.mark.parametrize("weight", [pytest.param(weight, id=name) for name, weight in cases()])
+def test_a_row_does_not_depend_on_its_neighbours_nor_on_threads(weight: QuantizedWeight | Tensor) -> None:
+    packed = pack_linear(weight, torch.linspace(-1, 1, 75))
+    x = activations(64, 192)
+    _cpu.set_num_threads(1)
+    alone = torch.cat([run(x[i : i + 1], packed) for i in range(64)])
+    order = torch.randperm(64, generator=torch.Generator().manual_seed(9))
+    for threads in (1, 2, 3):
+        _cpu.set_num_threads(threads)
+        for m in M_VALUES:
+            assert torch.equal(run(x[:m], packed), alone[:m]), (threads, m)
+        assert torch.equal(run(x[order], packed), alone[order])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, None])
+def test_large_batches_in_row_blocks_equal_single_rows(dtype: torch.dtype | None) -> None:
+    n, k, m = 96, 1536, 400
+    rng = torch.Generator().manual_seed(6)
+    weight = quantized(n, k, 4, 32, True, torch.float16) if dtype is None else torch.randn(n, k, generator=rng).to(dtype)
+    packed = pack_linear(weight)
+    x = activations(m, k)
+    _cpu.set_num_threads(2)
+    whole = run(x, packed)
+    for i in (0, 1, 129, 255, 399):
+        assert torch.equal(run(x[i : i + 1], packed)[0], whole[i])
+
+
+@pytest.mark.parametrize("weight", [pytest.param(weight, id=name) for name, weight in cases()])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_a_bad_row_stays_alone(weight: QuantizedWeight | Tensor, bad: float) -> None:
+    packed = pack_linear(weight)
+    x = activations(6, 192)
+    good = run(x, packed)
+    x[3, 40] = bad
+    out = run(x, packed)
+    assert not torch.isfinite(out[3]).any()
+    keep = [0, 1, 2, 4, 5]
+    assert torch.equal(out[keep], good[keep])
+
+
+def test_zero_and_tiny_and_huge_rows() -> None:
+    packed = pack_linear(quantized(20, 64, 4, 32, True, torch.float16))
+    x = torch.zeros(3, 64)
+    x[1] = 1e-38
+    x[2] = 1e30
+    out = run(x, packed)
+    assert (out[0] == 0).all()
+    assert (out[1].abs() < 1e-35).all()
+    assert torch.isfinite(out[2]).all()
+
+
+def test_stacked_parts_each_fill_their_own_columns() -> None:
+    parts: list[QuantizedWeight | Tensor] = [
+        quantized(40, 96, 4, 32, True, torch.float16, seed=1),
+        quantized(13, 96, 6, 16, False, torch.float32, seed=2),
+        torch.randn(21, 96, generator=torch.Generator().manual_seed(3)).to(torch.bfloat16),
+        quantized(16, 96, 8, 32, False, torch.float16, seed=4),
+    ]
+    biases = [None, torch.ones(13), None, torch.full((16,), -2.0)]
+    packed = pack_linear_many(parts, biases)
+    assert (packed.N, packed.K) == (90, 96)
+    x = activations(11, 96)
+    alone = [run(x, pack_linear(part, bias)) for part, bias in zip(parts, biases, strict=True)]
+    wide = torch.full((11, 200), 7.0)
+    _cpu.set_num_threads(2)
+    linear(wide[:, 30:120], x, packed)
+    assert torch.equal(wide[:, 30:120], torch.cat(alone, dim=1))
+    assert (wide[:, :30] == 7).all() and (wide[:, 120:] == 7).all()
+
+
+def test_rows_of_x_may_lie_apart() -> None:
+    for weight in (quantized(33, 64, 4, 32, True, torch.float16), torch.randn(33, 64)):
+        packed = pack_linear(weight)
+        x = activations(5, 200)
+        assert torch.equal(run(x[:, 100:164], packed), run(x[:, 100:164].contiguous(), packed))
+
+
+@pytest.mark.parametrize("weight", [pytest.param(weight, id=name) for name, weight in cases()])
+def test_embedding_rows_are_the_checkpoints(weight: QuantizedWeight | Tensor) -> None:
+    table = pack_embedding(weight)
+    ids = torch.tensor([0, 74, 16, 16, 5], dtype=torch.int32)
+    out = torch.full((5, 192), float("nan"))
+    embedding(out, ids, table, 1.5)
+    dense = weight.dequantize() if isinstance(weight, QuantizedWeight) else weight.float()
+    assert torch.equal(out, dense[ids.long()] * 1.5)
+
+
+def test_a_tied_embedding_shares_the_packed_weight() -> None:
+    weight = quantized(50, 64, 4, 32, True, torch.float16)
+    packed = pack_linear(weight)
+    table = tied_embedding(packed)
+    assert table.native is packed.native
+    out = torch.empty(1, 64)
+    embedding(out, torch.tensor([49], dtype=torch.int32), table)
+    assert torch.equal(out[0], weight.dequantize()[49])
+
+
+def test_four_bit_weights_take_five_bits_with_their_scales_and_mins() -> None:
+    packed = pack_linear(quantized(64, 576, 4, 32, True, torch.float16))
+    assert packed.nbytes == 64 * 576 * 5 // 8
+    assert packed.kind == "int4"
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    with pytest.raises(ValueError, match="columns"):
+        pack_linear_many([torch.zeros(2, 3), torch.zeros(2, 4)])
+    with pytest.raises(ValueError, match="bias"):
+        pack_linear(torch.zeros(2, 3), torch.zeros(3))
+    with pytest.raises(ValueError, match="packed layout"):
+        pack_linear(torch.zeros(2, 3, dtype=torch.int32))
+
+
+def test_unknown_and_unavailable_levels_are_refused() -> None:
+    with pytest.raises(ValueError, match="unknown instruction-set level"):
+        _cpu.set_isa("sse9")
+    for name in {"avx512", "avx512_vnni"} - set(_cpu.available_isas()):
+        with pytest.raises(ValueError, match=r"cannot run|unknown"):
+            _cpu.set_isa(name)
+
+
+def test_threads_are_at_least_one() -> None:
+    with pytest.raises(ValueError, match="threads"):
+        _cpu.set_num_threads(0)
