@@ -1,3 +1,31 @@
-"""octavo: a language-model serving engine with an OpenAI-compatible HTTP server."""
+"""octavo: a language-model serving engine with an OpenAI-compatible HTTP server.
+
+The public names are imported when they are first used, so that `import octavo` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from octavo.errors import OctavoError, RequestError, ServerError, StartupError
+    from octavo.params import SamplingParams
 
 __version__ = "0.1.0"
+
+__all__ = ["OctavoError", "RequestError", "SamplingParams", "ServerError", "StartupError"]
+
+_HOMES = {
+    "OctavoError": "octavo.errors",
+    "RequestError": "octavo.errors",
+    "SamplingParams": "octavo.params",
+    "ServerError": "octavo.errors",
+    "StartupError": "octavo.errors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'octavo' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

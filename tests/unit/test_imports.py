@@ -1,0 +1,112 @@
+"""What each process may import, and what that may cost. Each check runs in a fresh interpreter."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+
+import pytest
+
+#: Modules of the API process and of the scheduler: everything above the worker.
+ABOVE_THE_WORKER = [
+    "octavo.cli.serve",
+    "octavo.launch",
+    "octavo.client",
+    "octavo.server.app",
+    "octavo.text.renderer",
+    "octavo.core.engine_core",
+    "octavo.core.process",
+]
+#: They import torch, some of them only when it is installed, and cost seconds.
+HEAVY = ["torch", "transformers", "accelerate", "scipy", "gguf", "safetensors.torch"]
+
+# A shared machine's timings are noisy: the budgets below are of CPU time, with this factor on top.
+SLACK = 3.0
+
+_PROBE = """
+import importlib, json, re, resource, sys
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+used = resource.getrusage(resource.RUSAGE_SELF)
+# Not ru_maxrss, which begins with the parent's size.
+peak = re.search(r"VmHWM:\\s*(\\d+) kB", open("/proc/self/status").read()) if sys.platform == "linux" else None
+peak_kb = int(peak[1]) if peak else 0
+print(json.dumps({"modules": sorted(sys.modules), "cpu": used.ru_utime + used.ru_stime, "peak_kb": peak_kb}))
+"""
+
+
+def probe(*names: str) -> dict[str, object]:
+    run = subprocess.run([sys.executable, "-c", _PROBE, *names], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    return dict(json.loads(run.stdout))
+
+
+@pytest.mark.parametrize("module", ABOVE_THE_WORKER)
+def test_torch_exists_only_at_and_below_the_worker(module: str) -> None:
+    modules = probe(module)["modules"]
+    assert isinstance(modules, list)
+    assert not [name for name in HEAVY if name in modules]
+
+
+def test_the_engine_is_not_in_the_api_process() -> None:
+    modules = probe("octavo.launch", "octavo.server.app")["modules"]
+    assert isinstance(modules, list)
+    assert not [m for m in modules if m.startswith(("octavo.worker", "octavo.models", "octavo.ops", "octavo._cpu"))]
+
+
+@pytest.mark.parametrize(
+    ("modules", "cpu_seconds", "megabytes", "most_modules"),
+    [
+        (["octavo.cli.parser", "octavo.cli.serve"], 0.15, 25, 250),
+        (["octavo.launch", "octavo.server.app"], 0.5, 90, 1000),
+        (["octavo.core.process", "octavo.worker.worker"], 1.6, 350, 2500),
+    ],
+    ids=["command line", "API process", "engine process"],
+)
+def test_a_process_keeps_to_its_import_budget(
+    modules: list[str], cpu_seconds: float, megabytes: int, most_modules: int
+) -> None:
+    found = min((probe(*modules) for _ in range(3)), key=lambda p: float(str(p["cpu"])))
+    assert len(list(found["modules"])) <= most_modules  # type: ignore[call-overload]
+    assert float(str(found["peak_kb"])) / 1024 <= megabytes * 1.25
+    assert float(str(found["cpu"])) <= cpu_seconds * SLACK
+
+
+def test_help_costs_little() -> None:
+    code = (
+        "import resource, sys; from octavo.cli import main\n"
+        "try:\n    main(['serve', '--help'])\nexcept SystemExit:\n    pass\n"
+        "used = resource.getrusage(resource.RUSAGE_SELF)\n"
+        "print(used.ru_utime + used.ru_stime, file=sys.stderr)\n"
+    )
+    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(3)]
+    assert min(float(run.stderr) for run in runs) <= 0.1 * SLACK
+
+
+def test_the_public_names_are_there_and_cost_nothing_until_used() -> None:
+    bare = probe("octavo")["modules"]
+    assert isinstance(bare, list)
+    assert [m for m in bare if m.startswith("octavo.")] == []
+    import octavo
+
+    for name in octavo.__all__:
+        assert getattr(octavo, name) is not None
+    assert not hasattr(octavo, "no_such_name")
+
+
+def test_every_module_can_be_imported_alone() -> None:
+    """A circle of imports shows only when the circle is entered at the wrong place."""
+    spec = importlib.util.find_spec("octavo")
+    assert spec is not None and spec.submodule_search_locations
+    code = (
+        "import importlib, pkgutil, sys, octavo\n"
+        "for info in pkgutil.walk_packages(octavo.__path__, 'octavo.'):\n"
+        "    if info.name.endswith('__main__'):\n        continue\n"
+        "    for name in [m for m in sys.modules if m.startswith('octavo.') and '_cpu' not in m]:\n"
+        "        del sys.modules[name]\n"
+        "    importlib.import_module(info.name)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
