@@ -114,7 +114,9 @@ class PieceTable(dict[int, Any]):
     A table is only ever added to, by values that do not depend on who computes them: threads may share it.
     """
 
-    def __init__(self, token: Callable[[int], str | None], plan: ByteLevelPlan | PiecePlan, skipped: frozenset[int]) -> None:
+    def __init__(
+        self, token: Callable[[int], str | None], plan: ByteLevelPlan | PiecePlan, skipped: frozenset[int]
+    ) -> None:
         super().__init__()
         self._token = token
         self._plan = plan

@@ -22,6 +22,7 @@ from octavo.text.pre_tokenizers import BOS_BY_DEFAULT, IGNORE_MERGES, PRE_TOKENI
 from octavo.text.tokenizer_parts import (
     TokenizerParts,
     add_missing_special_tokens,
+    longest,
     one_line,
     set_bos_eos,
     unique_ids,
@@ -59,7 +60,7 @@ def load(path: Path) -> TokenizerParts:
         raise CheckpointError(f"{path}: {error}") from None
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # what the library refuses is an Exception, its panics are BaseException
+    except BaseException as error:  # noqa: BLE001 (a panic of the library is a BaseException)
         raise CheckpointError(f"{path}: the tokenizer cannot be built: {one_line(error)}") from None
 
 
@@ -93,6 +94,8 @@ def _build(metadata: Mapping[str, Any], source: str) -> TokenizerParts:
         special_tokens_map=special_tokens_map,
         eos_token_ids=_eos_token_ids(metadata, tokens, types),
         chat_templates=_chat_templates(metadata),
+        longest_token=longest(tokens, is_byte_level=model == "gpt2"),
+        max_token_id=len(tokens) - 1,
         model_max_length=_context_length(metadata),
     )
 
@@ -118,7 +121,9 @@ def _byte_level(metadata: Mapping[str, Any], tokens: Sequence[str], types: Seque
         raise _Unusable(f"the pre-tokenizer {str(pre)[:60]!r} (tokenizer.ggml.pre) is not known to octavo.")
     alphabet = BYTE_OF_CHAR.keys()
     plain = (_CONTROL, _USER_DEFINED)  # written as they are; all others are in the byte alphabet
-    vocab = _vocabulary([t if k in plain or alphabet >= set(t) else _spelled(t) for t, k in zip(tokens, types, strict=True)])
+    vocab = _vocabulary(
+        [t if k in plain or alphabet >= set(t) else _spelled(t) for t, k in zip(tokens, types, strict=True)]
+    )
     merges = [_pair(merge) for merge in _strings(metadata, "tokenizer.ggml.merges")]
     model = models.BPE(vocab=vocab, merges=merges, fuse_unk=False, ignore_merges=pre in IGNORE_MERGES)
     backend = tokenizers.Tokenizer(model)
@@ -149,7 +154,11 @@ def _sentencepiece(metadata: Mapping[str, Any], tokens: Sequence[str]) -> tokeni
     unknown = metadata.get("tokenizer.ggml.unknown_token_id")
     unk_token = tokens[unknown] if is_gemma and type(unknown) is int and 0 <= unknown < len(tokens) else None
     model = models.BPE(
-        vocab=vocab, merges=merges_from_vocabulary(vocab, scores), unk_token=unk_token, fuse_unk=True, byte_fallback=True
+        vocab=vocab,
+        merges=merges_from_vocabulary(vocab, scores),
+        unk_token=unk_token,
+        fuse_unk=True,
+        byte_fallback=True,
     )
     backend = tokenizers.Tokenizer(model)
     steps: list[decoders.Decoder] = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]

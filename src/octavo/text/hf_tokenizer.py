@@ -16,10 +16,12 @@ import tokenizers
 from tokenizers import AddedToken
 
 from octavo.errors import CheckpointError
+from octavo.text.decoder_plan import ByteLevelPlan, plan_of
 from octavo.text.tokenizer_parts import (
     SPECIAL_TOKEN_NAMES,
     TokenizerParts,
     add_missing_special_tokens,
+    longest,
     one_line,
     set_bos_eos,
     unique_ids,
@@ -43,9 +45,12 @@ def load(directory: Path) -> TokenizerParts:
         bos = _known(backend, special_tokens_map.get("bos_token")) if config.get("add_bos_token") else None
         eos = _known(backend, special_tokens_map.get("eos_token")) if config.get("add_eos_token") else None
         set_bos_eos(backend, bos, eos)
+    vocab = backend.get_vocab(with_added_tokens=True)
     return TokenizerParts(
         backend=backend,
         source=str(directory),
+        longest_token=longest(vocab, is_byte_level=isinstance(plan_of(backend), ByteLevelPlan)),
+        max_token_id=max(vocab.values(), default=-1),
         special_tokens_map=special_tokens_map,
         eos_token_ids=_eos_token_ids(backend, special_tokens_map, directory),
         chat_templates=_chat_templates(directory, config),
@@ -63,7 +68,7 @@ def _load_backend(path: Path) -> tokenizers.Tokenizer:
         backend.no_padding()
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # plain Exception for what it refuses, and a BaseException for a panic
+    except BaseException as error:  # noqa: BLE001 (a panic of the library is a BaseException)
         raise CheckpointError(f"{path}: not a usable tokenizer: {one_line(error)}") from None
     return backend
 
@@ -111,8 +116,10 @@ def _add_configured_tokens(backend: tokenizers.Tokenizer, config: Mapping[str, A
     if not isinstance(listed, dict):
         return
     present = backend.get_added_tokens_decoder()
-    missing = [(int(i), t) for i, t in listed.items() if i.isdecimal() and isinstance(t, dict) and int(i) not in present]
-    for token_id, token in sorted(missing, key=lambda item: item[0]):
+    tokens = {int(i): token for i, token in listed.items() if i.isdecimal() and isinstance(token, dict)}
+    for token_id, token in sorted(tokens.items(), key=lambda item: item[0]):
+        if token_id in present:
+            continue
         content = token.get("content")
         if not isinstance(content, str) or not content:
             continue

@@ -19,9 +19,7 @@ _SYMBOLS: Final = r"| ?[^\s\p{L}\p{N}]+[\r\n]*"
 
 _LLAMA3: Final = _CONTRACTION + "|" + _LETTERS + r"|\p{N}{1,3}" + _SYMBOLS + _TAIL
 _QWEN2: Final = _CONTRACTION + "|" + _LETTERS + r"|\p{N}" + _SYMBOLS + _TAIL
-_QWEN35: Final = (
-    _CONTRACTION + r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*" + _TAIL
-)
+_QWEN35: Final = _CONTRACTION + r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*" + _TAIL
 
 # Words that change from capitals to small letters are cut there: "HTMLParser" is HTML and Parser.
 _UPPER: Final = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
@@ -96,7 +94,11 @@ PRE_TOKENIZERS: Final[dict[str, Callable[[], PreTokenizer]]] = {
 }
 
 #: Rules whose vocabularies hold whole words that the merges cannot build: a word that is a token stays whole.
-IGNORE_MERGES: Final = frozenset({"llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "lfm2", "tekken"})
+IGNORE_MERGES: Final = frozenset(
+    ["llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "lfm2", "tekken"]
+)
+    ["llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "lfm2", "tekken"]
+)
 
 #: Rules whose models want a BOS where the file does not say.
 BOS_BY_DEFAULT: Final = frozenset({"llama3", "llama-v3", "llama-bpe", "falcon3", "tekken"})

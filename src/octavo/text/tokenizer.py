@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Final
 
@@ -22,16 +21,16 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import tokenizers
 
+import octavo.text.gguf_tokenizer as gguf_tokenizer
+import octavo.text.hf_tokenizer as hf_tokenizer
 from octavo.errors import CheckpointError, InvalidRequest
-from octavo.text import gguf_tokenizer, hf_tokenizer
 from octavo.text.decoder_plan import ByteLevelPlan, DecoderPlan, PiecePlan, PieceTable, byte_token, plan_of
 from octavo.text.tokenizer_parts import TokenizerParts, one_line
 
 #: Seconds that encoding a few short texts may take at start; a pre-tokenizer regex that explodes takes for ever.
 PROBE_SECONDS: Final = 5.0
-_PROBE_TEXTS: Final = tuple(
-    text * 48 + end for text in ("a", " ", "\n", "1", "'", ".", "aA1 ", "\u00e9", "\u4e2d") for end in ("", "!", "\t\u00e9 b")
-)
+_PROBE_STARTS: Final = ("a", " ", "\n", "1", "'", ".", "aA1 ", "\u00e9", "\u4e2d")
+_PROBE_TEXTS: Final = tuple(start * 48 + end for start in _PROBE_STARTS for end in ("", "!", "\t\u00e9 b"))
 
 
 class Tokenizer:
@@ -51,6 +50,11 @@ class Tokenizer:
         self.vocab_size: int = self._backend.get_vocab_size(with_added_tokens=True)
         self.decoder_plan: DecoderPlan = plan_of(self._backend)
         self._tables: dict[bool, PieceTable] = {}
+        #: The largest id that `encode` can return.
+        self.max_token_id = parts.max_token_id
+        #: Most bytes of text that one token can stand for. None: no such bound is known, because a normalizer may
+        #: shrink the text, an added token swallows spaces, or a run of unknown characters becomes one token.
+        self.max_token_bytes = self._bound_of_token_bytes(parts.longest_token)
 
     @property
     def is_byte_level(self) -> bool:
@@ -100,30 +104,15 @@ class Tokenizer:
             table = self._tables.setdefault(skip_special_tokens, PieceTable(self.token, plan, skipped))
         return table
 
-    @cached_property
-    def max_token_id(self) -> int:
-        """The largest id that `encode` can return, -1 if there is none."""
-        return max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1)
-
-    @cached_property
-    def max_token_bytes(self) -> int | None:
-        """Most bytes of text that one token can stand for; None if there is no such bound.
-
-        There is none when a normalizer may shrink the text, when an added token swallows the spaces around it,
-        or when a run of unknown characters becomes one token.
-        """
+    def _bound_of_token_bytes(self, longest_token: int) -> int | None:
         model = self._backend.model
         shrinks = _may_shrink(self._backend.normalizer)
-        strips = any(t.lstrip or t.rstrip for t in self._backend.get_added_tokens_decoder().values())
-        fuses = getattr(model, "fuse_unk", True) and not _has_all_bytes(self._backend)
-        loses = not (self.is_byte_level or getattr(model, "byte_fallback", False))
-        if shrinks or strips or (fuses and not self.is_byte_level) or loses:
+        added = self._backend.get_added_tokens_decoder().values()
+        strips = any(token.lstrip or token.rstrip for token in added)
+        covers = self.is_byte_level or (getattr(model, "byte_fallback", False) and _has_all_bytes(self._backend))
+        if shrinks or strips or not covers:
             return None
-        vocab = self._backend.get_vocab(with_added_tokens=True)
-        if self.is_byte_level:  # a character of the byte alphabet is one byte; added tokens are plain text
-            added = self._backend.get_added_tokens_decoder().values()
-            return max(max(map(len, vocab), default=1), *(len(t.content.encode()) for t in added), 1)
-        return max((len(token.encode()) for token in vocab), default=1)
+        return max([longest_token, *(len(token.content.encode("utf-8")) for token in added)])
 
     def min_num_tokens(self, text: str) -> int:
         """A lower bound of `len(encode(text))`, without encoding: refuse what cannot fit before paying for it."""
@@ -149,7 +138,7 @@ class Tokenizer:
         try:
             for text in _PROBE_TEXTS:
                 self.decode(self.encode(text))
-        except BaseException as error:  # a panic of the library is a BaseException
+        except BaseException as error:  # noqa: BLE001 (a panic of the library is a BaseException)
             problems.append(one_line(error))
 
 
@@ -177,7 +166,7 @@ def _may_shrink(normalizer: object) -> bool:
     if normalizer is None:
         return False
     state = repr(normalizer)
-    return not (state.startswith('Replace(pattern=String(" "), content="\u2581")') or state.startswith("Prepend("))
+    return not (state.startswith(('Replace(pattern=String(" "), content="\u2581")', "Prepend(")))
 
 
 def _has_all_bytes(backend: tokenizers.Tokenizer) -> bool:

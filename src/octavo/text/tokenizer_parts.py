@@ -25,6 +25,8 @@ class TokenizerParts:
     eos_token_ids: tuple[int, ...]  # the tokenizer's own first, then those of the generation config
     chat_templates: dict[str, str] = field(default_factory=dict)  # name -> source; "default" is the usual one
     model_max_length: int | None = None  # tokens
+    longest_token: int  # bytes of text that the longest token stands for
+    max_token_id: int
 
 
 def one_line(error: BaseException) -> str:
@@ -50,6 +52,16 @@ def set_bos_eos(backend: tokenizers.Tokenizer, bos: str | None, eos: str | None)
         single=[*([bos] if bos is not None else []), "$A", *([eos] if eos is not None else [])],
         special_tokens=ids,
     )
+
+
+def longest(tokens: Iterable[str], is_byte_level: bool) -> int:
+    """Bytes of the longest token, 1 at least. A character of the byte alphabet is one byte."""
+    size = len if is_byte_level else _utf8_size
+    return max(map(size, tokens), default=1) or 1
+
+
+def _utf8_size(text: str) -> int:
+    return len(text.encode("utf-8", "replace"))
 
 
 def unique_ids(ids: Iterable[Any]) -> tuple[int, ...]:
