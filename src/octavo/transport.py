@@ -134,7 +134,7 @@ class BlockingConnection:
                         self.inbox.put(decode(self._frames.popleft()))
                     self._frames.extend(self._read())
             except TransportError as exc:
-                if on_close is not None:
+                if on_close is not None and not self._closing:  # else it was our own close()
                     on_close(exc)
                 self.inbox.put(None)
 

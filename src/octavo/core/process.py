@@ -1,8 +1,8 @@
 """The engine process: `python -m octavo.core.process --fd N`, N being its end of the socket pair.
 
 Order of events: EngineConfig comes in; Phase... and then EngineInfo or StartupFailed go out; then the loop of
-`EngineCore`. Exit codes: 0 after Shutdown, 1 when the start or a step failed (the traceback is in the log) or when
-the peer sent nonsense, 2 when the peer went away.
+`EngineCore`. Exit codes: 0 after Shutdown, 1 when the start or a step failed (the traceback is in the log), 2 when
+the peer went away or sent nonsense (also when it does so right after Shutdown).
 
 It never outlives its parent: the end of the socket ends it at any moment, also while the model loads, and so does
 the parent's death (Linux: of the thread that started it, so start it from a thread that lives on). Ctrl-C is the
@@ -36,24 +36,30 @@ EXIT_PEER_GONE = 2
 
 _PR_SET_PDEATHSIG = 1
 
+# Takes the configuration and a function that reports (phase, detail).
 MakeExecutor = Callable[[EngineConfig, Callable[[str, str], None]], Executor]
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, make_executor: MakeExecutor = UniprocExecutor) -> int:
+    """The whole life of the process; returns the exit code. Tests bring an executor of their own."""
     parser = argparse.ArgumentParser(prog="octavo.core.process")
     parser.add_argument("--fd", type=int, required=True)
     args = parser.parse_args(argv)
     _set_signals()
     _configure_logging()
-    faults.arm_from_environment()
     connection = BlockingConnection(socket.socket(fileno=args.fd))
     try:
+        faults.arm_from_environment()
         config = connection.receive(EngineConfig)
+    except StartupError as exc:
+        connection.send(StartupFailed(type(exc).__name__, exc.message))
+        connection.close()
+        return EXIT_FAILED
     except TransportError as exc:
         logger.error("No configuration arrived: %s", exc.message)
         return EXIT_PEER_GONE
     connection.start(ToEngine, on_close=_exit_at_once)
-    code = serve(config, connection, UniprocExecutor)
+    code = serve(config, connection, make_executor)
     connection.close()
     return code
 
