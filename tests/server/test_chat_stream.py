@@ -6,11 +6,11 @@ import json
 from typing import Any
 
 import pytest
-from server_fakes import answer, make_server, with_logprobs
 
 from octavo.errors import EngineDead, Overloaded
 from octavo.generation import CompletionDelta, GenerationDelta
 from octavo.messages import TokenLogprobs
+from server_fakes import answer, make_server, with_logprobs
 
 
 def choices(events: list[Any]) -> list[Any]:
@@ -129,7 +129,10 @@ def test_e57_choices_are_interleaved_and_each_reads_whole() -> None:
 
 
 def test_chat_logprobs_stream_with_their_tokens() -> None:
-    entries = [TokenLogprobs(-0.5, 1, [72, 74], [-0.5, -1.5]), TokenLogprobs(float("-inf"), 9, [106, 105], [-0.1, -3.0])]
+    entries = [
+        TokenLogprobs(-0.5, 1, [72, 74], [-0.5, -1.5]),
+        TokenLogprobs(float("-inf"), 9, [106, 105], [-0.1, -3.0]),
+    ]
     server = make_server(lambda _: with_logprobs(answer("Hi"), entries))
     events = choices(server.chat(stream=True, logprobs=True, top_logprobs=1).events())
     assert events[0]["logprobs"] is None

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from server_fakes import answer, make_server, with_logprobs
 
 from octavo.errors import ServerError
 from octavo.generation import CompletionDelta, GenerationDelta
 from octavo.messages import TokenLogprobs
 from octavo.params import GenerateRequest
+from server_fakes import answer, make_server, with_logprobs
 
 
 def by_prompt(request: GenerateRequest) -> list[GenerationDelta]:

@@ -91,6 +91,7 @@ async def render_chat(
     return await serving.tokenize(
         sum(_num_chars(message) for message in plain),
         lambda: serving.state.renderer.render_chat(plain, **options),
+        "messages",
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from msgspec import UNSET, UnsetType
 
-from octavo.errors import ContextLengthExceeded, InvalidRequest
+from octavo.errors import InvalidRequest
 from octavo.generation import CompletionDelta, GenerationDelta
 from octavo.params import GenerateRequest, SamplingParams
 from octavo.server.exchange import Exchange
@@ -83,12 +83,8 @@ class CompletionHandler:
         if isinstance(prompt, str):
             if not prompt:
                 raise InvalidRequest("Prompt cannot be empty.", param)
-            try:
-                return await serving.tokenize(
-                    len(prompt), lambda: serving.state.renderer.render_text(prompt, add_special_tokens)
-                )
-            except ContextLengthExceeded as exc:
-                raise ContextLengthExceeded(exc.message, param) from None
+            render = serving.state.renderer.render_text
+            return await serving.tokenize(len(prompt), lambda: render(prompt, add_special_tokens), param)
         vocab_size = serving.state.info.vocab_size
         if min(prompt) < 0 or max(prompt) >= vocab_size:
             raise InvalidRequest(f"Token ids should lie in 0..{vocab_size - 1}.", param)

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import msgspec
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from octavo.errors import InvalidRequest, RequestError, ServerError
 
@@ -101,10 +102,10 @@ def validate_body(model: type[M], body: Any) -> M:
 
 def _invalid_request(exc: ValidationError, body: Any) -> InvalidRequest:
     errors = exc.errors(include_url=False, include_context=False)
-    first_path = _path(errors[0]["loc"], body)
+    first_path = _path(errors[0], body)
     lines: dict[str, None] = {}  # an ordered set
     for error in errors[:MAX_REPORTED_ERRORS]:
-        text = f"{_path(error['loc'], body) or 'body'}: {error['msg']}"
+        text = f"{_path(error, body) or 'body'}: {error['msg']}"
         if error["type"] != "missing":
             text += f", got {_quote(error['input'])}"
         lines[text] = None
@@ -113,16 +114,18 @@ def _invalid_request(exc: ValidationError, body: Any) -> InvalidRequest:
     return InvalidRequest("; ".join(lines), first_path or None)
 
 
-def _path(loc: tuple[int | str, ...], body: Any) -> str:
+def _path(error: ErrorDetails, body: Any) -> str:
     """The dotted path of a field. Names of union members, which pydantic adds to `loc`, are left out.
 
-    A component counts when it leads on in the body, or when it is the last one and names a missing key.
+    A component counts when it leads on in the body, or when it is the last one of a key that is missing.
     """
+    loc, is_missing = error["loc"], error["type"] == "missing"
     parts: list[str] = []
     node = body
     for i, key in enumerate(loc):
-        if isinstance(node, dict) and isinstance(key, str):
-            if key not in node and (i < len(loc) - 1 or "[" in key or key in _TYPE_NAMES):
+        if isinstance(node, dict):
+            key = str(key)  # keys of `logit_bias` are converted before they are checked
+            if key not in node and (i < len(loc) - 1 or not is_missing):
                 continue
             parts.append(key)
             node = node.get(key)
@@ -130,9 +133,6 @@ def _path(loc: tuple[int | str, ...], body: Any) -> str:
             parts.append(str(key))
             node = node[key] if key < len(node) else None
     return clip(".".join(parts), MAX_QUOTED_CHARS)
-
-
-_TYPE_NAMES = frozenset({"str", "int", "float", "bool"})
 
 
 def _quote(value: Any) -> str:

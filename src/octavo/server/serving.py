@@ -67,12 +67,16 @@ class Serving:
             exchange.extra_headers.append((b"x-octavo-ignored-fields", ", ".join(names).encode()))
         return body, request
 
-    async def tokenize(self, size: int, function: Callable[[], list[int]]) -> list[int]:
-        """Run `function`, which tokenizes `size` characters; in a thread when they are many."""
+    async def tokenize(self, size: int, function: Callable[[], list[int]], param: str) -> list[int]:
+        """Run `function`, which tokenizes `size` characters; in a thread when they are many.
+
+        `param` is the field that holds them.
+        """
         if size > self.state.info.max_model_len * MAX_TOKEN_BYTES:
             raise ContextLengthExceeded(
                 f"The prompt has {size} characters; they cannot fit the context of "
-                f"{self.state.info.max_model_len} tokens."
+                f"{self.state.info.max_model_len} tokens.",
+                param,
             )
         if size <= THREAD_CHARS:
             return function()

@@ -45,7 +45,9 @@ class TokenizeHandler:
             )
         text = request.prompt or ""
         render = self._serving.state.renderer.render_text
-        return await self._serving.tokenize(len(text), lambda: render(text, request.add_special_tokens is not False))
+        return await self._serving.tokenize(
+            len(text), lambda: render(text, request.add_special_tokens is not False), "prompt"
+        )
 
 
 class DetokenizeHandler:

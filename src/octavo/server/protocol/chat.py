@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import msgspec
 from msgspec import UNSET, UnsetType
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 
 from octavo.errors import InvalidRequest
@@ -31,13 +31,21 @@ def _check_part(part: Any) -> Any:
 Part = Annotated[dict[str, Any], BeforeValidator(_check_part)]
 
 
-def _check_content(value: Any) -> Any:
-    """A string, null, or a list of parts; the parts themselves are checked one by one, so that paths name them."""
-    if not (value is None or isinstance(value, str | list)):
-        raise PydanticCustomError("content_type", "Input should be a string, a list of parts, or null")
-    if isinstance(value, list) and len(value) > MAX_PARTS:
-        raise PydanticCustomError("too_many_parts", f"At most {MAX_PARTS} parts are allowed")
-    return value
+def _content_kind(value: Any) -> str | None:
+    if isinstance(value, str):
+        return "text"
+    return "parts" if isinstance(value, list) else None
+
+
+#: Told apart by a function, so that an error in a part is not reported as "no string" too.
+Content = Annotated[
+    Annotated[str, Tag("text")] | Annotated[list[Part], Field(max_length=MAX_PARTS), Tag("parts")],
+    Discriminator(
+        _content_kind,
+        custom_error_type="content_type",
+        custom_error_message="Input should be a string, a list of parts, or null",
+    ),
+]
 
 
 def _check_role(value: str) -> str:
@@ -52,7 +60,7 @@ class Message(WireModel):
     model_config = ConfigDict(extra="allow")
 
     role: Annotated[str, AfterValidator(_check_role)]
-    content: Annotated[str | list[Part] | None, BeforeValidator(_check_content)] = None
+    content: Content | None = None
     name: str | None = None
     tool_call_id: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
