@@ -22,7 +22,8 @@ def run(argv: Sequence[str]) -> int:
     # Imported here: `--help` and a wrong flag must not pay for the server.
     from octavo import launch
 
-    return launch.serve(config)
+    code: int = launch.serve(config)
+    return code
 
 
 def serve_config(argv: Sequence[str], environ: Mapping[str, str]) -> ServeConfig:
