@@ -1,0 +1,208 @@
+"""Keys, ids, cross-origin rules, prefixes, headers: what surrounds every request."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+from typing import Any
+
+import pytest
+
+from octavo.server.app import routes
+from octavo.server.middleware import MAX_HEADERS
+from server_fakes import call, make_server
+
+KEYS = {"api_key": ["first-key", "second-kéy"]}
+
+
+# ---------------------------------------------------------------- authentication
+@pytest.mark.parametrize("path", ["/health", "/ready"])
+def test_health_and_ready_answer_without_a_key(path: str) -> None:
+    assert make_server(**KEYS).get(path).status == 200
+
+
+def test_every_other_route_needs_a_key() -> None:
+    server = make_server(**KEYS)
+    for route in routes(server.state):
+        if route.path not in ("/health", "/ready"):
+            reply = call(server.app, route.method, route.path.replace("{model}", "tiny"), {})
+            assert (route.path, reply.status) == (route.path, 401)
+            assert reply.headers["www-authenticate"] == "Bearer"
+            assert (reply.error["type"], reply.error["code"]) == ("AuthenticationError", "invalid_api_key")
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/nowhere", "//v1/models", "/health/../v1/models", "/Health", "/health/x", "/v1/models?/health", "/metrics/"],
+)
+def test_unknown_and_strange_paths_need_a_key_too(path: str) -> None:
+    assert make_server(**KEYS).get(path).status == 401
+
+
+@pytest.mark.parametrize(
+    ("header", "status"),
+    [
+        ("Bearer first-key", 200),
+        ("Bearer second-kéy".encode().decode("latin-1"), 200),
+        ("bearer first-key", 200),
+        ("BEARER   first-key ", 200),
+        ("Bearer first-ke", 401),
+        ("Bearer first-key2", 401),
+        ("Bearer FIRST-KEY", 401),
+        ("Bearer", 401),
+        ("Bearer ", 401),
+        ("first-key", 401),
+        ("Basic first-key", 401),
+        ("Bearer\tfirst-key", 401),
+        ("Bearer first-key, Bearer x", 401),
+        ("Bearer ÿþ", 401),
+    ],
+)
+def test_the_key_must_be_exact_and_the_scheme_may_have_any_case(header: str, status: int) -> None:
+    assert make_server(**KEYS).get("/v1/models", {"authorization": header}).status == status
+
+
+def test_a_wrong_key_is_not_repeated_to_the_caller() -> None:
+    assert b"guess" not in make_server(**KEYS).get("/v1/models", {"authorization": "Bearer guess"}).body
+
+
+def test_w17_keys_are_compared_as_digests_of_one_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[tuple[bytes, bytes]] = []
+    real = hmac.compare_digest
+
+    def spy(a: bytes, b: bytes) -> bool:
+        compared.append((a, b))
+        return real(a, b)
+
+    monkeypatch.setattr(hmac, "compare_digest", spy)
+    server = make_server(**KEYS)
+    for guess in ("f", "first-key", "x" * 1000):
+        server.get("/v1/models", {"authorization": f"Bearer {guess}"})
+    assert len(compared) == 6  # all keys each time: the first match does not end it
+    assert {len(part) for pair in compared for part in pair} == {32}
+
+
+def test_without_keys_everything_is_open() -> None:
+    assert make_server().get("/v1/models").status == 200
+
+
+# ---------------------------------------------------------------- request ids
+def test_a_sane_request_id_is_echoed() -> None:
+    assert make_server().get("/version", {"x-request-id": "abc-123"}).headers["x-request-id"] == "abc-123"
+
+
+@pytest.mark.parametrize("given", ["", "x" * 129, "a b", "a\x01b", "é", "a\r\nb"])
+def test_any_other_gets_a_new_one(given: str) -> None:
+    request_id = make_server().get("/version", {"x-request-id": given}).headers["x-request-id"]
+    assert len(request_id) == 32 and request_id != given
+
+
+@pytest.mark.parametrize("path", ["/nowhere", "/v1/models/none", "/v1/chat/completions"])
+def test_errors_have_an_id_too(path: str) -> None:
+    reply = make_server().post(path, b"{", {"x-request-id": "mine"})
+    assert reply.status >= 400 and reply.headers["x-request-id"] == "mine"
+
+
+def test_a_stream_has_an_id() -> None:
+    assert "x-request-id" in make_server().chat(stream=True).headers
+
+
+# ---------------------------------------------------------------- cross-origin requests
+ORIGIN = {"origin": "https://page.example"}
+PREFLIGHT = {**ORIGIN, "access-control-request-method": "POST", "access-control-request-headers": "content-type"}
+
+
+def test_no_cross_origin_headers_unless_configured() -> None:
+    reply = make_server().get("/v1/models", ORIGIN)
+    assert not [name for name in reply.headers if name.startswith("access-control")]
+    assert call(make_server().app, "OPTIONS", "/v1/models", headers=PREFLIGHT).status == 405
+
+
+def test_a_configured_origin_is_allowed_on_success_and_error_and_preflight_needs_no_key() -> None:
+    server = make_server(allowed_origins=["https://page.example"], **KEYS)
+    assert call(server.app, "OPTIONS", "/v1/chat/completions", headers=PREFLIGHT).status == 200
+    reply = server.get("/v1/models", ORIGIN)
+    assert reply.status == 401
+    assert reply.headers["access-control-allow-origin"] == "https://page.example"
+    other = server.get("/v1/models", {"origin": "https://evil.example"})
+    assert "access-control-allow-origin" not in other.headers
+
+
+def test_every_origin_never_goes_with_credentials(caplog: pytest.LogCaptureFixture) -> None:
+    reply = make_server(allowed_origins=["*"], allow_credentials=True).get("/v1/models", ORIGIN)
+    assert reply.headers["access-control-allow-origin"] == "*"
+    assert "access-control-allow-credentials" not in reply.headers
+    assert "credentials" in caplog.text
+
+
+# ---------------------------------------------------------------- paths and headers
+@pytest.mark.parametrize("path", ["/api/v1/models", "/api/api/v1/models", "/v1/models"])
+def test_root_path_is_taken_off_however_often_it_was_added(path: str) -> None:
+    assert make_server(root_path="/api").get(path).status == 200
+
+
+def test_root_path_is_a_whole_part_of_the_path() -> None:
+    assert make_server(root_path="api/").get("/apiv1/models").status == 404
+    assert make_server(root_path="/api", **KEYS).get("/api/health").status == 200
+    assert make_server(root_path="/api", **KEYS).get("/api").status == 401
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/metrics/", "/v1/models/", "/health/"])
+def test_a_trailing_slash_makes_no_difference(path: str) -> None:
+    assert make_server().get(path).status == 200
+
+
+def test_405_names_what_is_allowed() -> None:
+    reply = make_server().get("/v1/chat/completions")
+    assert (reply.status, reply.headers["allow"]) == (405, "POST")
+    assert reply.error["code"] == "method_not_allowed"
+
+
+def test_too_many_headers_are_refused() -> None:
+    many = {f"x-{i}": "y" for i in range(MAX_HEADERS + 1)}
+    assert make_server().get("/version", many).status == 431
+    assert make_server().get("/version", {"x-long": "y" * 70_000}).status == 431
+
+
+@pytest.mark.parametrize(
+    "content_type", ["", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "json"]
+)
+def test_e6_only_json_is_accepted(content_type: str) -> None:
+    reply = make_server().post("/v1/completions", {"prompt": "a"}, {"content-type": content_type})
+    assert reply.status == 400
+    assert reply.error["message"] == "Unsupported Media Type: Only 'application/json' is allowed"
+
+
+def test_compressed_bodies_are_refused() -> None:
+    reply = make_server().post("/v1/completions", b"\x1f\x8b", {"content-encoding": "gzip"})
+    assert (reply.status, reply.error["type"]) == (400, "BadRequestError")
+
+
+# ---------------------------------------------------------------- other kinds of scopes
+def run_scope(scope: dict[str, Any], *received: str, **config: Any) -> list[str]:
+    sent: list[str] = []
+
+    async def run() -> None:
+        messages = [{"type": kind} for kind in received]
+
+        async def receive() -> dict[str, Any]:
+            return messages.pop(0)
+
+        async def send(message: Any) -> None:
+            sent.append(message["type"])
+
+        await make_server(**config).app(scope, receive, send)
+
+    asyncio.run(run())
+    return sent
+
+
+@pytest.mark.parametrize("disable_log_stats", [False, True])
+def test_lifespan_starts_and_ends(disable_log_stats: bool) -> None:
+    assert run_scope(
+        {"type": "lifespan"}, "lifespan.startup", "lifespan.shutdown", disable_log_stats=disable_log_stats
+    ) == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+
+
+def test_websockets_are_refused() -> None:
+    assert run_scope({"type": "websocket"}, "websocket.connect") == ["websocket.close"]

@@ -1,0 +1,120 @@
+"""Metrics under vLLM's names, and the line in the log."""
+
+from __future__ import annotations
+
+import pytest
+
+from octavo.messages import SchedulerStats
+from octavo.metrics import Metrics, StatsLogger
+from octavo.observer import FinishedSample, Observer
+from octavo.params import GenerateRequest, SamplingParams
+
+# features.md 7.2: the names of v0.6.0, without the speculative ones, and today's.
+NAMES = [
+    "num_requests_running", "num_requests_waiting", "num_requests_swapped", "gpu_cache_usage_perc",
+    "cpu_cache_usage_perc", "gpu_prefix_cache_hit_rate", "num_preemptions_total", "prompt_tokens_total",
+    "generation_tokens_total", "time_to_first_token_seconds", "time_per_output_token_seconds",
+    "e2e_request_latency_seconds", "request_prompt_tokens", "request_generation_tokens", "request_params_best_of",
+    "request_params_n", "request_success_total", "avg_prompt_throughput_toks_per_s",
+    "avg_generation_throughput_toks_per_s", "inter_token_latency_seconds", "request_queue_time_seconds",
+    "request_prefill_time_seconds", "request_decode_time_seconds", "request_inference_time_seconds",
+    "kv_cache_usage_perc", "prefix_cache_queries_total", "prefix_cache_hits_total", "iteration_tokens_total",
+    "request_params_max_tokens",
+]  # fmt: skip
+
+
+def stats(**changes: int) -> SchedulerStats:
+    values = dict.fromkeys(
+        ("num_running", "num_waiting", "kv_blocks_used", "kv_blocks_total", "num_preemptions", "prefix_cache_queries",
+         "prefix_cache_hits", "num_steps", "num_prompt_tokens", "num_generation_tokens"), 0
+    )  # fmt: skip
+    return SchedulerStats(**{**values, **changes})
+
+
+def values_of(metrics: Metrics) -> dict[str, float]:
+    lines = metrics.render()[0].decode().splitlines()
+    pairs = (line.rsplit(" ", 1) for line in lines if line and not line.startswith("#"))
+    return {name.replace('model_name="m"', "").replace("{}", ""): float(value) for name, value in pairs}
+
+
+REQUEST = GenerateRequest(
+    external_id="x", prompt_token_ids=[1, 2, 3], params=SamplingParams(n=2, max_tokens=7), arrival_time=100.0
+)
+
+
+def test_every_name_is_there_from_the_start() -> None:
+    text = Metrics("m", 2048).render()[0].decode()
+    for name in NAMES:
+        bare = f"# TYPE vllm:{name} "
+        assert bare in text, name
+    for reason in ("stop", "length", "abort"):
+        assert f'vllm:request_success_total{{finished_reason="{reason}",model_name="m"}} 0.0' in text
+
+
+def test_it_is_an_observer() -> None:
+    observer: Observer = Metrics("m", 2048)
+    observer.on_request_arrival(REQUEST)
+    observer.on_first_token(0.5, 1.5)
+    observer.on_tokens(4, 2.0)
+    observer.on_finish(FinishedSample(REQUEST, "length", 5, 0, 100.0, 100.5, 101.5, 103.5, 103.6))
+    metrics = observer
+    assert isinstance(metrics, Metrics)
+    values = values_of(metrics)
+    assert values["vllm:request_prompt_tokens_sum"] == 3
+    assert values["vllm:request_params_n_sum"] == 2
+    assert values["vllm:request_params_max_tokens_sum"] == 7
+    assert values["vllm:request_queue_time_seconds_sum"] == 0.5
+    assert values["vllm:time_to_first_token_seconds_sum"] == 1.5
+    assert values["vllm:inter_token_latency_seconds_sum"] == values["vllm:time_per_output_token_seconds_sum"] == 0.5
+    assert values["vllm:request_generation_tokens_sum"] == 5
+    assert values["vllm:e2e_request_latency_seconds_sum"] == pytest.approx(3.6)
+    assert values["vllm:request_prefill_time_seconds_sum"] == 1.0
+    assert values["vllm:request_decode_time_seconds_sum"] == 2.0
+    assert values["vllm:request_inference_time_seconds_sum"] == 3.0
+    assert values["vllm:request_time_per_output_token_seconds_sum"] == 0.5
+    assert values['vllm:request_success_total{finished_reason="length",}'] == 1
+
+
+def test_a_request_that_never_ran_has_an_end_and_no_times() -> None:
+    metrics = Metrics("m", 2048)
+    metrics.on_finish(FinishedSample(REQUEST, "abort", 0, 0, 100.0, 0.0, 0.0, 0.0, 101.0))
+    values = values_of(metrics)
+    assert values['vllm:request_success_total{finished_reason="abort",}'] == 1
+    assert values["vllm:request_decode_time_seconds_count"] == 0
+    assert values["vllm:request_prefill_time_seconds_count"] == 0
+
+
+def test_totals_of_the_engine_become_counters() -> None:
+    metrics = Metrics("m", 2048)
+    metrics.on_stats(stats(num_prompt_tokens=10, num_generation_tokens=1, num_preemptions=2, prefix_cache_hits=4))
+    metrics.on_stats(
+        stats(num_prompt_tokens=10, num_generation_tokens=5, num_preemptions=3, prefix_cache_hits=4,
+              prefix_cache_queries=16, num_running=2, num_waiting=1, kv_blocks_used=3, kv_blocks_total=4)
+    )  # fmt: skip
+    values = values_of(metrics)
+    assert values["vllm:prompt_tokens_total"] == 10
+    assert values["vllm:generation_tokens_total"] == 5
+    assert values["vllm:num_preemptions_total"] == 3
+    assert values["vllm:prefix_cache_hits_total"] == 4
+    assert values["vllm:gpu_prefix_cache_hit_rate"] == 0.25
+    assert (values["vllm:num_requests_running"], values["vllm:num_requests_waiting"]) == (2, 1)
+    assert values["vllm:kv_cache_usage_perc"] == values["vllm:gpu_cache_usage_perc"] == 0.75
+
+
+def test_the_line_appears_only_when_there_was_work_and_once_after_it() -> None:
+    metrics = Metrics("m", 2048)
+    log = StatsLogger(metrics)
+    assert log.line() is None
+    metrics.on_stats(stats(num_prompt_tokens=10, num_generation_tokens=50, num_running=1, kv_blocks_total=4))
+    line = log.line()
+    assert line is not None and "running 1" in line and "KV cache 0.0%" in line
+    metrics.on_stats(stats(num_prompt_tokens=10, num_generation_tokens=50, kv_blocks_total=4))
+    last = log.line()
+    assert last is not None and "generation 0.0 tok/s, running 0" in last
+    assert log.line() is None
+
+
+def test_two_servers_in_one_process_do_not_share_metrics() -> None:
+    first, second = Metrics("m", 2048), Metrics("m", 2048)
+    first.on_tokens(1, 1.0)
+    assert values_of(second)["vllm:inter_token_latency_seconds_count"] == 0
