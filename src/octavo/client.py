@@ -11,24 +11,17 @@ Everything here runs on the event loop that called `start`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-import math
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
+from octavo.admission import Admission
 from octavo.config import EngineConfig
-from octavo.errors import (
-    ContextLengthExceeded,
-    EngineDead,
-    InvalidRequest,
-    OctavoError,
-    Overloaded,
-    ServerError,
-    ShuttingDown,
-)
+from octavo.errors import EngineDead, OctavoError, ServerError, ShuttingDown
 from octavo.generation import (
     Completion,
     CompletionDelta,
@@ -50,6 +43,7 @@ from octavo.messages import (
     Heartbeat,
     RequestOutput,
     SchedulerStats,
+    Shutdown,
 )
 from octavo.observer import FinishedSample, NoObserver, Observer
 from octavo.params import GenerateRequest, SamplingParams
@@ -75,6 +69,10 @@ logger = logging.getLogger(__name__)
 
 #: Seconds that a lost connection waits for the process's exit code, which makes the better message.
 EXIT_WAIT_SECONDS = 0.3
+#: Seconds that the engine gets to finish its step when the client closes.
+CLOSE_WAIT_SECONDS = 1.0
+
+_SHUT_DOWN = "The server shut down before the request was finished."
 
 
 class Connection(Protocol):
@@ -115,6 +113,7 @@ class EngineClient:
         self.stats: SchedulerStats | None = None  # of the last step
         self.dead_reason: str | None = None
         self.is_draining = False
+        self._is_closing = False
         self._connection = connection
         self._tokenizer = tokenizer
         self._config = config or EngineConfig()
@@ -126,14 +125,12 @@ class EngineClient:
             for token_id in dict.fromkeys((*tokenizer.eos_token_ids, *info.eos_token_ids))
             if 0 <= token_id < info.vocab_size
         )
-        self._capacity = info.max_num_seqs + self._config.scheduler.max_num_queued_reqs
+        self._admission = Admission(info, self._config.scheduler.max_num_queued_reqs)
         self._samples: dict[int, SampleState] = {}
         self._num_ids = 0
         self._calls: dict[int, asyncio.Future[Any]] = {}
         self._idle = asyncio.Event()
         self._idle.set()
-        self._last_finish_time = 0.0
-        self._finish_interval = 0.1  # seconds between two ends of samples, smoothed
         self._watchdog = Watchdog(self._config.parallel, process.probe if process is not None else None)
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -143,15 +140,18 @@ class EngineClient:
         self._tasks = [asyncio.create_task(self._receive_loop()), asyncio.create_task(self._watch_loop())]
 
     async def close(self) -> None:
-        """Stop receiving and close the connection. Open streams end with `ShuttingDown`."""
-        self.is_draining = True
+        """End the open streams with `ShuttingDown`, tell the engine to stop, and close the connection."""
+        self.is_draining = self._is_closing = True
+        self.abort_all(ShuttingDown(_SHUT_DOWN))
+        self._fail_calls(ShuttingDown(_SHUT_DOWN))
+        if self.dead_reason is None and self._tasks:
+            # The engine answers by closing its end. When it is in a long step we leave first.
+            with contextlib.suppress(TransportError, TimeoutError):
+                self._connection.send(Shutdown())
+                await asyncio.wait_for(asyncio.shield(self._tasks[0]), CLOSE_WAIT_SECONDS)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self.abort_all(ShuttingDown("The server shut down before the request was finished."))
-        for future in self._calls.values():
-            if not future.done():
-                future.set_exception(ShuttingDown("The server shut down."))
         await self._connection.close()
 
     @property
@@ -194,9 +194,7 @@ class EngineClient:
         self._check_alive()
         if self.is_draining:
             raise ShuttingDown("The server is shutting down and takes no new requests.")
-        self._check_prompt(request)
-        params = self._sized_params(request)
-        self._check_capacity(params.n)
+        params = self._admission.check(request, len(self._samples))
         state = RequestState(request)
         stream = GenerationStream(state, self._close, asyncio.get_running_loop())
         now = time.monotonic()
@@ -239,33 +237,6 @@ class EngineClient:
         if self.dead_reason is not None:
             raise EngineDead(self.dead_reason)
 
-    def _check_prompt(self, request: GenerateRequest) -> None:
-        ids = request.prompt_token_ids
-        if not ids:
-            raise InvalidRequest("Prompt cannot be empty.", "prompt")
-        if min(ids) < 0 or max(ids) >= self.info.vocab_size:
-            raise InvalidRequest(f"The prompt has token ids outside 0..{self.info.vocab_size - 1}.", "prompt")
-
-    def _sized_params(self, request: GenerateRequest) -> SamplingParams:
-        """The parameters with `max_tokens` set. Raises `ContextLengthExceeded` with the numbers."""
-        num_prompt, wanted = len(request.prompt_token_ids), request.params.max_tokens
-        limit = min(self.info.max_model_len, self.info.max_request_tokens)
-        if num_prompt + (wanted or 1) > limit:
-            room = "the model's context" if limit == self.info.max_model_len else "the KV cache"
-            asked = "at least 1" if wanted is None else f"{wanted} of completion"
-            raise ContextLengthExceeded(
-                f"At most {limit} tokens fit {room}, but {num_prompt} tokens of prompt and {asked} were asked for."
-            )
-        return request.params if wanted else msgspec.structs.replace(request.params, max_tokens=limit - num_prompt)
-
-    def _check_capacity(self, n: int) -> None:
-        if n > self._capacity:
-            raise InvalidRequest(f"`n` must be at most {self._capacity}, the most sequences this server holds.", "n")
-        if len(self._samples) + n > self._capacity:
-            waiting = max(0, len(self._samples) - self.info.max_num_seqs)
-            retry_after = min(60, max(1, math.ceil(n * self._finish_interval)))
-            raise Overloaded(f"The server is busy: {waiting} requests are waiting. Try again later.", retry_after)
-
     # ------------------------------------------------------------ ends
     def _close(self, state: RequestState) -> None:
         """The reader is gone: abort what still runs. Does nothing the second time."""
@@ -302,9 +273,7 @@ class EngineClient:
         sample.request.num_open -= 1
         if not self._samples:
             self._idle.set()
-        if self._last_finish_time:
-            self._finish_interval += 0.1 * (now - self._last_finish_time - self._finish_interval)
-        self._last_finish_time = now
+        self._admission.note_finish(now)
         request = sample.request.request
         self._observer.on_finish(
             FinishedSample(
@@ -334,6 +303,11 @@ class EngineClient:
             raise EngineDead(self.dead_reason or "The connection to the engine is lost.") from exc
         finally:
             del self._calls[call_id]
+
+    def _fail_calls(self, error: ServerError) -> None:
+        for future in self._calls.values():
+            if not future.done():
+                future.set_exception(type(error)(error.message))
 
     def _on_call_result(self, message: CallResult) -> None:
         future = self._calls.get(message.call_id)
@@ -429,13 +403,11 @@ class EngineClient:
 
     def _die(self, reason: str) -> None:
         """The engine is dead: end everything that waits for it. Only the first reason counts."""
-        if self.dead_reason is not None:
+        if self.dead_reason is not None or self._is_closing:
             return
         self.dead_reason = f"The engine process is dead: {reason}."
         logger.error("%s", self.dead_reason)
         self.abort_all(EngineDead(self.dead_reason))
-        for future in self._calls.values():
-            if not future.done():
-                future.set_exception(EngineDead(self.dead_reason))
+        self._fail_calls(EngineDead(self.dead_reason))
         if self._on_dead is not None:
             self._on_dead(self.dead_reason)

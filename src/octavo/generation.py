@@ -243,7 +243,7 @@ class RequestState:
             len(self.request.prompt_token_ids),
             self.samples[0].num_cached_tokens,
             sum(sample.num_tokens for sample in self.samples),
-            self.num_open == 0,
+            self.num_open == 0 and self.error is None,
         )
 
 

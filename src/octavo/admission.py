@@ -1,0 +1,63 @@
+"""Which requests the engine may see: those that it can serve, as many as may wait."""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+
+from octavo.errors import ContextLengthExceeded, InvalidRequest, Overloaded
+from octavo.messages import EngineInfo
+from octavo.params import GenerateRequest, SamplingParams
+
+#: Most seconds after which a refused caller is told to come back.
+MAX_RETRY_AFTER = 60
+
+
+class Admission:
+    """Holds no requests: whoever asks says how many there are."""
+
+    def __init__(self, info: EngineInfo, max_num_queued: int) -> None:
+        self._info = info
+        self._capacity = info.max_num_seqs + max_num_queued
+        self._last_finish = 0.0
+        self._finish_interval = 0.1  # seconds between two ends of samples, smoothed
+
+    def check(self, request: GenerateRequest, num_unfinished: int) -> SamplingParams:
+        """The parameters with `max_tokens` set; `num_unfinished` samples are in flight.
+
+        Raises `InvalidRequest`, `ContextLengthExceeded` or, when the same request might be taken later, `Overloaded`.
+        """
+        self._check_prompt(request.prompt_token_ids)
+        params = self._sized_params(len(request.prompt_token_ids), request.params)
+        if params.n > self._capacity:
+            raise InvalidRequest(f"`n` must be at most {self._capacity}, the most sequences this server holds.", "n")
+        if num_unfinished + params.n > self._capacity:
+            waiting = max(0, num_unfinished - self._info.max_num_seqs)
+            retry_after = min(MAX_RETRY_AFTER, max(1, math.ceil(params.n * self._finish_interval)))
+            raise Overloaded(f"The server is busy: {waiting} requests are waiting. Try again later.", retry_after)
+        return params
+
+    def note_finish(self, now: float) -> None:
+        """A sample ended."""
+        if self._last_finish:
+            self._finish_interval += 0.1 * (now - self._last_finish - self._finish_interval)
+        self._last_finish = now
+
+    def _check_prompt(self, ids: list[int]) -> None:
+        if not ids:
+            raise InvalidRequest("Prompt cannot be empty.", "prompt")
+        # Against the width of the logits, not the tokenizer's length: an id beyond it would reach foreign memory.
+        if min(ids) < 0 or max(ids) >= self._info.vocab_size:
+            raise InvalidRequest(f"The prompt has token ids outside 0..{self._info.vocab_size - 1}.", "prompt")
+
+    def _sized_params(self, num_prompt: int, params: SamplingParams) -> SamplingParams:
+        wanted, info = params.max_tokens, self._info
+        limit = min(info.max_model_len, info.max_request_tokens)
+        if num_prompt + (wanted or 1) > limit:
+            room = "the model's context" if limit == info.max_model_len else "the KV cache"
+            asked = "at least 1" if wanted is None else f"{wanted} of completion"
+            raise ContextLengthExceeded(
+                f"At most {limit} tokens fit {room}, but {num_prompt} tokens of prompt and {asked} were asked for."
+            )
+        return params if wanted else msgspec.structs.replace(params, max_tokens=limit - num_prompt)

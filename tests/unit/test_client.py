@@ -1,0 +1,525 @@
+"""Laws of the client: every stream ends, nothing is left behind, text and counts are exact."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import itertools
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from client_fakes import EOS, STATS, Engine, FakeProcess, logprob, out, request, settle
+from octavo.client import fold
+from octavo.errors import (
+    ContextLengthExceeded,
+    EngineDead,
+    InvalidRequest,
+    Overloaded,
+    ServerError,
+    ShuttingDown,
+)
+from octavo.messages import CallResult, EngineCoreOutputs, Heartbeat, RequestOutput, Shutdown
+from octavo.observer import FinishedSample, NoObserver
+from octavo.params import GenerateRequest
+from octavo.transport import TransportError
+
+
+def run(coroutine: Any) -> Any:
+    return asyncio.run(asyncio.wait_for(coroutine, 20))
+
+
+# ---------------------------------------------------------------- the stream
+def test_a_stream_is_what_the_engine_sent() -> None:
+    async def main() -> None:
+        async with Engine() as engine:
+            stream = engine.client.generate(request())
+            await engine.step(out(1, "Hel", num_cached_tokens=2))
+            first = await anext(stream)
+            assert (first.outputs[0].text, first.outputs[0].token_ids) == ("Hel", list(b"Hel"))
+            assert (first.num_prompt_tokens, first.num_cached_tokens, first.num_output_tokens) == (3, 2, 3)
+            assert not first.finished
+            await engine.step(out(1, "lo", "length"))
+            last = await anext(stream)
+            assert (last.outputs[0].text, last.outputs[0].finish_reason, last.finished) == ("lo", "length", True)
+            assert last.num_output_tokens == 5
+            with pytest.raises(StopAsyncIteration):
+                await anext(stream)
+            assert engine.connection.aborted == []
+
+    run(main())
+
+
+def test_a_slow_reader_gets_one_merged_delta() -> None:
+    async def main() -> None:
+        async with Engine() as engine:
+            stream = engine.client.generate(request(logprobs=0))
+            for i, char in enumerate("abcdef"):
+                await engine.step(out(1, char, logprobs=[logprob(-float(i))]))
+            delta = await anext(stream)
+            assert [part.text for part in delta.outputs] == ["abcdef"]
+            assert [entry.logprob for entry in delta.outputs[0].logprobs or []] == [0, -1, -2, -3, -4, -5]
+            await engine.step(out(1, "g", "stop", stop_reason=103, logprobs=[logprob(-9.0)]))
+            # The token that stopped the request counts and has its log probability, but is no text.
+            last = (await anext(stream)).outputs[0]
+            assert (last.text, last.token_ids, last.stop_reason) == ("", [103], 103)
+            assert len(last.logprobs or []) == 1
+
+    run(main())
+
+
+def test_n_samples_are_n_requests_merged_into_one_stream() -> None:
+    async def main() -> None:
+        async with Engine() as engine:
+            stream = engine.client.generate(request(n=3, temperature=1.0, stop=("#",)))
+            added = engine.connection.added
+            assert [(a.request_id, a.sample_index, a.params.n, a.params.stop) for a in added] == [
+                (1, 0, 1, ()), (2, 1, 1, ()), (3, 2, 1, ()),
+            ]  # fmt: skip
+            await engine.step(out(2, "b", num_cached_tokens=3), out(1, "a", num_cached_tokens=0))
+            delta = await anext(stream)
+            assert {part.index: part.text for part in delta.outputs} == {0: "a", 1: "b"}
+            assert (delta.num_cached_tokens, delta.num_output_tokens) == (0, 2)
+            await engine.step(out(1, "A", "length"), out(3, "c#d"), out(2, [EOS], "stop"))
+            final = await fold(stream)
+            assert [(c.text, c.finish_reason, c.stop_reason) for c in final.outputs] == [
+                ("A", "length", None), ("", "stop", None), ("c", "stop", "#"),
+            ]  # fmt: skip
+            assert final.num_output_tokens == 2 + 1 + 1 + 2  # "d" came after the stop string
+            assert engine.connection.aborted == [3]
+
+    run(main())
+
+
+def test_the_fold_equals_the_stream() -> None:
+    async def main() -> None:
+        async with Engine() as engine:
+            stream = engine.client.generate(request(logprobs=1))
+            for char in "héllo wörld".encode():
+                engine.connection.put(EngineCoreOutputs([out(1, [char], logprobs=[logprob(-1.0)])], STATS))
+            engine.connection.put(EngineCoreOutputs([out(1, [EOS], "stop", logprobs=[logprob(-2.0)])], STATS))
+            final = await fold(stream)
+            (whole,) = final.outputs
+            assert (whole.text, whole.finish_reason, whole.stop_reason) == ("héllo wörld", "stop", None)
+            assert whole.token_ids == [*"héllo wörld".encode(), EOS]
+            assert len(whole.logprobs or []) == len(whole.token_ids) == final.num_output_tokens
+
+    run(main())
+
+
+def test_eos_is_text_only_when_asked_for() -> None:
+    async def main() -> None:
+        async with Engine() as engine:
+            hidden = engine.client.generate(request(skip_special_tokens=False))
+            shown = engine.client.generate(request(skip_special_tokens=False, include_stop_str_in_output=True))
+            await engine.step(out(1, [*b"a", EOS], "stop"), out(2, [*b"a", EOS], "stop"))
+            assert (await fold(hidden)).outputs[0].text == "a"
+            assert (await fold(shown)).outputs[0].text == "a<eos>"
+
+    run(main())
+
+
+# ---------------------------------------------------------------- stop strings
+async def _stopped(text: bytes, cuts: list[int], **params: Any) -> tuple[str, Any, int, list[int]]:
+    """(text, stop reason, output tokens, aborted ids) when `text` comes in steps that end at `cuts`."""
+    async with Engine(info={"max_model_len": 1000, "max_request_tokens": 1000}) as engine:
+        stream = engine.client.generate(request(max_tokens=500, logprobs=0, **params))
+        edges = [0, *sorted(set(cuts)), len(text)]
+        for begin, end in itertools.pairwise(edges):
+            reason = "length" if end == len(text) else None
+            entries = [logprob(-1.0)] * (end - begin)
+            await engine.step(out(1, list(text[begin:end]), reason, logprobs=entries))
+        final = await fold(stream)
+        (whole,) = final.outputs
+        assert len(whole.token_ids) == len(whole.logprobs or []) == final.num_output_tokens
+        return whole.text, whole.stop_reason, final.num_output_tokens, engine.connection.aborted
+
+
+@given(cuts=st.lists(st.integers(1, 18), max_size=6))
+def test_a_stop_string_is_found_however_the_text_is_cut(cuts: list[int]) -> None:
+    text, reason, num_tokens, _ = run(_stopped(b"one <two> three <four>", cuts, stop=("<two>", "three")))
+    assert (text, reason, num_tokens) == ("one ", "<two>", 9)
+
+
+def test_a_stop_in_the_last_token_needs_no_abort() -> None:
+    text, reason, num_tokens, aborted = run(_stopped(b"abc#", [2], stop=("#",)))
+    assert (text, reason, num_tokens, aborted) == ("abc", "#", 4, [])
+
+
+def test_a_stop_before_the_end_aborts_that_sample_once() -> None:
+    *_, aborted = run(_stopped(b"ab#cdefgh", [3, 5, 7], stop=("#",)))
+    assert aborted == [1]
+
+
+def test_text_held_for_a_stop_string_comes_at_the_end() -> None:
+    text, reason, num_tokens, _ = run(_stopped(b"almost <tw", [3, 9], stop=("<two>",)))
+    assert (text, reason, num_tokens) == ("almost <tw", None, 10)
+
+
+def test_stop_strings_may_be_kept() -> None:
+    text, *_ = run(_stopped(b"ab#cd", [1], stop=("#",), include_stop_str_in_output=True))
+    assert text == "ab#"
+
+
+@pytest.mark.parametrize(("min_tokens", "expected"), [(0, "a"), (1, "a"), (2, "a#b"), (3, "a#b"), (4, "a#b#c")])
+def test_stop_strings_wait_for_min_tokens(min_tokens: int, expected: str) -> None:
+    text, *_ = run(_stopped(b"a#b#c", [1, 2, 3, 4], stop=("#",), min_tokens=min_tokens))
+    assert text == expected
+
+
+def test_a_stop_string_ends_the_request_though_nobody_reads() -> None:
+    async def main() -> None:
+        async with Engine() as engine:
+            stream = engine.client.generate(request(stop=("#",)))
+            await engine.step(out(1, "a#"))
+            assert (engine.connection.aborted, engine.client.num_unfinished) == ([1], 0)
+            assert (await anext(stream)).outputs[0].text == "a"
+
+    run(main())
+
+
+# ---------------------------------------------------------------- ends
+@pytest.mark.parametrize("how", ["aclose", "twice", "cancel", "drop", "drop_in_cycle", "break"])
+def test_a_stream_that_is_left_aborts_once_and_leaves_no_id(how: str) -> None:
+    async def main() -> None:
+        async with Engine() as engine:
+            stream: Any = engine.client.generate(request(n=2, temperature=1.0))
+            await engine.step(out(1, "a"))
+            if how in ("aclose", "twice"):
+                await stream.aclose()
+                await stream.aclose()
+            elif how == "cancel":
+                await anext(stream)
+                task = asyncio.create_task(anext(stream))
+                await settle()
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+            elif how == "break":
+                async for _ in stream:
+                    break
+            elif how == "drop_in_cycle":
+                cycle: dict[str, Any] = {"stream": stream}
+                cycle["self"] = cycle
+                del cycle
+            stream = None
+            gc.collect()
+            await settle()
+            assert sorted(engine.connection.aborted) == [1, 2]
+            assert engine.client.num_unfinished == 0
+            await engine.step(out(1, "late"), out(2, "late", "abort"), out(77, "never known"))
+            assert engine.client.is_healthy
+
+    run(main())
+
+
+def test_closing_a_finished_stream_aborts_nothing() -> None:
+    async def main() -> None:
+        async with Engine() as engine:
+            stream = engine.client.generate(request())
+            await engine.step(out(1, "a", "length"))
+            await stream.aclose()
+            assert engine.connection.aborted == []
+
+    run(main())
+
+
+def test_a_reader_that_waits_is_woken_by_a_close() -> None:
+    async def main() -> None:
+        async with Engine() as engine:
+            stream = engine.client.generate(request())
+            reader = asyncio.create_task(fold(stream))
+            await settle()
+            await stream.aclose()
+            assert (await reader).outputs == []
+
+    run(main())
+
+
+def test_an_error_of_one_request_ends_that_request_alone() -> None:
+    async def main() -> None:
+        async with Engine() as engine:
+            bad = engine.client.generate(request(n=2, temperature=1.0))
+            good = engine.client.generate(request())
+            await engine.step(out(1, "a"), out(2, [], "error", error="NaN in the logits."), out(3, "x", "length"))
+            assert (await anext(bad)).outputs[0].text == "a"  # what came before the error
+            with pytest.raises(ServerError, match="NaN in the logits"):
+                await anext(bad)
+            assert engine.connection.aborted == [1, 2]
+            assert (await fold(good)).outputs[0].text == "x"
+
+    run(main())
+
+
+@pytest.mark.parametrize("stop", [(), ("#",)])
+def test_a_failing_detokenizer_ends_that_request_alone(stop: tuple[str, ...], monkeypatch: Any) -> None:
+    class Broken:
+        def __init__(self, inner: Any) -> None:
+            self.inner = inner
+
+        def push(self, ids: list[int]) -> str:
+            raise ZeroDivisionError
+
+        def finish(self) -> str:
+            return ""
+
+    async def main() -> None:
+        async with Engine() as engine:
+            bad = engine.client.generate(request(stop=stop))
+            good = engine.client.generate(request(stop=stop))
+            sample = engine.client._samples[1]
+            sample.detokenizer = Broken(sample.detokenizer)
+            await engine.step(out(1, "a"), out(2, "b", "length"))
+            with pytest.raises((ZeroDivisionError, ServerError)):
+                await anext(bad)
+            assert engine.connection.aborted == [1]
+            assert (await fold(good)).outputs[0].text == "b"
+            assert (engine.client.num_unfinished, engine.client.is_healthy) == (0, True)
+
+    run(main())
+
+
+# ---------------------------------------------------------------- refusals
+@pytest.mark.parametrize(
+    ("prompt", "max_tokens", "is_taken"),
+    [
+        (60, 39, True),
+        (60, 40, True),
+        (60, 41, False),
+        (99, 1, True),
+        (99, None, True),
+        (100, None, False),
+        (100, 1, False),
+    ],
+)
+def test_the_context_is_filled_to_the_last_token(prompt: int, max_tokens: int | None, is_taken: bool) -> None:
+    async def main() -> None:
+        async with Engine() as engine:
+            if is_taken:
+                stream = engine.client.generate(request(prompt, max_tokens=max_tokens))
+                assert engine.connection.added[0].params.max_tokens == (max_tokens or 100 - prompt)
+                await stream.aclose()
+                return
+            with pytest.raises(ContextLengthExceeded, match=rf"100 .* {prompt} tokens of prompt"):
+                engine.client.generate(request(prompt, max_tokens=max_tokens))
+            assert engine.connection.sent == []
+
+    run(main())
+
+
+def test_a_request_larger_than_the_cache_is_refused_with_both_numbers() -> None:
+    async def main() -> None:
+        async with Engine(info={"max_request_tokens": 32}) as engine:
+            with pytest.raises(ContextLengthExceeded, match=r"At most 32 .* KV cache.* 30 tokens of prompt and 3 of"):
+                engine.client.generate(request(30, max_tokens=3))
+            engine.client.generate(request(30, max_tokens=2))
+            assert len(engine.connection.added) == 1
+
+    run(main())
+
+
+@pytest.mark.parametrize("ids", [[], [260], [-1], [1, 2, 2**40]])
+def test_a_prompt_that_the_model_does_not_know_is_refused(ids: list[int]) -> None:
+    async def main() -> None:
+        async with Engine() as engine:
+            bad = GenerateRequest(external_id="x", prompt_token_ids=ids, params=request().params)
+            with pytest.raises(InvalidRequest):
+                engine.client.generate(bad)
+            assert engine.connection.sent == []
+
+    run(main())
+
+
+def test_one_request_too_many_is_refused_and_samples_count() -> None:
+    async def main() -> None:
+        async with Engine(max_num_queued_reqs=2) as engine:  # and 4 running
+            streams = [engine.client.generate(request(n=2, temperature=1.0)) for _ in range(2)]
+            streams.append(engine.client.generate(request()))
+            with pytest.raises(Overloaded) as caught:
+                engine.client.generate(request(n=2, temperature=1.0))
+            assert 1 <= caught.value.retry_after <= 60
+            streams.append(engine.client.generate(request()))
+            with pytest.raises(Overloaded):
+                engine.client.generate(request())
+            await streams[0].aclose()
+            engine.client.generate(request(n=2, temperature=1.0))
+            with pytest.raises(InvalidRequest, match="`n` must be at most 6"):
+                engine.client.generate(request(n=7, temperature=1.0))
+
+    run(main())
+
+
+def test_draining_refuses_the_new_and_finishes_the_old() -> None:
+    async def main() -> None:
+        async with Engine() as engine:
+            stream = engine.client.generate(request())
+            engine.client.start_draining()
+            assert (engine.client.is_healthy, engine.client.is_ready) == (True, False)
+            with pytest.raises(ShuttingDown):
+                engine.client.generate(request())
+            idle = asyncio.create_task(engine.client.wait_idle())
+            await engine.step(out(1, "a"))
+            assert not idle.done()
+            await engine.step(out(1, "b", "length"))
+            await idle
+            assert (await fold(stream)).outputs[0].text == "ab"
+
+    run(main())
+
+
+def test_what_is_left_after_the_drain_ends_with_an_error() -> None:
+    async def main() -> None:
+        async with Engine() as engine:
+            streams = [engine.client.generate(request()) for _ in range(2)]
+            await engine.step(out(1, "a"))
+            engine.client.abort_all(ShuttingDown("too late"))
+            assert (await anext(streams[0])).outputs[0].text == "a"
+            for stream in streams:
+                with pytest.raises(ShuttingDown, match="too late"):
+                    await anext(stream)
+                with pytest.raises(StopAsyncIteration):
+                    await anext(stream)
+            assert sorted(engine.connection.aborted) == [1, 2]
+            await engine.client.wait_idle()
+
+    run(main())
+
+
+# ---------------------------------------------------------------- death
+@pytest.mark.parametrize("end", ["eof", "broken", "nonsense"])
+def test_when_the_engine_dies_every_stream_and_call_ends(end: str) -> None:
+    reasons: list[str] = []
+
+    async def main() -> None:
+        async with Engine(process=process, on_dead=reasons.append) as engine:
+            streams = [engine.client.generate(request()) for _ in range(3)]
+            readers = [asyncio.create_task(fold(stream)) for stream in streams]
+            call = asyncio.create_task(engine.client.call("ping"))
+            await settle()
+            process.ended = "it was killed by SIGKILL"
+            engine.connection.put({"eof": None, "broken": TransportError("gone"), "nonsense": ValueError("?")}[end])
+            for task in [*readers, call]:
+                with pytest.raises(EngineDead, match="killed by SIGKILL"):
+                    await task
+            with pytest.raises(EngineDead):
+                engine.client.generate(request())
+            with pytest.raises(EngineDead):
+                await engine.client.call("ping")
+            assert not engine.client.is_healthy and "SIGKILL" in (engine.client.dead_reason or "")
+            assert engine.client.num_unfinished == 0
+
+    process = FakeProcess()
+    run(main())
+    assert len(reasons) == 1
+
+
+def test_a_silent_engine_is_found_dead() -> None:
+    async def main() -> None:
+        from octavo.config import ParallelConfig
+
+        died: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        parallel = ParallelConfig(engine_heartbeat_timeout=0.3)
+        async with Engine(parallel=parallel, process=FakeProcess(), on_dead=died.set_result) as engine:
+            stream = engine.client.generate(request())
+            assert "no sign of life" in await died
+            with pytest.raises(EngineDead, match="no sign of life"):
+                await anext(stream)
+
+    run(main())
+
+
+def test_a_send_that_fails_is_a_dead_engine_and_leaves_no_id() -> None:
+    async def main() -> None:
+        async with Engine() as engine:
+            engine.connection.is_broken = True
+            with pytest.raises(EngineDead):
+                engine.client.generate(request())
+            assert engine.client.num_unfinished == 0
+
+    run(main())
+
+
+# ---------------------------------------------------------------- calls, close, observer
+def test_calls_get_their_own_results() -> None:
+    async def main() -> None:
+        async with Engine() as engine:
+            calls = [asyncio.create_task(engine.client.call(name)) for name in ("one", "two")]
+            await settle()
+            first, second = engine.connection.sent
+            engine.connection.put(CallResult(second.call_id, error="There is no method 'two'."))
+            engine.connection.put(CallResult(first.call_id, 42))
+            engine.connection.put(CallResult(999, 0))
+            assert await calls[0] == 42
+            with pytest.raises(ServerError, match="no method"):
+                await calls[1]
+
+    run(main())
+
+
+def test_close_tells_the_engine_and_ends_the_streams() -> None:
+    reasons: list[str] = []
+
+    async def main() -> None:
+        engine = Engine(on_dead=reasons.append)
+        stream = engine.client.generate(request())
+        closing = asyncio.create_task(engine.client.close())
+        await settle()
+        assert isinstance(engine.connection.sent[-1], Shutdown)
+        engine.connection.put(None)
+        await closing
+        with pytest.raises(ShuttingDown):
+            await anext(stream)
+
+    run(main())
+    assert reasons == []  # an end that was asked for is no death
+
+
+def test_the_observer_sees_each_sample_end_once() -> None:
+    class Seen(NoObserver):
+        def __init__(self) -> None:
+            self.events: list[Any] = []
+
+        def on_request_arrival(self, request: GenerateRequest) -> None:
+            self.events.append("arrival")
+
+        def on_first_token(self, queue_seconds: float, first_token_seconds: float) -> None:
+            self.events.append(("first", queue_seconds))
+
+        def on_tokens(self, num_tokens: int, seconds: float) -> None:
+            self.events.append(("tokens", num_tokens))
+
+        def on_finish(self, sample: FinishedSample) -> None:
+            self.events.append((sample.finish_reason, sample.num_output_tokens))
+
+    seen = Seen()
+
+    async def main() -> None:
+        async with Engine(observer=seen) as engine:
+            engine.client.generate(request())  # dropped
+            await settle()
+            stream = engine.client.generate(request())
+            failed = engine.client.generate(request())
+            await engine.step(out(2, "ab", scheduled_time=4.0), RequestOutput(3, [], "error", error="x"))
+            await engine.step(out(2, "c", "length"))
+            await stream.aclose()
+            await failed.aclose()
+
+    run(main())
+    assert seen.events == [
+        "arrival", ("abort", 0), "arrival", "arrival", ("first", 3.0), ("error", 0), ("tokens", 1), ("length", 3),
+    ]  # fmt: skip
+
+
+def test_heartbeats_keep_a_quiet_engine_alive() -> None:
+    async def main() -> None:
+        from octavo.config import ParallelConfig
+
+        async with Engine(parallel=ParallelConfig(engine_heartbeat_timeout=0.3)) as engine:
+            for _ in range(10):
+                await asyncio.sleep(0.1)
+                engine.connection.put(Heartbeat(0, 0.0, False))
+            assert engine.client.is_healthy
+
+    run(main())
