@@ -97,8 +97,6 @@ PRE_TOKENIZERS: Final[dict[str, Callable[[], PreTokenizer]]] = {
 IGNORE_MERGES: Final = frozenset(
     ["llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "lfm2", "tekken"]
 )
-    ["llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "lfm2", "tekken"]
-)
 
 #: Rules whose models want a BOS where the file does not say.
 BOS_BY_DEFAULT: Final = frozenset({"llama3", "llama-v3", "llama-bpe", "falcon3", "tekken"})

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from octavo.errors import ContextLengthExceeded, InvalidRequest
@@ -33,14 +32,9 @@ _TEXT_PARTS: Final = {
 _REASONING: Final = ("reasoning_content", "reasoning", "thinking")
 
 
-@dataclass(frozen=True, slots=True)
-class RenderedPrompt:
-    text: str
-    token_ids: list[int]
-
-
 class Renderer:
-    """Safe to use from any thread. `max_model_len` (tokens) lets it refuse a text before tokenizing it."""
+    """Safe to use from any thread. `max_model_len` (tokens) lets it refuse a text before tokenizing it; it may be
+    set once the engine has said what it is."""
 
     def __init__(
         self,
@@ -96,8 +90,8 @@ class Renderer:
         chat_template: str | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         add_special_tokens: bool = False,
-    ) -> RenderedPrompt:
-        """The prompt of a conversation. The template writes BOS itself, hence `add_special_tokens` is off.
+    ) -> list[int]:
+        """The ids of a conversation's prompt; `chat_text` is its text. The template writes BOS itself, hence `add_special_tokens` is off.
 
         `chat_template` is the request's own template, or the name of one of the tokenizer's; whether requests may
         bring one is the caller's decision. Raises `InvalidRequest` with the place of what is wrong.
@@ -111,7 +105,7 @@ class Renderer:
             chat_template=chat_template,
             chat_template_kwargs=chat_template_kwargs,
         )
-        return RenderedPrompt(text, self.render_text(text, add_special_tokens))
+        return self.render_text(text, add_special_tokens)
 
     def chat_text(
         self,

@@ -74,7 +74,8 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of `ids`. Ids that the tokenizer does not have are left out."""
-        return self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
+        known = [token_id for token_id in ids if 0 <= token_id <= self.max_token_id]
+        return self._backend.decode(known, skip_special_tokens=skip_special_tokens)
 
     def token(self, token_id: int) -> str | None:
         """The vocabulary's spelling of a token, in the vocabulary's own alphabet."""

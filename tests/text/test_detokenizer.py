@@ -1,0 +1,144 @@
+"""Incremental decoding equals decoding at once, for any ids and any split, and never breaks a character."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import AddedToken, decoders, models
+from tokenizers import Tokenizer as Backend
+
+from octavo.text.decoder_plan import BYTE_OF_CHAR, byte_token
+from octavo.text.detokenizer import IncrementalDetokenizer
+from octavo.text.tokenizer import Tokenizer, load_tokenizer
+from octavo.text.tokenizer_parts import TokenizerParts
+
+
+def make(vocab: Sequence[str], decoder: object, specials: Sequence[str], added: Sequence[str] = ()) -> Tokenizer:
+    backend = Backend(models.BPE(vocab={token: i for i, token in enumerate(vocab)}, merges=[]))
+    backend.decoder = decoder
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in specials])
+    backend.add_tokens([AddedToken(token, normalized=False) for token in added])
+    return Tokenizer(
+        TokenizerParts(
+            backend=backend,
+            source="test",
+            special_tokens_map={},
+            eos_token_ids=(),
+            longest_token=16,
+            max_token_id=backend.get_vocab_size() - 1,
+        )
+    )
+
+
+SPACE = "\u2581"
+PIECES = [
+    *(byte_token(byte) for byte in range(256)),
+    *(f"{SPACE}the", SPACE, SPACE * 3, "a", "\u00e9", "\U0001f642", "", f"{SPACE}<0x41>", "<0x4", "x y"),
+]
+SENTENCEPIECE = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+# Added tokens with characters of the byte alphabet, outside it, and with spaces.
+ADDED = ["\u00e9", " x ", "\uff5cend\uff5c"]
+TOKENIZERS = {
+    "byte-level": make(list(BYTE_OF_CHAR), decoders.ByteLevel(), ["<s>", "</s>"], ADDED),
+    "gemma": make(PIECES, decoders.Sequence(SENTENCEPIECE), ["<s>", "</s>"]),
+    "llama": make(PIECES, decoders.Sequence([*SENTENCEPIECE, decoders.Strip(" ", 1, 0)]), ["<s>", "</s>"]),
+    "strip-2": make(PIECES, decoders.Sequence([*SENTENCEPIECE, decoders.Strip(" ", 2, 0)]), ["<s>", "</s>"]),
+    "metaspace": make(PIECES, decoders.Metaspace(SPACE, "always"), ["<s>", "</s>"]),
+    "metaspace-never": make(PIECES, decoders.Metaspace(SPACE, "never"), ["<s>", "</s>"]),
+}
+# Ids past the end of the vocabulary too: a model's logits may be wider than it.
+IDS = st.lists(st.integers(0, 275), max_size=40)
+CUTS = st.lists(st.integers(0, 40), max_size=10)
+
+
+def pushes(tokenizer: Tokenizer, ids: Sequence[int], cuts: Sequence[int], skip: bool) -> list[str]:
+    detokenizer = IncrementalDetokenizer(tokenizer, skip)
+    places = [0, *sorted(min(cut, len(ids)) for cut in cuts), len(ids)]
+    return [*(detokenizer.push(ids[a:b]) for a, b in itertools.pairwise(places)), detokenizer.finish()]
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@given(ids=IDS, cuts=CUTS, skip=st.booleans())
+def test_pushes_join_to_the_decoded_whole(kind: str, ids: list[int], cuts: list[int], skip: bool) -> None:
+    tokenizer = TOKENIZERS[kind]
+    assert "".join(pushes(tokenizer, ids, cuts, skip)) == tokenizer.decode(ids, skip)
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@given(text=st.text(max_size=12), skip=st.booleans())
+def test_bytes_of_whole_characters_come_out_whole(kind: str, text: str, skip: bool) -> None:
+    tokenizer = TOKENIZERS[kind]
+    if kind == "byte-level":
+        ids = [list(BYTE_OF_CHAR.values()).index(byte) for byte in text.encode()]
+    else:
+        ids = list(text.encode())
+    parts = pushes(tokenizer, ids, range(len(ids)), skip)
+    assert "".join(parts) == tokenizer.decode(ids, skip)
+    if "metaspace" not in kind and "\ufffd" not in text:  # Metaspace does not know byte tokens
+        assert not any("\ufffd" in part for part in parts)
+        assert "".join(parts) in (text, text[1:], text[2:])
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "gemma"])
+def test_a_text_may_begin_inside_a_character(kind: str) -> None:
+    # The prompt ended with the first bytes of a character; the model goes on with the others.
+    tokenizer = TOKENIZERS[kind]
+    raw = "\U0001f642ok".encode()[2:]
+    ids = [list(BYTE_OF_CHAR.values()).index(byte) for byte in raw] if kind == "byte-level" else list(raw)
+    assert "".join(pushes(tokenizer, ids, range(len(ids)), True)) == tokenizer.decode(ids)
+
+
+def test_an_unknown_decoder_works_through_a_window() -> None:
+    vocab = ["[CLS]", "play", "##ing", "chess", "\u00e9"]
+    tokenizer = make(vocab, decoders.WordPiece(), ["[CLS]"])
+    assert tokenizer.decoder_plan is None and tokenizer.token_bytes(1) is None
+    ids = [0, 1, 2, 3, 4, 1]
+    assert "".join(pushes(tokenizer, ids, range(6), True)) == tokenizer.decode(ids) == "playing chess \u00e9 play"
+
+
+def test_token_bytes_are_those_of_the_text() -> None:
+    level, pieces = TOKENIZERS["byte-level"], TOKENIZERS["gemma"]
+    assert [level.token_bytes(i) for i in range(256)] == [bytes([byte]) for byte in BYTE_OF_CHAR.values()]
+    assert [pieces.token_bytes(i) for i in range(256)] == [bytes([i]) for i in range(256)]
+    assert pieces.token_bytes(256) == b" the"
+    assert level.token_bytes(10_000) is None and level.token_bytes(-1) is None and level.token_bytes(2**40) is None
+
+
+@pytest.fixture(scope="module", params=["smollm2_gguf", "qwen_gguf", "gemma_gguf"])
+def real(request: pytest.FixtureRequest) -> Tokenizer:
+    path: Path = request.getfixturevalue(request.param)
+    return load_tokenizer(path)
+
+
+TEXT = (
+    "Hello  world\n\tdef f(x): return x\u00b2 # caf\u00e9 \u4f60\u597d \U0001f469\u200d\U0001f680 "
+    "\u0e2a\u0e27\u0e31\u0e2a\u0e14\u0e35 \x00\x7f <|im_end|>"
+)
+
+
+def test_real_vocabularies_stream_exactly(real: Tokenizer) -> None:
+    ids = real.encode(TEXT, add_special_tokens=False)
+    for skip in (True, False):
+        assert "".join(pushes(real, ids, range(len(ids)), skip)) == real.decode(ids, skip)
+    assert "".join(pushes(real, ids, range(len(ids)), False)) == TEXT
+    assert b"".join(real.token_bytes(i) or b"" for i in ids) == TEXT.encode()
+
+
+def test_random_ids_of_real_vocabularies_stream_exactly(real: Tokenizer) -> None:
+    @given(ids=st.lists(st.integers(0, real.max_token_id + 5), max_size=30), cuts=CUTS, skip=st.booleans())
+    def check(ids: list[int], cuts: list[int], skip: bool) -> None:
+        assert "".join(pushes(real, ids, cuts, skip)) == real.decode(ids, skip)
+
+    check()
+
+
+def test_the_state_of_a_decoder_is_json() -> None:
+    """`decoder_plan` reads it; a library that changes it must not go unnoticed."""
+    state = json.loads(decoders.Sequence(SENTENCEPIECE).__getstate__())
+    assert [step["type"] for step in state["decoders"]] == ["Replace", "ByteFallback", "Fuse"]
