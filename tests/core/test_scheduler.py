@@ -261,6 +261,19 @@ def test_the_cached_tokens_of_a_resumed_request_are_those_of_its_first_start() -
     assert all(o.scheduled_time == 0.0 for outputs in world.outputs.values() for o in outputs[1:])
 
 
+def test_small_requests_do_not_overtake_a_large_one_that_waits_for_blocks() -> None:
+    world = World(num_kv_blocks=13)
+    world.add(1, prompt(0, 20), max_tokens=12)
+    world.step()
+    world.add(2, prompt(25, 30), max_tokens=2)
+    for i in range(3, 30):
+        world.add(i, prompt(i, 3), max_tokens=2)
+    order = []
+    while world.scheduler.has_work:
+        order += [new.request_id for new in world.step().new_requests]
+    assert order[0] == 2
+
+
 # ----------------------------------------------------------------------------------------------------- the end
 def first_tokens(**params: object) -> list[int]:
     world = World()

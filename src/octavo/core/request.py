@@ -55,6 +55,7 @@ class Request:
         "stop_from_tokens",
         "stop_ids",
         "token_ids",
+        "waits_for",
     )
 
     def __init__(self, message: AddRequest, *, limit_tokens: int, sampling_seed: int, arrival_number: int) -> None:
@@ -77,6 +78,8 @@ class Request:
 
         self.status = RequestStatus.WAITING
         self.slot = -1
+        # (another request, block index): not admitted before the other has that block in the cache, or runs no more.
+        self.waits_for: tuple[Request, int] | None = None
         self.num_computed_tokens = 0
         self.block_ids: list[int] = []
         self.num_allocated_tokens = 0  # len(block_ids) * block_size

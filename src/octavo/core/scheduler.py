@@ -218,6 +218,9 @@ class Scheduler:
         index = 0
         while index < len(self.waiting) and budget and self._free_slots:
             request = self.waiting[index]
+            if self._still_waits(request):
+                index += 1
+                continue
             computed = self.kv.get_computed_blocks(request)
             if frontier and self._is_being_computed(request, len(computed), frontier):
                 index += 1
@@ -283,7 +286,20 @@ class Scheduler:
         # Hashes are chained: equal in the middle means equal up to there.
         middle = num_hits + num_missing // 2
         hashes = other.block_hashes
-        return middle < len(hashes) and hashes[middle] == request.block_hashes[middle]
+        if middle >= len(hashes) or hashes[middle] != request.block_hashes[middle]:
+            return False
+        request.waits_for = (other, middle)
+        return True
+
+    @staticmethod
+    def _still_waits(request: Request) -> bool:
+        """Whether the request that this one waited for in the last step has still not come as far as it should."""
+        if request.waits_for is not None:
+            other, index = request.waits_for
+            if other.status is RequestStatus.RUNNING and other.num_cached_blocks <= index:
+                return True
+            request.waits_for = None  # look again: there may be hits now, or somebody else to wait for
+        return False
 
     # ------------------------------------------------------------------------------------------ the worker's answer
     def update(self, plan: SchedulerOutput, result: ModelRunnerOutput) -> list[RequestOutput]:
