@@ -1,0 +1,200 @@
+"""A server that is ready: from listening to the exit code.
+
+The first TERM or INT drains: the port still answers, with 503 for new work, until the requests in flight are done or
+their time is up; those that are left end with an error. A second signal ends everything at once. When the engine
+dies every request is told so, `/health` says so for a moment, and the process ends with an error: whoever supervises
+it starts it again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import ssl
+import sys
+from collections.abc import Callable, Coroutine, Generator
+
+import uvicorn
+
+from octavo.client import EngineClient
+from octavo.config import ServeConfig, ServerConfig
+from octavo.engine_process import EngineProcess
+from octavo.errors import InvalidConfig, ShuttingDown, StartupError
+from octavo.listener import Listener
+from octavo.metrics import Metrics
+from octavo.server.app import create_app
+from octavo.server.exchange import ASGIApp
+from octavo.server.state import Renderer, ServerState
+from octavo.text.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+#: Seconds after the engine's death in which the server still tells its clients.
+DEATH_GRACE_SECONDS = 1.0
+#: Seconds that replies which are complete, or cut off, get to reach their readers.
+FLUSH_SECONDS = 1
+KEEP_ALIVE_SECONDS = 5
+
+
+async def run_server(
+    config: ServeConfig,
+    names: tuple[str, ...],
+    listener: Listener,
+    engine: EngineProcess,
+    tokenizer: Tokenizer,
+    renderer: Renderer,
+) -> int:
+    """Serve with a ready engine until told to stop; the value is the exit code."""
+    return await ServeLoop(config, names, listener, engine).run(tokenizer, renderer)
+
+
+class ServeLoop:
+    """Owns the client and the HTTP server while they run. The engine process is stopped at the end of `run`."""
+
+    def __init__(self, config: ServeConfig, names: tuple[str, ...], listener: Listener, engine: EngineProcess) -> None:
+        self._config = config
+        self._names = names
+        self._listener = listener
+        self._engine = engine
+        self._exit_code = 0
+        self._num_signals = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self, tokenizer: Tokenizer, renderer: Renderer) -> int:
+        self._main = asyncio.current_task()
+        info = self._engine.info
+        metrics = Metrics(self._names[0], info.max_model_len)
+        self._client = EngineClient(
+            await self._engine.connect(),
+            info,
+            tokenizer,
+            self._config.engine,
+            process=self._engine,
+            observer=metrics,
+            on_dead=self._on_dead,
+        )
+        state = ServerState(
+            config=self._config.server,
+            model_names=self._names,
+            client=self._client,
+            tokenizer=tokenizer,
+            renderer=renderer,
+            info=info,
+            metrics=metrics,
+            model_root=self._config.engine.model.model,
+            max_fanout=self._config.engine.scheduler.max_num_queued_reqs,
+        )
+        self._server = _HTTPServer(http_config(create_app(state), self._config.server), self._on_listening)
+        loop = asyncio.get_running_loop()
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signum, self._on_signal, signum)
+        self._client.start()
+        try:
+            self._listener.make_reusable()
+            await self._server.serve(self._listener.sockets)
+        except OSError as exc:
+            raise StartupError(f"Cannot listen on {self._listener.url}: {exc.strerror}.") from exc
+        except asyncio.CancelledError:
+            if self._num_signals < 2:
+                raise
+        finally:
+            if self._num_signals >= 2:
+                self._engine.kill()
+            await self._client.close()
+            await self._engine.stop()
+        return self._exit_code
+
+    def _on_listening(self) -> None:
+        # On stdout, because this is what the command was asked to do; whoever started it may not read it any more.
+        with contextlib.suppress(OSError):
+            sys.stdout.write(f"octavo serves {self._names[0]} at {self._listener.url}\n")
+            sys.stdout.flush()
+
+    # ------------------------------------------------------------ ends
+    def _on_signal(self, signum: int) -> None:
+        self._num_signals += 1
+        name = signal.Signals(signum).name
+        if self._num_signals == 1:
+            logger.info(
+                "%s: draining %d sequences for at most %g s",
+                name,
+                self._client.num_unfinished,
+                self._config.server.shutdown_timeout,
+            )
+            self._client.start_draining()
+            self._spawn(self._drain())
+        elif self._num_signals == 2:
+            logger.warning("second signal (%s): ending at once", name)
+            self._exit_code = 128 + signum
+            if self._main is not None:
+                self._main.cancel()
+
+    async def _drain(self) -> None:
+        timeout = self._config.server.shutdown_timeout
+        try:
+            async with asyncio.timeout(timeout):
+                await self._client.wait_idle()
+        except TimeoutError:
+            logger.warning("%d sequences were not finished in %g s", self._client.num_unfinished, timeout)
+            self._client.abort_all(ShuttingDown("The server shut down before the request was finished."))
+        self._server.should_exit = True
+
+    def _on_dead(self, reason: str) -> None:
+        self._exit_code = 1
+        self._spawn(self._leave_after_death())
+
+    async def _leave_after_death(self) -> None:
+        await asyncio.sleep(DEATH_GRACE_SECONDS)
+        self._server.should_exit = True
+
+    def _spawn(self, coroutine: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+class _HTTPServer(uvicorn.Server):
+    """uvicorn without its signal handling, and with word of when it listens."""
+
+    def __init__(self, config: uvicorn.Config, on_listening: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_listening = on_listening
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_listening()
+
+
+def http_config(app: ASGIApp, config: ServerConfig) -> uvicorn.Config:
+    """The HTTP server's settings. Raises `InvalidConfig` for TLS files that cannot be used."""
+    http = uvicorn.Config(
+        app,
+        loop="none",
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=config.uvicorn_log_level in ("debug", "trace"),
+        proxy_headers=False,
+        server_header=False,
+        root_path=config.root_path,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=FLUSH_SECONDS,
+        h11_max_incomplete_event_size=64 * 1024,
+        ssl_keyfile=config.ssl_keyfile,
+        ssl_certfile=config.ssl_certfile,
+        ssl_ca_certs=config.ssl_ca_certs,
+        ssl_cert_reqs=config.ssl_cert_reqs,
+    )
+    try:
+        http.load()
+    except (OSError, ssl.SSLError) as exc:
+        raise InvalidConfig(f"--ssl-certfile, --ssl-keyfile or --ssl-ca-certs cannot be used: {exc}") from exc
+    return http
