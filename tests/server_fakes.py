@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from octavo.config import ServerConfig
+from octavo.errors import InvalidRequest
 from octavo.generation import CompletionDelta, GenerationDelta
 from octavo.messages import EngineInfo, TokenLogprobs
 from octavo.metrics import Metrics
@@ -31,8 +32,6 @@ Script = Callable[[GenerateRequest], Sequence[Step]]
 class ByteTokenizer:
     """Ids 0..255 are bytes; 256 is a special token, the rest of the vocabulary is unused."""
 
-    vocab_size = 257
-
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
 
@@ -49,10 +48,14 @@ class PlainRenderer:
 
     def __init__(self) -> None:
         self.options: dict[str, Any] = {}
-        self.messages: list[dict[str, Any]] = []
+        self.messages: list[Mapping[str, Any]] = []
 
-    def render_chat(self, messages: list[dict[str, Any]], **options: Any) -> list[int]:
-        self.messages, self.options = messages, options
+    def render_chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> list[int]:
+        self.messages, self.options = list(messages), options
+        for i, message in enumerate(messages):
+            for j, part in enumerate(message["content"] if isinstance(message["content"], list) else []):
+                if part["type"] != "text":
+                    raise InvalidRequest("Text only.", f"messages[{i}].content[{j}]")
         return list("\n".join(f"{m['role']}:{m['content']}" for m in messages).encode())
 
     def render_text(self, text: str, add_special_tokens: bool = True) -> list[int]:

@@ -132,7 +132,7 @@ def test_messages_reach_the_template_with_what_only_it_knows() -> None:
     sent = [
         {"role": "assistant", "content": None, "reasoning_content": "hm", "name": None},
         {"role": "tool", "content": "x", "tool_call_id": "1"},
-        {"role": "user", "content": [{"type": "text", "text": "a", "cache_control": {}}]},
+        {"role": "user", "content": [{"type": "text", "text": "a"}]},
     ]
     documents, kwargs = [{"title": "t", "text": "x"}], {"enable_thinking": False}
     server.post("/v1/chat/completions", {"messages": sent, "documents": documents, "chat_template_kwargs": kwargs})

@@ -96,10 +96,11 @@ async def render_chat(
 
 
 def _num_chars(message: dict[str, Any]) -> int:
+    """Characters of text, whether the content is a string or parts."""
     content = message["content"]
-    if isinstance(content, list):
-        return sum(len(part["text"]) for part in content)
-    return len(content or "")
+    if not isinstance(content, list):
+        return len(content or "")
+    return sum(len(value) for part in content for value in part.values() if isinstance(value, str))
 
 
 class _Reply:

@@ -43,6 +43,8 @@ MAX_TOKEN_BYTES = 256
 MAX_IGNORED_NAMES = 16
 
 M = TypeVar("M", bound=WireModel)
+#: `messages[0].content` becomes `messages.0.content`, the spelling of all other paths.
+_INDEX = re.compile(r"\[(\d+)\]")
 _UNSAFE_IN_HEADER = re.compile(r"[^A-Za-z0-9_.-]")
 
 
@@ -78,9 +80,14 @@ class Serving:
                 f"{self.state.info.max_model_len} tokens.",
                 param,
             )
-        if size <= THREAD_CHARS:
-            return function()
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function)
+        try:
+            if size <= THREAD_CHARS:
+                return function()
+            return await asyncio.get_running_loop().run_in_executor(self._threads, function)
+        except ContextLengthExceeded as exc:
+            raise ContextLengthExceeded(exc.message, exc.param or param) from None
+        except InvalidRequest as exc:
+            raise InvalidRequest(exc.message, _INDEX.sub(r".\1", exc.param or param)) from None
 
     def checked_params(self, request: SamplingFields, **changes: Any) -> SamplingParams:
         """Validated sampling parameters; `max_tokens` may still be None."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -48,18 +48,24 @@ class Engine(Protocol):
 class Tokenizer(Protocol):
     """`text.tokenizer.Tokenizer`, as far as the server needs it."""
 
-    def decode(self, ids: list[int], skip_special_tokens: bool) -> str: ...
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...
 
     def token_bytes(self, token_id: int) -> bytes | None: ...
 
-    @property
-    def vocab_size(self) -> int: ...
-
 
 class Renderer(Protocol):
-    """`text.renderer.Renderer`: prompts in, token ids out. Raises `InvalidRequest`."""
+    """`text.renderer.Renderer`: prompts in, token ids out. Raises `InvalidRequest`; called from threads too."""
 
-    def render_chat(self, messages: list[dict[str, Any]], **options: Any) -> list[int]: ...
+    def render_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        add_special_tokens: bool = False,
+    ) -> list[int]: ...
 
     def render_text(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
 
