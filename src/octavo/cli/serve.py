@@ -20,10 +20,9 @@ from octavo.errors import InvalidConfig
 def run(argv: Sequence[str]) -> int:
     config = serve_config(argv, os.environ)
     # Imported here: `--help` and a wrong flag must not pay for the server.
-    from octavo import launch
+    from octavo.launch import serve
 
-    code: int = launch.serve(config)
-    return code
+    return serve(config)
 
 
 def serve_config(argv: Sequence[str], environ: Mapping[str, str]) -> ServeConfig:
