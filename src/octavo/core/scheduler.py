@@ -26,7 +26,7 @@ from octavo.core.faults import fault
 from octavo.core.kv_cache_manager import KVCacheManager
 from octavo.core.request import Request, RequestStatus, sampling_seed_of
 from octavo.core.sched_output import CachedRequestData, ModelRunnerOutput, NewRequestData, SchedulerOutput
-from octavo.messages import AddRequest, EngineInfo, RequestOutput, SchedulerStats
+from octavo.messages import AddRequest, EngineInfo, RequestOutput, SchedulerStats, TokenLogprobs
 
 logger = logging.getLogger("octavo.core")
 
@@ -323,24 +323,29 @@ class Scheduler:
                 continue
             token_id = tokens[0]
             token_ids.append(token_id)
-            finish_reason = stop_reason = None
-            if token_id in request.stop_ids or len(token_ids) >= request.limit_tokens:
-                finish_reason, stop_reason = request.stop_of(token_id)
-            token_logprobs = logprobs.get(slot) if logprobs else None
-            if request.first_output_sent:
-                outputs.append(RequestOutput(request.request_id, tokens, finish_reason, stop_reason, token_logprobs))
+            plain = request.first_output_sent and not logprobs and len(token_ids) < request.limit_tokens
+            if plain and token_id not in request.stop_ids:
+                outputs.append(RequestOutput(request.request_id, tokens))
             else:
-                outputs.append(self._first_output(request, tokens, finish_reason, stop_reason, token_logprobs))
-            if finish_reason is not None:
-                self._finish(request)
+                outputs.append(self._output(request, tokens, logprobs.get(slot)))
         self._num_generation_tokens += sum(map(len, sampled.values()))
         return outputs
 
-    @staticmethod
-    def _first_output(request: Request, *fields: object) -> RequestOutput:
-        request.first_output_sent = True
-        extra = {"num_cached_tokens": request.num_cached_tokens, "scheduled_time": request.scheduled_time}
-        return RequestOutput(request.request_id, *fields, **extra)  # type: ignore[arg-type]
+    def _output(self, request: Request, tokens: list[int], token_logprobs: list[TokenLogprobs] | None) -> RequestOutput:
+        """The output of a step that is more than one token: the first, the last, or one with logprobs."""
+        finish_reason, stop_reason = request.stop_of(tokens[-1])
+        is_first, request.first_output_sent = not request.first_output_sent, True
+        if finish_reason is not None:
+            self._finish(request)
+        return RequestOutput(
+            request.request_id,
+            tokens,
+            finish_reason,
+            stop_reason,
+            token_logprobs,
+            num_cached_tokens=request.num_cached_tokens if is_first else 0,
+            scheduled_time=request.scheduled_time if is_first else 0.0,
+        )
 
     def fail_step(self, plan: SchedulerOutput, message: str) -> list[RequestOutput]:
         """The step did not happen: its requests end with an error, the others go on."""
