@@ -1,7 +1,123 @@
+// Bindings of everything in a step but the linear layers. Addresses are plain integers: converting four tensors by the
+// array protocols costs more than a small kernel.
+#include "kernels/activation.h"
+#include "kernels/attention.h"
+#include "kernels/norm.h"
+#include "kernels/rope.h"
+#include "kernels/sampling.h"
 #include "runtime.h"
+
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/tuple.h>
+
+#include <optional>
+#include <tuple>
+
+namespace nb = nanobind;
 
 namespace octavo {
 
-void bind_step(nanobind::module_&) {}
+namespace {
+
+using Address = uintptr_t;
+
+template <class T>
+T* at(Address address) {
+    return reinterpret_cast<T*>(address);
+}
+
+void rms_norm(Address out, Address x, Address weight, int64_t rows, int64_t width, float eps) {
+    nb::gil_scoped_release release;
+    OCTAVO_KERNELS(norm_kernels).rms_norm(at<float>(out), at<float>(x), at<float>(weight), rows, width, eps);
+}
+
+void add_rms_norm(Address out, Address residual, Address x, Address weight, int64_t rows, int64_t width, float eps) {
+    nb::gil_scoped_release release;
+    OCTAVO_KERNELS(norm_kernels)
+        .add_rms_norm(at<float>(out), at<float>(residual), at<float>(x), at<float>(weight), rows, width, eps);
+}
+
+void add(Address residual, Address x, int64_t count) {
+    nb::gil_scoped_release release;
+    OCTAVO_KERNELS(norm_kernels).add(at<float>(residual), at<float>(x), count);
+}
+
+void act_mul(Address out, Address gate_up, int64_t rows, int64_t width, int kind) {
+    nb::gil_scoped_release release;
+    OCTAVO_KERNELS(activation_kernels).act_mul(at<float>(out), at<float>(gate_up), rows, width, Activation(kind));
+}
+
+void rope_kv_write(Address qkv, Address positions, Address cos_sin, Address q_norm, Address k_norm, float eps,
+                   Address k_cache, Address v_cache, int cache_type, int block_size, Address slots, int64_t rows,
+                   int num_heads, int num_kv_heads, int head_dim) {
+    nb::gil_scoped_release release;
+    OCTAVO_KERNELS(rope_kernels)
+        .rope_kv_write({at<float>(qkv), at<int32_t>(positions), at<float>(cos_sin), at<float>(q_norm), at<float>(k_norm),
+                        eps, at<void>(k_cache), at<void>(v_cache), CacheType(cache_type), block_size, at<int64_t>(slots),
+                        rows, num_heads, num_kv_heads, head_dim});
+}
+
+void attention(Address out, Address qkv, Address k_cache, Address v_cache, int cache_type, int block_size,
+               Address block_tables, int64_t block_table_stride, Address seq_lens, Address query_start_loc, int num_seqs,
+               int num_heads, int num_kv_heads, int head_dim, float scale, int window, float softcap) {
+    nb::gil_scoped_release release;
+    OCTAVO_KERNELS(attention_kernels)
+        .attention({at<float>(out), at<float>(qkv), at<void>(k_cache), at<void>(v_cache), CacheType(cache_type), block_size,
+                    at<int32_t>(block_tables), block_table_stride, at<int32_t>(seq_lens), at<int32_t>(query_start_loc),
+                    num_seqs, num_heads, num_kv_heads, head_dim, scale, window, softcap});
+}
+
+using Penalties = std::tuple<Address, Address, Address, Address, Address, Address, Address>;
+using Bias = std::tuple<Address, Address, Address>;
+using Masks = std::tuple<Address, Address>;
+
+void sample(Address logits, int64_t rows, int64_t vocab, Address ids, Address flags, Address temperature, Address top_k,
+            Address top_p, Address min_p, Address seeds, Address positions, const std::optional<Penalties>& penalties,
+            const std::optional<Bias>& bias, const std::optional<Masks>& masks) {
+    nb::gil_scoped_release release;
+    SampleArgs args{};
+    args.logits = at<float>(logits);
+    args.rows = rows;
+    args.vocab = vocab;
+    args.ids = at<int32_t>(ids);
+    args.flags = at<int32_t>(flags);
+    args.temperature = at<float>(temperature);
+    args.top_k = at<int32_t>(top_k);
+    args.top_p = at<float>(top_p);
+    args.min_p = at<float>(min_p);
+    args.seeds = at<uint64_t>(seeds);
+    args.positions = at<uint64_t>(positions);
+    if (penalties) {
+        const auto& [repetition, frequency, presence, offsets, entry_ids, counts, in_prompt] = *penalties;
+        args.penalties = {at<float>(repetition), at<float>(frequency), at<float>(presence),  at<int32_t>(offsets),
+                          at<int32_t>(entry_ids), at<int32_t>(counts), at<int32_t>(in_prompt)};
+    }
+    if (bias) args.bias = {at<int32_t>(std::get<0>(*bias)), at<int32_t>(std::get<1>(*bias)), at<float>(std::get<2>(*bias))};
+    if (masks) args.masks = {at<int32_t>(std::get<0>(*masks)), at<int32_t>(std::get<1>(*masks))};
+    OCTAVO_KERNELS(sampling_kernels).sample(args);
+}
+
+void logprobs(Address logits, int64_t rows, int64_t vocab, Address ids, int64_t k, Address logprob, Address rank,
+              Address top_ids, Address top_logprobs) {
+    nb::gil_scoped_release release;
+    OCTAVO_KERNELS(sampling_kernels)
+        .logprobs({at<float>(logits), rows, vocab, at<int32_t>(ids), k, at<float>(logprob), at<int32_t>(rank),
+                   at<int32_t>(top_ids), at<float>(top_logprobs)});
+}
+
+}  // namespace
+
+void bind_step(nb::module_& m) {
+    m.def("rms_norm", &rms_norm);
+    m.def("add_rms_norm", &add_rms_norm);
+    m.def("add", &add);
+    m.def("act_mul", &act_mul);
+    m.def("rope_kv_write", &rope_kv_write);
+    m.def("attention", &attention);
+    m.def("sample", &sample, nb::arg("logits"), nb::arg("rows"), nb::arg("vocab"), nb::arg("ids"), nb::arg("flags"),
+          nb::arg("temperature"), nb::arg("top_k"), nb::arg("top_p"), nb::arg("min_p"), nb::arg("seeds"),
+          nb::arg("positions"), nb::arg("penalties").none(), nb::arg("bias").none(), nb::arg("masks").none());
+    m.def("logprobs", &logprobs);
+}
 
 }  // namespace octavo

@@ -33,11 +33,11 @@ class ReferenceWeight:
     bias: Tensor | None
 
     @property
-    def N(self) -> int:  # noqa: N802
+    def N(self) -> int:
         return self.weight.shape[0]
 
     @property
-    def K(self) -> int:  # noqa: N802
+    def K(self) -> int:
         return self.weight.shape[1]
 
     @property

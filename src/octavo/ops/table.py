@@ -21,9 +21,9 @@ class LinearWeight(Protocol):
     """A packed matrix, opaque but for these. What one table packs only that table can read."""
 
     @property
-    def N(self) -> int: ...  # noqa: N802
+    def N(self) -> int: ...
     @property
-    def K(self) -> int: ...  # noqa: N802
+    def K(self) -> int: ...
     @property
     def nbytes(self) -> int: ...
     @property

@@ -1,0 +1,16 @@
+// out[r][i] = act(gate_up[r][i]) * gate_up[r][width + i].
+#pragma once
+
+#include "isa.h"
+
+namespace octavo {
+
+enum class Activation : int { silu = 0, gelu_tanh = 1 };
+
+struct ActivationKernels {
+    void (*act_mul)(float* out, const float* gate_up, int64_t rows, int64_t width, Activation kind);
+};
+
+OCTAVO_DECLARE_KERNELS(ActivationKernels, activation_kernels)
+
+}  // namespace octavo

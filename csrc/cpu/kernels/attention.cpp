@@ -1,0 +1,405 @@
+#include "kernels/attention.h"
+
+#include "kernels/attention_micro.h"
+#include "pool.h"
+
+// The law: a row's bits depend on its query and its context alone.
+//
+// The context of a sequence is split into chunks at multiples of kChunk positions. For a row and a chunk there are a
+// partial maximum, sum and output, computed in one fixed order of operations; the chunks are merged from the first to the
+// last. Which rows share a tile, and which thread takes which chunks, then decides speed only: one token is computed as
+// in the whole prompt.
+//
+// Rows of a tile are (token, query head) pairs of one kv head, token by token, so that their limits never fall:
+//
+//      first_key(row) ---------------- seen ---------------- end_key(row)
+//        |<------- window, or all ------->| position + 1
+
+namespace octavo {
+namespace OCTAVO_ISA {
+
+// Rows of a prefill tile: enough that unpacking a chunk costs little, few enough that a tile's scores stay in the L2 cache.
+constexpr int kTileRows = 96;
+// Tiles with more rows unpack the chunk's keys and values to float32 panels first.
+constexpr int kUnpackAbove = 2 * kMaxRows;
+// Relative cost of an item's fixed part, in rows; and the cost below which threads are not worth waking.
+constexpr int64_t kRowsOverhead = 8;
+constexpr int64_t kSerialCost = 40000;
+constexpr int kItemsPerThread = 4;
+
+struct Tile {
+    int seq, kv_head;
+    int first_token, num_tokens;   // within the sequence's tokens of this step
+    int first_chunk, end_chunk;
+    int64_t partials;              // index of its first partial, or -1: one item does it all
+};
+
+struct Item {
+    int tile, first_chunk, end_chunk;
+};
+
+struct Shape {
+    const AttentionArgs& args;
+    int group;      // query heads per kv head
+    int padded;     // dimension of accumulators and cached values
+    int max_rows;   // of a tile
+
+    explicit Shape(const AttentionArgs& a)
+        : args(a), group(a.num_heads / a.num_kv_heads), padded(padded_dim(a.head_dim)),
+          max_rows(tokens_per_tile() * group) {}
+    int tokens_per_tile() const { return group >= kTileRows ? 1 : kTileRows / group; }
+    int position(const Tile& t, int token) const {
+        const int tokens = args.query_start_loc[t.seq + 1] - args.query_start_loc[t.seq];
+        return args.seq_lens[t.seq] - tokens + t.first_token + token;
+    }
+    int first_key(int position) const { return args.window && position >= args.window ? position - args.window + 1 : 0; }
+    // Floats of a partial result: rows x (output, maximum, sum).
+    int64_t partial_floats() const { return int64_t(max_rows) * (padded + 2); }
+};
+
+// Partial or running result of a tile's rows.
+struct Partial {
+    float *acc, *max, *sum;
+    Partial(float* memory, const Shape& s)
+        : acc(memory), max(memory + int64_t(s.max_rows) * s.padded), sum(max + s.max_rows) {}
+};
+
+// One thread's memory for one tile.
+struct Workspace {
+    float *q, *scores, *keys, *values, *partial, *running;
+
+    static int64_t floats(const Shape& s) {
+        const int64_t rows = s.max_rows;
+        return rows * s.args.head_dim + rows * kChunk + int64_t(kChunk) * (s.args.head_dim + s.padded) +
+               2 * s.partial_floats() + 6 * 16;
+    }
+    Workspace(float* memory, const Shape& s) {
+        const int64_t rows = s.max_rows;
+        q = memory;
+        scores = aligned(q + rows * s.args.head_dim);
+        keys = aligned(scores + rows * kChunk);
+        values = aligned(keys + int64_t(kChunk) * s.args.head_dim);
+        partial = aligned(values + int64_t(kChunk) * s.padded);
+        running = aligned(partial + s.partial_floats());
+    }
+    static float* aligned(float* p) { return reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(p) + 63) & ~uintptr_t(63)); }
+};
+
+// The rows of one tile against one chunk after the other.
+template <class In>
+struct TileRun {
+    typedef typename In::T T;
+    const Shape& s;
+    const Tile& tile;
+    Workspace w;
+    int rows;
+    const T* key_tiles[kChunkTiles];
+    const T* value_tiles[kChunkTiles];
+
+    TileRun(const Shape& shape, const Tile& t, float* memory)
+        : s(shape), tile(t), w(memory, shape), rows(t.num_tokens * shape.group) {
+        const AttentionArgs& a = s.args;
+        const int dim = a.head_dim;
+        const int64_t stride = int64_t(a.num_heads + 2 * a.num_kv_heads) * dim;
+        const float* q = a.qkv + (a.query_start_loc[t.seq] + t.first_token) * stride + int64_t(t.kv_head) * s.group * dim;
+        for (int token = 0; token < t.num_tokens; ++token)
+            for (int i = 0; i < s.group * dim; ++i) w.q[token * s.group * dim + i] = q[token * stride + i] * a.scale;
+    }
+
+    // Range of the keys that `row` sees, relative to the chunk that begins at `base`; empty if first >= end.
+    struct Range {
+        int first, end;
+    };
+    Range seen(int row, int base) const {
+        const int position = s.position(tile, row / s.group);
+        const int first = s.first_key(position) - base, end = position + 1 - base;
+        return {first < 0 ? 0 : first, end > kChunk ? kChunk : end};
+    }
+    // The union over rows that follow each other.
+    Range seen(int row, int count, int base) const { return {seen(row, base).first, seen(row + count - 1, base).end}; }
+
+    void run_chunk(int chunk, const Partial& out) {
+        const int base = chunk * kChunk;
+        const Range all = seen(0, rows, base);
+        find_tiles(base, all);
+        if (rows > kUnpackAbove) {
+            const float *keys[kChunkTiles], *values[kChunkTiles];
+            unpack(all, keys, values);
+            const bool clean = edges_are_finite(base, all);
+            const Values<InF32> panels{values, kKeyTile, kChunk * kKeyTile};
+            compute<InF32>(base, all, keys, panels, clean ? kMaxRows : rows_of_one_limit(), out);
+        } else {
+            const Values<In> direct{value_tiles, s.padded, kKeyTile};
+            compute<In>(base, all, key_tiles, direct, rows_of_one_limit(), out);
+        }
+    }
+
+    // How many rows from any multiple of it on are sure to see the same keys: heads of one token.
+    int rows_of_one_limit() const { return s.group == rows ? kMaxRows : s.group <= kMaxRows ? s.group : 1; }
+
+    void find_tiles(int base, Range all) {
+        const AttentionArgs& a = s.args;
+        const int32_t* table = a.block_tables + tile.seq * a.block_table_stride;
+        const int tiles = a.block_size / kKeyTile;
+        for (int t = all.first / kKeyTile; t * kKeyTile < all.end; ++t) {
+            const int key = base + t * kKeyTile;
+            const int64_t at = int64_t(table[key / a.block_size]) * a.num_kv_heads + tile.kv_head;
+            const int offset = key % a.block_size;
+            key_tiles[t] = static_cast<const T*>(a.k_cache) + (at * tiles + offset / kKeyTile) * a.head_dim * kKeyTile;
+            value_tiles[t] = static_cast<const T*>(a.v_cache) + (at * a.block_size + offset) * s.padded;
+        }
+    }
+
+    // Keys to float32 tiles, values to float32 panels [padded / 16][kChunk][16].
+    void unpack(Range all, const float** keys, const float** values) {
+        const int dim = s.args.head_dim;
+        for (int t = all.first / kKeyTile; t * kKeyTile < all.end; ++t) {
+            float* k = w.keys + t * kKeyTile * dim;
+            keys[t] = k;
+            if constexpr (sizeof(T) == 4) keys[t] = reinterpret_cast<const float*>(key_tiles[t]);
+            else
+                for (int i = 0; i < dim * kKeyTile; i += VW) vf_store(k + i, In::load(key_tiles[t] + i));
+            float* v = w.values + t * kKeyTile * kKeyTile;
+            values[t] = v;
+            for (int key = 0; key < kKeyTile; ++key)
+                for (int d = 0; d < s.padded; d += VW)
+                    vf_store(v + d / kKeyTile * kChunk * kKeyTile + key * kKeyTile + d % kKeyTile,
+                             In::load(value_tiles[t] + key * s.padded + d));
+        }
+    }
+
+    // Rows that are weighed together multiply a value that one of them does not see by zero, which is harmless unless it is
+    // NaN or infinite: then only rows of one token are. Only keys between the limits of two rows can make a difference.
+    bool edges_are_finite(int base, Range all) const {
+        const Range low = seen(0, base), high = seen(rows - 1, base);
+        return finite(all.first, high.first < all.end ? high.first : all.end) &&
+               finite(low.end > all.first ? low.end : all.first, all.end);
+    }
+    bool finite(int first, int end) const {
+        vf bad = vf_zero();
+        for (int key = first; key < end; ++key)
+            for (int d = 0; d < s.padded; d += VW) {
+                const vf x = vf_load(w.values + d / kKeyTile * kChunk * kKeyTile + key * kKeyTile + d % kKeyTile);
+                bad = vf_add(bad, vf_mul(x, vf_zero()));
+            }
+        return vf_sum(bad) == 0.0f;
+    }
+
+    template <class From>
+    void compute(int base, Range all, const typename From::T* const* keys, const Values<From>& values, int weigh_at_once,
+                 const Partial& out) {
+        const int dim = s.args.head_dim;
+        // A few tiles of keys stay in the L1 cache while all rows pass over them.
+        const int step = rows <= kMaxRows ? kChunkTiles : tiles_at_once(kMaxRows);
+        const int end_tile = (all.end + kKeyTile - 1) / kKeyTile;
+        for (int t = all.first / kKeyTile; t < end_tile; t += step)
+            for (int row = 0; row < rows; row += kMaxRows) {
+                const int count = rows - row < kMaxRows ? rows - row : kMaxRows;
+                const Range r = seen(row, count, base);
+                const int first = r.first / kKeyTile > t ? r.first / kKeyTile : t;
+                const int until = (r.end + kKeyTile - 1) / kKeyTile, end = until < t + step ? until : t + step;
+                if (first >= end) continue;
+                with_rows(count, [&](auto n) {
+                    score_rows<From, decltype(n)::count>(w.scores + row * kChunk, w.q + row * dim, dim, keys, first, end);
+                });
+            }
+        for (int row = 0; row < rows; ++row) {
+            const int at = row / weigh_at_once * weigh_at_once;
+            const int count = rows - at < weigh_at_once ? rows - at : weigh_at_once;
+            soften(w.scores + row * kChunk, seen(row, base), seen(at, count, base), &out.max[row], &out.sum[row]);
+        }
+        const int panels = s.padded / kKeyTile, panel_step = rows <= kMaxRows ? panels : tiles_at_once(kMaxRows);
+        for (int panel = 0; panel < panels; panel += panel_step)
+            for (int row = 0; row < rows; row += weigh_at_once) {
+                const int count = rows - row < weigh_at_once ? rows - row : weigh_at_once;
+                const Range r = seen(row, count, base);
+                if (r.first >= r.end) continue;
+                const int panel_end = panel + panel_step < panels ? panel + panel_step : panels;
+                with_rows(count, [&](auto n) {
+                    weigh_rows<From, decltype(n)::count>(out.acc + int64_t(row) * s.padded, s.padded,
+                                                         w.scores + row * kChunk, values, panel, panel_end, r.first, r.end);
+                });
+            }
+    }
+
+    // Scores to weights e^(score - max) over the keys `mine`, zero over the rest of the tiles that `shared` touches.
+    void soften(float* x, Range mine, Range shared, float* max_out, float* sum_out) const {
+        if (mine.first >= mine.end) {
+            for (int i = shared.first; i < shared.end; ++i) x[i] = 0.0f;
+            return;
+        }
+        const int first = mine.first / kKeyTile * kKeyTile, end = (mine.end + kKeyTile - 1) / kKeyTile * kKeyTile;
+        if (s.args.softcap != 0.0f) cap(x, first, end);
+        for (int i = first; i < mine.first; ++i) x[i] = -INFINITY;
+        for (int i = mine.end; i < end; ++i) x[i] = -INFINITY;
+        vf high = vf_set(-INFINITY);
+        for (int i = first; i < end; i += VW) high = vf_max(high, vf_load(x + i));
+        const float max = vf_hmax(high);
+        const vf m = vf_set(max);
+        vf sums[kTileVectors];
+        for (int v = 0; v < kTileVectors; ++v) sums[v] = vf_zero();
+        for (int i = first; i < end; i += kKeyTile)
+            for (int v = 0; v < kTileVectors; ++v) {
+                const vf e = exp_nonpositive(vf_sub(vf_load(x + i + v * VW), m));
+                vf_store(x + i + v * VW, e);
+                sums[v] = vf_add(sums[v], e);
+            }
+        for (int v = 1; v < kTileVectors; ++v) sums[0] = vf_add(sums[0], sums[v]);
+        *max_out = max;
+        *sum_out = vf_sum(sums[0]);
+        for (int i = shared.first; i < first; ++i) x[i] = 0.0f;
+        for (int i = end; i < shared.end; ++i) x[i] = 0.0f;
+    }
+
+    // softcap * tanh(x / softcap), with tanh z = 1 - 2 / (e^(2z) + 1).
+    void cap(float* x, int first, int end) const {
+        const vf c = vf_set(s.args.softcap), one = vf_set(1.0f), two = vf_set(2.0f);
+        const vf inverse = vf_set(2.0f / s.args.softcap);
+        for (int i = first; i < end; i += VW) {
+            const vf e = vf_exp(vf_mul(vf_load(x + i), inverse));
+            vf_store(x + i, vf_mul(c, vf_sub(one, vf_div(two, vf_add(e, one)))));
+        }
+    }
+
+    // The running result of `row` takes in the partial of the next chunk.
+    void merge(const Partial& run, const Partial& part, int row, bool first) const {
+        float *a = run.acc + int64_t(row) * s.padded, *b = part.acc + int64_t(row) * s.padded;
+        if (first) {
+            run.max[row] = part.max[row];
+            run.sum[row] = part.sum[row];
+            memcpy(a, b, sizeof(float) * s.padded);
+            return;
+        }
+        const float before = run.max[row], now = part.max[row], max = before > now ? before : now;
+        float x[VW], e[VW];
+        for (int i = 0; i < VW; ++i) x[i] = i & 1 ? now - max : before - max;
+        vf_store(e, exp_nonpositive(vf_load(x)));
+        const vf old_scale = vf_set(e[0]), new_scale = vf_set(e[1]);
+        for (int d = 0; d < s.padded; d += VW)
+            vf_store(a + d, vf_fma(vf_load(a + d), old_scale, vf_mul(vf_load(b + d), new_scale)));
+        run.sum[row] = run.sum[row] * e[0] + part.sum[row] * e[1];
+        run.max[row] = max;
+    }
+
+    void merge_chunk(const Partial& run, const Partial& part, int chunk) const {
+        for (int row = 0; row < rows; ++row) {
+            const Range r = seen(row, chunk * kChunk);
+            if (r.first >= r.end) continue;
+            const int first_chunk = s.first_key(s.position(tile, row / s.group)) / kChunk;
+            merge(run, part, row, chunk == first_chunk);
+        }
+    }
+
+    void write(const Partial& run) const {
+        const AttentionArgs& a = s.args;
+        for (int row = 0; row < rows; ++row) {
+            const int64_t token = a.query_start_loc[tile.seq] + tile.first_token + row / s.group;
+            float* out = a.out + (token * a.num_heads + tile.kv_head * s.group + row % s.group) * a.head_dim;
+            const float* acc = run.acc + int64_t(row) * s.padded;
+            const float inverse = 1.0f / run.sum[row];
+            for (int d = 0; d < a.head_dim; ++d) out[d] = acc[d] * inverse;
+        }
+    }
+
+    void run_all() {
+        const Partial part(w.partial, s), run(w.running, s);
+        for (int chunk = tile.first_chunk; chunk < tile.end_chunk; ++chunk) {
+            run_chunk(chunk, part);
+            merge_chunk(run, part, chunk);
+        }
+        write(run);
+    }
+    void run_part(int first, int end, float* partials) {
+        for (int chunk = first; chunk < end; ++chunk)
+            run_chunk(chunk, Partial(partials + (tile.partials + chunk - tile.first_chunk) * s.partial_floats(), s));
+    }
+    void merge_parts(float* partials) {
+        const Partial run(w.running, s);
+        for (int chunk = tile.first_chunk; chunk < tile.end_chunk; ++chunk)
+            merge_chunk(run, Partial(partials + (tile.partials + chunk - tile.first_chunk) * s.partial_floats(), s), chunk);
+        write(run);
+    }
+};
+
+template <class F>
+static void for_tiles(const Shape& s, const F& each) {
+    const AttentionArgs& a = s.args;
+    for (int seq = 0; seq < a.num_seqs; ++seq) {
+        const int tokens = a.query_start_loc[seq + 1] - a.query_start_loc[seq], step = s.tokens_per_tile();
+        // The last tokens first: theirs are the longest contexts, and the short ones then fill the gaps at the end.
+        for (int from = (tokens + step - 1) / step * step - step; from >= 0; from -= step)
+            for (int head = 0; head < a.num_kv_heads; ++head) {
+                Tile t{seq, head, from, tokens - from < step ? tokens - from : step, 0, 0, -1};
+                t.first_chunk = s.first_key(s.position(t, 0)) / kChunk;
+                t.end_chunk = s.position(t, t.num_tokens - 1) / kChunk + 1;
+                each(t, (t.end_chunk - t.first_chunk) * kChunk * (t.num_tokens * s.group + kRowsOverhead));
+            }
+    }
+}
+
+template <class In>
+static void attend(const AttentionArgs& args) {
+    const Shape s(args);
+    int64_t total = 0, tiles = 0, items = 0, partials = 0;
+    for_tiles(s, [&](const Tile&, int64_t cost) { total += cost, ++tiles; });
+    // A tile that would keep one thread busy while the others wait is split by chunks.
+    const int64_t share = total < kSerialCost || num_threads() == 1 ? total : total / (kItemsPerThread * num_threads()) + 1;
+    const auto pieces = [&](const Tile& t, int64_t cost) {
+        const int64_t n = (cost + share - 1) / share, chunks = t.end_chunk - t.first_chunk;
+        return n < chunks ? n : chunks;
+    };
+    for_tiles(s, [&](const Tile& t, int64_t cost) {
+        const int64_t n = pieces(t, cost);
+        items += n;
+        if (n > 1) partials += t.end_chunk - t.first_chunk;
+    });
+
+    const KernelLock lock;
+    const int64_t partial_bytes = (partials * s.partial_floats() * int64_t(sizeof(float)) + 63) / 64 * 64;
+    char* memory = static_cast<char*>(shared_scratch(partial_bytes + tiles * sizeof(Tile) + items * sizeof(Item)));
+    float* partial_memory = reinterpret_cast<float*>(memory);
+    Tile* tile_list = reinterpret_cast<Tile*>(memory + partial_bytes);
+    Item* item_list = reinterpret_cast<Item*>(tile_list + tiles);
+    int64_t t = 0, i = 0, p = 0;
+    for_tiles(s, [&](const Tile& tile, int64_t cost) {
+        const int64_t n = pieces(tile, cost), chunks = tile.end_chunk - tile.first_chunk;
+        tile_list[t] = tile;
+        if (n > 1) tile_list[t].partials = p, p += chunks;
+        for (int64_t k = 0; k < n; ++k)
+            item_list[i++] = {int(t), tile.first_chunk + int(chunks * k / n), tile.first_chunk + int(chunks * (k + 1) / n)};
+        ++t;
+    });
+
+    const size_t bytes = Workspace::floats(s) * sizeof(float);
+    const auto do_item = [&](int64_t at, int thread) {
+        const Item& item = item_list[at];
+        TileRun<In> run(s, tile_list[item.tile], static_cast<float*>(thread_scratch(thread, bytes)));
+        if (tile_list[item.tile].partials < 0) run.run_all();
+        else run.run_part(item.first_chunk, item.end_chunk, partial_memory);
+    };
+    if (total < kSerialCost) {
+        parallel_for(1, [&](int64_t, int thread) {
+            for (int64_t at = 0; at < items; ++at) do_item(at, thread);
+        });
+        return;
+    }
+    parallel_for(items, do_item);
+    if (partials == 0) return;
+    parallel_for(tiles, [&](int64_t at, int thread) {
+        if (tile_list[at].partials < 0) return;
+        TileRun<In>(s, tile_list[at], static_cast<float*>(thread_scratch(thread, bytes))).merge_parts(partial_memory);
+    });
+}
+
+static void attention(const AttentionArgs& args) {
+    switch (args.type) {
+        case CacheType::f32: return attend<InF32>(args);
+        case CacheType::bf16: return attend<InBF16>(args);
+        case CacheType::f16: return attend<InF16>(args);
+    }
+}
+
+extern const AttentionKernels attention_kernels = {attention};
+
+}  // namespace OCTAVO_ISA
+}  // namespace octavo

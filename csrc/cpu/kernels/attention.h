@@ -1,0 +1,35 @@
+// Causal attention over the paged cache, for any mix of whole prompts, pieces of prompts and single tokens.
+#pragma once
+
+#include "isa.h"
+#include "kernels/cache.h"
+
+namespace octavo {
+
+struct AttentionArgs {
+    float* out;        // [rows][num_heads * head_dim]
+    const float* qkv;  // [rows][(num_heads + 2 num_kv_heads) * head_dim], of which q is read
+    const void* k_cache;
+    const void* v_cache;
+    CacheType type;
+    int block_size;
+    const int32_t* block_tables;  // [num_seqs][block_table_stride]
+    int64_t block_table_stride;
+    const int32_t* seq_lens;         // [num_seqs], this step's tokens included
+    const int32_t* query_start_loc;  // [num_seqs + 1]
+    int num_seqs;
+    int num_heads;
+    int num_kv_heads;
+    int head_dim;
+    float scale;
+    int window;     // 0: none; else a key at a distance < window is seen
+    float softcap;  // 0: none
+};
+
+struct AttentionKernels {
+    void (*attention)(const AttentionArgs& args);
+};
+
+OCTAVO_DECLARE_KERNELS(AttentionKernels, attention_kernels)
+
+}  // namespace octavo

@@ -1,0 +1,152 @@
+// The two inner products of attention, for a few query rows against one chunk of keys.
+//
+// A score is summed over the head dimension in its order, an output over the keys in theirs, one fused multiply-add at a
+// time from zero: how many rows or tiles share a call changes nothing in any of them.
+#pragma once
+
+#include "kernels/cache.h"
+#include "simd.h"
+
+namespace octavo {
+namespace OCTAVO_ISA {
+
+// Keys in a chunk. The context is split at multiples of it, counted from the sequence's first token.
+constexpr int kChunk = 128;
+constexpr int kChunkTiles = kChunk / kKeyTile;
+// Vectors in a tile of 16 keys.
+constexpr int kTileVectors = kKeyTile / VW;
+// Accumulators that fit the registers, and the most rows that share a load.
+constexpr int kAccumulators = VW == 16 ? 24 : 12;
+constexpr int kMaxRows = VW == 16 ? 12 : VW == 8 ? 6 : 3;
+
+constexpr int tiles_at_once(int rows) {
+    const int n = kAccumulators / (rows * kTileVectors);
+    return n < 1 ? 1 : n > 4 ? 4 : n;
+}
+
+struct InF32 {
+    typedef float T;
+    static vf load(const float* p) { return vf_load(p); }
+};
+struct InBF16 {
+    typedef uint16_t T;
+    static vf load(const uint16_t* p) { return vf_load_bf16(p); }
+};
+struct InF16 {
+    typedef uint16_t T;
+    static vf load(const uint16_t* p) { return vf_load_f16(p); }
+};
+
+// e^x for x <= 0; 0 below -87.3; a NaN gives a NaN.
+OCTAVO_INLINE vf exp_nonpositive(vf x) {
+    const vf lo = vf_set(-87.33654f);
+    const vf c = vf_max(lo, x);
+    const vf n = vf_round(vf_mul(c, vf_set(1.44269504f)));
+    vf r = vf_fma(n, vf_set(-0.693359375f), c);
+    r = vf_fma(n, vf_set(2.12194440e-4f), r);
+    vf p = vf_set(1.9875691500e-4f);
+    p = vf_fma(p, r, vf_set(1.3981999507e-3f));
+    p = vf_fma(p, r, vf_set(8.3334519073e-3f));
+    p = vf_fma(p, r, vf_set(4.1665795894e-2f));
+    p = vf_fma(p, r, vf_set(1.6666665459e-1f));
+    p = vf_fma(p, r, vf_set(5.0000001201e-1f));
+    p = vf_add(vf_fma(p, vf_mul(r, r), r), vf_set(1.0f));
+    return vf_select_lt(x, lo, vf_zero(), vf_mul(p, vf_pow2i(n)));
+}
+
+// scores[r][16 t .. ] = sum over d of q[r][d] * tiles[t][d][..], for R rows and N tiles.
+template <class In, int R, int N>
+static inline void score_block(float* scores, const float* q, int dim, const typename In::T* const* tiles) {
+    vf acc[R][N * kTileVectors];
+    for (int r = 0; r < R; ++r)
+        for (int i = 0; i < N * kTileVectors; ++i) acc[r][i] = vf_zero();
+    for (int d = 0; d < dim; ++d) {
+        vf k[N * kTileVectors];
+#pragma GCC unroll 16
+        for (int i = 0; i < N * kTileVectors; ++i)
+            k[i] = In::load(tiles[i / kTileVectors] + d * kKeyTile + i % kTileVectors * VW);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) {
+            const vf a = vf_set(q[r * dim + d]);
+#pragma GCC unroll 16
+            for (int i = 0; i < N * kTileVectors; ++i) acc[r][i] = vf_fma(a, k[i], acc[r][i]);
+        }
+    }
+    for (int r = 0; r < R; ++r)
+        for (int i = 0; i < N * kTileVectors; ++i) vf_store(scores + r * kChunk + i * VW, acc[r][i]);
+}
+
+template <class In, int R>
+static void score_rows(float* scores, const float* q, int dim, const typename In::T* const* tiles, int first, int end) {
+    constexpr int N = tiles_at_once(R);
+    int t = first;
+    for (; t + N <= end; t += N) score_block<In, R, N>(scores + t * kKeyTile, q, dim, tiles + t);
+    for (; t < end; ++t) score_block<In, R, 1>(scores + t * kKeyTile, q, dim, tiles + t);
+}
+
+// Where the values of a chunk lie: those of tile t at tiles[t], a key's row_stride after the last one's, and 16 dimensions
+// (a panel) panel_stride after the 16 before.
+template <class In>
+struct Values {
+    const typename In::T* const* tiles;
+    int row_stride;
+    int panel_stride;
+};
+
+// acc[r][16 p ..] = sum over the keys first .. end of weights[r][key] * value[key][16 p ..], for R rows and N panels.
+template <class In, int R, int N>
+static inline void weigh_block(float* acc_out, int acc_stride, const float* weights, const Values<In>& values, int panel,
+                               int first, int end) {
+    vf acc[R][N * kTileVectors];
+    for (int r = 0; r < R; ++r)
+        for (int i = 0; i < N * kTileVectors; ++i) acc[r][i] = vf_zero();
+    for (int t = first / kKeyTile; t * kKeyTile < end; ++t) {
+        const int from = first > t * kKeyTile ? first - t * kKeyTile : 0;
+        const int to = end < (t + 1) * kKeyTile ? end - t * kKeyTile : kKeyTile;
+        const typename In::T* v = values.tiles[t] + int64_t(panel) * values.panel_stride + from * values.row_stride;
+        const float* w = weights + t * kKeyTile;
+        for (int key = from; key < to; ++key, v += values.row_stride) {
+            vf x[N * kTileVectors];
+#pragma GCC unroll 16
+            for (int i = 0; i < N * kTileVectors; ++i)
+                x[i] = In::load(v + i / kTileVectors * values.panel_stride + i % kTileVectors * VW);
+#pragma GCC unroll 16
+            for (int r = 0; r < R; ++r) {
+                const vf a = vf_set(w[r * kChunk + key]);
+#pragma GCC unroll 16
+                for (int i = 0; i < N * kTileVectors; ++i) acc[r][i] = vf_fma(a, x[i], acc[r][i]);
+            }
+        }
+    }
+    for (int r = 0; r < R; ++r)
+        for (int i = 0; i < N * kTileVectors; ++i) vf_store(acc_out + r * acc_stride + i * VW, acc[r][i]);
+}
+
+template <class In, int R>
+static void weigh_rows(float* acc, int acc_stride, const float* weights, const Values<In>& values, int panel,
+                       int panel_end, int first, int end) {
+    constexpr int N = tiles_at_once(R);
+    for (; panel + N <= panel_end; panel += N)
+        weigh_block<In, R, N>(acc + panel * kKeyTile, acc_stride, weights, values, panel, first, end);
+    for (; panel < panel_end; ++panel)
+        weigh_block<In, R, 1>(acc + panel * kKeyTile, acc_stride, weights, values, panel, first, end);
+}
+
+// Calls f with std::integral_constant-like R for rows in 1 .. kMaxRows.
+template <int R>
+struct Rows {
+    static constexpr int count = R;
+};
+
+template <int R = 1, class F>
+static inline void with_rows(int rows, const F& f) {
+    if constexpr (R == kMaxRows) {
+        f(Rows<R>{});
+    } else {
+        if (rows == R) f(Rows<R>{});
+        else with_rows<R + 1>(rows, f);
+    }
+}
+
+}  // namespace OCTAVO_ISA
+}  // namespace octavo

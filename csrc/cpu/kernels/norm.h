@@ -1,0 +1,17 @@
+// RMS norm of rows, and the residual sum before it. `out` may be the input.
+#pragma once
+
+#include "isa.h"
+
+namespace octavo {
+
+struct NormKernels {
+    void (*rms_norm)(float* out, const float* x, const float* weight, int64_t rows, int64_t width, float eps);
+    void (*add_rms_norm)(float* out, float* residual, const float* x, const float* weight, int64_t rows, int64_t width,
+                         float eps);
+    void (*add)(float* residual, const float* x, int64_t count);
+};
+
+OCTAVO_DECLARE_KERNELS(NormKernels, norm_kernels)
+
+}  // namespace octavo

@@ -1,0 +1,210 @@
+"""The native operations of the CPU: thin wrappers that check what is cheap to check and pass raw addresses.
+
+Meaning and shapes: `reference`, `reference_sampling`. A kernel cannot see a tensor's type or size, so the asserts
+are the only guard against reading foreign memory; ids, positions and slots are trusted.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from octavo import _cpu
+from octavo.ops.reference import KEY_TILE, kv_cache_shapes
+from octavo.ops.sampling_batch import SamplingBatch
+
+__all__ = [
+    "act_mul",
+    "add_",
+    "add_rms_norm",
+    "attention",
+    "kv_cache_shapes",
+    "logprobs",
+    "rms_norm",
+    "rope_kv_write",
+    "sample",
+]
+
+_F32: Final = torch.float32
+_I32: Final = torch.int32
+_I64: Final = torch.int64
+#: Codes of the cache's dtype and of the activations, as in csrc/cpu/kernels/common.h.
+_CACHE_DTYPES: Final = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_ACTIVATIONS: Final = {"silu": 0, "gelu_tanh": 1}
+MAX_HEAD_DIM: Final = 256
+
+
+def rms_norm(out: Tensor, x: Tensor, weight: Tensor, eps: float) -> None:
+    rows, width = x.shape
+    assert out.shape == x.shape and weight.numel() == width
+    assert x.dtype == out.dtype == weight.dtype == _F32
+    assert x.is_contiguous() and out.is_contiguous() and weight.is_contiguous()
+    _cpu.rms_norm(out.data_ptr(), x.data_ptr(), weight.data_ptr(), rows, width, eps)
+
+
+def add_rms_norm(out: Tensor, residual: Tensor, x: Tensor, weight: Tensor, eps: float) -> None:
+    rows, width = x.shape
+    assert out.shape == x.shape == residual.shape and weight.numel() == width
+    assert x.dtype == out.dtype == residual.dtype == weight.dtype == _F32
+    assert x.is_contiguous() and out.is_contiguous() and residual.is_contiguous() and weight.is_contiguous()
+    _cpu.add_rms_norm(out.data_ptr(), residual.data_ptr(), x.data_ptr(), weight.data_ptr(), rows, width, eps)
+
+
+def add_(residual: Tensor, x: Tensor) -> None:
+    assert residual.shape == x.shape and residual.dtype == x.dtype == _F32
+    assert residual.is_contiguous() and x.is_contiguous()
+    _cpu.add(residual.data_ptr(), x.data_ptr(), x.numel())
+
+
+def act_mul(out: Tensor, gate_up: Tensor, kind: str) -> None:
+    rows, width = out.shape
+    assert gate_up.shape == (rows, 2 * width) and out.dtype == gate_up.dtype == _F32
+    assert out.is_contiguous() and gate_up.is_contiguous()
+    _cpu.act_mul(out.data_ptr(), gate_up.data_ptr(), rows, width, _ACTIVATIONS[kind])
+
+
+def rope_kv_write(
+    qkv: Tensor,
+    positions: Tensor,
+    cos_sin: Tensor,
+    q_norm: Tensor | None,
+    k_norm: Tensor | None,
+    eps: float,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slot_mapping: Tensor,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+) -> None:
+    rows = len(qkv)
+    assert qkv.dtype == cos_sin.dtype == _F32 and positions.dtype == _I32 and slot_mapping.dtype == _I64
+    assert qkv.is_contiguous() and cos_sin.is_contiguous()
+    assert qkv.shape[1] == (num_heads + 2 * num_kv_heads) * head_dim and cos_sin.shape[1] == head_dim
+    assert len(positions) == len(slot_mapping) == rows and head_dim % 2 == 0 and head_dim <= MAX_HEAD_DIM
+    assert q_norm is None or q_norm.dtype == _F32
+    assert k_norm is None or k_norm.dtype == _F32
+    _check_cache(k_cache, v_cache, num_kv_heads, head_dim)
+    _cpu.rope_kv_write(
+        qkv.data_ptr(),
+        positions.data_ptr(),
+        cos_sin.data_ptr(),
+        0 if q_norm is None else q_norm.data_ptr(),
+        0 if k_norm is None else k_norm.data_ptr(),
+        eps,
+        k_cache.data_ptr(),
+        v_cache.data_ptr(),
+        _CACHE_DTYPES[k_cache.dtype],
+        v_cache.shape[2],
+        slot_mapping.data_ptr(),
+        rows,
+        num_heads,
+        num_kv_heads,
+        head_dim,
+    )
+
+
+def attention(
+    out: Tensor,
+    qkv: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_tables: Tensor,
+    seq_lens: Tensor,
+    query_start_loc: Tensor,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    scale: float,
+    window: int = 0,
+    softcap: float = 0.0,
+) -> None:
+    num_seqs, max_blocks = block_tables.shape
+    assert out.dtype == qkv.dtype == _F32 and out.is_contiguous() and qkv.is_contiguous()
+    assert out.shape == (len(qkv), num_heads * head_dim) and head_dim <= MAX_HEAD_DIM
+    assert qkv.shape[1] == (num_heads + 2 * num_kv_heads) * head_dim and num_heads % num_kv_heads == 0
+    assert block_tables.dtype == seq_lens.dtype == query_start_loc.dtype == _I32
+    assert block_tables.stride(1) == 1 and seq_lens.is_contiguous() and query_start_loc.is_contiguous()
+    assert len(seq_lens) == num_seqs and len(query_start_loc) == num_seqs + 1
+    _check_cache(k_cache, v_cache, num_kv_heads, head_dim)
+    _cpu.attention(
+        out.data_ptr(),
+        qkv.data_ptr(),
+        k_cache.data_ptr(),
+        v_cache.data_ptr(),
+        _CACHE_DTYPES[k_cache.dtype],
+        v_cache.shape[2],
+        block_tables.data_ptr(),
+        block_tables.stride(0) if num_seqs > 1 else max_blocks,
+        seq_lens.data_ptr(),
+        query_start_loc.data_ptr(),
+        num_seqs,
+        num_heads,
+        num_kv_heads,
+        head_dim,
+        scale,
+        window,
+        softcap,
+    )
+
+
+def _check_cache(k_cache: Tensor, v_cache: Tensor, num_kv_heads: int, head_dim: int) -> None:
+    assert k_cache.dtype == v_cache.dtype and k_cache.is_contiguous() and v_cache.is_contiguous()
+    assert k_cache.shape[1:2] == v_cache.shape[1:2] == (num_kv_heads,) and k_cache.shape[3] == head_dim
+    assert v_cache.shape[2] == k_cache.shape[2] * KEY_TILE and v_cache.shape[3] % KEY_TILE == 0
+
+
+def sample(logits: Tensor, batch: SamplingBatch, out_ids: Tensor, out_flags: Tensor) -> None:
+    rows, vocab = logits.shape
+    assert logits.dtype == _F32 and logits.is_contiguous() and batch.num_rows == rows
+    assert out_ids.dtype == out_flags.dtype == _I32 and len(out_ids) >= rows and len(out_flags) >= rows
+    assert out_ids.is_contiguous() and out_flags.is_contiguous()
+    penalties, bias, masks = batch.penalties, batch.bias, batch.masks
+    _cpu.sample(
+        logits.data_ptr(),
+        rows,
+        vocab,
+        out_ids.data_ptr(),
+        out_flags.data_ptr(),
+        batch.temperature.data_ptr(),
+        batch.top_k.data_ptr(),
+        batch.top_p.data_ptr(),
+        batch.min_p.data_ptr(),
+        batch.seeds.data_ptr(),
+        batch.positions.data_ptr(),
+        (
+            batch.repetition.data_ptr(),
+            batch.frequency.data_ptr(),
+            batch.presence.data_ptr(),
+            penalties.offsets.data_ptr(),
+            penalties.ids.data_ptr(),
+            penalties.counts.data_ptr(),
+            penalties.in_prompt.data_ptr(),
+        )
+        if penalties.active
+        else None,
+        (bias.offsets.data_ptr(), bias.ids.data_ptr(), bias.values.data_ptr()) if bias.active else None,
+        (masks.offsets.data_ptr(), masks.ids.data_ptr()) if masks.active else None,
+    )
+
+
+def logprobs(logits: Tensor, ids: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    rows, vocab = logits.shape
+    assert logits.dtype == _F32 and logits.is_contiguous() and 0 <= k <= vocab
+    assert ids.dtype == _I32 and ids.is_contiguous() and len(ids) == rows
+    logprob, top_logprobs = torch.empty(rows), torch.empty(rows, k)
+    rank, top_ids = torch.empty(rows, dtype=_I32), torch.empty(rows, k, dtype=_I32)
+    _cpu.logprobs(
+        logits.data_ptr(),
+        rows,
+        vocab,
+        ids.data_ptr(),
+        k,
+        logprob.data_ptr(),
+        rank.data_ptr(),
+        top_ids.data_ptr(),
+        top_logprobs.data_ptr(),
+    )
+    return logprob, rank, top_ids, top_logprobs

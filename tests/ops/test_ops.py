@@ -1,0 +1,231 @@
+"""Every operation, as bound for the CPU and at every instruction-set level, against the reference.
+
+The reference says what an operation means; the tolerances say how far float32 arithmetic in another order may be
+from it. The laws on batch company, chunking and threads ask for equal bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from octavo import _cpu
+from octavo.ops.table import Ops, bind
+
+REFERENCE = bind("cpu", "reference")
+NATIVE = bind("cpu")
+
+
+@pytest.fixture(params=_cpu.available_isas())
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    before, threads = _cpu.isa(), _cpu.num_threads()
+    _cpu.set_isa(request.param)
+    _cpu.set_num_threads(2)
+    yield request.param
+    _cpu.set_isa(before)
+    _cpu.set_num_threads(threads)
+
+
+def test_every_step_operation_is_native() -> None:
+    slow = {name for name, by in NATIVE.implementations.items() if by == "reference"}
+    assert not slow
+    assert set(REFERENCE.implementations.values()) == {"reference"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """Tensors of one call; `run` must leave its results in `outputs`."""
+
+    name: str
+    args: dict[str, Any]
+    outputs: tuple[str, ...]
+    tolerance: float = 1e-5
+
+    def run(self, ops: Ops) -> list[Tensor]:
+        args = {key: value.clone() if isinstance(value, Tensor) else value for key, value in self.args.items()}
+        getattr(ops, self.name)(**args)
+        return [args[key] for key in self.outputs]
+
+
+def _randn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
+
+
+def _elementwise_cases() -> Iterator[Case]:
+    for rows, width in ((1, 5), (3, 64), (7, 577), (40, 1000)):
+        x, w, out = _randn(rows, width), _randn(width), torch.full((rows, width), torch.nan)
+        residual = _randn(rows, width, seed=1)
+        yield Case("rms_norm", {"out": out, "x": x, "weight": w, "eps": 1e-5}, ("out",))
+        args = {"out": out, "residual": residual, "x": x, "weight": w, "eps": 1e-6}
+        yield Case("add_rms_norm", args, ("out", "residual"))
+        yield Case("add_", {"residual": residual, "x": x}, ("residual",))
+        for kind in ("silu", "gelu_tanh"):
+            gate_up = _randn(rows, 2 * width) * 20
+            yield Case("act_mul", {"out": out, "gate_up": gate_up, "kind": kind}, ("out",), 1e-4)
+
+
+HEADS = ((9, 3, 64), (4, 4, 80), (8, 1, 96), (14, 2, 128), (2, 1, 256), (3, 3, 20))
+
+
+def _rope_cases() -> Iterator[Case]:
+    for (hq, hkv, d), dtype, block_size in zip(
+        HEADS, (torch.float32, torch.bfloat16, torch.float16) * 2, (16, 32, 48) * 2, strict=True
+    ):
+        rows = 37
+        k_shape, v_shape = REFERENCE.kv_cache_shapes(6, block_size, hkv, d)
+        slots = torch.randperm(6 * block_size, generator=torch.Generator().manual_seed(d))[:rows]
+        angles = torch.arange(64.0)[:, None] * torch.logspace(0, -3, d // 2)[None, :]
+        args = {
+            "qkv": _randn(rows, (hq + 2 * hkv) * d),
+            "positions": torch.arange(rows, dtype=torch.int32) + 7,
+            "cos_sin": torch.cat((angles.cos(), angles.sin()), dim=1),
+            "q_norm": _randn(d) if d % 3 else None,
+            "k_norm": _randn(d, seed=2) if d % 3 else None,
+            "eps": 1e-6,
+            "k_cache": torch.zeros(k_shape, dtype=dtype),
+            "v_cache": torch.zeros(v_shape, dtype=dtype),
+            "slot_mapping": slots,
+            "num_heads": hq,
+            "num_kv_heads": hkv,
+            "head_dim": d,
+        }
+        # A value that rounds to the other neighbour is off by one unit of the cache's type.
+        yield Case("rope_kv_write", args, ("qkv",))
+        yield Case("rope_kv_write", args, ("k_cache", "v_cache"), {4: 1e-5, 2: 1e-2}[dtype.itemsize])
+
+
+def _attention_case(
+    seqs: Sequence[tuple[int, int]],
+    heads: tuple[int, int, int],
+    dtype: torch.dtype = torch.float32,
+    block_size: int = 16,
+    window: int = 0,
+    softcap: float = 0.0,
+) -> Case:
+    """seqs: (context length, tokens of this step). All that no sequence may read is NaN."""
+    hq, hkv, d = heads
+    needed = [-(-context // block_size) for context, _ in seqs]
+    num_blocks = sum(needed) + 2
+    k_shape, v_shape = REFERENCE.kv_cache_shapes(num_blocks, block_size, hkv, d)
+    k_cache, v_cache = torch.full(k_shape, torch.nan, dtype=dtype), torch.full(v_shape, torch.nan, dtype=dtype)
+    free = (torch.randperm(num_blocks - 1, generator=torch.Generator().manual_seed(7)) + 1).tolist()
+    tables = torch.zeros(len(seqs), max(needed) + 1, dtype=torch.int32)
+    for i, (context, _) in enumerate(seqs):
+        blocks = [free.pop() for _ in range(needed[i])]
+        tables[i, : needed[i]] = torch.tensor(blocks)
+        for position in range(context):
+            block, offset = blocks[position // block_size], position % block_size
+            k_cache[block, :, offset // 16, :, offset % 16] = _randn(hkv, d, seed=position).to(dtype)
+            v_cache[block, :, offset, :d] = _randn(hkv, d, seed=-position).to(dtype)
+            v_cache[block, :, offset, d:] = 0
+    lengths = torch.tensor([tokens for _, tokens in seqs])
+    args = {
+        "out": torch.full((int(lengths.sum()), hq * d), torch.nan),
+        "qkv": _randn(int(lengths.sum()), (hq + 2 * hkv) * d) * 2,
+        "k_cache": k_cache,
+        "v_cache": v_cache,
+        "block_tables": tables,
+        "seq_lens": torch.tensor([context for context, _ in seqs], dtype=torch.int32),
+        "query_start_loc": torch.cat((torch.zeros(1), lengths.cumsum(0))).to(torch.int32),
+        "num_heads": hq,
+        "num_kv_heads": hkv,
+        "head_dim": d,
+        "scale": d**-0.5,
+        "window": window,
+        "softcap": softcap,
+    }
+    return Case("attention", args, ("out",), 2e-5)
+
+
+def _attention_cases() -> Iterator[Case]:
+    mixed = ((1, 1), (130, 1), (40, 40), (300, 33), (17, 2), (129, 129))
+    for heads in HEADS:
+        yield _attention_case(mixed, heads)
+    yield _attention_case(((400, 1),), (9, 3, 64), torch.bfloat16, 32)
+    yield _attention_case(mixed, (9, 3, 64), torch.bfloat16, 32)
+    yield _attention_case(mixed, (32, 8, 64), torch.float16, 48)
+    yield _attention_case(mixed, (4, 1, 64), window=50)
+    yield _attention_case(((600, 1), (600, 40)), (4, 1, 64), torch.bfloat16, window=128, softcap=20.0)
+    yield _attention_case(mixed, (8, 2, 32), softcap=5.0)
+
+
+CASES = [*_elementwise_cases(), *_rope_cases(), *_attention_cases()]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_operation_agrees_with_the_reference(isa: str, case: Case) -> None:
+    for got, wanted in zip(case.run(NATIVE), case.run(REFERENCE), strict=True):
+        assert torch.isfinite(wanted).all()
+        torch.testing.assert_close(got, wanted, rtol=case.tolerance, atol=case.tolerance)
+
+
+# ---- equal bits ----
+
+MODES = {
+    "gqa": _attention_case(((700, 700),), (9, 3, 64), torch.bfloat16, 32),
+    "wide": _attention_case(((300, 300),), (8, 1, 128)),
+    "window": _attention_case(((500, 500),), (4, 2, 64), torch.float16, window=100),
+    "capped": _attention_case(((300, 300),), (4, 4, 80), softcap=10.0),
+}
+
+
+def _attend(case: Case, steps: Sequence[tuple[int, int]]) -> Tensor:
+    """The outputs of tokens begin .. end for each step, all steps in one batch, as if they were sequences."""
+    args = case.args
+    rows = torch.cat([torch.arange(begin, end) for begin, end in steps])
+    starts = torch.tensor([0] + [end - begin for begin, end in steps]).cumsum(0)
+    changed = {
+        "out": torch.full((len(rows), args["out"].shape[1]), torch.nan),
+        "qkv": args["qkv"][rows].contiguous(),
+        "block_tables": args["block_tables"].repeat(len(steps), 1),
+        "seq_lens": torch.tensor([end for _, end in steps], dtype=torch.int32),
+        "query_start_loc": starts.to(torch.int32),
+    }
+    return replace(case, args=args | changed).run(NATIVE)[0]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_attention_has_the_same_bits_in_any_company(isa: str, mode: str) -> None:
+    case = MODES[mode]
+    length = len(case.args["qkv"])
+    whole = _attend(case, [(0, length)])
+    for threads in (1, 2, 3):
+        _cpu.set_num_threads(threads)
+        assert torch.equal(_attend(case, [(0, length)]), whole), "threads"
+        cuts = [0, 1, 2, 37, 128, 131, 200, 256, 290, length]
+        pieces = list(zip(cuts, cuts[1:], strict=False))
+        assert torch.equal(_attend(case, pieces), whole), "pieces of the prompt in one batch"
+        for begin, end in pieces:
+            assert torch.equal(_attend(case, [(begin, end)]), whole[begin:end]), "a piece alone"
+        tokens = [0, 1, 99, 127, 128, 255, 256, length - 1]
+        assert torch.equal(_attend(case, [(i, i + 1) for i in tokens]), whole[tokens]), "decode"
+        for i in tokens:
+            assert torch.equal(_attend(case, [(i, i + 1)]), whole[i : i + 1]), "decode alone"
+
+
+def test_a_later_token_that_overflows_leaves_earlier_ones_alone(isa: str) -> None:
+    case = MODES["wide"]
+    before = case.run(NATIVE)[0]
+    spoilt = {key: case.args[key].clone() for key in ("k_cache", "v_cache")}
+    block = int(case.args["block_tables"][0, 150 // 16])
+    spoilt["k_cache"][block, :, 0, :, 150 % 16] = torch.inf
+    spoilt["v_cache"][block, :, 150 % 16] = torch.inf
+    after = replace(case, args=case.args | spoilt).run(NATIVE)[0]
+    assert torch.equal(after[:150], before[:150])
+    assert not torch.isfinite(after[150:]).any()
+
+
+@pytest.mark.parametrize("case", [*_elementwise_cases(), *_rope_cases()], ids=lambda case: case.name)
+def test_a_row_alone_has_the_bits_it_has_among_others(isa: str, case: Case) -> None:
+    names = case.outputs if case.name != "rope_kv_write" else ("qkv",)
+    whole = replace(case, outputs=names).run(NATIVE)
+    per_row = {"out", "x", "residual", "gate_up", "qkv", "positions", "slot_mapping"} & case.args.keys()
+    for row in range(len(whole[0])):
+        alone = {name: case.args[name][row : row + 1].contiguous() for name in per_row}
+        for got, wanted in zip(replace(case, args=case.args | alone, outputs=names).run(NATIVE), whole, strict=True):
+            assert torch.equal(got[0], wanted[row])
