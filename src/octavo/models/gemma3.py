@@ -1,8 +1,4 @@
-"""Gemma 3, text: windows in five layers of six, each kind of layer with a rope of its own, norms on both sides.
-
-`rms_norm_offset` is no key of Hugging Face's: `gguf_config` sets it to 0, because GGUF stores the norms with the
-1 already added.
-"""
+"""Gemma 3, text: windows in five layers of six, each kind of layer with a rope of its own, norms of q and k."""
 
 from __future__ import annotations
 
@@ -10,11 +6,11 @@ from dataclasses import replace
 from typing import Any, Final
 
 from octavo.models.config_reader import MAX_LAYERS, MAX_POSITIONS, ConfigReader, base_spec, read_layer_types, read_rope
+from octavo.models.gemma2 import gemma_blocks, softcap, with_defaults
 from octavo.models.spec import ArchSpec, RopeSpec
 
 _GLOBAL_THETA: Final = 1_000_000.0
 _LOCAL_THETA: Final = 10_000.0
-# transformers leaves out of a configuration what equals its defaults; these are Gemma's.
 _DEFAULTS: Final[dict[str, Any]] = {
     "vocab_size": 262_208,
     "head_dim": 256,
@@ -26,33 +22,21 @@ _DEFAULTS: Final[dict[str, Any]] = {
 
 
 def spec(config: dict[str, Any]) -> ArchSpec:
-    given = {key: value for key, value in config.items() if value is not None}
-    reader = ConfigReader({**_DEFAULTS, **given})
-    reader.refuse_unless("use_bidirectional_attention", (False,))
+    reader = with_defaults(config, _DEFAULTS)
+    # No Gemma 3 has it, and implementations disagree on what it would do.
+    reader.refuse_unless("attn_logit_softcapping", ())
     # The two ropes stand in forms of their own, read below.
-    plain = {key: value for key, value in given.items() if key not in ("rope_parameters", "rope_scaling")}
-    base = base_spec(ConfigReader({**_DEFAULTS, **plain}), activation_key="hidden_activation")
+    plain = {key: value for key, value in config.items() if key not in ("rope_parameters", "rope_scaling")}
+    base = base_spec(with_defaults(plain, _DEFAULTS), activation_key="hidden_activation")
     rope, local_rope = _ropes(reader, base.max_position_embeddings)
-    bias = reader.flag("attention_bias", False)
     return replace(
-        base,
-        attention_bias=bias,
-        o_bias=bias,
+        gemma_blocks(base, reader),
         qk_norm=True,
-        norm_offset=0.0 if reader.get("rms_norm_offset") == 0 else 1.0,
-        sandwich_norms=True,
-        embedding_scale=base.hidden_size**0.5,
-        attn_scale=reader.number("query_pre_attn_scalar", 256.0) ** -0.5,
-        attn_softcap=_softcap(reader, "attn_logit_softcapping"),
-        logit_softcap=_softcap(reader, "final_logit_softcapping"),
+        logit_softcap=softcap(reader, "final_logit_softcapping"),
         layer_windows=_layer_windows(reader, base.num_layers),
         rope=rope,
         local_rope=local_rope,
     )
-
-
-def _softcap(reader: ConfigReader, key: str) -> float:
-    return 0.0 if reader.get(key) is None else reader.number(key)
 
 
 def _layer_windows(reader: ConfigReader, num_layers: int) -> tuple[int, ...]:

@@ -27,12 +27,13 @@ ARCHITECTURES: Final[dict[str, _Arch]] = {
     "llama": _Arch("LlamaForCausalLM", "llama", permuted_qk=True),
     "qwen2": _Arch("Qwen2ForCausalLM", "qwen2"),
     "qwen3": _Arch("Qwen3ForCausalLM", "qwen3"),
+    "gemma2": _Arch("Gemma2ForCausalLM", "gemma2", gemma_norms=True),
     "gemma3": _Arch("Gemma3ForCausalLM", "gemma3_text", gemma_norms=True),
 }
 #: The file does not say it: every sixth layer of Gemma 3 sees the whole context.
 _GEMMA3_PATTERN: Final = 6
-#: Of the Gemma 3 sizes only 27B (62 layers) scales its scores by hidden_size / num_heads instead of head_dim.
-_GEMMA3_27B_LAYERS: Final = 62
+#: The 27B models, known by their number of layers, scale scores by hidden_size / num_heads instead of head_dim.
+_GEMMA_27B_LAYERS: Final = {"gemma2": 46, "gemma3": 62}
 
 
 def architecture(metadata: dict[str, Any]) -> _Arch:
@@ -85,7 +86,7 @@ def hf_config(
         raise CheckpointError(f"{prefix}.rope.dimension_count is not the size of a head: not supported")
     rope = _rope(get, rope_factors)
     if arch.gemma_norms:
-        config |= _gemma3(config, get, rope)
+        config |= _gemma(prefix, config, get, rope)
     else:
         config["rope_parameters"] = rope
     return {key: value for key, value in config.items() if value is not None}
@@ -106,7 +107,7 @@ def _default_head_dim(config: dict[str, Any]) -> Any:
 
 
 def _rope(get: Any, factors: list[float] | None) -> dict[str, Any]:
-    rope: dict[str, Any] = {"rope_theta": get("rope.freq_base", 10_000.0)}
+    rope: dict[str, Any] = {} if get("rope.freq_base") is None else {"rope_theta": get("rope.freq_base")}
     kind = get("rope.scaling.type", "none")
     if factors is not None:
         if kind not in ("none", "linear"):
@@ -122,22 +123,24 @@ def _rope(get: Any, factors: list[float] | None) -> dict[str, Any]:
     return rope
 
 
-def _gemma3(config: dict[str, Any], get: Any, rope: dict[str, Any]) -> dict[str, Any]:
+def _gemma(name: str, config: dict[str, Any], get: Any, rope: dict[str, Any]) -> dict[str, Any]:
     scalar = config["head_dim"]
-    if config["num_hidden_layers"] == _GEMMA3_27B_LAYERS:
+    if config["num_hidden_layers"] == _GEMMA_27B_LAYERS[name]:
         scalar = _default_head_dim(config)
-    return {
+    own: dict[str, Any] = {
         "hidden_activation": "gelu_pytorch_tanh",
         "query_pre_attn_scalar": scalar,
         "sliding_window": get("attention.sliding_window"),
-        "sliding_window_pattern": _GEMMA3_PATTERN,
         "final_logit_softcapping": get("final_logit_softcapping"),
         "attn_logit_softcapping": get("attn_logit_softcapping"),
         "rms_norm_offset": 0,
-        "rope_parameters": {
-            "full_attention": {"rope_theta": 1_000_000.0, **rope},
-            "sliding_attention": {"rope_theta": get("rope.freq_base_swa", 10_000.0)},
-        },
+    }
+    if name == "gemma2":
+        return own | {"rope_parameters": rope}
+    local = {"rope_theta": get("rope.freq_base_swa", 10_000.0)}
+    return own | {
+        "sliding_window_pattern": _GEMMA3_PATTERN,
+        "rope_parameters": {"full_attention": {"rope_theta": 1_000_000.0, **rope}, "sliding_attention": local},
     }
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from octavo.errors import CheckpointError
-from octavo.models import gemma3, llama, mistral, qwen2, qwen3
+from octavo.models import gemma2, gemma3, llama, mistral, qwen2, qwen3
 from octavo.models.spec import ArchSpec
 
 logger = logging.getLogger("octavo.models")
@@ -17,6 +17,7 @@ _FAMILIES: Final[dict[str, Callable[[dict[str, Any]], ArchSpec]]] = {
     "MistralForCausalLM": mistral.spec,
     "Qwen2ForCausalLM": qwen2.spec,
     "Qwen3ForCausalLM": qwen3.spec,
+    "Gemma2ForCausalLM": gemma2.spec,
     "Gemma3ForCausalLM": gemma3.spec,
 }
 #: For configurations that name no architecture.
@@ -25,6 +26,7 @@ _MODEL_TYPES: Final = {
     "mistral": "MistralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
     "gemma3_text": "Gemma3ForCausalLM",
 }
 

@@ -1,0 +1,94 @@
+"""Runs a `Transformer` over token ids, as the worker would, without one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from octavo.config import ModelConfig
+from octavo.models.loader import LoadedModel, load_model
+from octavo.ops.table import Ops
+
+BLOCK_SIZE = 16
+
+
+def load(path: Path, ops: Ops, **config: Any) -> LoadedModel:
+    return load_model(ModelConfig(model=str(path), **config), ops, 64, lambda name, detail: None)
+
+
+@dataclass
+class Batch:
+    token_ids: torch.Tensor
+    positions: torch.Tensor
+    slot_mapping: torch.Tensor
+    query_start_loc: torch.Tensor
+    seq_lens: torch.Tensor
+    block_tables: torch.Tensor
+
+
+class Run:
+    """A few sequences over one KV cache. Their blocks are interleaved, and memory not yet written holds NaN."""
+
+    def __init__(self, loaded: LoadedModel, ops: Ops, num_seqs: int, max_len: int, kv_dtype: torch.dtype) -> None:
+        self.model, spec = loaded.model, loaded.spec
+        blocks_per_seq = -(-max_len // BLOCK_SIZE)
+        num_blocks = 1 + num_seqs * blocks_per_seq
+        k_shape, v_shape = ops.kv_cache_shapes(num_blocks, BLOCK_SIZE, spec.num_kv_heads, spec.head_dim)
+        nan = float("nan")
+        self.caches = [
+            (torch.full(k_shape, nan, dtype=kv_dtype), torch.full(v_shape, nan, dtype=kv_dtype))
+            for _ in range(spec.num_layers)
+        ]
+        order = torch.arange(num_blocks - 1, 0, -1, dtype=torch.int32)
+        self.block_tables = order.view(blocks_per_seq, num_seqs).t().contiguous()
+        self.lens = [0] * num_seqs
+
+    def step(self, tokens: list[list[int]]) -> list[torch.Tensor]:
+        """Feed tokens[i] (at least one) to sequence i. Returns their logits, [len(tokens[i]), V] each."""
+        ids, positions, slots, starts = [], [], [], [0]
+        for i, new in enumerate(tokens):
+            for token in new:
+                ids.append(token)
+                positions.append(self.lens[i])
+                block = int(self.block_tables[i, self.lens[i] // BLOCK_SIZE])
+                slots.append(block * BLOCK_SIZE + self.lens[i] % BLOCK_SIZE)
+                self.lens[i] += 1
+            starts.append(len(ids))
+        batch = Batch(
+            torch.tensor(ids, dtype=torch.int32),
+            torch.tensor(positions, dtype=torch.int32),
+            torch.tensor(slots, dtype=torch.int64),
+            torch.tensor(starts, dtype=torch.int32),
+            torch.tensor(self.lens, dtype=torch.int32),
+            self.block_tables,
+        )
+        logits = self.model.logits(self.model.forward(batch, self.caches)).clone()
+        return [logits[begin:end] for begin, end in pairwise(starts)]
+
+
+def prompt_logits(
+    loaded: LoadedModel,
+    ops: Ops,
+    prompts: list[list[int]],
+    chunk: int = 1 << 30,
+    kv_dtype: torch.dtype = torch.float32,
+) -> list[torch.Tensor]:
+    """Logits of all positions of prompts of one length, `chunk` tokens of each a step."""
+    length = len(prompts[0])
+    run = Run(loaded, ops, len(prompts), length, kv_dtype)
+    parts = [run.step([prompt[at : at + chunk] for prompt in prompts]) for at in range(0, length, chunk)]
+    return [torch.cat([part[i] for part in parts]) for i in range(len(prompts))]
+
+
+def greedy(loaded: LoadedModel, ops: Ops, prompt: list[int], count: int) -> list[int]:
+    run = Run(loaded, ops, 1, len(prompt) + count, torch.float32)
+    out: list[int] = []
+    tokens = prompt
+    for _ in range(count):
+        tokens = [int(run.step([tokens])[0][-1].argmax())]
+        out += tokens
+    return out

@@ -1,0 +1,232 @@
+"""All families against transformers: tiny random models, whole-prompt logits in float32."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from models.running import load, prompt_logits
+from octavo.ops.table import bind
+
+PROMPT_LENGTH = 45
+PROMPTS = [
+    torch.randint(0, 96, (PROMPT_LENGTH,), generator=torch.Generator().manual_seed(seed)).tolist() for seed in (1, 2)
+]
+SIZES: dict[str, Any] = {
+    "vocab_size": 96,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+YARN_ROPE = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 32}
+LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0}
+GEMMA_ROPES = {
+    "full_attention": {"rope_type": "linear", "rope_theta": 5_000.0, "factor": 8.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+}
+
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama", {}),
+    "llama-tied-llama3-rope": ("Llama", {"tie_word_embeddings": True, "rope_parameters": LLAMA3_ROPE}),
+    "llama-linear-rope-biases": ("Llama", {"rope_parameters": LINEAR_ROPE, "attention_bias": True, "mlp_bias": True}),
+    "llama-yarn-rope": ("Llama", {"rope_parameters": YARN_ROPE}),
+    "llama-wide-heads": ("Llama", {"head_dim": 32, "num_key_value_heads": 4}),
+    "mistral-window": ("Mistral", {"sliding_window": 8}),
+    "mistral-no-window": ("Mistral", {"sliding_window": None, "head_dim": 32}),
+    "qwen2": ("Qwen2", {"rms_norm_eps": 1e-5}),
+    "qwen2-tied-upper-windows": (
+        "Qwen2",
+        {"tie_word_embeddings": True, "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
+    ),
+    "qwen3": ("Qwen3", {"head_dim": 32}),
+    "qwen3-tied-biases": ("Qwen3", {"head_dim": 16, "tie_word_embeddings": True, "attention_bias": True}),
+    "gemma2": (
+        "Gemma2",
+        {"head_dim": 32, "sliding_window": 8, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0},
+    ),
+    "gemma3": (
+        "Gemma3",
+        {"num_hidden_layers": 7, "head_dim": 32, "sliding_window": 8, "query_pre_attn_scalar": 24},
+    ),
+    "gemma3-softcap-ropes-untied": (
+        "Gemma3",
+        {
+            "num_hidden_layers": 4,
+            "head_dim": 16,
+            "sliding_window": 16,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "rope_parameters": GEMMA_ROPES,
+            "final_logit_softcapping": 3.0,
+            "tie_word_embeddings": False,
+        },
+    ),
+}
+
+
+def make_model(directory: Path, family: str, options: dict[str, Any], **saving: Any) -> Any:
+    """A random model of transformers, saved to `directory`. Weights are large enough for differences to show."""
+    config_name = f"{family}TextConfig" if family == "Gemma3" else f"{family}Config"
+    config = getattr(transformers, config_name)(**{**SIZES, **options})
+    config._attn_implementation = "eager"
+    model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            around_one = "norm" in name and not family.startswith("Gemma")
+            parameter.copy_(0.15 * noise + 1.0 if around_one else 0.15 * noise)
+    model.save_pretrained(directory, **saving)
+    return model
+
+
+def transformers_logits(model: Any, prompts: list[list[int]]) -> torch.Tensor:
+    with torch.no_grad():
+        logits: torch.Tensor = model(torch.tensor(prompts)).logits
+    return logits
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_torch_thread() -> Iterator[None]:
+    """The models are so small that handing work to threads is most of the time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("impl", ["reference", "auto"])
+@pytest.mark.parametrize("case", CASES)
+def test_logits_are_those_of_transformers(case: str, impl: Any, tmp_path: Path) -> None:
+    family, options = CASES[case]
+    expected = transformers_logits(make_model(tmp_path, family, options), PROMPTS)
+    ops = bind("cpu", impl)
+    loaded = load(tmp_path, ops)
+    assert loaded.dtype == torch.float32
+    for chunk in (PROMPT_LENGTH, 7, 1):
+        ours = prompt_logits(loaded, ops, PROMPTS, chunk)
+        torch.testing.assert_close(torch.stack(ours), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_chunking_and_company_change_no_bit(tmp_path: Path) -> None:
+    """The law of the kernels, through a whole model: windows, norms, biases and all."""
+    for case in ("gemma2", "gemma3", "qwen2-tied-upper-windows", "gemma3-softcap-ropes-untied"):
+        make_model(tmp_path / case, *CASES[case])
+        ops = bind("cpu")
+        loaded = load(tmp_path / case, ops)
+        whole = prompt_logits(loaded, ops, PROMPTS)
+        for chunk in (1, 7, 16):
+            assert torch.equal(torch.stack(prompt_logits(loaded, ops, PROMPTS, chunk)), torch.stack(whole))
+        assert torch.equal(prompt_logits(loaded, ops, PROMPTS[:1])[0], whole[0])
+
+
+def round_weights(model: Any, dtype: torch.dtype) -> Any:
+    """`model.to` would round the rope frequencies too."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_weights_are_computed_with_in_float32(dtype: str, tmp_path: Path) -> None:
+    model = make_model(tmp_path, "Llama", {})
+    round_weights(model, getattr(torch, dtype)).save_pretrained(tmp_path)
+    expected = transformers_logits(round_weights(model, torch.float32), PROMPTS)
+    for impl in ("reference", "auto"):
+        ops = bind("cpu", impl)
+        loaded = load(tmp_path, ops)
+        assert loaded.dtype == getattr(torch, dtype)
+        torch.testing.assert_close(torch.stack(prompt_logits(loaded, ops, PROMPTS)), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_dtype_flag_converts_the_weights(tmp_path: Path) -> None:
+    model = make_model(tmp_path, "Llama", {})
+    rounded = round_weights(round_weights(model, torch.bfloat16), torch.float32)
+    expected = transformers_logits(rounded, PROMPTS)
+    ops = bind("cpu", "reference")
+    loaded = load(tmp_path, ops, dtype="bfloat16")
+    assert loaded.dtype == torch.bfloat16
+    # Norms stay float32 with us and were rounded by transformers.
+    torch.testing.assert_close(torch.stack(prompt_logits(loaded, ops, PROMPTS)), expected, rtol=0.05, atol=0.05)
+    assert load(tmp_path, ops, dtype="half").dtype == torch.float16
+    assert load(tmp_path, ops, dtype="float").dtype == torch.float32
+
+
+def test_shards_hold_the_same_model_as_one_file(tmp_path: Path) -> None:
+    model = make_model(tmp_path / "one", "Qwen2", {})
+    model.save_pretrained(tmp_path / "shards", max_shard_size="40KB")
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 3
+    ops = bind("cpu", "reference")
+    one, shards = (prompt_logits(load(tmp_path / kind, ops), ops, PROMPTS)[0] for kind in ("one", "shards"))
+    assert torch.equal(one, shards)
+
+
+def test_dummy_weights_depend_on_the_seed_alone(tmp_path: Path) -> None:
+    make_model(tmp_path, "Gemma3", {"head_dim": 16})
+    (tmp_path / "model.safetensors").unlink()
+    ops = bind("cpu", "reference")
+    run = partial(load, tmp_path, ops, load_format="dummy", dtype="float32")
+    first, again, other = (prompt_logits(run(seed=seed), ops, PROMPTS)[0] for seed in (5, 5, 6))
+    assert torch.isfinite(first).all()
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def old_style(config: dict[str, Any]) -> None:
+    """Rewrite a configuration to the keys that transformers 4 wrote."""
+    rope = config.pop("rope_parameters")
+    config["torch_dtype"] = config.pop("dtype")
+    config.pop("layer_types", None)
+    if "full_attention" in rope:
+        config["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+        rope = rope["full_attention"]
+    config["rope_theta"] = rope.pop("rope_theta")
+    kind = rope.pop("rope_type")
+    config["rope_scaling"] = {"type": kind, **rope} if kind != "default" else None
+
+
+def drop_defaults(config: dict[str, Any]) -> None:
+    """What gemma's published configurations leave out."""
+    for key in ("hidden_activation", "tie_word_embeddings", "layer_types"):
+        config.pop(key, None)
+
+
+@pytest.mark.parametrize(
+    ("case", "rewrite"),
+    [
+        ("llama-tied-llama3-rope", old_style),
+        ("llama-yarn-rope", old_style),
+        ("qwen2-tied-upper-windows", old_style),
+        ("gemma2", old_style),
+        ("gemma3", old_style),
+        ("gemma2", drop_defaults),
+        ("gemma3", drop_defaults),
+    ],
+)
+def test_older_configurations_mean_the_same(
+    case: str, rewrite: Callable[[dict[str, Any]], None], tmp_path: Path
+) -> None:
+    make_model(tmp_path, *CASES[case])
+    ops = bind("cpu", "reference")
+    new = load(tmp_path, ops).spec
+    config = json.loads((tmp_path / "config.json").read_text())
+    rewrite(config)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert load(tmp_path, ops).spec == new
