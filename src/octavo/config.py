@@ -24,7 +24,8 @@ def opt(default: Any, help: str, **metadata: Any) -> Any:
     """A field with its help text; a callable `default` is called for each new object.
 
     metadata: `low`, `high` (inclusive), `above` (exclusive) and `choices` bound the value; `unit="bytes"` lets the
-    command line write 2G for 2 GiB; `aliases` are other spellings of the flag, `inverse` those of its opposite.
+    command line write 2G for 2 GiB; `aliases` are other spellings of the flag, `inverse` those of its opposite;
+    `positional` says that there is no flag.
     """
     meta = {"help": help, **metadata}
     if callable(default):
@@ -36,7 +37,7 @@ def opt(default: Any, help: str, **metadata: Any) -> Any:
 class ModelConfig:
     """Which model, and how its files are read."""
 
-    model: str = opt("smollm2", "Hub id, directory, .gguf file, or the name of the demo model.")
+    model: str = opt("smollm2", "Hub id, directory, .gguf file, or the name of the demo model.", positional=True)
     tokenizer: str | None = opt(None, "Directory, .gguf file or hub id of the tokenizer; default: the model's.")
     revision: str | None = opt(None, "Branch, tag or commit of the model on the hub.")
     tokenizer_revision: str | None = opt(None, "Branch, tag or commit of the tokenizer on the hub.")
@@ -72,7 +73,9 @@ class SchedulerConfig:
     """How requests share the steps."""
 
     max_num_seqs: int = opt(256, "Most sequences in one step.", low=1, high=4096)
-    max_num_batched_tokens: int | None = opt(None, "Most tokens in one step; default 2048.", low=1)
+    max_num_batched_tokens: int | None = opt(
+        None, "Most tokens in one step; default: 512, and at least --max-num-seqs.", low=1
+    )
     enable_chunked_prefill: bool = opt(True, "Split long prompts over several steps.")
     max_num_queued_reqs: int = opt(2048, "Most requests waiting; one more is refused with 429.", low=1)
 
@@ -138,10 +141,6 @@ class ServeConfig:
     server: ServerConfig = field(default_factory=ServerConfig)
 
 
-#: Steps have this many tokens at most when `max_num_batched_tokens` is not given.
-DEFAULT_MAX_NUM_BATCHED_TOKENS = 2048
-
-
 def flag_name(name: str) -> str:
     """The command line's spelling of a field."""
     return "--" + name.replace("_", "-")
@@ -189,7 +188,9 @@ def _check_value(name: str, value: Any, hint: Any, bounds: Any) -> None:
 
 def _check_engine(config: EngineConfig) -> None:
     scheduler, max_model_len = config.scheduler, config.model.max_model_len
-    budget = scheduler.max_num_batched_tokens or DEFAULT_MAX_NUM_BATCHED_TOKENS
+    budget = scheduler.max_num_batched_tokens
+    if budget is None:
+        return  # the worker chooses one that fits
     if budget < scheduler.max_num_seqs:
         raise InvalidConfig(
             f"--max-num-batched-tokens ({budget}) must be at least --max-num-seqs ({scheduler.max_num_seqs})"

@@ -21,6 +21,16 @@ class Compat:
     switch: bool = False
     short: str | None = None
 
+    def check(self, option: str, value: Any) -> None:
+        """Raise `InvalidConfig` with the reason unless `value` asks for what octavo does anyway."""
+        text = str(value).lower()
+        if text in self.accepts:
+            return
+        shown = "--no-" + option[2:] if self.switch and text != "true" else option
+        if self.switch or not self.accepts:
+            raise InvalidConfig(f"{shown}: {self.reason}")
+        raise InvalidConfig(f"{option} {value}: {self.reason}; only {' or '.join(self.accepts)} is accepted")
+
 
 def _on(reason: str) -> Compat:
     return Compat(("true",), reason, switch=True)
@@ -47,6 +57,7 @@ _FROM_CONFIG = "octavo takes it from the model's own configuration"
 _NO_TRACES = "octavo has no tracing yet"
 
 COMPAT: dict[str, Compat] = {
+    "--model": _no("the model is given without a flag: octavo serve MODEL"),
     # devices and processes
     "--tensor-parallel-size": _one(_ONE_DEVICE, "-tp"),
     "--pipeline-parallel-size": _one(_ONE_DEVICE, "-pp"),
@@ -109,17 +120,3 @@ COMPAT: dict[str, Compat] = {
     "--collect-detailed-traces": _no(_NO_TRACES),
     "--middleware": _no("octavo loads no code into its server"),
 }
-
-
-def check_compat(option: str, value: Any) -> None:
-    """Raise `InvalidConfig` with the reason unless `value` asks for what octavo does anyway."""
-    compat = COMPAT[option]
-    text = str(value).lower()
-    if text in compat.accepts:
-        return
-    if not compat.accepts:
-        raise InvalidConfig(f"{option}: {compat.reason}")
-    if compat.switch:
-        shown = option if text == "true" else "--no-" + option[2:]
-        raise InvalidConfig(f"{shown}: {compat.reason}")
-    raise InvalidConfig(f"{option} {value}: {compat.reason}; only {' or '.join(compat.accepts)} is accepted")

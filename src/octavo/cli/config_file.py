@@ -8,16 +8,17 @@ served-model-name: [small, smol]
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from octavo.cli.compat import COMPAT, check_compat
+from octavo.cli.compat import Compat
 from octavo.cli.flags import Flag
 from octavo.config import nearest
 from octavo.errors import InvalidConfig
 
 
-def read_config_file(name: str, table: dict[str, Flag]) -> dict[str, Any]:
+def read_config_file(name: str, table: dict[str, Flag], compat: Mapping[str, Compat]) -> dict[str, Any]:
     """The file's values by field name. Raises `InvalidConfig`, which names the file."""
     if not name.endswith((".yaml", ".yml")):
         raise InvalidConfig(f"--config must name a .yaml or .yml file; got {name!r}")
@@ -33,7 +34,7 @@ def read_config_file(name: str, table: dict[str, Flag]) -> dict[str, Any]:
     keys = _keys(table)
     for key, value in content.items():
         try:
-            _read(key, value, keys, values)
+            _read(key, value, keys, compat, values)
         except InvalidConfig as e:
             raise InvalidConfig(f"{name}: {e.message}") from e
     return values
@@ -75,18 +76,26 @@ def _keys(table: dict[str, Flag]) -> dict[str, tuple[Flag, bool]]:
     return keys | {option[2:]: (flag, True) for flag in table.values() for option in flag.off_options}
 
 
-def _read(key: str, value: Any, keys: dict[str, tuple[Flag, bool]], values: dict[str, Any]) -> None:
+def _read(
+    key: str,
+    value: Any,
+    keys: dict[str, tuple[Flag, bool]],
+    compat: Mapping[str, Compat],
+    values: dict[str, Any],
+) -> None:
+    """Add what one key says to `values`. With vLLM's flags goes `model`, which is no flag on the command line."""
     name = key.replace("_", "-")
-    if name == "model":
+    if name == "model" and "--model" in compat:
         if not isinstance(value, str):
             raise InvalidConfig("model must be text")
         values["model"] = value
         return
-    if "--" + name in COMPAT:
-        check_compat("--" + name, value)
+    if "--" + name in compat:
+        compat["--" + name].check("--" + name, value)
         return
     if name not in keys:
-        raise InvalidConfig(f"unknown key {key}{nearest(name, [*keys, 'model'])}")
+        known = [*keys, *(["model"] if "--model" in compat else [])]
+        raise InvalidConfig(f"unknown key {key}{nearest(name, known)}")
     flag, opposite = keys[name]
     if flag.field in values:
         raise InvalidConfig(f"the key {key} says again what an earlier key says")

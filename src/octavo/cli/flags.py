@@ -1,4 +1,4 @@
-"""The flags of `octavo serve` as a table, made from the fields of the configuration.
+"""The flags of a command as a table, made from the fields of its configuration.
 
 A `Flag` knows how to read its value from the command line (text) and from the config file (YAML values); both
 give the same type or raise `InvalidConfig`. Ranges and choices are checked afterwards by `config.check`.
@@ -118,13 +118,16 @@ class Flag:
 _NOUNS: dict[type, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
-def flags() -> dict[str, Flag]:
-    """All flags by field name. The model itself is the positional argument and not among them."""
+def flags(groups: Mapping[str, type] = GROUPS) -> dict[str, Flag]:
+    """All flags by field name: those of `octavo serve` unless other dataclasses are given.
+
+    A field that is a positional argument (`positional=True` in its metadata) is not among them.
+    """
     table = {}
-    for group, cls in GROUPS.items():
+    for group, cls in groups.items():
         hints = get_type_hints(cls)
         for field in dataclasses.fields(cls):
-            if field.name != "model":
+            if not field.metadata.get("positional"):
                 table[field.name] = _flag(group, field, hints[field.name])
     return table
 

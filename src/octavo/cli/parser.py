@@ -1,4 +1,4 @@
-"""The command line of `octavo serve`: argparse over the table of flags, with our own errors.
+"""The command line of a command: argparse over the table of flags, with our own errors.
 
 argparse lays out the help and splits the words. Before it sees them, `normalise` makes `_` and `-` the same in
 flag names, resolves `--switch=false`, checks vLLM's flags, and refuses what is no flag with the nearest name.
@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-from octavo.cli.compat import COMPAT, check_compat
-from octavo.cli.environment import VARIABLES
-from octavo.cli.flags import GROUPS, Flag
+from octavo.cli.compat import Compat
+from octavo.cli.config_file import read_config_file
+from octavo.cli.flags import Flag
 from octavo.config import nearest
 from octavo.errors import InvalidConfig
 
@@ -61,30 +61,36 @@ class _Once(argparse.Action):
         setattr(namespace, self.dest, values)
 
 
-def serve_parser(table: dict[str, Flag]) -> Parser:
+def make_parser(prog: str, usage: str, description: str, epilog: str, table: dict[str, Flag]) -> Parser:
+    """A parser with the flags of `table` under their headings, and --config. Nothing that is not given is set."""
     parser = Parser(
-        prog="octavo serve",
-        usage="octavo serve [MODEL] [flags]",
-        description="Serve a model over the OpenAI API.",
+        prog=prog,
+        usage=f"{prog} {usage}",
+        description=description,
         formatter_class=_Help,
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
-        epilog=_epilog(),
-    )
-    parser.add_argument(
-        "model",
-        nargs="?",
-        metavar="MODEL",
-        help="a directory, a .gguf file, a repository of the Hugging Face hub (org/repo, org/repo:Q4_K_M), "
-        "or smollm2, the demo model (the default)",
+        epilog=epilog,
     )
     parser.add_argument("--config", metavar="FILE", action="append", help="YAML file with long flag names as keys")
-    for title in GROUPS:
+    for title in dict.fromkeys(flag.group for flag in table.values()):
         group = parser.add_argument_group(title)
         for flag in table.values():
             if flag.group == title:
                 _add_flag(group, flag)
     return parser
+
+
+def read_words(
+    parser: Parser, words: Sequence[str], table: dict[str, Flag], compat: Mapping[str, Compat]
+) -> dict[str, Any]:
+    """What the command line and its config file give, by field name; the command line wins."""
+    given: dict[str, Any] = vars(parser.parse_args(normalise(words, table, compat)))
+    files = given.pop("config", [])
+    if len(files) > 1:
+        raise InvalidConfig("--config may be given once")
+    values = read_config_file(files[0], table, compat) if files else {}
+    return values | given
 
 
 def _add_flag(group: Any, flag: Flag) -> None:
@@ -123,27 +129,15 @@ def _shown(default: Any) -> str:
     return " ".join(map(str, default)) if isinstance(default, list) else str(default)
 
 
-def _epilog() -> str:
-    lines = [
-        "The command line wins over the config file, and that over the defaults. Flags may be written with _ or -.",
-        "Flags of vLLM that ask for what octavo does anyway are accepted; the others are refused with the reason.",
-        "",
-        "environment:",
-        *(f"  {name:<22}{meaning}" for name, meaning in VARIABLES.items()),
-        "  HF_ENDPOINT, HF_TOKEN, HF_HOME, HF_HUB_OFFLINE are read by the client of the Hugging Face hub.",
-    ]
-    return "\n".join(lines)
-
-
-def normalise(words: Sequence[str], table: dict[str, Flag]) -> list[str]:
+def normalise(words: Sequence[str], table: dict[str, Flag], compat: Mapping[str, Compat]) -> list[str]:
     """The words with every flag in its one canonical spelling. Raises `InvalidConfig` for one that does not exist.
 
-    vLLM's spellings of what octavo does anyway are checked here and left out of the result.
+    vLLM's spellings (`compat`) of what octavo does anyway are checked here and left out of the result.
     """
     switches = {o: (f, True) for f in table.values() if f.kind is bool for o in f.options}
     switches |= {o: (f, False) for f in table.values() for o in f.off_options}
     valued = {o for f in table.values() if f.kind is not bool for o in f.options} | {"--config"}
-    known = {*switches, *valued, *COMPAT, "--help"}
+    known = {*switches, *valued, *compat, "--help"}
     given: dict[str, bool] = {}
     result: list[str] = []
     rest = list(words)
@@ -155,12 +149,10 @@ def normalise(words: Sequence[str], table: dict[str, Flag]) -> list[str]:
             result.append(word)
             continue
         name, equals, value = word.partition("=")
-        name = _canonical(name)
-        compat = "--" + name[5:] if name.startswith("--no-") else name
+        name = _canonical(name, compat)
+        positive = "--" + name[5:] if name.startswith("--no-") else name
         if name == "--help":
             return ["--help"]
-        if name == "--model":
-            raise InvalidConfig("the model is given without a flag: octavo serve MODEL")
         if name in valued:
             result.append(name + equals + value)
         elif name in switches:
@@ -169,20 +161,20 @@ def normalise(words: Sequence[str], table: dict[str, Flag]) -> list[str]:
             if given.setdefault(flag.field, on) != on:
                 raise InvalidConfig(f"{flag.option} is both switched on and switched off")
             result.append(flag.option if on else "--no-" + flag.option[2:])
-        elif compat in COMPAT and (compat == name or COMPAT[compat].switch):
-            _check_compat_words(name, compat, value if equals else None, rest)
+        elif positive in compat and (positive == name or compat[positive].switch):
+            _check_compat_words(name, positive, compat[positive], value if equals else None, rest)
         else:
             raise InvalidConfig(f"unknown flag {name}{nearest(name, known)}")
     return result
 
 
-def _canonical(name: str) -> str:
+def _canonical(name: str, compat: Mapping[str, Compat]) -> str:
     """A flag's name with dashes; the long one for a short one."""
     if name.startswith("--"):
         return "--" + name[2:].replace("_", "-")
     if name == "-h":
         return "--help"
-    shorts = {c.short: option for option, c in COMPAT.items() if c.short}
+    shorts = {c.short: option for option, c in compat.items() if c.short}
     if name not in shorts:
         raise InvalidConfig(f"unknown flag {name}{nearest(name, [s for s in shorts if s])}")
     return shorts[name]
@@ -197,14 +189,12 @@ def _switch_value(name: str, value: str | None, rest: list[str]) -> bool:
     return value.lower() == "true"
 
 
-def _check_compat_words(name: str, option: str, value: str | None, rest: list[str]) -> None:
-    compat = COMPAT[option]
+def _check_compat_words(name: str, option: str, compat: Compat, value: str | None, rest: list[str]) -> None:
     if compat.switch:
-        on = _switch_value(name, value, rest) == (name == option)
-        check_compat(option, on)
+        compat.check(option, _switch_value(name, value, rest) == (name == option))
     elif not compat.accepts:
-        check_compat(option, value)
+        compat.check(option, value)
     elif value is None and not rest:
         raise InvalidConfig(f"{option} needs a value")
     else:
-        check_compat(option, rest.pop(0) if value is None else value)
+        compat.check(option, rest.pop(0) if value is None else value)

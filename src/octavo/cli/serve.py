@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from octavo.cli.config_file import read_config_file
-from octavo.cli.environment import api_key, check_environment
-from octavo.cli.flags import build, flags
-from octavo.cli.parser import normalise, serve_parser
+from octavo.cli.compat import COMPAT
+from octavo.cli.environment import VARIABLES, api_key, check_environment
+from octavo.cli.flags import Flag, build, flags
+from octavo.cli.parser import Parser, make_parser, read_words
 from octavo.config import ServeConfig
 from octavo.errors import InvalidConfig
 
@@ -28,16 +27,35 @@ def run(argv: Sequence[str]) -> int:
 def serve_config(argv: Sequence[str], environ: Mapping[str, str]) -> ServeConfig:
     """The checked configuration. Raises `InvalidConfig`; `--help` prints and exits."""
     table = flags()
-    given: dict[str, Any] = vars(serve_parser(table).parse_args(normalise(argv, table)))
+    values = read_words(_parser(table), argv, table, COMPAT)
     check_environment(environ)
-    files = given.pop("config", [])
-    if len(files) > 1:
-        raise InvalidConfig("--config may be given once")
-    values = read_config_file(files[0], table) if files else {}
-    if "model" not in given and "model" not in values and len(given.get("served_model_name", ())) > 1:
+    if "model" not in values and len(values.get("served_model_name", ())) > 1:
         raise InvalidConfig("--served-model-name takes all words that follow it: give MODEL first")
-    values |= given
     if "api_key" not in values:
         key = api_key(environ)
         values["api_key"] = [key] if key else []
     return build(values)
+
+
+def _parser(table: dict[str, Flag]) -> Parser:
+    parser = make_parser("octavo serve", "[MODEL] [flags]", "Serve a model over the OpenAI API.", _epilog(), table)
+    parser.add_argument(
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help="a directory, a .gguf file, a repository of the Hugging Face hub (org/repo, org/repo:Q4_K_M), "
+        "or smollm2, the demo model (the default)",
+    )
+    return parser
+
+
+def _epilog() -> str:
+    lines = [
+        "The command line wins over the config file, and that over the defaults. Flags may be written with _ or -.",
+        "Flags of vLLM that ask for what octavo does anyway are accepted; the others are refused with the reason.",
+        "",
+        "environment:",
+        *(f"  {name:<22}{meaning}" for name, meaning in VARIABLES.items()),
+        "  HF_ENDPOINT, HF_TOKEN, HF_HOME, HF_HUB_OFFLINE are read by the client of the Hugging Face hub.",
+    ]
+    return "\n".join(lines)
