@@ -27,7 +27,7 @@ from octavo.server.protocol.chat import (
 )
 from octavo.server.protocol.common import Usage, refuse_best_of, usage_of
 from octavo.server.serving import Serving, UsageCount, new_id, renamed, stream_events
-from octavo.server.sse import event
+from octavo.server.sse import TextEvent, event
 
 
 class ChatHandler:
@@ -118,6 +118,7 @@ class _Reply:
         self._continuous_usage = request.continuous_usage
         self._usage = UsageCount()
         self._is_begun = False
+        self._text_events: dict[int, TextEvent] = {}
         # T8: without a generation prompt the reply goes on in the last message's role.
         goes_on = request.continue_final_message or request.add_generation_prompt is False
         self._role = request.messages[-1].role if goes_on else serving.state.config.response_role
@@ -147,43 +148,49 @@ class _Reply:
         if not self._is_begun:  # E52: one chunk a choice
             self._is_begun = True
             roles = (ChatChunkChoice(i, Delta(self._role, "")) for i in range(self._params.n))
-            begin = b"".join(self._chunk(choice) for choice in roles)
-        chunks = (self._output(output) for output in delta.outputs)
-        return begin + b"".join(self._chunk(choice) for choice in chunks if choice is not None)
+            begin = b"".join(event(self._chunk(choice)) for choice in roles)
+        return begin + b"".join([self._output(output) for output in delta.outputs])
 
     def last_events(self) -> bytes:
-        if not self._include_usage:
-            return b""
-        return event(
-            ChatChunk(
-                self._id, "chat.completion.chunk", self._created, self._model, self._serving.fingerprint,
-                [], usage_of(*self._usage.totals()),
-            )
-        )  # fmt: skip
+        return event(self._chunk(None)) if self._include_usage else b""
 
-    def _output(self, output: CompletionDelta) -> ChatChunkChoice | None:
-        """None: the text is held back, and nothing else is to be said."""
+    def _output(self, output: CompletionDelta) -> bytes:
+        """One choice's chunk; b"" when its text is held back and nothing else is to be said."""
+        if output.logprobs is None and output.finish_reason is None and not self._continuous_usage:
+            return self._text_event(output.index)(output.text) if output.text else b""
         logprobs = chat_logprobs(self._serving.texts, output.token_ids, output.logprobs, self._params.logprobs or 0)
         if logprobs is not None and not logprobs.content:
             logprobs = None
         is_last = output.finish_reason is not None
         if not (output.text or logprobs or is_last):
-            return None
-        return ChatChunkChoice(
+            return b""
+        choice = ChatChunkChoice(
             output.index,
             Delta(content=output.text) if output.text or not is_last else Delta(),
             logprobs,
             output.finish_reason,
             output.stop_reason if is_last else UNSET,
         )
+        return event(self._chunk(choice))
 
-    def _chunk(self, choice: ChatChunkChoice) -> bytes:
+    def _text_event(self, index: int) -> TextEvent:
+        made = self._text_events.get(index)
+        if made is None:
+            made = TextEvent(lambda text: self._chunk(ChatChunkChoice(index, Delta(content=text))))
+            self._text_events[index] = made
+        return made
+
+    def _chunk(self, choice: ChatChunkChoice | None) -> ChatChunk:
+        """The chunk of one choice, or with none the one that tells the usage."""
         usage: Usage | UnsetType | None = None if self._include_usage else UNSET
-        if self._continuous_usage:
+        if self._continuous_usage or choice is None:
             usage = usage_of(*self._usage.totals())
-        return event(
-            ChatChunk(
-                self._id, "chat.completion.chunk", self._created, self._model, self._serving.fingerprint,
-                [choice], usage,
-            )
-        )  # fmt: skip
+        return ChatChunk(
+            self._id,
+            "chat.completion.chunk",
+            self._created,
+            self._model,
+            self._serving.fingerprint,
+            [] if choice is None else [choice],
+            usage,
+        )

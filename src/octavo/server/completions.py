@@ -24,7 +24,7 @@ from octavo.server.protocol.completions import (
     CompletionRequest,
 )
 from octavo.server.serving import Serving, UsageCount, new_id, stream_events
-from octavo.server.sse import event
+from octavo.server.sse import TextEvent, event
 
 
 class CompletionHandler:
@@ -105,6 +105,7 @@ class _Reply:
         self._include_usage = request.include_usage
         self._continuous_usage = request.continuous_usage
         self._usage = UsageCount()
+        self._text_events: dict[int, TextEvent] = {}
         num_choices = len(request.prompt) * params.n
         self._offsets = [0] * num_choices  # characters of the tokens so far, for text_offset
         self._whole = [CompletionChoice(i, "") for i in range(num_choices)]
@@ -129,18 +130,32 @@ class _Reply:
     # ------------------------------------------------------------ EventWriter
     def events(self, place: int, delta: GenerationDelta) -> bytes:
         self._usage.add(place, delta)
-        usage: Usage | UnsetType | None = None if self._include_usage else UNSET
-        if self._continuous_usage:
-            usage = usage_of(*self._usage.totals())
-        choices = (self._choice(place, output) for output in delta.outputs)
-        return b"".join(
-            event(self._object([choice], usage))
-            for choice in choices
-            if choice.text or choice.logprobs or choice.finish_reason is not None
-        )
+        return b"".join([self._output(place, output) for output in delta.outputs])
 
     def last_events(self) -> bytes:
         return event(self._object([], usage_of(*self._usage.totals()))) if self._include_usage else b""
+
+    def _output(self, place: int, output: CompletionDelta) -> bytes:
+        """One choice's chunk; b"" when its text is held back and nothing else is to be said."""
+        if output.logprobs is None and output.finish_reason is None and not self._continuous_usage:
+            return self._text_event(place * self._params.n + output.index)(output.text) if output.text else b""
+        choice = self._choice(place, output)
+        if not (choice.text or choice.logprobs or choice.finish_reason is not None):
+            return b""
+        return event(self._object([choice], self._running_usage()))
+
+    def _text_event(self, index: int) -> TextEvent:
+        made = self._text_events.get(index)
+        if made is None:
+            made = TextEvent(lambda text: self._object([CompletionChoice(index, text)], self._running_usage()))
+            self._text_events[index] = made
+        return made
+
+    def _running_usage(self) -> Usage | UnsetType | None:
+        """E56: null until the last chunk, or the counts so far when asked for."""
+        if self._continuous_usage:
+            return usage_of(*self._usage.totals())
+        return None if self._include_usage else UNSET
 
     def _choice(self, place: int, output: CompletionDelta) -> CompletionChoice:
         index = place * self._params.n + output.index

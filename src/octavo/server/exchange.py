@@ -42,7 +42,7 @@ class ClientDisconnected(Exception):
 class Exchange:
     """The request and the one reply to it. Handlers own it for the time of the call."""
 
-    __slots__ = ("_receive", "_send", "extra_headers", "method", "path", "path_param", "scope", "started")
+    __slots__ = ("_receive", "_send", "extra_headers", "method", "path", "path_param", "scope")
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.scope = scope
@@ -52,7 +52,6 @@ class Exchange:
         self.path: str = scope["path"]
         self.path_param = ""  # the rest of the path, for routes that end in one
         self.extra_headers: list[Header] = []  # sent with whatever reply follows
-        self.started = False
 
     def header(self, name: bytes) -> str | None:
         """The first header of that lower-case name."""
@@ -139,8 +138,16 @@ class Exchange:
         await self._send({"type": "http.response.body", "body": data, "more_body": False})
 
     async def _start(self, status: int, headers: list[Header]) -> None:
-        self.started = True
-        await self._send({"type": "http.response.start", "status": status, "headers": [*headers, *self.extra_headers]})
+        """The scope tells the layers around that the reply began, and they tell the request's id."""
+        self.scope["octavo.status"] = status
+        request_id = (b"x-request-id", self.scope["octavo.request_id"].encode())
+        await self._send(
+            {
+                "type": "http.response.start",
+                "status": status,
+                "headers": [*headers, *self.extra_headers, request_id],
+            }
+        )
 
 
 _TOO_LARGE = f"The request body is larger than {MAX_BODY_BYTES} bytes."
