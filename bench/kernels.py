@@ -78,10 +78,9 @@ def main() -> None:
                 calls = max(1, min(3, len(weights))) if few else len(weights)
                 t = seconds(lambda i, o=out, y=x, w=weights: linear(o, y, w[i % len(w)]), calls, 3 if few else 7)
                 rate = first.nbytes / t / 1e9
-                print(
-                    f"{kind:5} {k:5} {n:6} {m:4} {t * 1e6:9.1f} {rate:6.1f} {rate / limit:6.0%} {2e-9 * m * n * k / t:7.1f}",
-                    flush=True,
-                )
+                gops = 2e-9 * m * n * k / t
+                row = f"{kind:5} {k:5} {n:6} {m:4} {t * 1e6:9.1f} {rate:6.1f} {rate / limit:6.0%} {gops:7.1f}"
+                print(row, flush=True)
 
 
 if __name__ == "__main__":

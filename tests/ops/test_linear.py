@@ -86,9 +86,7 @@ def run(x: Tensor, packed: object) -> Tensor:
 
 @pytest.mark.parametrize(("bits", "group", "mins", "dtype"), INT_CASES)
 @pytest.mark.parametrize(("n", "groups", "m"), [(1, 1, 1), (17, 3, 5), (48, 6, 4), (61, 8, 9)])
-def test_integer_weights(
-    bits: int, group: int, mins: bool, dtype: torch.dtype, n: int, groups: int, m: int
-) -> None:
+def test_integer_weights(bits: int, group: int, mins: bool, dtype: torch.dtype, n: int, groups: int, m: int) -> None:
     weight = quantized(n, group * groups, bits, group, mins, dtype)
     x = activations(m, group * groups)
     dense = weight.dequantize().double()
@@ -153,7 +151,9 @@ def test_a_row_does_not_depend_on_its_neighbours_nor_on_threads(weight: Quantize
 def test_large_batches_in_row_blocks_equal_single_rows(dtype: torch.dtype | None) -> None:
     n, k, m = 96, 1536, 400
     rng = torch.Generator().manual_seed(6)
-    weight = quantized(n, k, 4, 32, True, torch.float16) if dtype is None else torch.randn(n, k, generator=rng).to(dtype)
+    weight = (
+        quantized(n, k, 4, 32, True, torch.float16) if dtype is None else torch.randn(n, k, generator=rng).to(dtype)
+    )
     packed = pack_linear(weight)
     x = activations(m, k)
     _cpu.set_num_threads(2)

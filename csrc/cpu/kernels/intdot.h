@@ -72,6 +72,18 @@ OCTAVO_INLINE vi vi_dot(vi acc, vi w, vi a) {
 
 #endif
 
+// Keeps a running sum in its register and in its order: GCC would otherwise gather the products of a whole unrolled group
+// before it adds them, and spill them all.
+OCTAVO_INLINE void vi_pin(vi& a) {
+#if defined(__AVX512F__)
+    asm("" : "+v"(a));
+#elif defined(__AVX2__)
+    asm("" : "+x"(a));
+#else
+    (void)a;
+#endif
+}
+
 OCTAVO_INLINE vi vi_bcast4(const int8_t* p) {
     int32_t x;
     memcpy(&x, p, 4);

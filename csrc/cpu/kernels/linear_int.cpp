@@ -60,6 +60,7 @@ OCTAVO_INLINE void dot_group(const uint8_t* w, const int8_t* a, int64_t lda, vi 
                 for (int i = 0; i < NV; ++i) {
                     const vi p = vi_widen(vi_maddubs(u[i], vi_sign8(b, v[i])));
                     d[r][i] = s == 0 ? p : vi_add(d[r][i], p);
+                    vi_pin(d[r][i]);
                 }
             }
         }
@@ -75,6 +76,7 @@ OCTAVO_INLINE void dot_group(const uint8_t* w, const int8_t* a, int64_t lda, vi 
                 for (int i = 0; i < NV; ++i) {
                     const vi p = vi_maddubs(v[i], b);
                     h[r][i] = s % L == 0 ? p : vi_add16(h[r][i], p);
+                    vi_pin(h[r][i]);
                     if (s % L == L - 1) d[r][i] = s < L ? vi_widen(h[r][i]) : vi_add(d[r][i], vi_widen(h[r][i]));
                 }
             }

@@ -1,14 +1,14 @@
 """Packed weights of the native CPU kernels: `linear` and `embedding`, and the packing that goes before them.
 
-Weights are packed once, at load, into the tile order of csrc/cpu/kernels/linear.h; the packed copy is the only one that is
-kept. Integer weights are multiplied by activations quantised to int8 in groups of 32; float weights in f32.
+Weights are packed once, at load, into the tile order of csrc/cpu/kernels/linear.h; that copy is the only one kept.
+Integer weights are multiplied by activations quantised to int8 in groups of 32; float weights in f32.
 A row of the result depends on that row of x alone, bit for bit, whatever T and the number of threads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, Protocol
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -20,23 +20,12 @@ _FLOAT_KINDS: Final = {torch.bfloat16: (2, "bf16"), torch.float16: (3, "f16"), t
 Weight = Tensor | QuantizedWeight
 
 
-class _Native(Protocol):
-    """octavo._cpu.PackedLinear: addresses and sizes in, nothing kept but the packed memory."""
-
-    N: int
-    K: int
-    nbytes: int
-
-    def linear(self, out: int, ldo: int, x: int, ldx: int, M: int) -> None: ...  # noqa: N803
-    def gather(self, out: int, ldo: int, ids: int, M: int, scale: float) -> None: ...  # noqa: N803
-
-
 class LinearWeight:
     """One or several [N_i, K] matrices, stacked along N and packed. `nbytes` is what one use of it reads."""
 
     __slots__ = ("K", "N", "kind", "native", "nbytes")
 
-    def __init__(self, native: _Native, kind: str) -> None:
+    def __init__(self, native: _cpu.PackedLinear, kind: str) -> None:
         self.native = native
         self.N: Final = native.N
         self.K: Final = native.K
@@ -55,7 +44,7 @@ class EmbeddingWeight:
 
     __slots__ = ("K", "N", "kind", "native", "nbytes", "table_nbytes")
 
-    def __init__(self, native: _Native, kind: str) -> None:
+    def __init__(self, native: _cpu.PackedLinear, kind: str) -> None:
         self.native = native
         self.N: Final = native.N
         self.K: Final = native.K
