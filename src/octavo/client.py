@@ -69,10 +69,8 @@ logger = logging.getLogger(__name__)
 
 #: Seconds that a lost connection waits for the process's exit code, which makes the better message.
 EXIT_WAIT_SECONDS = 0.3
-#: Seconds that the engine gets to finish its step when the client closes.
-CLOSE_WAIT_SECONDS = 1.0
-
-_SHUT_DOWN = "The server shut down before the request was finished."
+#: What streams are told that the server's end cuts off.
+SHUT_DOWN = "The server shut down before the request was finished."
 
 
 class Connection(Protocol):
@@ -139,16 +137,18 @@ class EngineClient:
         """Begin to receive and to watch. Call it on the event loop that will use the client."""
         self._tasks = [asyncio.create_task(self._receive_loop()), asyncio.create_task(self._watch_loop())]
 
-    async def close(self) -> None:
-        """End the open streams with `ShuttingDown`, tell the engine to stop, and close the connection."""
+    async def close(self, wait: float = 1.0) -> None:
+        """End the open streams with `ShuttingDown`, tell the engine to stop, and close the connection.
+
+        The engine gets `wait` seconds to finish its step.
+        """
         self.is_draining = self._is_closing = True
-        self.abort_all(ShuttingDown(_SHUT_DOWN))
-        self._fail_calls(ShuttingDown(_SHUT_DOWN))
+        self.abort_all(ShuttingDown(SHUT_DOWN))
+        self._fail_calls(ShuttingDown(SHUT_DOWN))
         if self.dead_reason is None and self._tasks:
-            # The engine answers by closing its end. When it is in a long step we leave first.
-            with contextlib.suppress(TransportError, TimeoutError):
+            with contextlib.suppress(TransportError):
                 self._connection.send(Shutdown())
-                await asyncio.wait_for(asyncio.shield(self._tasks[0]), CLOSE_WAIT_SECONDS)
+                await asyncio.wait(self._tasks[:1], timeout=wait)  # it answers by closing its end
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -27,7 +27,8 @@ from octavo.messages import EngineInfo, FromEngine, Phase, StartupFailed
 from octavo.transport import MAX_FRAME_BYTES, AsyncConnection, TransportError, encode_frame, make_decoder
 from octavo.watchdog import ProcessState
 
-ENGINE_MODULE = "octavo.core.process"
+#: How the engine is started; `--fd N` is added. -P: the working directory is no place to import from.
+ENGINE_COMMAND: tuple[str, ...] = (sys.executable, "-P", "-m", "octavo.core.process")
 
 _STOPPED = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
 _RUNNABLE = (psutil.STATUS_RUNNING, psutil.STATUS_DISK_SLEEP)
@@ -59,14 +60,12 @@ class EngineProcess:
         self._psutil: psutil.Process | None = None
 
     @classmethod
-    def spawn(
-        cls, config: EngineConfig, command: Sequence[str] = (sys.executable, "-P", "-m", ENGINE_MODULE)
-    ) -> EngineProcess:
-        """Start the process and send it its configuration. Does not wait. `--fd N` is added to `command`."""
+    def spawn(cls, config: EngineConfig, command: Sequence[str] | None = None) -> EngineProcess:
+        """Start the process and send it its configuration. Does not wait. `command`: instead of ENGINE_COMMAND."""
         ours, theirs = socket.socketpair()
         try:
             process = subprocess.Popen(
-                [*command, "--fd", str(theirs.fileno())],
+                [*(command or ENGINE_COMMAND), "--fd", str(theirs.fileno())],
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
                 env=_environment(os.environ),

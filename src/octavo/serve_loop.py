@@ -19,7 +19,7 @@ from collections.abc import Callable, Coroutine, Generator
 
 import uvicorn
 
-from octavo.client import EngineClient
+from octavo.client import SHUT_DOWN, EngineClient
 from octavo.config import ServeConfig, ServerConfig
 from octavo.engine_process import EngineProcess
 from octavo.errors import InvalidConfig, ShuttingDown, StartupError
@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 DEATH_GRACE_SECONDS = 1.0
 #: Seconds that replies which are complete, or cut off, get to reach their readers.
 FLUSH_SECONDS = 1
+#: Seconds that the engine gets to end its step at the end, before it is killed.
+ENGINE_STOP_SECONDS = 1.0
 KEEP_ALIVE_SECONDS = 5
 
 
@@ -64,7 +66,6 @@ class ServeLoop:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self, tokenizer: Tokenizer, renderer: Renderer) -> int:
-        self._main = asyncio.current_task()
         info = self._engine.info
         metrics = Metrics(self._names[0], info.max_model_len)
         self._client = EngineClient(
@@ -97,14 +98,10 @@ class ServeLoop:
             await self._server.serve(self._listener.sockets)
         except OSError as exc:
             raise StartupError(f"Cannot listen on {self._listener.url}: {exc.strerror}.") from exc
-        except asyncio.CancelledError:
-            if self._num_signals < 2:
-                raise
         finally:
-            if self._num_signals >= 2:
-                self._engine.kill()
-            await self._client.close()
-            await self._engine.stop()
+            is_hurried = self._num_signals > 1
+            await self._client.close(0.0 if is_hurried else ENGINE_STOP_SECONDS)
+            await self._engine.stop(0.0 if is_hurried else ENGINE_STOP_SECONDS)
         return self._exit_code
 
     def _on_listening(self) -> None:
@@ -129,8 +126,8 @@ class ServeLoop:
         elif self._num_signals == 2:
             logger.warning("second signal (%s): ending at once", name)
             self._exit_code = 128 + signum
-            if self._main is not None:
-                self._main.cancel()
+            self._client.abort_all(ShuttingDown(SHUT_DOWN))
+            self._server.should_exit = True
 
     async def _drain(self) -> None:
         timeout = self._config.server.shutdown_timeout
@@ -139,11 +136,11 @@ class ServeLoop:
                 await self._client.wait_idle()
         except TimeoutError:
             logger.warning("%d sequences were not finished in %g s", self._client.num_unfinished, timeout)
-            self._client.abort_all(ShuttingDown("The server shut down before the request was finished."))
+            self._client.abort_all(ShuttingDown(SHUT_DOWN))
         self._server.should_exit = True
 
     def _on_dead(self, reason: str) -> None:
-        self._exit_code = 1
+        self._exit_code = self._exit_code or 1
         self._spawn(self._leave_after_death())
 
     async def _leave_after_death(self) -> None:
