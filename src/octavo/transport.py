@@ -71,7 +71,10 @@ class FrameReader:
         self._broken: str | None = None
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Take the next bytes of the stream and return the bodies of the frames that are now complete."""
+        """Take the next bytes of the stream and return the bodies of the frames that are now complete.
+
+        Frames before the place where the stream breaks are returned; the next call, `feed(b"")` too, then raises.
+        """
         if self._broken is not None:
             raise TransportError(self._broken)
         buffer = self._buffer
@@ -82,6 +85,8 @@ class FrameReader:
             body = start + _HEADER_BYTES
             length = int.from_bytes(buffer[start:body], "little")
             if not 0 < length <= self._max_frame_bytes:
+                if frames:
+                    break
                 self._broken = f"A frame of {length} bytes was announced; 1 to {self._max_frame_bytes} are allowed."
                 raise TransportError(self._broken)
             if len(buffer) - body < length:
@@ -123,19 +128,22 @@ class BlockingConnection:
             self._frames.extend(self._read())
         return make_decoder(message_type)(self._frames.popleft())
 
-    def start(self, message_type: Any, on_close: Callable[[TransportError], None] | None = None) -> None:
-        """Start the reader thread. `on_close` is called in it when the peer is gone or has sent nonsense."""
+    def start(self, message_type: Any, on_close: Callable[[TransportError, Any], None] | None = None) -> None:
+        """Start the reader thread. `on_close` is called in it when the peer is gone or has sent nonsense, with the
+        reason and the last message that came (None: there was none)."""
         decode = make_decoder(message_type)
 
         def read_loop() -> None:
+            message = None
             try:
                 while True:
                     while self._frames:
-                        self.inbox.put(decode(self._frames.popleft()))
+                        message = decode(self._frames.popleft())
+                        self.inbox.put(message)
                     self._frames.extend(self._read())
             except TransportError as exc:
                 if on_close is not None and not self._closing:  # else it was our own close()
-                    on_close(exc)
+                    on_close(exc, message)
                 self.inbox.put(None)
 
         threading.Thread(target=read_loop, name="octavo-reader", daemon=True).start()
@@ -164,6 +172,7 @@ class BlockingConnection:
         self._sock.close()
 
     def _read(self) -> list[bytes]:
+        self._reader.feed(b"")  # nothing more is waited for when the stream broke behind the last frame
         try:
             data = self._sock.recv(_READ_BYTES)
         except OSError as exc:
@@ -185,15 +194,19 @@ class BlockingConnection:
                 self._changed.notify_all()
             try:
                 self._sock.sendall(b"".join(map(encode_frame, batch)))
-            except (OSError, TransportError, TypeError, OverflowError, msgspec.MsgspecError) as exc:
-                # A message that cannot be encoded is a bug. Both sides must learn of it, so the socket goes down.
-                logger.error("Sending to the other process failed: %r", exc)
-                with self._changed:
-                    self._broken = True
-                    self._outbox.clear()
-                    self._changed.notify_all()
-                self._shutdown_socket()
-                return
+            except OSError:
+                return self._break()  # the peer is gone, which the reader thread tells
+            except (TransportError, TypeError, OverflowError, msgspec.MsgspecError) as exc:
+                logger.error("A message to the other process could not be encoded: %r", exc)
+                return self._break()  # a bug, of which both sides must learn
+
+    def _break(self) -> None:
+        """Nothing can be sent any more: let those go who wait to send, and wake both readers."""
+        with self._changed:
+            self._broken = True
+            self._outbox.clear()
+            self._changed.notify_all()
+        self._shutdown_socket()
 
     def _shutdown_socket(self) -> None:
         """Wake the reader threads of both ends, which close() alone does not."""
@@ -235,6 +248,7 @@ class AsyncConnection(Generic[T]):
     async def receive(self) -> T | None:
         """The next message, or None at a clean end of the stream. Raises `TransportError` at a broken one."""
         while not self._frames:
+            self._reader.feed(b"")  # as in BlockingConnection
             try:
                 data = await self._stream.read(_READ_BYTES)
             except OSError as exc:

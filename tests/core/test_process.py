@@ -85,6 +85,15 @@ def test_shutdown_is_exit_code_zero(launch) -> None:  # type: ignore[no-untyped-
     assert process.log() == ""
 
 
+def test_a_peer_that_says_shutdown_and_leaves_is_no_failure(launch) -> None:  # type: ignore[no-untyped-def]
+    process = launch(FAKE, "step:1=hang").started()
+    process.connection.send(AddRequest(1, [1, 2], SamplingParams(max_tokens=1)))
+    process.connection.send(Shutdown())
+    process.connection.close()
+    assert process.exit_code() == 0
+    assert process.log() == ""
+
+
 def test_a_failed_start_is_announced_and_exit_code_one(launch) -> None:  # type: ignore[no-untyped-def]
     process = launch(REAL, "load:1=error")
     process.connection.send(EngineConfig())

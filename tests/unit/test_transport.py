@@ -85,6 +85,13 @@ def test_a_length_out_of_range_breaks_the_stream_for_good(length: int) -> None:
         reader.feed(encode_frame(Shutdown()))
 
 
+def test_frames_before_the_break_are_not_lost() -> None:
+    reader = FrameReader()
+    assert len(reader.feed(encode_frame(Shutdown()) + b"\xff" * 4)) == 1
+    with pytest.raises(TransportError):
+        reader.feed(b"")
+
+
 @pytest.mark.parametrize("keep", [1, 3, 4, 5, -1])
 def test_a_stream_that_ends_inside_a_frame_is_an_error(keep: int) -> None:
     reader = FrameReader()
@@ -136,18 +143,19 @@ def test_messages_before_and_after_start_keep_their_order() -> None:
 def test_the_end_of_the_stream_is_told_once_whatever_ended_it(data: bytes) -> None:
     ours, theirs = pair()
     connection, reasons = BlockingConnection(theirs), []
-    connection.start(ToEngine, on_close=reasons.append)
-    ours.sendall(data)
+    connection.start(ToEngine, on_close=lambda *args: reasons.append(args))
+    ours.sendall(encode_frame(Shutdown()) + data)
     ours.close()
+    assert connection.inbox.get(timeout=30) == Shutdown()
     assert connection.inbox.get(timeout=30) is None
-    assert len(reasons) == 1 and isinstance(reasons[0], TransportError)
+    assert len(reasons) == 1 and isinstance(reasons[0][0], TransportError) and reasons[0][1] == Shutdown()
     connection.close()
 
 
 def test_closing_ones_own_end_is_not_the_peers_doing() -> None:
     ours, theirs = pair()
     connection, reasons = BlockingConnection(theirs), []
-    connection.start(ToEngine, on_close=reasons.append)
+    connection.start(ToEngine, on_close=lambda *args: reasons.append(args))
     connection.close()
     assert connection.inbox.get(timeout=30) is None
     assert reasons == []

@@ -2,7 +2,7 @@
 
 Order of events: EngineConfig comes in; Phase... and then EngineInfo or StartupFailed go out; then the loop of
 `EngineCore`. Exit codes: 0 after Shutdown, 1 when the start or a step failed (the traceback is in the log), 2 when
-the peer went away or sent nonsense (also when it does so right after Shutdown).
+the peer went away without Shutdown or sent nonsense.
 
 It never outlives its parent: the end of the socket ends it at any moment, also while the model loads, and so does
 the parent's death (Linux: of the thread that started it, so start it from a thread that lives on). Ctrl-C is the
@@ -26,7 +26,8 @@ from octavo.core import faults
 from octavo.core.engine_core import EngineCore
 from octavo.core.executor import Executor, UniprocExecutor
 from octavo.errors import StartupError
-from octavo.messages import Phase, StartupFailed, ToEngine
+from octavo.log import setup_logging
+from octavo.messages import Phase, Shutdown, StartupFailed, ToEngine
 from octavo.transport import BlockingConnection, TransportError
 
 logger = logging.getLogger("octavo.core")
@@ -46,7 +47,7 @@ def main(argv: list[str] | None = None, make_executor: MakeExecutor = UniprocExe
     parser.add_argument("--fd", type=int, required=True)
     args = parser.parse_args(argv)
     _set_signals()
-    _configure_logging()
+    setup_logging()
     connection = BlockingConnection(socket.socket(fileno=args.fd))
     try:
         faults.arm_from_environment()
@@ -90,8 +91,10 @@ def serve(config: EngineConfig, connection: BlockingConnection, make_executor: M
     return 0
 
 
-def _exit_at_once(reason: TransportError) -> None:
+def _exit_at_once(reason: TransportError, last_message: object) -> None:
     """Called in the reader thread. No clean-up: a step or a read of the weights may go on for long."""
+    if isinstance(last_message, Shutdown):  # the peer did not wait for the rest
+        os._exit(0)
     os.write(2, f"octavo engine: {reason.message}\n".encode())  # not the logger: another thread may hold its lock
     os._exit(EXIT_PEER_GONE)
 
@@ -102,12 +105,6 @@ def _set_signals() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-
-
-def _configure_logging() -> None:
-    """Warnings and up of everybody, our own from INFO, to stderr, unless somebody has configured logging already."""
-    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("octavo").setLevel(logging.INFO)
 
 
 if __name__ == "__main__":
