@@ -29,5 +29,9 @@ class Device(Protocol):
         """A tensor on the device with the contents of `host`. On the CPU it shares the memory of `host`,
         so the caller must not write to `host` before the step that reads the tensor has ended."""
 
+    def zeros(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """A large tensor of zeros that takes memory from the machine only as it is written. Raises OSError or
+        RuntimeError when there is none."""
+
     def synchronize(self) -> None:
         """Wait until all kernels launched so far have ended."""

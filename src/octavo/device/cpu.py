@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import mmap
 import os
 from pathlib import Path
 
@@ -52,6 +54,13 @@ class CPUDevice:
 
     def upload(self, host: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(host)
+
+    def zeros(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        # torch.zeros writes its zeros, which takes seconds and all of the memory; fresh pages are zero already.
+        pages = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            pages.madvise(mmap.MADV_HUGEPAGE)
+        return torch.frombuffer(pages, dtype=dtype).view(shape)
 
     def synchronize(self) -> None:
         """Kernels on the CPU have ended when they return."""

@@ -53,7 +53,7 @@ class Worker:
         max_model_len = self._max_model_len(loaded)
         kv_dtype = self._kv_cache_dtype(loaded)
         plan = self._plan_kv_cache(loaded, kv_dtype, max_model_len, device)
-        kv_caches = self._allocate_kv_caches(loaded, ops, plan, kv_dtype)
+        kv_caches = self._allocate_kv_caches(loaded, device, ops, plan, kv_dtype)
         self._runner = ModelRunner(
             model=loaded.model,
             ops=ops,
@@ -108,16 +108,14 @@ class Worker:
             free_bytes=device.free_memory_bytes(),
         )
 
-    def _allocate_kv_caches(self, loaded: LoadedModel, ops: Ops, plan: KVCachePlan, kv_dtype: torch.dtype) -> KVCaches:
+    def _allocate_kv_caches(
+        self, loaded: LoadedModel, device: Device, ops: Ops, plan: KVCachePlan, kv_dtype: torch.dtype
+    ) -> KVCaches:
         spec = loaded.spec
         k_shape, v_shape = ops.kv_cache_shapes(plan.num_blocks, plan.block_size, spec.num_kv_heads, spec.head_dim)
         try:
-            # zeros: fresh pages, taken from the machine only when a block is first written.
-            return [
-                (torch.zeros(k_shape, dtype=kv_dtype), torch.zeros(v_shape, dtype=kv_dtype))
-                for _ in range(spec.num_layers)
-            ]
-        except RuntimeError as error:
+            return [(device.zeros(k_shape, kv_dtype), device.zeros(v_shape, kv_dtype)) for _ in range(spec.num_layers)]
+        except (OSError, RuntimeError) as error:
             raise InvalidConfig(f"The KV cache of {plan.total_bytes:,} bytes cannot be allocated: {error}") from None
 
     def _warm_up(self, runner: ModelRunner) -> None:
