@@ -13,21 +13,17 @@ ARGS ?=
 
 .PHONY: build serve test check bench clean
 
-build: $(VENV)/.octavo-native
+build: $(VENV)/.octavo-built
 
 $(VENV)/bin/python:
 	$(BASE_PYTHON) -m venv $(VENV)
 	$(PYTHON) -m pip install -q --disable-pip-version-check --upgrade pip
 
 # The build tools first: with them in place the native module compiles incrementally, outside pip's isolation.
-$(VENV)/.octavo-deps: pyproject.toml constraints.txt | $(VENV)/bin/python
-	@echo "installing octavo's dependencies into $(VENV) (minutes, the first time)"
+$(VENV)/.octavo-built: pyproject.toml constraints.txt $(NATIVE) | $(VENV)/bin/python
+	@echo "installing octavo and what it needs into $(VENV) (minutes, the first time)"
 	$(PIP) scikit-build-core nanobind cmake ninja
 	$(PIP) --no-build-isolation -e '.[dev]'
-	@touch $@ $(VENV)/.octavo-native
-
-$(VENV)/.octavo-native: $(NATIVE) $(VENV)/.octavo-deps
-	$(PIP) --no-build-isolation --no-deps -e .
 	@touch $@
 
 serve: build
