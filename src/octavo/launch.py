@@ -77,7 +77,7 @@ def _serve(
     # Without a tokenizer the weights are of no use: stop reading them.
     text.add_done_callback(lambda future: engine.kill() if future.exception() is not None else None)
     try:
-        info = engine.wait_ready(_log_phase)
+        info = engine.wait_ready(PhaseLog())
     except StartupError:
         if text.done():
             text.result()  # the true cause, when it failed
@@ -139,8 +139,21 @@ def _in_background(function: Callable[[], T]) -> Future[T]:
     return future
 
 
-def _log_phase(name: str, detail: str) -> None:
-    logger.info("engine: %s %s", name, detail)
+class PhaseLog:
+    """Logs what the engine does while it starts: each phase, and its progress once in `INTERVAL` seconds."""
+
+    INTERVAL = 1.0
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._name = ""
+        self._time = 0.0
+
+    def __call__(self, name: str, detail: str) -> None:
+        now = self._clock()
+        if name != self._name or now - self._time >= self.INTERVAL:
+            self._name, self._time = name, now
+            logger.info("engine: %s", f"{name} {detail}".strip())
 
 
 # ---------------------------------------------------------------- names and report
@@ -173,6 +186,6 @@ def startup_report(name: str, info: EngineInfo, seconds: float) -> list[str]:
         f"context {info.max_model_len} tokens; at most {info.max_num_seqs} sequences and "
         f"{info.max_num_batched_tokens} tokens a step",
         f"KV cache {info.kv_cache_bytes / 2**20:.0f} MiB of {info.kv_cache_dtype}: {info.num_kv_blocks} blocks of "
-        f"{info.block_size} = {tokens} tokens, {fit} requests of full length",
+        f"{info.block_size} = {tokens} tokens; requests of full length that fit at once: {fit}",
         f"started in {seconds:.1f} s ({split})" if split else f"started in {seconds:.1f} s",
     ]

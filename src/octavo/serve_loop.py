@@ -171,6 +171,9 @@ class _HTTPServer(uvicorn.Server):
 
 def http_config(app: ASGIApp, config: ServerConfig) -> uvicorn.Config:
     """The HTTP server's settings. Raises `InvalidConfig` for TLS files that cannot be used."""
+    if config.uvicorn_log_level == "info":
+        # It tells of its own start and end, which launch does in fewer words.
+        logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     http = uvicorn.Config(
         app,
         loop="none",

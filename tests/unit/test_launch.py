@@ -1,0 +1,261 @@
+"""The engine process as its parent sees it, and what the launcher says."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psutil
+import pytest
+
+from client_fakes import INFO, TOKENIZER, request
+from octavo import engine_process, launch
+from octavo.client import EngineClient, fold
+from octavo.config import EngineConfig, ModelConfig, ServeConfig, ServerConfig
+from octavo.engine_process import EngineProcess, launch_engine
+from octavo.errors import CheckpointError, EngineDead, InvalidConfig, StartupError
+from octavo.serve_loop import http_config
+from server_process import eventually, wait_gone
+
+TESTS = Path(__file__).parent.parent
+FAKE = (sys.executable, str(TESTS / "fake_engine.py"))
+CONFIG = EngineConfig(model=ModelConfig(model="nothing"))
+
+#: An engine that reads its configuration and then does as its line says; `send` and `sock` are at hand.
+_SCRIPT = """
+import os, socket, sys, time
+from octavo.config import EngineConfig
+from octavo.messages import *
+from octavo.transport import BlockingConnection, encode_frame
+sock = socket.socket(fileno=int(sys.argv[sys.argv.index("--fd") + 1]))
+send = lambda message: sock.sendall(encode_frame(message))
+BlockingConnection(sock).receive(EngineConfig)
+"""
+
+
+def scripted(line: str) -> tuple[str, ...]:
+    return (sys.executable, "-c", _SCRIPT + line)
+
+
+@pytest.fixture(autouse=True)
+def no_process_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    before = set(psutil.Process().children())
+    yield
+    assert [child for child in psutil.Process().children() if child not in before] == []
+
+
+def fails(line: str, monkeypatch: pytest.MonkeyPatch) -> StartupError:
+    monkeypatch.setattr(engine_process, "ENGINE_COMMAND", scripted(line))
+    with pytest.raises(StartupError) as caught:
+        launch_engine(CONFIG)
+    return caught.value
+
+
+# ---------------------------------------------------------------- handshake
+def test_the_phases_are_told_and_then_the_info(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_process, "ENGINE_COMMAND", FAKE)
+    phases: list[tuple[str, str]] = []
+    engine = launch_engine(CONFIG, lambda name, detail: phases.append((name, detail)))
+    try:
+        assert engine.info.model_type == "fake"
+        assert phases == [("weights", "of the fake model")]
+        assert engine.exit_reason() is None
+    finally:
+        engine.kill()
+    assert engine.exit_reason() == "it was killed by SIGKILL (out of memory?)"
+    engine.kill()
+
+
+def test_a_failed_start_is_raised_as_the_engine_named_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = fails('send(StartupFailed("CheckpointError", "model.safetensors is cut off")); time.sleep(60)', monkeypatch)
+    assert isinstance(error, CheckpointError) and error.message == "model.safetensors is cut off"
+
+
+@pytest.mark.parametrize("name", ["KeyError", "OctavoError", "annotations", "no such thing"])
+def test_a_name_that_is_no_startup_error_becomes_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    error = fails(f'send(StartupFailed("{name}", "why")); time.sleep(60)', monkeypatch)
+    assert type(error) is StartupError and error.message == "why"
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("os._exit(3)", "it exited with code 3"),
+        ("os.kill(os.getpid(), 11)", "it was killed by SIGSEGV"),
+        ("sock.close(); os.close(1); time.sleep(60)", "it closed its connection"),
+        ("sock.sendall(b'\\0' * 4); time.sleep(60)", "it closed its connection"),
+        ("sock.sendall(b'\\5\\0\\0\\0hello'); time.sleep(60)", "it closed its connection"),
+    ],
+)
+def test_an_engine_that_ends_or_talks_nonsense_while_it_starts(
+    line: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The connection's own thread holds the socket too, so that closing it takes a shutdown.
+    line = line.replace("sock.close()", "sock.shutdown(socket.SHUT_RDWR)")
+    assert reason in fails(line, monkeypatch).message
+
+
+def test_a_command_that_does_not_exist_is_a_startup_error() -> None:
+    with pytest.raises(StartupError, match="could not be started"):
+        EngineProcess.spawn(CONFIG, ("/no/such/python",))
+
+
+def test_a_kill_from_another_thread_ends_the_wait() -> None:
+    engine = EngineProcess.spawn(CONFIG, scripted("time.sleep(60)"))
+    timer = threading.Timer(0.2, engine.kill)
+    timer.start()
+    with pytest.raises(StartupError, match="killed by SIGKILL"):
+        engine.wait_ready()
+    timer.join()
+
+
+def test_frames_that_follow_the_handshake_are_not_lost() -> None:
+    info = repr(msgspec.to_builtins(INFO))
+    line = f"import msgspec; send(msgspec.convert({info}, EngineInfo));"
+    line += "[send(Heartbeat(i, 0.0, False)) for i in range(50)]; time.sleep(60)"
+    engine = EngineProcess.spawn(CONFIG, scripted(line))
+    try:
+        engine.wait_ready()
+
+        async def main() -> list[Any]:
+            connection = await engine.connect()
+            messages = [await asyncio.wait_for(connection.receive(), 10) for _ in range(50)]
+            await connection.close()
+            return messages
+
+        assert [message.num_steps for message in asyncio.run(main())] == list(range(50))
+    finally:
+        engine.kill()
+
+
+# ---------------------------------------------------------------- looks and ends
+def test_the_state_of_the_process_is_seen() -> None:
+    engine = EngineProcess.spawn(CONFIG, scripted("while True: pass"))
+    try:
+        eventually(lambda: engine.probe().is_runnable or None, 20, "a process that runs")
+        before = engine.probe().cpu_seconds
+        eventually(lambda: engine.probe().cpu_seconds > before or None, 20, "CPU time")
+        os.kill(engine.pid, signal.SIGSTOP)
+        eventually(lambda: engine.probe().is_stopped or None, 5, "a process that is stopped")
+        os.kill(engine.pid, signal.SIGKILL)
+        eventually(lambda: engine.probe().is_gone or None, 5, "a process that is gone")
+        assert engine.exit_reason() is not None
+    finally:
+        engine.kill()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the parent's death is a signal on Linux only")
+def test_the_engine_dies_with_its_parent() -> None:
+    code = (
+        "import sys, time; from octavo.engine_process import EngineProcess; from octavo.config import EngineConfig;"
+        f"e = EngineProcess.spawn(EngineConfig(), {FAKE!r}); e.wait_ready(); print(e.pid, flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=child_environment()) as parent:
+        assert parent.stdout is not None
+        engine = psutil.Process(int(parent.stdout.readline()))
+        parent.kill()
+    wait_gone(engine, 5)
+
+
+def child_environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": f"{TESTS.parent / 'src'}{os.pathsep}{TESTS}"}
+
+
+def test_client_and_engine_over_the_real_socket(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests, a call, an end that was asked for; then the same and a death."""
+
+    async def main(engine: EngineProcess, is_killed: bool) -> None:
+        client = EngineClient(await engine.connect(), engine.info, TOKENIZER, CONFIG, process=engine)
+        client.start()
+        assert await client.call("ping") == "pong"
+        results = await asyncio.gather(*(fold(client.generate(request(n=2, max_tokens=20))) for _ in range(5)))
+        assert {c.finish_reason for r in results for c in r.outputs} == {"length"}
+        assert {r.num_output_tokens for r in results} == {40}
+        if is_killed:
+            stream = client.generate(request(prompt=5, max_tokens=4000))
+            os.kill(engine.pid, signal.SIGKILL)
+            with pytest.raises(EngineDead, match="SIGKILL"):
+                await fold(stream)
+        await client.close()
+        await engine.stop()
+        assert engine.exit_reason() == (
+            "it was killed by SIGKILL (out of memory?)" if is_killed else "it exited with code 0"
+        )
+
+    for is_killed in (False, True):
+        engine = EngineProcess.spawn(CONFIG, FAKE)
+        try:
+            engine.wait_ready()
+            asyncio.run(asyncio.wait_for(main(engine, is_killed), 30))
+        finally:
+            engine.kill()
+
+
+# ---------------------------------------------------------------- what the launcher says
+def named(model: str, *names: str) -> tuple[str, ...]:
+    config = ServeConfig(
+        engine=EngineConfig(model=ModelConfig(model=model)), server=ServerConfig(served_model_name=list(names))
+    )
+    return launch.served_names(config)
+
+
+def test_the_model_is_called_as_asked_or_by_its_source(tmp_path: Path) -> None:
+    file = tmp_path / "tiny.Q4_0.gguf"
+    file.touch()
+    assert named(str(file)) == ("tiny.Q4_0",)
+    assert named(str(tmp_path) + "/.") == (tmp_path.name,)
+    assert named("org/model") == ("org/model",)
+    assert named(str(file), "a", "b") == ("a", "b")
+
+
+def test_the_report_tells_what_fits() -> None:
+    info = msgspec.structs.replace(
+        INFO, num_kv_blocks=100, block_size=16, max_model_len=500, load_seconds={"weights": 1.25},
+        ops={"linear": "cpu", "sample": "reference"},
+    )  # fmt: skip
+    report = "\n".join(launch.startup_report("tiny", info, 2.0))
+    for part in ("1600 tokens", "fit at once: 3", "cpu (linear), reference (sample)", "in 2.0 s (weights 1.2)"):
+        assert part in report
+
+
+def test_progress_is_logged_once_a_second(caplog: pytest.LogCaptureFixture) -> None:
+    now = 0.0
+    log = launch.PhaseLog(lambda: now)
+    with caplog.at_level("INFO", "octavo.launch"):
+        log("import", "")
+        for i in range(30):
+            now = i / 10
+            log("weights", f"{i} of 30")
+    assert [r.getMessage() for r in caplog.records] == [
+        "engine: import", "engine: weights 0 of 30", "engine: weights 10 of 30", "engine: weights 20 of 30",
+    ]  # fmt: skip
+
+
+def test_a_bad_configuration_names_the_flag_before_anything_starts() -> None:
+    with pytest.raises(InvalidConfig, match="--port"):
+        launch.serve(ServeConfig(server=ServerConfig(port=70000)))
+
+
+def test_tls_files_that_cannot_be_used_are_named() -> None:
+    with pytest.raises(InvalidConfig, match="--ssl-certfile"):
+        http_config(lambda *_: None, ServerConfig(ssl_keyfile="/no/key", ssl_certfile="/no/cert"))  # type: ignore[arg-type]
+
+
+def test_the_child_finds_the_octavo_that_runs_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    root = str(Path(engine_process.octavo.__file__).parent.parent)
+    monkeypatch.setattr("site.getsitepackages", list)
+    assert engine_process._environment({"PYTHONPATH": "x", "A": "b"}) == {
+        "PYTHONPATH": f"{root}{os.pathsep}x",
+        "A": "b",
+    }
+    # In front of the standard library, the directory of all packages would do harm.
+    monkeypatch.setattr("site.getsitepackages", lambda: [root])
+    assert engine_process._environment({"A": "b"}) == {"A": "b"}
