@@ -1,5 +1,7 @@
 """Ids from .gguf files equal those of transformers' tokenizers built from the same files."""
 
+# ruff: noqa: RUF001 (texts in many scripts are the point)
+
 from __future__ import annotations
 
 import random
@@ -21,10 +23,10 @@ CORPUS = [
     'def f(x: int) -> str:\n    return f"{x!r:>10}"  # caf\u00e9\n\n\nclass A(B):\n\tpass\n',
     '#include <stdio.h>\nint main(void) { printf("%d\\n", 0x1F); }\n<table><tr><td>&nbsp;</td></tr></table>',
     "1 12 123 1234 12345 3.14159 1,000,000 \u0661\u0662\u0663 \u00bd \u2167 x\u00b2 \u4e00\u4e8c\u4e09",
-    "\u4f60\u597d\uff0c\u4e16\u754c\u3002\u3053\u3093\u306b\u3061\u306f\u3001\u4e16\u754c\u3002\uc548\ub155\ud558\uc138\uc694 \uc138\uacc4",
-    "\u041f\u0440\u0438\u0432\u0435\u0442, \u043c\u0438\u0440! \u0393\u03b5\u03b9\u03ac \u03c3\u03bf\u03c5 \u039a\u03cc\u03c3\u03bc\u03b5 \u05e9\u05dc\u05d5\u05dd \u0645\u0631\u062d\u0628\u0627",
-    "\u0928\u092e\u0938\u094d\u0924\u0947 \u0e2a\u0e27\u0e31\u0e2a\u0e14\u0e35\u0e04\u0e23\u0e31\u0e1a Ti\u1ebfng Vi\u1ec7t e\u0301e\u0300 \u0130I\u0131i",
-    "\U0001f642\U0001f469\u200d\U0001f469\u200d\U0001f467\U0001f3fd\U0001f1e9\U0001f1ea \u2764\ufe0f\u20e3 \U0001d400\U0001d7d8",
+    "你好，世界。こんにちは、世界。안녕하세요 세계",
+    "Привет, мир! Γειά σου Κόσμε שלום مرحبا",
+    "नमस्ते สวัสดีครับ Tiếng Việt e\u0301e\u0300 İIıi",
+    "🙂👩\u200d👩\u200d👧🏽🇩🇪 ❤\ufe0f\u20e3 𝐀𝟘",
     "\x00\x01\x07\x08\x0b\x0c\x1b[0m\x7f\x80\x9f\ufffd\uffff\U0010ffff",
     "<|im_start|>user\nhi<|im_end|>\n<|endoftext|> <|im_end |> <|im_start|><|im_start|>",
     "<bos><start_of_turn>user\nhi<end_of_turn>\n<eos> <unk> <mask> <unused7> [multimodal] <0x41>",
@@ -102,7 +104,7 @@ def test_facts_are_equal(pair: tuple[Tokenizer, Any]) -> None:
     assert ours.vocab_size == len(theirs)
     assert ours.bos_token_id == theirs.bos_token_id
     assert ours.eos_token_ids[0] == theirs.eos_token_id
-    assert ours.special_ids == set(theirs.all_special_ids)
+    assert ours.special_ids == {i for i, token in theirs.added_tokens_decoder.items() if token.special}
     assert ours.max_token_id == len(theirs) - 1
 
 

@@ -98,17 +98,17 @@ class ChatTemplate:
         return _cut_at_mark(text, last) if continue_final_message else text
 
     def check(self) -> None:
-        """Render short conversations. Raises `LimitExceeded` or `InvalidRequest` if not even one of them works."""
+        """Render short conversations. Raises `InvalidRequest` if not even one of them works."""
         problem: InvalidRequest | None = None
-        for messages in _PROBES:
+        for messages, tools in _PROBES:
+            begin = time.monotonic()
             try:
-                begin = time.monotonic()
-                self.render(messages)
+                self.render(messages, tools)
                 return
             except InvalidRequest as error:
                 problem = problem or error
-                if time.monotonic() - begin > MAX_SECONDS / 2:
-                    break  # the others would take as long
+            if time.monotonic() - begin > MAX_SECONDS / 2:
+                break  # the others would take as long
         if problem is not None:
             raise problem
 
@@ -126,10 +126,12 @@ class ChatTemplate:
         return "".join(pieces)
 
 
-_PROBES: Final[tuple[list[dict[str, Any]], ...]] = (
-    [{"role": "user", "content": "Hello"}],
-    [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}],
-    [{"role": "user", "content": [{"type": "text", "text": "Hello"}]}],
+_PROBE_TOOL: Final = {"type": "function", "function": {"name": "f", "description": "", "parameters": {}}}
+_PROBES: Final[tuple[tuple[list[dict[str, Any]], list[dict[str, Any]] | None], ...]] = (
+    ([{"role": "user", "content": "Hello"}], None),
+    ([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}], None),
+    ([{"role": "user", "content": [{"type": "text", "text": "Hello"}]}], None),
+    ([{"role": "user", "content": "Hello"}], [_PROBE_TOOL]),
 )
 
 

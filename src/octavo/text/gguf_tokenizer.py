@@ -72,7 +72,7 @@ def _build(metadata: Mapping[str, Any], source: str) -> TokenizerParts:
         raise _Unusable(f"tokenizer.ggml.token_type does not have one entry for each of the {len(tokens)} tokens.")
     if model == "gpt2":
         backend = _byte_level(metadata, tokens, types)
-        add_bos = metadata.get("tokenizer.ggml.pre") in BOS_BY_DEFAULT
+        add_bos = str(metadata.get("tokenizer.ggml.pre")) in BOS_BY_DEFAULT
     elif model == "llama":
         backend = _sentencepiece(metadata, tokens)
         add_bos = True
@@ -117,7 +117,7 @@ def _vocabulary(tokens: Sequence[str]) -> dict[str, int]:
 
 def _byte_level(metadata: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int]) -> tokenizers.Tokenizer:
     pre = metadata.get("tokenizer.ggml.pre", "default")
-    if pre not in PRE_TOKENIZERS:
+    if not isinstance(pre, str) or pre not in PRE_TOKENIZERS:
         raise _Unusable(f"the pre-tokenizer {str(pre)[:60]!r} (tokenizer.ggml.pre) is not known to octavo.")
     alphabet = BYTE_OF_CHAR.keys()
     plain = (_CONTROL, _USER_DEFINED)  # written as they are; all others are in the byte alphabet

@@ -91,7 +91,7 @@ class Renderer:
         chat_template_kwargs: Mapping[str, Any] | None = None,
         add_special_tokens: bool = False,
     ) -> list[int]:
-        """The ids of a conversation's prompt; `chat_text` is its text. The template writes BOS itself, hence `add_special_tokens` is off.
+        """The ids of a conversation's prompt; `chat_text` is its text. The template writes BOS itself.
 
         `chat_template` is the request's own template, or the name of one of the tokenizer's; whether requests may
         bring one is the caller's decision. Raises `InvalidRequest` with the place of what is wrong.

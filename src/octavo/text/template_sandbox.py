@@ -34,6 +34,8 @@ MAX_SOURCE: Final = 1 << 20
 #: Length of a string or list that an operator may make, and the largest integer argument of a str method.
 MAX_VALUE: Final = 1 << 24
 MAX_WIDTH: Final = 100_000
+#: Bits of an integer that an operator may make.
+MAX_BITS: Final = 1 << 12
 #: Name under which a rendering's clock is called from the syntax tree.
 TICK: Final = "_octavo_tick"
 _CONCAT: Final = "_octavo_concat"
@@ -142,17 +144,18 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         if operator == "*":
-            _check_size(_product_size(left, right))
+            _check_product(left, right)
         elif operator == "+":
             _check_size(_size(left) + _size(right))
         elif operator == "**" and isinstance(left, int) and isinstance(right, int):
-            _check_size(left.bit_length() * abs(right))
+            _check_bits(left.bit_length() * abs(right))
         elif operator == "%" and isinstance(left, str) and (_LONG_NUMBER.search(left) or "*" in left):
             raise LimitExceeded("a format asks for too wide a field")
         return super().call_binop(context, operator, left, right)
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-        owner = getattr(__obj, "__self__", None)
+        # jinja wraps str.format, so that the owner is behind __wrapped__
+        owner = getattr(getattr(__obj, "__wrapped__", __obj), "__self__", None)
         if isinstance(owner, str):
             _check_widths([*args, *kwargs.values()])
             name = getattr(__obj, "__name__", "")
@@ -171,13 +174,18 @@ def _method_size(name: str, owner: str, args: tuple[Any, ...]) -> int:
     return len(owner) * len(parts) + sum(map(_size, parts))
 
 
-def _product_size(left: Any, right: Any) -> int:
-    """Length of `left * right`; of a number its bits."""
+def _check_product(left: Any, right: Any) -> None:
     if isinstance(left, int) and isinstance(right, int):
-        return left.bit_length() + right.bit_length()
-    if isinstance(left, int):
-        left, right = right, left
-    return _size(left) * right if isinstance(right, int) else 0
+        _check_bits(left.bit_length() + right.bit_length())
+    elif isinstance(left, int):
+        _check_size(_size(right) * left)
+    elif isinstance(right, int):
+        _check_size(_size(left) * right)
+
+
+def _check_bits(bits: int) -> None:
+    if bits > MAX_BITS:
+        raise LimitExceeded(f"it makes a number of more than {MAX_BITS} bits")
 
 
 def _size(value: object) -> int:

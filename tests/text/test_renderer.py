@@ -1,0 +1,177 @@
+"""Messages to ids: content in the template's shape, errors with their place, templates in their order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer as Backend
+
+from octavo.errors import CheckpointError, ContextLengthExceeded, InvalidRequest, StartupError
+from octavo.text.decoder_plan import BYTE_OF_CHAR
+from octavo.text.renderer import NO_TEMPLATE, Renderer
+from octavo.text.tokenizer import Tokenizer
+from octavo.text.tokenizer_parts import TokenizerParts, set_bos_eos
+
+PLAIN = "{{ bos_token }}{% for m in messages %}{{ m.role }}:{{ m.content }}|{% endfor %}"
+PARTS = "{% for m in messages %}{% for p in m.content %}[{{ p.text }}]{% endfor %}{% endfor %}"
+BOTH = (
+    "{% for m in messages %}{% if m.content is string %}={{ m.content }}"
+    "{% else %}{% for p in m.content %}[{{ p.text }}]{% endfor %}{% endif %}{% endfor %}"
+)
+HI = [{"role": "user", "content": "hi"}]
+
+
+def tokenizer(**templates: str) -> Tokenizer:
+    backend = Backend(models.BPE(vocab=dict(BYTE_OF_CHAR), merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken("<s>", special=True, normalized=False)])
+    set_bos_eos(backend, "<s>", None)
+    return Tokenizer(
+        TokenizerParts(
+            backend=backend,
+            source="test",
+            special_tokens_map={"bos_token": "<s>"},
+            eos_token_ids=(),
+            chat_templates=templates,
+            longest_token=1,
+            max_token_id=256,
+        )
+    )
+
+
+def text(template: str, messages: list[dict[str, Any]], **options: Any) -> str:
+    return Renderer(tokenizer(default=template)).chat_text(messages, **options)
+
+
+def test_bos_comes_from_the_template_alone() -> None:
+    renderer = Renderer(tokenizer(default=PLAIN))
+    assert renderer.render_chat(HI) == [256, *b"user:hi|"]
+    assert renderer.render_chat(HI, add_special_tokens=True) == [256, 256, *b"user:hi|"]
+    assert renderer.render_text("hi") == [256, *b"hi"]
+    assert renderer.render_text("hi", add_special_tokens=False) == [*b"hi"]
+
+
+def test_content_takes_the_shape_that_the_template_reads() -> None:
+    parts = [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "refusal", "refusal": "b"}, "c"]}]
+    assert text(PLAIN, parts) == "<s>user:a\nb\nc|"
+    assert text(PLAIN, [{"role": "assistant", "content": None}, {"role": "user"}]) == "<s>assistant:|user:|"
+    assert text(PARTS, parts) == "[a][b][c]"
+    assert text(PARTS, HI) == "[hi]"
+    assert text(BOTH, parts) == "[a][b][c]"
+    assert text(BOTH, HI) == "=hi"
+    forced = Renderer(tokenizer(default=PARTS), content_format="string")
+    assert forced.chat_text(HI) == "[][]"  # as asked: the letters of a string have no text
+
+
+@pytest.mark.parametrize(
+    ("content", "param"),
+    [
+        ([{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": "x"}}], "messages[1].content[1]"),
+        ([{"type": "input_audio"}], "messages[1].content[0]"),
+        ([{"type": ["text"]}], "messages[1].content[0]"),
+        ([{"type": "text"}], "messages[1].content[0].text"),
+        ([{"type": "text", "text": 5}], "messages[1].content[0].text"),
+        ([5], "messages[1].content[0]"),
+        (5, "messages[1].content"),
+    ],
+)
+def test_what_is_not_text_is_refused_with_its_place(content: object, param: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        text(PLAIN, [HI[0], {"role": "user", "content": content}])
+    assert caught.value.param == param
+
+
+def test_a_developer_is_the_system_unless_the_template_knows_better() -> None:
+    messages = [{"role": "developer", "content": "x"}]
+    assert text(PLAIN, messages) == "<s>system:x|"
+    assert text(PLAIN + "{# developer #}", messages) == "<s>developer:x|"
+
+
+def test_arguments_of_tool_calls_are_objects_when_they_are_json() -> None:
+    def shown(arguments: object) -> str:
+        calls = [{"id": "1", "function": {"name": "f", "arguments": arguments}}]
+        messages = [{"role": "assistant", "content": None, "tool_calls": calls}]
+        source = "{% if messages[0].tool_calls %}{{ messages[0].tool_calls[0].function.arguments | tojson }}{% endif %}"
+        return text(source, messages)
+
+    assert shown('{"a": [1, "é"]}') == '{"a": [1, "é"]}'
+    assert shown({"a": 1}) == '{"a": 1}'
+    assert shown("") == "{}"
+    assert shown('{"a": ') == '"{\\"a\\": "'
+    assert shown("[" * 100_000) == '"' + "[" * 100_000 + '"'
+
+
+def test_reasoning_reaches_the_template_under_every_name() -> None:
+    source = "{{ messages[0].reasoning_content }},{{ messages[0].thinking }}"
+    assert text(source, [{"role": "assistant", "content": "", "reasoning": "r"}]) == "r,r"
+    assert text(source, HI) == ","
+
+
+def test_the_requests_template_comes_before_the_servers_before_the_models() -> None:
+    mine = tokenizer(default="model", tool_use="model's tools {{ tools | length }}", other="other")
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    own, server = Renderer(mine), Renderer(mine, "server {{ 1 }}")
+    assert own.chat_text(HI) == "model"
+    assert own.chat_text(HI, tools=tools) == "model's tools 1"
+    assert server.chat_text(HI, tools=tools) == "server 1"
+    assert server.chat_text(HI, chat_template="{{ 'request' }}") == "request"
+    assert server.chat_text(HI, chat_template="other") == "other"
+    assert Renderer(mine, "tool_use").chat_text(HI, tools=tools) == "model's tools 1"
+    with pytest.raises(InvalidRequest, match="cannot be compiled") as caught:
+        own.chat_text(HI, chat_template="{% if %}")
+    assert caught.value.param == "chat_template"
+
+
+def test_without_a_template_completions_work_and_chat_says_why_not() -> None:
+    renderer = Renderer(tokenizer())
+    assert not renderer.has_template
+    assert renderer.render_text("a", add_special_tokens=False) == [97]
+    with pytest.raises(InvalidRequest) as caught:
+        renderer.render_chat(HI)
+    assert caught.value.message == NO_TEMPLATE
+    with pytest.raises(InvalidRequest, match="name one of them in `chat_template`: rag"):
+        Renderer(tokenizer(rag="x")).render_chat(HI)
+
+
+def test_template_variables_come_from_the_request_before_the_server() -> None:
+    source = "{{ a }}{{ b }}{{ bos_token }}{% if documents %}{{ documents[0].text }}{% endif %}"
+    renderer = Renderer(tokenizer(default=source), default_template_kwargs={"a": 1, "b": 2})
+    assert renderer.chat_text(HI) == "12<s>"
+    assert renderer.chat_text(HI, chat_template_kwargs={"a": 3, "bos_token": "!"}) == "32!"
+    assert renderer.chat_text(HI, documents=[{"title": "t", "text": "d"}]) == "12<s>d"
+    for name in ("messages", "tools", "add_generation_prompt", "_octavo_tick"):
+        with pytest.raises(InvalidRequest) as caught:
+            renderer.chat_text(HI, chat_template_kwargs={name: 1})
+        assert caught.value.param == f"chat_template_kwargs.{name}"
+
+
+def test_no_messages_are_refused() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        text(PLAIN, [])
+    assert caught.value.param == "messages"
+
+
+def test_a_text_that_cannot_fit_is_refused_without_tokenizing() -> None:
+    renderer = Renderer(tokenizer(default=PLAIN), max_model_len=100)
+    assert len(renderer.render_text("é" * 10)) == 21
+    with pytest.raises(ContextLengthExceeded, match="maximum context length is 100 tokens.*at least 666667 tokens"):
+        renderer.render_text("é" * 1_000_000)
+
+
+def test_a_lone_surrogate_is_the_callers_error() -> None:
+    with pytest.raises(InvalidRequest, match="surrogate"):
+        Renderer(tokenizer(default=PLAIN)).render_chat([{"role": "user", "content": "a\ud800"}])
+
+
+def test_a_broken_template_stops_the_start(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="The chat template 'default' of test cannot be compiled"):
+        Renderer(tokenizer(default="{% if %}"))
+    with pytest.raises(StartupError, match="failed to open"):
+        Renderer(tokenizer(), str(tmp_path / "missing.jinja"))
+    with pytest.raises(CheckpointError, match="The chat template 'tool_use' of test cannot render"):
+        Renderer(tokenizer(default=PLAIN, tool_use="{{ nothing.at.all }}"))
+    Renderer(tokenizer(default=PLAIN, rag="{% if %}"))  # one that nobody has asked for
