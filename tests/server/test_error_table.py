@@ -7,222 +7,10 @@ from typing import Any
 
 import pytest
 
+from error_table import CHAT, USER, bad_requests, chat, messages, nested, row_id, text
 from server_fakes import CONTEXT, VOCAB, Server, make_server
 
 BAD = "BadRequestError"
-CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
-USER = [{"role": "user", "content": "Hello"}]
-
-
-def chat(**fields: Any) -> tuple[str, Any]:
-    return CHAT, {"messages": USER, **fields}
-
-
-def text(**fields: Any) -> tuple[str, Any]:
-    return TEXT, {"prompt": "Hello", **fields}
-
-
-def messages(*items: Any) -> tuple[str, Any]:
-    return CHAT, {"messages": list(items)}
-
-
-def raw(body: str | bytes) -> tuple[str, Any]:
-    return CHAT, body if isinstance(body, bytes) else body.encode()
-
-
-def nested(depth: int) -> Any:
-    value: Any = 1
-    for _ in range(depth):
-        value = [value]
-    return value
-
-
-#: (path, body), then param. Status 400, type BadRequestError, no code.
-BAD_REQUESTS: list[tuple[tuple[str, Any], str | None]] = [
-    # bodies that are no JSON object
-    (raw(""), None),
-    (raw("{"), None),
-    (raw("nonsense"), None),
-    (raw("[]"), None),
-    (raw('"text"'), None),
-    (raw("null"), None),
-    (raw("42"), None),
-    (raw('{"messages": [}'), None),
-    (raw('{"messages": []} trailing'), None),
-    (raw(b"\xff\xfe{}"), None),
-    (raw(b'{"prompt": "\xff"}'), None),
-    (raw(b'\xef\xbb\xbf{"a": 1}'), None),
-    (raw('{"messages": [], "x": "\\ud800"}'), None),
-    # numbers that are none (J11 to J18)
-    (raw('{"messages": [], "temperature": NaN}'), None),
-    (raw('{"messages": [], "temperature": Infinity}'), None),
-    (raw('{"messages": [], "temperature": -Infinity}'), None),
-    (raw('{"messages": [], "temperature": 1e999}'), None),
-    (raw('{"messages": [], "n": 1' + "0" * 5000 + "}"), None),
-    (raw('{"messages": [{"role":"user","content":"x"}], "seed": 99999999999999999999999}'), "seed"),
-    (raw('{"messages": [{"role":"user","content":"x"}], "temperature": 1' + "0" * 400 + "}"), "temperature"),
-    # depth
-    (raw("[" * 100_000), None),
-    (raw('{"messages": ' + "[" * 70 + "]" * 70 + "}"), None),
-    (chat(metadata=nested(64)), None),
-    # messages
-    ((CHAT, {}), "messages"),
-    ((CHAT, {"messages": None}), "messages"),
-    ((CHAT, {"messages": []}), "messages"),
-    ((CHAT, {"messages": "Hello"}), "messages"),
-    ((CHAT, {"messages": {"role": "user"}}), "messages"),
-    (messages("Hello"), "messages.0"),
-    (messages(None), "messages.0"),
-    (messages({"content": "Hello"}), "messages.0.role"),
-    (messages({"role": 5, "content": "Hello"}), "messages.0.role"),
-    (messages({"role": "", "content": "Hello"}), "messages.0.role"),
-    (messages({"role": "u\n", "content": "Hello"}), "messages.0.role"),
-    (messages({"role": "user", "content": 5}), "messages.0.content"),
-    (messages({"role": "user", "content": {"text": "x"}}), "messages.0.content"),
-    (messages(USER[0], {"role": "user", "content": True}), "messages.1.content"),
-    (messages({"role": "user", "content": ["x"]}), "messages.0.content.0"),
-    (messages({"role": "user", "content": [{"text": "x"}]}), "messages.0.content.0"),
-    (messages({"role": "user", "content": [{"type": 5}]}), "messages.0.content.0"),
-    (messages({"role": "user", "content": [{"type": "text", "text": "a"}, None]}), "messages.0.content.1"),
-    (messages({"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}), "messages.0.content.0"),
-    (messages({"role": "user", "content": "x", "name": 5}), "messages.0.name"),
-    (messages({"role": "user", "content": "x", "tool_calls": "x"}), "messages.0.tool_calls"),
-    # types: true is no integer, "1" is no number, 1.0 is no integer
-    (chat(model=5), "model"),
-    (chat(n=True), "n"),
-    (chat(n="1"), "n"),
-    (chat(n=1.0), "n"),
-    (chat(temperature="0.7"), "temperature"),
-    (chat(temperature=True), "temperature"),
-    (chat(temperature=[]), "temperature"),
-    (chat(stream="true"), "stream"),
-    (chat(stream=1), "stream"),
-    (chat(logprobs=5), "logprobs"),
-    (chat(max_tokens="5"), "max_tokens"),
-    (chat(stop=5), "stop"),
-    (chat(stop=["a", 5]), "stop"),
-    (chat(stop_token_ids=["5"]), "stop_token_ids.0"),
-    (chat(logit_bias=[]), "logit_bias"),
-    (chat(logit_bias={"a": 1}), "logit_bias"),
-    (chat(logit_bias={"5": "1"}), "logit_bias.5"),
-    (chat(logit_bias={"5": True}), "logit_bias.5"),
-    (chat(stream=True, stream_options=5), "stream_options"),
-    (chat(stream=True, stream_options={"include_usage": "yes"}), "stream_options.include_usage"),
-    (chat(documents="x"), "documents"),
-    (chat(chat_template_kwargs=[]), "chat_template_kwargs"),
-    # values
-    (chat(n=0), "n"),
-    (chat(n=-1), "n"),
-    (chat(n=1_000_000_000), "n"),
-    (chat(n=2, temperature=0), "n"),
-    (chat(temperature=-0.1), "temperature"),
-    (chat(temperature=2.1), "temperature"),
-    (chat(top_p=0), "top_p"),
-    (chat(top_p=1.1), "top_p"),
-    (chat(top_k=-2), "top_k"),
-    (chat(min_p=-0.1), "min_p"),
-    (chat(min_p=1.1), "min_p"),
-    (chat(presence_penalty=2.1), "presence_penalty"),
-    (chat(frequency_penalty=-2.1), "frequency_penalty"),
-    (chat(repetition_penalty=0), "repetition_penalty"),
-    (chat(seed=2**63), "seed"),
-    (chat(stop=""), "stop"),
-    (chat(stop=["a", ""]), "stop"),
-    (chat(stop=["a", "b", "c", "d", "e"]), "stop"),
-    (chat(stop="x" * 5000), "stop"),
-    (chat(stop_token_ids=[VOCAB]), "stop_token_ids"),
-    (chat(stop_token_ids=[-1]), "stop_token_ids"),
-    (chat(logit_bias={str(VOCAB): 1}), "logit_bias"),
-    (chat(logit_bias={"-1": 1}), "logit_bias"),
-    (chat(max_tokens=0), "max_tokens"),
-    (chat(max_tokens=-1), "max_tokens"),
-    (chat(max_completion_tokens=0), "max_completion_tokens"),
-    (chat(max_completion_tokens=0, max_tokens=5), "max_completion_tokens"),
-    (chat(min_tokens=-1), "min_tokens"),
-    (chat(min_tokens=6, max_tokens=5), "min_tokens"),
-    (chat(top_logprobs=5), "top_logprobs"),
-    (chat(logprobs=True, top_logprobs=21), "top_logprobs"),
-    (chat(logprobs=True, top_logprobs=-1), "top_logprobs"),
-    (chat(stream_options={"include_usage": True}), "stream_options"),
-    (chat(cache_salt="x" * 257), "cache_salt"),
-    (chat(cache_salt="a\u0000b"), "cache_salt"),
-    (chat(continue_final_message=True, add_generation_prompt=True), "continue_final_message"),
-    # known, and not supported: refused by name, never ignored
-    (chat(tools=[{"type": "function", "function": {"name": "f"}}]), "tools"),
-    (chat(tools=[]), "tools"),
-    (chat(tool_choice="required"), "tool_choice"),
-    (chat(tool_choice={"type": "function", "function": {"name": "f"}}), "tool_choice"),
-    (chat(functions=[]), "functions"),
-    (chat(function_call={"name": "f"}), "function_call"),
-    (chat(response_format={"type": "json_object"}), "response_format"),
-    (chat(response_format={"type": "json_schema", "json_schema": {}}), "response_format"),
-    (chat(guided_json={}), "guided_json"),
-    (chat(guided_regex="a+"), "guided_regex"),
-    (chat(guided_choice=["a"]), "guided_choice"),
-    (chat(guided_grammar="root"), "guided_grammar"),
-    (chat(structured_outputs={"json": {}}), "structured_outputs"),
-    (chat(use_beam_search=True), "use_beam_search"),
-    (chat(length_penalty=0.5), "length_penalty"),
-    (chat(early_stopping=True), "early_stopping"),
-    (chat(best_of=2), "best_of"),
-    (chat(best_of=True), "best_of"),
-    (chat(prompt_logprobs=1), "prompt_logprobs"),
-    (chat(prompt_logprobs=0), "prompt_logprobs"),
-    (chat(echo=True), "echo"),
-    (chat(chat_template="{{ messages }}"), "chat_template"),
-    (chat(truncate_prompt_tokens=5), "truncate_prompt_tokens"),
-    (chat(allowed_token_ids=[1]), "allowed_token_ids"),
-    (chat(bad_words=["x"]), "bad_words"),
-    (chat(return_token_ids=True), "return_token_ids"),
-    (chat(modalities=["text", "audio"]), "modalities"),
-    (chat(audio={"voice": "x"}), "audio"),
-    # completions
-    ((TEXT, {}), "prompt"),
-    (text(prompt=None), "prompt"),
-    (text(prompt=5), "prompt"),
-    (text(prompt=""), "prompt"),
-    (text(prompt=[]), "prompt"),
-    (text(prompt=[[]]), "prompt"),
-    (text(prompt=["a", 1]), "prompt"),
-    (text(prompt=["a", ["b"]]), "prompt"),
-    (text(prompt=[1, True]), "prompt"),
-    (text(prompt=[1, 2.0]), "prompt"),
-    (text(prompt=[[1], "a"]), "prompt"),
-    (text(prompt=[-1]), "prompt"),
-    (text(prompt=[VOCAB]), "prompt"),
-    (text(prompt=[2**70]), "prompt"),
-    (text(prompt=["a", ""]), "prompt.1"),
-    (text(prompt=[[1], [VOCAB]]), "prompt.1"),
-    (text(prompt=["a"] * 65), "prompt"),
-    (text(prompt=["a"] * 33, n=2), "prompt"),
-    (text(n=2, temperature=0), "n"),
-    (text(max_tokens=0), "max_tokens"),
-    (text(logprobs=21), "logprobs"),
-    (text(logprobs=-1), "logprobs"),
-    (text(logprobs=True), "logprobs"),
-    (text(suffix="end"), "suffix"),
-    (text(echo=True), "echo"),
-    (text(echo=True, max_tokens=0), "echo"),
-    (text(best_of=3), "best_of"),
-    (text(response_format={"type": "json_object"}), "response_format"),
-    # tokenize and detokenize
-    (("/tokenize", {}), "prompt"),
-    (("/tokenize", {"prompt": "a", "messages": USER}), "prompt"),
-    (("/tokenize", {"prompt": 5}), "prompt"),
-    (("/tokenize", {"messages": []}), "messages"),
-    (("/tokenize", {"messages": USER, "tools": []}), "tools"),
-    (("/detokenize", {}), "tokens"),
-    (("/detokenize", {"tokens": "abc"}), "tokens"),
-    (("/detokenize", {"tokens": [True]}), "tokens.0"),
-    (("/detokenize", {"tokens": [-1]}), "tokens"),
-    (("/detokenize", {"tokens": [VOCAB]}), "tokens"),
-    (("/detokenize", {"tokens": [2**64]}), "tokens.0"),
-]
-
-
-def row_id(row: Any) -> str:
-    (path, body), param = row
-    return f"{path} {param} {body if isinstance(body, bytes) else json.dumps(body)}"[:100]
 
 
 @pytest.fixture(scope="module")
@@ -230,7 +18,7 @@ def server() -> Server:
     return make_server()
 
 
-@pytest.mark.parametrize("row", BAD_REQUESTS, ids=row_id)
+@pytest.mark.parametrize("row", bad_requests(VOCAB, 64), ids=row_id)
 def test_a_bad_request_is_a_400_that_names_the_field(server: Server, row: Any) -> None:
     (path, body), param = row
     reply = server.post(path, body)
@@ -243,7 +31,7 @@ def test_a_bad_request_is_a_400_that_names_the_field(server: Server, row: Any) -
 
 def test_a_bad_request_never_reaches_the_engine() -> None:
     server = make_server()
-    for (path, body), _ in BAD_REQUESTS:
+    for (path, body), _ in bad_requests(VOCAB, 64):
         server.post(path, body)
     assert server.engine.requests == []
 
