@@ -89,18 +89,19 @@ async def render_chat(
     options["continue_final_message"] = bool(continue_final_message)
     options["add_generation_prompt"] = not continue_final_message and add_generation_prompt is not False
     return await serving.tokenize(
-        sum(_num_chars(message) for message in plain),
+        _num_chars(plain) + _num_chars(options),
         lambda: serving.state.renderer.render_chat(plain, **options),
         "messages",
     )
 
 
-def _num_chars(message: dict[str, Any]) -> int:
-    """Characters of text, whether the content is a string or parts."""
-    content = message["content"]
-    if not isinstance(content, list):
-        return len(content or "")
-    return sum(len(value) for part in content for value in part.values() if isinstance(value, str))
+def _num_chars(value: Any) -> int:
+    """Characters of all strings in a JSON value, which is at most `MAX_JSON_DEPTH` deep."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(map(_num_chars, value.values()))
+    return sum(map(_num_chars, value)) if isinstance(value, list) else 0
 
 
 class _Reply:
