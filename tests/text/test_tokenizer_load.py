@@ -82,6 +82,13 @@ def test_a_special_token_of_the_vocabulary_is_found_whole(directory: Path) -> No
     assert loaded.max_token_id == 259  # the one that the vocabulary lacks got no id
 
 
+def test_special_tokens_without_a_name_are_special(directory: Path) -> None:
+    write(directory / "tokenizer_config.json", {"additional_special_tokens": ["ab", {"content": "a"}, "<nowhere>", 5]})
+    loaded = load_tokenizer(directory)
+    assert loaded.special_ids == {256, loaded.token_to_id("a"), 257, 258, 259}
+    assert loaded.decode(loaded.encode("xab")) == "x"
+
+
 def test_truncation_and_padding_of_the_file_are_off(directory: Path) -> None:
     made = backend()
     made.enable_truncation(3)

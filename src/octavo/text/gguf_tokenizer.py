@@ -80,7 +80,7 @@ def _build(metadata: Mapping[str, Any], source: str) -> TokenizerParts:
         raise _Unusable(f"tokenizer.ggml.model is {str(model)[:40]!r}; gpt2 and llama are supported.")
     special_tokens_map = _special_tokens_map(metadata, tokens)
     _add_tokens(backend, tokens, types)
-    add_missing_special_tokens(backend, special_tokens_map)
+    add_missing_special_tokens(backend, special_tokens_map.values())
     add_bos = bool(metadata.get("tokenizer.ggml.add_bos_token", add_bos))
     add_eos = bool(metadata.get("tokenizer.ggml.add_eos_token", False))
     set_bos_eos(

@@ -37,9 +37,10 @@ _MAX_LENGTH: Final = 1 << 30
 def load(directory: Path) -> TokenizerParts:
     backend = _load_backend(directory / "tokenizer.json")
     config = _read_json(directory / "tokenizer_config.json")
-    special_tokens_map = _special_tokens_map(_read_json(directory / "special_tokens_map.json"), config)
+    named = (_read_json(directory / "special_tokens_map.json"), config)
+    special_tokens_map = _special_tokens_map(*named)
     _add_configured_tokens(backend, config, directory)
-    add_missing_special_tokens(backend, special_tokens_map)
+    add_missing_special_tokens(backend, [*special_tokens_map.values(), *_nameless_tokens(*named)])
     if "add_bos_token" in config or "add_eos_token" in config:
         # As transformers: these keys, when present, replace the rule in tokenizer.json.
         bos = _known(backend, special_tokens_map.get("bos_token")) if config.get("add_bos_token") else None
@@ -103,11 +104,22 @@ def _special_tokens_map(*sources: Mapping[str, Any]) -> dict[str, str]:
     found: dict[str, str] = {}
     for name in SPECIAL_TOKEN_NAMES:
         for source in sources:
-            value = source.get(name)
-            text = value.get("content") if isinstance(value, dict) else value
-            if isinstance(text, str) and text:
+            text = _text_of(source.get(name))
+            if text:
                 found[name] = text
     return found
+
+
+def _nameless_tokens(*sources: Mapping[str, Any]) -> list[str]:
+    """Special tokens that are listed without a name."""
+    keys = ("additional_special_tokens", "extra_special_tokens")
+    lists = [value for source in sources for key in keys if isinstance(value := source.get(key), list)]
+    return [text for tokens in lists for token in tokens if (text := _text_of(token))]
+
+
+def _text_of(token: object) -> str | None:
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else None
 
 
 def _add_configured_tokens(backend: tokenizers.Tokenizer, config: Mapping[str, Any], directory: Path) -> None:

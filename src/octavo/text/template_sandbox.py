@@ -143,6 +143,10 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         return tree
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        if operator == "+" and type(left) is str and type(right) is str:  # most of what templates do
+            if len(left) + len(right) > MAX_VALUE:
+                _check_size(len(left) + len(right))
+            return left + right
         if operator == "*":
             _check_product(left, right)
         elif operator == "+":
@@ -154,6 +158,8 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         return super().call_binop(context, operator, left, right)
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
+        if type(__obj) is Clock:
+            return __obj()
         # jinja wraps str.format, so that the owner is behind __wrapped__
         owner = getattr(getattr(__obj, "__wrapped__", __obj), "__self__", None)
         if isinstance(owner, str):

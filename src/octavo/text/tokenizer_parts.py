@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -35,10 +35,10 @@ def one_line(error: BaseException) -> str:
     return text if len(text) <= 300 else text[:300] + "..."
 
 
-def add_missing_special_tokens(backend: tokenizers.Tokenizer, special_tokens_map: Mapping[str, str]) -> None:
-    """Make each named special token of the vocabulary one that is found whole in a text."""
+def add_missing_special_tokens(backend: tokenizers.Tokenizer, special_tokens: Iterable[str]) -> None:
+    """Make each of the tokens that the vocabulary has one that is special and found whole in a text."""
     known = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
-    for token in dict.fromkeys(special_tokens_map.values()):
+    for token in dict.fromkeys(special_tokens):
         # One that the vocabulary lacks would get a new id, past the end of the model's embedding.
         if token not in known and backend.token_to_id(token) is not None:
             backend.add_special_tokens([AddedToken(token, special=True, normalized=False)])
