@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from octavo.core.sched_output import ModelRunnerOutput, SchedulerOutput
+from octavo.step import ModelRunnerOutput, SchedulerOutput
 from octavo.messages import AddRequest, EngineInfo
 
 VOCAB_SIZE = 50

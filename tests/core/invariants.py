@@ -8,7 +8,7 @@ from collections import Counter
 from core.fake import FakeExecutor
 from octavo.core.kv_cache_manager import hash_block, hash_salt
 from octavo.core.request import RequestStatus
-from octavo.core.sched_output import SchedulerOutput
+from octavo.step import SchedulerOutput
 from octavo.core.scheduler import Scheduler
 
 

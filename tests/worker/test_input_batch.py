@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from octavo.core.sched_output import CachedRequestData, NewRequestData
+from octavo.step import CachedRequestData, NewRequestData
 from octavo.params import SamplingParams
 from octavo.worker.input_batch import InputBatchBuilder
 from octavo.worker.request_states import RequestStates

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from octavo.core.sched_output import NewRequestData
+from octavo.step import NewRequestData
 from octavo.ops.table import bind
 from octavo.params import SamplingParams
 from octavo.worker.request_states import RequestStates

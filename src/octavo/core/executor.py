@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 
 from octavo.config import EngineConfig
-from octavo.core.sched_output import ModelRunnerOutput, SchedulerOutput
+from octavo.step import ModelRunnerOutput, SchedulerOutput
 from octavo.messages import EngineInfo
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from octavo.config import EngineConfig
 from octavo.core.faults import fault
 from octavo.core.kv_cache_manager import KVCacheManager
 from octavo.core.request import Request, RequestStatus, sampling_seed_of
-from octavo.core.sched_output import CachedRequestData, ModelRunnerOutput, NewRequestData, SchedulerOutput
+from octavo.step import CachedRequestData, ModelRunnerOutput, NewRequestData, SchedulerOutput
 from octavo.messages import AddRequest, EngineInfo, RequestOutput, SchedulerStats, TokenLogprobs
 
 logger = logging.getLogger("octavo.core")

@@ -154,5 +154,5 @@ class DummyCheckpoint:
         values = torch.empty(self._shapes[name], dtype=self.dtype)
         if name.endswith("norm.weight"):
             return values.fill_(1.0)
-        generator = torch.Generator().manual_seed((self._seed << 32 | zlib.crc32(name.encode())) % 2**63)
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{self._seed} {name}".encode()))
         return values.uniform_(-_DUMMY_BOUND, _DUMMY_BOUND, generator=generator)

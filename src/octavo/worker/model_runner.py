@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from octavo.core.sched_output import ModelRunnerOutput, SchedulerOutput
+from octavo.step import ModelRunnerOutput, SchedulerOutput
 from octavo.device.base import Device
 from octavo.models.transformer import Transformer
 from octavo.ops.table import Ops

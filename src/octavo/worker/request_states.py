@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from octavo.core.sched_output import CachedRequestData, NewRequestData
+from octavo.step import CachedRequestData, NewRequestData
 from octavo.params import SamplingParams
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 
 from octavo.config import EngineConfig
-from octavo.core.sched_output import ModelRunnerOutput, NewRequestData, SchedulerOutput
+from octavo.step import ModelRunnerOutput, NewRequestData, SchedulerOutput
 from octavo.device.base import Device
 from octavo.device.cpu import CPUDevice
 from octavo.errors import InvalidConfig
@@ -44,8 +44,8 @@ class Worker:
         start = time.perf_counter()
         device: Device = CPUDevice(config.parallel)
         ops = bind(device.name)
-        max_num_batched_tokens = self._max_num_batched_tokens()
-        loaded = load_model(config.model, ops, max_num_batched_tokens, self._on_phase)
+        # The model's buffers grow when a step is larger than this; how large one may be depends on its context.
+        loaded = load_model(config.model, ops, _DEFAULT_BATCHED_TOKENS, self._on_phase)
         seconds["weights"] = time.perf_counter() - start
 
         start = time.perf_counter()
@@ -63,6 +63,7 @@ class Worker:
             max_num_seqs=config.scheduler.max_num_seqs,
             max_model_len=plan.max_model_len,
         )
+        max_num_batched_tokens = self._max_num_batched_tokens(plan.max_model_len)
         seconds["kv cache"] = time.perf_counter() - start
 
         start = time.perf_counter()
@@ -82,13 +83,17 @@ class Worker:
             raise InvalidConfig(f"--max-model-len {asked} is longer than the {limit} positions of the model.")
         return asked or limit
 
-    def _max_num_batched_tokens(self) -> int:
+    def _max_num_batched_tokens(self, max_model_len: int) -> int:
         scheduler = self._config.scheduler
-        if scheduler.max_num_batched_tokens is not None:
-            return scheduler.max_num_batched_tokens
+        asked = scheduler.max_num_batched_tokens
         if scheduler.enable_chunked_prefill:
-            return max(_DEFAULT_BATCHED_TOKENS, scheduler.max_num_seqs)
-        return max(2048, self._config.model.max_model_len or 0)
+            return asked or max(_DEFAULT_BATCHED_TOKENS, scheduler.max_num_seqs)
+        if asked is not None and asked < max_model_len:
+            raise InvalidConfig(
+                f"--max-num-batched-tokens {asked} is less than the context of {max_model_len} tokens, which is only "
+                f"possible with --enable-chunked-prefill."
+            )
+        return asked or max_model_len
 
     def _kv_cache_dtype(self, loaded: LoadedModel) -> torch.dtype:
         """auto: the type of the checkpoint's unquantized weights; float16 where all are quantized."""
