@@ -13,9 +13,9 @@ import pytest
 
 from server_process import Background, Reply, ServerProcess, eventually, wait_gone
 
-POOL = ("--num-kv-blocks-override", "65", "--max-num-seqs", "16", "--max-model-len", "2048")
+POOL = ("--num-kv-blocks-override", "40", "--max-num-seqs", "16", "--max-model-len", "2048")
 PROMPTS = [f"Here is a list of {n} {things}: 1." for n in (3, 7) for things in ("fruits", "rivers", "colours", "tools")]
-GREEDY = {"temperature": 0, "max_tokens": 96, "ignore_eos": True}
+GREEDY = {"temperature": 0, "max_tokens": 64, "ignore_eos": True}
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def start(smollm2_gguf: Path) -> Iterator[Any]:
 
 
 def long_stream(server: ServerProcess, prompt: str) -> list[Any]:
-    return list(server.stream("/v1/completions", {"prompt": prompt, "max_tokens": 900, "ignore_eos": True}))
+    return list(server.stream("/v1/completions", {"prompt": prompt, "max_tokens": 500, "ignore_eos": True}))
 
 
 def assert_told_of_death(result: Any) -> None:
@@ -44,7 +44,7 @@ def assert_told_of_death(result: Any) -> None:
 
 
 def test_a_small_pool_preempts_refuses_frees_and_at_last_dies_aloud(start: Any) -> None:
-    """One server with a pool of 64 blocks goes through what a bad day brings; the steps are in their order."""
+    """One server with a pool of 40 blocks goes through what a bad day brings; the steps are in their order."""
     server: ServerProcess = start(*POOL).wait_ready()
     a_pool_too_small_for_all_changes_no_text(server)
     a_request_larger_than_the_pool_is_refused(server)
@@ -69,12 +69,12 @@ def a_pool_too_small_for_all_changes_no_text(server: ServerProcess) -> None:
 def a_request_larger_than_the_pool_is_refused(server: ServerProcess) -> None:
     reply = server.complete("hello", max_tokens=1500)
     assert (reply.status, reply.json["error"]["code"]) == (400, "context_length_exceeded")
-    assert "1500" in reply.json["error"]["message"] and "1024" in reply.json["error"]["message"]
+    assert "1500" in reply.json["error"]["message"] and "640" in reply.json["error"]["message"]
     assert server.complete("hello", max_tokens=2).status == 200
 
 
 def a_client_that_goes_frees_its_blocks(server: ServerProcess) -> None:
-    streams = [server.stream("/v1/completions", {"prompt": "Once", "max_tokens": 900, "n": n}) for n in (1, 4)]
+    streams = [server.stream("/v1/completions", {"prompt": "Once", "max_tokens": 500, "n": n}) for n in (1, 4)]
     for stream in streams:
         next(iter(stream))
     server.wait_metric("vllm:num_requests_running", lambda n: n == 5)
@@ -88,7 +88,7 @@ def a_killed_engine_ends_every_request(server: ServerProcess) -> None:
     requests = Background()
     for i in range(8):
         requests.start(lambda i=i: long_stream(server, PROMPTS[i]))  # type: ignore[misc]
-        requests.start(lambda i=i: server.complete(PROMPTS[i], max_tokens=900, ignore_eos=True))  # type: ignore[misc]
+        requests.start(lambda i=i: server.complete(PROMPTS[i], max_tokens=500, ignore_eos=True))  # type: ignore[misc]
     server.wait_metric("vllm:num_requests_running", lambda n: n >= 8)
     begin = time.monotonic()
     server.engine().kill()
@@ -104,7 +104,7 @@ def test_a_stopped_engine_is_dead_within_its_timeout(start: Any) -> None:
     server = start().wait_ready()
     requests = Background()
     requests.start(lambda: long_stream(server, PROMPTS[0]))
-    requests.start(lambda: server.complete(PROMPTS[1], max_tokens=900, ignore_eos=True))
+    requests.start(lambda: server.complete(PROMPTS[1], max_tokens=500, ignore_eos=True))
     server.wait_metric("vllm:num_requests_running", lambda n: n == 2)
     engine = server.engine()
     os.kill(engine.pid, signal.SIGSTOP)
@@ -127,7 +127,7 @@ def test_term_lets_running_and_waiting_requests_finish_with_their_whole_text(sta
     for reply in requests.join(30):
         assert reply.status == 200
         assert reply.json["choices"] == expected["choices"]
-        assert reply.json["usage"]["completion_tokens"] == 96
+        assert reply.json["usage"]["completion_tokens"] == 64
     assert server.wait(5) == 0
     assert "Traceback" not in server.stderr
 
@@ -149,7 +149,7 @@ def test_a_killed_server_leaves_nothing_and_the_next_one_starts(start: Any) -> N
     for _ in range(2):
         server = start(*flags).wait_ready()
         flags[3] = str(server.port)
-        stream = server.stream("/v1/completions", {"prompt": "Once", "max_tokens": 900})
+        stream = server.stream("/v1/completions", {"prompt": "Once", "max_tokens": 500})
         next(iter(stream))
         engine = server.engine()
         server.signal(signal.SIGKILL)
