@@ -80,6 +80,7 @@ class Metrics:
             gauge("vllm:gpu_cache_usage_perc", "The same under its old name."),
         )
         gauge("vllm:cpu_cache_usage_perc", "Always 0: there is no swap space.")
+        gauge("vllm:cpu_prefix_cache_hit_rate", "Always 0: there is no swap space.")
         self._hit_rate = gauge("vllm:gpu_prefix_cache_hit_rate", "Share of prompt tokens found in the prefix cache.")
         self._prompt_rate = gauge("vllm:avg_prompt_throughput_toks_per_s", "Prompt tokens/s over the last interval.")
         self._generation_rate = gauge(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -159,8 +160,6 @@ def test_tokenize_and_detokenize() -> None:
 
 
 def test_a_long_prompt_is_tokenized_off_the_loop() -> None:
-    import threading
-
     server = make_server(info=engine_info(max_model_len=100_000, max_request_tokens=100_000))
     names = []
     inner = server.renderer.render_text
@@ -172,7 +171,9 @@ def test_a_long_prompt_is_tokenized_off_the_loop() -> None:
     server.renderer.render_text = render  # type: ignore[method-assign]
     assert server.complete("x" * 10_000).status == 200
     assert server.complete("x" * 10).status == 200
+    assert server.complete(["x" * 50] * 50).status == 200
     assert names[0].startswith("tokenize") and names[1] == threading.main_thread().name
+    assert all(name.startswith("tokenize") for name in names[2:])  # together they are long
 
 
 def test_requests_are_logged_only_when_asked(caplog: pytest.LogCaptureFixture) -> None:

@@ -12,7 +12,8 @@ from octavo.params import GenerateRequest, SamplingParams
 # features.md 7.2: the names of v0.6.0, without the speculative ones, and today's.
 NAMES = [
     "num_requests_running", "num_requests_waiting", "num_requests_swapped", "gpu_cache_usage_perc",
-    "cpu_cache_usage_perc", "gpu_prefix_cache_hit_rate", "num_preemptions_total", "prompt_tokens_total",
+    "cpu_cache_usage_perc", "gpu_prefix_cache_hit_rate", "cpu_prefix_cache_hit_rate",
+    "num_preemptions_total", "prompt_tokens_total",
     "generation_tokens_total", "time_to_first_token_seconds", "time_per_output_token_seconds",
     "e2e_request_latency_seconds", "request_prompt_tokens", "request_generation_tokens", "request_params_best_of",
     "request_params_n", "request_success_total", "avg_prompt_throughput_toks_per_s",

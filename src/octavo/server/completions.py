@@ -70,25 +70,30 @@ class CompletionHandler:
         """One request a prompt, ids `<id>-<i>` when there are several (E70). All are checked before any starts."""
         requests = []
         prompts: Sequence[str | list[int]] = request.prompt
+        num_chars = sum(len(prompt) for prompt in prompts if isinstance(prompt, str))
         for i, prompt in enumerate(prompts):
             param = f"prompt.{i}" if len(request.prompt) > 1 else "prompt"
-            ids = await self._ids(prompt, request.add_special_tokens is not False, param)
+            if isinstance(prompt, str):
+                ids = await self._tokenized(prompt, request.add_special_tokens is not False, param, num_chars)
+            else:
+                ids = prompt
             external_id = f"{reply_id}-{i}" if len(request.prompt) > 1 else reply_id
             fitted = self._serving.fit(params, len(ids), param)
+            if ids is prompt:
+                self._check_ids(ids, param)
             requests.append(self._serving.generate_request(external_id, ids, fitted, request))
         return requests
 
-    async def _ids(self, prompt: str | list[int], add_special_tokens: bool, param: str) -> list[int]:
-        serving = self._serving
-        if isinstance(prompt, str):
-            if not prompt:
-                raise InvalidRequest("Prompt cannot be empty.", param)
-            render = serving.state.renderer.render_text
-            return await serving.tokenize(len(prompt), lambda: render(prompt, add_special_tokens), param)
-        vocab_size = serving.state.info.vocab_size
-        if min(prompt) < 0 or max(prompt) >= vocab_size:
+    async def _tokenized(self, prompt: str, add_special_tokens: bool, param: str, total: int) -> list[int]:
+        if not prompt:
+            raise InvalidRequest("Prompt cannot be empty.", param)
+        render = self._serving.state.renderer.render_text
+        return await self._serving.tokenize(len(prompt), lambda: render(prompt, add_special_tokens), param, total)
+
+    def _check_ids(self, ids: list[int], param: str) -> None:
+        vocab_size = self._serving.state.info.vocab_size
+        if min(ids) < 0 or max(ids) >= vocab_size:
             raise InvalidRequest(f"Token ids should lie in 0..{vocab_size - 1}.", param)
-        return prompt
 
 
 class _Reply:

@@ -69,10 +69,11 @@ class Serving:
             exchange.extra_headers.append((b"x-octavo-ignored-fields", ", ".join(names).encode()))
         return body, request
 
-    async def tokenize(self, size: int, function: Callable[[], list[int]], param: str) -> list[int]:
+    async def tokenize(self, size: int, function: Callable[[], list[int]], param: str, total: int = 0) -> list[int]:
         """Run `function`, which tokenizes `size` characters; in a thread when they are many.
 
-        `param` is the field that holds them.
+        `param` is the field that holds them, `total` the characters of all prompts of the request: a thousand short
+        ones hold up the streams as a long one does.
         """
         if size > self.state.info.max_model_len * MAX_TOKEN_BYTES:
             raise ContextLengthExceeded(
@@ -81,7 +82,7 @@ class Serving:
                 param,
             )
         try:
-            if size <= THREAD_CHARS:
+            if max(size, total) <= THREAD_CHARS:
                 return function()
             return await asyncio.get_running_loop().run_in_executor(self._threads, function)
         except ContextLengthExceeded as exc:
