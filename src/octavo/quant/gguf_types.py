@@ -96,6 +96,9 @@ def _dequantized(data: memoryview, type_name: str, shape: tuple[int, ...], name:
 # mask, the same in each byte, drops those that came from a neighbour.
 
 
+_DIAGONAL: Final = int.from_bytes(bytes(1 << i for i in range(8)), "little", signed=True)
+
+
 def _planes(packed: Tensor, width: int, bits: int, count: int) -> Tensor:
     """Bit fields of runs of `width` bytes, the lowest field of a whole run first.
 
@@ -118,9 +121,8 @@ def _lane(byte: int) -> int:
 
 
 def _combine(low: Tensor, high: Tensor, shift: int) -> Tensor:
-    """low | high << shift, for fields that do not leave their bytes; in place of `low`."""
-    lanes = low.view(torch.int64)
-    lanes |= high.view(torch.int64) << shift
+    """low | high << shift, for fields that do not leave their bytes. Overwrites both."""
+    low.view(torch.int64).bitwise_or_(high.view(torch.int64).bitwise_left_shift_(shift))
     return low
 
 
@@ -145,17 +147,21 @@ def _q4_1(blocks: Tensor) -> Blocks:
 
 
 def _fifth_bits(packed: Tensor) -> Tensor:
-    """uint8 [B, 4] -> uint8 [B, 32]: bit i of the 32 becomes the lowest bit of byte i."""
-    return (packed.unsqueeze(-1) >> torch.arange(8, dtype=torch.uint8)).bitwise_and_(1).view(-1, 32)
+    """uint8 [B, 4] -> uint8 [B, 32]: bit i of the 32 becomes bit 4 of byte i.
+
+    A byte is copied to all eight of a lane, each copy keeps one bit, and adding 127 carries it to the top.
+    """
+    lanes = packed.to(torch.int64).mul_(_lane(1)).bitwise_and_(_DIAGONAL).add_(_lane(127))
+    return lanes.bitwise_right_shift_(3).bitwise_and_(_lane(16)).view(torch.uint8).view(-1, 32)
 
 
 def _q5_0(blocks: Tensor) -> Blocks:
-    values = _combine(_planes(blocks[:, 6:], 16, 4, 2), _fifth_bits(blocks[:, 2:6]), 4)
+    values = _combine(_planes(blocks[:, 6:], 16, 4, 2), _fifth_bits(blocks[:, 2:6]), 0)
     return values, _half(blocks, 0), None
 
 
 def _q5_1(blocks: Tensor) -> Blocks:
-    values = _combine(_planes(blocks[:, 8:], 16, 4, 2), _fifth_bits(blocks[:, 4:8]), 4)
+    values = _combine(_planes(blocks[:, 8:], 16, 4, 2), _fifth_bits(blocks[:, 4:8]), 0)
     return values, _half(blocks, 0), _half(blocks, 2)
 
 
