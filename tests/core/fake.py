@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 import msgspec
 
-from octavo.step import ModelRunnerOutput, SchedulerOutput
 from octavo.messages import AddRequest, EngineInfo
+from octavo.step import ModelRunnerOutput, SchedulerOutput
 
 VOCAB_SIZE = 50
 

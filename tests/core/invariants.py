@@ -8,8 +8,8 @@ from collections import Counter
 from core.fake import FakeExecutor
 from octavo.core.kv_cache_manager import hash_block, hash_salt
 from octavo.core.request import RequestStatus
-from octavo.step import SchedulerOutput
 from octavo.core.scheduler import Scheduler
+from octavo.step import SchedulerOutput
 
 
 def check_state(scheduler: Scheduler) -> None:

@@ -8,10 +8,10 @@ from core import invariants
 from core.fake import FakeExecutor, alone, info
 from octavo.config import CacheConfig, EngineConfig, SchedulerConfig
 from octavo.core.request import sampling_seed_of
-from octavo.step import ModelRunnerOutput, SchedulerOutput
 from octavo.core.scheduler import Scheduler
 from octavo.messages import AddRequest, EngineInfo, RequestOutput, TokenLogprobs
 from octavo.params import SamplingParams
+from octavo.step import ModelRunnerOutput, SchedulerOutput
 
 
 class World:

@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from octavo.step import CachedRequestData, NewRequestData
 from octavo.params import SamplingParams
+from octavo.step import CachedRequestData, NewRequestData
 from octavo.worker.input_batch import InputBatchBuilder
 from octavo.worker.request_states import RequestStates
 

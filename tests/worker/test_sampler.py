@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from octavo.step import NewRequestData
 from octavo.ops.table import bind
 from octavo.params import SamplingParams
+from octavo.step import NewRequestData
 from octavo.worker.request_states import RequestStates
 from octavo.worker.sampler import Sampler, SamplerResult
 

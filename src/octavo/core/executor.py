@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 
 from octavo.config import EngineConfig
-from octavo.step import ModelRunnerOutput, SchedulerOutput
 from octavo.messages import EngineInfo
+from octavo.step import ModelRunnerOutput, SchedulerOutput
 
 if TYPE_CHECKING:
     from octavo.worker.worker import Worker

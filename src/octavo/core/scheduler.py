@@ -25,8 +25,8 @@ from octavo.config import EngineConfig
 from octavo.core.faults import fault
 from octavo.core.kv_cache_manager import KVCacheManager
 from octavo.core.request import Request, RequestStatus, sampling_seed_of
-from octavo.step import CachedRequestData, ModelRunnerOutput, NewRequestData, SchedulerOutput
 from octavo.messages import AddRequest, EngineInfo, RequestOutput, SchedulerStats, TokenLogprobs
+from octavo.step import CachedRequestData, ModelRunnerOutput, NewRequestData, SchedulerOutput
 
 logger = logging.getLogger("octavo.core")
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from octavo.step import ModelRunnerOutput, SchedulerOutput
 from octavo.device.base import Device
 from octavo.models.transformer import Transformer
 from octavo.ops.table import Ops
+from octavo.step import ModelRunnerOutput, SchedulerOutput
 from octavo.worker.input_batch import InputBatch, InputBatchBuilder
 from octavo.worker.request_states import RequestStates
 from octavo.worker.sampler import Sampler

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from octavo.step import CachedRequestData, NewRequestData
 from octavo.params import SamplingParams
+from octavo.step import CachedRequestData, NewRequestData
 
 
 class PenaltyState:

@@ -8,7 +8,6 @@ from collections.abc import Callable
 import torch
 
 from octavo.config import EngineConfig
-from octavo.step import ModelRunnerOutput, NewRequestData, SchedulerOutput
 from octavo.device.base import Device
 from octavo.device.cpu import CPUDevice
 from octavo.errors import InvalidConfig
@@ -16,6 +15,7 @@ from octavo.messages import EngineInfo
 from octavo.models.loader import LoadedModel, load_model
 from octavo.ops.table import Ops, bind
 from octavo.params import SamplingParams
+from octavo.step import ModelRunnerOutput, NewRequestData, SchedulerOutput
 from octavo.worker.kv_memory import KVCachePlan, plan_kv_cache
 from octavo.worker.model_runner import KVCaches, ModelRunner
 
