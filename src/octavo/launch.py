@@ -33,7 +33,7 @@ from octavo.errors import StartupError
 from octavo.listener import Listener, bind
 from octavo.log import setup_logging
 from octavo.messages import EngineInfo
-from octavo.serve_loop import run_server
+from octavo.serve_loop import check_tls, run_server
 from octavo.text.renderer import Renderer
 from octavo.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -55,6 +55,7 @@ class Stopped(KeyboardInterrupt):
 def serve(config: ServeConfig) -> int:
     """Serve until told to stop; returns the exit code. Raises `StartupError`. To be called in the main thread."""
     check(config)
+    check_tls(config.server)
     setup_logging(config.server.uvicorn_log_level)
     started = time.monotonic()
     try:

@@ -170,11 +170,11 @@ class _HTTPServer(uvicorn.Server):
 
 
 def http_config(app: ASGIApp, config: ServerConfig) -> uvicorn.Config:
-    """The HTTP server's settings. Raises `InvalidConfig` for TLS files that cannot be used."""
+    """The HTTP server's settings."""
     if config.uvicorn_log_level == "info":
         # It tells of its own start and end, which launch does in fewer words.
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-    http = uvicorn.Config(
+    return uvicorn.Config(
         app,
         loop="none",
         http="httptools",
@@ -193,8 +193,18 @@ def http_config(app: ASGIApp, config: ServerConfig) -> uvicorn.Config:
         ssl_ca_certs=config.ssl_ca_certs,
         ssl_cert_reqs=config.ssl_cert_reqs,
     )
+
+
+def check_tls(config: ServerConfig) -> None:
+    """Raise `InvalidConfig` for TLS files that cannot be used."""
+    if config.ssl_certfile is None:
+        return
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    files = f"--ssl-certfile {config.ssl_certfile} and --ssl-keyfile {config.ssl_keyfile}"
     try:
-        http.load()
-    except (OSError, ssl.SSLError) as exc:
-        raise InvalidConfig(f"--ssl-certfile, --ssl-keyfile or --ssl-ca-certs cannot be used: {exc}") from exc
-    return http
+        context.load_cert_chain(config.ssl_certfile, config.ssl_keyfile)
+        if config.ssl_ca_certs is not None:
+            files = f"--ssl-ca-certs {config.ssl_ca_certs}"
+            context.load_verify_locations(config.ssl_ca_certs)
+    except OSError as exc:  # ssl.SSLError is one
+        raise InvalidConfig(f"{files} cannot be used: {exc.strerror or exc}") from exc

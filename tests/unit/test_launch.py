@@ -22,7 +22,6 @@ from octavo.client import EngineClient, fold
 from octavo.config import EngineConfig, ModelConfig, ServeConfig, ServerConfig
 from octavo.engine_process import EngineProcess, launch_engine
 from octavo.errors import CheckpointError, EngineDead, InvalidConfig, StartupError
-from octavo.serve_loop import http_config
 from server_process import eventually, wait_gone
 
 TESTS = Path(__file__).parent.parent
@@ -244,9 +243,13 @@ def test_a_bad_configuration_names_the_flag_before_anything_starts() -> None:
         launch.serve(ServeConfig(server=ServerConfig(port=70000)))
 
 
-def test_tls_files_that_cannot_be_used_are_named() -> None:
-    with pytest.raises(InvalidConfig, match="--ssl-certfile"):
-        http_config(lambda *_: None, ServerConfig(ssl_keyfile="/no/key", ssl_certfile="/no/cert"))  # type: ignore[arg-type]
+def test_tls_files_that_cannot_be_used_are_named_before_anything_starts(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.pem"
+    bad.write_text("no certificate")
+    for cert in (str(bad), "/no/cert"):
+        server = ServerConfig(ssl_keyfile="/no/key", ssl_certfile=cert)
+        with pytest.raises(InvalidConfig, match=f"--ssl-certfile {cert}"):
+            launch.serve(ServeConfig(server=server))
 
 
 def test_the_child_finds_the_octavo_that_runs_here(monkeypatch: pytest.MonkeyPatch) -> None:
