@@ -5,8 +5,9 @@ Order of events: EngineConfig comes in; Phase... and then EngineInfo or StartupF
 the peer went away without Shutdown or sent nonsense.
 
 It never outlives its parent: the end of the socket ends it at any moment, also while the model loads, and so does
-the parent's death (Linux: of the thread that started it, so start it from a thread that lives on). Ctrl-C is the
-parent's business; TERM ends the process at once.
+the parent's death (Linux: of the thread that started it, so start it from a thread that lives on). INT and TERM are
+the parent's business: a terminal, or a service manager that stops a group, sends them to both processes, and the
+parent needs the engine to finish what is in flight.
 """
 
 from __future__ import annotations
@@ -101,8 +102,7 @@ def _exit_at_once(reason: TransportError, last_message: object) -> None:
 
 def _set_signals() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # The default action needs no interpreter, so it works in the middle of a kernel too.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
