@@ -90,8 +90,9 @@ TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"a<b": 
 
 
 def reference(source: str, messages: list[dict[str, Any]], specials: dict[str, str], **options: Any) -> str:
-    rendered, _ = render_jinja_template([messages], chat_template=source, **options, **specials)
-    return str(rendered[0])
+    variables: dict[str, Any] = {**options, **specials}
+    rendered = render_jinja_template([messages], chat_template=source, **variables)
+    return str(rendered[0][0])
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -123,7 +124,11 @@ def test_templates_of_real_models_render_as_in_transformers(fixture: str, reques
             source, messages, specials, tools=TOOLS, add_generation_prompt=True
         )
     call = {"function": {"name": "add", "arguments": {"a": 1, "b": "<é>"}}}
-    chat = [USER, {"role": "assistant", "content": "", "tool_calls": [call]}, {"role": "tool", "content": "3"}]
+    chat: list[dict[str, Any]] = [
+        USER,
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "3"},
+    ]
     assert template.render(chat) == reference(source, chat, specials, add_generation_prompt=True)
 
 

@@ -19,7 +19,9 @@ from octavo.text.tokenizer import Tokenizer, load_tokenizer
 from octavo.text.tokenizer_parts import TokenizerParts
 
 
-def make(vocab: Sequence[str], decoder: object, specials: Sequence[str], added: Sequence[str] = ()) -> Tokenizer:
+def make(
+    vocab: Sequence[str], decoder: decoders.Decoder, specials: Sequence[str], added: Sequence[str] = ()
+) -> Tokenizer:
     backend = Backend(models.BPE(vocab={token: i for i, token in enumerate(vocab)}, merges=[]))
     backend.decoder = decoder
     backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in specials])

@@ -51,7 +51,7 @@ def random_texts(seed: int, count: int) -> list[str]:
     ranges += [(0x4E00, 0x9FFF), (0xAC00, 0xD7A4), (0xE000, 0xFFFE), (0x1F300, 0x1FA00), (0x10000, 0x110000)]
     texts = []
     for _ in range(count):
-        chars = []
+        chars: list[str] = []
         while len(chars) < rng.randrange(1, 60):
             low, high = rng.choice(ranges)
             chars += [chr(rng.randrange(low, high)) for _ in range(rng.randrange(1, 6))]

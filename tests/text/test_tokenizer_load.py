@@ -193,7 +193,7 @@ def test_threads_may_encode_at_once(directory: Path) -> None:
         assert list(pool.map(loaded.encode, texts)) == expected
 
 
-BYTE_LEVEL = {
+BYTE_LEVEL: dict[str, Any] = {
     "general.architecture": "llama",
     "tokenizer.ggml.model": "gpt2",
     "tokenizer.ggml.pre": "llama-bpe",
@@ -207,7 +207,7 @@ BYTE_LEVEL = {
     "llama.context_length": 512,
 }
 SPACE = "\u2581"
-SENTENCEPIECE = {
+SENTENCEPIECE: dict[str, Any] = {
     "general.architecture": "llama",
     "tokenizer.ggml.model": "llama",
     "tokenizer.ggml.tokens": [
