@@ -120,9 +120,9 @@ def test_t20_how_the_prompt_ends(fields: dict[str, Any], expected: tuple[bool, b
 
 
 def test_t8_without_a_generation_prompt_the_reply_has_the_last_role() -> None:
-    server = make_server(response_role="helper")
+    server = make_server(response_role="bot")
     body = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
-    assert server.post("/v1/chat/completions", body).json()["choices"][0]["message"]["role"] == "helper"
+    assert server.post("/v1/chat/completions", body).json()["choices"][0]["message"]["role"] == "bot"
     for field in ({"add_generation_prompt": False}, {"continue_final_message": True}):
         reply = server.post("/v1/chat/completions", {**body, **field})
         assert reply.json()["choices"][0]["message"]["role"] == "assistant"
