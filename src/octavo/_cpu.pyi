@@ -29,3 +29,74 @@ class PackedLinear:
     def add_float(self, weights: int, N: int, kind: int, bias: int) -> None: ...
     def linear(self, out: int, ldo: int, x: int, ldx: int, M: int) -> None: ...
     def gather(self, out: int, ldo: int, ids: int, M: int, scale: float) -> None: ...
+
+def rms_norm(out: int, x: int, weight: int, rows: int, width: int, eps: float, /) -> None: ...
+def add_rms_norm(out: int, residual: int, x: int, weight: int, rows: int, width: int, eps: float, /) -> None: ...
+def add(residual: int, x: int, count: int, /) -> None: ...
+def act_mul(out: int, gate_up: int, rows: int, width: int, kind: int, /) -> None: ...
+def rope_kv_write(
+    qkv: int,
+    positions: int,
+    cos_sin: int,
+    q_norm: int,
+    k_norm: int,
+    eps: float,
+    k_cache: int,
+    v_cache: int,
+    cache_type: int,
+    block_size: int,
+    slots: int,
+    rows: int,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    /,
+) -> None: ...
+def attention(
+    out: int,
+    qkv: int,
+    k_cache: int,
+    v_cache: int,
+    cache_type: int,
+    block_size: int,
+    block_tables: int,
+    block_table_stride: int,
+    seq_lens: int,
+    query_start_loc: int,
+    num_seqs: int,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    scale: float,
+    window: int,
+    softcap: float,
+    /,
+) -> None: ...
+def sample(
+    logits: int,
+    rows: int,
+    vocab: int,
+    ids: int,
+    flags: int,
+    temperature: int,
+    top_k: int,
+    top_p: int,
+    min_p: int,
+    seeds: int,
+    positions: int,
+    penalties: tuple[int, int, int, int, int, int, int] | None,
+    bias: tuple[int, int, int] | None,
+    masks: tuple[int, int] | None,
+) -> None: ...
+def logprobs(
+    logits: int,
+    rows: int,
+    vocab: int,
+    ids: int,
+    k: int,
+    logprob: int,
+    rank: int,
+    top_ids: int,
+    top_logprobs: int,
+    /,
+) -> None: ...

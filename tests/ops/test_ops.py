@@ -6,6 +6,7 @@ from it. The laws on batch company, chunking and threads ask for equal bits.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -198,7 +199,7 @@ def test_attention_has_the_same_bits_in_any_company(isa: str, mode: str) -> None
         _cpu.set_num_threads(threads)
         assert torch.equal(_attend(case, [(0, length)]), whole), "threads"
         cuts = [0, 1, 2, 37, 128, 131, 200, 256, 290, length]
-        pieces = list(zip(cuts, cuts[1:], strict=False))
+        pieces = list(itertools.pairwise(cuts))
         assert torch.equal(_attend(case, pieces), whole), "pieces of the prompt in one batch"
         for begin, end in pieces:
             assert torch.equal(_attend(case, [(begin, end)]), whole[begin:end]), "a piece alone"

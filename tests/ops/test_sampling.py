@@ -175,7 +175,9 @@ def test_penalties_follow_the_written_rule() -> None:
     batch = _batch(1)
     batch.repetition[0], batch.frequency[0], batch.presence[0] = 2.0, 0.5, 0.25
     ids = np.array([0, 1, 2, 3], np.int32)
-    batch.penalties.set_counts(csr_offsets([4]), ids, np.array([0, 3, 0, 1], np.int32), np.array([1, 0, 1, 1], np.int32))
+    batch.penalties.set_counts(
+        csr_offsets([4]), ids, np.array([0, 3, 0, 1], np.int32), np.array([1, 0, 1, 1], np.int32)
+    )
     logits = torch.tensor([4.0, 4.0, -4.0, -4.0, 4.0])
     # prompt only: repetition; output: repetition, count * frequency, presence; negative logits grow.
     assert adjusted_logits(logits, batch, 0).tolist() == [2.0, 2.0 - 1.5 - 0.25, -8.0, -8.0 - 0.5 - 0.25, 4.0]

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "kernels/cache.h"
+#include "kernels/exp.h"
 #include "simd.h"
 
 namespace octavo {
@@ -37,21 +38,31 @@ struct InF16 {
     static vf load(const uint16_t* p) { return vf_load_f16(p); }
 };
 
-// e^x for x <= 0; 0 below -87.3; a NaN gives a NaN.
-OCTAVO_INLINE vf exp_nonpositive(vf x) {
-    const vf lo = vf_set(-87.33654f);
-    const vf c = vf_max(lo, x);
-    const vf n = vf_round(vf_mul(c, vf_set(1.44269504f)));
-    vf r = vf_fma(n, vf_set(-0.693359375f), c);
-    r = vf_fma(n, vf_set(2.12194440e-4f), r);
-    vf p = vf_set(1.9875691500e-4f);
-    p = vf_fma(p, r, vf_set(1.3981999507e-3f));
-    p = vf_fma(p, r, vf_set(8.3334519073e-3f));
-    p = vf_fma(p, r, vf_set(4.1665795894e-2f));
-    p = vf_fma(p, r, vf_set(1.6666665459e-1f));
-    p = vf_fma(p, r, vf_set(5.0000001201e-1f));
-    p = vf_add(vf_fma(p, vf_mul(r, r), r), vf_set(1.0f));
-    return vf_select_lt(x, lo, vf_zero(), vf_mul(p, vf_pow2i(n)));
+// acc[r][i] += a[r] * b[i]. Of a and b the smaller is held in registers and the other one streams: with one accumulator
+// spilled to memory, its store-to-load latency alone halved the speed of the loops below.
+template <class In, int R, int NB, class A, class B>
+OCTAVO_INLINE void outer_product(vf (&acc)[R][NB], const A& a, const B& b) {
+    if constexpr (R < NB) {
+        vf held[R];
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) held[r] = vf_set(a(r));
+#pragma GCC unroll 16
+        for (int i = 0; i < NB; ++i) {
+            const vf x = In::load(b(i));
+#pragma GCC unroll 16
+            for (int r = 0; r < R; ++r) acc[r][i] = vf_fma(held[r], x, acc[r][i]);
+        }
+    } else {
+        vf held[NB];
+#pragma GCC unroll 16
+        for (int i = 0; i < NB; ++i) held[i] = In::load(b(i));
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) {
+            const vf x = vf_set(a(r));
+#pragma GCC unroll 16
+            for (int i = 0; i < NB; ++i) acc[r][i] = vf_fma(x, held[i], acc[r][i]);
+        }
+    }
 }
 
 // scores[r][16 t .. ] = sum over d of q[r][d] * tiles[t][d][..], for R rows and N tiles.
@@ -60,18 +71,9 @@ static inline void score_block(float* scores, const float* q, int dim, const typ
     vf acc[R][N * kTileVectors];
     for (int r = 0; r < R; ++r)
         for (int i = 0; i < N * kTileVectors; ++i) acc[r][i] = vf_zero();
-    for (int d = 0; d < dim; ++d) {
-        vf k[N * kTileVectors];
-#pragma GCC unroll 16
-        for (int i = 0; i < N * kTileVectors; ++i)
-            k[i] = In::load(tiles[i / kTileVectors] + d * kKeyTile + i % kTileVectors * VW);
-#pragma GCC unroll 16
-        for (int r = 0; r < R; ++r) {
-            const vf a = vf_set(q[r * dim + d]);
-#pragma GCC unroll 16
-            for (int i = 0; i < N * kTileVectors; ++i) acc[r][i] = vf_fma(a, k[i], acc[r][i]);
-        }
-    }
+    for (int d = 0; d < dim; ++d)
+        outer_product<In>(acc, [&](int r) { return q[r * dim + d]; },
+                          [&](int i) { return tiles[i / kTileVectors] + d * kKeyTile + i % kTileVectors * VW; });
     for (int r = 0; r < R; ++r)
         for (int i = 0; i < N * kTileVectors; ++i) vf_store(scores + r * kChunk + i * VW, acc[r][i]);
 }
@@ -105,18 +107,9 @@ static inline void weigh_block(float* acc_out, int acc_stride, const float* weig
         const int to = end < (t + 1) * kKeyTile ? end - t * kKeyTile : kKeyTile;
         const typename In::T* v = values.tiles[t] + int64_t(panel) * values.panel_stride + from * values.row_stride;
         const float* w = weights + t * kKeyTile;
-        for (int key = from; key < to; ++key, v += values.row_stride) {
-            vf x[N * kTileVectors];
-#pragma GCC unroll 16
-            for (int i = 0; i < N * kTileVectors; ++i)
-                x[i] = In::load(v + i / kTileVectors * values.panel_stride + i % kTileVectors * VW);
-#pragma GCC unroll 16
-            for (int r = 0; r < R; ++r) {
-                const vf a = vf_set(w[r * kChunk + key]);
-#pragma GCC unroll 16
-                for (int i = 0; i < N * kTileVectors; ++i) acc[r][i] = vf_fma(a, x[i], acc[r][i]);
-            }
-        }
+        for (int key = from; key < to; ++key, v += values.row_stride)
+            outer_product<In>(acc, [&](int r) { return w[r * kChunk + key]; },
+                              [&](int i) { return v + i / kTileVectors * values.panel_stride + i % kTileVectors * VW; });
     }
     for (int r = 0; r < R; ++r)
         for (int i = 0; i < N * kTileVectors; ++i) vf_store(acc_out + r * acc_stride + i * VW, acc[r][i]);

@@ -1,5 +1,6 @@
 #include "kernels/sampling.h"
 
+#include "kernels/exp.h"
 #include "kernels/sampling_row.h"
 #include "pool.h"
 
@@ -30,7 +31,7 @@ struct Draw {
 };
 
 OCTAVO_INLINE vf weight_of(vf logits, const Draw& d) {
-    return vf_exp(vf_mul(vf_sub(logits, vf_set(d.best)), vf_set(d.inverse_temperature)));
+    return exp_nonpositive(vf_mul(vf_sub(logits, vf_set(d.best)), vf_set(d.inverse_temperature)));
 }
 
 // Weights of x[0 .. count), count <= kSumBlock, to out (or nowhere), and their sum.
@@ -93,22 +94,20 @@ static int32_t draw_from(const Candidate* c, int64_t count, double u) {
     return c[count - 1].id;
 }
 
-// Tokens with a scaled logit >= limit, a weight >= min_p and above 0, in the order of ids.
-static int64_t collect(const float* x, int64_t vocab, const Draw& d, float limit, Candidate* out) {
+// Tokens with a logit >= lowest, a weight >= min_p and above 0, in the order of ids.
+static int64_t collect(const float* x, int64_t vocab, const Draw& d, float lowest, Candidate* out) {
     int64_t count = 0;
-    // The compare is on logits; what is a hair too low for `limit` does no harm and is left to the weight.
-    const float lowest = limit == -INFINITY ? -INFINITY : d.best + limit / d.inverse_temperature - 1e-3f * fabsf(d.best) - 1e-3f;
-    const vf low = vf_set(lowest);
+    const vf below = vf_set(nextafterf(lowest, -INFINITY));
     for (int64_t i = 0; i < vocab; i += VW) {
         const int n = vocab - i < VW ? int(vocab - i) : VW;
         const vf v = n == VW ? vf_load(x + i) : vf_load_n(x + i, n, -INFINITY);
-        if (!vf_any_gt(v, low)) continue;
+        if (!vf_any_gt(v, below)) continue;
         float weights[VW];
         vf_store(weights, weight_of(v, d));
         for (int j = 0; j < n; ++j) {
             const float w = weights[j];
             out[count] = {x[i + j], int32_t(i + j), w};
-            count += x[i + j] > lowest && w > 0 && w >= d.min_p;
+            count += (x[i + j] >= lowest) & (w > 0) & (w >= d.min_p);
         }
     }
     return count;
@@ -152,8 +151,12 @@ struct Histogram {
 template <class F>
 static int64_t keep_if(Candidate* c, int64_t count, const F& keep) {
     int64_t n = 0;
-    for (int64_t i = 0; i < count; ++i)
-        if (keep(c[i])) c[n++] = c[i];
+    for (int64_t i = 0; i < count; ++i) {
+        // Written in any case: half of the branches would be mispredicted.
+        const Candidate x = c[i];
+        c[n] = x;
+        n += keep(x);
+    }
     return n;
 }
 
@@ -185,26 +188,70 @@ static int64_t keep_top_p(Candidate* c, int64_t count, double mass, const Draw& 
     return keep_if(c, count, [&](const Candidate& x) { return !better(last, x); });
 }
 
-// Where a first guess at the candidates of top_k ends, as a scaled logit: beyond e^-16 of the best.
-constexpr float kFirstLimit = -16.0f;
+// The k best in a heap whose root is the worst of them.
+static void top_of(const float* x, int64_t vocab, int64_t k, Candidate* heap) {
+    const auto sink = [&](int64_t at) {
+        const Candidate moving = heap[at];
+        for (;;) {
+            int64_t child = 2 * at + 1;
+            if (child >= k) break;
+            if (child + 1 < k && better(heap[child], heap[child + 1])) ++child;
+            if (!better(moving, heap[child])) break;
+            heap[at] = heap[child];
+            at = child;
+        }
+        heap[at] = moving;
+    };
+    for (int64_t i = 0; i < k; ++i) heap[i] = {x[i], int32_t(i), 0.0f};
+    for (int64_t i = k / 2 - 1; i >= 0; --i) sink(i);
+    for (int64_t i = k; i < vocab; i += VW) {
+        const int n = vocab - i < VW ? int(vocab - i) : VW;
+        if (n == VW && !vf_any_gt(vf_load(x + i), vf_set(heap[0].logit))) continue;
+        for (int j = 0; j < n; ++j)
+            if (x[i + j] > heap[0].logit) {
+                heap[0] = {x[i + j], int32_t(i + j), 0.0f};
+                sink(0);
+            }
+    }
+    sort_candidates(heap, k);
+}
+
+// A logit that the k-th best of the row is not below: the k-th best of the maxima of small blocks.
+constexpr int64_t kMaxBlock = 64;
+
+static float kth_best_at_least(const float* x, int64_t vocab, int64_t k, Candidate* heap) {
+    const int64_t blocks = vocab / kMaxBlock;
+    if (k > blocks) return -INFINITY;
+    float* maxima = reinterpret_cast<float*>(heap + k);
+    for (int64_t b = 0; b < blocks; ++b) {
+        vf m = vf_load(x + b * kMaxBlock);
+        for (int64_t i = VW; i < kMaxBlock; i += VW) m = vf_max(m, vf_load(x + b * kMaxBlock + i));
+        maxima[b] = vf_hmax(m);
+    }
+    top_of(maxima, blocks, k, heap);
+    return heap[k - 1].logit;
+}
+
+// A logit below which every weight is less than `share`, whatever the rounding.
+static float logit_below(const Draw& d, float share) {
+    if (!(share > 0)) return -INFINITY;
+    return d.best + logf(share) / d.inverse_temperature - 1e-3f * (1.0f + fabsf(d.best));
+}
 
 static int32_t draw_filtered(const float* x, int64_t vocab, const Draw& d, double u, Candidate* c) {
     Candidate* spare = c + vocab;
-    const float floor = d.min_p > 0 ? logf(d.min_p) : -INFINITY;
-    int64_t count;
+    float lowest = logit_below(d, d.min_p);
     double total = 0;
     if (d.top_k) {
-        count = collect(x, vocab, d, floor > kFirstLimit ? floor : kFirstLimit, c);
-        if (count < d.top_k && floor < kFirstLimit) count = collect(x, vocab, d, floor, c);
-        count = keep_top_k(c, count, d, spare);
-    } else if (d.min_p > 0) {
-        count = collect(x, vocab, d, floor, c);
-    } else {
+        const float bound = kth_best_at_least(x, vocab, d.top_k, c);
+        lowest = bound > lowest ? bound : lowest;
+    } else if (d.min_p == 0) {
         // All tokens below the limit weigh less than the share that is dropped anyhow.
         total = total_weight(x, vocab, d, nullptr);
-        const float share = 0.5f * (1.0f - d.top_p) * float(total) / float(vocab);
-        count = collect(x, vocab, d, share > 0 ? logf(share) : -INFINITY, c);
+        lowest = logit_below(d, 0.5f * (1.0f - d.top_p) * float(total) / float(vocab));
     }
+    int64_t count = collect(x, vocab, d, lowest, c);
+    if (d.top_k) count = keep_top_k(c, count, d, spare);
     if (d.top_p < 1.0f) {
         if (total == 0)
             for (int64_t i = 0; i < count; ++i) total += c[i].weight;
@@ -302,34 +349,6 @@ static void sample(const SampleArgs& a) {
 }
 
 // ---- log probabilities ----
-
-// The k best in a heap whose root is the worst of them.
-static void top_of(const float* x, int64_t vocab, int64_t k, Candidate* heap) {
-    const auto sink = [&](int64_t at) {
-        const Candidate moving = heap[at];
-        for (;;) {
-            int64_t child = 2 * at + 1;
-            if (child >= k) break;
-            if (child + 1 < k && better(heap[child], heap[child + 1])) ++child;
-            if (!better(moving, heap[child])) break;
-            heap[at] = heap[child];
-            at = child;
-        }
-        heap[at] = moving;
-    };
-    for (int64_t i = 0; i < k; ++i) heap[i] = {x[i], int32_t(i), 0.0f};
-    for (int64_t i = k / 2 - 1; i >= 0; --i) sink(i);
-    for (int64_t i = k; i < vocab; i += VW) {
-        const int n = vocab - i < VW ? int(vocab - i) : VW;
-        if (n == VW && !vf_any_gt(vf_load(x + i), vf_set(heap[0].logit))) continue;
-        for (int j = 0; j < n; ++j)
-            if (x[i + j] > heap[0].logit) {
-                heap[0] = {x[i + j], int32_t(i + j), 0.0f};
-                sink(0);
-            }
-    }
-    sort_candidates(heap, k);
-}
 
 static int32_t rank_of(const float* x, int64_t vocab, int64_t id) {
     const float value = x[id];

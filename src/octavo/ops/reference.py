@@ -161,8 +161,8 @@ def rope_kv_write(
 def _heads(qkv: Tensor, num_heads: int, num_kv_heads: int, head_dim: int) -> tuple[Tensor, Tensor, Tensor]:
     """Views of q [T, Hq, D], k and v [T, Hkv, D]."""
     heads = qkv.view(len(qkv), num_heads + 2 * num_kv_heads, head_dim)
-    q, k, v = heads.split((num_heads, num_kv_heads, num_kv_heads), dim=1)
-    return q, k, v
+    end_q, end_k = num_heads, num_heads + num_kv_heads
+    return heads[:, :end_q], heads[:, end_q:end_k], heads[:, end_k:]
 
 
 def attention(
