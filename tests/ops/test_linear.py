@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -253,6 +254,32 @@ def test_unknown_and_unavailable_levels_are_refused() -> None:
     for name in {"avx512", "avx512_vnni"} - set(_cpu.available_isas()):
         with pytest.raises(ValueError, match=r"cannot run|unknown"):
             _cpu.set_isa(name)
+
+
+def test_calls_from_several_threads_do_not_mix() -> None:
+    _cpu.set_num_threads(3)
+    jobs = []
+    for seed in range(3):
+        packed = pack_linear(quantized(96, 192, 4, 32, True, torch.float16, seed=seed))
+        x = activations(5 + 20 * seed, 192, seed=seed)
+        jobs.append((x, packed, run(x, packed)))
+
+    def repeat(job: int) -> bool:
+        x, packed, expected = jobs[job]
+        return all(torch.equal(run(x, packed), expected) for _ in range(50))
+
+    with ThreadPoolExecutor(3) as pool:
+        assert all(pool.map(repeat, range(3)))
+
+
+def test_the_pool_can_be_resized_between_calls() -> None:
+    packed = pack_linear(torch.randn(300, 192))
+    x = activations(9, 192)
+    expected = run(x, packed)
+    for threads in (4, 1, 2, 3) * 5:
+        _cpu.set_num_threads(threads)
+        assert _cpu.num_threads() == threads
+        assert torch.equal(run(x, packed), expected)
 
 
 def test_threads_are_at_least_one() -> None:
