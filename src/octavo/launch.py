@@ -85,6 +85,12 @@ def _serve(
         raise
     tokenizer, renderer = text.result()
     renderer.max_model_len = info.max_model_len
+    if tokenizer.max_token_id >= info.vocab_size:
+        logger.warning(
+            "the tokenizer's ids go up to %d, but the model has only %d; prompts with the others are refused",
+            tokenizer.max_token_id,
+            info.vocab_size,
+        )
     names = served_names(config)
     for line in startup_report(names[0], info, time.monotonic() - started):
         logger.info("%s", line)
@@ -159,15 +165,16 @@ class PhaseLog:
 
 # ---------------------------------------------------------------- names and report
 def served_names(config: ServeConfig) -> tuple[str, ...]:
-    """What clients may call the model: the given names; else the hub's id, or a local path's last part."""
+    """What clients may call the model: the given names; else what the command line said, and for a local path its
+    last part too. The first is the one that replies and metrics carry."""
     if config.server.served_model_name:
         return tuple(config.server.served_model_name)
     model = config.engine.model.model
     path = Path(model).expanduser()
     if not path.exists():
         return (model,)
-    name = path.resolve().name
-    return (name.removesuffix(".gguf"),)
+    name = path.resolve().name.removesuffix(".gguf")
+    return (model, name) if name != model else (model,)
 
 
 def startup_report(name: str, info: EngineInfo, seconds: float) -> list[str]:

@@ -209,8 +209,8 @@ def named(model: str, *names: str) -> tuple[str, ...]:
 def test_the_model_is_called_as_asked_or_by_its_source(tmp_path: Path) -> None:
     file = tmp_path / "tiny.Q4_0.gguf"
     file.touch()
-    assert named(str(file)) == ("tiny.Q4_0",)
-    assert named(str(tmp_path) + "/.") == (tmp_path.name,)
+    assert named(str(file)) == (str(file), "tiny.Q4_0")
+    assert named(str(tmp_path) + "/.") == (f"{tmp_path}/.", tmp_path.name)
     assert named("org/model") == ("org/model",)
     assert named(str(file), "a", "b") == ("a", "b")
 

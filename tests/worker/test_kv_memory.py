@@ -9,7 +9,7 @@ from octavo.worker.kv_memory import DEFAULT_CACHE_BYTES, GIB, KVCachePlan, plan_
 
 def plan(cache: CacheConfig | None = None, **changes: object) -> KVCachePlan:
     arguments: dict[str, object] = {
-        "bytes_per_token": 1000,
+        "bytes_per_block": 16_000,
         "max_model_len": 2048,
         "max_model_len_given": False,
         "max_num_seqs": 4,

@@ -38,7 +38,7 @@ class KVCachePlan:
 def plan_kv_cache(
     config: CacheConfig,
     *,
-    bytes_per_token: int,
+    bytes_per_block: int,
     max_model_len: int,
     max_model_len_given: bool,
     max_num_seqs: int,
@@ -53,22 +53,21 @@ def plan_kv_cache(
     Raises InvalidConfig with the numbers when no request could run.
     """
     block_size = config.block_size
-    block_bytes = bytes_per_token * block_size
     blocks_per_request = -(-max_model_len // block_size)
 
     if config.num_kv_blocks_override is not None:
         num_blocks = config.num_kv_blocks_override + NUM_NULL_BLOCKS
-        return KVCachePlan(num_blocks, block_size, block_bytes, max_model_len, "as --num-kv-blocks-override says")
+        return KVCachePlan(num_blocks, block_size, bytes_per_block, max_model_len, "as --num-kv-blocks-override says")
 
     if config.kv_cache_memory_bytes is not None:
-        num_blocks = config.kv_cache_memory_bytes // block_bytes
+        num_blocks = config.kv_cache_memory_bytes // bytes_per_block
         reason = "as --kv-cache-memory-bytes says"
     else:
         share = int(free_bytes * config.cpu_memory_utilization)
-        useful = (max_num_seqs * blocks_per_request + NUM_NULL_BLOCKS) * block_bytes
-        default = max(DEFAULT_CACHE_BYTES, 2 * blocks_per_request * block_bytes)
+        useful = (max_num_seqs * blocks_per_request + NUM_NULL_BLOCKS) * bytes_per_block
+        default = max(DEFAULT_CACHE_BYTES, 2 * blocks_per_request * bytes_per_block)
         limit = min(share, useful, default)
-        num_blocks = limit // block_bytes
+        num_blocks = limit // bytes_per_block
         if limit == share:
             reason = f"{config.cpu_memory_utilization:.0%} of {free_bytes / GIB:.1f} GiB free"
         elif limit == useful:
@@ -79,16 +78,16 @@ def plan_kv_cache(
     room = (num_blocks - NUM_NULL_BLOCKS) * block_size
     if room < block_size:
         raise InvalidConfig(
-            f"The KV cache has room for no block: a block of {block_size} tokens needs {block_bytes:,} bytes, "
-            f"available are {num_blocks * block_bytes:,}."
+            f"The KV cache has room for no block: a block of {block_size} tokens needs {bytes_per_block:,} bytes, "
+            f"available are {num_blocks * bytes_per_block:,}."
         )
     if room < max_model_len:
         if max_model_len_given:
-            needed = (blocks_per_request + NUM_NULL_BLOCKS) * block_bytes
+            needed = (blocks_per_request + NUM_NULL_BLOCKS) * bytes_per_block
             raise InvalidConfig(
                 f"--max-model-len {max_model_len} does not fit the KV cache, which holds {room} tokens ({reason}). "
                 f"Give it more with --kv-cache-memory-bytes {needed} or ask for a shorter context."
             )
         reason += f"; context cut from {max_model_len} to {room} tokens to fit"
         max_model_len = room
-    return KVCachePlan(num_blocks, block_size, block_bytes, max_model_len, reason)
+    return KVCachePlan(num_blocks, block_size, bytes_per_block, max_model_len, reason)

@@ -36,13 +36,9 @@ class Sampler:
         self._out_flags = torch.zeros(max_num_seqs, dtype=torch.int32)
 
     def sample(self, logits: torch.Tensor, states: RequestStates, slots: np.ndarray) -> SamplerResult:
-        """logits float32 [S, V] of `slots` int64 [S]. The logits may be overwritten."""
+        """logits float32 [S, V] of `slots` int64 [S]."""
         num_rows = len(slots)
         self._fill_batch(states, slots)
-        rows_with_logprobs = [row for row, slot in enumerate(slots.tolist()) if slot in states.logprobs]
-        # The log probabilities are the model's own (raw), so they are read before penalties touch the rows.
-        raw = logits[rows_with_logprobs].clone() if rows_with_logprobs else None
-
         out_ids, out_flags = self._out_ids[:num_rows], self._out_flags[:num_rows]
         self._ops.sample(logits, self._batch, out_ids, out_flags)
 
@@ -50,8 +46,10 @@ class Sampler:
         if out_flags.any():
             bad = out_flags.numpy().nonzero()[0]
             result.errors = {int(slots[row]): _BAD_LOGITS for row in bad}
-        if raw is not None:
-            self._add_logprobs(result, raw, rows_with_logprobs, states, slots)
+        rows = [row for row, slot in enumerate(slots.tolist()) if slot in states.logprobs]
+        if rows:
+            # `sample` leaves the logits as they were: these log probabilities are the model's own.
+            self._add_logprobs(result, logits[rows], rows, states, slots)
         return result
 
     def _fill_batch(self, states: RequestStates, slots: np.ndarray) -> None:

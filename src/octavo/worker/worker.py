@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 
@@ -52,7 +53,7 @@ class Worker:
         self._on_phase("kv cache", "")
         max_model_len = self._max_model_len(loaded)
         kv_dtype = self._kv_cache_dtype(loaded)
-        plan = self._plan_kv_cache(loaded, kv_dtype, max_model_len, device)
+        plan = self._plan_kv_cache(loaded, ops, kv_dtype, max_model_len, device)
         kv_caches = self._allocate_kv_caches(loaded, device, ops, plan, kv_dtype)
         self._runner = ModelRunner(
             model=loaded.model,
@@ -101,12 +102,14 @@ class Worker:
         return loaded.dtype if asked == "auto" else _TORCH_DTYPES[asked]
 
     def _plan_kv_cache(
-        self, loaded: LoadedModel, kv_dtype: torch.dtype, max_model_len: int, device: Device
+        self, loaded: LoadedModel, ops: Ops, kv_dtype: torch.dtype, max_model_len: int, device: Device
     ) -> KVCachePlan:
-        spec = loaded.spec
+        spec, block_size = loaded.spec, self._config.cache.block_size
+        shapes = ops.kv_cache_shapes(1, block_size, spec.num_kv_heads, spec.head_dim)
+        values_per_block = spec.num_layers * sum(math.prod(shape) for shape in shapes)
         return plan_kv_cache(
             self._config.cache,
-            bytes_per_token=spec.num_layers * 2 * spec.num_kv_heads * spec.head_dim * kv_dtype.itemsize,
+            bytes_per_block=values_per_block * kv_dtype.itemsize,
             max_model_len=max_model_len,
             max_model_len_given=self._config.model.max_model_len is not None,
             max_num_seqs=self._config.scheduler.max_num_seqs,
