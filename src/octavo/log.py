@@ -60,3 +60,5 @@ def setup_logging(level: str = "info") -> None:
     number = _TRACE if level == "trace" else logging.getLevelNamesMapping()[level.upper()]
     logging.getLogger("octavo").setLevel(number)
     logging.getLogger("uvicorn").setLevel(number)
+    # A server that ran before in this process may have quietened its own.
+    logging.getLogger("uvicorn.error").setLevel(logging.NOTSET)
