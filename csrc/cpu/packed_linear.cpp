@@ -174,9 +174,9 @@ void PackedLinear::linear(float* out, int64_t ldo, const float* x, int64_t ldx, 
     QuantizedRows rows;
     if (has_int_) {
         rows.groups = ceil_div(K_, kActGroup);
-        rows.ldq = rows.groups * kActGroup + 64;  // never a power of two: rows do not share cache sets
-        const size_t per_row = size_t(rows.ldq) + size_t(rows.groups) * 7 * 4;
-        auto* p = static_cast<int8_t*>(shared_scratch(per_row * size_t(M)));
+        rows.ldq = rows.groups * kActGroup + 32;  // never a power of two: rows do not share cache sets
+        const size_t per_row = size_t(rows.ldq) * 2 + size_t(rows.groups) * 7 * 4;
+        auto* p = static_cast<int16_t*>(shared_scratch(per_row * size_t(M)));
         rows.q = p;
         auto* f = reinterpret_cast<float*>(p + rows.ldq * M);
         const int64_t n = rows.groups * M;
@@ -192,7 +192,7 @@ void PackedLinear::linear(float* out, int64_t ldo, const float* x, int64_t ldx, 
         });
     }
     // Tasks are blocks of rows by runs of tiles. Where the cuts fall has no part in the result.
-    const int64_t row_bytes = has_int_ ? rows.ldq : K_ * 4;
+    const int64_t row_bytes = has_int_ ? rows.ldq * 2 : K_ * 4;
     const int64_t row_block = std::min(M, std::max<int64_t>(24, kRowBlockBytes / row_bytes / 12 * 12));
     const int64_t row_blocks = ceil_div(M, row_block);
     const int64_t work = nbytes_ * ceil_div(M, 4);

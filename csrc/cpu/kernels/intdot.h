@@ -1,7 +1,14 @@
-// Integer vectors for the packed GEMM: `vi` covers VC columns of a tile, 4 bytes of consecutive k in each 32-bit lane.
+// Integer vectors for the packed GEMM: `vi` covers VC columns of a tile, one in each 32-bit lane.
+//
+// A loaded vector holds 4 bytes (or 8 nibbles) of consecutive k in a lane; the dot product takes them two at a time, as
+// 16-bit halves of the lane. A mask or a shift of those halves gives k + 0 and k + 2, or k + 1 and k + 3: activations are stored in that order.
 #pragma once
 
 #include "simd.h"
+
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
 
 namespace octavo {
 namespace OCTAVO_ISA {
@@ -13,16 +20,18 @@ typedef __m512i vi;
 OCTAVO_INLINE vi vi_load(const void* p) { return _mm512_loadu_si512(p); }
 OCTAVO_INLINE vi vi_set(int32_t x) { return _mm512_set1_epi32(x); }
 OCTAVO_INLINE vi vi_add(vi a, vi b) { return _mm512_add_epi32(a, b); }
-OCTAVO_INLINE vi vi_low_nibbles(vi a) { return _mm512_and_si512(a, _mm512_set1_epi8(15)); }
-OCTAVO_INLINE vi vi_high_nibbles(vi a) { return _mm512_and_si512(_mm512_srli_epi16(a, 4), _mm512_set1_epi8(15)); }
+OCTAVO_INLINE vi vi_sub(vi a, vi b) { return _mm512_sub_epi32(a, b); }
+OCTAVO_INLINE vi vi_and(vi a, uint32_t mask) { return _mm512_and_si512(a, _mm512_set1_epi32(int(mask))); }
+template <int N>
+OCTAVO_INLINE vi vi_shift16(vi a) { return _mm512_srli_epi16(a, N); }
+template <int N>
+OCTAVO_INLINE vi vi_shift32(vi a) { return _mm512_srai_epi32(a, N); }
 OCTAVO_INLINE vf vi_to_f32(vi a) { return _mm512_cvtepi32_ps(a); }
-#if !defined(__AVX512VNNI__)
-OCTAVO_INLINE vi vi_maddubs(vi u, vi s) { return _mm512_maddubs_epi16(u, s); }
-OCTAVO_INLINE vi vi_add16(vi a, vi b) { return _mm512_add_epi16(a, b); }
-OCTAVO_INLINE vi vi_widen(vi a) { return _mm512_madd_epi16(a, _mm512_set1_epi16(1)); }
-OCTAVO_INLINE vi vi_flip(vi a) { return _mm512_xor_si512(a, _mm512_set1_epi8(-128)); }
-OCTAVO_INLINE vi vi_abs8(vi a) { return _mm512_abs_epi8(a); }
-OCTAVO_INLINE vi vi_sign8(vi a, vi by) { return _mm512_mask_sub_epi8(a, _mm512_movepi8_mask(by), _mm512_setzero_si512(), a); }
+OCTAVO_INLINE vi vi_dot(vi w, vi a) { return _mm512_madd_epi16(w, a); }
+#if defined(__AVX512VNNI__)
+OCTAVO_INLINE vi vi_dot_add(vi acc, vi w, vi a) { return _mm512_dpwssd_epi32(acc, w, a); }
+#else
+OCTAVO_INLINE vi vi_dot_add(vi acc, vi w, vi a) { return _mm512_add_epi32(acc, _mm512_madd_epi16(w, a)); }
 #endif
 
 #elif defined(__AVX2__)
@@ -32,22 +41,21 @@ typedef __m256i vi;
 OCTAVO_INLINE vi vi_load(const void* p) { return _mm256_loadu_si256((const __m256i*)p); }
 OCTAVO_INLINE vi vi_set(int32_t x) { return _mm256_set1_epi32(x); }
 OCTAVO_INLINE vi vi_add(vi a, vi b) { return _mm256_add_epi32(a, b); }
-OCTAVO_INLINE vi vi_low_nibbles(vi a) { return _mm256_and_si256(a, _mm256_set1_epi8(15)); }
-OCTAVO_INLINE vi vi_high_nibbles(vi a) { return _mm256_and_si256(_mm256_srli_epi16(a, 4), _mm256_set1_epi8(15)); }
+OCTAVO_INLINE vi vi_sub(vi a, vi b) { return _mm256_sub_epi32(a, b); }
+OCTAVO_INLINE vi vi_and(vi a, uint32_t mask) { return _mm256_and_si256(a, _mm256_set1_epi32(int(mask))); }
+template <int N>
+OCTAVO_INLINE vi vi_shift16(vi a) { return _mm256_srli_epi16(a, N); }
+template <int N>
+OCTAVO_INLINE vi vi_shift32(vi a) { return _mm256_srai_epi32(a, N); }
 OCTAVO_INLINE vf vi_to_f32(vi a) { return _mm256_cvtepi32_ps(a); }
-OCTAVO_INLINE vi vi_maddubs(vi u, vi s) { return _mm256_maddubs_epi16(u, s); }
-OCTAVO_INLINE vi vi_add16(vi a, vi b) { return _mm256_add_epi16(a, b); }
-OCTAVO_INLINE vi vi_widen(vi a) { return _mm256_madd_epi16(a, _mm256_set1_epi16(1)); }
-OCTAVO_INLINE vi vi_flip(vi a) { return _mm256_xor_si256(a, _mm256_set1_epi8(-128)); }
-OCTAVO_INLINE vi vi_abs8(vi a) { return _mm256_abs_epi8(a); }
-OCTAVO_INLINE vi vi_sign8(vi a, vi by) { return _mm256_sign_epi8(a, by); }
+OCTAVO_INLINE vi vi_dot(vi w, vi a) { return _mm256_madd_epi16(w, a); }
+OCTAVO_INLINE vi vi_dot_add(vi acc, vi w, vi a) { return _mm256_add_epi32(acc, _mm256_madd_epi16(w, a)); }
 
 #else
 
 constexpr int VC = 4;
 typedef int32_t vi __attribute__((vector_size(16)));
-typedef int16_t vi16 __attribute__((vector_size(16)));
-typedef uint8_t vu8 __attribute__((vector_size(16)));
+typedef uint16_t vu16 __attribute__((vector_size(16)));
 OCTAVO_INLINE vi vi_load(const void* p) {
     vi a;
     memcpy(&a, p, 16);
@@ -55,20 +63,22 @@ OCTAVO_INLINE vi vi_load(const void* p) {
 }
 OCTAVO_INLINE vi vi_set(int32_t x) { return vi{x, x, x, x}; }
 OCTAVO_INLINE vi vi_add(vi a, vi b) { return a + b; }
-OCTAVO_INLINE vi vi_low_nibbles(vi a) { return a & 0x0f0f0f0f; }
-OCTAVO_INLINE vi vi_high_nibbles(vi a) { return (a >> 4) & 0x0f0f0f0f; }
+OCTAVO_INLINE vi vi_sub(vi a, vi b) { return a - b; }
+OCTAVO_INLINE vi vi_and(vi a, uint32_t mask) { return a & int32_t(mask); }
+template <int N>
+OCTAVO_INLINE vi vi_shift16(vi a) { return (vi)((vu16)a >> N); }
+template <int N>
+OCTAVO_INLINE vi vi_shift32(vi a) { return a >> N; }
 OCTAVO_INLINE vf vi_to_f32(vi a) { return __builtin_convertvector(a, vf); }
-OCTAVO_INLINE vi vi_flip(vi a) { return a ^ int32_t(0x80808080u); }
-// acc + the four products of each lane; both operands signed, |w| <= 128 and |a| <= 127.
-OCTAVO_INLINE vi vi_dot(vi acc, vi w, vi a) {
-#if defined(__aarch64__) && defined(__ARM_FEATURE_DOTPROD)
-    return (vi)vdotq_s32((int32x4_t)acc, (int8x16_t)w, (int8x16_t)a);
+// The sum of the two products of signed 16-bit halves in each lane.
+OCTAVO_INLINE vi vi_dot(vi w, vi a) {
+#if defined(__SSE2__)
+    return (vi)_mm_madd_epi16((__m128i)w, (__m128i)a);
 #else
-    const vi16 w16 = (vi16)w, a16 = (vi16)a;
-    const vi16 pair = ((w16 << 8) >> 8) * ((a16 << 8) >> 8) + (w16 >> 8) * (a16 >> 8);
-    return acc + (((vi)pair << 16) >> 16) + ((vi)pair >> 16);
+    return ((w << 16) >> 16) * ((a << 16) >> 16) + (w >> 16) * (a >> 16);
 #endif
 }
+OCTAVO_INLINE vi vi_dot_add(vi acc, vi w, vi a) { return acc + vi_dot(w, a); }
 
 #endif
 
@@ -84,7 +94,8 @@ OCTAVO_INLINE void vi_pin(vi& a) {
 #endif
 }
 
-OCTAVO_INLINE vi vi_bcast4(const int8_t* p) {
+// Two activations in every lane.
+OCTAVO_INLINE vi vi_bcast2(const int16_t* p) {
     int32_t x;
     memcpy(&x, p, 4);
     return vi_set(x);

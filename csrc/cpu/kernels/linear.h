@@ -11,9 +11,10 @@
 //   bf16     [ceil(K/2)][16][2]: pairs of k side by side
 //   f16, f32 [K][16]
 //
-// Integer weights meet activations that are quantised to int8, per row and 32 values of k. The integer dot products are
-// exact; a group adds, in this order and with these roundings,
-//     acc = fma(float(dot + offset * sum_a), scale_w * scale_a, acc)
+// Integer weights meet activations that are quantised to 16 bits, per row and 32 values of k: 8 bits would move the logits
+// of a small model by tenths, 12 are enough to lose nothing. The integer dot products are exact; a group adds, in this order
+// and with these roundings,
+//     acc = fma(float(dot - zero * sum_a), scale_w * scale_a, acc)
 //     acc = fma(min_w, scale_a * sum_a, acc)                                 if the weight has mins
 #pragma once
 
@@ -26,6 +27,7 @@ namespace octavo {
 
 constexpr int64_t kTile = 16;    // columns of a tile
 constexpr int64_t kActGroup = 32;  // activations that share a scale
+constexpr float kActLimit = 32767.0f;
 
 enum class WeightKind : int { int4 = 0, int8 = 1, bf16 = 2, f16 = 3, f32 = 4 };
 
@@ -46,7 +48,7 @@ struct PackedMatrix {
 
 // Rows of quantised activations; K is rounded up to a multiple of 32 with zeros.
 struct QuantizedRows {
-    int8_t* q = nullptr;      // [rows, ldq]
+    int16_t* q = nullptr;     // [rows, ldq], each four values in the order 0 2 1 3
     float* scale = nullptr;   // [rows, groups]
     int32_t* sum = nullptr;   // [rows, groups] sum of q
     float* fsum = nullptr;    // [rows, groups] scale * sum

@@ -5,7 +5,7 @@ namespace OCTAVO_ISA {
 
 namespace {
 
-// Below this the quotient 127 / amax may overflow; the group counts as zero.
+// Below this the quotient 32767 / amax may overflow; the group counts as zero.
 constexpr float kTiny = 1e-30f;
 
 OCTAVO_INLINE void group_limits(const float* x, float* amax, bool* finite) {
@@ -20,31 +20,34 @@ OCTAVO_INLINE void group_limits(const float* x, float* amax, bool* finite) {
     *finite = zero == zero;
 }
 
+// 32 values to 16 bits, each four in the order 0 2 1 3; the sums of the two halves.
 #if defined(__AVX2__)
-// 32 values to int8; the sums of the two halves.
-OCTAVO_INLINE void group_round(const float* x, float inv, int8_t* q, int32_t* sums) {
+OCTAVO_INLINE void group_round(const float* x, float inv, int16_t* q, int32_t* sums) {
     const __m256 s = _mm256_set1_ps(inv);
-    __m256i v[4];
-    for (int i = 0; i < 4; ++i) v[i] = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + 8 * i), s));
-    const __m256i packed = _mm256_packs_epi16(_mm256_packs_epi32(v[0], v[1]), _mm256_packs_epi32(v[2], v[3]));
-    const __m256i ordered = _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
-    _mm256_storeu_si256((__m256i*)q, ordered);
-    const __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), ordered);
-    __m256i t = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-    t = _mm256_add_epi32(t, _mm256_shuffle_epi32(t, 0x4e));
-    t = _mm256_add_epi32(t, _mm256_shuffle_epi32(t, 0xb1));
-    sums[0] = _mm256_extract_epi32(t, 0);
-    sums[1] = _mm256_extract_epi32(t, 4);
+    const __m256i order = _mm256_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15,  //
+                                           0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15);
+    for (int h = 0; h < 2; ++h) {
+        const __m256i a = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + 16 * h), s));
+        const __m256i b = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + 16 * h + 8), s));
+        const __m256i packed = _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xd8);
+        _mm256_storeu_si256((__m256i*)(q + 16 * h), _mm256_shuffle_epi8(packed, order));
+        const __m256i pairs = _mm256_add_epi32(a, b);
+        __m128i t = _mm_add_epi32(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
+        t = _mm_add_epi32(t, _mm_shuffle_epi32(t, 0x4e));
+        t = _mm_add_epi32(t, _mm_shuffle_epi32(t, 0xb1));
+        sums[h] = _mm_cvtsi128_si32(t);
+    }
 }
 #else
-OCTAVO_INLINE void group_round(const float* x, float inv, int8_t* q, int32_t* sums) {
+OCTAVO_INLINE void group_round(const float* x, float inv, int16_t* q, int32_t* sums) {
+    constexpr int order[4] = {0, 2, 1, 3};
     for (int h = 0; h < 2; ++h) {
         int32_t sum = 0;
         for (int i = 16 * h; i < 16 * h + 16; i += VW) {
             float t[VW];
             vf_store(t, vf_round(vf_mul(vf_load(x + i), vf_set(inv))));
             for (int j = 0; j < VW; ++j) {
-                q[i + j] = int8_t(t[j]);
+                q[i + j / 4 * 4 + order[j % 4]] = int16_t(t[j]);
                 sum += int32_t(t[j]);
             }
         }
@@ -54,17 +57,17 @@ OCTAVO_INLINE void group_round(const float* x, float inv, int8_t* q, int32_t* su
 #endif
 
 OCTAVO_INLINE void quantize_group(const float* x, int64_t row, int64_t g, const QuantizedRows& dst) {
-    int8_t* q = dst.q + row * dst.ldq + g * kActGroup;
+    int16_t* q = dst.q + row * dst.ldq + g * kActGroup;
     const int64_t at = row * dst.groups + g;
     float amax, scale = 0.0f;
     bool finite;
     int32_t sums[2] = {0, 0};
     group_limits(x, &amax, &finite);
     if (finite && amax >= kTiny) {
-        scale = amax / 127.0f;
-        group_round(x, 127.0f / amax, q, sums);
+        scale = amax / kActLimit;
+        group_round(x, kActLimit / amax, q, sums);
     } else {
-        memset(q, 0, kActGroup);
+        memset(q, 0, kActGroup * sizeof(int16_t));
         if (!finite) scale = bits_f32(0x7fc00000u);
     }
     dst.scale[at] = scale;

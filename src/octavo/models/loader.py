@@ -18,7 +18,7 @@ from octavo.models.gguf_checkpoint import GGUFCheckpoint
 from octavo.models.registry import arch_spec
 from octavo.models.spec import ArchSpec, tensor_shapes
 from octavo.models.transformer import LayerWeights, ModelWeights, Transformer
-from octavo.ops.table import EmbeddingWeight, LinearWeight, Ops
+from octavo.ops.table import LinearWeight, Ops
 from octavo.quant.packed import QuantizedWeight, all_finite
 
 logger = logging.getLogger("octavo.models")
@@ -159,11 +159,14 @@ class _Packer:
 
     def pack(self) -> ModelWeights:
         table = self._reader.matrix("model.embed_tokens.weight")
-        embedding: EmbeddingWeight = self._ops.pack_embedding(table)
-        self.nbytes += embedding.nbytes
-        if not self._spec.tie_word_embeddings:
+        if self._spec.tie_word_embeddings:
+            lm_head = self._counted(self._ops.pack_linear(table, None))
+            embedding = self._ops.tied_embedding(lm_head)
+        else:
+            embedding = self._ops.pack_embedding(table)
+            self.nbytes += embedding.nbytes
             table = self._reader.matrix("lm_head.weight")
-        lm_head = self._counted(self._ops.pack_linear(table, None))
+            lm_head = self._counted(self._ops.pack_linear(table, None))
         del table
         layers = [self._layer(f"model.layers.{layer}.") for layer in range(self._spec.num_layers)]
         return ModelWeights(embedding, layers, self._norm("model.norm"), lm_head)

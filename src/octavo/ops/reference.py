@@ -81,6 +81,11 @@ def pack_embedding(weight: Tensor | QuantizedWeight) -> ReferenceWeight:
     return ReferenceWeight(_dense(weight), None)
 
 
+def tied_embedding(weight: ReferenceWeight) -> ReferenceWeight:
+    """The table whose rows are those of a packed linear weight, without a copy."""
+    return weight
+
+
 def embedding(out: Tensor, ids: Tensor, w: ReferenceWeight, scale: float = 1.0) -> None:
     """out [T, H] = scale * w[ids]; ids int32 [T]."""
     torch.mul(w.weight[ids.long()], scale, out=out)

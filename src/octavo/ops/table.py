@@ -45,6 +45,7 @@ class Ops:
     pack_linear_many: Callable[..., LinearWeight]  # (weights, biases=None)
     linear: Callable[..., None]  # (out, x, w)
     pack_embedding: Callable[..., EmbeddingWeight]  # (weight)
+    tied_embedding: Callable[..., EmbeddingWeight]  # (linear_weight): the same packed copy
     embedding: Callable[..., None]  # (out, ids, w, scale=1.0)
     rms_norm: Callable[[Tensor, Tensor, Tensor, float], None]  # (out, x, weight, eps)
     add_rms_norm: Callable[[Tensor, Tensor, Tensor, Tensor, float], None]  # (out, residual, x, weight, eps)
@@ -60,8 +61,7 @@ class Ops:
 
 #: Operations that share a private format are taken from one implementation or not at all.
 _GROUPS: tuple[tuple[str, ...], ...] = (
-    ("pack_linear", "pack_linear_many", "linear"),
-    ("pack_embedding", "embedding"),
+    ("pack_linear", "pack_linear_many", "linear", "pack_embedding", "tied_embedding", "embedding"),
 )
 _REFERENCE_MODULES: dict[str, Any] = {"sample": reference_sampling, "logprobs": reference_sampling}
 _NAMES = tuple(name for name in Ops.__dataclass_fields__ if name != "implementations")
