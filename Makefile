@@ -4,7 +4,7 @@
 # make bench   build, then measure the server on this machine
 # make build   a virtual environment in .venv with octavo installed for editing; quick when nothing changed
 VENV ?= .venv
-BASE_PYTHON ?= python3.11
+BASE_PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(shell command -v $(p) 2>/dev/null)))
 PYTHON := $(VENV)/bin/python
 PIP := $(PYTHON) -m pip install -q --disable-pip-version-check -c constraints.txt
 NATIVE := CMakeLists.txt $(shell find csrc -type f)

@@ -16,6 +16,7 @@ VARIABLES = {
     "OCTAVO_ISA": "CPU kernels to use, when --isa does not say",
     "OCTAVO_FAULTS": "makes chosen steps of the engine fail, for tests",
     "OCTAVO_TEST_MODELS": "where octavo's own tests look for their models",
+    "OCTAVO_TEST_TIME_SCALE": "by how much octavo's own tests stretch their bounds on a shared machine",
 }
 
 
