@@ -72,6 +72,9 @@ OCTAVO_INLINE void add_part(vf (*acc)[NV], vi (*d)[NV], const vf* ws, const vf* 
     }
 }
 
+// How far ahead of the dot products weights are asked for, in bytes.
+constexpr int64_t kAhead = 4096;
+
 // One tile by R rows.
 template <Source S, int R, bool HALF, bool MINS>
 static void tile_rows(const PackedMatrix& w, const uint8_t* tile, const QuantizedRows& a, int64_t row, float* out,
@@ -96,6 +99,8 @@ static void tile_rows(const PackedMatrix& w, const uint8_t* tile, const Quantize
             tile += header;
         }
         for (int64_t part = 0; part < parts; ++part, ++g, tile += kPairsBytes, q += 2 * PAIRS) {
+            // The weights pass once, and a hardware prefetcher stops at every page.
+            for (int64_t line = 0; line < kPairsBytes + 64; line += 64) __builtin_prefetch(tile + kAhead + line);
             vi d[R][NV];
             dot_group<S, R, PAIRS>(tile, q, a.ldq, d);
             add_part<R, HALF, MINS>(acc, d, ws, wm, a, row, g, w.zero);
@@ -107,7 +112,7 @@ static void tile_rows(const PackedMatrix& w, const uint8_t* tile, const Quantize
 
 // With many rows, a piece of a tile is widened once and stays in the first-level cache while they pass; the sums wait in
 // memory from piece to piece.
-constexpr int64_t kPieceK = 256, kPieceRows = 48;
+constexpr int64_t kPieceK = 256, kPieceRows = 48, kPieceMin = 13;
 constexpr int kWideRows = VC == 16 ? 12 : VC == 8 ? 6 : 2;
 
 struct Piece {
@@ -146,30 +151,43 @@ static void widen(const PackedMatrix& w, const uint8_t* tile, Piece& p) {
     }
 }
 
+// Keeps the compiler from replacing an address by a table of sums on the stack.
+template <class T>
+OCTAVO_INLINE void keep_register(T& x) {
+    asm("" : "+r"(x));
+}
+
 // Adds a piece to the sums of R rows; row is the first of them, acc where its sums wait.
 template <int R, bool HALF, bool MINS>
 static void piece_rows(const Piece& p, const QuantizedRows& a, int64_t row, float* sums, int zero) {
     constexpr int PAIRS = HALF ? 8 : 16;
-    const int16_t *w = p.w, *q = a.q + row * a.ldq + p.part0 * 2 * PAIRS;
+    const int16_t* w = p.w;
+    // Three rows share an address register: base, base + ld, base + 2 ld.
+    const int16_t* base[(R + 2) / 3];
+    for (int r = 0; r < R; r += 3) base[r / 3] = a.q + (row + r) * a.ldq + p.part0 * 2 * PAIRS;
+    int64_t ld = a.ldq;
     vf acc[R][NV];
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
         for (int i = 0; i < NV; ++i) acc[r][i] = vf_load(sums + r * kTile + i * VC);
-    for (int64_t b = 0; b < p.parts; ++b, w += 2 * PAIRS * kTile, q += 2 * PAIRS) {
+    for (int64_t b = 0; b < p.parts; ++b, w += 2 * PAIRS * kTile) {
         vi d[R][NV];
+        keep_register(ld);
+        for (int r = 0; r < R; r += 3) keep_register(base[r / 3]);
 #pragma GCC unroll 16
         for (int pair = 0; pair < PAIRS; ++pair) {
             vi v[NV];
             for (int i = 0; i < NV; ++i) v[i] = vi_load(w + (pair * NV + i) * 2 * VC);
 #pragma GCC unroll 16
             for (int r = 0; r < R; ++r) {
-                const vi x = vi_bcast2(q + r * a.ldq + 2 * pair);
+                const vi x = vi_bcast2(base[r / 3] + r % 3 * ld + 2 * pair);
                 for (int i = 0; i < NV; ++i) {
                     d[r][i] = pair == 0 ? vi_dot(v[i], x) : vi_dot_add(d[r][i], v[i], x);
                     vi_pin(d[r][i]);
                 }
             }
         }
+        for (int r = 0; r < R; r += 3) base[r / 3] += 2 * PAIRS;
         vf ws[NV], wm[NV];
         for (int i = 0; i < NV; ++i) {
             ws[i] = vf_load(p.scale + b * kTile + i * VC);
@@ -186,8 +204,9 @@ static void piece_rows(const Piece& p, const QuantizedRows& a, int64_t row, floa
 template <int R, bool HALF, bool MINS>
 static void piece_block(const Piece& p, const QuantizedRows& a, int64_t row, int64_t rows, float* sums, int zero) {
     for (; rows >= R; rows -= R, row += R, sums += R * kTile) piece_rows<R, HALF, MINS>(p, a, row, sums, zero);
+    constexpr int kNext = R == 3 ? 2 : R / 2;
     if constexpr (R > 1)
-        if (rows > 0) piece_block<R / 2, HALF, MINS>(p, a, row, rows, sums, zero);
+        if (rows > 0) piece_block<kNext, HALF, MINS>(p, a, row, rows, sums, zero);
 }
 
 template <Source S, bool HALF, bool MINS>
@@ -218,9 +237,9 @@ static void gemm(const PackedMatrix& w, const QuantizedRows& a, int64_t row0, in
         const float* bias = w.bias ? w.bias + t * kTile : nullptr;
         float* o = out + t * kTile;
         int64_t m = row0;
-        for (int64_t rows; (rows = row1 - m < kPieceRows ? row1 - m : kPieceRows) > 4; m += rows)
+        for (int64_t rows; (rows = row1 - m < kPieceRows ? row1 - m : kPieceRows) >= kPieceMin; m += rows)
             tile_block<S, HALF, MINS>(w, tile, a, m, rows, o + m * ldo, ldo, bias, columns);
-        if (row1 - m == 4) tile_rows<S, 4, HALF, MINS>(w, tile, a, m, o + m * ldo, ldo, bias, columns);
+        for (; m + 4 <= row1; m += 4) tile_rows<S, 4, HALF, MINS>(w, tile, a, m, o + m * ldo, ldo, bias, columns);
         if (row1 - m == 3) tile_rows<S, 3, HALF, MINS>(w, tile, a, m, o + m * ldo, ldo, bias, columns);
         if (row1 - m == 2) tile_rows<S, 2, HALF, MINS>(w, tile, a, m, o + m * ldo, ldo, bias, columns);
         if (row1 - m == 1) tile_rows<S, 1, HALF, MINS>(w, tile, a, m, o + m * ldo, ldo, bias, columns);
