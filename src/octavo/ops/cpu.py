@@ -151,9 +151,12 @@ def attention(
 
 
 def _check_cache(k_cache: Tensor, v_cache: Tensor, num_kv_heads: int, head_dim: int) -> None:
-    assert k_cache.dtype == v_cache.dtype and k_cache.is_contiguous() and v_cache.is_contiguous()
-    assert k_cache.shape[1:2] == v_cache.shape[1:2] == (num_kv_heads,) and k_cache.shape[3] == head_dim
-    assert v_cache.shape[2] == k_cache.shape[2] * KEY_TILE and v_cache.shape[3] % KEY_TILE == 0
+    # Once a layer: sizes are read once, since each look at a tensor's shape makes a new object.
+    _, k_heads, tiles, k_dim, _ = k_cache.shape
+    _, v_heads, block_size, v_dim = v_cache.shape
+    assert k_heads == v_heads == num_kv_heads and k_dim == head_dim
+    assert block_size == tiles * KEY_TILE and v_dim % KEY_TILE == 0
+    assert k_cache.dtype is v_cache.dtype and k_cache.is_contiguous() and v_cache.is_contiguous()
 
 
 def sample(logits: Tensor, batch: SamplingBatch, out_ids: Tensor, out_flags: Tensor) -> None:
