@@ -194,6 +194,7 @@ class EngineClient:
         self._check_alive()
         if self.is_draining:
             raise ShuttingDown("The server is shutting down and takes no new requests.")
+        request.params.check_choice(self._eos_token_ids, self.info.vocab_size)
         params = self._admission.check(request, len(self._samples))
         state = RequestState(request)
         stream = GenerationStream(state, self._close, asyncio.get_running_loop())

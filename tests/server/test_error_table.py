@@ -99,6 +99,8 @@ ACCEPTED: list[tuple[str, Any]] = [
     chat(stop=["a", "b", "c", "d"]),
     chat(stop=[]),
     chat(logit_bias={}),
+    chat(allowed_token_ids=[0, VOCAB - 1, 0]),
+    text(bad_words=["a", "b"]),
     chat(logit_bias={"5": 500}),
     chat(metadata={"a": "b"}, user="me"),
     chat(metadata=nested(60)),

@@ -79,6 +79,16 @@ def test_all_sampling_fields_reach_the_engine() -> None:
     assert request.external_id.startswith("chatcmpl-")
 
 
+def test_s27_bad_words_and_allowed_ids_reach_the_engine() -> None:
+    server = make_server()
+    server.complete(allowed_token_ids=[5, 6], bad_words=["ab", " c"])
+    server.chat(allowed_token_ids=[7], bad_words=[])
+    first, second = (request.params for request in server.engine.requests)
+    assert first.allowed_token_ids == (5, 6)
+    assert first.bad_word_token_ids == ((97, 98), (32, 97, 98), (99,), (32, 99))
+    assert (second.allowed_token_ids, second.bad_word_token_ids) == ((7,), ())
+
+
 def test_defaults() -> None:
     server = make_server()
     server.chat()

@@ -523,3 +523,24 @@ def test_heartbeats_keep_a_quiet_engine_alive() -> None:
             assert engine.client.is_healthy
 
     run(main())
+
+
+@pytest.mark.parametrize(
+    ("params", "param"),
+    [
+        ({"allowed_token_ids": (5, 6), "bad_word_token_ids": ((5,), (9, 6))}, "allowed_token_ids"),
+        ({"allowed_token_ids": (EOS,), "min_tokens": 1}, "allowed_token_ids"),
+        ({"allowed_token_ids": (7, EOS), "stop_token_ids": (7,), "min_tokens": 1}, "allowed_token_ids"),
+        ({"stop_token_ids": tuple(range(260)), "min_tokens": 1}, "bad_words"),
+    ],
+)
+def test_masks_that_leave_no_token_are_refused(params: dict[str, Any], param: str) -> None:
+    async def main() -> None:
+        async with Engine() as engine:
+            with pytest.raises(InvalidRequest) as caught:
+                engine.client.generate(request(**params))
+            assert caught.value.param == param
+            assert engine.connection.sent == []
+            engine.client.generate(request(allowed_token_ids=(7, EOS), min_tokens=1))
+
+    run(main())

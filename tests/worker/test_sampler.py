@@ -16,7 +16,7 @@ VOCAB = 8
 
 
 def sample(requests: list[NewRequestData], logits: list[list[float]], outputs: dict[int, list[int]]) -> SamplerResult:
-    states = RequestStates(max_num_seqs=8, max_model_len=64, block_size=16)
+    states = RequestStates(max_num_seqs=8, max_model_len=64, block_size=16, vocab_size=VOCAB)
     for request in requests:
         states.add(request)
         for token_id in outputs.get(request.slot, []):
@@ -86,3 +86,30 @@ def test_a_seeded_draw_does_not_depend_on_its_company() -> None:
         crowd = [request(4, seed=99, temperature=1.5), request(2, seed=s, temperature=1.0), request(1)]
         assert sample(crowd, [flat, flat, ROW], {}).token_ids[1] == alone[s]
     assert len(set(alone)) > 3
+
+
+def test_s27_only_allowed_tokens_are_chosen() -> None:
+    requests = [request(0, allowed_token_ids=(5, 2, 2)), request(1), request(2, allowed_token_ids=(7, 0), min_tokens=1)]
+    result = sample(requests, [ROW] * 3, {})
+    assert result.token_ids == [2, 3, 0]  # 7 ends the text, and min_tokens forbids that
+
+
+def test_bad_words_forbid_the_token_that_would_complete_one() -> None:
+    words = ((3,), (1, 2, 7), (4, 5))
+    outputs = {1: [1, 2], 2: [2], 3: [6, 1, 2]}
+    result = sample([request(slot, bad_word_token_ids=words, ignore_eos=True) for slot in range(4)], [ROW] * 4, outputs)
+    assert result.token_ids == [7, 2, 7, 2]
+
+
+def test_a_word_begun_in_the_prompt_is_not_forbidden() -> None:
+    assert sample([request(0, prompt=(1, 2), bad_word_token_ids=((2, 3),))], [ROW], {}).token_ids == [3]
+
+
+def test_the_logits_are_whole_again_after_overlapping_masks() -> None:
+    requests = [
+        request(
+            0, allowed_token_ids=(1,), bad_word_token_ids=((3,), (4,)), min_tokens=1, logprobs=1, logit_bias={3: 9.0}
+        )
+    ]
+    result = sample(requests, [ROW], {})
+    assert result.logprobs[0][0].top_ids == [3]

@@ -24,6 +24,7 @@ from octavo.server.errors import validate_body
 from octavo.server.exchange import Exchange
 from octavo.server.logprobs import TokenTexts
 from octavo.server.protocol.common import (
+    MAX_BAD_WORD_CHARS,
     MAX_CACHE_SALT_CHARS,
     Refusals,
     SamplingFields,
@@ -99,11 +100,28 @@ class Serving:
             raise InvalidRequest(
                 f"`cache_salt` should be at most {MAX_CACHE_SALT_CHARS} printable characters.", "cache_salt"
             )
+        if request.bad_words:
+            changes["bad_word_token_ids"] = self._bad_words(request.bad_words)
         params = request.sampling_params(self.state.default_sampling, **changes)
         params = params.validate(vocab_size=self.state.info.vocab_size, max_logprobs=self.state.config.max_logprobs)
         if params.n > 1 and params.greedy:
             raise InvalidRequest("`n` must be 1 when `temperature` is 0: all choices would be equal.", "n")
         return params
+
+    def _bad_words(self, words: list[str]) -> tuple[tuple[int, ...], ...]:
+        """Each word as it is written at the start of a text and after a space (2.4)."""
+        sequences: dict[tuple[int, ...], None] = {}  # an ordered set
+        for i, word in enumerate(words):
+            param = f"bad_words.{i}"
+            if not word.strip() or len(word) > MAX_BAD_WORD_CHARS:
+                raise InvalidRequest(
+                    f"A word of `bad_words` should have 1 to {MAX_BAD_WORD_CHARS} characters, not only spaces.", param
+                )
+            for text in (word.lstrip(), " " + word.lstrip()):
+                ids = self.state.renderer.render_text(text, False)
+                if ids:
+                    sequences[tuple(ids)] = None
+        return tuple(sequences)
 
     def fit(self, params: SamplingParams, num_prompt: int, param: str) -> SamplingParams:
         """`params` with `max_tokens` set for a prompt of that length. Decides context overflow (E8, E9).

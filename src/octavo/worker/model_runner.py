@@ -32,7 +32,7 @@ class ModelRunner:
         self._model = model
         self._device = device
         self._kv_caches = kv_caches
-        self._states = RequestStates(max_num_seqs, max_model_len, block_size)
+        self._states = RequestStates(max_num_seqs, max_model_len, block_size, model.spec.vocab_size)
         self._batches = InputBatchBuilder(device, block_size)
         self._sampler = Sampler(ops, device, max_num_seqs)
 

@@ -13,6 +13,7 @@ from octavo.ops.sampling_batch import SamplingBatch, csr_offsets
 from octavo.ops.table import Ops
 from octavo.worker.request_states import RequestStates, SlotParams
 
+_NO_IDS = np.zeros(0, np.int32)
 _BAD_LOGITS = "The model produced logits that are not numbers; the request cannot go on."
 
 
@@ -68,7 +69,7 @@ class Sampler:
             special = [states.special.get(slot) for slot in slots.tolist()]
             self._fill_bias(special)
             self._fill_penalties(special)
-            self._fill_masks(special, batch.positions[:num_rows].tolist())
+            self._fill_masks(special, states, slots.tolist())
 
     def _fill_bias(self, special: list[SlotParams | None]) -> None:
         biases = [(s.params.logit_bias or {}) if s else {} for s in special]
@@ -97,13 +98,12 @@ class Sampler:
             csr_offsets(lengths), np.array(ids, np.int32), np.array(counts, np.int32), np.array(in_prompt, np.int32)
         )
 
-    def _fill_masks(self, special: list[SlotParams | None], num_outputs: list[int]) -> None:
+    def _fill_masks(self, special: list[SlotParams | None], states: RequestStates, slots: list[int]) -> None:
         masks = [
-            entry.min_tokens_ids if entry and done < entry.params.min_tokens else ()
-            for entry, done in zip(special, num_outputs, strict=True)
+            entry.mask.ids(states.output_tokens(slot)) if entry and entry.mask else _NO_IDS
+            for entry, slot in zip(special, slots, strict=True)
         ]
-        ids = [token_id for mask in masks for token_id in mask]
-        self._batch.masks.set(csr_offsets([len(mask) for mask in masks]), np.array(ids, np.int32))
+        self._batch.masks.set(csr_offsets([len(mask) for mask in masks]), np.concatenate(masks))
 
     def _add_logprobs(
         self, result: SamplerResult, raw: torch.Tensor, rows: list[int], states: RequestStates, slots: np.ndarray

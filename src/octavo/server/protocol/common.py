@@ -20,12 +20,13 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from octavo.errors import InvalidRequest
-from octavo.params import SamplingParams
+from octavo.params import MAX_BAD_WORDS, SamplingParams
 
 #: Most stop strings of a request, and the most characters of one.
 MAX_STOP_STRINGS = 4
 MAX_STOP_CHARS = 4096
 MAX_CACHE_SALT_CHARS = 256
+MAX_BAD_WORD_CHARS = 512
 
 Int = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 
@@ -89,6 +90,8 @@ class SamplingFields(WireModel):
     logit_bias: Annotated[dict[int, float] | None, BeforeValidator(_check_logit_bias)] = None
     stop: Annotated[list[str], BeforeValidator(_check_stop)] = Field(default_factory=list)
     stop_token_ids: list[Int] | None = None
+    allowed_token_ids: list[Int] | None = None
+    bad_words: Annotated[list[str] | None, Field(max_length=MAX_BAD_WORDS)] = None
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
     max_tokens: Int | None = None
@@ -106,6 +109,8 @@ class SamplingFields(WireModel):
         values.update((name, value) for name in _SAMPLING_FIELDS if (value := getattr(self, name)) is not None)
         values["stop"] = tuple(self.stop)
         values["stop_token_ids"] = tuple(self.stop_token_ids or ())
+        if self.allowed_token_ids is not None:
+            values["allowed_token_ids"] = tuple(self.allowed_token_ids)
         values.update(changes)
         return SamplingParams(**values)
 
@@ -122,7 +127,7 @@ class SamplingFields(WireModel):
 _SAMPLING_FIELDS = tuple(
     name
     for name in SamplingFields.model_fields
-    if name in SamplingParams.__struct_fields__ and name not in ("stop", "stop_token_ids")
+    if name in SamplingParams.__struct_fields__ and name not in ("stop", "stop_token_ids", "allowed_token_ids")
 )
 
 #: Field -> does this value ask for nothing? Values that ask for something are refused, never ignored.
@@ -153,8 +158,6 @@ COMMON_REFUSALS: Refusals = {
     "early_stopping": inert(None, False),
     "prompt_logprobs": inert(None),
     "truncate_prompt_tokens": inert(None),
-    "allowed_token_ids": inert(None),
-    "bad_words": inert(None, []),
     "logprob_token_ids": inert(None, []),
     "logits_processors": inert(None, []),
     "spaces_between_special_tokens": inert(None, True),
