@@ -52,6 +52,7 @@ class ChatHandler:
                 documents=request.documents,
                 chat_template_kwargs=request.chat_template_kwargs,
             )
+            ids = serving.truncated(ids, params, request)
             params = serving.fit(params, len(ids), "messages")
             reply_id = new_id("chatcmpl")
             generate_request = serving.generate_request(reply_id, ids, params, request)

@@ -76,11 +76,11 @@ class CompletionHandler:
             if isinstance(prompt, str):
                 ids = await self._tokenized(prompt, request.add_special_tokens is not False, param, num_chars)
             else:
+                self._check_ids(prompt, param)
                 ids = prompt
+            ids = self._serving.truncated(ids, params, request)
             external_id = f"{reply_id}-{i}" if len(request.prompt) > 1 else reply_id
             fitted = self._serving.fit(params, len(ids), param)
-            if ids is prompt:
-                self._check_ids(ids, param)
             requests.append(self._serving.generate_request(external_id, ids, fitted, request))
         return requests
 

@@ -149,6 +149,22 @@ class Serving:
             )
         return params if wanted is not None else msgspec.structs.replace(params, max_tokens=room)
 
+    def truncated(self, ids: list[int], params: SamplingParams, request: SamplingFields) -> list[int]:
+        """The prompt as far as `truncate_prompt_tokens` lets it be (S26); -1 leaves room for what is generated."""
+        wanted, info = request.truncate_prompt_tokens, self.state.info
+        if wanted is None:
+            return ids
+        if wanted < -1 or wanted == 0 or wanted > info.max_model_len:
+            raise InvalidRequest(
+                f"`truncate_prompt_tokens` must be -1 or in [1, {info.max_model_len}].", "truncate_prompt_tokens"
+            )
+        if wanted == -1:
+            room = min(info.max_model_len, info.max_request_tokens)
+            wanted = max(1, room - (params.max_tokens or max(1, params.min_tokens)))
+        if len(ids) <= wanted:
+            return ids
+        return ids[:wanted] if request.truncation_side == "right" else ids[-wanted:]
+
     def generate_request(
         self, external_id: str, ids: list[int], params: SamplingParams, request: SamplingFields
     ) -> GenerateRequest:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -97,6 +97,11 @@ class SamplingFields(WireModel):
     max_tokens: Int | None = None
     min_tokens: Int | None = None
     skip_special_tokens: bool | None = None
+    # S25: without effect. It is about "slow" tokenizers, which write a space between added tokens that stand side by
+    # side; octavo reads `tokenizer.json` only, whose decoders decide that themselves.
+    spaces_between_special_tokens: bool | None = None
+    truncate_prompt_tokens: Int | None = None
+    truncation_side: Literal["left", "right"] | None = None  # which end is cut off; default: left
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     add_special_tokens: bool | None = None
@@ -157,10 +162,8 @@ COMMON_REFUSALS: Refusals = {
     "length_penalty": inert(None, 1, 1.0),
     "early_stopping": inert(None, False),
     "prompt_logprobs": inert(None),
-    "truncate_prompt_tokens": inert(None),
     "logprob_token_ids": inert(None, []),
     "logits_processors": inert(None, []),
-    "spaces_between_special_tokens": inert(None, True),
     "return_token_ids": inert(None, False),
     "return_tokens_as_token_ids": inert(None, False),
     "echo": inert(None, False),
