@@ -201,6 +201,8 @@ class EngineClient:
         now = time.monotonic()
         # Stop strings are found here, and n requests are sent: the engine needs to know of neither.
         engine_params = msgspec.structs.replace(params, n=1, stop=())
+        # The prompt is scored once: the other samples take it from the prefix cache.
+        other_params = msgspec.structs.replace(engine_params, prompt_logprobs=None)
         try:
             for index in range(params.n):
                 sample = self._new_sample(state, index, params)
@@ -208,7 +210,7 @@ class EngineClient:
                     AddRequest(
                         request_id=sample.request_id,
                         prompt_token_ids=request.prompt_token_ids,
-                        params=engine_params,
+                        params=other_params if index else engine_params,
                         eos_token_ids=self._eos_token_ids,
                         sample_index=index,
                         priority=request.priority,
@@ -361,6 +363,10 @@ class EngineClient:
                 self._fail(sample.request, ServerError(output.error or "The engine failed this request."))
                 continue
             try:
+                if output.prompt_logprobs:
+                    sample.request.prompt_logprobs += output.prompt_logprobs
+                if not output.new_token_ids and output.finish_reason is None:
+                    continue
                 self._note_times(sample, output, now)
                 sample.accept(output)
             except Exception:

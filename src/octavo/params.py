@@ -44,6 +44,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     max_tokens: int | None = None  # None: as many as the context allows
     min_tokens: int = 0
     logprobs: int | None = None  # None: off; k: the sampled token and the k most likely
+    prompt_logprobs: int | None = None  # the same for each token of the prompt but the first
     skip_special_tokens: bool = True
 
     @property
@@ -72,10 +73,12 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         if self.max_tokens is not None:
             _check_int("max_tokens", self.max_tokens, 1, None)
         _check_int("min_tokens", self.min_tokens, 0, self.max_tokens)
-        if self.logprobs is not None:
-            _check_int("logprobs", self.logprobs, 0, None)
-            if self.logprobs > max_logprobs:
-                raise InvalidRequest(f"Cannot request more than {max_logprobs} logprobs.", "logprobs")
+        for name in ("logprobs", "prompt_logprobs"):
+            wanted = getattr(self, name)
+            if wanted is not None:
+                _check_int(name, wanted, 0, None)
+                if wanted > min(max_logprobs, vocab_size):
+                    raise InvalidRequest(f"Cannot request more than {min(max_logprobs, vocab_size)} logprobs.", name)
         return self._normalised()
 
     def _check_ids(self, vocab_size: int) -> None:

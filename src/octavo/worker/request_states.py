@@ -59,6 +59,7 @@ class RequestStates:
         #: Slots whose rows need more than temperature, top-k, top-p and min-p.
         self.special: dict[int, SlotParams] = {}
         self.logprobs: dict[int, int] = {}  # slot -> number of alternatives asked for
+        self.prompt_logprobs: dict[int, int] = {}  # the same for the tokens of the prompt
 
     def add(self, request: NewRequestData) -> None:
         slot, params = request.slot, request.params
@@ -82,10 +83,12 @@ class RequestStates:
 
     def _add_special(self, slot: int, request: NewRequestData) -> None:
         params = request.params
-        self.special.pop(slot, None)
-        self.logprobs.pop(slot, None)
+        self.remove(slot)
         if params.logprobs is not None:
             self.logprobs[slot] = params.logprobs
+        # A request that comes back with output has had its whole prompt scored before.
+        if params.prompt_logprobs is not None and len(request.prompt_token_ids) == request.num_prompt_tokens:
+            self.prompt_logprobs[slot] = params.prompt_logprobs
         penalties = None
         if params.presence_penalty or params.frequency_penalty or params.repetition_penalty != 1.0:
             num_prompt = request.num_prompt_tokens
@@ -117,6 +120,7 @@ class RequestStates:
     def remove(self, slot: int) -> None:
         self.special.pop(slot, None)
         self.logprobs.pop(slot, None)
+        self.prompt_logprobs.pop(slot, None)
 
     def output_tokens(self, slot: int) -> np.ndarray:
         """int32: what the slot has generated so far; a view."""

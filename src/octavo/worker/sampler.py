@@ -12,6 +12,7 @@ from octavo.messages import TokenLogprobs
 from octavo.ops.sampling_batch import SamplingBatch, csr_offsets
 from octavo.ops.table import Ops
 from octavo.worker.request_states import RequestStates, SlotParams
+from octavo.worker.scores import entries
 
 _NO_IDS = np.zeros(0, np.int32)
 _BAD_LOGITS = "The model produced logits that are not numbers; the request cannot go on."
@@ -47,10 +48,13 @@ class Sampler:
         if out_flags.any():
             bad = out_flags.numpy().nonzero()[0]
             result.errors = {int(slots[row]): _BAD_LOGITS for row in bad}
-        rows = [row for row, slot in enumerate(slots.tolist()) if slot in states.logprobs]
+        # A row in error has no token: its id is -1.
+        rows = [row for row, slot in enumerate(slots.tolist()) if slot in states.logprobs and slot not in result.errors]
         if rows:
             # `sample` leaves the logits as they were: these log probabilities are the model's own.
-            self._add_logprobs(result, logits[rows], rows, states, slots)
+            wanted = [states.logprobs[int(slots[row])] for row in rows]
+            for row, entry in zip(rows, entries(self._ops, logits[rows], out_ids[rows], wanted), strict=True):
+                result.logprobs[int(slots[row])] = [entry]
         return result
 
     def _fill_batch(self, states: RequestStates, slots: np.ndarray) -> None:
@@ -104,17 +108,3 @@ class Sampler:
             for entry, slot in zip(special, slots, strict=True)
         ]
         self._batch.masks.set(csr_offsets([len(mask) for mask in masks]), np.concatenate(masks))
-
-    def _add_logprobs(
-        self, result: SamplerResult, raw: torch.Tensor, rows: list[int], states: RequestStates, slots: np.ndarray
-    ) -> None:
-        """Rows that ask for fewer alternatives than the longest list get theirs cut from it."""
-        wanted = [states.logprobs[int(slots[row])] for row in rows]
-        ids = self._out_ids[: len(slots)][rows]
-        own, ranks, top_ids, top_values = self._ops.logprobs(raw, ids, max(wanted))
-        columns = (own.tolist(), ranks.tolist(), top_ids.tolist(), top_values.tolist())
-        for row, k, logprob, rank, row_ids, row_values in zip(rows, wanted, *columns, strict=True):
-            slot = int(slots[row])
-            if slot not in result.errors:
-                entry = TokenLogprobs(logprob=logprob, rank=rank, top_ids=row_ids[:k], top_logprobs=row_values[:k])
-                result.logprobs[slot] = [entry]
