@@ -34,6 +34,7 @@ def test_whole_chat_reply() -> None:
             "total_tokens": 11,
             "prompt_tokens_details": {"cached_tokens": 3},
         },
+        "prompt_logprobs": None,
     }
 
 

@@ -12,7 +12,7 @@ from octavo.errors import InvalidRequest
 from octavo.generation import CompletionDelta, GenerationDelta, fold
 from octavo.params import GenerateRequest, SamplingParams
 from octavo.server.exchange import Exchange
-from octavo.server.logprobs import chat_logprobs
+from octavo.server.logprobs import TokenNames, chat_logprobs, prompt_logprobs
 from octavo.server.protocol.chat import (
     CHAT_REFUSALS,
     ChatChoice,
@@ -121,9 +121,13 @@ class _Reply:
         self._usage = UsageCount()
         self._is_begun = False
         self._text_events: dict[int, TextEvent] = {}
+        self._names = TokenNames(serving.texts)
+        self._prompt_logprobs = request.prompt_logprobs
         # T8: without a generation prompt the reply goes on in the last message's role.
         goes_on = request.continue_final_message or request.add_generation_prompt is False
         self._role = request.messages[-1].role if goes_on else serving.state.config.response_role
+        last = request.messages[-1]
+        self._echo = last.text() if request.echo and last.role == self._role else ""  # T9
 
     async def whole(self, request: GenerateRequest) -> ChatReply:
         async with aclosing(self._serving.state.client.generate(request)) as stream:
@@ -131,16 +135,20 @@ class _Reply:
         choices = [
             ChatChoice(
                 choice.index,
-                ReplyMessage(self._role, choice.text),
-                chat_logprobs(self._serving.texts, choice.token_ids, choice.logprobs, self._params.logprobs or 0),
+                ReplyMessage(self._role, self._echo + choice.text),
+                chat_logprobs(self._names, choice.token_ids, choice.logprobs, self._params.logprobs or 0),
                 choice.finish_reason,
                 choice.stop_reason,
             )
             for choice in final.outputs
         ]
         usage = usage_of(final.num_prompt_tokens, final.num_cached_tokens, final.num_output_tokens)
+        scores = None
+        if self._prompt_logprobs is not None:
+            told, ids = final.prompt_logprobs or [], request.prompt_token_ids
+            scores = prompt_logprobs(self._serving.texts, ids, told, self._prompt_logprobs)
         return ChatReply(
-            self._id, "chat.completion", self._created, self._model, choices, usage, self._serving.fingerprint
+            self._id, "chat.completion", self._created, self._model, choices, usage, self._serving.fingerprint, scores
         )
 
     # ------------------------------------------------------------ EventWriter
@@ -151,6 +159,8 @@ class _Reply:
             self._is_begun = True
             roles = (ChatChunkChoice(i, Delta(self._role, "")) for i in range(self._params.n))
             begin = b"".join(event(self._chunk(choice)) for choice in roles)
+            if self._echo:  # E53
+                begin += b"".join(self._text_event(i)(self._echo) for i in range(self._params.n))
         return begin + b"".join([self._output(output) for output in delta.outputs])
 
     def last_events(self) -> bytes:
@@ -160,7 +170,7 @@ class _Reply:
         """One choice's chunk; b"" when its text is held back and nothing else is to be said."""
         if output.logprobs is None and output.finish_reason is None and not self._continuous_usage:
             return self._text_event(output.index)(output.text) if output.text else b""
-        logprobs = chat_logprobs(self._serving.texts, output.token_ids, output.logprobs, self._params.logprobs or 0)
+        logprobs = chat_logprobs(self._names, output.token_ids, output.logprobs, self._params.logprobs or 0)
         if logprobs is not None and not logprobs.content:
             logprobs = None
         is_last = output.finish_reason is not None

@@ -95,6 +95,8 @@ class Serving:
         """Validated sampling parameters; `max_tokens` may still be None."""
         if request.stream_options is not None and not request.stream:
             raise InvalidRequest("Stream options can only be defined when `stream=True`.", "stream_options")
+        if request.stream and request.prompt_logprobs is not None:  # S19
+            raise InvalidRequest("`prompt_logprobs` are not available when `stream=True`.", "prompt_logprobs")
         salt = request.cache_salt or ""
         if len(salt) > MAX_CACHE_SALT_CHARS or not salt.isprintable():
             raise InvalidRequest(

@@ -102,6 +102,8 @@ class SamplingFields(WireModel):
     spaces_between_special_tokens: bool | None = None
     truncate_prompt_tokens: Int | None = None
     truncation_side: Literal["left", "right"] | None = None  # which end is cut off; default: left
+    echo: bool | None = None
+    prompt_logprobs: Int | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     add_special_tokens: bool | None = None
@@ -161,12 +163,10 @@ COMMON_REFUSALS: Refusals = {
     "use_beam_search": inert(None, False),
     "length_penalty": inert(None, 1, 1.0),
     "early_stopping": inert(None, False),
-    "prompt_logprobs": inert(None),
     "logprob_token_ids": inert(None, []),
     "logits_processors": inert(None, []),
     "return_token_ids": inert(None, False),
     "return_tokens_as_token_ids": inert(None, False),
-    "echo": inert(None, False),
 }
 
 
@@ -188,6 +188,14 @@ def ignored_fields(body: Mapping[str, Any], model: type[WireModel], refusals: Re
     """Names in `body` that nothing here knows, sorted (features.md U20)."""
     known = model.model_fields.keys() | refusals.keys() | SILENT_FIELDS | {"best_of"}
     return sorted(body.keys() - known)
+
+
+class PromptLogprob(msgspec.Struct):
+    """One token at one place of the prompt (S19). `rank` 1 is the most likely."""
+
+    logprob: float
+    rank: int
+    decoded_token: str
 
 
 class PromptTokensDetails(msgspec.Struct):
