@@ -137,7 +137,7 @@ class SchedulerStats(Message, frozen=True, gc=False):
 
 
 class EngineCoreOutputs(Message, frozen=True, gc=False):
-    """One frame a step, for all requests."""
+    """What a step produced, for all requests; several frames of one step when there are very many logprobs."""
 
     outputs: list[RequestOutput]
     stats: SchedulerStats

@@ -26,6 +26,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     """
 
     n: int = 1
+    best_of: int | None = None  # None: n; else so many are generated, and the n most likely returned
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0  # 0 and -1: off
@@ -48,6 +49,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     skip_special_tokens: bool = True
 
     @property
+    def num_samples(self) -> int:
+        """Sequences that are generated."""
+        return self.best_of or self.n
+
+    @property
     def greedy(self) -> bool:
         return self.temperature < GREEDY_EPSILON
 
@@ -55,9 +61,12 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         """Check every field against the model's numbers and return the normalised parameters.
 
         `vocab_size` is the width of the logits, not the tokenizer's length: an id outside it would reach
-        memory that is not the row's. Raises `InvalidRequest` whose `param` is the field's name.
+        memory that is not the row's. `max_logprobs` of -1: the whole vocabulary, which a request may also call -1.
+        Raises `InvalidRequest` whose `param` is the field's name.
         """
         _check_int("n", self.n, 1, max_n)
+        if self.best_of is not None:
+            _check_int("best_of", self.best_of, self.n, max_n)
         _check_float("temperature", self.temperature, 0.0, 2.0)
         _check_float("top_p", self.top_p, 0.0, 1.0, low_open=True)
         _check_int("top_k", self.top_k, -1, None)
@@ -73,13 +82,14 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         if self.max_tokens is not None:
             _check_int("max_tokens", self.max_tokens, 1, None)
         _check_int("min_tokens", self.min_tokens, 0, self.max_tokens)
+        most = vocab_size if max_logprobs == -1 else min(max_logprobs, vocab_size)
         for name in ("logprobs", "prompt_logprobs"):
             wanted = getattr(self, name)
             if wanted is not None:
-                _check_int(name, wanted, 0, None)
-                if wanted > min(max_logprobs, vocab_size):
-                    raise InvalidRequest(f"Cannot request more than {min(max_logprobs, vocab_size)} logprobs.", name)
-        return self._normalised()
+                _check_int(name, wanted, -1 if max_logprobs == -1 else 0, None)
+                if wanted > most:
+                    raise InvalidRequest(f"Cannot request more than {most} logprobs.", name)
+        return self._normalised(vocab_size)
 
     def _check_ids(self, vocab_size: int) -> None:
         """Every field that holds token ids, against the width of the logits; no list is longer than that either."""
@@ -116,8 +126,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
                 raise InvalidRequest(f"{names} forbid every token.", "bad_words")
             raise InvalidRequest(f"{names} forbid all of `allowed_token_ids`.", "allowed_token_ids")
 
-    def _normalised(self) -> SamplingParams:
+    def _normalised(self, vocab_size: int) -> SamplingParams:
         changes: dict[str, Any] = {}
+        for name in ("logprobs", "prompt_logprobs"):
+            if getattr(self, name) == -1:
+                changes[name] = vocab_size
         if self.top_k < 0:
             changes["top_k"] = 0
         if self.seed == -1:

@@ -1,11 +1,13 @@
 """The sampler's glue: every parameter of a request reaches its own row, and only that row."""
 
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 
+from octavo.config import LogprobsMode
 from octavo.ops.table import bind
 from octavo.params import SamplingParams
 from octavo.step import NewRequestData
@@ -15,13 +17,18 @@ from octavo.worker.sampler import Sampler, SamplerResult
 VOCAB = 8
 
 
-def sample(requests: list[NewRequestData], logits: list[list[float]], outputs: dict[int, list[int]]) -> SamplerResult:
+def sample(
+    requests: list[NewRequestData],
+    logits: list[list[float]],
+    outputs: dict[int, list[int]],
+    mode: LogprobsMode = "raw_logprobs",
+) -> SamplerResult:
     states = RequestStates(max_num_seqs=8, max_model_len=64, block_size=16, vocab_size=VOCAB)
     for request in requests:
         states.add(request)
         for token_id in outputs.get(request.slot, []):
             states.append_token(request.slot, token_id)
-    sampler = Sampler(bind("cpu", "reference"), None, 8)  # type: ignore[arg-type]
+    sampler = Sampler(bind("cpu", "reference"), None, 8, mode)  # type: ignore[arg-type]
     slots = np.array([request.slot for request in requests], np.int64)
     return sampler.sample(torch.tensor(logits), states, slots)
 
@@ -113,3 +120,41 @@ def test_the_logits_are_whole_again_after_overlapping_masks() -> None:
     ]
     result = sample(requests, [ROW], {})
     assert result.logprobs[0][0].top_ids == [3]
+
+
+INF = math.inf
+
+
+@pytest.mark.parametrize(
+    ("mode", "greedy", "sampled"),
+    [
+        ("raw_logits", [3.0, 2.9, 2.0], [3.0, 2.9, 2.0]),
+        ("processed_logits", [9.0, 3.0, 2.9], [6.0, 5.8, -INF]),
+        ("raw_logprobs", torch.tensor(ROW).log_softmax(-1)[[3, 7, 2]].tolist(), None),
+        ("processed_logprobs", None, [*torch.tensor([6.0, 5.8]).log_softmax(-1).tolist(), -INF]),
+    ],
+)
+def test_s18_the_mode_says_what_is_told(
+    mode: LogprobsMode, greedy: list[float] | None, sampled: list[float] | None
+) -> None:
+    requests = [
+        request(0, logprobs=3, logit_bias={0: 9.0}),
+        request(1, logprobs=3, temperature=0.5, top_k=2),
+        request(2, logprobs=1, temperature=0.5, top_k=2),
+    ]
+    result = sample(requests, [ROW] * 3, {}, mode)
+    first, second, third = (result.logprobs[slot][0] for slot in range(3))
+    if greedy is not None:
+        assert first.top_logprobs == pytest.approx(greedy)
+    if sampled is not None:
+        assert second.top_logprobs == pytest.approx(sampled)
+        assert second.top_ids[:2] == [3, 7]
+        assert second.logprob == pytest.approx(sampled[second.rank - 1])
+    assert (third.top_ids, third.top_logprobs) == (second.top_ids[:1], second.top_logprobs[:1])
+
+
+def test_of_equal_logits_the_lower_id_comes_first_in_every_mode() -> None:
+    flat = [1.0] * VOCAB
+    for mode in get_args(LogprobsMode):
+        (entry,) = sample([request(0, logprobs=4)], [flat], {}, mode).logprobs[0]
+        assert (entry.rank, entry.top_ids) == (1, [0, 1, 2, 3])

@@ -15,8 +15,8 @@ from octavo.generation import CompletionDelta, GenerationDelta
 from octavo.messages import TokenLogprobs
 from octavo.params import GenerateRequest, SamplingParams
 from octavo.server.exchange import Exchange
-from octavo.server.logprobs import TokenNames, completion_logprobs, echoed_logprobs, joined, prompt_logprobs
-from octavo.server.protocol.common import Usage, refuse_best_of, usage_of
+from octavo.server.logprobs import completion_logprobs, echoed_logprobs, joined, prompt_logprobs
+from octavo.server.protocol.common import Usage, usage_of
 from octavo.server.protocol.completions import (
     COMPLETION_REFUSALS,
     DEFAULT_MAX_TOKENS,
@@ -25,7 +25,7 @@ from octavo.server.protocol.completions import (
     CompletionReply,
     CompletionRequest,
 )
-from octavo.server.serving import Serving, UsageCount, new_id, stream_events
+from octavo.server.serving import Serving, UsageCount, reply_id, send_whole, stream_events
 from octavo.server.sse import TextEvent, event
 
 
@@ -36,21 +36,20 @@ class CompletionHandler:
     async def __call__(self, exchange: Exchange) -> None:
         serving = self._serving
         serving.state.check_available()
-        body, request = await serving.read(exchange, CompletionRequest, COMPLETION_REFUSALS)
-        refuse_best_of(body)
+        _, request = await serving.read(exchange, CompletionRequest, COMPLETION_REFUSALS)
         model = serving.state.resolve_model(request.model)
         params = self._params(request)
         async with exchange.cancelled_on_disconnect():
-            reply_id = new_id("cmpl")
-            requests, texts = await self._requests(request, params, reply_id)
-            reply = _Reply(serving, request, params, reply_id, model, requests, texts)
-            async with aclosing(serving.generate(requests)) as deltas:
-                if request.stream:
+            full_id = reply_id("cmpl", exchange, request)
+            requests, texts = await self._requests(request, params, full_id)
+            reply = _Reply(serving, request, params, full_id, model, requests, texts)
+            async with aclosing(serving.generate(requests, params)) as deltas:
+                if request.stream and params.num_samples == params.n:
                     await stream_events(exchange, deltas, reply)
                     return
                 async for place, delta in deltas:
                     reply.fold(place, delta)
-        await exchange.send_json(reply.whole())
+        await send_whole(exchange, reply.whole(), bool(request.stream))
 
     def _params(self, request: CompletionRequest) -> SamplingParams:
         changes: dict[str, Any] = {"logprobs": request.logprobs}
@@ -61,12 +60,13 @@ class CompletionHandler:
             if request.min_tokens:
                 raise InvalidRequest("`min_tokens` must be 0 when `max_tokens` is 0.", "min_tokens")
         if request.echo and request.logprobs is not None:  # the prompt's are part of the choice's
-            changes["prompt_logprobs"] = max(request.logprobs, request.prompt_logprobs or 0)
+            numbers = (request.logprobs, request.prompt_logprobs or 0)
+            changes["prompt_logprobs"] = -1 if -1 in numbers else max(numbers)
         params = self._serving.checked_params(request, **changes)
-        fanout = len(request.prompt) * params.n
+        fanout = len(request.prompt) * params.num_samples
         if fanout > self._serving.state.max_fanout:
             raise InvalidRequest(
-                f"{len(request.prompt)} prompts with `n` of {params.n} are {fanout} sequences; at most "
+                f"{len(request.prompt)} prompts with {params.num_samples} samples each are {fanout} sequences; at most "
                 f"{self._serving.state.max_fanout} are allowed.",
                 "prompt",
             )
@@ -130,7 +130,8 @@ class _Reply:
         self._params = params
         self._requests = requests
         self._echoes = texts  # empty unless asked for
-        self._names = TokenNames(serving.texts)
+        self._names = serving.names(request)
+        self._gives_ids = bool(request.return_token_ids)
         self._id = reply_id
         self._model = model
         self._created = int(time.time())
@@ -142,8 +143,10 @@ class _Reply:
         self._offsets = [0] * num_choices  # characters of the tokens so far, for text_offset
         self._whole = [CompletionChoice(i, "") for i in range(num_choices)]
         self._texts: list[list[str]] = [[] for _ in range(num_choices)]
+        self._token_ids: list[list[int]] = [[] for _ in range(num_choices)]
         self._scores: dict[int, list[TokenLogprobs]] = {}  # of the prompts
         self._echoed: set[int] = set()  # choices whose prompt is out
+        self._identified: set[int] = set()  # choices whose prompt's ids are out
 
     def fold(self, place: int, delta: GenerationDelta) -> None:
         delta = self._begin(place, delta)
@@ -153,11 +156,15 @@ class _Reply:
             self._texts[part.index].append(part.text)
             if part.logprobs is not None:
                 whole.logprobs = joined(whole.logprobs, part.logprobs)
+            if self._gives_ids:
+                self._token_ids[part.index] += output.token_ids
             if part.finish_reason is not None:
                 whole.finish_reason, whole.stop_reason = part.finish_reason, part.stop_reason
 
     def whole(self) -> CompletionReply:
         wanted = self._request.prompt_logprobs
+        if wanted == -1:
+            wanted = self._params.prompt_logprobs
         for place, request in enumerate(self._requests):
             scores = None
             if wanted is not None:
@@ -166,6 +173,9 @@ class _Reply:
             for choice in self._whole[place * self._params.n : (place + 1) * self._params.n]:
                 choice.text = "".join(self._texts[choice.index])
                 choice.prompt_logprobs = scores
+                if self._gives_ids:
+                    choice.prompt_token_ids = request.prompt_token_ids
+                    choice.token_ids = self._token_ids[choice.index]
         return self._object(self._whole, usage_of(*self._usage.totals()))
 
     # ------------------------------------------------------------ EventWriter
@@ -192,11 +202,12 @@ class _Reply:
 
     def _output(self, place: int, output: CompletionDelta) -> bytes:
         """One choice's chunk; b"" when its text is held back and nothing else is to be said."""
-        plain = output.logprobs is None and output.finish_reason is None
-        if plain and not self._echoes and not self._continuous_usage:
+        is_plain = output.logprobs is None and output.finish_reason is None
+        if is_plain and not (self._echoes or self._gives_ids or self._continuous_usage):
             return self._text_event(place * self._params.n + output.index)(output.text) if output.text else b""
         choice = self._choice(place, output)
-        if not (choice.text or choice.logprobs or choice.finish_reason is not None):
+        has_ids = self._gives_ids and output.token_ids
+        if not (choice.text or choice.logprobs or has_ids or choice.finish_reason is not None):
             return b""
         return event(self._object([choice], self._running_usage()))
 
@@ -224,7 +235,13 @@ class _Reply:
             logprobs = joined(echoed, logprobs)
             if not logprobs.tokens:
                 logprobs = None
-        return CompletionChoice(index, text + output.text, logprobs, output.finish_reason, output.stop_reason)
+        choice = CompletionChoice(index, text + output.text, logprobs, output.finish_reason, output.stop_reason)
+        if self._gives_ids:
+            choice.token_ids = output.token_ids
+            if index not in self._identified:
+                self._identified.add(index)
+                choice.prompt_token_ids = self._requests[place].prompt_token_ids
+        return choice
 
     def _echo(self, place: int, index: int) -> tuple[str, CompletionLogprobs | None]:
         """What goes before a choice's first token: the prompt and its log probabilities, once, when asked for."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from octavo.config import LogprobsMode
 from octavo.device.base import Device
 from octavo.models.transformer import Transformer
 from octavo.ops.table import Ops
@@ -29,14 +30,15 @@ class ModelRunner:
         block_size: int,
         max_num_seqs: int,
         max_model_len: int,
+        logprobs_mode: LogprobsMode = "raw_logprobs",
     ) -> None:
         self._model = model
         self._device = device
         self._kv_caches = kv_caches
         self._states = RequestStates(max_num_seqs, max_model_len, block_size, model.spec.vocab_size)
         self._batches = InputBatchBuilder(device, block_size)
-        self._sampler = Sampler(ops, device, max_num_seqs)
-        self._scorer = PromptScorer(model, ops)
+        self._sampler = Sampler(ops, device, max_num_seqs, logprobs_mode)
+        self._scorer = PromptScorer(model, ops, logprobs_mode)
 
     def execute(self, plan: SchedulerOutput) -> ModelRunnerOutput:
         """Compute the tokens that `plan` schedules and sample for every slot whose tokens are then complete."""

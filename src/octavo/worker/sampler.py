@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from octavo.config import LogprobsMode
 from octavo.device.base import Device
 from octavo.messages import TokenLogprobs
 from octavo.ops.sampling_batch import SamplingBatch, csr_offsets
 from octavo.ops.table import Ops
 from octavo.worker.request_states import RequestStates, SlotParams
-from octavo.worker.scores import entries
+from octavo.worker.scores import sampled_scores
 
 _NO_IDS = np.zeros(0, np.int32)
 _BAD_LOGITS = "The model produced logits that are not numbers; the request cannot go on."
@@ -30,8 +31,11 @@ class SamplerResult:
 class Sampler:
     """One token a slot. A draw depends on the row's logits, its seed and the index of the token: not on the batch."""
 
-    def __init__(self, ops: Ops, device: Device, max_num_seqs: int) -> None:
+    def __init__(
+        self, ops: Ops, device: Device, max_num_seqs: int, logprobs_mode: LogprobsMode = "raw_logprobs"
+    ) -> None:
         self._ops = ops
+        self._mode = logprobs_mode
         self._device = device
         self._batch = SamplingBatch.allocate(max_num_seqs)
         self._out_ids = torch.zeros(max_num_seqs, dtype=torch.int32)
@@ -51,9 +55,10 @@ class Sampler:
         # A row in error has no token: its id is -1.
         rows = [row for row, slot in enumerate(slots.tolist()) if slot in states.logprobs and slot not in result.errors]
         if rows:
-            # `sample` leaves the logits as they were: these log probabilities are the model's own.
+            # `sample` leaves the logits as they were.
             wanted = [states.logprobs[int(slots[row])] for row in rows]
-            for row, entry in zip(rows, entries(self._ops, logits[rows], out_ids[rows], wanted), strict=True):
+            scores = sampled_scores(self._ops, self._mode, logits, self._batch, rows, out_ids[rows], wanted)
+            for row, entry in zip(rows, scores, strict=True):
                 result.logprobs[int(slots[row])] = [entry]
         return result
 

@@ -153,6 +153,7 @@ class ChatChoice(msgspec.Struct):
     logprobs: ChatLogprobs | None
     finish_reason: str | None
     stop_reason: int | str | None
+    token_ids: list[int] | UnsetType = UNSET  # with return_token_ids
 
 
 class ChatReply(msgspec.Struct):
@@ -164,6 +165,7 @@ class ChatReply(msgspec.Struct):
     usage: Usage
     system_fingerprint: str
     prompt_logprobs: list[dict[int, PromptLogprob] | None] | None = None
+    prompt_token_ids: list[int] | UnsetType = UNSET  # with return_token_ids
 
 
 class Delta(msgspec.Struct):
@@ -177,6 +179,7 @@ class ChatChunkChoice(msgspec.Struct):
     logprobs: ChatLogprobs | None = None
     finish_reason: str | None = None
     stop_reason: int | str | None | UnsetType = UNSET
+    token_ids: list[int] | UnsetType = UNSET  # with return_token_ids
 
 
 class ChatChunk(msgspec.Struct):
@@ -187,3 +190,4 @@ class ChatChunk(msgspec.Struct):
     system_fingerprint: str
     choices: list[ChatChunkChoice]
     usage: Usage | None | UnsetType = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET  # in the first chunk, with return_token_ids

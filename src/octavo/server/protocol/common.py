@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
 import msgspec
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from octavo.errors import InvalidRequest
@@ -27,6 +27,7 @@ MAX_STOP_STRINGS = 4
 MAX_STOP_CHARS = 4096
 MAX_CACHE_SALT_CHARS = 256
 MAX_BAD_WORD_CHARS = 512
+MAX_REQUEST_ID_CHARS = 128
 
 Int = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 
@@ -74,11 +75,25 @@ def _check_logit_bias(value: Any) -> Any:
     return {int(key): bias for key, bias in value.items()}
 
 
+def is_request_id(value: str) -> bool:
+    """Short, and printable ASCII without spaces: safe in a header, a log line and an id."""
+    return 0 < len(value) <= MAX_REQUEST_ID_CHARS and all("!" <= char <= "~" for char in value)
+
+
+def _check_request_id(value: str | None) -> str | None:
+    if value is not None and not is_request_id(value):
+        raise PydanticCustomError(
+            "request_id", f"A request id has 1 to {MAX_REQUEST_ID_CHARS} printable ASCII characters and no spaces"
+        )
+    return value
+
+
 class SamplingFields(WireModel):
     """The fields of chat and text completions alike (features.md 2.1)."""
 
     model: str | None = None
     n: Int | None = None
+    best_of: Int | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: Int | None = None
@@ -107,12 +122,16 @@ class SamplingFields(WireModel):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     add_special_tokens: bool | None = None
+    return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
+    request_id: Annotated[str | None, AfterValidator(_check_request_id)] = None
     cache_salt: str | None = None
     priority: Int | None = None
 
     def sampling_params(self, defaults: Mapping[str, Any], **changes: Any) -> SamplingParams:
         """The parameters before validation: given fields, then `changes`, over the server's `defaults`."""
-        values = dict(defaults)
+        # A default of `max_tokens` bounds what fits the context; that is known when the prompt is.
+        values = {name: value for name, value in defaults.items() if name != "max_tokens"}
         values.update((name, value) for name in _SAMPLING_FIELDS if (value := getattr(self, name)) is not None)
         values["stop"] = tuple(self.stop)
         values["stop_token_ids"] = tuple(self.stop_token_ids or ())
@@ -165,8 +184,6 @@ COMMON_REFUSALS: Refusals = {
     "early_stopping": inert(None, False),
     "logprob_token_ids": inert(None, []),
     "logits_processors": inert(None, []),
-    "return_token_ids": inert(None, False),
-    "return_tokens_as_token_ids": inert(None, False),
 }
 
 
@@ -177,16 +194,9 @@ def refuse_unsupported(body: Mapping[str, Any], refusals: Refusals) -> None:
             raise InvalidRequest(f"`{name}` is not currently supported.", name)
 
 
-def refuse_best_of(body: Mapping[str, Any]) -> None:
-    """S10: `best_of` equal to `n` asks for nothing more than `n` does."""
-    best_of = body.get("best_of")
-    if best_of is not None and (isinstance(best_of, bool) or best_of != (body.get("n") or 1)):
-        raise InvalidRequest("`best_of` other than `n` is not currently supported.", "best_of")
-
-
 def ignored_fields(body: Mapping[str, Any], model: type[WireModel], refusals: Refusals) -> list[str]:
     """Names in `body` that nothing here knows, sorted (features.md U20)."""
-    known = model.model_fields.keys() | refusals.keys() | SILENT_FIELDS | {"best_of"}
+    known = model.model_fields.keys() | refusals.keys() | SILENT_FIELDS
     return sorted(body.keys() - known)
 
 

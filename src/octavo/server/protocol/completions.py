@@ -82,6 +82,9 @@ class CompletionChoice(msgspec.Struct):
     finish_reason: str | None = None
     stop_reason: int | str | None = None
     prompt_logprobs: list[dict[int, PromptLogprob] | None] | None | UnsetType = UNSET  # of the whole reply
+    # With return_token_ids; the prompt's stand in the first chunk of a choice.
+    prompt_token_ids: list[int] | UnsetType = UNSET
+    token_ids: list[int] | UnsetType = UNSET
 
 
 class CompletionReply(msgspec.Struct):
