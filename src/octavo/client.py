@@ -15,7 +15,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -49,8 +49,8 @@ from octavo.observer import FinishedSample, NoObserver, Observer
 from octavo.params import GenerateRequest, SamplingParams
 from octavo.text.detokenizer import IncrementalDetokenizer
 from octavo.text.stop import StopMatcher
-from octavo.transport import TransportError
-from octavo.watchdog import TICK_SECONDS, ProcessState, Watchdog
+from octavo.transport import Connection, TransportError
+from octavo.watchdog import TICK_SECONDS, EngineHandle, Watchdog
 
 if TYPE_CHECKING:
     from octavo.text.tokenizer import Tokenizer
@@ -73,32 +73,12 @@ EXIT_WAIT_SECONDS = 0.3
 SHUT_DOWN = "The server shut down before the request was finished."
 
 
-class Connection(Protocol):
-    """`transport.AsyncConnection[FromEngine]`."""
-
-    def send(self, message: Any) -> None: ...
-
-    async def receive(self) -> FromEngine | None: ...
-
-    async def close(self) -> None: ...
-
-
-class EngineHandle(Protocol):
-    """`engine_process.EngineProcess`, as far as the client looks at it."""
-
-    def probe(self) -> ProcessState: ...
-
-    def exit_reason(self) -> str | None:
-        """How the process ended; None while it runs."""
-        ...
-
-
 class EngineClient:
     """The engine, seen from the API process. `start` on the event loop, `close` at the end."""
 
     def __init__(
         self,
-        connection: Connection,
+        connection: Connection[FromEngine],
         info: EngineInfo,
         tokenizer: Tokenizer,
         config: EngineConfig | None = None,
@@ -194,12 +174,15 @@ class EngineClient:
         self._check_alive()
         if self.is_draining:
             raise ShuttingDown("The server is shutting down and takes no new requests.")
+        request.params.check_choice(self._eos_token_ids, self.info.vocab_size)
         params = self._admission.check(request, len(self._samples))
         state = RequestState(request)
         stream = GenerationStream(state, self._close, asyncio.get_running_loop())
         now = time.monotonic()
         # Stop strings are found here, and n requests are sent: the engine needs to know of neither.
-        engine_params = msgspec.structs.replace(params, n=1, stop=())
+        engine_params = msgspec.structs.replace(params, n=1, best_of=None, stop=())
+        # The prompt is scored once: the other samples take it from the prefix cache.
+        other_params = msgspec.structs.replace(engine_params, prompt_logprobs=None)
         try:
             for index in range(params.n):
                 sample = self._new_sample(state, index, params)
@@ -207,7 +190,7 @@ class EngineClient:
                     AddRequest(
                         request_id=sample.request_id,
                         prompt_token_ids=request.prompt_token_ids,
-                        params=engine_params,
+                        params=other_params if index else engine_params,
                         eos_token_ids=self._eos_token_ids,
                         sample_index=index,
                         priority=request.priority,
@@ -360,6 +343,10 @@ class EngineClient:
                 self._fail(sample.request, ServerError(output.error or "The engine failed this request."))
                 continue
             try:
+                if output.prompt_logprobs:
+                    sample.request.prompt_logprobs += output.prompt_logprobs
+                if not output.new_token_ids and output.finish_reason is None:
+                    continue
                 self._note_times(sample, output, now)
                 sample.accept(output)
             except Exception:

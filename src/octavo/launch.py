@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from types import FrameType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import uvloop
 
@@ -30,6 +30,7 @@ from octavo import sources
 from octavo.config import EngineConfig, ServeConfig, check
 from octavo.engine_process import EngineProcess, launch_engine
 from octavo.errors import StartupError
+from octavo.generation_config import default_sampling
 from octavo.listener import Listener, bind
 from octavo.log import setup_logging
 from octavo.messages import EngineInfo
@@ -61,9 +62,10 @@ def serve(config: ServeConfig) -> int:
     try:
         with _stopped_by_signals(), bind(config.server) as listener:
             resolved = _resolve(config.engine)
+            defaults = default_sampling(config.server, resolved.model.model)
             engine = EngineProcess.spawn(resolved)
             try:
-                return _serve(config, resolved, listener, engine, started)
+                return _serve(config, resolved, defaults, listener, engine, started)
             finally:
                 engine.kill()
     except Stopped as exc:
@@ -72,7 +74,12 @@ def serve(config: ServeConfig) -> int:
 
 
 def _serve(
-    config: ServeConfig, resolved: EngineConfig, listener: Listener, engine: EngineProcess, started: float
+    config: ServeConfig,
+    resolved: EngineConfig,
+    defaults: dict[str, Any],
+    listener: Listener,
+    engine: EngineProcess,
+    started: float,
 ) -> int:
     text = _in_background(lambda: _load_text(config, resolved))
     # Without a tokenizer the weights are of no use: stop reading them.
@@ -98,7 +105,7 @@ def _serve(
     gc.collect()
     gc.freeze()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(run_server(config, names, listener, engine, tokenizer, renderer))
+        return runner.run(run_server(config, names, listener, engine, tokenizer, renderer, defaults))
 
 
 # ---------------------------------------------------------------- the start

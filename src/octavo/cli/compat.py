@@ -118,5 +118,6 @@ COMPAT: dict[str, Compat] = {
     "--num-speculative-tokens": _no(_NO_SPECULATION),
     "--otlp-traces-endpoint": _no(_NO_TRACES),
     "--collect-detailed-traces": _no(_NO_TRACES),
+    "--enable-request-id-headers": _on("octavo always gives a reply its request's id"),
     "--middleware": _no("octavo loads no code into its server"),
 }
