@@ -17,7 +17,7 @@ from octavo.errors import InvalidRequest
 from octavo.generation import CompletionDelta, GenerationDelta
 from octavo.messages import EngineInfo, TokenLogprobs
 from octavo.metrics import Metrics
-from octavo.params import GenerateRequest
+from octavo.params import GenerateRequest, GrammarSpec
 from octavo.server.app import ServerState, create_app
 from octavo.server.exchange import ASGIApp
 
@@ -104,6 +104,8 @@ class FakeEngine:
         self.requests.append(request)
         return self._deltas(request)
 
+    async def prepare_grammars(self) -> None: ...
+
     async def _deltas(self, request: GenerateRequest) -> AsyncGenerator[GenerationDelta, None]:
         self.num_open += 1
         try:
@@ -118,6 +120,17 @@ class FakeEngine:
         finally:
             self.num_open -= 1
             self.num_closed += 1
+
+
+class FakeGrammars:
+    """Every grammar compiles, but for those that contain the word `refused`."""
+
+    async def check(self, spec: GrammarSpec) -> str:
+        if "refused" in str(spec.source):
+            raise InvalidRequest(f"`{spec.param}` cannot be enforced: planted", spec.param)
+        return f"{spec.kind} {spec.source}"
+
+    async def close(self) -> None: ...
 
 
 def engine_info(**changes: Any) -> EngineInfo:
@@ -173,6 +186,7 @@ def make_server(
         max_fanout=max_fanout,
         logprobs_mode=logprobs_mode,
         default_sampling=default_sampling or {},
+        grammars=FakeGrammars(),
     )
     return Server(engine, renderer, state, create_app(state))
 

@@ -44,11 +44,13 @@ from octavo.messages import (
     RequestOutput,
     SchedulerStats,
     Shutdown,
+    Vocabulary,
 )
 from octavo.observer import FinishedSample, NoObserver, Observer
 from octavo.params import GenerateRequest, SamplingParams
 from octavo.text.detokenizer import IncrementalDetokenizer
 from octavo.text.stop import StopMatcher
+from octavo.text.vocabulary import vocabulary_of
 from octavo.transport import Connection, TransportError
 from octavo.watchdog import TICK_SECONDS, EngineHandle, Watchdog
 
@@ -103,6 +105,8 @@ class EngineClient:
             for token_id in dict.fromkeys((*tokenizer.eos_token_ids, *info.eos_token_ids))
             if 0 <= token_id < info.vocab_size
         )
+        self._vocabulary: Vocabulary | None = None  # made for the first request with a grammar
+        self._is_vocabulary_sent = False
         self._admission = Admission(info, self._config.scheduler.max_num_queued_reqs)
         self._samples: dict[int, SampleState] = {}
         self._num_ids = 0
@@ -184,6 +188,8 @@ class EngineClient:
         # The prompt is scored once: the other samples take it from the prefix cache.
         other_params = msgspec.structs.replace(engine_params, prompt_logprobs=None)
         try:
+            if params.grammar is not None:
+                self._send_vocabulary()
             for index in range(params.n):
                 sample = self._new_sample(state, index, params)
                 self._connection.send(
@@ -204,6 +210,18 @@ class EngineClient:
             raise EngineDead(self.dead_reason or "The connection to the engine is lost.") from exc
         self._observer.on_request_arrival(request)
         return stream
+
+    async def prepare_grammars(self) -> None:
+        """Make what a first request with a grammar needs, without holding up the streams."""
+        if self._vocabulary is None:
+            vocabulary = await asyncio.to_thread(vocabulary_of, self._tokenizer, self._eos_token_ids)
+            self._vocabulary = self._vocabulary or vocabulary
+
+    def _send_vocabulary(self) -> None:
+        if not self._is_vocabulary_sent:
+            self._vocabulary = self._vocabulary or vocabulary_of(self._tokenizer, self._eos_token_ids)
+            self._connection.send(self._vocabulary)
+            self._is_vocabulary_sent = True
 
     def _new_sample(self, state: RequestState, index: int, params: SamplingParams) -> SampleState:
         self._num_ids += 1

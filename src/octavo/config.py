@@ -146,6 +146,12 @@ class ServerConfig:
     disable_log_stats: bool = opt(False, "Do not log throughput and cache use every 10 s.")
     disable_log_requests: bool = opt(True, "Do not log each request.", inverse=("enable_log_requests",))
     max_log_len: int | None = opt(None, "Most characters or ids of a prompt in the log.", low=0)
+    max_grammar_bytes: int = opt(
+        64 << 10, "Largest schema, grammar or list of choices that a request may send.", low=1, unit="bytes"
+    )
+    max_schema_depth: int = opt(64, "Deepest nesting of a request's JSON schema.", low=1, high=200)
+    grammar_timeout: float = opt(5.0, "Seconds the compilation of a request's grammar may take.", above=0.0)
+    grammar_cache_bytes: int = opt(16 << 20, "Bytes of grammars remembered as sound.", low=0, unit="bytes")
     shutdown_timeout: float = opt(30.0, "Seconds that running requests get to finish after TERM.", low=0.0)
 
 

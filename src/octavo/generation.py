@@ -163,7 +163,7 @@ class SampleState:
         """Add one step's tokens. Sets `finish_reason` when the engine, or a stop string, ends the sample."""
         ids, reason = output.new_token_ids, output.finish_reason
         # The text of the token that stopped the request is not part of the answer.
-        shown = ids[:-1] if reason == "stop" and not self.keeps_stop else ids
+        shown = ids[:-1] if reason == "stop" and not (self.keeps_stop or output.is_complete) else ids
         if self.matcher is None:
             self.undecoded += shown
             num_kept = len(ids)

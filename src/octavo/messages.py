@@ -32,6 +32,14 @@ class AddRequest(Message, frozen=True, gc=False):
     arrival_time: float = 0.0  # time.monotonic(), one clock for both processes on Linux and macOS
 
 
+class Vocabulary(Message, frozen=True, gc=False):
+    """The tokens as bytes, which grammars are compiled against. Sent once, before the first request with a grammar."""
+
+    tokens: list[bytes]  # by id; b"" for an id without text
+    special_ids: list[int]
+    eos_token_ids: list[int]  # at least one
+
+
 class Abort(Message, frozen=True, gc=False):
     """End these requests now. Unknown and finished ids are ignored."""
 
@@ -50,7 +58,7 @@ class Shutdown(Message, frozen=True, gc=False):
     """Stop the engine process. Requests still in flight are aborted."""
 
 
-ToEngine = AddRequest | Abort | Call | Shutdown
+ToEngine = AddRequest | Vocabulary | Abort | Call | Shutdown
 
 
 # ---------------------------------------------------------------- engine process -> API process
@@ -118,6 +126,7 @@ class RequestOutput(Message, frozen=True, gc=False):
     # Of the prompt's tokens that this step scored, in order; all of them, from the second on, come with or before the
     # first new token. An output may hold nothing else.
     prompt_logprobs: list[TokenLogprobs] | None = None
+    is_complete: bool = False  # it stopped because its grammar is at the end: the last token is text, not a stop token
 
 
 class SchedulerStats(Message, frozen=True, gc=False):

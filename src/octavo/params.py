@@ -47,6 +47,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     logprobs: int | None = None  # None: off; k: the sampled token and the k most likely
     prompt_logprobs: int | None = None  # the same for each token of the prompt but the first
     skip_special_tokens: bool = True
+    #: What the output must be, proven to compile; None: anything.
+    grammar: str | None = None
 
     @property
     def num_samples(self) -> int:
@@ -142,6 +144,19 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         elif self.temperature < 0.01:
             changes["temperature"] = 0.01  # below it the scaled logits leave float32's useful range
         return msgspec.structs.replace(self, **changes) if changes else self
+
+
+class GrammarSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What a caller wants the output to be, checked as far as that goes without compiling it.
+
+    kind: "json" (source: a schema), "regex" and "grammar" (a text), "choice" (a list of texts), "structural_tag" (a
+    list of {trigger, begin, schema, end}). `options` are those of the JSON compiler. `param` is the request's field.
+    """
+
+    kind: str
+    source: Any
+    param: str
+    options: dict[str, Any] = {}
 
 
 class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):

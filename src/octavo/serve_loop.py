@@ -29,6 +29,7 @@ from octavo.metrics import Metrics
 from octavo.server.app import create_app
 from octavo.server.exchange import ASGIApp
 from octavo.server.state import Renderer, ServerState
+from octavo.text.grammar_checker import GrammarChecker
 from octavo.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -91,6 +92,10 @@ class ServeLoop:
             default_sampling=default_sampling,
             logprobs_mode=self._config.engine.model.logprobs_mode,
             max_fanout=self._config.engine.scheduler.max_num_queued_reqs,
+            special_tokens=frozenset(text for i in tokenizer.special_ids if (text := tokenizer.token(i))),
+            grammars=GrammarChecker(
+                seconds=self._config.server.grammar_timeout, cache_bytes=self._config.server.grammar_cache_bytes
+            ),
         )
         self._server = _HTTPServer(http_config(create_app(state), self._config.server), self._on_listening)
         loop = asyncio.get_running_loop()

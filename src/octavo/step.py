@@ -10,6 +10,7 @@ The worker then appends the sampled token to its own state of the slot; the sche
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from octavo.messages import TokenLogprobs
 from octavo.params import SamplingParams
@@ -50,6 +51,8 @@ class SchedulerOutput:
     finished_slots: list[int]  # freed since the last step: drop them before `new_requests` are read
     total_num_scheduled_tokens: int
     step_id: int
+    #: Slot -> which tokens it may sample: a buffer of 32-bit words, bit i for token i. Valid until the step's end.
+    masks: dict[int, Any] = field(default_factory=dict)
 
 
 @dataclass(slots=True)

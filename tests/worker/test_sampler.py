@@ -22,6 +22,7 @@ def sample(
     logits: list[list[float]],
     outputs: dict[int, list[int]],
     mode: LogprobsMode = "raw_logprobs",
+    masks: dict[int, np.ndarray] | None = None,
 ) -> SamplerResult:
     states = RequestStates(max_num_seqs=8, max_model_len=64, block_size=16, vocab_size=VOCAB)
     for request in requests:
@@ -30,7 +31,7 @@ def sample(
             states.append_token(request.slot, token_id)
     sampler = Sampler(bind("cpu", "reference"), None, 8, mode)  # type: ignore[arg-type]
     slots = np.array([request.slot for request in requests], np.int64)
-    return sampler.sample(torch.tensor(logits), states, slots)
+    return sampler.sample(torch.tensor(logits), states, slots, masks)
 
 
 def request(slot: int, prompt: tuple[int, ...] = (1,), seed: int = 0, **params: object) -> NewRequestData:
@@ -158,3 +159,32 @@ def test_of_equal_logits_the_lower_id_comes_first_in_every_mode() -> None:
     for mode in get_args(LogprobsMode):
         (entry,) = sample([request(0, logprobs=4)], [flat], {}, mode).logprobs[0]
         assert (entry.rank, entry.top_ids) == (1, [0, 1, 2, 3])
+
+
+def mask(*allowed: int) -> np.ndarray:
+    """Two words, of which a row of the logits uses eight bits."""
+    words = np.zeros(2, np.uint32)
+    for token_id in allowed:
+        words[token_id >> 5] |= np.uint32(1 << (token_id & 31))
+    return words
+
+
+def test_a_mask_forbids_in_its_own_row_and_leaves_the_logprobs_alone() -> None:
+    requests = [request(0), request(1, logprobs=2), request(2, logit_bias={3: 100.0})]
+    result = sample(requests, [ROW] * 3, {}, masks={1: mask(0, 5, 6, 40), 2: mask(1, 2)})
+    assert result.token_ids == [3, 0, 2]
+    [entry] = result.logprobs[1]
+    assert entry.top_ids == [3, 7]
+    assert entry.logprob == pytest.approx(torch.log_softmax(torch.tensor(ROW), 0)[0].item(), abs=1e-5)
+
+
+def test_a_mask_that_admits_the_end_only_wins_over_min_tokens() -> None:
+    requests = [request(0, min_tokens=5), request(1, min_tokens=5)]
+    result = sample(requests, [ROW] * 2, {}, masks={0: mask(7), 1: mask(1, 7)})
+    assert result.token_ids == [7, 1] and result.errors == {}
+
+
+def test_a_mask_lifts_min_tokens_and_nothing_else() -> None:
+    requests = [request(0, min_tokens=5, bad_word_token_ids=((7,),)), request(1)]
+    result = sample(requests, [ROW] * 2, {}, masks={0: mask(7)})
+    assert list(result.errors) == [0] and result.token_ids[1] == 3

@@ -102,8 +102,10 @@ COMPAT: dict[str, Compat] = {
     "--runner": Compat(("auto", "generate"), "octavo generates text only"),
     "--limit-mm-per-prompt": _no("octavo reads text only"),
     # what octavo has not got
-    "--guided-decoding-backend": _no("octavo has no structured output yet"),
-    "--structured-outputs-config": _no("octavo has no structured output yet"),
+    "--guided-decoding-backend": Compat(
+        ("auto", "guidance", "outlines", "lm-format-enforcer", "xgrammar"), "octavo has one engine for grammars"
+    ),
+    "--structured-outputs-config": _no("octavo has one engine for grammars; see --max-grammar-bytes"),
     "--enable-auto-tool-choice": _off(_NO_TOOLS),
     "--tool-call-parser": _no(_NO_TOOLS),
     "--reasoning-parser": _no("octavo has no reasoning parsers yet"),

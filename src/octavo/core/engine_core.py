@@ -15,6 +15,7 @@ from octavo.config import EngineConfig
 from octavo.core.executor import Executor
 from octavo.core.faults import fault
 from octavo.core.scheduler import Scheduler
+from octavo.core.structured import Compiler, GrammarReady, Matcher, StructuredOutputs
 from octavo.messages import (
     HEARTBEAT_INTERVAL,
     Abort,
@@ -26,6 +27,7 @@ from octavo.messages import (
     Heartbeat,
     RequestOutput,
     Shutdown,
+    Vocabulary,
 )
 
 logger = logging.getLogger("octavo.core")
@@ -61,10 +63,19 @@ def frames_of(outputs: list[RequestOutput]) -> Iterator[list[RequestOutput]]:
 class EngineCore:
     """`run` returns after Shutdown or when the peer is gone. What it raises is fatal: the process must end."""
 
-    def __init__(self, config: EngineConfig, info: EngineInfo, executor: Executor, connection: Connection) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        info: EngineInfo,
+        executor: Executor,
+        connection: Connection,
+        compiler: Compiler | None = None,
+    ) -> None:
+        """`compiler`: of grammars; a test's, or the real one."""
         self.scheduler = Scheduler(config, info)
         self._executor = executor
         self._inbox = connection.inbox
+        self.structured = StructuredOutputs(info.vocab_size, self._inbox.put, compiler)
         self._send = connection.send
         self._outputs: list[RequestOutput] = []  # to be sent with the next frame
         self._num_steps = 0
@@ -90,6 +101,7 @@ class EngineCore:
         if not plan.total_num_scheduled_tokens:
             raise RuntimeError(f"requests wait but nothing can be scheduled: {scheduler.stats()}")
         self._step_started = time.monotonic()
+        errors = self.structured.fill(plan, scheduler.slots)
         try:
             fault("step")
             result = self._executor.execute(plan)
@@ -98,6 +110,7 @@ class EngineCore:
             message = f"The server ran out of memory while it computed this request: {exc}"
             self._outputs += scheduler.fail_step(plan, message)
         else:
+            result.errors.update(errors)
             self._outputs += scheduler.update(plan, result)
         self._num_steps += 1
         self._step_started = 0.0
@@ -118,25 +131,45 @@ class EngineCore:
             idle = False
             message = inbox.get()
             if isinstance(message, AddRequest):
-                self._add(message)
+                self._receive(message)
+            elif isinstance(message, GrammarReady):
+                self._on_grammar(message)
+            elif isinstance(message, Vocabulary):
+                self.structured.set_vocabulary(message)
             elif isinstance(message, Abort):
+                self._outputs += self.structured.abort(message.request_ids)
                 self._outputs += self.scheduler.abort(message.request_ids)
             elif isinstance(message, Call):
                 self._send(self._call(message))
             elif isinstance(message, Shutdown) or message is None:
+                self._outputs += self.structured.abort_all()
                 self._outputs += self.scheduler.abort(list(self.scheduler.requests))
                 self._send_outputs()
                 return False
         return True
 
-    def _add(self, message: AddRequest) -> None:
-        if message.request_id in self.scheduler.requests:
+    def _receive(self, message: AddRequest) -> None:
+        if message.request_id in self.scheduler.requests or self.structured.is_pending(message.request_id):
             # An error would end the one that runs under this id.
             logger.error("Request id %d came twice; the second is ignored.", message.request_id)
+        elif message.params.grammar is None:
+            self._add(message)
+        else:
+            self.structured.submit(message)
+
+    def _on_grammar(self, ready: GrammarReady) -> None:
+        message = self.structured.take(ready)
+        if message is None:  # aborted meanwhile
             return
+        if ready.error is not None:
+            self._outputs.append(RequestOutput(ready.request_id, [], "error", error=ready.error))
+        else:
+            self._add(message, ready.matcher)
+
+    def _add(self, message: AddRequest, matcher: Matcher | None = None) -> None:
         try:
             fault("add")
-            output = self.scheduler.add(message)
+            output = self.scheduler.add(message, matcher)
         except Exception as exc:  # one request must not end the others
             logger.exception("Request %d could not be added.", message.request_id)
             output = RequestOutput(message.request_id, [], "error", error=f"Internal error: {type(exc).__name__}.")

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import enum
 import hashlib
+from typing import TYPE_CHECKING
 
 from octavo.messages import AddRequest, TokenLogprobs
+
+if TYPE_CHECKING:
+    from octavo.core.structured import Matcher
 
 
 class RequestStatus(enum.IntEnum):
@@ -38,6 +42,7 @@ class Request:
         "eos_token_ids",
         "first_output_sent",
         "limit_tokens",
+        "matcher",
         "next_cache_tokens",
         "num_allocated_tokens",
         "num_cached_blocks",
@@ -59,7 +64,15 @@ class Request:
         "waits_for",
     )
 
-    def __init__(self, message: AddRequest, *, limit_tokens: int, sampling_seed: int, arrival_number: int) -> None:
+    def __init__(
+        self,
+        message: AddRequest,
+        *,
+        limit_tokens: int,
+        sampling_seed: int,
+        arrival_number: int,
+        matcher: Matcher | None = None,
+    ) -> None:
         params = message.params
         self.request_id = message.request_id
         self.token_ids: list[int] = list(message.prompt_token_ids)
@@ -68,6 +81,7 @@ class Request:
         self.eos_token_ids = message.eos_token_ids
         self.sample_index = message.sample_index
         self.sampling_seed = sampling_seed
+        self.matcher = matcher  # its place in the grammar that it must follow; survives a preemption
         self.cache_salt = message.cache_salt
         # Who is first: smaller is sooner. Also who keeps the blocks when they run out.
         self.order = (message.priority, message.arrival_time, arrival_number)

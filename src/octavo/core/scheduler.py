@@ -20,6 +20,7 @@ import time
 from bisect import bisect_left, insort
 from collections.abc import Iterable
 from operator import attrgetter
+from typing import TYPE_CHECKING
 
 from octavo.config import EngineConfig
 from octavo.core.faults import fault
@@ -27,6 +28,9 @@ from octavo.core.kv_cache_manager import KVCacheManager
 from octavo.core.request import Request, RequestStatus, sampling_seed_of
 from octavo.messages import AddRequest, EngineInfo, RequestOutput, SchedulerStats, TokenLogprobs
 from octavo.step import CachedRequestData, ModelRunnerOutput, NewRequestData, SchedulerOutput
+
+if TYPE_CHECKING:
+    from octavo.core.structured import Matcher
 
 logger = logging.getLogger("octavo.core")
 
@@ -70,8 +74,11 @@ class Scheduler:
     def has_work(self) -> bool:
         return bool(self.requests)
 
-    def add(self, message: AddRequest) -> RequestOutput | None:
-        """Queue a request. One that could never run is refused: the output that ends it is returned."""
+    def add(self, message: AddRequest, matcher: Matcher | None = None) -> RequestOutput | None:
+        """Queue a request. One that could never run is refused: the output that ends it is returned.
+
+        `matcher` holds the request to its grammar.
+        """
         if message.request_id in self.requests:
             raise ValueError(f"request id {message.request_id} is in use")
         refusal = self._refusal(message)
@@ -84,7 +91,9 @@ class Scheduler:
         if message.params.max_tokens is not None:
             limit = min(limit, len(message.prompt_token_ids) + message.params.max_tokens)
         seed = sampling_seed_of(message, self._config_seed, self._num_arrivals)
-        request = Request(message, limit_tokens=limit, sampling_seed=seed, arrival_number=self._num_arrivals)
+        request = Request(
+            message, limit_tokens=limit, sampling_seed=seed, arrival_number=self._num_arrivals, matcher=matcher
+        )
         self.requests[request.request_id] = request
         insort(self.waiting, request, key=_order)
         return None
@@ -329,7 +338,7 @@ class Scheduler:
             token_id = tokens[0]
             token_ids.append(token_id)
             plain = request.first_output_sent and not logprobs and len(token_ids) < request.limit_tokens
-            if plain and token_id not in request.stop_ids:
+            if plain and token_id not in request.stop_ids and request.matcher is None:
                 outputs.append(RequestOutput(request.request_id, tokens))
             else:
                 outputs.append(self._output(request, tokens, logprobs.get(slot), scores))
@@ -343,8 +352,15 @@ class Scheduler:
         token_logprobs: list[TokenLogprobs] | None,
         prompt_logprobs: list[TokenLogprobs] | None,
     ) -> RequestOutput:
-        """The output of a step that is more than one token: the first, the last, or one with logprobs."""
+        """The output of a step that is more than one token: the first, the last, one with logprobs or a grammar."""
         finish_reason, stop_reason = request.stop_of(tokens[-1])
+        is_complete = False
+        if request.matcher is not None and finish_reason != "stop":
+            error = request.matcher.advance(tokens[-1])
+            if error is not None:
+                return self._end(request, "error", f"The constraint on the output of this request failed: {error}.")
+            if request.matcher.is_complete:
+                finish_reason, is_complete = "stop", True
         is_first, request.first_output_sent = not request.first_output_sent, True
         if finish_reason is not None:
             self._finish(request)
@@ -357,6 +373,7 @@ class Scheduler:
             num_cached_tokens=request.num_cached_tokens if is_first else 0,
             scheduled_time=request.scheduled_time if is_first else 0.0,
             prompt_logprobs=prompt_logprobs,
+            is_complete=is_complete,
         )
 
     def fail_step(self, plan: SchedulerOutput, message: str) -> list[RequestOutput]:

@@ -109,5 +109,6 @@ class _Root:
             elif message["type"] == "lifespan.shutdown":
                 if stats_log is not None:
                     stats_log.cancel()
+                await self._state.grammars.close()
                 await send({"type": "lifespan.shutdown.complete"})
                 return

@@ -43,6 +43,7 @@ class ChatHandler:
         model = serving.state.resolve_model(request.model)
         params = self._params(request)
         async with exchange.cancelled_on_disconnect():
+            params = await serving.constrained(params, body)
             ids = await render_chat(
                 serving,
                 request.messages,

@@ -36,10 +36,11 @@ class CompletionHandler:
     async def __call__(self, exchange: Exchange) -> None:
         serving = self._serving
         serving.state.check_available()
-        _, request = await serving.read(exchange, CompletionRequest, COMPLETION_REFUSALS)
+        body, request = await serving.read(exchange, CompletionRequest, COMPLETION_REFUSALS)
         model = serving.state.resolve_model(request.model)
         params = self._params(request)
         async with exchange.cancelled_on_disconnect():
+            params = await serving.constrained(params, body)
             full_id = reply_id("cmpl", exchange, request)
             requests, texts = await self._requests(request, params, full_id)
             reply = _Reply(serving, request, params, full_id, model, requests, texts)

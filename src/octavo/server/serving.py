@@ -35,6 +35,7 @@ from octavo.server.protocol.common import (
 )
 from octavo.server.sse import DONE, error_events, event
 from octavo.server.state import DeltaStream, ServerState
+from octavo.text.grammar import GrammarLimits, spec_of
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +59,8 @@ class Serving:
         self.texts = TokenTexts(state.tokenizer)
         self.fingerprint = _fingerprint(state)
         # Two threads: a few long prompts at once must not take the cores from the engine.
+        config = state.config
+        self._grammar_limits = GrammarLimits(config.max_grammar_bytes, config.max_schema_depth, state.special_tokens)
         self._threads = ThreadPoolExecutor(2, "tokenize")
 
     # ------------------------------------------------------------ from body to request
@@ -136,6 +139,15 @@ class Serving:
                 if ids:
                     sequences[tuple(ids)] = None
         return tuple(sequences)
+
+    async def constrained(self, params: SamplingParams, body: Mapping[str, Any]) -> SamplingParams:
+        """`params` with the grammar that `body` asks for, if any, proven to compile."""
+        spec = spec_of(body, self._grammar_limits)
+        if spec is None:
+            return params
+        grammar = await self.state.grammars.check(spec)
+        await self.state.client.prepare_grammars()
+        return msgspec.structs.replace(params, grammar=grammar)
 
     def fit(self, params: SamplingParams, num_prompt: int, param: str) -> SamplingParams:
         """`params` with `max_tokens` set for a prompt of that length. Decides context overflow (E8, E9).

@@ -12,8 +12,9 @@ from octavo.errors import EngineDead, ModelNotFound, ShuttingDown
 from octavo.generation import GenerationDelta
 from octavo.messages import EngineInfo
 from octavo.metrics import Metrics
-from octavo.params import GenerateRequest
+from octavo.params import GenerateRequest, GrammarSpec
 from octavo.server.errors import clip
+from octavo.text.grammar_checker import GrammarChecker
 
 
 class DeltaStream(Protocol):
@@ -43,6 +44,20 @@ class Engine(Protocol):
     def generate(self, request: GenerateRequest) -> DeltaStream:
         """Admit a request. Raises `RequestError` or `ServerError` when it is refused."""
         ...
+
+    async def prepare_grammars(self) -> None:
+        """To be called before a request with a grammar. Raises `InvalidRequest` where the model cannot have any."""
+        ...
+
+
+class Grammars(Protocol):
+    """`text.grammar_checker.GrammarChecker`."""
+
+    async def check(self, spec: GrammarSpec) -> str:
+        """The canonical grammar. Raises `InvalidRequest` naming the field, or `Overloaded`."""
+        ...
+
+    async def close(self) -> None: ...
 
 
 class Tokenizer(Protocol):
@@ -85,6 +100,8 @@ class ServerState:
     default_sampling: Mapping[str, Any] = field(default_factory=dict)  # for fields that a request leaves out
     logprobs_mode: LogprobsMode = "raw_logprobs"
     max_fanout: int = 2048  # most sequences (prompts x n) of one request
+    special_tokens: frozenset[str] = frozenset()  # texts of the tokenizer's special tokens
+    grammars: Grammars = field(default_factory=GrammarChecker)
     created: int = field(default_factory=lambda: int(time.time()))
 
     def check_available(self) -> None:

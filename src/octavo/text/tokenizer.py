@@ -96,6 +96,15 @@ class Tokenizer:
         piece = plan.piece(token)
         return piece if isinstance(piece, bytes) else piece.encode("utf-8")
 
+    def all_token_bytes(self) -> list[bytes] | None:
+        """`token_bytes` of ids 0 to `max_token_id`, b"" where there is none; None for a vocabulary of another kind.
+
+        Takes a second for the largest vocabularies.
+        """
+        if not isinstance(self.decoder_plan, ByteLevelPlan | PiecePlan):
+            return None
+        return [self.token_bytes(token_id) or b"" for token_id in range(self.max_token_id + 1)]
+
     def piece_table(self, plan: ByteLevelPlan | PiecePlan, skip_special_tokens: bool) -> PieceTable:
         """id -> piece for the detokenizer, filled as ids are seen. Shared by all streams."""
         table = self._tables.get(skip_special_tokens)

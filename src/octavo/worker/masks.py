@@ -38,9 +38,12 @@ class TokenMask:
             return None
         return cls(params, eos_token_ids, vocab_size)
 
-    def ids(self, output: np.ndarray) -> np.ndarray:
-        """int32, sorted, unique: the ids forbidden after the tokens `output` have been generated."""
-        fixed = self._early if len(output) < self._min_tokens else self._always
+    def ids(self, output: np.ndarray, *, may_end: bool = False) -> np.ndarray:
+        """int32, sorted, unique: the ids forbidden after the tokens `output` have been generated.
+
+        `may_end`: although there are fewer than min_tokens of them.
+        """
+        fixed = self._early if len(output) < self._min_tokens and not may_end else self._always
         return _united(fixed, [word[-1] for word in self._sequences if _ends_with(output, word[:-1])])
 
 

@@ -59,12 +59,14 @@ class ModelRunner:
         if states.prompt_logprobs:
             output.prompt_logprobs = self._scorer.score(states, plan.num_scheduled_tokens, hidden)
         if len(batch.sampling_slots):
-            self._sample(batch, hidden, output)
+            self._sample(batch, hidden, plan, output)
         return output
 
-    def _sample(self, batch: InputBatch, hidden: torch.Tensor, output: ModelRunnerOutput) -> None:
+    def _sample(
+        self, batch: InputBatch, hidden: torch.Tensor, plan: SchedulerOutput, output: ModelRunnerOutput
+    ) -> None:
         rows = hidden if len(batch.logits_rows) == len(hidden) else hidden[batch.logits_rows]
-        result = self._sampler.sample(self._model.logits(rows), self._states, batch.sampling_slots)
+        result = self._sampler.sample(self._model.logits(rows), self._states, batch.sampling_slots, plan.masks)
         for slot, token_id in zip(batch.sampling_slots.tolist(), result.token_ids, strict=True):
             if slot in result.errors:
                 continue

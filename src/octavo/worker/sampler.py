@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +19,9 @@ from octavo.worker.request_states import RequestStates, SlotParams
 from octavo.worker.scores import sampled_scores
 
 _NO_IDS = np.zeros(0, np.int32)
+#: Slot -> bits of the allowed tokens, a buffer of 32-bit words (`SchedulerOutput.masks`).
+Masks = Mapping[int, Any]
+
 _BAD_LOGITS = "The model produced logits that are not numbers; the request cannot go on."
 
 
@@ -41,10 +47,21 @@ class Sampler:
         self._out_ids = torch.zeros(max_num_seqs, dtype=torch.int32)
         self._out_flags = torch.zeros(max_num_seqs, dtype=torch.int32)
 
-    def sample(self, logits: torch.Tensor, states: RequestStates, slots: np.ndarray) -> SamplerResult:
-        """logits float32 [S, V] of `slots` int64 [S]."""
+    def sample(
+        self, logits: torch.Tensor, states: RequestStates, slots: np.ndarray, masks: Masks | None = None
+    ) -> SamplerResult:
+        """logits float32 [S, V] of `slots` int64 [S]. `masks`: the tokens that a slot may sample (`SchedulerOutput`).
+
+        A mask wins over min_tokens: where it admits nothing but the ends that min_tokens forbids, they may come.
+        """
         num_rows = len(slots)
-        self._fill_batch(states, slots)
+        saved: tuple[list[int], torch.Tensor] | None = None
+        at_end: frozenset[int] = frozenset()
+        if masks:
+            scored = [row for row, slot in enumerate(slots.tolist()) if slot in states.logprobs and slot in masks]
+            saved = (scored, logits[scored]) if scored else None
+            at_end = self._forbid(logits, states, slots, masks)
+        self._fill_batch(states, slots, at_end)
         out_ids, out_flags = self._out_ids[:num_rows], self._out_flags[:num_rows]
         self._ops.sample(logits, self._batch, out_ids, out_flags)
 
@@ -55,14 +72,33 @@ class Sampler:
         # A row in error has no token: its id is -1.
         rows = [row for row, slot in enumerate(slots.tolist()) if slot in states.logprobs and slot not in result.errors]
         if rows:
-            # `sample` leaves the logits as they were.
+            # `sample` leaves the logits as they were; masked rows get their own back where those are asked for.
+            if saved is not None and self._mode.startswith("raw"):
+                logits[saved[0]] = saved[1]
             wanted = [states.logprobs[int(slots[row])] for row in rows]
             scores = sampled_scores(self._ops, self._mode, logits, self._batch, rows, out_ids[rows], wanted)
             for row, entry in zip(rows, scores, strict=True):
                 result.logprobs[int(slots[row])] = [entry]
         return result
 
-    def _fill_batch(self, states: RequestStates, slots: np.ndarray) -> None:
+    def _forbid(self, logits: torch.Tensor, states: RequestStates, slots: np.ndarray, masks: Masks) -> frozenset[int]:
+        """Set the logits of forbidden tokens to -inf. Returns the slots that can only end."""
+        width = logits.shape[1]
+        at_end = set()
+        for row, slot in enumerate(slots.tolist()):
+            words = masks.get(slot)
+            if words is None:
+                continue
+            bits = np.unpackbits(np.frombuffer(words, np.uint8), count=width, bitorder="little")
+            logits[row].masked_fill_(torch.from_numpy(bits == 0), -math.inf)
+            special = states.special.get(slot)
+            if special is not None and special.mask is not None:
+                bits[special.mask.ids(states.output_tokens(slot))] = 0
+                if not bits.any():
+                    at_end.add(slot)
+        return frozenset(at_end)
+
+    def _fill_batch(self, states: RequestStates, slots: np.ndarray, at_end: frozenset[int]) -> None:
         batch, num_rows = self._batch, len(slots)
         batch.reset(num_rows)
         batch.temperature.numpy()[:num_rows] = states.temperature[slots]
@@ -78,7 +114,7 @@ class Sampler:
             special = [states.special.get(slot) for slot in slots.tolist()]
             self._fill_bias(special)
             self._fill_penalties(special)
-            self._fill_masks(special, states, slots.tolist())
+            self._fill_masks(special, states, slots.tolist(), at_end)
 
     def _fill_bias(self, special: list[SlotParams | None]) -> None:
         biases = [(s.params.logit_bias or {}) if s else {} for s in special]
@@ -107,9 +143,11 @@ class Sampler:
             csr_offsets(lengths), np.array(ids, np.int32), np.array(counts, np.int32), np.array(in_prompt, np.int32)
         )
 
-    def _fill_masks(self, special: list[SlotParams | None], states: RequestStates, slots: list[int]) -> None:
+    def _fill_masks(
+        self, special: list[SlotParams | None], states: RequestStates, slots: list[int], at_end: frozenset[int]
+    ) -> None:
         masks = [
-            entry.mask.ids(states.output_tokens(slot)) if entry and entry.mask else _NO_IDS
+            entry.mask.ids(states.output_tokens(slot), may_end=slot in at_end) if entry and entry.mask else _NO_IDS
             for entry, slot in zip(special, slots, strict=True)
         ]
         self._batch.masks.set(csr_offsets([len(mask) for mask in masks]), np.concatenate(masks))

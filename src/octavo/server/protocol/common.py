@@ -127,6 +127,15 @@ class SamplingFields(WireModel):
     request_id: Annotated[str | None, AfterValidator(_check_request_id)] = None
     cache_salt: str | None = None
     priority: Int | None = None
+    # What the output must be: checked in `text.grammar`, which reads them from the body.
+    response_format: Any = None
+    structured_outputs: Any = None
+    guided_json: Any = None
+    guided_regex: Any = None
+    guided_choice: Any = None
+    guided_grammar: Any = None
+    guided_decoding_backend: Any = None
+    guided_whitespace_pattern: Any = None
 
     def sampling_params(self, defaults: Mapping[str, Any], **changes: Any) -> SamplingParams:
         """The parameters before validation: given fields, then `changes`, over the server's `defaults`."""
@@ -171,14 +180,11 @@ def inert(*values: Any) -> Callable[[Any], bool]:
 
 #: What neither chat nor text completions support.
 COMMON_REFUSALS: Refusals = {
-    "guided_json": inert(None),
-    "guided_regex": inert(None),
-    "guided_choice": inert(None),
-    "guided_grammar": inert(None),
-    "guided_decoding_backend": inert(None),
-    "guided_whitespace_pattern": inert(None),
-    "structured_outputs": inert(None),
-    "response_format": inert(None, {"type": "text"}),
+    # Other servers' names of constraints: to ignore them would drop the constraint.
+    "grammar": inert(None),
+    "json_schema": inert(None),
+    "regex": inert(None),
+    "ebnf": inert(None),
     "use_beam_search": inert(None, False),
     "length_penalty": inert(None, 1, 1.0),
     "early_stopping": inert(None, False),

@@ -1,0 +1,194 @@
+"""Grammars in the engine: who waits, what a matcher's end and errors mean, and that they touch one request only."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from core.test_engine_core import Engine
+from octavo.config import EngineConfig
+from octavo.core.engine_core import EngineCore
+from octavo.core.structured import LLGuidanceCompiler, Matcher
+from octavo.messages import Abort, AddRequest, Vocabulary
+from octavo.params import SamplingParams
+
+
+class FakeMatcher:
+    """Takes any token; ends after `length` of them. `grammar`: "<length> <what fails>"."""
+
+    def __init__(self, grammar: str) -> None:
+        length, self.fails = grammar.split()
+        self.left = int(length)
+        self.num_filled = 0
+
+    def fill(self, words: ctypes.Array[ctypes.c_uint32]) -> str | None:
+        self.num_filled += 1
+        for i in range(len(words)):
+            words[i] = 0 if self.fails == "empty" else 0xFFFFFFFF
+        return "too complex" if self.fails == "fill" else None
+
+    def advance(self, token_id: int) -> str | None:
+        self.left -= 1
+        return "unexpected token" if self.fails == "advance" else None
+
+    @property
+    def is_complete(self) -> bool:
+        return self.left == 0
+
+
+class FakeCompiler:
+    """Compiles when `gate` is set."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.made: list[FakeMatcher] = []
+
+    def set_vocabulary(self, vocabulary: Vocabulary) -> None: ...
+
+    def compile(self, grammar: str) -> Matcher:
+        assert self.gate.wait(30)
+        if grammar == "bad":
+            raise ValueError("planted")
+        self.made.append(FakeMatcher(grammar))
+        return self.made[-1]
+
+
+class Guided(Engine):
+    def __init__(self, **changes: object) -> None:
+        super().__init__(**changes)
+        self.compiler = FakeCompiler()
+        self.core = EngineCore(
+            EngineConfig(), self.executor.info, self.executor, self.connection, compiler=self.compiler
+        )
+
+    def ask(self, request_id: int, grammar: str, max_tokens: int = 20, prompt: tuple[int, ...] = (1, 2, 3)) -> None:
+        params = SamplingParams(max_tokens=max_tokens, grammar=grammar)
+        self.client.send(AddRequest(request_id, list(prompt), params))
+
+
+@pytest.fixture
+def engine() -> Iterator[Guided]:
+    engine = Guided().start()
+    engine.compiler.gate.set()
+    yield engine
+    engine.compiler.gate.set()
+    engine.shut_down()
+    engine.client.close()
+    assert engine.failure is None
+
+
+def test_the_end_of_the_grammar_ends_the_request_and_its_last_token_is_text(engine: Guided) -> None:
+    engine.ask(1, "5 nothing")
+    engine.wait_for_end(1)
+    last = engine.outputs[1][-1]
+    assert (last.finish_reason, last.is_complete, len(engine.tokens(1))) == ("stop", True, 5)
+
+
+def test_max_tokens_comes_before_the_end_of_the_grammar(engine: Guided) -> None:
+    engine.ask(1, "5 nothing", max_tokens=3)
+    engine.ask(2, "3 nothing", max_tokens=3)
+    engine.wait_for_end(1, 2)
+    assert (engine.end(1), engine.outputs[1][-1].is_complete) == ("length", False)
+    assert (engine.end(2), engine.outputs[2][-1].is_complete) == ("stop", True)
+
+
+def test_a_grammar_that_is_being_compiled_holds_up_nobody(engine: Guided) -> None:
+    engine.compiler.gate.clear()
+    engine.ask(1, "2 nothing")
+    engine.add(2, [1, 2, 3], 4)
+    engine.wait_for_end(2)
+    assert 1 not in engine.outputs
+    engine.compiler.gate.set()
+    engine.wait_for_end(1)
+    assert engine.end(1) == "stop"
+
+
+def test_a_request_that_waits_for_its_grammar_can_be_aborted(engine: Guided) -> None:
+    engine.compiler.gate.clear()
+    engine.ask(1, "2 nothing")
+    engine.client.send(Abort([1]))
+    engine.wait_for_end(1)
+    assert engine.end(1) == "abort"
+    engine.compiler.gate.set()
+    engine.ask(2, "2 nothing")
+    engine.wait_for_end(2)
+    assert engine.end(2) == "stop" and len(engine.outputs[1]) == 1
+
+
+@pytest.mark.parametrize("grammar", ["bad", "5 fill", "5 empty", "5 advance"])
+def test_an_error_of_a_grammar_ends_its_own_request_alone(engine: Guided, grammar: str) -> None:
+    """W13: accepted at the front, refused at the back."""
+    engine.ask(1, grammar)
+    engine.ask(2, "6 nothing")
+    engine.add(3, [4, 5], 6)
+    engine.wait_for_end(1, 2, 3)
+    assert (engine.end(1), engine.end(2), engine.end(3)) == ("error", "stop", "length")
+    error = engine.outputs[1][-1].error
+    assert error is not None and "constraint" in error
+
+
+def test_a_mask_is_made_for_the_steps_that_sample_and_no_others() -> None:
+    engine = Guided(max_num_batched_tokens=8).start()
+    engine.compiler.gate.set()
+    engine.ask(1, "3 nothing", prompt=tuple(range(20)))
+    engine.wait_for_end(1)
+    assert engine.compiler.made[0].num_filled == 3  # the prompt takes three steps, of which the last samples
+    engine.shut_down()
+
+
+def test_a_preempted_request_goes_on_in_its_grammar() -> None:
+    engine = Guided(num_kv_blocks=9, max_num_seqs=3)
+    engine.compiler.gate.set()
+    engine.start()
+    for i in range(3):
+        engine.ask(i, "18 nothing", prompt=(i, 1, 2, 3, 4, 5))
+    engine.wait_for_end(0, 1, 2)
+    assert [len(engine.tokens(i)) for i in range(3)] == [18, 18, 18]
+    assert engine.core.scheduler.stats().num_preemptions > 0
+    assert [matcher.num_filled for matcher in engine.compiler.made] == [18, 18, 18]
+    engine.shut_down()
+
+
+# ------------------------------------------------------------------------------------------------ the real matcher
+TOKENS = [bytes([i]) for i in range(256)] + [b"</s>", b"ab", b""]
+
+
+def compiled(grammar: str) -> Matcher:
+    compiler = LLGuidanceCompiler()
+    compiler.set_vocabulary(Vocabulary(TOKENS, [256], [256]))
+    return compiler.compile(grammar)
+
+
+def allowed(matcher: Matcher, num_words: int = 10) -> set[int]:
+    words = (ctypes.c_uint32 * num_words)()
+    assert matcher.fill(words) is None
+    return {i for i in range(num_words * 32) if words[i >> 5] >> (i & 31) & 1}
+
+
+def test_the_matcher_follows_the_tokens() -> None:
+    matcher = compiled('%llguidance {"no_forcing": true}\nstart: "ab" "c"?')
+    assert allowed(matcher) == {ord("a"), 257}
+    assert matcher.advance(257) is None and not matcher.is_complete
+    assert allowed(matcher) == {ord("c"), 256}
+    assert matcher.advance(ord("c")) is None and matcher.is_complete
+
+
+def test_a_token_outside_the_grammar_is_an_error() -> None:
+    matcher = compiled('%llguidance {"no_forcing": true}\nstart: "ab"')
+    assert matcher.advance(ord("x")) is not None
+
+
+def test_two_requests_of_one_grammar_do_not_share_their_place() -> None:
+    compiler = LLGuidanceCompiler()
+    compiler.set_vocabulary(Vocabulary(TOKENS, [256], [256]))
+    first, second = (compiler.compile('%llguidance {"no_forcing": true}\nstart: "ab"') for _ in range(2))
+    assert first.advance(ord("a")) is None
+    assert allowed(first) == {ord("b")} and allowed(second) == {ord("a"), 257}
+
+
+def test_the_logits_may_be_wider_than_the_vocabulary() -> None:
+    matcher = compiled('%llguidance {"no_forcing": true}\nstart: /(.|\\n)*/')
+    assert max(allowed(matcher, num_words=40)) < len(TOKENS)

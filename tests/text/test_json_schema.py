@@ -1,0 +1,398 @@
+"""U3: a schema is honoured in full or refused by name. The table of docs/structured-outputs.md, row by row."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import zipfile
+from collections.abc import Iterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from grammar_walk import ANY_SIZE, Refused, accepts, grammar_for, grammar_of, walk
+from octavo.errors import InvalidRequest
+from octavo.text.grammar import GrammarLimits, spec_of
+from octavo.text.json_schema import UNSUPPORTED, prepare
+
+DOCS = Path(__file__).parents[2] / "docs" / "structured-outputs.md"
+DEEP: Any = {"type": "string"}
+for _ in range(70):
+    DEEP = {"type": "array", "items": DEEP}
+
+#: Keyword -> schemas of which every generated document must be valid.
+ENFORCED: dict[str, list[Any]] = {
+    "type": [{"type": t} for t in ("string", "number", "integer", "boolean", "null", "array", "object")]
+    + [{"type": ["string", "null"]}, {}],
+    "enum": [{"enum": [1, "a", None, {"a": 1}, [1], True, 1.5]}, {"type": "string", "enum": ["a", 1]}],
+    "const": [{"const": {"a": [1, 2]}}, {"const": 'é"\n\\'}, {"const": 0.25}],
+    "minimum": [{"type": "integer", "minimum": -3}, {"type": "number", "minimum": 0.1, "maximum": 0.3}],
+    "maximum": [{"type": "integer", "minimum": 5, "maximum": 17}, {"maximum": 3}],
+    "exclusiveMinimum": [
+        {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
+        {"$schema": "http://json-schema.org/draft-04/schema#", "minimum": 1, "exclusiveMinimum": True},
+    ],
+    "exclusiveMaximum": [{"type": "integer", "exclusiveMaximum": 10, "minimum": 0}],
+    "multipleOf": [{"type": "integer", "multipleOf": 3, "minimum": 10, "maximum": 40}, {"multipleOf": 1.5}],
+    "minLength": [{"type": "string", "minLength": 2, "maxLength": 4}],
+    "maxLength": [{"type": "string", "maxLength": 3}, {"type": "string", "pattern": "a+", "maxLength": 4}],
+    "pattern": [
+        {"type": "string", "pattern": p} for p in ("b", "^a|b$", r"^\d{2}-\w$", "^[^a]{2}$", r"^[a-c\]]{1,3}$")
+    ],
+    "format": [
+        {"type": "string", "format": f}
+        for f in ("date", "time", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "uri", "uuid")
+    ]
+    + [{"type": "integer", "format": "int32"}, {"type": "string", "format": "date", "pattern": "^20"}],
+    "items": [
+        {"type": "array", "items": {"type": "integer"}, "minItems": 1, "maxItems": 3},
+        {"$schema": "http://json-schema.org/draft-07/schema#", "items": [{"type": "integer"}, {"type": "string"}]},
+    ],
+    "prefixItems": [{"type": "array", "prefixItems": [{"type": "integer"}, {"type": "string"}], "items": False}],
+    "additionalItems": [
+        {
+            "$schema": "http://json-schema.org/draft-07/schema#",
+            "items": [{"type": "integer"}], "additionalItems": {"type": "boolean"},
+        }
+    ],
+    "minItems": [{"type": "array", "minItems": 2, "items": {"type": "boolean"}}],
+    "maxItems": [{"type": "array", "maxItems": 2}, {"type": "array", "maxItems": 1, "uniqueItems": True}],
+    "properties": [
+        {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "string"}}},
+        {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a", "z"]},
+    ],
+    "required": [{"type": "object", "required": ["b", "a"], "properties": {"a": {"type": "null"}}}],
+    "additionalProperties": [
+        {"type": "object", "properties": {"a": {}}, "additionalProperties": False},
+        {"type": "object", "properties": {"a": {"type": "string"}}, "additionalProperties": {"type": "integer"}},
+    ],
+    "patternProperties": [
+        {"type": "object", "patternProperties": {"^a": {"type": "integer"}}, "additionalProperties": False},
+        {"type": "object", "properties": {"ab": {"type": "integer"}}, "patternProperties": {"^a": {"minimum": 3}}},
+    ],
+    "minProperties": [{"type": "object", "properties": {"a": {}}, "required": ["a"], "minProperties": 1}],
+    "maxProperties": [{"type": "object", "maxProperties": 2}],
+    "anyOf": [
+        {"anyOf": [{"type": "integer"}, {"type": "string", "maxLength": 2}]},
+        {
+            "type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "null"}},
+            "anyOf": [{"required": ["a"]}, {"required": ["b"]}],
+        },
+    ],
+    "oneOf": [
+        {"oneOf": [{"type": "integer"}, {"type": "string"}]},
+        {
+            "oneOf": [
+                {"type": "object", "properties": {"k": {"const": k}}, "required": ["k"]} for k in ("a", "b")
+            ]
+        },
+    ],
+    "allOf": [{"allOf": [{"minimum": 3}, {"maximum": 5}], "type": "integer"}],
+    "$ref": [
+        {"$defs": {"a": {"type": "integer"}}, "$ref": "#/$defs/a", "minimum": 3},
+        {"definitions": {"t": {"type": "object", "properties": {"n": {"$ref": "#/definitions/t"}}}},
+         "$ref": "#/definitions/t"},
+    ],
+    "$anchor": [{"$defs": {"a": {"$anchor": "q", "type": "integer"}}, "$ref": "#q"}],
+}  # fmt: skip
+
+#: Keyword -> a schema that is refused, and where.
+REFUSED: dict[str, tuple[Any, str]] = {
+    "not": ({"not": {"type": "string"}}, "s.not"),
+    "if": ({"properties": {"a": {"if": {}, "then": {"minLength": 2}}}}, "s.properties.a.if"),
+    "contains": ({"contains": {"type": "integer"}}, "s.contains"),
+    "propertyNames": ({"propertyNames": {"maxLength": 3}}, "s.propertyNames"),
+    "dependentRequired": ({"dependentRequired": {"a": ["b"]}}, "s.dependentRequired"),
+    "dependentSchemas": ({"dependentSchemas": {"a": {}}}, "s.dependentSchemas"),
+    "dependencies": ({"dependencies": {"a": ["b"]}}, "s.dependencies"),
+    "unevaluatedItems": ({"unevaluatedItems": False}, "s.unevaluatedItems"),
+    "unevaluatedProperties": ({"unevaluatedProperties": False}, "s.unevaluatedProperties"),
+    "uniqueItems": ({"items": {"uniqueItems": True}}, "s.items.uniqueItems"),
+    "$dynamicRef": ({"$dynamicRef": "#a"}, "s.$dynamicRef"),
+    "$recursiveRef": ({"$recursiveRef": "#"}, "s.$recursiveRef"),
+    "contentEncoding": ({"contentEncoding": "base64"}, "s.contentEncoding"),
+    "contentMediaType": ({"contentMediaType": "text/html"}, "s.contentMediaType"),
+    "contentSchema": ({"contentSchema": {}}, "s.contentSchema"),
+    "nullable": ({"type": "string", "nullable": True}, "s.nullable"),
+    "x-guidance": ({"x-guidance": {"lenient": True}}, "s.x-guidance"),
+    "extends": ({"extends": {}}, "s.extends"),
+    "disallow": ({"disallow": "string"}, "s.disallow"),
+    "divisibleBy": ({"divisibleBy": 2}, "s.divisibleBy"),
+}
+
+#: Other schemas that are refused: bad values, and what is only supported in part.
+INVALID: list[tuple[Any, str]] = [
+    ([], "s"),
+    ("x", "s"),
+    ({"type": "banana"}, "s.type"),
+    ({"type": "dict"}, "s.type"),
+    ({"type": []}, "s.type"),
+    ({"anyOf": [{"type": 5}]}, "s.anyOf.0.type"),
+    ({"enum": []}, "s.enum"),
+    ({"enum": ["\u0001"]}, "s.enum"),
+    ({"const": 2**53 + 1}, "s.const"),
+    ({"const": 1 / 3}, "s.const"),
+    ({"const": "\ud800"}, "s.const"),
+    ({"minimum": "3"}, "s.minimum"),
+    ({"minimum": 10**400}, "s.minimum"),
+    ({"maximum": 1e300}, "s.maximum"),
+    ({"multipleOf": 0}, "s.multipleOf"),
+    ({"minLength": -1}, "s.minLength"),
+    ({"minLength": "2"}, "s.minLength"),
+    ({"maxItems": 1.5}, "s.maxItems"),
+    ({"maxItems": float("inf")}, "s.maxItems"),
+    ({"pattern": "["}, "s.pattern"),
+    ({"pattern": "(?=a)"}, "s.pattern"),
+    ({"pattern": "(?i)a"}, "s.pattern"),
+    ({"pattern": r"(a)\1"}, "s.pattern"),
+    ({"pattern": r"\bfoo"}, "s.pattern"),
+    ({"pattern": "[[:alpha:]]"}, "s.pattern"),
+    ({"pattern": "[a&&b]"}, "s.pattern"),
+    ({"pattern": "a++"}, "s.pattern"),
+    ({"pattern": "a{,3}"}, "s.pattern"),
+    ({"patternProperties": {"(": 1}}, "s.patternProperties.("),
+    ({"format": "iri"}, "s.format"),
+    ({"format": 5}, "s.format"),
+    ({"items": 5}, "s.items"),
+    ({"properties": []}, "s.properties"),
+    ({"properties": {"a": 1}}, "s.properties.a"),
+    ({"required": "a"}, "s.required"),
+    ({"minProperties": 1}, "s.minProperties"),
+    ({"properties": {"a": {}}, "maxProperties": 1}, "s.maxProperties"),
+    ({"anyOf": []}, "s.anyOf"),
+    ({"$ref": "http://x/y"}, "s.$ref"),
+    ({"$schema": "http://x/y"}, "s"),
+    ({"properties": {"a": {"$id": "http://x"}}}, "s.properties.a.$id"),
+    (DEEP, "s" + ".items" * 64),
+]
+
+
+def check(schema: Any, text: str) -> None:
+    """`text` is one JSON document, valid for `schema`. As decimals, in which 0.07 is a multiple of 0.01."""
+    document = json.loads(text, parse_float=Decimal)
+    schema = json.loads(json.dumps(schema), parse_float=Decimal)
+    validator = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
+    validator(schema, format_checker=validator.FORMAT_CHECKER).validate(document)
+
+
+@pytest.mark.parametrize(("keyword", "schema"), [(k, s) for k, rows in ENFORCED.items() for s in rows])
+def test_every_document_of_an_accepted_schema_is_valid(keyword: str, schema: Any) -> None:
+    grammar = grammar_for(guided_json=schema)
+    texts = [text for seed in range(25) if (text := walk(grammar, seed)) is not None]
+    assert len(texts) >= 5
+    for text in texts:
+        check(schema, text)
+
+
+@pytest.mark.parametrize("keyword", REFUSED)
+def test_what_is_not_enforced_is_refused_by_name_and_path(keyword: str) -> None:
+    schema, path = REFUSED[keyword]
+    with pytest.raises(InvalidRequest, match=re.escape(f"`{keyword}`")) as caught:
+        prepare(schema, "s")
+    assert caught.value.param == path and path in caught.value.message
+
+
+@pytest.mark.parametrize(("schema", "path"), INVALID, ids=lambda value: str(value)[:60])
+def test_invalid_schemas_are_refused_where_they_are_wrong(schema: Any, path: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        prepare(schema, "s")
+    assert caught.value.param == path or caught.value.param == f"{path}.{path}"
+
+
+def test_the_table_of_the_documents_is_the_one_that_is_tested() -> None:
+    rows = dict(re.findall(r"^\| `([^`]+)` \| (yes|no)", DOCS.read_text(), re.MULTILINE))
+    assert {k for k, v in rows.items() if v == "yes"} == ENFORCED.keys()
+    assert {k for k, v in rows.items() if v == "no"} == REFUSED.keys()
+    assert UNSUPPORTED.keys() <= REFUSED.keys()
+
+
+def test_values_that_ask_for_nothing_are_accepted() -> None:
+    schema = {
+        "not": False, "uniqueItems": False, "nullable": False, "unevaluatedProperties": True, "then": {"type": "null"},
+        "propertyNames": {}, "dependentRequired": {}, "title": "x", "default": 3, "x-order": 1, "$id": "http://x",
+        "exclusiveMinimum": False, "additionalItems": False, "minContains": 2, "type": "integer",
+    }  # fmt: skip
+    assert prepare(schema, "s") == {"type": "integer"}
+
+
+@pytest.mark.parametrize(
+    ("schema", "good", "bad"),
+    [
+        ({"format": "date", "type": "string"}, ["2024-02-29", "2000-02-29", "1999-12-31"],
+         ["2023-02-29", "1900-02-29", "2023-04-31", "2023-00-01", "0000-01-01"]),
+        ({"format": "date-time", "type": "string"}, ["2024-02-29T23:59:59Z", "2024-01-01T00:00:00.5+05:30"],
+         ["2024-01-01T24:00:00Z", "2024-01-01T12:59:60Z", "2024-01-01T12:00:00", "2024-01-01 12:00:00Z"]),
+        ({"format": "hostname", "type": "string"}, ["a.b"], [".".join(["a" * 60] * 5), "-a"]),
+    ],
+)  # fmt: skip
+def test_formats_admit_what_exists(schema: Any, good: list[str], bad: list[str]) -> None:
+    grammar = grammar_for(guided_json=schema)
+    assert [accepts(grammar, json.dumps(text)) for text in good + bad] == [True] * len(good) + [False] * len(bad)
+
+
+def test_no_key_hides_behind_an_escape() -> None:
+    grammar = grammar_for(guided_json={"type": "object", "properties": {"a": {"type": "integer"}}})
+    assert accepts(grammar, '{"a": 1}') and accepts(grammar, '{"b\\n": "x"}')
+    assert not accepts(grammar, '{"\\u0061": "x"}') and not accepts(grammar, '{"a": 1, "a": "x"}')
+
+
+def test_white_space_is_bounded_and_can_be_chosen() -> None:
+    schema: Any = {"type": "object", "properties": {"a": {"type": "null"}}}
+    default = grammar_for(guided_json=schema)
+    assert accepts(default, '{\n  "a": null\n}') and not accepts(default, "{" + " " * 65 + '"a": null}')
+    chosen = grammar_for(guided_json=schema, guided_whitespace_pattern=r"[\n ]?")
+    assert accepts(chosen, '{ "a": null}') and not accepts(chosen, '{  "a": null}')
+    none = grammar_for(structured_outputs={"json": schema, "disable_any_whitespace": True})
+    assert accepts(none, '{"a":null}') and not accepts(none, '{"a": null}')
+
+
+def test_additional_properties_can_be_switched_off() -> None:
+    schema: Any = {"type": "object", "properties": {"a": {"type": "object", "properties": {}}}}
+    grammar = grammar_for(structured_outputs={"json": schema, "disable_additional_properties": True})
+    assert accepts(grammar, '{"a": {}}')
+    assert not accepts(grammar, '{"b": 1}') and not accepts(grammar, '{"a": {"b": 1}}')
+
+
+# ------------------------------------------------------------------------------------------------ random schemas
+NAMES = st.sampled_from(["a", "b", "ab", "c"])
+SMALL = st.one_of(
+    st.sampled_from([{"type": t} for t in ("integer", "number", "string", "boolean", "null")]),
+    st.builds(lambda values: {"enum": values}, st.lists(
+        st.sampled_from([1, 2, "a", "b", None, True, [1], {"a": 1}, {"b": "x"}]), min_size=1, max_size=3)),
+    st.builds(lambda value: {"const": value}, st.sampled_from([1, "a", {"a": 1}, [1, 2], None])),
+    st.sampled_from([{}, True, {"type": ["object", "null"]}, {"$ref": "#/$defs/x"}]),
+    st.builds(lambda low, size: {"type": "integer", "minimum": low, "maximum": low + size},
+              st.integers(-20, 20), st.integers(0, 30)),
+    st.builds(lambda low, size: {"type": "string", "minLength": low, "maxLength": low + size},
+              st.integers(0, 3), st.integers(0, 3)),
+    st.builds(lambda p: {"type": "string", "pattern": p}, st.sampled_from(["^a", "b", "^[ab]{1,4}$", "a|b"])),
+    st.builds(lambda m: {"type": "number", "multipleOf": m}, st.sampled_from([2, 3, 0.5])),
+)  # fmt: skip
+
+
+def _larger(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    objects = st.fixed_dictionaries(
+        {"properties": st.dictionaries(NAMES, inner, max_size=3)},
+        optional={
+            "type": st.just("object"),
+            "required": st.lists(NAMES, max_size=2),
+            "additionalProperties": st.one_of(st.booleans(), inner),
+            "patternProperties": st.dictionaries(st.sampled_from(["^a", "b$"]), inner, max_size=1),
+            "maxProperties": st.integers(0, 3),
+        },
+    )
+    arrays = st.fixed_dictionaries(
+        {"type": st.just("array")},
+        optional={
+            "items": inner,
+            "prefixItems": st.lists(inner, min_size=1, max_size=2),
+            "minItems": st.integers(0, 2),
+            "maxItems": st.integers(1, 3),
+        },
+    )
+    combined = st.builds(
+        lambda name, schemas, more: {**(more if isinstance(more, dict) else {}), name: schemas},
+        st.sampled_from(["anyOf", "oneOf", "allOf"]),
+        st.lists(inner, min_size=1, max_size=3),
+        st.one_of(st.just({}), inner),
+    )
+    return st.one_of(objects, arrays, combined)  # fmt: skip
+
+
+SCHEMAS = st.recursive(SMALL, _larger, max_leaves=8)
+
+
+@settings(max_examples=250)
+@given(schema=SCHEMAS, shared=SMALL, seed=st.integers(0, 1000))
+def test_whatever_is_accepted_yields_valid_documents(schema: Any, shared: Any, seed: int) -> None:
+    schema = {"allOf": [schema]} if isinstance(schema, bool) else {**schema, "$defs": {"x": shared}}
+    try:
+        grammar = grammar_for(guided_json=schema)
+    except (InvalidRequest, Refused):
+        return
+    for offset in range(4):
+        text = walk(grammar, seed + offset, max_tokens=200)
+        if text is not None:
+            check(schema, text)
+
+
+JSON = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5)),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(
+        st.sampled_from([*ENFORCED, *REFUSED, "$defs", "a"]), inner, max_size=4)),
+    max_leaves=12,
+)  # fmt: skip
+
+
+@settings(max_examples=300)
+@given(schema=JSON)
+def test_nonsense_is_refused_and_nothing_else_happens(schema: Any) -> None:
+    with contextlib.suppress(InvalidRequest, Refused):
+        grammar_of(spec_of({"guided_json": {} if schema is None else schema}, ANY_SIZE))
+
+
+# ------------------------------------------------------------------------------------------------- real schemas
+def _bfcl_schemas(path: Path) -> Iterator[Any]:
+    """The parameters of every tool in the data files of the package bfcl-eval."""
+    with zipfile.ZipFile(path) as wheel:
+        for name in wheel.namelist():
+            if not name.endswith(".json"):
+                continue
+            for line in wheel.read(name).decode().splitlines():
+                try:
+                    row = json.loads(line)
+                except ValueError:
+                    continue
+                tools = row.get("function", [row]) if isinstance(row, dict) else []
+                for tool in tools if isinstance(tools, list) else []:
+                    if isinstance(tool, dict) and "parameters" in tool:
+                        yield tool["parameters"]
+
+
+def _standard_types(schema: Any) -> Any:
+    """BFCL writes Python's and Java's names of types; most of them have one of JSON's."""
+    names = {"dict": "object", "float": "number", "tuple": "array", "String": "string", "double": "number"}
+    if isinstance(schema, list):
+        return [_standard_types(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    changed = {key: _standard_types(value) for key, value in schema.items()}
+    if isinstance(changed.get("type"), str):
+        changed["type"] = names.get(changed["type"], changed["type"])
+    return changed
+
+
+def test_the_tool_definitions_of_bfcl_are_accepted_or_refused_by_name() -> None:
+    """$OCTAVO_TEST_BFCL: a wheel of bfcl-eval."""
+    if "OCTAVO_TEST_BFCL" not in os.environ:
+        pytest.skip("OCTAVO_TEST_BFCL is not set")
+    counts = {"accepted": 0, "refused": 0, "not compiled": 0}
+    seen: set[str] = set()
+    for original in _bfcl_schemas(Path(os.environ["OCTAVO_TEST_BFCL"])):
+        for schema in (original, _standard_types(original)):
+            key = json.dumps(schema)
+            if key in seen:
+                continue
+            seen.add(key)
+            try:
+                spec = spec_of({"guided_json": schema}, GrammarLimits())
+                grammar = grammar_of(spec)
+            except InvalidRequest as exc:
+                assert exc.param is not None and exc.param.startswith("guided_json.")
+                counts["refused"] += 1
+                continue
+            except Refused:
+                counts["not compiled"] += 1
+                continue
+            counts["accepted"] += 1
+            if counts["accepted"] % 20 == 0 and (text := walk(grammar, counts["accepted"], 200)) is not None:
+                check(schema, text)
+    assert counts["accepted"] > 1000 and counts["refused"] > 1000, counts
+    assert counts["not compiled"] * 100 < counts["accepted"], counts
