@@ -123,7 +123,10 @@ class EngineClient:
             for token_id in dict.fromkeys((*tokenizer.eos_token_ids, *info.eos_token_ids))
             if 0 <= token_id < info.vocab_size
         )
-        self._admission = Admission(info, self._config.scheduler.max_num_queued_reqs)
+        self._admission = Admission(
+            info, self._config.scheduler.max_num_queued_reqs, self._config.scheduler.max_num_queued_tokens
+        )
+        self._num_queued_tokens = 0  # prompt tokens of samples without a token yet
         self._samples: dict[int, SampleState] = {}
         self._num_ids = 0
         self._calls: dict[int, asyncio.Future[Any]] = {}
@@ -194,7 +197,7 @@ class EngineClient:
         self._check_alive()
         if self.is_draining:
             raise ShuttingDown("The server is shutting down and takes no new requests.")
-        params = self._admission.check(request, len(self._samples))
+        params = self._admission.check(request, len(self._samples), self._num_queued_tokens)
         state = RequestState(request)
         stream = GenerationStream(state, self._close, asyncio.get_running_loop())
         now = time.monotonic()
@@ -230,6 +233,7 @@ class EngineClient:
         state.samples.append(sample)
         state.num_open += 1
         self._samples[sample.request_id] = sample
+        self._num_queued_tokens += len(state.request.prompt_token_ids)
         self._idle.clear()
         return sample
 
@@ -270,6 +274,8 @@ class EngineClient:
 
     def _forget(self, sample: SampleState, reason: str, now: float) -> None:
         del self._samples[sample.request_id]
+        if not sample.first_token_time:
+            self._num_queued_tokens -= len(sample.request.request.prompt_token_ids)
         sample.request.num_open -= 1
         if not self._samples:
             self._idle.set()
@@ -384,6 +390,7 @@ class EngineClient:
             self._observer.on_tokens(len(output.new_token_ids), now - sample.last_token_time)
         else:
             sample.first_token_time = now
+            self._num_queued_tokens -= len(sample.request.request.prompt_token_ids)
             sample.scheduled_time = output.scheduled_time
             sample.num_cached_tokens = output.num_cached_tokens
             arrival = sample.request.request.arrival_time or now

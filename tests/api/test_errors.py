@@ -99,13 +99,14 @@ def talk(server: ServerProcess, data: bytes) -> bytes:
         return answer
 
 
-HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
 BROKEN = [
     b"",
     b"\x00\x01\x02\x03",
     b"nonsense\r\n\r\n",
     b"GET / HTTP/9.9\r\n\r\n",
+    b"GET /v1/models HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n",
     b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
     HEAD + b"Content-Length: 10\r\n\r\n{",
     HEAD + b"Content-Length: -1\r\n\r\n{}",
@@ -122,6 +123,8 @@ BROKEN = [
 def test_broken_http_is_refused_and_forgotten(server: ServerProcess, data: bytes) -> None:
     answer = talk(server, data)
     assert not answer.startswith(b"HTTP/1.1 2") and b"Traceback" not in answer
+    if answer:
+        assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["type"] != "InternalServerError"
 
 
 def test_413_comes_at_once(server: ServerProcess) -> None:

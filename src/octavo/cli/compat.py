@@ -101,6 +101,9 @@ COMPAT: dict[str, Compat] = {
     "--task": Compat(("auto", "generate"), "octavo generates text only"),
     "--runner": Compat(("auto", "generate"), "octavo generates text only"),
     "--limit-mm-per-prompt": _no("octavo reads text only"),
+    # the HTTP server
+    "--enable-prompt-tokens-details": _on("octavo always tells how much of a prompt was cached"),
+    "--enable-request-id-headers": _on("octavo always sends X-Request-Id"),
     # what octavo has not got
     "--guided-decoding-backend": _no("octavo has no structured output yet"),
     "--structured-outputs-config": _no("octavo has no structured output yet"),

@@ -10,7 +10,8 @@ from octavo.server.chat import ChatHandler
 from octavo.server.completions import CompletionHandler
 from octavo.server.exchange import ASGIApp, Receive, Scope, Send
 from octavo.server.info import InfoHandlers
-from octavo.server.middleware import Authentication, RequestScope
+from octavo.server.limits import body_limits
+from octavo.server.middleware import Authentication, HostCheck, RequestScope, allowed_hosts
 from octavo.server.protocol.chat import ChatRequest
 from octavo.server.protocol.completions import CompletionRequest
 from octavo.server.protocol.tokenize import DetokenizeRequest, TokenizeRequest
@@ -51,6 +52,8 @@ def create_app(state: ServerState) -> ASGIApp:
     app: ASGIApp = Router(table)
     if config.api_key:
         app = Authentication(app, config.api_key)
+    if (hosts := allowed_hosts(config)) is not None:
+        app = HostCheck(app, hosts)
     app = RequestScope(app, state.metrics)
     if config.allowed_origins:
         app = _with_cors(app, state)
@@ -81,11 +84,14 @@ class _Root:
     def __init__(self, app: ASGIApp, state: ServerState) -> None:
         self._app = app
         self._state = state
+        self._limits = body_limits(state.config)
         self._prefix = "/" + state.config.root_path.strip("/")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            await self._app(self._without_prefix(scope), receive, send)
+            inner = self._without_prefix(scope)
+            inner["octavo.limits"] = self._limits
+            await self._app(inner, receive, send)
         elif scope["type"] == "lifespan":
             await self._lifespan(receive, send)
         elif scope["type"] == "websocket":

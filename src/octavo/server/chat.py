@@ -26,7 +26,7 @@ from octavo.server.protocol.chat import (
     check_prompt_options,
 )
 from octavo.server.protocol.common import Usage, refuse_best_of, usage_of
-from octavo.server.serving import Serving, UsageCount, new_id, renamed, stream_events
+from octavo.server.serving import Serving, UsageCount, new_id, renamed
 from octavo.server.sse import TextEvent, event
 
 
@@ -57,8 +57,7 @@ class ChatHandler:
             generate_request = serving.generate_request(reply_id, ids, params, request)
             reply = _Reply(serving, request, params, reply_id, model)
             if request.stream:
-                async with aclosing(serving.generate([generate_request])) as deltas:
-                    await stream_events(exchange, deltas, reply)
+                await serving.stream(exchange, request, [generate_request], reply)
                 return
             whole = await reply.whole(generate_request)
         await exchange.send_json(whole)
@@ -96,7 +95,7 @@ async def render_chat(
 
 
 def _num_chars(value: Any) -> int:
-    """Characters of all strings in a JSON value, which is at most `MAX_JSON_DEPTH` deep."""
+    """Characters of all strings in a JSON value, whose depth is bounded."""
     if isinstance(value, str):
         return len(value)
     if isinstance(value, dict):
@@ -115,8 +114,7 @@ class _Reply:
         self._id = reply_id
         self._model = model
         self._created = int(time.time())
-        self._include_usage = request.include_usage
-        self._continuous_usage = request.continuous_usage
+        self._include_usage, self._continuous_usage = serving.usage_events(request)
         self._usage = UsageCount()
         self._is_begun = False
         self._text_events: dict[int, TextEvent] = {}

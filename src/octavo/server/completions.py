@@ -23,7 +23,7 @@ from octavo.server.protocol.completions import (
     CompletionReply,
     CompletionRequest,
 )
-from octavo.server.serving import Serving, UsageCount, new_id, stream_events
+from octavo.server.serving import Serving, UsageCount, new_id
 from octavo.server.sse import TextEvent, event
 
 
@@ -42,10 +42,10 @@ class CompletionHandler:
             reply_id = new_id("cmpl")
             requests = await self._requests(request, params, reply_id)
             reply = _Reply(serving, request, params, reply_id, model)
+            if request.stream:
+                await serving.stream(exchange, request, requests, reply)
+                return
             async with aclosing(serving.generate(requests)) as deltas:
-                if request.stream:
-                    await stream_events(exchange, deltas, reply)
-                    return
                 async for place, delta in deltas:
                     reply.fold(place, delta)
         await exchange.send_json(reply.whole())
@@ -55,6 +55,9 @@ class CompletionHandler:
         if "max_tokens" not in request.model_fields_set:  # null means: as many as fit
             changes["max_tokens"] = DEFAULT_MAX_TOKENS
         params = self._serving.checked_params(request, **changes)
+        most = self._serving.state.config.max_prompts
+        if len(request.prompt) > most:
+            raise InvalidRequest(f"At most {most} prompts are allowed in one request.", "prompt")
         fanout = len(request.prompt) * params.n
         if fanout > self._serving.state.max_fanout:
             raise InvalidRequest(
@@ -107,8 +110,7 @@ class _Reply:
         self._id = reply_id
         self._model = model
         self._created = int(time.time())
-        self._include_usage = request.include_usage
-        self._continuous_usage = request.continuous_usage
+        self._include_usage, self._continuous_usage = serving.usage_events(request)
         self._usage = UsageCount()
         self._text_events: dict[int, TextEvent] = {}
         num_choices = len(request.prompt) * params.n

@@ -22,7 +22,9 @@ from octavo.log import escape
 from octavo.params import GenerateRequest, SamplingParams
 from octavo.server.errors import validate_body
 from octavo.server.exchange import Exchange
+from octavo.server.limits import check_limits
 from octavo.server.logprobs import TokenTexts
+from octavo.server.pacing import KeepAlive, at_intervals
 from octavo.server.protocol.common import (
     MAX_CACHE_SALT_CHARS,
     Refusals,
@@ -92,6 +94,7 @@ class Serving:
 
     def checked_params(self, request: SamplingFields, **changes: Any) -> SamplingParams:
         """Validated sampling parameters; `max_tokens` may still be None."""
+        check_limits(request, self.state.config)
         if request.stream_options is not None and not request.stream:
             raise InvalidRequest("Stream options can only be defined when `stream=True`.", "stream_options")
         salt = request.cache_salt or ""
@@ -100,7 +103,11 @@ class Serving:
                 f"`cache_salt` should be at most {MAX_CACHE_SALT_CHARS} printable characters.", "cache_salt"
             )
         params = request.sampling_params(self.state.default_sampling, **changes)
-        params = params.validate(vocab_size=self.state.info.vocab_size, max_logprobs=self.state.config.max_logprobs)
+        params = params.validate(
+            vocab_size=self.state.info.vocab_size,
+            max_logprobs=self.state.config.max_logprobs,
+            max_n=self.state.config.max_n,
+        )
         if params.n > 1 and params.greedy:
             raise InvalidRequest("`n` must be 1 when `temperature` is 0: all choices would be equal.", "n")
         return params
@@ -151,6 +158,22 @@ class Serving:
         logger.info("%s: %d prompt tokens, %s, ids %s", external_id, len(ids), escape(str(params)), shown)
 
     # ------------------------------------------------------------ from request to deltas
+    def usage_events(self, request: SamplingFields) -> tuple[bool, bool]:
+        """Whether a stream ends with its usage, and whether each chunk carries it."""
+        forced = self.state.config.enable_force_include_usage
+        return forced or request.include_usage, request.continuous_usage
+
+    async def stream(
+        self, exchange: Exchange, request: SamplingFields, requests: list[GenerateRequest], writer: EventWriter
+    ) -> None:
+        """The reply of a request with `stream`."""
+        config = self.state.config
+        interval = request.stream_interval or config.stream_interval
+        async with aclosing(self.generate(requests)) as generated:
+            deltas = generated if interval == 1 else at_intervals(generated, interval)
+            async with aclosing(deltas):
+                await stream_events(exchange, deltas, writer, KeepAlive(exchange, config.sse_keep_alive_interval))
+
     async def generate(self, requests: list[GenerateRequest]) -> AsyncGenerator[tuple[int, GenerationDelta], None]:
         """The deltas of all requests as they come, each with its request's place. Closing it aborts all.
 
@@ -235,18 +258,25 @@ class EventWriter(Protocol):
 
 
 async def stream_events(
-    exchange: Exchange, deltas: AsyncIterator[tuple[int, GenerationDelta]], writer: EventWriter
+    exchange: Exchange,
+    deltas: AsyncIterator[tuple[int, GenerationDelta]],
+    writer: EventWriter,
+    keep_alive: KeepAlive,
 ) -> None:
-    """Send a stream: one write a delta. Until the first delta an error raises and gets its own status (E50)."""
-    first = await anext(deltas)
-    await exchange.start_events()
+    """Send a stream: one write a delta. Until the reply begins an error raises and gets its own status (E50)."""
     try:
-        await exchange.write(writer.events(*first))
-        async for place, delta in deltas:
-            if data := writer.events(place, delta):
-                await exchange.write(data)
+        first = await keep_alive.first(deltas)
+        if not exchange.is_begun:
+            await exchange.start_events()
+        async with keep_alive.running():
+            await keep_alive.write(writer.events(*first))
+            async for place, delta in deltas:
+                if data := writer.events(place, delta):
+                    await keep_alive.write(data)
         await exchange.end(writer.last_events() + DONE)
     except Exception as exc:
+        if not exchange.is_begun:
+            raise
         if not isinstance(exc, OctavoError):
             logger.exception("stream %s failed", exchange.scope.get("octavo.request_id"))
         await exchange.end(error_events(exc))

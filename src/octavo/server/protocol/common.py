@@ -22,8 +22,7 @@ from pydantic_core import PydanticCustomError
 from octavo.errors import InvalidRequest
 from octavo.params import SamplingParams
 
-#: Most stop strings of a request, and the most characters of one.
-MAX_STOP_STRINGS = 4
+#: The most characters of a stop string.
 MAX_STOP_CHARS = 4096
 MAX_CACHE_SALT_CHARS = 256
 
@@ -52,8 +51,6 @@ def _check_stop(value: Any) -> Any:
         return []
     if not isinstance(stops, list) or not all(isinstance(s, str) for s in stops):
         raise PydanticCustomError("stop_type", "Input should be a string or a list of strings")
-    if len(stops) > MAX_STOP_STRINGS:
-        raise PydanticCustomError("too_many_stops", f"At most {MAX_STOP_STRINGS} stop strings are allowed")
     if any(len(s) > MAX_STOP_CHARS for s in stops):
         raise PydanticCustomError("stop_too_long", f"A stop string has at most {MAX_STOP_CHARS} characters")
     return stops
@@ -96,6 +93,7 @@ class SamplingFields(WireModel):
     skip_special_tokens: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    stream_interval: Int | None = None
     add_special_tokens: bool | None = None
     cache_salt: str | None = None
     priority: Int | None = None

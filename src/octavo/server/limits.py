@@ -1,0 +1,25 @@
+"""What one request may ask for: bounds that are settings of the server, each with its error."""
+
+from __future__ import annotations
+
+from octavo.config import ServerConfig
+from octavo.errors import InvalidRequest
+from octavo.server.exchange import BodyLimits
+from octavo.server.protocol.common import SamplingFields
+
+
+def body_limits(config: ServerConfig) -> BodyLimits:
+    return BodyLimits(config.max_body_bytes, config.max_json_depth)
+
+
+def check_limits(request: SamplingFields, config: ServerConfig) -> None:
+    """Raise `InvalidRequest` for lists that are longer than the server's settings allow."""
+    if len(request.stop) > config.max_stop_strings:
+        raise InvalidRequest(f"At most {config.max_stop_strings} stop strings are allowed.", "stop")
+    if len(request.logit_bias or {}) > config.max_logit_bias:
+        raise InvalidRequest(f"At most {config.max_logit_bias} entries are allowed.", "logit_bias")
+    if request.stream_interval is not None:
+        if not request.stream:
+            raise InvalidRequest("`stream_interval` can only be set when `stream=True`.", "stream_interval")
+        if request.stream_interval < 1:
+            raise InvalidRequest("`stream_interval` must be at least 1.", "stream_interval")
