@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from octavo.errors import OctavoError, RequestError, ServerError, StartupError
     from octavo.llm import LLM, CompletionOutput, RequestOutput
-    from octavo.params import SamplingParams
+    from octavo.params import BeamParams, SamplingParams
 
 __version__ = "0.1.0"
 
 __all__ = [
     "LLM",
+    "BeamParams",
     "CompletionOutput",
     "OctavoError",
     "RequestError",
@@ -28,6 +29,7 @@ __all__ = [
 
 _HOMES = {
     "LLM": "octavo.llm",
+    "BeamParams": "octavo.params",
     "CompletionOutput": "octavo.llm",
     "OctavoError": "octavo.errors",
     "RequestError": "octavo.errors",

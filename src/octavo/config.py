@@ -144,6 +144,7 @@ class ServerConfig:
         0.0, "Seconds of silence after which a stream sends a comment; 0: never.", low=0.0
     )
     enable_force_include_usage: bool = opt(False, "End every stream with its usage, asked for or not.")
+    disable_fastapi_docs: bool = opt(False, "Do not serve /openapi.json and /docs.")
     disable_log_stats: bool = opt(False, "Do not log throughput and cache use every 10 s.")
     disable_log_requests: bool = opt(True, "Do not log each request.", inverse=("enable_log_requests",))
     max_log_len: int | None = opt(None, "Most characters or ids of a prompt in the log.", low=0)

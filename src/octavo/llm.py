@@ -8,32 +8,27 @@ thread and from within a running event loop.
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
-import threading
 import time
 import uuid
 import weakref
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from types import TracebackType
-from typing import Any, Self, TypeAlias, TypeVar
+from typing import Any, Self, TypeAlias
 
 import msgspec
-import uvloop
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from octavo.admission import Admission
-from octavo.client import SHUT_DOWN, EngineClient
+from octavo.client import EngineClient
 from octavo.config import EngineConfig, check, nearest
-from octavo.engine_process import EngineProcess
-from octavo.errors import InvalidConfig, InvalidRequest, Overloaded, ShuttingDown
+from octavo.engine_thread import EngineThread
+from octavo.errors import InvalidConfig, InvalidRequest, Overloaded
 from octavo.generation import FinalOutput, fold
 from octavo.llm_outputs import CompletionOutput, Logprob, RequestOutput, request_output
 from octavo.messages import EngineInfo
-from octavo.params import GenerateRequest, SamplingParams
-from octavo.startup import resolve, wait_loaded
-from octavo.text.renderer import Renderer
+from octavo.params import BeamParams, GenerateRequest, SamplingParams
 from octavo.text.tokenizer import Tokenizer
 
 __all__ = ["LLM", "CompletionOutput", "Logprob", "RequestOutput"]
@@ -41,12 +36,9 @@ __all__ = ["LLM", "CompletionOutput", "Logprob", "RequestOutput"]
 #: A text, token ids, or either in a dictionary under `prompt` or `prompt_token_ids`.
 Prompt: TypeAlias = str | list[int] | Mapping[str, Any]
 Messages: TypeAlias = list[Mapping[str, Any]]
-T = TypeVar("T")
 
 #: What `generate` does when it is told nothing; the same as /v1/completions.
 DEFAULT_MAX_TOKENS = 16
-#: Seconds that the engine gets to end its step at the end, before it is killed.
-STOP_SECONDS = 1.0
 #: Seconds between two tries while other threads' requests fill the queue.
 RETRY_SECONDS = 0.05
 
@@ -63,7 +55,7 @@ class LLM:
     ) -> None:
         config = engine_config(model, settings)
         self._max_logprobs = max_logprobs
-        self._thread = _EngineThread(config, chat_template)
+        self._thread = EngineThread(config, chat_template)
         self._ready = self._thread.wait_ready()
         self._admission = Admission(self._ready.info, config.scheduler.max_num_queued_reqs)
         # Not a bound method of self, which would keep it alive.
@@ -102,8 +94,9 @@ class LLM:
         use_tqdm: bool = True,
         *,
         priority: Sequence[int] | None = None,
+        beams: BeamParams | None = None,
     ) -> list[RequestOutput]:
-        """The results for all prompts, in their order, generated together.
+        """The results for all prompts, in their order, generated together; with `beams` the best of a beam search.
 
         One `sampling_params` for all prompts or one for each; none means the defaults with 16 tokens. All prompts are
         checked before any is started. Raises `RequestError` naming what is wrong, or `ServerError`.
@@ -111,7 +104,7 @@ class LLM:
         items: Sequence[Any] = [prompts] if _is_one_prompt(prompts) else list(prompts)
         pairs = [self._prompt(item, i) for i, item in enumerate(items)]
         params = _one_each(sampling_params or SamplingParams(max_tokens=DEFAULT_MAX_TOKENS), len(items))
-        return self._run(pairs, params, priority, use_tqdm)
+        return self._run(pairs, params, priority, use_tqdm, beams)
 
     def chat(
         self,
@@ -168,11 +161,12 @@ class LLM:
         params: list[SamplingParams],
         priority: Sequence[int] | None,
         use_tqdm: bool,
+        beams: BeamParams | None = None,
     ) -> list[RequestOutput]:
         if priority is not None and len(priority) != len(prompts):
             raise InvalidRequest(f"`priority` has {len(priority)} entries for {len(prompts)} prompts.", "priority")
         requests = [
-            self._request(ids, given, priority[i] if priority is not None else 0)
+            self._request(ids, given, priority[i] if priority is not None else 0, beams)
             for i, ((_, ids), given) in enumerate(zip(prompts, params, strict=True))
         ]
         info, client = self._ready.info, self._ready.client
@@ -183,18 +177,22 @@ class LLM:
             for request, (text, _), final in zip(requests, prompts, finals, strict=True)
         ]
 
-    def _request(self, ids: list[int], params: SamplingParams, priority: int) -> GenerateRequest:
-        params = self._validated(_normalised(params))
+    def _request(
+        self, ids: list[int], params: SamplingParams, priority: int, beams: BeamParams | None
+    ) -> GenerateRequest:
+        params = self._validated(_normalised(params), beams)
         request = GenerateRequest(
-            external_id=f"llm-{uuid.uuid4().hex}", prompt_token_ids=ids, params=params, priority=priority
+            external_id=f"llm-{uuid.uuid4().hex}", prompt_token_ids=ids, params=params, priority=priority, beams=beams
         )
         sized = self._admission.check(request, 0)
         # With the length known, the bound on min_tokens is too.
-        return msgspec.structs.replace(request, params=self._validated(sized), arrival_time=time.monotonic())
+        return msgspec.structs.replace(request, params=self._validated(sized, beams), arrival_time=time.monotonic())
 
-    def _validated(self, params: SamplingParams) -> SamplingParams:
+    def _validated(self, params: SamplingParams, beams: BeamParams | None) -> SamplingParams:
         params = params.validate(vocab_size=self._ready.info.vocab_size, max_logprobs=self._max_logprobs)
-        if params.n > 1 and params.greedy:
+        if beams is not None:
+            beams.check(params)
+        elif params.n > 1 and params.greedy:
             raise InvalidRequest("`n` must be 1 when `temperature` is 0: all samples would be equal.", "n")
         return params
 
@@ -290,91 +288,6 @@ async def _generate_one(client: EngineClient, request: GenerateRequest) -> Final
             continue
         async with aclosing(stream):
             return await fold(stream)
-
-
-@dataclass(frozen=True, slots=True)
-class _Ready:
-    client: EngineClient
-    info: EngineInfo
-    tokenizer: Tokenizer
-    renderer: Renderer
-    loop: asyncio.AbstractEventLoop
-
-
-class _EngineThread:
-    """Owner of the engine. It starts the process too: on Linux a child dies with the thread that started it, and the
-    caller's thread may end before the engine shall."""
-
-    def __init__(self, config: EngineConfig, chat_template: str | None) -> None:
-        self._config = config
-        self._chat_template = chat_template
-        self._ready: concurrent.futures.Future[_Ready] = concurrent.futures.Future()
-        self._engine: EngineProcess | None = None
-        self._is_stopped = False
-        self._stop = asyncio.Event()
-        # A daemon, so that a program ends that forgot `close`; the finalizer stops it before.
-        self._thread = threading.Thread(target=self._main, name="octavo-llm", daemon=True)
-        self._thread.start()
-
-    def wait_ready(self) -> _Ready:
-        """Raises `StartupError`."""
-        try:
-            return self._ready.result()
-        except BaseException:
-            self._is_stopped = True
-            if self._engine is not None:
-                self._engine.kill()
-            raise
-
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """The result of `work`, which runs on the thread's loop. It is cancelled when the caller is interrupted."""
-        if self._is_stopped or not self._thread.is_alive():
-            work.close()
-            raise ShuttingDown("This LLM is closed.")
-        future = asyncio.run_coroutine_threadsafe(work, self._ready.result().loop)
-        try:
-            return future.result()
-        except concurrent.futures.CancelledError:
-            raise ShuttingDown(SHUT_DOWN) from None
-        except BaseException:
-            future.cancel()
-            raise
-
-    def stop(self) -> None:
-        """End the engine and the thread."""
-        if self._is_stopped:
-            return
-        self._is_stopped = True
-        loop = self._ready.result().loop
-        if self._thread.is_alive() and not loop.is_closed():
-            loop.call_soon_threadsafe(self._stop.set)
-        if threading.current_thread() is not self._thread:  # the collector may run anywhere
-            self._thread.join()
-
-    def _main(self) -> None:
-        try:
-            resolved = resolve(self._config)
-            self._engine = EngineProcess.spawn(resolved)
-            try:
-                if self._is_stopped:
-                    return  # interrupted meanwhile
-                tokenizer, renderer = wait_loaded(self._engine, resolved, self._chat_template)
-                with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                    runner.run(self._serve(self._engine, tokenizer, renderer))
-            finally:
-                self._engine.kill()
-        except BaseException as exc:
-            if self._ready.done():
-                raise
-            self._ready.set_exception(exc)
-
-    async def _serve(self, engine: EngineProcess, tokenizer: Tokenizer, renderer: Renderer) -> None:
-        client = EngineClient(await engine.connect(), engine.info, tokenizer, self._config, process=engine)
-        client.start()
-        self._ready.set_result(_Ready(client, engine.info, tokenizer, renderer, asyncio.get_running_loop()))
-        await self._stop.wait()
-        await client.close(STOP_SECONDS)
-        await engine.stop(STOP_SECONDS)
 
 
 class _Progress:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from octavo.messages import AddRequest, EngineInfo
+from octavo.messages import AddRequest, EngineInfo, TokenLogprobs
 from octavo.step import ModelRunnerOutput, SchedulerOutput
 
 VOCAB_SIZE = 50
@@ -29,6 +29,12 @@ def info(**changes: object) -> EngineInfo:
 
 def next_token(history: list[int], seed: int) -> int:
     return hashlib.sha256(repr((history, seed)).encode()).digest()[0] % VOCAB_SIZE
+
+
+def logprobs_of(token: int, count: int) -> TokenLogprobs:
+    """The sampled token is the most likely; those that follow it in the vocabulary are the next."""
+    ids = [(token + i) % VOCAB_SIZE for i in range(min(count, VOCAB_SIZE))]
+    return TokenLogprobs(-0.5, 1, ids, [-0.5 - i for i in range(len(ids))])
 
 
 def alone(message: AddRequest, count: int, seed: int) -> list[int]:
@@ -58,7 +64,7 @@ class FakeExecutor:
         for new in plan.new_requests:
             self.slots[new.slot] = {
                 "id": new.request_id, "tokens": list(new.prompt_token_ids), "blocks": list(new.block_ids),
-                "computed": new.num_computed_tokens, "seed": new.sampling_seed,
+                "computed": new.num_computed_tokens, "seed": new.sampling_seed, "logprobs": new.params.logprobs,
             }  # fmt: skip
         for known in plan.cached_requests:
             self.slots[known.slot]["blocks"] += known.new_block_ids
@@ -81,3 +87,5 @@ class FakeExecutor:
             history = [self.pool[state["blocks"][p // size]][p % size] for p in range(end)]
             state["tokens"].append(next_token(history, state["seed"]))
             result.sampled_token_ids[slot] = [state["tokens"][-1]]
+            if state["logprobs"] is not None:
+                result.logprobs[slot] = [logprobs_of(state["tokens"][-1], state["logprobs"])]

@@ -25,7 +25,7 @@ from octavo.server.protocol.chat import (
     ReplyMessage,
     check_prompt_options,
 )
-from octavo.server.protocol.common import Usage, refuse_best_of, usage_of
+from octavo.server.protocol.common import Usage, usage_of
 from octavo.server.serving import Serving, UsageCount, new_id, renamed
 from octavo.server.sse import TextEvent, event
 
@@ -38,7 +38,6 @@ class ChatHandler:
         serving = self._serving
         serving.state.check_available()
         body, request = await serving.read(exchange, ChatRequest, CHAT_REFUSALS)
-        refuse_best_of(body)
         check_prompt_options(body)
         model = serving.state.resolve_model(request.model)
         params = self._params(request)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import aclosing
 from typing import Any
 
+import msgspec
 from msgspec import UNSET, UnsetType
 
 from octavo.errors import InvalidRequest
@@ -14,7 +15,7 @@ from octavo.generation import CompletionDelta, GenerationDelta
 from octavo.params import GenerateRequest, SamplingParams
 from octavo.server.exchange import Exchange
 from octavo.server.logprobs import completion_logprobs
-from octavo.server.protocol.common import Usage, refuse_best_of, usage_of
+from octavo.server.protocol.common import Usage, usage_of
 from octavo.server.protocol.completions import (
     COMPLETION_REFUSALS,
     DEFAULT_MAX_TOKENS,
@@ -34,8 +35,7 @@ class CompletionHandler:
     async def __call__(self, exchange: Exchange) -> None:
         serving = self._serving
         serving.state.check_available()
-        body, request = await serving.read(exchange, CompletionRequest, COMPLETION_REFUSALS)
-        refuse_best_of(body)
+        _, request = await serving.read(exchange, CompletionRequest, COMPLETION_REFUSALS)
         model = serving.state.resolve_model(request.model)
         params = self._params(request)
         async with exchange.cancelled_on_disconnect():
@@ -76,14 +76,18 @@ class CompletionHandler:
         num_chars = sum(len(prompt) for prompt in prompts if isinstance(prompt, str))
         for i, prompt in enumerate(prompts):
             param = f"prompt.{i}" if len(request.prompt) > 1 else "prompt"
-            if isinstance(prompt, str):
+            own_params = params
+            if request.suffix:
+                ids, ends = await self._infill(prompt, request, param, num_chars)
+                own_params = msgspec.structs.replace(params, stop_token_ids=(*params.stop_token_ids, *ends))
+            elif isinstance(prompt, str):
                 ids = await self._tokenized(prompt, request.add_special_tokens is not False, param, num_chars)
             else:
                 ids = prompt
             external_id = f"{reply_id}-{i}" if len(request.prompt) > 1 else reply_id
-            fitted = self._serving.fit(params, len(ids), param)
-            if ids is prompt:
-                self._check_ids(ids, param)
+            fitted = self._serving.fit(own_params, len(ids), param)
+            if not isinstance(prompt, str):
+                self._check_ids(prompt, param)
             requests.append(self._serving.generate_request(external_id, ids, fitted, request))
         return requests
 
@@ -92,6 +96,26 @@ class CompletionHandler:
             raise InvalidRequest("Prompt cannot be empty.", param)
         render = self._serving.state.renderer.render_text
         return await self._serving.tokenize(len(prompt), lambda: render(prompt, add_special_tokens), param, total)
+
+    async def _infill(
+        self, prompt: str | list[int], request: CompletionRequest, param: str, total: int
+    ) -> tuple[list[int], tuple[int, ...]]:
+        """C6: a prompt for what stands between `prompt` and `suffix`, and the tokens that end it."""
+        suffix, add_special_tokens = request.suffix or "", request.add_special_tokens is not False
+        ends: tuple[int, ...] = ()
+
+        def render() -> list[int]:
+            nonlocal ends
+            found = self._serving.state.renderer.render_infill(prompt, suffix, add_special_tokens)
+            if found is None:
+                raise InvalidRequest(
+                    "`suffix` is not supported: the model's vocabulary has no tokens to fill in the middle.", "suffix"
+                )
+            ids, ends = found
+            return ids
+
+        size = len(suffix) + (len(prompt) if isinstance(prompt, str) else 0)
+        return await self._serving.tokenize(size, render, param, total + len(suffix)), ends
 
     def _check_ids(self, ids: list[int], param: str) -> None:
         vocab_size = self._serving.state.info.vocab_size

@@ -22,7 +22,7 @@ from octavo.log import escape
 from octavo.params import GenerateRequest, SamplingParams
 from octavo.server.errors import validate_body
 from octavo.server.exchange import Exchange
-from octavo.server.limits import check_limits
+from octavo.server.limits import beam_params, check_limits
 from octavo.server.logprobs import TokenTexts
 from octavo.server.pacing import KeepAlive, at_intervals
 from octavo.server.protocol.common import (
@@ -102,13 +102,18 @@ class Serving:
             raise InvalidRequest(
                 f"`cache_salt` should be at most {MAX_CACHE_SALT_CHARS} printable characters.", "cache_salt"
             )
+        beams = beam_params(request)
+        if beams is not None and request.temperature is None:
+            changes["temperature"] = 0.0
         params = request.sampling_params(self.state.default_sampling, **changes)
         params = params.validate(
             vocab_size=self.state.info.vocab_size,
             max_logprobs=self.state.config.max_logprobs,
             max_n=self.state.config.max_n,
         )
-        if params.n > 1 and params.greedy:
+        if beams is not None:
+            beams.check(params, self.state.config.max_n)
+        elif params.n > 1 and params.greedy:
             raise InvalidRequest("`n` must be 1 when `temperature` is 0: all choices would be equal.", "n")
         return params
 
@@ -149,6 +154,7 @@ class Serving:
             priority=request.priority or 0,
             cache_salt=request.cache_salt or "",
             arrival_time=time.monotonic(),
+            beams=beam_params(request),
         )
 
     def _log_request(self, external_id: str, ids: list[int], params: SamplingParams) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -83,8 +83,12 @@ class SamplingFields(WireModel):
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     repetition_penalty: float | None = None
-    logit_bias: Annotated[dict[int, float] | None, BeforeValidator(_check_logit_bias)] = None
-    stop: Annotated[list[str], BeforeValidator(_check_stop)] = Field(default_factory=list)
+    logit_bias: Annotated[
+        dict[int, float] | None, BeforeValidator(_check_logit_bias, json_schema_input_type=dict[str, float] | None)
+    ] = None
+    stop: Annotated[list[str], BeforeValidator(_check_stop, json_schema_input_type=str | list[str] | None)] = Field(
+        default_factory=list
+    )
     stop_token_ids: list[Int] | None = None
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
@@ -95,6 +99,10 @@ class SamplingFields(WireModel):
     stream_options: StreamOptions | None = None
     stream_interval: Int | None = None
     add_special_tokens: bool | None = None
+    use_beam_search: bool | None = None
+    best_of: Int | None = None
+    length_penalty: float | None = None
+    early_stopping: bool | Literal["never"] | None = None
     cache_salt: str | None = None
     priority: Int | None = None
 
@@ -146,9 +154,6 @@ COMMON_REFUSALS: Refusals = {
     "guided_whitespace_pattern": inert(None),
     "structured_outputs": inert(None),
     "response_format": inert(None, {"type": "text"}),
-    "use_beam_search": inert(None, False),
-    "length_penalty": inert(None, 1, 1.0),
-    "early_stopping": inert(None, False),
     "prompt_logprobs": inert(None),
     "truncate_prompt_tokens": inert(None),
     "allowed_token_ids": inert(None),
@@ -169,16 +174,9 @@ def refuse_unsupported(body: Mapping[str, Any], refusals: Refusals) -> None:
             raise InvalidRequest(f"`{name}` is not currently supported.", name)
 
 
-def refuse_best_of(body: Mapping[str, Any]) -> None:
-    """S10: `best_of` equal to `n` asks for nothing more than `n` does."""
-    best_of = body.get("best_of")
-    if best_of is not None and (isinstance(best_of, bool) or best_of != (body.get("n") or 1)):
-        raise InvalidRequest("`best_of` other than `n` is not currently supported.", "best_of")
-
-
 def ignored_fields(body: Mapping[str, Any], model: type[WireModel], refusals: Refusals) -> list[str]:
     """Names in `body` that nothing here knows, sorted (features.md U20)."""
-    known = model.model_fields.keys() | refusals.keys() | SILENT_FIELDS | {"best_of"}
+    known = model.model_fields.keys() | refusals.keys() | SILENT_FIELDS
     return sorted(body.keys() - known)
 
 

@@ -45,13 +45,15 @@ def _check_prompt(value: Any) -> Prompts:
 
 
 class CompletionRequest(SamplingFields):
-    prompt: Annotated[Prompts, PlainValidator(_check_prompt)]
+    prompt: Annotated[
+        Prompts, PlainValidator(_check_prompt, json_schema_input_type=str | list[str] | list[int] | list[list[int]])
+    ]
     logprobs: Int | None = None
+    suffix: str | None = None
 
 
 COMPLETION_REFUSALS: Refusals = {
     **COMMON_REFUSALS,
-    "suffix": inert(None, ""),
     "prompt_embeds": inert(None),
     "tools": inert(None),
     "tool_choice": inert(None, "none"),
