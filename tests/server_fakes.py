@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from octavo.config import ServerConfig
+from octavo.config import LogprobsMode, ServerConfig
 from octavo.errors import InvalidRequest
 from octavo.generation import CompletionDelta, GenerationDelta
 from octavo.messages import EngineInfo, TokenLogprobs
@@ -160,7 +160,13 @@ class Server:
 
 
 def make_server(
-    script: Script | None = None, *, info: EngineInfo | None = None, max_fanout: int = 64, **config: Any
+    script: Script | None = None,
+    *,
+    info: EngineInfo | None = None,
+    max_fanout: int = 64,
+    logprobs_mode: LogprobsMode = "raw_logprobs",
+    default_sampling: Mapping[str, Any] | None = None,
+    **config: Any,
 ) -> Server:
     engine, renderer = FakeEngine(script), PlainRenderer()
     state = ServerState(
@@ -172,6 +178,8 @@ def make_server(
         info=info or engine_info(),
         metrics=Metrics(MODEL, CONTEXT),
         max_fanout=max_fanout,
+        logprobs_mode=logprobs_mode,
+        default_sampling=default_sampling or {},
     )
     return Server(engine, renderer, state, create_app(state))
 

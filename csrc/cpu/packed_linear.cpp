@@ -185,7 +185,7 @@ void PackedLinear::linear(float* out, int64_t ldo, const float* x, int64_t ldx, 
         rows.fsum16 = f + 2 * n;
         rows.sum = reinterpret_cast<int32_t*>(f + 4 * n);
         rows.sum16 = reinterpret_cast<int32_t*>(f + 5 * n);
-        const int64_t block = std::max<int64_t>(1, 16384 / K_);
+        const int64_t block = std::max<int64_t>({1, 4096 / K_, std::min(16384 / K_, ceil_div(M, threads))});
         const auto* kernels = &OCTAVO_KERNELS(linear_kernels);
         parallel_for(ceil_div(M, block), [&](int64_t i, int) {
             kernels->quantize(x, ldx, K_, i * block, std::min(M, (i + 1) * block), rows);

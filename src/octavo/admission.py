@@ -12,6 +12,8 @@ from octavo.params import GenerateRequest, SamplingParams
 
 #: Most seconds after which a refused caller is told to come back.
 MAX_RETRY_AFTER = 60
+#: Most log probabilities of a prompt: what a step computes of them must fit one frame between the processes.
+MAX_PROMPT_SCORES = 4_000_000
 
 
 class Admission:
@@ -32,6 +34,11 @@ class Admission:
         """
         self._check_prompt(request.prompt_token_ids)
         params = self._sized_params(len(request.prompt_token_ids), request.params)
+        if (params.prompt_logprobs or 0) * len(request.prompt_token_ids) > MAX_PROMPT_SCORES:
+            raise InvalidRequest(
+                f"`prompt_logprobs` times the length of the prompt must be at most {MAX_PROMPT_SCORES}.",
+                "prompt_logprobs",
+            )
         if params.n > self._capacity:
             raise InvalidRequest(f"`n` must be at most {self._capacity}, the most sequences this server holds.", "n")
         if num_unfinished + params.n > self._capacity:

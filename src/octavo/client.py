@@ -22,7 +22,7 @@ import msgspec
 from octavo.admission import Admission
 from octavo.beam_search import beam_search
 from octavo.config import EngineConfig
-from octavo.engine_link import Calls, Connection, EngineHandle
+from octavo.engine_link import Calls
 from octavo.errors import EngineDead, OctavoError, ServerError, ShuttingDown
 from octavo.generation import (
     Completion,
@@ -40,6 +40,7 @@ from octavo.messages import (
     CallResult,
     EngineCoreOutputs,
     EngineInfo,
+    FromEngine,
     Heartbeat,
     RequestOutput,
     SchedulerStats,
@@ -49,8 +50,8 @@ from octavo.observer import FinishedSample, NoObserver, Observer
 from octavo.params import GenerateRequest, SamplingParams
 from octavo.text.detokenizer import IncrementalDetokenizer
 from octavo.text.stop import StopMatcher
-from octavo.transport import TransportError
-from octavo.watchdog import TICK_SECONDS, Watchdog
+from octavo.transport import Connection, TransportError
+from octavo.watchdog import TICK_SECONDS, EngineHandle, Watchdog
 
 if TYPE_CHECKING:
     from octavo.text.tokenizer import Tokenizer
@@ -78,7 +79,7 @@ class EngineClient:
 
     def __init__(
         self,
-        connection: Connection,
+        connection: Connection[FromEngine],
         info: EngineInfo,
         tokenizer: Tokenizer,
         config: EngineConfig | None = None,
@@ -178,6 +179,7 @@ class EngineClient:
         self._check_alive()
         if self.is_draining:
             raise ShuttingDown("The server is shutting down and takes no new requests.")
+        request.params.check_choice(self.eos_token_ids, self.info.vocab_size)
         params = self._admission.check(request, len(self._samples), self._num_queued_tokens)
         if request.beams is not None:
             search = beam_search(self, request, params, self._observer.on_finish)
@@ -196,7 +198,9 @@ class EngineClient:
         stream = GenerationStream(state, self._close, asyncio.get_running_loop())
         now = time.monotonic()
         # Stop strings are found here, and n requests are sent: the engine needs to know of neither.
-        engine_params = msgspec.structs.replace(params, n=1, stop=())
+        engine_params = msgspec.structs.replace(params, n=1, best_of=None, stop=())
+        # The prompt is scored once: the other samples take it from the prefix cache.
+        other_params = msgspec.structs.replace(engine_params, prompt_logprobs=None)
         try:
             for index in range(params.n):
                 sample = self._new_sample(state, index, params)
@@ -204,7 +208,7 @@ class EngineClient:
                     AddRequest(
                         request_id=sample.request_id,
                         prompt_token_ids=request.prompt_token_ids,
-                        params=engine_params,
+                        params=other_params if index else engine_params,
                         eos_token_ids=self.eos_token_ids,
                         sample_index=index,
                         priority=request.priority,
@@ -360,6 +364,10 @@ class EngineClient:
                 self._fail(sample.request, ServerError(output.error or "The engine failed this request."))
                 continue
             try:
+                if output.prompt_logprobs:
+                    sample.request.prompt_logprobs += output.prompt_logprobs
+                if not output.new_token_ids and output.finish_reason is None:
+                    continue
                 self._note_times(sample, output, now)
                 sample.accept(output)
             except Exception:

@@ -17,6 +17,7 @@ from octavo.errors import InvalidConfig
 DType = Literal["auto", "float32", "float", "bfloat16", "float16", "half"]
 KVCacheDType = Literal["auto", "float32", "bfloat16", "float16"]
 LoadFormat = Literal["auto", "safetensors", "gguf", "dummy"]
+LogprobsMode = Literal["raw_logprobs", "raw_logits", "processed_logprobs", "processed_logits"]
 LogLevel = Literal["critical", "error", "warning", "info", "debug", "trace"]
 
 
@@ -46,6 +47,10 @@ class ModelConfig:
     dtype: DType = opt("auto", "Type of unquantized weights; auto: as in the checkpoint.")
     max_model_len: int | None = opt(
         None, "Longest sequence, prompt and output, in tokens; default: the model's.", low=1
+    )
+    logprobs_mode: LogprobsMode = opt(
+        "raw_logprobs",
+        "Log probabilities of replies: the model's own, or after penalties, temperature and filters; or logits.",
     )
     seed: int = opt(0, "Seed for requests that give none and for dummy weights.", low=0, high=2**63 - 1)
 
@@ -132,7 +137,6 @@ class ServerConfig:
     root_path: str = opt("", "Path prefix behind a proxy.")
     chat_template: str | None = opt(None, "File, inline template, or name of a template of the tokenizer's.")
     response_role: str = opt("assistant", "Role of the reply.")
-    max_logprobs: int = opt(20, "Most log probabilities a request may ask for.", low=0)
     max_n: int = opt(128, "Most choices (n) of a request.", low=1)
     max_prompts: int = opt(1024, "Most prompts of a request.", low=1)
     max_stop_strings: int = opt(4, "Most stop strings of a request.", low=0)
@@ -145,6 +149,18 @@ class ServerConfig:
     )
     enable_force_include_usage: bool = opt(False, "End every stream with its usage, asked for or not.")
     disable_fastapi_docs: bool = opt(False, "Do not serve /openapi.json and /docs.")
+    max_logprobs: int = opt(
+        20, "Most log probabilities a request may ask for at each place; -1: the whole vocabulary.", low=-1
+    )
+    return_tokens_as_token_ids: bool = opt(
+        False, "Name the tokens of log probabilities token_id:<id>, for requests that do not say."
+    )
+    generation_config: str = opt(
+        "auto",
+        "Defaults of requests: auto, from the model's generation_config.json; vllm, none; or a directory or file.",
+    )
+    override_generation_config: str | None = opt(None, "Defaults of requests as a JSON object; they win.")
+    strict_requests: bool = opt(False, "Refuse requests with unknown fields, which are ignored otherwise.")
     disable_log_stats: bool = opt(False, "Do not log throughput and cache use every 10 s.")
     disable_log_requests: bool = opt(True, "Do not log each request.", inverse=("enable_log_requests",))
     max_log_len: int | None = opt(None, "Most characters or ids of a prompt in the log.", low=0)

@@ -1,39 +1,19 @@
-"""What the client needs of the engine process, and the calls that go over its connection."""
+"""Calls of the engine's methods over the client's connection."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Protocol
+from typing import Any
 
 from octavo.errors import ServerError
 from octavo.messages import Call, CallResult, FromEngine
-from octavo.watchdog import ProcessState
-
-
-class Connection(Protocol):
-    """`transport.AsyncConnection[FromEngine]`."""
-
-    def send(self, message: Any) -> None: ...
-
-    async def receive(self) -> FromEngine | None: ...
-
-    async def close(self) -> None: ...
-
-
-class EngineHandle(Protocol):
-    """`engine_process.EngineProcess`, as far as the client looks at it."""
-
-    def probe(self) -> ProcessState: ...
-
-    def exit_reason(self) -> str | None:
-        """How the process ended; None while it runs."""
-        ...
+from octavo.transport import Connection
 
 
 class Calls:
     """Calls of the engine's methods: each waits for the result that carries its number."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection[FromEngine]) -> None:
         self._connection = connection
         self._num_calls = 0
         self._open: dict[int, asyncio.Future[Any]] = {}

@@ -39,6 +39,8 @@ class GenerationDelta:
     num_cached_tokens: int  # prompt tokens that the first sample found in the prefix cache
     num_output_tokens: int  # of all samples so far
     finished: bool
+    #: In the first delta, when asked for: of each prompt token but the first.
+    prompt_logprobs: list[TokenLogprobs] | None = None
 
 
 @dataclass(slots=True)
@@ -61,6 +63,7 @@ class FinalOutput:
     num_prompt_tokens: int
     num_cached_tokens: int
     num_output_tokens: int
+    prompt_logprobs: list[TokenLogprobs] | None = None
 
 
 async def fold(stream: AsyncIterable[GenerationDelta]) -> FinalOutput:
@@ -72,6 +75,8 @@ async def fold(stream: AsyncIterable[GenerationDelta]) -> FinalOutput:
         final.num_prompt_tokens = delta.num_prompt_tokens
         final.num_cached_tokens = delta.num_cached_tokens
         final.num_output_tokens = delta.num_output_tokens
+        if delta.prompt_logprobs is not None:
+            final.prompt_logprobs = delta.prompt_logprobs
         for part in delta.outputs:
             whole = completions.setdefault(part.index, Completion(part.index))
             texts.setdefault(part.index, []).append(part.text)
@@ -213,7 +218,17 @@ class SampleState:
 class RequestState:
     """One request: its samples, those with news, and the reader that waits, if any."""
 
-    __slots__ = ("dirty", "error", "is_closed", "num_open", "request", "samples", "waiter")
+    __slots__ = (
+        "dirty",
+        "error",
+        "is_closed",
+        "is_taken",
+        "num_open",
+        "prompt_logprobs",
+        "request",
+        "samples",
+        "waiter",
+    )
 
     def __init__(self, request: GenerateRequest) -> None:
         self.request = request
@@ -222,7 +237,16 @@ class RequestState:
         self.num_open = 0  # samples without a finish reason
         self.error: Exception | None = None
         self.is_closed = False
+        self.is_taken = False  # the first delta is out
+        self.prompt_logprobs: list[TokenLogprobs] = []
         self.waiter: asyncio.Future[None] | None = None
+
+    @property
+    def has_news(self) -> bool:
+        """There is a delta to take. The first waits for the prompt's log probabilities, which the first sample has."""
+        if not self.dirty or self.is_taken or self.request.params.prompt_logprobs is None:
+            return bool(self.dirty)
+        return self.samples[0].num_tokens > 0 or self.samples[0].finish_reason is not None
 
     def mark(self, sample: SampleState) -> None:
         """`sample` has news: wake the reader."""
@@ -238,12 +262,15 @@ class RequestState:
     def take(self) -> GenerationDelta:
         outputs = [sample.take() for sample in self.dirty]
         self.dirty.clear()
+        is_scored = self.request.params.prompt_logprobs is not None and not self.is_taken
+        self.is_taken = True
         return GenerationDelta(
             outputs,
             len(self.request.prompt_token_ids),
             self.samples[0].num_cached_tokens,
             sum(sample.num_tokens for sample in self.samples),
             self.num_open == 0 and self.error is None,
+            self.prompt_logprobs if is_scored else None,
         )
 
 
@@ -265,7 +292,7 @@ class GenerationStream(AsyncIterator[GenerationDelta]):
         """All news since the last call. Raises the request's error after the news that came before it."""
         state = self._state
         try:
-            while not state.dirty:
+            while not state.has_news:
                 if self._is_over or state.is_closed:
                     raise StopAsyncIteration
                 if state.error is not None:

@@ -19,11 +19,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import uvloop
 
 from octavo.config import EngineConfig, ServeConfig, check
 from octavo.engine_process import EngineProcess, launch_engine
+from octavo.generation_config import default_sampling
 from octavo.listener import Listener, bind
 from octavo.log import setup_logging
 from octavo.messages import EngineInfo
@@ -52,9 +54,10 @@ def serve(config: ServeConfig) -> int:
     try:
         with _stopped_by_signals(), bind(config.server) as listener:
             resolved = resolve(config.engine)
+            defaults = default_sampling(config.server, resolved.model.model)
             engine = EngineProcess.spawn(resolved)
             try:
-                return _serve(config, resolved, listener, engine, started)
+                return _serve(config, resolved, defaults, listener, engine, started)
             finally:
                 engine.kill()
     except Stopped as exc:
@@ -63,7 +66,12 @@ def serve(config: ServeConfig) -> int:
 
 
 def _serve(
-    config: ServeConfig, resolved: EngineConfig, listener: Listener, engine: EngineProcess, started: float
+    config: ServeConfig,
+    resolved: EngineConfig,
+    defaults: dict[str, Any],
+    listener: Listener,
+    engine: EngineProcess,
+    started: float,
 ) -> int:
     tokenizer, renderer = wait_loaded(engine, resolved, config.server.chat_template)
     info = engine.info
@@ -74,7 +82,7 @@ def _serve(
     gc.collect()
     gc.freeze()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(run_server(config, names, listener, engine, tokenizer, renderer))
+        return runner.run(run_server(config, names, listener, engine, tokenizer, renderer, defaults))
 
 
 # ---------------------------------------------------------------- the start

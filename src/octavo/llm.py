@@ -29,6 +29,7 @@ from octavo.generation import FinalOutput, fold
 from octavo.llm_outputs import CompletionOutput, Logprob, RequestOutput, request_output
 from octavo.messages import EngineInfo
 from octavo.params import BeamParams, GenerateRequest, SamplingParams
+from octavo.server.best_of import best_of, widened
 from octavo.text.tokenizer import Tokenizer
 
 __all__ = ["LLM", "CompletionOutput", "Logprob", "RequestOutput"]
@@ -192,7 +193,7 @@ class LLM:
         params = params.validate(vocab_size=self._ready.info.vocab_size, max_logprobs=self._max_logprobs)
         if beams is not None:
             beams.check(params)
-        elif params.n > 1 and params.greedy:
+        elif params.num_samples > 1 and params.greedy:
             raise InvalidRequest("`n` must be 1 when `temperature` is 0: all samples would be equal.", "n")
         return params
 
@@ -259,16 +260,16 @@ async def _generate_all(
     async def run(place: int) -> None:
         nonlocal num_open
         results[place] = await _generate_one(client, requests[place])
-        num_open -= requests[place].params.n
+        num_open -= requests[place].params.num_samples
         on_done(results[place])
 
     try:
         for place, request in enumerate(requests):
-            while tasks and num_open + request.params.n > window:
+            while tasks and num_open + request.params.num_samples > window:
                 done, tasks = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     task.result()
-            num_open += request.params.n
+            num_open += request.params.num_samples
             tasks.add(asyncio.create_task(run(place)))
         # The first failure ends the others.
         await asyncio.gather(*tasks)
@@ -282,6 +283,11 @@ async def _generate_all(
 async def _generate_one(client: EngineClient, request: GenerateRequest) -> FinalOutput:
     while True:
         try:
+            params = request.params
+            if params.num_samples > params.n:
+                stream = client.generate(msgspec.structs.replace(request, params=widened(params)))
+                async with aclosing(stream):
+                    return await fold(best_of(stream, params))
             stream = client.generate(request)
         except Overloaded:  # by other threads: there is nothing of ours to wait for
             await asyncio.sleep(RETRY_SECONDS)

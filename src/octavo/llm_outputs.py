@@ -41,6 +41,7 @@ class RequestOutput:
     prompt_token_ids: list[int]
     outputs: list[CompletionOutput]
     num_cached_tokens: int  # prompt tokens that were found in the prefix cache
+    prompt_logprobs: list[dict[int, Logprob] | None] | None = None  # None for the first token, which follows nothing
     finished: bool = True
 
 
@@ -48,7 +49,13 @@ def request_output(
     request: GenerateRequest, prompt: str | None, final: FinalOutput, tokenizer: Tokenizer
 ) -> RequestOutput:
     outputs = [_completion_output(sample, tokenizer) for sample in final.outputs]
-    return RequestOutput(request.external_id, prompt, request.prompt_token_ids, outputs, final.num_cached_tokens)
+    scores: list[dict[int, Logprob] | None] | None = None
+    if request.params.prompt_logprobs is not None:
+        pairs = zip(request.prompt_token_ids[1:], final.prompt_logprobs or (), strict=True)
+        scores = [None, *(_position(token_id, entry, tokenizer) for token_id, entry in pairs)]
+    return RequestOutput(
+        request.external_id, prompt, request.prompt_token_ids, outputs, final.num_cached_tokens, scores
+    )
 
 
 def _completion_output(sample: Completion, tokenizer: Tokenizer) -> CompletionOutput:

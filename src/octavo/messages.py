@@ -92,7 +92,7 @@ class Phase(Message, frozen=True, gc=False):
 
 
 class TokenLogprobs(Message, frozen=True, gc=False):
-    """Log probabilities of one generated token: the token's own, its rank (1 = most likely), and the top k."""
+    """Log probabilities of one token: the token's own, its rank (1 = most likely), and the top k."""
 
     logprob: float
     rank: int
@@ -115,6 +115,9 @@ class RequestOutput(Message, frozen=True, gc=False):
     num_cached_tokens: int = 0  # prompt tokens found in the prefix cache; set with the first output
     error: str | None = None
     scheduled_time: float = 0.0  # time.monotonic() when first scheduled; set with the first output
+    # Of the prompt's tokens that this step scored, in order; all of them, from the second on, come with or before the
+    # first new token. An output may hold nothing else.
+    prompt_logprobs: list[TokenLogprobs] | None = None
 
 
 class SchedulerStats(Message, frozen=True, gc=False):
@@ -134,7 +137,7 @@ class SchedulerStats(Message, frozen=True, gc=False):
 
 
 class EngineCoreOutputs(Message, frozen=True, gc=False):
-    """One frame a step, for all requests."""
+    """What a step produced, for all requests; several frames of one step when there are very many logprobs."""
 
     outputs: list[RequestOutput]
     stats: SchedulerStats

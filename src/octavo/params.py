@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import Any, Literal
 
 import msgspec
@@ -11,6 +12,8 @@ from octavo.errors import InvalidRequest
 
 #: Below this temperature sampling is greedy (S1).
 GREEDY_EPSILON = 1e-5
+#: Most words that a request may forbid; each is two sequences, with and without a space in front (2.4).
+MAX_BAD_WORDS = 128
 #: Seeds are unsigned 64-bit on the wire; -1 means "no seed" (S8).
 _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 
@@ -23,6 +26,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     """
 
     n: int = 1
+    best_of: int | None = None  # None: n; else so many are generated, and the n most likely returned
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0  # 0 and -1: off
@@ -34,12 +38,20 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     logit_bias: dict[int, float] | None = None
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
+    allowed_token_ids: tuple[int, ...] | None = None  # None: all
+    bad_word_token_ids: tuple[tuple[int, ...], ...] = ()  # sequences of which the last token is never generated
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
     max_tokens: int | None = None  # None: as many as the context allows
     min_tokens: int = 0
     logprobs: int | None = None  # None: off; k: the sampled token and the k most likely
+    prompt_logprobs: int | None = None  # the same for each token of the prompt but the first
     skip_special_tokens: bool = True
+
+    @property
+    def num_samples(self) -> int:
+        """Sequences that are generated."""
+        return self.best_of or self.n
 
     @property
     def greedy(self) -> bool:
@@ -49,9 +61,12 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         """Check every field against the model's numbers and return the normalised parameters.
 
         `vocab_size` is the width of the logits, not the tokenizer's length: an id outside it would reach
-        memory that is not the row's. Raises `InvalidRequest` whose `param` is the field's name.
+        memory that is not the row's. `max_logprobs` of -1: the whole vocabulary, which a request may also call -1.
+        Raises `InvalidRequest` whose `param` is the field's name.
         """
         _check_int("n", self.n, 1, max_n)
+        if self.best_of is not None:
+            _check_int("best_of", self.best_of, self.n, max_n)
         _check_float("temperature", self.temperature, 0.0, 2.0)
         _check_float("top_p", self.top_p, 0.0, 1.0, low_open=True)
         _check_int("top_k", self.top_k, -1, None)
@@ -61,24 +76,61 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         _check_float("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _check_float("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         _check_float("repetition_penalty", self.repetition_penalty, 0.0, None, low_open=True)
-        for token_id, bias in (self.logit_bias or {}).items():
-            _check_token_id("logit_bias", token_id, vocab_size)
-            _check_float("logit_bias", bias, None, None)
-        for token_id in self.stop_token_ids:
-            _check_token_id("stop_token_ids", token_id, vocab_size)
+        self._check_ids(vocab_size)
         if any(not s for s in self.stop):
             raise InvalidRequest("`stop` cannot contain an empty string.", "stop")
         if self.max_tokens is not None:
             _check_int("max_tokens", self.max_tokens, 1, None)
         _check_int("min_tokens", self.min_tokens, 0, self.max_tokens)
-        if self.logprobs is not None:
-            _check_int("logprobs", self.logprobs, 0, None)
-            if self.logprobs > max_logprobs:
-                raise InvalidRequest(f"Cannot request more than {max_logprobs} logprobs.", "logprobs")
-        return self._normalised()
+        most = vocab_size if max_logprobs == -1 else min(max_logprobs, vocab_size)
+        for name in ("logprobs", "prompt_logprobs"):
+            wanted = getattr(self, name)
+            if wanted is not None:
+                _check_int(name, wanted, -1 if max_logprobs == -1 else 0, None)
+                if wanted > most:
+                    raise InvalidRequest(f"Cannot request more than {most} logprobs.", name)
+        return self._normalised(vocab_size)
 
-    def _normalised(self) -> SamplingParams:
+    def _check_ids(self, vocab_size: int) -> None:
+        """Every field that holds token ids, against the width of the logits; no list is longer than that either."""
+        for name in ("stop_token_ids", "allowed_token_ids"):
+            if len(getattr(self, name) or ()) > vocab_size:
+                raise InvalidRequest(f"`{name}` has more entries than the model has tokens, {vocab_size}.", name)
+        for token_id, bias in (self.logit_bias or {}).items():
+            _check_token_id("logit_bias", token_id, vocab_size)
+            _check_float("logit_bias", bias, None, None)
+        for token_id in self.stop_token_ids:
+            _check_token_id("stop_token_ids", token_id, vocab_size)
+        if self.allowed_token_ids is not None:
+            if not self.allowed_token_ids:
+                raise InvalidRequest("`allowed_token_ids` cannot be empty.", "allowed_token_ids")
+            for token_id in self.allowed_token_ids:
+                _check_token_id("allowed_token_ids", token_id, vocab_size)
+        if len(self.bad_word_token_ids) > MAX_BAD_WORDS * 2:
+            raise InvalidRequest(f"`bad_words` has at most {MAX_BAD_WORDS} words.", "bad_words")
+        for word in self.bad_word_token_ids:
+            if not word:
+                raise InvalidRequest("`bad_words` cannot contain a word without tokens.", "bad_words")
+            for token_id in word:
+                _check_token_id("bad_words", token_id, vocab_size)
+
+    def check_choice(self, eos_token_ids: Collection[int], vocab_size: int) -> None:
+        """Raise `InvalidRequest` when the masks could leave no token at all to choose from."""
+        forbidden = {word[-1] for word in self.bad_word_token_ids}
+        if self.min_tokens:
+            forbidden |= {*eos_token_ids, *self.stop_token_ids}
+        allowed = range(vocab_size) if self.allowed_token_ids is None else self.allowed_token_ids
+        if forbidden and forbidden.issuperset(allowed):
+            names = "`bad_words`, `stop_token_ids` and `min_tokens`"
+            if self.allowed_token_ids is None:
+                raise InvalidRequest(f"{names} forbid every token.", "bad_words")
+            raise InvalidRequest(f"{names} forbid all of `allowed_token_ids`.", "allowed_token_ids")
+
+    def _normalised(self, vocab_size: int) -> SamplingParams:
         changes: dict[str, Any] = {}
+        for name in ("logprobs", "prompt_logprobs"):
+            if getattr(self, name) == -1:
+                changes[name] = vocab_size
         if self.top_k < 0:
             changes["top_k"] = 0
         if self.seed == -1:

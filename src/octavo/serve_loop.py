@@ -15,7 +15,8 @@ import signal
 import socket
 import ssl
 import sys
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator, Mapping
+from typing import Any
 
 import msgspec
 import uvicorn
@@ -51,9 +52,10 @@ async def run_server(
     engine: EngineProcess,
     tokenizer: Tokenizer,
     renderer: Renderer,
+    default_sampling: Mapping[str, Any],
 ) -> int:
     """Serve with a ready engine until told to stop; the value is the exit code."""
-    return await ServeLoop(config, names, listener, engine).run(tokenizer, renderer)
+    return await ServeLoop(config, names, listener, engine).run(tokenizer, renderer, default_sampling)
 
 
 class ServeLoop:
@@ -68,7 +70,7 @@ class ServeLoop:
         self._num_signals = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def run(self, tokenizer: Tokenizer, renderer: Renderer) -> int:
+    async def run(self, tokenizer: Tokenizer, renderer: Renderer, default_sampling: Mapping[str, Any]) -> int:
         info = self._engine.info
         metrics = Metrics(self._names[0], info.max_model_len)
         self._client = EngineClient(
@@ -89,6 +91,8 @@ class ServeLoop:
             info=info,
             metrics=metrics,
             model_root=self._config.engine.model.model,
+            default_sampling=default_sampling,
+            logprobs_mode=self._config.engine.model.logprobs_mode,
             max_fanout=self._config.engine.scheduler.max_num_queued_reqs,
         )
         self._server = _HTTPServer(http_config(create_app(state), self._config.server), self._on_listening)

@@ -58,4 +58,6 @@ class ModelRunnerOutput:
 
     sampled_token_ids: dict[int, list[int]]  # slot -> [] while the slot's prompt is incomplete, else [token]
     logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)  # slot -> one entry a sampled token
+    # slot -> one entry a scheduled token, for the token behind it as far as that is the prompt's; when asked for
+    prompt_logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
     errors: dict[int, str] = field(default_factory=dict)  # slot -> why that request alone ends with an error

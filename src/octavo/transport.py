@@ -14,7 +14,7 @@ import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from queue import SimpleQueue
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 
@@ -31,6 +31,7 @@ _HEADER_BYTES = 4
 _READ_BYTES = 256 * 1024
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 
 class TransportError(OctavoError):
@@ -214,6 +215,16 @@ class BlockingConnection:
             self._sock.shutdown(socket.SHUT_RDWR)
         except OSError:
             return  # the peer was faster
+
+
+class Connection(Protocol[T_co]):
+    """`AsyncConnection`, as its user sees it; tests put a fake in its place."""
+
+    def send(self, message: Any) -> None: ...
+
+    async def receive(self) -> T_co | None: ...
+
+    async def close(self) -> None: ...
 
 
 class AsyncConnection(Generic[T]):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from octavo.config import ParallelConfig
 from octavo.messages import Heartbeat
@@ -28,6 +29,16 @@ class ProcessState:
     is_stopped: bool = False  # by a signal or a debugger
     is_runnable: bool = False  # runs, or waits for a CPU or a disk
     cpu_seconds: float = 0.0  # user and system time of all threads
+
+
+class EngineHandle(Protocol):
+    """`engine_process.EngineProcess`, as far as the client looks at it."""
+
+    def probe(self) -> ProcessState: ...
+
+    def exit_reason(self) -> str | None:
+        """How the process ended; None while it runs."""
+        ...
 
 
 class Watchdog:

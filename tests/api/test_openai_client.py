@@ -181,6 +181,58 @@ def test_completion_logprobs_tell_where_the_tokens_stand(client: OpenAI) -> None
     assert all(2 <= len(top) <= 3 for top in logprobs.top_logprobs)
 
 
+def test_s20_a_text_scores_the_same_as_when_it_was_made(client: OpenAI) -> None:
+    made = client.completions.create(model=MODEL, prompt="The sky is", max_tokens=8, temperature=0, logprobs=1)
+    text = made.choices[0].text
+    scored = client.completions.create(model=MODEL, prompt="The sky is" + text, max_tokens=0, echo=True, logprobs=1)
+    assert scored.choices[0].text == "The sky is" + text
+    first, second = made.choices[0].logprobs, scored.choices[0].logprobs
+    assert first is not None and second is not None and first.token_logprobs and second.token_logprobs
+    assert second.tokens is not None and first.tokens == second.tokens[-len(first.tokens or []) :]
+    assert second.token_logprobs[0] is None
+    assert second.token_logprobs[-len(first.token_logprobs) :] == first.token_logprobs
+    assert scored.usage is not None and scored.usage.completion_tokens == 0
+
+
+def test_s19_prompt_logprobs(client: OpenAI) -> None:
+    reply: Any = client.chat.completions.create(
+        model=MODEL, messages=QUESTION, max_tokens=1, extra_body={"prompt_logprobs": 2}
+    )
+    scores = reply.prompt_logprobs
+    assert len(scores) == reply.usage.prompt_tokens and scores[0] is None
+    for entries in scores[1:]:
+        assert 2 <= len(entries) <= 3
+        assert {entry["rank"] for entry in entries.values()} >= {1, 2}
+
+
+def test_s10_best_of_returns_the_most_likely(client: OpenAI) -> None:
+    fields: dict[str, Any] = {"model": MODEL, "prompt": "A colour:", "max_tokens": 6, "seed": 5, "logprobs": 0}
+    every = client.completions.create(**fields, n=4).choices
+    sums = {choice.text: sum(choice.logprobs.token_logprobs) for choice in every}  # type: ignore[union-attr, arg-type]
+    best = client.completions.create(**fields, n=2, best_of=4).choices
+    assert [choice.text for choice in best] == sorted(sums, key=lambda text: -sums[text])[:2]
+
+
+def test_s27_allowed_token_ids_and_bad_words(client: OpenAI) -> None:
+    fields: dict[str, Any] = {"model": MODEL, "prompt": "One two three", "max_tokens": 12, "temperature": 0}
+    plain: Any = client.completions.create(**fields, extra_body={"return_token_ids": True})
+    ids = plain.choices[0].token_ids
+    word = plain.choices[0].text.split()[0]
+    without = client.completions.create(**fields, extra_body={"bad_words": [word]}).choices[0].text
+    assert word not in without.split()
+    only: Any = client.completions.create(**fields, extra_body={"allowed_token_ids": ids[:2], "return_token_ids": True})
+    assert set(only.choices[0].token_ids) <= set(ids[:2])
+
+
+def test_s26_a_long_prompt_is_cut_when_asked_for(client: OpenAI) -> None:
+    prompt = [2000 + i for i in range(CONTEXT + 100)]
+    fields: dict[str, Any] = {"model": MODEL, "prompt": prompt, "max_tokens": 4, "temperature": 0}
+    reply = client.completions.create(**fields, extra_body={"truncate_prompt_tokens": -1})
+    assert reply.usage is not None and reply.usage.prompt_tokens == CONTEXT - 4
+    with pytest.raises(openai.BadRequestError):
+        client.completions.create(**fields)
+
+
 def test_max_tokens_is_16_by_default(client: OpenAI) -> None:
     reply = client.completions.create(model=MODEL, prompt="a b c", extra_body={"ignore_eos": True})
     assert reply.usage is not None and reply.usage.completion_tokens == 16

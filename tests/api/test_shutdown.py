@@ -236,6 +236,13 @@ def test_when_the_engine_is_killed_every_request_is_told_and_the_server_ends(sta
     assert "SIGKILL" in server.stderr
 
 
+def test_when_an_idle_engine_is_killed_health_says_so_and_the_server_ends(start: Any) -> None:
+    server = start().wait_ready()
+    server.engine().kill()
+    assert eventually(lambda: _bad_health(server), 2, "a bad health").json["error"]["code"] == "engine_dead"
+    assert server.wait(5) == 1
+
+
 def _bad_health(server: ServerProcess) -> Reply | None:
     reply = server.request("GET", "/health")
     return reply if reply.status != 200 else None

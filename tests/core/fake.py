@@ -12,7 +12,7 @@ from collections.abc import Callable
 import msgspec
 
 from octavo.messages import AddRequest, EngineInfo, TokenLogprobs
-from octavo.step import ModelRunnerOutput, SchedulerOutput
+from octavo.step import ModelRunnerOutput, NewRequestData, SchedulerOutput
 
 VOCAB_SIZE = 50
 
@@ -45,6 +45,17 @@ def alone(message: AddRequest, count: int, seed: int) -> list[int]:
     return tokens[len(message.prompt_token_ids) :]
 
 
+def scores_of(history: list[int]) -> list[TokenLogprobs]:
+    """The i-th is what the fake model tells of the token behind the first i + 1: a hash of them."""
+    return [TokenLogprobs(float(next_token(history[: i + 1], -1)), 1, [], []) for i in range(len(history))]
+
+
+def num_scored(new: NewRequestData) -> int:
+    """Tokens of the prompt whose rows score the next one."""
+    is_fresh = len(new.prompt_token_ids) == new.num_prompt_tokens
+    return new.num_prompt_tokens - 1 if is_fresh and new.params.prompt_logprobs is not None else 0
+
+
 class FakeExecutor:
     """`before_step` may raise or wait; `errors` maps request ids to a message with which they fail in the next step."""
 
@@ -64,7 +75,8 @@ class FakeExecutor:
         for new in plan.new_requests:
             self.slots[new.slot] = {
                 "id": new.request_id, "tokens": list(new.prompt_token_ids), "blocks": list(new.block_ids),
-                "computed": new.num_computed_tokens, "seed": new.sampling_seed, "logprobs": new.params.logprobs,
+                "computed": new.num_computed_tokens, "seed": new.sampling_seed, "num_scored": num_scored(new),
+                "logprobs": new.params.logprobs,
             }  # fmt: skip
         for known in plan.cached_requests:
             self.slots[known.slot]["blocks"] += known.new_block_ids
@@ -76,15 +88,17 @@ class FakeExecutor:
 
     def _compute(self, slot: int, count: int, result: ModelRunnerOutput) -> None:
         state, size = self.slots[slot], self.info.block_size
-        end = state["computed"] + count
+        start, end = state["computed"], state["computed"] + count
         for p in range(state["computed"], end):
             self.pool[state["blocks"][p // size]][p % size] = state["tokens"][p]
         if state["id"] in self.errors:
             result.errors[slot] = self.errors.pop(state["id"])
             return
         result.sampled_token_ids[slot] = []
+        history = [self.pool[state["blocks"][p // size]][p % size] for p in range(end)]
+        if state["num_scored"]:
+            result.prompt_logprobs[slot] = scores_of(history)[start : min(end, state["num_scored"])]
         if end == len(state["tokens"]):
-            history = [self.pool[state["blocks"][p // size]][p % size] for p in range(end)]
             state["tokens"].append(next_token(history, state["seed"]))
             result.sampled_token_ids[slot] = [state["tokens"][-1]]
             if state["logprobs"] is not None:

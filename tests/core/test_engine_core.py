@@ -13,7 +13,7 @@ import pytest
 from core import invariants
 from core.fake import FakeExecutor, alone, info
 from octavo.config import EngineConfig
-from octavo.core import faults
+from octavo.core import engine_core, faults
 from octavo.core.engine_core import EngineCore
 from octavo.core.process import serve
 from octavo.core.request import sampling_seed_of
@@ -32,6 +32,7 @@ from octavo.messages import (
     Shutdown,
     StartupFailed,
     ToEngine,
+    TokenLogprobs,
 )
 from octavo.params import SamplingParams
 from octavo.transport import BlockingConnection, TransportError
@@ -315,3 +316,16 @@ def test_a_model_that_cannot_be_loaded_is_announced_with_its_error() -> None:
         failed = client.receive(FromEngine)
         assert isinstance(failed, StartupFailed) and failed.error == name and str(error) in failed.message
         client.close()
+
+
+def test_very_many_log_probabilities_are_cut_into_frames_and_none_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_core, "MAX_FRAME_SCORES", 10)
+    entry = TokenLogprobs(-1.0, 1, [1, 2, 3], [-1.0, -2.0, -3.0])
+    plain, scored = RequestOutput(1, [5]), RequestOutput(2, [5], logprobs=[entry])
+    whole = RequestOutput(3, [], prompt_logprobs=[entry] * 9)
+    outputs = [plain, scored, scored, plain, whole, scored, whole]
+    frames = list(engine_core.frames_of(outputs))
+    assert [output for frame in frames for output in frame] == outputs
+    assert [len(frame) for frame in frames] == [5, 2]
+    assert list(engine_core.frames_of([])) == [[]]
+    assert list(engine_core.frames_of([plain] * 100)) == [[plain] * 100]

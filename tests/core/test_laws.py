@@ -10,11 +10,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from core import invariants
-from core.fake import VOCAB_SIZE, FakeExecutor, alone, info
+from core.fake import VOCAB_SIZE, FakeExecutor, alone, info, scores_of
 from octavo.config import CacheConfig, EngineConfig, SchedulerConfig
 from octavo.core import kv_cache_manager
 from octavo.core.scheduler import Scheduler
-from octavo.messages import AddRequest, RequestOutput
+from octavo.messages import AddRequest, RequestOutput, TokenLogprobs
 from octavo.params import SamplingParams
 
 CONTEXT = 40
@@ -64,6 +64,7 @@ class Laws(RuleBasedStateMachine):
         self.messages: dict[int, AddRequest] = {}
         self.seeds: dict[int, int] = {}
         self.tokens: dict[int, list[int]] = {}
+        self.scores: dict[int, list[TokenLogprobs]] = {}
         self.ends: dict[int, RequestOutput] = {}
 
     @rule(
@@ -78,20 +79,22 @@ class Laws(RuleBasedStateMachine):
         priority=st.sampled_from([0, 0, 0, 1, -1]),
         salt=st.sampled_from(["", "", "a"]),
         n=st.sampled_from([1, 1, 2, 4]),
+        scored=st.booleans(),
     )
     def add(
         self, shared: int, tail: list[int], max_tokens: int | None, min_tokens: int, stop_token_ids: set[int],
-        eos: set[int], ignore_eos: bool, priority: int, salt: str, n: int,
+        eos: set[int], ignore_eos: bool, priority: int, salt: str, n: int, scored: bool,
     ) -> int:  # fmt: skip
         params = SamplingParams(
             max_tokens=max_tokens, min_tokens=min(min_tokens, max_tokens or 4), ignore_eos=ignore_eos,
-            stop_token_ids=tuple(stop_token_ids),
+            stop_token_ids=tuple(stop_token_ids), prompt_logprobs=0 if scored else None,
         )  # fmt: skip
         first = len(self.messages)
         for i in range(n):
             message = AddRequest(first + i, [7] * shared + tail, params, tuple(eos), i, priority, salt)
             self.messages[message.request_id] = message
             self.tokens[message.request_id] = []
+            self.scores[message.request_id] = []
             refused = self.scheduler.add(message)
             # I3: exactly those that could never run are refused.
             size = shared + len(tail)
@@ -176,7 +179,9 @@ class Laws(RuleBasedStateMachine):
         for output in outputs:
             request_id = output.request_id
             assert request_id not in self.ends  # I19: one end, nothing after it
+            seen["scores in parts"] += bool(self.scores[request_id] and output.prompt_logprobs)
             self.tokens[request_id] += output.new_token_ids
+            self.scores[request_id] += output.prompt_logprobs or []
             if output.finish_reason is not None:
                 self.ends[request_id] = output
                 seen[output.finish_reason] += 1
@@ -201,6 +206,10 @@ class Laws(RuleBasedStateMachine):
         if message.request_id not in self.seeds:
             assert tokens == []
             return
+        # S19: each token of the prompt is scored once, in order, and all are before there is any output.
+        scores = scores_of(message.prompt_token_ids)[:-1] if message.params.prompt_logprobs is not None else []
+        told = self.scores[message.request_id]
+        assert told == (scores if tokens else scores[: len(told)])
         expected, reason, stop_reason = expected_end(message, self.seeds[message.request_id], self.limit)
         if end.finish_reason in ("abort", "error"):
             assert tokens == expected[: len(tokens)]
@@ -218,7 +227,7 @@ def test_every_request_ends_with_the_tokens_it_gets_alone_and_no_block_is_lost()
     seen.clear()
     run_state_machine_as_test(Laws, settings=SETTINGS)
     for event in ("preemption", "prefix hit", "prompt in parts", "abort", "abort in a step", "error of one", "stop",
-                  "length", "error", "failed step of a part of a prompt"):  # fmt: skip
+                  "length", "error", "failed step of a part of a prompt", "scores in parts"):  # fmt: skip
         assert seen[event], f"never happened: {event}"
 
 

@@ -23,6 +23,7 @@ class Reply:
 
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     finish_reason: str | None = None
     error: str | None = None
 
@@ -68,6 +69,7 @@ class Engine:
                 reply = replies[output.request_id]
                 reply.token_ids += output.new_token_ids
                 reply.logprobs += output.logprobs or []
+                reply.prompt_logprobs += output.prompt_logprobs or []
                 reply.finish_reason = output.finish_reason
                 reply.error = output.error
         stats = scheduler.stats()

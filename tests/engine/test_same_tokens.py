@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -97,6 +98,26 @@ def test_with_one_thread(engine: Engine, alone: dict[int, Reply]) -> None:
         check(engine.run(requests_under_test()), alone)
     finally:
         _cpu.set_num_threads(2)
+
+
+def test_after_a_restart_and_in_another_order(alone: dict[int, Reply], smollm2_gguf: Path) -> None:
+    check(Engine(smollm2_gguf).run(requests_under_test()[::-1], per_step=2), alone)
+
+
+def test_s8_masks_and_all_else_that_a_request_may_ask_for(engine: Engine) -> None:
+    """The fields of the request, each alone and then all together in one batch."""
+    prompt = prompts()[4]
+    fields: list[dict[str, Any]] = [
+        {"allowed_token_ids": tuple(range(500, 900)), "temperature": 1.0},
+        {"bad_word_token_ids": ((500,), (501, 502)), "temperature": 1.5},
+        {"min_tokens": 10, "ignore_eos": False, "stop_token_ids": (28, 30), "temperature": 1.0},
+        {"logit_bias": {600: 5.0, 601: -100.0}, "temperature": 0.8, "min_p": 0.05},
+        {"prompt_logprobs": 3, "temperature": 1.0, "top_p": 0.8},
+    ]
+    requests = [request(i, prompt, **one) for i, one in enumerate(fields)]
+    lonely = {one.request_id: engine.run([one]).replies[one.request_id] for one in requests}
+    assert engine.run(requests[::-1]).replies == lonely
+    assert set(lonely[0].token_ids) <= set(range(500, 900))
 
 
 def test_the_samples_of_a_request_differ_and_repeat(engine: Engine) -> None:

@@ -39,7 +39,7 @@ INT_CASES = [
     (8, 24, False, torch.float32),
 ]
 FLOATS = [torch.float32, torch.bfloat16, torch.float16]
-M_VALUES = (1, 2, 3, 5, 8, 17, 64)
+M_VALUES = (1, 2, 3, 5, 8, 13, 17, 50, 64)
 
 
 @pytest.fixture(autouse=True, params=_cpu.available_isas())

@@ -86,6 +86,13 @@ def test_c6_ids_and_lengths_are_checked_as_without_it() -> None:
     assert server.engine.requests == []
 
 
+@pytest.mark.parametrize("fields", [{"echo": True}, {"truncate_prompt_tokens": 3}])
+def test_c6_what_would_cut_or_repeat_the_made_prompt_is_refused(fields: dict[str, Any]) -> None:
+    server = make_server()
+    server.renderer.can_infill = True
+    assert server.complete("ab", suffix="cd", **fields).error["param"] == next(iter(fields))
+
+
 class Vocabulary(dict[str, int]):
     def token_to_id(self, token: str) -> int | None:
         return self.get(token)

@@ -119,8 +119,11 @@ def test_whole_reply_has_reason_stop_and_model() -> None:
     assert reply["object"] == "text_completion"
     assert reply["model"] == "alias"
     assert reply["choices"] == [
-        {"index": 0, "text": "Hi", "logprobs": None, "finish_reason": "stop", "stop_reason": "\n"}
-    ]
+        {
+            "index": 0, "text": "Hi", "logprobs": None, "finish_reason": "stop", "stop_reason": "\n",
+            "prompt_logprobs": None,
+        }
+    ]  # fmt: skip
 
 
 def test_one_failing_prompt_fails_the_reply_and_aborts_the_others() -> None:

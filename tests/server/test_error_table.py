@@ -86,7 +86,9 @@ ACCEPTED: list[tuple[str, Any]] = [
     chat(logprobs=True, top_logprobs=20),
     chat(response_format={"type": "text"}),
     chat(best_of=1),
+    chat(best_of=1, temperature=0),
     chat(n=2, best_of=2),
+    chat(return_token_ids=False, return_tokens_as_token_ids=False, request_id=None),
     chat(use_beam_search=False, length_penalty=1.0, early_stopping=False, echo=False, bad_words=[]),
     chat(parallel_tool_calls=True),
     chat(modalities=["text"]),
@@ -99,6 +101,10 @@ ACCEPTED: list[tuple[str, Any]] = [
     chat(stop=["a", "b", "c", "d"]),
     chat(stop=[]),
     chat(logit_bias={}),
+    chat(spaces_between_special_tokens=False),
+    chat(truncation_side="left"),
+    chat(allowed_token_ids=[0, VOCAB - 1, 0]),
+    text(bad_words=["a", "b"]),
     chat(logit_bias={"5": 500}),
     chat(metadata={"a": "b"}, user="me"),
     chat(metadata=nested(60)),
@@ -148,6 +154,26 @@ def test_u20_unknown_fields_are_ignored_and_named(stream: bool) -> None:
     reply = make_server().chat(stream=stream, zeta=1, alpha={"b": 1}, **{"bad\r\nname: x": 1})
     assert reply.status == 200
     assert reply.headers["x-octavo-ignored-fields"] == "alpha, bad??name??x, zeta"
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/completions", "/tokenize", "/detokenize"])
+def test_strict_requests_are_refused_for_unknown_fields(path: str) -> None:
+    bodies: dict[str, Any] = {
+        CHAT: {"messages": USER}, "/v1/completions": {"prompt": "a"}, "/tokenize": {"prompt": "a"},
+        "/detokenize": {"tokens": []},
+    }  # fmt: skip
+    server = make_server(strict_requests=True)
+    assert server.post(path, bodies[path]).status == 200
+    error = server.post(path, {**bodies[path], "modle": "x" * 1000, "zeta": 1}).error
+    assert (error["param"], error["message"]) == ("modle", "There is no field `modle`; did you mean model?")
+
+
+def test_d10_what_is_known_and_what_is_the_callers_own_is_not_unknown() -> None:
+    server = make_server(strict_requests=True)
+    assert server.chat(user="me", metadata={}, tools=None, guided_json=None).status == 200
+    assert server.chat(tools=[]).error["param"] == "tools"
+    error = server.chat(**{"x" * 1000: 1}).error
+    assert len(error["param"]) == 64 and len(error["message"]) < 200
 
 
 def test_a_500_says_nothing_of_its_cause(caplog: pytest.LogCaptureFixture) -> None:

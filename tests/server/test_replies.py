@@ -34,6 +34,7 @@ def test_whole_chat_reply() -> None:
             "total_tokens": 11,
             "prompt_tokens_details": {"cached_tokens": 3},
         },
+        "prompt_logprobs": None,
     }
 
 
@@ -77,6 +78,16 @@ def test_all_sampling_fields_reach_the_engine() -> None:
     assert (request.priority, request.cache_salt) == (-3, "salt")
     assert request.prompt_token_ids == list(b"user:Hello")
     assert request.external_id.startswith("chatcmpl-")
+
+
+def test_s27_bad_words_and_allowed_ids_reach_the_engine() -> None:
+    server = make_server()
+    server.complete(allowed_token_ids=[5, 6], bad_words=["ab", " c"])
+    server.chat(allowed_token_ids=[7], bad_words=[])
+    first, second = (request.params for request in server.engine.requests)
+    assert first.allowed_token_ids == (5, 6)
+    assert first.bad_word_token_ids == ((97, 98), (32, 97, 98), (99,), (32, 99))
+    assert (second.allowed_token_ids, second.bad_word_token_ids) == ((7,), ())
 
 
 def test_defaults() -> None:

@@ -45,6 +45,7 @@ def value(config: ServeConfig, flag: Flag) -> object:
 def sample(flag: Flag) -> str:
     """A valid value that is not the default."""
     special = {"root_path": "/v", "max_num_batched_tokens": "4096", "cpu_memory_utilization": "0.25"}
+    special["override_generation_config"] = '{"top_k": 5}'
     if flag.field in special:
         return special[flag.field]
     if flag.choices:

@@ -544,3 +544,53 @@ def test_heartbeats_keep_a_quiet_engine_alive() -> None:
             assert engine.client.is_healthy
 
     run(main())
+
+
+@pytest.mark.parametrize(
+    ("params", "param"),
+    [
+        ({"allowed_token_ids": (5, 6), "bad_word_token_ids": ((5,), (9, 6))}, "allowed_token_ids"),
+        ({"allowed_token_ids": (EOS,), "min_tokens": 1}, "allowed_token_ids"),
+        ({"allowed_token_ids": (7, EOS), "stop_token_ids": (7,), "min_tokens": 1}, "allowed_token_ids"),
+        ({"stop_token_ids": tuple(range(260)), "min_tokens": 1}, "bad_words"),
+    ],
+)
+def test_masks_that_leave_no_token_are_refused(params: dict[str, Any], param: str) -> None:
+    async def main() -> None:
+        async with Engine() as engine:
+            with pytest.raises(InvalidRequest) as caught:
+                engine.client.generate(request(**params))
+            assert caught.value.param == param
+            assert engine.connection.sent == []
+            engine.client.generate(request(allowed_token_ids=(7, EOS), min_tokens=1))
+
+    run(main())
+
+
+def test_s19_the_first_delta_holds_the_scores_of_the_whole_prompt() -> None:
+    async def main() -> None:
+        async with Engine() as engine:
+            stream = engine.client.generate(request(4, n=2, prompt_logprobs=1))
+            assert [message.params.prompt_logprobs for message in engine.connection.added] == [1, None]
+            reading = asyncio.create_task(anext(stream))
+            await engine.step(out(1, "", prompt_logprobs=[logprob(-1.0), logprob(-2.0)]), out(2, "b"))
+            assert not reading.done()
+            await engine.step(out(1, "a", "length", prompt_logprobs=[logprob(-3.0)]))
+            first = await reading
+            assert [entry.logprob for entry in first.prompt_logprobs or []] == [-1.0, -2.0, -3.0]
+            assert sorted(part.text for part in first.outputs) == ["a", "b"]
+            await engine.step(out(2, "c", "length"))
+            assert (await anext(stream)).prompt_logprobs is None
+
+    run(main())
+
+
+def test_a_stream_that_waits_for_scores_still_ends_in_its_error() -> None:
+    async def main() -> None:
+        async with Engine() as engine:
+            stream = engine.client.generate(request(4, n=2, prompt_logprobs=1))
+            await engine.step(out(2, "b"), out(1, "", "error", error="broken"))
+            with pytest.raises(ServerError, match="broken"):
+                await anext(stream)
+
+    run(main())

@@ -88,6 +88,14 @@ def test_parameters_for_each_prompt_and_samples_in_order(llm: LLM) -> None:
     assert first.outputs[0].logprobs is None and first.outputs[0].cumulative_logprob is None
 
 
+def test_best_of_and_prompt_logprobs(llm: LLM) -> None:
+    (result,) = llm.generate("abc", params(4, n=2, best_of=3, prompt_logprobs=1), use_tqdm=False)
+    assert [o.index for o in result.outputs] == [0, 1]
+    assert result.outputs[0].logprobs is None
+    assert result.prompt_logprobs is not None and result.prompt_logprobs[0] is None
+    assert [ord("b") in (result.prompt_logprobs[1] or {}), len(result.prompt_logprobs)] == [True, 3]
+
+
 def test_a_stop_string_may_be_one_string_or_a_list(llm: LLM) -> None:
     whole = llm.generate("stop here", params(40), use_tqdm=False)[0].outputs[0]
     word = whole.text[10:12]

@@ -38,7 +38,7 @@ def builder() -> InputBatchBuilder:
 
 
 def test_a_mixed_batch_gathers_prefill_chunk_and_decode() -> None:
-    states = RequestStates(max_num_seqs=4, max_model_len=32, block_size=BLOCK_SIZE)
+    states = RequestStates(max_num_seqs=4, max_model_len=32, block_size=BLOCK_SIZE, vocab_size=64)
     states.add(new_request(2, [10, 11, 12, 13, 14, 15], [5, 9], computed=1))
     states.add(new_request(0, [20, 21, 22], [7]))
     states.append_token(0, 23)
@@ -58,7 +58,7 @@ def test_a_mixed_batch_gathers_prefill_chunk_and_decode() -> None:
 
 
 def test_a_slot_samples_exactly_when_its_known_tokens_are_computed() -> None:
-    states = RequestStates(max_num_seqs=2, max_model_len=32, block_size=BLOCK_SIZE)
+    states = RequestStates(max_num_seqs=2, max_model_len=32, block_size=BLOCK_SIZE, vocab_size=64)
     states.add(new_request(1, [1, 2, 3, 4, 5], [1, 2]))
     assert builder().build(states, {1: 4}).sampling_slots.tolist() == []
     states.update(CachedRequestData(slot=1, new_block_ids=[], num_computed_tokens=4))
@@ -66,7 +66,7 @@ def test_a_slot_samples_exactly_when_its_known_tokens_are_computed() -> None:
 
 
 def test_a_slot_taken_over_keeps_nothing_of_its_last_request() -> None:
-    states = RequestStates(max_num_seqs=1, max_model_len=32, block_size=BLOCK_SIZE)
+    states = RequestStates(max_num_seqs=1, max_model_len=32, block_size=BLOCK_SIZE, vocab_size=64)
     states.add(new_request(0, [1] * 9, [4, 5, 6], presence_penalty=1.0, logprobs=3, logit_bias={1: 2.0}))
     states.append_token(0, 8)
     states.remove(0)
@@ -79,7 +79,7 @@ def test_a_slot_taken_over_keeps_nothing_of_its_last_request() -> None:
 
 
 def test_a_request_resumed_after_preemption_counts_its_outputs_as_outputs() -> None:
-    states = RequestStates(max_num_seqs=1, max_model_len=32, block_size=BLOCK_SIZE)
+    states = RequestStates(max_num_seqs=1, max_model_len=32, block_size=BLOCK_SIZE, vocab_size=64)
     request = new_request(0, [1, 2, 3, 7, 7], [1, 2], frequency_penalty=0.5)
     request.num_prompt_tokens = 3
     states.add(request)

@@ -1,11 +1,13 @@
 """The sampler's glue: every parameter of a request reaches its own row, and only that row."""
 
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 
+from octavo.config import LogprobsMode
 from octavo.ops.table import bind
 from octavo.params import SamplingParams
 from octavo.step import NewRequestData
@@ -15,13 +17,18 @@ from octavo.worker.sampler import Sampler, SamplerResult
 VOCAB = 8
 
 
-def sample(requests: list[NewRequestData], logits: list[list[float]], outputs: dict[int, list[int]]) -> SamplerResult:
-    states = RequestStates(max_num_seqs=8, max_model_len=64, block_size=16)
+def sample(
+    requests: list[NewRequestData],
+    logits: list[list[float]],
+    outputs: dict[int, list[int]],
+    mode: LogprobsMode = "raw_logprobs",
+) -> SamplerResult:
+    states = RequestStates(max_num_seqs=8, max_model_len=64, block_size=16, vocab_size=VOCAB)
     for request in requests:
         states.add(request)
         for token_id in outputs.get(request.slot, []):
             states.append_token(request.slot, token_id)
-    sampler = Sampler(bind("cpu", "reference"), None, 8)  # type: ignore[arg-type]
+    sampler = Sampler(bind("cpu", "reference"), None, 8, mode)  # type: ignore[arg-type]
     slots = np.array([request.slot for request in requests], np.int64)
     return sampler.sample(torch.tensor(logits), states, slots)
 
@@ -86,3 +93,68 @@ def test_a_seeded_draw_does_not_depend_on_its_company() -> None:
         crowd = [request(4, seed=99, temperature=1.5), request(2, seed=s, temperature=1.0), request(1)]
         assert sample(crowd, [flat, flat, ROW], {}).token_ids[1] == alone[s]
     assert len(set(alone)) > 3
+
+
+def test_s27_only_allowed_tokens_are_chosen() -> None:
+    requests = [request(0, allowed_token_ids=(5, 2, 2)), request(1), request(2, allowed_token_ids=(7, 0), min_tokens=1)]
+    result = sample(requests, [ROW] * 3, {})
+    assert result.token_ids == [2, 3, 0]  # 7 ends the text, and min_tokens forbids that
+
+
+def test_bad_words_forbid_the_token_that_would_complete_one() -> None:
+    words = ((3,), (1, 2, 7), (4, 5))
+    outputs = {1: [1, 2], 2: [2], 3: [6, 1, 2]}
+    result = sample([request(slot, bad_word_token_ids=words, ignore_eos=True) for slot in range(4)], [ROW] * 4, outputs)
+    assert result.token_ids == [7, 2, 7, 2]
+
+
+def test_a_word_begun_in_the_prompt_is_not_forbidden() -> None:
+    assert sample([request(0, prompt=(1, 2), bad_word_token_ids=((2, 3),))], [ROW], {}).token_ids == [3]
+
+
+def test_the_logits_are_whole_again_after_overlapping_masks() -> None:
+    requests = [
+        request(
+            0, allowed_token_ids=(1,), bad_word_token_ids=((3,), (4,)), min_tokens=1, logprobs=1, logit_bias={3: 9.0}
+        )
+    ]
+    result = sample(requests, [ROW], {})
+    assert result.logprobs[0][0].top_ids == [3]
+
+
+INF = math.inf
+
+
+@pytest.mark.parametrize(
+    ("mode", "greedy", "sampled"),
+    [
+        ("raw_logits", [3.0, 2.9, 2.0], [3.0, 2.9, 2.0]),
+        ("processed_logits", [9.0, 3.0, 2.9], [6.0, 5.8, -INF]),
+        ("raw_logprobs", torch.tensor(ROW).log_softmax(-1)[[3, 7, 2]].tolist(), None),
+        ("processed_logprobs", None, [*torch.tensor([6.0, 5.8]).log_softmax(-1).tolist(), -INF]),
+    ],
+)
+def test_s18_the_mode_says_what_is_told(
+    mode: LogprobsMode, greedy: list[float] | None, sampled: list[float] | None
+) -> None:
+    requests = [
+        request(0, logprobs=3, logit_bias={0: 9.0}),
+        request(1, logprobs=3, temperature=0.5, top_k=2),
+        request(2, logprobs=1, temperature=0.5, top_k=2),
+    ]
+    result = sample(requests, [ROW] * 3, {}, mode)
+    first, second, third = (result.logprobs[slot][0] for slot in range(3))
+    if greedy is not None:
+        assert first.top_logprobs == pytest.approx(greedy)
+    if sampled is not None:
+        assert second.top_logprobs == pytest.approx(sampled)
+        assert second.top_ids[:2] == [3, 7]
+        assert second.logprob == pytest.approx(sampled[second.rank - 1])
+    assert (third.top_ids, third.top_logprobs) == (second.top_ids[:1], second.top_logprobs[:1])
+
+
+def test_of_equal_logits_the_lower_id_comes_first_in_every_mode() -> None:
+    flat = [1.0] * VOCAB
+    for mode in get_args(LogprobsMode):
+        (entry,) = sample([request(0, logprobs=4)], [flat], {}, mode).logprobs[0]
+        assert (entry.rank, entry.top_ids) == (1, [0, 1, 2, 3])

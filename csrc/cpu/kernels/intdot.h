@@ -18,6 +18,7 @@ namespace OCTAVO_ISA {
 constexpr int VC = 16;
 typedef __m512i vi;
 OCTAVO_INLINE vi vi_load(const void* p) { return _mm512_loadu_si512(p); }
+OCTAVO_INLINE void vi_store(void* p, vi a) { _mm512_storeu_si512(p, a); }
 OCTAVO_INLINE vi vi_set(int32_t x) { return _mm512_set1_epi32(x); }
 OCTAVO_INLINE vi vi_add(vi a, vi b) { return _mm512_add_epi32(a, b); }
 OCTAVO_INLINE vi vi_sub(vi a, vi b) { return _mm512_sub_epi32(a, b); }
@@ -39,6 +40,7 @@ OCTAVO_INLINE vi vi_dot_add(vi acc, vi w, vi a) { return _mm512_add_epi32(acc, _
 constexpr int VC = 8;
 typedef __m256i vi;
 OCTAVO_INLINE vi vi_load(const void* p) { return _mm256_loadu_si256((const __m256i*)p); }
+OCTAVO_INLINE void vi_store(void* p, vi a) { _mm256_storeu_si256((__m256i*)p, a); }
 OCTAVO_INLINE vi vi_set(int32_t x) { return _mm256_set1_epi32(x); }
 OCTAVO_INLINE vi vi_add(vi a, vi b) { return _mm256_add_epi32(a, b); }
 OCTAVO_INLINE vi vi_sub(vi a, vi b) { return _mm256_sub_epi32(a, b); }
@@ -61,6 +63,7 @@ OCTAVO_INLINE vi vi_load(const void* p) {
     memcpy(&a, p, 16);
     return a;
 }
+OCTAVO_INLINE void vi_store(void* p, vi a) { memcpy(p, &a, 16); }
 OCTAVO_INLINE vi vi_set(int32_t x) { return vi{x, x, x, x}; }
 OCTAVO_INLINE vi vi_add(vi a, vi b) { return a + b; }
 OCTAVO_INLINE vi vi_sub(vi a, vi b) { return a - b; }

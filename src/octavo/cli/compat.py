@@ -103,7 +103,6 @@ COMPAT: dict[str, Compat] = {
     "--limit-mm-per-prompt": _no("octavo reads text only"),
     # the HTTP server
     "--enable-prompt-tokens-details": _on("octavo always tells how much of a prompt was cached"),
-    "--enable-request-id-headers": _on("octavo always sends X-Request-Id"),
     # what octavo has not got
     "--guided-decoding-backend": _no("octavo has no structured output yet"),
     "--structured-outputs-config": _no("octavo has no structured output yet"),
@@ -121,5 +120,6 @@ COMPAT: dict[str, Compat] = {
     "--num-speculative-tokens": _no(_NO_SPECULATION),
     "--otlp-traces-endpoint": _no(_NO_TRACES),
     "--collect-detailed-traces": _no(_NO_TRACES),
+    "--enable-request-id-headers": _on("octavo always gives a reply its request's id"),
     "--middleware": _no("octavo loads no code into its server"),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from queue import SimpleQueue
 from typing import Any, ClassVar, Protocol
 
@@ -38,6 +38,24 @@ class Connection(Protocol):
     def inbox(self) -> SimpleQueue[Any]: ...
 
     def send(self, message: Any, *, droppable: bool = False) -> None: ...
+
+
+#: Most log probabilities in one frame, but for one output that has more: a frame's size is bounded.
+MAX_FRAME_SCORES = 1_000_000
+
+
+def frames_of(outputs: list[RequestOutput]) -> Iterator[list[RequestOutput]]:
+    """The outputs of a step, nearly always in one piece."""
+    start = num_scores = 0
+    for end, output in enumerate(outputs, 1):
+        if output.logprobs is None and output.prompt_logprobs is None:
+            continue
+        for entries in (output.logprobs, output.prompt_logprobs):
+            num_scores += sum(1 + len(entry.top_ids) for entry in entries or ())
+        if num_scores > MAX_FRAME_SCORES and end < len(outputs):
+            yield outputs[start:end]
+            start, num_scores = end, 0
+    yield outputs[start:]
 
 
 class EngineCore:
@@ -87,7 +105,9 @@ class EngineCore:
 
     def _send_outputs(self) -> None:
         outputs, self._outputs = self._outputs, []
-        self._send(EngineCoreOutputs(outputs, self.scheduler.stats(), time.monotonic()))
+        stats, now = self.scheduler.stats(), time.monotonic()
+        for part in frames_of(outputs):
+            self._send(EngineCoreOutputs(part, stats, now))
 
     # --------------------------------------------------------------------------------------------------- the inbox
     def _drain_inbox(self) -> bool:

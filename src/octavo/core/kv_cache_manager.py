@@ -45,7 +45,7 @@ class KVCacheManager:
         return self.pool.num_usable - self.pool.num_free
 
     def get_computed_blocks(self, request: Request) -> list[KVCacheBlock]:
-        """The cached blocks that the request's tokens begin with. At most num_tokens - 1 tokens: one is computed.
+        """The cached blocks that the request's tokens begin with: at most `request.num_reusable_tokens` tokens.
 
         The blocks are not taken: call `admit` with them before anything else is allocated.
         """
@@ -64,7 +64,7 @@ class KVCacheManager:
         return found
 
     def num_shareable_blocks(self, request: Request) -> int:
-        return (len(request.token_ids) - 1) // self.block_size
+        return request.num_reusable_tokens // self.block_size
 
     def admit(self, request: Request, computed: list[KVCacheBlock], *, keep_free: int) -> bool:
         """Give a request that holds nothing all blocks of its tokens, `computed` first, or change nothing.

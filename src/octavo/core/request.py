@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import hashlib
 
-from octavo.messages import AddRequest
+from octavo.messages import AddRequest, TokenLogprobs
 
 
 class RequestStatus(enum.IntEnum):
@@ -43,6 +43,7 @@ class Request:
         "num_cached_blocks",
         "num_cached_tokens",
         "num_computed_tokens",
+        "num_prompt_logprobs",
         "num_prompt_tokens",
         "order",
         "params",
@@ -91,6 +92,8 @@ class Request:
         self.next_cache_tokens = 0  # computed tokens at which the next block can enter the cache
         self.cache_parent: int | str = self.cache_salt  # what the next block of the chain hangs on
 
+        self.num_prompt_logprobs = 0  # prompt tokens whose log probabilities were told, the first not counted
+
         # Reported with the first output.
         self.first_output_sent = False
         self.num_cached_tokens = 0
@@ -99,6 +102,19 @@ class Request:
     @property
     def num_tokens(self) -> int:
         return len(self.token_ids)
+
+    @property
+    def num_reusable_tokens(self) -> int:
+        """Tokens that may come from the prefix cache: not the last, and none whose row is to score the prompt."""
+        if self.params.prompt_logprobs is None or self.num_prompt_logprobs == self.num_prompt_tokens - 1:
+            return len(self.token_ids) - 1
+        return self.num_prompt_logprobs
+
+    def fresh_prompt_logprobs(self, start: int, scores: list[TokenLogprobs]) -> list[TokenLogprobs]:
+        """Of the scores from token start + 1 on, those not told before; a preempted prompt is scored again."""
+        fresh = scores[self.num_prompt_logprobs - start :]
+        self.num_prompt_logprobs += len(fresh)
+        return fresh
 
     @property
     def num_output_tokens(self) -> int:

@@ -307,6 +307,7 @@ class Scheduler:
         fault("update")
         outputs: list[RequestOutput] = []
         slots, sampled, logprobs, errors = self.slots, result.sampled_token_ids, result.logprobs, result.errors
+        scored = result.prompt_logprobs
         for slot, count in plan.num_scheduled_tokens.items():
             request = slots[slot]
             if request is None:  # aborted while the step ran
@@ -314,12 +315,16 @@ class Scheduler:
             if slot in errors:
                 outputs.append(self._end(request, "error", errors[slot]))
                 continue
-            computed = request.num_computed_tokens = request.num_computed_tokens + count
+            start = request.num_computed_tokens
+            computed = request.num_computed_tokens = start + count
             if computed >= request.next_cache_tokens:
                 self.kv.cache_computed_blocks(request)
+            scores = request.fresh_prompt_logprobs(start, scored[slot]) if slot in scored else None
             tokens, token_ids = sampled[slot], request.token_ids
             if computed < len(token_ids):
                 assert not tokens, f"slot {slot}: a token was sampled before all others were computed"
+                if scores:
+                    outputs.append(RequestOutput(request.request_id, [], prompt_logprobs=scores))
                 continue
             token_id = tokens[0]
             token_ids.append(token_id)
@@ -327,11 +332,17 @@ class Scheduler:
             if plain and token_id not in request.stop_ids:
                 outputs.append(RequestOutput(request.request_id, tokens))
             else:
-                outputs.append(self._output(request, tokens, logprobs.get(slot)))
+                outputs.append(self._output(request, tokens, logprobs.get(slot), scores))
         self._num_generation_tokens += sum(map(len, sampled.values()))
         return outputs
 
-    def _output(self, request: Request, tokens: list[int], token_logprobs: list[TokenLogprobs] | None) -> RequestOutput:
+    def _output(
+        self,
+        request: Request,
+        tokens: list[int],
+        token_logprobs: list[TokenLogprobs] | None,
+        prompt_logprobs: list[TokenLogprobs] | None,
+    ) -> RequestOutput:
         """The output of a step that is more than one token: the first, the last, or one with logprobs."""
         finish_reason, stop_reason = request.stop_of(tokens[-1])
         is_first, request.first_output_sent = not request.first_output_sent, True
@@ -345,6 +356,7 @@ class Scheduler:
             token_logprobs,
             num_cached_tokens=request.num_cached_tokens if is_first else 0,
             scheduled_time=request.scheduled_time if is_first else 0.0,
+            prompt_logprobs=prompt_logprobs,
         )
 
     def fail_step(self, plan: SchedulerOutput, message: str) -> list[RequestOutput]:

@@ -79,11 +79,11 @@ def rope_kv_write(
     num_kv_heads: int,
     head_dim: int,
 ) -> None:
-    rows = len(qkv)
+    rows, width = qkv.shape
     assert qkv.dtype == cos_sin.dtype == _F32 and positions.dtype == _I32 and slot_mapping.dtype == _I64
     assert qkv.is_contiguous() and cos_sin.is_contiguous()
-    assert qkv.shape[1] == (num_heads + 2 * num_kv_heads) * head_dim and cos_sin.shape[1] == head_dim
-    assert len(positions) == len(slot_mapping) == rows and head_dim % 2 == 0 and head_dim <= MAX_HEAD_DIM
+    assert width == (num_heads + 2 * num_kv_heads) * head_dim and cos_sin.size(1) == head_dim
+    assert positions.numel() == slot_mapping.numel() == rows and head_dim % 2 == 0 and head_dim <= MAX_HEAD_DIM
     assert q_norm is None or q_norm.dtype == _F32
     assert k_norm is None or k_norm.dtype == _F32
     _check_cache(k_cache, v_cache, num_kv_heads, head_dim)
@@ -122,12 +122,14 @@ def attention(
     softcap: float = 0.0,
 ) -> None:
     num_seqs, max_blocks = block_tables.shape
+    rows, width = qkv.shape
     assert out.dtype == qkv.dtype == _F32 and out.is_contiguous() and qkv.is_contiguous()
-    assert out.shape == (len(qkv), num_heads * head_dim) and head_dim <= MAX_HEAD_DIM
-    assert qkv.shape[1] == (num_heads + 2 * num_kv_heads) * head_dim and num_heads % num_kv_heads == 0
+    assert out.shape == (rows, num_heads * head_dim) and head_dim <= MAX_HEAD_DIM
+    assert width == (num_heads + 2 * num_kv_heads) * head_dim and num_heads % num_kv_heads == 0
     assert block_tables.dtype == seq_lens.dtype == query_start_loc.dtype == _I32
     assert block_tables.stride(1) == 1 and seq_lens.is_contiguous() and query_start_loc.is_contiguous()
-    assert len(seq_lens) == num_seqs and len(query_start_loc) == num_seqs + 1
+    # numel() and not len(): the latter is Python inside torch, and this runs once a layer.
+    assert seq_lens.numel() == num_seqs and query_start_loc.numel() == num_seqs + 1
     _check_cache(k_cache, v_cache, num_kv_heads, head_dim)
     _cpu.attention(
         out.data_ptr(),
@@ -151,9 +153,12 @@ def attention(
 
 
 def _check_cache(k_cache: Tensor, v_cache: Tensor, num_kv_heads: int, head_dim: int) -> None:
-    assert k_cache.dtype == v_cache.dtype and k_cache.is_contiguous() and v_cache.is_contiguous()
-    assert k_cache.shape[1:2] == v_cache.shape[1:2] == (num_kv_heads,) and k_cache.shape[3] == head_dim
-    assert v_cache.shape[2] == k_cache.shape[2] * KEY_TILE and v_cache.shape[3] % KEY_TILE == 0
+    # Once a layer: sizes are read once, since each look at a tensor's shape makes a new object.
+    _, k_heads, tiles, k_dim, _ = k_cache.shape
+    _, v_heads, block_size, v_dim = v_cache.shape
+    assert k_heads == v_heads == num_kv_heads and k_dim == head_dim
+    assert block_size == tiles * KEY_TILE and v_dim % KEY_TILE == 0
+    assert k_cache.dtype is v_cache.dtype and k_cache.is_contiguous() and v_cache.is_contiguous()
 
 
 def sample(logits: Tensor, batch: SamplingBatch, out_ids: Tensor, out_flags: Tensor) -> None:

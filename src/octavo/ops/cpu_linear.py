@@ -17,6 +17,7 @@ from octavo import _cpu
 from octavo.quant.packed import QuantizedWeight
 
 _FLOAT_KINDS: Final = {torch.bfloat16: (2, "bf16"), torch.float16: (3, "f16"), torch.float32: (4, "f32")}
+_F32: Final = torch.float32
 Weight = Tensor | QuantizedWeight
 
 
@@ -83,10 +84,12 @@ def tied_embedding(weight: LinearWeight) -> EmbeddingWeight:
 
 def linear(out: Tensor, x: Tensor, w: LinearWeight) -> None:
     """out [T, N] = x [T, K] @ w.T + bias, both float32. Rows may lie apart, the values of a row may not."""
-    assert x.shape == (out.shape[0], w.K) and out.shape[1] == w.N, (x.shape, out.shape, w)
-    assert x.dtype == out.dtype == torch.float32
-    assert x.stride(1) == 1 and out.stride(1) == 1
-    w.native.linear(out.data_ptr(), out.stride(0), x.data_ptr(), x.stride(0), x.shape[0])
+    rows, columns = x.shape
+    ldx, x_step = x.stride()
+    ldo, out_step = out.stride()
+    assert columns == w.K and out.shape == (rows, w.N), (x.shape, out.shape, w)
+    assert x.dtype is _F32 and out.dtype is _F32 and x_step == out_step == 1
+    w.native.linear(out.data_ptr(), ldo, x.data_ptr(), ldx, rows)
 
 
 def embedding(out: Tensor, ids: Tensor, w: EmbeddingWeight, scale: float = 1.0) -> None:

@@ -73,6 +73,21 @@ def distribution(adjusted: Tensor, temperature: float, top_k: int, top_p: float,
     return weights / weights.sum()
 
 
+def processed_logits(logits: Tensor, batch: SamplingBatch, row: int) -> Tensor:
+    """float32 [V]: what `sample` draws from, as logits: -inf for what it never draws. `logits` [V] is not changed.
+
+    A greedy row has neither temperature nor filters.
+    """
+    x = adjusted_logits(logits, batch, row)
+    temperature = float(batch.temperature[row])
+    if temperature == 0.0:
+        return x
+    top_k, top_p, min_p = int(batch.top_k[row]), float(batch.top_p[row]), float(batch.min_p[row])
+    if top_k <= 0 and top_p >= 1.0 and min_p <= 0.0:
+        return x / temperature  # nothing is filtered, though float64 may call what is least likely impossible
+    return torch.where(distribution(x, temperature, top_k, top_p, min_p) > 0, x / temperature, -math.inf)
+
+
 def sample(logits: Tensor, batch: SamplingBatch, out_ids: Tensor, out_flags: Tensor) -> None:
     """Draw one token a row. logits float32 [S, V] are left unchanged; out_ids, out_flags int32 [S].
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
@@ -10,9 +11,9 @@ from msgspec import UNSET, UnsetType
 
 from octavo.errors import InvalidRequest
 from octavo.generation import CompletionDelta, GenerationDelta, fold
-from octavo.params import GenerateRequest, SamplingParams
+from octavo.params import SamplingParams
 from octavo.server.exchange import Exchange
-from octavo.server.logprobs import chat_logprobs
+from octavo.server.logprobs import chat_logprobs, prompt_logprobs
 from octavo.server.protocol.chat import (
     CHAT_REFUSALS,
     ChatChoice,
@@ -26,7 +27,7 @@ from octavo.server.protocol.chat import (
     check_prompt_options,
 )
 from octavo.server.protocol.common import Usage, usage_of
-from octavo.server.serving import Serving, UsageCount, new_id, renamed
+from octavo.server.serving import Serving, UsageCount, renamed, reply_id, send_whole
 from octavo.server.sse import TextEvent, event
 
 
@@ -51,15 +52,17 @@ class ChatHandler:
                 documents=request.documents,
                 chat_template_kwargs=request.chat_template_kwargs,
             )
+            ids = serving.truncated(ids, params, request)
             params = serving.fit(params, len(ids), "messages")
-            reply_id = new_id("chatcmpl")
-            generate_request = serving.generate_request(reply_id, ids, params, request)
-            reply = _Reply(serving, request, params, reply_id, model)
-            if request.stream:
-                await serving.stream(exchange, request, [generate_request], reply)
+            full_id = reply_id("chatcmpl", exchange, request)
+            reply = _Reply(serving, request, params, full_id, model, ids)
+            requests = [serving.generate_request(full_id, ids, params, request)]
+            if request.stream and params.num_samples == params.n:
+                await serving.stream(exchange, request, requests, params, reply)
                 return
-            whole = await reply.whole(generate_request)
-        await exchange.send_json(whole)
+            async with aclosing(serving.generate(requests, params)) as deltas:
+                whole = await reply.whole(deltas)
+        await send_whole(exchange, whole, bool(request.stream))
 
     def _params(self, request: ChatRequest) -> SamplingParams:
         if request.top_logprobs and not request.logprobs:  # D7: 0 is no request
@@ -106,7 +109,7 @@ class _Reply:
     """One request's reply, whole or as events."""
 
     def __init__(
-        self, serving: Serving, request: ChatRequest, params: SamplingParams, reply_id: str, model: str
+        self, serving: Serving, request: ChatRequest, params: SamplingParams, reply_id: str, model: str, ids: list[int]
     ) -> None:
         self._serving = serving
         self._params = params
@@ -116,27 +119,44 @@ class _Reply:
         self._include_usage, self._continuous_usage = serving.usage_events(request)
         self._usage = UsageCount()
         self._is_begun = False
+        self._first_ids: list[int] | UnsetType = ids if request.return_token_ids else UNSET
         self._text_events: dict[int, TextEvent] = {}
+        self._names = serving.names(request)
+        self._ids = ids  # of the prompt
+        self._gives_ids = bool(request.return_token_ids)
         # T8: without a generation prompt the reply goes on in the last message's role.
         goes_on = request.continue_final_message or request.add_generation_prompt is False
         self._role = request.messages[-1].role if goes_on else serving.state.config.response_role
+        last = request.messages[-1]
+        self._echo = last.text() if request.echo and last.role == self._role else ""  # T9
 
-    async def whole(self, request: GenerateRequest) -> ChatReply:
-        async with aclosing(self._serving.state.client.generate(request)) as stream:
-            final = await fold(stream)
+    async def whole(self, deltas: AsyncIterator[tuple[int, GenerationDelta]]) -> ChatReply:
+        final = await fold(delta async for _, delta in deltas)
         choices = [
             ChatChoice(
                 choice.index,
-                ReplyMessage(self._role, choice.text),
-                chat_logprobs(self._serving.texts, choice.token_ids, choice.logprobs, self._params.logprobs or 0),
+                ReplyMessage(self._role, self._echo + choice.text),
+                chat_logprobs(self._names, choice.token_ids, choice.logprobs, self._params.logprobs or 0),
                 choice.finish_reason,
                 choice.stop_reason,
+                choice.token_ids if self._gives_ids else UNSET,
             )
             for choice in final.outputs
         ]
         usage = usage_of(final.num_prompt_tokens, final.num_cached_tokens, final.num_output_tokens)
+        scores, wanted = None, self._params.prompt_logprobs
+        if wanted is not None:
+            scores = prompt_logprobs(self._serving.texts, self._ids, final.prompt_logprobs or [], wanted)
         return ChatReply(
-            self._id, "chat.completion", self._created, self._model, choices, usage, self._serving.fingerprint
+            self._id,
+            "chat.completion",
+            self._created,
+            self._model,
+            choices,
+            usage,
+            self._serving.fingerprint,
+            scores,
+            self._ids if self._gives_ids else UNSET,
         )
 
     # ------------------------------------------------------------ EventWriter
@@ -147,6 +167,9 @@ class _Reply:
             self._is_begun = True
             roles = (ChatChunkChoice(i, Delta(self._role, "")) for i in range(self._params.n))
             begin = b"".join(event(self._chunk(choice)) for choice in roles)
+            self._first_ids = UNSET
+            if self._echo:  # E53
+                begin += b"".join(self._text_event(i)(self._echo) for i in range(self._params.n))
         return begin + b"".join([self._output(output) for output in delta.outputs])
 
     def last_events(self) -> bytes:
@@ -154,13 +177,14 @@ class _Reply:
 
     def _output(self, output: CompletionDelta) -> bytes:
         """One choice's chunk; b"" when its text is held back and nothing else is to be said."""
-        if output.logprobs is None and output.finish_reason is None and not self._continuous_usage:
+        is_plain = output.logprobs is None and output.finish_reason is None
+        if is_plain and not (self._gives_ids or self._continuous_usage):
             return self._text_event(output.index)(output.text) if output.text else b""
-        logprobs = chat_logprobs(self._serving.texts, output.token_ids, output.logprobs, self._params.logprobs or 0)
+        logprobs = chat_logprobs(self._names, output.token_ids, output.logprobs, self._params.logprobs or 0)
         if logprobs is not None and not logprobs.content:
             logprobs = None
         is_last = output.finish_reason is not None
-        if not (output.text or logprobs or is_last):
+        if not (output.text or logprobs or is_last or (self._gives_ids and output.token_ids)):
             return b""
         choice = ChatChunkChoice(
             output.index,
@@ -168,6 +192,7 @@ class _Reply:
             logprobs,
             output.finish_reason,
             output.stop_reason if is_last else UNSET,
+            output.token_ids if self._gives_ids else UNSET,
         )
         return event(self._chunk(choice))
 
@@ -191,4 +216,5 @@ class _Reply:
             self._serving.fingerprint,
             [] if choice is None else [choice],
             usage,
+            self._first_ids,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -12,9 +13,10 @@ from msgspec import UNSET, UnsetType
 
 from octavo.errors import InvalidRequest
 from octavo.generation import CompletionDelta, GenerationDelta
+from octavo.messages import TokenLogprobs
 from octavo.params import GenerateRequest, SamplingParams
 from octavo.server.exchange import Exchange
-from octavo.server.logprobs import completion_logprobs
+from octavo.server.logprobs import completion_logprobs, echoed_logprobs, joined, prompt_logprobs
 from octavo.server.protocol.common import Usage, usage_of
 from octavo.server.protocol.completions import (
     COMPLETION_REFUSALS,
@@ -24,7 +26,7 @@ from octavo.server.protocol.completions import (
     CompletionReply,
     CompletionRequest,
 )
-from octavo.server.serving import Serving, UsageCount, new_id
+from octavo.server.serving import Serving, UsageCount, reply_id, send_whole
 from octavo.server.sse import TextEvent, event
 
 
@@ -39,29 +41,40 @@ class CompletionHandler:
         model = serving.state.resolve_model(request.model)
         params = self._params(request)
         async with exchange.cancelled_on_disconnect():
-            reply_id = new_id("cmpl")
-            requests = await self._requests(request, params, reply_id)
-            reply = _Reply(serving, request, params, reply_id, model)
-            if request.stream:
-                await serving.stream(exchange, request, requests, reply)
+            full_id = reply_id("cmpl", exchange, request)
+            requests, texts = await self._requests(request, params, full_id)
+            reply = _Reply(serving, request, params, full_id, model, requests, texts)
+            if request.stream and params.num_samples == params.n:
+                await serving.stream(exchange, request, requests, params, reply)
                 return
-            async with aclosing(serving.generate(requests)) as deltas:
+            async with aclosing(serving.generate(requests, params)) as deltas:
                 async for place, delta in deltas:
                     reply.fold(place, delta)
-        await exchange.send_json(reply.whole())
+        await send_whole(exchange, reply.whole(), bool(request.stream))
 
     def _params(self, request: CompletionRequest) -> SamplingParams:
         changes: dict[str, Any] = {"logprobs": request.logprobs}
         if "max_tokens" not in request.model_fields_set:  # null means: as many as fit
             changes["max_tokens"] = DEFAULT_MAX_TOKENS
+        if request.scores_only:  # the engine generates one token, which is not returned
+            changes["max_tokens"] = 1
+            if request.min_tokens:
+                raise InvalidRequest("`min_tokens` must be 0 when `max_tokens` is 0.", "min_tokens")
+        if request.echo and request.logprobs is not None:  # the prompt's are part of the choice's
+            numbers = (request.logprobs, request.prompt_logprobs or 0)
+            changes["prompt_logprobs"] = -1 if -1 in numbers else max(numbers)
+        if request.suffix:
+            for name in ("echo", "truncate_prompt_tokens"):
+                if getattr(request, name):
+                    raise InvalidRequest(f"`{name}` cannot be combined with `suffix`.", name)
         params = self._serving.checked_params(request, **changes)
         most = self._serving.state.config.max_prompts
         if len(request.prompt) > most:
             raise InvalidRequest(f"At most {most} prompts are allowed in one request.", "prompt")
-        fanout = len(request.prompt) * params.n
+        fanout = len(request.prompt) * params.num_samples
         if fanout > self._serving.state.max_fanout:
             raise InvalidRequest(
-                f"{len(request.prompt)} prompts with `n` of {params.n} are {fanout} sequences; at most "
+                f"{len(request.prompt)} prompts with {params.num_samples} samples each are {fanout} sequences; at most "
                 f"{self._serving.state.max_fanout} are allowed.",
                 "prompt",
             )
@@ -69,14 +82,19 @@ class CompletionHandler:
 
     async def _requests(
         self, request: CompletionRequest, params: SamplingParams, reply_id: str
-    ) -> list[GenerateRequest]:
-        """One request a prompt, ids `<id>-<i>` when there are several (E70). All are checked before any starts."""
-        requests = []
+    ) -> tuple[list[GenerateRequest], list[str]]:
+        """One request a prompt, ids `<id>-<i>` when there are several (E70). All are checked before any starts.
+
+        Also the prompts' texts as an echo shows them: as they were given, or decoded when given as ids or cut.
+        """
+        requests, texts = [], []
         prompts: Sequence[str | list[int]] = request.prompt
         num_chars = sum(len(prompt) for prompt in prompts if isinstance(prompt, str))
         for i, prompt in enumerate(prompts):
             param = f"prompt.{i}" if len(request.prompt) > 1 else "prompt"
             own_params = params
+            if not isinstance(prompt, str):
+                self._check_ids(prompt, param)
             if request.suffix:
                 ids, ends = await self._infill(prompt, request, param, num_chars)
                 own_params = msgspec.structs.replace(params, stop_token_ids=(*params.stop_token_ids, *ends))
@@ -84,12 +102,16 @@ class CompletionHandler:
                 ids = await self._tokenized(prompt, request.add_special_tokens is not False, param, num_chars)
             else:
                 ids = prompt
+            whole, ids = ids, self._serving.truncated(ids, params, request)
             external_id = f"{reply_id}-{i}" if len(request.prompt) > 1 else reply_id
             fitted = self._serving.fit(own_params, len(ids), param)
-            if not isinstance(prompt, str):
-                self._check_ids(prompt, param)
             requests.append(self._serving.generate_request(external_id, ids, fitted, request))
-        return requests
+            if request.echo:
+                decode = self._serving.state.tokenizer.decode
+                texts.append(
+                    prompt if isinstance(prompt, str) and ids is whole else decode(ids, params.skip_special_tokens)
+                )
+        return requests, texts
 
     async def _tokenized(self, prompt: str, add_special_tokens: bool, param: str, total: int) -> list[int]:
         if not prompt:
@@ -127,10 +149,22 @@ class _Reply:
     """One request's reply, whole or as events. A choice's index is prompt x n + sample (E71)."""
 
     def __init__(
-        self, serving: Serving, request: CompletionRequest, params: SamplingParams, reply_id: str, model: str
+        self,
+        serving: Serving,
+        request: CompletionRequest,
+        params: SamplingParams,
+        reply_id: str,
+        model: str,
+        requests: list[GenerateRequest],
+        texts: list[str],
     ) -> None:
         self._serving = serving
+        self._request = request
         self._params = params
+        self._requests = requests
+        self._echoes = texts  # empty unless asked for
+        self._names = serving.names(request)
+        self._gives_ids = bool(request.return_token_ids)
         self._id = reply_id
         self._model = model
         self._created = int(time.time())
@@ -141,37 +175,71 @@ class _Reply:
         self._offsets = [0] * num_choices  # characters of the tokens so far, for text_offset
         self._whole = [CompletionChoice(i, "") for i in range(num_choices)]
         self._texts: list[list[str]] = [[] for _ in range(num_choices)]
+        self._token_ids: list[list[int]] = [[] for _ in range(num_choices)]
+        self._scores: dict[int, list[TokenLogprobs]] = {}  # of the prompts
+        self._echoed: set[int] = set()  # choices whose prompt is out
+        self._identified: set[int] = set()  # choices whose prompt's ids are out
 
     def fold(self, place: int, delta: GenerationDelta) -> None:
-        self._usage.add(place, delta)
+        delta = self._begin(place, delta)
         for output in delta.outputs:
             part = self._choice(place, output)
             whole = self._whole[part.index]
             self._texts[part.index].append(part.text)
             if part.logprobs is not None:
-                whole.logprobs = _joined(whole.logprobs, part.logprobs)
+                whole.logprobs = joined(whole.logprobs, part.logprobs)
+            if self._gives_ids:
+                self._token_ids[part.index] += output.token_ids
             if part.finish_reason is not None:
                 whole.finish_reason, whole.stop_reason = part.finish_reason, part.stop_reason
 
     def whole(self) -> CompletionReply:
-        for choice, texts in zip(self._whole, self._texts, strict=True):
-            choice.text = "".join(texts)
+        wanted = self._request.prompt_logprobs
+        if wanted == -1:
+            wanted = self._params.prompt_logprobs
+        for place, request in enumerate(self._requests):
+            scores = None
+            if wanted is not None:
+                ids = request.prompt_token_ids
+                scores = prompt_logprobs(self._serving.texts, ids, self._scores[place], wanted)
+            for choice in self._whole[place * self._params.n : (place + 1) * self._params.n]:
+                choice.text = "".join(self._texts[choice.index])
+                choice.prompt_logprobs = scores
+                if self._gives_ids:
+                    choice.prompt_token_ids = request.prompt_token_ids
+                    choice.token_ids = self._token_ids[choice.index]
         return self._object(self._whole, usage_of(*self._usage.totals()))
 
     # ------------------------------------------------------------ EventWriter
     def events(self, place: int, delta: GenerationDelta) -> bytes:
-        self._usage.add(place, delta)
+        delta = self._begin(place, delta)
         return b"".join([self._output(place, output) for output in delta.outputs])
 
     def last_events(self) -> bytes:
         return event(self._object([], usage_of(*self._usage.totals()))) if self._include_usage else b""
 
+    def _begin(self, place: int, delta: GenerationDelta) -> GenerationDelta:
+        """What every delta goes through first: it is counted, and keeps what the caller is to see."""
+        if delta.prompt_logprobs is not None:
+            self._scores[place] = delta.prompt_logprobs
+        if self._request.scores_only:
+            outputs = [
+                replace(part, text="", token_ids=[], logprobs=part.logprobs and [], stop_reason=None,
+                        finish_reason=part.finish_reason and "length")
+                for part in delta.outputs
+            ]  # fmt: skip
+            delta = replace(delta, outputs=outputs, num_output_tokens=0)
+        self._usage.add(place, delta)
+        return delta
+
     def _output(self, place: int, output: CompletionDelta) -> bytes:
         """One choice's chunk; b"" when its text is held back and nothing else is to be said."""
-        if output.logprobs is None and output.finish_reason is None and not self._continuous_usage:
+        is_plain = output.logprobs is None and output.finish_reason is None
+        if is_plain and not (self._echoes or self._gives_ids or self._continuous_usage):
             return self._text_event(place * self._params.n + output.index)(output.text) if output.text else b""
         choice = self._choice(place, output)
-        if not (choice.text or choice.logprobs or choice.finish_reason is not None):
+        has_ids = self._gives_ids and output.token_ids
+        if not (choice.text or choice.logprobs or has_ids or choice.finish_reason is not None):
             return b""
         return event(self._object([choice], self._running_usage()))
 
@@ -190,18 +258,33 @@ class _Reply:
 
     def _choice(self, place: int, output: CompletionDelta) -> CompletionChoice:
         index = place * self._params.n + output.index
+        text, echoed = self._echo(place, index)
         logprobs = completion_logprobs(
-            self._serving.texts,
-            output.token_ids,
-            output.logprobs,
-            self._params.logprobs or 0,
-            self._offsets[index],
+            self._names, output.token_ids, output.logprobs, self._params.logprobs or 0, self._offsets[index]
         )
         if logprobs is not None:
-            self._offsets[index] += sum(map(len, logprobs.tokens))
+            self._offsets[index] += sum(len(self._names.text(token_id)) for token_id in output.token_ids)
+            logprobs = joined(echoed, logprobs)
             if not logprobs.tokens:
                 logprobs = None
-        return CompletionChoice(index, output.text, logprobs, output.finish_reason, output.stop_reason)
+        choice = CompletionChoice(index, text + output.text, logprobs, output.finish_reason, output.stop_reason)
+        if self._gives_ids:
+            choice.token_ids = output.token_ids
+            if index not in self._identified:
+                self._identified.add(index)
+                choice.prompt_token_ids = self._requests[place].prompt_token_ids
+        return choice
+
+    def _echo(self, place: int, index: int) -> tuple[str, CompletionLogprobs | None]:
+        """What goes before a choice's first token: the prompt and its log probabilities, once, when asked for."""
+        if not self._echoes or index in self._echoed:
+            return "", None
+        self._echoed.add(index)
+        text, ids = self._echoes[place], self._requests[place].prompt_token_ids
+        self._offsets[index] = len(text)
+        if self._params.logprobs is None:
+            return text, None
+        return text, echoed_logprobs(self._names, ids, self._scores[place], self._params.logprobs, text)
 
     def _object(self, choices: list[CompletionChoice], usage: Usage | UnsetType | None) -> CompletionReply:
         return CompletionReply(
@@ -213,13 +296,3 @@ class _Reply:
             self._serving.fingerprint,
             usage,
         )
-
-
-def _joined(first: CompletionLogprobs | None, second: CompletionLogprobs) -> CompletionLogprobs:
-    if first is None:
-        return second
-    first.text_offset += second.text_offset
-    first.token_logprobs += second.token_logprobs
-    first.tokens += second.tokens
-    first.top_logprobs += second.top_logprobs
-    return first

@@ -29,7 +29,7 @@ def check_limits(request: SamplingFields, config: ServerConfig) -> None:
 def beam_params(request: SamplingFields) -> BeamParams | None:
     """The beams of a request that wants some; `BeamParams.check` is still to be called.
 
-    Raises `InvalidRequest` for what has a meaning with beams only (S10, S22, S23).
+    Raises `InvalidRequest` for what has a meaning with beams only (S22, S23).
     """
     penalty = 1.0 if request.length_penalty is None else request.length_penalty
     n = request.n or 1
@@ -43,7 +43,4 @@ def beam_params(request: SamplingFields) -> BeamParams | None:
         raise InvalidRequest("`length_penalty` must be 1 unless `use_beam_search` is true.", "length_penalty")
     if request.early_stopping:
         raise InvalidRequest("`early_stopping` must be false unless `use_beam_search` is true.", "early_stopping")
-    if request.best_of not in (None, n):
-        # Equal to `n` it asks for nothing more than `n` does.
-        raise InvalidRequest("`best_of` other than `n` is not currently supported without beams.", "best_of")
     return None

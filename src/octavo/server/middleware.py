@@ -19,6 +19,7 @@ from octavo.errors import OctavoError, Unauthorized
 from octavo.metrics import Metrics
 from octavo.server.errors import HeadersTooLarge, HostNotAllowed, error_reply
 from octavo.server.exchange import ASGIApp, ClientDisconnected, Exchange, Receive, Scope, Send
+from octavo.server.protocol.common import is_request_id
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,6 @@ OPEN_PATHS = frozenset({"/health", "/ready"})
 
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 64 * 1024
-MAX_REQUEST_ID_CHARS = 128
 
 
 class Authentication:
@@ -110,7 +110,9 @@ class RequestScope:
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request_id = scope["octavo.request_id"] = _request_id(scope)
+        given = _given_request_id(scope)
+        request_id = scope["octavo.request_id"] = given or uuid.uuid4().hex
+        scope["octavo.request_id_given"] = given is not None
         started = time.perf_counter()
         try:
             _check_headers(scope)
@@ -129,12 +131,10 @@ class RequestScope:
             self._metrics.on_http_request(scope["method"], route, status, time.perf_counter() - started)
 
 
-def _request_id(scope: Scope) -> str:
-    """The client's `X-Request-Id` when it is short and printable ASCII, else a new one. It is never a key."""
-    given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
-    if 0 < len(given) <= MAX_REQUEST_ID_CHARS and all(0x20 < byte < 0x7F for byte in given):
-        return str(given, "ascii")
-    return uuid.uuid4().hex
+def _given_request_id(scope: Scope) -> str | None:
+    """The client's `X-Request-Id` when it is short and printable ASCII. It is never a key."""
+    value = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"").decode("latin-1")
+    return value if is_request_id(value) else None
 
 
 def _check_headers(scope: Scope) -> None:

@@ -7,7 +7,6 @@ import hashlib
 import logging
 import re
 import time
-import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
@@ -16,16 +15,19 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 import octavo
+from octavo.config import nearest
 from octavo.errors import ContextLengthExceeded, InvalidRequest, OctavoError
 from octavo.generation import GenerationDelta
 from octavo.log import escape
 from octavo.params import GenerateRequest, SamplingParams
-from octavo.server.errors import validate_body
+from octavo.server.best_of import best_of, widened
+from octavo.server.errors import clip, validate_body
 from octavo.server.exchange import Exchange
 from octavo.server.limits import beam_params, check_limits
-from octavo.server.logprobs import TokenTexts
+from octavo.server.logprobs import TokenNames, TokenTexts
 from octavo.server.pacing import KeepAlive, at_intervals
 from octavo.server.protocol.common import (
+    MAX_BAD_WORD_CHARS,
     MAX_CACHE_SALT_CHARS,
     Refusals,
     SamplingFields,
@@ -33,7 +35,7 @@ from octavo.server.protocol.common import (
     ignored_fields,
     refuse_unsupported,
 )
-from octavo.server.sse import DONE, error_events
+from octavo.server.sse import DONE, error_events, event
 from octavo.server.state import DeltaStream, ServerState
 
 logger = logging.getLogger(__name__)
@@ -67,6 +69,10 @@ class Serving:
         request = validate_body(model, body)
         refuse_unsupported(body, refusals)
         if ignored := ignored_fields(body, model, refusals):
+            if self.state.config.strict_requests:
+                name = clip(ignored[0], 64)
+                hint = nearest(name, model.model_fields)
+                raise InvalidRequest(f"There is no field `{name}`{hint}", name)
             names = [_UNSAFE_IN_HEADER.sub("?", name[:64]) for name in ignored[:MAX_IGNORED_NAMES]]
             exchange.extra_headers.append((b"x-octavo-ignored-fields", ", ".join(names).encode()))
         return body, request
@@ -97,14 +103,20 @@ class Serving:
         check_limits(request, self.state.config)
         if request.stream_options is not None and not request.stream:
             raise InvalidRequest("Stream options can only be defined when `stream=True`.", "stream_options")
+        if request.stream and request.prompt_logprobs is not None:  # S19
+            raise InvalidRequest("`prompt_logprobs` are not available when `stream=True`.", "prompt_logprobs")
         salt = request.cache_salt or ""
         if len(salt) > MAX_CACHE_SALT_CHARS or not salt.isprintable():
             raise InvalidRequest(
                 f"`cache_salt` should be at most {MAX_CACHE_SALT_CHARS} printable characters.", "cache_salt"
             )
+        if request.bad_words:
+            changes["bad_word_token_ids"] = self._bad_words(request.bad_words)
         beams = beam_params(request)
-        if beams is not None and request.temperature is None:
-            changes["temperature"] = 0.0
+        if beams is not None:
+            changes["best_of"] = None  # it is their number
+            if request.temperature is None:
+                changes["temperature"] = 0.0
         params = request.sampling_params(self.state.default_sampling, **changes)
         params = params.validate(
             vocab_size=self.state.info.vocab_size,
@@ -113,9 +125,34 @@ class Serving:
         )
         if beams is not None:
             beams.check(params, self.state.config.max_n)
-        elif params.n > 1 and params.greedy:
-            raise InvalidRequest("`n` must be 1 when `temperature` is 0: all choices would be equal.", "n")
+            self._check_mode("use_beam_search")
+        elif params.num_samples > 1 and params.greedy:
+            name = "n" if params.n > 1 else "best_of"
+            raise InvalidRequest(f"`{name}` must be 1 when `temperature` is 0: all choices would be equal.", name)
+        elif params.num_samples > params.n:
+            self._check_mode("best_of")
         return params
+
+    def _check_mode(self, name: str) -> None:
+        if self.state.logprobs_mode.endswith("_logits"):
+            raise InvalidRequest(
+                f"`{name}` needs log probabilities, and this server has logits in their place (--logprobs-mode).", name
+            )
+
+    def _bad_words(self, words: list[str]) -> tuple[tuple[int, ...], ...]:
+        """Each word as it is written at the start of a text and after a space (2.4)."""
+        sequences: dict[tuple[int, ...], None] = {}  # an ordered set
+        for i, word in enumerate(words):
+            param = f"bad_words.{i}"
+            if not word.strip() or len(word) > MAX_BAD_WORD_CHARS:
+                raise InvalidRequest(
+                    f"A word of `bad_words` should have 1 to {MAX_BAD_WORD_CHARS} characters, not only spaces.", param
+                )
+            for text in (word.lstrip(), " " + word.lstrip()):
+                ids = self.state.renderer.render_text(text, False)
+                if ids:
+                    sequences[tuple(ids)] = None
+        return tuple(sequences)
 
     def fit(self, params: SamplingParams, num_prompt: int, param: str) -> SamplingParams:
         """`params` with `max_tokens` set for a prompt of that length. Decides context overflow (E8, E9).
@@ -141,7 +178,26 @@ class Serving:
                 f"`min_tokens` of {params.min_tokens}.",
                 "min_tokens",
             )
-        return params if wanted is not None else msgspec.structs.replace(params, max_tokens=room)
+        if wanted is not None:
+            return params
+        most = self.state.default_sampling.get("max_tokens", room)
+        return msgspec.structs.replace(params, max_tokens=min(room, max(most, params.min_tokens)))
+
+    def truncated(self, ids: list[int], params: SamplingParams, request: SamplingFields) -> list[int]:
+        """The prompt as far as `truncate_prompt_tokens` lets it be (S26); -1 leaves room for what is generated."""
+        wanted, info = request.truncate_prompt_tokens, self.state.info
+        if wanted is None:
+            return ids
+        if wanted < -1 or wanted == 0 or wanted > info.max_model_len:
+            raise InvalidRequest(
+                f"`truncate_prompt_tokens` must be -1 or in [1, {info.max_model_len}].", "truncate_prompt_tokens"
+            )
+        if wanted == -1:
+            room = min(info.max_model_len, info.max_request_tokens)
+            wanted = max(1, room - (params.max_tokens or max(1, params.min_tokens)))
+        if len(ids) <= wanted:
+            return ids
+        return ids[:wanted] if request.truncation_side == "right" else ids[-wanted:]
 
     def generate_request(
         self, external_id: str, ids: list[int], params: SamplingParams, request: SamplingFields
@@ -150,7 +206,7 @@ class Serving:
         return GenerateRequest(
             external_id=external_id,
             prompt_token_ids=ids,
-            params=params,
+            params=widened(params) if params.num_samples > params.n else params,
             priority=request.priority or 0,
             cache_salt=request.cache_salt or "",
             arrival_time=time.monotonic(),
@@ -163,6 +219,11 @@ class Serving:
         shown = ids[: self.state.config.max_log_len]
         logger.info("%s: %d prompt tokens, %s, ids %s", external_id, len(ids), escape(str(params)), shown)
 
+    def names(self, request: SamplingFields) -> TokenNames:
+        """How the reply calls its tokens (E73)."""
+        as_ids = request.return_tokens_as_token_ids
+        return TokenNames(self.texts, self.state.config.return_tokens_as_token_ids if as_ids is None else as_ids)
+
     # ------------------------------------------------------------ from request to deltas
     def usage_events(self, request: SamplingFields) -> tuple[bool, bool]:
         """Whether a stream ends with its usage, and whether each chunk carries it."""
@@ -170,30 +231,41 @@ class Serving:
         return forced or request.include_usage, request.continuous_usage
 
     async def stream(
-        self, exchange: Exchange, request: SamplingFields, requests: list[GenerateRequest], writer: EventWriter
+        self,
+        exchange: Exchange,
+        request: SamplingFields,
+        requests: list[GenerateRequest],
+        params: SamplingParams,
+        writer: EventWriter,
     ) -> None:
         """The reply of a request with `stream`."""
         config = self.state.config
         interval = request.stream_interval or config.stream_interval
-        async with aclosing(self.generate(requests)) as generated:
+        async with aclosing(self.generate(requests, params)) as generated:
             deltas = generated if interval == 1 else at_intervals(generated, interval)
             async with aclosing(deltas):
                 await stream_events(exchange, deltas, writer, KeepAlive(exchange, config.sse_keep_alive_interval))
 
-    async def generate(self, requests: list[GenerateRequest]) -> AsyncGenerator[tuple[int, GenerationDelta], None]:
+    async def generate(
+        self, requests: list[GenerateRequest], params: SamplingParams
+    ) -> AsyncGenerator[tuple[int, GenerationDelta], None]:
         """The deltas of all requests as they come, each with its request's place. Closing it aborts all.
 
-        All requests are admitted before the first delta, or none is.
+        `params` are the caller's: with `best_of` each request has one delta, at its end. All requests are admitted
+        before the first delta, or none is.
         """
         streams: list[DeltaStream] = []
         try:
             for request in requests:
                 streams.append(self.state.client.generate(request))  # noqa: PERF401  (those before a refusal are closed)
+            shown: list[DeltaStream] = streams
+            if params.num_samples > params.n:
+                shown = [best_of(stream, params) for stream in streams]
             if len(streams) == 1:
-                async for delta in streams[0]:
+                async for delta in shown[0]:
                     yield 0, delta
             else:
-                async with aclosing(_merged(streams)) as merged:
+                async with aclosing(_merged(shown)) as merged:
                     async for item in merged:
                         yield item
         finally:
@@ -201,8 +273,14 @@ class Serving:
                 await stream.aclose()
 
 
-def new_id(prefix: str) -> str:
-    return f"{prefix}-{uuid.uuid4().hex}"
+def reply_id(prefix: str, exchange: Exchange, request: SamplingFields) -> str:
+    """The reply's id ends in the request's: that of the `X-Request-Id` header, else the body's, else a new one (E16).
+
+    What the body says becomes the reply's header too.
+    """
+    if request.request_id is not None and not exchange.scope["octavo.request_id_given"]:
+        exchange.scope["octavo.request_id"] = request.request_id
+    return f"{prefix}-{exchange.scope['octavo.request_id']}"
 
 
 def renamed(exc: InvalidRequest, names: Mapping[str, str]) -> InvalidRequest:
@@ -286,6 +364,15 @@ async def stream_events(
         if not isinstance(exc, OctavoError):
             logger.exception("stream %s failed", exchange.scope.get("octavo.request_id"))
         await exchange.end(error_events(exc))
+
+
+async def send_whole(exchange: Exchange, body: Any, as_stream: bool) -> None:
+    """Send a whole reply; to who asked for a stream, though there can be none, as its only event (E75)."""
+    if not as_stream:
+        await exchange.send_json(body)
+        return
+    await exchange.start_events()
+    await exchange.end(event(body) + DONE)
 
 
 class UsageCount:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from octavo.config import ServerConfig
+from octavo.config import LogprobsMode, ServerConfig
 from octavo.errors import EngineDead, ModelNotFound, ShuttingDown
 from octavo.generation import GenerationDelta
 from octavo.messages import EngineInfo
@@ -87,6 +87,7 @@ class ServerState:
     metrics: Metrics
     model_root: str = ""  # where the model comes from, for /v1/models
     default_sampling: Mapping[str, Any] = field(default_factory=dict)  # for fields that a request leaves out
+    logprobs_mode: LogprobsMode = "raw_logprobs"
     max_fanout: int = 2048  # most sequences (prompts x n) of one request
     created: int = field(default_factory=lambda: int(time.time()))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from octavo.config import LogprobsMode
 from octavo.device.base import Device
 from octavo.models.transformer import Transformer
 from octavo.ops.table import Ops
@@ -11,6 +12,7 @@ from octavo.step import ModelRunnerOutput, SchedulerOutput
 from octavo.worker.input_batch import InputBatch, InputBatchBuilder
 from octavo.worker.request_states import RequestStates
 from octavo.worker.sampler import Sampler
+from octavo.worker.scores import PromptScorer
 
 KVCaches = list[tuple[torch.Tensor, torch.Tensor]]
 
@@ -28,13 +30,15 @@ class ModelRunner:
         block_size: int,
         max_num_seqs: int,
         max_model_len: int,
+        logprobs_mode: LogprobsMode = "raw_logprobs",
     ) -> None:
         self._model = model
         self._device = device
         self._kv_caches = kv_caches
-        self._states = RequestStates(max_num_seqs, max_model_len, block_size)
+        self._states = RequestStates(max_num_seqs, max_model_len, block_size, model.spec.vocab_size)
         self._batches = InputBatchBuilder(device, block_size)
-        self._sampler = Sampler(ops, device, max_num_seqs)
+        self._sampler = Sampler(ops, device, max_num_seqs, logprobs_mode)
+        self._scorer = PromptScorer(model, ops, logprobs_mode)
 
     def execute(self, plan: SchedulerOutput) -> ModelRunnerOutput:
         """Compute the tokens that `plan` schedules and sample for every slot whose tokens are then complete."""
@@ -52,6 +56,8 @@ class ModelRunner:
 
         batch = self._batches.build(states, plan.num_scheduled_tokens)
         hidden = self._model.forward(batch, self._kv_caches)
+        if states.prompt_logprobs:
+            output.prompt_logprobs = self._scorer.score(states, plan.num_scheduled_tokens, hidden)
         if len(batch.sampling_slots):
             self._sample(batch, hidden, output)
         return output

@@ -12,6 +12,7 @@ import numpy as np
 
 from octavo.params import SamplingParams
 from octavo.step import CachedRequestData, NewRequestData
+from octavo.worker.masks import TokenMask
 
 
 class PenaltyState:
@@ -26,17 +27,18 @@ class PenaltyState:
 
 
 class SlotParams(NamedTuple):
-    """What the sampler looks up for a slot. `min_tokens_ids`: ids forbidden until min_tokens have been generated."""
+    """What the sampler looks up for a slot."""
 
     params: SamplingParams
-    min_tokens_ids: tuple[int, ...]
+    mask: TokenMask | None
     penalties: PenaltyState | None
 
 
 class RequestStates:
     """Arrays over slots. Rows of freed slots keep stale values; a slot is valid from `add` to `remove`."""
 
-    def __init__(self, max_num_seqs: int, max_model_len: int, block_size: int) -> None:
+    def __init__(self, max_num_seqs: int, max_model_len: int, block_size: int, vocab_size: int) -> None:
+        self._vocab_size = vocab_size
         max_blocks = -(-max_model_len // block_size)
         # Large and mostly unused: zeros come from fresh pages, which cost nothing until they are touched.
         self.token_ids = np.zeros((max_num_seqs, max_model_len + 1), np.int32)
@@ -57,6 +59,7 @@ class RequestStates:
         #: Slots whose rows need more than temperature, top-k, top-p and min-p.
         self.special: dict[int, SlotParams] = {}
         self.logprobs: dict[int, int] = {}  # slot -> number of alternatives asked for
+        self.prompt_logprobs: dict[int, int] = {}  # the same for the tokens of the prompt
 
     def add(self, request: NewRequestData) -> None:
         slot, params = request.slot, request.params
@@ -80,20 +83,20 @@ class RequestStates:
 
     def _add_special(self, slot: int, request: NewRequestData) -> None:
         params = request.params
-        self.special.pop(slot, None)
-        self.logprobs.pop(slot, None)
+        self.remove(slot)
         if params.logprobs is not None:
             self.logprobs[slot] = params.logprobs
+        # A request that comes back with output has had its whole prompt scored before.
+        if params.prompt_logprobs is not None and len(request.prompt_token_ids) == request.num_prompt_tokens:
+            self.prompt_logprobs[slot] = params.prompt_logprobs
         penalties = None
         if params.presence_penalty or params.frequency_penalty or params.repetition_penalty != 1.0:
             num_prompt = request.num_prompt_tokens
             tokens = self.token_ids[slot, : len(request.prompt_token_ids)]
             penalties = PenaltyState(tokens[:num_prompt], tokens[num_prompt:])
-        min_tokens_ids: tuple[int, ...] = ()
-        if params.min_tokens:
-            min_tokens_ids = tuple(sorted({*request.eos_token_ids, *params.stop_token_ids}))
-        if penalties or min_tokens_ids or params.logit_bias:
-            self.special[slot] = SlotParams(params, min_tokens_ids, penalties)
+        mask = TokenMask.of(params, request.eos_token_ids, self._vocab_size)
+        if penalties or mask or params.logit_bias:
+            self.special[slot] = SlotParams(params, mask, penalties)
 
     def update(self, request: CachedRequestData) -> None:
         self.num_computed[request.slot] = request.num_computed_tokens
@@ -117,6 +120,11 @@ class RequestStates:
     def remove(self, slot: int) -> None:
         self.special.pop(slot, None)
         self.logprobs.pop(slot, None)
+        self.prompt_logprobs.pop(slot, None)
+
+    def output_tokens(self, slot: int) -> np.ndarray:
+        """int32: what the slot has generated so far; a view."""
+        return self.token_ids[slot, self.num_prompt_tokens[slot] : self.num_tokens[slot]]
 
     def num_output_tokens(self, slots: np.ndarray) -> np.ndarray:
         """int64 [len(slots)]: index of the output token that comes next; the sampler's random counter."""

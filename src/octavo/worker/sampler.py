@@ -7,12 +7,15 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from octavo.config import LogprobsMode
 from octavo.device.base import Device
 from octavo.messages import TokenLogprobs
 from octavo.ops.sampling_batch import SamplingBatch, csr_offsets
 from octavo.ops.table import Ops
 from octavo.worker.request_states import RequestStates, SlotParams
+from octavo.worker.scores import sampled_scores
 
+_NO_IDS = np.zeros(0, np.int32)
 _BAD_LOGITS = "The model produced logits that are not numbers; the request cannot go on."
 
 
@@ -28,8 +31,11 @@ class SamplerResult:
 class Sampler:
     """One token a slot. A draw depends on the row's logits, its seed and the index of the token: not on the batch."""
 
-    def __init__(self, ops: Ops, device: Device, max_num_seqs: int) -> None:
+    def __init__(
+        self, ops: Ops, device: Device, max_num_seqs: int, logprobs_mode: LogprobsMode = "raw_logprobs"
+    ) -> None:
         self._ops = ops
+        self._mode = logprobs_mode
         self._device = device
         self._batch = SamplingBatch.allocate(max_num_seqs)
         self._out_ids = torch.zeros(max_num_seqs, dtype=torch.int32)
@@ -46,10 +52,14 @@ class Sampler:
         if out_flags.any():
             bad = out_flags.numpy().nonzero()[0]
             result.errors = {int(slots[row]): _BAD_LOGITS for row in bad}
-        rows = [row for row, slot in enumerate(slots.tolist()) if slot in states.logprobs]
+        # A row in error has no token: its id is -1.
+        rows = [row for row, slot in enumerate(slots.tolist()) if slot in states.logprobs and slot not in result.errors]
         if rows:
-            # `sample` leaves the logits as they were: these log probabilities are the model's own.
-            self._add_logprobs(result, logits[rows], rows, states, slots)
+            # `sample` leaves the logits as they were.
+            wanted = [states.logprobs[int(slots[row])] for row in rows]
+            scores = sampled_scores(self._ops, self._mode, logits, self._batch, rows, out_ids[rows], wanted)
+            for row, entry in zip(rows, scores, strict=True):
+                result.logprobs[int(slots[row])] = [entry]
         return result
 
     def _fill_batch(self, states: RequestStates, slots: np.ndarray) -> None:
@@ -68,7 +78,7 @@ class Sampler:
             special = [states.special.get(slot) for slot in slots.tolist()]
             self._fill_bias(special)
             self._fill_penalties(special)
-            self._fill_masks(special, batch.positions[:num_rows].tolist())
+            self._fill_masks(special, states, slots.tolist())
 
     def _fill_bias(self, special: list[SlotParams | None]) -> None:
         biases = [(s.params.logit_bias or {}) if s else {} for s in special]
@@ -97,24 +107,9 @@ class Sampler:
             csr_offsets(lengths), np.array(ids, np.int32), np.array(counts, np.int32), np.array(in_prompt, np.int32)
         )
 
-    def _fill_masks(self, special: list[SlotParams | None], num_outputs: list[int]) -> None:
+    def _fill_masks(self, special: list[SlotParams | None], states: RequestStates, slots: list[int]) -> None:
         masks = [
-            entry.min_tokens_ids if entry and done < entry.params.min_tokens else ()
-            for entry, done in zip(special, num_outputs, strict=True)
+            entry.mask.ids(states.output_tokens(slot)) if entry and entry.mask else _NO_IDS
+            for entry, slot in zip(special, slots, strict=True)
         ]
-        ids = [token_id for mask in masks for token_id in mask]
-        self._batch.masks.set(csr_offsets([len(mask) for mask in masks]), np.array(ids, np.int32))
-
-    def _add_logprobs(
-        self, result: SamplerResult, raw: torch.Tensor, rows: list[int], states: RequestStates, slots: np.ndarray
-    ) -> None:
-        """Rows that ask for fewer alternatives than the longest list get theirs cut from it."""
-        wanted = [states.logprobs[int(slots[row])] for row in rows]
-        ids = self._out_ids[: len(slots)][rows]
-        own, ranks, top_ids, top_values = self._ops.logprobs(raw, ids, max(wanted))
-        columns = (own.tolist(), ranks.tolist(), top_ids.tolist(), top_values.tolist())
-        for row, k, logprob, rank, row_ids, row_values in zip(rows, wanted, *columns, strict=True):
-            slot = int(slots[row])
-            if slot not in result.errors:
-                entry = TokenLogprobs(logprob=logprob, rank=rank, top_ids=row_ids[:k], top_logprobs=row_values[:k])
-                result.logprobs[slot] = [entry]
+        self._batch.masks.set(csr_offsets([len(mask) for mask in masks]), np.concatenate(masks))

@@ -63,6 +63,7 @@ class Worker:
             block_size=plan.block_size,
             max_num_seqs=config.scheduler.max_num_seqs,
             max_model_len=plan.max_model_len,
+            logprobs_mode=config.model.logprobs_mode,
         )
         max_num_batched_tokens = self._max_num_batched_tokens(plan.max_model_len)
         seconds["kv cache"] = time.perf_counter() - start

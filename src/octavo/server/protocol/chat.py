@@ -11,7 +11,16 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Discriminator,
 from pydantic_core import PydanticCustomError
 
 from octavo.errors import InvalidRequest
-from octavo.server.protocol.common import COMMON_REFUSALS, Int, Refusals, SamplingFields, Usage, WireModel, inert
+from octavo.server.protocol.common import (
+    COMMON_REFUSALS,
+    Int,
+    PromptLogprob,
+    Refusals,
+    SamplingFields,
+    Usage,
+    WireModel,
+    inert,
+)
 
 #: Most messages in a request, and most parts in a message.
 MAX_MESSAGES = 4096
@@ -66,6 +75,12 @@ class Message(WireModel):
         """What the template sees: the fields that were given, without nulls other than the content's."""
         given = {name: value for name, value in self.model_dump().items() if value is not None}
         return {"role": self.role, "content": self.content, **given}
+
+    def text(self) -> str:
+        """The content as one text, parts on lines of their own (T12)."""
+        if isinstance(self.content, list):
+            return "\n".join(text for part in self.content if isinstance(text := part.get("text"), str))
+        return self.content or ""
 
 
 class ChatRequest(SamplingFields):
@@ -138,6 +153,7 @@ class ChatChoice(msgspec.Struct):
     logprobs: ChatLogprobs | None
     finish_reason: str | None
     stop_reason: int | str | None
+    token_ids: list[int] | UnsetType = UNSET  # with return_token_ids
 
 
 class ChatReply(msgspec.Struct):
@@ -148,6 +164,8 @@ class ChatReply(msgspec.Struct):
     choices: list[ChatChoice]
     usage: Usage
     system_fingerprint: str
+    prompt_logprobs: list[dict[int, PromptLogprob] | None] | None = None
+    prompt_token_ids: list[int] | UnsetType = UNSET  # with return_token_ids
 
 
 class Delta(msgspec.Struct):
@@ -161,6 +179,7 @@ class ChatChunkChoice(msgspec.Struct):
     logprobs: ChatLogprobs | None = None
     finish_reason: str | None = None
     stop_reason: int | str | None | UnsetType = UNSET
+    token_ids: list[int] | UnsetType = UNSET  # with return_token_ids
 
 
 class ChatChunk(msgspec.Struct):
@@ -171,3 +190,4 @@ class ChatChunk(msgspec.Struct):
     system_fingerprint: str
     choices: list[ChatChunkChoice]
     usage: Usage | None | UnsetType = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET  # in the first chunk, with return_token_ids

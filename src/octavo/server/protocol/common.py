@@ -16,15 +16,17 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
 import msgspec
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from octavo.errors import InvalidRequest
-from octavo.params import SamplingParams
+from octavo.params import MAX_BAD_WORDS, SamplingParams
 
 #: The most characters of a stop string.
 MAX_STOP_CHARS = 4096
 MAX_CACHE_SALT_CHARS = 256
+MAX_BAD_WORD_CHARS = 512
+MAX_REQUEST_ID_CHARS = 128
 
 Int = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 
@@ -70,11 +72,25 @@ def _check_logit_bias(value: Any) -> Any:
     return {int(key): bias for key, bias in value.items()}
 
 
+def is_request_id(value: str) -> bool:
+    """Short, and printable ASCII without spaces: safe in a header, a log line and an id."""
+    return 0 < len(value) <= MAX_REQUEST_ID_CHARS and all("!" <= char <= "~" for char in value)
+
+
+def _check_request_id(value: str | None) -> str | None:
+    if value is not None and not is_request_id(value):
+        raise PydanticCustomError(
+            "request_id", f"A request id has 1 to {MAX_REQUEST_ID_CHARS} printable ASCII characters and no spaces"
+        )
+    return value
+
+
 class SamplingFields(WireModel):
     """The fields of chat and text completions alike (features.md 2.1)."""
 
     model: str | None = None
     n: Int | None = None
+    best_of: Int | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: Int | None = None
@@ -90,28 +106,42 @@ class SamplingFields(WireModel):
         default_factory=list
     )
     stop_token_ids: list[Int] | None = None
+    allowed_token_ids: list[Int] | None = None
+    bad_words: Annotated[list[str] | None, Field(max_length=MAX_BAD_WORDS)] = None
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
     max_tokens: Int | None = None
     min_tokens: Int | None = None
     skip_special_tokens: bool | None = None
+    # S25: without effect. It is about "slow" tokenizers, which write a space between added tokens that stand side by
+    # side; octavo reads `tokenizer.json` only, whose decoders decide that themselves.
+    spaces_between_special_tokens: bool | None = None
+    truncate_prompt_tokens: Int | None = None
+    truncation_side: Literal["left", "right"] | None = None  # which end is cut off; default: left
+    echo: bool | None = None
+    prompt_logprobs: Int | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     stream_interval: Int | None = None
     add_special_tokens: bool | None = None
     use_beam_search: bool | None = None
-    best_of: Int | None = None
     length_penalty: float | None = None
     early_stopping: bool | Literal["never"] | None = None
+    return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
+    request_id: Annotated[str | None, AfterValidator(_check_request_id)] = None
     cache_salt: str | None = None
     priority: Int | None = None
 
     def sampling_params(self, defaults: Mapping[str, Any], **changes: Any) -> SamplingParams:
         """The parameters before validation: given fields, then `changes`, over the server's `defaults`."""
-        values = dict(defaults)
+        # A default of `max_tokens` bounds what fits the context; that is known when the prompt is.
+        values = {name: value for name, value in defaults.items() if name != "max_tokens"}
         values.update((name, value) for name in _SAMPLING_FIELDS if (value := getattr(self, name)) is not None)
         values["stop"] = tuple(self.stop)
         values["stop_token_ids"] = tuple(self.stop_token_ids or ())
+        if self.allowed_token_ids is not None:
+            values["allowed_token_ids"] = tuple(self.allowed_token_ids)
         values.update(changes)
         return SamplingParams(**values)
 
@@ -128,7 +158,7 @@ class SamplingFields(WireModel):
 _SAMPLING_FIELDS = tuple(
     name
     for name in SamplingFields.model_fields
-    if name in SamplingParams.__struct_fields__ and name not in ("stop", "stop_token_ids")
+    if name in SamplingParams.__struct_fields__ and name not in ("stop", "stop_token_ids", "allowed_token_ids")
 )
 
 #: Field -> does this value ask for nothing? Values that ask for something are refused, never ignored.
@@ -154,16 +184,8 @@ COMMON_REFUSALS: Refusals = {
     "guided_whitespace_pattern": inert(None),
     "structured_outputs": inert(None),
     "response_format": inert(None, {"type": "text"}),
-    "prompt_logprobs": inert(None),
-    "truncate_prompt_tokens": inert(None),
-    "allowed_token_ids": inert(None),
-    "bad_words": inert(None, []),
     "logprob_token_ids": inert(None, []),
     "logits_processors": inert(None, []),
-    "spaces_between_special_tokens": inert(None, True),
-    "return_token_ids": inert(None, False),
-    "return_tokens_as_token_ids": inert(None, False),
-    "echo": inert(None, False),
 }
 
 
@@ -178,6 +200,14 @@ def ignored_fields(body: Mapping[str, Any], model: type[WireModel], refusals: Re
     """Names in `body` that nothing here knows, sorted (features.md U20)."""
     known = model.model_fields.keys() | refusals.keys() | SILENT_FIELDS
     return sorted(body.keys() - known)
+
+
+class PromptLogprob(msgspec.Struct):
+    """One token at one place of the prompt (S19). `rank` 1 is the most likely."""
+
+    logprob: float
+    rank: int
+    decoded_token: str
 
 
 class PromptTokensDetails(msgspec.Struct):

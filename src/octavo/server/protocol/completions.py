@@ -9,7 +9,7 @@ from msgspec import UNSET, UnsetType
 from pydantic import PlainValidator
 from pydantic_core import PydanticCustomError
 
-from octavo.server.protocol.common import COMMON_REFUSALS, Int, Refusals, SamplingFields, Usage, inert
+from octavo.server.protocol.common import COMMON_REFUSALS, Int, PromptLogprob, Refusals, SamplingFields, Usage, inert
 
 #: S16: what OpenAI completes when the request does not say.
 DEFAULT_MAX_TOKENS = 16
@@ -51,6 +51,11 @@ class CompletionRequest(SamplingFields):
     logprobs: Int | None = None
     suffix: str | None = None
 
+    @property
+    def scores_only(self) -> bool:
+        """S16, S20: the prompt is echoed, and nothing generated."""
+        return bool(self.echo) and self.max_tokens == 0
+
 
 COMPLETION_REFUSALS: Refusals = {
     **COMMON_REFUSALS,
@@ -62,22 +67,26 @@ COMPLETION_REFUSALS: Refusals = {
 
 # ---------------------------------------------------------------- replies
 class CompletionLogprobs(msgspec.Struct):
-    """Four lists of one entry a token (E72)."""
+    """Four lists of one entry a token (E72); null where an echoed prompt begins."""
 
     text_offset: list[int] = []
-    token_logprobs: list[float] = []
+    token_logprobs: list[float | None] = []
     tokens: list[str] = []
-    top_logprobs: list[dict[str, float]] = []
+    top_logprobs: list[dict[str, float] | None] = []
 
 
 class CompletionChoice(msgspec.Struct):
-    """Of the whole reply and of a chunk alike; every field is always present (E74)."""
+    """Of the whole reply and of a chunk alike; the first five fields are always present (E74)."""
 
     index: int
     text: str
     logprobs: CompletionLogprobs | None = None
     finish_reason: str | None = None
     stop_reason: int | str | None = None
+    prompt_logprobs: list[dict[int, PromptLogprob] | None] | None | UnsetType = UNSET  # of the whole reply
+    # With return_token_ids; the prompt's stand in the first chunk of a choice.
+    prompt_token_ids: list[int] | UnsetType = UNSET
+    token_ids: list[int] | UnsetType = UNSET
 
 
 class CompletionReply(msgspec.Struct):
