@@ -105,15 +105,17 @@ class Engine:
         *,
         info: dict[str, Any] | None = None,
         max_num_queued_reqs: int = 8,
+        max_num_queued_tokens: int | None = None,
         parallel: ParallelConfig | None = None,
         process: Any = None,
         observer: Observer | None = None,
         on_dead: Callable[[str], None] | None = None,
     ) -> None:
         self.connection = FakeConnection()
-        config = EngineConfig(
-            scheduler=SchedulerConfig(max_num_queued_reqs=max_num_queued_reqs), parallel=parallel or ParallelConfig()
+        scheduler = SchedulerConfig(
+            max_num_queued_reqs=max_num_queued_reqs, max_num_queued_tokens=max_num_queued_tokens
         )
+        config = EngineConfig(scheduler=scheduler, parallel=parallel or ParallelConfig())
         self.client = EngineClient(
             self.connection, msgspec.structs.replace(INFO, **(info or {})), TOKENIZER, config,
             process=process, observer=observer, on_dead=on_dead,

@@ -49,6 +49,7 @@ class PlainRenderer:
     def __init__(self) -> None:
         self.options: dict[str, Any] = {}
         self.messages: list[Mapping[str, Any]] = []
+        self.can_infill = False
 
     def render_chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> list[int]:
         self.messages, self.options = list(messages), options
@@ -60,6 +61,12 @@ class PlainRenderer:
 
     def render_text(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return list(text.encode())
+
+    def render_infill(self, before: Any, after: str, add_special_tokens: bool = True) -> Any:
+        """As `before<after>`, ended by 7, when a test allows it."""
+        if not self.can_infill:
+            return None
+        return [*(before.encode() if isinstance(before, str) else before), 60, *after.encode(), 62], (7,)
 
 
 def answer(

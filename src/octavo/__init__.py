@@ -10,15 +10,30 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from octavo.errors import OctavoError, RequestError, ServerError, StartupError
-    from octavo.params import SamplingParams
+    from octavo.llm import LLM, CompletionOutput, RequestOutput
+    from octavo.params import BeamParams, SamplingParams
 
 __version__ = "0.1.0"
 
-__all__ = ["OctavoError", "RequestError", "SamplingParams", "ServerError", "StartupError"]
+__all__ = [
+    "LLM",
+    "BeamParams",
+    "CompletionOutput",
+    "OctavoError",
+    "RequestError",
+    "RequestOutput",
+    "SamplingParams",
+    "ServerError",
+    "StartupError",
+]
 
 _HOMES = {
+    "LLM": "octavo.llm",
+    "BeamParams": "octavo.params",
+    "CompletionOutput": "octavo.llm",
     "OctavoError": "octavo.errors",
     "RequestError": "octavo.errors",
+    "RequestOutput": "octavo.llm",
     "SamplingParams": "octavo.params",
     "ServerError": "octavo.errors",
     "StartupError": "octavo.errors",

@@ -19,14 +19,16 @@ MAX_PROMPT_SCORES = 4_000_000
 class Admission:
     """Holds no requests: whoever asks says how many there are."""
 
-    def __init__(self, info: EngineInfo, max_num_queued: int) -> None:
+    def __init__(self, info: EngineInfo, max_num_queued: int, max_num_queued_tokens: int | None = None) -> None:
         self._info = info
+        self._max_num_queued_tokens = max_num_queued_tokens
         self._capacity = info.max_num_seqs + max_num_queued
         self._last_finish = 0.0
         self._finish_interval = 0.1  # seconds between two ends of samples, smoothed
 
-    def check(self, request: GenerateRequest, num_unfinished: int) -> SamplingParams:
-        """The parameters with `max_tokens` set; `num_unfinished` samples are in flight.
+    def check(self, request: GenerateRequest, num_unfinished: int, num_queued_tokens: int = 0) -> SamplingParams:
+        """The parameters with `max_tokens` set; `num_unfinished` samples are in flight, and the prompts of those that
+        have no token yet have `num_queued_tokens`.
 
         Raises `InvalidRequest`, `ContextLengthExceeded` or, when the same request might be taken later, `Overloaded`.
         """
@@ -41,9 +43,16 @@ class Admission:
             raise InvalidRequest(f"`n` must be at most {self._capacity}, the most sequences this server holds.", "n")
         if num_unfinished + params.n > self._capacity:
             waiting = max(0, num_unfinished - self._info.max_num_seqs)
-            retry_after = min(MAX_RETRY_AFTER, max(1, math.ceil(params.n * self._finish_interval)))
-            raise Overloaded(f"The server is busy: {waiting} requests are waiting. Try again later.", retry_after)
+            raise self._overloaded(f"{waiting} requests are waiting", params.n)
+        # With nothing in the queue the longest prompt is let in: it would never be otherwise.
+        most, wanted = self._max_num_queued_tokens, params.n * len(request.prompt_token_ids)
+        if most is not None and num_queued_tokens and num_queued_tokens + wanted > most:
+            raise self._overloaded(f"{num_queued_tokens} tokens of prompts are waiting", params.n)
         return params
+
+    def _overloaded(self, what: str, num_samples: int) -> Overloaded:
+        retry_after = min(MAX_RETRY_AFTER, max(1, math.ceil(num_samples * self._finish_interval)))
+        return Overloaded(f"The server is busy: {what}. Try again later.", retry_after)
 
     def note_finish(self, now: float) -> None:
         """A sample ended."""

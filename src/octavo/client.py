@@ -14,13 +14,15 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from octavo.admission import Admission
+from octavo.beam_search import beam_search
 from octavo.config import EngineConfig
+from octavo.engine_link import Calls
 from octavo.errors import EngineDead, OctavoError, ServerError, ShuttingDown
 from octavo.generation import (
     Completion,
@@ -35,7 +37,6 @@ from octavo.generation import (
 from octavo.messages import (
     Abort,
     AddRequest,
-    Call,
     CallResult,
     EngineCoreOutputs,
     EngineInfo,
@@ -100,17 +101,21 @@ class EngineClient:
         self._process = process
         self._observer = observer or NoObserver()
         self._on_dead = on_dead
-        self._eos_token_ids = tuple(
+        self.eos_token_ids = tuple(
             token_id
             for token_id in dict.fromkeys((*tokenizer.eos_token_ids, *info.eos_token_ids))
             if 0 <= token_id < info.vocab_size
         )
         self._vocabulary: Vocabulary | None = None  # made for the first request with a grammar
         self._is_vocabulary_sent = False
-        self._admission = Admission(info, self._config.scheduler.max_num_queued_reqs)
+        self._admission = Admission(
+            info, self._config.scheduler.max_num_queued_reqs, self._config.scheduler.max_num_queued_tokens
+        )
+        self._num_held = 0
+        self._num_queued_tokens = 0  # prompt tokens of samples without a token yet
         self._samples: dict[int, SampleState] = {}
         self._num_ids = 0
-        self._calls: dict[int, asyncio.Future[Any]] = {}
+        self._calls = Calls(connection)
         self._idle = asyncio.Event()
         self._idle.set()
         self._watchdog = Watchdog(self._config.parallel, process.probe if process is not None else None)
@@ -128,7 +133,7 @@ class EngineClient:
         """
         self.is_draining = self._is_closing = True
         self.abort_all(ShuttingDown(SHUT_DOWN))
-        self._fail_calls(ShuttingDown(SHUT_DOWN))
+        self._calls.fail(ShuttingDown(SHUT_DOWN))
         if self.dead_reason is None and self._tasks:
             with contextlib.suppress(TransportError):
                 self._connection.send(Shutdown())
@@ -168,7 +173,7 @@ class EngineClient:
             self._fail(state, type(error)(error.message))
 
     # ------------------------------------------------------------ requests
-    def generate(self, request: GenerateRequest) -> GenerationStream:
+    def generate(self, request: GenerateRequest) -> GenerationStream | AsyncGenerator[GenerationDelta, None]:
         """Start a request and return its stream. `request.params.n` samples are generated.
 
         Raises, before anything is sent: `InvalidRequest` or `ContextLengthExceeded` for a request that cannot be
@@ -178,8 +183,21 @@ class EngineClient:
         self._check_alive()
         if self.is_draining:
             raise ShuttingDown("The server is shutting down and takes no new requests.")
-        request.params.check_choice(self._eos_token_ids, self.info.vocab_size)
-        params = self._admission.check(request, len(self._samples))
+        request.params.check_choice(self.eos_token_ids, self.info.vocab_size)
+        params = self._admission.check(request, len(self._samples), self._num_queued_tokens)
+        if request.beams is not None:
+            search = beam_search(self, request, params, self._observer.on_finish)
+            self._observer.on_request_arrival(request)
+            return search
+        stream = self.submit(request, params)
+        self._observer.on_request_arrival(request)
+        return stream
+
+    def submit(self, request: GenerateRequest, params: SamplingParams) -> GenerationStream:
+        """`generate` for what is admitted: `params` are the request's with `max_tokens` set."""
+        self._check_alive()
+        if self._is_closing:
+            raise ShuttingDown(SHUT_DOWN)
         state = RequestState(request)
         stream = GenerationStream(state, self._close, asyncio.get_running_loop())
         now = time.monotonic()
@@ -197,7 +215,7 @@ class EngineClient:
                         request_id=sample.request_id,
                         prompt_token_ids=request.prompt_token_ids,
                         params=other_params if index else engine_params,
-                        eos_token_ids=self._eos_token_ids,
+                        eos_token_ids=self.eos_token_ids,
                         sample_index=index,
                         priority=request.priority,
                         cache_salt=request.cache_salt,
@@ -208,29 +226,47 @@ class EngineClient:
             # The receive loop is about to find the same and to say why.
             self._close(state)
             raise EngineDead(self.dead_reason or "The connection to the engine is lost.") from exc
-        self._observer.on_request_arrival(request)
         return stream
 
     async def prepare_grammars(self) -> None:
         """Make what a first request with a grammar needs, without holding up the streams."""
         if self._vocabulary is None:
-            vocabulary = await asyncio.to_thread(vocabulary_of, self._tokenizer, self._eos_token_ids)
+            vocabulary = await asyncio.to_thread(vocabulary_of, self._tokenizer, self.eos_token_ids)
             self._vocabulary = self._vocabulary or vocabulary
 
     def _send_vocabulary(self) -> None:
         if not self._is_vocabulary_sent:
-            self._vocabulary = self._vocabulary or vocabulary_of(self._tokenizer, self._eos_token_ids)
+            self._vocabulary = self._vocabulary or vocabulary_of(self._tokenizer, self.eos_token_ids)
             self._connection.send(self._vocabulary)
             self._is_vocabulary_sent = True
 
+    @contextlib.contextmanager
+    def in_flight(self) -> Iterator[None]:
+        """The block counts as a request in flight: the client is not idle, whatever comes and goes in it."""
+        self._num_held += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._num_held -= 1
+            self._note_idle()
+
+    def detokenizer(self, params: SamplingParams) -> IncrementalDetokenizer:
+        return IncrementalDetokenizer(self._tokenizer, params.skip_special_tokens)
+
+    def _note_idle(self) -> None:
+        if not self._samples and not self._num_held:
+            self._idle.set()
+
     def _new_sample(self, state: RequestState, index: int, params: SamplingParams) -> SampleState:
         self._num_ids += 1
-        detokenizer = IncrementalDetokenizer(self._tokenizer, params.skip_special_tokens)
+        detokenizer = self.detokenizer(params)
         matcher = StopMatcher(params.stop, params.include_stop_str_in_output) if params.stop else None
         sample = SampleState(state, self._num_ids, index, detokenizer, matcher)
         state.samples.append(sample)
         state.num_open += 1
         self._samples[sample.request_id] = sample
+        self._num_queued_tokens += len(state.request.prompt_token_ids)
         self._idle.clear()
         return sample
 
@@ -271,12 +307,13 @@ class EngineClient:
 
     def _forget(self, sample: SampleState, reason: str, now: float) -> None:
         del self._samples[sample.request_id]
+        if not sample.first_token_time:
+            self._num_queued_tokens -= len(sample.request.request.prompt_token_ids)
         sample.request.num_open -= 1
-        if not self._samples:
-            self._idle.set()
+        self._note_idle()
         self._admission.note_finish(now)
         request = sample.request.request
-        self._observer.on_finish(
+        self._observer_of(sample).on_finish(
             FinishedSample(
                 request,
                 reason,
@@ -290,34 +327,18 @@ class EngineClient:
             )
         )
 
+    def _observer_of(self, sample: SampleState) -> Observer:
+        """Nobody looks at the steps of a beam search, which is one request and tells of its own end."""
+        return self._observer if sample.request.request.beams is None else NoObserver()
+
     # ------------------------------------------------------------ calls
     async def call(self, method: str, *args: Any) -> Any:
         """Run one of the engine's allowed methods between two steps. Raises `ServerError` with the engine's reason."""
         self._check_alive()
-        self._num_ids += 1
-        call_id = self._num_ids
-        future = self._calls[call_id] = asyncio.get_running_loop().create_future()
         try:
-            self._connection.send(Call(call_id, method, args))
-            return await future
+            return await self._calls.call(method, args)
         except TransportError as exc:
             raise EngineDead(self.dead_reason or "The connection to the engine is lost.") from exc
-        finally:
-            del self._calls[call_id]
-
-    def _fail_calls(self, error: ServerError) -> None:
-        for future in self._calls.values():
-            if not future.done():
-                future.set_exception(type(error)(error.message))
-
-    def _on_call_result(self, message: CallResult) -> None:
-        future = self._calls.get(message.call_id)
-        if future is None or future.done():
-            return
-        if message.error is not None:
-            future.set_exception(ServerError(message.error))
-        else:
-            future.set_result(message.result)
 
     # ------------------------------------------------------------ from the engine
     async def _receive_loop(self) -> None:
@@ -330,7 +351,7 @@ class EngineClient:
                 elif isinstance(message, Heartbeat):
                     self._watchdog.beat(message)
                 elif isinstance(message, CallResult):
-                    self._on_call_result(message)
+                    self._calls.on_result(message)
         except TransportError as exc:
             reason = exc.message
         except Exception as exc:
@@ -385,14 +406,16 @@ class EngineClient:
     def _note_times(self, sample: SampleState, output: RequestOutput, now: float) -> None:
         if not output.new_token_ids:
             return
+        observer = self._observer_of(sample)
         if sample.first_token_time:
-            self._observer.on_tokens(len(output.new_token_ids), now - sample.last_token_time)
+            observer.on_tokens(len(output.new_token_ids), now - sample.last_token_time)
         else:
             sample.first_token_time = now
+            self._num_queued_tokens -= len(sample.request.request.prompt_token_ids)
             sample.scheduled_time = output.scheduled_time
             sample.num_cached_tokens = output.num_cached_tokens
             arrival = sample.request.request.arrival_time or now
-            self._observer.on_first_token(max(0.0, output.scheduled_time - arrival), now - arrival)
+            observer.on_first_token(max(0.0, output.scheduled_time - arrival), now - arrival)
         sample.last_token_time = now
 
     # ------------------------------------------------------------ health
@@ -413,6 +436,6 @@ class EngineClient:
         self.dead_reason = f"The engine process is dead: {reason}."
         logger.error("%s", self.dead_reason)
         self.abort_all(EngineDead(self.dead_reason))
-        self._fail_calls(EngineDead(self.dead_reason))
+        self._calls.fail(EngineDead(self.dead_reason))
         if self._on_dead is not None:
             self._on_dead(self.dead_reason)

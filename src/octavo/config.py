@@ -83,6 +83,9 @@ class SchedulerConfig:
     )
     enable_chunked_prefill: bool = opt(True, "Split long prompts over several steps.")
     max_num_queued_reqs: int = opt(2048, "Most requests waiting; one more is refused with 429.", low=1)
+    max_num_queued_tokens: int | None = opt(
+        None, "Most prompt tokens waiting; a request beyond is refused with 429. Default: no bound.", low=1
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +121,9 @@ class ServerConfig:
     api_key: list[str] = opt(list, "Keys of which a client must send one; may be given several times.")
     served_model_name: list[str] = opt(list, "Names under which the model is served; the first is reported.")
     uvicorn_log_level: LogLevel = opt("info", "Log level of the HTTP server.")
+    allowed_hosts: list[str] = opt(
+        list, "Host names to answer to; *: any. Default: any, but only this machine's when bound to loopback."
+    )
     allow_credentials: bool = opt(False, "CORS: allow credentials.")
     allowed_origins: list[str] = opt(list, "CORS: allowed origins; default: none.")
     allowed_methods: list[str] = opt(lambda: ["*"], "CORS: allowed methods.")
@@ -131,6 +137,18 @@ class ServerConfig:
     root_path: str = opt("", "Path prefix behind a proxy.")
     chat_template: str | None = opt(None, "File, inline template, or name of a template of the tokenizer's.")
     response_role: str = opt("assistant", "Role of the reply.")
+    max_n: int = opt(128, "Most choices (n) of a request.", low=1)
+    max_prompts: int = opt(1024, "Most prompts of a request.", low=1)
+    max_stop_strings: int = opt(4, "Most stop strings of a request.", low=0)
+    max_logit_bias: int = opt(1024, "Most entries of a request's logit_bias.", low=0)
+    max_body_bytes: int = opt(16 * 1024 * 1024, "Most bytes of a request's body.", low=1, unit="bytes")
+    max_json_depth: int = opt(64, "Deepest nesting of a request's JSON.", low=1, high=200)
+    stream_interval: int = opt(1, "Tokens in one event of a stream; its first and last are never delayed.", low=1)
+    sse_keep_alive_interval: float = opt(
+        0.0, "Seconds of silence after which a stream sends a comment; 0: never.", low=0.0
+    )
+    enable_force_include_usage: bool = opt(False, "End every stream with its usage, asked for or not.")
+    disable_fastapi_docs: bool = opt(False, "Do not serve /openapi.json and /docs.")
     max_logprobs: int = opt(
         20, "Most log probabilities a request may ask for at each place; -1: the whole vocabulary.", low=-1
     )

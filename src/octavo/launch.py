@@ -12,37 +12,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import gc
 import logging
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any
 
 import uvloop
 
-from octavo import sources
 from octavo.config import EngineConfig, ServeConfig, check
 from octavo.engine_process import EngineProcess, launch_engine
-from octavo.errors import StartupError
 from octavo.generation_config import default_sampling
 from octavo.listener import Listener, bind
 from octavo.log import setup_logging
 from octavo.messages import EngineInfo
 from octavo.serve_loop import check_tls, run_server
-from octavo.text.renderer import Renderer
-from octavo.text.tokenizer import Tokenizer, load_tokenizer
+from octavo.startup import PhaseLog, resolve, wait_loaded
 
-__all__ = ["launch_engine", "serve"]
+__all__ = ["PhaseLog", "launch_engine", "serve"]
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 
 class Stopped(KeyboardInterrupt):
@@ -61,7 +53,7 @@ def serve(config: ServeConfig) -> int:
     started = time.monotonic()
     try:
         with _stopped_by_signals(), bind(config.server) as listener:
-            resolved = _resolve(config.engine)
+            resolved = resolve(config.engine)
             defaults = default_sampling(config.server, resolved.model.model)
             engine = EngineProcess.spawn(resolved)
             try:
@@ -81,23 +73,8 @@ def _serve(
     engine: EngineProcess,
     started: float,
 ) -> int:
-    text = _in_background(lambda: _load_text(config, resolved))
-    # Without a tokenizer the weights are of no use: stop reading them.
-    text.add_done_callback(lambda future: engine.kill() if future.exception() is not None else None)
-    try:
-        info = engine.wait_ready(PhaseLog())
-    except StartupError:
-        if text.done():
-            text.result()  # the true cause, when it failed
-        raise
-    tokenizer, renderer = text.result()
-    renderer.max_model_len = info.max_model_len
-    if tokenizer.max_token_id >= info.vocab_size:
-        logger.warning(
-            "the tokenizer's ids go up to %d, but the model has only %d; prompts with the others are refused",
-            tokenizer.max_token_id,
-            info.vocab_size,
-        )
+    tokenizer, renderer = wait_loaded(engine, resolved, config.server.chat_template)
+    info = engine.info
     names = served_names(config)
     for line in startup_report(names[0], info, time.monotonic() - started):
         logger.info("%s", line)
@@ -124,50 +101,6 @@ def _stopped_by_signals() -> Iterator[None]:
     finally:
         for signum, handler in previous.items():
             signal.signal(signum, handler)
-
-
-def _resolve(config: EngineConfig) -> EngineConfig:
-    """The configuration with local paths, which is what the engine gets. Raises `CheckpointError`."""
-    return dataclasses.replace(config, model=sources.resolve(config.model))
-
-
-def _load_text(config: ServeConfig, resolved: EngineConfig) -> tuple[Tokenizer, Renderer]:
-    """Raises `StartupError`."""
-    tokenizer = load_tokenizer(resolved.model.tokenizer or resolved.model.model)
-    return tokenizer, Renderer(tokenizer, config.server.chat_template)
-
-
-def _in_background(function: Callable[[], T]) -> Future[T]:
-    """Run `function` in a thread that does not keep the process alive."""
-    future: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            result = function()
-        except BaseException as exc:  # noqa: BLE001  # whoever waits for the future gets it
-            future.set_exception(exc)
-        else:
-            future.set_result(result)
-
-    threading.Thread(target=run, name="octavo-text", daemon=True).start()
-    return future
-
-
-class PhaseLog:
-    """Logs what the engine does while it starts: each phase, and its progress once in `INTERVAL` seconds."""
-
-    INTERVAL = 1.0
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._name = ""
-        self._time = 0.0
-
-    def __call__(self, name: str, detail: str) -> None:
-        now = self._clock()
-        if name != self._name or now - self._time >= self.INTERVAL:
-            self._name, self._time = name, now
-            logger.info("engine: %s", f"{name} {detail}".strip())
 
 
 # ---------------------------------------------------------------- names and report

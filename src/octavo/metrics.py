@@ -154,7 +154,7 @@ class Metrics:
     def on_request_arrival(self, request: GenerateRequest) -> None:
         self._prompt_len.observe(len(request.prompt_token_ids))
         self._n.observe(request.params.n)
-        self._best_of.observe(request.params.n)
+        self._best_of.observe(request.beams.width if request.beams is not None else request.params.n)
         if request.params.max_tokens is not None:
             self._max_tokens.observe(request.params.max_tokens)
 

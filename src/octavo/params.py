@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -159,6 +159,47 @@ class GrammarSpec(msgspec.Struct, frozen=True, kw_only=True):
     options: dict[str, Any] = {}
 
 
+class BeamParams(msgspec.Struct, frozen=True, kw_only=True):
+    """Beam search (S21 to S23): `width` beams, of which the best `SamplingParams.n` are returned.
+
+    `early_stopping` True ends when `width` beams are finished; False when no running beam scores better as it is;
+    "never" when none could.
+    """
+
+    width: int
+    length_penalty: float = 1.0
+    early_stopping: bool | Literal["never"] = False
+
+    def check(self, params: SamplingParams, max_width: int = 128) -> None:
+        """Raise `InvalidRequest` naming what does not go with beams; fields have their names in the API."""
+        if self.width < 2 or self.width > max_width:
+            raise InvalidRequest(
+                f"`best_of` must be in [2, {max_width}] when `use_beam_search` is true, got {_clip(self.width)}.",
+                "best_of",
+            )
+        if self.width < params.n:
+            raise InvalidRequest(f"`best_of` must be at least `n`, got {self.width} and {params.n}.", "best_of")
+        if not math.isfinite(self.length_penalty) or abs(self.length_penalty) > MAX_LENGTH_PENALTY:
+            raise InvalidRequest(
+                f"`length_penalty` must be in [-{MAX_LENGTH_PENALTY}, {MAX_LENGTH_PENALTY}].", "length_penalty"
+            )
+        if not params.greedy:
+            raise InvalidRequest("`temperature` must be 0 when `use_beam_search` is true.", "temperature")
+        # Whatever else a sampler can be told: the scores of beams are plain log probabilities.
+        for name in SamplingParams.__struct_fields__:
+            if name not in _BEAM_FIELDS and getattr(params, name) != getattr(_DEFAULTS, name):
+                raise InvalidRequest(f"`{name}` cannot be combined with `use_beam_search`.", name)
+
+
+#: Beyond it the power of a length leaves float64.
+MAX_LENGTH_PENALTY = 16.0
+_DEFAULTS = SamplingParams()
+_BEAM_FIELDS = frozenset(
+    {"n", "temperature", "seed", "stop_token_ids", "include_stop_str_in_output", "ignore_eos", "max_tokens"}
+    | {"min_tokens", "logprobs", "skip_special_tokens"}
+)
+
+
 class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One prompt, ready for the engine. `params` has been validated; `params.max_tokens` is set (never None).
 
@@ -171,6 +212,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     priority: int = 0
     cache_salt: str = ""
     arrival_time: float = 0.0  # time.monotonic() seconds
+    beams: BeamParams | None = None  # checked with `params`
 
 
 def _check_int(name: str, value: int, low: int | None, high: int | None) -> None:

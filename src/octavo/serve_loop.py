@@ -18,15 +18,18 @@ import sys
 from collections.abc import Callable, Coroutine, Generator, Mapping
 from typing import Any
 
+import msgspec
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from octavo.client import SHUT_DOWN, EngineClient
 from octavo.config import ServeConfig, ServerConfig
 from octavo.engine_process import EngineProcess
-from octavo.errors import InvalidConfig, ShuttingDown, StartupError
+from octavo.errors import InvalidConfig, InvalidRequest, ShuttingDown, StartupError
 from octavo.listener import Listener
 from octavo.metrics import Metrics
 from octavo.server.app import create_app
+from octavo.server.errors import error_reply
 from octavo.server.exchange import ASGIApp
 from octavo.server.state import Renderer, ServerState
 from octavo.text.grammar_checker import GrammarChecker
@@ -178,6 +181,17 @@ class _HTTPServer(uvicorn.Server):
         self._on_listening()
 
 
+class _Protocol(HttpToolsProtocol):
+    """HTTP/1.1; what is no HTTP gets a reply of the API's form too."""
+
+    def send_400_response(self, msg: str) -> None:
+        reply = error_reply(InvalidRequest("The request is not valid HTTP/1.1."))
+        body = msgspec.json.encode(reply.body)
+        head = b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nconnection: close\r\n"
+        self.transport.write(head + b"content-length: %d\r\n\r\n" % len(body) + body)
+        self.transport.close()
+
+
 def http_config(app: ASGIApp, config: ServerConfig) -> uvicorn.Config:
     """The HTTP server's settings."""
     if config.uvicorn_log_level == "info":
@@ -186,7 +200,7 @@ def http_config(app: ASGIApp, config: ServerConfig) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         loop="none",
-        http="httptools",
+        http=_Protocol,
         ws="none",
         lifespan="on",
         log_config=None,

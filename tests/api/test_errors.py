@@ -59,6 +59,56 @@ def test_every_row_of_the_table(server: ServerProcess) -> None:
     assert wrong == []
 
 
+MISSING = {"type": "NotFoundError", "param": "model", "code": "model_not_found"}
+NO_ROUTE = {"type": "NotFoundError", "param": None, "code": "route_not_found"}
+NO_METHOD = {"type": "MethodNotAllowedError", "param": None, "code": "method_not_allowed"}
+TOO_LONG = {"type": "BadRequestError", "code": "context_length_exceeded"}
+USER = [{"role": "user", "content": "Hello"}]
+
+#: method, path, body, and status and error of the answer.
+OTHERS: list[tuple[str, str, Any, int, dict[str, Any]]] = [
+    ("POST", "/v1/chat/completions", {"messages": USER, "model": "other"}, 404, MISSING),
+    ("POST", "/v1/completions", {"prompt": "a", "model": "other"}, 404, MISSING),
+    ("POST", "/tokenize", {"prompt": "a", "model": "other"}, 404, MISSING),
+    ("POST", "/detokenize", {"tokens": [1], "model": "other"}, 404, MISSING),
+    ("GET", "/v1/models/other", None, 404, {"type": "NotFoundError", "code": "model_not_found"}),
+    ("GET", "/", None, 404, NO_ROUTE),
+    ("GET", "/v1", None, 404, NO_ROUTE),
+    ("POST", "/v1/embeddings", {}, 404, NO_ROUTE),
+    ("POST", "/v1/nothing", {}, 404, NO_ROUTE),
+    ("GET", "/docs/../etc/passwd", None, 404, NO_ROUTE),
+    ("GET", "/v1/chat/completions", None, 405, NO_METHOD),
+    ("PUT", "/v1/completions", {}, 405, NO_METHOD),
+    ("DELETE", "/v1/models", None, 405, NO_METHOD),
+    ("POST", "/health", {}, 405, NO_METHOD),
+    ("POST", "/openapi.json", {}, 405, NO_METHOD),
+    ("POST", "/v1/completions", {"prompt": [1] * 512}, 400, {**TOO_LONG, "param": "prompt"}),
+    ("POST", "/v1/completions", {"prompt": [1] * 500, "max_tokens": 20}, 400, {**TOO_LONG, "param": "prompt"}),
+    ("POST", "/v1/completions", {"prompt": "a", "max_tokens": 512}, 400, {**TOO_LONG, "param": "prompt"}),
+    ("POST", "/v1/completions", {"prompt": ["a", [1] * 600]}, 400, {"type": "BadRequestError"}),
+    ("POST", "/v1/completions", {"prompt": [[1], [1] * 600]}, 400, {**TOO_LONG, "param": "prompt.1"}),
+    ("POST", "/v1/chat/completions", {"messages": USER, "max_tokens": 512}, 400, {**TOO_LONG, "param": "messages"}),
+    (
+        "POST", "/v1/completions", {"prompt": [1] * 500, "max_tokens": 20, "use_beam_search": True, "best_of": 2}, 400,
+        {**TOO_LONG, "param": "prompt"},
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("row", OTHERS, ids=lambda row: f"{row[0]} {row[1]} {row[3]} {str(row[2])[:40]}")
+def test_the_other_errors(server: ServerProcess, row: Any) -> None:
+    method, path, body, status, expected = row
+    reply = server.request(method, path, body)
+    assert reply.status == status, reply.body[:300]
+    assert {**reply.json["error"], **expected} == reply.json["error"]
+    assert len(reply.headers["x-request-id"]) == 32
+
+
+def test_the_table_is_long_enough() -> None:
+    rows = {json.dumps([path, str(body)[:300]]) for (path, body), _ in bad_requests(VOCAB, QUEUE)}
+    assert len(rows) + len(OTHERS) >= 230
+
+
 LEAKS = ("Traceback", "site-packages", ".py", "0x", "pydantic", "msgspec", "octavo/")
 
 
@@ -99,13 +149,14 @@ def talk(server: ServerProcess, data: bytes) -> bytes:
         return answer
 
 
-HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
 BROKEN = [
     b"",
     b"\x00\x01\x02\x03",
     b"nonsense\r\n\r\n",
     b"GET / HTTP/9.9\r\n\r\n",
+    b"GET /v1/models HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n",
     b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
     HEAD + b"Content-Length: 10\r\n\r\n{",
     HEAD + b"Content-Length: -1\r\n\r\n{}",
@@ -122,6 +173,8 @@ BROKEN = [
 def test_broken_http_is_refused_and_forgotten(server: ServerProcess, data: bytes) -> None:
     answer = talk(server, data)
     assert not answer.startswith(b"HTTP/1.1 2") and b"Traceback" not in answer
+    if answer:
+        assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["type"] != "InternalServerError"
 
 
 def test_413_comes_at_once(server: ServerProcess) -> None:

@@ -31,6 +31,12 @@ def next_token(history: list[int], seed: int) -> int:
     return hashlib.sha256(repr((history, seed)).encode()).digest()[0] % VOCAB_SIZE
 
 
+def logprobs_of(token: int, count: int) -> TokenLogprobs:
+    """The sampled token is the most likely; those that follow it in the vocabulary are the next."""
+    ids = [(token + i) % VOCAB_SIZE for i in range(min(count, VOCAB_SIZE))]
+    return TokenLogprobs(-0.5, 1, ids, [-0.5 - i for i in range(len(ids))])
+
+
 def alone(message: AddRequest, count: int, seed: int) -> list[int]:
     """The first `count` tokens that the fake model generates for a request by itself."""
     tokens = list(message.prompt_token_ids)
@@ -70,6 +76,7 @@ class FakeExecutor:
             self.slots[new.slot] = {
                 "id": new.request_id, "tokens": list(new.prompt_token_ids), "blocks": list(new.block_ids),
                 "computed": new.num_computed_tokens, "seed": new.sampling_seed, "num_scored": num_scored(new),
+                "logprobs": new.params.logprobs,
             }  # fmt: skip
         for known in plan.cached_requests:
             self.slots[known.slot]["blocks"] += known.new_block_ids
@@ -94,3 +101,5 @@ class FakeExecutor:
         if end == len(state["tokens"]):
             state["tokens"].append(next_token(history, state["seed"]))
             result.sampled_token_ids[slot] = [state["tokens"][-1]]
+            if state["logprobs"] is not None:
+                result.logprobs[slot] = [logprobs_of(state["tokens"][-1], state["logprobs"])]

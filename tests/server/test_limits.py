@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from octavo.server import app as app_module
 from octavo.server import exchange
 from server_fakes import answer, call, drive, make_server
 
@@ -37,17 +38,17 @@ def test_413_is_decided_from_the_length_before_anything_is_read() -> None:
 
 
 @pytest.mark.parametrize("length", ["", "5", "99999999999" * 30, "-1", "x"])
-def test_413_while_reading_when_the_length_is_missing_or_lies(length: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exchange, "MAX_BODY_BYTES", 1000)
-    server = make_server()
+def test_413_while_reading_when_the_length_is_missing_or_lies(length: str) -> None:
+    server = make_server(max_body_bytes=1000)
     reply = call(server.app, "POST", "/v1/completions", None, {"content-length": length}, chunks=[b"x" * 400] * 10)
     assert (reply.status, reply.error["type"]) == (413, "RequestTooLargeError")
 
 
-def test_a_body_of_the_limit_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exchange, "MAX_BODY_BYTES", 14)
-    assert make_server().post("/tokenize", b'{"prompt":"a"}').status == 200
-    assert make_server().post("/tokenize", b'{"prompt":"a"} ').status == 413
+def test_a_body_of_the_limit_is_read() -> None:
+    server = make_server(max_body_bytes=14)
+    assert server.post("/tokenize", b'{"prompt":"a"}').status == 200
+    reply = server.post("/tokenize", b'{"prompt":"a"} ')
+    assert reply.status == 413 and "14 bytes" in reply.error["message"]
 
 
 def test_a_body_in_many_chunks_is_one() -> None:
@@ -57,7 +58,7 @@ def test_a_body_in_many_chunks_is_one() -> None:
 
 
 def test_a_body_that_never_comes_ends_in_408(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exchange, "BODY_TIMEOUT_SECONDS", 0.01)
+    monkeypatch.setattr(app_module, "body_limits", lambda config: exchange.BodyLimits(seconds=0.01))
     server = make_server()
 
     async def run() -> list[Any]:

@@ -351,6 +351,27 @@ def test_one_request_too_many_is_refused_and_samples_count() -> None:
     run(main())
 
 
+def test_prompt_tokens_that_wait_are_bounded() -> None:
+    async def main() -> None:
+        async with Engine(max_num_queued_tokens=10) as engine:
+            long = engine.client.generate(request(30))  # alone in the queue
+            with pytest.raises(Overloaded, match="30 tokens"):
+                engine.client.generate(request(1))
+            await engine.step(out(1, "a"))  # it waits no longer
+            streams = [engine.client.generate(request(2, n=2, temperature=1.0)), engine.client.generate(request(6))]
+            with pytest.raises(Overloaded):
+                engine.client.generate(request(1))
+            await streams[0].aclose()
+            streams.append(engine.client.generate(request(4)))
+            with pytest.raises(Overloaded):
+                engine.client.generate(request(1))
+            await engine.step(out(4, "a", "stop"), out(5, "a", "stop"))
+            await long.aclose()
+            assert engine.client._num_queued_tokens == 0
+
+    run(main())
+
+
 def test_draining_refuses_the_new_and_finishes_the_old() -> None:
     async def main() -> None:
         async with Engine() as engine:

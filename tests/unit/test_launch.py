@@ -228,7 +228,7 @@ def test_the_report_tells_what_fits() -> None:
 def test_progress_is_logged_once_a_second(caplog: pytest.LogCaptureFixture) -> None:
     now = 0.0
     log = launch.PhaseLog(lambda: now)
-    with caplog.at_level("INFO", "octavo.launch"):
+    with caplog.at_level("INFO", "octavo.startup"):
         log("import", "")
         for i in range(30):
             now = i / 10

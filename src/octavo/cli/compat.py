@@ -101,6 +101,8 @@ COMPAT: dict[str, Compat] = {
     "--task": Compat(("auto", "generate"), "octavo generates text only"),
     "--runner": Compat(("auto", "generate"), "octavo generates text only"),
     "--limit-mm-per-prompt": _no("octavo reads text only"),
+    # the HTTP server
+    "--enable-prompt-tokens-details": _on("octavo always tells how much of a prompt was cached"),
     # what octavo has not got
     "--guided-decoding-backend": Compat(
         ("auto", "guidance", "outlines", "lm-format-enforcer", "xgrammar"), "octavo has one engine for grammars"

@@ -10,10 +10,13 @@ from octavo.server.chat import ChatHandler
 from octavo.server.completions import CompletionHandler
 from octavo.server.exchange import ASGIApp, Receive, Scope, Send
 from octavo.server.info import InfoHandlers
-from octavo.server.middleware import Authentication, RequestScope
-from octavo.server.protocol.chat import ChatRequest
-from octavo.server.protocol.completions import CompletionRequest
-from octavo.server.protocol.tokenize import DetokenizeRequest, TokenizeRequest
+from octavo.server.limits import body_limits
+from octavo.server.middleware import Authentication, HostCheck, RequestScope, allowed_hosts
+from octavo.server.openapi import DocumentHandlers
+from octavo.server.protocol.chat import ChatChunk, ChatReply, ChatRequest
+from octavo.server.protocol.completions import CompletionReply, CompletionRequest
+from octavo.server.protocol.models import ModelCard, ModelList, VersionReply
+from octavo.server.protocol.tokenize import DetokenizeReply, DetokenizeRequest, TokenizeReply, TokenizeRequest
 from octavo.server.routing import Route, Router
 from octavo.server.serving import Serving
 from octavo.server.state import ServerState
@@ -28,20 +31,29 @@ def routes(state: ServerState) -> list[Route]:
     """Every route of the server."""
     serving = Serving(state)
     info = InfoHandlers(state)
-    return [
-        Route("POST", "/v1/chat/completions", ChatHandler(serving), "Answer a conversation", ChatRequest),
-        Route("POST", "/v1/completions", CompletionHandler(serving), "Complete a text", CompletionRequest),
-        Route("GET", "/v1/models", info.models, "List the models"),
-        Route("GET", "/v1/models/{model}", info.model, "Describe one model"),
-        Route("POST", "/tokenize", TokenizeHandler(serving), "Text or messages to token ids", TokenizeRequest),
-        Route("POST", "/detokenize", DetokenizeHandler(serving), "Token ids to text", DetokenizeRequest),
+    chat, complete = ChatHandler(serving), CompletionHandler(serving)
+    tokenize, detokenize = TokenizeHandler(serving), DetokenizeHandler(serving)
+    table = [
+        Route("POST", "/v1/chat/completions", chat, "Answer a conversation", ChatRequest, ChatReply, ChatChunk),
+        Route(
+            "POST", "/v1/completions", complete, "Complete a text", CompletionRequest, CompletionReply, CompletionReply
+        ),
+        Route("GET", "/v1/models", info.models, "List the models", reply=ModelList),
+        Route("GET", "/v1/models/{model}", info.model, "Describe one model", reply=ModelCard),
+        Route("POST", "/tokenize", tokenize, "Text or messages to token ids", TokenizeRequest, TokenizeReply),
+        Route("POST", "/detokenize", detokenize, "Token ids to text", DetokenizeRequest, DetokenizeReply),
         Route("GET", "/health", info.health, "Is the engine alive?"),
         Route("GET", "/ready", info.ready, "Can requests be sent here?"),
         Route("GET", "/ping", info.health, "The same as /health"),
         Route("POST", "/ping", info.health, "The same as /health"),
-        Route("GET", "/version", info.version, "The server's version"),
-        Route("GET", "/metrics", info.metrics, "Prometheus metrics"),
+        Route("GET", "/version", info.version, "The server's version", reply=VersionReply),
+        Route("GET", "/metrics", info.metrics, "Prometheus metrics", media_type="text/plain"),
     ]
+    if not state.config.disable_fastapi_docs:
+        documents = DocumentHandlers(state, tuple(table))
+        table.append(Route("GET", "/openapi.json", documents.openapi, "This document"))
+        table.append(Route("GET", "/docs", documents.page, "This document as a page"))
+    return table
 
 
 def create_app(state: ServerState) -> ASGIApp:
@@ -51,6 +63,8 @@ def create_app(state: ServerState) -> ASGIApp:
     app: ASGIApp = Router(table)
     if config.api_key:
         app = Authentication(app, config.api_key)
+    if (hosts := allowed_hosts(config)) is not None:
+        app = HostCheck(app, hosts)
     app = RequestScope(app, state.metrics)
     if config.allowed_origins:
         app = _with_cors(app, state)
@@ -81,11 +95,14 @@ class _Root:
     def __init__(self, app: ASGIApp, state: ServerState) -> None:
         self._app = app
         self._state = state
+        self._limits = body_limits(state.config)
         self._prefix = "/" + state.config.root_path.strip("/")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            await self._app(self._without_prefix(scope), receive, send)
+            inner = self._without_prefix(scope)
+            inner["octavo.limits"] = self._limits
+            await self._app(inner, receive, send)
         elif scope["type"] == "lifespan":
             await self._lifespan(receive, send)
         elif scope["type"] == "websocket":

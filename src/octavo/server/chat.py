@@ -27,7 +27,7 @@ from octavo.server.protocol.chat import (
     check_prompt_options,
 )
 from octavo.server.protocol.common import Usage, usage_of
-from octavo.server.serving import Serving, UsageCount, renamed, reply_id, send_whole, stream_events
+from octavo.server.serving import Serving, UsageCount, renamed, reply_id, send_whole
 from octavo.server.sse import TextEvent, event
 
 
@@ -58,10 +58,10 @@ class ChatHandler:
             full_id = reply_id("chatcmpl", exchange, request)
             reply = _Reply(serving, request, params, full_id, model, ids)
             requests = [serving.generate_request(full_id, ids, params, request)]
+            if request.stream and params.num_samples == params.n:
+                await serving.stream(exchange, request, requests, params, reply)
+                return
             async with aclosing(serving.generate(requests, params)) as deltas:
-                if request.stream and params.num_samples == params.n:
-                    await stream_events(exchange, deltas, reply)
-                    return
                 whole = await reply.whole(deltas)
         await send_whole(exchange, whole, bool(request.stream))
 
@@ -98,7 +98,7 @@ async def render_chat(
 
 
 def _num_chars(value: Any) -> int:
-    """Characters of all strings in a JSON value, which is at most `MAX_JSON_DEPTH` deep."""
+    """Characters of all strings in a JSON value, whose depth is bounded."""
     if isinstance(value, str):
         return len(value)
     if isinstance(value, dict):
@@ -117,8 +117,7 @@ class _Reply:
         self._id = reply_id
         self._model = model
         self._created = int(time.time())
-        self._include_usage = request.include_usage
-        self._continuous_usage = request.continuous_usage
+        self._include_usage, self._continuous_usage = serving.usage_events(request)
         self._usage = UsageCount()
         self._is_begun = False
         self._first_ids: list[int] | UnsetType = ids if request.return_token_ids else UNSET

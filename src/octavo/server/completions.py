@@ -8,6 +8,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 from msgspec import UNSET, UnsetType
 
 from octavo.errors import InvalidRequest
@@ -25,7 +26,7 @@ from octavo.server.protocol.completions import (
     CompletionReply,
     CompletionRequest,
 )
-from octavo.server.serving import Serving, UsageCount, reply_id, send_whole, stream_events
+from octavo.server.serving import Serving, UsageCount, reply_id, send_whole
 from octavo.server.sse import TextEvent, event
 
 
@@ -44,10 +45,10 @@ class CompletionHandler:
             full_id = reply_id("cmpl", exchange, request)
             requests, texts = await self._requests(request, params, full_id)
             reply = _Reply(serving, request, params, full_id, model, requests, texts)
+            if request.stream and params.num_samples == params.n:
+                await serving.stream(exchange, request, requests, params, reply)
+                return
             async with aclosing(serving.generate(requests, params)) as deltas:
-                if request.stream and params.num_samples == params.n:
-                    await stream_events(exchange, deltas, reply)
-                    return
                 async for place, delta in deltas:
                     reply.fold(place, delta)
         await send_whole(exchange, reply.whole(), bool(request.stream))
@@ -63,7 +64,14 @@ class CompletionHandler:
         if request.echo and request.logprobs is not None:  # the prompt's are part of the choice's
             numbers = (request.logprobs, request.prompt_logprobs or 0)
             changes["prompt_logprobs"] = -1 if -1 in numbers else max(numbers)
+        if request.suffix:
+            for name in ("echo", "truncate_prompt_tokens"):
+                if getattr(request, name):
+                    raise InvalidRequest(f"`{name}` cannot be combined with `suffix`.", name)
         params = self._serving.checked_params(request, **changes)
+        most = self._serving.state.config.max_prompts
+        if len(request.prompt) > most:
+            raise InvalidRequest(f"At most {most} prompts are allowed in one request.", "prompt")
         fanout = len(request.prompt) * params.num_samples
         if fanout > self._serving.state.max_fanout:
             raise InvalidRequest(
@@ -85,14 +93,19 @@ class CompletionHandler:
         num_chars = sum(len(prompt) for prompt in prompts if isinstance(prompt, str))
         for i, prompt in enumerate(prompts):
             param = f"prompt.{i}" if len(request.prompt) > 1 else "prompt"
-            if isinstance(prompt, str):
+            own_params = params
+            if not isinstance(prompt, str):
+                self._check_ids(prompt, param)
+            if request.suffix:
+                ids, ends = await self._infill(prompt, request, param, num_chars)
+                own_params = msgspec.structs.replace(params, stop_token_ids=(*params.stop_token_ids, *ends))
+            elif isinstance(prompt, str):
                 ids = await self._tokenized(prompt, request.add_special_tokens is not False, param, num_chars)
             else:
-                self._check_ids(prompt, param)
                 ids = prompt
             whole, ids = ids, self._serving.truncated(ids, params, request)
             external_id = f"{reply_id}-{i}" if len(request.prompt) > 1 else reply_id
-            fitted = self._serving.fit(params, len(ids), param)
+            fitted = self._serving.fit(own_params, len(ids), param)
             requests.append(self._serving.generate_request(external_id, ids, fitted, request))
             if request.echo:
                 decode = self._serving.state.tokenizer.decode
@@ -106,6 +119,26 @@ class CompletionHandler:
             raise InvalidRequest("Prompt cannot be empty.", param)
         render = self._serving.state.renderer.render_text
         return await self._serving.tokenize(len(prompt), lambda: render(prompt, add_special_tokens), param, total)
+
+    async def _infill(
+        self, prompt: str | list[int], request: CompletionRequest, param: str, total: int
+    ) -> tuple[list[int], tuple[int, ...]]:
+        """C6: a prompt for what stands between `prompt` and `suffix`, and the tokens that end it."""
+        suffix, add_special_tokens = request.suffix or "", request.add_special_tokens is not False
+        ends: tuple[int, ...] = ()
+
+        def render() -> list[int]:
+            nonlocal ends
+            found = self._serving.state.renderer.render_infill(prompt, suffix, add_special_tokens)
+            if found is None:
+                raise InvalidRequest(
+                    "`suffix` is not supported: the model's vocabulary has no tokens to fill in the middle.", "suffix"
+                )
+            ids, ends = found
+            return ids
+
+        size = len(suffix) + (len(prompt) if isinstance(prompt, str) else 0)
+        return await self._serving.tokenize(size, render, param, total + len(suffix)), ends
 
     def _check_ids(self, ids: list[int], param: str) -> None:
         vocab_size = self._serving.state.info.vocab_size
@@ -136,8 +169,7 @@ class _Reply:
         self._id = reply_id
         self._model = model
         self._created = int(time.time())
-        self._include_usage = request.include_usage
-        self._continuous_usage = request.continuous_usage
+        self._include_usage, self._continuous_usage = serving.usage_events(request)
         self._usage = UsageCount()
         self._text_events: dict[int, TextEvent] = {}
         num_choices = len(request.prompt) * params.n

@@ -19,6 +19,14 @@ MAX_REPORTED_ERRORS = 10
 MAX_QUOTED_CHARS = 200
 
 
+class HostNotAllowed(RequestError):
+    """The `Host` header names a host that this server is not."""
+
+    status = 403
+    type = "PermissionDeniedError"
+    code = "host_not_allowed"
+
+
 class RouteNotFound(RequestError):
     status = 404
     type = "NotFoundError"

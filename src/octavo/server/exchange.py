@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -22,17 +23,21 @@ Receive = Callable[[], Awaitable[ASGIMessage]]
 Send = Callable[[ASGIMessage], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-#: Most bytes of a request body, seconds that a client gets to send one, and the deepest nesting of its JSON.
-MAX_BODY_BYTES = 16 * 1024 * 1024
-BODY_TIMEOUT_SECONDS = 60.0
-MAX_JSON_DEPTH = 64
-
 _JSON = (b"content-type", b"application/json")
 _SSE = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),  # nginx would gather events before it passes them on
 ]
+
+
+@dataclass(frozen=True, slots=True)
+class BodyLimits:
+    """Bounds of a body before anything in it is looked at. `seconds` is the time that a client gets to send it."""
+
+    max_bytes: int = 16 * 1024 * 1024
+    max_depth: int = 64
+    seconds: float = 60.0
 
 
 class ClientDisconnected(Exception):
@@ -57,6 +62,16 @@ class Exchange:
         """The first header of that lower-case name."""
         return next((value.decode("latin-1") for key, value in self.scope["headers"] if key == name), None)
 
+    @property
+    def is_begun(self) -> bool:
+        """The head of the reply was sent."""
+        return "octavo.status" in self.scope
+
+    @property
+    def limits(self) -> BodyLimits:
+        limits: BodyLimits = self.scope.get("octavo.limits") or BodyLimits()
+        return limits
+
     # ------------------------------------------------------------ request
     async def read_json(self) -> Any:
         """The decoded body. Raises `InvalidRequest`, `RequestTooLarge`, `BodyTimeout` or `ClientDisconnected`."""
@@ -66,24 +81,26 @@ class Exchange:
             raise InvalidRequest("Unsupported Media Type: Only 'application/json' is allowed")
         if (self.header(b"content-encoding") or "identity").lower() != "identity":
             raise InvalidRequest("Compressed request bodies are not supported.")
-        return decode_json(await self.read_body())
+        return decode_json(await self.read_body(), self.limits.max_depth)
 
     async def read_body(self) -> bytes:
+        limits = self.limits
+        too_large = f"The request body is larger than {limits.max_bytes} bytes."
         length = self.header(b"content-length")
-        if length is not None and length.isdecimal() and int(length[:20]) > MAX_BODY_BYTES:
-            raise RequestTooLarge(_TOO_LARGE)
+        if length is not None and length.isdecimal() and int(length[:20]) > limits.max_bytes:
+            raise RequestTooLarge(too_large)
         chunks: list[bytes] = []
         size = 0
         try:
-            async with asyncio.timeout(BODY_TIMEOUT_SECONDS):
+            async with asyncio.timeout(limits.seconds):
                 while True:
                     message = await self._receive()
                     if message["type"] == "http.disconnect":
                         raise ClientDisconnected
                     chunk = message.get("body", b"")
                     size += len(chunk)
-                    if size > MAX_BODY_BYTES:
-                        raise RequestTooLarge(_TOO_LARGE)
+                    if size > limits.max_bytes:
+                        raise RequestTooLarge(too_large)
                     chunks.append(chunk)
                     if not message.get("more_body"):
                         return b"".join(chunks)
@@ -150,10 +167,7 @@ class Exchange:
         )
 
 
-_TOO_LARGE = f"The request body is larger than {MAX_BODY_BYTES} bytes."
-
-
-def decode_json(data: bytes) -> Any:
+def decode_json(data: bytes, max_depth: int = 64) -> Any:
     """Strict JSON: no NaN or Infinity, no numbers beyond float64, valid UTF-8, bounded depth."""
     try:
         value = msgspec.json.decode(data)
@@ -161,14 +175,15 @@ def decode_json(data: bytes) -> Any:
         # The decoder's text stays in the house: it may quote the body.
         raise InvalidRequest("The body is not valid JSON.") from None
     except RecursionError:
-        raise InvalidRequest(_TOO_DEEP) from None
+        raise InvalidRequest(_too_deep(max_depth)) from None
     # The number of brackets bounds the depth; nearly every request ends here.
-    if data.count(b"[") + data.count(b"{") > MAX_JSON_DEPTH and _is_deeper(value, MAX_JSON_DEPTH):
-        raise InvalidRequest(_TOO_DEEP)
+    if data.count(b"[") + data.count(b"{") > max_depth and _is_deeper(value, max_depth):
+        raise InvalidRequest(_too_deep(max_depth))
     return value
 
 
-_TOO_DEEP = f"The body is nested deeper than {MAX_JSON_DEPTH} levels."
+def _too_deep(limit: int) -> str:
+    return f"The body is nested deeper than {limit} levels."
 
 
 def _is_deeper(value: Any, limit: int) -> bool:

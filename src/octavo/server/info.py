@@ -6,7 +6,7 @@ import uuid
 
 import octavo
 from octavo.server.exchange import Exchange
-from octavo.server.protocol.models import ModelCard, ModelList, ModelPermission
+from octavo.server.protocol.models import ModelCard, ModelList, ModelPermission, VersionReply
 from octavo.server.state import ServerState
 
 
@@ -39,7 +39,7 @@ class InfoHandlers:
         await exchange.send_bytes(b"", 200, [])
 
     async def version(self, exchange: Exchange) -> None:
-        await exchange.send_json({"version": octavo.__version__})
+        await exchange.send_json(VersionReply(octavo.__version__))
 
     async def metrics(self, exchange: Exchange) -> None:
         body, content_type = self._state.metrics.render()

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import ipaddress
 import logging
 import time
 import uuid
 from collections.abc import Iterable
 
+from octavo.config import ServerConfig
 from octavo.errors import OctavoError, Unauthorized
 from octavo.metrics import Metrics
-from octavo.server.errors import HeadersTooLarge, error_reply
+from octavo.server.errors import HeadersTooLarge, HostNotAllowed, error_reply
 from octavo.server.exchange import ASGIApp, ClientDisconnected, Exchange, Receive, Scope, Send
 from octavo.server.protocol.common import is_request_id
 
@@ -52,6 +54,52 @@ class Authentication:
         matches = [hmac.compare_digest(digest, known) for known in self._digests]
         if scheme.lower() != "bearer" or not any(matches):
             raise Unauthorized("Incorrect API key.")
+
+
+class HostCheck:
+    """Only requests to one of the host names. A page of another site whose name was made to point at this machine
+    reaches the server too, but names its own host (DNS rebinding). Clients that name no host are no browsers.
+    """
+
+    def __init__(self, app: ASGIApp, hosts: frozenset[str]) -> None:
+        self._app = app
+        self._hosts = hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        host = Exchange(scope, receive, send).header(b"host")
+        if host and not self._is_allowed(_host_name(host)):
+            raise HostNotAllowed("This server does not answer to that host name. See --allowed-hosts.")
+        await self._app(scope, receive, send)
+
+    def _is_allowed(self, name: str) -> bool:
+        return name in self._hosts or name.endswith(".localhost") or _is_loopback(name)
+
+
+def allowed_hosts(config: ServerConfig) -> frozenset[str] | None:
+    """The names that `HostCheck` accepts; None when any will do.
+
+    Unless told otherwise only a server on a loopback address checks: others are known by names that nobody lists.
+    """
+    given = {name.lower().rstrip(".") for name in config.allowed_hosts}
+    if "*" in given or config.uds is not None:
+        return None
+    if not given and (config.host is None or not _is_loopback(config.host.lower())):
+        return None
+    return frozenset(given | {"localhost"} | ({config.host.lower()} if config.host else set()))
+
+
+def _host_name(header: str) -> str:
+    """The name in a `Host` header, without port, brackets and the final dot."""
+    name = header.strip().lower()
+    name = name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]
+    return name.rstrip(".")
+
+
+def _is_loopback(name: str) -> bool:
+    try:
+        return name == "localhost" or ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
 
 
 class RequestScope:

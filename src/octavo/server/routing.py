@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
+import msgspec
+
 from octavo.server.errors import MethodNotAllowed, RouteNotFound
 from octavo.server.exchange import Exchange, Receive, Scope, Send
 from octavo.server.protocol.common import WireModel
@@ -16,7 +18,8 @@ Handler = Callable[[Exchange], Awaitable[None]]
 class Route:
     """`path` may end in `/{name}`: the rest of the request's path, slashes included, is then its parameter.
 
-    `summary` and `body` describe the route to people; the log at start and the API document read them.
+    The rest describes the route, for the API document: the body's model, the reply's struct and that of a stream's
+    events, or the media type of a reply that is not JSON.
     """
 
     method: str
@@ -24,6 +27,9 @@ class Route:
     handler: Handler
     summary: str
     body: type[WireModel] | None = None
+    reply: type[msgspec.Struct] | None = None
+    event: type[msgspec.Struct] | None = None
+    media_type: str | None = None
 
 
 class Router:

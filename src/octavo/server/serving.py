@@ -23,7 +23,9 @@ from octavo.params import GenerateRequest, SamplingParams
 from octavo.server.best_of import best_of, widened
 from octavo.server.errors import clip, validate_body
 from octavo.server.exchange import Exchange
+from octavo.server.limits import beam_params, check_limits
 from octavo.server.logprobs import TokenNames, TokenTexts
+from octavo.server.pacing import KeepAlive, at_intervals
 from octavo.server.protocol.common import (
     MAX_BAD_WORD_CHARS,
     MAX_CACHE_SALT_CHARS,
@@ -101,6 +103,7 @@ class Serving:
 
     def checked_params(self, request: SamplingFields, **changes: Any) -> SamplingParams:
         """Validated sampling parameters; `max_tokens` may still be None."""
+        check_limits(request, self.state.config)
         if request.stream_options is not None and not request.stream:
             raise InvalidRequest("Stream options can only be defined when `stream=True`.", "stream_options")
         if request.stream and request.prompt_logprobs is not None:  # S19
@@ -112,18 +115,32 @@ class Serving:
             )
         if request.bad_words:
             changes["bad_word_token_ids"] = self._bad_words(request.bad_words)
+        beams = beam_params(request)
+        if beams is not None:
+            changes["best_of"] = None  # it is their number
+            if request.temperature is None:
+                changes["temperature"] = 0.0
         params = request.sampling_params(self.state.default_sampling, **changes)
-        params = params.validate(vocab_size=self.state.info.vocab_size, max_logprobs=self.state.config.max_logprobs)
-        if params.num_samples > 1 and params.greedy:
+        params = params.validate(
+            vocab_size=self.state.info.vocab_size,
+            max_logprobs=self.state.config.max_logprobs,
+            max_n=self.state.config.max_n,
+        )
+        if beams is not None:
+            beams.check(params, self.state.config.max_n)
+            self._check_mode("use_beam_search")
+        elif params.num_samples > 1 and params.greedy:
             name = "n" if params.n > 1 else "best_of"
             raise InvalidRequest(f"`{name}` must be 1 when `temperature` is 0: all choices would be equal.", name)
-        if params.num_samples > params.n and self.state.logprobs_mode.endswith("_logits"):
-            raise InvalidRequest(
-                "`best_of` other than `n` needs log probabilities, and this server has logits in their place "
-                "(--logprobs-mode).",
-                "best_of",
-            )
+        elif params.num_samples > params.n:
+            self._check_mode("best_of")
         return params
+
+    def _check_mode(self, name: str) -> None:
+        if self.state.logprobs_mode.endswith("_logits"):
+            raise InvalidRequest(
+                f"`{name}` needs log probabilities, and this server has logits in their place (--logprobs-mode).", name
+            )
 
     def _bad_words(self, words: list[str]) -> tuple[tuple[int, ...], ...]:
         """Each word as it is written at the start of a text and after a space (2.4)."""
@@ -145,6 +162,8 @@ class Serving:
         spec = spec_of(body, self._grammar_limits)
         if spec is None:
             return params
+        if body.get("use_beam_search"):  # a beam's tokens come from its log probabilities, not from the sampler
+            raise InvalidRequest(f"`{spec.param}` cannot be combined with `use_beam_search`.", spec.param)
         grammar = await self.state.grammars.check(spec)
         await self.state.client.prepare_grammars()
         return msgspec.structs.replace(params, grammar=grammar)
@@ -205,6 +224,7 @@ class Serving:
             priority=request.priority or 0,
             cache_salt=request.cache_salt or "",
             arrival_time=time.monotonic(),
+            beams=beam_params(request),
         )
 
     def _log_request(self, external_id: str, ids: list[int], params: SamplingParams) -> None:
@@ -219,6 +239,27 @@ class Serving:
         return TokenNames(self.texts, self.state.config.return_tokens_as_token_ids if as_ids is None else as_ids)
 
     # ------------------------------------------------------------ from request to deltas
+    def usage_events(self, request: SamplingFields) -> tuple[bool, bool]:
+        """Whether a stream ends with its usage, and whether each chunk carries it."""
+        forced = self.state.config.enable_force_include_usage
+        return forced or request.include_usage, request.continuous_usage
+
+    async def stream(
+        self,
+        exchange: Exchange,
+        request: SamplingFields,
+        requests: list[GenerateRequest],
+        params: SamplingParams,
+        writer: EventWriter,
+    ) -> None:
+        """The reply of a request with `stream`."""
+        config = self.state.config
+        interval = request.stream_interval or config.stream_interval
+        async with aclosing(self.generate(requests, params)) as generated:
+            deltas = generated if interval == 1 else at_intervals(generated, interval)
+            async with aclosing(deltas):
+                await stream_events(exchange, deltas, writer, KeepAlive(exchange, config.sse_keep_alive_interval))
+
     async def generate(
         self, requests: list[GenerateRequest], params: SamplingParams
     ) -> AsyncGenerator[tuple[int, GenerationDelta], None]:
@@ -315,18 +356,25 @@ class EventWriter(Protocol):
 
 
 async def stream_events(
-    exchange: Exchange, deltas: AsyncIterator[tuple[int, GenerationDelta]], writer: EventWriter
+    exchange: Exchange,
+    deltas: AsyncIterator[tuple[int, GenerationDelta]],
+    writer: EventWriter,
+    keep_alive: KeepAlive,
 ) -> None:
-    """Send a stream: one write a delta. Until the first delta an error raises and gets its own status (E50)."""
-    first = await anext(deltas)
-    await exchange.start_events()
+    """Send a stream: one write a delta. Until the reply begins an error raises and gets its own status (E50)."""
     try:
-        await exchange.write(writer.events(*first))
-        async for place, delta in deltas:
-            if data := writer.events(place, delta):
-                await exchange.write(data)
+        first = await keep_alive.first(deltas)
+        if not exchange.is_begun:
+            await exchange.start_events()
+        async with keep_alive.running():
+            await keep_alive.write(writer.events(*first))
+            async for place, delta in deltas:
+                if data := writer.events(place, delta):
+                    await keep_alive.write(data)
         await exchange.end(writer.last_events() + DONE)
     except Exception as exc:
+        if not exchange.is_begun:
+            raise
         if not isinstance(exc, OctavoError):
             logger.exception("stream %s failed", exchange.scope.get("octavo.request_id"))
         await exchange.end(error_events(exc))

@@ -84,6 +84,10 @@ class Renderer(Protocol):
 
     def render_text(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
 
+    def render_infill(
+        self, before: str | Sequence[int], after: str, add_special_tokens: bool = True
+    ) -> tuple[list[int], tuple[int, ...]] | None: ...
+
 
 @dataclass(frozen=True)
 class ServerState:

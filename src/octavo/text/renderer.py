@@ -18,6 +18,7 @@ from octavo.text.chat_template import (
     load_template,
     read_template_option,
 )
+from octavo.text.fim import infill_tokens
 from octavo.text.tokenizer import Tokenizer
 
 NO_TEMPLATE: Final = (
@@ -78,6 +79,21 @@ class Renderer:
                     f"has at least {least} tokens. Please reduce the length of the prompt."
                 )
         return self.tokenizer.encode(text, add_special_tokens)
+
+    def render_infill(
+        self, before: str | Sequence[int], after: str, add_special_tokens: bool = True
+    ) -> tuple[list[int], tuple[int, ...]] | None:
+        """The ids of a prompt after which the model writes what stands between two texts, and the ids that end it.
+
+        None when the vocabulary has no tokens for that.
+        """
+        marks = infill_tokens(self.tokenizer)
+        if marks is None:
+            return None
+        start = self.render_text("", add_special_tokens)  # a BOS, if the model wants one
+        prefix = self.render_text(before, False) if isinstance(before, str) else list(before)
+        suffix = self.render_text(after, False)
+        return [*start, marks.prefix, *prefix, marks.suffix, *suffix, marks.middle], marks.ends
 
     def render_chat(
         self,

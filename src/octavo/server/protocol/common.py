@@ -22,8 +22,7 @@ from pydantic_core import PydanticCustomError
 from octavo.errors import InvalidRequest
 from octavo.params import MAX_BAD_WORDS, SamplingParams
 
-#: Most stop strings of a request, and the most characters of one.
-MAX_STOP_STRINGS = 4
+#: The most characters of a stop string.
 MAX_STOP_CHARS = 4096
 MAX_CACHE_SALT_CHARS = 256
 MAX_BAD_WORD_CHARS = 512
@@ -54,8 +53,6 @@ def _check_stop(value: Any) -> Any:
         return []
     if not isinstance(stops, list) or not all(isinstance(s, str) for s in stops):
         raise PydanticCustomError("stop_type", "Input should be a string or a list of strings")
-    if len(stops) > MAX_STOP_STRINGS:
-        raise PydanticCustomError("too_many_stops", f"At most {MAX_STOP_STRINGS} stop strings are allowed")
     if any(len(s) > MAX_STOP_CHARS for s in stops):
         raise PydanticCustomError("stop_too_long", f"A stop string has at most {MAX_STOP_CHARS} characters")
     return stops
@@ -102,8 +99,12 @@ class SamplingFields(WireModel):
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     repetition_penalty: float | None = None
-    logit_bias: Annotated[dict[int, float] | None, BeforeValidator(_check_logit_bias)] = None
-    stop: Annotated[list[str], BeforeValidator(_check_stop)] = Field(default_factory=list)
+    logit_bias: Annotated[
+        dict[int, float] | None, BeforeValidator(_check_logit_bias, json_schema_input_type=dict[str, float] | None)
+    ] = None
+    stop: Annotated[list[str], BeforeValidator(_check_stop, json_schema_input_type=str | list[str] | None)] = Field(
+        default_factory=list
+    )
     stop_token_ids: list[Int] | None = None
     allowed_token_ids: list[Int] | None = None
     bad_words: Annotated[list[str] | None, Field(max_length=MAX_BAD_WORDS)] = None
@@ -121,7 +122,11 @@ class SamplingFields(WireModel):
     prompt_logprobs: Int | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    stream_interval: Int | None = None
     add_special_tokens: bool | None = None
+    use_beam_search: bool | None = None
+    length_penalty: float | None = None
+    early_stopping: bool | Literal["never"] | None = None
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
     request_id: Annotated[str | None, AfterValidator(_check_request_id)] = None
@@ -185,9 +190,6 @@ COMMON_REFUSALS: Refusals = {
     "json_schema": inert(None),
     "regex": inert(None),
     "ebnf": inert(None),
-    "use_beam_search": inert(None, False),
-    "length_penalty": inert(None, 1, 1.0),
-    "early_stopping": inert(None, False),
     "logprob_token_ids": inert(None, []),
     "logits_processors": inert(None, []),
 }

@@ -45,8 +45,11 @@ def _check_prompt(value: Any) -> Prompts:
 
 
 class CompletionRequest(SamplingFields):
-    prompt: Annotated[Prompts, PlainValidator(_check_prompt)]
+    prompt: Annotated[
+        Prompts, PlainValidator(_check_prompt, json_schema_input_type=str | list[str] | list[int] | list[list[int]])
+    ]
     logprobs: Int | None = None
+    suffix: str | None = None
 
     @property
     def scores_only(self) -> bool:
@@ -56,7 +59,6 @@ class CompletionRequest(SamplingFields):
 
 COMPLETION_REFUSALS: Refusals = {
     **COMMON_REFUSALS,
-    "suffix": inert(None, ""),
     "prompt_embeds": inert(None),
     "tools": inert(None),
     "tool_choice": inert(None, "none"),

@@ -1,4 +1,4 @@
-"""GET /v1/models: reply bodies (E32, N1)."""
+"""GET /v1/models and /version: reply bodies (E32, N1)."""
 
 from __future__ import annotations
 
@@ -29,6 +29,10 @@ class ModelCard(msgspec.Struct):
     object: str = "model"
     owned_by: str = "octavo"
     parent: str | None = None
+
+
+class VersionReply(msgspec.Struct):
+    version: str
 
 
 class ModelList(msgspec.Struct):

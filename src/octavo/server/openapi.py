@@ -1,0 +1,142 @@
+"""The API's own description: /openapi.json (OpenAPI 3.1) and /docs, a page that shows it.
+
+Request schemas come from the models that check the bodies, reply schemas from the structs that are encoded, paths from
+the table of routes: nothing is described that is not there. Both documents are made once, when first asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from pydantic.json_schema import models_json_schema
+
+import octavo
+from octavo.server.errors import ErrorBody
+from octavo.server.exchange import Exchange
+from octavo.server.middleware import OPEN_PATHS
+from octavo.server.protocol.common import WireModel
+from octavo.server.routing import Route
+from octavo.server.state import ServerState
+
+_REF = "#/components/schemas/{name}"
+#: The page is one file of ours: it may run its own script, ask this server, and nothing else.
+_PAGE_POLICY = (
+    b"default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; "
+    b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_ERRORS = {
+    "400": "The request is at fault; the error names the field",
+    "401": "No valid key was sent",
+    "404": "There is no such model",
+    "413": "The body is too large",
+    "429": "Too many requests are waiting",
+    "500": "The server is at fault",
+    "503": "The server drains, or its engine is dead",
+}
+
+
+class DocumentHandlers:
+    """`routes` are those that the document describes."""
+
+    def __init__(self, state: ServerState, routes: Sequence[Route]) -> None:
+        self._state = state
+        self._routes = routes
+
+    async def openapi(self, exchange: Exchange) -> None:
+        await exchange.send_bytes(self._json, 200, [(b"content-type", b"application/json")])
+
+    async def page(self, exchange: Exchange) -> None:
+        headers = [
+            (b"content-type", b"text/html; charset=utf-8"),
+            (b"content-security-policy", _PAGE_POLICY),
+            (b"x-content-type-options", b"nosniff"),
+        ]
+        await exchange.send_bytes(self._page, 200, headers)
+
+    @cached_property
+    def _json(self) -> bytes:
+        return msgspec.json.encode(document(self._state, self._routes))
+
+    @cached_property
+    def _page(self) -> bytes:
+        page = Path(__file__).with_name("docs.html").read_bytes()
+        # The document stands in the page: a second request would need the key again. JSON in a script element must
+        # not end it, nor begin a comment.
+        return page.replace(b"{{document}}", self._json.replace(b"<", rb"\u003c"))
+
+
+def document(state: ServerState, routes: Sequence[Route]) -> dict[str, Any]:
+    """The OpenAPI document as plain data."""
+    bodies = sorted({route.body for route in routes if route.body is not None}, key=lambda model: model.__name__)
+    schemas = _body_schemas(bodies) | _reply_schemas(routes)
+    paths: dict[str, dict[str, Any]] = {}
+    for route in routes:
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, bool(state.config.api_key))
+    components: dict[str, Any] = {"schemas": schemas}
+    if state.config.api_key:
+        components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "octavo",
+            "version": octavo.__version__,
+            "description": f"Serves {state.model_names[0]} over the OpenAI HTTP API.",
+        },
+        "servers": [{"url": state.config.root_path or "/"}],
+        "paths": paths,
+        "components": components,
+    }
+
+
+def _operation(route: Route, has_keys: bool) -> dict[str, Any]:
+    name = route.path.strip("/").replace("/", "_").replace("{", "").replace("}", "")
+    operation: dict[str, Any] = {
+        "operationId": f"{route.method.lower()}_{name}",
+        "summary": route.summary,
+        "tags": ["OpenAI" if route.path.startswith("/v1/") else "octavo"],
+        "responses": {"200": _reply(route)},
+    }
+    codes = ["500", "503"]
+    if route.body is not None:
+        schema = {"$ref": _REF.format(name=route.body.__name__)}
+        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
+        codes = ["400", "404", "413", "429", *codes]
+    if route.path.endswith("}"):
+        parameter = route.path[route.path.rindex("{") + 1 : -1]
+        operation["parameters"] = [{"name": parameter, "in": "path", "required": True, "schema": {"type": "string"}}]
+        codes = ["404", *codes]
+    if has_keys and route.path not in OPEN_PATHS:
+        operation["security"] = [{"key": []}]
+        codes = ["401", *codes]
+    error = {"application/json": {"schema": {"$ref": _REF.format(name=ErrorBody.__name__)}}}
+    for code in sorted(set(codes)):
+        operation["responses"][code] = {"description": _ERRORS[code], "content": error}
+    return operation
+
+
+def _reply(route: Route) -> dict[str, Any]:
+    if route.reply is None:
+        return {"description": "OK"} | ({"content": {route.media_type: {}}} if route.media_type else {})
+    content: dict[str, Any] = {"application/json": {"schema": {"$ref": _REF.format(name=route.reply.__name__)}}}
+    if route.event is not None:
+        # What one `data:` line holds; the last is `[DONE]`.
+        content["text/event-stream"] = {"x-event": route.event.__name__}
+    return {"description": "OK", "content": content}
+
+
+def _body_schemas(models: Sequence[type[WireModel]]) -> dict[str, Any]:
+    _, schema = models_json_schema(
+        [(model, "validation") for model in models], ref_template=_REF.replace("name", "model")
+    )
+    found: dict[str, Any] = schema.get("$defs", {})
+    return found
+
+
+def _reply_schemas(routes: Sequence[Route]) -> dict[str, Any]:
+    types = [t for route in routes for t in (route.reply, route.event) if t is not None]
+    _, schemas = msgspec.json.schema_components([*dict.fromkeys(types), ErrorBody], ref_template=_REF)
+    return schemas

@@ -1,0 +1,90 @@
+"""The part of a start that the server and `octavo.LLM` share: the engine and the tokenizer load side by side."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar
+
+from octavo import sources
+from octavo.config import EngineConfig
+from octavo.engine_process import EngineProcess
+from octavo.errors import StartupError
+from octavo.text.renderer import Renderer
+from octavo.text.tokenizer import Tokenizer, load_tokenizer
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+def resolve(config: EngineConfig) -> EngineConfig:
+    """The configuration with local paths, which is what the engine gets. Raises `CheckpointError`."""
+    return dataclasses.replace(config, model=sources.resolve(config.model))
+
+
+def wait_loaded(engine: EngineProcess, resolved: EngineConfig, chat_template: str | None) -> tuple[Tokenizer, Renderer]:
+    """Load the tokenizer while the engine loads the weights; both are ready then.
+
+    Raises `StartupError`. The engine is then to be killed.
+    """
+    text = _in_background(lambda: _load_text(resolved, chat_template))
+    # Without a tokenizer the weights are of no use: stop reading them.
+    text.add_done_callback(lambda future: engine.kill() if future.exception() is not None else None)
+    try:
+        info = engine.wait_ready(PhaseLog())
+    except StartupError:
+        if text.done():
+            text.result()  # the true cause, when it failed
+        raise
+    tokenizer, renderer = text.result()
+    renderer.max_model_len = info.max_model_len
+    if tokenizer.max_token_id >= info.vocab_size:
+        logger.warning(
+            "the tokenizer's ids go up to %d, but the model has only %d; prompts with the others are refused",
+            tokenizer.max_token_id,
+            info.vocab_size,
+        )
+    return tokenizer, renderer
+
+
+def _load_text(resolved: EngineConfig, chat_template: str | None) -> tuple[Tokenizer, Renderer]:
+    tokenizer = load_tokenizer(resolved.model.tokenizer or resolved.model.model)
+    return tokenizer, Renderer(tokenizer, chat_template)
+
+
+def _in_background(function: Callable[[], T]) -> Future[T]:
+    """Run `function` in a thread that does not keep the process alive."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            result = function()
+        except BaseException as exc:  # noqa: BLE001  # whoever waits for the future gets it
+            future.set_exception(exc)
+        else:
+            future.set_result(result)
+
+    threading.Thread(target=run, name="octavo-text", daemon=True).start()
+    return future
+
+
+class PhaseLog:
+    """Logs what the engine does while it starts: each phase, and its progress once in `INTERVAL` seconds."""
+
+    INTERVAL = 1.0
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._name = ""
+        self._time = 0.0
+
+    def __call__(self, name: str, detail: str) -> None:
+        now = self._clock()
+        if name != self._name or now - self._time >= self.INTERVAL:
+            self._name, self._time = name, now
+            logger.info("engine: %s", f"{name} {detail}".strip())

@@ -1,0 +1,126 @@
+"""/openapi.json describes what is there, and /docs shows it without anybody else's help."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import jsonschema
+import pytest
+
+from octavo.messages import TokenLogprobs
+from octavo.server.app import routes
+from server_fakes import answer, make_server, with_logprobs
+
+
+@pytest.fixture(scope="module")
+def document() -> Any:
+    reply = make_server().get("/openapi.json")
+    assert (reply.status, reply.headers["content-type"]) == (200, "application/json")
+    return reply.json()
+
+
+def schema(document: Any, name: str) -> dict[str, Any]:
+    return {"$ref": f"#/components/schemas/{name}", "components": document["components"]}
+
+
+def test_every_route_is_described_and_nothing_else(document: Any) -> None:
+    state = make_server(disable_fastapi_docs=True).state
+    described = {(m.upper(), path) for path, methods in document["paths"].items() for m in methods}
+    assert described == {(route.method, route.path) for route in routes(state)}
+    ids = [operation["operationId"] for methods in document["paths"].values() for operation in methods.values()]
+    assert len(ids) == len(set(ids))
+
+
+def test_references_lead_somewhere_and_schemas_are_valid(document: Any) -> None:
+    names = set(document["components"]["schemas"])
+    found = set(re.findall(r'"#/components/schemas/([^"]+)"', json.dumps(document)))
+    assert found <= names
+    for each in document["components"]["schemas"].values():
+        jsonschema.Draft202012Validator.check_schema(each)
+
+
+BODIES: list[tuple[str, dict[str, Any], bool]] = [
+    ("ChatRequest", {"messages": [{"role": "user", "content": "a"}]}, True),
+    ("ChatRequest", {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}]}, True),
+    ("ChatRequest", {"messages": []}, False),
+    ("ChatRequest", {}, False),
+    ("ChatRequest", {"messages": [{"role": "user"}], "temperature": "hot"}, False),
+    ("CompletionRequest", {"prompt": "a", "stop": "x", "logit_bias": {"5": 1}}, True),
+    ("CompletionRequest", {"prompt": ["a"], "stop": ["x"], "stream_options": {"include_usage": True}}, True),
+    ("CompletionRequest", {"prompt": [1, 2]}, True),
+    ("CompletionRequest", {"prompt": [[1], [2]], "n": None}, True),
+    ("CompletionRequest", {"prompt": 5}, False),
+    ("CompletionRequest", {"prompt": "a", "stop": 5}, False),
+    ("CompletionRequest", {"prompt": "a", "early_stopping": "never"}, True),
+    ("TokenizeRequest", {"prompt": "a"}, True),
+    ("DetokenizeRequest", {"tokens": [1]}, True),
+    ("DetokenizeRequest", {"tokens": "a"}, False),
+]
+
+
+@pytest.mark.parametrize("row", BODIES, ids=str)
+def test_bodies(document: Any, row: Any) -> None:
+    name, body, is_valid = row
+    assert jsonschema.Draft202012Validator(schema(document, name)).is_valid(body) == is_valid
+
+
+def test_replies_are_as_described(document: Any) -> None:
+    entries = [TokenLogprobs(-1.0, 1, [72, 73], [-1.0, -2.0]), TokenLogprobs(-1.0, 1, [105], [-1.0])]
+    server = make_server(lambda _: with_logprobs(answer("Hi"), entries))
+    usage = {"stream": True, "stream_options": {"include_usage": True}}
+    replies = [
+        ("ChatReply", [server.chat(logprobs=True, top_logprobs=2).json()]),
+        ("CompletionReply", [server.complete(logprobs=2).json()]),
+        ("ChatChunk", server.chat(logprobs=True, top_logprobs=2, **usage).events()),
+        ("CompletionReply", server.complete(logprobs=2, **usage).events()),
+        ("ModelList", [server.get("/v1/models").json()]),
+        ("ModelCard", [server.get("/v1/models/tiny").json()]),
+        ("VersionReply", [server.get("/version").json()]),
+        ("TokenizeReply", [server.post("/tokenize", {"prompt": "a", "return_token_strs": True}).json()]),
+        ("DetokenizeReply", [server.post("/detokenize", {"tokens": [97]}).json()]),
+        ("ErrorBody", [server.get("/v1/models/none").json()]),
+    ]
+    for name, bodies in replies:
+        for body in bodies:
+            jsonschema.validate(body, schema(document, name), jsonschema.Draft202012Validator)
+
+
+def test_the_page_holds_the_document_and_needs_nobody_else() -> None:
+    server = make_server()
+    reply = server.get("/docs")
+    assert (reply.status, reply.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    page = reply.body.decode()
+    held = re.search(r'<script type="application/json" id="document">(.*?)</script>', page, re.DOTALL)
+    assert held is not None
+    assert json.loads(held[1]) == server.get("/openapi.json").json()
+    assert not re.search(r"(src|href)=|https?://|@import|url\(", page.replace('href="openapi.json"', ""))
+    assert "default-src 'none'" in reply.headers["content-security-policy"]
+
+
+def test_a_name_cannot_break_out_of_the_page() -> None:
+    server = make_server()
+    object.__setattr__(server.state, "model_names", ("</script><script>alert(1)</script>",))
+    page = server.get("/docs").body.decode()
+    assert "alert(1)" in page and "<script>alert" not in page
+
+
+def test_e20_the_documents_can_be_turned_off() -> None:
+    server = make_server(disable_fastapi_docs=True)
+    assert [server.get(path).status for path in ("/openapi.json", "/docs")] == [404, 404]
+
+
+def test_e20_keys_guard_them_as_all_else() -> None:
+    server = make_server(api_key=["k"])
+    for path in ("/openapi.json", "/docs"):
+        assert server.get(path).status == 401
+        assert server.get(path, {"authorization": "Bearer k"}).status == 200
+    document = server.get("/openapi.json", {"authorization": "Bearer k"}).json()
+    assert document["components"]["securitySchemes"] == {"key": {"type": "http", "scheme": "bearer"}}
+    guarded = {path for path, methods in document["paths"].items() for o in methods.values() if "security" in o}
+    assert guarded == set(document["paths"]) - {"/health", "/ready"}
+
+
+def test_e20_behind_a_proxy_the_document_names_its_prefix() -> None:
+    assert make_server(root_path="/llm").get("/llm/openapi.json").json()["servers"] == [{"url": "/llm"}]
