@@ -191,10 +191,8 @@ class LLM:
 
     def _validated(self, params: SamplingParams, beams: BeamParams | None) -> SamplingParams:
         if params.grammar is not None:
-            # The engine takes a grammar only from the server, which has proven in a process of its own that it compiles.
-            raise InvalidRequest(
-                "`grammar` is not supported offline: structured output needs `octavo serve`.", "grammar"
-            )
+            # The engine takes only what the server has proven, in a process of its own, to compile.
+            raise InvalidRequest("`grammar` is not supported offline: use `octavo serve`.", "grammar")
         params = params.validate(vocab_size=self._ready.info.vocab_size, max_logprobs=self._max_logprobs)
         if beams is not None:
             beams.check(params)
