@@ -7,6 +7,7 @@ because running on real weights is its point. `pytest -m "not model"` leaves the
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -82,6 +83,25 @@ def _make_smollm2_hf() -> Path:
     return target
 
 
+BFCL = ("bfcl-eval==2026.3.23", "3bb6dfa5f0c68ad403c9ec50b00db2bb3b4cc9b38ab1ff33f48fe30d853d3a0a")
+
+
+def _fetch_bfcl() -> Path:
+    """The wheel that carries the questions and tool definitions of BFCL v4; only its data are ever read."""
+    requirement, sha256 = BFCL
+    target = model_directory() / "bfcl-eval.whl"
+    if not target.is_file():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=target.parent) as scratch:
+            options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "-q"]
+            command = [sys.executable, "-m", "pip", "download", *options, "-d", scratch, requirement]
+            subprocess.run(command, check=True)
+            (wheel,) = Path(scratch).glob("*.whl")
+            os.replace(wheel, target)
+    assert hashlib.sha256(target.read_bytes()).hexdigest() == sha256, f"{target} is damaged: remove it"
+    return target
+
+
 _MODELS: dict[str, Callable[[], Path]] = {
     "smollm2-gguf": lambda: packaged_file(SMOLLM2, model_directory()),
     "qwen2.5-coder-gguf": lambda: packaged_file(QWEN_CODER, model_directory()),
@@ -119,9 +139,15 @@ def smollm2_hf() -> Path:
     return model_path("smollm2-hf")
 
 
+@pytest.fixture(scope="session")
+def bfcl_wheel() -> Path:
+    """The wheel of bfcl-eval: thousands of real tool definitions."""
+    return _fetch_bfcl()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A test that uses real weights carries the marker `model`, so that it can be left out."""
-    fixtures = {"smollm2_gguf", "qwen_gguf", "gemma_gguf", "smollm2_hf"}
+    fixtures = {"smollm2_gguf", "qwen_gguf", "gemma_gguf", "smollm2_hf", "bfcl_wheel"}
     for item in items:
         if fixtures & set(getattr(item, "fixturenames", ())):
             item.add_marker("model")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import zipfile
 from collections.abc import Iterator
@@ -369,13 +368,10 @@ def _standard_types(schema: Any) -> Any:
     return changed
 
 
-def test_the_tool_definitions_of_bfcl_are_accepted_or_refused_by_name() -> None:
-    """$OCTAVO_TEST_BFCL: a wheel of bfcl-eval."""
-    if "OCTAVO_TEST_BFCL" not in os.environ:
-        pytest.skip("OCTAVO_TEST_BFCL is not set")
+def test_the_tool_definitions_of_bfcl_are_accepted_or_refused_by_name(bfcl_wheel: Path) -> None:
     counts = {"accepted": 0, "refused": 0, "not compiled": 0}
     seen: set[str] = set()
-    for original in _bfcl_schemas(Path(os.environ["OCTAVO_TEST_BFCL"])):
+    for original in _bfcl_schemas(bfcl_wheel):
         for schema in (original, _standard_types(original)):
             key = json.dumps(schema)
             if key in seen:
