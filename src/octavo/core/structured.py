@@ -82,10 +82,6 @@ class StructuredOutputs:
         self._masks: dict[int, ctypes.Array[ctypes.c_uint32]] = {}  # by slot
 
     # ------------------------------------------------------------------------------------------- before a request runs
-    @property
-    def num_pending(self) -> int:
-        return len(self._pending)
-
     def set_vocabulary(self, vocabulary: Vocabulary) -> None:
         """To come before the first request."""
         self._num_words = -(-max(self._vocab_size, len(vocabulary.tokens)) // 32)

@@ -40,16 +40,15 @@ class LinearWeight:
 class EmbeddingWeight:
     """A packed [N, K] table of rows. It may share its memory with the LinearWeight of a tied output layer.
 
-    `nbytes` is what one use of it reads, a row; `table_nbytes` is the whole.
+    `nbytes` is what one use of it reads: a row.
     """
 
-    __slots__ = ("K", "N", "kind", "native", "nbytes", "table_nbytes")
+    __slots__ = ("K", "N", "kind", "native", "nbytes")
 
     def __init__(self, native: _cpu.PackedLinear, kind: str) -> None:
         self.native = native
         self.N: Final = native.N
         self.K: Final = native.K
-        self.table_nbytes: Final = native.nbytes
         self.nbytes: Final = native.nbytes // native.N
         self.kind: Final = kind
 

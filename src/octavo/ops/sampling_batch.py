@@ -112,16 +112,19 @@ class SamplingBatch:
             masks=SparseRows(_ints(offsets), _ints(0)),
         )
 
-    def reset(self, num_rows: int) -> None:
-        """Make rows 0 .. num_rows - 1 greedy, without penalties, bias or masks."""
+    def begin(self, num_rows: int) -> None:
+        """For a caller that goes on to write every tensor's rows 0 .. num_rows - 1: nothing sparse in them so far."""
         assert num_rows <= self.temperature.numel(), "more rows than allocated"
         self.num_rows = num_rows
-        # Through numpy: a slice of a tensor costs ten times as much, and this runs once a step.
+        self.penalties.active = self.bias.active = self.masks.active = False
+
+    def reset(self, num_rows: int) -> None:
+        """Make rows 0 .. num_rows - 1 greedy, without penalties, bias or masks."""
+        self.begin(num_rows)
         for tensor in (self.temperature, self.min_p, self.presence, self.frequency, self.top_k):
             tensor.numpy()[:num_rows] = 0
         for tensor in (self.top_p, self.repetition):
             tensor.numpy()[:num_rows] = 1
-        self.penalties.active = self.bias.active = self.masks.active = False
 
 
 def csr_offsets(lengths: Sequence[int]) -> np.ndarray:

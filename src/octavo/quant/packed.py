@@ -59,10 +59,6 @@ class QuantizedWeight:
         return self.values.shape[0]
 
     @property
-    def num_columns(self) -> int:
-        return self.values.shape[1]
-
-    @property
     def nbytes(self) -> int:
         """Bytes held in this form (a value takes a whole byte; the device's packing is smaller)."""
         scales = self.scales.nbytes * (1 if self.mins is None else 2)

@@ -100,7 +100,7 @@ class Sampler:
 
     def _fill_batch(self, states: RequestStates, slots: np.ndarray, at_end: frozenset[int]) -> None:
         batch, num_rows = self._batch, len(slots)
-        batch.reset(num_rows)
+        batch.begin(num_rows)
         batch.temperature.numpy()[:num_rows] = states.temperature[slots]
         batch.top_p.numpy()[:num_rows] = states.top_p[slots]
         batch.min_p.numpy()[:num_rows] = states.min_p[slots]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 
 import torch
 
@@ -13,16 +12,13 @@ from octavo.device.base import Device
 from octavo.device.cpu import CPUDevice
 from octavo.errors import InvalidConfig
 from octavo.messages import EngineInfo
-from octavo.models.loader import LoadedModel, load_model
+from octavo.models.loader import DTYPES, LoadedModel, OnPhase, load_model
 from octavo.ops.table import Ops, bind
 from octavo.params import SamplingParams
 from octavo.step import ModelRunnerOutput, NewRequestData, SchedulerOutput
 from octavo.worker.kv_memory import KVCachePlan, plan_kv_cache
 from octavo.worker.model_runner import KVCaches, ModelRunner
 
-OnPhase = Callable[[str, str], None]
-
-_TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 #: A step on a CPU lasts as long as its tokens; more of them at once would only stall the decoding requests.
 _DEFAULT_BATCHED_TOKENS = 512
 
@@ -100,7 +96,7 @@ class Worker:
     def _kv_cache_dtype(self, loaded: LoadedModel) -> torch.dtype:
         """auto: the type of the checkpoint's unquantized weights; float16 where all are quantized."""
         asked = self._config.cache.kv_cache_dtype
-        return loaded.dtype if asked == "auto" else _TORCH_DTYPES[asked]
+        return loaded.dtype if asked == "auto" else DTYPES[asked]
 
     def _plan_kv_cache(
         self, loaded: LoadedModel, ops: Ops, kv_dtype: torch.dtype, max_model_len: int, device: Device
