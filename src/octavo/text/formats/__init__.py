@@ -1,0 +1,1 @@
+"""Output formats of models: how they write tool calls and what they think."""

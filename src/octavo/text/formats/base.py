@@ -1,0 +1,244 @@
+"""What an output format is: a row of marks, and a body that knows how a call is spelled.
+
+From a row come the parser of what a model writes (`Body.parse`) and the grammar that makes it write so
+(`Body.grammar`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+from octavo.text.json_copy import JsonCopy
+from octavo.text.source import Malformed, Source, Steps, Unfinished, marks
+
+#: Characters of a function's name.
+MAX_NAME: Final = 256
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A function that the model may call. `parameters`: the schema of its arguments."""
+
+    name: str
+    parameters: Mapping[str, Any] = field(default_factory=lambda: {"type": "object"})
+
+
+class CallSink(Protocol):
+    """Where the parts of calls go."""
+
+    def begin(self, name: str, call_id: str | None) -> None:
+        """A call of that function begins; its arguments follow."""
+        ...
+
+    def arguments(self, text: str) -> None:
+        """The next piece of the JSON text of the call's arguments."""
+        ...
+
+
+class Call:
+    """One call that is being read: `with Call(...) as call`.
+
+    It is announced when its name is known and its arguments begin; from then on it is a call, whatever follows. Until
+    then the source records what is read, which is content if it comes to nothing. A call that breaks off after it was
+    announced gets the end that makes JSON of its arguments, unless the whole text was cut off.
+    """
+
+    def __init__(self, source: Source, sink: CallSink, names: frozenset[str] | None = None) -> None:
+        """`names`: the only ones that a call may have; None: any."""
+        self._source = source
+        self._sink = sink
+        self._names = names
+        self._early: list[str] = []  # arguments that came before the name
+        self.name: str | None = None
+        self.call_id: str | None = None
+        self.is_announced = False
+        #: What makes JSON of the arguments that were passed on.
+        self.completion: Callable[[], str] = lambda: ""
+        if not source.is_recording:
+            source.record()
+
+    def __enter__(self) -> Call:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        cut_off = isinstance(error, Unfinished) and self._source.is_truncated
+        if isinstance(error, Malformed) and self.is_announced and not cut_off:
+            self.arguments(self.completion())
+
+    def set_name(self, name: str) -> None:
+        """Raises `Malformed` for a name that no call can have."""
+        if not name or len(name) > MAX_NAME or not name.isprintable():
+            raise Malformed
+        if self._names is not None and name not in self._names:
+            raise Malformed
+        if self.name is None:
+            self.name = name
+            if self._early:
+                self.arguments("".join(self._early))
+
+    def arguments(self, text: str) -> None:
+        if self.name is None:
+            self._early.append(text)
+            return
+        if not self.is_announced:
+            self.is_announced = True
+            self._source.recorded()
+            self._sink.begin(self.name, self.call_id)
+        self._sink.arguments(text)
+
+    def copy_json(self, source: Source) -> Steps[None]:
+        """The arguments are a JSON object that begins here."""
+        yield from source.skip_blanks()
+        char = yield from source.peek()
+        if char != "{":
+            raise Malformed if char else Unfinished
+        copy = JsonCopy(self.arguments)
+        self.completion = copy.completion
+        yield from copy.run(source)
+        self.completion = lambda: ""
+
+    def close(self) -> None:
+        """The call is at its end. Raises `Malformed` when it has no name."""
+        if self.name is None:
+            raise Malformed
+        if not self.is_announced:
+            self.arguments("{}")
+
+
+class GrammarBuilder(Protocol):
+    """`tool_grammar.Builder`: pieces of Lark text."""
+
+    def mark(self, text: str) -> str:
+        """A mark: the special token of that text where the vocabulary has one, else the text."""
+        ...
+
+    def text(self, text: str) -> str:
+        """A literal text; "" for none."""
+        ...
+
+    def spelled(self, text: str) -> str:
+        """A text in which marks stand that may be special tokens."""
+        ...
+
+    def json(self, schema: Any) -> str:
+        """A JSON value of the schema."""
+        ...
+
+    def regex(self, pattern: str) -> str: ...
+
+    def one_of(self, alternatives: Sequence[str]) -> str: ...
+
+
+class Body(Protocol):
+    """How calls are spelled between the marks of a row."""
+
+    def parse(self, source: Source, sink: CallSink, tools: Mapping[str, Tool], opened: str) -> Steps[None]:
+        """Read what follows the mark `opened`, which is "" where a call begins without one.
+
+        Raises `Malformed` where it is no call any more. Everything but `Call` is stateless.
+        """
+        ...
+
+    def grammar(self, build: GrammarBuilder, tools: Sequence[Tool], *, parallel: bool) -> str:
+        """One or more calls of `tools`, with all their marks but the first of the row's `begins`."""
+        ...
+
+
+class TextSink(CallSink, Protocol):
+    """`output_parser.Sink`: text goes to `reasoning.add` and `content.add`."""
+
+    @property
+    def reasoning(self) -> TextPieces: ...
+
+    @property
+    def content(self) -> TextPieces: ...
+
+
+class TextPieces(Protocol):
+    def add(self, text: str) -> None: ...
+
+    def drop_blanks(self) -> None: ...
+
+    def release_blanks(self) -> None: ...
+
+
+#: (source, sink, are tools wanted, is reasoning wanted)
+Pipeline = Callable[[Source, TextSink, bool, bool], Steps[None]]
+
+
+@dataclass(frozen=True)
+class ToolFormat:
+    """One row."""
+
+    name: str
+    body: Body
+    begins: tuple[str, ...] = ()  # any of them opens one call or several; the grammar writes the first
+    ends: tuple[str, ...] = ()  # what may follow the calls, and is no text
+    noise: tuple[str, ...] = ()  # marks around all calls, which are no text either
+    openers: str = ""  # characters with which calls without a mark begin, at the start of the text only
+    id_style: str = "call"  # how ids look: "call" or "mistral"
+    extra_marks: tuple[str, ...] = ()  # inside calls
+    pipeline: Pipeline | None = None  # reads the whole output, in place of the usual stages
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """All texts that may be special tokens of the vocabulary."""
+        return (*self.begins, *self.ends, *self.noise, *self.extra_marks)
+
+
+@dataclass(frozen=True)
+class ReasoningFormat:
+    """How a model marks what it thinks before it answers."""
+
+    name: str
+    begin: str
+    end: str
+    pipeline: Pipeline | None = None
+    is_implicit: bool = False  # the thinking may begin without its mark, where the prompt does not say that it is over
+    #: Further ways to begin and to end it.
+    other_begins: tuple[str, ...] = ()
+    other_ends: tuple[str, ...] = ()
+
+    @property
+    def begins(self) -> tuple[str, ...]:
+        return (self.begin, *self.other_begins)
+
+    @property
+    def ends(self) -> tuple[str, ...]:
+        return (self.end, *self.other_ends)
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        return (*self.begins, *self.ends)
+
+
+def read_string(source: Source, limit: int = 4096) -> Steps[str]:
+    """A JSON string, decoded. Raises `Malformed`, also for one of more than `limit` characters."""
+    parts: list[str] = []
+    char = yield from source.peek()
+    if not char or char not in "\"'":
+        raise Malformed if char else Unfinished
+    size = 0
+
+    def keep(text: str) -> None:
+        nonlocal size
+        size += len(text)
+        if size > limit:
+            raise Malformed
+        parts.append(text)
+
+    yield from JsonCopy(keep).run(source)
+    text: str = json.loads("".join(parts))
+    return text
+
+
+def skip_strays(source: Source) -> Steps[None]:
+    """Closing brackets too many, which some models write."""
+    closers = marks("}", "]")
+    while True:
+        yield from source.skip_blanks()
+        if (yield from source.accept_any(closers)) is None:
+            return

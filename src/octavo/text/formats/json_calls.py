@@ -1,0 +1,139 @@
+"""Calls that are JSON objects: {"name": ..., "arguments": {...}}, alone, in a list, or one after the other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from octavo.text.formats.base import Call, CallSink, GrammarBuilder, Tool, read_string, skip_strays
+from octavo.text.json_copy import JsonCopy
+from octavo.text.source import Malformed, Source, Steps, Unfinished, marks
+
+#: Objects within the object of a call: {"type": "function", "function": {...}}.
+_MAX_NESTING = 3
+
+
+@dataclass(frozen=True)
+class JsonCalls:
+    """`argument_key` and the shape (`is_list`) are what the grammar writes; the parser takes the others too.
+
+    `before`, `between`, `after`: the blanks that the models of the format write inside their marks.
+    """
+
+    argument_key: str = "arguments"
+    is_list: bool = False
+    before: str = ""
+    separator: str = ""  # of calls that follow each other without a list; "": each has its own marks
+    after: str = ""
+    only_known: bool = False  # names that are not among the tools make it no call
+    end: str = ""  # what the grammar writes after the calls: one of the row's `ends`
+
+    def parse(self, source: Source, sink: CallSink, tools: Mapping[str, Tool], opened: str) -> Steps[None]:
+        names = frozenset(tools) if self.only_known and not opened else None
+        yield from source.skip_blanks()
+        if (yield from source.accept("[")):
+            yield from self._list(source, sink, names)
+        else:
+            yield from self._call(source, sink, names)
+            while (yield from self._goes_on(source)):
+                yield from self._call(source, sink, names)
+        yield from skip_strays(source)
+
+    def _list(self, source: Source, sink: CallSink, names: frozenset[str] | None) -> Steps[None]:
+        is_empty = True
+        while True:
+            yield from source.skip_blanks()
+            if (yield from source.accept("]")):
+                if is_empty:
+                    raise Malformed
+                return
+            if is_empty or (yield from source.accept(",")):
+                yield from source.skip_blanks()
+            if (yield from source.at("]")):
+                continue
+            if not is_empty and (yield from source.is_over()):
+                return  # the list's end is missing, and no call is open
+            yield from self._call(source, sink, names)
+            is_empty = False
+
+    def _goes_on(self, source: Source) -> Steps[bool]:
+        """Another call follows, after a separator. What else follows is left alone."""
+        if not self.separator:
+            return False
+        yield from source.skip_blanks()
+        if not (yield from source.accept_any(marks(";", ","))):
+            return False
+        yield from source.skip_blanks()
+        return (yield from source.at("{"))
+
+    def _call(self, source: Source, sink: CallSink, names: frozenset[str] | None) -> Steps[None]:
+        with Call(source, sink, names) as call:
+            yield from self._object(source, call, 0)
+            call.close()
+
+    def _object(self, source: Source, call: Call, depth: int) -> Steps[None]:
+        """The members of a call's object, in any order."""
+        yield from source.expect("{")
+        while True:
+            yield from source.skip_blanks()
+            if (yield from source.accept("}")):
+                return
+            if (yield from source.accept(",")):
+                continue
+            if call.is_announced and not (yield from source.at('"')):
+                return  # its own end is missing, but the arguments are whole
+            key = yield from read_string(source)
+            yield from source.skip_blanks()
+            yield from source.expect(":")
+            yield from source.skip_blanks()
+            yield from self._member(source, call, key, depth)
+
+    def _member(self, source: Source, call: Call, key: str, depth: int) -> Steps[None]:
+        char = yield from source.peek()
+        if key in ("name", "function") and char in ('"', "'"):
+            call.set_name((yield from read_string(source)))
+        elif key == "function" and char == "{" and depth < _MAX_NESTING:
+            yield from self._object(source, call, depth + 1)
+        elif key in ("arguments", "parameters", "args", "input") and not call.is_announced:
+            yield from _arguments(source, call, char)
+        else:
+            yield from JsonCopy(lambda text: None).run(source)
+
+    # ------------------------------------------------------------ grammar
+    def grammar(self, build: GrammarBuilder, tools: Sequence[Tool], *, parallel: bool) -> str:
+        calls = []
+        for tool in tools:
+            head = f'{{"name": {_quoted(tool.name)}, "{self.argument_key}": '
+            calls.append(f"{build.text(head)} {build.json(tool.parameters)} {build.text('}')}")
+        call = build.one_of(calls)
+        more = build.text(", " if self.is_list else self.separator)
+        if parallel and (self.is_list or self.separator):
+            call = f"{call} ({more} {call})*"
+        opening, closing = (build.text("["), build.text("]")) if self.is_list else ("", "")
+        end = build.mark(self.end) if self.end else ""
+        return " ".join(filter(None, [build.text(self.before), opening, call, closing, build.text(self.after), end]))
+
+
+def _arguments(source: Source, call: Call, char: str) -> Steps[None]:
+    """The arguments: an object, null for none, or the JSON text of an object as a string."""
+    if char == "{":
+        yield from call.copy_json(source)
+    elif char in ('"', "'"):
+        text = yield from read_string(source, 1 << 24)
+        inner = Source()
+        inner.feed(text)
+        inner.end(truncated=False)
+        parts: list[str] = []
+        yield from JsonCopy(parts.append).run(inner)
+        if not parts[0].startswith("{"):
+            raise Malformed
+        call.arguments("".join(parts))
+    elif (yield from source.accept("null")) or (yield from source.accept("None")):
+        call.arguments("{}")
+    else:
+        raise Malformed if char else Unfinished
+
+
+def _quoted(name: str) -> str:
+    return json.dumps(name, ensure_ascii=False)

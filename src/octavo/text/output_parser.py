@@ -1,0 +1,269 @@
+"""What a model writes, told apart: what it thinks, what it says, and the calls that it makes.
+
+Law: the deltas of all pushes and of `finish`, put together, depend on the text alone, not on how it was cut. So the
+reply that is not streamed, which pushes once, is the fold of the one that is.
+
+Blanks that stand between a mark and text belong to the mark: they are no content.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from octavo.text.formats.base import ReasoningFormat, Tool, ToolFormat
+from octavo.text.source import BLANKS, Malformed, Marks, Source, Steps, marks
+
+
+@dataclass(slots=True)
+class CallDelta:
+    """News of one call. `name` comes once, with the first; `call_id` then too, where the model gave one itself."""
+
+    index: int
+    name: str | None = None
+    call_id: str | None = None
+    arguments: str = ""
+
+
+@dataclass(slots=True)
+class OutputDelta:
+    """What some text meant."""
+
+    reasoning: str = ""
+    content: str = ""
+    calls: list[CallDelta] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.reasoning or self.content or self.calls)
+
+
+class _Text:
+    """Pieces of one kind of text; blanks at its end are held until it is known what follows them."""
+
+    __slots__ = ("_blanks", "_is_empty", "_parts")
+
+    def __init__(self) -> None:
+        self._is_empty = True  # nothing was ever taken or is here to be
+        self._parts: list[str] = []
+        self._blanks: list[str] = []
+
+    def add(self, text: str) -> None:
+        stripped = text.rstrip(BLANKS)
+        if stripped:
+            self._parts += [*self._blanks, stripped]
+            self._blanks = []
+            self._is_empty = False
+        if len(stripped) < len(text):
+            self._blanks.append(text[len(stripped) :])
+
+    def drop_blanks(self) -> None:
+        """A mark follows."""
+        self._blanks = []
+
+    def add_after_mark(self, blanks: str) -> None:
+        """The blanks after a mark only part this text from what was there before."""
+        if not self._is_empty:
+            self.add(blanks)
+
+    def release_blanks(self) -> None:
+        self._parts += self._blanks
+        self._blanks = []
+
+    def take(self) -> str:
+        text = "".join(self._parts)
+        self._parts = []
+        return text
+
+
+class Sink:
+    """Gathers what the stages find until it is taken. At most `max_calls` calls are kept, where that is set."""
+
+    def __init__(self, max_calls: int | None = None) -> None:
+        self.reasoning = _Text()
+        self.content = _Text()
+        self.num_calls = 0
+        self._max_calls = max_calls
+        self._calls: list[tuple[CallDelta, list[str]]] = []
+
+    def begin(self, name: str, call_id: str | None) -> None:
+        self.content.drop_blanks()
+        self.num_calls += 1
+        if not self._is_kept():
+            return
+        self._calls.append((CallDelta(self.num_calls - 1, name, call_id), []))
+
+    def arguments(self, text: str) -> None:
+        if not self._is_kept():
+            return
+        if not self._calls or self._calls[-1][0].index != self.num_calls - 1:
+            self._calls.append((CallDelta(self.num_calls - 1), []))
+        self._calls[-1][1].append(text)
+
+    def _is_kept(self) -> bool:
+        return self._max_calls is None or self.num_calls <= self._max_calls
+
+    def take(self) -> OutputDelta:
+        calls = []
+        for delta, parts in self._calls:
+            delta.arguments = "".join(parts)
+            if delta.name is not None or delta.arguments:
+                calls.append(delta)
+        self._calls = []
+        return OutputDelta(self.reasoning.take(), self.content.take(), calls)
+
+
+@dataclass(frozen=True)
+class OutputFormat:
+    """How the output of one request is to be read.
+
+    is_thinking: the prompt ends inside the model's thinking (True), or after it (False); None: the prompt does not
+    tell. `whole_call`: all of the text is the arguments of a call of that function.
+    """
+
+    tools: ToolFormat | None = None
+    reasoning: ReasoningFormat | None = None
+    known_tools: Sequence[Tool] = ()
+    is_thinking: bool | None = None
+    whole_call: str | None = None
+    max_calls: int | None = None
+
+    @property
+    def marks(self) -> frozenset[str]:
+        """Texts that must reach the parser though they may be special tokens."""
+        rows = (self.tools, self.reasoning)
+        return frozenset(mark.strip() for row in rows if row is not None for mark in row.marks)
+
+
+class OutputParser:
+    """The parser of one sample; used by one thread at a time. `finish` ends it."""
+
+    def __init__(self, output_format: OutputFormat) -> None:
+        self._source = Source()
+        self._sink = Sink(output_format.max_calls)
+        self._format = output_format
+        #: Characters of the text up to the end of the thinking; None while it goes on.
+        self.reasoning_end: int | None = None
+        self._steps = self._stages()
+        self._is_over = False
+
+    @property
+    def num_calls(self) -> int:
+        return self._sink.num_calls
+
+    def push(self, text: str) -> OutputDelta:
+        """What the text means, as far as that is certain."""
+        self._source.feed(text)
+        return self._advance()
+
+    def finish(self, *, truncated: bool) -> OutputDelta:
+        """The rest. `truncated`: the text was cut off by a limit, not ended by the model."""
+        self._source.end(truncated=truncated)
+        return self._advance()
+
+    def _advance(self) -> OutputDelta:
+        if not self._is_over:
+            self._is_over = next(self._steps, True) is True
+        return self._sink.take()
+
+    # ------------------------------------------------------------ stages
+    def _stages(self) -> Steps[None]:
+        source, sink, rows = self._source, self._sink, self._format
+        pipeline = next((row.pipeline for row in (rows.tools, rows.reasoning) if row and row.pipeline), None)
+        if pipeline is not None:
+            yield from pipeline(source, sink, rows.tools is not None, rows.reasoning is not None)
+        else:
+            if rows.reasoning is not None:
+                yield from _reasoning(source, sink, rows.reasoning, rows.is_thinking)
+            self.reasoning_end = source.num_consumed
+            if rows.whole_call is not None:
+                yield from _whole_call(source, sink, rows.whole_call)
+            elif rows.tools is not None:
+                yield from _Calls(source, sink, rows.tools, rows.known_tools).run()
+            else:
+                yield from source.copy_until(marks(), sink.content.add)
+        if not sink.num_calls:
+            sink.content.release_blanks()
+
+
+def _reasoning(source: Source, sink: Sink, row: ReasoningFormat, is_thinking: bool | None) -> Steps[None]:
+    """What the model thinks before anything else."""
+    begins = marks(*row.begins)
+    source.record()
+    yield from source.skip_blanks()
+    begun = None if is_thinking is False else (yield from source.accept_any(begins))
+    blanks = source.recorded()
+    if begun is None and not is_thinking and not (row.is_implicit and is_thinking is None):
+        sink.content.add(blanks)
+        return
+    yield from source.skip_blanks()
+    mark = yield from source.copy_until(marks(*row.ends), sink.reasoning.add)
+    if mark is None:
+        sink.reasoning.release_blanks()
+        return
+    sink.reasoning.drop_blanks()
+    source.take(len(mark))
+    yield from source.skip_blanks()
+
+
+def _whole_call(source: Source, sink: Sink, name: str) -> Steps[None]:
+    """The grammar of the request lets nothing but the arguments through."""
+    yield from source.skip_blanks()
+    if (yield from source.is_over()):
+        return
+    sink.begin(name, None)
+    yield from source.copy_until(marks(), sink.arguments)
+
+
+class _Calls:
+    """Calls among text."""
+
+    def __init__(self, source: Source, sink: Sink, row: ToolFormat, tools: Sequence[Tool]) -> None:
+        self._source = source
+        self._sink = sink
+        self._row = row
+        self._tools: Mapping[str, Tool] = {tool.name: tool for tool in tools}
+        self._marks: Marks = marks(*row.begins, *row.noise)
+        self._ends: Marks = marks(*row.ends)
+
+    def run(self) -> Steps[None]:
+        source, row = self._source, self._row
+        if row.openers:
+            source.record()
+            yield from source.skip_blanks()
+            char = yield from source.peek()
+            if char and char in row.openers:
+                yield from self._attempt("")
+            else:
+                self._sink.content.add(source.recorded())
+        while (mark := (yield from source.copy_until(self._marks, self._sink.content.add))) is not None:
+            if mark in row.noise:
+                source.take(len(mark))
+                self._sink.content.drop_blanks()
+            else:
+                source.record()
+                source.take(len(mark))
+                yield from self._attempt(mark)
+
+    def _attempt(self, opened: str) -> Steps[None]:
+        """Read calls after a mark. What comes to nothing is content (F24), the mark included."""
+        source, sink = self._source, self._sink
+        num_calls = sink.num_calls
+        try:
+            yield from self._row.body.parse(source, sink, self._tools, opened)
+        except Malformed as error:
+            sink.content.add(source.recorded() if source.is_recording else str(error))
+            if sink.num_calls == num_calls:
+                return
+            # A call broke off, or one after it: what follows is content, so that nothing is lost.
+            stops = marks(*self._row.begins, *self._row.ends)
+            yield from source.copy_until(stops, sink.content.add)
+        source.record()
+        yield from source.skip_blanks()
+        ended = yield from source.accept_any(self._ends)
+        blanks = source.recorded()
+        if ended is None:
+            sink.content.add_after_mark(blanks)
+        else:
+            source.record()
+            yield from source.skip_blanks()
+            sink.content.add_after_mark(source.recorded())

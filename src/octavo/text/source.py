@@ -1,0 +1,198 @@
+"""Text that arrives in pieces, for parsers that are written as if it were all there.
+
+A parser is a generator: it asks the source for what it needs next, and where that has not arrived it yields and is
+resumed with more. What it decides depends on the text alone and never on how the text was cut: each question here is
+answered only when no further text could change the answer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Generator, Iterable
+from functools import lru_cache
+from typing import Final, TypeVar
+
+T = TypeVar("T")
+#: A parser, or a part of one: yields when it needs more text, returns its result.
+Steps = Generator[None, None, T]
+
+BLANKS: Final = " \t\r\n"
+_BLANKS: Final = re.compile(r"[ \t\r\n]*")
+
+
+class Malformed(Exception):
+    """The text is not what the parser expected: its argument, which was consumed, or what the source stands at."""
+
+
+class Unfinished(Malformed):
+    """The text ended where the parser expected more."""
+
+
+class Marks:
+    """Texts to look for. Of several that begin at one place the longest counts."""
+
+    __slots__ = ("_pattern", "texts")
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self.texts = tuple(sorted({text for text in texts if text}, key=len, reverse=True))
+        self._pattern = re.compile("|".join(map(re.escape, self.texts))) if self.texts else None
+
+    def find(self, text: str, start: int) -> int | None:
+        """Where the first mark begins."""
+        found = self._pattern.search(text, start) if self._pattern is not None else None
+        return None if found is None else found.start()
+
+    def num_held(self, text: str, start: int) -> int:
+        """Characters at the end of `text` that may turn out to begin a mark."""
+        most = 0
+        for mark in self.texts:
+            for size in range(min(len(mark) - 1, len(text) - start), most, -1):
+                if text.endswith(mark[:size]):
+                    most = size
+                    break
+        return most
+
+
+@lru_cache(maxsize=256)
+def marks(*texts: str) -> Marks:
+    return Marks(texts)
+
+
+class Source:
+    """`feed` adds text, `end` says that no more follows; everything else is for the parser that reads it.
+
+    What was consumed is gone, unless it is being recorded. `is_truncated`: the text was cut off, by a limit and not by
+    its author.
+    """
+
+    __slots__ = ("_pos", "_record", "_text", "is_ended", "is_truncated", "num_consumed")
+
+    def __init__(self) -> None:
+        self._text = ""
+        self._pos = 0
+        self._record: list[str] | None = None
+        self.num_consumed = 0  # characters
+        self.is_ended = False
+        self.is_truncated = False
+
+    def feed(self, text: str) -> None:
+        self._text = self._text[self._pos :] + text
+        self._pos = 0
+
+    def end(self, *, truncated: bool) -> None:
+        self.is_ended, self.is_truncated = True, truncated
+
+    # ------------------------------------------------------------ consuming
+    def take(self, size: int) -> str:
+        """Consume what a question has shown to be there."""
+        text = self._text[self._pos : self._pos + size]
+        self._pos += len(text)
+        self.num_consumed += len(text)
+        if self._record is not None:
+            self._record.append(text)
+        return text
+
+    def record(self) -> None:
+        """Keep what is consumed from here on."""
+        self._record = []
+
+    @property
+    def is_recording(self) -> bool:
+        return self._record is not None
+
+    def recorded(self) -> str:
+        """What was consumed since `record`; recording ends."""
+        text = "".join(self._record or ())
+        self._record = None
+        return text
+
+    # ------------------------------------------------------------ questions
+    def peek(self, size: int = 1) -> Steps[str]:
+        """The next characters; fewer than `size` only at the end of the text."""
+        while len(self._text) - self._pos < size and not self.is_ended:
+            yield
+        return self._text[self._pos : self._pos + size]
+
+    def run(self, pattern: re.Pattern[str]) -> str:
+        """Consume what has arrived as far as `pattern`, a repeated class of characters, matches it. Never waits."""
+        found = pattern.match(self._text, self._pos)
+        return self.take(found.end() - self._pos) if found is not None else ""
+
+    def at(self, mark: str) -> Steps[bool]:
+        """Whether the text goes on with `mark`."""
+        while True:
+            if self._text.startswith(mark, self._pos):
+                return True
+            if self.is_ended or not mark.startswith(self._text[self._pos :]):
+                return False
+            yield
+
+    def at_any(self, wanted: Marks) -> Steps[str | None]:
+        """The longest of the marks with which the text goes on."""
+        for mark in wanted.texts:
+            if (yield from self.at(mark)):
+                return mark
+        return None
+
+    def accept(self, mark: str) -> Steps[bool]:
+        """Consume `mark` if the text goes on with it."""
+        if not (yield from self.at(mark)):
+            return False
+        self.take(len(mark))
+        return True
+
+    def accept_any(self, wanted: Marks) -> Steps[str | None]:
+        mark = yield from self.at_any(wanted)
+        if mark is not None:
+            self.take(len(mark))
+        return mark
+
+    def expect(self, mark: str) -> Steps[None]:
+        """Consume `mark`. Raises `Malformed`."""
+        if not (yield from self.accept(mark)):
+            raise Unfinished if (yield from self.is_over()) else Malformed
+
+    def is_over(self) -> Steps[bool]:
+        """Whether nothing follows."""
+        return not (yield from self.peek())
+
+    def skip_blanks(self) -> Steps[None]:
+        while True:
+            self.run(_BLANKS)
+            if self._pos < len(self._text) or self.is_ended:
+                return
+            yield
+
+    def copy_until(self, wanted: Marks, emit: Callable[[str], None]) -> Steps[str | None]:
+        """Pass on the text before the first of the marks, which is returned and not consumed; None: the text ended."""
+        while True:
+            start = wanted.find(self._text, self._pos)
+            if start is not None:
+                if start > self._pos:
+                    emit(self.take(start - self._pos))
+                return (yield from self.at_any(wanted))
+            held = 0 if self.is_ended else wanted.num_held(self._text, self._pos)
+            if size := len(self._text) - self._pos - held:
+                emit(self.take(size))
+            if self.is_ended:
+                return None
+            yield
+
+    def text_until(self, wanted: Marks, limit: int) -> Steps[str]:
+        """Consume and return the text before the first of the marks, at most `limit` characters.
+
+        Raises `Malformed` when there is no mark within them.
+        """
+        parts: list[str] = []
+        size = 0
+
+        def keep(text: str) -> None:
+            nonlocal size
+            size += len(text)
+            parts.append(text)
+            if size > limit:
+                raise Malformed
+
+        if (yield from self.copy_until(wanted, keep)) is None:
+            raise Unfinished
+        return "".join(parts)
