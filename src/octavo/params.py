@@ -150,13 +150,16 @@ class GrammarSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What a caller wants the output to be, checked as far as that goes without compiling it.
 
     kind: "json" (source: a schema), "regex" and "grammar" (a text), "choice" (a list of texts), "structural_tag" (a
-    list of {trigger, begin, schema, end}). `options` are those of the JSON compiler. `param` is the request's field.
+    list of {trigger, begin, schema, end}), "lark" (grammars of octavo's own: {"lark": for the engine, "proof": the same
+    with the special tokens spelled}). `options` are those of the JSON compiler. `param` is the request's field.
+    `frame`: such grammars too, in which the rule `body` stands for the constraint.
     """
 
     kind: str
     source: Any
     param: str
     options: dict[str, Any] = {}
+    frame: dict[str, str] | None = None
 
 
 class BeamParams(msgspec.Struct, frozen=True, kw_only=True):

@@ -28,6 +28,8 @@ BACKENDS: Final = ("auto", "guidance", "llguidance", "outlines", "lm-format-enfo
 WHITESPACE: Final = r"[ \n\t\r]{1,64}"
 #: No \u escapes: a key that hides a character of its name behind one would escape the schema of that key.
 _ESCAPES: Final = 'nrbtf\\"'
+#: How JSON is written unless the request says otherwise.
+COMPILER_OPTIONS: Final[dict[str, Any]] = {"json_allowed_escapes": _ESCAPES, "whitespace_pattern": WHITESPACE}
 _MAX_CHOICES: Final = 10_000
 
 _KINDS: Final = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
@@ -52,10 +54,11 @@ class _Options:
     no_additional: bool = False
 
     def compiler(self) -> dict[str, Any]:
-        options: dict[str, Any] = {"json_allowed_escapes": _ESCAPES}
         if self.no_whitespace:
-            return options | {"whitespace_flexible": False}
-        return options | {"whitespace_pattern": WHITESPACE if self.whitespace is None else self.whitespace}
+            return {"json_allowed_escapes": _ESCAPES, "whitespace_flexible": False}
+        return (
+            COMPILER_OPTIONS if self.whitespace is None else COMPILER_OPTIONS | {"whitespace_pattern": self.whitespace}
+        )
 
 
 def spec_of(fields: Mapping[str, Any], limits: GrammarLimits) -> GrammarSpec | None:
@@ -166,7 +169,7 @@ def _of_kind(kind: str, value: Any, param: str, options: _Options, limits: Gramm
         return _structural_tag(value, param, options, limits)
     if not isinstance(value, str) or not value.strip():
         raise InvalidRequest(f"`{param}` should be a text that is not empty.", param)
-    _check_size(len(value.encode("utf-8", "surrogatepass")), param, limits)
+    check_size(len(value.encode("utf-8", "surrogatepass")), param, limits)
     _check_unicode(value, param)
     if kind == "regex":
         # Anchors at the ends say what holds anyway: the whole output matches.
@@ -178,7 +181,7 @@ def _of_kind(kind: str, value: Any, param: str, options: _Options, limits: Gramm
 
 def _json(value: Any, param: str, options: _Options, limits: GrammarLimits) -> GrammarSpec:
     schema = _decoded(value, param, limits)
-    _check_size(_json_size(schema, param), param, limits)
+    check_size(_json_size(schema, param), param, limits)
     prepared = prepare(schema, param, max_depth=limits.max_depth, disable_additional=options.no_additional)
     return GrammarSpec(kind="json", source=prepared, param=param, options=options.compiler())
 
@@ -187,7 +190,7 @@ def _decoded(value: Any, param: str, limits: GrammarLimits) -> Any:
     """G1: a schema may come as JSON in a string."""
     if not isinstance(value, str):
         return value
-    _check_size(len(value), param, limits)
+    check_size(len(value), param, limits)
     try:
         return json.loads(value, parse_constant=_no_constant)
     except (ValueError, RecursionError):
@@ -210,7 +213,7 @@ def _choices(value: Any, param: str, limits: GrammarLimits) -> list[str]:
         raise InvalidRequest(f"`{param}` should be a list of texts, none of them empty.", param)
     if len(value) > _MAX_CHOICES:
         raise InvalidRequest(f"`{param}` has {len(value)} choices; at most {_MAX_CHOICES} are allowed.", param)
-    _check_size(sum(len(choice.encode("utf-8", "surrogatepass")) for choice in value), param, limits)
+    check_size(sum(len(choice.encode("utf-8", "surrogatepass")) for choice in value), param, limits)
     for choice in value:
         _check_unicode(choice, param)
     return list(dict.fromkeys(value))
@@ -223,7 +226,7 @@ def _structural_tag(value: Any, param: str, options: _Options, limits: GrammarLi
     triggers = value.get("triggers") if isinstance(value, dict) else None
     if not isinstance(triggers, list) or not _are_texts(triggers) or not isinstance(structures, list) or not structures:
         raise InvalidRequest(f"`{param}` should have lists `structures` and `triggers` that are not empty.", param)
-    _check_size(_json_size(value, param), param, limits)
+    check_size(_json_size(value, param), param, limits)
     tags = []
     for i, structure in enumerate(structures):
         path = f"{param}.structures.{i}"
@@ -246,7 +249,8 @@ def _are_texts(value: list[Any]) -> bool:
     return bool(value) and all(isinstance(item, str) and item for item in value)
 
 
-def _check_size(size: int, param: str, limits: GrammarLimits) -> None:
+def check_size(size: int, param: str, limits: GrammarLimits) -> None:
+    """Raise `InvalidRequest` for a constraint of too many bytes."""
     if size > limits.max_bytes:
         raise InvalidRequest(f"`{param}` has {size} bytes; at most {limits.max_bytes} are allowed.", param)
 

@@ -181,6 +181,8 @@ class ToolFormat:
     openers: str = ""  # characters with which calls without a mark begin, at the start of the text only
     id_style: str = "call"  # how ids look: "call" or "mistral"
     extra_marks: tuple[str, ...] = ()  # inside calls
+    repeats: bool = False  # each of several calls has marks of its own, parted by `between`
+    between: str = ""
     pipeline: Pipeline | None = None  # reads the whole output, in place of the usual stages
 
     @property

@@ -18,7 +18,7 @@ _HERMES: Final = JsonCalls(before="\n", after="\n", end="</tool_call>")
 
 _TOOL_ROWS: Final = (
     # Hermes 2 Pro and later, Qwen2.5, Qwen3
-    ToolFormat("hermes", _HERMES, ("<tool_call>",), ("</tool_call>",)),
+    ToolFormat("hermes", _HERMES, ("<tool_call>",), ("</tool_call>",), repeats=True, between="\n"),
     # any model: a list of calls, as the grammar of `required` makes it
     ToolFormat("json", JsonCalls("parameters", is_list=True, only_known=True), openers="[{"),
     ToolFormat(
