@@ -251,8 +251,9 @@ class EngineClient:
             self._num_held -= 1
             self._note_idle()
 
-    def detokenizer(self, params: SamplingParams) -> IncrementalDetokenizer:
-        return IncrementalDetokenizer(self._tokenizer, params.skip_special_tokens)
+    def detokenizer(self, params: SamplingParams, shown: frozenset[int] = frozenset()) -> IncrementalDetokenizer:
+        """`shown`: special tokens that stay in the text all the same."""
+        return IncrementalDetokenizer(self._tokenizer, params.skip_special_tokens, shown)
 
     def _note_idle(self) -> None:
         if not self._samples and not self._num_held:
@@ -260,7 +261,7 @@ class EngineClient:
 
     def _new_sample(self, state: RequestState, index: int, params: SamplingParams) -> SampleState:
         self._num_ids += 1
-        detokenizer = self.detokenizer(params)
+        detokenizer = self.detokenizer(params, state.request.shown_special_ids)
         matcher = StopMatcher(params.stop, params.include_stop_str_in_output) if params.stop else None
         sample = SampleState(state, self._num_ids, index, detokenizer, matcher)
         state.samples.append(sample)

@@ -216,6 +216,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     cache_salt: str = ""
     arrival_time: float = 0.0  # time.monotonic() seconds
     beams: BeamParams | None = None  # checked with `params`
+    shown_special_ids: frozenset[int] = frozenset()  # special tokens that stay in the text for its parser
 
 
 def _check_int(name: str, value: int, low: int | None, high: int | None) -> None:
