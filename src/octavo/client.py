@@ -24,16 +24,7 @@ from octavo.beam_search import beam_search
 from octavo.config import EngineConfig
 from octavo.engine_link import Calls, VocabularySender
 from octavo.errors import EngineDead, OctavoError, ServerError, ShuttingDown
-from octavo.generation import (
-    Completion,
-    CompletionDelta,
-    FinalOutput,
-    GenerationDelta,
-    GenerationStream,
-    RequestState,
-    SampleState,
-    fold,
-)
+from octavo.generation import GenerationDelta, GenerationStream, RequestState, SampleState
 from octavo.messages import (
     Abort,
     AddRequest,
@@ -55,16 +46,6 @@ from octavo.watchdog import TICK_SECONDS, EngineHandle, Watchdog
 
 if TYPE_CHECKING:
     from octavo.text.tokenizer import Tokenizer
-
-__all__ = [
-    "Completion",
-    "CompletionDelta",
-    "EngineClient",
-    "FinalOutput",
-    "GenerationDelta",
-    "GenerationStream",
-    "fold",
-]
 
 logger = logging.getLogger(__name__)
 

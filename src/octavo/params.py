@@ -18,6 +18,33 @@ MAX_BAD_WORDS = 128
 _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 
 
+class StructuredOutputsParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the output must be: exactly one of the first six. The same fields as in a request's `structured_outputs`."""
+
+    json: str | dict[str, Any] | bool | None = None  # a schema, also as JSON in a string
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+    structural_tag: str | dict[str, Any] | None = None
+    whitespace_pattern: str | None = None
+    disable_any_whitespace: bool = False
+    disable_additional_properties: bool = False
+    disable_fallback: bool = False
+
+
+class GuidedDecodingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`StructuredOutputsParams` under its older name. `backend` has no effect but to be known."""
+
+    json: str | dict[str, Any] | bool | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+    backend: str | None = None
+    whitespace_pattern: str | None = None
+
+
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How to generate. The same object for HTTP, offline and batch use (features.md 2.1, S1 to S29).
 
@@ -47,6 +74,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     logprobs: int | None = None  # None: off; k: the sampled token and the k most likely
     prompt_logprobs: int | None = None  # the same for each token of the prompt but the first
     skip_special_tokens: bool = True
+    #: What the output must be, as a program says it, the second under the name of older versions of vLLM. Whoever
+    #: takes the parameters makes `grammar` of them.
+    structured_outputs: StructuredOutputsParams | None = None
+    guided_decoding: GuidedDecodingParams | None = None
     #: What the output must be, proven to compile; None: anything.
     grammar: str | None = None
 

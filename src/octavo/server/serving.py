@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import msgspec
 
 import octavo
+from octavo.admission import sized
 from octavo.config import nearest
 from octavo.errors import ContextLengthExceeded, InvalidRequest
 from octavo.generation import GenerationDelta
@@ -117,12 +118,13 @@ class Serving:
             )
         if request.bad_words:
             changes["bad_word_token_ids"] = self._bad_words(request.bad_words)
-        beams = beam_params(request)
+        beams, defaults = beam_params(request), self.state.default_sampling
         if beams is not None:
+            defaults = {}  # they are about sampling; only what the request itself says can be wrong
             changes["best_of"] = None  # it is their number
             if request.temperature is None:
                 changes["temperature"] = 0.0
-        params = request.sampling_params(self.state.default_sampling, **changes)
+        params = request.sampling_params(defaults, **changes)
         params = params.validate(
             vocab_size=self.state.info.vocab_size,
             max_logprobs=self.state.config.max_logprobs,
@@ -171,33 +173,8 @@ class Serving:
         return msgspec.structs.replace(params, grammar=grammar)
 
     def fit(self, params: SamplingParams, num_prompt: int, param: str) -> SamplingParams:
-        """`params` with `max_tokens` set for a prompt of that length. Decides context overflow (E8, E9).
-
-        `param` is the field that holds the prompt.
-        """
-        if num_prompt == 0:
-            raise InvalidRequest("Prompt cannot be empty.", param)
-        info = self.state.info
-        limit, what = info.max_model_len, "the model's context"
-        if info.max_request_tokens < limit:
-            limit, what = info.max_request_tokens, "the KV cache"
-        wanted = params.max_tokens
-        if num_prompt + (wanted or 1) > limit:
-            asked = f" and {wanted} were requested" if wanted is not None else ""
-            raise ContextLengthExceeded(
-                f"At most {limit} tokens fit {what}, but the prompt has {num_prompt}{asked}.", param
-            )
-        room = limit - num_prompt
-        if params.min_tokens > room:
-            raise ContextLengthExceeded(
-                f"At most {limit} tokens fit {what}: after a prompt of {num_prompt} there is no room for "
-                f"`min_tokens` of {params.min_tokens}.",
-                "min_tokens",
-            )
-        if wanted is not None:
-            return params
-        most = self.state.default_sampling.get("max_tokens", room)
-        return msgspec.structs.replace(params, max_tokens=min(room, max(most, params.min_tokens)))
+        """`params` with `max_tokens` set for a prompt of that length, which is in the field `param`."""
+        return sized(params, num_prompt, self.state.info, param, self.state.default_sampling.get("max_tokens"))
 
     def truncated(self, ids: list[int], params: SamplingParams, request: SamplingFields) -> list[int]:
         """The prompt as far as `truncate_prompt_tokens` lets it be (S26); -1 leaves room for what is generated."""
