@@ -12,8 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+import msgspec
+
 from octavo.errors import InvalidRequest
-from octavo.params import GrammarSpec
+from octavo.params import GrammarSpec, SamplingParams
 from octavo.text.json_schema import prepare
 from octavo.text.schema_regex import is_whitespace_pattern, problem_of
 
@@ -83,6 +85,23 @@ def spec_of(fields: Mapping[str, Any], limits: GrammarLimits) -> GrammarSpec | N
     return _of_kind(name.removeprefix("guided_"), value, name, options, limits)
 
 
+def spec_of_params(params: SamplingParams, limits: GrammarLimits) -> GrammarSpec | None:
+    """The constraint of a program's parameters, None if they have none: the same as of a request with those values."""
+    names = [name for name in ("structured_outputs", "guided_decoding") if getattr(params, name) is not None]
+    if not names:
+        return None
+    if len(names) > 1:
+        raise InvalidRequest("`structured_outputs` and `guided_decoding` are one thing; give one of them.", names[1])
+    param = names[0]
+    try:
+        # What is no JSON cannot come in a request either; tuples become lists, as there.
+        fields = json.loads(json.dumps(msgspec.structs.asdict(getattr(params, param)), allow_nan=False))
+    except (TypeError, ValueError, RecursionError):
+        raise InvalidRequest(f"`{param}` contains what JSON cannot say.", param) from None
+    _check_backend(fields.pop("backend", None), f"{param}.backend")
+    return _of_structured_outputs(fields, _Options(), limits, param)
+
+
 # ------------------------------------------------------------------------------------------------ where it stands
 def _format_type(value: Any) -> str:
     if not isinstance(value, dict) or not isinstance(value.get("type"), str):
@@ -115,8 +134,9 @@ def _of_response_format(value: dict[str, Any], options: _Options, limits: Gramma
     return _of_kind("json", schema, "response_format.json_schema.schema", options, limits)
 
 
-def _of_structured_outputs(value: Any, options: _Options, limits: GrammarLimits) -> GrammarSpec | None:
-    param = "structured_outputs"
+def _of_structured_outputs(
+    value: Any, options: _Options, limits: GrammarLimits, param: str = "structured_outputs"
+) -> GrammarSpec:
     if not isinstance(value, dict):
         raise InvalidRequest(f"`{param}` should be an object.", param)
     for name in value:
@@ -137,12 +157,10 @@ def _of_structured_outputs(value: Any, options: _Options, limits: GrammarLimits)
     return _of_kind(kinds[0], value[kinds[0]], f"{param}.{kinds[0]}", options, limits)
 
 
-def _check_backend(value: Any) -> None:
+def _check_backend(value: Any, param: str = "guided_decoding_backend") -> None:
     name = value.split(":")[0] if isinstance(value, str) else value
     if name is not None and name not in BACKENDS:
-        raise InvalidRequest(
-            f"`guided_decoding_backend` should be one of {', '.join(BACKENDS)}.", "guided_decoding_backend"
-        )
+        raise InvalidRequest(f"`{param}` should be one of {', '.join(BACKENDS)}.", param)
 
 
 def _whitespace(value: Any, param: str) -> str | None:

@@ -60,6 +60,10 @@ class Tokenizer:
     def is_byte_level(self) -> bool:
         return isinstance(self.decoder_plan, ByteLevelPlan)
 
+    @property
+    def special_texts(self) -> frozenset[str]:
+        return frozenset(text for token_id in self.special_ids if (text := self.token(token_id)))
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """The ids of `text`; with `add_special_tokens`, BOS and EOS as the tokenizer's own rule says.
 
