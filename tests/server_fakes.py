@@ -50,6 +50,8 @@ class PlainRenderer:
         self.options: dict[str, Any] = {}
         self.messages: list[Mapping[str, Any]] = []
         self.can_infill = False
+        self.template_names = frozenset({"default", "tool_use"})
+        self.template_variables = frozenset({"enable_thinking"})
 
     def render_chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> list[int]:
         self.messages, self.options = list(messages), options

@@ -23,7 +23,7 @@ from typing import Any
 
 import uvloop
 
-from octavo.config import EngineConfig, ServeConfig, check
+from octavo.config import EngineConfig, ServeConfig, ServerConfig, check, json_object
 from octavo.engine_process import EngineProcess, launch_engine
 from octavo.generation_config import default_sampling
 from octavo.listener import Listener, bind
@@ -31,6 +31,8 @@ from octavo.log import setup_logging
 from octavo.messages import EngineInfo
 from octavo.serve_loop import check_tls, run_server
 from octavo.startup import PhaseLog, resolve, wait_loaded
+from octavo.text.renderer import Renderer
+from octavo.text.tokenizer import Tokenizer
 
 __all__ = ["PhaseLog", "launch_engine", "serve"]
 
@@ -73,7 +75,7 @@ def _serve(
     engine: EngineProcess,
     started: float,
 ) -> int:
-    tokenizer, renderer = wait_loaded(engine, resolved, config.server.chat_template)
+    tokenizer, renderer = wait_loaded(engine, resolved, lambda tokenizer: make_renderer(tokenizer, config.server))
     info = engine.info
     names = served_names(config)
     for line in startup_report(names[0], info, time.monotonic() - started):
@@ -81,8 +83,18 @@ def _serve(
     # What is alive now stays: the collector need not look at it again between two tokens.
     gc.collect()
     gc.freeze()
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with contextlib.closing(renderer), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(run_server(config, names, listener, engine, tokenizer, renderer, defaults))
+
+
+def make_renderer(tokenizer: Tokenizer, config: ServerConfig) -> Renderer:
+    kwargs = config.default_chat_template_kwargs
+    return Renderer(
+        tokenizer,
+        config.chat_template,
+        content_format=config.chat_template_content_format,
+        default_template_kwargs=json_object(kwargs, "--default-chat-template-kwargs") if kwargs is not None else None,
+    )
 
 
 # ---------------------------------------------------------------- the start

@@ -29,6 +29,7 @@ from octavo.server.protocol.chat import (
 from octavo.server.protocol.common import Usage, usage_of
 from octavo.server.serving import Serving, UsageCount, renamed, reply_id, send_whole
 from octavo.server.sse import TextEvent, event
+from octavo.server.templates import check_template, note_unused_kwargs
 
 
 class ChatHandler:
@@ -41,6 +42,7 @@ class ChatHandler:
         body, request = await serving.read(exchange, ChatRequest, CHAT_REFUSALS)
         check_prompt_options(body)
         model = serving.state.resolve_model(request.model)
+        note_unused_kwargs(serving, exchange, request)
         params = self._params(request)
         async with exchange.cancelled_on_disconnect():
             params = await serving.constrained(params, body)
@@ -51,6 +53,7 @@ class ChatHandler:
                 request.add_generation_prompt,
                 add_special_tokens=bool(request.add_special_tokens),
                 documents=request.documents,
+                chat_template=request.chat_template,
                 chat_template_kwargs=request.chat_template_kwargs,
             )
             ids = serving.truncated(ids, params, request)
@@ -86,14 +89,20 @@ async def render_chat(
     add_generation_prompt: bool | None,
     **options: Any,
 ) -> list[int]:
-    """Token ids of a conversation. Continuing the last message turns the generation prompt off."""
+    """Token ids of a conversation, of chat and of /tokenize alike (N16). `options` go to the renderer.
+
+    Continuing the last message turns the generation prompt off.
+    """
+    own_template = options.get("chat_template")
+    check_template(serving.state, own_template)
     plain = [message.for_template() for message in messages]
     options["continue_final_message"] = bool(continue_final_message)
     options["add_generation_prompt"] = not continue_final_message and add_generation_prompt is not False
     return await serving.tokenize(
-        _num_chars(plain) + _num_chars(options),
+        _num_chars(plain) + _num_chars(options) - len(own_template or ""),
         lambda: serving.state.renderer.render_chat(plain, **options),
         "messages",
+        is_slow=own_template is not None,
     )
 
 

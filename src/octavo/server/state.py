@@ -71,13 +71,25 @@ class Tokenizer(Protocol):
 class Renderer(Protocol):
     """`text.renderer.Renderer`: prompts in, token ids out. Raises `InvalidRequest`; called from threads too."""
 
+    @property
+    def template_names(self) -> frozenset[str]:
+        """Names of the tokenizer's own templates."""
+        ...
+
+    @property
+    def template_variables(self) -> frozenset[str]:
+        """Names that a request can set for the templates of the server."""
+        ...
+
     def render_chat(
         self,
         messages: Sequence[Mapping[str, Any]],
         *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         documents: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        chat_template: str | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         add_special_tokens: bool = False,
     ) -> list[int]: ...

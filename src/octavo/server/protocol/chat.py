@@ -91,6 +91,7 @@ class ChatRequest(SamplingFields):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     documents: list[dict[str, Any]] | None = None
+    chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     # Accepted without effect: nothing that they choose between exists while tools are refused.
     parallel_tool_calls: bool | None = None
@@ -107,7 +108,6 @@ CHAT_REFUSALS: Refusals = {
     "tool_choice": _no_choice,
     "functions": inert(None),
     "function_call": _no_choice,
-    "chat_template": inert(None),
     "modalities": inert(None, ["text"]),
     "audio": inert(None),
     "prediction": inert(None),
