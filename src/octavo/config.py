@@ -20,6 +20,7 @@ KVCacheDType = Literal["auto", "float32", "bfloat16", "float16"]
 LoadFormat = Literal["auto", "safetensors", "gguf", "dummy"]
 LogprobsMode = Literal["raw_logprobs", "raw_logits", "processed_logprobs", "processed_logits"]
 ContentFormatOption = Literal["auto", "string", "openai"]
+ToolStrictLevel = Literal["auto", "function", "parameter"]
 LogLevel = Literal["critical", "error", "warning", "info", "debug", "trace"]
 
 
@@ -150,6 +151,19 @@ class ServerConfig:
         False, "Do not show the model the tools of a request whose tool_choice is none."
     )
     response_role: str = opt("assistant", "Role of the reply.")
+    enable_auto_tool_choice: bool = opt(False, "Let the model decide whether it calls tools.")
+    tool_call_parser: str = opt(
+        "auto", "How the model writes tool calls: a format's name, or auto, as its template or vocabulary shows."
+    )
+    tool_parser_plugin: str | None = opt(None, "Python file that registers further formats of tool calls.")
+    tool_strict_level: ToolStrictLevel = opt(
+        "auto",
+        "What calls that the model makes of itself are held to: function, names that exist; parameter, the schemas "
+        "too; auto, the schemas of tools that say strict.",
+    )
+    reasoning_parser: str | None = opt(
+        None, "How the model marks what it thinks: a format's name, or auto; default: thoughts are content."
+    )
     max_n: int = opt(128, "Most choices (n) of a request.", low=1)
     max_prompts: int = opt(1024, "Most prompts of a request.", low=1)
     max_stop_strings: int = opt(4, "Most stop strings of a request.", low=0)

@@ -29,7 +29,8 @@ from octavo.generation_config import default_sampling
 from octavo.listener import Listener, bind
 from octavo.log import setup_logging
 from octavo.messages import EngineInfo
-from octavo.serve_loop import check_tls, run_server
+from octavo.serve_loop import TextSide, check_tls, run_server
+from octavo.server.output_settings import check_formats, output_settings
 from octavo.startup import PhaseLog, resolve, wait_loaded
 from octavo.text.renderer import Renderer
 from octavo.text.tokenizer import Tokenizer
@@ -51,6 +52,7 @@ def serve(config: ServeConfig) -> int:
     """Serve until told to stop; returns the exit code. Raises `StartupError`. To be called in the main thread."""
     check(config)
     check_tls(config.server)
+    check_formats(config.server)
     setup_logging(config.server.uvicorn_log_level)
     started = time.monotonic()
     try:
@@ -77,6 +79,9 @@ def _serve(
 ) -> int:
     tokenizer, renderer = wait_loaded(engine, resolved, lambda tokenizer: make_renderer(tokenizer, config.server))
     info = engine.info
+    eos_token_ids = {*tokenizer.eos_token_ids, *info.eos_token_ids}
+    output = output_settings(config.server, tokenizer, renderer.template_sources, eos_token_ids)
+    text = TextSide(tokenizer, renderer, output, defaults)
     names = served_names(config)
     for line in startup_report(names[0], info, time.monotonic() - started):
         logger.info("%s", line)
@@ -84,7 +89,7 @@ def _serve(
     gc.collect()
     gc.freeze()
     with contextlib.closing(renderer), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(run_server(config, names, listener, engine, tokenizer, renderer, defaults))
+        return runner.run(run_server(config, names, listener, engine, text))
 
 
 def make_renderer(tokenizer: Tokenizer, config: ServerConfig) -> Renderer:

@@ -20,7 +20,7 @@ from octavo.config import nearest
 from octavo.errors import ContextLengthExceeded, InvalidRequest, Overloaded
 from octavo.generation import GenerationDelta
 from octavo.log import escape
-from octavo.params import GenerateRequest, SamplingParams
+from octavo.params import GenerateRequest, GrammarSpec, SamplingParams
 from octavo.server.best_of import best_of, widened
 from octavo.server.errors import clip, validate_body
 from octavo.server.exchange import Exchange
@@ -68,7 +68,9 @@ class Serving:
         self.fingerprint = _fingerprint(state)
         # Two threads: a few long prompts at once must not take the cores from the engine.
         config = state.config
-        self._grammar_limits = GrammarLimits(config.max_grammar_bytes, config.max_schema_depth, state.special_tokens)
+        self.grammar_limits = GrammarLimits(
+            config.max_grammar_bytes, config.max_schema_depth, frozenset(state.output.special_tokens.ids)
+        )
         self._threads = ThreadPoolExecutor(2, "tokenize")
         # A template that a request brought may take its full time: only others of its kind wait for it.
         self._template_thread = ThreadPoolExecutor(1, "template")
@@ -188,12 +190,17 @@ class Serving:
                     sequences[tuple(ids)] = None
         return tuple(sequences)
 
-    async def constrained(self, params: SamplingParams, body: Mapping[str, Any]) -> SamplingParams:
-        """`params` with the grammar that `body` asks for, if any, proven to compile."""
-        spec = spec_of(body, self._grammar_limits)
+    def constraint(self, body: Mapping[str, Any]) -> GrammarSpec | None:
+        """What `body` says of its output, checked as far as that goes without compiling it."""
+        return spec_of(body, self.grammar_limits)
+
+    async def constrained(
+        self, params: SamplingParams, spec: GrammarSpec | None, request: SamplingFields
+    ) -> SamplingParams:
+        """`params` with the grammar of `spec`, proven to compile."""
         if spec is None:
             return params
-        if body.get("use_beam_search"):  # a beam's tokens come from its log probabilities, not from the sampler
+        if request.use_beam_search:  # a beam's tokens come from its log probabilities, not from the sampler
             raise InvalidRequest(f"`{spec.param}` cannot be combined with `use_beam_search`.", spec.param)
         grammar = await self.state.grammars.check(spec)
         await self.state.client.prepare_grammars()
@@ -220,7 +227,12 @@ class Serving:
         return ids[:wanted] if request.truncation_side == "right" else ids[-wanted:]
 
     def generate_request(
-        self, external_id: str, ids: list[int], params: SamplingParams, request: SamplingFields
+        self,
+        external_id: str,
+        ids: list[int],
+        params: SamplingParams,
+        request: SamplingFields,
+        shown_special_ids: frozenset[int] = frozenset(),
     ) -> GenerateRequest:
         self._log_request(external_id, ids, params)
         return GenerateRequest(
@@ -231,6 +243,7 @@ class Serving:
             cache_salt=request.cache_salt or "",
             arrival_time=time.monotonic(),
             beams=beam_params(request),
+            shown_special_ids=shown_special_ids,
         )
 
     def _log_request(self, external_id: str, ids: list[int], params: SamplingParams) -> None:

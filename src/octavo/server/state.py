@@ -14,7 +14,9 @@ from octavo.messages import EngineInfo
 from octavo.metrics import Metrics
 from octavo.params import GenerateRequest, GrammarSpec
 from octavo.server.errors import clip
+from octavo.text.formats.base import ReasoningFormat, ToolFormat
 from octavo.text.grammar_checker import GrammarChecker
+from octavo.text.tool_grammar import SpecialTokens
 
 
 class DeltaStream(Protocol):
@@ -102,6 +104,15 @@ class Renderer(Protocol):
 
 
 @dataclass(frozen=True)
+class OutputSettings:
+    """How the outputs of the model are read, decided once at start."""
+
+    tool_format: ToolFormat | None = None  # None: the model's is not known
+    reasoning_format: ReasoningFormat | None = None  # None: thoughts are not told apart
+    special_tokens: SpecialTokens = field(default_factory=SpecialTokens)
+
+
+@dataclass(frozen=True)
 class ServerState:
     """Made by launch once the engine can serve; never changed."""
 
@@ -116,7 +127,7 @@ class ServerState:
     default_sampling: Mapping[str, Any] = field(default_factory=dict)  # for fields that a request leaves out
     logprobs_mode: LogprobsMode = "raw_logprobs"
     max_fanout: int = 2048  # most sequences (prompts x n) of one request
-    special_tokens: frozenset[str] = frozenset()  # texts of the tokenizer's special tokens
+    output: OutputSettings = field(default_factory=OutputSettings)
     grammars: Grammars = field(default_factory=GrammarChecker)
     created: int = field(default_factory=lambda: int(time.time()))
 

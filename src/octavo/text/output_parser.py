@@ -82,6 +82,8 @@ class Sink:
         self.reasoning = _Text()
         self.content = _Text()
         self.num_calls = 0
+        #: Characters of the text up to the end of the thinking, its mark included; None while it may go on.
+        self.reasoning_end: int | None = None
         self._max_calls = max_calls
         self._calls: list[tuple[CallDelta, list[str]]] = []
 
@@ -141,14 +143,17 @@ class OutputParser:
         self._source = Source()
         self._sink = Sink(output_format.max_calls)
         self._format = output_format
-        #: Characters of the text up to the end of the thinking; None while it goes on.
-        self.reasoning_end: int | None = None
         self._steps = self._stages()
         self._is_over = False
 
     @property
     def num_calls(self) -> int:
         return self._sink.num_calls
+
+    @property
+    def reasoning_end(self) -> int | None:
+        """Characters of the text up to the end of the thinking, its mark included; None while it may go on."""
+        return self._sink.reasoning_end
 
     def push(self, text: str) -> OutputDelta:
         """What the text means, as far as that is certain."""
@@ -174,7 +179,6 @@ class OutputParser:
         else:
             if rows.reasoning is not None:
                 yield from _reasoning(source, sink, rows.reasoning, rows.is_thinking)
-            self.reasoning_end = source.num_consumed
             if rows.whole_call is not None:
                 yield from _whole_call(source, sink, rows.whole_call)
             elif rows.tools is not None:
@@ -193,6 +197,7 @@ def _reasoning(source: Source, sink: Sink, row: ReasoningFormat, is_thinking: bo
     begun = None if is_thinking is False else (yield from source.accept_any(begins))
     blanks = source.recorded()
     if begun is None and not is_thinking and not (row.is_implicit and is_thinking is None):
+        sink.reasoning_end = 0
         sink.content.add(blanks)
         return
     yield from source.skip_blanks()
@@ -202,6 +207,7 @@ def _reasoning(source: Source, sink: Sink, row: ReasoningFormat, is_thinking: bo
         return
     sink.reasoning.drop_blanks()
     source.take(len(mark))
+    sink.reasoning_end = source.num_consumed
     yield from source.skip_blanks()
 
 

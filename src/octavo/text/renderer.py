@@ -87,6 +87,13 @@ class Renderer:
         self._worker.close()
 
     @property
+    def template_sources(self) -> dict[str, str]:
+        """Name -> source of the templates that requests are rendered with unless they name another."""
+        if self._server_template is not None:
+            return {"default": self._server_template.source}
+        return {name: template.source for name, template in self._own_templates.items()}
+
+    @property
     def has_template(self) -> bool:
         return self._server_template is not None or bool(self._own_templates)
 
