@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from octavo.text.formats.base import ReasoningFormat, Tool, ToolFormat
-from octavo.text.source import BLANKS, Malformed, Marks, Source, Steps, marks
+from octavo.text.source import BLANKS, Malformed, Marks, Source, Steps, Unfinished, marks
 
 
 @dataclass(slots=True)
@@ -40,30 +40,33 @@ class OutputDelta:
 class _Text:
     """Pieces of one kind of text; blanks at its end are held until it is known what follows them."""
 
-    __slots__ = ("_blanks", "_is_empty", "_parts")
+    __slots__ = ("_blanks", "_dropped", "_is_empty", "_parts")
 
     def __init__(self) -> None:
         self._is_empty = True  # nothing was ever taken or is here to be
         self._parts: list[str] = []
         self._blanks: list[str] = []
+        self._dropped = ""  # blanks before the last mark
 
     def add(self, text: str) -> None:
         stripped = text.rstrip(BLANKS)
         if stripped:
             self._parts += [*self._blanks, stripped]
             self._blanks = []
+            self._dropped = ""
             self._is_empty = False
         if len(stripped) < len(text):
             self._blanks.append(text[len(stripped) :])
 
     def drop_blanks(self) -> None:
         """A mark follows."""
+        self._dropped = "".join(self._blanks) or self._dropped
         self._blanks = []
 
     def add_after_mark(self, blanks: str) -> None:
-        """The blanks after a mark only part this text from what was there before."""
+        """The blanks after a mark, or those before it, only part this text from what was there before."""
         if not self._is_empty:
-            self.add(blanks)
+            self.add(blanks or self._dropped)
 
     def release_blanks(self) -> None:
         self._parts += self._blanks
@@ -237,39 +240,44 @@ class _Calls:
             source.record()
             yield from source.skip_blanks()
             char = yield from source.peek()
+            source.rewind()
             if char and char in row.openers:
                 yield from self._attempt("")
-            else:
-                self._sink.content.add(source.recorded())
         while (mark := (yield from source.copy_until(self._marks, self._sink.content.add))) is not None:
+            source.take(len(mark))
             if mark in row.noise:
-                source.take(len(mark))
                 self._sink.content.drop_blanks()
+                yield from self._part_text()
             else:
-                source.record()
-                source.take(len(mark))
                 yield from self._attempt(mark)
 
     def _attempt(self, opened: str) -> Steps[None]:
         """Read calls after a mark. What comes to nothing is content (F24), the mark included."""
         source, sink = self._source, self._sink
         num_calls = sink.num_calls
+        source.record()
         try:
             yield from self._row.body.parse(source, sink, self._tools, opened)
         except Malformed as error:
-            sink.content.add(source.recorded() if source.is_recording else str(error))
+            is_in_call = not source.is_recording
+            source.rewind()
             if sink.num_calls == num_calls:
+                sink.content.add(opened)
                 return
+            if is_in_call and isinstance(error, Unfinished):
+                yield from source.copy_until(marks(), lambda text: None)  # the rest of a word of the call
             # A call broke off, or one after it: what follows is content, so that nothing is lost.
+            yield from self._part_text()
             stops = marks(*self._row.begins, *self._row.ends)
             yield from source.copy_until(stops, sink.content.add)
         source.record()
         yield from source.skip_blanks()
-        ended = yield from source.accept_any(self._ends)
-        blanks = source.recorded()
-        if ended is None:
-            sink.content.add_after_mark(blanks)
-        else:
-            source.record()
-            yield from source.skip_blanks()
-            sink.content.add_after_mark(source.recorded())
+        if (yield from source.accept_any(self._ends)) is None and not source.accept_cut_off(self._ends):
+            source.rewind()
+        yield from self._part_text()
+
+    def _part_text(self) -> Steps[None]:
+        """A mark was read: the blanks after it are no text of their own."""
+        self._source.record()
+        yield from self._source.skip_blanks()
+        self._sink.content.add_after_mark(self._source.recorded())

@@ -68,6 +68,11 @@ class Call:
         if isinstance(error, Malformed) and self.is_announced and not cut_off:
             self.arguments(self.completion())
 
+    @property
+    def has_arguments(self) -> bool:
+        """Arguments have begun, before the name or after it."""
+        return self.is_announced or bool(self._early)
+
     def set_name(self, name: str) -> None:
         """Raises `Malformed` for a name that no call can have."""
         if not name or len(name) > MAX_NAME or not name.isprintable():
@@ -138,7 +143,8 @@ class Body(Protocol):
     def parse(self, source: Source, sink: CallSink, tools: Mapping[str, Tool], opened: str) -> Steps[None]:
         """Read what follows the mark `opened`, which is "" where a call begins without one.
 
-        Raises `Malformed` where it is no call any more. Everything but `Call` is stateless.
+        The source records from there on. Raises `Malformed` where it is no call any more; what was recorded and is
+        no part of a call is read again as text. Everything but `Call` is stateless.
         """
         ...
 
@@ -218,7 +224,7 @@ class ReasoningFormat:
 
 
 def read_string(source: Source, limit: int = 4096) -> Steps[str]:
-    """A JSON string, decoded. Raises `Malformed`, also for one of more than `limit` characters."""
+    """A JSON string, decoded. Raises `Malformed`, at its end also for one of more than `limit` characters."""
     parts: list[str] = []
     char = yield from source.peek()
     if not char or char not in "\"'":
@@ -228,11 +234,12 @@ def read_string(source: Source, limit: int = 4096) -> Steps[str]:
     def keep(text: str) -> None:
         nonlocal size
         size += len(text)
-        if size > limit:
-            raise Malformed
-        parts.append(text)
+        if size <= limit:
+            parts.append(text)
 
     yield from JsonCopy(keep).run(source)
+    if size > limit:
+        raise Malformed
     text: str = json.loads("".join(parts))
     return text
 
@@ -241,6 +248,8 @@ def skip_strays(source: Source) -> Steps[None]:
     """Closing brackets too many, which some models write."""
     closers = marks("}", "]")
     while True:
+        source.record()
         yield from source.skip_blanks()
         if (yield from source.accept_any(closers)) is None:
+            source.rewind()
             return
