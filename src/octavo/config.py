@@ -86,6 +86,7 @@ class SchedulerConfig:
         None, "Most tokens in one step; default: 512, and at least --max-num-seqs.", low=1
     )
     enable_chunked_prefill: bool = opt(True, "Split long prompts over several steps.")
+    enable_jump_forward: bool = opt(True, "Take text that a grammar dictates without sampling its tokens.")
     max_num_queued_reqs: int = opt(2048, "Most requests waiting; one more is refused with 429.", low=1)
     max_num_queued_tokens: int | None = opt(
         None, "Most prompt tokens waiting; a request beyond is refused with 429. Default: no bound.", low=1
