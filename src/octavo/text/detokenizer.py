@@ -77,9 +77,7 @@ class _ByteLevelDetokenizer:
 class _PieceDetokenizer:
     __slots__ = ("_first", "_run", "_strip", "_table", "_tokenizer")
 
-    def __init__(
-        self, tokenizer: Tokenizer, plan: PiecePlan, skip_special_tokens: bool, shown: frozenset[int]
-    ) -> None:
+    def __init__(self, tokenizer: Tokenizer, plan: PiecePlan, skip_special_tokens: bool, shown: frozenset[int]) -> None:
         self._tokenizer = tokenizer
         self._table = tokenizer.piece_table(plan, skip_special_tokens, shown)
         self._first: PiecePlan | None = plan if plan.drop_first_spaces else None  # until the first token is seen

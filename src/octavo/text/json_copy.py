@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from typing import Final
 
@@ -36,12 +37,16 @@ _WORDS: Final = {
 
 
 class JsonCopy:
-    """One value. `emit` gets the copy piece by piece; `run` does the work and may be called once."""
+    """One value. `emit` gets the copy piece by piece; `run` does the work and may be called once.
 
-    __slots__ = ("_closers", "_emit", "_expects", "_held", "_is_key", "_quote", "is_begun")
+    `limit`: characters of a string; a longer one is malformed.
+    """
 
-    def __init__(self, emit: Callable[[str], None]) -> None:
+    __slots__ = ("_closers", "_emit", "_expects", "_held", "_is_key", "_limit", "_quote", "is_begun")
+
+    def __init__(self, emit: Callable[[str], None], limit: int = sys.maxsize) -> None:
         self._emit = emit
+        self._limit = limit
         self._closers: list[str] = []  # brackets that are due, innermost last
         #: "value", "item" (a value or the end of a list), "key" (or the end of an object), "colon", "next"
         self._expects = "value"
@@ -127,9 +132,13 @@ class JsonCopy:
         self._put('"')
         self._quote = quote
         plain = _PLAIN[quote]
+        end = source.num_consumed + self._limit
         while True:
-            if text := source.run(plain):
+            # However the text was cut: no more is consumed than one character too many.
+            if text := source.run(plain, end + 1 - source.num_consumed):
                 self._emit(text)
+            if source.num_consumed > end:
+                raise Malformed
             char = yield from source.peek()
             if not char:
                 raise Unfinished
@@ -168,26 +177,16 @@ class JsonCopy:
             if pair[1] >= " ":  # before a line break it means nothing
                 self._emit("\\\\")
 
-    def _lexeme(self, source: Source) -> Steps[str]:
-        parts: list[str] = []
-        while True:
-            parts.append(source.run(_LEXEME))
-            if sum(map(len, parts)) > MAX_LEXEME:
-                raise Malformed
-            char = yield from source.peek()
-            if not char or not _LEXEME.match(char):
-                return "".join(parts)
-
     def _bare_key(self, source: Source) -> Steps[None]:
-        key = yield from self._lexeme(source)
+        key = yield from source.run_of(_LEXEME, MAX_LEXEME)
         if not _BARE_KEY.fullmatch(key):
             raise Malformed(key)
         self._put(f'"{key}"')
         self._expects = "colon"
 
     def _word(self, source: Source) -> Steps[None]:
-        text = yield from self._lexeme(source)
-        value = text if _NUMBER.fullmatch(text) else _WORDS.get(text) or _mended_number(text)
+        text = yield from source.run_of(_LEXEME, MAX_LEXEME)
+        value = text if _NUMBER.fullmatch(text) else _WORDS.get(text) or mended_number(text)
         if source.is_truncated and (yield from source.is_over()) and _begins_value(text):
             value = text
         if value is None:
@@ -199,7 +198,7 @@ def _begins_value(text: str) -> bool:
     return bool(_BEGUN_NUMBER.fullmatch(text)) or any(word.startswith(text) for word in ("true", "false", "null"))
 
 
-def _mended_number(text: str) -> str | None:
+def mended_number(text: str) -> str | None:
     """A number that JSON would write otherwise: +1, 007, .5, 1."""
     found = _LOOSE_NUMBER.fullmatch(text)
     if found is None:

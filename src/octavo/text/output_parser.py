@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from octavo.text.formats.base import ReasoningFormat, Tool, ToolFormat
-from octavo.text.source import BLANKS, Malformed, Marks, Source, Steps, marks
+from octavo.text.source import BLANKS, Malformed, Source, Steps, Unfinished, marks
 
 
 @dataclass(slots=True)
@@ -177,10 +177,8 @@ class OutputParser:
             self.reasoning_end = source.num_consumed
             if rows.whole_call is not None:
                 yield from _whole_call(source, sink, rows.whole_call)
-            elif rows.tools is not None:
-                yield from _Calls(source, sink, rows.tools, rows.known_tools).run()
             else:
-                yield from source.copy_until(marks(), sink.content.add)
+                yield from _Answer(source, sink, rows).run()
         if not sink.num_calls:
             sink.content.release_blanks()
 
@@ -214,56 +212,65 @@ def _whole_call(source: Source, sink: Sink, name: str) -> Steps[None]:
     yield from source.copy_until(marks(), sink.arguments)
 
 
-class _Calls:
-    """Calls among text."""
+class _Answer:
+    """Text, and calls in it if there are tools."""
 
-    def __init__(self, source: Source, sink: Sink, row: ToolFormat, tools: Sequence[Tool]) -> None:
+    def __init__(self, source: Source, sink: Sink, rows: OutputFormat) -> None:
         self._source = source
         self._sink = sink
-        self._row = row
-        self._tools: Mapping[str, Tool] = {tool.name: tool for tool in tools}
-        self._marks: Marks = marks(*row.begins, *row.noise)
-        self._ends: Marks = marks(*row.ends)
+        self._row = rows.tools
+        self._tools: Mapping[str, Tool] = {tool.name: tool for tool in rows.known_tools}
+        self._begins = (*rows.tools.begins, *rows.tools.bare_begins) if rows.tools is not None else ()
+        self._noise = (
+            *(rows.tools.noise if rows.tools is not None else ()),
+            *(rows.reasoning.noise if rows.reasoning is not None else ()),
+        )
 
     def run(self) -> Steps[None]:
-        source, row = self._source, self._row
-        if row.openers:
+        source, content = self._source, self._sink.content
+        if self._row is not None and self._row.openers:
             source.record()
             yield from source.skip_blanks()
             char = yield from source.peek()
-            if char and char in row.openers:
-                yield from self._attempt("")
+            if char and char in self._row.openers:
+                yield from self._attempt(self._row, "")
             else:
-                self._sink.content.add(source.recorded())
-        while (mark := (yield from source.copy_until(self._marks, self._sink.content.add))) is not None:
-            if mark in row.noise:
-                source.take(len(mark))
-                self._sink.content.drop_blanks()
+                content.add(source.recorded())
+        wanted = marks(*self._begins, *self._noise)
+        while (mark := (yield from source.copy_until(wanted, content.add))) is not None:
+            source.record()
+            source.take(len(mark))
+            if self._row is not None and mark in self._begins:
+                yield from self._attempt(self._row, mark)
             else:
-                source.record()
-                source.take(len(mark))
-                yield from self._attempt(mark)
+                content.drop_blanks()
+                yield from self._skip_blanks_after_mark()
 
-    def _attempt(self, opened: str) -> Steps[None]:
+    def _skip_blanks_after_mark(self) -> Steps[None]:
+        self._source.record()
+        yield from self._source.skip_blanks()
+        self._sink.content.add_after_mark(self._source.recorded())
+
+    def _attempt(self, row: ToolFormat, opened: str) -> Steps[None]:
         """Read calls after a mark. What comes to nothing is content (F24), the mark included."""
         source, sink = self._source, self._sink
         num_calls = sink.num_calls
         try:
-            yield from self._row.body.parse(source, sink, self._tools, opened)
+            yield from row.body.parse(source, sink, self._tools, opened)
         except Malformed as error:
-            sink.content.add(source.recorded() if source.is_recording else str(error))
+            lost = source.recorded() if source.is_recording else str(error)
+            if sink.num_calls == num_calls or not isinstance(error, Unfinished):  # else a part of the broken call
+                sink.content.add(lost)
             if sink.num_calls == num_calls:
                 return
             # A call broke off, or one after it: what follows is content, so that nothing is lost.
-            stops = marks(*self._row.begins, *self._row.ends)
+            stops = marks(*self._begins, *row.ends)
             yield from source.copy_until(stops, sink.content.add)
         source.record()
         yield from source.skip_blanks()
-        ended = yield from source.accept_any(self._ends)
+        ended = yield from source.accept_any(marks(*row.ends))
         blanks = source.recorded()
         if ended is None:
             sink.content.add_after_mark(blanks)
         else:
-            source.record()
-            yield from source.skip_blanks()
-            sink.content.add_after_mark(source.recorded())
+            yield from self._skip_blanks_after_mark()
