@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from typing import Final
 
@@ -38,12 +39,16 @@ _WORDS: Final = {
 
 
 class JsonCopy:
-    """One value. `emit` gets the copy piece by piece; `run` does the work and may be called once."""
+    """One value. `emit` gets the copy piece by piece; `run` does the work and may be called once.
 
-    __slots__ = ("_closers", "_emit", "_expects", "_held", "_is_key", "_quote", "is_begun")
+    `limit`: characters of a string; a longer one is malformed.
+    """
 
-    def __init__(self, emit: Callable[[str], None]) -> None:
+    __slots__ = ("_closers", "_emit", "_expects", "_held", "_is_key", "_limit", "_quote", "is_begun")
+
+    def __init__(self, emit: Callable[[str], None], limit: int = sys.maxsize) -> None:
         self._emit = emit
+        self._limit = limit
         self._closers: list[str] = []  # brackets that are due, innermost last
         #: "value", "item" (a value or the end of a list), "key" (or the end of an object), "colon", "next"
         self._expects = "value"
@@ -130,9 +135,13 @@ class JsonCopy:
         self._put('"')
         self._quote = quote
         plain = _PLAIN[quote]
+        end = source.num_consumed + self._limit
         while True:
-            if text := source.run(plain):
+            # However the text was cut: no more is consumed than one character too many.
+            if text := source.run(plain, end + 1 - source.num_consumed):
                 self._emit(text)
+            if source.num_consumed > end:
+                raise Malformed
             char = yield from source.peek()
             if not char:
                 raise Unfinished
@@ -181,7 +190,7 @@ class JsonCopy:
 
     def _word(self, source: Source) -> Steps[None]:
         text = yield from source.peek_run(_LEXEME, MAX_LEXEME)
-        value = text if _NUMBER.fullmatch(text) else _WORDS.get(text) or _mended_number(text)
+        value = text if _NUMBER.fullmatch(text) else _WORDS.get(text) or mended_number(text)
         is_last = len((yield from source.peek(len(text) + 1))) == len(text)
         if is_last and source.is_truncated and _begins_value(text):
             value = text
@@ -195,7 +204,7 @@ def _begins_value(text: str) -> bool:
     return bool(_BEGUN_NUMBER.fullmatch(text)) or any(word.startswith(text) for word in ("true", "false", "null"))
 
 
-def _mended_number(text: str) -> str | None:
+def mended_number(text: str) -> str | None:
     """A number that JSON would write otherwise: +1, 007, .5, 1."""
     found = _LOOSE_NUMBER.fullmatch(text)
     if found is None:

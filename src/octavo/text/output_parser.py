@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from octavo.text.formats.base import ReasoningFormat, Tool, ToolFormat
-from octavo.text.source import BLANKS, Malformed, Marks, Source, Steps, Unfinished, marks
+from octavo.text.source import BLANKS, Malformed, Source, Steps, Unfinished, marks
 
 
 @dataclass(slots=True)
@@ -184,10 +184,8 @@ class OutputParser:
                 yield from _reasoning(source, sink, rows.reasoning, rows.is_thinking)
             if rows.whole_call is not None:
                 yield from _whole_call(source, sink, rows.whole_call)
-            elif rows.tools is not None:
-                yield from _Calls(source, sink, rows.tools, rows.known_tools).run()
             else:
-                yield from source.copy_until(marks(), sink.content.add)
+                yield from _Answer(source, sink, rows).run()
         if not sink.num_calls:
             sink.content.release_blanks()
 
@@ -223,41 +221,45 @@ def _whole_call(source: Source, sink: Sink, name: str) -> Steps[None]:
     yield from source.copy_until(marks(), sink.arguments)
 
 
-class _Calls:
-    """Calls among text."""
+class _Answer:
+    """Text, and calls in it if there are tools."""
 
-    def __init__(self, source: Source, sink: Sink, row: ToolFormat, tools: Sequence[Tool]) -> None:
+    def __init__(self, source: Source, sink: Sink, rows: OutputFormat) -> None:
         self._source = source
         self._sink = sink
-        self._row = row
-        self._tools: Mapping[str, Tool] = {tool.name: tool for tool in tools}
-        self._marks: Marks = marks(*row.begins, *row.noise)
-        self._ends: Marks = marks(*row.ends)
+        self._row = rows.tools
+        self._tools: Mapping[str, Tool] = {tool.name: tool for tool in rows.known_tools}
+        self._begins = (*rows.tools.begins, *rows.tools.bare_begins) if rows.tools is not None else ()
+        self._noise = (
+            *(rows.tools.noise if rows.tools is not None else ()),
+            *(rows.reasoning.noise if rows.reasoning is not None else ()),
+        )
 
     def run(self) -> Steps[None]:
-        source, row = self._source, self._row
-        if row.openers:
+        source, content = self._source, self._sink.content
+        if self._row is not None and self._row.openers:
             source.record()
             yield from source.skip_blanks()
             char = yield from source.peek()
             source.rewind()
-            if char and char in row.openers:
-                yield from self._attempt("")
-        while (mark := (yield from source.copy_until(self._marks, self._sink.content.add))) is not None:
+            if char and char in self._row.openers:
+                yield from self._attempt(self._row, "")
+        wanted = marks(*self._begins, *self._noise)
+        while (mark := (yield from source.copy_until(wanted, content.add))) is not None:
             source.take(len(mark))
-            if mark in row.noise:
-                self._sink.content.drop_blanks()
-                yield from self._part_text()
+            if self._row is not None and mark in self._begins:
+                yield from self._attempt(self._row, mark)
             else:
-                yield from self._attempt(mark)
+                content.drop_blanks()
+                yield from self._part_text()
 
-    def _attempt(self, opened: str) -> Steps[None]:
+    def _attempt(self, row: ToolFormat, opened: str) -> Steps[None]:
         """Read calls after a mark. What comes to nothing is content (F24), the mark included."""
         source, sink = self._source, self._sink
         num_calls = sink.num_calls
         source.record()
         try:
-            yield from self._row.body.parse(source, sink, self._tools, opened)
+            yield from row.body.parse(source, sink, self._tools, opened)
         except Malformed as error:
             is_in_call = not source.is_recording
             source.rewind()
@@ -268,11 +270,13 @@ class _Calls:
                 yield from source.copy_until(marks(), lambda text: None)  # the rest of a word of the call
             # A call broke off, or one after it: what follows is content, so that nothing is lost.
             yield from self._part_text()
-            stops = marks(*self._row.begins, *self._row.ends)
-            yield from source.copy_until(stops, sink.content.add)
+            if is_in_call and not isinstance(error, Unfinished):
+                sink.content.add(str(error))
+            yield from source.copy_until(marks(*self._begins, *row.ends), sink.content.add)
         source.record()
         yield from source.skip_blanks()
-        if (yield from source.accept_any(self._ends)) is None and not source.accept_cut_off(self._ends):
+        ends = marks(*row.ends)
+        if (yield from source.accept_any(ends)) is None and not source.accept_cut_off(ends):
             source.rewind()
         yield from self._part_text()
 

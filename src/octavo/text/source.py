@@ -93,6 +93,11 @@ class Source:
     def end(self, *, truncated: bool) -> None:
         self.is_ended, self.is_truncated = True, truncated
 
+    @property
+    def is_at_end(self) -> bool:
+        """Nothing that has arrived is left, and nothing will arrive."""
+        return self.is_ended and self._pos == len(self._text)
+
     # ------------------------------------------------------------ consuming
     def take(self, size: int) -> str:
         """Consume what a question has shown to be there."""
@@ -135,9 +140,10 @@ class Source:
             yield
         return self._text[self._pos : self._pos + size]
 
-    def run(self, pattern: re.Pattern[str]) -> str:
-        """Consume what has arrived as far as `pattern`, a repeated class of characters, matches it. Never waits."""
-        found = pattern.match(self._text, self._pos)
+    def run(self, pattern: re.Pattern[str], limit: int = sys.maxsize) -> str:
+        """Consume what has arrived as far as `pattern`, a repeated class of characters, matches it; at most `limit`
+        characters. Never waits."""
+        found = pattern.match(self._text, self._pos, min(self._pos + limit, len(self._text)))
         return self.take(found.end() - self._pos) if found is not None else ""
 
     def peek_run(self, pattern: re.Pattern[str], limit: int) -> Steps[str]:
@@ -196,7 +202,17 @@ class Source:
     def expect(self, mark: str) -> Steps[None]:
         """Consume `mark`. Raises `Malformed`."""
         if not (yield from self.accept(mark)):
-            raise Unfinished if (yield from self.is_over()) else Malformed
+            raise (yield from self.failure(mark))
+
+    def failure(self, *expected: str) -> Steps[Malformed]:
+        """What to raise where the text goes on with none of the marks, each of which was asked for."""
+        is_over = yield from self.is_over()
+        return Unfinished() if is_over or self.is_cut_within(*expected) else Malformed()
+
+    def is_cut_within(self, *expected: str) -> bool:
+        """Whether the text was cut off where it began one of the marks, each of which was asked for."""
+        rest = self._text[self._pos : self._pos + max(map(len, expected))]
+        return self.is_truncated and any(mark.startswith(rest) for mark in expected)
 
     def is_over(self) -> Steps[bool]:
         """Whether nothing follows."""
@@ -209,8 +225,13 @@ class Source:
                 return
             yield
 
-    def copy_until(self, wanted: Marks, emit: Callable[[str], None]) -> Steps[str | None]:
-        """Pass on the text before the first of the marks, which is returned and not consumed; None: the text ended."""
+    def copy_until(
+        self, wanted: Marks, emit: Callable[[str], None], *, drops_cut_mark: bool = False
+    ) -> Steps[str | None]:
+        """Pass on the text before the first of the marks, which is returned and not consumed; None: the text ended.
+
+        `drops_cut_mark`: when the text was cut off where it may have begun a mark, that is not passed on.
+        """
         while True:
             start = wanted.find(self._text, self._pos, is_whole=self.is_ended)
             if start is not None:
@@ -218,9 +239,12 @@ class Source:
                     emit(self.take(start - self._pos))
                 return (yield from self.at_any(wanted))
             held = 0 if self.is_ended else wanted.num_held(self._text, self._pos)
+            if self.is_truncated and drops_cut_mark:
+                held = wanted.num_held(self._text, self._pos)
             if size := len(self._text) - self._pos - held:
                 emit(self.take(size))
             if self.is_ended:
+                self.take(held)
                 return None
             yield
 
@@ -239,3 +263,7 @@ class Source:
             if self.is_ended:
                 raise Unfinished
             yield
+
+    def run_of(self, pattern: re.Pattern[str], limit: int) -> Steps[str]:
+        """Consume and return what `peek_run` shows."""
+        return self.take(len((yield from self.peek_run(pattern, limit))))

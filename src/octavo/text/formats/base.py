@@ -187,6 +187,7 @@ class ToolFormat:
     openers: str = ""  # characters with which calls without a mark begin, at the start of the text only
     id_style: str = "call"  # how ids look: "call" or "mistral"
     extra_marks: tuple[str, ...] = ()  # inside calls
+    bare_begins: tuple[str, ...] = ()  # with which a call itself begins whose mark is missing; no grammar knows them
     repeats: bool = False  # each of several calls has marks of its own, parted by `between`
     between: str = ""
     pipeline: Pipeline | None = None  # reads the whole output, in place of the usual stages
@@ -194,7 +195,7 @@ class ToolFormat:
     @property
     def marks(self) -> tuple[str, ...]:
         """All texts that may be special tokens of the vocabulary."""
-        return (*self.begins, *self.ends, *self.noise, *self.extra_marks)
+        return (*self.begins, *self.bare_begins, *self.ends, *self.noise, *self.extra_marks)
 
 
 @dataclass(frozen=True)
@@ -209,6 +210,8 @@ class ReasoningFormat:
     #: Further ways to begin and to end it.
     other_begins: tuple[str, ...] = ()
     other_ends: tuple[str, ...] = ()
+    noise: tuple[str, ...] = ()  # marks around the answer, which are no text
+    extra_marks: tuple[str, ...] = ()  # that a pipeline reads
 
     @property
     def begins(self) -> tuple[str, ...]:
@@ -220,7 +223,7 @@ class ReasoningFormat:
 
     @property
     def marks(self) -> tuple[str, ...]:
-        return (*self.begins, *self.ends)
+        return (*self.begins, *self.ends, *self.noise, *self.extra_marks)
 
 
 def read_string(source: Source, limit: int = 4096) -> Steps[str]:
@@ -229,17 +232,7 @@ def read_string(source: Source, limit: int = 4096) -> Steps[str]:
     char = yield from source.peek()
     if not char or char not in "\"'":
         raise Malformed if char else Unfinished
-    size = 0
-
-    def keep(text: str) -> None:
-        nonlocal size
-        size += len(text)
-        if size <= limit:
-            parts.append(text)
-
-    yield from JsonCopy(keep).run(source)
-    if size > limit:
-        raise Malformed
+    yield from JsonCopy(parts.append, limit).run(source)
     text: str = json.loads("".join(parts))
     return text
 
