@@ -258,8 +258,9 @@ class _Answer:
         source, sink = self._source, self._sink
         num_calls = sink.num_calls
         source.record()
+        body = row.body if opened or row.bare_body is None else row.bare_body
         try:
-            yield from row.body.parse(source, sink, self._tools, opened)
+            yield from body.parse(source, sink, self._tools, opened)
         except Malformed as error:
             is_in_call = not source.is_recording
             source.rewind()
