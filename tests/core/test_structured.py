@@ -80,14 +80,14 @@ def engine() -> Iterator[Guided]:
     assert engine.failure is None
 
 
-def test_the_end_of_the_grammar_ends_the_request_and_its_last_token_is_text(engine: Guided) -> None:
+def test_g11_the_end_of_the_grammar_ends_the_request_and_its_last_token_is_text(engine: Guided) -> None:
     engine.ask(1, "5 nothing")
     engine.wait_for_end(1)
     last = engine.outputs[1][-1]
     assert (last.finish_reason, last.is_complete, len(engine.tokens(1))) == ("stop", True, 5)
 
 
-def test_max_tokens_comes_before_the_end_of_the_grammar(engine: Guided) -> None:
+def test_g11_max_tokens_comes_before_the_end_of_the_grammar(engine: Guided) -> None:
     engine.ask(1, "5 nothing", max_tokens=3)
     engine.ask(2, "3 nothing", max_tokens=3)
     engine.wait_for_end(1, 2)

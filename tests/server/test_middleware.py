@@ -21,7 +21,7 @@ def test_health_and_ready_answer_without_a_key(path: str) -> None:
     assert make_server(**KEYS).get(path).status == 200
 
 
-def test_every_other_route_needs_a_key() -> None:
+def test_e2_d12_every_other_route_needs_a_key() -> None:
     server = make_server(**KEYS)
     for route in routes(server.state):
         if route.path not in ("/health", "/ready"):
@@ -58,7 +58,7 @@ def test_unknown_and_strange_paths_need_a_key_too(path: str) -> None:
         ("Bearer ÿþ", 401),
     ],
 )
-def test_the_key_must_be_exact_and_the_scheme_may_have_any_case(header: str, status: int) -> None:
+def test_e2_e3_the_key_must_be_exact_and_the_scheme_may_have_any_case(header: str, status: int) -> None:
     assert make_server(**KEYS).get("/v1/models", {"authorization": header}).status == status
 
 
@@ -87,7 +87,7 @@ def test_without_keys_everything_is_open() -> None:
 
 
 # ---------------------------------------------------------------- request ids
-def test_a_sane_request_id_is_echoed() -> None:
+def test_e16_a_sane_request_id_is_echoed() -> None:
     assert make_server().get("/version", {"x-request-id": "abc-123"}).headers["x-request-id"] == "abc-123"
 
 
@@ -112,13 +112,13 @@ ORIGIN = {"origin": "https://page.example"}
 PREFLIGHT = {**ORIGIN, "access-control-request-method": "POST", "access-control-request-headers": "content-type"}
 
 
-def test_no_cross_origin_headers_unless_configured() -> None:
+def test_e4_no_cross_origin_headers_unless_configured() -> None:
     reply = make_server().get("/v1/models", ORIGIN)
     assert not [name for name in reply.headers if name.startswith("access-control")]
     assert call(make_server().app, "OPTIONS", "/v1/models", headers=PREFLIGHT).status == 405
 
 
-def test_a_configured_origin_is_allowed_on_success_and_error_and_preflight_needs_no_key() -> None:
+def test_e4_a_configured_origin_is_allowed_on_success_and_error_and_preflight_needs_no_key() -> None:
     server = make_server(allowed_origins=["https://page.example"], **KEYS)
     assert call(server.app, "OPTIONS", "/v1/chat/completions", headers=PREFLIGHT).status == 200
     reply = server.get("/v1/models", ORIGIN)
@@ -137,7 +137,7 @@ def test_every_origin_never_goes_with_credentials(caplog: pytest.LogCaptureFixtu
 
 # ---------------------------------------------------------------- paths and headers
 @pytest.mark.parametrize("path", ["/api/v1/models", "/api/api/v1/models", "/v1/models"])
-def test_root_path_is_taken_off_however_often_it_was_added(path: str) -> None:
+def test_e19_root_path_is_taken_off_however_often_it_was_added(path: str) -> None:
     assert make_server(root_path="/api").get(path).status == 200
 
 
@@ -152,7 +152,7 @@ def test_a_trailing_slash_makes_no_difference(path: str) -> None:
     assert make_server().get(path).status == 200
 
 
-def test_405_names_what_is_allowed() -> None:
+def test_e12_405_names_what_is_allowed() -> None:
     reply = make_server().get("/v1/chat/completions")
     assert (reply.status, reply.headers["allow"]) == (405, "POST")
     assert reply.error["code"] == "method_not_allowed"

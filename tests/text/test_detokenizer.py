@@ -67,7 +67,7 @@ def pushes(tokenizer: Tokenizer, ids: Sequence[int], cuts: Sequence[int], skip: 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
 @given(ids=IDS, cuts=CUTS, skip=st.booleans())
-def test_pushes_join_to_the_decoded_whole(kind: str, ids: list[int], cuts: list[int], skip: bool) -> None:
+def test_w26_pushes_join_to_the_decoded_whole(kind: str, ids: list[int], cuts: list[int], skip: bool) -> None:
     tokenizer = TOKENIZERS[kind]
     assert "".join(pushes(tokenizer, ids, cuts, skip)) == tokenizer.decode(ids, skip)
 
@@ -88,7 +88,7 @@ def test_bytes_of_whole_characters_come_out_whole(kind: str, text: str, skip: bo
 
 
 @pytest.mark.parametrize("kind", ["byte-level", "gemma"])
-def test_a_text_may_begin_inside_a_character(kind: str) -> None:
+def test_w26_a_text_may_begin_inside_a_character(kind: str) -> None:
     # The prompt ended with the first bytes of a character; the model goes on with the others.
     tokenizer = TOKENIZERS[kind]
     raw = "\U0001f642ok".encode()[2:]

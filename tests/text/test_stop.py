@@ -33,7 +33,7 @@ def pieces(text: str, cuts: list[int]) -> list[str]:
 @example("xxabcab", ["abcd", "bc"], [3], False)
 @example("aab", ["aab", "ab"], [1, 2], False)
 @example("aaaab", ["aaab"], [1, 2, 3, 4], False)
-def test_equals_find_on_the_whole_text_for_any_pieces(
+def test_s11_w25_equals_find_on_the_whole_text_for_any_pieces(
     text: str, stops: list[str], cuts: list[int], include: bool
 ) -> None:
     matcher = StopMatcher(stops, include)
@@ -48,7 +48,7 @@ def test_equals_find_on_the_whole_text_for_any_pieces(
 
 
 @given(LETTERS, STOPS)
-def test_holds_exactly_what_may_still_become_a_match(text: str, stops: list[str]) -> None:
+def test_s11_holds_exactly_what_may_still_become_a_match(text: str, stops: list[str]) -> None:
     matcher = StopMatcher(stops)
     emitted = ""
     for n, char in enumerate(text, 1):
@@ -80,7 +80,7 @@ def test_nothing_follows_a_match() -> None:
     assert matcher.finish() == ""
 
 
-def test_of_two_that_end_together_the_first_listed_wins() -> None:
+def test_s11_of_two_that_end_together_the_first_listed_wins() -> None:
     assert StopMatcher(["bc", "abc"]).push("abc") == ("a", "bc")
     assert StopMatcher(["abc", "bc"]).push("abc") == ("", "abc")
 
