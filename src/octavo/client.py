@@ -89,7 +89,8 @@ class EngineClient:
         self._admission = Admission(
             info, self._config.scheduler.max_num_queued_reqs, self._config.scheduler.max_num_queued_tokens
         )
-        self._num_held = 0
+        self._num_held = 0  # sequences of beam searches, whether or not their steps are in the engine
+        self._num_sampled = 0  # samples of all other requests
         self._num_queued_tokens = 0  # prompt tokens of samples without a token yet
         self._samples: dict[int, SampleState] = {}
         self._num_ids = 0
@@ -162,7 +163,7 @@ class EngineClient:
         if self.is_draining:
             raise ShuttingDown("The server is shutting down and takes no new requests.")
         request.params.check_choice(self.eos_token_ids, self.info.vocab_size)
-        params = self._admission.check(request, len(self._samples), self._num_queued_tokens)
+        params = self._admission.check(request, self._num_sampled + self._num_held, self._num_queued_tokens)
         if request.beams is not None:
             search = beam_search(self, request, params, self._observer.on_finish)
             self._observer.on_request_arrival(request)
@@ -211,14 +212,14 @@ class EngineClient:
         await self._vocabulary.prepare()
 
     @contextlib.contextmanager
-    def in_flight(self) -> Iterator[None]:
-        """The block counts as a request in flight: the client is not idle, whatever comes and goes in it."""
-        self._num_held += 1
+    def in_flight(self, count: int) -> Iterator[None]:
+        """The block counts as a request of `count` sequences: the client is not idle, whatever comes and goes in it."""
+        self._num_held += count
         self._idle.clear()
         try:
             yield
         finally:
-            self._num_held -= 1
+            self._num_held -= count
             self._note_idle()
 
     def detokenizer(self, params: SamplingParams) -> IncrementalDetokenizer:
@@ -236,6 +237,7 @@ class EngineClient:
         state.samples.append(sample)
         state.num_open += 1
         self._samples[sample.request_id] = sample
+        self._num_sampled += state.request.beams is None
         self._num_queued_tokens += len(state.request.prompt_token_ids)
         self._idle.clear()
         return sample
@@ -280,6 +282,7 @@ class EngineClient:
         if not sample.first_token_time:
             self._num_queued_tokens -= len(sample.request.request.prompt_token_ids)
         sample.request.num_open -= 1
+        self._num_sampled -= sample.request.request.beams is None
         self._note_idle()
         self._admission.note_finish(now)
         request = sample.request.request

@@ -319,16 +319,16 @@ async def _generate_all(
     async def run(place: int) -> None:
         nonlocal num_open
         results[place] = await _generate_one(client, requests[place])
-        num_open -= requests[place].params.num_samples
+        num_open -= requests[place].num_sequences
         on_done(results[place])
 
     try:
         for place, request in enumerate(requests):
-            while tasks and num_open + request.params.num_samples > window:
+            while tasks and num_open + request.num_sequences > window:
                 done, tasks = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     task.result()
-            num_open += request.params.num_samples
+            num_open += request.num_sequences
             tasks.add(asyncio.create_task(run(place)))
         # The first failure ends the others.
         await asyncio.gather(*tasks)

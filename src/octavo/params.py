@@ -273,6 +273,11 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     arrival_time: float = 0.0  # time.monotonic() seconds
     beams: BeamParams | None = None  # checked with `params`
 
+    @property
+    def num_sequences(self) -> int:
+        """What the request puts into the engine at once."""
+        return self.params.num_samples if self.beams is None else self.beams.width
+
 
 def _check_number(name: str, value: float, bounds: Range) -> None:
     # NaN passes every comparison below, so finiteness is checked first.
