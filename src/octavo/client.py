@@ -205,6 +205,9 @@ class EngineClient:
             # The receive loop is about to find the same and to say why.
             self._close(state)
             raise EngineDead(self.dead_reason or "The connection to the engine is lost.") from exc
+        except Exception:
+            self._close(state)  # samples that were sent must not run on without a reader
+            raise
         return stream
 
     async def prepare_grammars(self) -> None:

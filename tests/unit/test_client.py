@@ -463,6 +463,26 @@ def test_a_send_that_fails_is_a_dead_engine_and_leaves_no_id() -> None:
 
 
 # ---------------------------------------------------------------- calls, close, observer
+def test_a_request_that_cannot_be_encoded_leaves_no_id() -> None:
+    async def main() -> None:
+        async with Engine() as engine:
+            real, calls = engine.connection.send, itertools.count()
+
+            def send(message: Any) -> None:
+                if next(calls) == 1:
+                    raise OverflowError("planted")
+                real(message)
+
+            engine.connection.send = send  # type: ignore[method-assign]
+            with pytest.raises(OverflowError):
+                engine.client.generate(request(n=2, temperature=1.0))
+            assert engine.client.num_unfinished == 0
+            assert 1 in engine.connection.aborted  # the sample that was sent
+            await asyncio.wait_for(engine.client.wait_idle(), 5)
+
+    run(main())
+
+
 def test_calls_get_their_own_results() -> None:
     async def main() -> None:
         async with Engine() as engine:
