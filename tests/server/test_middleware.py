@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from octavo.server.app import routes
-from octavo.server.middleware import MAX_HEADERS
+from octavo.server.middleware import MAX_HEADER_BYTES, MAX_HEADERS
 from server_fakes import call, make_server
 
 KEYS = {"api_key": ["first-key", "second-kéy"]}
@@ -156,6 +156,44 @@ def test_e12_405_names_what_is_allowed() -> None:
     reply = make_server().get("/v1/chat/completions")
     assert (reply.status, reply.headers["allow"]) == (405, "POST")
     assert reply.error["code"] == "method_not_allowed"
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({f"x-{i}": "y" for i in range(MAX_HEADERS - 2)}, 200),  # two more are always sent
+        ({f"x-{i}": "y" for i in range(MAX_HEADERS - 1)}, 431),
+        ({f"x-{i}": "y" for i in range(5000)}, 431),
+        ({"x": "y" * (MAX_HEADER_BYTES - 100)}, 200),
+        ({"x": "y" * MAX_HEADER_BYTES}, 431),
+        ({"x" * MAX_HEADER_BYTES: "y"}, 431),
+        ({f"x-{i}": "y" * 1000 for i in range(70)}, 431),
+        ({f"{'x' * 1000}-{i}": "y" for i in range(70)}, 431),
+        ({"cookie": "y" * 100_000}, 431),
+        ({"authorization": "Bearer " + "y" * 100_000}, 431),
+        ({"accept": "*/*", "user-agent": "a\x7f\x80"}, 200),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+@pytest.mark.parametrize("path", ["/version", "/v1/models", "/nowhere"])
+def test_headers_are_bounded_in_number_and_size_on_every_path(headers: Any, status: int, path: str) -> None:
+    reply = make_server().get(path, headers)
+    assert reply.status == (404 if path == "/nowhere" and status == 200 else status)
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"])
+@pytest.mark.parametrize("length", ["1001", "", "10", "99999999999999999999"])
+def test_a_body_is_bounded_on_every_route(path: str, length: str) -> None:
+    server = make_server(max_body_bytes=1000)
+    reply = call(server.app, "POST", path, None, {"content-length": length}, chunks=[b" " * 501] * 2)
+    assert (reply.status, reply.headers["connection"]) == (413, "close")
+
+
+def test_e22_every_route_is_told_in_the_log_at_debug(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("DEBUG", logger="octavo"):
+        server = make_server()
+    told = {record.getMessage() for record in caplog.records}
+    assert {f"route {route.method} {route.path}" for route in routes(server.state)} <= told
 
 
 def test_too_many_headers_are_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -71,6 +72,41 @@ def test_text_that_keeps_its_stop_string_is_never_held(text: str, stops: list[st
         assert emitted == text[:n]
         if matched is not None:
             return
+
+
+# Text, stop strings, and what is passed on with the match.
+TABLE: list[tuple[str, list[str], str, str | None]] = [
+    ("abcabd", ["abd"], "abc", "abd"),  # a false start right before
+    ("aaab", ["aab"], "a", "aab"),
+    ("ababac", ["abac"], "ab", "abac"),  # overlaps itself
+    ("xyz", ["yz", "y"], "x", "y"),  # a prefix of the other ends first
+    ("xyz", ["xyz", "z"], "", "xyz"),  # nested, end together: the first listed
+    ("xyz", ["z", "xyz"], "xy", "z"),
+    ("one END", ["END", "end"], "one ", "END"),
+    ("one end", ["END"], "one end", None),  # case counts
+    ("almost EN", ["END"], "almost EN", None),  # held to the end, then passed on
+    ("\u00e9\u0301x", ["\u0301"], "\u00e9", "\u0301"),  # a combining character by itself
+    ("a\U0001f642b", ["\U0001f642"], "a", "\U0001f642"),
+    ("a\n\nb", ["\n\n"], "a", "\n\n"),
+    ("a\r\nb", ["\n"], "a\r", "\n"),
+    ("abc", ["abcd", "c", "bc"], "ab", "c"),
+    ("STOP", ["STOP"], "", "STOP"),
+    ("", ["x"], "", None),
+]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 100])
+@pytest.mark.parametrize("row", TABLE, ids=str)
+def test_w25_stops_that_overlap_nest_and_begin_alike(row: Any, size: int) -> None:
+    text, stops, expected, match = row
+    matcher = StopMatcher(stops)
+    passed, found = "", None
+    for start in range(0, len(text), size):
+        emitted, found = matcher.push(text[start : start + size])
+        passed += emitted
+        if found is not None:
+            break
+    assert (passed + matcher.finish(), found) == (expected, match) == reference(text, stops, False)
 
 
 def test_nothing_follows_a_match() -> None:
