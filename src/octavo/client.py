@@ -37,20 +37,18 @@ from octavo.messages import (
     SchedulerStats,
     Shutdown,
 )
-from octavo.observer import FinishedSample, NoObserver, Observer
+from octavo.observer import NoObserver, Observer
 from octavo.params import GenerateRequest, SamplingParams
 from octavo.text.detokenizer import IncrementalDetokenizer
 from octavo.text.stop import StopMatcher
 from octavo.transport import Connection, TransportError
-from octavo.watchdog import TICK_SECONDS, EngineHandle, Watchdog
+from octavo.watchdog import TICK_SECONDS, EngineHandle, Watchdog, exit_reason
 
 if TYPE_CHECKING:
     from octavo.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
-#: Seconds that a lost connection waits for the process's exit code, which makes the better message.
-EXIT_WAIT_SECONDS = 0.3
 #: What streams are told that the server's end cuts off.
 SHUT_DOWN = "The server shut down before the request was finished."
 
@@ -288,20 +286,7 @@ class EngineClient:
         self._num_sampled -= sample.request.request.beams is None
         self._note_idle()
         self._admission.note_finish(now)
-        request = sample.request.request
-        self._observer_of(sample).on_finish(
-            FinishedSample(
-                request,
-                reason,
-                sample.num_tokens,
-                sample.num_cached_tokens,
-                request.arrival_time,
-                sample.scheduled_time,
-                sample.first_token_time,
-                sample.last_token_time,
-                now,
-            )
-        )
+        self._observer_of(sample).on_finish(sample.finished(reason, now))
 
     def _observer_of(self, sample: SampleState) -> Observer:
         """Nobody looks at the steps of a beam search, which is one request and tells of its own end."""
@@ -333,17 +318,9 @@ class EngineClient:
         except Exception as exc:
             logger.exception("receiving from the engine failed")
             reason = f"receiving from it failed: {type(exc).__name__}"
-        self._die(await self._exit_reason() or reason)
-
-    async def _exit_reason(self) -> str | None:
-        """How the process ended. The socket closes a moment before the exit code is there."""
-        deadline = time.monotonic() + EXIT_WAIT_SECONDS
-        while self._process is not None:
-            reason = self._process.exit_reason()
-            if reason is not None or time.monotonic() > deadline:
-                return reason
-            await asyncio.sleep(0.01)
-        return None
+        if self._process is not None:
+            reason = await exit_reason(self._process) or reason
+        self._die(reason)
 
     def _on_outputs(self, message: EngineCoreOutputs) -> None:
         """One step: one pass over its outputs."""
