@@ -158,6 +158,15 @@ def test_e12_405_names_what_is_allowed() -> None:
     assert reply.error["code"] == "method_not_allowed"
 
 
+def test_e17_trace_headers_change_nothing_and_are_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    server = make_server()
+    server.get("/version")
+    assert "trace" not in caplog.text
+    for name in ("traceparent", "tracestate", "traceparent"):
+        assert server.get("/version", {name: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}).status == 200
+    assert caplog.text.count("trace headers") == 1
+
+
 @pytest.mark.parametrize(
     ("headers", "status"),
     [
