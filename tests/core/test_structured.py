@@ -118,7 +118,7 @@ def test_a_request_that_waits_for_its_grammar_can_be_aborted(engine: Guided) -> 
     assert engine.end(2) == "stop" and len(engine.outputs[1]) == 1
 
 
-@pytest.mark.parametrize("grammar", ["bad", "5 fill", "5 empty", "5 advance"])
+@pytest.mark.parametrize("grammar", ["bad", *(f"{n} {how}" for n in (1, 2, 5) for how in ("fill", "empty", "advance"))])
 def test_an_error_of_a_grammar_ends_its_own_request_alone(engine: Guided, grammar: str) -> None:
     """W13: accepted at the front, refused at the back."""
     engine.ask(1, grammar)
