@@ -114,6 +114,8 @@ class LLM:
         do not say. All prompts are checked before any is started. Raises `RequestError` naming what is wrong, or
         `ServerError`.
         """
+        if not isinstance(prompts, str | Mapping | Sequence):
+            raise InvalidRequest("`prompts` is a prompt or a list of prompts.", "prompts")
         items: Sequence[Any] = [prompts] if _is_one_prompt(prompts) else list(prompts)
         pairs = [self._prompt(item, i) for i, item in enumerate(items)]
         return self._run(pairs, sampling_params, DEFAULT_MAX_TOKENS, priority, use_tqdm, beams)
@@ -158,14 +160,14 @@ class LLM:
     # ------------------------------------------------------------ before the engine
     def _prompt(self, item: Any, place: int) -> tuple[str | None, list[int]]:
         """A prompt's text, if it has one, and its ids."""
+        text: str | None = None
         if isinstance(item, Mapping):
-            if ids := item.get("prompt_token_ids"):
-                return item.get("prompt"), list(ids)
-            item = item.get("prompt", "")
+            text = item.get("prompt") if isinstance(item.get("prompt"), str) else None
+            item = item.get("prompt_token_ids") or item.get("prompt", "")
         if isinstance(item, str):
             return item, self._ready.renderer.render_text(item)
         if isinstance(item, Sequence) and all(type(i) is int for i in item):
-            return None, list(item)
+            return text, list(item)
         raise InvalidRequest("A prompt is a text, a list of token ids, or a dictionary with one.", f"prompts.{place}")
 
     def _run(
@@ -179,6 +181,8 @@ class LLM:
     ) -> list[RequestOutput]:
         if priority is not None and len(priority) != len(prompts):
             raise InvalidRequest(f"`priority` has {len(priority)} entries for {len(prompts)} prompts.", "priority")
+        if priority is not None and not all(type(i) is int and -(2**63) <= i < 2**63 for i in priority):
+            raise InvalidRequest("`priority` is a list of integers of 64 bits.", "priority")
         most = None
         if given is None:
             given, most = (
@@ -278,6 +282,8 @@ def _is_one_prompt(prompts: Any) -> bool:
 def _one_each(params: SamplingParams | Sequence[SamplingParams], count: int) -> list[SamplingParams]:
     if isinstance(params, SamplingParams):
         return [params] * count
+    if not isinstance(params, Sequence) or not all(isinstance(one, SamplingParams) for one in params):
+        raise InvalidRequest("`sampling_params` is a `SamplingParams` or a list of them.", "sampling_params")
     if len(params) != count:
         raise InvalidRequest(f"There are {len(params)} `sampling_params` for {count} prompts.", "sampling_params")
     return list(params)
@@ -291,8 +297,10 @@ def _normalised(params: SamplingParams) -> SamplingParams:
     try:
         return msgspec.convert(values, SamplingParams)
     except msgspec.ValidationError as exc:
-        message, _, path = str(exc).rpartition(" - at `$.")
-        raise InvalidRequest(f"{path.rstrip('`')}: {message}", path.rstrip("`")) from None
+        # "Expected `int`, got `str` - at `$.n`", or "... - at `key` in `$.logit_bias`".
+        message, _, place = str(exc).partition(" - at ")
+        path = place.rpartition("$.")[2].rstrip("`")
+        raise InvalidRequest(f"{path}: {message}", path) from None
 
 
 # ---------------------------------------------------------------- on the engine's thread
@@ -319,16 +327,16 @@ async def _generate_all(
     async def run(place: int) -> None:
         nonlocal num_open
         results[place] = await _generate_one(client, requests[place])
-        num_open -= requests[place].params.num_samples
+        num_open -= requests[place].num_sequences
         on_done(results[place])
 
     try:
         for place, request in enumerate(requests):
-            while tasks and num_open + request.params.num_samples > window:
+            while tasks and num_open + request.num_sequences > window:
                 done, tasks = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     task.result()
-            num_open += request.params.num_samples
+            num_open += request.num_sequences
             tasks.add(asyncio.create_task(run(place)))
         # The first failure ends the others.
         await asyncio.gather(*tasks)

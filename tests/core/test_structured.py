@@ -83,14 +83,14 @@ def engine() -> Iterator[Guided]:
     assert engine.failure is None
 
 
-def test_the_end_of_the_grammar_ends_the_request_and_its_last_token_is_text(engine: Guided) -> None:
+def test_g11_the_end_of_the_grammar_ends_the_request_and_its_last_token_is_text(engine: Guided) -> None:
     engine.ask(1, "5 nothing")
     engine.wait_for_end(1)
     last = engine.outputs[1][-1]
     assert (last.finish_reason, last.is_complete, len(engine.tokens(1))) == ("stop", True, 5)
 
 
-def test_max_tokens_comes_before_the_end_of_the_grammar(engine: Guided) -> None:
+def test_g11_max_tokens_comes_before_the_end_of_the_grammar(engine: Guided) -> None:
     engine.ask(1, "5 nothing", max_tokens=3)
     engine.ask(2, "3 nothing", max_tokens=3)
     engine.wait_for_end(1, 2)
@@ -121,7 +121,7 @@ def test_a_request_that_waits_for_its_grammar_can_be_aborted(engine: Guided) -> 
     assert engine.end(2) == "stop" and len(engine.outputs[1]) == 1
 
 
-@pytest.mark.parametrize("grammar", ["bad", "5 fill", "5 empty", "5 advance"])
+@pytest.mark.parametrize("grammar", ["bad", *(f"{n} {how}" for n in (1, 2, 5) for how in ("fill", "empty", "advance"))])
 def test_an_error_of_a_grammar_ends_its_own_request_alone(engine: Guided, grammar: str) -> None:
     """W13: accepted at the front, refused at the back."""
     engine.ask(1, grammar)

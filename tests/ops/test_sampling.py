@@ -67,7 +67,7 @@ _IDS = [",".join(f"{k}={v}" for k, v in f.items()) or "plain" for f in FILTERS]
 
 @pytest.mark.parametrize("filters", FILTERS, ids=_IDS)
 @pytest.mark.parametrize("temperature", [0.4, 1.0, 2.0])
-def test_draws_follow_the_distribution(filters: dict[str, float], temperature: float) -> None:
+def test_s1_to_s4_draws_follow_the_distribution(filters: dict[str, float], temperature: float) -> None:
     draws, vocab = 20_000, 61
     row = _logits(1, vocab, 1.5)
     row[0, 20:26] = row[0, 3]  # ties
@@ -97,7 +97,7 @@ def test_tokens_are_the_reference_s(filters: dict[str, float], vocab: int, sprea
     assert (native != reference).sum() <= 1
 
 
-def test_seed_and_position_decide_the_token_in_any_batch() -> None:
+def test_s8_seed_and_position_decide_the_token_in_any_batch() -> None:
     logits = _logits(40, 5003)
     batch = _batch(40, temperature=1.0)
     batch.top_p[::2], batch.top_k[::3], batch.temperature[::5] = 0.9, 20, 0.0
@@ -119,7 +119,7 @@ def test_seed_and_position_decide_the_token_in_any_batch() -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 9])
-def test_greedy_takes_the_lowest_of_the_best(rows: int) -> None:
+def test_s1_greedy_takes_the_lowest_of_the_best(rows: int) -> None:
     logits = _logits(rows, 40_003)
     best = logits.max() + 1
     logits[:, [40_002, 17_000, 16_999, 30_000]] = best
@@ -162,7 +162,7 @@ def _sparse_batch(rows: int, vocab: int) -> SamplingBatch:
 
 
 @pytest.mark.parametrize("rows", [1, 11])
-def test_bias_masks_and_penalties_are_the_reference_s(rows: int) -> None:
+def test_s12_bias_masks_and_penalties_are_the_reference_s(rows: int) -> None:
     vocab = 40
     logits = _logits(rows, vocab)
     batch = _sparse_batch(rows, vocab)
@@ -171,7 +171,7 @@ def test_bias_masks_and_penalties_are_the_reference_s(rows: int) -> None:
     assert torch.equal(_sample(NATIVE, logits, batch)[0], _sample(REFERENCE, logits, batch)[0])
 
 
-def test_penalties_follow_the_written_rule() -> None:
+def test_s5_to_s7_penalties_follow_the_written_rule() -> None:
     batch = _batch(1)
     batch.repetition[0], batch.frequency[0], batch.presence[0] = 2.0, 0.5, 0.25
     ids = np.array([0, 1, 2, 3], np.int32)

@@ -131,7 +131,7 @@ def misspelt(option: str) -> list[str]:
 
 
 @pytest.mark.parametrize("option", SPELLINGS)
-def test_a_misspelt_flag_is_refused_with_the_right_one(option: str) -> None:
+def test_w30_a_misspelt_flag_is_refused_with_the_right_one(option: str) -> None:
     for wrong in misspelt(option):
         if wrong in SPELLINGS or wrong in COMPAT:
             continue
@@ -142,7 +142,7 @@ def test_a_misspelt_flag_is_refused_with_the_right_one(option: str) -> None:
 
 
 @pytest.mark.parametrize("flag", [f for f in TABLE.values() if f.kind in (int, float)], ids=lambda f: f.field)
-def test_a_number_that_is_none_is_refused(flag: Flag) -> None:
+def test_w30_a_number_that_is_none_is_refused(flag: Flag) -> None:
     for text in ("abc", "", "1.5.2", "0x10", "NaN"):
         assert flag.option in refused("m", *companions(flag), f"{flag.option}={text}")
 
@@ -154,7 +154,7 @@ def test_missing_values_and_strangers_are_refused() -> None:
     assert "must be true or false" in refused("--enable-prefix-caching=maybe")
 
 
-def test_contradictions_are_refused() -> None:
+def test_w30_contradictions_are_refused() -> None:
     assert "--port" in refused("--port", "1", "--port", "2")
     assert parse("--port", "1", "--port", "1").server.port == 1
     assert "--enable-prefix-caching" in refused("--enable-prefix-caching", "--no-enable-prefix-caching")
@@ -201,7 +201,7 @@ def write(path: Path, text: str) -> str:
     return str(path)
 
 
-def test_the_command_line_wins_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
+def test_d9_the_command_line_wins_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
     file = write(tmp_path / "c.yaml", "model: from/file\nport: 9000\nmax_num_seqs: 8\nserved-model-name: [x, y]\n")
     config = parse("--config", file, "--port=9001", "--served-model-name", "z")
     assert config.engine.model.model == "from/file"
@@ -210,7 +210,7 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_defaults(tmp_path
     assert parse("cli/model", f"--config={file}").engine.model.model == "cli/model"
 
 
-def test_the_file_takes_booleans_lists_units_and_opposites(tmp_path: Path) -> None:
+def test_d9_the_file_takes_booleans_lists_units_and_opposites(tmp_path: Path) -> None:
     text = "enable-prefix-caching: false\nno-enable-chunked-prefill: true\nenable_log_requests: yes\n"
     text += "api-key: one\nallowed-origins: ['*']\nkv-cache-memory-bytes: 1G\nshutdown-timeout: 3\nhost: null\n"
     config = parse("--config", write(tmp_path / "c.yml", text))
@@ -281,7 +281,7 @@ def test_vllm_values_in_the_file_that_change_nothing_pass(tmp_path: Path) -> Non
 
 
 # ---------------------------------------------------------------- environment
-def test_the_api_key_comes_from_the_environment_last(tmp_path: Path) -> None:
+def test_d18_the_api_key_comes_from_the_environment_last(tmp_path: Path) -> None:
     assert parse(OCTAVO_API_KEY="o", VLLM_API_KEY="v").server.api_key == ["o"]
     assert parse(VLLM_API_KEY="v").server.api_key == ["v"]
     assert parse(VLLM_API_KEY="").server.api_key == []

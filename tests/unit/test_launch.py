@@ -23,6 +23,7 @@ from octavo.config import EngineConfig, ModelConfig, ServeConfig, ServerConfig
 from octavo.engine_process import EngineProcess, launch_engine
 from octavo.errors import CheckpointError, EngineDead, InvalidConfig, StartupError
 from octavo.generation import fold
+from octavo.serve_loop import http_config
 from server_process import eventually, wait_gone
 
 TESTS = Path(__file__).parent.parent
@@ -224,6 +225,22 @@ def test_the_report_tells_what_fits() -> None:
     report = "\n".join(launch.startup_report("tiny", info, 2.0))
     for part in ("1600 tokens", "fit at once: 3", "cpu (linear), reference (sample)", "in 2.0 s (weights 1.2)"):
         assert part in report
+
+
+def test_e22_what_was_set_is_told_without_the_keys() -> None:
+    assert launch.told_settings(ServeConfig()) == ""
+    engine = EngineConfig(model=ModelConfig(model="a/b", max_model_len=512))
+    server = ServerConfig(port=9000, api_key=["secret"], served_model_name=["x\ny"])
+    told = launch.told_settings(ServeConfig(engine=engine, server=server))
+    assert told.split(", ") == [
+        "--model a/b", "--max-model-len 512", "--port 9000", "--api-key ***", "--served-model-name ['x\\ny']",
+    ]  # fmt: skip
+
+
+def test_e1_an_idle_connection_lives_for_five_seconds() -> None:
+    async def app(*_: Any) -> None: ...
+
+    assert http_config(app, ServerConfig()).timeout_keep_alive == 5
 
 
 def test_progress_is_logged_once_a_second(caplog: pytest.LogCaptureFixture) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -169,6 +170,20 @@ def test_the_process_that_compiles_grammars_ends_with_close(model: Path) -> None
         llm.generate("a", wants(regex=r"[\s\S]*"), use_tqdm=False)
         assert len(set(psutil.Process().children()) - before) == 2
     assert set(psutil.Process().children()) == before
+
+
+def test_a_script_that_closes_nothing_leaves_no_process_that_compiles(model: Path) -> None:
+    script = (
+        "import sys; from octavo import engine_process, LLM, SamplingParams, StructuredOutputsParams\n"
+        f"engine_process.ENGINE_COMMAND = (sys.executable, {str(TESTS / 'fake_engine.py')!r})\n"
+        f"llm = LLM({str(model)!r})\n"
+        "wants = StructuredOutputsParams(regex=r'[\\s\\S]*')\n"
+        "llm.generate('abc', SamplingParams(max_tokens=3, structured_outputs=wants), use_tqdm=False)\n"
+        "print(llm._ready.grammars._helper.pid)"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert run.returncode == 0, run.stderr
+    assert not psutil.pid_exists(int(run.stdout))
 
 
 # ---------------------------------------------------------------- defaults of the model
