@@ -101,16 +101,17 @@ class EngineCore:
         if not plan.total_num_scheduled_tokens:
             raise RuntimeError(f"requests wait but nothing can be scheduled: {scheduler.stats()}")
         self._step_started = time.monotonic()
-        errors = self.structured.fill(plan, scheduler.slots)
+        self.structured.start_masks(plan, scheduler.slots)
         try:
             fault("step")
             result = self._executor.execute(plan)
         except MemoryError as exc:
+            self.structured.finish_masks()
             logger.exception("Out of memory in a step of %d tokens.", plan.total_num_scheduled_tokens)
             message = f"The server ran out of memory while it computed this request: {exc}"
             self._outputs += scheduler.fail_step(plan, message)
         else:
-            result.errors.update(errors)
+            result.errors.update(self.structured.finish_masks())
             self._outputs += scheduler.update(plan, result)
         self._num_steps += 1
         self._step_started = 0.0
