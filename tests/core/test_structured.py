@@ -12,7 +12,7 @@ from core.test_engine_core import Engine
 from octavo.config import EngineConfig
 from octavo.core.engine_core import EngineCore
 from octavo.core.structured import LLGuidanceCompiler, Matcher, Words
-from octavo.messages import Abort, AddRequest, Vocabulary
+from octavo.messages import Abort, AddRequest, EngineCoreOutputs, Vocabulary
 from octavo.params import SamplingParams
 
 
@@ -114,6 +114,18 @@ def test_a_grammar_that_is_being_compiled_holds_up_nobody(engine: Guided) -> Non
     engine.compiler.gate.set()
     engine.wait_for_end(1)
     assert engine.end(1) == "stop"
+
+
+def test_a_request_that_waits_for_its_grammar_counts_as_waiting(engine: Guided) -> None:
+    """Nothing else may happen meanwhile, and the number is told all the same."""
+    engine.compiler.gate.clear()
+    engine.ask(1, "2 nothing")
+    while engine.receive(EngineCoreOutputs).stats.num_waiting != 1:
+        pass
+    assert engine.call("stats").result["num_waiting"] == 1
+    engine.compiler.gate.set()
+    engine.wait_for_end(1)
+    assert engine.call("stats").result["num_waiting"] == 0
 
 
 def test_a_request_that_waits_for_its_grammar_can_be_aborted(engine: Guided) -> None:

@@ -113,6 +113,11 @@ class StructuredOutputs:
         self._pending[message.request_id] = message
         self._enqueue((message.request_id, message.params.grammar))
 
+    @property
+    def num_pending(self) -> int:
+        """Requests that wait for their grammar."""
+        return len(self._pending)
+
     def is_pending(self, request_id: int) -> bool:
         return request_id in self._pending
 
