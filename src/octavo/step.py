@@ -10,7 +10,7 @@ grammar dictates after it are known to the scheduler first and come with the slo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,6 +46,18 @@ class CachedRequestData:
 
 
 @dataclass(slots=True)
+class TokenMasks:
+    """Which tokens may be sampled in slots that have a grammar. Valid until the step's end.
+
+    They are made while the model computes: nothing but `slots` may be read before `wait` has returned.
+    """
+
+    slots: list[int]
+    words: Any  # a buffer of 32-bit words, equally many for each of `slots`: bit i of a slot's words for token i
+    wait: Callable[[], object]
+
+
+@dataclass(slots=True)
 class SchedulerOutput:
     """One step. Ownership passes to the worker, which must not mutate it: `Scheduler.update` reads it again."""
 
@@ -55,8 +67,7 @@ class SchedulerOutput:
     finished_slots: list[int]  # freed since the last step: drop them before `new_requests` are read
     total_num_scheduled_tokens: int
     step_id: int
-    #: Slot -> which tokens it may sample: a buffer of 32-bit words, bit i for token i. Valid until the step's end.
-    masks: dict[int, Any] = field(default_factory=dict)
+    masks: TokenMasks | None = None
 
 
 @dataclass(slots=True)

@@ -80,9 +80,9 @@ class Engine:
                 refused = scheduler.add(request, self.matcher(request))
                 assert refused is None, refused
             plan = scheduler.schedule()
-            errors = structured.fill(plan, scheduler.slots)
+            structured.start_masks(plan, scheduler.slots)
             result = self.worker.execute(plan)
-            result.errors.update(errors)
+            result.errors.update(structured.finish_masks())
             for output in scheduler.update(plan, result):
                 reply = replies[output.request_id]
                 reply.token_ids += output.new_token_ids

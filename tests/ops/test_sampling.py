@@ -192,3 +192,33 @@ def test_logprobs_are_the_reference_s(rows: int, vocab: int, k: int) -> None:
     ids[-1] = vocab - 1
     for got, wanted in zip(NATIVE.logprobs(logits, ids, k), REFERENCE.logprobs(logits, ids, k), strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("vocab", "num_words"), [(64, 2), (70, 3), (50, 1), (20, 1), (31, 2), (1000, 40), (49_152, 1536)]
+)
+def test_what_a_mask_does_not_admit_is_forbidden_in_its_own_row(vocab: int, num_words: int) -> None:
+    generator = torch.Generator().manual_seed(vocab)
+    words = torch.randint(-(2**31), 2**31, (4, num_words), generator=generator).to(torch.int32)
+    words[0] = 0
+    words[1] = -1
+    words[2, ::2] = -1
+    rows = torch.tensor([4, 0, 2, 1])
+    logits = _logits(6, vocab)
+    native, reference = logits.clone(), logits.clone()
+    NATIVE.forbid(native, rows, words)
+    REFERENCE.forbid(reference, rows, words)
+    assert torch.equal(native, reference)
+    assert torch.equal(native[[3, 5]], logits[[3, 5]])
+    assert native[4].isneginf().all() and torch.equal(native[0, : 32 * num_words], logits[0, : 32 * num_words])
+    for i in range(min(vocab, 100)):
+        admitted = i < 32 * num_words and bool(int(words[3, i // 32]) >> (i % 32) & 1)
+        assert native[1, i] == (logits[1, i] if admitted else -math.inf)
+
+
+def test_no_masks_forbid_nothing() -> None:
+    logits = _logits(2, 40)
+    for ops in (NATIVE, REFERENCE):
+        edited = logits.clone()
+        ops.forbid(edited, torch.zeros(0, dtype=torch.int64), torch.zeros(0, 2, dtype=torch.int32))
+        assert torch.equal(edited, logits)
