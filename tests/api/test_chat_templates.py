@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from client_fakes import TOKENIZER
-from server_process import Background, ServerProcess, bound
+from server_process import Background, ServerProcess, bound, eventually
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 USER = [{"role": "user", "content": "Hi"}]
@@ -98,6 +100,24 @@ def test_t22_an_endless_template_of_a_request_holds_up_nobody(start: Start) -> N
         assert (reply.status, reply.json["error"]["param"]) == (400, "chat_template")
         assert "needs more than" in reply.json["error"]["message"]
     assert prompt(server, chat_template="<{{ messages[0].content }}>") == "<Hi>"
+
+
+def test_a_server_ends_at_once_in_the_middle_of_a_template(start: Start) -> None:
+    server = start(PLAIN, "--trust-request-chat-template", "--shutdown-timeout", "0").wait_ready()
+    background = Background()
+    for _ in range(3):
+        background.start(lambda: chat(server, chat_template=ENDLESS))
+
+    def helper() -> psutil.Process | None:
+        children = psutil.Process(server.process.pid).children()
+        return next((child for child in children if "octavo.text.template_helper" in child.cmdline()), None)
+
+    found = eventually(helper, 20, "a helper")
+    eventually(lambda: found.cpu_times().user > 0.5 or None, 20, "a helper at work")
+    server.signal(signal.SIGTERM)
+    assert server.wait(4) == 0
+    assert not found.is_running()
+    background.join(10)
 
 
 def test_t1_t3_t22_names_work_in_requests_and_on_the_command_line(start: Start) -> None:

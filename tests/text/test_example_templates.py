@@ -4,10 +4,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from octavo.errors import InvalidRequest
@@ -307,3 +310,29 @@ def test_t16_deepseek_thinks_when_told_and_forgets_what_it_thought() -> None:
         == "<s><｜User｜>Q<｜Assistant｜></think>A<｜end▁of▁sentence｜><｜User｜>R<｜Assistant｜></think>"
     )
     assert shown(name, history, kwargs={"thinking": True}).endswith("<｜User｜>R<｜Assistant｜><think>")
+
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9) | st.sampled_from(["{}", "[1]"])
+JSON = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3)
+)
+PART = st.fixed_dictionaries({"type": st.sampled_from(["text", "image_url"])}, optional={"text": JSON}) | JSON
+CALL = st.fixed_dictionaries(
+    {}, optional={"id": JSON, "function": st.fixed_dictionaries({}, optional={"name": JSON, "arguments": JSON}) | JSON}
+)
+MESSAGE = st.fixed_dictionaries(
+    {"role": st.sampled_from(["system", "user", "assistant", "tool", "developer"]) | JSON},
+    optional={
+        "content": st.lists(PART, max_size=3) | JSON,
+        "tool_calls": st.lists(CALL | JSON, max_size=2) | JSON,
+        "tool_call_id": JSON,
+        "name": JSON,
+        "reasoning": JSON,
+    },
+)
+
+
+@given(st.sampled_from(FILES), st.lists(MESSAGE, min_size=1, max_size=4), st.none() | st.lists(JSON, max_size=2))
+def test_whatever_messages_come_there_is_a_text_or_a_refusal(name: str, messages: Any, tools: Any) -> None:
+    with contextlib.suppress(InvalidRequest):
+        assert isinstance(shown(name, messages, tools), str)
