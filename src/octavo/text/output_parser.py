@@ -227,6 +227,7 @@ class _Calls:
         self._tools: Mapping[str, Tool] = {tool.name: tool for tool in tools}
         self._marks: Marks = marks(*row.begins, *row.noise)
         self._ends: Marks = marks(*row.ends)
+        self._stops: Marks = marks(*row.begins, *row.noise, *row.ends)
 
     def run(self) -> Steps[None]:
         source, row = self._source, self._row
@@ -262,8 +263,7 @@ class _Calls:
                 yield from source.copy_until(marks(), lambda text: None)  # the rest of a word of the call
             # A call broke off, or one after it: what follows is content, so that nothing is lost.
             yield from self._part_text()
-            stops = marks(*self._row.begins, *self._row.ends)
-            yield from source.copy_until(stops, sink.content.add)
+            yield from source.copy_until(self._stops, sink.content.add)
         source.record()
         yield from source.skip_blanks()
         if (yield from source.accept_any(self._ends)) is None and not source.accept_cut_off(self._ends):
