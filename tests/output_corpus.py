@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,29 +16,39 @@ from octavo.text.output_parser import OutputDelta, OutputFormat, OutputParser
 TOOLS = tuple(Tool(name) for name in ("get_weather", "add", "search", "noop", "f"))
 
 
-@dataclass
 class Reply:
     """The fold of deltas; whatever breaks a law of streams fails here."""
 
-    reasoning: str = ""
-    content: str = ""
-    calls: list[dict[str, str]] = field(default_factory=list)
+    def __init__(self) -> None:
+        self._reasoning: list[str] = []
+        self._content: list[str] = []
+        self._calls: list[tuple[dict[str, str], list[str]]] = []
 
     def add(self, delta: OutputDelta) -> None:
-        self.reasoning += delta.reasoning
-        self.content += delta.content
+        self._reasoning.append(delta.reasoning)
+        self._content.append(delta.content)
         for call in delta.calls:
             assert call.name is not None or call.arguments, "news of nothing"
-            if call.index == len(self.calls):  # F25: a call's first news brings its name, and its id
+            if call.index == len(self._calls):  # F25: a call's first news brings its name, and its id
                 assert call.name is not None
-                self.calls.append(
-                    {"name": call.name, **({"id": call.call_id} if call.call_id else {}), "arguments": ""}
-                )
+                self._calls.append(({"name": call.name, **({"id": call.call_id} if call.call_id else {})}, []))
             else:  # F30: in order; and never twice
-                assert call.index == len(self.calls) - 1
+                assert call.index == len(self._calls) - 1
                 assert call.name is None
                 assert call.call_id is None
-            self.calls[-1]["arguments"] += call.arguments
+            self._calls[-1][1].append(call.arguments)
+
+    @property
+    def reasoning(self) -> str:
+        return "".join(self._reasoning)
+
+    @property
+    def content(self) -> str:
+        return "".join(self._content)
+
+    @property
+    def calls(self) -> list[dict[str, str]]:
+        return [{**call, "arguments": "".join(arguments)} for call, arguments in self._calls]
 
     def events(self) -> dict[str, Any]:
         return {"reasoning": self.reasoning, "content": self.content, "calls": self.calls}
@@ -88,3 +98,6 @@ def corpus() -> list[Case]:
             )
             cases.append(Case(name, case["name"], case["text"], row, case.get("truncated", False), case["events"]))
     return cases
+
+
+CASES = corpus()

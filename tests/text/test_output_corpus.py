@@ -14,9 +14,8 @@ import pytest
 
 from octavo.text.formats.table import REASONING_FORMATS, TOOL_FORMATS
 from octavo.text.output_parser import OutputFormat, OutputParser
-from output_corpus import Case, Reply, corpus, output_format, read
+from output_corpus import CASES, Case, Reply, output_format, read
 
-CASES = corpus()
 FORMATS = sorted({case.format_name for case in CASES})
 #: Of a text's split positions, and of its beginnings, at most so many are tried: together some 10^5 parses.
 MAX_CUTS = 48
