@@ -2,8 +2,10 @@
 
 The copy is verbatim where the text is JSON, blanks and spelling of numbers and escapes included. Slips that have one
 reading are mended in passing: line breaks and other control characters in strings, backslashes before characters that
-need none, strings in single quotes, keys without quotes, Python's True, False and None, commas before a closing
-bracket. Anything else raises `Malformed`; `completion` then says what makes a whole value of the beginning.
+need none, strings in single quotes, keys without quotes, Python's True, False and None, numbers that JSON writes
+otherwise, commas before a closing bracket, values that are left out (null), brackets that are not closed before an
+outer one is, closing brackets that nothing opened. Anything else raises `Malformed`; `completion` then says what makes
+a whole value of the beginning.
 """
 
 from __future__ import annotations
@@ -26,7 +28,6 @@ _PLAIN: Final = {
 }
 _LEXEME: Final = re.compile(r"[A-Za-z0-9_+.$-]+")
 _NUMBER: Final = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
-_BEGUN_NUMBER: Final = re.compile(r"-?(?:0|[1-9][0-9]*)?(?:\.[0-9]*)?(?:[eE][+-]?[0-9]*)?")
 _LOOSE_NUMBER: Final = re.compile(r"([+-]?)([0-9]*)(?:\.([0-9]*))?([eE][+-]?[0-9]+)?")
 _BARE_KEY: Final = re.compile(r"[A-Za-z_$][A-Za-z0-9_$-]*")
 _BLANKS: Final = re.compile(r"[ \t\r\n]+")
@@ -44,7 +45,7 @@ class JsonCopy:
     `limit`: characters of a string; a longer one is malformed.
     """
 
-    __slots__ = ("_closers", "_emit", "_expects", "_held", "_is_key", "_limit", "_quote", "is_begun")
+    __slots__ = ("_closers", "_emit", "_expects", "_held", "_limit", "_quote", "is_begun")
 
     def __init__(self, emit: Callable[[str], None], limit: int = sys.maxsize) -> None:
         self._emit = emit
@@ -54,57 +55,36 @@ class JsonCopy:
         self._expects = "value"
         self._held = ""  # a comma that nothing has followed yet, with the blanks after it
         self._quote = ""  # of the string that is being copied
-        self._is_key = False  # it is a key
         self.is_begun = False  # something was emitted
 
     def run(self, source: Source) -> Steps[None]:
         """Copy one value, which begins where the source stands. Raises `Malformed`, `Unfinished`."""
-        while True:
+        while self._closers or self._expects != "next":
             yield from self._hold_blanks(source)
             char = yield from source.peek()
             if not char:
                 raise Unfinished
-            expects = self._expects
-            if char in "\"'" and expects in ("value", "item", "key"):
-                yield from self._string(source)
-            elif expects in ("value", "item") and char in "{[":
-                if len(self._closers) == MAX_DEPTH:
-                    raise Malformed
-                self._put(source.take(1))
-                self._closers.append("}" if char == "{" else "]")
-                self._expects = "key" if char == "{" else "item"
-                continue
-            elif expects in ("item", "key", "next") and self._closers and char == self._closers[-1]:
-                source.take(1)
-                self._held = self._held[1:]  # without the comma
-                self._put(self._closers.pop())
-            elif expects == "next" and char == ",":
-                self._held += source.take(1)
-                self._expects = "key" if self._closers[-1] == "}" else "item"
-                continue
-            elif expects == "colon" and char == ":":
+            if char in "}]" and self._closers and self._expects != "colon":
+                self._close(source.take(1))
+            elif self._expects == "key":
+                yield from (self._string(source) if char in "\"'" else self._bare_key(source))
+                self._expects = "colon"
+            elif self._expects in ("value", "item"):
+                yield from self._value(source, char)
+            elif char == ":" and self._expects == "colon":
                 self._put(source.take(1))
                 self._expects = "value"
-                continue
-            elif expects == "key":
-                yield from self._bare_key(source)
-                continue
-            elif expects in ("value", "item"):
-                yield from self._word(source)
+            elif char == "," and self._expects == "next":
+                self._held += source.take(1)
+                self._expects = "key" if self._closers[-1] == "}" else "item"
             else:
                 raise Malformed
-            if expects == "key" and self._is_key:
-                self._is_key, self._expects = False, "colon"
-            elif self._closers:
-                self._expects = "next"
-            else:
-                return
 
     def completion(self) -> str:
         """What makes a whole value of that which was emitted."""
         text = ""
         if self._quote:
-            text = '"' if not self._is_key else '":null'
+            text = '":null' if self._expects == "key" else '"'
         elif self._expects == "colon":
             text = ":null"
         elif self._expects == "value":
@@ -112,6 +92,36 @@ class JsonCopy:
         return text + "".join(reversed(self._closers))
 
     # ------------------------------------------------------------ pieces
+    def _value(self, source: Source, char: str) -> Steps[None]:
+        """A string, a number or a word; of an object or a list, the beginning."""
+        if char in "{[":
+            if len(self._closers) == MAX_DEPTH:
+                raise Malformed
+            self._put(source.take(1))
+            self._closers.append("}" if char == "{" else "]")
+            self._expects = "key" if char == "{" else "item"
+            return
+        if char in "\"'":
+            yield from self._string(source)
+        elif char == "," and self._closers and self._expects == "value":
+            self._put("null")
+        else:
+            yield from self._word(source)
+        self._expects = "next"
+
+    def _close(self, bracket: str) -> None:
+        """A closing bracket closes those within it too. One that nothing opened is left out."""
+        if bracket not in self._closers:
+            return
+        if self._expects == "value":
+            self._put("null")
+        self._held = self._held[1:]  # without the comma
+        closed = ""
+        while not closed.endswith(bracket):
+            closed += self._closers.pop()
+        self._put(closed)
+        self._expects = "next"
+
     def _put(self, text: str) -> None:
         self.is_begun = True
         self._emit(self._held + text)
@@ -130,7 +140,6 @@ class JsonCopy:
                 return
 
     def _string(self, source: Source) -> Steps[None]:
-        self._is_key = self._expects == "key"
         quote = source.take(1)
         self._put('"')
         self._quote = quote
@@ -181,27 +190,27 @@ class JsonCopy:
                 self._emit("\\\\")
 
     def _bare_key(self, source: Source) -> Steps[None]:
-        key = yield from source.peek_run(_LEXEME, MAX_LEXEME)
+        key = yield from _lexeme(source)
         if not _BARE_KEY.fullmatch(key):
             raise Malformed
         source.take(len(key))
         self._put(f'"{key}"')
-        self._expects = "colon"
 
     def _word(self, source: Source) -> Steps[None]:
-        text = yield from source.peek_run(_LEXEME, MAX_LEXEME)
+        text = yield from _lexeme(source)
         value = text if _NUMBER.fullmatch(text) else _WORDS.get(text) or mended_number(text)
-        is_last = len((yield from source.peek(len(text) + 1))) == len(text)
-        if is_last and source.is_truncated and _begins_value(text):
-            value = text
         if value is None:
-            raise Unfinished if is_last else Malformed
+            raise Unfinished if len((yield from source.peek(len(text) + 1))) == len(text) else Malformed
         source.take(len(text))
         self._put(value)
 
 
-def _begins_value(text: str) -> bool:
-    return bool(_BEGUN_NUMBER.fullmatch(text)) or any(word.startswith(text) for word in ("true", "false", "null"))
+def _lexeme(source: Source) -> Steps[str]:
+    """The number or word that follows, not consumed. Raises `Unfinished` for one that was cut off."""
+    text = yield from source.peek_run(_LEXEME, MAX_LEXEME)
+    if source.is_truncated and len((yield from source.peek(len(text) + 1))) == len(text):
+        raise Unfinished
+    return text
 
 
 def mended_number(text: str) -> str | None:

@@ -273,7 +273,7 @@ class _Answer:
             yield from self._part_text()
             if is_in_call and not isinstance(error, Unfinished):
                 sink.content.add(str(error))
-            yield from source.copy_until(marks(*self._begins, *row.ends), sink.content.add)
+            yield from source.copy_until(marks(*self._begins, *self._noise, *row.ends), sink.content.add)
         source.record()
         yield from source.skip_blanks()
         ends = marks(*row.ends)

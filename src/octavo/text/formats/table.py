@@ -55,15 +55,15 @@ _TOOL_ROWS: Final = (
     ToolFormat(
         "deepseek_v3",
         NamedCalls(
-            ("\n```json\n", "\n```\n", "\n"), opening=f"function{_SEP}", closing=("\n```", _CALL_END),
+            ("\n```json\n", "\n```\n", "\n", _SEP), opening=f"function{_SEP}", closing=("\n```", _CALL_END),
             begin=_CALL, end=_CALLS_END,
         ),
-        (_CALL,), (_CALLS_END,), noise=(_CALLS, _CALLS_END), extra_marks=(_SEP, _CALL_END),
+        (_CALL,), (_CALLS_END,), noise=(_CALLS, _CALL_END, _CALLS_END), extra_marks=(_SEP,),
     ),
     ToolFormat(
         "deepseek_v31",
         NamedCalls((_SEP,), closing=(_CALL_END,), begin=_CALL, end=_CALLS_END),
-        (_CALL,), (_CALLS_END,), noise=(_CALLS, _CALLS_END), extra_marks=(_SEP, _CALL_END),
+        (_CALL,), (_CALLS_END,), noise=(_CALLS, _CALL_END, _CALLS_END), extra_marks=(_SEP,),
     ),
     ToolFormat(
         "kimi_k2",
@@ -72,8 +72,8 @@ _TOOL_ROWS: Final = (
             begin="<|tool_call_begin|>", end="<|tool_calls_section_end|>",
         ),
         ("<|tool_call_begin|>",), ("<|tool_calls_section_end|>",),
-        noise=("<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"),
-        extra_marks=("<|tool_call_argument_begin|>", "<|tool_call_end|>"),
+        noise=("<|tool_calls_section_begin|>", "<|tool_call_end|>", "<|tool_calls_section_end|>"),
+        extra_marks=("<|tool_call_argument_begin|>",),
     ),
     # ------------------------------------------------------------ further JSON
     ToolFormat("granite-20b-fc", JsonCalls(before=" "), ("<function_call>",), repeats=True),

@@ -1,0 +1,152 @@
+"""Anything may come from a model: no parser raises, and what it says does not depend on the pieces (U1, W14-W16).
+
+And it takes time in proportion to the text, whatever the text is.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from octavo.text.formats.table import TOOL_FORMATS
+from octavo.text.output_parser import OutputFormat, OutputParser
+from output_corpus import CASES, Reply, output_format, read
+
+#: One reasoning row for each way to mark thinking.
+REASONING = ("qwen3", "deepseek_r1", "mistral", "granite")
+_FRAGMENTS = (
+    *('{"name": "f", "arguments": {', '{"name": "add", "parameters": {"a": ', '"name"', '"arguments": ', "f", "add"),
+    *("{", "}", "[", "]", "(", ")", "<", ">", "</", "=", ":", ",", ";", '"', "'", "\\", '\\"', "\\u00", "\\ud83d"),
+    *("true", "None", "nul", "-", "1.", "1e400", "007", "```", "```json\n", "\n", " ", "\t\r\n", "functions.f:0"),
+    *('{"a": [1, {"b": "c"}]}', '{"a": 1,', "{'a': 'b'}", '"{\\"a\\": 1}"', "é", "\U0001f600", "\u2028", "\x00"),
+)
+_CASES_OF = {name: [case for case in CASES if case.format_name == name] for name in {*TOOL_FORMATS, "none"}}
+
+
+def _marks(row: OutputFormat) -> list[str]:
+    found = sorted(row.marks) or ["<tool_call>"]
+    return [*found, *(mark[: len(mark) // 2 + 1] for mark in found)]
+
+
+@st.composite
+def _written(draw: st.DrawFn, name: str) -> tuple[OutputFormat, str]:
+    """A format's reader, and a text of its marks and of fragments, or one of the corpus with some of it replaced."""
+    row = output_format(
+        name,
+        draw(st.sampled_from([None, *REASONING])),
+        is_thinking=draw(st.sampled_from([None, True, False])),
+    )
+    fragment = st.one_of(st.sampled_from(_marks(row)), st.sampled_from(_FRAGMENTS), st.text(max_size=3))
+    if draw(st.booleans()):
+        return row, "".join(draw(st.lists(fragment, max_size=24)))
+    text = draw(st.sampled_from(_CASES_OF[name])).text
+    for _ in range(draw(st.integers(1, 3))):
+        start = draw(st.integers(0, len(text)))
+        text = text[:start] + draw(fragment) + text[start + draw(st.integers(0, 8)) :]
+    return row, text
+
+
+def _check(row: OutputFormat, text: str, seed: int) -> None:
+    whole = read(row, [text])
+    rng = random.Random(seed)
+    cuts = sorted(rng.choices(range(len(text) + 1), k=5))
+    assert read(row, [text[start:end] for start, end in pairwise([0, *cuts, len(text)])]).events() == whole.events()
+    assert read(row, text).events() == whole.events()
+    assert read(row, text, truncated=True).events() == read(row, [text], truncated=True).events()
+    for call in whole.calls:
+        assert isinstance(json.loads(call["arguments"]), dict)
+        assert call["name"]
+
+
+@pytest.mark.parametrize("name", TOOL_FORMATS)
+@given(data=st.data(), seed=st.integers(0, 1 << 16))
+def test_whatever_is_written_means_the_same_in_any_pieces(name: str, data: st.DataObject, seed: int) -> None:
+    row, text = data.draw(_written(name))
+    _check(row, text, seed)
+
+
+def _seconds(row: OutputFormat, text: str, size: int) -> tuple[float, Reply]:
+    parser, reply = OutputParser(row), Reply()
+    began = time.process_time()
+    for start in range(0, len(text), size):
+        reply.add(parser.push(text[start : start + size]))
+    reply.add(parser.finish(truncated=False))
+    return time.process_time() - began, reply
+
+
+def _hostile(name: str, size: int) -> dict[str, str]:
+    """Texts of about `size` characters."""
+    row = TOOL_FORMATS[name]
+    mark = row.begins[0] if row.begins else row.openers[:1]
+    call = next(case.text for case in _CASES_OF[name] if case.name.startswith("one call"))
+
+    def times(text: str) -> str:
+        return text * (size // len(text))
+
+    return {
+        "marks": times(mark),
+        "halves of marks": times(mark[: len(mark) // 2 + 1]),
+        "quotes after marks": times(f'{mark}{{"name": "'),
+        "objects after marks": times(f'{mark}{{"a": {{"name": "f", '),
+        "brackets": call[: call.index("Paris")] + times("["),
+        "brackets after a mark": mark + times('{"a":['),
+        "brackets that nothing opened": call + times("}]"),
+        "a name": mark + times("x"),
+        "pythonic names": mark + times("f(a=1,"),
+        "blanks": call + times(" \n"),
+        "commas": mark + '[{"name": "f", "arguments": {}}' + times(", "),
+        "calls": times(call + "\n"),
+        "backslashes": call[: call.index("Paris")] + times("\\"),
+        "quotes": mark + times('"'),
+        "prose": times("It is a < b > c {d} [e] "),
+        "tags": times("<a></a><function=f><parameter=b>"),
+    }
+
+
+@pytest.mark.parametrize("name", TOOL_FORMATS)
+def test_time_grows_with_the_text_and_not_faster(name: str) -> None:
+    """W14, CVE-2025-48887: eight times the text may not take much more than eight times as long."""
+    row = output_format(name)
+    small, large = _hostile(name, 1 << 12), _hostile(name, 1 << 15)
+    for kind, text in small.items():
+        for size in (4, 1 << 30):
+            few = min(_seconds(row, text, size)[0] for _ in range(2))
+            many, _ = _seconds(row, large[kind], size)
+            assert many < 24 * few + 0.05, (kind, size, few, many)
+
+
+def test_a_megabyte_of_arguments_in_small_pieces_arrives_as_it_is() -> None:
+    """W14."""
+    arguments = '{"text": "' + "ab cd\\n" * (1 << 17) + '"}'
+    text = f'<tool_call>{{"name": "f", "arguments": {arguments}}}</tool_call>'
+    seconds, reply = _seconds(output_format("hermes"), text, 4)
+    assert reply.calls == [{"name": "f", "arguments": arguments}]
+    assert seconds < 1e-3 * len(text) / 4
+
+
+def test_a_megabyte_of_arguments_that_come_before_the_name_arrives_as_it_is() -> None:
+    arguments = '{"list": [' + "1, " * (1 << 18) + "1]}"
+    text = f'<tool_call>{{"arguments": {arguments}, "name": "f"}}</tool_call>'
+    seconds, reply = _seconds(output_format("hermes"), text, 4)
+    assert reply.calls == [{"name": "f", "arguments": arguments}]
+    assert seconds < 1e-3 * len(text) / 4
+
+
+@pytest.mark.parametrize("mark", ["<tool_call>", "</tool_call>", '<tool_call>{"name": "f", "arguments": '])
+def test_marks_without_calls_are_content_however_many(mark: str) -> None:
+    """W14, F24."""
+    for pieces in ([mark * 5000], mark * 5000):
+        assert read(output_format("hermes"), pieces).events() == {"reasoning": "", "content": mark * 5000, "calls": []}
+
+
+def test_a_hundred_thousand_brackets_are_arguments_that_every_reader_of_json_takes() -> None:
+    for bracket in ("[", '{"a":'):
+        text = '<tool_call>{"name": "f", "arguments": {"a": ' + bracket * 100_000
+        (call,) = read(output_format("hermes"), [text]).calls
+        assert json.loads(call["arguments"])["a"]
