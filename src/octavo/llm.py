@@ -301,6 +301,8 @@ def _normalised(params: SamplingParams) -> SamplingParams:
         message, _, place = str(exc).partition(" - at ")
         path = place.rpartition("$.")[2].rstrip("`")
         raise InvalidRequest(f"{path}: {message}", path) from None
+    except UnicodeEncodeError:  # half of a surrogate pair, where no text may be
+        raise InvalidRequest("`sampling_params` contain what is no text.", "sampling_params") from None
 
 
 # ---------------------------------------------------------------- on the engine's thread
