@@ -62,9 +62,12 @@ class LLM:
 
     def __init__(self, model: str = "smollm2", **settings: Any) -> None:
         config = offline_config(model, settings)
-        self._limits = config.server
+        self._limits = server = config.server
         self._thread = EngineThread(config)
         self._ready = self._thread.wait_ready()
+        self._grammar_limits = GrammarLimits(
+            server.max_grammar_bytes, server.max_schema_depth, self.tokenizer.special_texts
+        )
         self._admission = Admission(self._ready.info, config.engine.scheduler.max_num_queued_reqs)
         # Not a bound method of self, which would keep it alive.
         self._finalizer = weakref.finalize(self, self._thread.stop)
@@ -179,22 +182,16 @@ class LLM:
         use_tqdm: bool,
         beams: BeamParams | None = None,
     ) -> list[RequestOutput]:
-        if priority is not None and len(priority) != len(prompts):
-            raise InvalidRequest(f"`priority` has {len(priority)} entries for {len(prompts)} prompts.", "priority")
-        if priority is not None and not all(type(i) is int and -(2**63) <= i < 2**63 for i in priority):
-            raise InvalidRequest("`priority` is a list of integers of 64 bits.", "priority")
         most = None
         if given is None:
-            given, most = (
-                self._default_params(beams),
-                self._ready.default_sampling.get("max_tokens", default_max_tokens),
-            )
+            given = self._default_params(beams)
+            most = self._ready.default_sampling.get("max_tokens", default_max_tokens)
         params = _one_each(given, len(prompts))
-        checked = {id(one): one for one in params}
-        checked = {key: self._checked(one, beams) for key, one in checked.items()}
+        distinct = {id(one): one for one in params}
+        checked = {key: self._checked(one, beams) for key, one in distinct.items()}
         requests = [
-            self._request(ids, checked[id(one)], most, priority[i] if priority is not None else 0, beams)
-            for i, ((_, ids), one) in enumerate(zip(prompts, params, strict=True))
+            self._request(ids, checked[id(one)], most, rank, beams)
+            for (_, ids), one, rank in zip(prompts, params, _priorities(priority, len(prompts)), strict=True)
         ]
         info, client = self._ready.info, self._ready.client
         with _Progress(len(requests), enabled=use_tqdm) as progress:
@@ -232,8 +229,7 @@ class LLM:
                 "`grammar` is made from `structured_outputs`, which says what the output is.", "grammar"
             )
         server, ready = self._limits, self._ready
-        limits = GrammarLimits(server.max_grammar_bytes, server.max_schema_depth, self.tokenizer.special_texts)
-        spec = spec_of_params(params, limits)
+        spec = spec_of_params(params, self._grammar_limits)
         params = params.validate(vocab_size=ready.info.vocab_size, max_logprobs=server.max_logprobs, max_n=server.max_n)
         if beams is not None:
             beams.check(params, server.max_n)
@@ -289,6 +285,16 @@ def _one_each(params: SamplingParams | Sequence[SamplingParams], count: int) -> 
     return list(params)
 
 
+def _priorities(given: Sequence[int] | None, count: int) -> Sequence[int]:
+    if given is None:
+        return [0] * count
+    if len(given) != count:
+        raise InvalidRequest(f"`priority` has {len(given)} entries for {count} prompts.", "priority")
+    if not all(type(i) is int and -(2**63) <= i < 2**63 for i in given):
+        raise InvalidRequest("`priority` is a list of integers of 64 bits.", "priority")
+    return given
+
+
 def _normalised(params: SamplingParams) -> SamplingParams:
     """`params` with its fields of the declared types. Raises `InvalidRequest` for one that cannot be."""
     values = msgspec.structs.asdict(params)
@@ -301,6 +307,8 @@ def _normalised(params: SamplingParams) -> SamplingParams:
         message, _, place = str(exc).partition(" - at ")
         path = place.rpartition("$.")[2].rstrip("`")
         raise InvalidRequest(f"{path}: {message}", path) from None
+    except UnicodeEncodeError:  # half of a surrogate pair, where no text may be
+        raise InvalidRequest("`sampling_params` contain what is no text.", "sampling_params") from None
 
 
 # ---------------------------------------------------------------- on the engine's thread
