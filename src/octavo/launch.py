@@ -73,7 +73,7 @@ def _serve(
     engine: EngineProcess,
     started: float,
 ) -> int:
-    tokenizer, renderer = wait_loaded(engine, resolved, config.server.chat_template)
+    tokenizer, renderer = wait_loaded(engine, resolved, config.server.chat_template, with_vocabulary=True)
     info = engine.info
     names = served_names(config)
     for line in startup_report(names[0], info, time.monotonic() - started):
