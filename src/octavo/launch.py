@@ -80,7 +80,9 @@ def _serve(
     engine: EngineProcess,
     started: float,
 ) -> int:
-    tokenizer, renderer = wait_loaded(engine, resolved, lambda tokenizer: make_renderer(tokenizer, config.server))
+    tokenizer, renderer = wait_loaded(
+        engine, resolved, lambda tokenizer: make_renderer(tokenizer, config.server), with_vocabulary=True
+    )
     info = engine.info
     eos_token_ids = {*tokenizer.eos_token_ids, *info.eos_token_ids}
     output = output_settings(config.server, tokenizer, renderer.template_sources, eos_token_ids)

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from client_fakes import INFO, TOKENIZER, request
-from octavo import engine_process, launch
+from octavo import engine_process, launch, startup
 from octavo.client import EngineClient
 from octavo.config import EngineConfig, ModelConfig, ServeConfig, ServerConfig
 from octavo.engine_process import EngineProcess, launch_engine
@@ -51,6 +51,28 @@ def no_process_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = set(psutil.Process().children())
     yield
     assert [child for child in psutil.Process().children() if child not in before] == []
+
+
+#: Tells whether the vocabulary comes after the handshake, by its exit code.
+_TAKES_VOCABULARY = f"""
+sys.path.insert(0, {str(TESTS)!r})
+from client_fakes import INFO
+send(INFO)
+message = BlockingConnection(sock).receive(ToEngine)
+os._exit(10 if isinstance(message, Vocabulary) and message.tokens[65] == b"A" else 11)
+"""
+
+
+def test_a_server_has_the_engine_prepare_for_grammars_before_there_are_streams(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """To prepare holds the engine up for a second where the vocabulary is large: not when a stream runs already."""
+    monkeypatch.setattr(startup, "load_tokenizer", lambda source: TOKENIZER)
+    engine = EngineProcess.spawn(CONFIG, scripted(_TAKES_VOCABULARY))
+    tokenizer, _ = startup.wait_loaded(engine, CONFIG, None, with_vocabulary=True)
+    assert tokenizer is TOKENIZER
+    assert eventually(engine.exit_reason, 10, "the engine's end") == "it exited with code 10"
+    engine.kill()
 
 
 def fails(line: str, monkeypatch: pytest.MonkeyPatch) -> StartupError:

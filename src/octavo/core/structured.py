@@ -34,6 +34,10 @@ logger = logging.getLogger("octavo.core")
 #: Compiled grammars that are kept for the next request with the same one.
 CACHE_ENTRIES = 32
 
+#: Tokens of which a mask says all or none in one look, where it can: those that go on a string of JSON. (The library's
+#: own list has the same with other lengths, and white space: more memory and a longer start, and masks no faster.)
+SLICES = [r'[^"\\\x00-\x1F\x7F]{1,10}', r'[^"\\\x00-\x1F\x7F]{1,30}']
+
 #: Threads that make the masks of a step, beside those of the model.
 NUM_THREADS = 2
 
@@ -203,9 +207,10 @@ class LLGuidanceCompiler:
         tokens: Any = ByteVocabulary(vocabulary.tokens, vocabulary.special_ids, vocabulary.eos_token_ids)
         eos = list(vocabulary.eos_token_ids)
         # Both steps hold the interpreter's lock for long where the vocabulary is large: the heartbeat goes in between.
+        # A server has them behind it before its first request (`startup.wait_loaded`).
         plain = llguidance.LLTokenizer(tokens, eos_token=eos, slices=[])
         time.sleep(0.01)
-        self._tokenizer = plain.with_slices(llguidance.LLTokenizer.general_slices())
+        self._tokenizer = plain.with_slices(SLICES)
         self._spelling = Spelling(vocabulary.tokens[: self._vocab_size], {*vocabulary.special_ids, *eos})
         self._executor = llguidance.LLExecutor(NUM_THREADS)
         self._compiled.clear()
