@@ -179,6 +179,8 @@ class JsonCopy:
 
     def _bare_key(self, source: Source) -> Steps[None]:
         key = yield from source.run_of(_LEXEME, MAX_LEXEME)
+        if source.is_truncated and source.is_at_end:
+            raise Unfinished
         if not _BARE_KEY.fullmatch(key):
             raise Malformed(key)
         self._put(f'"{key}"')

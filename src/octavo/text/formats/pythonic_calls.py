@@ -103,7 +103,7 @@ def _argument(source: Source, call: Call, arguments: Arguments, schema: Mapping[
         yield from source.skip_blanks()
         word = yield from source.run_of(_WORD, MAX_LEXEME)
     value = word_value(word) if word else ""
-    if value is None or is_cut_word(source, word) or (not word and not _OPENING.match((yield from source.peek()))):
+    if value is None or is_cut_word(source) or (not word and not _OPENING.match((yield from source.peek()))):
         raise Unfinished if (yield from source.is_over()) else Malformed
     if key is None:
         key = _positional(schema, arguments.num_members)
