@@ -55,7 +55,7 @@ class Bench:
         tokenizer = load_tokenizer(model)
         self._eos = tokenizer.eos_token_ids
         self._vocabulary = vocabulary_of(tokenizer, self._eos)
-        self._compiler = LLGuidanceCompiler()
+        self._compiler = LLGuidanceCompiler(self._info.vocab_size)
         started = time.perf_counter()
         self._compiler.set_vocabulary(self._vocabulary)
         print(f"vocabulary of {len(self._vocabulary.tokens)} tokens: {time.perf_counter() - started:.2f} s")

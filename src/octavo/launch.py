@@ -23,14 +23,17 @@ from typing import Any
 
 import uvloop
 
-from octavo.config import EngineConfig, ServeConfig, check
+from octavo.config import EngineConfig, ServeConfig, ServerConfig, check, json_object
 from octavo.engine_process import EngineProcess, launch_engine
 from octavo.generation_config import default_sampling
 from octavo.listener import Listener, bind
 from octavo.log import setup_logging
 from octavo.messages import EngineInfo
-from octavo.serve_loop import check_tls, run_server
+from octavo.serve_loop import TextSide, check_tls, run_server
+from octavo.server.output_settings import check_formats, output_settings
 from octavo.startup import PhaseLog, resolve, wait_loaded
+from octavo.text.renderer import Renderer
+from octavo.text.tokenizer import Tokenizer
 
 __all__ = ["PhaseLog", "launch_engine", "serve"]
 
@@ -49,6 +52,7 @@ def serve(config: ServeConfig) -> int:
     """Serve until told to stop; returns the exit code. Raises `StartupError`. To be called in the main thread."""
     check(config)
     check_tls(config.server)
+    check_formats(config.server)
     setup_logging(config.server.uvicorn_log_level)
     started = time.monotonic()
     try:
@@ -73,16 +77,29 @@ def _serve(
     engine: EngineProcess,
     started: float,
 ) -> int:
-    tokenizer, renderer = wait_loaded(engine, resolved, config.server.chat_template)
+    tokenizer, renderer = wait_loaded(engine, resolved, lambda tokenizer: make_renderer(tokenizer, config.server))
     info = engine.info
+    eos_token_ids = {*tokenizer.eos_token_ids, *info.eos_token_ids}
+    output = output_settings(config.server, tokenizer, renderer.template_sources, eos_token_ids)
+    text = TextSide(tokenizer, renderer, output, defaults)
     names = served_names(config)
     for line in startup_report(names[0], info, time.monotonic() - started):
         logger.info("%s", line)
     # What is alive now stays: the collector need not look at it again between two tokens.
     gc.collect()
     gc.freeze()
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(run_server(config, names, listener, engine, tokenizer, renderer, defaults))
+    with contextlib.closing(renderer), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(run_server(config, names, listener, engine, text))
+
+
+def make_renderer(tokenizer: Tokenizer, config: ServerConfig) -> Renderer:
+    kwargs = config.default_chat_template_kwargs
+    return Renderer(
+        tokenizer,
+        config.chat_template,
+        content_format=config.chat_template_content_format,
+        default_template_kwargs=json_object(kwargs, "--default-chat-template-kwargs") if kwargs is not None else None,
+    )
 
 
 # ---------------------------------------------------------------- the start

@@ -27,12 +27,14 @@ def resolve(config: EngineConfig) -> EngineConfig:
     return dataclasses.replace(config, model=sources.resolve(config.model))
 
 
-def wait_loaded(engine: EngineProcess, resolved: EngineConfig, chat_template: str | None) -> tuple[Tokenizer, Renderer]:
-    """Load the tokenizer while the engine loads the weights; both are ready then.
+def wait_loaded(
+    engine: EngineProcess, resolved: EngineConfig, make_renderer: Callable[[Tokenizer], Renderer]
+) -> tuple[Tokenizer, Renderer]:
+    """Load the tokenizer and its renderer while the engine loads the weights; all are ready then.
 
     Raises `StartupError`. The engine is then to be killed.
     """
-    text = _in_background(lambda: _load_text(resolved, chat_template))
+    text = _in_background(lambda: _load_text(resolved, make_renderer))
     # Without a tokenizer the weights are of no use: stop reading them.
     text.add_done_callback(lambda future: engine.kill() if future.exception() is not None else None)
     try:
@@ -52,9 +54,9 @@ def wait_loaded(engine: EngineProcess, resolved: EngineConfig, chat_template: st
     return tokenizer, renderer
 
 
-def _load_text(resolved: EngineConfig, chat_template: str | None) -> tuple[Tokenizer, Renderer]:
+def _load_text(resolved: EngineConfig, make_renderer: Callable[[Tokenizer], Renderer]) -> tuple[Tokenizer, Renderer]:
     tokenizer = load_tokenizer(resolved.model.tokenizer or resolved.model.model)
-    return tokenizer, Renderer(tokenizer, chat_template)
+    return tokenizer, make_renderer(tokenizer)
 
 
 def _in_background(function: Callable[[], T]) -> Future[T]:

@@ -4,11 +4,13 @@ A running request has a slot (0..max_num_seqs-1) from its admission to its end o
 the state of a slot (tokens, block ids, parameters); what it already knows is sent as a difference.
 
 A slot samples in a step iff num_computed_tokens + num_scheduled_tokens[slot] == the number of its tokens known.
-The worker then appends the sampled token to its own state of the slot; the scheduler appends the same.
+The worker then appends the sampled token to its own state of the slot; the scheduler appends the same. Tokens that a
+grammar dictates after it are known to the scheduler first and come with the slot's next difference.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +41,8 @@ class CachedRequestData:
     slot: int
     new_block_ids: list[int]  # to be appended to the slot's block table
     num_computed_tokens: int
+    #: Output tokens that followed the last sampled one without being sampled: to be appended to the slot's tokens.
+    new_token_ids: Sequence[int] = ()
 
 
 @dataclass(slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import pytest
 
@@ -33,6 +33,9 @@ class FakeMatcher:
     def advance(self, token_id: int) -> str | None:
         self.left -= 1
         return "unexpected token" if self.fails == "advance" else None
+
+    def jump(self, limit: int, stop_ids: Collection[int]) -> list[int]:
+        return []
 
     @property
     def is_complete(self) -> bool:
@@ -157,7 +160,7 @@ TOKENS = [bytes([i]) for i in range(256)] + [b"</s>", b"ab", b""]
 
 
 def compiled(grammar: str) -> Matcher:
-    compiler = LLGuidanceCompiler()
+    compiler = LLGuidanceCompiler(len(TOKENS))
     compiler.set_vocabulary(Vocabulary(TOKENS, [256], [256]))
     return compiler.compile(grammar)
 
@@ -176,13 +179,26 @@ def test_the_matcher_follows_the_tokens() -> None:
     assert matcher.advance(ord("c")) is None and matcher.is_complete
 
 
+def test_a_jump_takes_what_must_follow_up_to_its_last_word() -> None:
+    """G26"""
+    matcher = compiled('%llguidance {"no_forcing": true}\nstart: "ab+ab-" ("ac" | "ad")')
+    assert matcher.advance(ord("a")) is None
+    assert matcher.jump(1, ()) == [ord("b")]
+    assert matcher.jump(9, {257}) == [ord("+")]
+    assert matcher.jump(9, ()) == [257, ord("-")]
+    assert matcher.jump(9, ()) == [] and allowed(matcher) == {ord("a")}
+    assert matcher.advance(ord("a")) is None
+    assert matcher.jump(9, ()) == []
+    assert matcher.advance(ord("d")) is None and matcher.is_complete
+
+
 def test_a_token_outside_the_grammar_is_an_error() -> None:
     matcher = compiled('%llguidance {"no_forcing": true}\nstart: "ab"')
     assert matcher.advance(ord("x")) is not None
 
 
 def test_two_requests_of_one_grammar_do_not_share_their_place() -> None:
-    compiler = LLGuidanceCompiler()
+    compiler = LLGuidanceCompiler(len(TOKENS))
     compiler.set_vocabulary(Vocabulary(TOKENS, [256], [256]))
     first, second = (compiler.compile('%llguidance {"no_forcing": true}\nstart: "ab"') for _ in range(2))
     assert first.advance(ord("a")) is None

@@ -96,7 +96,7 @@ def reference(source: str, messages: list[dict[str, Any]], specials: dict[str, s
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_text_is_that_of_transformers(name: str) -> None:
+def test_t6_text_is_that_of_transformers(name: str) -> None:
     source = TEMPLATES[name]
     template = ChatTemplate(source, SPECIALS)
     for messages in CHATS:
@@ -132,7 +132,7 @@ def test_templates_of_real_models_render_as_in_transformers(fixture: str, reques
     assert template.render(chat) == reference(source, chat, specials, add_generation_prompt=True)
 
 
-def test_a_templates_refusal_is_the_callers_error_in_its_own_words() -> None:
+def test_t5_a_templates_refusal_is_the_callers_error_in_its_own_words() -> None:
     with pytest.raises(
         InvalidRequest, match=r"^Conversation roles must alternate user/assistant/user/assistant/\.\.\.$"
     ):
@@ -143,7 +143,7 @@ def test_a_templates_refusal_is_the_callers_error_in_its_own_words() -> None:
         ChatTemplate("{{ 1 / 0 }}", {}).render([USER])
 
 
-def test_tools_are_undefined_or_none_as_the_template_asks() -> None:
+def test_t7_tools_are_undefined_or_none_as_the_template_asks() -> None:
     by_defined = ChatTemplate("{% if tools is defined %}{{ tools | length }}{% else %}none{% endif %}", {})
     assert by_defined.render([USER]) == "none"
     assert by_defined.render([USER], TOOLS) == "1"
@@ -158,7 +158,7 @@ def test_messages_are_shown_without_their_empty_fields_and_stay_as_they_were() -
     assert message == {"role": "assistant", "content": "x", "tool_calls": None}
 
 
-def test_continuing_a_message_needs_one_that_is_shown() -> None:
+def test_t20_continuing_a_message_needs_one_that_is_shown() -> None:
     def go(source: str, message: dict[str, Any]) -> str:
         return ChatTemplate(source, {}).render([message], add_generation_prompt=False, continue_final_message=True)
 
@@ -203,7 +203,7 @@ HOSTILE = {
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_template_is_refused_at_start_in_time(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_w01_a_hostile_template_is_refused_at_start_in_time(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat_template, "MAX_SECONDS", 0.5)
     begin = time.process_time()
     with pytest.raises(CheckpointError, match=r"^The template of m "):
@@ -216,7 +216,7 @@ def test_a_long_conversation_is_no_long_output() -> None:
     assert len(ChatTemplate(CHATML, {}).render([long])) > 6 << 20
 
 
-def test_the_option_names_a_template_a_file_or_is_the_template(tmp_path: Path) -> None:
+def test_t2_t3_the_option_names_a_template_a_file_or_is_the_template(tmp_path: Path) -> None:
     named = {"default": "D", "tool_use": "T"}
     assert read_template_option("tool_use", named)[0] == "T"
     file = tmp_path / "t.jinja"
@@ -245,5 +245,5 @@ def test_the_option_names_a_template_a_file_or_is_the_template(tmp_path: Path) -
         ("{% for m in messages %}{% for w in m.content.split() %}{% endfor %}{% endfor %}", "string"),
     ],
 )  # fmt: skip
-def test_content_format_is_read_from_the_loops(source: str, expected: str) -> None:
+def test_t21_content_format_is_read_from_the_loops(source: str, expected: str) -> None:
     assert ChatTemplate(source, {}).content_format == expected

@@ -45,7 +45,7 @@ def value(config: ServeConfig, flag: Flag) -> object:
 def sample(flag: Flag) -> str:
     """A valid value that is not the default."""
     special = {"root_path": "/v", "max_num_batched_tokens": "4096", "cpu_memory_utilization": "0.25"}
-    special["override_generation_config"] = '{"top_k": 5}'
+    special |= {flag.field: '{"top_k": 5}' for flag in TABLE.values() if flag.is_json}
     if flag.field in special:
         return special[flag.field]
     if flag.choices:
@@ -256,6 +256,14 @@ def test_a_bad_file_is_refused(tmp_path: Path, text: str, expected: str) -> None
 def test_a_misspelt_key_is_refused_with_the_right_one(tmp_path: Path, key: str) -> None:
     wrong = key[:-2] + key[-1]
     assert f"unknown key {wrong}; did you mean " in refused("--config", write(tmp_path / "c.yaml", f"{wrong}: 1"))
+
+
+def test_t23_a_json_setting_is_a_map_in_the_file(tmp_path: Path) -> None:
+    file = write(tmp_path / "c.yaml", "model: m\ndefault-chat-template-kwargs: {enable_thinking: no, a: [1]}\n")
+    assert parse("--config", file).server.default_chat_template_kwargs == '{"enable_thinking": false, "a": [1]}'
+    for text in ("[1]", "{a: 2026-01-01}", "{a: .nan}", "'{'"):
+        file = write(tmp_path / "c.yaml", f"model: m\ndefault-chat-template-kwargs: {text}\n")
+        assert "--default-chat-template-kwargs" in refused("--config", file)
 
 
 def test_one_config_file_that_exists_and_is_yaml(tmp_path: Path) -> None:

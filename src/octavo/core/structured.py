@@ -14,11 +14,13 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from itertools import takewhile
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol
 
+from octavo.core.spelling import Spelling
 from octavo.grammar import LIMITS, STACK_BYTES, ByteVocabulary
 from octavo.messages import AddRequest, RequestOutput, Vocabulary
 
@@ -43,6 +45,13 @@ class Matcher(Protocol):
 
     def advance(self, token_id: int) -> str | None:
         """Take in the sampled token. Returns what went wrong, or None."""
+        ...
+
+    def jump(self, limit: int, stop_ids: Collection[int]) -> list[int]:
+        """Take in the text that must follow, and return its tokens: at most `limit`, none of `stop_ids`.
+
+        What they are depends on the tokens taken in so far alone.
+        """
         ...
 
     @property
@@ -74,7 +83,7 @@ class StructuredOutputs:
     def __init__(self, vocab_size: int, post: Callable[[GrammarReady], None], compiler: Compiler | None = None) -> None:
         self._vocab_size = vocab_size
         self._post = post
-        self._compiler = compiler or LLGuidanceCompiler()
+        self._compiler = compiler or LLGuidanceCompiler(vocab_size)
         self._tasks: SimpleQueue[Vocabulary | tuple[int, str]] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._pending: dict[int, AddRequest] = {}  # by request id: their grammar is not ready
@@ -184,8 +193,11 @@ def _without(words: ctypes.Array[ctypes.c_uint32], token_ids: Iterable[int]) -> 
 class LLGuidanceCompiler:
     """`Compiler` by llguidance."""
 
-    def __init__(self) -> None:
+    def __init__(self, vocab_size: int) -> None:
+        """`vocab_size`: of the model; tokens beyond are never dictated."""
+        self._vocab_size = vocab_size
         self._tokenizer: Any = None
+        self._spelling = Spelling([], ())
         self._num_bytes = 0
         self._compiled: OrderedDict[str, Any] = OrderedDict()  # newest last
 
@@ -199,6 +211,7 @@ class LLGuidanceCompiler:
         plain = llguidance.LLTokenizer(tokens, eos_token=eos, slices=[])
         time.sleep(0.01)
         self._tokenizer = plain.with_slices(llguidance.LLTokenizer.general_slices())
+        self._spelling = Spelling(vocabulary.tokens[: self._vocab_size], {*vocabulary.special_ids, *eos})
         self._num_bytes = -(-len(vocabulary.tokens) // 32) * 4
         self._compiled.clear()
         logger.info("grammars: %d tokens in %.2f s", len(vocabulary.tokens), time.monotonic() - started)
@@ -218,16 +231,17 @@ class LLGuidanceCompiler:
             if len(self._compiled) > CACHE_ENTRIES:
                 self._compiled.popitem(last=False)
         self._compiled.move_to_end(grammar)
-        return LLGuidanceMatcher(first.deep_copy(), self._num_bytes)
+        return LLGuidanceMatcher(first.deep_copy(), self._num_bytes, self._spelling)
 
 
 class LLGuidanceMatcher:
     """`Matcher` by llguidance."""
 
-    __slots__ = ("_matcher", "_num_bytes")
+    __slots__ = ("_matcher", "_num_bytes", "_spelling")
 
-    def __init__(self, matcher: Any, num_bytes: int) -> None:
+    def __init__(self, matcher: Any, num_bytes: int, spelling: Spelling) -> None:
         self._matcher = matcher
+        self._spelling = spelling
         self._num_bytes = num_bytes  # of a mask over the vocabulary, which the logits may be wider than
 
     def fill(self, words: ctypes.Array[ctypes.c_uint32]) -> str | None:
@@ -239,6 +253,13 @@ class LLGuidanceMatcher:
         if not self._matcher.consume_token(token_id):
             return self._error() or "a token outside the grammar was sampled"
         return None
+
+    def jump(self, limit: int, stop_ids: Collection[int]) -> list[int]:
+        text = self._matcher.compute_ff_bytes()
+        if not text:
+            return []
+        ids = list(takewhile(lambda i: i not in stop_ids, self._spelling.begin(text)))[:limit]
+        return ids[: self._matcher.try_consume_tokens(ids)]
 
     def _error(self) -> str | None:
         return str(self._matcher.get_error()).split("\n")[0][:200] if self._matcher.is_error() else None

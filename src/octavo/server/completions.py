@@ -42,7 +42,7 @@ class CompletionHandler:
         model = serving.state.resolve_model(request.model)
         params = self._params(request)
         async with exchange.cancelled_on_disconnect():
-            params = await serving.constrained(params, body)
+            params = await serving.constrained(params, serving.constraint(body), request)
             full_id = reply_id("cmpl", exchange, request)
             requests, texts = await self._requests(request, params, full_id)
             reply = _Reply(serving, request, params, full_id, model, requests, texts)

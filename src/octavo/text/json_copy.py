@@ -18,6 +18,8 @@ from octavo.text.source import BLANKS, Malformed, Source, Steps, Unfinished
 
 #: Characters of a number or a word; more are no value of anybody's.
 MAX_LEXEME: Final = 1000
+#: Brackets within brackets; readers of JSON, Python's among them, give up at about a thousand.
+MAX_DEPTH: Final = 500
 _PLAIN: Final = {
     '"': re.compile(r'[^"\\\x00-\x1f]+'),
     "'": re.compile(r"""[^"'\\\x00-\x1f]+"""),
@@ -66,8 +68,9 @@ class JsonCopy:
             if char in "\"'" and expects in ("value", "item", "key"):
                 yield from self._string(source)
             elif expects in ("value", "item") and char in "{[":
-                source.take(1)
-                self._put(char)
+                if len(self._closers) == MAX_DEPTH:
+                    raise Malformed
+                self._put(source.take(1))
                 self._closers.append("}" if char == "{" else "]")
                 self._expects = "key" if char == "{" else "item"
                 continue
@@ -178,21 +181,24 @@ class JsonCopy:
                 self._emit("\\\\")
 
     def _bare_key(self, source: Source) -> Steps[None]:
-        key = yield from source.run_of(_LEXEME, MAX_LEXEME)
+        key = yield from source.peek_run(_LEXEME, MAX_LEXEME)
+        if not _BARE_KEY.fullmatch(key):
+            raise Malformed
+        source.take(len(key))
         if source.is_truncated and source.is_at_end:
             raise Unfinished
-        if not _BARE_KEY.fullmatch(key):
-            raise Malformed(key)
         self._put(f'"{key}"')
         self._expects = "colon"
 
     def _word(self, source: Source) -> Steps[None]:
-        text = yield from source.run_of(_LEXEME, MAX_LEXEME)
+        text = yield from source.peek_run(_LEXEME, MAX_LEXEME)
         value = text if _NUMBER.fullmatch(text) else _WORDS.get(text) or mended_number(text)
-        if source.is_truncated and (yield from source.is_over()) and _begins_value(text):
+        is_last = len((yield from source.peek(len(text) + 1))) == len(text)
+        if is_last and source.is_truncated and _begins_value(text):
             value = text
         if value is None:
-            raise Unfinished(text) if (yield from source.is_over()) else Malformed(text)
+            raise Unfinished if is_last else Malformed
+        source.take(len(text))
         self._put(value)
 
 

@@ -40,30 +40,33 @@ class OutputDelta:
 class _Text:
     """Pieces of one kind of text; blanks at its end are held until it is known what follows them."""
 
-    __slots__ = ("_blanks", "_is_empty", "_parts")
+    __slots__ = ("_blanks", "_dropped", "_is_empty", "_parts")
 
     def __init__(self) -> None:
         self._is_empty = True  # nothing was ever taken or is here to be
         self._parts: list[str] = []
         self._blanks: list[str] = []
+        self._dropped = ""  # blanks before the last mark
 
     def add(self, text: str) -> None:
         stripped = text.rstrip(BLANKS)
         if stripped:
             self._parts += [*self._blanks, stripped]
             self._blanks = []
+            self._dropped = ""
             self._is_empty = False
         if len(stripped) < len(text):
             self._blanks.append(text[len(stripped) :])
 
     def drop_blanks(self) -> None:
         """A mark follows."""
+        self._dropped = "".join(self._blanks) or self._dropped
         self._blanks = []
 
     def add_after_mark(self, blanks: str) -> None:
-        """The blanks after a mark only part this text from what was there before."""
+        """The blanks after a mark, or those before it, only part this text from what was there before."""
         if not self._is_empty:
-            self.add(blanks)
+            self.add(blanks or self._dropped)
 
     def release_blanks(self) -> None:
         self._parts += self._blanks
@@ -82,6 +85,8 @@ class Sink:
         self.reasoning = _Text()
         self.content = _Text()
         self.num_calls = 0
+        #: Characters of the text up to the end of the thinking, its mark included; None while it may go on.
+        self.reasoning_end: int | None = None
         self._max_calls = max_calls
         self._calls: list[tuple[CallDelta, list[str]]] = []
 
@@ -141,14 +146,17 @@ class OutputParser:
         self._source = Source()
         self._sink = Sink(output_format.max_calls)
         self._format = output_format
-        #: Characters of the text up to the end of the thinking; None while it goes on.
-        self.reasoning_end: int | None = None
         self._steps = self._stages()
         self._is_over = False
 
     @property
     def num_calls(self) -> int:
         return self._sink.num_calls
+
+    @property
+    def reasoning_end(self) -> int | None:
+        """Characters of the text up to the end of the thinking, its mark included; None while it may go on."""
+        return self._sink.reasoning_end
 
     def push(self, text: str) -> OutputDelta:
         """What the text means, as far as that is certain."""
@@ -174,7 +182,6 @@ class OutputParser:
         else:
             if rows.reasoning is not None:
                 yield from _reasoning(source, sink, rows.reasoning, rows.is_thinking)
-            self.reasoning_end = source.num_consumed
             if rows.whole_call is not None:
                 yield from _whole_call(source, sink, rows.whole_call)
             else:
@@ -191,6 +198,7 @@ def _reasoning(source: Source, sink: Sink, row: ReasoningFormat, is_thinking: bo
     begun = None if is_thinking is False else (yield from source.accept_any(begins))
     blanks = source.recorded()
     if begun is None and not is_thinking and not (row.is_implicit and is_thinking is None):
+        sink.reasoning_end = 0
         sink.content.add(blanks)
         return
     yield from source.skip_blanks()
@@ -200,6 +208,7 @@ def _reasoning(source: Source, sink: Sink, row: ReasoningFormat, is_thinking: bo
         return
     sink.reasoning.drop_blanks()
     source.take(len(mark))
+    sink.reasoning_end = source.num_consumed
     yield from source.skip_blanks()
 
 
@@ -232,45 +241,47 @@ class _Answer:
             source.record()
             yield from source.skip_blanks()
             char = yield from source.peek()
+            source.rewind()
             if char and char in self._row.openers:
                 yield from self._attempt(self._row, "")
-            else:
-                content.add(source.recorded())
         wanted = marks(*self._begins, *self._noise)
         while (mark := (yield from source.copy_until(wanted, content.add))) is not None:
-            source.record()
             source.take(len(mark))
             if self._row is not None and mark in self._begins:
                 yield from self._attempt(self._row, mark)
             else:
                 content.drop_blanks()
-                yield from self._skip_blanks_after_mark()
-
-    def _skip_blanks_after_mark(self) -> Steps[None]:
-        self._source.record()
-        yield from self._source.skip_blanks()
-        self._sink.content.add_after_mark(self._source.recorded())
+                yield from self._part_text()
 
     def _attempt(self, row: ToolFormat, opened: str) -> Steps[None]:
         """Read calls after a mark. What comes to nothing is content (F24), the mark included."""
         source, sink = self._source, self._sink
         num_calls = sink.num_calls
+        source.record()
         try:
             yield from row.body.parse(source, sink, self._tools, opened)
         except Malformed as error:
-            lost = source.recorded() if source.is_recording else str(error)
-            if sink.num_calls == num_calls or not isinstance(error, Unfinished):  # else a part of the broken call
-                sink.content.add(lost)
+            is_in_call = not source.is_recording
+            source.rewind()
             if sink.num_calls == num_calls:
+                sink.content.add(opened)
                 return
+            if is_in_call and isinstance(error, Unfinished):
+                yield from source.copy_until(marks(), lambda text: None)  # the rest of a word of the call
             # A call broke off, or one after it: what follows is content, so that nothing is lost.
-            stops = marks(*self._begins, *row.ends)
-            yield from source.copy_until(stops, sink.content.add)
+            yield from self._part_text()
+            if is_in_call and not isinstance(error, Unfinished):
+                sink.content.add(str(error))
+            yield from source.copy_until(marks(*self._begins, *row.ends), sink.content.add)
         source.record()
         yield from source.skip_blanks()
-        ended = yield from source.accept_any(marks(*row.ends))
-        blanks = source.recorded()
-        if ended is None:
-            sink.content.add_after_mark(blanks)
-        else:
-            yield from self._skip_blanks_after_mark()
+        ends = marks(*row.ends)
+        if (yield from source.accept_any(ends)) is None and not source.accept_cut_off(ends):
+            source.rewind()
+        yield from self._part_text()
+
+    def _part_text(self) -> Steps[None]:
+        """A mark was read: the blanks after it are no text of their own."""
+        self._source.record()
+        yield from self._source.skip_blanks()
+        self._sink.content.add_after_mark(self._source.recorded())

@@ -22,7 +22,7 @@ _BLANKS: Final = re.compile(r"[ \t\r\n]*")
 
 
 class Malformed(Exception):
-    """The text is not what the parser expected: its argument, which was consumed, or what the source stands at."""
+    """The text is not what the parser expected."""
 
 
 class Unfinished(Malformed):
@@ -38,10 +38,20 @@ class Marks:
         self.texts = tuple(sorted({text for text in texts if text}, key=len, reverse=True))
         self._pattern = re.compile("|".join(map(re.escape, self.texts))) if self.texts else None
 
-    def find(self, text: str, start: int) -> int | None:
-        """Where the first mark begins."""
-        found = self._pattern.search(text, start) if self._pattern is not None else None
-        return None if found is None else found.start()
+    @property
+    def max_size(self) -> int:
+        return len(self.texts[0]) if self.texts else 0
+
+    def find(self, text: str, start: int, end: int = sys.maxsize, *, is_whole: bool) -> int | None:
+        """Where the first mark between `start` and `end` begins.
+
+        is_whole: nothing follows `text`. Else a mark does not count while a longer one that begins before it may
+        still turn out to be there.
+        """
+        found = self._pattern.search(text, start, end) if self._pattern is not None else None
+        if found is None or (not is_whole and len(text) - self.num_held(text, start) < found.start()):
+            return None
+        return found.start()
 
     def num_held(self, text: str, start: int) -> int:
         """Characters at the end of `text` that may turn out to begin a mark."""
@@ -112,6 +122,17 @@ class Source:
         self._record = None
         return text
 
+    def rewind(self) -> None:
+        """Give back what was consumed since `record`: it is to be read again. Recording ends."""
+        text = self.recorded()
+        self.num_consumed -= len(text)
+        # Of what was consumed, `_text` still holds that which arrived with the last piece.
+        if (num_gone := len(text) - self._pos) > 0:
+            self._text = text[:num_gone] + self._text
+            self._pos = 0
+        else:
+            self._pos -= len(text)
+
     # ------------------------------------------------------------ questions
     def peek(self, size: int = 1) -> Steps[str]:
         """The next characters; fewer than `size` only at the end of the text."""
@@ -125,12 +146,27 @@ class Source:
         found = pattern.match(self._text, self._pos, min(self._pos + limit, len(self._text)))
         return self.take(found.end() - self._pos) if found is not None else ""
 
+    def peek_run(self, pattern: re.Pattern[str], limit: int) -> Steps[str]:
+        """The text as far as `pattern`, a repeated class of characters, matches it.
+
+        Raises `Malformed` where that is more than `limit` characters.
+        """
+        while True:
+            found = pattern.match(self._text, self._pos, self._pos + limit + 1)
+            end = found.end() if found is not None else self._pos
+            if end - self._pos > limit:
+                raise Malformed
+            if end < len(self._text) or self.is_ended:
+                return self._text[self._pos : end]
+            yield
+
     def at(self, mark: str) -> Steps[bool]:
         """Whether the text goes on with `mark`."""
         while True:
-            if self._text.startswith(mark, self._pos):
+            text = self._text[self._pos : self._pos + len(mark)]
+            if text == mark:
                 return True
-            if self.is_ended or not mark.startswith(self._text[self._pos :]):
+            if self.is_ended or not mark.startswith(text):
                 return False
             yield
 
@@ -153,6 +189,15 @@ class Source:
         if mark is not None:
             self.take(len(mark))
         return mark
+
+    def accept_cut_off(self, wanted: Marks) -> bool:
+        """Consume the beginning of one of the marks, if the text ends with it. For when `at_any` has found none."""
+        if not self.is_ended or len(self._text) - self._pos >= wanted.max_size:
+            return False
+        rest = self._text[self._pos :]
+        if not any(mark.startswith(rest) for mark in wanted.texts):
+            return False
+        return bool(self.take(len(rest)))
 
     def expect(self, mark: str) -> Steps[None]:
         """Consume `mark`. Raises `Malformed`."""
@@ -188,7 +233,7 @@ class Source:
         `drops_cut_mark`: when the text was cut off where it may have begun a mark, that is not passed on.
         """
         while True:
-            start = wanted.find(self._text, self._pos)
+            start = wanted.find(self._text, self._pos, is_whole=self.is_ended)
             if start is not None:
                 if start > self._pos:
                     emit(self.take(start - self._pos))
@@ -204,38 +249,21 @@ class Source:
             yield
 
     def text_until(self, wanted: Marks, limit: int) -> Steps[str]:
-        """Consume and return the text before the first of the marks, at most `limit` characters.
+        """Consume and return the text before the first of the marks.
 
-        Raises `Malformed` when there is no mark right after them or before; they are consumed then.
+        Raises `Malformed` when there is none within `limit` characters; then nothing was consumed.
         """
-        parts: list[str] = []
-        room = limit
+        reach = limit + wanted.max_size
         while True:
-            start = wanted.find(self._text, self._pos)
-            held = 0 if self.is_ended else wanted.num_held(self._text, self._pos)
-            size = (len(self._text) - held if start is None else start) - self._pos
-            parts.append(self.take(min(size, room)))
-            if size > room:
+            start = wanted.find(self._text, self._pos, self._pos + reach, is_whole=self.is_ended)
+            if start is not None and start - self._pos <= limit:
+                return self.take(start - self._pos)
+            if len(self._text) - self._pos >= reach:
                 raise Malformed
-            room -= size
-            if start is not None:
-                return "".join(parts)
             if self.is_ended:
                 raise Unfinished
             yield
 
     def run_of(self, pattern: re.Pattern[str], limit: int) -> Steps[str]:
-        """Consume and return all that `pattern`, a repeated class of characters, matches, at most `limit` characters.
-
-        Raises `Malformed` with what was consumed when there are more.
-        """
-        parts: list[str] = []
-        room = limit
-        while True:
-            parts.append(self.run(pattern, room))
-            room -= len(parts[-1])
-            char = yield from self.peek()
-            if not char or not pattern.match(char):
-                return "".join(parts)
-            if room == 0:
-                raise Malformed("".join(parts))
+        """Consume and return what `peek_run` shows."""
+        return self.take(len((yield from self.peek_run(pattern, limit))))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,7 +29,7 @@ class SpecialTokens:
     ids: Mapping[str, int] = field(default_factory=dict)
     eos_ids: frozenset[int] = frozenset()
 
-    def within(self, texts: Sequence[str]) -> frozenset[int]:
+    def within(self, texts: Collection[str]) -> frozenset[int]:
         """The ids of all special tokens that are written in `texts`."""
         return frozenset(i for token, i in self.ids.items() if any(token in text for text in texts))
 
@@ -91,6 +91,8 @@ class Builder:
         """Text up to the first `mark`, and that mark; after `budget` tokens the mark comes at once."""
         spelled = self.spelled(mark)
         limit = f"max_tokens={budget}" if budget is not None else ""
+        if budget == 0:
+            return spelled
         if spelled.startswith("<["):
             return f"{self.rule('TEXT', f'[{limit}]' if limit else '')} {spelled}"
         if budget is None:

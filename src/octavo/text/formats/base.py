@@ -64,9 +64,16 @@ class Call:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Unfinished) and self.is_announced:
+            self._source.recorded()  # what was begun was a part of the call
         cut_off = isinstance(error, Unfinished) and self._source.is_truncated
         if isinstance(error, Malformed) and self.is_announced and not cut_off:
             self.arguments(self.completion())
+
+    @property
+    def has_arguments(self) -> bool:
+        """Arguments have begun, before the name or after it."""
+        return self.is_announced or bool(self._early)
 
     def set_name(self, name: str) -> None:
         """Raises `Malformed` for a name that no call can have."""
@@ -138,7 +145,8 @@ class Body(Protocol):
     def parse(self, source: Source, sink: CallSink, tools: Mapping[str, Tool], opened: str) -> Steps[None]:
         """Read what follows the mark `opened`, which is "" where a call begins without one.
 
-        Raises `Malformed` where it is no call any more. Everything but `Call` is stateless.
+        The source records from there on. Raises `Malformed` where it is no call any more; what was recorded and is
+        no part of a call is read again as text. Everything but `Call` is stateless.
         """
         ...
 
@@ -221,7 +229,7 @@ class ReasoningFormat:
 
 
 def read_string(source: Source, limit: int = 4096) -> Steps[str]:
-    """A JSON string, decoded. Raises `Malformed`, also for one of more than `limit` characters."""
+    """A JSON string, decoded. Raises `Malformed`, at its end also for one of more than `limit` characters."""
     parts: list[str] = []
     char = yield from source.peek()
     if not char or char not in "\"'":
@@ -235,6 +243,8 @@ def skip_strays(source: Source) -> Steps[None]:
     """Closing brackets too many, which some models write."""
     closers = marks("}", "]")
     while True:
+        source.record()
         yield from source.skip_blanks()
         if (yield from source.accept_any(closers)) is None:
+            source.rewind()
             return

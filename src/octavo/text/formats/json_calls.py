@@ -34,11 +34,13 @@ class JsonCalls:
         yield from source.skip_blanks()
         if (yield from source.accept("[")):
             yield from self._list(source, sink, names)
-        else:
+            yield from skip_strays(source)
+            return
+        while True:
             yield from self._call(source, sink, names)
-            while (yield from self._goes_on(source)):
-                yield from self._call(source, sink, names)
-        yield from skip_strays(source)
+            yield from skip_strays(source)
+            if not (yield from _goes_on(source)):
+                return
 
     def _list(self, source: Source, sink: CallSink, names: frozenset[str] | None) -> Steps[None]:
         is_empty = True
@@ -57,16 +59,6 @@ class JsonCalls:
             yield from self._call(source, sink, names)
             is_empty = False
 
-    def _goes_on(self, source: Source) -> Steps[bool]:
-        """Another call follows, after a separator. What else follows is left alone."""
-        if not self.separator:
-            return False
-        yield from source.skip_blanks()
-        if not (yield from source.accept_any(marks(";", ","))):
-            return False
-        yield from source.skip_blanks()
-        return (yield from source.at("{"))
-
     def _call(self, source: Source, sink: CallSink, names: frozenset[str] | None) -> Steps[None]:
         with Call(source, sink, names) as call:
             yield from self._object(source, call, 0)
@@ -81,7 +73,7 @@ class JsonCalls:
                 return
             if (yield from source.accept(",")):
                 continue
-            if call.is_announced and not (yield from source.at('"')):
+            if call.is_announced and (yield from source.at_any(marks('"', "'"))) is None:
                 return  # its own end is missing, but the arguments are whole
             key = yield from read_string(source)
             yield from source.skip_blanks()
@@ -95,7 +87,7 @@ class JsonCalls:
             call.set_name((yield from read_string(source)))
         elif key == "function" and char == "{" and depth < _MAX_NESTING:
             yield from self._object(source, call, depth + 1)
-        elif key in ("arguments", "parameters", "args", "input") and not call.is_announced:
+        elif key in ("arguments", "parameters", "args", "input") and not call.has_arguments:
             yield from _arguments(source, call, char)
         else:
             yield from JsonCopy(lambda text: None).run(source)
@@ -115,14 +107,25 @@ class JsonCalls:
         return " ".join(filter(None, [build.text(self.before), opening, call, closing, build.text(self.after), end]))
 
 
+def _goes_on(source: Source) -> Steps[bool]:
+    """Another call follows, perhaps after a separator. What else follows is left alone."""
+    source.record()
+    yield from source.skip_blanks()
+    if (yield from source.accept_any(marks(";", ","))) is not None:
+        yield from source.skip_blanks()
+    if (yield from source.at("{")):
+        return True
+    source.rewind()
+    return False
+
+
 def _arguments(source: Source, call: Call, char: str) -> Steps[None]:
     """The arguments: an object, null for none, or the JSON text of an object as a string."""
     if char == "{":
         yield from call.copy_json(source)
     elif char in ('"', "'"):
-        text = yield from read_string(source, 1 << 24)
         inner = Source()
-        inner.feed(text)
+        inner.feed((yield from read_string(source, 1 << 24)).strip() or "{}")
         inner.end(truncated=False)
         parts: list[str] = []
         yield from JsonCopy(parts.append).run(inner)

@@ -9,20 +9,21 @@ from dataclasses import dataclass
 from octavo.text.formats.base import MAX_NAME, Call, CallSink, GrammarBuilder, Tool
 from octavo.text.source import Malformed, Source, Steps, marks
 
-_NUMBERED = re.compile(r"(?:functions\.)?(.+?):(\d+)")
+_NUMBERED = re.compile(r"(?:functions\.)?(.+?)(?::(\d+))?")
 
 
 @dataclass(frozen=True)
 class NamedCalls:
     """`opening` name `separator` {arguments} `closing`.
 
-    `separators`: what may stand between name and arguments, the usual one first. `id_mark` begins an id before the
+    `separators`: what may stand between name and arguments, the usual one first. `closing`: in parts, of which each
+    may be missing. `id_mark` begins an id before the
     separator. `is_numbered`: the name is written functions.NAME:INDEX, which is the call's id as well.
     """
 
     separators: tuple[str, ...]
     opening: str = ""
-    closing: str = ""
+    closing: tuple[str, ...] = ()
     id_mark: str = ""
     is_numbered: bool = False
     begin: str = ""  # with which a further call begins, when one is asked for
@@ -38,16 +39,18 @@ class NamedCalls:
             if self.id_mark and (yield from source.accept(self.id_mark)):
                 call.call_id = (yield from source.text_until(stops, MAX_NAME)).strip()
             if self.is_numbered and (found := _NUMBERED.fullmatch(name)) is not None:
-                call.call_id, name = name, found[1]
+                call.call_id, name = (name if found[2] else None), found[1]
             if not name or "\n" in name:
                 raise Malformed
             call.set_name(name)
             yield from source.accept_any(marks(*self.separators))
             yield from call.copy_json(source)
             call.close()
-        yield from source.skip_blanks()
-        if self.closing.strip():
-            yield from source.accept(self.closing.strip())
+        for mark in self.closing:
+            source.record()
+            yield from source.skip_blanks()
+            if not (yield from source.accept(mark.strip())):
+                source.rewind()
 
     def grammar(self, build: GrammarBuilder, tools: Sequence[Tool], *, parallel: bool) -> str:
         calls = []
@@ -55,14 +58,10 @@ class NamedCalls:
             name = build.text(tool.name)
             if self.is_numbered:
                 name = f"{build.text(f'functions.{tool.name}:')} {build.regex('[0-9]{1,3}')}"
-            parts = [_spelled(build, self.opening), name, _spelled(build, self.separators[0])]
-            calls.append(" ".join(filter(None, [*parts, build.json(tool.parameters), _spelled(build, self.closing)])))
+            before = [build.spelled(self.opening), name, build.spelled(self.separators[0])]
+            after = [build.json(tool.parameters), build.spelled("".join(self.closing))]
+            calls.append(" ".join(filter(None, [*before, *after])))
         call = build.one_of(calls)
         if parallel and self.begin:
             call = f"{call} ({build.mark(self.begin)} {call})*"
         return f"{call} {build.mark(self.end)}" if self.end else call
-
-
-def _spelled(build: GrammarBuilder, text: str) -> str:
-    """A text in which marks may stand: "function<|sep|>"."""
-    return build.spelled(text)

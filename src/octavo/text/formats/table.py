@@ -52,20 +52,20 @@ _TOOL_ROWS: Final = (
     ToolFormat(
         "deepseek_v3",
         NamedCalls(
-            ("\n```json\n", "\n```\n", "\n"), opening=f"function{_SEP}", closing="\n```" + _CALL_END,
+            ("\n```json\n", "\n```\n", "\n"), opening=f"function{_SEP}", closing=("\n```", _CALL_END),
             begin=_CALL, end=_CALLS_END,
         ),
         (_CALL,), (_CALLS_END,), noise=(_CALLS, _CALLS_END), extra_marks=(_SEP, _CALL_END),
     ),
     ToolFormat(
         "deepseek_v31",
-        NamedCalls((_SEP,), closing=_CALL_END, begin=_CALL, end=_CALLS_END),
+        NamedCalls((_SEP,), closing=(_CALL_END,), begin=_CALL, end=_CALLS_END),
         (_CALL,), (_CALLS_END,), noise=(_CALLS, _CALLS_END), extra_marks=(_SEP, _CALL_END),
     ),
     ToolFormat(
         "kimi_k2",
         NamedCalls(
-            ("<|tool_call_argument_begin|>",), closing="<|tool_call_end|>", is_numbered=True,
+            ("<|tool_call_argument_begin|>",), closing=("<|tool_call_end|>",), is_numbered=True,
             begin="<|tool_call_begin|>", end="<|tool_calls_section_end|>",
         ),
         ("<|tool_call_begin|>",), ("<|tool_calls_section_end|>",),

@@ -60,8 +60,10 @@ class TaggedCalls:
             if not self.opening:
                 return
             is_open = False
+            source.record()
             yield from source.skip_blanks()
             if not (yield from source.at(self.opening)):
+                source.rewind()
                 return
 
     def _call(self, source: Source, sink: CallSink, tools: Mapping[str, Tool], is_open: bool) -> Steps[None]:
