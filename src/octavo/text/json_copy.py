@@ -194,6 +194,8 @@ class JsonCopy:
         if not _BARE_KEY.fullmatch(key):
             raise Malformed
         source.take(len(key))
+        if source.is_truncated and source.is_at_end:
+            raise Unfinished
         self._put(f'"{key}"')
 
     def _word(self, source: Source) -> Steps[None]:

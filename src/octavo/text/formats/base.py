@@ -64,6 +64,8 @@ class Call:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Unfinished) and self.is_announced:
+            self._source.recorded()  # what was begun was a part of the call
         cut_off = isinstance(error, Unfinished) and self._source.is_truncated
         if isinstance(error, Malformed) and self.is_announced and not cut_off:
             self.arguments(self.completion())

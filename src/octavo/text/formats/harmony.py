@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from octavo.text.formats.base import Call, CallSink, GrammarBuilder, TextPieces, TextSink, Tool, skip_strays
-from octavo.text.source import Malformed, Source, Steps, marks
+from octavo.text.source import Malformed, Source, Steps, Unfinished, marks
 
 START: Final = "<|start|>"
 CHANNEL: Final = "<|channel|>"
@@ -114,8 +114,12 @@ def _header(source: Source, content: _Part) -> Steps[str | None]:
     try:
         header = yield from source.text_until(marks(START, MESSAGE, *ENDS), _MAX_HEADER)
         yield from source.expect(MESSAGE)
-    except Malformed:
-        content.message()(source.recorded())
+    except Malformed as error:
+        source.rewind()
+        if isinstance(error, Unfinished) and source.is_truncated:
+            yield from source.copy_until(marks(), lambda text: None)
+        elif (mark := (yield from source.accept_any(marks(START, CHANNEL, MESSAGE)))) is not None:
+            content.message()(mark)
         return None
     source.recorded()
     return header
@@ -129,8 +133,7 @@ def _read_call(source: Source, sink: TextSink, name: str, content: _Part) -> Ste
             yield from call.copy_json(source)
             call.close()
         yield from skip_strays(source)
-    except Malformed as error:
-        lost = source.recorded() if source.is_recording else str(error)
-        if lost and not call.is_announced:
-            content.message()(lost)
+    except Malformed:
+        if not call.is_announced:
+            source.rewind()
     yield from source.copy_until(_BODY_STOPS, content.message())

@@ -18,7 +18,6 @@ from octavo.text.source import Malformed, Source, Steps, Unfinished, marks
 _LEXEME: Final = re.compile(r"[A-Za-z0-9_+.\-]+")
 _GROUPED: Final = re.compile(r"(?<=[0-9A-Fa-f])_(?=[0-9A-Fa-f])")
 _BASED: Final = re.compile(r"([+-]?)0(?:[xX]([0-9A-Fa-f]+)|[oO]([0-7]+)|[bB]([01]+))")
-_STABLE: Final = re.compile(r"-?[1-9][0-9]*(?:\.[0-9]+)?")  # more text can only make such a number longer
 _WORDS: Final = {
     **{word: word for word in ("true", "false", "null")},
     "True": "true", "False": "false", "None": "null",
@@ -103,14 +102,14 @@ class LiteralCopy:
         """The JSON of a number or a word, which is consumed."""
         text = yield from source.run_of(_LEXEME, MAX_LEXEME)
         value = word_value(text)
-        if value is None or is_cut_word(source, text):
+        if value is None or is_cut_word(source):
             raise Unfinished(text) if (yield from source.is_over()) else Malformed(text)
         return value
 
 
-def is_cut_word(source: Source, text: str) -> bool:
-    """The text was cut off within a word, or where it was one that may have become another."""
-    return source.is_truncated and source.is_at_end and not _STABLE.fullmatch(text)
+def is_cut_word(source: Source) -> bool:
+    """The text was cut off within the word before, or right after it: what word it is will not be known."""
+    return source.is_truncated and source.is_at_end
 
 
 def word_value(text: str) -> str | None:

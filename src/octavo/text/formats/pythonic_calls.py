@@ -40,20 +40,10 @@ class PythonicCalls:
         is_list = yield from source.accept("[")
         if not is_list and not opened:
             raise Malformed
-        num_calls = 0
-        while True:
-            yield from source.skip_blanks()
-            if num_calls:
-                yield from source.accept_any(marks(",", ";"))
-                yield from source.skip_blanks()
-                if is_list and (yield from source.accept("]")):
-                    return
-                if (yield from source.is_over()):
-                    return  # the list's end is missing, and no call is open
-                if not is_list and not _NAME.match((yield from source.peek())):
-                    return
+        yield from source.skip_blanks()
+        yield from self._call(source, sink, tools, names)
+        while (yield from _another_follows(source, is_list)):
             yield from self._call(source, sink, tools, names)
-            num_calls += 1
 
     def _call(
         self, source: Source, sink: CallSink, tools: Mapping[str, Tool], names: frozenset[str] | None
@@ -80,6 +70,21 @@ class PythonicCalls:
         return " ".join(filter(None, [build.text(self.before), opening, call, closing, end]))
 
 
+def _another_follows(source: Source, is_list: bool) -> Steps[bool]:
+    """Consumes the end of a list; it may be missing at the end of the text, where no call is open."""
+    source.record()
+    yield from source.skip_blanks()
+    yield from source.accept_any(marks(",", ";"))
+    yield from source.skip_blanks()
+    if (is_list and (yield from source.accept("]"))) or (yield from source.is_over()):
+        source.recorded()
+        return False
+    if not is_list and not _NAME.match((yield from source.peek())):
+        source.rewind()
+        return False
+    return True
+
+
 def _goes_on(source: Source, arguments: Arguments) -> Steps[bool]:
     """Another argument follows; else the end is consumed."""
     yield from source.skip_blanks()
@@ -103,7 +108,7 @@ def _argument(source: Source, call: Call, arguments: Arguments, schema: Mapping[
         yield from source.skip_blanks()
         word = yield from source.run_of(_WORD, MAX_LEXEME)
     value = word_value(word) if word else ""
-    if value is None or is_cut_word(source, word) or (not word and not _OPENING.match((yield from source.peek()))):
+    if value is None or is_cut_word(source) or (not word and not _OPENING.match((yield from source.peek()))):
         raise Unfinished if (yield from source.is_over()) else Malformed
     if key is None:
         key = _positional(schema, arguments.num_members)

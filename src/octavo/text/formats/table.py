@@ -157,7 +157,7 @@ _TOOL_ROWS: Final = (
         "step3",
         TaggedCalls(
             '<steptml:invoke name="', '">', '<steptml:parameter name="', '">', "</steptml:parameter>",
-            "</steptml:invoke>", f"{_STEP.format('call_end')}{_STEP.format('calls_end')}",
+            "</steptml:invoke>", _STEP.format("call_end"), tail=_STEP.format("calls_end"),
             prefix="function" + _STEP.format("sep"),
         ),
         (_STEP.format("call_begin"),), (_STEP.format("call_end"),),
