@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from octavo.errors import OctavoError, RequestError, ServerError, StartupError
     from octavo.llm import LLM, CompletionOutput, RequestOutput
-    from octavo.params import BeamParams, SamplingParams
+    from octavo.params import BeamParams, GuidedDecodingParams, SamplingParams, StructuredOutputsParams
 
 __version__ = "0.1.0"
 
@@ -19,24 +19,28 @@ __all__ = [
     "LLM",
     "BeamParams",
     "CompletionOutput",
+    "GuidedDecodingParams",
     "OctavoError",
     "RequestError",
     "RequestOutput",
     "SamplingParams",
     "ServerError",
     "StartupError",
+    "StructuredOutputsParams",
 ]
 
 _HOMES = {
     "LLM": "octavo.llm",
     "BeamParams": "octavo.params",
     "CompletionOutput": "octavo.llm",
+    "GuidedDecodingParams": "octavo.params",
     "OctavoError": "octavo.errors",
     "RequestError": "octavo.errors",
     "RequestOutput": "octavo.llm",
     "SamplingParams": "octavo.params",
     "ServerError": "octavo.errors",
     "StartupError": "octavo.errors",
+    "StructuredOutputsParams": "octavo.params",
 }
 
 

@@ -16,6 +16,42 @@ MAX_RETRY_AFTER = 60
 MAX_PROMPT_SCORES = 4_000_000
 
 
+def sized(
+    params: SamplingParams,
+    num_prompt: int,
+    info: EngineInfo,
+    param: str = "prompt",
+    default_max_tokens: int | None = None,
+) -> SamplingParams:
+    """`params` with `max_tokens` set for a prompt of that length. Decides context overflow (E8, E9).
+
+    `param` is the field that holds the prompt. `default_max_tokens` bounds the reply where `params` do not, and never
+    makes a request too long. Raises `InvalidRequest` or `ContextLengthExceeded`.
+    """
+    if num_prompt == 0:
+        raise InvalidRequest("Prompt cannot be empty.", param)
+    limit, what = info.max_model_len, "the model's context"
+    if info.max_request_tokens < limit:
+        limit, what = info.max_request_tokens, "the KV cache"
+    wanted = params.max_tokens
+    if num_prompt + (wanted or 1) > limit:
+        asked = f" and {wanted} were requested" if wanted is not None else ""
+        raise ContextLengthExceeded(
+            f"At most {limit} tokens fit {what}, but the prompt has {num_prompt}{asked}.", param
+        )
+    room = limit - num_prompt
+    if params.min_tokens > room:
+        raise ContextLengthExceeded(
+            f"At most {limit} tokens fit {what}: after a prompt of {num_prompt} there is no room for "
+            f"`min_tokens` of {params.min_tokens}.",
+            "min_tokens",
+        )
+    if wanted is not None:
+        return params
+    most = room if default_max_tokens is None else max(default_max_tokens, params.min_tokens)
+    return msgspec.structs.replace(params, max_tokens=min(room, most))
+
+
 class Admission:
     """Holds no requests: whoever asks says how many there are."""
 
@@ -32,8 +68,8 @@ class Admission:
 
         Raises `InvalidRequest`, `ContextLengthExceeded` or, when the same request might be taken later, `Overloaded`.
         """
-        self._check_prompt(request.prompt_token_ids)
-        params = self._sized_params(len(request.prompt_token_ids), request.params)
+        params = sized(request.params, len(request.prompt_token_ids), self._info)
+        self._check_ids(request.prompt_token_ids)
         if (params.prompt_logprobs or 0) * len(request.prompt_token_ids) > MAX_PROMPT_SCORES:
             raise InvalidRequest(
                 f"`prompt_logprobs` times the length of the prompt must be at most {MAX_PROMPT_SCORES}.",
@@ -60,20 +96,7 @@ class Admission:
             self._finish_interval += 0.1 * (now - self._last_finish - self._finish_interval)
         self._last_finish = now
 
-    def _check_prompt(self, ids: list[int]) -> None:
-        if not ids:
-            raise InvalidRequest("Prompt cannot be empty.", "prompt")
+    def _check_ids(self, ids: list[int]) -> None:
         # Against the width of the logits, not the tokenizer's length: an id beyond it would reach foreign memory.
         if min(ids) < 0 or max(ids) >= self._info.vocab_size:
             raise InvalidRequest(f"The prompt has token ids outside 0..{self._info.vocab_size - 1}.", "prompt")
-
-    def _sized_params(self, num_prompt: int, params: SamplingParams) -> SamplingParams:
-        wanted, info = params.max_tokens, self._info
-        limit = min(info.max_model_len, info.max_request_tokens)
-        if num_prompt + (wanted or 1) > limit:
-            room = "the model's context" if limit == info.max_model_len else "the KV cache"
-            asked = "at least 1" if wanted is None else f"{wanted} of completion"
-            raise ContextLengthExceeded(
-                f"At most {limit} tokens fit {room}, but {num_prompt} tokens of prompt and {asked} were asked for."
-            )
-        return params if wanted else msgspec.structs.replace(params, max_tokens=limit - num_prompt)

@@ -22,18 +22,9 @@ import msgspec
 from octavo.admission import Admission
 from octavo.beam_search import beam_search
 from octavo.config import EngineConfig
-from octavo.engine_link import Calls
+from octavo.engine_link import Calls, VocabularySender
 from octavo.errors import EngineDead, OctavoError, ServerError, ShuttingDown
-from octavo.generation import (
-    Completion,
-    CompletionDelta,
-    FinalOutput,
-    GenerationDelta,
-    GenerationStream,
-    RequestState,
-    SampleState,
-    fold,
-)
+from octavo.generation import GenerationDelta, GenerationStream, RequestState, SampleState
 from octavo.messages import (
     Abort,
     AddRequest,
@@ -45,28 +36,16 @@ from octavo.messages import (
     RequestOutput,
     SchedulerStats,
     Shutdown,
-    Vocabulary,
 )
 from octavo.observer import FinishedSample, NoObserver, Observer
 from octavo.params import GenerateRequest, SamplingParams
 from octavo.text.detokenizer import IncrementalDetokenizer
 from octavo.text.stop import StopMatcher
-from octavo.text.vocabulary import vocabulary_of
 from octavo.transport import Connection, TransportError
 from octavo.watchdog import TICK_SECONDS, EngineHandle, Watchdog
 
 if TYPE_CHECKING:
     from octavo.text.tokenizer import Tokenizer
-
-__all__ = [
-    "Completion",
-    "CompletionDelta",
-    "EngineClient",
-    "FinalOutput",
-    "GenerationDelta",
-    "GenerationStream",
-    "fold",
-]
 
 logger = logging.getLogger(__name__)
 
@@ -106,8 +85,7 @@ class EngineClient:
             for token_id in dict.fromkeys((*tokenizer.eos_token_ids, *info.eos_token_ids))
             if 0 <= token_id < info.vocab_size
         )
-        self._vocabulary: Vocabulary | None = None  # made for the first request with a grammar
-        self._is_vocabulary_sent = False
+        self._vocabulary = VocabularySender(connection, tokenizer, self.eos_token_ids)
         self._admission = Admission(
             info, self._config.scheduler.max_num_queued_reqs, self._config.scheduler.max_num_queued_tokens
         )
@@ -207,7 +185,7 @@ class EngineClient:
         other_params = msgspec.structs.replace(engine_params, prompt_logprobs=None)
         try:
             if params.grammar is not None:
-                self._send_vocabulary()
+                self._vocabulary.send_once()
             for index in range(params.n):
                 sample = self._new_sample(state, index, params)
                 self._connection.send(
@@ -230,15 +208,7 @@ class EngineClient:
 
     async def prepare_grammars(self) -> None:
         """Make what a first request with a grammar needs, without holding up the streams."""
-        if self._vocabulary is None:
-            vocabulary = await asyncio.to_thread(vocabulary_of, self._tokenizer, self.eos_token_ids)
-            self._vocabulary = self._vocabulary or vocabulary
-
-    def _send_vocabulary(self) -> None:
-        if not self._is_vocabulary_sent:
-            self._vocabulary = self._vocabulary or vocabulary_of(self._tokenizer, self.eos_token_ids)
-            self._connection.send(self._vocabulary)
-            self._is_vocabulary_sent = True
+        await self._vocabulary.prepare()
 
     @contextlib.contextmanager
     def in_flight(self) -> Iterator[None]:
@@ -251,8 +221,9 @@ class EngineClient:
             self._num_held -= 1
             self._note_idle()
 
-    def detokenizer(self, params: SamplingParams) -> IncrementalDetokenizer:
-        return IncrementalDetokenizer(self._tokenizer, params.skip_special_tokens)
+    def detokenizer(self, params: SamplingParams, shown: frozenset[int] = frozenset()) -> IncrementalDetokenizer:
+        """`shown`: special tokens that stay in the text all the same."""
+        return IncrementalDetokenizer(self._tokenizer, params.skip_special_tokens, shown)
 
     def _note_idle(self) -> None:
         if not self._samples and not self._num_held:
@@ -260,7 +231,7 @@ class EngineClient:
 
     def _new_sample(self, state: RequestState, index: int, params: SamplingParams) -> SampleState:
         self._num_ids += 1
-        detokenizer = self.detokenizer(params)
+        detokenizer = self.detokenizer(params, state.request.shown_special_ids)
         matcher = StopMatcher(params.stop, params.include_stop_str_in_output) if params.stop else None
         sample = SampleState(state, self._num_ids, index, detokenizer, matcher)
         state.samples.append(sample)

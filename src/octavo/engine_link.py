@@ -1,13 +1,18 @@
-"""Calls of the engine's methods over the client's connection."""
+"""What goes over the client's connection beside requests: calls of the engine's methods, and the vocabulary."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from octavo.errors import ServerError
-from octavo.messages import Call, CallResult, FromEngine
+from octavo.messages import Call, CallResult, FromEngine, Vocabulary
+from octavo.text.vocabulary import vocabulary_of
 from octavo.transport import Connection
+
+if TYPE_CHECKING:
+    from octavo.text.tokenizer import Tokenizer
 
 
 class Calls:
@@ -43,3 +48,27 @@ class Calls:
             future.set_exception(ServerError(message.error))
         else:
             future.set_result(message.result)
+
+
+class VocabularySender:
+    """The vocabulary, made for the first request with a grammar and sent before it, once."""
+
+    def __init__(self, connection: Connection[FromEngine], tokenizer: Tokenizer, eos_token_ids: Sequence[int]) -> None:
+        self._connection = connection
+        self._tokenizer = tokenizer
+        self._eos_token_ids = eos_token_ids
+        self._made: Vocabulary | None = None
+        self._is_sent = False
+
+    async def prepare(self) -> None:
+        """Make it in a thread. Raises `InvalidRequest` for a tokenizer that does not know its bytes."""
+        if self._made is None:
+            made = await asyncio.to_thread(vocabulary_of, self._tokenizer, self._eos_token_ids)
+            self._made = self._made or made
+
+    def send_once(self) -> None:
+        """Raises `TransportError`, and `InvalidRequest` as `prepare` does."""
+        if not self._is_sent:
+            self._made = self._made or vocabulary_of(self._tokenizer, self._eos_token_ids)
+            self._connection.send(self._made)
+            self._is_sent = True

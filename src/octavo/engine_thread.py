@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import uvloop
 
 from octavo.client import SHUT_DOWN, EngineClient
-from octavo.config import EngineConfig
+from octavo.config import ServeConfig
 from octavo.engine_process import EngineProcess
 from octavo.errors import ShuttingDown
+from octavo.generation_config import default_sampling
 from octavo.messages import EngineInfo
 from octavo.startup import resolve, wait_loaded
+from octavo.text.grammar_checker import GrammarChecker
 from octavo.text.renderer import Renderer
 from octavo.text.tokenizer import Tokenizer
 
@@ -32,6 +34,8 @@ class Ready:
     info: EngineInfo
     tokenizer: Tokenizer
     renderer: Renderer
+    grammars: GrammarChecker
+    default_sampling: Mapping[str, Any]  # of the model's generation_config.json, and what overrides it
     loop: asyncio.AbstractEventLoop
 
 
@@ -39,9 +43,8 @@ class EngineThread:
     """Owner of the engine. It starts the process too: on Linux a child dies with the thread that started it, and the
     caller's thread may end before the engine shall."""
 
-    def __init__(self, config: EngineConfig, chat_template: str | None) -> None:
+    def __init__(self, config: ServeConfig) -> None:
         self._config = config
-        self._chat_template = chat_template
         self._ready: concurrent.futures.Future[Ready] = concurrent.futures.Future()
         self._engine: EngineProcess | None = None
         self._is_stopped = False
@@ -87,14 +90,15 @@ class EngineThread:
 
     def _main(self) -> None:
         try:
-            resolved = resolve(self._config)
+            resolved = resolve(self._config.engine)
+            defaults = default_sampling(self._config.server, resolved.model.model)
             self._engine = EngineProcess.spawn(resolved)
             try:
                 if self._is_stopped:
                     return  # interrupted meanwhile
-                tokenizer, renderer = wait_loaded(self._engine, resolved, self._chat_template)
+                tokenizer, renderer = wait_loaded(self._engine, resolved, self._config.server.chat_template)
                 with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                    runner.run(self._serve(self._engine, tokenizer, renderer))
+                    runner.run(self._serve(self._engine, tokenizer, renderer, defaults))
             finally:
                 self._engine.kill()
         except BaseException as exc:
@@ -102,10 +106,16 @@ class EngineThread:
                 raise
             self._ready.set_exception(exc)
 
-    async def _serve(self, engine: EngineProcess, tokenizer: Tokenizer, renderer: Renderer) -> None:
-        client = EngineClient(await engine.connect(), engine.info, tokenizer, self._config, process=engine)
+    async def _serve(
+        self, engine: EngineProcess, tokenizer: Tokenizer, renderer: Renderer, defaults: Mapping[str, Any]
+    ) -> None:
+        client = EngineClient(await engine.connect(), engine.info, tokenizer, self._config.engine, process=engine)
         client.start()
-        self._ready.set_result(Ready(client, engine.info, tokenizer, renderer, asyncio.get_running_loop()))
+        server = self._config.server
+        grammars = GrammarChecker(seconds=server.grammar_timeout, cache_bytes=server.grammar_cache_bytes)
+        loop = asyncio.get_running_loop()
+        self._ready.set_result(Ready(client, engine.info, tokenizer, renderer, grammars, defaults, loop))
         await self._stop.wait()
         await client.close(STOP_SECONDS)
+        await grammars.close()
         await engine.stop(STOP_SECONDS)

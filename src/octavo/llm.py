@@ -8,36 +8,44 @@ thread and from within a running event loop.
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 import uuid
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import fields, replace
 from types import TracebackType
-from typing import Any, Self, TypeAlias
+from typing import Any, Self, TypeAlias, TypeVar
 
 import msgspec
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from octavo.admission import Admission
+from octavo.admission import Admission, sized
 from octavo.client import EngineClient
-from octavo.config import EngineConfig, check, nearest
-from octavo.engine_thread import EngineThread
+from octavo.config import EngineConfig, ServeConfig, ServerConfig, check, nearest
+from octavo.engine_thread import EngineThread, Ready
 from octavo.errors import InvalidConfig, InvalidRequest, Overloaded
 from octavo.generation import FinalOutput, fold
 from octavo.llm_outputs import CompletionOutput, Logprob, RequestOutput, request_output
 from octavo.messages import EngineInfo
-from octavo.params import BeamParams, GenerateRequest, SamplingParams
+from octavo.params import BeamParams, GenerateRequest, GrammarSpec, SamplingParams
 from octavo.server.best_of import best_of, widened
+from octavo.text.grammar import GrammarLimits, spec_of_params
 from octavo.text.tokenizer import Tokenizer
 
 __all__ = ["LLM", "CompletionOutput", "Logprob", "RequestOutput"]
 
+T = TypeVar("T")
 #: A text, token ids, or either in a dictionary under `prompt` or `prompt_token_ids`.
 Prompt: TypeAlias = str | list[int] | Mapping[str, Any]
 Messages: TypeAlias = list[Mapping[str, Any]]
 
+#: Settings of the server that mean something to a program.
+SERVER_SETTINGS = (
+    "chat_template", "max_logprobs", "max_n", "generation_config", "override_generation_config", "max_grammar_bytes",
+    "max_schema_depth", "grammar_timeout", "grammar_cache_bytes",
+)  # fmt: skip
 #: What `generate` does when it is told nothing; the same as /v1/completions.
 DEFAULT_MAX_TOKENS = 16
 #: Seconds between two tries while other threads' requests fill the queue.
@@ -47,18 +55,17 @@ RETRY_SECONDS = 0.05
 class LLM:
     """A loaded model. Ends with `close`, at the end of a `with` block, or with the last reference to it.
 
-    `LLM("org/repo", max_model_len=4096, ...)`: the model as `octavo serve` takes it, and the fields of `ModelConfig`,
-    `CacheConfig`, `SchedulerConfig` and `ParallelConfig`. Raises `StartupError`; no process is left then.
+    `LLM("org/repo", max_model_len=4096, ...)`: the model as `octavo serve` takes it, the fields of `ModelConfig`,
+    `CacheConfig`, `SchedulerConfig` and `ParallelConfig`, and those of `ServerConfig` in `SERVER_SETTINGS`;
+    `override_generation_config` may be a mapping. Raises `StartupError`; no process is left then.
     """
 
-    def __init__(
-        self, model: str = "smollm2", *, chat_template: str | None = None, max_logprobs: int = 20, **settings: Any
-    ) -> None:
-        config = engine_config(model, settings)
-        self._max_logprobs = max_logprobs
-        self._thread = EngineThread(config, chat_template)
+    def __init__(self, model: str = "smollm2", **settings: Any) -> None:
+        config = offline_config(model, settings)
+        self._limits = config.server
+        self._thread = EngineThread(config)
         self._ready = self._thread.wait_ready()
-        self._admission = Admission(self._ready.info, config.scheduler.max_num_queued_reqs)
+        self._admission = Admission(self._ready.info, config.engine.scheduler.max_num_queued_reqs)
         # Not a bound method of self, which would keep it alive.
         self._finalizer = weakref.finalize(self, self._thread.stop)
 
@@ -87,6 +94,10 @@ class LLM:
     def get_tokenizer(self) -> Tokenizer:
         return self.tokenizer
 
+    def get_default_sampling_params(self) -> SamplingParams:
+        """What the model's generation_config.json says, and `override_generation_config`; octavo's defaults beside."""
+        return SamplingParams(**self._ready.default_sampling)
+
     # ------------------------------------------------------------ generation
     def generate(
         self,
@@ -99,13 +110,13 @@ class LLM:
     ) -> list[RequestOutput]:
         """The results for all prompts, in their order, generated together; with `beams` the best of a beam search.
 
-        One `sampling_params` for all prompts or one for each; none means the defaults with 16 tokens. All prompts are
-        checked before any is started. Raises `RequestError` naming what is wrong, or `ServerError`.
+        One `sampling_params` for all prompts or one for each; none means the model's defaults, with 16 tokens if they
+        do not say. All prompts are checked before any is started. Raises `RequestError` naming what is wrong, or
+        `ServerError`.
         """
         items: Sequence[Any] = [prompts] if _is_one_prompt(prompts) else list(prompts)
         pairs = [self._prompt(item, i) for i, item in enumerate(items)]
-        params = _one_each(sampling_params or SamplingParams(max_tokens=DEFAULT_MAX_TOKENS), len(items))
-        return self._run(pairs, params, priority, use_tqdm, beams)
+        return self._run(pairs, sampling_params, DEFAULT_MAX_TOKENS, priority, use_tqdm, beams)
 
     def chat(
         self,
@@ -122,7 +133,8 @@ class LLM:
     ) -> list[RequestOutput]:
         """The replies to one conversation or to several. `prompt` of a result is the conversation as the model saw it.
 
-        Without `sampling_params` a reply is as long as the context allows, as with /v1/chat/completions.
+        Without `sampling_params` the model's defaults count, and a reply is as long as they or the context allow, as
+        with /v1/chat/completions.
         """
         if continue_final_message and add_generation_prompt:
             raise InvalidRequest(
@@ -141,7 +153,7 @@ class LLM:
                 chat_template_kwargs=chat_template_kwargs,
             )
             pairs.append((text, self._ready.renderer.render_text(text, add_special_tokens=False)))
-        return self._run(pairs, _one_each(sampling_params or SamplingParams(), len(pairs)), None, use_tqdm)
+        return self._run(pairs, sampling_params, None, None, use_tqdm)
 
     # ------------------------------------------------------------ before the engine
     def _prompt(self, item: Any, place: int) -> tuple[str | None, list[int]]:
@@ -159,16 +171,26 @@ class LLM:
     def _run(
         self,
         prompts: list[tuple[str | None, list[int]]],
-        params: list[SamplingParams],
+        given: SamplingParams | Sequence[SamplingParams] | None,
+        default_max_tokens: int | None,
         priority: Sequence[int] | None,
         use_tqdm: bool,
         beams: BeamParams | None = None,
     ) -> list[RequestOutput]:
         if priority is not None and len(priority) != len(prompts):
             raise InvalidRequest(f"`priority` has {len(priority)} entries for {len(prompts)} prompts.", "priority")
+        most = None
+        if given is None:
+            given, most = (
+                self._default_params(beams),
+                self._ready.default_sampling.get("max_tokens", default_max_tokens),
+            )
+        params = _one_each(given, len(prompts))
+        checked = {id(one): one for one in params}
+        checked = {key: self._checked(one, beams) for key, one in checked.items()}
         requests = [
-            self._request(ids, given, priority[i] if priority is not None else 0, beams)
-            for i, ((_, ids), given) in enumerate(zip(prompts, params, strict=True))
+            self._request(ids, checked[id(one)], most, priority[i] if priority is not None else 0, beams)
+            for i, ((_, ids), one) in enumerate(zip(prompts, params, strict=True))
         ]
         info, client = self._ready.info, self._ready.client
         with _Progress(len(requests), enabled=use_tqdm) as progress:
@@ -179,46 +201,68 @@ class LLM:
         ]
 
     def _request(
-        self, ids: list[int], params: SamplingParams, priority: int, beams: BeamParams | None
+        self, ids: list[int], params: SamplingParams, most: int | None, priority: int, beams: BeamParams | None
     ) -> GenerateRequest:
-        params = self._validated(_normalised(params), beams)
         request = GenerateRequest(
-            external_id=f"llm-{uuid.uuid4().hex}", prompt_token_ids=ids, params=params, priority=priority, beams=beams
+            external_id=f"llm-{uuid.uuid4().hex}",
+            prompt_token_ids=ids,
+            params=sized(params, len(ids), self._ready.info, default_max_tokens=most),
+            priority=priority,
+            arrival_time=time.monotonic(),
+            beams=beams,
         )
-        sized = self._admission.check(request, 0)
-        # With the length known, the bound on min_tokens is too.
-        return msgspec.structs.replace(request, params=self._validated(sized, beams), arrival_time=time.monotonic())
+        self._admission.check(request, 0)
+        return request
 
-    def _validated(self, params: SamplingParams, beams: BeamParams | None) -> SamplingParams:
+    def _default_params(self, beams: BeamParams | None) -> SamplingParams:
+        """For a call without parameters. A bound on the tokens is not among them: it depends on the prompt."""
+        if beams is not None:  # the defaults are about sampling
+            return SamplingParams(temperature=0.0)
+        return msgspec.structs.replace(self.get_default_sampling_params(), max_tokens=None)
+
+    def _checked(self, params: SamplingParams, beams: BeamParams | None) -> SamplingParams:
+        """`params` as the engine takes them, with the grammar that they ask for, if any, proven to compile."""
+        params = _normalised(params)
         if params.grammar is not None:
-            # The engine takes only what the server has proven, in a process of its own, to compile.
-            raise InvalidRequest("`grammar` is not supported offline: use `octavo serve`.", "grammar")
-        params = params.validate(vocab_size=self._ready.info.vocab_size, max_logprobs=self._max_logprobs)
+            raise InvalidRequest(
+                "`grammar` is made from `structured_outputs`, which says what the output is.", "grammar"
+            )
+        server, ready = self._limits, self._ready
+        limits = GrammarLimits(server.max_grammar_bytes, server.max_schema_depth, self.tokenizer.special_texts)
+        spec = spec_of_params(params, limits)
+        params = params.validate(vocab_size=ready.info.vocab_size, max_logprobs=server.max_logprobs, max_n=server.max_n)
         if beams is not None:
-            beams.check(params)
+            beams.check(params, server.max_n)
         elif params.num_samples > 1 and params.greedy:
             raise InvalidRequest("`n` must be 1 when `temperature` is 0: all samples would be equal.", "n")
-        return params
+        if spec is None:
+            return params
+        grammar = self._thread.run(_proven(ready, spec))
+        return msgspec.structs.replace(params, structured_outputs=None, guided_decoding=None, grammar=grammar)
 
 
-def engine_config(model: str, settings: Mapping[str, Any]) -> EngineConfig:
+def offline_config(model: str, settings: Mapping[str, Any]) -> ServeConfig:
     """The configuration from flat settings. Raises `InvalidConfig` for those that do not exist or do not fit."""
-    parts = {}
+    override = settings.get("override_generation_config")
+    if isinstance(override, Mapping):
+        settings = {**settings, "override_generation_config": json.dumps(override, default=str)}
     known: set[str] = set()
-    for part in fields(EngineConfig):
-        default = getattr(EngineConfig(), part.name)
-        names = {f.name for f in fields(default)}
-        known |= names
+
+    def part(default: T, names: Collection[str]) -> T:
+        known.update(names)
         given = {name: value for name, value in settings.items() if name in names}
         try:
-            parts[part.name] = msgspec.convert({**_as_dict(default), **given}, type(default))
+            return msgspec.convert({**_as_dict(default), **given}, type(default))
         except msgspec.ValidationError as exc:
             raise InvalidConfig(f"{exc}") from None
+
+    parts = {f.name: getattr(EngineConfig(), f.name) for f in fields(EngineConfig)}
+    engine = EngineConfig(**{name: part(default, _as_dict(default)) for name, default in parts.items()})
+    config = ServeConfig(engine=engine, server=part(ServerConfig(), SERVER_SETTINGS))
     for name in settings:
         if name not in known:
             raise InvalidConfig(f"octavo has no setting {name!r}{nearest(name, known)}")
-    config = EngineConfig(**parts)
-    config = replace(config, model=replace(config.model, model=model))
+    config = replace(config, engine=replace(engine, model=replace(engine.model, model=model)))
     check(config)
     return config
 
@@ -252,6 +296,18 @@ def _normalised(params: SamplingParams) -> SamplingParams:
 
 
 # ---------------------------------------------------------------- on the engine's thread
+async def _proven(ready: Ready, spec: GrammarSpec) -> str:
+    """The grammar, as the server makes it. Waits where the server would refuse, for other threads' grammars."""
+    while True:
+        try:
+            grammar = await ready.grammars.check(spec)
+        except Overloaded:
+            await asyncio.sleep(RETRY_SECONDS)
+            continue
+        await ready.client.prepare_grammars()
+        return grammar
+
+
 async def _generate_all(
     client: EngineClient, requests: list[GenerateRequest], window: int, on_done: Callable[[FinalOutput], None]
 ) -> list[FinalOutput]:

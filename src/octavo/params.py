@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
-from typing import Any, Literal
+from collections.abc import Collection, Mapping
+from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 
@@ -16,6 +16,67 @@ GREEDY_EPSILON = 1e-5
 MAX_BAD_WORDS = 128
 #: Seeds are unsigned 64-bit on the wire; -1 means "no seed" (S8).
 _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
+
+
+class Range(NamedTuple):
+    """Bounds of a number; None: none. They belong to the range, but for a lower one that is open."""
+
+    low: float | None = None
+    high: float | None = None
+    low_open: bool = False
+
+    def words(self) -> str:
+        low, high, is_open = self
+        if low is not None and high is not None:
+            return f"in {'(' if is_open else '['}{low}, {high}]"
+        if low is not None:
+            return f"{'greater than' if is_open else 'at least'} {low}"
+        return f"at most {high}"
+
+
+#: The ranges of the numbers in `SamplingParams`, without those of a server's settings and of other fields. The check
+#: reads them, and so does the API's own description.
+RANGES: Final[Mapping[str, Range]] = {
+    "n": Range(1),
+    "best_of": Range(1),
+    "temperature": Range(0.0, 2.0),
+    "top_p": Range(0.0, 1.0, low_open=True),
+    "top_k": Range(-1),
+    "min_p": Range(0.0, 1.0),
+    "seed": Range(_INT64_MIN, _INT64_MAX),
+    "presence_penalty": Range(-2.0, 2.0),
+    "frequency_penalty": Range(-2.0, 2.0),
+    "repetition_penalty": Range(0.0, low_open=True),
+    "max_tokens": Range(1),
+    "min_tokens": Range(0),
+}
+
+
+class StructuredOutputsParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the output must be: exactly one of the first six. The same fields as in a request's `structured_outputs`."""
+
+    json: str | dict[str, Any] | bool | None = None  # a schema, also as JSON in a string
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+    structural_tag: str | dict[str, Any] | None = None
+    whitespace_pattern: str | None = None
+    disable_any_whitespace: bool = False
+    disable_additional_properties: bool = False
+    disable_fallback: bool = False
+
+
+class GuidedDecodingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`StructuredOutputsParams` under its older name. `backend` has no effect but to be known."""
+
+    json: str | dict[str, Any] | bool | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+    backend: str | None = None
+    whitespace_pattern: str | None = None
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -47,6 +108,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     logprobs: int | None = None  # None: off; k: the sampled token and the k most likely
     prompt_logprobs: int | None = None  # the same for each token of the prompt but the first
     skip_special_tokens: bool = True
+    #: What the output must be, as a program says it, the second under the name of older versions of vLLM. Whoever
+    #: takes the parameters makes `grammar` of them.
+    structured_outputs: StructuredOutputsParams | None = None
+    guided_decoding: GuidedDecodingParams | None = None
     #: What the output must be, proven to compile; None: anything.
     grammar: str | None = None
 
@@ -66,29 +131,23 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         memory that is not the row's. `max_logprobs` of -1: the whole vocabulary, which a request may also call -1.
         Raises `InvalidRequest` whose `param` is the field's name.
         """
-        _check_int("n", self.n, 1, max_n)
-        if self.best_of is not None:
-            _check_int("best_of", self.best_of, self.n, max_n)
-        _check_float("temperature", self.temperature, 0.0, 2.0)
-        _check_float("top_p", self.top_p, 0.0, 1.0, low_open=True)
-        _check_int("top_k", self.top_k, -1, None)
-        _check_float("min_p", self.min_p, 0.0, 1.0)
-        if self.seed is not None:
-            _check_int("seed", self.seed, _INT64_MIN, _INT64_MAX)
-        _check_float("presence_penalty", self.presence_penalty, -2.0, 2.0)
-        _check_float("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
-        _check_float("repetition_penalty", self.repetition_penalty, 0.0, None, low_open=True)
+        ranges = {
+            **RANGES,
+            "n": Range(1, max_n),
+            "best_of": Range(self.n, max_n),
+            "min_tokens": Range(0, self.max_tokens),
+        }
+        for name, bounds in ranges.items():
+            if (value := getattr(self, name)) is not None:
+                _check_number(name, value, bounds)
         self._check_ids(vocab_size)
         if any(not s for s in self.stop):
             raise InvalidRequest("`stop` cannot contain an empty string.", "stop")
-        if self.max_tokens is not None:
-            _check_int("max_tokens", self.max_tokens, 1, None)
-        _check_int("min_tokens", self.min_tokens, 0, self.max_tokens)
         most = vocab_size if max_logprobs == -1 else min(max_logprobs, vocab_size)
         for name in ("logprobs", "prompt_logprobs"):
             wanted = getattr(self, name)
             if wanted is not None:
-                _check_int(name, wanted, -1 if max_logprobs == -1 else 0, None)
+                _check_number(name, wanted, Range(-1 if max_logprobs == -1 else 0))
                 if wanted > most:
                     raise InvalidRequest(f"Cannot request more than {most} logprobs.", name)
         return self._normalised(vocab_size)
@@ -100,7 +159,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
                 raise InvalidRequest(f"`{name}` has more entries than the model has tokens, {vocab_size}.", name)
         for token_id, bias in (self.logit_bias or {}).items():
             _check_token_id("logit_bias", token_id, vocab_size)
-            _check_float("logit_bias", bias, None, None)
+            _check_number("logit_bias", bias, Range())
         for token_id in self.stop_token_ids:
             _check_token_id("stop_token_ids", token_id, vocab_size)
         if self.allowed_token_ids is not None:
@@ -133,7 +192,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         for name in ("logprobs", "prompt_logprobs"):
             if getattr(self, name) == -1:
                 changes[name] = vocab_size
-        if self.top_k < 0:
+        if self.top_k < 0 or self.top_k >= vocab_size:
             changes["top_k"] = 0
         if self.seed == -1:
             changes["seed"] = None
@@ -150,13 +209,16 @@ class GrammarSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What a caller wants the output to be, checked as far as that goes without compiling it.
 
     kind: "json" (source: a schema), "regex" and "grammar" (a text), "choice" (a list of texts), "structural_tag" (a
-    list of {trigger, begin, schema, end}). `options` are those of the JSON compiler. `param` is the request's field.
+    list of {trigger, begin, schema, end}), "lark" (grammars of octavo's own: {"lark": for the engine, "proof": the same
+    with the special tokens spelled}). `options` are those of the JSON compiler. `param` is the request's field.
+    `frame`: such grammars too, in which the rule `body` stands for the constraint.
     """
 
     kind: str
     source: Any
     param: str
     options: dict[str, Any] = {}
+    frame: dict[str, str] | None = None
 
 
 class BeamParams(msgspec.Struct, frozen=True, kw_only=True):
@@ -213,33 +275,22 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     cache_salt: str = ""
     arrival_time: float = 0.0  # time.monotonic() seconds
     beams: BeamParams | None = None  # checked with `params`
+    shown_special_ids: frozenset[int] = frozenset()  # special tokens that stay in the text for its parser
 
 
-def _check_int(name: str, value: int, low: int | None, high: int | None) -> None:
-    if (low is not None and value < low) or (high is not None and value > high):
-        raise InvalidRequest(f"`{name}` must be {_range(low, high)}, got {_clip(value)}.", name)
-
-
-def _check_float(name: str, value: float, low: float | None, high: float | None, low_open: bool = False) -> None:
+def _check_number(name: str, value: float, bounds: Range) -> None:
     # NaN passes every comparison below, so finiteness is checked first.
-    if not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         raise InvalidRequest(f"`{name}` must be a finite number.", name)
-    below = low is not None and (value <= low if low_open else value < low)
+    low, high, is_open = bounds
+    below = low is not None and (value <= low if is_open else value < low)
     if below or (high is not None and value > high):
-        raise InvalidRequest(f"`{name}` must be {_range(low, high, low_open)}, got {_clip(value)}.", name)
+        raise InvalidRequest(f"`{name}` must be {bounds.words()}, got {_clip(value)}.", name)
 
 
 def _check_token_id(name: str, token_id: int, vocab_size: int) -> None:
     if not 0 <= token_id < vocab_size:
         raise InvalidRequest(f"`{name}` contains token id {_clip(token_id)}, outside 0..{vocab_size - 1}.", name)
-
-
-def _range(low: float | None, high: float | None, low_open: bool = False) -> str:
-    if low is not None and high is not None:
-        return f"in {'(' if low_open else '['}{low}, {high}]"
-    if low is not None:
-        return f"{'greater than' if low_open else 'at least'} {low}"
-    return f"at most {high}"
 
 
 def _clip(value: float) -> str:

@@ -95,7 +95,7 @@ class ServeLoop:
             default_sampling=default_sampling,
             logprobs_mode=self._config.engine.model.logprobs_mode,
             max_fanout=self._config.engine.scheduler.max_num_queued_reqs,
-            special_tokens=frozenset(text for i in tokenizer.special_ids if (text := tokenizer.token(i))),
+            special_tokens=tokenizer.special_texts,
             grammars=GrammarChecker(
                 seconds=self._config.server.grammar_timeout, cache_bytes=self._config.server.grammar_cache_bytes
             ),

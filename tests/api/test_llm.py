@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import jsonschema
 import pytest
 
-from octavo import LLM, SamplingParams
+from octavo import LLM, SamplingParams, StructuredOutputsParams
 from server_process import ServerProcess
 
 PROMPTS = ["The capital of France is", "Once upon a time", "def add(a, b):"]
@@ -51,3 +55,33 @@ def test_a_conversation_gets_the_server_s_reply(llm: LLM, server: ServerProcess)
     reply = server.request("POST", "/v1/chat/completions", body).json
     assert result.outputs[0].text == reply["choices"][0]["message"]["content"]
     assert len(result.prompt_token_ids) == reply["usage"]["prompt_tokens"]
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": 12}, "age": {"type": "integer", "minimum": 0}},
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("sampling", [{"temperature": 0.0}, {"temperature": 1.0, "seed": 7, "n": 2}], ids=str)
+@pytest.mark.parametrize(
+    "constraint", [{"json": SCHEMA}, {"regex": r"[A-Z][a-z]{2,8}, \d{2}"}], ids=lambda c: next(iter(c))
+)
+def test_g20_a_constraint_holds_and_gives_the_server_s_text(
+    llm: LLM, server: ServerProcess, constraint: dict[str, Any], sampling: dict[str, Any]
+) -> None:
+    params = SamplingParams(max_tokens=64, structured_outputs=StructuredOutputsParams(**constraint), **sampling)
+    results = llm.generate(PROMPTS, params, use_tqdm=False)
+    for prompt, result in zip(PROMPTS, results, strict=True):
+        choices = server.complete(prompt, max_tokens=64, structured_outputs=constraint, **sampling).json["choices"]
+        assert [o.text for o in result.outputs] == [c["text"] for c in choices]
+        assert [o.finish_reason for o in result.outputs] == [c["finish_reason"] for c in choices]
+        for output in result.outputs:
+            if output.finish_reason == "length":
+                continue
+            if "regex" in constraint:
+                assert re.fullmatch(constraint["regex"], output.text)
+            else:
+                jsonschema.validate(json.loads(output.text), SCHEMA)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from octavo.params import BeamParams
+from octavo.params import BeamParams, SamplingParams
 from octavo.text.fim import InfillTokens, infill_tokens
 from server_fakes import Server, answer, make_server
 
@@ -37,6 +37,21 @@ def test_s21_to_s23_beams_of_a_request(path: str, row: Any) -> None:
     (request,) = server.engine.requests
     assert request.beams == beams
     assert request.params.temperature == 0.0 and request.params.n == fields.get("n", 1)
+
+
+DEFAULTS = {"temperature": 0.6, "top_p": 0.9, "top_k": 20, "min_p": 0.1, "repetition_penalty": 1.1, "max_tokens": 7}
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_s21_defaults_of_the_server_are_set_aside_for_beams(path: str) -> None:
+    """Only what the request itself says is refused. The bound on the reply's length is no matter of sampling."""
+    server = make_server(lambda request: answer("Hi", n=request.params.n), default_sampling=DEFAULTS)
+    assert ask(server, path, use_beam_search=True, best_of=2, max_tokens=None).status == 200
+    (request,) = server.engine.requests
+    assert request.params == SamplingParams(temperature=0.0, max_tokens=7)
+    for name in ("temperature", "repetition_penalty"):
+        refused = ask(server, path, use_beam_search=True, best_of=2, **{name: DEFAULTS[name]})
+        assert refused.error["param"] == name
 
 
 @pytest.mark.parametrize("fields", [{}, {"use_beam_search": False}, {"best_of": 1}, {"n": 2, "best_of": 2}])

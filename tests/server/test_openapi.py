@@ -9,7 +9,9 @@ from typing import Any
 import jsonschema
 import pytest
 
+from octavo.generation import GenerationDelta
 from octavo.messages import TokenLogprobs
+from octavo.params import GenerateRequest
 from octavo.server.app import routes
 from server_fakes import answer, make_server, with_logprobs
 
@@ -54,6 +56,7 @@ BODIES: list[tuple[str, dict[str, Any], bool]] = [
     ("CompletionRequest", {"prompt": 5}, False),
     ("CompletionRequest", {"prompt": "a", "stop": 5}, False),
     ("CompletionRequest", {"prompt": "a", "early_stopping": "never"}, True),
+    ("CompletionRequest", {"prompt": "a", "max_tokens": 0, "echo": True}, True),
     ("TokenizeRequest", {"prompt": "a"}, True),
     ("DetokenizeRequest", {"tokens": [1]}, True),
     ("DetokenizeRequest", {"tokens": "a"}, False),
@@ -64,6 +67,66 @@ BODIES: list[tuple[str, dict[str, Any], bool]] = [
 def test_bodies(document: Any, row: Any) -> None:
     name, body, is_valid = row
     assert jsonschema.Draft202012Validator(schema(document, name)).is_valid(body) == is_valid
+
+
+# A value at each end of a range, and one beyond it: the schema and the server must agree on every one.
+RANGES: list[tuple[str, list[Any], list[Any]]] = [
+    ("n", [1, 128], [0, -1, 129]),
+    ("best_of", [1, 128], [0, 129]),
+    ("temperature", [0.01, 2], [-0.01, 2.01]),
+    ("top_p", [0.001, 1], [0, -0.1, 1.001]),
+    ("top_k", [-1, 0, 1, 2**63 - 1], [-2, 2**63]),
+    ("min_p", [0, 1], [-0.1, 1.1]),
+    ("seed", [-(2**63), 2**63 - 1], [2**63, -(2**63) - 1]),
+    ("presence_penalty", [-2, 2], [-2.1, 2.1]),
+    ("frequency_penalty", [-2, 2], [-2.1, 2.1]),
+    ("repetition_penalty", [0.01, 100], [0, -1]),
+    ("max_tokens", [1, 100], [-1]),
+    ("max_completion_tokens", [1, 100], [0, -1]),
+    ("min_tokens", [0, 5], [-1]),
+    ("top_logprobs", [0, 20], [-1, 21]),
+    ("prompt_logprobs", [0, 20], [-1, 21]),
+    ("truncate_prompt_tokens", [-1, 1, 512], [-2, 513]),
+    ("stop", ["x", ["x"] * 4, []], ["", [""], ["x"] * 5, "x" * 4097]),
+    ("stop_token_ids", [[0, 299], []], [[-1], [300]]),
+    ("allowed_token_ids", [[0, 299]], [[], [-1], [300]]),
+    ("logit_bias", [{"0": 1, "299": -1}, {}], [{"x": 1}, {"-1": 1}, {str(i): 1 for i in range(1025)}]),
+    ("bad_words", [["x"], []], [[""], ["x" * 513], ["x"] * 129]),
+    ("cache_salt", ["", "x" * 256], ["x" * 257]),
+    ("request_id", ["a", "x" * 128], ["", "x" * 129, "a b"]),
+]
+
+
+def scored(request: GenerateRequest) -> list[GenerationDelta]:
+    deltas = answer("Hi", n=request.params.n)
+    deltas[0].prompt_logprobs = [TokenLogprobs(-1.0, 1, [], [])] * (len(request.prompt_token_ids) - 1)
+    return deltas
+
+
+@pytest.mark.parametrize("row", RANGES, ids=lambda row: row[0])
+def test_ranges_are_described_as_they_are_checked(document: Any, row: Any) -> None:
+    """8b, S1 to S19: one declaration of a range feeds the check and the description."""
+    name, inside, outside = row
+    server = make_server(scored)
+    validator = jsonschema.Draft202012Validator(schema(document, "ChatRequest"))
+    for value in [*inside, *outside]:
+        body = {"messages": [{"role": "user", "content": "a"}], "logprobs": name == "top_logprobs", name: value}
+        reply = server.post("/v1/chat/completions", body)
+        is_described = validator.is_valid(body)
+        assert (reply.status == 200, is_described) == (value in inside, value in inside), (value, reply.body)
+        if reply.status != 200:
+            assert reply.error["param"].split(".")[0] == name
+            assert reply.error["message"].count(";") == 0  # one complaint about one value
+
+
+def test_ranges_follow_the_settings_of_the_server() -> None:
+    server = make_server(max_n=4, max_logprobs=-1, max_stop_strings=1, max_logit_bias=2)
+    found = server.get("/openapi.json").json()["components"]["schemas"]["CompletionRequest"]["properties"]
+    assert found["n"]["anyOf"][0] == {"type": "integer", "minimum": 1, "maximum": 4}
+    assert found["logprobs"]["anyOf"][0] == {"type": "integer", "minimum": -1, "maximum": 300}
+    assert found["stop"]["anyOf"][1]["maxItems"] == 1
+    assert found["logit_bias"]["anyOf"][0]["maxProperties"] == 2
+    assert all(branch.get("minItems", 1) == 1 for branch in found["prompt"]["anyOf"])
 
 
 def test_replies_are_as_described(document: Any) -> None:

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from client_fakes import EOS, STATS, Engine, FakeProcess, logprob, out, request, settle
-from octavo.client import fold
 from octavo.errors import (
     ContextLengthExceeded,
     EngineDead,
@@ -21,6 +20,7 @@ from octavo.errors import (
     ServerError,
     ShuttingDown,
 )
+from octavo.generation import fold
 from octavo.messages import CallResult, EngineCoreOutputs, Heartbeat, RequestOutput, Shutdown
 from octavo.observer import FinishedSample, NoObserver
 from octavo.params import GenerateRequest
@@ -302,7 +302,7 @@ def test_the_context_is_filled_to_the_last_token(prompt: int, max_tokens: int | 
                 assert engine.connection.added[0].params.max_tokens == (max_tokens or 100 - prompt)
                 await stream.aclose()
                 return
-            with pytest.raises(ContextLengthExceeded, match=rf"100 .* {prompt} tokens of prompt"):
+            with pytest.raises(ContextLengthExceeded, match=rf"100 .* prompt has {prompt}"):
                 engine.client.generate(request(prompt, max_tokens=max_tokens))
             assert engine.connection.sent == []
 
@@ -312,7 +312,7 @@ def test_the_context_is_filled_to_the_last_token(prompt: int, max_tokens: int | 
 def test_a_request_larger_than_the_cache_is_refused_with_both_numbers() -> None:
     async def main() -> None:
         async with Engine(info={"max_request_tokens": 32}) as engine:
-            with pytest.raises(ContextLengthExceeded, match=r"At most 32 .* KV cache.* 30 tokens of prompt and 3 of"):
+            with pytest.raises(ContextLengthExceeded, match=r"At most 32 .* KV cache.* prompt has 30 and 3 were"):
                 engine.client.generate(request(30, max_tokens=3))
             engine.client.generate(request(30, max_tokens=2))
             assert len(engine.connection.added) == 1

@@ -18,10 +18,11 @@ import pytest
 
 from client_fakes import INFO, TOKENIZER, request
 from octavo import engine_process, launch
-from octavo.client import EngineClient, fold
+from octavo.client import EngineClient
 from octavo.config import EngineConfig, ModelConfig, ServeConfig, ServerConfig
 from octavo.engine_process import EngineProcess, launch_engine
 from octavo.errors import CheckpointError, EngineDead, InvalidConfig, StartupError
+from octavo.generation import fold
 from server_process import eventually, wait_gone
 
 TESTS = Path(__file__).parent.parent

@@ -23,6 +23,7 @@ from octavo.errors import (
     EngineDead,
     InvalidConfig,
     InvalidRequest,
+    RequestError,
     ShuttingDown,
     StartupError,
 )
@@ -123,6 +124,8 @@ WRONG: list[tuple[Any, Any, str | None]] = [
     ("a", SamplingParams(stop=5), "stop"),  # type: ignore[arg-type]
     ("a", params(min_tokens=9), "min_tokens"),
     ("a", SamplingParams(min_tokens=10_000), "min_tokens"),
+    ("a", SamplingParams(n=129), "n"),
+    ("a", SamplingParams(logprobs=21), "logprobs"),
     ("", params(), "prompt"),
     ([[300]], params(), "prompt"),
     ([[-1]], params(), "prompt"),
@@ -135,7 +138,7 @@ WRONG: list[tuple[Any, Any, str | None]] = [
 @pytest.mark.parametrize("row", WRONG, ids=lambda row: str(row)[:60])
 def test_what_is_wrong_is_named_before_anything_is_started(llm: LLM, row: Any) -> None:
     prompts, given, param = row
-    with pytest.raises(InvalidRequest) as caught:
+    with pytest.raises(RequestError) as caught:
         llm.generate(prompts, given, use_tqdm=False)
     assert caught.value.param == param
     with pytest.raises(ContextLengthExceeded):
@@ -220,6 +223,14 @@ def test_wrong_settings_are_named_and_leave_nothing(model: Path, tmp_path: Path)
         LLM(str(model), max_num_seqs=0)
     with pytest.raises(InvalidConfig, match="block_size"):
         LLM(str(model), block_size="16")
+    with pytest.raises(InvalidConfig, match="'api_key'"):  # nothing a program without a server has
+        LLM(str(model), api_key=["k"])
+    with pytest.raises(InvalidConfig, match=r"top_q.*did you mean top_p"):
+        LLM(str(model), override_generation_config={"top_q": 1})
+    with pytest.raises(InvalidConfig, match="temperature"):
+        LLM(str(model), override_generation_config='{"temperature": 9}')
+    with pytest.raises(InvalidConfig, match="nowhere"):
+        LLM(str(model), generation_config="nowhere")
     with pytest.raises(StartupError):
         LLM(str(tmp_path / "nothing"))
     assert children() == before

@@ -26,8 +26,9 @@ from octavo.server.protocol.completions import (
     CompletionReply,
     CompletionRequest,
 )
-from octavo.server.serving import Serving, UsageCount, reply_id, send_whole
+from octavo.server.serving import Serving, reply_id
 from octavo.server.sse import TextEvent, event
+from octavo.server.streaming import UsageCount, send_whole
 
 
 class CompletionHandler:

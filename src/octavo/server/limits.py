@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from octavo.config import ServerConfig
 from octavo.errors import InvalidRequest
-from octavo.params import BeamParams
+from octavo.messages import EngineInfo
+from octavo.params import MAX_LENGTH_PENALTY, RANGES, BeamParams, Range
 from octavo.server.exchange import BodyLimits
-from octavo.server.protocol.common import SamplingFields
+from octavo.server.protocol.common import (
+    MAX_BAD_WORD_CHARS,
+    MAX_CACHE_SALT_CHARS,
+    MAX_REQUEST_ID_CHARS,
+    MAX_STOP_CHARS,
+    SamplingFields,
+)
 
 
 def body_limits(config: ServerConfig) -> BodyLimits:
@@ -44,3 +54,66 @@ def beam_params(request: SamplingFields) -> BeamParams | None:
     if request.early_stopping:
         raise InvalidRequest("`early_stopping` must be false unless `use_beam_search` is true.", "early_stopping")
     return None
+
+
+# ---------------------------------------------------------------- what the API's description says of them
+def json_bounds(config: ServerConfig, info: EngineInfo) -> dict[str, dict[str, Any]]:
+    """By a field's name, what JSON Schema says of its values beyond their types.
+
+    A body outside them is refused, unless another of its fields takes the place of the one that is.
+    """
+    ranges = {
+        **RANGES,
+        "n": Range(1, config.max_n),
+        "best_of": Range(1, config.max_n),
+        "length_penalty": Range(-MAX_LENGTH_PENALTY, MAX_LENGTH_PENALTY),
+        "stream_interval": Range(1),
+        "truncate_prompt_tokens": Range(-1, info.max_model_len),
+        "max_completion_tokens": RANGES["max_tokens"],
+    }
+    most = Range(0, min(config.max_logprobs, info.vocab_size))
+    if config.max_logprobs == -1:
+        most = Range(-1, info.vocab_size)
+    ranges |= dict.fromkeys(("logprobs", "top_logprobs", "prompt_logprobs"), most)
+    bounds = {name: _keywords(bound) for name, bound in ranges.items()}
+    token_id = {"minimum": 0, "maximum": info.vocab_size - 1}
+    return bounds | {
+        "stop": {
+            "minLength": 1,
+            "maxLength": MAX_STOP_CHARS,
+            "maxItems": config.max_stop_strings,
+            "items": {"minLength": 1, "maxLength": MAX_STOP_CHARS},
+        },
+        "stop_token_ids": {"items": token_id},
+        "allowed_token_ids": {"items": token_id, "minItems": 1},
+        "tokens": {"items": token_id},
+        "logit_bias": {"maxProperties": config.max_logit_bias, "propertyNames": {"pattern": "^[0-9]{1,10}$"}},
+        "bad_words": {"items": {"minLength": 1, "maxLength": MAX_BAD_WORD_CHARS}},
+        "cache_salt": {"maxLength": MAX_CACHE_SALT_CHARS},
+        "request_id": {"minLength": 1, "maxLength": MAX_REQUEST_ID_CHARS, "pattern": "^[!-~]+$"},
+        "prompt": {"minItems": 1},
+    }
+
+
+def _keywords(bounds: Range) -> dict[str, Any]:
+    low = "exclusiveMinimum" if bounds.low_open else "minimum"
+    return {name: value for name, value in ((low, bounds.low), ("maximum", bounds.high)) if value is not None}
+
+
+_KEYWORDS_OF = {
+    "number": ("minimum", "exclusiveMinimum", "maximum"),
+    "integer": ("minimum", "exclusiveMinimum", "maximum"),
+    "string": ("minLength", "maxLength", "pattern"),
+    "array": ("minItems", "maxItems", "items"),
+    "object": ("maxProperties", "propertyNames"),
+}
+
+
+def add_bounds(schema: dict[str, Any], bounds: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write `json_bounds` into the schema of a body, in place: each keyword where the type is that it speaks of."""
+    for name, prop in schema.get("properties", {}).items():
+        for branch in prop.get("anyOf", [prop]):
+            for keyword in _KEYWORDS_OF.get(branch.get("type", ""), ()):
+                value = bounds.get(name, {}).get(keyword)
+                if value is not None:
+                    branch[keyword] = branch["items"] | value if keyword == "items" else value

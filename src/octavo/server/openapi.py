@@ -17,8 +17,10 @@ from pydantic.json_schema import models_json_schema
 import octavo
 from octavo.server.errors import ErrorBody
 from octavo.server.exchange import Exchange
+from octavo.server.limits import add_bounds, json_bounds
 from octavo.server.middleware import OPEN_PATHS
 from octavo.server.protocol.common import WireModel
+from octavo.server.protocol.completions import CompletionRequest
 from octavo.server.routing import Route
 from octavo.server.state import ServerState
 
@@ -72,7 +74,7 @@ class DocumentHandlers:
 def document(state: ServerState, routes: Sequence[Route]) -> dict[str, Any]:
     """The OpenAPI document as plain data."""
     bodies = sorted({route.body for route in routes if route.body is not None}, key=lambda model: model.__name__)
-    schemas = _body_schemas(bodies) | _reply_schemas(routes)
+    schemas = _body_schemas(bodies, state) | _reply_schemas(routes)
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, bool(state.config.api_key))
@@ -128,11 +130,15 @@ def _reply(route: Route) -> dict[str, Any]:
     return {"description": "OK", "content": content}
 
 
-def _body_schemas(models: Sequence[type[WireModel]]) -> dict[str, Any]:
+def _body_schemas(models: Sequence[type[WireModel]], state: ServerState) -> dict[str, Any]:
     _, schema = models_json_schema(
         [(model, "validation") for model in models], ref_template=_REF.replace("name", "model")
     )
     found: dict[str, Any] = schema.get("$defs", {})
+    bounds = json_bounds(state.config, state.info)
+    for model in models:
+        scores_only = {"max_tokens": {"minimum": 0}} if model is CompletionRequest else {}
+        add_bounds(found[model.__name__], bounds | scores_only)
     return found
 
 

@@ -7,16 +7,17 @@ import hashlib
 import logging
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
 import octavo
+from octavo.admission import sized
 from octavo.config import nearest
-from octavo.errors import ContextLengthExceeded, InvalidRequest, OctavoError
+from octavo.errors import ContextLengthExceeded, InvalidRequest
 from octavo.generation import GenerationDelta
 from octavo.log import escape
 from octavo.params import GenerateRequest, SamplingParams
@@ -35,9 +36,11 @@ from octavo.server.protocol.common import (
     ignored_fields,
     refuse_unsupported,
 )
-from octavo.server.sse import DONE, error_events, event
 from octavo.server.state import DeltaStream, ServerState
+from octavo.server.streaming import EventWriter, UsageCount, merged, send_whole, stream_events
 from octavo.text.grammar import GrammarLimits, spec_of
+
+__all__ = ["Serving", "UsageCount", "renamed", "reply_id", "send_whole"]
 
 logger = logging.getLogger(__name__)
 
@@ -115,12 +118,13 @@ class Serving:
             )
         if request.bad_words:
             changes["bad_word_token_ids"] = self._bad_words(request.bad_words)
-        beams = beam_params(request)
+        beams, defaults = beam_params(request), self.state.default_sampling
         if beams is not None:
+            defaults = {}  # they are about sampling; only what the request itself says can be wrong
             changes["best_of"] = None  # it is their number
             if request.temperature is None:
                 changes["temperature"] = 0.0
-        params = request.sampling_params(self.state.default_sampling, **changes)
+        params = request.sampling_params(defaults, **changes)
         params = params.validate(
             vocab_size=self.state.info.vocab_size,
             max_logprobs=self.state.config.max_logprobs,
@@ -169,33 +173,8 @@ class Serving:
         return msgspec.structs.replace(params, grammar=grammar)
 
     def fit(self, params: SamplingParams, num_prompt: int, param: str) -> SamplingParams:
-        """`params` with `max_tokens` set for a prompt of that length. Decides context overflow (E8, E9).
-
-        `param` is the field that holds the prompt.
-        """
-        if num_prompt == 0:
-            raise InvalidRequest("Prompt cannot be empty.", param)
-        info = self.state.info
-        limit, what = info.max_model_len, "the model's context"
-        if info.max_request_tokens < limit:
-            limit, what = info.max_request_tokens, "the KV cache"
-        wanted = params.max_tokens
-        if num_prompt + (wanted or 1) > limit:
-            asked = f" and {wanted} were requested" if wanted is not None else ""
-            raise ContextLengthExceeded(
-                f"At most {limit} tokens fit {what}, but the prompt has {num_prompt}{asked}.", param
-            )
-        room = limit - num_prompt
-        if params.min_tokens > room:
-            raise ContextLengthExceeded(
-                f"At most {limit} tokens fit {what}: after a prompt of {num_prompt} there is no room for "
-                f"`min_tokens` of {params.min_tokens}.",
-                "min_tokens",
-            )
-        if wanted is not None:
-            return params
-        most = self.state.default_sampling.get("max_tokens", room)
-        return msgspec.structs.replace(params, max_tokens=min(room, max(most, params.min_tokens)))
+        """`params` with `max_tokens` set for a prompt of that length, which is in the field `param`."""
+        return sized(params, num_prompt, self.state.info, param, self.state.default_sampling.get("max_tokens"))
 
     def truncated(self, ids: list[int], params: SamplingParams, request: SamplingFields) -> list[int]:
         """The prompt as far as `truncate_prompt_tokens` lets it be (S26); -1 leaves room for what is generated."""
@@ -279,8 +258,8 @@ class Serving:
                 async for delta in shown[0]:
                     yield 0, delta
             else:
-                async with aclosing(_merged(shown)) as merged:
-                    async for item in merged:
+                async with aclosing(merged(shown)) as together:
+                    async for item in together:
                         yield item
         finally:
             for stream in streams:
@@ -310,100 +289,3 @@ def _fingerprint(state: ServerState) -> str:
     info = state.info
     facts = (octavo.__version__, state.model_root, info.model_type, info.dtype, info.kv_cache_dtype)
     return "fp_" + hashlib.sha256(repr((*facts, info.quantization, info.device)).encode()).hexdigest()[:10]
-
-
-async def _merged(streams: list[DeltaStream]) -> AsyncGenerator[tuple[int, GenerationDelta], None]:
-    """One task a stream, and a queue with room for one delta of each: a slow reader still gets merged deltas."""
-    queue: asyncio.Queue[tuple[int, GenerationDelta | Exception | None]] = asyncio.Queue(len(streams))
-
-    async def pump(place: int, stream: DeltaStream) -> None:
-        end: Exception | None = None
-        try:
-            async for delta in stream:
-                await queue.put((place, delta))
-        except Exception as exc:  # noqa: BLE001  (raised again by the reader)
-            end = exc
-        await queue.put((place, end))
-
-    tasks = [asyncio.create_task(pump(place, stream)) for place, stream in enumerate(streams)]
-    try:
-        num_open = len(tasks)
-        while num_open:
-            place, item = await queue.get()
-            if isinstance(item, Exception):
-                raise item
-            if item is None:
-                num_open -= 1
-            else:
-                yield place, item
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-# ---------------------------------------------------------------- from deltas to events
-class EventWriter(Protocol):
-    """How an endpoint spells its stream."""
-
-    def events(self, place: int, delta: GenerationDelta) -> bytes:
-        """All events for one delta, ready to send; b"" when there is nothing to say."""
-        ...
-
-    def last_events(self) -> bytes:
-        """What follows the last delta, before [DONE]."""
-        ...
-
-
-async def stream_events(
-    exchange: Exchange,
-    deltas: AsyncIterator[tuple[int, GenerationDelta]],
-    writer: EventWriter,
-    keep_alive: KeepAlive,
-) -> None:
-    """Send a stream: one write a delta. Until the reply begins an error raises and gets its own status (E50)."""
-    try:
-        first = await keep_alive.first(deltas)
-        if not exchange.is_begun:
-            await exchange.start_events()
-        async with keep_alive.running():
-            await keep_alive.write(writer.events(*first))
-            async for place, delta in deltas:
-                if data := writer.events(place, delta):
-                    await keep_alive.write(data)
-        await exchange.end(writer.last_events() + DONE)
-    except Exception as exc:
-        if not exchange.is_begun:
-            raise
-        if not isinstance(exc, OctavoError):
-            logger.exception("stream %s failed", exchange.scope.get("octavo.request_id"))
-        await exchange.end(error_events(exc))
-
-
-async def send_whole(exchange: Exchange, body: Any, as_stream: bool) -> None:
-    """Send a whole reply; to who asked for a stream, though there can be none, as its only event (E75)."""
-    if not as_stream:
-        await exchange.send_json(body)
-        return
-    await exchange.start_events()
-    await exchange.end(event(body) + DONE)
-
-
-class UsageCount:
-    """Running token counts of a reply over all its prompts."""
-
-    def __init__(self) -> None:
-        self._last: dict[int, GenerationDelta] = {}
-
-    def add(self, place: int, delta: GenerationDelta) -> None:
-        """Each delta carries its request's totals so far, so the newest one counts."""
-        self._last[place] = delta
-
-    def totals(self) -> tuple[int, int, int]:
-        """Prompt, cached and output tokens."""
-        deltas = self._last.values()
-        return (
-            sum(d.num_prompt_tokens for d in deltas),
-            sum(d.num_cached_tokens for d in deltas),
-            sum(d.num_output_tokens for d in deltas),
-        )

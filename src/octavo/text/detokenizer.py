@@ -25,15 +25,18 @@ class IncrementalDetokenizer:
 
     __slots__ = ("_impl",)
 
-    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = True) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, skip_special_tokens: bool = True, shown: frozenset[int] = frozenset()
+    ) -> None:
+        """`shown`: special tokens that are not skipped, because a parser reads them."""
         plan = tokenizer.decoder_plan
         self._impl: _Detokenizer
         if isinstance(plan, ByteLevelPlan):
-            self._impl = _ByteLevelDetokenizer(tokenizer, plan, skip_special_tokens)
+            self._impl = _ByteLevelDetokenizer(tokenizer, plan, skip_special_tokens, shown)
         elif isinstance(plan, PiecePlan):
-            self._impl = _PieceDetokenizer(tokenizer, plan, skip_special_tokens)
+            self._impl = _PieceDetokenizer(tokenizer, plan, skip_special_tokens, shown)
         else:
-            self._impl = _WindowDetokenizer(tokenizer, skip_special_tokens)
+            self._impl = _WindowDetokenizer(tokenizer, skip_special_tokens, shown)
 
     def push(self, ids: Sequence[int]) -> str:
         """The text that is certain with these ids."""
@@ -53,8 +56,10 @@ class _Detokenizer(Protocol):
 class _ByteLevelDetokenizer:
     __slots__ = ("_held", "_table")
 
-    def __init__(self, tokenizer: Tokenizer, plan: ByteLevelPlan, skip_special_tokens: bool) -> None:
-        self._table = tokenizer.piece_table(plan, skip_special_tokens)
+    def __init__(
+        self, tokenizer: Tokenizer, plan: ByteLevelPlan, skip_special_tokens: bool, shown: frozenset[int]
+    ) -> None:
+        self._table = tokenizer.piece_table(plan, skip_special_tokens, shown)
         self._held = b""
 
     def push(self, ids: Sequence[int]) -> str:
@@ -72,9 +77,9 @@ class _ByteLevelDetokenizer:
 class _PieceDetokenizer:
     __slots__ = ("_first", "_run", "_strip", "_table", "_tokenizer")
 
-    def __init__(self, tokenizer: Tokenizer, plan: PiecePlan, skip_special_tokens: bool) -> None:
+    def __init__(self, tokenizer: Tokenizer, plan: PiecePlan, skip_special_tokens: bool, shown: frozenset[int]) -> None:
         self._tokenizer = tokenizer
-        self._table = tokenizer.piece_table(plan, skip_special_tokens)
+        self._table = tokenizer.piece_table(plan, skip_special_tokens, shown)
         self._first: PiecePlan | None = plan if plan.drop_first_spaces else None  # until the first token is seen
         self._strip = plan.strip_left  # spaces that may still be dropped from the start
         self._run = b""  # byte tokens not followed by another token yet
@@ -126,16 +131,16 @@ class _WindowDetokenizer:
     at most `_MAX_HELD_IDS` tokens.
     """
 
-    __slots__ = ("_context", "_fresh", "_skip", "_tokenizer")
+    __slots__ = ("_context", "_fresh", "_skipped", "_tokenizer")
 
-    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool) -> None:
+    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool, shown: frozenset[int]) -> None:
         self._tokenizer = tokenizer
-        self._skip = skip_special_tokens
+        self._skipped = tokenizer.special_ids - shown if skip_special_tokens else frozenset[int]()
         self._context: list[int] = []  # ids whose text is out; they decide how the next begin
         self._fresh: list[int] = []  # ids whose text is not out
 
     def push(self, ids: Sequence[int]) -> str:
-        self._fresh += ids
+        self._fresh += [token_id for token_id in ids if token_id not in self._skipped]
         text = self._gain()
         if text.endswith("\ufffd") and len(self._fresh) < _MAX_HELD_IDS:
             return ""
@@ -150,5 +155,5 @@ class _WindowDetokenizer:
 
     def _gain(self) -> str:
         decode = self._tokenizer.decode
-        before = decode(self._context, self._skip)
-        return decode(self._context + self._fresh, self._skip)[len(before) :]
+        before = decode(self._context, False)
+        return decode(self._context + self._fresh, False)[len(before) :]

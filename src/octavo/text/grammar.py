@@ -12,8 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+import msgspec
+
 from octavo.errors import InvalidRequest
-from octavo.params import GrammarSpec
+from octavo.params import GrammarSpec, SamplingParams
 from octavo.text.json_schema import prepare
 from octavo.text.schema_regex import is_whitespace_pattern, problem_of
 
@@ -28,6 +30,8 @@ BACKENDS: Final = ("auto", "guidance", "llguidance", "outlines", "lm-format-enfo
 WHITESPACE: Final = r"[ \n\t\r]{1,64}"
 #: No \u escapes: a key that hides a character of its name behind one would escape the schema of that key.
 _ESCAPES: Final = 'nrbtf\\"'
+#: How JSON is written unless the request says otherwise.
+COMPILER_OPTIONS: Final[dict[str, Any]] = {"json_allowed_escapes": _ESCAPES, "whitespace_pattern": WHITESPACE}
 _MAX_CHOICES: Final = 10_000
 
 _KINDS: Final = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
@@ -52,10 +56,11 @@ class _Options:
     no_additional: bool = False
 
     def compiler(self) -> dict[str, Any]:
-        options: dict[str, Any] = {"json_allowed_escapes": _ESCAPES}
         if self.no_whitespace:
-            return options | {"whitespace_flexible": False}
-        return options | {"whitespace_pattern": WHITESPACE if self.whitespace is None else self.whitespace}
+            return {"json_allowed_escapes": _ESCAPES, "whitespace_flexible": False}
+        return (
+            COMPILER_OPTIONS if self.whitespace is None else COMPILER_OPTIONS | {"whitespace_pattern": self.whitespace}
+        )
 
 
 def spec_of(fields: Mapping[str, Any], limits: GrammarLimits) -> GrammarSpec | None:
@@ -78,6 +83,23 @@ def spec_of(fields: Mapping[str, Any], limits: GrammarLimits) -> GrammarSpec | N
     if name == "structured_outputs":
         return _of_structured_outputs(value, options, limits)
     return _of_kind(name.removeprefix("guided_"), value, name, options, limits)
+
+
+def spec_of_params(params: SamplingParams, limits: GrammarLimits) -> GrammarSpec | None:
+    """The constraint of a program's parameters, None if they have none: the same as of a request with those values."""
+    names = [name for name in ("structured_outputs", "guided_decoding") if getattr(params, name) is not None]
+    if not names:
+        return None
+    if len(names) > 1:
+        raise InvalidRequest("`structured_outputs` and `guided_decoding` are one thing; give one of them.", names[1])
+    param = names[0]
+    try:
+        # What is no JSON cannot come in a request either; tuples become lists, as there.
+        fields = json.loads(json.dumps(msgspec.structs.asdict(getattr(params, param)), allow_nan=False))
+    except (TypeError, ValueError, RecursionError):
+        raise InvalidRequest(f"`{param}` contains what JSON cannot say.", param) from None
+    _check_backend(fields.pop("backend", None), f"{param}.backend")
+    return _of_structured_outputs(fields, _Options(), limits, param)
 
 
 # ------------------------------------------------------------------------------------------------ where it stands
@@ -112,8 +134,9 @@ def _of_response_format(value: dict[str, Any], options: _Options, limits: Gramma
     return _of_kind("json", schema, "response_format.json_schema.schema", options, limits)
 
 
-def _of_structured_outputs(value: Any, options: _Options, limits: GrammarLimits) -> GrammarSpec | None:
-    param = "structured_outputs"
+def _of_structured_outputs(
+    value: Any, options: _Options, limits: GrammarLimits, param: str = "structured_outputs"
+) -> GrammarSpec:
     if not isinstance(value, dict):
         raise InvalidRequest(f"`{param}` should be an object.", param)
     for name in value:
@@ -134,12 +157,10 @@ def _of_structured_outputs(value: Any, options: _Options, limits: GrammarLimits)
     return _of_kind(kinds[0], value[kinds[0]], f"{param}.{kinds[0]}", options, limits)
 
 
-def _check_backend(value: Any) -> None:
+def _check_backend(value: Any, param: str = "guided_decoding_backend") -> None:
     name = value.split(":")[0] if isinstance(value, str) else value
     if name is not None and name not in BACKENDS:
-        raise InvalidRequest(
-            f"`guided_decoding_backend` should be one of {', '.join(BACKENDS)}.", "guided_decoding_backend"
-        )
+        raise InvalidRequest(f"`{param}` should be one of {', '.join(BACKENDS)}.", param)
 
 
 def _whitespace(value: Any, param: str) -> str | None:
@@ -166,7 +187,7 @@ def _of_kind(kind: str, value: Any, param: str, options: _Options, limits: Gramm
         return _structural_tag(value, param, options, limits)
     if not isinstance(value, str) or not value.strip():
         raise InvalidRequest(f"`{param}` should be a text that is not empty.", param)
-    _check_size(len(value.encode("utf-8", "surrogatepass")), param, limits)
+    check_size(len(value.encode("utf-8", "surrogatepass")), param, limits)
     _check_unicode(value, param)
     if kind == "regex":
         # Anchors at the ends say what holds anyway: the whole output matches.
@@ -178,7 +199,7 @@ def _of_kind(kind: str, value: Any, param: str, options: _Options, limits: Gramm
 
 def _json(value: Any, param: str, options: _Options, limits: GrammarLimits) -> GrammarSpec:
     schema = _decoded(value, param, limits)
-    _check_size(_json_size(schema, param), param, limits)
+    check_size(_json_size(schema, param), param, limits)
     prepared = prepare(schema, param, max_depth=limits.max_depth, disable_additional=options.no_additional)
     return GrammarSpec(kind="json", source=prepared, param=param, options=options.compiler())
 
@@ -187,7 +208,7 @@ def _decoded(value: Any, param: str, limits: GrammarLimits) -> Any:
     """G1: a schema may come as JSON in a string."""
     if not isinstance(value, str):
         return value
-    _check_size(len(value), param, limits)
+    check_size(len(value), param, limits)
     try:
         return json.loads(value, parse_constant=_no_constant)
     except (ValueError, RecursionError):
@@ -210,7 +231,7 @@ def _choices(value: Any, param: str, limits: GrammarLimits) -> list[str]:
         raise InvalidRequest(f"`{param}` should be a list of texts, none of them empty.", param)
     if len(value) > _MAX_CHOICES:
         raise InvalidRequest(f"`{param}` has {len(value)} choices; at most {_MAX_CHOICES} are allowed.", param)
-    _check_size(sum(len(choice.encode("utf-8", "surrogatepass")) for choice in value), param, limits)
+    check_size(sum(len(choice.encode("utf-8", "surrogatepass")) for choice in value), param, limits)
     for choice in value:
         _check_unicode(choice, param)
     return list(dict.fromkeys(value))
@@ -223,7 +244,7 @@ def _structural_tag(value: Any, param: str, options: _Options, limits: GrammarLi
     triggers = value.get("triggers") if isinstance(value, dict) else None
     if not isinstance(triggers, list) or not _are_texts(triggers) or not isinstance(structures, list) or not structures:
         raise InvalidRequest(f"`{param}` should have lists `structures` and `triggers` that are not empty.", param)
-    _check_size(_json_size(value, param), param, limits)
+    check_size(_json_size(value, param), param, limits)
     tags = []
     for i, structure in enumerate(structures):
         path = f"{param}.structures.{i}"
@@ -246,7 +267,8 @@ def _are_texts(value: list[Any]) -> bool:
     return bool(value) and all(isinstance(item, str) and item for item in value)
 
 
-def _check_size(size: int, param: str, limits: GrammarLimits) -> None:
+def check_size(size: int, param: str, limits: GrammarLimits) -> None:
+    """Raise `InvalidRequest` for a constraint of too many bytes."""
     if size > limits.max_bytes:
         raise InvalidRequest(f"`{param}` has {size} bytes; at most {limits.max_bytes} are allowed.", param)
 

@@ -35,16 +35,29 @@ class Refused(Exception):
     """The grammar cannot be used; the text is for its author."""
 
 
-def canonical(kind: str, source: Any, options: dict[str, Any]) -> str:
+def canonical(kind: str, source: Any, options: dict[str, Any], frame: dict[str, str] | None = None) -> str:
     """The grammar as Lark text in which no token is forced: which spelling of a text is taken is the model's choice."""
+    return _canonical(kind, source, options, frame, "lark")
+
+
+def _canonical(kind: str, source: Any, options: dict[str, Any], frame: dict[str, str] | None, form: str) -> str:
+    """`form`: "lark" for the engine, "proof" for the vocabulary of bytes, which has no special tokens."""
+    text = source[form] if kind == "lark" else _as_lark(kind, source, options)
+    if frame is None:
+        return _lark(text)
+    text, own = _without_directive(text)
+    return _lark(f"{frame[form]}\nbody: %lark {{\n{text}\n}}", own)
+
+
+def _as_lark(kind: str, source: Any, options: dict[str, Any]) -> str:
     if kind == "json":
-        return _lark(f"start: %json {_json(source, options)}")
+        return f"start: %json {_json(source, options)}"
     if kind == "regex":
-        return _lark(f"start: /{_inside_slashes(source)}/")
+        return f"start: /{_inside_slashes(source)}/"
     if kind == "choice":
-        return _lark("start: " + " | ".join(json.dumps(choice, ensure_ascii=False) for choice in source))
+        return "start: " + " | ".join(json.dumps(choice, ensure_ascii=False) for choice in source)
     if kind == "structural_tag":
-        return _lark(_structural(source, options))
+        return _structural(source, options)
     plain = _STRING.sub("", source)
     if "%json" in plain:
         raise Refused("A grammar cannot contain %json; send the schema as `json`.")
@@ -54,22 +67,26 @@ def canonical(kind: str, source: Any, options: dict[str, Any]) -> str:
         raise Refused("The grammar is nested too deeply.") from None
     except Exception as exc:  # noqa: BLE001  (a parser of somebody else's: whatever it raises is about the text)
         raise Refused(f"The grammar is neither Lark nor GBNF: {exc}") from None
-    return _lark(lark)
+    return str(lark)
 
 
-def _lark(text: str) -> str:
+def _lark(text: str, options: dict[str, Any] | None = None) -> str:
     """`text` with the options of the engine that octavo relies on, and the author's own."""
-    options: dict[str, Any] = {}
+    text, own = _without_directive(text)
+    return f"%llguidance {json.dumps(own | (options or {}) | {'no_forcing': True})}\n{text}"
+
+
+def _without_directive(text: str) -> tuple[str, dict[str, Any]]:
     found = _DIRECTIVE.search(text)
-    if found is not None:
-        try:
-            options = json.loads(found[1] or "{}")
-        except ValueError:
-            raise Refused("The options after %llguidance are not JSON.") from None
-        text = text[: found.start()] + text[found.end() :]
+    if found is None:
+        return text, {}
+    try:
+        options = json.loads(found[1] or "{}")
+    except ValueError:
+        raise Refused("The options after %llguidance are not JSON.") from None
     if not isinstance(options, dict) or options.keys() - {"no_forcing", "allow_initial_skip"}:
         raise Refused("The options after %llguidance are not supported.")
-    return f"%llguidance {json.dumps(options | {'no_forcing': True})}\n{text}"
+    return text[: found.start()] + text[found.end() :], options
 
 
 def _json(schema: Any, options: dict[str, Any]) -> str:
@@ -129,8 +146,9 @@ def _first_lines(error: str) -> str:
 
 def handle(request: dict[str, Any], tokenizer: llguidance.LLTokenizer) -> dict[str, str]:
     try:
-        grammar = canonical(request["kind"], request["source"], request["options"])
-        prove(grammar, tokenizer)
+        parts = (request["kind"], request["source"], request["options"], request["frame"])
+        prove(_canonical(*parts, "proof"), tokenizer)
+        grammar = canonical(*parts)
     except Refused as exc:
         return {"error": str(exc)}
     except (MemoryError, RecursionError):

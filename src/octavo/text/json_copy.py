@@ -191,7 +191,7 @@ class JsonCopy:
         text = yield from _lexeme(source)
         value = text if _NUMBER.fullmatch(text) else _WORDS.get(text) or mended_number(text)
         if value is None:
-            raise Unfinished if len((yield from source.peek(len(text) + 1))) == len(text) else Malformed
+            raise Unfinished if (yield from source.ends_after(len(text))) else Malformed
         source.take(len(text))
         self._put(value)
 
@@ -199,7 +199,7 @@ class JsonCopy:
 def _lexeme(source: Source) -> Steps[str]:
     """The number or word that follows, not consumed. Raises `Unfinished` for one that was cut off."""
     text = yield from source.peek_run(_LEXEME, MAX_LEXEME)
-    if source.is_truncated and len((yield from source.peek(len(text) + 1))) == len(text):
+    if source.is_truncated and (yield from source.ends_after(len(text))):
         raise Unfinished
     return text
 

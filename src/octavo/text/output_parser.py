@@ -10,9 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from octavo.text.formats.base import ReasoningFormat, Tool, ToolFormat
-from octavo.text.source import BLANKS, Malformed, Marks, Source, Steps, Unfinished, marks
+from octavo.text.formats.json_calls import JsonCalls
+from octavo.text.source import BLANKS, Malformed, Source, Steps, marks
+
+_NO_TOOLS: Final = ToolFormat("", JsonCalls())  # nothing begins a call
 
 
 @dataclass(slots=True)
@@ -180,10 +184,8 @@ class OutputParser:
             self.reasoning_end = source.num_consumed
             if rows.whole_call is not None:
                 yield from _whole_call(source, sink, rows.whole_call)
-            elif rows.tools is not None:
-                yield from _Calls(source, sink, rows.tools, rows.known_tools).run()
             else:
-                yield from source.copy_until(marks(), sink.content.add)
+                yield from _Answer(source, sink, rows).run()
         if not sink.num_calls:
             sink.content.release_blanks()
 
@@ -217,61 +219,59 @@ def _whole_call(source: Source, sink: Sink, name: str) -> Steps[None]:
     yield from source.copy_until(marks(), sink.arguments)
 
 
-class _Calls:
-    """Calls among text."""
+class _Answer:
+    """Text, and calls in it if there are tools."""
 
-    def __init__(self, source: Source, sink: Sink, row: ToolFormat, tools: Sequence[Tool]) -> None:
+    def __init__(self, source: Source, sink: Sink, rows: OutputFormat) -> None:
         self._source = source
         self._sink = sink
-        self._row = row
-        self._tools: Mapping[str, Tool] = {tool.name: tool for tool in tools}
-        self._marks: Marks = marks(*row.begins, *row.noise)
-        self._ends: Marks = marks(*row.ends)
-        self._stops: Marks = marks(*row.begins, *row.noise, *row.ends)
+        self._row = row = rows.tools or _NO_TOOLS
+        self._tools: Mapping[str, Tool] = {tool.name: tool for tool in rows.known_tools}
+        self._begins = (*row.begins, *row.bare_begins)
+        self._noise = (*row.noise, *(rows.reasoning.noise if rows.reasoning is not None else ()))
 
     def run(self) -> Steps[None]:
-        source, row = self._source, self._row
-        if row.openers:
+        source, content = self._source, self._sink.content
+        if self._row.openers:
             source.record()
             yield from source.skip_blanks()
             char = yield from source.peek()
             source.rewind()
-            if char and char in row.openers:
+            if char and char in self._row.openers:
                 yield from self._attempt("")
-        while (mark := (yield from source.copy_until(self._marks, self._sink.content.add))) is not None:
+        wanted = marks(*self._begins, *self._noise)
+        while (mark := (yield from source.copy_until(wanted, content.add))) is not None:
             source.take(len(mark))
-            if mark in row.noise:
-                self._sink.content.drop_blanks()
-                yield from self._part_text()
-            else:
+            if mark in self._begins:
                 yield from self._attempt(mark)
+            else:
+                content.drop_blanks()
+                yield from self._part_text()
 
     def _attempt(self, opened: str) -> Steps[None]:
         """Read calls after a mark. What comes to nothing is content (F24), the mark included."""
-        source, sink = self._source, self._sink
+        source, sink, row = self._source, self._sink, self._row
         num_calls = sink.num_calls
         source.record()
         try:
-            yield from self._row.body.parse(source, sink, self._tools, opened)
-        except Malformed as error:
-            is_in_call = not source.is_recording
+            yield from row.body.parse(source, sink, self._tools, opened)
+        except Malformed:
             source.rewind()
             if sink.num_calls == num_calls:
                 sink.content.add(opened)
                 return
-            if is_in_call and isinstance(error, Unfinished):
-                yield from source.copy_until(marks(), lambda text: None)  # the rest of a word of the call
             # A call broke off, or one after it: what follows is content, so that nothing is lost.
             yield from self._part_text()
-            yield from source.copy_until(self._stops, sink.content.add)
+            yield from source.copy_until(marks(*self._begins, *self._noise, *row.ends), sink.content.add)
+        ends = marks(*row.ends)
         source.record()
         yield from source.skip_blanks()
-        if (yield from source.accept_any(self._ends)) is None and not source.accept_cut_off(self._ends):
+        if (yield from source.accept_any(ends)) is None and not source.accept_cut_off(ends):
             source.rewind()
         yield from self._part_text()
 
     def _part_text(self) -> Steps[None]:
-        """A mark was read: the blanks after it are no text of their own."""
+        """A mark was read: the blanks after it only part what follows from what was there before."""
         self._source.record()
         yield from self._source.skip_blanks()
         self._sink.content.add_after_mark(self._source.recorded())

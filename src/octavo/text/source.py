@@ -103,6 +103,10 @@ class Source:
             self._record.append(text)
         return text
 
+    def take_rest(self) -> str:
+        """Consume all that has arrived."""
+        return self.take(len(self._text) - self._pos)
+
     def record(self) -> None:
         """Keep what is consumed from here on."""
         self._record = []
@@ -154,6 +158,14 @@ class Source:
                 return self._text[self._pos : end]
             yield
 
+    def run_of(self, pattern: re.Pattern[str], limit: int) -> Steps[str]:
+        """`peek_run`, consumed."""
+        return self.take(len((yield from self.peek_run(pattern, limit))))
+
+    def ends_after(self, size: int) -> Steps[bool]:
+        """Whether no more than `size` characters follow."""
+        return len((yield from self.peek(size + 1))) <= size
+
     def at(self, mark: str) -> Steps[bool]:
         """Whether the text goes on with `mark`."""
         while True:
@@ -196,7 +208,17 @@ class Source:
     def expect(self, mark: str) -> Steps[None]:
         """Consume `mark`. Raises `Malformed`."""
         if not (yield from self.accept(mark)):
-            raise Unfinished if (yield from self.is_over()) else Malformed
+            raise (yield from self.failure(mark))
+
+    def failure(self, *expected: str) -> Steps[Malformed]:
+        """What to raise where the text goes on with none of the marks, each of which was asked for."""
+        is_over = yield from self.is_over()
+        return Unfinished() if is_over or self.is_cut_within(*expected) else Malformed()
+
+    def is_cut_within(self, *expected: str) -> bool:
+        """Whether the text was cut off where it began one of the marks, each of which was asked for."""
+        rest = self._text[self._pos : self._pos + max(map(len, expected))]
+        return self.is_truncated and any(mark.startswith(rest) for mark in expected)
 
     def is_over(self) -> Steps[bool]:
         """Whether nothing follows."""
@@ -209,8 +231,13 @@ class Source:
                 return
             yield
 
-    def copy_until(self, wanted: Marks, emit: Callable[[str], None]) -> Steps[str | None]:
-        """Pass on the text before the first of the marks, which is returned and not consumed; None: the text ended."""
+    def copy_until(
+        self, wanted: Marks, emit: Callable[[str], None], *, drops_cut_mark: bool = False
+    ) -> Steps[str | None]:
+        """Pass on the text before the first of the marks, which is returned and not consumed; None: the text ended.
+
+        `drops_cut_mark`: when the text was cut off where it may have begun a mark, that is not passed on.
+        """
         while True:
             start = wanted.find(self._text, self._pos, is_whole=self.is_ended)
             if start is not None:
@@ -218,9 +245,12 @@ class Source:
                     emit(self.take(start - self._pos))
                 return (yield from self.at_any(wanted))
             held = 0 if self.is_ended else wanted.num_held(self._text, self._pos)
+            if self.is_truncated and drops_cut_mark:
+                held = wanted.num_held(self._text, self._pos)
             if size := len(self._text) - self._pos - held:
                 emit(self.take(size))
             if self.is_ended:
+                self.take(held)
                 return None
             yield
 

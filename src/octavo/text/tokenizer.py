@@ -49,7 +49,7 @@ class Tokenizer:
         self.special_ids: frozenset[int] = frozenset(i for i, token in added.items() if token.special)
         self.vocab_size: int = self._backend.get_vocab_size(with_added_tokens=True)
         self.decoder_plan: DecoderPlan = plan_of(self._backend)
-        self._tables: dict[bool, PieceTable] = {}
+        self._tables: dict[frozenset[int], PieceTable] = {}  # by the ids that are skipped
         #: The largest id that `encode` can return.
         self.max_token_id = parts.max_token_id
         #: Most bytes of text that one token can stand for. None: no such bound is known, because a normalizer may
@@ -59,6 +59,10 @@ class Tokenizer:
     @property
     def is_byte_level(self) -> bool:
         return isinstance(self.decoder_plan, ByteLevelPlan)
+
+    @property
+    def special_texts(self) -> frozenset[str]:
+        return frozenset(text for token_id in self.special_ids if (text := self.token(token_id)))
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """The ids of `text`; with `add_special_tokens`, BOS and EOS as the tokenizer's own rule says.
@@ -105,13 +109,18 @@ class Tokenizer:
             return None
         return [self.token_bytes(token_id) or b"" for token_id in range(self.max_token_id + 1)]
 
-    def piece_table(self, plan: ByteLevelPlan | PiecePlan, skip_special_tokens: bool) -> PieceTable:
-        """id -> piece for the detokenizer, filled as ids are seen. Shared by all streams."""
-        table = self._tables.get(skip_special_tokens)
+    def piece_table(
+        self, plan: ByteLevelPlan | PiecePlan, skip_special_tokens: bool, shown: frozenset[int] = frozenset()
+    ) -> PieceTable:
+        """id -> piece for the detokenizer, filled as ids are seen. Shared by all streams.
+
+        `shown`: special tokens that are not skipped.
+        """
+        skipped = self.special_ids - shown if skip_special_tokens else frozenset[int]()
+        table = self._tables.get(skipped)
         if table is None:
-            skipped = self.special_ids if skip_special_tokens else frozenset[int]()
             # Two threads may both make one; setdefault lets a single one win.
-            table = self._tables.setdefault(skip_special_tokens, PieceTable(self.token, plan, skipped))
+            table = self._tables.setdefault(skipped, PieceTable(self.token, plan, skipped))
         return table
 
     def _bound_of_token_bytes(self, longest_token: int) -> int | None:

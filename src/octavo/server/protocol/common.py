@@ -167,7 +167,8 @@ class SamplingFields(WireModel):
 _SAMPLING_FIELDS = tuple(
     name
     for name in SamplingFields.model_fields
-    if name in SamplingParams.__struct_fields__ and name not in ("stop", "stop_token_ids", "allowed_token_ids")
+    if name in SamplingParams.__struct_fields__
+    and name not in ("stop", "stop_token_ids", "allowed_token_ids", "structured_outputs")
 )
 
 #: Field -> does this value ask for nothing? Values that ask for something are refused, never ignored.

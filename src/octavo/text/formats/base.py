@@ -64,8 +64,13 @@ class Call:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        cut_off = isinstance(error, Unfinished) and self._source.is_truncated
-        if isinstance(error, Malformed) and self.is_announced and not cut_off:
+        if not isinstance(error, Malformed) or not self.is_announced:
+            return
+        self._source.rewind()
+        is_unfinished = isinstance(error, Unfinished)
+        if is_unfinished:
+            self._source.take_rest()
+        if not is_unfinished or not self._source.is_truncated:
             self.arguments(self.completion())
 
     @property
@@ -187,12 +192,15 @@ class ToolFormat:
     openers: str = ""  # characters with which calls without a mark begin, at the start of the text only
     id_style: str = "call"  # how ids look: "call" or "mistral"
     extra_marks: tuple[str, ...] = ()  # inside calls
+    bare_begins: tuple[str, ...] = ()  # with which a call itself begins whose mark is missing; no grammar knows them
+    repeats: bool = False  # each of several calls has marks of its own, parted by `between`
+    between: str = ""
     pipeline: Pipeline | None = None  # reads the whole output, in place of the usual stages
 
     @property
     def marks(self) -> tuple[str, ...]:
         """All texts that may be special tokens of the vocabulary."""
-        return (*self.begins, *self.ends, *self.noise, *self.extra_marks)
+        return (*self.begins, *self.bare_begins, *self.ends, *self.noise, *self.extra_marks)
 
 
 @dataclass(frozen=True)
@@ -207,6 +215,8 @@ class ReasoningFormat:
     #: Further ways to begin and to end it.
     other_begins: tuple[str, ...] = ()
     other_ends: tuple[str, ...] = ()
+    noise: tuple[str, ...] = ()  # marks around the answer, which are no text
+    extra_marks: tuple[str, ...] = ()  # that a pipeline reads
 
     @property
     def begins(self) -> tuple[str, ...]:
@@ -218,7 +228,7 @@ class ReasoningFormat:
 
     @property
     def marks(self) -> tuple[str, ...]:
-        return (*self.begins, *self.ends)
+        return (*self.begins, *self.ends, *self.noise, *self.extra_marks)
 
 
 def read_string(source: Source, limit: int = 4096) -> Steps[str]:

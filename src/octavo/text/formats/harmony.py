@@ -1,0 +1,134 @@
+"""The output of gpt-oss: messages, each with a header that says whom it is for.
+
+<|channel|>analysis<|message|>...<|end|><|start|>assistant<|channel|>final<|message|>...<|return|>
+
+The channel analysis is reasoning; a message to a function is a call; everything else is content. The prompt ends within
+the first header, after <|start|>assistant. Text without any mark is content.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from octavo.text.formats.base import Call, CallSink, GrammarBuilder, TextPieces, TextSink, Tool, skip_strays
+from octavo.text.source import Malformed, Source, Steps, marks
+
+START: Final = "<|start|>"
+CHANNEL: Final = "<|channel|>"
+CONSTRAIN: Final = "<|constrain|>"
+MESSAGE: Final = "<|message|>"
+CALL: Final = "<|call|>"
+ENDS: Final = ("<|end|>", CALL, "<|return|>")
+ALL_MARKS: Final = (START, CHANNEL, CONSTRAIN, MESSAGE, *ENDS)
+FUNCTIONS: Final = "functions."
+
+_BODY_STOPS: Final = marks(START, CHANNEL, *ENDS)
+_TO: Final = "to="
+_MAX_HEADER: Final = 1024
+_RECIPIENT: Final = re.compile(r"to=([^\s<]+)")
+_CHANNEL: Final = re.compile(re.escape(CHANNEL) + r"[ \t\r\n]*(\w+)")
+
+
+@dataclass(frozen=True)
+class HarmonyCalls:
+    """One call: the recipient's name, the rest of the header, and the JSON object of the arguments."""
+
+    def parse(self, source: Source, sink: CallSink, tools: Mapping[str, Tool], opened: str) -> Steps[None]:
+        with Call(source, sink) as call:
+            header = yield from source.text_until(marks(MESSAGE, *ENDS), _MAX_HEADER)
+            yield from source.expect(MESSAGE)
+            call.set_name(re.split(r"[\s<]", header, maxsplit=1)[0])
+            yield from call.copy_json(source)
+            call.close()
+
+    def grammar(self, build: GrammarBuilder, tools: Sequence[Tool], *, parallel: bool) -> str:
+        head, tail = build.spelled(f" {CONSTRAIN}json{MESSAGE}"), build.mark(CALL)
+        return build.one_of([f"{build.text(tool.name)} {head} {build.json(tool.parameters)} {tail}" for tool in tools])
+
+
+class _Part:
+    """One of the two texts of the reply. Messages of one kind are parted by a line break."""
+
+    def __init__(self, pieces: TextPieces) -> None:
+        self._pieces = pieces
+        self._is_empty = True
+        self._is_first = True  # piece of its message
+
+    def message(self) -> Callable[[str], None]:
+        self._is_first = True
+        return self._add
+
+    def _add(self, text: str) -> None:
+        if self._is_first and not self._is_empty:
+            self._pieces.add("\n")
+        self._is_first = False
+        self._is_empty = False
+        self._pieces.add(text)
+
+
+def read_harmony(source: Source, sink: TextSink, wants_tools: bool, wants_reasoning: bool) -> Steps[None]:
+    """Without `wants_tools` calls are content, and without `wants_reasoning` what the model thinks is."""
+    content = _Part(sink.content)
+    reasoning = _Part(sink.reasoning) if wants_reasoning else content
+    source.record()
+    yield from source.skip_blanks()
+    is_header = (yield from source.at(_TO)) or (yield from source.at(CHANNEL))
+    blanks = source.recorded()
+    if not is_header:
+        sink.content.add(blanks)
+    while is_header or (yield from _stray_text(source, content)):
+        is_header = False
+        header = yield from _header(source, content)
+        if header is None:
+            continue
+        recipient, channel = _RECIPIENT.search(header), _CHANNEL.search(header)
+        if recipient is not None and wants_tools:
+            yield from _read_call(source, sink, recipient[1].removeprefix(FUNCTIONS), content)
+        elif channel is not None and channel[1] == "analysis":
+            yield from source.copy_until(_BODY_STOPS, reasoning.message())
+            if not (yield from source.is_over()):
+                sink.reasoning.drop_blanks()
+        else:
+            yield from source.copy_until(_BODY_STOPS, content.message())
+        if (yield from source.accept_any(marks(*ENDS))):
+            yield from source.skip_blanks()
+    sink.reasoning.release_blanks()
+
+
+def _stray_text(source: Source, content: _Part) -> Steps[bool]:
+    """Text that is in no message; whether a message follows."""
+    while True:
+        mark = yield from source.copy_until(marks(START, CHANNEL, MESSAGE, *ENDS), content.message())
+        if mark not in ENDS:
+            return mark is not None
+        source.take(len(mark))
+
+
+def _header(source: Source, content: _Part) -> Steps[str | None]:
+    """The header of a message up to its text; None, and content, if it is none."""
+    source.record()
+    yield from source.accept(START)
+    try:
+        header = yield from source.text_until(marks(START, MESSAGE, *ENDS), _MAX_HEADER)
+        yield from source.expect(MESSAGE)
+    except Malformed:
+        content.message()(source.recorded())
+        return None
+    source.recorded()
+    return header
+
+
+def _read_call(source: Source, sink: TextSink, name: str, content: _Part) -> Steps[None]:
+    """A message to a function. What is left of one that is no call is content."""
+    try:
+        with Call(source, sink) as call:
+            call.set_name(name)
+            yield from call.copy_json(source)
+            call.close()
+        yield from skip_strays(source)
+    except Malformed:
+        source.rewind()
+    yield from source.copy_until(_BODY_STOPS, content.message())

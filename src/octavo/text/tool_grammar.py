@@ -1,0 +1,210 @@
+"""Grammars that make a model write calls as its format spells them, and constraints that begin after its thinking.
+
+Everything is Lark text in the dialect of the grammar engine. Marks that are special tokens of the vocabulary are named
+by their ids; `proof` texts spell them instead, for the helper that proves grammars over a vocabulary of bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from octavo.errors import InvalidRequest
+from octavo.params import GrammarSpec
+from octavo.text.formats.base import ReasoningFormat, Tool, ToolFormat
+from octavo.text.grammar import COMPILER_OPTIONS, GrammarLimits, check_size
+from octavo.text.json_schema import prepare
+
+_TEXT = r"TEXT: /(.|\n)*/"
+_GAP = r"GAP: /[ \t\r\n]{0,4}/"
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """The special tokens of a vocabulary: text -> id. `eos_ids` may end a text, and are never a part of one."""
+
+    ids: Mapping[str, int] = field(default_factory=dict)
+    eos_ids: frozenset[int] = frozenset()
+
+    def within(self, texts: Sequence[str]) -> frozenset[int]:
+        """The ids of all special tokens that are written in `texts`."""
+        return frozenset(i for token, i in self.ids.items() if any(token in text for text in texts))
+
+
+class Builder:
+    """`formats.base.GrammarBuilder`, and the rules that are made on the way."""
+
+    def __init__(self, tokens: SpecialTokens, *, proof: bool) -> None:
+        self._proof = proof
+        self._ids = tokens.ids
+        self._free_ids = sorted(set(tokens.ids.values()) - tokens.eos_ids)
+        self._special = re.compile("(" + "|".join(map(re.escape, sorted(tokens.ids, key=len, reverse=True))) + ")")
+        self.rules: list[str] = []
+
+    # ------------------------------------------------------------ pieces
+    def mark(self, text: str) -> str:
+        return self.spelled(text)
+
+    def text(self, text: str) -> str:
+        return json.dumps(text, ensure_ascii=False) if text else ""
+
+    def spelled(self, text: str) -> str:
+        if not self._ids:
+            return self.text(text)
+        parts = self._special.split(text)  # special tokens at the odd places
+        return " ".join(
+            part for i, piece in enumerate(parts) if (part := self._token(piece) if i % 2 else self.text(piece))
+        )
+
+    def json(self, schema: Any) -> str:
+        if isinstance(schema, bool):
+            schema = {} if schema else {"enum": []}
+        return f"%json {json.dumps(schema | {'x-guidance': COMPILER_OPTIONS})}"
+
+    def regex(self, pattern: str) -> str:
+        return f"/{pattern}/"
+
+    def one_of(self, alternatives: Sequence[str]) -> str:
+        return self.rule(" | ".join(alternatives))
+
+    def rule(self, body: str, attributes: str = "") -> str:
+        """The name of a new rule."""
+        name = f"rule_{len(self.rules)}"
+        self.rules.append(f"{name}{attributes}: {body}")
+        return name
+
+    def _token(self, text: str) -> str:
+        return self.text(text) if self._proof else f"<[{self._ids[text]}]>"
+
+    # ------------------------------------------------------------ free text
+    def any_special(self, without: Sequence[str] = ()) -> str:
+        """Any special token that ends nothing, but for those whose texts are given; "" if there is none."""
+        left = [i for i in self._free_ids if i not in {self._ids.get(text) for text in without}]
+        if not left:
+            return ""
+        return self.text("\x01") if self._proof else f"<[{_ranges(left)}]>"
+
+    def until(self, mark: str, *, budget: int | None = None) -> str:
+        """Text up to the first `mark`, and that mark; after `budget` tokens the mark comes at once."""
+        spelled = self.spelled(mark)
+        limit = f"max_tokens={budget}" if budget is not None else ""
+        if spelled.startswith("<["):
+            return f"{self.rule('TEXT', f'[{limit}]' if limit else '')} {spelled}"
+        if budget is None:
+            return self.rule(f"TEXT {spelled}", "[lazy]")
+        return f"{self.rule('TEXT', f'[{limit}, stop={spelled}]')} {spelled}"
+
+    def lark(self, start: str) -> str:
+        """The whole grammar."""
+        return "\n".join([f"start: {start}", *self.rules, _TEXT, _GAP])
+
+
+def _ranges(ids: Sequence[int]) -> str:
+    """Sorted ids as "1-3,7"."""
+    parts: list[list[int]] = []
+    for i in ids:
+        if parts and i == parts[-1][1] + 1:
+            parts[-1][1] = i
+        else:
+            parts.append([i, i])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in parts)
+
+
+def _both(tokens: SpecialTokens, make: Callable[[Builder], str]) -> dict[str, str]:
+    """The grammar for the engine and the one for the proof."""
+    texts = {}
+    for name, proof in (("lark", False), ("proof", True)):
+        builder = Builder(tokens, proof=proof)
+        texts[name] = builder.lark(make(builder))
+    return texts
+
+
+# ------------------------------------------------------------------------------------------------ calls
+def prepared_tools(tools: Sequence[Tool], paths: Sequence[str], limits: GrammarLimits) -> list[Tool]:
+    """`tools` with schemas that are enforced in full. Raises `InvalidRequest` naming what cannot be, and where.
+
+    `paths[i]` is the place of the i-th tool in the request.
+    """
+    check_size(sum(len(json.dumps(tool.parameters)) for tool in tools), "tools", limits)
+    prepared = []
+    for tool, path in zip(tools, paths, strict=True):
+        where = f"{path}.function.parameters"
+        schema = prepare(tool.parameters, where, max_depth=limits.max_depth)
+        # Arguments are an object, whatever the schema leaves open.
+        if schema.get("type", "object") != "object":
+            raise InvalidRequest("The schema of a function's parameters should be of the type `object`.", where)
+        prepared.append(Tool(tool.name, schema | {"type": "object"}))
+    return prepared
+
+
+def required_calls(
+    row: ToolFormat, tools: Sequence[Tool], tokens: SpecialTokens, param: str, *, parallel: bool
+) -> GrammarSpec:
+    """The output is at least one call of `tools`, one if not `parallel`, and nothing else."""
+    return GrammarSpec(
+        kind="lark", source=_both(tokens, lambda build: _calls(build, row, tools, parallel)), param=param
+    )
+
+
+def calls_among_text(row: ToolFormat, tools: Sequence[Tool], tokens: SpecialTokens, *, parallel: bool) -> GrammarSpec:
+    """The output is text with calls in it: once one was begun, it is a call of one of `tools`."""
+
+    def start(build: Builder) -> str:
+        if row.openers:  # a text that begins like a call is one
+            other = build.rule(rf"/([^\s{re.escape(row.openers)}](.|\n)*)?/")
+            marked = f"({' | '.join(map(build.spelled, row.begins))})? " if row.begins else ""
+            return f"{marked}{_calls(build, row, tools, parallel)} | {other}"
+        calls = " | ".join(
+            f"{build.until(begin)} {row.body.grammar(build, tools, parallel=parallel)}" for begin in row.begins
+        )
+        special = build.any_special(row.begins)
+        return f"({calls}{f' | TEXT {special}' if special else ''})* TEXT"
+
+    return GrammarSpec(kind="lark", source=_both(tokens, start), param="tools")
+
+
+def _calls(build: Builder, row: ToolFormat, tools: Sequence[Tool], parallel: bool) -> str:
+    opening = "" if row.openers else "".join([*row.noise[:1], *row.begins[:1]])
+    unit = " ".join(filter(None, [build.spelled(opening), row.body.grammar(build, tools, parallel=parallel)]))
+    if parallel and row.repeats:
+        unit = build.rule(unit)
+        return f"{unit} ({build.text(row.between)} {unit})*"
+    return unit
+
+
+# ------------------------------------------------------------------------------------------------ after thinking
+def after_thinking(
+    spec: GrammarSpec | None,
+    row: ReasoningFormat,
+    tokens: SpecialTokens,
+    *,
+    is_thinking: bool | None,
+    budget: int | None = None,
+) -> GrammarSpec | None:
+    """`spec` for what comes after the thinking (U4), which has at most `budget` tokens.
+
+    `is_thinking` is that of `output_parser.OutputFormat`. The result is None when nothing is to be enforced.
+    """
+    if is_thinking is False or (spec is None and budget is None):
+        return spec
+
+    def start(build: Builder) -> str:
+        body = "body"
+        if spec is None:
+            special = build.any_special()
+            body = f"(TEXT {special})* TEXT" if special else "TEXT"
+        thought = f"{build.until(row.end, budget=budget)} GAP"
+        begin = build.spelled(row.begin)
+        if is_thinking:
+            return f"{thought} {body}"
+        if row.is_implicit:
+            return f"{begin}? {thought} {body}"
+        return f"({begin} {thought})? {body}"
+
+    frame = _both(tokens, start)
+    if spec is None:
+        return GrammarSpec(kind="lark", source=frame, param="thinking_token_budget")
+    return GrammarSpec(kind=spec.kind, source=spec.source, param=spec.param, options=spec.options, frame=frame)

@@ -1,0 +1,214 @@
+"""`octavo.LLM` with the fake model's engine: what the output must be, and the model's own defaults of sampling."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from client_fakes import TOKENIZER
+from octavo import LLM, BeamParams, GuidedDecodingParams, SamplingParams, StructuredOutputsParams, engine_process
+from octavo.errors import InvalidRequest, ServerError
+from octavo.text.grammar import GrammarLimits, spec_of
+from octavo.text.grammar_checker import GrammarChecker
+
+TESTS = Path(__file__).parent.parent
+FILE = {"temperature": 0.6, "top_k": 20, "top_p": 0.95, "repetition_penalty": 1.1, "max_new_tokens": 7}
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False}
+TAG = {"structures": [{"begin": "<f>", "schema": SCHEMA, "end": "</f>"}], "triggers": ["<f"]}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("model")
+    TOKENIZER._backend.save(str(directory / "tokenizer.json"))
+    (directory / "config.json").write_text("{}")
+    (directory / "generation_config.json").write_text(json.dumps(FILE | {"do_sample": True}))
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    (directory / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<eos>", "chat_template": template}))
+    return directory
+
+
+@pytest.fixture(autouse=True, scope="module")
+def fake_engine() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine_process, "ENGINE_COMMAND", (sys.executable, str(TESTS / "fake_engine.py")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def llm(model: Path) -> Iterator[LLM]:
+    with LLM(str(model), max_num_seqs=4, max_grammar_bytes=1000) as llm:
+        yield llm
+
+
+def wants(**fields: Any) -> SamplingParams:
+    return SamplingParams(max_tokens=5, seed=1, structured_outputs=StructuredOutputsParams(**fields))
+
+
+# ---------------------------------------------------------------- structured outputs
+KINDS: list[dict[str, Any]] = [
+    {"json": SCHEMA},
+    {"json": json.dumps(SCHEMA)},
+    {"json": SCHEMA, "whitespace_pattern": "[ ]?"},
+    {"json": SCHEMA, "disable_any_whitespace": True},
+    {"json": {"type": "object"}, "disable_additional_properties": True},
+    {"regex": "[a-c]{3}"},
+    {"choice": ["red", "green"]},
+    {"grammar": 'root ::= "a" | "b"'},
+    {"json_object": True},
+    {"structural_tag": TAG},
+    {"structural_tag": json.dumps(TAG)},
+]
+
+
+async def served(fields: dict[str, Any]) -> str:
+    """What the server makes of a request's `structured_outputs`."""
+    spec = spec_of({"structured_outputs": fields}, GrammarLimits())
+    assert spec is not None
+    checker = GrammarChecker()
+    try:
+        return await checker.check(spec)
+    finally:
+        await checker.close()
+
+
+@pytest.mark.parametrize("fields", KINDS, ids=str)
+def test_g20_a_program_gets_the_grammar_that_the_server_makes(llm: LLM, fields: dict[str, Any]) -> None:
+    made = llm._checked(wants(**fields), None)
+    assert made.grammar == asyncio.run(served(fields))
+    assert made.structured_outputs is None and made.guided_decoding is None
+
+
+@pytest.mark.parametrize("kind", ["json", "regex", "choice", "grammar", "json_object"])
+def test_g1_to_g7_the_older_name_means_the_same(llm: LLM, kind: str) -> None:
+    value = next(fields[kind] for fields in KINDS if kind in fields)
+    older = GuidedDecodingParams(**{kind: value}, backend="outlines")
+    made = llm._checked(SamplingParams(guided_decoding=older), None)
+    assert made.grammar == llm._checked(wants(**{kind: value}), None).grammar
+
+
+def test_g11_the_engine_is_given_the_grammar_and_keeps_to_it(llm: LLM) -> None:
+    """The fake model chooses bytes below 50, whatever the masks say: so the engine must end what breaks its promise."""
+    free = llm.generate("abc", SamplingParams(max_tokens=5, seed=1), use_tqdm=False)[0].outputs
+    assert llm.generate("abc", wants(regex=r"[\s\S]*"), use_tqdm=False)[0].outputs == free
+    with pytest.raises(ServerError):
+        llm.generate("abc", wants(regex="a{40}"), use_tqdm=False)
+    conversation = [{"role": "user", "content": "Hi"}]
+    assert llm.chat(conversation, wants(regex=r"[\s\S]*"), use_tqdm=False)[0].outputs[0].finish_reason == "length"
+
+
+REFUSED: list[tuple[Any, str]] = [
+    (wants(), "structured_outputs"),
+    (wants(json={}, regex="a"), "structured_outputs"),
+    (wants(json={"not": {}}), "structured_outputs.json.not"),
+    (wants(json="{"), "structured_outputs.json"),
+    (wants(json={"type": "banana"}), "structured_outputs.json.type"),
+    (wants(json={"minimum": float("nan")}), "structured_outputs"),
+    (wants(json={"const": {1, 2}}), "structured_outputs"),
+    (wants(json={"description": "x" * 1000}), "structured_outputs.json"),
+    (wants(regex="(?=a)"), "structured_outputs.regex"),
+    (wants(regex=5), "structured_outputs.regex"),
+    (wants(regex="a{1000000000}{1000000000}"), "structured_outputs.regex"),
+    (wants(choice=[]), "structured_outputs.choice"),
+    (wants(grammar="start: missing"), "structured_outputs.grammar"),
+    (wants(structural_tag={"structures": []}), "structured_outputs.structural_tag"),
+    (wants(json={}, whitespace_pattern="x"), "structured_outputs.whitespace_pattern"),
+    (SamplingParams(guided_decoding=GuidedDecodingParams(json={"not": {}})), "guided_decoding.json.not"),
+    (SamplingParams(guided_decoding=GuidedDecodingParams(regex="a", backend="banana")), "guided_decoding.backend"),
+    (
+        SamplingParams(
+            guided_decoding=GuidedDecodingParams(regex="a"), structured_outputs=StructuredOutputsParams(regex="a")
+        ),
+        "guided_decoding",
+    ),
+    (SamplingParams(structured_outputs={"regex": "a", "jason": {}}), "structured_outputs"),  # type: ignore[arg-type]
+    (SamplingParams(structured_outputs=5), "structured_outputs"),  # type: ignore[arg-type]
+]
+
+
+@pytest.mark.parametrize("row", REFUSED, ids=lambda row: f"{row[1]} {row[0]}"[:80])
+def test_g10_what_cannot_be_enforced_is_named_before_anything_is_started(llm: LLM, row: Any) -> None:
+    given, param = row
+    with pytest.raises(InvalidRequest) as caught:
+        llm.generate(["a", "b"], [SamplingParams(), given], use_tqdm=False)
+    assert caught.value.param == param
+    assert llm._ready.client.num_unfinished == 0
+
+
+def test_s21_a_constraint_does_not_go_with_beams(llm: LLM) -> None:
+    given = SamplingParams(temperature=0.0, structured_outputs=StructuredOutputsParams(regex="a"))
+    with pytest.raises(InvalidRequest, match="use_beam_search") as caught:
+        llm.generate("a", given, beams=BeamParams(width=2), use_tqdm=False)
+    assert caught.value.param == "structured_outputs"
+
+
+def test_one_check_serves_all_prompts_that_share_their_parameters(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    check = llm._ready.grammars.check
+
+    async def counted(spec: Any) -> str:
+        seen.append(spec)
+        return await check(spec)
+
+    monkeypatch.setattr(llm._ready.grammars, "check", counted)
+    llm.generate([f"prompt {i}" for i in range(20)], wants(regex=r"[\s\S]*"), use_tqdm=False)
+    assert len(seen) == 1
+
+
+def test_the_process_that_compiles_grammars_ends_with_close(model: Path) -> None:
+    before = set(psutil.Process().children())
+    with LLM(str(model)) as llm:
+        assert len(set(psutil.Process().children()) - before) == 1  # the engine; the other is started when needed
+        llm.generate("a", wants(regex=r"[\s\S]*"), use_tqdm=False)
+        assert len(set(psutil.Process().children()) - before) == 2
+    assert set(psutil.Process().children()) == before
+
+
+# ---------------------------------------------------------------- defaults of the model
+def test_the_models_defaults_are_told_and_are_those_of_a_call_without_parameters(llm: LLM) -> None:
+    expected = SamplingParams(temperature=0.6, top_k=20, top_p=0.95, repetition_penalty=1.1, max_tokens=7)
+    assert llm.get_default_sampling_params() == expected
+    (result,) = llm.generate("abc", use_tqdm=False)
+    assert len(result.outputs[0].token_ids) == 7
+    (result,) = llm.chat([{"role": "user", "content": "Hi"}], use_tqdm=False)
+    assert len(result.outputs[0].token_ids) == 7
+
+
+def test_a_default_length_never_makes_a_request_too_long(llm: LLM) -> None:
+    room = llm.info.max_model_len - 3
+    (result,) = llm.generate("x" * room, use_tqdm=False)
+    assert (len(result.outputs[0].token_ids), result.outputs[0].finish_reason) == (3, "length")
+
+
+def test_s21_the_models_defaults_are_set_aside_for_beams(llm: LLM) -> None:
+    (result,) = llm.generate("abc", beams=BeamParams(width=2), use_tqdm=False)
+    assert len(result.outputs[0].token_ids) == 7
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"generation_config": "vllm"}, SamplingParams()),
+        (
+            {"generation_config": "vllm", "override_generation_config": {"temperature": 0.1}},
+            SamplingParams(temperature=0.1),
+        ),
+        (
+            {"override_generation_config": '{"top_k": null, "top_p": null, "repetition_penalty": null, "min_p": 0.1}'},
+            SamplingParams(temperature=0.6, min_p=0.1, max_tokens=7),
+        ),
+    ],
+    ids=str,
+)
+def test_the_settings_of_the_server_for_defaults(model: Path, settings: Any, expected: SamplingParams) -> None:
+    with LLM(str(model), **settings) as llm:
+        assert llm.get_default_sampling_params() == expected
+        count = expected.max_tokens or 16
+        assert len(llm.generate("abc", use_tqdm=False)[0].outputs[0].token_ids) == count
