@@ -115,7 +115,9 @@ def _header(source: Source, content: _Part) -> Steps[str | None]:
         header = yield from source.text_until(marks(START, MESSAGE, *ENDS), _MAX_HEADER)
         yield from source.expect(MESSAGE)
     except Malformed:
-        content.message()(source.recorded())
+        source.rewind()
+        if mark := (yield from source.accept_any(marks(START, CHANNEL))):
+            content.message()(mark)
         return None
     source.recorded()
     return header
