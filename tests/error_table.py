@@ -191,7 +191,7 @@ def bad_requests(vocab: int, fanout: int) -> list[Row]:
         (text(json_schema={}), "json_schema"),
         (chat(structured_outputs={"json": {}, "regex": "a"}), "structured_outputs"),
         # known, and not supported: refused by name, never ignored
-        (chat(tools=[{"type": "function", "function": {"name": "f"}}]), "tools"),
+        (chat(tools=[{"type": "function", "function": {"name": "f"}}]), "tool_choice"),
         (chat(tools=[]), "tools"),
         (chat(tool_choice="required"), "tool_choice"),
         (chat(tool_choice={"type": "function", "function": {"name": "f"}}), "tool_choice"),

@@ -21,8 +21,13 @@ TOOLS = tuple(
         "search": {"query": {"type": "string"}, "top": {"type": "integer"}},
         "noop": {},
         "f": {
-            **{"text": {"type": "string"}, "n": {"type": "integer"}, "x": {"type": "number"}, "any": {}},
-            **{"flag": {"type": "boolean"}, "list": {"type": "array"}, "obj": {"type": "object"}},
+            "text": {"type": "string"},
+            "n": {"type": "integer"},
+            "x": {"type": "number"},
+            "any": {},
+            "flag": {"type": "boolean"},
+            "list": {"type": "array"},
+            "obj": {"type": "object"},
             "maybe": {"type": ["string", "null"]},
         },
     }.items()

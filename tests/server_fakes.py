@@ -20,6 +20,9 @@ from octavo.metrics import Metrics
 from octavo.params import GenerateRequest, GrammarSpec
 from octavo.server.app import ServerState, create_app
 from octavo.server.exchange import ASGIApp
+from octavo.server.state import OutputSettings
+from octavo.text.formats.table import REASONING_FORMATS, TOOL_FORMATS
+from octavo.text.tool_grammar import SpecialTokens
 
 MODEL = "tiny"
 CONTEXT = 512
@@ -50,6 +53,8 @@ class PlainRenderer:
         self.options: dict[str, Any] = {}
         self.messages: list[Mapping[str, Any]] = []
         self.can_infill = False
+        self.template_names = frozenset({"default", "tool_use"})
+        self.template_variables = frozenset({"enable_thinking"})
 
     def render_chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> list[int]:
         self.messages, self.options = list(messages), options
@@ -130,9 +135,13 @@ class FakeEngine:
 
 
 class FakeGrammars:
-    """Every grammar compiles, but for those that contain the word `refused`."""
+    """Every grammar compiles, but for those that contain the word `refused`. Keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.specs: list[GrammarSpec] = []
 
     async def check(self, spec: GrammarSpec) -> str:
+        self.specs.append(spec)
         if "refused" in str(spec.source):
             raise InvalidRequest(f"`{spec.param}` cannot be enforced: planted", spec.param)
         return f"{spec.kind} {spec.source}"
@@ -158,6 +167,7 @@ class Server:
     renderer: PlainRenderer
     state: ServerState
     app: ASGIApp
+    grammars: FakeGrammars
 
     def post(self, path: str, body: Any, headers: Mapping[str, str] | None = None) -> Reply:
         return call(self.app, "POST", path, body, headers)
@@ -179,9 +189,12 @@ def make_server(
     max_fanout: int = 64,
     logprobs_mode: LogprobsMode = "raw_logprobs",
     default_sampling: Mapping[str, Any] | None = None,
+    tools: str | None = None,
+    reasoning: str | None = None,
     **config: Any,
 ) -> Server:
-    engine, renderer = FakeEngine(script), PlainRenderer()
+    """`tools`, `reasoning`: names of output formats."""
+    engine, renderer, grammars = FakeEngine(script), PlainRenderer(), FakeGrammars()
     state = ServerState(
         config=ServerConfig(**config),
         model_names=(MODEL, "alias"),
@@ -193,9 +206,14 @@ def make_server(
         max_fanout=max_fanout,
         logprobs_mode=logprobs_mode,
         default_sampling=default_sampling or {},
-        grammars=FakeGrammars(),
+        grammars=grammars,
+        output=OutputSettings(
+            TOOL_FORMATS[tools] if tools else None,
+            REASONING_FORMATS[reasoning] if reasoning else None,
+            SpecialTokens({"<end>": 256}, frozenset({256})),
+        ),
     )
-    return Server(engine, renderer, state, create_app(state))
+    return Server(engine, renderer, state, create_app(state), grammars)
 
 
 @dataclass

@@ -2,6 +2,7 @@
 // array protocols costs more than a small kernel.
 #include "kernels/activation.h"
 #include "kernels/attention.h"
+#include "kernels/forbid.h"
 #include "kernels/norm.h"
 #include "kernels/rope.h"
 #include "kernels/sampling.h"
@@ -67,6 +68,12 @@ void attention(Address out, Address qkv, Address k_cache, Address v_cache, int c
                     num_seqs, num_heads, num_kv_heads, head_dim, scale, window, softcap});
 }
 
+void forbid(Address logits, int64_t vocab, Address rows, Address masks, int64_t num_masks, int64_t num_words) {
+    nb::gil_scoped_release release;
+    OCTAVO_KERNELS(forbid_kernels)
+        .forbid({at<float>(logits), vocab, at<int64_t>(rows), at<uint32_t>(masks), num_masks, num_words});
+}
+
 using Penalties = std::tuple<Address, Address, Address, Address, Address, Address, Address>;
 using Bias = std::tuple<Address, Address, Address>;
 using Masks = std::tuple<Address, Address>;
@@ -114,6 +121,7 @@ void bind_step(nb::module_& m) {
     m.def("act_mul", &act_mul);
     m.def("rope_kv_write", &rope_kv_write);
     m.def("attention", &attention);
+    m.def("forbid", &forbid);
     m.def("sample", &sample, nb::arg("logits"), nb::arg("rows"), nb::arg("vocab"), nb::arg("ids"), nb::arg("flags"),
           nb::arg("temperature"), nb::arg("top_k"), nb::arg("top_p"), nb::arg("min_p"), nb::arg("seeds"),
           nb::arg("positions"), nb::arg("penalties").none(), nb::arg("bias").none(), nb::arg("masks").none());

@@ -72,6 +72,7 @@ def attention(
     softcap: float,
     /,
 ) -> None: ...
+def forbid(logits: int, vocab: int, rows: int, masks: int, num_masks: int, num_words: int, /) -> None: ...
 def sample(
     logits: int,
     rows: int,

@@ -75,15 +75,19 @@ class Admission:
                 f"`prompt_logprobs` times the length of the prompt must be at most {MAX_PROMPT_SCORES}.",
                 "prompt_logprobs",
             )
-        if params.n > self._capacity:
-            raise InvalidRequest(f"`n` must be at most {self._capacity}, the most sequences this server holds.", "n")
-        if num_unfinished + params.n > self._capacity:
+        count = request.num_sequences
+        if count > self._capacity:
+            name = "n" if request.beams is None else "best_of"
+            raise InvalidRequest(
+                f"`{name}` must be at most {self._capacity}, the most sequences this server holds.", name
+            )
+        if num_unfinished + count > self._capacity:
             waiting = max(0, num_unfinished - self._info.max_num_seqs)
-            raise self._overloaded(f"{waiting} requests are waiting", params.n)
+            raise self._overloaded(f"{waiting} requests are waiting", count)
         # With nothing in the queue the longest prompt is let in: it would never be otherwise.
-        most, wanted = self._max_num_queued_tokens, params.n * len(request.prompt_token_ids)
+        most, wanted = self._max_num_queued_tokens, count * len(request.prompt_token_ids)
         if most is not None and num_queued_tokens and num_queued_tokens + wanted > most:
-            raise self._overloaded(f"{num_queued_tokens} tokens of prompts are waiting", params.n)
+            raise self._overloaded(f"{num_queued_tokens} tokens of prompts are waiting", count)
         return params
 
     def _overloaded(self, what: str, num_samples: int) -> Overloaded:

@@ -34,8 +34,8 @@ class BeamClient(Protocol):
         """Start a request without asking whether new ones are taken."""
         ...
 
-    def in_flight(self) -> AbstractContextManager[None]:
-        """The block counts as a request in flight, also between two steps."""
+    def in_flight(self, count: int) -> AbstractContextManager[None]:
+        """The block counts as a request of `count` sequences, also between two steps."""
         ...
 
     def detokenizer(self, params: SamplingParams) -> Detokenizer: ...
@@ -58,7 +58,7 @@ async def beam_search(
 ) -> AsyncGenerator[GenerationDelta, None]:
     """The stream of a request with `beams`. `params` has `max_tokens` set."""
     search = _Search(client, request, params)
-    with client.in_flight():
+    with client.in_flight(request.num_sequences):
         try:
             best = await search.run()
         except BaseException as exc:

@@ -37,20 +37,18 @@ from octavo.messages import (
     SchedulerStats,
     Shutdown,
 )
-from octavo.observer import FinishedSample, NoObserver, Observer
+from octavo.observer import NoObserver, Observer
 from octavo.params import GenerateRequest, SamplingParams
 from octavo.text.detokenizer import IncrementalDetokenizer
 from octavo.text.stop import StopMatcher
 from octavo.transport import Connection, TransportError
-from octavo.watchdog import TICK_SECONDS, EngineHandle, Watchdog
+from octavo.watchdog import TICK_SECONDS, EngineHandle, Watchdog, exit_reason
 
 if TYPE_CHECKING:
     from octavo.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
-#: Seconds that a lost connection waits for the process's exit code, which makes the better message.
-EXIT_WAIT_SECONDS = 0.3
 #: What streams are told that the server's end cuts off.
 SHUT_DOWN = "The server shut down before the request was finished."
 
@@ -89,7 +87,8 @@ class EngineClient:
         self._admission = Admission(
             info, self._config.scheduler.max_num_queued_reqs, self._config.scheduler.max_num_queued_tokens
         )
-        self._num_held = 0
+        self._num_held = 0  # sequences of beam searches, whether or not their steps are in the engine
+        self._num_sampled = 0  # samples of all other requests
         self._num_queued_tokens = 0  # prompt tokens of samples without a token yet
         self._samples: dict[int, SampleState] = {}
         self._num_ids = 0
@@ -162,7 +161,7 @@ class EngineClient:
         if self.is_draining:
             raise ShuttingDown("The server is shutting down and takes no new requests.")
         request.params.check_choice(self.eos_token_ids, self.info.vocab_size)
-        params = self._admission.check(request, len(self._samples), self._num_queued_tokens)
+        params = self._admission.check(request, self._num_sampled + self._num_held, self._num_queued_tokens)
         if request.beams is not None:
             search = beam_search(self, request, params, self._observer.on_finish)
             self._observer.on_request_arrival(request)
@@ -204,6 +203,9 @@ class EngineClient:
             # The receive loop is about to find the same and to say why.
             self._close(state)
             raise EngineDead(self.dead_reason or "The connection to the engine is lost.") from exc
+        except Exception:
+            self._close(state)  # samples that were sent must not run on without a reader
+            raise
         return stream
 
     async def prepare_grammars(self) -> None:
@@ -211,14 +213,14 @@ class EngineClient:
         await self._vocabulary.prepare()
 
     @contextlib.contextmanager
-    def in_flight(self) -> Iterator[None]:
-        """The block counts as a request in flight: the client is not idle, whatever comes and goes in it."""
-        self._num_held += 1
+    def in_flight(self, count: int) -> Iterator[None]:
+        """The block counts as a request of `count` sequences: the client is not idle, whatever comes and goes in it."""
+        self._num_held += count
         self._idle.clear()
         try:
             yield
         finally:
-            self._num_held -= 1
+            self._num_held -= count
             self._note_idle()
 
     def detokenizer(self, params: SamplingParams, shown: frozenset[int] = frozenset()) -> IncrementalDetokenizer:
@@ -237,6 +239,7 @@ class EngineClient:
         state.samples.append(sample)
         state.num_open += 1
         self._samples[sample.request_id] = sample
+        self._num_sampled += state.request.beams is None
         self._num_queued_tokens += len(state.request.prompt_token_ids)
         self._idle.clear()
         return sample
@@ -281,22 +284,10 @@ class EngineClient:
         if not sample.first_token_time:
             self._num_queued_tokens -= len(sample.request.request.prompt_token_ids)
         sample.request.num_open -= 1
+        self._num_sampled -= sample.request.request.beams is None
         self._note_idle()
         self._admission.note_finish(now)
-        request = sample.request.request
-        self._observer_of(sample).on_finish(
-            FinishedSample(
-                request,
-                reason,
-                sample.num_tokens,
-                sample.num_cached_tokens,
-                request.arrival_time,
-                sample.scheduled_time,
-                sample.first_token_time,
-                sample.last_token_time,
-                now,
-            )
-        )
+        self._observer_of(sample).on_finish(sample.finished(reason, now))
 
     def _observer_of(self, sample: SampleState) -> Observer:
         """Nobody looks at the steps of a beam search, which is one request and tells of its own end."""
@@ -328,17 +319,9 @@ class EngineClient:
         except Exception as exc:
             logger.exception("receiving from the engine failed")
             reason = f"receiving from it failed: {type(exc).__name__}"
-        self._die(await self._exit_reason() or reason)
-
-    async def _exit_reason(self) -> str | None:
-        """How the process ended. The socket closes a moment before the exit code is there."""
-        deadline = time.monotonic() + EXIT_WAIT_SECONDS
-        while self._process is not None:
-            reason = self._process.exit_reason()
-            if reason is not None or time.monotonic() > deadline:
-                return reason
-            await asyncio.sleep(0.01)
-        return None
+        if self._process is not None:
+            reason = await exit_reason(self._process) or reason
+        self._die(reason)
 
     def _on_outputs(self, message: EngineCoreOutputs) -> None:
         """One step: one pass over its outputs."""

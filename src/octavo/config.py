@@ -8,6 +8,7 @@ once, where the knowledge is; what only the worker knows comes back in `messages
 from __future__ import annotations
 
 import difflib
+import json
 import math
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -18,6 +19,8 @@ DType = Literal["auto", "float32", "float", "bfloat16", "float16", "half"]
 KVCacheDType = Literal["auto", "float32", "bfloat16", "float16"]
 LoadFormat = Literal["auto", "safetensors", "gguf", "dummy"]
 LogprobsMode = Literal["raw_logprobs", "raw_logits", "processed_logprobs", "processed_logits"]
+ContentFormatOption = Literal["auto", "string", "openai"]
+ToolStrictLevel = Literal["auto", "function", "parameter"]
 LogLevel = Literal["critical", "error", "warning", "info", "debug", "trace"]
 
 
@@ -26,7 +29,8 @@ def opt(default: Any, help: str, **metadata: Any) -> Any:
 
     metadata: `low`, `high` (inclusive), `above` (exclusive) and `choices` bound the value; `unit="bytes"` lets the
     command line write 2G for 2 GiB; `aliases` are other spellings of the flag, `inverse` those of its opposite;
-    `positional` says that there is no flag.
+    `positional` says that there is no flag; `json` that the text is a JSON object, which the config file may spell in
+    YAML.
     """
     meta = {"help": help, **metadata}
     if callable(default):
@@ -82,6 +86,7 @@ class SchedulerConfig:
         None, "Most tokens in one step; default: 512, and at least --max-num-seqs.", low=1
     )
     enable_chunked_prefill: bool = opt(True, "Split long prompts over several steps.")
+    enable_jump_forward: bool = opt(True, "Take text that a grammar dictates without sampling its tokens.")
     max_num_queued_reqs: int = opt(2048, "Most requests waiting; one more is refused with 429.", low=1)
     max_num_queued_tokens: int | None = opt(
         None, "Most prompt tokens waiting; a request beyond is refused with 429. Default: no bound.", low=1
@@ -136,7 +141,30 @@ class ServerConfig:
     )
     root_path: str = opt("", "Path prefix behind a proxy.")
     chat_template: str | None = opt(None, "File, inline template, or name of a template of the tokenizer's.")
+    chat_template_content_format: ContentFormatOption = opt(
+        "auto", "Contents as the template sees them: string, openai (lists of parts), or auto, as it reads them."
+    )
+    default_chat_template_kwargs: str | None = opt(
+        None, "Variables of the chat template as a JSON object, for requests that do not set them.", json=True
+    )
+    trust_request_chat_template: bool = opt(False, "Render chat templates that requests bring with them.")
+    exclude_tools_when_tool_choice_none: bool = opt(
+        False, "Do not show the model the tools of a request whose tool_choice is none."
+    )
     response_role: str = opt("assistant", "Role of the reply.")
+    enable_auto_tool_choice: bool = opt(False, "Let the model decide whether it calls tools.")
+    tool_call_parser: str = opt(
+        "auto", "How the model writes tool calls: a format's name, or auto, as its template or vocabulary shows."
+    )
+    tool_parser_plugin: str | None = opt(None, "Python file that registers further formats of tool calls.")
+    tool_strict_level: ToolStrictLevel = opt(
+        "auto",
+        "What calls that the model makes of itself are held to: function, names that exist; parameter, the schemas "
+        "too; auto, the schemas of tools that say strict.",
+    )
+    reasoning_parser: str | None = opt(
+        None, "How the model marks what it thinks: a format's name, or auto; default: thoughts are content."
+    )
     max_n: int = opt(128, "Most choices (n) of a request.", low=1)
     max_prompts: int = opt(1024, "Most prompts of a request.", low=1)
     max_stop_strings: int = opt(4, "Most stop strings of a request.", low=0)
@@ -159,7 +187,7 @@ class ServerConfig:
         "auto",
         "Defaults of requests: auto, from the model's generation_config.json; vllm, none; or a directory or file.",
     )
-    override_generation_config: str | None = opt(None, "Defaults of requests as a JSON object; they win.")
+    override_generation_config: str | None = opt(None, "Defaults of requests as a JSON object; they win.", json=True)
     strict_requests: bool = opt(False, "Refuse requests with unknown fields, which are ignored otherwise.")
     disable_log_stats: bool = opt(False, "Do not log throughput and cache use every 10 s.")
     disable_log_requests: bool = opt(True, "Do not log each request.", inverse=("enable_log_requests",))
@@ -192,6 +220,17 @@ def nearest(name: str, names: Any) -> str:
     return f"; did you mean {found[0]}?" if found else ""
 
 
+def json_object(data: str | bytes, place: str) -> dict[str, Any]:
+    """The object that a setting holds as JSON text. Raises `InvalidConfig`, which begins with `place`."""
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        raise InvalidConfig(f"{place} is not valid JSON") from None
+    if not isinstance(value, dict):
+        raise InvalidConfig(f"{place} must be a JSON object")
+    return value
+
+
 def check(config: Any) -> None:
     """Check every field of a configuration, nested ones too. Raises `InvalidConfig` naming the flag."""
     hints = get_type_hints(type(config))
@@ -201,6 +240,8 @@ def check(config: Any) -> None:
             check(value)
         elif value is not None:
             _check_value(f.name, value, hints[f.name], f.metadata)
+            if f.metadata.get("json"):
+                json_object(value, flag_name(f.name))
     if isinstance(config, EngineConfig):
         _check_engine(config)
     elif isinstance(config, ServerConfig):

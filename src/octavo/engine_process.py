@@ -23,7 +23,7 @@ import octavo
 from octavo import errors
 from octavo.config import EngineConfig
 from octavo.errors import StartupError
-from octavo.messages import EngineInfo, FromEngine, Phase, StartupFailed
+from octavo.messages import EngineInfo, FromEngine, Phase, StartupFailed, ToEngine
 from octavo.transport import MAX_FRAME_BYTES, AsyncConnection, TransportError, encode_frame, make_decoder
 from octavo.watchdog import ProcessState
 
@@ -96,6 +96,12 @@ class EngineProcess:
                 self._sock.close()
             raise
         return self.info
+
+    def send(self, message: ToEngine) -> None:
+        """Send a message after `wait_ready` and before `connect`, which finds out should the process be gone."""
+        assert self._sock is not None, "the socket was handed over before"
+        with contextlib.suppress(OSError):
+            self._sock.sendall(encode_frame(message))
 
     async def connect(self) -> AsyncConnection[FromEngine]:
         """Hand the socket over to the running event loop, once, after `wait_ready`."""

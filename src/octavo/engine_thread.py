@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import threading
 from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
@@ -96,8 +97,11 @@ class EngineThread:
             try:
                 if self._is_stopped:
                     return  # interrupted meanwhile
-                tokenizer, renderer = wait_loaded(self._engine, resolved, self._config.server.chat_template)
-                with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                template = self._config.server.chat_template
+                tokenizer, renderer = wait_loaded(
+                    self._engine, resolved, lambda tokenizer: Renderer(tokenizer, template)
+                )
+                with contextlib.closing(renderer), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                     runner.run(self._serve(self._engine, tokenizer, renderer, defaults))
             finally:
                 self._engine.kill()

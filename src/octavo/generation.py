@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from octavo.messages import RequestOutput, TokenLogprobs
+from octavo.observer import FinishedSample
 from octavo.params import GenerateRequest
 
 
@@ -177,6 +178,21 @@ class SampleState:
             self.logprobs += output.logprobs[:num_kept]
         if reason is not None and self.finish_reason is None:
             self.finish_reason, self.stop_reason = reason, output.stop_reason
+
+    def finished(self, reason: str, now: float) -> FinishedSample:
+        """The end of the sample, for whoever keeps count."""
+        request = self.request.request
+        return FinishedSample(
+            request,
+            reason,
+            self.num_tokens,
+            self.num_cached_tokens,
+            request.arrival_time,
+            self.scheduled_time,
+            self.first_token_time,
+            self.last_token_time,
+            now,
+        )
 
     def _match(self, matcher: Matcher, shown: list[int], is_last: bool) -> int:
         """Decode token by token up to the first stop string. Returns how many of `shown` were used.

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from octavo.config import ServerConfig, nearest
+from octavo.config import ServerConfig, json_object, nearest
 from octavo.errors import InvalidConfig, InvalidRequest
 from octavo.params import SamplingParams
 
@@ -45,7 +45,7 @@ def default_sampling(config: ServerConfig, model: str) -> dict[str, Any]:
         values = _checked(known, f"{path} (--generation-config vllm leaves it out)")
     if config.override_generation_config is not None:
         text = config.override_generation_config
-        given = _object(text.encode, "--override-generation-config")
+        given = json_object(text, "--override-generation-config")
         for name in sorted(given.keys() - KEYS.keys()):
             raise InvalidConfig(f"--override-generation-config: {name!r} is no setting of it{nearest(name, KEYS)}")
         for name, value in _checked(given, "--override-generation-config").items():
@@ -79,14 +79,9 @@ def _object(read: Callable[[], bytes], place: str) -> dict[str, Any]:
         data = read()
         if len(data) > MAX_FILE_BYTES:
             raise InvalidConfig(f"{place} is larger than {MAX_FILE_BYTES} bytes")
-        value = json.loads(data)
     except OSError as exc:
         raise InvalidConfig(f"{place} cannot be read: {exc.strerror}") from None
-    except (ValueError, RecursionError):
-        raise InvalidConfig(f"{place} is not valid JSON") from None
-    if not isinstance(value, dict):
-        raise InvalidConfig(f"{place} must be a JSON object")
-    return value
+    return json_object(data, place)
 
 
 def _checked(given: dict[str, Any], place: str) -> dict[str, Any]:

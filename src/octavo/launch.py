@@ -17,20 +17,24 @@ import logging
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import uvloop
 
-from octavo.config import EngineConfig, ServeConfig, check
+from octavo.config import EngineConfig, ServeConfig, ServerConfig, check, flag_name, json_object
 from octavo.engine_process import EngineProcess, launch_engine
 from octavo.generation_config import default_sampling
 from octavo.listener import Listener, bind
-from octavo.log import setup_logging
+from octavo.log import escape, setup_logging
 from octavo.messages import EngineInfo
-from octavo.serve_loop import check_tls, run_server
+from octavo.serve_loop import TextSide, check_tls, run_server
+from octavo.server.output_settings import check_formats, output_settings
 from octavo.startup import PhaseLog, resolve, wait_loaded
+from octavo.text.renderer import Renderer
+from octavo.text.tokenizer import Tokenizer
 
 __all__ = ["PhaseLog", "launch_engine", "serve"]
 
@@ -49,8 +53,11 @@ def serve(config: ServeConfig) -> int:
     """Serve until told to stop; returns the exit code. Raises `StartupError`. To be called in the main thread."""
     check(config)
     check_tls(config.server)
+    check_formats(config.server)
     setup_logging(config.server.uvicorn_log_level)
     started = time.monotonic()
+    if told := told_settings(config):
+        logger.info("settings: %s", told)
     try:
         with _stopped_by_signals(), bind(config.server) as listener:
             resolved = resolve(config.engine)
@@ -73,16 +80,31 @@ def _serve(
     engine: EngineProcess,
     started: float,
 ) -> int:
-    tokenizer, renderer = wait_loaded(engine, resolved, config.server.chat_template)
+    tokenizer, renderer = wait_loaded(
+        engine, resolved, lambda tokenizer: make_renderer(tokenizer, config.server), with_vocabulary=True
+    )
     info = engine.info
+    eos_token_ids = {*tokenizer.eos_token_ids, *info.eos_token_ids}
+    output = output_settings(config.server, tokenizer, renderer.template_sources, eos_token_ids)
+    text = TextSide(tokenizer, renderer, output, defaults)
     names = served_names(config)
     for line in startup_report(names[0], info, time.monotonic() - started):
         logger.info("%s", line)
     # What is alive now stays: the collector need not look at it again between two tokens.
     gc.collect()
     gc.freeze()
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(run_server(config, names, listener, engine, tokenizer, renderer, defaults))
+    with contextlib.closing(renderer), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(run_server(config, names, listener, engine, text))
+
+
+def make_renderer(tokenizer: Tokenizer, config: ServerConfig) -> Renderer:
+    kwargs = config.default_chat_template_kwargs
+    return Renderer(
+        tokenizer,
+        config.chat_template,
+        content_format=config.chat_template_content_format,
+        default_template_kwargs=json_object(kwargs, "--default-chat-template-kwargs") if kwargs is not None else None,
+    )
 
 
 # ---------------------------------------------------------------- the start
@@ -115,6 +137,24 @@ def served_names(config: ServeConfig) -> tuple[str, ...]:
         return (model,)
     name = path.resolve().name.removesuffix(".gguf")
     return (model, name) if name != model else (model,)
+
+
+def told_settings(config: ServeConfig) -> str:
+    """The settings that are not the defaults, as flags; of keys only that there are some (E22)."""
+    words = []
+    for part in (
+        config.engine.model,
+        config.engine.cache,
+        config.engine.scheduler,
+        config.engine.parallel,
+        config.server,
+    ):
+        default = type(part)()
+        for f in fields(part):
+            value = getattr(part, f.name)
+            if value != getattr(default, f.name):
+                words.append(f"{flag_name(f.name)} {'***' if f.name == 'api_key' else escape(str(value))}")
+    return ", ".join(words)
 
 
 def startup_report(name: str, info: EngineInfo, seconds: float) -> list[str]:

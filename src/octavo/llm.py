@@ -62,9 +62,12 @@ class LLM:
 
     def __init__(self, model: str = "smollm2", **settings: Any) -> None:
         config = offline_config(model, settings)
-        self._limits = config.server
+        self._limits = server = config.server
         self._thread = EngineThread(config)
         self._ready = self._thread.wait_ready()
+        self._grammar_limits = GrammarLimits(
+            server.max_grammar_bytes, server.max_schema_depth, self.tokenizer.special_texts
+        )
         self._admission = Admission(self._ready.info, config.engine.scheduler.max_num_queued_reqs)
         # Not a bound method of self, which would keep it alive.
         self._finalizer = weakref.finalize(self, self._thread.stop)
@@ -114,6 +117,8 @@ class LLM:
         do not say. All prompts are checked before any is started. Raises `RequestError` naming what is wrong, or
         `ServerError`.
         """
+        if not isinstance(prompts, str | Mapping | Sequence):
+            raise InvalidRequest("`prompts` is a prompt or a list of prompts.", "prompts")
         items: Sequence[Any] = [prompts] if _is_one_prompt(prompts) else list(prompts)
         pairs = [self._prompt(item, i) for i, item in enumerate(items)]
         return self._run(pairs, sampling_params, DEFAULT_MAX_TOKENS, priority, use_tqdm, beams)
@@ -158,14 +163,14 @@ class LLM:
     # ------------------------------------------------------------ before the engine
     def _prompt(self, item: Any, place: int) -> tuple[str | None, list[int]]:
         """A prompt's text, if it has one, and its ids."""
+        text: str | None = None
         if isinstance(item, Mapping):
-            if ids := item.get("prompt_token_ids"):
-                return item.get("prompt"), list(ids)
-            item = item.get("prompt", "")
+            text = item.get("prompt") if isinstance(item.get("prompt"), str) else None
+            item = item.get("prompt_token_ids") or item.get("prompt", "")
         if isinstance(item, str):
             return item, self._ready.renderer.render_text(item)
         if isinstance(item, Sequence) and all(type(i) is int for i in item):
-            return None, list(item)
+            return text, list(item)
         raise InvalidRequest("A prompt is a text, a list of token ids, or a dictionary with one.", f"prompts.{place}")
 
     def _run(
@@ -177,20 +182,16 @@ class LLM:
         use_tqdm: bool,
         beams: BeamParams | None = None,
     ) -> list[RequestOutput]:
-        if priority is not None and len(priority) != len(prompts):
-            raise InvalidRequest(f"`priority` has {len(priority)} entries for {len(prompts)} prompts.", "priority")
         most = None
         if given is None:
-            given, most = (
-                self._default_params(beams),
-                self._ready.default_sampling.get("max_tokens", default_max_tokens),
-            )
+            given = self._default_params(beams)
+            most = self._ready.default_sampling.get("max_tokens", default_max_tokens)
         params = _one_each(given, len(prompts))
-        checked = {id(one): one for one in params}
-        checked = {key: self._checked(one, beams) for key, one in checked.items()}
+        distinct = {id(one): one for one in params}
+        checked = {key: self._checked(one, beams) for key, one in distinct.items()}
         requests = [
-            self._request(ids, checked[id(one)], most, priority[i] if priority is not None else 0, beams)
-            for i, ((_, ids), one) in enumerate(zip(prompts, params, strict=True))
+            self._request(ids, checked[id(one)], most, rank, beams)
+            for (_, ids), one, rank in zip(prompts, params, _priorities(priority, len(prompts)), strict=True)
         ]
         info, client = self._ready.info, self._ready.client
         with _Progress(len(requests), enabled=use_tqdm) as progress:
@@ -228,8 +229,7 @@ class LLM:
                 "`grammar` is made from `structured_outputs`, which says what the output is.", "grammar"
             )
         server, ready = self._limits, self._ready
-        limits = GrammarLimits(server.max_grammar_bytes, server.max_schema_depth, self.tokenizer.special_texts)
-        spec = spec_of_params(params, limits)
+        spec = spec_of_params(params, self._grammar_limits)
         params = params.validate(vocab_size=ready.info.vocab_size, max_logprobs=server.max_logprobs, max_n=server.max_n)
         if beams is not None:
             beams.check(params, server.max_n)
@@ -278,9 +278,21 @@ def _is_one_prompt(prompts: Any) -> bool:
 def _one_each(params: SamplingParams | Sequence[SamplingParams], count: int) -> list[SamplingParams]:
     if isinstance(params, SamplingParams):
         return [params] * count
+    if not isinstance(params, Sequence) or not all(isinstance(one, SamplingParams) for one in params):
+        raise InvalidRequest("`sampling_params` is a `SamplingParams` or a list of them.", "sampling_params")
     if len(params) != count:
         raise InvalidRequest(f"There are {len(params)} `sampling_params` for {count} prompts.", "sampling_params")
     return list(params)
+
+
+def _priorities(given: Sequence[int] | None, count: int) -> Sequence[int]:
+    if given is None:
+        return [0] * count
+    if len(given) != count:
+        raise InvalidRequest(f"`priority` has {len(given)} entries for {count} prompts.", "priority")
+    if not all(type(i) is int and -(2**63) <= i < 2**63 for i in given):
+        raise InvalidRequest("`priority` is a list of integers of 64 bits.", "priority")
+    return given
 
 
 def _normalised(params: SamplingParams) -> SamplingParams:
@@ -291,8 +303,12 @@ def _normalised(params: SamplingParams) -> SamplingParams:
     try:
         return msgspec.convert(values, SamplingParams)
     except msgspec.ValidationError as exc:
-        message, _, path = str(exc).rpartition(" - at `$.")
-        raise InvalidRequest(f"{path.rstrip('`')}: {message}", path.rstrip("`")) from None
+        # "Expected `int`, got `str` - at `$.n`", or "... - at `key` in `$.logit_bias`".
+        message, _, place = str(exc).partition(" - at ")
+        path = place.rpartition("$.")[2].rstrip("`")
+        raise InvalidRequest(f"{path}: {message}", path) from None
+    except UnicodeEncodeError:  # half of a surrogate pair, where no text may be
+        raise InvalidRequest("`sampling_params` contain what is no text.", "sampling_params") from None
 
 
 # ---------------------------------------------------------------- on the engine's thread
@@ -319,16 +335,16 @@ async def _generate_all(
     async def run(place: int) -> None:
         nonlocal num_open
         results[place] = await _generate_one(client, requests[place])
-        num_open -= requests[place].params.num_samples
+        num_open -= requests[place].num_sequences
         on_done(results[place])
 
     try:
         for place, request in enumerate(requests):
-            while tasks and num_open + request.params.num_samples > window:
+            while tasks and num_open + request.num_sequences > window:
                 done, tasks = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     task.result()
-            num_open += request.params.num_samples
+            num_open += request.num_sequences
             tasks.add(asyncio.create_task(run(place)))
         # The first failure ends the others.
         await asyncio.gather(*tasks)

@@ -37,13 +37,18 @@ class LineFormatter(logging.Formatter):
     def __init__(self) -> None:
         super().__init__("%(asctime)s.%(msecs)03d %(levelname)-7s %(name)s: %(message)s", "%H:%M:%S")
 
+    def format(self, record: logging.LogRecord) -> str:
+        record.exc_text = None  # another handler's, if any: it is not escaped
+        return super().format(record)
+
     def formatMessage(self, record: logging.LogRecord) -> str:
         record.message = escape(record.message, MAX_LINE_CHARS)
         return super().formatMessage(record)
 
     def formatException(self, ei: object) -> str:
+        # Indented: the text of an exception may have lines of its own, which must not look like records.
         text = super().formatException(ei)  # type: ignore[arg-type]
-        return "\n".join(escape(line, MAX_LINE_CHARS) for line in text.split("\n"))
+        return "\n".join("  " + escape(line, MAX_LINE_CHARS) for line in text.split("\n"))
 
 
 def setup_logging(level: str = "info") -> None:

@@ -277,6 +277,11 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     beams: BeamParams | None = None  # checked with `params`
     shown_special_ids: frozenset[int] = frozenset()  # special tokens that stay in the text for its parser
 
+    @property
+    def num_sequences(self) -> int:
+        """What the request puts into the engine at once."""
+        return self.params.num_samples if self.beams is None else self.beams.width
+
 
 def _check_number(name: str, value: float, bounds: Range) -> None:
     # NaN passes every comparison below, so finiteness is checked first.

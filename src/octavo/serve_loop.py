@@ -16,6 +16,7 @@ import socket
 import ssl
 import sys
 from collections.abc import Callable, Coroutine, Generator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -31,7 +32,7 @@ from octavo.metrics import Metrics
 from octavo.server.app import create_app
 from octavo.server.errors import error_reply
 from octavo.server.exchange import ASGIApp
-from octavo.server.state import Renderer, ServerState
+from octavo.server.state import OutputSettings, Renderer, ServerState
 from octavo.text.grammar_checker import GrammarChecker
 from octavo.text.tokenizer import Tokenizer
 
@@ -46,17 +47,21 @@ ENGINE_STOP_SECONDS = 1.0
 KEEP_ALIVE_SECONDS = 5
 
 
+@dataclass(frozen=True)
+class TextSide:
+    """What stands between texts and the engine's tokens."""
+
+    tokenizer: Tokenizer
+    renderer: Renderer
+    output: OutputSettings
+    default_sampling: Mapping[str, Any]
+
+
 async def run_server(
-    config: ServeConfig,
-    names: tuple[str, ...],
-    listener: Listener,
-    engine: EngineProcess,
-    tokenizer: Tokenizer,
-    renderer: Renderer,
-    default_sampling: Mapping[str, Any],
+    config: ServeConfig, names: tuple[str, ...], listener: Listener, engine: EngineProcess, text: TextSide
 ) -> int:
     """Serve with a ready engine until told to stop; the value is the exit code."""
-    return await ServeLoop(config, names, listener, engine).run(tokenizer, renderer, default_sampling)
+    return await ServeLoop(config, names, listener, engine).run(text)
 
 
 class ServeLoop:
@@ -71,13 +76,13 @@ class ServeLoop:
         self._num_signals = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def run(self, tokenizer: Tokenizer, renderer: Renderer, default_sampling: Mapping[str, Any]) -> int:
+    async def run(self, text: TextSide) -> int:
         info = self._engine.info
         metrics = Metrics(self._names[0], info.max_model_len)
         self._client = EngineClient(
             await self._engine.connect(),
             info,
-            tokenizer,
+            text.tokenizer,
             self._config.engine,
             process=self._engine,
             observer=metrics,
@@ -87,15 +92,15 @@ class ServeLoop:
             config=self._config.server,
             model_names=self._names,
             client=self._client,
-            tokenizer=tokenizer,
-            renderer=renderer,
+            tokenizer=text.tokenizer,
+            renderer=text.renderer,
             info=info,
             metrics=metrics,
             model_root=self._config.engine.model.model,
-            default_sampling=default_sampling,
+            default_sampling=text.default_sampling,
             logprobs_mode=self._config.engine.model.logprobs_mode,
             max_fanout=self._config.engine.scheduler.max_num_queued_reqs,
-            special_tokens=tokenizer.special_texts,
+            output=text.output,
             grammars=GrammarChecker(
                 seconds=self._config.server.grammar_timeout, cache_bytes=self._config.server.grammar_cache_bytes
             ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import threading
@@ -13,9 +14,11 @@ from typing import TypeVar
 from octavo import sources
 from octavo.config import EngineConfig
 from octavo.engine_process import EngineProcess
-from octavo.errors import StartupError
+from octavo.errors import InvalidRequest, StartupError
+from octavo.messages import Vocabulary
 from octavo.text.renderer import Renderer
 from octavo.text.tokenizer import Tokenizer, load_tokenizer
+from octavo.text.vocabulary import vocabulary_of
 
 logger = logging.getLogger(__name__)
 
@@ -27,12 +30,21 @@ def resolve(config: EngineConfig) -> EngineConfig:
     return dataclasses.replace(config, model=sources.resolve(config.model))
 
 
-def wait_loaded(engine: EngineProcess, resolved: EngineConfig, chat_template: str | None) -> tuple[Tokenizer, Renderer]:
-    """Load the tokenizer while the engine loads the weights; both are ready then.
+def wait_loaded(
+    engine: EngineProcess,
+    resolved: EngineConfig,
+    make_renderer: Callable[[Tokenizer], Renderer],
+    *,
+    with_vocabulary: bool = False,
+) -> tuple[Tokenizer, Renderer]:
+    """Load the tokenizer and its renderer while the engine loads the weights; all are ready then.
+
+    `with_vocabulary`: the engine has also been sent what it needs for grammars. To take it in may hold the engine up
+    for a second, once: for a server the time is now, when there are no streams.
 
     Raises `StartupError`. The engine is then to be killed.
     """
-    text = _in_background(lambda: _load_text(resolved, chat_template))
+    text = _in_background(lambda: _load_text(resolved, make_renderer, with_vocabulary))
     # Without a tokenizer the weights are of no use: stop reading them.
     text.add_done_callback(lambda future: engine.kill() if future.exception() is not None else None)
     try:
@@ -41,7 +53,9 @@ def wait_loaded(engine: EngineProcess, resolved: EngineConfig, chat_template: st
         if text.done():
             text.result()  # the true cause, when it failed
         raise
-    tokenizer, renderer = text.result()
+    tokenizer, renderer, vocabulary = text.result()
+    if vocabulary is not None:
+        engine.send(vocabulary)
     renderer.max_model_len = info.max_model_len
     if tokenizer.max_token_id >= info.vocab_size:
         logger.warning(
@@ -52,9 +66,15 @@ def wait_loaded(engine: EngineProcess, resolved: EngineConfig, chat_template: st
     return tokenizer, renderer
 
 
-def _load_text(resolved: EngineConfig, chat_template: str | None) -> tuple[Tokenizer, Renderer]:
+def _load_text(
+    resolved: EngineConfig, make_renderer: Callable[[Tokenizer], Renderer], with_vocabulary: bool
+) -> tuple[Tokenizer, Renderer, Vocabulary | None]:
     tokenizer = load_tokenizer(resolved.model.tokenizer or resolved.model.model)
-    return tokenizer, Renderer(tokenizer, chat_template)
+    renderer, vocabulary = make_renderer(tokenizer), None
+    if with_vocabulary:
+        with contextlib.suppress(InvalidRequest):  # which a request with a grammar will be told
+            vocabulary = vocabulary_of(tokenizer, tokenizer.eos_token_ids)
+    return tokenizer, renderer, vocabulary
 
 
 def _in_background(function: Callable[[], T]) -> Future[T]:

@@ -4,11 +4,13 @@ A running request has a slot (0..max_num_seqs-1) from its admission to its end o
 the state of a slot (tokens, block ids, parameters); what it already knows is sent as a difference.
 
 A slot samples in a step iff num_computed_tokens + num_scheduled_tokens[slot] == the number of its tokens known.
-The worker then appends the sampled token to its own state of the slot; the scheduler appends the same.
+The worker then appends the sampled token to its own state of the slot; the scheduler appends the same. Tokens that a
+grammar dictates after it are known to the scheduler first and come with the slot's next difference.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +41,20 @@ class CachedRequestData:
     slot: int
     new_block_ids: list[int]  # to be appended to the slot's block table
     num_computed_tokens: int
+    #: Output tokens that followed the last sampled one without being sampled: to be appended to the slot's tokens.
+    new_token_ids: Sequence[int] = ()
+
+
+@dataclass(slots=True)
+class TokenMasks:
+    """Which tokens may be sampled in slots that have a grammar. Valid until the step's end.
+
+    They are made while the model computes: nothing but `slots` may be read before `wait` has returned.
+    """
+
+    slots: list[int]
+    words: Any  # a buffer of 32-bit words, equally many for each of `slots`: bit i of a slot's words for token i
+    wait: Callable[[], object]
 
 
 @dataclass(slots=True)
@@ -51,8 +67,7 @@ class SchedulerOutput:
     finished_slots: list[int]  # freed since the last step: drop them before `new_requests` are read
     total_num_scheduled_tokens: int
     step_id: int
-    #: Slot -> which tokens it may sample: a buffer of 32-bit words, bit i for token i. Valid until the step's end.
-    masks: dict[int, Any] = field(default_factory=dict)
+    masks: TokenMasks | None = None
 
 
 @dataclass(slots=True)

@@ -8,6 +8,8 @@ own lateness is not held against the engine.
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -17,6 +19,8 @@ from octavo.messages import Heartbeat
 
 #: Seconds between two calls of `Watchdog.tick`.
 TICK_SECONDS = 0.1
+#: Seconds that a lost connection waits for the process's exit code, which makes the better message.
+EXIT_WAIT_SECONDS = 0.3
 #: A busy engine may be quiet for this many times the heartbeat timeout.
 BUSY_FACTOR = 10
 
@@ -39,6 +43,16 @@ class EngineHandle(Protocol):
     def exit_reason(self) -> str | None:
         """How the process ended; None while it runs."""
         ...
+
+
+async def exit_reason(process: EngineHandle) -> str | None:
+    """How the process ended whose connection is lost: the socket closes a moment before the exit code is there."""
+    deadline = time.monotonic() + EXIT_WAIT_SECONDS
+    while True:
+        reason = process.exit_reason()
+        if reason is not None or time.monotonic() > deadline:
+            return reason
+        await asyncio.sleep(0.01)
 
 
 class Watchdog:

@@ -87,7 +87,7 @@ def test_n_samples_streamed_are_those_of_the_whole_reply(client: OpenAI) -> None
     assert sorted(finishes) == [0, 1, 2]
 
 
-def test_the_same_seed_gives_the_same_text_also_in_company(client: OpenAI) -> None:
+def test_s8_the_same_seed_gives_the_same_text_also_in_company(client: OpenAI) -> None:
     def ask(seed: int) -> str | None:
         reply = client.chat.completions.create(model=MODEL, messages=QUESTION, max_tokens=16, temperature=1, seed=seed)
         return reply.choices[0].message.content
@@ -113,7 +113,7 @@ def test_chat_logprobs(client: OpenAI) -> None:
         assert entry.bytes is not None and bytes(entry.bytes).decode() == entry.token
 
 
-def test_a_stop_string_ends_the_text_before_it(client: OpenAI) -> None:
+def test_s11_a_stop_string_ends_the_text_before_it(client: OpenAI) -> None:
     prompt = "1, 2, 3, 4, 5, 6, 7, 8,"
     plain = client.completions.create(model=MODEL, prompt=prompt, max_tokens=24, temperature=0).choices[0].text
     stop = plain[8:11]
@@ -126,14 +126,14 @@ def test_a_stop_string_ends_the_text_before_it(client: OpenAI) -> None:
         assert parts[-1].finish_reason == "stop" and parts[-1].stop_reason == stop
 
 
-def test_stop_token_ids_min_tokens_and_ignore_eos(client: OpenAI) -> None:
+def test_s15_stop_token_ids_min_tokens_and_ignore_eos(client: OpenAI) -> None:
     extra = {"ignore_eos": True, "min_tokens": 10}
     reply = client.chat.completions.create(model=MODEL, messages=QUESTION, max_tokens=10, extra_body=extra)
     assert reply.usage is not None and reply.usage.completion_tokens == 10
     assert reply.choices[0].finish_reason == "length"
 
 
-def test_logit_bias_forces_a_token(client: OpenAI) -> None:
+def test_s12_logit_bias_forces_a_token(client: OpenAI) -> None:
     token = client.post("/../tokenize", body={"prompt": "!"}, cast_to=object)["tokens"][0]  # type: ignore[index]
     reply = client.chat.completions.create(model=MODEL, messages=QUESTION, max_tokens=5, logit_bias={str(token): 100})
     assert reply.choices[0].message.content == "!!!!!"

@@ -148,7 +148,7 @@ def test_a_server_starts_again_on_its_port_after_every_kind_of_end(start: Any) -
 
 
 # ---------------------------------------------------------------- drain
-def test_term_finishes_what_runs_and_waits_and_refuses_the_new(start: Any) -> None:
+def test_e21_term_finishes_what_runs_and_waits_and_refuses_the_new(start: Any) -> None:
     server = start("--max-num-seqs", "2", **SLOW).wait_ready()
     old = Background()
     for _ in range(3):
@@ -171,7 +171,7 @@ def test_term_finishes_what_runs_and_waits_and_refuses_the_new(start: Any) -> No
     assert server.wait(5) == 0
 
 
-def test_what_is_not_finished_in_time_ends_with_an_error(start: Any) -> None:
+def test_e21_what_is_not_finished_in_time_ends_with_an_error(start: Any) -> None:
     server = start("--shutdown-timeout", "0.5", **SLOW).wait_ready()
     old = Background()
     old.start(lambda: events_of(server, 4000))
@@ -215,7 +215,7 @@ def test_an_idle_server_ends_at_once_and_keeps_quiet(start: Any) -> None:
 
 
 # ---------------------------------------------------------------- death
-def test_when_the_engine_is_killed_every_request_is_told_and_the_server_ends(start: Any) -> None:
+def test_e15_when_the_engine_is_killed_every_request_is_told_and_the_server_ends(start: Any) -> None:
     server = start(**SLOW).wait_ready()
     open_requests = Background()
     for _ in range(4):

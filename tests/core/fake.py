@@ -7,7 +7,8 @@ token change the output.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from itertools import takewhile
 
 import msgspec
 
@@ -45,6 +46,27 @@ def alone(message: AddRequest, count: int, seed: int) -> list[int]:
     return tokens[len(message.prompt_token_ids) :]
 
 
+def dictated_after(token: int) -> list[int]:
+    """What `Jumper` dictates after a sampled token: for a third of the tokens up to six others."""
+    return [(token + 7 * i) % VOCAB_SIZE for i in range(1, 2 + token % 6)] if token % 3 == 0 else []
+
+
+class Jumper:
+    """A grammar that admits every token, and after some of them nothing but a few others."""
+
+    def __init__(self) -> None:
+        self.last = -1
+
+    def advance(self, token_id: int) -> str | None:
+        self.last = token_id
+        return None
+
+    def jump(self, limit: int, stop_ids: Collection[int]) -> list[int]:
+        return list(takewhile(lambda token: token not in stop_ids, dictated_after(self.last)))[:limit]
+
+    is_complete = False
+
+
 def scores_of(history: list[int]) -> list[TokenLogprobs]:
     """The i-th is what the fake model tells of the token behind the first i + 1: a hash of them."""
     return [TokenLogprobs(float(next_token(history[: i + 1], -1)), 1, [], []) for i in range(len(history))]
@@ -80,6 +102,7 @@ class FakeExecutor:
             }  # fmt: skip
         for known in plan.cached_requests:
             self.slots[known.slot]["blocks"] += known.new_block_ids
+            self.slots[known.slot]["tokens"] += known.new_token_ids
             self.slots[known.slot]["computed"] = known.num_computed_tokens
         result = ModelRunnerOutput(sampled_token_ids={})
         for slot, count in plan.num_scheduled_tokens.items():

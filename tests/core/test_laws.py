@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import takewhile
 
 import hypothesis.strategies as st
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from core import invariants
-from core.fake import VOCAB_SIZE, FakeExecutor, alone, info, scores_of
+from core.fake import VOCAB_SIZE, FakeExecutor, Jumper, dictated_after, info, next_token, scores_of
 from octavo.config import CacheConfig, EngineConfig, SchedulerConfig
 from octavo.core import kv_cache_manager
 from octavo.core.scheduler import Scheduler
@@ -22,10 +23,14 @@ CONTEXT = 40
 seen: Counter[str] = Counter()
 
 
-def expected_end(message: AddRequest, seed: int, limit: int) -> tuple[list[int], str, int | None]:
+def expected_end(message: AddRequest, seed: int, limit: int, *, jumps: bool) -> tuple[list[int], str, int | None]:
     """(tokens, finish_reason, stop_reason) of a request that runs alone, straight from the definition."""
     params, output = message.params, []
-    for token in alone(message, CONTEXT, seed):
+    stops = {*params.stop_token_ids, *(() if params.ignore_eos else message.eos_token_ids)}
+    dictated: list[int] = []
+    while True:
+        is_sampled = not dictated
+        token = dictated.pop(0) if dictated else next_token([*message.prompt_token_ids, *output], seed)
         output.append(token)
         if len(output) > params.min_tokens:
             if token in message.eos_token_ids and not params.ignore_eos:
@@ -34,7 +39,8 @@ def expected_end(message: AddRequest, seed: int, limit: int) -> tuple[list[int],
                 return output, "stop", token
         if len(message.prompt_token_ids) + len(output) >= limit or len(output) == params.max_tokens:
             return output, "length", None
-    raise AssertionError("no end")
+        if jumps and is_sampled:  # G26
+            dictated = list(takewhile(lambda token: token not in stops, dictated_after(token)))
 
 
 class Laws(RuleBasedStateMachine):
@@ -63,6 +69,7 @@ class Laws(RuleBasedStateMachine):
         self.limit = min(CONTEXT, (num_blocks - 1) * block_size)
         self.messages: dict[int, AddRequest] = {}
         self.seeds: dict[int, int] = {}
+        self.guided: dict[int, bool] = {}
         self.tokens: dict[int, list[int]] = {}
         self.scores: dict[int, list[TokenLogprobs]] = {}
         self.ends: dict[int, RequestOutput] = {}
@@ -80,10 +87,11 @@ class Laws(RuleBasedStateMachine):
         salt=st.sampled_from(["", "", "a"]),
         n=st.sampled_from([1, 1, 2, 4]),
         scored=st.booleans(),
+        guided=st.booleans(),
     )
     def add(
         self, shared: int, tail: list[int], max_tokens: int | None, min_tokens: int, stop_token_ids: set[int],
-        eos: set[int], ignore_eos: bool, priority: int, salt: str, n: int, scored: bool,
+        eos: set[int], ignore_eos: bool, priority: int, salt: str, n: int, scored: bool, guided: bool,
     ) -> int:  # fmt: skip
         params = SamplingParams(
             max_tokens=max_tokens, min_tokens=min(min_tokens, max_tokens or 4), ignore_eos=ignore_eos,
@@ -95,7 +103,8 @@ class Laws(RuleBasedStateMachine):
             self.messages[message.request_id] = message
             self.tokens[message.request_id] = []
             self.scores[message.request_id] = []
-            refused = self.scheduler.add(message)
+            refused = self.scheduler.add(message, Jumper() if guided else None)
+            self.guided[message.request_id] = guided
             # I3: exactly those that could never run are refused.
             size = shared + len(tail)
             assert (refused is not None) == (size == 0 or size + (max_tokens or 1) > self.limit)
@@ -171,6 +180,8 @@ class Laws(RuleBasedStateMachine):
         after = scheduler.stats()
         seen["preemption"] += after.num_preemptions - before.num_preemptions
         seen["prefix hit"] += after.prefix_cache_hits > before.prefix_cache_hits
+        seen["jump in parts"] += any(known.new_token_ids and not result.sampled_token_ids.get(known.slot)
+                                     for known in plan.cached_requests)  # fmt: skip
         seen["prompt in parts"] += any(
             count > 1 and not result.sampled_token_ids.get(slot) for slot, count in plan.num_scheduled_tokens.items()
         )
@@ -181,6 +192,7 @@ class Laws(RuleBasedStateMachine):
             assert request_id not in self.ends  # I19: one end, nothing after it
             seen["scores in parts"] += bool(self.scores[request_id] and output.prompt_logprobs)
             self.tokens[request_id] += output.new_token_ids
+            seen["jump"] += len(output.new_token_ids) > 1
             self.scores[request_id] += output.prompt_logprobs or []
             if output.finish_reason is not None:
                 self.ends[request_id] = output
@@ -210,7 +222,9 @@ class Laws(RuleBasedStateMachine):
         scores = scores_of(message.prompt_token_ids)[:-1] if message.params.prompt_logprobs is not None else []
         told = self.scores[message.request_id]
         assert told == (scores if tokens else scores[: len(told)])
-        expected, reason, stop_reason = expected_end(message, self.seeds[message.request_id], self.limit)
+        expected, reason, stop_reason = expected_end(
+            message, self.seeds[message.request_id], self.limit, jumps=self.guided[message.request_id]
+        )
         if end.finish_reason in ("abort", "error"):
             assert tokens == expected[: len(tokens)]
         else:
@@ -227,7 +241,8 @@ def test_every_request_ends_with_the_tokens_it_gets_alone_and_no_block_is_lost()
     seen.clear()
     run_state_machine_as_test(Laws, settings=SETTINGS)
     for event in ("preemption", "prefix hit", "prompt in parts", "abort", "abort in a step", "error of one", "stop",
-                  "length", "error", "failed step of a part of a prompt", "scores in parts"):  # fmt: skip
+                  "length", "error", "failed step of a part of a prompt", "scores in parts", "jump",
+                  "jump in parts"):  # fmt: skip
         assert seen[event], f"never happened: {event}"
 
 
@@ -235,3 +250,27 @@ def test_a_hash_that_collides_all_the_time_never_gives_another_requests_tokens(m
     monkeypatch.setattr(kv_cache_manager, "hash_block", lambda parent, tokens: bytes([sum(tokens) % 3]))
     monkeypatch.setattr(invariants, "hash_block", kv_cache_manager.hash_block)
     run_state_machine_as_test(Laws, settings=settings(SETTINGS, max_examples=40))
+
+
+def test_a_jump_that_the_worker_was_not_told_of_before_a_preemption_is_told_once() -> None:
+    """G26: it comes with the tokens of the request that begins again, and not after them."""
+    num_preempted = 0
+    for first in range(VOCAB_SIZE):
+        engine_info = info(num_kv_blocks=30, block_size=1, max_num_seqs=3, max_num_batched_tokens=4)
+        scheduler, executor = Scheduler(EngineConfig(), engine_info), FakeExecutor(engine_info)
+        messages = [AddRequest(i, [first, i, 3], SamplingParams(max_tokens=16, seed=1)) for i in range(3)]
+        seeds, tokens = {}, {i: list[int]() for i in range(3)}
+        for message in messages:
+            scheduler.add(message, Jumper())
+            seeds[message.request_id] = scheduler.requests[message.request_id].sampling_seed
+        while scheduler.has_work:
+            jumped = [request for request in scheduler.running if request.unsent_token_ids]
+            plan = scheduler.schedule()
+            invariants.check_plan(scheduler, plan)
+            num_preempted += sum(request.slot < 0 for request in jumped)
+            for output in scheduler.update(plan, executor.execute(plan)):
+                tokens[output.request_id] += output.new_token_ids
+        for message in messages:
+            expected = expected_end(message, seeds[message.request_id], CONTEXT, jumps=True)
+            assert tokens[message.request_id] == expected[0]
+    assert num_preempted > 0

@@ -171,7 +171,7 @@ def test_requests_with_other_salts_share_nothing() -> None:
         assert world.outputs[request_id][0].num_cached_tokens == hit
 
 
-def test_samples_of_one_prompt_compute_it_once() -> None:
+def test_s9_samples_of_one_prompt_compute_it_once() -> None:
     world = World(max_num_batched_tokens=8)
     for i in range(4):
         world.add(i, prompt(0, 18), sample_index=i, temperature=1.0)
@@ -282,7 +282,7 @@ def first_tokens(**params: object) -> list[int]:
     return world.tokens(1)
 
 
-def test_a_request_stops_at_eos_which_is_sent_but_has_no_stop_reason() -> None:
+def test_s13_a_request_stops_at_eos_which_is_sent_but_has_no_stop_reason() -> None:
     expected = first_tokens()
     world = World()
     world.add(1, [5, 6, 7], max_tokens=8, eos=(expected[2],), stop_token_ids=(expected[2],))
@@ -290,7 +290,7 @@ def test_a_request_stops_at_eos_which_is_sent_but_has_no_stop_reason() -> None:
     assert (world.tokens(1), world.stops(1)) == (expected[:3], ("stop", None))
 
 
-def test_a_stop_token_id_is_reported_also_when_it_is_an_eos_that_is_ignored() -> None:
+def test_s13_a_stop_token_id_is_reported_also_when_it_is_an_eos_that_is_ignored() -> None:
     expected = first_tokens()
     world = World()
     world.add(1, [5, 6, 7], max_tokens=8, eos=(expected[2],), stop_token_ids=(expected[2],), ignore_eos=True)
@@ -298,7 +298,7 @@ def test_a_stop_token_id_is_reported_also_when_it_is_an_eos_that_is_ignored() ->
     assert (world.tokens(1), world.stops(1)) == (expected[:3], ("stop", expected[2]))
 
 
-def test_ignore_eos_runs_to_max_tokens() -> None:
+def test_s15_ignore_eos_runs_to_max_tokens() -> None:
     expected = first_tokens()
     world = World()
     world.add(1, [5, 6, 7], max_tokens=8, eos=(expected[2],), ignore_eos=True)
@@ -307,7 +307,7 @@ def test_ignore_eos_runs_to_max_tokens() -> None:
 
 
 @pytest.mark.parametrize(("min_tokens", "stops"), [(2, True), (3, False)])
-def test_nothing_stops_a_request_within_min_tokens(min_tokens: int, stops: bool) -> None:
+def test_s17_nothing_stops_a_request_within_min_tokens(min_tokens: int, stops: bool) -> None:
     expected = first_tokens()
     assert expected[2] not in expected[3:]
     world = World()
@@ -324,7 +324,7 @@ def test_a_stop_at_the_last_allowed_token_is_a_stop() -> None:
     assert world.stops(1) == ("stop", None)
 
 
-def test_without_max_tokens_a_request_runs_to_the_end_of_the_context() -> None:
+def test_s16_without_max_tokens_a_request_runs_to_the_end_of_the_context() -> None:
     world = World()
     world.add(1, prompt(0, 60), max_tokens=None)
     world.run()

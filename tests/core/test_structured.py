@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 import pytest
 
 from core.test_engine_core import Engine
 from octavo.config import EngineConfig
 from octavo.core.engine_core import EngineCore
-from octavo.core.structured import LLGuidanceCompiler, Matcher
-from octavo.messages import Abort, AddRequest, Vocabulary
+from octavo.core.structured import LLGuidanceCompiler, Matcher, Words
+from octavo.messages import Abort, AddRequest, EngineCoreOutputs, Vocabulary
 from octavo.params import SamplingParams
 
 
@@ -24,15 +24,12 @@ class FakeMatcher:
         self.left = int(length)
         self.num_filled = 0
 
-    def fill(self, words: ctypes.Array[ctypes.c_uint32]) -> str | None:
-        self.num_filled += 1
-        for i in range(len(words)):
-            words[i] = 0 if self.fails == "empty" else 0xFFFFFFFF
-        return "too complex" if self.fails == "fill" else None
-
     def advance(self, token_id: int) -> str | None:
         self.left -= 1
         return "unexpected token" if self.fails == "advance" else None
+
+    def jump(self, limit: int, stop_ids: Collection[int]) -> list[int]:
+        return []
 
     @property
     def is_complete(self) -> bool:
@@ -54,6 +51,19 @@ class FakeCompiler:
             raise ValueError("planted")
         self.made.append(FakeMatcher(grammar))
         return self.made[-1]
+
+    def fill(self, matchers: Sequence[Matcher], words: Words) -> list[str | None]:
+        num_words = len(words) // len(matchers)
+        errors: list[str | None] = []
+        for i, matcher in enumerate(matchers):
+            assert isinstance(matcher, FakeMatcher)
+            if matcher.fails == "panic":
+                raise RuntimeError("planted")
+            matcher.num_filled += 1
+            word = 0 if matcher.fails == "empty" else 0xFFFFFFFF
+            words[i * num_words : (i + 1) * num_words] = [word] * num_words
+            errors.append("too complex" if matcher.fails == "fill" else None)
+        return errors
 
 
 class Guided(Engine):
@@ -80,14 +90,14 @@ def engine() -> Iterator[Guided]:
     assert engine.failure is None
 
 
-def test_the_end_of_the_grammar_ends_the_request_and_its_last_token_is_text(engine: Guided) -> None:
+def test_g11_the_end_of_the_grammar_ends_the_request_and_its_last_token_is_text(engine: Guided) -> None:
     engine.ask(1, "5 nothing")
     engine.wait_for_end(1)
     last = engine.outputs[1][-1]
     assert (last.finish_reason, last.is_complete, len(engine.tokens(1))) == ("stop", True, 5)
 
 
-def test_max_tokens_comes_before_the_end_of_the_grammar(engine: Guided) -> None:
+def test_g11_max_tokens_comes_before_the_end_of_the_grammar(engine: Guided) -> None:
     engine.ask(1, "5 nothing", max_tokens=3)
     engine.ask(2, "3 nothing", max_tokens=3)
     engine.wait_for_end(1, 2)
@@ -106,6 +116,18 @@ def test_a_grammar_that_is_being_compiled_holds_up_nobody(engine: Guided) -> Non
     assert engine.end(1) == "stop"
 
 
+def test_a_request_that_waits_for_its_grammar_counts_as_waiting(engine: Guided) -> None:
+    """Nothing else may happen meanwhile, and the number is told all the same."""
+    engine.compiler.gate.clear()
+    engine.ask(1, "2 nothing")
+    while engine.receive(EngineCoreOutputs).stats.num_waiting != 1:
+        pass
+    assert engine.call("stats").result["num_waiting"] == 1
+    engine.compiler.gate.set()
+    engine.wait_for_end(1)
+    assert engine.call("stats").result["num_waiting"] == 0
+
+
 def test_a_request_that_waits_for_its_grammar_can_be_aborted(engine: Guided) -> None:
     engine.compiler.gate.clear()
     engine.ask(1, "2 nothing")
@@ -118,7 +140,10 @@ def test_a_request_that_waits_for_its_grammar_can_be_aborted(engine: Guided) -> 
     assert engine.end(2) == "stop" and len(engine.outputs[1]) == 1
 
 
-@pytest.mark.parametrize("grammar", ["bad", "5 fill", "5 empty", "5 advance"])
+HOWS = ("fill", "empty", "panic", "advance")
+
+
+@pytest.mark.parametrize("grammar", ["bad", *(f"{n} {how}" for n in (1, 2, 5) for how in HOWS)])
 def test_an_error_of_a_grammar_ends_its_own_request_alone(engine: Guided, grammar: str) -> None:
     """W13: accepted at the front, refused at the back."""
     engine.ask(1, grammar)
@@ -156,39 +181,56 @@ def test_a_preempted_request_goes_on_in_its_grammar() -> None:
 TOKENS = [bytes([i]) for i in range(256)] + [b"</s>", b"ab", b""]
 
 
-def compiled(grammar: str) -> Matcher:
-    compiler = LLGuidanceCompiler()
+NUM_WORDS = -(-len(TOKENS) // 32)
+
+
+@pytest.fixture(scope="module")
+def compiler() -> LLGuidanceCompiler:
+    compiler = LLGuidanceCompiler(len(TOKENS))
     compiler.set_vocabulary(Vocabulary(TOKENS, [256], [256]))
-    return compiler.compile(grammar)
+    return compiler
 
 
-def allowed(matcher: Matcher, num_words: int = 10) -> set[int]:
-    words = (ctypes.c_uint32 * num_words)()
-    assert matcher.fill(words) is None
-    return {i for i in range(num_words * 32) if words[i >> 5] >> (i & 31) & 1}
+def allowed(compiler: LLGuidanceCompiler, *matchers: Matcher) -> list[set[int]]:
+    words = (ctypes.c_uint32 * (len(matchers) * NUM_WORDS))()
+    assert compiler.fill(matchers, words) == [None] * len(matchers)
+    rows = [words[i * NUM_WORDS : (i + 1) * NUM_WORDS] for i in range(len(matchers))]
+    return [{i for i in range(NUM_WORDS * 32) if row[i >> 5] >> (i & 31) & 1} for row in rows]
 
 
-def test_the_matcher_follows_the_tokens() -> None:
-    matcher = compiled('%llguidance {"no_forcing": true}\nstart: "ab" "c"?')
-    assert allowed(matcher) == {ord("a"), 257}
+def test_the_matcher_follows_the_tokens(compiler: LLGuidanceCompiler) -> None:
+    matcher = compiler.compile('%llguidance {"no_forcing": true}\nstart: "ab" "c"?')
+    assert allowed(compiler, matcher) == [{ord("a"), 257}]
     assert matcher.advance(257) is None and not matcher.is_complete
-    assert allowed(matcher) == {ord("c"), 256}
+    assert allowed(compiler, matcher) == [{ord("c"), 256}]
     assert matcher.advance(ord("c")) is None and matcher.is_complete
 
 
-def test_a_token_outside_the_grammar_is_an_error() -> None:
-    matcher = compiled('%llguidance {"no_forcing": true}\nstart: "ab"')
+def test_a_jump_takes_what_must_follow_up_to_its_last_word(compiler: LLGuidanceCompiler) -> None:
+    """G26"""
+    matcher = compiler.compile('%llguidance {"no_forcing": true}\nstart: "ab+ab-" ("ac" | "ad")')
+    assert matcher.advance(ord("a")) is None
+    assert matcher.jump(1, ()) == [ord("b")]
+    assert matcher.jump(9, {257}) == [ord("+")]
+    assert matcher.jump(9, ()) == [257, ord("-")]
+    assert matcher.jump(9, ()) == [] and allowed(compiler, matcher) == [{ord("a")}]
+    assert matcher.advance(ord("a")) is None
+    assert matcher.jump(9, ()) == []
+    assert matcher.advance(ord("d")) is None and matcher.is_complete
+
+
+def test_a_token_outside_the_grammar_is_an_error(compiler: LLGuidanceCompiler) -> None:
+    matcher = compiler.compile('%llguidance {"no_forcing": true}\nstart: "ab"')
     assert matcher.advance(ord("x")) is not None
 
 
-def test_two_requests_of_one_grammar_do_not_share_their_place() -> None:
-    compiler = LLGuidanceCompiler()
-    compiler.set_vocabulary(Vocabulary(TOKENS, [256], [256]))
+def test_two_requests_of_one_grammar_do_not_share_their_place(compiler: LLGuidanceCompiler) -> None:
     first, second = (compiler.compile('%llguidance {"no_forcing": true}\nstart: "ab"') for _ in range(2))
     assert first.advance(ord("a")) is None
-    assert allowed(first) == {ord("b")} and allowed(second) == {ord("a"), 257}
+    assert allowed(compiler, first, second) == [{ord("b")}, {ord("a"), 257}]
+    assert allowed(compiler, second, first) == [{ord("a"), 257}, {ord("b")}]
 
 
-def test_the_logits_may_be_wider_than_the_vocabulary() -> None:
-    matcher = compiled('%llguidance {"no_forcing": true}\nstart: /(.|\\n)*/')
-    assert max(allowed(matcher, num_words=40)) < len(TOKENS)
+def test_no_id_without_text_is_allowed(compiler: LLGuidanceCompiler) -> None:
+    [free] = allowed(compiler, compiler.compile('%llguidance {"no_forcing": true}\nstart: /(.|\\n)*/'))
+    assert {ord("a"), 256, 257} <= free and max(free) < len(TOKENS) - 1

@@ -12,8 +12,11 @@ import msgspec
 
 from octavo.config import CacheConfig, EngineConfig, ModelConfig, ParallelConfig, SchedulerConfig
 from octavo.core.scheduler import Scheduler
+from octavo.core.structured import LLGuidanceCompiler, Matcher, StructuredOutputs
 from octavo.messages import AddRequest, EngineInfo, TokenLogprobs
 from octavo.params import SamplingParams
+from octavo.text.tokenizer import load_tokenizer
+from octavo.text.vocabulary import vocabulary_of
 from octavo.worker.worker import Worker
 
 
@@ -47,25 +50,40 @@ class Engine:
         )
         self.worker = Worker(self.config, lambda name, detail: None)
         self.info: EngineInfo = self.worker.load()
+        self.tokenizer = load_tokenizer(str(model))
+        self.grammars = LLGuidanceCompiler(self.info.vocab_size)
+        self._has_vocabulary = False
 
     def scheduler(self, *, prefix_caching: bool = True, **info: int) -> Scheduler:
         """A scheduler for this worker; `info` narrows it: num_kv_blocks, max_num_batched_tokens, max_num_seqs."""
         config = dataclasses.replace(self.config, cache=CacheConfig(enable_prefix_caching=prefix_caching))
         return Scheduler(config, msgspec.structs.replace(self.info, **info))
 
+    def matcher(self, request: AddRequest) -> Matcher | None:
+        if request.params.grammar is None:
+            return None
+        if not self._has_vocabulary:
+            self.grammars.set_vocabulary(vocabulary_of(self.tokenizer, self.tokenizer.eos_token_ids))
+            self._has_vocabulary = True
+        return self.grammars.compile(request.params.grammar)
+
     def run(self, requests: Sequence[AddRequest], *, scheduler: Scheduler | None = None, per_step: int = 0) -> Run:
         """Run until all requests have ended. per_step > 0: that many new requests arrive before each step."""
         scheduler = scheduler or self.scheduler()
+        structured = StructuredOutputs(self.info.vocab_size, lambda ready: None, self.grammars)
         replies = {request.request_id: Reply() for request in requests}
         pending = list(requests)
         while pending or scheduler.has_work:
             arriving = pending[: per_step or len(pending)]
             del pending[: len(arriving)]
             for request in arriving:
-                refused = scheduler.add(request)
+                refused = scheduler.add(request, self.matcher(request))
                 assert refused is None, refused
             plan = scheduler.schedule()
-            for output in scheduler.update(plan, self.worker.execute(plan)):
+            structured.start_masks(plan, scheduler.slots)
+            result = self.worker.execute(plan)
+            result.errors.update(structured.finish_masks())
+            for output in scheduler.update(plan, result):
                 reply = replies[output.request_id]
                 reply.token_ids += output.new_token_ids
                 reply.logprobs += output.logprobs or []

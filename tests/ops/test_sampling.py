@@ -67,7 +67,7 @@ _IDS = [",".join(f"{k}={v}" for k, v in f.items()) or "plain" for f in FILTERS]
 
 @pytest.mark.parametrize("filters", FILTERS, ids=_IDS)
 @pytest.mark.parametrize("temperature", [0.4, 1.0, 2.0])
-def test_draws_follow_the_distribution(filters: dict[str, float], temperature: float) -> None:
+def test_s1_to_s4_draws_follow_the_distribution(filters: dict[str, float], temperature: float) -> None:
     draws, vocab = 20_000, 61
     row = _logits(1, vocab, 1.5)
     row[0, 20:26] = row[0, 3]  # ties
@@ -97,7 +97,7 @@ def test_tokens_are_the_reference_s(filters: dict[str, float], vocab: int, sprea
     assert (native != reference).sum() <= 1
 
 
-def test_seed_and_position_decide_the_token_in_any_batch() -> None:
+def test_s8_seed_and_position_decide_the_token_in_any_batch() -> None:
     logits = _logits(40, 5003)
     batch = _batch(40, temperature=1.0)
     batch.top_p[::2], batch.top_k[::3], batch.temperature[::5] = 0.9, 20, 0.0
@@ -119,7 +119,7 @@ def test_seed_and_position_decide_the_token_in_any_batch() -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 9])
-def test_greedy_takes_the_lowest_of_the_best(rows: int) -> None:
+def test_s1_greedy_takes_the_lowest_of_the_best(rows: int) -> None:
     logits = _logits(rows, 40_003)
     best = logits.max() + 1
     logits[:, [40_002, 17_000, 16_999, 30_000]] = best
@@ -162,7 +162,7 @@ def _sparse_batch(rows: int, vocab: int) -> SamplingBatch:
 
 
 @pytest.mark.parametrize("rows", [1, 11])
-def test_bias_masks_and_penalties_are_the_reference_s(rows: int) -> None:
+def test_s12_bias_masks_and_penalties_are_the_reference_s(rows: int) -> None:
     vocab = 40
     logits = _logits(rows, vocab)
     batch = _sparse_batch(rows, vocab)
@@ -171,7 +171,7 @@ def test_bias_masks_and_penalties_are_the_reference_s(rows: int) -> None:
     assert torch.equal(_sample(NATIVE, logits, batch)[0], _sample(REFERENCE, logits, batch)[0])
 
 
-def test_penalties_follow_the_written_rule() -> None:
+def test_s5_to_s7_penalties_follow_the_written_rule() -> None:
     batch = _batch(1)
     batch.repetition[0], batch.frequency[0], batch.presence[0] = 2.0, 0.5, 0.25
     ids = np.array([0, 1, 2, 3], np.int32)
@@ -192,3 +192,33 @@ def test_logprobs_are_the_reference_s(rows: int, vocab: int, k: int) -> None:
     ids[-1] = vocab - 1
     for got, wanted in zip(NATIVE.logprobs(logits, ids, k), REFERENCE.logprobs(logits, ids, k), strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("vocab", "num_words"), [(64, 2), (70, 3), (50, 1), (20, 1), (31, 2), (1000, 40), (49_152, 1536)]
+)
+def test_what_a_mask_does_not_admit_is_forbidden_in_its_own_row(vocab: int, num_words: int) -> None:
+    generator = torch.Generator().manual_seed(vocab)
+    words = torch.randint(-(2**31), 2**31, (4, num_words), generator=generator).to(torch.int32)
+    words[0] = 0
+    words[1] = -1
+    words[2, ::2] = -1
+    rows = torch.tensor([4, 0, 2, 1])
+    logits = _logits(6, vocab)
+    native, reference = logits.clone(), logits.clone()
+    NATIVE.forbid(native, rows, words)
+    REFERENCE.forbid(reference, rows, words)
+    assert torch.equal(native, reference)
+    assert torch.equal(native[[3, 5]], logits[[3, 5]])
+    assert native[4].isneginf().all() and torch.equal(native[0, : 32 * num_words], logits[0, : 32 * num_words])
+    for i in range(min(vocab, 100)):
+        admitted = i < 32 * num_words and bool(int(words[3, i // 32]) >> (i % 32) & 1)
+        assert native[1, i] == (logits[1, i] if admitted else -math.inf)
+
+
+def test_no_masks_forbid_nothing() -> None:
+    logits = _logits(2, 40)
+    for ops in (NATIVE, REFERENCE):
+        edited = logits.clone()
+        ops.forbid(edited, torch.zeros(0, dtype=torch.int64), torch.zeros(0, 2, dtype=torch.int32))
+        assert torch.equal(edited, logits)

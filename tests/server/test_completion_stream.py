@@ -114,7 +114,7 @@ def test_s16_max_tokens_is_16_unless_given_and_null_is_all_that_fits(fields: dic
     assert server.engine.requests[0].params.max_tokens == expected
 
 
-def test_whole_reply_has_reason_stop_and_model() -> None:
+def test_e31_whole_reply_has_reason_stop_and_model() -> None:
     reply = make_server(lambda _: answer("Hi", stop="\n")).complete(model="alias", stop="\n").json()
     assert reply["object"] == "text_completion"
     assert reply["model"] == "alias"

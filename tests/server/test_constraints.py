@@ -7,7 +7,7 @@ from server_fakes import make_server
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
 
 
-def test_chat_and_completions_carry_the_grammar() -> None:
+def test_g13_chat_and_completions_carry_the_grammar() -> None:
     server = make_server()
     assert server.chat(response_format={"type": "json_schema", "json_schema": {"schema": SCHEMA}}).status == 200
     assert server.complete(["a", "b"], guided_regex="a+", n=2).status == 200

@@ -19,7 +19,7 @@ def server() -> Server:
 
 
 @pytest.mark.parametrize("row", bad_requests(VOCAB, 64), ids=row_id)
-def test_a_bad_request_is_a_400_that_names_the_field(server: Server, row: Any) -> None:
+def test_e5_e11_d1_a_bad_request_is_a_400_that_names_the_field(server: Server, row: Any) -> None:
     (path, body), param = row
     reply = server.post(path, body)
     assert reply.status == 400, reply.body[:300]
@@ -62,7 +62,7 @@ OTHER_ERRORS: list[tuple[tuple[str, Any], tuple[int, str, str | None, str | None
 
 
 @pytest.mark.parametrize("row", OTHER_ERRORS, ids=lambda row: f"{row[0][0]} {row[1]} {json.dumps(row[0][1])}"[:100])
-def test_other_errors(server: Server, row: Any) -> None:
+def test_e9_e12_other_errors(server: Server, row: Any) -> None:
     (path, body), (status, kind, param, code) = row
     reply = server.post(path, body)
     error = reply.error
@@ -164,7 +164,7 @@ def test_u20_unknown_fields_are_ignored_and_named(stream: bool) -> None:
 
 
 @pytest.mark.parametrize("path", [CHAT, "/v1/completions", "/tokenize", "/detokenize"])
-def test_strict_requests_are_refused_for_unknown_fields(path: str) -> None:
+def test_d10_strict_requests_are_refused_for_unknown_fields(path: str) -> None:
     bodies: dict[str, Any] = {
         CHAT: {"messages": USER}, "/v1/completions": {"prompt": "a"}, "/tokenize": {"prompt": "a"},
         "/detokenize": {"tokens": []},

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from octavo.server.app import routes
-from octavo.server.middleware import MAX_HEADERS
+from octavo.server.middleware import MAX_HEADER_BYTES, MAX_HEADERS
 from server_fakes import call, make_server
 
 KEYS = {"api_key": ["first-key", "second-kéy"]}
@@ -21,7 +21,7 @@ def test_health_and_ready_answer_without_a_key(path: str) -> None:
     assert make_server(**KEYS).get(path).status == 200
 
 
-def test_every_other_route_needs_a_key() -> None:
+def test_e2_d12_every_other_route_needs_a_key() -> None:
     server = make_server(**KEYS)
     for route in routes(server.state):
         if route.path not in ("/health", "/ready"):
@@ -58,7 +58,7 @@ def test_unknown_and_strange_paths_need_a_key_too(path: str) -> None:
         ("Bearer ÿþ", 401),
     ],
 )
-def test_the_key_must_be_exact_and_the_scheme_may_have_any_case(header: str, status: int) -> None:
+def test_e2_e3_the_key_must_be_exact_and_the_scheme_may_have_any_case(header: str, status: int) -> None:
     assert make_server(**KEYS).get("/v1/models", {"authorization": header}).status == status
 
 
@@ -87,7 +87,7 @@ def test_without_keys_everything_is_open() -> None:
 
 
 # ---------------------------------------------------------------- request ids
-def test_a_sane_request_id_is_echoed() -> None:
+def test_e16_a_sane_request_id_is_echoed() -> None:
     assert make_server().get("/version", {"x-request-id": "abc-123"}).headers["x-request-id"] == "abc-123"
 
 
@@ -112,13 +112,13 @@ ORIGIN = {"origin": "https://page.example"}
 PREFLIGHT = {**ORIGIN, "access-control-request-method": "POST", "access-control-request-headers": "content-type"}
 
 
-def test_no_cross_origin_headers_unless_configured() -> None:
+def test_e4_no_cross_origin_headers_unless_configured() -> None:
     reply = make_server().get("/v1/models", ORIGIN)
     assert not [name for name in reply.headers if name.startswith("access-control")]
     assert call(make_server().app, "OPTIONS", "/v1/models", headers=PREFLIGHT).status == 405
 
 
-def test_a_configured_origin_is_allowed_on_success_and_error_and_preflight_needs_no_key() -> None:
+def test_e4_a_configured_origin_is_allowed_on_success_and_error_and_preflight_needs_no_key() -> None:
     server = make_server(allowed_origins=["https://page.example"], **KEYS)
     assert call(server.app, "OPTIONS", "/v1/chat/completions", headers=PREFLIGHT).status == 200
     reply = server.get("/v1/models", ORIGIN)
@@ -137,7 +137,7 @@ def test_every_origin_never_goes_with_credentials(caplog: pytest.LogCaptureFixtu
 
 # ---------------------------------------------------------------- paths and headers
 @pytest.mark.parametrize("path", ["/api/v1/models", "/api/api/v1/models", "/v1/models"])
-def test_root_path_is_taken_off_however_often_it_was_added(path: str) -> None:
+def test_e19_root_path_is_taken_off_however_often_it_was_added(path: str) -> None:
     assert make_server(root_path="/api").get(path).status == 200
 
 
@@ -152,10 +152,57 @@ def test_a_trailing_slash_makes_no_difference(path: str) -> None:
     assert make_server().get(path).status == 200
 
 
-def test_405_names_what_is_allowed() -> None:
+def test_e12_405_names_what_is_allowed() -> None:
     reply = make_server().get("/v1/chat/completions")
     assert (reply.status, reply.headers["allow"]) == (405, "POST")
     assert reply.error["code"] == "method_not_allowed"
+
+
+def test_e17_trace_headers_change_nothing_and_are_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    server = make_server()
+    server.get("/version")
+    assert "trace" not in caplog.text
+    for name in ("traceparent", "tracestate", "traceparent"):
+        assert server.get("/version", {name: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}).status == 200
+    assert caplog.text.count("trace headers") == 1
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({f"x-{i}": "y" for i in range(MAX_HEADERS - 2)}, 200),  # two more are always sent
+        ({f"x-{i}": "y" for i in range(MAX_HEADERS - 1)}, 431),
+        ({f"x-{i}": "y" for i in range(5000)}, 431),
+        ({"x": "y" * (MAX_HEADER_BYTES - 100)}, 200),
+        ({"x": "y" * MAX_HEADER_BYTES}, 431),
+        ({"x" * MAX_HEADER_BYTES: "y"}, 431),
+        ({f"x-{i}": "y" * 1000 for i in range(70)}, 431),
+        ({f"{'x' * 1000}-{i}": "y" for i in range(70)}, 431),
+        ({"cookie": "y" * 100_000}, 431),
+        ({"authorization": "Bearer " + "y" * 100_000}, 431),
+        ({"accept": "*/*", "user-agent": "a\x7f\x80"}, 200),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+@pytest.mark.parametrize("path", ["/version", "/v1/models", "/nowhere"])
+def test_headers_are_bounded_in_number_and_size_on_every_path(headers: Any, status: int, path: str) -> None:
+    reply = make_server().get(path, headers)
+    assert reply.status == (404 if path == "/nowhere" and status == 200 else status)
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"])
+@pytest.mark.parametrize("length", ["1001", "", "10", "99999999999999999999"])
+def test_a_body_is_bounded_on_every_route(path: str, length: str) -> None:
+    server = make_server(max_body_bytes=1000)
+    reply = call(server.app, "POST", path, None, {"content-length": length}, chunks=[b" " * 501] * 2)
+    assert (reply.status, reply.headers["connection"]) == (413, "close")
+
+
+def test_e22_every_route_is_told_in_the_log_at_debug(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("DEBUG", logger="octavo"):
+        server = make_server()
+    told = {record.getMessage() for record in caplog.records}
+    assert {f"route {route.method} {route.path}" for route in routes(server.state)} <= told
 
 
 def test_too_many_headers_are_refused() -> None:

@@ -11,7 +11,7 @@ from octavo.messages import TokenLogprobs
 from server_fakes import answer, call, engine_info, make_server, with_logprobs
 
 
-def test_whole_chat_reply() -> None:
+def test_e30_whole_chat_reply() -> None:
     reply = make_server(lambda _: answer("Hi!", num_prompt=8, num_cached=3)).chat().json()
     assert reply.pop("id").startswith("chatcmpl-")
     assert reply.pop("created") > 1_700_000_000
@@ -60,7 +60,7 @@ def test_logprobs_true_without_top_has_empty_tops() -> None:
     assert reply["choices"][0]["logprobs"]["content"][0]["top_logprobs"] == []
 
 
-def test_all_sampling_fields_reach_the_engine() -> None:
+def test_s1_to_s17_all_sampling_fields_reach_the_engine() -> None:
     server = make_server()
     fields: dict[str, Any] = {
         "n": 2, "temperature": 0.5, "top_p": 0.9, "top_k": 40, "min_p": 0.1, "seed": 7, "presence_penalty": 0.5,
@@ -130,7 +130,7 @@ def test_t20_how_the_prompt_ends(fields: dict[str, Any], expected: tuple[bool, b
     assert (options["add_generation_prompt"], options["continue_final_message"]) == expected
 
 
-def test_t8_without_a_generation_prompt_the_reply_has_the_last_role() -> None:
+def test_t8_t14_without_a_generation_prompt_the_reply_has_the_last_role() -> None:
     server = make_server(response_role="bot")
     body = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
     assert server.post("/v1/chat/completions", body).json()["choices"][0]["message"]["role"] == "bot"
@@ -139,7 +139,7 @@ def test_t8_without_a_generation_prompt_the_reply_has_the_last_role() -> None:
         assert reply.json()["choices"][0]["message"]["role"] == "assistant"
 
 
-def test_messages_reach_the_template_with_what_only_it_knows() -> None:
+def test_t7_t11_messages_reach_the_template_with_what_only_it_knows() -> None:
     server = make_server()
     sent = [
         {"role": "assistant", "content": None, "reasoning_content": "hm", "name": None},
@@ -157,7 +157,7 @@ def test_messages_reach_the_template_with_what_only_it_knows() -> None:
     assert server.renderer.options["chat_template_kwargs"] == kwargs
 
 
-def test_tokenize_and_detokenize() -> None:
+def test_e34_e35_tokenize_and_detokenize() -> None:
     server = make_server()
     assert server.post("/tokenize", {"prompt": "Hé", "return_token_strs": True}).json() == {
         "count": 3,

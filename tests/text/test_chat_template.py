@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jinja2 import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from octavo.errors import CheckpointError, InvalidRequest, StartupError
 from octavo.text import chat_template
 from octavo.text.chat_template import ChatTemplate, load_template, read_template_option
+from octavo.text.conversation import render_conversation
 from octavo.text.tokenizer import load_tokenizer
 
 SPECIALS = {"bos_token": "<s>", "eos_token": "</s>"}
@@ -96,7 +98,7 @@ def reference(source: str, messages: list[dict[str, Any]], specials: dict[str, s
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_text_is_that_of_transformers(name: str) -> None:
+def test_t6_text_is_that_of_transformers(name: str) -> None:
     source = TEMPLATES[name]
     template = ChatTemplate(source, SPECIALS)
     for messages in CHATS:
@@ -112,27 +114,44 @@ def test_text_is_that_of_transformers(name: str) -> None:
             assert actual == expected
 
 
+CALL = {"id": "call-12345", "type": "function", "function": {"name": "add", "arguments": '{"a": 1, "b": "<é>"}'}}
+PARSED = {**CALL, "function": {"name": "add", "arguments": {"a": 1, "b": "<é>"}}}
+RESULT = {"role": "tool", "content": "3", "tool_call_id": "call-12345", "name": "add"}
+CALLING = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+
+
+@pytest.mark.model  # which is not seen from a fixture's name that comes as a parameter
 @pytest.mark.parametrize("fixture", ["smollm2_gguf", "qwen_gguf", "smollm2_hf"])
-def test_templates_of_real_models_render_as_in_transformers(fixture: str, request: pytest.FixtureRequest) -> None:
+def test_t6_t13_conversations_with_real_models_render_as_in_transformers(
+    fixture: str, request: pytest.FixtureRequest
+) -> None:
+    """Messages as they come over the wire; the reference gets parsed arguments, which it expects."""
     path: Path = request.getfixturevalue(fixture)
     tokenizer = load_tokenizer(path)
     source, specials = tokenizer.chat_templates["default"], tokenizer.special_tokens_map
     template = load_template(source, specials, "template")
-    for messages in CHATS:
-        assert template.render(messages) == reference(source, messages, specials, add_generation_prompt=True)
-        assert template.render(messages, TOOLS) == reference(
-            source, messages, specials, tools=TOOLS, add_generation_prompt=True
-        )
-    call = {"function": {"name": "add", "arguments": {"a": 1, "b": "<é>"}}}
-    chat: list[dict[str, Any]] = [
-        USER,
-        {"role": "assistant", "content": "", "tool_calls": [call]},
-        {"role": "tool", "content": "3"},
-    ]
-    assert template.render(chat) == reference(source, chat, specials, add_generation_prompt=True)
+    chats = [*CHATS, [USER, CALLING, RESULT], [SYSTEM, USER, CALLING, RESULT, ASSISTANT, USER], [SYSTEM, USER, USER]]
+    num_rendered = 0
+    for messages in chats:
+        parsed = [message | {"tool_calls": [PARSED]} if message is CALLING else message for message in messages]
+        for tools in (None, TOOLS):
+            try:
+                expected = reference(source, parsed, specials, tools=tools, add_generation_prompt=True)
+            except TemplateError as error:  # in words of the template's own
+                with pytest.raises(InvalidRequest) as caught:
+                    render_conversation(template, messages, "auto", tools=tools)
+                assert caught.value.message == error.message
+                continue
+            assert render_conversation(template, messages, "auto", tools=tools) == expected
+            num_rendered += 1
+    assert num_rendered >= 2 * len(CHATS)
 
 
-def test_a_templates_refusal_is_the_callers_error_in_its_own_words() -> None:
+def test_t4_a_real_model_without_a_template_has_none(gemma_gguf: Path) -> None:
+    assert load_tokenizer(gemma_gguf).chat_templates == {}
+
+
+def test_t5_a_templates_refusal_is_the_callers_error_in_its_own_words() -> None:
     with pytest.raises(
         InvalidRequest, match=r"^Conversation roles must alternate user/assistant/user/assistant/\.\.\.$"
     ):
@@ -143,7 +162,7 @@ def test_a_templates_refusal_is_the_callers_error_in_its_own_words() -> None:
         ChatTemplate("{{ 1 / 0 }}", {}).render([USER])
 
 
-def test_tools_are_undefined_or_none_as_the_template_asks() -> None:
+def test_t7_tools_are_undefined_or_none_as_the_template_asks() -> None:
     by_defined = ChatTemplate("{% if tools is defined %}{{ tools | length }}{% else %}none{% endif %}", {})
     assert by_defined.render([USER]) == "none"
     assert by_defined.render([USER], TOOLS) == "1"
@@ -158,7 +177,7 @@ def test_messages_are_shown_without_their_empty_fields_and_stay_as_they_were() -
     assert message == {"role": "assistant", "content": "x", "tool_calls": None}
 
 
-def test_continuing_a_message_needs_one_that_is_shown() -> None:
+def test_t20_continuing_a_message_needs_one_that_is_shown() -> None:
     def go(source: str, message: dict[str, Any]) -> str:
         return ChatTemplate(source, {}).render([message], add_generation_prompt=False, continue_final_message=True)
 
@@ -203,7 +222,7 @@ HOSTILE = {
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_template_is_refused_at_start_in_time(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_w01_a_hostile_template_is_refused_at_start_in_time(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat_template, "MAX_SECONDS", 0.5)
     begin = time.process_time()
     with pytest.raises(CheckpointError, match=r"^The template of m "):
@@ -216,7 +235,7 @@ def test_a_long_conversation_is_no_long_output() -> None:
     assert len(ChatTemplate(CHATML, {}).render([long])) > 6 << 20
 
 
-def test_the_option_names_a_template_a_file_or_is_the_template(tmp_path: Path) -> None:
+def test_t2_t3_the_option_names_a_template_a_file_or_is_the_template(tmp_path: Path) -> None:
     named = {"default": "D", "tool_use": "T"}
     assert read_template_option("tool_use", named)[0] == "T"
     file = tmp_path / "t.jinja"
@@ -245,5 +264,5 @@ def test_the_option_names_a_template_a_file_or_is_the_template(tmp_path: Path) -
         ("{% for m in messages %}{% for w in m.content.split() %}{% endfor %}{% endfor %}", "string"),
     ],
 )  # fmt: skip
-def test_content_format_is_read_from_the_loops(source: str, expected: str) -> None:
+def test_t21_content_format_is_read_from_the_loops(source: str, expected: str) -> None:
     assert ChatTemplate(source, {}).content_format == expected

@@ -6,6 +6,7 @@ import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -67,7 +68,7 @@ def pushes(tokenizer: Tokenizer, ids: Sequence[int], cuts: Sequence[int], skip: 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
 @given(ids=IDS, cuts=CUTS, skip=st.booleans())
-def test_pushes_join_to_the_decoded_whole(kind: str, ids: list[int], cuts: list[int], skip: bool) -> None:
+def test_w26_pushes_join_to_the_decoded_whole(kind: str, ids: list[int], cuts: list[int], skip: bool) -> None:
     tokenizer = TOKENIZERS[kind]
     assert "".join(pushes(tokenizer, ids, cuts, skip)) == tokenizer.decode(ids, skip)
 
@@ -88,12 +89,55 @@ def test_bytes_of_whole_characters_come_out_whole(kind: str, text: str, skip: bo
 
 
 @pytest.mark.parametrize("kind", ["byte-level", "gemma"])
-def test_a_text_may_begin_inside_a_character(kind: str) -> None:
+def test_w26_a_text_may_begin_inside_a_character(kind: str) -> None:
     # The prompt ended with the first bytes of a character; the model goes on with the others.
     tokenizer = TOKENIZERS[kind]
     raw = "\U0001f642ok".encode()[2:]
     ids = [list(BYTE_OF_CHAR.values()).index(byte) for byte in raw] if kind == "byte-level" else list(raw)
     assert "".join(pushes(tokenizer, ids, range(len(ids)), True)) == tokenizer.decode(ids)
+
+
+# Bytes that a model may write one token at a time, and the text that they are.
+BYTES: list[tuple[bytes, str]] = [
+    ("\u00e9".encode(), "\u00e9"),
+    ("\u4f60\u597d".encode(), "\u4f60\u597d"),
+    ("\U0001f469\u200d\U0001f680".encode(), "\U0001f469\u200d\U0001f680"),
+    (b"\xc3", "\ufffd"),  # ends inside a character
+    (b"a\xe4\xbd", "a\ufffd"),
+    (b"\xf0\x9f\x99", "\ufffd"),
+    (b"\x82\xac", "\ufffd\ufffd"),  # begins inside one
+    (b"\xc3a", "\ufffda"),  # broken off by another
+    (b"\xff\xfe", "\ufffd\ufffd"),
+    (b"\xc0\x80", "\ufffd\ufffd"),  # overlong
+    (b"\xed\xa0\x80", "\ufffd\ufffd\ufffd"),  # half of a surrogate pair
+    (b"\xf5\x80\x80\x80", "\ufffd" * 4),  # beyond Unicode
+    (b"\x00\x7f", "\x00\x7f"),
+    (b"", ""),
+]
+
+
+@pytest.mark.parametrize("row", BYTES, ids=lambda row: repr(row[0]))
+@pytest.mark.parametrize("cuts", [[], [1], range(8), [2, 3]], ids=str)
+def test_w26_bytes_that_are_no_text_come_out_as_in_the_whole(row: Any, cuts: Sequence[int]) -> None:
+    raw, text = row
+    level = TOKENIZERS["byte-level"]
+    ids = [list(BYTE_OF_CHAR.values()).index(byte) for byte in raw]
+    assert "".join(pushes(level, ids, cuts, True)) == level.decode(ids) == text
+    pieces = TOKENIZERS["gemma"]
+    assert "".join(pushes(pieces, list(raw), cuts, True)) == pieces.decode(list(raw))
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "gemma", "llama"])
+@pytest.mark.parametrize("skip", [True, False])
+def test_w26_a_special_token_inside_a_character_ends_it(kind: str, skip: bool) -> None:
+    tokenizer = TOKENIZERS[kind]
+    special = min(tokenizer.special_ids)
+    first, second = (
+        [list(BYTE_OF_CHAR.values()).index(byte) if kind == "byte-level" else byte for byte in part]
+        for part in ("\u4f60".encode()[:2], "\u4f60".encode()[2:])
+    )
+    ids = [*first, special, *second]
+    assert "".join(pushes(tokenizer, ids, range(len(ids)), skip)) == tokenizer.decode(ids, skip)
 
 
 def test_an_unknown_decoder_works_through_a_window() -> None:

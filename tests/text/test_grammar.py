@@ -33,7 +33,7 @@ def tags(**changes: Any) -> dict[str, Any]:
         {"guided_whitespace_pattern": r"[\n ]?"},
     ],
 )
-def test_no_constraint(fields: dict[str, Any]) -> None:
+def test_g8_g9_no_constraint(fields: dict[str, Any]) -> None:
     assert spec_of(fields, GrammarLimits()) is None
 
 
@@ -120,7 +120,7 @@ ERRORS: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("fields", "param"), ERRORS, ids=lambda value: str(value)[:80])
-def test_errors_name_the_field(fields: dict[str, Any], param: str) -> None:
+def test_g1_to_g10_errors_name_the_field(fields: dict[str, Any], param: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         spec_of(fields, GrammarLimits(special_tokens=frozenset({"<|eot|>"})))
     assert caught.value.param == param

@@ -67,7 +67,7 @@ HOSTILE = [
 ]
 
 
-def test_hostile_grammars_are_decided_in_time_and_the_next_is_served() -> None:
+def test_w10_hostile_grammars_are_decided_in_time_and_the_next_is_served() -> None:
     async def scenario() -> None:
         checker = GrammarChecker()
         for hostile in HOSTILE:
@@ -126,7 +126,7 @@ def test_a_helper_that_does_not_start_is_the_servers_fault() -> None:
     run(scenario())
 
 
-def test_what_was_proven_is_remembered_within_the_bound() -> None:
+def test_g12_w12_what_was_proven_is_remembered_within_the_bound() -> None:
     async def scenario() -> None:
         checker = GrammarChecker(cache_bytes=5000, command=FAKE)
         hot = spec("regex", "hot")

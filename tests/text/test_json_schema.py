@@ -182,7 +182,7 @@ def check(schema: Any, text: str) -> None:
 
 
 @pytest.mark.parametrize(("keyword", "schema"), [(k, s) for k, rows in ENFORCED.items() for s in rows])
-def test_every_document_of_an_accepted_schema_is_valid(keyword: str, schema: Any) -> None:
+def test_g1_every_document_of_an_accepted_schema_is_valid(keyword: str, schema: Any) -> None:
     grammar = grammar_for(guided_json=schema)
     texts = [text for seed in range(25) if (text := walk(grammar, seed)) is not None]
     assert len(texts) >= 5
@@ -191,7 +191,7 @@ def test_every_document_of_an_accepted_schema_is_valid(keyword: str, schema: Any
 
 
 @pytest.mark.parametrize("keyword", REFUSED)
-def test_what_is_not_enforced_is_refused_by_name_and_path(keyword: str) -> None:
+def test_g25_what_is_not_enforced_is_refused_by_name_and_path(keyword: str) -> None:
     schema, path = REFUSED[keyword]
     with pytest.raises(InvalidRequest, match=re.escape(f"`{keyword}`")) as caught:
         prepare(schema, "s")
@@ -242,7 +242,7 @@ def test_no_key_hides_behind_an_escape() -> None:
     assert not accepts(grammar, '{"\\u0061": "x"}') and not accepts(grammar, '{"a": 1, "a": "x"}')
 
 
-def test_white_space_is_bounded_and_can_be_chosen() -> None:
+def test_g6_white_space_is_bounded_and_can_be_chosen() -> None:
     schema: Any = {"type": "object", "properties": {"a": {"type": "null"}}}
     default = grammar_for(guided_json=schema)
     assert accepts(default, '{\n  "a": null\n}') and not accepts(default, "{" + " " * 65 + '"a": null}')

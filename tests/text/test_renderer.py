@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
-from octavo.errors import CheckpointError, ContextLengthExceeded, InvalidRequest, StartupError
+from octavo.config import ContentFormatOption
+from octavo.errors import CheckpointError, ContextLengthExceeded, InvalidConfig, InvalidRequest, StartupError
 from octavo.text.decoder_plan import BYTE_OF_CHAR
 from octavo.text.renderer import NO_TEMPLATE, Renderer
 from octavo.text.tokenizer import Tokenizer
@@ -47,7 +49,7 @@ def text(template: str, messages: list[dict[str, Any]], **options: Any) -> str:
     return Renderer(tokenizer(default=template)).chat_text(messages, **options)
 
 
-def test_bos_comes_from_the_template_alone() -> None:
+def test_t10_bos_comes_from_the_template_alone() -> None:
     renderer = Renderer(tokenizer(default=PLAIN))
     assert renderer.render_chat(HI) == [256, *b"user:hi|"]
     assert renderer.render_chat(HI, add_special_tokens=True) == [256, 256, *b"user:hi|"]
@@ -55,7 +57,7 @@ def test_bos_comes_from_the_template_alone() -> None:
     assert renderer.render_text("hi", add_special_tokens=False) == [*b"hi"]
 
 
-def test_content_takes_the_shape_that_the_template_reads() -> None:
+def test_t12_t21_content_takes_the_shape_that_the_template_reads() -> None:
     parts = [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "refusal", "refusal": "b"}, "c"]}]
     assert text(PLAIN, parts) == "<s>user:a\nb\nc|"
     assert text(PLAIN, [{"role": "assistant", "content": None}, {"role": "user"}]) == "<s>assistant:|user:|"
@@ -85,13 +87,13 @@ def test_what_is_not_text_is_refused_with_its_place(content: object, param: str)
     assert caught.value.param == param
 
 
-def test_a_developer_is_the_system_unless_the_template_knows_better() -> None:
+def test_t25_a_developer_is_the_system_unless_the_template_knows_better() -> None:
     messages = [{"role": "developer", "content": "x"}]
     assert text(PLAIN, messages) == "<s>system:x|"
     assert text(PLAIN + "{# developer #}", messages) == "<s>developer:x|"
 
 
-def test_arguments_of_tool_calls_are_objects_when_they_are_json() -> None:
+def test_t13_arguments_of_tool_calls_are_objects() -> None:
     def shown(arguments: object) -> str:
         calls = [{"id": "1", "function": {"name": "f", "arguments": arguments}}]
         messages = [{"role": "assistant", "content": None, "tool_calls": calls}]
@@ -100,18 +102,60 @@ def test_arguments_of_tool_calls_are_objects_when_they_are_json() -> None:
 
     assert shown('{"a": [1, "é"]}') == '{"a": [1, "é"]}'
     assert shown({"a": 1}) == '{"a": 1}'
-    assert shown("") == "{}"
-    assert shown('{"a": ') == '"{\\"a\\": "'
-    assert shown("[" * 100_000) == '"' + "[" * 100_000 + '"'
+    for nothing in ("", "{}", "null", {}, None):
+        assert shown(nothing) == "{}"
 
 
-def test_reasoning_reaches_the_template_under_every_name() -> None:
-    source = "{{ messages[0].reasoning_content }},{{ messages[0].thinking }}"
-    assert text(source, [{"role": "assistant", "content": "", "reasoning": "r"}]) == "r,r"
-    assert text(source, HI) == ","
+@pytest.mark.parametrize("arguments", ['{"a": ', "[" * 100_000, '{"a": NaN}', "[1]", '"a"', "5", "x", [1], 5, True])
+def test_d17_arguments_that_are_no_json_object_are_refused_with_their_place(arguments: object) -> None:
+    calls = [{"function": {"name": "f", "arguments": "{}"}}, {"function": {"name": "f", "arguments": arguments}}]
+    with pytest.raises(InvalidRequest) as caught:
+        text(PLAIN, [HI[0], {"role": "assistant", "tool_calls": calls}])
+    assert caught.value.param == "messages[1].tool_calls[1].function.arguments"
 
 
-def test_the_requests_template_comes_before_the_servers_before_the_models() -> None:
+@pytest.mark.parametrize("call", [{}, {"function": None}, {"function": "f"}, {"type": "custom", "custom": {}}, 5])
+def test_d17_a_tool_call_without_a_function_is_refused_with_its_place(call: Any) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        text(PLAIN, [{"role": "assistant", "tool_calls": [call]}])
+    assert caught.value.param == "messages[0].tool_calls[0].function"
+
+
+def test_t13_ids_and_names_are_kept_and_an_empty_list_is_no_call() -> None:
+    source = "{% for m in messages %}{% if 'tool_calls' in m %}{{ m.tool_calls[0].id }}{% endif %}"
+    source += "{{ m.tool_call_id }}{{ m.name }}|{% endfor %}"
+    calls = [{"id": "c1", "type": "function", "function": {"name": "f", "arguments": ""}}]
+    messages: list[dict[str, Any]] = [
+        {"role": "assistant", "tool_calls": calls},
+        {"role": "tool", "content": "x", "tool_call_id": "c1", "name": "f"},
+        {"role": "assistant", "content": "y", "tool_calls": []},
+    ]
+    assert text(source, messages) == "c1|c1f||"
+    assert messages[2]["tool_calls"] == []
+
+
+def test_t7_fields_keep_their_order_and_what_is_no_message_is_refused() -> None:
+    message = {"tool_calls": [], "x": 1, "content": [{"type": "text", "text": "a"}], "role": "user"}
+    assert text("{{ messages[0] | tojson }}", [message]) == '{"x": 1, "content": "a", "role": "user"}'
+    for messages, param in ((["a"], "messages[0]"), ([HI[0], {"tool_calls": 5}], "messages[1].tool_calls")):
+        with pytest.raises(InvalidRequest) as caught:
+            text(PLAIN, messages)  # type: ignore[arg-type]
+        assert caught.value.param == param
+
+
+def test_t27_reasoning_reaches_the_template_under_every_name() -> None:
+    source = "{{ messages[0].reasoning_content }},{{ messages[0].reasoning }},{{ messages[0].thinking }}"
+    for name in ("reasoning_content", "reasoning", "thinking"):
+        assert text(source, [{"role": "assistant", "content": "", name: "r"}]) == "r,r,r"
+    both = {"role": "assistant", "content": "", "reasoning": "a", "reasoning_content": "b"}
+    assert text(source, [both]) == "b,a,b"
+    assert text(source, HI) == ",,"
+    with pytest.raises(InvalidRequest) as caught:
+        text(source, [{"role": "assistant", "content": "", "reasoning": {"a": 1}}])
+    assert caught.value.param == "messages[0].reasoning"
+
+
+def test_t1_t3_the_requests_template_comes_before_the_servers_before_the_models() -> None:
     mine = tokenizer(default="model", tool_use="model's tools {{ tools | length }}", other="other")
     tools = [{"type": "function", "function": {"name": "f"}}]
     own, server = Renderer(mine), Renderer(mine, "server {{ 1 }}")
@@ -124,9 +168,11 @@ def test_the_requests_template_comes_before_the_servers_before_the_models() -> N
     with pytest.raises(InvalidRequest, match="cannot be compiled") as caught:
         own.chat_text(HI, chat_template="{% if %}")
     assert caught.value.param == "chat_template"
+    own.close()
+    server.close()
 
 
-def test_without_a_template_completions_work_and_chat_says_why_not() -> None:
+def test_t4_t26_without_a_template_completions_work_and_chat_says_why_not() -> None:
     renderer = Renderer(tokenizer())
     assert not renderer.has_template
     assert renderer.render_text("a", add_special_tokens=False) == [97]
@@ -137,7 +183,7 @@ def test_without_a_template_completions_work_and_chat_says_why_not() -> None:
         Renderer(tokenizer(rag="x")).render_chat(HI)
 
 
-def test_template_variables_come_from_the_request_before_the_server() -> None:
+def test_t7_t23_variables_come_from_the_request_before_the_server() -> None:
     source = "{{ a }}{{ b }}{{ bos_token }}{% if documents %}{{ documents[0].text }}{% endif %}"
     renderer = Renderer(tokenizer(default=source), default_template_kwargs={"a": 1, "b": 2})
     assert renderer.chat_text(HI) == "12<s>"
@@ -147,6 +193,52 @@ def test_template_variables_come_from_the_request_before_the_server() -> None:
         with pytest.raises(InvalidRequest) as caught:
             renderer.chat_text(HI, chat_template_kwargs={name: 1})
         assert caught.value.param == f"chat_template_kwargs.{name}"
+        with pytest.raises(InvalidConfig, match=f"--default-chat-template-kwargs: `{name}`"):
+            Renderer(tokenizer(default=source), default_template_kwargs={name: 1})
+
+
+def test_t24_a_template_gets_only_the_variables_that_it_reads() -> None:
+    source = "{% if x is not defined %}{% set x = 'd' %}{% endif %}{{ x }}{{ range(2) | length }}{{ bos_token }}"
+    renderer = Renderer(tokenizer(default=source), default_template_kwargs={"range": "a", "tokenize": True})
+    assert renderer.template_variables == {"x", "bos_token"}
+    assert renderer.chat_text(HI) == "d2<s>"
+    given = {"x": "!", "range": "b", "raise_exception": 1, "self": 2, "context": 3, "_octavo_concat": 4, "messages_": 5}
+    assert renderer.chat_text(HI, chat_template_kwargs=given) == "!2<s>"
+    assert renderer.chat_text(HI, chat_template="{{ x }}{{ y }}", chat_template_kwargs=given | {"y": 1}) == "!1"
+    renderer.close()
+
+
+def test_t23_a_default_that_no_template_reads_is_said_at_start(caplog: pytest.LogCaptureFixture) -> None:
+    Renderer(tokenizer(default=PLAIN), default_template_kwargs={"enable_thinking": False})
+    assert "does not read enable_thinking" in caplog.text
+
+
+def test_t1_every_template_of_the_tokenizer_can_be_named_and_a_bad_one_fails_alone() -> None:
+    renderer = Renderer(tokenizer(default=PLAIN, rag="rag {{ messages[0].content }}", bad="{% if %}", mute="{{ 1/0 }}"))
+    assert renderer.template_names == {"default", "rag", "bad", "mute"}
+    assert renderer.chat_text(HI, chat_template="rag") == "rag hi"
+    with pytest.raises(InvalidRequest, match="cannot be compiled"):
+        renderer.chat_text(HI, chat_template="bad")
+    with pytest.raises(InvalidRequest, match="ZeroDivisionError"):
+        renderer.chat_text(HI, chat_template="mute")
+    assert renderer.chat_text(HI, chat_template="default") == "<s>user:hi|"
+    renderer.close()
+
+
+@pytest.mark.parametrize("content_format", ["auto", "string", "openai"])
+@pytest.mark.parametrize("source", [PLAIN, PARTS, BOTH])
+def test_a_requests_template_renders_as_the_servers_own(source: str, content_format: ContentFormatOption) -> None:
+    calls = [{"function": {"name": "f", "arguments": '{"a": 1}'}}]
+    messages: list[dict[str, Any]] = [
+        {"role": "developer", "content": [{"type": "text", "text": "é"}, "b\ud800"]},
+        *HI,
+        {"role": "assistant", "content": "c", "tool_calls": calls, "reasoning": "r"},
+    ]
+    options: dict[str, Any] = {"add_generation_prompt": False, "continue_final_message": content_format == "auto"}
+    own = Renderer(tokenizer(default=source), content_format=content_format)
+    other = Renderer(tokenizer(default="other"), content_format=content_format)
+    assert other.chat_text(messages, chat_template=source, **options) == own.chat_text(messages, **options)
+    other.close()
 
 
 def test_no_messages_are_refused() -> None:
@@ -167,7 +259,8 @@ def test_a_lone_surrogate_is_the_callers_error() -> None:
         Renderer(tokenizer(default=PLAIN)).render_chat([{"role": "user", "content": "a\ud800"}])
 
 
-def test_a_broken_template_stops_the_start(tmp_path: Path) -> None:
+def test_t28_a_broken_template_stops_the_start(tmp_path: Path) -> None:
+    before = len(psutil.Process().children())
     with pytest.raises(CheckpointError, match="The chat template 'default' of test cannot be compiled"):
         Renderer(tokenizer(default="{% if %}"))
     with pytest.raises(StartupError, match="failed to open"):
@@ -175,3 +268,4 @@ def test_a_broken_template_stops_the_start(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="The chat template 'tool_use' of test cannot render"):
         Renderer(tokenizer(default=PLAIN, tool_use="{{ nothing.at.all }}"))
     Renderer(tokenizer(default=PLAIN, rag="{% if %}"))  # one that nobody has asked for
+    assert len(psutil.Process().children()) <= before

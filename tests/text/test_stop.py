@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -33,7 +34,7 @@ def pieces(text: str, cuts: list[int]) -> list[str]:
 @example("xxabcab", ["abcd", "bc"], [3], False)
 @example("aab", ["aab", "ab"], [1, 2], False)
 @example("aaaab", ["aaab"], [1, 2, 3, 4], False)
-def test_equals_find_on_the_whole_text_for_any_pieces(
+def test_s11_w25_equals_find_on_the_whole_text_for_any_pieces(
     text: str, stops: list[str], cuts: list[int], include: bool
 ) -> None:
     matcher = StopMatcher(stops, include)
@@ -48,7 +49,7 @@ def test_equals_find_on_the_whole_text_for_any_pieces(
 
 
 @given(LETTERS, STOPS)
-def test_holds_exactly_what_may_still_become_a_match(text: str, stops: list[str]) -> None:
+def test_s11_holds_exactly_what_may_still_become_a_match(text: str, stops: list[str]) -> None:
     matcher = StopMatcher(stops)
     emitted = ""
     for n, char in enumerate(text, 1):
@@ -73,6 +74,41 @@ def test_text_that_keeps_its_stop_string_is_never_held(text: str, stops: list[st
             return
 
 
+# Text, stop strings, and what is passed on with the match.
+TABLE: list[tuple[str, list[str], str, str | None]] = [
+    ("abcabd", ["abd"], "abc", "abd"),  # a false start right before
+    ("aaab", ["aab"], "a", "aab"),
+    ("ababac", ["abac"], "ab", "abac"),  # overlaps itself
+    ("xyz", ["yz", "y"], "x", "y"),  # a prefix of the other ends first
+    ("xyz", ["xyz", "z"], "", "xyz"),  # nested, end together: the first listed
+    ("xyz", ["z", "xyz"], "xy", "z"),
+    ("one END", ["END", "end"], "one ", "END"),
+    ("one end", ["END"], "one end", None),  # case counts
+    ("almost EN", ["END"], "almost EN", None),  # held to the end, then passed on
+    ("\u00e9\u0301x", ["\u0301"], "\u00e9", "\u0301"),  # a combining character by itself
+    ("a\U0001f642b", ["\U0001f642"], "a", "\U0001f642"),
+    ("a\n\nb", ["\n\n"], "a", "\n\n"),
+    ("a\r\nb", ["\n"], "a\r", "\n"),
+    ("abc", ["abcd", "c", "bc"], "ab", "c"),
+    ("STOP", ["STOP"], "", "STOP"),
+    ("", ["x"], "", None),
+]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 100])
+@pytest.mark.parametrize("row", TABLE, ids=str)
+def test_w25_stops_that_overlap_nest_and_begin_alike(row: Any, size: int) -> None:
+    text, stops, expected, match = row
+    matcher = StopMatcher(stops)
+    passed, found = "", None
+    for start in range(0, len(text), size):
+        emitted, found = matcher.push(text[start : start + size])
+        passed += emitted
+        if found is not None:
+            break
+    assert (passed + matcher.finish(), found) == (expected, match) == reference(text, stops, False)
+
+
 def test_nothing_follows_a_match() -> None:
     matcher = StopMatcher(["END"])
     assert matcher.push("one END two") == ("one ", "END")
@@ -80,7 +116,7 @@ def test_nothing_follows_a_match() -> None:
     assert matcher.finish() == ""
 
 
-def test_of_two_that_end_together_the_first_listed_wins() -> None:
+def test_s11_of_two_that_end_together_the_first_listed_wins() -> None:
     assert StopMatcher(["bc", "abc"]).push("abc") == ("a", "bc")
     assert StopMatcher(["abc", "bc"]).push("abc") == ("", "abc")
 

@@ -14,8 +14,9 @@ import msgspec
 import pytest
 
 from client_fakes import INFO, TOKENIZER, Engine, out, settle
+from client_fakes import request as plain_request
 from octavo.beam_search import beam_search
-from octavo.errors import EngineDead, InvalidRequest, ServerError
+from octavo.errors import EngineDead, InvalidRequest, Overloaded, ServerError
 from octavo.generation import CompletionDelta, GenerationDelta
 from octavo.messages import TokenLogprobs
 from octavo.observer import FinishedSample
@@ -55,7 +56,8 @@ class TableClient:
         yield GenerationDelta([CompletionDelta(0, "", order[:1], [entry], "length")], len(ids), 2, 1, True)
 
     @contextmanager
-    def in_flight(self) -> Iterator[None]:
+    def in_flight(self, count: int) -> Iterator[None]:
+        assert count > 1
         self.is_in_flight = True
         yield
         self.is_in_flight = False
@@ -173,9 +175,9 @@ def test_what_does_not_go_with_beams_is_named(row: Any) -> None:
 
 
 # ---------------------------------------------------------------- in the client
-def beam_request(**fields: Any) -> GenerateRequest:
+def beam_request(width: int = 2, **fields: Any) -> GenerateRequest:
     params = SamplingParams(temperature=0.0, max_tokens=3, **fields)
-    return GenerateRequest(external_id="r", prompt_token_ids=PROMPT, params=params, beams=BeamParams(width=2))
+    return GenerateRequest(external_id="r", prompt_token_ids=PROMPT, params=params, beams=BeamParams(width=width))
 
 
 async def first(stream: Any) -> GenerationDelta:
@@ -241,5 +243,25 @@ def test_a_search_that_ends_early_leaves_nothing_running(when: str) -> None:
                     await reading
             assert engine.client.num_unfinished == 0
             await asyncio.wait_for(engine.client.wait_idle(), 5)
+
+    asyncio.run(main())
+
+
+def test_admission_counts_the_beams_of_a_search_also_between_its_steps() -> None:
+    async def main() -> None:
+        async with Engine(max_num_queued_reqs=2) as engine:  # and 4 running
+            with pytest.raises(InvalidRequest, match="`best_of` must be at most 6"):
+                engine.client.generate(beam_request(7))
+            stream = engine.client.generate(beam_request(5))
+            reading = asyncio.create_task(first(stream))
+            await settle()
+            assert engine.client.num_unfinished == 1  # the first step has one beam
+            await engine.client.generate(plain_request(1)).aclose()
+            with pytest.raises(Overloaded):
+                engine.client.generate(beam_request(2))
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+            await stream.aclose()
+            engine.client.generate(beam_request(6))
 
     asyncio.run(main())

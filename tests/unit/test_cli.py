@@ -45,7 +45,7 @@ def value(config: ServeConfig, flag: Flag) -> object:
 def sample(flag: Flag) -> str:
     """A valid value that is not the default."""
     special = {"root_path": "/v", "max_num_batched_tokens": "4096", "cpu_memory_utilization": "0.25"}
-    special["override_generation_config"] = '{"top_k": 5}'
+    special |= {flag.field: '{"top_k": 5}' for flag in TABLE.values() if flag.is_json}
     if flag.field in special:
         return special[flag.field]
     if flag.choices:
@@ -131,7 +131,7 @@ def misspelt(option: str) -> list[str]:
 
 
 @pytest.mark.parametrize("option", SPELLINGS)
-def test_a_misspelt_flag_is_refused_with_the_right_one(option: str) -> None:
+def test_w30_a_misspelt_flag_is_refused_with_the_right_one(option: str) -> None:
     for wrong in misspelt(option):
         if wrong in SPELLINGS or wrong in COMPAT:
             continue
@@ -142,7 +142,7 @@ def test_a_misspelt_flag_is_refused_with_the_right_one(option: str) -> None:
 
 
 @pytest.mark.parametrize("flag", [f for f in TABLE.values() if f.kind in (int, float)], ids=lambda f: f.field)
-def test_a_number_that_is_none_is_refused(flag: Flag) -> None:
+def test_w30_a_number_that_is_none_is_refused(flag: Flag) -> None:
     for text in ("abc", "", "1.5.2", "0x10", "NaN"):
         assert flag.option in refused("m", *companions(flag), f"{flag.option}={text}")
 
@@ -154,7 +154,7 @@ def test_missing_values_and_strangers_are_refused() -> None:
     assert "must be true or false" in refused("--enable-prefix-caching=maybe")
 
 
-def test_contradictions_are_refused() -> None:
+def test_w30_contradictions_are_refused() -> None:
     assert "--port" in refused("--port", "1", "--port", "2")
     assert parse("--port", "1", "--port", "1").server.port == 1
     assert "--enable-prefix-caching" in refused("--enable-prefix-caching", "--no-enable-prefix-caching")
@@ -173,6 +173,12 @@ def test_no_words_at_all_make_it_crash(words: list[str]) -> None:
 
 
 # ---------------------------------------------------------------- vLLM's flags
+def test_t15_the_tokenizer_mode_of_mistral_is_refused() -> None:
+    """It has a renderer of its own, which takes neither templates nor tools."""
+    assert "tokenizer.json" in refused("m", "--tokenizer-mode", "mistral")
+    assert parse("m", "--tokenizer-mode", "auto")
+
+
 @pytest.mark.parametrize("option", COMPAT)
 def test_flags_of_vllm_change_nothing_or_are_refused_with_a_reason(option: str) -> None:
     compat = COMPAT[option]
@@ -201,7 +207,7 @@ def write(path: Path, text: str) -> str:
     return str(path)
 
 
-def test_the_command_line_wins_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
+def test_d9_the_command_line_wins_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
     file = write(tmp_path / "c.yaml", "model: from/file\nport: 9000\nmax_num_seqs: 8\nserved-model-name: [x, y]\n")
     config = parse("--config", file, "--port=9001", "--served-model-name", "z")
     assert config.engine.model.model == "from/file"
@@ -210,7 +216,7 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_defaults(tmp_path
     assert parse("cli/model", f"--config={file}").engine.model.model == "cli/model"
 
 
-def test_the_file_takes_booleans_lists_units_and_opposites(tmp_path: Path) -> None:
+def test_d9_the_file_takes_booleans_lists_units_and_opposites(tmp_path: Path) -> None:
     text = "enable-prefix-caching: false\nno-enable-chunked-prefill: true\nenable_log_requests: yes\n"
     text += "api-key: one\nallowed-origins: ['*']\nkv-cache-memory-bytes: 1G\nshutdown-timeout: 3\nhost: null\n"
     config = parse("--config", write(tmp_path / "c.yml", text))
@@ -258,6 +264,14 @@ def test_a_misspelt_key_is_refused_with_the_right_one(tmp_path: Path, key: str) 
     assert f"unknown key {wrong}; did you mean " in refused("--config", write(tmp_path / "c.yaml", f"{wrong}: 1"))
 
 
+def test_t23_a_json_setting_is_a_map_in_the_file(tmp_path: Path) -> None:
+    file = write(tmp_path / "c.yaml", "model: m\ndefault-chat-template-kwargs: {enable_thinking: no, a: [1]}\n")
+    assert parse("--config", file).server.default_chat_template_kwargs == '{"enable_thinking": false, "a": [1]}'
+    for text in ("[1]", "{a: 2026-01-01}", "{a: .nan}", "'{'"):
+        file = write(tmp_path / "c.yaml", f"model: m\ndefault-chat-template-kwargs: {text}\n")
+        assert "--default-chat-template-kwargs" in refused("--config", file)
+
+
 def test_one_config_file_that_exists_and_is_yaml(tmp_path: Path) -> None:
     file = write(tmp_path / "c.yaml", "")
     assert parse("--config", file) == parse()
@@ -273,7 +287,7 @@ def test_vllm_values_in_the_file_that_change_nothing_pass(tmp_path: Path) -> Non
 
 
 # ---------------------------------------------------------------- environment
-def test_the_api_key_comes_from_the_environment_last(tmp_path: Path) -> None:
+def test_d18_the_api_key_comes_from_the_environment_last(tmp_path: Path) -> None:
     assert parse(OCTAVO_API_KEY="o", VLLM_API_KEY="v").server.api_key == ["o"]
     assert parse(VLLM_API_KEY="v").server.api_key == ["v"]
     assert parse(VLLM_API_KEY="").server.api_key == []

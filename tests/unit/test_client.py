@@ -70,7 +70,7 @@ def test_a_slow_reader_gets_one_merged_delta() -> None:
     run(main())
 
 
-def test_n_samples_are_n_requests_merged_into_one_stream() -> None:
+def test_s9_n_samples_are_n_requests_merged_into_one_stream() -> None:
     async def main() -> None:
         async with Engine() as engine:
             stream = engine.client.generate(request(n=3, temperature=1.0, stop=("#",)))
@@ -109,7 +109,7 @@ def test_the_fold_equals_the_stream() -> None:
     run(main())
 
 
-def test_eos_is_text_only_when_asked_for() -> None:
+def test_s14_eos_is_text_only_when_asked_for() -> None:
     async def main() -> None:
         async with Engine() as engine:
             hidden = engine.client.generate(request(skip_special_tokens=False))
@@ -158,13 +158,13 @@ def test_text_held_for_a_stop_string_comes_at_the_end() -> None:
     assert (text, reason, num_tokens) == ("almost <tw", None, 10)
 
 
-def test_stop_strings_may_be_kept() -> None:
+def test_s14_stop_strings_may_be_kept() -> None:
     text, *_ = run(_stopped(b"ab#cd", [1], stop=("#",), include_stop_str_in_output=True))
     assert text == "ab#"
 
 
 @pytest.mark.parametrize(("min_tokens", "expected"), [(0, "a"), (1, "a"), (2, "a#b"), (3, "a#b"), (4, "a#b#c")])
-def test_stop_strings_wait_for_min_tokens(min_tokens: int, expected: str) -> None:
+def test_s17_stop_strings_wait_for_min_tokens(min_tokens: int, expected: str) -> None:
     text, *_ = run(_stopped(b"a#b#c", [1, 2, 3, 4], stop=("#",), min_tokens=min_tokens))
     assert text == expected
 
@@ -294,7 +294,7 @@ def test_a_failing_detokenizer_ends_that_request_alone(stop: tuple[str, ...], mo
         (100, 1, False),
     ],
 )
-def test_the_context_is_filled_to_the_last_token(prompt: int, max_tokens: int | None, is_taken: bool) -> None:
+def test_e8_w29_the_context_is_filled_to_the_last_token(prompt: int, max_tokens: int | None, is_taken: bool) -> None:
     async def main() -> None:
         async with Engine() as engine:
             if is_taken:
@@ -463,6 +463,26 @@ def test_a_send_that_fails_is_a_dead_engine_and_leaves_no_id() -> None:
 
 
 # ---------------------------------------------------------------- calls, close, observer
+def test_a_request_that_cannot_be_encoded_leaves_no_id() -> None:
+    async def main() -> None:
+        async with Engine() as engine:
+            real, calls = engine.connection.send, itertools.count()
+
+            def send(message: Any) -> None:
+                if next(calls) == 1:
+                    raise OverflowError("planted")
+                real(message)
+
+            engine.connection.send = send  # type: ignore[method-assign]
+            with pytest.raises(OverflowError):
+                engine.client.generate(request(n=2, temperature=1.0))
+            assert engine.client.num_unfinished == 0
+            assert 1 in engine.connection.aborted  # the sample that was sent
+            await asyncio.wait_for(engine.client.wait_idle(), 5)
+
+    run(main())
+
+
 def test_calls_get_their_own_results() -> None:
     async def main() -> None:
         async with Engine() as engine:

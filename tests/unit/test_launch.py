@@ -17,12 +17,13 @@ import psutil
 import pytest
 
 from client_fakes import INFO, TOKENIZER, request
-from octavo import engine_process, launch
+from octavo import engine_process, launch, startup
 from octavo.client import EngineClient
 from octavo.config import EngineConfig, ModelConfig, ServeConfig, ServerConfig
 from octavo.engine_process import EngineProcess, launch_engine
 from octavo.errors import CheckpointError, EngineDead, InvalidConfig, StartupError
 from octavo.generation import fold
+from octavo.serve_loop import http_config
 from server_process import eventually, wait_gone
 
 TESTS = Path(__file__).parent.parent
@@ -50,6 +51,28 @@ def no_process_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = set(psutil.Process().children())
     yield
     assert [child for child in psutil.Process().children() if child not in before] == []
+
+
+#: Tells whether the vocabulary comes after the handshake, by its exit code.
+_TAKES_VOCABULARY = f"""
+sys.path.insert(0, {str(TESTS)!r})
+from client_fakes import INFO
+send(INFO)
+message = BlockingConnection(sock).receive(ToEngine)
+os._exit(10 if isinstance(message, Vocabulary) and message.tokens[65] == b"A" else 11)
+"""
+
+
+def test_a_server_has_the_engine_prepare_for_grammars_before_there_are_streams(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """To prepare holds the engine up for a second where the vocabulary is large: not when a stream runs already."""
+    monkeypatch.setattr(startup, "load_tokenizer", lambda source: TOKENIZER)
+    engine = EngineProcess.spawn(CONFIG, scripted(_TAKES_VOCABULARY))
+    tokenizer, _ = startup.wait_loaded(engine, CONFIG, None, with_vocabulary=True)
+    assert tokenizer is TOKENIZER
+    assert eventually(engine.exit_reason, 10, "the engine's end") == "it exited with code 10"
+    engine.kill()
 
 
 def fails(line: str, monkeypatch: pytest.MonkeyPatch) -> StartupError:
@@ -224,6 +247,22 @@ def test_the_report_tells_what_fits() -> None:
     report = "\n".join(launch.startup_report("tiny", info, 2.0))
     for part in ("1600 tokens", "fit at once: 3", "cpu (linear), reference (sample)", "in 2.0 s (weights 1.2)"):
         assert part in report
+
+
+def test_e22_what_was_set_is_told_without_the_keys() -> None:
+    assert launch.told_settings(ServeConfig()) == ""
+    engine = EngineConfig(model=ModelConfig(model="a/b", max_model_len=512))
+    server = ServerConfig(port=9000, api_key=["secret"], served_model_name=["x\ny"])
+    told = launch.told_settings(ServeConfig(engine=engine, server=server))
+    assert told.split(", ") == [
+        "--model a/b", "--max-model-len 512", "--port 9000", "--api-key ***", "--served-model-name ['x\\ny']",
+    ]  # fmt: skip
+
+
+def test_e1_an_idle_connection_lives_for_five_seconds() -> None:
+    async def app(*_: Any) -> None: ...
+
+    assert http_config(app, ServerConfig()).timeout_keep_alive == 5
 
 
 def test_progress_is_logged_once_a_second(caplog: pytest.LogCaptureFixture) -> None:

@@ -35,7 +35,7 @@ def test_nobody_can_connect_before_the_server_listens() -> None:
         socket.create_connection(("127.0.0.1", port_of(listener)), 2)
 
 
-def test_all_interfaces_share_one_port() -> None:
+def test_e1_all_interfaces_share_one_port() -> None:
     with bind(config(host=None)) as listener:
         ports = {sock.getsockname()[1] for sock in listener.sockets}
         assert len(ports) == 1

@@ -130,6 +130,21 @@ WRONG: list[tuple[Any, Any, str | None]] = [
     ([[300]], params(), "prompt"),
     ([[-1]], params(), "prompt"),
     (["a", 1.5], params(), "prompts.1"),
+    (["a", None], params(), "prompts.1"),
+    (5, params(), "prompts"),
+    ({}, params(), "prompt"),
+    ({"prompt": 5}, params(), "prompts.0"),
+    ({"prompt_token_ids": ["a"]}, params(), "prompts.0"),
+    ({"prompt_token_ids": [True]}, params(), "prompts.0"),
+    ({"prompt_token_ids": 5}, params(), "prompts.0"),
+    ([[2**70]], params(), "prompt"),
+    ("a", "greedy", "sampling_params"),
+    ("a", [5], "sampling_params"),
+    ("a", SamplingParams(n=True), "n"),
+    ("a", SamplingParams(logit_bias={"x": 1}), "logit_bias"),  # type: ignore[dict-item]
+    ("a", SamplingParams(stop_token_ids=(1, "2")), "stop_token_ids[1]"),  # type: ignore[arg-type]
+    ("a", SamplingParams(seed=2**70), "seed"),
+    ("a", SamplingParams(max_tokens=2**70), "prompt"),
     (["a", "b"], [params()], "sampling_params"),
     ("a", params(grammar='start: "a"'), "grammar"),
 ]
@@ -144,6 +159,14 @@ def test_what_is_wrong_is_named_before_anything_is_started(llm: LLM, row: Any) -
     with pytest.raises(ContextLengthExceeded):
         llm.generate(["a", "x" * 5000], params(), use_tqdm=False)
     assert llm._ready.client.num_unfinished == 0
+
+
+@pytest.mark.parametrize("priority", [[2**70], [-(2**70)], ["x"], [1.0], [None], [True], []], ids=str)
+def test_a_priority_that_cannot_cross_to_the_engine_is_refused(llm: LLM, priority: Any) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        llm.generate("a", params(), use_tqdm=False, priority=priority)
+    assert caught.value.param == "priority"
+    assert llm.generate("a", params(), use_tqdm=False, priority=[3])[0].finished
 
 
 def test_a_bar_on_stderr_unless_it_is_turned_off(llm: LLM, capfd: pytest.CaptureFixture[str]) -> None:

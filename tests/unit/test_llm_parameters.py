@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psutil
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from client_fakes import TOKENIZER
 from octavo import LLM, BeamParams, GuidedDecodingParams, SamplingParams, StructuredOutputsParams, engine_process
@@ -169,6 +173,48 @@ def test_the_process_that_compiles_grammars_ends_with_close(model: Path) -> None
         llm.generate("a", wants(regex=r"[\s\S]*"), use_tqdm=False)
         assert len(set(psutil.Process().children()) - before) == 2
     assert set(psutil.Process().children()) == before
+
+
+def test_a_script_that_closes_nothing_leaves_no_process_that_compiles(model: Path) -> None:
+    script = (
+        "import sys; from octavo import engine_process, LLM, SamplingParams, StructuredOutputsParams\n"
+        f"engine_process.ENGINE_COMMAND = (sys.executable, {str(TESTS / 'fake_engine.py')!r})\n"
+        f"llm = LLM({str(model)!r})\n"
+        "wants = StructuredOutputsParams(regex=r'[\\s\\S]*')\n"
+        "llm.generate('abc', SamplingParams(max_tokens=3, structured_outputs=wants), use_tqdm=False)\n"
+        "print(llm._ready.grammars._helper.pid)"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert run.returncode == 0, run.stderr
+    assert not psutil.pid_exists(int(run.stdout))
+
+
+# ---------------------------------------------------------------- anything at all
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.sampled_from([0, 1, -1, 2, 299, 300, 2**31, 2**63 - 1, 2**63, 2**64, -(2**63) - 1, 10**400])
+    | st.floats()
+    | st.sampled_from(["", "a", "never", "\ud800", "\x00", b"a", object(), 1j])
+)
+ANYTHING = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3) | st.integers(), inner, max_size=3),
+    max_leaves=6,
+)
+FIELDS = [name for name in SamplingParams.__struct_fields__ if name != "grammar"]
+
+
+@given(st.dictionaries(st.sampled_from(FIELDS), ANYTHING, max_size=4))
+def test_parameters_of_any_kind_are_refused_by_name_or_can_cross_to_the_engine(
+    llm: LLM, fields: dict[str, Any]
+) -> None:
+    try:
+        params = llm._checked(SamplingParams(**fields), None)
+    except InvalidRequest as exc:
+        assert exc.param and exc.message and len(exc.message) < 5000
+    else:
+        assert msgspec.msgpack.decode(msgspec.msgpack.encode(params), type=SamplingParams) == params
 
 
 # ---------------------------------------------------------------- defaults of the model

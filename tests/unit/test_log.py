@@ -49,6 +49,17 @@ def test_a_traceback_keeps_its_lines_but_not_its_control_characters(capsys: pyte
     assert "\x1b" not in text and "Traceback" in text and "\\x1b[2J" in text
 
 
+def test_no_line_of_a_traceback_looks_like_a_record(capsys: pytest.CaptureFixture[str]) -> None:
+    setup_logging("info")
+    try:
+        raise RuntimeError("evil\n12:00:00.000 INFO    octavo: forged")
+    except RuntimeError:
+        logging.getLogger("octavo").exception("it failed")
+    first, *rest = capsys.readouterr().err.splitlines()
+    assert first.endswith("it failed") and len(rest) > 3
+    assert all(line.startswith("  ") for line in rest)
+
+
 def test_levels(capsys: pytest.CaptureFixture[str]) -> None:
     setup_logging("warning")
     logging.getLogger("octavo").info("hidden")

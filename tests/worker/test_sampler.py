@@ -10,7 +10,7 @@ import torch
 from octavo.config import LogprobsMode
 from octavo.ops.table import bind
 from octavo.params import SamplingParams
-from octavo.step import NewRequestData
+from octavo.step import NewRequestData, TokenMasks
 from octavo.worker.request_states import RequestStates
 from octavo.worker.sampler import Sampler, SamplerResult
 
@@ -31,7 +31,11 @@ def sample(
             states.append_token(request.slot, token_id)
     sampler = Sampler(bind("cpu", "reference"), None, 8, mode)  # type: ignore[arg-type]
     slots = np.array([request.slot for request in requests], np.int64)
-    return sampler.sample(torch.tensor(logits), states, slots, masks)
+    waits: list[None] = []
+    made = TokenMasks(list(masks), np.concatenate([*masks.values()]), lambda: waits.append(None)) if masks else None
+    result = sampler.sample(torch.tensor(logits), states, slots, made)
+    assert bool(waits) == bool(masks), "masks are read when they are ready"
+    return result
 
 
 def request(slot: int, prompt: tuple[int, ...] = (1,), seed: int = 0, **params: object) -> NewRequestData:

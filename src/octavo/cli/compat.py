@@ -51,7 +51,6 @@ def _one(reason: str, short: str | None = None) -> Compat:
 _ONE_DEVICE = "octavo runs a model on one device, and uses all cores of a CPU"
 _NO_LORA = "octavo has no adapters yet"
 _NO_SPECULATION = "octavo has no speculative decoding yet"
-_NO_TOOLS = "octavo has no tool-call parsing yet"
 _NO_GRAPHS = "octavo captures no CUDA graphs"
 _FROM_CONFIG = "octavo takes it from the model's own configuration"
 _NO_TRACES = "octavo has no tracing yet"
@@ -108,9 +107,6 @@ COMPAT: dict[str, Compat] = {
         ("auto", "guidance", "outlines", "lm-format-enforcer", "xgrammar"), "octavo has one engine for grammars"
     ),
     "--structured-outputs-config": _no("octavo has one engine for grammars; see --max-grammar-bytes"),
-    "--enable-auto-tool-choice": _off(_NO_TOOLS),
-    "--tool-call-parser": _no(_NO_TOOLS),
-    "--reasoning-parser": _no("octavo has no reasoning parsers yet"),
     "--enable-lora": _off(_NO_LORA),
     "--lora-modules": _no(_NO_LORA),
     "--max-loras": _no(_NO_LORA),

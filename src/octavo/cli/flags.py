@@ -54,6 +54,7 @@ class Flag:
     help: str
     choices: tuple[Any, ...]
     in_bytes: bool
+    is_json: bool  # the text of an object
     aliases: tuple[str, ...]  # other names of the field
     inverse: tuple[str, ...]  # names of the opposite; booleans only
 
@@ -106,6 +107,8 @@ class Flag:
             return [dataclasses.replace(self, is_list=False, optional=False).from_yaml(v) for v in values]
         if isinstance(value, str):
             return self.from_text(value)
+        if self.is_json and isinstance(value, dict):
+            return _json_text(self.option, value)
         # A bool is an int to Python, and `port: yes` is still a mistake.
         fits = isinstance(value, self.kind) and (self.kind is bool or not isinstance(value, bool))
         if fits or (self.kind is float and isinstance(value, int) and not isinstance(value, bool)):
@@ -154,6 +157,7 @@ def _flag(group: str, field: dataclasses.Field[Any], hint: Any) -> Flag:
         help=field.metadata["help"],
         choices=choices,
         in_bytes=field.metadata.get("unit") == "bytes",
+        is_json=bool(field.metadata.get("json")),
         aliases=tuple(field.metadata.get("aliases", ())),
         inverse=tuple(field.metadata.get("inverse", ())),
     )
@@ -182,6 +186,13 @@ def _boolean(option: str, text: str) -> bool:
     if text.lower() in _FALSE:
         return False
     raise InvalidConfig(f"{option} must be true or false; got {text!r}{nearest(text.lower(), ('true', 'false'))}")
+
+
+def _json_text(option: str, value: dict[Any, Any]) -> str:
+    try:
+        return json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):  # YAML has dates and sets
+        raise InvalidConfig(f"{option} must be an object that JSON can hold") from None
 
 
 def _integer(option: str, text: str, units: Mapping[str, int]) -> int:

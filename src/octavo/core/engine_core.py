@@ -26,6 +26,7 @@ from octavo.messages import (
     EngineInfo,
     Heartbeat,
     RequestOutput,
+    SchedulerStats,
     Shutdown,
     Vocabulary,
 )
@@ -78,6 +79,7 @@ class EngineCore:
         self.structured = StructuredOutputs(info.vocab_size, self._inbox.put, compiler)
         self._send = connection.send
         self._outputs: list[RequestOutput] = []  # to be sent with the next frame
+        self._num_pending_told = 0  # requests waiting for their grammar, as of the last frame
         self._num_steps = 0
         self._step_started = 0.0  # time.monotonic(), 0.0 between steps; read by the heartbeat thread
         self._stopped = threading.Event()
@@ -88,7 +90,8 @@ class EngineCore:
             while self._drain_inbox():
                 if self.scheduler.has_work:
                     self._step()
-                if self._outputs:  # refused or aborted, and no step to go with
+                # Refused or aborted, or one more that waits for its grammar, and no step to go with.
+                if self._outputs or self.structured.num_pending != self._num_pending_told:
                     self._send_outputs()
         finally:
             self._stopped.set()
@@ -101,16 +104,17 @@ class EngineCore:
         if not plan.total_num_scheduled_tokens:
             raise RuntimeError(f"requests wait but nothing can be scheduled: {scheduler.stats()}")
         self._step_started = time.monotonic()
-        errors = self.structured.fill(plan, scheduler.slots)
+        self.structured.start_masks(plan, scheduler.slots)
         try:
             fault("step")
             result = self._executor.execute(plan)
         except MemoryError as exc:
+            self.structured.finish_masks()
             logger.exception("Out of memory in a step of %d tokens.", plan.total_num_scheduled_tokens)
             message = f"The server ran out of memory while it computed this request: {exc}"
             self._outputs += scheduler.fail_step(plan, message)
         else:
-            result.errors.update(errors)
+            result.errors.update(self.structured.finish_masks())
             self._outputs += scheduler.update(plan, result)
         self._num_steps += 1
         self._step_started = 0.0
@@ -118,9 +122,15 @@ class EngineCore:
 
     def _send_outputs(self) -> None:
         outputs, self._outputs = self._outputs, []
-        stats, now = self.scheduler.stats(), time.monotonic()
+        self._num_pending_told = self.structured.num_pending
+        stats, now = self._stats(), time.monotonic()
         for part in frames_of(outputs):
             self._send(EngineCoreOutputs(part, stats, now))
+
+    def _stats(self) -> SchedulerStats:
+        """The scheduler's, with the requests that it has not seen because their grammar is not ready."""
+        stats, num_pending = self.scheduler.stats(), self.structured.num_pending
+        return msgspec.structs.replace(stats, num_waiting=stats.num_waiting + num_pending) if num_pending else stats
 
     # --------------------------------------------------------------------------------------------------- the inbox
     def _drain_inbox(self) -> bool:
@@ -190,8 +200,8 @@ class EngineCore:
     def _ping(self) -> str:
         return "pong"
 
-    def _stats(self) -> dict[str, Any]:
-        return msgspec.structs.asdict(self.scheduler.stats())
+    def _call_stats(self) -> dict[str, Any]:
+        return msgspec.structs.asdict(self._stats())
 
     def _reset_prefix_cache(self) -> bool:
         self.scheduler.reset_prefix_cache()
@@ -200,7 +210,7 @@ class EngineCore:
     #: The methods that a `Call` may name.
     CALLS: ClassVar[dict[str, Callable[..., Any]]] = {
         "ping": _ping,
-        "stats": _stats,
+        "stats": _call_stats,
         "reset_prefix_cache": _reset_prefix_cache,
     }
 

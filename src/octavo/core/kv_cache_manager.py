@@ -88,12 +88,13 @@ class KVCacheManager:
         return True
 
     def grow(self, request: Request) -> list[int] | None:
-        """One more block for a request whose tokens have outgrown its blocks. None: no block is free."""
-        if self.pool.num_free == 0:
+        """The blocks for a request whose tokens have outgrown its own. None, and no change: too few are free."""
+        num_new = -(-(len(request.token_ids) - request.num_allocated_tokens) // self.block_size)
+        if num_new > self.pool.num_free:
             return None
-        new_ids = self.pool.allocate(1)
+        new_ids = self.pool.allocate(num_new)
         request.block_ids += new_ids
-        request.num_allocated_tokens += self.block_size
+        request.num_allocated_tokens += num_new * self.block_size
         return new_ids
 
     def cache_computed_blocks(self, request: Request) -> None:

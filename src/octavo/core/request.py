@@ -39,6 +39,7 @@ class Request:
         "block_tokens",
         "cache_parent",
         "cache_salt",
+        "can_jump",
         "eos_token_ids",
         "first_output_sent",
         "limit_tokens",
@@ -61,6 +62,7 @@ class Request:
         "stop_from_tokens",
         "stop_ids",
         "token_ids",
+        "unsent_token_ids",
         "waits_for",
     )
 
@@ -86,6 +88,15 @@ class Request:
         # Who is first: smaller is sooner. Also who keeps the blocks when they run out.
         self.order = (message.priority, message.arrival_time, arrival_number)
 
+        # Whether tokens that its grammar dictates may be taken without being sampled: not where each is to be scored,
+        # nor where the caller has a say in which tokens there are.
+        self.can_jump = matcher is not None and not (
+            params.logprobs is not None
+            or params.allowed_token_ids is not None
+            or params.bad_word_token_ids
+            or params.logit_bias
+        )
+
         self.limit_tokens = limit_tokens  # it ends with "length" at this many tokens
         # Ids that end it, looked at only when it has more than stop_from_tokens tokens (min_tokens).
         self.stop_ids = frozenset(params.stop_token_ids + (() if params.ignore_eos else message.eos_token_ids))
@@ -98,6 +109,7 @@ class Request:
         self.num_computed_tokens = 0
         self.block_ids: list[int] = []
         self.num_allocated_tokens = 0  # len(block_ids) * block_size
+        self.unsent_token_ids: list[int] = []  # the end of token_ids that the worker of a running request lacks
 
         # The prefix cache's view (KVCacheManager): keys of the full blocks, and how far they are in the cache.
         self.block_hashes: list[bytes] = []

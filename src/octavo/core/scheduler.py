@@ -3,11 +3,12 @@
 The law: there is no prefill phase and no decode phase. Every request has num_tokens known tokens and
 num_computed_tokens tokens in the KV cache, and a step gives each as many tokens as it takes, within the budget, for
 the second number to catch up with the first. Decoding is the case of one token behind. A chunked prompt, a prefix
-hit, and a preempted request that begins again are the same law with another distance.
+hit, a preempted request that begins again, and tokens that a grammar dictates are the same law with another distance.
 
-Who comes first: running requests that are one token behind, then running prompts, then waiting requests in order of
-(priority, arrival). Nobody waiting overtakes, but for a request whose prompt is just being computed by another
-(n samples of one prompt, a shared document): it lets others pass until it can take those blocks from the cache.
+Who comes first: running requests that are one token behind (or one and what a grammar dictated after it), then running
+prompts, then waiting requests in order of (priority, arrival). Nobody waiting overtakes, but for a request whose
+prompt is just being computed by another (n samples of one prompt, a shared document): it lets others pass until it can
+take those blocks from the cache.
 
 When blocks run out, the newest running request gives up all of its own and goes back to the queue, whose front it
 thereby is. The oldest request is never the newest, so it always ends, and so in turn does every other.
@@ -18,7 +19,7 @@ from __future__ import annotations
 import logging
 import time
 from bisect import bisect_left, insort
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
@@ -50,6 +51,7 @@ class Scheduler:
         self.max_model_len = info.max_model_len
         self.vocab_size = info.vocab_size
         self.enable_chunked_prefill = config.scheduler.enable_chunked_prefill
+        self.enable_jump_forward = config.scheduler.enable_jump_forward
         self.kv = KVCacheManager(info.num_kv_blocks, info.block_size, config.cache.enable_prefix_caching)
         self._config_seed = config.model.seed
 
@@ -143,6 +145,7 @@ class Scheduler:
         """Take a running request off its slot and its blocks."""
         self._remove_sorted(self.running, request)
         self.kv.free(request, forget=forget)
+        request.unsent_token_ids = []
         self.slots[request.slot] = None
         self._free_slots.append(request.slot)
         self._finished_slots.append(request.slot)
@@ -169,7 +172,8 @@ class Scheduler:
             if not budget:
                 break
             num_tokens = len(request.token_ids)
-            if num_tokens - request.num_computed_tokens > 1:
+            count = num_tokens - request.num_computed_tokens
+            if count > 1 and not request.unsent_token_ids:
                 prefilling.append(request)
                 continue
             new_ids: list[int] = []
@@ -177,11 +181,15 @@ class Scheduler:
                 if (grown := self._grow(request)) is None:
                     break
                 new_ids = grown
-            scheduled[request.slot] = 1
-            cached.append(CachedRequestData(request.slot, new_ids, num_tokens - 1))
-            budget -= 1
+            unsent: Sequence[int] = ()
+            if count > 1:  # it jumped
+                count = min(count, budget)
+                unsent, request.unsent_token_ids = request.unsent_token_ids, []
+            scheduled[request.slot] = count
+            cached.append(CachedRequestData(request.slot, new_ids, request.num_computed_tokens, unsent))
+            budget -= count
 
-        # Prompts on their way: all of their blocks were given at admission.
+        # Prompts on their way, and what was left of a long jump: they have all of their blocks.
         for request in prefilling:
             if not budget:
                 break
@@ -361,6 +369,9 @@ class Scheduler:
                 return self._end(request, "error", f"The constraint on the output of this request failed: {error}.")
             if request.matcher.is_complete:
                 finish_reason, is_complete = "stop", True
+            elif finish_reason is None and self.enable_jump_forward and request.can_jump:
+                tokens = tokens + self._jump(request, request.matcher)
+                finish_reason, stop_reason = request.stop_of(tokens[-1])
         is_first, request.first_output_sent = not request.first_output_sent, True
         if finish_reason is not None:
             self._finish(request)
@@ -375,6 +386,15 @@ class Scheduler:
             prompt_logprobs=prompt_logprobs,
             is_complete=is_complete,
         )
+
+    def _jump(self, request: Request, matcher: Matcher) -> list[int]:
+        """Append the tokens that the grammar dictates next: the following steps compute them like any others."""
+        room = request.limit_tokens - len(request.token_ids)
+        dictated = matcher.jump(room, request.stop_ids)
+        request.token_ids += dictated
+        request.unsent_token_ids = dictated
+        self._num_generation_tokens += len(dictated)
+        return dictated
 
     def fail_step(self, plan: SchedulerOutput, message: str) -> list[RequestOutput]:
         """The step did not happen: its requests end with an error, the others go on."""

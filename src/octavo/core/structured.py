@@ -14,11 +14,14 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol
 
+from octavo.core.mask_maker import MaskMaker
+from octavo.core.spelling import Spelling
 from octavo.grammar import LIMITS, STACK_BYTES, ByteVocabulary
 from octavo.messages import AddRequest, RequestOutput, Vocabulary
 
@@ -31,18 +34,28 @@ logger = logging.getLogger("octavo.core")
 #: Compiled grammars that are kept for the next request with the same one.
 CACHE_ENTRIES = 32
 
+#: Tokens of which a mask says all or none in one look, where it can: those that go on a string of JSON. (The library's
+#: own list has the same with other lengths, and white space: more memory and a longer start, and masks no faster.)
+SLICES = [r'[^"\\\x00-\x1F\x7F]{1,10}', r'[^"\\\x00-\x1F\x7F]{1,30}']
+
+#: Threads that make the masks of a step, beside those of the model.
+NUM_THREADS = 2
+
 _FAILED = "The constraint on the output of this request failed"
 
 
 class Matcher(Protocol):
     """One request's place in its grammar. After an error it is of no more use."""
 
-    def fill(self, words: ctypes.Array[ctypes.c_uint32]) -> str | None:
-        """Write which tokens may come next, bit i of the array for token i. Returns what went wrong, or None."""
-        ...
-
     def advance(self, token_id: int) -> str | None:
         """Take in the sampled token. Returns what went wrong, or None."""
+        ...
+
+    def jump(self, limit: int, stop_ids: Collection[int]) -> list[int]:
+        """Take in the text that must follow, and return its tokens: at most `limit`, none of `stop_ids`.
+
+        What they are depends on the tokens taken in so far alone.
+        """
         ...
 
     @property
@@ -60,39 +73,54 @@ class GrammarReady:
     error: str | None
 
 
+Words = ctypes.Array[ctypes.c_uint32]
+
+
 class Compiler(Protocol):
-    """Makes matchers; called in one thread. Raises whatever it likes."""
+    """Makes matchers, in one thread, and the masks of its own matchers, in another. Raises whatever it likes."""
 
     def set_vocabulary(self, vocabulary: Vocabulary) -> None: ...
 
     def compile(self, grammar: str) -> Matcher: ...
+
+    def fill(self, matchers: Sequence[Matcher], words: Words) -> list[str | None]:
+        """Write which tokens may come next, equally many words a matcher: bit i for token i.
+
+        Returns what went wrong, or None, for each.
+        """
+        ...
 
 
 class StructuredOutputs:
     """All methods are called by the engine's loop; `post` is called by the compiling thread."""
 
     def __init__(self, vocab_size: int, post: Callable[[GrammarReady], None], compiler: Compiler | None = None) -> None:
-        self._vocab_size = vocab_size
         self._post = post
-        self._compiler = compiler or LLGuidanceCompiler()
+        self._compiler = compiler or LLGuidanceCompiler(vocab_size)
         self._tasks: SimpleQueue[Vocabulary | tuple[int, str]] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._pending: dict[int, AddRequest] = {}  # by request id: their grammar is not ready
-        self._num_words = -(-vocab_size // 32)
-        self._masks: dict[int, ctypes.Array[ctypes.c_uint32]] = {}  # by slot
+        self._has_vocabulary = False
+        self._masks = MaskMaker(self._compiler, -(-vocab_size // 32))
 
     # ------------------------------------------------------------------------------------------- before a request runs
     def set_vocabulary(self, vocabulary: Vocabulary) -> None:
-        """To come before the first request."""
-        self._num_words = -(-max(self._vocab_size, len(vocabulary.tokens)) // 32)
-        self._masks.clear()
-        self._enqueue(vocabulary)
+        """To come before the first request. A second one is ignored: there is one model."""
+        if not self._has_vocabulary:
+            self._has_vocabulary = True
+            self._masks.num_words = -(-len(vocabulary.tokens) // 32)
+            self._enqueue(vocabulary)
 
     def submit(self, message: AddRequest) -> None:
         """Compile the request's grammar; a `GrammarReady` follows."""
         assert message.params.grammar is not None
         self._pending[message.request_id] = message
         self._enqueue((message.request_id, message.params.grammar))
+
+    @property
+    def num_pending(self) -> int:
+        """Requests that wait for their grammar."""
+        return len(self._pending)
 
     def is_pending(self, request_id: int) -> bool:
         return request_id in self._pending
@@ -109,31 +137,21 @@ class StructuredOutputs:
         return self.abort(list(self._pending))
 
     # ------------------------------------------------------------------------------------------------ around a step
-    def fill(self, plan: SchedulerOutput, slots: list[Request | None]) -> dict[int, str]:
-        """Put the masks of the step's sampling slots into `plan.masks`. Returns slot -> error of those that failed.
-
-        The memory belongs to the slot and is written again in the next step.
-        """
-        errors: dict[int, str] = {}
+    def start_masks(self, plan: SchedulerOutput, slots: list[Request | None]) -> None:
+        """Begin to make `plan.masks`, for the slots that sample and have a grammar. `finish_masks` must follow."""
+        guided: dict[int, Request] = {}
         for slot, count in plan.num_scheduled_tokens.items():
             request = slots[slot]
             if request is None or request.matcher is None:
                 continue
-            if request.num_computed_tokens + count < len(request.token_ids):
-                continue
-            words = self._masks.get(slot)
-            if words is None:
-                words = self._masks[slot] = (ctypes.c_uint32 * self._num_words)()
-            error = request.matcher.fill(words)
-            if error is None and not bytes(words).strip(b"\0"):
-                error = "no token is allowed"
-            if error is not None:
-                errors[slot] = f"{_FAILED}: {error}."
-                continue
-            if request.params.ignore_eos:
-                _without(words, request.eos_token_ids)
-            plan.masks[slot] = words
-        return errors
+            if request.num_computed_tokens + count == len(request.token_ids):
+                guided[slot] = request
+        if guided:
+            plan.masks = self._masks.start(guided)
+
+    def finish_masks(self) -> dict[int, str]:
+        """Wait until nobody works at masks any more. Returns slot -> error of those that failed."""
+        return {slot: f"{_FAILED}: {error}." for slot, error in self._masks.finish().items()}
 
     # ------------------------------------------------------------------------------------------- the compiling thread
     def _enqueue(self, task: Vocabulary | tuple[int, str]) -> None:
@@ -171,22 +189,15 @@ class StructuredOutputs:
             logger.exception("The vocabulary cannot be used for grammars.")
 
 
-def _without(words: ctypes.Array[ctypes.c_uint32], token_ids: Iterable[int]) -> None:
-    """Forbid `token_ids`, unless nothing else is allowed."""
-    saved = [(i >> 5, words[i >> 5]) for i in token_ids]
-    for i in token_ids:
-        words[i >> 5] &= ~(1 << (i & 31)) & 0xFFFFFFFF
-    if not bytes(words).strip(b"\0"):
-        for index, word in saved:
-            words[index] |= word
-
-
 class LLGuidanceCompiler:
     """`Compiler` by llguidance."""
 
-    def __init__(self) -> None:
+    def __init__(self, vocab_size: int) -> None:
+        """`vocab_size`: of the model; tokens beyond are never dictated."""
+        self._vocab_size = vocab_size
         self._tokenizer: Any = None
-        self._num_bytes = 0
+        self._spelling = Spelling([], ())
+        self._executor: Any = None
         self._compiled: OrderedDict[str, Any] = OrderedDict()  # newest last
 
     def set_vocabulary(self, vocabulary: Vocabulary) -> None:
@@ -196,10 +207,12 @@ class LLGuidanceCompiler:
         tokens: Any = ByteVocabulary(vocabulary.tokens, vocabulary.special_ids, vocabulary.eos_token_ids)
         eos = list(vocabulary.eos_token_ids)
         # Both steps hold the interpreter's lock for long where the vocabulary is large: the heartbeat goes in between.
+        # A server has them behind it before its first request (`startup.wait_loaded`).
         plain = llguidance.LLTokenizer(tokens, eos_token=eos, slices=[])
         time.sleep(0.01)
-        self._tokenizer = plain.with_slices(llguidance.LLTokenizer.general_slices())
-        self._num_bytes = -(-len(vocabulary.tokens) // 32) * 4
+        self._tokenizer = plain.with_slices(SLICES)
+        self._spelling = Spelling(vocabulary.tokens[: self._vocab_size], {*vocabulary.special_ids, *eos})
+        self._executor = llguidance.LLExecutor(NUM_THREADS)
         self._compiled.clear()
         logger.info("grammars: %d tokens in %.2f s", len(vocabulary.tokens), time.monotonic() - started)
 
@@ -218,31 +231,42 @@ class LLGuidanceCompiler:
             if len(self._compiled) > CACHE_ENTRIES:
                 self._compiled.popitem(last=False)
         self._compiled.move_to_end(grammar)
-        return LLGuidanceMatcher(first.deep_copy(), self._num_bytes)
+        return LLGuidanceMatcher(first.deep_copy(), self._spelling)
+
+    def fill(self, matchers: Sequence[Matcher], words: Words) -> list[str | None]:
+        own = [matcher for matcher in matchers if isinstance(matcher, LLGuidanceMatcher)]
+        assert len(own) == len(matchers) and len(words) % len(own) == 0
+        # The size of a mask is checked by the library, that of the array by it and by the line above.
+        rows = [(matcher.native, i) for i, matcher in enumerate(own)]
+        num_bytes = ctypes.sizeof(words) // len(own)
+        self._executor.unsafe_compute_mask_ptr(rows, ctypes.addressof(words), num_bytes, len(own))
+        return [matcher.error() for matcher in own]
 
 
 class LLGuidanceMatcher:
     """`Matcher` by llguidance."""
 
-    __slots__ = ("_matcher", "_num_bytes")
+    __slots__ = ("_spelling", "native")
 
-    def __init__(self, matcher: Any, num_bytes: int) -> None:
-        self._matcher = matcher
-        self._num_bytes = num_bytes  # of a mask over the vocabulary, which the logits may be wider than
-
-    def fill(self, words: ctypes.Array[ctypes.c_uint32]) -> str | None:
-        assert ctypes.sizeof(words) >= self._num_bytes  # all that keeps the library inside the array
-        self._matcher.unsafe_compute_mask_ptr(ctypes.addressof(words), self._num_bytes)
-        return self._error()
+    def __init__(self, native: Any, spelling: Spelling) -> None:
+        self.native = native  # an `LLMatcher`
+        self._spelling = spelling
 
     def advance(self, token_id: int) -> str | None:
-        if not self._matcher.consume_token(token_id):
-            return self._error() or "a token outside the grammar was sampled"
+        if not self.native.consume_token(token_id):
+            return self.error() or "a token outside the grammar was sampled"
         return None
 
-    def _error(self) -> str | None:
-        return str(self._matcher.get_error()).split("\n")[0][:200] if self._matcher.is_error() else None
+    def jump(self, limit: int, stop_ids: Collection[int]) -> list[int]:
+        text = self.native.compute_ff_bytes()
+        if not text:
+            return []
+        ids = list(takewhile(lambda i: i not in stop_ids, self._spelling.begin(text)))[:limit]
+        return ids[: self.native.try_consume_tokens(ids)]
+
+    def error(self) -> str | None:
+        return str(self.native.get_error()).split("\n")[0][:200] if self.native.is_error() else None
 
     @property
     def is_complete(self) -> bool:
-        return bool(self._matcher.is_stopped())
+        return bool(self.native.is_stopped())

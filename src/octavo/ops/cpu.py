@@ -20,6 +20,7 @@ __all__ = [
     "add_",
     "add_rms_norm",
     "attention",
+    "forbid",
     "kv_cache_shapes",
     "logprobs",
     "rms_norm",
@@ -159,6 +160,13 @@ def _check_cache(k_cache: Tensor, v_cache: Tensor, num_kv_heads: int, head_dim: 
     assert k_heads == v_heads == num_kv_heads and k_dim == head_dim
     assert block_size == tiles * KEY_TILE and v_dim % KEY_TILE == 0
     assert k_cache.dtype is v_cache.dtype and k_cache.is_contiguous() and v_cache.is_contiguous()
+
+
+def forbid(logits: Tensor, rows: Tensor, masks: Tensor) -> None:
+    num_masks, num_words = masks.shape
+    assert logits.dtype == _F32 and rows.dtype == _I64 and masks.dtype == _I32 and len(rows) == num_masks
+    assert logits.is_contiguous() and rows.is_contiguous() and masks.is_contiguous()
+    _cpu.forbid(logits.data_ptr(), logits.shape[1], rows.data_ptr(), masks.data_ptr(), num_masks, num_words)
 
 
 def sample(logits: Tensor, batch: SamplingBatch, out_ids: Tensor, out_flags: Tensor) -> None:

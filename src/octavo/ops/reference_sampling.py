@@ -88,6 +88,19 @@ def processed_logits(logits: Tensor, batch: SamplingBatch, row: int) -> Tensor:
     return torch.where(distribution(x, temperature, top_k, top_p, min_p) > 0, x / temperature, -math.inf)
 
 
+def forbid(logits: Tensor, rows: Tensor, masks: Tensor) -> None:
+    """Set the logits of tokens that are not admitted to -inf, in place.
+
+    logits float32 [S, V]; rows int64 [M], each once; masks int32 [M, W], of logits[rows[m]]: bit i % 32 of word i // 32
+    admits token i; what is beyond the last word is not admitted. W words may be too many, or too few, for V.
+    """
+    vocab, num_bits = logits.shape[1], 32 * masks.shape[1]
+    bits = (masks[:, :, None] >> torch.arange(32, dtype=torch.int32)) & 1
+    admitted = torch.zeros(len(masks), max(vocab, num_bits), dtype=torch.bool)
+    admitted[:, :num_bits] = bits.flatten(1) != 0
+    logits[rows] = logits[rows].masked_fill(~admitted[:, :vocab], -math.inf)
+
+
 def sample(logits: Tensor, batch: SamplingBatch, out_ids: Tensor, out_flags: Tensor) -> None:
     """Draw one token a row. logits float32 [S, V] are left unchanged; out_ids, out_flags int32 [S].
 

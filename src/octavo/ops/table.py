@@ -54,6 +54,7 @@ class Ops:
     rope_kv_write: Callable[..., None]
     attention: Callable[..., None]
     kv_cache_shapes: Callable[[int, int, int, int], tuple[tuple[int, ...], tuple[int, ...]]]
+    forbid: Callable[[Tensor, Tensor, Tensor], None]  # (logits, rows, masks)
     sample: Callable[..., None]  # (logits, batch, out_ids, out_flags)
     logprobs: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor, Tensor, Tensor]]  # (logits, ids, k)
     implementations: dict[str, str] = field(default_factory=dict)
@@ -63,7 +64,7 @@ class Ops:
 _GROUPS: tuple[tuple[str, ...], ...] = (
     ("pack_linear", "pack_linear_many", "linear", "pack_embedding", "tied_embedding", "embedding"),
 )
-_REFERENCE_MODULES: dict[str, Any] = {"sample": reference_sampling, "logprobs": reference_sampling}
+_REFERENCE_MODULES: dict[str, Any] = dict.fromkeys(("forbid", "sample", "logprobs"), reference_sampling)
 _NAMES = tuple(name for name in Ops.__dataclass_fields__ if name != "implementations")
 #: Modules with the native operations of each device, in `octavo.ops`.
 _NATIVE: dict[str, tuple[str, ...]] = {"cpu": ("cpu", "cpu_linear")}

@@ -53,6 +53,7 @@ def routes(state: ServerState) -> list[Route]:
         documents = DocumentHandlers(state, tuple(table))
         table.append(Route("GET", "/openapi.json", documents.openapi, "This document"))
         table.append(Route("GET", "/docs", documents.page, "This document as a page"))
+        table.append(Route("GET", "/redoc", documents.page, "The same as /docs"))
     return table
 
 

@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
-from msgspec import UNSET, UnsetType
-
 from octavo.errors import InvalidRequest
-from octavo.generation import CompletionDelta, GenerationDelta, fold
 from octavo.params import SamplingParams
+from octavo.server.chat_output import OutputReading
+from octavo.server.chat_reply import ChatReplyWriter
 from octavo.server.exchange import Exchange
-from octavo.server.logprobs import chat_logprobs, prompt_logprobs
+from octavo.server.output_plan import OutputPlan, plan_output
 from octavo.server.protocol.chat import (
     CHAT_REFUSALS,
-    ChatChoice,
-    ChatChunk,
-    ChatChunkChoice,
-    ChatReply,
     ChatRequest,
-    Delta,
     Message,
-    ReplyMessage,
     check_prompt_options,
 )
-from octavo.server.protocol.common import Usage, usage_of
-from octavo.server.serving import Serving, UsageCount, renamed, reply_id, send_whole
-from octavo.server.sse import TextEvent, event
+from octavo.server.serving import Serving, renamed, reply_id, send_whole
+from octavo.server.templates import check_template, note_unused_kwargs
+
+#: Tokens at the end of a prompt in which its last mark is looked for.
+_TAIL_TOKENS = 32
 
 
 class ChatHandler:
@@ -41,29 +34,76 @@ class ChatHandler:
         body, request = await serving.read(exchange, ChatRequest, CHAT_REFUSALS)
         check_prompt_options(body)
         model = serving.state.resolve_model(request.model)
+        note_unused_kwargs(serving, exchange, request)
+        self._note_unheard(exchange, request)
         params = self._params(request)
+        limits = serving.grammar_limits
+        plan = plan_output(request, serving.constraint(body), serving.state.output, serving.state.config, limits)
         async with exchange.cancelled_on_disconnect():
-            params = await serving.constrained(params, body)
             ids = await render_chat(
                 serving,
                 request.messages,
                 request.continue_final_message,
                 request.add_generation_prompt,
                 add_special_tokens=bool(request.add_special_tokens),
+                tools=plan.prompt_tools,
                 documents=request.documents,
-                chat_template_kwargs=request.chat_template_kwargs,
+                chat_template=request.chat_template,
+                chat_template_kwargs=request.template_kwargs,
             )
+            is_thinking = self._is_thinking(ids)
+            params = await serving.constrained(params, plan.constraint(is_thinking), request)
             ids = serving.truncated(ids, params, request)
             params = serving.fit(params, len(ids), "messages")
             full_id = reply_id("chatcmpl", exchange, request)
-            reply = _Reply(serving, request, params, full_id, model, ids)
-            requests = [serving.generate_request(full_id, ids, params, request)]
+            reading = self._reading(request, plan, is_thinking, params)
+            reply = ChatReplyWriter(serving, request, params, full_id, model, ids, reading)
+            shown = self._shown_ids(reading)
+            requests = [serving.generate_request(full_id, ids, params, request, shown)]
             if request.stream and params.num_samples == params.n:
                 await serving.stream(exchange, request, requests, params, reply)
                 return
             async with aclosing(serving.generate(requests, params)) as deltas:
                 whole = await reply.whole(deltas)
         await send_whole(exchange, whole, bool(request.stream))
+
+    def _note_unheard(self, exchange: Exchange, request: ChatRequest) -> None:
+        """Name the switches of thinking that this model's template does not know (U20)."""
+        variables = self._serving.state.renderer.template_variables
+        unheard = [name for name, known in request.thinking_switches().items() if not variables & known]
+        if unheard:
+            self._serving.note_ignored(exchange, unheard)
+
+    def _is_thinking(self, ids: list[int]) -> bool | None:
+        """Whether the prompt ends inside the model's thinking, or right behind it; None: it says nothing."""
+        row = self._serving.state.output.reasoning_format
+        if row is None:
+            return None
+        tail = self._serving.state.tokenizer.decode(ids[-_TAIL_TOKENS:], skip_special_tokens=False).rstrip()
+        if tail.endswith(row.begins):
+            return True
+        return False if tail.endswith(row.ends) else None
+
+    def _reading(
+        self, request: ChatRequest, plan: OutputPlan, is_thinking: bool | None, params: SamplingParams
+    ) -> OutputReading | None:
+        output_format = plan.output_format(is_thinking)
+        if output_format is None:
+            return None
+        special = self._serving.state.output.special_tokens
+        hidden = frozenset(special.ids.values()) if params.skip_special_tokens else frozenset[int]()
+        return OutputReading(
+            output_format,
+            self._serving.texts,
+            hidden - special.within(output_format.marks),
+            request.include_reasoning is not False,
+            plan.is_named,
+        )
+
+    def _shown_ids(self, reading: OutputReading | None) -> frozenset[int]:
+        if reading is None:
+            return frozenset()
+        return self._serving.state.output.special_tokens.within(reading.format.marks)
 
     def _params(self, request: ChatRequest) -> SamplingParams:
         if request.top_logprobs and not request.logprobs:  # D7: 0 is no request
@@ -86,14 +126,20 @@ async def render_chat(
     add_generation_prompt: bool | None,
     **options: Any,
 ) -> list[int]:
-    """Token ids of a conversation. Continuing the last message turns the generation prompt off."""
+    """Token ids of a conversation, of chat and of /tokenize alike (N16). `options` go to the renderer.
+
+    Continuing the last message turns the generation prompt off.
+    """
+    own_template = options.get("chat_template")
+    check_template(serving.state, own_template)
     plain = [message.for_template() for message in messages]
     options["continue_final_message"] = bool(continue_final_message)
     options["add_generation_prompt"] = not continue_final_message and add_generation_prompt is not False
     return await serving.tokenize(
-        _num_chars(plain) + _num_chars(options),
+        _num_chars(plain) + _num_chars(options) - len(own_template or ""),
         lambda: serving.state.renderer.render_chat(plain, **options),
         "messages",
+        is_slow=own_template is not None,
     )
 
 
@@ -104,118 +150,3 @@ def _num_chars(value: Any) -> int:
     if isinstance(value, dict):
         return sum(map(_num_chars, value.values()))
     return sum(map(_num_chars, value)) if isinstance(value, list) else 0
-
-
-class _Reply:
-    """One request's reply, whole or as events."""
-
-    def __init__(
-        self, serving: Serving, request: ChatRequest, params: SamplingParams, reply_id: str, model: str, ids: list[int]
-    ) -> None:
-        self._serving = serving
-        self._params = params
-        self._id = reply_id
-        self._model = model
-        self._created = int(time.time())
-        self._include_usage, self._continuous_usage = serving.usage_events(request)
-        self._usage = UsageCount()
-        self._is_begun = False
-        self._first_ids: list[int] | UnsetType = ids if request.return_token_ids else UNSET
-        self._text_events: dict[int, TextEvent] = {}
-        self._names = serving.names(request)
-        self._ids = ids  # of the prompt
-        self._gives_ids = bool(request.return_token_ids)
-        # T8: without a generation prompt the reply goes on in the last message's role.
-        goes_on = request.continue_final_message or request.add_generation_prompt is False
-        self._role = request.messages[-1].role if goes_on else serving.state.config.response_role
-        last = request.messages[-1]
-        self._echo = last.text() if request.echo and last.role == self._role else ""  # T9
-
-    async def whole(self, deltas: AsyncIterator[tuple[int, GenerationDelta]]) -> ChatReply:
-        final = await fold(delta async for _, delta in deltas)
-        choices = [
-            ChatChoice(
-                choice.index,
-                ReplyMessage(self._role, self._echo + choice.text),
-                chat_logprobs(self._names, choice.token_ids, choice.logprobs, self._params.logprobs or 0),
-                choice.finish_reason,
-                choice.stop_reason,
-                choice.token_ids if self._gives_ids else UNSET,
-            )
-            for choice in final.outputs
-        ]
-        usage = usage_of(final.num_prompt_tokens, final.num_cached_tokens, final.num_output_tokens)
-        scores, wanted = None, self._params.prompt_logprobs
-        if wanted is not None:
-            scores = prompt_logprobs(self._serving.texts, self._ids, final.prompt_logprobs or [], wanted)
-        return ChatReply(
-            self._id,
-            "chat.completion",
-            self._created,
-            self._model,
-            choices,
-            usage,
-            self._serving.fingerprint,
-            scores,
-            self._ids if self._gives_ids else UNSET,
-        )
-
-    # ------------------------------------------------------------ EventWriter
-    def events(self, place: int, delta: GenerationDelta) -> bytes:
-        self._usage.add(place, delta)
-        begin = b""
-        if not self._is_begun:  # E52: one chunk a choice
-            self._is_begun = True
-            roles = (ChatChunkChoice(i, Delta(self._role, "")) for i in range(self._params.n))
-            begin = b"".join(event(self._chunk(choice)) for choice in roles)
-            self._first_ids = UNSET
-            if self._echo:  # E53
-                begin += b"".join(self._text_event(i)(self._echo) for i in range(self._params.n))
-        return begin + b"".join([self._output(output) for output in delta.outputs])
-
-    def last_events(self) -> bytes:
-        return event(self._chunk(None)) if self._include_usage else b""
-
-    def _output(self, output: CompletionDelta) -> bytes:
-        """One choice's chunk; b"" when its text is held back and nothing else is to be said."""
-        is_plain = output.logprobs is None and output.finish_reason is None
-        if is_plain and not (self._gives_ids or self._continuous_usage):
-            return self._text_event(output.index)(output.text) if output.text else b""
-        logprobs = chat_logprobs(self._names, output.token_ids, output.logprobs, self._params.logprobs or 0)
-        if logprobs is not None and not logprobs.content:
-            logprobs = None
-        is_last = output.finish_reason is not None
-        if not (output.text or logprobs or is_last or (self._gives_ids and output.token_ids)):
-            return b""
-        choice = ChatChunkChoice(
-            output.index,
-            Delta(content=output.text) if output.text or not is_last else Delta(),
-            logprobs,
-            output.finish_reason,
-            output.stop_reason if is_last else UNSET,
-            output.token_ids if self._gives_ids else UNSET,
-        )
-        return event(self._chunk(choice))
-
-    def _text_event(self, index: int) -> TextEvent:
-        made = self._text_events.get(index)
-        if made is None:
-            made = TextEvent(lambda text: self._chunk(ChatChunkChoice(index, Delta(content=text))))
-            self._text_events[index] = made
-        return made
-
-    def _chunk(self, choice: ChatChunkChoice | None) -> ChatChunk:
-        """The chunk of one choice, or with none the one that tells the usage."""
-        usage: Usage | UnsetType | None = None if self._include_usage else UNSET
-        if self._continuous_usage or choice is None:
-            usage = usage_of(*self._usage.totals())
-        return ChatChunk(
-            self._id,
-            "chat.completion.chunk",
-            self._created,
-            self._model,
-            self._serving.fingerprint,
-            [] if choice is None else [choice],
-            usage,
-            self._first_ids,
-        )

@@ -16,6 +16,7 @@ from octavo.generation import CompletionDelta, GenerationDelta
 from octavo.messages import TokenLogprobs
 from octavo.params import GenerateRequest, SamplingParams
 from octavo.server.exchange import Exchange
+from octavo.server.limits import beam_params
 from octavo.server.logprobs import completion_logprobs, echoed_logprobs, joined, prompt_logprobs
 from octavo.server.protocol.common import Usage, usage_of
 from octavo.server.protocol.completions import (
@@ -42,7 +43,7 @@ class CompletionHandler:
         model = serving.state.resolve_model(request.model)
         params = self._params(request)
         async with exchange.cancelled_on_disconnect():
-            params = await serving.constrained(params, body)
+            params = await serving.constrained(params, serving.constraint(body), request)
             full_id = reply_id("cmpl", exchange, request)
             requests, texts = await self._requests(request, params, full_id)
             reply = _Reply(serving, request, params, full_id, model, requests, texts)
@@ -73,10 +74,12 @@ class CompletionHandler:
         most = self._serving.state.config.max_prompts
         if len(request.prompt) > most:
             raise InvalidRequest(f"At most {most} prompts are allowed in one request.", "prompt")
-        fanout = len(request.prompt) * params.num_samples
+        beams = beam_params(request)
+        samples = params.num_samples if beams is None else beams.width
+        fanout = len(request.prompt) * samples
         if fanout > self._serving.state.max_fanout:
             raise InvalidRequest(
-                f"{len(request.prompt)} prompts with {params.num_samples} samples each are {fanout} sequences; at most "
+                f"{len(request.prompt)} prompts with {samples} samples each are {fanout} sequences; at most "
                 f"{self._serving.state.max_fanout} are allowed.",
                 "prompt",
             )

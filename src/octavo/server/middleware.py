@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 #: Paths that answer without a key. Everything else is refused by default, known route or not.
 OPEN_PATHS = frozenset({"/health", "/ready"})
 
+#: Headers of OpenTelemetry (E17).
+TRACE_HEADERS = (b"traceparent", b"tracestate")
+
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 64 * 1024
 
@@ -108,6 +111,7 @@ class RequestScope:
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
         self._metrics = metrics
+        self._told_of_traces = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         given = _given_request_id(scope)
@@ -116,6 +120,9 @@ class RequestScope:
         started = time.perf_counter()
         try:
             _check_headers(scope)
+            if not self._told_of_traces and any(name in TRACE_HEADERS for name, _ in scope["headers"]):
+                self._told_of_traces = True
+                logger.warning("requests carry trace headers (traceparent), and octavo makes no traces; told once")
             await self._app(scope, receive, send)
         except ClientDisconnected:
             scope.setdefault("octavo.status", 499)  # nobody reads it; the number is nginx's

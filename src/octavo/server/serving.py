@@ -7,7 +7,7 @@ import hashlib
 import logging
 import re
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import Any, TypeVar
@@ -17,10 +17,10 @@ import msgspec
 import octavo
 from octavo.admission import sized
 from octavo.config import nearest
-from octavo.errors import ContextLengthExceeded, InvalidRequest
+from octavo.errors import ContextLengthExceeded, InvalidRequest, Overloaded
 from octavo.generation import GenerationDelta
 from octavo.log import escape
-from octavo.params import GenerateRequest, SamplingParams
+from octavo.params import GenerateRequest, GrammarSpec, SamplingParams
 from octavo.server.best_of import best_of, widened
 from octavo.server.errors import clip, validate_body
 from octavo.server.exchange import Exchange
@@ -49,6 +49,9 @@ THREAD_CHARS = 2048
 #: No token stands for more bytes of text than this: longer prompts are refused before they are tokenized.
 MAX_TOKEN_BYTES = 256
 MAX_IGNORED_NAMES = 16
+IGNORED_FIELDS = b"x-octavo-ignored-fields"
+#: Renderings of requests' own templates that wait for their turn.
+MAX_TEMPLATES_QUEUED = 64
 
 M = TypeVar("M", bound=WireModel)
 #: `messages[0].content` becomes `messages.0.content`, the spelling of all other paths.
@@ -65,8 +68,13 @@ class Serving:
         self.fingerprint = _fingerprint(state)
         # Two threads: a few long prompts at once must not take the cores from the engine.
         config = state.config
-        self._grammar_limits = GrammarLimits(config.max_grammar_bytes, config.max_schema_depth, state.special_tokens)
+        self.grammar_limits = GrammarLimits(
+            config.max_grammar_bytes, config.max_schema_depth, frozenset(state.output.special_tokens.ids)
+        )
         self._threads = ThreadPoolExecutor(2, "tokenize")
+        # A template that a request brought may take its full time: only others of its kind wait for it.
+        self._template_thread = ThreadPoolExecutor(1, "template")
+        self._num_templates = 0
 
     # ------------------------------------------------------------ from body to request
     async def read(self, exchange: Exchange, model: type[M], refusals: Refusals) -> tuple[dict[str, Any], M]:
@@ -79,15 +87,25 @@ class Serving:
                 name = clip(ignored[0], 64)
                 hint = nearest(name, model.model_fields)
                 raise InvalidRequest(f"There is no field `{name}`{hint}", name)
-            names = [_UNSAFE_IN_HEADER.sub("?", name[:64]) for name in ignored[:MAX_IGNORED_NAMES]]
-            exchange.extra_headers.append((b"x-octavo-ignored-fields", ", ".join(names).encode()))
+            self.note_ignored(exchange, ignored)
         return body, request
 
-    async def tokenize(self, size: int, function: Callable[[], list[int]], param: str, total: int = 0) -> list[int]:
+    def note_ignored(self, exchange: Exchange, names: Sequence[str]) -> None:
+        """Name fields that the answer does not depend on in its header (U20), after those named before."""
+        text = ", ".join(_UNSAFE_IN_HEADER.sub("?", name[:64]) for name in names[:MAX_IGNORED_NAMES]).encode()
+        for i, (header, before) in enumerate(exchange.extra_headers):
+            if header == IGNORED_FIELDS:
+                exchange.extra_headers[i] = (header, before + b", " + text)
+                return
+        exchange.extra_headers.append((IGNORED_FIELDS, text))
+
+    async def tokenize(
+        self, size: int, function: Callable[[], list[int]], param: str, total: int = 0, is_slow: bool = False
+    ) -> list[int]:
         """Run `function`, which tokenizes `size` characters; in a thread when they are many.
 
         `param` is the field that holds them, `total` the characters of all prompts of the request: a thousand short
-        ones hold up the streams as a long one does.
+        ones hold up the streams as a long one does. `is_slow`: it may take seconds, whatever the size.
         """
         if size > self.state.info.max_model_len * MAX_TOKEN_BYTES:
             raise ContextLengthExceeded(
@@ -96,6 +114,8 @@ class Serving:
                 param,
             )
         try:
+            if is_slow:
+                return await self._in_template_thread(function)
             if max(size, total) <= THREAD_CHARS:
                 return function()
             return await asyncio.get_running_loop().run_in_executor(self._threads, function)
@@ -103,6 +123,15 @@ class Serving:
             raise ContextLengthExceeded(exc.message, exc.param or param) from None
         except InvalidRequest as exc:
             raise InvalidRequest(exc.message, _INDEX.sub(r".\1", exc.param or param)) from None
+
+    async def _in_template_thread(self, function: Callable[[], list[int]]) -> list[int]:
+        if self._num_templates >= MAX_TEMPLATES_QUEUED:
+            raise Overloaded("Too many chat templates of requests are waiting to be rendered. Try again later.")
+        self._num_templates += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._template_thread, function)
+        finally:
+            self._num_templates -= 1
 
     def checked_params(self, request: SamplingFields, **changes: Any) -> SamplingParams:
         """Validated sampling parameters; `max_tokens` may still be None."""
@@ -161,12 +190,17 @@ class Serving:
                     sequences[tuple(ids)] = None
         return tuple(sequences)
 
-    async def constrained(self, params: SamplingParams, body: Mapping[str, Any]) -> SamplingParams:
-        """`params` with the grammar that `body` asks for, if any, proven to compile."""
-        spec = spec_of(body, self._grammar_limits)
+    def constraint(self, body: Mapping[str, Any]) -> GrammarSpec | None:
+        """What `body` says of its output, checked as far as that goes without compiling it."""
+        return spec_of(body, self.grammar_limits)
+
+    async def constrained(
+        self, params: SamplingParams, spec: GrammarSpec | None, request: SamplingFields
+    ) -> SamplingParams:
+        """`params` with the grammar of `spec`, proven to compile."""
         if spec is None:
             return params
-        if body.get("use_beam_search"):  # a beam's tokens come from its log probabilities, not from the sampler
+        if request.use_beam_search:  # a beam's tokens come from its log probabilities, not from the sampler
             raise InvalidRequest(f"`{spec.param}` cannot be combined with `use_beam_search`.", spec.param)
         grammar = await self.state.grammars.check(spec)
         await self.state.client.prepare_grammars()
@@ -193,7 +227,12 @@ class Serving:
         return ids[:wanted] if request.truncation_side == "right" else ids[-wanted:]
 
     def generate_request(
-        self, external_id: str, ids: list[int], params: SamplingParams, request: SamplingFields
+        self,
+        external_id: str,
+        ids: list[int],
+        params: SamplingParams,
+        request: SamplingFields,
+        shown_special_ids: frozenset[int] = frozenset(),
     ) -> GenerateRequest:
         self._log_request(external_id, ids, params)
         return GenerateRequest(
@@ -204,6 +243,7 @@ class Serving:
             cache_salt=request.cache_salt or "",
             arrival_time=time.monotonic(),
             beams=beam_params(request),
+            shown_special_ids=shown_special_ids,
         )
 
     def _log_request(self, external_id: str, ids: list[int], params: SamplingParams) -> None:

@@ -14,7 +14,9 @@ from octavo.messages import EngineInfo
 from octavo.metrics import Metrics
 from octavo.params import GenerateRequest, GrammarSpec
 from octavo.server.errors import clip
+from octavo.text.formats.base import ReasoningFormat, ToolFormat
 from octavo.text.grammar_checker import GrammarChecker
+from octavo.text.tool_grammar import SpecialTokens
 
 
 class DeltaStream(Protocol):
@@ -71,13 +73,25 @@ class Tokenizer(Protocol):
 class Renderer(Protocol):
     """`text.renderer.Renderer`: prompts in, token ids out. Raises `InvalidRequest`; called from threads too."""
 
+    @property
+    def template_names(self) -> frozenset[str]:
+        """Names of the tokenizer's own templates."""
+        ...
+
+    @property
+    def template_variables(self) -> frozenset[str]:
+        """Names that a request can set for the templates of the server."""
+        ...
+
     def render_chat(
         self,
         messages: Sequence[Mapping[str, Any]],
         *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         documents: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        chat_template: str | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         add_special_tokens: bool = False,
     ) -> list[int]: ...
@@ -87,6 +101,15 @@ class Renderer(Protocol):
     def render_infill(
         self, before: str | Sequence[int], after: str, add_special_tokens: bool = True
     ) -> tuple[list[int], tuple[int, ...]] | None: ...
+
+
+@dataclass(frozen=True)
+class OutputSettings:
+    """How the outputs of the model are read, decided once at start."""
+
+    tool_format: ToolFormat | None = None  # None: the model's is not known
+    reasoning_format: ReasoningFormat | None = None  # None: thoughts are not told apart
+    special_tokens: SpecialTokens = field(default_factory=SpecialTokens)
 
 
 @dataclass(frozen=True)
@@ -104,7 +127,7 @@ class ServerState:
     default_sampling: Mapping[str, Any] = field(default_factory=dict)  # for fields that a request leaves out
     logprobs_mode: LogprobsMode = "raw_logprobs"
     max_fanout: int = 2048  # most sequences (prompts x n) of one request
-    special_tokens: frozenset[str] = frozenset()  # texts of the tokenizer's special tokens
+    output: OutputSettings = field(default_factory=OutputSettings)
     grammars: Grammars = field(default_factory=GrammarChecker)
     created: int = field(default_factory=lambda: int(time.time()))
 

@@ -9,13 +9,13 @@ from octavo.server.chat import render_chat
 from octavo.server.exchange import Exchange
 from octavo.server.protocol.chat import check_prompt_options
 from octavo.server.protocol.tokenize import (
-    TOKENIZE_REFUSALS,
     DetokenizeReply,
     DetokenizeRequest,
     TokenizeReply,
     TokenizeRequest,
 )
 from octavo.server.serving import Serving
+from octavo.server.templates import note_unused_kwargs, shown_tools
 
 
 class TokenizeHandler:
@@ -24,9 +24,10 @@ class TokenizeHandler:
 
     async def __call__(self, exchange: Exchange) -> None:
         serving = self._serving
-        body, request = await serving.read(exchange, TokenizeRequest, TOKENIZE_REFUSALS)
+        body, request = await serving.read(exchange, TokenizeRequest, {})
         check_prompt_options(body)
         serving.state.resolve_model(request.model)
+        note_unused_kwargs(serving, exchange, request)
         ids = await self._ids(request)
         strings = [serving.texts[i][0] for i in ids] if request.return_token_strs else UNSET
         await exchange.send_json(TokenizeReply(len(ids), serving.state.info.max_model_len, ids, strings))
@@ -41,6 +42,9 @@ class TokenizeHandler:
                 request.continue_final_message,
                 request.add_generation_prompt,
                 add_special_tokens=bool(request.add_special_tokens),
+                tools=shown_tools(self._serving.state.config, request.tools, request.tool_choice),
+                documents=request.documents,
+                chat_template=request.chat_template,
                 chat_template_kwargs=request.chat_template_kwargs,
             )
         text = request.prompt or ""

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final
 
 from jinja2 import Template, TemplateError, meta, nodes
 
-from octavo.errors import CheckpointError, InvalidRequest, StartupError
+from octavo.errors import CheckpointError, InvalidRequest, ServerError, StartupError
 from octavo.text.content_format import ContentFormat, accepts_strings, detect_format
 from octavo.text.template_sandbox import MAX_SOURCE, TICK, ChatEnvironment, Clock, LimitExceeded
 
@@ -59,9 +59,10 @@ class ChatTemplate:
         documents: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
-        **kwargs: Any,
+        kwargs: Mapping[str, Any] | None = None,  # not **kwargs: the names are a caller's, and may be `self`
     ) -> str:
-        """The prompt's text. `kwargs` are further variables; special tokens are variables already.
+        """The prompt's text. `kwargs` are further variables, of which the template gets those that it reads (T24);
+        special tokens are variables already.
 
         Raises `InvalidRequest` with the template's own words when it refuses the messages or fails on them, or
         when it runs past its bounds.
@@ -71,6 +72,7 @@ class ChatTemplate:
                 "Cannot set both `continue_final_message` and `add_generation_prompt` to true.",
                 "continue_final_message",
             )
+        kwargs = kwargs or {}
         for name in RESERVED & kwargs.keys():
             raise InvalidRequest(f"`{name}` cannot be set here.", f"chat_template_kwargs.{name}")
         shown = [{key: value for key, value in message.items() if value is not None} for message in messages]
@@ -80,7 +82,7 @@ class ChatTemplate:
             shown[-1:] = [marked]
         variables = {
             **self._special_tokens,
-            **kwargs,
+            **{name: value for name, value in kwargs.items() if name in self.variables},
             "messages": shown,
             "add_generation_prompt": add_generation_prompt,
         }
@@ -135,16 +137,29 @@ _PROBES: Final[tuple[tuple[list[dict[str, Any]], list[dict[str, Any]] | None], .
 )
 
 
-def load_template(source: str, special_tokens: Mapping[str, str], name: str) -> ChatTemplate:
-    """Compile and try out a template at start. Raises `CheckpointError` that names it."""
+def load_template(
+    source: str,
+    special_tokens: Mapping[str, str],
+    name: str,
+    check: Callable[[str, Mapping[str, str]], None] | None = None,
+) -> ChatTemplate:
+    """Try out a template at start and compile it. Raises `CheckpointError` that names it.
+
+    `check` does what `ChatTemplate.check` does, before anything is compiled here.
+    """
     try:
+        if check is not None:
+            check(source, special_tokens)
         template = ChatTemplate(source, special_tokens)
-        template.check()
+        if check is None:
+            template.check()
+        return template
     except TemplateSyntaxError as error:
         raise CheckpointError(f"{name} cannot be compiled: {error}") from None
     except InvalidRequest as error:
         raise CheckpointError(f"{name} cannot render even a short conversation: {error.message}") from None
-    return template
+    except ServerError as error:
+        raise StartupError(f"{name} could not be tried out: {error.message}") from None
 
 
 def read_template_option(value: str, named: Mapping[str, str]) -> tuple[str, str]:

@@ -13,15 +13,15 @@ import json
 import re
 import resource
 import signal
-import struct
 import sys
 import threading
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 
 import llguidance
 from llguidance.gbnf_to_lark import any_to_lark, gbnf_to_lark
 
 from octavo.grammar import LIMITS, STACK_BYTES, ByteVocabulary
+from octavo.text.frames import read_frame, write_frame
 
 #: The stack counts too, as address space.
 MAX_ADDRESS_SPACE: Final = STACK_BYTES + (1 << 30)
@@ -156,18 +156,6 @@ def handle(request: dict[str, Any], tokenizer: llguidance.LLTokenizer) -> dict[s
     except BaseException as exc:  # noqa: BLE001  (a panic of the library is a BaseException)
         return {"error": f"The grammar cannot be compiled: {_first_lines(str(exc))}"}
     return {"grammar": grammar}
-
-
-def read_frame(stream: BinaryIO) -> Any | None:
-    """The next frame's value; None at the end of the stream."""
-    head = stream.read(4)
-    return json.loads(stream.read(struct.unpack("<I", head)[0])) if len(head) == 4 else None
-
-
-def write_frame(stream: BinaryIO, value: Any) -> None:
-    data = json.dumps(value).encode()
-    stream.write(struct.pack("<I", len(data)) + data)
-    stream.flush()
 
 
 def _serve() -> None:

@@ -89,6 +89,8 @@ class Sink:
         self.reasoning = _Text()
         self.content = _Text()
         self.num_calls = 0
+        #: Characters of the text up to the end of the thinking, its mark included; None while it may go on.
+        self.reasoning_end: int | None = None
         self._max_calls = max_calls
         self._calls: list[tuple[CallDelta, list[str]]] = []
 
@@ -148,14 +150,17 @@ class OutputParser:
         self._source = Source()
         self._sink = Sink(output_format.max_calls)
         self._format = output_format
-        #: Characters of the text up to the end of the thinking; None while it goes on.
-        self.reasoning_end: int | None = None
         self._steps = self._stages()
         self._is_over = False
 
     @property
     def num_calls(self) -> int:
         return self._sink.num_calls
+
+    @property
+    def reasoning_end(self) -> int | None:
+        """Characters of the text up to the end of the thinking, its mark included; None while it may go on."""
+        return self._sink.reasoning_end
 
     def push(self, text: str) -> OutputDelta:
         """What the text means, as far as that is certain."""
@@ -181,7 +186,6 @@ class OutputParser:
         else:
             if rows.reasoning is not None:
                 yield from _reasoning(source, sink, rows.reasoning, rows.is_thinking)
-            self.reasoning_end = source.num_consumed
             if rows.whole_call is not None:
                 yield from _whole_call(source, sink, rows.whole_call)
             else:
@@ -198,6 +202,7 @@ def _reasoning(source: Source, sink: Sink, row: ReasoningFormat, is_thinking: bo
     begun = None if is_thinking is False else (yield from source.accept_any(begins))
     blanks = source.recorded()
     if begun is None and not is_thinking and not (row.is_implicit and is_thinking is None):
+        sink.reasoning_end = 0
         sink.content.add(blanks)
         return
     yield from source.skip_blanks()
@@ -207,6 +212,7 @@ def _reasoning(source: Source, sink: Sink, row: ReasoningFormat, is_thinking: bo
         return
     sink.reasoning.drop_blanks()
     source.take(len(mark))
+    sink.reasoning_end = source.num_consumed
     yield from source.skip_blanks()
 
 
@@ -253,8 +259,9 @@ class _Answer:
         source, sink, row = self._source, self._sink, self._row
         num_calls = sink.num_calls
         source.record()
+        body = row.body if opened or row.bare_body is None else row.bare_body
         try:
-            yield from row.body.parse(source, sink, self._tools, opened)
+            yield from body.parse(source, sink, self._tools, opened)
         except Malformed:
             source.rewind()
             if sink.num_calls == num_calls:

@@ -1,16 +1,13 @@
-"""Messages or text to token ids: what stands between a request's wire form and the engine.
-
-Messages come as plain dictionaries that the server has checked for shape. Here their content is brought into the
-form the template expects, and whatever the model cannot take (images, sound) is refused with its place.
-"""
+"""Messages or text to token ids: what stands between a request's wire form and the engine."""
 
 from __future__ import annotations
 
-import json
+import logging
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Literal
+from typing import Any, Final
 
-from octavo.errors import ContextLengthExceeded, InvalidRequest
+from octavo.config import ContentFormatOption
+from octavo.errors import ContextLengthExceeded, InvalidConfig, InvalidRequest
 from octavo.text.chat_template import (
     RESERVED,
     ChatTemplate,
@@ -18,52 +15,83 @@ from octavo.text.chat_template import (
     load_template,
     read_template_option,
 )
+from octavo.text.conversation import render_conversation
 from octavo.text.fim import infill_tokens
+from octavo.text.template_worker import TemplateWorker
 from octavo.text.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
 
 NO_TEMPLATE: Final = (
     "As of transformers v4.44, default chat template is no longer allowed, so you must provide a chat template "
     "if the tokenizer does not define one."
 )
-#: Kinds of content parts that are text -> the field that holds it.
-_TEXT_PARTS: Final = {
-    "text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal", "thinking": "thinking",
-}  # fmt: skip
-#: Names under which callers send the reasoning of earlier turns, best first.
-_REASONING: Final = ("reasoning_content", "reasoning", "thinking")
 
 
 class Renderer:
     """Safe to use from any thread. `max_model_len` (tokens) lets it refuse a text before tokenizing it; it may be
-    set once the engine has said what it is."""
+    set once the engine has said what it is.
+
+    Templates of the model and of the command line are tried out at start, in a helper process, and rendered here.
+    Those that a request brings, or names beside these, are rendered in the helper, which takes up to seconds.
+    """
 
     def __init__(
         self,
         tokenizer: Tokenizer,
         chat_template: str | None = None,
         *,
-        content_format: Literal["auto", "string", "openai"] = "auto",
+        content_format: ContentFormatOption = "auto",
         default_template_kwargs: Mapping[str, Any] | None = None,
         max_model_len: int | None = None,
+        worker: TemplateWorker | None = None,
     ) -> None:
         """`chat_template` is the value of `--chat-template`. Raises `StartupError` for a template that is broken."""
         self.tokenizer = tokenizer
         self.max_model_len = max_model_len
         self._content_format = content_format
         self._default_kwargs = dict(default_template_kwargs or {})
-        _check_kwargs(self._default_kwargs)
-        special_tokens = tokenizer.special_tokens_map
+        self._worker = worker or TemplateWorker()
         self._server_template: ChatTemplate | None = None
-        if chat_template is not None:
-            source, name = read_template_option(chat_template, tokenizer.chat_templates)
-            self._server_template = load_template(source, special_tokens, name)
         self._own_templates: dict[str, ChatTemplate] = {}
-        if self._server_template is None:
-            self._own_templates = {
-                name: load_template(source, special_tokens, f"The chat template {name!r} of {tokenizer.source}")
-                for name, source in tokenizer.chat_templates.items()
-                if name in ("default", "tool_use")
-            }
+        try:
+            if chat_template is not None:
+                self._server_template = self._load(*read_template_option(chat_template, tokenizer.chat_templates))
+            else:
+                self._own_templates = {
+                    name: self._load(source, f"The chat template {name!r} of {tokenizer.source}")
+                    for name, source in tokenizer.chat_templates.items()
+                    if name in ("default", "tool_use")
+                }
+        finally:
+            self._worker.close()
+        self.template_names = frozenset(tokenizer.chat_templates)
+        loaded = [*self._own_templates.values(), *filter(None, [self._server_template])]
+        #: Names that `chat_template_kwargs` can set for the templates rendered here.
+        self.template_variables = frozenset().union(*(template.variables for template in loaded)) - RESERVED
+        self._check_default_kwargs()
+
+    def _load(self, source: str, name: str) -> ChatTemplate:
+        return load_template(source, self.tokenizer.special_tokens_map, name, self._worker.check)
+
+    def _check_default_kwargs(self) -> None:
+        try:
+            _check_kwargs(self._default_kwargs)
+        except InvalidRequest as error:
+            raise InvalidConfig(f"--default-chat-template-kwargs: {error.message}") from None
+        if self.has_template and (unread := sorted(self._default_kwargs.keys() - self.template_variables)):
+            logger.warning("--default-chat-template-kwargs: the chat template does not read %s", ", ".join(unread))
+
+    def close(self) -> None:
+        """End the helper, if there is one."""
+        self._worker.close()
+
+    @property
+    def template_sources(self) -> dict[str, str]:
+        """Name -> source of the templates that requests are rendered with unless they name another."""
+        if self._server_template is not None:
+            return {"default": self._server_template.source}
+        return {name: template.source for name, template in self._own_templates.items()}
 
     @property
     def has_template(self) -> bool:
@@ -138,24 +166,34 @@ class Renderer:
         if not messages:
             raise InvalidRequest("`messages` must hold at least one message.", "messages")
         _check_kwargs(chat_template_kwargs or {})
+        kwargs = self._default_kwargs | dict(chat_template_kwargs or {})
+        options = {
+            "tools": tools,
+            "documents": documents,
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": continue_final_message,
+            "kwargs": kwargs,
+        }
+        if chat_template is not None and chat_template not in self._own_templates:
+            return self._render_apart(chat_template, messages, options)
         template = self._template(chat_template, bool(tools))
-        return template.render(
-            self._messages(messages, template),
-            tools=tools,
-            documents=documents,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=continue_final_message,
-            **(self._default_kwargs | dict(chat_template_kwargs or {})),
-        )
+        return render_conversation(template, messages, self._content_format, **options)
+
+    def _render_apart(
+        self, chat_template: str, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]
+    ) -> str:
+        """With the request's own template, or one of the tokenizer's that nobody has tried out."""
+        source = self.tokenizer.chat_templates.get(chat_template, chat_template)
+        specials = self.tokenizer.special_tokens_map
+        try:
+            return self._worker.render(source, specials, messages, self._content_format, options)
+        except TemplateSyntaxError as error:
+            raise InvalidRequest(f"The chat template cannot be compiled: {error}", "chat_template") from None
 
     def _template(self, requested: str | None, with_tools: bool) -> ChatTemplate:
-        """The request's template before the server's before the tokenizer's own."""
+        """T1: the request's template before the server's before the tokenizer's own."""
         if requested is not None:
-            source = self.tokenizer.chat_templates.get(requested, requested)
-            try:
-                return ChatTemplate(source, self.tokenizer.special_tokens_map)
-            except TemplateSyntaxError as error:
-                raise InvalidRequest(f"The chat template cannot be compiled: {error}", "chat_template") from None
+            return self._own_templates[requested]
         if self._server_template is not None:
             return self._server_template
         own = self._own_templates
@@ -172,71 +210,8 @@ class Renderer:
             )
         raise InvalidRequest(NO_TEMPLATE, "messages")
 
-    def _messages(self, messages: Sequence[Mapping[str, Any]], template: ChatTemplate) -> list[dict[str, Any]]:
-        as_parts = (template.content_format if self._content_format == "auto" else self._content_format) == "openai"
-        shown = []
-        for i, message in enumerate(messages):
-            path = f"messages[{i}]"
-            new = dict(message)
-            parts = _text_parts(message.get("content"), f"{path}.content")
-            if not as_parts:
-                new["content"] = "\n".join(parts)
-            elif isinstance(message.get("content"), list) or (not template.accepts_strings and parts):
-                new["content"] = [{"type": "text", "text": part} for part in parts]
-            else:
-                new["content"] = "".join(parts)
-            if message.get("role") == "developer" and not template.knows_developer:
-                new["role"] = "system"
-            if message.get("tool_calls"):
-                new["tool_calls"] = [_with_parsed_arguments(call) for call in message["tool_calls"]]
-            reasoning = next((message[name] for name in _REASONING if message.get(name) is not None), None)
-            if reasoning is not None:
-                new |= {"thinking": message.get("thinking", reasoning), "reasoning_content": reasoning}
-            shown.append(new)
-        return shown
-
-
-def _text_parts(content: object, path: str) -> list[str]:
-    """The texts of a message's content. Raises `InvalidRequest` naming the part that is not text."""
-    if content is None:
-        return []
-    if isinstance(content, str):
-        return [content]
-    if not isinstance(content, list):
-        raise InvalidRequest("`content` must be a string, a list of parts or null.", path)
-    return [_text_part(part, f"{path}[{j}]") for j, part in enumerate(content)]
-
-
-def _text_part(part: object, path: str) -> str:
-    if isinstance(part, str):
-        return part
-    if not isinstance(part, Mapping):
-        raise InvalidRequest("A content part must be an object with a `type`.", path)
-    kind = part.get("type", "text")
-    name = _TEXT_PARTS.get(kind) if isinstance(kind, str) else None
-    if name is None:
-        raise InvalidRequest(f"This model takes text only; a part of type {str(kind)[:40]!r} cannot be read.", path)
-    text = part.get(name)
-    if not isinstance(text, str):
-        raise InvalidRequest(f"A part of type {kind!r} needs a string `{name}`.", f"{path}.{name}")
-    return text
-
-
-def _with_parsed_arguments(call: Any) -> Any:
-    """A tool call whose `arguments` are the object that their JSON text stands for.
-
-    Text that is no JSON stays as it is: a model's earlier mistake must not end the conversation.
-    """
-    function = call.get("function") if isinstance(call, Mapping) else None
-    if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
-        return call
-    try:
-        arguments = json.loads(function["arguments"] or "{}")
-    except (ValueError, RecursionError):
-        return call
-    return {**call, "function": {**function, "arguments": arguments}}
-
 
 def _check_kwargs(kwargs: Mapping[str, Any]) -> None:
+    """T24: what has a field of its own is not set beside it."""
     for name in sorted(RESERVED & kwargs.keys()):
         raise InvalidRequest(f"`{name}` cannot be set in `chat_template_kwargs`.", f"chat_template_kwargs.{name}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,7 +29,7 @@ class SpecialTokens:
     ids: Mapping[str, int] = field(default_factory=dict)
     eos_ids: frozenset[int] = frozenset()
 
-    def within(self, texts: Sequence[str]) -> frozenset[int]:
+    def within(self, texts: Collection[str]) -> frozenset[int]:
         """The ids of all special tokens that are written in `texts`."""
         return frozenset(i for token, i in self.ids.items() if any(token in text for text in texts))
 
@@ -87,15 +87,23 @@ class Builder:
             return ""
         return self.text("\x01") if self._proof else f"<[{_ranges(left)}]>"
 
-    def until(self, mark: str, *, budget: int | None = None) -> str:
-        """Text up to the first `mark`, and that mark; after `budget` tokens the mark comes at once."""
+    def terminal(self, regex: str) -> str:
+        """The name of a new terminal."""
+        name = f"TEXT_{len(self.rules)}"
+        self.rules.append(f"{name}: {regex}")
+        return name
+
+    def until(self, mark: str, *, budget: int | None = None, text: str = "TEXT") -> str:
+        """A text of the terminal `text` up to the first `mark`, and that mark, which comes after `budget` tokens."""
         spelled = self.spelled(mark)
         limit = f"max_tokens={budget}" if budget is not None else ""
+        if budget == 0:
+            return spelled
         if spelled.startswith("<["):
-            return f"{self.rule('TEXT', f'[{limit}]' if limit else '')} {spelled}"
+            return f"{self.rule(text, f'[{limit}]' if limit else '')} {spelled}"
         if budget is None:
-            return self.rule(f"TEXT {spelled}", "[lazy]")
-        return f"{self.rule('TEXT', f'[{limit}, stop={spelled}]')} {spelled}"
+            return self.rule(f"{text} {spelled}", "[lazy]")
+        return f"{self.rule(text, f'[{limit}, stop={spelled}]')} {spelled}"
 
     def lark(self, start: str) -> str:
         """The whole grammar."""
@@ -153,21 +161,30 @@ def calls_among_text(row: ToolFormat, tools: Sequence[Tool], tokens: SpecialToke
     """The output is text with calls in it: once one was begun, it is a call of one of `tools`."""
 
     def start(build: Builder) -> str:
-        if row.openers:  # a text that begins like a call is one
-            other = build.rule(rf"/([^\s{re.escape(row.openers)}](.|\n)*)?/")
-            marked = f"({' | '.join(map(build.spelled, row.begins))})? " if row.begins else ""
-            return f"{marked}{_calls(build, row, tools, parallel)} | {other}"
-        calls = " | ".join(
-            f"{build.until(begin)} {row.body.grammar(build, tools, parallel=parallel)}" for begin in row.begins
-        )
-        special = build.any_special(row.begins)
-        return f"({calls}{f' | TEXT {special}' if special else ''})* TEXT"
+        segments = _segments(build, row, tools, "TEXT", parallel=parallel)
+        if not row.openers:
+            return f"({segments})* TEXT"
+        # A text that begins like a bare call is one.
+        first = build.terminal(rf"/([^\s{re.escape(row.openers)}](.|\n)*)?/")
+        bare = (row.bare_body or row.body).grammar(build, tools, parallel=parallel)
+        if not row.begins:
+            return f"{bare} | {first}"
+        return f"{bare} | {first} | ({_segments(build, row, tools, first, parallel=parallel)}) ({segments})* TEXT"
 
     return GrammarSpec(kind="lark", source=_both(tokens, start), param="tools")
 
 
+def _segments(build: Builder, row: ToolFormat, tools: Sequence[Tool], text: str, *, parallel: bool) -> str:
+    """Alternatives: a text of the terminal `text` up to a call, and the call; or up to a special token."""
+    calls = [
+        f"{build.until(begin, text=text)} {row.body.grammar(build, tools, parallel=parallel)}" for begin in row.begins
+    ]
+    special = build.any_special(row.begins)
+    return " | ".join([*calls, *([f"{text} {special}"] if special else [])])
+
+
 def _calls(build: Builder, row: ToolFormat, tools: Sequence[Tool], parallel: bool) -> str:
-    opening = "" if row.openers else "".join([*row.noise[:1], *row.begins[:1]])
+    opening = "" if row.openers and row.bare_body is None else "".join([*row.noise[:1], *row.begins[:1]])
     unit = " ".join(filter(None, [build.spelled(opening), row.body.grammar(build, tools, parallel=parallel)]))
     if parallel and row.repeats:
         unit = build.rule(unit)

@@ -102,6 +102,8 @@ class RequestStates:
         self.num_computed[request.slot] = request.num_computed_tokens
         if request.new_block_ids:
             self._append_blocks(request.slot, request.new_block_ids)
+        for token_id in request.new_token_ids:
+            self.append_token(request.slot, token_id)
 
     def _append_blocks(self, slot: int, block_ids: list[int]) -> None:
         first = int(self.num_blocks[slot])

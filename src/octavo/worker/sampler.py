@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,13 +12,11 @@ from octavo.device.base import Device
 from octavo.messages import TokenLogprobs
 from octavo.ops.sampling_batch import SamplingBatch, csr_offsets
 from octavo.ops.table import Ops
+from octavo.step import TokenMasks
 from octavo.worker.request_states import RequestStates, SlotParams
 from octavo.worker.scores import sampled_scores
 
 _NO_IDS = np.zeros(0, np.int32)
-#: Slot -> bits of the allowed tokens, a buffer of 32-bit words (`SchedulerOutput.masks`).
-Masks = Mapping[int, Any]
-
 _BAD_LOGITS = "The model produced logits that are not numbers; the request cannot go on."
 
 
@@ -48,19 +43,20 @@ class Sampler:
         self._out_flags = torch.zeros(max_num_seqs, dtype=torch.int32)
 
     def sample(
-        self, logits: torch.Tensor, states: RequestStates, slots: np.ndarray, masks: Masks | None = None
+        self, logits: torch.Tensor, states: RequestStates, slots: np.ndarray, masks: TokenMasks | None = None
     ) -> SamplerResult:
-        """logits float32 [S, V] of `slots` int64 [S]. `masks`: the tokens that a slot may sample (`SchedulerOutput`).
+        """logits float32 [S, V] of `slots` int64 [S], which are edited; slots of `masks` are among them.
 
         A mask wins over min_tokens: where it admits nothing but the ends that min_tokens forbids, they may come.
         """
         num_rows = len(slots)
         saved: tuple[list[int], torch.Tensor] | None = None
         at_end: frozenset[int] = frozenset()
-        if masks:
-            scored = [row for row, slot in enumerate(slots.tolist()) if slot in states.logprobs and slot in masks]
+        if masks is not None:
+            row_of = {slot: row for row, slot in enumerate(slots.tolist())}
+            scored = [row_of[slot] for slot in masks.slots if slot in states.logprobs]
             saved = (scored, logits[scored]) if scored else None
-            at_end = self._forbid(logits, states, slots, masks)
+            at_end = self._forbid(logits, states, row_of, masks)
         self._fill_batch(states, slots, at_end)
         out_ids, out_flags = self._out_ids[:num_rows], self._out_flags[:num_rows]
         self._ops.sample(logits, self._batch, out_ids, out_flags)
@@ -81,18 +77,18 @@ class Sampler:
                 result.logprobs[int(slots[row])] = [entry]
         return result
 
-    def _forbid(self, logits: torch.Tensor, states: RequestStates, slots: np.ndarray, masks: Masks) -> frozenset[int]:
+    def _forbid(
+        self, logits: torch.Tensor, states: RequestStates, row_of: dict[int, int], masks: TokenMasks
+    ) -> frozenset[int]:
         """Set the logits of forbidden tokens to -inf. Returns the slots that can only end."""
-        width = logits.shape[1]
+        masks.wait()
+        words = torch.frombuffer(masks.words, dtype=torch.int32).view(len(masks.slots), -1)
+        self._ops.forbid(logits, torch.tensor([row_of[slot] for slot in masks.slots]), words)
         at_end = set()
-        for row, slot in enumerate(slots.tolist()):
-            words = masks.get(slot)
-            if words is None:
-                continue
-            bits = np.unpackbits(np.frombuffer(words, np.uint8), count=width, bitorder="little")
-            logits[row].masked_fill_(torch.from_numpy(bits == 0), -math.inf)
+        for i, slot in enumerate(masks.slots):
             special = states.special.get(slot)
             if special is not None and special.mask is not None:
+                bits = np.unpackbits(words[i].numpy().view(np.uint8), count=logits.shape[1], bitorder="little")
                 bits[special.mask.ids(states.output_tokens(slot))] = 0
                 if not bits.any():
                     at_end.add(slot)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -21,10 +21,13 @@ from octavo.server.protocol.common import (
     WireModel,
     inert,
 )
+from octavo.server.protocol.tools import MAX_TOOLS, ToolCall, ToolCallDelta, ToolChoiceField, ToolDefinition
 
 #: Most messages in a request, and most parts in a message.
 MAX_MESSAGES = 4096
 MAX_PARTS = 1024
+#: What templates call the switch of the model's thinking.
+_THINKING_VARIABLES = ("enable_thinking", "thinking")
 
 
 def _check_part(part: Any) -> Any:
@@ -91,23 +94,47 @@ class ChatRequest(SamplingFields):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     documents: list[dict[str, Any]] | None = None
+    chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    # Accepted without effect: nothing that they choose between exists while tools are refused.
+    tools: Annotated[list[ToolDefinition] | None, Field(min_length=1, max_length=MAX_TOOLS)] = None  # F8
+    tool_choice: ToolChoiceField = None
     parallel_tool_calls: bool | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    enable_thinking: bool | None = None
+    include_reasoning: bool | None = None
+    thinking_token_budget: Int | None = None
+
+    @property
+    def template_kwargs(self) -> dict[str, Any] | None:
+        """`chat_template_kwargs`, and what the fields about thinking are called in templates; the former win."""
+        own: dict[str, Any] = {}
+        if self.reasoning_effort is not None:
+            own["reasoning_effort"] = self.reasoning_effort
+        thinks = False if self.reasoning_effort == "none" else self.enable_thinking
+        if thinks is not None:
+            own |= dict.fromkeys(_THINKING_VARIABLES, thinks)
+        return own | self.chat_template_kwargs if self.chat_template_kwargs else own or None
+
+    def thinking_switches(self) -> dict[str, frozenset[str]]:
+        """Fields that were set -> the variables of a template that they reach."""
+        switches = {}
+        if self.reasoning_effort is not None:
+            off = self.reasoning_effort == "none"
+            switches["reasoning_effort"] = frozenset({"reasoning_effort", *(_THINKING_VARIABLES if off else ())})
+        if self.enable_thinking is not None:
+            switches["enable_thinking"] = frozenset(_THINKING_VARIABLES)
+        return switches
 
 
 def _no_choice(value: Any) -> bool:
-    """D6: without tools, "none" and "auto" both mean what happens anyway."""
+    """The older spelling, with `functions`, which are refused."""
     return value in (None, "none", "auto") if isinstance(value, str | None) else False
 
 
 CHAT_REFUSALS: Refusals = {
     **COMMON_REFUSALS,
-    "tools": inert(None),  # an empty list is an error too, as with OpenAI (features.md 8b)
-    "tool_choice": _no_choice,
     "functions": inert(None),
     "function_call": _no_choice,
-    "chat_template": inert(None),
     "modalities": inert(None, ["text"]),
     "audio": inert(None),
     "prediction": inert(None),
@@ -145,6 +172,10 @@ class ReplyMessage(msgspec.Struct):
     role: str
     content: str | None
     refusal: str | None = None
+    # Both names of what the model thought, for all clients (U19); absent where the server does not look for it.
+    reasoning: str | None | UnsetType = UNSET
+    reasoning_content: str | None | UnsetType = UNSET
+    tool_calls: list[ToolCall] | UnsetType = UNSET
 
 
 class ChatChoice(msgspec.Struct):
@@ -171,6 +202,9 @@ class ChatReply(msgspec.Struct):
 class Delta(msgspec.Struct):
     role: str | UnsetType = UNSET
     content: str | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[ToolCallDelta] | UnsetType = UNSET
 
 
 class ChatChunkChoice(msgspec.Struct):

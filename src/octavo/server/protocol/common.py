@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
@@ -221,6 +222,10 @@ class PromptTokensDetails(msgspec.Struct):
     cached_tokens: int = 0
 
 
+class CompletionTokensDetails(msgspec.Struct):
+    reasoning_tokens: int = 0
+
+
 class Usage(msgspec.Struct):
     """Token counts, summed over all prompts and choices (D3, E76)."""
 
@@ -228,7 +233,9 @@ class Usage(msgspec.Struct):
     total_tokens: int
     completion_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails | UnsetType = UNSET  # where reasoning is told apart
 
 
-def usage_of(num_prompt: int, num_cached: int, num_output: int) -> Usage:
-    return Usage(num_prompt, num_prompt + num_output, num_output, PromptTokensDetails(num_cached))
+def usage_of(num_prompt: int, num_cached: int, num_output: int, num_reasoning: int | None = None) -> Usage:
+    details = UNSET if num_reasoning is None else CompletionTokensDetails(num_reasoning)
+    return Usage(num_prompt, num_prompt + num_output, num_output, PromptTokensDetails(num_cached), details)

@@ -9,7 +9,7 @@ from msgspec import UNSET, UnsetType
 from pydantic import Field
 
 from octavo.server.protocol.chat import MAX_MESSAGES, Message
-from octavo.server.protocol.common import Int, Refusals, WireModel, inert
+from octavo.server.protocol.common import Int, WireModel
 
 
 class TokenizeRequest(WireModel):
@@ -21,11 +21,12 @@ class TokenizeRequest(WireModel):
     add_special_tokens: bool | None = None  # default: true for a prompt, false for messages
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
+    tools: Annotated[list[dict[str, Any]], Field(min_length=1)] | None = None
+    tool_choice: Any = None  # "none" may hide the tools, as in chat (T29)
+    documents: list[dict[str, Any]] | None = None
+    chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     return_token_strs: bool | None = None
-
-
-TOKENIZE_REFUSALS: Refusals = {"tools": inert(None), "chat_template": inert(None)}
 
 
 class DetokenizeRequest(WireModel):

@@ -78,6 +78,11 @@ class Call:
         """Arguments have begun, before the name or after it."""
         return self.is_announced or bool(self._early)
 
+    @property
+    def is_doubtful(self) -> bool:
+        """Nothing has shown yet that it is a call."""
+        return self._names is not None and self.name is None
+
     def set_name(self, name: str) -> None:
         """Raises `Malformed` for a name that no call can have."""
         if not name or len(name) > MAX_NAME or not name.isprintable():
@@ -189,7 +194,10 @@ class ToolFormat:
     begins: tuple[str, ...] = ()  # any of them opens one call or several; the grammar writes the first
     ends: tuple[str, ...] = ()  # what may follow the calls, and is no text
     noise: tuple[str, ...] = ()  # marks around all calls, which are no text either
-    openers: str = ""  # characters with which calls without a mark begin, at the start of the text only
+    #: Characters with which calls without a mark begin, at the start of the text only, and how such calls are spelled
+    #: where that is not how the format has them.
+    openers: str = ""
+    bare_body: Body | None = None
     id_style: str = "call"  # how ids look: "call" or "mistral"
     extra_marks: tuple[str, ...] = ()  # inside calls
     bare_begins: tuple[str, ...] = ()  # with which a call itself begins whose mark is missing; no grammar knows them

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from octavo.text.formats.base import Call, CallSink, GrammarBuilder, TextPieces, TextSink, Tool, skip_strays
-from octavo.text.source import Malformed, Source, Steps, marks
+from octavo.text.source import Malformed, Source, Steps, Unfinished, marks
 
 START: Final = "<|start|>"
 CHANNEL: Final = "<|channel|>"
@@ -114,9 +114,11 @@ def _header(source: Source, content: _Part) -> Steps[str | None]:
     try:
         header = yield from source.text_until(marks(START, MESSAGE, *ENDS), _MAX_HEADER)
         yield from source.expect(MESSAGE)
-    except Malformed:
+    except Malformed as error:
         source.rewind()
-        if mark := (yield from source.accept_any(marks(START, CHANNEL))):
+        if isinstance(error, Unfinished) and source.is_truncated:
+            yield from source.copy_until(marks(), lambda text: None)
+        elif (mark := (yield from source.accept_any(marks(START, CHANNEL, MESSAGE)))) is not None:
             content.message()(mark)
         return None
     source.recorded()

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 
 from octavo.text.formats.base import Call, CallSink, GrammarBuilder, Tool, read_string, skip_strays
 from octavo.text.json_copy import JsonCopy
-from octavo.text.source import Malformed, Source, Steps, Unfinished, marks
+from octavo.text.source import Malformed, Marks, Source, Steps, Unfinished, marks
 
 #: Objects within the object of a call: {"type": "function", "function": {...}}.
 _MAX_NESTING = 3
+#: With which a code block of calls begins.
+_FENCES = Marks(("```json\n", "```\n"))
 
 
 @dataclass(frozen=True)
@@ -26,12 +28,21 @@ class JsonCalls:
     before: str = ""
     separator: str = ""  # of calls that follow each other without a list; "": each has its own marks
     after: str = ""
-    only_known: bool = False  # names that are not among the tools make it no call
+    only_known: bool = False  # without a mark, names and keys that are not known make it no call
+    is_fenced: bool = False  # the calls may stand in a code block
     end: str = ""  # what the grammar writes after the calls: one of the row's `ends`
 
     def parse(self, source: Source, sink: CallSink, tools: Mapping[str, Tool], opened: str) -> Steps[None]:
         names = frozenset(tools) if self.only_known and not opened else None
         yield from source.skip_blanks()
+        fence = (yield from source.accept_any(_FENCES)) if self.is_fenced else None
+        yield from source.skip_blanks()
+        yield from self._calls(source, sink, names)
+        if fence is not None:
+            yield from source.skip_blanks()
+            yield from source.accept("```")
+
+    def _calls(self, source: Source, sink: CallSink, names: frozenset[str] | None) -> Steps[None]:
         if (yield from source.accept("[")):
             yield from self._list(source, sink, names)
             yield from skip_strays(source)
@@ -89,6 +100,8 @@ class JsonCalls:
             yield from self._object(source, call, depth + 1)
         elif key in ("arguments", "parameters", "args", "input") and not call.has_arguments:
             yield from _arguments(source, call, char)
+        elif call.is_doubtful and key not in ("type", "id"):
+            raise Malformed
         else:
             yield from JsonCopy(lambda text: None).run(source)
 
@@ -104,7 +117,13 @@ class JsonCalls:
             call = f"{call} ({more} {call})*"
         opening, closing = (build.text("["), build.text("]")) if self.is_list else ("", "")
         end = build.mark(self.end) if self.end else ""
-        return " ".join(filter(None, [build.text(self.before), opening, call, closing, build.text(self.after), end]))
+        calls_text = " ".join(
+            filter(None, [build.text(self.before), opening, call, closing, build.text(self.after), end])
+        )
+        if self.is_fenced:
+            fenced = f"{build.text(_FENCES.texts[0])} {calls_text} {build.text(chr(10) + '```')}"
+            return build.one_of([calls_text, fenced])
+        return calls_text
 
 
 def _goes_on(source: Source) -> Steps[bool]:

@@ -59,8 +59,7 @@ class KeyedCalls:
 
     def _value(self, build: GrammarBuilder, tool: Tool, schema: Any, types: Types, depth: int) -> str:
         if types == STRING:
-            string = raw_string(build, tool, schema, (self.quote,))
-            return " ".join(filter(None, [build.mark(self.quote), string, build.mark(self.quote)]))
+            return f"{build.mark(self.quote)} {raw_string(build, tool, schema, (self.quote,), '', self.quote)}"
         inner = Tool(tool.name, schema)
         if types == _IS_OBJECT and schema.get("properties") and not schema.keys() - _OBJECT and depth < _MAX_DEPTH:
             return self._object(build, inner, depth + 1)

@@ -40,22 +40,10 @@ class PythonicCalls:
         is_list = yield from source.accept("[")
         if not is_list and not opened:
             raise Malformed
-        num_calls = 0
-        while True:
-            if num_calls:
-                source.record()
-            yield from source.skip_blanks()
-            if num_calls:
-                yield from source.accept_any(marks(",", ";"))
-                yield from source.skip_blanks()
-                if is_list and (yield from source.accept("]")):
-                    source.recorded()
-                    return
-                if not _NAME.match((yield from source.peek())) and (not is_list or (yield from source.is_over())):
-                    source.rewind()  # the list's end is missing, and no call is open
-                    return
+        yield from source.skip_blanks()
+        yield from self._call(source, sink, tools, names)
+        while (yield from _another_follows(source, is_list)):
             yield from self._call(source, sink, tools, names)
-            num_calls += 1
 
     def _call(
         self, source: Source, sink: CallSink, tools: Mapping[str, Tool], names: frozenset[str] | None
@@ -80,6 +68,21 @@ class PythonicCalls:
         opening, closing = (build.text("["), build.text("]")) if self.is_list else ("", "")
         end = build.spelled(self.after + self.end)
         return " ".join(filter(None, [build.text(self.before), opening, call, closing, end]))
+
+
+def _another_follows(source: Source, is_list: bool) -> Steps[bool]:
+    """Consumes the end of a list; it may be missing at the end of the text, where no call is open."""
+    source.record()
+    yield from source.skip_blanks()
+    yield from source.accept_any(marks(",", ";"))
+    yield from source.skip_blanks()
+    if (is_list and (yield from source.accept("]"))) or (yield from source.is_over()):
+        source.recorded()
+        return False
+    if not is_list and not _NAME.match((yield from source.peek())):
+        source.rewind()
+        return False
+    return True
 
 
 def _goes_on(source: Source, arguments: Arguments) -> Steps[bool]:

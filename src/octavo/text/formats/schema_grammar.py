@@ -65,24 +65,33 @@ def separated(build: GrammarBuilder, tool: Tool, write: Write, separator: str) -
     return first
 
 
-def raw_string(build: GrammarBuilder, tool: Tool, schema: Mapping[str, Any], stops: Sequence[str]) -> str:
-    """A string without quotes, in which none of the marks `stops` stands. Raises `InvalidRequest`."""
+def raw_string(
+    build: GrammarBuilder, tool: Tool, schema: Mapping[str, Any], stops: Sequence[str], line: str, end: str
+) -> str:
+    """A string without quotes, in which none of the marks `stops` stands, then `line` and the mark `end`, one of them.
+
+    Raises `InvalidRequest` for a schema that this does not honour.
+    """
     schema = resolved(schema, schema)
+    closing = build.spelled(line + end)
     values = [schema["const"]] if "const" in schema else schema.get("enum")
     if values is not None:
         texts = [value for value in values if isinstance(value, str)]
         if any(stop in text for stop in stops for text in texts):
             raise _refused(tool, "a value that contains a mark of the format")
-        if "" in texts:
-            return f"({' | '.join(build.text(text) for text in texts if text)})?" if any(texts) else ""
-        return build.one_of([build.text(text) for text in texts])
+        return build.one_of([f"{build.text(text)} {closing}".strip() for text in texts])
     for keyword in ("pattern", "format", "anyOf", "oneOf", "allOf"):
         if keyword in schema and "string" in str(schema.get("type", "string")):
             raise _refused(tool, f"`{keyword}` of a string")
     least, most = schema.get("minLength", 0), schema.get("maxLength")
     if least or most is not None:
-        return build.regex(f"[^{_class({stop[0] for stop in stops})}]{{{least},{'' if most is None else most}}}")
-    return build.regex(text_without(stops))
+        text = f"[^{_class({stop[0] for stop in stops})}]{{{least},{'' if most is None else most}}}"
+    else:
+        text = text_without(stops)
+    if build.spelled(end) != build.text(end):  # a token of its own, where the text ends by itself
+        return f"{build.regex(text)} {closing}"
+    # One lexeme: the engine takes the longest, and a text alone would reach into the mark.
+    return build.regex(f"{text}{''.join(map(_escaped, line + end))}")
 
 
 def text_without(stops: Sequence[str]) -> str:
@@ -108,7 +117,7 @@ def _class(chars: set[str]) -> str:
 
 
 def _escaped(char: str) -> str:
-    return "\\/" if char == "/" else re.escape(char)
+    return {"/": "\\/", "\n": "\\n"}.get(char) or re.escape(char)
 
 
 def _refused(tool: Tool, what: str) -> InvalidRequest:

@@ -26,7 +26,10 @@ _HERMES: Final = JsonCalls(before="\n", after="\n", end="</tool_call>")
 
 _TOOL_ROWS: Final = (
     # Hermes 2 Pro and later, Qwen2.5, Qwen3
-    ToolFormat("hermes", _HERMES, ("<tool_call>",), ("</tool_call>",), repeats=True, between="\n"),
+    ToolFormat(
+        "hermes", _HERMES, ("<tool_call>",), ("</tool_call>",), repeats=True, between="\n",
+        openers="{`", bare_body=JsonCalls(only_known=True, is_fenced=True),  # Qwen2.5-Coder leaves the marks out
+    ),
     # any model: a list of calls, as the grammar of `required` makes it
     ToolFormat("json", JsonCalls("parameters", is_list=True, only_known=True), openers="[{"),
     ToolFormat(
@@ -154,7 +157,7 @@ _TOOL_ROWS: Final = (
         "step3",
         TaggedCalls(
             '<steptml:invoke name="', '">', '<steptml:parameter name="', '">', "</steptml:parameter>",
-            "</steptml:invoke>", f"{_STEP.format('call_end')}{_STEP.format('calls_end')}",
+            "</steptml:invoke>", _STEP.format("call_end"), tail=_STEP.format("calls_end"),
             prefix="function" + _STEP.format("sep"),
         ),
         (_STEP.format("call_begin"),), (_STEP.format("call_end"),),

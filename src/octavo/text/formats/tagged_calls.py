@@ -39,6 +39,7 @@ class TaggedCalls:
     blank: str = ""
     strips_newlines: bool = False  # a value stands on lines of its own
     has_string_flag: bool = False  # `key_end` is preceded by true or false: whether the value is a string
+    tail: str = ""  # that the grammar writes after `end`
     is_repeated: bool = False  # several calls may stand between the marks of the row
 
     @property
@@ -123,7 +124,7 @@ class TaggedCalls:
         call = build.one_of([self._written_call(build, tool) for tool in tools])
         if parallel and self.is_repeated:
             call = f"({call})+"
-        return f"{call} {build.spelled(self.blank + self.end)}" if self.end != self.closing else call
+        return f"{call} {build.spelled(self.blank + self.end + self.tail)}" if self.end != self.closing else call
 
     def _written_call(self, build: GrammarBuilder, tool: Tool) -> str:
         def write(key: str, schema: Any, types: Types) -> str:
@@ -141,6 +142,9 @@ class TaggedCalls:
         opening = f"{self.key_end}{flag}{self.blank + self.value_open if self.value_open else ''}{line}"
         if any(mark in key for mark in (self.key_end, self.value_end, "\n")):
             raise InvalidRequest(f"The argument {key!r} cannot be written in this tool format.", "tools")
-        value = raw_string(build, tool, schema, self._value_stops.texts) if is_string else build.json(schema)
-        parts = [build.spelled(self.key_open), build.text(key), build.spelled(opening), value]
-        return " ".join(filter(None, [*parts, build.spelled(line + self.value_end + self.blank)]))
+        head = [build.spelled(self.key_open), build.text(key), build.spelled(opening)]
+        if is_string:
+            value = raw_string(build, tool, schema, self._value_stops.texts, line, self.value_end)
+        else:
+            value = f"{build.json(schema)} {build.spelled(line + self.value_end)}"
+        return " ".join(filter(None, [*head, value, build.spelled(self.blank)]))

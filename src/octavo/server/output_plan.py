@@ -1,0 +1,189 @@
+"""What a chat request wants of its output: which tools may be called and must be, how the text is to be read, and what
+the model is held to (features.md 4.1, F1 to F10; U4)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from octavo.config import ServerConfig
+from octavo.errors import InvalidRequest
+from octavo.params import GrammarSpec
+from octavo.server.protocol.chat import ChatRequest
+from octavo.server.protocol.tools import ToolChoice, ToolDefinition
+from octavo.server.state import OutputSettings
+from octavo.server.templates import shown_tools
+from octavo.text.formats.base import ReasoningFormat, Tool, ToolFormat
+from octavo.text.formats.table import TOOL_FORMATS
+from octavo.text.grammar import COMPILER_OPTIONS, GrammarLimits
+from octavo.text.output_parser import OutputFormat
+from octavo.text.tool_grammar import after_thinking, calls_among_text, prepared_tools, required_calls
+
+#: What a forced call looks like where the model's own format is not known.
+GENERIC_FORMAT = "json"
+
+
+@dataclass(frozen=True)
+class OutputPlan:
+    """Made before the prompt is rendered; what the prompt says of the thinking is told to the methods."""
+
+    settings: OutputSettings
+    choice: ToolChoice
+    tools: tuple[Tool, ...]  # those that may be called
+    prompt_tools: Sequence[Mapping[str, Any]] | None  # those that the template sees
+    row: ToolFormat | None  # how calls are spelled; None: none are looked for, or the whole text is one
+    spec: GrammarSpec | None  # what the output is held to, its thinking not counted
+    parallel: bool
+    thinking_budget: int | None
+
+    @property
+    def is_named(self) -> bool:
+        return self.choice.mode == "named"
+
+    def output_format(self, is_thinking: bool | None) -> OutputFormat | None:
+        """How to read the output; None: all of it is content."""
+        whole = self.tools[0].name if self.is_named and self.row is None else None
+        reasoning = self.settings.reasoning_format
+        if self.row is None and whole is None and reasoning is None:
+            return None
+        max_calls = None if self.parallel and not self.is_named else 1
+        return OutputFormat(self.row, reasoning, self.tools, is_thinking, whole, max_calls)
+
+    def constraint(self, is_thinking: bool | None) -> GrammarSpec | None:
+        reasoning = self.settings.reasoning_format
+        if reasoning is None or reasoning.pipeline is not None:
+            return self.spec
+        return after_thinking(
+            self.spec,
+            reasoning,
+            self.settings.special_tokens,
+            is_thinking=is_thinking,
+            budget=self.thinking_budget,
+        )
+
+
+def plan_output(
+    request: ChatRequest,
+    constraint: GrammarSpec | None,
+    settings: OutputSettings,
+    config: ServerConfig,
+    limits: GrammarLimits,
+) -> OutputPlan:
+    """`constraint` is what the request says of its output elsewhere. Raises `InvalidRequest`."""
+    definitions = request.tools or []
+    choice = _choice(request, definitions, config)
+    names = None if choice.names is None else frozenset(choice.names)
+    called = [i for i, tool in enumerate(definitions) if names is None or tool.function.name in names]
+    tools = tuple(_tool(definitions[i]) for i in called) if choice.mode != "none" else ()
+    parallel = request.parallel_tool_calls is not False
+    row, spec = None, None
+    if choice.mode == "auto":
+        row = settings.tool_format
+        spec = _strict(definitions, called, tools, settings, config, limits, parallel=parallel)
+    elif choice.mode in ("required", "named"):
+        prepared = prepared_tools(tools, [f"tools.{i}" for i in called], limits)
+        row, spec = _forced(choice, prepared, settings, parallel=parallel)
+    if constraint is not None and spec is not None:  # D8
+        raise InvalidRequest(
+            f"A request can have one constraint, but `{constraint.param}` and `{spec.param}` were given.",
+            constraint.param,
+        )
+    shown = [tool.for_template() for tool in definitions]
+    return OutputPlan(
+        settings=settings,
+        choice=choice,
+        tools=tools,
+        prompt_tools=shown_tools(config, shown or None, choice.mode),
+        row=row,
+        spec=spec or constraint,
+        parallel=parallel,
+        thinking_budget=_thinking_budget(request, settings.reasoning_format),
+    )
+
+
+def _choice(request: ChatRequest, definitions: Sequence[ToolDefinition], config: ServerConfig) -> ToolChoice:
+    """The request's choice where it has tools; what it means where it has none (D6)."""
+    choice = request.tool_choice or ToolChoice("auto")
+    if not definitions:
+        if choice.mode in ("required", "named") or choice.names is not None:
+            raise InvalidRequest("`tool_choice` needs `tools` to choose from.", "tool_choice")
+        return ToolChoice("none")
+    known: set[str] = set()
+    for i, definition in enumerate(definitions):
+        name = definition.function.name
+        if name in known:
+            raise InvalidRequest(f"Two tools have the name {name!r}.", f"tools.{i}.function.name")
+        known.add(name)
+    for name in choice.names or ():
+        if name not in known:
+            raise InvalidRequest(
+                f"The name {name[:200]!r} in `tool_choice` does not match any of the specified `tools`.", "tool_choice"
+            )
+    if choice.mode == "auto" and not config.enable_auto_tool_choice:
+        raise InvalidRequest(
+            '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set', "tool_choice"
+        )
+    return choice
+
+
+def _tool(definition: ToolDefinition) -> Tool:
+    parameters = definition.function.parameters
+    # OpenAI: a function without parameters takes none.
+    return Tool(definition.function.name, parameters if parameters is not None else {"type": "object"})
+
+
+def _forced(
+    choice: ToolChoice, tools: Sequence[Tool], settings: OutputSettings, *, parallel: bool
+) -> tuple[ToolFormat | None, GrammarSpec]:
+    """F5, F6: the model cannot do otherwise. In its own format, where that is known, it calls best."""
+    row = settings.tool_format
+    if row is not None and row.pipeline is not None:
+        row = None
+    if choice.mode == "named":
+        if row is None:
+            [tool] = tools
+            return None, GrammarSpec(
+                kind="json", source=tool.parameters, param="tool_choice", options=dict(COMPILER_OPTIONS)
+            )
+        parallel = False
+    row = row or TOOL_FORMATS[GENERIC_FORMAT]
+    return row, required_calls(row, tools, settings.special_tokens, "tool_choice", parallel=parallel)
+
+
+def _strict(
+    definitions: Sequence[ToolDefinition],
+    called: Sequence[int],
+    tools: Sequence[Tool],
+    settings: OutputSettings,
+    config: ServerConfig,
+    limits: GrammarLimits,
+    *,
+    parallel: bool,
+) -> GrammarSpec | None:
+    """F10: text is free, but a call, once begun, is one of a function that exists, and fits its schema if it is strict.
+
+    None when no function asks for it, nor the server.
+    """
+    level = config.tool_strict_level
+    stricts = [bool(definitions[i].function.strict) or level == "parameter" for i in called]
+    row = settings.tool_format
+    if row is None or row.pipeline is not None or not (any(stricts) or level == "function"):
+        return None
+    loose = [tool if strict else Tool(tool.name) for tool, strict in zip(tools, stricts, strict=True)]
+    prepared = prepared_tools(loose, [f"tools.{i}" for i in called], limits)
+    return calls_among_text(row, prepared, settings.special_tokens, parallel=parallel)
+
+
+def _thinking_budget(request: ChatRequest, row: ReasoningFormat | None) -> int | None:
+    budget = request.thinking_token_budget
+    if budget is None:
+        return None
+    if row is None or row.pipeline is not None:
+        raise InvalidRequest(
+            "`thinking_token_budget` needs a server that tells thinking from answers by marks (--reasoning-parser).",
+            "thinking_token_budget",
+        )
+    if budget < 0:
+        raise InvalidRequest("`thinking_token_budget` must be at least 0.", "thinking_token_budget")
+    return budget

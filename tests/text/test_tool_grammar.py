@@ -1,0 +1,211 @@
+"""What a grammar of calls lets a model write is read back as calls that fit their functions (F5, F6, F10, U4)."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+import jsonschema
+import llguidance
+import pytest
+
+from grammar_walk import PROVER
+from octavo.errors import InvalidRequest
+from octavo.grammar import LIMITS, ByteVocabulary
+from octavo.params import GrammarSpec
+from octavo.text.formats.base import Tool, ToolFormat
+from octavo.text.formats.table import REASONING_FORMATS, TOOL_FORMATS
+from octavo.text.grammar import GrammarLimits
+from octavo.text.grammar_helper import handle
+from octavo.text.output_parser import OutputDelta, OutputFormat, OutputParser
+from octavo.text.tool_grammar import (
+    SpecialTokens,
+    after_thinking,
+    calls_among_text,
+    prepared_tools,
+    required_calls,
+)
+
+EOS = 256
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "a": {"type": "integer"},
+        "s": {"type": "string", "maxLength": 5},
+        "b": {"type": "boolean"},
+    },
+    "required": ["a"],
+    "additionalProperties": False,
+}
+NOTHING = {"type": "object", "properties": {}, "additionalProperties": False}
+SCHEMAS = {"f": SCHEMA, "get.it": NOTHING}
+TOOLS = [Tool(name, schema) for name, schema in SCHEMAS.items()]
+ROWS = [row for row in TOOL_FORMATS.values() if row.pipeline is None]
+
+
+class Vocabulary:
+    """The bytes, EOS, and the marks of a format, as special tokens or as plain text."""
+
+    def __init__(self, marks: tuple[str, ...], *, special: bool) -> None:
+        self.texts = list(dict.fromkeys(mark for mark in marks if mark.isprintable()))
+        ids = {text: EOS + 1 + i for i, text in enumerate(self.texts)} if special else {}
+        self.special = SpecialTokens(ids | {"</s>": EOS}, frozenset({EOS}))
+        self.tokens = [bytes([i]) for i in range(EOS)] + [b"</s>"] + [text.encode() for text in self.texts]
+        vocabulary = ByteVocabulary(self.tokens, [EOS, *ids.values()], [EOS])
+        self.tokenizer = llguidance.LLTokenizer(vocabulary, eos_token=[EOS], slices=[])
+
+    def walk(self, spec: GrammarSpec, seed: int) -> str | None:
+        """A text of the grammar, by any allowed tokens; None when it did not come to its end in time."""
+        reply = handle({"kind": spec.kind, "source": spec.source, "options": spec.options, "frame": spec.frame}, PROVER)
+        assert "grammar" in reply, reply
+        limits = llguidance.LLParserLimits(**LIMITS)
+        matcher = llguidance.LLMatcher(self.tokenizer, reply["grammar"], log_level=0, limits=limits)
+        assert not matcher.is_error(), matcher.get_error()
+        rng, text = random.Random(seed), b""
+        for i in range(500):
+            allowed = matcher.compute_logit_bias()
+            ids = [token for token in range(len(self.tokens)) if allowed[token]]
+            assert ids, f"nothing may follow {text!r}"
+            token = rng.choices(ids, [_weight(token, i) for token in ids])[0]
+            assert matcher.consume_token(token), matcher.get_error()
+            if token != EOS:
+                text += self.tokens[token]
+            if token == EOS or matcher.is_stopped():
+                return text.decode()
+        return None
+
+
+def _weight(token: int, place: int) -> float:
+    if token >= EOS:
+        return 30.0
+    char = chr(token)
+    if char in '"}])>' or (char in "<" and place > 60):
+        return 8.0 if place < 60 else 200.0
+    return 1.0 if " " <= char <= "~" else 0.01
+
+
+def read(row: ToolFormat, text: str) -> OutputDelta:
+    parser = OutputParser(OutputFormat(tools=row, known_tools=TOOLS))
+    first, rest = parser.push(text), parser.finish(truncated=False)
+    assert not rest.calls or not first.calls or rest.calls[0].name is not None
+    return OutputDelta("", first.content + rest.content, first.calls + rest.calls)
+
+
+def tools() -> list[Tool]:
+    return prepared_tools(TOOLS, ["tools.0", "tools.1"], GrammarLimits())
+
+
+@pytest.mark.parametrize("special", [False, True])
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_a_required_call_is_read_back_and_fits_its_function(row: ToolFormat, special: bool) -> None:
+    vocabulary = Vocabulary(row.marks, special=special)
+    num_texts = 0
+    for parallel in (False, True):
+        spec = required_calls(row, tools(), vocabulary.special, "tool_choice", parallel=parallel)
+        for seed in range(8):
+            text = vocabulary.walk(spec, seed)
+            if text is None:
+                continue
+            num_texts += 1
+            delta = read(row, text)
+            assert delta.calls and not delta.content, text
+            assert parallel or len(delta.calls) == 1
+            for call in delta.calls:
+                jsonschema.validate(json.loads(call.arguments), SCHEMAS[call.name or ""])
+    assert num_texts >= 4
+
+
+@pytest.mark.parametrize("special", [False, True])
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_calls_of_strict_functions_among_text_fit_them_whatever_the_text(row: ToolFormat, special: bool) -> None:
+    vocabulary = Vocabulary(row.marks, special=special)
+    spec = calls_among_text(row, tools(), vocabulary.special, parallel=True)
+    num_calls = 0
+    for seed in range(24):
+        text = vocabulary.walk(spec, seed)
+        if text is None:
+            continue
+        for call in read(row, text).calls:
+            num_calls += 1
+            jsonschema.validate(json.loads(call.arguments), SCHEMAS[call.name or ""])
+    assert num_calls or row.openers
+
+
+def thinking_walks(is_thinking: bool | None, budget: int | None, *, special: bool) -> list[str]:
+    row = REASONING_FORMATS["qwen3"]
+    vocabulary = Vocabulary(row.marks, special=special)
+    inner = GrammarSpec(kind="regex", source="[0-9]{1,3}x", param="guided_regex")
+    spec = after_thinking(inner, row, vocabulary.special, is_thinking=is_thinking, budget=budget)
+    assert spec is not None
+    return [text for seed in range(12) if (text := vocabulary.walk(spec, seed)) is not None]
+
+
+@pytest.mark.parametrize("special", [False, True])
+def test_a_constraint_holds_after_the_thinking_and_only_there(special: bool) -> None:
+    """U4, G24."""
+    for text in thinking_walks(True, None, special=special):
+        _, mark, answer = text.partition("</think>")
+        assert mark and answer.strip()[:-1].isdigit() and answer.endswith("x"), text
+    texts = thinking_walks(None, None, special=special)
+    assert {text.startswith("<think>") for text in texts} == {True, False}
+    for text in texts:
+        assert text.startswith("<think>") == ("</think>" in text)
+    for text in thinking_walks(False, None, special=special):
+        assert text[:-1].isdigit()
+
+
+@pytest.mark.parametrize("special", [False, True])
+def test_a_budget_ends_the_thinking(special: bool) -> None:
+    for budget in (0, 3):
+        texts = thinking_walks(True, budget, special=special)
+        assert texts
+        assert all(len(text.partition("</think>")[0].encode()) <= budget for text in texts)
+
+
+def test_a_budget_alone_leaves_the_answer_free() -> None:
+    row = REASONING_FORMATS["qwen3"]
+    vocabulary = Vocabulary((*row.marks, "<x>"), special=True)
+    spec = after_thinking(None, row, vocabulary.special, is_thinking=True, budget=2)
+    assert spec is not None
+    texts = [text for seed in range(12) if (text := vocabulary.walk(spec, seed)) is not None]
+    assert any("<x>" in text.partition("</think>")[2] for text in texts)
+    assert after_thinking(None, row, vocabulary.special, is_thinking=False, budget=2) is None
+
+
+@pytest.mark.parametrize("special_kind", ["json", "choice", "grammar", "structural_tag"])
+def test_every_kind_of_constraint_can_stand_after_thinking(special_kind: str) -> None:
+    sources: dict[str, Any] = {
+        "json": {"type": "object", "properties": {"a": {"const": 1}}, "required": ["a"], "additionalProperties": False},
+        "choice": ["yes", "no}"],
+        "grammar": 'start: "a" b\nb: "}" | "{"',
+        "structural_tag": [{"trigger": "<x>", "begin": "<x>", "schema": {"type": "integer"}, "end": "</x>"}],
+    }
+    row = REASONING_FORMATS["qwen3"]
+    vocabulary = Vocabulary(row.marks, special=False)
+    inner = GrammarSpec(kind=special_kind, source=sources[special_kind], param="p")
+    spec = after_thinking(inner, row, vocabulary.special, is_thinking=True)
+    assert spec is not None
+    assert any(vocabulary.walk(spec, seed) is not None for seed in range(12))
+
+
+def test_special_tokens_are_named_by_their_ids_for_the_engine_and_spelled_for_the_proof() -> None:
+    vocabulary = Vocabulary(("<tool_call>",), special=True)
+    source = required_calls(TOOL_FORMATS["hermes"], tools(), vocabulary.special, "p", parallel=False).source
+    assert f"<[{EOS + 1}]>" in source["lark"] and "<[" not in source["proof"]
+    assert '"<tool_call>"' in source["proof"]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "where"),
+    [
+        ({"type": "object", "properties": {"x": {"uniqueItems": True}}}, "tools.3.function.parameters.properties.x"),
+        ({"type": "string"}, "tools.3.function.parameters"),
+        ({"type": ["object", "null"]}, "tools.3.function.parameters"),
+        ({"type": "object", "properties": {"x": {"enum": ["y" * 70_000]}}}, "tools"),
+    ],
+)
+def test_parameters_that_cannot_be_enforced_are_refused_with_their_place(parameters: Any, where: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        prepared_tools([Tool("f", parameters)], ["tools.3"], GrammarLimits())
+    assert (caught.value.param or "").startswith(where)

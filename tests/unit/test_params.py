@@ -1,0 +1,103 @@
+"""`SamplingParams.validate`: every field against its range, numbers that are none, ids against the logits' width."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import msgspec
+import pytest
+
+from octavo.errors import InvalidRequest
+from octavo.params import RANGES, BeamParams, SamplingParams
+
+VOCAB = 1000
+
+
+def validated(**fields: Any) -> SamplingParams:
+    return SamplingParams(**fields).validate(vocab_size=VOCAB)
+
+
+def refused(**fields: Any) -> InvalidRequest:
+    with pytest.raises(InvalidRequest) as caught:
+        validated(**fields)
+    assert len(caught.value.message) < 200
+    return caught.value
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_each_end_of_a_range_is_inside_and_the_next_value_is_not(name: str) -> None:
+    low, high, is_open = RANGES[name]
+    step = 1 if isinstance(getattr(SamplingParams(), name), int | None) else 1e-9
+    others = {"min_tokens": {"max_tokens": None}, "best_of": {"n": 1}}.get(name, {})
+    if low is not None:
+        validated(**{name: low + step if is_open else low}, **others)
+        assert refused(**{name: low if is_open else low - step}, **others).param == name
+    if high is not None:
+        validated(**{name: high}, **others)
+        assert refused(**{name: high + step}, **others).param == name
+
+
+NUMBERS = ["temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"]
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.nan, math.inf, -math.inf, float("1e999")], ids=str)
+@pytest.mark.parametrize("name", NUMBERS)
+def test_no_comparison_lets_a_number_pass_that_is_none(name: str, value: float) -> None:
+    assert refused(**{name: value}).param == name
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_nor_a_bias_or_a_length_penalty(value: float) -> None:
+    assert refused(logit_bias={1: value}).param == "logit_bias"
+    with pytest.raises(InvalidRequest, match="length_penalty"):
+        BeamParams(width=2, length_penalty=value).check(SamplingParams(temperature=0.0))
+
+
+@pytest.mark.parametrize(
+    "token_id", [-1, VOCAB, VOCAB + 1, -VOCAB, 2**31 - 1, 2**31, 2**32, 2**63 - 1, 2**64, -(2**63)]
+)
+def test_ids_are_checked_against_the_width_of_the_logits(token_id: int) -> None:
+    """S12, S13, S27: also those that wrap around to an id inside it when they are cut to 32 bits."""
+    assert refused(logit_bias={token_id: 1.0}).param == "logit_bias"
+    assert refused(stop_token_ids=(0, token_id)).param == "stop_token_ids"
+    assert refused(allowed_token_ids=(token_id,)).param == "allowed_token_ids"
+    assert refused(bad_word_token_ids=((0, token_id),)).param == "bad_words"
+
+
+def test_s1_a_temperature_near_zero_is_greedy_and_a_small_one_is_raised() -> None:
+    for temperature in (0.0, 9e-6, 1e-320, -0.0):
+        params = validated(temperature=temperature, top_p=0.5, top_k=3, min_p=0.2)
+        assert (params.temperature, params.top_p, params.top_k, params.min_p) == (0.0, 1.0, 0, 0.0)
+        assert params.greedy
+    assert validated(temperature=1e-5).temperature == 0.01
+    assert validated(temperature=0.0099).temperature == 0.01
+    assert validated(temperature=0.011).temperature == 0.011
+
+
+@pytest.mark.parametrize("top_k", [-1, 0, VOCAB, VOCAB + 1, 2**63, 10**400])
+def test_s3_top_k_of_all_tokens_is_none(top_k: int) -> None:
+    """Whatever its size: it has to cross to the engine in 64 bits."""
+    params = validated(top_k=top_k)
+    assert params.top_k == 0
+    msgspec.msgpack.encode(params)
+
+
+def test_s8_s12_normal_forms() -> None:
+    assert validated(seed=-1).seed is None
+    assert validated(seed=0).seed == 0
+    assert validated(logit_bias={1: 500.0, 2: -1e308, 3: 1.5}).logit_bias == {1: 100.0, 2: -100.0, 3: 1.5}
+
+
+def test_s17_s18_bounds_that_depend_on_other_fields() -> None:
+    assert refused(min_tokens=6, max_tokens=5).param == "min_tokens"
+    assert refused(logprobs=21).message == "Cannot request more than 20 logprobs."
+    assert refused(logprobs=-1).param == "logprobs"
+    everything = SamplingParams(logprobs=-1, prompt_logprobs=-1).validate(vocab_size=VOCAB, max_logprobs=-1)
+    assert (everything.logprobs, everything.prompt_logprobs) == (VOCAB, VOCAB)
+    assert refused(n=2, best_of=1).param == "best_of"
+
+
+def test_valid_parameters_are_their_own_normal_form() -> None:
+    params = validated(temperature=0.0, top_k=5, seed=-1, logit_bias={1: 200.0})
+    assert params.validate(vocab_size=VOCAB) == params
