@@ -13,7 +13,25 @@ from octavo.text.formats.table import REASONING_FORMATS, TOOL_FORMATS
 from octavo.text.output_parser import OutputDelta, OutputFormat, OutputParser
 
 #: The functions of a case that names none of its own.
-TOOLS = tuple(Tool(name) for name in ("get_weather", "add", "search", "noop", "f"))
+TOOLS = tuple(
+    Tool(name, {"type": "object", "properties": properties})
+    for name, properties in {
+        "get_weather": {"city": {"type": "string"}, "days": {"type": "integer"}},
+        "add": {"a": {"type": "number"}, "b": {"type": "number"}},
+        "search": {"query": {"type": "string"}, "top": {"type": "integer"}},
+        "noop": {},
+        "f": {
+            "text": {"type": "string"},
+            "n": {"type": "integer"},
+            "x": {"type": "number"},
+            "any": {},
+            "flag": {"type": "boolean"},
+            "list": {"type": "array"},
+            "obj": {"type": "object"},
+            "maybe": {"type": ["string", "null"]},
+        },
+    }.items()
+)
 
 
 class Reply:

@@ -18,7 +18,7 @@ from output_corpus import CASES, Case, Reply, output_format, read
 
 FORMATS = sorted({case.format_name for case in CASES})
 #: Of a text's split positions, and of its beginnings, at most so many are tried: together some 10^5 parses.
-MAX_CUTS = 48
+MAX_CUTS = 24
 
 
 def _cases(format_name: str) -> list[Case]:
@@ -79,7 +79,7 @@ def test_every_beginning_of_a_text_is_a_reply_whose_arguments_are_json(format_na
 def test_a_text_that_was_cut_off_adds_nothing_that_its_whole_has_not(format_name: str) -> None:
     """Cut off by a limit, what the reply has of a call's arguments is a beginning of them."""
     for case in _cases(format_name):
-        for size in _cuts(case, 24):
+        for size in _cuts(case, 12):
             begun, sent = OutputParser(case.output_format), Reply()
             sent.add(begun.push(case.text[:size]))
             cut_off = read(case.output_format, case.text[:size], truncated=True)

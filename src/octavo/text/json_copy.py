@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Callable
 from typing import Final
 
@@ -40,16 +39,12 @@ _WORDS: Final = {
 
 
 class JsonCopy:
-    """One value. `emit` gets the copy piece by piece; `run` does the work and may be called once.
+    """One value. `emit` gets the copy piece by piece; `run` does the work and may be called once."""
 
-    `limit`: characters of a string; a longer one is malformed.
-    """
+    __slots__ = ("_closers", "_emit", "_expects", "_held", "_quote", "is_begun")
 
-    __slots__ = ("_closers", "_emit", "_expects", "_held", "_limit", "_quote", "is_begun")
-
-    def __init__(self, emit: Callable[[str], None], limit: int = sys.maxsize) -> None:
+    def __init__(self, emit: Callable[[str], None]) -> None:
         self._emit = emit
-        self._limit = limit
         self._closers: list[str] = []  # brackets that are due, innermost last
         #: "value", "item" (a value or the end of a list), "key" (or the end of an object), "colon", "next"
         self._expects = "value"
@@ -144,13 +139,9 @@ class JsonCopy:
         self._put('"')
         self._quote = quote
         plain = _PLAIN[quote]
-        end = source.num_consumed + self._limit
         while True:
-            # However the text was cut: no more is consumed than one character too many.
-            if text := source.run(plain, end + 1 - source.num_consumed):
+            if text := source.run(plain):
                 self._emit(text)
-            if source.num_consumed > end:
-                raise Malformed
             char = yield from source.peek()
             if not char:
                 raise Unfinished
@@ -194,15 +185,13 @@ class JsonCopy:
         if not _BARE_KEY.fullmatch(key):
             raise Malformed
         source.take(len(key))
-        if source.is_truncated and source.is_at_end:
-            raise Unfinished
         self._put(f'"{key}"')
 
     def _word(self, source: Source) -> Steps[None]:
         text = yield from _lexeme(source)
         value = text if _NUMBER.fullmatch(text) else _WORDS.get(text) or mended_number(text)
         if value is None:
-            raise Unfinished if len((yield from source.peek(len(text) + 1))) == len(text) else Malformed
+            raise Unfinished if (yield from source.ends_after(len(text))) else Malformed
         source.take(len(text))
         self._put(value)
 
@@ -210,7 +199,7 @@ class JsonCopy:
 def _lexeme(source: Source) -> Steps[str]:
     """The number or word that follows, not consumed. Raises `Unfinished` for one that was cut off."""
     text = yield from source.peek_run(_LEXEME, MAX_LEXEME)
-    if source.is_truncated and len((yield from source.peek(len(text) + 1))) == len(text):
+    if source.is_truncated and (yield from source.ends_after(len(text))):
         raise Unfinished
     return text
 

@@ -10,9 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from octavo.text.formats.base import ReasoningFormat, Tool, ToolFormat
-from octavo.text.source import BLANKS, Malformed, Source, Steps, Unfinished, marks
+from octavo.text.formats.json_calls import JsonCalls
+from octavo.text.source import BLANKS, Malformed, Source, Steps, marks
+
+_NO_TOOLS: Final = ToolFormat("", JsonCalls())  # nothing begins a call
 
 
 @dataclass(slots=True)
@@ -231,62 +235,54 @@ class _Answer:
     def __init__(self, source: Source, sink: Sink, rows: OutputFormat) -> None:
         self._source = source
         self._sink = sink
-        self._row = rows.tools
+        self._row = row = rows.tools or _NO_TOOLS
         self._tools: Mapping[str, Tool] = {tool.name: tool for tool in rows.known_tools}
-        self._begins = (*rows.tools.begins, *rows.tools.bare_begins) if rows.tools is not None else ()
-        self._noise = (
-            *(rows.tools.noise if rows.tools is not None else ()),
-            *(rows.reasoning.noise if rows.reasoning is not None else ()),
-        )
+        self._begins = (*row.begins, *row.bare_begins)
+        self._noise = (*row.noise, *(rows.reasoning.noise if rows.reasoning is not None else ()))
 
     def run(self) -> Steps[None]:
         source, content = self._source, self._sink.content
-        if self._row is not None and self._row.openers:
+        if self._row.openers:
             source.record()
             yield from source.skip_blanks()
             char = yield from source.peek()
             source.rewind()
             if char and char in self._row.openers:
-                yield from self._attempt(self._row, "")
+                yield from self._attempt("")
         wanted = marks(*self._begins, *self._noise)
         while (mark := (yield from source.copy_until(wanted, content.add))) is not None:
             source.take(len(mark))
-            if self._row is not None and mark in self._begins:
-                yield from self._attempt(self._row, mark)
+            if mark in self._begins:
+                yield from self._attempt(mark)
             else:
                 content.drop_blanks()
                 yield from self._part_text()
 
-    def _attempt(self, row: ToolFormat, opened: str) -> Steps[None]:
+    def _attempt(self, opened: str) -> Steps[None]:
         """Read calls after a mark. What comes to nothing is content (F24), the mark included."""
-        source, sink = self._source, self._sink
+        source, sink, row = self._source, self._sink, self._row
         num_calls = sink.num_calls
         source.record()
         body = row.body if opened or row.bare_body is None else row.bare_body
         try:
             yield from body.parse(source, sink, self._tools, opened)
-        except Malformed as error:
-            is_in_call = not source.is_recording
+        except Malformed:
             source.rewind()
             if sink.num_calls == num_calls:
                 sink.content.add(opened)
                 return
-            if is_in_call and isinstance(error, Unfinished):
-                yield from source.copy_until(marks(), lambda text: None)  # the rest of a word of the call
             # A call broke off, or one after it: what follows is content, so that nothing is lost.
             yield from self._part_text()
-            if is_in_call and not isinstance(error, Unfinished):
-                sink.content.add(str(error))
             yield from source.copy_until(marks(*self._begins, *self._noise, *row.ends), sink.content.add)
+        ends = marks(*row.ends)
         source.record()
         yield from source.skip_blanks()
-        ends = marks(*row.ends)
         if (yield from source.accept_any(ends)) is None and not source.accept_cut_off(ends):
             source.rewind()
         yield from self._part_text()
 
     def _part_text(self) -> Steps[None]:
-        """A mark was read: the blanks after it are no text of their own."""
+        """A mark was read: the blanks after it only part what follows from what was there before."""
         self._source.record()
         yield from self._source.skip_blanks()
         self._sink.content.add_after_mark(self._source.recorded())

@@ -93,11 +93,6 @@ class Source:
     def end(self, *, truncated: bool) -> None:
         self.is_ended, self.is_truncated = True, truncated
 
-    @property
-    def is_at_end(self) -> bool:
-        """Nothing that has arrived is left, and nothing will arrive."""
-        return self.is_ended and self._pos == len(self._text)
-
     # ------------------------------------------------------------ consuming
     def take(self, size: int) -> str:
         """Consume what a question has shown to be there."""
@@ -107,6 +102,10 @@ class Source:
         if self._record is not None:
             self._record.append(text)
         return text
+
+    def take_rest(self) -> str:
+        """Consume all that has arrived."""
+        return self.take(len(self._text) - self._pos)
 
     def record(self) -> None:
         """Keep what is consumed from here on."""
@@ -140,10 +139,9 @@ class Source:
             yield
         return self._text[self._pos : self._pos + size]
 
-    def run(self, pattern: re.Pattern[str], limit: int = sys.maxsize) -> str:
-        """Consume what has arrived as far as `pattern`, a repeated class of characters, matches it; at most `limit`
-        characters. Never waits."""
-        found = pattern.match(self._text, self._pos, min(self._pos + limit, len(self._text)))
+    def run(self, pattern: re.Pattern[str]) -> str:
+        """Consume what has arrived as far as `pattern`, a repeated class of characters, matches it. Never waits."""
+        found = pattern.match(self._text, self._pos)
         return self.take(found.end() - self._pos) if found is not None else ""
 
     def peek_run(self, pattern: re.Pattern[str], limit: int) -> Steps[str]:
@@ -159,6 +157,14 @@ class Source:
             if end < len(self._text) or self.is_ended:
                 return self._text[self._pos : end]
             yield
+
+    def run_of(self, pattern: re.Pattern[str], limit: int) -> Steps[str]:
+        """`peek_run`, consumed."""
+        return self.take(len((yield from self.peek_run(pattern, limit))))
+
+    def ends_after(self, size: int) -> Steps[bool]:
+        """Whether no more than `size` characters follow."""
+        return len((yield from self.peek(size + 1))) <= size
 
     def at(self, mark: str) -> Steps[bool]:
         """Whether the text goes on with `mark`."""
@@ -263,7 +269,3 @@ class Source:
             if self.is_ended:
                 raise Unfinished
             yield
-
-    def run_of(self, pattern: re.Pattern[str], limit: int) -> Steps[str]:
-        """Consume and return what `peek_run` shows."""
-        return self.take(len((yield from self.peek_run(pattern, limit))))

@@ -64,10 +64,13 @@ class Call:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, Unfinished) and self.is_announced:
-            self._source.recorded()  # what was begun was a part of the call
-        cut_off = isinstance(error, Unfinished) and self._source.is_truncated
-        if isinstance(error, Malformed) and self.is_announced and not cut_off:
+        if not isinstance(error, Malformed) or not self.is_announced:
+            return
+        self._source.rewind()
+        is_unfinished = isinstance(error, Unfinished)
+        if is_unfinished:
+            self._source.take_rest()
+        if not is_unfinished or not self._source.is_truncated:
             self.arguments(self.completion())
 
     @property
@@ -242,7 +245,17 @@ def read_string(source: Source, limit: int = 4096) -> Steps[str]:
     char = yield from source.peek()
     if not char or char not in "\"'":
         raise Malformed if char else Unfinished
-    yield from JsonCopy(parts.append, limit).run(source)
+    size = 0
+
+    def keep(text: str) -> None:
+        nonlocal size
+        size += len(text)
+        if size <= limit:
+            parts.append(text)
+
+    yield from JsonCopy(keep).run(source)
+    if size > limit:
+        raise Malformed
     text: str = json.loads("".join(parts))
     return text
 

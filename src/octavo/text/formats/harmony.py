@@ -139,6 +139,5 @@ def _read_call(source: Source, sink: TextSink, name: str, content: _Part) -> Ste
             call.close()
         yield from skip_strays(source)
     except Malformed:
-        if not call.is_announced:
-            source.rewind()
+        source.rewind()
     yield from source.copy_until(_BODY_STOPS, content.message())

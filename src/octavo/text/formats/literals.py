@@ -100,16 +100,13 @@ class LiteralCopy:
     # ------------------------------------------------------------ words
     def _word(self, source: Source) -> Steps[str]:
         """The JSON of a number or a word, which is consumed."""
-        text = yield from source.run_of(_LEXEME, MAX_LEXEME)
+        text = yield from source.peek_run(_LEXEME, MAX_LEXEME)
         value = word_value(text)
-        if value is None or is_cut_word(source):
-            raise Unfinished(text) if (yield from source.is_over()) else Malformed(text)
+        is_last = yield from source.ends_after(len(text))
+        if value is None or (is_last and source.is_truncated):
+            raise Unfinished if is_last else Malformed
+        source.take(len(text))
         return value
-
-
-def is_cut_word(source: Source) -> bool:
-    """The text was cut off within the word before, or right after it: what word it is will not be known."""
-    return source.is_truncated and source.is_at_end
 
 
 def word_value(text: str) -> str | None:
@@ -284,7 +281,9 @@ class KeyedCopy(LiteralCopy):
 
 
 def _bare_key(source: Source) -> Steps[str]:
-    key = yield from source.text_until(marks(*":{}[],\n"), MAX_LEXEME)
-    if not key.strip() or not (yield from source.at(":")):
-        raise Malformed(key)
-    return key.strip()
+    source.record()
+    key = (yield from source.text_until(marks(*":{}[],\n"), MAX_LEXEME)).strip()
+    if not key or not (yield from source.at(":")):
+        raise Malformed
+    source.recorded()
+    return key

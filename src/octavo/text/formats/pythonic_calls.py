@@ -10,7 +10,7 @@ from typing import Any, Final
 from octavo.errors import InvalidRequest
 from octavo.text.formats.arguments import Arguments, parameters_of
 from octavo.text.formats.base import MAX_NAME, Call, CallSink, GrammarBuilder, Tool
-from octavo.text.formats.literals import PythonCopy, is_cut_word, word_value
+from octavo.text.formats.literals import PythonCopy, word_value
 from octavo.text.formats.schema_grammar import separated
 from octavo.text.formats.schema_types import Types, resolved
 from octavo.text.json_copy import MAX_LEXEME
@@ -108,8 +108,10 @@ def _argument(source: Source, call: Call, arguments: Arguments, schema: Mapping[
         yield from source.skip_blanks()
         word = yield from source.run_of(_WORD, MAX_LEXEME)
     value = word_value(word) if word else ""
-    if value is None or is_cut_word(source) or (not word and not _OPENING.match((yield from source.peek()))):
-        raise Unfinished if (yield from source.is_over()) else Malformed
+    is_last = yield from source.is_over()
+    is_cut_off = source.is_truncated and is_last
+    if value is None or is_cut_off or (not word and not _OPENING.match((yield from source.peek()))):
+        raise Unfinished if is_last else Malformed
     if key is None:
         key = _positional(schema, arguments.num_members)
     if word:
