@@ -166,6 +166,8 @@ class Body(Protocol):
 class TextSink(CallSink, Protocol):
     """`output_parser.Sink`: text goes to `reasoning.add` and `content.add`."""
 
+    reasoning_end: int | None
+
     @property
     def reasoning(self) -> TextPieces: ...
 

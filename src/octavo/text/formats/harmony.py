@@ -84,15 +84,22 @@ def read_harmony(source: Source, sink: TextSink, wants_tools: bool, wants_reason
     blanks = source.recorded()
     if not is_header:
         sink.content.add(blanks)
+    if not is_header or not wants_reasoning:
+        sink.reasoning_end = 0
     while is_header or (yield from _stray_text(source, content)):
         is_header = False
         header = yield from _header(source, content)
         if header is None:
             continue
         recipient, channel = _RECIPIENT.search(header), _CHANNEL.search(header)
+        is_thought = recipient is None and channel is not None and channel[1] == "analysis"
+        if is_thought and wants_reasoning:
+            sink.reasoning_end = None  # the last thought counts, with what stands before it
+        elif sink.reasoning_end is None:
+            sink.reasoning_end = source.num_consumed
         if recipient is not None and wants_tools:
             yield from _read_call(source, sink, recipient[1].removeprefix(FUNCTIONS), content)
-        elif channel is not None and channel[1] == "analysis":
+        elif is_thought:
             yield from source.copy_until(_BODY_STOPS, reasoning.message())
             if not (yield from source.is_over()):
                 sink.reasoning.drop_blanks()
