@@ -10,6 +10,7 @@ import pytest
 
 from format_reader import calls_of, check_laws, read
 from octavo.text.formats.table import REASONING_FORMATS, TOOL_FORMATS
+from octavo.text.output_parser import OutputFormat, OutputParser
 
 _DSML = "\uff5cDSML\uff5c"
 _STEP = "<\uff5ctool_{}\uff5c>".format
@@ -134,6 +135,22 @@ def test_without_tools_a_call_of_harmony_is_content_and_without_reasoning_a_thou
     )
     assert read(None, text, reasoning="openai").content == "{}"
     assert read("openai", text).content == "Hm."
+
+
+def test_the_thinking_of_harmony_ends_with_its_last_message() -> None:
+    """The tokens of thinking are counted by it (features.md 4.5)."""
+    thought, start = _CHANNEL("analysis") + "Hm.<|end|>", "<|start|>assistant"
+    final = start + _CHANNEL("final") + "Hi."
+    for text, end in (
+        ("Hi.", 0),
+        (thought.removesuffix("<|end|>"), None),
+        (thought, len(thought)),
+        (thought + final, len(thought)),
+        (thought + start + thought + final, len(thought + start + thought)),
+    ):
+        parser = OutputParser(OutputFormat(reasoning=REASONING_FORMATS["openai"]))
+        parser.push(text)
+        assert parser.reasoning_end == end
 
 
 @pytest.mark.parametrize(

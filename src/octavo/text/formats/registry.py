@@ -55,7 +55,7 @@ def load_plugin(path: str) -> None:
     before = (dict(_tools), dict(_reasoning))
     try:
         runpy.run_path(path, run_name="octavo_tool_parser_plugin")
-    except Exception as exc:
+    except (Exception, SystemExit) as exc:
         raise StartupError(f"--tool-parser-plugin {path}: {type(exc).__name__}: {exc}") from exc
     if before == (_tools, _reasoning):
         raise StartupError(f"--tool-parser-plugin {path}: the file registers no format")
