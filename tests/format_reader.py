@@ -63,15 +63,19 @@ def read(
     )
     parser = OutputParser(rows)
     reply = Reply()
+    arguments: list[list[str]] = []
     deltas = [parser.push(text[start:end]) for start, end in pairwise([0, *cuts, len(text)])]
-    for delta in [*deltas, parser.finish(truncated=truncated)]:
-        reply.reasoning += delta.reasoning
-        reply.content += delta.content
-        for call in delta.calls:
-            if call.name is not None:
-                assert call.index == len(reply.calls)
-                reply.calls.append([call.name, "", call.call_id])
-            reply.calls[call.index][1] += call.arguments
+    deltas.append(parser.finish(truncated=truncated))
+    for call in (call for delta in deltas for call in delta.calls):
+        if call.name is not None:
+            assert call.index == len(reply.calls)
+            reply.calls.append([call.name, "", call.call_id])
+            arguments.append([])
+        arguments[call.index].append(call.arguments)
+    for merged, parts in zip(reply.calls, arguments, strict=True):
+        merged[1] = "".join(parts)
+    reply.reasoning = "".join(delta.reasoning for delta in deltas)
+    reply.content = "".join(delta.content for delta in deltas)
     return reply
 
 

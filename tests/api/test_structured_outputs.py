@@ -105,6 +105,24 @@ def test_min_tokens_and_ignore_eos_and_stop_strings(client: OpenAI) -> None:
     assert text.startswith("{") and '"age"' not in text
 
 
+def test_a_text_that_is_dictated_is_counted_and_searched_like_any_other(client: OpenAI) -> None:
+    """G26: its tokens arrive many at once."""
+    sentence = "The quick brown fox jumps over the lazy dog."
+    fields: dict[str, Any] = {"model": MODEL, "messages": ASK, "extra_body": {"guided_choice": [sentence]}}
+    whole = client.chat.completions.create(**fields, max_tokens=60, n=2)
+    assert [choice.message.content for choice in whole.choices] == [sentence, sentence]
+    assert whole.usage is not None and 2 * 10 <= whole.usage.completion_tokens <= 2 * len(sentence)
+    events = list(client.chat.completions.create(**fields, max_tokens=60, stream=True))
+    deltas = [c.delta.content for event in events for c in event.choices if c.delta.content]
+    assert "".join(deltas) == sentence and len(deltas) <= 5
+    assert text_of(client, **fields, stop=["fox"]) == ("The quick brown ", "stop")
+    for max_tokens in (1, 2, 5):
+        cut = client.chat.completions.create(**fields, max_tokens=max_tokens)
+        assert cut.usage is not None and cut.usage.completion_tokens == max_tokens
+        assert cut.choices[0].finish_reason == "length"
+        assert sentence.startswith(cut.choices[0].message.content or "?")
+
+
 def test_a_grammar_that_cannot_be_used_is_a_400_and_the_next_request_is_served(client: OpenAI) -> None:
     bodies: list[Any] = [
         {"guided_json": {"not": {}}},

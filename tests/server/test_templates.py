@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 
-from octavo.config import ServerConfig
-from octavo.server.templates import shown_tools
 from server_fakes import drive, make_server
 
 USER = [{"role": "user", "content": "Hello"}]
@@ -67,13 +65,25 @@ def test_n16_tokenize_renders_with_the_options_of_chat() -> None:
 
 
 def test_t29_tools_are_hidden_only_when_the_server_says_so_and_the_choice_is_none() -> None:
-    hiding = ServerConfig(exclude_tools_when_tool_choice_none=True)
-    for choice in (None, "auto", "required", "none", {"type": "function", "function": {"name": "f"}}):
-        assert shown_tools(ServerConfig(), TOOLS, choice) is TOOLS
-        assert shown_tools(hiding, TOOLS, choice) is (None if choice == "none" else TOOLS)
-    server = make_server(exclude_tools_when_tool_choice_none=True)
-    server.post("/tokenize", {"messages": USER, "tools": TOOLS, "tool_choice": "none"})
-    assert server.renderer.options["tools"] is None
+    named = {"type": "function", "function": {"name": "f"}}
+    for hides in (False, True):
+        server = make_server(exclude_tools_when_tool_choice_none=hides)
+        for choice in (None, "auto", "required", "none", named):
+            fields = {} if choice is None else {"tool_choice": choice}
+            assert server.post("/tokenize", {"messages": USER, "tools": TOOLS, **fields}).status == 200
+            assert server.renderer.options["tools"] == (None if hides and choice == "none" else TOOLS)
+
+
+def test_n16_tokenize_shows_the_template_what_chat_shows_it() -> None:
+    strict = [{"type": "function", "function": {"name": "f", "strict": True}}]
+    body = {"messages": USER, "tools": strict, "enable_thinking": False, "documents": [{"text": "d"}]}
+    server = make_server(tools="hermes", enable_auto_tool_choice=True)
+    seen = []
+    for route in ROUTES:
+        assert server.post(route, body).status == 200
+        seen.append(server.renderer.options)
+    assert seen[0] == seen[1]
+    assert server.post("/tokenize", {"messages": USER, "tools": [{}]}).error["param"] == "tools.0.type"
 
 
 def test_a_template_that_takes_its_time_holds_up_only_others_of_its_kind() -> None:

@@ -9,16 +9,12 @@ from octavo.errors import InvalidRequest
 from octavo.params import SamplingParams
 from octavo.server.chat_output import OutputReading
 from octavo.server.chat_reply import ChatReplyWriter
+from octavo.server.conversation import note_unheard, render_chat
 from octavo.server.exchange import Exchange
 from octavo.server.output_plan import OutputPlan, plan_output
-from octavo.server.protocol.chat import (
-    CHAT_REFUSALS,
-    ChatRequest,
-    Message,
-    check_prompt_options,
-)
+from octavo.server.protocol.chat import CHAT_REFUSALS, ChatRequest
+from octavo.server.protocol.conversation import check_prompt_options
 from octavo.server.serving import Serving, renamed, reply_id, send_whole
-from octavo.server.templates import check_template, note_unused_kwargs
 
 #: Tokens at the end of a prompt in which its last mark is looked for.
 _TAIL_TOKENS = 32
@@ -34,23 +30,12 @@ class ChatHandler:
         body, request = await serving.read(exchange, ChatRequest, CHAT_REFUSALS)
         check_prompt_options(body)
         model = serving.state.resolve_model(request.model)
-        note_unused_kwargs(serving, exchange, request)
-        self._note_unheard(exchange, request)
+        note_unheard(serving, exchange, request)
         params = self._params(request)
         limits = serving.grammar_limits
         plan = plan_output(request, serving.constraint(body), serving.state.output, serving.state.config, limits)
         async with exchange.cancelled_on_disconnect():
-            ids = await render_chat(
-                serving,
-                request.messages,
-                request.continue_final_message,
-                request.add_generation_prompt,
-                add_special_tokens=bool(request.add_special_tokens),
-                tools=plan.prompt_tools,
-                documents=request.documents,
-                chat_template=request.chat_template,
-                chat_template_kwargs=request.template_kwargs,
-            )
+            ids = await render_chat(serving, request, request.messages)
             is_thinking = self._is_thinking(ids)
             params = await serving.constrained(params, plan.constraint(is_thinking), request)
             ids = serving.truncated(ids, params, request)
@@ -66,13 +51,6 @@ class ChatHandler:
             async with aclosing(serving.generate(requests, params)) as deltas:
                 whole = await reply.whole(deltas)
         await send_whole(exchange, whole, bool(request.stream))
-
-    def _note_unheard(self, exchange: Exchange, request: ChatRequest) -> None:
-        """Name the switches of thinking that this model's template does not know (U20)."""
-        variables = self._serving.state.renderer.template_variables
-        unheard = [name for name, known in request.thinking_switches().items() if not variables & known]
-        if unheard:
-            self._serving.note_ignored(exchange, unheard)
 
     def _is_thinking(self, ids: list[int]) -> bool | None:
         """Whether the prompt ends inside the model's thinking, or right behind it; None: it says nothing."""
@@ -117,36 +95,3 @@ class ChatHandler:
             return self._serving.checked_params(request, **changes)
         except InvalidRequest as exc:
             raise renamed(exc, names) from None
-
-
-async def render_chat(
-    serving: Serving,
-    messages: list[Message],
-    continue_final_message: bool | None,
-    add_generation_prompt: bool | None,
-    **options: Any,
-) -> list[int]:
-    """Token ids of a conversation, of chat and of /tokenize alike (N16). `options` go to the renderer.
-
-    Continuing the last message turns the generation prompt off.
-    """
-    own_template = options.get("chat_template")
-    check_template(serving.state, own_template)
-    plain = [message.for_template() for message in messages]
-    options["continue_final_message"] = bool(continue_final_message)
-    options["add_generation_prompt"] = not continue_final_message and add_generation_prompt is not False
-    return await serving.tokenize(
-        _num_chars(plain) + _num_chars(options) - len(own_template or ""),
-        lambda: serving.state.renderer.render_chat(plain, **options),
-        "messages",
-        is_slow=own_template is not None,
-    )
-
-
-def _num_chars(value: Any) -> int:
-    """Characters of all strings in a JSON value, whose depth is bounded."""
-    if isinstance(value, str):
-        return len(value)
-    if isinstance(value, dict):
-        return sum(map(_num_chars, value.values()))
-    return sum(map(_num_chars, value)) if isinstance(value, list) else 0

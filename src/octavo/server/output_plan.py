@@ -3,9 +3,8 @@ the model is held to (features.md 4.1, F1 to F10; U4)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from octavo.config import ServerConfig
 from octavo.errors import InvalidRequest
@@ -13,7 +12,6 @@ from octavo.params import GrammarSpec
 from octavo.server.protocol.chat import ChatRequest
 from octavo.server.protocol.tools import ToolChoice, ToolDefinition
 from octavo.server.state import OutputSettings
-from octavo.server.templates import shown_tools
 from octavo.text.formats.base import ReasoningFormat, Tool, ToolFormat
 from octavo.text.formats.table import TOOL_FORMATS
 from octavo.text.grammar import COMPILER_OPTIONS, GrammarLimits
@@ -31,7 +29,6 @@ class OutputPlan:
     settings: OutputSettings
     choice: ToolChoice
     tools: tuple[Tool, ...]  # those that may be called
-    prompt_tools: Sequence[Mapping[str, Any]] | None  # those that the template sees
     row: ToolFormat | None  # how calls are spelled; None: none are looked for, or the whole text is one
     spec: GrammarSpec | None  # what the output is held to, its thinking not counted
     parallel: bool
@@ -89,12 +86,10 @@ def plan_output(
             f"A request can have one constraint, but `{constraint.param}` and `{spec.param}` were given.",
             constraint.param,
         )
-    shown = [tool.for_template() for tool in definitions]
     return OutputPlan(
         settings=settings,
         choice=choice,
         tools=tools,
-        prompt_tools=shown_tools(config, shown or None, choice.mode),
         row=row,
         spec=spec or constraint,
         parallel=parallel,

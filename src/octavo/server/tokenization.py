@@ -5,9 +5,9 @@ from __future__ import annotations
 from msgspec import UNSET
 
 from octavo.errors import InvalidRequest
-from octavo.server.chat import render_chat
+from octavo.server.conversation import note_unheard, render_chat
 from octavo.server.exchange import Exchange
-from octavo.server.protocol.chat import check_prompt_options
+from octavo.server.protocol.conversation import check_prompt_options
 from octavo.server.protocol.tokenize import (
     DetokenizeReply,
     DetokenizeRequest,
@@ -15,7 +15,6 @@ from octavo.server.protocol.tokenize import (
     TokenizeRequest,
 )
 from octavo.server.serving import Serving
-from octavo.server.templates import note_unused_kwargs, shown_tools
 
 
 class TokenizeHandler:
@@ -27,7 +26,7 @@ class TokenizeHandler:
         body, request = await serving.read(exchange, TokenizeRequest, {})
         check_prompt_options(body)
         serving.state.resolve_model(request.model)
-        note_unused_kwargs(serving, exchange, request)
+        note_unheard(serving, exchange, request)
         ids = await self._ids(request)
         strings = [serving.texts[i][0] for i in ids] if request.return_token_strs else UNSET
         await exchange.send_json(TokenizeReply(len(ids), serving.state.info.max_model_len, ids, strings))
@@ -36,17 +35,7 @@ class TokenizeHandler:
         if (request.prompt is None) == (request.messages is None):
             raise InvalidRequest("Either `prompt` or `messages` should be given.", "prompt")
         if request.messages is not None:
-            return await render_chat(
-                self._serving,
-                request.messages,
-                request.continue_final_message,
-                request.add_generation_prompt,
-                add_special_tokens=bool(request.add_special_tokens),
-                tools=shown_tools(self._serving.state.config, request.tools, request.tool_choice),
-                documents=request.documents,
-                chat_template=request.chat_template,
-                chat_template_kwargs=request.chat_template_kwargs,
-            )
+            return await render_chat(self._serving, request, request.messages)
         text = request.prompt or ""
         render = self._serving.state.renderer.render_text
         return await self._serving.tokenize(

@@ -44,13 +44,14 @@ class OutputDelta:
 class _Text:
     """Pieces of one kind of text; blanks at its end are held until it is known what follows them."""
 
-    __slots__ = ("_blanks", "_dropped", "_is_empty", "_parts")
+    __slots__ = ("_blanks", "_dropped", "_is_empty", "_is_parting", "_parts")
 
     def __init__(self) -> None:
         self._is_empty = True  # nothing was ever taken or is here to be
         self._parts: list[str] = []
         self._blanks: list[str] = []
         self._dropped = ""  # blanks before the last mark
+        self._is_parting = False  # the blanks that are held follow a mark
 
     def add(self, text: str) -> None:
         stripped = text.rstrip(BLANKS)
@@ -58,7 +59,7 @@ class _Text:
             self._parts += [*self._blanks, stripped]
             self._blanks = []
             self._dropped = ""
-            self._is_empty = False
+            self._is_empty = self._is_parting = False
         if len(stripped) < len(text):
             self._blanks.append(text[len(stripped) :])
 
@@ -69,11 +70,14 @@ class _Text:
 
     def add_after_mark(self, blanks: str) -> None:
         """The blanks after a mark, or those before it, only part this text from what was there before."""
+        self._is_parting = True
         if not self._is_empty:
             self.add(blanks or self._dropped)
 
     def release_blanks(self) -> None:
-        self._parts += self._blanks
+        """Nothing follows."""
+        if not self._is_parting:
+            self._parts += self._blanks
         self._blanks = []
 
     def take(self) -> str:

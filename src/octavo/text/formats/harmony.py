@@ -61,6 +61,11 @@ class _Part:
         self._is_first = True
         return self._add
 
+    def more(self, text: str) -> None:
+        """Text that begins no message."""
+        self._is_first = False
+        self._add(text)
+
     def _add(self, text: str) -> None:
         if self._is_first and not self._is_empty:
             self._pieces.add("\n")
@@ -101,7 +106,7 @@ def read_harmony(source: Source, sink: TextSink, wants_tools: bool, wants_reason
 def _stray_text(source: Source, content: _Part) -> Steps[bool]:
     """Text that is in no message; whether a message follows."""
     while True:
-        mark = yield from source.copy_until(marks(START, CHANNEL, MESSAGE, *ENDS), content.message())
+        mark = yield from source.copy_until(marks(START, CHANNEL, MESSAGE, *ENDS), content.more)
         if mark not in ENDS:
             return mark is not None
         source.take(len(mark))
@@ -119,7 +124,7 @@ def _header(source: Source, content: _Part) -> Steps[str | None]:
         if isinstance(error, Unfinished) and source.is_truncated:
             yield from source.copy_until(marks(), lambda text: None)
         elif (mark := (yield from source.accept_any(marks(START, CHANNEL, MESSAGE)))) is not None:
-            content.message()(mark)
+            content.more(mark)
         return None
     source.recorded()
     return header
