@@ -119,3 +119,14 @@ def test_switches_of_thinking_reach_the_template_and_unheard_ones_are_named() ->
     server.chat(enable_thinking=True, chat_template_kwargs={"enable_thinking": False})
     assert server.renderer.options["chat_template_kwargs"]["enable_thinking"] is False
     assert server.chat(reasoning_effort="much").error["param"] == "reasoning_effort"
+
+
+def test_the_analysis_of_harmony_is_counted_with_its_marks() -> None:
+    thought = "<|channel|>analysis<|message|>Rain?<|end|>"
+    text = f"{thought}<|start|>assistant<|channel|>final<|message|>It rains."
+    for cut, expected in ((text, len(thought)), (text[:40], 40), ("It rains.", 0)):
+        server = thinking(cut, reasoning="openai", reason="length")
+        usage = server.chat().json()["usage"]
+        assert usage["completion_tokens_details"] == {"reasoning_tokens": expected}
+        chunks = server.chat(stream=True, stream_options={"include_usage": True}).events()
+        assert chunks[-1]["usage"] == usage

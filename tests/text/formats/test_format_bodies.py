@@ -137,14 +137,14 @@ def test_without_tools_a_call_of_harmony_is_content_and_without_reasoning_a_thou
     assert read("openai", text).content == "Hm."
 
 
-def test_the_thinking_of_harmony_ends_where_another_message_begins() -> None:
+def test_the_thinking_of_harmony_ends_with_the_last_thought() -> None:
     """The tokens of thinking are counted by it (features.md 4.5)."""
-    thought = _CHANNEL("analysis") + "Hm.<|end|><|start|>assistant"
+    thought, next_header = _CHANNEL("analysis") + "Hm.<|end|>", "<|start|>assistant"
     for text, end in (
         ("Hi.", 0),
-        (thought, None),
-        (thought + _CHANNEL("final") + "Hi.", len(thought + _CHANNEL("final"))),
-        (thought + thought + _CHANNEL("final") + "Hi.", len(thought + thought + _CHANNEL("final"))),
+        (_CHANNEL("analysis") + "Hm.", None),
+        (thought + next_header + _CHANNEL("final") + "Hi.", len(thought)),
+        (thought + next_header + thought + next_header + _CHANNEL("final"), len(thought + next_header + thought)),
     ):
         parser = OutputParser(OutputFormat(reasoning=REASONING_FORMATS["openai"]))
         parser.push(text)

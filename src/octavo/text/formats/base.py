@@ -164,7 +164,10 @@ class Body(Protocol):
 
 
 class TextSink(CallSink, Protocol):
-    """`output_parser.Sink`: text goes to `reasoning.add` and `content.add`."""
+    """`output_parser.Sink`: text goes to `reasoning.add` and `content.add`.
+
+    reasoning_end: characters of the whole text up to the end of the thinking; None while it goes on.
+    """
 
     reasoning_end: int | None
 

@@ -78,36 +78,36 @@ def read_harmony(source: Source, sink: TextSink, wants_tools: bool, wants_reason
     """Without `wants_tools` calls are content, and without `wants_reasoning` what the model thinks is."""
     content = _Part(sink.content)
     reasoning = _Part(sink.reasoning) if wants_reasoning else content
+    sink.reasoning_end = 0
     source.record()
     yield from source.skip_blanks()
     is_header = (yield from source.at(_TO)) or (yield from source.at(CHANNEL))
     blanks = source.recorded()
     if not is_header:
         sink.content.add(blanks)
-    if not is_header or not wants_reasoning:
-        sink.reasoning_end = 0
     while is_header or (yield from _stray_text(source, content)):
         is_header = False
         header = yield from _header(source, content)
         if header is None:
             continue
         recipient, channel = _RECIPIENT.search(header), _CHANNEL.search(header)
-        is_thought = recipient is None and channel is not None and channel[1] == "analysis"
-        if is_thought and wants_reasoning:
-            sink.reasoning_end = None  # the last thought counts, with what stands before it
-        elif sink.reasoning_end is None:
-            sink.reasoning_end = source.num_consumed
         if recipient is not None and wants_tools:
             yield from _read_call(source, sink, recipient[1].removeprefix(FUNCTIONS), content)
-        elif is_thought:
-            yield from source.copy_until(_BODY_STOPS, reasoning.message())
-            if not (yield from source.is_over()):
-                sink.reasoning.drop_blanks()
+        elif channel is not None and channel[1] == "analysis":
+            yield from _read_analysis(source, sink, reasoning)
         else:
             yield from source.copy_until(_BODY_STOPS, content.message())
         if (yield from source.accept_any(marks(*ENDS))):
             yield from source.skip_blanks()
     sink.reasoning.release_blanks()
+
+
+def _read_analysis(source: Source, sink: TextSink, reasoning: _Part) -> Steps[None]:
+    sink.reasoning_end = None
+    mark = yield from source.copy_until(_BODY_STOPS, reasoning.message())
+    if mark is not None:
+        sink.reasoning.drop_blanks()
+        sink.reasoning_end = source.num_consumed + (len(mark) if mark in ENDS else 0)
 
 
 def _stray_text(source: Source, content: _Part) -> Steps[bool]:
