@@ -57,10 +57,16 @@ class Stream:
 
 
 class ServerProcess:
-    """One server. `fake`: with the fake model's engine, which needs a directory with a tokenizer only."""
+    """One server. `fake`: with the fake model's engine, which needs a directory with a tokenizer only. `program`: the
+    file to run in place of `octavo`."""
 
-    def __init__(self, model: Path, *flags: str, fake: bool = False, env: dict[str, str] | None = None) -> None:
-        command = [str(TESTS / "fake_serve.py")] if fake else ["-m", "octavo"]
+    def __init__(
+        self, model: Path, *flags: str, fake: bool = False, program: Path | None = None,
+        env: dict[str, str] | None = None,
+    ) -> None:  # fmt: skip
+        if fake:
+            program = TESTS / "fake_serve.py"
+        command = [str(program)] if program is not None else ["-m", "octavo"]
         port = () if "--port" in flags or "--uds" in flags else ("--host", "127.0.0.1", "--port", "0")
         path = os.pathsep.join([str(TESTS.parent / "src"), str(TESTS), os.environ.get("PYTHONPATH", "")])
         self.process = subprocess.Popen(

@@ -137,14 +137,16 @@ def test_without_tools_a_call_of_harmony_is_content_and_without_reasoning_a_thou
     assert read("openai", text).content == "Hm."
 
 
-def test_the_thinking_of_harmony_ends_with_the_last_thought() -> None:
+def test_the_thinking_of_harmony_ends_with_its_last_message() -> None:
     """The tokens of thinking are counted by it (features.md 4.5)."""
-    thought, next_header = _CHANNEL("analysis") + "Hm.<|end|>", "<|start|>assistant"
+    thought, start = _CHANNEL("analysis") + "Hm.<|end|>", "<|start|>assistant"
+    final = start + _CHANNEL("final") + "Hi."
     for text, end in (
         ("Hi.", 0),
-        (_CHANNEL("analysis") + "Hm.", None),
-        (thought + next_header + _CHANNEL("final") + "Hi.", len(thought)),
-        (thought + next_header + thought + next_header + _CHANNEL("final"), len(thought + next_header + thought)),
+        (thought.removesuffix("<|end|>"), None),
+        (thought, len(thought)),
+        (thought + final, len(thought)),
+        (thought + start + thought + final, len(thought + start + thought)),
     ):
         parser = OutputParser(OutputFormat(reasoning=REASONING_FORMATS["openai"]))
         parser.push(text)

@@ -1,0 +1,45 @@
+"""`octavo serve` for every tool format at once: `python format_serve.py serve MODEL --served-model-name hermes json ...`.
+
+The model of a request names the format of its calls, as `--tool-call-parser` would. The text of a `guided_choice` is
+spelled with the special tokens of the vocabulary, as a model that knows the format would, and is open at `CITY` and
+`DAYS`: there the model decides.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from octavo.cli import main
+from octavo.params import GrammarSpec
+from octavo.server import chat
+from octavo.server.output_plan import OutputPlan, plan_output
+from octavo.server.state import OutputSettings
+from octavo.text.formats.table import TOOL_FORMATS
+from octavo.text.tool_grammar import Builder, SpecialTokens
+from tool_texts import OPEN, split_open
+
+
+def plan_in_format(request: Any, constraint: GrammarSpec | None, settings: OutputSettings, *others: Any) -> OutputPlan:
+    settings = replace(settings, tool_format=TOOL_FORMATS[request.model])
+    if constraint is not None:
+        [text] = constraint.source
+        source = {
+            "lark": _grammar(text, settings.special_tokens, False),
+            "proof": _grammar(text, settings.special_tokens, True),
+        }
+        constraint = GrammarSpec(kind="lark", source=source, param=constraint.param)
+    return plan_output(request, constraint, settings, *others)
+
+
+def _grammar(text: str, tokens: SpecialTokens, proof: bool) -> str:
+    build = Builder(tokens, proof=proof)
+    write: Callable[[str], str] = lambda part: build.regex(OPEN[part]) if part in OPEN else build.spelled(part)
+    return build.lark(" ".join(map(write, split_open(text))))
+
+
+if __name__ == "__main__":
+    chat.plan_output = plan_in_format
+    sys.exit(main())
