@@ -144,6 +144,7 @@ def test_a_string_without_quotes_may_hold_anything_but_marks(name: str) -> None:
         ("qwen3_coder", {"type": "object", "properties": {"s": {"type": "string", "pattern": "^a+$"}}}),
         ("qwen3_coder", {"type": "object", "properties": {"a\nb": {"type": "string"}}}),
         ("qwen3_coder", {"type": "object", "properties": {"s": {"enum": ["</parameter>"]}}}),
+        ("glm45", {"type": "object", "properties": {"s": {"type": "string", "enum": [1]}}}),
         ("pythonic", {"type": "object", "properties": {"not a name": {"type": "string"}}}),
         ("pythonic", {"type": "object", "properties": {"a": {}}, "anyOf": [{"required": ["a"]}]}),
         ("gemma4", {"type": "object", "required": ["a"]}),

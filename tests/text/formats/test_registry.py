@@ -56,6 +56,11 @@ def test_a_plugin_adds_formats(tmp_path: Path) -> None:
     assert (reply.reasoning, reply.content, calls_of(reply)) == ("x", "a", [("f", {"n": 1})])
 
 
+def test_the_table_of_the_documentation_names_every_format() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "tool-calling.md").read_text(encoding="utf-8")
+    assert not [name for name in TOOL_FORMATS if f"`{name}`" not in text]
+
+
 def test_a_plugin_may_take_the_place_of_a_row(tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     path.write_text(PLUGIN.replace('ToolFormat("mine"', 'ToolFormat("hermes"'))

@@ -77,6 +77,8 @@ def raw_string(
     values = [schema["const"]] if "const" in schema else schema.get("enum")
     if values is not None:
         texts = [value for value in values if isinstance(value, str)]
+        if not texts:
+            raise _refused(tool, "an argument that no value fits")
         if any(stop in text for stop in stops for text in texts):
             raise _refused(tool, "a value that contains a mark of the format")
         return build.one_of([f"{build.text(text)} {closing}".strip() for text in texts])
