@@ -17,7 +17,7 @@ from octavo.text.output_parser import OutputFormat, OutputParser
 from output_corpus import CASES, Case, Reply, output_format, read
 
 FORMATS = sorted({case.format_name for case in CASES})
-#: Of a text's split positions, and of its beginnings, at most so many are tried: together some 10^5 parses.
+#: Of a text's beginnings at most so many are tried; it is cut in two at every position.
 MAX_CUTS = 24
 
 
@@ -44,7 +44,7 @@ def test_a_text_means_what_its_author_meant(case: Case) -> None:
 def test_a_text_means_the_same_in_two_pieces(format_name: str) -> None:
     """W15."""
     for case in _cases(format_name):
-        for cut in _cuts(case):
+        for cut in range(len(case.text) + 1):
             reply = read(case.output_format, _pieces(case.text, [cut]), truncated=case.is_truncated)
             assert reply.events() == case.events, (case, cut)
 

@@ -41,7 +41,7 @@ SCHEMA = {
 NOTHING = {"type": "object", "properties": {}, "additionalProperties": False}
 SCHEMAS = {"f": SCHEMA, "get.it": NOTHING}
 TOOLS = [Tool(name, schema) for name, schema in SCHEMAS.items()]
-ROWS = [row for row in TOOL_FORMATS.values() if row.pipeline is None]
+ROWS = list(TOOL_FORMATS.values())
 
 
 class Vocabulary:
@@ -161,6 +161,29 @@ def test_a_budget_ends_the_thinking(special: bool) -> None:
         texts = thinking_walks(True, budget, special=special)
         assert texts
         assert all(len(text.partition("</think>")[0].encode()) <= budget for text in texts)
+
+
+def test_the_answer_of_harmony_is_held_to_its_constraint_in_a_message_of_its_own() -> None:
+    row, tool_row = REASONING_FORMATS["openai"], TOOL_FORMATS["openai"]
+    vocabulary = Vocabulary((*row.extra_marks, *row.marks), special=True)
+    inner = GrammarSpec(kind="regex", source="[0-9]{1,3}x", param="guided_regex")
+    forced = required_calls(tool_row, tools(), vocabulary.special, "tool_choice", parallel=True)
+    thoughts = 0
+    for spec, is_call in ((inner, False), (forced, True)):
+        framed = after_thinking(spec, row, vocabulary.special, is_thinking=None, is_call=is_call)
+        assert framed is not None
+        for seed in range(10):
+            if (text := vocabulary.walk(framed, seed)) is None:
+                continue
+            parser = OutputParser(OutputFormat(tools=tool_row, reasoning=row, known_tools=TOOLS))
+            delta, rest = parser.push(text), parser.finish(truncated=False)
+            content, calls = delta.content + rest.content, delta.calls + rest.calls
+            thoughts += bool(delta.reasoning)
+            if is_call:
+                assert calls and not content, text
+            else:
+                assert not calls and content[:-1].isdigit() and content.endswith("x"), text
+    assert thoughts
 
 
 def test_a_budget_alone_leaves_the_answer_free() -> None:

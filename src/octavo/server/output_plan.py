@@ -31,6 +31,7 @@ class OutputPlan:
     tools: tuple[Tool, ...]  # those that may be called
     row: ToolFormat | None  # how calls are spelled; None: none are looked for, or the whole text is one
     spec: GrammarSpec | None  # what the output is held to, its thinking not counted
+    forces_calls: bool  # `spec` is about calls
     parallel: bool
     thinking_budget: int | None
 
@@ -49,13 +50,14 @@ class OutputPlan:
 
     def constraint(self, is_thinking: bool | None) -> GrammarSpec | None:
         reasoning = self.settings.reasoning_format
-        if reasoning is None or reasoning.pipeline is not None:
+        if reasoning is None:
             return self.spec
         return after_thinking(
             self.spec,
             reasoning,
             self.settings.special_tokens,
             is_thinking=is_thinking,
+            is_call=self.row is not None and self.forces_calls,
             budget=self.thinking_budget,
         )
 
@@ -92,6 +94,7 @@ def plan_output(
         tools=tools,
         row=row,
         spec=spec or constraint,
+        forces_calls=spec is not None,
         parallel=parallel,
         thinking_budget=_thinking_budget(request, settings.reasoning_format),
     )
@@ -133,8 +136,6 @@ def _forced(
 ) -> tuple[ToolFormat | None, GrammarSpec]:
     """F5, F6: the model cannot do otherwise. In its own format, where that is known, it calls best."""
     row = settings.tool_format
-    if row is not None and row.pipeline is not None:
-        row = None
     if choice.mode == "named":
         if row is None:
             [tool] = tools
@@ -163,7 +164,7 @@ def _strict(
     level = config.tool_strict_level
     stricts = [bool(definitions[i].function.strict) or level == "parameter" for i in called]
     row = settings.tool_format
-    if row is None or row.pipeline is not None or not (any(stricts) or level == "function"):
+    if row is None or not (any(stricts) or level == "function"):
         return None
     loose = [tool if strict else Tool(tool.name) for tool, strict in zip(tools, stricts, strict=True)]
     prepared = prepared_tools(loose, [f"tools.{i}" for i in called], limits)
@@ -174,7 +175,7 @@ def _thinking_budget(request: ChatRequest, row: ReasoningFormat | None) -> int |
     budget = request.thinking_token_budget
     if budget is None:
         return None
-    if row is None or row.pipeline is not None:
+    if row is None:
         raise InvalidRequest(
             "`thinking_token_budget` needs a server that tells thinking from answers by marks (--reasoning-parser).",
             "thinking_token_budget",

@@ -50,6 +50,12 @@ def output_settings(
     """
     tools = _tool_format(config, templates, tokenizer.token_to_id)
     reasoning = _reasoning_format(config, templates, tokenizer.token_to_id)
+    if reasoning is not None and reasoning.pipeline is not None and tools is None:
+        tools = tool_format(reasoning.name)
+    if tools is not None and reasoning is not None and tools.pipeline is not reasoning.pipeline:
+        raise InvalidConfig(
+            f"--tool-call-parser {tools.name} and --reasoning-parser {reasoning.name} do not read the same outputs"
+        )
     ids = {text: i for i in tokenizer.special_ids if (text := tokenizer.token(i))}
     for what, row in (("tool calls", tools), ("thinking", reasoning)):
         if row is not None:

@@ -161,6 +161,8 @@ def calls_among_text(row: ToolFormat, tools: Sequence[Tool], tokens: SpecialToke
     """The output is text with calls in it: once one was begun, it is a call of one of `tools`."""
 
     def start(build: Builder) -> str:
+        if row.among_text is not None:
+            return row.among_text(build, tools)
         segments = _segments(build, row, tools, "TEXT", parallel=parallel)
         if not row.openers:
             return f"({segments})* TEXT"
@@ -199,11 +201,13 @@ def after_thinking(
     tokens: SpecialTokens,
     *,
     is_thinking: bool | None,
+    is_call: bool = False,
     budget: int | None = None,
 ) -> GrammarSpec | None:
     """`spec` for what comes after the thinking (U4), which has at most `budget` tokens.
 
-    `is_thinking` is that of `output_parser.OutputFormat`. The result is None when nothing is to be enforced.
+    `is_thinking` is that of `output_parser.OutputFormat`; `is_call`: `spec` has the marks of its calls. The result is
+    None when nothing is to be enforced.
     """
     if is_thinking is False or (spec is None and budget is None):
         return spec
@@ -213,6 +217,8 @@ def after_thinking(
         if spec is None:
             special = build.any_special()
             body = f"(TEXT {special})* TEXT" if special else "TEXT"
+        elif row.answer and not is_call:
+            body = f"{build.spelled(row.answer)} body"
         thought = f"{build.until(row.end, budget=budget)} GAP"
         begin = build.spelled(row.begin)
         if is_thinking:

@@ -209,6 +209,8 @@ class ToolFormat:
     repeats: bool = False  # each of several calls has marks of its own, parted by `between`
     between: str = ""
     pipeline: Pipeline | None = None  # reads the whole output, in place of the usual stages
+    #: The grammar of a whole output with calls in it, where text is not free between the marks.
+    among_text: Callable[[GrammarBuilder, Sequence[Tool]], str] | None = None
 
     @property
     def marks(self) -> tuple[str, ...]:
@@ -229,6 +231,7 @@ class ReasoningFormat:
     other_begins: tuple[str, ...] = ()
     other_ends: tuple[str, ...] = ()
     noise: tuple[str, ...] = ()  # marks around the answer, which are no text
+    answer: str = ""  # what the model writes before its answer, where that is no call
     extra_marks: tuple[str, ...] = ()  # that a pipeline reads
 
     @property

@@ -49,6 +49,16 @@ class HarmonyCalls:
         return build.one_of([f"{build.text(tool.name)} {head} {build.json(tool.parameters)} {tail}" for tool in tools])
 
 
+def written(build: GrammarBuilder, tools: Sequence[Tool]) -> str:
+    """A whole output after <|start|>assistant: messages without a recipient, and at most one call, which ends it."""
+    channel = build.one_of([build.text(name) for name in ("analysis", "commentary", "final")])
+    message = f"{build.mark(CHANNEL)} {channel} {build.mark(MESSAGE)} TEXT"
+    call = (
+        f"{build.spelled(f'{CHANNEL}commentary to={FUNCTIONS}')} {HarmonyCalls().grammar(build, tools, parallel=False)}"
+    )
+    return f"({message} {build.spelled(f'<|end|>{START}assistant')})* ({message} | {call})"
+
+
 class _Part:
     """One of the two texts of the reply. Messages of one kind are parted by a line break."""
 

@@ -40,7 +40,7 @@ class NamedCalls:
                 call.call_id = (yield from source.text_until(stops, MAX_NAME)).strip()
             if self.is_numbered and (found := _NUMBERED.fullmatch(name)) is not None:
                 call.call_id, name = (name if found[2] else None), found[1]
-            if not name or "\n" in name:
+            if not name or any(char.isspace() for char in name):  # prose that a brace happens to follow
                 raise Malformed
             call.set_name(name)
             yield from source.accept_any(marks(*self.separators))

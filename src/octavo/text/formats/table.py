@@ -186,7 +186,7 @@ _TOOL_ROWS: Final = (
     ),
     ToolFormat(
         "openai", HarmonyCalls(), (f"{harmony.CHANNEL}commentary to={harmony.FUNCTIONS}",),
-        extra_marks=harmony.ALL_MARKS, pipeline=harmony.read_harmony,
+        extra_marks=harmony.ALL_MARKS, pipeline=harmony.read_harmony, among_text=harmony.written,
     ),
 )  # fmt: skip
 
@@ -209,6 +209,7 @@ _REASONING_ROWS: Final = (
     ),
     ReasoningFormat(
         "openai", f"{harmony.CHANNEL}analysis{harmony.MESSAGE}", f"<|end|>{harmony.START}assistant",
+        answer=f"{harmony.CHANNEL}final{harmony.MESSAGE}",
         extra_marks=harmony.ALL_MARKS, pipeline=harmony.read_harmony,
     ),
 )  # fmt: skip
