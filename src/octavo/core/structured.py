@@ -33,6 +33,9 @@ logger = logging.getLogger("octavo.core")
 #: Compiled grammars that are kept for the next request with the same one.
 CACHE_ENTRIES = 32
 
+#: In the bytes that a grammar dictates, a special token is this byte, which no text has, and "[", its id, "]".
+_SPECIAL = b"\xff"
+
 _FAILED = "The constraint on the output of this request failed"
 
 
@@ -237,29 +240,39 @@ class LLGuidanceCompiler:
 class LLGuidanceMatcher:
     """`Matcher` by llguidance."""
 
-    __slots__ = ("_matcher", "_num_bytes", "_spelling")
+    __slots__ = ("_matcher", "_next_special", "_num_bytes", "_spelling")
 
     def __init__(self, matcher: Any, num_bytes: int, spelling: Spelling) -> None:
         self._matcher = matcher
         self._spelling = spelling
         self._num_bytes = num_bytes  # of a mask over the vocabulary, which the logits may be wider than
+        self._next_special: int | None = None  # `jump` saw that this token must follow
 
     def fill(self, words: ctypes.Array[ctypes.c_uint32]) -> str | None:
+        if self._next_special is not None:
+            # Once asked what must follow, the library makes no mask at a place where that is a special token.
+            ctypes.memset(words, 0, ctypes.sizeof(words))
+            words[self._next_special >> 5] = 1 << (self._next_special & 31)
+            return None
         assert ctypes.sizeof(words) >= self._num_bytes  # all that keeps the library inside the array
         self._matcher.unsafe_compute_mask_ptr(ctypes.addressof(words), self._num_bytes)
         return self._error()
 
     def advance(self, token_id: int) -> str | None:
+        self._next_special = None
         if not self._matcher.consume_token(token_id):
             return self._error() or "a token outside the grammar was sampled"
         return None
 
     def jump(self, limit: int, stop_ids: Collection[int]) -> list[int]:
-        text = self._matcher.compute_ff_bytes()
-        if not text:
-            return []
-        ids = list(takewhile(lambda i: i not in stop_ids, self._spelling.begin(text)))[:limit]
-        return ids[: self._matcher.try_consume_tokens(ids)]
+        text, special, _ = self._matcher.compute_ff_bytes().partition(_SPECIAL)
+        ids = list(takewhile(lambda i: i not in stop_ids, self._spelling.begin(text)))[:limit] if text else []
+        ids = ids[: self._matcher.try_consume_tokens(ids)] if ids else []
+        if special:
+            rest = self._matcher.compute_ff_bytes()
+            if rest.startswith(_SPECIAL):
+                self._next_special = int(rest[2 : rest.index(b"]")])
+        return ids
 
     def _error(self) -> str | None:
         return str(self._matcher.get_error()).split("\n")[0][:200] if self._matcher.is_error() else None
