@@ -130,7 +130,7 @@ def test_t20_how_the_prompt_ends(fields: dict[str, Any], expected: tuple[bool, b
     assert (options["add_generation_prompt"], options["continue_final_message"]) == expected
 
 
-def test_t8_without_a_generation_prompt_the_reply_has_the_last_role() -> None:
+def test_t8_t14_without_a_generation_prompt_the_reply_has_the_last_role() -> None:
     server = make_server(response_role="bot")
     body = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
     assert server.post("/v1/chat/completions", body).json()["choices"][0]["message"]["role"] == "bot"
@@ -139,7 +139,7 @@ def test_t8_without_a_generation_prompt_the_reply_has_the_last_role() -> None:
         assert reply.json()["choices"][0]["message"]["role"] == "assistant"
 
 
-def test_messages_reach_the_template_with_what_only_it_knows() -> None:
+def test_t7_t11_messages_reach_the_template_with_what_only_it_knows() -> None:
     server = make_server()
     sent = [
         {"role": "assistant", "content": None, "reasoning_content": "hm", "name": None},

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jinja2 import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from octavo.errors import CheckpointError, InvalidRequest, StartupError
 from octavo.text import chat_template
 from octavo.text.chat_template import ChatTemplate, load_template, read_template_option
+from octavo.text.conversation import render_conversation
 from octavo.text.tokenizer import load_tokenizer
 
 SPECIALS = {"bos_token": "<s>", "eos_token": "</s>"}
@@ -112,24 +114,41 @@ def test_t6_text_is_that_of_transformers(name: str) -> None:
             assert actual == expected
 
 
+CALL = {"id": "call-12345", "type": "function", "function": {"name": "add", "arguments": '{"a": 1, "b": "<é>"}'}}
+PARSED = {**CALL, "function": {"name": "add", "arguments": {"a": 1, "b": "<é>"}}}
+RESULT = {"role": "tool", "content": "3", "tool_call_id": "call-12345", "name": "add"}
+CALLING = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+
+
+@pytest.mark.model  # which is not seen from a fixture's name that comes as a parameter
 @pytest.mark.parametrize("fixture", ["smollm2_gguf", "qwen_gguf", "smollm2_hf"])
-def test_templates_of_real_models_render_as_in_transformers(fixture: str, request: pytest.FixtureRequest) -> None:
+def test_t6_t13_conversations_with_real_models_render_as_in_transformers(
+    fixture: str, request: pytest.FixtureRequest
+) -> None:
+    """Messages as they come over the wire; the reference gets parsed arguments, which it expects."""
     path: Path = request.getfixturevalue(fixture)
     tokenizer = load_tokenizer(path)
     source, specials = tokenizer.chat_templates["default"], tokenizer.special_tokens_map
     template = load_template(source, specials, "template")
-    for messages in CHATS:
-        assert template.render(messages) == reference(source, messages, specials, add_generation_prompt=True)
-        assert template.render(messages, TOOLS) == reference(
-            source, messages, specials, tools=TOOLS, add_generation_prompt=True
-        )
-    call = {"function": {"name": "add", "arguments": {"a": 1, "b": "<é>"}}}
-    chat: list[dict[str, Any]] = [
-        USER,
-        {"role": "assistant", "content": "", "tool_calls": [call]},
-        {"role": "tool", "content": "3"},
-    ]
-    assert template.render(chat) == reference(source, chat, specials, add_generation_prompt=True)
+    chats = [*CHATS, [USER, CALLING, RESULT], [SYSTEM, USER, CALLING, RESULT, ASSISTANT, USER], [SYSTEM, USER, USER]]
+    num_rendered = 0
+    for messages in chats:
+        parsed = [message | {"tool_calls": [PARSED]} if message is CALLING else message for message in messages]
+        for tools in (None, TOOLS):
+            try:
+                expected = reference(source, parsed, specials, tools=tools, add_generation_prompt=True)
+            except TemplateError as error:  # in words of the template's own
+                with pytest.raises(InvalidRequest) as caught:
+                    render_conversation(template, messages, "auto", tools=tools)
+                assert caught.value.message == error.message
+                continue
+            assert render_conversation(template, messages, "auto", tools=tools) == expected
+            num_rendered += 1
+    assert num_rendered >= 2 * len(CHATS)
+
+
+def test_t4_a_real_model_without_a_template_has_none(gemma_gguf: Path) -> None:
+    assert load_tokenizer(gemma_gguf).chat_templates == {}
 
 
 def test_t5_a_templates_refusal_is_the_callers_error_in_its_own_words() -> None:

@@ -134,6 +134,15 @@ def test_t13_ids_and_names_are_kept_and_an_empty_list_is_no_call() -> None:
     assert messages[2]["tool_calls"] == []
 
 
+def test_t7_fields_keep_their_order_and_what_is_no_message_is_refused() -> None:
+    message = {"tool_calls": [], "x": 1, "content": [{"type": "text", "text": "a"}], "role": "user"}
+    assert text("{{ messages[0] | tojson }}", [message]) == '{"x": 1, "content": "a", "role": "user"}'
+    for messages, param in ((["a"], "messages[0]"), ([HI[0], {"tool_calls": 5}], "messages[1].tool_calls")):
+        with pytest.raises(InvalidRequest) as caught:
+            text(PLAIN, messages)  # type: ignore[arg-type]
+        assert caught.value.param == param
+
+
 def test_t27_reasoning_reaches_the_template_under_every_name() -> None:
     source = "{{ messages[0].reasoning_content }},{{ messages[0].reasoning }},{{ messages[0].thinking }}"
     for name in ("reasoning_content", "reasoning", "thinking"):

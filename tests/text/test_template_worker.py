@@ -94,6 +94,31 @@ def test_one_helper_serves_all_threads_one_at_a_time_and_close_ends_it() -> None
     worker.close()
 
 
+def test_close_does_not_wait_for_a_template() -> None:
+    before, worker = helpers(), TemplateWorker(seconds=600)
+    worker.check("x", {})
+    errors: list[BaseException] = []
+
+    def hang() -> None:
+        try:
+            render(worker, ONE_CALL["tojson"])
+        except InvalidRequest as exc:
+            errors.append(exc)
+
+    thread = threading.Thread(target=hang)
+    (pid,) = helpers() - before
+    busy = psutil.Process(pid).cpu_times().user + 0.2
+    thread.start()
+    deadline = time.monotonic() + 60
+    while psutil.Process(pid).cpu_times().user < busy:  # it is at the template
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    worker.close()
+    thread.join(30)
+    assert not thread.is_alive() and len(errors) == 1
+    assert helpers() <= before
+
+
 def test_a_helper_that_does_not_start_is_the_servers_fault() -> None:
     worker = TemplateWorker(command=(sys.executable, "-c", "pass"))
     with pytest.raises(ServerError):

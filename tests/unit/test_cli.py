@@ -173,6 +173,12 @@ def test_no_words_at_all_make_it_crash(words: list[str]) -> None:
 
 
 # ---------------------------------------------------------------- vLLM's flags
+def test_t15_the_tokenizer_mode_of_mistral_is_refused() -> None:
+    """It has a renderer of its own, which takes neither templates nor tools."""
+    assert "tokenizer.json" in refused("m", "--tokenizer-mode", "mistral")
+    assert parse("m", "--tokenizer-mode", "auto")
+
+
 @pytest.mark.parametrize("option", COMPAT)
 def test_flags_of_vllm_change_nothing_or_are_refused_with_a_reason(option: str) -> None:
     compat = COMPAT[option]

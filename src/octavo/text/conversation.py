@@ -1,7 +1,7 @@
 """The messages of a request as a chat template expects them.
 
-They come as plain dictionaries that the server has checked for shape. What no template of a text model can take
-(images, sound, arguments that are no JSON) is refused with its place.
+What no template of a text model can take (images, sound, arguments that are no JSON) is refused with its place, and so
+is what is no message at all: programs come here without the server's checks.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ def render_conversation(
 
 
 def _shown(message: Message, path: str, template: ChatTemplate, as_parts: bool) -> dict[str, Any]:
-    new = dict(message)
+    if not isinstance(message, Mapping):
+        raise InvalidRequest("A message must be an object.", path)
+    new = dict(message)  # in its order, which templates that print a message whole would show
     parts = _text_parts(message.get("content"), f"{path}.content")
     if not as_parts:
         new["content"] = "\n".join(parts)
@@ -42,9 +44,10 @@ def _shown(message: Message, path: str, template: ChatTemplate, as_parts: bool) 
         new["content"] = "".join(parts)
     if message.get("role") == "developer" and not template.knows_developer:
         new["role"] = "system"
-    calls = new.pop("tool_calls", None)
-    if calls:  # templates take even an empty list for a message that calls
-        new["tool_calls"] = [_with_parsed_arguments(call, f"{path}.tool_calls[{j}]") for j, call in enumerate(calls)]
+    if calls := _calls(message.get("tool_calls"), f"{path}.tool_calls"):
+        new["tool_calls"] = calls
+    else:
+        new.pop("tool_calls", None)  # templates take even an empty list for a message that calls
     return new | _reasoning(message, path)
 
 
@@ -81,6 +84,12 @@ def _text_part(part: object, path: str) -> str:
     if not isinstance(text, str):
         raise InvalidRequest(f"A part of type {kind!r} needs a string `{name}`.", f"{path}.{name}")
     return text
+
+
+def _calls(calls: object, path: str) -> list[dict[str, Any]]:
+    if not isinstance(calls, list | None):
+        raise InvalidRequest("`tool_calls` must be a list.", path)
+    return [_with_parsed_arguments(call, f"{path}[{i}]") for i, call in enumerate(calls or [])]
 
 
 def _with_parsed_arguments(call: object, path: str) -> dict[str, Any]:

@@ -45,7 +45,9 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_AS, (MAX_ADDRESS_SPACE, MAX_ADDRESS_SPACE))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # Rendering starts nothing and writes no file.
+    for kind in (resource.RLIMIT_CORE, resource.RLIMIT_FSIZE, resource.RLIMIT_NPROC):
+        resource.setrlimit(kind, (0, 0))
     write_frame(sys.stdout.buffer, {"ready": True})
     while (request := read_frame(sys.stdin.buffer)) is not None:
         # If nobody is left to kill it, the kernel does, in the middle of any call.

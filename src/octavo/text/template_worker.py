@@ -62,7 +62,9 @@ class TemplateWorker:
         return str(reply["text"])
 
     def close(self) -> None:
-        """End the helper. A later call starts a new one."""
+        """End the helper, in the middle of a template if need be. A later call starts a new one."""
+        if (helper := self._helper) is not None:
+            helper.kill()  # before the turn: the thread that has it waits for the helper
         with self._turn:
             self._kill()
 
