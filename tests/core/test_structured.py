@@ -219,6 +219,26 @@ def test_a_jump_takes_what_must_follow_up_to_its_last_word(compiler: LLGuidanceC
     assert matcher.advance(ord("d")) is None and matcher.is_complete
 
 
+def test_a_special_token_that_must_follow_is_sampled_after_a_jump() -> None:
+    """G26: also one that ends texts, which a jump never takes."""
+    compiler = LLGuidanceCompiler(260)
+    compiler.set_vocabulary(Vocabulary([*TOKENS, b"<call>"], [256, 259], [256]))
+    matcher = compiler.compile('%llguidance {"no_forcing": true}\nstart: "ab+ab " <[259]> "<[259]>+x " <[256]> | "c"')
+    assert matcher.advance(ord("a")) is None
+    taken = matcher.jump(99, ())
+    for token in b"b+ab "[len(b"".join(TOKENS[i] for i in taken)) :]:
+        assert matcher.advance(token) is None and matcher.jump(99, ()) == []
+    assert allowed(compiler, matcher) == [{259}] and not matcher.is_complete
+    assert matcher.advance(259) is None
+    taken = matcher.jump(99, ())
+    assert bytes(taken) and b"<[259]>+x ".startswith(bytes(taken))
+    for token in b"<[259]>+x "[len(taken) :]:
+        assert allowed(compiler, matcher) == [{token}]
+        assert matcher.advance(token) is None and matcher.jump(99, {256}) == []
+    assert allowed(compiler, matcher) == [{256}]
+    assert matcher.advance(256) is None and matcher.is_complete
+
+
 def test_a_token_outside_the_grammar_is_an_error(compiler: LLGuidanceCompiler) -> None:
     matcher = compiler.compile('%llguidance {"no_forcing": true}\nstart: "ab"')
     assert matcher.advance(ord("x")) is not None

@@ -41,6 +41,9 @@ SLICES = [r'[^"\\\x00-\x1F\x7F]{1,10}', r'[^"\\\x00-\x1F\x7F]{1,30}']
 #: Threads that make the masks of a step, beside those of the model.
 NUM_THREADS = 2
 
+#: In the bytes that a grammar dictates, a special token is this byte, which no text has, and "[", its id, "]".
+_SPECIAL = b"\xff"
+
 _FAILED = "The constraint on the output of this request failed"
 
 
@@ -258,7 +261,8 @@ class LLGuidanceMatcher:
         return None
 
     def jump(self, limit: int, stop_ids: Collection[int]) -> list[int]:
-        text = self.native.compute_ff_bytes()
+        # A copy is asked: once asked, a matcher makes no mask at a place where a special token must follow.
+        text = self.native.deep_copy().compute_ff_bytes().partition(_SPECIAL)[0]
         if not text:
             return []
         ids = list(takewhile(lambda i: i not in stop_ids, self._spelling.begin(text)))[:limit]
