@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -188,9 +189,26 @@ def test_ids_have_the_style_of_the_format(tools: str, text: str, pattern: str) -
     assert re.fullmatch(pattern, message["tool_calls"][0]["id"])
 
 
+def test_arguments_are_the_models_own_text_as_a_string() -> None:
+    """F29, D15: neither written anew nor escaped."""
+    written = '{ "city" :"Tromsø", "n":[1.0,2e3] }'
+    text = f'<tool_call>{{"name": "get_weather", "arguments": {written}}}</tool_call>'
+    message, _ = message_of(server_saying(text))
+    assert message["tool_calls"][0]["function"]["arguments"] == written
+
+
+def test_brackets_in_the_arguments_of_mistral_do_not_end_its_list() -> None:
+    """D14."""
+    arguments = [{"city": "a}]"}, {"city": "[{"}]
+    calls = [{"name": "get_weather", "arguments": value} for value in arguments]
+    message, _ = message_of(server_saying(f"[TOOL_CALLS] {json.dumps(calls)}", tools="mistral"))
+    assert calls_of(message) == [("get_weather", value) for value in arguments]
+    assert all(re.fullmatch("[A-Za-z0-9]{9}", call["id"]) for call in message["tool_calls"])  # C7
+
+
 # ------------------------------------------------------------------------------------------------ forced calls
 def test_a_named_function_is_forced_in_the_models_own_format() -> None:
-    """F5, F20, F21: finish "stop", content ""."""
+    """C1, F5, F20, F21: finish "stop", content "". D5: `message_of` sees that a stream tells id and name once."""
     server = server_saying(ONE)
     named = {"type": "function", "function": {"name": "get_weather"}}
     message, reason = message_of(server, tool_choice=named)
@@ -211,7 +229,7 @@ def test_a_named_function_needs_no_format() -> None:
 
 
 def test_required_forces_a_call_with_or_without_a_format() -> None:
-    """F6."""
+    """C2, F6."""
     message, reason = message_of(server_saying(ONE), tool_choice="required")
     assert (calls_of(message), reason) == ([("get_weather", {"city": "Oslo"})], "tool_calls")
     text = '[{"name": "get_weather", "parameters": {"city": "Oslo"}}, {"name": "get_time", "parameters": {}}]'

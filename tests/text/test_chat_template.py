@@ -236,6 +236,7 @@ def test_a_long_conversation_is_no_long_output() -> None:
 
 
 def test_t2_t3_the_option_names_a_template_a_file_or_is_the_template(tmp_path: Path) -> None:
+    # C5: a name works everywhere.
     named = {"default": "D", "tool_use": "T"}
     assert read_template_option("tool_use", named)[0] == "T"
     file = tmp_path / "t.jinja"

@@ -57,6 +57,7 @@ def test_g8_g9_no_constraint(fields: dict[str, Any]) -> None:
         ({"structured_outputs": {"json_object": True, "disable_fallback": True}}, "json",
          "structured_outputs.json_object"),
         ({"structured_outputs": {"choice": ["a"]}}, "choice", "structured_outputs.choice"),
+        # G21
         ({"structured_outputs": {"structural_tag": tags()}}, "structural_tag", "structured_outputs.structural_tag"),
     ],
 )  # fmt: skip
