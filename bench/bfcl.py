@@ -3,9 +3,9 @@
     python bench/bfcl.py --url http://127.0.0.1:8000 --wheel bfcl_eval-2026.3.23-py3-none-any.whl --limit 40
     python bench/bfcl.py ... --reference transformers --gguf MODEL.gguf      # and what transformers makes of them
 
-Each question is asked in each mode, streamed and not, at temperature 0. Besides the score, these are counted, and any of
-them makes the bench fail: replies that differ when streamed, arguments that are no JSON or do not fit the schema of their
-function although they were forced, requests that fail, prompts whose tokens are not those of transformers.
+Each question is asked in each mode, streamed and not, at temperature 0. Besides the score, these are counted, and any
+of them makes the bench fail: replies that differ when streamed, arguments that are no JSON or do not fit the schema of
+their function although they were forced, requests that fail, prompts whose tokens are not those of transformers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A second opinion on BFCL's questions: transformers, on the same file made float32, its text read by a plain reader."""
+"""A second opinion on BFCL's questions: transformers on the same file made float32, and a plain reader of its text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`octavo serve` for every tool format at once: `python format_serve.py serve MODEL --served-model-name hermes json ...`.
+"""`octavo serve` for all tool formats at once: `python format_serve.py serve MODEL --served-model-name hermes ...`.
 
 The model of a request names the format of its calls, as `--tool-call-parser` would. The text of a `guided_choice` is
 spelled with the special tokens of the vocabulary, as a model that knows the format would, and is open at `CITY` and
@@ -8,7 +8,6 @@ spelled with the special tokens of the vocabulary, as a model that knows the for
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -26,18 +25,16 @@ def plan_in_format(request: Any, constraint: GrammarSpec | None, settings: Outpu
     settings = replace(settings, tool_format=TOOL_FORMATS[request.model])
     if constraint is not None:
         [text] = constraint.source
-        source = {
-            "lark": _grammar(text, settings.special_tokens, False),
-            "proof": _grammar(text, settings.special_tokens, True),
-        }
+        tokens = settings.special_tokens
+        source = {"lark": _grammar(text, tokens, proof=False), "proof": _grammar(text, tokens, proof=True)}
         constraint = GrammarSpec(kind="lark", source=source, param=constraint.param)
     return plan_output(request, constraint, settings, *others)
 
 
-def _grammar(text: str, tokens: SpecialTokens, proof: bool) -> str:
+def _grammar(text: str, tokens: SpecialTokens, *, proof: bool) -> str:
     build = Builder(tokens, proof=proof)
-    write: Callable[[str], str] = lambda part: build.regex(OPEN[part]) if part in OPEN else build.spelled(part)
-    return build.lark(" ".join(map(write, split_open(text))))
+    parts = [build.regex(OPEN[part]) if part in OPEN else build.spelled(part) for part in split_open(text)]
+    return build.lark(" ".join(parts))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from server_process import ServerProcess, bound
 EXAMPLES = Path(__file__).parents[2] / "examples"
 #: What each needs, and a text that its output holds.
 ON_FAKE = {"chat.py": "And of Italy?", "stream.py": "of reply)", "complete.py": "(length)", "logprobs.py": "%"}
-ON_REAL = {"beam_search.py": "-"}
+ON_REAL = {"beam_search.py", "infill.py", "tools.py", "agent.py", "reasoning.py", "batch.py"}
 
 
 @pytest.fixture(scope="module")
@@ -62,13 +62,39 @@ def test_beam_search_and_batch(smollm2_gguf: Path) -> None:
     assert out.count("A fact about the number") == 8
 
 
-def test_infill(qwen_gguf: Path) -> None:
-    with ServerProcess(qwen_gguf, "--max-model-len", "512", "--num-kv-blocks-override", "64") as process:
-        assert "return [a + b]\n" in script("infill.py", process.wait_ready(180))
+@pytest.fixture(scope="module")
+def qwen(qwen_gguf: Path) -> Iterator[ServerProcess]:
+    template = str(Path(__file__).parent / "result_as_text.jinja")
+    flags = ("--chat-template", template, "--tool-call-parser", "hermes", "--reasoning-parser", "qwen3")
+    sizes = ("--max-model-len", "1024", "--num-kv-blocks-override", "128")
+    with ServerProcess(qwen_gguf, "--enable-auto-tool-choice", *flags, *sizes) as process:
+        yield process.wait_ready(180)
+
+
+def test_infill(qwen: ServerProcess) -> None:
+    assert "return [a + b]\n" in script("infill.py", qwen)
+
+
+def test_tools(qwen: ServerProcess) -> None:
+    assert script("tools.py", qwen) == "get_weather({'city': 'Oslo'})\nIt snows in Oslo, at -7 degrees.\n"
+
+
+def test_an_agent_of_the_agents_sdk(qwen: ServerProcess) -> None:
+    """A call, its result and the answer, and all of it again streamed."""
+    pytest.importorskip("agents")
+    assert script("agent.py", qwen) == "get_weather('Oslo')\nIt snows in Oslo, at -7 degrees.\n" * 2
+
+
+def test_reasoning(qwen: ServerProcess) -> None:
+    """The model was never taught to think: its budget ends it."""
+    out = script("reasoning.py", qwen)
+    thought, answer = out.removeprefix("\nreasoning: ").split("\ncontent: ")
+    assert thought.strip() and answer.strip() and "<" not in thought
+    assert 1 < int(answer.rpartition("(")[2].split()[0]) <= 130
 
 
 def test_the_table_of_examples_is_complete() -> None:
     listed = (EXAMPLES / "README.md").read_text()
     scripts = {path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".sh")}
     assert scripts == {name for name in scripts if f"`{name}`" in listed}
-    assert scripts == {*ON_FAKE, *ON_REAL, "batch.py", "curl.sh", "infill.py"}
+    assert scripts == {*ON_FAKE, *ON_REAL, "curl.sh"}

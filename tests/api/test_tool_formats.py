@@ -1,8 +1,8 @@
 """Every tool format from generated tokens to the official client: marks as plain text, and as special tokens (F20 to
 F30, C7).
 
-The text is forced, but for the places where the model chooses, through requests in auto mode; the parser sees the tokens
-of a real engine, streamed and not.
+The text is forced, but for the places where the model chooses, through requests in auto mode; the parser sees the
+tokens of a real engine, streamed and not.
 """
 
 from __future__ import annotations

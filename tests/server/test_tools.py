@@ -207,6 +207,14 @@ def test_brackets_in_the_arguments_of_mistral_do_not_end_its_list() -> None:
 
 
 # ------------------------------------------------------------------------------------------------ forced calls
+def test_a_function_without_parameters_is_forced_to_take_none() -> None:
+    """F5: as OpenAI has it, "omitting parameters defines a function with an empty parameter list"."""
+    server = server_saying(ONE)
+    message_of(server, tool_choice={"type": "function", "function": {"name": "get_time"}})
+    grammar = server.engine.requests[0].params.grammar or ""
+    assert r'\"additionalProperties\": false' in grammar or '"additionalProperties": false' in grammar, grammar
+
+
 def test_a_named_function_is_forced_in_the_models_own_format() -> None:
     """C1, F5, F20, F21: finish "stop", content "". D5: `message_of` sees that a stream tells id and name once."""
     server = server_saying(ONE)

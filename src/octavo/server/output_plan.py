@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from octavo.config import ServerConfig
 from octavo.errors import InvalidRequest
@@ -18,6 +19,8 @@ from octavo.text.grammar import COMPILER_OPTIONS, GrammarLimits
 from octavo.text.output_parser import OutputFormat
 from octavo.text.tool_grammar import after_thinking, calls_among_text, prepared_tools, required_calls
 
+#: OpenAI: a function without `parameters` takes none.
+NO_PARAMETERS: Final = {"type": "object", "properties": {}, "additionalProperties": False}
 #: What a forced call looks like where the model's own format is not known.
 GENERIC_FORMAT = "json"
 
@@ -127,8 +130,7 @@ def _choice(request: ChatRequest, definitions: Sequence[ToolDefinition], config:
 
 def _tool(definition: ToolDefinition) -> Tool:
     parameters = definition.function.parameters
-    # OpenAI: a function without parameters takes none.
-    return Tool(definition.function.name, parameters if parameters is not None else {"type": "object"})
+    return Tool(definition.function.name, parameters if parameters is not None else NO_PARAMETERS)
 
 
 def _forced(
