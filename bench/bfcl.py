@@ -243,11 +243,11 @@ def main() -> int:
         wanted = [(q, mode) for q, mode in jobs if not results.has(q, mode)]
         for done in as_completed([pool.submit(asker.ask, *job) for job in wanted]):
             results.add(done.result())
-    if args.reference:
+    left = [question for question in questions if not results.has(question, REFERENCE)]
+    if args.reference and left:
         other = Transformers(args.gguf, args.reference_threads)
-        for question in questions:
-            if not results.has(question, REFERENCE):
-                results.add(reference(asker, other, question, args.max_tokens))
+        for question in left:
+            results.add(reference(asker, other, question, args.max_tokens))
     return report(asker, results.all)
 
 

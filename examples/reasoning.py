@@ -20,7 +20,7 @@ stream = client.chat.completions.create(
     max_tokens=512,
     stream=True,
     stream_options={"include_usage": True},
-    extra_body={"enable_thinking": True, "thinking_token_budget": 128},
+    extra_body={"enable_thinking": True, "thinking_token_budget": 48},
 )
 part = ""
 for chunk in stream:

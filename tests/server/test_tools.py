@@ -207,12 +207,20 @@ def test_brackets_in_the_arguments_of_mistral_do_not_end_its_list() -> None:
 
 
 # ------------------------------------------------------------------------------------------------ forced calls
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "get_weather"}}])
+def test_a_forced_call_that_a_limit_cuts_off_at_once_leaves_no_markup(choice: Any) -> None:
+    """F20, F26."""
+    for end in ("\n", '{"na', "arguments"):
+        message, reason = message_of(server_saying(ONE[: ONE.index(end)], reason="length"), tool_choice=choice)
+        assert not message["content"] and "tool_calls" not in message and reason == "length"
+
+
 def test_a_function_without_parameters_is_forced_to_take_none() -> None:
     """F5: as OpenAI has it, "omitting parameters defines a function with an empty parameter list"."""
     server = server_saying(ONE)
     message_of(server, tool_choice={"type": "function", "function": {"name": "get_time"}})
     grammar = server.engine.requests[0].params.grammar or ""
-    assert r'\"additionalProperties\": false' in grammar or '"additionalProperties": false' in grammar, grammar
+    assert r"\"additionalProperties\": false" in grammar or '"additionalProperties": false' in grammar, grammar
 
 
 def test_a_named_function_is_forced_in_the_models_own_format() -> None:

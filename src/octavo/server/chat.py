@@ -76,6 +76,7 @@ class ChatHandler:
             hidden - special.within(output_format.marks),
             request.include_reasoning is not False,
             plan.is_named,
+            plan.is_forced,
         )
 
     def _shown_ids(self, reading: OutputReading | None) -> frozenset[int]:

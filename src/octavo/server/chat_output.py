@@ -29,6 +29,7 @@ class OutputReading:
     hidden_ids: frozenset[int]  # special tokens that are not in the text
     include_reasoning: bool = True
     is_named: bool = False
+    is_forced: bool = False  # the output is held to calls
 
     @property
     def has_reasoning(self) -> bool:
@@ -60,7 +61,10 @@ class ChoiceOutput:
             self.token_ids += token_ids
         delta = self.parser.push(text) if text else OutputDelta()
         if finish_reason is not None:
-            rest = self.parser.finish(truncated=finish_reason != "stop")
+            truncated = finish_reason != "stop"
+            rest = self.parser.finish(truncated=truncated)
+            if truncated and self.reading.is_forced:
+                rest.content = ""  # the beginning of a call, which is no text of its own (F20, F26)
             delta = OutputDelta(
                 delta.reasoning + rest.reasoning, delta.content + rest.content, joined(delta.calls, rest.calls)
             )

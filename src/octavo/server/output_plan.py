@@ -42,6 +42,10 @@ class OutputPlan:
     def is_named(self) -> bool:
         return self.choice.mode == "named"
 
+    @property
+    def is_forced(self) -> bool:
+        return self.choice.mode in ("required", "named")
+
     def output_format(self, is_thinking: bool | None) -> OutputFormat | None:
         """How to read the output; None: all of it is content."""
         whole = self.tools[0].name if self.is_named and self.row is None else None
