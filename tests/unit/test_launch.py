@@ -24,6 +24,7 @@ from octavo.engine_process import EngineProcess, launch_engine
 from octavo.errors import CheckpointError, EngineDead, InvalidConfig, StartupError
 from octavo.generation import fold
 from octavo.serve_loop import http_config
+from octavo.text.renderer import Renderer
 from server_process import eventually, wait_gone
 
 TESTS = Path(__file__).parent.parent
@@ -69,7 +70,7 @@ def test_a_server_has_the_engine_prepare_for_grammars_before_there_are_streams(
     """To prepare holds the engine up for a second where the vocabulary is large: not when a stream runs already."""
     monkeypatch.setattr(startup, "load_tokenizer", lambda source: TOKENIZER)
     engine = EngineProcess.spawn(CONFIG, scripted(_TAKES_VOCABULARY))
-    tokenizer, _ = startup.wait_loaded(engine, CONFIG, None, with_vocabulary=True)
+    tokenizer, _ = startup.wait_loaded(engine, CONFIG, Renderer, with_vocabulary=True)
     assert tokenizer is TOKENIZER
     assert eventually(engine.exit_reason, 10, "the engine's end") == "it exited with code 10"
     engine.kill()

@@ -81,7 +81,8 @@ def test_what_a_grammar_lets_through_are_calls_with_valid_arguments(name: str, p
 @pytest.mark.parametrize("name", [name for name, row in TOOL_FORMATS.items() if not row.openers])
 def test_calls_among_text_may_be_text_alone(name: str) -> None:
     grammar = grammar_of(calls_among_text(TOOL_FORMATS[name], _tools(), NO_TOKENS, parallel=True))
-    assert accepts(grammar, "Just\n text < [ { .")
+    is_whole = TOOL_FORMATS[name].among_text is not None  # then text has marks of its own
+    assert accepts(grammar, ("<|channel|>final<|message|>" if is_whole else "") + "Just\n text < [ { .")
 
 
 _STEP = "<\uff5ctool_{}\uff5c>".format
