@@ -1,5 +1,5 @@
 // octavo._cpu: raw addresses and sizes in, results written to the caller's memory. Shapes and dtypes are checked by the
-// Python side (octavo/ops); nothing here keeps a pointer after it returns.
+// Python side (octavo/ops); nothing here keeps a pointer after it returns, but for LayerStack.
 #include "pool.h"
 #include "runtime.h"
 
@@ -17,4 +17,5 @@ NB_MODULE(_cpu, m) {
     m.def("available_isas", &octavo::available_isas);
     octavo::bind_linear(m);
     octavo::bind_step(m);
+    octavo::bind_layers(m);
 }

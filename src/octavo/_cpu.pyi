@@ -1,4 +1,4 @@
-"""The native CPU kernels. Arguments named as tensors are addresses (`tensor.data_ptr()`); nothing is kept of them."""
+"""The native CPU kernels. Arguments named as tensors are addresses (`tensor.data_ptr()`); only LayerStack keeps any."""
 
 def set_num_threads(n: int) -> None: ...
 def num_threads() -> int: ...
@@ -29,6 +29,56 @@ class PackedLinear:
     def add_float(self, weights: int, N: int, kind: int, bias: int) -> None: ...
     def linear(self, out: int, ldo: int, x: int, ldx: int, M: int) -> None: ...
     def gather(self, out: int, ldo: int, ids: int, M: int, scale: float) -> None: ...
+
+class LayerStack:
+    def __init__(
+        self,
+        hidden: int,
+        intermediate: int,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        eps: float,
+        attn_scale: float,
+        softcap: float,
+        activation: int,
+    ) -> None: ...
+    def add(
+        self,
+        qkv: PackedLinear,
+        o: PackedLinear,
+        gate_up: PackedLinear,
+        down: PackedLinear,
+        q_norm: int,
+        k_norm: int,
+        attn_post_norm: int,
+        mlp_norm: int,
+        mlp_post_norm: int,
+        next_norm: int,
+        cos_sin: int,
+        window: int,
+        /,
+    ) -> None: ...
+    def set_caches(self, caches: list[tuple[int, int]], cache_type: int, block_size: int, /) -> None: ...
+    def run(
+        self,
+        residual: int,
+        normed: int,
+        qkv: int,
+        attn: int,
+        block_out: int,
+        gate_up: int,
+        act: int,
+        positions: int,
+        slots: int,
+        block_tables: int,
+        block_table_stride: int,
+        seq_lens: int,
+        query_start_loc: int,
+        num_seqs: int,
+        rows: int,
+        /,
+    ) -> None: ...
 
 def rms_norm(out: int, x: int, weight: int, rows: int, width: int, eps: float, /) -> None: ...
 def add_rms_norm(out: int, residual: int, x: int, weight: int, rows: int, width: int, eps: float, /) -> None: ...

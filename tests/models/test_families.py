@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -13,6 +14,7 @@ import torch
 import transformers
 
 from models.running import load, prompt_logits
+from octavo.ops.layer_stack import LayerStack
 from octavo.ops.table import bind
 
 PROMPT_LENGTH = 45
@@ -135,6 +137,23 @@ def test_chunking_and_company_change_no_bit(tmp_path: Path) -> None:
         for chunk in (1, 7, 16):
             assert torch.equal(torch.stack(prompt_logits(loaded, ops, PROMPTS, chunk)), torch.stack(whole))
         assert torch.equal(prompt_logits(loaded, ops, PROMPTS[:1])[0], whole[0])
+
+
+@pytest.mark.parametrize("kv_dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("case", CASES)
+def test_all_layers_in_one_call_change_no_bit(case: str, kv_dtype: torch.dtype, tmp_path: Path) -> None:
+    """Of the same native operations called one by one: prompts in pieces, and more sequences than one."""
+    family, options = CASES[case]
+    make_model(tmp_path, family, options)
+    native = bind()
+    assert native.implementations["layer_stack"] == "cpu"
+    one_by_one = dataclasses.replace(native, layer_stack=LayerStack)
+    prompts = [[3, 14, 15, 9, 2, 6, 5] * 5, [2, 7, 1, 8, 2, 8, 1] * 5]
+    found = [
+        prompt_logits(load(tmp_path, ops), ops, prompts, chunk=9, kv_dtype=kv_dtype) for ops in (native, one_by_one)
+    ]
+    for ours, theirs in zip(*found, strict=True):
+        assert torch.equal(ours, theirs)
 
 
 def round_weights(model: Any, dtype: torch.dtype) -> Any:

@@ -32,8 +32,8 @@ _F32: Final = torch.float32
 _I32: Final = torch.int32
 _I64: Final = torch.int64
 #: Codes of the cache's dtype and of the activations, as in csrc/cpu/kernels/common.h.
-_CACHE_DTYPES: Final = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-_ACTIVATIONS: Final = {"silu": 0, "gelu_tanh": 1}
+CACHE_DTYPES: Final = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+ACTIVATIONS: Final = {"silu": 0, "gelu_tanh": 1}
 MAX_HEAD_DIM: Final = 256
 
 
@@ -63,7 +63,7 @@ def act_mul(out: Tensor, gate_up: Tensor, kind: str) -> None:
     rows, width = out.shape
     assert gate_up.shape == (rows, 2 * width) and out.dtype == gate_up.dtype == _F32
     assert out.is_contiguous() and gate_up.is_contiguous()
-    _cpu.act_mul(out.data_ptr(), gate_up.data_ptr(), rows, width, _ACTIVATIONS[kind])
+    _cpu.act_mul(out.data_ptr(), gate_up.data_ptr(), rows, width, ACTIVATIONS[kind])
 
 
 def rope_kv_write(
@@ -87,7 +87,7 @@ def rope_kv_write(
     assert positions.numel() == slot_mapping.numel() == rows and head_dim % 2 == 0 and head_dim <= MAX_HEAD_DIM
     assert q_norm is None or q_norm.dtype == _F32
     assert k_norm is None or k_norm.dtype == _F32
-    _check_cache(k_cache, v_cache, num_kv_heads, head_dim)
+    check_cache(k_cache, v_cache, num_kv_heads, head_dim)
     _cpu.rope_kv_write(
         qkv.data_ptr(),
         positions.data_ptr(),
@@ -97,7 +97,7 @@ def rope_kv_write(
         eps,
         k_cache.data_ptr(),
         v_cache.data_ptr(),
-        _CACHE_DTYPES[k_cache.dtype],
+        CACHE_DTYPES[k_cache.dtype],
         v_cache.shape[2],
         slot_mapping.data_ptr(),
         rows,
@@ -131,13 +131,13 @@ def attention(
     assert block_tables.stride(1) == 1 and seq_lens.is_contiguous() and query_start_loc.is_contiguous()
     # numel() and not len(): the latter is Python inside torch, and this runs once a layer.
     assert seq_lens.numel() == num_seqs and query_start_loc.numel() == num_seqs + 1
-    _check_cache(k_cache, v_cache, num_kv_heads, head_dim)
+    check_cache(k_cache, v_cache, num_kv_heads, head_dim)
     _cpu.attention(
         out.data_ptr(),
         qkv.data_ptr(),
         k_cache.data_ptr(),
         v_cache.data_ptr(),
-        _CACHE_DTYPES[k_cache.dtype],
+        CACHE_DTYPES[k_cache.dtype],
         v_cache.shape[2],
         block_tables.data_ptr(),
         block_tables.stride(0) if num_seqs > 1 else max_blocks,
@@ -153,7 +153,8 @@ def attention(
     )
 
 
-def _check_cache(k_cache: Tensor, v_cache: Tensor, num_kv_heads: int, head_dim: int) -> None:
+def check_cache(k_cache: Tensor, v_cache: Tensor, num_kv_heads: int, head_dim: int) -> None:
+    """Assert that a layer's cache is what the kernels write to and read."""
     # Once a layer: sizes are read once, since each look at a tensor's shape makes a new object.
     _, k_heads, tiles, k_dim, _ = k_cache.shape
     _, v_heads, block_size, v_dim = v_cache.shape

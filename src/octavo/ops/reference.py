@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from octavo.ops.layer_stack import LayerStack
 from octavo.quant.packed import QuantizedWeight
 
 #: Keys in a tile of the K cache; block sizes are multiples of it.
@@ -219,3 +220,7 @@ def _gather(
     k = k_cache[blocks].permute(1, 0, 2, 4, 3).reshape(num_kv_heads, -1, head_dim)
     v = v_cache[blocks].permute(1, 0, 2, 3).reshape(num_kv_heads, -1, v_cache.shape[3])
     return k[:, :seq_len].float(), v[:, :seq_len, :head_dim].float()
+
+
+#: Its meaning is the calls of the other operations.
+layer_stack = LayerStack

@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol
 from torch import Tensor
 
 from octavo.ops import reference, reference_sampling
+from octavo.ops.layer_stack import LayerStack
 
 
 class LinearWeight(Protocol):
@@ -53,6 +54,7 @@ class Ops:
     act_mul: Callable[[Tensor, Tensor, str], None]  # (out, gate_up, kind)
     rope_kv_write: Callable[..., None]
     attention: Callable[..., None]
+    layer_stack: Callable[..., LayerStack]  # (ops, shape, layers)
     kv_cache_shapes: Callable[[int, int, int, int], tuple[tuple[int, ...], tuple[int, ...]]]
     forbid: Callable[[Tensor, Tensor, Tensor], None]  # (logits, rows, masks)
     sample: Callable[..., None]  # (logits, batch, out_ids, out_flags)
@@ -64,10 +66,14 @@ class Ops:
 _GROUPS: tuple[tuple[str, ...], ...] = (
     ("pack_linear", "pack_linear_many", "linear", "pack_embedding", "tied_embedding", "embedding"),
 )
+#: Taken where all that it is made of is taken.
+_COMPOSED: dict[str, tuple[str, ...]] = {
+    "layer_stack": ("linear", "rms_norm", "add_rms_norm", "act_mul", "rope_kv_write", "attention", "kv_cache_shapes"),
+}
 _REFERENCE_MODULES: dict[str, Any] = dict.fromkeys(("forbid", "sample", "logprobs"), reference_sampling)
 _NAMES = tuple(name for name in Ops.__dataclass_fields__ if name != "implementations")
 #: Modules with the native operations of each device, in `octavo.ops`.
-_NATIVE: dict[str, tuple[str, ...]] = {"cpu": ("cpu", "cpu_linear")}
+_NATIVE: dict[str, tuple[str, ...]] = {"cpu": ("cpu", "cpu_linear", "cpu_layers")}
 
 
 def bind(device: str = "cpu", impl: Literal["auto", "reference"] = "auto") -> Ops:
@@ -80,7 +86,7 @@ def bind(device: str = "cpu", impl: Literal["auto", "reference"] = "auto") -> Op
     modules = _NATIVE[device] if impl == "auto" else ()
     native = _native_operations(modules)
     for group in (*_GROUPS, *((name,) for name in _NAMES)):
-        if all(name in native for name in group):
+        if all(name in native for name in (*group, *_COMPOSED.get(group[0], ()))):
             chosen |= {name: native[name] for name in group}
             names |= dict.fromkeys(group, device)
     return Ops(**chosen, implementations=names)
