@@ -17,4 +17,5 @@ NB_MODULE(_cpu, m) {
     m.def("available_isas", &octavo::available_isas);
     octavo::bind_linear(m);
     octavo::bind_step(m);
+    octavo::bind_peak(m);
 }
