@@ -30,8 +30,8 @@ class Limits:
 
     def __str__(self) -> str:
         return (
-            f"{self.num_threads} threads read {self.memory_read_gb_s:.1f} GB/s and compute "
-            f"{self.float32_gflop_s:.0f} GFLOP/s in float32, {self.int8_gop_s:.0f} GOP/s in int8"
+            f"at best it reads {self.memory_read_gb_s:.1f} GB/s and computes {self.float32_gflop_s:.0f} GFLOP/s in "
+            f"float32, {self.int8_gop_s:.0f} GOP/s in int8"
         )
 
 

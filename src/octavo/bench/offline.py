@@ -75,7 +75,7 @@ def latency(config: LatencyConfig, model: str, settings: Mapping[str, Any]) -> d
         info, num_threads = llm.info, settings.get("num_threads")
     # With the engine's process gone, its threads leave the memory to this one.
     limits = measure_limits(num_threads)
-    figures = _latency_figures(config, first, whole, info.weight_bytes, limits)
+    figures = latency_figures(config, first, whole, info.weight_bytes, limits)
     return dict(result("latency", config, machine, limits, model=model, engine=_engine(info), **figures))
 
 
@@ -86,7 +86,7 @@ def _batch_seconds(llm: LLM, rng: random.Random, config: LatencyConfig, output_l
     return time.perf_counter() - start
 
 
-def _latency_figures(
+def latency_figures(
     config: LatencyConfig, first: list[float], whole: list[float], weight_bytes: int, limits: Limits | None
 ) -> dict[str, Any]:
     to_first = statistics.median(first)
