@@ -16,6 +16,13 @@ from octavo.cli import main
 SMALL = ["--max-model-len", "256", "--kv-cache-memory-bytes", "64M", "--no-progress"]
 
 
+@pytest.fixture(autouse=True)
+def limits(monkeypatch: pytest.MonkeyPatch) -> Limits:
+    found = Limits(2, 20.0, 100.0, 400.0)
+    monkeypatch.setattr(offline, "measure_limits", lambda num_threads: found)
+    return found
+
+
 def bench(capsys: pytest.CaptureFixture[str], file: Path, *words: str) -> tuple[Any, str]:
     assert main(["bench", *words, *SMALL, "--json", str(file)]) == 0
     return json.loads(file.read_text()), capsys.readouterr().out
@@ -29,7 +36,8 @@ def test_throughput_counts_the_tokens_of_all_requests(
     assert (document["prompt_tokens"], document["output_tokens"], document["cached_tokens"]) == (60, 12, 0)
     assert document["total_tok_s"] == pytest.approx(6 * document["output_tok_s"], rel=0.01)
     assert document["engine"]["model_type"] == "llama" and document["machine"]["cores"] >= 1
-    assert "total tok/s" in text
+    assert document["roofline_share"] > 0 and document["limits"]["memory_read_gb_s"] == 20
+    assert "total tok/s" in text and "of what the machine could do; at best it reads 20.0 GB/s" in text
 
 
 def test_throughput_takes_a_sharegpt_file_by_the_models_tokens(
@@ -43,9 +51,8 @@ def test_throughput_takes_a_sharegpt_file_by_the_models_tokens(
 
 
 def test_latency_tells_steps_and_their_share_of_the_memory(
-    smollm2_gguf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    smollm2_gguf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(offline, "measure_limits", lambda num_threads: Limits(2, 20.0, 100.0, 400.0))
     words = [
         "--input-len",
         "4",
@@ -64,9 +71,8 @@ def test_latency_tells_steps_and_their_share_of_the_memory(
     assert "whole batch" in text and "prompt:" in text
 
 
-def test_the_time_of_a_step_is_what_further_tokens_take() -> None:
+def test_the_time_of_a_step_is_what_further_tokens_take(limits: Limits) -> None:
     config = LatencyConfig(input_len=10, output_len=5, batch_size=2)
-    limits = Limits(2, 20.0, 100.0, 400.0)
     found = offline.latency_figures(config, [0.1, 0.1], [0.5, 0.5], 10**9, limits)
     assert (found["step_ms"], found["decode_tok_s"], found["prompt_tok_s"]) == (100.0, 20.0, 200.0)
     assert (found["weights_gb_s"], found["memory_share"]) == (10.0, 0.5)

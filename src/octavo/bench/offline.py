@@ -16,8 +16,9 @@ from octavo.bench.datasets import check_dataset, prompts, random_ids
 from octavo.bench.limits import Limits, measure_limits
 from octavo.bench.machine import stamp
 from octavo.bench.report import bandwidth, result, table
+from octavo.bench.roofline import roofline_seconds
 from octavo.bench.stats import spread_ms
-from octavo.llm import LLM
+from octavo.llm import LLM, RequestOutput
 from octavo.messages import EngineInfo
 from octavo.params import SamplingParams
 
@@ -37,7 +38,9 @@ def throughput(config: ThroughputConfig, model: str, settings: Mapping[str, Any]
         start = time.perf_counter()
         outputs = llm.generate([prompt.content for prompt in given], params, use_tqdm=config.progress)
         seconds = time.perf_counter() - start
-        engine = _engine(llm.info)
+        info = llm.info
+    # With the engine's process gone, its threads leave the memory to this one.
+    limits = measure_limits(settings.get("num_threads"))
     prompt_tokens = sum(len(output.prompt_token_ids) for output in outputs)
     output_tokens = sum(len(output.outputs[0].token_ids) for output in outputs)
     figures = {
@@ -48,14 +51,27 @@ def throughput(config: ThroughputConfig, model: str, settings: Mapping[str, Any]
         "requests_per_s": round(len(outputs) / seconds, 3),
         "output_tok_s": round(output_tokens / seconds, 2),
         "total_tok_s": round((prompt_tokens + output_tokens) / seconds, 2),
+        "roofline_share": None if limits is None else round(_roofline(outputs, info, limits) / seconds, 3),
     }
-    return dict(result("throughput", config, machine, None, model=model, engine=engine, **figures))
+    return dict(result("throughput", config, machine, limits, model=model, engine=_engine(info), **figures))
+
+
+def _roofline(outputs: list[RequestOutput], info: EngineInfo, limits: Limits) -> float:
+    lengths = [
+        (len(o.prompt_token_ids) - o.num_cached_tokens, len(o.prompt_token_ids), len(o.outputs[0].token_ids))
+        for o in outputs
+    ]
+    return roofline_seconds(info, limits, lengths)
 
 
 def throughput_text(document: Mapping[str, Any]) -> str:
     names = ("requests_per_s", "total_tok_s", "output_tok_s", "prompt_tokens", "output_tokens", "duration_s")
     head = ("req/s", "total tok/s", "out tok/s", "prompt tokens", "output tokens", "s")
-    return table(head, [[document[name] for name in names]])
+    lines = [table(head, [[document[name] for name in names]])]
+    if document["limits"] is not None:
+        share = f"{document['roofline_share']:.0%} of what the machine could do"
+        lines.append(f"{share}; {Limits(**document['limits'])}")
+    return "\n".join(lines)
 
 
 def latency(config: LatencyConfig, model: str, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -72,9 +88,8 @@ def latency(config: LatencyConfig, model: str, settings: Mapping[str, Any]) -> d
         for _ in tqdm(range(config.num_iters), desc="batches", disable=not config.progress):
             first.append(run(1))
             whole.append(run(config.output_len))
-        info, num_threads = llm.info, settings.get("num_threads")
-    # With the engine's process gone, its threads leave the memory to this one.
-    limits = measure_limits(num_threads)
+        info = llm.info
+    limits = measure_limits(settings.get("num_threads"))
     figures = latency_figures(config, first, whole, info.weight_bytes, limits)
     return dict(result("latency", config, machine, limits, model=model, engine=_engine(info), **figures))
 
