@@ -1,8 +1,8 @@
 """Start octavo, load it with `octavo bench serve`, stop it (`make bench`).
 
-    python bench/run.py [MODEL] [--flags "--kv-cache-dtype bfloat16"] [flags of octavo bench serve]
+    python bench/run.py [--serve "MODEL --kv-cache-dtype bfloat16"] [flags of octavo bench serve]
 
-Two loads: streams that read about 96 tokens and write 64, and prompts of about 400 tokens alone.
+Without flags there are two loads: streams that read about 96 tokens and write 64, and prompts of about 400 alone.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ PROMPTS = ["--max-concurrency", "1", "--random-input-len", "400", "--random-outp
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", nargs="?", default="smollm2")
-    parser.add_argument("--flags", default="", help="more flags for octavo serve, in one word")
+    parser.allow_abbrev = False
+    parser.add_argument("--serve", default="smollm2", help="model and flags of octavo serve, in one word [smollm2]")
     args, others = parser.parse_known_args()
-    model, port = resolve_model(ModelConfig(model=args.model)), free_port()
-    with running("octavo", octavo_command(str(model), port, shlex.split(args.flags)), port) as server:
+    name, *flags = shlex.split(args.serve)
+    model, port = resolve_model(ModelConfig(model=name)), free_port()
+    with running("octavo", octavo_command(str(model), port, flags), port) as server:
         bench = [sys.executable, "-m", "octavo", "bench", "serve", "--url", server.url]
         # The file of a GGUF model is about what is read of it for a token.
         weights = ["--weight-bytes", str(model.stat().st_size)] if model.is_file() else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 
@@ -10,6 +11,7 @@ import pytest
 import octavo
 from octavo import _cpu
 from octavo.bench.limits import measure_limits
+from octavo.bench.machine import last_cache_bytes, num_cpus, stamp
 
 
 @pytest.fixture(params=_cpu.available_isas(), autouse=True)
@@ -42,3 +44,10 @@ def test_without_the_native_module_there_are_none(monkeypatch: pytest.MonkeyPatc
     monkeypatch.delattr(octavo, "_cpu", raising=False)
     monkeypatch.setitem(sys.modules, "octavo._cpu", None)
     assert measure_limits() is None
+
+
+def test_the_stamp_tells_what_a_figure_is_judged_by() -> None:
+    found = stamp()
+    assert json.loads(json.dumps(found)) == found
+    assert found["cores"] == num_cpus() >= 1 and found["cpu"] and found["packages"]["torch"]
+    assert last_cache_bytes() >= 0 and (found["cache_mib"] is None or found["cache_mib"] > 0)

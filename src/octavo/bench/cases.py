@@ -1,8 +1,7 @@
 """The operations of a step as cases to be timed: tensors of a model's sizes, and what one call reads and computes.
 
-Weights and KV caches come in as many copies as fill `spread_bytes`, since a model's layers do not fit the processor's
-caches either. Activations are used again and again, as in a model, and stay in the caches: their rates may exceed what
-the memory gives.
+Weights and KV caches come in as many copies as fill `spread_bytes`, as a model has layers. Activations are used again
+and again, as in a model, and stay in the processor's caches: their rates may exceed what the memory gives.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ def _num_copies(config: KernelsConfig, num_bytes: int) -> int:
 def make_weight(ops: Ops, kind: str, n: int, k: int) -> LinearWeight:
     """A random [n, k] matrix, packed; of a quantized one k is rounded up to whole groups."""
     if kind in DTYPES:
-        return ops.pack_linear(torch.randn(n, k).to(DTYPES[kind]))
+        return ops.pack_linear(torch.randn(n, k, dtype=DTYPES[kind]))
     bits, group, has_mins = QUANTIZED[kind]
     k = -(-k // group) * group
     values = torch.randint(0, 2**bits, (n, k), dtype=torch.uint8)
@@ -91,7 +90,7 @@ def _linear_case(detail: str, weights: list[LinearWeight], rows: int, is_integer
 
 def _embedding(config: KernelsConfig, ops: Ops) -> Iterator[Case]:
     width = config.hidden_size
-    table = ops.pack_embedding(torch.randn(config.vocab_size, width).to(torch.bfloat16))
+    table = ops.pack_embedding(torch.randn(config.vocab_size, width, dtype=torch.bfloat16))
     for rows in config.rows:
         ids = torch.randint(0, config.vocab_size, (rows,), dtype=torch.int32)
         yield Case(
@@ -145,7 +144,7 @@ def _caches(config: KernelsConfig, ops: Ops, num_blocks: int) -> list[tuple[Tens
     """Copies of a cache of one layer."""
     dtype = DTYPES[config.kv_cache_dtype]
     shapes = ops.kv_cache_shapes(num_blocks, BLOCK_SIZE, config.num_kv_heads, config.head_dim)
-    keys, values = (torch.randn(shape).to(dtype) for shape in shapes)
+    keys, values = (torch.randn(shape, dtype=dtype) for shape in shapes)
     count = _num_copies(config, keys.nbytes + values.nbytes)
     return [(keys, values), *((keys.clone(), values.clone()) for _ in range(count - 1))]
 

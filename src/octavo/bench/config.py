@@ -107,7 +107,7 @@ class KernelsConfig(ReportConfig):
     kv_cache_dtype: Literal["float32", "bfloat16", "float16"] = opt("bfloat16", "Type of cached keys and values.")
     spread_bytes: int = opt(
         96 << 20,
-        "Weights and KV caches are spread over so many bytes, so that no cache holds them.",
+        "Weights and KV caches are spread over so many bytes, as the layers of a model are.",
         low=1,
         unit="bytes",
     )

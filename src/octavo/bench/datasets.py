@@ -1,4 +1,4 @@
-"""The prompts of a benchmark: random ones, of which no two begin alike, or a file's."""
+"""The prompts of a benchmark: random ones, all different, or a file's."""
 
 from __future__ import annotations
 

@@ -59,10 +59,10 @@ class Server:
             async with asyncio.timeout(self._config.request_timeout):
                 found = await self._whole("GET", "/v1/models")
             return str(json.loads(found)["data"][0]["id"])
+        except (OSError, asyncio.IncompleteReadError) as e:  # before ValueError: a refused certificate is both
+            raise LoadError(f"no answer from {self.url}: {_told(e)}") from e
         except (ValueError, LookupError, TypeError):
             raise LoadError(f"{self.url}/v1/models lists no model; --model names one") from None
-        except (OSError, asyncio.IncompleteReadError) as e:  # TimeoutError is an OSError
-            raise LoadError(f"no answer from {self.url}: {_told(e)}") from e
 
     async def complete(self, model: str, prompt: Prompt) -> Reply:
         """One streamed reply. A failure is in `error` of the reply, with the times up to it."""

@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from octavo.bench.machine import num_cpus
+from octavo.bench.machine import last_cache_bytes, num_cpus
 
-#: Far beyond every cache.
-READ_BYTES = 256 << 20
+#: What is read, at the least and at most; between them twice the last cache.
+LEAST_BYTES, MOST_BYTES = 256 << 20, 1 << 30
 #: Steps of arithmetic in one task of the pool: some milliseconds in all.
 STEPS = 50_000
 ROUNDS = 7
@@ -36,7 +36,7 @@ class Limits:
 
 
 def measure_limits(
-    num_threads: int | None = None, *, read_bytes: int = READ_BYTES, steps: int = STEPS, rounds: int = ROUNDS
+    num_threads: int | None = None, *, read_bytes: int | None = None, steps: int = STEPS, rounds: int = ROUNDS
 ) -> Limits | None:
     """The best of some rounds each; None where octavo's native module was not built.
 
@@ -46,6 +46,8 @@ def measure_limits(
         from octavo import _cpu
     except ImportError:
         return None
+    if read_bytes is None:
+        read_bytes = min(MOST_BYTES, max(LEAST_BYTES, 2 * last_cache_bytes()))
     before, threads = _cpu.num_threads(), num_threads or num_cpus()
     _cpu.set_num_threads(threads)
     try:

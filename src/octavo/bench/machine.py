@@ -25,6 +25,7 @@ def stamp() -> dict[str, Any]:
         "cpu": fields.get("model name") or platform.processor() or platform.machine(),
         "cores": num_cpus(),
         "isa": [flag for flag in _FLAGS if flag in flags],
+        "cache_mib": round(last_cache_bytes() / 2**20, 1) or None,
         "memory_gib": round(int(memory[0]) / 2**20, 1) if memory else None,
         "load_average": round(os.getloadavg()[0], 2),
         "system": platform.platform(),
@@ -36,6 +37,12 @@ def stamp() -> dict[str, Any]:
 def num_cpus() -> int:
     """The processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def last_cache_bytes() -> int:
+    """The largest cache of the first processor, which others may share; 0 where the system does not tell."""
+    sizes = [_read(str(file)).strip() for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
+    return max((int(size[:-1]) << {"K": 10, "M": 20}[size[-1]] for size in sizes if size[-1:] in ("K", "M")), default=0)
 
 
 def _read(path: str) -> str:
