@@ -18,4 +18,5 @@ NB_MODULE(_cpu, m) {
     octavo::bind_linear(m);
     octavo::bind_step(m);
     octavo::bind_layers(m);
+    octavo::bind_peak(m);
 }

@@ -16,5 +16,6 @@ std::vector<std::string> available_isas();  // worst to best
 void bind_layers(nanobind::module_& m);  // after bind_linear
 void bind_linear(nanobind::module_& m);
 void bind_step(nanobind::module_& m);
+void bind_peak(nanobind::module_& m);
 
 }  // namespace octavo

@@ -151,3 +151,13 @@ def logprobs(
     top_logprobs: int,
     /,
 ) -> None: ...
+
+# What the machine can do at best with all threads of the pool; the caller takes the time.
+def read_memory(memory: int, num_bytes: int) -> None:
+    """Read `num_bytes`, a multiple of 256."""
+
+def multiply_add(steps: int) -> int:
+    """Float32 multiply-adds; the value is how many operations all threads did, two each."""
+
+def dot_int8(steps: int) -> int:
+    """Dot products of bytes; the value is how many operations all threads did."""

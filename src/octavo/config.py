@@ -27,10 +27,10 @@ LogLevel = Literal["critical", "error", "warning", "info", "debug", "trace"]
 def opt(default: Any, help: str, **metadata: Any) -> Any:
     """A field with its help text; a callable `default` is called for each new object.
 
-    metadata: `low`, `high` (inclusive), `above` (exclusive) and `choices` bound the value; `unit="bytes"` lets the
-    command line write 2G for 2 GiB; `aliases` are other spellings of the flag, `inverse` those of its opposite;
-    `positional` says that there is no flag; `json` that the text is a JSON object, which the config file may spell in
-    YAML.
+    metadata: `low`, `high` (inclusive), `above` (exclusive) and `choices` bound the value, or each of a list;
+    `infinite` allows infinity; `unit="bytes"` lets the command line write 2G for 2 GiB; `aliases` are other spellings
+    of the flag, `inverse` those of its opposite; `positional` says that there is no flag; `json` that the text is a
+    JSON object, which the config file may spell in YAML.
     """
     meta = {"help": help, **metadata}
     if callable(default):
@@ -249,12 +249,16 @@ def check(config: Any) -> None:
 
 
 def _check_value(name: str, value: Any, hint: Any, bounds: Any) -> None:
+    if get_origin(hint) is list:
+        for item in value:
+            _check_value(name, item, get_args(hint)[0], bounds)
+        return
     choices = bounds.get("choices") or (get_args(hint) if get_origin(hint) is Literal else None)
     if choices is not None and value not in choices:
         allowed = ", ".join(map(str, choices))
         hint_text = nearest(value, choices) if isinstance(value, str) else ""
         raise InvalidConfig(f"{flag_name(name)} must be one of {allowed}; got {value!r}{hint_text}")
-    if isinstance(value, float) and not math.isfinite(value):
+    if isinstance(value, float) and not (math.isfinite(value) or (bounds.get("infinite") and value == math.inf)):
         raise InvalidConfig(f"{flag_name(name)} must be a finite number")
     low, high, above = bounds.get("low"), bounds.get("high"), bounds.get("above")
     if (

@@ -83,6 +83,10 @@ class EngineInfo(Message, frozen=True, gc=False):
     ops: dict[str, str]  # op -> implementation
     load_seconds: dict[str, float]  # import, weights, kv, warmup ...
     eos_token_ids: tuple[int, ...] = ()
+    # Sums and products: what a token costs, for benchmarks.
+    layer_ops_per_token: int = 0  # of the layers' matrices
+    output_ops_per_token: int = 0  # of the output matrix, if the token is followed by a sampled one
+    attention_ops_per_key: int = 0  # of all layers, for each key that the token looks at
 
 
 class StartupFailed(Message, frozen=True, gc=False):

@@ -14,6 +14,8 @@ import torch
 import transformers
 
 from models.running import load, prompt_logits
+from octavo.models.registry import arch_spec
+from octavo.models.spec import tensor_shapes
 from octavo.ops.layer_stack import LayerStack
 from octavo.ops.table import bind
 
@@ -125,6 +127,16 @@ def test_logits_are_those_of_transformers(case: str, impl: Any, tmp_path: Path) 
     for chunk in (PROMPT_LENGTH, 7, 1):
         ours = prompt_logits(loaded, ops, PROMPTS, chunk)
         torch.testing.assert_close(torch.stack(ours), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_token_costs_two_operations_for_each_weight_of_the_layers(case: str, tmp_path: Path) -> None:
+    """K7: the benchmarks' count of operations is that of the matrices that the checkpoint holds."""
+    family, options = CASES[case]
+    make_model(tmp_path, family, options)
+    spec = arch_spec(json.loads((tmp_path / "config.json").read_text()), str(tmp_path))
+    shapes = [shape for name, shape in tensor_shapes(spec).items() if ".layers." in name and len(shape) == 2]
+    assert spec.layer_ops_per_token == 2 * sum(rows * columns for rows, columns in shapes)
 
 
 def test_chunking_and_company_change_no_bit(tmp_path: Path) -> None:

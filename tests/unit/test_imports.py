@@ -18,6 +18,9 @@ ABOVE_THE_WORKER = [
     "octavo.text.renderer",
     "octavo.core.engine_core",
     "octavo.core.process",
+    "octavo.cli.bench_serve",
+    "octavo.bench.serve",
+    "octavo.bench.offline",
 ]
 #: They import torch, some of them only when it is installed, and cost seconds.
 HEAVY = ["torch", "transformers", "accelerate", "scipy", "gguf", "safetensors.torch"]
@@ -56,14 +59,23 @@ def test_the_engine_is_not_in_the_api_process() -> None:
     assert not [m for m in modules if m.startswith(("octavo.worker", "octavo.models", "octavo.ops", "octavo._cpu"))]
 
 
+def test_the_benchmark_of_a_server_needs_nothing_of_the_engine() -> None:
+    """K7: it runs beside any server, and its own weight is part of what it measures."""
+    modules = probe("octavo.cli.bench_serve", "octavo.bench.serve")["modules"]
+    assert isinstance(modules, list)
+    others = ("numpy", "pydantic", "tokenizers", "octavo._cpu", "octavo.llm", "octavo.server", "octavo.client")
+    assert not [m for m in modules if m.startswith(others)]
+
+
 @pytest.mark.parametrize(
     ("modules", "cpu_seconds", "megabytes", "most_modules"),
     [
         (["octavo.cli.parser", "octavo.cli.serve"], 0.15, 25, 250),
+        (["octavo.cli.bench_serve", "octavo.bench.serve"], 0.25, 30, 320),
         (["octavo.launch", "octavo.server.app"], 0.5, 90, 1000),
         (["octavo.core.process", "octavo.worker.worker"], 1.6, 350, 2500),
     ],
-    ids=["command line", "API process", "engine process"],
+    ids=["command line", "benchmark of a server", "API process", "engine process"],
 )
 def test_a_process_keeps_to_its_import_budget(
     modules: list[str], cpu_seconds: float, megabytes: int, most_modules: int

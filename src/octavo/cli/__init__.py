@@ -15,31 +15,36 @@ from octavo import __version__
 from octavo.config import nearest
 from octavo.errors import InvalidConfig, OctavoError, StartupError
 
-#: Subcommand -> (module with `run(argv) -> int`, what it does).
+#: Subcommand, of one word or two -> (module with `run(argv) -> int`, what it does).
 COMMANDS = {
     "serve": ("octavo.cli.serve", "Serve a model over the OpenAI API."),
     "chat": ("octavo.cli.chat", "Talk to a running server."),
     "complete": ("octavo.cli.complete", "Continue a text with a running server."),
+    "bench serve": ("octavo.cli.bench_serve", "Load a running server, octavo or another, and time its replies."),
+    "bench throughput": ("octavo.cli.bench_throughput", "Tokens a second of a model without a server."),
+    "bench latency": ("octavo.cli.bench_latency", "Time of single batches of a model without a server."),
+    "bench kernels": ("octavo.cli.bench_kernels", "Rates of single operations, beside what the machine gives."),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the value is the exit code (2: the arguments are wrong)."""
     args = list(sys.argv[1:] if argv is None else argv)
-    if not args or args[0] in ("-h", "--help"):
-        print(_usage())
-        return 0 if args else 2
-    if args[0] in ("-V", "--version"):
+    group = "bench" if args[:1] == ["bench"] else ""
+    words = args[1:] if group else args
+    if not words or words[0] in ("-h", "--help"):
+        print(_usage(group))
+        return 0 if words else 2
+    if not group and words[0] in ("-V", "--version"):
         print(f"octavo {__version__}")
         return 0
-    command = args[0]
-    name = f"octavo {command}" if command in COMMANDS else "octavo"
+    command = f"{group} {words[0]}".strip()
+    name = f"octavo {command if command in COMMANDS else group}".strip()
     try:
         if command not in COMMANDS:
-            what = "flag" if command.startswith("-") else "command"
-            raise InvalidConfig(f"unknown {what} {command}{nearest(command, [*COMMANDS, '--version', '--help'])}")
+            raise InvalidConfig(_unknown(words[0], group))
         module = importlib.import_module(COMMANDS[command][0])
-        return int(module.run(args[1:]))
+        return int(module.run(words[1:]))
     except StartupError as e:
         print(f"{name}: error: {e.message}", file=sys.stderr)
         return e.exit_code
@@ -54,15 +59,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
 
 
-def _usage() -> str:
+def _unknown(word: str, group: str) -> str:
+    known = [name.removeprefix(f"{group} ") for name in COMMANDS if name.startswith(f"{group} ")] if group else [
+        *dict.fromkeys(name.split()[0] for name in COMMANDS), "--version"
+    ]  # fmt: skip
+    return f"unknown {'flag' if word.startswith('-') else 'command'} {word}{nearest(word, [*known, '--help'])}"
+
+
+def _usage(group: str) -> str:
+    """The commands; those of a group if one is named."""
     lines = [
         f"octavo {__version__}: a language-model serving engine with an OpenAI-compatible server",
         "",
-        "usage: octavo COMMAND [arguments]",
+        f"usage: octavo {group} COMMAND [arguments]" if group else "usage: octavo COMMAND [arguments]",
         "",
-        *(f"  {name:<10}{text}" for name, (_, text) in COMMANDS.items()),
+        *(f"  {name:<18}{text}" for name, (_, text) in COMMANDS.items() if name.startswith(group)),
         "",
         "octavo COMMAND --help describes a command. octavo --version prints the version.",
-        "`octavo serve` alone serves a small demo model on http://localhost:8000.",
+        *([] if group else ["`octavo serve` alone serves a small demo model on http://localhost:8000."]),
     ]
     return "\n".join(lines)

@@ -87,14 +87,17 @@ class Flag:
         return text
 
     def items_from_text(self, text: str) -> list[Any]:
-        """The items that one word of the command line gives a list flag: itself, or those of a JSON list."""
+        """The items that one word of the command line gives a list flag: itself, or those of a JSON list.
+
+        Numbers may be separated by commas; in a text a comma is a comma.
+        """
         if text.startswith("["):
             try:
                 value = json.loads(text)
             except ValueError as e:
                 raise InvalidConfig(f"{self.option}: {text!r} is not a JSON list: {e}") from None
             return list(self.from_yaml(value))
-        return [self.from_text(text)]
+        return [self.from_text(word) for word in (text.split(",") if self.kind is int else [text])]
 
     def from_yaml(self, value: Any) -> Any:
         """A value of the config file. Text is read as on the command line; other types must fit."""

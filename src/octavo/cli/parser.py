@@ -56,7 +56,8 @@ class _Once(argparse.Action):
     """Stores a value; a second, different one is an error and not the last word."""
 
     def __call__(self, parser: object, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
-        if getattr(namespace, self.dest, values) != values:
+        known = getattr(namespace, self.dest, values)
+        if known is not values and known != values:  # NaN differs from itself
             raise InvalidConfig(f"{option} is given twice, with different values")
         setattr(namespace, self.dest, values)
 

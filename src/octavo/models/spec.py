@@ -64,6 +64,12 @@ class ArchSpec:
         """Columns of the stacked projection q | k | v."""
         return (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
 
+    @property
+    def layer_ops_per_token(self) -> int:
+        """Sums and products of the layers' matrices for one token."""
+        attention = self.hidden_size * (self.qkv_size + self.num_heads * self.head_dim)
+        return 2 * self.num_layers * (attention + 3 * self.hidden_size * self.intermediate_size)
+
     def rope_of_layer(self, layer: int) -> RopeSpec:
         return self.local_rope if self.local_rope is not None and self.layer_windows[layer] else self.rope
 

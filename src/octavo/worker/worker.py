@@ -177,4 +177,7 @@ class Worker:
             device=device.description,
             ops=dict(ops.implementations),
             load_seconds=seconds,
+            layer_ops_per_token=loaded.spec.layer_ops_per_token,
+            output_ops_per_token=2 * loaded.spec.hidden_size * loaded.spec.vocab_size,
+            attention_ops_per_key=4 * loaded.spec.num_layers * loaded.spec.num_heads * loaded.spec.head_dim,
         )

@@ -1,0 +1,247 @@
+"""The operations of a step as cases to be timed: tensors of a model's sizes, and what one call reads and computes.
+
+Weights and KV caches come in as many copies as fill `spread_bytes`, as a model has layers. Activations are used again
+and again, as in a model, and stay in the processor's caches: their rates may exceed what the memory gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from octavo.bench.config import KernelsConfig
+from octavo.ops.sampling_batch import SamplingBatch
+from octavo.ops.table import LinearWeight, Ops
+from octavo.quant.packed import QuantizedWeight
+
+BLOCK_SIZE = 16
+MOST_COPIES = 200
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+#: Weight type -> bits, columns of a group, has minima. The groups are those of GGUF files.
+QUANTIZED = {"int4": (4, 32, True), "int5": (5, 32, False), "int6": (6, 16, False), "int8": (8, 32, False)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One operation on tensors of one size. `copies`: the arguments of a call, on each copy of what is spread."""
+
+    op: str
+    detail: str
+    rows: int
+    num_bytes: int  # read and written by one call
+    num_ops: int = 0  # sums and products of one call; 0 where they are not what takes the time
+    is_integer: bool = False
+    copies: list[tuple[Any, ...]]
+
+
+def cases(config: KernelsConfig, ops: Ops) -> Iterator[Case]:
+    """The cases of the operations that `config` names, made one after the other: each may own `spread_bytes`."""
+    wanted: list[str] = [*config.op] or [*_MAKERS]
+    for name, make in _MAKERS.items():
+        if name in wanted:
+            yield from make(config, ops)
+
+
+def _num_copies(config: KernelsConfig, num_bytes: int) -> int:
+    return max(1, min(MOST_COPIES, config.spread_bytes // num_bytes))
+
+
+# ---------------------------------------------------------------- matrices
+def make_weight(ops: Ops, kind: str, n: int, k: int) -> LinearWeight:
+    """A random [n, k] matrix, packed; of a quantized one k is rounded up to whole groups."""
+    if kind in DTYPES:
+        return ops.pack_linear(torch.randn(n, k, dtype=DTYPES[kind]))
+    bits, group, has_mins = QUANTIZED[kind]
+    k = -(-k // group) * group
+    values = torch.randint(0, 2**bits, (n, k), dtype=torch.uint8)
+    # GGUF's 6-bit format has scales that float16 cannot hold.
+    scales = torch.rand(n, k // group).to(torch.float32 if bits == 6 else torch.float16)
+    zero = 0 if has_mins else 2 ** (bits - 1)
+    return ops.pack_linear(QuantizedWeight(values, bits, group, scales, -scales if has_mins else None, zero))
+
+
+def _linear(config: KernelsConfig, ops: Ops) -> Iterator[Case]:
+    hidden, middle = config.hidden_size, config.intermediate_size
+    heads, kv_heads = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    shapes = {
+        "qkv": (hidden, heads + 2 * kv_heads), "attention out": (heads, hidden), "gate and up": (hidden, 2 * middle),
+        "down": (middle, hidden), "output layer": (hidden, config.vocab_size),
+    }  # fmt: skip
+    for kind in config.weight_type:
+        for name, (k, n) in shapes.items():
+            first = make_weight(ops, kind, n, k)
+            others = [make_weight(ops, kind, n, k) for _ in range(_num_copies(config, first.nbytes) - 1)]
+            for rows in config.rows:
+                yield _linear_case(f"{kind} {first.K} x {n}, {name}", [first, *others], rows, kind in QUANTIZED)
+
+
+def _linear_case(detail: str, weights: list[LinearWeight], rows: int, is_integer: bool) -> Case:
+    n, k = weights[0].N, weights[0].K
+    x, out = torch.randn(rows, k), torch.empty(rows, n)
+    return Case(
+        op="linear", detail=detail, rows=rows, num_bytes=weights[0].nbytes + 4 * rows * (n + k),
+        num_ops=2 * rows * n * k, is_integer=is_integer, copies=[(out, x, weight) for weight in weights],
+    )  # fmt: skip
+
+
+def _embedding(config: KernelsConfig, ops: Ops) -> Iterator[Case]:
+    width = config.hidden_size
+    table = ops.pack_embedding(torch.randn(config.vocab_size, width, dtype=torch.bfloat16))
+    for rows in config.rows:
+        ids = torch.randint(0, config.vocab_size, (rows,), dtype=torch.int32)
+        yield Case(
+            op="embedding", detail=f"bfloat16, width {width}", rows=rows, num_bytes=rows * width * (2 + 4),
+            copies=[(torch.empty(rows, width), ids, table)],
+        )  # fmt: skip
+
+
+# ---------------------------------------------------------------- element by element
+def _rms_norm(config: KernelsConfig, ops: Ops) -> Iterator[Case]:
+    width = config.hidden_size
+    for rows in config.rows:
+        x, out = torch.randn(rows, width), torch.empty(rows, width)
+        yield Case(
+            op="rms_norm", detail=f"width {width}", rows=rows, num_bytes=4 * width * (2 * rows + 1),
+            num_ops=4 * rows * width, copies=[(out, x, torch.ones(width), 1e-5)],
+        )  # fmt: skip
+
+
+def _add_rms_norm(config: KernelsConfig, ops: Ops) -> Iterator[Case]:
+    width = config.hidden_size
+    for rows in config.rows:
+        # Zeros are added, so that the residual stays what it is.
+        x, residual, out = torch.zeros(rows, width), torch.randn(rows, width), torch.empty(rows, width)
+        yield Case(
+            op="add_rms_norm", detail=f"width {width}", rows=rows, num_bytes=4 * width * (4 * rows + 1),
+            num_ops=5 * rows * width, copies=[(out, residual, x, torch.ones(width), 1e-5)],
+        )  # fmt: skip
+
+
+def _add(config: KernelsConfig, ops: Ops) -> Iterator[Case]:
+    width = config.hidden_size
+    for rows in config.rows:
+        yield Case(
+            op="add_", detail=f"width {width}", rows=rows, num_bytes=12 * rows * width, num_ops=rows * width,
+            copies=[(torch.randn(rows, width), torch.zeros(rows, width))],
+        )  # fmt: skip
+
+
+def _act_mul(config: KernelsConfig, ops: Ops) -> Iterator[Case]:
+    width = config.intermediate_size
+    for rows in config.rows:
+        yield Case(
+            op="act_mul", detail=f"silu, width {width}", rows=rows, num_bytes=12 * rows * width,
+            copies=[(torch.empty(rows, width), torch.randn(rows, 2 * width), "silu")],
+        )  # fmt: skip
+
+
+# ---------------------------------------------------------------- the KV cache
+def _caches(config: KernelsConfig, ops: Ops, num_blocks: int) -> list[tuple[Tensor, Tensor]]:
+    """Copies of a cache of one layer."""
+    dtype = DTYPES[config.kv_cache_dtype]
+    shapes = ops.kv_cache_shapes(num_blocks, BLOCK_SIZE, config.num_kv_heads, config.head_dim)
+    keys, values = (torch.randn(shape, dtype=dtype) for shape in shapes)
+    count = _num_copies(config, keys.nbytes + values.nbytes)
+    return [(keys, values), *((keys.clone(), values.clone()) for _ in range(count - 1))]
+
+
+def _heads(config: KernelsConfig) -> tuple[int, int, int]:
+    return config.num_heads, config.num_kv_heads, config.head_dim
+
+
+def _cache_detail(config: KernelsConfig) -> str:
+    return f"heads {config.num_heads}/{config.num_kv_heads}/{config.head_dim}, {config.kv_cache_dtype}"
+
+
+def _rope_kv_write(config: KernelsConfig, ops: Ops) -> Iterator[Case]:
+    heads, kv_heads, dim = _heads(config)
+    for rows in config.rows:
+        caches = _caches(config, ops, -(-rows // BLOCK_SIZE) + 1)
+        qkv, positions = torch.randn(rows, (heads + 2 * kv_heads) * dim), torch.arange(rows, dtype=torch.int32)
+        cos_sin, slots = torch.rand(rows, dim), torch.arange(rows) + BLOCK_SIZE
+        written = 2 * kv_heads * dim * caches[0][0].element_size()
+        before, after = (qkv, positions, cos_sin, None, None, 1e-5), (slots, heads, kv_heads, dim)
+        yield Case(
+            op="rope_kv_write", detail=_cache_detail(config), rows=rows,
+            num_bytes=rows * (8 * (heads + kv_heads) * dim + 4 * kv_heads * dim + 4 * dim + written),
+            num_ops=3 * rows * (heads + kv_heads) * dim, copies=[(*before, *cache, *after) for cache in caches],
+        )  # fmt: skip
+
+
+def _attention(config: KernelsConfig, ops: Ops) -> Iterator[Case]:
+    """So many streams that decode one token each, and one prompt as long as the context."""
+    context = config.context_len
+    for num_seqs in config.rows:
+        yield _attention_case(config, ops, num_seqs, 1, f"decode, {num_seqs} x {context} context")
+    yield _attention_case(config, ops, 1, context, f"a prompt of {context}")
+
+
+def _attention_case(config: KernelsConfig, ops: Ops, num_seqs: int, length: int, detail: str) -> Case:
+    """Sequences of the context's length, of which the last `length` tokens are in this step."""
+    heads, kv_heads, dim = _heads(config)
+    context, rows = config.context_len, num_seqs * length
+    blocks = -(-context // BLOCK_SIZE)
+    caches = _caches(config, ops, num_seqs * blocks + 1)
+    tables = torch.randperm(num_seqs * blocks).to(torch.int32).view(num_seqs, blocks) + 1
+    qkv, out = torch.randn(rows, (heads + 2 * kv_heads) * dim), torch.empty(rows, heads * dim)
+    seq_lens = torch.full((num_seqs,), context, dtype=torch.int32)
+    starts = torch.arange(0, rows + 1, length, dtype=torch.int32)
+    seen = num_seqs * sum(range(context - length + 1, context + 1))  # keys that all rows look at
+    cached = num_seqs * context * 2 * kv_heads * dim * caches[0][0].element_size()
+    after = (tables, seq_lens, starts, heads, kv_heads, dim, dim**-0.5)
+    return Case(
+        op="attention", detail=f"{detail}, {_cache_detail(config)}", rows=rows,
+        num_bytes=cached + 8 * rows * heads * dim, num_ops=4 * seen * heads * dim,
+        copies=[(out, qkv, *cache, *after) for cache in caches],
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------- logits
+def _forbid(config: KernelsConfig, ops: Ops) -> Iterator[Case]:
+    vocab, words = config.vocab_size, -(-config.vocab_size // 32)
+    for rows in config.rows:
+        masks = torch.randint(-(2**31), 2**31, (rows, words)).to(torch.int32)
+        yield Case(
+            op="forbid", detail=f"{vocab} tokens", rows=rows, num_bytes=rows * (8 * vocab + 4 * words),
+            copies=[(torch.randn(rows, vocab), torch.arange(rows), masks)],
+        )  # fmt: skip
+
+
+#: Name -> temperature, top_k, top_p.
+_SAMPLERS = {"greedy": (0.0, 0, 1.0), "temperature 1": (1.0, 0, 1.0), "top-k 50, top-p 0.9": (1.0, 50, 0.9)}
+
+
+def _sample(config: KernelsConfig, ops: Ops) -> Iterator[Case]:
+    vocab = config.vocab_size
+    for rows in config.rows:
+        for name, (temperature, top_k, top_p) in _SAMPLERS.items():
+            batch = SamplingBatch.allocate(rows)
+            batch.begin(rows)
+            batch.temperature.fill_(temperature)
+            batch.top_k.fill_(top_k)
+            batch.top_p.fill_(top_p)
+            ids, marks = torch.empty(rows, dtype=torch.int32), torch.empty(rows, dtype=torch.int32)
+            yield Case(
+                op="sample", detail=f"{name}, {vocab} tokens", rows=rows, num_bytes=4 * rows * vocab,
+                copies=[(torch.randn(rows, vocab) * 3, batch, ids, marks)],
+            )  # fmt: skip
+
+
+def _logprobs(config: KernelsConfig, ops: Ops) -> Iterator[Case]:
+    vocab = config.vocab_size
+    for rows in config.rows:
+        yield Case(
+            op="logprobs", detail=f"top 5 of {vocab} tokens", rows=rows, num_bytes=4 * rows * vocab,
+            copies=[(torch.randn(rows, vocab), torch.zeros(rows, dtype=torch.int32), 5)],
+        )  # fmt: skip
+
+
+_MAKERS: dict[str, Callable[[KernelsConfig, Ops], Iterator[Case]]] = {
+    "linear": _linear, "embedding": _embedding, "rms_norm": _rms_norm, "add_rms_norm": _add_rms_norm, "add_": _add,
+    "act_mul": _act_mul, "rope_kv_write": _rope_kv_write, "attention": _attention, "forbid": _forbid,
+    "sample": _sample, "logprobs": _logprobs,
+}  # fmt: skip

@@ -1,0 +1,21 @@
+"""`octavo bench latency`: the time of single batches of a model without a server."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from octavo.bench.config import LatencyConfig
+from octavo.cli.bench_offline import offline_config
+
+_DESCRIPTION = "The time of single batches of a model without a server, and of one step of decoding."
+
+
+def run(argv: Sequence[str]) -> int:
+    config, model, settings = offline_config("latency", LatencyConfig, _DESCRIPTION, argv)
+    # Imported here: `--help` and a wrong flag must not pay for the rest.
+    from octavo.bench import offline, report
+
+    document = offline.latency(config, model, settings)
+    print(offline.latency_text(document))
+    report.write(config.json, document)
+    return 0

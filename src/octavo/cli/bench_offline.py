@@ -1,0 +1,32 @@
+"""What `octavo bench throughput` and `octavo bench latency` share: a model, its engine's settings, and their own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any, TypeVar
+
+from octavo.bench.config import ReportConfig
+from octavo.cli.compat import COMPAT
+from octavo.cli.flags import GROUPS, flags
+from octavo.cli.parser import make_parser, read_words
+from octavo.config import ServerConfig, check
+
+T = TypeVar("T", bound=ReportConfig)
+
+#: The settings of the engine, all but the server's.
+ENGINE_GROUPS = {title: cls for title, cls in GROUPS.items() if cls is not ServerConfig}
+
+
+def offline_config(command: str, cls: type[T], description: str, argv: Sequence[str]) -> tuple[T, str, dict[str, Any]]:
+    """The benchmark's settings, the model, and the engine's settings that were given. Raises `InvalidConfig`."""
+    table = flags({"measurement": cls, **ENGINE_GROUPS})
+    epilog = "--seed makes the prompts too. The flags of the engine are those of octavo serve."
+    parser = make_parser(f"octavo bench {command}", "[MODEL] [flags]", description, epilog, table)
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="as octavo serve takes it; default: the demo model")
+    values = read_words(parser, argv, table, COMPAT)
+    model = str(values.pop("model", "smollm2"))
+    own = {field.name for field in fields(cls)}
+    config = cls(**{name: value for name, value in values.items() if name in own})
+    check(config)
+    return config, model, {name: value for name, value in values.items() if name not in own}

@@ -1,0 +1,50 @@
+"""`octavo bench serve`: load a running server with an OpenAI-compatible API."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from octavo.bench.config import ServeBenchConfig
+from octavo.cli.compat import Compat
+from octavo.cli.flags import flags
+from octavo.cli.parser import make_parser, read_words
+from octavo.config import check
+
+_ADDRESS = Compat((), "the server is named by its address: --url http://HOST:PORT")
+
+#: Flags of vLLM's benchmark that octavo does otherwise.
+COMPAT = {
+    "--backend": Compat(("vllm", "openai"), "the OpenAI API is what is spoken; --endpoint says which part"),
+    "--host": _ADDRESS,
+    "--port": _ADDRESS,
+    "--tokenizer": Compat((), "tokens are counted by the server"),
+    "--trust-remote-code": Compat(("false",), "no code that comes with a model is run", switch=True),
+}
+_EPILOG = """\
+Random prompts are words of about one token each; the server's own count of tokens is told. Times are in
+milliseconds: TTFT to the first token, TPOT per token after it, ITL between two pieces of text.
+The exit code is 1 if a request failed."""
+
+
+def run(argv: Sequence[str]) -> int:
+    config = bench_config(argv)
+    # Imported here: `--help` and a wrong flag must not pay for the rest.
+    from octavo.bench import report, serve
+
+    key = config.api_key or os.environ.get("OPENAI_API_KEY") or "EMPTY"
+    document = serve.run(config, key)
+    print(serve.text(document))
+    file = config.json or (serve.file_name(document) if config.save_result else None)
+    report.write(file, document)
+    return 1 if any(level["failed"] for level in document["levels"]) else 0
+
+
+def bench_config(argv: Sequence[str]) -> ServeBenchConfig:
+    """Raises `InvalidConfig`."""
+    table = flags({"settings": ServeBenchConfig})
+    description = "Load a running server, octavo or another, and time its replies."
+    parser = make_parser("octavo bench serve", "[flags]", description, _EPILOG, table)
+    config = ServeBenchConfig(**read_words(parser, argv, table, COMPAT))
+    check(config)
+    return config
