@@ -51,6 +51,7 @@ class ChoiceOutput:
     reading: OutputReading
     parser: OutputParser = field(init=False)
     token_ids: list[int] = field(default_factory=list)
+    _counted: tuple[int, int] = (0, 0)  # characters of thinking, and the tokens that they took
 
     def __post_init__(self) -> None:
         self.parser = OutputParser(self.reading.format)
@@ -84,7 +85,9 @@ class ChoiceOutput:
         end = self.parser.reasoning_end
         if end is None:
             return len(self.token_ids)
-        return _tokens_within(self.token_ids, end, self.reading)
+        if end != self._counted[0]:
+            self._counted = (end, _tokens_within(self.token_ids, end, self.reading))
+        return self._counted[1]
 
     # ------------------------------------------------------------ shapes of the API
     def deltas(self, delta: OutputDelta) -> list[Delta]:
