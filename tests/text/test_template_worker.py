@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -145,3 +147,29 @@ def test_a_helper_in_an_endless_call_ends_though_nobody_is_left_to_kill_it() -> 
     assert helper.wait(30) != 0
     helper.stdin.close()
     helper.stdout.close()
+
+
+def test_a_helper_whose_reader_is_gone_ends_without_a_word() -> None:
+    """A server that is stopped while it starts leaves nothing in its log but that."""
+    for module in ("octavo.text.template_helper", "octavo.text.grammar_helper"):
+        read_end, write_end = os.pipe()
+        os.close(read_end)
+        helper = subprocess.run(
+            [sys.executable, "-m", module], stdin=subprocess.PIPE, stdout=write_end, stderr=subprocess.PIPE, check=False
+        )
+        os.close(write_end)
+        assert helper.returncode == 1
+        assert helper.stderr == b""
+
+
+def test_a_frame_that_breaks_off_is_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "frames"
+    with path.open("wb") as file:
+        write_frame(file, [1])
+        write_frame(file, [2])
+    data = path.read_bytes()
+    for size in range(len(data) // 2, len(data)):
+        path.write_bytes(data[:size])
+        with path.open("rb") as file:
+            assert read_frame(file) == [1]
+            assert read_frame(file) is None

@@ -3,14 +3,34 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
+import sys
+from collections.abc import Callable
 from typing import Any, BinaryIO
 
 
+def serve_frames(handle: Callable[[Any], Any]) -> None:
+    """In a helper: say that it is ready, then answer each frame of stdin on stdout until no more come.
+
+    The helper ends at once when nobody is left to read its answers.
+    """
+    try:
+        write_frame(sys.stdout.buffer, {"ready": True})
+        while (request := read_frame(sys.stdin.buffer)) is not None:
+            write_frame(sys.stdout.buffer, handle(request))
+    except BrokenPipeError:
+        os._exit(1)  # without a last look at stdout, which would fail again
+
+
 def read_frame(stream: BinaryIO) -> Any | None:
-    """The next frame's value; None at the end of the stream."""
+    """The next frame's value; None at the end of the stream, also when it comes within a frame."""
     head = stream.read(4)
-    return json.loads(stream.read(struct.unpack("<I", head)[0])) if len(head) == 4 else None
+    if len(head) < 4:
+        return None
+    (size,) = struct.unpack("<I", head)
+    data = stream.read(size)
+    return json.loads(data) if len(data) == size else None
 
 
 def write_frame(stream: BinaryIO, value: Any) -> None:

@@ -13,7 +13,6 @@ import json
 import re
 import resource
 import signal
-import sys
 import threading
 from typing import Any, Final
 
@@ -21,7 +20,7 @@ import llguidance
 from llguidance.gbnf_to_lark import any_to_lark, gbnf_to_lark
 
 from octavo.grammar import LIMITS, STACK_BYTES, ByteVocabulary
-from octavo.text.frames import read_frame, write_frame
+from octavo.text.frames import serve_frames
 
 #: The stack counts too, as address space.
 MAX_ADDRESS_SPACE: Final = STACK_BYTES + (1 << 30)
@@ -160,9 +159,7 @@ def handle(request: dict[str, Any], tokenizer: llguidance.LLTokenizer) -> dict[s
 
 def _serve() -> None:
     tokenizer = make_prover()
-    write_frame(sys.stdout.buffer, {"ready": True})
-    while (request := read_frame(sys.stdin.buffer)) is not None:
-        write_frame(sys.stdout.buffer, handle(request, tokenizer))
+    serve_frames(lambda request: handle(request, tokenizer))
 
 
 def main() -> None:

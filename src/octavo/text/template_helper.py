@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import resource
 import signal
-import sys
 from typing import Any, Final
 
 from octavo.errors import InvalidRequest
 from octavo.text.chat_template import ChatTemplate, TemplateSyntaxError
 from octavo.text.conversation import render_conversation
-from octavo.text.frames import read_frame, write_frame
+from octavo.text.frames import serve_frames
 
 MAX_ADDRESS_SPACE: Final = 1 << 30
 
@@ -48,13 +47,15 @@ def main() -> None:
     # Rendering starts nothing and writes no file.
     for kind in (resource.RLIMIT_CORE, resource.RLIMIT_FSIZE, resource.RLIMIT_NPROC):
         resource.setrlimit(kind, (0, 0))
-    write_frame(sys.stdout.buffer, {"ready": True})
-    while (request := read_frame(sys.stdin.buffer)) is not None:
-        # If nobody is left to kill it, the kernel does, in the middle of any call.
-        signal.setitimer(signal.ITIMER_REAL, request["seconds"] + 1)
-        reply = handle(request)
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        write_frame(sys.stdout.buffer, reply)
+    serve_frames(_handle_in_time)
+
+
+def _handle_in_time(request: dict[str, Any]) -> dict[str, Any]:
+    # If nobody is left to kill it, the kernel does, in the middle of any call.
+    signal.setitimer(signal.ITIMER_REAL, request["seconds"] + 1)
+    reply = handle(request)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    return reply
 
 
 if __name__ == "__main__":
