@@ -132,6 +132,16 @@ def test_calls_of_strict_functions_among_text_fit_them_whatever_the_text(row: To
     assert num_calls or row.openers
 
 
+def test_forced_calls_are_spelled_in_one_way() -> None:
+    """A model that was never taught to call would write blanks up to its limit."""
+    vocabulary = Vocabulary((), special=False)
+    spec = required_calls(TOOL_FORMATS["json"], tools(), vocabulary.special, "tool_choice", parallel=True)
+    texts = [text for seed in range(12) if (text := vocabulary.walk(spec, seed)) is not None]
+    assert texts
+    for text in texts:
+        assert text == json.dumps(json.loads(text), ensure_ascii=False)
+
+
 def thinking_walks(is_thinking: bool | None, budget: int | None, *, special: bool) -> list[str]:
     row = REASONING_FORMATS["qwen3"]
     vocabulary = Vocabulary(row.marks, special=special)

@@ -15,7 +15,7 @@ from octavo.server.protocol.tools import ToolChoice, ToolDefinition
 from octavo.server.state import OutputSettings
 from octavo.text.formats.base import ReasoningFormat, Tool, ToolFormat
 from octavo.text.formats.table import TOOL_FORMATS
-from octavo.text.grammar import COMPILER_OPTIONS, GrammarLimits
+from octavo.text.grammar import CALL_OPTIONS, GrammarLimits
 from octavo.text.output_parser import OutputFormat
 from octavo.text.tool_grammar import after_thinking, calls_among_text, prepared_tools, required_calls
 
@@ -146,7 +146,7 @@ def _forced(
         if row is None:
             [tool] = tools
             return None, GrammarSpec(
-                kind="json", source=tool.parameters, param="tool_choice", options=dict(COMPILER_OPTIONS)
+                kind="json", source=tool.parameters, param="tool_choice", options=dict(CALL_OPTIONS)
             )
         parallel = False
     row = row or TOOL_FORMATS[GENERIC_FORMAT]

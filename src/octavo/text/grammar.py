@@ -32,6 +32,11 @@ WHITESPACE: Final = r"[ \n\t\r]{1,64}"
 _ESCAPES: Final = 'nrbtf\\"'
 #: How JSON is written unless the request says otherwise.
 COMPILER_OPTIONS: Final[dict[str, Any]] = {"json_allowed_escapes": _ESCAPES, "whitespace_pattern": WHITESPACE}
+#: How the arguments of forced calls are written: as models write them that were taught to call, without the blanks in
+#: which others lose themselves, and with much that is dictated.
+CALL_OPTIONS: Final[dict[str, Any]] = {
+    "json_allowed_escapes": _ESCAPES, "whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ",
+}  # fmt: skip
 _MAX_CHOICES: Final = 10_000
 
 _KINDS: Final = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")

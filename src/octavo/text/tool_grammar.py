@@ -15,7 +15,7 @@ from typing import Any
 from octavo.errors import InvalidRequest
 from octavo.params import GrammarSpec
 from octavo.text.formats.base import ReasoningFormat, Tool, ToolFormat
-from octavo.text.grammar import COMPILER_OPTIONS, GrammarLimits, check_size
+from octavo.text.grammar import CALL_OPTIONS, COMPILER_OPTIONS, GrammarLimits, check_size
 from octavo.text.json_schema import prepare
 
 _TEXT = r"TEXT: /(.|\n)*/"
@@ -37,8 +37,10 @@ class SpecialTokens:
 class Builder:
     """`formats.base.GrammarBuilder`, and the rules that are made on the way."""
 
-    def __init__(self, tokens: SpecialTokens, *, proof: bool) -> None:
+    def __init__(self, tokens: SpecialTokens, *, proof: bool, options: Mapping[str, Any] = COMPILER_OPTIONS) -> None:
+        """`options`: of the JSON compiler."""
         self._proof = proof
+        self._options = dict(options)
         self._ids = tokens.ids
         self._free_ids = sorted(set(tokens.ids.values()) - tokens.eos_ids)
         self._special = re.compile("(" + "|".join(map(re.escape, sorted(tokens.ids, key=len, reverse=True))) + ")")
@@ -62,7 +64,7 @@ class Builder:
     def json(self, schema: Any) -> str:
         if isinstance(schema, bool):
             schema = {} if schema else {"enum": []}
-        return f"%json {json.dumps(schema | {'x-guidance': COMPILER_OPTIONS})}"
+        return f"%json {json.dumps(schema | {'x-guidance': self._options})}"
 
     def regex(self, pattern: str) -> str:
         return f"/{pattern}/"
@@ -121,11 +123,13 @@ def _ranges(ids: Sequence[int]) -> str:
     return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in parts)
 
 
-def _both(tokens: SpecialTokens, make: Callable[[Builder], str]) -> dict[str, str]:
+def _both(
+    tokens: SpecialTokens, make: Callable[[Builder], str], options: Mapping[str, Any] = COMPILER_OPTIONS
+) -> dict[str, str]:
     """The grammar for the engine and the one for the proof."""
     texts = {}
     for name, proof in (("lark", False), ("proof", True)):
-        builder = Builder(tokens, proof=proof)
+        builder = Builder(tokens, proof=proof, options=options)
         texts[name] = builder.lark(make(builder))
     return texts
 
@@ -152,9 +156,8 @@ def required_calls(
     row: ToolFormat, tools: Sequence[Tool], tokens: SpecialTokens, param: str, *, parallel: bool
 ) -> GrammarSpec:
     """The output is at least one call of `tools`, one if not `parallel`, and nothing else."""
-    return GrammarSpec(
-        kind="lark", source=_both(tokens, lambda build: _calls(build, row, tools, parallel)), param=param
-    )
+    source = _both(tokens, lambda build: _calls(build, row, tools, parallel), CALL_OPTIONS)
+    return GrammarSpec(kind="lark", source=source, param=param)
 
 
 def calls_among_text(row: ToolFormat, tools: Sequence[Tool], tokens: SpecialTokens, *, parallel: bool) -> GrammarSpec:
