@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import ClassVar, Final
 
@@ -24,7 +25,7 @@ _WORDS: Final = {
 }  # fmt: skip
 
 
-class LiteralCopy:
+class LiteralCopy(ABC):
     """One value. `emit` gets its JSON piece by piece; `run` may be called once."""
 
     #: Opening bracket -> the closing one, and the opening and the closing one in JSON.
@@ -90,12 +91,13 @@ class LiteralCopy:
         self._has_comma = False
 
     # ------------------------------------------------------------ of each notation
+    @abstractmethod
     def _key(self, source: Source) -> Steps[None]:
         """Copy a key. From its first character on "colon" is expected, and `_ending` is due."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _scalar(self, source: Source) -> Steps[None]:
-        raise NotImplementedError
+        """Copy a value that has no brackets."""
 
     # ------------------------------------------------------------ words
     def _word(self, source: Source) -> Steps[str]:
