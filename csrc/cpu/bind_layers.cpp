@@ -1,3 +1,4 @@
+#include "address.h"
 #include "layer_stack.h"
 #include "runtime.h"
 
@@ -12,13 +13,6 @@ namespace nb = nanobind;
 namespace octavo {
 
 namespace {
-
-using Address = uintptr_t;
-
-template <class T>
-T* at(Address address) {
-    return reinterpret_cast<T*>(address);
-}
 
 void add(LayerStack& self, const PackedLinear& qkv, const PackedLinear& o, const PackedLinear& gate_up,
          const PackedLinear& down, Address q_norm, Address k_norm, Address attn_post_norm, Address mlp_norm,

@@ -1,5 +1,5 @@
-// Bindings of everything in a step but the linear layers. Addresses are plain integers: converting four tensors by the
-// array protocols costs more than a small kernel.
+// Bindings of everything in a step but the linear layers.
+#include "address.h"
 #include "kernels/activation.h"
 #include "kernels/attention.h"
 #include "kernels/forbid.h"
@@ -19,13 +19,6 @@ namespace nb = nanobind;
 namespace octavo {
 
 namespace {
-
-using Address = uintptr_t;
-
-template <class T>
-T* at(Address address) {
-    return reinterpret_cast<T*>(address);
-}
 
 void rms_norm(Address out, Address x, Address weight, int64_t rows, int64_t width, float eps) {
     nb::gil_scoped_release release;
