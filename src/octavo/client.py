@@ -41,6 +41,7 @@ from octavo.observer import NoObserver, Observer
 from octavo.params import GenerateRequest, SamplingParams
 from octavo.text.detokenizer import IncrementalDetokenizer
 from octavo.text.stop import StopMatcher
+from octavo.text.vocabulary import all_eos_token_ids
 from octavo.transport import Connection, TransportError
 from octavo.watchdog import TICK_SECONDS, EngineHandle, Watchdog, exit_reason
 
@@ -66,7 +67,9 @@ class EngineClient:
         process: EngineHandle | None = None,
         observer: Observer | None = None,
         on_dead: Callable[[str], None] | None = None,
+        has_vocabulary: bool = False,
     ) -> None:
+        """`has_vocabulary`: the engine was sent it while it started."""
         self.info = info
         self.stats: SchedulerStats | None = None  # of the last step
         self.dead_reason: str | None = None
@@ -78,12 +81,8 @@ class EngineClient:
         self._process = process
         self._observer = observer or NoObserver()
         self._on_dead = on_dead
-        self.eos_token_ids = tuple(
-            token_id
-            for token_id in dict.fromkeys((*tokenizer.eos_token_ids, *info.eos_token_ids))
-            if 0 <= token_id < info.vocab_size
-        )
-        self._vocabulary = VocabularySender(connection, tokenizer, self.eos_token_ids)
+        self.eos_token_ids = all_eos_token_ids(tokenizer, info)
+        self._vocabulary = VocabularySender(connection, tokenizer, self.eos_token_ids, is_sent=has_vocabulary)
         self._admission = Admission(
             info, self._config.scheduler.max_num_queued_reqs, self._config.scheduler.max_num_queued_tokens
         )

@@ -53,16 +53,24 @@ class Calls:
 class VocabularySender:
     """The vocabulary, made for the first request with a grammar and sent before it, once."""
 
-    def __init__(self, connection: Connection[FromEngine], tokenizer: Tokenizer, eos_token_ids: Sequence[int]) -> None:
+    def __init__(
+        self,
+        connection: Connection[FromEngine],
+        tokenizer: Tokenizer,
+        eos_token_ids: Sequence[int],
+        *,
+        is_sent: bool = False,
+    ) -> None:
+        """`is_sent`: by whoever started the engine."""
         self._connection = connection
         self._tokenizer = tokenizer
         self._eos_token_ids = eos_token_ids
         self._made: Vocabulary | None = None
-        self._is_sent = False
+        self._is_sent = is_sent
 
     async def prepare(self) -> None:
         """Make it in a thread. Raises `InvalidRequest` for a tokenizer that does not know its bytes."""
-        if self._made is None:
+        if self._made is None and not self._is_sent:
             made = await asyncio.to_thread(vocabulary_of, self._tokenizer, self._eos_token_ids)
             self._made = self._made or made
 

@@ -23,7 +23,7 @@ import octavo
 from octavo import errors
 from octavo.config import EngineConfig
 from octavo.errors import StartupError
-from octavo.messages import EngineInfo, FromEngine, Phase, StartupFailed, ToEngine
+from octavo.messages import EngineInfo, FromEngine, Phase, StartupFailed, Vocabulary
 from octavo.transport import MAX_FRAME_BYTES, AsyncConnection, TransportError, encode_frame, make_decoder
 from octavo.watchdog import ProcessState
 
@@ -57,6 +57,7 @@ class EngineProcess:
     def __init__(self, process: subprocess.Popen[bytes], sock: socket.socket) -> None:
         self._process = process
         self._sock: socket.socket | None = sock  # until the event loop has it
+        self.has_vocabulary = False
         self._psutil: psutil.Process | None = None
 
     @classmethod
@@ -97,11 +98,12 @@ class EngineProcess:
             raise
         return self.info
 
-    def send(self, message: ToEngine) -> None:
-        """Send a message after `wait_ready` and before `connect`, which finds out should the process be gone."""
+    def send_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """Send it after `wait_ready` and before `connect`, which finds out should the process be gone."""
         assert self._sock is not None, "the socket was handed over before"
         with contextlib.suppress(OSError):
-            self._sock.sendall(encode_frame(message))
+            self._sock.sendall(encode_frame(vocabulary))
+        self.has_vocabulary = True
 
     async def connect(self) -> AsyncConnection[FromEngine]:
         """Hand the socket over to the running event loop, once, after `wait_ready`."""

@@ -35,6 +35,7 @@ from octavo.server.output_settings import check_formats, output_settings
 from octavo.startup import PhaseLog, resolve, wait_loaded
 from octavo.text.renderer import Renderer
 from octavo.text.tokenizer import Tokenizer
+from octavo.text.vocabulary import all_eos_token_ids
 
 __all__ = ["PhaseLog", "launch_engine", "serve"]
 
@@ -84,7 +85,7 @@ def _serve(
         engine, resolved, lambda tokenizer: make_renderer(tokenizer, config.server), with_vocabulary=True
     )
     info = engine.info
-    eos_token_ids = {*tokenizer.eos_token_ids, *info.eos_token_ids}
+    eos_token_ids = all_eos_token_ids(tokenizer, info)
     output = output_settings(config.server, tokenizer, renderer.template_sources, eos_token_ids)
     text = TextSide(tokenizer, renderer, output, defaults)
     names = served_names(config)

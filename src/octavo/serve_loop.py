@@ -87,6 +87,7 @@ class ServeLoop:
             process=self._engine,
             observer=metrics,
             on_dead=self._on_dead,
+            has_vocabulary=self._engine.has_vocabulary,
         )
         state = ServerState(
             config=self._config.server,

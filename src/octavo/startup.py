@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
 import threading
@@ -14,11 +13,10 @@ from typing import TypeVar
 from octavo import sources
 from octavo.config import EngineConfig
 from octavo.engine_process import EngineProcess
-from octavo.errors import InvalidRequest, StartupError
-from octavo.messages import Vocabulary
+from octavo.errors import StartupError
 from octavo.text.renderer import Renderer
 from octavo.text.tokenizer import Tokenizer, load_tokenizer
-from octavo.text.vocabulary import vocabulary_of
+from octavo.text.vocabulary import all_eos_token_ids, vocabulary_of
 
 logger = logging.getLogger(__name__)
 
@@ -53,9 +51,9 @@ def wait_loaded(
         if text.done():
             text.result()  # the true cause, when it failed
         raise
-    tokenizer, renderer, vocabulary = text.result()
-    if vocabulary is not None:
-        engine.send(vocabulary)
+    tokenizer, renderer, tokens = text.result()
+    if tokens is not None:
+        engine.send_vocabulary(vocabulary_of(tokenizer, all_eos_token_ids(tokenizer, info), tokens))
     renderer.max_model_len = info.max_model_len
     if tokenizer.max_token_id >= info.vocab_size:
         logger.warning(
@@ -68,13 +66,11 @@ def wait_loaded(
 
 def _load_text(
     resolved: EngineConfig, make_renderer: Callable[[Tokenizer], Renderer], with_vocabulary: bool
-) -> tuple[Tokenizer, Renderer, Vocabulary | None]:
+) -> tuple[Tokenizer, Renderer, list[bytes] | None]:
+    """The bytes of the tokens come with `with_vocabulary`, if the tokenizer knows them."""
     tokenizer = load_tokenizer(resolved.model.tokenizer or resolved.model.model)
-    renderer, vocabulary = make_renderer(tokenizer), None
-    if with_vocabulary:
-        with contextlib.suppress(InvalidRequest):  # which a request with a grammar will be told
-            vocabulary = vocabulary_of(tokenizer, tokenizer.eos_token_ids)
-    return tokenizer, renderer, vocabulary
+    renderer = make_renderer(tokenizer)
+    return tokenizer, renderer, tokenizer.all_token_bytes() if with_vocabulary else None
 
 
 def _in_background(function: Callable[[], T]) -> Future[T]:

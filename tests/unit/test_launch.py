@@ -54,13 +54,15 @@ def no_process_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     assert [child for child in psutil.Process().children() if child not in before] == []
 
 
-#: Tells whether the vocabulary comes after the handshake, by its exit code.
+#: Tells whether the vocabulary comes after the handshake, with the model's own end of text, by its exit code.
 _TAKES_VOCABULARY = f"""
+import msgspec
 sys.path.insert(0, {str(TESTS)!r})
 from client_fakes import INFO
-send(INFO)
+send(msgspec.structs.replace(INFO, eos_token_ids=(3,)))
 message = BlockingConnection(sock).receive(ToEngine)
-os._exit(10 if isinstance(message, Vocabulary) and message.tokens[65] == b"A" else 11)
+is_whole = isinstance(message, Vocabulary) and message.tokens[65] == b"A" and set(message.eos_token_ids) == {{3, 256}}
+os._exit(10 if is_whole else 11)
 """
 
 
@@ -72,6 +74,7 @@ def test_a_server_has_the_engine_prepare_for_grammars_before_there_are_streams(
     engine = EngineProcess.spawn(CONFIG, scripted(_TAKES_VOCABULARY))
     tokenizer, _ = startup.wait_loaded(engine, CONFIG, Renderer, with_vocabulary=True)
     assert tokenizer is TOKENIZER
+    assert engine.has_vocabulary
     assert eventually(engine.exit_reason, 10, "the engine's end") == "it exited with code 10"
     engine.kill()
 
