@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from octavo.text.formats.base import Call, Tool
+from octavo.text.formats.literals import json_inside
 from octavo.text.formats.schema_types import ANY, STRING, Types
 from octavo.text.json_copy import JsonCopy
 from octavo.text.source import Malformed, Source
@@ -85,17 +86,12 @@ class Value:
             self._newline = "\n" if text.endswith("\n") else ""
             text = text[: len(text) - len(self._newline)]
         if self._parts is None:
-            self._arguments.put(escaped(text))
+            self._arguments.put(json_inside(text))
         else:
             self._parts.append(text)
 
     def _ending(self) -> str:
         return '"' if self._parts is None else json_of("".join(self._parts), self._types)
-
-
-def escaped(text: str) -> str:
-    """The inside of a JSON string."""
-    return json.dumps(text, ensure_ascii=False)[1:-1]
 
 
 def json_of(text: str, types: Types) -> str:
