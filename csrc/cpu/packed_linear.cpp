@@ -22,10 +22,31 @@ constexpr int64_t kTaskBytes = 16 << 10;
 constexpr int64_t kTasksPerThread = 6;
 // Activations of one block of rows: they stay in the second-level cache while the weights pass.
 constexpr int64_t kRowBlockBytes = 192 << 10;
+// A multiple of every level's block of rows.
+constexpr int64_t kRowStep = 12;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 bool is_int(WeightKind kind) { return kind == WeightKind::int4 || kind == WeightKind::int8; }
+
+// Room for M rows of K activations in the shared scratch.
+QuantizedRows quantized_rows(int64_t M, int64_t K, int64_t block) {
+    QuantizedRows rows;
+    rows.rows = M;
+    rows.block = block;
+    rows.groups = ceil_div(K, kActGroup);
+    rows.ldq = rows.groups * kActGroup;
+    const size_t values = size_t(M * rows.groups), blocks = size_t(ceil_div(M, block));
+    auto* p = static_cast<int8_t*>(shared_scratch(values * (2 * kActGroup + 5 * 4) + blocks * 4));
+    rows.q = p;
+    rows.low = p + values * kActGroup;
+    rows.scale = reinterpret_cast<float*>(p + values * 2 * kActGroup);
+    rows.sum = rows.scale + values;
+    rows.sum16 = rows.scale + 2 * values;
+    rows.wide = reinterpret_cast<uint32_t*>(rows.scale + 4 * values);
+    rows.num_wide = reinterpret_cast<int32_t*>(rows.scale + 5 * values);
+    return rows;
+}
 
 int64_t float_bytes(WeightKind kind) { return kind == WeightKind::f32 ? 4 : 2; }
 
@@ -171,29 +192,19 @@ void PackedLinear::linear(float* out, int64_t ldo, const float* x, int64_t ldx, 
     if (M < 1 || tiles_ < 1) return;
     const KernelLock lock;
     const int64_t threads = num_threads();
+    const LinearKernels& kernels = OCTAVO_KERNELS(linear_kernels);
     QuantizedRows rows;
     if (has_int_) {
-        rows.groups = ceil_div(K_, kActGroup);
-        rows.ldq = rows.groups * kActGroup + 32;  // never a power of two: rows do not share cache sets
-        const size_t per_row = size_t(rows.ldq) * 2 + size_t(rows.groups) * 7 * 4;
-        auto* p = static_cast<int16_t*>(shared_scratch(per_row * size_t(M)));
-        rows.q = p;
-        auto* f = reinterpret_cast<float*>(p + rows.ldq * M);
-        const int64_t n = rows.groups * M;
-        rows.scale = f;
-        rows.fsum = f + n;
-        rows.fsum16 = f + 2 * n;
-        rows.sum = reinterpret_cast<int32_t*>(f + 4 * n);
-        rows.sum16 = reinterpret_cast<int32_t*>(f + 5 * n);
-        const int64_t block = std::max<int64_t>({1, 4096 / K_, std::min(16384 / K_, ceil_div(M, threads))});
-        const auto* kernels = &OCTAVO_KERNELS(linear_kernels);
-        parallel_for(ceil_div(M, block), [&](int64_t i, int) {
-            kernels->quantize(x, ldx, K_, i * block, std::min(M, (i + 1) * block), rows);
+        rows = quantized_rows(M, K_, kernels.block);
+        const int64_t blocks = ceil_div(M, rows.block);
+        const int64_t run = std::max<int64_t>(1, std::min(16384 / (K_ * rows.block), blocks / threads));
+        parallel_for(ceil_div(blocks, run), [&](int64_t i, int) {
+            kernels.quantize(x, ldx, K_, i * run, std::min(blocks, (i + 1) * run), rows);
         });
     }
     // Tasks are blocks of rows by runs of tiles. Where the cuts fall has no part in the result.
-    const int64_t row_bytes = has_int_ ? rows.ldq * 2 : K_ * 4;
-    const int64_t row_block = std::min(M, std::max<int64_t>(24, kRowBlockBytes / row_bytes / 12 * 12));
+    const int64_t row_bytes = has_int_ ? rows.ldq : K_ * 4;
+    const int64_t row_block = std::min(M, std::max<int64_t>(2 * kRowStep, kRowBlockBytes / row_bytes / kRowStep * kRowStep));
     const int64_t row_blocks = ceil_div(M, row_block);
     const int64_t work = nbytes_ * ceil_div(M, 4);
     const int64_t wanted = threads == 1 ? 1 : std::clamp<int64_t>(work / kTaskBytes, 1, kTasksPerThread * threads);

@@ -75,8 +75,8 @@ def test_smollm2_has_the_logits_of_transformers(smollm2_gguf: Path, native: Ops,
     reference = bind("cpu", "reference")
     exact = prompt_logits(load(smollm2_gguf, reference), reference, [ids])[0]
     torch.testing.assert_close(exact, expected, rtol=1e-3, atol=2e-3)
-    # The native kernels quantise activations to 16 bits, and the cache of this file is float16.
-    assert divergence(prompt_logits(smollm2, native, [ids])[0], expected) < 1e-4
+    # The native kernels quantise activations to 8 and 15 bits, and the cache of this file is float16.
+    assert divergence(prompt_logits(smollm2, native, [ids])[0], expected) < 2e-3
 
 
 def test_smollm2_knows_the_capital_of_france(smollm2_gguf: Path, native: Ops, smollm2: LoadedModel) -> None:
@@ -105,7 +105,7 @@ def assert_native_follows_reference(path: Path, native: Ops, loaded: LoadedModel
     """Dequantised weights and plain torch; SmolLM2's test ties that to transformers."""
     ours = prompt_logits(loaded, native, [prompt])[0]
     reference = bind("cpu", "reference")
-    assert divergence(ours, prompt_logits(load(path, reference), reference, [prompt])[0]) < 1e-4
+    assert divergence(ours, prompt_logits(load(path, reference), reference, [prompt])[0]) < 2e-3
 
 
 @pytest.mark.slow

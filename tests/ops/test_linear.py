@@ -71,13 +71,14 @@ def activations(m: int, k: int, seed: int = 1) -> Tensor:
 
 
 def quantized_activations(x: Tensor) -> Tensor:
-    """x as the kernels see it: 16 bits in groups of 32, times the group's scale."""
+    """x as the kernels see it: 8 bits in groups of 32, 15 where a value stands out from its row, times a scale."""
     m, k = x.shape
     padded = torch.nn.functional.pad(x, (0, -k % 32)).view(m, -1, 32)
     amax = padded.abs().amax(-1, keepdim=True)
-    # Tensor by tensor: torch turns a number over a tensor into a product with the reciprocal, which rounds twice.
-    inverse = torch.where(amax > 0, torch.full_like(amax, 32767.0) / amax, torch.zeros_like(amax))
-    return ((padded * inverse).round().double() * (amax / 32767.0).double()).view(m, -1)[:, :k]
+    wide = amax > 6.0 * x.square().mean(-1).sqrt()[:, None, None]
+    limit = torch.where(wide, torch.tensor(127.0 * 128 + 63), torch.tensor(127.0))
+    inverse = torch.where(amax > 0, limit / amax, torch.zeros_like(amax))
+    return ((padded * inverse).round().double() * (amax / limit).double()).view(m, -1)[:, :k]
 
 
 def run(x: Tensor, packed: object) -> Tensor:
@@ -97,7 +98,7 @@ def test_integer_weights(bits: int, group: int, mins: bool, dtype: torch.dtype, 
     size = x.double().abs() @ dense.abs().T
     assert ((out - exact).abs() <= 2e-6 * size).all()
     plain = x.double() @ dense.T
-    assert (out - plain).norm() <= 1e-5 * (x.double().norm(dim=1, keepdim=True) * dense.norm(dim=1)).norm()
+    assert (out - plain).norm() <= 5e-3 * (x.double().norm(dim=1, keepdim=True) * dense.norm(dim=1)).norm()
 
 
 @pytest.mark.parametrize("bits", [4, 5, 6, 8])

@@ -1,7 +1,7 @@
 // Integer vectors for the packed GEMM: `vi` covers VC columns of a tile, one in each 32-bit lane.
 //
-// A loaded vector holds 4 bytes (or 8 nibbles) of consecutive k in a lane; the dot product takes them two at a time, as
-// 16-bit halves of the lane. A mask or a shift of those halves gives k + 0 and k + 2, or k + 1 and k + 3: activations are stored in that order.
+// A lane holds four values of consecutive k, a byte each: unsigned weights meet signed activations, and the four products
+// are added to the lane.
 #pragma once
 
 #include "simd.h"
@@ -20,19 +20,17 @@ typedef __m512i vi;
 OCTAVO_INLINE vi vi_load(const void* p) { return _mm512_loadu_si512(p); }
 OCTAVO_INLINE void vi_store(void* p, vi a) { _mm512_storeu_si512(p, a); }
 OCTAVO_INLINE vi vi_set(int32_t x) { return _mm512_set1_epi32(x); }
+OCTAVO_INLINE vi vi_zero() { return _mm512_setzero_si512(); }
 OCTAVO_INLINE vi vi_add(vi a, vi b) { return _mm512_add_epi32(a, b); }
-OCTAVO_INLINE vi vi_sub(vi a, vi b) { return _mm512_sub_epi32(a, b); }
 OCTAVO_INLINE vi vi_and(vi a, uint32_t mask) { return _mm512_and_si512(a, _mm512_set1_epi32(int(mask))); }
-template <int N>
-OCTAVO_INLINE vi vi_shift16(vi a) { return _mm512_srli_epi16(a, N); }
-template <int N>
-OCTAVO_INLINE vi vi_shift32(vi a) { return _mm512_srai_epi32(a, N); }
+OCTAVO_INLINE vi vi_shift4(vi a) { return _mm512_srli_epi16(a, 4); }
 OCTAVO_INLINE vf vi_to_f32(vi a) { return _mm512_cvtepi32_ps(a); }
-OCTAVO_INLINE vi vi_dot(vi w, vi a) { return _mm512_madd_epi16(w, a); }
 #if defined(__AVX512VNNI__)
-OCTAVO_INLINE vi vi_dot_add(vi acc, vi w, vi a) { return _mm512_dpwssd_epi32(acc, w, a); }
+OCTAVO_INLINE vi vi_dot4(vi acc, vi w, vi a) { return _mm512_dpbusd_epi32(acc, w, a); }
 #else
-OCTAVO_INLINE vi vi_dot_add(vi acc, vi w, vi a) { return _mm512_add_epi32(acc, _mm512_madd_epi16(w, a)); }
+OCTAVO_INLINE vi vi_dot2(vi w, vi a) { return _mm512_maddubs_epi16(w, a); }
+OCTAVO_INLINE vi vi_add16(vi a, vi b) { return _mm512_add_epi16(a, b); }
+OCTAVO_INLINE vi vi_sum2(vi a) { return _mm512_madd_epi16(a, _mm512_set1_epi16(1)); }
 #endif
 
 #elif defined(__AVX2__)
@@ -42,22 +40,20 @@ typedef __m256i vi;
 OCTAVO_INLINE vi vi_load(const void* p) { return _mm256_loadu_si256((const __m256i*)p); }
 OCTAVO_INLINE void vi_store(void* p, vi a) { _mm256_storeu_si256((__m256i*)p, a); }
 OCTAVO_INLINE vi vi_set(int32_t x) { return _mm256_set1_epi32(x); }
+OCTAVO_INLINE vi vi_zero() { return _mm256_setzero_si256(); }
 OCTAVO_INLINE vi vi_add(vi a, vi b) { return _mm256_add_epi32(a, b); }
-OCTAVO_INLINE vi vi_sub(vi a, vi b) { return _mm256_sub_epi32(a, b); }
 OCTAVO_INLINE vi vi_and(vi a, uint32_t mask) { return _mm256_and_si256(a, _mm256_set1_epi32(int(mask))); }
-template <int N>
-OCTAVO_INLINE vi vi_shift16(vi a) { return _mm256_srli_epi16(a, N); }
-template <int N>
-OCTAVO_INLINE vi vi_shift32(vi a) { return _mm256_srai_epi32(a, N); }
+OCTAVO_INLINE vi vi_shift4(vi a) { return _mm256_srli_epi16(a, 4); }
 OCTAVO_INLINE vf vi_to_f32(vi a) { return _mm256_cvtepi32_ps(a); }
-OCTAVO_INLINE vi vi_dot(vi w, vi a) { return _mm256_madd_epi16(w, a); }
-OCTAVO_INLINE vi vi_dot_add(vi acc, vi w, vi a) { return _mm256_add_epi32(acc, _mm256_madd_epi16(w, a)); }
+OCTAVO_INLINE vi vi_dot2(vi w, vi a) { return _mm256_maddubs_epi16(w, a); }
+OCTAVO_INLINE vi vi_add16(vi a, vi b) { return _mm256_add_epi16(a, b); }
+OCTAVO_INLINE vi vi_sum2(vi a) { return _mm256_madd_epi16(a, _mm256_set1_epi16(1)); }
 
 #else
 
 constexpr int VC = 4;
 typedef int32_t vi __attribute__((vector_size(16)));
-typedef uint16_t vu16 __attribute__((vector_size(16)));
+typedef int16_t vi16 __attribute__((vector_size(16)));
 OCTAVO_INLINE vi vi_load(const void* p) {
     vi a;
     memcpy(&a, p, 16);
@@ -65,24 +61,31 @@ OCTAVO_INLINE vi vi_load(const void* p) {
 }
 OCTAVO_INLINE void vi_store(void* p, vi a) { memcpy(p, &a, 16); }
 OCTAVO_INLINE vi vi_set(int32_t x) { return vi{x, x, x, x}; }
+OCTAVO_INLINE vi vi_zero() { return vi{0, 0, 0, 0}; }
 OCTAVO_INLINE vi vi_add(vi a, vi b) { return a + b; }
-OCTAVO_INLINE vi vi_sub(vi a, vi b) { return a - b; }
 OCTAVO_INLINE vi vi_and(vi a, uint32_t mask) { return a & int32_t(mask); }
-template <int N>
-OCTAVO_INLINE vi vi_shift16(vi a) { return (vi)((vu16)a >> N); }
-template <int N>
-OCTAVO_INLINE vi vi_shift32(vi a) { return a >> N; }
+OCTAVO_INLINE vi vi_shift4(vi a) { return a >> 4; }  // bits that cross a byte are masked away afterwards
 OCTAVO_INLINE vf vi_to_f32(vi a) { return __builtin_convertvector(a, vf); }
-// The sum of the two products of signed 16-bit halves in each lane.
-OCTAVO_INLINE vi vi_dot(vi w, vi a) {
+OCTAVO_INLINE vi vi_dot4(vi acc, vi w, vi a) {
 #if defined(__SSE2__)
-    return (vi)_mm_madd_epi16((__m128i)w, (__m128i)a);
+    const vi16 even = ((vi16)a << 8) >> 8, odd = (vi16)a >> 8;
+    const vi low = vi_and(w, 0x00ff00ffu), high = vi_and(w >> 8, 0x00ff00ffu);
+    return acc + (vi)_mm_madd_epi16((__m128i)low, (__m128i)even) + (vi)_mm_madd_epi16((__m128i)high, (__m128i)odd);
 #else
-    return ((w << 16) >> 16) * ((a << 16) >> 16) + (w >> 16) * (a >> 16);
+    for (int i = 0; i < 4; ++i) acc += ((w >> 8 * i) & 255) * ((a << (24 - 8 * i)) >> 24);
+    return acc;
 #endif
 }
-OCTAVO_INLINE vi vi_dot_add(vi acc, vi w, vi a) { return acc + vi_dot(w, a); }
 
+#endif
+
+// How the dot products of bytes are built. Without an instruction for four of them two are added in 16 bits, which
+// saturates: 8-bit weights have to be split.
+#if defined(__AVX512VNNI__) || !defined(__AVX2__)
+constexpr bool kDot4 = true;
+#else
+constexpr bool kDot4 = false;
+OCTAVO_INLINE vi vi_dot4(vi acc, vi w, vi a) { return vi_add(acc, vi_sum2(vi_dot2(w, a))); }  // for 7-bit weights
 #endif
 
 // Keeps a running sum in its register and in its order: GCC would otherwise gather the products of a whole unrolled group
@@ -97,14 +100,14 @@ OCTAVO_INLINE void vi_pin(vi& a) {
 #endif
 }
 
-// Two activations in every lane.
-OCTAVO_INLINE vi vi_bcast2(const int16_t* p) {
+// Four activations in every lane.
+OCTAVO_INLINE vi vi_bcast4(const int8_t* p) {
     int32_t x;
     memcpy(&x, p, 4);
     return vi_set(x);
 }
 
-constexpr int NV = int(16 / VC);  // vectors of a step
+constexpr int NV = int(16 / VC);  // vectors of a tile's columns
 static_assert(VC == VW);
 
 }  // namespace OCTAVO_ISA

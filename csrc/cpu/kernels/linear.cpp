@@ -5,7 +5,7 @@
 namespace octavo {
 namespace OCTAVO_ISA {
 
-extern const LinearKernels linear_kernels = {quantize_rows, gemm_int, gemm_float, gather_row};
+extern const LinearKernels linear_kernels = {kBlock, quantize_blocks, gemm_int, gemm_float, gather_row};
 
 }  // namespace OCTAVO_ISA
 }  // namespace octavo

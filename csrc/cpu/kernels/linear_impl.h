@@ -1,4 +1,4 @@
-// Integer GEMM and the quantisation of its activations; the table is in linear.cpp.
+// What the files of the linear kernels share; the table is in linear.cpp.
 #pragma once
 
 #include "kernels/intdot.h"
@@ -7,7 +7,10 @@
 namespace octavo {
 namespace OCTAVO_ISA {
 
-void quantize_rows(const float* x, int64_t ldx, int64_t K, int64_t row0, int64_t row1, const QuantizedRows& dst);
+// Rows of a block: with a sum and a dot product each they fill the registers.
+constexpr int kBlock = VC == 16 ? 12 : VC == 8 ? 6 : 4;
+
+void quantize_blocks(const float* x, int64_t ldx, int64_t K, int64_t block0, int64_t block1, const QuantizedRows& dst);
 void gemm_int(const PackedMatrix& w, const QuantizedRows& a, int64_t row0, int64_t row1, int64_t tile0, int64_t tile1,
               float* out, int64_t ldo);
 void gemm_float(const PackedMatrix& w, const float* x, int64_t ldx, int64_t row0, int64_t row1, int64_t tile0, int64_t tile1,

@@ -30,20 +30,7 @@ OCTAVO_INLINE void opaque(T& x) {
 #endif
 }
 
-#if defined(__AVX512VNNI__)
-constexpr int kBytes = sizeof(vi);  // products of one instruction
-OCTAVO_INLINE vi dot_add(vi acc, vi a, vi b) { return _mm512_dpbusd_epi32(acc, a, b); }
-#elif defined(__AVX512F__)
-constexpr int kBytes = sizeof(vi);
-OCTAVO_INLINE vi dot_add(vi acc, vi a, vi b) { return vi_dot_add(acc, _mm512_maddubs_epi16(a, b), _mm512_set1_epi16(1)); }
-#elif defined(__AVX2__)
-constexpr int kBytes = sizeof(vi);
-OCTAVO_INLINE vi dot_add(vi acc, vi a, vi b) { return vi_dot_add(acc, _mm256_maddubs_epi16(a, b), _mm256_set1_epi16(1)); }
-#else
-constexpr int kBytes = sizeof(vi) / 2;  // no products of bytes: they are widened to 16 bits
-OCTAVO_INLINE vi dot_add(vi acc, vi a, vi b) { return vi_dot_add(acc, a, b); }
-#endif
-
+constexpr int kBytes = sizeof(vi);  // products of one step
 static int32_t fold(vi x) {
     int32_t lanes[sizeof(vi) / 4], sum = 0;
     vi_store(lanes, x);
@@ -77,7 +64,7 @@ static int32_t dot_int8(int64_t steps) {
     for (vi& a : acc) a = vi_set(0);
     for (int k = 0; k < kFactors; ++k) y[k] = vi_set(0x01010101 * (k + 1));
     for (int64_t i = 0; i < steps; ++i) {
-        for (int k = 0; k < kDotChains; ++k) acc[k] = dot_add(acc[k], x, y[k % kFactors]);
+        for (int k = 0; k < kDotChains; ++k) acc[k] = vi_dot4(acc[k], x, y[k % kFactors]);
         opaque(x);
     }
     for (int k = 1; k < kDotChains; ++k) acc[0] = vi_add(acc[0], acc[k]);
