@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <mutex>
 #include <new>
 #include <stdexcept>
 #include <utility>
@@ -14,7 +15,7 @@ namespace octavo {
 
 namespace {
 
-constexpr size_t kHugePage = size_t(2) << 20;
+constexpr size_t kHugePage = size_t(2) << 20, kChunk = size_t(16) << 20;
 
 // Bytes of packed weights worth a task of their own, and tasks wanted for each thread: few enough to cost nothing, enough
 // that a thread which lost its core to another process does not hold up the rest.
@@ -37,14 +38,14 @@ QuantizedRows quantized_rows(int64_t M, int64_t K, int64_t block) {
     rows.groups = ceil_div(K, kActGroup);
     rows.ldq = rows.groups * kActGroup;
     const size_t values = size_t(M * rows.groups), blocks = size_t(ceil_div(M, block));
-    auto* p = static_cast<int8_t*>(shared_scratch(values * (2 * kActGroup + 5 * 4) + blocks * 4));
+    auto* p = static_cast<int8_t*>(shared_scratch(values * (2 * kActGroup + 4 * 4) + blocks * size_t(rows.groups + 1) * 4));
     rows.q = p;
     rows.low = p + values * kActGroup;
     rows.scale = reinterpret_cast<float*>(p + values * 2 * kActGroup);
     rows.sum = rows.scale + values;
     rows.sum16 = rows.scale + 2 * values;
     rows.wide = reinterpret_cast<uint32_t*>(rows.scale + 4 * values);
-    rows.num_wide = reinterpret_cast<int32_t*>(rows.scale + 5 * values);
+    rows.num_wide = reinterpret_cast<int32_t*>(rows.wide + blocks * size_t(rows.groups));
     return rows;
 }
 
@@ -52,13 +53,15 @@ int64_t float_bytes(WeightKind kind) { return kind == WeightKind::f32 ? 4 : 2; }
 
 }  // namespace
 
-Pages::Pages(size_t bytes) : size_((std::max<size_t>(bytes, 1) + 4095) / 4096 * 4096) {
-    // A large area starts on a huge page: the surplus at both ends is given back.
-    const size_t slack = size_ >= kHugePage ? kHugePage : 0;
-    void* p = mmap(nullptr, size_ + slack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (p == MAP_FAILED) throw std::bad_alloc();
-    data_ = static_cast<uint8_t*>(p);
-    if (slack) {
+// A large mapping that many matrices share. What is mapped page by page costs a TLB miss every 4 KB, a third of a decoding
+// step's time; in huge pages of its own a small matrix would take 2 MB.
+class Chunk {
+public:
+    explicit Chunk(size_t bytes) : size_(bytes) {
+        const size_t slack = kHugePage;  // to begin on a huge page; what is too much is given back
+        void* p = mmap(nullptr, size_ + slack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (p == MAP_FAILED) throw std::bad_alloc();
+        data_ = static_cast<uint8_t*>(p);
         const size_t head = (kHugePage - reinterpret_cast<uintptr_t>(p) % kHugePage) % kHugePage;
         if (head) munmap(data_, head);
         data_ += head;
@@ -67,9 +70,35 @@ Pages::Pages(size_t bytes) : size_((std::max<size_t>(bytes, 1) + 4095) / 4096 * 
         madvise(data_, size_, MADV_HUGEPAGE);
 #endif
     }
+    ~Chunk() { munmap(data_, size_); }
+    Chunk(const Chunk&) = delete;
+    Chunk& operator=(const Chunk&) = delete;
+
+    // The next `bytes` of it, or null if they do not fit.
+    uint8_t* take(size_t bytes) {
+        if (bytes > size_ - used_) return nullptr;
+        used_ += bytes;
+        return data_ + used_ - bytes;
+    }
+
+private:
+    uint8_t* data_;
+    size_t size_, used_ = 0;
+};
+
+Pages::Pages(size_t bytes) {
+    static std::mutex mutex;
+    static std::weak_ptr<Chunk> current;  // lives as long as a matrix in it
+    bytes = (std::max<size_t>(bytes, 1) + 63) / 64 * 64;
+    const std::lock_guard lock(mutex);
+    chunk_ = current.lock();
+    if (chunk_ && (data_ = chunk_->take(bytes))) return;
+    chunk_ = std::make_shared<Chunk>((std::max(bytes, kChunk) + kHugePage - 1) / kHugePage * kHugePage);
+    data_ = chunk_->take(bytes);
+    if (bytes < kChunk) current = chunk_;
 }
 
-Pages::~Pages() { munmap(data_, size_); }
+Pages::~Pages() = default;
 
 PackedLinear::PackedLinear(int64_t K) : K_(K) {
     if (K < 1) throw std::invalid_argument("a matrix needs at least one column");
@@ -94,6 +123,7 @@ void PackedLinear::append(PackedMatrix w, const float* bias) {
 
 void PackedLinear::add_int(const uint8_t* values, int64_t N, int bits, int64_t group, const void* scales, const void* mins,
                            bool wide, int zero, const float* bias) {
+    if (K_ >= int64_t(1) << 21) throw std::invalid_argument("an integer matrix has fewer than 2^21 columns");
     if (N < 1 || (bits != 4 && bits != 5 && bits != 6 && bits != 8) || group < 16 || (group != 16 && group % 32) || K_ % group)
         throw std::invalid_argument("this shape or group size has no integer layout");
     PackedMatrix w;

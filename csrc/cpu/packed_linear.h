@@ -13,7 +13,9 @@
 
 namespace octavo {
 
-// Zeroed, 64-byte aligned memory from the system, in huge pages where it is large and the system has them.
+class Chunk;
+
+// Zeroed, 64-byte aligned memory from the system, in huge pages where the system has them. Small areas share mappings.
 class Pages {
 public:
     explicit Pages(size_t bytes);
@@ -23,8 +25,8 @@ public:
     uint8_t* data() const { return data_; }
 
 private:
+    std::shared_ptr<Chunk> chunk_;
     uint8_t* data_;
-    size_t size_;
 };
 
 class PackedLinear {

@@ -11,7 +11,7 @@
 //   bf16     [ceil(K/2)][16][2]: pairs of k side by side
 //   f16, f32 [K][16]
 //
-// Integer weights meet activations of 8 bits, per row and group of 32 values of k. Where a group's largest value stands out
+// K is below 2^21 for integers. Integer weights meet activations of 8 bits, per row and group of 32 values of k. Where a group's largest value stands out
 // from its row (kWideFactor), 8 bits would lose the others beside it: such a group is wide and has 15 bits, as 128 high + low.
 // On a real model about a tenth of the groups are; the error in the logits falls to a quarter of that with 8 bits alone.
 //
@@ -20,7 +20,7 @@
 //     acc = fma(float(dot of w and q), scale_w * scale_a, acc)       q: the 8 bits, of a wide group the high ones
 //     acc = fma(min_w, sum_a, acc)                                   sum_a: of the part; min_w = -zero * scale_w without mins
 // and when all parts have passed, the wide groups' low bits follow in the order of k:
-//     acc = fma(float(dot of w and low), scale_w * (scale_a / 128), acc)
+//     acc = fma(float(dot of w and low), (scale_w / 128) * scale_a, acc)
 #pragma once
 
 #include "isa.h"
@@ -60,8 +60,8 @@ struct QuantizedRows {
     float* sum = nullptr;     // [groups][R] sum of a group's activations as they are quantised
     float* sum16 = nullptr;   // [2 groups][R] the same for halves of a group
     int8_t* low = nullptr;    // [rows, ldq], wide groups only
-    uint32_t* wide = nullptr;  // of a block: its wide groups, rising; row of the block + 256 * group
-    int32_t* num_wide = nullptr;  // [blocks]
+    uint32_t* wide = nullptr;     // [blocks][groups] groups that are wide in a row of the block: 65536 g + a bit for each row
+    int32_t* num_wide = nullptr;  // [blocks] how many they are
     int64_t rows = 0, block = 0, ldq = 0, groups = 0;
 };
 

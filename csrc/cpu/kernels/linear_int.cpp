@@ -79,29 +79,48 @@ struct Parts {
 // How far ahead of the dot products weights are asked for, in bytes.
 constexpr int64_t kAhead = 4096;
 
+// One row's dot product with quads that lie in registers, in two chains.
+template <Source S, int QUADS>
+OCTAVO_INLINE vi dot_row(const vi* w, const int8_t* a) {
+    vi d[2] = {vi_zero(), vi_zero()};
+#pragma GCC unroll 16
+    for (int q = 0; q < QUADS; ++q) {
+        const vi x = vi_bcast4(a + 4 * q);
+        if constexpr (S == kFullBytes && !kDot4) {
+            d[0] = vi_dot4(d[0], vi_and(w[q], kLowBits), x);
+            d[1] = vi_dot4(d[1], vi_and(w[q], kHighBits), x);
+        } else {
+            d[q % 2] = vi_dot4(d[q % 2], w[q], x);
+        }
+    }
+    return vi_add(d[0], d[1]);
+}
+
 // The low bits of the wide groups of a block, added to the sums that wait in memory.
 template <Source S, bool HALF, bool MINS>
 static void add_low(const Parts<S, HALF, MINS>& parts, int64_t K, const uint8_t* tile, int64_t column,
                     const QuantizedRows& a, int64_t row0, int64_t rows, float (*sums)[VC]) {
     typedef Parts<S, HALF, MINS> P;
-    constexpr int64_t kHalves = HALF ? 2 : 1;
-    const uint32_t* wide = a.wide + row0 * a.groups;
-    const float* scale = a.scale + row0 * a.groups;
-    for (int32_t i = 0; i < a.num_wide[row0 / a.block]; ++i) {
-        const int64_t row = wide[i] & 255, group = wide[i] >> 8;
-        const vf as = vf_set(scale[group * rows + row] * (1.0f / 128.0f));
-        vf acc = vf_load(sums[row]);
-        for (int64_t h = 0; h < kHalves; ++h) {
-            const int64_t part = group * kHalves + h;
-            if (HALF && part * 16 >= K) break;
+    constexpr int64_t kHalves = HALF ? 2 : 1, kValues = 4 * P::kQuads;
+    const int64_t block = row0 / a.block;
+    const uint32_t* wide = a.wide + block * a.groups;
+    for (int32_t i = 0; i < a.num_wide[block]; ++i) {
+        const int64_t group = wide[i] >> 16;
+        const float* scale = a.scale + row0 * a.groups + group * rows;
+        for (int64_t part = group * kHalves; part < (group + 1) * kHalves && part * kValues < K; ++part) {
             const uint8_t* p = tile + part / parts.per_group * parts.group_bytes;
-            const vf ws = parts.load(p, column);
-            vi d[1];
-            dot_part<S, 1, P::kQuads>(p + parts.values_at() + part % parts.per_group * P::kBytesOfPart + column * 4,
-                                      a.low + (row0 + row) * a.ldq + part * 4 * P::kQuads, 1, d);
-            acc = vf_fma(vi_to_f32(d[0]), vf_mul(ws, as), acc);
+            const vf ws = vf_mul(parts.load(p, column), vf_set(1.0f / 128.0f));
+            p += parts.values_at() + part % parts.per_group * P::kBytesOfPart + column * 4;
+            const int8_t* low = a.low + row0 * a.ldq + part * kValues;
+            vi w[P::kQuads], raw = vi_zero();
+#pragma GCC unroll 16
+            for (int q = 0; q < P::kQuads; ++q) w[q] = load_quad<S>(p, q, raw);
+            for (uint32_t left = wide[i] & 0xffff; left; left &= left - 1) {
+                const int row = __builtin_ctz(left);
+                const vi d = dot_row<S, P::kQuads>(w, low + row * a.ldq);
+                vf_store(sums[row], vf_fma(vi_to_f32(d), vf_mul(ws, vf_set(scale[row])), vf_load(sums[row])));
+            }
         }
-        vf_store(sums[row], acc);
     }
 }
 

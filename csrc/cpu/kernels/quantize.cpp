@@ -154,8 +154,8 @@ static bool is_finite(const float* x, int64_t K) {
     return true;
 }
 
-// Appends the row's wide groups to `wide`; returns how many they are.
-static int32_t quantize_row(const float* x, int64_t K, const RowOfBlock& row, uint32_t* wide) {
+// Marks the row in the masks of its wide groups.
+static void quantize_row(const float* x, int64_t K, const RowOfBlock& row, uint32_t* wide) {
     float* scale = row.dst.scale + row.row0 * row.dst.groups + row.r;
     vf squares = vf_zero();
     for_groups(x, K, [&](int64_t g, const float* v) { scale[g * row.R] = group_limit(v, squares); });
@@ -163,15 +163,13 @@ static int32_t quantize_row(const float* x, int64_t K, const RowOfBlock& row, ui
     if (!(sum < INFINITY) && !is_finite(x, K)) {
         Bytes zeros = {};
         for (int64_t g = 0; g < row.dst.groups; ++g) row.put(g, zeros, bits_f32(0x7fc00000u), 0.0f, 0.0f, 0.0f);
-        return 0;
+        return;
     }
     // A sum that overflows makes no group wide.
     const float wide_above = kWideFactor * sqrtf(sum / float(K));
-    int32_t count = 0;
     for_groups(x, K, [&](int64_t g, const float* v) {
-        if (quantize_group(v, scale[g * row.R], wide_above, g, row)) wide[count++] = uint32_t(row.r + 256 * g);
+        if (quantize_group(v, scale[g * row.R], wide_above, g, row)) wide[g] |= 1u << row.r;
     });
-    return count;
 }
 
 }  // namespace
@@ -179,9 +177,12 @@ static int32_t quantize_row(const float* x, int64_t K, const RowOfBlock& row, ui
 void quantize_blocks(const float* x, int64_t ldx, int64_t K, int64_t block0, int64_t block1, const QuantizedRows& dst) {
     for (int64_t block = block0; block < block1; ++block) {
         const int64_t row0 = block * kBlock, R = dst.rows - row0 < kBlock ? dst.rows - row0 : kBlock;
-        uint32_t* wide = dst.wide + row0 * dst.groups;
+        uint32_t* wide = dst.wide + block * dst.groups;
+        memset(wide, 0, size_t(dst.groups) * sizeof *wide);
+        for (int64_t r = 0; r < R; ++r) quantize_row(x + (row0 + r) * ldx, K, {dst, row0, r, R}, wide);
         int32_t count = 0;
-        for (int64_t r = 0; r < R; ++r) count += quantize_row(x + (row0 + r) * ldx, K, {dst, row0, r, R}, wide + count);
+        for (int64_t g = 0; g < dst.groups; ++g)
+            if (wide[g]) wide[count++] = uint32_t(g << 16) | wide[g];
         dst.num_wide[block] = count;
     }
 }
