@@ -24,7 +24,7 @@ constexpr int kTileRows = 96;
 constexpr int kUnpackAbove = 2 * kMaxRows;
 // Relative cost of an item's fixed part, in rows; and the cost below which threads are not worth waking.
 constexpr int64_t kRowsOverhead = 8;
-constexpr int64_t kSerialCost = 40000;
+constexpr int64_t kSerialCost = 3000;
 constexpr int kItemsPerThread = 4;
 
 struct Tile {
@@ -91,13 +91,17 @@ struct TileRun {
     typedef typename In::T T;
     const Shape& s;
     const Tile& tile;
+    const Tile* next;
     Workspace w;
     int rows;
+    int end_chunk;  // where this run stops
     const T* key_tiles[kChunkTiles];
     const T* value_tiles[kChunkTiles];
+    const T* next_keys[kChunkTiles];  // of the chunk that follows; at the end, tiles that were read
 
-    TileRun(const Shape& shape, const Tile& t, float* memory)
-        : s(shape), tile(t), w(memory, shape), rows(t.num_tokens * shape.group) {
+    // `following`: the tile that comes next in this thread, or null.
+    TileRun(const Shape& shape, const Tile& t, float* memory, const Tile* following = nullptr)
+        : s(shape), tile(t), next(following), w(memory, shape), rows(t.num_tokens * shape.group), end_chunk(t.end_chunk) {
         const AttentionArgs& a = s.args;
         const int dim = a.head_dim;
         const int64_t stride = int64_t(a.num_heads + 2 * a.num_kv_heads) * dim;
@@ -126,11 +130,12 @@ struct TileRun {
             const float *keys[kChunkTiles], *values[kChunkTiles];
             unpack(all, keys, values);
             const bool clean = edges_are_finite(base, all);
-            const Values<InF32> panels{values, kKeyTile, kChunk * kKeyTile};
-            compute<InF32>(base, all, keys, panels, clean ? kMaxRows : rows_of_one_limit(), out);
+            const Values<InF32> panels{values, kKeyTile, kChunk * kKeyTile, values};
+            compute<InF32, false>(base, all, keys, keys, panels, clean ? kMaxRows : rows_of_one_limit(), out);
         } else {
-            const Values<In> direct{value_tiles, s.padded, kKeyTile};
-            compute<In>(base, all, key_tiles, direct, rows_of_one_limit(), out);
+            find_next_keys(chunk, all);
+            const Values<In> direct{value_tiles, s.padded, kKeyTile, next_keys};
+            compute<In, true>(base, all, key_tiles, value_tiles, direct, rows_of_one_limit(), out);
         }
     }
 
@@ -140,14 +145,31 @@ struct TileRun {
     void find_tiles(int base, Range all) {
         const AttentionArgs& a = s.args;
         const int32_t* table = a.block_tables + tile.seq * a.block_table_stride;
-        const int tiles = a.block_size / kKeyTile;
         for (int t = all.first / kKeyTile; t * kKeyTile < all.end; ++t) {
             const int key = base + t * kKeyTile;
             const int64_t at = int64_t(table[key / a.block_size]) * a.num_kv_heads + tile.kv_head;
             const int offset = key % a.block_size;
-            key_tiles[t] = static_cast<const T*>(a.k_cache) + (at * tiles + offset / kKeyTile) * a.head_dim * kKeyTile;
+            key_tiles[t] = keys_of(tile, key);
             value_tiles[t] = static_cast<const T*>(a.v_cache) + (at * a.block_size + offset) * s.padded;
         }
+    }
+
+    const T* keys_of(const Tile& t, int key) const {
+        const AttentionArgs& a = s.args;
+        const int64_t block = a.block_tables[t.seq * a.block_table_stride + key / a.block_size];
+        const int tiles = a.block_size / kKeyTile;
+        return static_cast<const T*>(a.k_cache) +
+               ((block * a.num_kv_heads + t.kv_head) * tiles + key % a.block_size / kKeyTile) * a.head_dim * kKeyTile;
+    }
+
+    // Behind the last chunk come the keys of the tile that this thread turns to next.
+    void find_next_keys(int chunk, Range all) {
+        const Tile* of = &tile;
+        int base = (chunk + 1) * kChunk;
+        if (chunk + 1 == end_chunk && next) of = next, base = next->first_chunk * kChunk;
+        const int end = s.args.seq_lens[of->seq];
+        for (int t = all.first / kKeyTile; t * kKeyTile < all.end; ++t)
+            next_keys[t] = base + t * kKeyTile < end ? keys_of(*of, base + t * kKeyTile) : key_tiles[t];
     }
 
     // Keys to float32 tiles, values to float32 panels [padded / 16][kChunk][16].
@@ -185,9 +207,9 @@ struct TileRun {
         return vf_sum(bad) == 0.0f;
     }
 
-    template <class From>
-    void compute(int base, Range all, const typename From::T* const* keys, const Values<From>& values, int weigh_at_once,
-                 const Partial& out) {
+    template <class From, bool FETCH>
+    void compute(int base, Range all, const typename From::T* const* keys, const typename From::T* const* ahead,
+                 const Values<From>& values, int weigh_at_once, const Partial& out) {
         const int dim = s.args.head_dim;
         // A few tiles of keys stay in the L1 cache while all rows pass over them.
         const int step = rows <= kMaxRows ? kChunkTiles : tiles_at_once(kMaxRows);
@@ -200,7 +222,7 @@ struct TileRun {
                 const int until = (r.end + kKeyTile - 1) / kKeyTile, end = until < t + step ? until : t + step;
                 if (first >= end) continue;
                 with_rows(count, [&](auto n) {
-                    score_rows<From, decltype(n)::count>(w.scores + row * kChunk, w.q + row * dim, dim, keys, first, end);
+                    score_rows<From, FETCH, decltype(n)::count>(w.scores + row * kChunk, w.q + row * dim, dim, keys, ahead, first, end);
                 });
             }
         for (int row = 0; row < rows; ++row) {
@@ -216,7 +238,7 @@ struct TileRun {
                 if (r.first >= r.end) continue;
                 const int panel_end = panel + panel_step < panels ? panel + panel_step : panels;
                 with_rows(count, [&](auto n) {
-                    weigh_rows<From, decltype(n)::count>(out.acc + int64_t(row) * s.padded, s.padded,
+                    weigh_rows<From, FETCH, decltype(n)::count>(out.acc + int64_t(row) * s.padded, s.padded,
                                                          w.scores + row * kChunk, values, panel, panel_end, r.first, r.end);
                 });
             }
@@ -310,6 +332,7 @@ struct TileRun {
         write(run);
     }
     void run_part(int first, int end, float* partials) {
+        end_chunk = end;
         for (int chunk = first; chunk < end; ++chunk)
             run_chunk(chunk, Partial(partials + (tile.partials + chunk - tile.first_chunk) * s.partial_floats(), s));
     }
@@ -344,6 +367,8 @@ static void attend(const AttentionArgs& args) {
     for_tiles(s, [&](const Tile&, int64_t cost) { total += cost, ++tiles; });
     // A tile that would keep one thread busy while the others wait is split by chunks.
     const int64_t share = total < kSerialCost || num_threads() == 1 ? total : total / (kItemsPerThread * num_threads()) + 1;
+    // Short items follow each other in one thread, which then knows whose keys it needs next.
+    const int64_t run_share = total / (2 * kItemsPerThread * num_threads()) + 1;
     const auto pieces = [&](const Tile& t, int64_t cost) {
         const int64_t n = (cost + share - 1) / share, chunks = t.end_chunk - t.first_chunk;
         return n < chunks ? n : chunks;
@@ -356,34 +381,40 @@ static void attend(const AttentionArgs& args) {
 
     const KernelLock lock;
     const int64_t partial_bytes = (partials * s.partial_floats() * int64_t(sizeof(float)) + 63) / 64 * 64;
-    char* memory = static_cast<char*>(shared_scratch(partial_bytes + tiles * sizeof(Tile) + items * sizeof(Item)));
+    char* memory = static_cast<char*>(
+        shared_scratch(partial_bytes + tiles * sizeof(Tile) + items * sizeof(Item) + (items + 1) * sizeof(int64_t)));
     float* partial_memory = reinterpret_cast<float*>(memory);
     Tile* tile_list = reinterpret_cast<Tile*>(memory + partial_bytes);
-    Item* item_list = reinterpret_cast<Item*>(tile_list + tiles);
-    int64_t t = 0, i = 0, p = 0;
+    int64_t* run_starts = reinterpret_cast<int64_t*>(tile_list + tiles);
+    Item* item_list = reinterpret_cast<Item*>(run_starts + items + 1);
+    int64_t t = 0, i = 0, p = 0, runs = 0, run_cost = run_share;
     for_tiles(s, [&](const Tile& tile, int64_t cost) {
         const int64_t n = pieces(tile, cost), chunks = tile.end_chunk - tile.first_chunk;
         tile_list[t] = tile;
         if (n > 1) tile_list[t].partials = p, p += chunks;
-        for (int64_t k = 0; k < n; ++k)
+        for (int64_t k = 0; k < n; ++k, run_cost += cost / n) {
+            if (run_cost >= run_share) run_starts[runs++] = i, run_cost = 0;
             item_list[i++] = {int(t), tile.first_chunk + int(chunks * k / n), tile.first_chunk + int(chunks * (k + 1) / n)};
+        }
         ++t;
     });
+    run_starts[runs] = items;
 
     const size_t bytes = Workspace::floats(s) * sizeof(float);
-    const auto do_item = [&](int64_t at, int thread) {
-        const Item& item = item_list[at];
-        TileRun<In> run(s, tile_list[item.tile], static_cast<float*>(thread_scratch(thread, bytes)));
-        if (tile_list[item.tile].partials < 0) run.run_all();
-        else run.run_part(item.first_chunk, item.end_chunk, partial_memory);
+    const auto do_items = [&](int64_t first, int64_t end, int thread) {
+        float* workspace = static_cast<float*>(thread_scratch(thread, bytes));
+        for (int64_t at = first; at < end; ++at) {
+            const Item& item = item_list[at];
+            TileRun<In> run(s, tile_list[item.tile], workspace, at + 1 < end ? &tile_list[item_list[at + 1].tile] : nullptr);
+            if (tile_list[item.tile].partials < 0) run.run_all();
+            else run.run_part(item.first_chunk, item.end_chunk, partial_memory);
+        }
     };
     if (total < kSerialCost) {
-        parallel_for(1, [&](int64_t, int thread) {
-            for (int64_t at = 0; at < items; ++at) do_item(at, thread);
-        });
+        parallel_for(1, [&](int64_t, int thread) { do_items(0, items, thread); });
         return;
     }
-    parallel_for(items, do_item);
+    parallel_for(runs, [&](int64_t at, int thread) { do_items(run_starts[at], run_starts[at + 1], thread); });
     if (partials == 0) return;
     parallel_for(tiles, [&](int64_t at, int thread) {
         if (tile_list[at].partials < 0) return;

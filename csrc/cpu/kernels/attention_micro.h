@@ -65,25 +65,42 @@ OCTAVO_INLINE void outer_product(vf (&acc)[R][NB], const A& a, const B& b) {
     }
 }
 
-// scores[r][16 t .. ] = sum over d of q[r][d] * tiles[t][d][..], for R rows and N tiles.
-template <class In, int R, int N>
-static inline void score_block(float* scores, const float* q, int dim, const typename In::T* const* tiles) {
+// Asks for the 16 or 32 bits a value of 32 values from p on, which are whole cache lines. The cache's blocks lie apart, so that
+// no hardware prefetcher sees what comes next: while keys are read the values of the same tiles are asked for, and with them
+// the next chunk's keys.
+template <class T>
+OCTAVO_INLINE void fetch32(const T* p) {
+    __builtin_prefetch(p);
+    if constexpr (sizeof(T) == 4) __builtin_prefetch(p + 16);
+}
+
+// scores[r][16 t .. ] = sum over d of q[r][d] * tiles[t][d][..], for R rows and N tiles. `ahead` are tiles that will
+// be read soon, if FETCH; dim is even.
+template <class In, bool FETCH, int R, int N>
+static inline void score_block(float* scores, const float* q, int dim, const typename In::T* const* tiles,
+                               const typename In::T* const* ahead) {
     vf acc[R][N * kTileVectors];
     for (int r = 0; r < R; ++r)
         for (int i = 0; i < N * kTileVectors; ++i) acc[r][i] = vf_zero();
-    for (int d = 0; d < dim; ++d)
-        outer_product<In>(acc, [&](int r) { return q[r * dim + d]; },
-                          [&](int i) { return tiles[i / kTileVectors] + d * kKeyTile + i % kTileVectors * VW; });
+    for (int d = 0; d < dim; d += 2) {
+        if constexpr (FETCH)
+            for (int i = 0; i < N; ++i) fetch32(ahead[i] + d * kKeyTile);
+#pragma GCC unroll 2
+        for (int e = d; e < d + 2; ++e)
+            outer_product<In>(acc, [&](int r) { return q[r * dim + e]; },
+                              [&](int i) { return tiles[i / kTileVectors] + e * kKeyTile + i % kTileVectors * VW; });
+    }
     for (int r = 0; r < R; ++r)
         for (int i = 0; i < N * kTileVectors; ++i) vf_store(scores + r * kChunk + i * VW, acc[r][i]);
 }
 
-template <class In, int R>
-static void score_rows(float* scores, const float* q, int dim, const typename In::T* const* tiles, int first, int end) {
+template <class In, bool FETCH, int R>
+static void score_rows(float* scores, const float* q, int dim, const typename In::T* const* tiles,
+                       const typename In::T* const* ahead, int first, int end) {
     constexpr int N = tiles_at_once(R);
     int t = first;
-    for (; t + N <= end; t += N) score_block<In, R, N>(scores + t * kKeyTile, q, dim, tiles + t);
-    for (; t < end; ++t) score_block<In, R, 1>(scores + t * kKeyTile, q, dim, tiles + t);
+    for (; t + N <= end; t += N) score_block<In, FETCH, R, N>(scores + t * kKeyTile, q, dim, tiles + t, ahead + t);
+    for (; t < end; ++t) score_block<In, FETCH, R, 1>(scores + t * kKeyTile, q, dim, tiles + t, ahead + t);
 }
 
 // Where the values of a chunk lie: those of tile t at tiles[t], a key's row_stride after the last one's, and 16 dimensions
@@ -93,10 +110,11 @@ struct Values {
     const typename In::T* const* tiles;
     int row_stride;
     int panel_stride;
+    const typename In::T* const* ahead;  // tiles of the same size that will be read next, if FETCH
 };
 
 // acc[r][16 p ..] = sum over the keys first .. end of weights[r][key] * value[key][16 p ..], for R rows and N panels.
-template <class In, int R, int N>
+template <class In, bool FETCH, int R, int N>
 static inline void weigh_block(float* acc_out, int acc_stride, const float* weights, const Values<In>& values, int panel,
                                int first, int end) {
     vf acc[R][N * kTileVectors];
@@ -107,22 +125,25 @@ static inline void weigh_block(float* acc_out, int acc_stride, const float* weig
         const int to = end < (t + 1) * kKeyTile ? end - t * kKeyTile : kKeyTile;
         const typename In::T* v = values.tiles[t] + int64_t(panel) * values.panel_stride + from * values.row_stride;
         const float* w = weights + t * kKeyTile;
-        for (int key = from; key < to; ++key, v += values.row_stride)
+        for (int key = from; key < to; ++key, v += values.row_stride) {
+            if constexpr (FETCH)  // with one panel at a time: the odd ones come with the even
+                for (int i = 0; i < N; i += 2) fetch32(values.ahead[t] + key * values.row_stride + (panel + i) / 2 * 2 * kKeyTile);
             outer_product<In>(acc, [&](int r) { return w[r * kChunk + key]; },
                               [&](int i) { return v + i / kTileVectors * values.panel_stride + i % kTileVectors * VW; });
+        }
     }
     for (int r = 0; r < R; ++r)
         for (int i = 0; i < N * kTileVectors; ++i) vf_store(acc_out + r * acc_stride + i * VW, acc[r][i]);
 }
 
-template <class In, int R>
+template <class In, bool FETCH, int R>
 static void weigh_rows(float* acc, int acc_stride, const float* weights, const Values<In>& values, int panel,
                        int panel_end, int first, int end) {
     constexpr int N = tiles_at_once(R);
     for (; panel + N <= panel_end; panel += N)
-        weigh_block<In, R, N>(acc + panel * kKeyTile, acc_stride, weights, values, panel, first, end);
+        weigh_block<In, FETCH, R, N>(acc + panel * kKeyTile, acc_stride, weights, values, panel, first, end);
     for (; panel < panel_end; ++panel)
-        weigh_block<In, R, 1>(acc + panel * kKeyTile, acc_stride, weights, values, panel, first, end);
+        weigh_block<In, FETCH, R, 1>(acc + panel * kKeyTile, acc_stride, weights, values, panel, first, end);
 }
 
 // Calls f with std::integral_constant-like R for rows in 1 .. kMaxRows.
