@@ -30,23 +30,23 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 bool is_int(WeightKind kind) { return kind == WeightKind::int4 || kind == WeightKind::int8; }
 
-// Room for M rows of K activations in the shared scratch.
-QuantizedRows quantized_rows(int64_t M, int64_t K, int64_t block) {
-    QuantizedRows rows;
+// M rows of K quantised activations at p, or, without memory, how many bytes they take.
+size_t quantized_rows(QuantizedRows& rows, int8_t* p, int64_t M, int64_t K, int64_t block) {
     rows.rows = M;
     rows.block = block;
     rows.groups = ceil_div(K, kActGroup);
     rows.ldq = rows.groups * kActGroup;
     const size_t values = size_t(M * rows.groups), blocks = size_t(ceil_div(M, block));
-    auto* p = static_cast<int8_t*>(shared_scratch(values * (2 * kActGroup + 4 * 4) + blocks * size_t(rows.groups + 1) * 4));
-    rows.q = p;
-    rows.low = p + values * kActGroup;
-    rows.scale = reinterpret_cast<float*>(p + values * 2 * kActGroup);
-    rows.sum = rows.scale + values;
-    rows.sum16 = rows.scale + 2 * values;
-    rows.wide = reinterpret_cast<uint32_t*>(rows.scale + 4 * values);
-    rows.num_wide = reinterpret_cast<int32_t*>(rows.wide + blocks * size_t(rows.groups));
-    return rows;
+    if (p) {
+        rows.q = p;
+        rows.low = p + values * kActGroup;
+        rows.scale = reinterpret_cast<float*>(p + values * 2 * kActGroup);
+        rows.sum = rows.scale + values;
+        rows.sum16 = rows.scale + 2 * values;
+        rows.wide = reinterpret_cast<uint32_t*>(rows.scale + 4 * values);
+        rows.num_wide = reinterpret_cast<int32_t*>(rows.wide + blocks * size_t(rows.groups));
+    }
+    return values * (2 * kActGroup + 4 * 4) + blocks * size_t(rows.groups + 1) * 4;
 }
 
 int64_t float_bytes(WeightKind kind) { return kind == WeightKind::f32 ? 4 : 2; }
@@ -118,6 +118,7 @@ void PackedLinear::append(PackedMatrix w, const float* bias) {
     tiles_ += w.tiles;
     nbytes_ += w.tiles * w.tile_bytes + (bias ? w.N * 4 : 0);
     has_int_ = has_int_ || is_int(w.kind);
+    has_bf16_ = has_bf16_ || w.kind == WeightKind::bf16;
     parts_.push_back(std::move(part));
 }
 
@@ -201,16 +202,36 @@ void PackedLinear::add_float(const void* weights, int64_t N, WeightKind kind, co
     });
 }
 
-void PackedLinear::run_tiles(const QuantizedRows& rows, const float* x, int64_t ldx, int64_t row0, int64_t row1, int64_t tile0,
+PackedLinear::Activations PackedLinear::prepare(const LinearKernels& kernels, const float* x, int64_t ldx, int64_t M) const {
+    Activations a{x, ldx, {}, {}};
+    const bool bf16 = has_bf16_ && kernels.round_bf16;
+    if (!has_int_ && !bf16) return a;
+    const size_t int_bytes = has_int_ ? (quantized_rows(a.quantized, nullptr, M, K_, kernels.block) + 63) / 64 * 64 : 0;
+    a.bf16.rows = M;
+    a.bf16.ld = ceil_div(K_, 2) * 2;
+    auto* p = static_cast<int8_t*>(shared_scratch(int_bytes + (bf16 ? size_t(M * a.bf16.ld) * 2 : 0)));
+    if (has_int_) quantized_rows(a.quantized, p, M, K_, kernels.block);
+    if (bf16) a.bf16.x = reinterpret_cast<uint16_t*>(p + int_bytes);
+    const int64_t blocks = ceil_div(M, kernels.block);
+    const int64_t run = std::max<int64_t>(1, std::min(16384 / (K_ * kernels.block), blocks / num_threads()));
+    parallel_for(ceil_div(blocks, run), [&](int64_t i, int) {
+        const int64_t from = i * run, to = std::min(blocks, from + run);
+        if (has_int_) kernels.quantize(x, ldx, K_, from, to, a.quantized);
+        if (bf16) kernels.round_bf16(x, ldx, K_, from, to, a.bf16);
+    });
+    return a;
+}
+
+void PackedLinear::run_tiles(const LinearKernels& kernels, const Activations& a, int64_t row0, int64_t row1, int64_t tile0,
                              int64_t tile1, float* out, int64_t ldo) const {
-    const LinearKernels& kernels = OCTAVO_KERNELS(linear_kernels);
     for (const Part& part : parts_) {
         const int64_t from = std::max<int64_t>(tile0, 0), to = std::min(tile1, part.w.tiles);
         if (from < to) {
-            if (is_int(part.w.kind))
-                kernels.gemm_int(part.w, rows, row0, row1, from, to, out + part.column, ldo);
-            else
-                kernels.gemm_float(part.w, x, ldx, row0, row1, from, to, out + part.column, ldo);
+            float* columns = out + part.column;
+            if (is_int(part.w.kind)) kernels.gemm_int(part.w, a.quantized, row0, row1, from, to, columns, ldo);
+            else if (part.w.kind == WeightKind::bf16 && kernels.gemm_bf16)
+                kernels.gemm_bf16(part.w, a.bf16, row0, row1, from, to, columns, ldo);
+            else kernels.gemm_float(part.w, a.x, a.ldx, row0, row1, from, to, columns, ldo);
         }
         tile0 -= part.w.tiles;
         tile1 -= part.w.tiles;
@@ -221,28 +242,19 @@ void PackedLinear::run_tiles(const QuantizedRows& rows, const float* x, int64_t 
 void PackedLinear::linear(float* out, int64_t ldo, const float* x, int64_t ldx, int64_t M) const {
     if (M < 1 || tiles_ < 1) return;
     const KernelLock lock;
-    const int64_t threads = num_threads();
     const LinearKernels& kernels = OCTAVO_KERNELS(linear_kernels);
-    QuantizedRows rows;
-    if (has_int_) {
-        rows = quantized_rows(M, K_, kernels.block);
-        const int64_t blocks = ceil_div(M, rows.block);
-        const int64_t run = std::max<int64_t>(1, std::min(16384 / (K_ * rows.block), blocks / threads));
-        parallel_for(ceil_div(blocks, run), [&](int64_t i, int) {
-            kernels.quantize(x, ldx, K_, i * run, std::min(blocks, (i + 1) * run), rows);
-        });
-    }
+    const Activations a = prepare(kernels, x, ldx, M);
     // Tasks are blocks of rows by runs of tiles. Where the cuts fall has no part in the result.
-    const int64_t row_bytes = has_int_ ? rows.ldq : K_ * 4;
+    const int64_t row_bytes = has_int_ ? a.quantized.ldq : K_ * (a.bf16.x ? 2 : 4);
     const int64_t row_block = std::min(M, std::max<int64_t>(2 * kRowStep, kRowBlockBytes / row_bytes / kRowStep * kRowStep));
     const int64_t row_blocks = ceil_div(M, row_block);
-    const int64_t work = nbytes_ * ceil_div(M, 4);
+    const int64_t work = nbytes_ * ceil_div(M, 4), threads = num_threads();
     const int64_t wanted = threads == 1 ? 1 : std::clamp<int64_t>(work / kTaskBytes, 1, kTasksPerThread * threads);
     const int64_t run = std::max<int64_t>(1, tiles_ / ceil_div(wanted, row_blocks));
     const int64_t runs = ceil_div(tiles_, run);
     parallel_for(runs * row_blocks, [&](int64_t task, int) {
         const int64_t row0 = task / runs * row_block, tile0 = task % runs * run;
-        run_tiles(rows, x, ldx, row0, std::min(M, row0 + row_block), tile0, std::min(tiles_, tile0 + run), out, ldo);
+        run_tiles(kernels, a, row0, std::min(M, row0 + row_block), tile0, std::min(tiles_, tile0 + run), out, ldo);
     });
 }
 

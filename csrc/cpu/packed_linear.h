@@ -60,13 +60,22 @@ private:
         std::unique_ptr<Pages> data, bias;
     };
 
+    // One product's activations in the forms that the parts want.
+    struct Activations {
+        const float* x;
+        int64_t ldx;
+        QuantizedRows quantized;
+        Bf16Rows bf16;
+    };
+
     void append(PackedMatrix w, const float* bias);
-    void run_tiles(const QuantizedRows& rows, const float* x, int64_t ldx, int64_t row0, int64_t row1, int64_t tile0,
-                   int64_t tile1, float* out, int64_t ldo) const;
+    Activations prepare(const LinearKernels& kernels, const float* x, int64_t ldx, int64_t M) const;
+    void run_tiles(const LinearKernels& kernels, const Activations& a, int64_t row0, int64_t row1, int64_t tile0, int64_t tile1,
+                   float* out, int64_t ldo) const;
 
     std::vector<Part> parts_;
     int64_t N_ = 0, K_, tiles_ = 0, nbytes_ = 0;
-    bool has_int_ = false;
+    bool has_int_ = false, has_bf16_ = false;
 };
 
 }  // namespace octavo

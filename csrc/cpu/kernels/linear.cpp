@@ -5,7 +5,11 @@
 namespace octavo {
 namespace OCTAVO_ISA {
 
-extern const LinearKernels linear_kernels = {kBlock, quantize_blocks, gemm_int, gemm_float, gather_row};
+#if defined(__AVX512BF16__)
+extern const LinearKernels linear_kernels = {kBlock, quantize_blocks, gemm_int, gemm_float, round_bf16, gemm_bf16, gather_row};
+#else
+extern const LinearKernels linear_kernels = {kBlock, quantize_blocks, gemm_int, gemm_float, nullptr, nullptr, gather_row};
+#endif
 
 }  // namespace OCTAVO_ISA
 }  // namespace octavo

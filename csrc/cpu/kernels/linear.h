@@ -65,6 +65,12 @@ struct QuantizedRows {
     int64_t rows = 0, block = 0, ldq = 0, groups = 0;
 };
 
+// Activations rounded to bfloat16, in the same blocks: [ld / 2][R][2], K rounded up to a multiple of 2 with a zero.
+struct Bf16Rows {
+    uint16_t* x = nullptr;
+    int64_t rows = 0, ld = 0;
+};
+
 struct LinearKernels {
     int64_t block;  // rows of a block
     // Blocks [block0, block1) of x into dst. A row that holds a NaN or an infinity gets NaN scales.
@@ -74,6 +80,10 @@ struct LinearKernels {
                      float* out, int64_t ldo);
     void (*gemm_float)(const PackedMatrix& w, const float* x, int64_t ldx, int64_t row0, int64_t row1, int64_t tile0,
                        int64_t tile1, float* out, int64_t ldo);
+    // For bfloat16 weights, where the level multiplies pairs of bfloat16; else null, and gemm_float takes them in f32.
+    void (*round_bf16)(const float* x, int64_t ldx, int64_t K, int64_t block0, int64_t block1, const Bf16Rows& dst);
+    void (*gemm_bf16)(const PackedMatrix& w, const Bf16Rows& a, int64_t row0, int64_t row1, int64_t tile0, int64_t tile1,
+                      float* out, int64_t ldo);
     // out[k] = scale * w[n, k]; for integers the product with the weight's scale and the sum with its min are rounded apart.
     void (*gather_row)(const PackedMatrix& w, int64_t n, float scale, float* out);
 };
