@@ -85,6 +85,12 @@ class SchedulerConfig:
     max_num_batched_tokens: int | None = opt(
         None, "Most tokens in one step; default: 512, and at least --max-num-seqs.", low=1
     )
+    max_num_prefill_tokens: int | None = opt(
+        None,
+        "Most prompt tokens in one step, beside the running requests' one each; default: 128, or as many as "
+        "--max-num-batched-tokens where that is given.",
+        low=1,
+    )
     enable_chunked_prefill: bool = opt(True, "Split long prompts over several steps.")
     enable_jump_forward: bool = opt(True, "Take text that a grammar dictates without sampling its tokens.")
     max_num_queued_reqs: int = opt(2048, "Most requests waiting; one more is refused with 429.", low=1)

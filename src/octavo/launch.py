@@ -173,7 +173,7 @@ def startup_report(name: str, info: EngineInfo, seconds: float) -> list[str]:
         f"MiB, weights {info.dtype}, quantization {info.quantization}",
         f"device {info.device}; kernels: {ops or 'none'}",
         f"context {info.max_model_len} tokens; at most {info.max_num_seqs} sequences and "
-        f"{info.max_num_batched_tokens} tokens a step",
+        f"{info.max_num_batched_tokens} tokens a step, {info.max_num_prefill_tokens} of prompts",
         f"KV cache {info.kv_cache_bytes / 2**20:.0f} MiB of {info.kv_cache_dtype}: {info.num_kv_blocks} blocks of "
         f"{info.block_size} = {tokens} tokens; requests of full length that fit at once: {fit}",
         f"started in {seconds:.1f} s ({split})" if split else f"started in {seconds:.1f} s",

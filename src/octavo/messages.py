@@ -72,6 +72,7 @@ class EngineInfo(Message, frozen=True, gc=False):
     block_size: int
     max_num_seqs: int
     max_num_batched_tokens: int
+    max_num_prefill_tokens: int
     max_request_tokens: int  # the longest sequence (prompt and output) that fits an empty KV cache
     kv_cache_bytes: int
     weight_bytes: int

@@ -66,6 +66,8 @@ def check_plan(scheduler: Scheduler, plan: SchedulerOutput) -> None:
     counts = plan.num_scheduled_tokens
     assert bool(counts) == bool(scheduler.requests), "requests wait, but the step is empty"
     assert plan.total_num_scheduled_tokens == sum(counts.values()) <= scheduler.max_num_batched_tokens
+    prompt_tokens = sum(count for count in counts.values() if count > 1)  # or what a grammar dictated
+    assert prompt_tokens <= scheduler.max_num_prefill_tokens or any(data.new_token_ids for data in plan.cached_requests)
     assert len(counts) <= scheduler.max_num_seqs and all(count > 0 for count in counts.values())
     sent = [data.slot for data in (*plan.cached_requests, *plan.new_requests)]
     assert sorted(sent) == sorted(counts)

@@ -53,15 +53,24 @@ class Laws(RuleBasedStateMachine):
         num_blocks=st.sampled_from([2, 3, 6, 12, 24, 48]),
         max_num_seqs=st.integers(1, 5),
         budget=st.sampled_from([1, 3, 8, 64]),
+        prefill=st.sampled_from([1, 2, 64]),
         chunked=st.booleans(),
         caching=st.sampled_from([True, True, False]),
     )
     def start(
-        self, block_size: int, num_blocks: int, max_num_seqs: int, budget: int, chunked: bool, caching: bool
+        self,
+        block_size: int,
+        num_blocks: int,
+        max_num_seqs: int,
+        budget: int,
+        prefill: int,
+        chunked: bool,
+        caching: bool,
     ) -> None:
         engine_info = info(
             max_model_len=CONTEXT, num_kv_blocks=num_blocks, block_size=block_size, max_num_seqs=max_num_seqs,
             max_num_batched_tokens=budget if chunked else CONTEXT,
+            max_num_prefill_tokens=min(prefill, budget) if chunked else CONTEXT,
         )  # fmt: skip
         config = EngineConfig(
             cache=CacheConfig(enable_prefix_caching=caching), scheduler=SchedulerConfig(enable_chunked_prefill=chunked)

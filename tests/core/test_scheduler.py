@@ -171,6 +171,18 @@ def test_requests_with_other_salts_share_nothing() -> None:
         assert world.outputs[request_id][0].num_cached_tokens == hit
 
 
+def test_prompts_take_no_more_of_a_step_than_they_may_and_running_requests_are_beside_it() -> None:
+    world = World(max_num_batched_tokens=20, max_num_prefill_tokens=6)
+    for i in range(3):
+        world.add(i, prompt(i, 4), max_tokens=9)
+    world.add(3, prompt(3, 15), max_tokens=9)
+    assert world.scheduled(world.step()) == {0: 4, 1: 2}
+    assert world.scheduled(world.step()) == {0: 1, 1: 2, 2: 4}
+    assert world.scheduled(world.step()) == {0: 1, 1: 1, 2: 1, 3: 6}
+    assert world.scheduled(world.step()) == {0: 1, 1: 1, 2: 1, 3: 6}
+    assert world.scheduled(world.step()) == {0: 1, 1: 1, 2: 1, 3: 3}
+
+
 def test_s9_samples_of_one_prompt_compute_it_once() -> None:
     world = World(max_num_batched_tokens=8)
     for i in range(4):

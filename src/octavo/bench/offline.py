@@ -147,5 +147,6 @@ def _engine(info: EngineInfo) -> dict[str, Any]:
     return {
         "device": info.device, "model_type": info.model_type, "quantization": info.quantization, "dtype": info.dtype,
         "kv_cache_dtype": info.kv_cache_dtype, "weight_bytes": info.weight_bytes, "max_num_seqs": info.max_num_seqs,
-        "max_num_batched_tokens": info.max_num_batched_tokens, "load_seconds": info.load_seconds,
+        "max_num_batched_tokens": info.max_num_batched_tokens,
+        "max_num_prefill_tokens": info.max_num_prefill_tokens, "load_seconds": info.load_seconds,
     }  # fmt: skip

@@ -48,6 +48,7 @@ class Scheduler:
     def __init__(self, config: EngineConfig, info: EngineInfo) -> None:
         self.max_num_seqs = info.max_num_seqs
         self.max_num_batched_tokens = info.max_num_batched_tokens
+        self.max_num_prefill_tokens = info.max_num_prefill_tokens
         self.max_model_len = info.max_model_len
         self.vocab_size = info.vocab_size
         self.enable_chunked_prefill = config.scheduler.enable_chunked_prefill
@@ -189,6 +190,8 @@ class Scheduler:
             cached.append(CachedRequestData(request.slot, new_ids, request.num_computed_tokens, unsent))
             budget -= count
 
+        # What one step computes of prompts is bounded apart: it is what the requests above have to wait for.
+        budget = min(budget, self.max_num_prefill_tokens)
         # Prompts on their way, and what was left of a long jump: they have all of their blocks.
         for request in prefilling:
             if not budget:

@@ -19,8 +19,10 @@ from octavo.step import ModelRunnerOutput, NewRequestData, SchedulerOutput
 from octavo.worker.kv_memory import KVCachePlan, plan_kv_cache
 from octavo.worker.model_runner import KVCaches, ModelRunner
 
-#: A step on a CPU lasts as long as its tokens; more of them at once would only stall the decoding requests.
+#: A step on a CPU lasts as long as its tokens. With some dozens of rows the kernels are as fast as they get; more prompt
+#: tokens at once would only stall the requests that run, and the first token of the prompts in front.
 _DEFAULT_BATCHED_TOKENS = 512
+_DEFAULT_PREFILL_TOKENS = 128
 
 
 class Worker:
@@ -92,6 +94,17 @@ class Worker:
                 f"possible with --enable-chunked-prefill."
             )
         return asked or max_model_len
+
+    def _max_num_prefill_tokens(self, max_num_batched_tokens: int) -> int:
+        scheduler = self._config.scheduler
+        asked = scheduler.max_num_prefill_tokens
+        if not scheduler.enable_chunked_prefill:
+            if asked is not None:
+                raise InvalidConfig("--max-num-prefill-tokens splits prompts, which --no-enable-chunked-prefill forbids.")
+            return max_num_batched_tokens
+        if asked is None and scheduler.max_num_batched_tokens is None:
+            asked = _DEFAULT_PREFILL_TOKENS
+        return min(asked or max_num_batched_tokens, max_num_batched_tokens)
 
     def _kv_cache_dtype(self, loaded: LoadedModel) -> torch.dtype:
         """auto: the type of the checkpoint's unquantized weights; float16 where all are quantized."""
@@ -167,6 +180,7 @@ class Worker:
             block_size=plan.block_size,
             max_num_seqs=self._config.scheduler.max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
+            max_num_prefill_tokens=self._max_num_prefill_tokens(max_num_batched_tokens),
             max_request_tokens=plan.max_request_tokens,
             kv_cache_bytes=plan.total_bytes,
             weight_bytes=loaded.weight_bytes,
