@@ -184,21 +184,40 @@ OCTAVO_INLINE void vf_store_n(float* p, vf a, int n) {
     for (int i = 0; i < n; ++i) p[i] = t[i];
 }
 
-// Lane reductions: halves are added pairwise, in an order that is fixed for the level.
+// Lane reductions: halves are added pairwise, the upper half to the lower one, until a lane is left.
+#if defined(__AVX2__)
+OCTAVO_INLINE float vf_sum4(__m128 a) {
+    a = _mm_add_ps(a, _mm_movehl_ps(a, a));
+    return _mm_cvtss_f32(_mm_add_ss(a, _mm_shuffle_ps(a, a, 1)));
+}
+OCTAVO_INLINE float vf_hmax4(__m128 a) {
+    a = _mm_max_ps(a, _mm_movehl_ps(a, a));
+    return _mm_cvtss_f32(_mm_max_ss(a, _mm_shuffle_ps(a, a, 1)));
+}
+OCTAVO_INLINE __m128 vf_halves(__m256 a, __m128 (*op)(__m128, __m128)) {
+    return op(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+}
+OCTAVO_INLINE __m128 add4(__m128 a, __m128 b) { return _mm_add_ps(a, b); }
+OCTAVO_INLINE __m128 max4(__m128 a, __m128 b) { return _mm_max_ps(a, b); }
+#if defined(__AVX512F__)
+OCTAVO_INLINE __m256 vf_upper(vf a) { return _mm512_extractf32x8_ps(a, 1); }
+OCTAVO_INLINE float vf_sum(vf a) { return vf_sum4(vf_halves(_mm256_add_ps(_mm512_castps512_ps256(a), vf_upper(a)), add4)); }
+OCTAVO_INLINE float vf_hmax(vf a) { return vf_hmax4(vf_halves(_mm256_max_ps(_mm512_castps512_ps256(a), vf_upper(a)), max4)); }
+#else
+OCTAVO_INLINE float vf_sum(vf a) { return vf_sum4(vf_halves(a, add4)); }
+OCTAVO_INLINE float vf_hmax(vf a) { return vf_hmax4(vf_halves(a, max4)); }
+#endif
+#else
 OCTAVO_INLINE float vf_sum(vf a) {
-    float t[VW];
-    vf_store(t, a);
-    for (int w = VW / 2; w > 0; w /= 2)
-        for (int i = 0; i < w; ++i) t[i] += t[i + w];
-    return t[0];
+    a = vf{a[0] + a[2], a[1] + a[3], 0, 0};
+    return a[0] + a[1];
 }
 OCTAVO_INLINE float vf_hmax(vf a) {
-    float t[VW];
-    vf_store(t, a);
-    for (int w = VW / 2; w > 0; w /= 2)
-        for (int i = 0; i < w; ++i) t[i] = t[i] > t[i + w] ? t[i] : t[i + w];
-    return t[0];
+    float high = a[0];
+    for (int i = 1; i < VW; ++i) high = high > a[i] ? high : a[i];
+    return high;
 }
+#endif
 
 // e^x within 2 ulp. 0 below -87.3, +inf above 88.7; a NaN gives a NaN.
 OCTAVO_INLINE vf vf_exp(vf x) {
