@@ -47,11 +47,14 @@ class InputBatchBuilder:
         np.cumsum(counts, out=query_start_loc[1:])
         num_tokens = int(query_start_loc[-1])
 
-        rows = np.repeat(slots, counts)
-        positions = np.arange(num_tokens, dtype=np.int64)
-        positions += np.repeat(starts - query_start_loc[:-1], counts)
-        blocks = states.block_tables[rows, positions // self._block_size].astype(np.int64)
-        slot_mapping = blocks * self._block_size + positions % self._block_size
+        if num_tokens == num_seqs:  # one token each
+            rows, positions = slots, starts
+        else:
+            rows = np.repeat(slots, counts)
+            positions = np.arange(num_tokens, dtype=np.int64)
+            positions += np.repeat(starts - query_start_loc[:-1], counts)
+        indices, offsets = np.divmod(positions, self._block_size)
+        slot_mapping = states.block_tables[rows, indices] * np.int64(self._block_size) + offsets
         max_blocks = int((ends.max() + self._block_size - 1) // self._block_size)
 
         samples = ends == states.num_tokens[slots]

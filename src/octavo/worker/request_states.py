@@ -56,6 +56,8 @@ class RequestStates:
         self.presence = np.zeros(max_num_seqs, np.float32)
         self.frequency = np.zeros(max_num_seqs, np.float32)
         self.repetition = np.ones(max_num_seqs, np.float32)
+        #: Grows with every request that comes or goes: between two equal values the parameters of all slots are the same.
+        self.version = 0
         #: Slots whose rows need more than temperature, top-k, top-p and min-p.
         self.special: dict[int, SlotParams] = {}
         self.logprobs: dict[int, int] = {}  # slot -> number of alternatives asked for
@@ -120,6 +122,7 @@ class RequestStates:
             counts[token_id] = counts.get(token_id, 0) + 1
 
     def remove(self, slot: int) -> None:
+        self.version += 1
         self.special.pop(slot, None)
         self.logprobs.pop(slot, None)
         self.prompt_logprobs.pop(slot, None)

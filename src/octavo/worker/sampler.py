@@ -39,6 +39,7 @@ class Sampler:
         self._mode = logprobs_mode
         self._device = device
         self._batch = SamplingBatch.allocate(max_num_seqs)
+        self._filled: tuple[int, bytes] | None = None  # the states' version and the slots that the batch was filled for
         self._out_ids = torch.zeros(max_num_seqs, dtype=torch.int32)
         self._out_flags = torch.zeros(max_num_seqs, dtype=torch.int32)
 
@@ -62,9 +63,11 @@ class Sampler:
         self._ops.sample(logits, self._batch, out_ids, out_flags)
 
         result = SamplerResult(token_ids=out_ids.tolist())
-        if out_flags.any():
-            bad = out_flags.numpy().nonzero()[0]
+        bad = out_flags.numpy().nonzero()[0]
+        if len(bad):
             result.errors = {int(slots[row]): _BAD_LOGITS for row in bad}
+        if not states.logprobs:
+            return result
         # A row in error has no token: its id is -1.
         rows = [row for row, slot in enumerate(slots.tolist()) if slot in states.logprobs and slot not in result.errors]
         if rows:
@@ -97,6 +100,20 @@ class Sampler:
     def _fill_batch(self, states: RequestStates, slots: np.ndarray, at_end: frozenset[int]) -> None:
         batch, num_rows = self._batch, len(slots)
         batch.begin(num_rows)
+        batch.positions.numpy()[:num_rows] = states.num_output_tokens(slots)
+        filled = (states.version, slots.tobytes())
+        if filled != self._filled:
+            self._fill_parameters(states, slots)
+            self._filled = filled
+        if states.special:
+            special = [states.special.get(slot) for slot in slots.tolist()]
+            self._fill_bias(special)
+            self._fill_penalties(special)
+            self._fill_masks(special, states, slots.tolist(), at_end)
+
+    def _fill_parameters(self, states: RequestStates, slots: np.ndarray) -> None:
+        """What stays the same from step to step while no request comes or goes."""
+        batch, num_rows = self._batch, len(slots)
         batch.temperature.numpy()[:num_rows] = states.temperature[slots]
         batch.top_p.numpy()[:num_rows] = states.top_p[slots]
         batch.min_p.numpy()[:num_rows] = states.min_p[slots]
@@ -105,12 +122,6 @@ class Sampler:
         batch.frequency.numpy()[:num_rows] = states.frequency[slots]
         batch.repetition.numpy()[:num_rows] = states.repetition[slots]
         batch.seeds.numpy()[:num_rows] = states.seeds[slots].view(np.int64)
-        batch.positions.numpy()[:num_rows] = states.num_output_tokens(slots)
-        if states.special:
-            special = [states.special.get(slot) for slot in slots.tolist()]
-            self._fill_bias(special)
-            self._fill_penalties(special)
-            self._fill_masks(special, states, slots.tolist(), at_end)
 
     def _fill_bias(self, special: list[SlotParams | None]) -> None:
         biases = [(s.params.logit_bias or {}) if s else {} for s in special]
