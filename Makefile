@@ -1,7 +1,7 @@
 # make serve   build, then serve the demo model on http://localhost:8000   (ARGS="--port 9000" adds flags)
 # make test    build, then run all tests                                   (ARGS="-k scheduler" adds arguments)
 # make check   lint, types, layers
-# make bench   build, then measure the server on this machine
+# make bench   build, then measure the server on this machine          (ARGS="--llama", ARGS="--peer vllm=http://..." compare)
 # make build   a virtual environment in .venv with octavo installed for editing; quick when nothing changed
 VENV ?= .venv
 BASE_PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(shell command -v $(p) 2>/dev/null)))
@@ -48,7 +48,7 @@ check: build
 	$(PYTHON) -m pytest -q tests/unit/test_imports.py
 
 bench: build
-	$(PYTHON) bench/run.py $(ARGS)
+	$(PYTHON) bench/compare.py $(ARGS)
 
 clean:
 	rm -rf build $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

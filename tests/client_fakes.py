@@ -32,7 +32,8 @@ from octavo.watchdog import ProcessState
 EOS = 256
 INFO = EngineInfo(
     model_type="fake", vocab_size=260, max_model_len=100, num_kv_blocks=9, block_size=16, max_num_seqs=4,
-    max_num_batched_tokens=64, max_num_prefill_tokens=64, max_request_tokens=100, kv_cache_bytes=0, weight_bytes=0, num_params=0, dtype="",
+    max_num_batched_tokens=64, max_num_prefill_tokens=64,
+    max_request_tokens=100, kv_cache_bytes=0, weight_bytes=0, num_params=0, dtype="",
     kv_cache_dtype="", quantization="none", device="fake", ops={}, load_seconds={},
 )  # fmt: skip
 STATS = SchedulerStats(

@@ -152,7 +152,8 @@ class FakeGrammars:
 def engine_info(**changes: Any) -> EngineInfo:
     values: dict[str, Any] = {
         "model_type": "fake", "vocab_size": VOCAB, "max_model_len": CONTEXT, "num_kv_blocks": 64, "block_size": 16,
-        "max_num_seqs": 8, "max_num_batched_tokens": 256, "max_num_prefill_tokens": 256, "max_request_tokens": 1024, "kv_cache_bytes": 1,
+        "max_num_seqs": 8, "max_num_batched_tokens": 256, "max_num_prefill_tokens": 256,
+    "max_request_tokens": 1024, "kv_cache_bytes": 1,
         "weight_bytes": 1, "num_params": 1, "dtype": "float32", "kv_cache_dtype": "float32",
         "quantization": "none", "device": "fake", "ops": {}, "load_seconds": {},
     }  # fmt: skip

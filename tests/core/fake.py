@@ -19,7 +19,8 @@ VOCAB_SIZE = 50
 
 INFO = EngineInfo(
     model_type="fake", vocab_size=VOCAB_SIZE, max_model_len=64, num_kv_blocks=33, block_size=4, max_num_seqs=8,
-    max_num_batched_tokens=32, max_num_prefill_tokens=32, max_request_tokens=64, kv_cache_bytes=0, weight_bytes=0, num_params=0, dtype="",
+    max_num_batched_tokens=32, max_num_prefill_tokens=32,
+    max_request_tokens=64, kv_cache_bytes=0, weight_bytes=0, num_params=0, dtype="",
     kv_cache_dtype="", quantization="none", device="fake", ops={}, load_seconds={},
 )  # fmt: skip
 

@@ -17,7 +17,7 @@ from octavo.bench import serve
 from octavo.bench.datasets import Prompt
 from octavo.bench.http import Reply
 from octavo.bench.limits import Limits
-from octavo.bench.load import Level, arrival_times, run_level, summary
+from octavo.bench.load import Beside, Level, arrival_times, run_level, summary
 from octavo.bench.stats import percentile, spread_ms
 from octavo.cli import main
 
@@ -215,6 +215,36 @@ def test_no_more_requests_run_than_are_allowed() -> None:
     assert (most, found["completed"]) == (3, 10)
     load(Level(None, math.inf), 10, send, clock)
     assert most == 10
+
+
+def test_prompts_beside_the_load_arrive_at_intervals_and_are_not_counted() -> None:
+    sent: list[str] = []
+
+    async def run() -> Any:
+        enough, ended = asyncio.Event(), asyncio.Event()
+
+        async def send(prompt: Prompt) -> Reply:
+            sent.append(str(prompt.content))
+            if prompt.content == "own":
+                await enough.wait()
+                return Reply(0, [1], 1, 1, 1)
+            if sent.count("beside") == 5:
+                enough.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.set()
+            raise AssertionError
+
+        beside = Beside(lambda: Prompt("beside", 1), 2.0)
+        found = await run_level(
+            Level(2, math.inf), [Prompt("own", 1)] * 2, send, random.Random(3), beside=beside, clock=FakeClock()
+        )
+        assert ended.is_set()
+        return found
+
+    found = asyncio.run(asyncio.wait_for(run(), 30))
+    assert found["completed"] == 2 and found["failed"] == 0 and sent.count("beside") >= 5
 
 
 # ---------------------------------------------------------------- prompts of a file

@@ -70,8 +70,8 @@ OCTAVO_INLINE void outer_product(vf (&acc)[R][NB], const A& a, const B& b) {
 // the next chunk's keys.
 template <class T>
 OCTAVO_INLINE void fetch32(const T* p) {
-    __builtin_prefetch(p);
-    if constexpr (sizeof(T) == 4) __builtin_prefetch(p + 16);
+    __builtin_prefetch(p, 0, 2);
+    if constexpr (sizeof(T) == 4) __builtin_prefetch(p + 16, 0, 2);
 }
 
 // scores[r][16 t .. ] = sum over d of q[r][d] * tiles[t][d][..], for R rows and N tiles. `ahead` are tiles that will

@@ -62,6 +62,13 @@ class ServeBenchConfig(DatasetConfig):
     ignore_eos: bool = opt(True, "Ask for replies of the full length; off for servers that refuse the field.")
     num_warmups: int = opt(2, "Short requests before the measurement.", low=0)
     request_timeout: float = opt(900.0, "Seconds after which a request has failed.", above=0.0)
+    beside_input_len: int | None = opt(
+        None,
+        "Length of random prompts that arrive beside the load, one token out each. They are not counted: they show how "
+        "long the streams wait when others' prompts come.",
+        low=1,
+    )
+    beside_interval: float = opt(1.0, "Seconds between two of them.", above=0.0)
     weight_bytes: int | None = opt(
         None,
         "Bytes of weights that the server reads for a token. Tells how much of the memory's bandwidth one stream uses, "

@@ -43,6 +43,14 @@ class Level:
     request_rate: float  # a second; may be infinite
 
 
+@dataclass(frozen=True)
+class Beside:
+    """Prompts that arrive beside a level's own, every `interval` seconds."""
+
+    make: Callable[[], Prompt]
+    interval: float
+
+
 Send = Callable[[Prompt], Awaitable[Reply]]
 
 
@@ -63,10 +71,11 @@ async def run_level(
     send: Send,
     rng: random.Random,
     *,
+    beside: Beside | None = None,
     on_done: Callable[[], object] = lambda: None,
     clock: Clock | None = None,
 ) -> dict[str, Any]:
-    """Send all prompts and wait for all replies."""
+    """Send all prompts and wait for all replies; those of `beside` are sent meanwhile and end with the level."""
     clock = clock or WallClock()
     slots = asyncio.Semaphore(level.max_concurrency or len(prompts))
     replies: list[Reply] = []
@@ -77,13 +86,26 @@ async def run_level(
         on_done()
 
     start = clock.now()
+    others = asyncio.create_task(_send_beside(beside, send, clock)) if beside else None
     async with asyncio.TaskGroup() as group:
         for prompt, due in zip(prompts, arrival_times(len(prompts), level.request_rate, rng), strict=True):
             wait = start + due - clock.now()
             if wait > 0:
                 await clock.sleep(wait)
             group.create_task(one(prompt))
-    return summary(level, replies, clock.now() - start)
+    seconds = clock.now() - start
+    if others is not None:
+        others.cancel()
+        await asyncio.gather(others, return_exceptions=True)
+    return summary(level, replies, seconds)
+
+
+async def _send_beside(beside: Beside, send: Send, clock: Clock) -> None:
+    """One prompt after the other, at even intervals; they do not wait for each other's replies."""
+    async with asyncio.TaskGroup() as group:
+        while True:
+            group.create_task(send(beside.make()))
+            await clock.sleep(beside.interval)
 
 
 def summary(level: Level, replies: Sequence[Reply], seconds: float) -> dict[str, Any]:

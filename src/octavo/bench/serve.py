@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from tqdm import tqdm  # type: ignore[import-untyped]
@@ -19,7 +20,7 @@ from octavo.bench.config import ServeBenchConfig
 from octavo.bench.datasets import Prompt, check_dataset, prompts, random_text
 from octavo.bench.http import LoadError, Server
 from octavo.bench.limits import Limits, measure_limits
-from octavo.bench.load import Level, run_level
+from octavo.bench.load import Beside, Level, Send, run_level
 from octavo.bench.machine import stamp
 from octavo.bench.report import bandwidth, result, table
 
@@ -51,16 +52,24 @@ async def measure(config: ServeBenchConfig, key: str) -> dict[str, Any]:
     work = [(level, prompts(config, num_prompts(config, level), rng)) for level in levels(config)]
     model = config.model or await server.first_model()
     await _warm_up(server, model, config, rng)
-    found = []
+    found, beside = [], _beside(config, rng)
     for level, given in work:
         streams = "all at once" if level.max_concurrency is None else f"{level.max_concurrency} streams"
         with tqdm(total=len(given), desc=streams, unit="req", disable=not config.progress) as bar:
-            found.append(await run_level(level, given, lambda p: server.complete(model, p), rng, on_done=bar.update))
+            send: Send = partial(server.complete, model)
+            found.append(await run_level(level, given, send, rng, beside=beside, on_done=bar.update))
     limits = measure_limits() if config.weight_bytes is not None else None
     if config.weight_bytes is not None:
         for figures in found:
             _note_bandwidth(figures, config.weight_bytes, limits)
     return dict(result("serve", replace(config, model=model), machine, limits, model=model, levels=found))
+
+
+def _beside(config: ServeBenchConfig, rng: random.Random) -> Beside | None:
+    if config.beside_input_len is None:
+        return None
+    words = config.beside_input_len
+    return Beside(lambda: Prompt(random_text(rng, words), 1), config.beside_interval)
 
 
 async def _warm_up(server: Server, model: str, config: ServeBenchConfig, rng: random.Random) -> None:

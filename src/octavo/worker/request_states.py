@@ -56,7 +56,7 @@ class RequestStates:
         self.presence = np.zeros(max_num_seqs, np.float32)
         self.frequency = np.zeros(max_num_seqs, np.float32)
         self.repetition = np.ones(max_num_seqs, np.float32)
-        #: Grows with every request that comes or goes: between two equal values the parameters of all slots are the same.
+        #: Grows with every request that comes or goes; as long as it is the same, so are all slots' parameters.
         self.version = 0
         #: Slots whose rows need more than temperature, top-k, top-p and min-p.
         self.special: dict[int, SlotParams] = {}

@@ -19,8 +19,8 @@ from octavo.step import ModelRunnerOutput, NewRequestData, SchedulerOutput
 from octavo.worker.kv_memory import KVCachePlan, plan_kv_cache
 from octavo.worker.model_runner import KVCaches, ModelRunner
 
-#: A step on a CPU lasts as long as its tokens. With some dozens of rows the kernels are as fast as they get; more prompt
-#: tokens at once would only stall the requests that run, and the first token of the prompts in front.
+#: A step on a CPU lasts as long as its tokens. With some dozens of rows the kernels are as fast as they get; more tokens
+#: of prompts at once would only stall the requests that run, and the first token of the prompts in front.
 _DEFAULT_BATCHED_TOKENS = 512
 _DEFAULT_PREFILL_TOKENS = 128
 
@@ -100,7 +100,9 @@ class Worker:
         asked = scheduler.max_num_prefill_tokens
         if not scheduler.enable_chunked_prefill:
             if asked is not None:
-                raise InvalidConfig("--max-num-prefill-tokens splits prompts, which --no-enable-chunked-prefill forbids.")
+                raise InvalidConfig(
+                    "--max-num-prefill-tokens splits prompts, which --no-enable-chunked-prefill forbids."
+                )
             return max_num_batched_tokens
         if asked is None and scheduler.max_num_batched_tokens is None:
             asked = _DEFAULT_PREFILL_TOKENS
