@@ -19,8 +19,8 @@ from octavo.step import ModelRunnerOutput, NewRequestData, SchedulerOutput
 from octavo.worker.kv_memory import KVCachePlan, plan_kv_cache
 from octavo.worker.model_runner import KVCaches, ModelRunner
 
-#: A step on a CPU lasts as long as its tokens. With some dozens of rows the kernels are as fast as they get; more tokens
-#: of prompts at once would only stall the requests that run, and the first token of the prompts in front.
+#: A step on a CPU lasts as long as its tokens. With some dozens of rows the kernels are as fast as they get; with more
+#: tokens of prompts the requests that run would only wait longer, and so would the prompts in front.
 _DEFAULT_BATCHED_TOKENS = 512
 _DEFAULT_PREFILL_TOKENS = 128
 
