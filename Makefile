@@ -2,6 +2,7 @@
 # make test    build, then run all tests                                   (ARGS="-k scheduler" adds arguments)
 # make check   lint, types, layers
 # make bench   build, then measure the server on this machine          (ARGS="--llama", ARGS="--peer vllm=http://..." compare)
+# make sanitize   the kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer (some minutes)
 # make build   a virtual environment in .venv with octavo installed for editing; quick when nothing changed
 VENV ?= .venv
 BASE_PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(shell command -v $(p) 2>/dev/null)))
@@ -11,7 +12,7 @@ NATIVE := CMakeLists.txt $(shell find csrc -type f)
 PORT ?= 8000
 ARGS ?=
 
-.PHONY: build serve test check bench clean
+.PHONY: build serve test check bench sanitize clean
 
 build: $(VENV)/.octavo-built
 
@@ -49,6 +50,15 @@ check: build
 
 bench: build
 	$(PYTHON) bench/compare.py $(ARGS)
+
+# The sanitizers' runtime has to be there before Python's own allocator; leaks are not looked for, since Python has some.
+sanitize: build
+	$(VENV)/bin/cmake -S . -B build/sanitize -G Ninja -DOCTAVO_SANITIZE=ON -DOCTAVO_OUTPUT=$(CURDIR)/build/sanitize \
+	  -DPython_EXECUTABLE=$(abspath $(PYTHON)) -DCMAKE_MAKE_PROGRAM=$(abspath $(VENV)/bin/ninja) > /dev/null
+	$(VENV)/bin/cmake --build build/sanitize
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	  $(PYTHON) tests/sanitized.py build/sanitize tests/ops $(ARGS)
 
 clean:
 	rm -rf build $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

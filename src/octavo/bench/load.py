@@ -10,7 +10,7 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -51,7 +51,7 @@ class Beside:
     interval: float
 
 
-Send = Callable[[Prompt], Awaitable[Reply]]
+Send = Callable[[Prompt], Coroutine[Any, Any, Reply]]
 
 
 def arrival_times(count: int, rate: float, rng: random.Random) -> list[float]:
