@@ -66,8 +66,11 @@ def quantized(
 
 
 def activations(m: int, k: int, seed: int = 1) -> Tensor:
+    """Rows of different sizes, two of three with values that stand out, so that some of their groups are wide."""
     rng = torch.Generator().manual_seed(seed)
-    return torch.randn(m, k, generator=rng) * torch.exp(torch.randn(m, 1, generator=rng))
+    x = torch.randn(m, k, generator=rng) * torch.exp(torch.randn(m, 1, generator=rng))
+    rows, columns = torch.arange(m)[:, None], torch.arange(k)[None, :]
+    return torch.where((rows % 3 != 0) & ((columns + 7 * rows) % 53 == 5), 25 * x, x)
 
 
 def quantized_activations(x: Tensor) -> Tensor:
@@ -99,6 +102,22 @@ def test_integer_weights(bits: int, group: int, mins: bool, dtype: torch.dtype, 
     assert ((out - exact).abs() <= 2e-6 * size).all()
     plain = x.double() @ dense.T
     assert (out - plain).norm() <= 5e-3 * (x.double().norm(dim=1, keepdim=True) * dense.norm(dim=1)).norm()
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_value_that_stands_out_does_not_drown_those_beside_it(bits: int) -> None:
+    """One activation is a thousand times the others, which are as exact as without it up to 15 bits of the large one."""
+    weight = quantized(16, 256, bits, 32, True, torch.float16)
+    x = activations(1, 256)
+    x[0, 40] = 1000 * x.abs().mean()
+    without = x.clone()
+    without[0, 40] = 0
+    dense = weight.dequantize().double()
+    large = x.double()[:, 40:41] * dense[:, 40]
+    error = (run(x, pack_linear(weight)) - large - without.double() @ dense.T).abs()
+    step = float(x[0, 40]) / (127 * 128 + 63)
+    assert error.max() <= step * dense[:, 32:64].abs().sum(1).max()
+    assert error.max() < 0.1 * float(x[0, 40]) / 127 * dense[:, 32:64].abs().sum(1).max()
 
 
 @pytest.mark.parametrize("bits", [4, 5, 6, 8])

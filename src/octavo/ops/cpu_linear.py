@@ -1,7 +1,8 @@
 """Packed weights of the native CPU kernels: `linear` and `embedding`, and the packing that goes before them.
 
 Weights are packed once, at load, into the tile order of csrc/cpu/kernels/linear.h; that copy is the only one kept.
-Integer weights are multiplied by activations quantised to 16 bits in groups of 32; float weights in f32.
+Integer weights are multiplied by activations quantised to 8 bits in groups of 32, or 15 where a value stands out;
+bfloat16 weights by activations rounded to bfloat16 where the processor has such products; other float weights in f32.
 A row of the result depends on that row of x alone, bit for bit, whatever T and the number of threads.
 """
 
