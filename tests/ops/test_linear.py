@@ -106,7 +106,7 @@ def test_integer_weights(bits: int, group: int, mins: bool, dtype: torch.dtype, 
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_value_that_stands_out_does_not_drown_those_beside_it(bits: int) -> None:
-    """One activation is a thousand times the others, which are as exact as without it up to 15 bits of the large one."""
+    """One activation is a thousand times the others, which keep 15 bits of the large one."""
     weight = quantized(16, 256, bits, 32, True, torch.float16)
     x = activations(1, 256)
     x[0, 40] = 1000 * x.abs().mean()
