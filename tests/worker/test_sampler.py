@@ -73,6 +73,27 @@ def test_each_row_gets_its_own_parameters() -> None:
     assert result.errors == {}
 
 
+def test_a_slot_that_changes_hands_and_rows_that_change_places_take_their_parameters_along() -> None:
+    states = RequestStates(max_num_seqs=8, max_model_len=64, block_size=16, vocab_size=VOCAB)
+    sampler = Sampler(bind("cpu", "reference"), None, 8)  # type: ignore[arg-type]
+    flat, slots = torch.zeros(2, VOCAB), np.array([0, 1], np.int64)
+
+    def drawn(order: np.ndarray) -> list[int]:
+        return sampler.sample(flat.clone(), states, order).token_ids
+
+    states.add(request(0))
+    states.add(request(1, temperature=1.0, seed=6))
+    draw = drawn(slots)[1]
+    assert draw != 0, "a seed that draws the greedy token shows nothing"
+    assert drawn(slots) == [0, draw]
+    assert drawn(slots[::-1].copy()) == [draw, 0]
+    states.add(request(1))
+    assert drawn(slots) == [0, 0]
+    states.append_token(0, 3)
+    states.add(request(0, temperature=1.0, seed=6))
+    assert drawn(slots) == [draw, 0]
+
+
 def test_a_row_that_is_not_numbers_fails_alone() -> None:
     result = sample([request(0), request(1), request(2)], [ROW, [math.nan] * VOCAB, ROW], {})
     assert list(result.errors) == [1]
