@@ -11,9 +11,10 @@
 //   bf16     [ceil(K/2)][16][2]: pairs of k side by side
 //   f16, f32 [K][16]
 //
-// K is below 2^21 for integers. Integer weights meet activations of 8 bits, per row and group of 32 values of k. Where a group's largest value stands out
-// from its row (kWideFactor), 8 bits would lose the others beside it: such a group is wide and has 15 bits, as 128 high + low.
-// On a real model about a tenth of the groups are; the error in the logits falls to a quarter of that with 8 bits alone.
+// Integer weights (K below 2^21) meet activations of 8 bits, per row and group of 32 values of k. Where a group's largest value
+// stands out from its row (kWideFactor), 8 bits would lose the others beside it: such a group is wide and has 15 bits, as
+// 128 high + low. On a real model about a tenth of the groups are; the divergence of the model's distribution from float32's
+// falls to a quarter of that with 8 bits alone.
 //
 // The integer dot products are exact. A part (a group of activations, or the 16 of them that share a weight's scale) adds, in
 // this order and with these roundings,
