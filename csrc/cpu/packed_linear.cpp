@@ -249,7 +249,9 @@ void PackedLinear::linear(float* out, int64_t ldo, const float* x, int64_t ldx, 
     const int64_t row_block = std::min(M, std::max<int64_t>(2 * kRowStep, kRowBlockBytes / row_bytes / kRowStep * kRowStep));
     const int64_t row_blocks = ceil_div(M, row_block);
     const int64_t work = nbytes_ * ceil_div(M, 4), threads = num_threads();
-    const int64_t wanted = threads == 1 ? 1 : std::clamp<int64_t>(work / kTaskBytes, 1, kTasksPerThread * threads);
+    // With many rows a task lasts long, and an uneven end costs more than handing out twice as many.
+    const int64_t per_thread = M > kRowStep ? 2 * kTasksPerThread : kTasksPerThread;
+    const int64_t wanted = threads == 1 ? 1 : std::clamp<int64_t>(work / kTaskBytes, 1, per_thread * threads);
     const int64_t run = std::max<int64_t>(1, tiles_ / ceil_div(wanted, row_blocks));
     const int64_t runs = ceil_div(tiles_, run);
     parallel_for(runs * row_blocks, [&](int64_t task, int) {
