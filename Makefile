@@ -1,4 +1,4 @@
-# make serve   build, then serve the demo model on http://localhost:8000   (ARGS="--port 9000" adds flags)
+# make serve   build, then serve the demo model on http://localhost:8000   (PORT=9000; ARGS="--max-model-len 2048" adds flags)
 # make test    build, then run all tests                                   (ARGS="-k scheduler" adds arguments)
 # make check   lint, types, layers
 # make bench   build, then measure the server on this machine          (ARGS="--llama", ARGS="--peer vllm=http://..." compare)
