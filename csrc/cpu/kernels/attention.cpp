@@ -143,24 +143,21 @@ struct TileRun {
     int rows_of_one_limit() const { return s.group == rows ? kMaxRows : s.group <= kMaxRows ? s.group : 1; }
 
     void find_tiles(int base, Range all) {
-        const AttentionArgs& a = s.args;
-        const int32_t* table = a.block_tables + tile.seq * a.block_table_stride;
         for (int t = all.first / kKeyTile; t * kKeyTile < all.end; ++t) {
-            const int key = base + t * kKeyTile;
-            const int64_t at = int64_t(table[key / a.block_size]) * a.num_kv_heads + tile.kv_head;
-            const int offset = key % a.block_size;
-            key_tiles[t] = keys_of(tile, key);
-            value_tiles[t] = static_cast<const T*>(a.v_cache) + (at * a.block_size + offset) * s.padded;
+            const int64_t at = row_of(tile, base + t * kKeyTile);
+            key_tiles[t] = keys_at(at);
+            value_tiles[t] = static_cast<const T*>(s.args.v_cache) + at * s.padded;
         }
     }
 
-    const T* keys_of(const Tile& t, int key) const {
+    // Where a key stands among the cached ones of all blocks and heads.
+    int64_t row_of(const Tile& t, int key) const {
         const AttentionArgs& a = s.args;
         const int64_t block = a.block_tables[t.seq * a.block_table_stride + key / a.block_size];
-        const int tiles = a.block_size / kKeyTile;
-        return static_cast<const T*>(a.k_cache) +
-               ((block * a.num_kv_heads + t.kv_head) * tiles + key % a.block_size / kKeyTile) * a.head_dim * kKeyTile;
+        return (block * a.num_kv_heads + t.kv_head) * a.block_size + key % a.block_size;
     }
+    // The tile of keys that begins at such a row: blocks are whole tiles.
+    const T* keys_at(int64_t row) const { return static_cast<const T*>(s.args.k_cache) + row * s.args.head_dim; }
 
     // Behind the last chunk come the keys of the tile that this thread turns to next.
     void find_next_keys(int chunk, Range all) {
@@ -169,7 +166,7 @@ struct TileRun {
         if (chunk + 1 == end_chunk && next) of = next, base = next->first_chunk * kChunk;
         const int end = s.args.seq_lens[of->seq];
         for (int t = all.first / kKeyTile; t * kKeyTile < all.end; ++t)
-            next_keys[t] = base + t * kKeyTile < end ? keys_of(*of, base + t * kKeyTile) : key_tiles[t];
+            next_keys[t] = base + t * kKeyTile < end ? keys_at(row_of(*of, base + t * kKeyTile)) : key_tiles[t];
     }
 
     // Keys to float32 tiles, values to float32 panels [padded / 16][kChunk][16].

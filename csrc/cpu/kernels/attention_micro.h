@@ -65,9 +65,9 @@ OCTAVO_INLINE void outer_product(vf (&acc)[R][NB], const A& a, const B& b) {
     }
 }
 
-// Asks for the 16 or 32 bits a value of 32 values from p on, which are whole cache lines. The cache's blocks lie apart, so that
-// no hardware prefetcher sees what comes next: while keys are read the values of the same tiles are asked for, and with them
-// the next chunk's keys.
+// Asks for the cache lines of 32 values from p on. The cache's blocks lie apart, so that no hardware prefetcher sees what comes
+// next: while keys are read the values of the same tiles are asked for, and with them the next chunk's keys. They go to the
+// second cache, because a chunk fills the first.
 template <class T>
 OCTAVO_INLINE void fetch32(const T* p) {
     __builtin_prefetch(p, 0, 2);

@@ -83,6 +83,10 @@ OCTAVO_INLINE vi vi_dot4(vi acc, vi w, vi a) {
 // saturates: 8-bit weights have to be split.
 #if defined(__AVX512VNNI__) || !defined(__AVX2__)
 constexpr bool kDot4 = true;
+// Never called; they let a kernel choose between the two ways without the preprocessor.
+OCTAVO_INLINE vi vi_dot2(vi, vi) { return vi_zero(); }
+OCTAVO_INLINE vi vi_add16(vi a, vi) { return a; }
+OCTAVO_INLINE vi vi_sum2(vi a) { return a; }
 #else
 constexpr bool kDot4 = false;
 OCTAVO_INLINE vi vi_dot4(vi acc, vi w, vi a) { return vi_add(acc, vi_sum2(vi_dot2(w, a))); }  // for 7-bit weights

@@ -20,17 +20,16 @@ void gemm_bf16(const PackedMatrix& w, const Bf16Rows& a, int64_t row0, int64_t r
                int64_t ldo);
 void gather_row(const PackedMatrix& w, int64_t n, float scale, float* out);
 
+// One vector of results to out, at most `columns` of them (none if there are none left).
+OCTAVO_INLINE void store_columns(float* out, vf acc, const float* bias, int64_t columns) {
+    const vf v = bias ? vf_add(acc, vf_load(bias)) : acc;
+    if (columns >= VC) vf_store(out, v);
+    else vf_store_n(out, v, int(columns));
+}
+
 // One row of a tile's results to out, at most `columns` of them.
 OCTAVO_INLINE void store_tile_row(float* out, const vf* acc, const float* bias, int64_t columns) {
-    vf v[NV];
-    for (int i = 0; i < NV; ++i) v[i] = bias ? vf_add(acc[i], vf_load(bias + i * VC)) : acc[i];
-    if (columns >= kTile) {
-        for (int i = 0; i < NV; ++i) vf_store(out + i * VC, v[i]);
-        return;
-    }
-    float t[kTile];
-    for (int i = 0; i < NV; ++i) vf_store(t + i * VC, v[i]);
-    for (int64_t i = 0; i < columns; ++i) out[i] = t[i];
+    for (int i = 0; i < NV; ++i) store_columns(out + i * VC, acc[i], bias ? bias + i * VC : nullptr, columns - i * VC);
 }
 
 }  // namespace OCTAVO_ISA

@@ -20,9 +20,17 @@ OCTAVO_INLINE vi load_quad(const uint8_t* w, int q, vi& raw) {
     return vi_and(q % 2 == 0 ? raw : vi_shift4(raw), kLowNibbles);
 }
 
+// acc + the products of a quad.
+template <Source S>
+OCTAVO_INLINE vi add_quad(vi acc, vi w, vi a) {
+    if constexpr (S != kFullBytes || kDot4) return vi_dot4(acc, w, a);
+    return vi_dot4(vi_dot4(acc, vi_and(w, kLowBits), a), vi_and(w, kHighBits), a);
+}
+
 // d[r] = dot products over 4 * QUADS values of k, R rows; quad q of row r is at a + (q * lda + r) * 4.
 template <Source S, int R, int QUADS>
 OCTAVO_INLINE void dot_part(const uint8_t* w, const int8_t* a, int64_t lda, vi* d) {
+    constexpr bool kPairs = S == kNibbles && !kDot4;
     vi raw = vi_zero();
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) d[r] = vi_zero();
@@ -32,24 +40,13 @@ OCTAVO_INLINE void dot_part(const uint8_t* w, const int8_t* a, int64_t lda, vi* 
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r) {
             const vi x = vi_bcast4(a + (q * lda + r) * 4);
-            if constexpr (kDot4) {
-                d[r] = vi_dot4(d[r], v, x);
-#if defined(__AVX2__) && !defined(__AVX512VNNI__)
-            } else if constexpr (S == kNibbles) {
-                d[r] = vi_add16(d[r], vi_dot2(v, x));  // 8 quads: 8 * 2 * 15 * 127 < 2^15
-            } else if constexpr (S == kFullBytes) {
-                d[r] = vi_dot4(vi_dot4(d[r], vi_and(v, kLowBits), x), vi_and(v, kHighBits), x);
-#endif
-            } else {
-                d[r] = vi_dot4(d[r], v, x);
-            }
+            // 16 bits hold the sums of a part's nibbles: 8 * 2 * 15 * 127 < 2^15.
+            d[r] = kPairs ? vi_add16(d[r], vi_dot2(v, x)) : add_quad<S>(d[r], v, x);
             vi_pin(d[r]);
         }
     }
-#if defined(__AVX2__) && !defined(__AVX512VNNI__)
-    if constexpr (S == kNibbles)
+    if (kPairs)
         for (int r = 0; r < R; ++r) d[r] = vi_sum2(d[r]);
-#endif
 }
 
 // The shape of a weight's parts, and where a part's scale and values are.
@@ -84,15 +81,7 @@ template <Source S, int QUADS>
 OCTAVO_INLINE vi dot_row(const vi* w, const int8_t* a) {
     vi d[2] = {vi_zero(), vi_zero()};
 #pragma GCC unroll 16
-    for (int q = 0; q < QUADS; ++q) {
-        const vi x = vi_bcast4(a + 4 * q);
-        if constexpr (S == kFullBytes && !kDot4) {
-            d[0] = vi_dot4(d[0], vi_and(w[q], kLowBits), x);
-            d[1] = vi_dot4(d[1], vi_and(w[q], kHighBits), x);
-        } else {
-            d[q % 2] = vi_dot4(d[q % 2], w[q], x);
-        }
-    }
+    for (int q = 0; q < QUADS; ++q) d[q % 2] = add_quad<S>(d[q % 2], w[q], vi_bcast4(a + 4 * q));
     return vi_add(d[0], d[1]);
 }
 
@@ -163,12 +152,7 @@ static void block_columns(const PackedMatrix& w, const uint8_t* tile, int64_t co
         add_low(parts, w.K, tile, column, a, row0, R, sums);
         for (int r = 0; r < R; ++r) acc[r] = vf_load(sums[r]);
     }
-    const vf b = bias ? vf_load(bias) : vf_zero();
-    for (int r = 0; r < R; ++r) {
-        const vf v = bias ? vf_add(acc[r], b) : acc[r];
-        if (columns >= VC) vf_store(out + r * ldo, v);
-        else vf_store_n(out + r * ldo, v, int(columns));
-    }
+    for (int r = 0; r < R; ++r) store_columns(out + r * ldo, acc[r], bias, columns);
 }
 
 // Finds the block's number of rows among 1 .. kBlock.

@@ -31,6 +31,7 @@ OCTAVO_INLINE void opaque(T& x) {
 }
 
 constexpr int kBytes = sizeof(vi);  // products of one step
+
 static int32_t fold(vi x) {
     int32_t lanes[sizeof(vi) / 4], sum = 0;
     vi_store(lanes, x);
