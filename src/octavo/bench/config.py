@@ -68,7 +68,7 @@ class ServeBenchConfig(DatasetConfig):
         "long the streams wait when others' prompts come.",
         low=1,
     )
-    beside_interval: float = opt(1.0, "Seconds between two of them.", above=0.0)
+    beside_interval: float | None = opt(None, "Seconds between two of them; default: 1.", above=0.0)
     weight_bytes: int | None = opt(
         None,
         "Bytes of weights that the server reads for a token. Tells how much of the memory's bandwidth one stream uses, "

@@ -23,9 +23,11 @@ from octavo.bench.limits import Limits, measure_limits
 from octavo.bench.load import Beside, Level, Send, run_level
 from octavo.bench.machine import stamp
 from octavo.bench.report import bandwidth, result, table
+from octavo.errors import InvalidConfig
 
 WARMUP = Prompt("", 8)
 WARMUP_WORDS = 16
+BESIDE_INTERVAL = 1.0
 UNBOUNDED_PROMPTS = 100
 _HEAD = (
     "streams", "req/s", "ok", "failed", "in", "out", "out tok/s", "total tok/s",
@@ -49,10 +51,11 @@ async def measure(config: ServeBenchConfig, key: str) -> dict[str, Any]:
     check_dataset(config)
     server, machine = Server(config, key), stamp()
     rng = random.Random(config.seed)
+    beside = _beside(config, rng)
     work = [(level, prompts(config, num_prompts(config, level), rng)) for level in levels(config)]
     model = config.model or await server.first_model()
     await _warm_up(server, model, config, rng)
-    found, beside = [], _beside(config, rng)
+    found = []
     for level, given in work:
         streams = "all at once" if level.max_concurrency is None else f"{level.max_concurrency} streams"
         with tqdm(total=len(given), desc=streams, unit="req", disable=not config.progress) as bar:
@@ -66,10 +69,13 @@ async def measure(config: ServeBenchConfig, key: str) -> dict[str, Any]:
 
 
 def _beside(config: ServeBenchConfig, rng: random.Random) -> Beside | None:
-    if config.beside_input_len is None:
+    """Raises `InvalidConfig`."""
+    words, interval = config.beside_input_len, config.beside_interval
+    if words is None:
+        if interval is not None:
+            raise InvalidConfig("--beside-interval goes with --beside-input-len")
         return None
-    words = config.beside_input_len
-    return Beside(lambda: Prompt(random_text(rng, words), 1), config.beside_interval)
+    return Beside(lambda: Prompt(random_text(rng, words), 1), interval or BESIDE_INTERVAL)
 
 
 async def _warm_up(server: Server, model: str, config: ServeBenchConfig, rng: random.Random) -> None:

@@ -104,9 +104,15 @@ class Worker:
                     "--max-num-prefill-tokens splits prompts, which --no-enable-chunked-prefill forbids."
                 )
             return max_num_batched_tokens
-        if asked is None and scheduler.max_num_batched_tokens is None:
-            asked = _DEFAULT_PREFILL_TOKENS
-        return min(asked or max_num_batched_tokens, max_num_batched_tokens)
+        if asked is None:
+            is_free = scheduler.max_num_batched_tokens is None
+            return min(_DEFAULT_PREFILL_TOKENS, max_num_batched_tokens) if is_free else max_num_batched_tokens
+        if asked > max_num_batched_tokens:
+            raise InvalidConfig(
+                f"--max-num-prefill-tokens {asked} is more than the {max_num_batched_tokens} tokens of a step "
+                f"(--max-num-batched-tokens)."
+            )
+        return asked
 
     def _kv_cache_dtype(self, loaded: LoadedModel) -> torch.dtype:
         """auto: the type of the checkpoint's unquantized weights; float16 where all are quantized."""
