@@ -84,6 +84,7 @@ class EngineInfo(Message, frozen=True, gc=False):
     ops: dict[str, str]  # op -> implementation
     load_seconds: dict[str, float]  # import, weights, kv, warmup ...
     eos_token_ids: tuple[int, ...] = ()
+    plans_ahead: bool = False  # the device computes beside the host: a step is planned before the last is answered
     # Sums and products: what a token costs, for benchmarks.
     layer_ops_per_token: int = 0  # of the layers' matrices
     output_ops_per_token: int = 0  # of the output matrix, if the token is followed by a sampled one

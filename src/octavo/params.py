@@ -124,6 +124,12 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     def greedy(self) -> bool:
         return self.temperature < GREEDY_EPSILON
 
+    @property
+    def needs_output(self) -> bool:
+        """Whether the host must know the tokens generated so far before the next can be sampled: which words may not
+        go on depends on them."""
+        return any(len(word) > 1 for word in self.bad_word_token_ids)
+
     def validate(self, *, vocab_size: int, max_logprobs: int = 20, max_n: int = 128) -> SamplingParams:
         """Check every field against the model's numbers and return the normalised parameters.
 

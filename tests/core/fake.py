@@ -93,6 +93,13 @@ class FakeExecutor:
     def load(self) -> EngineInfo:
         return self.info
 
+    def submit(self, plan: SchedulerOutput) -> ModelRunnerOutput:
+        """Computes at once; the answer is kept until it is collected."""
+        return self.execute(plan)
+
+    def collect(self, step: ModelRunnerOutput) -> ModelRunnerOutput:
+        return step
+
     def execute(self, plan: SchedulerOutput) -> ModelRunnerOutput:
         self.before_step()
         for slot in plan.finished_slots:
@@ -119,6 +126,8 @@ class FakeExecutor:
             self.pool[state["blocks"][p // size]][p % size] = state["tokens"][p]
         if state["id"] in self.errors:
             result.errors[slot] = self.errors.pop(state["id"])
+            if end == len(state["tokens"]):
+                state["tokens"].append(-1)  # a step that was planned ahead may go on with it
             return
         result.sampled_token_ids[slot] = []
         history = [self.pool[state["blocks"][p // size]][p % size] for p in range(end)]

@@ -61,10 +61,13 @@ def check_cache(scheduler: Scheduler, executor: FakeExecutor) -> None:
     assert all(pool.blocks[block_id].block_hash is not None for block_id in pool._evictable)
 
 
-def check_plan(scheduler: Scheduler, plan: SchedulerOutput) -> None:
-    """I2: work goes on. I8: no block is written that another may read. I10: one token is computed. I20: limits."""
+def check_plan(scheduler: Scheduler, plan: SchedulerOutput, *, ahead: bool = False) -> None:
+    """I2: work goes on. I8: no block is written that another may read. I10: one token is computed. I20: limits.
+
+    `ahead`: the plan was made before the last was answered.
+    """
     counts = plan.num_scheduled_tokens
-    assert bool(counts) == bool(scheduler.requests), "requests wait, but the step is empty"
+    assert ahead or bool(counts) == bool(scheduler.requests), "requests wait, but the step is empty"
     assert plan.total_num_scheduled_tokens == sum(counts.values()) <= scheduler.max_num_batched_tokens
     prompt_tokens = sum(count for count in counts.values() if count > 1)  # or what a grammar dictated
     assert prompt_tokens <= scheduler.max_num_prefill_tokens or any(data.new_token_ids for data in plan.cached_requests)
@@ -75,8 +78,11 @@ def check_plan(scheduler: Scheduler, plan: SchedulerOutput) -> None:
     for slot, count in counts.items():
         request = scheduler.slots[slot]
         assert request is not None
-        start = request.num_computed_tokens
-        assert start + count <= request.num_tokens <= request.num_allocated_tokens
+        start = request.num_computed_tokens + request.num_in_flight_tokens - count
+        assert ahead or start == request.num_computed_tokens
+        num_known = request.num_tokens + (ahead and request.num_expected_tokens == 2)
+        assert start + count <= num_known <= request.num_allocated_tokens
+        assert num_known <= request.limit_tokens - 1 or num_known == request.num_tokens
         for index in range(start // size, (start + count - 1) // size + 1):
             block = scheduler.kv.pool.blocks[request.block_ids[index]]
             assert block.ref_count == 1 and block.block_hash is None

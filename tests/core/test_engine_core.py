@@ -102,9 +102,9 @@ class Engine:
         assert not self.thread.is_alive()
 
 
-@pytest.fixture
-def engine() -> Iterator[Engine]:
-    engine = Engine().start()
+@pytest.fixture(params=[False, True], ids=["", "ahead"])
+def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    engine = Engine(plans_ahead=request.param).start()
     yield engine
     engine.shut_down()
     engine.client.close()
@@ -131,8 +131,10 @@ def test_each_step_is_one_frame_with_the_stats_of_its_end(engine: Engine) -> Non
     engine.add(1, [1, 2, 3], 3)
     frames = [engine.receive(EngineCoreOutputs) for _ in range(3)]
     assert [len(frame.outputs) for frame in frames] == [1, 1, 1]
-    assert [frame.stats.num_steps for frame in frames] == [1, 2, 3]
-    assert [frame.stats.step_tokens for frame in frames] == [3, 1, 1]
+    # Where steps are planned ahead, the stats are those of the step that is under way when the frame is made.
+    is_ahead = engine.executor.info.plans_ahead
+    assert [frame.stats.num_steps for frame in frames] == ([2, 3, 3] if is_ahead else [1, 2, 3])
+    assert [frame.stats.step_tokens for frame in frames] == ([1, 1, 1] if is_ahead else [3, 1, 1])
     assert (frames[-1].stats.num_running, frames[-1].stats.kv_blocks_used) == (0, 0)
     assert (frames[-1].stats.num_prompt_tokens, frames[-1].stats.num_generation_tokens) == (3, 3)
     assert 0 < frames[0].timestamp <= frames[1].timestamp

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from itertools import takewhile
 
 import hypothesis.strategies as st
@@ -17,6 +17,7 @@ from octavo.core import kv_cache_manager
 from octavo.core.scheduler import Scheduler
 from octavo.messages import AddRequest, RequestOutput, TokenLogprobs
 from octavo.params import SamplingParams
+from octavo.step import ModelRunnerOutput, SchedulerOutput
 
 CONTEXT = 40
 #: What must have happened at least once, or the laws have been tested in a world where nothing happens.
@@ -56,6 +57,7 @@ class Laws(RuleBasedStateMachine):
         prefill=st.sampled_from([1, 2, 64]),
         chunked=st.booleans(),
         caching=st.sampled_from([True, True, False]),
+        ahead=st.booleans(),
     )
     def start(
         self,
@@ -66,6 +68,7 @@ class Laws(RuleBasedStateMachine):
         prefill: int,
         chunked: bool,
         caching: bool,
+        ahead: bool,
     ) -> None:
         engine_info = info(
             max_model_len=CONTEXT, num_kv_blocks=num_blocks, block_size=block_size, max_num_seqs=max_num_seqs,
@@ -77,6 +80,8 @@ class Laws(RuleBasedStateMachine):
         )
         self.scheduler = Scheduler(config, engine_info)
         self.executor = FakeExecutor(engine_info)
+        self.ahead = ahead
+        self.in_flight: deque[tuple[SchedulerOutput, ModelRunnerOutput]] = deque()
         self.limit = min(CONTEXT, (num_blocks - 1) * block_size)
         self.messages: dict[int, AddRequest] = {}
         self.seeds: dict[int, int] = {}
@@ -159,8 +164,13 @@ class Laws(RuleBasedStateMachine):
 
     @rule()
     def step_runs_out_of_memory(self) -> None:
+        is_ahead = bool(self.in_flight)
+        if is_ahead and not self.scheduler.can_plan_ahead:
+            return
         plan = self.scheduler.schedule()
-        invariants.check_plan(self.scheduler, plan)
+        invariants.check_plan(self.scheduler, plan, ahead=is_ahead)
+        if not plan.total_num_scheduled_tokens:
+            return
         ids = {self.scheduler.slots[slot].request_id for slot in plan.num_scheduled_tokens}  # type: ignore[union-attr]
         outputs = self.scheduler.fail_step(plan, "memory")
         assert {output.request_id for output in outputs} == ids
@@ -177,16 +187,27 @@ class Laws(RuleBasedStateMachine):
         if hasattr(self, "scheduler"):
             invariants.check_all(self.scheduler, self.executor)
 
+    def submit(self) -> None:
+        """Plan a step, ahead of the answer to one if that is under way, and compute it."""
+        is_ahead = bool(self.in_flight)
+        plan = self.scheduler.schedule()
+        invariants.check_plan(self.scheduler, plan, ahead=is_ahead)
+        if plan.total_num_scheduled_tokens:
+            self.in_flight.append((plan, self.executor.execute(plan)))
+            seen["planned ahead"] += is_ahead
+
     def step(self, in_the_middle: object = None) -> None:
         scheduler = self.scheduler
         before = scheduler.stats()
-        plan = scheduler.schedule()
-        invariants.check_plan(scheduler, plan)
-        if not plan.total_num_scheduled_tokens:
+        if not self.in_flight:
+            self.submit()
+        if self.ahead and scheduler.can_plan_ahead:
+            self.submit()
+        if not self.in_flight:
             return
-        result = self.executor.execute(plan)
         if callable(in_the_middle):
             in_the_middle()
+        plan, result = self.in_flight.popleft()
         self.take(scheduler.update(plan, result))
         after = scheduler.stats()
         seen["preemption"] += after.num_preemptions - before.num_preemptions
@@ -215,7 +236,7 @@ class Laws(RuleBasedStateMachine):
             return
         # Liveness: each step computes at least one token of somebody; recomputation is bounded by the steps left.
         for _ in range(200 * CONTEXT):
-            if not self.scheduler.has_work:
+            if not self.scheduler.has_work and not self.in_flight:
                 break
             self.step()
             invariants.check_all(self.scheduler, self.executor)
@@ -256,6 +277,7 @@ EVENTS = (
     "scores in parts",
     "jump",
     "jump in parts",
+    "planned ahead",
 )
 #: Sets of examples that may be needed to see all of them.
 MAX_WORLDS = 30

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from queue import SimpleQueue
 from typing import Any, ClassVar, Protocol
@@ -30,6 +31,7 @@ from octavo.messages import (
     Shutdown,
     Vocabulary,
 )
+from octavo.step import SchedulerOutput
 
 logger = logging.getLogger("octavo.core")
 
@@ -78,6 +80,9 @@ class EngineCore:
         self._inbox = connection.inbox
         self.structured = StructuredOutputs(info.vocab_size, self._inbox.put, compiler)
         self._send = connection.send
+        self._num_ahead = 1 if info.plans_ahead else 0  # steps that may be under way when an answer is taken in
+        # Submitted and not collected, oldest first: the plan, the worker's step, and slots whose mask failed.
+        self._in_flight: deque[tuple[SchedulerOutput, Any, dict[int, str]]] = deque()
         self._outputs: list[RequestOutput] = []  # to be sent with the next frame
         self._num_pending_told = 0  # requests waiting for their grammar, as of the last frame
         self._num_steps = 0
@@ -88,7 +93,7 @@ class EngineCore:
         threading.Thread(target=self._beat, name="octavo-heartbeat", daemon=True).start()
         try:
             while self._drain_inbox():
-                if self.scheduler.has_work:
+                if self.scheduler.has_work or self._in_flight:
                     self._step()
                 # Refused or aborted, or one more that waits for its grammar, and no step to go with.
                 if self._outputs or self.structured.num_pending != self._num_pending_told:
@@ -98,26 +103,56 @@ class EngineCore:
 
     # ------------------------------------------------------------------------------------------------------ a step
     def _step(self) -> None:
-        """One step, one frame. While the worker computes, the writer thread sends the frame before."""
+        """Submit one step or take in the answer of one, or both; with the answer goes a frame.
+
+        Where the device computes beside the host, the next step is under way when an answer is taken in: planning,
+        bookkeeping and sending cost it nothing.
+        """
+        is_submitted = (not self._in_flight or self.scheduler.can_plan_ahead) and self._submit()
+        if self._in_flight and (len(self._in_flight) > self._num_ahead or not is_submitted):
+            self._collect()
+
+    def _submit(self) -> bool:
+        """Plan the next step and hand it to the worker. False: nothing can be planned before a step has ended."""
         scheduler = self.scheduler
         plan = scheduler.schedule()
         if not plan.total_num_scheduled_tokens:
-            raise RuntimeError(f"requests wait but nothing can be scheduled: {scheduler.stats()}")
-        self._step_started = time.monotonic()
+            if not self._in_flight:
+                raise RuntimeError(f"requests wait but nothing can be scheduled: {scheduler.stats()}")
+            return False
+        if not self._in_flight:
+            self._step_started = time.monotonic()
         self.structured.start_masks(plan, scheduler.slots)
         try:
             fault("step")
-            result = self._executor.execute(plan)
+            step = self._executor.submit(plan)
         except MemoryError as exc:
-            self.structured.finish_masks()
+            self._finish_masks(plan)
             logger.exception("Out of memory in a step of %d tokens.", plan.total_num_scheduled_tokens)
+            while self._in_flight:  # what was computed before is not lost
+                self._collect()
             message = f"The server ran out of memory while it computed this request: {exc}"
             self._outputs += scheduler.fail_step(plan, message)
-        else:
-            result.errors.update(self.structured.finish_masks())
-            self._outputs += scheduler.update(plan, result)
+            self._end_step()
+            return False
+        self._in_flight.append((plan, step, self._finish_masks(plan)))
+        return True
+
+    def _finish_masks(self, plan: SchedulerOutput) -> dict[int, str]:
+        """Slot -> why its mask could not be made. The worker has read those that were."""
+        return self.structured.finish_masks() if plan.masks is not None else {}
+
+    def _collect(self) -> None:
+        """Take in the answer to the oldest step that is under way."""
+        plan, step, mask_errors = self._in_flight.popleft()
+        result = self._executor.collect(step)
+        result.errors.update(mask_errors)
+        self._outputs += self.scheduler.update(plan, result)
+        self._end_step()
+
+    def _end_step(self) -> None:
         self._num_steps += 1
-        self._step_started = 0.0
+        self._step_started = time.monotonic() if self._in_flight else 0.0
         self._send_outputs()
 
     def _send_outputs(self) -> None:
@@ -136,7 +171,7 @@ class EngineCore:
     def _drain_inbox(self) -> bool:
         """Handle what has arrived; wait for something when there is nothing to compute. False: the loop is over."""
         inbox = self._inbox
-        idle = not self.scheduler.has_work
+        idle = not self.scheduler.has_work and not self._in_flight
         while idle or not inbox.empty():
             idle = False
             message = inbox.get()

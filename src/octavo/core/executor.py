@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
@@ -20,15 +20,20 @@ _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
 
 class Executor(Protocol):
-    """`load` once, then `execute` step by step, all in one thread.
+    """`load` once, then `submit` and `collect` step by step, all in one thread.
 
-    `execute` raises MemoryError when the step did not fit: nothing of it counts, and the next may be tried. Any other
-    exception means that the worker's state is lost.
+    `submit` begins a step and returns what `collect` wants for its answer; steps are collected in the order in which
+    they were submitted. Where EngineInfo.plans_ahead, a second may be submitted before the first is collected.
+
+    `submit` raises MemoryError when the step did not fit: nothing of it counts, and the next may be tried. Any other
+    exception of the two means that the worker's state is lost.
     """
 
     def load(self) -> EngineInfo: ...
 
-    def execute(self, plan: SchedulerOutput) -> ModelRunnerOutput: ...
+    def submit(self, plan: SchedulerOutput) -> Any: ...
+
+    def collect(self, step: Any) -> ModelRunnerOutput: ...
 
 
 class UniprocExecutor:
@@ -50,11 +55,15 @@ class UniprocExecutor:
         info = self._worker.load()
         return msgspec.structs.replace(info, load_seconds={"import": import_seconds, **info.load_seconds})
 
-    def execute(self, plan: SchedulerOutput) -> ModelRunnerOutput:
+    def submit(self, plan: SchedulerOutput) -> Any:
         assert self._worker is not None, "load() first"
         try:
-            return self._worker.execute(plan)
+            return self._worker.submit(plan)
         except RuntimeError as exc:
             if any(text in str(exc).lower() for text in _OUT_OF_MEMORY):
                 raise MemoryError(str(exc)) from exc
             raise
+
+    def collect(self, step: Any) -> ModelRunnerOutput:
+        assert self._worker is not None, "load() first"
+        return self._worker.collect(step)

@@ -87,9 +87,9 @@ class KVCacheManager:
         request.next_cache_tokens = (len(computed) + 1) * block_size if self.enable_prefix_caching else _NEVER
         return True
 
-    def grow(self, request: Request) -> list[int] | None:
-        """The blocks for a request whose tokens have outgrown its own. None, and no change: too few are free."""
-        num_new = -(-(len(request.token_ids) - request.num_allocated_tokens) // self.block_size)
+    def grow(self, request: Request, num_tokens: int) -> list[int] | None:
+        """The blocks that a request lacks for `num_tokens` tokens. None, and no change: too few are free."""
+        num_new = -(-(num_tokens - request.num_allocated_tokens) // self.block_size)
         if num_new > self.pool.num_free:
             return None
         new_ids = self.pool.allocate(num_new)

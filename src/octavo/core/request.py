@@ -30,7 +30,8 @@ class Request:
     found by their hash:  | num_cached_blocks * block_size |
 
     The scheduler gives it tokens until num_computed_tokens == num_tokens; then a token is sampled and it is one
-    behind again.
+    behind again. Of a step that has been planned and not yet answered, num_in_flight_tokens are being computed, and
+    num_expected_tokens (0 or 1) will be sampled.
     """
 
     __slots__ = (
@@ -44,11 +45,14 @@ class Request:
         "first_output_sent",
         "limit_tokens",
         "matcher",
+        "needs_output",
         "next_cache_tokens",
         "num_allocated_tokens",
         "num_cached_blocks",
         "num_cached_tokens",
         "num_computed_tokens",
+        "num_expected_tokens",
+        "num_in_flight_tokens",
         "num_prompt_logprobs",
         "num_prompt_tokens",
         "order",
@@ -97,6 +101,9 @@ class Request:
             or params.logit_bias
         )
 
+        # Whether its next step depends on what the host does with the last token: then no step is planned ahead of that.
+        self.needs_output = matcher is not None or params.needs_output
+
         self.limit_tokens = limit_tokens  # it ends with "length" at this many tokens
         # Ids that end it, looked at only when it has more than stop_from_tokens tokens (min_tokens).
         self.stop_ids = frozenset(params.stop_token_ids + (() if params.ignore_eos else message.eos_token_ids))
@@ -107,6 +114,8 @@ class Request:
         # (another request, block index): not admitted before the other has that block in the cache, or runs no more.
         self.waits_for: tuple[Request, int] | None = None
         self.num_computed_tokens = 0
+        self.num_in_flight_tokens = 0
+        self.num_expected_tokens = 0
         self.block_ids: list[int] = []
         self.num_allocated_tokens = 0  # len(block_ids) * block_size
         self.unsent_token_ids: list[int] = []  # the end of token_ids that the worker of a running request lacks

@@ -12,6 +12,11 @@ take those blocks from the cache.
 
 When blocks run out, the newest running request gives up all of its own and goes back to the queue, whose front it
 thereby is. The oldest request is never the newest, so it always ends, and so in turn does every other.
+
+A device that computes beside the host is kept busy by planning one step ahead of the answer to the last: the token
+that is being sampled then counts as known, and its value is filled in where it was sampled. Should it turn out to end
+its request, the step ahead has computed one row in vain. Steps that need blocks of others, and requests whose next
+step depends on the value, wait for the answer.
 """
 
 from __future__ import annotations
@@ -19,6 +24,7 @@ from __future__ import annotations
 import logging
 import time
 from bisect import bisect_left, insort
+from collections import deque
 from collections.abc import Iterable, Sequence
 from operator import attrgetter
 from typing import TYPE_CHECKING
@@ -42,7 +48,8 @@ class Scheduler:
     """Pure bookkeeping: no clock but for time stamps, no I/O. One caller, one thread:
 
     add, abort* , schedule -> (the worker runs) -> update or fail_step, and again. `abort` may also come between
-    schedule and update. Each request gets exactly one `RequestOutput` with a finish_reason.
+    schedule and update, and a second `schedule` where `can_plan_ahead`. Each request gets exactly one `RequestOutput`
+    with a finish_reason.
     """
 
     def __init__(self, config: EngineConfig, info: EngineInfo) -> None:
@@ -61,6 +68,9 @@ class Scheduler:
         self.running: list[Request] = []  # sorted by order
         self.slots: list[Request | None] = [None] * self.max_num_seqs
         self._free_slots = list(range(self.max_num_seqs - 1, -1, -1))
+        # Who takes part in the steps that were planned and not yet answered: (request, slot, tokens), oldest step first.
+        self._unanswered: deque[list[tuple[Request, int, int]]] = deque()
+        self._num_needing_output = 0  # of those that run
         self._finished_slots: list[int] = []  # freed since the last plan
 
         self._num_arrivals = 0
@@ -147,6 +157,8 @@ class Scheduler:
         self._remove_sorted(self.running, request)
         self.kv.free(request, forget=forget)
         request.unsent_token_ids = []
+        request.num_in_flight_tokens = request.num_expected_tokens = 0
+        self._num_needing_output -= request.needs_output
         self.slots[request.slot] = None
         self._free_slots.append(request.slot)
         self._finished_slots.append(request.slot)
@@ -159,12 +171,23 @@ class Scheduler:
         del queue[index]
 
     # ------------------------------------------------------------------------------------------ the plan of a step
+    @property
+    def can_plan_ahead(self) -> bool:
+        """Whether `schedule` may be called although the last plan has not been answered."""
+        if len(self._unanswered) != 1 or self._num_needing_output:
+            return False
+        num_grown = sum(
+            len(request.token_ids) + request.num_expected_tokens > request.num_allocated_tokens
+            for request in self.running
+        )
+        return num_grown <= self.kv.pool.num_free  # nobody will have to give up blocks that a step still reads
+
     def schedule(self) -> SchedulerOutput:
         """The next step. Nothing to compute: total_num_scheduled_tokens is 0, and freed slots are kept for later."""
         budget = self.max_num_batched_tokens
         scheduled: dict[int, int] = {}
         cached: list[CachedRequestData] = []
-        prefilling: list[Request] = []
+        prefilling: list[tuple[Request, int]] = []
         running = self.running
         num_preemptions = self._num_preemptions
 
@@ -172,14 +195,17 @@ class Scheduler:
         for request in running:
             if not budget:
                 break
-            num_tokens = len(request.token_ids)
-            count = num_tokens - request.num_computed_tokens
+            num_tokens = len(request.token_ids) + request.num_expected_tokens
+            if num_tokens >= request.limit_tokens and request.num_expected_tokens:
+                continue  # the expected token is its last
+            num_computed = request.num_computed_tokens + request.num_in_flight_tokens
+            count = num_tokens - num_computed
             if count > 1 and not request.unsent_token_ids:
-                prefilling.append(request)
+                prefilling.append((request, count))
                 continue
             new_ids: list[int] = []
             if num_tokens > request.num_allocated_tokens:
-                if (grown := self._grow(request)) is None:
+                if (grown := self._grow(request, num_tokens)) is None:
                     break
                 new_ids = grown
             unsent: Sequence[int] = ()
@@ -187,35 +213,49 @@ class Scheduler:
                 count = min(count, budget)
                 unsent, request.unsent_token_ids = request.unsent_token_ids, []
             scheduled[request.slot] = count
-            cached.append(CachedRequestData(request.slot, new_ids, request.num_computed_tokens, unsent))
+            cached.append(CachedRequestData(request.slot, new_ids, num_computed, unsent))
             budget -= count
 
         # What one step computes of prompts is bounded apart: it is what the requests above have to wait for.
         budget = min(budget, self.max_num_prefill_tokens)
         # Prompts on their way, and what was left of a long jump: they have all of their blocks.
-        for request in prefilling:
+        for request, count in prefilling:
             if not budget:
                 break
-            count = min(len(request.token_ids) - request.num_computed_tokens, budget)
+            count = min(count, budget)
             scheduled[request.slot] = count
-            cached.append(CachedRequestData(request.slot, [], request.num_computed_tokens))
+            num_computed = request.num_computed_tokens + request.num_in_flight_tokens
+            cached.append(CachedRequestData(request.slot, [], num_computed))
             budget -= count
 
         new: list[NewRequestData] = []
         if self.waiting and self._num_preemptions == num_preemptions:
-            new = self._admit(scheduled, prefilling, budget)
+            new = self._admit(scheduled, [request for request, _ in prefilling], budget)
 
         total = sum(scheduled.values())
         if not total:
             return SchedulerOutput([], [], {}, [], 0, self._num_steps)
         self._num_steps += 1
         self._step_tokens = total
+        self._take_off(scheduled)
         freed, self._finished_slots = self._finished_slots, []
         return SchedulerOutput(new, cached, scheduled, freed, total, self._num_steps)
 
-    def _grow(self, request: Request) -> list[int] | None:
+    def _take_off(self, scheduled: dict[int, int]) -> None:
+        """Note down who is part of the step that has just been planned, and what it will have computed."""
+        members: list[tuple[Request, int, int]] = []
+        for slot, count in scheduled.items():
+            request = self.slots[slot]
+            assert request is not None
+            request.num_in_flight_tokens += count
+            num_tokens = len(request.token_ids) + request.num_expected_tokens
+            request.num_expected_tokens += request.num_computed_tokens + request.num_in_flight_tokens == num_tokens
+            members.append((request, slot, count))
+        self._unanswered.append(members)
+
+    def _grow(self, request: Request, num_tokens: int) -> list[int] | None:
         """A block for `request`, taken from the newest if none is free. None: it was the newest itself."""
-        while (new_ids := self.kv.grow(request)) is None:
+        while (new_ids := self.kv.grow(request, num_tokens)) is None:
             victim = self.running[-1]
             self._preempt(victim)
             if victim is request:
@@ -266,6 +306,7 @@ class Scheduler:
         request.status = RequestStatus.RUNNING
         self.slots[request.slot] = request
         insort(self.running, request, key=_order)
+        self._num_needing_output += request.needs_output
         if request.scheduled_time == 0.0:  # the first time, not after a preemption
             request.scheduled_time = time.monotonic()
             request.num_cached_tokens = request.num_computed_tokens
@@ -323,20 +364,21 @@ class Scheduler:
 
     # ------------------------------------------------------------------------------------------ the worker's answer
     def update(self, plan: SchedulerOutput, result: ModelRunnerOutput) -> list[RequestOutput]:
-        """Take in what the step produced: tokens are appended, full blocks enter the cache, requests end."""
+        """Take in what the oldest unanswered step produced: tokens are appended, full blocks enter the cache, requests
+        end."""
         fault("update")
         outputs: list[RequestOutput] = []
-        slots, sampled, logprobs, errors = self.slots, result.sampled_token_ids, result.logprobs, result.errors
+        sampled, logprobs, errors = result.sampled_token_ids, result.logprobs, result.errors
         scored = result.prompt_logprobs
-        for slot, count in plan.num_scheduled_tokens.items():
-            request = slots[slot]
-            if request is None:  # aborted while the step ran
+        for request, slot, count in self._unanswered.popleft():
+            if request.status is not RequestStatus.RUNNING:  # it ended while the step ran, or in the step before
                 continue
             if slot in errors:
                 outputs.append(self._end(request, "error", errors[slot]))
                 continue
             start = request.num_computed_tokens
             computed = request.num_computed_tokens = start + count
+            request.num_in_flight_tokens -= count
             if computed >= request.next_cache_tokens:
                 self.kv.cache_computed_blocks(request)
             scores = request.fresh_prompt_logprobs(start, scored[slot]) if slot in scored else None
@@ -348,6 +390,7 @@ class Scheduler:
                 continue
             token_id = tokens[0]
             token_ids.append(token_id)
+            request.num_expected_tokens -= 1
             plain = request.first_output_sent and not logprobs and len(token_ids) < request.limit_tokens
             if plain and token_id not in request.stop_ids and request.matcher is None:
                 outputs.append(RequestOutput(request.request_id, tokens))
@@ -400,11 +443,15 @@ class Scheduler:
         return dictated
 
     def fail_step(self, plan: SchedulerOutput, message: str) -> list[RequestOutput]:
-        """The step did not happen: its requests end with an error, the others go on."""
+        """The newest planned step did not happen: its requests end with an error, the others go on."""
         # The worker may not have come as far as dropping the slots it was told to drop.
         self._finished_slots += plan.finished_slots
-        scheduled = [self.slots[slot] for slot in plan.num_scheduled_tokens]
-        return [self._end(request, "error", message) for request in scheduled if request is not None]
+        members = self._unanswered.pop()
+        return [
+            self._end(request, "error", message)
+            for request, _, _ in members
+            if request.status is RequestStatus.RUNNING
+        ]
 
     # ------------------------------------------------------------------------------------------------- maintenance
     def reset_prefix_cache(self) -> None:

@@ -141,13 +141,14 @@ class StructuredOutputs:
 
     # ------------------------------------------------------------------------------------------------ around a step
     def start_masks(self, plan: SchedulerOutput, slots: list[Request | None]) -> None:
-        """Begin to make `plan.masks`, for the slots that sample and have a grammar. `finish_masks` must follow."""
+        """Begin to make `plan.masks`, for the slots that sample and have a grammar. If there are any, `finish_masks`
+        must follow before masks are begun again."""
         guided: dict[int, Request] = {}
-        for slot, count in plan.num_scheduled_tokens.items():
+        for slot in plan.num_scheduled_tokens:
             request = slots[slot]
             if request is None or request.matcher is None:
                 continue
-            if request.num_computed_tokens + count == len(request.token_ids):
+            if request.num_expected_tokens:
                 guided[slot] = request
         if guided:
             plan.masks = self._masks.start(guided)
