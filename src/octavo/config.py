@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from octavo.errors import InvalidConfig
 
 DType = Literal["auto", "float32", "float", "bfloat16", "float16", "half"]
-KVCacheDType = Literal["auto", "float32", "bfloat16", "float16"]
+KVCacheDType = Literal["auto", "float32", "bfloat16", "float16", "fp8", "fp8_e4m3", "fp8_e5m2"]
 LoadFormat = Literal["auto", "safetensors", "gguf", "dummy"]
 LogprobsMode = Literal["raw_logprobs", "raw_logits", "processed_logprobs", "processed_logits"]
 ContentFormatOption = Literal["auto", "string", "openai"]
@@ -29,8 +29,8 @@ def opt(default: Any, help: str, **metadata: Any) -> Any:
 
     metadata: `low`, `high` (inclusive), `above` (exclusive) and `choices` bound the value, or each of a list;
     `infinite` allows infinity; `unit="bytes"` lets the command line write 2G for 2 GiB; `aliases` are other spellings
-    of the flag, `inverse` those of its opposite; `positional` says that there is no flag; `json` that the text is a
-    JSON object, which the config file may spell in YAML.
+    of the flag, `short` is one with a single dash, `inverse` are those of its opposite; `positional` says that there is
+    no flag; `json` that the text is a JSON object, which the config file may spell in YAML.
     """
     meta = {"help": help, **metadata}
     if callable(default):
@@ -48,7 +48,13 @@ class ModelConfig:
     tokenizer_revision: str | None = opt(None, "Branch, tag or commit of the tokenizer on the hub.")
     download_dir: str | None = opt(None, "Where downloads are kept; default: the hub's cache.")
     load_format: LoadFormat = opt("auto", "How the weights are stored; dummy: random weights, for measuring.")
-    dtype: DType = opt("auto", "Type of unquantized weights; auto: as in the checkpoint.")
+    dtype: DType = opt("auto", "Type of unquantized weights; auto: as in the checkpoint, on a GPU never float32.")
+    quantization: str | None = opt(
+        None,
+        "Quantize unquantized matrices while they load, and their inputs in each step. GPUs only.",
+        short="-q",
+        choices=("fp8", "int8"),
+    )
     max_model_len: int | None = opt(
         None, "Longest sequence, prompt and output, in tokens; default: the model's.", low=1
     )
@@ -64,12 +70,17 @@ class CacheConfig:
     """The paged KV cache."""
 
     block_size: int = opt(16, "Tokens in a block: 16, 32 or 64.", choices=(16, 32, 64))
-    kv_cache_dtype: KVCacheDType = opt("auto", "Type of cached keys and values; auto: the model's dtype.")
+    kv_cache_dtype: KVCacheDType = opt(
+        "auto", "Type of cached keys and values; auto: the model's dtype. fp8 (e4m3) and fp8_e5m2: GPUs only."
+    )
     kv_cache_memory_bytes: int | None = opt(
         None, "Bytes for the KV cache; default: from what the machine has free.", low=1, unit="bytes"
     )
     cpu_memory_utilization: float = opt(
         0.5, "Share of the memory free after loading that the KV cache may take.", above=0.0, high=1.0
+    )
+    gpu_memory_utilization: float = opt(
+        0.9, "Share of a GPU's memory that weights, activations and KV cache may take together.", above=0.0, high=1.0
     )
     num_kv_blocks_override: int | None = opt(
         None, "Exact number of blocks, for tests.", low=2, aliases=("num_gpu_blocks_override",)
@@ -83,12 +94,12 @@ class SchedulerConfig:
 
     max_num_seqs: int = opt(256, "Most sequences in one step.", low=1, high=4096)
     max_num_batched_tokens: int | None = opt(
-        None, "Most tokens in one step; default: 512, and at least --max-num-seqs.", low=1
+        None, "Most tokens in one step; default: 512, on a GPU 8192, and at least --max-num-seqs.", low=1
     )
     max_num_prefill_tokens: int | None = opt(
         None,
         "Most prompt tokens in one step, beside the running requests' one each; default: 128, or as many as "
-        "--max-num-batched-tokens where that is given.",
+        "--max-num-batched-tokens where that is given, and on a GPU.",
         low=1,
     )
     enable_chunked_prefill: bool = opt(True, "Split long prompts over several steps.")
@@ -103,7 +114,19 @@ class SchedulerConfig:
 class ParallelConfig:
     """Threads and devices."""
 
-    device: Literal["auto", "cpu"] = opt("auto", "Where the model runs.")
+    device: Literal["auto", "cpu", "cuda"] = opt(
+        "auto", "Where the model runs; auto: on an NVIDIA GPU if there is one that can, else on the CPU."
+    )
+    enforce_eager: bool = opt(False, "Launch every kernel of every step instead of replaying captured CUDA graphs.")
+    cudagraph_capture_sizes: list[int] = opt(
+        list,
+        "Batch sizes for which a step of decoding is captured; others are padded to the next, or run as they are "
+        "beyond the last. Default: a ladder up to --max-num-seqs.",
+        low=1,
+    )
+    batch_invariant: bool = opt(
+        False, "Hold on a GPU too what holds on a CPU anyway: a reply never depends on the other requests."
+    )
     num_threads: int | None = opt(None, "Threads of the CPU kernels; default: one a physical core.", low=1, high=1024)
     isa: str | None = opt(None, "CPU kernels to use (portable, avx2, avx512...); default: the best this CPU has.")
     engine_heartbeat_timeout: float = opt(

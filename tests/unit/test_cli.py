@@ -44,7 +44,12 @@ def value(config: ServeConfig, flag: Flag) -> object:
 
 def sample(flag: Flag) -> str:
     """A valid value that is not the default."""
-    special = {"root_path": "/v", "max_num_batched_tokens": "4096", "cpu_memory_utilization": "0.25"}
+    special = {
+        "root_path": "/v",
+        "max_num_batched_tokens": "4096",
+        "cpu_memory_utilization": "0.25",
+        "gpu_memory_utilization": "0.25",
+    }
     special |= {flag.field: '{"top_k": 5}' for flag in TABLE.values() if flag.is_json}
     if flag.field in special:
         return special[flag.field]
@@ -198,7 +203,8 @@ def test_short_flags_of_vllm_are_known() -> None:
     assert parse("m", "-tp", "1") == parse("m")
     assert "--tensor-parallel-size 2" in refused("m", "-tp", "2")
     assert refused("m", "-tp") == "--tensor-parallel-size needs a value"
-    assert "--quantization" in refused("m", "-q", "awq")
+    assert parse("m", "-q", "fp8") == parse("m", "--quantization", "fp8")
+    assert "--quantization must be one of fp8, int8" in refused("m", "-q", "awq")
 
 
 # ---------------------------------------------------------------- config file
@@ -282,7 +288,7 @@ def test_one_config_file_that_exists_and_is_yaml(tmp_path: Path) -> None:
 
 
 def test_vllm_values_in_the_file_that_change_nothing_pass(tmp_path: Path) -> None:
-    file = write(tmp_path / "c.yaml", "tensor-parallel-size: 1\nenforce-eager: true\nswap-space: 0\n")
+    file = write(tmp_path / "c.yaml", "tensor-parallel-size: 1\nasync-scheduling: true\nswap-space: 0\n")
     assert parse("--config", file) == parse()
 
 

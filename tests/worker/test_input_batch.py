@@ -1,19 +1,13 @@
 """The input batch: every scheduled token is read from its request's state and written to its request's block."""
 
 import numpy as np
-import torch
 
 from octavo.params import SamplingParams
 from octavo.step import CachedRequestData, NewRequestData
-from octavo.worker.input_batch import InputBatchBuilder
+from octavo.worker.input_batch import build_batch
 from octavo.worker.request_states import RequestStates
 
 BLOCK_SIZE = 4
-
-
-class HostDevice:
-    def upload(self, host: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(host)
 
 
 def new_request(
@@ -33,10 +27,6 @@ def new_request(
     )
 
 
-def builder() -> InputBatchBuilder:
-    return InputBatchBuilder(HostDevice(), BLOCK_SIZE)  # type: ignore[arg-type]
-
-
 def test_a_mixed_batch_gathers_prefill_chunk_and_decode() -> None:
     states = RequestStates(max_num_seqs=4, max_model_len=32, block_size=BLOCK_SIZE, vocab_size=64)
     states.add(new_request(2, [10, 11, 12, 13, 14, 15], [5, 9], computed=1))
@@ -44,25 +34,27 @@ def test_a_mixed_batch_gathers_prefill_chunk_and_decode() -> None:
     states.append_token(0, 23)
     states.update(CachedRequestData(slot=0, new_block_ids=[3], num_computed_tokens=3))
 
-    batch = builder().build(states, {2: 4, 0: 1})
+    batch = build_batch(states, {2: 4, 0: 1}, BLOCK_SIZE)
 
-    assert batch.token_ids.tolist() == [11, 12, 13, 14, 23]
-    assert batch.positions.tolist() == [1, 2, 3, 4, 3]
-    assert batch.slot_mapping.tolist() == [5 * 4 + 1, 5 * 4 + 2, 5 * 4 + 3, 9 * 4, 7 * 4 + 3]
-    assert batch.query_start_loc.tolist() == [0, 4, 5]
-    assert batch.seq_lens.tolist() == [5, 4]
-    assert batch.block_tables.tolist() == [[5, 9], [7, 3]]
-    # Slot 2 has one prompt token left, so only slot 0 samples, from its own last row.
-    assert batch.logits_rows.tolist() == [4]
+    # The sequence that decodes comes first.
+    assert batch.slots.tolist() == [0, 2] and batch.num_decodes == 1
+    assert batch.token_ids.tolist() == [23, 11, 12, 13, 14]
+    assert batch.positions.tolist() == [3, 1, 2, 3, 4]
+    assert batch.slot_mapping.tolist() == [7 * 4 + 3, 5 * 4 + 1, 5 * 4 + 2, 5 * 4 + 3, 9 * 4]
+    assert batch.query_start_loc.tolist() == [0, 1, 5]
+    assert batch.seq_lens.tolist() == [4, 5]
+    assert batch.block_tables.tolist() == [[7, 3], [5, 9]]
+    # Slot 2 has one prompt token left, so only slot 0 samples, from its own row.
+    assert batch.logits_rows.tolist() == [0]
     assert batch.sampling_slots.tolist() == [0]
 
 
 def test_a_slot_samples_exactly_when_its_known_tokens_are_computed() -> None:
     states = RequestStates(max_num_seqs=2, max_model_len=32, block_size=BLOCK_SIZE, vocab_size=64)
     states.add(new_request(1, [1, 2, 3, 4, 5], [1, 2]))
-    assert builder().build(states, {1: 4}).sampling_slots.tolist() == []
+    assert build_batch(states, {1: 4}, BLOCK_SIZE).sampling_slots.tolist() == []
     states.update(CachedRequestData(slot=1, new_block_ids=[], num_computed_tokens=4))
-    assert builder().build(states, {1: 1}).sampling_slots.tolist() == [1]
+    assert build_batch(states, {1: 1}, BLOCK_SIZE).sampling_slots.tolist() == [1]
 
 
 def test_a_slot_taken_over_keeps_nothing_of_its_last_request() -> None:
@@ -71,7 +63,7 @@ def test_a_slot_taken_over_keeps_nothing_of_its_last_request() -> None:
     states.append_token(0, 8)
     states.remove(0)
     states.add(new_request(0, [3, 4], [9]))
-    batch = builder().build(states, {0: 2})
+    batch = build_batch(states, {0: 2}, BLOCK_SIZE)
     assert batch.token_ids.tolist() == [3, 4]
     assert batch.block_tables.tolist() == [[9]]
     assert not states.special and not states.logprobs

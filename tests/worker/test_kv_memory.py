@@ -3,8 +3,10 @@
 import pytest
 
 from octavo.config import CacheConfig
+from octavo.device.base import CacheBudget
+from octavo.device.cpu import DEFAULT_CACHE_BYTES
 from octavo.errors import InvalidConfig
-from octavo.worker.kv_memory import DEFAULT_CACHE_BYTES, GIB, KVCachePlan, plan_kv_cache
+from octavo.worker.kv_memory import GIB, KVCachePlan, plan_kv_cache
 
 
 def plan(cache: CacheConfig | None = None, **changes: object) -> KVCachePlan:
@@ -13,7 +15,7 @@ def plan(cache: CacheConfig | None = None, **changes: object) -> KVCachePlan:
         "max_model_len": 2048,
         "max_model_len_given": False,
         "max_num_seqs": 4,
-        "free_bytes": 64 * GIB,
+        "budget": CacheBudget(32 * GIB, "50% of 64.0 GiB free", DEFAULT_CACHE_BYTES),
     }
     return plan_kv_cache(cache or CacheConfig(), **(arguments | changes))  # type: ignore[arg-type]
 
@@ -36,7 +38,7 @@ def test_two_full_length_requests_fit_even_past_the_default_bound() -> None:
 
 
 def test_the_cache_takes_its_share_of_a_small_machine_and_the_context_is_cut_to_fit() -> None:
-    result = plan(free_bytes=2_000_000)
+    result = plan(budget=CacheBudget(1_000_000, "half of it", DEFAULT_CACHE_BYTES))
     assert result.total_bytes <= 1_000_000
     assert result.max_model_len == result.max_request_tokens == (result.num_blocks - 1) * 16
     assert "2048" in result.reason
@@ -44,7 +46,7 @@ def test_the_cache_takes_its_share_of_a_small_machine_and_the_context_is_cut_to_
 
 def test_a_context_that_was_asked_for_is_never_cut_in_silence() -> None:
     with pytest.raises(InvalidConfig, match=r"--max-model-len 2048 .* holds 976 tokens"):
-        plan(free_bytes=2_000_000, max_model_len_given=True)
+        plan(budget=CacheBudget(1_000_000, "half of it", DEFAULT_CACHE_BYTES), max_model_len_given=True)
 
 
 def test_explicit_sizes_are_obeyed() -> None:

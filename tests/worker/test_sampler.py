@@ -13,6 +13,7 @@ from octavo.params import SamplingParams
 from octavo.step import NewRequestData, TokenMasks
 from octavo.worker.request_states import RequestStates
 from octavo.worker.sampler import Sampler, SamplerResult
+from worker.devices import HostDevice
 
 VOCAB = 8
 
@@ -29,11 +30,11 @@ def sample(
         states.add(request)
         for token_id in outputs.get(request.slot, []):
             states.append_token(request.slot, token_id)
-    sampler = Sampler(bind("cpu", "reference"), None, 8, mode)  # type: ignore[arg-type]
+    sampler = Sampler(bind("cpu", "reference"), HostDevice(), 8, mode)  # type: ignore[arg-type]
     slots = np.array([request.slot for request in requests], np.int64)
     waits: list[None] = []
     made = TokenMasks(list(masks), np.concatenate([*masks.values()]), lambda: waits.append(None)) if masks else None
-    result = sampler.sample(torch.tensor(logits), states, slots, made)
+    result = sampler.collect(sampler.sample(torch.tensor(logits), states, slots, made))
     assert bool(waits) == bool(masks), "masks are read when they are ready"
     return result
 
@@ -69,17 +70,17 @@ def test_each_row_gets_its_own_parameters() -> None:
     outputs = {0: [3], 1: [3, 7], 4: [1], 6: [1]}
     result = sample(requests, [ROW] * 7, outputs)
     # plain | bias | 3 penalised | 3 and 7 penalised | 3 divided | end of sequence masked | no longer masked
-    assert result.token_ids == [3, 0, 7, 2, 7, 3, 7]
+    assert result.token_ids.tolist() == [3, 0, 7, 2, 7, 3, 7]
     assert result.errors == {}
 
 
 def test_a_slot_that_changes_hands_and_rows_that_change_places_take_their_parameters_along() -> None:
     states = RequestStates(max_num_seqs=8, max_model_len=64, block_size=16, vocab_size=VOCAB)
-    sampler = Sampler(bind("cpu", "reference"), None, 8)  # type: ignore[arg-type]
+    sampler = Sampler(bind("cpu", "reference"), HostDevice(), 8)  # type: ignore[arg-type]
     flat, slots = torch.zeros(2, VOCAB), np.array([0, 1], np.int64)
 
     def drawn(order: np.ndarray) -> list[int]:
-        return sampler.sample(flat.clone(), states, order).token_ids
+        return sampler.collect(sampler.sample(flat.clone(), states, order)).token_ids.tolist()
 
     states.add(request(0))
     states.add(request(1, temperature=1.0, seed=6))
@@ -124,14 +125,14 @@ def test_a_seeded_draw_does_not_depend_on_its_company() -> None:
 def test_s27_only_allowed_tokens_are_chosen() -> None:
     requests = [request(0, allowed_token_ids=(5, 2, 2)), request(1), request(2, allowed_token_ids=(7, 0), min_tokens=1)]
     result = sample(requests, [ROW] * 3, {})
-    assert result.token_ids == [2, 3, 0]  # 7 ends the text, and min_tokens forbids that
+    assert result.token_ids.tolist() == [2, 3, 0]  # 7 ends the text, and min_tokens forbids that
 
 
 def test_bad_words_forbid_the_token_that_would_complete_one() -> None:
     words = ((3,), (1, 2, 7), (4, 5))
     outputs = {1: [1, 2], 2: [2], 3: [6, 1, 2]}
     result = sample([request(slot, bad_word_token_ids=words, ignore_eos=True) for slot in range(4)], [ROW] * 4, outputs)
-    assert result.token_ids == [7, 2, 7, 2]
+    assert result.token_ids.tolist() == [7, 2, 7, 2]
 
 
 def test_a_word_begun_in_the_prompt_is_not_forbidden() -> None:
@@ -197,7 +198,7 @@ def mask(*allowed: int) -> np.ndarray:
 def test_a_mask_forbids_in_its_own_row_and_leaves_the_logprobs_alone() -> None:
     requests = [request(0), request(1, logprobs=2), request(2, logit_bias={3: 100.0})]
     result = sample(requests, [ROW] * 3, {}, masks={1: mask(0, 5, 6, 40), 2: mask(1, 2)})
-    assert result.token_ids == [3, 0, 2]
+    assert result.token_ids.tolist() == [3, 0, 2]
     [entry] = result.logprobs[1]
     assert entry.top_ids == [3, 7]
     assert entry.logprob == pytest.approx(torch.log_softmax(torch.tensor(ROW), 0)[0].item(), abs=1e-5)
@@ -206,7 +207,7 @@ def test_a_mask_forbids_in_its_own_row_and_leaves_the_logprobs_alone() -> None:
 def test_a_mask_that_admits_the_end_only_wins_over_min_tokens() -> None:
     requests = [request(0, min_tokens=5), request(1, min_tokens=5)]
     result = sample(requests, [ROW] * 2, {}, masks={0: mask(7), 1: mask(1, 7)})
-    assert result.token_ids == [7, 1] and result.errors == {}
+    assert result.token_ids.tolist() == [7, 1] and result.errors == {}
 
 
 def test_a_mask_lifts_min_tokens_and_nothing_else() -> None:

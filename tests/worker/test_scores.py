@@ -9,8 +9,10 @@ from octavo.config import LogprobsMode
 from octavo.ops.table import bind
 from octavo.params import SamplingParams
 from octavo.step import CachedRequestData, NewRequestData
+from octavo.worker.input_batch import build_batch
 from octavo.worker.request_states import RequestStates
 from octavo.worker.scores import PROMPT_ROWS, PromptScorer
+from worker.devices import HostDevice
 
 VOCAB, WIDTH = 20, 6
 HEAD = torch.randn(VOCAB, WIDTH, generator=torch.Generator().manual_seed(1))
@@ -54,8 +56,8 @@ def test_s19_each_row_scores_the_token_behind_it(mode: LogprobsMode) -> None:
     known.add(new(2, tokens))
     hidden = torch.randn(5 + len(tokens), WIDTH, generator=torch.Generator().manual_seed(2))
     model = Model()
-    scorer = PromptScorer(model, bind("cpu", "reference"), mode)  # type: ignore[arg-type]
-    scores = scorer.score(known, {3: 5, 2: len(tokens)}, hidden)
+    scorer = PromptScorer(model, bind("cpu", "reference"), HostDevice(), mode)  # type: ignore[arg-type]
+    scores = scorer.score(known, build_batch(known, {3: 5, 2: len(tokens)}, 16), hidden)()
     values = hidden[5:] @ HEAD.T
     if mode.endswith("logprobs"):
         values = values.log_softmax(-1)
@@ -71,14 +73,14 @@ def test_s19_each_row_scores_the_token_behind_it(mode: LogprobsMode) -> None:
 def test_chunks_give_what_the_whole_gives() -> None:
     tokens = [(3 * i) % VOCAB for i in range(50)]
     hidden = torch.randn(50, WIDTH, generator=torch.Generator().manual_seed(2))
-    scorer = PromptScorer(Model(), bind("cpu", "reference"), "raw_logprobs")  # type: ignore[arg-type]
+    scorer = PromptScorer(Model(), bind("cpu", "reference"), HostDevice(), "raw_logprobs")  # type: ignore[arg-type]
     known = states()
     known.add(new(0, tokens))
-    whole = scorer.score(known, {0: 50}, hidden)[0]
+    whole = scorer.score(known, build_batch(known, {0: 50}, 16), hidden)()[0]
     parts = []
     for start, end in ((0, 20), (20, 49), (49, 50)):
         known.update(CachedRequestData(0, [], start))
-        parts += scorer.score(known, {0: end - start}, hidden[start:end]).get(0, [])
+        parts += scorer.score(known, build_batch(known, {0: end - start}, 16), hidden[start:end])().get(0, [])
     assert [entry.top_ids for entry in parts] == [entry.top_ids for entry in whole]
     assert [entry.logprob for entry in parts] == pytest.approx([entry.logprob for entry in whole])
 

@@ -7,12 +7,13 @@ import pytest
 from octavo.config import EngineConfig, SchedulerConfig
 from octavo.errors import InvalidConfig
 from octavo.worker.worker import Worker
+from worker.devices import HostDevice
 
 
 def limits(**settings: Any) -> tuple[int, int]:
     worker = Worker(EngineConfig(scheduler=SchedulerConfig(**settings)), lambda name, detail: None)
-    batched = worker._max_num_batched_tokens(4096)
-    return batched, worker._max_num_prefill_tokens(batched)
+    batched = worker._max_num_batched_tokens(4096, HostDevice())
+    return batched, worker._max_num_prefill_tokens(batched, HostDevice())
 
 
 @pytest.mark.parametrize(

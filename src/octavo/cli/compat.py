@@ -51,7 +51,7 @@ def _one(reason: str, short: str | None = None) -> Compat:
 _ONE_DEVICE = "octavo runs a model on one device, and uses all cores of a CPU"
 _NO_LORA = "octavo has no adapters yet"
 _NO_SPECULATION = "octavo has no speculative decoding yet"
-_NO_GRAPHS = "octavo captures no CUDA graphs"
+_GRAPHS_BY_SIZE = "octavo captures graphs by batch size alone; see --cudagraph-capture-sizes"
 _FROM_CONFIG = "octavo takes it from the model's own configuration"
 _NO_TRACES = "octavo has no tracing yet"
 
@@ -67,11 +67,9 @@ COMPAT: dict[str, Compat] = {
     "--worker-use-ray": _off("octavo does not use Ray"),
     "--engine-use-ray": _off("octavo does not use Ray"),
     "--disable-frontend-multiprocessing": _off("the engine of octavo always has a process of its own"),
-    "--enforce-eager": _on(_NO_GRAPHS),
-    "--max-seq-len-to-capture": _no(_NO_GRAPHS),
-    "--max-context-len-to-capture": _no(_NO_GRAPHS),
+    "--max-seq-len-to-capture": _no(_GRAPHS_BY_SIZE),
+    "--max-context-len-to-capture": _no(_GRAPHS_BY_SIZE),
     # memory
-    "--gpu-memory-utilization": _no("use --cpu-memory-utilization or --kv-cache-memory-bytes to size the KV cache"),
     "--swap-space": Compat(("0", "0.0"), "octavo swaps nothing: a preempted request is computed again"),
     "--preemption-mode": Compat(("recompute",), "octavo swaps nothing: a preempted request is computed again"),
     "--cpu-offload-gb": Compat(("0", "0.0"), "the weights are in the CPU's memory as it is"),
@@ -81,9 +79,8 @@ COMPAT: dict[str, Compat] = {
     "--num-lookahead-slots": Compat(("0",), _NO_SPECULATION),
     "--use-v2-block-manager": _on("octavo has one block manager"),
     "--disable-async-output-proc": _on("octavo has no asynchronous output processing"),
-    "--async-scheduling": _off("octavo has no asynchronous scheduling yet"),
+    "--async-scheduling": _on("octavo plans steps ahead wherever the device computes beside the host"),
     # the model and its files
-    "--quantization": _no("octavo reads from the checkpoint how it is quantized; leave it out", "-q"),
     "--quantization-param-path": _no("octavo has no scaled KV cache"),
     "--trust-remote-code": _off("octavo never runs code that comes with a model"),
     "--code-revision": _no("octavo never runs code that comes with a model"),

@@ -57,6 +57,7 @@ class Flag:
     is_json: bool  # the text of an object
     aliases: tuple[str, ...]  # other names of the field
     inverse: tuple[str, ...]  # names of the opposite; booleans only
+    short: str | None  # "-q"
 
     @property
     def option(self) -> str:
@@ -162,6 +163,7 @@ def _flag(group: str, field: dataclasses.Field[Any], hint: Any) -> Flag:
         in_bytes=field.metadata.get("unit") == "bytes",
         is_json=bool(field.metadata.get("json")),
         aliases=tuple(field.metadata.get("aliases", ())),
+        short=field.metadata.get("short"),
         inverse=tuple(field.metadata.get("inverse", ())),
     )
 

@@ -150,7 +150,7 @@ def normalise(words: Sequence[str], table: dict[str, Flag], compat: Mapping[str,
             result.append(word)
             continue
         name, equals, value = word.partition("=")
-        name = _canonical(name, compat)
+        name = _canonical(name, table, compat)
         positive = "--" + name[5:] if name.startswith("--no-") else name
         if name == "--help":
             return ["--help"]
@@ -169,13 +169,14 @@ def normalise(words: Sequence[str], table: dict[str, Flag], compat: Mapping[str,
     return result
 
 
-def _canonical(name: str, compat: Mapping[str, Compat]) -> str:
+def _canonical(name: str, table: Mapping[str, Flag], compat: Mapping[str, Compat]) -> str:
     """A flag's name with dashes; the long one for a short one."""
     if name.startswith("--"):
         return "--" + name[2:].replace("_", "-")
     if name == "-h":
         return "--help"
     shorts = {c.short: option for option, c in compat.items() if c.short}
+    shorts |= {flag.short: flag.option for flag in table.values() if flag.short}
     if name not in shorts:
         raise InvalidConfig(f"unknown flag {name}{nearest(name, [s for s in shorts if s])}")
     return shorts[name]

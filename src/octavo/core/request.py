@@ -101,7 +101,7 @@ class Request:
             or params.logit_bias
         )
 
-        # Whether its next step depends on what the host does with the last token: then no step is planned ahead of that.
+        # Whether its next step depends on what the host does with the last token: then none is planned ahead of that.
         self.needs_output = matcher is not None or params.needs_output
 
         self.limit_tokens = limit_tokens  # it ends with "length" at this many tokens

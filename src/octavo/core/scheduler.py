@@ -68,7 +68,7 @@ class Scheduler:
         self.running: list[Request] = []  # sorted by order
         self.slots: list[Request | None] = [None] * self.max_num_seqs
         self._free_slots = list(range(self.max_num_seqs - 1, -1, -1))
-        # Who takes part in the steps that were planned and not yet answered: (request, slot, tokens), oldest step first.
+        # Who takes part in the steps that were planned and not answered: (request, slot, tokens), oldest step first.
         self._unanswered: deque[list[tuple[Request, int, int]]] = deque()
         self._num_needing_output = 0  # of those that run
         self._finished_slots: list[int] = []  # freed since the last plan
@@ -448,9 +448,7 @@ class Scheduler:
         self._finished_slots += plan.finished_slots
         members = self._unanswered.pop()
         return [
-            self._end(request, "error", message)
-            for request, _, _ in members
-            if request.status is RequestStatus.RUNNING
+            self._end(request, "error", message) for request, _, _ in members if request.status is RequestStatus.RUNNING
         ]
 
     # ------------------------------------------------------------------------------------------------- maintenance

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import torch
 
+from octavo.config import CacheConfig
+
+#: Waits for what was downloaded and returns it, in the order of the tensors.
+Download = Callable[[], list[np.ndarray]]
+
+
+@dataclass(frozen=True)
+class CacheBudget:
+    """What a KV cache may take of the device's memory."""
+
+    num_bytes: int
+    reason: str  # for the start-up report
+    default_bytes: int | None = None  # not more than this without being asked; None: all of it
+
 
 class Device(Protocol):
-    """One place where tensors live and kernels run."""
+    """One place where tensors live and kernels run, in the order in which they were launched."""
 
     @property
     def name(self) -> str:
@@ -22,16 +38,50 @@ class Device(Protocol):
     @property
     def torch_device(self) -> torch.device: ...
 
-    def free_memory_bytes(self) -> int:
-        """Bytes that can still be allocated without swapping or hitting a limit of the container's."""
+    @property
+    def plans_ahead(self) -> bool:
+        """Whether kernels run beside the host, so that it pays to launch a step before the last one's result is
+        there."""
 
-    def upload(self, host: np.ndarray) -> torch.Tensor:
-        """A tensor on the device with the contents of `host`. On the CPU it shares the memory of `host`,
-        so the caller must not write to `host` before the step that reads the tensor has ended."""
+    @property
+    def uses_graphs(self) -> bool:
+        """Whether launching is dear enough that steps of decoding should be captured and replayed."""
+
+    @property
+    def default_batched_tokens(self) -> int:
+        """Tokens of a step at most, unless the user says otherwise."""
+
+    @property
+    def default_prefill_tokens(self) -> int:
+        """Of these, tokens of prompts."""
+
+    def activation_dtype(self, asked: torch.dtype | None, weights: torch.dtype | None) -> torch.dtype:
+        """The type of activations for a model whose unquantized weights have type `weights` (None: all kinds), where
+        the user asked for `asked` or nothing."""
+
+    def kv_cache_budget(self, config: CacheConfig) -> CacheBudget:
+        """What is left for the KV cache when everything else has been allocated."""
+
+    def upload(self, *host: np.ndarray, into: torch.Tensor | None = None) -> list[torch.Tensor]:
+        """Tensors on the device with the contents of `host`, all in one copy.
+
+        On the CPU they share the memory of `host`, so the caller must not write to that before the step that reads
+        the tensors has ended. `into`, uint8 on the device: where to put them; the places depend on the arrays' types
+        and shapes alone, so that a captured step finds them again.
+        """
+
+    def upload_weight(self, weight: torch.Tensor) -> torch.Tensor:
+        """The same values on the device; the tensor itself if it is there already."""
+
+    def download(self, *tensors: torch.Tensor) -> Download:
+        """Begin to fetch tensors, as they are after what has been launched so far."""
 
     def zeros(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """A large tensor of zeros that takes memory from the machine only as it is written. Raises OSError or
-        RuntimeError when there is none."""
+        """A large tensor of zeros that takes memory from the machine only as it is written, where that is possible.
+        Raises OSError or RuntimeError when there is none."""
+
+    def capture(self, run: Callable[[], None]) -> Callable[[], None]:
+        """A function that repeats the launches of `run` on the same tensors. `run` has been called before."""
 
     def synchronize(self) -> None:
         """Wait until all kernels launched so far have ended."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import mmap
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,17 @@ import psutil
 import torch
 
 from octavo import _cpu
-from octavo.config import ParallelConfig
+from octavo.config import CacheConfig, ParallelConfig
+from octavo.device.base import CacheBudget, Download
 from octavo.errors import DeviceError
 
 _CGROUP_DIRS = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/memory"))
 _CGROUP_FILES = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
+
+
+#: Without a flag the cache takes no more than this, or two full-length requests if that is more: a laptop's
+#: memory is not the server's alone, and a cache that nothing fills is only slower to search.
+DEFAULT_CACHE_BYTES = 4 << 30
 
 
 class CPUDevice:
@@ -26,6 +33,12 @@ class CPUDevice:
     """
 
     name = "cpu"
+    plans_ahead = False
+    uses_graphs = False
+    # A step on a CPU lasts as long as its tokens. With some dozens of rows the kernels are as fast as they get; with
+    # more tokens of prompts the requests that run would only wait longer, and so would the prompts in front.
+    default_batched_tokens = 512
+    default_prefill_tokens = 128
 
     def __init__(self, config: ParallelConfig) -> None:
         if config.isa is not None:
@@ -47,13 +60,23 @@ class CPUDevice:
     def torch_device(self) -> torch.device:
         return torch.device("cpu")
 
-    def free_memory_bytes(self) -> int:
-        free = psutil.virtual_memory().available
-        limit = _cgroup_free_bytes()
-        return free if limit is None else min(free, limit)
+    def activation_dtype(self, asked: torch.dtype | None, weights: torch.dtype | None) -> torch.dtype:
+        return torch.float32
 
-    def upload(self, host: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(host)
+    def kv_cache_budget(self, config: CacheConfig) -> CacheBudget:
+        free = _free_memory_bytes()
+        share = config.cpu_memory_utilization
+        return CacheBudget(int(free * share), f"{share:.0%} of {free / 2**30:.1f} GiB free", DEFAULT_CACHE_BYTES)
+
+    def upload(self, *host: np.ndarray, into: torch.Tensor | None = None) -> list[torch.Tensor]:
+        assert into is None, "no step is captured on a CPU"
+        return [torch.from_numpy(array) for array in host]
+
+    def upload_weight(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight
+
+    def download(self, *tensors: torch.Tensor) -> Download:
+        return lambda: [tensor.numpy() for tensor in tensors]
 
     def zeros(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         # torch.zeros writes its zeros, which takes seconds and all of the memory; fresh pages are zero already.
@@ -61,6 +84,9 @@ class CPUDevice:
         if hasattr(mmap, "MADV_HUGEPAGE"):
             pages.madvise(mmap.MADV_HUGEPAGE)
         return torch.frombuffer(pages, dtype=dtype).view(shape)
+
+    def capture(self, run: Callable[[], None]) -> Callable[[], None]:
+        return run
 
     def synchronize(self) -> None:
         """Kernels on the CPU have ended when they return."""
@@ -71,6 +97,13 @@ def default_num_threads() -> int:
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     physical = psutil.cpu_count(logical=False) or allowed
     return max(1, min(allowed, physical))
+
+
+def _free_memory_bytes() -> int:
+    """Bytes that can still be allocated without swapping or hitting a limit of the container's."""
+    free = psutil.virtual_memory().available
+    limit = _cgroup_free_bytes()
+    return free if limit is None else min(free, limit)
 
 
 def _cgroup_free_bytes() -> int | None:

@@ -27,6 +27,7 @@ MAX_JSON_BYTES: Final = 64 << 20
 _DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 #: Size of random weights: large enough to be no special case, small enough that no activation grows.
 _DUMMY_BOUND: Final = 0.03
+_CPU: Final = torch.device("cpu")
 
 
 class Checkpoint(Protocol):
@@ -133,11 +134,14 @@ class SafetensorsCheckpoint:
 
 
 class DummyCheckpoint:
-    """Random weights for an architecture: the same for the same seed, whatever the order of asking."""
+    """Random weights for an architecture: the same for the same seed and kind of device, in whatever order."""
 
     quantization: Final = "none"
 
-    def __init__(self, spec: ArchSpec, config: dict[str, Any], source: str, seed: int) -> None:
+    def __init__(
+        self, spec: ArchSpec, config: dict[str, Any], source: str, seed: int, device: torch.device = _CPU
+    ) -> None:
+        self._device = device
         self.source = source
         self.config = config
         self.dtype = config_dtype(config) or torch.bfloat16
@@ -151,8 +155,8 @@ class DummyCheckpoint:
         return self._shapes[name]
 
     def get(self, name: str) -> Tensor:
-        values = torch.empty(self._shapes[name], dtype=self.dtype)
+        values = torch.empty(self._shapes[name], dtype=self.dtype, device=self._device)
         if name.endswith("norm.weight"):
             return values.fill_(1.0)
-        generator = torch.Generator().manual_seed(zlib.crc32(f"{self._seed} {name}".encode()))
+        generator = torch.Generator(self._device).manual_seed(zlib.crc32(f"{self._seed} {name}".encode()))
         return values.uniform_(-_DUMMY_BOUND, _DUMMY_BOUND, generator=generator)

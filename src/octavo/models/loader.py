@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ DTYPES: Final = {
     "half": torch.float16,
     "bfloat16": torch.bfloat16,
 }
+_CPU: Final = torch.device("cpu")
 _NAMES_LISTED: Final = 10
 _REPORTS: Final = 20
 #: Buffers that old exports carry; they follow from the configuration.
@@ -48,35 +49,51 @@ class LoadedModel:
     quantization: str  # "none", or the formats with their counts
 
 
-def load_model(config: ModelConfig, ops: Ops, max_num_batched_tokens: int, on_phase: OnPhase) -> LoadedModel:
+def load_model(
+    config: ModelConfig,
+    ops: Ops,
+    max_num_batched_tokens: int,
+    on_phase: OnPhase,
+    checkpoint: Checkpoint | None = None,
+) -> LoadedModel:
     """Load the model of a resolved configuration (`config.model` is a directory or a .gguf file).
 
-    `on_phase("weights", "n of m tensors")` is called now and then. Raises CheckpointError for files that are
-    missing, damaged, not finite, or of a kind that is not supported.
+    `on_phase("weights", "n of m tensors")` is called now and then; `checkpoint` is the configuration's, if it was
+    opened before. Raises CheckpointError for files that are missing, damaged, not finite, or of a kind that is not
+    supported.
     """
-    checkpoint = open_checkpoint(config)
+    checkpoint = checkpoint or open_checkpoint(config)
     spec = arch_spec(checkpoint.config, checkpoint.source)
-    reader = _Reader(checkpoint, DTYPES.get(config.dtype, checkpoint.dtype), on_phase)
+    reader = _Reader(checkpoint, DTYPES.get(config.dtype, checkpoint.dtype), ops.to_device, on_phase)
     reader.check_names(spec)
     weights = _Packer(reader, spec, ops)
     model_weights = weights.pack()
+    reader.check_finite()
     num_positions = min(config.max_model_len or spec.max_position_embeddings, spec.max_position_embeddings)
     return LoadedModel(
         model=Transformer(spec, ops, model_weights, max_num_batched_tokens, num_positions),
         spec=spec,
-        dtype=reader.matrix_dtype or DTYPES.get(config.dtype, torch.float16),
+        dtype=_reported_dtype(reader, config, ops),
         num_params=reader.num_params,
         weight_bytes=weights.nbytes,
         quantization=checkpoint.quantization,
     )
 
 
-def open_checkpoint(config: ModelConfig) -> Checkpoint:
+def _reported_dtype(reader: _Reader, config: ModelConfig, ops: Ops) -> torch.dtype:
+    """Of the unquantized matrices: on a CPU as they are, else the activations' type, to which they are converted."""
+    if ops.torch_device.type != "cpu":
+        return ops.activation_dtype
+    return reader.matrix_dtype or DTYPES.get(config.dtype, torch.float16)
+
+
+def open_checkpoint(config: ModelConfig, device: torch.device = _CPU) -> Checkpoint:
+    """The checkpoint of a configuration. Random weights are made on `device`."""
     path = Path(config.model)
     if config.load_format == "dummy":
         source: Checkpoint | None = GGUFCheckpoint(path) if path.suffix == ".gguf" else None
         values = read_json(path / "config.json") if source is None else source.config
-        return DummyCheckpoint(arch_spec(values, str(path)), values, str(path), config.seed)
+        return DummyCheckpoint(arch_spec(values, str(path)), values, str(path), config.seed, device)
     is_gguf = path.suffix == ".gguf"
     if config.load_format not in ("auto", "gguf" if is_gguf else "safetensors"):
         kind = "a GGUF file" if is_gguf else "a directory of safetensors files"
@@ -87,10 +104,19 @@ def open_checkpoint(config: ModelConfig) -> Checkpoint:
 class _Reader:
     """Takes tensors from the checkpoint one by one: checked, in the type asked for, counted."""
 
-    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype | None, on_phase: OnPhase) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        dtype: torch.dtype | None,
+        to_device: Callable[[Tensor], Tensor],
+        on_phase: OnPhase,
+    ) -> None:
         self._checkpoint = checkpoint
         self._dtype = dtype
+        self._to_device = to_device
         self._on_phase = on_phase
+        #: Tensors that another device than the CPU is checking: name, and whether all of it is finite.
+        self._checks: list[tuple[str, Tensor]] = []
         self._num_read = 0
         self._num_tensors = 0
         self.num_params = 0
@@ -120,6 +146,7 @@ class _Reader:
     def matrix(self, name: str) -> Tensor | QuantizedWeight:
         weight = self._take(name)
         if isinstance(weight, Tensor):
+            weight = self._to_device(weight)
             weight = weight if self._dtype is None else weight.to(self._dtype)
             self.matrix_dtype = self.matrix_dtype or weight.dtype
         self._check_finite(name, weight)
@@ -129,7 +156,7 @@ class _Reader:
         """A norm or a bias: float32, and a copy that does not keep the file mapped."""
         weight = self._take(name)
         assert isinstance(weight, Tensor)
-        values = weight.to(torch.float32, copy=True)
+        values = self._to_device(weight).to(torch.float32, copy=True)
         self._check_finite(name, values)
         return values
 
@@ -143,9 +170,23 @@ class _Reader:
         return weight
 
     def _check_finite(self, name: str, weight: Tensor | QuantizedWeight) -> None:
+        if isinstance(weight, Tensor) and weight.device.type != "cpu":
+            self._checks.append((name, weight.isfinite().all()))  # known later: a look at it would wait for the copy
+            return
         finite = weight.is_finite() if isinstance(weight, QuantizedWeight) else all_finite(weight)
         if not finite:
-            raise CheckpointError(f"{self._checkpoint.source}: tensor {name!r} holds NaN or infinite values")
+            self._refuse(name)
+
+    def check_finite(self) -> None:
+        """The checks that another device was left to do."""
+        if self._checks:
+            found = torch.stack([finite for _, finite in self._checks]).tolist()
+            for (name, _), finite in zip(self._checks, found, strict=True):
+                if not finite:
+                    self._refuse(name)
+
+    def _refuse(self, name: str) -> NoReturn:
+        raise CheckpointError(f"{self._checkpoint.source}: tensor {name!r} holds NaN or infinite values")
 
 
 class _Packer:

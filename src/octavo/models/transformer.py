@@ -1,8 +1,8 @@
 """The decoder that all families share, run through the `Ops` table.
 
-The residual stream is float32 [T, H]. Each block reads a normed copy of it and adds to it; the addition and the
-norm of the next block are one operation, so that a layer is nine calls (and one more for each norm behind a block),
-which `ops.layer_stack` makes for all layers:
+The residual stream is [T, H] of the table's activation type. Each block reads a normed copy of it and adds to it; the
+addition and the norm of the next block are one operation, so that a layer is nine calls (and one more for each norm
+behind a block), which `ops.layer_stack` makes for all layers:
 
     normed -> qkv -> rope, cache -> attention -> o    -> residual += it; normed
            -> gate | up -> activation * up    -> down -> residual += it; normed
@@ -67,30 +67,30 @@ class Transformer:
         self.spec = spec
         self._ops = ops
         self._weights = weights
-        self._logits = torch.empty(0, spec.vocab_size)
+        self._logits = self._empty_logits(0)
         tables: dict[RopeSpec, Tensor] = {}
         for layer in range(spec.num_layers):
             rope = spec.rope_of_layer(layer)
             if rope not in tables:
-                tables[rope] = cos_sin_table(rope, spec.head_dim, num_positions)
-        self._shape = _shape(spec)
-        self._workspace = Workspace(self._shape, max_num_batched_tokens)
+                tables[rope] = ops.to_device(cos_sin_table(rope, spec.head_dim, num_positions))
+        self.shape = _shape(spec)
+        self._workspace = self._new_workspace(max_num_batched_tokens)
         # The norm behind layer i is the one in front of layer i + 1.
         next_norms = [*(layer.attn_norm for layer in weights.layers[1:]), weights.final_norm]
         layers = [
             _stack_layer(layer, tables[spec.rope_of_layer(i)], spec.layer_windows[i], next_norms[i])
             for i, layer in enumerate(weights.layers)
         ]
-        self._layers = ops.layer_stack(ops, self._shape, layers)
+        self._layers = ops.layer_stack(ops, self.shape, layers)
 
     def forward(self, batch: Batch, kv_caches: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         """Run the step's tokens; their keys and values go to the caches, one (k, v) a layer.
 
-        Returns the hidden states behind the final norm, float32 [T, H]: a view, valid until the next call.
+        Returns the hidden states behind the final norm, [T, H] of the table's type: a view, valid until the next call.
         """
         num_tokens = len(batch.token_ids)
         if num_tokens > self._workspace.capacity:
-            self._workspace = Workspace(self._shape, num_tokens)
+            self._workspace = self._new_workspace(num_tokens)
         space, weights = self._workspace, self._weights
         residual, normed = space.residual[:num_tokens], space.normed[:num_tokens]
         self._ops.embedding(residual, batch.token_ids, weights.embedding, self.spec.embedding_scale)
@@ -103,15 +103,27 @@ class Transformer:
         num_rows = len(rows)
         if num_rows > len(self._logits):
             # Grown by need: for all sequences a step may hold, it would often be the largest tensor of all.
-            self._logits = torch.empty(max(num_rows, 2 * len(self._logits)), self.spec.vocab_size)
+            self._logits = self._empty_logits(max(num_rows, 2 * len(self._logits)))
         logits = self._logits[:num_rows]
         self._ops.linear(logits, rows, self._weights.lm_head)
         cap = self.spec.logit_softcap
         if cap:
-            # Row by row: where torch cuts a tensor into vectors must not depend on the number of rows.
-            for row in logits:
-                row.div_(cap).tanh_().mul_(cap)
+            self._ops.soft_cap_(logits, cap)
         return logits
+
+    def reserve(self, num_tokens: int, num_rows: int) -> None:
+        """Make room for steps of `num_tokens` tokens and the logits of `num_rows` rows, so that up to these sizes all
+        buffers keep their addresses."""
+        if num_tokens > self._workspace.capacity:
+            self._workspace = self._new_workspace(num_tokens)
+        if num_rows > len(self._logits):
+            self._logits = self._empty_logits(num_rows)
+
+    def _new_workspace(self, num_tokens: int) -> Workspace:
+        return Workspace(self.shape, num_tokens, self._ops.activation_dtype, self._ops.torch_device)
+
+    def _empty_logits(self, num_rows: int) -> Tensor:
+        return torch.empty(num_rows, self.spec.vocab_size, device=self._ops.torch_device)
 
 
 def _shape(spec: ArchSpec) -> StackShape:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from octavo import _cpu
-from octavo.ops.reference import KEY_TILE, kv_cache_shapes
+from octavo.ops.reference import KEY_TILE, attention_planner, kv_cache_shapes, resolve_ids, soft_cap_
 from octavo.ops.sampling_batch import SamplingBatch
 
 __all__ = [
@@ -20,12 +20,15 @@ __all__ = [
     "add_",
     "add_rms_norm",
     "attention",
+    "attention_planner",
     "forbid",
     "kv_cache_shapes",
     "logprobs",
+    "resolve_ids",
     "rms_norm",
     "rope_kv_write",
     "sample",
+    "soft_cap_",
 ]
 
 _F32: Final = torch.float32

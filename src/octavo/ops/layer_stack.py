@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,6 +30,8 @@ class StepTensors(Protocol):
     def seq_lens(self) -> Tensor: ...  # int32 [B]
     @property
     def block_tables(self) -> Tensor: ...  # int32 [B, max_blocks]
+    @property
+    def attention_plan(self) -> Any: ...  # made by the table's `attention_planner`, or None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,17 +76,41 @@ class StackLayer:
 
 
 class Workspace:
-    """The activations of one step, float32, for up to `capacity` tokens."""
+    """The activations of one step for up to `capacity` tokens, of the table's type and on its device."""
 
-    def __init__(self, shape: StackShape, capacity: int) -> None:
+    def __init__(self, shape: StackShape, capacity: int, dtype: torch.dtype, device: torch.device) -> None:
+        def rows(width: int) -> Tensor:
+            return torch.empty(capacity, width, dtype=dtype, device=device)
+
         self.capacity = capacity
-        self.residual = torch.empty(capacity, shape.hidden_size)
-        self.normed = torch.empty(capacity, shape.hidden_size)
-        self.qkv = torch.empty(capacity, shape.qkv_size)
-        self.attn = torch.empty(capacity, shape.num_heads * shape.head_dim)
-        self.block_out = torch.empty(capacity, shape.hidden_size)
-        self.gate_up = torch.empty(capacity, 2 * shape.intermediate_size)
-        self.act = torch.empty(capacity, shape.intermediate_size)
+        self.residual = rows(shape.hidden_size)
+        self.normed = rows(shape.hidden_size)
+        self.qkv = rows(shape.qkv_size)
+        self.attn = rows(shape.num_heads * shape.head_dim)
+        self.block_out = rows(shape.hidden_size)
+        self.gate_up = rows(2 * shape.intermediate_size)
+        self.act = rows(shape.intermediate_size)
+
+
+@dataclass(frozen=True)
+class PlannedArrays:
+    """What an attention plan is made of: arrays to be uploaded with the step, and numbers that stay on the host."""
+
+    tensors: tuple[np.ndarray, ...] = ()
+    numbers: Any = None
+
+
+class NoPlanner:
+    """Of an attention that reads all it needs from the step's tensors."""
+
+    def __init__(self, shape: StackShape, device: torch.device) -> None:
+        """Nothing of the shape or the device is needed."""
+
+    def arrays(self, seq_lens: np.ndarray, query_start_loc: np.ndarray, num_decodes: int) -> PlannedArrays:
+        return PlannedArrays()
+
+    def plan(self, arrays: PlannedArrays, tensors: Sequence[Tensor]) -> None:
+        return None
 
 
 class Table(Protocol):

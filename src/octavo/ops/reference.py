@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from octavo.ops.layer_stack import LayerStack
+from octavo.ops.layer_stack import LayerStack, NoPlanner
 from octavo.quant.packed import QuantizedWeight
 
 #: Keys in a tile of the K cache; block sizes are multiples of it.
@@ -117,6 +117,18 @@ def act_mul(out: Tensor, gate_up: Tensor, kind: str) -> None:
     gate, up = gate_up.chunk(2, dim=-1)
     act = F.silu(gate) if kind == "silu" else F.gelu(gate, approximate="tanh")
     torch.mul(act, up, out=out)
+
+
+def soft_cap_(x: Tensor, cap: float) -> None:
+    """x = cap * tanh(x / cap), float32."""
+    # Row by row: where torch cuts a tensor into vectors must not depend on the number of rows.
+    for row in x:
+        row.div_(cap).tanh_().mul_(cap)
+
+
+def resolve_ids(ids: Tensor, last_ids: Tensor) -> None:
+    """ids int32 [T], in place: -1 - slot becomes last_ids[slot], int32, which was sampled there last."""
+    ids.copy_(torch.where(ids < 0, last_ids[(-1 - ids).clamp(min=0)], ids))
 
 
 def kv_cache_shapes(
@@ -224,3 +236,5 @@ def _gather(
 
 #: Its meaning is the calls of the other operations.
 layer_stack = LayerStack
+#: Host arrays for `attention` beside the step's: none.
+attention_planner = NoPlanner

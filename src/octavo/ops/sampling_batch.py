@@ -1,6 +1,7 @@
 """What `Ops.sample` is told about each row, as flat arrays that a kernel can read without Python objects.
 
-All tensors are contiguous, on the CPU, and belong to the batch: allocate once, then overwrite rows each step.
+All tensors are contiguous. The host's batch is allocated once and rows are overwritten each step; the operations get
+one whose tensors are on their device, which on a CPU are the same.
 The three sparse parts (penalties, bias, masks) are in CSR form: row i owns entries offsets[i] .. offsets[i + 1].
 A part that no row needs is left out with its flag, so that a plain greedy batch costs one pass over the logits.
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,6 +37,15 @@ class SparseRows:
         self.ids = torch.from_numpy(np.ascontiguousarray(ids, np.int32))
         self.active = len(ids) > 0
 
+    def arrays(self, num_rows: int) -> list[np.ndarray]:
+        """The tensors of the first rows, on the host."""
+        return [self.offsets[: num_rows + 1].numpy(), self.ids.numpy()]
+
+    def take(self, tensors: Sequence[Tensor]) -> None:
+        """The other way: tensors as `arrays` gives them, with an entry at least."""
+        self.offsets, self.ids = tensors
+        self.active = True
+
 
 @dataclass(slots=True)
 class PenaltyRows(SparseRows):
@@ -49,6 +60,13 @@ class PenaltyRows(SparseRows):
         self.counts = torch.from_numpy(np.ascontiguousarray(counts, np.int32))
         self.in_prompt = torch.from_numpy(np.ascontiguousarray(in_prompt, np.int32))
 
+    def arrays(self, num_rows: int) -> list[np.ndarray]:
+        return [self.offsets[: num_rows + 1].numpy(), self.ids.numpy(), self.counts.numpy(), self.in_prompt.numpy()]
+
+    def take(self, tensors: Sequence[Tensor]) -> None:
+        self.offsets, self.ids, self.counts, self.in_prompt = tensors
+        self.active = True
+
 
 @dataclass(slots=True)
 class BiasRows(SparseRows):
@@ -60,6 +78,13 @@ class BiasRows(SparseRows):
         """`set`, with values float32 [offsets[-1]]."""
         self.set(offsets, ids)
         self.values = torch.from_numpy(np.ascontiguousarray(values, np.float32))
+
+    def arrays(self, num_rows: int) -> list[np.ndarray]:
+        return [self.offsets[: num_rows + 1].numpy(), self.ids.numpy(), self.values.numpy()]
+
+    def take(self, tensors: Sequence[Tensor]) -> None:
+        self.offsets, self.ids, self.values = tensors
+        self.active = True
 
 
 @dataclass(slots=True)
@@ -84,6 +109,10 @@ class SamplingBatch:
     penalties: PenaltyRows
     bias: BiasRows
     masks: SparseRows  # ids set to -inf
+    has_filters: bool = True  # some row may have top_k or top_p
+    #: Instead of `penalties`: counts that stay on the device, and the row of them that each row has, int32, or -1.
+    counts: Any = None
+    count_rows: Tensor | None = None
 
     @classmethod
     def allocate(cls, capacity: int) -> SamplingBatch:
@@ -114,17 +143,30 @@ class SamplingBatch:
 
     def begin(self, num_rows: int) -> None:
         """For a caller that goes on to write every tensor's rows 0 .. num_rows - 1: nothing sparse in them so far."""
-        assert num_rows <= self.temperature.numel(), "more rows than allocated"
         self.num_rows = num_rows
         self.penalties.active = self.bias.active = self.masks.active = False
+        self.counts = self.count_rows = None
+
+    def parameters(self) -> list[np.ndarray]:
+        """What a row has one number of, but for its position: rows 0 .. num_rows - 1, on the host."""
+        return [getattr(self, name)[: self.num_rows].numpy() for name in _PARAMETERS]
+
+    def set_parameters(self, tensors: Sequence[Tensor]) -> None:
+        """The other way: tensors as `parameters` gives them."""
+        for name, tensor in zip(_PARAMETERS, tensors, strict=True):
+            setattr(self, name, tensor)
 
     def reset(self, num_rows: int) -> None:
         """Make rows 0 .. num_rows - 1 greedy, without penalties, bias or masks."""
+        assert num_rows <= self.temperature.numel(), "more rows than allocated"
         self.begin(num_rows)
         for tensor in (self.temperature, self.min_p, self.presence, self.frequency, self.top_k):
             tensor.numpy()[:num_rows] = 0
         for tensor in (self.top_p, self.repetition):
             tensor.numpy()[:num_rows] = 1
+
+
+_PARAMETERS = ("temperature", "top_p", "min_p", "top_k", "presence", "frequency", "repetition", "seeds")
 
 
 def csr_offsets(lengths: Sequence[int]) -> np.ndarray:

@@ -1,8 +1,9 @@
 """The Ops seam: a frozen table of callables, bound once, that layers and the sampler keep.
 
 Signatures, shapes and meaning of each operation stand in `reference` and `reference_sampling`. Common to all
-implementations: outputs are allocated by the caller, activations are contiguous float32, and a row's result does
-not depend on the other rows of the call, on the number of threads, or on how a prompt was cut into steps.
+implementations: outputs are allocated by the caller, activations are contiguous and of the table's type, logits
+float32. A row's result does not depend on the other rows of the call, on the number of threads, or on how a prompt was
+cut into steps: on a CPU always, on a GPU where `batch_invariant` was asked for.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+import torch
 from torch import Tensor
 
 from octavo.ops import reference, reference_sampling
@@ -55,36 +57,70 @@ class Ops:
     rope_kv_write: Callable[..., None]
     attention: Callable[..., None]
     layer_stack: Callable[..., LayerStack]  # (ops, shape, layers)
+    attention_planner: Callable[..., Any]  # (shape, torch_device): see layer_stack.NoPlanner
     kv_cache_shapes: Callable[[int, int, int, int], tuple[tuple[int, ...], tuple[int, ...]]]
+    soft_cap_: Callable[[Tensor, float], None]  # (logits, cap)
+    resolve_ids: Callable[[Tensor, Tensor], None]  # (ids, last_ids)
     forbid: Callable[[Tensor, Tensor, Tensor], None]  # (logits, rows, masks)
     sample: Callable[..., None]  # (logits, batch, out_ids, out_flags)
     logprobs: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor, Tensor, Tensor]]  # (logits, ids, k)
+    #: (vocab_size, torch_device): counts for penalties that stay on the device; None: they come with the batch.
+    penalty_counts: Callable[..., Any] | None = None
+    #: Of activations; weights that no operation packs (norms, tables of rotations) stay float32.
+    activation_dtype: torch.dtype = torch.float32
+    torch_device: torch.device = torch.device("cpu")
+    to_device: Callable[[Tensor], Tensor] = lambda tensor: tensor
     implementations: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Binding:
+    """What a table is made for, where it is not the CPU's."""
+
+    torch_device: torch.device
+    activation_dtype: torch.dtype
+    to_device: Callable[[Tensor], Tensor]
+    quantization: str | None = None  # of matrices whose weights come unquantized: fp8, int8
+    batch_invariant: bool = False
 
 
 #: Operations that share a private format are taken from one implementation or not at all.
 _GROUPS: tuple[tuple[str, ...], ...] = (
     ("pack_linear", "pack_linear_many", "linear", "pack_embedding", "tied_embedding", "embedding"),
+    ("kv_cache_shapes", "rope_kv_write", "attention", "attention_planner"),
 )
 #: Taken where all that it is made of is taken.
 _COMPOSED: dict[str, tuple[str, ...]] = {
     "layer_stack": ("linear", "rms_norm", "add_rms_norm", "act_mul", "rope_kv_write", "attention", "kv_cache_shapes"),
 }
 _REFERENCE_MODULES: dict[str, Any] = dict.fromkeys(("forbid", "sample", "logprobs"), reference_sampling)
-_NAMES = tuple(name for name in Ops.__dataclass_fields__ if name != "implementations")
-#: Modules with the native operations of each device, in `octavo.ops`.
-_NATIVE: dict[str, tuple[str, ...]] = {"cpu": ("cpu", "cpu_linear", "cpu_layers")}
+_SETTINGS = ("implementations", "penalty_counts", "activation_dtype", "torch_device", "to_device")
+_NAMES = tuple(name for name in Ops.__dataclass_fields__ if name not in _SETTINGS)
+#: Modules with the native operations of the CPU, in `octavo.ops`.
+_CPU_MODULES: tuple[str, ...] = ("cpu", "cpu_linear", "cpu_layers")
 
 
-def bind(device: str = "cpu", impl: Literal["auto", "reference"] = "auto") -> Ops:
+def bind(device: str = "cpu", impl: Literal["auto", "reference"] = "auto", binding: Binding | None = None) -> Ops:
     """The table for `device`. "auto" takes each native operation there is; "reference" takes none.
 
-    Raises KeyError for an unknown device.
+    Another device than the CPU needs a `binding`. Raises KeyError for an unknown device.
     """
+    if device == "cuda" and binding is not None:
+        # Here and not above: Triton takes half a second, and machines without a GPU may lack it.
+        operations = importlib.import_module("octavo.ops.triton.bound").operations(binding)
+        names = {name: "triton" for name in operations if name in _NAMES}
+        return Ops(
+            **operations,
+            activation_dtype=binding.activation_dtype,
+            torch_device=binding.torch_device,
+            to_device=binding.to_device,
+            implementations=names,
+        )
+    if device != "cpu":
+        raise KeyError(device)
     chosen: dict[str, Any] = {name: getattr(_REFERENCE_MODULES.get(name, reference), name) for name in _NAMES}
     names = dict.fromkeys(_NAMES, "reference")
-    modules = _NATIVE[device] if impl == "auto" else ()
-    native = _native_operations(modules)
+    native = _native_operations(_CPU_MODULES if impl == "auto" else ())
     for group in (*_GROUPS, *((name,) for name in _NAMES)):
         if all(name in native for name in (*group, *_COMPOSED.get(group[0], ()))):
             chosen |= {name: native[name] for name in group}

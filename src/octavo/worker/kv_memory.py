@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from octavo.config import CacheConfig
+from octavo.device.base import CacheBudget
 from octavo.errors import InvalidConfig
 
 GIB = 1 << 30
-#: Without a flag the cache takes no more than this, or two full-length requests if that is more: a laptop's
-#: memory is not the server's alone, and a cache that nothing fills is only slower to search.
-DEFAULT_CACHE_BYTES = 4 * GIB
 #: Block 0 takes the writes of padding and belongs to no request.
 NUM_NULL_BLOCKS = 1
 
@@ -42,12 +40,12 @@ def plan_kv_cache(
     max_model_len: int,
     max_model_len_given: bool,
     max_num_seqs: int,
-    free_bytes: int,
+    budget: CacheBudget,
 ) -> KVCachePlan:
     """Decide the number of blocks.
 
-    An explicit number of blocks or bytes is obeyed. Otherwise the cache gets `cpu_memory_utilization` of the
-    free memory, at most what the largest batch of full-length requests can use and at most the default above.
+    An explicit number of blocks or bytes is obeyed. Otherwise the cache gets what the device allows it, at most what
+    the largest batch of full-length requests can use, and at most the device's default or two full-length requests.
     When one full-length request does not fit: an error if the user asked for that length, else a shorter context.
 
     Raises InvalidConfig with the numbers when no request could run.
@@ -63,17 +61,13 @@ def plan_kv_cache(
         num_blocks = config.kv_cache_memory_bytes // bytes_per_block
         reason = "as --kv-cache-memory-bytes says"
     else:
-        share = int(free_bytes * config.cpu_memory_utilization)
         useful = (max_num_seqs * blocks_per_request + NUM_NULL_BLOCKS) * bytes_per_block
-        default = max(DEFAULT_CACHE_BYTES, 2 * blocks_per_request * bytes_per_block)
-        limit = min(share, useful, default)
-        num_blocks = limit // bytes_per_block
-        if limit == share:
-            reason = f"{config.cpu_memory_utilization:.0%} of {free_bytes / GIB:.1f} GiB free"
-        elif limit == useful:
-            reason = f"all that {max_num_seqs} full-length requests can use"
-        else:
-            reason = "the default; --kv-cache-memory-bytes changes it"
+        limits = {budget.reason: budget.num_bytes, f"all that {max_num_seqs} full-length requests can use": useful}
+        if budget.default_bytes is not None:
+            default = max(budget.default_bytes, 2 * blocks_per_request * bytes_per_block)
+            limits["the default; --kv-cache-memory-bytes changes it"] = default
+        reason = min(limits, key=lambda name: limits[name])
+        num_blocks = limits[reason] // bytes_per_block
 
     room = (num_blocks - NUM_NULL_BLOCKS) * block_size
     if room < block_size:

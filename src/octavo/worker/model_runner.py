@@ -2,23 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 
 from octavo.config import LogprobsMode
 from octavo.device.base import Device
+from octavo.messages import TokenLogprobs
 from octavo.models.transformer import Transformer
 from octavo.ops.table import Ops
 from octavo.step import ModelRunnerOutput, SchedulerOutput
-from octavo.worker.input_batch import InputBatch, InputBatchBuilder
-from octavo.worker.request_states import RequestStates
-from octavo.worker.sampler import Sampler
+from octavo.worker.graphs import StepGraphs
+from octavo.worker.input_batch import HostBatch, InputBatch, build_batch
+from octavo.worker.request_states import ExpectedTokens, RequestStates
+from octavo.worker.sampler import SampledTokens, Sampler
 from octavo.worker.scores import PromptScorer
 
 KVCaches = list[tuple[torch.Tensor, torch.Tensor]]
 
 
+@dataclass(slots=True)
+class RunningStep:
+    """A step that was submitted: what its answer will be made of."""
+
+    slots: list[int]
+    tokens: SampledTokens | None = None
+    expected: ExpectedTokens | None = None
+    prompt_logprobs: Callable[[], dict[int, list[TokenLogprobs]]] | None = None
+
+
 class ModelRunner:
-    """Owns the slot states, the step's buffers and the KV cache; knows no queue, no text and no device."""
+    """Owns the slot states, the step's buffers and the KV cache; knows no queue, no text and no device.
+
+    `submit` launches a step and returns at once where the device computes beside the host; `collect` waits for its
+    answer. The token that a step samples can be the input of the next without having been on the host.
+    """
 
     def __init__(
         self,
@@ -31,17 +50,33 @@ class ModelRunner:
         max_num_seqs: int,
         max_model_len: int,
         logprobs_mode: LogprobsMode = "raw_logprobs",
+        graph_sizes: tuple[int, ...] = (),
     ) -> None:
+        """`graph_sizes`: batch sizes to which steps of decoding are padded and captured; none: nothing is."""
         self._model = model
+        self._ops = ops
         self._device = device
         self._kv_caches = kv_caches
+        self._block_size = block_size
         self._states = RequestStates(max_num_seqs, max_model_len, block_size, model.spec.vocab_size)
-        self._batches = InputBatchBuilder(device, block_size)
+        #: What was sampled last in each slot, int32, on the device; None where the host knows before the next step.
+        self._last_ids: torch.Tensor | None = None
+        if device.plans_ahead:
+            self._last_ids = torch.zeros(max_num_seqs, dtype=torch.int32, device=device.torch_device)
+        self._planner = ops.attention_planner(model.shape, device.torch_device)
         self._sampler = Sampler(ops, device, max_num_seqs, logprobs_mode)
-        self._scorer = PromptScorer(model, ops, logprobs_mode)
+        self._scorer = PromptScorer(model, ops, device, logprobs_mode)
+        self._graphs: StepGraphs | None = None
+        if graph_sizes:
+            max_blocks = self._states.block_tables.shape[1]
+            self._graphs = StepGraphs(self._run_model, device, self._planner, graph_sizes, max_blocks)
 
     def execute(self, plan: SchedulerOutput) -> ModelRunnerOutput:
         """Compute the tokens that `plan` schedules and sample for every slot whose tokens are then complete."""
+        return self.collect(self.submit(plan))
+
+    def submit(self, plan: SchedulerOutput) -> RunningStep:
+        """Launch a step. Steps are collected in the order in which they were submitted."""
         states = self._states
         for slot in plan.finished_slots:
             states.remove(slot)
@@ -49,28 +84,71 @@ class ModelRunner:
             states.add(new)
         for known in plan.cached_requests:
             states.update(known)
-        sampled: dict[int, list[int]] = {slot: [] for slot in plan.num_scheduled_tokens}
-        output = ModelRunnerOutput(sampled_token_ids=sampled, logprobs={}, errors={})
+        step = RunningStep(list(plan.num_scheduled_tokens))
         if not plan.num_scheduled_tokens:
-            return output
+            return step
 
-        batch = self._batches.build(states, plan.num_scheduled_tokens)
-        hidden = self._model.forward(batch, self._kv_caches)
-        if states.prompt_logprobs:
-            output.prompt_logprobs = self._scorer.score(states, plan.num_scheduled_tokens, hidden)
-        if len(batch.sampling_slots):
-            self._sample(batch, hidden, plan, output)
+        host = build_batch(states, plan.num_scheduled_tokens, self._block_size)
+        logits = None if self._graphs is None or states.prompt_logprobs else self._graphs.logits(host)
+        if logits is None:
+            hidden = self._model.forward(self._upload(host), self._kv_caches)
+            if states.prompt_logprobs:
+                step.prompt_logprobs = self._scorer.score(states, host, hidden)
+            if len(host.sampling_slots):
+                logits = self._model.logits(self._sampling_rows(host, hidden))
+        if logits is not None:
+            self._sample(logits, host, plan, step)
+        return step
+
+    def collect(self, step: RunningStep) -> ModelRunnerOutput:
+        """Wait for the answer of a step; what it sampled becomes known to the host."""
+        output = ModelRunnerOutput(sampled_token_ids={slot: [] for slot in step.slots})
+        if step.prompt_logprobs is not None:
+            output.prompt_logprobs = step.prompt_logprobs()
+        if step.tokens is not None and step.expected is not None:
+            result = self._sampler.collect(step.tokens)
+            self._states.fill_tokens(step.expected, result.token_ids)
+            for slot, token_id in zip(step.tokens.slots.tolist(), result.token_ids.tolist(), strict=True):
+                if slot not in result.errors:
+                    output.sampled_token_ids[slot] = [token_id]
+            output.logprobs, output.errors = result.logprobs, result.errors
         return output
 
-    def _sample(
-        self, batch: InputBatch, hidden: torch.Tensor, plan: SchedulerOutput, output: ModelRunnerOutput
-    ) -> None:
-        rows = hidden if len(batch.logits_rows) == len(hidden) else hidden[batch.logits_rows]
-        result = self._sampler.sample(self._model.logits(rows), self._states, batch.sampling_slots, plan.masks)
-        for slot, token_id in zip(batch.sampling_slots.tolist(), result.token_ids, strict=True):
-            if slot in result.errors:
-                continue
-            output.sampled_token_ids[slot] = [token_id]
-            self._states.append_token(slot, token_id)
-        output.logprobs.update(result.logprobs)
-        output.errors.update(result.errors)
+    def _upload(self, host: HostBatch) -> InputBatch:
+        arrays = self._planner.arrays(host.seq_lens, host.query_start_loc, host.num_decodes)
+        token_ids, positions, slot_mapping, query_start_loc, seq_lens, block_tables, *planned = self._device.upload(
+            host.token_ids,
+            host.positions,
+            host.slot_mapping,
+            host.query_start_loc,
+            host.seq_lens,
+            host.block_tables,
+            *arrays.tensors,
+        )
+        plan = self._planner.plan(arrays, planned)
+        batch = InputBatch(token_ids, positions, slot_mapping, query_start_loc, seq_lens, block_tables, plan)
+        self._resolve_ids(batch)
+        return batch
+
+    def _resolve_ids(self, batch: InputBatch) -> None:
+        if self._last_ids is not None:
+            self._ops.resolve_ids(batch.token_ids, self._last_ids)
+
+    def _sampling_rows(self, host: HostBatch, hidden: torch.Tensor) -> torch.Tensor:
+        if len(host.logits_rows) == len(hidden):
+            return hidden
+        (rows,) = self._device.upload(host.logits_rows)
+        return hidden[rows]
+
+    def _run_model(self, batch: InputBatch) -> torch.Tensor:
+        """A step of decoding that samples in every row."""
+        self._resolve_ids(batch)
+        return self._model.logits(self._model.forward(batch, self._kv_caches))
+
+    def _sample(self, logits: torch.Tensor, host: HostBatch, plan: SchedulerOutput, step: RunningStep) -> None:
+        slots = host.sampling_slots
+        step.tokens = self._sampler.sample(logits, self._states, slots, plan.masks)
+        if self._last_ids is not None:
+            (index,) = self._device.upload(slots)
+            self._last_ids[index] = step.tokens.ids
+        step.expected = self._states.expect_tokens(slots)

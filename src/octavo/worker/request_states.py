@@ -34,11 +34,19 @@ class SlotParams(NamedTuple):
     penalties: PenaltyState | None
 
 
+class ExpectedTokens(NamedTuple):
+    """Where tokens belong that are being sampled; int64 [S] each."""
+
+    slots: np.ndarray
+    generations: np.ndarray
+    indices: np.ndarray  # within the slot's tokens
+
+
 class RequestStates:
     """Arrays over slots. Rows of freed slots keep stale values; a slot is valid from `add` to `remove`."""
 
     def __init__(self, max_num_seqs: int, max_model_len: int, block_size: int, vocab_size: int) -> None:
-        self._vocab_size = vocab_size
+        self.vocab_size = vocab_size
         max_blocks = -(-max_model_len // block_size)
         # Large and mostly unused: zeros come from fresh pages, which cost nothing until they are touched.
         self.token_ids = np.zeros((max_num_seqs, max_model_len + 1), np.int32)
@@ -47,6 +55,8 @@ class RequestStates:
         self.num_tokens = np.zeros(max_num_seqs, np.int64)  # known tokens: prompt and sampled
         self.num_prompt_tokens = np.zeros(max_num_seqs, np.int64)
         self.num_computed = np.zeros(max_num_seqs, np.int64)  # tokens whose keys and values are in the cache
+        #: Grows when a request enters or leaves the slot: tells whose a token is that was sampled some time ago.
+        self.generation = np.zeros(max_num_seqs, np.int64)
 
         self.temperature = np.zeros(max_num_seqs, np.float32)
         self.top_p = np.ones(max_num_seqs, np.float32)
@@ -96,7 +106,7 @@ class RequestStates:
             num_prompt = request.num_prompt_tokens
             tokens = self.token_ids[slot, : len(request.prompt_token_ids)]
             penalties = PenaltyState(tokens[:num_prompt], tokens[num_prompt:])
-        mask = TokenMask.of(params, request.eos_token_ids, self._vocab_size)
+        mask = TokenMask.of(params, request.eos_token_ids, self.vocab_size)
         if penalties or mask or params.logit_bias:
             self.special[slot] = SlotParams(params, mask, penalties)
 
@@ -116,13 +126,35 @@ class RequestStates:
     def append_token(self, slot: int, token_id: int) -> None:
         self.token_ids[slot, self.num_tokens[slot]] = token_id
         self.num_tokens[slot] += 1
+        self._count_token(slot, token_id)
+
+    def _count_token(self, slot: int, token_id: int) -> None:
         special = self.special.get(slot)
         if special is not None and special.penalties is not None:
             counts = special.penalties.output_counts
             counts[token_id] = counts.get(token_id, 0) + 1
 
+    def expect_tokens(self, slots: np.ndarray) -> ExpectedTokens:
+        """Let each of `slots` int64 [S] have one token more, which is being sampled: -1 - slot stands in its place."""
+        indices = self.num_tokens[slots]
+        self.token_ids[slots, indices] = -1 - slots
+        self.num_tokens[slots] += 1
+        return ExpectedTokens(slots, self.generation[slots], indices)
+
+    def fill_tokens(self, expected: ExpectedTokens, token_ids: np.ndarray) -> None:
+        """The tokens that were expected, int32 [S]. Slots that have another request by now are left alone."""
+        slots = expected.slots
+        mine = self.generation[slots] == expected.generations
+        if not mine.all():
+            slots, token_ids = slots[mine], token_ids[mine]
+        self.token_ids[slots, expected.indices[mine]] = token_ids
+        if self.special:
+            for slot, token_id in zip(slots.tolist(), token_ids.tolist(), strict=True):
+                self._count_token(slot, token_id)
+
     def remove(self, slot: int) -> None:
         self.version += 1
+        self.generation[slot] += 1
         self.special.pop(slot, None)
         self.logprobs.pop(slot, None)
         self.prompt_logprobs.pop(slot, None)

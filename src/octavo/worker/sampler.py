@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from octavo.config import LogprobsMode
-from octavo.device.base import Device
+from octavo.device.base import Device, Download
 from octavo.messages import TokenLogprobs
 from octavo.ops.sampling_batch import SamplingBatch, csr_offsets
 from octavo.ops.table import Ops
 from octavo.step import TokenMasks
+from octavo.worker.penalties import CountedSlots
 from octavo.worker.request_states import RequestStates, SlotParams
 from octavo.worker.scores import sampled_scores
 
@@ -22,11 +24,22 @@ _BAD_LOGITS = "The model produced logits that are not numbers; the request canno
 
 @dataclass(slots=True)
 class SamplerResult:
-    """token_ids[i] belongs to slots[i]; it is meaningless for a slot in `errors`."""
+    """token_ids[i] int32 belongs to slots[i]; it is meaningless for a slot in `errors`."""
 
-    token_ids: list[int]
+    token_ids: np.ndarray
     logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
     errors: dict[int, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class SampledTokens:
+    """Tokens that are being sampled: on the device at once, on the host when `Sampler.collect` has waited."""
+
+    slots: np.ndarray  # int64 [S], host
+    ids: torch.Tensor  # int32 [S], device
+    download: Download  # ids and flags
+    scored: list[int]  # rows whose log probabilities were asked for
+    scores: Callable[[], list[TokenLogprobs]] | None = None  # of `scored`
 
 
 class Sampler:
@@ -38,46 +51,63 @@ class Sampler:
         self._ops = ops
         self._mode = logprobs_mode
         self._device = device
-        self._batch = SamplingBatch.allocate(max_num_seqs)
+        self._batch = SamplingBatch.allocate(max_num_seqs)  # the host's
+        self._uploaded = SamplingBatch.allocate(0)  # the same on the device
         self._filled: tuple[int, bytes] | None = None  # the states' version and the slots that the batch was filled for
-        self._out_ids = torch.zeros(max_num_seqs, dtype=torch.int32)
-        self._out_flags = torch.zeros(max_num_seqs, dtype=torch.int32)
+        # Scores of what was drawn from are made on the host, from its own counts.
+        has_counts = ops.penalty_counts is not None and logprobs_mode.startswith("raw")
+        self._counts = CountedSlots(ops, device) if has_counts else None
 
     def sample(
         self, logits: torch.Tensor, states: RequestStates, slots: np.ndarray, masks: TokenMasks | None = None
-    ) -> SamplerResult:
-        """logits float32 [S, V] of `slots` int64 [S], which are edited; slots of `masks` are among them.
+    ) -> SampledTokens:
+        """Launch the sampling of a token for each of `slots` int64 [S], from logits float32 [S, V], which are edited.
 
-        A mask wins over min_tokens: where it admits nothing but the ends that min_tokens forbids, they may come.
+        Slots of `masks` are among them. A mask wins over min_tokens: where it admits nothing but the ends that
+        min_tokens forbids, they may come.
         """
-        num_rows = len(slots)
-        saved: tuple[list[int], torch.Tensor] | None = None
+        saved: tuple[torch.Tensor, torch.Tensor] | None = None
         at_end: frozenset[int] = frozenset()
         if masks is not None:
             row_of = {slot: row for row, slot in enumerate(slots.tolist())}
             scored = [row_of[slot] for slot in masks.slots if slot in states.logprobs]
-            saved = (scored, logits[scored]) if scored else None
+            if scored:
+                (index,) = self._device.upload(np.array(scored, np.int64))
+                saved = (index, logits[index])
             at_end = self._forbid(logits, states, row_of, masks)
         self._fill_batch(states, slots, at_end)
-        out_ids, out_flags = self._out_ids[:num_rows], self._out_flags[:num_rows]
-        self._ops.sample(logits, self._batch, out_ids, out_flags)
+        ids = torch.empty(len(slots), dtype=torch.int32, device=logits.device)
+        flags = torch.empty_like(ids)
+        self._ops.sample(logits, self._uploaded, ids, flags)
+        if self._counts is not None:
+            self._counts.add(ids)
 
-        result = SamplerResult(token_ids=out_ids.tolist())
-        bad = out_flags.numpy().nonzero()[0]
+        tokens = SampledTokens(slots, ids, self._device.download(ids, flags), [])
+        if states.logprobs:
+            rows = [row for row, slot in enumerate(slots.tolist()) if slot in states.logprobs]
+            if rows:
+                # `sample` leaves the logits as they were; masked rows get their own back where those are asked for.
+                if saved is not None and self._mode.startswith("raw"):
+                    logits[saved[0]] = saved[1]
+                wanted = [states.logprobs[int(slots[row])] for row in rows]
+                tokens.scored = rows
+                tokens.scores = sampled_scores(
+                    self._device, self._ops, self._mode, logits, self._batch, rows, ids, wanted
+                )
+        return tokens
+
+    def collect(self, tokens: SampledTokens) -> SamplerResult:
+        """Wait for the tokens and what was asked for with them."""
+        ids, flags = tokens.download()
+        result = SamplerResult(ids)
+        bad = flags.nonzero()[0]
         if len(bad):
-            result.errors = {int(slots[row]): _BAD_LOGITS for row in bad}
-        if not states.logprobs:
-            return result
-        # A row in error has no token: its id is -1.
-        rows = [row for row, slot in enumerate(slots.tolist()) if slot in states.logprobs and slot not in result.errors]
-        if rows:
-            # `sample` leaves the logits as they were; masked rows get their own back where those are asked for.
-            if saved is not None and self._mode.startswith("raw"):
-                logits[saved[0]] = saved[1]
-            wanted = [states.logprobs[int(slots[row])] for row in rows]
-            scores = sampled_scores(self._ops, self._mode, logits, self._batch, rows, out_ids[rows], wanted)
-            for row, entry in zip(rows, scores, strict=True):
-                result.logprobs[int(slots[row])] = [entry]
+            result.errors = {int(tokens.slots[row]): _BAD_LOGITS for row in bad}
+        if tokens.scores is not None:
+            for row, entry in zip(tokens.scored, tokens.scores(), strict=True):
+                slot = int(tokens.slots[row])
+                if slot not in result.errors:
+                    result.logprobs[slot] = [entry]
         return result
 
     def _forbid(
@@ -85,31 +115,47 @@ class Sampler:
     ) -> frozenset[int]:
         """Set the logits of forbidden tokens to -inf. Returns the slots that can only end."""
         masks.wait()
-        words = torch.frombuffer(masks.words, dtype=torch.int32).view(len(masks.slots), -1)
-        self._ops.forbid(logits, torch.tensor([row_of[slot] for slot in masks.slots]), words)
+        words = np.frombuffer(masks.words, np.int32).reshape(len(masks.slots), -1)
+        rows = np.array([row_of[slot] for slot in masks.slots], np.int64)
+        self._ops.forbid(logits, *self._device.upload(rows, words))
         at_end = set()
         for i, slot in enumerate(masks.slots):
             special = states.special.get(slot)
             if special is not None and special.mask is not None:
-                bits = np.unpackbits(words[i].numpy().view(np.uint8), count=logits.shape[1], bitorder="little")
+                bits = np.unpackbits(words[i].view(np.uint8), count=logits.shape[1], bitorder="little")
                 bits[special.mask.ids(states.output_tokens(slot))] = 0
                 if not bits.any():
                     at_end.add(slot)
         return frozenset(at_end)
 
     def _fill_batch(self, states: RequestStates, slots: np.ndarray, at_end: frozenset[int]) -> None:
-        batch, num_rows = self._batch, len(slots)
+        batch, on_device, num_rows = self._batch, self._uploaded, len(slots)
         batch.begin(num_rows)
-        batch.positions.numpy()[:num_rows] = states.num_output_tokens(slots)
+        on_device.begin(num_rows)
+        positions = states.num_output_tokens(slots)
+        batch.positions.numpy()[:num_rows] = positions
+        (on_device.positions,) = self._device.upload(positions)
         filled = (states.version, slots.tobytes())
         if filled != self._filled:
             self._fill_parameters(states, slots)
+            on_device.set_parameters(self._device.upload(*batch.parameters()))
+            on_device.has_filters = batch.has_filters
             self._filled = filled
+        if self._counts is not None:
+            on_device.counts, on_device.count_rows = self._counts.of(states, slots)
         if states.special:
             special = [states.special.get(slot) for slot in slots.tolist()]
             self._fill_bias(special)
-            self._fill_penalties(special)
+            if self._counts is None:
+                self._fill_penalties(special)
             self._fill_masks(special, states, slots.tolist(), at_end)
+            for host, target in (
+                (batch.bias, on_device.bias),
+                (batch.penalties, on_device.penalties),
+                (batch.masks, on_device.masks),
+            ):
+                if host.active:
+                    target.take(self._device.upload(*host.arrays(num_rows)))
 
     def _fill_parameters(self, states: RequestStates, slots: np.ndarray) -> None:
         """What stays the same from step to step while no request comes or goes."""
@@ -122,6 +168,7 @@ class Sampler:
         batch.frequency.numpy()[:num_rows] = states.frequency[slots]
         batch.repetition.numpy()[:num_rows] = states.repetition[slots]
         batch.seeds.numpy()[:num_rows] = states.seeds[slots].view(np.int64)
+        batch.has_filters = bool((states.top_k[slots] > 0).any() or (states.top_p[slots] < 1.0).any())
 
     def _fill_bias(self, special: list[SlotParams | None]) -> None:
         biases = [(s.params.logit_bias or {}) if s else {} for s in special]

@@ -3,21 +3,25 @@
 Which numbers they are is a setting of the server: `raw_*` are the model's own, `processed_*` those that the token
 was drawn from (bias, masks, penalties, temperature, min_p, top_k, top_p); `*_logits` are not normalised. Nothing is
 drawn within a prompt, so its tokens have the model's own in every mode.
+
+Both functions launch what computes the scores and return what waits for them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 
 from octavo.config import LogprobsMode
+from octavo.device.base import Device, Download
 from octavo.messages import TokenLogprobs
 from octavo.models.transformer import Transformer
 from octavo.ops.reference_sampling import processed_logits
 from octavo.ops.sampling_batch import SamplingBatch
 from octavo.ops.table import Ops
+from octavo.worker.input_batch import HostBatch
 from octavo.worker.request_states import RequestStates
 
 #: Rows of a prompt whose logits are in memory at once. A whole chunk's would be the largest tensor of all.
@@ -27,6 +31,7 @@ _Columns = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def sampled_scores(
+    device: Device,
     ops: Ops,
     mode: LogprobsMode,
     logits: torch.Tensor,
@@ -34,24 +39,46 @@ def sampled_scores(
     rows: list[int],
     ids: torch.Tensor,
     counts: list[int],
-) -> list[TokenLogprobs]:
-    """One entry a row of `rows`: of the token ids[i] int32, which rows[i] of logits float32 [S, V] led to.
+) -> Callable[[], list[TokenLogprobs]]:
+    """One entry a row of `rows`: of the token ids[row] int32 that was drawn from logits[row], float32 [S, V].
 
-    Row i gets counts[i] alternatives: rows that ask for fewer than the longest list get theirs cut from it.
+    The i-th gets counts[i] alternatives: rows that ask for fewer than the longest list get theirs cut from it. `batch`
+    is the host's. A row without a token, whose id is below 0, gets an entry that means nothing.
     """
+    (index,) = device.upload(np.array(rows, np.int64))
+    values, chosen = logits[index], ids[index].clamp(min=0)
     if mode == "raw_logprobs":
-        return _entries(ops.logprobs(logits[rows], ids, max(counts)), counts)
-    if mode == "raw_logits":
-        values = logits[rows]
+        columns = ops.logprobs(values, chosen, max(counts))
+    elif mode == "raw_logits":
+        columns = _ranked(values, chosen, max(counts))
     else:
-        # Row by row: where torch cuts a tensor into vectors must not depend on the number of rows.
-        values = torch.stack([processed_logits(logits[row], batch, row) for row in rows])
-        if mode == "processed_logprobs":
-            values = torch.stack([row.double().log_softmax(-1).float() for row in values])
-    return _entries(_ranked(values, ids, max(counts)), counts)
+        columns = _processed(device, mode, values, chosen, batch, rows, max(counts))
+        return lambda: _entries([column.numpy() for column in columns], counts)
+    download = device.download(*columns)
+    return lambda: _entries(download(), counts)
 
 
-def _entries(columns: _Columns, counts: list[int]) -> list[TokenLogprobs]:
+def _processed(
+    device: Device,
+    mode: LogprobsMode,
+    values: torch.Tensor,
+    ids: torch.Tensor,
+    batch: SamplingBatch,
+    rows: list[int],
+    num_alternatives: int,
+) -> _Columns:
+    """On the host, from its own batch: the only place that has all of a row's settings in one form."""
+    host_values, host_ids = (torch.from_numpy(array) for array in device.download(values, ids)())
+    # Row by row: where torch cuts a tensor into vectors must not depend on the number of rows.
+    drawn_from = torch.stack(
+        [processed_logits(value, batch, row) for value, row in zip(host_values, rows, strict=True)]
+    )
+    if mode == "processed_logprobs":
+        drawn_from = torch.stack([row.double().log_softmax(-1).float() for row in drawn_from])
+    return _ranked(drawn_from, host_ids, num_alternatives)
+
+
+def _entries(columns: Sequence[np.ndarray], counts: list[int]) -> list[TokenLogprobs]:
     own, ranks, top_ids, top_values = (column.tolist() for column in columns)
     return [
         TokenLogprobs(logprob=logprob, rank=rank, top_ids=row_ids[:k], top_logprobs=row_values[:k])
@@ -62,7 +89,7 @@ def _entries(columns: _Columns, counts: list[int]) -> list[TokenLogprobs]:
 def _ranked(values: torch.Tensor, ids: torch.Tensor, k: int) -> _Columns:
     """`Ops.logprobs` with the values [S, V] as they are. Ties: the lower id first."""
     chosen = values.gather(1, ids.long()[:, None])
-    token = torch.arange(values.shape[1])[None, :]
+    token = torch.arange(values.shape[1], device=values.device)[None, :]
     ahead = (values > chosen) | ((values == chosen) & (token < ids[:, None]))
     order = torch.sort(values, dim=-1, descending=True, stable=True).indices[:, :k]
     return chosen[:, 0], ahead.sum(-1) + 1, order, values.gather(1, order)
@@ -71,32 +98,41 @@ def _ranked(values: torch.Tensor, ids: torch.Tensor, k: int) -> _Columns:
 class PromptScorer:
     """Scores the prompt tokens of those slots that ask for it, chunk by chunk as they are computed."""
 
-    def __init__(self, model: Transformer, ops: Ops, mode: LogprobsMode) -> None:
+    def __init__(self, model: Transformer, ops: Ops, device: Device, mode: LogprobsMode) -> None:
         self._model = model
+        self._device = device
         self._rank: Callable[[torch.Tensor, torch.Tensor, int], _Columns] = (
             _ranked if mode.endswith("_logits") else ops.logprobs
         )
 
     def score(
-        self, states: RequestStates, num_scheduled: dict[int, int], hidden: torch.Tensor
-    ) -> dict[int, list[TokenLogprobs]]:
-        """hidden float32 [T, H] of a step's tokens. The row of token i scores token i + 1, within the prompt."""
-        scores: dict[int, list[TokenLogprobs]] = {}
-        row = 0
-        for slot, count in num_scheduled.items():
+        self, states: RequestStates, batch: HostBatch, hidden: torch.Tensor
+    ) -> Callable[[], dict[int, list[TokenLogprobs]]]:
+        """hidden [T, H] of a step's tokens. The row of token i scores token i + 1, within the prompt."""
+        launched: list[tuple[int, int, Download]] = []  # slot, alternatives, columns of some rows
+        starts = batch.query_start_loc.tolist()
+        for i, (slot, count) in enumerate(zip(batch.slots.tolist(), batch.num_scheduled.tolist(), strict=True)):
             num_alternatives = states.prompt_logprobs.get(slot)
             if num_alternatives is not None:
                 first = int(states.num_computed[slot]) + 1
                 targets = states.token_ids[slot, first : min(first + count, int(states.num_prompt_tokens[slot]))]
-                if len(targets):
-                    scores[slot] = self._score_rows(hidden[row : row + len(targets)], targets, num_alternatives)
-            row += count
-        return scores
+                rows = hidden[starts[i] : starts[i] + len(targets)]
+                columns = self._launch(rows, targets, num_alternatives)
+                launched += [(slot, num_alternatives, download) for download in columns]
 
-    def _score_rows(self, hidden: torch.Tensor, targets: np.ndarray, num_alternatives: int) -> list[TokenLogprobs]:
-        result: list[TokenLogprobs] = []
+        def wait() -> dict[int, list[TokenLogprobs]]:
+            scores: dict[int, list[TokenLogprobs]] = {}
+            for slot, num_alternatives, download in launched:
+                columns = download()
+                scores.setdefault(slot, []).extend(_entries(columns, [num_alternatives] * len(columns[0])))
+            return scores
+
+        return wait
+
+    def _launch(self, hidden: torch.Tensor, targets: np.ndarray, num_alternatives: int) -> list[Download]:
+        launched = []
         for start in range(0, len(targets), PROMPT_ROWS):
-            ids = torch.from_numpy(targets[start : start + PROMPT_ROWS].copy())
+            (ids,) = self._device.upload(targets[start : start + PROMPT_ROWS].copy())
             logits = self._model.logits(hidden[start : start + len(ids)])
-            result += _entries(self._rank(logits, ids, num_alternatives), [num_alternatives] * len(ids))
-        return result
+            launched.append(self._device.download(*self._rank(logits, ids, num_alternatives)))
+        return launched

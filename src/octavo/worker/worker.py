@@ -9,20 +9,19 @@ import torch
 
 from octavo.config import EngineConfig
 from octavo.device.base import Device
-from octavo.device.cpu import CPUDevice
+from octavo.device.select import make_device
 from octavo.errors import InvalidConfig
 from octavo.messages import EngineInfo
-from octavo.models.loader import DTYPES, LoadedModel, OnPhase, load_model
-from octavo.ops.table import Ops, bind
+from octavo.models.loader import DTYPES, LoadedModel, OnPhase, load_model, open_checkpoint
+from octavo.ops.table import Binding, Ops, bind
 from octavo.params import SamplingParams
 from octavo.step import ModelRunnerOutput, NewRequestData, SchedulerOutput
+from octavo.worker.graphs import MAX_GRAPH_SIZE, ladder
 from octavo.worker.kv_memory import KVCachePlan, plan_kv_cache
-from octavo.worker.model_runner import KVCaches, ModelRunner
+from octavo.worker.model_runner import KVCaches, ModelRunner, RunningStep
 
-#: A step on a CPU lasts as long as its tokens. With some dozens of rows the kernels are as fast as they get; with more
-#: tokens of prompts the requests that run would only wait longer, and so would the prompts in front.
-_DEFAULT_BATCHED_TOKENS = 512
-_DEFAULT_PREFILL_TOKENS = 128
+#: KV cache types that only GPUs have.
+_FP8_CACHES = {"fp8": torch.float8_e4m3fn, "fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
 
 
 class Worker:
@@ -41,15 +40,28 @@ class Worker:
         """
         config, seconds = self._config, {}
         start = time.perf_counter()
-        device: Device = CPUDevice(config.parallel)
-        ops = bind(device.name)
+        device = make_device(config.parallel)
+        self._check_device_options(device)
+        checkpoint = open_checkpoint(config.model, device.torch_device)
+        dtype = device.activation_dtype(DTYPES.get(config.model.dtype), checkpoint.dtype)
+        binding = Binding(
+            torch_device=device.torch_device,
+            activation_dtype=dtype,
+            to_device=device.upload_weight,
+            quantization=config.model.quantization,
+            batch_invariant=config.parallel.batch_invariant,
+        )
+        ops = bind(device.name, binding=binding)
         # The model's buffers grow when a step is larger than this; how large one may be depends on its context.
-        loaded = load_model(config.model, ops, _DEFAULT_BATCHED_TOKENS, self._on_phase)
+        loaded = load_model(config.model, ops, device.default_batched_tokens, self._on_phase, checkpoint)
         seconds["weights"] = time.perf_counter() - start
 
         start = time.perf_counter()
         self._on_phase("kv cache", "")
         max_model_len = self._max_model_len(loaded)
+        max_num_batched_tokens = self._max_num_batched_tokens(max_model_len, device)
+        graph_sizes = self._graph_sizes(device)
+        loaded.model.reserve(max_num_batched_tokens if device.uses_graphs else 0, max(graph_sizes, default=0))
         kv_dtype = self._kv_cache_dtype(loaded)
         plan = self._plan_kv_cache(loaded, ops, kv_dtype, max_model_len, device)
         kv_caches = self._allocate_kv_caches(loaded, device, ops, plan, kv_dtype)
@@ -62,8 +74,10 @@ class Worker:
             max_num_seqs=config.scheduler.max_num_seqs,
             max_model_len=plan.max_model_len,
             logprobs_mode=config.model.logprobs_mode,
+            graph_sizes=graph_sizes,
         )
-        max_num_batched_tokens = self._max_num_batched_tokens(plan.max_model_len)
+        # A context that was cut to fit the cache needs no larger steps.
+        max_num_batched_tokens = min(max_num_batched_tokens, self._max_num_batched_tokens(plan.max_model_len, device))
         seconds["kv cache"] = time.perf_counter() - start
 
         start = time.perf_counter()
@@ -72,10 +86,45 @@ class Worker:
         seconds["warm-up"] = time.perf_counter() - start
         return self._info(loaded, device, ops, plan, kv_dtype, max_num_batched_tokens, seconds)
 
+    def submit(self, plan: SchedulerOutput) -> RunningStep:
+        """Launch one step. Call `load` first."""
+        assert self._runner is not None, "submit before load"
+        return self._runner.submit(plan)
+
+    def collect(self, step: RunningStep) -> ModelRunnerOutput:
+        """Wait for the answer of the oldest step that has not been collected."""
+        assert self._runner is not None, "collect before load"
+        return self._runner.collect(step)
+
     def execute(self, plan: SchedulerOutput) -> ModelRunnerOutput:
-        """Run one step. Call `load` first."""
-        assert self._runner is not None, "execute before load"
-        return self._runner.execute(plan)
+        """Both."""
+        return self.collect(self.submit(plan))
+
+    def _check_device_options(self, device: Device) -> None:
+        """Refuse what the device cannot do, by the flag's name."""
+        config = self._config
+        if device.name != "cpu":
+            if config.parallel.enforce_eager and config.parallel.cudagraph_capture_sizes:
+                raise InvalidConfig("--enforce-eager captures nothing: it excludes --cudagraph-capture-sizes.")
+            return
+        if config.model.quantization is not None:
+            raise InvalidConfig(
+                f"--quantization {config.model.quantization} needs a GPU; the CPU reads quantized checkpoints (GGUF)."
+            )
+        if config.cache.kv_cache_dtype in _FP8_CACHES:
+            raise InvalidConfig(f"--kv-cache-dtype {config.cache.kv_cache_dtype} needs a GPU.")
+        if config.parallel.cudagraph_capture_sizes:
+            raise InvalidConfig("--cudagraph-capture-sizes needs a GPU.")
+
+    def _graph_sizes(self, device: Device) -> tuple[int, ...]:
+        """Batch sizes for which steps are captured."""
+        parallel, most = self._config.parallel, self._config.scheduler.max_num_seqs
+        if not device.uses_graphs or parallel.enforce_eager:
+            return ()
+        asked = tuple(sorted({size for size in parallel.cudagraph_capture_sizes if size <= most}))
+        if parallel.cudagraph_capture_sizes and not asked:
+            raise InvalidConfig(f"--cudagraph-capture-sizes: all of them are above --max-num-seqs ({most}).")
+        return asked or ladder(min(most, MAX_GRAPH_SIZE))
 
     def _max_model_len(self, loaded: LoadedModel) -> int:
         asked, limit = self._config.model.max_model_len, loaded.spec.max_position_embeddings
@@ -83,11 +132,11 @@ class Worker:
             raise InvalidConfig(f"--max-model-len {asked} is longer than the {limit} positions of the model.")
         return asked or limit
 
-    def _max_num_batched_tokens(self, max_model_len: int) -> int:
+    def _max_num_batched_tokens(self, max_model_len: int, device: Device) -> int:
         scheduler = self._config.scheduler
         asked = scheduler.max_num_batched_tokens
         if scheduler.enable_chunked_prefill:
-            return asked or max(_DEFAULT_BATCHED_TOKENS, scheduler.max_num_seqs)
+            return asked or max(device.default_batched_tokens, scheduler.max_num_seqs)
         if asked is not None and asked < max_model_len:
             raise InvalidConfig(
                 f"--max-num-batched-tokens {asked} is less than the context of {max_model_len} tokens, which is only "
@@ -95,7 +144,7 @@ class Worker:
             )
         return asked or max_model_len
 
-    def _max_num_prefill_tokens(self, max_num_batched_tokens: int) -> int:
+    def _max_num_prefill_tokens(self, max_num_batched_tokens: int, device: Device) -> int:
         scheduler = self._config.scheduler
         asked = scheduler.max_num_prefill_tokens
         if not scheduler.enable_chunked_prefill:
@@ -106,7 +155,7 @@ class Worker:
             return max_num_batched_tokens
         if asked is None:
             is_free = scheduler.max_num_batched_tokens is None
-            return min(_DEFAULT_PREFILL_TOKENS, max_num_batched_tokens) if is_free else max_num_batched_tokens
+            return min(device.default_prefill_tokens, max_num_batched_tokens) if is_free else max_num_batched_tokens
         if asked > max_num_batched_tokens:
             raise InvalidConfig(
                 f"--max-num-prefill-tokens {asked} is more than the {max_num_batched_tokens} tokens of a step "
@@ -117,7 +166,7 @@ class Worker:
     def _kv_cache_dtype(self, loaded: LoadedModel) -> torch.dtype:
         """auto: the type of the checkpoint's unquantized weights; float16 where all are quantized."""
         asked = self._config.cache.kv_cache_dtype
-        return loaded.dtype if asked == "auto" else DTYPES[asked]
+        return loaded.dtype if asked == "auto" else _FP8_CACHES.get(asked) or DTYPES[asked]
 
     def _plan_kv_cache(
         self, loaded: LoadedModel, ops: Ops, kv_dtype: torch.dtype, max_model_len: int, device: Device
@@ -131,7 +180,7 @@ class Worker:
             max_model_len=max_model_len,
             max_model_len_given=self._config.model.max_model_len is not None,
             max_num_seqs=self._config.scheduler.max_num_seqs,
-            free_bytes=device.free_memory_bytes(),
+            budget=device.kv_cache_budget(self._config.cache),
         )
 
     def _allocate_kv_caches(
@@ -188,7 +237,7 @@ class Worker:
             block_size=plan.block_size,
             max_num_seqs=self._config.scheduler.max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
-            max_num_prefill_tokens=self._max_num_prefill_tokens(max_num_batched_tokens),
+            max_num_prefill_tokens=self._max_num_prefill_tokens(max_num_batched_tokens, device),
             max_request_tokens=plan.max_request_tokens,
             kv_cache_bytes=plan.total_bytes,
             weight_bytes=loaded.weight_bytes,
@@ -199,6 +248,8 @@ class Worker:
             device=device.description,
             ops=dict(ops.implementations),
             load_seconds=seconds,
+            # Scores of what was drawn from are made on the host, before the next step may begin.
+            plans_ahead=device.plans_ahead and self._config.model.logprobs_mode.startswith("raw"),
             layer_ops_per_token=loaded.spec.layer_ops_per_token,
             output_ops_per_token=2 * loaded.spec.hidden_size * loaded.spec.vocab_size,
             attention_ops_per_key=4 * loaded.spec.num_layers * loaded.spec.num_heads * loaded.spec.head_dim,

@@ -1,0 +1,149 @@
+"""An NVIDIA GPU as a device: one stream of kernels, pinned buffers between host and device, captured graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+import torch
+
+from octavo.config import CacheConfig, ParallelConfig
+from octavo.device.base import CacheBudget, Download
+from octavo.device.packing import pack, packed_offsets, unpacked
+from octavo.errors import DeviceError
+
+MIN_CAPABILITY: Final = (8, 0)
+#: Pinned buffers that take turns: a buffer is written again when its last copy has ended, long before by then.
+_NUM_STAGES: Final = 4
+_WEIGHT_CHUNK: Final = 32 << 20
+#: For temporaries of sampling and attention, captured graphs, and the workspaces of cuBLAS.
+_RESERVED_BYTES: Final = 1 << 30
+
+
+class CUDADevice:
+    """The current GPU of the process (CUDA_VISIBLE_DEVICES chooses).
+
+    Raises DeviceError when there is none that the kernels run on.
+    """
+
+    name = "cuda"
+    plans_ahead = True
+    uses_graphs = True
+    default_batched_tokens = 8192
+    default_prefill_tokens = 8192
+
+    def __init__(self, config: ParallelConfig) -> None:
+        if not torch.cuda.is_available():
+            raise DeviceError("--device cuda: torch finds no NVIDIA GPU, or was installed without CUDA.")
+        self.torch_device: Final = torch.device("cuda", torch.cuda.current_device())
+        properties = torch.cuda.get_device_properties(self.torch_device)
+        capability = (properties.major, properties.minor)
+        if capability < MIN_CAPABILITY:
+            raise DeviceError(
+                f"--device cuda: {properties.name} has compute capability {capability[0]}.{capability[1]}; "
+                f"octavo needs {MIN_CAPABILITY[0]}.{MIN_CAPABILITY[1]} or more."
+            )
+        self.description: Final = f"cuda, {properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+        self._uploads = PinnedStages()
+        self._weights = PinnedStages(_WEIGHT_CHUNK)
+        self._graph_pool = torch.cuda.graph_pool_handle()
+        # A product's result must not depend on whether another library lets half precision sum in half precision.
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+        torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+
+    def activation_dtype(self, asked: torch.dtype | None, weights: torch.dtype | None) -> torch.dtype:
+        if asked is not None:
+            return asked
+        return torch.float16 if weights == torch.float16 else torch.bfloat16
+
+    def kv_cache_budget(self, config: CacheConfig) -> CacheBudget:
+        torch.cuda.synchronize(self.torch_device)
+        torch.cuda.empty_cache()
+        free, total = torch.cuda.mem_get_info(self.torch_device)
+        share = config.gpu_memory_utilization
+        # All buffers of a step and its logits are allocated by now; temporaries, graphs and libraries still come.
+        allowed = int(total * share) - (total - free) - _RESERVED_BYTES
+        return CacheBudget(max(0, allowed), f"what is left of {share:.0%} of {total / 2**30:.0f} GiB")
+
+    def upload(self, *host: np.ndarray, into: torch.Tensor | None = None) -> list[torch.Tensor]:
+        offsets, size = packed_offsets(host)
+        stage = self._uploads.next(size)
+        pack(host, offsets, stage.host.numpy())
+        target = torch.empty(size, dtype=torch.uint8, device=self.torch_device) if into is None else into[:size]
+        target.copy_(stage.host[:size], non_blocking=True)
+        stage.copied.record()
+        return unpacked(target, host, offsets)
+
+    def upload_weight(self, weight: torch.Tensor) -> torch.Tensor:
+        if weight.device == self.torch_device:
+            return weight
+        source = weight.contiguous()
+        target = torch.empty(source.shape, dtype=source.dtype, device=self.torch_device)
+        if source.nbytes == 0:
+            return target
+        # The file's pages go to pinned memory with all of torch's threads, while the chunk before is on its way.
+        flat_source, flat_target = source.view(-1).view(torch.uint8), target.view(-1).view(torch.uint8)
+        for start in range(0, source.nbytes, _WEIGHT_CHUNK):
+            chunk = flat_source[start : start + _WEIGHT_CHUNK]
+            stage = self._weights.next(len(chunk))
+            stage.host[: len(chunk)].copy_(chunk)
+            flat_target[start : start + len(chunk)].copy_(stage.host[: len(chunk)], non_blocking=True)
+            stage.copied.record()
+        return target
+
+    def download(self, *tensors: torch.Tensor) -> Download:
+        # Fresh pinned memory comes from torch's cache, which does not hand it out again before the copies have ended.
+        hosts = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in tensors]
+        for host, tensor in zip(hosts, tensors, strict=True):
+            host.copy_(tensor, non_blocking=True)
+        ended = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        ended.record()
+
+        def wait() -> list[np.ndarray]:
+            ended.synchronize()
+            return [host.numpy() for host in hosts]
+
+        return wait
+
+    def zeros(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        return torch.zeros(shape, dtype=dtype, device=self.torch_device)
+
+    def capture(self, run: Callable[[], None]) -> Callable[[], None]:
+        graph = torch.cuda.CUDAGraph()
+        # One pool for all graphs: they never run at the same time, so that their temporaries may share memory.
+        with torch.cuda.graph(graph, pool=self._graph_pool):
+            run()
+        return graph.replay
+
+    def synchronize(self) -> None:
+        torch.cuda.synchronize(self.torch_device)
+
+
+class _Stage:
+    """A pinned buffer and the end of the copy that last read it."""
+
+    def __init__(self, size: int) -> None:
+        self.host = torch.empty(size, dtype=torch.uint8, pin_memory=True)
+        self.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+
+
+class PinnedStages:
+    """Buffers in turn, made when they are first needed and replaced by larger ones when they are too small."""
+
+    def __init__(self, size: int = 1 << 20) -> None:
+        self._size = size
+        self._stages: list[_Stage] = []
+        self._turn = 0
+
+    def next(self, size: int) -> _Stage:
+        """A buffer of at least `size` bytes that may be written. Its user records `copied` behind the copy."""
+        self._turn = (self._turn + 1) % _NUM_STAGES
+        if len(self._stages) < _NUM_STAGES:
+            self._stages.append(_Stage(max(size, self._size)))
+            return self._stages[-1]
+        stage = self._stages[self._turn]
+        stage.copied.synchronize()
+        if len(stage.host) < size:
+            stage = self._stages[self._turn] = _Stage(max(size, 2 * len(stage.host)))
+        return stage

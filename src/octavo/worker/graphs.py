@@ -1,0 +1,118 @@
+"""Steps of decoding as captured graphs: one launch instead of hundreds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from octavo.device.base import Device
+from octavo.ops.layer_stack import PlannedArrays
+from octavo.worker.input_batch import HostBatch, InputBatch
+
+#: Beyond, launching takes less than the step itself.
+MAX_GRAPH_SIZE = 512
+#: Token 0 at position 0 of a sequence without keys, which no kernel reads or writes the cache for.
+_NO_SLOT = -1
+
+
+@dataclass(slots=True)
+class _Graph:
+    """A step of `size` rows that reads its inputs at fixed places."""
+
+    inputs: torch.Tensor  # uint8: what is uploaded for a step
+    num_uses: int = 0
+    replay: Callable[[], None] | None = None
+    logits: list[torch.Tensor] = field(default_factory=list)  # [size, V], the result of the last run
+
+
+class StepGraphs:
+    """Replays steps in which every sequence decodes one token and samples, padded to one of a few sizes.
+
+    A size is captured when it is needed for the second time: the first run compiles what is not compiled, and no
+    start waits for sizes that never come.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[InputBatch], torch.Tensor],
+        device: Device,
+        planner: Any,
+        sizes: Sequence[int],
+        max_blocks: int,
+    ) -> None:
+        """`run` launches a step and returns its logits, always at the same place for the same number of rows.
+        `planner`: the table's attention planner. `max_blocks`: of one sequence."""
+        self._run = run
+        self._device = device
+        self._planner = planner
+        self._sizes = sorted(sizes)
+        self._graphs: dict[int, _Graph] = {}
+        self._block_tables = device.zeros((self._sizes[-1], max_blocks), torch.int32)
+
+    def logits(self, host: HostBatch) -> torch.Tensor | None:
+        """The logits of a step [B, V]; None if it is none of those that are captured."""
+        num_seqs = len(host.slots)
+        if host.num_decodes < num_seqs or len(host.sampling_slots) < num_seqs or num_seqs > self._sizes[-1]:
+            return None
+        size = next(size for size in self._sizes if size >= num_seqs)
+        arrays = self._planner.padded_arrays(host.seq_lens, size)
+        if arrays is None:
+            return None
+        graph = self._graphs.get(size)
+        if graph is None:
+            graph = self._graphs[size] = _Graph(self._input_buffer(host, size, arrays))
+        batch = self._fill(graph, host, size, arrays)
+        graph.num_uses += 1
+        if graph.replay is not None:
+            graph.replay()
+        else:
+            graph.logits = [self._run(batch)]
+            if graph.num_uses > 1:
+                self._capture(graph, batch)
+        return graph.logits[0][:num_seqs]
+
+    def _capture(self, graph: _Graph, batch: InputBatch) -> None:
+        """The run before has left its result: capturing computes nothing."""
+
+        def run() -> None:
+            graph.logits = [self._run(batch)]
+
+        graph.replay = self._device.capture(run)
+
+    def _input_buffer(self, host: HostBatch, size: int, arrays: PlannedArrays) -> torch.Tensor:
+        fixed = sum(array.nbytes + 16 for array in (*_padded(host, size), *arrays.tensors))
+        return self._device.zeros((fixed + self._block_tables.shape[1] * size * 4,), torch.uint8)
+
+    def _fill(self, graph: _Graph, host: HostBatch, size: int, arrays: PlannedArrays) -> InputBatch:
+        """Upload a step's inputs to their places. The block tables, the only input whose shape varies, come last."""
+        tensors = self._device.upload(*_padded(host, size), *arrays.tensors, host.block_tables, into=graph.inputs)
+        token_ids, positions, slot_mapping, query_start_loc, seq_lens, *planned, tables = tensors
+        self._block_tables[: len(tables), : tables.shape[1]].copy_(tables)
+        plan = self._planner.plan(arrays, planned)
+        return InputBatch(
+            token_ids, positions, slot_mapping, query_start_loc, seq_lens, self._block_tables[:size], plan
+        )
+
+
+def _padded(host: HostBatch, size: int) -> tuple[np.ndarray, ...]:
+    """token_ids, positions, slot_mapping, query_start_loc and seq_lens of `size` sequences."""
+    missing = size - len(host.slots)
+    return (
+        np.pad(host.token_ids, (0, missing)),
+        np.pad(host.positions, (0, missing)),
+        np.pad(host.slot_mapping, (0, missing), constant_values=_NO_SLOT),
+        np.arange(size + 1, dtype=np.int32),
+        np.pad(host.seq_lens, (0, missing)),
+    )
+
+
+def ladder(largest: int) -> tuple[int, ...]:
+    """A ladder on which no batch is padded by more than a quarter, beyond the smallest."""
+    sizes = [size for size in (1, 2, 4, 8, 12, 16, 24, 32, 48, 64) if size < largest]
+    sizes += [size for size in range(80, 256, 16) if size < largest]
+    sizes += [size for size in range(256, largest, 32) if size < largest]
+    return (*sizes, largest)

@@ -1,0 +1,68 @@
+"""Compiles every variant of the Triton kernels for sm_80 and sm_90, in a process of its own: kernels that were imported
+for the interpreter cannot be compiled. Prints one JSON line a kernel and architecture.
+
+    python tests/triton/compile_variants.py [module ...]      modules of octavo.ops.triton; default: all
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pkgutil
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+import octavo.ops.triton
+import triton
+from octavo.ops.triton.variants import Variant
+
+CAPABILITIES = (80, 90)
+CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+_USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
+
+
+def compile_variant(variant: Variant, capability: int) -> dict[str, object]:
+    names = variant.kernel.arg_names
+    signature = {name: variant.signature.get(name, "constexpr") for name in names}
+    missing = [name for name in names if signature[name] == "constexpr" and name not in variant.constexprs]
+    assert not missing, f"{variant.name}: no type and no value for {missing}"
+    attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in variant.divisible}
+    source = ASTSource(variant.kernel, signature, dict(variant.constexprs), attributes)
+    options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages}
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        text = subprocess.run(
+            [CUOBJDUMP, "--dump-resource-usage", file.name], check=True, capture_output=True, text=True
+        ).stdout
+    registers, stack, _, local = map(int, _USAGE.search(text).groups())
+    return {
+        "variant": variant.name,
+        "capability": capability,
+        "registers": registers,
+        "shared_bytes": compiled.metadata.shared,
+        "spill_bytes": max(stack, local),
+        "max_spill_bytes": variant.max_spill_bytes,
+        "tensor_cores": any(word in compiled.asm["ptx"] for word in ("mma.sync", "wgmma")),
+    }
+
+
+def main(modules: list[str]) -> None:
+    names = modules or sorted(module.name for module in pkgutil.iter_modules(octavo.ops.triton.__path__))
+    for name in names:
+        module = importlib.import_module(f"octavo.ops.triton.{name}")
+        for variant in module.variants() if hasattr(module, "variants") else ():
+            for capability in CAPABILITIES:
+                if capability >= variant.min_capability:
+                    print(json.dumps(compile_variant(variant, capability)), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
