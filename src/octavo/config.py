@@ -79,8 +79,11 @@ class CacheConfig:
     cpu_memory_utilization: float = opt(
         0.5, "Share of the memory free after loading that the KV cache may take.", above=0.0, high=1.0
     )
-    gpu_memory_utilization: float = opt(
-        0.9, "Share of a GPU's memory that weights, activations and KV cache may take together.", above=0.0, high=1.0
+    gpu_memory_utilization: float | None = opt(
+        None,
+        "Share of a GPU's memory that weights, activations and KV cache may take together; default: 0.9.",
+        above=0.0,
+        high=1.0,
     )
     num_kv_blocks_override: int | None = opt(
         None, "Exact number of blocks, for tests.", low=2, aliases=("num_gpu_blocks_override",)

@@ -17,6 +17,7 @@ MIN_CAPABILITY: Final = (8, 0)
 #: Pinned buffers that take turns: a buffer is written again when its last copy has ended, long before by then.
 _NUM_STAGES: Final = 4
 _WEIGHT_CHUNK: Final = 32 << 20
+_DEFAULT_UTILIZATION: Final = 0.9
 #: For temporaries of sampling and attention, captured graphs, and the workspaces of cuBLAS.
 _RESERVED_BYTES: Final = 1 << 30
 
@@ -61,7 +62,7 @@ class CUDADevice:
         torch.cuda.synchronize(self.torch_device)
         torch.cuda.empty_cache()
         free, total = torch.cuda.mem_get_info(self.torch_device)
-        share = config.gpu_memory_utilization
+        share = config.gpu_memory_utilization or _DEFAULT_UTILIZATION
         # All buffers of a step and its logits are allocated by now; temporaries, graphs and libraries still come.
         allowed = int(total * share) - (total - free) - _RESERVED_BYTES
         return CacheBudget(max(0, allowed), f"what is left of {share:.0%} of {total / 2**30:.0f} GiB")

@@ -101,20 +101,25 @@ class Worker:
         return self.collect(self.submit(plan))
 
     def _check_device_options(self, device: Device) -> None:
-        """Refuse what the device cannot do, by the flag's name."""
+        """Refuse what the device cannot do or has no use for, by the flag's name."""
         config = self._config
-        if device.name != "cpu":
-            if config.parallel.enforce_eager and config.parallel.cudagraph_capture_sizes:
-                raise InvalidConfig("--enforce-eager captures nothing: it excludes --cudagraph-capture-sizes.")
-            return
-        if config.model.quantization is not None:
-            raise InvalidConfig(
-                f"--quantization {config.model.quantization} needs a GPU; the CPU reads quantized checkpoints (GGUF)."
-            )
-        if config.cache.kv_cache_dtype in _FP8_CACHES:
-            raise InvalidConfig(f"--kv-cache-dtype {config.cache.kv_cache_dtype} needs a GPU.")
-        if config.parallel.cudagraph_capture_sizes:
-            raise InvalidConfig("--cudagraph-capture-sizes needs a GPU.")
+        parallel, cache = config.parallel, config.cache
+        if parallel.enforce_eager and parallel.cudagraph_capture_sizes:
+            raise InvalidConfig("--enforce-eager captures nothing: it excludes --cudagraph-capture-sizes.")
+        if device.name == "cpu":
+            wrong = {
+                "--quantization": config.model.quantization is not None,
+                f"--kv-cache-dtype {cache.kv_cache_dtype}": cache.kv_cache_dtype in _FP8_CACHES,
+                "--gpu-memory-utilization": cache.gpu_memory_utilization is not None,
+                "--cudagraph-capture-sizes": bool(parallel.cudagraph_capture_sizes),
+            }
+            needed = "a GPU, and the model runs on the CPU"
+        else:
+            wrong = {"--num-threads": parallel.num_threads is not None, "--isa": parallel.isa is not None}
+            needed = "the CPU's kernels, and the model runs on a GPU"
+        for option, is_given in wrong.items():
+            if is_given:
+                raise InvalidConfig(f"{option} is for {needed}.")
 
     def _graph_sizes(self, device: Device) -> tuple[int, ...]:
         """Batch sizes for which steps are captured."""
