@@ -85,6 +85,12 @@ class CacheConfig:
         above=0.0,
         high=1.0,
     )
+    swap_space: float | None = opt(
+        None,
+        "GiB of the host's memory for the KV blocks of requests that were preempted; what does not fit there is "
+        "computed again. Default: 4 on a GPU; a CPU has no use for it.",
+        low=0.0,
+    )
     num_kv_blocks_override: int | None = opt(
         None, "Exact number of blocks, for tests.", low=2, aliases=("num_gpu_blocks_override",)
     )

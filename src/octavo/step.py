@@ -68,6 +68,11 @@ class SchedulerOutput:
     total_num_scheduled_tokens: int
     step_id: int
     masks: TokenMasks | None = None
+    # Before anything else of the step, in this order: copies that nobody will ask for again (request ids); blocks of
+    # requests that were preempted, to be kept on the host; and such copies to be put back, from their i-th block on.
+    swap_dropped: list[int] = field(default_factory=list)
+    swap_out: list[tuple[int, list[int]]] = field(default_factory=list)  # request id, block ids
+    swap_in: list[tuple[int, int, list[int]]] = field(default_factory=list)  # request id, i, block ids
 
 
 @dataclass(slots=True)

@@ -88,6 +88,7 @@ class FakeExecutor:
         self.info, self.before_step = engine_info, before_step
         self.pool = [[-1] * engine_info.block_size for _ in range(engine_info.num_kv_blocks)]
         self.slots: dict[int, dict] = {}
+        self.swapped: dict[int, list[list[int]]] = {}  # request id -> the blocks that the host keeps
         self.errors: dict[int, str] = {}
 
     def load(self) -> EngineInfo:
@@ -102,6 +103,16 @@ class FakeExecutor:
 
     def execute(self, plan: SchedulerOutput) -> ModelRunnerOutput:
         self.before_step()
+        for request_id in plan.swap_dropped:
+            self.swapped.pop(request_id, None)
+        for request_id, blocks in plan.swap_out:
+            assert request_id not in self.swapped
+            self.swapped[request_id] = [list(self.pool[block]) for block in blocks]
+        for request_id, first, blocks in plan.swap_in:
+            kept = self.swapped.pop(request_id)[first:]
+            assert len(kept) == len(blocks)
+            for block, tokens in zip(blocks, kept, strict=True):
+                self.pool[block] = list(tokens)
         for slot in plan.finished_slots:
             self.slots.pop(slot, None)
         for new in plan.new_requests:

@@ -21,7 +21,9 @@ def check_state(scheduler: Scheduler) -> None:
     for request in waiting:
         assert request.status in (RequestStatus.WAITING, RequestStatus.PREEMPTED)
         assert (request.slot, request.block_ids, request.num_computed_tokens) == (-1, [], 0)
+        assert request.num_swapped_tokens == 0 or request.status is RequestStatus.PREEMPTED
     for request in running:
+        assert request.num_swapped_tokens == 0
         assert request.status is RequestStatus.RUNNING and scheduler.slots[request.slot] is request
         assert request.num_computed_tokens < request.num_tokens <= request.limit_tokens
     taken = [slot for slot, request in enumerate(scheduler.slots) if request is not None]
@@ -42,6 +44,19 @@ def check_blocks(scheduler: Scheduler) -> None:
     assert len(free) == pool.num_free
     assert sorted([*free, *users]) == list(range(1, len(pool.blocks)))
     assert scheduler.kv.num_blocks_used == len(users)
+
+
+def check_swap(scheduler: Scheduler, executor: FakeExecutor, num_swap_blocks: int) -> None:
+    """The host keeps the blocks of those that wait for them, and no others; its room is not overdrawn."""
+    size = scheduler.kv.block_size
+    kept = {r.request_id: -(-r.num_swapped_tokens // size) for r in scheduler.waiting if r.num_swapped_tokens}
+    assert scheduler.kv.num_free_swap_blocks + sum(kept.values()) == num_swap_blocks
+    assert scheduler.kv.num_free_swap_blocks >= 0
+    told = {request_id: len(blocks) for request_id, blocks in executor.swapped.items()}
+    told |= {request_id: len(blocks) for request_id, blocks in scheduler._swap_out}
+    for request_id in scheduler._swap_dropped:
+        told.pop(request_id, None)
+    assert told == kept
 
 
 def check_cache(scheduler: Scheduler, executor: FakeExecutor) -> None:
@@ -107,4 +122,5 @@ def check_idle(scheduler: Scheduler) -> None:
 def check_all(scheduler: Scheduler, executor: FakeExecutor) -> None:
     check_state(scheduler)
     check_blocks(scheduler)
+    check_swap(scheduler, executor, executor.info.num_swap_blocks)
     check_cache(scheduler, executor)

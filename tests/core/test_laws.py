@@ -58,6 +58,7 @@ class Laws(RuleBasedStateMachine):
         chunked=st.booleans(),
         caching=st.sampled_from([True, True, False]),
         ahead=st.booleans(),
+        num_swap_blocks=st.sampled_from([0, 4, 100]),
     )
     def start(
         self,
@@ -69,11 +70,13 @@ class Laws(RuleBasedStateMachine):
         chunked: bool,
         caching: bool,
         ahead: bool,
+        num_swap_blocks: int,
     ) -> None:
         engine_info = info(
             max_model_len=CONTEXT, num_kv_blocks=num_blocks, block_size=block_size, max_num_seqs=max_num_seqs,
             max_num_batched_tokens=budget if chunked else CONTEXT,
             max_num_prefill_tokens=min(prefill, budget) if chunked else CONTEXT,
+            num_swap_blocks=num_swap_blocks,
         )  # fmt: skip
         config = EngineConfig(
             cache=CacheConfig(enable_prefix_caching=caching), scheduler=SchedulerConfig(enable_chunked_prefill=chunked)
@@ -195,6 +198,10 @@ class Laws(RuleBasedStateMachine):
         if plan.total_num_scheduled_tokens:
             self.in_flight.append((plan, self.executor.execute(plan)))
             seen["planned ahead"] += is_ahead
+            seen["swapped out"] += bool(plan.swap_out)
+            seen["swapped in"] += bool(plan.swap_in)
+            seen["swapped in behind a prefix hit"] += any(first for _, first, _ in plan.swap_in)
+            seen["swapped in vain"] += bool(plan.swap_dropped)
 
     def step(self, in_the_middle: object = None) -> None:
         scheduler = self.scheduler
@@ -278,6 +285,10 @@ EVENTS = (
     "jump",
     "jump in parts",
     "planned ahead",
+    "swapped out",
+    "swapped in",
+    "swapped in behind a prefix hit",
+    "swapped in vain",
 )
 #: Sets of examples that may be needed to see all of them.
 MAX_WORLDS = 30

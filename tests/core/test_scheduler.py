@@ -264,6 +264,39 @@ def test_the_oldest_request_is_never_preempted() -> None:
     assert entered.count(0) == 1 and entered.count(2) > 1
 
 
+def swapping_world() -> World:
+    """Three requests in room for two; no prefix hits, so that what is not swapped must be computed again."""
+    world = World(num_kv_blocks=9, num_swap_blocks=100, caching=False)
+    for i in range(3):
+        world.add(i, prompt(10 * i, 7), max_tokens=20)
+    return world
+
+
+def test_a_preempted_request_goes_on_where_it_was_when_the_host_has_kept_its_blocks() -> None:
+    world = swapping_world()
+    resumed, num_computed = [], 0
+    while world.scheduler.has_work:
+        plan = world.step()
+        num_computed += plan.total_num_scheduled_tokens
+        resumed += [new for new in plan.new_requests if new.num_computed_tokens]
+        assert not (plan.swap_in and plan.swap_out)
+    assert resumed and all(len(new.prompt_token_ids) == new.num_computed_tokens + 1 for new in resumed)
+    assert num_computed == 3 * (7 + 19)  # nothing twice
+
+
+@pytest.mark.parametrize("step", ["swap_out", "swap_in"])
+def test_a_step_that_fails_while_it_swaps_leaves_nothing_behind_on_the_host(step: str) -> None:
+    world = swapping_world()
+    while not getattr(plan := world.scheduler.schedule(), step):
+        world.scheduler.update(plan, world.executor.execute(plan))
+    world.scheduler.fail_step(plan, "memory")
+    invariants.check_all(world.scheduler, world.executor)
+    world.run()
+    world.add(9, prompt(0, 2))
+    world.run()
+    assert not world.executor.swapped and world.scheduler.kv.num_free_swap_blocks == 100
+
+
 def test_the_cached_tokens_of_a_resumed_request_are_those_of_its_first_start() -> None:
     world = World(num_kv_blocks=9)
     for i in range(3):

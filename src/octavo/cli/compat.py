@@ -70,8 +70,7 @@ COMPAT: dict[str, Compat] = {
     "--max-seq-len-to-capture": _no(_GRAPHS_BY_SIZE),
     "--max-context-len-to-capture": _no(_GRAPHS_BY_SIZE),
     # memory
-    "--swap-space": Compat(("0", "0.0"), "octavo swaps nothing: a preempted request is computed again"),
-    "--preemption-mode": Compat(("recompute",), "octavo swaps nothing: a preempted request is computed again"),
+    "--preemption-mode": _no("--swap-space 0 has preempted requests computed again, more keeps their KV blocks"),
     "--cpu-offload-gb": Compat(("0", "0.0"), "the weights are in the CPU's memory as it is"),
     # scheduling
     "--num-scheduler-steps": _one("octavo plans every step"),

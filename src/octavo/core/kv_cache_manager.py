@@ -28,7 +28,10 @@ def hash_block(parent: bytes, tokens: bytes) -> bytes:
 class KVCacheManager:
     """`num_blocks` includes the null block 0. Owns every `Request.block_ids` and the fields beside it."""
 
-    def __init__(self, num_blocks: int, block_size: int, enable_prefix_caching: bool = True) -> None:
+    def __init__(
+        self, num_blocks: int, block_size: int, enable_prefix_caching: bool = True, num_swap_blocks: int = 0
+    ) -> None:
+        self.num_free_swap_blocks = num_swap_blocks  # of the host's memory
         self.block_size = block_size
         self.enable_prefix_caching = enable_prefix_caching
         self.pool = BlockPool(num_blocks)
@@ -81,11 +84,32 @@ class KVCacheManager:
         request.block_ids = block_ids  # before the next line, which may raise: what is held stands in the table
         block_ids += pool.allocate(num_new)
         request.num_allocated_tokens = len(block_ids) * block_size
-        request.num_computed_tokens = len(computed) * block_size
+        request.num_computed_tokens = self.num_tokens_at_hand(request, computed)
         request.num_cached_blocks = len(computed)
         request.cache_parent = computed[-1].uid if computed else request.cache_salt
         request.next_cache_tokens = (len(computed) + 1) * block_size if self.enable_prefix_caching else _NEVER
         return True
+
+    def num_tokens_at_hand(self, request: Request, computed: list[KVCacheBlock]) -> int:
+        """How many tokens need not be computed: found in the cache, or kept by the host."""
+        return max(len(computed) * self.block_size, request.num_swapped_tokens)
+
+    def swap_out(self, request: Request) -> list[int]:
+        """The blocks of a running request that the host is to keep, before they are freed; none: it has no room."""
+        num_blocks = self.num_blocks_of(request.num_computed_tokens)
+        if num_blocks > self.num_free_swap_blocks:
+            return []
+        self.num_free_swap_blocks -= num_blocks
+        request.num_swapped_tokens = request.num_computed_tokens
+        return request.block_ids[:num_blocks]
+
+    def drop_swapped(self, request: Request) -> None:
+        """The host need not keep the request's blocks any longer."""
+        self.num_free_swap_blocks += self.num_blocks_of(request.num_swapped_tokens)
+        request.num_swapped_tokens = 0
+
+    def num_blocks_of(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.block_size)
 
     def grow(self, request: Request, num_tokens: int) -> list[int] | None:
         """The blocks that a request lacks for `num_tokens` tokens. None, and no change: too few are free."""

@@ -55,6 +55,7 @@ class Request:
         "num_in_flight_tokens",
         "num_prompt_logprobs",
         "num_prompt_tokens",
+        "num_swapped_tokens",
         "order",
         "params",
         "request_id",
@@ -116,6 +117,7 @@ class Request:
         self.num_computed_tokens = 0
         self.num_in_flight_tokens = 0
         self.num_expected_tokens = 0
+        self.num_swapped_tokens = 0  # of a preempted request: tokens whose keys and values the host keeps
         self.block_ids: list[int] = []
         self.num_allocated_tokens = 0  # len(block_ids) * block_size
         self.unsent_token_ids: list[int] = []  # the end of token_ids that the worker of a running request lacks

@@ -11,7 +11,7 @@ prompt is just being computed by another (n samples of one prompt, a shared docu
 take those blocks from the cache.
 
 When blocks run out, the newest running request gives up all of its own and goes back to the queue, whose front it
-thereby is. The oldest request is never the newest, so it always ends, and so in turn does every other.
+thereby is. What was in them is kept by the host, as long as that has room, or computed again. The oldest request is never the newest, so it always ends, and so in turn does every other.
 
 A device that computes beside the host is kept busy by planning one step ahead of the answer to the last: the token
 that is being sampled then counts as known, and its value is filled in where it was sampled. Should it turn out to end
@@ -60,7 +60,9 @@ class Scheduler:
         self.vocab_size = info.vocab_size
         self.enable_chunked_prefill = config.scheduler.enable_chunked_prefill
         self.enable_jump_forward = config.scheduler.enable_jump_forward
-        self.kv = KVCacheManager(info.num_kv_blocks, info.block_size, config.cache.enable_prefix_caching)
+        self.kv = KVCacheManager(
+            info.num_kv_blocks, info.block_size, config.cache.enable_prefix_caching, info.num_swap_blocks
+        )
         self._config_seed = config.model.seed
 
         self.requests: dict[int, Request] = {}  # all that have not ended
@@ -71,7 +73,10 @@ class Scheduler:
         # Who takes part in the steps that were planned and not answered: (request, slot, tokens), oldest step first.
         self._unanswered: deque[list[tuple[Request, int, int]]] = deque()
         self._num_needing_output = 0  # of those that run
-        self._finished_slots: list[int] = []  # freed since the last plan
+        # Since the last plan: slots that were freed, blocks that the host is to keep, and those it need no more.
+        self._finished_slots: list[int] = []
+        self._swap_out: list[tuple[int, list[int]]] = []
+        self._swap_dropped: list[int] = []
 
         self._num_arrivals = 0
         self._num_preemptions = 0
@@ -149,6 +154,7 @@ class Scheduler:
             self._leave(request, forget=forget)
         else:
             self._remove_sorted(self.waiting, request)
+            self._drop_swapped(request)
         request.status = RequestStatus.FINISHED
         del self.requests[request.request_id]
 
@@ -163,6 +169,12 @@ class Scheduler:
         self._free_slots.append(request.slot)
         self._finished_slots.append(request.slot)
         request.slot = -1
+
+    def _drop_swapped(self, request: Request) -> None:
+        """What the host keeps of a preempted request is of no use any more."""
+        if request.num_swapped_tokens:
+            self.kv.drop_swapped(request)
+            self._swap_dropped.append(request.request_id)
 
     @staticmethod
     def _remove_sorted(queue: list[Request], request: Request) -> None:
@@ -229,8 +241,9 @@ class Scheduler:
             budget -= count
 
         new: list[NewRequestData] = []
+        swap_in: list[tuple[int, int, list[int]]] = []
         if self.waiting and self._num_preemptions == num_preemptions:
-            new = self._admit(scheduled, [request for request, _ in prefilling], budget)
+            new, swap_in = self._admit(scheduled, [request for request, _ in prefilling], budget)
 
         total = sum(scheduled.values())
         if not total:
@@ -238,8 +251,10 @@ class Scheduler:
         self._num_steps += 1
         self._step_tokens = total
         self._take_off(scheduled)
-        freed, self._finished_slots = self._finished_slots, []
-        return SchedulerOutput(new, cached, scheduled, freed, total, self._num_steps)
+        plan = SchedulerOutput(new, cached, scheduled, self._finished_slots, total, self._num_steps)
+        plan.swap_dropped, plan.swap_out, plan.swap_in = self._swap_dropped, self._swap_out, swap_in
+        self._finished_slots, self._swap_dropped, self._swap_out = [], [], []
+        return plan
 
     def _take_off(self, scheduled: dict[int, int]) -> None:
         """Note down who is part of the step that has just been planned, and what it will have computed."""
@@ -263,7 +278,10 @@ class Scheduler:
         return new_ids
 
     def _preempt(self, request: Request) -> None:
-        """Back to the queue. Its tokens stay, its blocks go: it computes them anew, or finds them in the cache."""
+        """Back to the queue. Its tokens stay, its blocks go: to the host, or it computes them anew, unless they are
+        still in the cache then."""
+        if block_ids := self.kv.swap_out(request):
+            self._swap_out.append((request.request_id, block_ids))
         self._leave(request)
         request.status = RequestStatus.PREEMPTED
         insort(self.waiting, request, key=_order)
@@ -271,9 +289,15 @@ class Scheduler:
         if self._num_preemptions % 50 == 1:
             logger.warning("The KV cache is full: a request was preempted (%d so far).", self._num_preemptions)
 
-    def _admit(self, scheduled: dict[int, int], prefilling: list[Request], budget: int) -> list[NewRequestData]:
-        """Let waiting requests in, in order, until the budget, the slots or the blocks are used up."""
+    def _admit(
+        self, scheduled: dict[int, int], prefilling: list[Request], budget: int
+    ) -> tuple[list[NewRequestData], list[tuple[int, int, list[int]]]]:
+        """Let waiting requests in, in order, until the budget, the slots or the blocks are used up.
+
+        The second result is what the host is to put back.
+        """
         new: list[NewRequestData] = []
+        swap_in: list[tuple[int, int, list[int]]] = []
         frontier = {key: request for request in prefilling if (key := self._frontier(request)) is not None}
         index = 0
         while index < len(self.waiting) and budget and self._free_slots:
@@ -285,7 +309,7 @@ class Scheduler:
             if frontier and self._is_being_computed(request, len(computed), frontier):
                 index += 1
                 continue
-            count = len(request.token_ids) - len(computed) * self.kv.block_size
+            count = len(request.token_ids) - self.kv.num_tokens_at_hand(request, computed)
             if count > budget:
                 if not self.enable_chunked_prefill:
                     break
@@ -293,12 +317,18 @@ class Scheduler:
             if not self.kv.admit(request, computed, keep_free=self.kv.watermark if self.running else 0):
                 break
             del self.waiting[index]
+            if request.num_swapped_tokens > len(computed) * self.kv.block_size:
+                last = self.kv.num_blocks_of(request.num_swapped_tokens)
+                swap_in.append((request.request_id, len(computed), request.block_ids[len(computed) : last]))
+                self.kv.drop_swapped(request)
+            else:
+                self._drop_swapped(request)
             new.append(self._enter(request))
             scheduled[request.slot] = count
             budget -= count
             if (key := self._frontier(request)) is not None:
                 frontier[key] = request
-        return new
+        return new, swap_in
 
     def _enter(self, request: Request) -> NewRequestData:
         """Give an admitted request its slot."""
@@ -339,7 +369,7 @@ class Scheduler:
         preempted or end early, it is in `frontier` no more.
         """
         num_missing = self.kv.num_shareable_blocks(request) - num_hits
-        if num_missing <= 0:
+        if num_missing <= 0 or request.num_swapped_tokens:
             return False
         other = frontier.get(request.block_hashes[num_hits])
         if other is None:
@@ -446,6 +476,11 @@ class Scheduler:
         """The newest planned step did not happen: its requests end with an error, the others go on."""
         # The worker may not have come as far as dropping the slots it was told to drop.
         self._finished_slots += plan.finished_slots
+        self._swap_dropped += [*plan.swap_dropped, *(request_id for request_id, _, _ in plan.swap_in)]
+        # Nor as far as keeping what it was told to keep: that is computed again.
+        for request_id, _ in plan.swap_out:
+            if (request := self.requests.get(request_id)) is not None:
+                self._drop_swapped(request)
         members = self._unanswered.pop()
         return [
             self._end(request, "error", message) for request, _, _ in members if request.status is RequestStatus.RUNNING

@@ -55,6 +55,10 @@ class Device(Protocol):
     def default_prefill_tokens(self) -> int:
         """Of these, tokens of prompts."""
 
+    @property
+    def default_swap_gib(self) -> float:
+        """GiB of the host's memory for preempted requests, unless the user says otherwise."""
+
     def activation_dtype(self, asked: torch.dtype | None, weights: torch.dtype | None) -> torch.dtype:
         """The type of activations for a model whose unquantized weights have type `weights` (None: all kinds), where
         the user asked for `asked` or nothing."""
@@ -75,6 +79,12 @@ class Device(Protocol):
 
     def download(self, *tensors: torch.Tensor) -> Download:
         """Begin to fetch tensors, as they are after what has been launched so far."""
+
+    def to_host(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A copy on the host, for `from_host` alone: it is complete when what was launched so far has ended."""
+
+    def from_host(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The way back of what `to_host` made, or of its first dimension's end."""
 
     def zeros(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """A large tensor of zeros that takes memory from the machine only as it is written, where that is possible.

@@ -39,6 +39,7 @@ class CPUDevice:
     # more tokens of prompts the requests that run would only wait longer, and so would the prompts in front.
     default_batched_tokens = 512
     default_prefill_tokens = 128
+    default_swap_gib = 0.0
 
     def __init__(self, config: ParallelConfig) -> None:
         if config.isa is not None:
@@ -84,6 +85,12 @@ class CPUDevice:
         if hasattr(mmap, "MADV_HUGEPAGE"):
             pages.madvise(mmap.MADV_HUGEPAGE)
         return torch.frombuffer(pages, dtype=dtype).view(shape)
+
+    def to_host(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.clone()
+
+    def from_host(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor
 
     def capture(self, run: Callable[[], None]) -> Callable[[], None]:
         return run

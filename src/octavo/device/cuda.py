@@ -33,6 +33,7 @@ class CUDADevice:
     uses_graphs = True
     default_batched_tokens = 8192
     default_prefill_tokens = 8192
+    default_swap_gib = 4.0
 
     def __init__(self, config: ParallelConfig) -> None:
         if not torch.cuda.is_available():
@@ -94,10 +95,7 @@ class CUDADevice:
         return target
 
     def download(self, *tensors: torch.Tensor) -> Download:
-        # Fresh pinned memory comes from torch's cache, which does not hand it out again before the copies have ended.
-        hosts = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in tensors]
-        for host, tensor in zip(hosts, tensors, strict=True):
-            host.copy_(tensor, non_blocking=True)
+        hosts = [self.to_host(tensor) for tensor in tensors]
         ended = torch.cuda.Event()  # type: ignore[no-untyped-call]
         ended.record()
 
@@ -106,6 +104,14 @@ class CUDADevice:
             return [host.numpy() for host in hosts]
 
         return wait
+
+    def to_host(self, tensor: torch.Tensor) -> torch.Tensor:
+        # Pinned memory comes from torch's cache, which does not hand it out again before the copy has ended.
+        host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        return host.copy_(tensor, non_blocking=True)
+
+    def from_host(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(self.torch_device, non_blocking=True)
 
     def zeros(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         return torch.zeros(shape, dtype=dtype, device=self.torch_device)

@@ -18,6 +18,7 @@ from octavo.worker.input_batch import HostBatch, InputBatch, build_batch
 from octavo.worker.request_states import ExpectedTokens, RequestStates
 from octavo.worker.sampler import SampledTokens, Sampler
 from octavo.worker.scores import PromptScorer
+from octavo.worker.swap import SwapSpace
 
 KVCaches = list[tuple[torch.Tensor, torch.Tensor]]
 
@@ -63,6 +64,7 @@ class ModelRunner:
         self._last_ids: torch.Tensor | None = None
         if device.plans_ahead:
             self._last_ids = torch.zeros(max_num_seqs, dtype=torch.int32, device=device.torch_device)
+        self._swap = SwapSpace(device, kv_caches)
         self._planner = ops.attention_planner(model.shape, device.torch_device)
         self._sampler = Sampler(ops, device, max_num_seqs, logprobs_mode)
         self._scorer = PromptScorer(model, ops, device, logprobs_mode)
@@ -78,6 +80,7 @@ class ModelRunner:
     def submit(self, plan: SchedulerOutput) -> RunningStep:
         """Launch a step. Steps are collected in the order in which they were submitted."""
         states = self._states
+        self._swap.apply(plan)
         for slot in plan.finished_slots:
             states.remove(slot)
         for new in plan.new_requests:

@@ -17,7 +17,7 @@ from octavo.ops.table import Binding, Ops, bind
 from octavo.params import SamplingParams
 from octavo.step import ModelRunnerOutput, NewRequestData, SchedulerOutput
 from octavo.worker.graphs import MAX_GRAPH_SIZE, ladder
-from octavo.worker.kv_memory import KVCachePlan, plan_kv_cache
+from octavo.worker.kv_memory import GIB, KVCachePlan, plan_kv_cache
 from octavo.worker.model_runner import KVCaches, ModelRunner, RunningStep
 
 #: KV cache types that only GPUs have.
@@ -111,6 +111,7 @@ class Worker:
                 "--quantization": config.model.quantization is not None,
                 f"--kv-cache-dtype {cache.kv_cache_dtype}": cache.kv_cache_dtype in _FP8_CACHES,
                 "--gpu-memory-utilization": cache.gpu_memory_utilization is not None,
+                "--swap-space": bool(cache.swap_space),
                 "--cudagraph-capture-sizes": bool(parallel.cudagraph_capture_sizes),
             }
             needed = "a GPU, and the model runs on the CPU"
@@ -120,6 +121,12 @@ class Worker:
         for option, is_given in wrong.items():
             if is_given:
                 raise InvalidConfig(f"{option} is for {needed}.")
+
+    def _num_swap_blocks(self, device: Device, plan: KVCachePlan) -> int:
+        """Blocks that the host keeps for preempted requests."""
+        asked = self._config.cache.swap_space
+        gib = device.default_swap_gib if asked is None else asked
+        return int(gib * GIB) // plan.bytes_per_block
 
     def _graph_sizes(self, device: Device) -> tuple[int, ...]:
         """Batch sizes for which steps are captured."""
@@ -254,6 +261,7 @@ class Worker:
             ops=dict(ops.implementations),
             load_seconds=seconds,
             # Scores of what was drawn from are made on the host, before the next step may begin.
+            num_swap_blocks=self._num_swap_blocks(device, plan),
             plans_ahead=device.plans_ahead and self._config.model.logprobs_mode.startswith("raw"),
             layer_ops_per_token=loaded.spec.layer_ops_per_token,
             output_ops_per_token=2 * loaded.spec.hidden_size * loaded.spec.vocab_size,

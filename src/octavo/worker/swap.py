@@ -1,0 +1,31 @@
+"""KV blocks of preempted requests in the host's memory."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from octavo.device.base import Device
+from octavo.step import SchedulerOutput
+
+
+class SwapSpace:
+    """Does what a plan says about swapping, in the order of the device's work: blocks that are given away by the
+    scheduler are read before the step that overwrites them, and written before the step that reads them."""
+
+    def __init__(self, device: Device, kv_caches: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        self._device = device
+        # As bytes: not every type can be indexed everywhere.
+        self._caches = [cache.view(torch.uint8) for pair in kv_caches for cache in pair]
+        self._kept: dict[int, list[torch.Tensor]] = {}  # request id -> its blocks, one tensor a cache, on the host
+
+    def apply(self, plan: SchedulerOutput) -> None:
+        for request_id in plan.swap_dropped:
+            self._kept.pop(request_id, None)
+        for request_id, block_ids in plan.swap_out:
+            (index,) = self._device.upload(np.array(block_ids, np.int64))
+            self._kept[request_id] = [self._device.to_host(cache[index]) for cache in self._caches]
+        for request_id, first, block_ids in plan.swap_in:
+            (index,) = self._device.upload(np.array(block_ids, np.int64))
+            for cache, kept in zip(self._caches, self._kept.pop(request_id), strict=True):
+                cache[index] = self._device.from_host(kept[first:])
