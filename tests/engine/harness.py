@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from octavo.core.scheduler import Scheduler
 from octavo.core.structured import LLGuidanceCompiler, Matcher, StructuredOutputs
 from octavo.messages import AddRequest, EngineInfo, TokenLogprobs
 from octavo.params import SamplingParams
+from octavo.step import SchedulerOutput
 from octavo.text.tokenizer import load_tokenizer
 from octavo.text.vocabulary import vocabulary_of
 from octavo.worker.worker import Worker
@@ -36,6 +38,8 @@ class Run:
     replies: dict[int, Reply]
     num_preemptions: int
     prefix_cache_hits: int
+    num_ahead: int  # steps that were submitted before the last was answered
+    num_swapped: int  # requests whose blocks came back from the host
 
 
 class Engine:
@@ -67,22 +71,39 @@ class Engine:
             self._has_vocabulary = True
         return self.grammars.compile(request.params.grammar)
 
-    def run(self, requests: Sequence[AddRequest], *, scheduler: Scheduler | None = None, per_step: int = 0) -> Run:
-        """Run until all requests have ended. per_step > 0: that many new requests arrive before each step."""
+    def run(
+        self,
+        requests: Sequence[AddRequest],
+        *,
+        scheduler: Scheduler | None = None,
+        per_step: int = 0,
+        ahead: bool = False,
+    ) -> Run:
+        """Run until all requests have ended. per_step > 0: that many new requests arrive before each step. `ahead`:
+        steps are planned and submitted before the last is answered, where that is possible."""
         scheduler = scheduler or self.scheduler()
         structured = StructuredOutputs(self.info.vocab_size, lambda ready: None, self.grammars)
         replies = {request.request_id: Reply() for request in requests}
         pending = list(requests)
-        while pending or scheduler.has_work:
+        in_flight: deque[tuple[SchedulerOutput, Any]] = deque()
+        num_ahead = num_swapped = 0
+        while pending or scheduler.has_work or in_flight:
             arriving = pending[: per_step or len(pending)]
             del pending[: len(arriving)]
             for request in arriving:
                 refused = scheduler.add(request, self.matcher(request))
                 assert refused is None, refused
-            plan = scheduler.schedule()
-            structured.start_masks(plan, scheduler.slots)
-            result = self.worker.execute(plan)
-            result.errors.update(structured.finish_masks())
+            while not in_flight or (ahead and scheduler.can_plan_ahead):
+                plan = scheduler.schedule()
+                if not plan.total_num_scheduled_tokens:
+                    break
+                num_ahead += len(in_flight)
+                num_swapped += len(plan.swap_in)
+                structured.start_masks(plan, scheduler.slots)
+                in_flight.append((plan, self.worker.submit(plan)))
+                assert not structured.finish_masks() if plan.masks is not None else True
+            plan, step = in_flight.popleft()
+            result = self.worker.collect(step)
             for output in scheduler.update(plan, result):
                 reply = replies[output.request_id]
                 reply.token_ids += output.new_token_ids
@@ -91,7 +112,7 @@ class Engine:
                 reply.finish_reason = output.finish_reason
                 reply.error = output.error
         stats = scheduler.stats()
-        return Run(replies, stats.num_preemptions, stats.prefix_cache_hits)
+        return Run(replies, stats.num_preemptions, stats.prefix_cache_hits, num_ahead, num_swapped)
 
 
 def request(request_id: int, prompt: Sequence[int], **params: Any) -> AddRequest:

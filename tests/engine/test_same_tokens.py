@@ -14,6 +14,7 @@ import pytest
 
 from engine.harness import Engine, Reply, Run, request
 from octavo import _cpu
+from octavo.device.cpu import CPUDevice
 from octavo.messages import AddRequest
 
 
@@ -90,6 +91,30 @@ def test_through_preemption(engine: Engine, alone: dict[int, Reply]) -> None:
     run = engine.run(requests_under_test(), scheduler=scheduler)
     assert run.num_preemptions > 0
     check(run, alone)
+
+
+def test_through_preemption_to_the_host(engine: Engine, alone: dict[int, Reply]) -> None:
+    scheduler = engine.scheduler(num_kv_blocks=56, prefix_caching=False, num_swap_blocks=1000)
+    run = engine.run(requests_under_test(), scheduler=scheduler)
+    assert run.num_preemptions > 0 and run.num_swapped > 0
+    check(run, alone)
+
+
+def test_when_steps_are_planned_ahead(
+    alone: dict[int, Reply], smollm2_gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The token that a step samples is the next one's input without having been on the host. Penalties are left out:
+    the CPU counts tokens on the host."""
+    monkeypatch.setattr(CPUDevice, "plans_ahead", True)
+    engine = Engine(smollm2_gguf)
+    requests = [request for request in requests_under_test() if not request.params.frequency_penalty]
+    expected = {request.request_id: alone[request.request_id] for request in requests}
+    run = engine.run(requests, ahead=True, per_step=2)
+    assert run.num_ahead > 10
+    check(run, expected)
+    run = engine.run(requests, scheduler=engine.scheduler(num_kv_blocks=50, prefix_caching=False), ahead=True)
+    assert run.num_ahead > 10 and run.num_preemptions > 0
+    check(run, expected)
 
 
 def test_with_one_thread(engine: Engine, alone: dict[int, Reply]) -> None:

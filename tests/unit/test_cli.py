@@ -288,7 +288,7 @@ def test_one_config_file_that_exists_and_is_yaml(tmp_path: Path) -> None:
 
 
 def test_vllm_values_in_the_file_that_change_nothing_pass(tmp_path: Path) -> None:
-    file = write(tmp_path / "c.yaml", "tensor-parallel-size: 1\nasync-scheduling: true\nswap-space: 0\n")
+    file = write(tmp_path / "c.yaml", "tensor-parallel-size: 1\nasync-scheduling: true\ncpu-offload-gb: 0\n")
     assert parse("--config", file) == parse()
 
 

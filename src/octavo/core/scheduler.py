@@ -11,7 +11,8 @@ prompt is just being computed by another (n samples of one prompt, a shared docu
 take those blocks from the cache.
 
 When blocks run out, the newest running request gives up all of its own and goes back to the queue, whose front it
-thereby is. What was in them is kept by the host, as long as that has room, or computed again. The oldest request is never the newest, so it always ends, and so in turn does every other.
+thereby is. What was in them is kept by the host, as long as that has room, or computed again. The oldest request is
+never the newest, so it always ends, and so in turn does every other.
 
 A device that computes beside the host is kept busy by planning one step ahead of the answer to the last: the token
 that is being sampled then counts as known, and its value is filled in where it was sampled. Should it turn out to end
