@@ -29,11 +29,12 @@ void set_caches(LayerStack& self, const std::vector<std::pair<Address, Address>>
 
 void run(const LayerStack& self, Address residual, Address normed, Address qkv, Address attn, Address block_out,
          Address gate_up, Address act, Address positions, Address slots, Address block_tables, int64_t block_table_stride,
-         Address seq_lens, Address query_start_loc, int num_seqs, int64_t rows) {
+         Address seq_lens, Address query_start_loc, int num_seqs, int64_t rows, Address needed, int64_t num_needed) {
     nb::gil_scoped_release release;
     self.run({at<float>(residual), at<float>(normed), at<float>(qkv), at<float>(attn), at<float>(block_out),
               at<float>(gate_up), at<float>(act), at<int32_t>(positions), at<int64_t>(slots), at<int32_t>(block_tables),
-              block_table_stride, at<int32_t>(seq_lens), at<int32_t>(query_start_loc), num_seqs, rows});
+              block_table_stride, at<int32_t>(seq_lens), at<int32_t>(query_start_loc), num_seqs, rows,
+              at<int64_t>(needed), num_needed});
 }
 
 }  // namespace

@@ -28,7 +28,7 @@ struct StackLayer {
 };
 
 // The activations of a step, [rows][width] each, and its plan; see RopeArgs and AttentionArgs. `normed` holds the first
-// layer's input and, at the end, the output.
+// layer's input and, at the end, the output: of all rows, or of the `num_needed` rows that `needed` names in rising order.
 struct StackStep {
     float *residual, *normed, *qkv, *attn, *block_out, *gate_up, *act;
     const int32_t* positions;
@@ -38,6 +38,8 @@ struct StackStep {
     const int32_t *seq_lens, *query_start_loc;
     int num_seqs;
     int64_t rows;
+    const int64_t* needed;  // null: all
+    int64_t num_needed;
 };
 
 struct LayerCache {

@@ -77,6 +77,8 @@ class LayerStack:
         query_start_loc: int,
         num_seqs: int,
         rows: int,
+        needed: int,
+        num_needed: int,
         /,
     ) -> None: ...
 

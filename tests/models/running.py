@@ -28,6 +28,7 @@ class Batch:
     query_start_loc: torch.Tensor
     seq_lens: torch.Tensor
     block_tables: torch.Tensor
+    attention_plan: None = None  # an attention that wants one makes it
 
 
 class Run:
@@ -47,8 +48,9 @@ class Run:
         self.block_tables = order.view(blocks_per_seq, num_seqs).t().contiguous()
         self.lens = [0] * num_seqs
 
-    def step(self, tokens: list[list[int]]) -> list[torch.Tensor]:
-        """Feed tokens[i] (at least one) to sequence i. Returns their logits, [len(tokens[i]), V] each."""
+    def step(self, tokens: list[list[int]], needed: list[int] | None = None) -> list[torch.Tensor]:
+        """Feed tokens[i] (at least one) to sequence i. Returns their logits, [len(tokens[i]), V] each, or those of the
+        rows `needed`, all together."""
         ids, positions, slots, starts = [], [], [], [0]
         for i, new in enumerate(tokens):
             for token in new:
@@ -66,6 +68,12 @@ class Run:
             torch.tensor(self.lens, dtype=torch.int32),
             self.block_tables,
         )
+        if needed is not None:
+            return [
+                self.model.logits(
+                    self.model.forward(batch, self.caches, torch.tensor(needed, dtype=torch.int64))
+                ).clone()
+            ]
         logits = self.model.logits(self.model.forward(batch, self.caches)).clone()
         return [logits[begin:end] for begin, end in pairwise(starts)]
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 
-from models.running import load, prompt_logits
+from models.running import Run, load, prompt_logits
 from octavo import _cpu
 from octavo.models.registry import arch_spec
 from octavo.models.spec import tensor_shapes
@@ -167,6 +167,25 @@ def test_all_layers_in_one_call_change_no_bit(case: str, kv_dtype: torch.dtype, 
     ]
     for ours, theirs in zip(*found, strict=True):
         assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("impl", ["reference", "auto", "one by one"])
+@pytest.mark.parametrize("case", ["llama", "gemma3"])
+def test_the_rows_that_are_needed_are_those_of_the_whole_step(impl: str, case: str, tmp_path: Path) -> None:
+    family, options = CASES[case]
+    make_model(tmp_path, family, options)
+    ops = bind("cpu", "reference" if impl == "reference" else "auto")
+    loaded = load(tmp_path, dataclasses.replace(ops, layer_stack=LayerStack) if impl == "one by one" else ops)
+    whole = Run(loaded, ops, 2, PROMPT_LENGTH + 1, torch.float32)
+    part = Run(loaded, ops, 2, PROMPT_LENGTH + 1, torch.float32)
+    expected = torch.cat(whole.step([prompt[:20] for prompt in PROMPTS]))
+    for needed in ([3, 19, 20, 39], list(range(40)), []):
+        part.lens = [0, 0]
+        (found,) = part.step([prompt[:20] for prompt in PROMPTS], needed)
+        torch.testing.assert_close(found, expected[needed], rtol=0, atol=1e-5 if impl == "reference" else 0)
+    # All keys and values were written: the next step's context is whole.
+    for mine, theirs in zip(part.step([[1], [2]]), whole.step([[1], [2]]), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-5 if impl == "reference" else 0)
 
 
 def round_weights(model: Any, dtype: torch.dtype) -> Any:

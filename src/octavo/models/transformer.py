@@ -83,10 +83,11 @@ class Transformer:
         ]
         self._layers = ops.layer_stack(ops, self.shape, layers)
 
-    def forward(self, batch: Batch, kv_caches: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    def forward(self, batch: Batch, kv_caches: Sequence[tuple[Tensor, Tensor]], needed: Tensor | None = None) -> Tensor:
         """Run the step's tokens; their keys and values go to the caches, one (k, v) a layer.
 
-        Returns the hidden states behind the final norm, [T, H] of the table's type: a view, valid until the next call.
+        Returns the hidden states behind the final norm, [T, H] of the table's type, or [S, H] for the rows `needed`,
+        int64 [S] in rising order: a view, valid until the next call.
         """
         num_tokens = len(batch.token_ids)
         if num_tokens > self._workspace.capacity:
@@ -95,8 +96,8 @@ class Transformer:
         residual, normed = space.residual[:num_tokens], space.normed[:num_tokens]
         self._ops.embedding(residual, batch.token_ids, weights.embedding, self.spec.embedding_scale)
         self._ops.rms_norm(normed, residual, weights.layers[0].attn_norm, self.spec.rms_norm_eps)
-        self._layers.run(space, num_tokens, batch, kv_caches)
-        return normed
+        self._layers.run(space, num_tokens, batch, kv_caches, needed)
+        return normed if needed is None else normed[: len(needed)]
 
     def logits(self, rows: Tensor) -> Tensor:
         """float32 [S, V] for rows [S, H] of `forward`'s result: a view, valid until the next call, may be modified."""

@@ -60,7 +60,14 @@ class CpuLayerStack(LayerStack):
             layer.window,
         )
 
-    def run(self, space: Workspace, num_tokens: int, step: StepTensors, kv_caches: KVCaches) -> None:
+    def run(
+        self,
+        space: Workspace,
+        num_tokens: int,
+        step: StepTensors,
+        kv_caches: KVCaches,
+        needed: Tensor | None = None,
+    ) -> None:
         if kv_caches is not self._caches:
             self._set_caches(kv_caches)
         assert num_tokens <= space.capacity
@@ -70,6 +77,7 @@ class CpuLayerStack(LayerStack):
         assert step.positions.numel() == step.slot_mapping.numel() == num_tokens
         assert block_tables.dtype == step.seq_lens.dtype == step.query_start_loc.dtype == torch.int32
         assert block_tables.stride(1) == 1 and step.seq_lens.is_contiguous() and step.query_start_loc.is_contiguous()
+        assert needed is None or (needed.dtype == torch.int64 and needed.is_contiguous())
         assert step.seq_lens.numel() == num_seqs and step.query_start_loc.numel() == num_seqs + 1
         self._native.run(
             space.residual.data_ptr(),
@@ -87,6 +95,8 @@ class CpuLayerStack(LayerStack):
             step.query_start_loc.data_ptr(),
             num_seqs,
             num_tokens,
+            0 if needed is None else needed.data_ptr(),
+            0 if needed is None else needed.numel(),
         )
 
     def _set_caches(self, kv_caches: KVCaches) -> None:

@@ -138,11 +138,19 @@ class LayerStack:
         self._shape = shape
         self._layers = tuple(layers)
 
-    def run(self, space: Workspace, num_tokens: int, step: StepTensors, kv_caches: KVCaches) -> None:
+    def run(
+        self,
+        space: Workspace,
+        num_tokens: int,
+        step: StepTensors,
+        kv_caches: KVCaches,
+        needed: Tensor | None = None,
+    ) -> None:
         """Run the step's tokens through all layers; their keys and values go to the caches, one (k, v) a layer.
 
         The first `num_tokens` rows of `space` are used. `residual` and `normed` hold the first layer's input, before
-        and behind its norm, and at the end the output likewise.
+        and behind its norm, and at the end the output likewise: of all rows, or of `needed`, int64 [S] in rising
+        order, in the first S. The last layer then computes no others behind its attention.
         """
         shape, ops = self._shape, self._ops
         residual, normed, qkv = space.residual[:num_tokens], space.normed[:num_tokens], space.qkv[:num_tokens]
@@ -157,6 +165,12 @@ class LayerStack:
                 qkv, positions, layer.cos_sin, layer.q_norm, layer.k_norm, eps, k, v, slot_mapping, *heads
             )
             ops.attention(attn, qkv, k, v, *plan, *heads, shape.attn_scale, layer.window, shape.softcap)
+            if needed is not None and layer is self._layers[-1]:
+                # In place: the rows that are read have not been written before, for needed[i] >= i.
+                num_tokens = len(needed)
+                attn[:num_tokens], residual[:num_tokens] = attn[needed], residual[needed]
+                residual, normed, attn = residual[:num_tokens], normed[:num_tokens], attn[:num_tokens]
+                block_out, gate_up, act = block_out[:num_tokens], gate_up[:num_tokens], act[:num_tokens]
             linear(block_out, attn, layer.o)
             if layer.attn_post_norm is not None:
                 ops.rms_norm(block_out, block_out, layer.attn_post_norm, eps)

@@ -94,11 +94,15 @@ class ModelRunner:
         host = build_batch(states, plan.num_scheduled_tokens, self._block_size)
         logits = None if self._graphs is None or states.prompt_logprobs else self._graphs.logits(host)
         if logits is None:
-            hidden = self._model.forward(self._upload(host), self._kv_caches)
+            batch, rows = self._upload(host)
             if states.prompt_logprobs:
+                hidden = self._model.forward(batch, self._kv_caches)
                 step.prompt_logprobs = self._scorer.score(states, host, hidden)
+                hidden = hidden[rows]
+            else:
+                hidden = self._model.forward(batch, self._kv_caches, rows if len(rows) < len(batch.token_ids) else None)
             if len(host.sampling_slots):
-                logits = self._model.logits(self._sampling_rows(host, hidden))
+                logits = self._model.logits(hidden)
         if logits is not None:
             self._sample(logits, host, plan, step)
         return step
@@ -117,31 +121,29 @@ class ModelRunner:
             output.logprobs, output.errors = result.logprobs, result.errors
         return output
 
-    def _upload(self, host: HostBatch) -> InputBatch:
+    def _upload(self, host: HostBatch) -> tuple[InputBatch, torch.Tensor]:
+        """The step on the device, and the rows of it that sample, int64 [S]."""
         arrays = self._planner.arrays(host.seq_lens, host.query_start_loc, host.num_decodes)
-        token_ids, positions, slot_mapping, query_start_loc, seq_lens, block_tables, *planned = self._device.upload(
-            host.token_ids,
-            host.positions,
-            host.slot_mapping,
-            host.query_start_loc,
-            host.seq_lens,
-            host.block_tables,
-            *arrays.tensors,
+        token_ids, positions, slot_mapping, query_start_loc, seq_lens, block_tables, rows, *planned = (
+            self._device.upload(
+                host.token_ids,
+                host.positions,
+                host.slot_mapping,
+                host.query_start_loc,
+                host.seq_lens,
+                host.block_tables,
+                host.logits_rows,
+                *arrays.tensors,
+            )
         )
         plan = self._planner.plan(arrays, planned)
         batch = InputBatch(token_ids, positions, slot_mapping, query_start_loc, seq_lens, block_tables, plan)
         self._resolve_ids(batch)
-        return batch
+        return batch, rows
 
     def _resolve_ids(self, batch: InputBatch) -> None:
         if self._last_ids is not None:
             self._ops.resolve_ids(batch.token_ids, self._last_ids)
-
-    def _sampling_rows(self, host: HostBatch, hidden: torch.Tensor) -> torch.Tensor:
-        if len(host.logits_rows) == len(hidden):
-            return hidden
-        (rows,) = self._device.upload(host.logits_rows)
-        return hidden[rows]
 
     def _run_model(self, batch: InputBatch) -> torch.Tensor:
         """A step of decoding that samples in every row."""
