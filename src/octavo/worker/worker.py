@@ -15,7 +15,7 @@ from octavo.messages import EngineInfo
 from octavo.models.loader import DTYPES, LoadedModel, OnPhase, load_model, open_checkpoint
 from octavo.ops.table import Binding, Ops, bind
 from octavo.params import SamplingParams
-from octavo.step import ModelRunnerOutput, NewRequestData, SchedulerOutput
+from octavo.step import CachedRequestData, ModelRunnerOutput, NewRequestData, SchedulerOutput
 from octavo.worker.graphs import MAX_GRAPH_SIZE, ladder
 from octavo.worker.kv_memory import GIB, KVCachePlan, plan_kv_cache
 from octavo.worker.model_runner import KVCaches, ModelRunner, RunningStep
@@ -82,7 +82,7 @@ class Worker:
 
         start = time.perf_counter()
         self._on_phase("warm-up", "")
-        self._warm_up(self._runner)
+        self._warm_up(self._runner, device)
         seconds["warm-up"] = time.perf_counter() - start
         return self._info(loaded, device, ops, plan, kv_dtype, max_num_batched_tokens, seconds)
 
@@ -205,31 +205,28 @@ class Worker:
         except (OSError, RuntimeError) as error:
             raise InvalidConfig(f"The KV cache of {plan.total_bytes:,} bytes cannot be allocated: {error}") from None
 
-    def _warm_up(self, runner: ModelRunner) -> None:
-        """One small prefill into the null block: touches every weight once and proves that a token comes out."""
+    def _warm_up(self, runner: ModelRunner, device: Device) -> None:
+        """A small prompt in the null block: touches every weight once and proves that a token comes out. Where kernels
+        are compiled when they are first launched, a second token too, for those of decoding."""
         request = NewRequestData(
             slot=0,
             request_id=-1,
             prompt_token_ids=[0, 0, 0, 0],
             num_prompt_tokens=4,
-            params=SamplingParams(temperature=0.0, max_tokens=1),
+            params=SamplingParams(temperature=0.0, max_tokens=2),
             eos_token_ids=(),
             block_ids=[0],
             num_computed_tokens=0,
             sample_index=0,
             sampling_seed=None,
         )
-        plan = SchedulerOutput(
-            new_requests=[request],
-            cached_requests=[],
-            num_scheduled_tokens={0: 4},
-            finished_slots=[],
-            total_num_scheduled_tokens=4,
-            step_id=0,
-        )
-        output = runner.execute(plan)
-        if output.errors:
-            raise InvalidConfig(f"The model cannot produce a token: {output.errors[0]}")
+        plans = [SchedulerOutput([request], [], {0: 4}, [], 4, 0)]
+        if device.uses_graphs:
+            plans.append(SchedulerOutput([], [CachedRequestData(0, [], 4)], {0: 1}, [], 1, 0))
+        for plan in plans:
+            output = runner.execute(plan)
+            if output.errors:
+                raise InvalidConfig(f"The model cannot produce a token: {output.errors[0]}")
 
     def _info(
         self,

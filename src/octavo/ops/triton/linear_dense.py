@@ -1,0 +1,274 @@
+"""Unquantized matrices: our own kernel for few rows, cuBLAS for more.
+
+With few rows a product is a read of the weights, and what counts is how many bytes are on their way to each
+multiprocessor at any time. Roles are swapped: 16 rows of the weight are the tall operand of the tensor cores' product
+and the rows of x its narrow one, so that one row of x wastes nothing. The warps of a block share K and not N: small
+matrices fill the GPU without partial sums through memory, and the sum's order depends on K alone.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+import triton
+from octavo.ops.triton.linear_chip import chip
+from octavo.ops.triton.variants import TYPE_NAMES, Variant
+
+#: Rows of x that the kernels for few rows take.
+FEW_ROWS: Final = 16
+#: Warps of a block; each has one of the slices of K that are in hand at a time.
+WARPS: Final = 4
+#: All stages of a block, of which all but one are in shared memory: three blocks fit a multiprocessor of an H100, two
+#: one of an A100, and the loads of 50 to 80 KB are on their way in each.
+_STAGE_BUDGET: Final = 96 << 10
+_MOST_STAGES: Final = 6
+#: Tensor cores take these as they are; products of float32 are cuBLAS's.
+HALF_TYPES: Final = (torch.bfloat16, torch.float16)
+
+
+@triton.jit
+def activated(gate, up, KIND: tl.constexpr):
+    """act(gate) * up, float32. KIND: silu or gelu_tanh."""
+    if KIND == "silu":
+        return gate / (1.0 + tl.exp(-gate)) * up
+    inner = 0.7978845608028654 * (gate + 0.044715 * gate * gate * gate)
+    # 0.5 * (1 + tanh(u)) is the logistic function of 2 u.
+    return gate / (1.0 + tl.exp(-2.0 * inner)) * up
+
+
+@triton.jit
+def _total(acc, n, m, n_mask, m_mask, bias, w_scale, x_scale, HAS_BIAS: tl.constexpr, SCALED: tl.constexpr):
+    """The slices' sums as one, float32 [BLOCK_N, BLOCK_M], with scales and bias."""
+    total = tl.sum(acc, 0).to(tl.float32)
+    if SCALED:
+        total = total * tl.load(w_scale + n, mask=n_mask, other=0.0)[:, None]
+        total = total * tl.load(x_scale + m, mask=m_mask, other=0.0)[None, :]
+    if HAS_BIAS:
+        total += tl.load(bias + n, mask=n_mask, other=0.0)[:, None]
+    return total
+
+
+@triton.jit
+def _few_rows_kernel(
+    out, x, w, bias, x_scale, w_scale, M, N, K, stride_out, stride_x, stride_w,
+    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, SLICES: tl.constexpr, SLICE: tl.constexpr, EVEN_K: tl.constexpr,
+    HAS_BIAS: tl.constexpr, SCALED: tl.constexpr, ACC: tl.constexpr, ACT: tl.constexpr,
+):  # fmt: skip
+    """out [M, N] = x [M, K] @ w [N, K].T; with ACT, w is [2 N, K] and out = act(x @ w[:N].T) * (x @ w[N:].T).
+
+    One program takes BLOCK_N outputs of all rows. Slice s of a step is its columns s * SLICE and following.
+    """
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    m = tl.arange(0, BLOCK_M)
+    n_mask, m_mask = n < N, m < M
+    k_w = (tl.arange(0, SLICES) * SLICE)[:, None, None] + tl.arange(0, SLICE)[None, None, :]
+    k_x = (tl.arange(0, SLICES) * SLICE)[:, None, None] + tl.arange(0, SLICE)[None, :, None]
+    w_at = w + (n[None, :, None].to(tl.int64) * stride_w + k_w)
+    up_at = w_at + N.to(tl.int64) * stride_w
+    x_at = x + (m[None, None, :] * stride_x + k_x)
+    w_mask, x_mask = n_mask[None, :, None], m_mask[None, None, :]
+    acc = tl.zeros((SLICES, BLOCK_N, BLOCK_M), ACC)
+    up = tl.zeros((SLICES, BLOCK_N, BLOCK_M), ACC)
+    for k in range(0, K, SLICES * SLICE):
+        if EVEN_K:
+            w_in, x_in = w_mask, x_mask
+        else:
+            w_in, x_in = w_mask & (k_w < K - k), x_mask & (k_x < K - k)
+        x_tile = tl.load(x_at, mask=x_in, other=0.0)
+        acc = tl.dot(tl.load(w_at, mask=w_in, other=0.0), x_tile, acc, out_dtype=ACC)
+        if ACT != "":
+            up = tl.dot(tl.load(up_at, mask=w_in, other=0.0), x_tile, up, out_dtype=ACC)
+        w_at += SLICES * SLICE
+        up_at += SLICES * SLICE
+        x_at += SLICES * SLICE
+    total = _total(acc, n, m, n_mask, m_mask, bias, w_scale, x_scale, HAS_BIAS, SCALED)
+    if ACT != "":
+        total_up = _total(up, n + N, m, n_mask, m_mask, bias, w_scale, x_scale, HAS_BIAS, SCALED)
+        total = activated(total, total_up, ACT)
+    out_at = out + (m[None, :] * stride_out + n[:, None])
+    tl.store(out_at, total.to(out.dtype.element_ty), mask=n_mask[:, None] & m_mask[None, :])
+
+
+@dataclass(frozen=True)
+class FewRowsTile:
+    """What one program of the kernel takes, and how."""
+
+    block_n: int
+    block_m: int
+    slice_k: int
+    stages: int
+
+
+@functools.lru_cache(maxsize=4096)
+def few_rows_tile(num_rows: int, n: int, item_size: int, num_sms: int, num_weights: int = 1) -> FewRowsTile:
+    """The tile for up to 16 rows and weights of 1 or 2 bytes, `num_weights` of them side by side."""
+    block_m = triton.next_power_of_2(num_rows)
+    block_n = 16
+    # Each block reads all of x from L2, which gives about twice what the memory does: at 16 rows of 16 outputs that
+    # would double the traffic. Wider blocks share it, as long as they still fill half of the multiprocessors.
+    while block_n < 64 and 2 * num_rows > block_n and n // (4 * block_n) >= num_sms // 2:
+        block_n *= 2
+    slice_bytes = 256
+    while slice_bytes > 64 and 4 * _stage_bytes(block_n, block_m, slice_bytes, num_weights) > _STAGE_BUDGET:
+        slice_bytes //= 2
+    stages = _STAGE_BUDGET // _stage_bytes(block_n, block_m, slice_bytes, num_weights)
+    return FewRowsTile(block_n, block_m, slice_bytes // item_size, min(stages, _MOST_STAGES))
+
+
+def _stage_bytes(block_n: int, block_m: int, slice_bytes: int, num_weights: int) -> int:
+    return WARPS * slice_bytes * (num_weights * block_n + block_m)
+
+
+def few_rows(
+    out: Tensor,
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None,
+    scales: tuple[Tensor, Tensor] | None = None,
+    act: str = "",
+) -> None:
+    """out [M, N] = x [M, K] @ w [N, K].T + bias by our kernel, M <= 16; K a multiple of 16.
+
+    x and w are both bfloat16, both float16, both float8 or both int8; these two with scales, float32: of x's rows [M]
+    and of w's [N]. act: w is [2 N, K], gate over up, and out = act(gate) * up.
+    """
+    num_rows, k = x.shape
+    n = out.shape[1]
+    tile = few_rows_tile(num_rows, n, x.element_size(), chip(x.device).num_sms, 2 if act else 1)
+    x_scale, w_scale = scales if scales is not None else (None, None)
+    _few_rows_kernel[(triton.cdiv(n, tile.block_n),)](
+        out, x, w, bias, x_scale, w_scale, num_rows, n, k, out.stride(0), x.stride(0), w.stride(0),
+        tile.block_n, tile.block_m, WARPS, tile.slice_k, k % (WARPS * tile.slice_k) == 0,
+        bias is not None, scales is not None, tl.int32 if x.dtype == torch.int8 else tl.float32, act,
+        num_warps=WARPS, num_stages=tile.stages,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Bias:
+    """[N], as it is and rounded to the activations' type, which cuBLAS wants to add it in its own kernel."""
+
+    exact: Tensor  # float32
+    rounded: Tensor
+
+
+def by_library(out: Tensor, x: Tensor, w: Tensor, bias: Bias | None) -> None:
+    """out [M, N] = x [M, K] @ w [N, K].T + bias by cuBLAS, straight into out. x and w have one type."""
+    if out.dtype == x.dtype:
+        if bias is None:
+            torch.mm(x, w.t(), out=out)
+        else:
+            torch.addmm(bias.rounded, x, w.t(), out=out)
+        return
+    if x.is_cuda:
+        torch.mm(x, w.t(), out_dtype=out.dtype, out=out)
+    else:
+        # torch's CPU products have no other result than their operands' type.
+        torch.mm(x.to(out.dtype), w.t().to(out.dtype), out=out)
+    if bias is not None:
+        out.add_(bias.exact)
+
+
+def choose(num_rows: int, k: int, dtype: torch.dtype) -> str:
+    """Which of the two multiplies: "few_rows" or "library"."""
+    fits = k % 16 == 0 and dtype in HALF_TYPES
+    return "few_rows" if num_rows <= FEW_ROWS and fits else "library"
+
+
+@dataclass(frozen=True, eq=False)
+class DenseLinear:
+    """A [N, K] matrix of the activations' type, as it is."""
+
+    weight: Tensor
+    bias: Bias | None
+
+    @property
+    def N(self) -> int:
+        return self.weight.shape[0]
+
+    @property
+    def K(self) -> int:
+        return self.weight.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        return self.weight.nbytes
+
+    @property
+    def kind(self) -> str:
+        return str(self.weight.dtype).removeprefix("torch.")
+
+    def multiply(self, out: Tensor, x: Tensor) -> None:
+        if choose(len(x), self.K, self.weight.dtype) == "few_rows":
+            few_rows(out, x, self.weight, None if self.bias is None else self.bias.exact)
+        else:
+            by_library(out, x, self.weight, self.bias)
+
+    def has_act(self, num_rows: int) -> bool:
+        return choose(num_rows, self.K, self.weight.dtype) == "few_rows"
+
+    def multiply_act(self, out: Tensor, x: Tensor, act: str) -> None:
+        few_rows(out, x, self.weight, None if self.bias is None else self.bias.exact, act=act)
+
+
+#: Name -> (N, K) of the matrices of two models, N doubled for gate over up.
+SHAPES: Final = {
+    "0.6B qkv": (4096, 1024), "0.6B o": (1024, 2048), "0.6B gate_up": (6144, 1024), "0.6B down": (1024, 3072),
+    "8B qkv": (6144, 4096), "8B o": (4096, 4096), "8B gate_up": (28_672, 4096), "8B down": (4096, 14_336),
+}  # fmt: skip
+_POINTERS: Final = ("out", "x", "w", "N", "K", "stride_out", "stride_x", "stride_w")
+
+
+def _variant(
+    name: str, num_rows: int, n: int, k: int, dtype: torch.dtype, act: str = "", out: torch.dtype = torch.bfloat16
+) -> Variant:
+    is_scaled = dtype not in HALF_TYPES
+    tile = few_rows_tile(num_rows, n, dtype.itemsize, 132, 2 if act else 1)
+    integers = ("M", "N", "K", "stride_out", "stride_x", "stride_w")
+    signature = dict.fromkeys(integers, "i32") | dict.fromkeys(("x", "w"), f"*{TYPE_NAMES[dtype]}")
+    signature["out"] = f"*{TYPE_NAMES[out]}"
+    constexprs: dict[str, Any] = {
+        "BLOCK_N": tile.block_n, "BLOCK_M": tile.block_m, "SLICES": WARPS, "SLICE": tile.slice_k,
+        "EVEN_K": k % (WARPS * tile.slice_k) == 0, "HAS_BIAS": False, "bias": None, "SCALED": is_scaled,
+        "ACC": tl.int32 if dtype == torch.int8 else tl.float32, "ACT": act,
+    }  # fmt: skip
+    scales = ("x_scale", "w_scale")
+    if is_scaled:
+        signature |= dict.fromkeys(scales, "*fp32")
+    else:
+        constexprs |= dict.fromkeys(scales)
+    return Variant(
+        name=f"few rows {name}, {num_rows} x {n} x {k}",
+        kernel=_few_rows_kernel,
+        signature=signature,
+        constexprs=constexprs,
+        num_warps=WARPS,
+        num_stages=tile.stages,
+        divisible=frozenset((*_POINTERS, *(scales if is_scaled else ()))),
+        min_capability=90 if dtype == torch.float8_e4m3fn else 80,
+    )
+
+
+def variants() -> Sequence[Variant]:
+    """One of each tile that the shapes lead to, and of each type."""
+    bf16 = torch.bfloat16
+    found: dict[FewRowsTile, Variant] = {}
+    for num_rows in (1, 2, 4, 8, 16):
+        for name, (n, k) in SHAPES.items():
+            tile = few_rows_tile(num_rows, n, 2, 132)
+            found.setdefault(tile, _variant(f"bf16 {name}", num_rows, n, k, bf16))
+    result = list(found.values())
+    for num_rows in (1, 16):
+        for name, n, k in (("0.6B", 3072, 1024), ("8B", 14_336, 4096)):
+            result.append(_variant(f"bf16 {name} gate_up, act", num_rows, n, k, bf16, act="silu"))
+        eights = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
+        result.extend(_variant(name, num_rows, 6144, 4096, dtype) for name, dtype in eights.items())
+        result.append(_variant("fp16 logits", num_rows, 128_256, 4096, torch.float16, out=torch.float32))
+    return [*result, _variant("bf16 K tail", 4, 576, 576, bf16)]
