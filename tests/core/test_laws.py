@@ -59,6 +59,7 @@ class Laws(RuleBasedStateMachine):
         caching=st.sampled_from([True, True, False]),
         ahead=st.booleans(),
         num_swap_blocks=st.sampled_from([0, 4, 100]),
+        caches_output=st.booleans(),
     )
     def start(
         self,
@@ -71,12 +72,13 @@ class Laws(RuleBasedStateMachine):
         caching: bool,
         ahead: bool,
         num_swap_blocks: int,
+        caches_output: bool,
     ) -> None:
         engine_info = info(
             max_model_len=CONTEXT, num_kv_blocks=num_blocks, block_size=block_size, max_num_seqs=max_num_seqs,
             max_num_batched_tokens=budget if chunked else CONTEXT,
             max_num_prefill_tokens=min(prefill, budget) if chunked else CONTEXT,
-            num_swap_blocks=num_swap_blocks,
+            num_swap_blocks=num_swap_blocks, caches_output=caches_output,
         )  # fmt: skip
         config = EngineConfig(
             cache=CacheConfig(enable_prefix_caching=caching), scheduler=SchedulerConfig(enable_chunked_prefill=chunked)

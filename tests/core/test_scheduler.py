@@ -264,6 +264,19 @@ def test_the_oldest_request_is_never_preempted() -> None:
     assert entered.count(0) == 1 and entered.count(2) > 1
 
 
+@pytest.mark.parametrize("caches_output", [True, False])
+def test_where_generated_tokens_round_differently_their_blocks_serve_no_prompt(caches_output: bool) -> None:
+    world = World(num_kv_blocks=30, caches_output=caches_output)
+    world.add(1, prompt(0, 6), max_tokens=10)
+    world.run()
+    text = [*prompt(0, 6), *world.tokens(1)]
+    world.add(2, [*text[:14], 49], max_tokens=2)
+    plan = world.step()
+    # Blocks of 4: the prompt fills one, the whole text three that were computed.
+    assert plan.new_requests[0].num_computed_tokens == (12 if caches_output else 4)
+    world.run()
+
+
 def swapping_world() -> World:
     """Three requests in room for two; no prefix hits, so that what is not swapped must be computed again."""
     world = World(num_kv_blocks=9, num_swap_blocks=100, caching=False)

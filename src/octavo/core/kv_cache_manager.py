@@ -29,8 +29,14 @@ class KVCacheManager:
     """`num_blocks` includes the null block 0. Owns every `Request.block_ids` and the fields beside it."""
 
     def __init__(
-        self, num_blocks: int, block_size: int, enable_prefix_caching: bool = True, num_swap_blocks: int = 0
+        self,
+        num_blocks: int,
+        block_size: int,
+        enable_prefix_caching: bool = True,
+        num_swap_blocks: int = 0,
+        caches_output: bool = True,
     ) -> None:
+        self.caches_output = caches_output  # or only the blocks of prompts
         self.num_free_swap_blocks = num_swap_blocks  # of the host's memory
         self.block_size = block_size
         self.enable_prefix_caching = enable_prefix_caching
@@ -87,8 +93,14 @@ class KVCacheManager:
         request.num_computed_tokens = self.num_tokens_at_hand(request, computed)
         request.num_cached_blocks = len(computed)
         request.cache_parent = computed[-1].uid if computed else request.cache_salt
-        request.next_cache_tokens = (len(computed) + 1) * block_size if self.enable_prefix_caching else _NEVER
+        request.next_cache_tokens = self._next_cache_tokens(request, len(computed))
         return True
+
+    def _next_cache_tokens(self, request: Request, num_cached_blocks: int) -> int:
+        """At how many computed tokens the next block can enter the cache."""
+        num_tokens = (num_cached_blocks + 1) * self.block_size
+        is_cached = self.enable_prefix_caching and (self.caches_output or num_tokens <= request.num_prompt_tokens)
+        return num_tokens if is_cached else _NEVER
 
     def num_tokens_at_hand(self, request: Request, computed: list[KVCacheBlock]) -> int:
         """How many tokens need not be computed: found in the cache, or kept by the host."""
@@ -124,13 +136,16 @@ class KVCacheManager:
     def cache_computed_blocks(self, request: Request) -> None:
         """Make the full blocks among the computed tokens findable. Called after the step that computed them."""
         self._extend_keys(request)
-        first, last = request.num_cached_blocks, request.num_computed_tokens // self.block_size
+        num_tokens = request.num_computed_tokens
+        if not self.caches_output:
+            num_tokens = min(num_tokens, request.num_prompt_tokens)
+        first, last = request.num_cached_blocks, num_tokens // self.block_size
         parent = request.cache_parent
         for i in range(first, last):
             parent = self.pool.cache(request.block_ids[i], request.block_hashes[i], request.block_tokens[i], parent)
         request.cache_parent = parent
         request.num_cached_blocks = last
-        request.next_cache_tokens = (last + 1) * self.block_size
+        request.next_cache_tokens = self._next_cache_tokens(request, last)
 
     def free(self, request: Request, *, forget: bool = False) -> None:
         """Give back all blocks. `forget`: their content is in doubt, they leave the cache, also for other holders."""

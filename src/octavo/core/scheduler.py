@@ -62,7 +62,11 @@ class Scheduler:
         self.enable_chunked_prefill = config.scheduler.enable_chunked_prefill
         self.enable_jump_forward = config.scheduler.enable_jump_forward
         self.kv = KVCacheManager(
-            info.num_kv_blocks, info.block_size, config.cache.enable_prefix_caching, info.num_swap_blocks
+            info.num_kv_blocks,
+            info.block_size,
+            config.cache.enable_prefix_caching,
+            info.num_swap_blocks,
+            info.caches_output,
         )
         self._config_seed = config.model.seed
 

@@ -48,6 +48,10 @@ class Device(Protocol):
         """Whether launching is dear enough that steps of decoding should be captured and replayed."""
 
     @property
+    def decodes_as_prompts(self) -> bool:
+        """Whether a token gets the same keys and values, bit for bit, alone and as part of a prompt."""
+
+    @property
     def default_batched_tokens(self) -> int:
         """Tokens of a step at most, unless the user says otherwise."""
 

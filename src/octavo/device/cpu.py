@@ -35,6 +35,7 @@ class CPUDevice:
     name = "cpu"
     plans_ahead = False
     uses_graphs = False
+    decodes_as_prompts = True
     # A step on a CPU lasts as long as its tokens. With some dozens of rows the kernels are as fast as they get; with
     # more tokens of prompts the requests that run would only wait longer, and so would the prompts in front.
     default_batched_tokens = 512

@@ -31,6 +31,7 @@ class CUDADevice:
     name = "cuda"
     plans_ahead = True
     uses_graphs = True
+    decodes_as_prompts = False
     default_batched_tokens = 8192
     default_prefill_tokens = 8192
     default_swap_gib = 4.0

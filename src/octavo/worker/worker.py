@@ -258,6 +258,8 @@ class Worker:
             ops=dict(ops.implementations),
             load_seconds=seconds,
             # Scores of what was drawn from are made on the host, before the next step may begin.
+            # Elsewhere kernels for one token and for many round differently: then a hit on generated text would show.
+            caches_output=device.decodes_as_prompts or not self._config.parallel.batch_invariant,
             num_swap_blocks=self._num_swap_blocks(device, plan),
             plans_ahead=device.plans_ahead and self._config.model.logprobs_mode.startswith("raw"),
             layer_ops_per_token=loaded.spec.layer_ops_per_token,
