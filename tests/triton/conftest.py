@@ -1,5 +1,12 @@
-"""Kernels imported by these tests run in Triton's interpreter, on CPU tensors. No other test may import them."""
+"""Kernels imported by these tests run in Triton's interpreter, on CPU tensors. No other test may import them.
+
+bench/gpu.sh runs the same tests on a GPU, which it names in OCTAVO_TEST_TORCH_DEVICE.
+"""
 
 import os
 
-os.environ["TRITON_INTERPRET"] = "1"
+if os.environ.get("OCTAVO_TEST_TORCH_DEVICE", "cpu") == "cpu":
+    os.environ["TRITON_INTERPRET"] = "1"
+    from triton_interpreter import repair
+
+    repair()

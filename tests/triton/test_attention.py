@@ -1,0 +1,190 @@
+"""Paged attention in Triton's interpreter, against the reference in float32; and what its bits may not depend on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from octavo.ops import reference
+from octavo.ops.layer_stack import StackShape
+from octavo.ops.triton import attention as module
+from octavo.ops.triton.attention import CHUNK, AttentionPlanner, attention
+from octavo.ops.triton.rope import kv_cache_shapes
+from paged_caches import from_reference, random_tables
+
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
+BLOCK_SIZE = 16
+
+
+class Step:
+    """Sequences (context, tokens of this step) with random queries, keys and values. What nobody may see is NaN."""
+
+    def __init__(self, seqs: list[tuple[int, int]], heads: tuple[int, int, int], dtype: torch.dtype = torch.float32):
+        self.heads, self.dtype = heads, dtype
+        hq, hkv, d = heads
+        generator = torch.Generator().manual_seed(len(seqs) + d)
+        self.lens = [context for context, _ in seqs]
+        self.counts = [count for _, count in seqs]
+        self.tables, num_blocks = random_tables(self.lens, BLOCK_SIZE)
+        k_shape, v_shape = reference.kv_cache_shapes(num_blocks, BLOCK_SIZE, hkv, d)
+        k_cache, v_cache = torch.full(k_shape, torch.nan), torch.full(v_shape, torch.nan)
+        for i, length in enumerate(self.lens):
+            p = torch.arange(length)
+            blocks, offsets = self.tables[i, p // BLOCK_SIZE].long(), p % BLOCK_SIZE
+            k = torch.randn(length, hkv, d, generator=generator).to(dtype).float()
+            v = torch.randn(length, hkv, v_shape[3], generator=generator).to(dtype).float()
+            k_cache[blocks, :, offsets // 16, :, offsets % 16] = k
+            v_cache[blocks, :, offsets] = v
+        self.reference_caches = k_cache, v_cache
+        self.caches = tuple(cache.to(dtype) for cache in from_reference(k_cache, v_cache, d))
+        self.qkv = torch.randn(sum(self.counts), (hq + 2 * hkv) * d, generator=generator).to(dtype)
+        self.seq_lens = torch.tensor(self.lens, dtype=torch.int32)
+        self.starts = torch.tensor([0, *np.cumsum(self.counts)], dtype=torch.int32)
+
+    def run(self, scale: float = 0.3, **options: Any) -> Tensor:
+        hq, _, d = self.heads
+        out = torch.full((len(self.qkv), hq * d), torch.nan, dtype=self.dtype)
+        attention(out, self.qkv, *self.caches, self.tables, self.seq_lens, self.starts, *self.heads, scale, **options)
+        return out
+
+    def expected(self, scale: float = 0.3, **options: Any) -> Tensor:
+        hq, _, d = self.heads
+        out = torch.empty(len(self.qkv), hq * d)
+        plan = (self.tables, self.seq_lens, self.starts)
+        reference.attention(out, self.qkv.float(), *self.reference_caches, *plan, *self.heads, scale, **options)
+        return out
+
+    def check(self, **options: Any) -> None:
+        tolerance = TOLERANCE[self.dtype]
+        torch.testing.assert_close(self.run(**options).float(), self.expected(**options), rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("heads", [(9, 3, 64), (4, 4, 80), (8, 1, 96), (14, 2, 128), (2, 1, 256), (3, 3, 20)])
+def test_heads_of_all_kinds(heads: tuple[int, int, int]) -> None:
+    Step([(33, 1), (1, 1), (40, 17), (5, 5)], heads).check()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(dtype: torch.dtype) -> None:
+    Step([(70, 1), (66, 30), (1, 1)], (4, 2, 64), dtype).check()
+
+
+@pytest.mark.parametrize("context", [1, 31, 32, 33, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 17])
+@pytest.mark.parametrize("window", [0, 5, CHUNK + 3])
+def test_decoding_around_the_borders_of_tiles_and_chunks(context: int, window: int) -> None:
+    Step([(context, 1)], (4, 2, 16)).check(window=window)
+
+
+def test_decoding_with_more_chunks_than_are_combined_at_once() -> None:
+    Step([(17 * CHUNK + 3, 1)], (2, 1, 16)).check()
+
+
+@pytest.mark.parametrize("window", [0, 3, 40])
+@pytest.mark.parametrize(("context", "count"), [(2, 2), (31, 31), (33, 16), (64, 33), (100, 3), (70, 70)])
+def test_prompts_around_the_borders_of_tiles(context: int, count: int, window: int) -> None:
+    Step([(context, count), (3, 2)], (6, 2, 16)).check(window=window)
+
+
+def test_capped_scores() -> None:
+    Step([(50, 1), (40, 20)], (4, 2, 32)).check(softcap=1.5, scale=2.0)
+    Step([(50, 1), (40, 20)], (4, 2, 32)).check(softcap=30.0, scale=90.0)
+
+
+def test_a_sequence_alone_has_the_bits_that_it_has_in_company() -> None:
+    step = Step([(CHUNK + 40, 1), (3, 1), (50, 9), (20, 20)], (4, 2, 32))
+    whole = step.run()
+    for i in range(4):
+        alone = Step([(CHUNK + 40, 1), (3, 1), (50, 9), (20, 20)], (4, 2, 32))
+        rows = slice(int(step.starts[i]), int(step.starts[i + 1]))
+        alone.qkv, alone.tables, alone.seq_lens = (
+            step.qkv[rows].clone(),
+            step.tables[i : i + 1],
+            step.seq_lens[i : i + 1],
+        )
+        alone.starts = torch.tensor([0, step.counts[i]], dtype=torch.int32)
+        assert torch.equal(alone.run(), whole[rows])
+
+
+def plan_of(step: Step, num_decodes: int, size: int | None = None) -> Any:
+    hq, hkv, d = step.heads
+    shape = StackShape(
+        hidden_size=1, intermediate_size=1, num_heads=hq, num_kv_heads=hkv, head_dim=d, eps=0.0, attn_scale=1.0,
+        softcap=0.0, activation="silu",
+    )  # fmt: skip
+    planner = AttentionPlanner(shape, torch.device("cpu"), torch.float32)
+    if size is None:
+        arrays = planner.arrays(step.seq_lens.numpy(), step.starts.numpy(), num_decodes)
+    else:
+        arrays = planner.padded_arrays(step.seq_lens.numpy(), size)
+    return planner.plan(arrays, [torch.from_numpy(array) for array in arrays.tensors])
+
+
+@pytest.mark.parametrize("window", [0, 20])
+def test_a_prompt_has_the_same_bits_however_it_is_cut(window: int) -> None:
+    """Also where a piece is a single token, which the plan says is no decoding."""
+    whole = Step([(75, 75)], (6, 2, 16))
+    expected = whole.run(window=window)
+    for cuts in ([0, 1, 2, 40, 41, 75], [*range(0, 75, 8), 75]):
+        for begin, end in pairwise(cuts):
+            piece = Step([(75, 75)], (6, 2, 16))
+            piece.qkv = whole.qkv[begin:end].clone()
+            piece.seq_lens = torch.tensor([end], dtype=torch.int32)
+            piece.starts = torch.tensor([0, end - begin], dtype=torch.int32)
+            found = piece.run(window=window, plan=plan_of(piece, num_decodes=0))
+            assert torch.equal(found, expected[begin:end])
+
+
+def test_a_padded_plan_gives_the_same_bits_and_its_padding_nothing() -> None:
+    step = Step([(CHUNK + 7, 1), (20, 1), (2 * CHUNK + 1, 1)], (4, 2, 16))
+    expected = step.run()
+    padded = Step([(CHUNK + 7, 1), (20, 1), (2 * CHUNK + 1, 1)], (4, 2, 16))
+    plan = plan_of(padded, 3, size=5)
+    assert plan.num_decodes == 5 and plan.num_items == len(plan.items)
+    padded.qkv = torch.cat([step.qkv, torch.full((2, step.qkv.shape[1]), torch.nan)])
+    padded.tables = torch.cat([step.tables, torch.zeros(2, step.tables.shape[1], dtype=torch.int32)])
+    padded.seq_lens = torch.cat([step.seq_lens, torch.zeros(2, dtype=torch.int32)])
+    padded.starts = torch.arange(6, dtype=torch.int32)
+    found = padded.run(plan=plan)
+    assert torch.equal(found[:3], expected)
+    assert found[3:].isnan().all(), "padding was written"
+
+
+def test_a_plan_that_needs_too_many_items_is_not_padded() -> None:
+    lens = np.full(2, 300 * CHUNK, np.int32)
+    shape = StackShape(
+        hidden_size=1, intermediate_size=1, num_heads=1, num_kv_heads=1, head_dim=16, eps=0.0, attn_scale=1.0,
+        softcap=0.0, activation="silu",
+    )  # fmt: skip
+    assert AttentionPlanner(shape, torch.device("cpu"), torch.bfloat16).padded_arrays(lens, 2) is None
+
+
+def test_the_longest_tiles_come_first() -> None:
+    seq_lens, starts = np.array([3, 900, 40], np.int32), np.array([0, 1, 201, 241], np.int32)
+    tiles = module._tiles(seq_lens, starts, 1, 64)
+    assert tiles.tolist() == [[1, 3], [1, 2], [1, 1], [1, 0], [2, 0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_a_float8_cache_is_what_it_holds_times_its_scales(dtype: torch.dtype) -> None:
+    step = Step([(70, 1), (40, 20)], (4, 2, 32))
+    caches = [cache.nan_to_num(0.0).to(dtype) for cache in step.caches]
+    step.caches = tuple(cache.float() * scale for cache, scale in zip(caches, (0.5, 2.0), strict=True))
+    expected = step.run()
+    step.caches = tuple(caches)
+    found = step.run(k_scale=0.5, v_scale=2.0)
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
+    assert kv_cache_shapes(3, 16, 2, 32) == ((3, 2, 16, 32), (3, 2, 16, 32))
+
+
+def test_a_plan_of_another_step_shows() -> None:
+    """The kernels take the work from the plan: a law of the tests above."""
+    step = Step([(40, 1), (20, 1)], (2, 1, 16))
+    plan = plan_of(step, 2)
+    shorter = replace(plan, starts=torch.tensor([0, 1, 1], dtype=torch.int32))
+    assert step.run(plan=shorter)[1].isnan().all()
