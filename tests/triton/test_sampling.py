@@ -1,0 +1,209 @@
+"""Sampling in Triton's interpreter: the tokens of the reference, the laws of a draw, log probabilities."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from octavo.ops import reference_sampling as reference
+from octavo.ops.sampling_batch import SamplingBatch, csr_offsets
+from octavo.ops.triton import sampling
+
+VOCAB = 4200  # two parts
+
+
+def randn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
+
+
+def batch_of(rows: list[dict[str, Any]]) -> SamplingBatch:
+    """`rows`: what differs from greedy; bias, masks: of ids; penalties: ids -> (count, in_prompt)."""
+    batch = SamplingBatch.allocate(len(rows))
+    batch.reset(len(rows))
+    for i, row in enumerate(rows):
+        for name in row.keys() - {"bias", "masks", "penalties"}:
+            getattr(batch, name)[i] = row[name]
+    bias, masks, seen = ([row.get(name, {}) for row in rows] for name in ("bias", "masks", "penalties"))
+    batch.bias.set_values(
+        csr_offsets([len(b) for b in bias]),
+        np.array([i for b in bias for i in b], np.int32),
+        np.array([v for b in bias for v in b.values()], np.float32),
+    )
+    batch.masks.set(csr_offsets([len(m) for m in masks]), np.array([i for m in masks for i in m], np.int32))
+    entries = [entry for s in seen for entry in s.values()]
+    batch.penalties.set_counts(
+        csr_offsets([len(s) for s in seen]),
+        np.array([i for s in seen for i in s], np.int32),
+        np.array([count for count, _ in entries], np.int32),
+        np.array([prompt for _, prompt in entries], np.int32),
+    )
+    return batch
+
+
+def drawn(logits: Tensor, batch: SamplingBatch) -> tuple[list[int], list[int]]:
+    ids, flags = (torch.full((batch.num_rows,), 99, dtype=torch.int32) for _ in range(2))
+    before = logits.clone()
+    sampling.sample(logits, batch, ids, flags)
+    assert torch.equal(logits.nan_to_num(1e9), before.nan_to_num(1e9)), "the logits were changed"
+    return ids.tolist(), flags.tolist()
+
+
+def check(logits: Tensor, rows: list[dict[str, Any]]) -> None:
+    """The reference's tokens, or one beside which the running sum passes the number within float32's rounding."""
+    batch = batch_of(rows)
+    ids, flags = drawn(logits, batch)
+    expected, expected_flags = (torch.empty(len(rows), dtype=torch.int32) for _ in range(2))
+    reference.sample(logits, batch, expected, expected_flags)
+    assert flags == expected_flags.tolist()
+    for i, (mine, wanted) in enumerate(zip(ids, expected.tolist(), strict=True)):
+        if mine == wanted:
+            continue
+        x = reference.adjusted_logits(logits[i], batch, i)
+        assert float(batch.temperature[i]) > 0, f"row {i}: {mine}, not {wanted}"
+        p = reference.distribution(
+            x, float(batch.temperature[i]), int(batch.top_k[i]), float(batch.top_p[i]), float(batch.min_p[i])
+        )
+        u = reference.uniform(int(batch.seeds[i]), int(batch.positions[i]))
+        assert p[mine] > 0, f"row {i}: {mine} was filtered"
+        low, high = sorted((mine, wanted))
+        assert abs(float(p[: low + 1].sum()) - u) < 2e-6 and float(p[low + 1 : high].sum()) < 2e-6, f"row {i}"
+
+
+def test_greedy_takes_the_first_of_equals_and_flags_what_has_no_best() -> None:
+    logits = randn(6, VOCAB)
+    logits[0, [4150, 17, 4097]] = 9.0
+    logits[1, 4199] = 9.0
+    logits[2, 4100] = math.nan
+    logits[3] = -math.inf
+    logits[4, 3] = math.inf
+    logits[5] = -math.inf
+    logits[5, 4198] = -1.0
+    assert drawn(logits, batch_of([{}] * 6)) == ([17, 4199, -1, -1, -1, 4198], [0, 0, 1, 1, 1, 0])
+
+
+@pytest.mark.parametrize("temperature", [0.05, 1.0, 3.0, 100.0])
+def test_plain_draws_are_those_of_the_reference(temperature: float) -> None:
+    rows = [{"temperature": temperature, "seeds": 1234567890123 + i, "positions": i * 2**33 + i} for i in range(8)]
+    check(randn(8, VOCAB) * 3, rows)
+
+
+@pytest.mark.parametrize(
+    "filters",
+    [
+        {"top_k": 1}, {"top_k": 40}, {"top_k": VOCAB - 1}, {"top_k": VOCAB + 5}, {"top_p": 0.9}, {"top_p": 1e-6},
+        {"top_p": 0.999}, {"min_p": 0.1}, {"min_p": 1.0}, {"top_k": 50, "top_p": 0.8, "min_p": 0.01},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_filtered_draws_are_those_of_the_reference(filters: dict[str, Any]) -> None:
+    check(randn(2, VOCAB) * 2, [{"temperature": 1.0, "seeds": i, "positions": 7, **filters} for i in range(2)])
+
+
+def test_ties_at_the_border_of_top_k_all_stay_and_those_of_top_p_in_the_order_of_ids() -> None:
+    logits = torch.full((1, 300), -5.0)
+    logits[0, [250, 30, 120, 7]] = 1.0
+    logits[0, 200] = 2.0
+    for filters, kept in (
+        ({"top_k": 3}, {200, 250, 30, 120, 7}),
+        ({"top_p": 0.75}, {200, 7, 30, 120}),
+        ({"top_p": 0.49}, {200, 7}),
+        ({"top_k": 5, "top_p": 0.5}, {200, 7}),
+    ):
+        rows = [{"temperature": 1.0, "seeds": 3, "positions": i, **filters} for i in range(16)]
+        many = logits.expand(16, -1).contiguous()
+        check(many, rows)
+        assert set(drawn(many, batch_of(rows))[0]) == kept
+
+
+def test_zeros_of_both_signs_are_equal() -> None:
+    logits = torch.tensor([[-0.0, 0.0, -1.0, -0.0]])
+    assert drawn(logits, batch_of([{}]))[0] == [0]
+    rows = [{"temperature": 1.0, "top_k": 1, "seeds": 1, "positions": i} for i in range(30)]
+    assert set(drawn(logits.expand(30, -1).contiguous(), batch_of(rows))[0]) == {0, 1, 3}
+
+
+def test_bias_masks_and_penalties_on_the_same_ids_come_in_their_order() -> None:
+    logits = randn(4, 300)
+    everything = {
+        "bias": {5: 50.0, 6: -3.0, 200: 49.0},
+        "masks": [6, 200, 299],
+        "penalties": {5: (3, 0), 7: (0, 1), 200: (1, 1)},
+        "repetition": 1.5,
+        "frequency": 0.7,
+        "presence": 0.3,
+    }
+    rows = [everything, {}, {**everything, "temperature": 0.8, "seeds": 4}, {"bias": {3: 100.0}, "masks": [3]}]
+    check(logits, rows)
+    check(logits, [{**row, "temperature": 1.3, "top_p": 0.9, "seeds": 8} for row in rows])
+
+
+def test_counts_on_the_device_penalise_as_those_of_the_host() -> None:
+    logits = randn(3, 300)
+    prompt, output = [5, 6, 6, 299], [7, 7, 5, 0]
+    rows: list[dict[str, Any]] = [
+        {"repetition": 1.7, "frequency": 0.9, "presence": 0.4, "temperature": 0.9, "seeds": i} for i in range(3)
+    ]
+    on_host = batch_of(rows)
+    seen = {i: (output.count(i), int(i in prompt)) for i in {*prompt, *output}}
+    on_host = batch_of([{**rows[0], "penalties": seen}, rows[1], {**rows[2], "penalties": {9: (1, 1)}}])
+    counts = sampling.DevicePenalties(300, torch.device("cpu"))
+    counts.reset_row(3, torch.tensor([1, 2], dtype=torch.int32), torch.tensor([3], dtype=torch.int32))
+    counts.reset_row(3, torch.tensor(prompt, dtype=torch.int32), torch.tensor(output[:2], dtype=torch.int32))
+    counts.reset_row(20, torch.tensor([9], dtype=torch.int32), torch.tensor([], dtype=torch.int32))
+    # Row 3 of the counts gets the rest, one by one; row 20 its first; what is below 0 counts nothing.
+    for ids in ((5, 9), (0, -1)):
+        counts.add(torch.tensor([3, -1, 20], dtype=torch.int32), torch.tensor([ids[0], 8, ids[1]], dtype=torch.int32))
+    on_device = batch_of(rows)
+    on_device.counts, on_device.count_rows = counts, torch.tensor([3, -1, 20], dtype=torch.int32)
+    assert drawn(logits, on_device) == drawn(logits, on_host)
+    for i in range(3):
+        adjusted = reference.adjusted_logits(logits[i], on_host, i)
+        torch.testing.assert_close(sampling._adjusted(logits, on_device)[i], adjusted)
+
+
+def test_a_row_alone_draws_what_it_draws_in_company() -> None:
+    logits = randn(5, VOCAB)
+    rows = [{"temperature": 1.0, "seeds": i, **({"top_p": 0.9} if i % 2 else {})} for i in range(5)]
+    whole = drawn(logits, batch_of(rows))[0]
+    for i in range(5):
+        assert drawn(logits[i : i + 1].contiguous(), batch_of(rows[i : i + 1]))[0] == [whole[i]]
+
+
+def test_draws_follow_the_distribution() -> None:
+    """Chi-square of 300 draws over 8 tokens, with fixed seeds."""
+    logits = torch.tensor([0.0, 1.0, -1.0, 2.0, 0.5, -2.0, 1.5, 0.2])
+    expected = logits.softmax(-1) * 300
+    rows = [{"temperature": 1.0, "seeds": 99, "positions": i} for i in range(300)]
+    ids = drawn(logits.expand(300, -1).contiguous(), batch_of(rows))[0]
+    found = torch.bincount(torch.tensor(ids), minlength=8)
+    assert float(((found - expected) ** 2 / expected).sum()) < 24.3  # 0.1 % of all sets of draws are farther off
+
+
+@pytest.mark.parametrize("num_words", [5, 10, 12])
+def test_forbid_with_too_few_and_too_many_words(num_words: int) -> None:
+    generator = torch.Generator().manual_seed(num_words)
+    masks = torch.randint(-(2**31), 2**31, (2, num_words), generator=generator, dtype=torch.int64).to(torch.int32)
+    logits, rows = randn(4, 300), torch.tensor([3, 1])
+    expected = logits.clone()
+    reference.forbid(expected, rows, masks)
+    sampling.forbid(logits, rows, masks)
+    assert torch.equal(logits, expected)
+
+
+@pytest.mark.parametrize("k", [0, 1, 20])
+def test_log_probabilities_and_ranks(k: int) -> None:
+    logits = randn(4, 300)
+    logits[1, [7, 8, 200]] = 5.0
+    logits[2, 4] = -math.inf
+    logits[3, :10] = torch.tensor([0.0, -0.0] * 5)
+    ids = torch.tensor([5, 8, 4, 3], dtype=torch.int32)
+    for mine, wanted in zip(sampling.logprobs(logits, ids, k), reference.logprobs(logits, ids, k), strict=True):
+        if mine.dtype == torch.int32:
+            assert torch.equal(mine, wanted)
+        else:
+            torch.testing.assert_close(mine, wanted, rtol=1e-5, atol=1e-5)
