@@ -23,6 +23,8 @@ from octavo.ops.triton.variants import TYPE_NAMES, Variant
 
 #: Rows of x that the kernels for few rows take.
 FEW_ROWS: Final = 16
+#: Rows of x that they make room for, at least: Triton 3.6 mixes up the sums of several slices if there is one alone.
+LEAST_ROWS: Final = 2
 #: Warps of a block; each has one of the slices of K that are in hand at a time.
 WARPS: Final = 4
 #: All stages of a block, of which all but one are in shared memory: three blocks fit a multiprocessor of an H100, two
@@ -44,15 +46,28 @@ def activated(gate, up, KIND: tl.constexpr):
 
 
 @triton.jit
-def _total(acc, n, m, n_mask, m_mask, bias, w_scale, x_scale, HAS_BIAS: tl.constexpr, SCALED: tl.constexpr):
-    """The slices' sums as one, float32 [BLOCK_N, BLOCK_M], with scales and bias."""
-    total = tl.sum(acc, 0).to(tl.float32)
-    if SCALED:
-        total = total * tl.load(w_scale + n, mask=n_mask, other=0.0)[:, None]
-        total = total * tl.load(x_scale + m, mask=m_mask, other=0.0)[None, :]
-    if HAS_BIAS:
-        total += tl.load(bias + n, mask=n_mask, other=0.0)[:, None]
-    return total
+def weight_rows(N, BLOCK_N: tl.constexpr, ACT: tl.constexpr):
+    """Which rows of the weight a program reads, and whether they exist; with ACT half of them are N rows further."""
+    i = tl.arange(0, BLOCK_N)
+    if ACT == "":
+        row = tl.program_id(0) * BLOCK_N + i
+        return row, row < N
+    row = tl.program_id(0) * (BLOCK_N // 2) + i % (BLOCK_N // 2)
+    return row + i // (BLOCK_N // 2) * N, row < N
+
+
+@triton.jit
+def store_rows(out, total, M, N, stride_out, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, ACT: tl.constexpr):
+    """Store `total` float32 [BLOCK_N, BLOCK_M], of the rows of `weight_rows`; with ACT as act(gate) * up."""
+    OUTPUTS: tl.constexpr = BLOCK_N if ACT == "" else BLOCK_N // 2
+    if ACT != "":
+        halves = tl.reshape(total, (2, OUTPUTS, BLOCK_M))
+        is_gate = (tl.arange(0, 2) == 0)[:, None, None]
+        total = activated(tl.sum(tl.where(is_gate, halves, 0.0), 0), tl.sum(tl.where(is_gate, 0.0, halves), 0), ACT)
+    n = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
+    m = tl.arange(0, BLOCK_M)
+    out_at = out + (m[None, :] * stride_out + n[:, None])
+    tl.store(out_at, total.to(out.dtype.element_ty), mask=(n < N)[:, None] & (m < M)[None, :])
 
 
 @triton.jit
@@ -63,37 +78,33 @@ def _few_rows_kernel(
 ):  # fmt: skip
     """out [M, N] = x [M, K] @ w [N, K].T; with ACT, w is [2 N, K] and out = act(x @ w[:N].T) * (x @ w[N:].T).
 
-    One program takes BLOCK_N outputs of all rows. Slice s of a step is its columns s * SLICE and following.
+    One program takes BLOCK_N rows of the weight and all of x. Slice s of a step is its columns s * SLICE and following.
     """
-    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    row, row_mask = weight_rows(N, BLOCK_N, ACT)
     m = tl.arange(0, BLOCK_M)
-    n_mask, m_mask = n < N, m < M
-    k_w = (tl.arange(0, SLICES) * SLICE)[:, None, None] + tl.arange(0, SLICE)[None, None, :]
-    k_x = (tl.arange(0, SLICES) * SLICE)[:, None, None] + tl.arange(0, SLICE)[None, :, None]
-    w_at = w + (n[None, :, None].to(tl.int64) * stride_w + k_w)
-    up_at = w_at + N.to(tl.int64) * stride_w
+    k = tl.arange(0, SLICES) * SLICE
+    inner = tl.arange(0, SLICE)
+    k_w = k[:, None, None] + inner[None, None, :]
+    k_x = k[:, None, None] + inner[None, :, None]
+    w_at = w + (row[None, :, None].to(tl.int64) * stride_w + k_w)
     x_at = x + (m[None, None, :] * stride_x + k_x)
-    w_mask, x_mask = n_mask[None, :, None], m_mask[None, None, :]
     acc = tl.zeros((SLICES, BLOCK_N, BLOCK_M), ACC)
-    up = tl.zeros((SLICES, BLOCK_N, BLOCK_M), ACC)
-    for k in range(0, K, SLICES * SLICE):
-        if EVEN_K:
-            w_in, x_in = w_mask, x_mask
-        else:
-            w_in, x_in = w_mask & (k_w < K - k), x_mask & (k_x < K - k)
-        x_tile = tl.load(x_at, mask=x_in, other=0.0)
-        acc = tl.dot(tl.load(w_at, mask=w_in, other=0.0), x_tile, acc, out_dtype=ACC)
-        if ACT != "":
-            up = tl.dot(tl.load(up_at, mask=w_in, other=0.0), x_tile, up, out_dtype=ACC)
+    for start in range(0, K, SLICES * SLICE):
+        w_mask, x_mask = row_mask[None, :, None], (m < M)[None, None, :]
+        if not EVEN_K:
+            w_mask, x_mask = w_mask & (k_w < K - start), x_mask & (k_x < K - start)
+        w_tile = tl.load(w_at, mask=w_mask, other=0.0)
+        x_tile = tl.load(x_at, mask=x_mask, other=0.0)
+        acc = tl.dot(w_tile, x_tile, acc, out_dtype=ACC)
         w_at += SLICES * SLICE
-        up_at += SLICES * SLICE
         x_at += SLICES * SLICE
-    total = _total(acc, n, m, n_mask, m_mask, bias, w_scale, x_scale, HAS_BIAS, SCALED)
-    if ACT != "":
-        total_up = _total(up, n + N, m, n_mask, m_mask, bias, w_scale, x_scale, HAS_BIAS, SCALED)
-        total = activated(total, total_up, ACT)
-    out_at = out + (m[None, :] * stride_out + n[:, None])
-    tl.store(out_at, total.to(out.dtype.element_ty), mask=n_mask[:, None] & m_mask[None, :])
+    total = tl.sum(acc, 0).to(tl.float32)
+    if SCALED:
+        total = total * tl.load(w_scale + row, mask=row_mask, other=0.0)[:, None]
+        total = total * tl.load(x_scale + m, mask=m < M, other=0.0)[None, :]
+    if HAS_BIAS:
+        total += tl.load(bias + row, mask=row_mask, other=0.0)[:, None]
+    store_rows(out, total, M, N, stride_out, BLOCK_N, BLOCK_M, ACT)
 
 
 @dataclass(frozen=True)
@@ -107,23 +118,19 @@ class FewRowsTile:
 
 
 @functools.lru_cache(maxsize=4096)
-def few_rows_tile(num_rows: int, n: int, item_size: int, num_sms: int, num_weights: int = 1) -> FewRowsTile:
-    """The tile for up to 16 rows and weights of 1 or 2 bytes, `num_weights` of them side by side."""
-    block_m = triton.next_power_of_2(num_rows)
-    block_n = 16
+def few_rows_tile(num_rows: int, n: int, item_size: int, num_sms: int, least_n: int = 16) -> FewRowsTile:
+    """The tile for up to 16 rows and n rows of weights of 1 or 2 bytes, of which a program takes at least `least_n`."""
+    block_m = max(LEAST_ROWS, triton.next_power_of_2(num_rows))
+    block_n = least_n
     # Each block reads all of x from L2, which gives about twice what the memory does: at 16 rows of 16 outputs that
     # would double the traffic. Wider blocks share it, as long as they still fill half of the multiprocessors.
     while block_n < 64 and 2 * num_rows > block_n and n // (4 * block_n) >= num_sms // 2:
         block_n *= 2
     slice_bytes = 256
-    while slice_bytes > 64 and 4 * _stage_bytes(block_n, block_m, slice_bytes, num_weights) > _STAGE_BUDGET:
+    while slice_bytes > 64 and 4 * WARPS * slice_bytes * (block_n + block_m) > _STAGE_BUDGET:
         slice_bytes //= 2
-    stages = _STAGE_BUDGET // _stage_bytes(block_n, block_m, slice_bytes, num_weights)
+    stages = _STAGE_BUDGET // (WARPS * slice_bytes * (block_n + block_m))
     return FewRowsTile(block_n, block_m, slice_bytes // item_size, min(stages, _MOST_STAGES))
-
-
-def _stage_bytes(block_n: int, block_m: int, slice_bytes: int, num_weights: int) -> int:
-    return WARPS * slice_bytes * (num_weights * block_n + block_m)
 
 
 def few_rows(
@@ -141,9 +148,9 @@ def few_rows(
     """
     num_rows, k = x.shape
     n = out.shape[1]
-    tile = few_rows_tile(num_rows, n, x.element_size(), chip(x.device).num_sms, 2 if act else 1)
+    tile = few_rows_tile(num_rows, len(w), x.element_size(), chip(x.device).num_sms, 32 if act else 16)
     x_scale, w_scale = scales if scales is not None else (None, None)
-    _few_rows_kernel[(triton.cdiv(n, tile.block_n),)](
+    _few_rows_kernel[(triton.cdiv(len(w), tile.block_n),)](
         out, x, w, bias, x_scale, w_scale, num_rows, n, k, out.stride(0), x.stride(0), w.stride(0),
         tile.block_n, tile.block_m, WARPS, tile.slice_k, k % (WARPS * tile.slice_k) == 0,
         bias is not None, scales is not None, tl.int32 if x.dtype == torch.int8 else tl.float32, act,
@@ -157,6 +164,10 @@ class Bias:
 
     exact: Tensor  # float32
     rounded: Tensor
+
+    def part(self, first: int, last: int) -> Bias:
+        """The bias of outputs first .. last."""
+        return Bias(self.exact[first:last], self.rounded[first:last])
 
 
 def by_library(out: Tensor, x: Tensor, w: Tensor, bias: Bias | None) -> None:
@@ -230,7 +241,7 @@ def _variant(
     name: str, num_rows: int, n: int, k: int, dtype: torch.dtype, act: str = "", out: torch.dtype = torch.bfloat16
 ) -> Variant:
     is_scaled = dtype not in HALF_TYPES
-    tile = few_rows_tile(num_rows, n, dtype.itemsize, 132, 2 if act else 1)
+    tile = few_rows_tile(num_rows, 2 * n if act else n, dtype.itemsize, 132, 32 if act else 16)
     integers = ("M", "N", "K", "stride_out", "stride_x", "stride_w")
     signature = dict.fromkeys(integers, "i32") | dict.fromkeys(("x", "w"), f"*{TYPE_NAMES[dtype]}")
     signature["out"] = f"*{TYPE_NAMES[out]}"

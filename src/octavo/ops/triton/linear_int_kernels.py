@@ -1,0 +1,331 @@
+"""Kernels for integer weights of 4 and 8 bits with scales in groups along K: products with few rows, with more, and the
+weights' rows as floats.
+
+Of 8 bits a row is its bytes in order. Of 4 bits a row is cut into tiles of TILE values, each half as many bytes: the
+low nibbles are the tile's first half and the high ones its second, so that what a load brings is two operands of
+products, and nothing moves between threads. UNIT consecutive values have one scale; scales and mins lie by groups,
+[K / GROUP, N].
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Final
+
+import torch
+import triton.language as tl
+
+import triton
+from octavo.ops.triton.linear_dense import store_rows, weight_rows
+
+#: Two floats in a register whose low bits are an integer: 128 + u in bfloat16, 1024 + u in float16; and -128, 1, ...
+_MAGIC: Final = {torch.bfloat16: (0x4300_4300, 128), torch.float16: (0x6400_6400, 1024)}
+
+
+def _pair(value: float, dtype: torch.dtype) -> str:
+    """Two of `value` in a register, as PTX writes it."""
+    bits = int(torch.tensor(value, dtype=dtype).view(torch.int16)) & 0xFFFF
+    return f"0x{bits << 16 | bits:08X}"
+
+
+@functools.cache
+def unpacking(bits: int, zero: int, dtype: torch.dtype) -> str:
+    """PTX that makes u - zero of four packed bytes, floats of `dtype`, exact; and as many ones.
+
+    An integer becomes a float by being put under the exponent of a float whose last bit counts one (Kim et al.,
+    arXiv 2211.10017); the conversion instructions would take four to eight times as long. Compilers do not find it.
+    """
+    name = {torch.bfloat16: "bf16x2", torch.float16: "f16x2"}[dtype]
+    magic, base = _MAGIC[dtype]
+    less, one = _pair(-base - zero, dtype), _pair(1.0, dtype)
+    start = f"{{ .reg .b32 a<4>, one, less; mov.b32 one, {one}; mov.b32 less, {less};"
+    if bits == 4:
+        return f"""{start}
+            prmt.b32 a0, $6, 0, 0x4140; prmt.b32 a1, $6, 0, 0x4342;
+            shr.u32 a2, a0, 4; shr.u32 a3, a1, 4;
+            lop3.b32 a0, a0, 0x000F000F, 0x{magic:08X}, 0xEA; lop3.b32 a1, a1, 0x000F000F, 0x{magic:08X}, 0xEA;
+            lop3.b32 a2, a2, 0x000F000F, 0x{magic:08X}, 0xEA; lop3.b32 a3, a3, 0x000F000F, 0x{magic:08X}, 0xEA;
+            fma.rn.{name} $0, a0, one, less; fma.rn.{name} $1, a1, one, less;
+            fma.rn.{name} $2, a2, one, less; fma.rn.{name} $3, a3, one, less;
+            mov.b32 $4, one; mov.b32 $5, one; }}"""
+    if dtype == torch.float16:
+        return f"""{start}
+            prmt.b32 a0, $6, 0x{magic:08X}, 0x5150; prmt.b32 a1, $6, 0x{magic:08X}, 0x5352;
+            fma.rn.{name} $0, a0, one, less; fma.rn.{name} $1, a1, one, less;
+            mov.b32 $2, $0; mov.b32 $3, $1; mov.b32 $4, one; mov.b32 $5, one; }}"""
+    # bfloat16 has too few digits for 128 + a byte: through float32, 2**23 + u.
+    less = f"0f{int(torch.tensor(-float(2**23 + zero)).view(torch.int32)) & 0xFFFF_FFFF:08X}"
+    return f"""{{ .reg .b32 a<4>;
+        prmt.b32 a0, $6, 0x4B000000, 0x7650; prmt.b32 a1, $6, 0x4B000000, 0x7651;
+        prmt.b32 a2, $6, 0x4B000000, 0x7652; prmt.b32 a3, $6, 0x4B000000, 0x7653;
+        add.f32 a0, a0, {less}; add.f32 a1, a1, {less}; add.f32 a2, a2, {less}; add.f32 a3, a3, {less};
+        cvt.rn.bf16x2.f32 $0, a1, a0; cvt.rn.bf16x2.f32 $1, a3, a2;
+        mov.b32 $2, $0; mov.b32 $3, $1; mov.b32 $4, {one}; mov.b32 $5, {one}; }}"""
+
+
+#: Registers of that PTX: two of low nibbles, two of high ones (of bytes: the same again), two of ones; and the packed
+#: bytes. No result may share a register with what is still to be read.
+_REGISTERS = tl.constexpr("=&r,=&r,=&r,=&r,=&r,=&r,r")
+_BF16 = tl.constexpr((tl.bfloat16, tl.bfloat16, tl.bfloat16))
+_FP16 = tl.constexpr((tl.float16, tl.float16, tl.float16))
+
+
+@triton.jit
+def unpacked(packed, BITS: tl.constexpr, ZERO: tl.constexpr, UNPACK: tl.constexpr, TYPE: tl.constexpr):
+    """u - ZERO of packed bytes, of low nibbles and of high ones or of 8 bits twice the same, and ones; as TYPE.
+
+    UNPACK: PTX, or "" for operations that are slower but that the interpreter has too. Ones come from here because
+    they must have the layout of the others, in which x is in shared memory.
+    """
+    if UNPACK == "":
+        if BITS == 4:
+            low, high = packed & 0xF, packed >> 4
+        else:
+            low, high = packed, packed
+        low = (low.to(tl.float32) - ZERO).to(TYPE)
+        high = (high.to(tl.float32) - ZERO).to(TYPE)
+        ones = (packed.to(tl.float32) * 0.0 + 1.0).to(TYPE)
+    elif TYPE.is_bf16():
+        low, high, ones = tl.inline_asm_elementwise(UNPACK, _REGISTERS, [packed], _BF16, True, 4)
+    else:
+        low, high, ones = tl.inline_asm_elementwise(UNPACK, _REGISTERS, [packed], _FP16, True, 4)
+    return low, high, ones
+
+
+@triton.jit
+def _scales_at(scales, k, row, row_mask, K, stride, GROUP: tl.constexpr):
+    """float32 [len(k), len(row)]: those of the groups that k are in; zeros outside the matrix."""
+    at = scales + ((k // GROUP)[:, None] * stride + row[None, :])
+    return tl.load(at, mask=(k < K)[:, None] & row_mask[None, :], other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _scaled(u, scales, mins, HAS_MINS: tl.constexpr, TYPE: tl.constexpr):
+    """u [R, C] times scales [R, S], plus mins, of C / S columns each, in float32 and then as TYPE."""
+    R: tl.constexpr = u.shape[0]
+    C: tl.constexpr = u.shape[1]
+    S: tl.constexpr = scales.shape[1]
+    value = u.to(tl.float32)
+    if S == 1:
+        value = value * scales
+        if HAS_MINS:
+            value += mins
+        return value.to(TYPE)
+    value = tl.reshape(value, (R, S, C // S)) * scales[:, :, None]
+    if HAS_MINS:
+        value += mins[:, :, None]
+    return tl.reshape(value, (R, C)).to(TYPE)
+
+
+@triton.jit
+def _scaled_slices(u, scales, mins, HAS_MINS: tl.constexpr, TYPE: tl.constexpr):
+    """u [SLICES, R, C] times scales [SLICES * S, R], plus mins, of C / S columns each."""
+    SLICES: tl.constexpr = u.shape[0]
+    R: tl.constexpr = u.shape[1]
+    C: tl.constexpr = u.shape[2]
+    S: tl.constexpr = scales.shape[0] // SLICES
+    by_row = tl.permute(tl.reshape(scales, (SLICES, S, R)), (0, 2, 1))
+    value = tl.reshape(u.to(tl.float32), (SLICES, R, S, C // S)) * by_row[:, :, :, None]
+    if HAS_MINS:
+        value += tl.permute(tl.reshape(mins, (SLICES, S, R)), (0, 2, 1))[:, :, :, None]
+    return tl.reshape(value, (SLICES, R, C)).to(TYPE)
+
+
+@triton.jit
+def int_few_rows_kernel(  # noqa: C901 - the branches are of what is known when it is compiled
+    out, x, w, scales, mins, bias, M, N, K, stride_out, stride_x, stride_w, stride_s,
+    BITS: tl.constexpr, ZERO: tl.constexpr, TILE: tl.constexpr, UNIT: tl.constexpr, GROUP: tl.constexpr,
+    SLICES: tl.constexpr, SLICE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, EVEN_K: tl.constexpr,
+    HAS_MINS: tl.constexpr, HAS_BIAS: tl.constexpr, UNPACK: tl.constexpr, ACT: tl.constexpr,
+):  # fmt: skip
+    """out [M, N] = x [M, K] @ w.T, M <= 16; with ACT, w has 2 N rows and out = act(x @ w[:N].T) * (x @ w[N:].T).
+
+    As in `linear_dense` the warps of a block share K. Where a slice has one scale (UNIT is SLICE), its products, exact
+    integers times x, are summed before the scale is applied: one multiplication for a slice and not for each weight;
+    and so are the mins, to the sum of x, which is a product with ones. Scales are fetched a step ahead, as they would
+    be waited for.
+    """
+    TYPE: tl.constexpr = x.dtype.element_ty
+    HALF: tl.constexpr = TILE // 2 if BITS == 4 else TILE
+    BYTES: tl.constexpr = SLICES * SLICE  # of a row, in a step
+    STEP: tl.constexpr = 2 * BYTES if BITS == 4 else BYTES
+    #: Of 4 bits: whether the halves of a tile have scales of their own.
+    TWO_GROUPS: tl.constexpr = BITS == 4 and GROUP % TILE != 0
+    row, row_mask = weight_rows(N, BLOCK_N, ACT)
+    m = tl.arange(0, BLOCK_M)
+    byte = tl.arange(0, SLICES) * SLICE
+    k_x = byte // HALF * TILE + byte % HALF
+    inner = tl.arange(0, SLICE)
+    w_at = w + (row[None, :, None].to(tl.int64) * stride_w + byte[:, None, None] + inner[None, None, :])
+    x_at = x + (m[None, None, :] * stride_x + k_x[:, None, None] + inner[None, :, None])
+    acc = tl.zeros((SLICES, BLOCK_N, BLOCK_M), tl.float32)
+    scaled_byte = tl.arange(0, BYTES // UNIT) * UNIT
+    k_s = scaled_byte // HALF * TILE + scaled_byte % HALF
+    s_low = _scales_at(scales, k_s, row, row_mask, K, stride_s, GROUP)
+    s_high, m_low, m_high = s_low, s_low, s_low
+    if TWO_GROUPS:
+        s_high = _scales_at(scales, k_s + HALF, row, row_mask, K, stride_s, GROUP)
+    if HAS_MINS:
+        m_low = _scales_at(mins, k_s, row, row_mask, K, stride_s, GROUP)
+        if TWO_GROUPS:
+            m_high = _scales_at(mins, k_s + HALF, row, row_mask, K, stride_s, GROUP)
+    for k in range(0, K, STEP):
+        w_mask, x_mask = row_mask[None, :, None], (m < M)[None, None, :]
+        if not EVEN_K:
+            # K is a whole number of tiles: both halves end together.
+            in_k = (k + k_x < K)[:, None, None]
+            w_mask, x_mask = w_mask & in_k, x_mask & in_k
+        packed = tl.load(w_at, mask=w_mask, other=0)
+        low, high, ones = unpacked(packed, BITS, ZERO, UNPACK, TYPE)
+        x_low = tl.load(x_at, mask=x_mask, other=0.0)
+        x_high = x_low
+        if BITS == 4:
+            x_high = tl.load(x_at + HALF, mask=x_mask, other=0.0)
+        if UNIT != SLICE:
+            acc = tl.dot(_scaled_slices(low, s_low, m_low, HAS_MINS, TYPE), x_low, acc)
+            if BITS == 4:
+                acc = tl.dot(_scaled_slices(high, s_high, m_high, HAS_MINS, TYPE), x_high, acc)
+        else:
+            part = tl.dot(low, x_low)
+            if TWO_GROUPS:
+                acc += tl.dot(high, x_high) * s_high[:, :, None]
+            elif BITS == 4:
+                part = tl.dot(high, x_high, part)
+            acc += part * s_low[:, :, None]
+            if HAS_MINS:
+                x_sum = tl.dot(ones, x_low)
+                if TWO_GROUPS:
+                    acc += tl.dot(ones, x_high) * m_high[:, :, None]
+                elif BITS == 4:
+                    x_sum = tl.dot(ones, x_high, x_sum)
+                acc += x_sum * m_low[:, :, None]
+        following = k + STEP + k_s
+        s_low = _scales_at(scales, following, row, row_mask, K, stride_s, GROUP)
+        if TWO_GROUPS:
+            s_high = _scales_at(scales, following + HALF, row, row_mask, K, stride_s, GROUP)
+        if HAS_MINS:
+            m_low = _scales_at(mins, following, row, row_mask, K, stride_s, GROUP)
+            if TWO_GROUPS:
+                m_high = _scales_at(mins, following + HALF, row, row_mask, K, stride_s, GROUP)
+        w_at += BYTES
+        x_at += STEP
+    total = tl.sum(acc, 0)
+    if HAS_BIAS:
+        total += tl.load(bias + row, mask=row_mask, other=0.0)[:, None]
+    store_rows(out, total, M, N, stride_out, BLOCK_N, BLOCK_M, ACT)
+
+
+@triton.jit
+def int_tiles_kernel(
+    out, x, w, scales, mins, bias, M, N, K, stride_out, stride_x, stride_w, stride_s,
+    BITS: tl.constexpr, ZERO: tl.constexpr, TILE: tl.constexpr, UNIT: tl.constexpr, GROUP: tl.constexpr,
+    SPLITS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, HAS_MINS: tl.constexpr, HAS_BIAS: tl.constexpr,
+    UNPACK: tl.constexpr,
+):  # fmt: skip
+    """out [M, N] = x [M, K] @ w.T for any M. Weights become floats of x's type in registers, from where tensor cores
+    take them as their first operand; where a tile of a row has one scale, it is applied to the tile's products.
+
+    SPLITS programs share K, each for a part; out is then float32 [SPLITS, M, N] and takes their sums. Each tile's
+    products are one chain, and the tiles' sums are added in order, for all BLOCK_N and BLOCK_M: so that without SPLITS
+    a row's bits depend on that row of x alone. (One chain for all of K is slower: the compiler waits for each product.)
+    """
+    HALF: tl.constexpr = TILE // 2
+    TYPE: tl.constexpr = x.dtype.element_ty
+    ONE_SCALE: tl.constexpr = GROUP % TILE == 0 and not HAS_MINS
+    # Two scales for a half at least, if need be equal ones: with one the compiler takes weights through shared memory.
+    SCALES: tl.constexpr = 1 if ONE_SCALE else max(2, HALF // UNIT)
+    tiles_m = tl.cdiv(M, BLOCK_M)
+    n = tl.program_id(0) // tiles_m * BLOCK_N + tl.arange(0, BLOCK_N)
+    m = tl.program_id(0) % tiles_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    n_mask, m_mask = n < N, m < M
+    first, last = 0, K
+    if SPLITS > 1:
+        first = tl.program_id(1) * tl.cdiv(K // TILE, SPLITS) * TILE
+        last = min(K, first + tl.cdiv(K // TILE, SPLITS) * TILE)
+        out += tl.program_id(1).to(tl.int64) * M * stride_out
+    inner = tl.arange(0, HALF)
+    k_s = first + tl.arange(0, SCALES) * (HALF // SCALES)
+    w_at = w + (n[:, None].to(tl.int64) * stride_w + inner[None, :]) + (first // 2 if BITS == 4 else first)
+    x_at = x + (m[:, None].to(tl.int64) * stride_x + inner[None, :]) + first
+    acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+    s_low = _scales_at(scales, k_s, n, n_mask, K, stride_s, GROUP)
+    s_high, m_low, m_high = s_low, s_low, s_low
+    if not ONE_SCALE:
+        s_high = _scales_at(scales, k_s + HALF, n, n_mask, K, stride_s, GROUP)
+    if HAS_MINS:
+        m_low = _scales_at(mins, k_s, n, n_mask, K, stride_s, GROUP)
+        m_high = _scales_at(mins, k_s + HALF, n, n_mask, K, stride_s, GROUP)
+    for k in range(first, last, TILE):
+        low, high, _ = unpacked(tl.load(w_at, mask=n_mask[:, None], other=0), BITS, ZERO, UNPACK, TYPE)
+        if BITS == 8:
+            high, _, _ = unpacked(tl.load(w_at + HALF, mask=n_mask[:, None], other=0), BITS, ZERO, UNPACK, TYPE)
+        x_low = tl.load(x_at, mask=m_mask[:, None], other=0.0)
+        x_high = tl.load(x_at + HALF, mask=m_mask[:, None], other=0.0)
+        if not ONE_SCALE:
+            low = _scaled(low, s_low.T, m_low.T, HAS_MINS, TYPE)
+            high = _scaled(high, s_high.T, m_high.T, HAS_MINS, TYPE)
+        part = tl.dot(high, x_high.T, tl.dot(low, x_low.T))
+        acc += part * s_low.T if ONE_SCALE else part
+        following = k - first + TILE + k_s
+        s_low = _scales_at(scales, following, n, n_mask, K, stride_s, GROUP)
+        if not ONE_SCALE:
+            s_high = _scales_at(scales, following + HALF, n, n_mask, K, stride_s, GROUP)
+        if HAS_MINS:
+            m_low = _scales_at(mins, following, n, n_mask, K, stride_s, GROUP)
+            m_high = _scales_at(mins, following + HALF, n, n_mask, K, stride_s, GROUP)
+        w_at += HALF if BITS == 4 else TILE
+        x_at += TILE
+    if HAS_BIAS:
+        acc += tl.load(bias + n, mask=n_mask, other=0.0)[:, None]
+    out_at = out + (m[None, :].to(tl.int64) * stride_out + n[:, None])
+    tl.store(out_at, acc.to(out.dtype.element_ty), mask=n_mask[:, None] & m_mask[None, :])
+
+
+@triton.jit
+def sum_kernel(
+    out, parts, bias, N, stride_out, size, SPLITS: tl.constexpr, BLOCK: tl.constexpr, HAS_BIAS: tl.constexpr
+):
+    """out [M, N] = the sum of parts, float32 [SPLITS, M, N], in order, + bias. A program takes BLOCK of a row."""
+    m = tl.program_id(0).to(tl.int64)
+    n = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = n < N
+    total = tl.load(parts + m * N + n, mask=mask, other=0.0)
+    for split in tl.static_range(1, SPLITS):
+        total += tl.load(parts + split * size + m * N + n, mask=mask, other=0.0)
+    if HAS_BIAS:
+        total += tl.load(bias + n, mask=mask, other=0.0)
+    tl.store(out + m * stride_out + n, total.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def int_rows_kernel(
+    out, ids, w, scales, mins, first, T, K, factor, stride_out, stride_w, stride_s,
+    BITS: tl.constexpr, ZERO: tl.constexpr, TILE: tl.constexpr, UNIT: tl.constexpr, GROUP: tl.constexpr,
+    BLOCK_T: tl.constexpr, HAS_IDS: tl.constexpr, HAS_MINS: tl.constexpr,
+):  # fmt: skip
+    """out [T, K] = factor * the rows `ids` of the weight, or, without ids, those from `first` on. A program takes one
+    tile of BLOCK_T rows."""
+    HALF: tl.constexpr = TILE // 2 if BITS == 4 else TILE
+    tile = tl.program_id(1)
+    t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
+    mask = t < T
+    row = first + t
+    if HAS_IDS:
+        row = tl.load(ids + t, mask=mask, other=0)
+    inner = tl.arange(0, HALF)
+    packed = tl.load(w + (row[:, None].to(tl.int64) * stride_w + tile * HALF + inner[None, :]), mask=mask[:, None])
+    low, high, _ = unpacked(packed, BITS, ZERO, "", tl.float32)
+    k = tile * TILE + tl.arange(0, HALF // UNIT) * UNIT
+    out_at = out + (t[:, None].to(tl.int64) * stride_out + tile * TILE + inner[None, :])
+    TYPE: tl.constexpr = out.dtype.element_ty
+    s_low = _scales_at(scales, k, row, mask, K, stride_s, GROUP).T * factor
+    m_low = s_low
+    if HAS_MINS:
+        m_low = _scales_at(mins, k, row, mask, K, stride_s, GROUP).T * factor
+    tl.store(out_at, _scaled(low, s_low, m_low, HAS_MINS, TYPE), mask=mask[:, None])
+    if BITS == 4:
+        s_high = _scales_at(scales, k + HALF, row, mask, K, stride_s, GROUP).T * factor
+        m_high = s_high
+        if HAS_MINS:
+            m_high = _scales_at(mins, k + HALF, row, mask, K, stride_s, GROUP).T * factor
+        tl.store(out_at + HALF, _scaled(high, s_high, m_high, HAS_MINS, TYPE), mask=mask[:, None])
