@@ -49,7 +49,7 @@ class ModelConfig:
     download_dir: str | None = opt(None, "Where downloads are kept; default: the hub's cache.")
     load_format: LoadFormat = opt("auto", "How the weights are stored; dummy: random weights, for measuring.")
     dtype: DType = opt("auto", "Type of unquantized weights; auto: as in the checkpoint, on a GPU never float32.")
-    quantization: str | None = opt(
+    quantization: Literal["fp8", "int8"] | None = opt(
         None,
         "Quantize unquantized matrices while they load, and their inputs in each step. GPUs only.",
         short="-q",

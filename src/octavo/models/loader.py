@@ -201,13 +201,13 @@ class _Packer:
     def pack(self) -> ModelWeights:
         table = self._reader.matrix("model.embed_tokens.weight")
         if self._spec.tie_word_embeddings:
-            lm_head = self._counted(self._ops.pack_linear(table, None))
+            lm_head = self._counted(self._ops.pack_output(table))
             embedding = self._ops.tied_embedding(lm_head)
         else:
             embedding = self._ops.pack_embedding(table)
             self.nbytes += embedding.nbytes
             table = self._reader.matrix("lm_head.weight")
-            lm_head = self._counted(self._ops.pack_linear(table, None))
+            lm_head = self._counted(self._ops.pack_output(table))
         del table
         layers = [self._layer(f"model.layers.{layer}.") for layer in range(self._spec.num_layers)]
         return ModelWeights(embedding, layers, self._norm("model.norm"), lm_head)

@@ -59,6 +59,11 @@ def pack_linear(weight: Weight, bias: Tensor | None = None) -> LinearWeight:
     return pack_linear_many([weight], [bias])
 
 
+def pack_output(weight: Weight) -> LinearWeight:
+    """Pack the [N, K] weight of the output layer."""
+    return pack_linear(weight)
+
+
 def pack_linear_many(weights: Sequence[Weight], biases: Sequence[Tensor | None] | None = None) -> LinearWeight:
     """Pack [N_i, K] weights as one, stacked along N. Each keeps its own type and bits; x is quantised once for all."""
     if not weights:

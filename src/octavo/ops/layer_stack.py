@@ -103,8 +103,8 @@ class PlannedArrays:
 class NoPlanner:
     """Of an attention that reads all it needs from the step's tensors."""
 
-    def __init__(self, shape: StackShape, device: torch.device) -> None:
-        """Nothing of the shape or the device is needed."""
+    def __init__(self, shape: StackShape, device: torch.device, dtype: torch.dtype) -> None:
+        """Nothing of the shape, the device or the activations' type is needed."""
 
     def arrays(self, seq_lens: np.ndarray, query_start_loc: np.ndarray, num_decodes: int) -> PlannedArrays:
         return PlannedArrays()

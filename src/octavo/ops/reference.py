@@ -58,6 +58,11 @@ def pack_linear(weight: Tensor | QuantizedWeight, bias: Tensor | None = None) ->
     return ReferenceWeight(_dense(weight), None if bias is None else bias.to(torch.float32))
 
 
+def pack_output(weight: Tensor | QuantizedWeight) -> ReferenceWeight:
+    """The matrix of the output layer. A table that quantizes what it packs leaves this one in its type."""
+    return pack_linear(weight)
+
+
 def pack_linear_many(
     weights: Sequence[Tensor | QuantizedWeight], biases: Sequence[Tensor | None] | None = None
 ) -> ReferenceWeight:

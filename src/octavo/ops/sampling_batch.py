@@ -109,7 +109,7 @@ class SamplingBatch:
     penalties: PenaltyRows
     bias: BiasRows
     masks: SparseRows  # ids set to -inf
-    has_filters: bool = True  # some row may have top_k or top_p
+    has_filters: bool = True  # some row may have min_p, top_k or top_p
     #: Instead of `penalties`: counts that stay on the device, and the row of them that each row has, int32, or -1.
     counts: Any = None
     count_rows: Tensor | None = None

@@ -46,6 +46,7 @@ class Ops:
 
     pack_linear: Callable[..., LinearWeight]  # (weight, bias=None)
     pack_linear_many: Callable[..., LinearWeight]  # (weights, biases=None)
+    pack_output: Callable[..., LinearWeight]  # (weight): of the output layer
     linear: Callable[..., None]  # (out, x, w)
     pack_embedding: Callable[..., EmbeddingWeight]  # (weight)
     tied_embedding: Callable[..., EmbeddingWeight]  # (linear_weight): the same packed copy
@@ -57,7 +58,7 @@ class Ops:
     rope_kv_write: Callable[..., None]
     attention: Callable[..., None]
     layer_stack: Callable[..., LayerStack]  # (ops, shape, layers)
-    attention_planner: Callable[..., Any]  # (shape, torch_device): see layer_stack.NoPlanner
+    attention_planner: Callable[..., Any]  # (shape, torch_device, dtype): see layer_stack.NoPlanner
     kv_cache_shapes: Callable[[int, int, int, int], tuple[tuple[int, ...], tuple[int, ...]]]
     soft_cap_: Callable[[Tensor, float], None]  # (logits, cap)
     resolve_ids: Callable[[Tensor, Tensor], None]  # (ids, last_ids)
@@ -80,13 +81,13 @@ class Binding:
     torch_device: torch.device
     activation_dtype: torch.dtype
     to_device: Callable[[Tensor], Tensor]
-    quantization: str | None = None  # of matrices whose weights come unquantized: fp8, int8
+    quantization: Literal[None, "fp8", "int8"] = None  # of matrices whose weights come unquantized
     batch_invariant: bool = False
 
 
 #: Operations that share a private format are taken from one implementation or not at all.
 _GROUPS: tuple[tuple[str, ...], ...] = (
-    ("pack_linear", "pack_linear_many", "linear", "pack_embedding", "tied_embedding", "embedding"),
+    ("pack_linear", "pack_linear_many", "pack_output", "linear", "pack_embedding", "tied_embedding", "embedding"),
     ("kv_cache_shapes", "rope_kv_write", "attention", "attention_planner"),
 )
 #: Taken where all that it is made of is taken.

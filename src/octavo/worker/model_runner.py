@@ -65,7 +65,7 @@ class ModelRunner:
         if device.plans_ahead:
             self._last_ids = torch.zeros(max_num_seqs, dtype=torch.int32, device=device.torch_device)
         self._swap = SwapSpace(device, kv_caches)
-        self._planner = ops.attention_planner(model.shape, device.torch_device)
+        self._planner = ops.attention_planner(model.shape, device.torch_device, ops.activation_dtype)
         self._sampler = Sampler(ops, device, max_num_seqs, logprobs_mode)
         self._scorer = PromptScorer(model, ops, device, logprobs_mode)
         self._graphs: StepGraphs | None = None
@@ -92,7 +92,7 @@ class ModelRunner:
             return step
 
         host = build_batch(states, plan.num_scheduled_tokens, self._block_size)
-        logits = None if self._graphs is None or states.prompt_logprobs else self._graphs.logits(host)
+        logits = None if self._graphs is None else self._graphs.logits(host)
         if logits is None:
             batch, rows = self._upload(host)
             if states.prompt_logprobs:

@@ -168,7 +168,8 @@ class Sampler:
         batch.frequency.numpy()[:num_rows] = states.frequency[slots]
         batch.repetition.numpy()[:num_rows] = states.repetition[slots]
         batch.seeds.numpy()[:num_rows] = states.seeds[slots].view(np.int64)
-        batch.has_filters = bool((states.top_k[slots] > 0).any() or (states.top_p[slots] < 1.0).any())
+        filtered = (states.top_k[slots] > 0) | (states.top_p[slots] < 1.0) | (states.min_p[slots] > 0.0)
+        batch.has_filters = bool(filtered.any())
 
     def _fill_bias(self, special: list[SlotParams | None]) -> None:
         biases = [(s.params.logit_bias or {}) if s else {} for s in special]

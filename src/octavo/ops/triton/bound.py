@@ -1,0 +1,45 @@
+"""The table of the operations in Triton, made for one device, type of activations and set of options."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from octavo.ops.table import Binding
+from octavo.ops.triton import attention, elementwise, linear, rope, sampling
+from octavo.ops.triton.layers import TritonLayerStack
+from octavo.ops.triton.linear import LinearPacker
+
+
+def operations(binding: Binding) -> dict[str, Any]:
+    """Every field of `table.Ops` that is an operation."""
+    packer = LinearPacker(
+        binding.torch_device,
+        binding.activation_dtype,
+        quantization=binding.quantization,
+        batch_invariant=binding.batch_invariant,
+        to_device=binding.to_device,
+    )
+    return {
+        "pack_linear": packer.pack_linear,
+        "pack_linear_many": packer.pack_linear_many,
+        "pack_output": packer.pack_output,
+        "linear": linear.linear,
+        "pack_embedding": packer.pack_embedding,
+        "tied_embedding": packer.tied_embedding,
+        "embedding": linear.embedding,
+        "rms_norm": elementwise.rms_norm,
+        "add_rms_norm": elementwise.add_rms_norm,
+        "add_": elementwise.add_,
+        "act_mul": elementwise.act_mul,
+        "rope_kv_write": rope.rope_kv_write,
+        "attention": attention.attention,
+        "layer_stack": TritonLayerStack,
+        "attention_planner": attention.AttentionPlanner,
+        "kv_cache_shapes": rope.kv_cache_shapes,
+        "soft_cap_": elementwise.soft_cap_,
+        "resolve_ids": elementwise.resolve_ids,
+        "forbid": sampling.forbid,
+        "sample": sampling.sample,
+        "logprobs": sampling.logprobs,
+        "penalty_counts": sampling.DevicePenalties,
+    }

@@ -1,0 +1,149 @@
+"""The whole engine on a GPU's kernels, in the interpreter: plans ahead, captured steps, swapping, against the CPU."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+import transformers
+
+from engine.harness import Engine, Reply, Run, request
+from interpreted_device import InterpretedDevice
+from octavo.config import CacheConfig, EngineConfig, ModelConfig, ParallelConfig, SchedulerConfig
+from octavo.core.structured import LLGuidanceCompiler
+from octavo.messages import AddRequest
+from octavo.worker import worker as worker_module
+from octavo.worker.worker import Worker
+
+VOCAB = 96
+
+
+class TinyEngine(Engine):
+    """A random model on one device, without a tokenizer."""
+
+    def __init__(self, model: Path, device: Any, monkeypatch: pytest.MonkeyPatch, **parallel: Any) -> None:
+        self.device = device
+        self.config = EngineConfig(
+            model=ModelConfig(model=str(model), max_model_len=96),
+            cache=CacheConfig(num_kv_blocks_override=60),
+            scheduler=SchedulerConfig(max_num_seqs=6, max_num_batched_tokens=48),
+            parallel=ParallelConfig(**parallel),
+        )
+        with monkeypatch.context() as patch:
+            if device is not None:
+                patch.setattr(worker_module, "make_device", lambda config: device)
+            self.worker = Worker(self.config, lambda name, detail: None)
+            self.info = self.worker.load()
+        self.grammars = LLGuidanceCompiler(self.info.vocab_size)
+        self._has_vocabulary = False
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(3)
+    path = tmp_path_factory.mktemp("tiny")
+    config = transformers.LlamaConfig(
+        vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=128, initializer_range=0.3,
+    )  # fmt: skip
+    transformers.LlamaForCausalLM(config).save_pretrained(path)
+    return path
+
+
+def requests_under_test() -> list[AddRequest]:
+    rng = random.Random(5)
+    settings: list[dict[str, Any]] = [
+        {},
+        {"temperature": 0.9, "seed": 5},
+        {"repetition_penalty": 1.3, "frequency_penalty": 0.5},
+        {"temperature": 1.2, "top_k": 10, "top_p": 0.8, "seed": 6},
+        {"logit_bias": {7: 4.0}, "bad_word_token_ids": ((7, 7), (9,)), "temperature": 0.7},
+        {"prompt_logprobs": 1, "min_tokens": 4, "presence_penalty": 1.0},
+    ]
+    return [
+        request(i, [rng.randrange(VOCAB) for _ in range(rng.choice((1, 14, 15, 20)))], max_tokens=9, **fields)
+        for i, fields in enumerate(settings)
+    ]
+
+
+@pytest.fixture(scope="module")
+def expected(model: Path) -> dict[int, Reply]:
+    """What the CPU's kernels say."""
+    with pytest.MonkeyPatch.context() as patch:
+        return TinyEngine(model, None, patch).run(requests_under_test()).replies
+
+
+def check(run: Run, expected: dict[int, Reply]) -> None:
+    """Equal tokens; equal log probabilities as far as float32 in another order goes."""
+    for request_id, reply in expected.items():
+        found = run.replies[request_id]
+        assert found.error is None
+        assert found.token_ids == reply.token_ids, f"request {request_id}"
+        for mine, other in zip(
+            [*found.logprobs, *found.prompt_logprobs], [*reply.logprobs, *reply.prompt_logprobs], strict=True
+        ):
+            assert mine.rank == other.rank and mine.top_ids == other.top_ids
+            assert mine.logprob == pytest.approx(other.logprob, abs=1e-3)
+
+
+@pytest.fixture(scope="module")
+def engine(model: Path) -> TinyEngine:
+    with pytest.MonkeyPatch.context() as patch:
+        return TinyEngine(model, InterpretedDevice(), patch)
+
+
+def test_every_operation_is_native(engine: TinyEngine) -> None:
+    assert set(engine.info.ops.values()) == {"triton"}
+    assert engine.info.plans_ahead and engine.info.num_swap_blocks > 0
+
+
+def test_steps_planned_ahead_and_replayed_give_the_tokens_of_the_cpu(
+    engine: TinyEngine, expected: dict[int, Reply]
+) -> None:
+    before = engine.device.num_replays
+    run = engine.run(requests_under_test(), ahead=True, per_step=1)
+    check(run, expected)
+    greedy = [message for message in requests_under_test() if not message.params.bad_word_token_ids]
+    run = engine.run(greedy, ahead=True)
+    assert run.num_ahead > 5
+    assert engine.device.num_replays > before
+    check(run, {message.request_id: expected[message.request_id] for message in greedy})
+
+
+def test_preemption_to_the_host_gives_the_tokens_of_the_cpu(engine: TinyEngine, expected: dict[int, Reply]) -> None:
+    scheduler = engine.scheduler(num_kv_blocks=7, prefix_caching=False)
+    run = engine.run(requests_under_test(), scheduler=scheduler, ahead=True)
+    assert run.num_preemptions > 0 and run.num_swapped > 0
+    check(run, expected)
+
+
+def test_eager_steps_give_the_tokens_of_the_cpu(
+    model: Path, expected: dict[int, Reply], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = TinyEngine(model, InterpretedDevice(), monkeypatch, enforce_eager=True)
+    check(engine.run(requests_under_test(), ahead=True), expected)
+    assert engine.device.num_replays == 0
+
+
+def test_a_finished_request_whose_step_ahead_was_in_vain_does_not_disturb_the_next_in_its_slot(
+    engine: TinyEngine, expected: dict[int, Reply]
+) -> None:
+    """Requests that end by a stop token end one step later than planned."""
+    stops = [
+        msgspec.structs.replace(
+            message,
+            params=msgspec.structs.replace(message.params, stop_token_ids=(expected[message.request_id].token_ids[4],)),
+        )
+        for message in requests_under_test()[:2]
+    ]
+    others = requests_under_test()
+    run = engine.run([*stops, *[msgspec.structs.replace(m, request_id=m.request_id + 100) for m in others]],
+                     scheduler=engine.scheduler(max_num_seqs=2), ahead=True)  # fmt: skip
+    for message in stops:
+        ids = expected[message.request_id].token_ids
+        assert run.replies[message.request_id].token_ids == ids[: ids.index(ids[4]) + 1]
+    check(run, {request_id + 100: reply for request_id, reply in expected.items()})

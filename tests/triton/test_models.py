@@ -1,0 +1,65 @@
+"""All families on a GPU's kernels, in the interpreter, against transformers in float32."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from models.running import load, prompt_logits
+from models.test_families import make_model, transformers_logits
+from octavo.ops.table import Binding, Ops, bind
+
+PROMPT = torch.randint(0, 96, (21,), generator=torch.Generator().manual_seed(1)).tolist()
+SMALL: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama-biases": ("Llama", {"attention_bias": True, "mlp_bias": True}),
+    "llama-tied-wide-heads": ("Llama", {"tie_word_embeddings": True, "head_dim": 24, "num_key_value_heads": 4}),
+    "mistral-window": ("Mistral", {"sliding_window": 8}),
+    "qwen2": ("Qwen2", {}),
+    "qwen3": ("Qwen3", {"head_dim": 16}),
+    "gemma2": ("Gemma2", {"head_dim": 16, "sliding_window": 8, "attn_logit_softcapping": 2.0,
+                          "final_logit_softcapping": 3.0}),
+    "gemma3": ("Gemma3", {"num_hidden_layers": 3, "head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 24}),
+}  # fmt: skip
+
+
+def ops(dtype: torch.dtype = torch.float32, **options: Any) -> Ops:
+    binding = Binding(
+        torch_device=torch.device("cpu"), activation_dtype=dtype, to_device=lambda weight: weight, **options
+    )
+    return bind("cuda", binding=binding)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_logits_are_those_of_transformers(case: str, tmp_path: Path) -> None:
+    family, options = CASES[case]
+    expected = transformers_logits(make_model(tmp_path, family, {**SMALL, **options}), [PROMPT])[0]
+    table = ops()
+    loaded = load(tmp_path, table)
+    for chunk in (len(PROMPT), 6):
+        (ours,) = prompt_logits(loaded, table, [PROMPT], chunk)
+        torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_as_near_as_transformers_own(dtype: torch.dtype, tmp_path: Path) -> None:
+    model = make_model(tmp_path, "Llama", SMALL)
+    expected = transformers_logits(model, [PROMPT])[0]
+    theirs = transformers_logits(model.to(dtype), [PROMPT])[0].float()
+    table = ops(dtype)
+    (ours,) = prompt_logits(load(tmp_path, table), table, [PROMPT], kv_dtype=dtype)
+    assert (ours - expected).abs().mean() <= 1.5 * (theirs - expected).abs().mean()
+
+
+@pytest.mark.parametrize("options", [{"quantization": "int8"}, {"quantization": "fp8"}, {"batch_invariant": True}])
+def test_options_of_the_matrices_change_little(options: dict[str, Any], tmp_path: Path) -> None:
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2}
+    expected = transformers_logits(make_model(tmp_path, "Qwen3", {**sizes, "head_dim": 16}), [PROMPT])[0]
+    table = ops(torch.bfloat16, **options)
+    loaded = load(tmp_path, table)
+    (ours,) = prompt_logits(loaded, table, [PROMPT], kv_dtype=torch.bfloat16)
+    error = (ours - expected).norm() / expected.norm()
+    assert error < {"int8": 0.05, "fp8": 0.15}.get(options.get("quantization", ""), 0.02)
