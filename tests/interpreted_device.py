@@ -34,6 +34,9 @@ class InterpretedDevice:
     def activation_dtype(self, asked: torch.dtype | None, weights: torch.dtype | None) -> torch.dtype:
         return self._dtype
 
+    def check_cache_dtype(self, dtype: torch.dtype) -> None:
+        """All types are fine."""
+
     def kv_cache_budget(self, config: CacheConfig) -> CacheBudget:
         return CacheBudget(1 << 20, "a megabyte")
 

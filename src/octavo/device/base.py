@@ -67,6 +67,9 @@ class Device(Protocol):
         """The type of activations for a model whose unquantized weights have type `weights` (None: all kinds), where
         the user asked for `asked` or nothing."""
 
+    def check_cache_dtype(self, dtype: torch.dtype) -> None:
+        """Raises DeviceError where the kernels cannot read or write a KV cache of this type."""
+
     def kv_cache_budget(self, config: CacheConfig) -> CacheBudget:
         """What is left for the KV cache when everything else has been allocated."""
 

@@ -65,6 +65,10 @@ class CPUDevice:
     def activation_dtype(self, asked: torch.dtype | None, weights: torch.dtype | None) -> torch.dtype:
         return torch.float32
 
+    def check_cache_dtype(self, dtype: torch.dtype) -> None:
+        if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            raise DeviceError("--kv-cache-dtype fp8 needs a GPU, and the model runs on the CPU.")
+
     def kv_cache_budget(self, config: CacheConfig) -> CacheBudget:
         free = _free_memory_bytes()
         share = config.cpu_memory_utilization

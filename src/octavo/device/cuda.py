@@ -14,6 +14,7 @@ from octavo.device.packing import pack, packed_offsets, unpacked
 from octavo.errors import DeviceError
 
 MIN_CAPABILITY: Final = (8, 0)
+_FP8_CAPABILITY: Final = (8, 9)
 #: Pinned buffers that take turns: a buffer is written again when its last copy has ended, long before by then.
 _NUM_STAGES: Final = 4
 _WEIGHT_CHUNK: Final = 32 << 20
@@ -41,7 +42,7 @@ class CUDADevice:
             raise DeviceError("--device cuda: torch finds no NVIDIA GPU, or was installed without CUDA.")
         self.torch_device: Final = torch.device("cuda", torch.cuda.current_device())
         properties = torch.cuda.get_device_properties(self.torch_device)
-        capability = (properties.major, properties.minor)
+        capability = self._capability = (properties.major, properties.minor)
         if capability < MIN_CAPABILITY:
             raise DeviceError(
                 f"--device cuda: {properties.name} has compute capability {capability[0]}.{capability[1]}; "
@@ -59,6 +60,13 @@ class CUDADevice:
         if asked is not None:
             return asked
         return torch.float16 if weights == torch.float16 else torch.bfloat16
+
+    def check_cache_dtype(self, dtype: torch.dtype) -> None:
+        if dtype == torch.float8_e4m3fn and self._capability < _FP8_CAPABILITY:
+            raise DeviceError(
+                f"--kv-cache-dtype fp8 needs a GPU of compute capability 8.9 or more; this one has "
+                f"{self._capability[0]}.{self._capability[1]}. --kv-cache-dtype fp8_e5m2 runs on it."
+            )
 
     def kv_cache_budget(self, config: CacheConfig) -> CacheBudget:
         torch.cuda.synchronize(self.torch_device)

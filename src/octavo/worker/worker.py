@@ -62,7 +62,7 @@ class Worker:
         max_num_batched_tokens = self._max_num_batched_tokens(max_model_len, device)
         graph_sizes = self._graph_sizes(device)
         loaded.model.reserve(max_num_batched_tokens if device.uses_graphs else 0, max(graph_sizes, default=0))
-        kv_dtype = self._kv_cache_dtype(loaded)
+        kv_dtype = self._kv_cache_dtype(loaded, device)
         plan = self._plan_kv_cache(loaded, ops, kv_dtype, max_model_len, device)
         kv_caches = self._allocate_kv_caches(loaded, device, ops, plan, kv_dtype)
         self._runner = ModelRunner(
@@ -109,7 +109,6 @@ class Worker:
         if device.name == "cpu":
             wrong = {
                 "--quantization": config.model.quantization is not None,
-                f"--kv-cache-dtype {cache.kv_cache_dtype}": cache.kv_cache_dtype in _FP8_CACHES,
                 "--gpu-memory-utilization": cache.gpu_memory_utilization is not None,
                 "--swap-space": bool(cache.swap_space),
                 "--cudagraph-capture-sizes": bool(parallel.cudagraph_capture_sizes),
@@ -175,10 +174,12 @@ class Worker:
             )
         return asked
 
-    def _kv_cache_dtype(self, loaded: LoadedModel) -> torch.dtype:
+    def _kv_cache_dtype(self, loaded: LoadedModel, device: Device) -> torch.dtype:
         """auto: the type of the checkpoint's unquantized weights; float16 where all are quantized."""
         asked = self._config.cache.kv_cache_dtype
-        return loaded.dtype if asked == "auto" else _FP8_CACHES.get(asked) or DTYPES[asked]
+        dtype = loaded.dtype if asked == "auto" else _FP8_CACHES.get(asked) or DTYPES[asked]
+        device.check_cache_dtype(dtype)
+        return dtype
 
     def _plan_kv_cache(
         self, loaded: LoadedModel, ops: Ops, kv_dtype: torch.dtype, max_model_len: int, device: Device

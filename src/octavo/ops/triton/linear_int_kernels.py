@@ -233,7 +233,7 @@ def int_tiles_kernel(
     TYPE: tl.constexpr = x.dtype.element_ty
     ONE_SCALE: tl.constexpr = GROUP % TILE == 0 and not HAS_MINS
     # Two scales for a half at least, if need be equal ones: with one the compiler takes weights through shared memory.
-    SCALES: tl.constexpr = 1 if ONE_SCALE else max(2, HALF // UNIT)
+    SCALES: tl.constexpr = 1 if ONE_SCALE else HALF // UNIT if HALF // UNIT > 2 else 2
     tiles_m = tl.cdiv(M, BLOCK_M)
     n = tl.program_id(0) // tiles_m * BLOCK_N + tl.arange(0, BLOCK_N)
     m = tl.program_id(0) % tiles_m * BLOCK_M + tl.arange(0, BLOCK_M)
