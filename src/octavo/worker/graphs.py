@@ -100,14 +100,20 @@ class StepGraphs:
 
 def _padded(host: HostBatch, size: int) -> tuple[np.ndarray, ...]:
     """token_ids, positions, slot_mapping, query_start_loc and seq_lens of `size` sequences."""
-    missing = size - len(host.slots)
     return (
-        np.pad(host.token_ids, (0, missing)),
-        np.pad(host.positions, (0, missing)),
-        np.pad(host.slot_mapping, (0, missing), constant_values=_NO_SLOT),
+        _extended(host.token_ids, size, 0),
+        _extended(host.positions, size, 0),
+        _extended(host.slot_mapping, size, _NO_SLOT),
         np.arange(size + 1, dtype=np.int32),
-        np.pad(host.seq_lens, (0, missing)),
+        _extended(host.seq_lens, size, 0),
     )
+
+
+def _extended(array: np.ndarray, size: int, value: int) -> np.ndarray:
+    """np.pad, which takes several times as long."""
+    result = np.full(size, value, array.dtype)
+    result[: len(array)] = array
+    return result
 
 
 def ladder(largest: int) -> tuple[int, ...]:
