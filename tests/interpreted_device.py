@@ -68,6 +68,3 @@ class InterpretedDevice:
             run()
 
         return replay
-
-    def synchronize(self) -> None:
-        """Nothing runs beside the host."""

@@ -99,6 +99,3 @@ class Device(Protocol):
 
     def capture(self, run: Callable[[], None]) -> Callable[[], None]:
         """A function that repeats the launches of `run` on the same tensors. `run` has been called before."""
-
-    def synchronize(self) -> None:
-        """Wait until all kernels launched so far have ended."""

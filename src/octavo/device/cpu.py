@@ -100,9 +100,6 @@ class CPUDevice:
     def capture(self, run: Callable[[], None]) -> Callable[[], None]:
         return run
 
-    def synchronize(self) -> None:
-        """Kernels on the CPU have ended when they return."""
-
 
 def default_num_threads() -> int:
     """One thread a physical core that this process may run on: hyper-threads share the FMA units and the cache."""

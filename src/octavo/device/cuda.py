@@ -132,9 +132,6 @@ class CUDADevice:
             run()
         return graph.replay
 
-    def synchronize(self) -> None:
-        torch.cuda.synchronize(self.torch_device)
-
 
 class _Stage:
     """A pinned buffer and the end of the copy that last read it."""

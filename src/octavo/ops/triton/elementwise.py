@@ -169,11 +169,6 @@ def add_rms_norm(out: Tensor, residual: Tensor, x: Tensor, weight: Tensor, eps: 
     _norm(out, None, residual, x, weight, eps)
 
 
-def rms_norm_quant(out_q: Tensor, out_scale: Tensor, x: Tensor, weight: Tensor, eps: float) -> None:
-    """`quantize_rows` of the norm, which is not rounded in between."""
-    _norm(out_q, out_scale, None, x, weight, eps)
-
-
 def add_rms_norm_quant(
     out_q: Tensor, out_scale: Tensor, residual: Tensor, x: Tensor, weight: Tensor, eps: float
 ) -> None:
