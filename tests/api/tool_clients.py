@@ -18,6 +18,7 @@ class Reply:
     content: str | None
     finish_reason: str
     call_ids: list[str] = field(default_factory=list, compare=False)
+    num_tokens: int = field(default=0, compare=False)
 
     @property
     def decoded(self) -> list[tuple[str, Any]]:
@@ -33,6 +34,7 @@ def reply_of(client: OpenAI, **fields: Any) -> Reply:
     reply = Reply(
         [(call.function.name, call.function.arguments) for call in calls],
         choice.message.content, choice.finish_reason, [call.id for call in calls],
+        whole.usage.completion_tokens if whole.usage else 0,
     )  # fmt: skip
     streamed = folded(client.chat.completions.create(**fields, stream=True))
     assert (streamed.calls, streamed.content, streamed.finish_reason) == (

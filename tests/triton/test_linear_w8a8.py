@@ -95,7 +95,7 @@ def test_what_is_not_quantized() -> None:
     assert packer.pack_linear(randn(24, 64)).kind == "bfloat16"  # 24 rows are no multiple of 16
     assert packer.pack_linear(randn(32, 72)).kind == "bfloat16"
     assert packer.pack_embedding(randn(32, 64)).kind == "bfloat16"
-    output = packer.pack_linear(randn(32, 64), keep_dtype=True)
+    output = packer.pack_output(randn(32, 64))
     assert output.kind == packer.tied_embedding(output).kind == "bfloat16"
     assert linear.quantized_dtype(output) is None
     assert linear.quantized_dtype(packer.pack_linear(randn(32, 64))) == torch.int8
