@@ -7,13 +7,15 @@ because running on real weights is its point. `pytest -m "not model"` leaves the
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -112,7 +114,17 @@ _MODELS: dict[str, Callable[[], Path]] = {
 
 def model_path(name: str) -> Path:
     """The local path of a test model; fetched, checked and kept when it is not there yet."""
-    return _MODELS[name]()
+    with _one_process_at_a_time():
+        return _MODELS[name]()
+
+
+@contextlib.contextmanager
+def _one_process_at_a_time() -> Iterator[None]:
+    """Tests that run side by side fetch a model once."""
+    model_directory().mkdir(parents=True, exist_ok=True)
+    with (model_directory() / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -142,12 +154,21 @@ def smollm2_hf() -> Path:
 @pytest.fixture(scope="session")
 def bfcl_wheel() -> Path:
     """The wheel of bfcl-eval: thousands of real tool definitions."""
-    return _fetch_bfcl()
+    with _one_process_at_a_time():
+        return _fetch_bfcl()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A test that uses real weights carries the marker `model`, so that it can be left out."""
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """A test that uses real weights carries the marker `model`, so that it can be left out.
+
+    Where tests run side by side (`-n 2 --dist loadgroup`), those that start servers, whose cores are the machine's,
+    follow one another, and others keep to the process of their file.
+    """
     fixtures = {"smollm2_gguf", "qwen_gguf", "gemma_gguf", "smollm2_hf", "bfcl_wheel"}
     for item in items:
         if fixtures & set(getattr(item, "fixturenames", ())):
             item.add_marker("model")
+        if config.pluginmanager.hasplugin("xdist"):
+            directory, file = item.path.parts[-2:]
+            item.add_marker(pytest.mark.xdist_group("servers" if directory in ("api", "engine") else file))

@@ -45,6 +45,7 @@ STAGES: Final = (
     Stage(name="compiled", about="transformers: compiled decoding with a static cache", seconds=60),
     Stage(name="fp8", about="Llama-3.1-8B with weights in fp8: W9, W5", seconds=35),
     Stage(name="gemma", about="Gemma-3-1B: W9, 64 streams", seconds=25),
+    Stage(name="uniform", about="Llama-3.1-8B: W8", seconds=60),
     Stage(name="rates", about="Llama-3.1-8B over HTTP: W3 at 16 and 32 requests a second", seconds=60),
 )
 BY_NAME: Final = {stage.name: stage for stage in STAGES}

@@ -21,6 +21,7 @@ RUNS: Final[dict[str, tuple[str, str]]] = {
     "small": ("stage_llm", "small"),
     "llama": ("stage_llm", "llama"),
     "fp8-kv": ("stage_llm", "fp8_kv"),
+    "uniform": ("stage_llm", "uniform"),
     "qwen": ("stage_llm", "qwen"),
     "invariant": ("stage_llm", "invariant"),
     "fp8": ("stage_llm", "fp8"),

@@ -128,6 +128,14 @@ def _long(model: Model) -> None:
     model.throughput("W6, 8 at once, 256 out", load, note="8 of 150 requests, 256 of 2,000 out")
 
 
+def uniform(context: Context) -> None:
+    with Model(context, "Llama-3.1-8B", max_model_len=5120) as model:
+        model.warm_up(64)
+        count = 64 if context.is_quick else 256
+        load = workloads.w8(model.vocab, count)
+        model.throughput("W8 offline", load, note=f"{count} of 1,000 requests")
+
+
 def fp8_kv(context: Context) -> None:
     with Model(context, "Llama-3.1-8B", _FP8_KV, max_model_len=36_864, kv_cache_dtype="fp8") as model:
         model.warm_up(1)

@@ -133,6 +133,9 @@ class ParallelConfig:
         "beyond the last. Default: a ladder up to --max-num-seqs.",
         low=1,
     )
+    attention_backend: Literal["auto", "triton", "flashinfer", "TRITON_ATTN", "FLASHINFER"] = opt(
+        "auto", "Who computes the attention of prompts on a GPU; auto: FlashInfer where it is installed and works."
+    )
     batch_invariant: bool = opt(
         False, "Hold on a GPU too what holds on a CPU anyway: a reply never depends on the other requests."
     )

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import importlib
 import json
+import multiprocessing
 import pkgutil
 import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 from pathlib import Path
 
 from triton.backends.compiler import GPUTarget
@@ -54,14 +58,30 @@ def compile_variant(variant: Variant, capability: int) -> dict[str, object]:
     }
 
 
+@cache
+def variants_of(module: str) -> Sequence[Variant]:
+    found = importlib.import_module(f"octavo.ops.triton.{module}")
+    return found.variants() if hasattr(found, "variants") else ()
+
+
+def compile_nth(task: tuple[str, int, int]) -> dict[str, object]:
+    """In a process of the pool, which kernels cannot be sent to: (module, index of the variant, capability)."""
+    module, index, capability = task
+    return compile_variant(variants_of(module)[index], capability)
+
+
 def main(modules: list[str]) -> None:
     names = modules or sorted(module.name for module in pkgutil.iter_modules(octavo.ops.triton.__path__))
-    for name in names:
-        module = importlib.import_module(f"octavo.ops.triton.{name}")
-        for variant in module.variants() if hasattr(module, "variants") else ():
-            for capability in CAPABILITIES:
-                if capability >= variant.min_capability:
-                    print(json.dumps(compile_variant(variant, capability)), flush=True)
+    tasks = [
+        (name, index, capability)
+        for name in names
+        for index, variant in enumerate(variants_of(name))
+        for capability in CAPABILITIES
+        if capability >= variant.min_capability
+    ]
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+        for result in pool.map(compile_nth, tasks):
+            print(json.dumps(result), flush=True)
 
 
 if __name__ == "__main__":

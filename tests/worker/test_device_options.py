@@ -33,6 +33,7 @@ def load(cache: dict[str, Any] | None = None, model: dict[str, Any] | None = Non
         ({"cache": {"gpu_memory_utilization": 0.9}}, "--gpu-memory-utilization is for a GPU"),
         ({"cache": {"swap_space": 4.0}}, "--swap-space is for a GPU"),
         ({"cudagraph_capture_sizes": [1, 2]}, "--cudagraph-capture-sizes is for a GPU"),
+        ({"attention_backend": "FLASHINFER"}, "--attention-backend is for a GPU"),
         ({"enforce_eager": True, "cudagraph_capture_sizes": [1]}, "--enforce-eager captures nothing"),
     ],
 )

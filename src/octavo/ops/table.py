@@ -19,6 +19,8 @@ from torch import Tensor
 from octavo.ops import reference, reference_sampling
 from octavo.ops.layer_stack import LayerStack
 
+AttentionBackend = Literal["auto", "triton", "flashinfer"]
+
 
 class LinearWeight(Protocol):
     """A packed matrix, opaque but for these. What one table packs only that table can read."""
@@ -83,6 +85,7 @@ class Binding:
     to_device: Callable[[Tensor], Tensor]
     quantization: Literal[None, "fp8", "int8"] = None  # of matrices whose weights come unquantized
     batch_invariant: bool = False
+    attention_backend: AttentionBackend = "auto"  # of prompts
 
 
 #: Operations that share a private format are taken from one implementation or not at all.
@@ -108,14 +111,13 @@ def bind(device: str = "cpu", impl: Literal["auto", "reference"] = "auto", bindi
     """
     if device == "cuda" and binding is not None:
         # Here and not above: Triton takes half a second, and machines without a GPU may lack it.
-        operations = importlib.import_module("octavo.ops.triton.bound").operations(binding)
-        names = {name: "triton" for name in operations if name in _NAMES}
+        operations, names = importlib.import_module("octavo.ops.triton.bound").operations(binding)
         return Ops(
             **operations,
             activation_dtype=binding.activation_dtype,
             torch_device=binding.torch_device,
             to_device=binding.to_device,
-            implementations=names,
+            implementations={name: by for name, by in names.items() if name in _NAMES},
         )
     if device != "cpu":
         raise KeyError(device)

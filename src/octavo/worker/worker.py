@@ -13,7 +13,7 @@ from octavo.device.select import make_device
 from octavo.errors import InvalidConfig
 from octavo.messages import EngineInfo
 from octavo.models.loader import DTYPES, LoadedModel, OnPhase, load_model, open_checkpoint
-from octavo.ops.table import Binding, Ops, bind
+from octavo.ops.table import AttentionBackend, Binding, Ops, bind
 from octavo.params import SamplingParams
 from octavo.step import CachedRequestData, ModelRunnerOutput, NewRequestData, SchedulerOutput
 from octavo.worker.graphs import MAX_GRAPH_SIZE, ladder
@@ -22,6 +22,10 @@ from octavo.worker.model_runner import KVCaches, ModelRunner, RunningStep
 
 #: KV cache types that only GPUs have.
 _FP8_CACHES = {"fp8": torch.float8_e4m3fn, "fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
+#: vLLM's names of the same work too.
+_ATTENTION_BACKENDS: dict[str, AttentionBackend] = {
+    "auto": "auto", "triton": "triton", "triton_attn": "triton", "flashinfer": "flashinfer",
+}  # fmt: skip
 
 
 class Worker:
@@ -50,6 +54,7 @@ class Worker:
             to_device=device.upload_weight,
             quantization=config.model.quantization,
             batch_invariant=config.parallel.batch_invariant,
+            attention_backend=_ATTENTION_BACKENDS[config.parallel.attention_backend.lower()],
         )
         ops = bind(device.name, binding=binding)
         # The model's buffers grow when a step is larger than this; how large one may be depends on its context.
@@ -112,6 +117,7 @@ class Worker:
                 "--gpu-memory-utilization": cache.gpu_memory_utilization is not None,
                 "--swap-space": bool(cache.swap_space),
                 "--cudagraph-capture-sizes": bool(parallel.cudagraph_capture_sizes),
+                "--attention-backend": parallel.attention_backend != "auto",
             }
             needed = "a GPU, and the model runs on the CPU"
         else:

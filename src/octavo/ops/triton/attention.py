@@ -18,6 +18,9 @@ import torch
 from torch import Tensor
 
 import triton
+from octavo.errors import DeviceError
+from octavo.ops import flashinfer_prompts
+from octavo.ops.flashinfer_prompts import FlashInferPrompts, PromptStep
 from octavo.ops.layer_stack import PlannedArrays, StackShape
 from octavo.ops.triton.attention_kernels import combine_kernel, decode_kernel, prefill_kernel
 from octavo.ops.triton.rope import kv_cache_shapes
@@ -54,6 +57,8 @@ class AttentionPlan:
     tiles: Tensor  # int32 [num_tiles, 2]: sequence, tile of its queries
     partial: Tensor  # float32 [items, Hq, BLOCK_D]
     partial_stats: Tensor  # float32 [items, Hq, 2]: maximum, sum
+    prompts: FlashInferPrompts | None = None  # who computes `prompt_step` instead of the tiles
+    prompt_step: PromptStep | None = None
 
 
 @dataclass(slots=True)
@@ -61,13 +66,29 @@ class _Numbers:
     num_decodes: int
     num_items: int
     num_tiles: int
+    prompt_step: PromptStep | None = None
 
 
 class AttentionPlanner:
     """Turns a step's lengths into work items. One a model: its scratch is shared by the layers and the steps."""
 
-    def __init__(self, shape: StackShape, device: torch.device, dtype: torch.dtype) -> None:
-        """`dtype`: of the activations."""
+    def __init__(
+        self,
+        shape: StackShape,
+        device: torch.device,
+        dtype: torch.dtype,
+        library: Any = None,
+        is_required: bool = False,
+    ) -> None:
+        """`dtype`: of the activations. `library`: FlashInfer's module, for prompts; `is_required`: and nothing else.
+
+        Raises DeviceError if it is required and lacks kernels for the model.
+        """
+        self._prompts: FlashInferPrompts | None = None
+        if library is not None and flashinfer_prompts.suits(shape):
+            self._prompts = FlashInferPrompts(library, shape, device, is_required)
+        elif library is not None and is_required:
+            raise DeviceError(f"--attention-backend flashinfer has no kernels for heads of {shape.head_dim}.")
         self._num_heads = shape.num_heads
         self._head_block = triton.next_power_of_2(shape.head_dim)
         self._queries = _queries_of_tile(shape.num_heads // shape.num_kv_heads, self._head_block, dtype.itemsize)
@@ -78,7 +99,8 @@ class AttentionPlanner:
         """seq_lens int32 [B]; query_start_loc int32 [B + 1]; the first `num_decodes` sequences have one query each."""
         items, starts = _chunks(seq_lens[:num_decodes])
         tiles = _tiles(seq_lens, query_start_loc, num_decodes, self._queries)
-        return PlannedArrays((items, starts, tiles), _Numbers(num_decodes, len(items), len(tiles)))
+        step = None if self._prompts is None else self._prompts.step(seq_lens, query_start_loc, num_decodes)
+        return PlannedArrays((items, starts, tiles), _Numbers(num_decodes, len(items), len(tiles), step))
 
     def padded_arrays(self, seq_lens: np.ndarray, size: int) -> PlannedArrays | None:
         """For a step of `size` sequences that all decode, of which the last may be missing: arrays of a shape that
@@ -105,8 +127,9 @@ class AttentionPlanner:
                 )
             )
         return AttentionPlan(
-            numbers.num_decodes, numbers.num_items, items, starts, numbers.num_tiles, tiles, *self._scratch[-1]
-        )
+            numbers.num_decodes, numbers.num_items, items, starts, numbers.num_tiles, tiles, *self._scratch[-1],
+            self._prompts, numbers.prompt_step,
+        )  # fmt: skip
 
 
 def _chunks(seq_lens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -225,6 +248,10 @@ def attention(
             CHUNK=CHUNK,
             BLOCK_C=_COMBINED,
         )
+    if plan.prompts is not None and plan.prompt_step is not None and k_scale == v_scale == 1.0:
+        step = (block_tables, seq_lens, scale, window, softcap)
+        if plan.prompts.run(plan.prompt_step, out, qkv, k_cache, v_cache, *step):
+            return
     if plan.num_tiles:
         block_m, block_n, num_warps, num_stages = _prefill_tile(block_d, itemsize)
         prefill_kernel[(plan.num_tiles, num_kv_heads)](

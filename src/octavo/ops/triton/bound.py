@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
+from octavo.ops import flashinfer_prompts
 from octavo.ops.table import Binding
 from octavo.ops.triton import attention, elementwise, linear, rope, sampling
 from octavo.ops.triton.layers import TritonLayerStack
 from octavo.ops.triton.linear import LinearPacker
 
 
-def operations(binding: Binding) -> dict[str, Any]:
-    """Every field of `table.Ops` that is an operation."""
+def operations(binding: Binding) -> tuple[dict[str, Any], dict[str, str]]:
+    """Every field of `table.Ops` that is an operation, and who does each.
+
+    Raises DeviceError for options that exclude each other.
+    """
+    backend = binding.attention_backend
+    library = flashinfer_prompts.find(backend, binding.activation_dtype, binding.batch_invariant)
+    planner = partial(attention.AttentionPlanner, library=library, is_required=backend == "flashinfer")
     packer = LinearPacker(
         binding.torch_device,
         binding.activation_dtype,
@@ -19,7 +27,7 @@ def operations(binding: Binding) -> dict[str, Any]:
         batch_invariant=binding.batch_invariant,
         to_device=binding.to_device,
     )
-    return {
+    found = {
         "pack_linear": packer.pack_linear,
         "pack_linear_many": packer.pack_linear_many,
         "pack_output": packer.pack_output,
@@ -34,7 +42,7 @@ def operations(binding: Binding) -> dict[str, Any]:
         "rope_kv_write": rope.rope_kv_write,
         "attention": attention.attention,
         "layer_stack": TritonLayerStack,
-        "attention_planner": attention.AttentionPlanner,
+        "attention_planner": planner,
         "kv_cache_shapes": rope.kv_cache_shapes,
         "soft_cap_": elementwise.soft_cap_,
         "resolve_ids": elementwise.resolve_ids,
@@ -43,3 +51,7 @@ def operations(binding: Binding) -> dict[str, Any]:
         "logprobs": sampling.logprobs,
         "penalty_counts": sampling.DevicePenalties,
     }
+    names = dict.fromkeys(found, "triton")
+    if library is not None:
+        names["attention"] = "triton, prompts by flashinfer"
+    return found, names

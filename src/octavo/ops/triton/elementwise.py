@@ -15,7 +15,6 @@ from torch import Tensor
 import triton
 from octavo.ops.triton.variants import TYPE_NAMES, Variant
 
-_KINDS: Final = {"silu": 0, "gelu_tanh": 1}
 #: Columns of one program of the elementwise kernels.
 _BLOCK: Final = 1024
 
@@ -27,12 +26,13 @@ def _tanh(x):
 
 
 @triton.jit
-def _activated(gate, up, GELU: tl.constexpr):
-    if GELU:
-        inner = 0.7978845608028654 * (gate + 0.044715 * gate * gate * gate)
-        return 0.5 * gate * (1.0 + _tanh(inner)) * up
-    else:
+def activated(gate, up, KIND: tl.constexpr):
+    """act(gate) * up, float32. KIND: silu or gelu_tanh."""
+    if KIND == "silu":
         return gate / (1.0 + tl.exp(-gate)) * up
+    inner = 0.7978845608028654 * (gate + 0.044715 * gate * gate * gate)
+    # 0.5 * (1 + tanh(u)) is the logistic function of 2 u.
+    return gate / (1.0 + tl.exp(-2.0 * inner)) * up
 
 
 @triton.jit
@@ -74,25 +74,25 @@ def _norm_kernel(
 
 
 @triton.jit
-def _act_kernel(out, gate_up, width, GELU: tl.constexpr, BLOCK: tl.constexpr):
+def _act_kernel(out, gate_up, width, KIND: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = columns < width
     gate = tl.load(gate_up + row * 2 * width + columns, mask=mask, other=0.0).to(tl.float32)
     up = tl.load(gate_up + row * 2 * width + width + columns, mask=mask, other=0.0).to(tl.float32)
-    tl.store(out + row * width + columns, _activated(gate, up, GELU).to(out.dtype.element_ty), mask=mask)
+    tl.store(out + row * width + columns, activated(gate, up, KIND).to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def _act_quant_kernel(
-    out_q, out_scale, gate_up, width, GELU: tl.constexpr, INT8: tl.constexpr, BLOCK: tl.constexpr
+    out_q, out_scale, gate_up, width, KIND: tl.constexpr, INT8: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     mask = columns < width
     gate = tl.load(gate_up + row * 2 * width + columns, mask=mask, other=0.0).to(tl.float32)
     up = tl.load(gate_up + row * 2 * width + width + columns, mask=mask, other=0.0).to(tl.float32)
-    _store_quantized(out_q, out_scale, row, columns, mask, width, _activated(gate, up, GELU), INT8)
+    _store_quantized(out_q, out_scale, row, columns, mask, width, activated(gate, up, KIND), INT8)
 
 
 @triton.jit
@@ -188,7 +188,7 @@ def act_mul(out: Tensor, gate_up: Tensor, kind: str) -> None:
     rows, width = out.shape
     if rows:
         grid = (rows, triton.cdiv(width, _BLOCK))
-        _act_kernel[grid](out, gate_up, width, GELU=_KINDS[kind] == 1, BLOCK=_BLOCK)
+        _act_kernel[grid](out, gate_up, width, KIND=kind, BLOCK=_BLOCK)
 
 
 def act_mul_quant(out_q: Tensor, out_scale: Tensor, gate_up: Tensor, kind: str) -> None:
@@ -201,7 +201,7 @@ def act_mul_quant(out_q: Tensor, out_scale: Tensor, gate_up: Tensor, kind: str) 
             out_scale,
             gate_up,
             width,
-            GELU=_KINDS[kind] == 1,
+            KIND=kind,
             INT8=out_q.dtype == torch.int8,
             BLOCK=block,
             num_warps=num_warps,
@@ -263,7 +263,7 @@ def variants() -> list[Variant]:
             name="act_mul 14336",
             kernel=_act_kernel,
             signature={"out": "*bf16", "gate_up": "*bf16", "width": "i32"},
-            constexprs={"GELU": False, "BLOCK": _BLOCK},
+            constexprs={"KIND": "silu", "BLOCK": _BLOCK},
             divisible=frozenset({"out", "gate_up", "width"}),
         )
     )
@@ -273,7 +273,7 @@ def variants() -> list[Variant]:
             name="act_mul_quant 14336",
             kernel=_act_quant_kernel,
             signature={"out_q": "*i8", "out_scale": "*fp32", "gate_up": "*bf16", "width": "i32"},
-            constexprs={"GELU": False, "INT8": True, "BLOCK": block},
+            constexprs={"KIND": "silu", "INT8": True, "BLOCK": block},
             num_warps=num_warps,
             divisible=frozenset({"out_q", "out_scale", "gate_up", "width"}),
         )

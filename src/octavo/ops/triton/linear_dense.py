@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 import triton
+from octavo.ops.triton.elementwise import activated
 from octavo.ops.triton.linear_chip import chip
 from octavo.ops.triton.variants import TYPE_NAMES, Variant
 
@@ -33,16 +34,6 @@ _STAGE_BUDGET: Final = 96 << 10
 _MOST_STAGES: Final = 6
 #: Tensor cores take these as they are; products of float32 are cuBLAS's.
 HALF_TYPES: Final = (torch.bfloat16, torch.float16)
-
-
-@triton.jit
-def activated(gate, up, KIND: tl.constexpr):
-    """act(gate) * up, float32. KIND: silu or gelu_tanh."""
-    if KIND == "silu":
-        return gate / (1.0 + tl.exp(-gate)) * up
-    inner = 0.7978845608028654 * (gate + 0.044715 * gate * gate * gate)
-    # 0.5 * (1 + tanh(u)) is the logistic function of 2 u.
-    return gate / (1.0 + tl.exp(-2.0 * inner)) * up
 
 
 @triton.jit
