@@ -39,7 +39,7 @@ serve: build
 	@$(VENV)/bin/octavo serve --port $(PORT) $(ARGS)
 
 test: build
-	$(PYTHON) -m pytest -n 2 --dist loadgroup $(ARGS)
+	$(PYTHON) -m pytest -n 2 $(ARGS)
 
 check: build
 	$(VENV)/bin/ruff check .

@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -158,17 +159,23 @@ def bfcl_wheel() -> Path:
         return _fetch_bfcl()
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """A test that uses real weights carries the marker `model`, so that it can be left out.
-
-    Where tests run side by side (`-n 2 --dist loadgroup`), those that start servers, whose cores are the machine's,
-    follow one another, and others keep to the process of their file.
-    """
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test that uses real weights carries the marker `model`, so that it can be left out."""
     fixtures = {"smollm2_gguf", "qwen_gguf", "gemma_gguf", "smollm2_hf", "bfcl_wheel"}
     for item in items:
         if fixtures & set(getattr(item, "fixturenames", ())):
             item.add_marker("model")
-        if config.pluginmanager.hasplugin("xdist"):
-            directory, file = item.path.parts[-2:]
-            item.add_marker(pytest.mark.xdist_group("servers" if directory in ("api", "engine") else file))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Side by side (`-n 2`): tests that start servers, whose cores are the machine's, follow one another in one
+    process; others keep to the process of their file, for its fixtures."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::", 1)[0]
+            return "servers" if file.startswith(("tests/api/", "tests/engine/")) else file
+
+    return Scheduling(config, log)

@@ -43,6 +43,7 @@ def table(
         to_device=lambda tensor: tensor.to(device),
         quantization=quantization,
         batch_invariant=batch_invariant,
+        attention_backend=context.settings.get("attention_backend", "auto"),
     )
     return bind("cuda", binding=binding)
 

@@ -65,11 +65,15 @@ def test_sums_and_caps(dtype: torch.dtype) -> None:
 
 
 def test_ids_that_never_came_to_the_host_are_looked_up() -> None:
-    ids, last = torch.tensor([5, -1, 0, -4, 7], dtype=torch.int32), torch.tensor([11, 12, 13, 14], dtype=torch.int32)
+    """Where nothing could be sampled there is token 0, which the embedding has."""
+    ids, last = (
+        torch.tensor([5, -1, 0, -4, 7, -3], dtype=torch.int32),
+        torch.tensor([11, 12, -1, 14], dtype=torch.int32),
+    )
     expected = ids.clone()
     reference.resolve_ids(expected, last)
     elementwise.resolve_ids(ids, last)
-    assert ids.tolist() == expected.tolist() == [5, 11, 0, 14, 7]
+    assert ids.tolist() == expected.tolist() == [5, 11, 0, 14, 7, 0]
 
 
 def quantized(x: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:

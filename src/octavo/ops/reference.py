@@ -132,8 +132,11 @@ def soft_cap_(x: Tensor, cap: float) -> None:
 
 
 def resolve_ids(ids: Tensor, last_ids: Tensor) -> None:
-    """ids int32 [T], in place: -1 - slot becomes last_ids[slot], int32, which was sampled there last."""
-    ids.copy_(torch.where(ids < 0, last_ids[(-1 - ids).clamp(min=0)], ids))
+    """ids int32 [T], in place: -1 - slot becomes last_ids[slot], int32, which was sampled there last.
+
+    Where nothing could be sampled, -1, it becomes 0: the step is in vain, and reads nothing that is not there.
+    """
+    ids.copy_(torch.where(ids < 0, last_ids[(-1 - ids).clamp(min=0)].clamp(min=0), ids))
 
 
 def kv_cache_shapes(

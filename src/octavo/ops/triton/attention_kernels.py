@@ -45,7 +45,7 @@ def _keys_at(block_table, keys, in_range, head, block_stride, BLOCK_SIZE: tl.con
     return block * block_stride + (head * BLOCK_SIZE + keys % BLOCK_SIZE) * D
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_stride", "num_seqs"])
 def decode_kernel(
     out, partial, partial_stats, qkv, k_cache, v_cache, block_tables, table_stride, seq_lens, items, starts, num_seqs,
     block_stride, scale, cap, v_scale, window,
@@ -127,7 +127,7 @@ def combine_kernel(
         tl.store(target, (acc * (v_scale / total)).to(out.dtype.element_ty), mask=dims < D)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_stride"])
 def prefill_kernel(
     out, qkv, k_cache, v_cache, block_tables, table_stride, seq_lens, query_start_loc, tiles,
     block_stride, scale, cap, v_scale, window,

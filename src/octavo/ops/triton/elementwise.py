@@ -121,13 +121,14 @@ def _soft_cap_kernel(x, cap, count, BLOCK: tl.constexpr):
     tl.store(x + index, cap * _tanh(values / cap), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def _resolve_kernel(ids, last_ids, count, BLOCK: tl.constexpr):
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = index < count
     value = tl.load(ids + index, mask=mask, other=0)
     pending = mask & (value < 0)
-    tl.store(ids + index, tl.load(last_ids - value - 1, mask=pending, other=0), mask=pending)
+    last = tl.load(last_ids - value - 1, mask=pending, other=0)
+    tl.store(ids + index, tl.maximum(last, 0), mask=pending)
 
 
 def _row_block(width: int) -> tuple[int, int]:

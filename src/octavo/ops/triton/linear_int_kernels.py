@@ -131,7 +131,7 @@ def _scaled_slices(u, scales, mins, HAS_MINS: tl.constexpr, TYPE: tl.constexpr):
     return tl.reshape(value, (SLICES, R, C)).to(TYPE)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def int_few_rows_kernel(  # noqa: C901 - the branches are of what is known when it is compiled
     out, x, w, scales, mins, bias, M, N, K, stride_out, stride_x, stride_w, stride_s,
     BITS: tl.constexpr, ZERO: tl.constexpr, TILE: tl.constexpr, UNIT: tl.constexpr, GROUP: tl.constexpr,
@@ -215,7 +215,7 @@ def int_few_rows_kernel(  # noqa: C901 - the branches are of what is known when 
     store_rows(out, total, M, N, stride_out, BLOCK_N, BLOCK_M, ACT)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def int_tiles_kernel(
     out, x, w, scales, mins, bias, M, N, K, stride_out, stride_x, stride_w, stride_s,
     BITS: tl.constexpr, ZERO: tl.constexpr, TILE: tl.constexpr, UNIT: tl.constexpr, GROUP: tl.constexpr,
@@ -297,7 +297,7 @@ def sum_kernel(
     tl.store(out + m * stride_out + n, total.to(out.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first", "T"])
 def int_rows_kernel(
     out, ids, w, scales, mins, first, T, K, factor, stride_out, stride_w, stride_s,
     BITS: tl.constexpr, ZERO: tl.constexpr, TILE: tl.constexpr, UNIT: tl.constexpr, GROUP: tl.constexpr,

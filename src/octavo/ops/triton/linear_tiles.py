@@ -38,7 +38,7 @@ _SHARED_BYTES: Final = 224 << 10
 _FLOAT32: Final = torch.float32
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def _tiles_kernel(
     out, x, w, bias, x_scale, w_scale, M, N, K, stride_out, stride_x, stride_w,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr, TMA: tl.constexpr,

@@ -263,7 +263,7 @@ def counted_penalty_kernel(
         tl.store(at, _penalised(tl.load(at, mask=mask, other=0.0), count, prompt, r, f, p), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_ids"])
 def count_kernel(counts, rows, ids, num_ids, vocab, BLOCK: tl.constexpr):
     """counts[rows[i], ids[i]] += 1; a row or an id below 0 counts nothing."""
     entries = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
