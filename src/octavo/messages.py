@@ -151,6 +151,9 @@ class SchedulerStats(Message, frozen=True, gc=False):
     num_prompt_tokens: int
     num_generation_tokens: int
     step_tokens: int = 0  # tokens of the last step
+    num_swapped: int = 0  # requests whose KV blocks the host keeps
+    swap_blocks_used: int = 0
+    swap_blocks_total: int = 0
 
 
 class EngineCoreOutputs(Message, frozen=True, gc=False):

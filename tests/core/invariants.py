@@ -52,6 +52,7 @@ def check_swap(scheduler: Scheduler, executor: FakeExecutor, num_swap_blocks: in
     kept = {r.request_id: -(-r.num_swapped_tokens // size) for r in scheduler.waiting if r.num_swapped_tokens}
     assert scheduler.kv.num_free_swap_blocks + sum(kept.values()) == num_swap_blocks
     assert scheduler.kv.num_free_swap_blocks >= 0
+    assert scheduler.stats().num_swapped == len(kept)
     told = {request_id: len(blocks) for request_id, blocks in executor.swapped.items()}
     told |= {request_id: len(blocks) for request_id, blocks in scheduler._swap_out}
     for request_id in scheduler._swap_dropped:

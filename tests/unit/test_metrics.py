@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
 from octavo.messages import SchedulerStats
 from octavo.metrics import Metrics, StatsLogger
@@ -119,3 +120,25 @@ def test_two_servers_in_one_process_do_not_share_metrics() -> None:
     first, second = Metrics("m", 2048), Metrics("m", 2048)
     first.on_tokens(1, 1.0)
     assert values_of(second)["vllm:inter_token_latency_seconds_count"] == 0
+
+
+def test_tallies_are_the_librarys_histograms() -> None:
+    bounds = [0.5, 1, 2.5, 10]
+    observed = [0.0, 0.5, 0.500001, 1.0, 2.0, 2.5, 9.99, 10.0, 10.1, 1e9, -1.0]
+    metrics, registry = Metrics("m", 2048), CollectorRegistry()
+    tally = metrics._histogram("x:seconds", "Some.", bounds, ("x:old_seconds", "Others."))
+    theirs = Histogram("x:seconds", "Some.", ["model_name"], buckets=bounds, registry=registry).labels("m")
+    for value in observed:
+        tally.observe(value)
+        theirs.observe(value)
+    shown = metrics.render()[0].decode()
+    for line in generate_latest(registry).decode().splitlines():
+        if "_created" not in line:
+            assert line in shown.splitlines() and line.replace("x:", "x:old_").replace("Some", "Others") in shown
+
+
+def test_swapped_requests_and_their_space_are_told() -> None:
+    metrics = Metrics("m", 2048)
+    metrics.on_stats(stats(num_swapped=3, swap_blocks_used=5, swap_blocks_total=20))
+    values = values_of(metrics)
+    assert values["vllm:num_requests_swapped"] == 3 and values["vllm:cpu_cache_usage_perc"] == 0.25

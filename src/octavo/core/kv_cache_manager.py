@@ -37,7 +37,8 @@ class KVCacheManager:
         caches_output: bool = True,
     ) -> None:
         self.caches_output = caches_output  # or only the blocks of prompts
-        self.num_free_swap_blocks = num_swap_blocks  # of the host's memory
+        self.num_swap_blocks = self.num_free_swap_blocks = num_swap_blocks  # of the host's memory
+        self.num_swapped = 0  # requests whose blocks the host keeps
         self.block_size = block_size
         self.enable_prefix_caching = enable_prefix_caching
         self.pool = BlockPool(num_blocks)
@@ -112,12 +113,14 @@ class KVCacheManager:
         if num_blocks > self.num_free_swap_blocks:
             return []
         self.num_free_swap_blocks -= num_blocks
+        self.num_swapped += 1
         request.num_swapped_tokens = request.num_computed_tokens
         return request.block_ids[:num_blocks]
 
     def drop_swapped(self, request: Request) -> None:
         """The host need not keep the request's blocks any longer."""
         self.num_free_swap_blocks += self.num_blocks_of(request.num_swapped_tokens)
+        self.num_swapped -= 1
         request.num_swapped_tokens = 0
 
     def num_blocks_of(self, num_tokens: int) -> int:

@@ -508,4 +508,7 @@ class Scheduler:
             num_prompt_tokens=self._num_prompt_tokens,
             num_generation_tokens=self._num_generation_tokens,
             step_tokens=self._step_tokens,
+            num_swapped=self.kv.num_swapped,
+            swap_blocks_used=self.kv.num_swap_blocks - self.kv.num_free_swap_blocks,
+            swap_blocks_total=self.kv.num_swap_blocks,
         )
