@@ -53,6 +53,10 @@ logger = logging.getLogger(__name__)
 #: What streams are told that the server's end cuts off.
 SHUT_DOWN = "The server shut down before the request was finished."
 
+#: About how long a stream's event keeps the process busy that sends it, in seconds. Where very many streams are open,
+#: none gets its next event before all could have had theirs: fewer events, with more tokens in each.
+EVENT_SECONDS = 40e-6
+
 
 class EngineClient:
     """The engine, seen from the API process. `start` on the event loop, `close` at the end."""
@@ -91,6 +95,9 @@ class EngineClient:
         self._num_queued_tokens = 0  # prompt tokens of samples without a token yet
         self._samples: dict[int, SampleState] = {}
         self._num_ids = 0
+        self._due: list[RequestState] = []  # to be woken in the next round
+        self._last_round = 0.0  # time.monotonic()
+        self._next_round: asyncio.TimerHandle | None = None
         self._calls = Calls(connection)
         self._idle = asyncio.Event()
         self._idle.set()
@@ -339,7 +346,7 @@ class EngineClient:
                     sample.request.prompt_logprobs += output.prompt_logprobs
                 if not output.new_token_ids and output.finish_reason is None:
                     continue
-                self._note_times(sample, output, now)
+                is_urgent = self._note_times(sample, output, now)
                 sample.accept(output)
             except Exception:
                 # A bug in one request's text must not end the others.
@@ -350,17 +357,41 @@ class EngineClient:
                 if output.finish_reason is None:
                     stopped.append(output.request_id)
                 self._forget(sample, sample.finish_reason, now)
-            sample.request.mark(sample)
+                is_urgent = True
+            has_news = sample.request.mark(sample)
+            if is_urgent:
+                sample.request.wake()
+            elif has_news:
+                self._due.append(sample.request)
+        if self._due and self._next_round is None:
+            self._plan_round(now)
         if stopped:
             self._send_abort(stopped)
         self.stats = message.stats
         self._observer.on_stats(message.stats)
 
-    def _note_times(self, sample: SampleState, output: RequestOutput, now: float) -> None:
+    def _plan_round(self, now: float) -> None:
+        """Wake the readers that have news, now or when it is time."""
+        wait = self._last_round + EVENT_SECONDS * len(self._samples) - now
+        if wait <= 0:
+            self._wake_due()
+        else:
+            self._next_round = asyncio.get_running_loop().call_later(wait, self._wake_due)
+
+    def _wake_due(self) -> None:
+        self._next_round = None
+        self._last_round = time.monotonic()
+        due, self._due = self._due, []
+        for state in due:
+            state.wake()
+
+    def _note_times(self, sample: SampleState, output: RequestOutput, now: float) -> bool:
+        """Whether these are the sample's first tokens."""
         if not output.new_token_ids:
-            return
+            return False
         observer = self._observer_of(sample)
-        if sample.first_token_time:
+        is_first = not sample.first_token_time
+        if not is_first:
             observer.on_tokens(len(output.new_token_ids), now - sample.last_token_time)
         else:
             sample.first_token_time = now
@@ -370,6 +401,7 @@ class EngineClient:
             arrival = sample.request.request.arrival_time or now
             observer.on_first_token(max(0.0, output.scheduled_time - arrival), now - arrival)
         sample.last_token_time = now
+        return is_first
 
     # ------------------------------------------------------------ health
     async def _watch_loop(self) -> None:

@@ -260,18 +260,22 @@ class RequestState:
     @property
     def has_news(self) -> bool:
         """There is a delta to take. The first waits for the prompt's log probabilities, which the first sample has."""
+        if self.request.is_whole and self.num_open:
+            return False
         if not self.dirty or self.is_taken or self.request.params.prompt_logprobs is None:
             return bool(self.dirty)
         return self.samples[0].num_tokens > 0 or self.samples[0].finish_reason is not None
 
-    def mark(self, sample: SampleState) -> None:
-        """`sample` has news: wake the reader."""
-        if not sample.is_dirty:
-            sample.is_dirty = True
-            self.dirty.append(sample)
-        self.wake()
+    def mark(self, sample: SampleState) -> bool:
+        """`sample` has news. True: it had none before, and the reader should be told."""
+        if sample.is_dirty:
+            return False
+        sample.is_dirty = True
+        self.dirty.append(sample)
+        return not self.request.is_whole
 
     def wake(self) -> None:
+        """Let the reader look, if it waits."""
         if self.waiter is not None and not self.waiter.done():
             self.waiter.set_result(None)
 

@@ -211,6 +211,7 @@ class LLM:
             priority=priority,
             arrival_time=time.monotonic(),
             beams=beams,
+            is_whole=True,
         )
         self._admission.check(request, 0)
         return request

@@ -282,6 +282,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     arrival_time: float = 0.0  # time.monotonic() seconds
     beams: BeamParams | None = None  # checked with `params`
     shown_special_ids: frozenset[int] = frozenset()  # special tokens that stay in the text for its parser
+    is_whole: bool = False  # the reader has no use for deltas before the end: it gets one
 
     @property
     def num_sequences(self) -> int:
