@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
+import time
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from client_fakes import EOS, STATS, Engine, FakeProcess, logprob, out, request, settle
+from octavo import client
 from octavo.errors import (
     ContextLengthExceeded,
     EngineDead,
@@ -48,6 +51,60 @@ def test_a_stream_is_what_the_engine_sent() -> None:
             with pytest.raises(StopAsyncIteration):
                 await anext(stream)
             assert engine.connection.aborted == []
+
+    run(main())
+
+
+def test_a_reader_of_the_whole_gets_one_delta_at_the_end() -> None:
+    async def main() -> None:
+        async with Engine() as engine:
+            whole = msgspec.structs.replace(request(n=2), is_whole=True)
+            reader = asyncio.ensure_future(anext(engine.client.generate(whole)))
+            await engine.step(out(1, "a"), out(2, "x"))
+            await engine.step(out(1, "b", "length"), out(2, "y"))
+            await settle()
+            assert not reader.done()
+            await engine.step(out(2, "z", "stop"))
+            delta = await reader
+            assert delta.finished and delta.num_output_tokens == 5
+            assert {output.index: output.text for output in delta.outputs} == {0: "ab", 1: "xy"}
+
+    run(main())
+
+
+def test_a_reader_of_the_whole_gets_what_there_was_before_an_error() -> None:
+    async def main() -> None:
+        async with Engine() as engine:
+            stream = engine.client.generate(msgspec.structs.replace(request(), is_whole=True))
+            await engine.step(out(1, "ab"))
+            await engine.step(out(1, "", "error", error="broken"))
+            assert (await anext(stream)).outputs[0].text == "ab"
+            with pytest.raises(ServerError, match="broken"):
+                await anext(stream)
+
+    run(main())
+
+
+def test_with_very_many_streams_events_come_in_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream's first tokens and its end do not wait for one."""
+    monkeypatch.setattr(client, "EVENT_SECONDS", 1000.0)  # a round never comes by itself
+
+    async def main() -> None:
+        async with Engine() as engine:
+            streams = [engine.client.generate(request()) for _ in range(2)]
+            await engine.step(out(1, "a"))
+            await engine.step(out(2, "x"))
+            assert [(await anext(stream)).outputs[0].text for stream in streams] == ["a", "x"]
+            engine.client._last_round = time.monotonic()
+            readers = [asyncio.ensure_future(anext(stream)) for stream in streams]
+            await engine.step(out(1, "b"), out(2, "y"))
+            await engine.step(out(1, "c"), out(2, "z"))
+            assert not any(reader.done() for reader in readers)
+            await engine.step(out(1, "d", "length"))
+            assert readers[0].done() and not readers[1].done()
+            assert (await readers[0]).outputs[0].text == "bcd"
+            engine.client._wake_due()
+            assert (await readers[1]).outputs[0].text == "yz"
 
     run(main())
 
