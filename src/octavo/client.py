@@ -53,9 +53,12 @@ logger = logging.getLogger(__name__)
 #: What streams are told that the server's end cuts off.
 SHUT_DOWN = "The server shut down before the request was finished."
 
-#: About how long a stream's event keeps the process busy that sends it, in seconds. Where very many streams are open,
-#: none gets its next event before all could have had theirs: fewer events, with more tokens in each.
-EVENT_SECONDS = 40e-6
+#: A round of events, one for each stream that has news, begins this many times its own time after the one before, at
+#: least. With very many streams that is longer than the engine's step: then there are fewer events, with more tokens
+#: in each, and new requests find room.
+ROUND_SPACING = 2.0
+#: Seconds that this may hold up a token, at most.
+MOST_WAIT = 0.1
 
 
 class EngineClient:
@@ -96,7 +99,7 @@ class EngineClient:
         self._samples: dict[int, SampleState] = {}
         self._num_ids = 0
         self._due: list[RequestState] = []  # to be woken in the next round
-        self._last_round = 0.0  # time.monotonic()
+        self._earliest_round = 0.0  # time.monotonic()
         self._next_round: asyncio.TimerHandle | None = None
         self._calls = Calls(connection)
         self._idle = asyncio.Event()
@@ -372,7 +375,7 @@ class EngineClient:
 
     def _plan_round(self, now: float) -> None:
         """Wake the readers that have news, now or when it is time."""
-        wait = self._last_round + EVENT_SECONDS * len(self._samples) - now
+        wait = self._earliest_round - now
         if wait <= 0:
             self._wake_due()
         else:
@@ -380,10 +383,14 @@ class EngineClient:
 
     def _wake_due(self) -> None:
         self._next_round = None
-        self._last_round = time.monotonic()
         due, self._due = self._due, []
         for state in due:
             state.wake()
+        # Runs when all of them have: a loop keeps the order.
+        asyncio.get_running_loop().call_soon(self._end_round, time.monotonic())
+
+    def _end_round(self, start: float) -> None:
+        self._earliest_round = start + min(MOST_WAIT, ROUND_SPACING * (time.monotonic() - start))
 
     def _note_times(self, sample: SampleState, output: RequestOutput, now: float) -> bool:
         """Whether these are the sample's first tokens."""
