@@ -32,7 +32,7 @@ serve: build
 	@echo "The demo model answers on http://localhost:$(PORT) when the server says that it is ready. Then try:"
 	@echo
 	@echo "  curl http://localhost:$(PORT)/v1/chat/completions -H 'Content-Type: application/json' \\"
-	@echo "    -d '{\"messages\": [{\"role\": \"user\", \"content\": \"What is the capital of France?\"}], \"temperature\": 0}'"
+	@echo "    -d '{\"messages\": [{\"role\": \"user\", \"content\": \"What is the capital of Japan?\"}], \"temperature\": 0}'"
 	@echo
 	@echo "  $(VENV)/bin/octavo chat --url http://localhost:$(PORT)/v1"
 	@echo

@@ -11,7 +11,7 @@ client = OpenAI(
 model = client.models.list().data[0].id
 
 messages = [{"role": "system", "content": "You answer in one short sentence."}]
-for question in ("What is the capital of France?", "And of Italy?"):
+for question in ("What is the capital of Japan?", "And of France?"):
     messages.append({"role": "user", "content": question})
     reply = client.chat.completions.create(model=model, messages=messages, max_tokens=48, temperature=0)
     answer = reply.choices[0].message.content
