@@ -13,7 +13,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,13 @@ READY_TIMEOUT = 300.0
 
 @dataclass(frozen=True)
 class Server:
-    """`ready_s`: from the start of the process to the first good answer."""
+    """`ready_s`: from the start of the process to the first good answer. `log`: its output so far."""
 
     name: str
     url: str
     pid: int
     ready_s: float
+    log: Callable[[], str]
 
     def memory(self) -> dict[str, float]:
         """MiB of all its processes: `rss` with shared pages counted in each, `pss` with them divided."""
@@ -68,18 +69,32 @@ def llama_command(binary: Path, model: str, port: int, slots: int, context: int)
 
 
 @contextlib.contextmanager
-def running(name: str, command: Sequence[str], port: int) -> Iterator[Server]:
-    """Start `command`, wait until /health answers 200, stop it at the end. Its output is shown when it fails."""
+def running(
+    name: str,
+    command: Sequence[str],
+    port: int,
+    environment: Mapping[str, str] | None = None,
+    ready_timeout: float = READY_TIMEOUT,
+) -> Iterator[Server]:
+    """Start `command`, wait until /health answers 200, stop it at the end. Its output is shown when it fails.
+
+    `environment`: variables beside this process's own.
+    """
     url = f"http://127.0.0.1:{port}"
-    with tempfile.TemporaryFile() as log:
+    with tempfile.NamedTemporaryFile() as file:
         start = time.perf_counter()
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, env=os.environ | dict(environment or {})
+        )
+
+        def log() -> str:
+            return Path(file.name).read_text(errors="replace")
+
         try:
-            _wait_ready(process, url, start)
-            yield Server(name, url, process.pid, round(time.perf_counter() - start, 2))
+            _wait_ready(process, url, start, ready_timeout)
+            yield Server(name, url, process.pid, round(time.perf_counter() - start, 2), log)
         except BaseException:
-            log.seek(0)
-            sys.stderr.write(log.read()[-4000:].decode(errors="replace"))
+            sys.stderr.write(log()[-4000:])
             raise
         finally:
             process.send_signal(signal.SIGTERM)
@@ -90,8 +105,8 @@ def running(name: str, command: Sequence[str], port: int) -> Iterator[Server]:
                 process.wait()
 
 
-def _wait_ready(process: subprocess.Popen[bytes], url: str, start: float) -> None:
-    while time.perf_counter() - start < READY_TIMEOUT:
+def _wait_ready(process: subprocess.Popen[bytes], url: str, start: float, timeout: float) -> None:
+    while time.perf_counter() - start < timeout:
         if process.poll() is not None:
             raise RuntimeError(f"the server ended with exit code {process.returncode} before it was ready")
         try:
@@ -99,5 +114,5 @@ def _wait_ready(process: subprocess.Popen[bytes], url: str, start: float) -> Non
                 if reply.status == 200:
                     return
         except (urllib.error.URLError, OSError):
-            time.sleep(0.05)
-    raise RuntimeError(f"the server was not ready after {READY_TIMEOUT:.0f} s")
+            time.sleep(0.01)
+    raise RuntimeError(f"the server was not ready after {timeout:.0f} s")

@@ -136,6 +136,10 @@ class Engine:
         await settle()
 
 
+def run(coroutine: Any) -> Any:
+    return asyncio.run(asyncio.wait_for(coroutine, 20))
+
+
 async def settle() -> None:
     """Let everything that is ready run."""
     for _ in range(5):

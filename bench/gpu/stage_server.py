@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import os
-import signal
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, Final
+
+from servers import Server, free_port, octavo_command, running
 
 from gpu import http_load, workloads
 from gpu.context import Context
@@ -43,7 +38,7 @@ def start(context: Context) -> None:
             ready = time.perf_counter() - begin
             http_load.first_token_ms(server.url, [prompt[: 16 if context.is_tiny else 128]])
             seconds = time.perf_counter() - begin
-        note = f"ready after {ready:.2f} s; {server.phases()}"
+            note = f"ready after {ready:.2f} s; {_phases(server.log())}"
         context.row(f"start to first token: {what}", seconds, "s", note=note, goal=goal, less=True)
 
 
@@ -52,9 +47,7 @@ def server(context: Context) -> None:
         return
     vocab = context.shape("Qwen3-0.6B").vocab
     with _running(context, "Qwen3-0.6B", {}, max_model_len=4096) as one:
-        warm = Load(random_works([(16, 4 + i // 2) for i in range(16 if context.is_tiny else 256)], vocab, 1))
-        for _ in range(3):
-            _drive(context, one.url, warm)
+        _warm_up(context, one.url, vocab, 256)
         _many_streams(context, one.url, vocab)
         prompts = random_works([(16 if context.is_tiny else 1024, 2)] * 8, vocab, 60)
         times = sorted(http_load.first_token_ms(one.url, [work.prompt for work in prompts]))
@@ -64,6 +57,13 @@ def server(context: Context) -> None:
             _w3(context, one.url, vocab, None)
         if context.has_time(20, "W3 at 32 a second"):
             _w3(context, one.url, vocab, 32.0)
+
+
+def _warm_up(context: Context, url: str, vocab: int, streams: int) -> None:
+    """Compiles, and captures the sizes that loads run through."""
+    load = Load(random_works([(16, 4 + i // 2) for i in range(16 if context.is_tiny else streams)], vocab, 1))
+    for _ in range(3):
+        _drive(context, url, load)
 
 
 def _many_streams(context: Context, url: str, vocab: int) -> None:
@@ -83,9 +83,7 @@ def rates(context: Context) -> None:
         return
     vocab = context.shape("Llama-3.1-8B").vocab
     with _running(context, "Llama-3.1-8B", {}, max_model_len=4096) as one:
-        warm = Load(random_works([(16, 4 + i // 2) for i in range(16 if context.is_tiny else 128)], vocab, 1))
-        for _ in range(3):
-            _drive(context, one.url, warm)
+        _warm_up(context, one.url, vocab, 128)
         for rate in (32.0, 16.0):
             if context.has_time(25, f"W3 at {rate:.0f} a second"):
                 _w3(context, one.url, vocab, rate, goal=10.0 if rate == 32.0 else None)
@@ -127,43 +125,20 @@ def _lacks(context: Context) -> bool:
 
 
 # ---------------------------------------------------------------- the process
-class _Server:
-    def __init__(self, url: str, log: Path) -> None:
-        self.url = url
-        self._log = log
-
-    def phases(self) -> str:
-        """What the log says of how long the start took."""
-        _, found, rest = self._log.read_text(errors="replace").partition("started in")
-        return found + rest.partition("\n")[0]
-
-
-@contextlib.contextmanager
-def _running(context: Context, name: str, environment: dict[str, str], **more: Any) -> Iterator[_Server]:
+def _running(
+    context: Context, name: str, environment: dict[str, str], **more: Any
+) -> contextlib.AbstractContextManager[Server]:
     """`octavo serve` until the end of the block; its log is shown when something fails."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     flags = [text for key, value in settings(context, **more).items() for text in _flag(key, value)]
-    command = [sys.executable, "-m", "octavo", "serve", str(context.model(name)), "--host", "127.0.0.1"]
-    command += ["--port", str(port), "--served-model-name", "bench", *flags]
-    log = context.directory / "server.log"
-    with log.open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=os.environ | environment)
-        try:
-            url = f"http://127.0.0.1:{port}"
-            _wait(process, url, min(_READY_SECONDS, context.left()))
-            yield _Server(url, log)
-        except BaseException:
-            sys.stderr.write(log.read_text(errors="replace")[-4000:])
-            raise
-        finally:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+    command = octavo_command(str(context.model(name)), port, flags)
+    return running("octavo", command, port, environment, min(_READY_SECONDS, context.left()))
+
+
+def _phases(log: str) -> str:
+    """What the log says of how long the start took."""
+    _, found, rest = log.partition("started in")
+    return found + rest.partition("\n")[0]
 
 
 def _flag(name: str, value: Any) -> Sequence[str]:
@@ -173,15 +148,3 @@ def _flag(name: str, value: Any) -> Sequence[str]:
     if value is False or value is None:
         return ()
     return (flag, *map(str, value)) if isinstance(value, list | tuple) else (flag, str(value))
-
-
-def _wait(process: subprocess.Popen[bytes], url: str, seconds: float) -> None:
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        if process.poll() is not None:
-            raise RuntimeError(f"the server ended with exit code {process.returncode} before it was ready")
-        with contextlib.suppress(OSError), urllib.request.urlopen(url + "/health", timeout=2) as reply:
-            if reply.status == 200:
-                return
-        time.sleep(0.01)
-    raise RuntimeError(f"the server was not ready after {seconds:.0f} s")

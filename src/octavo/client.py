@@ -398,15 +398,15 @@ class EngineClient:
             return False
         observer = self._observer_of(sample)
         is_first = not sample.first_token_time
-        if not is_first:
-            observer.on_tokens(len(output.new_token_ids), now - sample.last_token_time)
-        else:
+        if is_first:
             sample.first_token_time = now
             self._num_queued_tokens -= len(sample.request.request.prompt_token_ids)
             sample.scheduled_time = output.scheduled_time
             sample.num_cached_tokens = output.num_cached_tokens
             arrival = sample.request.request.arrival_time or now
             observer.on_first_token(max(0.0, output.scheduled_time - arrival), now - arrival)
+        else:
+            observer.on_tokens(len(output.new_token_ids), now - sample.last_token_time)
         sample.last_token_time = now
         return is_first
 

@@ -5,21 +5,16 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
-import time
 from typing import Any
 
-import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client_fakes import EOS, STATS, Engine, FakeProcess, logprob, out, request, settle
-from octavo import client
+from client_fakes import EOS, STATS, Engine, FakeProcess, logprob, out, request, run, settle
 from octavo.errors import (
-    ContextLengthExceeded,
     EngineDead,
     InvalidRequest,
-    Overloaded,
     ServerError,
     ShuttingDown,
 )
@@ -28,10 +23,6 @@ from octavo.messages import CallResult, EngineCoreOutputs, Heartbeat, RequestOut
 from octavo.observer import FinishedSample, NoObserver
 from octavo.params import GenerateRequest
 from octavo.transport import TransportError
-
-
-def run(coroutine: Any) -> Any:
-    return asyncio.run(asyncio.wait_for(coroutine, 20))
 
 
 # ---------------------------------------------------------------- the stream
@@ -51,79 +42,6 @@ def test_a_stream_is_what_the_engine_sent() -> None:
             with pytest.raises(StopAsyncIteration):
                 await anext(stream)
             assert engine.connection.aborted == []
-
-    run(main())
-
-
-def test_a_reader_of_the_whole_gets_one_delta_at_the_end() -> None:
-    async def main() -> None:
-        async with Engine() as engine:
-            whole = msgspec.structs.replace(request(n=2), is_whole=True)
-            reader = asyncio.ensure_future(anext(engine.client.generate(whole)))
-            await engine.step(out(1, "a"), out(2, "x"))
-            await engine.step(out(1, "b", "length"), out(2, "y"))
-            await settle()
-            assert not reader.done()
-            await engine.step(out(2, "z", "stop"))
-            delta = await reader
-            assert delta.finished and delta.num_output_tokens == 5
-            assert {output.index: output.text for output in delta.outputs} == {0: "ab", 1: "xy"}
-
-    run(main())
-
-
-def test_a_reader_of_the_whole_gets_what_there_was_before_an_error() -> None:
-    async def main() -> None:
-        async with Engine() as engine:
-            stream = engine.client.generate(msgspec.structs.replace(request(), is_whole=True))
-            await engine.step(out(1, "ab"))
-            await engine.step(out(1, "", "error", error="broken"))
-            assert (await anext(stream)).outputs[0].text == "ab"
-            with pytest.raises(ServerError, match="broken"):
-                await anext(stream)
-
-    run(main())
-
-
-def test_where_events_take_long_they_come_in_rounds() -> None:
-    """A stream's first tokens and its end do not wait for one."""
-
-    async def main() -> None:
-        async with Engine() as engine:
-            streams = [engine.client.generate(request()) for _ in range(2)]
-            await engine.step(out(1, "a"))
-            await engine.step(out(2, "x"))
-            assert [(await anext(stream)).outputs[0].text for stream in streams] == ["a", "x"]
-            engine.client._earliest_round = time.monotonic() + 1000
-            readers = [asyncio.ensure_future(anext(stream)) for stream in streams]
-            await engine.step(out(1, "b"), out(2, "y"))
-            await engine.step(out(1, "c"), out(2, "z"))
-            assert not any(reader.done() for reader in readers)
-            await engine.step(out(1, "d", "length"))
-            assert readers[0].done() and not readers[1].done()
-            assert (await readers[0]).outputs[0].text == "bcd"
-            engine.client._wake_due()
-            assert (await readers[1]).outputs[0].text == "yz"
-            await settle()
-            assert engine.client._earliest_round < time.monotonic() + client.MOST_WAIT
-
-    run(main())
-
-
-def test_a_slow_reader_gets_one_merged_delta() -> None:
-    async def main() -> None:
-        async with Engine() as engine:
-            stream = engine.client.generate(request(logprobs=0))
-            for i, char in enumerate("abcdef"):
-                await engine.step(out(1, char, logprobs=[logprob(-float(i))]))
-            delta = await anext(stream)
-            assert [part.text for part in delta.outputs] == ["abcdef"]
-            assert [entry.logprob for entry in delta.outputs[0].logprobs or []] == [0, -1, -2, -3, -4, -5]
-            await engine.step(out(1, "g", "stop", stop_reason=103, logprobs=[logprob(-9.0)]))
-            # The token that stopped the request counts and has its log probability, but is no text.
-            last = (await anext(stream)).outputs[0]
-            assert (last.text, last.token_ids, last.stop_reason) == ("", [103], 103)
-            assert len(last.logprobs or []) == 1
 
     run(main())
 
@@ -335,133 +253,6 @@ def test_a_failing_detokenizer_ends_that_request_alone(stop: tuple[str, ...], mo
             assert engine.connection.aborted == [1]
             assert (await fold(good)).outputs[0].text == "b"
             assert (engine.client.num_unfinished, engine.client.is_healthy) == (0, True)
-
-    run(main())
-
-
-# ---------------------------------------------------------------- refusals
-@pytest.mark.parametrize(
-    ("prompt", "max_tokens", "is_taken"),
-    [
-        (60, 39, True),
-        (60, 40, True),
-        (60, 41, False),
-        (99, 1, True),
-        (99, None, True),
-        (100, None, False),
-        (100, 1, False),
-    ],
-)
-def test_e8_w29_the_context_is_filled_to_the_last_token(prompt: int, max_tokens: int | None, is_taken: bool) -> None:
-    async def main() -> None:
-        async with Engine() as engine:
-            if is_taken:
-                stream = engine.client.generate(request(prompt, max_tokens=max_tokens))
-                assert engine.connection.added[0].params.max_tokens == (max_tokens or 100 - prompt)
-                await stream.aclose()
-                return
-            with pytest.raises(ContextLengthExceeded, match=rf"100 .* prompt has {prompt}"):
-                engine.client.generate(request(prompt, max_tokens=max_tokens))
-            assert engine.connection.sent == []
-
-    run(main())
-
-
-def test_a_request_larger_than_the_cache_is_refused_with_both_numbers() -> None:
-    async def main() -> None:
-        async with Engine(info={"max_request_tokens": 32}) as engine:
-            with pytest.raises(ContextLengthExceeded, match=r"At most 32 .* KV cache.* prompt has 30 and 3 were"):
-                engine.client.generate(request(30, max_tokens=3))
-            engine.client.generate(request(30, max_tokens=2))
-            assert len(engine.connection.added) == 1
-
-    run(main())
-
-
-@pytest.mark.parametrize("ids", [[], [260], [-1], [1, 2, 2**40]])
-def test_a_prompt_that_the_model_does_not_know_is_refused(ids: list[int]) -> None:
-    async def main() -> None:
-        async with Engine() as engine:
-            bad = GenerateRequest(external_id="x", prompt_token_ids=ids, params=request().params)
-            with pytest.raises(InvalidRequest):
-                engine.client.generate(bad)
-            assert engine.connection.sent == []
-
-    run(main())
-
-
-def test_one_request_too_many_is_refused_and_samples_count() -> None:
-    async def main() -> None:
-        async with Engine(max_num_queued_reqs=2) as engine:  # and 4 running
-            streams = [engine.client.generate(request(n=2, temperature=1.0)) for _ in range(2)]
-            streams.append(engine.client.generate(request()))
-            with pytest.raises(Overloaded) as caught:
-                engine.client.generate(request(n=2, temperature=1.0))
-            assert 1 <= caught.value.retry_after <= 60
-            streams.append(engine.client.generate(request()))
-            with pytest.raises(Overloaded):
-                engine.client.generate(request())
-            await streams[0].aclose()
-            engine.client.generate(request(n=2, temperature=1.0))
-            with pytest.raises(InvalidRequest, match="`n` must be at most 6"):
-                engine.client.generate(request(n=7, temperature=1.0))
-
-    run(main())
-
-
-def test_prompt_tokens_that_wait_are_bounded() -> None:
-    async def main() -> None:
-        async with Engine(max_num_queued_tokens=10) as engine:
-            long = engine.client.generate(request(30))  # alone in the queue
-            with pytest.raises(Overloaded, match="30 tokens"):
-                engine.client.generate(request(1))
-            await engine.step(out(1, "a"))  # it waits no longer
-            streams = [engine.client.generate(request(2, n=2, temperature=1.0)), engine.client.generate(request(6))]
-            with pytest.raises(Overloaded):
-                engine.client.generate(request(1))
-            await streams[0].aclose()
-            streams.append(engine.client.generate(request(4)))
-            with pytest.raises(Overloaded):
-                engine.client.generate(request(1))
-            await engine.step(out(4, "a", "stop"), out(5, "a", "stop"))
-            await long.aclose()
-            assert engine.client._num_queued_tokens == 0
-
-    run(main())
-
-
-def test_draining_refuses_the_new_and_finishes_the_old() -> None:
-    async def main() -> None:
-        async with Engine() as engine:
-            stream = engine.client.generate(request())
-            engine.client.start_draining()
-            assert (engine.client.is_healthy, engine.client.is_ready) == (True, False)
-            with pytest.raises(ShuttingDown):
-                engine.client.generate(request())
-            idle = asyncio.create_task(engine.client.wait_idle())
-            await engine.step(out(1, "a"))
-            assert not idle.done()
-            await engine.step(out(1, "b", "length"))
-            await idle
-            assert (await fold(stream)).outputs[0].text == "ab"
-
-    run(main())
-
-
-def test_what_is_left_after_the_drain_ends_with_an_error() -> None:
-    async def main() -> None:
-        async with Engine() as engine:
-            streams = [engine.client.generate(request()) for _ in range(2)]
-            await engine.step(out(1, "a"))
-            engine.client.abort_all(ShuttingDown("too late"))
-            assert (await anext(streams[0])).outputs[0].text == "a"
-            for stream in streams:
-                with pytest.raises(ShuttingDown, match="too late"):
-                    await anext(stream)
-                with pytest.raises(StopAsyncIteration):
-                    await anext(stream)
-            assert sorted(engine.connection.aborted) == [1, 2]
-            await engine.client.wait_idle()
 
     run(main())
 

@@ -3,7 +3,6 @@ somebody waits for it, and not before. A buffer that is written again too early 
 
 from __future__ import annotations
 
-import types
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from described_gpu import gpu
 from octavo.config import ParallelConfig
 from octavo.device import cuda
 from octavo.device.cuda import CUDADevice
@@ -54,11 +54,7 @@ def stream(monkeypatch: pytest.MonkeyPatch) -> Stream:
     def empty_anywhere(*args: Any, pin_memory: bool = False, device: Any = None, **kwargs: Any) -> torch.Tensor:
         return empty(*args, **kwargs).fill_(0)
 
-    properties = types.SimpleNamespace(name="Test GPU", major=9, minor=0, total_memory=80 << 30)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
+    gpu(monkeypatch, (9, 0))
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch, "empty", empty_anywhere)
     monkeypatch.setattr(torch.Tensor, "copy_", late_copy)

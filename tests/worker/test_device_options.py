@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from described_gpu import gpu
 from octavo.config import CacheConfig, EngineConfig, ModelConfig, ParallelConfig
 from octavo.device import select
 from octavo.device.cpu import CPUDevice
@@ -51,17 +52,6 @@ def test_a_gpu_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(DeviceError, match="--device cuda: torch finds no NVIDIA GPU"):
         load(device="cuda")
-
-
-def gpu(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]) -> None:
-    """A GPU as the driver describes it."""
-    properties = types.SimpleNamespace(
-        name="Test GPU", major=capability[0], minor=capability[1], total_memory=80 << 30, multi_processor_count=100
-    )
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
 
 
 def test_a_gpu_that_is_too_old_is_told_and_auto_takes_the_cpu(
