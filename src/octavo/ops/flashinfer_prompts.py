@@ -178,6 +178,15 @@ def find(backend: str, dtype: torch.dtype, batch_invariant: bool) -> Any:
     raise DeviceError(f"--attention-backend flashinfer {reason}.")
 
 
-def suits(shape: StackShape) -> bool:
-    """Whether the library has kernels for the model's heads."""
-    return shape.head_dim in _HEAD_DIMS
+def prompts_of(library: Any, shape: StackShape, device: torch.device, is_required: bool) -> FlashInferPrompts | None:
+    """Who computes a model's prompts; None: Triton's kernels, for want of the library or of its kernels for the heads.
+
+    Raises DeviceError for the latter if it `is_required`.
+    """
+    if library is None:
+        return None
+    if shape.head_dim in _HEAD_DIMS:
+        return FlashInferPrompts(library, shape, device, is_required)
+    if is_required:
+        raise DeviceError(f"--attention-backend flashinfer has no kernels for heads of {shape.head_dim}.")
+    return None

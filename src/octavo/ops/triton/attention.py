@@ -18,9 +18,7 @@ import torch
 from torch import Tensor
 
 import triton
-from octavo.errors import DeviceError
-from octavo.ops import flashinfer_prompts
-from octavo.ops.flashinfer_prompts import FlashInferPrompts, PromptStep
+from octavo.ops.flashinfer_prompts import FlashInferPrompts, PromptStep, prompts_of
 from octavo.ops.layer_stack import PlannedArrays, StackShape
 from octavo.ops.triton.attention_kernels import combine_kernel, decode_kernel, prefill_kernel
 from octavo.ops.triton.rope import kv_cache_shapes
@@ -84,11 +82,7 @@ class AttentionPlanner:
 
         Raises DeviceError if it is required and lacks kernels for the model.
         """
-        self._prompts: FlashInferPrompts | None = None
-        if library is not None and flashinfer_prompts.suits(shape):
-            self._prompts = FlashInferPrompts(library, shape, device, is_required)
-        elif library is not None and is_required:
-            raise DeviceError(f"--attention-backend flashinfer has no kernels for heads of {shape.head_dim}.")
+        self._prompts = prompts_of(library, shape, device, is_required)
         self._num_heads = shape.num_heads
         self._head_block = triton.next_power_of_2(shape.head_dim)
         self._queries = _queries_of_tile(shape.num_heads // shape.num_kv_heads, self._head_block, dtype.itemsize)
