@@ -12,13 +12,15 @@ void bind_linear(nb::module_& m) {
         .def(nb::init<int64_t>(), nb::arg("K"))
         .def(
             "add_int",
-            [](PackedLinear& self, Address values, int64_t N, int bits, int64_t group, Address scales, Address mins,
-               bool wide, int zero, Address bias) {
-                self.add_int(at<const uint8_t>(values), N, bits, group, at<const void>(scales),
-                             at<const void>(mins), wide, zero, at<const float>(bias));
+            [](PackedLinear& self, Address values, int64_t N, int bits, int64_t group, int form, Address scales,
+               Address mins, Address factors, Address min_factors, int zero, Address bias) {
+                self.add_int(at<const uint8_t>(values), N, bits, group,
+                             {static_cast<ScaleForm>(form), at<const void>(scales), at<const void>(mins),
+                              at<const void>(factors), at<const void>(min_factors)},
+                             zero, at<const float>(bias));
             },
-            nb::arg("values"), nb::arg("N"), nb::arg("bits"), nb::arg("group"), nb::arg("scales"), nb::arg("mins"),
-            nb::arg("wide"), nb::arg("zero"), nb::arg("bias"), Unlocked())
+            nb::arg("values"), nb::arg("N"), nb::arg("bits"), nb::arg("group"), nb::arg("form"), nb::arg("scales"),
+            nb::arg("mins"), nb::arg("factors"), nb::arg("min_factors"), nb::arg("zero"), nb::arg("bias"), Unlocked())
         .def(
             "add_float",
             [](PackedLinear& self, Address weights, int64_t N, int kind, Address bias) {

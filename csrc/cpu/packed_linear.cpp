@@ -122,46 +122,61 @@ void PackedLinear::append(PackedMatrix w, const float* bias) {
     parts_.push_back(std::move(part));
 }
 
-void PackedLinear::add_int(const uint8_t* values, int64_t N, int bits, int64_t group, const void* scales, const void* mins,
-                           bool wide, int zero, const float* bias) {
+void PackedLinear::add_int(const uint8_t* values, int64_t N, int bits, int64_t group, const Scales& from, int zero,
+                           const float* bias) {
+    const bool two_level = from.form == ScaleForm::two_level;
     if (K_ >= int64_t(1) << 21) throw std::invalid_argument("an integer matrix has fewer than 2^21 columns");
-    if (N < 1 || (bits != 4 && bits != 5 && bits != 6 && bits != 8) || group < 16 || (group != 16 && group % 32) || K_ % group)
+    if (N < 1 || (bits != 4 && bits != 5 && bits != 6 && bits != 8) || group < 16 || (group != 16 && group % 32) || K_ % group ||
+        (two_level && (K_ % kSuperGroup || kSuperGroup % group)))
         throw std::invalid_argument("this shape or group size has no integer layout");
     PackedMatrix w;
     w.N = N;
     w.kind = bits == 4 ? WeightKind::int4 : WeightKind::int8;
     w.bits = bits;
-    w.zero = mins ? 0 : zero;
-    w.mins = mins != nullptr;
-    w.wide_scales = wide;
+    w.zero = from.mins ? 0 : zero;
+    w.mins = from.mins != nullptr;
+    w.scales = from.form;
     w.group = group;
-    const int64_t scale_bytes = wide ? 4 : 2, header = kTile * scale_bytes;
-    w.group_bytes = header * (mins ? 2 : 1) + kTile * group / (bits == 4 ? 2 : 1);
-    const int64_t groups = K_ / group;
-    w.tile_bytes = w.group_bytes * groups;
+    w.unit_groups = two_level ? kSuperGroup / group : 1;
+    const int64_t kinds = w.mins ? 2 : 1;  // scales, and mins if there are any
+    const int64_t scale_bytes = two_level ? 1 : from.form == ScaleForm::f32 ? 4 : 2;
+    const int64_t factor_bytes = two_level ? kTile * 2 : 0;
+    w.header = kinds * (factor_bytes + kTile * scale_bytes * w.unit_groups);
+    if (two_level) w.header = ceil_div(w.header, 64) * 64;
+    const int64_t group_bytes = kTile * group / (bits == 4 ? 2 : 1);
+    w.unit_bytes = w.header + group_bytes * w.unit_groups;
+    const int64_t groups = K_ / group, units = groups / w.unit_groups;
+    w.tile_bytes = w.unit_bytes * units;
     append(w, bias);
     const Part& part = parts_.back();
-    const auto* s = static_cast<const uint8_t*>(scales);
-    const auto* z = static_cast<const uint8_t*>(mins);
+    const auto pack_scales = [&](uint8_t* unit, int64_t u, int64_t n, int64_t c) {
+        for (int64_t kind = 0; kind < kinds; ++kind) {
+            const auto* s = static_cast<const uint8_t*>(kind ? from.mins : from.scales);
+            if (two_level) {
+                const auto* f = static_cast<const uint16_t*>(kind ? from.min_factors : from.factors);
+                std::memcpy(unit + kind * factor_bytes + c * 2, f + n * units + u, 2);
+            }
+            uint8_t* to = unit + kinds * factor_bytes + kind * w.unit_groups * kTile * scale_bytes;
+            for (int64_t g = 0; g < w.unit_groups; ++g)
+                std::memcpy(to + (g * kTile + c) * scale_bytes, s + (n * groups + u * w.unit_groups + g) * scale_bytes,
+                            size_t(scale_bytes));
+        }
+    };
     parallel_for(part.w.tiles, [&](int64_t t, int) {
         uint8_t* tile = part.data->data() + t * w.tile_bytes;
         const int64_t columns = std::min<int64_t>(kTile, N - t * kTile);
         for (int64_t c = 0; c < columns; ++c) {
             const int64_t n = t * kTile + c;
-            for (int64_t g = 0; g < groups; ++g) {
-                uint8_t* p = tile + g * w.group_bytes;
-                std::memcpy(p + c * scale_bytes, s + (n * groups + g) * scale_bytes, size_t(scale_bytes));
-                p += header;
-                if (mins) {
-                    std::memcpy(p + c * scale_bytes, z + (n * groups + g) * scale_bytes, size_t(scale_bytes));
-                    p += header;
-                }
-                const uint8_t* v = values + n * K_ + g * group;
+            for (int64_t u = 0; u < units; ++u) {
+                pack_scales(tile + u * w.unit_bytes, u, n, c);
+                uint8_t* p = tile + u * w.unit_bytes + w.header;
+                const int64_t count = w.unit_groups * group;
+                const uint8_t* v = values + n * K_ + u * count;
                 if (bits != 4) {
-                    for (int64_t k = 0; k < group; k += 4) std::memcpy(p + 16 * k + 4 * c, v + k, 4);
+                    for (int64_t k = 0; k < count; k += 4) std::memcpy(p + 16 * k + 4 * c, v + k, 4);
                     continue;
                 }
-                for (int64_t k = 0; k < group; k += 8) {
+                for (int64_t k = 0; k < count; k += 8) {
                     uint32_t low, high;
                     std::memcpy(&low, v + k, 4);
                     std::memcpy(&high, v + k + 4, 4);

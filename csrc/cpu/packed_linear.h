@@ -35,10 +35,17 @@ public:
     PackedLinear(const PackedLinear&) = delete;
     PackedLinear& operator=(const PackedLinear&) = delete;
 
-    // values uint8 [N, K] below 2**bits; scales and mins [N, K / group], f32 if wide, else f16; mins and bias (f32 [N]) may be
-    // null. group is 16 or a multiple of 32 and divides K. Throws std::invalid_argument.
-    void add_int(const uint8_t* values, int64_t N, int bits, int64_t group, const void* scales, const void* mins, bool wide,
-                 int zero, const float* bias);
+    // The scales of an integer matrix, and its mins or null, [N, K / group]: f16, f32, or the int8 steps of two levels, whose
+    // factors are f16 [N, K / 256].
+    struct Scales {
+        ScaleForm form;
+        const void *scales, *mins;
+        const void *factors, *min_factors;  // of two levels only
+    };
+
+    // values uint8 [N, K] below 2**bits; bias f32 [N] or null. group is 16 or a multiple of 32 and divides K (and 256, which
+    // divides K then, if scales have two levels). Throws std::invalid_argument.
+    void add_int(const uint8_t* values, int64_t N, int bits, int64_t group, const Scales& scales, int zero, const float* bias);
 
     // weights [N, K] of kind bf16, f16 or f32.
     void add_float(const void* weights, int64_t N, WeightKind kind, const float* bias);

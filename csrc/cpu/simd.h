@@ -99,6 +99,7 @@ OCTAVO_INLINE vf vf_load_bf16(const uint16_t* p) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16));
 }
 OCTAVO_INLINE vf vf_load_f16(const uint16_t* p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
+OCTAVO_INLINE vf vf_load_i8(const int8_t* p) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p))); }
 
 #elif defined(__AVX2__)
 
@@ -127,6 +128,7 @@ OCTAVO_INLINE vf vf_load_bf16(const uint16_t* p) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16));
 }
 OCTAVO_INLINE vf vf_load_f16(const uint16_t* p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)); }
+OCTAVO_INLINE vf vf_load_i8(const int8_t* p) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p))); }
 
 #else
 
@@ -169,6 +171,7 @@ OCTAVO_INLINE bool vf_any_gt(vf a, vf b) {
 }
 OCTAVO_INLINE vf vf_load_bf16(const uint16_t* p) { return vf{bf16_to_f32(p[0]), bf16_to_f32(p[1]), bf16_to_f32(p[2]), bf16_to_f32(p[3])}; }
 OCTAVO_INLINE vf vf_load_f16(const uint16_t* p) { return vf{f16_to_f32(p[0]), f16_to_f32(p[1]), f16_to_f32(p[2]), f16_to_f32(p[3])}; }
+OCTAVO_INLINE vf vf_load_i8(const int8_t* p) { return vf{float(p[0]), float(p[1]), float(p[2]), float(p[3])}; }
 
 #endif
 

@@ -20,9 +20,11 @@ class PackedLinear:
         N: int,
         bits: int,
         group: int,
+        form: int,
         scales: int,
         mins: int,
-        wide: bool,
+        factors: int,
+        min_factors: int,
         zero: int,
         bias: int,
     ) -> None: ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -18,8 +19,12 @@ from octavo.ops.cpu_linear import (
     pack_linear_many,
     tied_embedding,
 )
-from octavo.quant.packed import QuantizedWeight
+from octavo.quant.packed import QuantizedWeight, ScaleLevels
 
+# bits, group, mins: Q4_K, Q5_K, Q6_K, Q3_K, Q2_K, IQ4_XS
+TWO_LEVEL_CASES = [
+    (4, 32, True), (5, 32, True), (6, 16, False), (4, 16, False), (4, 16, True), (8, 32, False),
+]  # fmt: skip
 INT_CASES = [
     # bits, group, mins, scale dtype
     (4, 32, True, torch.float16),
@@ -63,6 +68,22 @@ def quantized(
     scales = ((torch.rand(shape, generator=rng) + 0.5) / top).to(dtype)
     low = (-(torch.rand(shape, generator=rng) + 0.5) / 2).to(dtype) if mins else None
     return QuantizedWeight(values, bits, group, scales, low, 0 if mins else top // 2)
+
+
+def two_level(n: int, k: int, bits: int, group: int, mins: bool) -> QuantizedWeight:
+    """A weight whose scales are factors of 256 values by steps of a group, the negative steps of Q6_K among them."""
+    rng = torch.Generator().manual_seed(7)
+
+    def levels(low: int, high: int, size: float) -> ScaleLevels:
+        factors = ((torch.rand(n, k // 256, generator=rng) + 0.5) * size).half()
+        return ScaleLevels(factors, torch.randint(low, high, (n, k // group), generator=rng, dtype=torch.int8))
+
+    values = torch.randint(0, 2**bits, (n, k), generator=rng, dtype=torch.uint8)
+    scales = levels(0, 64, 1e-3) if mins else levels(-128, 128, 1e-3)
+    low = levels(0, 64, -1e-2) if mins else None
+    zero = 0 if mins else 2 ** (bits - 1)
+    product = None if low is None else low.product()
+    return QuantizedWeight(values, bits, group, scales.product(), product, zero, (scales, low))
 
 
 def activations(m: int, k: int, seed: int = 1) -> Tensor:
@@ -227,6 +248,24 @@ def test_stacked_parts_each_fill_their_own_columns() -> None:
     linear(wide[:, 30:120], x, packed)
     assert torch.equal(wide[:, 30:120], torch.cat(alone, dim=1))
     assert (wide[:, :30] == 7).all() and (wide[:, 120:] == 7).all()
+
+
+@pytest.mark.parametrize(("bits", "group", "mins"), TWO_LEVEL_CASES)
+@pytest.mark.parametrize(("n", "k"), [(1, 256), (61, 768)])
+def test_scales_of_two_levels_give_the_bits_of_their_products(
+    bits: int, group: int, mins: bool, n: int, k: int
+) -> None:
+    weight = two_level(n, k, bits, group, mins)
+    bias = torch.linspace(-1, 1, n)
+    packed, plain = pack_linear(weight, bias), pack_linear(dataclasses.replace(weight, levels=None), bias)
+    assert packed.nbytes < plain.nbytes
+    x = activations(29, k)
+    for m in (1, 6, 7, 29):
+        assert torch.equal(run(x[:m], packed), run(x[:m], plain))
+    ids = torch.arange(n, dtype=torch.int32)
+    rows = torch.empty(n, k)
+    embedding(rows, ids, tied_embedding(packed))
+    assert torch.equal(rows, weight.dequantize())
 
 
 def test_rows_of_x_may_lie_apart() -> None:

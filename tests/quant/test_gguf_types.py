@@ -13,7 +13,7 @@ from octavo.errors import CheckpointError
 from octavo.gguf import TENSOR_TYPES, GGUFFile
 from octavo.quant import gguf_types
 from octavo.quant.gguf_types import DEQUANTIZED_TYPES, FORMATS, transcode
-from octavo.quant.packed import QuantizedWeight, all_finite
+from octavo.quant.packed import QuantizedWeight, ScaleLevels, all_finite
 
 BLOCKS = {name: (values, nbytes) for name, values, nbytes in TENSOR_TYPES.values()}
 # Where the float16 numbers of a block stand; random bytes there would be NaN now and then.
@@ -50,6 +50,16 @@ def test_a_block_format_becomes_a_quantized_weight_of_equal_values(type_name: st
     assert weight.shape == shape
     assert int(weight.values.max()) < 2**weight.bits
     assert torch.equal(weight.dequantize(), expected(raw, type_name, shape))
+    # Formats of 256 values have scales of two levels, whose products are the scales.
+    assert (weight.levels is None) == (BLOCKS[type_name][0] == 32)
+    if weight.levels is not None:
+        scales, mins = weight.levels
+        assert torch.equal(scales.product(), weight.scales)
+        assert (weight.mins is None) if mins is None else torch.equal(mins.product(), weight.mins)
+        some = weight.select_rows(torch.tensor([4, 1]))
+        assert some.levels is not None
+        assert torch.equal(some.levels[0].product(), weight.scales[[4, 1]])
+        assert torch.equal(some.dequantize(), weight.dequantize()[[4, 1]])
 
 
 @pytest.mark.parametrize("type_name", sorted(DEQUANTIZED_TYPES))
@@ -161,3 +171,21 @@ def test_shapes_that_contradict_each_other_are_refused(change: dict[str, object]
     fields = {name: getattr(weight, name) for name in ("values", "bits", "group_size", "scales", "mins", "zero")}
     with pytest.raises(ValueError):
         QuantizedWeight(**{**fields, **change})
+
+
+@pytest.mark.parametrize(
+    ("columns", "factors", "steps"),
+    [
+        (64, torch.zeros(4, 1, dtype=torch.float16), torch.zeros(4, 2, dtype=torch.int8)),
+        (256, torch.zeros(4, 1, dtype=torch.float32), torch.zeros(4, 8, dtype=torch.int8)),
+        (256, torch.zeros(4, 2, dtype=torch.float16), torch.zeros(4, 8, dtype=torch.int8)),
+        (256, torch.zeros(4, 1, dtype=torch.float16), torch.zeros(4, 16, dtype=torch.int8)),
+        (256, torch.zeros(4, 1, dtype=torch.float16), torch.zeros(4, 8, dtype=torch.uint8)),
+    ],
+)
+def test_levels_that_contradict_the_scales_are_refused(
+    columns: int, factors: torch.Tensor, steps: torch.Tensor
+) -> None:
+    values, scales = torch.zeros(4, columns, dtype=torch.uint8), torch.zeros(4, columns // 32)
+    with pytest.raises(ValueError):
+        QuantizedWeight(values, 4, 32, scales, levels=(ScaleLevels(factors, steps), None))

@@ -5,23 +5,23 @@ namespace OCTAVO_ISA {
 
 namespace {
 
-OCTAVO_INLINE float read_scale(const uint8_t* p, int64_t c, bool wide) {
-    if (wide) return ((const float*)p)[c];
-    return f16_to_f32(((const uint16_t*)p)[c]);
+// The scale, or the min, of column c in group g of a unit.
+OCTAVO_INLINE float read_scale(const PackedMatrix& w, const uint8_t* unit, int64_t g, int64_t c, bool min) {
+    if (w.scales == ScaleForm::f32) return ((const float*)unit)[kTile * min + c];
+    const uint16_t* halves = (const uint16_t*)unit;
+    if (w.scales == ScaleForm::f16) return f16_to_f32(halves[kTile * min + c]);
+    const int8_t* steps = (const int8_t*)(halves + kTile * (w.mins ? 2 : 1));
+    return f16_to_f32(halves[kTile * min + c]) * float(steps[((min ? w.unit_groups : 0) + g) * kTile + c]);
 }
 
 void gather_int(const PackedMatrix& w, const uint8_t* tile, int64_t c, float scale, float* out) {
-    const int64_t header = w.wide_scales ? 64 : 32;
     const float zero = float(w.zero);
+    const int64_t group_bytes = (w.unit_bytes - w.header) / w.unit_groups;
     for (int64_t k0 = 0; k0 < w.K; k0 += w.group) {
-        const uint8_t* p = tile + k0 / w.group * w.group_bytes;
-        const float s = read_scale(p, c, w.wide_scales);
-        p += header;
-        float low = 0.0f;
-        if (w.mins) {
-            low = read_scale(p, c, w.wide_scales);
-            p += header;
-        }
+        const int64_t g = k0 / w.group % w.unit_groups;
+        const uint8_t* unit = tile + k0 / w.group / w.unit_groups * w.unit_bytes;
+        const float s = read_scale(w, unit, g, c, false), low = w.mins ? read_scale(w, unit, g, c, true) : 0.0f;
+        const uint8_t* p = unit + w.header + g * group_bytes;
         for (int64_t k = 0; k < w.group; ++k) {
             const int64_t step = k / 4;
             const int u = w.kind == WeightKind::int4

@@ -5,9 +5,12 @@
 //
 // A packed matrix is the same for all instruction-set levels. Tile t holds columns 16t .. 16t+15 (zeros past N).
 //
-//   integer  per weight group along K: 16 scales, 16 mins (if any), then the values in steps of 4 k, 64 bytes a step:
+//   integer  units along K, each a header with scales and mins (if any), then the values in steps of 4 k, 64 bytes a step:
 //            byte 4c + i is column c at k + i. Four-bit values put two steps into 64 bytes: the even step in the low
-//            nibbles, the odd one in the high.
+//            nibbles, the odd one in the high. A unit is a weight group, its header 16 scales and 16 mins in f16 or f32;
+//            or, where scales have two levels, the groups of 256 k: 16 factors in f16, 16 of the mins, then for each group
+//            16 steps of the scales, then for each group those of the mins, int8, filled up to 64 bytes. A scale or a min
+//            is the f32 product of its factor and its step, which is exact.
 //   bf16     [ceil(K/2)][16][2]: pairs of k side by side
 //   f16, f32 [K][16]
 //
@@ -32,11 +35,13 @@
 namespace octavo {
 
 constexpr int64_t kTile = 16;    // columns of a tile
+constexpr int64_t kSuperGroup = 256;  // values along K that share the factors of their scales
 constexpr int64_t kActGroup = 32;  // activations that share a scale
 constexpr float kActLimit = 127.0f, kWideLimit = 127.0f * 128.0f + 63.0f;
 constexpr float kWideFactor = 6.0f;  // of the row's root mean square
 
 enum class WeightKind : int { int4 = 0, int8 = 1, bf16 = 2, f16 = 3, f32 = 4 };
+enum class ScaleForm : int { f16 = 0, f32 = 1, two_level = 2 };
 
 struct PackedMatrix {
     const uint8_t* data = nullptr;
@@ -48,9 +53,11 @@ struct PackedMatrix {
     int bits = 0;           // values are below 2**bits
     int zero = 0;           // w = scale * (u - zero); 0 with mins
     bool mins = false;      // w = scale * u + min
-    bool wide_scales = false;  // f32 scales and mins, else f16
-    int64_t group = 0;      // values along K that share a scale: 16 or a multiple of 32
-    int64_t group_bytes = 0;
+    ScaleForm scales = ScaleForm::f16;  // of the mins too
+    int64_t group = 0;        // values along K that share a scale: 16 or a multiple of 32
+    int64_t unit_groups = 1;  // groups in a unit
+    int64_t header = 0;       // bytes before a unit's values
+    int64_t unit_bytes = 0;
 };
 
 // Quantised activations, in blocks of `block` rows (the last may have fewer): a block of R rows that begins at row m has its

@@ -54,21 +54,26 @@ template <Source S, bool HALF, bool MINS>
 struct Parts {
     static constexpr int kQuads = HALF ? 4 : 8;
     static constexpr int64_t kBytesOfPart = kQuads * quad_bytes(S);
-    int64_t header, per_group, group_bytes;
-    bool wide_scales;
+    int64_t header, per_group, unit_groups, unit_bytes;
+    ScaleForm form;
     float zero;
 
     explicit Parts(const PackedMatrix& w)
-        : header(w.wide_scales ? 64 : 32), per_group(HALF ? 1 : w.group / kActGroup), group_bytes(w.group_bytes),
-          wide_scales(w.wide_scales), zero(float(-w.zero)) {}
+        : header(w.header), per_group(HALF ? 1 : w.group / kActGroup), unit_groups(w.unit_groups),
+          unit_bytes(w.unit_bytes), form(w.scales), zero(float(-w.zero)) {}
 
-    int64_t values_at() const { return MINS ? 2 * header : header; }
-    // Scales (or, `header` bytes on, mins) of the columns from `column` on.
-    vf load(const uint8_t* p, int64_t column) const {
-        return wide_scales ? vf_load((const float*)p + column) : vf_load_f16((const uint16_t*)p + column);
+    // Scales, or mins, of the columns from `column` on in group g of a unit.
+    template <bool OF_MINS>
+    vf load(const uint8_t* unit, int64_t g, int64_t column) const {
+        if (form == ScaleForm::f32) return vf_load((const float*)unit + (OF_MINS ? kTile : 0) + column);
+        const uint16_t* halves = (const uint16_t*)unit + (OF_MINS ? kTile : 0) + column;
+        if (form == ScaleForm::f16) return vf_load_f16(halves);
+        const int8_t* steps = (const int8_t*)(unit + (MINS ? 4 : 2) * kTile) + ((OF_MINS ? unit_groups : 0) + g) * kTile + column;
+        return vf_mul(vf_load_f16(halves), vf_load_i8(steps));
     }
-    vf min(const uint8_t* group, vf scale, int64_t column) const {
-        if constexpr (MINS) return load(group + header, column);
+    vf scale(const uint8_t* unit, int64_t g, int64_t column) const { return load<false>(unit, g, column); }
+    vf min(const uint8_t* unit, int64_t g, vf scale, int64_t column) const {
+        if constexpr (MINS) return load<true>(unit, g, column);
         return vf_mul(scale, vf_set(zero));
     }
 };
@@ -97,9 +102,10 @@ static void add_low(const Parts<S, HALF, MINS>& parts, int64_t K, const uint8_t*
         const int64_t group = wide[i] >> 16;
         const float* scale = a.scale + row0 * a.groups + group * rows;
         for (int64_t part = group * kHalves; part < (group + 1) * kHalves && part * kValues < K; ++part) {
-            const uint8_t* p = tile + part / parts.per_group * parts.group_bytes;
-            const vf ws = vf_mul(parts.load(p, column), vf_set(1.0f / 128.0f));
-            p += parts.values_at() + part % parts.per_group * P::kBytesOfPart + column * 4;
+            const int64_t at = part / parts.per_group, g = at % parts.unit_groups;
+            const uint8_t* p = tile + at / parts.unit_groups * parts.unit_bytes;
+            const vf ws = vf_mul(parts.scale(p, g, column), vf_set(1.0f / 128.0f));
+            p += parts.header + (g * parts.per_group + part % parts.per_group) * P::kBytesOfPart + column * 4;
             const int8_t* low = a.low + row0 * a.ldq + part * kValues;
             vi w[P::kQuads], raw = vi_zero();
 #pragma GCC unroll 16
@@ -123,13 +129,12 @@ static void block_columns(const PackedMatrix& w, const uint8_t* tile, int64_t co
     const int8_t* q = a.q + row0 * a.ldq;
     const float* scale = a.scale + row0 * a.groups;
     const float* sum = HALF ? a.sum16 + row0 * 2 * a.groups : a.sum + row0 * a.groups;
-    const uint8_t* p = tile;
+    const uint8_t *unit = tile, *p = tile + parts.header;
     vf acc[R];
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) acc[r] = vf_zero();
-    for (int64_t wg = 0; wg < groups; ++wg) {
-        const vf ws = parts.load(p, column), wm = parts.min(p, ws, column);
-        p += parts.values_at();
+    for (int64_t wg = 0, g = 0; wg < groups; ++wg) {
+        const vf ws = parts.scale(unit, g, column), wm = parts.min(unit, g, ws, column);
         for (int64_t i = 0; i < parts.per_group; ++i) {
             // The weights pass once, and a hardware prefetcher stops at every page.
             for (int64_t line = 0; line < P::kBytesOfPart + 64; line += 64) __builtin_prefetch(p + kAhead + line);
@@ -145,6 +150,7 @@ static void block_columns(const PackedMatrix& w, const uint8_t* tile, int64_t co
             sum += R;
             if (!HALF || wg % 2 == 1) scale += R;
         }
+        if (++g == parts.unit_groups) g = 0, unit = p, p += parts.header;
     }
     if (a.num_wide[row0 / a.block] > 0) {
         alignas(64) float sums[R][VC];

@@ -1,6 +1,7 @@
 """Packed weights of the native CPU kernels: `linear` and `embedding`, and the packing that goes before them.
 
 Weights are packed once, at load, into the tile order of csrc/cpu/kernels/linear.h; that copy is the only one kept.
+Scales of two levels (GGUF's K formats) stay two, so that a weight takes the bits that it has in the file, or nearly.
 Integer weights are multiplied by activations quantised to 8 bits in groups of 32, or 15 where a value stands out;
 bfloat16 weights by activations rounded to bfloat16 where the processor has such products; other float weights in f32.
 A row of the result depends on that row of x alone, bit for bit, whatever T and the number of threads.
@@ -19,6 +20,10 @@ from octavo.quant.packed import QuantizedWeight
 
 _FLOAT_KINDS: Final = {torch.bfloat16: (2, "bf16"), torch.float16: (3, "f16"), torch.float32: (4, "f32")}
 _F32: Final = torch.float32
+# ScaleForm of csrc/cpu/kernels/linear.h.
+_HALF_SCALES: Final = 0
+_WIDE_SCALES: Final = 1
+_TWO_LEVELS: Final = 2
 Weight = Tensor | QuantizedWeight
 
 
@@ -128,7 +133,15 @@ def _add(native: _cpu.PackedLinear, weight: Weight, bias: Tensor | None) -> str:
 
 def _add_int(native: _cpu.PackedLinear, weight: QuantizedWeight, bias_ptr: int) -> str:
     values, scales, mins, group = weight.values.contiguous(), weight.scales, weight.mins, weight.group_size
-    if group != 16 and group % 32:
+    factors: Tensor | None = None
+    min_factors: Tensor | None = None
+    form = _WIDE_SCALES if scales.dtype == _F32 else _HALF_SCALES
+    if weight.levels is not None:
+        form = _TWO_LEVELS
+        factors, scales = weight.levels[0].factors.contiguous(), weight.levels[0].steps
+        if weight.levels[1] is not None:
+            min_factors, mins = weight.levels[1].factors.contiguous(), weight.levels[1].steps
+    elif group != 16 and group % 32:
         # The kernels want 16 or whole groups of 32 activations: repeat the scales of an odd multiple of 16.
         scales = scales.repeat_interleave(group // 16, dim=1)
         mins = None if mins is None else mins.repeat_interleave(group // 16, dim=1)
@@ -140,9 +153,11 @@ def _add_int(native: _cpu.PackedLinear, weight: QuantizedWeight, bias_ptr: int) 
         weight.num_rows,
         weight.bits,
         group,
+        form,
         scales.data_ptr(),
         0 if mins is None else mins.data_ptr(),
-        scales.dtype == torch.float32,
+        0 if factors is None else factors.data_ptr(),
+        0 if min_factors is None else min_factors.data_ptr(),
         weight.zero,
         bias_ptr,
     )

@@ -5,9 +5,9 @@ decoder below takes blocks as uint8 [B, bytes of a block] and gives
 
     values uint8 [B, values of a block], scales [B, groups of a block], mins like scales or None
 
-Two-level scales (the K formats) become their product in float32, which is how those formats define the weight, so
-that nothing is rounded twice. Formats that are no integer grid (codebooks of vectors, ternary, FP4) come out as
-float32 through the tables of the `gguf` package.
+Two-level scales (the K formats) are a float16 factor [B, 1] and int8 steps; the weight has their product in float32,
+which is how those formats define it, so that nothing is rounded twice, and both levels beside it. Formats that are no
+integer grid (codebooks of vectors, ternary, FP4) come out as float32 through the tables of the `gguf` package.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from torch import Tensor
 
 from octavo.errors import CheckpointError
 from octavo.gguf import TENSOR_TYPES
-from octavo.quant.packed import QuantizedWeight
+from octavo.quant.packed import QuantizedWeight, ScaleLevels
 
-Blocks = tuple[Tensor, Tensor, Tensor | None]
+Scales = Tensor | ScaleLevels
+Blocks = tuple[Tensor, Scales, Scales | None]
 
 # Values decoded in one go: the passes over a chunk then stay within a core's cache.
 CHUNK_VALUES: Final = 1 << 20
@@ -59,8 +60,8 @@ def _quantized(data: memoryview, type_name: str, shape: tuple[int, int]) -> Quan
     block_values, block_bytes = _BLOCK_SHAPES[type_name]
     blocks = torch.frombuffer(data, dtype=torch.uint8).view(-1, block_bytes)
     values = torch.empty(blocks.shape[0], block_values, dtype=torch.uint8)
-    scales: list[Tensor] = []
-    mins: list[Tensor] = []
+    scales: list[Scales] = []
+    mins: list[Scales] = []
     step = CHUNK_VALUES // block_values
     for begin in range(0, blocks.shape[0], step):
         chunk, scale, low = fmt.decode(blocks[begin : begin + step])
@@ -68,15 +69,20 @@ def _quantized(data: memoryview, type_name: str, shape: tuple[int, int]) -> Quan
         scales.append(scale)
         if low is not None:
             mins.append(low)
-    groups = (shape[0], shape[1] // fmt.group_size)
-    return QuantizedWeight(
-        values.view(shape),
-        fmt.bits,
-        fmt.group_size,
-        torch.cat(scales).view(groups),
-        torch.cat(mins).view(groups) if mins else None,
-        fmt.zero,
-    )
+    scale, scale_levels = _joined(scales, shape[0])
+    low, min_levels = _joined(mins, shape[0]) if mins else (None, None)
+    levels = None if scale_levels is None else (scale_levels, min_levels)
+    return QuantizedWeight(values.view(shape), fmt.bits, fmt.group_size, scale, low, fmt.zero, levels)
+
+
+def _joined(chunks: list[Scales], rows: int) -> tuple[Tensor, ScaleLevels | None]:
+    """The chunks' scales as [rows, groups], and their levels."""
+    two_level = [chunk for chunk in chunks if isinstance(chunk, ScaleLevels)]
+    if not two_level:
+        return torch.cat([chunk for chunk in chunks if isinstance(chunk, Tensor)]).view(rows, -1), None
+    factors = torch.cat([chunk.factors for chunk in two_level]).view(rows, -1)
+    levels = ScaleLevels(factors, torch.cat([chunk.steps for chunk in two_level]).view(rows, -1))
+    return levels.product(), levels
 
 
 def _dequantized(data: memoryview, type_name: str, shape: tuple[int, ...], name: str) -> Tensor:
@@ -131,8 +137,14 @@ def _half(blocks: Tensor, begin: int) -> Tensor:
     return blocks[:, begin : begin + 2].contiguous().view(torch.float16)
 
 
-def _single(blocks: Tensor, begin: int) -> Tensor:
-    return _half(blocks, begin).to(torch.float32)
+def _levels(blocks: Tensor, begin: int, steps: Tensor) -> ScaleLevels:
+    """Scales whose factor is the float16 at byte `begin`."""
+    return ScaleLevels(_half(blocks, begin), steps.to(torch.int8))
+
+
+def _negated(blocks: Tensor, begin: int, steps: Tensor) -> ScaleLevels:
+    """Mins: K formats tell what is taken away."""
+    return ScaleLevels(_half(blocks, begin).neg(), steps.to(torch.int8))
 
 
 # One-level formats: 32 values, float16 scale.
@@ -184,20 +196,19 @@ def _iq4_nl(blocks: Tensor) -> Blocks:
 
 def _q2_k(blocks: Tensor) -> Blocks:
     fields = blocks[:, :16]
-    scales = _single(blocks, 80) * (fields & 15)
-    mins = _single(blocks, 82) * (fields >> 4)
-    return _planes(blocks[:, 16:80], 32, 2, 4), scales, mins.neg_()
+    scales, mins = _levels(blocks, 80, fields & 15), _negated(blocks, 82, fields >> 4)
+    return _planes(blocks[:, 16:80], 32, 2, 4), scales, mins
 
 
 def _q3_k(blocks: Tensor) -> Blocks:
     low = _planes(blocks[:, 96:104], 8, 4, 2)  # [B, 16]
     high = torch.cat([(blocks[:, 104:108] >> shift) & 3 for shift in (0, 2, 4, 6)], dim=1)  # [B, 16]
-    scales = _single(blocks, 108) * ((low | high << 4).to(torch.float32) - 32)
+    scales = _levels(blocks, 108, (low | high << 4).to(torch.int8) - 32)
     values = _combine(_planes(blocks[:, 32:96], 32, 2, 4), _planes(blocks[:, :32], 32, 1, 8), 2)
     return values, scales, None
 
 
-def _k_scales_mins(blocks: Tensor) -> tuple[Tensor, Tensor]:
+def _k_scales_mins(blocks: Tensor) -> tuple[ScaleLevels, ScaleLevels]:
     """Scales and mins of Q4_K and Q5_K, [B, 8] each: 6-bit fields in bytes 4..16, float16 factors before them.
 
     Of fields 0..3 the bytes hold all six bits; of fields 4..7 the low four stand in the last bytes and the high
@@ -206,7 +217,7 @@ def _k_scales_mins(blocks: Tensor) -> tuple[Tensor, Tensor]:
     scale, low, rest = blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
     scales = torch.cat([scale & 63, rest & 15 | scale >> 2 & 48], dim=1)
     mins = torch.cat([low & 63, rest >> 4 | low >> 2 & 48], dim=1)
-    return _single(blocks, 0) * scales, (_single(blocks, 2) * mins).neg_()
+    return _levels(blocks, 0, scales), _negated(blocks, 2, mins)
 
 
 def _q4_k(blocks: Tensor) -> Blocks:
@@ -221,14 +232,14 @@ def _q5_k(blocks: Tensor) -> Blocks:
 def _q6_k(blocks: Tensor) -> Blocks:
     values = _combine(_planes(blocks[:, :128], 64, 4, 2), _planes(blocks[:, 128:192], 32, 2, 4), 4)
     scales = blocks[:, 192:208].contiguous().view(torch.int8)
-    return values, _single(blocks, 208) * scales, None
+    return values, _levels(blocks, 208, scales), None
 
 
 def _iq4_xs(blocks: Tensor) -> Blocks:
     shifts = torch.arange(0, 8, 2, dtype=torch.uint8)
     high = (blocks[:, 2:4].unsqueeze(-1) >> shifts & 3).view(-1, 8)
     low = torch.stack([blocks[:, 4:8] & 15, blocks[:, 4:8] >> 4], dim=-1).view(-1, 8)
-    scales = _single(blocks, 0) * ((low | high << 4).to(torch.float32) - 32)
+    scales = _levels(blocks, 0, (low | high << 4).to(torch.int8) - 32)
     return _iq4_values(_planes(blocks[:, 8:], 16, 4, 2)), scales, None
 
 
