@@ -119,31 +119,43 @@ static void add_low(const Parts<S, HALF, MINS>& parts, int64_t K, const uint8_t*
     }
 }
 
-// A block of R rows by the VC columns from `column` on of a tile.
+// Vectors of columns that a block of so many rows takes in one pass. With few rows a pass is a read of the weights: in two
+// passes over a tile the memory would rest during the second. It is no part of the result.
+constexpr int vectors_at_once(int rows) { return rows * NV <= kBlock ? NV : 1; }
+
+// A block of R rows by vectors of columns, from `column` on of a tile.
 template <Source S, bool HALF, bool MINS, int R>
 static void block_columns(const PackedMatrix& w, const uint8_t* tile, int64_t column, const QuantizedRows& a, int64_t row0,
                           float* out, int64_t ldo, const float* bias, int64_t columns) {
     typedef Parts<S, HALF, MINS> P;
+    constexpr int C = vectors_at_once(R);
     const P parts(w);
     const int64_t groups = w.K / w.group;
     const int8_t* q = a.q + row0 * a.ldq;
     const float* scale = a.scale + row0 * a.groups;
     const float* sum = HALF ? a.sum16 + row0 * 2 * a.groups : a.sum + row0 * a.groups;
     const uint8_t *unit = tile, *p = tile + parts.header;
-    vf acc[R];
+    vf acc[C][R], ws[C], wm[C];
 #pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) acc[r] = vf_zero();
+    for (int i = 0; i < C * R; ++i) acc[i / R][i % R] = vf_zero();
     for (int64_t wg = 0, g = 0; wg < groups; ++wg) {
-        const vf ws = parts.scale(unit, g, column), wm = parts.min(unit, g, ws, column);
+#pragma GCC unroll 4
+        for (int c = 0; c < C; ++c) {
+            ws[c] = parts.scale(unit, g, column + c * VC);
+            wm[c] = parts.min(unit, g, ws[c], column + c * VC);
+        }
         for (int64_t i = 0; i < parts.per_group; ++i) {
             // The weights pass once, and a hardware prefetcher stops at every page.
             for (int64_t line = 0; line < P::kBytesOfPart + 64; line += 64) __builtin_prefetch(p + kAhead + line);
-            vi d[R];
-            dot_part<S, R, P::kQuads>(p + column * 4, q, R, d);
+#pragma GCC unroll 4
+            for (int c = 0; c < C; ++c) {
+                vi d[R];
+                dot_part<S, R, P::kQuads>(p + (column + c * VC) * 4, q, R, d);
 #pragma GCC unroll 16
-            for (int r = 0; r < R; ++r) {
-                acc[r] = vf_fma(vi_to_f32(d[r]), vf_mul(ws, vf_set(scale[r])), acc[r]);
-                acc[r] = vf_fma(wm, vf_set(sum[r]), acc[r]);
+                for (int r = 0; r < R; ++r) {
+                    acc[c][r] = vf_fma(vi_to_f32(d[r]), vf_mul(ws[c], vf_set(scale[r])), acc[c][r]);
+                    acc[c][r] = vf_fma(wm[c], vf_set(sum[r]), acc[c][r]);
+                }
             }
             p += P::kBytesOfPart;
             q += 4 * P::kQuads * R;
@@ -152,13 +164,17 @@ static void block_columns(const PackedMatrix& w, const uint8_t* tile, int64_t co
         }
         if (++g == parts.unit_groups) g = 0, unit = p, p += parts.header;
     }
-    if (a.num_wide[row0 / a.block] > 0) {
-        alignas(64) float sums[R][VC];
-        for (int r = 0; r < R; ++r) vf_store(sums[r], acc[r]);
-        add_low(parts, w.K, tile, column, a, row0, R, sums);
-        for (int r = 0; r < R; ++r) acc[r] = vf_load(sums[r]);
+#pragma GCC unroll 4
+    for (int c = 0; c < C; ++c) {
+        const int at = c * VC;
+        if (a.num_wide[row0 / a.block] > 0) {
+            alignas(64) float sums[R][VC];
+            for (int r = 0; r < R; ++r) vf_store(sums[r], acc[c][r]);
+            add_low(parts, w.K, tile, column + at, a, row0, R, sums);
+            for (int r = 0; r < R; ++r) acc[c][r] = vf_load(sums[r]);
+        }
+        for (int r = 0; r < R; ++r) store_columns(out + r * ldo + at, acc[c][r], bias ? bias + at : nullptr, columns - at);
     }
-    for (int r = 0; r < R; ++r) store_columns(out + r * ldo, acc[r], bias, columns);
 }
 
 // Finds the block's number of rows among 1 .. kBlock.
@@ -173,12 +189,14 @@ template <Source S, bool HALF, bool MINS>
 static void gemm(const PackedMatrix& w, const QuantizedRows& a, int64_t row0, int64_t row1, int64_t tile0, int64_t tile1,
                  float* out, int64_t ldo) {
     for (int64_t t = tile0; t < tile1; ++t)
-        for (int64_t row = row0; row < row1; row += kBlock)
-            for (int64_t column = 0; column < kTile && t * kTile + column < w.N; column += VC) {
+        for (int64_t row = row0; row < row1; row += kBlock) {
+            const int64_t rows = row1 - row < kBlock ? row1 - row : kBlock, step = vectors_at_once(int(rows)) * VC;
+            for (int64_t column = 0; column < kTile && t * kTile + column < w.N; column += step) {
                 const int64_t at = t * kTile + column;
-                block_of<S, HALF, MINS>(row1 - row < kBlock ? row1 - row : kBlock, w, w.data + t * w.tile_bytes, column, a,
-                                        row, out + row * ldo + at, ldo, w.bias ? w.bias + at : nullptr, w.N - at);
+                block_of<S, HALF, MINS>(rows, w, w.data + t * w.tile_bytes, column, a, row, out + row * ldo + at, ldo,
+                                        w.bias ? w.bias + at : nullptr, w.N - at);
             }
+        }
 }
 
 template <Source S>
