@@ -21,8 +21,8 @@ from octavo.ops.cpu_linear import (
 )
 from octavo.quant.packed import QuantizedWeight, ScaleLevels
 
-# bits, group, mins: Q4_K, Q5_K, Q6_K, Q3_K, Q2_K, IQ4_XS
 TWO_LEVEL_CASES = [
+    # bits, group, mins: Q4_K, Q5_K, Q6_K, Q3_K, Q2_K, IQ4_XS
     (4, 32, True), (5, 32, True), (6, 16, False), (4, 16, False), (4, 16, True), (8, 32, False),
 ]  # fmt: skip
 INT_CASES = [

@@ -53,9 +53,7 @@ class QuantizedWeight:
     scales: Tensor  # float16 or float32 [N, K / group_size]
     mins: Tensor | None = None  # like scales, or None
     zero: int = 0  # meant only if mins is None
-    levels: tuple[ScaleLevels, ScaleLevels | None] | None = (
-        None  # of scales and mins, where they have two; packs smaller
-    )
+    levels: tuple[ScaleLevels, ScaleLevels | None] | None = None  # whose products scales and mins are
 
     def __post_init__(self) -> None:
         if self.values.dtype != torch.uint8 or self.values.dim() != 2:
