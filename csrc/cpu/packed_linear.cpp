@@ -28,7 +28,28 @@ constexpr int64_t kRowStep = 12;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-bool is_int(WeightKind kind) { return kind == WeightKind::int4 || kind == WeightKind::int8; }
+// Column c of a part of so many values, `bits` each, from the bytes at v.
+void pack_part(uint8_t* part, const uint8_t* v, int64_t values, int bits, int64_t c) {
+    const int64_t steps = values / 4;
+    uint32_t step[kActGroup / 4];
+    std::memcpy(step, v, size_t(values));
+    if (bits == 8) {
+        for (int64_t i = 0; i < steps; ++i) std::memcpy(part + 64 * i + 4 * c, step + i, 4);
+        return;
+    }
+    constexpr uint32_t kLowNibbles = 0x0f0f0f0fu;
+    for (int64_t i = 0; i < steps; i += 2) {
+        const uint32_t both = (step[i] & kLowNibbles) | (step[i + 1] & kLowNibbles) << 4;
+        std::memcpy(part + 32 * i + 4 * c, &both, 4);
+    }
+    if (bits == 4) return;
+    const int high = bits - 4, sharing = 8 / high;
+    for (int64_t i = 0; i < steps; i += sharing) {
+        uint32_t above = 0;
+        for (int j = 0; j < sharing; ++j) above |= (step[i + j] >> 4 & kLowNibbles) << (j * high);
+        std::memcpy(part + 8 * values + 64 * (i / sharing) + 4 * c, &above, 4);
+    }
+}
 
 // M rows of K quantised activations at p, or, without memory, how many bytes they take.
 size_t quantized_rows(QuantizedRows& rows, int8_t* p, int64_t M, int64_t K, int64_t block) {
@@ -117,7 +138,7 @@ void PackedLinear::append(PackedMatrix w, const float* bias) {
     N_ += w.N;
     tiles_ += w.tiles;
     nbytes_ += w.tiles * w.tile_bytes + (bias ? w.N * 4 : 0);
-    has_int_ = has_int_ || is_int(w.kind);
+    has_int_ = has_int_ || w.kind == WeightKind::integer;
     has_bf16_ = has_bf16_ || w.kind == WeightKind::bf16;
     parts_.push_back(std::move(part));
 }
@@ -131,8 +152,8 @@ void PackedLinear::add_int(const uint8_t* values, int64_t N, int bits, int64_t g
         throw std::invalid_argument("this shape or group size has no integer layout");
     PackedMatrix w;
     w.N = N;
-    w.kind = bits == 4 ? WeightKind::int4 : WeightKind::int8;
-    w.bits = bits;
+    w.kind = WeightKind::integer;
+    w.bits = bits == 5 && group == 16 ? 6 : bits;  // half a part's fifth bits would not fill a load
     w.zero = from.mins ? 0 : zero;
     w.mins = from.mins != nullptr;
     w.scales = from.form;
@@ -143,8 +164,8 @@ void PackedLinear::add_int(const uint8_t* values, int64_t N, int bits, int64_t g
     const int64_t factor_bytes = two_level ? kTile * 2 : 0;
     w.header = kinds * (factor_bytes + kTile * scale_bytes * w.unit_groups);
     if (two_level) w.header = ceil_div(w.header, 64) * 64;
-    const int64_t group_bytes = kTile * group / (bits == 4 ? 2 : 1);
-    w.unit_bytes = w.header + group_bytes * w.unit_groups;
+    const int64_t part_values = group == 16 ? 16 : kActGroup, part_bytes = kTile * part_values * w.bits / 8;
+    w.unit_bytes = w.header + kTile * group * w.bits / 8 * w.unit_groups;
     const int64_t groups = K_ / group, units = groups / w.unit_groups;
     w.tile_bytes = w.unit_bytes * units;
     append(w, bias);
@@ -172,24 +193,14 @@ void PackedLinear::add_int(const uint8_t* values, int64_t N, int bits, int64_t g
                 uint8_t* p = tile + u * w.unit_bytes + w.header;
                 const int64_t count = w.unit_groups * group;
                 const uint8_t* v = values + n * K_ + u * count;
-                if (bits != 4) {
-                    for (int64_t k = 0; k < count; k += 4) std::memcpy(p + 16 * k + 4 * c, v + k, 4);
-                    continue;
-                }
-                for (int64_t k = 0; k < count; k += 8) {
-                    uint32_t low, high;
-                    std::memcpy(&low, v + k, 4);
-                    std::memcpy(&high, v + k + 4, 4);
-                    low |= high << 4;
-                    std::memcpy(p + 8 * k + 4 * c, &low, 4);
-                }
+                for (int64_t k = 0; k < count; k += part_values, p += part_bytes) pack_part(p, v + k, part_values, w.bits, c);
             }
         }
     });
 }
 
 void PackedLinear::add_float(const void* weights, int64_t N, WeightKind kind, const float* bias) {
-    if (N < 1 || is_int(kind)) throw std::invalid_argument("this shape or type has no float layout");
+    if (N < 1 || kind == WeightKind::integer) throw std::invalid_argument("this shape or type has no float layout");
     PackedMatrix w;
     w.N = N;
     w.kind = kind;
@@ -243,7 +254,7 @@ void PackedLinear::run_tiles(const LinearKernels& kernels, const Activations& a,
         const int64_t from = std::max<int64_t>(tile0, 0), to = std::min(tile1, part.w.tiles);
         if (from < to) {
             float* columns = out + part.column;
-            if (is_int(part.w.kind)) kernels.gemm_int(part.w, a.quantized, row0, row1, from, to, columns, ldo);
+            if (part.w.kind == WeightKind::integer) kernels.gemm_int(part.w, a.quantized, row0, row1, from, to, columns, ldo);
             else if (part.w.kind == WeightKind::bf16 && kernels.gemm_bf16)
                 kernels.gemm_bf16(part.w, a.bf16, row0, row1, from, to, columns, ldo);
             else kernels.gemm_float(part.w, a.x, a.ldx, row0, row1, from, to, columns, ldo);

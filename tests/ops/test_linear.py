@@ -36,6 +36,8 @@ INT_CASES = [
     (4, 48, True, torch.float16),
     (5, 32, True, torch.float16),
     (5, 32, False, torch.float16),
+    (5, 16, True, torch.float16),
+    (5, 48, False, torch.float16),
     (6, 16, False, torch.float32),
     (6, 64, True, torch.float32),
     (8, 32, False, torch.float16),
@@ -295,10 +297,26 @@ def test_a_tied_embedding_shares_the_packed_weight() -> None:
     assert torch.equal(out[0], weight.dequantize()[49])
 
 
-def test_four_bit_weights_take_five_bits_with_their_scales_and_mins() -> None:
-    packed = pack_linear(quantized(64, 576, 4, 32, True, torch.float16))
-    assert packed.nbytes == 64 * 576 * 5 // 8
-    assert packed.kind == "int4"
+@pytest.mark.parametrize(
+    ("bits", "group", "mins", "taken"),
+    [
+        (4, 32, True, 5),
+        (4, 32, False, 4.5),
+        (5, 32, False, 5.5),
+        (6, 32, True, 7),
+        (6, 16, False, 7),
+        (8, 64, False, 8.25),
+    ],
+)
+def test_weights_take_their_bits_and_the_scales_as_theirs(bits: int, group: int, mins: bool, taken: float) -> None:
+    packed = pack_linear(quantized(64, 576, bits, group, mins, torch.float16))
+    assert packed.nbytes == 64 * 576 * taken / 8
+    assert packed.kind == f"int{bits}"
+
+
+def test_k_formats_take_their_bits_and_few_more() -> None:
+    for bits, group, mins in [(4, 32, True), (5, 32, True), (6, 16, False)]:
+        assert pack_linear(two_level(64, 768, bits, group, mins)).nbytes == 64 * 768 * (bits + 0.625) / 8
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -14,19 +14,28 @@ OCTAVO_INLINE float read_scale(const PackedMatrix& w, const uint8_t* unit, int64
     return f16_to_f32(halves[kTile * min + c]) * float(steps[((min ? w.unit_groups : 0) + g) * kTile + c]);
 }
 
+// Value k of a part of so many, in column c.
+OCTAVO_INLINE int read_value(const uint8_t* part, int bits, int64_t values, int64_t k, int64_t c) {
+    const int64_t step = k / 4, at = 4 * c + k % 4;
+    if (bits == 8) return part[step * 64 + at];
+    const int low = part[step / 2 * 64 + at] >> (step % 2 * 4) & 15;
+    if (bits == 4) return low;
+    const int high = bits - 4, sharing = 8 / high;
+    const uint8_t* above = part + 8 * values + step / sharing * 64;
+    return low | (above[at] >> (step % sharing * high) & ((1 << high) - 1)) << 4;
+}
+
 void gather_int(const PackedMatrix& w, const uint8_t* tile, int64_t c, float scale, float* out) {
     const float zero = float(w.zero);
     const int64_t group_bytes = (w.unit_bytes - w.header) / w.unit_groups;
+    const int64_t values = w.group == 16 ? 16 : kActGroup;
     for (int64_t k0 = 0; k0 < w.K; k0 += w.group) {
         const int64_t g = k0 / w.group % w.unit_groups;
         const uint8_t* unit = tile + k0 / w.group / w.unit_groups * w.unit_bytes;
         const float s = read_scale(w, unit, g, c, false), low = w.mins ? read_scale(w, unit, g, c, true) : 0.0f;
         const uint8_t* p = unit + w.header + g * group_bytes;
         for (int64_t k = 0; k < w.group; ++k) {
-            const int64_t step = k / 4;
-            const int u = w.kind == WeightKind::int4
-                              ? (p[step / 2 * 64 + 4 * c + k % 4] >> (step % 2 * 4)) & 15
-                              : p[step * 64 + 4 * c + k % 4];
+            const int u = read_value(p + k / values * values * 2 * w.bits, w.bits, values, k % values, c);
             const float v = w.mins ? s * float(u) + low : s * (float(u) - zero);
             out[k0 + k] = v * scale;
         }
@@ -38,7 +47,7 @@ void gather_int(const PackedMatrix& w, const uint8_t* tile, int64_t c, float sca
 void gather_row(const PackedMatrix& w, int64_t n, float scale, float* out) {
     const uint8_t* tile = w.data + n / kTile * w.tile_bytes;
     const int64_t c = n % kTile;
-    if (w.kind == WeightKind::int4 || w.kind == WeightKind::int8) {
+    if (w.kind == WeightKind::integer) {
         gather_int(w, tile, c, scale, out);
     } else if (w.kind == WeightKind::f32) {
         for (int64_t k = 0; k < w.K; ++k) out[k] = ((const float*)tile)[k * kTile + c] * scale;

@@ -92,6 +92,14 @@ constexpr bool kDot4 = false;
 OCTAVO_INLINE vi vi_dot4(vi acc, vi w, vi a) { return vi_add(acc, vi_sum2(vi_dot2(w, a))); }  // for 7-bit weights
 #endif
 
+OCTAVO_INLINE vi vi_or(vi a, vi b) { return a | b; }
+
+// Left by n bits, or right if n is negative, in lanes of 32: what crosses a byte is for the caller to mask away.
+OCTAVO_INLINE vi vi_shift(vi a, int n) {
+    typedef uint32_t lanes __attribute__((vector_size(sizeof(vi))));
+    return n >= 0 ? (vi)((lanes)a << n) : (vi)((lanes)a >> -n);
+}
+
 // Keeps a running sum in its register and in its order: GCC would otherwise gather the products of a whole unrolled group
 // before it adds them, and spill them all.
 OCTAVO_INLINE void vi_pin(vi& a) {

@@ -5,9 +5,12 @@
 //
 // A packed matrix is the same for all instruction-set levels. Tile t holds columns 16t .. 16t+15 (zeros past N).
 //
-//   integer  units along K, each a header with scales and mins (if any), then the values in steps of 4 k, 64 bytes a step:
-//            byte 4c + i is column c at k + i. Four-bit values put two steps into 64 bytes: the even step in the low
-//            nibbles, the odd one in the high. A unit is a weight group, its header 16 scales and 16 mins in f16 or f32;
+//   integer  units along K, each a header with scales and mins (if any), then the values in parts of 32 k, or of 16 where
+//            so many share a scale, and in steps of 4 k. Values of 8 bits take 64 bytes a step: byte 4c + i is column c at
+//            k + i. Of fewer bits the low four put two steps into 64 bytes, the even step in the low nibbles, the odd one
+//            in the high; what is above them follows behind the nibbles of a part, the bits of eight steps in 64 bytes if
+//            it is one bit, those of four if two, the first step's lowest. A unit is a weight group, its header 16 scales
+//            and 16 mins in f16 or f32;
 //            or, where scales have two levels, the groups of 256 k: 16 factors in f16, 16 of the mins, then for each group
 //            16 steps of the scales, then for each group those of the mins, int8, filled up to 64 bytes. A scale or a min
 //            is the f32 product of its factor and its step, which is exact.
@@ -40,7 +43,7 @@ constexpr int64_t kActGroup = 32;  // activations that share a scale
 constexpr float kActLimit = 127.0f, kWideLimit = 127.0f * 128.0f + 63.0f;
 constexpr float kWideFactor = 6.0f;  // of the row's root mean square
 
-enum class WeightKind : int { int4 = 0, int8 = 1, bf16 = 2, f16 = 3, f32 = 4 };
+enum class WeightKind : int { integer = 0, bf16 = 1, f16 = 2, f32 = 3 };
 enum class ScaleForm : int { f16 = 0, f32 = 1, two_level = 2 };
 
 struct PackedMatrix {
@@ -49,8 +52,8 @@ struct PackedMatrix {
     int64_t N = 0, K = 0, tiles = 0;
     int64_t tile_bytes = 0;
     WeightKind kind = WeightKind::f32;
-    // Integer kinds only.
-    int bits = 0;           // values are below 2**bits
+    // Integers only.
+    int bits = 0;           // that a value takes: 4, 5 (in whole parts of 32), 6 or 8
     int zero = 0;           // w = scale * (u - zero); 0 with mins
     bool mins = false;      // w = scale * u + min
     ScaleForm scales = ScaleForm::f16;  // of the mins too

@@ -5,43 +5,51 @@ namespace OCTAVO_ISA {
 
 namespace {
 
-// How the values of a quad, four consecutive k of a tile, lie in memory. kBytes are below 128 where that matters.
-enum Source { kNibbles, kBytes, kFullBytes };
-
+// A quad is a step of a tile's values: four consecutive k, in as many bits as the weight takes.
 constexpr uint32_t kLowNibbles = 0x0f0f0f0fu, kLowBits = 0x7f7f7f7fu, kHighBits = 0x80808080u;
 
-constexpr int64_t quad_bytes(Source s) { return s == kNibbles ? 32 : 64; }
+constexpr int64_t quad_bytes(int bits) { return 8 * bits; }
 
-// Quad q of the VC columns whose bytes begin at w. `raw` carries nibbles from an even quad to the odd one behind it.
-template <Source S>
-OCTAVO_INLINE vi load_quad(const uint8_t* w, int q, vi& raw) {
-    if constexpr (S != kNibbles) return vi_load(w + 64 * q);
-    if (q % 2 == 0) raw = vi_load(w + 32 * q);
-    return vi_and(q % 2 == 0 ? raw : vi_shift4(raw), kLowNibbles);
+// What one load serves several quads with.
+struct Loaded {
+    vi nibbles, high;
+};
+
+// Quad q of the VC columns whose bytes begin at w, in a part of QUADS quads, which are taken in their order.
+template <int BITS, int QUADS>
+OCTAVO_INLINE vi load_quad(const uint8_t* w, int q, Loaded& loaded) {
+    if constexpr (BITS == 8) return vi_load(w + 64 * q);
+    if (q % 2 == 0) loaded.nibbles = vi_load(w + 32 * q);
+    const vi low = vi_and(q % 2 == 0 ? loaded.nibbles : vi_shift4(loaded.nibbles), kLowNibbles);
+    if constexpr (BITS == 4) return low;
+    constexpr int kHigh = BITS == 4 ? 1 : BITS - 4, kSharing = 8 / kHigh;
+    if (q % kSharing == 0) loaded.high = vi_load(w + 32 * QUADS + 64 * (q / kSharing));
+    constexpr uint32_t kAboveNibble = BITS == 5 ? 0x10101010u : 0x30303030u;
+    return vi_or(low, vi_and(vi_shift(loaded.high, 4 - kHigh * (q % kSharing)), kAboveNibble));
 }
 
 // acc + the products of a quad.
-template <Source S>
+template <int BITS>
 OCTAVO_INLINE vi add_quad(vi acc, vi w, vi a) {
-    if constexpr (S != kFullBytes || kDot4) return vi_dot4(acc, w, a);
+    if constexpr (BITS < 8 || kDot4) return vi_dot4(acc, w, a);
     return vi_dot4(vi_dot4(acc, vi_and(w, kLowBits), a), vi_and(w, kHighBits), a);
 }
 
 // d[r] = dot products over 4 * QUADS values of k, R rows; quad q of row r is at a + (q * lda + r) * 4.
-template <Source S, int R, int QUADS>
+template <int BITS, int R, int QUADS>
 OCTAVO_INLINE void dot_part(const uint8_t* w, const int8_t* a, int64_t lda, vi* d) {
-    constexpr bool kPairs = S == kNibbles && !kDot4;
-    vi raw = vi_zero();
+    constexpr bool kPairs = BITS == 4 && !kDot4;
+    Loaded loaded;
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) d[r] = vi_zero();
 #pragma GCC unroll 16
     for (int q = 0; q < QUADS; ++q) {
-        const vi v = load_quad<S>(w, q, raw);
+        const vi v = load_quad<BITS, QUADS>(w, q, loaded);
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r) {
             const vi x = vi_bcast4(a + (q * lda + r) * 4);
             // 16 bits hold the sums of a part's nibbles: 8 * 2 * 15 * 127 < 2^15.
-            d[r] = kPairs ? vi_add16(d[r], vi_dot2(v, x)) : add_quad<S>(d[r], v, x);
+            d[r] = kPairs ? vi_add16(d[r], vi_dot2(v, x)) : add_quad<BITS>(d[r], v, x);
             vi_pin(d[r]);
         }
     }
@@ -50,10 +58,10 @@ OCTAVO_INLINE void dot_part(const uint8_t* w, const int8_t* a, int64_t lda, vi* 
 }
 
 // The shape of a weight's parts, and where a part's scale and values are.
-template <Source S, bool HALF, bool MINS>
+template <int BITS, bool HALF, bool MINS>
 struct Parts {
     static constexpr int kQuads = HALF ? 4 : 8;
-    static constexpr int64_t kBytesOfPart = kQuads * quad_bytes(S);
+    static constexpr int64_t kBytesOfPart = kQuads * quad_bytes(BITS);
     int64_t header, per_group, unit_groups, unit_bytes;
     ScaleForm form;
     float zero;
@@ -82,19 +90,19 @@ struct Parts {
 constexpr int64_t kAhead = 4096;
 
 // One row's dot product with quads that lie in registers, in two chains.
-template <Source S, int QUADS>
+template <int BITS, int QUADS>
 OCTAVO_INLINE vi dot_row(const vi* w, const int8_t* a) {
     vi d[2] = {vi_zero(), vi_zero()};
 #pragma GCC unroll 16
-    for (int q = 0; q < QUADS; ++q) d[q % 2] = add_quad<S>(d[q % 2], w[q], vi_bcast4(a + 4 * q));
+    for (int q = 0; q < QUADS; ++q) d[q % 2] = add_quad<BITS>(d[q % 2], w[q], vi_bcast4(a + 4 * q));
     return vi_add(d[0], d[1]);
 }
 
 // The low bits of the wide groups of a block, added to the sums that wait in memory.
-template <Source S, bool HALF, bool MINS>
-static void add_low(const Parts<S, HALF, MINS>& parts, int64_t K, const uint8_t* tile, int64_t column,
+template <int BITS, bool HALF, bool MINS>
+static void add_low(const Parts<BITS, HALF, MINS>& parts, int64_t K, const uint8_t* tile, int64_t column,
                     const QuantizedRows& a, int64_t row0, int64_t rows, float (*sums)[VC]) {
-    typedef Parts<S, HALF, MINS> P;
+    typedef Parts<BITS, HALF, MINS> P;
     constexpr int64_t kHalves = HALF ? 2 : 1, kValues = 4 * P::kQuads;
     const int64_t block = row0 / a.block;
     const uint32_t* wide = a.wide + block * a.groups;
@@ -107,12 +115,13 @@ static void add_low(const Parts<S, HALF, MINS>& parts, int64_t K, const uint8_t*
             const vf ws = vf_mul(parts.scale(p, g, column), vf_set(1.0f / 128.0f));
             p += parts.header + (g * parts.per_group + part % parts.per_group) * P::kBytesOfPart + column * 4;
             const int8_t* low = a.low + row0 * a.ldq + part * kValues;
-            vi w[P::kQuads], raw = vi_zero();
+            vi w[P::kQuads];
+            Loaded loaded;
 #pragma GCC unroll 16
-            for (int q = 0; q < P::kQuads; ++q) w[q] = load_quad<S>(p, q, raw);
+            for (int q = 0; q < P::kQuads; ++q) w[q] = load_quad<BITS, P::kQuads>(p, q, loaded);
             for (uint32_t left = wide[i] & 0xffff; left; left &= left - 1) {
                 const int row = __builtin_ctz(left);
-                const vi d = dot_row<S, P::kQuads>(w, low + row * a.ldq);
+                const vi d = dot_row<BITS, P::kQuads>(w, low + row * a.ldq);
                 vf_store(sums[row], vf_fma(vi_to_f32(d), vf_mul(ws, vf_set(scale[row])), vf_load(sums[row])));
             }
         }
@@ -124,10 +133,10 @@ static void add_low(const Parts<S, HALF, MINS>& parts, int64_t K, const uint8_t*
 constexpr int vectors_at_once(int rows) { return rows * NV <= kBlock ? NV : 1; }
 
 // A block of R rows by vectors of columns, from `column` on of a tile.
-template <Source S, bool HALF, bool MINS, int R>
+template <int BITS, bool HALF, bool MINS, int R>
 static void block_columns(const PackedMatrix& w, const uint8_t* tile, int64_t column, const QuantizedRows& a, int64_t row0,
                           float* out, int64_t ldo, const float* bias, int64_t columns) {
-    typedef Parts<S, HALF, MINS> P;
+    typedef Parts<BITS, HALF, MINS> P;
     constexpr int C = vectors_at_once(R);
     const P parts(w);
     const int64_t groups = w.K / w.group;
@@ -150,7 +159,7 @@ static void block_columns(const PackedMatrix& w, const uint8_t* tile, int64_t co
 #pragma GCC unroll 4
             for (int c = 0; c < C; ++c) {
                 vi d[R];
-                dot_part<S, R, P::kQuads>(p + (column + c * VC) * 4, q, R, d);
+                dot_part<BITS, R, P::kQuads>(p + (column + c * VC) * 4, q, R, d);
 #pragma GCC unroll 16
                 for (int r = 0; r < R; ++r) {
                     acc[c][r] = vf_fma(vi_to_f32(d[r]), vf_mul(ws[c], vf_set(scale[r])), acc[c][r]);
@@ -178,14 +187,14 @@ static void block_columns(const PackedMatrix& w, const uint8_t* tile, int64_t co
 }
 
 // Finds the block's number of rows among 1 .. kBlock.
-template <Source S, bool HALF, bool MINS, int R = kBlock>
+template <int BITS, bool HALF, bool MINS, int R = kBlock>
 static void block_of(int64_t rows, const PackedMatrix& w, const uint8_t* tile, int64_t column, const QuantizedRows& a,
                      int64_t row0, float* out, int64_t ldo, const float* bias, int64_t columns) {
-    if (rows == R) return block_columns<S, HALF, MINS, R>(w, tile, column, a, row0, out, ldo, bias, columns);
-    if constexpr (R > 1) block_of<S, HALF, MINS, R - 1>(rows, w, tile, column, a, row0, out, ldo, bias, columns);
+    if (rows == R) return block_columns<BITS, HALF, MINS, R>(w, tile, column, a, row0, out, ldo, bias, columns);
+    if constexpr (R > 1) block_of<BITS, HALF, MINS, R - 1>(rows, w, tile, column, a, row0, out, ldo, bias, columns);
 }
 
-template <Source S, bool HALF, bool MINS>
+template <int BITS, bool HALF, bool MINS>
 static void gemm(const PackedMatrix& w, const QuantizedRows& a, int64_t row0, int64_t row1, int64_t tile0, int64_t tile1,
                  float* out, int64_t ldo) {
     for (int64_t t = tile0; t < tile1; ++t)
@@ -193,25 +202,28 @@ static void gemm(const PackedMatrix& w, const QuantizedRows& a, int64_t row0, in
             const int64_t rows = row1 - row < kBlock ? row1 - row : kBlock, step = vectors_at_once(int(rows)) * VC;
             for (int64_t column = 0; column < kTile && t * kTile + column < w.N; column += step) {
                 const int64_t at = t * kTile + column;
-                block_of<S, HALF, MINS>(rows, w, w.data + t * w.tile_bytes, column, a, row, out + row * ldo + at, ldo,
+                block_of<BITS, HALF, MINS>(rows, w, w.data + t * w.tile_bytes, column, a, row, out + row * ldo + at, ldo,
                                         w.bias ? w.bias + at : nullptr, w.N - at);
             }
         }
 }
 
-template <Source S>
-static auto* gemm_of(const PackedMatrix& w) {
-    if (w.group == 16) return w.mins ? gemm<S, true, true> : gemm<S, true, false>;
-    return w.mins ? gemm<S, false, true> : gemm<S, false, false>;
+typedef decltype(&gemm<8, false, false>) Gemm;
+
+template <int BITS, bool HALF>
+static Gemm gemm_of(const PackedMatrix& w) {
+    return w.mins ? gemm<BITS, HALF, true> : gemm<BITS, HALF, false>;
 }
 
 }  // namespace
 
 void gemm_int(const PackedMatrix& w, const QuantizedRows& a, int64_t row0, int64_t row1, int64_t tile0, int64_t tile1,
               float* out, int64_t ldo) {
-    auto* const run = w.kind == WeightKind::int4   ? gemm_of<kNibbles>(w)
-                      : kDot4 || w.bits <= 7       ? gemm_of<kBytes>(w)
-                                                   : gemm_of<kFullBytes>(w);
+    const bool half = w.group == 16;
+    const Gemm run = w.bits == 4   ? (half ? gemm_of<4, true>(w) : gemm_of<4, false>(w))
+                     : w.bits == 5 ? gemm_of<5, false>(w)
+                     : w.bits == 6 ? (half ? gemm_of<6, true>(w) : gemm_of<6, false>(w))
+                                   : (half ? gemm_of<8, true>(w) : gemm_of<8, false>(w));
     run(w, a, row0, row1, tile0, tile1, out, ldo);
 }
 

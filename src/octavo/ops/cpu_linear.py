@@ -18,7 +18,7 @@ from torch import Tensor
 from octavo import _cpu
 from octavo.quant.packed import QuantizedWeight
 
-_FLOAT_KINDS: Final = {torch.bfloat16: (2, "bf16"), torch.float16: (3, "f16"), torch.float32: (4, "f32")}
+_FLOAT_KINDS: Final = {torch.bfloat16: (1, "bf16"), torch.float16: (2, "f16"), torch.float32: (3, "f32")}
 _F32: Final = torch.float32
 # ScaleForm of csrc/cpu/kernels/linear.h.
 _HALF_SCALES: Final = 0
@@ -161,4 +161,4 @@ def _add_int(native: _cpu.PackedLinear, weight: QuantizedWeight, bias_ptr: int) 
         weight.zero,
         bias_ptr,
     )
-    return "int4" if weight.bits == 4 else "int8"
+    return f"int{weight.bits}"
