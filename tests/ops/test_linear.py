@@ -19,7 +19,7 @@ from octavo.ops.cpu_linear import (
     pack_linear_many,
     tied_embedding,
 )
-from octavo.quant.packed import QuantizedWeight, ScaleLevels
+from octavo.quant.packed import QuantizedWeight, ScaleLevels, multiplied
 
 TWO_LEVEL_CASES = [
     # bits, group, mins: Q4_K, Q5_K, Q6_K, Q3_K, Q2_K, IQ4_XS
@@ -84,8 +84,7 @@ def two_level(n: int, k: int, bits: int, group: int, mins: bool) -> QuantizedWei
     scales = levels(0, 64, 1e-3) if mins else levels(-128, 128, 1e-3)
     low = levels(0, 64, -1e-2) if mins else None
     zero = 0 if mins else 2 ** (bits - 1)
-    product = None if low is None else low.product()
-    return QuantizedWeight(values, bits, group, scales.product(), product, zero, (scales, low))
+    return QuantizedWeight(values, bits, group, scales, low, zero)
 
 
 def activations(m: int, k: int, seed: int = 1) -> Tensor:
@@ -259,7 +258,9 @@ def test_scales_of_two_levels_give_the_bits_of_their_products(
 ) -> None:
     weight = two_level(n, k, bits, group, mins)
     bias = torch.linspace(-1, 1, n)
-    packed, plain = pack_linear(weight, bias), pack_linear(dataclasses.replace(weight, levels=None), bias)
+    low = None if weight.mins is None else multiplied(weight.mins)
+    products = dataclasses.replace(weight, scales=multiplied(weight.scales), mins=low)
+    packed, plain = pack_linear(weight, bias), pack_linear(products, bias)
     assert packed.nbytes < plain.nbytes
     x = activations(29, k)
     for m in (1, 6, 7, 29):

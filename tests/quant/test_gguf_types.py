@@ -50,16 +50,9 @@ def test_a_block_format_becomes_a_quantized_weight_of_equal_values(type_name: st
     assert weight.shape == shape
     assert int(weight.values.max()) < 2**weight.bits
     assert torch.equal(weight.dequantize(), expected(raw, type_name, shape))
-    # Formats of 256 values have scales of two levels, whose products are the scales.
-    assert (weight.levels is None) == (BLOCKS[type_name][0] == 32)
-    if weight.levels is not None:
-        scales, mins = weight.levels
-        assert torch.equal(scales.product(), weight.scales)
-        assert (weight.mins is None) if mins is None else torch.equal(mins.product(), weight.mins)
-        some = weight.select_rows(torch.tensor([4, 1]))
-        assert some.levels is not None
-        assert torch.equal(some.levels[0].product(), weight.scales[[4, 1]])
-        assert torch.equal(some.dequantize(), weight.dequantize()[[4, 1]])
+    # Formats of 256 values have scales of two levels.
+    assert isinstance(weight.scales, ScaleLevels) == (BLOCKS[type_name][0] == 256)
+    assert torch.equal(weight.select_rows(torch.tensor([4, 1])).dequantize(), weight.dequantize()[[4, 1]])
 
 
 @pytest.mark.parametrize("type_name", sorted(DEQUANTIZED_TYPES))
@@ -183,9 +176,14 @@ def test_shapes_that_contradict_each_other_are_refused(change: dict[str, object]
         (256, torch.zeros(4, 1, dtype=torch.float16), torch.zeros(4, 8, dtype=torch.uint8)),
     ],
 )
-def test_levels_that_contradict_the_scales_are_refused(
-    columns: int, factors: torch.Tensor, steps: torch.Tensor
-) -> None:
-    values, scales = torch.zeros(4, columns, dtype=torch.uint8), torch.zeros(4, columns // 32)
+def test_levels_of_other_shapes_and_types_are_refused(columns: int, factors: torch.Tensor, steps: torch.Tensor) -> None:
     with pytest.raises(ValueError):
-        QuantizedWeight(values, 4, 32, scales, levels=(ScaleLevels(factors, steps), None))
+        QuantizedWeight(torch.zeros(4, columns, dtype=torch.uint8), 4, 32, ScaleLevels(factors, steps))
+
+
+def test_scales_in_two_levels_and_mins_in_one_are_refused() -> None:
+    levels = ScaleLevels(torch.zeros(4, 1, dtype=torch.float16), torch.zeros(4, 8, dtype=torch.int8))
+    values = torch.zeros(4, 256, dtype=torch.uint8)
+    QuantizedWeight(values, 4, 32, levels, levels)
+    with pytest.raises(ValueError, match="type"):
+        QuantizedWeight(values, 4, 32, levels, levels.product())

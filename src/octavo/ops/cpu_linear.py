@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from octavo import _cpu
-from octavo.quant.packed import QuantizedWeight
+from octavo.quant.packed import QuantizedWeight, ScaleLevels, Scales, multiplied
 
 _FLOAT_KINDS: Final = {torch.bfloat16: (1, "bf16"), torch.float16: (2, "f16"), torch.float32: (3, "f32")}
 _F32: Final = torch.float32
@@ -132,33 +132,35 @@ def _add(native: _cpu.PackedLinear, weight: Weight, bias: Tensor | None) -> str:
 
 
 def _add_int(native: _cpu.PackedLinear, weight: QuantizedWeight, bias_ptr: int) -> str:
-    values, scales, mins, group = weight.values.contiguous(), weight.scales, weight.mins, weight.group_size
-    factors: Tensor | None = None
-    min_factors: Tensor | None = None
-    form = _WIDE_SCALES if scales.dtype == _F32 else _HALF_SCALES
-    if weight.levels is not None:
-        form = _TWO_LEVELS
-        factors, scales = weight.levels[0].factors.contiguous(), weight.levels[0].steps
-        if weight.levels[1] is not None:
-            min_factors, mins = weight.levels[1].factors.contiguous(), weight.levels[1].steps
-    elif group != 16 and group % 32:
+    group, scales, mins = weight.group_size, weight.scales, weight.mins
+    if group != 16 and group % 32:
         # The kernels want 16 or whole groups of 32 activations: repeat the scales of an odd multiple of 16.
-        scales = scales.repeat_interleave(group // 16, dim=1)
-        mins = None if mins is None else mins.repeat_interleave(group // 16, dim=1)
+        scales = multiplied(scales).repeat_interleave(group // 16, dim=1)
+        mins = None if mins is None else multiplied(mins).repeat_interleave(group // 16, dim=1)
         group = 16
-    scales = scales.contiguous()
-    mins = None if mins is None else mins.contiguous()
+    form = _TWO_LEVELS if isinstance(scales, ScaleLevels) else _WIDE_SCALES if scales.dtype == _F32 else _HALF_SCALES
+    parts = [weight.values, *_native(scales), *_native(mins)]
+    values, steps, factors, min_steps, min_factors = [None if part is None else part.contiguous() for part in parts]
     native.add_int(
-        values.data_ptr(),
+        _address(values),
         weight.num_rows,
         weight.bits,
         group,
         form,
-        scales.data_ptr(),
-        0 if mins is None else mins.data_ptr(),
-        0 if factors is None else factors.data_ptr(),
-        0 if min_factors is None else min_factors.data_ptr(),
+        _address(steps),
+        _address(min_steps),
+        _address(factors),
+        _address(min_factors),
         weight.zero,
         bias_ptr,
     )
     return f"int{weight.bits}"
+
+
+def _native(scales: Scales | None) -> tuple[Tensor | None, Tensor | None]:
+    """Scales, or mins, as add_int takes them: the values, or the steps of two levels and their factors."""
+    return (scales.steps, scales.factors) if isinstance(scales, ScaleLevels) else (scales, None)
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()

@@ -5,9 +5,8 @@ decoder below takes blocks as uint8 [B, bytes of a block] and gives
 
     values uint8 [B, values of a block], scales [B, groups of a block], mins like scales or None
 
-Two-level scales (the K formats) are a float16 factor [B, 1] and int8 steps; the weight has their product in float32,
-which is how those formats define it, so that nothing is rounded twice, and both levels beside it. Formats that are no
-integer grid (codebooks of vectors, ternary, FP4) come out as float32 through the tables of the `gguf` package.
+Two-level scales (the K formats) are a float16 factor [B, 1] and int8 steps, and stay so. Formats that are no integer
+grid (codebooks of vectors, ternary, FP4) come out as float32 through the tables of the `gguf` package.
 """
 
 from __future__ import annotations
@@ -22,9 +21,8 @@ from torch import Tensor
 
 from octavo.errors import CheckpointError
 from octavo.gguf import TENSOR_TYPES
-from octavo.quant.packed import QuantizedWeight, ScaleLevels
+from octavo.quant.packed import QuantizedWeight, ScaleLevels, Scales
 
-Scales = Tensor | ScaleLevels
 Blocks = tuple[Tensor, Scales, Scales | None]
 
 # Values decoded in one go: the passes over a chunk then stay within a core's cache.
@@ -69,20 +67,17 @@ def _quantized(data: memoryview, type_name: str, shape: tuple[int, int]) -> Quan
         scales.append(scale)
         if low is not None:
             mins.append(low)
-    scale, scale_levels = _joined(scales, shape[0])
-    low, min_levels = _joined(mins, shape[0]) if mins else (None, None)
-    levels = None if scale_levels is None else (scale_levels, min_levels)
-    return QuantizedWeight(values.view(shape), fmt.bits, fmt.group_size, scale, low, fmt.zero, levels)
+    low = _joined(mins, shape[0]) if mins else None
+    return QuantizedWeight(values.view(shape), fmt.bits, fmt.group_size, _joined(scales, shape[0]), low, fmt.zero)
 
 
-def _joined(chunks: list[Scales], rows: int) -> tuple[Tensor, ScaleLevels | None]:
-    """The chunks' scales as [rows, groups], and their levels."""
+def _joined(chunks: list[Scales], rows: int) -> Scales:
+    """The chunks' scales as [rows, groups]."""
     two_level = [chunk for chunk in chunks if isinstance(chunk, ScaleLevels)]
     if not two_level:
-        return torch.cat([chunk for chunk in chunks if isinstance(chunk, Tensor)]).view(rows, -1), None
+        return torch.cat([chunk for chunk in chunks if isinstance(chunk, Tensor)]).view(rows, -1)
     factors = torch.cat([chunk.factors for chunk in two_level]).view(rows, -1)
-    levels = ScaleLevels(factors, torch.cat([chunk.steps for chunk in two_level]).view(rows, -1))
-    return levels.product(), levels
+    return ScaleLevels(factors, torch.cat([chunk.steps for chunk in two_level]).view(rows, -1))
 
 
 def _dequantized(data: memoryview, type_name: str, shape: tuple[int, ...], name: str) -> Tensor:

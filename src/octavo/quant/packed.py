@@ -4,8 +4,8 @@
     w[n, k] = scales[n, k // g] * u[n, k] + mins[n, k // g]         asymmetric
 
 with u unsigned and below 2**bits, and g = group_size consecutive values along K. Scales and mins keep float16
-where the checkpoint's are exact in it, and are float32 otherwise: nothing is lost on the way here. Where a float32
-scale is made of a float16 factor and a small integer, as in GGUF's K formats, `levels` tells both beside it.
+where the checkpoint's are exact in it, and are float32 otherwise: nothing is lost on the way here. Where they are
+products of a float16 factor and a small integer, as in GGUF's K formats, they stay in these two levels.
 """
 
 from __future__ import annotations
@@ -24,10 +24,24 @@ SUPER_GROUP: Final = 256
 
 @dataclass(frozen=True, eq=False)
 class ScaleLevels:
-    """What float32 scales or mins are products of: scales[n, i] = factors[n, i * group_size // 256] * steps[n, i]."""
+    """Scales or mins in two levels: scales[n, i] = factors[n, i * group_size // 256] * steps[n, i], in float32."""
 
     factors: Tensor  # float16 [N, K / 256]
     steps: Tensor  # int8 [N, K / group_size]
+
+    @property
+    def shape(self) -> torch.Size:
+        """[N, K / group_size]."""
+        return self.steps.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the products."""
+        return torch.float32
+
+    @property
+    def nbytes(self) -> int:
+        return self.factors.nbytes + self.steps.nbytes
 
     def product(self) -> Tensor:
         """The scales, float32 [N, K / group_size]."""
@@ -35,9 +49,13 @@ class ScaleLevels:
         steps = self.steps.view(rows, supers, -1)
         return (self.factors.to(torch.float32).unsqueeze(-1) * steps).view(self.steps.shape)
 
-    def select_rows(self, rows: Tensor) -> ScaleLevels:
-        """The levels whose row i is these ones' row rows[i] (int64 [M])."""
-        return ScaleLevels(self.factors[rows], self.steps[rows])
+
+Scales = Tensor | ScaleLevels
+
+
+def multiplied(scales: Scales) -> Tensor:
+    """Scales or mins as one tensor: float16 or float32, [N, K / group_size]."""
+    return scales.product() if isinstance(scales, ScaleLevels) else scales
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,40 +68,41 @@ class QuantizedWeight:
     values: Tensor  # uint8 [N, K], one value a byte
     bits: int  # 4, 5, 6 or 8: u < 2**bits
     group_size: int  # values along K that share a scale
-    scales: Tensor  # float16 or float32 [N, K / group_size]
-    mins: Tensor | None = None  # like scales, or None
+    scales: Scales  # [N, K / group_size], float16 or float32 if a tensor
+    mins: Scales | None = None  # like scales, or None
     zero: int = 0  # meant only if mins is None
-    levels: tuple[ScaleLevels, ScaleLevels | None] | None = None  # whose products scales and mins are
 
     def __post_init__(self) -> None:
         if self.values.dtype != torch.uint8 or self.values.dim() != 2:
             raise ValueError(f"values must be uint8 [N, K], not {self.values.dtype} {tuple(self.values.shape)}")
         if self.bits not in BITS:
             raise ValueError(f"bits must be one of {BITS}, not {self.bits}")
-        rows, columns = self.values.shape
+        columns = self.values.shape[1]
         if self.group_size <= 0 or columns % self.group_size:
             raise ValueError(f"rows of {columns} values do not divide into groups of {self.group_size}")
-        groups = (rows, columns // self.group_size)
-        if tuple(self.scales.shape) != groups or self.scales.dtype not in SCALE_DTYPES:
-            raise ValueError(f"scales must be float16 or float32 {groups}")
-        if self.mins is not None and (self.mins.shape != self.scales.shape or self.mins.dtype != self.scales.dtype):
-            raise ValueError("mins must have the shape and type of scales")
-        if self.mins is None and not 0 <= self.zero < 2**self.bits:
+        self._check_scales(self.scales)
+        if self.mins is not None:
+            self._check_scales(self.mins)
+            both = (self.scales, self.mins)
+            if self.mins.dtype != self.scales.dtype or len({isinstance(part, ScaleLevels) for part in both}) > 1:
+                raise ValueError("mins must have the type of scales")
+        elif not 0 <= self.zero < 2**self.bits:
             raise ValueError(f"zero {self.zero} is not below 2**{self.bits}")
-        if self.levels is not None:
-            self._check_levels(self.levels)
 
-    def _check_levels(self, levels: tuple[ScaleLevels, ScaleLevels | None]) -> None:
+    def _check_scales(self, scales: Scales) -> None:
         rows, columns = self.values.shape
-        if columns % SUPER_GROUP or SUPER_GROUP % self.group_size or (levels[1] is None) != (self.mins is None):
-            raise ValueError(f"two levels are of scales, and of mins if there are any, in {SUPER_GROUP} values")
-        for level in levels:
-            if level is None:
-                continue
-            if tuple(level.factors.shape) != (rows, columns // SUPER_GROUP) or level.factors.dtype != torch.float16:
-                raise ValueError(f"factors must be float16 {(rows, columns // SUPER_GROUP)}")
-            if level.steps.shape != self.scales.shape or level.steps.dtype != torch.int8:
-                raise ValueError(f"steps must be int8 {tuple(self.scales.shape)}")
+        groups = (rows, columns // self.group_size)
+        if isinstance(scales, Tensor):
+            if tuple(scales.shape) != groups or scales.dtype not in SCALE_DTYPES:
+                raise ValueError(f"scales and mins must be float16 or float32 {groups}")
+            return
+        if columns % SUPER_GROUP or SUPER_GROUP % self.group_size:
+            raise ValueError(f"two levels are of {SUPER_GROUP} values, not of rows of {columns} in {self.group_size}")
+        supers = (rows, columns // SUPER_GROUP)
+        if tuple(scales.factors.shape) != supers or scales.factors.dtype != torch.float16:
+            raise ValueError(f"factors must be float16 {supers}")
+        if tuple(scales.steps.shape) != groups or scales.steps.dtype != torch.int8:
+            raise ValueError(f"steps must be int8 {groups}")
 
     @property
     def shape(self) -> torch.Size:
@@ -97,34 +116,35 @@ class QuantizedWeight:
     @property
     def nbytes(self) -> int:
         """Bytes held in this form (a value takes a whole byte; the device's packing is smaller)."""
-        scales = self.scales.nbytes * (1 if self.mins is None else 2)
-        return self.values.nbytes + scales
+        return self.values.nbytes + self.scales.nbytes + (0 if self.mins is None else self.mins.nbytes)
 
     def dequantize(self) -> Tensor:
         """The weight as float32 [N, K]. Product and sum are rounded apart, as the checkpoint formats define it."""
         rows, columns = self.shape
         grouped = self.values.view(rows, -1, self.group_size).to(torch.float32)
-        scales = self.scales.to(torch.float32).unsqueeze(-1)
+        scales = multiplied(self.scales).to(torch.float32).unsqueeze(-1)
         if self.mins is None:
             grouped.sub_(self.zero).mul_(scales)
         else:
-            grouped.mul_(scales).add_(self.mins.to(torch.float32).unsqueeze(-1))
+            grouped.mul_(scales).add_(multiplied(self.mins).to(torch.float32).unsqueeze(-1))
         return grouped.view(rows, columns)
 
     def select_rows(self, rows: Tensor) -> QuantizedWeight:
         """The weight whose row i is this one's row rows[i] (int64 [M])."""
-        mins = None if self.mins is None else self.mins[rows]
-        levels = None
-        if self.levels is not None:
-            of_scales, of_mins = self.levels
-            levels = (of_scales.select_rows(rows), None if of_mins is None else of_mins.select_rows(rows))
-        return QuantizedWeight(
-            self.values[rows], self.bits, self.group_size, self.scales[rows], mins, self.zero, levels
-        )
+        mins = None if self.mins is None else _rows_of(self.mins, rows)
+        values, scales = self.values[rows], _rows_of(self.scales, rows)
+        return QuantizedWeight(values, self.bits, self.group_size, scales, mins, self.zero)
 
     def is_finite(self) -> bool:
         """Whether no scale and no min is NaN or infinite; then no weight is."""
-        return all_finite(self.scales) and (self.mins is None or all_finite(self.mins))
+        parts = (self.scales,) if self.mins is None else (self.scales, self.mins)
+        return all(all_finite(part.factors if isinstance(part, ScaleLevels) else part) for part in parts)
+
+
+def _rows_of(scales: Scales, rows: Tensor) -> Scales:
+    if isinstance(scales, ScaleLevels):
+        return ScaleLevels(scales.factors[rows], scales.steps[rows])
+    return scales[rows]
 
 
 def all_finite(values: Tensor) -> bool:

@@ -27,7 +27,7 @@ from octavo.ops.triton.linear_int_kernels import (
 )
 from octavo.ops.triton.linear_tiles import multiply_tiles
 from octavo.ops.triton.variants import TYPE_NAMES, Variant
-from octavo.quant.packed import QuantizedWeight
+from octavo.quant.packed import QuantizedWeight, multiplied
 
 #: Rows of x from which writing the weights out costs less than the tiles lose against cuBLAS: about a tenth of the
 #: product at 4096 rows.
@@ -174,9 +174,9 @@ def pack_int(
     mins: list[Tensor] = []
     for weight in weights:
         packed.append(pack_values(to_device(weight.values), form.bits))
-        scales.append(to_device(weight.scales).t())
+        scales.append(to_device(multiplied(weight.scales)).t())
         if weight.mins is not None:
-            mins.append(to_device(weight.mins).t())
+            mins.append(to_device(multiplied(weight.mins)).t())
     result = IntLinear(
         packed[0] if len(packed) == 1 else torch.cat(packed),
         torch.cat(scales, dim=1).contiguous(),
