@@ -56,9 +56,9 @@ struct Buffer {
     }
 };
 
-// One job at a time. `ticket` holds (epoch << 32 | next task); a worker claims a task by compare-and-swap, so one that is
-// late for an epoch can never claim a task of the next. The job's fields are written while the ticket is closed (its low
-// half at kClosed), hence never while a claim could succeed.
+// One job at a time. The ticket of a share holds (epoch << 32 | next task); a worker claims a task by compare-and-swap, so one
+// that is late for an epoch can never claim a task of the next. The job's fields are written while all tickets are closed
+// (their low halves at kClosed), hence never while a claim could succeed.
 class Pool {
 public:
     void run(int64_t n, TaskFn fn, void* ctx) {
@@ -69,12 +69,14 @@ public:
             return;
         }
         const uint32_t epoch = epoch_.load(std::memory_order_relaxed) + 1;
-        ticket_.store(uint64_t(epoch) << 32 | kClosed, std::memory_order_seq_cst);
+        for (int share = 0; share < size_; ++share)
+            shares_[share].ticket.store(uint64_t(epoch) << 32 | kClosed, std::memory_order_release);
         fn_.store(fn, std::memory_order_release);
         ctx_.store(ctx, std::memory_order_release);
         count_.store(static_cast<uint32_t>(n), std::memory_order_release);
         left_.store(static_cast<uint32_t>(n), std::memory_order_release);
-        ticket_.store(uint64_t(epoch) << 32, std::memory_order_seq_cst);
+        for (int share = 0; share < size_; ++share)
+            shares_[share].ticket.store(uint64_t(epoch) << 32 | begin_of(share, n), std::memory_order_release);
         epoch_.store(epoch, std::memory_order_seq_cst);
         epoch_.notify_all();
         work(epoch, 0);
@@ -113,21 +115,35 @@ private:
         }
     }
 
+    struct alignas(64) Share {
+        std::atomic<uint64_t> ticket{kClosed};
+    };
+
+    // The first of n tasks that belongs to a share.
+    uint32_t begin_of(int share, int64_t n) const { return static_cast<uint32_t>(n * share / size_); }
+
     void work(uint32_t epoch, int thread) {
-        uint64_t ticket = ticket_.load(std::memory_order_acquire);
+        const int size = size_;
+        for (int i = 0; i < size; ++i) take((thread + i) % size, epoch, thread);
+    }
+
+    // Runs what is left of a share.
+    void take(int share, uint32_t epoch, int thread) {
+        std::atomic<uint64_t>& of = shares_[share].ticket;
+        uint64_t ticket = of.load(std::memory_order_acquire);
         for (;;) {
             const uint32_t task = static_cast<uint32_t>(ticket);
-            if (ticket >> 32 != epoch || task >= count_.load(std::memory_order_acquire)) return;
+            if (ticket >> 32 != epoch || task >= begin_of(share + 1, count_.load(std::memory_order_acquire))) return;
             const TaskFn fn = fn_.load(std::memory_order_acquire);
             void* const ctx = ctx_.load(std::memory_order_acquire);
-            if (!ticket_.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acq_rel)) continue;
+            if (!of.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acq_rel)) continue;
             fn(ctx, task, thread);
             if (left_.fetch_sub(1, std::memory_order_acq_rel) == 1 && thread != 0) left_.notify_one();
-            ticket = ticket_.load(std::memory_order_acquire);
+            ticket = of.load(std::memory_order_acquire);
         }
     }
 
-    alignas(64) std::atomic<uint64_t> ticket_{kClosed};
+    Share shares_[kMaxThreads];
     alignas(64) std::atomic<uint32_t> left_{0};
     alignas(64) std::atomic<uint32_t> epoch_{0};
     alignas(64) std::atomic<TaskFn> fn_{nullptr};

@@ -1,8 +1,10 @@
 // The process's pool of compute threads.
 //
 // parallel_for runs fn(ctx, task, thread) for every task in [0, n). The caller takes part as thread 0; workers are
-// 1 .. num_threads()-1. Tasks are handed out one by one, so which thread runs a task is not fixed: a kernel's result must
-// depend on the task alone. Calls from several threads are served one after the other; a task must not call parallel_for.
+// 1 .. num_threads()-1. Every thread has a share of consecutive tasks, takes them in order, and helps the others when it is
+// through: what one task reads or asks for ahead is mostly the same thread's next, and a thread that lost its core holds up
+// nobody. Which thread runs a task is therefore not fixed: a kernel's result must depend on the task alone. Calls from
+// several threads are served one after the other; a task must not call parallel_for.
 //
 // A worker that runs out of work spins for a few tens of microseconds (the gap between two kernels of a step), then parks:
 // a pool that spins longer takes the core away from the server's own threads.
