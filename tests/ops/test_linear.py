@@ -337,6 +337,19 @@ def test_unknown_and_unavailable_levels_are_refused() -> None:
             _cpu.set_isa(name)
 
 
+@pytest.mark.parametrize("threads", [2, 3, 8, 16])
+def test_every_thread_count_does_all_tasks(threads: int) -> None:
+    """Fewer tasks than threads, as many, and unequal shares; again and again, for the threads' order is chance."""
+    table = torch.arange(64.0)[:, None].expand(64, 4096).contiguous()  # four rows are a task
+    packed = pack_embedding(table)
+    _cpu.set_num_threads(threads)
+    for _ in range(20):
+        for m in (1, 4, 5, 8, 9, 31, 64):
+            out = torch.full((m, 4096), float("nan"))
+            embedding(out, torch.arange(m, dtype=torch.int32).flip(0), packed)
+            assert torch.equal(out, table[:m].flip(0))
+
+
 def test_calls_from_several_threads_do_not_mix() -> None:
     _cpu.set_num_threads(3)
     jobs = []

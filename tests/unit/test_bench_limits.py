@@ -10,7 +10,7 @@ import pytest
 
 import octavo
 from octavo import _cpu
-from octavo.bench.limits import measure_limits
+from octavo.bench.limits import Limits, best_of, measure_limits
 from octavo.bench.machine import last_cache_bytes, num_cpus, stamp
 
 
@@ -38,6 +38,12 @@ def test_limits_are_measured_and_the_pool_is_as_it_was() -> None:
     assert limits is not None and limits.num_threads == 2 and _cpu.num_threads() == 1
     assert min(limits.memory_read_gb_s, limits.float32_gflop_s, limits.int8_gop_s) > 0
     assert f"reads {limits.memory_read_gb_s:.1f} GB/s" in str(limits)
+
+
+def test_of_two_measurements_the_better_figures_count() -> None:
+    assert best_of(Limits(2, 20.0, 100.0, 400.0), Limits(2, 30.0, 90.0, 500.0)) == Limits(2, 30.0, 100.0, 500.0)
+    assert best_of(None, Limits(2, 1.0, 1.0, 1.0)) == Limits(2, 1.0, 1.0, 1.0)
+    assert best_of(None, None) is None
 
 
 def test_without_the_native_module_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:

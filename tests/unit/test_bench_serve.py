@@ -94,14 +94,14 @@ def test_rates_and_times_come_from_the_stamps() -> None:
     assert found["itl_ms"]["p99"] == found["tpot_ms"]["mean"] == 500
 
 
-def test_percentiles_are_nearest_ranks() -> None:
+def test_percentiles_lie_between_values_and_the_50th_is_the_median() -> None:
     values = [float(i) for i in range(1, 101)]
-    assert [percentile(values, p) for p in (1, 50, 99, 100)] == [1, 50, 99, 100]
+    assert [percentile(values, p) for p in (0, 50, 99, 100)] == pytest.approx([1, 50.5, 99.01, 100])
     assert percentile([3.0], 50) == percentile([3.0], 99) == 3
     assert spread_ms([]) is None
     figures = spread_ms([0.004, 0.001, 0.002])
     assert figures is not None
-    assert (figures["median"], figures["p99"], figures["max"]) == (2, 4, 4)
+    assert (figures["median"], figures["p50"], figures["p99"], figures["max"]) == (2, 2, 3.96, 4)
 
 
 def test_one_stream_is_told_as_a_share_of_the_memory(

@@ -61,6 +61,18 @@ def measure_limits(
         _cpu.set_num_threads(before)
 
 
+def best_of(one: Limits | None, other: Limits | None) -> Limits | None:
+    """Of two measurements of one machine the better figures."""
+    if one is None or other is None:
+        return one or other
+    return Limits(
+        num_threads=one.num_threads,
+        memory_read_gb_s=max(one.memory_read_gb_s, other.memory_read_gb_s),
+        float32_gflop_s=max(one.float32_gflop_s, other.float32_gflop_s),
+        int8_gop_s=max(one.int8_gop_s, other.int8_gop_s),
+    )
+
+
 def _read_rate(read: Callable[[int, int], None], num_bytes: int, rounds: int) -> float:
     import numpy as np  # here: most benchmarks of servers never come to this
 

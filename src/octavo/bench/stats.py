@@ -11,8 +11,11 @@ PERCENTILES = (50, 90, 99)
 
 
 def percentile(ordered: Sequence[float], percent: float) -> float:
-    """Nearest rank: the smallest value that at least `percent` % of all do not exceed. `ordered` ascends."""
-    return ordered[max(0, math.ceil(percent / 100 * len(ordered)) - 1)]
+    """The value at `percent` % of the way through `ordered`, which ascends; between two of them on their line."""
+    rank = percent / 100 * (len(ordered) - 1)
+    below = math.floor(rank)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (rank - below) * (ordered[above] - ordered[below])
 
 
 def spread_ms(seconds: Sequence[float], percentiles: Sequence[int] = PERCENTILES) -> dict[str, float] | None:
