@@ -1,6 +1,12 @@
 #include "address.h"
 #include "packed_linear.h"
 #include "runtime.h"
+#include "unpack.h"
+
+#include <nanobind/stl/array.h>
+#include <nanobind/stl/vector.h>
+
+#include <array>
 
 namespace nb = nanobind;
 
@@ -42,6 +48,18 @@ void bind_linear(nb::module_& m) {
         .def_prop_ro("N", &PackedLinear::N)
         .def_prop_ro("K", &PackedLinear::K)
         .def_prop_ro("nbytes", &PackedLinear::nbytes);
+    m.def(
+        "unpack_blocks",
+        [](Address values, int64_t block_values, Address blocks, int64_t block_bytes, int64_t num_blocks,
+           const std::vector<std::array<int64_t, 5>>& given, int flip, Address table) {
+            std::vector<Fields> fields;
+            for (const auto& [offset, bytes, width, bits, shift] : given)
+                fields.push_back({offset, bytes, width, int(bits), int(shift)});
+            unpack_blocks(at<uint8_t>(values), block_values, at<const uint8_t>(blocks), block_bytes, num_blocks, fields,
+                          uint8_t(flip), at<const uint8_t>(table));
+        },
+        nb::arg("values"), nb::arg("block_values"), nb::arg("blocks"), nb::arg("block_bytes"), nb::arg("num_blocks"),
+        nb::arg("fields"), nb::arg("flip"), nb::arg("table"), Unlocked());
 }
 
 }  // namespace octavo

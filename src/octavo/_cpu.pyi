@@ -5,6 +5,17 @@ def num_threads() -> int: ...
 def set_isa(name: str) -> None: ...
 def isa() -> str: ...
 def available_isas() -> list[str]: ...
+def unpack_blocks(
+    values: int,
+    block_values: int,
+    blocks: int,
+    block_bytes: int,
+    num_blocks: int,
+    fields: list[tuple[int, int, int, int, int]],
+    flip: int,
+    table: int,
+) -> None:
+    """Bit fields of blocks to bytes (csrc/cpu/unpack.h). ValueError where they do not fit the block."""
 
 class PackedLinear:
     def __init__(self, K: int) -> None: ...

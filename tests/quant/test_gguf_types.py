@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from octavo import _cpu
 from octavo.errors import CheckpointError
 from octavo.gguf import TENSOR_TYPES, GGUFFile
-from octavo.quant import gguf_types
-from octavo.quant.gguf_types import DEQUANTIZED_TYPES, FORMATS, transcode
+from octavo.quant.gguf_types import DEQUANTIZED_TYPES, FLOAT_TYPES, FORMATS, transcode
 from octavo.quant.packed import QuantizedWeight, ScaleLevels, all_finite
 
 BLOCKS = {name: (values, nbytes) for name, values, nbytes in TENSOR_TYPES.values()}
@@ -64,7 +64,7 @@ def test_a_format_that_is_no_integer_grid_comes_out_as_float32(type_name: str) -
     assert torch.equal(weight, expected(raw, type_name, shape))
 
 
-@pytest.mark.parametrize(("type_name", "dtype"), gguf_types.FLOAT_TYPES.items())
+@pytest.mark.parametrize(("type_name", "dtype"), FLOAT_TYPES.items())
 def test_float_types_keep_their_type_and_bits(type_name: str, dtype: torch.dtype) -> None:
     values = torch.randn(3, 8).to(dtype)
     data = bytearray(values.view(torch.uint8).numpy().tobytes())
@@ -75,20 +75,46 @@ def test_float_types_keep_their_type_and_bits(type_name: str, dtype: torch.dtype
 
 
 def test_every_type_of_the_reader_is_transcoded_or_refused_by_name() -> None:
-    known = set(FORMATS) | DEQUANTIZED_TYPES | set(gguf_types.FLOAT_TYPES)
+    known = set(FORMATS) | DEQUANTIZED_TYPES | set(FLOAT_TYPES)
     for type_name in sorted(set(BLOCKS) - known):
         with pytest.raises(CheckpointError, match=rf"blk\.0\.x.*{type_name}"):
             transcode(memoryview(bytearray(64)), type_name, (2, 4), "blk.0.x")
     assert set(BLOCKS) - known == {"I8", "I16", "I32", "I64", "F64"}
 
 
-def test_chunking_does_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
-    raw = random_blocks("Q4_K", 16, 2)
-    whole = transcode(memoryview(bytearray(raw.tobytes())), "Q4_K", (16, 512), "w")
-    monkeypatch.setattr(gguf_types, "CHUNK_VALUES", 768)
-    parts = transcode(memoryview(bytearray(raw.tobytes())), "Q4_K", (16, 512), "w")
-    assert isinstance(whole, QuantizedWeight) and isinstance(parts, QuantizedWeight)
-    assert torch.equal(whole.dequantize(), parts.dequantize())
+@pytest.mark.parametrize("type_name", ["Q4_1", "Q5_0", "Q6_K"])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_many_blocks_are_shared_out_among_threads(type_name: str, threads: int) -> None:
+    values = BLOCKS[type_name][0]
+    rows, per_row = 17, 12800 // values  # more than three tasks
+    raw = random_blocks(type_name, rows, per_row)
+    before = _cpu.num_threads()
+    _cpu.set_num_threads(threads)
+    try:
+        weight = transcode(memoryview(bytearray(raw.tobytes())), type_name, (rows, 12800), "w")
+    finally:
+        _cpu.set_num_threads(before)
+    assert isinstance(weight, QuantizedWeight)
+    assert torch.equal(weight.dequantize(), expected(raw, type_name, (rows, 12800)))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        [],
+        [(0, 16, 16, 3, 0)],  # no such width of a field
+        [(0, 8, 8, 4, 0)],  # not a value for each of the block's
+        [(4, 16, 16, 4, 0)],  # ends behind the block
+        [(-1, 16, 16, 4, 0)],
+        [(0, 16, 12, 4, 0)],  # not whole lanes
+        [(0, 16, 16, 4, 5)],  # leaves its byte
+        [(0, 16, 16, 4, 0), (0, 4, 1, 1, 8)],
+    ],
+)
+def test_fields_that_do_not_fit_their_block_are_refused(fields: list[tuple[int, int, int, int, int]]) -> None:
+    values, blocks = torch.zeros(32, dtype=torch.uint8), torch.zeros(18, dtype=torch.uint8)
+    with pytest.raises(ValueError):
+        _cpu.unpack_blocks(values.data_ptr(), 32, blocks.data_ptr(), 18, 1, fields, 0, 0)
 
 
 def test_a_vector_in_a_block_format_is_dequantised() -> None:
@@ -105,7 +131,7 @@ def test_real_files_transcode_exactly(fixture: str, request: pytest.FixtureReque
     with GGUFFile(path) as file:
         seen: set[str] = set()
         for info in file.tensors.values():
-            if info.type_name in seen or info.type_name in gguf_types.FLOAT_TYPES:
+            if info.type_name in seen or info.type_name in FLOAT_TYPES:
                 continue
             seen.add(info.type_name)
             rows = min(info.shape[0], 512)
