@@ -1,12 +1,14 @@
 #include "address.h"
+#include "block_format.h"
 #include "packed_linear.h"
 #include "runtime.h"
-#include "unpack.h"
 
 #include <nanobind/stl/array.h>
 #include <nanobind/stl/vector.h>
 
 #include <array>
+#include <new>
+#include <utility>
 
 namespace nb = nanobind;
 
@@ -14,18 +16,37 @@ namespace octavo {
 
 void bind_linear(nb::module_& m) {
     using Unlocked = nb::call_guard<nb::gil_scoped_release>;
+    nb::class_<BlockFormat>(m, "BlockFormat")
+        .def(
+            "__init__",
+            [](BlockFormat* self, int64_t block_values, int64_t block_bytes,
+               const std::vector<std::array<int64_t, 5>>& given, uint8_t flip, std::vector<uint8_t> table) {
+                std::vector<Fields> fields;
+                for (const auto& [offset, bytes, width, bits, shift] : given)
+                    fields.push_back({offset, bytes, width, int(bits), int(shift)});
+                new (self) BlockFormat(block_values, block_bytes, std::move(fields), flip, std::move(table));
+            },
+            nb::arg("block_values"), nb::arg("block_bytes"), nb::arg("fields"), nb::arg("flip"), nb::arg("table"))
+        .def("row_bytes", &BlockFormat::row_bytes, nb::arg("K"))
+        .def(
+            "unpack",
+            [](const BlockFormat& self, Address values, Address data, Address rows, int64_t N, int64_t K) {
+                self.unpack(at<uint8_t>(values), at<const uint8_t>(data), at<const int64_t>(rows), N, K);
+            },
+            nb::arg("values"), nb::arg("data"), nb::arg("rows"), nb::arg("N"), nb::arg("K"), Unlocked());
     nb::class_<PackedLinear>(m, "PackedLinear")
         .def(nb::init<int64_t>(), nb::arg("K"))
         .def(
             "add_int",
-            [](PackedLinear& self, Address values, int64_t N, int bits, int64_t group, int form, Address scales,
-               Address mins, Address factors, Address min_factors, int zero, Address bias) {
-                self.add_int(at<const uint8_t>(values), N, bits, group,
+            [](PackedLinear& self, Address values, const BlockFormat* format, Address rows, int64_t N, int bits,
+               int64_t group, int form, Address scales, Address mins, Address factors, Address min_factors, int zero,
+               Address bias) {
+                self.add_int({at<const uint8_t>(values), format, at<const int64_t>(rows)}, N, bits, group,
                              {static_cast<ScaleForm>(form), at<const void>(scales), at<const void>(mins),
                               at<const void>(factors), at<const void>(min_factors)},
                              zero, at<const float>(bias));
             },
-            nb::arg("values"), nb::arg("N"), nb::arg("bits"), nb::arg("group"), nb::arg("form"), nb::arg("scales"),
+            nb::arg("values"), nb::arg("format").none(), nb::arg("rows"), nb::arg("N"), nb::arg("bits"), nb::arg("group"), nb::arg("form"), nb::arg("scales"),
             nb::arg("mins"), nb::arg("factors"), nb::arg("min_factors"), nb::arg("zero"), nb::arg("bias"), Unlocked())
         .def(
             "add_float",
@@ -48,18 +69,6 @@ void bind_linear(nb::module_& m) {
         .def_prop_ro("N", &PackedLinear::N)
         .def_prop_ro("K", &PackedLinear::K)
         .def_prop_ro("nbytes", &PackedLinear::nbytes);
-    m.def(
-        "unpack_blocks",
-        [](Address values, int64_t block_values, Address blocks, int64_t block_bytes, int64_t num_blocks,
-           const std::vector<std::array<int64_t, 5>>& given, int flip, Address table) {
-            std::vector<Fields> fields;
-            for (const auto& [offset, bytes, width, bits, shift] : given)
-                fields.push_back({offset, bytes, width, int(bits), int(shift)});
-            unpack_blocks(at<uint8_t>(values), block_values, at<const uint8_t>(blocks), block_bytes, num_blocks, fields,
-                          uint8_t(flip), at<const uint8_t>(table));
-        },
-        nb::arg("values"), nb::arg("block_values"), nb::arg("blocks"), nb::arg("block_bytes"), nb::arg("num_blocks"),
-        nb::arg("fields"), nb::arg("flip"), nb::arg("table"), Unlocked());
 }
 
 }  // namespace octavo

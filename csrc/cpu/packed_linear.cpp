@@ -143,7 +143,7 @@ void PackedLinear::append(PackedMatrix w, const float* bias) {
     parts_.push_back(std::move(part));
 }
 
-void PackedLinear::add_int(const uint8_t* values, int64_t N, int bits, int64_t group, const Scales& from, int zero,
+void PackedLinear::add_int(const Values& values, int64_t N, int bits, int64_t group, const Scales& from, int zero,
                            const float* bias) {
     const bool two_level = from.form == ScaleForm::two_level;
     if (K_ >= int64_t(1) << 21) throw std::invalid_argument("an integer matrix has fewer than 2^21 columns");
@@ -183,16 +183,26 @@ void PackedLinear::add_int(const uint8_t* values, int64_t N, int bits, int64_t g
                             size_t(scale_bytes));
         }
     };
-    parallel_for(part.w.tiles, [&](int64_t t, int) {
+    // A row of blocks is put together where it stays in the first cache until it is packed.
+    const int64_t row_bytes = values.format ? values.format->row_bytes(K_) : K_;
+    const auto row_of = [&](int64_t n, int thread) -> const uint8_t* {
+        const uint8_t* row = values.data + (values.rows ? values.rows[n] : n) * row_bytes;
+        if (!values.format) return row;
+        auto* whole = static_cast<uint8_t*>(thread_scratch(thread, size_t(K_)));
+        values.format->unpack_row(whole, row, K_);
+        return whole;
+    };
+    parallel_for(part.w.tiles, [&](int64_t t, int thread) {
         uint8_t* tile = part.data->data() + t * w.tile_bytes;
         const int64_t columns = std::min<int64_t>(kTile, N - t * kTile);
         for (int64_t c = 0; c < columns; ++c) {
             const int64_t n = t * kTile + c;
+            const uint8_t* row = row_of(n, thread);
             for (int64_t u = 0; u < units; ++u) {
                 pack_scales(tile + u * w.unit_bytes, u, n, c);
                 uint8_t* p = tile + u * w.unit_bytes + w.header;
                 const int64_t count = w.unit_groups * group;
-                const uint8_t* v = values + n * K_ + u * count;
+                const uint8_t* v = row + u * count;
                 for (int64_t k = 0; k < count; k += part_values, p += part_bytes) pack_part(p, v + k, part_values, w.bits, c);
             }
         }

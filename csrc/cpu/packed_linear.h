@@ -4,6 +4,7 @@
 // they take the kernel lock, so that two calls never run at the same time.
 #pragma once
 
+#include "block_format.h"
 #include "kernels/linear.h"
 
 #include <cstddef>
@@ -43,9 +44,17 @@ public:
         const void *factors, *min_factors;  // of two levels only
     };
 
-    // values uint8 [N, K] below 2**bits; bias f32 [N] or null. group is 16 or a multiple of 32 and divides K (and 256, which
+    // The values of an integer matrix: uint8 [N, K], or, with a format, blocks of a file. Of these the rows named are meant, or
+    // the first N if `rows` is null.
+    struct Values {
+        const uint8_t* data;
+        const BlockFormat* format;
+        const int64_t* rows;
+    };
+
+    // values are below 2**bits; bias f32 [N] or null. group is 16 or a multiple of 32 and divides K (and 256, which
     // divides K then, if scales have two levels). Throws std::invalid_argument.
-    void add_int(const uint8_t* values, int64_t N, int bits, int64_t group, const Scales& scales, int zero, const float* bias);
+    void add_int(const Values& values, int64_t N, int bits, int64_t group, const Scales& scales, int zero, const float* bias);
 
     // weights [N, K] of kind bf16, f16 or f32.
     void add_float(const void* weights, int64_t N, WeightKind kind, const float* bias);

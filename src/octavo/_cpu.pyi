@@ -1,21 +1,26 @@
 """The native CPU kernels. Arguments named as tensors are addresses (`tensor.data_ptr()`); only LayerStack keeps any."""
 
+from collections.abc import Sequence
+
 def set_num_threads(n: int) -> None: ...
 def num_threads() -> int: ...
 def set_isa(name: str) -> None: ...
 def isa() -> str: ...
 def available_isas() -> list[str]: ...
-def unpack_blocks(
-    values: int,
-    block_values: int,
-    blocks: int,
-    block_bytes: int,
-    num_blocks: int,
-    fields: list[tuple[int, int, int, int, int]],
-    flip: int,
-    table: int,
-) -> None:
-    """Bit fields of blocks to bytes (csrc/cpu/unpack.h). ValueError where they do not fit the block."""
+
+class BlockFormat:
+    """How blocks hold their values (csrc/cpu/block_format.h). ValueError where the fields do not fit the block."""
+
+    def __init__(
+        self,
+        block_values: int,
+        block_bytes: int,
+        fields: Sequence[tuple[int, int, int, int, int]],
+        flip: int,
+        table: Sequence[int],
+    ) -> None: ...
+    def row_bytes(self, K: int) -> int: ...
+    def unpack(self, values: int, data: int, rows: int, N: int, K: int) -> None: ...
 
 class PackedLinear:
     def __init__(self, K: int) -> None: ...
@@ -28,6 +33,8 @@ class PackedLinear:
     def add_int(
         self,
         values: int,
+        format: BlockFormat | None,
+        rows: int,
         N: int,
         bits: int,
         group: int,

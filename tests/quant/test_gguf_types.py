@@ -13,7 +13,7 @@ from octavo import _cpu
 from octavo.errors import CheckpointError
 from octavo.gguf import TENSOR_TYPES, GGUFFile
 from octavo.quant.gguf_types import DEQUANTIZED_TYPES, FLOAT_TYPES, FORMATS, transcode
-from octavo.quant.packed import QuantizedWeight, ScaleLevels, all_finite
+from octavo.quant.packed import FileValues, QuantizedWeight, ScaleLevels, all_finite
 
 BLOCKS = {name: (values, nbytes) for name, values, nbytes in TENSOR_TYPES.values()}
 # Where the float16 numbers of a block stand; random bytes there would be NaN now and then.
@@ -48,7 +48,7 @@ def test_a_block_format_becomes_a_quantized_weight_of_equal_values(type_name: st
     weight = transcode(memoryview(bytearray(raw.tobytes())), type_name, shape, "w")
     assert isinstance(weight, QuantizedWeight)
     assert weight.shape == shape
-    assert int(weight.values.max()) < 2**weight.bits
+    assert int(weight.unpacked().max()) < 2**weight.bits
     assert torch.equal(weight.dequantize(), expected(raw, type_name, shape))
     # Formats of 256 values have scales of two levels.
     assert isinstance(weight.scales, ScaleLevels) == (BLOCKS[type_name][0] == 256)
@@ -82,22 +82,6 @@ def test_every_type_of_the_reader_is_transcoded_or_refused_by_name() -> None:
     assert set(BLOCKS) - known == {"I8", "I16", "I32", "I64", "F64"}
 
 
-@pytest.mark.parametrize("type_name", ["Q4_1", "Q5_0", "Q6_K"])
-@pytest.mark.parametrize("threads", [1, 3])
-def test_many_blocks_are_shared_out_among_threads(type_name: str, threads: int) -> None:
-    values = BLOCKS[type_name][0]
-    rows, per_row = 17, 12800 // values  # more than three tasks
-    raw = random_blocks(type_name, rows, per_row)
-    before = _cpu.num_threads()
-    _cpu.set_num_threads(threads)
-    try:
-        weight = transcode(memoryview(bytearray(raw.tobytes())), type_name, (rows, 12800), "w")
-    finally:
-        _cpu.set_num_threads(before)
-    assert isinstance(weight, QuantizedWeight)
-    assert torch.equal(weight.dequantize(), expected(raw, type_name, (rows, 12800)))
-
-
 @pytest.mark.parametrize(
     "fields",
     [
@@ -112,9 +96,16 @@ def test_many_blocks_are_shared_out_among_threads(type_name: str, threads: int) 
     ],
 )
 def test_fields_that_do_not_fit_their_block_are_refused(fields: list[tuple[int, int, int, int, int]]) -> None:
-    values, blocks = torch.zeros(32, dtype=torch.uint8), torch.zeros(18, dtype=torch.uint8)
     with pytest.raises(ValueError):
-        _cpu.unpack_blocks(values.data_ptr(), 32, blocks.data_ptr(), 18, 1, fields, 0, 0)
+        _cpu.BlockFormat(32, 18, fields, 0, [])
+
+
+def test_rows_that_are_no_whole_blocks_are_refused() -> None:
+    nibbles = _cpu.BlockFormat(32, 18, FORMATS["Q4_0"].fields, 0, [])
+    with pytest.raises(ValueError):
+        FileValues(torch.zeros(2, 27, dtype=torch.uint8), nibbles, 48)
+    with pytest.raises(ValueError):
+        FileValues(torch.zeros(2, 18, dtype=torch.uint8), nibbles, 64)
 
 
 def test_a_vector_in_a_block_format_is_dequantised() -> None:

@@ -72,13 +72,13 @@ def test_packing_loses_nothing(form: str) -> None:
     weight = integers(form)
     packed = pack(weight)
     bits = 4 if weight.bits == 4 else 8
-    assert torch.equal(linear_int.unpack_values(packed.packed, packed.K, bits), weight.values)
+    assert torch.equal(linear_int.unpack_values(packed.packed, packed.K, bits), weight.unpacked())
     assert torch.equal(packed.scales.t(), weight.scales)
     assert (packed.mins is None) == (weight.mins is None)
     assert packed.mins is None or torch.equal(packed.mins.t(), weight.mins)
     assert (packed.N, packed.K, packed.kind) == (*weight.shape, f"int{bits}")
     scale_bytes = weight.scales.nbytes * (1 if weight.mins is None else 2)
-    assert packed.nbytes == weight.values.numel() * bits // 8 + scale_bytes
+    assert packed.nbytes == weight.unpacked().numel() * bits // 8 + scale_bytes
 
 
 def test_weights_of_one_form_are_stacked_as_one() -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from octavo import _cpu
-from octavo.quant.packed import QuantizedWeight, ScaleLevels, Scales, multiplied
+from octavo.quant.packed import FileValues, QuantizedWeight, ScaleLevels, Scales, multiplied
 
 _FLOAT_KINDS: Final = {torch.bfloat16: (1, "bf16"), torch.float16: (2, "f16"), torch.float32: (3, "f32")}
 _F32: Final = torch.float32
@@ -139,10 +139,14 @@ def _add_int(native: _cpu.PackedLinear, weight: QuantizedWeight, bias_ptr: int) 
         mins = None if mins is None else multiplied(mins).repeat_interleave(group // 16, dim=1)
         group = 16
     form = _TWO_LEVELS if isinstance(scales, ScaleLevels) else _WIDE_SCALES if scales.dtype == _F32 else _HALF_SCALES
-    parts = [weight.values, *_native(scales), *_native(mins)]
-    values, steps, factors, min_steps, min_factors = [None if part is None else part.contiguous() for part in parts]
+    parts = [*_native(scales), *_native(mins)]
+    steps, factors, min_steps, min_factors = [None if part is None else part.contiguous() for part in parts]
+    file = weight.values if isinstance(weight.values, FileValues) else None
+    values = weight.unpacked().contiguous() if file is None else file.data
     native.add_int(
         _address(values),
+        None if file is None else file.format,
+        0 if file is None else _address(file.rows),
         weight.num_rows,
         weight.bits,
         group,

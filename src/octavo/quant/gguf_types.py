@@ -1,8 +1,8 @@
 """GGUF tensor data -> float tensors and `QuantizedWeight`, without loss.
 
-A block format stores a run of 32 or 256 values along K: packed integers, and scales of one or two levels. Where a block
-holds the bits of its values is told to the native module, which spreads them to bytes; scales and mins are few, and are
-read here, from blocks uint8 [B, bytes of a block] to [B, groups of a block].
+A block format stores a run of 32 or 256 values along K: packed integers, and scales of one or two levels. The values
+stay in the file's blocks, with word of where a block holds their bits, until a device packs them; scales and mins are
+few, and are read here, from blocks uint8 [B, bytes of a block] to [B, groups of a block].
 
 Two-level scales (the K formats) are a float16 factor [B, 1] and int8 steps, and stay so. Formats that are no integer
 grid (codebooks of vectors, ternary, FP4) come out as float32 through the tables of the `gguf` package.
@@ -21,10 +21,9 @@ from torch import Tensor
 from octavo import _cpu
 from octavo.errors import CheckpointError
 from octavo.gguf import TENSOR_TYPES
-from octavo.quant.packed import QuantizedWeight, ScaleLevels, Scales
+from octavo.quant.packed import FileValues, QuantizedWeight, ScaleLevels, Scales
 
 ScalesMins = tuple[Scales, Scales | None]
-
 
 FLOAT_TYPES: Final = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 DEQUANTIZED_TYPES: Final = frozenset(
@@ -53,23 +52,11 @@ def transcode(data: memoryview, type_name: str, shape: tuple[int, ...], name: st
 
 def _quantized(data: memoryview, type_name: str, shape: tuple[int, int]) -> QuantizedWeight:
     fmt = FORMATS[type_name]
-    block_values, block_bytes = _BLOCK_SHAPES[type_name]
-    blocks = torch.frombuffer(data, dtype=torch.uint8).view(-1, block_bytes)
-    values = torch.empty(shape, dtype=torch.uint8)
-    assert values.numel() == blocks.shape[0] * block_values
-    table = None if fmt.table is None else torch.tensor(fmt.table, dtype=torch.uint8)
-    _cpu.unpack_blocks(
-        values.data_ptr(),
-        block_values,
-        blocks.data_ptr(),
-        block_bytes,
-        blocks.shape[0],
-        list(fmt.fields),
-        fmt.flip,
-        0 if table is None else table.data_ptr(),
-    )
+    blocks = torch.frombuffer(data, dtype=torch.uint8).view(-1, _BLOCK_SHAPES[type_name][1])
     scales, mins = (None if part is None else _by_row(part, shape[0]) for part in fmt.scales(blocks))
     assert scales is not None
+    block_format = _cpu.BlockFormat(*_BLOCK_SHAPES[type_name], fmt.fields, fmt.flip, fmt.table)
+    values = FileValues(blocks.view(shape[0], -1), block_format, shape[1])
     return QuantizedWeight(values, fmt.bits, fmt.group_size, scales, mins, fmt.zero)
 
 
@@ -158,34 +145,38 @@ def _iq4_xs(blocks: Tensor) -> ScalesMins:
     return _levels(blocks, 0, (low | high << 4).to(torch.int8) - 32), None
 
 
-# (offset, bytes, width, bits, shift): `Fields` of csrc/cpu/unpack.h.
+# (offset, bytes, width, bits, shift): `Fields` of csrc/cpu/block_format.h.
 Fields = tuple[int, int, int, int, int]
 
 
 @dataclass(frozen=True)
 class _Format:
-    """How a block format maps to `QuantizedWeight`, whose fields the first three are."""
+    """How a block format maps to `QuantizedWeight`, whose fields the first three are; the others are for its values."""
 
     bits: int
     group_size: int
     zero: int
     fields: tuple[Fields, ...]
     scales: Callable[[Tensor], ScalesMins]
-    flip: int = 0  # bits of the values that are stored the other way round
-    table: tuple[int, ...] | None = None  # what the values stand for
+    flip: int = 0
+    table: tuple[int, ...] = ()
 
 
-def _low_nibbles(offset: int) -> tuple[Fields, ...]:
+def _low_nibbles(offset: int) -> Fields:
     """Of 32 values: byte i holds values i and 16 + i."""
-    return ((offset, 16, 16, 4, 0),)
+    return offset, 16, 16, 4, 0
+
+
+def _fifth_bits(offset: int) -> Fields:
+    return offset, 4, 1, 1, 4
 
 
 FORMATS: Final = {
     # 32 values, float16 scale.
-    "Q4_0": _Format(4, 32, 8, _low_nibbles(2), _one_scale),
-    "Q4_1": _Format(4, 32, 0, _low_nibbles(4), _scale_and_min),
-    "Q5_0": _Format(5, 32, 16, (*_low_nibbles(6), (2, 4, 1, 1, 4)), _one_scale),
-    "Q5_1": _Format(5, 32, 0, (*_low_nibbles(8), (4, 4, 1, 1, 4)), _scale_and_min),
+    "Q4_0": _Format(4, 32, 8, (_low_nibbles(2),), _one_scale),
+    "Q4_1": _Format(4, 32, 0, (_low_nibbles(4),), _scale_and_min),
+    "Q5_0": _Format(5, 32, 16, (_low_nibbles(6), _fifth_bits(2)), _one_scale),
+    "Q5_1": _Format(5, 32, 0, (_low_nibbles(8), _fifth_bits(4)), _scale_and_min),
     # Two's complement to an offset of 128 is one flipped bit.
     "Q8_0": _Format(8, 32, 128, ((2, 32, 32, 8, 0),), _one_scale, flip=128),
     # 256 values, float16 scale of small integer scales.
@@ -194,6 +185,6 @@ FORMATS: Final = {
     "Q4_K": _Format(4, 32, 0, ((16, 128, 32, 4, 0),), _q4_k_and_q5_k),
     "Q5_K": _Format(5, 32, 0, ((48, 128, 32, 4, 0), (16, 32, 32, 1, 4)), _q4_k_and_q5_k),
     "Q6_K": _Format(6, 16, 32, ((0, 128, 64, 4, 0), (128, 64, 32, 2, 4)), _q6_k),
-    "IQ4_NL": _Format(8, 32, 128, _low_nibbles(2), _one_scale, table=_IQ4_VALUES),
+    "IQ4_NL": _Format(8, 32, 128, (_low_nibbles(2),), _one_scale, table=_IQ4_VALUES),
     "IQ4_XS": _Format(8, 32, 128, ((8, 128, 16, 4, 0),), _iq4_xs, table=_IQ4_VALUES),
 }

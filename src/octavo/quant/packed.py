@@ -5,7 +5,8 @@
 
 with u unsigned and below 2**bits, and g = group_size consecutive values along K. Scales and mins keep float16
 where the checkpoint's are exact in it, and are float32 otherwise: nothing is lost on the way here. Where they are
-products of a float16 factor and a small integer, as in GGUF's K formats, they stay in these two levels.
+products of a float16 factor and a small integer, as in GGUF's K formats, they stay in these two levels. The values may
+stay in the blocks of their file until a device packs them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import Final
 
 import torch
 from torch import Tensor
+
+from octavo import _cpu
 
 BITS: Final = (4, 5, 6, 8)
 SCALE_DTYPES: Final = (torch.float16, torch.float32)
@@ -39,10 +42,6 @@ class ScaleLevels:
         """Of the products."""
         return torch.float32
 
-    @property
-    def nbytes(self) -> int:
-        return self.factors.nbytes + self.steps.nbytes
-
     def product(self) -> Tensor:
         """The scales, float32 [N, K / group_size]."""
         rows, supers = self.factors.shape
@@ -59,13 +58,48 @@ def multiplied(scales: Scales) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
+class FileValues:
+    """Values [N, K] in the blocks of their file."""
+
+    data: Tensor  # uint8 [rows of the file, bytes of a row]
+    format: _cpu.BlockFormat
+    columns: int  # K
+    rows: Tensor | None = None  # int64 [N], which of the file's; all of them if None
+
+    def __post_init__(self) -> None:
+        if self.data.dim() != 2 or self.data.shape[1] != self.format.row_bytes(self.columns):
+            raise ValueError(f"rows of {self.columns} values do not take {tuple(self.data.shape)} bytes")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the values."""
+        return torch.uint8
+
+    @property
+    def shape(self) -> torch.Size:
+        """[N, K]."""
+        return torch.Size((len(self.data if self.rows is None else self.rows), self.columns))
+
+    def __getitem__(self, rows: Tensor) -> FileValues:
+        """The rows named, int64 [M]."""
+        return FileValues(self.data, self.format, self.columns, rows if self.rows is None else self.rows[rows])
+
+    def unpacked(self) -> Tensor:
+        """uint8 [N, K], one value a byte."""
+        values = torch.empty(self.shape, dtype=torch.uint8)
+        rows = 0 if self.rows is None else self.rows.data_ptr()
+        self.format.unpack(values.data_ptr(), self.data.data_ptr(), rows, *self.shape)
+        return values
+
+
+@dataclass(frozen=True, eq=False)
 class QuantizedWeight:
     """An [N, K] matrix in groups along K. Tensors are contiguous, on the CPU, and not to be written to.
 
     That all values are below 2**bits is the promise of who makes one; the shapes are checked here.
     """
 
-    values: Tensor  # uint8 [N, K], one value a byte
+    values: Tensor | FileValues  # uint8 [N, K], one value a byte
     bits: int  # 4, 5, 6 or 8: u < 2**bits
     group_size: int  # values along K that share a scale
     scales: Scales  # [N, K / group_size], float16 or float32 if a tensor
@@ -73,7 +107,7 @@ class QuantizedWeight:
     zero: int = 0  # meant only if mins is None
 
     def __post_init__(self) -> None:
-        if self.values.dtype != torch.uint8 or self.values.dim() != 2:
+        if self.values.dtype != torch.uint8 or len(self.values.shape) != 2:
             raise ValueError(f"values must be uint8 [N, K], not {self.values.dtype} {tuple(self.values.shape)}")
         if self.bits not in BITS:
             raise ValueError(f"bits must be one of {BITS}, not {self.bits}")
@@ -113,15 +147,14 @@ class QuantizedWeight:
     def num_rows(self) -> int:
         return self.values.shape[0]
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes held in this form (a value takes a whole byte; the device's packing is smaller)."""
-        return self.values.nbytes + self.scales.nbytes + (0 if self.mins is None else self.mins.nbytes)
+    def unpacked(self) -> Tensor:
+        """The values, uint8 [N, K], one a byte."""
+        return self.values.unpacked() if isinstance(self.values, FileValues) else self.values
 
     def dequantize(self) -> Tensor:
         """The weight as float32 [N, K]. Product and sum are rounded apart, as the checkpoint formats define it."""
         rows, columns = self.shape
-        grouped = self.values.view(rows, -1, self.group_size).to(torch.float32)
+        grouped = self.unpacked().view(rows, -1, self.group_size).to(torch.float32)
         scales = multiplied(self.scales).to(torch.float32).unsqueeze(-1)
         if self.mins is None:
             grouped.sub_(self.zero).mul_(scales)

@@ -173,7 +173,7 @@ def pack_int(
     scales: list[Tensor] = []
     mins: list[Tensor] = []
     for weight in weights:
-        packed.append(pack_values(to_device(weight.values), form.bits))
+        packed.append(pack_values(to_device(weight.unpacked()), form.bits))
         scales.append(to_device(multiplied(weight.scales)).t())
         if weight.mins is not None:
             mins.append(to_device(multiplied(weight.mins)).t())

@@ -1,16 +1,15 @@
-#include "unpack.h"
+#include "block_format.h"
 
 #include "pool.h"
 
 #include <algorithm>
 #include <cstring>
 #include <stdexcept>
+#include <utility>
 
 namespace octavo {
 
 namespace {
-
-constexpr int64_t kTaskValues = int64_t(1) << 16;
 
 // The number of which each byte is `byte`.
 constexpr uint64_t lanes(uint64_t byte) { return byte * 0x0101010101010101u; }
@@ -55,23 +54,36 @@ bool fits(const Fields& f, int64_t block_values, int64_t block_bytes) {
 
 }  // namespace
 
-void unpack_blocks(uint8_t* values, int64_t block_values, const uint8_t* blocks, int64_t block_bytes, int64_t num_blocks,
-                   const std::vector<Fields>& fields, uint8_t flip, const uint8_t* table) {
-    if (fields.empty() || block_values < 8 || num_blocks < 0) throw std::invalid_argument("there are no fields to unpack");
-    for (const Fields& f : fields)
-        if (!fits(f, block_values, block_bytes)) throw std::invalid_argument("a field does not fit the block");
-    const int64_t step = std::max<int64_t>(1, kTaskValues / block_values);
-    parallel_for((num_blocks + step - 1) / step, [&](int64_t task, int) {
-        for (int64_t b = task * step; b < std::min(num_blocks, (task + 1) * step); ++b) {
-            uint8_t* const out = values + b * block_values;
-            for (const Fields& f : fields)
-                (f.width == 1 ? spread_bits : spread)(out, blocks + b * block_bytes + f.offset, f, &f == &fields.front());
-            if (table)
-                for (int64_t i = 0; i < block_values; ++i) out[i] = table[out[i] & 15];
-            if (flip)
-                for (int64_t i = 0; i < block_values; ++i) out[i] ^= flip;
-        }
-    });
+BlockFormat::BlockFormat(int64_t block_values, int64_t block_bytes, std::vector<Fields> fields, uint8_t flip,
+                         std::vector<uint8_t> table)
+    : block_values_(block_values), block_bytes_(block_bytes), fields_(std::move(fields)), flip_(flip),
+      table_(std::move(table)) {
+    if (fields_.empty() || block_values_ < 8 || (!table_.empty() && table_.size() != 16))
+        throw std::invalid_argument("a block has fields, and a table 16 values");
+    for (const Fields& f : fields_)
+        if (!fits(f, block_values_, block_bytes_)) throw std::invalid_argument("a field does not fit the block");
+}
+
+int64_t BlockFormat::row_bytes(int64_t K) const {
+    if (K % block_values_) throw std::invalid_argument("a row is whole blocks");
+    return K / block_values_ * block_bytes_;
+}
+
+void BlockFormat::unpack_row(uint8_t* values, const uint8_t* row, int64_t K) const {
+    for (int64_t k = 0; k < K; k += block_values_, row += block_bytes_) {
+        uint8_t* const out = values + k;
+        for (const Fields& f : fields_)
+            (f.width == 1 ? spread_bits : spread)(out, row + f.offset, f, &f == &fields_.front());
+        if (!table_.empty())
+            for (int64_t i = 0; i < block_values_; ++i) out[i] = table_[out[i] & 15];
+        if (flip_)
+            for (int64_t i = 0; i < block_values_; ++i) out[i] ^= flip_;
+    }
+}
+
+void BlockFormat::unpack(uint8_t* values, const uint8_t* data, const int64_t* rows, int64_t N, int64_t K) const {
+    const int64_t bytes = row_bytes(K);
+    parallel_for(N, [&](int64_t n, int) { unpack_row(values + n * K, data + (rows ? rows[n] : n) * bytes, K); });
 }
 
 }  // namespace octavo
