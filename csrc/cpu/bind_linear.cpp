@@ -46,8 +46,9 @@ void bind_linear(nb::module_& m) {
                               at<const void>(factors), at<const void>(min_factors)},
                              zero, at<const float>(bias));
             },
-            nb::arg("values"), nb::arg("format").none(), nb::arg("rows"), nb::arg("N"), nb::arg("bits"), nb::arg("group"), nb::arg("form"), nb::arg("scales"),
-            nb::arg("mins"), nb::arg("factors"), nb::arg("min_factors"), nb::arg("zero"), nb::arg("bias"), Unlocked())
+            nb::arg("values"), nb::arg("format").none(), nb::arg("rows"), nb::arg("N"), nb::arg("bits"), nb::arg("group"),
+            nb::arg("form"), nb::arg("scales"), nb::arg("mins"), nb::arg("factors"), nb::arg("min_factors"),
+            nb::arg("zero"), nb::arg("bias"), Unlocked())
         .def(
             "add_float",
             [](PackedLinear& self, Address weights, int64_t N, int kind, Address bias) {

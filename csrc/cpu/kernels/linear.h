@@ -10,10 +10,9 @@
 //            k + i. Of fewer bits the low four put two steps into 64 bytes, the even step in the low nibbles, the odd one
 //            in the high; what is above them follows behind the nibbles of a part, the bits of eight steps in 64 bytes if
 //            it is one bit, those of four if two, the first step's lowest. A unit is a weight group, its header 16 scales
-//            and 16 mins in f16 or f32;
-//            or, where scales have two levels, the groups of 256 k: 16 factors in f16, 16 of the mins, then for each group
-//            16 steps of the scales, then for each group those of the mins, int8, filled up to 64 bytes. A scale or a min
-//            is the f32 product of its factor and its step, which is exact.
+//            and 16 mins in f16 or f32; or, where scales have two levels, the groups of 256 k: 16 factors in f16, 16 of
+//            the mins, then for each group 16 steps of the scales, then for each group those of the mins, int8, filled up
+//            to 64 bytes. A scale or a min is the f32 product of its factor and its step, which is exact.
 //   bf16     [ceil(K/2)][16][2]: pairs of k side by side
 //   f16, f32 [K][16]
 //
