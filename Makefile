@@ -58,7 +58,7 @@ sanitize: build
 	$(VENV)/bin/cmake --build build/sanitize
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-	  $(PYTHON) tests/sanitized.py build/sanitize tests/ops $(ARGS)
+	  $(PYTHON) tests/sanitized.py build/sanitize tests/ops tests/quant $(ARGS)
 
 clean:
 	rm -rf build $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
