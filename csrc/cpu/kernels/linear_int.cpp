@@ -42,6 +42,20 @@ OCTAVO_INLINE void dot_part(const uint8_t* w, const int8_t* a, int64_t lda, vi* 
     Loaded loaded;
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) d[r] = vi_zero();
+    if constexpr ((BITS == 5 || BITS == 6) && !kDot4) {
+#pragma GCC unroll 16
+        for (int q = 0; q < QUADS; q += 2) {
+            const vi v0 = load_quad<BITS, QUADS>(w, q, loaded), v1 = load_quad<BITS, QUADS>(w, q + 1, loaded);
+#pragma GCC unroll 16
+            for (int r = 0; r < R; ++r) {
+                // 16 bits hold the sums of two quads: 4 * 63 * 127 < 2^15.
+                const int8_t* x = a + (q * lda + r) * 4;
+                d[r] = vi_add(d[r], vi_sum2(vi_add16(vi_dot2(v0, vi_bcast4(x)), vi_dot2(v1, vi_bcast4(x + lda * 4)))));
+                vi_pin(d[r]);
+            }
+        }
+        return;
+    }
 #pragma GCC unroll 16
     for (int q = 0; q < QUADS; ++q) {
         const vi v = load_quad<BITS, QUADS>(w, q, loaded);
