@@ -164,7 +164,7 @@ void PackedLinear::add_int(const Values& values, int64_t N, int bits, int64_t gr
     const int64_t factor_bytes = two_level ? kTile * 2 : 0;
     w.header = kinds * (factor_bytes + kTile * scale_bytes * w.unit_groups);
     if (two_level) w.header = ceil_div(w.header, 64) * 64;
-    const int64_t part_values = group == 16 ? 16 : kActGroup, part_bytes = kTile * part_values * w.bits / 8;
+    const int64_t count_of_part = part_values(group), part_bytes = kTile * count_of_part * w.bits / 8;
     w.unit_bytes = w.header + kTile * group * w.bits / 8 * w.unit_groups;
     const int64_t groups = K_ / group, units = groups / w.unit_groups;
     w.tile_bytes = w.unit_bytes * units;
@@ -203,7 +203,8 @@ void PackedLinear::add_int(const Values& values, int64_t N, int bits, int64_t gr
                 uint8_t* p = tile + u * w.unit_bytes + w.header;
                 const int64_t count = w.unit_groups * group;
                 const uint8_t* v = row + u * count;
-                for (int64_t k = 0; k < count; k += part_values, p += part_bytes) pack_part(p, v + k, part_values, w.bits, c);
+                for (int64_t k = 0; k < count; k += count_of_part, p += part_bytes)
+                    pack_part(p, v + k, count_of_part, w.bits, c);
             }
         }
     });

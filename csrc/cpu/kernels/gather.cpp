@@ -28,7 +28,7 @@ OCTAVO_INLINE int read_value(const uint8_t* part, int bits, int64_t values, int6
 void gather_int(const PackedMatrix& w, const uint8_t* tile, int64_t c, float scale, float* out) {
     const float zero = float(w.zero);
     const int64_t group_bytes = (w.unit_bytes - w.header) / w.unit_groups;
-    const int64_t values = w.group == 16 ? 16 : kActGroup;
+    const int64_t values = part_values(w.group);
     for (int64_t k0 = 0; k0 < w.K; k0 += w.group) {
         const int64_t g = k0 / w.group % w.unit_groups;
         const uint8_t* unit = tile + k0 / w.group / w.unit_groups * w.unit_bytes;

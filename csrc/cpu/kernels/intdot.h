@@ -23,7 +23,6 @@ OCTAVO_INLINE vi vi_set(int32_t x) { return _mm512_set1_epi32(x); }
 OCTAVO_INLINE vi vi_zero() { return _mm512_setzero_si512(); }
 OCTAVO_INLINE vi vi_add(vi a, vi b) { return _mm512_add_epi32(a, b); }
 OCTAVO_INLINE vi vi_and(vi a, uint32_t mask) { return _mm512_and_si512(a, _mm512_set1_epi32(int(mask))); }
-OCTAVO_INLINE vi vi_shift4(vi a) { return _mm512_srli_epi16(a, 4); }
 OCTAVO_INLINE vf vi_to_f32(vi a) { return _mm512_cvtepi32_ps(a); }
 #if defined(__AVX512VNNI__)
 OCTAVO_INLINE vi vi_dot4(vi acc, vi w, vi a) { return _mm512_dpbusd_epi32(acc, w, a); }
@@ -43,7 +42,6 @@ OCTAVO_INLINE vi vi_set(int32_t x) { return _mm256_set1_epi32(x); }
 OCTAVO_INLINE vi vi_zero() { return _mm256_setzero_si256(); }
 OCTAVO_INLINE vi vi_add(vi a, vi b) { return _mm256_add_epi32(a, b); }
 OCTAVO_INLINE vi vi_and(vi a, uint32_t mask) { return _mm256_and_si256(a, _mm256_set1_epi32(int(mask))); }
-OCTAVO_INLINE vi vi_shift4(vi a) { return _mm256_srli_epi16(a, 4); }
 OCTAVO_INLINE vf vi_to_f32(vi a) { return _mm256_cvtepi32_ps(a); }
 OCTAVO_INLINE vi vi_dot2(vi w, vi a) { return _mm256_maddubs_epi16(w, a); }
 OCTAVO_INLINE vi vi_add16(vi a, vi b) { return _mm256_add_epi16(a, b); }
@@ -64,7 +62,6 @@ OCTAVO_INLINE vi vi_set(int32_t x) { return vi{x, x, x, x}; }
 OCTAVO_INLINE vi vi_zero() { return vi{0, 0, 0, 0}; }
 OCTAVO_INLINE vi vi_add(vi a, vi b) { return a + b; }
 OCTAVO_INLINE vi vi_and(vi a, uint32_t mask) { return a & int32_t(mask); }
-OCTAVO_INLINE vi vi_shift4(vi a) { return a >> 4; }  // bits that cross a byte are masked away afterwards
 OCTAVO_INLINE vf vi_to_f32(vi a) { return __builtin_convertvector(a, vf); }
 OCTAVO_INLINE vi vi_dot4(vi acc, vi w, vi a) {
 #if defined(__SSE2__)

@@ -39,6 +39,8 @@ namespace octavo {
 constexpr int64_t kTile = 16;    // columns of a tile
 constexpr int64_t kSuperGroup = 256;  // values along K that share the factors of their scales
 constexpr int64_t kActGroup = 32;  // activations that share a scale
+// Values along K of a part, where so many share a weight's scale.
+constexpr int64_t part_values(int64_t group) { return group == 16 ? 16 : kActGroup; }
 constexpr float kActLimit = 127.0f, kWideLimit = 127.0f * 128.0f + 63.0f;
 constexpr float kWideFactor = 6.0f;  // of the row's root mean square
 

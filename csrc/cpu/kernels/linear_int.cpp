@@ -20,7 +20,7 @@ template <int BITS, int QUADS>
 OCTAVO_INLINE vi load_quad(const uint8_t* w, int q, Loaded& loaded) {
     if constexpr (BITS == 8) return vi_load(w + 64 * q);
     if (q % 2 == 0) loaded.nibbles = vi_load(w + 32 * q);
-    const vi low = vi_and(q % 2 == 0 ? loaded.nibbles : vi_shift4(loaded.nibbles), kLowNibbles);
+    const vi low = vi_and(vi_shift(loaded.nibbles, q % 2 == 0 ? 0 : -4), kLowNibbles);
     if constexpr (BITS == 4) return low;
     constexpr int kHigh = BITS == 4 ? 1 : BITS - 4, kSharing = 8 / kHigh;
     if (q % kSharing == 0) loaded.high = vi_load(w + 32 * QUADS + 64 * (q / kSharing));
