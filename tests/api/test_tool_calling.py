@@ -111,18 +111,17 @@ def test_strict_tools_are_held_to_their_schema_in_auto_mode(qwen: OpenAI) -> Non
 
 
 def test_a_limit_within_a_call_keeps_what_was_written(qwen: OpenAI) -> None:
-    """F22, F27. What stands around a call differs between kernels, a fence or nothing: the cuts within it are found."""
+    """F22, F27. What stands around a call differs between kernels, a fence or nothing: two of the cuts are within."""
     for choice in ("auto", named("get_weather")):
         whole = ask(qwen, tool_choice=choice)
         [(_, written)] = whole.calls
         kept = set()
-        for less in range(3, 11):
+        for less in range(3, 8):
             reply = ask(qwen, max_tokens=whole.num_tokens - less, tool_choice=choice)
-            assert reply.finish_reason == "length"
-            if reply.calls:  # else the limit came before the arguments
-                [(name, arguments)] = reply.calls
-                assert name == "get_weather" and arguments and written.startswith(arguments) and not reply.content
-                kept.add(arguments)
+            [(name, arguments)] = reply.calls
+            assert name == "get_weather" and arguments and written.startswith(arguments)
+            assert not reply.content and reply.finish_reason == "length"
+            kept.add(arguments)
         assert len(kept - {written}) >= 2
 
 

@@ -13,7 +13,7 @@ from octavo import _cpu
 from octavo.errors import CheckpointError
 from octavo.gguf import TENSOR_TYPES, GGUFFile
 from octavo.quant.gguf_types import DEQUANTIZED_TYPES, FLOAT_TYPES, FORMATS, transcode
-from octavo.quant.packed import FileValues, QuantizedWeight, ScaleLevels, all_finite
+from octavo.quant.packed import FileValues, QuantizedWeight, ScaleLevels, all_finite, multiplied
 
 BLOCKS = {name: (values, nbytes) for name, values, nbytes in TENSOR_TYPES.values()}
 # Where the float16 numbers of a block stand; random bytes there would be NaN now and then.
@@ -52,7 +52,12 @@ def test_a_block_format_becomes_a_quantized_weight_of_equal_values(type_name: st
     assert torch.equal(weight.dequantize(), expected(raw, type_name, shape))
     # Formats of 256 values have scales of two levels.
     assert isinstance(weight.scales, ScaleLevels) == (BLOCKS[type_name][0] == 256)
-    assert torch.equal(weight.select_rows(torch.tensor([4, 1])).dequantize(), weight.dequantize()[[4, 1]])
+    some = weight.select_rows(torch.tensor([4, 1]))
+    for of_some, of_all in ((some.scales, weight.scales), (some.mins, weight.mins)):
+        assert type(of_some) is type(of_all)
+        if of_some is not None and of_all is not None:
+            assert torch.equal(multiplied(of_some), multiplied(of_all)[[4, 1]])
+    assert torch.equal(some.dequantize(), weight.dequantize()[[4, 1]])
 
 
 @pytest.mark.parametrize("type_name", sorted(DEQUANTIZED_TYPES))
