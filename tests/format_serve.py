@@ -13,9 +13,9 @@ from typing import Any
 
 from octavo.cli import main
 from octavo.params import GrammarSpec
+from octavo.served.output_plan import OutputPlan, plan_output
+from octavo.served.parts import OutputSettings
 from octavo.server import chat
-from octavo.server.output_plan import OutputPlan, plan_output
-from octavo.server.state import OutputSettings
 from octavo.text.formats.table import TOOL_FORMATS
 from octavo.text.tool_grammar import Builder, SpecialTokens
 from tool_texts import OPEN, split_open

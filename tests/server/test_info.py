@@ -18,7 +18,7 @@ def test_e32_models_are_the_served_names_in_order() -> None:
     assert card == {
         "id": "tiny",
         "object": "model",
-        "created": server.state.created,
+        "created": server.model.created,
         "owned_by": "octavo",
         "root": "tiny",
         "parent": None,
@@ -27,7 +27,7 @@ def test_e32_models_are_the_served_names_in_order() -> None:
     assert permission.pop("id").startswith("modelperm-")
     assert permission == {
         "object": "model_permission",
-        "created": server.state.created,
+        "created": server.model.created,
         "allow_create_engine": False,
         "allow_sampling": True,
         "allow_logprobs": True,
@@ -51,8 +51,7 @@ def test_n1_one_model(name: str, status: int) -> None:
 
 
 def test_a_name_with_slashes_is_one_model() -> None:
-    server = make_server()
-    object.__setattr__(server.state, "model_names", ("org/model",))
+    server = make_server(names=("org/model",))
     assert server.get("/v1/models/org/model").json()["id"] == "org/model"
 
 
