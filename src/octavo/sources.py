@@ -253,9 +253,12 @@ def _from_hub(name: str, revision: str | None, directory: str | None, patterns: 
     if wanted.quant is not None:
         return hub.file(_pick_quant(name, wanted.quant, hub.list_files()))
     snapshot = hub.snapshot(patterns)
-    if patterns is DESCRIPTION_FILES or any(snapshot.glob("*.safetensors")):
+    without_weights = patterns is DESCRIPTION_FILES
+    if any(snapshot.glob("*.safetensors")) or (without_weights and (snapshot / "tokenizer.json").is_file()):
         return snapshot
     files = [f for f in hub.list_files() if f.endswith(".gguf")]
+    if without_weights and not files:
+        return snapshot
     if len(files) == 1:
         return hub.file(files[0])
     if files:
