@@ -40,9 +40,14 @@ def run(argv: Sequence[str]) -> int:
     from octavo.text.tokenizer import load_tokenizer
     from octavo.text.tokenizer_export import read_generation_config, tokenizer_files, write_tokenizer
 
-    # "dummy": of a repository with safetensors, all but the weights.
-    where = {"revision": config.revision, "download_dir": config.download_dir}
-    source = sources.resolve_model(ModelConfig(model=model, load_format="dummy", **where))
+    source = sources.resolve_model(
+        ModelConfig(
+            model=model,
+            revision=config.revision,
+            download_dir=config.download_dir,
+            load_format="dummy",  # of a repository with safetensors, all but the weights
+        )
+    )
     files = tokenizer_files(load_tokenizer(source), read_generation_config(source))
     write_tokenizer(files, directory, force=config.force)
     print(f"{directory}: {', '.join(files)}")

@@ -45,7 +45,7 @@ def read_generation_config(model: Path) -> str | None:
 
 
 def write_tokenizer(files: Mapping[str, str], directory: Path, *, force: bool) -> None:
-    """Write `files` into `directory`, which is made if need be. A tokenizer that is there is replaced with `force` only.
+    """Write `files` into `directory`, which is made if need be; with `force` also over a tokenizer that is there.
 
     Raises `CheckpointError`; nothing is written then, but for an error of the file system.
     """
