@@ -58,10 +58,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.end_headers()
-        for event in self._events(is_chat=self.path.endswith("/chat/completions")):
-            self.wfile.write(f"data: {event if isinstance(event, str) else json.dumps(event)}\n\n".encode())
-        if api.never_ends:
-            assert self.connection.recv(1) == b""
+        try:
+            for event in self._events(is_chat=self.path.endswith("/chat/completions")):
+                self.wfile.write(f"data: {event if isinstance(event, str) else json.dumps(event)}\n\n".encode())
+            is_left = api.never_ends and self.connection.recv(1) == b""
+        except ConnectionError:
+            is_left = True
+        if is_left:
             api.client_left.set()
 
     def _events(self, is_chat: bool) -> Iterator[Any]:

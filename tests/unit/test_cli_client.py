@@ -155,7 +155,8 @@ def test_an_address_may_be_written_in_many_ways(text: str, url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "ftp://x", "http://", "http://h:port", "http://h:99999", "http://[::1", "u:p@h:1", "h:1/v1?x=1", "h\n:1"]
+    "text",
+    ["", "ftp://x", "http://", "http://h:port", "http://h:99999", "http://[::1", "u:p@h:1", "h:1/v1?x=1", "h\n:1"],
 )
 def test_what_is_no_address_is_refused(text: str) -> None:
     with pytest.raises(InvalidConfig) as caught:
@@ -206,8 +207,9 @@ def test_a_server_that_is_not_ready_says_so(api: FakeAPI, capsys: pytest.Capture
 
 
 def test_what_is_no_openai_server_is_told(api: FakeAPI, capsys: pytest.CaptureFixture[str]) -> None:
-    assert error_of(capsys, "--url", f"{api.address}/other") == (
-        f"http://{api.address}/other is no OpenAI-compatible API (404): --url must be the address under which /models is"
+    other = f"http://{api.address}/other"
+    assert error_of(capsys, "--url", other) == (
+        f"{other} is no OpenAI-compatible API (404): --url must be the address under which /models is"
     )
     for kind, body in (("text/html", b"<html>"), ("application/json", b"[]"), ("application/json", b'{"data": [1]}')):
         api.models = (200, kind, body)
@@ -258,3 +260,29 @@ def test_a_stream_of_other_things_is_an_error(api: FakeAPI, capsys: pytest.Captu
         assert error_of(capsys, "--url", api.url) == f"the server sent what is no event: {event}"
     api.refusal = (200, json.dumps({"choices": []}).encode())
     assert error_of(capsys, "--url", api.url) == "the server ended the reply early"
+
+
+# ---------------------------------------------------------------- where the reply cannot go
+def shell(api: FakeAPI, rest: str) -> subprocess.CompletedProcess[str]:
+    """`octavo chat` in a shell, with what follows it on the line."""
+    script = f'echo hi | "$0" -m octavo chat --url {api.address} {rest}'
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": ":".join(sys.path)}
+    words = ["bash", "-c", script, sys.executable]
+    return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_a_full_disk_is_one_line(api: FakeAPI) -> None:
+    run = shell(api, "> /dev/full; echo $? >&2")
+    assert run.stderr == "octavo chat: error: cannot write the reply: No space left on device\n1\n"
+
+
+def test_closed_streams_are_no_error(api: FakeAPI) -> None:
+    assert shell(api, ">&- ; echo $? >&2").stderr == "0\n"
+    assert shell(api, "--stats 2>&-").stdout == "Hello!\n"
+
+
+def test_a_reader_that_has_had_enough_is_no_error(api: FakeAPI) -> None:
+    api.reply = ["line\n"] * 20_000
+    api.never_ends = True  # only the broken pipe can end it
+    run = shell(api, "| head -n 1; echo ${PIPESTATUS[1]}")
+    assert (run.stdout, run.stderr) == ("line\n141\n", "")

@@ -83,6 +83,8 @@ class Stats:
     num_replies: int = 0
     num_prompt_tokens: int = 0
     num_tokens: int = 0
+    num_begun: int = 0  # replies that came to a first token
+    first_seconds: float = 0.0  # the sum of their times to it
     decode_tokens: int = 0
     decode_seconds: float = 0.0
 
@@ -91,6 +93,9 @@ class Stats:
         self.num_replies += 1
         self.num_prompt_tokens += reply.num_prompt_tokens or 0
         self.num_tokens += reply.num_events if reply.num_tokens is None else reply.num_tokens
+        if reply.first is not None:
+            self.num_begun += 1
+            self.first_seconds += reply.first - reply.started
         self.decode_tokens += reply.decode_tokens
         self.decode_seconds += reply.decode_seconds
 
@@ -112,6 +117,8 @@ class Stats:
     def all_line(self) -> str:
         replies = "1 reply" if self.num_replies == 1 else f"{self.num_replies} replies"
         parts = [replies, f"{self.num_prompt_tokens} prompt tokens", f"{self.num_tokens} tokens"]
+        if self.num_begun:
+            parts.append(f"the first after {self.first_seconds / self.num_begun:.2f} s on average")
         return ", ".join([*parts, *_rate(self.decode_tokens, self.decode_seconds)])
 
 

@@ -6,9 +6,12 @@ Piped, stdout gets the text of replies and nothing more: no colour, no thoughts,
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Mapping
 from typing import TextIO
+
+from octavo.errors import OctavoError
 
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
 #: A model may write control characters, which must not move the cursor or rename the window: shown, not obeyed.
@@ -19,12 +22,13 @@ _SHOWN |= dict.fromkeys(range(0x7F, 0xA0), 0xFFFD)
 class Screen:
     """Where a command writes. `is_terminal`: a person reads the replies."""
 
-    def __init__(self, out: TextIO, err: TextIO, environ: Mapping[str, str]) -> None:
-        self._out, self._err = out, err
-        self.is_terminal = out.isatty()
+    def __init__(self, out: TextIO | None, err: TextIO | None, environ: Mapping[str, str]) -> None:
+        """None: the stream is closed, as Python has it."""
+        self._out, self._err = out or _nowhere(), err or _nowhere()
+        self.is_terminal = self._out.isatty()
         has_colour = not environ.get("NO_COLOR") and environ.get("TERM", "dumb") != "dumb"
-        self._dims_out = has_colour and out.isatty()
-        self._dims_err = has_colour and err.isatty()
+        self._dims_out = has_colour and self.is_terminal
+        self._dims_err = has_colour and self._err.isatty()
         self._is_line_open = False
         self._is_thinking = False
 
@@ -47,9 +51,7 @@ class Screen:
         """End what was written with its line."""
         self._end_thoughts()
         if self._is_line_open:
-            self._out.write("\n")
-        self._is_line_open = False
-        self._out.flush()
+            self._put("\n")
 
     def say(self, text: str, *, dim: bool = False) -> None:
         """A line, or lines, of the command itself."""
@@ -63,9 +65,20 @@ class Screen:
             self._is_line_open = False
 
     def _put(self, text: str) -> None:
-        self._out.write(text.translate(_SHOWN) if self.is_terminal else text)
-        self._out.flush()
         self._is_line_open = not text.endswith("\n")
+        try:
+            self._out.write(text.translate(_SHOWN) if self.is_terminal else text)
+            self._out.flush()
+        except BrokenPipeError:
+            raise  # the reader has had enough: no error
+        except OSError as e:
+            # What could not be written stays in the buffer, and Python would try again while it shuts down.
+            self._out = sys.stdout = _nowhere()
+            raise OctavoError(f"cannot write the reply: {e.strerror or e}") from None
+
+
+def _nowhere() -> TextIO:
+    return open(os.devnull, "w", encoding="utf-8")
 
 
 def tolerate_any_text() -> None:
