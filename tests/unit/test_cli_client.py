@@ -211,6 +211,8 @@ def test_what_is_no_openai_server_is_told(api: FakeAPI, capsys: pytest.CaptureFi
     assert error_of(capsys, "--url", other) == (
         f"{other} is no OpenAI-compatible API (404): --url must be the address under which /models is"
     )
+    api.models = (404, "application/json", b'{"error": {"message": "There is no such route."}}')
+    assert error_of(capsys, "--url", api.url).startswith(f"{api.url} is no OpenAI-compatible API (404): ")
     for kind, body in (("text/html", b"<html>"), ("application/json", b"[]"), ("application/json", b'{"data": [1]}')):
         api.models = (200, kind, body)
         assert error_of(capsys, "--url", api.url) == (

@@ -135,7 +135,7 @@ class Client:
             connection.request(method, parts.path + path, body, self._headers)
             reply = connection.getresponse()
             if reply.status != 200:
-                raise OctavoError(self._refusal(reply))
+                raise OctavoError(self._refusal(path, reply))
             yield reply
         except (OSError, http.client.HTTPException, UnicodeError) as e:
             where = f"{parts.scheme}://{parts.netloc}"
@@ -146,7 +146,7 @@ class Client:
                 reply.close()
             connection.close()
 
-    def _refusal(self, reply: http.client.HTTPResponse) -> str:
+    def _refusal(self, path: str, reply: http.client.HTTPResponse) -> str:
         """One line on a status that is not 200, and what to do about it."""
         status, body = reply.status, reply.read(_READ)
         known = _error_message(body)
@@ -159,7 +159,7 @@ class Client:
             return f"the server is not ready (503): {said}"
         if 300 <= status < 400:
             return f"{self.url} has moved ({status}): give --url {_one_line(reply.headers.get('Location', ''))}"
-        if status == 404 and known is None:
+        if status == 404 and (known is None or path == "/models"):
             return f"{self.url} is no OpenAI-compatible API (404): --url must be the address under which /models is"
         return f"the server refused ({status}): {said}"
 
