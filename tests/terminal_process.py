@@ -13,7 +13,9 @@ import termios
 import time
 from pathlib import Path
 
-from server_process import bound
+import psutil
+
+from server_process import bound, eventually
 
 SOURCES = Path(__file__).parent.parent / "src"
 CTRL_C, CTRL_D = "\x03", "\x04"
@@ -52,6 +54,13 @@ class TerminalProcess:
 
     def enter(self, line: str) -> None:
         self.type(line + "\r")
+
+    def interrupt(self) -> None:
+        """Ctrl-C, as late as a person is: when the command waits again. One that comes between the last key and the
+        wait is seen by Python at the next key only."""
+        process = psutil.Process(self.process.pid)
+        eventually(lambda: process.status() == psutil.STATUS_SLEEPING or None, 20, "a command that waits")
+        self.type(CTRL_C)
 
     def expect(self, wanted: str, seconds: float = 20) -> None:
         """Wait until `wanted` stands on the screen, behind what was expected before."""

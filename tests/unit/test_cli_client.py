@@ -257,9 +257,9 @@ def test_a_server_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str])
 
 def test_a_stream_of_other_things_is_an_error(api: FakeAPI, capsys: pytest.CaptureFixture[str]) -> None:
     api.reply = []
-    for event in ("[]", "{nonsense"):
+    for event in ("[]", "{nonsense", '{"choices": [1]}', '{"choices": [{"text": 1}]}', '{"usage": "none"}'):
         api.refusal = (200, f"data: {event}\n\n".encode())
-        assert error_of(capsys, "--url", api.url) == f"the server sent what is no event: {event}"
+        assert error_of(capsys, "--url", api.url) == f"the server sent what is no event: {event}".replace('"', "'")
     api.refusal = (200, json.dumps({"choices": []}).encode())
     assert error_of(capsys, "--url", api.url) == "the server ended the reply early"
 

@@ -15,7 +15,7 @@ import pytest
 from client_fakes import TOKENIZER
 from fake_api import FakeAPI, serving_fake_api
 from server_process import ServerProcess, bound, eventually
-from terminal_process import CTRL_C, CTRL_D, END_OF_PASTE, PASTE, TerminalProcess
+from terminal_process import CTRL_D, END_OF_PASTE, PASTE, TerminalProcess
 
 DIM, PLAIN = "\x1b[2m", "\x1b[0m"
 
@@ -101,17 +101,17 @@ def test_ctrl_c_drops_the_line_and_twice_ends(api: FakeAPI, start: Start) -> Non
     chat = start()
     chat.type("half a li")
     chat.expect("half a li")
-    chat.type(CTRL_C)
+    chat.interrupt()
     chat.expect("Ctrl-C again, or Ctrl-D, ends.")
     chat.expect("> ")
     chat.enter("whole")  # what comes between two makes them two first ones
     chat.expect("Hello!\n> ")
     chat.enter('"""dropped')
     chat.expect("... ")
-    chat.type(CTRL_C)
+    chat.interrupt()
     chat.expect("Ctrl-C again, or Ctrl-D, ends.")
     chat.expect("> ")
-    chat.type(CTRL_C)
+    chat.interrupt()
     assert chat.wait() == 0
     assert contents(api) == [["whole"]]
     assert "Traceback" not in chat.text
@@ -123,14 +123,14 @@ def test_ctrl_c_ends_the_reply_and_not_the_conversation(api: FakeAPI, start: Sta
     chat.enter("long")
     chat.expect("Hello!")
     assert not api.client_left.is_set()
-    chat.type(CTRL_C)
+    chat.interrupt()
     assert api.client_left.wait(bound(10))
     chat.expect("(stopped)\n> ")
     api.reply = []
     chat.enter("silent")  # stopped before its first word: this turn has not been
     chat.expect("silent\n")
     eventually(lambda: len(api.requests) == 2 or None, 10, "the request")
-    chat.type(CTRL_C)
+    chat.interrupt()
     chat.expect("(stopped)\n> ")
     api.never_ends, api.reply = False, ["Yes."]
     chat.enter("short")
@@ -152,7 +152,7 @@ def test_a_stopped_reply_is_aborted_in_the_engine(tmp_path: Path) -> None:
             chat.expect("> ")
             chat.enter("go on")
             server.wait_metric("vllm:num_requests_running", lambda n: n == 1)
-            chat.type(CTRL_C)
+            chat.interrupt()
             chat.expect("(stopped)")
             server.wait_metric("vllm:num_requests_running", lambda n: n == 0)
             chat.enter("/set max_tokens 3")
@@ -262,6 +262,8 @@ def test_a_conversation_is_saved_and_goes_on(api: FakeAPI, start: Start, tmp_pat
         (f"/save {tmp_path}/no/where", "error: cannot write"),
         (f"/load {other}", f"error: {other} is not a saved conversation"),
         (f"/load {tmp_path}/nothing", "error: cannot read"),
+        ("/load ~nobody-of-this-name/x", "error: /load ~nobody-of-this-name/x: "),
+        ("/save .", "error: . is there already"),
     ):
         first.enter(line)
         first.expect(shown)
@@ -283,6 +285,8 @@ def test_an_unknown_command_gets_a_hint_and_is_not_sent(api: FakeAPI, start: Sta
     chat.expect(
         "error: there is no command /usr/bin/env; /help lists them. To send a message that begins with /, write"
     )
+    chat.type(PASTE + "/usr/bin: no\nline 2" + END_OF_PASTE + "\r")
+    chat.expect("error: there is no command /usr/bin:;")
     chat.enter("/clear all")
     chat.expect("error: /clear takes nothing after it")
     assert api.requests == []
@@ -361,7 +365,7 @@ def test_texts_are_continued_until_the_end(api: FakeAPI, start: Start) -> None:
     api.never_ends = True
     complete.enter("/help")
     complete.expect("Hello!")
-    complete.type(CTRL_C)
+    complete.interrupt()
     assert api.client_left.wait(bound(10))
     complete.expect("(stopped)\n> ")
     api.never_ends, api.refusal = False, (400, b'{"error": {"message": "no"}}')

@@ -30,8 +30,7 @@ def run(argv: Sequence[str]) -> int:
         if chat.ask(question).is_stopped:
             raise KeyboardInterrupt
         return 0
-    client.models()  # a server that is not there is told before the first message is written
-    screen.say(f"Talking to {client.model}. /help lists the commands, Ctrl-D ends.", dim=True)
+    screen.say(f"Talking to {client.look_up()}. /help lists the commands, Ctrl-D ends.", dim=True)
     return converse(screen, lambda message: answer(chat, message))
 
 

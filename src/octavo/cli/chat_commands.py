@@ -25,14 +25,15 @@ _KEYS = (
 
 def run_command(chat: Conversation, line: str) -> bool:
     """Do what the line says; False: the conversation is over. Raises `OctavoError`."""
-    name, _, words = line.partition(" ")
+    name, *rest = line.split(maxsplit=1)
+    words = rest[0].strip() if rest else ""
     if name not in COMMANDS:
         hint = nearest(name, COMMANDS) or "; /help lists them"
         raise OctavoError(f"there is no command {name}{hint}. To send a message that begins with /, write it as //")
     usage, _, action = COMMANDS[name]
-    if words.strip() and usage == name:
+    if words and usage == name:
         raise OctavoError(f"{name} takes nothing after it")
-    return action(chat, words.strip())
+    return action(chat, words)
 
 
 def _help(chat: Conversation, words: str) -> bool:
@@ -104,7 +105,10 @@ def _load(chat: Conversation, words: str) -> bool:
 def _path(command: str, words: str) -> Path:
     if not words:
         raise OctavoError(f"{command} needs the name of a file")
-    return Path(words).expanduser()
+    try:
+        return Path(words).expanduser()
+    except RuntimeError as e:  # ~nobody
+        raise OctavoError(f"{command} {words}: {e}") from None
 
 
 def _quit(chat: Conversation, words: str) -> bool:

@@ -91,16 +91,18 @@ class Client:
 
     @property
     def model(self) -> str:
-        """The model that is asked; looked up once."""
-        if self._model is None:
-            models = self.models()
-            if not models:
-                raise OctavoError(f"{self.url} lists no model; --model names one")
-            self._model = models[0]
+        """The model that is asked: the named one, or the first that the server lists."""
+        return self._model or self.look_up()
+
+    def look_up(self) -> str:
+        """`model`, after the server has been asked for its models in any case, to see that it is there."""
+        models = self._models()
+        if not (self._model or models):
+            raise OctavoError(f"{self.url} lists no model; --model names one")
+        self._model = self._model or models[0]
         return self._model
 
-    def models(self) -> list[str]:
-        """The models that the server lists."""
+    def _models(self) -> list[str]:
         with self._open("GET", "/models", None) as reply:
             kind, body = reply.headers.get_content_type(), reply.read()
         try:

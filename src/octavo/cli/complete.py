@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from octavo.cli.client import Client, ClientConfig, client_config
 from octavo.cli.line_reader import converse, piped_text
-from octavo.cli.reply import Reply, Stats, receive
+from octavo.cli.reply import Reply, receive
 from octavo.cli.screen import Screen, tolerate_any_text
 from octavo.errors import OctavoError
 
@@ -27,9 +27,7 @@ def run(argv: Sequence[str]) -> int:
     def extend(text: str) -> Reply:
         reply = receive(client, screen, "/completions", {"prompt": text})
         if config.stats:
-            stats = Stats()
-            stats.add(reply)
-            screen.say(stats.last_line(), dim=True)
+            screen.say(reply.figures(), dim=True)
         return reply
 
     def answer(text: str) -> bool:
@@ -45,6 +43,5 @@ def run(argv: Sequence[str]) -> int:
         if extend(text).is_stopped:
             raise KeyboardInterrupt
         return 0
-    client.models()  # a server that is not there is told before the first text is written
-    screen.say(f"{client.model} continues what you write. Ctrl-D ends.", dim=True)
+    screen.say(f"{client.look_up()} continues what you write. Ctrl-D ends.", dim=True)
     return converse(screen, lambda message: answer(message.text))

@@ -37,7 +37,7 @@ class Conversation:
             self.messages += [turn, {"role": "assistant", "content": reply.text}]
         self.stats.add(reply)
         if self._tells_stats:
-            self.screen.say(self.stats.last_line(), dim=True)
+            self.screen.say(reply.figures(), dim=True)
         return reply
 
     def clear(self) -> None:
@@ -47,10 +47,10 @@ class Conversation:
     def save(self, path: Path) -> None:
         """Write the messages as JSON. Raises `OctavoError`, also for another's file."""
         text = json.dumps({"messages": self._all()}, indent=2, ensure_ascii=False) + "\n"
-        partial = path.with_name(f".{path.name}.part")
         try:
             if path.exists() and path.resolve() not in self._files:
                 raise OctavoError(f"{path} is there already; name another file")
+            partial = path.with_name(f".{path.name}.part")
             partial.write_text(text, encoding="utf-8", errors="replace")
             os.replace(partial, path)
             self._files.add(path.resolve())

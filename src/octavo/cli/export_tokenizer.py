@@ -32,7 +32,7 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("model", metavar="MODEL", help="as for `octavo serve`: a .gguf file, a directory, org/repo")
     parser.add_argument("directory", metavar="DIRECTORY", help="where the files go; made if it is not there")
     values: dict[str, Any] = read_words(parser, argv, table, {})
-    model, directory = values.pop("model"), Path(values.pop("directory")).expanduser()
+    model, directory = values.pop("model"), Path(values.pop("directory"))
     config = ExportConfig(**values)
     check(config)
     # Imported here: `--help` and a wrong flag must not pay for the tokenizer.

@@ -10,6 +10,7 @@ from typing import Any
 
 from octavo.cli.client import Client
 from octavo.cli.screen import Screen
+from octavo.errors import OctavoError
 
 
 @dataclass
@@ -41,6 +42,18 @@ class Reply:
     def decode_seconds(self) -> float:
         return self.last - self.first if self.first is not None and self.last is not None else 0.0
 
+    def figures(self) -> str:
+        parts = []
+        if self.num_prompt_tokens is not None:
+            cached = f" ({self.num_cached_tokens} cached)" if self.num_cached_tokens else ""
+            parts.append(f"{self.num_prompt_tokens} prompt tokens{cached}")
+        # The server has not counted a reply that was stopped. An event is a token, or several where they come fast.
+        is_counted = self.num_tokens is not None
+        parts.append(f"{self.num_tokens} tokens" if is_counted else f"about {self.num_events} tokens")
+        if self.first is not None:
+            parts.append(f"the first after {self.first - self.started:.2f} s")
+        return ", ".join([*parts, *_rate(self.decode_tokens, self.decode_seconds)])
+
     def take(self, event: Mapping[str, Any], screen: Screen) -> None:
         """Take in one event of a stream, and show its text."""
         for choice in event.get("choices") or ():
@@ -67,12 +80,19 @@ def receive(client: Client, screen: Screen, path: str, body: Mapping[str, Any]) 
     try:
         with contextlib.closing(client.stream(path, body)) as events:
             for event in events:
-                reply.take(event, screen)
+                _take(reply, event, screen)
     except KeyboardInterrupt:
         reply.is_stopped = True
     finally:
         screen.end()
     return reply
+
+
+def _take(reply: Reply, event: Mapping[str, Any], screen: Screen) -> None:
+    try:
+        reply.take(event, screen)
+    except (AttributeError, TypeError):  # it is JSON, but not of this form
+        raise OctavoError(f"the server sent what is no event: {str(event)[:200]}") from None
 
 
 @dataclass
@@ -100,19 +120,7 @@ class Stats:
         self.decode_seconds += reply.decode_seconds
 
     def last_line(self) -> str:
-        reply = self.last
-        if reply is None:
-            return "no reply yet"
-        parts = []
-        if reply.num_prompt_tokens is not None:
-            cached = f" ({reply.num_cached_tokens} cached)" if reply.num_cached_tokens else ""
-            parts.append(f"{reply.num_prompt_tokens} prompt tokens{cached}")
-        # A reply that was stopped has no count by the server. An event is a token, or several where they come fast.
-        counted = reply.num_tokens is not None
-        parts.append(f"{reply.num_tokens} tokens" if counted else f"about {reply.num_events} tokens")
-        if reply.first is not None:
-            parts.append(f"the first after {reply.first - reply.started:.2f} s")
-        return ", ".join([*parts, *_rate(reply.decode_tokens, reply.decode_seconds)])
+        return self.last.figures() if self.last is not None else "no reply yet"
 
     def all_line(self) -> str:
         replies = "1 reply" if self.num_replies == 1 else f"{self.num_replies} replies"
