@@ -64,6 +64,10 @@ class Tokenizer:
     def special_texts(self) -> frozenset[str]:
         return frozenset(text for token_id in self.special_ids if (text := self.token(token_id)))
 
+    def to_json(self) -> str:
+        """The text of the tokenizer.json that gives the same ids."""
+        return self._backend.to_str(pretty=True)
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """The ids of `text`; with `add_special_tokens`, BOS and EOS as the tokenizer's own rule says.
 
