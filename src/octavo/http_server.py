@@ -97,6 +97,7 @@ class _Protocol(HttpToolsProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._is_in_head = False
+        self._is_offer = False  # of an upgrade: the head that was just read comes again without it
         self._is_lingering = False
         self._timer: asyncio.TimerHandle | None = None  # for the head of a request, or for the rest of a body
 
@@ -143,13 +144,28 @@ class _Protocol(HttpToolsProtocol):
                 self.parser.feed_data(data)
                 break
             except httptools.HttpParserUpgrade as exc:
-                # The parser stops behind a request that offers an upgrade; what follows is HTTP as before.
-                data = data[exc.args[0] :]
+                data = self._without_upgrade() + data[exc.args[0] :]
             except httptools.HttpParserError as exc:
-                self._refuse(exc)
+                self._refuse(exc, data)
                 return
         if not (self._is_replying or self._is_in_head or self._is_lingering or self.transport.is_closing()):
             self._start_idling()  # empty lines are no request
+
+    def _without_upgrade(self) -> bytes:
+        """The head of a request that offers an upgrade, once more and without the offer.
+
+        The parser takes what stands behind such a head for another protocol, body and all.
+        """
+        method = self.parser.get_method()
+        if method == b"CONNECT" or self._is_lingering:
+            return b""
+        lines = [method + b" " + self.url + b" HTTP/1.1"]
+        for name, value in self.headers:
+            if name == b"connection":
+                value = b", ".join(token for token in value.split(b",") if token.strip().lower() in _CONNECTION_TOKENS)
+            if name != b"upgrade":
+                lines.append(name + b": " + value)
+        return b"\r\n".join(lines) + b"\r\n\r\n"
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -162,6 +178,10 @@ class _Protocol(HttpToolsProtocol):
         if self._is_lingering:
             return
         self._set_timer(None)
+        is_tunnel = self.parser.get_method() == b"CONNECT"
+        if self.parser.should_upgrade() and not is_tunnel:
+            self._is_offer = True  # `_without_upgrade` is asked next
+            return
         self._take_target()
         super().on_headers_complete()
         cycle = self.cycle
@@ -170,7 +190,7 @@ class _Protocol(HttpToolsProtocol):
             cycle.__class__ = _UnframedCycle  # the same state, another framing
             cycle.keep_alive = self.parser.should_keep_alive()
             cycle.waiting_for_100_continue = False  # HTTP/1.0 knows no interim replies
-        if self.config.is_draining or self.parser.get_method() == b"CONNECT":  # type: ignore[attr-defined]
+        if self.config.is_draining or is_tunnel:  # type: ignore[attr-defined]
             cycle.keep_alive = False
 
     def _take_target(self) -> None:
@@ -193,13 +213,19 @@ class _Protocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         if self._is_lingering:
             self._close()
+        elif self._is_offer:
+            self._is_offer = False
         else:
             super().on_message_complete()
 
     # ------------------------------------------------------------ what is refused
-    def _refuse(self, exc: httptools.HttpParserError) -> None:
-        """The bytes are not HTTP."""
-        self.logger.warning("Invalid HTTP request received.")
+    def _refuse(self, exc: httptools.HttpParserError, data: bytes) -> None:
+        """`data` is not HTTP."""
+        what = next((text for kind, text in _REASONS.items() if isinstance(exc, kind)), "")
+        if data.startswith(b"\x16\x03"):
+            what = ": it is TLS, and this port has none (use http://)"
+        error = InvalidRequest(f"The request is not valid HTTP/1.1{what}.")
+        self.logger.warning("%s", error.message)
         if self._is_lingering:
             self._close()
         elif self._is_replying and not self.cycle.more_body:
@@ -209,8 +235,7 @@ class _Protocol(HttpToolsProtocol):
         elif self._is_replying and (self.cycle.response_started or self.pipeline):
             self.transport.close()
         else:
-            what = next((text for kind, text in _REASONS.items() if isinstance(exc, kind)), "")
-            self._send_error(InvalidRequest(f"The request is not valid HTTP/1.1{what}."))
+            self._send_error(error)
 
     def _on_head_timeout(self) -> None:
         if self._is_in_head and not self._is_replying:
@@ -244,9 +269,11 @@ class _Protocol(HttpToolsProtocol):
         self.transport.close()
 
 
+#: What a client may say of a connection that is not about an upgrade.
+_CONNECTION_TOKENS = frozenset({b"close", b"keep-alive"})
 #: What the parser's errors mean to whoever wrote the request.
 _REASONS: dict[type[Exception], str] = {
-    httptools.HttpParserInvalidMethodError: ": no method that it has stands at its beginning (they are in capitals)",
+    httptools.HttpParserInvalidMethodError: ": it does not begin with a method (they are in capitals)",
     httptools.HttpParserInvalidURLError: ": its target is not a path",
 }
 

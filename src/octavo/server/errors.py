@@ -61,6 +61,22 @@ class BodyTimeout(RequestError):
     code = "timeout"
 
 
+class ExpectationFailed(RequestError):
+    status = 417
+    type = "ExpectationFailedError"
+
+
+class VersionNotSupported(RequestError):
+    """Of HTTP."""
+
+    status = 505
+    type = "HTTPVersionNotSupportedError"
+
+
+class BadFraming(RequestError):
+    """Where the request ends depends on who reads it: a proxy in front may see another request in it (smuggling)."""
+
+
 class HeadersTooLarge(RequestError):
     status = 431
     type = "RequestTooLargeError"
@@ -103,7 +119,7 @@ def error_reply(exc: BaseException) -> ErrorReply:
         headers.append((b"www-authenticate", b"Bearer"))
     if isinstance(exc, MethodNotAllowed):
         headers.append((b"allow", exc.allowed.encode()))
-    if exc.status in (408, 413):
+    if exc.status in (408, 413) or isinstance(exc, BadFraming):
         headers.append((b"connection", b"close"))  # the rest of the body is not read
     if exc.status == 415:
         headers.append((b"accept-encoding", b"identity"))

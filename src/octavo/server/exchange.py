@@ -103,6 +103,7 @@ class Exchange:
             )
 
     async def read_body(self) -> bytes:
+        self.scope["octavo.body_wanted"] = True
         limits = self.limits
         too_large = f"The request body is larger than {limits.max_bytes} bytes."
         length = self.header(b"content-length")
@@ -176,12 +177,16 @@ class Exchange:
     async def _start(self, status: int, headers: list[Header]) -> None:
         """The scope tells the layers around that the reply began, and they tell the request's id."""
         self.scope["octavo.status"] = status
+        extra = self.extra_headers
+        if not self.scope.get("octavo.body_wanted") and self.header(b"expect") is not None:
+            # Whether the client sends the body all the same is not known: another request may not follow.
+            extra = [*extra, (b"connection", b"close")]
         request_id = (b"x-request-id", self.scope["octavo.request_id"].encode())
         await self._send(
             {
                 "type": "http.response.start",
                 "status": status,
-                "headers": [*headers, *self.extra_headers, request_id],
+                "headers": [*headers, *extra, request_id],
             }
         )
 
