@@ -45,7 +45,7 @@ def test_n1_one_model(name: str, status: int) -> None:
     reply = make_server().get(f"/v1/models/{name}")
     assert reply.status == status
     if status == 404:
-        assert reply.error["message"] == f"The model `{name}` does not exist."
+        assert reply.error["message"].startswith(f"The model `{name}` does not exist. ")
     else:
         assert reply.json()["id"] == name
 

@@ -33,6 +33,12 @@ class RouteNotFound(RequestError):
     code = "route_not_found"
 
 
+class RouteNotServed(RouteNotFound):
+    """A route of the API, or of another server's, that octavo does not have."""
+
+    code = "route_not_served"
+
+
 class MethodNotAllowed(RequestError):
     """`allowed` goes into the `Allow` header."""
 

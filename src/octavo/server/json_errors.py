@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from typing import Final, NoReturn
 
 from octavo.errors import InvalidRequest
+from octavo.server.errors import clip
 
-#: Values and keys that are looked at; a fault beyond them is told without its place. Bounds the time that a large
-#: refused body takes from the streams.
+#: Values and keys, and characters, that are looked at; a fault beyond them is told without its place. They bound the
+#: time that a large refused body takes from the streams.
 MAX_STEPS: Final = 100_000
+MAX_CHARS: Final = 2 << 20
 #: Python's limit, and the decoder's.
 _MAX_DIGITS: Final = 4300
 _MAX_PATH_CHARS: Final = 200
@@ -44,10 +47,6 @@ class _Fault(Exception):
         self.at = at
 
 
-class _GivenUp(Exception):
-    """There is more than `MAX_STEPS` allow to look at."""
-
-
 def json_fault(data: bytes) -> InvalidRequest:
     """The error for a body that is not valid JSON. Its `param` is the path of the field with the fault, if any."""
     if not data.strip():
@@ -60,32 +59,24 @@ def json_fault(data: bytes) -> InvalidRequest:
         text, broken = data.decode(), None
     except UnicodeDecodeError as exc:
         text, broken = data[: exc.start].decode(), exc
-    scanner = _Scanner(text)
-    try:
-        scanner.run()
-        if broken is None:
-            return InvalidRequest("The body is not valid JSON.")
-        fault = _Fault("", len(text))
-    except _Fault as exc:
-        fault = exc
-    except _GivenUp:
-        if broken is None:
-            return InvalidRequest("The body is not valid JSON.")
-        fault, scanner.path = _Fault("", len(text)), []
-    if broken is not None and fault.at >= len(text):
+    scanner = _Scanner(text[:MAX_CHARS])
+    fault = scanner.first_fault()
+    is_seen = fault is not None and (len(text) <= MAX_CHARS or fault.at < MAX_CHARS)
+    if broken is not None and not (fault is not None and is_seen and fault.at < len(text)):
         what = f"the byte 0x{data[broken.start]:02X} is not UTF-8 (is the body in Latin-1?)"
-        fault = _Fault(what, len(text))
-    return _error(fault, scanner)
+        return _error(_Fault(what, len(text)), text, scanner.path if is_seen else [])
+    if fault is None or not is_seen:
+        return InvalidRequest("The body is not valid JSON.")
+    return _error(fault, text, scanner.path)
 
 
-def _error(fault: _Fault, scanner: _Scanner) -> InvalidRequest:
-    before = scanner.text[: fault.at]
+def _error(fault: _Fault, text: str, path: Sequence[str | int]) -> InvalidRequest:
+    before = text[: fault.at]
     line, column = before.count("\n") + 1, fault.at - before.rfind("\n")
-    path = ".".join(map(str, scanner.path))
-    path = path if len(path) <= _MAX_PATH_CHARS else path[: _MAX_PATH_CHARS - 3] + "..."
+    param = clip(".".join(map(str, path)), _MAX_PATH_CHARS)
     place = f"at line {line}, column {column} (byte {len(before.encode())})"
-    inside = f", in `{path}`" if path else ""
-    return InvalidRequest(f"The body is not valid JSON: {fault.what}, {place}{inside}.", path or None)
+    inside = f", in `{param}`" if param else ""
+    return InvalidRequest(f"The body is not valid JSON: {fault.what}, {place}{inside}.", param or None)
 
 
 class _Scanner:
@@ -99,19 +90,26 @@ class _Scanner:
         self._is_empty = False  # nothing follows the last opening bracket yet
         self._comma = -1  # where the last comma stands, when nothing follows it yet
 
-    def run(self) -> None:
-        """Raises `_Fault`, or `_GivenUp`. A text without fault is left unsaid."""
-        for _ in range(MAX_STEPS):
-            char = self._next()
-            if self._open and char == self._open[-1] and self._may_close():
-                self._close()
-            elif not self._opens(char):
-                self._scalar(char)
-            else:
-                continue
-            if not self._after_value():
-                return
-        raise _GivenUp
+    def first_fault(self) -> _Fault | None:
+        """None: there is none, or more than `MAX_STEPS` stand before it."""
+        try:
+            for _ in range(MAX_STEPS):
+                if not self._step():
+                    return None
+        except _Fault as fault:
+            return fault
+        return None
+
+    def _step(self) -> bool:
+        """Take a value, or the opening of one. False: the text is at its end."""
+        char = self._next()
+        if self._open and char == self._open[-1] and self._may_close():
+            self._close()
+        elif self._opens(char):
+            return True
+        else:
+            self._scalar(char)
+        return self._after_value()
 
     # ------------------------------------------------------------ structure
     def _next(self) -> str:

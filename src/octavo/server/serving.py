@@ -245,6 +245,7 @@ class Serving:
             beams=beam_params(request),
             shown_special_ids=shown_special_ids,
             is_whole=not request.stream or params.num_samples > params.n,
+            num_wanted=params.n,
         )
 
     def _log_request(self, external_id: str, ids: list[int], params: SamplingParams) -> None:
