@@ -145,6 +145,8 @@ class _Protocol(HttpToolsProtocol):
                 break
             except httptools.HttpParserUpgrade as exc:
                 data = self._without_upgrade() + data[exc.args[0] :]
+                self.parser = httptools.HttpRequestParser(self)  # the old one may count the connection as closed
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as it is made by uvicorn
             except httptools.HttpParserError as exc:
                 self._refuse(exc, data)
                 return
