@@ -34,7 +34,7 @@ from octavo.params import GenerateRequest
 logger = logging.getLogger(__name__)
 
 # The time at which each counter was made, as a series of its own: as many again as there are, of no use to a dashboard.
-disable_created_metrics()
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 #: Seconds between two lines of statistics in the log.
 STATS_INTERVAL = 10.0

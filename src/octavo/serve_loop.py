@@ -46,6 +46,7 @@ class TextSide:
     renderer: Renderer
     output: OutputSettings
     default_sampling: Mapping[str, Any]
+    tokenizer_info: bytes = b"{}"  # JSON, for /tokenizer_info
 
 
 async def run_server(
@@ -91,6 +92,7 @@ class ServeLoop:
             model_root=self._config.engine.model.model,
             default_sampling=text.default_sampling,
             logprobs_mode=self._config.engine.model.logprobs_mode,
+            tokenizer_info=text.tokenizer_info,
             max_fanout=self._config.engine.scheduler.max_num_queued_reqs,
             output=text.output,
             grammars=GrammarChecker(

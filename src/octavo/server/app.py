@@ -52,6 +52,9 @@ def routes(state: ServerState) -> list[Route]:
         Route("GET", "/version", info.version, "The server's version", reply=VersionReply),
         Route("GET", "/metrics", info.metrics, "Prometheus metrics", media_type="text/plain"),
     ]
+    if state.config.enable_tokenizer_info_endpoint:
+        about = "The tokenizer's configuration, special tokens and chat template"
+        table.append(Route("GET", "/tokenizer_info", info.tokenizer_info, about, media_type="application/json"))
     if not state.config.disable_fastapi_docs:
         documents = DocumentHandlers(state, tuple(table))
         table.append(Route("GET", "/openapi.json", documents.openapi, "This document"))

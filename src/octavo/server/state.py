@@ -127,6 +127,7 @@ class ServerState:
     renderer: Renderer
     info: EngineInfo
     metrics: Metrics
+    tokenizer_info: bytes = b"{}"  # JSON, for /tokenizer_info
     model_root: str = ""  # where the model comes from, for /v1/models
     default_sampling: Mapping[str, Any] = field(default_factory=dict)  # for fields that a request leaves out
     logprobs_mode: LogprobsMode = "raw_logprobs"
