@@ -105,7 +105,7 @@ class Exchange:
     async def read_body(self) -> bytes:
         self.scope["octavo.body_wanted"] = True
         limits = self.limits
-        too_large = f"The request body is larger than {limits.max_bytes} bytes."
+        too_large = f"The request body is larger than {limits.max_bytes} bytes (see --max-body-bytes)."
         length = self.header(b"content-length")
         if length is not None and length.isdecimal() and int(length[:20]) > limits.max_bytes:
             raise RequestTooLarge(too_large)
