@@ -183,6 +183,11 @@ def test_a_body_that_is_refused_by_its_head_gets_the_error_in_place_of_100(head:
     run(test)
 
 
+def test_one_close_is_enough() -> None:
+    reply = ask(POST + "Transfer-Encoding: gzip, chunked\r\nExpect: 100-continue\r\n\r\n")  # checks for doubled headers
+    assert (reply.status, reply.headers["connection"]) == (400, "close")
+
+
 def test_other_expectations_are_refused() -> None:
     reply = ask(POST + f"Expect: 200-ok\r\n{length(BODY)}")
     assert (reply.status, json.loads(reply.body)["error"]["type"]) == (417, "ExpectationFailedError")

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from octavo.server.exchange import InvalidRequest, decode_json
-from octavo.server.json_errors import json_fault
+from octavo.server.json_errors import MAX_CHARS, json_fault
 from server_fakes import make_server
 
 HALF = "is half of a surrogate pair (an emoji that was cut in two?)"
@@ -132,6 +132,13 @@ def test_of_a_large_body_only_the_beginning_is_looked_at(name: str) -> None:
     begin = time.process_time()
     assert json_fault(LARGE[name]).message == "The body is not valid JSON."
     assert time.process_time() - begin < 2
+
+
+@pytest.mark.parametrize("pad", range(MAX_CHARS - 24, MAX_CHARS))
+def test_what_stands_where_the_look_ends_is_not_taken_for_a_fault(pad: int) -> None:
+    for inside in (b"\\ud83d\\ude00", b"\\u00e9", b'", "b": true, "'):
+        text = b'{"a":"' + b"x" * (pad - 6) + inside
+        assert json_fault(text + b"x" * 100 + b'",}').message == "The body is not valid JSON."
 
 
 def test_bytes_that_are_no_text_have_a_place_in_a_body_of_any_size() -> None:

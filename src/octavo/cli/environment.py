@@ -18,6 +18,8 @@ VARIABLES = {
     "OCTAVO_TEST_MODELS": "where octavo's own tests look for their models",
     "OCTAVO_TEST_TIME_SCALE": "by how much octavo's own tests stretch their bounds on a shared machine",
 }
+#: Variables of vLLM that stand for a field which neither the command line nor the config file gives.
+VLLM_SETTINGS = {"VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "timeout_keep_alive"}
 
 
 def check_environment(environ: Mapping[str, str]) -> None:
@@ -25,10 +27,6 @@ def check_environment(environ: Mapping[str, str]) -> None:
     for name in sorted(environ):
         if name.startswith(PREFIX) and name not in VARIABLES:
             raise InvalidConfig(f"unknown environment variable {name}{nearest(name, VARIABLES)}")
-
-
-#: Variables of vLLM that stand for a field which neither the command line nor the config file gives.
-VLLM_SETTINGS = {"VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "timeout_keep_alive"}
 
 
 def api_key(environ: Mapping[str, str]) -> str | None:

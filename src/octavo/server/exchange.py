@@ -27,6 +27,7 @@ ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _CHARSET = re.compile(r"(?:^|;)\s*charset\s*=\s*([^;\s]*)", re.IGNORECASE)
+_CLOSE = (b"connection", b"close")
 _JSON = (b"content-type", b"application/json")
 _SSE = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -178,9 +179,9 @@ class Exchange:
         """The scope tells the layers around that the reply began, and they tell the request's id."""
         self.scope["octavo.status"] = status
         extra = self.extra_headers
-        if not self.scope.get("octavo.body_wanted") and self.header(b"expect") is not None:
+        if not self.scope.get("octavo.body_wanted") and self.header(b"expect") is not None and _CLOSE not in headers:
             # Whether the client sends the body all the same is not known: another request may not follow.
-            extra = [*extra, (b"connection", b"close")]
+            extra = [*extra, _CLOSE]
         request_id = (b"x-request-id", self.scope["octavo.request_id"].encode())
         await self._send(
             {

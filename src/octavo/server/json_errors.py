@@ -18,6 +18,7 @@ from octavo.server.errors import clip
 #: time that a large refused body takes from the streams.
 MAX_STEPS: Final = 100_000
 MAX_CHARS: Final = 2 << 20
+_MARGIN: Final = 64  # more than an escape or a literal has
 #: Python's limit, and the decoder's.
 _MAX_DIGITS: Final = 4300
 _MAX_PATH_CHARS: Final = 200
@@ -61,7 +62,8 @@ def json_fault(data: bytes) -> InvalidRequest:
         text, broken = data[: exc.start].decode(), exc
     scanner = _Scanner(text[:MAX_CHARS])
     fault = scanner.first_fault()
-    is_seen = fault is not None and (len(text) <= MAX_CHARS or fault.at < MAX_CHARS)
+    # Where the text is cut off, what was cut looks like a fault.
+    is_seen = fault is not None and (len(text) <= MAX_CHARS or fault.at < MAX_CHARS - _MARGIN)
     if broken is not None and not (fault is not None and is_seen and fault.at < len(text)):
         what = f"the byte 0x{data[broken.start]:02X} is not UTF-8 (is the body in Latin-1?)"
         return _error(_Fault(what, len(text)), text, scanner.path if is_seen else [])
