@@ -14,7 +14,7 @@ from octavo.server.json_errors import MAX_CHARS, json_fault
 from server_fakes import make_server
 
 HALF = "is half of a surrogate pair (an emoji that was cut in two?)"
-LATIN = "the byte 0xE9 is not UTF-8 (is the body in Latin-1?)"
+LATIN = "the byte `\\xe9` is not UTF-8 (is the body in Latin-1?)"
 SINGLE = "strings and keys are written in double quotes, not in single ones"
 
 #: Body -> what is wrong, line, column, byte, field.
@@ -143,4 +143,4 @@ def test_what_stands_where_the_look_ends_is_not_taken_for_a_fault(pad: int) -> N
 
 def test_bytes_that_are_no_text_have_a_place_in_a_body_of_any_size() -> None:
     error = json_fault(b'{"a":"' + b"x" * 10_000_000 + b'\xe9"}')
-    assert "byte 0xE9 is not UTF-8" in error.message and "(byte 10000006)" in error.message and error.param is None
+    assert "byte `\\xe9` is not UTF-8" in error.message and "(byte 10000006)" in error.message and error.param is None

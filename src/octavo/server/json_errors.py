@@ -65,7 +65,7 @@ def json_fault(data: bytes) -> InvalidRequest:
     # Where the text is cut off, what was cut looks like a fault.
     is_seen = fault is not None and (len(text) <= MAX_CHARS or fault.at < MAX_CHARS - _MARGIN)
     if broken is not None and not (fault is not None and is_seen and fault.at < len(text)):
-        what = f"the byte 0x{data[broken.start]:02X} is not UTF-8 (is the body in Latin-1?)"
+        what = f"the byte `\\x{data[broken.start]:02x}` is not UTF-8 (is the body in Latin-1?)"
         return _error(_Fault(what, len(text)), text, scanner.path if is_seen else [])
     if fault is None or not is_seen:
         return InvalidRequest("The body is not valid JSON.")
