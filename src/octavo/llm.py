@@ -23,7 +23,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from octavo.admission import Admission, sized
 from octavo.client import EngineClient
-from octavo.config import EngineConfig, ServeConfig, ServerConfig, check, nearest
+from octavo.config import EngineConfig, ServeConfig, ServerConfig, check
 from octavo.engine_thread import EngineThread, Ready
 from octavo.errors import InvalidConfig, InvalidRequest, Overloaded
 from octavo.generation import FinalOutput, fold
@@ -31,6 +31,7 @@ from octavo.llm_outputs import CompletionOutput, Logprob, RequestOutput, request
 from octavo.messages import EngineInfo
 from octavo.params import BeamParams, GenerateRequest, GrammarSpec, SamplingParams
 from octavo.server.best_of import best_of, widened
+from octavo.suggest import nearest
 from octavo.text.grammar import GrammarLimits, spec_of_params
 from octavo.text.tokenizer import Tokenizer
 

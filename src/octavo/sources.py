@@ -13,7 +13,6 @@ wrong is one `CheckpointError` that says what to do. A local model never touches
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import os
 import re
@@ -28,6 +27,7 @@ from typing import Any
 
 from octavo.config import ModelConfig
 from octavo.errors import CheckpointError
+from octavo.suggest import nearest
 
 #: Files of a hub repository that octavo reads; the weights in other formats stay where they are.
 HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt")
@@ -341,7 +341,7 @@ class _Hub:
         except errors.RepositoryNotFoundError as e:
             raise CheckpointError(
                 f"model {self.name}: there is no such directory here and no such repository at {endpoint} "
-                f"(a private one needs HF_TOKEN){self._nearest_demo()}"
+                f"(a private one needs HF_TOKEN){nearest(self.name, DEMO_MODELS)}"
             ) from e
         except errors.RemoteEntryNotFoundError as e:
             raise CheckpointError(f"model {self.name}: {self.repo} has no such file") from e
@@ -364,9 +364,5 @@ class _Hub:
         return (
             f"model {self.name} is not on this machine and could not be fetched from {endpoint} ({why}). "
             "Give the path of a directory or .gguf file, check the network or HF_ENDPOINT, "
-            f"or run without a model name for the demo model{self._nearest_demo()}"
+            f"or run without a model name for the demo model{nearest(self.name, DEMO_MODELS)}"
         )
-
-    def _nearest_demo(self) -> str:
-        near = difflib.get_close_matches(self.name.lower(), DEMO_MODELS, 1)
-        return f"; did you mean {near[0]}?" if near else ""

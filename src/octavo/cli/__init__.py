@@ -12,8 +12,8 @@ import sys
 from collections.abc import Sequence
 
 from octavo import __version__
-from octavo.config import nearest
 from octavo.errors import InvalidConfig, OctavoError, StartupError
+from octavo.suggest import nearest
 
 #: Subcommand, of one word or two -> (module with `run(argv) -> int`, what it does).
 COMMANDS = {

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from octavo.config import ServerConfig, nearest
+from octavo.config import ServerConfig
 from octavo.errors import InvalidRequest
 from octavo.server.errors import clip
 from octavo.server.exchange import Exchange
 from octavo.server.protocol.conversation import ConversationFields, Message
 from octavo.server.serving import Serving
 from octavo.server.state import ServerState
+from octavo.suggest import nearest
 
 
 def check_template(state: ServerState, chat_template: str | None) -> None:

@@ -16,7 +16,6 @@ import msgspec
 
 import octavo
 from octavo.admission import sized
-from octavo.config import nearest
 from octavo.errors import ContextLengthExceeded, InvalidRequest, Overloaded
 from octavo.generation import GenerationDelta
 from octavo.log import escape
@@ -38,6 +37,7 @@ from octavo.server.protocol.common import (
 )
 from octavo.server.state import DeltaStream, ServerState
 from octavo.server.streaming import EventWriter, UsageCount, merged, send_whole, stream_events
+from octavo.suggest import nearest
 from octavo.text.grammar import GrammarLimits, spec_of
 
 __all__ = ["Serving", "UsageCount", "renamed", "reply_id", "send_whole"]
@@ -245,6 +245,7 @@ class Serving:
             beams=beam_params(request),
             shown_special_ids=shown_special_ids,
             is_whole=not request.stream or params.num_samples > params.n,
+            num_wanted=params.n,
         )
 
     def _log_request(self, external_id: str, ids: list[int], params: SamplingParams) -> None:

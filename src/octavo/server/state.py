@@ -14,9 +14,13 @@ from octavo.messages import EngineInfo
 from octavo.metrics import Metrics
 from octavo.params import GenerateRequest, GrammarSpec
 from octavo.server.errors import clip
+from octavo.suggest import suggest
 from octavo.text.formats.base import ReasoningFormat, ToolFormat
 from octavo.text.grammar_checker import GrammarChecker
 from octavo.text.tool_grammar import SpecialTokens
+
+#: Served names in the error for another one.
+MAX_SHOWN_MODELS = 8
 
 
 class DeltaStream(Protocol):
@@ -123,6 +127,7 @@ class ServerState:
     renderer: Renderer
     info: EngineInfo
     metrics: Metrics
+    tokenizer_info: bytes = b"{}"  # JSON, for /tokenizer_info
     model_root: str = ""  # where the model comes from, for /v1/models
     default_sampling: Mapping[str, Any] = field(default_factory=dict)  # for fields that a request leaves out
     logprobs_mode: LogprobsMode = "raw_logprobs"
@@ -143,5 +148,16 @@ class ServerState:
         if not name:
             return self.model_names[0]
         if name not in self.model_names:
-            raise ModelNotFound(f"The model `{clip(name, 200)}` does not exist.", "model")
+            raise ModelNotFound(self._unknown_model(name), "model")
         return name
+
+    def _unknown_model(self, name: str) -> str:
+        served = ", ".join(f"`{clip(known, 200)}`" for known in self.model_names[:MAX_SHOWN_MODELS])
+        more = len(self.model_names) - MAX_SHOWN_MODELS
+        # Of a path or a repository the last part is what was meant.
+        near = suggest(name, self.model_names) or suggest(name.rsplit("/", 1)[-1], self.model_names)
+        hint = f"; did you mean `{clip(near, 200)}`?" if near is not None else "."
+        return (
+            f"The model `{clip(name, 200)}` does not exist. "
+            f"This server has {served}{f' and {more} more' if more > 0 else ''}{hint}"
+        )

@@ -56,6 +56,7 @@ def load(directory: Path) -> TokenizerParts:
         eos_token_ids=_eos_token_ids(backend, special_tokens_map, directory),
         chat_templates=_chat_templates(directory, config),
         model_max_length=_model_max_length(config),
+        config=config,
     )
 
 
