@@ -7,13 +7,13 @@ once, where the knowledge is; what only the worker knows comes back in `messages
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from octavo.errors import InvalidConfig
+from octavo.suggest import nearest
 
 DType = Literal["auto", "float32", "float", "bfloat16", "float16", "half"]
 KVCacheDType = Literal["auto", "float32", "bfloat16", "float16", "fp8", "fp8_e4m3", "fp8_e5m2"]
@@ -239,6 +239,15 @@ class ServerConfig:
     max_schema_depth: int = opt(64, "Deepest nesting of a request's JSON schema.", low=1, high=200)
     grammar_timeout: float = opt(5.0, "Seconds the compilation of a request's grammar may take.", above=0.0)
     grammar_cache_bytes: int = opt(16 << 20, "Bytes of grammars remembered as sound.", low=0, unit="bytes")
+    timeout_keep_alive: float = opt(
+        120.0,
+        "Seconds an idle connection stays open; longer than the 60 to 90 s after which proxies close theirs, so that "
+        "none sends a request into a connection that is being closed.",
+        above=0.0,
+    )
+    enable_tokenizer_info_endpoint: bool = opt(
+        False, "Serve /tokenizer_info: the tokenizer's configuration, special tokens and chat template."
+    )
     shutdown_timeout: float = opt(30.0, "Seconds that running requests get to finish after TERM.", low=0.0)
 
 
@@ -253,12 +262,6 @@ class ServeConfig:
 def flag_name(name: str) -> str:
     """The command line's spelling of a field."""
     return "--" + name.replace("_", "-")
-
-
-def nearest(name: str, names: Any) -> str:
-    """The text `; did you mean X?` when one of `names` is close to `name`, else nothing."""
-    found = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
-    return f"; did you mean {found[0]}?" if found else ""
 
 
 def json_object(data: str | bytes, place: str) -> dict[str, Any]:

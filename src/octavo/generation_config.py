@@ -11,9 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from octavo.config import ServerConfig, json_object, nearest
+from octavo.config import ServerConfig, json_object
 from octavo.errors import InvalidConfig, InvalidRequest
 from octavo.params import SamplingParams
+from octavo.suggest import nearest
 
 logger = logging.getLogger(__name__)
 

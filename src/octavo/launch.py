@@ -32,6 +32,7 @@ from octavo.log import escape, setup_logging
 from octavo.messages import EngineInfo
 from octavo.serve_loop import TextSide, check_tls, run_server
 from octavo.served.output_settings import check_formats, output_settings
+from octavo.server.tokenizer_info import tokenizer_info
 from octavo.startup import PhaseLog, resolve, wait_loaded
 from octavo.text.renderer import Renderer
 from octavo.text.tokenizer import Tokenizer
@@ -87,7 +88,10 @@ def _serve(
     info = engine.info
     eos_token_ids = all_eos_token_ids(tokenizer, info)
     output = output_settings(config.server, tokenizer, renderer.template_sources, eos_token_ids)
-    text = TextSide(tokenizer, renderer, output, defaults)
+    about = b"{}"
+    if config.server.enable_tokenizer_info_endpoint:
+        about = tokenizer_info(tokenizer, renderer.template_sources)
+    text = TextSide(tokenizer, renderer, output, defaults, about)
     names = served_names(config)
     for line in startup_report(names[0], info, time.monotonic() - started):
         logger.info("%s", line)

@@ -21,7 +21,7 @@ from typing import Any, Self, TypeAlias, TypeVar
 import msgspec
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from octavo.config import EngineConfig, ServeConfig, ServerConfig, check, nearest
+from octavo.config import EngineConfig, ServeConfig, ServerConfig, check
 from octavo.engine_thread import EngineThread
 from octavo.errors import InvalidConfig, InvalidRequest, Overloaded
 from octavo.generation import FinalOutput, fold
@@ -30,6 +30,7 @@ from octavo.messages import EngineInfo
 from octavo.params import BeamParams, SamplingParams
 from octavo.served.model import Prepared, ServedModel
 from octavo.served.turn import Completion, Conversation, Turn
+from octavo.suggest import nearest
 from octavo.text.grammar import spec_of_params
 from octavo.text.tokenizer import Tokenizer
 

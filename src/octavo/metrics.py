@@ -13,7 +13,15 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, ProcessCollector
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Metric,
+    ProcessCollector,
+    disable_created_metrics,
+)
 from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
@@ -24,6 +32,9 @@ from octavo.observer import FinishedSample
 from octavo.params import GenerateRequest
 
 logger = logging.getLogger(__name__)
+
+# The time at which each counter was made, as a series of its own: as many again as there are, of no use to a dashboard.
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 #: Seconds between two lines of statistics in the log.
 STATS_INTERVAL = 10.0
@@ -63,9 +74,9 @@ class Tally:
         self.counts = [0] * (len(bounds) + 1)
         self.total = 0.0
 
-    def observe(self, value: float) -> None:
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.total += value
+    def observe(self, value: float, times: int = 1) -> None:
+        self.counts[bisect_left(self.bounds, value)] += times
+        self.total += value * times
 
 
 class _Histogram(Collector):
@@ -182,7 +193,11 @@ class Metrics:
         self._output_len = histogram("vllm:request_generation_tokens", "Generated tokens of a sequence.", lengths)
         self._max_tokens = histogram("vllm:request_params_max_tokens", "`max_tokens` of a request.", lengths)
         self._n = histogram("vllm:request_params_n", "`n` of a request.", _SMALL_COUNTS)
-        self._best_of = histogram("vllm:request_params_best_of", "The same as n.", _SMALL_COUNTS)
+        self._best_of = histogram(
+            "vllm:request_params_best_of",
+            "`best_of` of a request, or its beams; n if it asks for no more.",
+            _SMALL_COUNTS,
+        )
         self._step_tokens = histogram(
             "vllm:iteration_tokens_total", "Tokens in a step of the engine.", _one_two_five(16384)
         )
@@ -194,8 +209,8 @@ class Metrics:
     # ------------------------------------------------------------ the client's Observer
     def on_request_arrival(self, request: GenerateRequest) -> None:
         self._prompt_len.observe(len(request.prompt_token_ids))
-        self._n.observe(request.params.n)
-        self._best_of.observe(request.beams.width if request.beams is not None else request.params.n)
+        self._n.observe(request.num_wanted or request.params.n)
+        self._best_of.observe(request.num_sequences)
         if request.params.max_tokens is not None:
             self._max_tokens.observe(request.params.max_tokens)
 
@@ -204,7 +219,7 @@ class Metrics:
         self._ttft.observe(first_token_seconds)
 
     def on_tokens(self, num_tokens: int, seconds: float) -> None:
-        self._itl.observe(seconds / num_tokens)
+        self._itl.observe(seconds / num_tokens, num_tokens)  # tokens of one step share its time
 
     def on_finish(self, sample: FinishedSample) -> None:
         if sample.finish_reason in self._ends:

@@ -283,6 +283,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     beams: BeamParams | None = None  # checked with `params`
     shown_special_ids: frozenset[int] = frozenset()  # special tokens that stay in the text for its parser
     is_whole: bool = False  # the reader has no use for deltas before the end: it gets one
+    num_wanted: int = 0  # choices of the reply, where more are generated to choose from; 0: `params.n`
 
     @property
     def num_sequences(self) -> int:

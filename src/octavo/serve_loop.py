@@ -1,9 +1,9 @@
 """A server that is ready: from listening to the exit code.
 
-The first TERM or INT drains: the port still answers, with 503 for new work, until the requests in flight are done or
-their time is up; those that are left end with an error. A second signal ends everything at once. When the engine
-dies every request is told so, `/health` says so for a moment, and the process ends with an error: whoever supervises
-it starts it again.
+The first TERM or INT drains: idle connections end, and the port still answers, with 503 for new work, until the
+requests in flight are done or their time is up; those that are left end with an error. A second signal ends everything
+at once. When the engine dies every request is told so, `/health` says so for a moment, and the process ends with an
+error: whoever supervises it starts it again.
 """
 
 from __future__ import annotations
@@ -12,29 +12,23 @@ import asyncio
 import contextlib
 import logging
 import signal
-import socket
 import ssl
 import sys
-from collections.abc import Callable, Coroutine, Generator, Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
-
-import msgspec
-import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from octavo.client import SHUT_DOWN, EngineClient
 from octavo.config import ServeConfig, ServerConfig
 from octavo.engine_process import EngineProcess
-from octavo.errors import InvalidConfig, InvalidRequest, ShuttingDown, StartupError
+from octavo.errors import InvalidConfig, ShuttingDown, StartupError
+from octavo.http_server import HTTPServer, http_config
 from octavo.listener import Listener
 from octavo.metrics import Metrics
 from octavo.served.model import ServedModel
 from octavo.served.models import Models
 from octavo.served.parts import OutputSettings, Renderer
 from octavo.server.app import create_app
-from octavo.server.errors import error_reply
-from octavo.server.exchange import ASGIApp
 from octavo.server.state import ServerState
 from octavo.text.grammar_checker import GrammarChecker
 from octavo.text.tokenizer import Tokenizer
@@ -43,11 +37,8 @@ logger = logging.getLogger(__name__)
 
 #: Seconds after the engine's death in which the server still tells its clients.
 DEATH_GRACE_SECONDS = 1.0
-#: Seconds that replies which are complete, or cut off, get to reach their readers.
-FLUSH_SECONDS = 1
 #: Seconds that the engine gets to end its step at the end, before it is killed.
 ENGINE_STOP_SECONDS = 1.0
-KEEP_ALIVE_SECONDS = 5
 
 
 @dataclass(frozen=True)
@@ -58,6 +49,7 @@ class TextSide:
     renderer: Renderer
     output: OutputSettings
     default_sampling: Mapping[str, Any]
+    tokenizer_info: bytes = b"{}"  # JSON, for /tokenizer_info
 
 
 async def run_server(
@@ -103,12 +95,13 @@ class ServeLoop:
             root=self._config.engine.model.model,
             default_sampling=text.default_sampling,
             logprobs_mode=self._config.engine.model.logprobs_mode,
+            tokenizer_info=text.tokenizer_info,
             max_fanout=self._config.engine.scheduler.max_num_queued_reqs,
             output=text.output,
             grammars=GrammarChecker(seconds=server.grammar_timeout, cache_bytes=server.grammar_cache_bytes),
         )
         state = ServerState(server, Models([model]), metrics)
-        self._server = _HTTPServer(http_config(create_app(state), server), self._on_listening)
+        self._server = HTTPServer(http_config(create_app(state), server), self._on_listening)
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, self._on_signal, signum)
@@ -142,6 +135,7 @@ class ServeLoop:
                 self._config.server.shutdown_timeout,
             )
             self._client.start_draining()
+            self._server.start_draining()
             self._spawn(self._drain())
         elif self._num_signals == 2:
             logger.warning("second signal (%s): ending at once", name)
@@ -171,59 +165,6 @@ class ServeLoop:
         task = asyncio.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-class _HTTPServer(uvicorn.Server):
-    """uvicorn without its signal handling, and with word of when it listens."""
-
-    def __init__(self, config: uvicorn.Config, on_listening: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._on_listening = on_listening
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Generator[None, None, None]:
-        yield
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self._on_listening()
-
-
-class _Protocol(HttpToolsProtocol):
-    """HTTP/1.1; what is no HTTP gets a reply of the API's form too."""
-
-    def send_400_response(self, msg: str) -> None:
-        reply = error_reply(InvalidRequest("The request is not valid HTTP/1.1."))
-        body = msgspec.json.encode(reply.body)
-        head = b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nconnection: close\r\n"
-        self.transport.write(head + b"content-length: %d\r\n\r\n" % len(body) + body)
-        self.transport.close()
-
-
-def http_config(app: ASGIApp, config: ServerConfig) -> uvicorn.Config:
-    """The HTTP server's settings."""
-    if config.uvicorn_log_level == "info":
-        # It tells of its own start and end, which launch does in fewer words.
-        logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-    return uvicorn.Config(
-        app,
-        loop="none",
-        http=_Protocol,
-        ws="none",
-        lifespan="on",
-        log_config=None,
-        access_log=config.uvicorn_log_level in ("debug", "trace"),
-        proxy_headers=False,
-        server_header=False,
-        root_path=config.root_path,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=FLUSH_SECONDS,
-        h11_max_incomplete_event_size=64 * 1024,
-        ssl_keyfile=config.ssl_keyfile,
-        ssl_certfile=config.ssl_certfile,
-        ssl_ca_certs=config.ssl_ca_certs,
-        ssl_cert_reqs=config.ssl_cert_reqs,
-    )
 
 
 def check_tls(config: ServerConfig) -> None:

@@ -13,7 +13,6 @@ wrong is one `CheckpointError` that says what to do. A local model never touches
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import os
 import re
@@ -28,6 +27,7 @@ from typing import Any
 
 from octavo.config import ModelConfig
 from octavo.errors import CheckpointError
+from octavo.suggest import nearest
 
 #: Files of a hub repository that octavo reads; the weights in other formats stay where they are.
 HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt")
@@ -114,7 +114,7 @@ def _local(name: str, what: str, revision: str | None) -> Path | None:
         flag = "--revision" if what == "model" else "--tokenizer-revision"
         raise CheckpointError(f"{flag} {revision}: {what} {name} does not come from the hub and has no revisions")
     if path.is_dir():
-        return _model_directory(path) if what == "model" else path
+        return _model_directory(path) if what == "model" else _tokenizer_directory(path)
     if path.exists():
         if path.suffix != ".gguf":
             raise CheckpointError(f"{what} {name}: octavo reads .gguf files and directories, and this is neither")
@@ -136,6 +136,11 @@ def _model_directory(path: Path) -> Path:
         names = ", ".join(f.name for f in files[:8])
         raise CheckpointError(f"model {path}: the directory holds several .gguf files ({names}); name one of them")
     raise CheckpointError(f"model {path}: the directory has neither a config.json nor a .gguf file")
+
+
+def _tokenizer_directory(path: Path) -> Path:
+    files = [] if (path / "tokenizer.json").is_file() else list(path.glob("*.gguf"))
+    return files[0] if len(files) == 1 else path
 
 
 # ---------------------------------------------------------------- packages
@@ -253,9 +258,12 @@ def _from_hub(name: str, revision: str | None, directory: str | None, patterns: 
     if wanted.quant is not None:
         return hub.file(_pick_quant(name, wanted.quant, hub.list_files()))
     snapshot = hub.snapshot(patterns)
-    if patterns is DESCRIPTION_FILES or any(snapshot.glob("*.safetensors")):
+    without_weights = patterns is DESCRIPTION_FILES
+    if any(snapshot.glob("*.safetensors")) or (without_weights and (snapshot / "tokenizer.json").is_file()):
         return snapshot
     files = [f for f in hub.list_files() if f.endswith(".gguf")]
+    if without_weights and not files:
+        return snapshot
     if len(files) == 1:
         return hub.file(files[0])
     if files:
@@ -333,7 +341,7 @@ class _Hub:
         except errors.RepositoryNotFoundError as e:
             raise CheckpointError(
                 f"model {self.name}: there is no such directory here and no such repository at {endpoint} "
-                f"(a private one needs HF_TOKEN){self._nearest_demo()}"
+                f"(a private one needs HF_TOKEN){nearest(self.name, DEMO_MODELS)}"
             ) from e
         except errors.RemoteEntryNotFoundError as e:
             raise CheckpointError(f"model {self.name}: {self.repo} has no such file") from e
@@ -356,9 +364,5 @@ class _Hub:
         return (
             f"model {self.name} is not on this machine and could not be fetched from {endpoint} ({why}). "
             "Give the path of a directory or .gguf file, check the network or HF_ENDPOINT, "
-            f"or run without a model name for the demo model{self._nearest_demo()}"
+            f"or run without a model name for the demo model{nearest(self.name, DEMO_MODELS)}"
         )
-
-    def _nearest_demo(self) -> str:
-        near = difflib.get_close_matches(self.name.lower(), DEMO_MODELS, 1)
-        return f"; did you mean {near[0]}?" if near else ""

@@ -74,7 +74,7 @@ OTHERS: list[tuple[str, str, Any, int, dict[str, Any]]] = [
     ("GET", "/v1/models/other", None, 404, {"type": "NotFoundError", "code": "model_not_found"}),
     ("GET", "/", None, 404, NO_ROUTE),
     ("GET", "/v1", None, 404, NO_ROUTE),
-    ("POST", "/v1/embeddings", {}, 404, NO_ROUTE),
+    ("POST", "/v1/embeddings", {}, 404, {"type": "NotFoundError", "code": "route_not_served"}),
     ("POST", "/v1/nothing", {}, 404, NO_ROUTE),
     ("GET", "/docs/../etc/passwd", None, 404, NO_ROUTE),
     ("GET", "/v1/chat/completions", None, 405, NO_METHOD),

@@ -42,7 +42,7 @@ OTHER_ERRORS: list[tuple[tuple[str, Any], tuple[int, str, str | None, str | None
     (text(model="other"), (404, "NotFoundError", "model", "model_not_found")),
     (("/tokenize", {"model": "other", "prompt": "a"}), (404, "NotFoundError", "model", "model_not_found")),
     (("/detokenize", {"model": "other", "tokens": []}), (404, "NotFoundError", "model", "model_not_found")),
-    (("/v1/embeddings", {}), (404, "NotFoundError", None, "route_not_found")),
+    (("/v1/embeddings", {}), (404, "NotFoundError", None, "route_not_served")),
     (("/", {}), (404, "NotFoundError", None, "route_not_found")),
     (("/v1", {}), (404, "NotFoundError", None, "route_not_found")),
     (("/v1/tokenize", {}), (404, "NotFoundError", None, "route_not_found")),
@@ -153,7 +153,19 @@ def test_e13_ten_errors_at_most_and_input_clipped() -> None:
 
 def test_e7_the_message_quotes_at_most_200_characters_of_the_name() -> None:
     assert len(make_server().chat(model="x" * 10_000).error["message"]) < 300
-    assert make_server().chat(model="other").error["message"] == "The model `other` does not exist."
+    served = "The model `other` does not exist. This server has `tiny`, `alias`."
+    assert make_server().chat(model="other").error["message"] == served
+
+
+@pytest.mark.parametrize(
+    ("asked", "meant"), [("tin", "tiny"), ("Alias", "alias"), ("org/tiny", "tiny"), ("gpt-4o", None), ("tinq2", None)]
+)
+def test_e7_a_model_that_is_not_there_is_answered_with_those_that_are(asked: str, meant: str | None) -> None:
+    server = make_server()
+    hint = f"; did you mean `{meant}`?" if meant else "."
+    message = f"The model `{asked}` does not exist. This server has `tiny`, `alias`{hint}"
+    for reply in (server.chat(model=asked), server.complete(model=asked), server.get(f"/v1/models/{asked}")):
+        assert (reply.status, reply.error["message"], reply.error["code"]) == (404, message, "model_not_found")
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -63,11 +63,14 @@ FLOATS = [
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e999", "-1e999", "nan", "+1", "01", ".5", "0x1"])
 def test_what_is_no_number_of_json_is_a_400_in_every_field(path: str, value: str) -> None:
     server = make_server()
-    places = [f'"{name}": {value}' for name in (*FLOATS, "n", "seed", "logprobs")]
-    places += [f'"logit_bias": {{"1": {value}}}', f'"guided_json": {{"minimum": {value}}}', f'"metadata": [{value}]']
-    for place in places:
-        reply = post(server, path, place)
-        assert (reply.status, reply.error["message"]) == (400, "The body is not valid JSON."), place
+    places = [(f'"{name}": {value}', name) for name in (*FLOATS, "n", "seed", "logprobs")]
+    places.append((f'"logit_bias": {{"1": {value}}}', "logit_bias.1"))
+    places.append((f'"guided_json": {{"minimum": {value}}}', "guided_json.minimum"))
+    places.append((f'"metadata": [{value}]', "metadata.0"))
+    for text, param in places:
+        reply = post(server, path, text)
+        assert (reply.status, reply.error["param"]) == (400, param), text
+        assert reply.error["message"].startswith("The body is not valid JSON: "), text
     assert server.engine.requests == []
 
 

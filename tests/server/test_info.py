@@ -45,7 +45,7 @@ def test_n1_one_model(name: str, status: int) -> None:
     reply = make_server().get(f"/v1/models/{name}")
     assert reply.status == status
     if status == 404:
-        assert reply.error["message"] == f"The model `{name}` does not exist."
+        assert reply.error["message"].startswith(f"The model `{name}` does not exist. ")
     else:
         assert reply.json()["id"] == name
 
@@ -84,6 +84,17 @@ def test_a_draining_server_is_alive_but_not_ready() -> None:
 
 def test_e37_version() -> None:
     assert make_server().get("/version").json() == {"version": octavo.__version__}
+
+
+def test_the_tokenizer_is_told_of_only_where_that_is_switched_on() -> None:
+    assert make_server().get("/tokenizer_info").status == 404
+    server = make_server(enable_tokenizer_info_endpoint=True, api_key=["k"])
+    object.__setattr__(server.model, "tokenizer_info", b'{"tokenizer_class": "X"}')
+    assert server.get("/tokenizer_info").status == 401
+    reply = server.get("/tokenizer_info", {"authorization": "Bearer k"})
+    assert (reply.json(), reply.headers["content-type"]) == ({"tokenizer_class": "X"}, "application/json")
+    document = server.get("/openapi.json", {"authorization": "Bearer k"}).json()
+    assert "/tokenizer_info" in document["paths"]
 
 
 def test_e38_metrics_count_requests_by_route_and_status() -> None:

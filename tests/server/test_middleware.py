@@ -156,6 +156,9 @@ def test_e12_405_names_what_is_allowed() -> None:
     reply = make_server().get("/v1/chat/completions")
     assert (reply.status, reply.headers["allow"]) == (405, "POST")
     assert reply.error["code"] == "method_not_allowed"
+    assert reply.error["message"] == "GET is not allowed on /v1/chat/completions; use POST."
+    assert make_server().post("/v1/models", {}).headers["allow"] == "GET, HEAD"
+    assert call(make_server().app, "DELETE", "/ping").headers["allow"] == "GET, HEAD, POST"
 
 
 def test_e17_trace_headers_change_nothing_and_are_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -217,12 +220,108 @@ def test_too_many_headers_are_refused() -> None:
 def test_e6_only_json_is_accepted(content_type: str) -> None:
     reply = make_server().post("/v1/completions", {"prompt": "a"}, {"content-type": content_type})
     assert reply.status == 400
-    assert reply.error["message"] == "Unsupported Media Type: Only 'application/json' is allowed"
+    got = f"'{content_type.partition(';')[0]}'" if content_type else "no Content-Type"
+    assert reply.error["message"] == f"Unsupported Media Type: Only 'application/json' is allowed; got {got}"
 
 
-def test_compressed_bodies_are_refused() -> None:
-    reply = make_server().post("/v1/completions", b"\x1f\x8b", {"content-encoding": "gzip"})
-    assert (reply.status, reply.error["type"]) == (400, "BadRequestError")
+@pytest.mark.parametrize(
+    "parameters", ["", ";charset=utf-8", "; Charset=UTF-8", '; charset="utf8"', ";v=1; charset=ASCII"]
+)
+def test_the_charset_of_json_may_be_said(parameters: str) -> None:
+    headers = {"content-type": f"Application/JSON{parameters}"}
+    assert make_server().post("/v1/completions", {"prompt": "a"}, headers).status == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "named"),
+    [
+        ({"content-type": "application/json; charset=latin-1"}, "latin-1"),
+        ({"content-type": 'application/json;charset="UTF-16"'}, "UTF-16"),
+        ({"content-encoding": "gzip"}, "gzip"),
+        ({"content-encoding": "br, identity"}, "br, identity"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"])
+def test_a_body_in_another_coding_is_refused_by_its_name_before_it_is_read(
+    headers: dict[str, str], named: str, path: str
+) -> None:
+    reply = make_server().post(path, b"\x1f\x8b", headers)
+    assert (reply.status, reply.error["code"]) == (415, "unsupported_media_type")
+    assert f"'{named}'" in reply.error["message"] and reply.headers["accept-encoding"] == "identity"
+
+
+# ---------------------------------------------------------------- paths that lead nowhere
+NEAR_PATHS = [
+    ("/chat/completions", "/v1/chat/completions"),
+    ("/v1/v1/chat/completions", "/v1/chat/completions"),
+    ("/api/v1/chat/completions", "/v1/chat/completions"),
+    ("/openai/deployments/gpt/chat/completions", "/v1/chat/completions"),
+    ("/v1/chat/completion", "/v1/chat/completions"),
+    ("/v1/chat/completions/x", "/v1/chat/completions"),
+    ("/V1/Chat/Completions", "/v1/chat/completions"),
+    ("/v1/chat", "/v1/chat/completions"),
+    ("/completions", "/v1/completions"),
+    ("/models", "/v1/models"),
+    ("/models/org/tiny", "/v1/models/org/tiny"),
+    ("/v1/tokenize", "/tokenize"),
+    ("/v1/health", "/health"),
+    ("/healthz", "/health"),
+    ("/v1/metric", "/metrics"),
+]
+
+
+@pytest.mark.parametrize(("path", "meant"), NEAR_PATHS)
+def test_a_path_beside_a_route_is_answered_with_the_route(path: str, meant: str) -> None:
+    for method in ("GET", "POST"):
+        reply = call(make_server().app, method, path, {})
+        assert (reply.status, reply.error["code"]) == (404, "route_not_found")
+        assert reply.error["message"] == f"There is no route {path}; did you mean {meant}?"
+
+
+@pytest.mark.parametrize(
+    ("path", "what", "instead"),
+    [
+        ("/v1/embeddings", "embeddings", None),
+        ("/embeddings", "embeddings", None),
+        ("/v1/responses", "the Responses API", "/v1/chat/completions"),
+        ("/v1/responses/resp_1", "the Responses API", "/v1/chat/completions"),
+        ("/v1/messages", "Anthropic's Messages API", "/v1/chat/completions"),
+        ("/v2/rerank", "reranking", None),
+        ("/v1/audio/transcriptions", "audio", None),
+        ("/v1/images/generations", "images", None),
+        ("/v1/moderations", "moderations", None),
+        ("/v1/files", "files", None),
+        ("/v1/batches", "batches", None),
+        ("/v1/fine_tuning/jobs", "fine-tuning", None),
+        ("/v1/assistants", "the Assistants API", "/v1/chat/completions"),
+        ("/api/chat", "Ollama's chat API", "/v1/chat/completions"),
+        ("/api/tags", "Ollama's list of models", "/v1/models"),
+    ],
+)
+def test_what_octavo_does_not_serve_is_said_by_its_name(path: str, what: str, instead: str | None) -> None:
+    """As a 404: OpenAI's clients send again what got a 501."""
+    reply = make_server().post(path, {"model": "m", "input": "x"})
+    assert (reply.status, reply.error["code"]) == (404, "route_not_served")
+    hint = f"; use {instead}" if instead else ""
+    assert reply.error["message"] == f"octavo does not serve {what}: there is no route {path}{hint}."
+
+
+@pytest.mark.parametrize("path", ["/", "/v1", "/favicon.ico", "/livez", "/x" * 90, "/session"])
+def test_any_other_path_is_repeated_and_the_documentation_named(path: str) -> None:
+    assert make_server().get(path).error["message"] == f"There is no route {path}; see /docs."
+    bare = make_server(disable_fastapi_docs=True).get(path)
+    assert bare.error["message"] == f"There is no route {path}."
+
+
+def test_a_path_of_any_length_costs_nothing_and_is_clipped() -> None:
+    reply = make_server().get("/v1" + "/chat" * 10_000)
+    assert reply.status == 404 and len(reply.body) < 400
+
+
+@pytest.mark.parametrize("path", ["//v1/models", "/v1//models", "//v1///models//", "/v1/models/"])
+def test_slashes_may_be_doubled(path: str) -> None:
+    assert make_server().get(path).status == 200
+    assert make_server(root_path="/api").get("/api/" + path).status == 200
 
 
 # ---------------------------------------------------------------- other kinds of scopes

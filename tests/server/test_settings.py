@@ -66,7 +66,7 @@ HOSTS = [
     ("127.0.0.1", "localhost.evil.example", 403),
     ("127.0.0.1", "127.0.0.1.evil.example", 403),
     ("127.0.0.1", "10.0.0.1", 403),
-    ("localhost", "evil@localhost.example", 403),
+    ("localhost", "evil@localhost.example", 400),
     ("::1", "[::2]", 403),
     (None, "anything.example", 200),
     ("0.0.0.0", "anything.example", 200),

@@ -288,7 +288,7 @@ def test_a_file_that_is_none_is_refused(
         ("--max-concurrency 1,x", "--max-concurrency must be a whole number; got 'x'"),
         ("--request-rate nan", "--request-rate must be a finite number"),
         ("--request-rate 0", "--request-rate must be greater than 0"),
-        ("--url ftp://x", "--url must be an http or https address; got 'ftp://x'"),
+        ("--url ftp://x", "--url must be HOST:PORT or an http or https address; got 'ftp://x'"),
         ("--endpoint /v1/embeddings", "--endpoint must be one of /v1/completions, /v1/chat/completions"),
         ("--dataset-name sharegpt", "--dataset-name sharegpt and --dataset-path go together"),
         ("--beside-interval 2", "--beside-interval goes with --beside-input-len"),

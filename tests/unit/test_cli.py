@@ -302,6 +302,18 @@ def test_d18_the_api_key_comes_from_the_environment_last(tmp_path: Path) -> None
     assert parse("--config", file, OCTAVO_API_KEY="o").server.api_key == ["f"]
 
 
+def test_vllm_s_variable_of_idle_connections_counts_last(tmp_path: Path) -> None:
+    name = "VLLM_HTTP_TIMEOUT_KEEP_ALIVE"
+    assert parse().server.timeout_keep_alive == 120
+    assert parse(**{name: "75"}).server.timeout_keep_alive == 75
+    assert parse(**{name: ""}).server.timeout_keep_alive == 120
+    assert parse("--timeout-keep-alive", "9", **{name: "75"}).server.timeout_keep_alive == 9
+    file = write(tmp_path / "c.yaml", "timeout-keep-alive: 8")
+    assert parse("--config", file, **{name: "75"}).server.timeout_keep_alive == 8
+    assert refused(**{name: "x"}) == f"{name}: --timeout-keep-alive must be a number; got 'x'"
+    assert "--timeout-keep-alive must be greater than 0" in refused("--timeout-keep-alive", "0")
+
+
 def test_a_misspelt_variable_of_ours_is_refused() -> None:
     for name in VARIABLES:
         wrong = name[:-1]
@@ -340,7 +352,7 @@ def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     for flag in TABLE.values():
         assert ("--[no-]" + flag.option[2:] if flag.kind is bool else flag.option) in text
-    assert all(name in text for name in VARIABLES)
+    assert all(f"  {name} " in text for name in VARIABLES)
     assert max(map(len, text.splitlines())) <= 112
 
 

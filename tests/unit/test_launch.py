@@ -23,7 +23,6 @@ from octavo.config import EngineConfig, ModelConfig, ServeConfig, ServerConfig
 from octavo.engine_process import EngineProcess, launch_engine
 from octavo.errors import CheckpointError, EngineDead, InvalidConfig, StartupError
 from octavo.generation import fold
-from octavo.serve_loop import http_config
 from octavo.text.renderer import Renderer
 from server_process import eventually, wait_gone
 
@@ -261,12 +260,6 @@ def test_e22_what_was_set_is_told_without_the_keys() -> None:
     assert told.split(", ") == [
         "--model a/b", "--max-model-len 512", "--port 9000", "--api-key ***", "--served-model-name ['x\\ny']",
     ]  # fmt: skip
-
-
-def test_e1_an_idle_connection_lives_for_five_seconds() -> None:
-    async def app(*_: Any) -> None: ...
-
-    assert http_config(app, ServerConfig()).timeout_keep_alive == 5
 
 
 def test_progress_is_logged_once_a_second(caplog: pytest.LogCaptureFixture) -> None:

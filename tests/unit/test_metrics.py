@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
 from octavo.messages import SchedulerStats
 from octavo.metrics import Metrics, StatsLogger
 from octavo.observer import FinishedSample, Observer
-from octavo.params import GenerateRequest, SamplingParams
+from octavo.params import BeamParams, GenerateRequest, SamplingParams
 
 # features.md 7.2: the names of v0.6.0, without the speculative ones, and today's.
 NAMES = [
@@ -67,7 +68,8 @@ def test_it_is_an_observer() -> None:
     assert values["vllm:request_params_max_tokens_sum"] == 7
     assert values["vllm:request_queue_time_seconds_sum"] == 0.5
     assert values["vllm:time_to_first_token_seconds_sum"] == 1.5
-    assert values["vllm:inter_token_latency_seconds_sum"] == values["vllm:time_per_output_token_seconds_sum"] == 0.5
+    for name in ("inter_token_latency", "time_per_output_token"):  # four gaps of half a second
+        assert (values[f"vllm:{name}_seconds_sum"], values[f"vllm:{name}_seconds_count"]) == (2.0, 4)
     assert values["vllm:request_generation_tokens_sum"] == 5
     assert values["vllm:e2e_request_latency_seconds_sum"] == pytest.approx(3.6)
     assert values["vllm:request_prefill_time_seconds_sum"] == 1.0
@@ -75,6 +77,30 @@ def test_it_is_an_observer() -> None:
     assert values["vllm:request_inference_time_seconds_sum"] == 3.0
     assert values["vllm:request_time_per_output_token_seconds_sum"] == 0.5
     assert values['vllm:request_success_total{finished_reason="length",}'] == 1
+
+
+@pytest.mark.parametrize(
+    ("request_", "n", "best_of"),
+    [
+        (REQUEST, 2, 2),
+        # What the server makes of n 1 and best_of 5: the engine is asked for five samples.
+        (msgspec.structs.replace(REQUEST, params=SamplingParams(n=5), num_wanted=1), 1, 5),
+        (msgspec.structs.replace(REQUEST, params=SamplingParams(n=1), beams=BeamParams(width=4), num_wanted=1), 1, 4),
+    ],
+    ids=["n", "best_of", "beams"],
+)
+def test_n_and_best_of_are_told_apart(request_: GenerateRequest, n: int, best_of: int) -> None:
+    metrics = Metrics("m", 2048)
+    metrics.on_request_arrival(request_)
+    values = values_of(metrics)
+    assert (values["vllm:request_params_n_sum"], values["vllm:request_params_n_count"]) == (n, 1)
+    assert (values["vllm:request_params_best_of_sum"], values["vllm:request_params_best_of_count"]) == (best_of, 1)
+
+
+def test_no_series_tells_when_a_counter_was_made() -> None:
+    metrics = Metrics("m", 2048)
+    metrics.on_http_request("GET", "/health", 200, 0.1)
+    assert b"_created" not in metrics.render()[0]
 
 
 def test_a_request_that_never_ran_has_an_end_and_no_times() -> None:
@@ -133,8 +159,7 @@ def test_tallies_are_the_librarys_histograms() -> None:
         theirs.observe(value)
     shown = metrics.render()[0].decode()
     for line in generate_latest(registry).decode().splitlines():
-        if "_created" not in line:
-            assert line in shown.splitlines() and line.replace("x:", "x:old_").replace("Some", "Others") in shown
+        assert line in shown.splitlines() and line.replace("x:", "x:old_").replace("Some", "Others") in shown
 
 
 def test_swapped_requests_and_their_space_are_told() -> None:

@@ -55,6 +55,13 @@ def test_a_path_that_is_no_model_is_named(tmp_path: Path) -> None:
         assert name in caught.value.message
 
 
+def test_a_directory_with_one_gguf_file_is_a_tokenizer(tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").touch()
+    assert resolve_tokenizer(ModelConfig(model="smollm2", tokenizer=str(tmp_path)), tmp_path) == tmp_path / "m.gguf"
+    (tmp_path / "tokenizer.json").touch()
+    assert resolve_tokenizer(ModelConfig(model="smollm2", tokenizer=str(tmp_path)), tmp_path) == tmp_path
+
+
 def test_the_tokenizer_is_the_models_unless_named(tmp_path: Path) -> None:
     model, other = tmp_path / "m.gguf", tmp_path / "t"
     model.touch()
@@ -243,6 +250,13 @@ def test_the_tokenizer_may_come_from_another_repository(client: Client, hub: Stu
     model, tokenizer = client(model="org/one", tokenizer="org/safe")
     assert Path(model).read_bytes() == CONTENT
     assert {p.name for p in Path(tokenizer).iterdir()} == {"config.json", "tokenizer.json", "chat_template.jinja"}
+
+
+def test_the_tokenizer_may_be_that_of_a_repositorys_gguf_file(client: Client) -> None:
+    assert client(model="org/safe", tokenizer="org/one")[1].endswith("/m-Q4_K_M.gguf")
+    assert Path(client(model="org/one", load_format="dummy")[0]).name == "m-Q4_K_M.gguf"
+    _, tokenizer = client(model="org/safe", tokenizer="org/none")  # the loader says what is missing in it
+    assert {p.name for p in Path(tokenizer).iterdir()} == {"config.json"}
 
 
 def test_one_gguf_file_of_several_is_chosen_by_name(client: Client, tmp_path: Path) -> None:

@@ -44,10 +44,12 @@ class DatasetConfig(ReportConfig):
 class ServeBenchConfig(DatasetConfig):
     """`octavo bench serve`."""
 
-    url: str = opt("http://127.0.0.1:8000", "The server, with or without /v1.", aliases=("base_url",))
+    url: str = opt(
+        "http://127.0.0.1:8000", "The server: HOST:PORT or an address, with or without /v1.", aliases=("base_url",)
+    )
     endpoint: Endpoint = opt("/v1/completions", "Which API to ask.")
     model: str | None = opt(None, "Model to ask; default: the first that the server lists.")
-    api_key: str | None = opt(None, "Key to send; default: OPENAI_API_KEY, else EMPTY.")
+    api_key: str | None = opt(None, "Key to send; default: OCTAVO_API_KEY, else OPENAI_API_KEY.")
     num_prompts: int | None = opt(
         None, "Requests a level; default: four for each stream, at least 8, and 100 without --max-concurrency.", low=1
     )

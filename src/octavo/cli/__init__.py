@@ -12,14 +12,15 @@ import sys
 from collections.abc import Sequence
 
 from octavo import __version__
-from octavo.config import nearest
 from octavo.errors import InvalidConfig, OctavoError, StartupError
+from octavo.suggest import nearest
 
 #: Subcommand, of one word or two -> (module with `run(argv) -> int`, what it does).
 COMMANDS = {
     "serve": ("octavo.cli.serve", "Serve a model over the OpenAI API."),
     "chat": ("octavo.cli.chat", "Talk to a running server."),
     "complete": ("octavo.cli.complete", "Continue a text with a running server."),
+    "export-tokenizer": ("octavo.cli.export_tokenizer", "Write a model's tokenizer for Hugging Face's AutoTokenizer."),
     "bench serve": ("octavo.cli.bench_serve", "Load a running server, octavo or another, and time its replies."),
     "bench throughput": ("octavo.cli.bench_throughput", "Tokens a second of a model without a server."),
     "bench latency": ("octavo.cli.bench_latency", "Time of single batches of a model without a server."),

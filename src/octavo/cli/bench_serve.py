@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Sequence
 
@@ -9,6 +10,7 @@ from octavo.bench.config import ServeBenchConfig
 from octavo.cli.compat import Compat
 from octavo.cli.flags import flags
 from octavo.cli.parser import make_parser, read_words
+from octavo.cli.server_address import api_url, client_api_key
 from octavo.config import check
 
 _ADDRESS = Compat((), "the server is named by its address: --url http://HOST:PORT")
@@ -32,7 +34,7 @@ def run(argv: Sequence[str]) -> int:
     # Imported here: `--help` and a wrong flag must not pay for the rest.
     from octavo.bench import report, serve
 
-    key = config.api_key or os.environ.get("OPENAI_API_KEY") or "EMPTY"
+    key = client_api_key(config.api_key, os.environ) or "EMPTY"
     document = serve.run(config, key)
     print(serve.text(document))
     file = config.json or (serve.file_name(document) if config.save_result else None)
@@ -47,4 +49,4 @@ def bench_config(argv: Sequence[str]) -> ServeBenchConfig:
     parser = make_parser("octavo bench serve", "[flags]", description, _EPILOG, table)
     config = ServeBenchConfig(**read_words(parser, argv, table, COMPAT))
     check(config)
-    return config
+    return dataclasses.replace(config, url=api_url(config.url))

@@ -2,36 +2,54 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
 
+from octavo.cli.chat_commands import run_command
 from octavo.cli.client import ChatConfig, Client, client_config
+from octavo.cli.conversation import Conversation
+from octavo.cli.line_reader import Message, converse, piped_text
+from octavo.cli.screen import Screen, tolerate_any_text
+from octavo.errors import OctavoError
+
+_EPILOG = """\
+/help in a conversation lists its commands. What is piped to stdin is one message, and the reply alone goes to stdout.
+Ctrl-C ends a reply, Ctrl-D the conversation."""
 
 
 def run(argv: Sequence[str]) -> int:
-    config: ChatConfig = client_config("chat", ChatConfig, "Talk to a running server.", argv)
-    client = Client(config)
-    messages = [{"role": "system", "content": config.system_prompt}] if config.system_prompt else []
-    if config.quick is not None:
-        _ask(client, [*messages, {"role": "user", "content": config.quick}])
+    config: ChatConfig
+    config, sampling = client_config("chat", ChatConfig, "Talk to a running server.", _EPILOG, argv)
+    client = Client(config, sampling)
+    tolerate_any_text()
+    screen = Screen(sys.stdout, sys.stderr, os.environ)
+    chat = Conversation(client, screen, config.system_prompt, tells_stats=config.stats)
+    question = config.quick if config.quick is not None else piped_text("--quick")
+    if question is not None:
+        if chat.ask(question).is_stopped:
+            raise KeyboardInterrupt
         return 0
-    print(f"Talking to {client.model}. Ctrl-D or Ctrl-C ends.")
-    while True:
-        try:
-            text = input("> ")
-        except EOFError:
-            print()
-            return 0
-        if text.strip():
-            messages.append({"role": "user", "content": text})
-            messages.append({"role": "assistant", "content": _ask(client, messages)})
+    screen.say(f"Talking to {client.look_up()}. /help lists the commands, Ctrl-D ends.", dim=True)
+    return converse(screen, lambda message: answer(chat, message))
 
 
-def _ask(client: Client, messages: list[dict[str, str]]) -> str:
-    """Print the reply as it comes; return it."""
-    pieces = []
-    for choice in client.stream("/chat/completions", {"messages": messages}):
-        piece = choice["delta"].get("content") or ""
-        print(piece, end="", flush=True)
-        pieces.append(piece)
-    print()
-    return "".join(pieces)
+def answer(chat: Conversation, message: Message) -> bool:
+    """Have a message, or a command, done; False: the conversation is over. Errors are told, and it goes on."""
+    text = message.text
+    if not text.strip():
+        return True
+    try:
+        if text.startswith("/") and not text.startswith("//") and not message.is_quoted:
+            return run_command(chat, text)
+        reply = chat.ask(text.removeprefix("/") if text.startswith("//") and not message.is_quoted else text)
+    except OctavoError as e:
+        chat.screen.say(f"error: {e.message}")
+        return True
+    if reply.is_stopped:
+        chat.screen.say("(stopped)", dim=True)
+    elif reply.finish_reason == "length":
+        chat.screen.say("(cut off at the limit of tokens: /set max_tokens N)", dim=True)
+    elif not reply.text:
+        chat.screen.say("(an empty reply)", dim=True)
+    return True

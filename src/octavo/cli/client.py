@@ -5,33 +5,41 @@ The client is the standard library's: these commands start at once and need noth
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import ssl
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 from urllib.parse import urlsplit
 
 from octavo.cli.flags import flags
 from octavo.cli.parser import make_parser, read_words
+from octavo.cli.server_address import api_url, client_api_key
 from octavo.config import check, opt
-from octavo.errors import InvalidConfig, OctavoError
+from octavo.errors import OctavoError
 
+CONNECT_SECONDS = 10.0
 #: A reply may wait behind others, and a small machine may take its time between two tokens.
-TIMEOUT_SECONDS = 600.0
+REPLY_SECONDS = 600.0
+#: Characters of a server's error that are told, and bytes of it that are read.
+_TOLD = 300
+_READ = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClientConfig:
     """The settings of a command that talks to a running server."""
 
-    url: str = opt("http://localhost:8000/v1", "Base URL of the API.")
-    model_name: str | None = opt(None, "Model to ask; default: the first that the server lists.")
-    api_key: str | None = opt(None, "Key to send; default: OPENAI_API_KEY, else EMPTY.")
-    max_tokens: int | None = opt(None, "Most tokens in a reply; default: the server's.", low=1)
-    temperature: float | None = opt(None, "Sampling temperature; default: the server's.", low=0.0, high=2.0)
-    quick: str | None = opt(None, "Ask this, print the reply, and end (also -q).")
+    url: str = opt(
+        "http://localhost:8000/v1", "The server: HOST:PORT or an http or https address, with or without /v1."
+    )
+    model: str | None = opt(None, "Model to ask; default: the first that the server lists.", aliases=("model_name",))
+    api_key: str | None = opt(None, "Key to send; default: OCTAVO_API_KEY, else OPENAI_API_KEY.")
+    quick: str | None = opt(None, "Ask this, print the reply, and end (also -q).", short="-q")
+    stats: bool = opt(False, "Tell the tokens and times of each reply, on stderr.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,67 +49,160 @@ class ChatConfig(ClientConfig):
     system_prompt: str | None = opt(None, "Instructions that stand before the conversation.")
 
 
-def client_config(command: str, cls: type[ClientConfig], description: str, argv: Sequence[str]) -> Any:
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How replies are sampled; None leaves it to the server. The fields are those of a request."""
+
+    temperature: float | None = opt(None, "Sampling temperature.", low=0.0, high=2.0)
+    max_tokens: int | None = opt(None, "Most tokens in a reply.", low=1)
+    top_p: float | None = opt(None, "Share of the probability that is sampled from.", above=0.0, high=1.0)
+    top_k: int | None = opt(None, "How many of the likeliest tokens are sampled from; 0: all.", low=-1)
+    min_p: float | None = opt(None, "Least probability, as a share of the likeliest token's.", low=0.0, high=1.0)
+    seed: int | None = opt(None, "Seed: the same one gives the same reply.", low=-(2**63), high=2**63 - 1)
+    presence_penalty: float | None = opt(None, "Against tokens that the reply has.", low=-2.0, high=2.0)
+    frequency_penalty: float | None = opt(None, "The same, by how often it has them.", low=-2.0, high=2.0)
+    repetition_penalty: float | None = opt(None, "Against tokens of prompt and reply; 1: none.", above=0.0)
+
+
+def client_config(
+    command: str, cls: type[ClientConfig], description: str, epilog: str, argv: Sequence[str]
+) -> tuple[Any, Sampling]:
     """Read the settings of `octavo COMMAND`. Raises `InvalidConfig`."""
-    table = flags({"settings": cls})
-    parser = make_parser(f"octavo {command}", "[flags]", description, "Ctrl-D or Ctrl-C ends.", table)
-    words = ["--quick" + w[2:] if w == "-q" or w.startswith("-q=") else w for w in argv]
-    config = cls(**read_words(parser, words, table, {}))
+    table = flags({"settings": cls, "sampling (default: as the server does)": Sampling})
+    parser = make_parser(f"octavo {command}", "[flags]", description, epilog, table)
+    values = read_words(parser, argv, table, {})
+    sampling = Sampling(**{f.name: values.pop(f.name) for f in fields(Sampling) if f.name in values})
+    config = cls(**values)
     check(config)
-    if urlsplit(config.url).scheme not in ("http", "https") or not urlsplit(config.url).hostname:
-        raise InvalidConfig(f"--url must be an http or https address; got {config.url!r}")
-    return config
+    check(sampling)
+    return config, sampling
 
 
 class Client:
-    """One server. Raises `OctavoError` when it cannot be reached or refuses."""
+    """One server. Raises `OctavoError` when it cannot be reached, refuses, or is no OpenAI-compatible server."""
 
-    def __init__(self, config: ClientConfig) -> None:
-        self._parts = urlsplit(config.url)
-        key = config.api_key or os.environ.get("OPENAI_API_KEY") or "EMPTY"
-        self._headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
-        wishes = {"max_tokens": config.max_tokens, "temperature": config.temperature}
-        self._options = {name: value for name, value in wishes.items() if value is not None}
-        self._model = config.model_name
+    def __init__(self, config: ClientConfig, sampling: Sampling) -> None:
+        self.url = api_url(config.url)
+        self.sampling = sampling
+        self._model = config.model
+        key = client_api_key(config.api_key, os.environ)
+        self._has_key = key is not None
+        self._headers = {"Authorization": f"Bearer {key or 'EMPTY'}", "Content-Type": "application/json"}
 
     @property
     def model(self) -> str:
-        """The model that is asked; looked up once."""
-        if self._model is None:
-            with_models = json.loads(b"".join(self._send("GET", "/models", None)))
-            self._model = str(with_models["data"][0]["id"])
+        """The model that is asked: the named one, or the first that the server lists."""
+        return self._model or self.look_up()
+
+    def look_up(self) -> str:
+        """`model`, after the server has been asked for its models in any case, to see that it is there."""
+        models = self._models()
+        if not (self._model or models):
+            raise OctavoError(f"{self.url} lists no model; --model names one")
+        self._model = self._model or models[0]
         return self._model
 
-    def stream(self, path: str, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        """The choices of a streamed reply, one a piece."""
-        request = {"model": self.model, "stream": True, **self._options, **body}
-        for line in self._send("POST", path, json.dumps(request).encode()):
-            if line.startswith(b"data: {"):
-                event = json.loads(line[6:])
-                if event.get("error"):
-                    raise OctavoError(str(event["error"].get("message", event["error"])))
-                yield from event["choices"]
-
-    def _send(self, method: str, path: str, body: bytes | None) -> Iterator[bytes]:
-        """The lines of the reply's body."""
-        secure = self._parts.scheme == "https"
-        connect = http.client.HTTPSConnection if secure else http.client.HTTPConnection
-        connection = connect(self._parts.hostname or "", self._parts.port, timeout=TIMEOUT_SECONDS)
+    def _models(self) -> list[str]:
+        with self._open("GET", "/models", None) as reply:
+            kind, body = reply.headers.get_content_type(), reply.read()
         try:
-            connection.request(method, self._parts.path.rstrip("/") + path, body, self._headers)
+            return [str(model["id"]) for model in json.loads(body)["data"]]
+        except (ValueError, LookupError, TypeError):
+            raise OctavoError(f"{self.url} is no OpenAI-compatible server: /models gives {kind}, no models") from None
+
+    def stream(self, path: str, body: Mapping[str, Any]) -> Generator[dict[str, Any], None, None]:
+        """The events of a streamed reply. To close the generator closes the connection, by which the server stops."""
+        sampling = {name: value for name, value in asdict(self.sampling).items() if value is not None}
+        options = {"stream": True, "stream_options": {"include_usage": True}}
+        request = {"model": self.model, **options, **sampling, **body}
+        with self._open("POST", path, json.dumps(request).encode()) as reply:
+            for line in reply:
+                data = line.strip().removeprefix(b"data:").strip() if line.startswith(b"data:") else b""
+                if data == b"[DONE]":
+                    return
+                if data:
+                    yield _event(data)
+        raise OctavoError("the server ended the reply early")
+
+    @contextlib.contextmanager
+    def _open(self, method: str, path: str, body: bytes | None) -> Iterator[http.client.HTTPResponse]:
+        """A reply of status 200; its connection is closed at the end of the block."""
+        parts = urlsplit(self.url)
+        connect = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        reply = None
+        connection = connect(parts.hostname or "", parts.port, timeout=CONNECT_SECONDS)
+        try:
+            connection.connect()
+            connection.sock.settimeout(REPLY_SECONDS)
+            connection.request(method, parts.path + path, body, self._headers)
             reply = connection.getresponse()
             if reply.status != 200:
-                raise OctavoError(_refusal(reply.status, reply.read()))
-            yield from reply
-        except (OSError, http.client.HTTPException) as e:
-            where = f"{self._parts.scheme}://{self._parts.netloc}"
-            raise OctavoError(f"no answer from {where}: {e}. Is `octavo serve` running there?") from e
+                raise OctavoError(self._refusal(path, reply))
+            yield reply
+        except (OSError, http.client.HTTPException, UnicodeError) as e:
+            where = f"{parts.scheme}://{parts.netloc}"
+            raise OctavoError(_broken(where, e) if reply is not None else _unreachable(where, e)) from e
         finally:
+            # The response holds a file of its own on the socket: both must go for the server to notice.
+            if reply is not None:
+                reply.close()
             connection.close()
 
+    def _refusal(self, path: str, reply: http.client.HTTPResponse) -> str:
+        """One line on a status that is not 200, and what to do about it."""
+        status, body = reply.status, reply.read(_READ)
+        known = _error_message(body)
+        said = _one_line(known or body.decode(errors="replace"))
+        if status in (401, 403):
+            if self._has_key:
+                return f"the server does not take this API key ({status}): {said}"
+            return f"the server wants an API key ({status}): give --api-key, or set OCTAVO_API_KEY or OPENAI_API_KEY"
+        if status == 503:
+            return f"the server is not ready (503): {said}"
+        if 300 <= status < 400:
+            return f"{self.url} has moved ({status}): give --url {_one_line(reply.headers.get('Location', ''))}"
+        if status == 404 and (known is None or path == "/models"):
+            return f"{self.url} is no OpenAI-compatible API (404): --url must be the address under which /models is"
+        return f"the server refused ({status}): {said}"
 
-def _refusal(status: int, body: bytes) -> str:
+
+def _event(data: bytes) -> dict[str, Any]:
     try:
-        return f"the server refused ({status}): {json.loads(body)['error']['message']}"
-    except (ValueError, KeyError, TypeError):
-        return f"the server refused ({status}): {body[:300].decode(errors='replace')}"
+        event = json.loads(data)
+    except ValueError:
+        event = None
+    if not isinstance(event, dict):
+        raise OctavoError(f"the server sent what is no event: {_one_line(data.decode(errors='replace'))}")
+    if event.get("error"):
+        raise OctavoError(_one_line(_error_message(data) or str(event["error"])))
+    return event
+
+
+def _error_message(body: bytes) -> str | None:
+    """What the body of an OpenAI-compatible server's error says; None for any other body."""
+    try:
+        error = json.loads(body)["error"]
+        return str(error["message"] if isinstance(error, dict) else error)
+    except (ValueError, LookupError, TypeError):
+        return None
+
+
+def _unreachable(where: str, error: Exception) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"the certificate of {where} is not trusted: {error.verify_message}"
+    if isinstance(error, ssl.SSLError):
+        return f"{where} does not speak TLS: is it an http:// address?"
+    if isinstance(error, http.client.BadStatusLine) and not isinstance(error, OSError):
+        return f"what listens at {where} does not speak HTTP"
+    why = "it took too long" if isinstance(error, TimeoutError) else getattr(error, "strerror", None) or error
+    return f"no answer from {where}: {why}. Is `octavo serve` running there?"
+
+
+def _broken(where: str, error: Exception) -> str:
+    why = "nothing came for too long" if isinstance(error, TimeoutError) else getattr(error, "strerror", None) or error
+    return f"the connection to {where} broke: {why}"
+
+
+def _one_line(text: str) -> str:
+    text = "".join(char if char.isprintable() else " " for char in text)
+    return " ".join(text.split())[:_TOLD]

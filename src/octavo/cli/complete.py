@@ -2,29 +2,46 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
 
 from octavo.cli.client import Client, ClientConfig, client_config
+from octavo.cli.line_reader import converse, piped_text
+from octavo.cli.reply import Reply, receive
+from octavo.cli.screen import Screen, tolerate_any_text
+from octavo.errors import OctavoError
+
+_EPILOG = """\
+What is piped to stdin is one text, without its last end of line, and what continues it goes to stdout. At the prompt a
+line that ends in \\ goes on in the next; triple quotes hold any lines. Ctrl-C ends a reply, Ctrl-D the program."""
 
 
 def run(argv: Sequence[str]) -> int:
-    config: ClientConfig = client_config("complete", ClientConfig, "Continue a text with a running server.", argv)
-    client = Client(config)
-    if config.quick is not None:
-        _continue(client, config.quick)
-        return 0
-    print(f"{client.model} continues what you write. Ctrl-D or Ctrl-C ends.")
-    while True:
+    config: ClientConfig
+    config, sampling = client_config("complete", ClientConfig, "Continue a text with a running server.", _EPILOG, argv)
+    client = Client(config, sampling)
+    tolerate_any_text()
+    screen = Screen(sys.stdout, sys.stderr, os.environ)
+
+    def extend(text: str) -> Reply:
+        reply = receive(client, screen, "/completions", {"prompt": text})
+        if config.stats:
+            screen.say(reply.figures(), dim=True)
+        return reply
+
+    def answer(text: str) -> bool:
         try:
-            text = input("> ")
-        except EOFError:
-            print()
-            return 0
-        if text:
-            _continue(client, text)
+            if text and extend(text).is_stopped:
+                screen.say("(stopped)", dim=True)
+        except OctavoError as e:
+            screen.say(f"error: {e.message}")
+        return True
 
-
-def _continue(client: Client, text: str) -> None:
-    for choice in client.stream("/completions", {"prompt": text}):
-        print(choice["text"], end="", flush=True)
-    print()
+    text = config.quick if config.quick is not None else piped_text("--quick")
+    if text is not None:
+        if extend(text).is_stopped:
+            raise KeyboardInterrupt
+        return 0
+    screen.say(f"{client.look_up()} continues what you write. Ctrl-D ends.", dim=True)
+    return converse(screen, lambda message: answer(message.text))

@@ -14,8 +14,8 @@ from typing import Any
 
 from octavo.cli.compat import Compat
 from octavo.cli.flags import Flag
-from octavo.config import nearest
 from octavo.errors import InvalidConfig
+from octavo.suggest import nearest
 
 
 def read_config_file(name: str, table: dict[str, Flag], compat: Mapping[str, Compat]) -> dict[str, Any]:

@@ -23,9 +23,9 @@ from octavo.config import (
     ServerConfig,
     check,
     flag_name,
-    nearest,
 )
 from octavo.errors import InvalidConfig
+from octavo.suggest import nearest
 
 #: Heading in the help -> the dataclass whose fields stand under it.
 GROUPS: dict[str, type] = {

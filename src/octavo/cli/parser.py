@@ -14,8 +14,8 @@ from typing import Any, NoReturn
 from octavo.cli.compat import Compat
 from octavo.cli.config_file import read_config_file
 from octavo.cli.flags import Flag
-from octavo.config import nearest
 from octavo.errors import InvalidConfig
+from octavo.suggest import nearest
 
 _BOOLEAN_WORDS = ("true", "false")
 

@@ -1,18 +1,19 @@
 """`octavo serve [MODEL] [flags]`: read the settings, then hand over to the launcher.
 
-Precedence: command line > config file > environment (the API key only) > defaults.
+Precedence: command line > config file > environment (`VARIABLES`, `VLLM_SETTINGS`) > defaults.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from octavo.cli.compat import COMPAT
-from octavo.cli.environment import VARIABLES, api_key, check_environment
+from octavo.cli.environment import VARIABLES, VLLM_SETTINGS, api_key, check_environment
 from octavo.cli.flags import Flag, build, flags
 from octavo.cli.parser import Parser, make_parser, read_words
-from octavo.config import ServeConfig
+from octavo.config import ServeConfig, flag_name
 from octavo.errors import InvalidConfig
 
 
@@ -34,7 +35,17 @@ def serve_config(argv: Sequence[str], environ: Mapping[str, str]) -> ServeConfig
     if "api_key" not in values:
         key = api_key(environ)
         values["api_key"] = [key] if key else []
+    for name, field in VLLM_SETTINGS.items():
+        if environ.get(name) and field not in values:
+            values[field] = _from_environment(table[field], name, environ[name])
     return build(values)
+
+
+def _from_environment(flag: Flag, name: str, text: str) -> Any:
+    try:
+        return flag.from_text(text)
+    except InvalidConfig as exc:
+        raise InvalidConfig(f"{name}: {exc.message}") from None
 
 
 def _parser(table: dict[str, Flag]) -> Parser:
@@ -50,12 +61,14 @@ def _parser(table: dict[str, Flag]) -> Parser:
 
 
 def _epilog() -> str:
+    width = max(map(len, [*VARIABLES, *VLLM_SETTINGS]))
     lines = [
         "The command line wins over the config file, and that over the defaults. Flags may be written with _ or -.",
         "Flags of vLLM that ask for what octavo does anyway are accepted; the others are refused with the reason.",
         "",
         "environment:",
-        *(f"  {name:<22}{meaning}" for name, meaning in VARIABLES.items()),
+        *(f"  {name:<{width}}  {meaning}" for name, meaning in VARIABLES.items()),
+        *(f"  {name:<{width}}  as {flag_name(field)}" for name, field in VLLM_SETTINGS.items()),
         "  HF_ENDPOINT, HF_TOKEN, HF_HOME, HF_HUB_OFFLINE are read by the client of the Hugging Face hub.",
     ]
     return "\n".join(lines)

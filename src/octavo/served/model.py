@@ -78,6 +78,7 @@ class ServedModel:
     info: EngineInfo
     config: ServerConfig
     root: str = ""  # where the model comes from
+    tokenizer_info: bytes = b"{}"  # JSON, for /tokenizer_info
     default_sampling: Mapping[str, Any] = field(default_factory=dict)  # for fields that a request leaves out
     logprobs_mode: LogprobsMode = "raw_logprobs"
     max_fanout: int = 2048  # most sequences (prompts x samples) of one turn
@@ -215,6 +216,7 @@ class ServedModel:
             beams=turn.beams,
             shown_special_ids=marks,
             is_whole=turn.is_whole or is_ranked,
+            num_wanted=params.n,
         )
 
     # ------------------------------------------------------------ from requests to events

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 from octavo.errors import ModelNotFound
 from octavo.served.model import ServedModel
+from octavo.suggest import suggest
 
-#: Characters of a name that an error repeats.
+#: Served names in the error for another one, and characters of a name that it repeats.
+MAX_SHOWN_MODELS = 8
 _MAX_NAME_CHARS = 200
 
 
@@ -41,6 +43,21 @@ class Models:
             return Lease(self.default.names[0], self.default)
         model = self._models.get(name)
         if model is None:
-            shown = name if len(name) <= _MAX_NAME_CHARS else name[:_MAX_NAME_CHARS] + "..."
-            raise ModelNotFound(f"The model `{shown}` does not exist.", "model")
+            raise ModelNotFound(self._unknown(name), "model")
         return Lease(name, model)
+
+    def _unknown(self, name: str) -> str:
+        names = self.names
+        served = ", ".join(f"`{_clip(known)}`" for known in names[:MAX_SHOWN_MODELS])
+        more = len(names) - MAX_SHOWN_MODELS
+        # Of a path or a repository the last part is what was meant.
+        near = suggest(name, names) or suggest(name.rsplit("/", 1)[-1], names)
+        hint = f"; did you mean `{_clip(near)}`?" if near is not None else "."
+        return (
+            f"The model `{_clip(name)}` does not exist. "
+            f"This server has {served}{f' and {more} more' if more > 0 else ''}{hint}"
+        )
+
+
+def _clip(name: str) -> str:
+    return name if len(name) <= _MAX_NAME_CHARS else name[:_MAX_NAME_CHARS] + "..."

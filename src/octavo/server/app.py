@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 
 from octavo.metrics import StatsLogger
 from octavo.server.chat import ChatHandler
@@ -25,6 +26,8 @@ from octavo.server.tokenization import DetokenizeHandler, TokenizeHandler
 __all__ = ["ServerState", "create_app", "routes"]
 
 logger = logging.getLogger(__name__)
+
+_SLASHES = re.compile("/{2,}")
 
 
 def routes(state: ServerState) -> list[Route]:
@@ -49,6 +52,9 @@ def routes(state: ServerState) -> list[Route]:
         Route("GET", "/version", info.version, "The server's version", reply=VersionReply),
         Route("GET", "/metrics", info.metrics, "Prometheus metrics", media_type="text/plain"),
     ]
+    if state.config.enable_tokenizer_info_endpoint:
+        about = "The tokenizer's configuration, special tokens and chat template"
+        table.append(Route("GET", "/tokenizer_info", info.tokenizer_info, about, media_type="application/json"))
     if not state.config.disable_fastapi_docs:
         documents = DocumentHandlers(state, tuple(table))
         table.append(Route("GET", "/openapi.json", documents.openapi, "This document"))
@@ -114,7 +120,8 @@ class _Root:
         # Proxies differ in whether they strip the prefix, and the HTTP server may add it again.
         while self._prefix != "/" and (path == self._prefix or path.startswith(self._prefix + "/")):
             path = path[len(self._prefix) :]
-        return {**scope, "path": path or "/"}
+        # A base URL that ends in a slash, joined with a path that begins with one.
+        return {**scope, "path": _SLASHES.sub("/", path) or "/"}
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         stats_log: asyncio.Task[None] | None = None

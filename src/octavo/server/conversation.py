@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from octavo.config import ServerConfig, nearest
+from octavo.config import ServerConfig
 from octavo.errors import InvalidRequest
 from octavo.served.model import ServedModel
 from octavo.served.turn import Conversation
@@ -12,6 +12,7 @@ from octavo.server.errors import clip
 from octavo.server.exchange import Exchange
 from octavo.server.protocol.conversation import ConversationFields, Message
 from octavo.server.serving import Serving
+from octavo.suggest import nearest
 
 
 def conversation_of(request: ConversationFields, messages: list[Message], config: ServerConfig) -> Conversation:

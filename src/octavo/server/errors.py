@@ -33,6 +33,12 @@ class RouteNotFound(RequestError):
     code = "route_not_found"
 
 
+class RouteNotServed(RouteNotFound):
+    """A route of the API, or of another server's, that octavo does not have."""
+
+    code = "route_not_served"
+
+
 class MethodNotAllowed(RequestError):
     """`allowed` goes into the `Allow` header."""
 
@@ -45,12 +51,36 @@ class MethodNotAllowed(RequestError):
         self.allowed = allowed
 
 
+class UnsupportedMedia(RequestError):
+    """The body is compressed, or not in UTF-8."""
+
+    status = 415
+    type = "UnsupportedMediaTypeError"
+    code = "unsupported_media_type"
+
+
 class BodyTimeout(RequestError):
     """The client was too slow to send its body."""
 
     status = 408
     type = "TimeoutError"
     code = "timeout"
+
+
+class ExpectationFailed(RequestError):
+    status = 417
+    type = "ExpectationFailedError"
+
+
+class VersionNotSupported(RequestError):
+    """Of HTTP."""
+
+    status = 505
+    type = "HTTPVersionNotSupportedError"
+
+
+class BadFraming(RequestError):
+    """Where the request ends depends on who reads it: a proxy in front may see another request in it (smuggling)."""
 
 
 class HeadersTooLarge(RequestError):
@@ -68,6 +98,8 @@ class ErrorInfo(msgspec.Struct):
 class ErrorBody(msgspec.Struct):
     error: ErrorInfo
 
+
+_KINDS: dict[type, str] = {str: "a string", list: "a list", bool: "true or false", type(None): "null"}
 
 Header = tuple[bytes, bytes]
 M = TypeVar("M", bound=BaseModel)
@@ -93,15 +125,20 @@ def error_reply(exc: BaseException) -> ErrorReply:
         headers.append((b"www-authenticate", b"Bearer"))
     if isinstance(exc, MethodNotAllowed):
         headers.append((b"allow", exc.allowed.encode()))
-    if exc.status in (408, 413):
+    if exc.status in (408, 413) or isinstance(exc, BadFraming):
         headers.append((b"connection", b"close"))  # the rest of the body is not read
+    if exc.status == 415:
+        headers.append((b"accept-encoding", b"identity"))
     return ErrorReply(exc.status, ErrorBody(ErrorInfo(exc.message, exc.type, exc.param, exc.code)), headers)
 
 
 def validate_body(model: type[M], body: Any) -> M:
     """`body`, decoded from JSON, as a `model`. Raises `InvalidRequest` naming the first wrong field."""
     if not isinstance(body, dict):
-        raise InvalidRequest("The body should be a JSON object.")
+        hint = ""
+        if isinstance(body, str) and body.lstrip().startswith("{"):
+            hint = " that holds JSON: it was encoded twice"
+        raise InvalidRequest(f"The body should be a JSON object; got {_KINDS.get(type(body), 'a number')}{hint}.")
     try:
         return model.model_validate(body)
     except ValidationError as exc:

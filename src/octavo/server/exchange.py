@@ -7,6 +7,7 @@ process, and each layer between costs more than all the rest (a middleware that 
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ from typing import Any
 import msgspec
 
 from octavo.errors import InvalidRequest, RequestTooLarge
-from octavo.server.errors import BodyTimeout, Header
+from octavo.server.errors import BodyTimeout, Header, UnsupportedMedia, clip
+from octavo.server.json_errors import json_fault
 
 Scope = MutableMapping[str, Any]
 ASGIMessage = MutableMapping[str, Any]
@@ -23,6 +25,9 @@ Receive = Callable[[], Awaitable[ASGIMessage]]
 Send = Callable[[ASGIMessage], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_CHARSET = re.compile(r"(?:^|;)\s*charset\s*=\s*([^;\s]*)", re.IGNORECASE)
+_CLOSE = (b"connection", b"close")
 _JSON = (b"content-type", b"application/json")
 _SSE = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -74,18 +79,34 @@ class Exchange:
 
     # ------------------------------------------------------------ request
     async def read_json(self) -> Any:
-        """The decoded body. Raises `InvalidRequest`, `RequestTooLarge`, `BodyTimeout` or `ClientDisconnected`."""
-        content_type = (self.header(b"content-type") or "").partition(";")[0].strip().lower()
-        if content_type != "application/json":
-            # E6. A page of another origin can post text/plain without asking, but not this.
-            raise InvalidRequest("Unsupported Media Type: Only 'application/json' is allowed")
-        if (self.header(b"content-encoding") or "identity").lower() != "identity":
-            raise InvalidRequest("Compressed request bodies are not supported.")
+        """The decoded body. Raises `InvalidRequest`, `UnsupportedMedia`, `RequestTooLarge`, `BodyTimeout` or
+        `ClientDisconnected`."""
+        self._check_content_headers()
         return decode_json(await self.read_body(), self.limits.max_depth)
 
+    def _check_content_headers(self) -> None:
+        """Refuse what is not sent as plain JSON in UTF-8, before a byte of it is read."""
+        content_type, _, parameters = (self.header(b"content-type") or "").partition(";")
+        if content_type.strip().lower() != "application/json":
+            # E6. A page of another origin can post text/plain without asking, but not this.
+            got = f"'{clip(content_type.strip(), 100)}'" if content_type.strip() else "no Content-Type"
+            raise InvalidRequest(f"Unsupported Media Type: Only 'application/json' is allowed; got {got}")
+        if match := _CHARSET.search(parameters):
+            charset = match[1].strip("\"'")
+            if charset.lower() not in ("utf-8", "utf8", "us-ascii", "ascii"):
+                raise UnsupportedMedia(
+                    f"A body in the charset '{clip(charset, 100)}' is not supported: JSON is sent in UTF-8."
+                )
+        encoding = (self.header(b"content-encoding") or "identity").strip().lower()
+        if encoding != "identity":
+            raise UnsupportedMedia(
+                f"A body with the Content-Encoding '{clip(encoding, 100)}' is not supported: send it uncompressed."
+            )
+
     async def read_body(self) -> bytes:
+        self.scope["octavo.body_wanted"] = True
         limits = self.limits
-        too_large = f"The request body is larger than {limits.max_bytes} bytes."
+        too_large = f"The request body is larger than {limits.max_bytes} bytes (see --max-body-bytes)."
         length = self.header(b"content-length")
         if length is not None and length.isdecimal() and int(length[:20]) > limits.max_bytes:
             raise RequestTooLarge(too_large)
@@ -157,23 +178,28 @@ class Exchange:
     async def _start(self, status: int, headers: list[Header]) -> None:
         """The scope tells the layers around that the reply began, and they tell the request's id."""
         self.scope["octavo.status"] = status
+        extra = self.extra_headers
+        if not self.scope.get("octavo.body_wanted") and self.header(b"expect") is not None and _CLOSE not in headers:
+            # Whether the client sends the body all the same is not known: another request may not follow.
+            extra = [*extra, _CLOSE]
         request_id = (b"x-request-id", self.scope["octavo.request_id"].encode())
         await self._send(
             {
                 "type": "http.response.start",
                 "status": status,
-                "headers": [*headers, *self.extra_headers, request_id],
+                "headers": [*headers, *extra, request_id],
             }
         )
 
 
 def decode_json(data: bytes, max_depth: int = 64) -> Any:
-    """Strict JSON: no NaN or Infinity, no numbers beyond float64, valid UTF-8, bounded depth."""
+    """Strict JSON: no NaN or Infinity, no numbers beyond float64, valid UTF-8, bounded depth; a byte order mark is left
+    out. Raises `InvalidRequest`, which says what is wrong, where, and in which field."""
+    data = data.removeprefix(_BYTE_ORDER_MARK)
     try:
         value = msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        # The decoder's text stays in the house: it may quote the body.
-        raise InvalidRequest("The body is not valid JSON.") from None
+        raise json_fault(data) from None
     except RecursionError:
         raise InvalidRequest(_too_deep(max_depth)) from None
     # The number of brackets bounds the depth; nearly every request ends here.
@@ -183,7 +209,7 @@ def decode_json(data: bytes, max_depth: int = 64) -> Any:
 
 
 def _too_deep(limit: int) -> str:
-    return f"The body is nested deeper than {limit} levels."
+    return f"The body is nested deeper than {limit} levels (see --max-json-depth)."
 
 
 def _is_deeper(value: Any, limit: int) -> bool:

@@ -1,4 +1,4 @@
-"""The small GET routes: models, health, version, metrics."""
+"""The small GET routes: models, health, version, tokenizer, metrics."""
 
 from __future__ import annotations
 
@@ -40,6 +40,11 @@ class InfoHandlers:
 
     async def version(self, exchange: Exchange) -> None:
         await exchange.send_json(VersionReply(octavo.__version__))
+
+    async def tokenizer_info(self, exchange: Exchange) -> None:
+        await exchange.send_bytes(
+            self._state.models.default.tokenizer_info, 200, [(b"content-type", b"application/json")]
+        )
 
     async def metrics(self, exchange: Exchange) -> None:
         body, content_type = self._state.metrics.render()

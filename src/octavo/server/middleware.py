@@ -10,14 +10,22 @@ import hashlib
 import hmac
 import ipaddress
 import logging
+import re
 import time
 import uuid
 from collections.abc import Iterable
 
 from octavo.config import ServerConfig
-from octavo.errors import OctavoError, Unauthorized
+from octavo.errors import InvalidRequest, OctavoError, Unauthorized
 from octavo.metrics import Metrics
-from octavo.server.errors import HeadersTooLarge, HostNotAllowed, error_reply
+from octavo.server.errors import (
+    BadFraming,
+    ExpectationFailed,
+    HeadersTooLarge,
+    HostNotAllowed,
+    VersionNotSupported,
+    error_reply,
+)
 from octavo.server.exchange import ASGIApp, ClientDisconnected, Exchange, Receive, Scope, Send
 from octavo.server.protocol.common import is_request_id
 
@@ -29,6 +37,7 @@ OPEN_PATHS = frozenset({"/health", "/ready"})
 #: Headers of OpenTelemetry (E17).
 TRACE_HEADERS = (b"traceparent", b"tracestate")
 
+_HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[^\s:/?#@\[\]\\\x00-\x20,]*)(?::[0-9]*)?")
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 64 * 1024
 
@@ -145,6 +154,22 @@ def _given_request_id(scope: Scope) -> str | None:
 
 
 def _check_headers(scope: Scope) -> None:
+    """Refuse what is HTTP to a parser, and means nothing, or not the same to everybody."""
     headers = scope["headers"]
     if len(headers) > MAX_HEADERS or sum(len(name) + len(value) for name, value in headers) > MAX_HEADER_BYTES:
         raise HeadersTooLarge(f"More than {MAX_HEADERS} headers, or more than {MAX_HEADER_BYTES} bytes of them.")
+    version = scope.get("http_version", "")
+    if version not in ("1.1", "1.0", ""):
+        raise VersionNotSupported(f"HTTP/{version} is not supported; HTTP/1.1 is.")
+    hosts = [value for name, value in headers if name == b"host"]
+    if len(hosts) > 1:
+        raise InvalidRequest("There is more than one Host header.")
+    if version == "1.1" and not hosts:
+        raise InvalidRequest("There is no Host header, which HTTP/1.1 requires.")
+    if hosts and not _HOST.fullmatch(hosts[0]):
+        raise InvalidRequest("The Host header is not a host name or address with an optional port.")
+    for name, value in headers:
+        if name == b"transfer-encoding" and (version == "1.0" or value.strip().lower() != b"chunked"):
+            raise BadFraming("A Transfer-Encoding other than chunked, in HTTP/1.1, is not supported.")
+        if name == b"expect" and value.strip().lower() != b"100-continue":
+            raise ExpectationFailed("Only `Expect: 100-continue` is supported.")

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import msgspec
 
-from octavo.server.errors import MethodNotAllowed, RouteNotFound
+from octavo.server.errors import MethodNotAllowed, clip
 from octavo.server.exchange import Exchange, Receive, Scope, Send
 from octavo.server.protocol.common import WireModel
+from octavo.server.unknown_routes import unknown_route
 
 Handler = Callable[[Exchange], Awaitable[None]]
 
@@ -46,6 +47,8 @@ class Router:
             else:
                 self._exact.setdefault(route.path, {})[route.method] = route
 
+        self._suggested = tuple(dict.fromkeys(route.path for route in self.routes if not route.path.endswith("}")))
+
     def find(self, path: str) -> tuple[dict[str, Route], str]:
         """The routes of a path by method, and the path's parameter. No routes: the path is unknown."""
         exact = self._exact.get(path) or (self._exact.get(path[:-1]) if path.endswith("/") else None)
@@ -60,10 +63,13 @@ class Router:
         exchange = Exchange(scope, receive, send)
         routes, exchange.path_param = self.find(exchange.path)
         if not routes:
-            raise RouteNotFound("There is no such route.")
+            raise unknown_route(exchange.path, self._suggested, lambda path: bool(self.find(path)[0]))
         route = routes.get("GET" if exchange.method == "HEAD" else exchange.method)
         if route is None:
-            allowed = ", ".join(sorted(routes))
-            raise MethodNotAllowed(f"This route allows only {allowed}.", allowed)
+            allowed = ", ".join(sorted({*routes, *(["HEAD"] if "GET" in routes else [])}))
+            method = clip(exchange.method, 32)
+            raise MethodNotAllowed(
+                f"{method} is not allowed on {next(iter(routes.values())).path}; use {allowed}.", allowed
+            )
         scope["octavo.route"] = route.path
         await route.handler(exchange)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
 
-from octavo.config import nearest
 from octavo.errors import InvalidRequest
 from octavo.served.model import Prepared, ServedModel
 from octavo.server.errors import clip, validate_body
@@ -17,6 +16,7 @@ from octavo.server.pacing import KeepAlive
 from octavo.server.protocol.common import Refusals, SamplingFields, WireModel, ignored_fields, refuse_unsupported
 from octavo.server.state import ServerState
 from octavo.server.streaming import ReplyEncoder, send_whole, stream_events
+from octavo.suggest import nearest
 
 MAX_IGNORED_NAMES = 16
 IGNORED_FIELDS = b"x-octavo-ignored-fields"

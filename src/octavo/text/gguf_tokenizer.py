@@ -97,6 +97,7 @@ def _build(metadata: Mapping[str, Any], source: str) -> TokenizerParts:
         longest_token=longest(tokens, is_byte_level=model == "gpt2"),
         max_token_id=len(tokens) - 1,
         model_max_length=_context_length(metadata),
+        config={"add_bos_token": add_bos, "add_eos_token": add_eos},
     )
 
 

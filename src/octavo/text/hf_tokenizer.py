@@ -56,13 +56,14 @@ def load(directory: Path) -> TokenizerParts:
         eos_token_ids=_eos_token_ids(backend, special_tokens_map, directory),
         chat_templates=_chat_templates(directory, config),
         model_max_length=_model_max_length(config),
+        config=config,
     )
 
 
 def _load_backend(path: Path) -> tokenizers.Tokenizer:
     if not path.is_file():
         raise CheckpointError(f"{path.parent}: there is no tokenizer.json.")
-    text = _read_text(path, MAX_TOKENIZER_BYTES)
+    text = read_text(path, MAX_TOKENIZER_BYTES)
     try:
         backend = tokenizers.Tokenizer.from_str(text)
         backend.no_truncation()
@@ -74,7 +75,7 @@ def _load_backend(path: Path) -> tokenizers.Tokenizer:
     return backend
 
 
-def _read_text(path: Path, max_bytes: int) -> str:
+def read_text(path: Path, max_bytes: int) -> str:
     try:
         size = path.stat().st_size
         if size > max_bytes:
@@ -91,7 +92,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        value = json.loads(_read_text(path, MAX_CONFIG_BYTES))
+        value = json.loads(read_text(path, MAX_CONFIG_BYTES))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not valid JSON: {one_line(error)}") from None
     if not isinstance(value, dict):
@@ -184,7 +185,7 @@ def _chat_templates(directory: Path, config: Mapping[str, Any]) -> dict[str, str
         templates["default"] = older
     main = directory / "chat_template.jinja"
     if main.is_file():
-        templates["default"] = _read_text(main, MAX_CONFIG_BYTES)
+        templates["default"] = read_text(main, MAX_CONFIG_BYTES)
     for path in sorted((directory / "additional_chat_templates").glob("*.jinja")):
-        templates[path.stem] = _read_text(path, MAX_CONFIG_BYTES)
+        templates[path.stem] = read_text(path, MAX_CONFIG_BYTES)
     return templates

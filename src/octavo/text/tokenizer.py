@@ -43,6 +43,7 @@ class Tokenizer:
         self.eos_token_ids = parts.eos_token_ids
         self.chat_templates = dict(parts.chat_templates)
         self.model_max_length = parts.model_max_length
+        self.config = dict(parts.config)
         bos = self.special_tokens_map.get("bos_token")
         self.bos_token_id: int | None = None if bos is None else self._backend.token_to_id(bos)
         added = self._backend.get_added_tokens_decoder()
@@ -63,6 +64,14 @@ class Tokenizer:
     @property
     def special_texts(self) -> frozenset[str]:
         return frozenset(text for token_id in self.special_ids if (text := self.token(token_id)))
+
+    def to_json(self) -> str:
+        """The text of the tokenizer.json that gives the same ids."""
+        return self._backend.to_str(pretty=True)
+
+    def added_tokens(self) -> dict[int, tokenizers.AddedToken]:
+        """Tokens that are found whole in a text, special ones among them, by id."""
+        return dict(self._backend.get_added_tokens_decoder())
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """The ids of `text`; with `add_special_tokens`, BOS and EOS as the tokenizer's own rule says.

@@ -25,6 +25,7 @@ class TokenizerParts:
     eos_token_ids: tuple[int, ...]  # the tokenizer's own first, then those of the generation config
     chat_templates: dict[str, str] = field(default_factory=dict)  # name -> source; "default" is the usual one
     model_max_length: int | None = None  # tokens
+    config: dict[str, Any] = field(default_factory=dict)  # as in a tokenizer_config.json, for whoever asks
     longest_token: int  # bytes of text that the longest token stands for
     max_token_id: int
 
