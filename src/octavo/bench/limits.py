@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from octavo.bench.machine import last_cache_bytes, num_cpus
+from octavo.bench.machine import last_cache_bytes
+from octavo.host import num_cpus
 
 #: What is read, at the least and at most; between them twice the last cache.
 LEAST_BYTES, MOST_BYTES = 256 << 20, 1 << 30

@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import math
 import mmap
-import os
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
-import psutil
 import torch
 
-from octavo import _cpu
+from octavo import _cpu, host
 from octavo.config import CacheConfig, ParallelConfig
 from octavo.device.base import CacheBudget, Download
 from octavo.errors import DeviceError
-
-_CGROUP_DIRS = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/memory"))
-_CGROUP_FILES = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
-
 
 #: Without a flag the cache takes no more than this, or two full-length requests if that is more: a laptop's
 #: memory is not the server's alone, and a cache that nothing fills is only slower to search.
@@ -102,28 +95,10 @@ class CPUDevice:
 
 
 def default_num_threads() -> int:
-    """One thread a physical core that this process may run on: hyper-threads share the FMA units and the cache."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    physical = psutil.cpu_count(logical=False) or allowed
-    return max(1, min(allowed, physical))
+    """One thread a physical core, as many as this process may use all the time."""
+    return host.num_cores()
 
 
 def _free_memory_bytes() -> int:
-    """Bytes that can still be allocated without swapping or hitting a limit of the container's."""
-    free = psutil.virtual_memory().available
-    limit = _cgroup_free_bytes()
-    return free if limit is None else min(free, limit)
-
-
-def _cgroup_free_bytes() -> int | None:
-    """Bytes left under the container's memory limit, or None without a limit."""
-    for directory in _CGROUP_DIRS:
-        for limit_name, usage_name in _CGROUP_FILES:
-            try:
-                limit = (directory / limit_name).read_text().strip()
-                usage = (directory / usage_name).read_text().strip()
-            except OSError:
-                continue
-            if limit.isdigit() and usage.isdigit():
-                return max(0, int(limit) - int(usage))
-    return None
+    """Bytes that can still be allocated without swapping or hitting a limit of a container or service."""
+    return host.free_memory().num_bytes
