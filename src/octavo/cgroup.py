@@ -126,7 +126,7 @@ def _unescaped(text: str) -> str:
 # ---------------------------------------------------------------- CPUs
 def _v2_quota(group: Path) -> CPULimit | None:
     words = _text(group / "cpu.max").split()  # "50000 100000" or "max 100000": microseconds in a period
-    return _quota(*words, group / "cpu.max") if len(words) == 2 else None
+    return _quota(words[0], words[1], group / "cpu.max") if len(words) == 2 else None
 
 
 def _v1_quota(group: Path) -> CPULimit | None:

@@ -9,10 +9,11 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from octavo import _cpu, host
+from octavo import host
 from octavo.config import CacheConfig, ParallelConfig
 from octavo.device.base import CacheBudget, Download
 from octavo.errors import DeviceError
+from octavo.native import has_native_cpu
 
 #: Without a flag the cache takes no more than this, or two full-length requests if that is more: a laptop's
 #: memory is not the server's alone, and a cache that nothing fills is only slower to search.
@@ -22,7 +23,8 @@ DEFAULT_CACHE_BYTES = 4 << 30
 class CPUDevice:
     """The host's processor and memory. Sets the size of the kernels' thread pool and their instruction set.
 
-    Raises DeviceError when `config.isa` names kernels that this processor cannot run.
+    Raises DeviceError when `config.isa` names kernels that this processor cannot run, and when there is a native module
+    that cannot be loaded. Without one, torch computes.
     """
 
     name = "cpu"
@@ -36,12 +38,21 @@ class CPUDevice:
     default_swap_gib = 0.0
 
     def __init__(self, config: ParallelConfig) -> None:
+        self.num_threads = config.num_threads or default_num_threads()
+        if not has_native_cpu():
+            if config.isa is not None:
+                raise DeviceError(f"--isa {config.isa}: octavo's native module was not built, so there are no kernels.")
+            self._isa = "no native kernels"
+            torch.set_num_threads(self.num_threads)
+            return
+        from octavo import _cpu
+
         if config.isa is not None:
             try:
                 _cpu.set_isa(config.isa)
             except (RuntimeError, ValueError) as error:
                 raise DeviceError(f"--isa {config.isa}: {error}") from None
-        self.num_threads = config.num_threads or default_num_threads()
+        self._isa = _cpu.isa()
         _cpu.set_num_threads(self.num_threads)
         # torch's own pool would spin beside ours; torch does little more than allocate here.
         torch.set_num_threads(1)
@@ -49,7 +60,7 @@ class CPUDevice:
     @property
     def description(self) -> str:
         threads = "thread" if self.num_threads == 1 else "threads"
-        return f"cpu, {_cpu.isa()}, {self.num_threads} {threads}"
+        return f"cpu, {self._isa}, {self.num_threads} {threads}"
 
     @property
     def torch_device(self) -> torch.device:
