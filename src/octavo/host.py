@@ -22,6 +22,10 @@ class FreeMemory:
     num_bytes: int
     where: str
 
+    def less(self, num_bytes: int) -> FreeMemory:
+        """What is left when so many bytes are taken, for which there is a use."""
+        return FreeMemory(max(0, self.num_bytes - num_bytes), self.where)
+
     def __str__(self) -> str:
         return f"{gib(self.num_bytes)} free {self.where}"
 

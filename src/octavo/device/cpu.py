@@ -13,6 +13,7 @@ from octavo import host
 from octavo.config import CacheConfig, ParallelConfig
 from octavo.device.base import CacheBudget, Download
 from octavo.errors import DeviceError
+from octavo.host import FreeMemory, gib
 from octavo.native import has_native_cpu
 
 #: Without a flag the cache takes no more than this, or two full-length requests if that is more: a laptop's
@@ -69,14 +70,23 @@ class CPUDevice:
     def activation_dtype(self, asked: torch.dtype | None, weights: torch.dtype | None) -> torch.dtype:
         return torch.float32
 
-    def check_cache_dtype(self, dtype: torch.dtype) -> None:
+    def check_cache_dtype(self, dtype: torch.dtype, asked: str) -> None:
         if dtype not in (torch.float32, torch.bfloat16, torch.float16):
-            raise DeviceError("--kv-cache-dtype fp8 needs a GPU, and the model runs on the CPU.")
+            raise DeviceError(
+                f"--kv-cache-dtype {asked} needs a GPU, and the model runs on the CPU, which has caches of float32, "
+                f"bfloat16 and float16."
+            )
 
-    def kv_cache_budget(self, config: CacheConfig) -> CacheBudget:
-        free = _free_memory_bytes()
+    def free_memory(self) -> FreeMemory:
+        return host.free_memory()
+
+    def kv_cache_budget(self, config: CacheConfig, step_bytes: int) -> CacheBudget:
+        # The system gives pages when they are first written: what was allocated and not used yet still counts as free.
+        free = host.free_memory().less(step_bytes)
         share = config.cpu_memory_utilization
-        return CacheBudget(int(free * share), f"{share:.0%} of {free / 2**30:.1f} GiB free", DEFAULT_CACHE_BYTES)
+        steps = f"{gib(step_bytes)} kept for steps of --max-num-seqs and --max-num-batched-tokens"
+        reason = f"{share:.0%} of {free}, with {steps}"
+        return CacheBudget(int(free.num_bytes * share), reason, free, DEFAULT_CACHE_BYTES)
 
     def upload(self, *host: np.ndarray, into: torch.Tensor | None = None) -> list[torch.Tensor]:
         assert into is None, "no step is captured on a CPU"
