@@ -28,6 +28,7 @@ from typing import Any
 
 from octavo.config import ModelConfig
 from octavo.errors import CheckpointError
+from octavo.near_files import near_models, what_is_there
 
 #: Files of a hub repository that octavo reads; the weights in other formats stay where they are.
 HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt")
@@ -122,8 +123,17 @@ def _local(name: str, what: str, revision: str | None) -> Path | None:
     if name in DEMO_MODELS:
         return None
     if not name or name.startswith(("/", ".", "~")) or "\\" in name or _parse_hub_name(name) is None:
-        raise CheckpointError(f"{what} {name!r}: no such file or directory")
+        raise CheckpointError(f"{what} {name!r}: no such file or directory{what_is_there(path) if name else ''}")
+    near = nearest_demo(name) if "/" not in name else None
+    if near is not None:
+        # The hub has no model of such a name, and to ask it would tell a stranger, wait, and say less.
+        raise CheckpointError(f"{what} {name!r}: no such file or directory; did you mean {near}, the demo model?")
     return None
+
+
+def nearest_demo(name: str) -> str | None:
+    """The demo model whose name is nearly `name`, if there is one."""
+    return next(iter(difflib.get_close_matches(name.lower(), DEMO_MODELS, 1, cutoff=0.75)), None)
 
 
 def _model_directory(path: Path) -> Path:
@@ -333,7 +343,7 @@ class _Hub:
         except errors.RepositoryNotFoundError as e:
             raise CheckpointError(
                 f"model {self.name}: there is no such directory here and no such repository at {endpoint} "
-                f"(a private one needs HF_TOKEN){self._nearest_demo()}"
+                f"(a private one needs HF_TOKEN){self._near_here()}"
             ) from e
         except errors.RemoteEntryNotFoundError as e:
             raise CheckpointError(f"model {self.name}: {self.repo} has no such file") from e
@@ -356,9 +366,10 @@ class _Hub:
         return (
             f"model {self.name} is not on this machine and could not be fetched from {endpoint} ({why}). "
             "Give the path of a directory or .gguf file, check the network or HF_ENDPOINT, "
-            f"or run without a model name for the demo model{self._nearest_demo()}"
+            f"or run without a model name for the demo model{self._near_here()}"
         )
 
-    def _nearest_demo(self) -> str:
-        near = difflib.get_close_matches(self.name.lower(), DEMO_MODELS, 1)
-        return f"; did you mean {near[0]}?" if near else ""
+    def _near_here(self) -> str:
+        """A path that was misspelt looks like a name: what is near it on this machine."""
+        near = near_models(Path(self.name))
+        return f"; did you mean {' or '.join(map(str, near))}?" if near else ""
