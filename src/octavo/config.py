@@ -48,7 +48,11 @@ class ModelConfig:
     tokenizer_revision: str | None = opt(None, "Branch, tag or commit of the tokenizer on the hub.")
     download_dir: str | None = opt(None, "Where downloads are kept; default: the hub's cache.")
     load_format: LoadFormat = opt("auto", "How the weights are stored; dummy: random weights, for measuring.")
-    dtype: DType = opt("auto", "Type of unquantized weights; auto: as in the checkpoint, on a GPU never float32.")
+    dtype: DType = opt(
+        "auto",
+        "Type of unquantized weights; auto: as in the checkpoint, on a GPU never float32. half is another name of "
+        "float16, float of float32.",
+    )
     quantization: Literal["fp8", "int8"] | None = opt(
         None,
         "Quantize unquantized matrices while they load, and their inputs in each step. GPUs only.",
@@ -71,7 +75,9 @@ class CacheConfig:
 
     block_size: int = opt(16, "Tokens in a block: 16, 32 or 64.", choices=(16, 32, 64))
     kv_cache_dtype: KVCacheDType = opt(
-        "auto", "Type of cached keys and values; auto: the model's dtype. fp8 (e4m3) and fp8_e5m2: GPUs only."
+        "auto",
+        "Type of cached keys and values; auto: the model's dtype. fp8 is another name of fp8_e4m3; it and fp8_e5m2 are for "
+        "GPUs only.",
     )
     kv_cache_memory_bytes: int | None = opt(
         None, "Bytes for the KV cache; default: from what the machine has free.", low=1, unit="bytes"
@@ -134,7 +140,9 @@ class ParallelConfig:
         low=1,
     )
     attention_backend: Literal["auto", "triton", "flashinfer", "TRITON_ATTN", "FLASHINFER"] = opt(
-        "auto", "Who computes the attention of prompts on a GPU; auto: FlashInfer where it is installed and works."
+        "auto",
+        "Who computes the attention of prompts on a GPU; auto: FlashInfer where it is installed and works. TRITON_ATTN and "
+        "FLASHINFER are vLLM's names of triton and flashinfer.",
     )
     batch_invariant: bool = opt(
         False, "Hold on a GPU too what holds on a CPU anyway: a reply never depends on the other requests."

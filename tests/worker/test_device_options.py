@@ -33,11 +33,11 @@ def load(cache: dict[str, Any] | None = None, model: dict[str, Any] | None = Non
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"model": {"quantization": "fp8"}}, "--quantization is for a GPU"),
-        ({"cache": {"gpu_memory_utilization": 0.9}}, "--gpu-memory-utilization is for a GPU"),
-        ({"cache": {"swap_space": 4.0}}, "--swap-space is for a GPU"),
-        ({"cudagraph_capture_sizes": [1, 2]}, "--cudagraph-capture-sizes is for a GPU"),
-        ({"attention_backend": "FLASHINFER"}, "--attention-backend is for a GPU"),
+        ({"model": {"quantization": "fp8"}}, "--quantization fp8 is for a GPU"),
+        ({"cache": {"gpu_memory_utilization": 0.9}}, "--gpu-memory-utilization 0.9 is for a GPU"),
+        ({"cache": {"swap_space": 4.0}}, "--swap-space 4.0 is for a GPU"),
+        ({"cudagraph_capture_sizes": [1, 2]}, "--cudagraph-capture-sizes 1,2 is for a GPU"),
+        ({"attention_backend": "FLASHINFER"}, "--attention-backend FLASHINFER is for a GPU"),
         ({"enforce_eager": True, "cudagraph_capture_sizes": [1]}, "--enforce-eager captures nothing"),
     ],
 )
@@ -131,7 +131,7 @@ def test_auto_takes_a_gpu_that_can(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     device = select.make_device(ParallelConfig())
     assert device.name == "cuda" and device.description == "cuda, Test GPU, 80 GiB"
-    with pytest.raises(InvalidConfig, match="--num-threads is for the CPU's kernels"):
+    with pytest.raises(InvalidConfig, match="--num-threads 4 is for the CPU's kernels"):
         load(num_threads=4)
 
 

@@ -121,20 +121,21 @@ class Worker:
         if parallel.enforce_eager and parallel.cudagraph_capture_sizes:
             raise InvalidConfig("--enforce-eager captures nothing: it excludes --cudagraph-capture-sizes.")
         if device.name == "cpu":
+            backend = parallel.attention_backend
             wrong = {
-                "--quantization": config.model.quantization is not None,
-                "--gpu-memory-utilization": cache.gpu_memory_utilization is not None,
-                "--swap-space": bool(cache.swap_space),
-                "--cudagraph-capture-sizes": bool(parallel.cudagraph_capture_sizes),
-                "--attention-backend": parallel.attention_backend != "auto",
+                "--quantization": config.model.quantization,
+                "--gpu-memory-utilization": cache.gpu_memory_utilization,
+                "--swap-space": cache.swap_space or None,
+                "--cudagraph-capture-sizes": ",".join(map(str, parallel.cudagraph_capture_sizes)) or None,
+                "--attention-backend": backend if backend != "auto" else None,
             }
             needed = "a GPU, and the model runs on the CPU"
         else:
-            wrong = {"--num-threads": parallel.num_threads is not None, "--isa": parallel.isa is not None}
+            wrong = {"--num-threads": parallel.num_threads, "--isa": parallel.isa}
             needed = "the CPU's kernels, and the model runs on a GPU"
-        for option, is_given in wrong.items():
-            if is_given:
-                raise InvalidConfig(f"{option} is for {needed}.")
+        for option, given in wrong.items():
+            if given is not None:
+                raise InvalidConfig(f"{option} {given} is for {needed}.")
         self._swap_bytes(device)
         if cache.kv_cache_dtype in _CACHE_DTYPES:
             device.check_cache_dtype(_CACHE_DTYPES[cache.kv_cache_dtype], cache.kv_cache_dtype)
