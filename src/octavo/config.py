@@ -76,8 +76,8 @@ class CacheConfig:
     block_size: int = opt(16, "Tokens in a block: 16, 32 or 64.", choices=(16, 32, 64))
     kv_cache_dtype: KVCacheDType = opt(
         "auto",
-        "Type of cached keys and values; auto: the model's dtype. fp8 is another name of fp8_e4m3; it and fp8_e5m2 are for "
-        "GPUs only.",
+        "Type of cached keys and values; auto: the model's dtype. fp8 is another name of fp8_e4m3; it and fp8_e5m2 are "
+        "for GPUs only.",
     )
     kv_cache_memory_bytes: int | None = opt(
         None, "Bytes for the KV cache; default: from what the machine has free.", low=1, unit="bytes"
@@ -141,8 +141,8 @@ class ParallelConfig:
     )
     attention_backend: Literal["auto", "triton", "flashinfer", "TRITON_ATTN", "FLASHINFER"] = opt(
         "auto",
-        "Who computes the attention of prompts on a GPU; auto: FlashInfer where it is installed and works. TRITON_ATTN and "
-        "FLASHINFER are vLLM's names of triton and flashinfer.",
+        "Who computes the attention of prompts on a GPU; auto: FlashInfer where it is installed and works. TRITON_ATTN "
+        "and FLASHINFER are vLLM's names of triton and flashinfer.",
     )
     batch_invariant: bool = opt(
         False, "Hold on a GPU too what holds on a CPU anyway: a reply never depends on the other requests."
