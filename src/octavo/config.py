@@ -147,7 +147,12 @@ class ParallelConfig:
     batch_invariant: bool = opt(
         False, "Hold on a GPU too what holds on a CPU anyway: a reply never depends on the other requests."
     )
-    num_threads: int | None = opt(None, "Threads of the CPU kernels; default: one a physical core.", low=1, high=1024)
+    num_threads: int | None = opt(
+        None,
+        "Threads of the CPU kernels; default: one a physical core, as far as the CPU quota of a container goes.",
+        low=1,
+        high=1024,
+    )
     isa: str | None = opt(None, "CPU kernels to use (portable, avx2, avx512...); default: the best this CPU has.")
     engine_heartbeat_timeout: float = opt(
         2.0, "Seconds without a sign of life after which the engine counts as dead.", above=0.0

@@ -119,5 +119,5 @@ class KernelsConfig(ReportConfig):
         unit="bytes",
     )
     passes: int = opt(5, "Passes, of which the median counts.", low=1)
-    num_threads: int | None = opt(None, "Threads of the kernels; default: one a physical core.", low=1, high=1024)
+    num_threads: int | None = opt(None, "Threads of the kernels; default: as octavo serve has them.", low=1, high=1024)
     isa: str | None = opt(None, "CPU kernels to use; default: the best this CPU has.")

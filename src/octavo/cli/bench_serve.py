@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from octavo.bench.config import ServeBenchConfig
 from octavo.cli.compat import Compat
-from octavo.cli.flags import flags
+from octavo.cli.flags import Flag, flags
 from octavo.cli.parser import make_parser, read_words
 from octavo.config import check
 
@@ -27,6 +27,11 @@ milliseconds: TTFT to the first token, TPOT per token after it, ITL between two 
 The exit code is 1 if a request failed."""
 
 
+def table() -> dict[str, Flag]:
+    """The command's flags."""
+    return flags({"settings": ServeBenchConfig})
+
+
 def run(argv: Sequence[str]) -> int:
     config = bench_config(argv)
     # Imported here: `--help` and a wrong flag must not pay for the rest.
@@ -42,9 +47,8 @@ def run(argv: Sequence[str]) -> int:
 
 def bench_config(argv: Sequence[str]) -> ServeBenchConfig:
     """Raises `InvalidConfig`."""
-    table = flags({"settings": ServeBenchConfig})
     description = "Load a running server, octavo or another, and time its replies."
-    parser = make_parser("octavo bench serve", "[flags]", description, _EPILOG, table)
-    config = ServeBenchConfig(**read_words(parser, argv, table, COMPAT))
+    parser = make_parser("octavo bench serve", "[flags]", description, _EPILOG, table())
+    config = ServeBenchConfig(**read_words(parser, argv, table(), COMPAT))
     check(config)
     return config

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from octavo.cli.client import ChatConfig, Client, client_config
+from octavo.cli.client import ChatConfig, Client, client_config, client_table
+from octavo.cli.flags import Flag
+
+
+def table() -> dict[str, Flag]:
+    """The command's flags."""
+    return client_table(ChatConfig)
 
 
 def run(argv: Sequence[str]) -> int:

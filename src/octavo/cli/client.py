@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from octavo.cli.flags import flags
+from octavo.cli.flags import Flag, flags
 from octavo.cli.parser import make_parser, read_words
 from octavo.config import check, opt
 from octavo.errors import InvalidConfig, OctavoError
@@ -41,9 +41,14 @@ class ChatConfig(ClientConfig):
     system_prompt: str | None = opt(None, "Instructions that stand before the conversation.")
 
 
+def client_table(cls: type[ClientConfig]) -> dict[str, Flag]:
+    """The flags of a command that talks to a running server."""
+    return flags({"settings": cls})
+
+
 def client_config(command: str, cls: type[ClientConfig], description: str, argv: Sequence[str]) -> Any:
     """Read the settings of `octavo COMMAND`. Raises `InvalidConfig`."""
-    table = flags({"settings": cls})
+    table = client_table(cls)
     parser = make_parser(f"octavo {command}", "[flags]", description, "Ctrl-D or Ctrl-C ends.", table)
     words = ["--quick" + w[2:] if w == "-q" or w.startswith("-q=") else w for w in argv]
     config = cls(**read_words(parser, words, table, {}))
