@@ -30,7 +30,8 @@ def opt(default: Any, help: str, **metadata: Any) -> Any:
     metadata: `low`, `high` (inclusive), `above` (exclusive) and `choices` bound the value, or each of a list;
     `infinite` allows infinity; `unit="bytes"` lets the command line write 2G for 2 GiB; `aliases` are other spellings
     of the flag, `short` is one with a single dash, `inverse` are those of its opposite; `positional` says that there is
-    no flag; `json` that the text is a JSON object, which the config file may spell in YAML.
+    no flag; `secret` that the value is never shown; `json` that the text is a JSON object, which the config file may
+    spell in YAML.
     """
     meta = {"help": help, **metadata}
     if callable(default):
@@ -177,7 +178,7 @@ class ServerConfig:
     host: str | None = opt(None, "Address to bind; default: all interfaces.")
     port: int = opt(8000, "Port to bind; 0: any free one.", low=0, high=65535)
     uds: str | None = opt(None, "Path of a unix socket to bind instead of a port.")
-    api_key: list[str] = opt(list, "Keys of which a client must send one; may be given several times.")
+    api_key: list[str] = opt(list, "Keys of which a client must send one; may be given several times.", secret=True)
     served_model_name: list[str] = opt(list, "Names under which the model is served; the first is reported.")
     uvicorn_log_level: LogLevel = opt("info", "Log level of the HTTP server.")
     allowed_hosts: list[str] = opt(

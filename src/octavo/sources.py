@@ -12,6 +12,7 @@ wrong is one `CheckpointError` that says what to do. A local model never touches
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import hashlib
@@ -22,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -286,6 +287,27 @@ def _pick_quant(name: str, quant: str, files: Sequence[str]) -> str:
     raise CheckpointError(f"{name}: no such .gguf file; there are: {', '.join(ggufs[:12]) or 'none'}")
 
 
+@contextlib.contextmanager
+def _bars_on_terminals_only() -> Iterator[None]:
+    """The hub's client draws bars into logs and pipes too, unless it is told not to."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
+
+    is_chosen = constants.HF_HUB_DISABLE_PROGRESS_BARS is not None or are_progress_bars_disabled()
+    if is_chosen or sys.stderr.isatty():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
+
+
 class _Hub:
     """One repository of the hub. Every error becomes a `CheckpointError` that says what to do."""
 
@@ -334,7 +356,8 @@ class _Hub:
         endpoint = self._constants.ENDPOINT
         revision = self._options["revision"]
         try:
-            return action()
+            with _bars_on_terminals_only():
+                return action()
         except errors.GatedRepoError as e:
             reason = f"access to it must be granted at {endpoint}/{self.repo}; then set HF_TOKEN"
             raise CheckpointError(f"model {self.name}: {reason}") from e
