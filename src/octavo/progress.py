@@ -71,15 +71,8 @@ class PhaseBar:
             from tqdm import tqdm  # type: ignore[import-untyped]
 
             # The engine reports seldom enough for every report to be drawn.
-            self._bar = tqdm(
-                desc=f"engine: {name}",
-                total=total,
-                unit=f" {unit}",
-                leave=False,
-                file=sys.stderr,
-                mininterval=0,
-                miniters=1,
-            )
+            style = {"leave": False, "mininterval": 0, "miniters": 1}
+            self._bar = tqdm(desc=f"engine: {name}", total=total, unit=f" {unit}", file=sys.stderr, **style)
         self._bar.update(done - self._bar.n)
 
     def close(self) -> None:

@@ -251,6 +251,7 @@ class Client:
             command, capture_output=True, text=True, env=kept | own | (environ or {}), timeout=120, check=False
         )
         assert run.returncode == 0, run.stderr
+        assert "%|" not in run.stderr, "a bar was drawn into a pipe"
         return json.loads(run.stdout)
 
 
