@@ -24,7 +24,7 @@ class ReportConfig:
     json: str | None = opt(
         None, "Write the figures to this file, with a stamp of the machine.", aliases=("output_json", "result_filename")
     )
-    progress: bool = opt(True, "Show a progress bar.", inverse=("disable_tqdm",))
+    progress: bool = opt(True, "Show a progress bar, if stderr is a terminal.", inverse=("disable_tqdm",))
 
 
 @dataclass(frozen=True, kw_only=True)
