@@ -26,7 +26,7 @@ def near_models(path: Path) -> list[Path]:
 def what_is_there(path: Path) -> str:
     """The end of a sentence that says that there is no `path`: a likely one, or the models where it was looked for."""
     missing = path
-    while not missing.parent.is_dir():
+    while not missing.parent.is_dir() and missing != missing.parent:
         missing = missing.parent
     if missing != path:
         near = _alike(missing, Path.is_dir)

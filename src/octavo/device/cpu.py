@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import mmap
+import os
 from collections.abc import Callable
 
 import numpy as np
 import torch
 
 from octavo import host
+from octavo.cgroup import Cgroups
 from octavo.config import CacheConfig, ParallelConfig
 from octavo.device.base import CacheBudget, Download
 from octavo.errors import DeviceError
 from octavo.host import FreeMemory, gib
 from octavo.native import has_native_cpu
+
+logger = logging.getLogger("octavo.device")
 
 #: Without a flag the cache takes no more than this, or two full-length requests if that is more: a laptop's
 #: memory is not the server's alone, and a cache that nothing fills is only slower to search.
@@ -40,6 +45,9 @@ class CPUDevice:
 
     def __init__(self, config: ParallelConfig) -> None:
         self.num_threads = config.num_threads or default_num_threads()
+        limit = Cgroups().cpu_limit()
+        if config.num_threads is None and limit is not None and limit.cpus < (os.cpu_count() or 1):
+            logger.info("threads: %d, for %s allows %.3g CPUs", self.num_threads, limit.source, limit.cpus)
         if not has_native_cpu():
             if config.isa is not None:
                 raise DeviceError(f"--isa {config.isa}: octavo's native module was not built, so there are no kernels.")

@@ -79,7 +79,7 @@ class CUDADevice:
         free_memory = self.free_memory()
         free, total = torch.cuda.mem_get_info(self.torch_device)
         share = config.gpu_memory_utilization or _DEFAULT_UTILIZATION
-        # All buffers of a step are allocated by now; temporaries, graphs and libraries still come.
+        # The buffers of a step (step_bytes) are allocated by now; temporaries, graphs and libraries still come.
         allowed = int(total * share) - (total - free) - _RESERVED_BYTES
         reason = f"what is left of {share:.0%} of {total / 2**30:.0f} GiB"
         return CacheBudget(max(0, allowed), reason, free_memory.less(_RESERVED_BYTES))

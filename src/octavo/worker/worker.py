@@ -136,7 +136,7 @@ class Worker:
         for option, given in wrong.items():
             if given is not None:
                 raise InvalidConfig(f"{option} {given} is for {needed}.")
-        self._swap_bytes(device)
+        self._swap_bytes(device)  # for its error
         if cache.kv_cache_dtype in _CACHE_DTYPES:
             device.check_cache_dtype(_CACHE_DTYPES[cache.kv_cache_dtype], cache.kv_cache_dtype)
 
