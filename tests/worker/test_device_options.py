@@ -13,6 +13,7 @@ import torch
 
 from described_gpu import gpu
 from octavo import host
+from octavo.cgroup import Cgroups, CPULimit
 from octavo.config import CacheConfig, EngineConfig, ModelConfig, ParallelConfig
 from octavo.device import select
 from octavo.device.cpu import CPUDevice
@@ -80,6 +81,16 @@ def test_weights_that_do_not_fit_are_refused_before_the_first_is_read(
     assert "weights" in phases
     start(64 << 20)
     assert phases[-1] == "warm-up"
+
+
+def test_threads_follow_a_quota_and_say_so(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(Cgroups, "cpu_limit", lambda self: CPULimit(0.5, "/sys/fs/cgroup/cpu.max"))
+    with caplog.at_level("INFO", "octavo.device"):
+        assert CPUDevice(ParallelConfig()).num_threads == 1
+        assert "threads: 1, for /sys/fs/cgroup/cpu.max allows 0.5 CPUs" in caplog.text
+        caplog.clear()
+        assert CPUDevice(ParallelConfig(num_threads=2)).num_threads == 2
+        assert caplog.text == ""
 
 
 def test_memory_of_the_host_that_is_not_there_is_refused_for_swapping(monkeypatch: pytest.MonkeyPatch) -> None:
