@@ -14,6 +14,7 @@ import torch
 from octavo.config import CacheConfig
 from octavo.device.base import CacheBudget, Download
 from octavo.device.packing import pack, packed_offsets, unpacked
+from octavo.host import FreeMemory
 
 
 class InterpretedDevice:
@@ -34,11 +35,14 @@ class InterpretedDevice:
     def activation_dtype(self, asked: torch.dtype | None, weights: torch.dtype | None) -> torch.dtype:
         return self._dtype
 
-    def check_cache_dtype(self, dtype: torch.dtype) -> None:
+    def check_cache_dtype(self, dtype: torch.dtype, asked: str) -> None:
         """All types are fine."""
 
-    def kv_cache_budget(self, config: CacheConfig) -> CacheBudget:
-        return CacheBudget(1 << 20, "a megabyte")
+    def free_memory(self) -> FreeMemory:
+        return FreeMemory(1 << 30, "for a test")
+
+    def kv_cache_budget(self, config: CacheConfig, step_bytes: int) -> CacheBudget:
+        return CacheBudget(1 << 20, "a megabyte", self.free_memory())
 
     def upload(self, *host: np.ndarray, into: torch.Tensor | None = None) -> list[torch.Tensor]:
         offsets, size = packed_offsets(host)

@@ -30,7 +30,8 @@ def opt(default: Any, help: str, **metadata: Any) -> Any:
     metadata: `low`, `high` (inclusive), `above` (exclusive) and `choices` bound the value, or each of a list;
     `infinite` allows infinity; `unit="bytes"` lets the command line write 2G for 2 GiB; `aliases` are other spellings
     of the flag, `short` is one with a single dash, `inverse` are those of its opposite; `positional` says that there is
-    no flag; `json` that the text is a JSON object, which the config file may spell in YAML.
+    no flag; `secret` that the value is never shown; `json` that the text is a JSON object, which the config file may
+    spell in YAML.
     """
     meta = {"help": help, **metadata}
     if callable(default):
@@ -48,7 +49,11 @@ class ModelConfig:
     tokenizer_revision: str | None = opt(None, "Branch, tag or commit of the tokenizer on the hub.")
     download_dir: str | None = opt(None, "Where downloads are kept; default: the hub's cache.")
     load_format: LoadFormat = opt("auto", "How the weights are stored; dummy: random weights, for measuring.")
-    dtype: DType = opt("auto", "Type of unquantized weights; auto: as in the checkpoint, on a GPU never float32.")
+    dtype: DType = opt(
+        "auto",
+        "Type of unquantized weights; auto: as in the checkpoint, on a GPU never float32. half is another name of "
+        "float16, float of float32.",
+    )
     quantization: Literal["fp8", "int8"] | None = opt(
         None,
         "Quantize unquantized matrices while they load, and their inputs in each step. GPUs only.",
@@ -71,7 +76,9 @@ class CacheConfig:
 
     block_size: int = opt(16, "Tokens in a block: 16, 32 or 64.", choices=(16, 32, 64))
     kv_cache_dtype: KVCacheDType = opt(
-        "auto", "Type of cached keys and values; auto: the model's dtype. fp8 (e4m3) and fp8_e5m2: GPUs only."
+        "auto",
+        "Type of cached keys and values; auto: the model's dtype. fp8 is another name of fp8_e4m3; it and fp8_e5m2 are "
+        "for GPUs only.",
     )
     kv_cache_memory_bytes: int | None = opt(
         None, "Bytes for the KV cache; default: from what the machine has free.", low=1, unit="bytes"
@@ -134,12 +141,19 @@ class ParallelConfig:
         low=1,
     )
     attention_backend: Literal["auto", "triton", "flashinfer", "TRITON_ATTN", "FLASHINFER"] = opt(
-        "auto", "Who computes the attention of prompts on a GPU; auto: FlashInfer where it is installed and works."
+        "auto",
+        "Who computes the attention of prompts on a GPU; auto: FlashInfer where it is installed and works. TRITON_ATTN "
+        "and FLASHINFER are vLLM's names of triton and flashinfer.",
     )
     batch_invariant: bool = opt(
         False, "Hold on a GPU too what holds on a CPU anyway: a reply never depends on the other requests."
     )
-    num_threads: int | None = opt(None, "Threads of the CPU kernels; default: one a physical core.", low=1, high=1024)
+    num_threads: int | None = opt(
+        None,
+        "Threads of the CPU kernels; default: one a physical core, as far as the CPU quota of a container goes.",
+        low=1,
+        high=1024,
+    )
     isa: str | None = opt(None, "CPU kernels to use (portable, avx2, avx512...); default: the best this CPU has.")
     engine_heartbeat_timeout: float = opt(
         2.0, "Seconds without a sign of life after which the engine counts as dead.", above=0.0
@@ -164,7 +178,7 @@ class ServerConfig:
     host: str | None = opt(None, "Address to bind; default: all interfaces.")
     port: int = opt(8000, "Port to bind; 0: any free one.", low=0, high=65535)
     uds: str | None = opt(None, "Path of a unix socket to bind instead of a port.")
-    api_key: list[str] = opt(list, "Keys of which a client must send one; may be given several times.")
+    api_key: list[str] = opt(list, "Keys of which a client must send one; may be given several times.", secret=True)
     served_model_name: list[str] = opt(list, "Names under which the model is served; the first is reported.")
     uvicorn_log_level: LogLevel = opt("info", "Log level of the HTTP server.")
     allowed_hosts: list[str] = opt(

@@ -17,28 +17,28 @@ import logging
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import uvloop
 
-from octavo.config import EngineConfig, ServeConfig, ServerConfig, check, flag_name, json_object
+from octavo.command_line import command_line
+from octavo.config import EngineConfig, ServeConfig, ServerConfig, check, json_object
 from octavo.engine_process import EngineProcess, launch_engine
 from octavo.generation_config import default_sampling
 from octavo.listener import Listener, bind
-from octavo.log import escape, setup_logging
+from octavo.log import setup_logging
 from octavo.messages import EngineInfo
 from octavo.serve_loop import TextSide, check_tls, run_server
 from octavo.served.output_settings import check_formats, output_settings
 from octavo.server.tokenizer_info import tokenizer_info
-from octavo.startup import PhaseLog, resolve, wait_loaded
+from octavo.startup import resolve, wait_loaded
 from octavo.text.renderer import Renderer
 from octavo.text.tokenizer import Tokenizer
 from octavo.text.vocabulary import all_eos_token_ids
 
-__all__ = ["PhaseLog", "launch_engine", "serve"]
+__all__ = ["launch_engine", "serve"]
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +58,7 @@ def serve(config: ServeConfig) -> int:
     check_formats(config.server)
     setup_logging(config.server.uvicorn_log_level)
     started = time.monotonic()
-    if told := told_settings(config):
-        logger.info("settings: %s", told)
+    logger.info("settings: %s", command_line(config))
     try:
         with _stopped_by_signals(), bind(config.server) as listener:
             resolved = resolve(config.engine)
@@ -142,24 +141,6 @@ def served_names(config: ServeConfig) -> tuple[str, ...]:
         return (model,)
     name = path.resolve().name.removesuffix(".gguf")
     return (model, name) if name != model else (model,)
-
-
-def told_settings(config: ServeConfig) -> str:
-    """The settings that are not the defaults, as flags; of keys only that there are some (E22)."""
-    words = []
-    for part in (
-        config.engine.model,
-        config.engine.cache,
-        config.engine.scheduler,
-        config.engine.parallel,
-        config.server,
-    ):
-        default = type(part)()
-        for f in fields(part):
-            value = getattr(part, f.name)
-            if value != getattr(default, f.name):
-                words.append(f"{flag_name(f.name)} {'***' if f.name == 'api_key' else escape(str(value))}")
-    return ", ".join(words)
 
 
 def startup_report(name: str, info: EngineInfo, seconds: float) -> list[str]:

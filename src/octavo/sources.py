@@ -12,6 +12,7 @@ wrong is one `CheckpointError` that says what to do. A local model never touches
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -21,13 +22,14 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from octavo.config import ModelConfig
 from octavo.errors import CheckpointError
-from octavo.suggest import nearest
+from octavo.near_files import near_models, what_is_there
+from octavo.suggest import suggest
 
 #: Files of a hub repository that octavo reads; the weights in other formats stay where they are.
 HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt")
@@ -122,7 +124,11 @@ def _local(name: str, what: str, revision: str | None) -> Path | None:
     if name in DEMO_MODELS:
         return None
     if not name or name.startswith(("/", ".", "~")) or "\\" in name or _parse_hub_name(name) is None:
-        raise CheckpointError(f"{what} {name!r}: no such file or directory")
+        raise CheckpointError(f"{what} {name!r}: no such file or directory{what_is_there(path) if name else ''}")
+    near = suggest(name, DEMO_MODELS) if "/" not in name else None
+    if near is not None:
+        # The hub has no model of such a name, and to ask it would tell a stranger, wait, and say less.
+        raise CheckpointError(f"{what} {name!r}: no such file or directory; did you mean {near}, the demo model?")
     return None
 
 
@@ -284,6 +290,27 @@ def _pick_quant(name: str, quant: str, files: Sequence[str]) -> str:
     raise CheckpointError(f"{name}: no such .gguf file; there are: {', '.join(ggufs[:12]) or 'none'}")
 
 
+@contextlib.contextmanager
+def _bars_on_terminals_only() -> Iterator[None]:
+    """The hub's client draws bars into logs and pipes too, unless it is told not to."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
+
+    is_chosen = constants.HF_HUB_DISABLE_PROGRESS_BARS is not None or are_progress_bars_disabled()
+    if is_chosen or sys.stderr.isatty():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
+
+
 class _Hub:
     """One repository of the hub. Every error becomes a `CheckpointError` that says what to do."""
 
@@ -332,7 +359,8 @@ class _Hub:
         endpoint = self._constants.ENDPOINT
         revision = self._options["revision"]
         try:
-            return action()
+            with _bars_on_terminals_only():
+                return action()
         except errors.GatedRepoError as e:
             reason = f"access to it must be granted at {endpoint}/{self.repo}; then set HF_TOKEN"
             raise CheckpointError(f"model {self.name}: {reason}") from e
@@ -341,7 +369,7 @@ class _Hub:
         except errors.RepositoryNotFoundError as e:
             raise CheckpointError(
                 f"model {self.name}: there is no such directory here and no such repository at {endpoint} "
-                f"(a private one needs HF_TOKEN){nearest(self.name, DEMO_MODELS)}"
+                f"(a private one needs HF_TOKEN){self._near_here()}"
             ) from e
         except errors.RemoteEntryNotFoundError as e:
             raise CheckpointError(f"model {self.name}: {self.repo} has no such file") from e
@@ -364,5 +392,10 @@ class _Hub:
         return (
             f"model {self.name} is not on this machine and could not be fetched from {endpoint} ({why}). "
             "Give the path of a directory or .gguf file, check the network or HF_ENDPOINT, "
-            f"or run without a model name for the demo model{nearest(self.name, DEMO_MODELS)}"
+            f"or run without a model name for the demo model{self._near_here()}"
         )
+
+    def _near_here(self) -> str:
+        """A path that was misspelt looks like a name: what is near it on this machine."""
+        near = near_models(Path(self.name))
+        return f"; did you mean {' or '.join(map(str, near))}?" if near else ""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
@@ -14,6 +13,7 @@ from octavo import sources
 from octavo.config import EngineConfig
 from octavo.engine_process import EngineProcess
 from octavo.errors import StartupError
+from octavo.progress import phase_report
 from octavo.text.renderer import Renderer
 from octavo.text.tokenizer import Tokenizer, load_tokenizer
 from octavo.text.vocabulary import all_eos_token_ids, vocabulary_of
@@ -46,7 +46,8 @@ def wait_loaded(
     # Without a tokenizer the weights are of no use: stop reading them.
     text.add_done_callback(lambda future: engine.kill() if future.exception() is not None else None)
     try:
-        info = engine.wait_ready(PhaseLog())
+        with phase_report() as on_phase:
+            info = engine.wait_ready(on_phase)
     except StartupError:
         if text.done():
             text.result()  # the true cause, when it failed
@@ -87,20 +88,3 @@ def _in_background(function: Callable[[], T]) -> Future[T]:
 
     threading.Thread(target=run, name="octavo-text", daemon=True).start()
     return future
-
-
-class PhaseLog:
-    """Logs what the engine does while it starts: each phase, and its progress once in `INTERVAL` seconds."""
-
-    INTERVAL = 1.0
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._name = ""
-        self._time = 0.0
-
-    def __call__(self, name: str, detail: str) -> None:
-        now = self._clock()
-        if name != self._name or now - self._time >= self.INTERVAL:
-            self._name, self._time = name, now
-            logger.info("engine: %s", f"{name} {detail}".strip())

@@ -69,6 +69,17 @@ def divergence(logits: torch.Tensor, expected: torch.Tensor) -> float:
     return float((theirs.exp() * (theirs - ours)).sum(-1).mean())
 
 
+@pytest.mark.parametrize("fixture", ["smollm2_gguf", "qwen_gguf"])
+def test_the_memory_that_weights_take_is_known_before_they_are_read(
+    fixture: str, request: pytest.FixtureRequest
+) -> None:
+    """A start is refused by this number: it must be near what the packed weights take, and not more."""
+    path: Path = request.getfixturevalue(fixture)
+    checkpoint = GGUFCheckpoint(path)
+    told = sum(checkpoint.nbytes(name) for name in checkpoint.names())
+    assert 0.9 * path.stat().st_size < told < path.stat().st_size
+
+
 def test_smollm2_has_the_logits_of_transformers(smollm2_gguf: Path, native: Ops, smollm2: LoadedModel) -> None:
     ids = ids_of(smollm2_gguf, *CAPITAL) + list(range(1000, 1020))
     expected = transformers_logits(smollm2_gguf, ids)

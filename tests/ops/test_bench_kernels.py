@@ -115,6 +115,7 @@ def test_the_command_measures_what_is_named(tmp_path: Path, capsys: pytest.Captu
         ("--rosw 1", "did you mean --rows?"),
         ("--num-heads 9 --num-kv-heads 2", "--num-heads (9) must be a multiple of --num-kv-heads (2)"),
         ("--head-dim 33", "--head-dim (33) must be even"),
+        ("--spread-bytes 900T", "--spread-bytes asks for 921,600.0 GiB, and there are "),
         ("--isa sse9", "--isa sse9: unknown instruction-set level"),
     ],
 )

@@ -12,6 +12,8 @@ import torch
 from octavo import _cpu
 from octavo.errors import CheckpointError
 from octavo.gguf import TENSOR_TYPES, GGUFFile
+from octavo.quant import packed
+from octavo.quant.block_format import BlockFormat
 from octavo.quant.gguf_types import DEQUANTIZED_TYPES, FLOAT_TYPES, FORMATS, transcode
 from octavo.quant.packed import FileValues, QuantizedWeight, ScaleLevels, all_finite, multiplied
 
@@ -105,8 +107,21 @@ def test_fields_that_do_not_fit_their_block_are_refused(fields: list[tuple[int, 
         _cpu.BlockFormat(32, 18, fields, 0, [])
 
 
+@pytest.mark.parametrize("type_name", sorted(FORMATS))
+def test_values_are_the_same_without_the_native_module(type_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with a GPU may lack it."""
+    block_values = BLOCKS[type_name][0]
+    raw = random_blocks(type_name, 5, 3)
+    weight = transcode(memoryview(bytearray(raw.tobytes())), type_name, (5, 3 * block_values), "w")
+    assert isinstance(weight, QuantizedWeight)
+    some = weight.select_rows(torch.tensor([4, 0, 0, 2]))
+    native = [weight.unpacked(), some.unpacked()]
+    monkeypatch.setattr(packed, "has_native_cpu", lambda: False)
+    assert torch.equal(weight.unpacked(), native[0]) and torch.equal(some.unpacked(), native[1])
+
+
 def test_rows_that_are_no_whole_blocks_are_refused() -> None:
-    nibbles = _cpu.BlockFormat(32, 18, FORMATS["Q4_0"].fields, 0, [])
+    nibbles = BlockFormat(32, 18, FORMATS["Q4_0"].fields)
     with pytest.raises(ValueError):
         FileValues(torch.zeros(2, 27, dtype=torch.uint8), nibbles, 48)
     with pytest.raises(ValueError):

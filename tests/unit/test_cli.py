@@ -17,7 +17,7 @@ from octavo.cli import main
 from octavo.cli.compat import COMPAT
 from octavo.cli.environment import VARIABLES
 from octavo.cli.flags import Flag, flags
-from octavo.cli.serve import serve_config
+from octavo.cli.serve import MOST_USED, serve_config
 from octavo.config import ServeConfig
 from octavo.errors import InvalidConfig
 
@@ -354,6 +354,21 @@ def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
         assert ("--[no-]" + flag.option[2:] if flag.kind is bool else flag.option) in text
     assert all(f"  {name} " in text for name in VARIABLES)
     assert max(map(len, text.splitlines())) <= 112
+
+
+def test_the_help_begins_with_ten_settings_and_names_none_twice(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["serve", "--help"])
+    text = capsys.readouterr().out
+    first = text.split("\nmost used:\n")[1].split("\n\n")[0]
+    named = [line.split()[0] for line in first.splitlines() if line.startswith("  --")]
+    assert len(named) == len(MOST_USED) == 10 and "--max-model-len" in named
+    assert text.index("most used:") < text.index("\nmodel:")
+    for flag in TABLE.values():
+        shown = "--[no-]" + flag.option[2:] if flag.kind is bool else flag.option
+        assert sum(line.strip().split(" ")[0] == shown for line in text.splitlines()) <= 1
+    assert main(["--help"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) < 20
 
 
 def test_a_wrong_flag_ends_before_anything_heavy_is_imported() -> None:

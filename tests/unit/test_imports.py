@@ -86,6 +86,75 @@ def test_a_process_keeps_to_its_import_budget(
     assert float(str(found["cpu"])) <= cpu_seconds * SLACK
 
 
+#: Lets no module of the process import the CPU's native module, as where it was not built; or have it fail to load.
+_NOT_BUILT = "import sys; sys.modules['octavo._cpu'] = None\n"
+_BROKEN = """
+import importlib.machinery, sys
+class Broken:
+    def find_spec(self, name, path=None, target=None):
+        return importlib.machinery.ModuleSpec(name, self) if name == "octavo._cpu" else None
+    def create_module(self, spec):
+        raise ImportError("_cpu.so: undefined symbol: octavo_x")
+    def exec_module(self, module): ...
+sys.meta_path.insert(0, Broken())
+"""
+
+
+def run_python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+_WHAT_A_GPU_NEEDS = """
+import importlib, pkgutil
+for name in ("octavo.device.cuda", "octavo.ops.triton.bound", "octavo.worker.worker", "octavo.core.process"):
+    importlib.import_module(name)
+for name in ("octavo.models", "octavo.quant", "octavo.worker", "octavo.ops.triton"):
+    for info in pkgutil.iter_modules(importlib.import_module(name).__path__, name + "."):
+        importlib.import_module(info.name)
+from octavo.quant.gguf_types import transcode
+block = bytearray(b"\\x00\\x3c" + b"\\x98" * 16)
+assert transcode(memoryview(block), "Q4_0", (1, 32), "w").unpacked().tolist() == [[8] * 16 + [9] * 16]
+"""
+
+
+def test_a_gpu_does_not_need_the_native_module_of_the_cpu() -> None:
+    run = run_python(_NOT_BUILT + _WHAT_A_GPU_NEEDS)
+    assert run.returncode == 0, run.stderr
+
+
+_SLOW_CPU = """
+from octavo.config import ParallelConfig
+from octavo.device.cpu import CPUDevice
+from octavo.ops.table import bind
+print(CPUDevice(ParallelConfig(num_threads=1)).description)
+print(*set(bind().implementations.values()))
+try:
+    CPUDevice(ParallelConfig(isa="avx2"))
+except Exception as e:
+    print(e)
+"""
+
+
+def test_a_cpu_without_its_native_module_says_that_it_is_slow() -> None:
+    run = run_python(_NOT_BUILT + _SLOW_CPU)
+    assert run.stdout.splitlines() == [
+        "cpu, no native kernels, 1 thread",
+        "reference",
+        "--isa avx2: octavo's native module was not built, so there are no kernels.",
+    ], run.stderr
+    assert run.stderr.count("very slow") == 1
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["from octavo.ops.table import bind; bind()", "from octavo.device.cpu import *; CPUDevice(ParallelConfig())"],
+)
+def test_a_native_module_that_cannot_be_loaded_is_an_error(line: str) -> None:
+    run = run_python(_BROKEN + line)
+    assert run.returncode == 1
+    assert "DeviceError: octavo's native module cannot be loaded: _cpu.so: undefined symbol: octavo_x." in run.stderr
+
+
 def test_help_costs_little() -> None:
     code = (
         "import resource, sys; from octavo.cli import main\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from octavo.config import EngineConfig, ModelConfig, ServeConfig, ServerConfig
 from octavo.engine_process import EngineProcess, launch_engine
 from octavo.errors import CheckpointError, EngineDead, InvalidConfig, StartupError
 from octavo.generation import fold
+from octavo.progress import PhaseLog, phase_report
 from octavo.text.renderer import Renderer
 from server_process import eventually, wait_gone
 
@@ -252,20 +254,10 @@ def test_the_report_tells_what_fits() -> None:
         assert part in report
 
 
-def test_e22_what_was_set_is_told_without_the_keys() -> None:
-    assert launch.told_settings(ServeConfig()) == ""
-    engine = EngineConfig(model=ModelConfig(model="a/b", max_model_len=512))
-    server = ServerConfig(port=9000, api_key=["secret"], served_model_name=["x\ny"])
-    told = launch.told_settings(ServeConfig(engine=engine, server=server))
-    assert told.split(", ") == [
-        "--model a/b", "--max-model-len 512", "--port 9000", "--api-key ***", "--served-model-name ['x\\ny']",
-    ]  # fmt: skip
-
-
 def test_progress_is_logged_once_a_second(caplog: pytest.LogCaptureFixture) -> None:
     now = 0.0
-    log = launch.PhaseLog(lambda: now)
-    with caplog.at_level("INFO", "octavo.startup"):
+    log = PhaseLog(lambda: now)
+    with caplog.at_level("INFO", "octavo.progress"):
         log("import", "")
         for i in range(30):
             now = i / 10
@@ -273,6 +265,38 @@ def test_progress_is_logged_once_a_second(caplog: pytest.LogCaptureFixture) -> N
     assert [r.getMessage() for r in caplog.records] == [
         "engine: import", "engine: weights 0 of 30", "engine: weights 10 of 30", "engine: weights 20 of 30",
     ]  # fmt: skip
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def report(stderr: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(sys, "stderr", stderr)
+    monkeypatch.setenv("TERM", "xterm")
+    with phase_report() as on_phase:
+        on_phase("import", "")
+        for i in (10, 20, 30):
+            on_phase("weights", f"{i} of 30 tensors")
+        on_phase("kv cache", "")
+    return stderr.getvalue()
+
+
+def test_weights_are_a_bar_on_a_terminal_that_is_gone_afterwards(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", "octavo.progress"):
+        shown = report(Terminal(), monkeypatch)
+        assert "engine: weights:  33%" in shown and "10/30" in shown and "tensors" in shown
+        assert shown.endswith("\r") and shown.split("\r")[-2].strip() == ""
+        assert [r.getMessage() for r in caplog.records] == ["engine: import", "engine: kv cache"]
+
+
+def test_no_bar_is_drawn_into_a_log(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "octavo.progress"):
+        assert report(io.StringIO(), monkeypatch) == ""
+    assert "engine: weights 10 of 30 tensors" in [r.getMessage() for r in caplog.records]
 
 
 def test_a_bad_configuration_names_the_flag_before_anything_starts() -> None:

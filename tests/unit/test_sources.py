@@ -62,6 +62,40 @@ def test_a_directory_with_one_gguf_file_is_a_tokenizer(tmp_path: Path) -> None:
     assert resolve_tokenizer(ModelConfig(model="smollm2", tokenizer=str(tmp_path)), tmp_path) == tmp_path
 
 
+def refusal(name: str, **fields: Any) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        resolve(ModelConfig(model=name, **fields))
+    return caught.value.message
+
+
+@pytest.mark.parametrize("name", ["smolm2", "smollm", "SmolLM2", "smollm-2", "smoll2"])
+def test_a_misspelt_demo_model_is_named_before_any_network(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "_from_hub", lambda *_: pytest.fail("the hub was asked"))
+    assert refusal(name).endswith("did you mean smollm2, the demo model?")
+    assert "tokenizer" in refusal("smollm2", tokenizer=name)
+
+
+def test_a_path_that_does_not_exist_is_answered_with_what_is_near(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "_from_hub", lambda *_: pytest.fail("the hub was asked"))
+    (tmp_path / "models" / "Qwen3-0.6B").mkdir(parents=True)
+    (tmp_path / "models" / "Qwen3-0.6B" / "config.json").write_text("{}")
+    (tmp_path / "models" / "coder-q4_k_m.gguf").touch()
+    (tmp_path / "models" / "coder-q4_k_m.txt").touch()
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    there = tmp_path / "models"
+    assert refusal(f"{there}/coder-q4_km.gguf").endswith(f"; did you mean {there}/coder-q4_k_m.gguf?")
+    assert refusal("models/coder-q4km.gguf").endswith("; did you mean models/coder-q4_k_m.gguf?")
+    assert refusal("./models/qwen3-06b").endswith("; did you mean models/Qwen3-0.6B?")
+    assert refusal("./models/llama").endswith(f"; the models in {there} are: Qwen3-0.6B, coder-q4_k_m.gguf")
+    assert refusal("./model/x.gguf").endswith("; there is no directory model: did you mean models?")
+    assert refusal("./nowhere/at/all").endswith("; there is no directory nowhere")
+    assert refusal("x.gguf").endswith(f"; the models in {tmp_path} are: models")
+    assert refusal("./empty/x").endswith(f"; there is no model in {tmp_path / 'empty'}")
+
+
 def test_the_tokenizer_is_the_models_unless_named(tmp_path: Path) -> None:
     model, other = tmp_path / "m.gguf", tmp_path / "t"
     model.touch()
@@ -224,6 +258,7 @@ class Client:
             command, capture_output=True, text=True, env=kept | own | (environ or {}), timeout=120, check=False
         )
         assert run.returncode == 0, run.stderr
+        assert "%|" not in run.stderr, "a bar was drawn into a pipe"
         return json.loads(run.stdout)
 
 
@@ -272,10 +307,18 @@ def test_one_gguf_file_of_several_is_chosen_by_name(client: Client, tmp_path: Pa
 
 def test_what_the_hub_cannot_give_is_one_clear_error(client: Client) -> None:
     assert "no such repository" in client(model="org/absent")["error"]
-    assert "did you mean smollm2?" in client(model="smolm2")["error"]
     assert "no revision 'v9'" in client(model="org/safe", revision="v9")["error"]
     assert "no others" in client(model="org/none")["error"]
     assert "HF_TOKEN" in client(model="org/gated")["error"]
+
+
+def test_a_name_that_is_nearly_a_path_here_is_answered_with_the_path(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "org").mkdir()
+    (tmp_path / "org" / "my-model.gguf").touch()
+    monkeypatch.chdir(tmp_path)
+    assert client(model="org/my-modl")["error"].endswith("; did you mean org/my-model.gguf?")
 
 
 def test_offline_and_unreachable_say_what_to_do(client: Client, tmp_path: Path) -> None:

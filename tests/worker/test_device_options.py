@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import types
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from described_gpu import gpu
+from octavo import host
+from octavo.cgroup import Cgroups, CPULimit
 from octavo.config import CacheConfig, EngineConfig, ModelConfig, ParallelConfig
 from octavo.device import select
 from octavo.device.cpu import CPUDevice
@@ -30,11 +34,11 @@ def load(cache: dict[str, Any] | None = None, model: dict[str, Any] | None = Non
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"model": {"quantization": "fp8"}}, "--quantization is for a GPU"),
-        ({"cache": {"gpu_memory_utilization": 0.9}}, "--gpu-memory-utilization is for a GPU"),
-        ({"cache": {"swap_space": 4.0}}, "--swap-space is for a GPU"),
-        ({"cudagraph_capture_sizes": [1, 2]}, "--cudagraph-capture-sizes is for a GPU"),
-        ({"attention_backend": "FLASHINFER"}, "--attention-backend is for a GPU"),
+        ({"model": {"quantization": "fp8"}}, "--quantization fp8 is for a GPU"),
+        ({"cache": {"gpu_memory_utilization": 0.9}}, "--gpu-memory-utilization 0.9 is for a GPU"),
+        ({"cache": {"swap_space": 4.0}}, "--swap-space 4.0 is for a GPU"),
+        ({"cudagraph_capture_sizes": [1, 2]}, "--cudagraph-capture-sizes 1,2 is for a GPU"),
+        ({"attention_backend": "FLASHINFER"}, "--attention-backend FLASHINFER is for a GPU"),
         ({"enforce_eager": True, "cudagraph_capture_sizes": [1]}, "--enforce-eager captures nothing"),
     ],
 )
@@ -43,9 +47,77 @@ def test_on_a_cpu(options: dict[str, Any], told: str) -> None:
         load(**{"device": "cpu"} | options)
 
 
+TINY = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "intermediate_size": 128,
+    "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 320,
+    "max_position_embeddings": 256, "rms_norm_eps": 1e-5,
+    "hidden_act": "silu", "tie_word_embeddings": False, "torch_dtype": "bfloat16",
+}  # fmt: skip
+
+
+def test_weights_that_do_not_fit_are_refused_before_the_first_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(TINY))
+    phases: list[str] = []
+
+    def start(free: int, **settings: Any) -> None:
+        monkeypatch.setattr(host, "free_memory", lambda: host.FreeMemory(free, "here"))
+        model = ModelConfig(model=str(tmp_path), load_format="dummy", **settings)
+        phases.clear()
+        Worker(
+            EngineConfig(model=model, parallel=ParallelConfig(device="cpu", num_threads=1)),
+            lambda name, detail: phases.append(name),
+        ).load()
+
+    num_params = 2 * 320 * 64 + 2 * (64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 128 + 2 * 64) + 64
+    with pytest.raises(DeviceError, match="the weights take 0 MiB of memory, and there are 0 MiB free here"):
+        start(2 * num_params - 1)
+    assert phases == []
+    with pytest.raises(DeviceError, match="weights take"):
+        start(4 * num_params - 1, dtype="float32")
+    with pytest.raises(InvalidConfig, match="KV cache has room for no block"):
+        start(2 * num_params)
+    assert "weights" in phases
+    start(64 << 20)
+    assert phases[-1] == "warm-up"
+
+
+def test_threads_follow_a_quota_and_say_so(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(Cgroups, "cpu_limit", lambda self: CPULimit(0.5, "/sys/fs/cgroup/cpu.max"))
+    with caplog.at_level("INFO", "octavo.device"):
+        assert CPUDevice(ParallelConfig()).num_threads == 1
+        assert "threads: 1, for /sys/fs/cgroup/cpu.max allows 0.5 CPUs" in caplog.text
+        caplog.clear()
+        assert CPUDevice(ParallelConfig(num_threads=2)).num_threads == 2
+        assert caplog.text == ""
+
+
+def test_memory_of_the_host_that_is_not_there_is_refused_for_swapping(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu(monkeypatch, (9, 0))
+    monkeypatch.setattr(host, "free_memory", lambda: host.FreeMemory(6 << 30, "here"))
+    device = CUDADevice(ParallelConfig())
+
+    def swap(asked: float | None) -> int:
+        config = EngineConfig(cache=CacheConfig(swap_space=asked))
+        return Worker(config, lambda name, detail: None)._swap_bytes(device)
+
+    assert (swap(6.0), swap(0.0)) == (6 << 30, 0)
+    assert swap(None) == 3 << 30  # the default is 4 GiB, and half of what is free at most
+    with pytest.raises(InvalidConfig, match=r"--swap-space 900 asks for 900 GiB .* 6\.0 GiB free here"):
+        swap(900.0)
+
+
+def test_a_float8_cache_is_refused_by_the_name_that_was_given_before_the_model_is_read() -> None:
+    for asked in ("fp8", "fp8_e4m3", "fp8_e5m2"):
+        with pytest.raises(DeviceError, match=f"--kv-cache-dtype {asked} needs a GPU"):
+            load({"kv_cache_dtype": asked}, device="cpu")
+
+
 def test_a_cpu_has_no_float8_cache() -> None:
-    with pytest.raises(DeviceError, match="--kv-cache-dtype fp8 needs a GPU"):
-        CPUDevice(ParallelConfig()).check_cache_dtype(torch.float8_e5m2)
+    for asked in ("fp8", "fp8_e4m3", "fp8_e5m2"):
+        with pytest.raises(DeviceError, match=f"--kv-cache-dtype {asked} needs a GPU"):
+            CPUDevice(ParallelConfig()).check_cache_dtype(torch.float8_e5m2, asked)
 
 
 def test_a_gpu_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,7 +142,7 @@ def test_auto_takes_a_gpu_that_can(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     device = select.make_device(ParallelConfig())
     assert device.name == "cuda" and device.description == "cuda, Test GPU, 80 GiB"
-    with pytest.raises(InvalidConfig, match="--num-threads is for the CPU's kernels"):
+    with pytest.raises(InvalidConfig, match="--num-threads 4 is for the CPU's kernels"):
         load(num_threads=4)
 
 
@@ -81,9 +153,9 @@ def test_types_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert device.activation_dtype(None, None) is torch.bfloat16
     assert device.activation_dtype(None, torch.float16) is torch.float16
     assert device.activation_dtype(torch.float32, torch.bfloat16) is torch.float32
-    device.check_cache_dtype(torch.float8_e5m2)
-    with pytest.raises(DeviceError, match="fp8_e5m2 runs on it"):
-        device.check_cache_dtype(torch.float8_e4m3fn)
+    device.check_cache_dtype(torch.float8_e5m2, "fp8_e5m2")
+    with pytest.raises(DeviceError, match="--kv-cache-dtype fp8_e4m3 needs .* fp8_e5m2 runs on it"):
+        device.check_cache_dtype(torch.float8_e4m3fn, "fp8_e4m3")
 
 
 def test_the_cache_gets_what_is_left_of_a_gpus_share(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,7 +164,8 @@ def test_the_cache_gets_what_is_left_of_a_gpus_share(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (60 << 30, 80 << 30))
-    budget = device.kv_cache_budget(CacheConfig(gpu_memory_utilization=0.5))
+    budget = device.kv_cache_budget(CacheConfig(gpu_memory_utilization=0.5), 0)
     assert budget.num_bytes == (40 - 20 - 1) << 30 and budget.default_bytes is None
     assert "50% of 80 GiB" in budget.reason
-    assert device.kv_cache_budget(CacheConfig(gpu_memory_utilization=0.1)).num_bytes == 0
+    assert str(budget.free) == "59.0 GiB free of the GPU's 80.0 GiB"
+    assert device.kv_cache_budget(CacheConfig(gpu_memory_utilization=0.1), 0).num_bytes == 0

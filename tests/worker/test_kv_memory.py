@@ -6,7 +6,10 @@ from octavo.config import CacheConfig
 from octavo.device.base import CacheBudget
 from octavo.device.cpu import DEFAULT_CACHE_BYTES
 from octavo.errors import InvalidConfig
+from octavo.host import FreeMemory
 from octavo.worker.kv_memory import GIB, KVCachePlan, plan_kv_cache
+
+SMALL = CacheBudget(1_000_000, "half of it", FreeMemory(2_000_000, "here"), DEFAULT_CACHE_BYTES)
 
 
 def plan(cache: CacheConfig | None = None, **changes: object) -> KVCachePlan:
@@ -15,7 +18,7 @@ def plan(cache: CacheConfig | None = None, **changes: object) -> KVCachePlan:
         "max_model_len": 2048,
         "max_model_len_given": False,
         "max_num_seqs": 4,
-        "budget": CacheBudget(32 * GIB, "50% of 64.0 GiB free", DEFAULT_CACHE_BYTES),
+        "budget": CacheBudget(32 * GIB, "50% of 64.0 GiB free", FreeMemory(64 * GIB, "here"), DEFAULT_CACHE_BYTES),
     }
     return plan_kv_cache(cache or CacheConfig(), **(arguments | changes))  # type: ignore[arg-type]
 
@@ -38,7 +41,7 @@ def test_two_full_length_requests_fit_even_past_the_default_bound() -> None:
 
 
 def test_the_cache_takes_its_share_of_a_small_machine_and_the_context_is_cut_to_fit() -> None:
-    result = plan(budget=CacheBudget(1_000_000, "half of it", DEFAULT_CACHE_BYTES))
+    result = plan(budget=SMALL)
     assert result.total_bytes <= 1_000_000
     assert result.max_model_len == result.max_request_tokens == (result.num_blocks - 1) * 16
     assert "2048" in result.reason
@@ -46,7 +49,10 @@ def test_the_cache_takes_its_share_of_a_small_machine_and_the_context_is_cut_to_
 
 def test_a_context_that_was_asked_for_is_never_cut_in_silence() -> None:
     with pytest.raises(InvalidConfig, match=r"--max-model-len 2048 .* holds 976 tokens"):
-        plan(budget=CacheBudget(1_000_000, "half of it", DEFAULT_CACHE_BYTES), max_model_len_given=True)
+        plan(
+            budget=CacheBudget(1_000_000, "half of it", FreeMemory(2_000_000, "here"), DEFAULT_CACHE_BYTES),
+            max_model_len_given=True,
+        )
 
 
 def test_explicit_sizes_are_obeyed() -> None:
@@ -59,3 +65,24 @@ def test_explicit_sizes_are_obeyed() -> None:
 def test_a_cache_without_a_block_is_refused() -> None:
     with pytest.raises(InvalidConfig, match="16,000 bytes"):
         plan(CacheConfig(kv_cache_memory_bytes=20_000))
+
+
+def test_more_than_there_is_is_refused_with_what_was_asked_and_what_is_free() -> None:
+    """The pages would be taken as requests come: the engine would be killed hours after a start without a word."""
+    budget = CacheBudget(12 * GIB, "50% of it", FreeMemory(24 * GIB, "on this machine"), DEFAULT_CACHE_BYTES)
+    with pytest.raises(InvalidConfig, match=r"--kv-cache-memory-bytes .* 900\.0 GiB .* 24\.0 GiB free on this machine"):
+        plan(CacheConfig(kv_cache_memory_bytes=900 * GIB), budget=budget)
+    with pytest.raises(InvalidConfig, match=r"--num-kv-blocks-override 2000000 .* 29\.8 GiB .* 24\.0 GiB free"):
+        plan(CacheConfig(num_kv_blocks_override=2_000_000), budget=budget)
+    assert plan(CacheConfig(kv_cache_memory_bytes=24 * GIB), budget=budget).total_bytes <= 24 * GIB
+
+
+def test_advice_for_a_long_context_can_be_followed() -> None:
+    roomy = CacheBudget(1_000_000, "half of it", FreeMemory(3_000_000, "here"), DEFAULT_CACHE_BYTES)
+    with pytest.raises(InvalidConfig, match="--kv-cache-memory-bytes 2064000 or ask for a shorter"):
+        plan(budget=roomy, max_model_len_given=True)
+    asked = CacheConfig(kv_cache_memory_bytes=2064000)
+    assert plan(asked, budget=roomy, max_model_len_given=True).max_model_len == 2048
+    with pytest.raises(InvalidConfig, match="needs 2 MiB, and there are 2 MiB free here: ask for a shorter") as caught:
+        plan(budget=SMALL, max_model_len_given=True)
+    assert "--kv-cache-memory-bytes" not in caught.value.message.split("). ")[1]

@@ -24,7 +24,7 @@ class ReportConfig:
     json: str | None = opt(
         None, "Write the figures to this file, with a stamp of the machine.", aliases=("output_json", "result_filename")
     )
-    progress: bool = opt(True, "Show a progress bar.", inverse=("disable_tqdm",))
+    progress: bool = opt(True, "Show a progress bar, if stderr is a terminal.", inverse=("disable_tqdm",))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,5 +121,5 @@ class KernelsConfig(ReportConfig):
         unit="bytes",
     )
     passes: int = opt(5, "Passes, of which the median counts.", low=1)
-    num_threads: int | None = opt(None, "Threads of the kernels; default: one a physical core.", low=1, high=1024)
+    num_threads: int | None = opt(None, "Threads of the kernels; default: as octavo serve has them.", low=1, high=1024)
     isa: str | None = opt(None, "CPU kernels to use; default: the best this CPU has.")

@@ -9,6 +9,7 @@ from typing import Any
 
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+from octavo import host
 from octavo.bench.cases import Case, cases
 from octavo.bench.config import KernelsConfig
 from octavo.bench.limits import Limits, measure_limits
@@ -32,7 +33,7 @@ def kernels(config: KernelsConfig, pass_seconds: float = PASS_SECONDS) -> dict[s
     ops = bind("cpu")
     limits = measure_limits(device.num_threads)
     rows = []
-    with tqdm(desc="operations", unit="op", disable=not config.progress) as bar:
+    with tqdm(desc="operations", unit="op", disable=None if config.progress else True) as bar:
         for case in cases(config, ops):
             seconds = call_seconds(getattr(ops, case.op), case.copies, config.passes, pass_seconds)
             rows.append({**_figures(case, seconds, limits), "by": ops.implementations[case.op]})
@@ -46,6 +47,9 @@ def _check(config: KernelsConfig) -> None:
         raise InvalidConfig(f"--num-heads ({heads}) must be a multiple of --num-kv-heads ({kv_heads})")
     if config.head_dim % 2:
         raise InvalidConfig(f"--head-dim ({config.head_dim}) must be even")
+    free = host.free_memory()
+    if config.spread_bytes > free.num_bytes:
+        raise InvalidConfig(f"--spread-bytes asks for {host.gib(config.spread_bytes)}, and there are {free}")
 
 
 def call_seconds(

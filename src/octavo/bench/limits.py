@@ -10,7 +10,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from octavo.bench.machine import last_cache_bytes, num_cpus
+from octavo.bench.machine import last_cache_bytes
+from octavo.host import num_cpus
+from octavo.native import has_native_cpu
 
 #: What is read, at the least and at most; between them twice the last cache.
 LEAST_BYTES, MOST_BYTES = 256 << 20, 1 << 30
@@ -40,12 +42,13 @@ def measure_limits(
 ) -> Limits | None:
     """The best of some rounds each; None where octavo's native module was not built.
 
+    Raises DeviceError where it was, and cannot be loaded.
     Uses the pool of this process, and gives it back with as many threads as it had.
     """
-    try:
-        from octavo import _cpu
-    except ImportError:
+    if not has_native_cpu():
         return None
+    from octavo import _cpu
+
     if read_bytes is None:
         read_bytes = min(MOST_BYTES, max(LEAST_BYTES, 2 * last_cache_bytes()))
     before, threads = _cpu.num_threads(), num_threads or num_cpus()

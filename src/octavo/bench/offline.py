@@ -86,7 +86,7 @@ def latency(config: LatencyConfig, model: str, settings: Mapping[str, Any]) -> d
         for _ in range(config.num_iters_warmup):
             run(config.output_len)
         first, whole = [], []
-        for _ in tqdm(range(config.num_iters), desc="batches", disable=not config.progress):
+        for _ in tqdm(range(config.num_iters), desc="batches", disable=None if config.progress else True):
             first.append(run(1))
             whole.append(run(config.output_len))
         info = llm.info

@@ -58,7 +58,7 @@ async def measure(config: ServeBenchConfig, key: str) -> dict[str, Any]:
     found = []
     for level, given in work:
         streams = "all at once" if level.max_concurrency is None else f"{level.max_concurrency} streams"
-        with tqdm(total=len(given), desc=streams, unit="req", disable=not config.progress) as bar:
+        with tqdm(total=len(given), desc=streams, unit="req", disable=None if config.progress else True) as bar:
             send: Send = partial(server.complete, model)
             found.append(await run_level(level, given, send, rng, beside=beside, on_done=bar.update))
     limits = measure_limits() if config.weight_bytes is not None else None

@@ -25,6 +25,7 @@ COMMANDS = {
     "bench throughput": ("octavo.cli.bench_throughput", "Tokens a second of a model without a server."),
     "bench latency": ("octavo.cli.bench_latency", "Time of single batches of a model without a server."),
     "bench kernels": ("octavo.cli.bench_kernels", "Rates of single operations, beside what the machine gives."),
+    "completion": ("octavo.cli.completion", "Print a script for completion in bash, zsh or fish."),
 }
 
 

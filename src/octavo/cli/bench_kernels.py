@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from octavo.bench.config import KernelsConfig
-from octavo.cli.flags import flags
+from octavo.cli.flags import Flag, flags
 from octavo.cli.parser import make_parser, read_words
 from octavo.config import check
 
 _EPILOG = """\
 Shares are of the memory's bandwidth and of the arithmetic peak (int8 for integer matrices, float32 otherwise),
 measured just before. Activations stay in the processor's caches: their rates may pass the memory's."""
+
+
+def table() -> dict[str, Flag]:
+    """The command's flags."""
+    return flags({"settings": KernelsConfig})
 
 
 def run(argv: Sequence[str]) -> int:
@@ -27,9 +32,8 @@ def run(argv: Sequence[str]) -> int:
 
 def bench_config(argv: Sequence[str]) -> KernelsConfig:
     """Raises `InvalidConfig`."""
-    table = flags({"settings": KernelsConfig})
     description = "Each operation's GB/s and GOP/s, as shares of what this machine gives at this moment."
-    parser = make_parser("octavo bench kernels", "[flags]", description, _EPILOG, table)
-    config = KernelsConfig(**read_words(parser, argv, table, {}))
+    parser = make_parser("octavo bench kernels", "[flags]", description, _EPILOG, table())
+    config = KernelsConfig(**read_words(parser, argv, table(), {}))
     check(config)
     return config

@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from octavo.bench.config import LatencyConfig
-from octavo.cli.bench_offline import offline_config
+from octavo.cli.bench_offline import offline_config, offline_table
+from octavo.cli.flags import Flag
 
 _DESCRIPTION = "The time of single batches of a model without a server, and of one step of decoding."
+
+
+def table() -> dict[str, Flag]:
+    """The command's flags."""
+    return offline_table(LatencyConfig)
 
 
 def run(argv: Sequence[str]) -> int:

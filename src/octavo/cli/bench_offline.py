@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from octavo.bench.config import ReportConfig
 from octavo.cli.compat import COMPAT
-from octavo.cli.flags import GROUPS, flags
+from octavo.cli.flags import GROUPS, Flag, flags
 from octavo.cli.parser import make_parser, read_words
 from octavo.config import ServerConfig, check
 
@@ -18,9 +18,14 @@ T = TypeVar("T", bound=ReportConfig)
 ENGINE_GROUPS = {title: cls for title, cls in GROUPS.items() if cls is not ServerConfig}
 
 
+def offline_table(cls: type[ReportConfig]) -> dict[str, Flag]:
+    """The flags: the benchmark's own, and the engine's."""
+    return flags({"measurement": cls, **ENGINE_GROUPS})
+
+
 def offline_config(command: str, cls: type[T], description: str, argv: Sequence[str]) -> tuple[T, str, dict[str, Any]]:
     """The benchmark's settings, the model, and the engine's settings that were given. Raises `InvalidConfig`."""
-    table = flags({"measurement": cls, **ENGINE_GROUPS})
+    table = offline_table(cls)
     epilog = "--seed makes the prompts too. The flags of the engine are those of octavo serve."
     parser = make_parser(f"octavo bench {command}", "[MODEL] [flags]", description, epilog, table)
     parser.add_argument("model", nargs="?", metavar="MODEL", help="as octavo serve takes it; default: the demo model")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from octavo.bench.config import ServeBenchConfig
 from octavo.cli.compat import Compat
-from octavo.cli.flags import flags
+from octavo.cli.flags import Flag, flags
 from octavo.cli.parser import make_parser, read_words
 from octavo.cli.server_address import api_url, client_api_key
 from octavo.config import check
@@ -29,6 +29,11 @@ milliseconds: TTFT to the first token, TPOT per token after it, ITL between two 
 The exit code is 1 if a request failed."""
 
 
+def table() -> dict[str, Flag]:
+    """The command's flags."""
+    return flags({"settings": ServeBenchConfig})
+
+
 def run(argv: Sequence[str]) -> int:
     config = bench_config(argv)
     # Imported here: `--help` and a wrong flag must not pay for the rest.
@@ -44,9 +49,8 @@ def run(argv: Sequence[str]) -> int:
 
 def bench_config(argv: Sequence[str]) -> ServeBenchConfig:
     """Raises `InvalidConfig`."""
-    table = flags({"settings": ServeBenchConfig})
     description = "Load a running server, octavo or another, and time its replies."
-    parser = make_parser("octavo bench serve", "[flags]", description, _EPILOG, table)
-    config = ServeBenchConfig(**read_words(parser, argv, table, COMPAT))
+    parser = make_parser("octavo bench serve", "[flags]", description, _EPILOG, table())
+    config = ServeBenchConfig(**read_words(parser, argv, table(), COMPAT))
     check(config)
     return dataclasses.replace(config, url=api_url(config.url))

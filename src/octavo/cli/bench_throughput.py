@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from octavo.bench.config import ThroughputConfig
-from octavo.cli.bench_offline import offline_config
+from octavo.cli.bench_offline import offline_config, offline_table
+from octavo.cli.flags import Flag
 
 _DESCRIPTION = "Requests and tokens a second of a model without a server, all requests given at once."
+
+
+def table() -> dict[str, Flag]:
+    """The command's flags."""
+    return offline_table(ThroughputConfig)
 
 
 def run(argv: Sequence[str]) -> int:

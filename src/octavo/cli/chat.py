@@ -7,8 +7,9 @@ import sys
 from collections.abc import Sequence
 
 from octavo.cli.chat_commands import run_command
-from octavo.cli.client import ChatConfig, Client, client_config
+from octavo.cli.client import ChatConfig, Client, client_config, client_table
 from octavo.cli.conversation import Conversation
+from octavo.cli.flags import Flag
 from octavo.cli.line_reader import Message, converse, piped_text
 from octavo.cli.screen import Screen, tolerate_any_text
 from octavo.errors import OctavoError
@@ -16,6 +17,11 @@ from octavo.errors import OctavoError
 _EPILOG = """\
 /help in a conversation lists its commands. What is piped to stdin is one message, and the reply alone goes to stdout.
 Ctrl-C ends a reply, Ctrl-D the conversation."""
+
+
+def table() -> dict[str, Flag]:
+    """The command's flags."""
+    return client_table(ChatConfig)
 
 
 def run(argv: Sequence[str]) -> int:

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 from urllib.parse import urlsplit
 
-from octavo.cli.flags import flags
+from octavo.cli.flags import Flag, flags
 from octavo.cli.parser import make_parser, read_words
 from octavo.cli.server_address import api_url, client_api_key
 from octavo.config import check, opt
@@ -64,11 +64,16 @@ class Sampling:
     repetition_penalty: float | None = opt(None, "Against tokens of prompt and reply; 1: none.", above=0.0)
 
 
+def client_table(cls: type[ClientConfig]) -> dict[str, Flag]:
+    """The flags of a command that talks to a running server."""
+    return flags({"settings": cls, "sampling (default: as the server does)": Sampling})
+
+
 def client_config(
     command: str, cls: type[ClientConfig], description: str, epilog: str, argv: Sequence[str]
 ) -> tuple[Any, Sampling]:
     """Read the settings of `octavo COMMAND`. Raises `InvalidConfig`."""
-    table = flags({"settings": cls, "sampling (default: as the server does)": Sampling})
+    table = client_table(cls)
     parser = make_parser(f"octavo {command}", "[flags]", description, epilog, table)
     values = read_words(parser, argv, table, {})
     sampling = Sampling(**{f.name: values.pop(f.name) for f in fields(Sampling) if f.name in values})

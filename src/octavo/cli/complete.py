@@ -6,7 +6,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from octavo.cli.client import Client, ClientConfig, client_config
+from octavo.cli.client import Client, ClientConfig, client_config, client_table
+from octavo.cli.flags import Flag
 from octavo.cli.line_reader import converse, piped_text
 from octavo.cli.reply import Reply, receive
 from octavo.cli.screen import Screen, tolerate_any_text
@@ -15,6 +16,11 @@ from octavo.errors import OctavoError
 _EPILOG = """\
 What is piped to stdin is one text, without its last end of line, and what continues it goes to stdout. At the prompt a
 line that ends in \\ goes on in the next; triple quotes hold any lines. Ctrl-C ends a reply, Ctrl-D the program."""
+
+
+def table() -> dict[str, Flag]:
+    """The command's flags."""
+    return client_table(ClientConfig)
 
 
 def run(argv: Sequence[str]) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from octavo.cli.flags import flags
+from octavo.cli.flags import Flag, flags
 from octavo.cli.parser import make_parser, read_words
 from octavo.config import ModelConfig, check, opt
 
@@ -26,12 +26,17 @@ class ExportConfig:
     force: bool = opt(False, "Replace the tokenizer that is in DIRECTORY.")
 
 
+def table() -> dict[str, Flag]:
+    """The command's flags."""
+    return flags({"settings": ExportConfig})
+
+
 def run(argv: Sequence[str]) -> int:
-    table = flags({"settings": ExportConfig})
-    parser = make_parser("octavo export-tokenizer", "MODEL DIRECTORY [flags]", _DESCRIPTION, _EPILOG, table)
+    flag_table = table()
+    parser = make_parser("octavo export-tokenizer", "MODEL DIRECTORY [flags]", _DESCRIPTION, _EPILOG, flag_table)
     parser.add_argument("model", metavar="MODEL", help="as for `octavo serve`: a .gguf file, a directory, org/repo")
     parser.add_argument("directory", metavar="DIRECTORY", help="where the files go; made if it is not there")
-    values: dict[str, Any] = read_words(parser, argv, table, {})
+    values: dict[str, Any] = read_words(parser, argv, flag_table, {})
     model, directory = values.pop("model"), Path(values.pop("directory"))
     config = ExportConfig(**values)
     check(config)

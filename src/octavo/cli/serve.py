@@ -5,6 +5,7 @@ Precedence: command line > config file > environment (`VARIABLES`, `VLLM_SETTING
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,6 +16,12 @@ from octavo.cli.flags import Flag, build, flags
 from octavo.cli.parser import Parser, make_parser, read_words
 from octavo.config import ServeConfig, flag_name
 from octavo.errors import InvalidConfig
+
+#: What to look at first of more than a hundred settings.
+MOST_USED = (
+    "host", "port", "api_key", "served_model_name", "max_model_len", "max_num_seqs", "kv_cache_memory_bytes",
+    "device", "num_threads", "enable_auto_tool_choice",
+)  # fmt: skip
 
 
 def run(argv: Sequence[str]) -> int:
@@ -27,8 +34,8 @@ def run(argv: Sequence[str]) -> int:
 
 def serve_config(argv: Sequence[str], environ: Mapping[str, str]) -> ServeConfig:
     """The checked configuration. Raises `InvalidConfig`; `--help` prints and exits."""
-    table = flags()
-    values = read_words(_parser(table), argv, table, COMPAT)
+    flag_table = table()
+    values = read_words(_parser(flag_table), argv, flag_table, COMPAT)
     check_environment(environ)
     if "model" not in values and len(values.get("served_model_name", ())) > 1:
         raise InvalidConfig("--served-model-name takes all words that follow it: give MODEL first")
@@ -37,7 +44,7 @@ def serve_config(argv: Sequence[str], environ: Mapping[str, str]) -> ServeConfig
         values["api_key"] = [key] if key else []
     for name, field in VLLM_SETTINGS.items():
         if environ.get(name) and field not in values:
-            values[field] = _from_environment(table[field], name, environ[name])
+            values[field] = _from_environment(flag_table[field], name, environ[name])
     return build(values)
 
 
@@ -48,8 +55,16 @@ def _from_environment(flag: Flag, name: str, text: str) -> Any:
         raise InvalidConfig(f"{name}: {exc.message}") from None
 
 
-def _parser(table: dict[str, Flag]) -> Parser:
-    parser = make_parser("octavo serve", "[MODEL] [flags]", "Serve a model over the OpenAI API.", _epilog(), table)
+def table() -> dict[str, Flag]:
+    """The command's flags. Those that most people need stand first, under a heading of their own."""
+    found = flags()
+    most_used = {name: dataclasses.replace(found[name], group="most used") for name in MOST_USED}
+    return most_used | {name: flag for name, flag in found.items() if name not in most_used}
+
+
+def _parser(flag_table: dict[str, Flag]) -> Parser:
+    description = "Serve a model over the OpenAI API."
+    parser = make_parser("octavo serve", "[MODEL] [flags]", description, _epilog(), flag_table)
     parser.add_argument(
         "model",
         nargs="?",

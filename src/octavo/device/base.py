@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from octavo.config import CacheConfig
+from octavo.host import FreeMemory
 
 #: Waits for what was downloaded and returns it, in the order of the tensors.
 Download = Callable[[], list[np.ndarray]]
@@ -21,6 +22,7 @@ class CacheBudget:
 
     num_bytes: int
     reason: str  # for the start-up report
+    free: FreeMemory  # what a user may ask for, at most
     default_bytes: int | None = None  # not more than this without being asked; None: all of it
 
 
@@ -67,11 +69,16 @@ class Device(Protocol):
         """The type of activations for a model whose unquantized weights have type `weights` (None: all kinds), where
         the user asked for `asked` or nothing."""
 
-    def check_cache_dtype(self, dtype: torch.dtype) -> None:
-        """Raises DeviceError where the kernels cannot read or write a KV cache of this type."""
+    def check_cache_dtype(self, dtype: torch.dtype, asked: str) -> None:
+        """Raises DeviceError where the kernels cannot read or write a KV cache of this type, which the user calls
+        `asked`."""
 
-    def kv_cache_budget(self, config: CacheConfig) -> CacheBudget:
-        """What is left for the KV cache when everything else has been allocated."""
+    def free_memory(self) -> FreeMemory:
+        """What can be allocated now."""
+
+    def kv_cache_budget(self, config: CacheConfig, step_bytes: int) -> CacheBudget:
+        """What is left for the KV cache beside everything else. `step_bytes`: what the buffers of the largest step will
+        take, which may not have been taken from the machine yet."""
 
     def upload(self, *host: np.ndarray, into: torch.Tensor | None = None) -> list[torch.Tensor]:
         """Tensors on the device with the contents of `host`, all in one copy.

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import mmap
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
-import psutil
 import torch
 
-from octavo import _cpu
+from octavo import host
+from octavo.cgroup import Cgroups
 from octavo.config import CacheConfig, ParallelConfig
 from octavo.device.base import CacheBudget, Download
 from octavo.errors import DeviceError
+from octavo.host import FreeMemory, gib
+from octavo.native import has_native_cpu
 
-_CGROUP_DIRS = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/memory"))
-_CGROUP_FILES = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
-
+logger = logging.getLogger("octavo.device")
 
 #: Without a flag the cache takes no more than this, or two full-length requests if that is more: a laptop's
 #: memory is not the server's alone, and a cache that nothing fills is only slower to search.
@@ -29,7 +29,8 @@ DEFAULT_CACHE_BYTES = 4 << 30
 class CPUDevice:
     """The host's processor and memory. Sets the size of the kernels' thread pool and their instruction set.
 
-    Raises DeviceError when `config.isa` names kernels that this processor cannot run.
+    Raises DeviceError when `config.isa` names kernels that this processor cannot run, and when there is a native module
+    that cannot be loaded. Without one, torch computes.
     """
 
     name = "cpu"
@@ -43,12 +44,24 @@ class CPUDevice:
     default_swap_gib = 0.0
 
     def __init__(self, config: ParallelConfig) -> None:
+        self.num_threads = config.num_threads or default_num_threads()
+        limit = Cgroups().cpu_limit()
+        if config.num_threads is None and limit is not None and limit.cpus < (os.cpu_count() or 1):
+            logger.info("threads: %d, for %s allows %.3g CPUs", self.num_threads, limit.source, limit.cpus)
+        if not has_native_cpu():
+            if config.isa is not None:
+                raise DeviceError(f"--isa {config.isa}: octavo's native module was not built, so there are no kernels.")
+            self._isa = "no native kernels"
+            torch.set_num_threads(self.num_threads)
+            return
+        from octavo import _cpu
+
         if config.isa is not None:
             try:
                 _cpu.set_isa(config.isa)
             except (RuntimeError, ValueError) as error:
                 raise DeviceError(f"--isa {config.isa}: {error}") from None
-        self.num_threads = config.num_threads or default_num_threads()
+        self._isa = _cpu.isa()
         _cpu.set_num_threads(self.num_threads)
         # torch's own pool would spin beside ours; torch does little more than allocate here.
         torch.set_num_threads(1)
@@ -56,7 +69,7 @@ class CPUDevice:
     @property
     def description(self) -> str:
         threads = "thread" if self.num_threads == 1 else "threads"
-        return f"cpu, {_cpu.isa()}, {self.num_threads} {threads}"
+        return f"cpu, {self._isa}, {self.num_threads} {threads}"
 
     @property
     def torch_device(self) -> torch.device:
@@ -65,14 +78,23 @@ class CPUDevice:
     def activation_dtype(self, asked: torch.dtype | None, weights: torch.dtype | None) -> torch.dtype:
         return torch.float32
 
-    def check_cache_dtype(self, dtype: torch.dtype) -> None:
+    def check_cache_dtype(self, dtype: torch.dtype, asked: str) -> None:
         if dtype not in (torch.float32, torch.bfloat16, torch.float16):
-            raise DeviceError("--kv-cache-dtype fp8 needs a GPU, and the model runs on the CPU.")
+            raise DeviceError(
+                f"--kv-cache-dtype {asked} needs a GPU, and the model runs on the CPU, which has caches of float32, "
+                f"bfloat16 and float16."
+            )
 
-    def kv_cache_budget(self, config: CacheConfig) -> CacheBudget:
-        free = _free_memory_bytes()
+    def free_memory(self) -> FreeMemory:
+        return host.free_memory()
+
+    def kv_cache_budget(self, config: CacheConfig, step_bytes: int) -> CacheBudget:
+        # The system gives pages when they are first written: what was allocated and not used yet still counts as free.
+        free = host.free_memory().less(step_bytes)
         share = config.cpu_memory_utilization
-        return CacheBudget(int(free * share), f"{share:.0%} of {free / 2**30:.1f} GiB free", DEFAULT_CACHE_BYTES)
+        steps = f"{gib(step_bytes)} kept for steps of --max-num-seqs and --max-num-batched-tokens"
+        reason = f"{share:.0%} of {free}, with {steps}"
+        return CacheBudget(int(free.num_bytes * share), reason, free, DEFAULT_CACHE_BYTES)
 
     def upload(self, *host: np.ndarray, into: torch.Tensor | None = None) -> list[torch.Tensor]:
         assert into is None, "no step is captured on a CPU"
@@ -102,28 +124,10 @@ class CPUDevice:
 
 
 def default_num_threads() -> int:
-    """One thread a physical core that this process may run on: hyper-threads share the FMA units and the cache."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    physical = psutil.cpu_count(logical=False) or allowed
-    return max(1, min(allowed, physical))
+    """One thread a physical core, as many as this process may use all the time."""
+    return host.num_cores()
 
 
 def _free_memory_bytes() -> int:
-    """Bytes that can still be allocated without swapping or hitting a limit of the container's."""
-    free = psutil.virtual_memory().available
-    limit = _cgroup_free_bytes()
-    return free if limit is None else min(free, limit)
-
-
-def _cgroup_free_bytes() -> int | None:
-    """Bytes left under the container's memory limit, or None without a limit."""
-    for directory in _CGROUP_DIRS:
-        for limit_name, usage_name in _CGROUP_FILES:
-            try:
-                limit = (directory / limit_name).read_text().strip()
-                usage = (directory / usage_name).read_text().strip()
-            except OSError:
-                continue
-            if limit.isdigit() and usage.isdigit():
-                return max(0, int(limit) - int(usage))
-    return None
+    """Bytes that can still be allocated without swapping or hitting a limit of a container or service."""
+    return host.free_memory().num_bytes

@@ -12,6 +12,7 @@ from octavo.config import CacheConfig, ParallelConfig
 from octavo.device.base import CacheBudget, Download
 from octavo.device.packing import pack, packed_offsets, unpacked
 from octavo.errors import DeviceError
+from octavo.host import FreeMemory, gib
 
 MIN_CAPABILITY: Final = (8, 0)
 _FP8_CAPABILITY: Final = (8, 9)
@@ -61,21 +62,27 @@ class CUDADevice:
             return asked
         return torch.float16 if weights == torch.float16 else torch.bfloat16
 
-    def check_cache_dtype(self, dtype: torch.dtype) -> None:
+    def check_cache_dtype(self, dtype: torch.dtype, asked: str) -> None:
         if dtype == torch.float8_e4m3fn and self._capability < _FP8_CAPABILITY:
             raise DeviceError(
-                f"--kv-cache-dtype fp8 needs a GPU of compute capability 8.9 or more; this one has "
+                f"--kv-cache-dtype {asked} needs a GPU of compute capability 8.9 or more; this one has "
                 f"{self._capability[0]}.{self._capability[1]}. --kv-cache-dtype fp8_e5m2 runs on it."
             )
 
-    def kv_cache_budget(self, config: CacheConfig) -> CacheBudget:
+    def free_memory(self) -> FreeMemory:
         torch.cuda.synchronize(self.torch_device)
         torch.cuda.empty_cache()
         free, total = torch.cuda.mem_get_info(self.torch_device)
+        return FreeMemory(free, f"of the GPU's {gib(total)}")
+
+    def kv_cache_budget(self, config: CacheConfig, step_bytes: int) -> CacheBudget:
+        free_memory = self.free_memory()
+        free, total = torch.cuda.mem_get_info(self.torch_device)
         share = config.gpu_memory_utilization or _DEFAULT_UTILIZATION
-        # All buffers of a step and its logits are allocated by now; temporaries, graphs and libraries still come.
+        # The buffers of a step (step_bytes) are allocated by now; temporaries, graphs and libraries still come.
         allowed = int(total * share) - (total - free) - _RESERVED_BYTES
-        return CacheBudget(max(0, allowed), f"what is left of {share:.0%} of {total / 2**30:.0f} GiB")
+        reason = f"what is left of {share:.0%} of {total / 2**30:.0f} GiB"
+        return CacheBudget(max(0, allowed), reason, free_memory.less(_RESERVED_BYTES))
 
     def upload(self, *host: np.ndarray, into: torch.Tensor | None = None) -> list[torch.Tensor]:
         offsets, size = packed_offsets(host)

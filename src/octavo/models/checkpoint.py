@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import zlib
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -53,6 +54,10 @@ class Checkpoint(Protocol):
         """All tensors that a model must take."""
 
     def shape(self, name: str) -> tuple[int, ...]: ...
+
+    def nbytes(self, name: str, float_bytes: int | None = None) -> int:
+        """Bytes that the tensor takes at least when it is loaded; nothing is read for it. `float_bytes`: of a value of
+        a float tensor; None: as in the checkpoint."""
 
     def get(self, name: str) -> Tensor | QuantizedWeight:
         """The tensor: a matrix of an integer format as `QuantizedWeight`, all else as a float tensor that may be a
@@ -126,6 +131,9 @@ class SafetensorsCheckpoint:
     def shape(self, name: str) -> tuple[int, ...]:
         return self._tensors[name].shape(name)
 
+    def nbytes(self, name: str, float_bytes: int | None = None) -> int:
+        return math.prod(self.shape(name)) * (float_bytes or self._tensors[name].dtype(name).itemsize)
+
     def get(self, name: str) -> Tensor:
         tensor = self._tensors[name].get(name)
         if tensor.dtype not in _DTYPES.values():
@@ -153,6 +161,9 @@ class DummyCheckpoint:
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self._shapes[name]
+
+    def nbytes(self, name: str, float_bytes: int | None = None) -> int:
+        return math.prod(self.shape(name)) * (float_bytes or self.dtype.itemsize)
 
     def get(self, name: str) -> Tensor:
         values = torch.empty(self._shapes[name], dtype=self.dtype, device=self._device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor
 from octavo.errors import CheckpointError
 from octavo.gguf import GGUFFile, TensorInfo
 from octavo.models import gguf_config
-from octavo.quant.gguf_types import FLOAT_TYPES, transcode
+from octavo.quant.gguf_types import DEQUANTIZED_TYPES, FLOAT_TYPES, transcode
 from octavo.quant.packed import QuantizedWeight
 
 _ROPE_FACTORS: Final = "rope_freqs.weight"
@@ -62,6 +63,14 @@ class GGUFCheckpoint:
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self._tensors[name][1].shape
+
+    def nbytes(self, name: str, float_bytes: int | None = None) -> int:
+        info = self._tensors[name][1]
+        if info.type_name in DEQUANTIZED_TYPES:
+            return math.prod(info.shape) * (float_bytes or torch.float32.itemsize)
+        if info.type_name in FLOAT_TYPES and float_bytes is not None:
+            return math.prod(info.shape) * float_bytes
+        return info.nbytes
 
     def get(self, name: str) -> Tensor | QuantizedWeight:
         file, info = self._tensors[name]

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from octavo.config import ModelConfig
-from octavo.errors import CheckpointError
+from octavo.errors import CheckpointError, DeviceError
+from octavo.host import FreeMemory, gib
 from octavo.models.checkpoint import Checkpoint, DummyCheckpoint, SafetensorsCheckpoint, read_json
 from octavo.models.gguf_checkpoint import GGUFCheckpoint
 from octavo.models.registry import arch_spec
@@ -55,17 +56,20 @@ def load_model(
     max_num_batched_tokens: int,
     on_phase: OnPhase,
     checkpoint: Checkpoint | None = None,
+    free: FreeMemory | None = None,
 ) -> LoadedModel:
     """Load the model of a resolved configuration (`config.model` is a directory or a .gguf file).
 
     `on_phase("weights", "n of m tensors")` is called now and then; `checkpoint` is the configuration's, if it was
-    opened before. Raises CheckpointError for files that are missing, damaged, not finite, or of a kind that is not
-    supported.
+    opened before; `free` is what the weights must fit, if that is known. Raises CheckpointError for files that are
+    missing, damaged, not finite, or of a kind that is not supported, and DeviceError for weights that do not fit.
     """
     checkpoint = checkpoint or open_checkpoint(config)
     spec = arch_spec(checkpoint.config, checkpoint.source)
     reader = _Reader(checkpoint, DTYPES.get(config.dtype, checkpoint.dtype), ops.to_device, on_phase)
     reader.check_names(spec)
+    if free is not None:
+        _check_room(checkpoint, spec, _float_bytes(config, checkpoint, ops), free)
     weights = _Packer(reader, spec, ops)
     model_weights = weights.pack()
     reader.check_finite()
@@ -85,6 +89,27 @@ def _reported_dtype(reader: _Reader, config: ModelConfig, ops: Ops) -> torch.dty
     if ops.torch_device.type != "cpu":
         return ops.activation_dtype
     return reader.matrix_dtype or DTYPES.get(config.dtype, torch.float16)
+
+
+def _float_bytes(config: ModelConfig, checkpoint: Checkpoint, ops: Ops) -> int | None:
+    """Bytes of an unquantized value when it is loaded; None: as many as in the checkpoint."""
+    if config.quantization is not None:
+        return 1
+    if ops.torch_device.type != "cpu":
+        return ops.activation_dtype.itemsize
+    dtype = DTYPES.get(config.dtype, checkpoint.dtype)
+    return None if dtype is None else dtype.itemsize
+
+
+def _check_room(checkpoint: Checkpoint, spec: ArchSpec, float_bytes: int | None, free: FreeMemory) -> None:
+    """Refuse weights that cannot fit before the first of them is read: to find out by reading takes minutes, and ends
+    with the process killed."""
+    needed = sum(checkpoint.nbytes(name, float_bytes) for name in tensor_shapes(spec))
+    if needed > free.num_bytes:
+        raise DeviceError(
+            f"{checkpoint.source}: the weights take {gib(needed)} of memory, and there are {free}. "
+            "Take a smaller model, or one whose weights are quantized to fewer bits."
+        )
 
 
 def open_checkpoint(config: ModelConfig, device: torch.device = _CPU) -> Checkpoint:

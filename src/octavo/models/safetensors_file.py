@@ -73,6 +73,9 @@ class SafetensorsFile:
     def shape(self, name: str) -> tuple[int, ...]:
         return self._entries[name].shape
 
+    def dtype(self, name: str) -> torch.dtype:
+        return self._entries[name].dtype
+
     def get(self, name: str) -> Tensor:
         """The tensor as a view of the file; it keeps the mapping alive."""
         entry = self._entries[name]

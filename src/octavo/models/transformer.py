@@ -120,6 +120,12 @@ class Transformer:
         if num_rows > len(self._logits):
             self._logits = self._empty_logits(num_rows)
 
+    def step_bytes(self, num_tokens: int, num_rows: int) -> int:
+        """What the buffers take in a step of `num_tokens` tokens with the logits of `num_rows` rows, at most."""
+        workspace = Workspace(self.shape, num_tokens, self._ops.activation_dtype, torch.device("meta"))
+        # Logits grow by doubling.
+        return workspace.nbytes + 2 * num_rows * self.spec.vocab_size * self._logits.itemsize
+
     def _new_workspace(self, num_tokens: int) -> Workspace:
         return Workspace(self.shape, num_tokens, self._ops.activation_dtype, self._ops.torch_device)
 

@@ -145,7 +145,7 @@ def _add_int(native: _cpu.PackedLinear, weight: QuantizedWeight, bias_ptr: int) 
     values = weight.unpacked().contiguous() if file is None else file.data
     native.add_int(
         _address(values),
-        None if file is None else file.format,
+        None if file is None else file.format.native,
         0 if file is None else _address(file.rows),
         weight.num_rows,
         weight.bits,

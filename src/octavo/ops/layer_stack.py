@@ -91,6 +91,10 @@ class Workspace:
         self.gate_up = rows(2 * shape.intermediate_size)
         self.act = rows(shape.intermediate_size)
 
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in vars(self).values() if isinstance(part, Tensor))
+
 
 @dataclass(frozen=True)
 class PlannedArrays:

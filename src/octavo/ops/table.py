@@ -9,6 +9,7 @@ cut into steps: on a CPU always, on a GPU where `batch_invariant` was asked for.
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -16,8 +17,11 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from octavo.native import has_native_cpu
 from octavo.ops import reference, reference_sampling
 from octavo.ops.layer_stack import LayerStack
+
+logger = logging.getLogger("octavo.ops")
 
 AttentionBackend = Literal["auto", "triton", "flashinfer"]
 
@@ -107,7 +111,8 @@ _CPU_MODULES: tuple[str, ...] = ("cpu", "cpu_linear", "cpu_layers")
 def bind(device: str = "cpu", impl: Literal["auto", "reference"] = "auto", binding: Binding | None = None) -> Ops:
     """The table for `device`. "auto" takes each native operation there is; "reference" takes none.
 
-    Another device than the CPU needs a `binding`. Raises KeyError for an unknown device.
+    Another device than the CPU needs a `binding`. Raises KeyError for an unknown device, and DeviceError
+    where the CPU's native module is there and cannot be loaded.
     """
     if device == "cuda" and binding is not None:
         # Here and not above: Triton takes half a second, and machines without a GPU may lack it.
@@ -132,12 +137,18 @@ def bind(device: str = "cpu", impl: Literal["auto", "reference"] = "auto", bindi
 
 
 def _native_operations(modules: tuple[str, ...]) -> dict[str, Any]:
-    """Whatever the modules define of the table. A module whose native part was not built defines nothing."""
+    """Whatever the modules define of the table: nothing where the native module was not built.
+
+    Raises DeviceError, or what an import raises, where it was built and there is a fault: with the reference in their
+    place all would seem well, and be a hundred times slower.
+    """
+    if not modules:
+        return {}
+    if not has_native_cpu():
+        logger.warning("octavo's native module was not built: the CPU computes with torch, which is very slow.")
+        return {}
     found: dict[str, Any] = {}
     for module_name in modules:
-        try:
-            module = importlib.import_module(f"octavo.ops.{module_name}")
-        except ImportError:
-            continue
+        module = importlib.import_module(f"octavo.ops.{module_name}")
         found |= {name: getattr(module, name) for name in _NAMES if hasattr(module, name)}
     return found

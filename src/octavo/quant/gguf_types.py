@@ -18,9 +18,9 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from octavo import _cpu
 from octavo.errors import CheckpointError
 from octavo.gguf import TENSOR_TYPES
+from octavo.quant.block_format import BlockFormat, Fields
 from octavo.quant.packed import FileValues, QuantizedWeight, ScaleLevels, Scales
 
 ScalesMins = tuple[Scales, Scales | None]
@@ -55,7 +55,7 @@ def _quantized(data: memoryview, type_name: str, shape: tuple[int, int]) -> Quan
     blocks = torch.frombuffer(data, dtype=torch.uint8).view(-1, _BLOCK_SHAPES[type_name][1])
     scales, mins = (None if part is None else _by_row(part, shape[0]) for part in fmt.scales(blocks))
     assert scales is not None
-    block_format = _cpu.BlockFormat(*_BLOCK_SHAPES[type_name], fmt.fields, fmt.flip, fmt.table)
+    block_format = BlockFormat(*_BLOCK_SHAPES[type_name], fmt.fields, fmt.flip, fmt.table)
     values = FileValues(blocks.view(shape[0], -1), block_format, shape[1])
     return QuantizedWeight(values, fmt.bits, fmt.group_size, scales, mins, fmt.zero)
 
@@ -143,10 +143,6 @@ def _iq4_xs(blocks: Tensor) -> ScalesMins:
     high = (blocks[:, 2:4].unsqueeze(-1) >> shifts & 3).view(-1, 8)
     low = torch.stack([blocks[:, 4:8] & 15, blocks[:, 4:8] >> 4], dim=-1).view(-1, 8)
     return _levels(blocks, 0, (low | high << 4).to(torch.int8) - 32), None
-
-
-# (offset, bytes, width, bits, shift): `Fields` of csrc/cpu/block_format.h.
-Fields = tuple[int, int, int, int, int]
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from octavo import _cpu
+from octavo.native import has_native_cpu
+from octavo.quant.block_format import BlockFormat
 
 BITS: Final = (4, 5, 6, 8)
 SCALE_DTYPES: Final = (torch.float16, torch.float32)
@@ -62,7 +63,7 @@ class FileValues:
     """Values [N, K] in the blocks of their file."""
 
     data: Tensor  # uint8 [rows of the file, bytes of a row]
-    format: _cpu.BlockFormat
+    format: BlockFormat
     columns: int  # K
     rows: Tensor | None = None  # int64 [N], which of the file's; all of them if None
 
@@ -86,9 +87,11 @@ class FileValues:
 
     def unpacked(self) -> Tensor:
         """uint8 [N, K], one value a byte."""
+        if not has_native_cpu():
+            return self.format.unpack(self.data if self.rows is None else self.data[self.rows])
         values = torch.empty(self.shape, dtype=torch.uint8)
         rows = 0 if self.rows is None else self.rows.data_ptr()
-        self.format.unpack(values.data_ptr(), self.data.data_ptr(), rows, *self.shape)
+        self.format.native.unpack(values.data_ptr(), self.data.data_ptr(), rows, *self.shape)
         return values
 
 

@@ -7,6 +7,7 @@ import time
 
 import torch
 
+from octavo import host
 from octavo.config import EngineConfig
 from octavo.device.base import Device
 from octavo.device.select import make_device
@@ -20,8 +21,13 @@ from octavo.worker.graphs import MAX_GRAPH_SIZE, ladder
 from octavo.worker.kv_memory import GIB, KVCachePlan, plan_kv_cache
 from octavo.worker.model_runner import KVCaches, ModelRunner, RunningStep
 
-#: KV cache types that only GPUs have.
-_FP8_CACHES = {"fp8": torch.float8_e4m3fn, "fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
+#: Types of KV caches by the names of --kv-cache-dtype.
+_CACHE_DTYPES = {
+    **{name: DTYPES[name] for name in ("float32", "bfloat16", "float16")},
+    "fp8": torch.float8_e4m3fn,
+    "fp8_e4m3": torch.float8_e4m3fn,
+    "fp8_e5m2": torch.float8_e5m2,
+}
 #: vLLM's names of the same work too.
 _ATTENTION_BACKENDS: dict[str, AttentionBackend] = {
     "auto": "auto", "triton": "triton", "triton_attn": "triton", "flashinfer": "flashinfer",
@@ -58,7 +64,9 @@ class Worker:
         )
         ops = bind(device.name, binding=binding)
         # The model's buffers grow when a step is larger than this; how large one may be depends on its context.
-        loaded = load_model(config.model, ops, device.default_batched_tokens, self._on_phase, checkpoint)
+        loaded = load_model(
+            config.model, ops, device.default_batched_tokens, self._on_phase, checkpoint, device.free_memory()
+        )
         seconds["weights"] = time.perf_counter() - start
 
         start = time.perf_counter()
@@ -68,7 +76,8 @@ class Worker:
         graph_sizes = self._graph_sizes(device)
         loaded.model.reserve(max_num_batched_tokens if device.uses_graphs else 0, max(graph_sizes, default=0))
         kv_dtype = self._kv_cache_dtype(loaded, device)
-        plan = self._plan_kv_cache(loaded, ops, kv_dtype, max_model_len, device)
+        step_bytes = self._step_bytes(loaded, max_num_batched_tokens, max_model_len)
+        plan = self._plan_kv_cache(loaded, ops, kv_dtype, max_model_len, device, step_bytes)
         kv_caches = self._allocate_kv_caches(loaded, device, ops, plan, kv_dtype)
         self._runner = ModelRunner(
             model=loaded.model,
@@ -112,26 +121,39 @@ class Worker:
         if parallel.enforce_eager and parallel.cudagraph_capture_sizes:
             raise InvalidConfig("--enforce-eager captures nothing: it excludes --cudagraph-capture-sizes.")
         if device.name == "cpu":
+            backend = parallel.attention_backend
             wrong = {
-                "--quantization": config.model.quantization is not None,
-                "--gpu-memory-utilization": cache.gpu_memory_utilization is not None,
-                "--swap-space": bool(cache.swap_space),
-                "--cudagraph-capture-sizes": bool(parallel.cudagraph_capture_sizes),
-                "--attention-backend": parallel.attention_backend != "auto",
+                "--quantization": config.model.quantization,
+                "--gpu-memory-utilization": cache.gpu_memory_utilization,
+                "--swap-space": cache.swap_space or None,
+                "--cudagraph-capture-sizes": ",".join(map(str, parallel.cudagraph_capture_sizes)) or None,
+                "--attention-backend": backend if backend != "auto" else None,
             }
             needed = "a GPU, and the model runs on the CPU"
         else:
-            wrong = {"--num-threads": parallel.num_threads is not None, "--isa": parallel.isa is not None}
+            wrong = {"--num-threads": parallel.num_threads, "--isa": parallel.isa}
             needed = "the CPU's kernels, and the model runs on a GPU"
-        for option, is_given in wrong.items():
-            if is_given:
-                raise InvalidConfig(f"{option} is for {needed}.")
+        for option, given in wrong.items():
+            if given is not None:
+                raise InvalidConfig(f"{option} {given} is for {needed}.")
+        self._swap_bytes(device)  # for its error
+        if cache.kv_cache_dtype in _CACHE_DTYPES:
+            device.check_cache_dtype(_CACHE_DTYPES[cache.kv_cache_dtype], cache.kv_cache_dtype)
 
-    def _num_swap_blocks(self, device: Device, plan: KVCachePlan) -> int:
-        """Blocks that the host keeps for preempted requests."""
-        asked = self._config.cache.swap_space
-        gib = device.default_swap_gib if asked is None else asked
-        return int(gib * GIB) // plan.bytes_per_block
+    def _swap_bytes(self, device: Device) -> int:
+        """Bytes that the host keeps for preempted requests. The default takes no more than half of what is free there.
+
+        Raises InvalidConfig where more was asked for than there is.
+        """
+        asked, free = self._config.cache.swap_space, host.free_memory()
+        if asked is None:
+            return min(int(device.default_swap_gib * GIB), free.num_bytes // 2)
+        if asked * GIB > free.num_bytes:
+            raise InvalidConfig(
+                f"--swap-space {asked:g} asks for {asked:g} GiB of the host's memory, and there are {free}. "
+                f"Ask for less; 0 has preempted requests computed again."
+            )
+        return int(asked * GIB)
 
     def _graph_sizes(self, device: Device) -> tuple[int, ...]:
         """Batch sizes for which steps are captured."""
@@ -183,12 +205,20 @@ class Worker:
     def _kv_cache_dtype(self, loaded: LoadedModel, device: Device) -> torch.dtype:
         """auto: the type of the checkpoint's unquantized weights; float16 where all are quantized."""
         asked = self._config.cache.kv_cache_dtype
-        dtype = loaded.dtype if asked == "auto" else _FP8_CACHES.get(asked) or DTYPES[asked]
-        device.check_cache_dtype(dtype)
-        return dtype
+        if asked != "auto":
+            return _CACHE_DTYPES[asked]
+        device.check_cache_dtype(loaded.dtype, asked)
+        return loaded.dtype
+
+    def _step_bytes(self, loaded: LoadedModel, max_num_batched_tokens: int, max_model_len: int) -> int:
+        """What steps come to take: the model's buffers, and the tokens and block ids that a slot keeps."""
+        num_slots = self._config.scheduler.max_num_seqs
+        ids_per_slot = max_model_len + max_model_len // self._config.cache.block_size
+        buffers = loaded.model.step_bytes(max_num_batched_tokens, min(num_slots, max_num_batched_tokens))
+        return buffers + num_slots * ids_per_slot * torch.int32.itemsize
 
     def _plan_kv_cache(
-        self, loaded: LoadedModel, ops: Ops, kv_dtype: torch.dtype, max_model_len: int, device: Device
+        self, loaded: LoadedModel, ops: Ops, kv_dtype: torch.dtype, max_model_len: int, device: Device, step_bytes: int
     ) -> KVCachePlan:
         spec, block_size = loaded.spec, self._config.cache.block_size
         shapes = ops.kv_cache_shapes(1, block_size, spec.num_kv_heads, spec.head_dim)
@@ -199,7 +229,7 @@ class Worker:
             max_model_len=max_model_len,
             max_model_len_given=self._config.model.max_model_len is not None,
             max_num_seqs=self._config.scheduler.max_num_seqs,
-            budget=device.kv_cache_budget(self._config.cache),
+            budget=device.kv_cache_budget(self._config.cache, step_bytes),
         )
 
     def _allocate_kv_caches(
@@ -267,7 +297,7 @@ class Worker:
             # Scores of what was drawn from are made on the host, before the next step may begin.
             # Elsewhere kernels for one token and for many round differently: then a hit on generated text would show.
             caches_output=device.decodes_as_prompts or not self._config.parallel.batch_invariant,
-            num_swap_blocks=self._num_swap_blocks(device, plan),
+            num_swap_blocks=self._swap_bytes(device) // plan.bytes_per_block,
             plans_ahead=device.plans_ahead and self._config.model.logprobs_mode.startswith("raw"),
             layer_ops_per_token=loaded.spec.layer_ops_per_token,
             output_ops_per_token=2 * loaded.spec.hidden_size * loaded.spec.vocab_size,
