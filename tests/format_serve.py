@@ -1,34 +1,47 @@
 """`octavo serve` for all tool formats at once: `python format_serve.py serve MODEL --served-model-name hermes ...`.
 
-The model of a request names the format of its calls, as `--tool-call-parser` would. The text of a `guided_choice` is
-spelled with the special tokens of the vocabulary, as a model that knows the format would, and is open at `CITY` and
-`DAYS`: there the model decides.
+Each name under which the model is served is that of the format of its calls, as `--tool-call-parser` would say. The
+text of a `guided_choice` is spelled with the special tokens of the vocabulary, as a model that knows the format would,
+and is open at `CITY` and `DAYS`: there the model decides.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from octavo import serve_loop
 from octavo.cli import main
 from octavo.params import GrammarSpec
-from octavo.server import chat
-from octavo.server.output_plan import OutputPlan, plan_output
-from octavo.server.state import OutputSettings
+from octavo.served import model
+from octavo.served.model import ServedModel
+from octavo.served.models import Models
+from octavo.served.output_plan import OutputPlan, plan_output
+from octavo.served.parts import OutputSettings
+from octavo.served.turn import ReplyWishes
 from octavo.text.formats.table import TOOL_FORMATS
 from octavo.text.tool_grammar import Builder, SpecialTokens
 from tool_texts import OPEN, split_open
 
 
-def plan_in_format(request: Any, constraint: GrammarSpec | None, settings: OutputSettings, *others: Any) -> OutputPlan:
-    settings = replace(settings, tool_format=TOOL_FORMATS[request.model])
+def in_all_formats(models: Sequence[ServedModel]) -> Models:
+    [one] = models
+    return Models(
+        [replace(one, names=(name,), output=replace(one.output, tool_format=TOOL_FORMATS[name])) for name in one.names]
+    )
+
+
+def plan_in_format(
+    wishes: ReplyWishes, constraint: GrammarSpec | None, settings: OutputSettings, *others: Any
+) -> OutputPlan:
     if constraint is not None:
         [text] = constraint.source
         tokens = settings.special_tokens
         source = {"lark": _grammar(text, tokens, proof=False), "proof": _grammar(text, tokens, proof=True)}
         constraint = GrammarSpec(kind="lark", source=source, param=constraint.param)
-    return plan_output(request, constraint, settings, *others)
+    return plan_output(wishes, constraint, settings, *others)
 
 
 def _grammar(text: str, tokens: SpecialTokens, *, proof: bool) -> str:
@@ -38,5 +51,6 @@ def _grammar(text: str, tokens: SpecialTokens, *, proof: bool) -> str:
 
 
 if __name__ == "__main__":
-    chat.plan_output = plan_in_format
+    serve_loop.Models = in_all_formats  # type: ignore[assignment,misc]
+    model.plan_output = plan_in_format
     sys.exit(main())

@@ -18,9 +18,11 @@ from octavo.generation import CompletionDelta, GenerationDelta
 from octavo.messages import EngineInfo, TokenLogprobs
 from octavo.metrics import Metrics
 from octavo.params import GenerateRequest, GrammarSpec
+from octavo.served.model import ServedModel
+from octavo.served.models import Models
+from octavo.served.parts import OutputSettings
 from octavo.server.app import ServerState, create_app
 from octavo.server.exchange import ASGIApp
-from octavo.server.state import OutputSettings
 from octavo.text.formats.table import REASONING_FORMATS, TOOL_FORMATS
 from octavo.text.tool_grammar import SpecialTokens
 
@@ -56,15 +58,16 @@ class PlainRenderer:
         self.template_names = frozenset({"default", "tool_use"})
         self.template_variables = frozenset({"enable_thinking"})
 
-    def render_chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> list[int]:
+    def chat_text(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
         self.messages, self.options = list(messages), options
         for i, message in enumerate(messages):
             for j, part in enumerate(message["content"] if isinstance(message["content"], list) else []):
                 if part["type"] != "text":
                     raise InvalidRequest("Text only.", f"messages[{i}].content[{j}]")
-        return list("\n".join(f"{m['role']}:{m['content']}" for m in messages).encode())
+        return "\n".join(f"{m['role']}:{m['content']}" for m in messages)
 
     def render_text(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        self.options = {**self.options, "add_special_tokens": add_special_tokens}
         return list(text.encode())
 
     def render_infill(self, before: Any, after: str, add_special_tokens: bool = True) -> Any:
@@ -109,6 +112,8 @@ class FakeEngine:
         self.is_ready = True
         self.dead_reason: str | None = None
         self.refusal: Exception | None = None  # raised at admission
+
+    def check_servable(self, request: GenerateRequest) -> None: ...
 
     def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerationDelta, None]:
         if self.refusal is not None:
@@ -166,6 +171,7 @@ class Server:
 
     engine: FakeEngine
     renderer: PlainRenderer
+    model: ServedModel
     state: ServerState
     app: ASGIApp
     grammars: FakeGrammars
@@ -186,6 +192,7 @@ class Server:
 def make_server(
     script: Script | None = None,
     *,
+    names: tuple[str, ...] = (MODEL, "alias"),
     info: EngineInfo | None = None,
     max_fanout: int = 64,
     logprobs_mode: LogprobsMode = "raw_logprobs",
@@ -196,14 +203,14 @@ def make_server(
 ) -> Server:
     """`tools`, `reasoning`: names of output formats."""
     engine, renderer, grammars = FakeEngine(script), PlainRenderer(), FakeGrammars()
-    state = ServerState(
-        config=ServerConfig(**config),
-        model_names=(MODEL, "alias"),
-        client=engine,
+    settings = ServerConfig(**config)
+    model = ServedModel(
+        names=names,
+        engine=engine,
         tokenizer=ByteTokenizer(),
         renderer=renderer,
         info=info or engine_info(),
-        metrics=Metrics(MODEL, CONTEXT),
+        config=settings,
         max_fanout=max_fanout,
         logprobs_mode=logprobs_mode,
         default_sampling=default_sampling or {},
@@ -214,7 +221,8 @@ def make_server(
             SpecialTokens({"<end>": 256}, frozenset({256})),
         ),
     )
-    return Server(engine, renderer, state, create_app(state), grammars)
+    state = ServerState(settings, Models([model]), Metrics(MODEL, CONTEXT))
+    return Server(engine, renderer, model, state, create_app(state), grammars)
 
 
 @dataclass

@@ -62,12 +62,9 @@ class Admission:
         self._last_finish = 0.0
         self._finish_interval = 0.1  # seconds between two ends of samples, smoothed
 
-    def check(self, request: GenerateRequest, num_unfinished: int, num_queued_tokens: int = 0) -> SamplingParams:
-        """The parameters with `max_tokens` set; `num_unfinished` samples are in flight, and the prompts of those that
-        have no token yet have `num_queued_tokens`.
-
-        Raises `InvalidRequest`, `ContextLengthExceeded` or, when the same request might be taken later, `Overloaded`.
-        """
+    def check_servable(self, request: GenerateRequest) -> SamplingParams:
+        """The parameters with `max_tokens` set. Raises `InvalidRequest` or `ContextLengthExceeded` for a request that
+        is refused whatever else is served."""
         params = sized(request.params, len(request.prompt_token_ids), self._info)
         self._check_ids(request.prompt_token_ids)
         if (params.prompt_logprobs or 0) * len(request.prompt_token_ids) > MAX_PROMPT_SCORES:
@@ -75,12 +72,18 @@ class Admission:
                 f"`prompt_logprobs` times the length of the prompt must be at most {MAX_PROMPT_SCORES}.",
                 "prompt_logprobs",
             )
-        count = request.num_sequences
-        if count > self._capacity:
+        if request.num_sequences > self._capacity:
             name = "n" if request.beams is None else "best_of"
             raise InvalidRequest(
                 f"`{name}` must be at most {self._capacity}, the most sequences this server holds.", name
             )
+        return params
+
+    def check(self, request: GenerateRequest, num_unfinished: int, num_queued_tokens: int = 0) -> SamplingParams:
+        """`check_servable`, and whether there is room now: `num_unfinished` samples are in flight, and the prompts of
+        those that have no token yet have `num_queued_tokens`. Raises `Overloaded` where there is none."""
+        params = self.check_servable(request)
+        count = request.num_sequences
         if num_unfinished + count > self._capacity:
             waiting = max(0, num_unfinished - self._info.max_num_seqs)
             raise self._overloaded(f"{waiting} requests are waiting", count)

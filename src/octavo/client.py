@@ -159,6 +159,11 @@ class EngineClient:
             self._fail(state, type(error)(error.message))
 
     # ------------------------------------------------------------ requests
+    def check_servable(self, request: GenerateRequest) -> None:
+        """Raise `InvalidRequest` or `ContextLengthExceeded` for what `generate` would refuse at any time."""
+        request.params.check_choice(self.eos_token_ids, self.info.vocab_size)
+        self._admission.check_servable(request)
+
     def generate(self, request: GenerateRequest) -> GenerationStream | AsyncGenerator[GenerationDelta, None]:
         """Start a request and return its stream. `request.params.n` samples are generated.
 

@@ -7,7 +7,7 @@ import concurrent.futures
 import contextlib
 import threading
 from collections.abc import Coroutine, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import uvloop
@@ -17,11 +17,13 @@ from octavo.config import ServeConfig
 from octavo.engine_process import EngineProcess
 from octavo.errors import ShuttingDown
 from octavo.generation_config import default_sampling
-from octavo.messages import EngineInfo
+from octavo.served.model import ServedModel
+from octavo.served.parts import OutputSettings
 from octavo.startup import resolve, wait_loaded
 from octavo.text.grammar_checker import GrammarChecker
 from octavo.text.renderer import Renderer
 from octavo.text.tokenizer import Tokenizer
+from octavo.text.tool_grammar import SpecialTokens
 
 T = TypeVar("T")
 
@@ -31,12 +33,8 @@ STOP_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    client: EngineClient
-    info: EngineInfo
+    model: ServedModel
     tokenizer: Tokenizer
-    renderer: Renderer
-    grammars: GrammarChecker
-    default_sampling: Mapping[str, Any]  # of the model's generation_config.json, and what overrides it
     loop: asyncio.AbstractEventLoop
 
 
@@ -116,10 +114,23 @@ class EngineThread:
         client = EngineClient(await engine.connect(), engine.info, tokenizer, self._config.engine, process=engine)
         client.start()
         server = self._config.server
-        grammars = GrammarChecker(seconds=server.grammar_timeout, cache_bytes=server.grammar_cache_bytes)
-        loop = asyncio.get_running_loop()
-        self._ready.set_result(Ready(client, engine.info, tokenizer, renderer, grammars, defaults, loop))
+        special = {text: i for i in tokenizer.special_ids if (text := tokenizer.token(i))}
+        model = ServedModel(
+            names=(self._config.engine.model.model,),
+            engine=client,
+            tokenizer=tokenizer,
+            renderer=renderer,
+            info=engine.info,
+            # The program brings its own templates, and keeps its own logs.
+            config=replace(server, trust_request_chat_template=True, disable_log_requests=True),
+            default_sampling=defaults,
+            logprobs_mode=self._config.engine.model.logprobs_mode,
+            max_fanout=self._config.engine.scheduler.max_num_queued_reqs,
+            output=OutputSettings(special_tokens=SpecialTokens(special, frozenset(client.eos_token_ids))),
+            grammars=GrammarChecker(seconds=server.grammar_timeout, cache_bytes=server.grammar_cache_bytes),
+        )
+        self._ready.set_result(Ready(model, tokenizer, asyncio.get_running_loop()))
         await self._stop.wait()
         await client.close(STOP_SECONDS)
-        await grammars.close()
+        await model.close()
         await engine.stop(STOP_SECONDS)

@@ -31,7 +31,7 @@ from octavo.listener import Listener, bind
 from octavo.log import setup_logging
 from octavo.messages import EngineInfo
 from octavo.serve_loop import TextSide, check_tls, run_server
-from octavo.server.output_settings import check_formats, output_settings
+from octavo.served.output_settings import check_formats, output_settings
 from octavo.server.tokenizer_info import tokenizer_info
 from octavo.startup import resolve, wait_loaded
 from octavo.text.renderer import Renderer

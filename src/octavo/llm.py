@@ -12,27 +12,26 @@ import json
 import time
 import uuid
 import weakref
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from types import TracebackType
 from typing import Any, Self, TypeAlias, TypeVar
 
 import msgspec
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from octavo.admission import Admission, sized
-from octavo.client import EngineClient
 from octavo.config import EngineConfig, ServeConfig, ServerConfig, check
-from octavo.engine_thread import EngineThread, Ready
+from octavo.engine_thread import EngineThread
 from octavo.errors import InvalidConfig, InvalidRequest, Overloaded
 from octavo.generation import FinalOutput, fold
 from octavo.llm_outputs import CompletionOutput, Logprob, RequestOutput, request_output
 from octavo.messages import EngineInfo
-from octavo.params import BeamParams, GenerateRequest, GrammarSpec, SamplingParams
-from octavo.server.best_of import best_of, widened
+from octavo.params import BeamParams, SamplingParams
+from octavo.served.model import Prepared, ServedModel
+from octavo.served.turn import Completion, Conversation, Turn
 from octavo.suggest import nearest
-from octavo.text.grammar import GrammarLimits, spec_of_params
+from octavo.text.grammar import spec_of_params
 from octavo.text.tokenizer import Tokenizer
 
 __all__ = ["LLM", "CompletionOutput", "Logprob", "RequestOutput"]
@@ -62,14 +61,9 @@ class LLM:
     """
 
     def __init__(self, model: str = "smollm2", **settings: Any) -> None:
-        config = offline_config(model, settings)
-        self._limits = server = config.server
-        self._thread = EngineThread(config)
+        self._thread = EngineThread(offline_config(model, settings))
         self._ready = self._thread.wait_ready()
-        self._grammar_limits = GrammarLimits(
-            server.max_grammar_bytes, server.max_schema_depth, self.tokenizer.special_texts
-        )
-        self._admission = Admission(self._ready.info, config.engine.scheduler.max_num_queued_reqs)
+        self._model = self._ready.model
         # Not a bound method of self, which would keep it alive.
         self._finalizer = weakref.finalize(self, self._thread.stop)
 
@@ -89,7 +83,7 @@ class LLM:
     @property
     def info(self) -> EngineInfo:
         """What the engine says of itself: context, sizes, quantization, kernels."""
-        return self._ready.info
+        return self._model.info
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -100,7 +94,7 @@ class LLM:
 
     def get_default_sampling_params(self) -> SamplingParams:
         """What the model's generation_config.json says, and `override_generation_config`; octavo's defaults beside."""
-        return SamplingParams(**self._ready.default_sampling)
+        return SamplingParams(**self._model.default_sampling)
 
     # ------------------------------------------------------------ generation
     def generate(
@@ -121,8 +115,8 @@ class LLM:
         if not isinstance(prompts, str | Mapping | Sequence):
             raise InvalidRequest("`prompts` is a prompt or a list of prompts.", "prompts")
         items: Sequence[Any] = [prompts] if _is_one_prompt(prompts) else list(prompts)
-        pairs = [self._prompt(item, i) for i, item in enumerate(items)]
-        return self._run(pairs, sampling_params, DEFAULT_MAX_TOKENS, priority, use_tqdm, beams)
+        given = [_prompt(item, i) for i, item in enumerate(items)]
+        return self._run(given, sampling_params, DEFAULT_MAX_TOKENS, priority, use_tqdm, beams)
 
     def chat(
         self,
@@ -147,100 +141,96 @@ class LLM:
                 "`continue_final_message` and `add_generation_prompt` cannot both be true.", "continue_final_message"
             )
         is_one = bool(messages) and isinstance(messages[0], Mapping)
-        pairs: list[tuple[str | None, list[int]]] = []
-        for conversation in [messages] if is_one else messages:
-            text = self._ready.renderer.chat_text(
-                conversation,  # type: ignore[arg-type]
-                tools=tools,
-                documents=documents,
-                add_generation_prompt=not continue_final_message and add_generation_prompt is not False,
-                continue_final_message=continue_final_message,
-                chat_template=chat_template,
-                chat_template_kwargs=chat_template_kwargs,
+        given = [
+            _Given(
+                Conversation(
+                    messages=conversation,  # type: ignore[arg-type]
+                    tools=tools,
+                    documents=documents,
+                    add_generation_prompt=not continue_final_message and add_generation_prompt is not False,
+                    continue_final_message=continue_final_message,
+                    chat_template=chat_template,
+                    chat_template_kwargs=chat_template_kwargs,
+                ),
+                "messages",
             )
-            pairs.append((text, self._ready.renderer.render_text(text, add_special_tokens=False)))
-        return self._run(pairs, sampling_params, None, None, use_tqdm)
-
-    # ------------------------------------------------------------ before the engine
-    def _prompt(self, item: Any, place: int) -> tuple[str | None, list[int]]:
-        """A prompt's text, if it has one, and its ids."""
-        text: str | None = None
-        if isinstance(item, Mapping):
-            text = item.get("prompt") if isinstance(item.get("prompt"), str) else None
-            item = item.get("prompt_token_ids") or item.get("prompt", "")
-        if isinstance(item, str):
-            return item, self._ready.renderer.render_text(item)
-        if isinstance(item, Sequence) and all(type(i) is int for i in item):
-            return text, list(item)
-        raise InvalidRequest("A prompt is a text, a list of token ids, or a dictionary with one.", f"prompts.{place}")
+            for conversation in ([messages] if is_one else messages)
+        ]
+        return self._run(given, sampling_params, None, None, use_tqdm)
 
     def _run(
         self,
-        prompts: list[tuple[str | None, list[int]]],
-        given: SamplingParams | Sequence[SamplingParams] | None,
+        prompts: list[_Given],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
         default_max_tokens: int | None,
         priority: Sequence[int] | None,
         use_tqdm: bool,
         beams: BeamParams | None = None,
     ) -> list[RequestOutput]:
-        most = None
-        if given is None:
-            given = self._default_params(beams)
-            most = self._ready.default_sampling.get("max_tokens", default_max_tokens)
-        params = _one_each(given, len(prompts))
-        distinct = {id(one): one for one in params}
-        checked = {key: self._checked(one, beams) for key, one in distinct.items()}
-        requests = [
-            self._request(ids, checked[id(one)], most, rank, beams)
-            for (_, ids), one, rank in zip(prompts, params, _priorities(priority, len(prompts)), strict=True)
+        if sampling_params is None:
+            chosen: list[SamplingParams | Mapping[str, Any]] = [{}] * len(prompts)
+        else:
+            params = _one_each(sampling_params, len(prompts))
+            distinct = {id(one): self._settled(one, beams) for one in {id(one): one for one in params}.values()}
+            chosen = [distinct[id(one)] for one in params]
+        turns = [
+            Turn(
+                request_id=f"llm-{uuid.uuid4().hex}",
+                prompts=[given.prompt],
+                sampling=sampling,
+                prompt_param=given.param,
+                default_max_tokens=default_max_tokens,
+                beams=beams,
+                priority=rank,
+                is_whole=True,
+            )
+            for given, sampling, rank in zip(prompts, chosen, _priorities(priority, len(prompts)), strict=True)
         ]
-        info, client = self._ready.info, self._ready.client
-        with _Progress(len(requests), enabled=use_tqdm) as progress:
-            finals = self._thread.run(_generate_all(client, requests, 2 * info.max_num_seqs, progress.note))
+        prepared = self._thread.run(_prepare_all(self._model, turns))
+        with _Progress(len(turns), enabled=use_tqdm) as progress:
+            window = 2 * self._model.info.max_num_seqs
+            finals = self._thread.run(_generate_all(self._model, prepared, window, progress.note))
         return [
-            request_output(request, text, final, self.tokenizer)
-            for request, (text, _), final in zip(requests, prompts, finals, strict=True)
+            request_output(one, given.text(one), final, self.tokenizer)
+            for one, given, final in zip(prepared, prompts, finals, strict=True)
         ]
 
-    def _request(
-        self, ids: list[int], params: SamplingParams, most: int | None, priority: int, beams: BeamParams | None
-    ) -> GenerateRequest:
-        request = GenerateRequest(
-            external_id=f"llm-{uuid.uuid4().hex}",
-            prompt_token_ids=ids,
-            params=sized(params, len(ids), self._ready.info, default_max_tokens=most),
-            priority=priority,
-            arrival_time=time.monotonic(),
-            beams=beams,
-            is_whole=True,
-        )
-        self._admission.check(request, 0)
-        return request
-
-    def _default_params(self, beams: BeamParams | None) -> SamplingParams:
-        """For a call without parameters. A bound on the tokens is not among them: it depends on the prompt."""
-        if beams is not None:  # the defaults are about sampling
-            return SamplingParams(temperature=0.0)
-        return msgspec.structs.replace(self.get_default_sampling_params(), max_tokens=None)
-
-    def _checked(self, params: SamplingParams, beams: BeamParams | None) -> SamplingParams:
-        """`params` as the engine takes them, with the grammar that they ask for, if any, proven to compile."""
+    def _settled(self, params: SamplingParams, beams: BeamParams | None) -> SamplingParams:
+        """`params` with fields of the declared types, and with the grammar that they ask for, proven to compile."""
         params = _normalised(params)
         if params.grammar is not None:
             raise InvalidRequest(
                 "`grammar` is made from `structured_outputs`, which says what the output is.", "grammar"
             )
-        server, ready = self._limits, self._ready
-        spec = spec_of_params(params, self._grammar_limits)
-        params = params.validate(vocab_size=ready.info.vocab_size, max_logprobs=server.max_logprobs, max_n=server.max_n)
-        if beams is not None:
-            beams.check(params, server.max_n)
-        elif params.num_samples > 1 and params.greedy:
-            raise InvalidRequest("`n` must be 1 when `temperature` is 0: all samples would be equal.", "n")
-        if spec is None:
+        spec = spec_of_params(params, self._model.grammar_limits)
+        if spec is None or beams is not None:  # beams go with no grammar, which is said where they are checked
             return params
-        grammar = self._thread.run(_proven(ready, spec))
+        grammar = self._thread.run(_retried(lambda: self._model.proven(spec)))
         return msgspec.structs.replace(params, structured_outputs=None, guided_decoding=None, grammar=grammar)
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """A prompt as the program gave it. `shown`: a text that goes with token ids."""
+
+    prompt: Conversation | Completion
+    param: str
+    shown: str | None = None
+
+    def text(self, prepared: Prepared) -> str | None:
+        return self.shown if prepared.prompts[0].text is None else prepared.prompts[0].text
+
+
+def _prompt(item: Any, place: int) -> _Given:
+    text: str | None = None
+    if isinstance(item, Mapping):
+        text = item.get("prompt") if isinstance(item.get("prompt"), str) else None
+        item = item.get("prompt_token_ids") or item.get("prompt", "")
+    if isinstance(item, str):
+        return _Given(Completion(prompt=item), f"prompts.{place}")
+    if isinstance(item, Sequence) and all(type(i) is int for i in item):
+        return _Given(Completion(prompt=list(item)), f"prompts.{place}", text)
+    raise InvalidRequest("A prompt is a text, a list of token ids, or a dictionary with one.", f"prompts.{place}")
 
 
 def offline_config(model: str, settings: Mapping[str, Any]) -> ServeConfig:
@@ -314,20 +304,22 @@ def _normalised(params: SamplingParams) -> SamplingParams:
 
 
 # ---------------------------------------------------------------- on the engine's thread
-async def _proven(ready: Ready, spec: GrammarSpec) -> str:
-    """The grammar, as the server makes it. Waits where the server would refuse, for other threads' grammars."""
+async def _prepare_all(model: ServedModel, turns: Sequence[Turn]) -> list[Prepared]:
+    """All turns, checked before any is generated."""
+    return [await _retried(lambda turn=turn: model.prepare(turn)) for turn in turns]  # type: ignore[misc]
+
+
+async def _retried(work: Callable[[], Awaitable[T]]) -> T:
+    """Waits where the server would refuse: it is other threads' work that fills the queue, not ours."""
     while True:
         try:
-            grammar = await ready.grammars.check(spec)
+            return await work()
         except Overloaded:
             await asyncio.sleep(RETRY_SECONDS)
-            continue
-        await ready.client.prepare_grammars()
-        return grammar
 
 
 async def _generate_all(
-    client: EngineClient, requests: list[GenerateRequest], window: int, on_done: Callable[[FinalOutput], None]
+    model: ServedModel, prepared: list[Prepared], window: int, on_done: Callable[[FinalOutput], None]
 ) -> list[FinalOutput]:
     """All results. At most `window` samples are open: enough that no step has room, and no queue overflows."""
     results: dict[int, FinalOutput] = {}
@@ -336,17 +328,17 @@ async def _generate_all(
 
     async def run(place: int) -> None:
         nonlocal num_open
-        results[place] = await _generate_one(client, requests[place])
-        num_open -= requests[place].num_sequences
+        results[place] = await _retried(lambda: _generate_one(model, prepared[place]))
+        num_open -= _num_sequences(prepared[place])
         on_done(results[place])
 
     try:
-        for place, request in enumerate(requests):
-            while tasks and num_open + request.num_sequences > window:
+        for place, one in enumerate(prepared):
+            while tasks and num_open + _num_sequences(one) > window:
                 done, tasks = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     task.result()
-            num_open += request.num_sequences
+            num_open += _num_sequences(one)
             tasks.add(asyncio.create_task(run(place)))
         # The first failure ends the others.
         await asyncio.gather(*tasks)
@@ -354,23 +346,16 @@ async def _generate_all(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-    return [results[place] for place in range(len(requests))]
+    return [results[place] for place in range(len(prepared))]
 
 
-async def _generate_one(client: EngineClient, request: GenerateRequest) -> FinalOutput:
-    while True:
-        try:
-            params = request.params
-            if params.num_samples > params.n:
-                stream = client.generate(msgspec.structs.replace(request, params=widened(params)))
-                async with aclosing(stream):
-                    return await fold(best_of(stream, params))
-            stream = client.generate(request)
-        except Overloaded:  # by other threads: there is nothing of ours to wait for
-            await asyncio.sleep(RETRY_SECONDS)
-            continue
-        async with aclosing(stream):
-            return await fold(stream)
+def _num_sequences(prepared: Prepared) -> int:
+    return prepared.prompts[0].request.num_sequences
+
+
+async def _generate_one(model: ServedModel, prepared: Prepared) -> FinalOutput:
+    async with aclosing(model.deltas(prepared)) as deltas:
+        return await fold(delta async for _, delta in deltas)
 
 
 class _Progress:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from octavo.generation import Completion, FinalOutput
 from octavo.messages import TokenLogprobs
-from octavo.params import GenerateRequest
+from octavo.served.model import Prepared
 from octavo.text.tokenizer import Tokenizer
 
 
@@ -45,17 +45,15 @@ class RequestOutput:
     finished: bool = True
 
 
-def request_output(
-    request: GenerateRequest, prompt: str | None, final: FinalOutput, tokenizer: Tokenizer
-) -> RequestOutput:
+def request_output(prepared: Prepared, text: str | None, final: FinalOutput, tokenizer: Tokenizer) -> RequestOutput:
+    """The result of a turn of one prompt, whose text is `text`."""
+    [prompt] = prepared.prompts
     outputs = [_completion_output(sample, tokenizer) for sample in final.outputs]
     scores: list[dict[int, Logprob] | None] | None = None
-    if request.params.prompt_logprobs is not None:
-        pairs = zip(request.prompt_token_ids[1:], final.prompt_logprobs or (), strict=True)
+    if prepared.params.prompt_logprobs is not None:
+        pairs = zip(prompt.ids[1:], final.prompt_logprobs or (), strict=True)
         scores = [None, *(_position(token_id, entry, tokenizer) for token_id, entry in pairs)]
-    return RequestOutput(
-        request.external_id, prompt, request.prompt_token_ids, outputs, final.num_cached_tokens, scores
-    )
+    return RequestOutput(prompt.request.external_id, text, prompt.ids, outputs, final.num_cached_tokens, scores)
 
 
 def _completion_output(sample: Completion, tokenizer: Tokenizer) -> CompletionOutput:

@@ -25,8 +25,11 @@ from octavo.errors import InvalidConfig, ShuttingDown, StartupError
 from octavo.http_server import HTTPServer, http_config
 from octavo.listener import Listener
 from octavo.metrics import Metrics
+from octavo.served.model import ServedModel
+from octavo.served.models import Models
+from octavo.served.parts import OutputSettings, Renderer
 from octavo.server.app import create_app
-from octavo.server.state import OutputSettings, Renderer, ServerState
+from octavo.server.state import ServerState
 from octavo.text.grammar_checker import GrammarChecker
 from octavo.text.tokenizer import Tokenizer
 
@@ -81,25 +84,24 @@ class ServeLoop:
             on_dead=self._on_dead,
             has_vocabulary=self._engine.has_vocabulary,
         )
-        state = ServerState(
-            config=self._config.server,
-            model_names=self._names,
-            client=self._client,
+        server = self._config.server
+        model = ServedModel(
+            names=self._names,
+            engine=self._client,
             tokenizer=text.tokenizer,
             renderer=text.renderer,
             info=info,
-            metrics=metrics,
-            model_root=self._config.engine.model.model,
+            config=server,
+            root=self._config.engine.model.model,
             default_sampling=text.default_sampling,
             logprobs_mode=self._config.engine.model.logprobs_mode,
             tokenizer_info=text.tokenizer_info,
             max_fanout=self._config.engine.scheduler.max_num_queued_reqs,
             output=text.output,
-            grammars=GrammarChecker(
-                seconds=self._config.server.grammar_timeout, cache_bytes=self._config.server.grammar_cache_bytes
-            ),
+            grammars=GrammarChecker(seconds=server.grammar_timeout, cache_bytes=server.grammar_cache_bytes),
         )
-        self._server = HTTPServer(http_config(create_app(state), self._config.server), self._on_listening)
+        state = ServerState(server, Models([model]), metrics)
+        self._server = HTTPServer(http_config(create_app(state), server), self._on_listening)
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, self._on_signal, signum)

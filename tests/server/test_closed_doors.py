@@ -114,7 +114,7 @@ def test_two_requests_of_one_id_do_not_touch_each_other(request_id: str) -> None
 def test_what_cannot_fit_is_refused_before_it_is_tokenized(char: str, monkeypatch: pytest.MonkeyPatch) -> None:
     server = make_server()
     monkeypatch.setattr(server.renderer, "render_text", None)  # calling it would fail
-    monkeypatch.setattr(server.renderer, "render_chat", None)
+    monkeypatch.setattr(server.renderer, "chat_text", None)
     text = char * (CONTEXT * 256 + 1)
     for reply in (server.complete(text), server.complete(["a" * 3, text][1:]), server.chat(text)):
         assert (reply.status, reply.error["code"]) == (400, "context_length_exceeded")

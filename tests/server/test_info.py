@@ -18,7 +18,7 @@ def test_e32_models_are_the_served_names_in_order() -> None:
     assert card == {
         "id": "tiny",
         "object": "model",
-        "created": server.state.created,
+        "created": server.model.created,
         "owned_by": "octavo",
         "root": "tiny",
         "parent": None,
@@ -27,7 +27,7 @@ def test_e32_models_are_the_served_names_in_order() -> None:
     assert permission.pop("id").startswith("modelperm-")
     assert permission == {
         "object": "model_permission",
-        "created": server.state.created,
+        "created": server.model.created,
         "allow_create_engine": False,
         "allow_sampling": True,
         "allow_logprobs": True,
@@ -51,8 +51,7 @@ def test_n1_one_model(name: str, status: int) -> None:
 
 
 def test_a_name_with_slashes_is_one_model() -> None:
-    server = make_server()
-    object.__setattr__(server.state, "model_names", ("org/model",))
+    server = make_server(names=("org/model",))
     assert server.get("/v1/models/org/model").json()["id"] == "org/model"
 
 
@@ -90,7 +89,7 @@ def test_e37_version() -> None:
 def test_the_tokenizer_is_told_of_only_where_that_is_switched_on() -> None:
     assert make_server().get("/tokenizer_info").status == 404
     server = make_server(enable_tokenizer_info_endpoint=True, api_key=["k"])
-    object.__setattr__(server.state, "tokenizer_info", b'{"tokenizer_class": "X"}')
+    object.__setattr__(server.model, "tokenizer_info", b'{"tokenizer_class": "X"}')
     assert server.get("/tokenizer_info").status == 401
     reply = server.get("/tokenizer_info", {"authorization": "Bearer k"})
     assert (reply.json(), reply.headers["content-type"]) == ({"tokenizer_class": "X"}, "application/json")

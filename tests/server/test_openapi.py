@@ -163,8 +163,7 @@ def test_the_page_holds_the_document_and_needs_nobody_else() -> None:
 
 
 def test_a_name_cannot_break_out_of_the_page() -> None:
-    server = make_server()
-    object.__setattr__(server.state, "model_names", ("</script><script>alert(1)</script>",))
+    server = make_server(names=("</script><script>alert(1)</script>",))
     page = server.get("/docs").body.decode()
     assert "alert(1)" in page and "<script>alert" not in page
 

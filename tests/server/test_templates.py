@@ -89,7 +89,7 @@ def test_n16_tokenize_shows_the_template_what_chat_shows_it() -> None:
 def test_a_template_that_takes_its_time_holds_up_only_others_of_its_kind() -> None:
     async def scenario() -> None:
         server = make_server(trust_request_chat_template=True)
-        inner, begun, go_on = server.renderer.render_chat, threading.Event(), threading.Event()
+        inner, begun, go_on = server.renderer.chat_text, threading.Event(), threading.Event()
 
         def render(messages: Any, **options: Any) -> list[int]:
             if options["chat_template"] is not None:
@@ -97,7 +97,7 @@ def test_a_template_that_takes_its_time_holds_up_only_others_of_its_kind() -> No
                 assert go_on.wait(60)
             return inner(messages, **options)
 
-        server.renderer.render_chat = render  # type: ignore[method-assign]
+        server.renderer.chat_text = render  # type: ignore[method-assign]
         chat = "/v1/chat/completions"
         slow = [
             asyncio.create_task(drive(server.app, "POST", chat, {"messages": USER, "chat_template": "{{ 1 }}"}))

@@ -292,4 +292,4 @@ def test_special_tokens_that_the_format_reads_are_shown_to_it() -> None:
     server = make_server(tools="hermes", enable_auto_tool_choice=True)
     server.chat(tools=[WEATHER])
     assert server.engine.requests[0].shown_special_ids == frozenset()
-    assert server.state.output.special_tokens.within(["a <end> b"]) == {256}
+    assert server.model.output.special_tokens.within(["a <end> b"]) == {256}

@@ -126,25 +126,25 @@ WRONG: list[tuple[Any, Any, str | None]] = [
     ("a", SamplingParams(min_tokens=10_000), "min_tokens"),
     ("a", SamplingParams(n=129), "n"),
     ("a", SamplingParams(logprobs=21), "logprobs"),
-    ("", params(), "prompt"),
-    ([[300]], params(), "prompt"),
-    ([[-1]], params(), "prompt"),
+    ("", params(), "prompts.0"),
+    ([[300]], params(), "prompts.0"),
+    ([[-1]], params(), "prompts.0"),
     (["a", 1.5], params(), "prompts.1"),
     (["a", None], params(), "prompts.1"),
     (5, params(), "prompts"),
-    ({}, params(), "prompt"),
+    ({}, params(), "prompts.0"),
     ({"prompt": 5}, params(), "prompts.0"),
     ({"prompt_token_ids": ["a"]}, params(), "prompts.0"),
     ({"prompt_token_ids": [True]}, params(), "prompts.0"),
     ({"prompt_token_ids": 5}, params(), "prompts.0"),
-    ([[2**70]], params(), "prompt"),
+    ([[2**70]], params(), "prompts.0"),
     ("a", "greedy", "sampling_params"),
     ("a", [5], "sampling_params"),
     ("a", SamplingParams(n=True), "n"),
     ("a", SamplingParams(logit_bias={"x": 1}), "logit_bias"),  # type: ignore[dict-item]
     ("a", SamplingParams(stop_token_ids=(1, "2")), "stop_token_ids[1]"),  # type: ignore[arg-type]
     ("a", SamplingParams(seed=2**70), "seed"),
-    ("a", SamplingParams(max_tokens=2**70), "prompt"),
+    ("a", SamplingParams(max_tokens=2**70), "prompts.0"),
     (["a", "b"], [params()], "sampling_params"),
     ("a", params(grammar='start: "a"'), "grammar"),
 ]
@@ -158,7 +158,7 @@ def test_what_is_wrong_is_named_before_anything_is_started(llm: LLM, row: Any) -
     assert caught.value.param == param
     with pytest.raises(ContextLengthExceeded):
         llm.generate(["a", "x" * 5000], params(), use_tqdm=False)
-    assert llm._ready.client.num_unfinished == 0
+    assert llm._model.engine.num_unfinished == 0
 
 
 @pytest.mark.parametrize("priority", [[2**70], [-(2**70)], ["x"], [1.0], [None], [True], []], ids=str)
@@ -233,7 +233,7 @@ def test_a_dead_engine_is_an_error_and_not_a_wait(model: Path) -> None:
     with LLM(str(model)) as llm:
         (engine,) = children() - before
         engine.kill()
-        eventually(lambda: llm._ready.client.dead_reason, 10, "word of the death")
+        eventually(lambda: llm._model.engine.dead_reason, 10, "word of the death")
         with pytest.raises(EngineDead):
             llm.generate("a", use_tqdm=False)
 

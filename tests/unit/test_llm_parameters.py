@@ -19,6 +19,8 @@ from hypothesis import strategies as st
 from client_fakes import TOKENIZER
 from octavo import LLM, BeamParams, GuidedDecodingParams, SamplingParams, StructuredOutputsParams, engine_process
 from octavo.errors import InvalidRequest, ServerError
+from octavo.served.checks import checked_params
+from octavo.served.turn import Completion, Turn
 from octavo.text.grammar import GrammarLimits, spec_of
 from octavo.text.grammar_checker import GrammarChecker
 
@@ -50,6 +52,12 @@ def fake_engine() -> Iterator[None]:
 def llm(model: Path) -> Iterator[LLM]:
     with LLM(str(model), max_num_seqs=4, max_grammar_bytes=1000) as llm:
         yield llm
+
+
+def checked(llm: LLM, params: SamplingParams) -> SamplingParams:
+    """What a call with these parameters asks of the engine."""
+    turn = Turn(request_id="one", prompts=[Completion(prompt="a")], sampling=llm._settled(params, None))
+    return checked_params(llm._model, turn)
 
 
 def wants(**fields: Any) -> SamplingParams:
@@ -85,7 +93,7 @@ async def served(fields: dict[str, Any]) -> str:
 
 @pytest.mark.parametrize("fields", KINDS, ids=str)
 def test_g20_a_program_gets_the_grammar_that_the_server_makes(llm: LLM, fields: dict[str, Any]) -> None:
-    made = llm._checked(wants(**fields), None)
+    made = checked(llm, wants(**fields))
     assert made.grammar == asyncio.run(served(fields))
     assert made.structured_outputs is None and made.guided_decoding is None
 
@@ -94,8 +102,8 @@ def test_g20_a_program_gets_the_grammar_that_the_server_makes(llm: LLM, fields: 
 def test_g1_to_g7_the_older_name_means_the_same(llm: LLM, kind: str) -> None:
     value = next(fields[kind] for fields in KINDS if kind in fields)
     older = GuidedDecodingParams(**{kind: value}, backend="outlines")
-    made = llm._checked(SamplingParams(guided_decoding=older), None)
-    assert made.grammar == llm._checked(wants(**{kind: value}), None).grammar
+    made = checked(llm, SamplingParams(guided_decoding=older))
+    assert made.grammar == checked(llm, wants(**{kind: value})).grammar
 
 
 def test_g11_the_engine_is_given_the_grammar_and_keeps_to_it(llm: LLM) -> None:
@@ -143,7 +151,7 @@ def test_g10_what_cannot_be_enforced_is_named_before_anything_is_started(llm: LL
     with pytest.raises(InvalidRequest) as caught:
         llm.generate(["a", "b"], [SamplingParams(), given], use_tqdm=False)
     assert caught.value.param == param
-    assert llm._ready.client.num_unfinished == 0
+    assert llm._model.engine.num_unfinished == 0
 
 
 def test_s21_a_constraint_does_not_go_with_beams(llm: LLM) -> None:
@@ -155,13 +163,13 @@ def test_s21_a_constraint_does_not_go_with_beams(llm: LLM) -> None:
 
 def test_one_check_serves_all_prompts_that_share_their_parameters(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
-    check = llm._ready.grammars.check
+    check = llm._model.grammars.check
 
     async def counted(spec: Any) -> str:
         seen.append(spec)
         return await check(spec)
 
-    monkeypatch.setattr(llm._ready.grammars, "check", counted)
+    monkeypatch.setattr(llm._model.grammars, "check", counted)
     llm.generate([f"prompt {i}" for i in range(20)], wants(regex=r"[\s\S]*"), use_tqdm=False)
     assert len(seen) == 1
 
@@ -182,7 +190,7 @@ def test_a_script_that_closes_nothing_leaves_no_process_that_compiles(model: Pat
         f"llm = LLM({str(model)!r})\n"
         "wants = StructuredOutputsParams(regex=r'[\\s\\S]*')\n"
         "llm.generate('abc', SamplingParams(max_tokens=3, structured_outputs=wants), use_tqdm=False)\n"
-        "print(llm._ready.grammars._helper.pid)"
+        "print(llm._model.grammars._helper.pid)"
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert run.returncode == 0, run.stderr
@@ -210,7 +218,7 @@ def test_parameters_of_any_kind_are_refused_by_name_or_can_cross_to_the_engine(
     llm: LLM, fields: dict[str, Any]
 ) -> None:
     try:
-        params = llm._checked(SamplingParams(**fields), None)
+        params = checked(llm, SamplingParams(**fields))
     except InvalidRequest as exc:
         assert exc.param and exc.message and len(exc.message) < 5000
     else:

@@ -8,8 +8,8 @@ import pytest
 
 from octavo.config import ServerConfig
 from octavo.errors import InvalidConfig, StartupError
-from octavo.server.output_settings import check_formats, output_settings
-from octavo.server.state import OutputSettings
+from octavo.served.output_settings import check_formats, output_settings
+from octavo.served.parts import OutputSettings
 
 HERMES = "{% if tools %}<tools>{{ tools }}</tools> answer in <tool_call></tool_call>{% endif %}{{ messages }}"
 

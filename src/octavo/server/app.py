@@ -64,7 +64,7 @@ def routes(state: ServerState) -> list[Route]:
 
 
 def create_app(state: ServerState) -> ASGIApp:
-    """The application for one ready engine. `state.client` must be able to serve already."""
+    """The application for one ready engine. The engines of `state.models` must be able to serve already."""
     table = routes(state)
     config = state.config
     app: ASGIApp = Router(table)
@@ -134,6 +134,7 @@ class _Root:
             elif message["type"] == "lifespan.shutdown":
                 if stats_log is not None:
                     stats_log.cancel()
-                await self._state.grammars.close()
+                for model in self._state.models.all:
+                    await model.close()
                 await send({"type": "lifespan.shutdown.complete"})
                 return

@@ -1,23 +1,21 @@
-"""POST /v1/chat/completions."""
+"""POST /v1/chat/completions: a body to a turn. Its reply is spelled in `chat_reply`."""
 
 from __future__ import annotations
 
-from contextlib import aclosing
+from collections.abc import Mapping
 from typing import Any
 
 from octavo.errors import InvalidRequest
-from octavo.params import SamplingParams
-from octavo.server.chat_output import OutputReading
-from octavo.server.chat_reply import ChatReplyWriter
-from octavo.server.conversation import note_unheard, render_chat
+from octavo.served.model import ServedModel
+from octavo.served.turn import Function, ReplyWishes, Turn
+from octavo.server.chat_reply import ChatEncoder
+from octavo.server.conversation import conversation_of, note_unheard
 from octavo.server.exchange import Exchange
-from octavo.server.output_plan import OutputPlan, plan_output
+from octavo.server.limits import beam_params, check_limits
 from octavo.server.protocol.chat import CHAT_REFUSALS, ChatRequest
 from octavo.server.protocol.conversation import check_prompt_options
-from octavo.server.serving import Serving, renamed, reply_id, send_whole
-
-#: Tokens at the end of a prompt in which its last mark is looked for.
-_TAIL_TOKENS = 32
+from octavo.server.serving import Serving, reply_id
+from octavo.text.grammar import spec_of
 
 
 class ChatHandler:
@@ -29,70 +27,46 @@ class ChatHandler:
         serving.state.check_available()
         body, request = await serving.read(exchange, ChatRequest, CHAT_REFUSALS)
         check_prompt_options(body)
-        model = serving.state.resolve_model(request.model)
-        note_unheard(serving, exchange, request)
-        params = self._params(request)
-        limits = serving.grammar_limits
-        plan = plan_output(request, serving.constraint(body), serving.state.output, serving.state.config, limits)
+        lease = serving.state.models.resolve(request.model)
+        note_unheard(serving, lease.model, exchange, request)
+        check_limits(request, serving.state.config)
+        turn = self._turn(body, request, lease.model, reply_id("chatcmpl", exchange, request))
         async with exchange.cancelled_on_disconnect():
-            ids = await render_chat(serving, request, request.messages)
-            is_thinking = self._is_thinking(ids)
-            params = await serving.constrained(params, plan.constraint(is_thinking), request)
-            ids = serving.truncated(ids, params, request)
-            params = serving.fit(params, len(ids), "messages")
-            full_id = reply_id("chatcmpl", exchange, request)
-            reading = self._reading(request, plan, is_thinking, params)
-            reply = ChatReplyWriter(serving, request, params, full_id, model, ids, reading)
-            shown = self._shown_ids(reading)
-            requests = [serving.generate_request(full_id, ids, params, request, shown)]
-            if request.stream and params.num_samples == params.n:
-                await serving.stream(exchange, request, requests, params, reply)
-                return
-            async with aclosing(serving.generate(requests, params)) as deltas:
-                whole = await reply.whole(deltas)
-        await send_whole(exchange, whole, bool(request.stream))
+            prepared = await lease.model.prepare(turn)
+            encoder = ChatEncoder(serving, lease, request, prepared)
+            await serving.send(exchange, request, lease.model, prepared, encoder)
 
-    def _is_thinking(self, ids: list[int]) -> bool | None:
-        """Whether the prompt ends inside the model's thinking, or right behind it; None: it says nothing."""
-        row = self._serving.state.output.reasoning_format
-        if row is None:
-            return None
-        tail = self._serving.state.tokenizer.decode(ids[-_TAIL_TOKENS:], skip_special_tokens=False).rstrip()
-        if tail.endswith(row.begins):
-            return True
-        return False if tail.endswith(row.ends) else None
-
-    def _reading(
-        self, request: ChatRequest, plan: OutputPlan, is_thinking: bool | None, params: SamplingParams
-    ) -> OutputReading | None:
-        output_format = plan.output_format(is_thinking)
-        if output_format is None:
-            return None
-        special = self._serving.state.output.special_tokens
-        hidden = frozenset(special.ids.values()) if params.skip_special_tokens else frozenset[int]()
-        return OutputReading(
-            output_format,
-            self._serving.texts,
-            hidden - special.within(output_format.marks),
-            request.include_reasoning is not False,
-            plan.is_named,
-            plan.is_forced,
-        )
-
-    def _shown_ids(self, reading: OutputReading | None) -> frozenset[int]:
-        if reading is None:
-            return frozenset()
-        return self._serving.state.output.special_tokens.within(reading.format.marks)
-
-    def _params(self, request: ChatRequest) -> SamplingParams:
-        if request.top_logprobs and not request.logprobs:  # D7: 0 is no request
+    def _turn(self, body: Mapping[str, Any], request: ChatRequest, model: ServedModel, request_id: str) -> Turn:
+        if request.top_logprobs and not request.logprobs:  # 0 is no request
             raise InvalidRequest("`top_logprobs` needs `logprobs` to be true.", "top_logprobs")
-        changes: dict[str, Any] = {"logprobs": (request.top_logprobs or 0) if request.logprobs else None}
+        sampling = request.sampling_values()
+        sampling["logprobs"] = (request.top_logprobs or 0) if request.logprobs else None
         names = {"logprobs": "top_logprobs"}
         if request.max_completion_tokens is not None:
-            changes["max_tokens"] = request.max_completion_tokens
+            sampling["max_tokens"] = request.max_completion_tokens
             names["max_tokens"] = "max_completion_tokens"
-        try:
-            return self._serving.checked_params(request, **changes)
-        except InvalidRequest as exc:
-            raise renamed(exc, names) from None
+        return Turn(
+            request_id=request_id,
+            prompts=[conversation_of(request, request.messages, self._serving.state.config)],
+            sampling=sampling,
+            prompt_param="messages",
+            beams=beam_params(request),
+            constraint=spec_of(body, model.grammar_limits),
+            wishes=_wishes(request),
+            names=names,
+            **request.turn_values(),
+        )
+
+
+def _wishes(request: ChatRequest) -> ReplyWishes:
+    functions = [
+        Function(tool.function.name, tool.function.parameters, bool(tool.function.strict))
+        for tool in request.tools or ()
+    ]
+    return ReplyWishes(
+        functions=functions,
+        choice=request.tool_choice,
+        parallel_calls=request.parallel_tool_calls is not False,
+        thinking_budget=request.thinking_token_budget,
+        include_reasoning=request.include_reasoning is not False,
+    )

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import Sequence
 
 from msgspec import UNSET, UnsetType
 
-from octavo.generation import Completion, CompletionDelta, GenerationDelta, fold
-from octavo.params import SamplingParams
-from octavo.server.chat_output import ChoiceOutput, OutputReading
+from octavo.served.events import (
+    CallArguments,
+    CallBegan,
+    Content,
+    News,
+    PromptReply,
+    Reasoning,
+    Reply,
+    Said,
+    SampleNews,
+    Usage,
+)
+from octavo.served.model import Prepared
+from octavo.served.models import Lease
 from octavo.server.logprobs import chat_logprobs, prompt_logprobs
 from octavo.server.protocol.chat import (
     ChatChoice,
@@ -20,140 +31,125 @@ from octavo.server.protocol.chat import (
     Delta,
     ReplyMessage,
 )
-from octavo.server.protocol.common import Usage, usage_of
-from octavo.server.serving import Serving, UsageCount
+from octavo.server.protocol.common import Usage as UsageReply
+from octavo.server.protocol.common import usage_of
+from octavo.server.protocol.tools import FunctionCall, FunctionCallDelta, ToolCall, ToolCallDelta
+from octavo.server.serving import Serving
 from octavo.server.sse import TextEvent, event
 
 
-class ChatReplyWriter:
-    """One request's reply. `reading` None: all of the text is content."""
+class ChatEncoder:
+    """One request's reply."""
 
-    def __init__(
-        self,
-        serving: Serving,
-        request: ChatRequest,
-        params: SamplingParams,
-        reply_id: str,
-        model: str,
-        ids: list[int],
-        reading: OutputReading | None = None,
-    ) -> None:
-        self._serving = serving
-        self._params = params
-        self._id = reply_id
-        self._model = model
+    def __init__(self, serving: Serving, lease: Lease, request: ChatRequest, prepared: Prepared) -> None:
+        [prompt] = prepared.prompts
+        self._model = lease.model
+        self._model_name = lease.name
+        self._names = serving.names(lease.model, request)
+        self._fingerprint = lease.model.fingerprint
+        self._params = prepared.params
+        self._id = prepared.turn.request_id
         self._created = int(time.time())
         self._include_usage, self._continuous_usage = serving.usage_events(request)
-        self._usage = UsageCount()
-        self._outputs = [ChoiceOutput(reading) for _ in range(params.n)] if reading is not None else None
-        self._has_reasoning = reading is not None and reading.has_reasoning
-        self._is_begun = False
-        self._first_ids: list[int] | UnsetType = ids if request.return_token_ids else UNSET
-        self._text_events: dict[int, TextEvent] = {}
-        self._names = serving.names(request)
-        self._ids = ids  # of the prompt
+        self._usage = Usage()
+        self._reading = prompt.reading
+        self._ids = prompt.ids
         self._gives_ids = bool(request.return_token_ids)
-        # T8: without a generation prompt the reply goes on in the last message's role.
+        self._first_ids: list[int] | UnsetType = self._ids if self._gives_ids else UNSET
+        self._is_begun = False
+        self._text_events: dict[int, TextEvent] = {}
+        # Without a generation prompt the reply goes on in the last message's role.
         goes_on = request.continue_final_message or request.add_generation_prompt is False
         self._role = request.messages[-1].role if goes_on else serving.state.config.response_role
         last = request.messages[-1]
-        self._echo = last.text() if request.echo and last.role == self._role else ""  # T9
+        self._echo = last.text() if request.echo and last.role == self._role else ""
 
-    async def whole(self, deltas: AsyncIterator[tuple[int, GenerationDelta]]) -> ChatReply:
-        final = await fold(delta async for _, delta in deltas)
-        choices = [self._choice(choice) for choice in final.outputs]
-        usage = usage_of(
-            final.num_prompt_tokens, final.num_cached_tokens, final.num_output_tokens, self._num_reasoning_tokens()
-        )
+    # ------------------------------------------------------------ the whole
+    def whole(self, replies: Sequence[PromptReply], usage: Usage) -> ChatReply:
+        [reply] = replies
         scores, wanted = None, self._params.prompt_logprobs
         if wanted is not None:
-            scores = prompt_logprobs(self._serving.texts, self._ids, final.prompt_logprobs or [], wanted)
+            scores = prompt_logprobs(self._model.texts, self._ids, reply.prompt_logprobs or [], wanted)
         return ChatReply(
             self._id,
             "chat.completion",
             self._created,
-            self._model,
-            choices,
-            usage,
-            self._serving.fingerprint,
+            self._model_name,
+            [self._choice(reply.samples[index]) for index in sorted(reply.samples)],
+            usage_of(usage),
+            self._fingerprint,
             scores,
             self._ids if self._gives_ids else UNSET,
         )
 
-    def _choice(self, choice: Completion) -> ChatChoice:
-        message, reason = ReplyMessage(self._role, self._echo + choice.text), choice.finish_reason
-        if self._outputs is not None:
-            output = self._outputs[choice.index]
-            message = output.message(self._role, self._echo, output.push(choice.text, choice.token_ids, reason))
-            reason = output.finish_reason(reason)
+    def _choice(self, reply: Reply) -> ChatChoice:
         return ChatChoice(
-            choice.index,
-            message,
-            chat_logprobs(self._names, choice.token_ids, choice.logprobs, self._params.logprobs or 0),
-            reason,
-            choice.stop_reason,
-            choice.token_ids if self._gives_ids else UNSET,
+            reply.index,
+            self._message(reply),
+            chat_logprobs(self._names, reply.token_ids, reply.logprobs, self._params.logprobs or 0),
+            reply.finish_reason,
+            reply.stop_reason,
+            reply.token_ids if self._gives_ids else UNSET,
         )
 
-    def _num_reasoning_tokens(self) -> int | None:
-        """Of all choices so far; None where reasoning is not told apart."""
-        if self._outputs is None or not self._has_reasoning:
-            return None
-        return sum(output.num_reasoning_tokens for output in self._outputs)
+    def _message(self, reply: Reply) -> ReplyMessage:
+        calls = [ToolCall(call.call_id, "function", FunctionCall(call.name, call.arguments)) for call in reply.calls]
+        content: str | None = self._echo + reply.content
+        if not content and (calls or reply.reasoning) and not (self._reading is not None and self._reading.is_named):
+            content = None
+        message = ReplyMessage(self._role, content, tool_calls=calls or UNSET)
+        if self._reading is not None and self._reading.has_reasoning:
+            message.reasoning = message.reasoning_content = reply.reasoning or None
+        return message
 
-    # ------------------------------------------------------------ EventWriter
-    def events(self, place: int, delta: GenerationDelta) -> bytes:
-        self._usage.add(place, delta)
+    # ------------------------------------------------------------ events
+    def events(self, news: News) -> bytes:
+        self._usage.add(news)
         begin = b""
-        if not self._is_begun:  # E52: one chunk a choice
+        if not self._is_begun:  # one chunk a choice tells its role
             self._is_begun = True
             roles = (ChatChunkChoice(i, Delta(self._role, "")) for i in range(self._params.n))
             begin = b"".join(event(self._chunk(choice)) for choice in roles)
             self._first_ids = UNSET
-            if self._echo:  # E53
+            if self._echo:
                 begin += b"".join(self._text_event(i)(self._echo) for i in range(self._params.n))
-        return begin + b"".join([self._output(output) for output in delta.outputs])
+        return begin + b"".join([self._sample(sample) for sample in news.samples])
 
     def last_events(self) -> bytes:
         return event(self._chunk(None)) if self._include_usage else b""
 
-    def _output(self, output: CompletionDelta) -> bytes:
+    def _sample(self, sample: SampleNews) -> bytes:
         """One choice's chunks; b"" when its text is held back and nothing else is to be said."""
-        is_plain = output.logprobs is None and output.finish_reason is None
-        is_plain = is_plain and not (self._gives_ids or self._continuous_usage)
-        if self._outputs is None:
-            if is_plain:
-                return self._text_event(output.index)(output.text) if output.text else b""
-            return self._last_chunk(output, Delta(content=output.text) if output.text else None)
-        state = self._outputs[output.index]
-        news = state.push(output.text, output.token_ids, output.finish_reason)
-        if is_plain and news.content and not (news.reasoning or news.calls):
-            return self._text_event(output.index)(news.content)
-        deltas = state.deltas(news)
-        last = None if is_plain or not deltas else deltas.pop()
-        before = b"".join([event(self._chunk(ChatChunkChoice(output.index, delta))) for delta in deltas])
-        if is_plain:
-            return before
-        output.finish_reason = state.finish_reason(output.finish_reason)
-        return before + self._last_chunk(output, last)
+        is_plain = sample.logprobs is None and sample.finish_reason is None
+        if is_plain and not (self._gives_ids or self._continuous_usage):
+            return b"".join([self._said(sample.index, said) for said in sample.said])
+        deltas = [_delta(said) for said in sample.said]
+        last = deltas.pop() if deltas else None
+        before = b"".join([event(self._chunk(ChatChunkChoice(sample.index, delta))) for delta in deltas])
+        return before + self._last_chunk(sample, last)
 
-    def _last_chunk(self, output: CompletionDelta, delta: Delta | None) -> bytes:
-        """The chunk that carries the log probabilities, ids and the end of an output, if it has anything to say."""
-        logprobs = chat_logprobs(self._names, output.token_ids, output.logprobs, self._params.logprobs or 0)
+    def _said(self, index: int, said: Said) -> bytes:
+        if isinstance(said, Content):
+            return self._text_event(index)(said.text)
+        return event(self._chunk(ChatChunkChoice(index, _delta(said))))
+
+    def _last_chunk(self, sample: SampleNews, delta: Delta | None) -> bytes:
+        """The chunk that carries the log probabilities, ids and the end of a sample, if it has anything to say."""
+        logprobs = chat_logprobs(self._names, sample.token_ids, sample.logprobs, self._params.logprobs or 0)
         if logprobs is not None and not logprobs.content:
             logprobs = None
-        is_last = output.finish_reason is not None
+        is_last = sample.finish_reason is not None
         if delta is None:
-            if not (logprobs or is_last or (self._gives_ids and output.token_ids)):
+            if not (logprobs or is_last or (self._gives_ids and sample.token_ids)):
                 return b""
-            delta = Delta() if is_last or self._outputs is not None else Delta(content="")
+            delta = Delta() if is_last or self._reading is not None else Delta(content="")
         choice = ChatChunkChoice(
-            output.index,
+            sample.index,
             delta,
             logprobs,
-            output.finish_reason,
-            output.stop_reason if is_last else UNSET,
-            output.token_ids if self._gives_ids else UNSET,
+            sample.finish_reason,
+            sample.stop_reason if is_last else UNSET,
+            sample.token_ids if self._gives_ids else UNSET,
         )
         return event(self._chunk(choice))
 
@@ -166,16 +162,29 @@ class ChatReplyWriter:
 
     def _chunk(self, choice: ChatChunkChoice | None) -> ChatChunk:
         """The chunk of one choice, or with none the one that tells the usage."""
-        usage: Usage | UnsetType | None = None if self._include_usage else UNSET
+        usage: UsageReply | UnsetType | None = None if self._include_usage else UNSET
         if self._continuous_usage or choice is None:
-            usage = usage_of(*self._usage.totals(), self._num_reasoning_tokens())
+            usage = usage_of(self._usage)
         return ChatChunk(
             self._id,
             "chat.completion.chunk",
             self._created,
-            self._model,
-            self._serving.fingerprint,
+            self._model_name,
+            self._fingerprint,
             [] if choice is None else [choice],
             usage,
             self._first_ids,
         )
+
+
+def _delta(said: Said) -> Delta:
+    """Each new call is announced in a delta of its own, before its arguments."""
+    if isinstance(said, Content):
+        return Delta(content=said.text)
+    if isinstance(said, Reasoning):
+        return Delta(reasoning=said.text, reasoning_content=said.text)
+    if isinstance(said, CallBegan):
+        head = FunctionCallDelta("", said.name)
+        return Delta(tool_calls=[ToolCallDelta(said.call, head, said.call_id, "function")])
+    assert isinstance(said, CallArguments)
+    return Delta(tool_calls=[ToolCallDelta(said.call, FunctionCallDelta(said.text))])

@@ -1,24 +1,25 @@
-"""POST /v1/completions."""
+"""POST /v1/completions: a body to a turn, and its reply."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from contextlib import aclosing
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import msgspec
 from msgspec import UNSET, UnsetType
 
 from octavo.errors import InvalidRequest
-from octavo.generation import CompletionDelta, GenerationDelta
 from octavo.messages import TokenLogprobs
-from octavo.params import GenerateRequest, SamplingParams
+from octavo.params import SamplingParams
+from octavo.served.events import Content, News, PromptReply, Reply, SampleNews, Usage
+from octavo.served.model import Prepared, ServedModel
+from octavo.served.models import Lease
+from octavo.served.turn import Completion, Turn
 from octavo.server.exchange import Exchange
-from octavo.server.limits import beam_params
+from octavo.server.limits import beam_params, check_limits
 from octavo.server.logprobs import completion_logprobs, echoed_logprobs, joined, prompt_logprobs
-from octavo.server.protocol.common import Usage, usage_of
+from octavo.server.protocol.common import Usage as UsageReply
+from octavo.server.protocol.common import usage_of
 from octavo.server.protocol.completions import (
     COMPLETION_REFUSALS,
     DEFAULT_MAX_TOKENS,
@@ -29,7 +30,7 @@ from octavo.server.protocol.completions import (
 )
 from octavo.server.serving import Serving, reply_id
 from octavo.server.sse import TextEvent, event
-from octavo.server.streaming import UsageCount, send_whole
+from octavo.text.grammar import spec_of
 
 
 class CompletionHandler:
@@ -40,210 +41,118 @@ class CompletionHandler:
         serving = self._serving
         serving.state.check_available()
         body, request = await serving.read(exchange, CompletionRequest, COMPLETION_REFUSALS)
-        model = serving.state.resolve_model(request.model)
-        params = self._params(request)
+        lease = serving.state.models.resolve(request.model)
+        check_limits(request, serving.state.config)
+        turn = self._turn(body, request, lease.model, reply_id("cmpl", exchange, request))
         async with exchange.cancelled_on_disconnect():
-            params = await serving.constrained(params, serving.constraint(body), request)
-            full_id = reply_id("cmpl", exchange, request)
-            requests, texts = await self._requests(request, params, full_id)
-            reply = _Reply(serving, request, params, full_id, model, requests, texts)
-            if request.stream and params.num_samples == params.n:
-                await serving.stream(exchange, request, requests, params, reply)
-                return
-            async with aclosing(serving.generate(requests, params)) as deltas:
-                async for place, delta in deltas:
-                    reply.fold(place, delta)
-        await send_whole(exchange, reply.whole(), bool(request.stream))
+            prepared = await lease.model.prepare(turn)
+            encoder = CompletionEncoder(serving, lease, request, prepared)
+            await serving.send(exchange, request, lease.model, prepared, encoder)
 
-    def _params(self, request: CompletionRequest) -> SamplingParams:
-        changes: dict[str, Any] = {"logprobs": request.logprobs}
-        if "max_tokens" not in request.model_fields_set:  # null means: as many as fit
-            changes["max_tokens"] = DEFAULT_MAX_TOKENS
-        if request.scores_only:  # the engine generates one token, which is not returned
-            changes["max_tokens"] = 1
-            if request.min_tokens:
-                raise InvalidRequest("`min_tokens` must be 0 when `max_tokens` is 0.", "min_tokens")
-        if request.echo and request.logprobs is not None:  # the prompt's are part of the choice's
-            numbers = (request.logprobs, request.prompt_logprobs or 0)
-            changes["prompt_logprobs"] = -1 if -1 in numbers else max(numbers)
+    def _turn(self, body: Mapping[str, Any], request: CompletionRequest, model: ServedModel, request_id: str) -> Turn:
         if request.suffix:
             for name in ("echo", "truncate_prompt_tokens"):
                 if getattr(request, name):
                     raise InvalidRequest(f"`{name}` cannot be combined with `suffix`.", name)
-        params = self._serving.checked_params(request, **changes)
         most = self._serving.state.config.max_prompts
         if len(request.prompt) > most:
             raise InvalidRequest(f"At most {most} prompts are allowed in one request.", "prompt")
-        beams = beam_params(request)
-        samples = params.num_samples if beams is None else beams.width
-        fanout = len(request.prompt) * samples
-        if fanout > self._serving.state.max_fanout:
-            raise InvalidRequest(
-                f"{len(request.prompt)} prompts with {samples} samples each are {fanout} sequences; at most "
-                f"{self._serving.state.max_fanout} are allowed.",
-                "prompt",
-            )
-        return params
-
-    async def _requests(
-        self, request: CompletionRequest, params: SamplingParams, reply_id: str
-    ) -> tuple[list[GenerateRequest], list[str]]:
-        """One request a prompt, ids `<id>-<i>` when there are several (E70). All are checked before any starts.
-
-        Also the prompts' texts as an echo shows them: as they were given, or decoded when given as ids or cut.
-        """
-        requests, texts = [], []
-        prompts: Sequence[str | list[int]] = request.prompt
-        num_chars = sum(len(prompt) for prompt in prompts if isinstance(prompt, str))
-        for i, prompt in enumerate(prompts):
-            param = f"prompt.{i}" if len(request.prompt) > 1 else "prompt"
-            own_params = params
-            if not isinstance(prompt, str):
-                self._check_ids(prompt, param)
-            if request.suffix:
-                ids, ends = await self._infill(prompt, request, param, num_chars)
-                own_params = msgspec.structs.replace(params, stop_token_ids=(*params.stop_token_ids, *ends))
-            elif isinstance(prompt, str):
-                ids = await self._tokenized(prompt, request.add_special_tokens is not False, param, num_chars)
-            else:
-                ids = prompt
-            whole, ids = ids, self._serving.truncated(ids, params, request)
-            external_id = f"{reply_id}-{i}" if len(request.prompt) > 1 else reply_id
-            fitted = self._serving.fit(own_params, len(ids), param)
-            requests.append(self._serving.generate_request(external_id, ids, fitted, request))
-            if request.echo:
-                decode = self._serving.state.tokenizer.decode
-                texts.append(
-                    prompt if isinstance(prompt, str) and ids is whole else decode(ids, params.skip_special_tokens)
-                )
-        return requests, texts
-
-    async def _tokenized(self, prompt: str, add_special_tokens: bool, param: str, total: int) -> list[int]:
-        if not prompt:
-            raise InvalidRequest("Prompt cannot be empty.", param)
-        render = self._serving.state.renderer.render_text
-        return await self._serving.tokenize(len(prompt), lambda: render(prompt, add_special_tokens), param, total)
-
-    async def _infill(
-        self, prompt: str | list[int], request: CompletionRequest, param: str, total: int
-    ) -> tuple[list[int], tuple[int, ...]]:
-        """C6: a prompt for what stands between `prompt` and `suffix`, and the tokens that end it."""
-        suffix, add_special_tokens = request.suffix or "", request.add_special_tokens is not False
-        ends: tuple[int, ...] = ()
-
-        def render() -> list[int]:
-            nonlocal ends
-            found = self._serving.state.renderer.render_infill(prompt, suffix, add_special_tokens)
-            if found is None:
-                raise InvalidRequest(
-                    "`suffix` is not supported: the model's vocabulary has no tokens to fill in the middle.", "suffix"
-                )
-            ids, ends = found
-            return ids
-
-        size = len(suffix) + (len(prompt) if isinstance(prompt, str) else 0)
-        return await self._serving.tokenize(size, render, param, total + len(suffix)), ends
-
-    def _check_ids(self, ids: list[int], param: str) -> None:
-        vocab_size = self._serving.state.info.vocab_size
-        if min(ids) < 0 or max(ids) >= vocab_size:
-            raise InvalidRequest(f"Token ids should lie in 0..{vocab_size - 1}.", param)
+        special = request.add_special_tokens is not False
+        return Turn(
+            request_id=request_id,
+            prompts=[
+                Completion(prompt=prompt, add_special_tokens=special, suffix=request.suffix)
+                for prompt in request.prompt
+            ],
+            sampling=_sampling(request),
+            beams=beam_params(request),
+            constraint=spec_of(body, model.grammar_limits),
+            **request.turn_values(),
+        )
 
 
-class _Reply:
-    """One request's reply, whole or as events. A choice's index is prompt x n + sample (E71)."""
+def _sampling(request: CompletionRequest) -> dict[str, Any]:
+    values = request.sampling_values()
+    values["logprobs"] = request.logprobs
+    if "max_tokens" not in request.model_fields_set:  # null means: as many as fit
+        values["max_tokens"] = DEFAULT_MAX_TOKENS
+    if request.scores_only:  # the engine generates one token, which is not returned
+        values["max_tokens"] = 1
+        if request.min_tokens:
+            raise InvalidRequest("`min_tokens` must be 0 when `max_tokens` is 0.", "min_tokens")
+    if request.echo and request.logprobs is not None:  # the prompt's are part of the choice's
+        numbers = (request.logprobs, request.prompt_logprobs or 0)
+        values["prompt_logprobs"] = -1 if -1 in numbers else max(numbers)
+    return values
 
-    def __init__(
-        self,
-        serving: Serving,
-        request: CompletionRequest,
-        params: SamplingParams,
-        reply_id: str,
-        model: str,
-        requests: list[GenerateRequest],
-        texts: list[str],
-    ) -> None:
-        self._serving = serving
+
+class CompletionEncoder:
+    """One request's reply. A choice's index is prompt x n + sample."""
+
+    def __init__(self, serving: Serving, lease: Lease, request: CompletionRequest, prepared: Prepared) -> None:
+        self._model = lease.model
+        self._model_name = lease.name
+        self._fingerprint = lease.model.fingerprint
+        self._names = serving.names(lease.model, request)
         self._request = request
-        self._params = params
-        self._requests = requests
-        self._echoes = texts  # empty unless asked for
-        self._names = serving.names(request)
+        self._params: SamplingParams = prepared.params
+        self._prompts = prepared.prompts
+        # As an echo shows them: as they were given, or decoded when given as ids or cut.
+        self._echoes = [
+            lease.model.tokenizer.decode(prompt.ids, self._params.skip_special_tokens)
+            if prompt.text is None
+            else prompt.text
+            for prompt in (prepared.prompts if request.echo else ())
+        ]
         self._gives_ids = bool(request.return_token_ids)
-        self._id = reply_id
-        self._model = model
+        self._id = prepared.turn.request_id
         self._created = int(time.time())
         self._include_usage, self._continuous_usage = serving.usage_events(request)
-        self._usage = UsageCount()
+        self._usage = Usage()
         self._text_events: dict[int, TextEvent] = {}
-        num_choices = len(request.prompt) * params.n
-        self._offsets = [0] * num_choices  # characters of the tokens so far, for text_offset
-        self._whole = [CompletionChoice(i, "") for i in range(num_choices)]
-        self._texts: list[list[str]] = [[] for _ in range(num_choices)]
-        self._token_ids: list[list[int]] = [[] for _ in range(num_choices)]
+        self._offsets = [0] * (len(self._prompts) * self._params.n)  # characters so far, for text_offset
         self._scores: dict[int, list[TokenLogprobs]] = {}  # of the prompts
         self._echoed: set[int] = set()  # choices whose prompt is out
         self._identified: set[int] = set()  # choices whose prompt's ids are out
 
-    def fold(self, place: int, delta: GenerationDelta) -> None:
-        delta = self._begin(place, delta)
-        for output in delta.outputs:
-            part = self._choice(place, output)
-            whole = self._whole[part.index]
-            self._texts[part.index].append(part.text)
-            if part.logprobs is not None:
-                whole.logprobs = joined(whole.logprobs, part.logprobs)
-            if self._gives_ids:
-                self._token_ids[part.index] += output.token_ids
-            if part.finish_reason is not None:
-                whole.finish_reason, whole.stop_reason = part.finish_reason, part.stop_reason
-
-    def whole(self) -> CompletionReply:
-        wanted = self._request.prompt_logprobs
-        if wanted == -1:
-            wanted = self._params.prompt_logprobs
-        for place, request in enumerate(self._requests):
-            scores = None
-            if wanted is not None:
-                ids = request.prompt_token_ids
-                scores = prompt_logprobs(self._serving.texts, ids, self._scores[place], wanted)
-            for choice in self._whole[place * self._params.n : (place + 1) * self._params.n]:
-                choice.text = "".join(self._texts[choice.index])
+    # ------------------------------------------------------------ the whole
+    def whole(self, replies: Sequence[PromptReply], usage: Usage) -> CompletionReply:
+        choices = []
+        for reply in replies:
+            self._scores[reply.place] = reply.prompt_logprobs or []
+            scores = self._prompt_logprobs(reply.place)
+            for index in sorted(reply.samples):
+                choice = self._choice(reply.place, _as_news(reply.samples[index]))
                 choice.prompt_logprobs = scores
-                if self._gives_ids:
-                    choice.prompt_token_ids = request.prompt_token_ids
-                    choice.token_ids = self._token_ids[choice.index]
-        return self._object(self._whole, usage_of(*self._usage.totals()))
+                choices.append(choice)
+        return self._object(choices, self._usage_of(usage))
 
-    # ------------------------------------------------------------ EventWriter
-    def events(self, place: int, delta: GenerationDelta) -> bytes:
-        delta = self._begin(place, delta)
-        return b"".join([self._output(place, output) for output in delta.outputs])
+    def _prompt_logprobs(self, place: int) -> Any:
+        wanted = self._request.prompt_logprobs
+        if wanted is None:
+            return None
+        if wanted == -1:
+            wanted = self._params.prompt_logprobs or 0
+        return prompt_logprobs(self._model.texts, self._prompts[place].ids, self._scores[place], wanted)
+
+    # ------------------------------------------------------------ events
+    def events(self, news: News) -> bytes:
+        if news.prompt_logprobs is not None:
+            self._scores[news.place] = news.prompt_logprobs
+        self._usage.add(news)
+        return b"".join([self._sample(news.place, sample) for sample in news.samples])
 
     def last_events(self) -> bytes:
-        return event(self._object([], usage_of(*self._usage.totals()))) if self._include_usage else b""
+        return event(self._object([], self._usage_of(self._usage))) if self._include_usage else b""
 
-    def _begin(self, place: int, delta: GenerationDelta) -> GenerationDelta:
-        """What every delta goes through first: it is counted, and keeps what the caller is to see."""
-        if delta.prompt_logprobs is not None:
-            self._scores[place] = delta.prompt_logprobs
-        if self._request.scores_only:
-            outputs = [
-                replace(part, text="", token_ids=[], logprobs=part.logprobs and [], stop_reason=None,
-                        finish_reason=part.finish_reason and "length")
-                for part in delta.outputs
-            ]  # fmt: skip
-            delta = replace(delta, outputs=outputs, num_output_tokens=0)
-        self._usage.add(place, delta)
-        return delta
-
-    def _output(self, place: int, output: CompletionDelta) -> bytes:
+    def _sample(self, place: int, sample: SampleNews) -> bytes:
         """One choice's chunk; b"" when its text is held back and nothing else is to be said."""
-        is_plain = output.logprobs is None and output.finish_reason is None
+        is_plain = sample.logprobs is None and sample.finish_reason is None and not self._request.scores_only
         if is_plain and not (self._echoes or self._gives_ids or self._continuous_usage):
-            return self._text_event(place * self._params.n + output.index)(output.text) if output.text else b""
-        choice = self._choice(place, output)
-        has_ids = self._gives_ids and output.token_ids
+            text = _text(sample)
+            return self._text_event(place * self._params.n + sample.index)(text) if text else b""
+        choice = self._choice(place, sample)
+        has_ids = self._gives_ids and choice.token_ids
         if not (choice.text or choice.logprobs or has_ids or choice.finish_reason is not None):
             return b""
         return event(self._object([choice], self._running_usage()))
@@ -255,29 +164,35 @@ class _Reply:
             self._text_events[index] = made
         return made
 
-    def _running_usage(self) -> Usage | UnsetType | None:
-        """E56: null until the last chunk, or the counts so far when asked for."""
+    def _running_usage(self) -> UsageReply | UnsetType | None:
+        """Null until the last chunk, or the counts so far when asked for."""
         if self._continuous_usage:
-            return usage_of(*self._usage.totals())
+            return self._usage_of(self._usage)
         return None if self._include_usage else UNSET
 
-    def _choice(self, place: int, output: CompletionDelta) -> CompletionChoice:
-        index = place * self._params.n + output.index
+    def _usage_of(self, usage: Usage) -> UsageReply:
+        return usage_of(usage, num_output_tokens=0 if self._request.scores_only else None)
+
+    # ------------------------------------------------------------ a choice
+    def _choice(self, place: int, sample: SampleNews) -> CompletionChoice:
+        index = place * self._params.n + sample.index
+        if self._request.scores_only:
+            sample = _scores_only(sample)
         text, echoed = self._echo(place, index)
         logprobs = completion_logprobs(
-            self._names, output.token_ids, output.logprobs, self._params.logprobs or 0, self._offsets[index]
+            self._names, sample.token_ids, sample.logprobs, self._params.logprobs or 0, self._offsets[index]
         )
         if logprobs is not None:
-            self._offsets[index] += sum(len(self._names.text(token_id)) for token_id in output.token_ids)
+            self._offsets[index] += sum(len(self._names.text(token_id)) for token_id in sample.token_ids)
             logprobs = joined(echoed, logprobs)
             if not logprobs.tokens:
                 logprobs = None
-        choice = CompletionChoice(index, text + output.text, logprobs, output.finish_reason, output.stop_reason)
+        choice = CompletionChoice(index, text + _text(sample), logprobs, sample.finish_reason, sample.stop_reason)
         if self._gives_ids:
-            choice.token_ids = output.token_ids
+            choice.token_ids = sample.token_ids
             if index not in self._identified:
                 self._identified.add(index)
-                choice.prompt_token_ids = self._requests[place].prompt_token_ids
+                choice.prompt_token_ids = self._prompts[place].ids
         return choice
 
     def _echo(self, place: int, index: int) -> tuple[str, CompletionLogprobs | None]:
@@ -285,19 +200,36 @@ class _Reply:
         if not self._echoes or index in self._echoed:
             return "", None
         self._echoed.add(index)
-        text, ids = self._echoes[place], self._requests[place].prompt_token_ids
+        text, ids = self._echoes[place], self._prompts[place].ids
         self._offsets[index] = len(text)
         if self._params.logprobs is None:
             return text, None
         return text, echoed_logprobs(self._names, ids, self._scores[place], self._params.logprobs, text)
 
-    def _object(self, choices: list[CompletionChoice], usage: Usage | UnsetType | None) -> CompletionReply:
+    def _object(self, choices: list[CompletionChoice], usage: UsageReply | UnsetType | None) -> CompletionReply:
         return CompletionReply(
             self._id,
             "text_completion",
             self._created,
-            self._model,
+            self._model_name,
             choices,
-            self._serving.fingerprint,
+            self._fingerprint,
             usage,
         )
+
+
+def _text(sample: SampleNews) -> str:
+    """All of it: a turn without wishes has content only."""
+    return "".join([said.text for said in sample.said if isinstance(said, Content)])
+
+
+def _as_news(reply: Reply) -> SampleNews:
+    """The whole of a sample as one piece of news."""
+    said = [Content(reply.content)]
+    return SampleNews(reply.index, list(said), reply.token_ids, reply.logprobs, reply.finish_reason, reply.stop_reason)
+
+
+def _scores_only(sample: SampleNews) -> SampleNews:
+    """The prompt alone is wanted: the token behind it is not shown."""
+    finish_reason = None if sample.finish_reason is None else "length"
+    return SampleNews(sample.index, [], [], None if sample.logprobs is None else [], finish_reason)

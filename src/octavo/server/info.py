@@ -15,23 +15,23 @@ class InfoHandlers:
         self._state = state
 
     async def models(self, exchange: Exchange) -> None:
-        await exchange.send_json(ModelList([self._card(name) for name in self._state.model_names]))
+        await exchange.send_json(ModelList([self._card(name) for name in self._state.models.names]))
 
     async def model(self, exchange: Exchange) -> None:
-        await exchange.send_json(self._card(self._state.resolve_model(exchange.path_param)))
+        await exchange.send_json(self._card(exchange.path_param))
 
     def _card(self, name: str) -> ModelCard:
-        state = self._state
-        permission = ModelPermission(f"modelperm-{uuid.uuid4().hex}", state.created)
-        root = state.model_root or state.model_names[0]
-        return ModelCard(name, state.created, root, state.info.max_model_len, [permission])
+        lease = self._state.models.resolve(name)
+        model = lease.model
+        permission = ModelPermission(f"modelperm-{uuid.uuid4().hex}", model.created)
+        root = model.root or model.names[0]
+        return ModelCard(lease.name, model.created, root, model.info.max_model_len, [permission])
 
     async def health(self, exchange: Exchange) -> None:
         """200 and nothing while the engine lives; 503 when it is dead or hangs. A server that drains is alive."""
-        if self._state.client.is_healthy:
-            await exchange.send_bytes(b"", 200, [])
-        else:
+        if not self._state.models.default.engine.is_healthy:
             self._state.check_available()
+        await exchange.send_bytes(b"", 200, [])
 
     async def ready(self, exchange: Exchange) -> None:
         """As health, and 503 while the server drains: no new work should be sent here."""
@@ -42,7 +42,9 @@ class InfoHandlers:
         await exchange.send_json(VersionReply(octavo.__version__))
 
     async def tokenizer_info(self, exchange: Exchange) -> None:
-        await exchange.send_bytes(self._state.tokenizer_info, 200, [(b"content-type", b"application/json")])
+        await exchange.send_bytes(
+            self._state.models.default.tokenizer_info, 200, [(b"content-type", b"application/json")]
+        )
 
     async def metrics(self, exchange: Exchange) -> None:
         body, content_type = self._state.metrics.render()

@@ -9,10 +9,9 @@ from octavo.config import ServerConfig
 from octavo.errors import InvalidRequest
 from octavo.messages import EngineInfo
 from octavo.params import MAX_LENGTH_PENALTY, RANGES, BeamParams, Range
+from octavo.served.checks import MAX_BAD_WORD_CHARS, MAX_CACHE_SALT_CHARS
 from octavo.server.exchange import BodyLimits
 from octavo.server.protocol.common import (
-    MAX_BAD_WORD_CHARS,
-    MAX_CACHE_SALT_CHARS,
     MAX_REQUEST_ID_CHARS,
     MAX_STOP_CHARS,
     SamplingFields,
@@ -24,7 +23,7 @@ def body_limits(config: ServerConfig) -> BodyLimits:
 
 
 def check_limits(request: SamplingFields, config: ServerConfig) -> None:
-    """Raise `InvalidRequest` for lists that are longer than the server's settings allow."""
+    """Raise `InvalidRequest` for lists longer than the server's settings allow, and for what goes with streams only."""
     if len(request.stop) > config.max_stop_strings:
         raise InvalidRequest(f"At most {config.max_stop_strings} stop strings are allowed.", "stop")
     if len(request.logit_bias or {}) > config.max_logit_bias:
@@ -34,6 +33,10 @@ def check_limits(request: SamplingFields, config: ServerConfig) -> None:
             raise InvalidRequest("`stream_interval` can only be set when `stream=True`.", "stream_interval")
         if request.stream_interval < 1:
             raise InvalidRequest("`stream_interval` must be at least 1.", "stream_interval")
+    if request.stream_options is not None and not request.stream:
+        raise InvalidRequest("Stream options can only be defined when `stream=True`.", "stream_options")
+    if request.stream and request.prompt_logprobs is not None:
+        raise InvalidRequest("`prompt_logprobs` are not available when `stream=True`.", "prompt_logprobs")
 
 
 def beam_params(request: SamplingFields) -> BeamParams | None:

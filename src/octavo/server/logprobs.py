@@ -3,30 +3,13 @@
 from __future__ import annotations
 
 from octavo.messages import TokenLogprobs
+from octavo.served.parts import TokenTexts
 from octavo.server.protocol.chat import ChatLogprobs, ContentLogprob, TopLogprob
 from octavo.server.protocol.common import PromptLogprob
 from octavo.server.protocol.completions import CompletionLogprobs
-from octavo.server.state import Tokenizer
 
 #: JSON has no -Infinity: what lies below is reported as this (E72).
 FLOOR = -9999.0
-
-
-class TokenTexts:
-    """Tokens as (text, bytes). A token that is a part of a character has a replacement character as text."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._known: dict[int, tuple[str, list[int]]] = {}  # at most the vocabulary
-
-    def __getitem__(self, token_id: int) -> tuple[str, list[int]]:
-        pair = self._known.get(token_id)
-        if pair is None:
-            raw = self._tokenizer.token_bytes(token_id)
-            if raw is None:
-                raw = self._tokenizer.decode([token_id], skip_special_tokens=False).encode()
-            pair = self._known[token_id] = (raw.decode("utf-8", "replace"), list(raw))
-        return pair
 
 
 class TokenNames:

@@ -86,7 +86,7 @@ def document(state: ServerState, routes: Sequence[Route]) -> dict[str, Any]:
         "info": {
             "title": "octavo",
             "version": octavo.__version__,
-            "description": f"Serves {state.model_names[0]} over the OpenAI HTTP API.",
+            "description": f"Serves {state.models.default.names[0]} over the OpenAI HTTP API.",
         },
         "servers": [{"url": state.config.root_path or "/"}],
         "paths": paths,
@@ -135,7 +135,7 @@ def _body_schemas(models: Sequence[type[WireModel]], state: ServerState) -> dict
         [(model, "validation") for model in models], ref_template=_REF.replace("name", "model")
     )
     found: dict[str, Any] = schema.get("$defs", {})
-    bounds = json_bounds(state.config, state.info)
+    bounds = json_bounds(state.config, state.models.default.info)
     for model in models:
         scores_only = {"max_tokens": {"minimum": 0}} if model is CompletionRequest else {}
         add_bounds(found[model.__name__], bounds | scores_only)

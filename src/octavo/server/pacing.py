@@ -1,62 +1,20 @@
-"""When the events of a stream are sent: several tokens in one, and a sign of life when there are none."""
+"""Signs of life on a stream that has nothing to say."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import TypeVar
 
-from octavo.generation import CompletionDelta, GenerationDelta
 from octavo.server.exchange import Exchange
 
 #: A comment: readers of events skip it, proxies see that the connection lives (E58).
 KEEP_ALIVE = b": keep-alive\n\n"
 
 T = TypeVar("T")
-Placed = tuple[int, GenerationDelta]
-
-
-async def at_intervals(deltas: AsyncIterator[Placed], interval: int) -> AsyncGenerator[Placed, None]:
-    """E60: the same stream with at least `interval` tokens in a choice's delta.
-
-    A choice's first text and its end are never delayed. When the stream fails, what was held comes before the error.
-    """
-    held: dict[tuple[int, int], CompletionDelta] = {}
-    begun: set[tuple[int, int]] = set()
-    last: dict[int, GenerationDelta] = {}
-    try:
-        async for place, delta in deltas:
-            last[place] = delta
-            ready = []
-            for output in delta.outputs:
-                key = (place, output.index)
-                if key in held:
-                    output = _joined(held.pop(key), output)
-                is_due = len(output.token_ids) >= interval or output.finish_reason is not None
-                if is_due or (key not in begun and output.text):
-                    begun.add(key)
-                    ready.append(output)
-                else:
-                    held[key] = output
-            if ready or delta.finished:
-                yield place, replace(delta, outputs=ready)
-    except Exception:
-        for (place, _), output in held.items():
-            yield place, replace(last[place], outputs=[output])
-        raise
-
-
-def _joined(first: CompletionDelta, second: CompletionDelta) -> CompletionDelta:
-    logprobs = None
-    if first.logprobs is not None or second.logprobs is not None:
-        logprobs = [*(first.logprobs or []), *(second.logprobs or [])]
-    return replace(
-        second, text=first.text + second.text, token_ids=first.token_ids + second.token_ids, logprobs=logprobs
-    )
 
 
 class KeepAlive:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from msgspec import UNSET
 
 from octavo.errors import InvalidRequest
-from octavo.server.conversation import note_unheard, render_chat
+from octavo.served.model import ServedModel
+from octavo.served.turn import Completion
+from octavo.server.conversation import conversation_of, note_unheard
 from octavo.server.exchange import Exchange
 from octavo.server.protocol.conversation import check_prompt_options
 from octavo.server.protocol.tokenize import (
@@ -25,22 +27,24 @@ class TokenizeHandler:
         serving = self._serving
         body, request = await serving.read(exchange, TokenizeRequest, {})
         check_prompt_options(body)
-        serving.state.resolve_model(request.model)
-        note_unheard(serving, exchange, request)
-        ids = await self._ids(request)
-        strings = [serving.texts[i][0] for i in ids] if request.return_token_strs else UNSET
-        await exchange.send_json(TokenizeReply(len(ids), serving.state.info.max_model_len, ids, strings))
+        model = serving.state.models.resolve(request.model).model
+        note_unheard(serving, model, exchange, request)
+        ids = await self._ids(request, model)
+        strings = [model.texts[i][0] for i in ids] if request.return_token_strs else UNSET
+        await exchange.send_json(TokenizeReply(len(ids), model.info.max_model_len, ids, strings))
 
-    async def _ids(self, request: TokenizeRequest) -> list[int]:
+    async def _ids(self, request: TokenizeRequest, model: ServedModel) -> list[int]:
         if (request.prompt is None) == (request.messages is None):
             raise InvalidRequest("Either `prompt` or `messages` should be given.", "prompt")
         if request.messages is not None:
-            return await render_chat(self._serving, request, request.messages)
-        text = request.prompt or ""
-        render = self._serving.state.renderer.render_text
-        return await self._serving.tokenize(
-            len(text), lambda: render(text, request.add_special_tokens is not False), "prompt"
-        )
+            conversation = conversation_of(request, request.messages, self._serving.state.config)
+            [prompt] = await model.prompts.made([conversation], "messages")
+            return prompt.ids
+        special = request.add_special_tokens is not False
+        if not request.prompt:
+            return model.renderer.render_text("", special)
+        [prompt] = await model.prompts.made([Completion(prompt=request.prompt, add_special_tokens=special)], "prompt")
+        return prompt.ids
 
 
 class DetokenizeHandler:
@@ -48,10 +52,9 @@ class DetokenizeHandler:
         self._serving = serving
 
     async def __call__(self, exchange: Exchange) -> None:
-        state = self._serving.state
         _, request = await self._serving.read(exchange, DetokenizeRequest, {})
-        state.resolve_model(request.model)
-        if request.tokens and not 0 <= min(request.tokens) <= max(request.tokens) < state.info.vocab_size:
-            raise InvalidRequest(f"Token ids should lie in 0..{state.info.vocab_size - 1}.", "tokens")
-        text = state.tokenizer.decode(request.tokens, skip_special_tokens=False)
+        model = self._serving.state.models.resolve(request.model).model
+        if request.tokens and not 0 <= min(request.tokens) <= max(request.tokens) < model.info.vocab_size:
+            raise InvalidRequest(f"Token ids should lie in 0..{model.info.vocab_size - 1}.", "tokens")
+        text = model.tokenizer.decode(request.tokens, skip_special_tokens=False)
         await exchange.send_json(DetokenizeReply(text))

@@ -22,11 +22,10 @@ from pydantic_core import PydanticCustomError
 
 from octavo.errors import InvalidRequest
 from octavo.params import MAX_BAD_WORDS, SamplingParams
+from octavo.served import events
 
 #: The most characters of a stop string.
 MAX_STOP_CHARS = 4096
-MAX_CACHE_SALT_CHARS = 256
-MAX_BAD_WORD_CHARS = 512
 MAX_REQUEST_ID_CHARS = 128
 
 Int = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
@@ -143,17 +142,25 @@ class SamplingFields(WireModel):
     guided_decoding_backend: Any = None
     guided_whitespace_pattern: Any = None
 
-    def sampling_params(self, defaults: Mapping[str, Any], **changes: Any) -> SamplingParams:
-        """The parameters before validation: given fields, then `changes`, over the server's `defaults`."""
-        # A default of `max_tokens` bounds what fits the context; that is known when the prompt is.
-        values = {name: value for name, value in defaults.items() if name != "max_tokens"}
-        values.update((name, value) for name in _SAMPLING_FIELDS if (value := getattr(self, name)) is not None)
+    def sampling_values(self) -> dict[str, Any]:
+        """What the body says of `SamplingParams`, by its names."""
+        values = {name: value for name in _SAMPLING_FIELDS if (value := getattr(self, name)) is not None}
         values["stop"] = tuple(self.stop)
         values["stop_token_ids"] = tuple(self.stop_token_ids or ())
         if self.allowed_token_ids is not None:
             values["allowed_token_ids"] = tuple(self.allowed_token_ids)
-        values.update(changes)
-        return SamplingParams(**values)
+        return values
+
+    def turn_values(self) -> dict[str, Any]:
+        """What the body says of a `Turn` beside its prompt and its sampling, by its names."""
+        return {
+            "bad_words": self.bad_words or (),
+            "truncate": self.truncate_prompt_tokens,
+            "truncate_right": self.truncation_side == "right",
+            "priority": self.priority or 0,
+            "cache_salt": self.cache_salt or "",
+            "is_whole": not self.stream,
+        }
 
     @property
     def include_usage(self) -> bool:
@@ -236,6 +243,11 @@ class Usage(msgspec.Struct):
     completion_tokens_details: CompletionTokensDetails | UnsetType = UNSET  # where reasoning is told apart
 
 
-def usage_of(num_prompt: int, num_cached: int, num_output: int, num_reasoning: int | None = None) -> Usage:
+def usage_of(counts: events.Usage, *, num_output_tokens: int | None = None) -> Usage:
+    """`num_output_tokens`: in place of what was generated, where a reply returns less."""
+    num_output = counts.num_output_tokens if num_output_tokens is None else num_output_tokens
+    num_prompt, num_reasoning = counts.num_prompt_tokens, counts.num_reasoning_tokens
     details = UNSET if num_reasoning is None else CompletionTokensDetails(num_reasoning)
-    return Usage(num_prompt, num_prompt + num_output, num_output, PromptTokensDetails(num_cached), details)
+    return Usage(
+        num_prompt, num_prompt + num_output, num_output, PromptTokensDetails(counts.num_cached_tokens), details
+    )

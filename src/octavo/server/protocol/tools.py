@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -10,13 +9,13 @@ from msgspec import UNSET, UnsetType
 from pydantic import AfterValidator, ConfigDict, PlainValidator
 from pydantic_core import PydanticCustomError
 
+from octavo.served.turn import ToolChoice
 from octavo.server.protocol.common import WireModel
 from octavo.text.formats.base import MAX_NAME
 
 #: Most functions of a request.
 MAX_TOOLS = 1024
 
-ChoiceMode = Literal["none", "auto", "required", "named"]
 _MODES = ("none", "auto", "required")
 _SHAPE = 'Input should be "none", "auto", "required", or {"type": "function", "function": {"name": "my_function"}}'
 _ALLOWED_SHAPE = (
@@ -53,14 +52,6 @@ class ToolDefinition(WireModel):
         shown: dict[str, Any] = self.model_dump(exclude_unset=True)
         shown["function"].pop("strict", None)
         return shown
-
-
-@dataclass(frozen=True, slots=True)
-class ToolChoice:
-    """`names`: the only functions that may be called, one if the mode is "named"; None: all."""
-
-    mode: ChoiceMode
-    names: tuple[str, ...] | None = None
 
 
 def _named(value: Any) -> str | None:

@@ -1,4 +1,4 @@
-"""One choice of a chat reply: from a model's text to what the API calls content, reasoning and tool calls."""
+"""From a model's text to what was meant by it: content, reasoning and function calls, one sample at a time."""
 
 from __future__ import annotations
 
@@ -9,20 +9,18 @@ from codecs import getincrementaldecoder
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from msgspec import UNSET, UnsetType
-
-from octavo.server.logprobs import TokenTexts
-from octavo.server.protocol.chat import Delta, ReplyMessage
-from octavo.server.protocol.tools import FunctionCall, FunctionCallDelta, ToolCall, ToolCallDelta
+from octavo.generation import CompletionDelta
+from octavo.served.events import CallArguments, CallBegan, Content, Reasoning, Said, SampleNews
+from octavo.served.parts import TokenTexts
 from octavo.text.output_parser import CallDelta, OutputDelta, OutputFormat, OutputParser
 
 _ALPHANUMERIC = string.ascii_letters + string.digits
-_NAMED_STYLE = {"mistral": lambda: "".join(secrets.choice(_ALPHANUMERIC) for _ in range(9))}  # C7
+_ID_STYLES = {"mistral": lambda: "".join(secrets.choice(_ALPHANUMERIC) for _ in range(9))}
 
 
 @dataclass(frozen=True)
 class OutputReading:
-    """What the choices of one request share."""
+    """How the samples of one turn are read."""
 
     format: OutputFormat
     texts: TokenTexts
@@ -36,17 +34,29 @@ class OutputReading:
         return self.format.reasoning is not None
 
     def call_id(self, call: CallDelta) -> str:
-        """The id of a new call (F28): the model's own, or one in the style of its format."""
+        """The id of a new call: the model's own, or one in the style of its format."""
         if call.call_id is not None:
             return call.call_id
         style = self.format.tools.id_style if self.format.tools is not None else ""
-        make = _NAMED_STYLE.get(style)
+        make = _ID_STYLES.get(style)
         return make() if make is not None else f"chatcmpl-tool-{uuid.uuid4().hex}"
 
 
+def plain(output: CompletionDelta) -> SampleNews:
+    """News of a sample whose text is all content."""
+    return SampleNews(
+        output.index,
+        [Content(output.text)] if output.text else [],
+        output.token_ids,
+        output.logprobs,
+        output.finish_reason,
+        output.stop_reason,
+    )
+
+
 @dataclass(slots=True)
-class ChoiceOutput:
-    """The state of one choice while its text arrives."""
+class SampleReader:
+    """One sample while its text arrives."""
 
     reading: OutputReading
     parser: OutputParser = field(init=False)
@@ -56,8 +66,19 @@ class ChoiceOutput:
     def __post_init__(self) -> None:
         self.parser = OutputParser(self.reading.format)
 
-    def push(self, text: str, token_ids: Sequence[int], finish_reason: str | None) -> OutputDelta:
-        """What the new text means; all that is left when the choice is at its end."""
+    def read(self, output: CompletionDelta) -> SampleNews:
+        delta = self._push(output.text, output.token_ids, output.finish_reason)
+        return SampleNews(
+            output.index,
+            self._said(delta),
+            output.token_ids,
+            output.logprobs,
+            self._finish_reason(output.finish_reason),
+            output.stop_reason,
+        )
+
+    def _push(self, text: str, token_ids: Sequence[int], finish_reason: str | None) -> OutputDelta:
+        """What the new text means; all that is left when the sample is at its end."""
         if self.reading.has_reasoning:
             self.token_ids += token_ids
         delta = self.parser.push(text) if text else OutputDelta()
@@ -65,7 +86,7 @@ class ChoiceOutput:
             truncated = finish_reason != "stop"
             rest = self.parser.finish(truncated=truncated)
             if truncated and self.reading.is_forced:
-                rest.content = ""  # the beginning of a call, which is no text of its own (F20, F26)
+                rest.content = ""  # the beginning of a call, which is no text of its own
             delta = OutputDelta(
                 delta.reasoning + rest.reasoning, delta.content + rest.content, joined(delta.calls, rest.calls)
             )
@@ -73,8 +94,21 @@ class ChoiceOutput:
             delta.reasoning = ""
         return delta
 
-    def finish_reason(self, reason: str | None) -> str | None:
-        """F20, F22: a reply that ends in calls says so, but for the one whose function the request named."""
+    def _said(self, delta: OutputDelta) -> list[Said]:
+        said: list[Said] = []
+        if delta.reasoning:
+            said.append(Reasoning(delta.reasoning))
+        if delta.content:
+            said.append(Content(delta.content))
+        for call in delta.calls:
+            if call.name is not None:
+                said.append(CallBegan(call.index, self.reading.call_id(call), call.name))
+            if call.arguments:
+                said.append(CallArguments(call.index, call.arguments))
+        return said
+
+    def _finish_reason(self, reason: str | None) -> str | None:
+        """A reply that ends in calls says so, but for the one whose function the caller named."""
         if reason == "stop" and self.parser.num_calls and not self.reading.is_named:
             return "tool_calls"
         return reason
@@ -88,37 +122,6 @@ class ChoiceOutput:
         if end != self._counted[0]:
             self._counted = (end, _tokens_within(self.token_ids, end, self.reading))
         return self._counted[1]
-
-    # ------------------------------------------------------------ shapes of the API
-    def deltas(self, delta: OutputDelta) -> list[Delta]:
-        """The deltas of a stream: each new call is announced in one of its own (F25)."""
-        result: list[Delta] = []
-        if delta.content or delta.reasoning:
-            thought: str | UnsetType = delta.reasoning or UNSET
-            result.append(Delta(content=delta.content or UNSET, reasoning=thought, reasoning_content=thought))
-        for call in delta.calls:
-            if call.name is not None:
-                head = FunctionCallDelta("", call.name)
-                result.append(
-                    Delta(tool_calls=[ToolCallDelta(call.index, head, self.reading.call_id(call), "function")])
-                )
-            if call.arguments:
-                result.append(Delta(tool_calls=[ToolCallDelta(call.index, FunctionCallDelta(call.arguments))]))
-        return result
-
-    def message(self, role: str, echo: str, delta: OutputDelta) -> ReplyMessage:
-        """The message of a whole reply, whose text was pushed in one piece."""
-        calls = [
-            ToolCall(self.reading.call_id(call), "function", FunctionCall(call.name or "", call.arguments))
-            for call in delta.calls
-        ]
-        content: str | None = echo + delta.content
-        if not content and not self.reading.is_named and (calls or delta.reasoning):
-            content = None
-        message = ReplyMessage(role, content, tool_calls=calls or UNSET)
-        if self.reading.has_reasoning:
-            message.reasoning = message.reasoning_content = delta.reasoning or None
-        return message
 
 
 def joined(first: list[CallDelta], second: list[CallDelta]) -> list[CallDelta]:

@@ -1,5 +1,5 @@
-"""What a chat request wants of its output: which tools may be called and must be, how the text is to be read, and what
-the model is held to (features.md 4.1, F1 to F10; U4)."""
+"""What a turn wants of its output: which functions may be called and must be, how the text is to be read, and what the
+model is held to."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from typing import Final
 from octavo.config import ServerConfig
 from octavo.errors import InvalidRequest
 from octavo.params import GrammarSpec
-from octavo.server.protocol.chat import ChatRequest
-from octavo.server.protocol.tools import ToolChoice, ToolDefinition
-from octavo.server.state import OutputSettings
+from octavo.served.parts import OutputSettings
+from octavo.served.turn import Function, ReplyWishes, ToolChoice
 from octavo.text.formats.base import ReasoningFormat, Tool, ToolFormat
 from octavo.text.formats.table import TOOL_FORMATS
 from octavo.text.grammar import CALL_OPTIONS, GrammarLimits
@@ -70,27 +69,27 @@ class OutputPlan:
 
 
 def plan_output(
-    request: ChatRequest,
+    wishes: ReplyWishes,
     constraint: GrammarSpec | None,
     settings: OutputSettings,
     config: ServerConfig,
     limits: GrammarLimits,
 ) -> OutputPlan:
-    """`constraint` is what the request says of its output elsewhere. Raises `InvalidRequest`."""
-    definitions = request.tools or []
-    choice = _choice(request, definitions, config)
+    """`constraint` is what the turn says of its output elsewhere. Raises `InvalidRequest`."""
+    functions = wishes.functions
+    choice = _choice(wishes, config)
     names = None if choice.names is None else frozenset(choice.names)
-    called = [i for i, tool in enumerate(definitions) if names is None or tool.function.name in names]
-    tools = tuple(_tool(definitions[i]) for i in called) if choice.mode != "none" else ()
-    parallel = request.parallel_tool_calls is not False
+    called = [i for i, function in enumerate(functions) if names is None or function.name in names]
+    tools = tuple(_tool(functions[i]) for i in called) if choice.mode != "none" else ()
+    parallel = wishes.parallel_calls
     row, spec = None, None
     if choice.mode == "auto":
         row = settings.tool_format
-        spec = _strict(definitions, called, tools, settings, config, limits, parallel=parallel)
+        spec = _strict(functions, called, tools, settings, config, limits, parallel=parallel)
     elif choice.mode in ("required", "named"):
         prepared = prepared_tools(tools, [f"tools.{i}" for i in called], limits)
         row, spec = _forced(choice, prepared, settings, parallel=parallel)
-    if constraint is not None and spec is not None:  # D8
+    if constraint is not None and spec is not None:
         raise InvalidRequest(
             f"A request can have one constraint, but `{constraint.param}` and `{spec.param}` were given.",
             constraint.param,
@@ -103,23 +102,22 @@ def plan_output(
         spec=spec or constraint,
         forces_calls=spec is not None,
         parallel=parallel,
-        thinking_budget=_thinking_budget(request, settings.reasoning_format),
+        thinking_budget=_thinking_budget(wishes, settings.reasoning_format),
     )
 
 
-def _choice(request: ChatRequest, definitions: Sequence[ToolDefinition], config: ServerConfig) -> ToolChoice:
-    """The request's choice where it has tools; what it means where it has none (D6)."""
-    choice = request.tool_choice or ToolChoice("auto")
-    if not definitions:
+def _choice(wishes: ReplyWishes, config: ServerConfig) -> ToolChoice:
+    """The turn's choice where it has functions; what it means where it has none."""
+    choice = wishes.choice or ToolChoice("auto")
+    if not wishes.functions:
         if choice.mode in ("required", "named") or choice.names is not None:
             raise InvalidRequest("`tool_choice` needs `tools` to choose from.", "tool_choice")
         return ToolChoice("none")
     known: set[str] = set()
-    for i, definition in enumerate(definitions):
-        name = definition.function.name
-        if name in known:
-            raise InvalidRequest(f"Two tools have the name {name!r}.", f"tools.{i}.function.name")
-        known.add(name)
+    for i, function in enumerate(wishes.functions):
+        if function.name in known:
+            raise InvalidRequest(f"Two tools have the name {function.name!r}.", f"tools.{i}.function.name")
+        known.add(function.name)
     for name in choice.names or ():
         if name not in known:
             raise InvalidRequest(
@@ -132,9 +130,8 @@ def _choice(request: ChatRequest, definitions: Sequence[ToolDefinition], config:
     return choice
 
 
-def _tool(definition: ToolDefinition) -> Tool:
-    parameters = definition.function.parameters
-    return Tool(definition.function.name, parameters if parameters is not None else NO_PARAMETERS)
+def _tool(function: Function) -> Tool:
+    return Tool(function.name, function.parameters if function.parameters is not None else NO_PARAMETERS)
 
 
 def _forced(
@@ -154,7 +151,7 @@ def _forced(
 
 
 def _strict(
-    definitions: Sequence[ToolDefinition],
+    functions: Sequence[Function],
     called: Sequence[int],
     tools: Sequence[Tool],
     settings: OutputSettings,
@@ -168,7 +165,7 @@ def _strict(
     None when no function asks for it, nor the server.
     """
     level = config.tool_strict_level
-    stricts = [bool(definitions[i].function.strict) or level == "parameter" for i in called]
+    stricts = [functions[i].strict or level == "parameter" for i in called]
     row = settings.tool_format
     if row is None or not (any(stricts) or level == "function"):
         return None
@@ -177,8 +174,8 @@ def _strict(
     return calls_among_text(row, prepared, settings.special_tokens, parallel=parallel)
 
 
-def _thinking_budget(request: ChatRequest, row: ReasoningFormat | None) -> int | None:
-    budget = request.thinking_token_budget
+def _thinking_budget(wishes: ReplyWishes, row: ReasoningFormat | None) -> int | None:
+    budget = wishes.thinking_budget
     if budget is None:
         return None
     if row is None:

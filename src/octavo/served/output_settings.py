@@ -8,7 +8,7 @@ from typing import Protocol
 
 from octavo.config import ServerConfig
 from octavo.errors import InvalidConfig
-from octavo.server.state import OutputSettings
+from octavo.served.parts import OutputSettings
 from octavo.text.formats.base import ReasoningFormat, ToolFormat
 from octavo.text.formats.detect import detect_reasoning_format, detect_tool_format
 from octavo.text.formats.registry import load_plugin, reasoning_format, tool_format

@@ -1,0 +1,115 @@
+"""The checks of a turn's parameters, once for all APIs and for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from octavo.errors import InvalidRequest
+from octavo.messages import EngineInfo
+from octavo.params import SamplingParams
+from octavo.served.parts import Renderer
+from octavo.served.turn import Turn
+
+if TYPE_CHECKING:
+    from octavo.served.model import ServedModel
+
+MAX_CACHE_SALT_CHARS = 256
+MAX_BAD_WORD_CHARS = 512
+
+
+def checked_params(model: ServedModel, turn: Turn) -> SamplingParams:
+    """The turn's sampling parameters, validated; `max_tokens` may still be None. Raises `InvalidRequest`."""
+    salt = turn.cache_salt
+    if len(salt) > MAX_CACHE_SALT_CHARS or not salt.isprintable():
+        raise InvalidRequest(
+            f"`cache_salt` should be at most {MAX_CACHE_SALT_CHARS} printable characters.", "cache_salt"
+        )
+    params = _params(model, turn)
+    if turn.bad_words:
+        params = msgspec.structs.replace(params, bad_word_token_ids=_bad_words(turn.bad_words, model.renderer))
+    params = params.validate(
+        vocab_size=model.info.vocab_size, max_logprobs=model.config.max_logprobs, max_n=model.config.max_n
+    )
+    if turn.beams is not None:
+        turn.beams.check(params, model.config.max_n)
+        _check_mode(model, "use_beam_search")
+    elif params.num_samples > 1 and params.greedy:
+        name = "n" if params.n > 1 else "best_of"
+        raise InvalidRequest(f"`{name}` must be 1 when `temperature` is 0: all choices would be equal.", name)
+    elif params.num_samples > params.n:
+        _check_mode(model, "best_of")
+    num_samples = params.num_samples if turn.beams is None else turn.beams.width
+    num_sequences = len(turn.prompts) * num_samples
+    if len(turn.prompts) > 1 and num_sequences > model.max_fanout:
+        raise InvalidRequest(
+            f"{len(turn.prompts)} prompts with {num_samples} samples each are {num_sequences} sequences; at most "
+            f"{model.max_fanout} are allowed.",
+            turn.prompt_param,
+        )
+    return params
+
+
+def _params(model: ServedModel, turn: Turn) -> SamplingParams:
+    """What the caller said, over the model's defaults."""
+    if isinstance(turn.sampling, SamplingParams):
+        return turn.sampling
+    # A default of `max_tokens` bounds what fits the context; that is known when the prompt is.
+    values = {name: value for name, value in model.default_sampling.items() if name != "max_tokens"}
+    if turn.beams is not None:
+        # The defaults are about sampling; only what the caller says can be wrong.
+        values = {"temperature": 0.0}
+    values |= turn.sampling
+    if turn.beams is not None:
+        values["best_of"] = None  # it is their number
+    return SamplingParams(**values)
+
+
+def _check_mode(model: ServedModel, name: str) -> None:
+    """Sums of logits are no ranking."""
+    if model.logprobs_mode.endswith("_logits"):
+        raise InvalidRequest(
+            f"`{name}` needs log probabilities, and this server has logits in their place (--logprobs-mode).", name
+        )
+
+
+def _bad_words(words: Sequence[str], renderer: Renderer) -> tuple[tuple[int, ...], ...]:
+    """Each word as it is written at the start of a text and after a space."""
+    sequences: dict[tuple[int, ...], None] = {}  # an ordered set
+    for i, word in enumerate(words):
+        if not word.strip() or len(word) > MAX_BAD_WORD_CHARS:
+            raise InvalidRequest(
+                f"A word of `bad_words` should have 1 to {MAX_BAD_WORD_CHARS} characters, not only spaces.",
+                f"bad_words.{i}",
+            )
+        for text in (word.lstrip(), " " + word.lstrip()):
+            if ids := renderer.render_text(text, False):
+                sequences[tuple(ids)] = None
+    return tuple(sequences)
+
+
+def truncated(ids: list[int], params: SamplingParams, turn: Turn, info: EngineInfo) -> list[int]:
+    """The prompt as far as the turn lets it be; -1 leaves room for what is generated."""
+    wanted = turn.truncate
+    if wanted is None:
+        return ids
+    if wanted < -1 or wanted == 0 or wanted > info.max_model_len:
+        raise InvalidRequest(
+            f"`truncate_prompt_tokens` must be -1 or in [1, {info.max_model_len}].", "truncate_prompt_tokens"
+        )
+    if wanted == -1:
+        room = min(info.max_model_len, info.max_request_tokens)
+        wanted = max(1, room - (params.max_tokens or max(1, params.min_tokens)))
+    if len(ids) <= wanted:
+        return ids
+    return ids[:wanted] if turn.truncate_right else ids[-wanted:]
+
+
+def renamed(exc: InvalidRequest, names: Mapping[str, str]) -> InvalidRequest:
+    """The same error under the name that the caller used for the field."""
+    new = names.get(exc.param or "")
+    if new is None:
+        return exc
+    return type(exc)(exc.message.replace(f"`{exc.param}`", f"`{new}`"), new)

@@ -1,0 +1,267 @@
+"""One model as it is served: every check of a turn, its prompts as token ids, and the stream of what comes of it."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+import octavo
+from octavo.admission import sized
+from octavo.config import LogprobsMode, ServerConfig
+from octavo.errors import EngineDead, InvalidRequest, ShuttingDown
+from octavo.generation import GenerationDelta
+from octavo.log import escape
+from octavo.messages import EngineInfo
+from octavo.params import GenerateRequest, GrammarSpec, SamplingParams
+from octavo.served.best_of import best_of, widened
+from octavo.served.checks import checked_params, renamed, truncated
+from octavo.served.events import News, PromptReply, Usage
+from octavo.served.output_plan import OutputPlan, plan_output
+from octavo.served.parts import DeltaStream, Engine, Grammars, OutputSettings, Renderer, Tokenizer, TokenTexts
+from octavo.served.prompts import PromptMaker
+from octavo.served.reading import OutputReading
+from octavo.served.streams import NewsReader, at_intervals, merged
+from octavo.served.turn import Turn
+from octavo.text.grammar import GrammarLimits
+
+logger = logging.getLogger(__name__)
+
+#: Tokens at the end of a prompt in which its last mark is looked for.
+_TAIL_TOKENS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedPrompt:
+    """One prompt of a turn, ready for the engine. `text`: None where it was given as ids, or was cut."""
+
+    request: GenerateRequest
+    text: str | None
+    reading: OutputReading | None  # None: all of the reply is content
+
+    @property
+    def ids(self) -> list[int]:
+        return self.request.prompt_token_ids
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A turn that can be generated. `params` are the caller's, checked, before they were fitted to a prompt."""
+
+    turn: Turn
+    params: SamplingParams
+    prompts: list[PreparedPrompt]
+
+    @property
+    def is_ranked(self) -> bool:
+        """Which samples are returned is known at the end only, so that there is nothing to stream before."""
+        return self.params.num_samples > self.params.n
+
+
+@dataclass(kw_only=True)
+class ServedModel:
+    """Made once the engine can serve. Holds no state of requests; everything but `prepare`'s threads is shared.
+
+    `config` is read for what bounds and shapes requests; nothing of it is about HTTP here.
+    """
+
+    names: tuple[str, ...]  # as served; the first is reported where a request names none
+    engine: Engine
+    tokenizer: Tokenizer
+    renderer: Renderer
+    info: EngineInfo
+    config: ServerConfig
+    root: str = ""  # where the model comes from
+    tokenizer_info: bytes = b"{}"  # JSON, for /tokenizer_info
+    default_sampling: Mapping[str, Any] = field(default_factory=dict)  # for fields that a request leaves out
+    logprobs_mode: LogprobsMode = "raw_logprobs"
+    max_fanout: int = 2048  # most sequences (prompts x samples) of one turn
+    output: OutputSettings = field(default_factory=OutputSettings)
+    grammars: Grammars
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def __post_init__(self) -> None:
+        self.texts = TokenTexts(self.tokenizer)
+        self.prompts = PromptMaker(self.renderer, self.config, self.info)
+        self.grammar_limits = GrammarLimits(
+            self.config.max_grammar_bytes, self.config.max_schema_depth, frozenset(self.output.special_tokens.ids)
+        )
+
+    async def close(self) -> None:
+        self.prompts.close()
+        await self.grammars.close()
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for servers that should give equal answers to equal seeds."""
+        info = self.info
+        facts = (octavo.__version__, self.root, info.model_type, info.dtype, info.kv_cache_dtype)
+        return "fp_" + hashlib.sha256(repr((*facts, info.quantization, info.device)).encode()).hexdigest()[:10]
+
+    def check_available(self) -> None:
+        """Raise `EngineDead` or `ShuttingDown` when no request can be served."""
+        if not self.engine.is_healthy:
+            raise EngineDead(self.engine.dead_reason or "The engine does not respond.")
+        if not self.engine.is_ready:
+            raise ShuttingDown("The server is shutting down.")
+
+    # ------------------------------------------------------------ from a turn to requests
+    async def prepare(self, turn: Turn) -> Prepared:
+        """Check all of a turn and make its prompts. Nothing is sent to the engine.
+
+        Raises `RequestError` whose `param` is the caller's name of the field, or `ServerError`.
+        """
+        try:
+            return await self._prepare(turn)
+        except InvalidRequest as exc:
+            raise renamed(exc, turn.names) from None
+
+    async def _prepare(self, turn: Turn) -> Prepared:
+        params = checked_params(self, turn)
+        plan = None
+        if turn.wishes is not None:
+            plan = plan_output(turn.wishes, turn.constraint, self.output, self.config, self.grammar_limits)
+        made = await self.prompts.made(turn.prompts, turn.prompt_param)
+        prompts = []
+        for place, prompt in enumerate(made):
+            is_thinking = None if plan is None else self._is_thinking(prompt.ids)
+            spec = turn.constraint if plan is None else plan.constraint(is_thinking)
+            own = await self._constrained(params, spec, turn)
+            if prompt.ends:
+                own = msgspec.structs.replace(own, stop_token_ids=(*own.stop_token_ids, *prompt.ends))
+            ids = truncated(prompt.ids, own, turn, self.info)
+            own = sized(own, len(ids), self.info, prompt.param, self._default_max_tokens(turn))
+            reading = None if plan is None else self._reading(turn, plan, is_thinking, own)
+            request_id = turn.request_id if len(made) == 1 else f"{turn.request_id}-{place}"
+            prompts.append(
+                PreparedPrompt(
+                    self._request(turn, request_id, ids, own, reading),
+                    prompt.text if ids is prompt.ids else None,
+                    reading,
+                )
+            )
+        for ready in prompts:
+            self.engine.check_servable(ready.request)
+        return Prepared(turn, params, prompts)
+
+    def _default_max_tokens(self, turn: Turn) -> int | None:
+        """What bounds the reply where the caller does not."""
+        if isinstance(turn.sampling, SamplingParams):
+            return None
+        most: int | None = self.default_sampling.get("max_tokens", turn.default_max_tokens)
+        return most
+
+    def _is_thinking(self, ids: list[int]) -> bool | None:
+        """Whether a prompt ends inside the model's thinking, or right behind it; None: it says nothing."""
+        row = self.output.reasoning_format
+        if row is None:
+            return None
+        tail = self.tokenizer.decode(ids[-_TAIL_TOKENS:], skip_special_tokens=False).rstrip()
+        if tail.endswith(row.begins):
+            return True
+        return False if tail.endswith(row.ends) else None
+
+    async def _constrained(self, params: SamplingParams, spec: GrammarSpec | None, turn: Turn) -> SamplingParams:
+        """`params` with the grammar of `spec`, proven to compile."""
+        if spec is None:
+            return params
+        if turn.beams is not None:  # a beam's tokens come from its log probabilities, not from the sampler
+            raise InvalidRequest(f"`{spec.param}` cannot be combined with `use_beam_search`.", spec.param)
+        return msgspec.structs.replace(params, grammar=await self.proven(spec))
+
+    async def proven(self, spec: GrammarSpec) -> str:
+        """The grammar of a constraint, proven to compile. Raises `InvalidRequest` naming the field, or `Overloaded`."""
+        grammar = await self.grammars.check(spec)
+        await self.engine.prepare_grammars()
+        return grammar
+
+    def _reading(
+        self, turn: Turn, plan: OutputPlan, is_thinking: bool | None, params: SamplingParams
+    ) -> OutputReading | None:
+        output_format = plan.output_format(is_thinking)
+        if output_format is None or turn.wishes is None:
+            return None
+        special = self.output.special_tokens
+        hidden = frozenset(special.ids.values()) if params.skip_special_tokens else frozenset[int]()
+        return OutputReading(
+            output_format,
+            self.texts,
+            hidden - special.within(output_format.marks),
+            turn.wishes.include_reasoning,
+            plan.is_named,
+            plan.is_forced,
+        )
+
+    def _request(
+        self, turn: Turn, request_id: str, ids: list[int], params: SamplingParams, reading: OutputReading | None
+    ) -> GenerateRequest:
+        if not self.config.disable_log_requests:
+            shown = ids[: self.config.max_log_len]
+            logger.info("%s: %d prompt tokens, %s, ids %s", request_id, len(ids), escape(str(params)), shown)
+        is_ranked = params.num_samples > params.n
+        marks = frozenset[int]() if reading is None else self.output.special_tokens.within(reading.format.marks)
+        return GenerateRequest(
+            external_id=request_id,
+            prompt_token_ids=ids,
+            params=widened(params) if is_ranked else params,
+            priority=turn.priority,
+            cache_salt=turn.cache_salt,
+            arrival_time=time.monotonic(),
+            beams=turn.beams,
+            shown_special_ids=marks,
+            is_whole=turn.is_whole or is_ranked,
+            num_wanted=params.n,
+        )
+
+    # ------------------------------------------------------------ from requests to events
+    async def deltas(self, prepared: Prepared) -> AsyncGenerator[tuple[int, GenerationDelta], None]:
+        """What the engine says of all prompts as it comes, each with its prompt's place. Closing it aborts all.
+
+        All prompts are admitted before the first delta, or none is.
+        """
+        streams: list[DeltaStream] = []
+        try:
+            for prompt in prepared.prompts:
+                streams.append(self.engine.generate(prompt.request))  # noqa: PERF401  (those before a refusal are closed)
+            shown: list[DeltaStream] = streams
+            if prepared.is_ranked:
+                shown = [best_of(stream, prepared.params) for stream in streams]
+            if len(streams) == 1:
+                async for delta in shown[0]:
+                    yield 0, delta
+            else:
+                async with aclosing(merged(shown)) as together:
+                    async for item in together:
+                        yield item
+        finally:
+            for stream in streams:
+                await stream.aclose()
+
+    async def generate(self, prepared: Prepared, interval: int = 1) -> AsyncGenerator[News, None]:
+        """What comes of a turn, as it comes; `interval`: how many tokens of a sample are gathered into one piece.
+
+        Closing it aborts what still runs. Raises `RequestError` when the turn is refused, before anything else, and
+        `ServerError`.
+        """
+        readers = [NewsReader(place, prompt.reading) for place, prompt in enumerate(prepared.prompts)]
+        async with aclosing(self.deltas(prepared)) as deltas:
+            gathered = deltas if interval == 1 else at_intervals(deltas, interval)
+            async with aclosing(gathered):
+                async for place, delta in gathered:
+                    yield readers[place].read(delta)
+
+    async def whole(self, prepared: Prepared) -> tuple[list[PromptReply], Usage]:
+        """The fold of `generate`: a reply for each prompt."""
+        replies = [PromptReply(place) for place in range(len(prepared.prompts))]
+        usage = Usage()
+        async with aclosing(self.generate(prepared)) as stream:
+            async for news in stream:
+                usage.add(news)
+                replies[news.place].add(news)
+        return replies, usage

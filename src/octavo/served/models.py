@@ -1,0 +1,63 @@
+"""The models of a server, by the names under which they are served."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from octavo.errors import ModelNotFound
+from octavo.served.model import ServedModel
+from octavo.suggest import suggest
+
+#: Served names in the error for another one, and characters of a name that it repeats.
+MAX_SHOWN_MODELS = 8
+_MAX_NAME_CHARS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A model for the time of one request. `name`: what the reply calls it."""
+
+    name: str
+    model: ServedModel
+
+
+class Models:
+    """At least one model; the first is meant where a request names none."""
+
+    def __init__(self, models: Sequence[ServedModel]) -> None:
+        self._models = {name: model for model in models for name in model.names}
+        self.default = models[0]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._models)
+
+    @property
+    def all(self) -> Sequence[ServedModel]:
+        return list({id(model): model for model in self._models.values()}.values())
+
+    def resolve(self, name: str | None) -> Lease:
+        """The model that a request's `model` means; none or "" is the first. Raises `ModelNotFound`."""
+        if not name:
+            return Lease(self.default.names[0], self.default)
+        model = self._models.get(name)
+        if model is None:
+            raise ModelNotFound(self._unknown(name), "model")
+        return Lease(name, model)
+
+    def _unknown(self, name: str) -> str:
+        names = self.names
+        served = ", ".join(f"`{_clip(known)}`" for known in names[:MAX_SHOWN_MODELS])
+        more = len(names) - MAX_SHOWN_MODELS
+        # Of a path or a repository the last part is what was meant.
+        near = suggest(name, names) or suggest(name.rsplit("/", 1)[-1], names)
+        hint = f"; did you mean `{_clip(near)}`?" if near is not None else "."
+        return (
+            f"The model `{_clip(name)}` does not exist. "
+            f"This server has {served}{f' and {more} more' if more > 0 else ''}{hint}"
+        )
+
+
+def _clip(name: str) -> str:
+    return name if len(name) <= _MAX_NAME_CHARS else name[:_MAX_NAME_CHARS] + "..."

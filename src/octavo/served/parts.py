@@ -1,0 +1,125 @@
+"""What a served model is made of, as far as it needs each: protocols, so that a test can put fakes in their places."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from octavo.generation import GenerationDelta
+from octavo.params import GenerateRequest, GrammarSpec
+from octavo.text.formats.base import ReasoningFormat, ToolFormat
+from octavo.text.tool_grammar import SpecialTokens
+
+
+class DeltaStream(Protocol):
+    """`generation.GenerationStream`: closing it aborts the request."""
+
+    def __aiter__(self) -> AsyncIterator[GenerationDelta]: ...
+
+    async def aclose(self) -> None: ...
+
+
+class Engine(Protocol):
+    """`client.EngineClient`."""
+
+    @property
+    def is_healthy(self) -> bool:
+        """The engine answers; also true while the server drains."""
+        ...
+
+    @property
+    def is_ready(self) -> bool:
+        """A new request would be taken."""
+        ...
+
+    @property
+    def dead_reason(self) -> str | None: ...
+
+    def check_servable(self, request: GenerateRequest) -> None:
+        """Raise `InvalidRequest` for a request that `generate` would refuse at any time."""
+        ...
+
+    def generate(self, request: GenerateRequest) -> DeltaStream:
+        """Admit a request. Raises `RequestError` or `ServerError` when it is refused."""
+        ...
+
+    async def prepare_grammars(self) -> None:
+        """To be called before a request with a grammar. Raises `InvalidRequest` where the model cannot have any."""
+        ...
+
+
+class Grammars(Protocol):
+    """`text.grammar_checker.GrammarChecker`."""
+
+    async def check(self, spec: GrammarSpec) -> str:
+        """The canonical grammar. Raises `InvalidRequest` naming the field, or `Overloaded`."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class Tokenizer(Protocol):
+    """`text.tokenizer.Tokenizer`."""
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...
+
+    def token_bytes(self, token_id: int) -> bytes | None: ...
+
+
+class Renderer(Protocol):
+    """`text.renderer.Renderer`: prompts in, token ids out. Raises `InvalidRequest`; called from threads too."""
+
+    @property
+    def template_names(self) -> frozenset[str]:
+        """Names of the tokenizer's own templates."""
+        ...
+
+    @property
+    def template_variables(self) -> frozenset[str]:
+        """Names that a request can set for the templates of the server."""
+        ...
+
+    def chat_text(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        chat_template: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> str: ...
+
+    def render_text(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
+
+    def render_infill(
+        self, before: str | Sequence[int], after: str, add_special_tokens: bool = True
+    ) -> tuple[list[int], tuple[int, ...]] | None: ...
+
+
+@dataclass(frozen=True)
+class OutputSettings:
+    """How the outputs of the model are read, decided once at start."""
+
+    tool_format: ToolFormat | None = None  # None: the model's is not known
+    reasoning_format: ReasoningFormat | None = None  # None: thoughts are not told apart
+    special_tokens: SpecialTokens = field(default_factory=SpecialTokens)
+
+
+class TokenTexts:
+    """Tokens as (text, bytes). A token that is a part of a character has a replacement character as text."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._known: dict[int, tuple[str, list[int]]] = {}  # at most the vocabulary
+
+    def __getitem__(self, token_id: int) -> tuple[str, list[int]]:
+        pair = self._known.get(token_id)
+        if pair is None:
+            raw = self._tokenizer.token_bytes(token_id)
+            if raw is None:
+                raw = self._tokenizer.decode([token_id], skip_special_tokens=False).encode()
+            pair = self._known[token_id] = (raw.decode("utf-8", "replace"), list(raw))
+        return pair

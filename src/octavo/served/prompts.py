@@ -1,0 +1,184 @@
+"""From what a turn wants to be continued to token ids: templates, tokenization, infilling, and in which thread."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from octavo.config import ServerConfig
+from octavo.errors import ContextLengthExceeded, InvalidRequest, Overloaded
+from octavo.messages import EngineInfo
+from octavo.served.parts import Renderer
+from octavo.served.turn import Completion, Conversation
+
+#: Prompts of more characters than this are tokenized in a thread, so that the streams go on meanwhile.
+THREAD_CHARS = 2048
+#: No token stands for more bytes of text than this: longer prompts are refused before they are tokenized.
+MAX_TOKEN_BYTES = 256
+#: Renderings of requests' own templates that wait for their turn.
+MAX_TEMPLATES_QUEUED = 64
+
+#: `messages[0].content` becomes `messages.0.content`, the spelling of all other paths.
+_INDEX = re.compile(r"\[(\d+)\]")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt as the model gets it. `param`: the field that it came in."""
+
+    ids: list[int]
+    text: str | None  # None where it was given as ids
+    param: str
+    ends: tuple[int, ...] = ()  # further tokens that end what is written behind it
+
+
+class PromptMaker:
+    """The renderer, and the threads in which it works on what is long."""
+
+    def __init__(self, renderer: Renderer, config: ServerConfig, info: EngineInfo) -> None:
+        self._renderer = renderer
+        self._config = config
+        self._info = info
+        # Two threads: a few long prompts at once must not take the cores from the engine.
+        self._threads = ThreadPoolExecutor(2, "tokenize")
+        # A template that a request brought may take its full time: only others of its kind wait for it.
+        self._template_thread = ThreadPoolExecutor(1, "template")
+        self._num_templates = 0
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._template_thread.shutdown(wait=False, cancel_futures=True)
+
+    async def made(self, wanted: Sequence[Conversation | Completion], param: str) -> list[Prompt]:
+        """All prompts of a turn, in order; each is named `param`, with its number where there are several.
+
+        Raises `InvalidRequest`, `ContextLengthExceeded`, or `Overloaded`.
+        """
+        # A thousand short ones hold up the streams as a long one does.
+        total = sum(_num_chars(item.prompt) for item in wanted if isinstance(item, Completion))
+        made = []
+        for place, item in enumerate(wanted):
+            name = f"{param}.{place}" if len(wanted) > 1 else param
+            if isinstance(item, Conversation):
+                made.append(await self._of_conversation(item, name))
+            else:
+                made.append(await self._of_completion(item, name, total))
+        return made
+
+    async def _of_conversation(self, item: Conversation, param: str) -> Prompt:
+        self._check_template(item.chat_template)
+        options: dict[str, Any] = {
+            "tools": item.tools,
+            "documents": item.documents,
+            "add_generation_prompt": item.add_generation_prompt,
+            "continue_final_message": item.continue_final_message,
+            "chat_template": item.chat_template,
+            "chat_template_kwargs": item.chat_template_kwargs,
+        }
+
+        def render() -> tuple[str, list[int]]:
+            text = self._renderer.chat_text(item.messages, **options)
+            return text, self._renderer.render_text(text, item.add_special_tokens)
+
+        size = _num_chars(item.messages) + _num_chars(options) - len(item.chat_template or "")
+        text, ids = await self._run(size, render, param, is_slow=item.chat_template is not None)
+        return Prompt(ids, text, param)
+
+    def _check_template(self, chat_template: str | None) -> None:
+        """A name of the tokenizer's templates, or with `--trust-request-chat-template` a template."""
+        if chat_template is None or chat_template in self._renderer.template_names:
+            return
+        if not self._config.trust_request_chat_template:
+            names = ", ".join(sorted(self._renderer.template_names)) or "none"
+            raise InvalidRequest(
+                "This server renders no templates of requests (--trust-request-chat-template is off); "
+                f"`chat_template` can only name one of the model's own: {names}.",
+                "chat_template",
+            )
+
+    async def _of_completion(self, item: Completion, param: str, total: int) -> Prompt:
+        prompt = item.prompt
+        text = prompt if isinstance(prompt, str) else None
+        if not isinstance(prompt, str):
+            self._check_ids(prompt, param)
+        if item.suffix:
+            ids, ends = await self._infilled(item, param, total)
+            return Prompt(ids, text, param, ends)
+        if not isinstance(prompt, str):
+            return Prompt(prompt, None, param)
+        if not prompt:
+            raise InvalidRequest("Prompt cannot be empty.", param)
+        ids = await self._run(
+            len(prompt), lambda: self._renderer.render_text(prompt, item.add_special_tokens), param, total
+        )
+        return Prompt(ids, text, param)
+
+    async def _infilled(self, item: Completion, param: str, total: int) -> tuple[list[int], tuple[int, ...]]:
+        """A prompt for what stands between two texts, and the tokens that end it."""
+        suffix = item.suffix or ""
+
+        def render() -> tuple[list[int], tuple[int, ...]]:
+            found = self._renderer.render_infill(item.prompt, suffix, item.add_special_tokens)
+            if found is None:
+                raise InvalidRequest(
+                    "`suffix` is not supported: the model's vocabulary has no tokens to fill in the middle.", "suffix"
+                )
+            return found
+
+        size = len(suffix) + _num_chars(item.prompt)
+        return await self._run(size, render, param, total + len(suffix))
+
+    def _check_ids(self, ids: list[int], param: str) -> None:
+        if not ids:
+            raise InvalidRequest("Prompt cannot be empty.", param)
+        if min(ids) < 0 or max(ids) >= self._info.vocab_size:
+            raise InvalidRequest(f"Token ids should lie in 0..{self._info.vocab_size - 1}.", param)
+
+    async def _run(
+        self, size: int, function: Callable[[], T], param: str, total: int = 0, *, is_slow: bool = False
+    ) -> T:
+        """Run `function`, which tokenizes `size` characters of the field `param`; in a thread when they are many.
+
+        `total`: the characters of all prompts of the turn. `is_slow`: it may take seconds, whatever the size.
+        """
+        if size > self._info.max_model_len * MAX_TOKEN_BYTES:
+            raise ContextLengthExceeded(
+                f"The prompt has {size} characters; they cannot fit the context of {self._info.max_model_len} tokens.",
+                param,
+            )
+        try:
+            if is_slow:
+                return await self._in_template_thread(function)
+            if max(size, total) <= THREAD_CHARS:
+                return function()
+            return await asyncio.get_running_loop().run_in_executor(self._threads, function)
+        except ContextLengthExceeded as exc:
+            raise ContextLengthExceeded(exc.message, exc.param or param) from None
+        except InvalidRequest as exc:
+            raise InvalidRequest(exc.message, _INDEX.sub(r".\1", exc.param or param)) from None
+
+    async def _in_template_thread(self, function: Callable[[], T]) -> T:
+        if self._num_templates >= MAX_TEMPLATES_QUEUED:
+            raise Overloaded("Too many chat templates of requests are waiting to be rendered. Try again later.")
+        self._num_templates += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._template_thread, function)
+        finally:
+            self._num_templates -= 1
+
+
+def _num_chars(value: Any) -> int:
+    """Characters of all strings in a JSON value, whose depth is bounded."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(map(_num_chars, value.values()))
+    if isinstance(value, list | tuple) and value and type(value[0]) is int:
+        return 0  # token ids
+    return sum(map(_num_chars, value)) if isinstance(value, list | tuple) else 0
