@@ -150,7 +150,7 @@ PREFILLED = [{"role": "user", "content": "a"}, {"role": "assistant", "content": 
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
-def test_t9_echo_in_chat_is_the_last_message_of_the_same_role(
+def test_e53_t9_echo_in_chat_is_the_last_message_of_the_same_role(
     fields: dict[str, Any], expected: str, stream: bool
 ) -> None:
     reply = server().post("/v1/chat/completions", {"messages": PREFILLED, "stream": stream, **fields})

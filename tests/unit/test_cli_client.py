@@ -165,7 +165,7 @@ def test_what_is_no_address_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize("ending", ["", "/", "/v1", "/v1/"])
-def test_v1_may_be_left_out(api: FakeAPI, ending: str) -> None:
+def test_the_end_v1_may_be_left_out(api: FakeAPI, ending: str) -> None:
     assert main(["chat", "--url", api.address + ending, "-q", "x"]) == 0
     assert api.paths == ["/v1/models", "/v1/chat/completions"]
 
