@@ -63,10 +63,6 @@ def codes_of_name(name: str) -> set[str]:
     return found
 
 
-def _has_docstring(node: ast.AST) -> bool:
-    return isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-
-
 def citations(path: Path) -> dict[str, set[str]]:
     """Code -> the tests of the file that cite it; "" stands for what is outside of any test."""
     source = path.read_text()
@@ -83,9 +79,11 @@ def citations(path: Path) -> dict[str, set[str]]:
         for token in tokenize.generate_tokens(io.StringIO(source).readline)
         if token.type == tokenize.COMMENT
     ]
-    for node in ast.walk(tree):
-        if _has_docstring(node) and (text := ast.get_docstring(node)):  # type: ignore[arg-type]
-            texts.append((getattr(node, "lineno", 0), text))
+    texts += [
+        (getattr(node, "lineno", 0), ast.get_docstring(node) or "")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
     found: defaultdict[str, set[str]] = defaultdict(set)
     for line, text in texts:
         name = next((name for lines, name in tests.items() if line in lines), "")

@@ -1,4 +1,4 @@
-"""Prompts in the reply: echo and prompt_logprobs (features.md S16, S19, S20, E53, E72, E74, T9)."""
+"""Prompts in the reply: echo and prompt_logprobs (S16, S19, S20, E53, E72, E74, T9)."""
 
 from __future__ import annotations
 

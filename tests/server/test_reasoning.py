@@ -1,4 +1,4 @@
-"""What the model thinks, told apart from what it says (features.md 4.5, U4)."""
+"""What the model thinks, told apart from what it says (U4)."""
 
 from __future__ import annotations
 

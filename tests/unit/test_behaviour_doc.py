@@ -1,4 +1,4 @@
-"""docs/behaviour.md and docs/reliability.md have a row for each code that is cited, and each row names tests that exist."""
+"""Each code that is cited has one row in docs/behaviour.md or docs/reliability.md, and a row names tests that exist."""
 
 from __future__ import annotations
 

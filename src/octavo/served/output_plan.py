@@ -137,7 +137,7 @@ def _tool(function: Function) -> Tool:
 def _forced(
     choice: ToolChoice, tools: Sequence[Tool], settings: OutputSettings, *, parallel: bool
 ) -> tuple[ToolFormat | None, GrammarSpec]:
-    """F5, F6: the model cannot do otherwise. In its own format, where that is known, it calls best."""
+    """The grammar of a forced call (F5, F6), in the model's own format where that is known: it calls best in it."""
     row = settings.tool_format
     if choice.mode == "named":
         if row is None:
@@ -160,9 +160,9 @@ def _strict(
     *,
     parallel: bool,
 ) -> GrammarSpec | None:
-    """F10: text is free, but a call, once begun, is one of a function that exists, and fits its schema if it is strict.
+    """The grammar of free text with calls: a call names a function that exists, and fits its schema if strict (F10).
 
-    None when no function asks for it, nor the server.
+    None when neither a function nor the server asks for it.
     """
     level = config.tool_strict_level
     stricts = [functions[i].strict or level == "parameter" for i in called]

@@ -69,7 +69,7 @@ def _tool_format(
     if config.tool_call_parser != AUTO:
         return tool_format(config.tool_call_parser)
     found = detect_tool_format(templates, token_to_id)
-    if found is None and config.enable_auto_tool_choice:  # F4
+    if found is None and config.enable_auto_tool_choice:
         raise InvalidConfig(
             "--enable-auto-tool-choice requires --tool-call-parser: neither the chat template nor the vocabulary of "
             "this model shows how it writes tool calls"

@@ -14,7 +14,8 @@ from pydantic_core import ErrorDetails
 
 from octavo.errors import InvalidRequest, RequestError, ServerError
 
-#: Most validation errors in one reply, and most characters of each value quoted in it (E13).
+#: Most validation errors in one reply, and most characters of each value quoted in it: a reply is never much
+#: longer than its request.
 MAX_REPORTED_ERRORS = 10
 MAX_QUOTED_CHARS = 200
 

@@ -88,7 +88,7 @@ class Exchange:
         """Refuse what is not sent as plain JSON in UTF-8, before a byte of it is read."""
         content_type, _, parameters = (self.header(b"content-type") or "").partition(";")
         if content_type.strip().lower() != "application/json":
-            # E6. A page of another origin can post text/plain without asking, but not this.
+            # A page of another origin can post text/plain without a preflight request, but not application/json.
             got = f"'{clip(content_type.strip(), 100)}'" if content_type.strip() else "no Content-Type"
             raise InvalidRequest(f"Unsupported Media Type: Only 'application/json' is allowed; got {got}")
         if match := _CHARSET.search(parameters):

@@ -40,9 +40,9 @@ def check_limits(request: SamplingFields, config: ServerConfig) -> None:
 
 
 def beam_params(request: SamplingFields) -> BeamParams | None:
-    """The beams of a request that wants some; `BeamParams.check` is still to be called.
+    """The beams of a request with `use_beam_search`, else None; `BeamParams.check` is still to be called.
 
-    Raises `InvalidRequest` for what has a meaning with beams only (S22, S23).
+    Raises `InvalidRequest` when a request without beams sets `length_penalty` or `early_stopping`.
     """
     penalty = 1.0 if request.length_penalty is None else request.length_penalty
     n = request.n or 1

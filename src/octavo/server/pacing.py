@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from octavo.server.exchange import Exchange
 
-#: A comment: readers of events skip it, proxies see that the connection lives (E58).
+#: A comment: readers of events skip it, and proxies see that the connection is alive (E58).
 KEEP_ALIVE = b": keep-alive\n\n"
 
 T = TypeVar("T")

@@ -57,7 +57,7 @@ async def stream_events(
 
 
 async def send_whole(exchange: Exchange, body: Any, as_stream: bool) -> None:
-    """Send a whole reply; to who asked for a stream, though there can be none, as its only event (E75)."""
+    """Send a whole reply; `as_stream`: as the only event of a stream, when the reply cannot be streamed (E75)."""
     if not as_stream:
         await exchange.send_json(body)
         return

@@ -1,4 +1,4 @@
-"""A conversation in the body of a request, and what it says of its rendering: of chat and of /tokenize alike (N16)."""
+"""The conversation in a request body and the options of its rendering, which chat and /tokenize share (N16)."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Message(WireModel):
         return {"role": self.role, "content": self.content, **given}
 
     def text(self) -> str:
-        """The content as one text, parts on lines of their own (T12)."""
+        """The content as one text, each part on a line of its own (T12)."""
         if isinstance(self.content, list):
             return "\n".join(text for part in self.content if isinstance(text := part.get("text"), str))
         return self.content or ""
@@ -87,7 +87,7 @@ class ConversationFields(WireModel):
     documents: list[dict[str, Any]] | None = None
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    tools: Annotated[list[ToolDefinition] | None, Field(min_length=1, max_length=MAX_TOOLS)] = None  # F8
+    tools: Annotated[list[ToolDefinition] | None, Field(min_length=1, max_length=MAX_TOOLS)] = None
     tool_choice: ToolChoiceField = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     enable_thinking: bool | None = None
@@ -115,7 +115,7 @@ class ConversationFields(WireModel):
 
 
 def check_prompt_options(body: Mapping[str, Any]) -> None:
-    """T20: the two ways to end the prompt exclude each other, when both are asked for."""
+    """Refuse a request that asks for both ways to end the prompt (T20)."""
     if body.get("continue_final_message") and body.get("add_generation_prompt"):
         raise InvalidRequest(
             "`continue_final_message` and `add_generation_prompt` cannot both be true.", "continue_final_message"

@@ -1,4 +1,4 @@
-"""Tools in a chat request, what it wants of them, and calls in a reply (features.md 4.1, 4.2)."""
+"""Tools and `tool_choice` in a chat request, and tool calls in a reply."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class FunctionCallDelta(msgspec.Struct):
 
 
 class ToolCallDelta(msgspec.Struct):
-    """`id`, `type` and the name come once, with the first delta of a call (F25)."""
+    """The first delta of a call has its `id`, `type` and name; later ones have arguments only."""
 
     index: int
     function: FunctionCallDelta
