@@ -257,7 +257,7 @@ def _from_hub(name: str, revision: str | None, directory: str | None, patterns: 
     """Download (or find in the hub's cache) what `name` means. Raises `CheckpointError`."""
     wanted = _parse_hub_name(name)
     if wanted is None:  # resolve_model and resolve_tokenizer look at the name first
-        raise CheckpointError(f"{name!r} is no name of a model")
+        raise CheckpointError(f"{name!r} is not the name of a model")
     hub = _Hub(name, wanted.repo, revision, directory)
     if wanted.file is not None:
         return hub.file(wanted.file)

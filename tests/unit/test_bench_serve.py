@@ -292,7 +292,7 @@ def test_a_file_that_is_none_is_refused(
         ("--endpoint /v1/embeddings", "--endpoint must be one of /v1/completions, /v1/chat/completions"),
         ("--dataset-name sharegpt", "--dataset-name sharegpt and --dataset-path go together"),
         ("--beside-interval 2", "--beside-interval goes with --beside-input-len"),
-        ("--backend openai-chat", "--endpoint says which part"),
+        ("--backend openai-chat", "--endpoint chooses the route"),
         ("--host 127.0.0.1", "--url http://HOST:PORT"),
     ],
 )

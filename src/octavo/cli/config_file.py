@@ -98,6 +98,6 @@ def _read(
         raise InvalidConfig(f"unknown key {key}{nearest(name, known)}")
     flag, opposite = keys[name]
     if flag.field in values:
-        raise InvalidConfig(f"the key {key} says again what an earlier key says")
+        raise InvalidConfig(f"the key {key} sets the same flag as an earlier key")
     result = flag.from_yaml(value)
     values[flag.field] = (not result) if opposite else result

@@ -71,7 +71,7 @@ def _check_mode(model: ServedModel, name: str) -> None:
     """Sums of logits are no ranking."""
     if model.logprobs_mode.endswith("_logits"):
         raise InvalidRequest(
-            f"`{name}` needs log probabilities, and this server has logits in their place (--logprobs-mode).", name
+            f"`{name}` needs log probabilities, but this server returns logits (--logprobs-mode).", name
         )
 
 

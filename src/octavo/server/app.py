@@ -85,7 +85,7 @@ def _with_cors(app: ASGIApp, state: ServerState) -> ASGIApp:
 
     config = state.config
     if config.allow_credentials and "*" in config.allowed_origins:
-        logger.warning("CORS: credentials are not allowed together with every origin; they stay off")
+        logger.warning("CORS: --allow-credentials has no effect, because --allowed-origins allows every origin")
     return CORSMiddleware(
         app,
         allow_origins=config.allowed_origins,

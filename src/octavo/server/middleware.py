@@ -131,7 +131,7 @@ class RequestScope:
             _check_headers(scope)
             if not self._told_of_traces and any(name in TRACE_HEADERS for name, _ in scope["headers"]):
                 self._told_of_traces = True
-                logger.warning("requests carry trace headers (traceparent), and octavo makes no traces; told once")
+                logger.warning("requests carry trace headers (traceparent), which octavo does not use; logged once")
             await self._app(scope, receive, send)
         except ClientDisconnected:
             scope.setdefault("octavo.status", 499)  # nobody reads it; the number is nginx's
