@@ -1,8 +1,8 @@
-"""The configuration: frozen dataclasses, one a concern, composed into `EngineConfig` and `ServeConfig`.
+"""The configuration: frozen dataclasses, one for each concern, composed into `EngineConfig` and `ServeConfig`.
 
 Each field is a flag of the command line and a key of the config file; its help text stands in the field's
-metadata, so that there is one declaration for parser, file, help and documents. "auto" values are resolved
-once, where the knowledge is; what only the worker knows comes back in `messages.EngineInfo`.
+metadata, so that parser, file, help and documents share one declaration. Each "auto" value is resolved once, in the
+process that knows the answer; what only the worker knows comes back in `messages.EngineInfo`.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ class ParallelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """All that the engine process is told. It crosses the process border as msgpack."""
+    """The settings of the engine process, which gets them as msgpack."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
@@ -297,7 +297,7 @@ class ServerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ServeConfig:
-    """All that `octavo serve` is told."""
+    """The settings of `octavo serve`."""
 
     engine: EngineConfig = field(default_factory=EngineConfig)
     server: ServerConfig = field(default_factory=ServerConfig)

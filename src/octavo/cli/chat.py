@@ -41,7 +41,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def answer(chat: Conversation, message: Message) -> bool:
-    """Have a message, or a command, done; False: the conversation is over. Errors are told, and it goes on."""
+    """Send a message or run a command; False: the conversation is over. Errors are printed, and it goes on."""
     text = message.text
     if not text.strip():
         return True

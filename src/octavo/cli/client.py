@@ -92,7 +92,7 @@ def client_config(
 
 
 class Client:
-    """One server. Raises `OctavoError` when it cannot be reached, refuses, or is no OpenAI-compatible server."""
+    """One server. Raises `OctavoError` when it cannot be reached, refuses, or is not OpenAI-compatible."""
 
     def __init__(self, config: ClientConfig, sampling: Sampling) -> None:
         self.url = api_url(config.url)
@@ -108,7 +108,7 @@ class Client:
         return self._model or self.look_up()
 
     def look_up(self) -> str:
-        """`model`, after the server has been asked for its models in any case, to see that it is there."""
+        """`model`. Always asks the server for its models, to find out whether the server is there."""
         models = self._models()
         if not (self._model or models):
             raise OctavoError(f"{self.url} lists no model: name one with --model")
@@ -124,7 +124,7 @@ class Client:
             raise OctavoError(f"{self.url} is not an OpenAI-compatible server: /models gives {kind}") from None
 
     def stream(self, path: str, body: Mapping[str, Any]) -> Generator[dict[str, Any], None, None]:
-        """The events of a streamed reply. To close the generator closes the connection, by which the server stops."""
+        """The events of a streamed reply. Closing the generator closes the connection and so stops the server."""
         sampling = {name: value for name, value in asdict(self.sampling).items() if value is not None}
         options = {"stream": True, "stream_options": {"include_usage": True}}
         request = {"model": self.model, **options, **sampling, **body}

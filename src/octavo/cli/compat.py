@@ -100,7 +100,7 @@ COMPAT: dict[str, Compat] = {
     "--limit-mm-per-prompt": _no("octavo reads text only"),
     # the HTTP server
     "--enable-prompt-tokens-details": _on("octavo always tells how much of a prompt was cached"),
-    # what octavo has not got
+    # what octavo does not have
     "--guided-decoding-backend": Compat(
         ("auto", "guidance", "outlines", "lm-format-enforcer", "xgrammar"), "octavo has one engine for grammars"
     ),

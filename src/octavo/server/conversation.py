@@ -1,4 +1,4 @@
-"""Conversations to prompts: what a request may ask of the chat template, and what of it goes unheard."""
+"""From a request body to a conversation, and the names of template variables that no template reads."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from octavo.suggest import nearest
 
 
 def conversation_of(request: ConversationFields, messages: list[Message], config: ServerConfig) -> Conversation:
-    """What a body says of its conversation. Continuing the last message turns the generation prompt off."""
+    """The conversation of a request body. `continue_final_message` turns the generation prompt off."""
     return Conversation(
         messages=[message.for_template() for message in messages],
         tools=shown_tools(config, request),

@@ -115,7 +115,7 @@ class ErrorReply(msgspec.Struct):
 
 
 def error_reply(exc: BaseException) -> ErrorReply:
-    """The reply for any exception. One that is not ours becomes a 500 that says nothing of it."""
+    """The reply for any exception. A foreign exception becomes a 500 that does not show its text."""
     if not isinstance(exc, RequestError | ServerError):
         exc = ServerError("Internal server error.")
     headers: list[Header] = []

@@ -143,7 +143,7 @@ class SamplingFields(WireModel):
     guided_whitespace_pattern: Any = None
 
     def sampling_values(self) -> dict[str, Any]:
-        """What the body says of `SamplingParams`, by its names."""
+        """The values that the body gives for fields of `SamplingParams`, by field name."""
         values = {name: value for name in _SAMPLING_FIELDS if (value := getattr(self, name)) is not None}
         values["stop"] = tuple(self.stop)
         values["stop_token_ids"] = tuple(self.stop_token_ids or ())
@@ -152,7 +152,7 @@ class SamplingFields(WireModel):
         return values
 
     def turn_values(self) -> dict[str, Any]:
-        """What the body says of a `Turn` beside its prompt and its sampling, by its names."""
+        """The values that the body gives for the other fields of a `Turn`, by field name."""
         return {
             "bad_words": self.bad_words or (),
             "truncate": self.truncate_prompt_tokens,
@@ -240,11 +240,11 @@ class Usage(msgspec.Struct):
     total_tokens: int
     completion_tokens: int
     prompt_tokens_details: PromptTokensDetails
-    completion_tokens_details: CompletionTokensDetails | UnsetType = UNSET  # where reasoning is told apart
+    completion_tokens_details: CompletionTokensDetails | UnsetType = UNSET  # on servers that separate the reasoning
 
 
 def usage_of(counts: events.Usage, *, num_output_tokens: int | None = None) -> Usage:
-    """`num_output_tokens`: in place of what was generated, where a reply returns less."""
+    """`num_output_tokens` replaces the count of generated tokens when the reply returns fewer."""
     num_output = counts.num_output_tokens if num_output_tokens is None else num_output_tokens
     num_prompt, num_reasoning = counts.num_prompt_tokens, counts.num_reasoning_tokens
     details = UNSET if num_reasoning is None else CompletionTokensDetails(num_reasoning)

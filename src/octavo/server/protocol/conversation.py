@@ -15,12 +15,12 @@ from octavo.server.protocol.tools import MAX_TOOLS, ToolChoiceField, ToolDefinit
 #: Most messages in a request, and most parts in a message.
 MAX_MESSAGES = 4096
 MAX_PARTS = 1024
-#: What templates call the switch of the model's thinking.
+#: Names in templates for the switch of the model's thinking.
 _THINKING_VARIABLES = ("enable_thinking", "thinking")
 
 
 def _check_part(part: Any) -> Any:
-    """Only the shape: which kinds of parts the model can take is the renderer's knowledge."""
+    """Check the shape of a part only: the renderer knows which kinds of parts the model can take."""
     if not isinstance(part, dict) or not isinstance(part.get("type"), str):
         raise PydanticCustomError("part_type", "A content part should be an object with a `type`")
     return part
@@ -79,7 +79,7 @@ Messages = Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)
 
 
 class ConversationFields(WireModel):
-    """What a template is told beside the messages."""
+    """The fields of a request for the chat template, beside the messages."""
 
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
@@ -94,7 +94,7 @@ class ConversationFields(WireModel):
 
     @property
     def template_kwargs(self) -> dict[str, Any] | None:
-        """`chat_template_kwargs`, and what the fields about thinking are called in templates; the former win."""
+        """`chat_template_kwargs`, and the fields about thinking under their names in templates; the former win."""
         own: dict[str, Any] = {}
         if self.reasoning_effort is not None:
             own["reasoning_effort"] = self.reasoning_effort

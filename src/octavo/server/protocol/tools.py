@@ -48,7 +48,7 @@ class ToolDefinition(WireModel):
     function: FunctionDefinition
 
     def for_template(self) -> dict[str, Any]:
-        """As the template sees it: the fields that were given, without those that are about decoding."""
+        """The tool as the template sees it: the fields that were given, without those for decoding."""
         shown: dict[str, Any] = self.model_dump(exclude_unset=True)
         shown["function"].pop("strict", None)
         return shown
