@@ -24,6 +24,14 @@ def test_no_code_is_there_twice() -> None:
     assert [code for code, count in Counter(row.code for row in ROWS).items() if count > 1] == []
 
 
+def test_documents_for_users_carry_no_codes() -> None:
+    known = {row.code for row in ROWS}
+    documents = {ROOT / "README.md", *(ROOT / "docs").glob("*.md")} - {DOCUMENT, RELIABILITY}
+    for path in documents:
+        bracketed = re.findall(r"\(((?:[A-Z]\d{1,2}(?:, )?)+)\)", path.read_text())
+        assert not {code for text in bracketed for code in codes(text)} & known, path
+
+
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.code)
 def test_a_row_names_tests_that_exist(row: Row) -> None:
     patterns = re.findall(r"`([^`]+)`", row.tests)
