@@ -26,7 +26,7 @@ BROKEN = (
     *("arguments that are a list", "arguments that are prose", "no mark, broken off", "a name with an escape"),
 )
 #: The beginning of a mark that is a word is text, until all of it is there.
-HALF_A_WORD = re.compile(r"(f|fu|fun|func|funct|functi|functio|function|functool|H[a-z: ]*|t|to)$")
+HALF_A_WORD = re.compile(r"(functool|functoo|functo|funct|func|fun|fu|f|H[a-z: ]*|t|to)$")
 
 
 def _cases(format_name: str) -> list[Case]:

@@ -28,6 +28,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
+from octavo.text.call_arguments import WrittenArguments
 
 #: Characters of a template's source.
 MAX_SOURCE: Final = 1 << 20
@@ -231,6 +232,8 @@ def _tojson(
 ) -> str:
     """JSON for a model's eyes: no HTML escapes, and any script stays readable."""
     _check_widths([indent])
+    if isinstance(value, WrittenArguments):
+        return str(value)
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
