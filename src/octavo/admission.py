@@ -22,11 +22,13 @@ def sized(
     info: EngineInfo,
     param: str = "prompt",
     default_max_tokens: int | None = None,
+    tokens_param: str = "max_tokens",
 ) -> SamplingParams:
     """`params` with `max_tokens` set for a prompt of that length. Decides context overflow (E8, E9).
 
-    `param` is the field that holds the prompt. `default_max_tokens` bounds the reply where `params` do not, and never
-    makes a request too long. Raises `InvalidRequest` or `ContextLengthExceeded`.
+    `param` is the field that holds the prompt, `tokens_param` the one that says `max_tokens`; an error names the one
+    that is too large. `default_max_tokens` bounds the reply where `params` do not, and never makes a request too long.
+    Raises `InvalidRequest` or `ContextLengthExceeded`.
     """
     if num_prompt == 0:
         raise InvalidRequest("Prompt cannot be empty.", param)
@@ -34,12 +36,17 @@ def sized(
     if info.max_request_tokens < limit:
         limit, what = info.max_request_tokens, "the KV cache"
     wanted = params.max_tokens
-    if num_prompt + (wanted or 1) > limit:
-        asked = f" and {wanted} were requested" if wanted is not None else ""
-        raise ContextLengthExceeded(
-            f"At most {limit} tokens fit {what}, but the prompt has {num_prompt}{asked}.", param
-        )
     room = limit - num_prompt
+    if room < 1:
+        raise ContextLengthExceeded(
+            f"At most {limit} tokens fit {what}, one of them generated, but the prompt has {num_prompt}.", param
+        )
+    if wanted is not None and wanted > room:
+        raise ContextLengthExceeded(
+            f"At most {limit} tokens fit {what}: the prompt has {num_prompt}, which leaves {room}, but `{tokens_param}` "
+            f"is {wanted}.",
+            tokens_param,
+        )
     if params.min_tokens > room:
         raise ContextLengthExceeded(
             f"At most {limit} tokens fit {what}: after a prompt of {num_prompt} there is no room for "

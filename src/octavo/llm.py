@@ -29,7 +29,7 @@ from octavo.errors import InvalidConfig, InvalidRequest, Overloaded
 from octavo.generation import FinalOutput, fold
 from octavo.llm_outputs import CompletionOutput, Logprob, RequestOutput, request_output
 from octavo.messages import EngineInfo
-from octavo.params import BeamParams, GenerateRequest, GrammarSpec, SamplingParams
+from octavo.params import BeamParams, GenerateRequest, GrammarSpec, SamplingParams, check_samples
 from octavo.server.best_of import best_of, widened
 from octavo.text.grammar import GrammarLimits, spec_of_params
 from octavo.text.tokenizer import Tokenizer
@@ -63,6 +63,7 @@ class LLM:
     def __init__(self, model: str = "smollm2", **settings: Any) -> None:
         config = offline_config(model, settings)
         self._limits = server = config.server
+        self._has_logits = config.engine.model.logprobs_mode.endswith("_logits")
         self._thread = EngineThread(config)
         self._ready = self._thread.wait_ready()
         self._grammar_limits = GrammarLimits(
@@ -232,10 +233,7 @@ class LLM:
         server, ready = self._limits, self._ready
         spec = spec_of_params(params, self._grammar_limits)
         params = params.validate(vocab_size=ready.info.vocab_size, max_logprobs=server.max_logprobs, max_n=server.max_n)
-        if beams is not None:
-            beams.check(params, server.max_n)
-        elif params.num_samples > 1 and params.greedy:
-            raise InvalidRequest("`n` must be 1 when `temperature` is 0: all samples would be equal.", "n")
+        check_samples(params, beams, has_logits=self._has_logits, max_width=server.max_n)
         if spec is None:
             return params
         grammar = self._thread.run(_proven(ready, spec))

@@ -12,6 +12,8 @@ from octavo.errors import InvalidRequest
 
 #: Below this temperature sampling is greedy (S1).
 GREEDY_EPSILON = 1e-5
+#: Less than the most likely token ever has: it alone is left.
+MIN_TOP_P: Final = 1e-6
 #: Most words that a request may forbid; each is two sequences, with and without a space in front (2.4).
 MAX_BAD_WORDS = 128
 #: Seeds are unsigned 64-bit on the wire; -1 means "no seed" (S8).
@@ -40,13 +42,13 @@ RANGES: Final[Mapping[str, Range]] = {
     "n": Range(1),
     "best_of": Range(1),
     "temperature": Range(0.0, 2.0),
-    "top_p": Range(0.0, 1.0, low_open=True),
+    "top_p": Range(0.0, 1.0),
     "top_k": Range(-1),
     "min_p": Range(0.0, 1.0),
     "seed": Range(_INT64_MIN, _INT64_MAX),
     "presence_penalty": Range(-2.0, 2.0),
     "frequency_penalty": Range(-2.0, 2.0),
-    "repetition_penalty": Range(0.0, low_open=True),
+    "repetition_penalty": Range(1e-6, 1e6),
     "max_tokens": Range(1),
     "min_tokens": Range(0),
 }
@@ -206,9 +208,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             changes["logit_bias"] = {i: min(100.0, max(-100.0, b)) for i, b in self.logit_bias.items()}
         if self.greedy:
             changes |= {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
-        elif self.temperature < 0.01:
-            changes["temperature"] = 0.01  # below it the scaled logits leave float32's useful range
-        return msgspec.structs.replace(self, **changes) if changes else self
+        else:
+            # Below these float32 has no room: for the scaled logits, and for what is left of the tokens.
+            changes |= {"temperature": max(self.temperature, 0.01), "top_p": max(self.top_p, MIN_TOP_P)}
+        return msgspec.structs.replace(self, **changes)
 
 
 class GrammarSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -247,16 +250,35 @@ class BeamParams(msgspec.Struct, frozen=True, kw_only=True):
             )
         if self.width < params.n:
             raise InvalidRequest(f"`best_of` must be at least `n`, got {self.width} and {params.n}.", "best_of")
-        if not math.isfinite(self.length_penalty) or abs(self.length_penalty) > MAX_LENGTH_PENALTY:
-            raise InvalidRequest(
-                f"`length_penalty` must be in [-{MAX_LENGTH_PENALTY}, {MAX_LENGTH_PENALTY}].", "length_penalty"
-            )
+        _check_number("length_penalty", self.length_penalty, Range(-MAX_LENGTH_PENALTY, MAX_LENGTH_PENALTY))
         if not params.greedy:
             raise InvalidRequest("`temperature` must be 0 when `use_beam_search` is true.", "temperature")
         # Whatever else a sampler can be told: the scores of beams are plain log probabilities.
         for name in SamplingParams.__struct_fields__:
             if name not in _BEAM_FIELDS and getattr(params, name) != getattr(_DEFAULTS, name):
                 raise InvalidRequest(f"`{name}` cannot be combined with `use_beam_search`.", name)
+
+
+def check_samples(params: SamplingParams, beams: BeamParams | None, *, has_logits: bool, max_width: int = 128) -> None:
+    """Raise `InvalidRequest` for samples or beams that cannot be told apart or ranked.
+
+    `has_logits`: the engine gives logits in place of log probabilities; sums of them rank nothing.
+    """
+    ranked = None
+    if beams is not None:
+        beams.check(params, max_width)
+        ranked = "use_beam_search"
+    elif params.num_samples > 1 and params.greedy:
+        name = "n" if params.n > 1 else "best_of"
+        raise InvalidRequest(f"`{name}` must be 1 when `temperature` is 0: all choices would be equal.", name)
+    elif params.num_samples > params.n:
+        ranked = "best_of"
+    if ranked is not None and has_logits:
+        raise InvalidRequest(
+            f"`{ranked}` needs log probabilities, and the engine gives logits in their place: start it with "
+            "--logprobs-mode raw_logprobs or processed_logprobs.",
+            ranked,
+        )
 
 
 #: Beyond it the power of a length leaves float64.

@@ -39,7 +39,7 @@ class ChatHandler:
             is_thinking = self._is_thinking(ids)
             params = await serving.constrained(params, plan.constraint(is_thinking), request)
             ids = serving.truncated(ids, params, request)
-            params = serving.fit(params, len(ids), "messages")
+            params = serving.fit_chat(params, len(ids), _tokens_param(request))
             full_id = reply_id("chatcmpl", exchange, request)
             reading = self._reading(request, plan, is_thinking, params)
             reply = ChatReplyWriter(serving, request, params, full_id, model, ids, reading)
@@ -91,8 +91,13 @@ class ChatHandler:
         names = {"logprobs": "top_logprobs"}
         if request.max_completion_tokens is not None:
             changes["max_tokens"] = request.max_completion_tokens
-            names["max_tokens"] = "max_completion_tokens"
+        names["max_tokens"] = _tokens_param(request)
         try:
             return self._serving.checked_params(request, **changes)
         except InvalidRequest as exc:
             raise renamed(exc, names) from None
+
+
+def _tokens_param(request: ChatRequest) -> str:
+    """The field that bounds the reply."""
+    return "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"

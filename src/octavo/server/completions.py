@@ -11,13 +11,14 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from octavo.admission import sized
 from octavo.errors import InvalidRequest
 from octavo.generation import CompletionDelta, GenerationDelta
 from octavo.messages import TokenLogprobs
 from octavo.params import GenerateRequest, SamplingParams
 from octavo.server.exchange import Exchange
 from octavo.server.limits import beam_params
-from octavo.server.logprobs import completion_logprobs, echoed_logprobs, joined, prompt_logprobs
+from octavo.server.logprobs import TextOffsets, completion_logprobs, echoed_logprobs, joined, prompt_logprobs
 from octavo.server.protocol.common import Usage, usage_of
 from octavo.server.protocol.completions import (
     COMPLETION_REFUSALS,
@@ -57,8 +58,6 @@ class CompletionHandler:
 
     def _params(self, request: CompletionRequest) -> SamplingParams:
         changes: dict[str, Any] = {"logprobs": request.logprobs}
-        if "max_tokens" not in request.model_fields_set:  # null means: as many as fit
-            changes["max_tokens"] = DEFAULT_MAX_TOKENS
         if request.scores_only:  # the engine generates one token, which is not returned
             changes["max_tokens"] = 1
             if request.min_tokens:
@@ -107,9 +106,9 @@ class CompletionHandler:
                 ids = await self._tokenized(prompt, request.add_special_tokens is not False, param, num_chars)
             else:
                 ids = prompt
-            whole, ids = ids, self._serving.truncated(ids, params, request)
+            whole, ids = ids, self._serving.truncated(ids, _with_default(params), request)
             external_id = f"{reply_id}-{i}" if len(request.prompt) > 1 else reply_id
-            fitted = self._serving.fit(own_params, len(ids), param)
+            fitted = sized(own_params, len(ids), self._serving.state.info, param, DEFAULT_MAX_TOKENS)
             requests.append(self._serving.generate_request(external_id, ids, fitted, request))
             if request.echo:
                 decode = self._serving.state.tokenizer.decode
@@ -150,6 +149,13 @@ class CompletionHandler:
             raise InvalidRequest(f"Token ids should lie in 0..{vocab_size - 1}.", param)
 
 
+def _with_default(params: SamplingParams) -> SamplingParams:
+    """`params` with the tokens that a request asks for which does not say."""
+    if params.max_tokens is not None:
+        return params
+    return msgspec.structs.replace(params, max_tokens=max(DEFAULT_MAX_TOKENS, params.min_tokens))
+
+
 class _Reply:
     """One request's reply, whole or as events. A choice's index is prompt x n + sample (E71)."""
 
@@ -177,7 +183,7 @@ class _Reply:
         self._usage = UsageCount()
         self._text_events: dict[int, TextEvent] = {}
         num_choices = len(request.prompt) * params.n
-        self._offsets = [0] * num_choices  # characters of the tokens so far, for text_offset
+        self._offsets: dict[int, TextOffsets] = {}
         self._whole = [CompletionChoice(i, "") for i in range(num_choices)]
         self._texts: list[list[str]] = [[] for _ in range(num_choices)]
         self._token_ids: list[list[int]] = [[] for _ in range(num_choices)]
@@ -264,12 +270,12 @@ class _Reply:
     def _choice(self, place: int, output: CompletionDelta) -> CompletionChoice:
         index = place * self._params.n + output.index
         text, echoed = self._echo(place, index)
-        logprobs = completion_logprobs(
-            self._names, output.token_ids, output.logprobs, self._params.logprobs or 0, self._offsets[index]
-        )
-        if logprobs is not None:
-            self._offsets[index] += sum(len(self._names.text(token_id)) for token_id in output.token_ids)
-            logprobs = joined(echoed, logprobs)
+        logprobs = None
+        if output.logprobs is not None:
+            offsets = self._text_offsets(place, index).take(output.token_ids)
+            top = self._params.logprobs or 0
+            own = completion_logprobs(self._names, output.token_ids, output.logprobs, top, offsets)
+            logprobs = joined(echoed, own)
             if not logprobs.tokens:
                 logprobs = None
         choice = CompletionChoice(index, text + output.text, logprobs, output.finish_reason, output.stop_reason)
@@ -285,11 +291,32 @@ class _Reply:
         if not self._echoes or index in self._echoed:
             return "", None
         self._echoed.add(index)
-        text, ids = self._echoes[place], self._requests[place].prompt_token_ids
-        self._offsets[index] = len(text)
+        text = self._echoes[place]
         if self._params.logprobs is None:
             return text, None
-        return text, echoed_logprobs(self._names, ids, self._scores[place], self._params.logprobs, text)
+        ids, scores = self._requests[place].prompt_token_ids, self._scores[place]
+        return text, echoed_logprobs(self._names, ids, scores, self._params.logprobs, self._prompt_offsets(place))
+
+    def _text_offsets(self, place: int, index: int) -> TextOffsets:
+        """Of a choice's tokens, after the echo."""
+        if index not in self._offsets:
+            start = len(self._echoes[place]) if self._echoes else 0
+            self._offsets[index] = TextOffsets(self._serving.state.client.detokenizer(self._params), start)
+        return self._offsets[index]
+
+    def _prompt_offsets(self, place: int) -> list[int]:
+        """Of a prompt's tokens in its echo: the text that was given, or that of its ids."""
+        text, ids = self._echoes[place], self._requests[place].prompt_token_ids
+        detokenizer = self._serving.state.client.detokenizer
+        if self._request.prompt[place] != text:
+            return TextOffsets(detokenizer(self._params)).take(ids)
+        shows_all = detokenizer(msgspec.structs.replace(self._params, skip_special_tokens=False))
+        hides_special = detokenizer(msgspec.structs.replace(self._params, skip_special_tokens=True))
+        # The tokenizer may have put a special token in front, which is no part of the text that was given.
+        first = self._names.text(ids[0])
+        if not text.startswith(first) and "\ufffd" not in first and not hides_special.push(ids[:1]):
+            return [0, *TextOffsets(shows_all).take(ids[1:])]
+        return TextOffsets(shows_all).take(ids)
 
     def _object(self, choices: list[CompletionChoice], usage: Usage | UnsetType | None) -> CompletionReply:
         return CompletionReply(

@@ -78,7 +78,8 @@ def plan_output(
 ) -> OutputPlan:
     """`constraint` is what the request says of its output elsewhere. Raises `InvalidRequest`."""
     definitions = request.tools or []
-    choice = _choice(request, definitions, config)
+    knows_format = settings.tool_format is not None
+    choice = _choice(request, definitions, config, knows_format=knows_format)
     names = None if choice.names is None else frozenset(choice.names)
     called = [i for i, tool in enumerate(definitions) if names is None or tool.function.name in names]
     tools = tuple(_tool(definitions[i]) for i in called) if choice.mode != "none" else ()
@@ -107,7 +108,9 @@ def plan_output(
     )
 
 
-def _choice(request: ChatRequest, definitions: Sequence[ToolDefinition], config: ServerConfig) -> ToolChoice:
+def _choice(
+    request: ChatRequest, definitions: Sequence[ToolDefinition], config: ServerConfig, *, knows_format: bool
+) -> ToolChoice:
     """The request's choice where it has tools; what it means where it has none (D6)."""
     choice = request.tool_choice or ToolChoice("auto")
     if not definitions:
@@ -126,8 +129,13 @@ def _choice(request: ChatRequest, definitions: Sequence[ToolDefinition], config:
                 f"The name {name[:200]!r} in `tool_choice` does not match any of the specified `tools`.", "tool_choice"
             )
     if choice.mode == "auto" and not config.enable_auto_tool_choice:
+        flags = "--enable-auto-tool-choice"
+        if not knows_format:
+            flags += " --tool-call-parser NAME, for how this model writes calls is not known"
         raise InvalidRequest(
-            '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set', "tool_choice"
+            '`tool_choice` "auto", also when it is left out, needs a server that was started with '
+            f'{flags}; this one takes "required", a function\'s name, and "none".',
+            "tool_choice",
         )
     return choice
 

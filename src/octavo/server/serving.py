@@ -20,7 +20,7 @@ from octavo.config import nearest
 from octavo.errors import ContextLengthExceeded, InvalidRequest, Overloaded
 from octavo.generation import GenerationDelta
 from octavo.log import escape
-from octavo.params import GenerateRequest, GrammarSpec, SamplingParams
+from octavo.params import GenerateRequest, GrammarSpec, SamplingParams, check_samples
 from octavo.server.best_of import best_of, widened
 from octavo.server.errors import clip, validate_body
 from octavo.server.exchange import Exchange
@@ -159,21 +159,9 @@ class Serving:
             max_logprobs=self.state.config.max_logprobs,
             max_n=self.state.config.max_n,
         )
-        if beams is not None:
-            beams.check(params, self.state.config.max_n)
-            self._check_mode("use_beam_search")
-        elif params.num_samples > 1 and params.greedy:
-            name = "n" if params.n > 1 else "best_of"
-            raise InvalidRequest(f"`{name}` must be 1 when `temperature` is 0: all choices would be equal.", name)
-        elif params.num_samples > params.n:
-            self._check_mode("best_of")
+        has_logits = self.state.logprobs_mode.endswith("_logits")
+        check_samples(params, beams, has_logits=has_logits, max_width=self.state.config.max_n)
         return params
-
-    def _check_mode(self, name: str) -> None:
-        if self.state.logprobs_mode.endswith("_logits"):
-            raise InvalidRequest(
-                f"`{name}` needs log probabilities, and this server has logits in their place (--logprobs-mode).", name
-            )
 
     def _bad_words(self, words: list[str]) -> tuple[tuple[int, ...], ...]:
         """Each word as it is written at the start of a text and after a space (2.4)."""
@@ -206,9 +194,10 @@ class Serving:
         await self.state.client.prepare_grammars()
         return msgspec.structs.replace(params, grammar=grammar)
 
-    def fit(self, params: SamplingParams, num_prompt: int, param: str) -> SamplingParams:
-        """`params` with `max_tokens` set for a prompt of that length, which is in the field `param`."""
-        return sized(params, num_prompt, self.state.info, param, self.state.default_sampling.get("max_tokens"))
+    def fit_chat(self, params: SamplingParams, num_prompt: int, tokens_param: str) -> SamplingParams:
+        """`params` with `max_tokens`, which is in the field `tokens_param`, set for messages of that length."""
+        most = self.state.default_sampling.get("max_tokens")
+        return sized(params, num_prompt, self.state.info, "messages", most, tokens_param)
 
     def truncated(self, ids: list[int], params: SamplingParams, request: SamplingFields) -> list[int]:
         """The prompt as far as `truncate_prompt_tokens` lets it be (S26); -1 leaves room for what is generated."""

@@ -9,10 +9,10 @@ from typing import Any, Protocol
 
 from octavo.config import LogprobsMode, ServerConfig
 from octavo.errors import EngineDead, ModelNotFound, ShuttingDown
-from octavo.generation import GenerationDelta
+from octavo.generation import Detokenizer, GenerationDelta
 from octavo.messages import EngineInfo
 from octavo.metrics import Metrics
-from octavo.params import GenerateRequest, GrammarSpec
+from octavo.params import GenerateRequest, GrammarSpec, SamplingParams
 from octavo.server.errors import clip
 from octavo.text.formats.base import ReasoningFormat, ToolFormat
 from octavo.text.grammar_checker import GrammarChecker
@@ -45,6 +45,10 @@ class Engine(Protocol):
 
     def generate(self, request: GenerateRequest) -> DeltaStream:
         """Admit a request. Raises `RequestError` or `ServerError` when it is refused."""
+        ...
+
+    def detokenizer(self, params: SamplingParams) -> Detokenizer:
+        """What makes text of the tokens of a sample with these parameters."""
         ...
 
     async def prepare_grammars(self) -> None:

@@ -67,7 +67,12 @@ def _readable_members(written: str) -> dict[str, Any]:
     except Malformed:
         parts.append(copy.completion())
     text = "".join(parts)
-    return json.loads(text) if text.startswith("{") else {}
+    if not text.startswith("{"):
+        return {}
+    # Half of a character that is written as two escapes is no text that a template could be given.
+    whole = json.dumps(json.loads(text), ensure_ascii=False).encode("utf-16-le", "surrogatepass")
+    members: dict[str, Any] = json.loads(whole.decode("utf-16-le", "replace"))
+    return members
 
 
 def _no_number(name: str) -> None:

@@ -28,6 +28,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
+
 from octavo.text.call_arguments import WrittenArguments
 
 #: Characters of a template's source.
