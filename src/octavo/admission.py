@@ -8,7 +8,7 @@ import msgspec
 
 from octavo.errors import ContextLengthExceeded, InvalidRequest, Overloaded
 from octavo.messages import EngineInfo
-from octavo.params import GenerateRequest, SamplingParams
+from octavo.params import GenerateRequest, SamplingParams, clip_number
 
 #: Most seconds after which a refused caller is told to come back.
 MAX_RETRY_AFTER = 60
@@ -43,14 +43,14 @@ def sized(
         )
     if wanted is not None and wanted > room:
         raise ContextLengthExceeded(
-            f"At most {limit} tokens fit {what}: the prompt has {num_prompt}, which leaves {room}, but `{tokens_param}` "
-            f"is {wanted}.",
+            f"At most {limit} tokens fit {what}: the prompt has {num_prompt}, which leaves {room}, but "
+            f"`{tokens_param}` is {clip_number(wanted)}.",
             tokens_param,
         )
     if params.min_tokens > room:
         raise ContextLengthExceeded(
-            f"At most {limit} tokens fit {what}: after a prompt of {num_prompt} there is no room for "
-            f"`min_tokens` of {params.min_tokens}.",
+            f"At most {limit} tokens fit {what}: the prompt has {num_prompt}, which leaves {room}, but `min_tokens` "
+            f"is {clip_number(params.min_tokens)}.",
             "min_tokens",
         )
     if wanted is not None:

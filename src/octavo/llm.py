@@ -29,7 +29,7 @@ from octavo.errors import InvalidConfig, InvalidRequest, Overloaded
 from octavo.generation import FinalOutput, fold
 from octavo.llm_outputs import CompletionOutput, Logprob, RequestOutput, request_output
 from octavo.messages import EngineInfo
-from octavo.params import BeamParams, GenerateRequest, GrammarSpec, SamplingParams, check_samples
+from octavo.params import BeamParams, GenerateRequest, GrammarSpec, SamplingParams, check_samples, with_types
 from octavo.server.best_of import best_of, widened
 from octavo.text.grammar import GrammarLimits, spec_of_params
 from octavo.text.tokenizer import Tokenizer
@@ -187,6 +187,7 @@ class LLM:
         if given is None:
             given = self._default_params(beams)
             most = self._ready.default_sampling.get("max_tokens", default_max_tokens)
+        beams = with_types(beams) if beams is not None else None
         params = _one_each(given, len(prompts))
         distinct = {id(one): one for one in params}
         checked = {key: self._checked(one, beams) for key, one in distinct.items()}
@@ -296,18 +297,8 @@ def _priorities(given: Sequence[int] | None, count: int) -> Sequence[int]:
 
 def _normalised(params: SamplingParams) -> SamplingParams:
     """`params` with its fields of the declared types. Raises `InvalidRequest` for one that cannot be."""
-    values = msgspec.structs.asdict(params)
-    if isinstance(values["stop"], str):
-        values["stop"] = (values["stop"],)
-    try:
-        return msgspec.convert(values, SamplingParams)
-    except msgspec.ValidationError as exc:
-        # "Expected `int`, got `str` - at `$.n`", or "... - at `key` in `$.logit_bias`".
-        message, _, place = str(exc).partition(" - at ")
-        path = place.rpartition("$.")[2].rstrip("`")
-        raise InvalidRequest(f"{path}: {message}", path) from None
-    except UnicodeEncodeError:  # half of a surrogate pair, where no text may be
-        raise InvalidRequest("`sampling_params` contain what is no text.", "sampling_params") from None
+    stop: Any = params.stop  # a program's may be one string
+    return with_types(msgspec.structs.replace(params, stop=(stop,)) if isinstance(stop, str) else params)
 
 
 # ---------------------------------------------------------------- on the engine's thread

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, TypeVar
 
 import msgspec
 
@@ -245,7 +245,7 @@ class BeamParams(msgspec.Struct, frozen=True, kw_only=True):
         """Raise `InvalidRequest` naming what does not go with beams; fields have their names in the API."""
         if self.width < 2 or self.width > max_width:
             raise InvalidRequest(
-                f"`best_of` must be in [2, {max_width}] when `use_beam_search` is true, got {_clip(self.width)}.",
+                f"`best_of` must be in [2, {max_width}] when `use_beam_search` is true, got {clip_number(self.width)}.",
                 "best_of",
             )
         if self.width < params.n:
@@ -257,6 +257,22 @@ class BeamParams(msgspec.Struct, frozen=True, kw_only=True):
         for name in SamplingParams.__struct_fields__:
             if name not in _BEAM_FIELDS and getattr(params, name) != getattr(_DEFAULTS, name):
                 raise InvalidRequest(f"`{name}` cannot be combined with `use_beam_search`.", name)
+
+
+def with_types(params: P) -> P:
+    """`params`, which a program may have made of anything, with fields of the declared types.
+
+    Raises `InvalidRequest` naming the field that cannot be.
+    """
+    try:
+        return msgspec.convert(msgspec.structs.asdict(params), type(params))
+    except msgspec.ValidationError as exc:
+        # "Expected `int`, got `str` - at `$.n`", or "... - at `key` in `$.logit_bias`".
+        message, _, place = str(exc).partition(" - at ")
+        path = place.rpartition("$.")[2].rstrip("`")
+        raise InvalidRequest(f"{path}: {message}", path) from None
+    except UnicodeEncodeError:  # half of a surrogate pair, where no text may be
+        raise InvalidRequest("`sampling_params` contain what is no text.", "sampling_params") from None
 
 
 def check_samples(params: SamplingParams, beams: BeamParams | None, *, has_logits: bool, max_width: int = 128) -> None:
@@ -290,6 +306,9 @@ _BEAM_FIELDS = frozenset(
 )
 
 
+P = TypeVar("P", SamplingParams, BeamParams)
+
+
 class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One prompt, ready for the engine. `params` has been validated; `params.max_tokens` is set (never None).
 
@@ -319,14 +338,15 @@ def _check_number(name: str, value: float, bounds: Range) -> None:
     low, high, is_open = bounds
     below = low is not None and (value <= low if is_open else value < low)
     if below or (high is not None and value > high):
-        raise InvalidRequest(f"`{name}` must be {bounds.words()}, got {_clip(value)}.", name)
+        raise InvalidRequest(f"`{name}` must be {bounds.words()}, got {clip_number(value)}.", name)
 
 
 def _check_token_id(name: str, token_id: int, vocab_size: int) -> None:
     if not 0 <= token_id < vocab_size:
-        raise InvalidRequest(f"`{name}` contains token id {_clip(token_id)}, outside 0..{vocab_size - 1}.", name)
+        raise InvalidRequest(f"`{name}` contains token id {clip_number(token_id)}, outside 0..{vocab_size - 1}.", name)
 
 
-def _clip(value: float) -> str:
+def clip_number(value: float) -> str:
+    """`value` for a message: a program's integers have any number of digits."""
     text = repr(value)
     return text if len(text) <= 40 else text[:40] + "..."

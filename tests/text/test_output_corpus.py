@@ -104,7 +104,8 @@ def test_a_text_that_was_cut_off_anywhere_shows_the_beginning_of_what_its_whole_
 
 
 def test_of_a_call_that_is_cut_off_no_mark_up_is_shown_before_its_name_and_its_name_at_once() -> None:
-    text = '<tool_call>\n{"name": "f", "arguments": {"n": 1}}\n</tool_call>\n<tool_call>\n{"name": "add", "arguments": {"a": 1}}'
+    text = '<tool_call>\n{"name": "f", "arguments": {"n": 1}}\n</tool_call>\n'
+    text += '<tool_call>\n{"name": "add", "arguments": {"a": 1}}'
     for size in range(len(text)):
         reply = read(output_format("hermes"), [text[:size]], truncated=True)
         assert reply.content == ""
@@ -117,7 +118,8 @@ def test_of_a_call_that_is_cut_off_no_mark_up_is_shown_before_its_name_and_its_n
 
 @pytest.mark.parametrize(
     "body",
-    ['{"name": "f", "arguments": {oops}}', '{"name": "f", "arguments": {"n": oops}}', '{"name": "f", "arguments": {"n": }}',
+    ['{"name": "f", "arguments": {oops}}', '{"name": "f", "arguments": {"n": oops}}',
+     '{"name": "f", "arguments": {"n": }}',
      '{"name": "f", "arguments": {"list": [{oops}]}}', '{"name": "f", "arguments": "{oops}"}',
      '{"name": "f", "arguments": "{\\"n\\": 1} oops"}', '{"name": "f", "arguments": [1]}'],
 )  # fmt: skip
