@@ -166,7 +166,7 @@ class _WindowDetokenizer:
 
     @property
     def num_held(self) -> int:
-        return 0
+        return len(self._gain().rstrip("\ufffd")) if self._fresh else 0
 
     def finish(self) -> str:
         text = self._gain()
