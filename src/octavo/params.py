@@ -21,19 +21,16 @@ _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 
 
 class Range(NamedTuple):
-    """Bounds of a number; None: none. They belong to the range, but for a lower one that is open."""
+    """Bounds of a number, which belong to the range; None: none."""
 
     low: float | None = None
     high: float | None = None
-    low_open: bool = False
 
     def words(self) -> str:
-        low, high, is_open = self
+        low, high = self
         if low is not None and high is not None:
-            return f"in {'(' if is_open else '['}{low}, {high}]"
-        if low is not None:
-            return f"{'greater than' if is_open else 'at least'} {low}"
-        return f"at most {high}"
+            return f"in [{low}, {high}]"
+        return f"at least {low}" if low is not None else f"at most {high}"
 
 
 #: The ranges of the numbers in `SamplingParams`, without those of a server's settings and of other fields. The check
@@ -335,9 +332,8 @@ def _check_number(name: str, value: float, bounds: Range) -> None:
     # NaN passes every comparison below, so finiteness is checked first.
     if isinstance(value, float) and not math.isfinite(value):
         raise InvalidRequest(f"`{name}` must be a finite number.", name)
-    low, high, is_open = bounds
-    below = low is not None and (value <= low if is_open else value < low)
-    if below or (high is not None and value > high):
+    low, high = bounds
+    if (low is not None and value < low) or (high is not None and value > high):
         raise InvalidRequest(f"`{name}` must be {bounds.words()}, got {clip_number(value)}.", name)
 
 
