@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,14 @@ def test_d17_arguments_that_are_no_json_object_are_shown_as_they_were_written(
     assert text(AS_JSON, messages) == written
     assert text(AS_TEXT, messages) == written
     assert text(AS_MEMBERS, messages) == members
+
+
+@pytest.mark.parametrize("arguments", ['{"a": [1, "é"]}', '{"a": "cut o', {"a": 1}, ""])
+def test_t13_a_template_that_adds_arguments_to_its_text_gets_their_text(arguments: Any) -> None:
+    messages = [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}]
+    shown = arguments if isinstance(arguments, str) else json.dumps(arguments)
+    assert text(SHOWN + "{{ '<' + a + '>' }}", messages) == f"<{shown or '{}'}>"
+    assert text(SHOWN + "{{ a + '>' }}", messages) == f"{shown or '{}'}>"
 
 
 def test_d17_arguments_without_any_json_form_are_refused_with_their_place() -> None:
