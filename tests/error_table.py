@@ -122,7 +122,7 @@ def bad_requests(vocab: int, fanout: int) -> list[Row]:
         (chat(n=2, temperature=0), "n"),
         (chat(temperature=-0.1), "temperature"),
         (chat(temperature=2.1), "temperature"),
-        (chat(top_p=0), "top_p"),
+        (chat(top_p=-0.1), "top_p"),
         (chat(top_p=1.1), "top_p"),
         (chat(top_k=-2), "top_k"),
         (chat(min_p=-0.1), "min_p"),

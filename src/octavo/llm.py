@@ -27,7 +27,7 @@ from octavo.errors import InvalidConfig, InvalidRequest, Overloaded
 from octavo.generation import FinalOutput, fold
 from octavo.llm_outputs import CompletionOutput, Logprob, RequestOutput, request_output
 from octavo.messages import EngineInfo
-from octavo.params import BeamParams, SamplingParams
+from octavo.params import BeamParams, SamplingParams, with_types
 from octavo.served.model import Prepared, ServedModel
 from octavo.served.turn import Completion, Conversation, Turn
 from octavo.suggest import nearest
@@ -167,7 +167,9 @@ class LLM:
         use_tqdm: bool,
         beams: BeamParams | None = None,
     ) -> list[RequestOutput]:
+        beams = with_types(beams) if beams is not None else None
         if sampling_params is None:
+            default_max_tokens = self._model.default_sampling.get("max_tokens", default_max_tokens)
             chosen: list[SamplingParams | Mapping[str, Any]] = [{}] * len(prompts)
         else:
             params = _one_each(sampling_params, len(prompts))
@@ -289,18 +291,8 @@ def _priorities(given: Sequence[int] | None, count: int) -> Sequence[int]:
 
 def _normalised(params: SamplingParams) -> SamplingParams:
     """`params` with its fields of the declared types. Raises `InvalidRequest` for one that cannot be."""
-    values = msgspec.structs.asdict(params)
-    if isinstance(values["stop"], str):
-        values["stop"] = (values["stop"],)
-    try:
-        return msgspec.convert(values, SamplingParams)
-    except msgspec.ValidationError as exc:
-        # "Expected `int`, got `str` - at `$.n`", or "... - at `key` in `$.logit_bias`".
-        message, _, place = str(exc).partition(" - at ")
-        path = place.rpartition("$.")[2].rstrip("`")
-        raise InvalidRequest(f"{path}: {message}", path) from None
-    except UnicodeEncodeError:  # half of a surrogate pair, where no text may be
-        raise InvalidRequest("`sampling_params` contain what is no text.", "sampling_params") from None
+    stop: Any = params.stop  # a program's may be one string
+    return with_types(msgspec.structs.replace(params, stop=(stop,)) if isinstance(stop, str) else params)
 
 
 # ---------------------------------------------------------------- on the engine's thread

@@ -49,15 +49,26 @@ OTHER_ERRORS: list[tuple[tuple[str, Any], tuple[int, str, str | None, str | None
     (("/v1/models", {}), (405, "MethodNotAllowedError", None, "method_not_allowed")),
     (("/health", {}), (405, "MethodNotAllowedError", None, "method_not_allowed")),
     (text(prompt=[1] * CONTEXT), (400, BAD, "prompt", "context_length_exceeded")),
-    (text(prompt=[1] * (CONTEXT - 9), max_tokens=10), (400, BAD, "prompt", "context_length_exceeded")),
-    (text(prompt=[1], max_tokens=CONTEXT), (400, BAD, "prompt", "context_length_exceeded")),
+    (text(prompt=[1] * (CONTEXT - 9), max_tokens=10), (400, BAD, "max_tokens", "context_length_exceeded")),
+    (text(prompt=[1], max_tokens=CONTEXT), (400, BAD, "max_tokens", "context_length_exceeded")),
     (text(prompt="x" * 200_000), (400, BAD, "prompt", "context_length_exceeded")),
     (text(prompt="x" * 600), (400, BAD, "prompt", "context_length_exceeded")),
     (text(max_tokens=None, min_tokens=CONTEXT), (400, BAD, "min_tokens", "context_length_exceeded")),
     (text(prompt=["a", "x" * 600]), (400, BAD, "prompt.1", "context_length_exceeded")),
     (messages({"role": "user", "content": "x" * 600}), (400, BAD, "messages", "context_length_exceeded")),
     (messages({"role": "user", "content": "x" * 200_000}), (400, BAD, "messages", "context_length_exceeded")),
-    (chat(max_completion_tokens=CONTEXT), (400, BAD, "messages", "context_length_exceeded")),
+    (text(prompt=[1] * CONTEXT, max_tokens=CONTEXT), (400, BAD, "prompt", "context_length_exceeded")),
+    (text(prompt=["a", "x" * 500], max_tokens=50), (400, BAD, "max_tokens", "context_length_exceeded")),
+    (chat(max_tokens=CONTEXT), (400, BAD, "max_tokens", "context_length_exceeded")),
+    (chat(max_completion_tokens=CONTEXT), (400, BAD, "max_completion_tokens", "context_length_exceeded")),
+    (
+        chat(max_tokens=1, max_completion_tokens=CONTEXT),
+        (400, BAD, "max_completion_tokens", "context_length_exceeded"),
+    ),
+    (
+        (CHAT, {"messages": [{"role": "user", "content": "x" * 600}], "max_completion_tokens": CONTEXT}),
+        (400, BAD, "messages", "context_length_exceeded"),
+    ),
 ]
 
 

@@ -28,9 +28,9 @@ def test_tools_without_a_choice_mean_auto_which_the_server_must_allow() -> None:
     for fields in ({}, {"tool_choice": "auto"}):
         error = server_saying(ONE, enable_auto_tool_choice=False).chat(tools=[WEATHER], **fields).error
         assert error["param"] == "tool_choice"
-        assert error["message"] == (
-            '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set'
-        )
+        assert "started with --enable-auto-tool-choice;" in error["message"]
+    error = make_server().chat(tools=[WEATHER]).error
+    assert "started with --enable-auto-tool-choice --tool-call-parser NAME" in error["message"]
 
 
 @pytest.mark.parametrize(
@@ -209,10 +209,15 @@ def test_brackets_in_the_arguments_of_mistral_do_not_end_its_list() -> None:
 # ------------------------------------------------------------------------------------------------ forced calls
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "get_weather"}}])
 def test_a_forced_call_that_a_limit_cuts_off_at_once_leaves_no_markup(choice: Any) -> None:
-    """F20, F26."""
-    for end in ("\n", '{"na', "arguments"):
+    """F20, F26. A call whose name is there is a call, with the arguments that are."""
+    for end in ("\n", '{"na', "weather"):
         message, reason = message_of(server_saying(ONE[: ONE.index(end)], reason="length"), tool_choice=choice)
         assert not message["content"] and "tool_calls" not in message and reason == "length"
+    for end, arguments in (("arguments", ""), ('"city', "{"), ("slo", '{"city": "O')):
+        message, reason = message_of(server_saying(ONE[: ONE.index(end)], reason="length"), tool_choice=choice)
+        (call,) = message["tool_calls"]
+        assert call["function"] == {"name": "get_weather", "arguments": arguments}
+        assert not message["content"] and reason == "length"
 
 
 def test_a_function_without_parameters_is_forced_to_take_none() -> None:

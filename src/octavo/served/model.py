@@ -15,7 +15,7 @@ import msgspec
 import octavo
 from octavo.admission import sized
 from octavo.config import LogprobsMode, ServerConfig
-from octavo.errors import EngineDead, InvalidRequest, ShuttingDown
+from octavo.errors import ContextLengthExceeded, EngineDead, InvalidRequest, ShuttingDown
 from octavo.generation import GenerationDelta
 from octavo.log import escape
 from octavo.messages import EngineInfo
@@ -119,7 +119,7 @@ class ServedModel:
         """
         try:
             return await self._prepare(turn)
-        except InvalidRequest as exc:
+        except (InvalidRequest, ContextLengthExceeded) as exc:
             raise renamed(exc, turn.names) from None
 
     async def _prepare(self, turn: Turn) -> Prepared:
@@ -154,7 +154,9 @@ class ServedModel:
         """What bounds the reply where the caller does not."""
         if isinstance(turn.sampling, SamplingParams):
             return None
-        most: int | None = self.default_sampling.get("max_tokens", turn.default_max_tokens)
+        if turn.default_max_tokens is not None:
+            return turn.default_max_tokens
+        most: int | None = self.default_sampling.get("max_tokens")
         return most
 
     def _is_thinking(self, ids: list[int]) -> bool | None:

@@ -77,7 +77,7 @@ def plan_output(
 ) -> OutputPlan:
     """`constraint` is what the turn says of its output elsewhere. Raises `InvalidRequest`."""
     functions = wishes.functions
-    choice = _choice(wishes, config)
+    choice = _choice(wishes, config, knows_format=settings.tool_format is not None)
     names = None if choice.names is None else frozenset(choice.names)
     called = [i for i, function in enumerate(functions) if names is None or function.name in names]
     tools = tuple(_tool(functions[i]) for i in called) if choice.mode != "none" else ()
@@ -106,7 +106,7 @@ def plan_output(
     )
 
 
-def _choice(wishes: ReplyWishes, config: ServerConfig) -> ToolChoice:
+def _choice(wishes: ReplyWishes, config: ServerConfig, *, knows_format: bool) -> ToolChoice:
     """The turn's choice where it has functions; what it means where it has none."""
     choice = wishes.choice or ToolChoice("auto")
     if not wishes.functions:
@@ -124,8 +124,13 @@ def _choice(wishes: ReplyWishes, config: ServerConfig) -> ToolChoice:
                 f"The name {name[:200]!r} in `tool_choice` does not match any of the specified `tools`.", "tool_choice"
             )
     if choice.mode == "auto" and not config.enable_auto_tool_choice:
+        flags = "--enable-auto-tool-choice"
+        if not knows_format:
+            flags += " --tool-call-parser NAME, for how this model writes calls is not known"
         raise InvalidRequest(
-            '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set', "tool_choice"
+            '`tool_choice` "auto", also when it is left out, needs a server that was started with '
+            f'{flags}; this one takes "required", a function\'s name, and "none".',
+            "tool_choice",
         )
     return choice
 

@@ -48,9 +48,13 @@ class ToolDefinition(WireModel):
     function: FunctionDefinition
 
     def for_template(self) -> dict[str, Any]:
-        """As the template sees it: the fields that were given, without those that are about decoding."""
+        """As the template sees it: the fields that were given, without those that are about decoding. What may be null
+        and is was not given."""
         shown: dict[str, Any] = self.model_dump(exclude_unset=True)
-        shown["function"].pop("strict", None)
+        function = shown["function"]
+        for name in ("description", "parameters", "strict"):
+            if name == "strict" or function.get(name) is None:
+                function.pop(name, None)
         return shown
 
 

@@ -26,6 +26,7 @@ ALL_MARKS: Final = (START, CHANNEL, CONSTRAIN, MESSAGE, *ENDS)
 FUNCTIONS: Final = "functions."
 
 _BODY_STOPS: Final = marks(START, CHANNEL, *ENDS)
+_MARKS: Final = marks(START, CHANNEL, MESSAGE, *ENDS)
 _TO: Final = "to="
 _MAX_HEADER: Final = 1024
 _RECIPIENT: Final = re.compile(r"to=([^\s<]+)")
@@ -93,6 +94,8 @@ def read_harmony(source: Source, sink: TextSink, wants_tools: bool, wants_reason
     yield from source.skip_blanks()
     is_header = (yield from source.at(_TO)) or (yield from source.at(CHANNEL))
     blanks = source.recorded()
+    if source.is_cut_within(_TO, CHANNEL):
+        source.take_rest()
     if not is_header:
         sink.content.add(blanks)
     while is_header or (yield from _stray_text(source, content)):
@@ -106,7 +109,7 @@ def read_harmony(source: Source, sink: TextSink, wants_tools: bool, wants_reason
         elif channel is not None and channel[1] == "analysis":
             yield from _read_analysis(source, sink, reasoning)
         else:
-            yield from source.copy_until(_BODY_STOPS, content.message())
+            yield from source.copy_until(_BODY_STOPS, content.message(), drops_cut_mark=True)
         if (yield from source.accept_any(marks(*ENDS))):
             yield from source.skip_blanks()
     sink.reasoning.release_blanks()
@@ -114,7 +117,7 @@ def read_harmony(source: Source, sink: TextSink, wants_tools: bool, wants_reason
 
 def _read_analysis(source: Source, sink: TextSink, reasoning: _Part) -> Steps[None]:
     sink.reasoning_end = None
-    mark = yield from source.copy_until(_BODY_STOPS, reasoning.message())
+    mark = yield from source.copy_until(_BODY_STOPS, reasoning.message(), drops_cut_mark=True)
     if mark is not None:
         sink.reasoning.drop_blanks()
         sink.reasoning_end = source.num_consumed + (len(mark) if mark in ENDS else 0)
@@ -123,7 +126,7 @@ def _read_analysis(source: Source, sink: TextSink, reasoning: _Part) -> Steps[No
 def _stray_text(source: Source, content: _Part) -> Steps[bool]:
     """Text that is in no message; whether a message follows."""
     while True:
-        mark = yield from source.copy_until(marks(START, CHANNEL, MESSAGE, *ENDS), content.more)
+        mark = yield from source.copy_until(_MARKS, content.more, drops_cut_mark=True)
         if mark not in ENDS:
             return mark is not None
         source.take(len(mark))
@@ -157,4 +160,4 @@ def _read_call(source: Source, sink: TextSink, name: str, content: _Part) -> Ste
         yield from skip_strays(source)
     except Malformed:
         source.rewind()
-    yield from source.copy_until(_BODY_STOPS, content.message())
+    yield from source.copy_until(_BODY_STOPS, content.message(), drops_cut_mark=True)

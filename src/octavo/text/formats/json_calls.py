@@ -8,10 +8,13 @@ from dataclasses import dataclass
 
 from octavo.text.formats.base import Call, CallSink, GrammarBuilder, Tool, read_string, skip_strays
 from octavo.text.json_copy import JsonCopy
-from octavo.text.source import Malformed, Marks, Source, Steps, Unfinished, marks
+from octavo.text.source import BLANKS, Malformed, Marks, Source, Steps, Unfinished, marks
 
 #: Objects within the object of a call: {"type": "function", "function": {...}}.
 _MAX_NESTING = 3
+_ARGUMENTS = frozenset({"arguments", "parameters", "args", "input"})
+#: All keys of a call of which nothing else has shown yet that it is one.
+_KEYS = _ARGUMENTS | {"name", "function", "type", "id"}
 #: With which a code block of calls begins.
 _FENCES = Marks(("```json\n", "```\n"))
 
@@ -86,7 +89,7 @@ class JsonCalls:
                 continue
             if call.is_announced and (yield from source.at_any(marks('"', "'"))) is None:
                 return  # its own end is missing, but the arguments are whole
-            key = yield from read_string(source)
+            key = yield from read_string(source, beginnings=_KEYS if call.is_doubtful else None)
             yield from source.skip_blanks()
             yield from source.expect(":")
             yield from source.skip_blanks()
@@ -94,11 +97,13 @@ class JsonCalls:
 
     def _member(self, source: Source, call: Call, key: str, depth: int) -> Steps[None]:
         char = yield from source.peek()
+        if not char:
+            raise Unfinished
         if key in ("name", "function") and char in ('"', "'"):
-            call.set_name((yield from read_string(source)))
+            yield from call.read_name(source)
         elif key == "function" and char == "{" and depth < _MAX_NESTING:
             yield from self._object(source, call, depth + 1)
-        elif key in ("arguments", "parameters", "args", "input") and not call.has_arguments:
+        elif key in _ARGUMENTS and not call.has_arguments:
             yield from _arguments(source, call, char)
         elif call.is_doubtful and key not in ("type", "id"):
             raise Malformed
@@ -134,6 +139,9 @@ def _goes_on(source: Source) -> Steps[bool]:
         yield from source.skip_blanks()
     if (yield from source.at("{")):
         return True
+    if source.is_truncated and (yield from source.is_over()):
+        source.recorded()
+        return False
     source.rewind()
     return False
 
@@ -143,18 +151,27 @@ def _arguments(source: Source, call: Call, char: str) -> Steps[None]:
     if char == "{":
         yield from call.copy_json(source)
     elif char in ('"', "'"):
-        inner = Source()
-        inner.feed((yield from read_string(source, 1 << 24)).strip() or "{}")
-        inner.end(truncated=False)
-        parts: list[str] = []
-        yield from JsonCopy(parts.append).run(inner)
-        if not parts[0].startswith("{"):
-            raise Malformed
-        call.arguments("".join(parts))
+        call.arguments(_object_within((yield from read_string(source, 1 << 24)).strip() or "{}"))
     elif (yield from source.accept("null")) or (yield from source.accept("None")):
         call.arguments("{}")
     else:
-        raise Malformed if char else Unfinished
+        raise (yield from source.failure("null", "None"))
+
+
+def _object_within(text: str) -> str:
+    """The JSON object that `text` is. Raises `Malformed`."""
+    inner = Source()
+    inner.feed(text)
+    inner.end(truncated=False)
+    parts: list[str] = []
+    copy = JsonCopy(parts.append)
+    try:
+        next(copy.run(inner), None)
+    except Unfinished:  # of this text, not of that around it
+        parts.append(copy.completion())
+    if not parts[0].startswith("{") or inner.take_rest().strip(BLANKS + "}]"):
+        raise Malformed
+    return "".join(parts)
 
 
 def _quoted(name: str) -> str:
