@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from octavo.errors import ContextLengthExceeded, InvalidRequest
+from octavo.errors import InvalidRequest, RequestError
 from octavo.messages import EngineInfo
 from octavo.params import SamplingParams, check_samples
 from octavo.served.parts import Renderer
@@ -15,8 +15,6 @@ from octavo.served.turn import Turn
 
 if TYPE_CHECKING:
     from octavo.served.model import ServedModel
-
-E = TypeVar("E", InvalidRequest, ContextLengthExceeded)
 
 MAX_CACHE_SALT_CHARS = 256
 MAX_BAD_WORD_CHARS = 512
@@ -95,7 +93,7 @@ def truncated(ids: list[int], params: SamplingParams, turn: Turn, info: EngineIn
     return ids[:wanted] if turn.truncate_right else ids[-wanted:]
 
 
-def renamed(exc: E, names: Mapping[str, str]) -> E:
+def renamed(exc: RequestError, names: Mapping[str, str]) -> RequestError:
     """The same error under the name that the caller used for the field."""
     new = names.get(exc.param or "")
     if new is None:

@@ -15,7 +15,7 @@ import msgspec
 import octavo
 from octavo.admission import sized
 from octavo.config import LogprobsMode, ServerConfig
-from octavo.errors import ContextLengthExceeded, EngineDead, InvalidRequest, ShuttingDown
+from octavo.errors import EngineDead, InvalidRequest, RequestError, ShuttingDown
 from octavo.generation import GenerationDelta
 from octavo.log import escape
 from octavo.messages import EngineInfo
@@ -119,7 +119,7 @@ class ServedModel:
         """
         try:
             return await self._prepare(turn)
-        except (InvalidRequest, ContextLengthExceeded) as exc:
+        except RequestError as exc:
             raise renamed(exc, turn.names) from None
 
     async def _prepare(self, turn: Turn) -> Prepared:
