@@ -1,8 +1,9 @@
 """A JSON schema is honoured in full or refused, never weakened in silence (features.md U3).
 
 `prepare` walks a schema and writes a new one that has only keywords which the grammar engine enforces exactly. What it
-cannot enforce is an `InvalidRequest` naming the keyword and its path. Where the engine is known to be loose, the new
-schema says the same by other means: dates become patterns, tuples `prefixItems`.
+cannot enforce is an `InvalidRequest` naming the keyword and its path. Where the engine is known to be loose, or knows a
+keyword not at all, the new schema says the same by other means: dates become patterns, tuples `prefixItems`, references
+of all spellings `$ref` to `$defs`, `oneOf` an `anyOf` whose alternatives exclude each other.
 
 "Exactly" has one direction: every finished text is a valid document. The engine may be stricter than the schema: keys
 come in the order of `properties`, integers are written without a fraction, dates have the years 1000 to 9999.
@@ -10,235 +11,405 @@ come in the order of `properties`, integers are written without a fraction, date
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
 
 from octavo.errors import InvalidRequest
-from octavo.text.schema_regex import ENGINE_FORMATS, FORMAT_PATTERNS, NUMBER_FORMATS, problem_of
-
-_TYPES: Final = frozenset({"string", "number", "integer", "boolean", "null", "array", "object"})
-#: Without effect on what is valid; dropped.
-ANNOTATIONS: Final = frozenset(
-    [
-        "title",
-        "description",
-        "default",
-        "examples",
-        "example",
-        "deprecated",
-        "readOnly",
-        "writeOnly",
-        "$comment",
-        "$id",
-        "id",
-        "$schema",
-        "$vocabulary",
-    ]
+from octavo.text import schema_objects as objects
+from octavo.text.schema_keywords import (
+    TYPES,
+    UNSUPPORTED,
+    bounds,
+    check_number,
+    check_text,
+    check_value,
+    checked_count,
+    invalid,
+    refused,
 )
-#: Keywords that no grammar here enforces, with a test for values that ask for nothing.
-UNSUPPORTED: Final[dict[str, Callable[[Any], bool]]] = {
-    "not": lambda value: value is False,
-    "if": lambda value: False,
-    "contains": lambda value: False,
-    "propertyNames": lambda value: value is True or value == {},
-    "dependentRequired": lambda value: value == {},
-    "dependentSchemas": lambda value: value == {},
-    "dependencies": lambda value: value == {},
-    "unevaluatedItems": lambda value: value is True,
-    "unevaluatedProperties": lambda value: value is True,
-    "$dynamicRef": lambda value: False,
-    "$recursiveRef": lambda value: False,
-    "contentEncoding": lambda value: False,
-    "contentMediaType": lambda value: False,
-    "contentSchema": lambda value: False,
-    "nullable": lambda value: value is False,
-    "x-guidance": lambda value: False,
-    "extends": lambda value: False,
-    "disallow": lambda value: False,
-    "divisibleBy": lambda value: False,
-}
+from octavo.text.schema_refs import REFERENCES, References, parts_of_objects
+from octavo.text.schema_regex import ENGINE_FORMATS, FORMAT_PATTERNS, REFUSED_FORMATS, problem_of
+from octavo.text.schema_unions import Unions, tags_of
+
 _DRAFT: Final = re.compile(r"https?://json-schema\.org/(?:draft-0[4567]|draft/20(?:19-09|20-12))/schema#?")
-_ANCHOR: Final = re.compile(r"[A-Za-z_][-A-Za-z0-9._]*")
-#: Numbers beyond it are not exact in the engine, which computes with doubles.
-_MAX_NUMBER: Final = 2**53
-_MIN_SCALE: Final = 1e-9
-_MAX_DIGITS: Final = 15
-#: Characters that cannot be written without a \\u escape, and half characters.
-_UNWRITABLE: Final = re.compile(r"[\x00-\x07\x0b\x0e-\x1f\ud800-\udfff]")
+#: Keywords beside which no keyword knows all keys or items of a value.
+_COMBINING: Final = ("allOf", "anyOf", "oneOf", "if", "dependentSchemas", "not", *REFERENCES)
+#: Conditions of one object of which each doubles its alternatives.
+_MAX_DEPENDENT: Final = 6
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A schema for the grammar engine."""
+
+    schema: Any
+    dropped: tuple[InvalidRequest, ...] = ()  # what a loose reading left out
 
 
 def prepare(schema: Any, param: str, *, max_depth: int = 64, disable_additional: bool = False) -> Any:
     """The schema for the grammar engine. `param` is the request's field, the beginning of the paths in errors.
 
     `disable_additional`: objects with `properties` get no other keys than those, where the schema leaves it open.
+    Raises `InvalidRequest` for what cannot be enforced.
     """
+    draft = schema.get("$schema") if isinstance(schema, dict) else None
     if not isinstance(schema, dict | bool):
         raise InvalidRequest("A JSON schema should be an object or a boolean.", param)
-    draft = schema.get("$schema") if isinstance(schema, dict) else None
     if draft is not None and not (isinstance(draft, str) and _DRAFT.fullmatch(draft)):
         raise InvalidRequest(f"`$schema` should be one of JSON Schema's drafts 4 to 2020-12, at {param}.", param)
+    return _walked(schema, param, max_depth, disable_additional, is_loose=False).schema
+
+
+def prepare_loosely(schema: Any, param: str, *, max_depth: int = 64, disable_additional: bool = False) -> Prepared:
+    """As `prepare`, but keywords that cannot be enforced are left out, each at its place, and the rest is held."""
+    if not isinstance(schema, dict | bool):
+        return Prepared({})
     try:
-        return _Walk(max_depth, disable_additional).schema(schema, param, 0)
+        return _walked(schema, param, max_depth, disable_additional, is_loose=True)
+    except InvalidRequest as exc:
+        return Prepared({}, (exc,))
+
+
+def _walked(schema: Any, param: str, max_depth: int, disable_additional: bool, *, is_loose: bool) -> Prepared:
+    try:
+        return _Walk(schema, param, max_depth, disable_additional, is_loose).run()
     except RecursionError:  # a value of `enum` or `const` may be deeper than the schema
         raise InvalidRequest("The schema is nested too deeply.", param) from None
 
 
+class _Union(NamedTuple):
+    """A `oneOf` that was met."""
+
+    out: dict[str, Any]  # in which it stands, prepared
+    path: str
+    tag: str  # the key that `discriminator` names, "" if there is none
+    tags: list[list[str]]
+
+
 class _Walk:
-    def __init__(self, max_depth: int, disable_additional: bool) -> None:
+    """One reading of one schema."""
+
+    def __init__(self, root: Any, path: str, max_depth: int, disable_additional: bool, is_loose: bool) -> None:
+        self._root = root
+        self._path = path
         self._max_depth = max_depth
+        self._is_loose = is_loose
+        self._references = References(root, path)
         self._disable_additional = disable_additional
+        self._parts = parts_of_objects(root, self._references, path) if disable_additional else set[int]()
+        self._names: dict[int, str] = {}  # of the schemas that are referred to, by their ids
+        self._todo: list[tuple[str, Any, str]] = []
+        self._unions: list[_Union] = []
+        self._stricter: dict[int, Any] = {}  # schemas that ask more than the author did, by their ids
+        self._dropped: list[InvalidRequest] = []
+
+    def run(self) -> Prepared:
+        out = self.schema(self._root, self._path, 0)
+        definitions: dict[str, Any] = {}
+        while self._todo:
+            name, schema, path = self._todo.pop()
+            definitions[name] = out if schema is self._root else self.schema(schema, path, 1)
+        self._part_unions(Unions(definitions, self._stricter))
+        if definitions and isinstance(out, dict):
+            out = {**out, "$defs": definitions}
+        return Prepared(out, tuple(self._dropped))
 
     def schema(self, schema: Any, path: str, depth: int) -> Any:
         if isinstance(schema, bool):
             return schema
+        out: dict[str, Any] = {}
+        if not self._try(self._check_shape, schema, path, depth):
+            return out
+        steps = (
+            self._unsupported, self._types, self._values, self._reference, self._numbers, self._strings, self._arrays,
+            self._objects, self._negation, self._combined,
+        )  # fmt: skip
+        for step in steps:
+            self._try(step, schema, out, path, depth)
+        return out
+
+    def _try(self, step: Callable[..., object], *args: Any) -> bool:
+        """Do it; where it cannot be enforced, a loose reading leaves it out, and the result is False."""
+        try:
+            step(*args)
+        except InvalidRequest as exc:
+            if not self._is_loose:
+                raise
+            self._dropped.append(exc)
+            return False
+        return True
+
+    def _refuse(self, keyword: str, path: str, what: str = "") -> None:
+        """Of keywords that are not read: they are refused, or left out."""
+        error = refused(keyword, path, what)
+        if not self._is_loose:
+            raise error
+        self._dropped.append(error)
+
+    def _check(self, schema: Any, path: str, depth: int) -> None:
+        """Whether it is a schema at all, in full, for one that is only read for what it means."""
+        was, self._is_loose = self._is_loose, False
+        num_unions = len(self._unions)
+        try:
+            self.schema(schema, path, depth)
+        finally:
+            self._is_loose = was
+            del self._unions[num_unions:]
+
+    def _check_shape(self, schema: Any, path: str, depth: int) -> None:
         if not isinstance(schema, dict):
             raise InvalidRequest(f"A schema should be an object or a boolean, at {path}.", path)
         if depth >= self._max_depth:
             raise InvalidRequest(f"The schema is nested deeper than {self._max_depth} levels, at {path}.", path)
-        for name in schema:
-            if name in UNSUPPORTED and not UNSUPPORTED[name](schema[name]):
-                raise _refused(name, path)
-        if depth and isinstance(schema.get("$id"), str):
-            raise _refused("$id", path, "below the root")
-        out: dict[str, Any] = {}
-        self._any_type(schema, out, path)
-        self._numbers(schema, out, path)
-        self._strings(schema, out, path)
-        self._arrays(schema, out, path, depth)
-        self._objects(schema, out, path, depth)
-        self._combined(schema, out, path, depth)
-        return out
 
     # ------------------------------------------------------------------------------------------------- any type
-    def _any_type(self, schema: dict[str, Any], out: dict[str, Any], path: str) -> None:
-        if "type" in schema:
-            value = schema["type"]
-            names = [value] if isinstance(value, str) else value
-            if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
-                raise _invalid("type", path, "should be the name of a type or a list of names")
-            for name in names:
-                if name not in _TYPES:
-                    raise _invalid("type", path, f"names the unknown type {name[:40]!r}")
-            out["type"] = value
+    def _unsupported(self, schema: dict[str, Any], out: dict[str, Any], path: str, depth: int) -> None:
+        for name in UNSUPPORTED:
+            if name in schema:
+                self._refuse(name, path)
+
+    def _types(self, schema: dict[str, Any], out: dict[str, Any], path: str, depth: int) -> None:
+        if "type" not in schema:
+            return
+        value = schema["type"]
+        names = [value] if isinstance(value, str) else value
+        if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
+            raise invalid("type", path, "should be the name of a type or a list of names")
+        for name in names:
+            if name not in TYPES:
+                raise invalid("type", path, f"names the unknown type {name[:40]!r}")
+        if schema.get("nullable") is True and "null" not in names:  # OpenAPI 3.0: it belongs to `type`
+            value = [*names, "null"]
+        out["type"] = value
+
+    def _values(self, schema: dict[str, Any], out: dict[str, Any], path: str, depth: int) -> None:
         if "enum" in schema:
             values = schema["enum"]
             if not isinstance(values, list) or not values:
-                raise _invalid("enum", path, "should be a list of at least one value")
+                raise invalid("enum", path, "should be a list of at least one value")
             for value in values:
-                _check_value(value, "enum", path)
+                check_value(value, "enum", path)
             out["enum"] = values
         if "const" in schema:
-            _check_value(schema["const"], "const", path)
+            check_value(schema["const"], "const", path)
             out["const"] = schema["const"]
-        if "$ref" in schema:
-            ref = schema["$ref"]
-            if not isinstance(ref, str) or not ref.startswith("#"):
-                raise _refused("$ref", path, "to another document")
-            out["$ref"] = ref
-        if "$anchor" in schema:
-            if not isinstance(schema["$anchor"], str) or not _ANCHOR.fullmatch(schema["$anchor"]):
-                raise _invalid("$anchor", path, "should be a name")
-            out["$anchor"] = schema["$anchor"]
+
+    def _reference(self, schema: dict[str, Any], out: dict[str, Any], path: str, depth: int) -> None:
+        for keyword in REFERENCES:
+            if keyword not in schema:
+                continue
+            target, where = self._references.target(schema, keyword, path)
+            reference = {"$ref": f"#/$defs/{self._name(target, where)}"}
+            if "$ref" in out:
+                _add(out, reference)
+            else:
+                out |= reference
+
+    def _name(self, target: Any, path: str) -> str:
+        """The name in `$defs` of a schema that is referred to."""
+        if isinstance(target, bool):  # all of them are one object
+            return self._name_of({} if target else {"not": {}}, path, 1 if target else 0)
+        return self._name_of(target, path, id(target))
+
+    def _name_of(self, target: Any, path: str, key: int) -> str:
+        if key not in self._names:
+            self._names[key] = f"d{len(self._names)}"
+            self._todo.append((self._names[key], target, path))
+        return self._names[key]
 
     # ------------------------------------------------------------------------------------------------- scalars
-    def _numbers(self, schema: dict[str, Any], out: dict[str, Any], path: str) -> None:
-        for name in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"):
-            if name in schema and not isinstance(schema[name], bool):
-                _check_number(schema[name], name, path)
-                out[name] = schema[name]
-        for name, bound in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):
-            if schema.get(name) is True and bound in out:  # draft 4: a switch
-                out[name] = out.pop(bound)
-        if out.get("multipleOf", 1) <= 0:
-            raise _invalid("multipleOf", path, "should be greater than 0")
-        text_format = schema.get("format")
-        bounds = NUMBER_FORMATS.get(text_format) if isinstance(text_format, str) else None
-        if bounds is not None:
-            _add(out, {"minimum": bounds[0], "maximum": bounds[1]})
+    def _numbers(self, schema: dict[str, Any], out: dict[str, Any], path: str, depth: int) -> None:
+        for side in ("minimum", "maximum"):
+            self._try(lambda side: out.update(bounds(schema, side, path)), side)
+        if "multipleOf" in schema:
+            check_number(schema["multipleOf"], "multipleOf", path)
+            if schema["multipleOf"] <= 0:
+                raise invalid("multipleOf", path, "should be greater than 0")
+            out["multipleOf"] = schema["multipleOf"]
 
-    def _strings(self, schema: dict[str, Any], out: dict[str, Any], path: str) -> None:
-        _copy_counts(schema, out, ("minLength", "maxLength"), path)
-        if "pattern" in schema:
-            _check_pattern(schema["pattern"], "pattern", path)
+    def _strings(self, schema: dict[str, Any], out: dict[str, Any], path: str, depth: int) -> None:
+        self._counts(schema, out, ("minLength", "maxLength"), path)
+        if "pattern" in schema and self._try(_check_pattern, schema["pattern"], "pattern", path):
             out["pattern"] = schema["pattern"]
-        if "format" not in schema:
-            return
-        name = schema["format"]
-        if not isinstance(name, str):
-            raise _invalid("format", path, "should be a string")
+        name = schema.get("format")
+        if "format" in schema and not isinstance(name, str):
+            raise invalid("format", path, "should be a string")
+        if name in REFUSED_FORMATS:
+            raise refused("format", path, f"of the kind {name!r}")
         if name in FORMAT_PATTERNS:
             _add(out, {"pattern": FORMAT_PATTERNS[name]})
         elif name in ENGINE_FORMATS:
-            out["format"] = name
-            if name == "hostname":
+            out["format"] = ENGINE_FORMATS[name]
+            if out["format"] == "hostname":
                 _add(out, {"maxLength": 253})
-        elif name not in NUMBER_FORMATS:
-            raise _refused("format", path, f"of the kind {name[:40]!r}")
 
-    # ------------------------------------------------------------------------------------------- arrays, objects
+    def _counts(self, schema: dict[str, Any], out: dict[str, Any], names: tuple[str, ...], path: str) -> None:
+        for name in names:
+            if name in schema:
+                self._try(lambda name: out.update({name: checked_count(schema[name], name, path)}), name)
+
+    # ------------------------------------------------------------------------------------------- arrays
     def _arrays(self, schema: dict[str, Any], out: dict[str, Any], path: str, depth: int) -> None:
-        _copy_counts(schema, out, ("minItems", "maxItems"), path)
-        unique = schema.get("uniqueItems")
-        if unique not in (None, False) and not ("maxItems" in out and out["maxItems"] <= 1):
-            raise _refused("uniqueItems", path)
+        self._counts(schema, out, ("minItems", "maxItems"), path)
         items, rest = schema.get("items"), "items"
         if isinstance(items, list):  # the older spelling of a tuple
             out["prefixItems"] = self._list(items, f"{path}.items", depth, allow_empty=True)
             rest = "additionalItems"
         elif "prefixItems" in schema:
             out["prefixItems"] = self._list(schema["prefixItems"], f"{path}.prefixItems", depth)
+        if rest not in schema:
+            rest = self._unevaluated(schema, "unevaluatedItems", rest, path)
         if rest in schema:
             out["items"] = self.schema(schema[rest], f"{path}.{rest}", depth + 1)
+        unique = schema.get("uniqueItems")
+        if unique not in (None, False) and not ("maxItems" in out and out["maxItems"] <= 1):
+            raise refused("uniqueItems", path)
 
+    def _unevaluated(self, schema: dict[str, Any], keyword: str, instead: str, path: str) -> str:
+        """The keyword of which `instead` is the simpler spelling, if it says something: alone it is the same."""
+        if schema.get(keyword, True) is True:
+            return instead
+        if any(name in schema for name in _COMBINING):
+            self._refuse(keyword, path, "beside schemas that are combined")
+            return instead
+        return keyword
+
+    # ------------------------------------------------------------------------------------------- objects
     def _objects(self, schema: dict[str, Any], out: dict[str, Any], path: str, depth: int) -> None:
-        for name in ("properties", "patternProperties", "$defs", "definitions"):
-            if name not in schema:
-                continue
-            members = schema[name]
-            if not isinstance(members, dict):
-                raise _invalid(name, path, "should be an object of schemas")
-            for key in members:
-                _check_text(key, name, path)
-                if name == "patternProperties":
-                    _check_pattern(key, name, path)
-            out[name] = {key: self.schema(s, f"{path}.{name}.{key[:60]}", depth + 1) for key, s in members.items()}
-        if "additionalProperties" in schema:
-            out["additionalProperties"] = self.schema(
-                schema["additionalProperties"], f"{path}.additionalProperties", depth + 1
-            )
-        elif self._disable_additional and "properties" in out and "patternProperties" not in out:
+        are_whole = True
+        for name in ("properties", "patternProperties"):
+            are_whole = self._try(self._members, schema, out, name, path, depth) and are_whole
+        rest = "additionalProperties"
+        if rest not in schema:
+            rest = self._unevaluated(schema, "unevaluatedProperties", rest, path)
+        closes = self._disable_additional and "properties" in out and "patternProperties" not in out
+        if rest in schema and are_whole:  # without all the keys that are allowed it would forbid some of them
+            out["additionalProperties"] = self.schema(schema[rest], f"{path}.{rest}", depth + 1)
+        elif closes and are_whole and id(schema) not in self._parts:
             out["additionalProperties"] = False
-        if "required" in schema:
-            required = schema["required"]
-            if not isinstance(required, list) or not all(isinstance(key, str) for key in required):
-                raise _invalid("required", path, "should be a list of strings")
-            for key in required:
-                _check_text(key, "required", path)
-            out["required"] = list(dict.fromkeys(required))
-        self._property_counts(schema, out, path)
+        for step in (self._required, self._property_names, self._property_counts, self._dependent):
+            self._try(step, schema, out, path, depth)
 
-    def _property_counts(self, schema: dict[str, Any], out: dict[str, Any], path: str) -> None:
+    def _members(self, schema: dict[str, Any], out: dict[str, Any], name: str, path: str, depth: int) -> None:
+        if name not in schema:
+            return
+        members = schema[name]
+        if not isinstance(members, dict):
+            raise invalid(name, path, "should be an object of schemas")
+        for key in members:
+            check_text(key, name, path)
+            if name == "patternProperties":
+                _check_pattern(key, name, path)
+        out[name] = {key: self.schema(s, f"{path}.{name}.{key[:60]}", depth + 1) for key, s in members.items()}
+
+    def _required(self, schema: dict[str, Any], out: dict[str, Any], path: str, depth: int) -> None:
+        if "required" in schema:
+            out["required"] = _keys(schema["required"], "required", path)
+
+    def _property_names(self, schema: dict[str, Any], out: dict[str, Any], path: str, depth: int) -> None:
+        if "propertyNames" not in schema:
+            return
+        names, where = schema["propertyNames"], f"{path}.propertyNames"
+
+        def follow(reference: dict[str, Any]) -> Any:
+            target, place = self._references.target(reference, "$ref", where)
+            self._check(target, place, depth + 1)
+            return target
+
+        self._check(names, where, depth + 1)
+        try:
+            objects.hold_names(out, objects.names_of(names, follow))
+        except objects.Refusal as why:
+            raise refused("propertyNames", path, str(why)) from None
+
+    def _property_counts(self, schema: dict[str, Any], out: dict[str, Any], path: str, depth: int) -> None:
         counts: dict[str, int] = {}
-        _copy_counts(schema, counts, ("minProperties", "maxProperties"), path)
+        self._counts(schema, counts, ("minProperties", "maxProperties"), path)
+        least, most = counts.get("minProperties", 0), counts.get("maxProperties")
         required = set(out.get("required", ()))
-        # A key may be written twice, and then counts once: only the required ones are sure to be there.
-        if counts.get("minProperties", 0) > len(required):
-            raise _refused("minProperties", path, "greater than the number of required properties")
-        if "maxProperties" in counts:
-            if not required.issuperset(out.get("properties", ())):
-                raise _refused("maxProperties", path, "beside optional properties")
-            out["maxProperties"] = counts["maxProperties"]
+        optional = bool(out.get("properties", {}).keys() - required)
+        try:
+            if most is not None and optional and most <= 1:
+                _add(out, objects.at_most_one(out, least=least) if most else {"additionalProperties": False})
+                least = min(least, len(required)) if least <= most else least
+            elif most is not None and optional:
+                raise refused("maxProperties", path, "beside optional properties")
+            elif most is not None:
+                out["maxProperties"] = most
+            if least == 1 and not required:
+                if not optional:
+                    out["minProperties"] = 1
+                else:
+                    self._add_stricter(out, objects.at_least_one(out))
+            elif least > len(required):  # a key may be written twice, and then counts once
+                raise refused("minProperties", path, "greater than the number of required properties")
+        except objects.Refusal:
+            raise refused("minProperties" if most is None else "maxProperties", path, "of many properties") from None
+
+    def _add_stricter(self, out: dict[str, Any], schema: dict[str, Any]) -> None:
+        self._stricter[id(schema)] = schema
+        _add(out, schema)
+
+    def _dependent(self, schema: dict[str, Any], out: dict[str, Any], path: str, depth: int) -> None:
+        found: list[Any] = []
+        for name in ("dependentRequired", "dependentSchemas", "dependencies"):
+            members = schema.get(name, {})
+            if not isinstance(members, dict):
+                raise invalid(name, path, "should be an object")
+            for key, then in members.items():
+                check_text(key, name, path)
+                if name == "dependentRequired" or (name == "dependencies" and isinstance(then, list)):
+                    found.append(objects.dependent(key, {"required": _keys(then, name, path)}))
+                else:
+                    held = self.schema(then, f"{path}.{name}.{key[:60]}", depth + 1)
+                    found.append(objects.dependent(key, held))
+            if len(found) > _MAX_DEPENDENT:
+                raise refused(name, path, f"of more than {_MAX_DEPENDENT} keys")
+        for condition in found:
+            _add(out, condition)
 
     # ------------------------------------------------------------------------------------------------ combined
+    def _negation(self, schema: dict[str, Any], out: dict[str, Any], path: str, depth: int) -> None:
+        if "not" not in schema:
+            return
+        self._check(schema["not"], f"{path}.not", depth + 1)
+        try:
+            parts = objects.negated(schema["not"], out.get("enum"))
+        except objects.Refusal:
+            raise refused("not", path) from None
+        for part in parts:
+            _add(out, self.schema(part, f"{path}.not", depth + 1))
+
     def _combined(self, schema: dict[str, Any], out: dict[str, Any], path: str, depth: int) -> None:
         extra = out.pop("allOf", [])
         for name in ("anyOf", "oneOf", "allOf"):
             if name in schema:
-                out[name] = self._list(schema[name], f"{path}.{name}", depth)
+                self._try(lambda name: out.update({name: self._list(schema[name], f"{path}.{name}", depth)}), name)
+        if "oneOf" in out:
+            self._unions.append(_Union(out, path, *tags_of(schema)))
         if extra:
             out["allOf"] = [*out.get("allOf", []), *extra]
+
+    def _part_unions(self, unions: Unions) -> None:
+        """Every `oneOf` becomes an `anyOf`, where no document fits two of its alternatives."""
+        narrowed = []
+        for union in self._unions:
+            variants, overlap = unions.exclusive(union.out["oneOf"], union.tag, union.tags)
+            if overlap is not None:
+                first, second = overlap
+                self._refuse(
+                    "oneOf", union.path, f"of which one document may fit the alternatives {first} and {second},"
+                )
+                variants = union.out["oneOf"]
+            narrowed.append((union.out, variants))
+        for out, variants in narrowed:  # all at once: what is narrowed proves nothing for another
+            del out["oneOf"]
+            if "anyOf" in out:
+                _add(out, {"anyOf": variants})
+            else:
+                out["anyOf"] = variants
 
     def _list(self, schemas: Any, path: str, depth: int, allow_empty: bool = False) -> list[Any]:
         if not isinstance(schemas, list) or not (schemas or allow_empty):
@@ -246,68 +417,22 @@ class _Walk:
         return [self.schema(schema, f"{path}.{i}", depth + 1) for i, schema in enumerate(schemas)]
 
 
-def _add(out: dict[str, Any], schema: dict[str, Any]) -> None:
+def _add(out: dict[str, Any], schema: Any) -> None:
     """One more condition, for `_combined` to gather: a keyword of the caller's with the same name stays."""
     out.setdefault("allOf", []).append(schema)
 
 
-def _copy_counts(schema: dict[str, Any], out: dict[str, Any], names: tuple[str, ...], path: str) -> None:
-    for name in names:
-        if name not in schema:
-            continue
-        value = schema[name]
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        whole = whole or (isinstance(value, float) and value.is_integer())
-        if not whole or not 0 <= value <= _MAX_NUMBER:
-            raise _invalid(name, path, "should be a whole number, not negative")
-        out[name] = int(value)
-
-
 def _check_pattern(pattern: Any, keyword: str, path: str) -> None:
     if not isinstance(pattern, str):
-        raise _invalid(keyword, path, "should be a string")
+        raise invalid(keyword, path, "should be a string")
     problem = problem_of(pattern)
     if problem is not None:
-        raise _invalid(keyword, path, f"cannot be used: {problem}")
+        raise invalid(keyword, path, f"cannot be used: {problem}")
 
 
-def _check_text(text: str, keyword: str, path: str) -> None:
-    if _UNWRITABLE.search(text):
-        raise _refused(keyword, path, "with control characters or unpaired surrogates")
-
-
-def _check_number(value: Any, keyword: str, path: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _invalid(keyword, path, "should be a number")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise _invalid(keyword, path, "should be a finite number")
-    exact = abs(value) <= _MAX_NUMBER and (value == 0 or abs(value) >= _MIN_SCALE)
-    if not exact or (isinstance(value, float) and float(f"{value:.{_MAX_DIGITS}g}") != value):
-        raise _refused(keyword, path, f"with a number of more than {_MAX_DIGITS} digits")
-
-
-def _check_value(value: Any, keyword: str, path: str) -> None:
-    """A value of `enum` or `const`: at most as deep as a request's JSON may be."""
-    if isinstance(value, str):
-        _check_text(value, keyword, path)
-    elif isinstance(value, dict):
-        for key, member in value.items():
-            _check_text(key, keyword, path)
-            _check_value(member, keyword, path)
-    elif isinstance(value, list):
-        for member in value:
-            _check_value(member, keyword, path)
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        _check_number(value, keyword, path)
-
-
-def _refused(keyword: str, path: str, what: str = "") -> InvalidRequest:
-    where = f"{path}.{keyword}"
-    return InvalidRequest(
-        f"The schema's `{keyword}`{' ' + what if what else ''} cannot be enforced, at {where}.", where
-    )
-
-
-def _invalid(keyword: str, path: str, problem: str) -> InvalidRequest:
-    where = f"{path}.{keyword}"
-    return InvalidRequest(f"The schema's `{keyword}` {problem}, at {where}.", where)
+def _keys(value: Any, keyword: str, path: str) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(key, str) for key in value):
+        raise invalid(keyword, path, "should be a list of strings")
+    for key in value:
+        check_text(key, keyword, path)
+    return list(dict.fromkeys(value))
