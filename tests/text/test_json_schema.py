@@ -19,12 +19,51 @@ from hypothesis import strategies as st
 from grammar_walk import ANY_SIZE, Refused, accepts, grammar_for, grammar_of, walk
 from octavo.errors import InvalidRequest
 from octavo.text.grammar import GrammarLimits, spec_of
-from octavo.text.json_schema import UNSUPPORTED, prepare
+from octavo.text.json_schema import prepare, prepare_loosely
+from octavo.text.schema_keywords import UNSUPPORTED
 
 DOCS = Path(__file__).parents[2] / "docs" / "structured-outputs.md"
 DEEP: Any = {"type": "string"}
 for _ in range(70):
     DEEP = {"type": "array", "items": DEEP}
+
+
+def _animal(*kinds: str, **more: Any) -> Any:
+    kind = {"const": kinds[0]} if len(kinds) == 1 else {"enum": list(kinds)}
+    return {"type": "object", "properties": {"kind": kind, "n": {"type": "integer"}}, "required": ["kind"], **more}
+
+
+def _refs(*names: str) -> list[Any]:
+    return [{"$ref": f"#/$defs/{name}"} for name in names]
+
+
+ANIMALS: Any = {"A": _animal("a"), "B": _animal("b", "c")}
+#: `oneOf` of alternatives that exclude each other, or can be made to.
+UNIONS: list[Any] = [
+    {"$defs": ANIMALS, "oneOf": _refs("A", "B")},
+    {"$defs": ANIMALS | {"C": {"$ref": "#/$defs/A"}}, "oneOf": _refs("C", "B")},
+    {"$defs": ANIMALS, "oneOf": [{"allOf": [*_refs("A"), {"required": ["n"]}]}, *_refs("B"), {"type": "null"}]},
+    {"$defs": ANIMALS, "oneOf": [{"anyOf": [*_refs("A"), {"type": "null"}]}, *_refs("B")]},
+    {"$defs": ANIMALS, "oneOf": _refs("A", "B"),
+     "discriminator": {"propertyName": "kind", "mapping": {"a": "#/$defs/A", "b": "#/$defs/B"}}},
+    {"$defs": {"t": {"type": "object", "properties": {"l": {"$ref": "#/$defs/u"}, "k": {"const": 1}},
+                     "required": ["k", "l"]},
+               "u": {"oneOf": [*_refs("t"), {"type": "object", "properties": {"k": {"const": 2}}, "required": ["k"]}]}},
+     "$ref": "#/$defs/u"},
+    {"oneOf": [{"enum": ["a", "b"]}, {"const": "c"}, {"type": "integer"}, {"type": ["null", "boolean"]}]},
+    {"oneOf": [{"type": "integer", "maximum": 3}, {"type": "integer", "exclusiveMinimum": 3}]},
+    {"oneOf": [{"type": "string", "maxLength": 3}, {"type": "string", "minLength": 5}, {"const": "abcd"}]},
+    {"oneOf": [{"type": "array", "maxItems": 1}, {"type": "array", "minItems": 2}]},
+    {"oneOf": [{"type": "array", "items": {"type": t}, "minItems": 1} for t in ("string", "integer")]},
+    # only one of two keys
+    {"type": "object", "properties": {"a": {"type": "null"}, "b": {"type": "null"}},
+     "oneOf": [{"type": "object", "required": ["a"]}, {"type": "object", "required": ["b"]}]},
+    {"type": "object", "properties": {"a": {"type": "null"}, "b": {"type": "null"}},
+     "oneOf": [{"required": ["a"]}, {"required": ["b"]}]},
+    {"oneOf": [{"properties": {"k": {"const": k}}, "required": ["k"]} for k in ("a", "b")]},  # no type
+    {"oneOf": [{"type": "object", "properties": {k: {"type": "null"}}, "required": [k], "additionalProperties": False}
+               for k in ("a", "b", "c")]},
+]  # fmt: skip
 
 #: Keyword -> schemas of which every generated document must be valid.
 ENFORCED: dict[str, list[Any]] = {
@@ -47,9 +86,11 @@ ENFORCED: dict[str, list[Any]] = {
     ],
     "format": [
         {"type": "string", "format": f}
-        for f in ("date", "time", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "uri", "uuid")
+        for f in ("date", "time", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "uri", "uuid", "uuid4",
+                  "uri-reference", "uri-template", "json-pointer", "relative-json-pointer", "iri", "idn-email", "byte")
     ]
-    + [{"type": "integer", "format": "int32"}, {"type": "string", "format": "date", "pattern": "^20"}],
+    + [{"type": "integer", "format": "int32"}, {"type": "string", "format": "date", "pattern": "^20"}]
+    + [{"type": "string", "format": "phone"}, {"type": "number", "format": "double"}],
     "items": [
         {"type": "array", "items": {"type": "integer"}, "minItems": 1, "maxItems": 3},
         {"$schema": "http://json-schema.org/draft-07/schema#", "items": [{"type": "integer"}, {"type": "string"}]},
@@ -76,8 +117,52 @@ ENFORCED: dict[str, list[Any]] = {
         {"type": "object", "patternProperties": {"^a": {"type": "integer"}}, "additionalProperties": False},
         {"type": "object", "properties": {"ab": {"type": "integer"}}, "patternProperties": {"^a": {"minimum": 3}}},
     ],
-    "minProperties": [{"type": "object", "properties": {"a": {}}, "required": ["a"], "minProperties": 1}],
-    "maxProperties": [{"type": "object", "maxProperties": 2}],
+    "minProperties": [
+        {"type": "object", "properties": {"a": {}}, "required": ["a"], "minProperties": 1},
+        {"type": "object", "minProperties": 1},
+        {"type": "object", "properties": {"a": {}, "b": {"type": "null"}}, "minProperties": 1},
+    ],
+    "maxProperties": [
+        {"type": "object", "maxProperties": 2},
+        {"type": "object", "properties": {"a": {"type": "null"}, "b": {}}, "maxProperties": 1},
+        {"type": "object", "properties": {"a": {"type": "null"}, "b": {}}, "minProperties": 1, "maxProperties": 1},
+        {"type": "object", "properties": {"a": {"type": "null"}, "b": {}}, "required": ["b"], "maxProperties": 1},
+        {"type": "object", "properties": {"a": {}}, "maxProperties": 0},
+    ],
+    "propertyNames": [
+        {"type": "object", "propertyNames": {"type": "string"}, "additionalProperties": {"type": "null"}},
+        {"type": "object", "propertyNames": {"enum": ["x", "y"]}, "additionalProperties": {"type": "integer"}},
+        {"type": "object", "propertyNames": {"pattern": "^[a-c]{1,2}$"}, "additionalProperties": {"type": "null"}},
+        {"type": "object", "propertyNames": {"maxLength": 3}, "properties": {"ab": {}, "abcd": {}}},
+        {"$defs": {"k": {"anyOf": [{"const": "a"}, {"const": "b"}]}}, "type": "object",
+         "propertyNames": {"$ref": "#/$defs/k"}, "properties": {"a": {"type": "null"}}},
+    ],
+    "dependentRequired": [
+        {"type": "object", "properties": {"a": {}, "b": {}}, "dependentRequired": {"a": ["b"]}},
+    ],
+    "dependentSchemas": [
+        {"type": "object", "properties": {"a": {}, "b": {"type": "integer"}},
+         "dependentSchemas": {"a": {"properties": {"b": {"maximum": 3}}, "required": ["b"]}}},
+    ],
+    "dependencies": [
+        {"$schema": "http://json-schema.org/draft-07/schema#", "type": "object", "properties": {"a": {}, "b": {}},
+         "dependencies": {"a": ["b"], "b": {"required": ["c"]}}},
+    ],
+    "unevaluatedProperties": [
+        {"type": "object", "properties": {"a": {"type": "null"}}, "unevaluatedProperties": False},
+        {"type": "object", "properties": {"a": {"type": "null"}}, "unevaluatedProperties": {"type": "integer"}},
+    ],
+    "unevaluatedItems": [{"type": "array", "prefixItems": [{"type": "null"}], "unevaluatedItems": False}],
+    "nullable": [{"type": "integer", "nullable": True}, {"type": "string", "enum": ["a", None], "nullable": True}],
+    "not": [
+        {"anyOf": [{"not": {}}, {"type": "string"}]},
+        {"not": {"type": ["string", "number"]}},
+        {"enum": ["a", "b", 1], "not": {"enum": ["a", True]}},
+        {"type": "object", "properties": {"a": {}, "b": {"type": "null"}}, "not": {"required": ["a"]}},
+        {"type": "object", "properties": {"never": {"not": {}}, "b": {"type": "null"}}},
+        {"type": "object", "properties": {"a": {}, "b": {}, "c": {}},
+         "not": {"anyOf": [{"required": ["a"]}, {"required": ["b"]}]}},
+    ],
     "anyOf": [
         {"anyOf": [{"type": "integer"}, {"type": "string", "maxLength": 2}]},
         {
@@ -92,6 +177,7 @@ ENFORCED: dict[str, list[Any]] = {
                 {"type": "object", "properties": {"k": {"const": k}}, "required": ["k"]} for k in ("a", "b")
             ]
         },
+        *UNIONS,
     ],
     "allOf": [{"allOf": [{"minimum": 3}, {"maximum": 5}], "type": "integer"}],
     "$ref": [
@@ -104,22 +190,9 @@ ENFORCED: dict[str, list[Any]] = {
 
 #: Keyword -> a schema that is refused, and where.
 REFUSED: dict[str, tuple[Any, str]] = {
-    "not": ({"not": {"type": "string"}}, "s.not"),
     "if": ({"properties": {"a": {"if": {}, "then": {"minLength": 2}}}}, "s.properties.a.if"),
     "contains": ({"contains": {"type": "integer"}}, "s.contains"),
-    "propertyNames": ({"propertyNames": {"maxLength": 3}}, "s.propertyNames"),
-    "dependentRequired": ({"dependentRequired": {"a": ["b"]}}, "s.dependentRequired"),
-    "dependentSchemas": ({"dependentSchemas": {"a": {}}}, "s.dependentSchemas"),
-    "dependencies": ({"dependencies": {"a": ["b"]}}, "s.dependencies"),
-    "unevaluatedItems": ({"unevaluatedItems": False}, "s.unevaluatedItems"),
-    "unevaluatedProperties": ({"unevaluatedProperties": False}, "s.unevaluatedProperties"),
     "uniqueItems": ({"items": {"uniqueItems": True}}, "s.items.uniqueItems"),
-    "$dynamicRef": ({"$dynamicRef": "#a"}, "s.$dynamicRef"),
-    "$recursiveRef": ({"$recursiveRef": "#"}, "s.$recursiveRef"),
-    "contentEncoding": ({"contentEncoding": "base64"}, "s.contentEncoding"),
-    "contentMediaType": ({"contentMediaType": "text/html"}, "s.contentMediaType"),
-    "contentSchema": ({"contentSchema": {}}, "s.contentSchema"),
-    "nullable": ({"type": "string", "nullable": True}, "s.nullable"),
     "x-guidance": ({"x-guidance": {"lenient": True}}, "s.x-guidance"),
     "extends": ({"extends": {}}, "s.extends"),
     "disallow": ({"disallow": "string"}, "s.disallow"),
@@ -141,7 +214,7 @@ INVALID: list[tuple[Any, str]] = [
     ({"const": "\ud800"}, "s.const"),
     ({"minimum": "3"}, "s.minimum"),
     ({"minimum": 10**400}, "s.minimum"),
-    ({"maximum": 1e300}, "s.maximum"),
+    ({"maximum": -1e300}, "s.maximum"),
     ({"multipleOf": 0}, "s.multipleOf"),
     ({"minLength": -1}, "s.minLength"),
     ({"minLength": "2"}, "s.minLength"),
@@ -157,26 +230,55 @@ INVALID: list[tuple[Any, str]] = [
     ({"pattern": "a++"}, "s.pattern"),
     ({"pattern": "a{,3}"}, "s.pattern"),
     ({"patternProperties": {"(": 1}}, "s.patternProperties.("),
-    ({"format": "iri"}, "s.format"),
+    ({"format": "regex"}, "s.format"),
+    ({"not": {"minLength": 3}}, "s.not"),
+    ({"not": {"type": "integer"}}, "s.not"),
+    ({"not": {"required": ["a", "b"]}}, "s.not"),
+    ({"not": {"type": 5}}, "s.not.type"),
+    ({"propertyNames": {"pattern": "a", "minLength": 2}}, "s.propertyNames"),
+    ({"propertyNames": {"pattern": "a"}, "properties": {"a": {}}}, "s.propertyNames"),
+    ({"propertyNames": {"not": {"const": "a"}}}, "s.propertyNames.not"),
+    ({"propertyNames": {"pattern": "(?=a)"}}, "s.propertyNames.pattern"),
+    ({"propertyNames": {"format": "uuid"}}, "s.propertyNames"),
+    ({"dependentRequired": {"a": "b"}}, "s.dependentRequired"),
+    ({"unevaluatedProperties": False, "allOf": [{}]}, "s.unevaluatedProperties"),
+    ({"unevaluatedItems": False, "$ref": "#"}, "s.unevaluatedItems"),
+    ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "s.oneOf"),
+    ({"oneOf": [{"type": "object", "properties": {"k": {"const": "a"}}}] * 2}, "s.oneOf"),
+    ({"$dynamicRef": "#a"}, "s.$dynamicRef"),
+    ({"$ref": "#/$defs/x"}, "s.$ref"),
+    ({"$ref": "#nowhere"}, "s.$ref"),
+    ({"properties": {"a": {"$id": "http://x", "$ref": "#/b"}}}, "s.properties.a.$ref"),
+    ({"minimum": 1e300}, "s.minimum"),
+    ({"maximum": True}, "s.maximum"),
     ({"format": 5}, "s.format"),
     ({"items": 5}, "s.items"),
     ({"properties": []}, "s.properties"),
     ({"properties": {"a": 1}}, "s.properties.a"),
     ({"required": "a"}, "s.required"),
-    ({"minProperties": 1}, "s.minProperties"),
-    ({"properties": {"a": {}}, "maxProperties": 1}, "s.maxProperties"),
+    ({"minProperties": 2}, "s.minProperties"),
+    ({"properties": {"a": {}, "b": {}, "c": {}}, "maxProperties": 2}, "s.maxProperties"),
     ({"anyOf": []}, "s.anyOf"),
     ({"$ref": "http://x/y"}, "s.$ref"),
     ({"$schema": "http://x/y"}, "s"),
-    ({"properties": {"a": {"$id": "http://x"}}}, "s.properties.a.$id"),
     (DEEP, "s" + ".items" * 64),
 ]
+
+
+def _with_null(schema: Any) -> Any:
+    """OpenAPI's `nullable`, as JSON Schema says it."""
+    if isinstance(schema, list):
+        return [_with_null(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    more = {"type": [schema["type"], "null"]} if schema.get("nullable") is True and "type" in schema else {}
+    return {key: _with_null(value) for key, value in schema.items()} | more
 
 
 def check(schema: Any, text: str) -> None:
     """`text` is one JSON document, valid for `schema`. As decimals, in which 0.07 is a multiple of 0.01."""
     document = json.loads(text, parse_float=Decimal)
-    schema = json.loads(json.dumps(schema), parse_float=Decimal)
+    schema = _with_null(json.loads(json.dumps(schema), parse_float=Decimal))
     validator = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
     validator(schema, format_checker=validator.FORMAT_CHECKER).validate(document)
 
@@ -216,7 +318,10 @@ def test_values_that_ask_for_nothing_are_accepted() -> None:
     schema = {
         "not": False, "uniqueItems": False, "nullable": False, "unevaluatedProperties": True, "then": {"type": "null"},
         "propertyNames": {}, "dependentRequired": {}, "title": "x", "default": 3, "x-order": 1, "$id": "http://x",
-        "exclusiveMinimum": False, "additionalItems": False, "minContains": 2, "type": "integer",
+        "exclusiveMinimum": False, "additionalItems": False, "minContains": 2, "type": "integer", "format": "phone",
+        "contentEncoding": "base64", "contentMediaType": "text/html", "contentSchema": {"type": "null"}, "xml": {},
+        "externalDocs": {"url": "http://x"}, "markdownDescription": "x", "enumDescriptions": ["x"], "~standard": {},
+        "discriminator": {"propertyName": "x"}, "$comment": "x", "deprecated": True, "definitions": {"a": {"if": 1}},
     }  # fmt: skip
     assert prepare(schema, "s") == {"type": "integer"}
 

@@ -18,12 +18,12 @@ from octavo.text.formats.base import Tool, ToolFormat
 from octavo.text.formats.table import REASONING_FORMATS, TOOL_FORMATS
 from octavo.text.grammar import GrammarLimits
 from octavo.text.grammar_helper import handle
+from octavo.text.held_tools import prepared_tools
 from octavo.text.output_parser import OutputDelta, OutputFormat, OutputParser
 from octavo.text.tool_grammar import (
     SpecialTokens,
     after_thinking,
     calls_among_text,
-    prepared_tools,
     required_calls,
 )
 
@@ -57,7 +57,9 @@ class Vocabulary:
 
     def walk(self, spec: GrammarSpec, seed: int) -> str | None:
         """A text of the grammar, by any allowed tokens; None when it did not come to its end in time."""
-        reply = handle({"kind": spec.kind, "source": spec.source, "options": spec.options, "frame": spec.frame}, PROVER)
+        reply = handle(
+            {"kind": spec.kind, "source": spec.source, "options": spec.options, "frames": spec.frames}, PROVER
+        )
         assert "grammar" in reply, reply
         limits = llguidance.LLParserLimits(**LIMITS)
         matcher = llguidance.LLMatcher(self.tokenizer, reply["grammar"], log_level=0, limits=limits)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from contextlib import aclosing
 from typing import Any
 
 from octavo.errors import InvalidRequest
-from octavo.params import SamplingParams
+from octavo.params import GrammarSpec, SamplingParams
 from octavo.server.chat_output import OutputReading
 from octavo.server.chat_reply import ChatReplyWriter
 from octavo.server.conversation import note_unheard, render_chat
 from octavo.server.exchange import Exchange
-from octavo.server.output_plan import OutputPlan, plan_output
+from octavo.server.output_plan import OutputPlan, arguments_spec, plan_output
 from octavo.server.protocol.chat import CHAT_REFUSALS, ChatRequest
 from octavo.server.protocol.conversation import check_prompt_options
 from octavo.server.serving import Serving, renamed, reply_id, send_whole
@@ -32,12 +33,11 @@ class ChatHandler:
         model = serving.state.resolve_model(request.model)
         note_unheard(serving, exchange, request)
         params = self._params(request)
-        limits = serving.grammar_limits
-        plan = plan_output(request, serving.constraint(body), serving.state.output, serving.state.config, limits)
+        plan = self._plan(request, serving.constraint(body))
         async with exchange.cancelled_on_disconnect():
             ids = await render_chat(serving, request, request.messages)
             is_thinking = self._is_thinking(ids)
-            params = await serving.constrained(params, plan.constraint(is_thinking), request)
+            params = await self._constrained(params, plan, is_thinking, request, serving.constraint(body))
             ids = serving.truncated(ids, params, request)
             params = serving.fit(params, len(ids), "messages")
             full_id = reply_id("chatcmpl", exchange, request)
@@ -51,6 +51,32 @@ class ChatHandler:
             async with aclosing(serving.generate(requests, params)) as deltas:
                 whole = await reply.whole(deltas)
         await send_whole(exchange, whole, bool(request.stream))
+
+    def _plan(self, request: ChatRequest, constraint: GrammarSpec | None, bare: Collection[str] = ()) -> OutputPlan:
+        serving = self._serving
+        return plan_output(
+            request, constraint, serving.state.output, serving.state.config, serving.grammar_limits, bare
+        )
+
+    async def _constrained(
+        self,
+        params: SamplingParams,
+        plan: OutputPlan,
+        is_thinking: bool | None,
+        request: ChatRequest,
+        constraint: GrammarSpec | None,
+    ) -> SamplingParams:
+        """`params` with the grammar of the plan. A tool that is not strict does not refuse a request: where its schema
+        does not compile, only the names and types of its arguments are held."""
+        serving = self._serving
+        try:
+            return await serving.constrained(params, plan.constraint(is_thinking), request)
+        except InvalidRequest:
+            bare = [tool.name for tool in plan.loose if not await serving.compiles(arguments_spec(tool))]
+            if not bare:
+                raise
+        plan = self._plan(request, constraint, bare)
+        return await serving.constrained(params, plan.constraint(is_thinking), request)
 
     def _is_thinking(self, ids: list[int]) -> bool | None:
         """Whether the prompt ends inside the model's thinking, or right behind it; None: it says nothing."""

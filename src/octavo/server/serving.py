@@ -38,7 +38,7 @@ from octavo.server.protocol.common import (
 )
 from octavo.server.state import DeltaStream, ServerState
 from octavo.server.streaming import EventWriter, UsageCount, merged, send_whole, stream_events
-from octavo.text.grammar import GrammarLimits, spec_of
+from octavo.text.grammar import limits_of, spec_of
 
 __all__ = ["Serving", "UsageCount", "renamed", "reply_id", "send_whole"]
 
@@ -67,10 +67,7 @@ class Serving:
         self.texts = TokenTexts(state.tokenizer)
         self.fingerprint = _fingerprint(state)
         # Two threads: a few long prompts at once must not take the cores from the engine.
-        config = state.config
-        self.grammar_limits = GrammarLimits(
-            config.max_grammar_bytes, config.max_schema_depth, frozenset(state.output.special_tokens.ids)
-        )
+        self.grammar_limits = limits_of(state.config, state.output.special_tokens.ids)
         self._threads = ThreadPoolExecutor(2, "tokenize")
         # A template that a request brought may take its full time: only others of its kind wait for it.
         self._template_thread = ThreadPoolExecutor(1, "template")
@@ -205,6 +202,13 @@ class Serving:
         grammar = await self.state.grammars.check(spec)
         await self.state.client.prepare_grammars()
         return msgspec.structs.replace(params, grammar=grammar)
+
+    async def compiles(self, spec: GrammarSpec) -> bool:
+        try:
+            await self.state.grammars.check(spec)
+        except InvalidRequest:
+            return False
+        return True
 
     def fit(self, params: SamplingParams, num_prompt: int, param: str) -> SamplingParams:
         """`params` with `max_tokens` set for a prompt of that length, which is in the field `param`."""

@@ -48,35 +48,39 @@ class Prepared:
     dropped: tuple[InvalidRequest, ...] = ()  # what a loose reading left out
 
 
-def prepare(schema: Any, param: str, *, max_depth: int = 64, disable_additional: bool = False) -> Any:
+def prepare(
+    schema: Any, param: str, *, max_depth: int = 64, disable_additional: bool = False, prefix: str = "d"
+) -> Any:
     """The schema for the grammar engine. `param` is the request's field, the beginning of the paths in errors.
 
     `disable_additional`: objects with `properties` get no other keys than those, where the schema leaves it open.
-    Raises `InvalidRequest` for what cannot be enforced.
+    `prefix`: with which the names in `$defs` begin. Raises `InvalidRequest` for what cannot be enforced.
     """
     draft = schema.get("$schema") if isinstance(schema, dict) else None
     if not isinstance(schema, dict | bool):
         raise InvalidRequest("A JSON schema should be an object or a boolean.", param)
     if draft is not None and not (isinstance(draft, str) and _DRAFT.fullmatch(draft)):
         raise InvalidRequest(f"`$schema` should be one of JSON Schema's drafts 4 to 2020-12, at {param}.", param)
-    return _walked(schema, param, max_depth, disable_additional, is_loose=False).schema
+    return _walked(_Walk(schema, param, max_depth, disable_additional, prefix, is_loose=False)).schema
 
 
-def prepare_loosely(schema: Any, param: str, *, max_depth: int = 64, disable_additional: bool = False) -> Prepared:
+def prepare_loosely(
+    schema: Any, param: str, *, max_depth: int = 64, disable_additional: bool = False, prefix: str = "d"
+) -> Prepared:
     """As `prepare`, but keywords that cannot be enforced are left out, each at its place, and the rest is held."""
     if not isinstance(schema, dict | bool):
         return Prepared({})
     try:
-        return _walked(schema, param, max_depth, disable_additional, is_loose=True)
+        return _walked(_Walk(schema, param, max_depth, disable_additional, prefix, is_loose=True))
     except InvalidRequest as exc:
         return Prepared({}, (exc,))
 
 
-def _walked(schema: Any, param: str, max_depth: int, disable_additional: bool, *, is_loose: bool) -> Prepared:
+def _walked(walk: _Walk) -> Prepared:
     try:
-        return _Walk(schema, param, max_depth, disable_additional, is_loose).run()
+        return walk.run()
     except RecursionError:  # a value of `enum` or `const` may be deeper than the schema
-        raise InvalidRequest("The schema is nested too deeply.", param) from None
+        raise InvalidRequest("The schema is nested too deeply.", walk.path) from None
 
 
 class _Union(NamedTuple):
@@ -91,9 +95,12 @@ class _Union(NamedTuple):
 class _Walk:
     """One reading of one schema."""
 
-    def __init__(self, root: Any, path: str, max_depth: int, disable_additional: bool, is_loose: bool) -> None:
+    def __init__(
+        self, root: Any, path: str, max_depth: int, disable_additional: bool, prefix: str, *, is_loose: bool
+    ) -> None:
+        self.path = path
         self._root = root
-        self._path = path
+        self._prefix = prefix
         self._max_depth = max_depth
         self._is_loose = is_loose
         self._references = References(root, path)
@@ -106,7 +113,7 @@ class _Walk:
         self._dropped: list[InvalidRequest] = []
 
     def run(self) -> Prepared:
-        out = self.schema(self._root, self._path, 0)
+        out = self.schema(self._root, self.path, 0)
         definitions: dict[str, Any] = {}
         while self._todo:
             name, schema, path = self._todo.pop()
@@ -215,7 +222,7 @@ class _Walk:
 
     def _name_of(self, target: Any, path: str, key: int) -> str:
         if key not in self._names:
-            self._names[key] = f"d{len(self._names)}"
+            self._names[key] = f"{self._prefix}{len(self._names)}"
             self._todo.append((self._names[key], target, path))
         return self._names[key]
 
@@ -380,7 +387,8 @@ class _Walk:
         except objects.Refusal:
             raise refused("not", path) from None
         for part in parts:
-            _add(out, self.schema(part, f"{path}.not", depth + 1))
+            if part is not True:
+                _add(out, self.schema(part, f"{path}.not", depth + 1))
 
     def _combined(self, schema: dict[str, Any], out: dict[str, Any], path: str, depth: int) -> None:
         extra = out.pop("allOf", [])

@@ -1,7 +1,7 @@
 """What JSON Schema's keywords may say here: names, values, and numbers that the grammar engine holds exactly.
 
-A bound is never loosened: one that the grammar engine, which computes with doubles, would not hold to the digit is moved
-to the next number that it does hold, towards the inside.
+A bound is never loosened: one that the grammar engine, which computes with doubles, would not hold to the digit is
+moved to the next number that it does hold, towards the inside.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def inward(value: Any, side: str, keyword: str, path: str, *, exclusive: bool, o
     number, and for a bound beyond which nothing can be written.
     """
     _check_is_number(value, keyword, path)
-    if abs(value) <= _MAX_EXACT and _is_exact(value):
+    if abs(value) < _MAX_EXACT and _is_exact(value):  # the number next to it is exact too
         return value, exclusive
     context, exact = _BOUND[side], Decimal(value)
     is_minimum = side == "minimum"

@@ -18,14 +18,14 @@ from octavo.text.schema_unions import same
 #: Alternatives that one keyword may become; each of them is a grammar of the whole object.
 _MAX_ALTERNATIVES: Final = 16
 #: What a schema may say of a name, and what says nothing of it.
-_OF_NAMES: Final = frozenset(
-    "type enum const pattern minLength maxLength format $ref allOf anyOf oneOf".split(),
-)
-_OF_OTHERS: Final = frozenset(
-    "minimum maximum exclusiveMinimum exclusiveMaximum multipleOf items prefixItems minItems maxItems uniqueItems "
-    "properties required patternProperties additionalProperties propertyNames minProperties maxProperties "
-    "dependentRequired dependentSchemas dependencies".split(),
-)
+_OF_NAMES: Final = frozenset((
+    "type", "enum", "const", "pattern", "minLength", "maxLength", "format", "$ref", "allOf", "anyOf", "oneOf",
+))  # fmt: skip
+_OF_OTHERS: Final = frozenset((
+    "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "items", "prefixItems", "minItems",
+    "maxItems", "uniqueItems", "properties", "required", "patternProperties", "additionalProperties", "propertyNames",
+    "minProperties", "maxProperties", "dependentRequired", "dependentSchemas", "dependencies",
+))  # fmt: skip
 _CONSTRAINTS: Final = _OF_NAMES | _OF_OTHERS | {"not", *UNSUPPORTED, *REFERENCES}
 _MAX_DEPTH: Final = 8
 

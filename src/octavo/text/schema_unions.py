@@ -12,13 +12,14 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final
 
 _ALL_TYPES: Final = frozenset({"string", "number", "boolean", "null", "array", "object"})
 _OBJECT_WORDS: Final = frozenset({"properties", "required", "additionalProperties", "patternProperties"})
 _MAX_DEPTH: Final = 12
 #: Pairs of schemas that are compared for one document.
-_MAX_PAIRS: Final = 20_000
+_MAX_PAIRS: Final = 15_000
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class _Facts:
     def all_of(self, name: str) -> Iterator[Any]:
         return (part[name] for part in self.parts if name in part)
 
-    @property
+    @cached_property
     def required(self) -> frozenset[str]:
         return frozenset(key for keys in self.all_of("required") for key in keys)
 
@@ -54,7 +55,7 @@ class _Facts:
 
     def at_key(self, key: str) -> list[Any]:
         """The schemas that the value of a key fits, all of them."""
-        return [_at_key(part, key) for part in self.parts]
+        return [schema for part in self.parts if (schema := _at_key(part, key)) is not True]
 
 
 def _at_key(part: Mapping[str, Any], key: str) -> Any:
@@ -71,6 +72,7 @@ class Unions:
         self._definitions = definitions
         self._stricter = stricter
         self._num_pairs = 0
+        self._known: dict[int, tuple[Any, _Facts]] = {}  # of single schemas, by their ids
 
     def exclusive(
         self, variants: Sequence[Any], tag: str = "", tags: Sequence[Sequence[str]] = ()
@@ -91,7 +93,7 @@ class Unions:
 
     def _narrowed(self, variants: Sequence[Any]) -> tuple[list[Any], tuple[int, int] | None]:
         narrowed = list(variants)
-        if all(self._facts([variant], 0).is_untyped for variant in variants):
+        if all(self._facts([variant]).is_untyped for variant in variants):
             narrowed = [{"type": "object", "allOf": [variant]} for variant in variants]
         if self._have_a_tag(narrowed):
             return narrowed, None
@@ -100,7 +102,7 @@ class Unions:
                 if self.disjoint([narrowed[i]], [narrowed[j]]):
                     continue
                 keys = self._telling_keys(narrowed[i], narrowed[j])
-                if keys is None:
+                if keys is None or self._num_pairs > _MAX_PAIRS:
                     return narrowed, (i, j)
                 for place, key in zip((i, j), keys, strict=True):
                     narrowed[place] = {"allOf": [narrowed[place], {"properties": {key: False}}]}
@@ -108,11 +110,11 @@ class Unions:
 
     def _have_a_tag(self, variants: list[Any]) -> bool:
         """All are objects that have one key with values of their own: seen without comparing each with each."""
-        facts = [self._facts([variant], 0) for variant in variants]
+        facts = [self._facts([variant]) for variant in variants]
         if any(variant.types != {"object"} for variant in facts):
             return False
         for key in frozenset.intersection(*(variant.required for variant in facts)):
-            lists = [self._facts(variant.at_key(key), 0).values for variant in facts]
+            lists = [self._facts(variant.at_key(key)).values for variant in facts]
             texts = [value for values in lists if values is not None for value in values if isinstance(value, str)]
             if len(texts) == len(set(texts)) == sum(len(values) if values else len(texts) + 1 for values in lists):
                 return True
@@ -120,7 +122,7 @@ class Unions:
 
     def _telling_keys(self, first: Any, second: Any) -> tuple[str, str] | None:
         """For each of two schemas of objects a key that it can do without and the other cannot."""
-        one, other = self._facts([first], 0), self._facts([second], 0)
+        one, other = self._facts([first]), self._facts([second])
         if not one.types == other.types == {"object"}:
             return None
         theirs, ours = sorted(other.required - one.required), sorted(one.required - other.required)
@@ -132,7 +134,7 @@ class Unions:
         self._num_pairs += 1
         if depth > _MAX_DEPTH or self._num_pairs > _MAX_PAIRS:
             return False
-        a, b = self._facts(first, depth), self._facts(second, depth)
+        a, b = self._facts(first), self._facts(second)
         if all(self._differ_in(kind, a, b, depth) for kind in a.types & b.types):
             return True
         if _excludes(a, b) or _excludes(b, a):
@@ -155,6 +157,8 @@ class Unions:
             return self._arrays_differ(a, b, depth)
         if kind == "object":
             keys = a.required | b.required
+            if any(False in a.at_key(key) or False in b.at_key(key) for key in keys):
+                return True
             return any(self.disjoint(a.at_key(key), b.at_key(key), depth + 1) for key in sorted(keys))
         return False
 
@@ -165,7 +169,15 @@ class Unions:
         return any(self.disjoint(_at_index(a, i), _at_index(b, i), depth + 1) for i in range(int(min(size, 8))))
 
     # ------------------------------------------------------------------------------------------- facts
-    def _facts(self, schemas: list[Any], depth: int) -> _Facts:
+    def _facts(self, schemas: list[Any]) -> _Facts:
+        if len(schemas) != 1 or isinstance(schemas[0], bool):
+            return self._gathered(schemas)
+        [schema] = schemas
+        if id(schema) not in self._known:
+            self._known[id(schema)] = (schema, self._gathered(schemas))
+        return self._known[id(schema)][1]
+
+    def _gathered(self, schemas: list[Any]) -> _Facts:
         parts: list[Mapping[str, Any]] = []
         choices: list[list[Any]] = []
         todo, seen = list(schemas), set[str]()
@@ -205,6 +217,13 @@ def _values(parts: list[Mapping[str, Any]]) -> list[Any] | None:
     return [value for value in lists[0] if all(any(same(value, other) for other in more) for more in lists[1:])]
 
 
+def types_of(schema: Any) -> frozenset[str]:
+    """The types that documents of a prepared schema may have; "number" for integers too."""
+    definitions = schema.get("$defs", {}) if isinstance(schema, Mapping) else {}
+    unions = Unions(definitions)
+    return frozenset(kind for kind in _ALL_TYPES if not unions.disjoint([schema], [{"type": kind}]))
+
+
 def same(a: Any, b: Any) -> bool:
     """Equal as JSON Schema has it: 1 and 1.0 are one number, 1 and true are not one value."""
     if isinstance(a, bool) or isinstance(b, bool):
@@ -235,7 +254,7 @@ def _may_fit(value: Any, facts: _Facts) -> bool:
         return False
     if kind == "number":
         low, high = facts.bounds("minimum", "maximum")
-        return low <= (value, 0) <= high and not (facts.only_integers and value != int(value))
+        return bool(low <= (value, 0) <= high) and not (facts.only_integers and value != int(value))
     if kind == "string":
         low, high = facts.bounds("minLength", "maxLength")
         return bool(low <= (len(value), 0) <= high)
