@@ -18,10 +18,11 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import llguidance
-from llguidance.gbnf_to_lark import any_to_lark, gbnf_to_lark
+from llguidance.gbnf_to_lark import gbnf_to_lark
 
 from octavo.grammar import LIMITS, STACK_BYTES, ByteVocabulary
 from octavo.text.frames import serve_frames
+from octavo.text.lark_dialect import LarkError, plain_lark
 
 #: The stack counts too, as address space.
 MAX_ADDRESS_SPACE: Final = STACK_BYTES + (1 << 30)
@@ -62,11 +63,13 @@ def _as_lark(kind: str, source: Any, options: dict[str, Any]) -> str:
     if "%json" in plain:
         raise Refused("A grammar cannot contain %json; send the schema as `json`.")
     try:
-        lark = gbnf_to_lark(source) if "::=" in plain else any_to_lark(source)
+        lark = gbnf_to_lark(source) if "::=" in plain else plain_lark(source)
     except RecursionError:
         raise Refused("The grammar is nested too deeply.") from None
+    except LarkError as exc:
+        raise Refused(f"The grammar, which has no `::=` of GBNF, is no Lark that can be used: {exc}.") from None
     except Exception as exc:  # noqa: BLE001  (a parser of somebody else's: whatever it raises is about the text)
-        raise Refused(f"The grammar is neither Lark nor GBNF: {exc}") from None
+        raise Refused(f"The grammar has `::=` and is no GBNF: {exc}") from None
     return str(lark)
 
 

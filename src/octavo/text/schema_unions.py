@@ -259,7 +259,7 @@ def _may_fit(value: Any, facts: _Facts) -> bool:
         low, high = facts.bounds("minLength", "maxLength")
         return bool(low <= (len(value), 0) <= high)
     if kind == "object":
-        return facts.required <= value.keys()
+        return all(key in value for key in facts.required)
     return True
 
 

@@ -182,7 +182,7 @@ def calls_or_content(
     """
     bare = row.bare_body or row.body
     json_body = bare if row.openers and isinstance(bare, JsonCalls) else None
-    _check_apart(row, tools, content, tokens, strict, is_bare_json=json_body is not None)
+    _check_beginnings(row, content, tokens, is_bare_json=json_body is not None)
 
     def start(build: Builder) -> str:
         if row.among_text is not None:
@@ -199,6 +199,8 @@ def calls_or_content(
 
     source = content.source
     if json_body is not None:
+        if strict:
+            source = _unlike_calls(row, tools, content)
         source = json_body.or_calls(source, tools, parallel=parallel)
     frame = _both(tokens, start, content.options)
     return GrammarSpec(kind="json", source=source, param=content.param, options=content.options, frames=(frame,))
@@ -208,15 +210,7 @@ def calls_or_content(
 _FIRST: Final = {"object": "{", "array": "[", "string": '"', "number": "-0123456789", "boolean": "tf", "null": "n"}
 
 
-def _check_apart(
-    row: ToolFormat,
-    tools: Sequence[Tool],
-    content: GrammarSpec,
-    tokens: SpecialTokens,
-    strict: Collection[str],
-    *,
-    is_bare_json: bool,
-) -> None:
+def _check_beginnings(row: ToolFormat, content: GrammarSpec, tokens: SpecialTokens, *, is_bare_json: bool) -> None:
     first = "".join(_FIRST[kind] for kind in types_of(content.source))
     marks = () if row.among_text is not None else tuple("".join([*row.noise[:1], begin]) for begin in row.begins)
     texts = [mark for mark in marks if not any(mark.startswith(token) for token in tokens.ids)]
@@ -226,6 +220,10 @@ def _check_apart(
             "documents do. Ask for a JSON object, or use `tool_choice`.",
             content.param,
         )
+
+
+def _unlike_calls(row: ToolFormat, tools: Sequence[Tool], content: GrammarSpec) -> Any:
+    """The schema of `content` without documents that would be read as a call, whose arguments nothing holds."""
     names = [tool.name for tool in tools]
     call = {
         "anyOf": [
@@ -234,13 +232,18 @@ def _check_apart(
             {"type": "array", "minItems": 1},
         ]
     }
-    definitions = content.source.get("$defs", {}) if isinstance(content.source, dict) else {}
-    if strict and is_bare_json and not Unions(definitions).disjoint([content.source], [call]):
+    source = content.source if isinstance(content.source, dict) else {}
+    unions = Unions(source.get("$defs", {}))
+    if unions.disjoint([content.source], [call]):
+        return content.source
+    plain = {"type": "object", "properties": {"name": False, "function": False}}
+    if unions.disjoint([content.source], [plain]):
         raise InvalidRequest(
             f"A document of `{content.param}` may look like a call, and with the tool format {row.name} would be read "
             "as one, but a tool is strict. Ask for an object that has neither `name` nor `function`.",
             content.param,
         )
+    return source | {"allOf": [*source.get("allOf", []), plain]}
 
 
 def _segments(build: Builder, row: ToolFormat, tools: Sequence[Tool], text: str, *, parallel: bool) -> str:
