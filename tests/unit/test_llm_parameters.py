@@ -111,7 +111,7 @@ def test_g11_the_engine_is_given_the_grammar_and_keeps_to_it(llm: LLM) -> None:
 REFUSED: list[tuple[Any, str]] = [
     (wants(), "structured_outputs"),
     (wants(json={}, regex="a"), "structured_outputs"),
-    (wants(json={"not": {}}), "structured_outputs.json.not"),
+    (wants(json={"if": {}}), "structured_outputs.json.if"),
     (wants(json="{"), "structured_outputs.json"),
     (wants(json={"type": "banana"}), "structured_outputs.json.type"),
     (wants(json={"minimum": float("nan")}), "structured_outputs"),
@@ -124,7 +124,7 @@ REFUSED: list[tuple[Any, str]] = [
     (wants(grammar="start: missing"), "structured_outputs.grammar"),
     (wants(structural_tag={"structures": []}), "structured_outputs.structural_tag"),
     (wants(json={}, whitespace_pattern="x"), "structured_outputs.whitespace_pattern"),
-    (SamplingParams(guided_decoding=GuidedDecodingParams(json={"not": {}})), "guided_decoding.json.not"),
+    (SamplingParams(guided_decoding=GuidedDecodingParams(json={"if": {}})), "guided_decoding.json.if"),
     (SamplingParams(guided_decoding=GuidedDecodingParams(regex="a", backend="banana")), "guided_decoding.backend"),
     (
         SamplingParams(

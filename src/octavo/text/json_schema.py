@@ -30,7 +30,7 @@ from octavo.text.schema_keywords import (
     refused,
 )
 from octavo.text.schema_refs import REFERENCES, References, parts_of_objects
-from octavo.text.schema_regex import ENGINE_FORMATS, FORMAT_PATTERNS, REFUSED_FORMATS, problem_of
+from octavo.text.schema_regex import ENGINE_FORMATS, FORMAT_PATTERNS, REFUSED_FORMATS, patterns_of, problem_of
 from octavo.text.schema_unions import Unions, tags_of
 
 _DRAFT: Final = re.compile(r"https?://json-schema\.org/(?:draft-0[4567]|draft/20(?:19-09|20-12))/schema#?")
@@ -238,8 +238,8 @@ class _Walk:
 
     def _strings(self, schema: dict[str, Any], out: dict[str, Any], path: str, depth: int) -> None:
         self._counts(schema, out, ("minLength", "maxLength"), path)
-        if "pattern" in schema and self._try(_check_pattern, schema["pattern"], "pattern", path):
-            out["pattern"] = schema["pattern"]
+        if "pattern" in schema:
+            self._try(_add_pattern, out, schema["pattern"], path)
         name = schema.get("format")
         if "format" in schema and not isinstance(name, str):
             raise invalid("format", path, "should be a string")
@@ -436,6 +436,15 @@ def _check_pattern(pattern: Any, keyword: str, path: str) -> None:
     problem = problem_of(pattern)
     if problem is not None:
         raise invalid(keyword, path, f"cannot be used: {problem}")
+
+
+def _add_pattern(out: dict[str, Any], pattern: Any, path: str) -> None:
+    found = patterns_of(pattern) if isinstance(pattern, str) else [pattern]
+    for part in found:
+        _check_pattern(part, "pattern", path)
+    out["pattern"] = found[0]
+    for part in found[1:]:
+        _add(out, {"pattern": part})
 
 
 def _keys(value: Any, keyword: str, path: str) -> list[str]:

@@ -7,6 +7,7 @@ pattern never means something else than its author thinks.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Final
 
 _ESCAPES: Final = re.compile(
@@ -74,6 +75,68 @@ def _end_of_class(pattern: str, start: int) -> int | str:
             i += 1
         first = False
     return "a character class is not closed"
+
+
+#: Patterns with look-around that widely used generators write, and the same language without it: zod's `z.email()` and
+#: pydantic's `Decimal`.
+_WITHOUT_LOOK_AROUND: Final = {
+    r"^(?!\.)(?!.*\.\.)([A-Za-z0-9_'+\-\.]*)[A-Za-z0-9_+-]@([A-Za-z0-9][A-Za-z0-9\-]*\.)+[A-Za-z]{2,}$": (
+        r"^(?:[A-Za-z0-9_'+-]+\.)*[A-Za-z0-9_'+-]*[A-Za-z0-9_+-]@(?:[A-Za-z0-9][A-Za-z0-9-]*\.)+[A-Za-z]{2,}$"
+    ),
+    r"^(?!^[-+.]*$)[+-]?0*\d*\.?\d*$": r"^[+-]?(?:\d+\.?\d*|\.\d+)$",
+}
+
+
+def patterns_of(pattern: str) -> list[str]:
+    """Patterns that all match where `pattern` does: what looks ahead from the beginning is a condition of its own."""
+    if pattern in _WITHOUT_LOOK_AROUND:
+        return [_WITHOUT_LOOK_AROUND[pattern]]
+    found: list[str] = []
+    i = 1
+    while pattern.startswith("^") and pattern.startswith("(?=", i):
+        end = _end_of_group(pattern, i)
+        if end is None:
+            return [pattern]
+        found.append(f"^(?:{pattern[i + 3 : end]})")
+        i = end + 1
+    return [f"^(?:{pattern[i:]})", *found] if found and _is_one_branch(pattern, i) else [pattern]
+
+
+def _end_of_group(pattern: str, start: int) -> int | None:
+    """The index of the bracket that closes the one at `start`."""
+    depth = 0
+    for i, char in _brackets(pattern, start):
+        depth += {"(": 1, ")": -1}.get(char, 0)
+        if depth == 0:
+            return i
+    return None
+
+
+def _is_one_branch(pattern: str, start: int) -> bool:
+    """No alternative stands outside of groups."""
+    depth = 0
+    for _, char in _brackets(pattern, start):
+        depth += {"(": 1, ")": -1}.get(char, 0)
+        if char == "|" and depth == 0:
+            return False
+    return True
+
+
+def _brackets(pattern: str, start: int) -> Iterator[tuple[int, str]]:
+    """Where groups and alternatives are, outside of escapes and classes."""
+    in_class = is_escaped = False
+    for i in range(start, len(pattern)):
+        char = pattern[i]
+        if is_escaped:
+            is_escaped = False
+        elif char == "\\":
+            is_escaped = True
+        elif in_class:
+            in_class = char != "]"
+        elif char == "[":
+            in_class = True
+        elif char in "()|":
+            yield i, char
 
 
 # Years from 1000, so that every date is one in all calendars of programs; no leap seconds, which need a table.
