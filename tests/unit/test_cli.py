@@ -51,6 +51,7 @@ def sample(flag: Flag) -> str:
         "gpu_memory_utilization": "0.25",
     }
     special |= {flag.field: '{"top_k": 5}' for flag in TABLE.values() if flag.is_json}
+    special["structured_outputs_config"] = '{"disable_any_whitespace": true}'
     if flag.field in special:
         return special[flag.field]
     if flag.choices:

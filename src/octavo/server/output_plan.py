@@ -103,7 +103,15 @@ def plan_output(
     spec: GrammarSpec | None = None
     if _is_held(choice, row, strict, constraint, config):
         loose = frozenset(tool.name for tool in tools) - strict
-        prepared = prepared_tools(tools, [f"tools.{i}" for i in called], limits, loose=loose, bare=bare, row=row)
+        prepared = prepared_tools(
+            tools,
+            [f"tools.{i}" for i in called],
+            limits,
+            loose=loose,
+            bare=bare,
+            row=row,
+            only_names=choice.mode == "auto" and constraint is None,
+        )
         spec = _held(choice, row, prepared, strict, constraint, settings, parallel=parallel)
     return OutputPlan(
         settings=settings,

@@ -31,12 +31,15 @@ def prepared_tools(
     loose: Collection[str] = (),
     bare: Collection[str] = (),
     row: ToolFormat | None = None,
+    only_names: bool = False,
 ) -> list[Tool]:
     """`tools` with schemas that are enforced. Raises `InvalidRequest` naming what cannot be, and where.
 
     `paths[i]`: the place of the i-th tool in the request. `loose`: the names of tools of which that may be left out,
-    so that `row` can write them. `bare`: those of them of which only names and types are held.
+    so that `row` can write them. `bare`: those of them of which only names and types are held. `only_names`: the
+    loose ones are held to nothing, where the format can write any arguments.
     """
+    only_names = only_names and row is not None and _writes_any_arguments(row)
     prepared = []
     for i, (tool, path) in enumerate(zip(tools, paths, strict=True)):
         where = f"{path}.function.parameters"
@@ -47,6 +50,8 @@ def prepared_tools(
         }
         if tool.name in bare:
             schema = _bare(tool)
+        elif tool.name in loose and only_names:
+            schema = _ANY
         elif tool.name in loose:
             schema = _loosely(tool, where, limits, options, row)
         else:
@@ -96,6 +101,12 @@ def _is_written(row: ToolFormat, tool: Tool) -> bool:
     except InvalidRequest:
         return False
     return True
+
+
+def _writes_any_arguments(row: ToolFormat) -> bool:
+    """Arguments are one JSON object; formats that write them one by one know only those that a schema names."""
+    build = Builder(SpecialTokens(), proof=True)
+    return "%json" in "".join([row.body.grammar(build, [Tool("f")], parallel=False), *build.rules])
 
 
 def _fitted(tools: list[Tool], loose: Collection[str], limits: GrammarLimits) -> list[Tool]:
