@@ -52,18 +52,16 @@ class HarmonyCalls:
 def written(build: GrammarBuilder, tools: Sequence[Tool], content: str) -> str:
     """A whole output after <|start|>assistant: messages without a recipient, and at most one call, which ends it.
 
-    Where `content` is not free, it is one message, the last, and only thoughts come before it.
+    Where `content` is not free, it is one message, and nothing comes before it or the call.
     """
     call = (
         f"{build.spelled(f'{CHANNEL}commentary to={FUNCTIONS}')} {HarmonyCalls().grammar(build, tools, parallel=False)}"
     )
-    end = build.spelled(f"<|end|>{START}assistant")
     if content != "TEXT":
-        thought = f"{build.spelled(f'{CHANNEL}analysis{MESSAGE}')} TEXT"
-        return f"({thought} {end})* ({build.spelled(f'{CHANNEL}final{MESSAGE}')} {content} | {call})"
+        return f"{build.spelled(f'{CHANNEL}final{MESSAGE}')} {content} | {call}"
     channel = build.one_of([build.text(name) for name in ("analysis", "commentary", "final")])
     message = f"{build.mark(CHANNEL)} {channel} {build.mark(MESSAGE)} TEXT"
-    return f"({message} {end})* ({message} | {call})"
+    return f"({message} {build.spelled(f'<|end|>{START}assistant')})* ({message} | {call})"
 
 
 class _Part:
