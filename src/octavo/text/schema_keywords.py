@@ -119,7 +119,7 @@ def inward(value: Any, side: str, keyword: str, path: str, *, exclusive: bool, o
     if exclusive and rounded == exact:
         rounded = context.next_plus(exact) if is_minimum else context.next_minus(exact)
     rounded = min(max(rounded, -_LARGEST_BOUND), _LARGEST_BOUND)
-    if abs(rounded) < 1:
+    if abs(rounded) < _QUANTUM:
         rounded = rounded.quantize(_QUANTUM, context.rounding)
     whole = int(rounded)
     return (whole if whole == rounded else float(rounded)), False
