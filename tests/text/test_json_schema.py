@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from grammar_walk import ANY_SIZE, Refused, accepts, grammar_for, grammar_of, walk
 from octavo.errors import InvalidRequest
 from octavo.text.grammar import GrammarLimits, spec_of
-from octavo.text.json_schema import prepare
+from octavo.text.json_schema import prepare, prepare_loosely
 from octavo.text.schema_keywords import UNSUPPORTED
 from schema_checks import check
 
@@ -432,6 +432,15 @@ def test_a_setting_closes_the_objects_of_all_requests_that_do_not_say(is_server:
     assert accepts(grammar_of(spec_of(own, limits)), '{"b": 1}') is is_server
 
 
+def test_schemas_that_nest_what_is_only_read_cost_what_they_are_long() -> None:
+    chain: Any = {"type": "string"}
+    for _ in range(60):
+        chain = {"not": chain}
+    prepare(chain, "s")
+    names: Any = {"propertyNames": {"allOf": [{"$ref": "#/$defs/n"}, {"$ref": "#/$defs/n"}]}}
+    prepare({"$defs": {"n": names}, "$ref": "#/$defs/n"}, "s")
+
+
 def test_definitions_that_nothing_refers_to_are_not_read() -> None:
     assert prepare({"$defs": {"x": {"type": "banana"}}, "definitions": 5, "type": "null"}, "s") == {"type": "null"}
 
@@ -502,7 +511,7 @@ def test_whatever_is_accepted_yields_valid_documents(schema: Any, shared: Any, s
 JSON = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5)),
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(
-        st.sampled_from([*ENFORCED, *REFUSED, "$defs", "a"]), inner, max_size=4)),
+        st.sampled_from([*ENFORCED, *REFUSED, "$defs", "$id", "discriminator", "a"]), inner, max_size=4)),
     max_leaves=12,
 )  # fmt: skip
 
@@ -512,6 +521,7 @@ JSON = st.recursive(
 def test_nonsense_is_refused_and_nothing_else_happens(schema: Any) -> None:
     with contextlib.suppress(InvalidRequest, Refused):
         grammar_of(spec_of({"guided_json": {} if schema is None else schema}, ANY_SIZE))
+    prepare_loosely(schema, "s")
 
 
 # ------------------------------------------------------------------------------------------------- real schemas

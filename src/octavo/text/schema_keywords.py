@@ -135,7 +135,8 @@ def _is_exact(value: int | float) -> bool:
 def bounds(schema: Mapping[str, Any], side: str, path: str) -> dict[str, Any]:
     """The keywords that bound numbers on one side, "minimum" or "maximum": those of all drafts and of `format`."""
     exclusive = "exclusive" + side.capitalize()
-    types = [schema["type"]] if isinstance(schema.get("type"), str) else schema.get("type", [])
+    types = schema.get("type")
+    types = types if isinstance(types, list) else [types]
     of_integers = "integer" in types and "number" not in types
     found = [(schema[side], schema.get(exclusive) is True, side)] if side in schema else []
     if exclusive in schema and not isinstance(schema[exclusive], bool):  # in draft 4 a switch of the other

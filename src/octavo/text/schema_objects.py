@@ -24,7 +24,7 @@ _OF_NAMES: Final = frozenset((
 _OF_OTHERS: Final = frozenset((
     "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "items", "prefixItems", "minItems",
     "maxItems", "uniqueItems", "properties", "required", "patternProperties", "additionalProperties", "propertyNames",
-    "minProperties", "maxProperties", "dependentRequired", "dependentSchemas", "dependencies",
+    "minProperties", "maxProperties", "dependentRequired", "dependentSchemas", "dependencies", "nullable",
 ))  # fmt: skip
 _CONSTRAINTS: Final = _OF_NAMES | _OF_OTHERS | {"not", *UNSUPPORTED, *REFERENCES}
 _MAX_DEPTH: Final = 8

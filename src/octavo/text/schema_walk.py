@@ -64,6 +64,7 @@ class Walk:
         self._todo: list[tuple[str, Any, str]] = []
         self._unions: list[_Union] = []
         self._stricter: dict[int, Any] = {}  # schemas that ask more than the author did, by their ids
+        self._checked: set[int] = set()  # the ids of schemas that `_check` found sound
         self._dropped: list[InvalidRequest] = []
 
     def run(self) -> Prepared:
@@ -111,10 +112,16 @@ class Walk:
 
     def _check(self, schema: Any, path: str, depth: int) -> None:
         """Whether it is a schema at all, in full, for one that is only read for what it means."""
+        if id(schema) in self._checked:  # or it is being checked
+            return
+        self._checked.add(id(schema))
         was, self._is_loose = self._is_loose, False
         num_unions = len(self._unions)
         try:
             self.schema(schema, path, depth)
+        except InvalidRequest:
+            self._checked.discard(id(schema))
+            raise
         finally:
             self._is_loose = was
             del self._unions[num_unions:]
@@ -293,7 +300,8 @@ class Walk:
         optional = bool(out.get("properties", {}).keys() - required)
         try:
             if most is not None and optional and most <= 1:
-                _add(out, objects.at_most_one(out, least=least) if most else {"additionalProperties": False})
+                alone = objects.at_most_one(out, least=least) if most else {"additionalProperties": False}
+                self._add_stricter(out, alone)
                 least = min(least, len(required)) if least <= most else least
             elif most is not None and optional:
                 raise refused("maxProperties", path, "beside optional properties")
