@@ -67,15 +67,15 @@ class ChatHandler:
         constraint: GrammarSpec | None,
     ) -> SamplingParams:
         """`params` with the grammar of the plan. A tool that is not strict does not refuse a request: where its schema
-        does not compile, only the names and types of its arguments are held."""
+        does not compile, or all of them together do not, only the names and types of its arguments are held."""
         serving = self._serving
         try:
             return await serving.constrained(params, plan.constraint(is_thinking), request)
         except InvalidRequest:
-            bare = [tool.name for tool in plan.loose if not await serving.compiles(arguments_spec(tool))]
-            if not bare:
+            if not plan.loose:
                 raise
-        plan = self._plan(request, constraint, bare)
+        bare = [tool.name for tool in plan.loose if not await serving.compiles(arguments_spec(tool))]
+        plan = self._plan(request, constraint, bare or [tool.name for tool in plan.loose])
         return await serving.constrained(params, plan.constraint(is_thinking), request)
 
     def _is_thinking(self, ids: list[int]) -> bool | None:
