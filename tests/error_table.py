@@ -301,7 +301,7 @@ def bad_requests(vocab: int, fanout: int) -> list[Row]:
         (text(best_of=1, n=2), "best_of"),
         (text(best_of=3, temperature=0), "best_of"),
         (text(prompt=["a"] * (fanout // 2 + 1), best_of=2), "prompt"),
-        (text(guided_json={"not": {}}), "guided_json.not"),
+        (text(guided_json={"if": {}}), "guided_json.if"),
         (text(guided_regex="a", guided_choice=["a"]), "guided_choice"),
         # tokenize and detokenize
         (("/tokenize", {}), "prompt"),

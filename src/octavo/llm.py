@@ -44,7 +44,8 @@ Messages: TypeAlias = list[Mapping[str, Any]]
 #: Settings of the server that mean something to a program.
 SERVER_SETTINGS = (
     "chat_template", "max_logprobs", "max_n", "generation_config", "override_generation_config", "max_grammar_bytes",
-    "max_schema_depth", "grammar_timeout", "grammar_cache_bytes",
+    "max_schema_depth", "grammar_timeout", "grammar_cache_bytes", "disable_additional_properties",
+    "disable_any_whitespace", "structured_outputs_config",
 )  # fmt: skip
 #: What `generate` does when it is told nothing; the same as /v1/completions.
 DEFAULT_MAX_TOKENS = 16
@@ -57,7 +58,8 @@ class LLM:
 
     `LLM("org/repo", max_model_len=4096, ...)`: the model as `octavo serve` takes it, the fields of `ModelConfig`,
     `CacheConfig`, `SchedulerConfig` and `ParallelConfig`, and those of `ServerConfig` in `SERVER_SETTINGS`;
-    `override_generation_config` may be a mapping. Raises `StartupError`; no process is left then.
+    `override_generation_config` and `structured_outputs_config` may be mappings. Raises `StartupError`; no process is
+    left then.
     """
 
     def __init__(self, model: str = "smollm2", **settings: Any) -> None:
@@ -237,9 +239,9 @@ def _prompt(item: Any, place: int) -> _Given:
 
 def offline_config(model: str, settings: Mapping[str, Any]) -> ServeConfig:
     """The configuration from flat settings. Raises `InvalidConfig` for those that do not exist or do not fit."""
-    override = settings.get("override_generation_config")
-    if isinstance(override, Mapping):
-        settings = {**settings, "override_generation_config": json.dumps(override, default=str)}
+    for name in ("override_generation_config", "structured_outputs_config"):
+        if isinstance(settings.get(name), Mapping):
+            settings = {**settings, name: json.dumps(settings[name], default=str)}
     known: set[str] = set()
 
     def part(default: T, names: Collection[str]) -> T:

@@ -61,8 +61,8 @@ class StructuredOutputsParams(msgspec.Struct, frozen=True, kw_only=True, forbid_
     json_object: bool | None = None
     structural_tag: str | dict[str, Any] | None = None
     whitespace_pattern: str | None = None
-    disable_any_whitespace: bool = False
-    disable_additional_properties: bool = False
+    disable_any_whitespace: bool | None = None  # None: as the engine was started
+    disable_additional_properties: bool | None = None
     disable_fallback: bool = False
 
 
@@ -217,14 +217,15 @@ class GrammarSpec(msgspec.Struct, frozen=True, kw_only=True):
     kind: "json" (source: a schema), "regex" and "grammar" (a text), "choice" (a list of texts), "structural_tag" (a
     list of {trigger, begin, schema, end}), "lark" (grammars of octavo's own: {"lark": for the engine, "proof": the same
     with the special tokens spelled}). `options` are those of the JSON compiler. `param` is the request's field.
-    `frame`: such grammars too, in which the rule `body` stands for the constraint.
+    `frames`: such grammars too, from the inside to the outside, in each of which the rule `body` stands for what is
+    inside it.
     """
 
     kind: str
     source: Any
     param: str
     options: dict[str, Any] = {}
-    frame: dict[str, str] | None = None
+    frames: tuple[dict[str, str], ...] = ()
 
 
 class BeamParams(msgspec.Struct, frozen=True, kw_only=True):

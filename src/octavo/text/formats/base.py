@@ -229,8 +229,9 @@ class ToolFormat:
     repeats: bool = False  # each of several calls has marks of its own, parted by `between`
     between: str = ""
     pipeline: Pipeline | None = None  # reads the whole output, in place of the usual stages
-    #: The grammar of a whole output with calls in it, where text is not free between the marks.
-    among_text: Callable[[GrammarBuilder, Sequence[Tool]], str] | None = None
+    #: (build, tools, content) -> the grammar of a whole output with calls in it, where text is not free between the
+    #: marks. `content`: the rule that what is said to the user fits.
+    among_text: Callable[[GrammarBuilder, Sequence[Tool], str], str] | None = None
 
     @property
     def marks(self) -> tuple[str, ...]:

@@ -50,13 +50,18 @@ class HarmonyCalls:
         return build.one_of([f"{build.text(tool.name)} {head} {build.json(tool.parameters)} {tail}" for tool in tools])
 
 
-def written(build: GrammarBuilder, tools: Sequence[Tool]) -> str:
-    """A whole output after <|start|>assistant: messages without a recipient, and at most one call, which ends it."""
-    channel = build.one_of([build.text(name) for name in ("analysis", "commentary", "final")])
-    message = f"{build.mark(CHANNEL)} {channel} {build.mark(MESSAGE)} TEXT"
+def written(build: GrammarBuilder, tools: Sequence[Tool], content: str) -> str:
+    """A whole output after <|start|>assistant: messages without a recipient, and at most one call, which ends it.
+
+    Where `content` is not free, it is one message, and nothing comes before it or the call.
+    """
     call = (
         f"{build.spelled(f'{CHANNEL}commentary to={FUNCTIONS}')} {HarmonyCalls().grammar(build, tools, parallel=False)}"
     )
+    if content != "TEXT":
+        return f"{build.spelled(f'{CHANNEL}final{MESSAGE}')} {content} | {call}"
+    channel = build.one_of([build.text(name) for name in ("analysis", "commentary", "final")])
+    message = f"{build.mark(CHANNEL)} {channel} {build.mark(MESSAGE)} TEXT"
     return f"({message} {build.spelled(f'<|end|>{START}assistant')})* ({message} | {call})"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from octavo.text.formats.base import Call, CallSink, GrammarBuilder, Tool, read_string, skip_strays
 from octavo.text.json_copy import JsonCopy
@@ -112,6 +113,10 @@ class JsonCalls:
 
     # ------------------------------------------------------------ grammar
     def grammar(self, build: GrammarBuilder, tools: Sequence[Tool], *, parallel: bool) -> str:
+        calls_text = self._written(build, tools, parallel=parallel)
+        return build.one_of([calls_text, _in_fence(build, calls_text)]) if self.is_fenced else calls_text
+
+    def _written(self, build: GrammarBuilder, tools: Sequence[Tool], *, parallel: bool) -> str:
         calls = []
         for tool in tools:
             head = f'{{"name": {_quoted(tool.name)}, "{self.argument_key}": '
@@ -122,13 +127,35 @@ class JsonCalls:
             call = f"{call} ({more} {call})*"
         opening, closing = (build.text("["), build.text("]")) if self.is_list else ("", "")
         end = build.mark(self.end) if self.end else ""
-        calls_text = " ".join(
-            filter(None, [build.text(self.before), opening, call, closing, build.text(self.after), end])
-        )
-        if self.is_fenced:
-            fenced = f"{build.text(_FENCES.texts[0])} {calls_text} {build.text(chr(10) + '```')}"
-            return build.one_of([calls_text, fenced])
-        return calls_text
+        return " ".join(filter(None, [build.text(self.before), opening, call, closing, build.text(self.after), end]))
+
+    def fenced(self, build: GrammarBuilder, tools: Sequence[Tool], *, parallel: bool) -> list[str]:
+        """The ways to write calls in a code block: one or none."""
+        return [_in_fence(build, self._written(build, tools, parallel=parallel))] if self.is_fenced else []
+
+    def or_calls(self, schema: Any, tools: Sequence[Tool], *, parallel: bool) -> Any:
+        """The schema of documents that are calls of `tools`, as they are without marks, or that fit `schema`.
+
+        The names of all `$defs` differ.
+        """
+        definitions = dict(schema.get("$defs", {})) if isinstance(schema, dict) else {}
+        calls = []
+        for tool in tools:
+            arguments = {key: value for key, value in tool.parameters.items() if key != "$defs"}
+            definitions |= tool.parameters.get("$defs", {})
+            members = {"name": {"const": tool.name}, self.argument_key: arguments}
+            calls.append(
+                {"type": "object", "properties": members, "required": list(members), "additionalProperties": False}
+            )
+        call: Any = {"anyOf": calls}
+        if self.is_list:
+            call = {"type": "array", "items": call, "minItems": 1} | ({} if parallel else {"maxItems": 1})
+        own = {key: value for key, value in schema.items() if key != "$defs"} if isinstance(schema, dict) else schema
+        return {"anyOf": [own, call], "$defs": definitions}
+
+
+def _in_fence(build: GrammarBuilder, text: str) -> str:
+    return f"{build.text(_FENCES.texts[0])} {text} {build.text(chr(10) + '```')}"
 
 
 def _goes_on(source: Source) -> Steps[bool]:
