@@ -13,7 +13,7 @@ from itertools import takewhile
 import msgspec
 
 from octavo.messages import AddRequest, EngineInfo, TokenLogprobs
-from octavo.step import ModelRunnerOutput, NewRequestData, SchedulerOutput
+from octavo.step import ModelRunnerOutput, NewRequestData, SchedulerOutput, TokenMasks
 
 VOCAB_SIZE = 50
 
@@ -97,6 +97,9 @@ class FakeExecutor:
     def submit(self, plan: SchedulerOutput) -> ModelRunnerOutput:
         """Computes at once; the answer is kept until it is collected."""
         return self.execute(plan)
+
+    def submit_masks(self, step: ModelRunnerOutput, masks: TokenMasks) -> None:
+        """All tokens are admitted."""
 
     def collect(self, step: ModelRunnerOutput) -> ModelRunnerOutput:
         return step

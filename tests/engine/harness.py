@@ -100,8 +100,12 @@ class Engine:
                 num_ahead += len(in_flight)
                 num_swapped += len(plan.swap_in)
                 structured.start_masks(plan, scheduler.slots)
-                in_flight.append((plan, self.worker.submit(plan)))
-                assert not structured.finish_masks() if plan.masks is not None else True
+                step = self.worker.submit(plan)
+                if plan.masked_slots:
+                    masks, errors = structured.finish_masks()
+                    assert not errors
+                    self.worker.submit_masks(step, masks)
+                in_flight.append((plan, step))
             plan, step = in_flight.popleft()
             result = self.worker.collect(step)
             for output in scheduler.update(plan, result):

@@ -255,23 +255,41 @@ class Scheduler:
             return SchedulerOutput([], [], {}, [], 0, self._num_steps)
         self._num_steps += 1
         self._step_tokens = total
-        self._take_off(scheduled)
-        plan = SchedulerOutput(new, cached, scheduled, self._finished_slots, total, self._num_steps)
-        plan.swap_dropped, plan.swap_out, plan.swap_in = self._swap_dropped, self._swap_out, swap_in
+        masked = self._take_off(scheduled)
+        plan = SchedulerOutput(
+            new_requests=new,
+            cached_requests=cached,
+            num_scheduled_tokens=scheduled,
+            finished_slots=self._finished_slots,
+            total_num_scheduled_tokens=total,
+            step_id=self._num_steps,
+            masked_slots=masked,
+            swap_dropped=self._swap_dropped,
+            swap_out=self._swap_out,
+            swap_in=swap_in,
+        )
         self._finished_slots, self._swap_dropped, self._swap_out = [], [], []
         return plan
 
-    def _take_off(self, scheduled: dict[int, int]) -> None:
-        """Note down who is part of the step that has just been planned, and what it will have computed."""
+    def _take_off(self, scheduled: dict[int, int]) -> list[int]:
+        """Note down who is part of the step that has just been planned, and what it will have computed.
+
+        Returns the slots that sample and have a grammar.
+        """
         members: list[tuple[Request, int, int]] = []
+        masked: list[int] = []
         for slot, count in scheduled.items():
             request = self.slots[slot]
             assert request is not None
             request.num_in_flight_tokens += count
             num_tokens = len(request.token_ids) + request.num_expected_tokens
-            request.num_expected_tokens += request.num_computed_tokens + request.num_in_flight_tokens == num_tokens
+            if request.num_computed_tokens + request.num_in_flight_tokens == num_tokens:
+                request.num_expected_tokens += 1
+                if request.matcher is not None:
+                    masked.append(slot)
             members.append((request, slot, count))
         self._unanswered.append(members)
+        return masked
 
     def _grow(self, request: Request, num_tokens: int) -> list[int] | None:
         """A block for `request`, taken from the newest if none is free. None: it was the newest itself."""
