@@ -28,7 +28,7 @@ def check_state(scheduler: Scheduler) -> None:
         assert request.num_computed_tokens < request.num_tokens <= request.limit_tokens
     taken = [slot for slot, request in enumerate(scheduler.slots) if request is not None]
     assert len(taken) == len(running)
-    assert sorted(taken + scheduler._free_slots) == list(range(scheduler.max_num_seqs))
+    assert sorted(taken + scheduler._slots.free) == list(range(scheduler.max_num_seqs))
 
 
 def check_blocks(scheduler: Scheduler) -> None:
@@ -54,8 +54,8 @@ def check_swap(scheduler: Scheduler, executor: FakeExecutor, num_swap_blocks: in
     assert scheduler.kv.num_free_swap_blocks >= 0
     assert scheduler.stats().num_swapped == len(kept)
     told = {request_id: len(blocks) for request_id, blocks in executor.swapped.items()}
-    told |= {request_id: len(blocks) for request_id, blocks in scheduler._swap_out}
-    for request_id in scheduler._swap_dropped:
+    told |= {request_id: len(blocks) for request_id, blocks in scheduler.live.swap_out}
+    for request_id in scheduler.live.swap_dropped:
         told.pop(request_id, None)
     assert told == kept
 

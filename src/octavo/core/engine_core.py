@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Protocol
 import msgspec
 
 from octavo.config import EngineConfig
+from octavo.core.drafts import Drafter
 from octavo.core.executor import Executor
 from octavo.core.faults import fault
 from octavo.core.scheduler import Scheduler
@@ -73,9 +74,10 @@ class EngineCore:
         executor: Executor,
         connection: Connection,
         compiler: Compiler | None = None,
+        drafter: Drafter | None = None,
     ) -> None:
-        """`compiler`: of grammars; a test's, or the real one."""
-        self.scheduler = Scheduler(config, info)
+        """`compiler`: of grammars; a test's, or the real one. `drafter`: of tokens that are verified; None: none is."""
+        self.scheduler = Scheduler(config, info, drafter)
         self._executor = executor
         self._inbox = connection.inbox
         self.structured = StructuredOutputs(info.vocab_size, self._inbox.put, compiler)

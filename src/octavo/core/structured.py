@@ -50,6 +50,10 @@ _FAILED = "The constraint on the output of this request failed"
 class Matcher(Protocol):
     """One request's place in its grammar. After an error it is of no more use."""
 
+    def copy(self) -> Matcher:
+        """Another at the same place: what one takes in, the other does not."""
+        ...
+
     def advance(self, token_id: int) -> str | None:
         """Take in the sampled token. Returns what went wrong, or None."""
         ...
@@ -147,7 +151,7 @@ class StructuredOutputs:
         for slot in plan.masked_slots:
             request = slots[slot]
             assert request is not None and request.matcher is not None
-            rows.append(MaskRow(slot, request, request.matcher))
+            rows += [MaskRow(slot, request, place) for place in (request.matcher, *request.draft_places)]
         if rows:
             self._masks.start(rows)
 
@@ -255,6 +259,9 @@ class LLGuidanceMatcher:
     def __init__(self, native: Any, spelling: Spelling) -> None:
         self.native = native  # an `LLMatcher`
         self._spelling = spelling
+
+    def copy(self) -> LLGuidanceMatcher:
+        return LLGuidanceMatcher(self.native.deep_copy(), self._spelling)
 
     def advance(self, token_id: int) -> str | None:
         if not self.native.consume_token(token_id):
