@@ -66,7 +66,7 @@ def check_cache(scheduler: Scheduler, executor: FakeExecutor) -> None:
     by_uid = {block.uid: block for block in pool._cached.values()}
     for block_hash, block in pool._cached.items():
         assert block.block_hash == block_hash
-        tokens = list(struct.unpack(f"<{scheduler.kv.block_size}I", block.tokens))
+        tokens = list(struct.unpack_from(f"<{scheduler.kv.block_size}I", block.tokens))
         assert executor.pool[block.block_id] == tokens
         if isinstance(block.parent, str):
             assert block_hash == hash_block(hash_salt(block.parent), block.tokens)
