@@ -7,9 +7,12 @@ from collections.abc import Sequence
 import pytest
 
 from core.fake import VOCAB_SIZE, Guesser, Jumper, alone, dictated_after, logprobs_of
+from core.test_engine_core import Engine
 from core.test_scheduler import World, prompt
+from octavo.config import EngineConfig
 from octavo.core.drafts import cut_draft
-from octavo.core.request import Request
+from octavo.core.engine_core import EngineCore
+from octavo.core.request import Request, sampling_seed_of
 from octavo.core.scheduler import Scheduler
 from octavo.messages import AddRequest
 from octavo.params import SamplingParams
@@ -191,3 +194,18 @@ def test_an_error_of_one_ends_it_with_its_draft() -> None:
     world.executor.errors = {1: "NaN"}
     world.run()
     assert world.stops(1) == ("error", None) and world.tokens(2) == alone(world.messages[2], 6, seed)
+
+
+def test_the_engines_loop_verifies_drafts() -> None:
+    engine = Engine()
+    drafter = Guesser()
+    engine.core = EngineCore(EngineConfig(), engine.executor.info, engine.executor, engine.connection, drafter=drafter)
+    engine.start()
+    messages = [engine.add(i, [i, 7, 3], max_tokens=9) for i in range(1, 4)]
+    engine.wait_for_end(1, 2, 3)
+    engine.shut_down()
+    engine.client.close()
+    assert engine.failure is None
+    for i, message in enumerate(messages, 1):
+        assert engine.tokens(i) == alone(message, 9, sampling_seed_of(message, 0, i))
+    assert sum(accepted for _, accepted in drafter.told) > 0

@@ -57,7 +57,9 @@ class Answers:
             if is_one and request.first_output_sent and not logprobs and len(token_ids) + 1 < request.limit_tokens:
                 token_ids.append(tokens[0])
                 self.num_generation_tokens += 1
-                self._note_computed(request, start + count)
+                request.num_computed_tokens = start + count
+                if start + count >= request.next_cache_tokens:
+                    self._kv.cache_computed_blocks(request)
                 outputs.append(RequestOutput(request.request_id, tokens))
             else:
                 progress = self._take(request, start + count, tokens, jumps=jumps and request.can_jump)

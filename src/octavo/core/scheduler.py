@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -200,8 +200,9 @@ class Scheduler:
 
         `running` may lose its tail meanwhile: those preempted are newer than the one that is looked at.
         """
+        budget, scheduled = step.budget, step.scheduled
         for request in self.running:
-            if not step.budget:
+            if not budget:
                 break
             num_tokens = len(request.token_ids) + request.num_expected_tokens
             if num_tokens >= request.limit_tokens and request.num_expected_tokens:
@@ -216,15 +217,16 @@ class Scheduler:
                 if (grown := self._grow(request, num_tokens)) is None:
                     break
                 new_ids = grown
-            unsent: Sequence[int] = ()
+            known = CachedRequestData(request.slot, new_ids, num_computed)
             if count > 1:  # it jumped
-                count = min(count, step.budget)
-                unsent, request.unsent_token_ids = request.unsent_token_ids, []
-            known = CachedRequestData(request.slot, new_ids, num_computed, unsent)
-            step.cached.append(known)
-            step.give(request, count)
-            if request.is_drafted and count == 1:
+                count = min(count, budget)
+                known.new_token_ids, request.unsent_token_ids = request.unsent_token_ids, []
+            elif request.is_drafted:
                 step.drafted.append((request, known))
+            step.cached.append(known)
+            scheduled[request.slot] = count
+            budget -= count
+        step.budget = budget
 
     def _continue_prompts(self, step: _Step) -> None:
         """Prompts on their way, and what was left of a long jump: they have all of their blocks."""
