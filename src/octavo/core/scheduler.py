@@ -322,19 +322,20 @@ class Scheduler:
         )
 
     def _add_drafts(self, step: _Step) -> None:
-        """Let requests of this step compute draft tokens with what it has left. Nobody gives up blocks for a guess."""
+        """Let requests of this step compute draft tokens with what it has left. Nobody gives up blocks for a guess, and
+        some stay free for those who need one next."""
         if self._drafter is None:
             return
         for request, known in step.drafted:
             jumps = self.enable_jump_forward and request.can_jump
             draft, places = draft_for(request, self._drafter, step.budget, self.vocab_size, jumps=jumps)
             num_tokens = len(request.token_ids)
-            if num_tokens + len(draft) > request.num_allocated_tokens:
-                if (new_ids := self.kv.grow(request, num_tokens + len(draft))) is not None:
-                    known.new_block_ids += new_ids
-                else:
-                    del draft[request.num_allocated_tokens - num_tokens :]
-                    del places[len(draft) :]
+            num_missing = self.kv.num_blocks_of(num_tokens + len(draft)) - len(request.block_ids)
+            if num_missing > self.kv.pool.num_free - self.kv.watermark:
+                del draft[request.num_allocated_tokens - num_tokens :]
+                del places[len(draft) :]
+            elif num_missing > 0:
+                known.new_block_ids += self.kv.grow(request, num_tokens + len(draft)) or []
             request.draft_token_ids, request.draft_places = draft, places
             known.draft_token_ids = draft
             step.give(request, len(draft))
