@@ -1,8 +1,8 @@
 """Sampling on the device: what `reference_sampling` means, without a look of the host at what is drawn.
 
-The noise of a draw has the reference's bits: its kernels are compiled with `enable_fp_fusion=False`, so that products and
-sums are rounded one by one. The token is the reference's, but where two scores are equal within their rounding (the parts
-of a row are scored against their own best logits) or a filter's border falls on a sum's.
+The noise of a draw has the reference's bits: its kernels are compiled with `enable_fp_fusion=False`, so that products
+and sums are rounded one by one. The token is the reference's, but where two scores are equal within their rounding (the
+parts of a row are scored against their own best logits) or a filter's border falls on a sum's.
 """
 
 from __future__ import annotations
