@@ -21,6 +21,7 @@ from octavo.server.routing import Route, Router
 from octavo.server.serving import Serving
 from octavo.server.state import ServerState
 from octavo.server.tokenization import DetokenizeHandler, TokenizeHandler
+from octavo.server.ui import PageHandler
 
 __all__ = ["ServerState", "create_app", "routes"]
 
@@ -49,6 +50,8 @@ def routes(state: ServerState) -> list[Route]:
         Route("GET", "/version", info.version, "The server's version", reply=VersionReply),
         Route("GET", "/metrics", info.metrics, "Prometheus metrics", media_type="text/plain"),
     ]
+    if not state.config.disable_ui:
+        table.append(Route("GET", "/", PageHandler().page, "A page to chat and to watch the engine", media_type="text/html"))
     if not state.config.disable_fastapi_docs:
         documents = DocumentHandlers(state, tuple(table))
         table.append(Route("GET", "/openapi.json", documents.openapi, "This document"))
