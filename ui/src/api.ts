@@ -2,6 +2,7 @@
 
 import type { Chunk } from "./conversation.js";
 import { eventData } from "./sse.js";
+import { lasting, passing } from "./storage.js";
 
 /** The server answered with an error; `message` is its own. */
 export class ApiError extends Error {
@@ -25,18 +26,18 @@ export class Api {
   private readonly base = location.pathname.replace(/\/*$/, "/");
 
   get key(): string {
-    return sessionStorage.getItem(KEY) ?? localStorage.getItem(KEY) ?? "";
+    return passing.getItem(KEY) ?? lasting.getItem(KEY) ?? "";
   }
 
   get isKeyRemembered(): boolean {
-    return localStorage.getItem(KEY) !== null;
+    return lasting.getItem(KEY) !== null;
   }
 
   /** The key is forgotten with the tab, unless its user asks for more. */
   setKey(key: string, remember: boolean): void {
-    sessionStorage.removeItem(KEY);
-    localStorage.removeItem(KEY);
-    if (key) (remember ? localStorage : sessionStorage).setItem(KEY, key);
+    passing.removeItem(KEY);
+    lasting.removeItem(KEY);
+    if (key) (remember ? lasting : passing).setItem(KEY, key);
   }
 
   async models(): Promise<Model[]> {
@@ -78,7 +79,9 @@ export class Api {
 
   private async send(path: string, init: RequestInit = {}): Promise<Response> {
     const headers = new Headers(init.headers);
-    if (this.key) headers.set("Authorization", `Bearer ${this.key}`);
+    // A header is a text of bytes: those of UTF-8, as other clients send them.
+    const key = String.fromCharCode(...new TextEncoder().encode(this.key));
+    if (key) headers.set("Authorization", `Bearer ${key}`);
     let reply: Response;
     try {
       reply = await fetch(this.base + path, { cache: "no-store", credentials: "same-origin", ...init, headers });

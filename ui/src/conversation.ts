@@ -153,15 +153,17 @@ export function fold(message: Message, chunk: Chunk): void {
   if (choice.finish_reason) message.finish = choice.finish_reason;
 }
 
+/** The messages as the API has them, without replies that failed before they said anything. */
+export function apiMessages(messages: Message[], settings: Settings): unknown[] {
+  const system = settings.system?.trim() ? [{ role: "system", content: settings.system }] : [];
+  return [...system, ...messages.map(forApi).filter((message) => message !== null)];
+}
+
 /** The body of the request for the reply that follows `messages`. Throws when the tools are no JSON list. */
 export function requestBody(model: string, messages: Message[], settings: Settings): Record<string, unknown> {
-  const sent: unknown[] = settings.system?.trim() ? [{ role: "system", content: settings.system }] : [];
-  for (const message of messages) {
-    const asSent = forApi(message);
-    if (asSent) sent.push(asSent);
-  }
   const body: Record<string, unknown> = {
-    model, messages: sent, stream: true, stream_options: { include_usage: true }, ...settings.numbers,
+    model, messages: apiMessages(messages, settings), stream: true, stream_options: { include_usage: true },
+    ...settings.numbers,
   };
   if (settings.stop?.length) body.stop = settings.stop;
   if (settings.thinking !== undefined) body.enable_thinking = settings.thinking;
@@ -183,7 +185,7 @@ function forApi(message: Message): unknown {
   if (message.role === "tool") return { role: "tool", tool_call_id: message.toolCallId, content };
   if (message.role === "user") return { role: "user", content };
   const calls = (message.toolCalls ?? []).filter((call) => call.name);
-  if (!calls.length) return textOf(message) ? { role: "assistant", content } : null; // one that failed at once
+  if (!calls.length) return textOf(message) ? { role: "assistant", content } : null;
   return {
     role: "assistant",
     content: textOf(message) || null,

@@ -2,17 +2,21 @@
 
 import { Api, ApiError, type Model, Unreachable } from "./api.js";
 import { Connection, type State } from "./connection.js";
-import { type Conversation, type Message, add, newConversation, newMessage, path, select, siblings, textOf } from "./conversation.js";
+import {
+  type Conversation, type Message, add, apiMessages, newConversation, newMessage, path, select, siblings, textOf,
+} from "./conversation.js";
 import { announce, byId, el } from "./dom.js";
 import { EnginePanel, count } from "./engine.js";
 import { Runs } from "./runs.js";
 import { KeyDialog, SettingsDialog, keptSettings } from "./settings.js";
 import { Sidebar } from "./sidebar.js";
+import { lasting, passing } from "./storage.js";
 import { Store } from "./store.js";
 import { Thread, fit, isSendKey } from "./thread.js";
 
 const MODEL = "octavo.model";
 const ENGINE = "octavo.engine";
+const OPEN = "octavo.conversation";
 const MOST_ANNOUNCED = 2000; // characters
 
 class Page {
@@ -58,11 +62,13 @@ class Page {
     byId("settings-open").addEventListener("click", () => this.settings.open(this.conversation.settings));
     byId("key-open").addEventListener("click", () => this.key.open());
     this.model.addEventListener("change", () => {
-      localStorage.setItem(MODEL, this.model.value);
+      lasting.setItem(MODEL, this.model.value);
       this.showContext();
     });
-    this.show(this.conversation);
     this.connection.look();
+    const last = passing.getItem(OPEN); // the tab was loaded anew
+    if (last) void this.open(last);
+    else this.show(this.conversation);
   }
 
   // ------------------------------------------------------------ conversations
@@ -72,6 +78,7 @@ class Page {
     for (const id of this.loaded.keys()) {
       if (id !== conversation.id && !this.runs.isRunning(id)) this.loaded.delete(id);
     }
+    passing.setItem(OPEN, conversation.id);
     this.thread.show(conversation);
     this.showRunning();
     this.openSidebar(false);
@@ -86,7 +93,7 @@ class Page {
 
   private async open(id: string): Promise<void> {
     const conversation = await this.find(id);
-    if (!conversation) return void this.list(); // another tab deleted it
+    if (!conversation) return this.show(newConversation(keptSettings())); // another tab deleted it
     for (const message of Object.values(conversation.messages)) {
       // The page was closed while the reply was made.
       if (message.state === "streaming" && !this.runs.isRunning(id)) message.state = "stopped";
@@ -125,11 +132,11 @@ class Page {
   private async download(id: string): Promise<void> {
     const conversation = await this.find(id);
     if (!conversation) return;
-    const { system } = conversation.settings;
-    const shown = path(conversation).map((message) => ({ role: message.role, content: textOf(message) }));
-    const messages = system ? [{ role: "system", content: system }, ...shown] : shown;
-    const address = URL.createObjectURL(new Blob([JSON.stringify({ messages }, null, 2)], { type: "application/json" }));
-    el("a", { href: address, download: `${(conversation.title || "conversation").replace(/[^\p{L}\p{N} _-]+/gu, "").slice(0, 60)}.json` }).click();
+    // The form that `octavo chat` saves and loads.
+    const text = JSON.stringify({ messages: apiMessages(path(conversation), conversation.settings) }, null, 2);
+    const address = URL.createObjectURL(new Blob([text], { type: "application/json" }));
+    const name = conversation.title.replace(/[^\p{L}\p{N} _-]+/gu, "").trim().slice(0, 60) || "conversation";
+    el("a", { href: address, download: `${name}.json` }).click();
     setTimeout(() => URL.revokeObjectURL(address), 10_000);
   }
 
@@ -207,7 +214,7 @@ class Page {
 
   private showModels(models: Model[]): void {
     this.models = models;
-    const wanted = this.model.disabled ? localStorage.getItem(MODEL) : this.model.value;
+    const wanted = this.model.disabled ? lasting.getItem(MODEL) : this.model.value;
     this.model.replaceChildren(...models.map(({ id }) => el("option", { value: id }, id)));
     if (models.some(({ id }) => id === wanted)) this.model.value = wanted!;
     this.model.disabled = false;
@@ -279,7 +286,7 @@ class Page {
     const openEngine = (isOpen: boolean): void => {
       byId("engine").hidden = !isOpen;
       button.setAttribute("aria-expanded", String(isOpen));
-      localStorage.setItem(ENGINE, isOpen ? "open" : "");
+      lasting.setItem(ENGINE, isOpen ? "open" : "");
       this.connection.isWatching = isOpen;
       if (this.connection.state.name === "ready") this.connection.look();
     };
@@ -288,7 +295,7 @@ class Page {
       openEngine(false);
       button.focus();
     });
-    if (localStorage.getItem(ENGINE) && matchMedia("(min-width: 70rem)").matches) openEngine(true);
+    if (lasting.getItem(ENGINE) && matchMedia("(min-width: 70rem)").matches) openEngine(true);
   }
 
   /** On a small screen the list lies above the rest. */

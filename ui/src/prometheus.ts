@@ -1,7 +1,7 @@
 // Metrics in Prometheus' text format, and what two readings of them say of the time between.
 
-/** Name of a sample -> the sum over its labels; the labels that octavo's metrics differ in here name the model. */
-export type Samples = Map<string, number>;
+/** Name of a sample -> its values, one for each set of labels: those that are read here differ in the model only. */
+export type Samples = Map<string, number[]>;
 
 export function parseMetrics(text: string): Samples {
   const samples: Samples = new Map();
@@ -12,7 +12,7 @@ export function parseMetrics(text: string): Samples {
     const [, name, written] = match as unknown as [string, string, string];
     if (name.endsWith("_bucket")) continue;
     const value = written === "+Inf" ? Infinity : written === "-Inf" ? -Infinity : Number(written);
-    if (!Number.isNaN(value)) samples.set(name, (samples.get(name) ?? 0) + value);
+    if (!Number.isNaN(value)) samples.set(name, [...(samples.get(name) ?? []), value]);
   }
   return samples;
 }
@@ -33,13 +33,14 @@ export interface Reading {
 }
 
 export function reading(samples: Samples, at: number): Reading {
-  const get = (name: string): number => samples.get(name) ?? 0;
+  const get = (name: string): number => (samples.get(name) ?? []).reduce((sum, value) => sum + value, 0);
+  const lookedUp = get("vllm:prefix_cache_queries_total");
   return {
     at,
     running: get("vllm:num_requests_running"),
     waiting: get("vllm:num_requests_waiting"),
-    kvUsage: get("vllm:kv_cache_usage_perc"),
-    hitRate: get("vllm:gpu_prefix_cache_hit_rate"),
+    kvUsage: Math.max(0, ...(samples.get("vllm:kv_cache_usage_perc") ?? [])), // of the fullest of several
+    hitRate: lookedUp ? get("vllm:prefix_cache_hits_total") / lookedUp : 0,
     promptTokens: get("vllm:prompt_tokens_total"),
     outputTokens: get("vllm:generation_tokens_total"),
     preemptions: get("vllm:num_preemptions_total"),

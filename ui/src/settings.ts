@@ -3,13 +3,14 @@
 import type { Api } from "./api.js";
 import { type Settings, parseTools } from "./conversation.js";
 import { byId } from "./dom.js";
+import { lasting } from "./storage.js";
 
 const KEPT = "octavo.settings";
 
 /** What a new conversation begins with: the settings that were changed last. */
 export function keptSettings(): Settings {
   try {
-    const kept: unknown = JSON.parse(localStorage.getItem(KEPT) ?? "");
+    const kept: unknown = JSON.parse(lasting.getItem(KEPT) ?? "");
     if (kept && typeof kept === "object" && "numbers" in kept) return kept as Settings;
   } catch {
     // none, or one that this version cannot read
@@ -29,7 +30,7 @@ export class SettingsDialog {
   constructor(onchange: (settings: Settings) => void) {
     this.dialog.addEventListener("close", () => {
       const settings = this.read();
-      localStorage.setItem(KEPT, JSON.stringify(settings));
+      lasting.setItem(KEPT, JSON.stringify(settings));
       onchange(settings);
     });
     this.dialog.querySelector("form")!.addEventListener("submit", (event) => {

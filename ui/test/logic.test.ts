@@ -105,16 +105,22 @@ test("calls and thoughts are folded from their pieces, and go back as the API wa
   ]);
 });
 
-test("metrics: labels of any text, sums over models, no buckets", () => {
+test("metrics: labels of any text, several models, no buckets", () => {
   const samples = parseMetrics([
     "# HELP vllm:x Help {with} braces 5", "# TYPE vllm:x gauge", 'vllm:x{model_name="a"} 1', 'vllm:x{model_name="b} 9 \\" 7"} 2.5',
     'vllm:y_bucket{le="+Inf",model_name="a"} 3', "plain 1e3", "inf +Inf", "", "not a sample",
   ].join("\n"));
-  assert.deepEqual([...samples], [["vllm:x", 3.5], ["plain", 1000], ["inf", Infinity]]);
+  assert.deepEqual([...samples], [["vllm:x", [1, 2.5]], ["plain", [1000]], ["inf", [Infinity]]]);
+  const two = parseMetrics([1, 3].map((i) => [
+    `vllm:num_requests_running{model_name="${i}"} ${i}`, `vllm:kv_cache_usage_perc{model_name="${i}"} 0.${i}`,
+    `vllm:prefix_cache_queries_total{model_name="${i}"} ${4 * i}`, `vllm:prefix_cache_hits_total{model_name="${i}"} ${i}`,
+  ].join("\n")).join("\n"));
+  const { running, kvUsage, hitRate } = reading(two, 0);
+  assert.deepEqual({ running, kvUsage, hitRate }, { running: 4, kvUsage: 0.3, hitRate: 0.25 });
 });
 
 test("rates, and the requests that ended between two readings", () => {
-  const at = (ms: number, values: Record<string, number>) => reading(new Map(Object.entries(values)), ms);
+  const at = (ms: number, values: Record<string, number>) => reading(new Map(Object.entries(values).map(([name, value]) => [name, [value]])), ms);
   const before = at(1000, { "vllm:generation_tokens_total": 100, "vllm:prompt_tokens_total": 50, "vllm:e2e_request_latency_seconds_count": 3, "vllm:e2e_request_latency_seconds_sum": 10, "vllm:request_decode_time_seconds_sum": 8, "vllm:request_generation_tokens_sum": 60 });
   const after = at(3000, { "vllm:generation_tokens_total": 140, "vllm:prompt_tokens_total": 50, "vllm:e2e_request_latency_seconds_count": 5, "vllm:e2e_request_latency_seconds_sum": 16, "vllm:request_decode_time_seconds_sum": 13, "vllm:request_generation_tokens_sum": 100 });
   assert.deepEqual(rates(before, after), { prompt: 0, output: 20 });

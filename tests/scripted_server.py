@@ -11,7 +11,9 @@ from typing import Any
 import uvicorn
 
 from octavo.generation import CompletionDelta, GenerationDelta
-from octavo.params import GenerateRequest
+from octavo.messages import SchedulerStats
+from octavo.observer import FinishedSample
+from octavo.params import GenerateRequest, SamplingParams
 from server_fakes import Server, Step, engine_info, make_server
 from server_process import bound
 
@@ -70,6 +72,18 @@ class ScriptedServer:
     def sent(self) -> list[Any]:
         """The messages of the last request, as the template gets them."""
         return [dict(message) for message in self.server.renderer.messages]
+
+    def stats(self, **changes: int) -> None:
+        """The engine's numbers after a step; what is not given is 0."""
+        values = dict.fromkeys(SchedulerStats.__struct_fields__, 0)
+        self.server.state.metrics.on_stats(SchedulerStats(**values | changes))
+
+    def finish(self, *, num_output_tokens: int, seconds: float, first_token: float) -> None:
+        """The metrics of a request that ended."""
+        request = GenerateRequest(external_id="a", prompt_token_ids=[0], params=SamplingParams())
+        times = (0.1, 0.1 + first_token, 0.1 + seconds)  # 0 would mean never
+        sample = FinishedSample(request, "stop", num_output_tokens, 0, times[0], times[0], times[1], times[2], times[2])
+        self.server.state.metrics.on_finish(sample)
 
     def close(self) -> None:
         self._uvicorn.should_exit = self._uvicorn.force_exit = True
