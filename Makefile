@@ -66,7 +66,7 @@ ui: ui/node_modules
 	cd ui && npm run --silent build
 
 ui-test: build ui/node_modules
-	$(PIP) -e '.[browser]' --no-build-isolation
+	$(PIP) playwright
 	$(PYTHON) -m pytest tests/ui $(ARGS)
 
 ui/node_modules: ui/package-lock.json

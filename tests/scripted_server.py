@@ -17,21 +17,8 @@ from octavo.params import GenerateRequest, SamplingParams
 from server_fakes import Server, Step, engine_info, make_server
 from server_process import bound
 
-#: Something that a script waits for and a test opens, from their two threads.
-Gate = threading.Event
-
-
-class OpenGate(asyncio.Event):
-    """`server_fakes` waits for events of asyncio: this one follows a gate."""
-
-    def __init__(self, gate: Gate) -> None:
-        super().__init__()
-        self._gate = gate
-
-    async def wait(self) -> bool:  # type: ignore[override]
-        while not self._gate.is_set():
-            await asyncio.sleep(0.01)
-        return True
+#: A script waits for it, and a test opens it: `ScriptedServer.open`.
+Gate = asyncio.Event
 
 
 def said(*pieces: str | Gate | Exception) -> Iterator[Step]:
@@ -46,7 +33,7 @@ def said(*pieces: str | Gate | Exception) -> Iterator[Step]:
             output = CompletionDelta(0, piece, data, None, "stop" if is_last else None, None)
             yield GenerationDelta([output], 5, 0, count, is_last)
         else:
-            yield piece if isinstance(piece, Exception) else OpenGate(piece)
+            yield piece
 
 
 class ScriptedServer:
@@ -61,12 +48,20 @@ class ScriptedServer:
         self.port: int = self._socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}{config.get('root_path', '')}/"
         self._uvicorn = uvicorn.Server(uvicorn.Config(self.server.app, log_level="error", timeout_graceful_shutdown=1))
-        self._thread = threading.Thread(target=self._uvicorn.run, args=([self._socket],), daemon=True)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
+
+    def _run(self) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._uvicorn.serve([self._socket]))
 
     def _script(self, request: GenerateRequest) -> Sequence[Step]:
         pieces = self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
         return list(said(*pieces))
+
+    def open(self, gate: Gate) -> None:
+        self._loop.call_soon_threadsafe(gate.set)
 
     @property
     def sent(self) -> list[Any]:

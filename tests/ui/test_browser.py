@@ -106,7 +106,7 @@ def test_a_conversation_streams_and_is_kept(open_page: Open) -> None:
         ask(page, "First <b>question</b>")
         see(page.locator(".assistant.streaming"), "One **two")
         assert page.locator("#stop").is_visible()
-        gate.set()
+        server.open(gate)
         reply = ended(page)
         assert reply.locator(".markdown").inner_text() == "One two three."
         see(reply.locator(".stats"), "tiny · 18 tokens")
@@ -141,7 +141,7 @@ def test_stop_ends_the_reply_here_and_at_the_server(open_page: Open) -> None:
         see(ended(page, 2), "Again.")
         assert [m["content"] for m in server.sent] == ["Go", "Begun", "More"]
         assert server.server.engine.num_closed == 2
-        gate.set()
+        server.open(gate)
 
 
 def test_regenerating_and_editing_keep_what_was_there(open_page: Open) -> None:
@@ -174,7 +174,7 @@ def test_replies_of_two_conversations_are_made_at_once(open_page: Open) -> None:
         ask(page, "Second")
         see(ended(page), "Quick one.")
         assert page.locator("#conversations .busy").count() == 1
-        gate.set()
+        server.open(gate)
         page.click("#conversations .open:has-text('First')")
         see(ended(page), "Slow one.")
 
@@ -412,8 +412,8 @@ def test_all_of_it_with_the_keyboard_alone(open_page: Open) -> None:
         ended(page)
         page.focus(".skip")
         assert tabs(page, 15) == [
-            "new", "First", "Rename First", "Save First as a file", "Delete First", "key-open", "model", "settings-open",
-            "engine-open", "thread", "Copy", "Edit", "Earlier version", "Copy", "Regenerate",
+            "new", "First", "Rename First", "Save First as a file", "Delete First", "key-open", "model",
+            "settings-open", "engine-open", "thread", "Copy", "Edit", "Earlier version", "Copy", "Regenerate",
         ]  # fmt: skip
         page.focus("#settings-open")
         keys.press("Enter")
@@ -447,8 +447,8 @@ def test_names_roles_and_states_for_a_screen_reader(open_page: Open) -> None:
 
 CONTRAST = """() => {
   const parse = (text) => text.match(/[\\d.]+/g).map(Number);
-  const light = ([r, g, b]) => [r, g, b].map((c) => c / 255).map((c) => (c <= .03928 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4))
-    .reduce((sum, c, i) => sum + c * [.2126, .7152, .0722][i], 0);
+  const linear = (c) => (c <= .03928 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4);
+  const light = (rgb) => [.2126, .7152, .0722].reduce((sum, share, i) => sum + share * linear(rgb[i] / 255), 0);
   const behind = (node) => { for (; node; node = node.parentElement) {
     const c = parse(getComputedStyle(node).backgroundColor); if (c.length < 4 || c[3] === 1) return c; } };
   const low = [];
@@ -490,6 +490,11 @@ def test_a_small_screen(open_page: Open) -> None:
         page.keyboard.press("Escape")
         has_focus(page, "sidebar-open")
         page.locator("#conversations").wait_for(state="hidden")
+        page.click("#engine-open")
+        has_focus(page, "engine-close")
+        page.keyboard.press("Escape")
+        has_focus(page, "engine-open")
+        assert page.locator("#engine").is_hidden()
 
 
 def test_the_engine_is_shown_live(open_page: Open) -> None:
@@ -507,7 +512,7 @@ def test_the_engine_is_shown_live(open_page: Open) -> None:
         see(page.locator("#engine-ended tr"), "500 ms2.0 s7")
         page.reload()
         page.wait_for_selector("#engine:not([hidden])")  # as it was left
-        gate.set()
+        server.open(gate)
 
 
 def test_below_a_proxys_prefix(open_page: Open) -> None:

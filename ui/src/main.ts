@@ -290,12 +290,22 @@ class Page {
       this.connection.isWatching = isOpen;
       if (this.connection.state.name === "ready") this.connection.look();
     };
-    button.addEventListener("click", () => openEngine(byId("engine").hidden === true));
-    byId("engine-close").addEventListener("click", () => {
+    const closeEngine = (): void => {
       openEngine(false);
       button.focus();
+    };
+    const isBeside = matchMedia("(min-width: 70rem)");
+    button.addEventListener("click", () => {
+      openEngine(byId("engine").hidden === true);
+      if (!byId("engine").hidden && !isBeside.matches) byId("engine-close").focus(); // it covers the button
     });
-    if (lasting.getItem(ENGINE) && matchMedia("(min-width: 70rem)").matches) openEngine(true);
+    byId("engine-close").addEventListener("click", closeEngine);
+    byId("engine").addEventListener("keydown", (event) => {
+      if (event.key !== "Escape") return;
+      event.stopPropagation(); // Escape would stop a reply too
+      closeEngine();
+    });
+    if (lasting.getItem(ENGINE) && isBeside.matches) openEngine(true);
   }
 
   /** On a small screen the list lies above the rest. */

@@ -51,7 +51,9 @@ def routes(state: ServerState) -> list[Route]:
         Route("GET", "/metrics", info.metrics, "Prometheus metrics", media_type="text/plain"),
     ]
     if not state.config.disable_ui:
-        table.append(Route("GET", "/", PageHandler().page, "A page to chat and to watch the engine", media_type="text/html"))
+        table.append(
+            Route("GET", "/", PageHandler().page, "A page to chat and to watch the engine", media_type="text/html")
+        )
     if not state.config.disable_fastapi_docs:
         documents = DocumentHandlers(state, tuple(table))
         table.append(Route("GET", "/openapi.json", documents.openapi, "This document"))
