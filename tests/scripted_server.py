@@ -24,12 +24,11 @@ Gate = asyncio.Event
 def said(*pieces: str | Gate | Exception) -> Iterator[Step]:
     """The deltas of a reply: one a piece, with as many tokens as it has bytes; a gate holds up what follows it."""
     count = 0
-    last = max((i for i, piece in enumerate(pieces) if isinstance(piece, str)), default=-1)
     for i, piece in enumerate(pieces):
         if isinstance(piece, str):
             data = list(piece.encode())
             count += len(data)
-            is_last = i == last and i == len(pieces) - 1
+            is_last = i == len(pieces) - 1
             output = CompletionDelta(0, piece, data, None, "stop" if is_last else None, None)
             yield GenerationDelta([output], 5, 0, count, is_last)
         else:

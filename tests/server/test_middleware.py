@@ -144,7 +144,8 @@ def test_e19_root_path_is_taken_off_however_often_it_was_added(path: str) -> Non
 def test_root_path_is_a_whole_part_of_the_path() -> None:
     assert make_server(root_path="api/").get("/apiv1/models").status == 404
     assert make_server(root_path="/api", **KEYS).get("/api/health").status == 200
-    assert make_server(root_path="/api", **KEYS).get("/api").status == 401
+    assert make_server(root_path="/api", **KEYS).get("/api").body == make_server().get("/").body
+    assert make_server(root_path="/api", **KEYS).get("/api/metrics").status == 401
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/metrics/", "/v1/models/", "/health/"])

@@ -83,7 +83,8 @@ def test_only_the_pages_own_script_and_style_count(text: str) -> None:
         assert policy.pop(directive) == f"'sha256-{digest}'"
     assert policy == {
         "default-src": "'none'", "connect-src": "'self'", "img-src": "data:", "base-uri": "'none'",
-        "form-action": "'none'", "frame-ancestors": "'none'", "require-trusted-types-for": "'script'", "trusted-types": "'none'",
+        "form-action": "'none'", "frame-ancestors": "'none'", "require-trusted-types-for": "'script'",
+        "trusted-types": "'none'",
     }  # fmt: skip
     assert headers["x-content-type-options"] == "nosniff"
     assert headers["referrer-policy"] == "no-referrer"
