@@ -125,6 +125,11 @@ function versions(conversation: Conversation, message: Message, actions: Actions
     turn("forth", "Later version", all[place + 1]));
 }
 
+/** The heading is for screen readers, which go from heading to heading; those of Markdown come below it. */
+function messageElement(kind: string, name: string, ...children: HTMLElement[]): HTMLElement {
+  return el("article", { class: `message ${kind}`, "aria-label": name }, el("h2", { class: "visually-hidden" }, name), ...children);
+}
+
 function userView(message: Message, turns: HTMLElement | null, actions: Actions): View {
   const copy = iconButton("copy", "Copy", () => void copyText(textOf(message), copy));
   const edit = iconButton("edit", "Edit", () => {
@@ -156,7 +161,7 @@ function userView(message: Message, turns: HTMLElement | null, actions: Actions)
     event.preventDefault();
     event.stopPropagation();
   });
-  const element = el("article", { class: "message user", "aria-label": "You" }, shown, foot);
+  const element = messageElement("user", "You", shown, foot);
   return { element, update: () => undefined };
 }
 
@@ -174,13 +179,13 @@ export function fit(field: HTMLTextAreaElement): void {
 function toolView(conversation: Conversation, message: Message): View {
   const caller = message.parent === null ? undefined : path(conversation, message.parent).findLast((one) => one.role === "assistant");
   const call = caller?.toolCalls?.find((one) => one.id === message.toolCallId);
-  const element = el("article", { class: "message tool", "aria-label": "Result of a tool" },
-    el("details", { class: "fold" }, el("summary", {}, `Result of ${call?.name ?? "a tool"}`), el("pre", { tabindex: 0 }, textOf(message))));
+  const element = messageElement("tool", "Result of a tool", el("details", { class: "fold" },
+    el("summary", {}, `Result of ${call?.name ?? "a tool"}`), el("pre", { tabindex: 0 }, textOf(message))));
   return { element, update: () => undefined };
 }
 
 class ReplyView implements View {
-  readonly element = el("article", { class: "message assistant", "aria-label": "Reply" });
+  readonly element = messageElement("assistant", "Reply");
   private readonly thoughts = el("div", { class: "thoughts" });
   private readonly thoughtsTitle = el("summary");
   private readonly thoughtsFold = el("details", { class: "fold", hidden: true }, this.thoughtsTitle, this.thoughts);
