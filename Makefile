@@ -31,7 +31,7 @@ $(VENV)/.octavo-built: pyproject.toml constraints.txt $(NATIVE) | $(VENV)/bin/py
 
 serve: build
 	@echo
-	@echo "The demo model answers on http://localhost:$(PORT) when the server says that it is ready. Then try:"
+	@echo "The demo model answers on http://localhost:$(PORT) when the server says that it is ready: open it in a browser, or try:"
 	@echo
 	@echo "  curl http://localhost:$(PORT)/v1/chat/completions -H 'Content-Type: application/json' \\"
 	@echo "    -d '{\"messages\": [{\"role\": \"user\", \"content\": \"What is the capital of Japan?\"}], \"temperature\": 0}'"

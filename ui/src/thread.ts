@@ -75,8 +75,7 @@ export class Thread {
   }
 
   startEdit(message: Message): void {
-    const button = this.views.get(message.id)?.element.querySelector<HTMLButtonElement>('button[aria-label="Edit"]');
-    button?.click();
+    this.views.get(message.id)?.element.querySelector<HTMLButtonElement>('button[aria-label="Edit"]')?.click();
   }
 
   toEnd(): void {
