@@ -232,6 +232,7 @@ class ServerConfig:
     )
     enable_force_include_usage: bool = opt(False, "End every stream with its usage, asked for or not.")
     disable_fastapi_docs: bool = opt(False, "Do not serve /openapi.json and /docs.")
+    disable_ui: bool = opt(False, "Do not serve the page at /, a chat and a view of the engine.")
     max_logprobs: int = opt(
         20, "Most log probabilities a request may ask for at each place; -1: the whole vocabulary.", low=-1
     )

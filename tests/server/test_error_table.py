@@ -43,7 +43,7 @@ OTHER_ERRORS: list[tuple[tuple[str, Any], tuple[int, str, str | None, str | None
     (("/tokenize", {"model": "other", "prompt": "a"}), (404, "NotFoundError", "model", "model_not_found")),
     (("/detokenize", {"model": "other", "tokens": []}), (404, "NotFoundError", "model", "model_not_found")),
     (("/v1/embeddings", {}), (404, "NotFoundError", None, "route_not_served")),
-    (("/", {}), (404, "NotFoundError", None, "route_not_found")),
+    (("/", {}), (405, "MethodNotAllowedError", None, "method_not_allowed")),
     (("/v1", {}), (404, "NotFoundError", None, "route_not_found")),
     (("/v1/tokenize", {}), (404, "NotFoundError", None, "route_not_found")),
     (("/v1/models", {}), (405, "MethodNotAllowedError", None, "method_not_allowed")),

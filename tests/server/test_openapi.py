@@ -181,7 +181,7 @@ def test_e20_keys_guard_them_as_all_else() -> None:
     document = server.get("/openapi.json", {"authorization": "Bearer k"}).json()
     assert document["components"]["securitySchemes"] == {"key": {"type": "http", "scheme": "bearer"}}
     guarded = {path for path, methods in document["paths"].items() for o in methods.values() if "security" in o}
-    assert guarded == set(document["paths"]) - {"/health", "/ready"}
+    assert guarded == set(document["paths"]) - {"/", "/health", "/ready"}
 
 
 def test_e20_behind_a_proxy_the_document_names_its_prefix() -> None:
