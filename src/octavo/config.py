@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 
 from octavo.errors import InvalidConfig
 from octavo.suggest import nearest
@@ -257,6 +257,7 @@ class ServerConfig:
         False, "End every stream with its usage, even when the request does not ask for it."
     )
     disable_fastapi_docs: bool = opt(False, "Do not serve /docs, /redoc and /openapi.json.")
+    disable_ui: bool = opt(False, "Do not serve the page at /: a chat and a view of the engine.")
     max_logprobs: int = opt(
         20, "Maximum number of log probabilities for each token of a reply; -1: the whole vocabulary.", low=-1
     )
@@ -282,6 +283,22 @@ class ServerConfig:
     grammar_timeout: float = opt(5.0, "Seconds that the compilation of a request's grammar may take.", above=0.0)
     grammar_cache_bytes: int = opt(
         16 << 20, "Bytes of grammars that are remembered because they compiled.", low=0, unit="bytes"
+    )
+    disable_additional_properties: bool = opt(
+        False,
+        "Forbid keys that a request's JSON schema does not name, where the schema leaves them open.",
+        aliases=(
+            "guided_decoding_disable_additional_properties",
+            "structured_outputs_config.disable_additional_properties",
+        ),
+    )
+    disable_any_whitespace: bool = opt(
+        False,
+        "Forbid white space between the tokens of JSON output.",
+        aliases=("guided_decoding_disable_any_whitespace", "structured_outputs_config.disable_any_whitespace"),
+    )
+    structured_outputs_config: str | None = opt(
+        None, "disable_additional_properties and disable_any_whitespace, as a JSON object.", json=True
     )
     timeout_keep_alive: float = opt(
         120.0,
@@ -375,7 +392,29 @@ def _check_engine(config: EngineConfig) -> None:
         )
 
 
+#: Keys of `structured_outputs_config` that are flags too, and others that ask for what octavo does anyway.
+STRUCTURED_OUTPUTS: Final = ("disable_additional_properties", "disable_any_whitespace")
+_STRUCTURED_OUTPUTS_SAME: Final[dict[str, tuple[Any, ...]]] = {
+    "backend": ("auto", "guidance", "outlines", "lm-format-enforcer", "xgrammar"),
+    "disable_fallback": (True, False),  # there is one engine
+    "enable_in_reasoning": (False,),
+    "reasoning_parser": ("",),
+}
+
+
+def _check_structured_outputs(text: str) -> None:
+    for key, value in json_object(text, "--structured-outputs-config").items():
+        allowed = (True, False) if key in STRUCTURED_OUTPUTS else _STRUCTURED_OUTPUTS_SAME.get(key, ())
+        if not allowed:
+            raise InvalidConfig(f"--structured-outputs-config has no key {key!r}{nearest(key, STRUCTURED_OUTPUTS)}")
+        if not any(value is choice or (isinstance(value, str) and value == choice) for choice in allowed):
+            shown = " or ".join(json.dumps(choice) for choice in allowed)
+            raise InvalidConfig(f"--structured-outputs-config: {key} must be {shown}")
+
+
 def _check_server(config: ServerConfig) -> None:
+    if config.structured_outputs_config is not None:
+        _check_structured_outputs(config.structured_outputs_config)
     if config.uds is not None and config.host is not None:
         raise InvalidConfig("--uds and --host cannot be combined")
     if (config.ssl_keyfile is None) != (config.ssl_certfile is None):

@@ -31,7 +31,7 @@ def test_the_routes_are_these_and_no_others() -> None:
         ("POST", "/v1/chat/completions"), ("POST", "/v1/completions"), ("GET", "/v1/models"),
         ("GET", "/v1/models/{model}"), ("POST", "/tokenize"), ("POST", "/detokenize"), ("GET", "/health"),
         ("GET", "/ready"), ("GET", "/ping"), ("POST", "/ping"), ("GET", "/version"), ("GET", "/metrics"),
-        ("GET", "/openapi.json"), ("GET", "/docs"), ("GET", "/redoc"),
+        ("GET", "/openapi.json"), ("GET", "/docs"), ("GET", "/redoc"), ("GET", "/"),
     }  # fmt: skip
 
 

@@ -83,6 +83,15 @@ def test_e72_a_special_token_in_front_takes_no_characters() -> None:
     assert logprobs["tokens"][0] == "<end>"
 
 
+@pytest.mark.parametrize("prompt", ["Sea 🦄 two é", list("Sea 🦄 two é".encode())])
+def test_e72_offsets_in_an_echo_are_places_in_its_text(prompt: Any) -> None:
+    choice = server().complete(prompt, echo=True, logprobs=0).json()["choices"][0]
+    text, logprobs = choice["text"], choice["logprobs"]
+    assert text == "Sea 🦄 two éHi"
+    expected = [i for i, char in enumerate(text) for _ in char.encode()]
+    assert logprobs["text_offset"] == expected
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_s16_max_tokens_0_with_echo_scores_the_prompt_only(stream: bool) -> None:
     app = server()

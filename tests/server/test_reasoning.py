@@ -96,8 +96,8 @@ def test_a_constraint_begins_after_the_thinking() -> None:
     server.chat(guided_regex="[a-z]+")
     server.chat("Say it. <think>\n\n</think>\n\n", guided_regex="[a-z]+")
     specs = server.grammars.specs
-    assert specs[0].kind == "regex" and specs[0].frame is not None and "</think>" in specs[0].frame["lark"]
-    assert specs[1].frame is None
+    assert specs[0].kind == "regex" and "</think>" in specs[0].frames[0]["lark"]
+    assert specs[1].frames == ()
 
 
 def test_a_budget_of_thinking_is_a_frame_of_its_own() -> None:

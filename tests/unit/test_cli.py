@@ -20,6 +20,7 @@ from octavo.cli.flags import Flag, flags
 from octavo.cli.serve import MOST_USED, serve_config
 from octavo.config import ServeConfig
 from octavo.errors import InvalidConfig
+from octavo.text.grammar import limits_of
 
 TABLE = flags()
 SPELLINGS = sorted(o for f in TABLE.values() for o in (*f.options, *f.off_options))
@@ -51,6 +52,7 @@ def sample(flag: Flag) -> str:
         "gpu_memory_utilization": "0.25",
     }
     special |= {flag.field: '{"top_k": 5}' for flag in TABLE.values() if flag.is_json}
+    special["structured_outputs_config"] = '{"disable_any_whitespace": true}'
     if flag.field in special:
         return special[flag.field]
     if flag.choices:
@@ -380,3 +382,30 @@ def test_a_wrong_flag_ends_before_anything_heavy_is_imported() -> None:
     environ = {k: v for k, v in os.environ.items() if not k.startswith("OCTAVO_")}
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environ)
     assert json.loads(run.stdout) == [2, []]
+
+
+# ---------------------------------------------------------------- structured outputs
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--disable-additional-properties"],
+        ["--guided-decoding-disable-additional-properties"],
+        ["--structured-outputs-config.disable_additional_properties", "true"],
+        ["--structured-outputs-config", '{"disable_additional_properties": true, "backend": "xgrammar"}'],
+    ],
+    ids=lambda words: words[0],
+)
+def test_objects_are_closed_in_all_spellings(words: list[str]) -> None:
+    limits = limits_of(parse("m", *words).server, ())
+    assert limits.disable_additional_properties and not limits.disable_any_whitespace
+    assert not limits_of(parse("m").server, ()).disable_additional_properties
+
+
+def test_what_the_settings_of_structured_outputs_cannot_say_is_refused() -> None:
+    for value, why in (
+        ('{"disable_aditional_properties": true}', "disable_additional_properties"),
+        ('{"disable_any_whitespace": 1}', "must be true or false"),
+        ('{"backend": "banana"}', "backend must be"),
+        ('{"enable_in_reasoning": true}', "enable_in_reasoning must be false"),
+    ):
+        assert why in refused("m", "--structured-outputs-config", value)

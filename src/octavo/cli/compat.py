@@ -104,7 +104,6 @@ COMPAT: dict[str, Compat] = {
     "--guided-decoding-backend": Compat(
         ("auto", "guidance", "outlines", "lm-format-enforcer", "xgrammar"), "octavo has one engine for grammars"
     ),
-    "--structured-outputs-config": _no("octavo has one engine for grammars; see --max-grammar-bytes"),
     "--enable-lora": _off(_NO_LORA),
     "--lora-modules": _no(_NO_LORA),
     "--max-loras": _no(_NO_LORA),

@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from octavo.generation import GenerationDelta
-from octavo.params import GenerateRequest, GrammarSpec
+from octavo.generation import Detokenizer, GenerationDelta
+from octavo.params import GenerateRequest, GrammarSpec, SamplingParams
 from octavo.text.formats.base import ReasoningFormat, ToolFormat
 from octavo.text.tool_grammar import SpecialTokens
 
@@ -42,6 +42,10 @@ class Engine(Protocol):
 
     def generate(self, request: GenerateRequest) -> DeltaStream:
         """Admit a request. Raises `RequestError` or `ServerError` when it is refused."""
+        ...
+
+    def detokenizer(self, params: SamplingParams) -> Detokenizer:
+        """What makes text of the tokens of a sample with these parameters."""
         ...
 
     async def prepare_grammars(self) -> None:

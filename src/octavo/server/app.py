@@ -22,6 +22,7 @@ from octavo.server.routing import Route, Router
 from octavo.server.serving import Serving
 from octavo.server.state import ServerState
 from octavo.server.tokenization import DetokenizeHandler, TokenizeHandler
+from octavo.server.ui import PageHandler
 
 __all__ = ["ServerState", "create_app", "routes"]
 
@@ -55,6 +56,10 @@ def routes(state: ServerState) -> list[Route]:
     if state.config.enable_tokenizer_info_endpoint:
         about = "The tokenizer's configuration, special tokens and chat template"
         table.append(Route("GET", "/tokenizer_info", info.tokenizer_info, about, media_type="application/json"))
+    if not state.config.disable_ui:
+        table.append(
+            Route("GET", "/", PageHandler().page, "A page to chat and to watch the engine", media_type="text/html")
+        )
     if not state.config.disable_fastapi_docs:
         documents = DocumentHandlers(state, tuple(table))
         table.append(Route("GET", "/openapi.json", documents.openapi, "This document"))

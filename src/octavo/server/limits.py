@@ -99,13 +99,12 @@ def json_bounds(config: ServerConfig, info: EngineInfo) -> dict[str, dict[str, A
 
 
 def _keywords(bounds: Range) -> dict[str, Any]:
-    low = "exclusiveMinimum" if bounds.low_open else "minimum"
-    return {name: value for name, value in ((low, bounds.low), ("maximum", bounds.high)) if value is not None}
+    return {name: value for name, value in zip(("minimum", "maximum"), bounds, strict=True) if value is not None}
 
 
 _KEYWORDS_OF = {
-    "number": ("minimum", "exclusiveMinimum", "maximum"),
-    "integer": ("minimum", "exclusiveMinimum", "maximum"),
+    "number": ("minimum", "maximum"),
+    "integer": ("minimum", "maximum"),
     "string": ("minLength", "maxLength", "pattern"),
     "array": ("minItems", "maxItems", "items"),
     "object": ("maxProperties", "propertyNames"),

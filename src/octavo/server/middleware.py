@@ -32,7 +32,7 @@ from octavo.server.protocol.common import is_request_id
 logger = logging.getLogger(__name__)
 
 #: Paths that answer without a key. Everything else is refused by default, known route or not.
-OPEN_PATHS = frozenset({"/health", "/ready"})
+OPEN_PATHS = frozenset({"/", "/health", "/ready"})
 
 #: Headers of OpenTelemetry, which octavo does not use: the log says so once (E17).
 TRACE_HEADERS = (b"traceparent", b"tracestate")

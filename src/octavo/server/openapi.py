@@ -95,7 +95,7 @@ def document(state: ServerState, routes: Sequence[Route]) -> dict[str, Any]:
 
 
 def _operation(route: Route, has_keys: bool) -> dict[str, Any]:
-    name = route.path.strip("/").replace("/", "_").replace("{", "").replace("}", "")
+    name = route.path.strip("/").replace("/", "_").replace("{", "").replace("}", "") or "root"
     operation: dict[str, Any] = {
         "operationId": f"{route.method.lower()}_{name}",
         "summary": route.summary,

@@ -16,7 +16,7 @@ from octavo.messages import EngineInfo
 from octavo.models.loader import DTYPES, LoadedModel, OnPhase, load_model, open_checkpoint
 from octavo.ops.table import AttentionBackend, Binding, Ops, bind
 from octavo.params import SamplingParams
-from octavo.step import CachedRequestData, ModelRunnerOutput, NewRequestData, SchedulerOutput
+from octavo.step import CachedRequestData, ModelRunnerOutput, NewRequestData, SchedulerOutput, TokenMasks
 from octavo.worker.graphs import MAX_GRAPH_SIZE, ladder
 from octavo.worker.kv_memory import GIB, KVCachePlan, plan_kv_cache
 from octavo.worker.model_runner import KVCaches, ModelRunner, RunningStep
@@ -104,6 +104,11 @@ class Worker:
         """Launch one step. Call `load` first."""
         assert self._runner is not None, "submit before load"
         return self._runner.submit(plan)
+
+    def submit_masks(self, step: RunningStep, masks: TokenMasks) -> None:
+        """The masks of a step whose plan has `masked_slots`, before anything else is submitted."""
+        assert self._runner is not None, "submit_masks before load"
+        self._runner.submit_masks(step, masks)
 
     def collect(self, step: RunningStep) -> ModelRunnerOutput:
         """Wait for the answer of the oldest step that has not been collected."""

@@ -67,7 +67,7 @@ EXAMPLES: list[tuple[str, str, list[tuple[str, Any]], str]] = [
     ("pythonic", '[f(o={1: "a", True: []})]', [(F, {"o": {"1": "a", "true": []}})], ""),
     ("pythonic", "[f(s=r'raw')]", [], "[f(s=r'raw')]"),
     ("pythonic", "[f(n=1, s=variable)] x", [(F, {"n": 1})], "s=variable)] x"),
-    ("pythonic", "[f(o={1, 2})]", [(F, {"o": {"1": None}})], ", 2})]"),
+    ("pythonic", "[f(o={1, 2})]", [], "[f(o={1, 2})]"),
     ("pythonic", "[unknown(a=1)]", [], "[unknown(a=1)]"),
     ("pythonic", "[1, 2, 3] is a list", [], "[1, 2, 3] is a list"),
     ("pythonic", "f(s='x')", [], "f(s='x')"),
@@ -232,7 +232,10 @@ def test_hostile_repetition_raises_nothing_and_leaves_whole_arguments(name: str)
 
 def test_nesting_has_no_depth_that_is_too_deep() -> None:
     """W14: no recursion."""
-    for name, text in (("pythonic", "[f(l=" + "[" * 30_000), ("gemma4", "<|tool_call>call:f{o:" + "{a:" * 30_000)):
+    for name, text in (
+        ("pythonic", "[f(l=" + "[" * 30_000 + "1"),
+        ("gemma4", "<|tool_call>call:f{o:" + "{a:" * 30_000 + "1"),
+    ):
         arguments = read(name, text).calls[0][1]
         assert arguments.count("[") == arguments.count("]") and arguments.count("{") == arguments.count("}")
 

@@ -48,9 +48,12 @@ class ToolDefinition(WireModel):
     function: FunctionDefinition
 
     def for_template(self) -> dict[str, Any]:
-        """The tool as the template sees it: the fields that were given, without those for decoding."""
+        """The tool as the template sees it: the fields that were given, without nulls and those for decoding."""
         shown: dict[str, Any] = self.model_dump(exclude_unset=True)
-        shown["function"].pop("strict", None)
+        function = shown["function"]
+        for name in ("description", "parameters", "strict"):
+            if name == "strict" or function.get(name) is None:
+                function.pop(name, None)
         return shown
 
 
