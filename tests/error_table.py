@@ -55,7 +55,7 @@ def bad_requests(vocab: int, fanout: int) -> list[Row]:
         (raw(b'{"prompt": "\xff"}'), "prompt"),
         (raw(b'\xef\xbb\xbf{"a": 1}'), "messages"),  # a byte order mark is no fault
         (raw('{"messages": [], "x": "\\ud800"}'), "x"),
-        # numbers that are none (J11 to J18)
+        # numbers that are none
         (raw('{"messages": [], "temperature": NaN}'), "temperature"),
         (raw('{"messages": [], "temperature": Infinity}'), "temperature"),
         (raw('{"messages": [], "temperature": -Infinity}'), "temperature"),

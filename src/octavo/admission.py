@@ -23,7 +23,7 @@ def sized(
     param: str = "prompt",
     default_max_tokens: int | None = None,
 ) -> SamplingParams:
-    """`params` with `max_tokens` set for a prompt of that length. Decides context overflow (E8, E9).
+    """`params` with `max_tokens` set for a prompt of that length. Decides whether it fits the context (E8).
 
     `param` is the field that holds the prompt; an error names the field that is too large. `default_max_tokens` bounds
     the reply where `params` do not, and never makes a request too long. Raises `InvalidRequest` or

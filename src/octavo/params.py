@@ -10,13 +10,13 @@ import msgspec
 
 from octavo.errors import InvalidRequest
 
-#: Below this temperature sampling is greedy (S1).
+#: Below this temperature sampling is greedy.
 GREEDY_EPSILON = 1e-5
 #: Less than the most likely token ever has: it alone is left.
 MIN_TOP_P: Final = 1e-6
-#: Most words that a request may forbid; each is two sequences, with and without a space in front (2.4).
+#: Most words that a request may forbid; each is two sequences, with and without a space in front.
 MAX_BAD_WORDS = 128
-#: Seeds are unsigned 64-bit on the wire; -1 means "no seed" (S8).
+#: Seeds are signed 64-bit numbers; -1 means "no seed".
 _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 
 
@@ -79,7 +79,7 @@ class GuidedDecodingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unk
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How to generate. The same object for HTTP, offline and batch use (features.md 2.1, S1 to S29).
+    """How to generate. The same object for HTTP and offline use; docs/sampling.md describes each field.
 
     Construct it, then call `validate(...)` once, which returns a normalised copy or raises `InvalidRequest`
     naming the field. Fields with a default of None are off.
@@ -229,7 +229,7 @@ class GrammarSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BeamParams(msgspec.Struct, frozen=True, kw_only=True):
-    """Beam search (S21 to S23): `width` beams, of which the best `SamplingParams.n` are returned.
+    """Beam search with `width` beams, of which the best `SamplingParams.n` are returned (S21 to S23).
 
     `early_stopping` True ends when `width` beams are finished; False when no running beam scores better as it is;
     "never" when none could.

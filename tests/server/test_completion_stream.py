@@ -1,4 +1,4 @@
-"""Text completions, as a stream and whole (features.md 1.6, 1.7)."""
+"""Text completions, as a stream and whole."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prompts in the reply: echo and prompt_logprobs (features.md S16, S19, S20, E53, E72, E74, T9)."""
+"""Prompts in the reply: echo and prompt_logprobs (S16, S19, S20, E53, E72, E74, T9)."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ PREFILLED = [{"role": "user", "content": "a"}, {"role": "assistant", "content": 
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
-def test_t9_echo_in_chat_is_the_last_message_of_the_same_role(
+def test_e53_t9_echo_in_chat_is_the_last_message_of_the_same_role(
     fields: dict[str, Any], expected: str, stream: bool
 ) -> None:
     reply = server().post("/v1/chat/completions", {"messages": PREFILLED, "stream": stream, **fields})

@@ -80,7 +80,7 @@ def test_e9_e12_other_errors(server: Server, row: Any) -> None:
     assert (reply.status, error["type"], error["param"], error["code"]) == (status, kind, param, code), error
 
 
-#: What asks for nothing, or for what happens anyway, is accepted (8b: null wherever OpenAI allows it).
+#: What asks for nothing, or for what happens anyway, is accepted (null wherever OpenAI allows it).
 ACCEPTED: list[tuple[str, Any]] = [
     chat(),
     chat(model=None),

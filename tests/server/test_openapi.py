@@ -105,7 +105,7 @@ def scored(request: GenerateRequest) -> list[GenerationDelta]:
 
 @pytest.mark.parametrize("row", RANGES, ids=lambda row: row[0])
 def test_ranges_are_described_as_they_are_checked(document: Any, row: Any) -> None:
-    """8b: one declaration of a range feeds the check and the description."""
+    """One declaration of a range feeds the check and the description."""
     name, inside, outside = row
     server = make_server(scored)
     validator = jsonschema.Draft202012Validator(schema(document, "ChatRequest"))

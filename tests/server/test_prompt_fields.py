@@ -1,4 +1,4 @@
-"""The fields that change the prompt or the text of the reply (features.md S14, S24 to S28)."""
+"""The fields that change the prompt or the text of the reply (S14, S24 to S28)."""
 
 from __future__ import annotations
 

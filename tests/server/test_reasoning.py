@@ -1,4 +1,4 @@
-"""What the model thinks, told apart from what it says (features.md 4.5, U4)."""
+"""What the model thinks, told apart from what it says (U4)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def thinking(text: str, *, reasoning: str = "qwen3", reason: str = "stop", **set
     return make_server(script, reasoning=reasoning, **settings)
 
 
-def test_reasoning_has_both_of_its_names_and_content_begins_after_it() -> None:
+def test_u19_reasoning_has_both_of_its_names_and_content_begins_after_it() -> None:
     message, reason = message_of(thinking(THOUGHT), tools=None)
     assert message["reasoning"] == message["reasoning_content"] == "Hm, rain? é"
     assert (message["content"], reason) == ("It rains.", "stop")

@@ -247,7 +247,7 @@ def test_d9_the_file_takes_booleans_lists_units_and_opposites(tmp_path: Path) ->
         ("port:", "--port has no value"),
         ("port: 99999", "--port must be at least 0"),
         ("port: 1\nport: 2", "given twice"),
-        ("enable-prefix-caching: true\nno-enable-prefix-caching: true", "says again"),
+        ("enable-prefix-caching: true\nno-enable-prefix-caching: true", "sets the same flag as"),
         ("enable-prefix-caching: maybe", "--enable-prefix-caching must be true or false"),
         ("dtype: flot32", "did you mean float32?"),
         ("served-model-name: [[a]]", "--served-model-name"),

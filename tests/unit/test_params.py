@@ -76,12 +76,12 @@ def test_s1_a_temperature_near_zero_is_greedy_and_a_small_one_is_raised() -> Non
 
 
 @pytest.mark.parametrize("top_p", [0.0, -0.0, 5e-324, 1e-45, 1e-6])
-def test_s4_a_top_p_near_zero_leaves_the_most_likely_token(top_p: float) -> None:
+def test_s2_a_top_p_near_zero_leaves_the_most_likely_token(top_p: float) -> None:
     assert validated(top_p=top_p).top_p == 1e-6
 
 
 @pytest.mark.parametrize("value", [1e-320, 5e-324, 1e-45, 1e-38, 0.0, 1e-7, 1e7, 1e38, 1e308, 10**400])
-def test_s11_a_repetition_penalty_without_room_in_float32_is_refused(value: float) -> None:
+def test_s7_a_repetition_penalty_without_room_in_float32_is_refused(value: float) -> None:
     assert refused(repetition_penalty=value).param == "repetition_penalty"
 
 

@@ -17,14 +17,14 @@ _ADDRESS = Compat((), "the server is named by its address: --url http://HOST:POR
 
 #: Flags of vLLM's benchmark that octavo does otherwise.
 COMPAT = {
-    "--backend": Compat(("vllm", "openai"), "the OpenAI API is what is spoken; --endpoint says which part"),
+    "--backend": Compat(("vllm", "openai"), "the benchmark uses the OpenAI API; --endpoint chooses the route"),
     "--host": _ADDRESS,
     "--port": _ADDRESS,
     "--tokenizer": Compat((), "tokens are counted by the server"),
-    "--trust-remote-code": Compat(("false",), "no code that comes with a model is run", switch=True),
+    "--trust-remote-code": Compat(("false",), "octavo never runs code that comes with a model", switch=True),
 }
 _EPILOG = """\
-Random prompts are words of about one token each; the server's own count of tokens is told. Times are in
+Random prompts are words of about one token each; the tokens reported are those that the server counts. Times are in
 milliseconds: TTFT to the first token, TPOT per token after it, ITL between two pieces of text.
 The exit code is 1 if a request failed."""
 

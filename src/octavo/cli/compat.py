@@ -52,7 +52,7 @@ _ONE_DEVICE = "octavo runs a model on one device, and uses all cores of a CPU"
 _NO_LORA = "octavo has no adapters yet"
 _NO_SPECULATION = "octavo has no speculative decoding yet"
 _GRAPHS_BY_SIZE = "octavo captures graphs by batch size alone; see --cudagraph-capture-sizes"
-_FROM_CONFIG = "octavo takes it from the model's own configuration"
+_FROM_CONFIG = "octavo reads this from the model's own configuration"
 _NO_TRACES = "octavo has no tracing yet"
 
 COMPAT: dict[str, Compat] = {
@@ -70,15 +70,17 @@ COMPAT: dict[str, Compat] = {
     "--max-seq-len-to-capture": _no(_GRAPHS_BY_SIZE),
     "--max-context-len-to-capture": _no(_GRAPHS_BY_SIZE),
     # memory
-    "--preemption-mode": _no("--swap-space 0 has preempted requests computed again, more keeps their KV blocks"),
-    "--cpu-offload-gb": Compat(("0", "0.0"), "the weights are in the CPU's memory as it is"),
+    "--preemption-mode": _no(
+        "see --swap-space: with 0 preempted requests are computed again, with more their KV blocks are kept"
+    ),
+    "--cpu-offload-gb": Compat(("0", "0.0"), "octavo keeps all weights in the memory of the device that computes"),
     # scheduling
     "--num-scheduler-steps": _one("octavo plans every step"),
     "--scheduler-delay-factor": Compat(("0", "0.0"), "octavo delays no prompt"),
     "--num-lookahead-slots": Compat(("0",), _NO_SPECULATION),
     "--use-v2-block-manager": _on("octavo has one block manager"),
     "--disable-async-output-proc": _on("octavo has no asynchronous output processing"),
-    "--async-scheduling": _on("octavo plans steps ahead wherever the device computes beside the host"),
+    "--async-scheduling": _on("octavo always plans steps ahead where the device computes beside the host"),
     # the model and its files
     "--quantization-param-path": _no("octavo has no scaled KV cache"),
     "--trust-remote-code": _off("octavo never runs code that comes with a model"),
@@ -98,7 +100,7 @@ COMPAT: dict[str, Compat] = {
     "--limit-mm-per-prompt": _no("octavo reads text only"),
     # the HTTP server
     "--enable-prompt-tokens-details": _on("octavo always tells how much of a prompt was cached"),
-    # what octavo has not got
+    # what octavo does not have
     "--guided-decoding-backend": Compat(
         ("auto", "guidance", "outlines", "lm-format-enforcer", "xgrammar"), "octavo has one engine for grammars"
     ),
@@ -113,6 +115,6 @@ COMPAT: dict[str, Compat] = {
     "--num-speculative-tokens": _no(_NO_SPECULATION),
     "--otlp-traces-endpoint": _no(_NO_TRACES),
     "--collect-detailed-traces": _no(_NO_TRACES),
-    "--enable-request-id-headers": _on("octavo always gives a reply its request's id"),
+    "--enable-request-id-headers": _on("octavo always sends the X-Request-Id header"),
     "--middleware": _no("octavo loads no code into its server"),
 }

@@ -45,7 +45,7 @@ def _parse(text: str) -> dict[Any, Any]:
     import yaml
 
     class Loader(yaml.SafeLoader):
-        """YAML as the library reads it, but for a key given twice, of which it would silently drop the first."""
+        """The library's loader, but a key that is given twice is an error; the library silently drops the first."""
 
     def mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
         pairs = [(loader.construct_object(k, deep=True), loader.construct_object(v, deep=True)) for k, v in node.value]
@@ -98,6 +98,6 @@ def _read(
         raise InvalidConfig(f"unknown key {key}{nearest(name, known)}")
     flag, opposite = keys[name]
     if flag.field in values:
-        raise InvalidConfig(f"the key {key} says again what an earlier key says")
+        raise InvalidConfig(f"the key {key} sets the same flag as an earlier key")
     result = flag.from_yaml(value)
     values[flag.field] = (not result) if opposite else result

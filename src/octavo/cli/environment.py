@@ -14,9 +14,9 @@ VARIABLES = {
     "OCTAVO_API_KEY": "API key, when no flag or config file gives one (VLLM_API_KEY is read too)",
     "OCTAVO_CACHE_DIR": "where fetched models are kept; default ~/.cache/octavo",
     "OCTAVO_ISA": "CPU kernels to use, when --isa does not say",
-    "OCTAVO_FAULTS": "makes chosen steps of the engine fail, for tests",
+    "OCTAVO_FAULTS": "which steps of the engine fail, for tests",
     "OCTAVO_TEST_MODELS": "where octavo's own tests look for their models",
-    "OCTAVO_TEST_TIME_SCALE": "by how much octavo's own tests stretch their bounds on a shared machine",
+    "OCTAVO_TEST_TIME_SCALE": "factor by which octavo's own tests stretch their time limits",
 }
 #: Variables of vLLM that stand for a field which neither the command line nor the config file gives.
 VLLM_SETTINGS = {"VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "timeout_keep_alive"}

@@ -89,7 +89,7 @@ def read_words(
     given: dict[str, Any] = vars(parser.parse_args(normalise(words, table, compat)))
     files = given.pop("config", [])
     if len(files) > 1:
-        raise InvalidConfig("--config may be given once")
+        raise InvalidConfig("--config may be given only once")
     values = read_config_file(files[0], table, compat) if files else {}
     return values | given
 

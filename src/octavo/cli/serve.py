@@ -78,7 +78,7 @@ def _parser(flag_table: dict[str, Flag]) -> Parser:
 def _epilog() -> str:
     width = max(map(len, [*VARIABLES, *VLLM_SETTINGS]))
     lines = [
-        "The command line wins over the config file, and that over the defaults. Flags may be written with _ or -.",
+        "The command line overrides the config file, which overrides the defaults. Flags may be written with _ or -.",
         "Flags of vLLM that ask for what octavo does anyway are accepted; the others are refused with the reason.",
         "",
         "environment:",

@@ -221,7 +221,7 @@ def _thinking_budget(wishes: ReplyWishes, row: ReasoningFormat | None) -> int | 
         return None
     if row is None:
         raise InvalidRequest(
-            "`thinking_token_budget` needs a server that tells thinking from answers by marks (--reasoning-parser).",
+            "`thinking_token_budget` needs a server that separates thinking from the answer (--reasoning-parser).",
             "thinking_token_budget",
         )
     if budget < 0:

@@ -90,7 +90,7 @@ def _with_cors(app: ASGIApp, state: ServerState) -> ASGIApp:
 
     config = state.config
     if config.allow_credentials and "*" in config.allowed_origins:
-        logger.warning("CORS: credentials are not allowed together with every origin; they stay off")
+        logger.warning("CORS: --allow-credentials has no effect, because --allowed-origins allows every origin")
     return CORSMiddleware(
         app,
         allow_origins=config.allowed_origins,
@@ -102,7 +102,7 @@ def _with_cors(app: ASGIApp, state: ServerState) -> ASGIApp:
 
 
 class _Root:
-    """Dispatches the kinds of scopes, and takes the proxy's prefix off the path."""
+    """Dispatches ASGI scopes by kind, and removes the proxy's prefix from the path."""
 
     def __init__(self, app: ASGIApp, state: ServerState) -> None:
         self._app = app
@@ -122,7 +122,7 @@ class _Root:
 
     def _without_prefix(self, scope: Scope) -> Scope:
         path = scope["path"]
-        # Proxies differ in whether they strip the prefix, and the HTTP server may add it again.
+        # Some proxies strip the prefix and some do not, and the HTTP server may add it again.
         while self._prefix != "/" and (path == self._prefix or path.startswith(self._prefix + "/")):
             path = path[len(self._prefix) :]
         # A base URL that ends in a slash, joined with a path that begins with one.

@@ -1,4 +1,4 @@
-"""POST /v1/completions: a body to a turn, and its reply."""
+"""POST /v1/completions: from the body to a turn, and the encoding of the reply."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ class CompletionEncoder:
         return event(self._object([], self._usage_of(self._usage))) if self._include_usage else b""
 
     def _sample(self, place: int, sample: SampleNews) -> bytes:
-        """One choice's chunk; b"" when its text is held back and nothing else is to be said."""
+        """One choice's chunk; b"" when its text is held back and there is nothing else to send."""
         is_plain = sample.logprobs is None and sample.finish_reason is None and not self._request.scores_only
         if is_plain and not (self._echoes or self._gives_ids or self._continuous_usage):
             text = _text(sample)
@@ -239,7 +239,7 @@ class CompletionEncoder:
 
 
 def _text(sample: SampleNews) -> str:
-    """All of it: a turn without wishes has content only."""
+    """The text of the news; in text completions all of it is content."""
     return "".join([said.text for said in sample.said if isinstance(said, Content)])
 
 
@@ -250,6 +250,6 @@ def _as_news(reply: Reply) -> SampleNews:
 
 
 def _scores_only(sample: SampleNews) -> SampleNews:
-    """The prompt alone is wanted: the token behind it is not shown."""
+    """The reply when only the prompt is scored: the token that was generated is left out."""
     finish_reason = None if sample.finish_reason is None else "length"
     return SampleNews(sample.index, [], [], None if sample.logprobs is None else [], finish_reason)

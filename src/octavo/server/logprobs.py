@@ -11,12 +11,12 @@ from octavo.server.protocol.chat import ChatLogprobs, ContentLogprob, TopLogprob
 from octavo.server.protocol.common import PromptLogprob
 from octavo.server.protocol.completions import CompletionLogprobs
 
-#: JSON has no -Infinity: what lies below is reported as this (E72).
+#: JSON has no -Infinity: a log probability below this is reported as this.
 FLOOR = -9999.0
 
 
 class TokenNames:
-    """How a reply calls its tokens: by their text, or as `token_id:<id>`, which no two tokens share (E73)."""
+    """How a reply names its tokens: by their text, or as `token_id:<id>`, which no two tokens share."""
 
     __slots__ = ("_as_ids", "_texts")
 
@@ -100,7 +100,7 @@ def completion_logprobs(
 def echoed_logprobs(
     names: TokenNames, ids: list[int], scores: list[TokenLogprobs], top: int, offsets: list[int]
 ) -> CompletionLogprobs:
-    """Those of a prompt that is echoed. Its first token follows nothing and has none (E72)."""
+    """The log probabilities of an echoed prompt. Its first token follows nothing and has none."""
     first = CompletionLogprobs(offsets[:1], [None], [names.name(ids[0])], [None])
     return joined(first, completion_logprobs(names, ids[1:], scores, top, offsets[1:]))
 
@@ -119,7 +119,7 @@ def joined(first: CompletionLogprobs | None, second: CompletionLogprobs) -> Comp
 def prompt_logprobs(
     texts: TokenTexts, ids: list[int], scores: list[TokenLogprobs], top: int
 ) -> list[dict[int, PromptLogprob] | None]:
-    """S19: a map for each token of the prompt, of that token and the `top` most likely; the first has none."""
+    """For each token of the prompt a map of that token and the `top` most likely; None for the first (S19)."""
     result: list[dict[int, PromptLogprob] | None] = [None]
     for token_id, entry in zip(ids[1:], scores, strict=True):
         pairs = zip(entry.top_ids[:top], entry.top_logprobs[:top], strict=True)

@@ -1,4 +1,4 @@
-"""How each format spells calls, and what is made of slips, of broken texts and of hostile ones (features.md 4.4)."""
+"""How each format spells calls, and what is made of slips, of broken texts and of hostile ones."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_without_tools_a_call_of_harmony_is_content_and_without_reasoning_a_thou
 
 
 def test_the_thinking_of_harmony_ends_with_its_last_message() -> None:
-    """The tokens of thinking are counted by it (features.md 4.5)."""
+    """The tokens of thinking are counted by it."""
     thought, start = _CHANNEL("analysis") + "Hm.<|end|>", "<|start|>assistant"
     final = start + _CHANNEL("final") + "Hi."
     for text, end in (
