@@ -74,7 +74,7 @@ def test_the_bounds_of_settings_are_those_of_the_server() -> None:
     for field in dataclasses.fields(Sampling):
         wanted, bounds = RANGES[field.name], field.metadata
         assert bounds.get("high") == wanted.high
-        assert bounds.get("above" if wanted.low_open else "low") == wanted.low
+        assert bounds.get("low") == wanted.low
 
 
 def test_stats_go_to_stderr(api: FakeAPI, capsys: pytest.CaptureFixture[str]) -> None:

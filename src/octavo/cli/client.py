@@ -56,7 +56,7 @@ class Sampling:
     temperature: float | None = opt(None, "Sampling temperature.", low=0.0, high=2.0)
     max_tokens: int | None = opt(None, "Maximum number of tokens in a reply.", low=1)
     top_p: float | None = opt(
-        None, "Sample from the likeliest tokens whose probabilities add up to this.", above=0.0, high=1.0
+        None, "Sample from the likeliest tokens whose probabilities add up to this.", low=0.0, high=1.0
     )
     top_k: int | None = opt(None, "Sample from this many of the likeliest tokens; 0: from all.", low=-1)
     min_p: float | None = opt(
@@ -69,7 +69,9 @@ class Sampling:
     frequency_penalty: float | None = opt(
         None, "Penalty for tokens by how often the reply contains them.", low=-2.0, high=2.0
     )
-    repetition_penalty: float | None = opt(None, "Penalty for tokens of the prompt and the reply; 1: none.", above=0.0)
+    repetition_penalty: float | None = opt(
+        None, "Penalty for tokens of the prompt and the reply; 1: none.", low=1e-6, high=1e6
+    )
 
 
 def client_table(cls: type[ClientConfig]) -> dict[str, Flag]:
