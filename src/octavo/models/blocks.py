@@ -7,6 +7,7 @@ results to the residual stream.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from octavo.models.builder import Builder
@@ -42,38 +43,32 @@ class Attention:
 
     def emit(self, build: Builder, x: Buffer) -> Buffer:
         heads, dim = self.heads, self.heads.head_dim
-        q_size, kv_size, order = heads.size, heads.num_kv_heads * dim, row_order(self.rope, dim)
+        rotary, kv_size = self.rope.rotary_dim or dim, heads.num_kv_heads * dim
+        part = partial(Matrix, bias=self.bias, head_dim=dim)
         qkv = build.linear(
             x,
             "self_attn.qkv",
             [
-                Matrix(name="self_attn.q_proj", gguf="attn_q", rows=q_size, bias=self.bias, head_dim=dim, order=order),
-                Matrix(name="self_attn.k_proj", gguf="attn_k", rows=kv_size, bias=self.bias, head_dim=dim, order=order),
-                Matrix(name="self_attn.v_proj", gguf="attn_v", rows=kv_size, bias=self.bias, head_dim=dim),
+                part(name="self_attn.q_proj", gguf="attn_q", rows=heads.size, rotary_dim=rotary),
+                part(name="self_attn.k_proj", gguf="attn_k", rows=kv_size, rotary_dim=rotary),
+                part(name="self_attn.v_proj", gguf="attn_v", rows=kv_size),
             ],
             shard=0,
         )
         q_norm = k_norm = None
         if self.qk_norm is not None:
-            q_norm = build.norm_weight(self.qk_norm, "self_attn.q_norm", "attn_q_norm", dim, order)
-            k_norm = build.norm_weight(self.qk_norm, "self_attn.k_norm", "attn_k_norm", dim, order)
+            q_norm = build.norm_weight(self.qk_norm, "self_attn.q_norm", "attn_q_norm", dim, rotary)
+            k_norm = build.norm_weight(self.qk_norm, "self_attn.k_norm", "attn_k_norm", dim, rotary)
         cache = build.cache(heads, self.window)
         rotation = build.rotation(self.rope, dim)
         eps = 0.0 if self.qk_norm is None else self.qk_norm.eps
-        attended = build.buffer("self_attn", q_size)
+        attended = build.buffer("self_attn", heads.size)
         build.ops += [
             RopeWrite(qkv=qkv, heads=heads, cache=cache, rotation=rotation, q_norm=q_norm, k_norm=k_norm, eps=eps),
             Attend(out=attended, qkv=qkv, heads=heads, cache=cache, scale=self.scale, softcap=self.softcap),
         ]
         o = Matrix(name="self_attn.o_proj", gguf="attn_output", rows=x.width, bias=self.o_bias)
         return build.linear(attended, "self_attn.o", [o], shard=1)
-
-
-def row_order(rope: RopeSpec, head_dim: int) -> tuple[int, ...] | None:
-    """The order of a head's rows in which halves are the pairs of the rotation; None: they stand so."""
-    if not rope.interleaved:
-        return None
-    return (*range(0, head_dim, 2), *range(1, head_dim, 2))
 
 
 @dataclass(frozen=True, kw_only=True)

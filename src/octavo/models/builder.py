@@ -55,11 +55,9 @@ class Builder:
         self.params.append(Param(weight=weight, parts=parts, biases=biases, packing=packing))
         return weight
 
-    def norm_weight(
-        self, norm: NormSpec, name: str, gguf: str, width: int, order: tuple[int, ...] | None = None
-    ) -> Weight:
-        """`order`: of a norm of heads, see `TensorDecl`."""
-        declared = Matrix(name=name, gguf=gguf, rows=width, head_dim=width if order else 0, order=order)
+    def norm_weight(self, norm: NormSpec, name: str, gguf: str, width: int, rotary_dim: int = 0) -> Weight:
+        """`rotary_dim`: of a norm of heads that are rotated."""
+        declared = Matrix(name=name, gguf=gguf, rows=width, head_dim=width if rotary_dim else 0, rotary_dim=rotary_dim)
         tensor = self._tensor(declared, "weight", "norm", (width,))
         weight = Weight(self._prefix + name, (width,))
         self.params.append(Param(weight=weight, parts=(tensor,), packing="vector", offset=norm.offset))
@@ -83,5 +81,5 @@ class Builder:
             shape=shape,
             role=role,
             head_dim=matrix.head_dim,
-            order=matrix.order,
+            rotary_dim=matrix.rotary_dim,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
 from octavo.errors import CheckpointError
@@ -53,10 +53,7 @@ class Common:
 
 
 def read_common(config: ConfigReader, *, activation_key: str = "hidden_act") -> Common:
-    """Raises CheckpointError for sizes that are missing or do not fit, and options that are not implemented.
-
-    `rope_interleaved` is no key of Hugging Face's: `gguf_config` sets it where rows of q and k stand in pairs.
-    """
+    """Raises CheckpointError for sizes that are missing or do not fit, and options that are not implemented."""
     config.refuse_unless("partial_rotary_factor", (1, 1.0))
     config.refuse_unless("quantization_config", ({},))
     for key in ("num_local_experts", "num_experts"):
@@ -80,7 +77,7 @@ def read_common(config: ConfigReader, *, activation_key: str = "hidden_act") -> 
         num_layers=config.integer("num_hidden_layers", high=MAX_LAYERS),
         heads=heads,
         max_position_embeddings=min(max_positions, MAX_POSITIONS),
-        rope=replace(rope, interleaved=config.flag("rope_interleaved", False)),
+        rope=rope,
         activation=_ACTIVATIONS[activation],
         norm=NormSpec(eps=config.number("rms_norm_eps", 1e-6)),
         tie_word_embeddings=config.flag("tie_word_embeddings", False),

@@ -15,16 +15,15 @@ from octavo.gguf import TensorInfo
 
 @dataclass(frozen=True)
 class _Arch:
-    """An architecture of GGUF: the Hugging Face one it stands for, and how its tensors are stored."""
+    """An architecture of GGUF: the Hugging Face one it stands for."""
 
     architecture: str
     model_type: str
-    interleaved: bool = False  # rows of q and k are in the order of pairs side by side, not of halves
     has_gemma_keys: bool = False
 
 
 ARCHITECTURES: Final[dict[str, _Arch]] = {
-    "llama": _Arch("LlamaForCausalLM", "llama", interleaved=True),
+    "llama": _Arch("LlamaForCausalLM", "llama"),
     "qwen2": _Arch("Qwen2ForCausalLM", "qwen2"),
     "qwen3": _Arch("Qwen3ForCausalLM", "qwen3"),
     "gemma2": _Arch("Gemma2ForCausalLM", "gemma2", has_gemma_keys=True),
@@ -77,7 +76,6 @@ def hf_config(
         "max_position_embeddings": get("context_length"),
         "num_experts": get("expert_count"),
         "hidden_act": "silu",
-        "rope_interleaved": arch.interleaved,
         "tie_word_embeddings": "output.weight" not in tensors,
         "attention_bias": "blk.0.attn_q.bias" in tensors,
         "mlp_bias": "blk.0.ffn_up.bias" in tensors,

@@ -34,6 +34,7 @@ class Layout:
 
     ignored: tuple[str, ...] = ()  # buffers, which follow from the configuration
     renames: tuple[tuple[str, str], ...] = ()  # pattern, replacement; all that match, in order
+    interleaved: bool = False  # of what is rotated in a head the pairs are (0, 1), (2, 3), ..., not the halves
 
 
 class TensorSource:
@@ -42,6 +43,7 @@ class TensorSource:
     def __init__(self, checkpoint: Checkpoint, layout: Layout, definition: Definition) -> None:
         """Raises CheckpointError unless the checkpoint has the tensors declared, in their shapes, and no others."""
         self._checkpoint = checkpoint
+        self._layout = layout
         self._declared = {self._key(tensor): tensor for tensor in definition.tensors.values()}
         self._places: dict[str, str] = {}  # declared name -> the checkpoint's
         for name in checkpoint.names():
@@ -70,10 +72,11 @@ class TensorSource:
     def get(self, tensor: TensorDecl) -> Weight:
         """As declared. A float tensor may be a view of the file and must not be written to."""
         weight = self._checkpoint.get(self.name(tensor))
-        if tensor.order is None:
+        order = _head_order(tensor.head_dim, tensor.rotary_dim, self._layout.interleaved)
+        if order is None:
             return weight
-        num_heads, order = tensor.shape[0] // tensor.head_dim, torch.tensor(tensor.order)
-        return _select(weight, (torch.arange(num_heads)[:, None] * tensor.head_dim + order).flatten())
+        heads = torch.arange(0, tensor.shape[0], tensor.head_dim)
+        return _select(weight, (heads[:, None] + torch.tensor(order)).flatten())
 
     def _key(self, tensor: TensorDecl) -> str:
         return tensor.gguf if self._checkpoint.is_gguf else tensor.name
@@ -89,6 +92,17 @@ class TensorSource:
             raise CheckpointError(
                 f"{self._checkpoint.source}: not a complete {model_type} model: {'; '.join(complaints)}"
             )
+
+
+def _head_order(head_dim: int, rotary_dim: int, interleaved: bool) -> list[int] | None:
+    """The order of a head's rows in which halves of the whole head are the pairs of the rotation, those that are not
+    rotated behind the others in each half. None: they stand so."""
+    if not rotary_dim or (rotary_dim == head_dim and not interleaved):
+        return None
+    rotated, rest = list(range(rotary_dim)), list(range(rotary_dim, head_dim))
+    half, rest_half = rotary_dim // 2, len(rest) // 2
+    first, second = (rotated[::2], rotated[1::2]) if interleaved else (rotated[:half], rotated[half:])
+    return first + rest[:rest_half] + second + rest[rest_half:]
 
 
 def _renamed(name: str, layout: Layout) -> str:

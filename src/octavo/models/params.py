@@ -27,7 +27,7 @@ class TensorDecl:
     shape: tuple[int, ...]
     role: Role
     head_dim: int = 0  # rows come in heads of so many; 0: they do not
-    order: tuple[int, ...] | None = None  # row i of each head is the head's row order[i] in the checkpoint
+    rotary_dim: int = 0  # the first so many rows of each head are rotated; 0: none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,4 +54,4 @@ class Matrix:
     rows: int
     bias: bool = False
     head_dim: int = 0
-    order: tuple[int, ...] | None = None
+    rotary_dim: int = 0

@@ -27,7 +27,7 @@ class Family:
 
 
 FAMILIES: Final[dict[str, Family]] = {
-    "LlamaForCausalLM": Family("llama", llama.spec),
+    "LlamaForCausalLM": Family("llama", llama.spec, gguf=Layout(interleaved=True)),
     "MistralForCausalLM": Family("mistral", mistral.spec),
     "Qwen2ForCausalLM": Family("qwen2", qwen2.spec),
     "Qwen3ForCausalLM": Family("qwen3", qwen3.spec),

@@ -24,7 +24,7 @@ class RopeSpec:
 
     theta: float
     kind: RopeKind = "default"
-    interleaved: bool = False  # pairs stand side by side in the checkpoint: (0, 1), (2, 3), ...
+    rotary_dim: int = 0  # of each head so many are rotated; 0: all
     factor: float = 1.0  # linear, llama3, yarn
     original_max_position_embeddings: int = 0  # llama3, yarn
     low_freq_factor: float = 1.0  # llama3
