@@ -61,7 +61,8 @@ class Checkpoint(Protocol):
 
     def get(self, name: str) -> Tensor | QuantizedWeight:
         """The tensor: a matrix of an integer format as `QuantizedWeight`, all else as a float tensor that may be a
-        view of the file and must not be written to."""
+        view of the file and must not be written to. Stacked matrices may come as one, the first two dimensions folded.
+        """
 
 
 def read_json(path: Path) -> dict[str, Any]:

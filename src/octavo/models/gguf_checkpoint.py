@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from pathlib import Path
@@ -66,7 +67,9 @@ class GGUFCheckpoint:
     def get(self, name: str) -> Tensor | QuantizedWeight:
         file, info = self._tensors[name]
         try:
-            return transcode(file.data(info), info.type_name, info.shape, info.name)
+            # Of stacked matrices the first two dimensions become one.
+            shape = info.shape if len(info.shape) < 3 else (math.prod(info.shape[:-1]), info.shape[-1])
+            return transcode(file.data(info), info.type_name, shape, info.name)
         except CheckpointError as error:
             raise CheckpointError(f"{file.path}: {error.message}") from None
 

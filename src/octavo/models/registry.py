@@ -9,7 +9,14 @@ from typing import Any, Final
 
 from octavo.errors import CheckpointError
 from octavo.models.config_reader import ConfigReader
-from octavo.models.families import gemma2, gemma3, llama, mistral, qwen2, qwen3
+from octavo.models.families import (
+    gemma2,
+    gemma3,
+    llama,
+    mistral,
+    qwen2,
+    qwen3,
+)
 from octavo.models.layout import Layout
 from octavo.models.spec import ModelSpec
 
