@@ -12,6 +12,7 @@ from octavo.models.config_reader import ConfigReader
 from octavo.models.families import (
     gemma2,
     gemma3,
+    gpt2,
     llama,
     mistral,
     qwen2,
@@ -40,6 +41,7 @@ FAMILIES: Final[dict[str, Family]] = {
     "Qwen3ForCausalLM": Family("qwen3", qwen3.spec),
     "Gemma2ForCausalLM": Family("gemma2", gemma2.spec),
     "Gemma3ForCausalLM": Family("gemma3_text", gemma3.spec),
+    "GPT2LMHeadModel": Family("gpt2", gpt2.spec, gpt2.HF, gpt2.GGUF),
 }
 
 
