@@ -13,6 +13,7 @@ from octavo.models.families import (
     gemma2,
     gemma3,
     gpt2,
+    gpt_neox,
     llama,
     mistral,
     qwen2,
@@ -42,6 +43,7 @@ FAMILIES: Final[dict[str, Family]] = {
     "Gemma2ForCausalLM": Family("gemma2", gemma2.spec),
     "Gemma3ForCausalLM": Family("gemma3_text", gemma3.spec),
     "GPT2LMHeadModel": Family("gpt2", gpt2.spec, gpt2.HF, gpt2.GGUF),
+    "GPTNeoXForCausalLM": Family("gpt_neox", gpt_neox.spec, gpt_neox.HF, gpt_neox.GGUF),
 }
 
 
