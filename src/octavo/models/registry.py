@@ -10,6 +10,7 @@ from typing import Any, Final
 from octavo.errors import CheckpointError
 from octavo.models.config_reader import ConfigReader
 from octavo.models.families import (
+    bloom,
     gemma2,
     gemma3,
     gpt2,
@@ -44,6 +45,7 @@ FAMILIES: Final[dict[str, Family]] = {
     "Gemma3ForCausalLM": Family("gemma3_text", gemma3.spec),
     "GPT2LMHeadModel": Family("gpt2", gpt2.spec, gpt2.HF, gpt2.GGUF),
     "GPTNeoXForCausalLM": Family("gpt_neox", gpt_neox.spec, gpt_neox.HF, gpt_neox.GGUF),
+    "BloomForCausalLM": Family("bloom", bloom.spec, bloom.HF, bloom.GGUF),
 }
 
 
