@@ -11,6 +11,7 @@ from octavo.errors import CheckpointError
 from octavo.models.config_reader import ConfigReader
 from octavo.models.families import (
     bloom,
+    gemma,
     gemma2,
     gemma3,
     gpt2,
@@ -41,6 +42,7 @@ FAMILIES: Final[dict[str, Family]] = {
     "MistralForCausalLM": Family("mistral", mistral.spec),
     "Qwen2ForCausalLM": Family("qwen2", qwen2.spec),
     "Qwen3ForCausalLM": Family("qwen3", qwen3.spec),
+    "GemmaForCausalLM": Family("gemma", gemma.spec),
     "Gemma2ForCausalLM": Family("gemma2", gemma2.spec),
     "Gemma3ForCausalLM": Family("gemma3_text", gemma3.spec),
     "GPT2LMHeadModel": Family("gpt2", gpt2.spec, gpt2.HF, gpt2.GGUF),
