@@ -40,7 +40,9 @@ def spec(config: ConfigReader) -> ModelSpec:
     # Older files have the size under one more name.
     config = config if config.get("hidden_size") is not None else config.aliased(hidden_size="n_embed")
     hidden = config.integer("hidden_size")
-    common = read_common(config.with_defaults({**_DEFAULTS, "intermediate_size": 4 * hidden}))
+    common = read_common(
+        config.with_defaults(_DEFAULTS).without("intermediate_size").merged({"intermediate_size": 4 * hidden})
+    )
     norm = replace(common.norm, kind="layer", bias=True)
     layer = Sequential(
         norm=norm,
