@@ -17,7 +17,6 @@ from octavo.models import gguf_config
 from octavo.quant.gguf_types import FLOAT_TYPES, transcode
 from octavo.quant.packed import QuantizedWeight
 
-_ROPE_FACTORS: Final = "rope_freqs.weight"
 _SPLIT_NAME: Final = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 
 
@@ -47,15 +46,16 @@ class GGUFCheckpoint:
         self._tensors = tensors
 
     @staticmethod
-    def _rope_factors(tensors: dict[str, tuple[GGUFFile, TensorInfo]]) -> list[float] | None:
-        """Takes the tensor of rope factors, which belongs to the configuration, out of `tensors`."""
-        if _ROPE_FACTORS not in tensors:
-            return None
-        file, info = tensors.pop(_ROPE_FACTORS)
-        values = transcode(file.data(info), info.type_name, info.shape, info.name)
-        if not isinstance(values, Tensor) or values.dim() != 1:
-            raise CheckpointError(f"tensor {_ROPE_FACTORS!r}: not a vector of floats")
-        factors: list[float] = values.to(torch.float32).tolist()
+    def _rope_factors(tensors: dict[str, tuple[GGUFFile, TensorInfo]]) -> dict[str, list[float]]:
+        """Takes the tensors of rope factors, which belong to the configuration, out of `tensors`."""
+        factors: dict[str, list[float]] = {}
+        for name, key in gguf_config.ROPE_TENSORS.items():
+            if name in tensors:
+                file, info = tensors.pop(name)
+                values = transcode(file.data(info), info.type_name, info.shape, info.name)
+                if not isinstance(values, Tensor) or values.dim() != 1:
+                    raise CheckpointError(f"tensor {name!r}: not a vector of floats")
+                factors[key] = values.to(torch.float32).tolist()
         return factors
 
     def names(self) -> list[str]:

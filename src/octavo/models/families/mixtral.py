@@ -18,6 +18,7 @@ HF: Final = Layout(
 )  # fmt: skip
 GGUF: Final = Layout(
     interleaved=True,
+    renames=((r"(ffn_(?:gate|up|down))\.(\d+)\.weight$", r"\1_exps.\2.weight"),),  # of older files
     splits=(Split(r"(blk\.\d+\.ffn_(?:gate|up|down)_exps)\.weight", (r"\1.#.weight",), "stack"),),
 )
 
