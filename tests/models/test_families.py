@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from models.running import Run, load, prompt_logits
 from octavo import _cpu
+from octavo.errors import CheckpointError
 from octavo.models.decoder import define
 from octavo.models.registry import model_spec
 from octavo.ops.run import Runner
@@ -108,7 +110,15 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "bloom": ("Bloom", {}),
     "bloom-12-heads": ("Bloom", {"hidden_size": 96, "n_head": 12, "num_attention_heads": 12}),
     "phi3": ("Phi3", {"pad_token_id": None}),
-    "phi3-longrope": ("Phi3", {"pad_token_id": None, "rope_parameters": LONG_ROPE, "max_position_embeddings": 96}),
+    "phi3-longrope": (
+        "Phi3",
+        {
+            "pad_token_id": None,
+            "rope_parameters": LONG_ROPE,
+            "max_position_embeddings": 96,
+            "original_max_position_embeddings": 32,
+        },
+    ),
     "phi3-longrope-partial-window": (
         "Phi3",
         {
@@ -293,6 +303,47 @@ def test_dummy_weights_depend_on_the_seed_alone(tmp_path: Path) -> None:
     assert not torch.equal(first, other)
 
 
+@pytest.mark.parametrize("case", ["gpt2", "gpt-neox", "bloom", "phi3", "mixtral"])
+def test_dummy_weights_need_no_layout(case: str, tmp_path: Path) -> None:
+    make_model(tmp_path, *CASES[case])
+    (tmp_path / "model.safetensors").unlink()
+    ops = bind("cpu")
+    loaded = load(tmp_path, ops, load_format="dummy", dtype="float32")
+    assert torch.isfinite(prompt_logits(loaded, ops, PROMPTS[:1])[0]).all()
+
+
+def test_a_tensor_that_is_there_under_two_names_is_refused(tmp_path: Path) -> None:
+    make_model(tmp_path, *CASES["gpt2"])
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["wte.weight"] = tensors["transformer.wte.weight"].clone()
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"'transformer\.wte\.weight' and 'wte\.weight'|'wte\.weight' and"):
+        load(tmp_path, bind())
+
+
+@pytest.mark.parametrize("prefix", ["", "transformer."])
+def test_the_prefix_of_gpt2_may_be_absent(prefix: str, tmp_path: Path) -> None:
+    """And its buffers are no weights."""
+    expected = transformers_logits(make_model(tmp_path, *CASES["gpt2"]), PROMPTS)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors = {name.replace("transformer.", prefix): tensor for name, tensor in tensors.items()}
+    tensors[f"{prefix}h.0.attn.bias"] = torch.ones(1, 1, 4, 4)
+    save_file(tensors, tmp_path / "model.safetensors")
+    ops = bind()
+    ours = torch.stack(prompt_logits(load(tmp_path, ops), ops, PROMPTS))
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_list_of_long_rope_follows_the_longest_context(tmp_path: Path) -> None:
+    """transformers takes the short factors while a prompt fits the original context; a text must not change its own."""
+    model = make_model(tmp_path, *CASES["phi3-longrope"])
+    short = [PROMPTS[0][:30]]
+    ops = bind()
+    ours = prompt_logits(load(tmp_path, ops, max_model_len=32), ops, short)[0]
+    torch.testing.assert_close(ours, transformers_logits(model, short)[0], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(prompt_logits(load(tmp_path, ops), ops, short)[0], ours, atol=1e-2)
+
+
 def old_style(config: dict[str, Any]) -> None:
     """Rewrite a configuration to the keys that transformers 4 wrote."""
     rope = config.pop("rope_parameters")
@@ -304,6 +355,11 @@ def old_style(config: dict[str, Any]) -> None:
     config["rope_theta"] = rope.pop("rope_theta")
     kind = rope.pop("rope_type")
     config["rope_scaling"] = {"type": kind, **rope} if kind != "default" else None
+
+
+def old_style_of_neox(config: dict[str, Any]) -> None:
+    rope = config.pop("rope_parameters")
+    config |= {"rotary_pct": rope["partial_rotary_factor"], "rotary_emb_base": rope["rope_theta"]}
 
 
 def drop_defaults(config: dict[str, Any]) -> None:
@@ -320,6 +376,8 @@ def drop_defaults(config: dict[str, Any]) -> None:
         ("qwen2-tied-upper-windows", old_style),
         ("gemma2", old_style),
         ("gemma3", old_style),
+        ("phi3-longrope", old_style),
+        ("gpt-neox", old_style_of_neox),
         ("gemma2", drop_defaults),
         ("gemma3", drop_defaults),
     ],

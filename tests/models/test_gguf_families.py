@@ -178,7 +178,7 @@ def test_quantized_experts_are_computed_as_they_are(quantization: gguf.GGMLQuant
     whole = torch.stack(prompt_logits(loaded, native, PROMPTS))
     # Activations are quantized to 8 bits, which sends a few tokens to other experts.
     expected = torch.stack(prompt_logits(exact, reference, PROMPTS))
-    assert ((whole - expected).norm(dim=-1) / expected.norm(dim=-1)).median() < 0.03
+    assert ((whole - expected).norm(dim=-1) / expected.norm(dim=-1)).median() < 0.06
     assert torch.equal(torch.stack(prompt_logits(loaded, native, PROMPTS, 7)), whole)
     assert torch.equal(prompt_logits(loaded, native, PROMPTS[:1])[0], whole[0])
 

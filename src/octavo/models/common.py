@@ -57,8 +57,11 @@ class Common:
         )
 
 
-def read_common(config: ConfigReader, *, activation_key: str = "hidden_act") -> Common:
-    """Raises CheckpointError for sizes that are missing or do not fit, and options that are not implemented."""
+def read_common(config: ConfigReader, *, activation_key: str = "hidden_act", rotates_in_part: bool = False) -> Common:
+    """Raises CheckpointError for sizes that are missing or do not fit, and options that are not implemented.
+
+    `rotates_in_part`: whether the family may rotate a part of each head.
+    """
     config.refuse_unless("quantization_config", ({},))
     for key in ("num_local_experts", "num_experts"):
         config.refuse_unless(key, (0, 1))
@@ -68,7 +71,7 @@ def read_common(config: ConfigReader, *, activation_key: str = "hidden_act") -> 
     if activation not in _ACTIVATIONS:
         raise config.fail(activation_key, "is not supported")
     max_positions = config.integer("max_position_embeddings", high=MAX_POSITIONS)
-    rope = _rope(config, heads.head_dim, max_positions)
+    rope = _rope(config, heads.head_dim, max_positions, rotates_in_part)
     if rope.kind == "yarn":
         max_positions = max(max_positions, int(rope.factor * rope.original_max_position_embeddings))
     return Common(
@@ -86,8 +89,10 @@ def read_common(config: ConfigReader, *, activation_key: str = "hidden_act") -> 
     )
 
 
-def _rope(config: ConfigReader, head_dim: int, max_positions: int) -> RopeSpec:
+def _rope(config: ConfigReader, head_dim: int, max_positions: int, rotates_in_part: bool) -> RopeSpec:
     flat = flat_rope(config)
+    if not rotates_in_part:
+        flat.refuse_unless("partial_rotary_factor", (1, 1.0))
     rope = read_rope(flat, max_positions)
     partial = flat.number("partial_rotary_factor", 1.0)
     rotary_dim = int(head_dim * partial)

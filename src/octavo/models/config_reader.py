@@ -130,14 +130,15 @@ class ConfigReader:
 def flat_rope(config: ConfigReader, default_theta: float = 10_000.0) -> ConfigReader:
     """The rope parameters of a configuration, be it in the form of transformers 5 (`rope_parameters`, which holds
     theta) or in the older one (`rope_theta` and `rope_scaling`)."""
+    section = config.section("rope_scaling" if config.get("rope_parameters") is None else "rope_parameters")
     theta = config.get("rope_theta")
     common = {
         "rope_theta": default_theta if theta is None else theta,
         "partial_rotary_factor": config.get("partial_rotary_factor"),
     }
-    if config.get("rope_parameters") is not None:
-        return config.section("rope_parameters").merged(common)
-    return config.section("rope_scaling").merged(common)
+    if section.get("long_factor") is not None:  # stands beside the section
+        common["original_max_position_embeddings"] = config.get("original_max_position_embeddings")
+    return section.merged(common)
 
 
 def read_rope(rope: ConfigReader, max_positions: int) -> RopeSpec:

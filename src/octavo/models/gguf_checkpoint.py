@@ -24,7 +24,7 @@ class GGUFCheckpoint:
     """Tensors under the file's names; floats keep the type they have in the file."""
 
     dtype: Final = None
-    is_gguf: Final = True
+    naming: Final = "gguf"
 
     def __init__(self, path: Path) -> None:
         self.source = str(path)

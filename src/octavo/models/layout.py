@@ -105,6 +105,9 @@ class TensorSource:
                     numbered = (names[0].replace("#", str(number)) for number in count())
                     names = tuple(takewhile(self._declared.__contains__, numbered)) or (renamed,)
         for number, each in enumerate(names):
+            if each in self._places:
+                both = f"{self._places[each].name!r} and {name!r}"
+                raise CheckpointError(f"{self._checkpoint.source}: the tensors {both} are both {each!r} of the model")
             self._places[each] = _Place(name, names, number, kind, transposed)
 
     def _shape(self, place: _Place) -> tuple[int, ...]:
@@ -162,7 +165,7 @@ class TensorSource:
         return torch.arange(first, first + tensors[place.number].shape[0])
 
     def _key(self, tensor: TensorDecl) -> str:
-        return tensor.gguf if self._checkpoint.is_gguf else tensor.name
+        return tensor.gguf if self._checkpoint.naming == "gguf" else tensor.name
 
     def _check_names(self, model_type: str) -> None:
         complaints = []

@@ -17,7 +17,7 @@ from octavo.errors import CheckpointError
 from octavo.models.checkpoint import Checkpoint, DummyCheckpoint, SafetensorsCheckpoint, read_json
 from octavo.models.decoder import LM_HEAD, Definition, define
 from octavo.models.gguf_checkpoint import GGUFCheckpoint
-from octavo.models.layout import TensorSource
+from octavo.models.layout import Layout, TensorSource
 from octavo.models.params import Param, TensorDecl
 from octavo.models.registry import find_family, model_spec
 from octavo.models.rope import alibi_slopes, cos_sin_table
@@ -123,8 +123,8 @@ class _Reader:
         on_phase: OnPhase,
     ) -> None:
         family = find_family(checkpoint.config, checkpoint.source)
-        layout = family.gguf if checkpoint.is_gguf else family.hf
-        self._tensors = TensorSource(checkpoint, layout, definition)
+        layouts = {"hf": family.hf, "gguf": family.gguf, "declared": Layout()}
+        self._tensors = TensorSource(checkpoint, layouts[checkpoint.naming], definition)
         self._source = checkpoint.source
         self._dtype = dtype
         self._to_device = to_device

@@ -34,7 +34,7 @@ HF: Final = Layout(
 
 def spec(config: ConfigReader) -> ModelSpec:
     config = config.aliased(**_NAMES)
-    common = read_common(config.with_defaults(_DEFAULTS))
+    common = read_common(config.with_defaults(_DEFAULTS), rotates_in_part=True)
     norm, bias = replace(common.norm, kind="layer", bias=True), config.flag("attention_bias", True)
     attention = Attention(
         heads=common.heads, rope=common.rope, scale=common.heads.head_dim**-0.5, bias=bias, o_bias=bias

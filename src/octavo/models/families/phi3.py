@@ -25,7 +25,7 @@ GGUF: Final = Layout(
 
 
 def spec(config: ConfigReader) -> ModelSpec:
-    common = read_common(config)
+    common = read_common(config, rotates_in_part=True)
     bias = config.flag("attention_bias", False)
     window = 0 if config.get("sliding_window") is None else config.integer("sliding_window", high=MAX_POSITIONS)
     layer = Sequential(
