@@ -33,6 +33,8 @@ def grouped_experts(
     """
     num_rows, top_k = ids.shape
     count = num_rows * top_k
+    if count == 0:
+        return
     chosen = ids.flatten().long()
     order = chosen.argsort(stable=True)
     places.view(-1)[order] = torch.arange(count, dtype=torch.int32)
