@@ -42,6 +42,11 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gemma3": ("gemma3", "Gemma3", {**GEMMA, "num_hidden_layers": 7}),
     "gemma": ("gemma", "Gemma", {"head_dim": 32}),
     "mixtral": ("llama", "Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "qwen3-moe": (
+        "qwen3moe",
+        "Qwen3Moe",
+        {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "norm_topk_prob": True},
+    ),
     "phi3": ("phi3", "Phi3", {"pad_token_id": None, "sliding_window": 8}),
     "phi3-longrope": ("phi3", "Phi3", {"pad_token_id": None, "rope_parameters": LONG_ROPE}),
     "gpt2": ("gpt2", "GPT2", {}),
@@ -133,9 +138,12 @@ def write_sizes(writer: gguf.GGUFWriter, arch: str, config: Any, saved: dict[str
         writer.add_final_logit_softcapping(config.final_logit_softcapping)
     if arch == "gptneox":
         writer.add_parallel_residual(config.use_parallel_residual)
-    if getattr(config, "num_local_experts", None):
-        writer.add_expert_count(config.num_local_experts)
+    num_experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
+    if num_experts:
+        writer.add_expert_count(num_experts)
         writer.add_expert_used_count(config.num_experts_per_tok)
+    if arch == "qwen3moe":
+        writer.add_expert_feed_forward_length(config.moe_intermediate_size)
     rope = getattr(config, "rope_parameters", None)
     if rope:
         write_rope(writer, rope.get("full_attention", rope), head_dim)
