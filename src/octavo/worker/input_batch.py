@@ -46,6 +46,11 @@ class InputBatch:
     block_tables: torch.Tensor
     attention_plan: Any = None  # the table's own, where its attention wants one
 
+    @property
+    def cache_groups(self) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
+        """Block tables and slots of each group of caches: all layers are one."""
+        return ((self.block_tables, self.slot_mapping),)
+
 
 def build_batch(
     states: RequestStates, num_scheduled: dict[int, int], block_size: int, *, splits_drafts: bool = False

@@ -70,7 +70,7 @@ class ModelRunner:
         if device.plans_ahead:
             self._last_ids = torch.zeros(max_num_seqs, dtype=torch.int32, device=device.torch_device)
         self._swap = SwapSpace(device, kv_caches)
-        self._planner = ops.attention_planner(model.shape, device.torch_device, ops.activation_dtype)
+        self._planner = ops.attention_planner(model.heads, device.torch_device, ops.activation_dtype)
         self._sampler = Sampler(ops, device, max_num_seqs, logprobs_mode)
         self._scorer = PromptScorer(model, ops, device, logprobs_mode)
         self._graphs: StepGraphs | None = None
