@@ -65,10 +65,13 @@ class Answers:
         return outputs
 
     def _note_computed(self, request: Request, num_computed_tokens: int) -> None:
-        """So many tokens have keys and values; blocks that are full thereby can be found by others."""
+        """So many tokens have keys and values; blocks that are full thereby can be found by others, and those that no
+        later token sees are given back."""
         request.num_computed_tokens = num_computed_tokens
         if num_computed_tokens >= request.next_cache_tokens:
             self._kv.cache_computed_blocks(request)
+        if num_computed_tokens >= request.next_release_tokens:
+            self._kv.release_unseen(request)
 
     def _take(self, request: Request, end: int, sampled: list[int], *, jumps: bool) -> Progress:
         """Append what was sampled; `end`: of the tokens that were computed, drafts included."""

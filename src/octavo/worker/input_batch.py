@@ -13,7 +13,7 @@ from octavo.worker.request_states import Draft, RequestStates, Rows
 
 @dataclass(slots=True)
 class HostBatch:
-    """One step on the host. T tokens of B requests, S of which sample.
+    """One step on the host. T tokens of B requests, S of which sample; G groups of layers.
 
     Sequences that decode, with one token that was generated, come first: a prompt's tokens are computed by other
     kernels than these, also where a step holds only one of them. Where those kernels round differently, a draft is as
@@ -26,10 +26,10 @@ class HostBatch:
     num_scheduled: np.ndarray  # int64 [B]
     token_ids: np.ndarray  # int32 [T]; -1 - slot: what was sampled last in that slot, and is not on the host yet
     positions: np.ndarray  # int32 [T]
-    slot_mapping: np.ndarray  # int64 [T], block * block_size + offset: where each token's key and value go
+    slot_mapping: np.ndarray  # int64 [G, T], block * block_size + offset: where each token's key and value go
     query_start_loc: np.ndarray  # int32 [B + 1]
     seq_lens: np.ndarray  # int32 [B], context including this step's tokens
-    block_tables: np.ndarray  # int32 [B, most blocks of any request in the batch]
+    block_tables: np.ndarray  # int32 [G, B, most blocks of any request in the batch]
     logits_rows: np.ndarray  # int64 [S], rows of the T whose logits are needed
     rows: Rows
 
@@ -45,6 +45,11 @@ class InputBatch:
     seq_lens: torch.Tensor
     block_tables: torch.Tensor
     attention_plan: Any = None  # the table's own, where its attention wants one
+
+    @property
+    def cache_groups(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Of each group of layers: block tables [B, blocks], slots [T]."""
+        return list(zip(self.block_tables, self.slot_mapping, strict=True))
 
 
 def build_batch(
@@ -90,10 +95,10 @@ def build_batch(
         num_scheduled=counts,
         token_ids=states.token_ids[token_slots, positions],
         positions=positions.astype(np.int32),
-        slot_mapping=states.block_tables[token_slots, indices] * np.int64(block_size) + offsets,
+        slot_mapping=states.block_tables[:, token_slots, indices] * np.int64(block_size) + offsets,
         query_start_loc=query_start_loc,
         seq_lens=ends.astype(np.int32),
-        block_tables=states.block_tables[slots, :max_blocks],
+        block_tables=states.block_tables[:, slots, :max_blocks],
         logits_rows=logits_rows,
         rows=rows,
     )

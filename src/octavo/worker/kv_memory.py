@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from octavo.cache.spec import capacity_tokens, max_sequence_blocks
 from octavo.config import CacheConfig
 from octavo.device.base import CacheBudget
 from octavo.errors import InvalidConfig
@@ -15,22 +17,19 @@ NUM_NULL_BLOCKS = 1
 
 @dataclass(frozen=True)
 class KVCachePlan:
-    """num_blocks counts the null block too; `reason` is one line for the start-up report."""
+    """num_blocks counts the null block too; `reason` is one line for the start-up report. `max_request_tokens`: the
+    longest sequence that fits the empty cache."""
 
     num_blocks: int
     block_size: int
     bytes_per_block: int
     max_model_len: int
+    max_request_tokens: int
     reason: str
 
     @property
     def total_bytes(self) -> int:
         return self.num_blocks * self.bytes_per_block
-
-    @property
-    def max_request_tokens(self) -> int:
-        """The longest sequence that fits the empty cache."""
-        return min(self.max_model_len, (self.num_blocks - NUM_NULL_BLOCKS) * self.block_size)
 
 
 def plan_kv_cache(
@@ -41,8 +40,11 @@ def plan_kv_cache(
     max_model_len_given: bool,
     max_num_seqs: int,
     budget: CacheBudget,
+    windows: Sequence[int] = (0,),
+    step_tokens: int = 1,
 ) -> KVCachePlan:
-    """Decide the number of blocks.
+    """Decide the number of blocks. `windows`: of each group of layers, 0 for one that keeps all keys; a step computes at
+    most `step_tokens` of one prompt.
 
     An explicit number of blocks or bytes is obeyed. Otherwise the cache gets what the device allows it, at most what
     the largest batch of full-length requests can use, and at most the device's default or two full-length requests.
@@ -51,11 +53,14 @@ def plan_kv_cache(
     Raises InvalidConfig with the numbers when no request could run.
     """
     block_size = config.block_size
-    blocks_per_request = -(-max_model_len // block_size)
+    blocks_per_request = max_sequence_blocks(windows, max_model_len, block_size, step_tokens)
+
+    def planned(num_blocks: int, reason: str) -> KVCachePlan:
+        room = capacity_tokens(windows, num_blocks - NUM_NULL_BLOCKS, block_size, step_tokens)
+        return KVCachePlan(num_blocks, block_size, bytes_per_block, max_model_len, min(max_model_len, room), reason)
 
     if config.num_kv_blocks_override is not None:
-        num_blocks = config.num_kv_blocks_override + NUM_NULL_BLOCKS
-        return KVCachePlan(num_blocks, block_size, bytes_per_block, max_model_len, "as --num-kv-blocks-override says")
+        return planned(config.num_kv_blocks_override + NUM_NULL_BLOCKS, "as --num-kv-blocks-override says")
 
     if config.kv_cache_memory_bytes is not None:
         num_blocks = config.kv_cache_memory_bytes // bytes_per_block
@@ -69,11 +74,11 @@ def plan_kv_cache(
         reason = min(limits, key=lambda name: limits[name])
         num_blocks = limits[reason] // bytes_per_block
 
-    room = (num_blocks - NUM_NULL_BLOCKS) * block_size
+    room = capacity_tokens(windows, num_blocks - NUM_NULL_BLOCKS, block_size, step_tokens)
     if room < block_size:
         raise InvalidConfig(
-            f"The KV cache has room for no block: a block of {block_size} tokens needs {bytes_per_block:,} bytes, "
-            f"available are {num_blocks * bytes_per_block:,}."
+            f"The KV cache has room for no block: a block of {block_size} tokens needs "
+            f"{len(windows) * bytes_per_block:,} bytes, available are {num_blocks * bytes_per_block:,}."
         )
     if room < max_model_len:
         if max_model_len_given:
@@ -84,4 +89,4 @@ def plan_kv_cache(
             )
         reason += f"; context cut from {max_model_len} to {room} tokens to fit"
         max_model_len = room
-    return KVCachePlan(num_blocks, block_size, bytes_per_block, max_model_len, reason)
+    return planned(num_blocks, reason)

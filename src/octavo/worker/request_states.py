@@ -72,13 +72,17 @@ class ExpectedTokens(NamedTuple):
 class RequestStates:
     """Arrays over slots. Rows of freed slots keep stale values; a slot is valid from `add` to `remove`."""
 
-    def __init__(self, max_num_seqs: int, max_model_len: int, block_size: int, vocab_size: int) -> None:
+    def __init__(
+        self, max_num_seqs: int, max_model_len: int, block_size: int, vocab_size: int, num_groups: int = 1
+    ) -> None:
+        """`num_groups`: of layers with a block table each."""
         self.vocab_size = vocab_size
         max_blocks = -(-max_model_len // block_size)
         # Large and mostly unused: zeros come from fresh pages, which cost nothing until they are touched.
         self.token_ids = np.zeros((max_num_seqs, max_model_len + 1), np.int32)
-        self.block_tables = np.zeros((max_num_seqs, max_blocks + 1), np.int32)
-        self.num_blocks = np.zeros(max_num_seqs, np.int64)
+        # [groups, slots, blocks]. What a window has left behind may stay there: nothing reads it.
+        self.block_tables = np.zeros((num_groups, max_num_seqs, max_blocks + 1), np.int32)
+        self.num_blocks = np.zeros((num_groups, max_num_seqs), np.int64)
         self.num_tokens = np.zeros(max_num_seqs, np.int64)  # known tokens: prompt and sampled
         self.num_prompt_tokens = np.zeros(max_num_seqs, np.int64)
         self.num_computed = np.zeros(max_num_seqs, np.int64)  # tokens whose keys and values are in the cache
@@ -107,7 +111,7 @@ class RequestStates:
         self.num_tokens[slot] = len(tokens)
         self.num_prompt_tokens[slot] = request.num_prompt_tokens
         self.num_computed[slot] = request.num_computed_tokens
-        self.num_blocks[slot] = 0
+        self.num_blocks[:, slot] = 0
         self._append_blocks(slot, request.block_ids)
 
         self.temperature[slot] = 0.0 if params.greedy else params.temperature
@@ -147,11 +151,12 @@ class RequestStates:
             first = self.num_tokens[request.slot]
             self.token_ids[request.slot, first : first + len(drafts)] = drafts
 
-    def _append_blocks(self, slot: int, block_ids: list[int]) -> None:
-        first = int(self.num_blocks[slot])
-        last = first + len(block_ids)
-        self.block_tables[slot, first:last] = block_ids
-        self.num_blocks[slot] = last
+    def _append_blocks(self, slot: int, block_ids: list[list[int]]) -> None:
+        for group, ids in enumerate(block_ids):
+            first = int(self.num_blocks[group, slot])
+            last = first + len(ids)
+            self.block_tables[group, slot, first:last] = ids
+            self.num_blocks[group, slot] = last
 
     def append_token(self, slot: int, token_id: int) -> None:
         self.token_ids[slot, self.num_tokens[slot]] = token_id
