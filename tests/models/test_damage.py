@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from models.running import load
 from octavo.errors import CheckpointError
 from octavo.models.checkpoint import DummyCheckpoint
-from octavo.models.registry import arch_spec
+from octavo.models.decoder import define
+from octavo.models.registry import model_spec
 from octavo.ops.table import bind
 
 CONFIG: dict[str, Any] = {
@@ -40,7 +41,7 @@ UP = "model.layers.1.mlp.up_proj.weight"
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
-    dummy = DummyCheckpoint(arch_spec(CONFIG, "test"), CONFIG, "test", 0)
+    dummy = DummyCheckpoint(define(model_spec(CONFIG, "test")).tensors, CONFIG, "test", 0)
     save_file({name: dummy.get(name) for name in dummy.names()}, tmp_path / "model.safetensors")
     return tmp_path
 

@@ -15,9 +15,9 @@ import transformers
 
 from models.running import Run, load, prompt_logits
 from octavo import _cpu
-from octavo.models.registry import arch_spec
-from octavo.models.spec import tensor_shapes
-from octavo.ops.layer_stack import LayerStack
+from octavo.models.decoder import define
+from octavo.models.registry import model_spec
+from octavo.ops.run import Runner
 from octavo.ops.table import bind
 
 PROMPT_LENGTH = 45
@@ -135,9 +135,10 @@ def test_a_token_costs_two_operations_for_each_weight_of_the_layers(case: str, t
     """K7: the benchmarks' count of operations is that of the matrices that the checkpoint holds."""
     family, options = CASES[case]
     make_model(tmp_path, family, options)
-    spec = arch_spec(json.loads((tmp_path / "config.json").read_text()), str(tmp_path))
-    shapes = [shape for name, shape in tensor_shapes(spec).items() if ".layers." in name and len(shape) == 2]
-    assert spec.layer_ops_per_token == 2 * sum(rows * columns for rows, columns in shapes)
+    definition = define(model_spec(json.loads((tmp_path / "config.json").read_text()), str(tmp_path)))
+    declared = definition.tensors.items()
+    shapes = [tensor.shape for name, tensor in declared if ".layers." in name and len(tensor.shape) == 2]
+    assert definition.layer_ops_per_token == 2 * sum(rows * columns for rows, columns in shapes)
 
 
 def test_chunking_and_company_change_no_bit(tmp_path: Path) -> None:
@@ -159,8 +160,8 @@ def test_all_layers_in_one_call_change_no_bit(case: str, kv_dtype: torch.dtype, 
     family, options = CASES[case]
     make_model(tmp_path, family, options)
     native = bind()
-    assert native.implementations["layer_stack"] == "cpu"
-    one_by_one = dataclasses.replace(native, layer_stack=LayerStack)
+    assert native.implementations["program_runner"] == "cpu"
+    one_by_one = dataclasses.replace(native, program_runner=Runner)
     prompts = [[3, 14, 15, 9, 2, 6, 5] * 5, [2, 7, 1, 8, 2, 8, 1] * 5]
     found = [
         prompt_logits(load(tmp_path, ops), ops, prompts, chunk=9, kv_dtype=kv_dtype) for ops in (native, one_by_one)
@@ -175,7 +176,7 @@ def test_the_rows_that_are_needed_are_those_of_the_whole_step(impl: str, case: s
     family, options = CASES[case]
     make_model(tmp_path, family, options)
     ops = bind("cpu", "reference" if impl == "reference" else "auto")
-    loaded = load(tmp_path, dataclasses.replace(ops, layer_stack=LayerStack) if impl == "one by one" else ops)
+    loaded = load(tmp_path, dataclasses.replace(ops, program_runner=Runner) if impl == "one by one" else ops)
     whole = Run(loaded, ops, 2, PROMPT_LENGTH + 1, torch.float32)
     part = Run(loaded, ops, 2, PROMPT_LENGTH + 1, torch.float32)
     expected = torch.cat(whole.step([prompt[:20] for prompt in PROMPTS]))

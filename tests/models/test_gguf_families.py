@@ -13,10 +13,11 @@ import torch
 from models.running import load, prompt_logits
 from models.test_families import PROMPTS, make_model, transformers_logits
 from octavo.errors import CheckpointError
+from octavo.models.decoder import define
 from octavo.models.gguf_checkpoint import GGUFCheckpoint
-from octavo.models.gguf_config import ARCHITECTURES, hf_name
+from octavo.models.registry import model_spec
 from octavo.models.rope import inverse_frequencies
-from octavo.models.spec import RopeSpec, tensor_shapes
+from octavo.models.spec import RopeSpec
 from octavo.ops.table import bind
 
 LLAMA3_ROPE = {
@@ -46,6 +47,7 @@ def interleaved(weight: torch.Tensor, num_heads: int) -> torch.Tensor:
 
 def write_gguf(path: Path, arch: str, model: Any, options: dict[str, Any]) -> None:
     config, names = model.config, dict(model.named_parameters())
+    declared = define(model_spec(config.to_dict() | {"architectures": [type(model).__name__]}, "test")).tensors
     writer = gguf.GGUFWriter(path, arch)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
@@ -79,21 +81,11 @@ def write_gguf(path: Path, arch: str, model: Any, options: dict[str, Any]) -> No
             values = interleaved(values, config.num_key_value_heads)
         if arch.startswith("gemma") and name.endswith("norm.weight"):
             values = values + 1
-        writer.add_tensor(gguf_names(arch, config.num_hidden_layers)[name], np.ascontiguousarray(values.numpy()))
+        writer.add_tensor(declared[name].gguf, np.ascontiguousarray(values.numpy()))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-
-
-def gguf_names(arch: str, num_layers: int) -> dict[str, str]:
-    blocks = "attn_q attn_k attn_v attn_output attn_q_norm attn_k_norm attn_norm ffn_norm ffn_gate ffn_up ffn_down"
-    blocks += " post_attention_norm post_ffw_norm"
-    names = ["token_embd.weight", "output_norm.weight", "output.weight"]
-    names += [
-        f"blk.{i}.{part}.{kind}" for i in range(num_layers) for part in blocks.split() for kind in ("weight", "bias")
-    ]
-    return {hf_name(name, ARCHITECTURES[arch]): name for name in names}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -104,7 +96,7 @@ def test_gguf_holds_the_same_model(case: str, tmp_path: Path) -> None:
     write_gguf(path, arch, model, options)
     ops = bind("cpu", "reference")
     loaded = load(path, ops)
-    assert set(tensor_shapes(loaded.spec)) == set(GGUFCheckpoint(path).names())
+    assert {tensor.gguf for tensor in loaded.model.definition.tensors.values()} == set(GGUFCheckpoint(path).names())
     ours = torch.stack(prompt_logits(loaded, ops, PROMPTS))
     torch.testing.assert_close(ours, transformers_logits(model, PROMPTS), rtol=1e-4, atol=1e-4)
 
@@ -173,7 +165,7 @@ def test_a_split_model_is_read_from_its_first_part(tmp_path: Path) -> None:
         writer.close()
     split = GGUFCheckpoint(tmp_path / "m-00001-of-00002.gguf")
     assert sorted(split.names()) == sorted(source.names())
-    name = "model.layers.1.mlp.up_proj.weight"
+    name = "blk.1.ffn_up.weight"
     ours, theirs = split.get(name), source.get(name)
     assert isinstance(ours, torch.Tensor) and isinstance(theirs, torch.Tensor)
     assert torch.equal(ours, theirs)

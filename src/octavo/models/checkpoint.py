@@ -1,6 +1,6 @@
 """Where weights come from: a directory of safetensors files, a GGUF file, or a random generator.
 
-All three answer under Hugging Face's names and with tensors laid out as there, so that the loader knows one form.
+Each answers under its own names; `layout` finds the tensors of a model in them.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -15,8 +16,8 @@ import torch
 from torch import Tensor
 
 from octavo.errors import CheckpointError
+from octavo.models.params import TensorDecl
 from octavo.models.safetensors_file import SafetensorsFile
-from octavo.models.spec import ArchSpec, tensor_shapes
 from octavo.quant.packed import QuantizedWeight
 
 logger = logging.getLogger("octavo.models")
@@ -44,6 +45,10 @@ class Checkpoint(Protocol):
     @property
     def dtype(self) -> torch.dtype | None:
         """What the checkpoint says its floats are; None: each tensor keeps its type."""
+
+    @property
+    def is_gguf(self) -> bool:
+        """Whether names are those of GGUF, else Hugging Face's."""
 
     @property
     def quantization(self) -> str:
@@ -83,6 +88,7 @@ class SafetensorsCheckpoint:
     """A directory with config.json and one safetensors file, or several with an index."""
 
     quantization: Final = "none"
+    is_gguf: Final = False
 
     def __init__(self, directory: Path) -> None:
         self.source = str(directory)
@@ -134,29 +140,36 @@ class SafetensorsCheckpoint:
 
 
 class DummyCheckpoint:
-    """Random weights for an architecture: the same for the same seed and kind of device, in whatever order."""
+    """Random weights for the tensors declared: the same for the same seed and kind of device, in whatever order."""
 
     quantization: Final = "none"
+    is_gguf: Final = False
 
     def __init__(
-        self, spec: ArchSpec, config: dict[str, Any], source: str, seed: int, device: torch.device = _CPU
+        self,
+        tensors: Mapping[str, TensorDecl],
+        config: dict[str, Any],
+        source: str,
+        seed: int,
+        device: torch.device = _CPU,
     ) -> None:
         self._device = device
         self.source = source
         self.config = config
         self.dtype = config_dtype(config) or torch.bfloat16
         self._seed = seed
-        self._shapes = tensor_shapes(spec)
+        self._tensors = tensors
 
     def names(self) -> list[str]:
-        return list(self._shapes)
+        return list(self._tensors)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self._shapes[name]
+        return self._tensors[name].shape
 
     def get(self, name: str) -> Tensor:
-        values = torch.empty(self._shapes[name], dtype=self.dtype, device=self._device)
-        if name.endswith("norm.weight"):
+        tensor = self._tensors[name]
+        values = torch.empty(tensor.shape, dtype=self.dtype, device=self._device)
+        if tensor.role == "norm":
             return values.fill_(1.0)
         generator = torch.Generator(self._device).manual_seed(zlib.crc32(f"{self._seed} {name}".encode()))
         return values.uniform_(-_DUMMY_BOUND, _DUMMY_BOUND, generator=generator)

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from typing import Any, Final, Literal, cast
 
 from octavo.errors import CheckpointError
-from octavo.models.spec import Activation, ArchSpec, RopeKind, RopeSpec
+from octavo.models.spec import RopeKind, RopeSpec
 
 #: Above any real model, and low enough that no product of them is a problem.
 MAX_SIZE: Final = 1 << 24
@@ -15,7 +15,6 @@ MAX_LAYERS: Final = 1024
 MAX_HEAD_DIM: Final = 256
 MAX_POSITIONS: Final = 1 << 24
 
-_ACTIVATIONS: Final[dict[str, Activation]] = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 #: Keys of rope parameters, by kind. Any other key that is set asks for something that we do not do.
 _ROPE_KEYS: Final[dict[str, frozenset[str]]] = {
     "default": frozenset(),
@@ -97,51 +96,15 @@ class ConfigReader:
         own = {key: value for key, value in self._values.items() if value is not None}
         return ConfigReader({**values, **own}, self._place)
 
+    def without(self, *keys: str) -> ConfigReader:
+        return ConfigReader({key: value for key, value in self._values.items() if key not in keys}, self._place)
+
+    def has(self, key: str) -> bool:
+        """Whether the key is there, be it with null."""
+        return key in self._values
+
     def unknown_keys(self, known: Collection[str]) -> list[str]:
         return sorted(key for key, value in self._values.items() if value is not None and key not in known)
-
-
-def base_spec(config: ConfigReader, *, activation_key: str = "hidden_act") -> ArchSpec:
-    """What all families read alike; a family replaces what differs. No windows, no biases, untied."""
-    config.refuse_unless("partial_rotary_factor", (1, 1.0))
-    config.refuse_unless("quantization_config", ({},))
-    for key in ("num_local_experts", "num_experts"):
-        config.refuse_unless(key, (0, 1))
-    hidden = config.integer("hidden_size")
-    num_heads = config.integer("num_attention_heads")
-    num_kv_heads = config.integer("num_key_value_heads", num_heads)
-    head_dim = config.integer("head_dim", max(1, hidden // num_heads), MAX_HEAD_DIM)
-    num_layers = config.integer("num_hidden_layers", high=MAX_LAYERS)
-    if num_heads % num_kv_heads:
-        raise config.fail("num_key_value_heads", f"does not divide the {num_heads} heads")
-    if head_dim % 2:
-        raise config.fail("head_dim", "is odd")
-    activation = config.get(activation_key)
-    if activation not in _ACTIVATIONS:
-        raise config.fail(activation_key, "is not supported")
-    max_positions = config.integer("max_position_embeddings", high=MAX_POSITIONS)
-    rope = read_rope(flat_rope(config), max_positions)
-    if rope.kind == "factors" and len(rope.factors) != head_dim // 2:
-        raise CheckpointError(f"config: {len(rope.factors)} rope factors for heads of {head_dim}")
-    if rope.kind == "yarn":
-        max_positions = max(max_positions, int(rope.factor * rope.original_max_position_embeddings))
-    return ArchSpec(
-        model_type=str(config.get("model_type")),
-        vocab_size=config.integer("vocab_size"),
-        hidden_size=hidden,
-        num_layers=num_layers,
-        num_heads=num_heads,
-        num_kv_heads=num_kv_heads,
-        head_dim=head_dim,
-        intermediate_size=config.integer("intermediate_size"),
-        rms_norm_eps=config.number("rms_norm_eps", 1e-6),
-        max_position_embeddings=min(max_positions, MAX_POSITIONS),
-        rope=rope,
-        attn_scale=head_dim**-0.5,
-        layer_windows=(0,) * num_layers,
-        activation=_ACTIVATIONS[activation],
-        tie_word_embeddings=config.flag("tie_word_embeddings", False),
-    )
 
 
 def flat_rope(config: ConfigReader, default_theta: float = 10_000.0) -> ConfigReader:

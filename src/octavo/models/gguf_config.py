@@ -19,16 +19,16 @@ class _Arch:
 
     architecture: str
     model_type: str
-    permuted_qk: bool = False  # rows of q and k are in the order of pairs side by side, not of halves
-    gemma_norms: bool = False  # names of the four norms; 1 already added
+    interleaved: bool = False  # rows of q and k are in the order of pairs side by side, not of halves
+    has_gemma_keys: bool = False
 
 
 ARCHITECTURES: Final[dict[str, _Arch]] = {
-    "llama": _Arch("LlamaForCausalLM", "llama", permuted_qk=True),
+    "llama": _Arch("LlamaForCausalLM", "llama", interleaved=True),
     "qwen2": _Arch("Qwen2ForCausalLM", "qwen2"),
     "qwen3": _Arch("Qwen3ForCausalLM", "qwen3"),
-    "gemma2": _Arch("Gemma2ForCausalLM", "gemma2", gemma_norms=True),
-    "gemma3": _Arch("Gemma3ForCausalLM", "gemma3_text", gemma_norms=True),
+    "gemma2": _Arch("Gemma2ForCausalLM", "gemma2", has_gemma_keys=True),
+    "gemma3": _Arch("Gemma3ForCausalLM", "gemma3_text", has_gemma_keys=True),
 }
 #: The file does not say it: every sixth layer of Gemma 3 sees the whole context.
 _GEMMA3_PATTERN: Final = 6
@@ -77,6 +77,7 @@ def hf_config(
         "max_position_embeddings": get("context_length"),
         "num_experts": get("expert_count"),
         "hidden_act": "silu",
+        "rope_interleaved": arch.interleaved,
         "tie_word_embeddings": "output.weight" not in tensors,
         "attention_bias": "blk.0.attn_q.bias" in tensors,
         "mlp_bias": "blk.0.ffn_up.bias" in tensors,
@@ -85,7 +86,7 @@ def hf_config(
     if get("rope.dimension_count", config["head_dim"]) != config["head_dim"]:
         raise CheckpointError(f"{prefix}.rope.dimension_count is not the size of a head: not supported")
     rope = _rope(get, rope_factors)
-    if arch.gemma_norms:
+    if arch.has_gemma_keys:
         config |= _gemma(prefix, config, get, rope)
     else:
         config["rope_parameters"] = rope
@@ -142,39 +143,3 @@ def _gemma(name: str, config: dict[str, Any], get: Any, rope: dict[str, Any]) ->
         "sliding_window_pattern": _GEMMA3_PATTERN,
         "rope_parameters": {"full_attention": {"rope_theta": 1_000_000.0, **rope}, "sliding_attention": local},
     }
-
-
-_TOP_NAMES: Final = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
-}
-_BLOCK_NAMES: Final = {
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "attn_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-_GEMMA_BLOCK_NAMES: Final = _BLOCK_NAMES | {
-    "ffn_norm": "pre_feedforward_layernorm",
-    "post_attention_norm": "post_attention_layernorm",
-    "post_ffw_norm": "post_feedforward_layernorm",
-}
-
-
-def hf_name(gguf_name: str, arch: _Arch) -> str:
-    """The tensor's name on the Hugging Face side; unchanged where there is none, so that the loader reports it."""
-    if gguf_name in _TOP_NAMES:
-        return _TOP_NAMES[gguf_name]
-    parts = gguf_name.split(".")
-    names = _GEMMA_BLOCK_NAMES if arch.gemma_norms else _BLOCK_NAMES
-    if len(parts) == 4 and parts[0] == "blk" and parts[1].isascii() and parts[1].isdigit() and parts[2] in names:
-        return f"model.layers.{int(parts[1])}.{names[parts[2]]}.{parts[3]}"
-    return gguf_name

@@ -124,6 +124,8 @@ def attention(
     scale: float,
     window: int = 0,
     softcap: float = 0.0,
+    *,
+    plan: None = None,
 ) -> None:
     num_seqs, max_blocks = block_tables.shape
     rows, width = qkv.shape

@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from octavo.ops.layer_stack import LayerStack, NoPlanner
+from octavo.ops.run import Runner
+from octavo.ops.step import NoPlanner
 from octavo.quant.packed import QuantizedWeight
 
 #: Keys in a tile of the K cache; block sizes are multiples of it.
@@ -205,12 +206,15 @@ def attention(
     scale: float,
     window: int = 0,
     softcap: float = 0.0,
+    *,
+    plan: None = None,
 ) -> None:
     """Causal attention of each sequence's last tokens over its cached context, their own keys included.
 
     out float32 [T, Hq * D]; block_tables int32 [B, max_blocks]; seq_lens int32 [B], the context with this step's
     tokens; query_start_loc int32 [B + 1]. window > 0: keys at a distance < window are seen. softcap > 0:
-    scores become softcap * tanh(score / softcap). Slots at or beyond seq_len may hold anything.
+    scores become softcap * tanh(score / softcap). Slots at or beyond seq_len may hold anything. plan: what
+    `attention_planner` made of the step, here nothing.
     """
     q_all = _heads(qkv, num_heads, num_kv_heads, head_dim)[0]
     out_all = out.view(len(out), num_heads, head_dim)
@@ -243,6 +247,6 @@ def _gather(
 
 
 #: Its meaning is the calls of the other operations.
-layer_stack = LayerStack
+program_runner = Runner
 #: Host arrays for `attention` beside the step's: none.
 attention_planner = NoPlanner

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from octavo.ops import reference, reference_sampling
-from octavo.ops.layer_stack import LayerStack
+from octavo.ops.run import Runner
 
 AttentionBackend = Literal["auto", "triton", "flashinfer"]
 
@@ -59,8 +59,8 @@ class Ops:
     act_mul: Callable[[Tensor, Tensor, str], None]  # (out, gate_up, kind)
     rope_kv_write: Callable[..., None]
     attention: Callable[..., None]
-    layer_stack: Callable[..., LayerStack]  # (ops, shape, layers)
-    attention_planner: Callable[..., Any]  # (shape, torch_device, dtype): see layer_stack.NoPlanner
+    program_runner: Callable[..., Runner]  # (ops, program, weights)
+    attention_planner: Callable[..., Any]  # (heads, torch_device, dtype): see step.NoPlanner
     kv_cache_shapes: Callable[[int, int, int, int], tuple[tuple[int, ...], tuple[int, ...]]]
     soft_cap_: Callable[[Tensor, float], None]  # (logits, cap)
     resolve_ids: Callable[[Tensor, Tensor], None]  # (ids, last_ids)
@@ -95,13 +95,16 @@ _GROUPS: tuple[tuple[str, ...], ...] = (
 )
 #: Taken where all that it is made of is taken.
 _COMPOSED: dict[str, tuple[str, ...]] = {
-    "layer_stack": ("linear", "rms_norm", "add_rms_norm", "act_mul", "rope_kv_write", "attention", "kv_cache_shapes"),
-}
+    "program_runner": (
+        "linear", "embedding", "rms_norm", "add_rms_norm", "add_", "act_mul", "rope_kv_write", "attention",
+        "kv_cache_shapes",
+    ),
+}  # fmt: skip
 _REFERENCE_MODULES: dict[str, Any] = dict.fromkeys(("forbid", "sample", "logprobs"), reference_sampling)
 _SETTINGS = ("implementations", "penalty_counts", "activation_dtype", "torch_device", "to_device")
 _NAMES = tuple(name for name in Ops.__dataclass_fields__ if name not in _SETTINGS)
 #: Modules with the native operations of the CPU, in `octavo.ops`.
-_CPU_MODULES: tuple[str, ...] = ("cpu", "cpu_linear", "cpu_layers")
+_CPU_MODULES: tuple[str, ...] = ("cpu", "cpu_linear", "cpu_program")
 
 
 def bind(device: str = "cpu", impl: Literal["auto", "reference"] = "auto", binding: Binding | None = None) -> Ops:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from octavo.device.base import Device
-from octavo.ops.layer_stack import PlannedArrays
+from octavo.ops.step import PlannedArrays
 from octavo.worker.input_batch import HostBatch, InputBatch
 
 #: Beyond, launching takes less than the step itself.

@@ -58,7 +58,8 @@ class ModelRunner:
         graph_sizes: tuple[int, ...] = (),
         num_cache_groups: int = 1,
     ) -> None:
-        """`kv_caches`: of each layer; those of different groups may be the same. `graph_sizes`: batch sizes to which steps of decoding are padded and captured; none: nothing is."""
+        """`kv_caches`: of each layer; layers of different groups may share one. `graph_sizes`: batch sizes to which
+        steps of decoding are padded and captured; none: nothing is."""
         self._model = model
         self._ops = ops
         self._device = device
@@ -71,7 +72,7 @@ class ModelRunner:
         if device.plans_ahead:
             self._last_ids = torch.zeros(max_num_seqs, dtype=torch.int32, device=device.torch_device)
         self._swap = SwapSpace(device, kv_caches)
-        self._planner = ops.attention_planner(model.shape, device.torch_device, ops.activation_dtype)
+        self._planner = ops.attention_planner(model.heads, device.torch_device, ops.activation_dtype)
         self._sampler = Sampler(ops, device, max_num_seqs, logprobs_mode)
         self._scorer = PromptScorer(model, ops, device, logprobs_mode)
         self._graphs: StepGraphs | None = None

@@ -195,9 +195,9 @@ class Worker:
     def _plan_kv_cache(
         self, loaded: LoadedModel, ops: Ops, kv_dtype: torch.dtype, max_model_len: int, device: Device
     ) -> KVCachePlan:
-        spec, block_size = loaded.spec, self._config.cache.block_size
-        shapes = ops.kv_cache_shapes(1, block_size, spec.num_kv_heads, spec.head_dim)
-        values_per_block = spec.num_layers * sum(math.prod(shape) for shape in shapes)
+        block_size = self._config.cache.block_size
+        shapes = _cache_shapes(loaded, ops, 1, block_size)
+        values_per_block = sum(math.prod(shape) for pair in shapes for shape in pair)
         return plan_kv_cache(
             self._config.cache,
             bytes_per_block=values_per_block * kv_dtype.itemsize,
@@ -210,10 +210,9 @@ class Worker:
     def _allocate_kv_caches(
         self, loaded: LoadedModel, device: Device, ops: Ops, plan: KVCachePlan, kv_dtype: torch.dtype
     ) -> KVCaches:
-        spec = loaded.spec
-        k_shape, v_shape = ops.kv_cache_shapes(plan.num_blocks, plan.block_size, spec.num_kv_heads, spec.head_dim)
+        shapes = _cache_shapes(loaded, ops, plan.num_blocks, plan.block_size)
         try:
-            return [(device.zeros(k_shape, kv_dtype), device.zeros(v_shape, kv_dtype)) for _ in range(spec.num_layers)]
+            return [(device.zeros(k_shape, kv_dtype), device.zeros(v_shape, kv_dtype)) for k_shape, v_shape in shapes]
         except (OSError, RuntimeError) as error:
             raise InvalidConfig(f"The KV cache of {plan.total_bytes:,} bytes cannot be allocated: {error}") from None
 
@@ -274,7 +273,15 @@ class Worker:
             caches_output=device.decodes_as_prompts or not self._config.parallel.batch_invariant,
             num_swap_blocks=self._num_swap_blocks(device, plan),
             plans_ahead=device.plans_ahead and self._config.model.logprobs_mode.startswith("raw"),
-            layer_ops_per_token=loaded.spec.layer_ops_per_token,
+            layer_ops_per_token=loaded.model.definition.layer_ops_per_token,
             output_ops_per_token=2 * loaded.spec.hidden_size * loaded.spec.vocab_size,
-            attention_ops_per_key=4 * loaded.spec.num_layers * loaded.spec.num_heads * loaded.spec.head_dim,
+            attention_ops_per_key=loaded.model.definition.attention_ops_per_key,
         )
+
+
+def _cache_shapes(
+    loaded: LoadedModel, ops: Ops, num_blocks: int, block_size: int
+) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """(k, v) of each of the program's caches."""
+    heads = [cache.heads for cache in loaded.model.definition.program.caches]
+    return [ops.kv_cache_shapes(num_blocks, block_size, each.num_kv_heads, each.head_dim) for each in heads]

@@ -19,7 +19,8 @@ from torch import Tensor
 
 import triton
 from octavo.ops.flashinfer_prompts import FlashInferPrompts, PromptStep, prompts_of
-from octavo.ops.layer_stack import PlannedArrays, StackShape
+from octavo.ops.program import Heads
+from octavo.ops.step import PlannedArrays
 from octavo.ops.triton.attention_kernels import combine_kernel, decode_kernel, prefill_kernel
 from octavo.ops.triton.rope import kv_cache_shapes
 from octavo.ops.triton.variants import TYPE_NAMES, Variant
@@ -72,7 +73,7 @@ class AttentionPlanner:
 
     def __init__(
         self,
-        shape: StackShape,
+        heads: Heads,
         device: torch.device,
         dtype: torch.dtype,
         library: Any = None,
@@ -82,10 +83,10 @@ class AttentionPlanner:
 
         Raises DeviceError if it is required and lacks kernels for the model.
         """
-        self._prompts = prompts_of(library, shape, device, is_required)
-        self._num_heads = shape.num_heads
-        self._head_block = triton.next_power_of_2(shape.head_dim)
-        self._queries = _queries_of_tile(shape.num_heads // shape.num_kv_heads, self._head_block, dtype.itemsize)
+        self._prompts = prompts_of(library, heads, device, is_required)
+        self._num_heads = heads.num_heads
+        self._head_block = triton.next_power_of_2(heads.head_dim)
+        self._queries = _queries_of_tile(heads.num_heads // heads.num_kv_heads, self._head_block, dtype.itemsize)
         self._device = device
         self._scratch: list[tuple[Tensor, Tensor]] = []  # all but the last are kept for graphs that were captured
 
@@ -277,11 +278,8 @@ def _plan_of(
     qkv: Tensor, seq_lens: Tensor, query_start_loc: Tensor, num_heads: int, num_kv_heads: int, head_dim: int
 ) -> AttentionPlan:
     """The plan of a call by itself: leading sequences with one query decode."""
-    shape = StackShape(
-        hidden_size=1, intermediate_size=1, num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim, eps=0.0,
-        attn_scale=1.0, softcap=0.0, activation="silu",
-    )  # fmt: skip
-    planner = AttentionPlanner(shape, qkv.device, qkv.dtype)
+    heads = Heads(num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim)
+    planner = AttentionPlanner(heads, qkv.device, qkv.dtype)
     starts = query_start_loc.cpu().numpy()
     is_one = np.diff(starts) == 1
     num_decodes = len(is_one) if is_one.all() else int(np.argmin(is_one))

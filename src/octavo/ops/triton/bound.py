@@ -8,7 +8,7 @@ from typing import Any
 from octavo.ops import flashinfer_prompts
 from octavo.ops.table import Binding
 from octavo.ops.triton import attention, elementwise, linear, rope, sampling
-from octavo.ops.triton.layers import TritonLayerStack
+from octavo.ops.triton.fuse import TritonRunner
 from octavo.ops.triton.linear import LinearPacker
 
 
@@ -41,7 +41,7 @@ def operations(binding: Binding) -> tuple[dict[str, Any], dict[str, str]]:
         "act_mul": elementwise.act_mul,
         "rope_kv_write": rope.rope_kv_write,
         "attention": attention.attention,
-        "layer_stack": TritonLayerStack,
+        "program_runner": TritonRunner,
         "attention_planner": planner,
         "kv_cache_shapes": rope.kv_cache_shapes,
         "soft_cap_": elementwise.soft_cap_,

@@ -23,8 +23,8 @@ from octavo.ops.triton.linear_w8a8 import TYPES, QuantizedLinear, check_supporte
 from octavo.quant.packed import QuantizedWeight
 
 __all__ = [
-    "LinearPacker", "LinearWeight", "embedding", "has_fused_act", "linear", "linear_act", "linear_quantized",
-    "quantized_dtype",
+    "LinearPacker", "LinearWeight", "can_fuse_act", "embedding", "has_fused_act", "linear", "linear_act",
+    "linear_quantized", "quantized_dtype",
 ]  # fmt: skip
 
 Weight = Tensor | QuantizedWeight
@@ -97,6 +97,11 @@ def linear_quantized(out: Tensor, x_q: Tensor, x_scale: Tensor, w: LinearWeight)
 def has_fused_act(w: LinearWeight, num_rows: int) -> bool:
     """Whether `linear_act` takes w, gate over up, with so many rows. Else: `linear`, and then `act_mul`."""
     return isinstance(w, DenseLinear | IntLinear) and num_rows > 0 and w.has_act(num_rows)
+
+
+def can_fuse_act(w: LinearWeight) -> bool:
+    """Whether `has_fused_act` may say yes."""
+    return isinstance(w, DenseLinear | IntLinear)
 
 
 def linear_act(out: Tensor, x: Tensor, w: LinearWeight, kind: str) -> None:

@@ -1,0 +1,69 @@
+"""From a `ModelSpec` to what is loaded and run: the program, and the parameters that it names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
+
+from octavo.models.builder import Builder
+from octavo.models.params import Matrix, Param, TensorDecl
+from octavo.models.spec import ModelSpec, RopeSpec
+from octavo.ops.program import Buffer, Embed, Linear, Program, Weight, program
+
+EMBEDDING: Final = "embedding"
+LM_HEAD: Final = "lm_head"
+
+
+@dataclass(frozen=True, eq=False)
+class Definition:
+    """A model before its weights are there."""
+
+    spec: ModelSpec
+    program: Program  # from token ids to the hidden states behind the last norm
+    params: tuple[Param, ...]  # in the order in which they are packed
+    rotations: dict[Weight, RopeSpec]
+    lm_head: Weight
+
+    @cached_property
+    def tensors(self) -> dict[str, TensorDecl]:
+        """What a checkpoint must hold, no more and no less, by Hugging Face's names."""
+        return {tensor.name: tensor for param in self.params for tensor in param.tensors}
+
+    @property
+    def layer_ops_per_token(self) -> int:
+        """Sums and products of the layers' matrices for one token."""
+        matrices = [op.weight.shape for op in self.program.ops if isinstance(op, Linear)]
+        return 2 * sum(rows * columns for rows, columns in matrices)
+
+    @property
+    def attention_ops_per_key(self) -> int:
+        """Sums and products of all layers' attentions for one key that one token sees."""
+        return 4 * sum(cache.heads.size for cache in self.program.caches)
+
+
+def define(spec: ModelSpec) -> Definition:
+    """Raises ProgramError if the blocks of a family do not fit together."""
+    build = Builder(spec.max_position_embeddings)
+    lm_head = _embeddings(build, spec)
+    residual = Buffer("residual", spec.hidden_size)
+    embedding = build.params[0].weight
+    build.ops.append(Embed(out=residual, weight=embedding, scale=spec.embedding_scale))
+    for number, layer in enumerate(spec.layers):
+        build.layer(number)
+        layer.emit(build, residual)
+    build.top()
+    output = build.norm(residual, spec.norm, "model.norm", "output_norm")
+    rotations = {weight: rope for rope, weight in build.rotations.items()}
+    return Definition(spec, program(build.ops, output), tuple(build.params), rotations, lm_head)
+
+
+def _embeddings(build: Builder, spec: ModelSpec) -> Weight:
+    """Declares the table of the tokens, and the output matrix unless it is the same. Returns the latter's name."""
+    table = Matrix(name="model.embed_tokens", gguf="token_embd", rows=spec.vocab_size)
+    output = Matrix(name="lm_head", gguf="output", rows=spec.vocab_size)
+    if spec.tie_word_embeddings:
+        build.matrices(EMBEDDING, [table], spec.hidden_size, None, "tied")
+        return Weight(LM_HEAD, (spec.vocab_size, spec.hidden_size), 0)
+    build.matrices(EMBEDDING, [table], spec.hidden_size, None, "embedding")
+    return build.matrices(LM_HEAD, [output], spec.hidden_size, 0, "output")
