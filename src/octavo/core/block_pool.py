@@ -4,10 +4,10 @@
     free, cached    in order of their release; the least recently used is given out (and forgotten) next
     referenced      ref_count > 0: held by that many block tables; cached or not
 
-A block is cached once it is full and computed. It hangs on a node of the tree of all prefixes, which keeps its tokens and
-what it follows, so that a hit is compared and not believed: with any hash function, however bad, a wrong block is never
-returned. Groups of layers have blocks of their own at each node, and may lose them one by one: layers with a window need
-those of a prefix's end alone.
+A block is cached once it is full and computed. It hangs on a node of the tree of all prefixes, which keeps its tokens
+and what it follows, so that a hit is compared and not believed: with any hash function, however bad, a wrong block is
+never returned. Groups of layers have blocks of their own at each node, and may lose them one by one: layers with a
+window need those of a prefix's end alone.
 """
 
 from __future__ import annotations

@@ -38,8 +38,8 @@ def hash_block(parent: bytes, key: bytes) -> bytes:
 class KVCacheManager:
     """`num_blocks` includes the null block 0. Owns every `Request.block_tables` and the fields beside it.
 
-    `windows`: of each group of layers, 0 for one that keeps all keys. `step_tokens`: the most tokens of one prompt that a
-    step computes. What was found of a request's tokens in the cache is passed around as `hit`, the nodes of its blocks.
+    `windows`: of each group of layers, 0 for one that keeps all keys. `step_tokens`: the most tokens of one prompt that
+    a step computes. What was found of a request's tokens in the cache goes around as `hit`, the nodes of its blocks.
     """
 
     def __init__(
@@ -208,7 +208,8 @@ class KVCacheManager:
         return block_ids
 
     def swap_in(self, request: Request, hit: list[PrefixNode]) -> tuple[list[int], list[int]]:
-        """Of what `swap_out` named the places that an admitted request lacks behind its `hit`, and its blocks for them."""
+        """Of what `swap_out` named: the places that an admitted request lacks behind its `hit`, and its blocks for
+        them."""
         num_tokens = request.num_swapped_tokens
         last = self.num_blocks_of(num_tokens)
         places: list[int] = []

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final
 
+from octavo.cache.spec import CacheGroup, FullKV, WindowKV, cache_groups
 from octavo.models.builder import Builder
 from octavo.models.params import Matrix, Param, TensorDecl
 from octavo.models.spec import ModelSpec, RopeSpec
-from octavo.ops.program import Buffer, Embed, Linear, Program, Weight, program
+from octavo.ops.program import Attend, Buffer, Embed, Linear, Op, Program, RopeWrite, Weight, program
 
 EMBEDDING: Final = "embedding"
 LM_HEAD: Final = "lm_head"
@@ -24,6 +26,7 @@ class Definition:
     params: tuple[Param, ...]  # in the order in which they are packed
     rotations: dict[Weight, RopeSpec]
     lm_head: Weight
+    cache_groups: tuple[CacheGroup, ...]  # of the program's caches, by their index
 
     @cached_property
     def tensors(self) -> dict[str, TensorDecl]:
@@ -55,7 +58,24 @@ def define(spec: ModelSpec) -> Definition:
     build.top()
     output = build.norm(residual, spec.norm, "model.norm", "output_norm")
     rotations = {weight: rope for rope, weight in build.rotations.items()}
-    return Definition(spec, program(build.ops, output), tuple(build.params), rotations, lm_head)
+    ops, groups = _grouped(build.ops)
+    return Definition(spec, program(ops, output), tuple(build.params), rotations, lm_head, groups)
+
+
+def _grouped(ops: Sequence[Op]) -> tuple[list[Op], tuple[CacheGroup, ...]]:
+    """The operations with the group of each cache, and the groups."""
+    caches = {op.cache.index: op.cache for op in ops if isinstance(op, RopeWrite | Attend)}
+    ordered = [caches[index] for index in range(len(caches))]
+    kinds = [WindowKV(cache.window) if cache.window else FullKV() for cache in ordered]
+    groups = cache_groups(kinds, is_uniform=len({cache.heads for cache in ordered}) == 1)
+    group_of = {index: number for number, group in enumerate(groups) for index in group.layers}
+    grouped = [
+        replace(op, cache=replace(op.cache, group=group_of[op.cache.index]))
+        if isinstance(op, RopeWrite | Attend)
+        else op
+        for op in ops
+    ]
+    return grouped, groups
 
 
 def _embeddings(build: Builder, spec: ModelSpec) -> Weight:

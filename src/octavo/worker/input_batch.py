@@ -64,6 +64,7 @@ def build_batch(
     slots = np.fromiter(num_scheduled.keys(), np.int64, num_seqs)
     counts = np.fromiter(num_scheduled.values(), np.int64, num_seqs)
     starts = states.num_computed[slots]
+    states.leave_blocks(slots)
     num_rows = np.maximum(starts + counts + 1 - states.num_tokens[slots], 0)
     drafted = slots[num_rows > 1]
     if splits_drafts and len(drafted):

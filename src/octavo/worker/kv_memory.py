@@ -43,8 +43,8 @@ def plan_kv_cache(
     windows: Sequence[int] = (0,),
     step_tokens: int = 1,
 ) -> KVCachePlan:
-    """Decide the number of blocks. `windows`: of each group of layers, 0 for one that keeps all keys; a step computes at
-    most `step_tokens` of one prompt.
+    """Decide the number of blocks. `windows`: of each group of layers, 0 for one that keeps all keys; a step computes
+    at most `step_tokens` of one prompt.
 
     An explicit number of blocks or bytes is obeyed. Otherwise the cache gets what the device allows it, at most what
     the largest batch of full-length requests can use, and at most the device's default or two full-length requests.
