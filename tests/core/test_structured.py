@@ -24,6 +24,9 @@ class FakeMatcher:
         self.left = int(length)
         self.num_filled = 0
 
+    def copy(self) -> FakeMatcher:
+        return FakeMatcher(f"{self.left} {self.fails}")
+
     def advance(self, token_id: int) -> str | None:
         self.left -= 1
         return "unexpected token" if self.fails == "advance" else None
