@@ -214,7 +214,7 @@ def test_two_requests_of_one_step_do_not_share_what_is_not_computed_yet() -> Non
     world.add(1, [*prompt(0, 4), *prompt(9, 9)])
     world.add(2, [*prompt(0, 4), *prompt(30, 9)])  # shares less than half: is not held back
     plan = world.step()
-    tables = [set(new.block_ids) for new in plan.new_requests]
+    tables = [set(new.block_ids[0]) for new in plan.new_requests]
     assert len(tables) == 2 and not tables[0] & tables[1]
     world.run()
     for i in (1, 2):

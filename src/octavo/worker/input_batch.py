@@ -96,10 +96,11 @@ def build_batch(
         num_scheduled=counts,
         token_ids=states.token_ids[token_slots, positions],
         positions=positions.astype(np.int32),
-        slot_mapping=states.block_tables[:, token_slots, indices] * np.int64(block_size) + offsets,
+        # Kernels read a group's slots and tables as they stand in memory; numpy may have gathered them in another order.
+        slot_mapping=np.ascontiguousarray(states.block_tables[:, token_slots, indices] * np.int64(block_size) + offsets),
         query_start_loc=query_start_loc,
         seq_lens=ends.astype(np.int32),
-        block_tables=states.block_tables[:, slots, :max_blocks],
+        block_tables=np.ascontiguousarray(states.block_tables[:, slots, :max_blocks]),
         logits_rows=logits_rows,
         rows=rows,
     )
