@@ -107,11 +107,34 @@ def test_a_hit_reaches_as_far_as_the_blocks_of_all_groups(engine: Engine, alone:
 
 @pytest.mark.parametrize("num_swap_blocks", [0, 10_000])
 def test_through_preemption(engine: Engine, alone: dict[int, Reply], num_swap_blocks: int) -> None:
-    # The longest alone holds 78 blocks and 5 times 41; two of them do not fit.
-    scheduler = engine.scheduler(num_kv_blocks=420, prefix_caching=False, num_swap_blocks=num_swap_blocks)
-    run = engine.run(requests_under_test(), scheduler=scheduler)
+    """Two requests in room for one and a half: 32 blocks in each of six groups, and 12 more beyond 512 tokens."""
+    scheduler = engine.scheduler(num_kv_blocks=392, prefix_caching=False, num_swap_blocks=num_swap_blocks)
+    one = requests_under_test()[2]
+    twins = [request(i, one.prompt_token_ids, max_tokens=40) for i in range(2)]
+    run = engine.run(twins, scheduler=scheduler)
     assert run.num_preemptions > 0 and (run.num_swapped > 0) == (num_swap_blocks > 0)
-    check(run, alone)
+    assert run.replies[0] == run.replies[1] == alone[2]
+    check_all_free(scheduler)
+
+
+@pytest.mark.parametrize("num_swap_blocks", [0, 10_000])
+def test_through_preemption_beyond_the_window(engine: Engine, alone: dict[int, Reply], num_swap_blocks: int) -> None:
+    """The newest request gives up its blocks again and again: in its prompt, and while it generates."""
+    scheduler = engine.scheduler(prefix_caching=False, num_swap_blocks=num_swap_blocks)
+    replies = {message.request_id: Reply() for message in requests_under_test()[:2]}
+    for message in requests_under_test()[:2]:
+        scheduler.add(message)
+    step = 0
+    while scheduler.has_work:
+        plan = scheduler.schedule()
+        for output in scheduler.update(plan, engine.worker.execute(plan)):
+            replies[output.request_id].token_ids += output.new_token_ids
+        step += 1
+        if step in (3, 9, 18, 25) and scheduler.running:
+            scheduler.live.preempt(scheduler.running[-1])
+    assert scheduler.stats().num_preemptions == 4
+    for request_id, reply in replies.items():
+        assert reply.token_ids == alone[request_id].token_ids
     check_all_free(scheduler)
 
 

@@ -230,6 +230,11 @@ class KVCacheManager:
         request.num_swapped_tokens = request.num_swapped_blocks = 0
 
     # ------------------------------------------------------------------------------------------- from step to step
+    def num_next_tokens(self, num_computed: int, num_tokens: int) -> int:
+        """For how many of a request's `num_tokens` tokens it must have blocks in the step that goes on from
+        `num_computed`."""
+        return min(num_tokens, num_computed + self.step_tokens) if any(self.windows) else num_tokens
+
     def num_missing_blocks(self, request: Request, num_tokens: int) -> int:
         """How many blocks `grow` would take."""
         if num_tokens <= request.num_allocated_tokens:

@@ -162,7 +162,7 @@ class Scheduler:
             num_tokens = len(request.token_ids) + request.num_expected_tokens
             if num_tokens > request.num_allocated_tokens:
                 num_computed = request.num_computed_tokens + request.num_in_flight_tokens
-                num_next = min(num_tokens, num_computed + self.max_num_prefill_tokens)
+                num_next = self.kv.num_next_tokens(num_computed, num_tokens)
                 num_missing += self.kv.num_missing_blocks(request, num_next)
         return num_missing <= self.kv.pool.num_free  # nobody will have to give up blocks that a step still reads
 
@@ -213,16 +213,15 @@ class Scheduler:
                 continue  # the expected token is its last
             num_computed = request.num_computed_tokens + request.num_in_flight_tokens
             count = num_tokens - num_computed
-            is_decode = count == 1 or bool(request.unsent_token_ids)
-            num_next = num_tokens if is_decode else min(num_tokens, num_computed + self.max_num_prefill_tokens)
+            num_next = self.kv.num_next_tokens(num_computed, num_tokens)
             if num_next > request.num_allocated_tokens and not self._grow(request, num_next):
                 break
-            if not is_decode:
+            if count > 1 and not request.unsent_token_ids:
                 step.prefilling.append((request, count))
                 continue
             unsent: Sequence[int] = ()
             if count > 1:  # it jumped
-                count = min(count, step.budget)
+                count = min(count, step.budget, num_next - num_computed)
                 unsent, request.unsent_token_ids = request.unsent_token_ids, []
             new_ids, request.unsent_block_ids = request.unsent_block_ids, []
             known = CachedRequestData(request.slot, new_ids, num_computed, unsent)
