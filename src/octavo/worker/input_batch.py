@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -45,11 +45,11 @@ class InputBatch:
     seq_lens: torch.Tensor
     block_tables: torch.Tensor
     attention_plan: Any = None  # the table's own, where its attention wants one
+    #: Of each group of layers: block tables [B, blocks], slots [T].
+    cache_groups: list[tuple[torch.Tensor, torch.Tensor]] = field(init=False)
 
-    @property
-    def cache_groups(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Of each group of layers: block tables [B, blocks], slots [T]."""
-        return list(zip(self.block_tables, self.slot_mapping, strict=True))
+    def __post_init__(self) -> None:
+        self.cache_groups = list(zip(self.block_tables.unbind(), self.slot_mapping.unbind(), strict=True))
 
 
 def build_batch(
@@ -96,8 +96,10 @@ def build_batch(
         num_scheduled=counts,
         token_ids=states.token_ids[token_slots, positions],
         positions=positions.astype(np.int32),
-        # Kernels read a group's slots and tables as they stand in memory; numpy may have gathered them in another order.
-        slot_mapping=np.ascontiguousarray(states.block_tables[:, token_slots, indices] * np.int64(block_size) + offsets),
+        # Kernels read slots and tables as they stand in memory; numpy may have gathered them in another order.
+        slot_mapping=np.ascontiguousarray(
+            states.block_tables[:, token_slots, indices] * np.int64(block_size) + offsets
+        ),
         query_start_loc=query_start_loc,
         seq_lens=ends.astype(np.int32),
         block_tables=np.ascontiguousarray(states.block_tables[:, slots, :max_blocks]),
