@@ -220,14 +220,15 @@ class Scheduler:
                 step.prefilling.append((request, count))
                 continue
             unsent: Sequence[int] = ()
-            if count > 1:  # it jumped
+            jumped = count > 1
+            if jumped:
                 count = min(count, step.budget, num_next - num_computed)
                 unsent, request.unsent_token_ids = request.unsent_token_ids, []
             new_ids, request.unsent_block_ids = request.unsent_block_ids, []
             known = CachedRequestData(request.slot, new_ids, num_computed, unsent)
             step.cached.append(known)
             step.give(request, count)
-            if request.is_drafted and count == 1:
+            if request.is_drafted and not jumped:
                 step.drafted.append((request, known))
 
     def _continue_prompts(self, step: _Step) -> None:
