@@ -82,7 +82,7 @@ def check_cache(scheduler: Scheduler, executor: FakeExecutor) -> None:
     for block in cached:
         node = block.node
         assert node is not None and node.blocks[block.group] is block
-        assert executor.pool[block.block_id] == list(struct.unpack(f"<{scheduler.kv.block_size}I", node.key))
+        assert executor.pool[block.block_id] == list(struct.unpack_from(f"<{scheduler.kv.block_size}I", node.key))
         parent = hash_salt(node.parent) if isinstance(node.parent, str) else node.parent.block_hash
         assert node.block_hash == hash_block(parent, node.key)
     for block_hash, node in pool._nodes.items():

@@ -142,8 +142,7 @@ class KVCacheManager:
         request.num_computed_tokens = num_computed
         request.num_cached_blocks = len(hit)
         request.cache_parent = hit[-1] if hit else request.cache_salt
-        request.next_cache_tokens = self._next_cache_tokens(request, len(hit))
-        request.next_release_tokens = self._next_release_tokens(num_computed)
+        request.next_settle_tokens = self._next_settle_tokens(request)
         return True
 
     def fits(self, request: Request, hit: list[PrefixNode], *, keep_free: int) -> bool:
@@ -170,9 +169,13 @@ class KVCacheManager:
             for node in hit[self._first_needed(window, num_computed) :]:
                 yield node.blocks[group]
 
-    def _next_cache_tokens(self, request: Request, num_cached_blocks: int) -> int:
+    def _next_settle_tokens(self, request: Request) -> int:
+        """At how many computed tokens `settle` has something to do."""
+        return min(self._next_cache_tokens(request), self._next_release_tokens(request.num_computed_tokens))
+
+    def _next_cache_tokens(self, request: Request) -> int:
         """At how many computed tokens the next block can enter the cache."""
-        num_tokens = (num_cached_blocks + 1) * self.block_size
+        num_tokens = (request.num_cached_blocks + 1) * self.block_size
         is_cached = self.enable_prefix_caching and (self.caches_output or num_tokens <= request.num_prompt_tokens)
         return num_tokens if is_cached else _NEVER
 
@@ -263,9 +266,15 @@ class KVCacheManager:
             del block_ids[:count]
         return new_ids
 
-    def release_unseen(self, request: Request) -> None:
-        """Give back the blocks that no later token sees. Called after the step that computed `num_computed_tokens`, and
-        after `cache_computed_blocks`."""
+    def settle(self, request: Request) -> None:
+        """Called after the step that computed `num_computed_tokens`, when they are `next_settle_tokens` or more: full
+        blocks can be found by others, and those that no later token sees are given back."""
+        if request.num_computed_tokens >= self._next_cache_tokens(request):
+            self._cache_computed_blocks(request)
+        self._release_unseen(request)
+        request.next_settle_tokens = self._next_settle_tokens(request)
+
+    def _release_unseen(self, request: Request) -> None:
         for table, window in zip(request.block_tables, self.windows, strict=True):
             end = self._first_needed(window, request.num_computed_tokens)
             first = end
@@ -273,10 +282,8 @@ class KVCacheManager:
                 first -= 1
             self.pool.release(table[first:end])
             table[first:end] = [NULL_BLOCK_ID] * (end - first)
-        request.next_release_tokens = self._next_release_tokens(request.num_computed_tokens)
 
-    def cache_computed_blocks(self, request: Request) -> None:
-        """Make the full blocks among the computed tokens findable. Called after the step that computed them."""
+    def _cache_computed_blocks(self, request: Request) -> None:
         self._extend_keys(request)
         num_tokens = request.num_computed_tokens
         if not self.caches_output:
@@ -288,7 +295,6 @@ class KVCacheManager:
             parent = self.pool.cache(block_ids, request.block_hashes[i], request.block_tokens[i], parent)
         request.cache_parent = parent
         request.num_cached_blocks = last
-        request.next_cache_tokens = self._next_cache_tokens(request, last)
 
     def free(self, request: Request, *, forget: bool = False) -> None:
         """Give back all blocks. `forget`: their content is in doubt, they leave the cache, also for other holders."""
@@ -299,7 +305,6 @@ class KVCacheManager:
             self.pool.release(table)
         request.block_tables = []
         request.num_allocated_tokens = request.num_computed_tokens = request.num_cached_blocks = 0
-        request.next_release_tokens = _NEVER
         request.cache_parent = request.cache_salt
 
     def reset_prefix_cache(self) -> None:

@@ -26,6 +26,7 @@ class Limit(Protocol):
 
     def room(self, candidate: Candidate, count: int) -> int:
         """How many of the next `count` tokens may be computed in this step; 0: the request waits, and all behind it.
+        Where prompts are not chunked it is all or none.
 
         Changes nothing: another limit may have no room.
         """

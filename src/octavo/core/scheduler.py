@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -205,31 +205,32 @@ class Scheduler:
 
         `running` may lose its tail meanwhile: those preempted are newer than the one that is looked at.
         """
+        budget, scheduled = step.budget, step.scheduled
         for request in self.running:
-            if not step.budget:
+            if not budget:
                 break
             num_tokens = len(request.token_ids) + request.num_expected_tokens
             if num_tokens >= request.limit_tokens and request.num_expected_tokens:
                 continue  # the expected token is its last
             num_computed = request.num_computed_tokens + request.num_in_flight_tokens
             count = num_tokens - num_computed
-            num_next = self.kv.num_next_tokens(num_computed, num_tokens)
-            if num_next > request.num_allocated_tokens and not self._grow(request, num_next):
+            if num_tokens > request.num_allocated_tokens and not self._grow(request, num_computed, num_tokens):
                 break
             if count > 1 and not request.unsent_token_ids:
                 step.prefilling.append((request, count))
                 continue
-            unsent: Sequence[int] = ()
-            jumped = count > 1
-            if jumped:
-                count = min(count, step.budget, num_next - num_computed)
-                unsent, request.unsent_token_ids = request.unsent_token_ids, []
-            new_ids, request.unsent_block_ids = request.unsent_block_ids, []
-            known = CachedRequestData(request.slot, new_ids, num_computed, unsent)
-            step.cached.append(known)
-            step.give(request, count)
-            if request.is_drafted and not jumped:
+            known = CachedRequestData(request.slot, request.unsent_block_ids, num_computed)
+            if request.unsent_block_ids:
+                request.unsent_block_ids = []
+            if count > 1:  # it jumped
+                count = min(count, budget, request.num_allocated_tokens - num_computed)
+                known.new_token_ids, request.unsent_token_ids = request.unsent_token_ids, []
+            elif request.is_drafted:
                 step.drafted.append((request, known))
+            step.cached.append(known)
+            scheduled[request.slot] = count
+            budget -= count
+        step.budget = budget
 
     def _continue_prompts(self, step: _Step) -> None:
         """Prompts on their way, and what was left of a long jump: they have the blocks of what a step computes."""
@@ -261,9 +262,11 @@ class Scheduler:
         self._unanswered.append(members)
         return masked
 
-    def _grow(self, request: Request, num_tokens: int) -> bool:
-        """Blocks for `request`, taken from the newest if none are free. False: it was the newest itself."""
-        while (new_ids := self.kv.grow(request, num_tokens)) is None:
+    def _grow(self, request: Request, num_computed: int, num_tokens: int) -> bool:
+        """The blocks that `request` needs in the step that goes on from `num_computed`, taken from the newest if too
+        few are free. False: it was the newest itself."""
+        num_next = self.kv.num_next_tokens(num_computed, num_tokens)
+        while (new_ids := self.kv.grow(request, num_next)) is None:
             victim = self.running[-1]
             self.live.preempt(victim)
             if victim is request:
@@ -326,19 +329,21 @@ class Scheduler:
         )
 
     def _add_drafts(self, step: _Step) -> None:
-        """Let requests of this step compute draft tokens with what it has left. Nobody gives up blocks for a guess."""
+        """Let requests of this step compute draft tokens with what it has left. Nobody gives up blocks for a guess, and
+        some stay free for those who need one next."""
         if self._drafter is None:
             return
         for request, known in step.drafted:
             jumps = self.enable_jump_forward and request.can_jump
             draft, places = draft_for(request, self._drafter, step.budget, self.vocab_size, jumps=jumps)
             num_tokens = len(request.token_ids)
-            if num_tokens + len(draft) > request.num_allocated_tokens:
-                if (new_ids := self.kv.grow(request, num_tokens + len(draft))) is not None:
-                    known.new_block_ids = _joined(known.new_block_ids, new_ids)
-                else:
-                    del draft[request.num_allocated_tokens - num_tokens :]
-                    del places[len(draft) :]
+            num_missing = self.kv.num_missing_blocks(request, num_tokens + len(draft))
+            if num_missing > self.kv.pool.num_free - self.kv.watermark:
+                del draft[request.num_allocated_tokens - num_tokens :]
+                del places[len(draft) :]
+            elif num_missing:
+                new_ids = self.kv.grow(request, num_tokens + len(draft)) or []
+                known.new_block_ids = _joined(known.new_block_ids, new_ids)
             request.draft_token_ids, request.draft_places = draft, places
             known.draft_token_ids = draft
             step.give(request, len(draft))

@@ -129,7 +129,7 @@ class Sampler:
     def _fill_batch(self, states: RequestStates, rows: Rows, at_end: frozenset[int]) -> None:
         slots, num_rows = rows.slots, len(rows.slots)
         if num_rows > self._batch.temperature.numel():  # drafts: more rows than slots
-            self._batch = SamplingBatch.allocate(num_rows)
+            self._batch = SamplingBatch.allocate(2 * num_rows)
             self._filled = None
         batch, on_device = self._batch, self._uploaded
         batch.begin(num_rows)
