@@ -88,7 +88,7 @@ def _definition(shape: Shape, num_layers: int) -> Definition:
 
 def _weights(context: Context, ops: Ops, definition: Definition) -> dict[str, Any]:
     weights: dict[str, Any] = {
-        weight.name: torch.rand(weight.shape, device=context.device) for weight in definition.rotations
+        weight.name: torch.rand(weight.shape, device=context.device) for weight in definition.derived
     }
     for param in definition.params:
         shape = param.weight.shape

@@ -50,10 +50,11 @@ void bind_program(nb::module_& m) {
         .def(nb::init<>())
         .def(
             "embed",
-            [](Program& self, const PackedLinear& weight, BufferId out, float scale) {
-                self.add(EmbedRecord{out, &weight, scale});
+            [](Program& self, const PackedLinear& weight, BufferId out, float scale, bool of_positions) {
+                self.add(EmbedRecord{out, &weight, scale, of_positions});
             },
-            nb::keep_alive<1, 2>(), nb::arg("weight"), nb::kw_only(), nb::arg("out"), nb::arg("scale"))
+            nb::keep_alive<1, 2>(), nb::arg("weight"), nb::kw_only(), nb::arg("out"), nb::arg("scale"),
+            nb::arg("of_positions"))
         .def(
             "linear",
             [](Program& self, const PackedLinear& weight, BufferId out, BufferId x) {
@@ -62,21 +63,23 @@ void bind_program(nb::module_& m) {
             nb::keep_alive<1, 2>(), nb::arg("weight"), nb::kw_only(), nb::arg("out"), nb::arg("x"))
         .def(
             "norm",
-            [](Program& self, BufferId out, BufferId x, Address weight, int64_t width, float eps) {
-                self.add(NormRecord{out, x, at<float>(weight), width, eps});
+            [](Program& self, BufferId out, BufferId x, Address weight, Address bias, int64_t width, float eps, bool layer_norm) {
+                self.add(NormRecord{out, x, {at<float>(weight), at<float>(bias), width, eps, layer_norm}});
             },
-            nb::kw_only(), nb::arg("out"), nb::arg("x"), nb::arg("weight"), nb::arg("width"), nb::arg("eps"))
+            nb::kw_only(), nb::arg("out"), nb::arg("x"), nb::arg("weight"), nb::arg("bias"), nb::arg("width"), nb::arg("eps"),
+            nb::arg("layer_norm"))
         .def(
             "add",
             [](Program& self, BufferId residual, BufferId x, int64_t width) { self.add(AddRecord{residual, x, width}); },
             nb::kw_only(), nb::arg("residual"), nb::arg("x"), nb::arg("width"))
         .def(
             "add_norm",
-            [](Program& self, BufferId out, BufferId residual, BufferId x, Address weight, int64_t width, float eps) {
-                self.add(AddNormRecord{out, residual, x, at<float>(weight), width, eps});
+            [](Program& self, BufferId out, BufferId residual, BufferId x, Address weight, Address bias, int64_t width, float eps,
+               bool layer_norm) {
+                self.add(AddNormRecord{out, residual, x, {at<float>(weight), at<float>(bias), width, eps, layer_norm}});
             },
-            nb::kw_only(), nb::arg("out"), nb::arg("residual"), nb::arg("x"), nb::arg("weight"), nb::arg("width"),
-            nb::arg("eps"))
+            nb::kw_only(), nb::arg("out"), nb::arg("residual"), nb::arg("x"), nb::arg("weight"), nb::arg("bias"),
+            nb::arg("width"), nb::arg("eps"), nb::arg("layer_norm"))
         .def(
             "rope_write",
             [](Program& self, BufferId qkv, const Heads& heads, int cache, int group, Address rotation, Address q_norm,
@@ -89,17 +92,35 @@ void bind_program(nb::module_& m) {
         .def(
             "attend",
             [](Program& self, BufferId out, BufferId qkv, const Heads& heads, int cache, int group, int window, float scale,
-               float softcap) {
-                self.add(AttendRecord{out, qkv, counts(heads), cache, group, window, scale, softcap});
+               float softcap, Address slopes) {
+                self.add(AttendRecord{out, qkv, counts(heads), cache, group, window, scale, softcap, at<float>(slopes)});
             },
             nb::kw_only(), nb::arg("out"), nb::arg("qkv"), nb::arg("heads"), nb::arg("cache"), nb::arg("group"),
-            nb::arg("window"), nb::arg("scale"), nb::arg("softcap"))
+            nb::arg("window"), nb::arg("scale"), nb::arg("softcap"), nb::arg("slopes"))
         .def(
             "act",
-            [](Program& self, BufferId out, BufferId x, int64_t width, int kind) {
-                self.add(ActRecord{out, x, width, Activation(kind)});
+            [](Program& self, BufferId out, BufferId x, int64_t width, int kind, bool gated) {
+                self.add(ActRecord{out, x, width, Activation(kind), gated});
             },
-            nb::kw_only(), nb::arg("out"), nb::arg("x"), nb::arg("width"), nb::arg("kind"))
+            nb::kw_only(), nb::arg("out"), nb::arg("x"), nb::arg("width"), nb::arg("kind"), nb::arg("gated"))
+        .def(
+            "route",
+            [](Program& self, BufferId ids, BufferId weights, BufferId scores, int num_experts, int top_k, bool renormalize) {
+                self.add(RouteRecord{ids, weights, scores, num_experts, top_k, renormalize});
+            },
+            nb::kw_only(), nb::arg("ids"), nb::arg("weights"), nb::arg("scores"), nb::arg("num_experts"), nb::arg("top_k"),
+            nb::arg("renormalize"))
+        .def(
+            "experts",
+            [](Program& self, std::vector<const PackedLinear*> gate_up_weights, std::vector<const PackedLinear*> down_weights,
+               BufferId out, BufferId x, BufferId ids, BufferId weights, BufferId places, BufferId grouped, BufferId gate_up,
+               BufferId act, int top_k, int64_t width, int64_t inner, int kind) {
+                self.add(ExpertsRecord{out, x, ids, weights, places, grouped, gate_up, act, std::move(gate_up_weights),
+                                       std::move(down_weights), top_k, width, inner, Activation(kind)});
+            },
+            nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>(), nb::arg("gate_up_weights"), nb::arg("down_weights"), nb::kw_only(),
+            nb::arg("out"), nb::arg("x"), nb::arg("ids"), nb::arg("weights"), nb::arg("places"), nb::arg("grouped"),
+            nb::arg("gate_up"), nb::arg("act"), nb::arg("top_k"), nb::arg("width"), nb::arg("inner"), nb::arg("kind"))
         .def(
             "keep_rows",
             [](Program& self, std::vector<BufferId> rows, std::vector<int64_t> widths) {

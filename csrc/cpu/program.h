@@ -28,16 +28,21 @@ struct EmbedRecord {
     BufferId out;
     const PackedLinear* weight;
     float scale;
+    bool of_positions;  // rows are named by the tokens' positions, else by their ids
 };
 struct LinearRecord {
     BufferId out, x;
     const PackedLinear* weight;
 };
-struct NormRecord {
-    BufferId out, x;
-    const float* weight;
+struct NormWeights {
+    const float *weight, *bias;  // bias may be null
     int64_t width;
     float eps;
+    bool is_layer_norm;  // else RMS, which has no bias
+};
+struct NormRecord {
+    BufferId out, x;
+    NormWeights norm;
 };
 struct AddRecord {
     BufferId residual, x;
@@ -45,15 +50,13 @@ struct AddRecord {
 };
 struct AddNormRecord {
     BufferId out, residual, x;
-    const float* weight;
-    int64_t width;
-    float eps;
+    NormWeights norm;
 };
 struct RopeWriteRecord {
     BufferId qkv;
     HeadCounts heads;
     int cache, group;
-    const float *rotation, *q_norm, *k_norm;  // norms may be null
+    const float *rotation, *q_norm, *k_norm;  // each may be null
     float eps;
 };
 struct AttendRecord {
@@ -61,10 +64,26 @@ struct AttendRecord {
     HeadCounts heads;
     int cache, group, window;
     float scale, softcap;
+    const float* slopes;  // may be null
 };
 struct ActRecord {
     BufferId out, x;
     int64_t width;  // of out
+    Activation kind;
+    bool gated;
+};
+struct RouteRecord {
+    BufferId ids, weights, scores;
+    int num_experts, top_k;
+    bool renormalize;
+};
+// Rows go to their experts grouped by expert, top_k places a row: `places` says where each is, and the buffers behind it hold
+// the groups' inputs and results, and what is between them.
+struct ExpertsRecord {
+    BufferId out, x, ids, weights, places, grouped, gate_up, act;
+    std::vector<const PackedLinear*> gate_up_weights, down_weights;  // an expert each
+    int top_k;
+    int64_t width, inner;  // of x, and of act
     Activation kind;
 };
 struct KeepRowsRecord {
@@ -73,7 +92,7 @@ struct KeepRowsRecord {
 };
 
 using Record = std::variant<EmbedRecord, LinearRecord, NormRecord, AddRecord, AddNormRecord, RopeWriteRecord, AttendRecord,
-                            ActRecord, KeepRowsRecord>;
+                            ActRecord, RouteRecord, ExpertsRecord, KeepRowsRecord>;
 
 struct LayerCache {
     void *k, *v;

@@ -12,8 +12,11 @@ import torch
 
 from models.running import greedy, load, prompt_logits
 from octavo.gguf import GGUFFile
+from octavo.models.decoder import define
 from octavo.models.gguf_checkpoint import GGUFCheckpoint
+from octavo.models.layout import TensorSource
 from octavo.models.loader import LoadedModel
+from octavo.models.registry import find_family, model_spec
 from octavo.ops.table import Ops, bind
 
 
@@ -132,10 +135,12 @@ def test_gguf_rows_of_q_and_k_come_back_in_the_order_of_halves(smollm2_gguf: Pat
     from safetensors import safe_open
 
     checkpoint = GGUFCheckpoint(smollm2_gguf)
+    definition = define(model_spec(checkpoint.config, "test"))
+    source = TensorSource(checkpoint, find_family(checkpoint.config, "test").gguf, definition)
     with safe_open(smollm2_hf / "model.safetensors", framework="pt") as dense:
         for name in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.down_proj"):
             full = f"model.layers.3.{name}.weight"
-            weight = checkpoint.get(full)
+            weight = source.get(definition.tensors[full])
             assert not isinstance(weight, torch.Tensor)
             assert torch.equal(weight.dequantize().to(torch.bfloat16), dense.get_tensor(full))
     assert np.isclose(checkpoint.config["rope_parameters"]["rope_theta"], 100_000)

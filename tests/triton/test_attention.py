@@ -48,6 +48,12 @@ def test_capped_scores() -> None:
     Step([(50, 1), (40, 20)], (4, 2, 32)).check(softcap=30.0, scale=90.0)
 
 
+def test_scores_that_fall_with_the_distance() -> None:
+    slopes = 2.0 ** -torch.arange(1.0, 5.0)
+    Step([(50, 1), (CHUNK + 9, 1), (40, 20)], (4, 2, 32)).check(slopes=slopes)
+    Step([(90, 1), (70, 70)], (4, 4, 16), torch.bfloat16).check(slopes=slopes)
+
+
 def test_a_sequence_alone_has_the_bits_that_it_has_in_company() -> None:
     step = Step([(CHUNK + 40, 1), (3, 1), (50, 9), (20, 20)], (4, 2, 32))
     whole = step.run()

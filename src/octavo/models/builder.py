@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
+
+import torch
 
 from octavo.models.params import Matrix, Packing, Param, Role, TensorDecl
-from octavo.models.spec import NormSpec, RopeSpec
+from octavo.models.spec import AlibiSpec, NormSpec, RopeSpec
 from octavo.ops.program import Buffer, Cache, Heads, Linear, Norm, Op, Weight
 
 
@@ -15,7 +18,7 @@ class Builder:
     def __init__(self, max_position_embeddings: int) -> None:
         self.ops: list[Op] = []
         self.params: list[Param] = []
-        self.rotations: dict[RopeSpec, Weight] = {}
+        self.derived: dict[RopeSpec | AlibiSpec, Weight] = {}
         self._positions = max_position_embeddings
         self._prefix, self._gguf_prefix = "", ""
         self._num_caches = 0
@@ -40,9 +43,25 @@ class Builder:
         self.ops.append(Linear(out=out, x=x, weight=weight))
         return out
 
+    def router(self, x: Buffer, name: str, matrix: Matrix) -> Buffer:
+        """Scores of the experts, float32."""
+        out = Buffer(self._prefix + name, matrix.rows, torch.float32)
+        weight = self.matrices(name, [matrix], x.width, None, "router")
+        self.ops.append(Linear(out=out, x=x, weight=weight))
+        return out
+
+    def top_k_buffers(self, name: str, top_k: int) -> tuple[Buffer, Buffer, Buffer]:
+        """Which experts, with what weights, and where their rows are."""
+        types = {"ids": torch.int32, "weights": torch.float32, "places": torch.int32}
+        ids, weights, places = (Buffer(f"{self._prefix}{name}.{each}", top_k, dtype) for each, dtype in types.items())
+        return ids, weights, places
+
     def norm(self, x: Buffer, norm: NormSpec, name: str, gguf: str) -> Buffer:
         out = self.buffer(name, x.width)
-        self.ops.append(Norm(out=out, x=x, weight=self.norm_weight(norm, name, gguf, x.width), eps=norm.eps))
+        weight, bias = self.norm_weight(norm, name, gguf, x.width), None
+        if norm.bias:
+            bias = self._vector(Matrix(name=name, gguf=gguf, rows=x.width), "bias")
+        self.ops.append(Norm(out=out, x=x, weight=weight, eps=norm.eps, kind=norm.kind, bias=bias))
         return out
 
     # ------------------------------------------------------------ parameters
@@ -55,26 +74,43 @@ class Builder:
         self.params.append(Param(weight=weight, parts=parts, biases=biases, packing=packing))
         return weight
 
-    def norm_weight(
-        self, norm: NormSpec, name: str, gguf: str, width: int, order: tuple[int, ...] | None = None
-    ) -> Weight:
-        """`order`: of a norm of heads, see `TensorDecl`."""
-        declared = Matrix(name=name, gguf=gguf, rows=width, head_dim=width if order else 0, order=order)
-        tensor = self._tensor(declared, "weight", "norm", (width,))
-        weight = Weight(self._prefix + name, (width,))
-        self.params.append(Param(weight=weight, parts=(tensor,), packing="vector", offset=norm.offset))
+    def norm_weight(self, norm: NormSpec, name: str, gguf: str, width: int, rotary_dim: int = 0) -> Weight:
+        """`rotary_dim`: of a norm of heads that are rotated."""
+        declared = Matrix(name=name, gguf=gguf, rows=width, head_dim=width if rotary_dim else 0, rotary_dim=rotary_dim)
+        return self._vector(declared, "weight", norm.offset)
+
+    def experts(self, name: str, matrices: Sequence[Sequence[Matrix]], columns: int, shard: int) -> Weight:
+        """The matrices of each expert, one below the other."""
+        parts = tuple(self._tensor(m, "weight", "matrix", (m.rows, columns)) for each in matrices for m in each)
+        shape = (len(matrices), sum(matrix.rows for matrix in matrices[0]), columns)
+        weight = Weight(self._prefix + name, shape, shard)
+        self.params.append(Param(weight=weight, parts=parts, packing="experts"))
         return weight
 
     def rotation(self, rope: RopeSpec, head_dim: int) -> Weight:
-        """The table of a rotation, which layers with the same rope share. It follows from the configuration."""
-        if rope not in self.rotations:
-            self.rotations[rope] = Weight(f"rotation {len(self.rotations)}", (self._positions, head_dim))
-        return self.rotations[rope]
+        """The table of a rotation. Layers with the same rope share it."""
+        return self._derived(rope, (self._positions, head_dim))
+
+    def slopes(self, alibi: AlibiSpec) -> Weight:
+        return self._derived(alibi, (alibi.num_heads,))
+
+    def _derived(self, spec: RopeSpec | AlibiSpec, shape: tuple[int, ...]) -> Weight:
+        """What follows from the configuration."""
+        if spec not in self.derived:
+            self.derived[spec] = Weight(f"derived {len(self.derived)}", shape)
+        return self.derived[spec]
 
     def cache(self, heads: Heads, window: int) -> Cache:
         """The next layer's."""
         self._num_caches += 1
         return Cache(index=self._num_caches - 1, heads=heads, window=window)
+
+    def _vector(self, declared: Matrix, kind: Literal["weight", "bias"], offset: float = 0.0) -> Weight:
+        """Of a norm."""
+        tensor = self._tensor(declared, kind, "norm" if kind == "weight" else "bias", (declared.rows,))
+        weight = Weight(f"{self._prefix}{declared.name}.{kind}", (declared.rows,))
+        self.params.append(Param(weight=weight, parts=(tensor,), packing="vector", offset=offset))
+        return weight
 
     def _tensor(self, matrix: Matrix, kind: str, role: Role, shape: tuple[int, ...]) -> TensorDecl:
         return TensorDecl(
@@ -83,5 +119,5 @@ class Builder:
             shape=shape,
             role=role,
             head_dim=matrix.head_dim,
-            order=matrix.order,
+            rotary_dim=matrix.rotary_dim,
         )

@@ -10,7 +10,7 @@ import logging
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -31,6 +31,10 @@ _DUMMY_BOUND: Final = 0.03
 _CPU: Final = torch.device("cpu")
 
 
+#: hf, gguf: as files of that kind have them for the family. declared: as the model's blocks do.
+Naming = Literal["hf", "gguf", "declared"]
+
+
 class Checkpoint(Protocol):
     """Named tensors and the configuration that says what they are. All methods raise `CheckpointError`."""
 
@@ -47,8 +51,8 @@ class Checkpoint(Protocol):
         """What the checkpoint says its floats are; None: each tensor keeps its type."""
 
     @property
-    def is_gguf(self) -> bool:
-        """Whether names are those of GGUF, else Hugging Face's."""
+    def naming(self) -> Naming:
+        """Whose names and layouts its tensors have."""
 
     @property
     def quantization(self) -> str:
@@ -61,7 +65,8 @@ class Checkpoint(Protocol):
 
     def get(self, name: str) -> Tensor | QuantizedWeight:
         """The tensor: a matrix of an integer format as `QuantizedWeight`, all else as a float tensor that may be a
-        view of the file and must not be written to."""
+        view of the file and must not be written to. Stacked matrices may come as one, the first two dimensions folded.
+        """
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -88,7 +93,7 @@ class SafetensorsCheckpoint:
     """A directory with config.json and one safetensors file, or several with an index."""
 
     quantization: Final = "none"
-    is_gguf: Final = False
+    naming: Final = "hf"
 
     def __init__(self, directory: Path) -> None:
         self.source = str(directory)
@@ -143,7 +148,7 @@ class DummyCheckpoint:
     """Random weights for the tensors declared: the same for the same seed and kind of device, in whatever order."""
 
     quantization: Final = "none"
-    is_gguf: Final = False
+    naming: Final = "declared"
 
     def __init__(
         self,

@@ -20,7 +20,12 @@ from octavo.models.config_reader import (
 from octavo.models.spec import ModelSpec, NormSpec, RopeSpec
 from octavo.ops.program import Activation, Heads
 
-_ACTIVATIONS: Final[dict[str, Activation]] = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+#: Above any real model.
+MAX_EXPERTS: Final = 4096
+_ACTIVATIONS: Final[dict[str, Activation]] = {
+    "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh", "relu": "relu",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +57,11 @@ class Common:
         )
 
 
-def read_common(config: ConfigReader, *, activation_key: str = "hidden_act") -> Common:
+def read_common(config: ConfigReader, *, activation_key: str = "hidden_act", rotates_in_part: bool = False) -> Common:
     """Raises CheckpointError for sizes that are missing or do not fit, and options that are not implemented.
 
-    `rope_interleaved` is no key of Hugging Face's: `gguf_config` sets it where rows of q and k stand in pairs.
+    `rotates_in_part`: whether the family may rotate a part of each head.
     """
-    config.refuse_unless("partial_rotary_factor", (1, 1.0))
     config.refuse_unless("quantization_config", ({},))
     for key in ("num_local_experts", "num_experts"):
         config.refuse_unless(key, (0, 1))
@@ -67,9 +71,7 @@ def read_common(config: ConfigReader, *, activation_key: str = "hidden_act") -> 
     if activation not in _ACTIVATIONS:
         raise config.fail(activation_key, "is not supported")
     max_positions = config.integer("max_position_embeddings", high=MAX_POSITIONS)
-    rope = read_rope(flat_rope(config), max_positions)
-    if rope.kind == "factors" and len(rope.factors) != heads.head_dim // 2:
-        raise CheckpointError(f"config: {len(rope.factors)} rope factors for heads of {heads.head_dim}")
+    rope = _rope(config, heads.head_dim, max_positions, rotates_in_part)
     if rope.kind == "yarn":
         max_positions = max(max_positions, int(rope.factor * rope.original_max_position_embeddings))
     return Common(
@@ -80,11 +82,26 @@ def read_common(config: ConfigReader, *, activation_key: str = "hidden_act") -> 
         num_layers=config.integer("num_hidden_layers", high=MAX_LAYERS),
         heads=heads,
         max_position_embeddings=min(max_positions, MAX_POSITIONS),
-        rope=replace(rope, interleaved=config.flag("rope_interleaved", False)),
+        rope=rope,
         activation=_ACTIVATIONS[activation],
         norm=NormSpec(eps=config.number("rms_norm_eps", 1e-6)),
         tie_word_embeddings=config.flag("tie_word_embeddings", False),
     )
+
+
+def _rope(config: ConfigReader, head_dim: int, max_positions: int, rotates_in_part: bool) -> RopeSpec:
+    flat = flat_rope(config)
+    if not rotates_in_part:
+        flat.refuse_unless("partial_rotary_factor", (1, 1.0))
+    rope = read_rope(flat, max_positions)
+    partial = flat.number("partial_rotary_factor", 1.0)
+    rotary_dim = int(head_dim * partial)
+    if partial > 1 or rotary_dim < 2 or rotary_dim % 2:
+        raise config.fail("partial_rotary_factor", f"does not fit heads of {head_dim}")
+    for factors in (rope.factors, rope.long_factors):
+        if factors and len(factors) != rotary_dim // 2:
+            raise CheckpointError(f"config: {len(factors)} rope factors for {rotary_dim} rotated dimensions of a head")
+    return replace(rope, rotary_dim=0 if rotary_dim == head_dim else rotary_dim)
 
 
 def _heads(config: ConfigReader, hidden_size: int) -> Heads:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, Final, Literal, cast
 
 from octavo.errors import CheckpointError
@@ -24,26 +24,40 @@ _ROPE_KEYS: Final[dict[str, frozenset[str]]] = {
         {"factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor", "truncate"}
     ),
     "factors": frozenset({"factors"}),
+    "longrope": frozenset(
+        {"short_factor", "long_factor", "original_max_position_embeddings", "attention_factor", "factor"}
+    ),
 }
-_ROPE_COMMON: Final = frozenset({"rope_theta", "rope_type", "type"})
+_ROPE_COMMON: Final = frozenset({"rope_theta", "rope_type", "type", "partial_rotary_factor"})
+_ROPE_NAMES: Final = {"su": "longrope"}  # older files'
 
 
 class ConfigReader:
     """One mapping of the configuration; `place` names it in messages."""
 
-    def __init__(self, values: dict[str, Any], place: str = "config") -> None:
+    def __init__(self, values: dict[str, Any], place: str = "config", aliases: Mapping[str, str] | None = None) -> None:
+        """`aliases`: what a family calls a key."""
         self._values = values
         self._place = place
+        self._aliases = aliases or {}
+
+    def aliased(self, **aliases: str) -> ConfigReader:
+        """This mapping where also the family's own name of a key is one: key=name."""
+        return ConfigReader(self._values, self._place, {**self._aliases, **aliases})
+
+    def _own(self, key: str) -> str:
+        """The name under which the mapping has a key."""
+        return key if self._values.get(key) is not None else self._aliases.get(key, key)
 
     def fail(self, key: str, why: str) -> CheckpointError:
-        return CheckpointError(f"{self._place}: {key} = {str(self._values.get(key))[:80]!r} {why}")
+        return CheckpointError(f"{self._place}: {self._own(key)} = {str(self.get(key))[:80]!r} {why}")
 
     def get(self, key: str) -> Any:
-        return self._values.get(key)
+        return self._values.get(self._own(key))
 
     def integer(self, key: str, default: int | None = None, high: int = MAX_SIZE) -> int:
         """A whole number from 1 to `high`; `default` where the key is absent or null."""
-        value = self._values.get(key)
+        value = self.get(key)
         if value is None:
             value = default
         if type(value) is not int or not 1 <= value <= high:
@@ -52,7 +66,7 @@ class ConfigReader:
 
     def number(self, key: str, default: float | None = None, low: float = 0.0) -> float:
         """A finite number above `low`."""
-        value = self._values.get(key)
+        value = self.get(key)
         if value is None:
             value = default
         if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value) or value <= low:
@@ -61,7 +75,7 @@ class ConfigReader:
 
     def numbers(self, key: str) -> tuple[float, ...]:
         """A list of positive finite numbers."""
-        values = self._values.get(key)
+        values = self.get(key)
         if not isinstance(values, list) or not all(
             type(v) in (int, float) and math.isfinite(v) and v > 0 for v in values
         ):
@@ -69,7 +83,7 @@ class ConfigReader:
         return tuple(float(value) for value in values)
 
     def flag(self, key: str, default: bool) -> bool:
-        value = self._values.get(key)
+        value = self.get(key)
         if value is None:
             return default
         if not isinstance(value, bool):
@@ -78,7 +92,7 @@ class ConfigReader:
 
     def section(self, key: str) -> ConfigReader:
         """The mapping under `key`, empty if absent."""
-        value = self._values.get(key)
+        value = self.get(key)
         if value is None:
             value = {}
         if not isinstance(value, dict):
@@ -87,17 +101,23 @@ class ConfigReader:
 
     def refuse_unless(self, key: str, allowed: Collection[Any]) -> None:
         """An option that is implemented for the values `allowed` only; absent and null always pass."""
-        value = self._values.get(key)
+        value = self.get(key)
         if value is not None and value not in allowed:
             raise self.fail(key, "is not supported")
 
     def merged(self, values: dict[str, Any]) -> ConfigReader:
         """This mapping with `values` below it: what it says itself wins."""
         own = {key: value for key, value in self._values.items() if value is not None}
-        return ConfigReader({**values, **own}, self._place)
+        return ConfigReader({**values, **own}, self._place, self._aliases)
+
+    def with_defaults(self, defaults: dict[str, Any]) -> ConfigReader:
+        """This mapping with `defaults` where it says nothing or null, be it under a family's own name."""
+        return self.merged({key: value for key, value in defaults.items() if self.get(key) is None})
 
     def without(self, *keys: str) -> ConfigReader:
-        return ConfigReader({key: value for key, value in self._values.items() if key not in keys}, self._place)
+        return ConfigReader(
+            {key: value for key, value in self._values.items() if key not in keys}, self._place, self._aliases
+        )
 
     def has(self, key: str) -> bool:
         """Whether the key is there, be it with null."""
@@ -110,29 +130,35 @@ class ConfigReader:
 def flat_rope(config: ConfigReader, default_theta: float = 10_000.0) -> ConfigReader:
     """The rope parameters of a configuration, be it in the form of transformers 5 (`rope_parameters`, which holds
     theta) or in the older one (`rope_theta` and `rope_scaling`)."""
+    section = config.section("rope_scaling" if config.get("rope_parameters") is None else "rope_parameters")
     theta = config.get("rope_theta")
-    common = {"rope_theta": default_theta if theta is None else theta}
-    if config.get("rope_parameters") is not None:
-        return config.section("rope_parameters").merged(common)
-    return config.section("rope_scaling").merged(common)
+    common = {
+        "rope_theta": default_theta if theta is None else theta,
+        "partial_rotary_factor": config.get("partial_rotary_factor"),
+    }
+    if section.get("long_factor") is not None:  # stands beside the section
+        common["original_max_position_embeddings"] = config.get("original_max_position_embeddings")
+    return section.merged(common)
 
 
 def read_rope(rope: ConfigReader, max_positions: int) -> RopeSpec:
     """A `RopeSpec` from flat rope parameters. An unknown kind or key is refused by name."""
     key = "type" if rope.get("rope_type") is None else "rope_type"
     kind = "default" if rope.get(key) is None else rope.get(key)
+    kind = _ROPE_NAMES.get(kind, kind) if isinstance(kind, str) else kind
     if not isinstance(kind, str) or kind not in _ROPE_KEYS:
         raise rope.fail(key, "is a rope scaling that is not supported")
     # Written for some default ropes too, without a meaning there.
     harmless = {"factor", "original_max_position_embeddings"} if kind == "default" else {"max_position_embeddings"}
-    partial = {"partial_rotary_factor"} if rope.get("partial_rotary_factor") in (1, 1.0) else set()
-    for unknown in rope.unknown_keys(_ROPE_COMMON | _ROPE_KEYS[kind] | harmless | partial):
+    for unknown in rope.unknown_keys(_ROPE_COMMON | _ROPE_KEYS[kind] | harmless):
         raise rope.fail(unknown, "is a rope option that is not supported")
     theta = rope.number("rope_theta")
     if kind == "default":
         return RopeSpec(theta=theta)
     if kind == "factors":
         return RopeSpec(theta=theta, kind="factors", factors=rope.numbers("factors"))
+    if kind == "longrope":
+        return _longrope(rope, max_positions)
     factor = rope.number("factor")
     if kind == "linear":
         return RopeSpec(theta=theta, kind="linear", factor=factor)
@@ -158,6 +184,20 @@ def read_rope(rope: ConfigReader, max_positions: int) -> RopeSpec:
         beta_slow=rope.number("beta_slow", 1.0),
         attention_factor=rope.number("attention_factor", 1.0 if factor <= 1 else 0.1 * math.log(factor) + 1.0),
         truncate=rope.flag("truncate", True),
+    )
+
+
+def _longrope(rope: ConfigReader, max_positions: int) -> RopeSpec:
+    original = rope.integer("original_max_position_embeddings", max_positions, MAX_POSITIONS)
+    factor = max_positions / original
+    scale = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
+    return RopeSpec(
+        theta=rope.number("rope_theta"),
+        kind="longrope",
+        factors=rope.numbers("short_factor"),
+        long_factors=rope.numbers("long_factor"),
+        original_max_position_embeddings=original,
+        attention_factor=rope.number("attention_factor", scale),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,8 +11,20 @@ from typing import Final
 from octavo.cache.spec import CacheGroup, FullKV, WindowKV, cache_groups
 from octavo.models.builder import Builder
 from octavo.models.params import Matrix, Param, TensorDecl
-from octavo.models.spec import ModelSpec, RopeSpec
-from octavo.ops.program import Attend, Buffer, Embed, Linear, Op, Program, RopeWrite, Weight, program
+from octavo.models.spec import AlibiSpec, ModelSpec, RopeSpec
+from octavo.ops.program import (
+    Add,
+    Attend,
+    Buffer,
+    Embed,
+    Experts,
+    Linear,
+    Op,
+    Program,
+    RopeWrite,
+    Weight,
+    program,
+)
 
 EMBEDDING: Final = "embedding"
 LM_HEAD: Final = "lm_head"
@@ -24,7 +37,7 @@ class Definition:
     spec: ModelSpec
     program: Program  # from token ids to the hidden states behind the last norm
     params: tuple[Param, ...]  # in the order in which they are packed
-    rotations: dict[Weight, RopeSpec]
+    derived: dict[Weight, RopeSpec | AlibiSpec]  # weights that follow from the configuration
     lm_head: Weight
     cache_groups: tuple[CacheGroup, ...]  # of the program's caches, by their index
 
@@ -36,8 +49,13 @@ class Definition:
     @property
     def layer_ops_per_token(self) -> int:
         """Sums and products of the layers' matrices for one token."""
-        matrices = [op.weight.shape for op in self.program.ops if isinstance(op, Linear)]
-        return 2 * sum(rows * columns for rows, columns in matrices)
+        values = 0
+        for op in self.program.ops:
+            if isinstance(op, Linear):
+                values += math.prod(op.weight.shape)
+            elif isinstance(op, Experts):
+                values += op.top_k * sum(math.prod(each.shape[1:]) for each in (op.gate_up_weight, op.down_weight))
+        return 2 * values
 
     @property
     def attention_ops_per_key(self) -> int:
@@ -52,14 +70,18 @@ def define(spec: ModelSpec) -> Definition:
     residual = Buffer("residual", spec.hidden_size)
     embedding = build.params[0].weight
     build.ops.append(Embed(out=residual, weight=embedding, scale=spec.embedding_scale))
+    if spec.learned_positions:
+        _add_positions(build, spec, residual)
+    if spec.embedding_norm is not None:
+        residual = build.norm(residual, spec.embedding_norm, "model.embed_norm", "token_embd_norm")
     for number, layer in enumerate(spec.layers):
         build.layer(number)
         layer.emit(build, residual)
     build.top()
     output = build.norm(residual, spec.norm, "model.norm", "output_norm")
-    rotations = {weight: rope for rope, weight in build.rotations.items()}
+    derived = {weight: each for each, weight in build.derived.items()}
     ops, groups = _grouped(build.ops)
-    return Definition(spec, program(ops, output), tuple(build.params), rotations, lm_head, groups)
+    return Definition(spec, program(ops, output), tuple(build.params), derived, lm_head, groups)
 
 
 def _grouped(ops: Sequence[Op]) -> tuple[list[Op], tuple[CacheGroup, ...]]:
@@ -76,6 +98,14 @@ def _grouped(ops: Sequence[Op]) -> tuple[list[Op], tuple[CacheGroup, ...]]:
         for op in ops
     ]
     return grouped, groups
+
+
+def _add_positions(build: Builder, spec: ModelSpec, residual: Buffer) -> None:
+    table = Matrix(name="model.embed_positions", gguf="position_embd", rows=spec.max_position_embeddings)
+    weight = build.matrices("positions", [table], spec.hidden_size, None, "embedding")
+    out = build.buffer("positions", spec.hidden_size)
+    build.ops.append(Embed(out=out, weight=weight, index="positions"))
+    build.ops.append(Add(residual=residual, x=out))
 
 
 def _embeddings(build: Builder, spec: ModelSpec) -> Weight:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from pathlib import Path
@@ -16,7 +17,6 @@ from octavo.models import gguf_config
 from octavo.quant.gguf_types import FLOAT_TYPES, transcode
 from octavo.quant.packed import QuantizedWeight
 
-_ROPE_FACTORS: Final = "rope_freqs.weight"
 _SPLIT_NAME: Final = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 
 
@@ -24,7 +24,7 @@ class GGUFCheckpoint:
     """Tensors under the file's names; floats keep the type they have in the file."""
 
     dtype: Final = None
-    is_gguf: Final = True
+    naming: Final = "gguf"
 
     def __init__(self, path: Path) -> None:
         self.source = str(path)
@@ -46,15 +46,16 @@ class GGUFCheckpoint:
         self._tensors = tensors
 
     @staticmethod
-    def _rope_factors(tensors: dict[str, tuple[GGUFFile, TensorInfo]]) -> list[float] | None:
-        """Takes the tensor of rope factors, which belongs to the configuration, out of `tensors`."""
-        if _ROPE_FACTORS not in tensors:
-            return None
-        file, info = tensors.pop(_ROPE_FACTORS)
-        values = transcode(file.data(info), info.type_name, info.shape, info.name)
-        if not isinstance(values, Tensor) or values.dim() != 1:
-            raise CheckpointError(f"tensor {_ROPE_FACTORS!r}: not a vector of floats")
-        factors: list[float] = values.to(torch.float32).tolist()
+    def _rope_factors(tensors: dict[str, tuple[GGUFFile, TensorInfo]]) -> dict[str, list[float]]:
+        """Takes the tensors of rope factors, which belong to the configuration, out of `tensors`."""
+        factors: dict[str, list[float]] = {}
+        for name, key in gguf_config.ROPE_TENSORS.items():
+            if name in tensors:
+                file, info = tensors.pop(name)
+                values = transcode(file.data(info), info.type_name, info.shape, info.name)
+                if not isinstance(values, Tensor) or values.dim() != 1:
+                    raise CheckpointError(f"tensor {name!r}: not a vector of floats")
+                factors[key] = values.to(torch.float32).tolist()
         return factors
 
     def names(self) -> list[str]:
@@ -66,7 +67,9 @@ class GGUFCheckpoint:
     def get(self, name: str) -> Tensor | QuantizedWeight:
         file, info = self._tensors[name]
         try:
-            return transcode(file.data(info), info.type_name, info.shape, info.name)
+            # Of stacked matrices the first two dimensions become one.
+            shape = info.shape if len(info.shape) < 3 else (math.prod(info.shape[:-1]), info.shape[-1])
+            return transcode(file.data(info), info.type_name, shape, info.name)
         except CheckpointError as error:
             raise CheckpointError(f"{file.path}: {error.message}") from None
 

@@ -17,11 +17,11 @@ from octavo.errors import CheckpointError
 from octavo.models.checkpoint import Checkpoint, DummyCheckpoint, SafetensorsCheckpoint, read_json
 from octavo.models.decoder import LM_HEAD, Definition, define
 from octavo.models.gguf_checkpoint import GGUFCheckpoint
-from octavo.models.layout import TensorSource
+from octavo.models.layout import Layout, TensorSource
 from octavo.models.params import Param, TensorDecl
 from octavo.models.registry import find_family, model_spec
-from octavo.models.rope import cos_sin_table
-from octavo.models.spec import ModelSpec
+from octavo.models.rope import alibi_slopes, cos_sin_table
+from octavo.models.spec import ModelSpec, RopeSpec
 from octavo.models.transformer import Transformer
 from octavo.ops.table import LinearWeight, Ops
 from octavo.quant.packed import QuantizedWeight, all_finite
@@ -73,8 +73,12 @@ def load_model(
     reader.check_finite()
     spec = definition.spec
     num_positions = min(config.max_model_len or spec.max_position_embeddings, spec.max_position_embeddings)
-    for weight, rope in definition.rotations.items():
-        packer.weights[weight.name] = ops.to_device(cos_sin_table(rope, weight.shape[1], num_positions))
+    for weight, of in definition.derived.items():
+        if isinstance(of, RopeSpec):
+            values = cos_sin_table(of, weight.shape[1], num_positions)
+        else:
+            values = alibi_slopes(of)
+        packer.weights[weight.name] = ops.to_device(values)
     return LoadedModel(
         model=Transformer(definition, ops, packer.weights, max_num_batched_tokens),
         spec=spec,
@@ -119,8 +123,8 @@ class _Reader:
         on_phase: OnPhase,
     ) -> None:
         family = find_family(checkpoint.config, checkpoint.source)
-        layout = family.gguf if checkpoint.is_gguf else family.hf
-        self._tensors = TensorSource(checkpoint, layout, definition)
+        layouts = {"hf": family.hf, "gguf": family.gguf, "declared": Layout()}
+        self._tensors = TensorSource(checkpoint, layouts[checkpoint.naming], definition)
         self._source = checkpoint.source
         self._dtype = dtype
         self._to_device = to_device
@@ -192,11 +196,15 @@ class _Packer:
             packed: Any = self._vector(param)
         elif param.packing == "linear":
             packed = self._linear(param)
+        elif param.packing == "experts":
+            packed = self._experts(param)
         elif param.packing == "embedding":
             packed = self._ops.pack_embedding(self._reader.matrix(param.parts[0]))
+        elif param.packing == "router":
+            packed = self._ops.pack_output(_as_float32(self._reader.matrix(param.parts[0])))
         else:
             packed = self._ops.pack_output(self._reader.matrix(param.parts[0]))
-        self.nbytes += packed.nbytes
+        self.nbytes += sum(each.nbytes for each in packed) if param.packing == "experts" else packed.nbytes
         if param.packing == "tied":
             self.weights[LM_HEAD] = packed
             packed = self._ops.tied_embedding(packed)
@@ -209,6 +217,16 @@ class _Packer:
             return self._ops.pack_linear(weights[0], biases[0])
         return self._ops.pack_linear_many(weights, biases)
 
+    def _experts(self, param: Param) -> Any:
+        """Read and packed one by one."""
+        count = len(param.parts) // param.weight.shape[0]
+        groups = (param.parts[at : at + count] for at in range(0, len(param.parts), count))
+        return self._ops.pack_experts([self._reader.matrix(part) for part in group] for group in groups)
+
     def _vector(self, param: Param) -> Tensor:
         values = self._reader.vector(param.parts[0])
         return values + param.offset if param.offset else values
+
+
+def _as_float32(weight: Tensor | QuantizedWeight) -> Tensor:
+    return weight.dequantize() if isinstance(weight, QuantizedWeight) else weight.to(torch.float32)

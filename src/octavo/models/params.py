@@ -14,8 +14,9 @@ from octavo.ops.program import Weight
 #: matrix: [out, in] of a product, or rows of a table. norm: the weight of a norm. bias: added to a product.
 Role = Literal["matrix", "norm", "bias"]
 #: Which of the table's operations packs it. tied: the output matrix does, and the embedding shares its memory.
-#: vector: none, it stays a float32 tensor.
-Packing = Literal["linear", "embedding", "output", "tied", "vector"]
+#: router: as the output matrix, from float32: which experts it names must not depend on rounded weights. experts: one
+#: packed matrix for each expert, of as many parts as there are. vector: none, it stays a float32 tensor.
+Packing = Literal["linear", "embedding", "output", "tied", "router", "experts", "vector"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +28,7 @@ class TensorDecl:
     shape: tuple[int, ...]
     role: Role
     head_dim: int = 0  # rows come in heads of so many; 0: they do not
-    order: tuple[int, ...] | None = None  # row i of each head is the head's row order[i] in the checkpoint
+    rotary_dim: int = 0  # the first so many rows of each head are rotated; 0: none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,4 +55,4 @@ class Matrix:
     rows: int
     bias: bool = False
     head_dim: int = 0
-    order: tuple[int, ...] | None = None
+    rotary_dim: int = 0

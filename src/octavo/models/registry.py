@@ -9,7 +9,20 @@ from typing import Any, Final
 
 from octavo.errors import CheckpointError
 from octavo.models.config_reader import ConfigReader
-from octavo.models.families import gemma2, gemma3, llama, mistral, qwen2, qwen3
+from octavo.models.families import (
+    bloom,
+    gemma,
+    gemma2,
+    gemma3,
+    gpt2,
+    gpt_neox,
+    llama,
+    mistral,
+    mixtral,
+    phi3,
+    qwen2,
+    qwen3,
+)
 from octavo.models.layout import Layout
 from octavo.models.spec import ModelSpec
 
@@ -27,12 +40,18 @@ class Family:
 
 
 FAMILIES: Final[dict[str, Family]] = {
-    "LlamaForCausalLM": Family("llama", llama.spec),
+    "LlamaForCausalLM": Family("llama", llama.spec, gguf=Layout(interleaved=True)),
     "MistralForCausalLM": Family("mistral", mistral.spec),
     "Qwen2ForCausalLM": Family("qwen2", qwen2.spec),
     "Qwen3ForCausalLM": Family("qwen3", qwen3.spec),
+    "GemmaForCausalLM": Family("gemma", gemma.spec),
     "Gemma2ForCausalLM": Family("gemma2", gemma2.spec),
     "Gemma3ForCausalLM": Family("gemma3_text", gemma3.spec),
+    "MixtralForCausalLM": Family("mixtral", mixtral.spec, mixtral.HF, mixtral.GGUF),
+    "Phi3ForCausalLM": Family("phi3", phi3.spec, phi3.HF, phi3.GGUF),
+    "GPT2LMHeadModel": Family("gpt2", gpt2.spec, gpt2.HF, gpt2.GGUF),
+    "GPTNeoXForCausalLM": Family("gpt_neox", gpt_neox.spec, gpt_neox.HF, gpt_neox.GGUF),
+    "BloomForCausalLM": Family("bloom", bloom.spec, bloom.HF, bloom.GGUF),
 }
 
 

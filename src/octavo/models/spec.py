@@ -9,10 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from octavo.ops.program import NormKind
+
 if TYPE_CHECKING:
     from octavo.models.blocks import Layer
 
-RopeKind = Literal["default", "linear", "llama3", "yarn", "factors"]
+RopeKind = Literal["default", "linear", "llama3", "yarn", "factors", "longrope"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,23 +26,34 @@ class RopeSpec:
 
     theta: float
     kind: RopeKind = "default"
-    interleaved: bool = False  # pairs stand side by side in the checkpoint: (0, 1), (2, 3), ...
+    rotary_dim: int = 0  # of each head so many are rotated; 0: all
     factor: float = 1.0  # linear, llama3, yarn
-    original_max_position_embeddings: int = 0  # llama3, yarn
+    original_max_position_embeddings: int = 0  # llama3, yarn, longrope
     low_freq_factor: float = 1.0  # llama3
     high_freq_factor: float = 4.0  # llama3
     beta_fast: float = 32.0  # yarn
     beta_slow: float = 1.0  # yarn
-    attention_factor: float = 1.0  # yarn: multiplies cos and sin
+    attention_factor: float = 1.0  # yarn, longrope: multiplies cos and sin
     truncate: bool = True  # yarn
-    factors: tuple[float, ...] = ()  # factors: what each of the head_dim / 2 frequencies is divided by
+    factors: tuple[float, ...] = ()  # factors, longrope: what each of the frequencies is divided by
+    long_factors: tuple[float, ...] = ()  # longrope: the same where contexts may be longer than the original ones
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlibiSpec:
+    """In place of a rotation: what lies far away weighs less, by a slope for each head that falls geometrically."""
+
+    num_heads: int
+    max_bias: float = 8.0  # slope of head i of n: 2^(-max_bias (i + 1) / n)
 
 
 @dataclass(frozen=True, kw_only=True)
 class NormSpec:
-    """x / sqrt(mean(x^2) + eps) * (offset + weight)."""
+    """`octavo.ops.program.NormKind`, with offset + weight for its weight."""
 
     eps: float
+    kind: NormKind = "rms"
+    bias: bool = False  # of layer norms
     offset: float = 0.0  # 0: what the checkpoint stores is the weight itself
 
 
@@ -54,6 +67,8 @@ class ModelSpec:
     max_position_embeddings: int
     layers: tuple[Layer, ...]
     norm: NormSpec  # behind the layers
+    embedding_norm: NormSpec | None = None
+    learned_positions: bool = False  # a table with a row for each of the positions
     embedding_scale: float = 1.0
     tie_word_embeddings: bool = False
     logit_softcap: float = 0.0  # 0: none

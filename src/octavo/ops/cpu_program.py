@@ -16,6 +16,7 @@ from octavo.ops.program import (
     AddNorm,
     Attend,
     Embed,
+    Experts,
     Heads,
     KeepRows,
     Linear,
@@ -23,6 +24,7 @@ from octavo.ops.program import (
     Op,
     Program,
     RopeWrite,
+    Route,
     Weight,
 )
 from octavo.ops.run import Runner, Table, Weights
@@ -84,7 +86,7 @@ class CpuRunner(Runner):
 
     def _set_buffers(self, space: Workspace) -> None:
         for buffer in self._ids:
-            assert space[buffer].dtype == torch.float32
+            assert space[buffer].dtype in (torch.float32, torch.int32)
         self._native.set_buffers(addresses=[space[buffer].data_ptr() for buffer in self._ids])
         self._space = space
 
@@ -105,31 +107,34 @@ class CpuRunner(Runner):
         return address
 
     def _embed(self, op: Embed) -> None:
-        self._native.embed(self._matrix(op.weight), out=self._ids[op.out], scale=op.scale)
+        self._native.embed(
+            self._matrix(op.weight), out=self._ids[op.out], scale=op.scale, of_positions=op.index == "positions"
+        )
 
     def _linear(self, op: Linear) -> None:
         self._native.linear(self._matrix(op.weight), out=self._ids[op.out], x=self._ids[op.x])
 
     def _norm(self, op: Norm) -> None:
-        self._native.norm(
-            out=self._ids[op.out], x=self._ids[op.x], weight=self._vector(op.weight), width=op.x.width, eps=op.eps
-        )
+        self._native.norm(out=self._ids[op.out], x=self._ids[op.x], **self._norm_weights(op))
+
+    def _norm_weights(self, op: Norm | AddNorm) -> dict[str, Any]:
+        return {
+            "weight": self._vector(op.weight),
+            "bias": self._vector(op.bias),
+            "width": op.x.width,
+            "eps": op.eps,
+            "layer_norm": op.kind == "layer",
+        }
 
     def _add(self, op: Add) -> None:
         self._native.add(residual=self._ids[op.residual], x=self._ids[op.x], width=op.x.width)
 
     def _add_norm(self, op: AddNorm) -> None:
-        self._native.add_norm(
-            out=self._ids[op.out],
-            residual=self._ids[op.residual],
-            x=self._ids[op.x],
-            weight=self._vector(op.weight),
-            width=op.x.width,
-            eps=op.eps,
-        )
+        out, residual, x = self._ids[op.out], self._ids[op.residual], self._ids[op.x]
+        self._native.add_norm(out=out, residual=residual, x=x, **self._norm_weights(op))
 
     def _rope_write(self, op: RopeWrite) -> None:
-        assert op.rotation.shape[1] == op.heads.head_dim
+        assert op.rotation is None or op.rotation.shape[1] == op.heads.head_dim
         self._native.rope_write(
             qkv=self._ids[op.qkv],
             heads=_counts(op.heads),
@@ -151,10 +156,45 @@ class CpuRunner(Runner):
             window=op.cache.window,
             scale=op.scale,
             softcap=op.softcap,
+            slopes=self._vector(op.slopes),
         )
 
     def _act(self, op: Act) -> None:
-        self._native.act(out=self._ids[op.out], x=self._ids[op.x], width=op.out.width, kind=ACTIVATIONS[op.kind])
+        self._native.act(
+            out=self._ids[op.out],
+            x=self._ids[op.x],
+            width=op.out.width,
+            kind=ACTIVATIONS[op.kind],
+            gated=op.gated,
+        )
+
+    def _route(self, op: Route) -> None:
+        assert op.ids.width <= op.scores.width
+        self._native.route(
+            ids=self._ids[op.ids],
+            weights=self._ids[op.weights],
+            scores=self._ids[op.scores],
+            num_experts=op.scores.width,
+            top_k=op.ids.width,
+            renormalize=op.renormalize,
+        )
+
+    def _experts(self, op: Experts) -> None:
+        names = ("out", "x", "ids", "weights", "places", "grouped", "gate_up", "act")
+        self._native.experts(
+            self._matrices(op.gate_up_weight),
+            self._matrices(op.down_weight),
+            **{name: self._ids[getattr(op, name)] for name in names},
+            top_k=op.top_k,
+            width=op.x.width,
+            inner=op.act.width // op.top_k,
+            kind=ACTIVATIONS[op.kind],
+        )
+
+    def _matrices(self, weight: Weight) -> list[Any]:
+        packed = self._weights[weight.name]
+        assert weight.shape == (len(packed), packed[0].N, packed[0].K), weight
+        return [each.native for each in packed]
 
     def _keep_rows(self, op: KeepRows) -> None:
         self._native.keep_rows(rows=[self._ids[buffer] for buffer in op.rows], widths=[b.width for b in op.rows])
@@ -182,6 +222,8 @@ _RECORDS: dict[type[Op], Callable[[CpuRunner, Any], None]] = {
     RopeWrite: CpuRunner._rope_write,
     Attend: CpuRunner._attend,
     Act: CpuRunner._act,
+    Route: CpuRunner._route,
+    Experts: CpuRunner._experts,
     KeepRows: CpuRunner._keep_rows,
 }
 

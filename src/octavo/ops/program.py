@@ -16,8 +16,10 @@ from typing import ClassVar, Literal
 
 import torch
 
-NormKind = Literal["rms"]
-Activation = Literal["silu", "gelu_tanh"]
+#: rms: x / sqrt(mean(x^2) + eps) * weight. layer: the same of x - mean(x), plus a bias if there is one.
+NormKind = Literal["rms", "layer"]
+#: gelu: by the error function.
+Activation = Literal["silu", "gelu_tanh", "gelu", "relu"]
 _Widths = Iterator[tuple["Buffer", int]]
 
 
@@ -94,11 +96,12 @@ class Op:
 
 @dataclass(frozen=True, kw_only=True)
 class Embed(Op):
-    """out = scale * weight[token ids]."""
+    """out = scale * weight[token ids], or of the tokens' positions."""
 
     out: Buffer
     weight: Weight
     scale: float = 1.0
+    index: Literal["token_ids", "positions"] = "token_ids"
     reads: ClassVar = ()
 
     def widths(self) -> _Widths:
@@ -119,12 +122,14 @@ class Linear(Op):
 
 @dataclass(frozen=True, kw_only=True)
 class Norm(Op):
-    """out = x / sqrt(mean(x^2) + eps) * weight."""
+    """out = x, normed as `NormKind` says."""
 
     out: Buffer
     x: Buffer
     weight: Weight
     eps: float
+    kind: NormKind = "rms"
+    bias: Weight | None = None  # of layer norms
 
     def widths(self) -> _Widths:
         yield from ((buffer, self.weight.shape[0]) for buffer in (self.out, self.x))
@@ -152,6 +157,8 @@ class AddNorm(Op):
     x: Buffer
     weight: Weight
     eps: float
+    kind: NormKind = "rms"
+    bias: Weight | None = None
     changes: ClassVar = ("residual",)
 
     def widths(self) -> _Widths:
@@ -162,13 +169,13 @@ class AddNorm(Op):
 class RopeWrite(Op):
     """Norm of each head of q and k, if there are weights for it; their rotation; then k and v go to the cache.
 
-    `rotation` [positions, head_dim]: cosines | sines.
+    `rotation` [positions, head_dim]: cosines | sines; None: positions are told otherwise.
     """
 
     qkv: Buffer
     heads: Heads
     cache: Cache
-    rotation: Weight
+    rotation: Weight | None
     q_norm: Weight | None = None
     k_norm: Weight | None = None
     eps: float = 0.0
@@ -183,7 +190,10 @@ class RopeWrite(Op):
 
 @dataclass(frozen=True, kw_only=True)
 class Attend(Op):
-    """out = causal attention of the queries in qkv over the cache, the step's own keys included."""
+    """out = causal attention of the queries in qkv over the cache, the step's own keys included.
+
+    `slopes` [num_heads]: slope times (key's position - query's) is added to a score (ALiBi).
+    """
 
     out: Buffer
     qkv: Buffer
@@ -191,6 +201,7 @@ class Attend(Op):
     cache: Cache
     scale: float
     softcap: float = 0.0  # 0: none
+    slopes: Weight | None = None
     reads: ClassVar = ("qkv",)
     needs_all_rows: ClassVar = True
 
@@ -200,14 +211,72 @@ class Attend(Op):
 
 @dataclass(frozen=True, kw_only=True)
 class Act(Op):
-    """out = act(gate) * up, where x = gate | up."""
+    """out = act(gate) * up, where x = gate | up; or, if it is not gated, act(x)."""
 
     out: Buffer
     x: Buffer
     kind: Activation
+    gated: bool = True
 
     def widths(self) -> _Widths:
-        yield self.x, 2 * self.out.width
+        yield self.x, self.out.width * (2 if self.gated else 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Route(Op):
+    """The experts of each row: those with the best scores, best first, equal ones by number; and their weights.
+
+    ids int32 [rows, k], weights float32 [rows, k]: the softmax over all scores [rows, num_experts], or
+    (`renormalize`) over those of the k that were chosen.
+    """
+
+    ids: Buffer
+    weights: Buffer
+    scores: Buffer
+    renormalize: bool
+    reads: ClassVar = ("scores",)
+    writes: ClassVar = ("ids", "weights")
+
+    def widths(self) -> _Widths:
+        yield self.weights, self.ids.width
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experts(Op):
+    """out = the sum over a row's experts, in the order of `ids`, of weight * down(act(gate(x)) * up(x)).
+
+    Rows are computed grouped by expert. `places` int32 [rows, k] says where in the groups they went; `grouped`,
+    `gate_up` and `act` hold k of their rows a row: what goes into the groups and comes out, and what is between.
+    Weights: gate_up [num_experts, 2 inner, width], down [num_experts, width, inner].
+    """
+
+    out: Buffer
+    x: Buffer
+    ids: Buffer
+    weights: Buffer
+    gate_up_weight: Weight
+    down_weight: Weight
+    kind: Activation
+    places: Buffer
+    grouped: Buffer
+    gate_up: Buffer
+    act: Buffer
+    reads: ClassVar = ("x", "ids", "weights")
+    writes: ClassVar = ("out", "places", "grouped", "gate_up", "act")
+
+    @property
+    def top_k(self) -> int:
+        return self.ids.width
+
+    def widths(self) -> _Widths:
+        _, columns, width = self.gate_up_weight.shape
+        _, rows, inner = self.down_weight.shape
+        yield from ((buffer, width) for buffer in (self.out, self.x))
+        yield from ((buffer, self.top_k) for buffer in (self.weights, self.places))
+        yield self.out, rows
+        yield self.grouped, self.top_k * width
+        yield self.gate_up, self.top_k * columns
+        yield self.act, self.top_k * inner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,7 +364,9 @@ def _joined(ops: Sequence[Op]) -> Iterator[Op]:
     before: Op | None = None
     for op in ops:
         if isinstance(before, Add) and isinstance(op, Norm) and op.x is before.residual:
-            before = AddNorm(out=op.out, residual=op.x, x=before.x, weight=op.weight, eps=op.eps)
+            before = AddNorm(
+                out=op.out, residual=op.x, x=before.x, weight=op.weight, eps=op.eps, kind=op.kind, bias=op.bias
+            )
             continue
         if before is not None:
             yield before

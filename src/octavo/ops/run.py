@@ -14,12 +14,14 @@ from octavo.ops.program import (
     Attend,
     Buffer,
     Embed,
+    Experts,
     KeepRows,
     Linear,
     Norm,
     Op,
     Program,
     RopeWrite,
+    Route,
     Weight,
 )
 from octavo.ops.step import KVCaches, StepTensors
@@ -41,9 +43,19 @@ class Table(Protocol):
     @property
     def add_rms_norm(self) -> Any: ...
     @property
+    def layer_norm(self) -> Any: ...
+    @property
+    def add_layer_norm(self) -> Any: ...
+    @property
     def add_(self) -> Any: ...
     @property
     def act_mul(self) -> Any: ...
+    @property
+    def act(self) -> Any: ...
+    @property
+    def route(self) -> Any: ...
+    @property
+    def experts(self) -> Any: ...
     @property
     def rope_kv_write(self) -> Any: ...
     @property
@@ -109,7 +121,8 @@ class Runner:
 
 
 def _embed(table: Table, op: Embed, frame: Frame) -> None:
-    table.embedding(frame[op.out], frame.step.token_ids, frame.weight(op.weight), op.scale)
+    ids = frame.step.positions if op.index == "positions" else frame.step.token_ids
+    table.embedding(frame[op.out], ids, frame.weight(op.weight), op.scale)
 
 
 def _linear(table: Table, op: Linear, frame: Frame) -> None:
@@ -117,7 +130,11 @@ def _linear(table: Table, op: Linear, frame: Frame) -> None:
 
 
 def _norm(table: Table, op: Norm, frame: Frame) -> None:
-    table.rms_norm(frame[op.out], frame[op.x], frame.weight(op.weight), op.eps)
+    out, x, weight = frame[op.out], frame[op.x], frame.weight(op.weight)
+    if op.kind == "rms":
+        table.rms_norm(out, x, weight, op.eps)
+    else:
+        table.layer_norm(out, x, weight, frame.weight(op.bias), op.eps)
 
 
 def _add(table: Table, op: Add, frame: Frame) -> None:
@@ -125,11 +142,35 @@ def _add(table: Table, op: Add, frame: Frame) -> None:
 
 
 def _add_norm(table: Table, op: AddNorm, frame: Frame) -> None:
-    table.add_rms_norm(frame[op.out], frame[op.residual], frame[op.x], frame.weight(op.weight), op.eps)
+    out, residual, x, weight = frame[op.out], frame[op.residual], frame[op.x], frame.weight(op.weight)
+    if op.kind == "rms":
+        table.add_rms_norm(out, residual, x, weight, op.eps)
+    else:
+        table.add_layer_norm(out, residual, x, weight, frame.weight(op.bias), op.eps)
 
 
 def _act(table: Table, op: Act, frame: Frame) -> None:
-    table.act_mul(frame[op.out], frame[op.x], op.kind)
+    (table.act_mul if op.gated else table.act)(frame[op.out], frame[op.x], op.kind)
+
+
+def _route(table: Table, op: Route, frame: Frame) -> None:
+    table.route(frame[op.ids], frame[op.weights], frame[op.scores], op.renormalize)
+
+
+def _experts(table: Table, op: Experts, frame: Frame) -> None:
+    table.experts(
+        frame[op.out],
+        frame[op.x],
+        frame[op.ids],
+        frame[op.weights],
+        frame.weight(op.gate_up_weight),
+        frame.weight(op.down_weight),
+        op.kind,
+        places=frame[op.places],
+        grouped=frame[op.grouped],
+        gate_up=frame[op.gate_up],
+        act=frame[op.act],
+    )
 
 
 def _rope_write(table: Table, op: RopeWrite, frame: Frame) -> None:
@@ -170,6 +211,7 @@ def _attend(table: Table, op: Attend, frame: Frame) -> None:
         op.scale,
         op.cache.window,
         op.softcap,
+        slopes=frame.weight(op.slopes),
         plan=step.attention_plan,
     )
 
@@ -191,6 +233,8 @@ HANDLERS: dict[type[Op], Handler] = {
     Add: _add,
     AddNorm: _add_norm,
     Act: _act,
+    Route: _route,
+    Experts: _experts,
     RopeWrite: _rope_write,
     Attend: _attend,
     KeepRows: _keep_rows,

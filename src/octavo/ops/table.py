@@ -55,8 +55,14 @@ class Ops:
     embedding: Callable[..., None]  # (out, ids, w, scale=1.0)
     rms_norm: Callable[[Tensor, Tensor, Tensor, float], None]  # (out, x, weight, eps)
     add_rms_norm: Callable[[Tensor, Tensor, Tensor, Tensor, float], None]  # (out, residual, x, weight, eps)
+    layer_norm: Callable[[Tensor, Tensor, Tensor, Tensor | None, float], None]  # (out, x, weight, bias, eps)
+    add_layer_norm: Callable[..., None]  # (out, residual, x, weight, bias, eps)
     add_: Callable[[Tensor, Tensor], None]  # (residual, x)
     act_mul: Callable[[Tensor, Tensor, str], None]  # (out, gate_up, kind)
+    act: Callable[[Tensor, Tensor, str], None]  # (out, x, kind)
+    pack_experts: Callable[..., Any]  # (weights): matrices one below the other, for each expert
+    route: Callable[[Tensor, Tensor, Tensor, bool], None]  # (ids, weights, scores, renormalize)
+    experts: Callable[..., None]
     rope_kv_write: Callable[..., None]
     attention: Callable[..., None]
     program_runner: Callable[..., Runner]  # (ops, program, weights)
@@ -90,14 +96,24 @@ class Binding:
 
 #: Operations that share a private format are taken from one implementation or not at all.
 _GROUPS: tuple[tuple[str, ...], ...] = (
-    ("pack_linear", "pack_linear_many", "pack_output", "linear", "pack_embedding", "tied_embedding", "embedding"),
+    (
+        "pack_linear",
+        "pack_linear_many",
+        "pack_output",
+        "linear",
+        "pack_embedding",
+        "tied_embedding",
+        "embedding",
+        "pack_experts",
+        "experts",
+    ),
     ("kv_cache_shapes", "rope_kv_write", "attention", "attention_planner"),
 )
 #: Taken where all that it is made of is taken.
 _COMPOSED: dict[str, tuple[str, ...]] = {
     "program_runner": (
-        "linear", "embedding", "rms_norm", "add_rms_norm", "add_", "act_mul", "rope_kv_write", "attention",
-        "kv_cache_shapes",
+        "linear", "embedding", "rms_norm", "add_rms_norm", "layer_norm", "add_layer_norm", "add_", "act_mul", "act",
+        "route", "experts", "rope_kv_write", "attention", "kv_cache_shapes",
     ),
 }  # fmt: skip
 _REFERENCE_MODULES: dict[str, Any] = dict.fromkeys(("forbid", "sample", "logprobs"), reference_sampling)

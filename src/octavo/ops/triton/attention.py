@@ -182,6 +182,7 @@ def attention(
     *,
     k_scale: float = 1.0,
     v_scale: float = 1.0,
+    slopes: Tensor | None = None,
     plan: AttentionPlan | None = None,
 ) -> None:
     """`reference.attention`, on the cache of `rope`. Without a plan one is made, which waits for the device."""
@@ -200,6 +201,7 @@ def attention(
         "BLOCK_D": block_d,
         "BLOCK_SIZE": k_cache.shape[2],
         "CAPPED": softcap > 0,
+        "SLOPED": slopes is not None,
         "PRECISION": precision,
     }
     if plan.num_decodes:
@@ -218,6 +220,7 @@ def attention(
             plan.items,
             plan.starts,
             plan.num_decodes,
+            slopes,
             k_cache.stride(0),
             scores_scale,
             softcap,
@@ -243,7 +246,8 @@ def attention(
             CHUNK=CHUNK,
             BLOCK_C=_COMBINED,
         )
-    if plan.prompts is not None and plan.prompt_step is not None and k_scale == v_scale == 1.0:
+    is_plain = k_scale == v_scale == 1.0 and slopes is None
+    if plan.prompts is not None and plan.prompt_step is not None and is_plain:
         step = (block_tables, seq_lens, scale, window, softcap)
         if plan.prompts.run(plan.prompt_step, out, qkv, k_cache, v_cache, *step):
             return
@@ -259,6 +263,7 @@ def attention(
             seq_lens,
             query_start_loc,
             plan.tiles,
+            slopes,
             k_cache.stride(0),
             scores_scale,
             softcap,
@@ -289,23 +294,27 @@ def _plan_of(
 
 def variants() -> list[Variant]:
     found = []
-    for heads, kv_heads, head_dim, kv_dtype, capped in (
-        (16, 8, 128, torch.bfloat16, False),
-        (32, 8, 128, torch.bfloat16, False),
-        (32, 8, 128, torch.float8_e4m3fn, False),
-        (9, 3, 64, torch.bfloat16, False),
-        (8, 4, 256, torch.bfloat16, True),
+    for heads, kv_heads, head_dim, kv_dtype, capped, sloped in (
+        (16, 8, 128, torch.bfloat16, False, False),
+        (32, 8, 128, torch.bfloat16, False, False),
+        (32, 8, 128, torch.float8_e4m3fn, False, False),
+        (9, 3, 64, torch.bfloat16, False, False),
+        (8, 4, 256, torch.bfloat16, True, False),
+        (32, 32, 128, torch.bfloat16, False, True),
     ):
-        name = f"{heads}/{kv_heads} x {head_dim}, {TYPE_NAMES[kv_dtype]}{', capped' if capped else ''}"
-        pointers = dict.fromkeys(("out", "qkv"), "*bf16")
+        kinds = f"{', capped' if capped else ''}{', sloped' if sloped else ''}"
+        name = f"{heads}/{kv_heads} x {head_dim}, {TYPE_NAMES[kv_dtype]}{kinds}"
+        pointers = dict.fromkeys(("out", "qkv"), "*bf16") | ({"slopes": "*fp32"} if sloped else {})
         pointers |= dict.fromkeys(("k_cache", "v_cache"), f"*{TYPE_NAMES[kv_dtype]}")
         pointers |= dict.fromkeys(("block_tables", "seq_lens"), "*i32")
         numbers = {"table_stride": "i32", "block_stride": "i32", "scale": "fp32", "cap": "fp32", "v_scale": "fp32"}
         numbers["window"] = "i32"
         constexprs: dict[str, Any] = {
             "NUM_HEADS": heads, "NUM_KV_HEADS": kv_heads, "D": head_dim, "BLOCK_D": head_dim, "BLOCK_SIZE": 16,
-            "CAPPED": capped, "PRECISION": "tf32",
+            "CAPPED": capped, "SLOPED": sloped, "PRECISION": "tf32",
         }  # fmt: skip
+        if not sloped:
+            constexprs["slopes"] = None
         minimum = 89 if kv_dtype == torch.float8_e4m3fn else 80
         block_n, num_warps, num_stages, _ = _DECODE_TILES[head_dim, 2]
         scratch = dict.fromkeys(("partial", "partial_stats"), "*fp32")

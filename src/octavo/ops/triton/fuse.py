@@ -108,7 +108,8 @@ def _with_quantized(program: Program, weights: Weights) -> tuple[Op, ...]:
     ready: dict[Buffer, tuple[Buffer, Buffer]] = {}
     ops: list[Op] = []
     for op in program.ops:
-        if isinstance(op, AddNorm | Act) and op.out is not program.output:
+        can_quantize = (isinstance(op, AddNorm) and op.kind == "rms") or (isinstance(op, Act) and op.gated)
+        if isinstance(op, AddNorm | Act) and can_quantize and op.out is not program.output:
             dtype = _input_dtype(readers[op.out], weights)
             if dtype is not None:
                 values = Buffer(f"{op.out.name}, quantized", op.out.width, dtype)
@@ -144,6 +145,7 @@ def _with_linear_act(program: Program, weights: Weights) -> tuple[Op, ...]:
         before = ops[-1] if ops else None
         if (
             isinstance(op, Act)
+            and op.gated
             and isinstance(before, Linear)
             and before.out is op.x
             and readers[op.x] == [op]
