@@ -95,11 +95,13 @@ class KVCacheManager:
         return nodes
 
     def _num_usable(self, nodes: list[PrefixNode]) -> int:
-        """The longest beginning of a chain behind which every group has the blocks that the next token sees."""
+        """The longest beginning of a chain behind which every group has the blocks that the next token sees. A first
+        group that keeps all keys has been looked at on the way."""
+        others = list(enumerate(self.windows))[0 if self.windows[0] else 1 :]
         count, before = len(nodes), -1
         while count != before:
             before = count
-            for group, window in enumerate(self.windows):
+            for group, window in others:
                 count = self._num_usable_of(nodes, group, window, count)
         return count
 
