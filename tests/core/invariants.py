@@ -81,12 +81,14 @@ def check_cache(scheduler: Scheduler, executor: FakeExecutor) -> None:
     cached = [block for block in pool.blocks if block.node is not None]
     for block in cached:
         node = block.node
-        assert node is not None and node.blocks[block.group] is block
+        assert node is not None and node.blocks[block.group] is block and pool._nodes[node.block_hash] is node
         assert executor.pool[block.block_id] == list(struct.unpack_from(f"<{scheduler.kv.block_size}I", node.key))
         parent = hash_salt(node.parent) if isinstance(node.parent, str) else node.parent.block_hash
         assert node.block_hash == hash_block(parent, node.key)
+    children = Counter(id(node.parent) for node in pool._nodes.values())
     for block_hash, node in pool._nodes.items():
-        assert node.block_hash == block_hash
+        assert node.block_hash == block_hash and node.num_children == children[id(node)]
+        assert node.blocks or node.num_children
     assert len(cached) == pool.num_cached
     assert all(pool.blocks[block_id].node is None for block_id in pool._unnamed)
     assert all(pool.blocks[block_id].node is not None for block_id in pool._evictable)

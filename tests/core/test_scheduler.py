@@ -242,7 +242,7 @@ def test_a_window_holds_the_blocks_that_the_next_tokens_see() -> None:
         world.step()
         used.append(world.scheduler.kv.num_blocks_used)
     assert used[:5] == [12, 14, 14, 14, 14] and max(used) == 15
-    assert world.scheduler.kv.capacity_tokens == 13 * 4
+    assert world.scheduler.kv.capacity_tokens == 11 * 4  # and two groups of four blocks: 19
     # All of the prompt is found again, though of the windows' blocks only the last two are held.
     world.add(2, [*prompt(0, 40), 49], max_tokens=1)
     (new,) = world.step().new_requests

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from weakref import WeakValueDictionary
 
 from octavo.core.faults import fault
 
@@ -24,14 +23,15 @@ NULL_BLOCK_ID = 0
 
 class PrefixNode:
     """What one block of tokens holds behind all those before it: its key, and the node of the block before or, for a
-    chain's first, the cache salt. It lives as long as a cached block, a later node or a request refers to it."""
+    chain's first, the cache salt. It is in the tree as long as it has a cached block or a later node has one."""
 
-    __slots__ = ("__weakref__", "block_hash", "blocks", "key", "parent")
+    __slots__ = ("block_hash", "blocks", "key", "num_children", "parent")
 
     def __init__(self, block_hash: bytes, key: bytes, parent: PrefixNode | str) -> None:
         self.block_hash = block_hash
         self.key = key
         self.parent = parent
+        self.num_children = 0  # nodes of the tree that come next
         self.blocks: dict[int, KVCacheBlock] = {}  # group -> the cached block
 
 
@@ -58,7 +58,7 @@ class BlockPool:
         self.num_cached = 0
         self._unnamed = list(range(num_blocks - 1, NULL_BLOCK_ID, -1))  # popped from the end: low ids first
         self._evictable: OrderedDict[int, None] = OrderedDict()
-        self._nodes: WeakValueDictionary[bytes, PrefixNode] = WeakValueDictionary()
+        self._nodes: dict[bytes, PrefixNode] = {}
 
     @property
     def num_free(self) -> int:
@@ -118,11 +118,12 @@ class BlockPool:
         the duplicate is kept until its holder ends. When another content holds the same hash (a collision, or a chain
         that goes on from forgotten blocks) the newer one takes its place.
         """
-        node = self.find(block_hash, key, parent)
-        if node is None:
-            other = self._nodes.get(block_hash)
-            for block in [] if other is None else list(other.blocks.values()):
-                self.uncache(block.block_id)
+        node = self._nodes.get(block_hash)
+        if node is None or node.key != key or node.parent != parent:
+            if not isinstance(parent, str):
+                parent.num_children += 1
+            if node is not None:
+                self._forget_node(node)
             node = self._nodes[block_hash] = PrefixNode(block_hash, key, parent)
         for group, block_id in enumerate(block_ids):
             if block_id == NULL_BLOCK_ID or group in node.blocks:
@@ -136,24 +137,42 @@ class BlockPool:
 
     def uncache(self, block_id: int) -> None:
         """Never find this block again, nor what follows it. No-op for a block that is not cached."""
-        block = self.blocks[block_id]
-        node = block.node
-        if node is None:
-            return
-        if self._nodes.get(node.block_hash) is node:
-            del self._nodes[node.block_hash]
-        self._forget(block)
-        if block.ref_count == 0:
-            del self._evictable[block_id]
-            self._unnamed.append(block_id)
+        node = self.blocks[block_id].node
+        if node is not None:
+            self._forget_node(node)
 
     def uncache_all(self) -> None:
-        for block in self.blocks:
-            self.uncache(block.block_id)
-        self._nodes.clear()  # also those without blocks, which requests go on from
+        for node in list(self._nodes.values()):
+            self._forget_node(node)
+
+    def _forget_node(self, node: PrefixNode) -> None:
+        """Its blocks, and the node: what hangs on it is not found any more."""
+        for block in list(node.blocks.values()):
+            self._forget(block)
+            if block.ref_count == 0:
+                del self._evictable[block.block_id]
+                self._unnamed.append(block.block_id)
+        self._remove(node)
 
     def _forget(self, block: KVCacheBlock) -> None:
-        assert block.node is not None
-        del block.node.blocks[block.group]
+        """One block. Its node stays as long as it has others, or later nodes have."""
+        node = block.node
+        assert node is not None
+        del node.blocks[block.group]
         block.node = None
         self.num_cached -= 1
+        if not node.blocks and not node.num_children:
+            self._remove(node)
+
+    def _remove(self, node: PrefixNode) -> None:
+        """Take a node out of the tree, with those before it that were there for its sake alone. No-op for one that is
+        not in the tree."""
+        while self._nodes.get(node.block_hash) is node:
+            del self._nodes[node.block_hash]
+            parent = node.parent
+            if isinstance(parent, str):
+                return
+            parent.num_children -= 1
+            if parent.blocks or parent.num_children:
+                return
+            node = parent

@@ -59,6 +59,7 @@ class KVCacheManager:
         self.block_size = block_size
         self.enable_prefix_caching = enable_prefix_caching
         self.windows = tuple(windows)
+        self._has_windows = any(windows)
         self.step_tokens = step_tokens
         self.pool = BlockPool(num_blocks)
         # Admissions leave this many blocks to those who run already, so that a newcomer is not thrown out at once.
@@ -144,6 +145,7 @@ class KVCacheManager:
         request.num_computed_tokens = num_computed
         request.num_cached_blocks = len(hit)
         request.cache_parent = hit[-1] if hit else request.cache_salt
+        request.next_cache_tokens = self._next_cache_tokens(request)
         request.next_settle_tokens = self._next_settle_tokens(request)
         return True
 
@@ -173,7 +175,9 @@ class KVCacheManager:
 
     def _next_settle_tokens(self, request: Request) -> int:
         """At how many computed tokens `settle` has something to do."""
-        return min(self._next_cache_tokens(request), self._next_release_tokens(request.num_computed_tokens))
+        if not self._has_windows:
+            return request.next_cache_tokens
+        return min(request.next_cache_tokens, self._next_release_tokens(request.num_computed_tokens))
 
     def _next_cache_tokens(self, request: Request) -> int:
         """At how many computed tokens the next block can enter the cache."""
@@ -185,8 +189,7 @@ class KVCacheManager:
         """At how many computed tokens a group with a window has a block to give back."""
         size = self.block_size
         return min(
-            ((self._first_needed(window, num_computed) + 1) * size + window - 1 for window in self.windows if window),
-            default=_NEVER,
+            (self._first_needed(window, num_computed) + 1) * size + window - 1 for window in self.windows if window
         )
 
     def num_tokens_at_hand(self, request: Request, hit: list[PrefixNode]) -> int:
@@ -238,22 +241,25 @@ class KVCacheManager:
     def num_next_tokens(self, num_computed: int, num_tokens: int) -> int:
         """For how many of a request's `num_tokens` tokens it must have blocks in the step that goes on from
         `num_computed`."""
-        return min(num_tokens, num_computed + self.step_tokens) if any(self.windows) else num_tokens
+        return min(num_tokens, num_computed + self.step_tokens) if self._has_windows else num_tokens
 
     def num_missing_blocks(self, request: Request, num_tokens: int) -> int:
         """How many blocks `grow` would take."""
         if num_tokens <= request.num_allocated_tokens:
             return 0
+        return sum(self._num_missing(request, num_tokens))
+
+    def _num_missing(self, request: Request, num_tokens: int) -> list[int]:
+        """The same, group by group."""
         num_blocks = self.num_blocks_of(num_tokens)
-        return sum(max(0, num_blocks - len(table)) for table in request.block_tables)
+        return [max(0, num_blocks - len(table)) for table in request.block_tables]
 
     def grow(self, request: Request, num_tokens: int) -> list[list[int]] | None:
         """The blocks that a request lacks for `num_tokens` tokens, group by group. None, and no change: too few are
         free."""
-        if self.num_missing_blocks(request, num_tokens) > self.pool.num_free:
+        counts = self._num_missing(request, num_tokens)
+        if sum(counts) > self.pool.num_free:
             return None
-        num_blocks = self.num_blocks_of(num_tokens)
-        counts = [max(0, num_blocks - len(table)) for table in request.block_tables]
         new_ids = self._extend(request.block_tables, counts)
         request.num_allocated_tokens = min(map(len, request.block_tables)) * self.block_size
         return new_ids
@@ -261,6 +267,9 @@ class KVCacheManager:
     def _extend(self, tables: list[list[int]], counts: list[int]) -> list[list[int]]:
         """Append so many new blocks to each table; returns them."""
         block_ids = self.pool.allocate(sum(counts))
+        if len(tables) == 1:
+            tables[0] += block_ids
+            return [block_ids]
         new_ids = []
         for table, count in zip(tables, counts, strict=True):
             new_ids.append(block_ids[:count])
@@ -271,9 +280,10 @@ class KVCacheManager:
     def settle(self, request: Request) -> None:
         """Called after the step that computed `num_computed_tokens`, when they are `next_settle_tokens` or more: full
         blocks can be found by others, and those that no later token sees are given back."""
-        if request.num_computed_tokens >= self._next_cache_tokens(request):
+        if request.num_computed_tokens >= request.next_cache_tokens:
             self._cache_computed_blocks(request)
-        self._release_unseen(request)
+        if self._has_windows:
+            self._release_unseen(request)
         request.next_settle_tokens = self._next_settle_tokens(request)
 
     def _release_unseen(self, request: Request) -> None:
@@ -291,12 +301,13 @@ class KVCacheManager:
         if not self.caches_output:
             num_tokens = min(num_tokens, request.num_prompt_tokens)
         first, last = request.num_cached_blocks, num_tokens // self.block_size
-        parent = request.cache_parent
-        for i in range(first, last):
-            block_ids = [table[i] for table in request.block_tables]
-            parent = self.pool.cache(block_ids, request.block_hashes[i], request.block_tokens[i], parent)
+        parent, cache = request.cache_parent, self.pool.cache
+        columns = zip(*(table[first:last] for table in request.block_tables), strict=True)
+        for i, block_ids in enumerate(columns, first):
+            parent = cache(block_ids, request.block_hashes[i], request.block_tokens[i], parent)
         request.cache_parent = parent
         request.num_cached_blocks = last
+        request.next_cache_tokens = self._next_cache_tokens(request)
 
     def free(self, request: Request, *, forget: bool = False) -> None:
         """Give back all blocks. `forget`: their content is in doubt, they leave the cache, also for other holders."""

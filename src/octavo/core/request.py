@@ -54,6 +54,7 @@ class Request:
         "limit_tokens",
         "matcher",
         "needs_output",
+        "next_cache_tokens",
         "next_settle_tokens",
         "num_allocated_tokens",
         "num_cached_blocks",
@@ -144,6 +145,7 @@ class Request:
         self.block_hashes: list[bytes] = []
         self.block_tokens: list[bytes] = []
         self.num_cached_blocks = 0
+        self.next_cache_tokens = 0  # computed tokens at which the next block can enter the cache
         self.next_settle_tokens = 0  # computed tokens at which a block enters the cache, or a window leaves one
         self.cache_parent: PrefixNode | str = self.cache_salt  # what the next block of the chain hangs on
 
