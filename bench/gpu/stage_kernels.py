@@ -60,7 +60,7 @@ def layers(context: Context) -> None:
         definition = _definition(shape, 2 if context.is_tiny else 8)
         weights = _weights(context, ops, definition)
         for streams, length in ((2, 20),) if context.is_tiny else ((1, 1024), (64, 1024), (256, 1024)):
-            us = _layer_us(ops, shape, definition, weights, streams, length)
+            us = _step_us(ops, shape, definition, weights, streams, length)
             num_bytes = 2 * (shape.layer_params + streams * length * shape.kv_values) / shape.layers
             shares = context.bandwidth_share(num_bytes / us * 1e6)
             note = f"{us * shape.layers / 1e3:.3f} ms for all {shape.layers}; {num_bytes / 1e6:.0f} MB a layer"
@@ -100,7 +100,7 @@ def _weights(context: Context, ops: Ops, definition: Definition) -> dict[str, An
     return weights
 
 
-def _layer_us(
+def _step_us(
     ops: Ops, shape: Shape, definition: Definition, weights: dict[str, Any], streams: int, length: int
 ) -> float:
     call = inputs.attention(ops, heads_of(shape), [(1, length)] * streams, kv_dtype=BF16)

@@ -237,6 +237,13 @@ def test_a_config_that_is_no_json_object_is_refused(content: str, model: Path) -
         ({"rope_scaling": {"rope_type": "default", "mrope_section": [1, 2]}}, "mrope_section"),
         ({"rope_scaling": "x"}, "rope_scaling"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        (
+            {
+                "architectures": ["Gemma3ForCausalLM"],
+                "rope_parameters": {"full_attention": {"rope_theta": 1e6, "partial_rotary_factor": 0.5}},
+            },
+            "full_attention: partial_rotary_factor",
+        ),
         ({"architectures": ["GPT2LMHeadModel"], "scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse"),
         (
             {"architectures": ["GPT2LMHeadModel"], "n_positions": 0, "max_position_embeddings": None},

@@ -135,6 +135,21 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "hidden_size": 128,
         },
     ),
+    "qwen3-moe": (
+        "Qwen3Moe",
+        {"head_dim": 32, "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 48},
+    ),
+    "qwen3-moe-renormalized-sparse": (
+        "Qwen3Moe",
+        {
+            "head_dim": 16,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+            "norm_topk_prob": True,
+            "decoder_sparse_step": 2,
+        },
+    ),
     "mixtral": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "mixtral-window-3-of-5": ("Mixtral", {"num_local_experts": 5, "num_experts_per_tok": 3, "sliding_window": 8}),
 }
@@ -194,14 +209,18 @@ def test_a_token_costs_two_operations_for_each_weight_of_the_layers(case: str, t
     declared = definition.tensors.items()
     matrices = [(name, tensor.shape) for name, tensor in declared if ".layers." in name and len(tensor.shape) == 2]
     # Of the experts a token meets only some.
-    share = options.get("num_experts_per_tok", 1) / options.get("num_local_experts", 1)
+    share = options.get("num_experts_per_tok", 1) / options.get("num_local_experts", options.get("num_experts", 1))
     values = [rows * columns * (share if ".experts." in name else 1) for name, (rows, columns) in matrices]
     assert definition.layer_ops_per_token == round(2 * sum(values))
 
 
+#: Families with operations that the others do not have.
+OTHER_KINDS = ("gpt2", "gpt-neox", "bloom", "phi3-longrope-partial-window", "mixtral", "qwen3-moe")
+
+
 def test_chunking_and_company_change_no_bit(tmp_path: Path) -> None:
     """The law of the kernels, through a whole model: windows, norms, biases and all."""
-    for case in ("gemma2", "gemma3", "qwen2-tied-upper-windows", "gemma3-softcap-ropes-untied", "bloom", "mixtral"):
+    for case in ("gemma2", "gemma3", "qwen2-tied-upper-windows", "gemma3-softcap-ropes-untied", *OTHER_KINDS):
         make_model(tmp_path / case, *CASES[case])
         ops = bind("cpu")
         loaded = load(tmp_path / case, ops)

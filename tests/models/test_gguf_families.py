@@ -42,6 +42,11 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gemma3": ("gemma3", "Gemma3", {**GEMMA, "num_hidden_layers": 7}),
     "gemma": ("gemma", "Gemma", {"head_dim": 32}),
     "mixtral": ("llama", "Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "qwen3-moe": (
+        "qwen3moe",
+        "Qwen3Moe",
+        {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "norm_topk_prob": True},
+    ),
     "phi3": ("phi3", "Phi3", {"pad_token_id": None, "sliding_window": 8}),
     "phi3-longrope": ("phi3", "Phi3", {"pad_token_id": None, "rope_parameters": LONG_ROPE}),
     "gpt2": ("gpt2", "GPT2", {}),
@@ -133,9 +138,12 @@ def write_sizes(writer: gguf.GGUFWriter, arch: str, config: Any, saved: dict[str
         writer.add_final_logit_softcapping(config.final_logit_softcapping)
     if arch == "gptneox":
         writer.add_parallel_residual(config.use_parallel_residual)
-    if getattr(config, "num_local_experts", None):
-        writer.add_expert_count(config.num_local_experts)
+    num_experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
+    if num_experts:
+        writer.add_expert_count(num_experts)
         writer.add_expert_used_count(config.num_experts_per_tok)
+    if arch == "qwen3moe":
+        writer.add_expert_feed_forward_length(config.moe_intermediate_size)
     rope = getattr(config, "rope_parameters", None)
     if rope:
         write_rope(writer, rope.get("full_attention", rope), head_dim)
@@ -197,6 +205,9 @@ def metadata_of(arch: str = "llama", **changes: Any) -> dict[str, Any]:
         ("mamba", {}, "'mamba' is not supported"),
         ("llama", {"expert_count": 8}, "not a complete mixtral model"),
         ("llama", {"rope.dimension_count": 16}, "rope.dimension_count"),
+        ("gptneox", {"rope.dimension_count": 8, "attention.head_count": None}, "rope.dimension_count"),
+        ("gptneox", {"rope.dimension_count": "8"}, "rope.dimension_count"),
+        ("gptneox", {"rope.dimension_count": 64}, "partial_rotary_factor"),
         ("llama", {"rope.scaling.type": "longrope"}, "short_factor"),
         ("llama", {"attention.key_length": 32, "attention.value_length": 16}, "keys and values"),
         ("llama", {"attention.head_count": [2, 1]}, "layers of different sizes"),

@@ -130,6 +130,11 @@ def test_gemma_knows_where_paris_is(gemma_gguf: Path, native: Ops) -> None:
     assert_native_follows_reference(gemma_gguf, native, loaded, prompt)
 
 
+def test_a_real_gpt2_says_what_it_says_in_transformers(gpt2_hf: Path, native: Ops) -> None:
+    expected = [964, 6350, 320, 3317, 7829, 239, 3514, 8688, 4401, 4227, 6228, 6077]
+    assert greedy(load(gpt2_hf, native), native, [2], len(expected)) == expected
+
+
 def test_gguf_rows_of_q_and_k_come_back_in_the_order_of_halves(smollm2_gguf: Path, smollm2_hf: Path) -> None:
     """The exact weights, against what another reader of the file made of them (rounded to bfloat16)."""
     from safetensors import safe_open

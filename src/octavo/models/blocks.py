@@ -189,16 +189,15 @@ class Sandwich:
 
 @dataclass(frozen=True, kw_only=True)
 class Parallel:
-    """Attention and MLP side by side: x += attention(norm(x)) + mlp(norm(x)), each with a norm of its own or not."""
+    """Attention and MLP side by side: x += attention(norm(x)) + mlp(norm(x)), each with a norm of its own."""
 
     attention: Block
     mlp: Block
     norm: NormSpec
-    mlp_has_norm: bool
 
     def emit(self, build: Builder, residual: Buffer) -> None:
         x = build.norm(residual, self.norm, "input_layernorm", "attn_norm")
-        mlp_x = build.norm(residual, self.norm, "post_attention_layernorm", "ffn_norm") if self.mlp_has_norm else x
+        mlp_x = build.norm(residual, self.norm, "post_attention_layernorm", "ffn_norm")
         attended = self.attention.emit(build, x)
         build.ops.append(Add(residual=residual, x=attended))
         build.ops.append(Add(residual=residual, x=self.mlp.emit(build, mlp_x)))

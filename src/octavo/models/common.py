@@ -71,7 +71,7 @@ def read_common(config: ConfigReader, *, activation_key: str = "hidden_act", rot
     if activation not in _ACTIVATIONS:
         raise config.fail(activation_key, "is not supported")
     max_positions = config.integer("max_position_embeddings", high=MAX_POSITIONS)
-    rope = _rope(config, heads.head_dim, max_positions, rotates_in_part)
+    rope = head_rope(flat_rope(config), heads.head_dim, max_positions, rotates_in_part=rotates_in_part, config=config)
     if rope.kind == "yarn":
         max_positions = max(max_positions, int(rope.factor * rope.original_max_position_embeddings))
     return Common(
@@ -89,15 +89,22 @@ def read_common(config: ConfigReader, *, activation_key: str = "hidden_act", rot
     )
 
 
-def _rope(config: ConfigReader, head_dim: int, max_positions: int, rotates_in_part: bool) -> RopeSpec:
-    flat = flat_rope(config)
+def head_rope(
+    flat: ConfigReader,
+    head_dim: int,
+    max_positions: int,
+    *,
+    rotates_in_part: bool = False,
+    config: ConfigReader | None = None,
+) -> RopeSpec:
+    """The rope of flat parameters for heads of a size. `config`: where messages say that the part stands."""
+    rope = read_rope(flat, max_positions)
     if not rotates_in_part:
         flat.refuse_unless("partial_rotary_factor", (1, 1.0))
-    rope = read_rope(flat, max_positions)
     partial = flat.number("partial_rotary_factor", 1.0)
-    rotary_dim = int(head_dim * partial)
+    rotary_dim = int(head_dim * partial + 1e-6)  # a share that was written as a quotient may fall short by a rounding
     if partial > 1 or rotary_dim < 2 or rotary_dim % 2:
-        raise config.fail("partial_rotary_factor", f"does not fit heads of {head_dim}")
+        raise (config or flat).fail("partial_rotary_factor", f"does not fit heads of {head_dim}")
     for factors in (rope.factors, rope.long_factors):
         if factors and len(factors) != rotary_dim // 2:
             raise CheckpointError(f"config: {len(factors)} rope factors for {rotary_dim} rotated dimensions of a head")

@@ -29,6 +29,7 @@ ARCHITECTURES: Final[dict[str, _Arch]] = {
     "llama": _Arch("LlamaForCausalLM", "llama"),
     "qwen2": _Arch("Qwen2ForCausalLM", "qwen2"),
     "qwen3": _Arch("Qwen3ForCausalLM", "qwen3"),
+    "qwen3moe": _Arch("Qwen3MoeForCausalLM", "qwen3_moe"),
     "gemma": _Arch("GemmaForCausalLM", "gemma", has_norms_of_one=True),
     "gemma2": _Arch("Gemma2ForCausalLM", "gemma2", has_norms_of_one=True, has_gemma_keys=True),
     "gemma3": _Arch("Gemma3ForCausalLM", "gemma3_text", has_norms_of_one=True, has_gemma_keys=True),
@@ -92,6 +93,8 @@ def hf_config(
         "max_position_embeddings": get("context_length"),
         "num_local_experts": get("expert_count"),
         "num_experts_per_tok": get("expert_used_count"),
+        "moe_intermediate_size": get("expert_feed_forward_length"),
+        "norm_topk_prob": True,
         "use_parallel_residual": get("use_parallel_residual"),
         "hidden_act": arch.activation,
         "tie_word_embeddings": "output.weight" not in tensors,
@@ -99,11 +102,11 @@ def hf_config(
         "mlp_bias": "blk.0.ffn_up.bias" in tensors,
     }
     config["head_dim"] = head_dim if head_dim is not None else _default_head_dim(config)
-    rotated = get("rope.dimension_count", config["head_dim"])
-    if rotated != config["head_dim"]:
-        if not arch.is_rotated_in_part or not isinstance(rotated, int):
+    size, rotated = config["head_dim"], get("rope.dimension_count", config["head_dim"])
+    if rotated != size:
+        if not arch.is_rotated_in_part or not isinstance(rotated, int) or not isinstance(size, int) or size < 1:
             raise CheckpointError(f"{prefix}.rope.dimension_count is not the size of a head: not supported")
-        config["partial_rotary_factor"] = rotated / config["head_dim"]
+        config["partial_rotary_factor"] = rotated / size
     rope = _rope(get, rope_factors)
     if arch.model_type == "phi3":
         config["sliding_window"] = get("attention.sliding_window") or None

@@ -22,6 +22,7 @@ from octavo.models.families import (
     phi3,
     qwen2,
     qwen3,
+    qwen3_moe,
 )
 from octavo.models.layout import Layout
 from octavo.models.spec import ModelSpec
@@ -44,6 +45,7 @@ FAMILIES: Final[dict[str, Family]] = {
     "MistralForCausalLM": Family("mistral", mistral.spec),
     "Qwen2ForCausalLM": Family("qwen2", qwen2.spec),
     "Qwen3ForCausalLM": Family("qwen3", qwen3.spec),
+    "Qwen3MoeForCausalLM": Family("qwen3_moe", qwen3_moe.spec, gguf=qwen3_moe.GGUF),
     "GemmaForCausalLM": Family("gemma", gemma.spec),
     "Gemma2ForCausalLM": Family("gemma2", gemma2.spec),
     "Gemma3ForCausalLM": Family("gemma3_text", gemma3.spec),

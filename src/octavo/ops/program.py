@@ -36,8 +36,9 @@ class Buffer:
 class Weight:
     """A parameter by name, in the shape in which operations see it: matrices [N, K], tables [rows, width], vectors [N].
 
-    `shard`: the dimension along which ranks would divide it. 0: each has some of the results. 1: each has a part of
-    every sum, so that the result of a `Linear` would have to be added up over the ranks. None: each has all of it.
+    Matrices of experts are [E, N, K]. `shard`: the dimension along which ranks would divide it. N: each has some of the
+    results. K: each has a part of every sum, so that results would have to be added up over the ranks. None: each has
+    all of it.
     """
 
     name: str

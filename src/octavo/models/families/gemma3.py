@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, Final
 
 from octavo.models.blocks import Attention, GatedMLP, Sandwich
-from octavo.models.common import read_common, windows_of_types
-from octavo.models.config_reader import MAX_LAYERS, MAX_POSITIONS, ConfigReader, read_rope
+from octavo.models.common import Common, head_rope, read_common, windows_of_types
+from octavo.models.config_reader import MAX_LAYERS, MAX_POSITIONS, ConfigReader
 from octavo.models.families.gemma2 import gemma_norm, softcap
 from octavo.models.spec import ModelSpec, RopeSpec
 
@@ -29,7 +29,7 @@ def spec(config: ConfigReader) -> ModelSpec:
     config.refuse_unless("use_bidirectional_attention", (False,))
     # The two ropes stand in forms of their own, read below.
     common = read_common(config.without("rope_parameters", "rope_scaling"), activation_key="hidden_activation")
-    rope, local_rope = _ropes(config, common.max_position_embeddings)
+    rope, local_rope = _ropes(config, common)
     norm = gemma_norm(common, config)
     bias = config.flag("attention_bias", False)
 
@@ -61,7 +61,7 @@ def _layer_windows(config: ConfigReader, num_layers: int) -> tuple[int, ...]:
     return tuple(window if (layer + 1) % pattern else 0 for layer in range(num_layers))
 
 
-def _ropes(config: ConfigReader, max_positions: int) -> tuple[RopeSpec, RopeSpec]:
+def _ropes(config: ConfigReader, common: Common) -> tuple[RopeSpec, RopeSpec]:
     """(full layers, layers with a window). Only the former is ever scaled in the older form."""
     theta = {"rope_theta": config.number("rope_theta", _GLOBAL_THETA)}
     local_theta = {"rope_theta": config.number("rope_local_base_freq", _LOCAL_THETA)}
@@ -70,4 +70,5 @@ def _ropes(config: ConfigReader, max_positions: int) -> tuple[RopeSpec, RopeSpec
         full, local = sections.section("full_attention"), sections.section("sliding_attention")
     else:
         full, local = config.section("rope_scaling"), ConfigReader({})
-    return read_rope(full.merged(theta), max_positions), read_rope(local.merged(local_theta), max_positions)
+    head_dim, positions = common.heads.head_dim, common.max_position_embeddings
+    return head_rope(full.merged(theta), head_dim, positions), head_rope(local.merged(local_theta), head_dim, positions)

@@ -41,7 +41,7 @@ def spec(config: ConfigReader) -> ModelSpec:
     )
     mlp = MLP(size=common.intermediate_size, activation=common.activation, bias=True)
     if config.flag("use_parallel_residual", True):
-        layer: Parallel | Sequential = Parallel(attention=attention, mlp=mlp, norm=norm, mlp_has_norm=True)
+        layer: Parallel | Sequential = Parallel(attention=attention, mlp=mlp, norm=norm)
     else:
         layer = Sequential(attention=attention, mlp=mlp, norm=norm)
     return common.decoder([layer] * common.num_layers, norm=norm)
