@@ -103,7 +103,10 @@ class CacheConfig:
         low=0.0,
     )
     num_kv_blocks_override: int | None = opt(
-        None, "Exact number of KV blocks, for tests.", low=2, aliases=("num_gpu_blocks_override",)
+        None,
+        "Exact number of blocks, for tests. A block holds tokens of one group of layers: of all, if none has a window.",
+        low=2,
+        aliases=("num_gpu_blocks_override",),
     )
     enable_prefix_caching: bool = opt(True, "Reuse the KV blocks of prompts that begin alike.")
 

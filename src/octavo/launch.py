@@ -23,6 +23,7 @@ from typing import Any
 
 import uvloop
 
+from octavo.cache.spec import max_sequence_blocks
 from octavo.command_line import command_line
 from octavo.config import EngineConfig, ServeConfig, ServerConfig, check, json_object
 from octavo.engine_process import EngineProcess, launch_engine
@@ -145,8 +146,16 @@ def served_names(config: ServeConfig) -> tuple[str, ...]:
 
 def startup_report(name: str, info: EngineInfo, seconds: float) -> list[str]:
     """What is served and how, in a few lines."""
-    tokens = info.num_kv_blocks * info.block_size
-    fit = tokens // max(1, info.max_model_len)
+    windows = info.kv_group_windows
+    each = max_sequence_blocks(windows, info.max_model_len, info.block_size, info.max_num_prefill_tokens)
+    fit = (info.num_kv_blocks - 1) // max(1, each)
+    blocks = f"{info.num_kv_blocks} blocks of {info.block_size}"
+    if any(windows):
+        blocks += (
+            f" tokens for {len(windows)} groups of layers, windows {', '.join(map(str, sorted({*windows} - {0})))}"
+        )
+    else:
+        blocks += f" = {info.num_kv_blocks * info.block_size} tokens"
     by_kind: dict[str, list[str]] = {}
     for op, kind in sorted(info.ops.items()):
         by_kind.setdefault(kind, []).append(op)
@@ -159,7 +168,7 @@ def startup_report(name: str, info: EngineInfo, seconds: float) -> list[str]:
         f"device {info.device}; kernels: {ops or 'none'}",
         f"context {info.max_model_len} tokens; at most {info.max_num_seqs} sequences and "
         f"{info.max_num_batched_tokens} tokens a step, {info.max_num_prefill_tokens} of prompts",
-        f"KV cache {info.kv_cache_bytes / 2**20:.0f} MiB of {info.kv_cache_dtype}: {info.num_kv_blocks} blocks of "
-        f"{info.block_size} = {tokens} tokens; requests of full length that fit at once: {fit}",
+        f"KV cache {info.kv_cache_bytes / 2**20:.0f} MiB of {info.kv_cache_dtype}: {blocks}; requests of full length "
+        f"that fit at once: {fit}",
         f"started in {seconds:.1f} s ({split})" if split else f"started in {seconds:.1f} s",
     ]

@@ -43,7 +43,8 @@ class NewRequestData(StepData):
     num_prompt_tokens: int  # how many of them are the caller's prompt
     params: SamplingParams
     eos_token_ids: tuple[int, ...]
-    block_ids: list[int]  # the KV blocks of tokens 0, block_size, 2*block_size, ...
+    #: Of each group of layers the KV blocks of tokens 0, block_size, 2*block_size, ...; 0 where a window has passed.
+    block_ids: list[list[int]]
     num_computed_tokens: int  # tokens whose KV is already in those blocks (a prefix hit)
     sample_index: int
     sampling_seed: int | None  # 0 <= seed < 2**63, sample_index mixed in; a greedy request does not use it
@@ -53,7 +54,7 @@ class CachedRequestData(StepData):
     """A request that stays in its slot: the difference to the worker's state."""
 
     slot: int
-    new_block_ids: list[int]  # to be appended to the slot's block table
+    new_block_ids: list[list[int]]  # to be appended to the slot's block tables, group by group; or none at all
     num_computed_tokens: int
     #: Output tokens that followed the last sampled one without being sampled: to be appended to the slot's tokens.
     new_token_ids: Sequence[int] = ()
@@ -72,10 +73,10 @@ class SchedulerOutput(StepData):
     step_id: int
     masked_slots: list[int] = []  # slots with rows that have a grammar: their masks follow
     # Before anything else of the step, in this order: copies that nobody will ask for again (request ids); blocks of
-    # requests that were preempted, to be kept on the host; and such copies to be put back, from their i-th block on.
+    # requests that were preempted, to be kept on the host; and of such copies the blocks to be put back.
     swap_dropped: list[int] = []
     swap_out: list[tuple[int, list[int]]] = []  # request id, block ids
-    swap_in: list[tuple[int, int, list[int]]] = []  # request id, i, block ids
+    swap_in: list[tuple[int, list[int], list[int]]] = []  # request id, places among the blocks kept, block ids
 
 
 class TokenMasks(StepData):

@@ -117,21 +117,23 @@ class FakeExecutor:
         for request_id, blocks in plan.swap_out:
             assert request_id not in self.swapped
             self.swapped[request_id] = [list(self.pool[block]) for block in blocks]
-        for request_id, first, blocks in plan.swap_in:
-            kept = self.swapped.pop(request_id)[first:]
-            assert len(kept) == len(blocks)
+        for request_id, places, blocks in plan.swap_in:
+            swapped = self.swapped.pop(request_id)
+            kept = [swapped[place] for place in places]
             for block, tokens in zip(blocks, kept, strict=True):
                 self.pool[block] = list(tokens)
         for slot in plan.finished_slots:
             self.slots.pop(slot, None)
         for new in plan.new_requests:
             self.slots[new.slot] = {
-                "id": new.request_id, "tokens": list(new.prompt_token_ids), "blocks": list(new.block_ids),
+                "id": new.request_id, "tokens": list(new.prompt_token_ids),
+                "blocks": [list(table) for table in new.block_ids],
                 "computed": new.num_computed_tokens, "seed": new.sampling_seed, "num_scored": num_scored(new),
                 "logprobs": new.params.logprobs, "draft": [],
             }  # fmt: skip
         for known in plan.cached_requests:
-            self.slots[known.slot]["blocks"] += known.new_block_ids
+            for table, new_ids in zip(self.slots[known.slot]["blocks"], known.new_block_ids, strict=False):
+                table += new_ids
             self.slots[known.slot]["tokens"] += known.new_token_ids
             self.slots[known.slot]["draft"] = list(known.draft_token_ids)
             self.slots[known.slot]["computed"] = known.num_computed_tokens
@@ -144,8 +146,10 @@ class FakeExecutor:
         state, size = self.slots[slot], self.info.block_size
         start, end = state["computed"], state["computed"] + count
         tokens = [*state["tokens"], *state["draft"]]
-        for p in range(state["computed"], end):
-            self.pool[state["blocks"][p // size]][p % size] = tokens[p]
+        for table in state["blocks"]:
+            for p in range(state["computed"], end):
+                assert table[p // size], "the null block is nobody's"
+                self.pool[table[p // size]][p % size] = tokens[p]
         is_sampled = end == len(tokens)
         if state["id"] in self.errors:
             result.errors[slot] = self.errors.pop(state["id"])
@@ -153,7 +157,12 @@ class FakeExecutor:
                 state["tokens"].append(-1)  # a step that was planned ahead may go on with it
             return
         result.sampled_token_ids[slot] = []
-        history = [self.pool[state["blocks"][p // size]][p % size] for p in range(end)]
+        history = tokens[:end]
+        for table, window in zip(state["blocks"], self.info.kv_group_windows, strict=True):
+            # What the first of the step's tokens sees, and all behind it; a wrong token changes all that follows.
+            for p in range(max(0, start - window + 1) if window else 0, end):
+                found = self.pool[table[p // size]][p % size]
+                history[p] = found if found != tokens[p] else history[p]
         if state["num_scored"]:
             result.prompt_logprobs[slot] = scores_of(history)[start : min(end, state["num_scored"])]
         if is_sampled:

@@ -6,6 +6,8 @@ import struct
 from collections import Counter
 
 from core.fake import FakeExecutor
+from octavo.cache.spec import first_needed_block, max_group_blocks
+from octavo.core.block_pool import NULL_BLOCK_ID
 from octavo.core.kv_cache_manager import hash_block, hash_salt
 from octavo.core.request import RequestStatus
 from octavo.core.scheduler import Scheduler
@@ -20,7 +22,7 @@ def check_state(scheduler: Scheduler) -> None:
     assert waiting == sorted(waiting, key=lambda r: r.order) and running == sorted(running, key=lambda r: r.order)
     for request in waiting:
         assert request.status in (RequestStatus.WAITING, RequestStatus.PREEMPTED)
-        assert (request.slot, request.block_ids, request.num_computed_tokens) == (-1, [], 0)
+        assert (request.slot, request.block_tables, request.num_computed_tokens) == (-1, [], 0)
         assert request.num_swapped_tokens == 0 or request.status is RequestStatus.PREEMPTED
     for request in running:
         assert request.num_swapped_tokens == 0
@@ -34,10 +36,19 @@ def check_state(scheduler: Scheduler) -> None:
 def check_blocks(scheduler: Scheduler) -> None:
     """I5: reference counts equal users; every block is in exactly one place."""
     pool = scheduler.kv.pool
-    users = Counter(block_id for request in scheduler.running for block_id in request.block_ids)
+    kv, running = scheduler.kv, scheduler.running
+    users = Counter(block_id for request in running for table in request.block_tables for block_id in table)
+    del users[NULL_BLOCK_ID]
     for request in scheduler.running:
-        assert len(set(request.block_ids)) == len(request.block_ids)
-        assert len(request.block_ids) * scheduler.kv.block_size == request.num_allocated_tokens
+        assert min(map(len, request.block_tables)) * kv.block_size == request.num_allocated_tokens
+        for table, window in zip(request.block_tables, kv.windows, strict=True):
+            # What no later token sees has been given back, and nothing else.
+            first = first_needed_block(window, request.num_computed_tokens, kv.block_size)
+            assert table[:first] == [NULL_BLOCK_ID] * first and NULL_BLOCK_ID not in table[first:]
+            assert len(set(table[first:])) == len(table) - first
+            if request.matcher is None and not request.is_drafted:
+                step_tokens = kv.step_tokens + request.num_in_flight_tokens
+                assert len(table) - first <= max_group_blocks(window, len(table), kv.block_size, step_tokens)
     for block in pool.blocks:
         assert block.ref_count == users[block.block_id]
     free = [*pool._unnamed, *pool._evictable]
@@ -48,8 +59,12 @@ def check_blocks(scheduler: Scheduler) -> None:
 
 def check_swap(scheduler: Scheduler, executor: FakeExecutor, num_swap_blocks: int) -> None:
     """The host keeps the blocks of those that wait for them, and no others; its room is not overdrawn."""
-    size = scheduler.kv.block_size
-    kept = {r.request_id: -(-r.num_swapped_tokens // size) for r in scheduler.waiting if r.num_swapped_tokens}
+    kept = {r.request_id: r.num_swapped_blocks for r in scheduler.waiting if r.num_swapped_tokens}
+    size, windows = scheduler.kv.block_size, scheduler.kv.windows
+    for request in scheduler.waiting:
+        num = request.num_swapped_tokens
+        seen = [-(-num // size) - first_needed_block(window, num, size) for window in windows]
+        assert request.num_swapped_blocks == sum(seen) * (num > 0)
     assert scheduler.kv.num_free_swap_blocks + sum(kept.values()) == num_swap_blocks
     assert scheduler.kv.num_free_swap_blocks >= 0
     assert scheduler.stats().num_swapped == len(kept)
@@ -63,18 +78,20 @@ def check_swap(scheduler: Scheduler, executor: FakeExecutor, num_swap_blocks: in
 def check_cache(scheduler: Scheduler, executor: FakeExecutor) -> None:
     """I9: a cached block's hash is that of what is in it and before it. I11: others are not found."""
     pool = scheduler.kv.pool
-    by_uid = {block.uid: block for block in pool._cached.values()}
-    for block_hash, block in pool._cached.items():
-        assert block.block_hash == block_hash
-        tokens = list(struct.unpack_from(f"<{scheduler.kv.block_size}I", block.tokens))
-        assert executor.pool[block.block_id] == tokens
-        if isinstance(block.parent, str):
-            assert block_hash == hash_block(hash_salt(block.parent), block.tokens)
-        elif block.parent in by_uid:
-            assert block_hash == hash_block(by_uid[block.parent].block_hash or b"", block.tokens)
-    assert sum(block.block_hash is not None for block in pool.blocks) == len(pool._cached)
-    assert all(pool.blocks[block_id].block_hash is None for block_id in pool._unnamed)
-    assert all(pool.blocks[block_id].block_hash is not None for block_id in pool._evictable)
+    cached = [block for block in pool.blocks if block.node is not None]
+    for block in cached:
+        node = block.node
+        assert node is not None and node.blocks[block.group] is block and pool._nodes[node.block_hash] is node
+        assert executor.pool[block.block_id] == list(struct.unpack_from(f"<{scheduler.kv.block_size}I", node.key))
+        parent = hash_salt(node.parent) if isinstance(node.parent, str) else node.parent.block_hash
+        assert node.block_hash == hash_block(parent, node.key)
+    children = Counter(id(node.parent) for node in pool._nodes.values())
+    for block_hash, node in pool._nodes.items():
+        assert node.block_hash == block_hash and node.num_children == children[id(node)]
+        assert node.blocks or node.num_children
+    assert len(cached) == pool.num_cached
+    assert all(pool.blocks[block_id].node is None for block_id in pool._unnamed)
+    assert all(pool.blocks[block_id].node is not None for block_id in pool._evictable)
 
 
 def check_plan(scheduler: Scheduler, plan: SchedulerOutput, *, ahead: bool = False) -> None:
@@ -103,12 +120,13 @@ def check_plan(scheduler: Scheduler, plan: SchedulerOutput, *, ahead: bool = Fal
         )
         num_known = request.num_tokens + drafts.get(slot, 0) + (ahead and request.num_expected_tokens == 2)
         assert not drafts.get(slot) or (not ahead and start + count == num_known > request.num_prompt_tokens)
-        assert start + count <= num_known <= request.num_allocated_tokens
+        assert start + count <= min(num_known, request.num_allocated_tokens)
         assert num_known <= request.limit_tokens - 1 or num_known == request.num_tokens
         for index in range(start // size, (start + count - 1) // size + 1):
-            block = scheduler.kv.pool.blocks[request.block_ids[index]]
-            assert block.ref_count == 1 and block.block_hash is None
-            written[block.block_id] += 1
+            for table in request.block_tables:
+                block = scheduler.kv.pool.blocks[table[index]]
+                assert block.ref_count == 1 and block.node is None
+                written[block.block_id] += 1
     assert not written or max(written.values()) == 1
     for new in plan.new_requests:
         assert new.num_computed_tokens < len(new.prompt_token_ids)

@@ -61,6 +61,7 @@ class Laws(RuleBasedStateMachine):
         num_swap_blocks=st.sampled_from([0, 4, 100]),
         caches_output=st.booleans(),
         drafts=st.booleans(),
+        windows=st.sampled_from([(0,), (0,), (0, 3), (0, 4, 4), (5,), (2, 6)]),
     )
     def start(
         self,
@@ -75,12 +76,13 @@ class Laws(RuleBasedStateMachine):
         num_swap_blocks: int,
         caches_output: bool,
         drafts: bool,
+        windows: tuple[int, ...],
     ) -> None:
         engine_info = info(
             max_model_len=CONTEXT, num_kv_blocks=num_blocks, block_size=block_size, max_num_seqs=max_num_seqs,
             max_num_batched_tokens=budget if chunked else CONTEXT,
             max_num_prefill_tokens=min(prefill, budget) if chunked else CONTEXT,
-            num_swap_blocks=num_swap_blocks, caches_output=caches_output,
+            num_swap_blocks=num_swap_blocks, caches_output=caches_output, kv_group_windows=windows,
         )  # fmt: skip
         config = EngineConfig(
             cache=CacheConfig(enable_prefix_caching=caching), scheduler=SchedulerConfig(enable_chunked_prefill=chunked)
@@ -90,7 +92,7 @@ class Laws(RuleBasedStateMachine):
         self.executor = FakeExecutor(engine_info)
         self.ahead = ahead
         self.in_flight: deque[tuple[SchedulerOutput, ModelRunnerOutput]] = deque()
-        self.limit = min(CONTEXT, (num_blocks - 1) * block_size)
+        self.limit = min(CONTEXT, self.scheduler.kv.capacity_tokens)
         self.messages: dict[int, AddRequest] = {}
         self.seeds: dict[int, int] = {}
         self.guided: dict[int, bool] = {}
@@ -203,9 +205,15 @@ class Laws(RuleBasedStateMachine):
         if plan.total_num_scheduled_tokens:
             self.in_flight.append((plan, self.executor.execute(plan)))
             seen["planned ahead"] += is_ahead
+            seen["prefix hit behind a window"] += any(
+                not t[0] and t[-1] for new in plan.new_requests for t in new.block_ids
+            )
+            seen["window passed on"] += any(
+                request.block_tables and not request.block_tables[-1][0] for request in self.scheduler.running
+            )
             seen["swapped out"] += bool(plan.swap_out)
             seen["swapped in"] += bool(plan.swap_in)
-            seen["swapped in behind a prefix hit"] += any(first for _, first, _ in plan.swap_in)
+            seen["swapped in behind a prefix hit"] += any(places[:1] != [0] for _, places, _ in plan.swap_in)
             seen["swapped in vain"] += bool(plan.swap_dropped)
 
     def step(self, in_the_middle: object = None) -> None:
@@ -307,6 +315,8 @@ EVENTS = (
     "draft accepted in part",
     "preemption beside drafts",
     "planned ahead beside a drafter",
+    "window passed on",
+    "prefix hit behind a window",
 )
 #: Sets of examples that may be needed to see all of them.
 MAX_WORLDS = 30

@@ -7,6 +7,7 @@ import pytest
 from core import invariants
 from core.fake import FakeExecutor, alone, info
 from octavo.config import CacheConfig, EngineConfig, SchedulerConfig
+from octavo.core.block_pool import PrefixNode
 from octavo.core.request import sampling_seed_of
 from octavo.core.scheduler import Scheduler
 from octavo.messages import AddRequest, EngineInfo, RequestOutput, TokenLogprobs
@@ -214,7 +215,7 @@ def test_two_requests_of_one_step_do_not_share_what_is_not_computed_yet() -> Non
     world.add(1, [*prompt(0, 4), *prompt(9, 9)])
     world.add(2, [*prompt(0, 4), *prompt(30, 9)])  # shares less than half: is not held back
     plan = world.step()
-    tables = [set(new.block_ids) for new in plan.new_requests]
+    tables = [set(new.block_ids[0]) for new in plan.new_requests]
     assert len(tables) == 2 and not tables[0] & tables[1]
     world.run()
     for i in (1, 2):
@@ -230,6 +231,45 @@ def test_of_a_chain_the_tail_is_evicted_first() -> None:
     world.add(3, prompt(0, 24), max_tokens=1)
     world.run()
     assert world.outputs[3][0].num_cached_tokens == 16
+
+
+def test_a_window_holds_the_blocks_that_the_next_tokens_see() -> None:
+    """Blocks of 4, windows of 6, prompts in parts of 4: at most three blocks a group, wherever the prompt stands."""
+    world = World(kv_group_windows=(0, 6, 6), max_num_batched_tokens=4, num_kv_blocks=20)
+    assert world.add(1, prompt(0, 40), max_tokens=4) is None
+    used = []
+    while world.scheduler.has_work:
+        world.step()
+        used.append(world.scheduler.kv.num_blocks_used)
+    assert used[:5] == [12, 14, 14, 14, 14] and max(used) == 15
+    assert world.scheduler.kv.capacity_tokens == 11 * 4  # and two groups of four blocks: 19
+    # All of the prompt is found again, though of the windows' blocks only the last two are held.
+    world.add(2, [*prompt(0, 40), 49], max_tokens=1)
+    (new,) = world.step().new_requests
+    assert new.num_computed_tokens == 40
+    assert [table.count(0) for table in new.block_ids] == [0, 8, 8] and {len(table) for table in new.block_ids} == {11}
+
+
+def test_a_hit_ends_where_a_window_has_lost_a_block() -> None:
+    world = World(kv_group_windows=(0, 6))
+    world.add(1, prompt(0, 40), max_tokens=1)
+    world.run()
+    pool = world.scheduler.kv.pool
+    # The next token sees five keys, in two blocks, and behind the first block in one.
+    for lost, expected in ((9, 36), (3, 36), (8, 32), (7, 28), (0, 28), (6, 24), (5, 12), (2, 0)):
+        (block,) = [b for b in pool.blocks if b.node is not None and b.group == 1 and index_of(b.node) == lost]
+        del pool._evictable[block.block_id]
+        pool._forget(block)
+        pool._unnamed.append(block.block_id)
+        world.add(100 + lost, [*prompt(0, 40), 49], max_tokens=1)
+        plan = world.scheduler.schedule()
+        assert plan.new_requests[0].num_computed_tokens == expected, lost
+        world.scheduler.abort([100 + lost])
+
+
+def index_of(node: PrefixNode) -> int:
+    """How many blocks come before it."""
+    return 0 if isinstance(node.parent, str) else 1 + index_of(node.parent)
 
 
 def test_without_prefix_caching_everything_is_computed_anew() -> None:

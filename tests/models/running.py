@@ -28,11 +28,13 @@ class Batch:
     query_start_loc: torch.Tensor
     seq_lens: torch.Tensor
     block_tables: torch.Tensor
+    num_groups: int
     attention_plan: None = None  # an attention that wants one makes it
 
     @property
     def cache_groups(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        return [(self.block_tables, self.slot_mapping)]
+        """One table for all: each layer has a cache of its own here."""
+        return [(self.block_tables, self.slot_mapping)] * self.num_groups
 
 
 class Run:
@@ -72,6 +74,7 @@ class Run:
             torch.tensor(starts, dtype=torch.int32),
             torch.tensor(self.lens, dtype=torch.int32),
             self.block_tables,
+            len(self.model.definition.cache_groups),
         )
         if needed is not None:
             return [

@@ -214,9 +214,13 @@ def test_a_token_costs_two_operations_for_each_weight_of_the_layers(case: str, t
     assert definition.layer_ops_per_token == round(2 * sum(values))
 
 
+#: Families with operations that the others do not have.
+OTHER_KINDS = ("gpt2", "gpt-neox", "bloom", "phi3-longrope-partial-window", "mixtral", "qwen3-moe")
+
+
 def test_chunking_and_company_change_no_bit(tmp_path: Path) -> None:
     """The law of the kernels, through a whole model: windows, norms, biases and all."""
-    for case in ("gemma2", "gemma3", "qwen2-tied-upper-windows", "gemma3-softcap-ropes-untied", "bloom", "mixtral"):
+    for case in ("gemma2", "gemma3", "qwen2-tied-upper-windows", "gemma3-softcap-ropes-untied", *OTHER_KINDS):
         make_model(tmp_path / case, *CASES[case])
         ops = bind("cpu")
         loaded = load(tmp_path / case, ops)

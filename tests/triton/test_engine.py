@@ -164,3 +164,31 @@ def test_drafts_change_no_bit_of_a_reply(
     assert drafter.num_accepted > 10 and drafter.num_rejected > 5
     assert engine.device.num_replays > before
     assert run.num_ahead == 0
+
+
+@pytest.fixture(scope="module")
+def windowed_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two layers that see six keys, and one that sees all."""
+    torch.manual_seed(4)
+    path = tmp_path_factory.mktemp("windowed")
+    config = transformers.Gemma3TextConfig(
+        vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, max_position_embeddings=128, initializer_range=0.3, sliding_window=6,
+        layer_types=["sliding_attention", "sliding_attention", "full_attention"],
+    )  # fmt: skip
+    transformers.Gemma3ForCausalLM(config).save_pretrained(path)
+    return path
+
+
+def test_layers_with_a_window_have_blocks_of_their_own(windowed_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Groups with tables of their own, planned ahead, in captured steps, through the host's memory and prefix hits."""
+    expected = TinyEngine(windowed_model, None, monkeypatch).run(requests_under_test()).replies
+    engine = TinyEngine(windowed_model, InterpretedDevice(), monkeypatch)
+    assert engine.info.kv_group_windows == (0, 6, 6)
+    run = engine.run(requests_under_test(), ahead=True, per_step=1)
+    check(run, expected)
+    assert engine.device.num_replays > 0
+    scheduler = engine.scheduler(num_kv_blocks=16, prefix_caching=False)
+    run = engine.run(requests_under_test(), scheduler=scheduler, ahead=True)
+    assert run.num_preemptions > 0 and run.num_swapped > 0
+    check(run, expected)

@@ -127,6 +127,24 @@ def test_prompts_of_a_mixed_step_are_the_librarys(library: types.SimpleNamespace
     ]  # fmt: skip
 
 
+def test_groups_of_layers_with_one_window_have_a_plan_each_for_their_tables(library: types.SimpleNamespace) -> None:
+    """Layers of two groups in turn: each reads the blocks of its own table, and each table is planned once a step."""
+    steps = [Step(SEQS, HEADS, torch.bfloat16) for _ in range(2)]
+    other = steps[1]  # the same in other blocks
+    other.tables = (other.tables + 1) % len(other.caches[0])
+    other.caches = tuple(cache.roll(1, 0) for cache in other.caches)
+    k_cache, v_cache = other.reference_caches
+    other.reference_caches = k_cache.roll(1, 0), v_cache.roll(1, 0)
+    mine = planner(library)
+    for _ in range(2):
+        arrays = mine.arrays(steps[0].seq_lens.numpy(), steps[0].starts.numpy(), 2)
+        plan = mine.plan(arrays, [torch.from_numpy(array) for array in arrays.tensors])
+        for step in (*steps, *steps):
+            out = step.run(plan=plan, window=9)
+            torch.testing.assert_close(out.float(), step.expected(window=9), rtol=0, atol=TOLERANCE[torch.bfloat16])
+    assert len(library.BatchPrefillWithPagedKVCacheWrapper.plans) == 4
+
+
 def test_steps_of_decoding_do_without_it(library: types.SimpleNamespace) -> None:
     step = Step([(33, 1), (5, 1)], HEADS, torch.bfloat16)
     (out,) = run(step, planner(library), 2, {})

@@ -46,7 +46,7 @@ def check_rows(batch: HostBatch, first_row: int) -> None:
     assert rows.num_tokens[first_row : first_row + 4].tolist() == [4, 5, 6, 7]
     assert batch.token_ids[batch.logits_rows][first_row : first_row + 4].tolist() == [4, 5, 6, 7]
     assert batch.positions[batch.logits_rows][first_row : first_row + 4].tolist() == [3, 4, 5, 6]
-    slots = batch.slot_mapping[batch.logits_rows][first_row : first_row + 4]
+    slots = batch.slot_mapping[0, batch.logits_rows][first_row : first_row + 4]
     assert slots.tolist() == [1 * 4 + 3, 2 * 4, 2 * 4 + 1, 2 * 4 + 2]
     (draft,) = rows.drafts
     assert (draft.slot, draft.first_row, draft.token_ids) == (1, first_row, [5, 6, 7])
@@ -68,7 +68,7 @@ def test_a_draft_is_split_into_sequences_that_decode() -> None:
     assert batch.slots.tolist() == [1, 1, 1, 1, 2, 0] and batch.num_decodes == 5
     assert batch.num_scheduled.tolist() == [1, 1, 1, 1, 1, 6]
     assert batch.seq_lens.tolist() == [4, 5, 6, 7, 2, 6]
-    assert batch.block_tables[:4].tolist() == [[1, 2]] * 4
+    assert batch.block_tables[0, :4].tolist() == [[1, 2]] * 4
     assert batch.logits_rows.tolist() == [0, 1, 2, 3, 4, 10]
     check_rows(batch, 0)
 

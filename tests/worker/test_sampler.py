@@ -50,7 +50,7 @@ def request(slot: int, prompt: tuple[int, ...] = (1,), seed: int = 0, **params: 
         num_prompt_tokens=len(prompt),
         params=SamplingParams(**({"temperature": 0.0} | params)),  # type: ignore[arg-type]
         eos_token_ids=(7,),
-        block_ids=[1],
+        block_ids=[[1]],
         num_computed_tokens=0,
         sample_index=0,
         sampling_seed=seed,

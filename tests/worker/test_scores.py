@@ -37,7 +37,7 @@ def new(slot: int, tokens: list[int], num_prompt: int | None = None, scores: int
         num_prompt_tokens=len(tokens) if num_prompt is None else num_prompt,
         params=SamplingParams(prompt_logprobs=scores),
         eos_token_ids=(),
-        block_ids=[1, 2, 3, 4, 5, 6, 7],
+        block_ids=[[1, 2, 3, 4, 5, 6, 7]],
         num_computed_tokens=0,
         sample_index=0,
         sampling_seed=0,

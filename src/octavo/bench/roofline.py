@@ -21,7 +21,7 @@ def roofline_seconds(info: EngineInfo, limits: Limits, requests: Sequence[Length
     matrix_ops = sum(info.layer_ops_per_token * (computed + out - 1) for computed, _, out in requests)
     matrix_ops += sum(info.output_ops_per_token * out for _, _, out in requests)
     attention_ops = sum(info.attention_ops_per_key * _keys(*request) for request in requests)
-    kv_bytes_per_token = info.kv_cache_bytes / (info.num_kv_blocks * info.block_size)
+    kv_bytes_per_token = len(info.kv_group_windows) * info.kv_cache_bytes / (info.num_kv_blocks * info.block_size)
     # A prompt's own keys are in the processor's caches while it is computed; each later token reads all before it.
     kv_bytes = kv_bytes_per_token * sum((out - 1) * prompt + out * (out - 1) / 2 for _, prompt, out in requests)
     matrix_peak = limits.float32_gflop_s if info.quantization == "none" else limits.int8_gop_s

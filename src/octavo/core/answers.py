@@ -58,8 +58,8 @@ class Answers:
                 token_ids.append(tokens[0])
                 self.num_generation_tokens += 1
                 request.num_computed_tokens = start + count
-                if start + count >= request.next_cache_tokens:
-                    self._kv.cache_computed_blocks(request)
+                if start + count >= request.next_settle_tokens:
+                    self._kv.settle(request)
                 outputs.append(RequestOutput(request.request_id, tokens))
             else:
                 progress = self._take(request, start + count, tokens, jumps=jumps and request.can_jump)
@@ -67,10 +67,10 @@ class Answers:
         return outputs
 
     def _note_computed(self, request: Request, num_computed_tokens: int) -> None:
-        """So many tokens have keys and values; blocks that are full thereby can be found by others."""
+        """So many tokens have keys and values."""
         request.num_computed_tokens = num_computed_tokens
-        if num_computed_tokens >= request.next_cache_tokens:
-            self._kv.cache_computed_blocks(request)
+        if num_computed_tokens >= request.next_settle_tokens:
+            self._kv.settle(request)
 
     def _take(self, request: Request, end: int, sampled: list[int], *, jumps: bool) -> Progress:
         """Append what was sampled; `end`: of the tokens that were computed, drafts included."""

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
-from octavo.core.block_pool import KVCacheBlock
+from octavo.core.block_pool import PrefixNode
 from octavo.core.kv_cache_manager import KVCacheManager
 from octavo.core.request import Request
 
 
 class Candidate(NamedTuple):
-    """A waiting request whose turn it is, and the cached blocks that its tokens begin with."""
+    """A waiting request whose turn it is, and what the cache has of its first tokens."""
 
     request: Request
-    computed: list[KVCacheBlock]
+    computed: list[PrefixNode]
 
 
 class Limit(Protocol):

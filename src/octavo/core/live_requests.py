@@ -86,7 +86,7 @@ class LiveRequests:
         self.finished_slots.append(request.slot)
         for limit in self._limits:
             limit.leave(request, forget=forget)
-        request.unsent_token_ids = []
+        request.unsent_token_ids, request.unsent_block_ids = [], []
         request.draft_token_ids, request.draft_places = [], []
         request.num_in_flight_tokens = request.num_expected_tokens = 0
 

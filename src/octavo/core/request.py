@@ -11,6 +11,7 @@ import msgspec
 from octavo.messages import AddRequest, TokenLogprobs
 
 if TYPE_CHECKING:
+    from octavo.core.block_pool import PrefixNode
     from octavo.core.structured import Matcher
 
 
@@ -28,7 +29,7 @@ class Request:
 
     token_ids:            | prompt ................ | output ........ |
                           0        num_prompt_tokens          num_tokens
-    KV in block_ids:      | num_computed_tokens ...... |
+    KV in block_tables:   | num_computed_tokens ...... |
     found by their hash:  | num_cached_blocks * block_size |
 
     The scheduler gives it tokens until num_computed_tokens == num_tokens; then a token is sampled and it is one
@@ -40,7 +41,7 @@ class Request:
     __slots__ = (
         "adapter",
         "block_hashes",
-        "block_ids",
+        "block_tables",
         "block_tokens",
         "cache_parent",
         "cache_salt",
@@ -54,6 +55,7 @@ class Request:
         "matcher",
         "needs_output",
         "next_cache_tokens",
+        "next_settle_tokens",
         "num_allocated_tokens",
         "num_cached_blocks",
         "num_cached_tokens",
@@ -62,6 +64,7 @@ class Request:
         "num_in_flight_tokens",
         "num_prompt_logprobs",
         "num_prompt_tokens",
+        "num_swapped_blocks",
         "num_swapped_tokens",
         "order",
         "params",
@@ -75,6 +78,7 @@ class Request:
         "stop_from_tokens",
         "stop_ids",
         "token_ids",
+        "unsent_block_ids",
         "unsent_token_ids",
         "waits_for",
     )
@@ -128,8 +132,10 @@ class Request:
         self.num_in_flight_tokens = 0
         self.num_expected_tokens = 0
         self.num_swapped_tokens = 0  # of a preempted request: tokens whose keys and values the host keeps
-        self.block_ids: list[int] = []
-        self.num_allocated_tokens = 0  # len(block_ids) * block_size
+        self.num_swapped_blocks = 0  # in so many blocks
+        self.block_tables: list[list[int]] = []  # of each group of layers; 0 where a window has left a block behind
+        self.num_allocated_tokens = 0  # tokens for which all tables have blocks
+        self.unsent_block_ids: list[list[int]] = []  # the ends of the tables that the worker lacks
         self.unsent_token_ids: list[int] = []  # the end of token_ids that the worker of a running request lacks
         self.is_drafted = False  # a drafter may propose tokens for it
         self.draft_token_ids: list[int] = []  # those being verified
@@ -140,7 +146,8 @@ class Request:
         self.block_tokens: list[bytes] = []
         self.num_cached_blocks = 0
         self.next_cache_tokens = 0  # computed tokens at which the next block can enter the cache
-        self.cache_parent: int | str = self.cache_salt  # what the next block of the chain hangs on
+        self.next_settle_tokens = 0  # computed tokens at which a block enters the cache, or a window leaves one
+        self.cache_parent: PrefixNode | str = self.cache_salt  # what the next block of the chain hangs on
 
         self.num_prompt_logprobs = 0  # prompt tokens whose log probabilities were told, the first not counted
 

@@ -54,7 +54,7 @@ class _Step:
     scheduled: dict[int, int] = field(default_factory=dict)  # slot -> tokens
     cached: list[CachedRequestData] = field(default_factory=list)
     new: list[NewRequestData] = field(default_factory=list)
-    swap_in: list[tuple[int, int, list[int]]] = field(default_factory=list)
+    swap_in: list[tuple[int, list[int], list[int]]] = field(default_factory=list)
     prefilling: list[tuple[Request, int]] = field(default_factory=list)  # running, and so many tokens behind
     drafted: list[tuple[Request, CachedRequestData]] = field(default_factory=list)  # for which tokens may be proposed
 
@@ -85,6 +85,8 @@ class Scheduler:
             config.cache.enable_prefix_caching,
             info.num_swap_blocks,
             info.caches_output,
+            windows=info.kv_group_windows,
+            step_tokens=info.max_num_prefill_tokens,
         )
         self._tokens = TokenLimit(self.enable_chunked_prefill)
         self._slots = SlotLimit(self.max_num_seqs)
@@ -155,11 +157,14 @@ class Scheduler:
         """Whether `schedule` may be called although the last plan has not been answered."""
         if len(self._unanswered) != 1 or self.live.num_needing_output:
             return False
-        num_grown = sum(
-            len(request.token_ids) + request.num_expected_tokens > request.num_allocated_tokens
-            for request in self.running
-        )
-        return num_grown <= self.kv.pool.num_free  # nobody will have to give up blocks that a step still reads
+        num_missing = 0
+        for request in self.running:
+            num_tokens = len(request.token_ids) + request.num_expected_tokens
+            if num_tokens > request.num_allocated_tokens:
+                num_computed = request.num_computed_tokens + request.num_in_flight_tokens
+                num_next = self.kv.num_next_tokens(num_computed, num_tokens)
+                num_missing += self.kv.num_missing_blocks(request, num_next)
+        return num_missing <= self.kv.pool.num_free  # nobody will have to give up blocks that a step still reads
 
     def schedule(self) -> SchedulerOutput:
         """The next step. Nothing to compute: total_num_scheduled_tokens is 0, and freed slots are kept for later."""
@@ -209,17 +214,16 @@ class Scheduler:
                 continue  # the expected token is its last
             num_computed = request.num_computed_tokens + request.num_in_flight_tokens
             count = num_tokens - num_computed
+            if num_tokens > request.num_allocated_tokens and not self._grow(request, num_computed, num_tokens):
+                break
             if count > 1 and not request.unsent_token_ids:
                 step.prefilling.append((request, count))
                 continue
-            new_ids: list[int] = []
-            if num_tokens > request.num_allocated_tokens:
-                if (grown := self._grow(request, num_tokens)) is None:
-                    break
-                new_ids = grown
-            known = CachedRequestData(request.slot, new_ids, num_computed)
+            known = CachedRequestData(request.slot, request.unsent_block_ids, num_computed)
+            if request.unsent_block_ids:
+                request.unsent_block_ids = []
             if count > 1:  # it jumped
-                count = min(count, budget)
+                count = min(count, budget, request.num_allocated_tokens - num_computed)
                 known.new_token_ids, request.unsent_token_ids = request.unsent_token_ids, []
             elif request.is_drafted:
                 step.drafted.append((request, known))
@@ -229,12 +233,13 @@ class Scheduler:
         step.budget = budget
 
     def _continue_prompts(self, step: _Step) -> None:
-        """Prompts on their way, and what was left of a long jump: they have all of their blocks."""
+        """Prompts on their way, and what was left of a long jump: they have the blocks of what a step computes."""
         for request, count in step.prefilling:
             if not step.budget:
                 break
             num_computed = request.num_computed_tokens + request.num_in_flight_tokens
-            step.cached.append(CachedRequestData(request.slot, [], num_computed))
+            new_ids, request.unsent_block_ids = request.unsent_block_ids, []
+            step.cached.append(CachedRequestData(request.slot, new_ids, num_computed))
             step.give(request, min(count, step.budget))
 
     def _take_off(self, scheduled: dict[int, int]) -> list[int]:
@@ -257,14 +262,17 @@ class Scheduler:
         self._unanswered.append(members)
         return masked
 
-    def _grow(self, request: Request, num_tokens: int) -> list[int] | None:
-        """A block for `request`, taken from the newest if none is free. None: it was the newest itself."""
-        while (new_ids := self.kv.grow(request, num_tokens)) is None:
+    def _grow(self, request: Request, num_computed: int, num_tokens: int) -> bool:
+        """The blocks that `request` needs in the step that goes on from `num_computed`, taken from the newest if too
+        few are free. False: it was the newest itself."""
+        num_next = self.kv.num_next_tokens(num_computed, num_tokens)
+        while (new_ids := self.kv.grow(request, num_next)) is None:
             victim = self.running[-1]
             self.live.preempt(victim)
             if victim is request:
-                return None
-        return new_ids
+                return False
+        request.unsent_block_ids = _joined(request.unsent_block_ids, new_ids)
+        return True
 
     def _admit(self, step: _Step) -> None:
         """Let waiting requests in, in order, as long as all limits have room."""
@@ -290,8 +298,7 @@ class Scheduler:
                 limit.take(candidate, count)
             del self.waiting[index]
             if request.num_swapped_tokens > len(computed) * self.kv.block_size:
-                last = self.kv.num_blocks_of(request.num_swapped_tokens)
-                step.swap_in.append((request.request_id, len(computed), request.block_ids[len(computed) : last]))
+                step.swap_in.append((request.request_id, *self.kv.swap_in(request, computed)))
                 self.kv.drop_swapped(request)
             else:
                 self.live.drop_swapped(request)
@@ -315,7 +322,7 @@ class Scheduler:
             num_prompt_tokens=request.num_prompt_tokens,
             params=request.params,
             eos_token_ids=request.eos_token_ids,
-            block_ids=list(request.block_ids),
+            block_ids=[list(table) for table in request.block_tables],
             num_computed_tokens=request.num_computed_tokens,
             sample_index=request.sample_index,
             sampling_seed=request.sampling_seed,
@@ -330,12 +337,13 @@ class Scheduler:
             jumps = self.enable_jump_forward and request.can_jump
             draft, places = draft_for(request, self._drafter, step.budget, self.vocab_size, jumps=jumps)
             num_tokens = len(request.token_ids)
-            num_missing = self.kv.num_blocks_of(num_tokens + len(draft)) - len(request.block_ids)
+            num_missing = self.kv.num_missing_blocks(request, num_tokens + len(draft))
             if num_missing > self.kv.pool.num_free - self.kv.watermark:
                 del draft[request.num_allocated_tokens - num_tokens :]
                 del places[len(draft) :]
-            elif num_missing > 0:
-                known.new_block_ids += self.kv.grow(request, num_tokens + len(draft)) or []
+            elif num_missing:
+                new_ids = self.kv.grow(request, num_tokens + len(draft)) or []
+                known.new_block_ids = _joined(known.new_block_ids, new_ids)
             request.draft_token_ids, request.draft_places = draft, places
             known.draft_token_ids = draft
             step.give(request, len(draft))
@@ -384,3 +392,8 @@ class Scheduler:
             swap_blocks_used=self.kv.num_swap_blocks - self.kv.num_free_swap_blocks,
             swap_blocks_total=self.kv.num_swap_blocks,
         )
+
+
+def _joined(block_ids: list[list[int]], new_ids: list[list[int]]) -> list[list[int]]:
+    """Group by group; `block_ids` may be none at all."""
+    return [ids + new for ids, new in zip(block_ids, new_ids, strict=True)] if block_ids else new_ids

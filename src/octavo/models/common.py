@@ -102,7 +102,7 @@ def head_rope(
     if not rotates_in_part:
         flat.refuse_unless("partial_rotary_factor", (1, 1.0))
     partial = flat.number("partial_rotary_factor", 1.0)
-    rotary_dim = int(head_dim * partial)
+    rotary_dim = int(head_dim * partial + 1e-6)  # a share that was written as a quotient may fall short by a rounding
     if partial > 1 or rotary_dim < 2 or rotary_dim % 2:
         raise (config or flat).fail("partial_rotary_factor", f"does not fit heads of {head_dim}")
     for factors in (rope.factors, rope.long_factors):

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final
 
+from octavo.cache.spec import CacheGroup, FullKV, WindowKV, cache_groups
 from octavo.models.builder import Builder
 from octavo.models.params import Matrix, Param, TensorDecl
 from octavo.models.spec import AlibiSpec, ModelSpec, RopeSpec
-from octavo.ops.program import Add, Buffer, Embed, Experts, Linear, Program, Weight, program
+from octavo.ops.program import (
+    Add,
+    Attend,
+    Buffer,
+    Embed,
+    Experts,
+    Linear,
+    Op,
+    Program,
+    RopeWrite,
+    Weight,
+    program,
+)
 
 EMBEDDING: Final = "embedding"
 LM_HEAD: Final = "lm_head"
@@ -25,6 +39,7 @@ class Definition:
     params: tuple[Param, ...]  # in the order in which they are packed
     derived: dict[Weight, RopeSpec | AlibiSpec]  # weights that follow from the configuration
     lm_head: Weight
+    cache_groups: tuple[CacheGroup, ...]  # of the program's caches, by their index
 
     @cached_property
     def tensors(self) -> dict[str, TensorDecl]:
@@ -65,7 +80,24 @@ def define(spec: ModelSpec) -> Definition:
     build.top()
     output = build.norm(residual, spec.norm, "model.norm", "output_norm")
     derived = {weight: each for each, weight in build.derived.items()}
-    return Definition(spec, program(build.ops, output), tuple(build.params), derived, lm_head)
+    ops, groups = _grouped(build.ops)
+    return Definition(spec, program(ops, output), tuple(build.params), derived, lm_head, groups)
+
+
+def _grouped(ops: Sequence[Op]) -> tuple[list[Op], tuple[CacheGroup, ...]]:
+    """The operations with the group of each cache, and the groups."""
+    caches = {op.cache.index: op.cache for op in ops if isinstance(op, RopeWrite | Attend)}
+    ordered = [caches[index] for index in range(len(caches))]
+    kinds = [WindowKV(cache.window) if cache.window else FullKV() for cache in ordered]
+    groups = cache_groups(kinds, is_uniform=len({cache.heads for cache in ordered}) == 1)
+    group_of = {index: number for number, group in enumerate(groups) for index in group.layers}
+    grouped = [
+        replace(op, cache=replace(op.cache, group=group_of[op.cache.index]))
+        if isinstance(op, RopeWrite | Attend)
+        else op
+        for op in ops
+    ]
+    return grouped, groups
 
 
 def _add_positions(build: Builder, spec: ModelSpec, residual: Buffer) -> None:

@@ -102,11 +102,11 @@ def hf_config(
         "mlp_bias": "blk.0.ffn_up.bias" in tensors,
     }
     config["head_dim"] = head_dim if head_dim is not None else _default_head_dim(config)
-    rotated = get("rope.dimension_count", config["head_dim"])
-    if rotated != config["head_dim"]:
-        if not arch.is_rotated_in_part or not isinstance(rotated, int):
+    size, rotated = config["head_dim"], get("rope.dimension_count", config["head_dim"])
+    if rotated != size:
+        if not arch.is_rotated_in_part or not isinstance(rotated, int) or not isinstance(size, int) or size < 1:
             raise CheckpointError(f"{prefix}.rope.dimension_count is not the size of a head: not supported")
-        config["partial_rotary_factor"] = rotated / config["head_dim"]
+        config["partial_rotary_factor"] = rotated / size
     rope = _rope(get, rope_factors)
     if arch.model_type == "phi3":
         config["sliding_window"] = get("attention.sliding_window") or None

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from octavo.models.decoder import Definition
-from octavo.ops.program import Heads
+from octavo.ops.program import Heads, Program
 from octavo.ops.step import KVCaches, StepTensors
 from octavo.ops.table import Ops
 from octavo.ops.workspace import Workspace
@@ -32,6 +32,11 @@ class Transformer:
         self._logits = self._empty_logits(0)
         self._runner = ops.program_runner(ops, definition.program, weights)
         self._workspace = self._new_workspace(max_num_batched_tokens)
+
+    @property
+    def program(self) -> Program:
+        """As the table runs it, which may have rewritten the definition's."""
+        return self._runner.program
 
     @property
     def heads(self) -> Heads:

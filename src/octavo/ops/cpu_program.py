@@ -208,7 +208,7 @@ def _counts(heads: Heads) -> tuple[int, int, int]:
 def _group(block_tables: Tensor, slot_mapping: Tensor, num_tokens: int, num_seqs: int) -> tuple[int, int, int]:
     assert block_tables.dtype == torch.int32 and slot_mapping.dtype == torch.int64
     assert block_tables.shape[0] == num_seqs and slot_mapping.numel() == num_tokens
-    assert block_tables.stride(1) == 1
+    assert block_tables.stride(1) == 1 and slot_mapping.is_contiguous()
     stride = block_tables.stride(0) if num_seqs > 1 else block_tables.shape[1]
     return block_tables.data_ptr(), stride, slot_mapping.data_ptr()
 

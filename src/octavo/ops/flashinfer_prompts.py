@@ -31,11 +31,12 @@ class PromptStep:
     num_decodes: int
     seq_lens: np.ndarray  # int32 [B]
     starts: np.ndarray  # int32 [B + 1]: of their queries, from 0 on
-    planned: set[int] = field(default_factory=set)  # windows that have been planned for this step
+    #: (window, address of a block table) -> whose plan is for this step.
+    planned: dict[tuple[int, int], _Wrapper] = field(default_factory=dict)
 
 
 class _Wrapper:
-    """The library's object for one window, and when its last plan was copied."""
+    """The library's object for one window and block table, and when its last plan was copied."""
 
     def __init__(self, library: Any, workspace: Tensor) -> None:
         self.calls = library.BatchPrefillWithPagedKVCacheWrapper(workspace, "HND")
@@ -63,7 +64,7 @@ class FlashInferPrompts:
         self._is_required = is_required
         self._is_broken = False
         self._workspace: Tensor | None = None
-        self._wrappers: dict[int, _Wrapper] = {}
+        self._wrappers: dict[tuple[int, int], _Wrapper] = {}  # (window, how many tables with it came before in a step)
 
     def step(self, seq_lens: np.ndarray, query_start_loc: np.ndarray, num_decodes: int) -> PromptStep | None:
         """None: no sequence has a prompt, or the library does not work here."""
@@ -88,12 +89,14 @@ class FlashInferPrompts:
         """`attention.attention` for the rows of the step's prompts. False: nothing was computed."""
         if self._is_broken:
             return False
-        wrapper = self._wrappers.get(window)
+        place = window, block_tables.data_ptr()
+        key = window, sum(planned == window for planned, _ in step.planned)
         try:
+            wrapper = step.planned.get(place)
             if wrapper is None:
-                wrapper = self._wrapper()
-            if window not in step.planned:
+                wrapper = self._wrappers.get(key) or self._wrapper()
                 self._plan(wrapper, step, qkv.dtype, k_cache, block_tables, seq_lens, scale, window, softcap)
+                step.planned[place] = wrapper
             num_heads, _, head_dim = self._heads
             num_rows = int(step.starts[-1])
             rows = slice(step.num_decodes, step.num_decodes + num_rows)
@@ -101,12 +104,12 @@ class FlashInferPrompts:
             wrapper.calls.run(queries, (k_cache, v_cache), out=out[rows].view(num_rows, num_heads, head_dim))
         except Exception as error:
             # It compiles its kernels at the first call and may lack a compiler; later failures are another matter.
-            if self._is_required or window in self._wrappers:
+            if self._is_required or (window, 0) in self._wrappers:
                 raise
             self._is_broken = True
             logger.warning("FlashInfer is installed and does not work, Triton's kernels are used instead: %s", error)
             return False
-        self._wrappers[window] = wrapper
+        self._wrappers.setdefault(key, wrapper)
         return True
 
     def _wrapper(self) -> _Wrapper:
@@ -143,7 +146,6 @@ class FlashInferPrompts:
             q_data_type=dtype,
             kv_data_type=k_cache.dtype,
         )
-        step.planned.add(window)
 
 
 def _pages(block_tables: Tensor, seq_lens: Tensor, block_size: int, count: int) -> Tensor:

@@ -66,7 +66,7 @@ class Ops:
     act: Callable[[Tensor, Tensor, str], None]  # (out, x, kind)
     pack_experts: Callable[..., Any]  # (weights): matrices one below the other, for each expert
     route: Callable[[Tensor, Tensor, Tensor, bool], None]  # (ids, weights, scores, renormalize)
-    experts: Callable[..., None]
+    experts: Callable[..., None]  # see experts.grouped_experts
     rope_kv_write: Callable[..., None]
     attention: Callable[..., None]
     program_runner: Callable[..., Runner]  # (ops, program, weights)

@@ -44,15 +44,17 @@ class StepGraphs:
         planner: Any,
         sizes: Sequence[int],
         max_blocks: int,
+        num_groups: int = 1,
     ) -> None:
         """`run` launches a step and returns its logits, always at the same place for the same number of rows.
-        `planner`: the table's attention planner. `max_blocks`: of one sequence."""
+        `planner`: the table's attention planner. `max_blocks`: of one sequence in one of
+        `num_groups` groups of layers."""
         self._run = run
         self._device = device
         self._planner = planner
         self._sizes = sorted(sizes)
         self._graphs: dict[int, _Graph] = {}
-        self._block_tables = device.zeros((self._sizes[-1], max_blocks), torch.int32)
+        self._block_tables = device.zeros((num_groups, self._sizes[-1], max_blocks), torch.int32)
 
     def logits(self, host: HostBatch) -> torch.Tensor | None:
         """The logits of a step [B, V]; None if it is none of those that are captured."""
@@ -86,16 +88,17 @@ class StepGraphs:
 
     def _input_buffer(self, host: HostBatch, size: int, arrays: PlannedArrays) -> torch.Tensor:
         fixed = sum(array.nbytes + 16 for array in (*_padded(host, size), *arrays.tensors))
-        return self._device.zeros((fixed + self._block_tables.shape[1] * size * 4,), torch.uint8)
+        num_groups, _, max_blocks = self._block_tables.shape
+        return self._device.zeros((fixed + num_groups * max_blocks * size * 4,), torch.uint8)
 
     def _fill(self, graph: _Graph, host: HostBatch, size: int, arrays: PlannedArrays) -> InputBatch:
         """Upload a step's inputs to their places. The block tables, the only input whose shape varies, come last."""
         tensors = self._device.upload(*_padded(host, size), *arrays.tensors, host.block_tables, into=graph.inputs)
         token_ids, positions, slot_mapping, query_start_loc, seq_lens, *planned, tables = tensors
-        self._block_tables[: len(tables), : tables.shape[1]].copy_(tables)
+        self._block_tables[:, : tables.shape[1], : tables.shape[2]].copy_(tables)
         plan = self._planner.plan(arrays, planned)
         return InputBatch(
-            token_ids, positions, slot_mapping, query_start_loc, seq_lens, self._block_tables[:size], plan
+            token_ids, positions, slot_mapping, query_start_loc, seq_lens, self._block_tables[:, :size], plan
         )
 
 
@@ -111,9 +114,9 @@ def _padded(host: HostBatch, size: int) -> tuple[np.ndarray, ...]:
 
 
 def _extended(array: np.ndarray, size: int, value: int) -> np.ndarray:
-    """np.pad, which takes several times as long."""
-    result = np.full(size, value, array.dtype)
-    result[: len(array)] = array
+    """np.pad of the last axis, which takes several times as long."""
+    result = np.full((*array.shape[:-1], size), value, array.dtype)
+    result[..., : array.shape[-1]] = array
     return result
 
 

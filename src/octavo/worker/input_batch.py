@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from octavo.worker.request_states import Draft, RequestStates, Rows
 
 @dataclass(slots=True)
 class HostBatch:
-    """One step on the host. T tokens of B requests, S of which sample.
+    """One step on the host. T tokens of B requests, S of which sample; G groups of layers.
 
     Sequences that decode, with one token that was generated, come first: a prompt's tokens are computed by other
     kernels than these, also where a step holds only one of them. Where those kernels round differently, a draft is as
@@ -26,10 +26,10 @@ class HostBatch:
     num_scheduled: np.ndarray  # int64 [B]
     token_ids: np.ndarray  # int32 [T]; -1 - slot: what was sampled last in that slot, and is not on the host yet
     positions: np.ndarray  # int32 [T]
-    slot_mapping: np.ndarray  # int64 [T], block * block_size + offset: where each token's key and value go
+    slot_mapping: np.ndarray  # int64 [G, T], block * block_size + offset: where each token's key and value go
     query_start_loc: np.ndarray  # int32 [B + 1]
     seq_lens: np.ndarray  # int32 [B], context including this step's tokens
-    block_tables: np.ndarray  # int32 [B, most blocks of any request in the batch]
+    block_tables: np.ndarray  # int32 [G, B, most blocks of any request in the batch]
     logits_rows: np.ndarray  # int64 [S], rows of the T whose logits are needed
     rows: Rows
 
@@ -45,11 +45,11 @@ class InputBatch:
     seq_lens: torch.Tensor
     block_tables: torch.Tensor
     attention_plan: Any = None  # the table's own, where its attention wants one
+    #: Of each group of layers: block tables [B, blocks], slots [T].
+    cache_groups: list[tuple[torch.Tensor, torch.Tensor]] = field(init=False)
 
-    @property
-    def cache_groups(self) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
-        """Block tables and slots of each group of caches: all layers are one."""
-        return ((self.block_tables, self.slot_mapping),)
+    def __post_init__(self) -> None:
+        self.cache_groups = list(zip(self.block_tables.unbind(), self.slot_mapping.unbind(), strict=True))
 
 
 def build_batch(
@@ -64,6 +64,7 @@ def build_batch(
     slots = np.fromiter(num_scheduled.keys(), np.int64, num_seqs)
     counts = np.fromiter(num_scheduled.values(), np.int64, num_seqs)
     starts = states.num_computed[slots]
+    states.leave_blocks(slots)
     num_rows = np.maximum(starts + counts + 1 - states.num_tokens[slots], 0)
     drafted = slots[num_rows > 1]
     if splits_drafts and len(drafted):
@@ -95,10 +96,13 @@ def build_batch(
         num_scheduled=counts,
         token_ids=states.token_ids[token_slots, positions],
         positions=positions.astype(np.int32),
-        slot_mapping=states.block_tables[token_slots, indices] * np.int64(block_size) + offsets,
+        # Kernels read slots and tables as they stand in memory; numpy may have gathered them in another order.
+        slot_mapping=np.ascontiguousarray(
+            states.block_tables[:, token_slots, indices] * np.int64(block_size) + offsets
+        ),
         query_start_loc=query_start_loc,
         seq_lens=ends.astype(np.int32),
-        block_tables=states.block_tables[slots, :max_blocks],
+        block_tables=np.ascontiguousarray(states.block_tables[:, slots, :max_blocks]),
         logits_rows=logits_rows,
         rows=rows,
     )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from octavo.cache.spec import capacity_tokens, max_sequence_blocks
 from octavo.config import CacheConfig
 from octavo.device.base import CacheBudget
 from octavo.errors import InvalidConfig
@@ -16,22 +18,19 @@ NUM_NULL_BLOCKS = 1
 
 @dataclass(frozen=True)
 class KVCachePlan:
-    """num_blocks counts the null block too; `reason` is one line for the start-up report."""
+    """num_blocks counts the null block too; `reason` is one line for the start-up report. `max_request_tokens`: the
+    longest sequence that fits the empty cache."""
 
     num_blocks: int
     block_size: int
     bytes_per_block: int
     max_model_len: int
+    max_request_tokens: int
     reason: str
 
     @property
     def total_bytes(self) -> int:
         return self.num_blocks * self.bytes_per_block
-
-    @property
-    def max_request_tokens(self) -> int:
-        """The longest sequence that fits the empty cache."""
-        return min(self.max_model_len, (self.num_blocks - NUM_NULL_BLOCKS) * self.block_size)
 
 
 def plan_kv_cache(
@@ -42,8 +41,11 @@ def plan_kv_cache(
     max_model_len_given: bool,
     max_num_seqs: int,
     budget: CacheBudget,
+    windows: Sequence[int] = (0,),
+    step_tokens: int = 1,
 ) -> KVCachePlan:
-    """Decide the number of blocks.
+    """Decide the number of blocks. `windows`: of each group of layers, 0 for one that keeps all keys; a step computes
+    at most `step_tokens` of one prompt.
 
     An explicit number of blocks or bytes is obeyed, if the device has the memory: it would be taken as requests come,
     and the system would kill the engine in the middle of one. Otherwise the cache gets what the device allows it, at
@@ -54,12 +56,16 @@ def plan_kv_cache(
     Raises InvalidConfig with the numbers when the memory is not there, and when no request could run.
     """
     block_size = config.block_size
-    blocks_per_request = -(-max_model_len // block_size)
+    blocks_per_request = max_sequence_blocks(windows, max_model_len, block_size, step_tokens)
+
+    def planned(num_blocks: int, reason: str) -> KVCachePlan:
+        room = capacity_tokens(windows, num_blocks - NUM_NULL_BLOCKS, block_size, step_tokens)
+        return KVCachePlan(num_blocks, block_size, bytes_per_block, max_model_len, min(max_model_len, room), reason)
 
     if config.num_kv_blocks_override is not None:
         num_blocks = config.num_kv_blocks_override + NUM_NULL_BLOCKS
         _check_fits(f"--num-kv-blocks-override {config.num_kv_blocks_override}", num_blocks * bytes_per_block, budget)
-        return KVCachePlan(num_blocks, block_size, bytes_per_block, max_model_len, "as --num-kv-blocks-override says")
+        return planned(num_blocks, "as --num-kv-blocks-override says")
 
     if config.kv_cache_memory_bytes is not None:
         _check_fits("--kv-cache-memory-bytes", config.kv_cache_memory_bytes, budget)
@@ -75,11 +81,12 @@ def plan_kv_cache(
         available = limits[reason]
 
     num_blocks = available // bytes_per_block
-    room = (num_blocks - NUM_NULL_BLOCKS) * block_size
+    room = capacity_tokens(windows, num_blocks - NUM_NULL_BLOCKS, block_size, step_tokens)
     if room < block_size:
         raise InvalidConfig(
-            f"The KV cache has room for no block: a block of {block_size} tokens needs {bytes_per_block:,} bytes, and "
-            f"one more block is octavo's own; available are {available:,} ({reason})."
+            f"The KV cache has room for no block: a block of {block_size} tokens needs "
+            f"{len(windows) * bytes_per_block:,} bytes, and one more block is octavo's own; available are "
+            f"{available:,} ({reason})."
         )
     if room < max_model_len:
         if max_model_len_given:
@@ -89,7 +96,7 @@ def plan_kv_cache(
             )
         reason += f"; context cut from {max_model_len} to {room} tokens to fit"
         max_model_len = room
-    return KVCachePlan(num_blocks, block_size, bytes_per_block, max_model_len, reason)
+    return planned(num_blocks, reason)
 
 
 def _check_fits(asked: str, num_bytes: int, budget: CacheBudget) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -56,15 +56,17 @@ class ModelRunner:
         max_model_len: int,
         logprobs_mode: LogprobsMode = "raw_logprobs",
         graph_sizes: tuple[int, ...] = (),
+        windows: Sequence[int] = (0,),
     ) -> None:
-        """`graph_sizes`: batch sizes to which steps of decoding are padded and captured; none: nothing is."""
+        """`kv_caches`: of each layer; layers of different groups may share one. `graph_sizes`: batch sizes to which
+        steps of decoding are padded and captured; none: nothing is. `windows`: of each group of layers, 0: all keys."""
         self._model = model
         self._ops = ops
         self._device = device
         self._kv_caches = kv_caches
         self._block_size = block_size
         self._splits_drafts = not device.decodes_as_prompts
-        self._states = RequestStates(max_num_seqs, max_model_len, block_size, model.spec.vocab_size)
+        self._states = RequestStates(max_num_seqs, max_model_len, block_size, model.spec.vocab_size, windows)
         #: What was sampled last in each slot, int32, on the device; None where the host knows before the next step.
         self._last_ids: torch.Tensor | None = None
         if device.plans_ahead:
@@ -75,8 +77,8 @@ class ModelRunner:
         self._scorer = PromptScorer(model, ops, device, logprobs_mode)
         self._graphs: StepGraphs | None = None
         if graph_sizes:
-            max_blocks = self._states.block_tables.shape[1]
-            self._graphs = StepGraphs(self._run_model, device, self._planner, graph_sizes, max_blocks)
+            max_blocks = self._states.block_tables.shape[2]
+            self._graphs = StepGraphs(self._run_model, device, self._planner, graph_sizes, max_blocks, len(windows))
 
     def execute(self, plan: SchedulerOutput) -> ModelRunnerOutput:
         """Compute the tokens that `plan` schedules and sample for every slot whose tokens are then complete. No slot

@@ -6,6 +6,7 @@ in arrays indexed by slot, so that a batch is gathered with a few vectorised rea
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -72,13 +73,24 @@ class ExpectedTokens(NamedTuple):
 class RequestStates:
     """Arrays over slots. Rows of freed slots keep stale values; a slot is valid from `add` to `remove`."""
 
-    def __init__(self, max_num_seqs: int, max_model_len: int, block_size: int, vocab_size: int) -> None:
+    def __init__(
+        self,
+        max_num_seqs: int,
+        max_model_len: int,
+        block_size: int,
+        vocab_size: int,
+        windows: Sequence[int] = (0,),
+    ) -> None:
+        """`windows`: of each group of layers, 0 for one that keeps all keys."""
         self.vocab_size = vocab_size
         max_blocks = -(-max_model_len // block_size)
         # Large and mostly unused: zeros come from fresh pages, which cost nothing until they are touched.
         self.token_ids = np.zeros((max_num_seqs, max_model_len + 1), np.int32)
-        self.block_tables = np.zeros((max_num_seqs, max_blocks + 1), np.int32)
-        self.num_blocks = np.zeros(max_num_seqs, np.int64)
+        self._block_size = block_size
+        self._windows = [(group, window) for group, window in enumerate(windows) if window]
+        self.block_tables = np.zeros((len(windows), max_num_seqs, max_blocks + 1), np.int32)  # 0: behind the window
+        self.num_blocks = np.zeros((len(windows), max_num_seqs), np.int64)
+        self._num_left = np.zeros((len(windows), max_num_seqs), np.int64)  # blocks behind the window
         self.num_tokens = np.zeros(max_num_seqs, np.int64)  # known tokens: prompt and sampled
         self.num_prompt_tokens = np.zeros(max_num_seqs, np.int64)
         self.num_computed = np.zeros(max_num_seqs, np.int64)  # tokens whose keys and values are in the cache
@@ -107,7 +119,7 @@ class RequestStates:
         self.num_tokens[slot] = len(tokens)
         self.num_prompt_tokens[slot] = request.num_prompt_tokens
         self.num_computed[slot] = request.num_computed_tokens
-        self.num_blocks[slot] = 0
+        self.num_blocks[:, slot] = self._num_left[:, slot] = 0
         self._append_blocks(slot, request.block_ids)
 
         self.temperature[slot] = 0.0 if params.greedy else params.temperature
@@ -147,11 +159,22 @@ class RequestStates:
             first = self.num_tokens[request.slot]
             self.token_ids[request.slot, first : first + len(drafts)] = drafts
 
-    def _append_blocks(self, slot: int, block_ids: list[int]) -> None:
-        first = int(self.num_blocks[slot])
-        last = first + len(block_ids)
-        self.block_tables[slot, first:last] = block_ids
-        self.num_blocks[slot] = last
+    def _append_blocks(self, slot: int, block_ids: list[list[int]]) -> None:
+        for group, ids in enumerate(block_ids):
+            first = int(self.num_blocks[group, slot])
+            last = first + len(ids)
+            self.block_tables[group, slot, first:last] = ids
+            self.num_blocks[group, slot] = last
+
+    def leave_blocks(self, slots: np.ndarray) -> None:
+        """Forget the blocks in front of the windows of all tokens from num_computed on: others may have them. What a
+        kernel reads of a table without need is then the null block, whose numbers are finite."""
+        for group, window in self._windows:
+            first = np.maximum(self.num_computed[slots] - window + 1, 0) // self._block_size
+            for at in (first > self._num_left[group, slots]).nonzero()[0].tolist():
+                slot, end = slots[at], first[at]
+                self.block_tables[group, slot, self._num_left[group, slot] : end] = 0
+                self._num_left[group, slot] = end
 
     def append_token(self, slot: int, token_id: int) -> None:
         self.token_ids[slot, self.num_tokens[slot]] = token_id

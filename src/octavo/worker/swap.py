@@ -15,8 +15,9 @@ class SwapSpace:
 
     def __init__(self, device: Device, kv_caches: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
         self._device = device
-        # As bytes: not every type can be indexed everywhere.
-        self._caches = [cache.view(torch.uint8) for pair in kv_caches for cache in pair]
+        # As bytes: not every type can be indexed everywhere. Layers of several groups share an array.
+        caches = {cache.data_ptr(): cache for pair in kv_caches for cache in pair}
+        self._caches = [cache.view(torch.uint8) for cache in caches.values()]
         self._kept: dict[int, list[torch.Tensor]] = {}  # request id -> its blocks, one tensor a cache, on the host
 
     def apply(self, plan: SchedulerOutput) -> None:
@@ -25,7 +26,7 @@ class SwapSpace:
         for request_id, block_ids in plan.swap_out:
             (index,) = self._device.upload(np.array(block_ids, np.int64))
             self._kept[request_id] = [self._device.to_host(cache[index]) for cache in self._caches]
-        for request_id, first, block_ids in plan.swap_in:
+        for request_id, places, block_ids in plan.swap_in:
             (index,) = self._device.upload(np.array(block_ids, np.int64))
             for cache, kept in zip(self._caches, self._kept.pop(request_id), strict=True):
-                cache[index] = self._device.from_host(kept[first:])
+                cache[index] = self._device.from_host(kept[places])

@@ -89,6 +89,7 @@ class Worker:
             max_model_len=plan.max_model_len,
             logprobs_mode=config.model.logprobs_mode,
             graph_sizes=graph_sizes,
+            windows=_windows(loaded),
         )
         # A context that was cut to fit the cache needs no larger steps.
         max_num_batched_tokens = min(max_num_batched_tokens, self._max_num_batched_tokens(plan.max_model_len, device))
@@ -96,7 +97,7 @@ class Worker:
 
         start = time.perf_counter()
         self._on_phase("warm-up", "")
-        self._warm_up(self._runner, device)
+        self._warm_up(self._runner, loaded, device)
         seconds["warm-up"] = time.perf_counter() - start
         return self._info(loaded, device, ops, plan, kv_dtype, max_num_batched_tokens, seconds)
 
@@ -218,7 +219,7 @@ class Worker:
     def _step_bytes(self, loaded: LoadedModel, max_num_batched_tokens: int, max_model_len: int) -> int:
         """What steps come to take: the model's buffers, and the tokens and block ids that a slot keeps."""
         num_slots = self._config.scheduler.max_num_seqs
-        ids_per_slot = max_model_len + max_model_len // self._config.cache.block_size
+        ids_per_slot = max_model_len + len(_windows(loaded)) * max_model_len // self._config.cache.block_size
         buffers = loaded.model.step_bytes(max_num_batched_tokens, min(num_slots, max_num_batched_tokens))
         return buffers + num_slots * ids_per_slot * torch.int32.itemsize
 
@@ -227,6 +228,7 @@ class Worker:
     ) -> KVCachePlan:
         block_size = self._config.cache.block_size
         shapes = _cache_shapes(loaded, ops, 1, block_size)
+        step_tokens = self._max_num_prefill_tokens(self._max_num_batched_tokens(max_model_len, device), device)
         values_per_block = sum(math.prod(shape) for pair in shapes for shape in pair)
         return plan_kv_cache(
             self._config.cache,
@@ -235,18 +237,24 @@ class Worker:
             max_model_len_given=self._config.model.max_model_len is not None,
             max_num_seqs=self._config.scheduler.max_num_seqs,
             budget=device.kv_cache_budget(self._config.cache, step_bytes),
+            windows=_windows(loaded),
+            step_tokens=step_tokens,
         )
 
     def _allocate_kv_caches(
         self, loaded: LoadedModel, device: Device, ops: Ops, plan: KVCachePlan, kv_dtype: torch.dtype
     ) -> KVCaches:
+        """Of each layer: the i-th of a group has the i-th array, and its group's blocks there."""
         shapes = _cache_shapes(loaded, ops, plan.num_blocks, plan.block_size)
+        groups = loaded.model.definition.cache_groups
         try:
-            return [(device.zeros(k_shape, kv_dtype), device.zeros(v_shape, kv_dtype)) for k_shape, v_shape in shapes]
+            arrays = [(device.zeros(k_shape, kv_dtype), device.zeros(v_shape, kv_dtype)) for k_shape, v_shape in shapes]
+            of_layer = {layer: array for group in groups for layer, array in zip(group.layers, arrays, strict=False)}
+            return [of_layer[layer] for layer in range(len(of_layer))]
         except (OSError, RuntimeError) as error:
             raise InvalidConfig(f"The KV cache of {plan.total_bytes:,} bytes cannot be allocated: {error}") from None
 
-    def _warm_up(self, runner: ModelRunner, device: Device) -> None:
+    def _warm_up(self, runner: ModelRunner, loaded: LoadedModel, device: Device) -> None:
         """A small prompt in the null block: touches every weight once and proves that a token comes out. Where kernels
         are compiled when they are first launched, a second token too, for those of decoding."""
         request = NewRequestData(
@@ -256,7 +264,7 @@ class Worker:
             num_prompt_tokens=4,
             params=SamplingParams(temperature=0.0, max_tokens=2),
             eos_token_ids=(),
-            block_ids=[0],
+            block_ids=[[0] for _ in _windows(loaded)],
             num_computed_tokens=0,
             sample_index=0,
             sampling_seed=None,
@@ -289,6 +297,7 @@ class Worker:
             max_num_batched_tokens=max_num_batched_tokens,
             max_num_prefill_tokens=self._max_num_prefill_tokens(max_num_batched_tokens, device),
             max_request_tokens=plan.max_request_tokens,
+            kv_group_windows=_windows(loaded),
             kv_cache_bytes=plan.total_bytes,
             weight_bytes=loaded.weight_bytes,
             num_params=loaded.num_params,
@@ -309,9 +318,15 @@ class Worker:
         )
 
 
+def _windows(loaded: LoadedModel) -> tuple[int, ...]:
+    return tuple(group.window for group in loaded.model.definition.cache_groups)
+
+
 def _cache_shapes(
     loaded: LoadedModel, ops: Ops, num_blocks: int, block_size: int
 ) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """(k, v) of each of the program's caches."""
-    heads = [cache.heads for cache in loaded.model.definition.program.caches]
+    """(k, v) of each array: as many as the largest group has layers, whose caches they fit like all others'."""
+    definition = loaded.model.definition
+    largest = max(definition.cache_groups, key=lambda group: len(group.layers))
+    heads = [definition.program.caches[layer].heads for layer in largest.layers]
     return [ops.kv_cache_shapes(num_blocks, block_size, each.num_kv_heads, each.head_dim) for each in heads]

@@ -1,0 +1,1 @@
+"""What the core and the worker both know of KV caches: plain data."""
