@@ -16,7 +16,7 @@ import gc
 import logging
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -51,14 +51,19 @@ class Stopped(KeyboardInterrupt):
         self.signum = signum
 
 
-def serve(config: ServeConfig) -> int:
-    """Serve until told to stop; returns the exit code. Raises `StartupError`. To be called in the main thread."""
+def serve(config: ServeConfig, notes: Sequence[tuple[int, str]] = ()) -> int:
+    """Serve until told to stop; returns the exit code. Raises `StartupError`. To be called in the main thread.
+
+    `notes`: levels of `logging` and lines, to be told after the settings.
+    """
     check(config)
     check_tls(config.server)
     check_formats(config.server)
     setup_logging(config.server.uvicorn_log_level)
     started = time.monotonic()
     logger.info("settings: %s", command_line(config))
+    for level, line in notes:
+        logger.log(level, "%s", line)
     try:
         with _stopped_by_signals(), bind(config.server) as listener:
             resolved = resolve(config.engine)
