@@ -2,6 +2,7 @@
 # make test    build, then run all tests                                   (ARGS="-k scheduler" adds arguments)
 # make check   lint, types, layers
 # make bench   build, then measure the server on this machine          (ARGS="--llama", ARGS="--peer vllm=http://..." compare)
+# make tables  the tables of docs/from-vllm.md, from those of the code
 # make sanitize   the kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer (some minutes)
 # make build   a virtual environment in .venv with octavo installed for editing; quick when nothing changed
 VENV ?= .venv
@@ -12,7 +13,7 @@ NATIVE := CMakeLists.txt $(shell find csrc -type f)
 PORT ?= 8000
 ARGS ?=
 
-.PHONY: build serve test check bench sanitize clean
+.PHONY: build serve test check bench tables sanitize clean
 
 build: $(VENV)/.octavo-built
 
@@ -50,6 +51,9 @@ check: build
 
 bench: build
 	$(PYTHON) bench/compare.py $(ARGS)
+
+tables: build
+	$(PYTHON) -m octavo.cli.vllm.page docs/from-vllm.md
 
 # The sanitizers' runtime has to be there before Python's own allocator; leaks are not looked for, since Python has some.
 sanitize: build

@@ -195,8 +195,13 @@ class ServerConfig:
         secret=True,
     )
     public_paths: list[str] = opt(
-        list, "Paths that answer without a key, beside /health and /ready: /metrics for a scraper."
-    )
+        list,
+        "Paths that answer without a key, beside /health and /ready: /metrics for a scraper.",
+        choices=(
+            "/metrics", "/load", "/ping", "/version", "/v1/models", "/tokenizer_info", "/openapi.json", "/docs",
+            "/redoc",
+        ),
+    )  # fmt: skip
     middleware: list[str] = opt(
         list,
         "ASGI middleware around the API, as module.name of a class or a function; may be given several times.",
@@ -217,7 +222,7 @@ class ServerConfig:
     ssl_cert_reqs: int = opt(
         0, "TLS: whether clients must show a certificate (0, 1 or 2, as in Python's ssl).", choices=(0, 1, 2)
     )
-    ssl_ciphers: str | None = opt(None, "TLS: ciphers, as OpenSSL writes them; default: those of Python's ssl.")
+    ssl_ciphers: str | None = opt(None, "TLS: ciphers up to TLS 1.2, as OpenSSL writes them; default: OpenSSL's.")
     root_path: str = opt("", "Path prefix behind a proxy.")
     chat_template: str | None = opt(None, "File, inline template, or name of a template of the tokenizer's.")
     chat_template_content_format: ContentFormatOption = opt(
@@ -380,9 +385,6 @@ def _check_server(config: ServerConfig) -> None:
         raise InvalidConfig("--api-key must not be empty")
     if config.admin_api_key is not None and (not config.admin_api_key or config.admin_api_key in config.api_key):
         raise InvalidConfig("--admin-api-key must not be empty, and not one of --api-key")
-    for path in config.public_paths:
-        if not path.startswith("/"):
-            raise InvalidConfig(f"--public-paths: a path begins with a slash; got {path!r}")
     if any(not name for name in config.served_model_name):
         raise InvalidConfig("--served-model-name must not be empty")
     if config.root_path and not config.root_path.startswith("/"):

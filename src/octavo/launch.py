@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import gc
 import logging
 import signal
@@ -32,6 +33,8 @@ from octavo.log import setup_logging
 from octavo.messages import EngineInfo
 from octavo.serve_loop import TextSide, check_tls, run_server
 from octavo.served.output_settings import check_formats, output_settings
+from octavo.server.keys import with_key_file
+from octavo.server.plugins import load_middleware
 from octavo.server.tokenizer_info import tokenizer_info
 from octavo.startup import resolve, wait_loaded
 from octavo.text.renderer import Renderer
@@ -61,9 +64,11 @@ def serve(config: ServeConfig, notes: Sequence[tuple[int, str]] = ()) -> int:
     check_formats(config.server)
     setup_logging(config.server.uvicorn_log_level)
     started = time.monotonic()
+    load_middleware(config.server.middleware)  # for its errors
     logger.info("settings: %s", command_line(config))
     for level, line in notes:
         logger.log(level, "%s", line)
+    config = dataclasses.replace(config, server=with_key_file(config.server))
     try:
         with _stopped_by_signals(), bind(config.server) as listener:
             resolved = resolve(config.engine)

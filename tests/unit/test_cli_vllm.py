@@ -1,8 +1,11 @@
-"""Command lines of vLLM: each flag and variable acts, is told as needing nothing done, or is refused with the reason."""
+"""Command lines of vLLM: each flag and variable acts, is told as needing nothing done, or is refused with why."""
 
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ import pytest
 from octavo.cli.flags import flags
 from octavo.cli.serve import serve_config, settings
 from octavo.cli.vllm import ROWS, VARIABLES
+from octavo.cli.vllm.page import renewed
 from octavo.cli.vllm.row import Row
 from octavo.config import ServeConfig
 from octavo.errors import InvalidConfig
@@ -109,6 +113,22 @@ def test_a_row_says_what_octavo_does_and_nothing_that_a_field_says(row: Row) -> 
     assert not row.reason.endswith(".")
 
 
+def test_the_page_is_what_the_table_says() -> None:
+    """`make tables` writes it anew."""
+    page = (Path(__file__).parents[2] / "docs" / "from-vllm.md").read_text(encoding="utf-8")
+    assert page == renewed(page)
+    for name in (*(row.option for row in ROWS), *(variable.name for variable in VARIABLES)):
+        assert page.count(f"\n| `{name}`") == 1
+
+
+def test_the_older_spelling_of_the_command_is_the_same() -> None:
+    command = [sys.executable, "-m", "octavo.entrypoints.openai.api_server", "--model", "m", "--pot", "1"]
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("OCTAVO_", "VLLM_"))}
+    run = subprocess.run(command, capture_output=True, text=True, check=False, env=environ)
+    assert run.returncode == 2
+    assert run.stderr == "octavo serve: error: unknown flag --pot; did you mean --port?\n"
+
+
 # ---------------------------------------------------------------- flags that octavo has not
 @pytest.mark.parametrize("row", OTHERS, ids=lambda row: row.option)
 def test_each_is_told_or_refused_with_its_reason(row: Row) -> None:
@@ -142,7 +162,7 @@ def test_each_is_told_or_refused_with_its_reason(row: Row) -> None:
         "--disable-custom-all-reduce", "--num-scheduler-steps 8", "--preemption-mode swap", "--tokenizer-pool-size 4",
         "--scheduling-policy priority", "--limit-mm-per-prompt image=0", '--limit-mm-per-prompt {"image":0,"video":0}',
         "--hf-overrides {}", "--compilation-config {}", "-O 3", "-O3", "-O=2", "--no-enable-lora",
-        "--rope-scaling None", "--speculative-config none", "--async-scheduling", "--swap_space 0 --use_v2_block_manager",
+        "--rope-scaling None", "--speculative-config none", "--async-scheduling", "--use_v2_block_manager",
         "--disable-logprobs-during-spec-decoding false", "--allowed-media-domains a b", "--model-impl auto",
     ],
 )  # fmt: skip

@@ -12,4 +12,4 @@ from octavo.cli.vllm.variables import VARIABLES
 
 ROWS: tuple[Row, ...] = (*SERVER_ROWS, *ENGINE_ROWS, *TODAY_ROWS)
 
-__all__ = ["ROWS", "VARIABLES", "Row", "Values", "Variable"]
+__all__ = ["ENGINE_ROWS", "ROWS", "SERVER_ROWS", "TODAY_ROWS", "VARIABLES", "Row", "Values", "Variable"]
