@@ -323,7 +323,7 @@ def test_main_prints_one_line_and_gives_two(capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().err == "octavo: error: unknown command sreve; did you mean serve?\n"
     assert main([]) == 2
     assert main(["--help"]) == 0
-    assert main(["--version"]) == 0
+    assert main(["--version"]) == main(["-v"]) == main(["-V"]) == 0
     assert capsys.readouterr().out.endswith(f"octavo {octavo.__version__}\n")
 
 

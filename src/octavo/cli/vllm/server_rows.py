@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from octavo.cli.vllm.row import ANY, EMPTY, NONE, OFF, ON, Row, only, other, ours, switch
+from octavo.cli.vllm.row import ANY, EMPTY, NONE, OFF, Row, only, other, ours, switch
 
 _ONE_PROCESS = "octavo has one API process"
 _HEADERS = "octavo takes at most 100 headers and 64 KiB of them"
@@ -53,11 +53,11 @@ SERVER_ROWS: tuple[Row, ...] = (
     switch("--grpc", None, "off", "Serve gRPC instead of HTTP.", OFF, "octavo serves HTTP only"),
     other("--grpc-port", None, "none", "Port of gRPC.", ANY, "it asks for nothing without --grpc", kind="int"),
     switch(
-        "--enable-request-id-headers", None, "off", "Send X-Request-Id with replies.", ON,
+        "--enable-request-id-headers", None, "off", "Send X-Request-Id with replies.", ANY,
         "octavo always gives a reply its request's id",
     ),
     switch(
-        "--disable-uvicorn-access-log", None, "off", "No log line for each HTTP request.", ON,
+        "--disable-uvicorn-access-log", None, "off", "No log line for each HTTP request.", ANY,
         "octavo has such lines at --uvicorn-log-level debug only",
     ),
     other(
@@ -68,7 +68,7 @@ SERVER_ROWS: tuple[Row, ...] = (
     ours("--stream-interval", None, "1"),
     ours("--enable-force-include-usage", None, "off"),
     switch(
-        "--enable-prompt-tokens-details", None, "off", "Tell in the usage how many tokens were cached.", ON,
+        "--enable-prompt-tokens-details", None, "off", "Tell in the usage how many tokens were cached.", ANY,
         "octavo always tells how much of a prompt was cached",
     ),
     switch(
@@ -76,7 +76,7 @@ SERVER_ROWS: tuple[Row, ...] = (
         "replies carry no times; /metrics has their distributions",
     ),
     switch(
-        "--enable-server-load-tracking", None, "off", "Count requests for /load.", ON,
+        "--enable-server-load-tracking", None, "off", "Count requests for /load.", ANY,
         "octavo always counts them: see /load",
     ),
     other(
@@ -104,14 +104,14 @@ SERVER_ROWS: tuple[Row, ...] = (
     ),
     ours("--disable-fastapi-docs", None, "off"),
     switch(
-        "--enable-offline-docs", None, "off", "Serve /docs without another host.", ON,
+        "--enable-offline-docs", None, "off", "Serve /docs without another host.", ANY,
         "octavo's /docs needs no other host",
     ),
     ours("--enable-tokenizer-info-endpoint", None, "off"),
     ours("--exclude-tools-when-tool-choice-none", None, "off"),
     ours("--reasoning-parser", None, "none"),
     switch(
-        "--enable-reasoning", None, None, "Tell thoughts from content.", OFF,
+        "--enable-reasoning", None, None, "Tell thoughts from content.", ANY,
         "--reasoning-parser alone does it, with the format's name or auto",
     ),
     ours("--tool-parser-plugin", None, "none", "It is written against octavo's own interface."),
@@ -127,9 +127,4 @@ SERVER_ROWS: tuple[Row, ...] = (
     ours("--default-chat-template-kwargs", None, "none"),
     ours("--chat-template-content-format", None, "auto"),
     ours("--trust-request-chat-template", None, "off"),
-    other(
-        "--lora-target-modules", None, "none", "Modules to which LoRA adapters apply.", ANY,
-        "it asks for nothing without --enable-lora",
-        kind="list",
-    ),
 )  # fmt: skip

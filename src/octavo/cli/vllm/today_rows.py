@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from octavo.cli.vllm.row import ANY, EMPTY, NONE, OFF, ON, ZERO, Row, only, other, ours, switch
+from octavo.cli.vllm.row import ANY, EMPTY, NONE, OFF, ZERO, Row, only, other, ours, switch
 
 _ONE_DEVICE = "several devices are not built yet: octavo runs a model on one"
 _ONE_NODE = "it asks for nothing on one node, and several are not built yet"
-_ONE_ENGINE = "it asks for nothing with one engine, and several are not built yet"
+_ENGINES = "several engines are not built yet"
+_ONE_ENGINE = f"it asks for nothing with one engine, and {_ENGINES}"
 _NO_SPECULATION = "speculative decoding is not built yet"
 _FROM_CONFIG = "octavo takes it from the model's own configuration"
 _TEXT_ONLY = "octavo generates text only; embeddings, scores and classes are not built yet"
@@ -48,7 +49,7 @@ TODAY_ROWS: tuple[Row, ...] = (
     other("--mm-processor-kwargs", None, "none", "How media are prepared.", EMPTY, _NO_MEDIA, kind="json"),
     other("--mm-processor-cache-gb", None, "4", "Memory for prepared media.", ANY, _WITHOUT_MEDIA, kind="float"),
     switch("--disable-mm-preprocessor-cache", None, None, "Do not keep prepared media.", ANY, _WITHOUT_MEDIA),
-    switch("--language-model-only", None, "off", "No media, though the model could.", ON, "octavo takes text only"),
+    switch("--language-model-only", None, "off", "No media, though the model could.", ANY, "octavo takes text only"),
     ours("--logprobs-mode", None, "raw_logprobs"),
     other("--pooler-config", None, "none", "How embeddings are made.", EMPTY, _TEXT_ONLY, kind="json"),
     other("--structured-outputs-config", None, "{}", "How outputs are held to grammars.", EMPTY,
@@ -58,6 +59,14 @@ TODAY_ROWS: tuple[Row, ...] = (
            "octavo shows a bar in a terminal, and lines elsewhere"),
     switch("--enable-chunked-mm-input", None, None, "Split media over steps.", ANY, _WITHOUT_MEDIA),
     switch("--disable-chunked-mm-input", None, "off", "Do not split media over steps.", ANY, _WITHOUT_MEDIA),
+    switch("--skip-mm-profiling", None, "off", "Measure memory without media.", ANY, _WITHOUT_MEDIA),
+    switch("--interleave-mm-strings", None, "off", "Keep media at their places in the text.", ANY, _WITHOUT_MEDIA),
+    other("--mm-processor-cache-type", None, "lru", "Where prepared media are kept.", ANY, _WITHOUT_MEDIA),
+    other("--mm-encoder-tp-mode", None, "weights", "How devices share encoders.", ANY, _WITHOUT_MEDIA),
+    other("--safetensors-load-strategy", None, "lazy", "How files are read.", ANY,
+          "octavo maps files and reads each tensor once"),
+    other("--lora-target-modules", None, "none", "Modules to which LoRA adapters apply.", ANY,
+          "it asks for nothing without --enable-lora", kind="list"),
     # ---- memory
     ours("--kv-cache-memory-bytes", None, "none"),
     other("--kv-offloading-size", None, "none", "GiB of the host's memory for KV blocks.", ZERO, _NO_OFFLOAD,
@@ -72,7 +81,7 @@ TODAY_ROWS: tuple[Row, ...] = (
     # ---- scheduling
     other("--scheduling-policy", None, "fcfs", "Whether requests have priorities.", only("fcfs", "priority"),
           "octavo takes requests by their priority, and those of one priority in their order"),
-    switch("--async-scheduling", None, "auto", "Plan steps ahead.", ON,
+    switch("--async-scheduling", None, "auto", "Plan steps ahead.", ANY,
            "octavo plans ahead wherever the device computes beside the host"),
     ours("--max-num-queued-reqs", None, "none"),
     ours("--max-num-queued-tokens", None, "none"),
@@ -99,9 +108,9 @@ TODAY_ROWS: tuple[Row, ...] = (
     other("--data-parallel-address", None, "none", "Where they meet.", ANY, _ONE_ENGINE, short="-dpa"),
     other("--data-parallel-rpc-port", None, "none", "Port where they meet.", ANY, _ONE_ENGINE, kind="int",
           short="-dpp"),
-    other("--data-parallel-backend", None, "mp", "How they are run.", only("mp"), _ONE_ENGINE, short="-dpb"),
-    switch("--data-parallel-hybrid-lb", None, "off", "Balance load on each node.", OFF, _ONE_ENGINE),
-    switch("--data-parallel-external-lb", None, "off", "Leave the balance of load to others.", OFF, _ONE_ENGINE),
+    other("--data-parallel-backend", None, "mp", "How they are run.", ANY, _ONE_ENGINE, short="-dpb"),
+    switch("--data-parallel-hybrid-lb", None, "off", "Balance load on each node.", OFF, _ENGINES),
+    switch("--data-parallel-external-lb", None, "off", "Leave the balance of load to others.", OFF, _ENGINES),
     other("--decode-context-parallel-size", None, "1", "Devices that share contexts.", only("1"), _ONE_DEVICE,
           kind="int", short="-dcp"),
     other("--prefill-context-parallel-size", None, "1", "Devices that share prompts.", only("1"), _ONE_DEVICE,
@@ -119,6 +128,12 @@ TODAY_ROWS: tuple[Row, ...] = (
     ours("--attention-backend", None, "auto", "Attention is octavo's own, in Triton, or FlashInfer's.",
          renamed=_ATTENTION),
     ours("--cudagraph-capture-sizes", None, "a ladder", "On a CPU there is nothing to do."),
+    other("--max-cudagraph-capture-size", None, "512", "Largest batch of a graph.", NONE,
+          "--cudagraph-capture-sizes names the sizes", kind="int"),
+    switch("--disable-cascade-attn", None, "off", "No attention in two parts.", ANY,
+           "octavo has no cascade attention"),
+    switch("--enable-flashinfer-autotune", None, "on", "Measure FlashInfer's kernels at start.", ANY,
+           "octavo measures none at start"),
     # ---- speculation
     other("--speculative-config", None, "none", "The model that drafts, and how.", EMPTY, _NO_SPECULATION,
           kind="json", short="-sc"),
