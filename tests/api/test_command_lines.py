@@ -17,8 +17,8 @@ from server_process import ServerProcess, Stream, eventually
 FLAGS = [
     "--tensor-parallel-size", "1", "--gpu-memory-utilization", "0.9", "--swap-space", "4", "--max-num-seqs", "16",
     "--block-size", "8", "--dtype", "auto", "--trust-remote-code", "--enable-prefix-caching",
-    "--enable-chunked-prefill", "--disable-log-requests", "--max-loras", "1", "--guided-decoding-backend", "outlines", "--use-v2-block-manager",
-    "--allow-credentials", "--preemption-mode", "recompute", "-O2",
+    "--enable-chunked-prefill", "--disable-log-requests", "--max-loras", "1", "--guided-decoding-backend",
+    "outlines", "--use-v2-block-manager", "--allow-credentials", "--preemption-mode", "recompute", "-O2",
 ]  # fmt: skip
 
 

@@ -251,6 +251,8 @@ def test_values_that_octavo_calls_otherwise(words: str, part: str, field: str, v
         ("--device tpu", "--device tpu: octavo runs on CPUs and on NVIDIA GPUs"),
         ("-q quark9", "--quantization must be one of fp8, int8, gguf; got 'quark9'"),
         ("--block-size", "--block-size needs a value"),
+        ("--block-size --port 1", "--block-size needs a value"),
+        ("--guided-decoding-backend --port 1", "--guided-decoding-backend needs a value"),
     ],
 )
 def test_values_that_octavo_has_not_are_refused_with_why(words: str, reason: str) -> None:
@@ -265,16 +267,19 @@ def test_the_config_file_speaks_the_same(tmp_path: Path) -> None:
 
     text = "tensor-parallel-size: 1\nasync-scheduling: true\ncpu-offload-gb: 0\nblock_size: 8\nlora-modules: []\n"
     text += "hf-overrides: {}\nenable-lora: false\nspeculative_config: null\npreemption-mode: recompute\n"
-    text += "max-model-len: -1\n"
+    text += "max-model-len: -1\nno-enable-prompt-adapter: true\n"
     config, accepted, _ = told("m", "--config", file(text))
     assert config.engine.cache.block_size == 16
     assert config.engine.cache.swap_space == 0.0
     assert config.engine.model.max_model_len is None
+    # The command line wins over the file here too.
+    assert told("--swap-space", "2", "--config", file(text))[0].engine.cache.swap_space == 2
     for word in ("--tensor-parallel-size 1", "--async-scheduling", "--cpu-offload-gb 0", "--block-size 8 (as 16)"):
         assert word in accepted
     for line, reason in {
         "tensor-parallel-size: 2": "several devices are not built yet",
         "enable-lora: true": "adapters (LoRA)",
+        "no-enable-lora: false": "adapters (LoRA)",
         "enable-lora: 3": "--enable-lora must be true or false",
         "lora-modules: [a=b]": "adapters (LoRA)",
         "hf-overrides: {rope_theta: 1}": "--hf-overrides",

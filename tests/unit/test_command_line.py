@@ -64,7 +64,7 @@ def test_lists_of_odd_words_come_back(names: list[str]) -> None:
     assert serve_config(shlex.split(line)[2:], {}) == ServeConfig(server=ServerConfig(allowed_methods=names))
 
 
-@pytest.mark.parametrize("names", [["a.B"], ["a.B", "c.d"], ["-x", "[y"]])
+@pytest.mark.parametrize("names", [["a.B"], ["a.B", "c.d"], ["-x", "--y"]])
 def test_lists_of_one_word_at_a_time_come_back(names: list[str]) -> None:
     """Given as several words of one flag, the second would be the model."""
     config = ServeConfig(server=ServerConfig(middleware=names))

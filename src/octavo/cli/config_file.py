@@ -92,6 +92,8 @@ class _File:
             self.values["model"] = value
         elif "--" + name in self._foreign.rows:
             self._foreign.check_file("--" + name, value)
+        elif name.startswith("no-") and self._foreign.is_switch("--" + name[3:]):
+            self._foreign.check_file("--" + name[3:], not value if isinstance(value, bool) else value)
         elif name not in self._keys:
             known = [*self._keys, *(["model"] if self._takes_model else [])]
             raise InvalidConfig(f"unknown key {key}{nearest(name, known)}")

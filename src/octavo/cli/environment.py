@@ -83,7 +83,7 @@ def _set(
     """Take the value of a variable that stands for a setting."""
     assert variable.field is not None
     converted = variable.convert(text)
-    if variable.name == "VLLM_CPU_KVCACHE_SPACE" and given.get("device") == "cuda":
+    if variable.device is not None and given.get("device", "auto") not in ("auto", variable.device):
         found.accepted.append(f"{variable.name} {text}")
     elif converted is None:
         found.accepted.append(f"{variable.name} {text} (as the default)")

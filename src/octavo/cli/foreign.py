@@ -14,7 +14,7 @@ from octavo.cli.flags import Flag
 from octavo.cli.vllm.row import Kind, Row
 from octavo.errors import InvalidConfig
 
-_NOUNS: dict[Kind, str] = {"int": "a whole number", "float": "a number", "json": "JSON"}
+_NOUNS: dict[Kind, str] = {"int": "a whole number", "float": "a number"}
 
 
 class Foreign:
@@ -37,6 +37,9 @@ class Foreign:
         """Short spelling -> option."""
         return {row.short: option for option, row in self.rows.items() if row.short}
 
+    def is_switch(self, option: str) -> bool:
+        return option in self.rows and self.rows[option].kind == "switch"
+
     def check(self, option: str, words: list[str]) -> None:
         """Take note of a flag of `rows` with its values (of a switch "true" or "false").
 
@@ -48,7 +51,7 @@ class Foreign:
         for word in words:
             _check_kind(row, word)
         if not all(row.accepts.hold(word) for word in words):
-            hint = f"; only {row.accepts.text} is accepted" if row.accepts.text and row.kind != "switch" else ""
+            hint = f"; only {row.accepts.text} would be accepted" if row.accepts.text and row.kind != "switch" else ""
             raise InvalidConfig(f"{shown}: {row.reason}{hint}")
         for word in words:
             self.settings |= row.sets.get(word.lower(), {})

@@ -124,8 +124,10 @@ def read_words(
     files = given.pop("config", [])
     if len(files) > 1:
         raise InvalidConfig("--config may be given once")
+    given |= foreign.settings
+    foreign.settings = {}
     values = read_config_file(files[0], table, foreign, takes_model=parser.takes_model) if files else {}
-    return values | given | foreign.settings
+    return values | foreign.settings | given
 
 
 def _print_topic(parser: Parser, word: str, table: dict[str, Flag], foreign: Foreign) -> None:

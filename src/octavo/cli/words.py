@@ -74,7 +74,7 @@ class _Normaliser:
             if self._given.setdefault(flag.field, on) != on:
                 raise InvalidConfig(f"{flag.option} is both switched on and switched off")
             self._result.append(flag.option if on else "--no-" + flag.option[2:])
-        elif positive in rows and rows[positive].kind == "switch":
+        elif self._foreign.is_switch(positive):
             on = self._switch_value(name, value) == (name == positive)
             self._foreign.check(positive, ["true" if on else "false"])
         elif name in rows:
@@ -83,8 +83,8 @@ class _Normaliser:
             raise InvalidConfig(self._unknown(name))
 
     def _take_valued(self, name: str, value: str | None) -> None:
-        if name in self._foreign.own and (value is not None or self._rest):
-            text = self._foreign.rename(name, self._rest.pop(0) if value is None else value)
+        if name in self._foreign.own:
+            text = self._foreign.rename(name, self._next_value(name) if value is None else value)
             self._result += [] if text is None else [f"{name}={text}"]
         else:
             self._result.append(name if value is None else f"{name}={value}")
@@ -100,9 +100,7 @@ class _Normaliser:
     def _foreign_values(self, name: str, value: str | None) -> list[str]:
         """The values of another program's flag: one, or for a list all words up to the next flag."""
         is_list = self._foreign.rows[name].kind == "list"
-        if value is None and not self._rest:
-            raise InvalidConfig(f"{name} needs a value")
-        words = [self._rest.pop(0) if value is None else value]
+        words = [self._next_value(name) if value is None else value]
         while is_list and value is None and self._rest and not self._rest[0].startswith("-"):
             words.append(self._rest.pop(0))
         if is_list and words[0].startswith("["):
@@ -111,6 +109,11 @@ class _Normaliser:
             except ValueError:
                 raise InvalidConfig(f"{name}: {words[0]!r} is not a JSON list") from None
         return words
+
+    def _next_value(self, name: str) -> str:
+        if not self._rest or self._rest[0].startswith("--"):
+            raise InvalidConfig(f"{name} needs a value")
+        return self._rest.pop(0)
 
     def _unknown(self, name: str) -> str:
         known: Mapping[str, object] = dict.fromkeys([*self._switches, *self._valued, *self._foreign.rows, "--help"])

@@ -92,6 +92,7 @@ class Variable:
     meaning: str
     field: str | None = None
     convert: Callable[[str], str | None] = str
+    device: str | None = None  # it counts unless another one is given
     accepts: Values = NONE
     reason: str = ""
 

@@ -53,7 +53,8 @@ VARIABLES: tuple[Variable, ...] = (
     ),
     Variable(
         name="VLLM_CPU_KVCACHE_SPACE", seed="0", today="0", meaning="GiB of the KV cache on a CPU.",
-        field="kv_cache_memory_bytes", convert=_gibibytes, reason="It counts unless --device cuda is given.",
+        field="kv_cache_memory_bytes", convert=_gibibytes, device="cpu",
+        reason="It counts unless --device cuda is given.",
     ),
     Variable(
         name="VLLM_CONFIGURE_LOGGING", seed="1", today="1", meaning="Whether the log is set up at all.",
