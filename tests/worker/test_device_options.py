@@ -48,11 +48,14 @@ def test_on_a_cpu_what_speaks_of_a_gpu_s_memory_and_kernels_needs_nothing_done(
 ) -> None:
     cache = {"gpu_memory_utilization": 0.9, "swap_space": 1e9}
     with caplog.at_level("INFO", "octavo.worker"), pytest.raises(CheckpointError, match="/nowhere"):
-        load(cache, device="cpu", cudagraph_capture_sizes=[1, 2], attention_backend="FLASHINFER")
+        load(cache, device="cpu", cudagraph_capture_sizes=[1, 2], attention_backend="FLASHINFER", batch_invariant=True)
     assert (
         "accepted, nothing to do on a CPU: --gpu-memory-utilization 0.9, --swap-space 1000000000.0, "
-        "--cudagraph-capture-sizes 1,2, --attention-backend FLASHINFER"
+        "--cudagraph-capture-sizes 1,2, --attention-backend FLASHINFER, --batch-invariant"
     ) in caplog.text
+    with caplog.at_level("INFO", "octavo.worker"), pytest.raises(CheckpointError):
+        load(device="cpu", enforce_eager=True)
+    assert "accepted, nothing to do on a CPU: --enforce-eager" in caplog.text
 
 
 TINY = {

@@ -18,7 +18,7 @@ _ADDRESS = "the server is named by its address: --url http://HOST:PORT"
 
 #: Flags of vLLM's benchmark that octavo does otherwise.
 ROWS = (
-    other("--backend", None, "openai", "What is spoken.", only("vllm", "openai", "openai-chat"),
+    other("--backend", None, "openai", "What is spoken.", only("vllm", "openai"),
           "the OpenAI API is what is spoken; --endpoint says which part"),
     other("--host", None, "127.0.0.1", "The server.", NONE, _ADDRESS),
     other("--port", None, "8000", "Its port.", NONE, _ADDRESS, kind="int"),

@@ -132,8 +132,10 @@ class Worker:
                 "--swap-space": cache.swap_space or None,
                 "--cudagraph-capture-sizes": ",".join(map(str, parallel.cudagraph_capture_sizes)) or None,
                 "--attention-backend": backend if backend != "auto" else None,
+                "--enforce-eager": "" if parallel.enforce_eager else None,
+                "--batch-invariant": "" if parallel.batch_invariant else None,
             }
-            if told := ", ".join(f"{option} {given}" for option, given in idle.items() if given is not None):
+            if told := ", ".join(f"{option} {given}".strip() for option, given in idle.items() if given is not None):
                 logger.info("accepted, nothing to do on a CPU: %s", told)
         else:
             wrong = {"--num-threads": parallel.num_threads, "--isa": parallel.isa}
