@@ -95,6 +95,8 @@ def test_the_document_says_what_needs_a_key() -> None:
     document = paths.get("/openapi.json").json()["paths"]
     assert "security" not in document["/metrics"]["get"] and "security" in document["/version"]["get"]
     assert "403" in document["/abort_requests"]["post"]["responses"]
+    assert "410" in document["/v1/completions"]["post"]["responses"]
+    assert "410" not in make_server().get("/openapi.json").json()["paths"]["/v1/completions"]["post"]["responses"]
     open_one = make_server(admin_api_key="a").get("/openapi.json").json()["paths"]
     assert "security" not in open_one["/version"]["get"] and "security" in open_one["/abort_requests"]["post"]
 

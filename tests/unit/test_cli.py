@@ -134,6 +134,8 @@ def test_numbers_may_have_units() -> None:
     assert parse("--max-model-len", "25.6k").engine.model.max_model_len == 25_600
     assert "--max-model-len" in refused("--max-model-len", "1.0")
     assert "--max-model-len" in refused("--max-model-len", "0.0001k")
+    assert parse("--max-model-len", str(10**39 + 1)).engine.model.max_model_len == 10**39 + 1
+    assert "--max-model-len must be a whole number" in refused("--max-model-len", "9" * 5000)
     assert parse("--kv-cache-memory-bytes", "2GiB").engine.cache.kv_cache_memory_bytes == 2 << 30
     assert "--kv-cache-memory-bytes" in refused("--kv-cache-memory-bytes", "2 apples")
 

@@ -11,7 +11,7 @@ import json
 import re
 import types
 from collections.abc import Mapping
-from decimal import Decimal
+from fractions import Fraction
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from octavo.config import (
@@ -212,14 +212,12 @@ def _json_text(option: str, value: dict[Any, Any]) -> str:
 def _integer(option: str, text: str, units: Mapping[str, int]) -> int:
     """A whole number, or one with a unit: 8k is 8,000, 8K and 8Ki are 8,192, 25.6k is 25,600; of bytes, 2G, 2g and
     2GiB are 2 * 2**30."""
-    match = re.fullmatch(r"([+-]?\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
+    match = re.fullmatch(r"([+-]?\d{1,40}(?:\.\d{1,40})?)\s*([A-Za-z]*)", text.strip())
     if match:
-        number, unit = Decimal(match[1]), match[2]
-        if units is _BYTES:
-            unit = unit.lower().removesuffix("b")
-        value = number * units.get(unit, 0)
+        unit = match[2].lower().removesuffix("b") if units is _BYTES else match[2]
+        value = Fraction(match[1]) * units.get(unit, 0)
         # "1.0" is no whole number, as everywhere in Python.
-        if unit in units and value == int(value) and (unit or "." not in match[1]):
-            return int(value)
+        if unit in units and value.denominator == 1 and (unit or "." not in match[1]):
+            return value.numerator
     what = "a number of bytes, such as 2G" if units is _BYTES else "a whole number"
     raise InvalidConfig(f"{option} must be {what}; got {text!r}")

@@ -35,6 +35,7 @@ _ERRORS = {
     "401": "No valid key was sent",
     "403": "Another key than the administrators' was sent",
     "404": "There is no such model",
+    "410": "An administrator ended the request",
     "413": "The body is too large",
     "429": "Too many requests are waiting",
     "500": "The server is at fault",
@@ -78,7 +79,7 @@ def document(state: ServerState, routes: Sequence[Route]) -> dict[str, Any]:
     schemas = _body_schemas(bodies, state) | _reply_schemas(routes)
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
-        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, _needs_key(route, state))
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, state)
     components: dict[str, Any] = {"schemas": schemas}
     if state.config.api_key or state.config.admin_api_key is not None:
         components["securitySchemes"] = {
@@ -102,7 +103,7 @@ def _needs_key(route: Route, state: ServerState) -> bool:
     return route.for_admins or (bool(state.config.api_key) and route.path not in open_paths(state.config))
 
 
-def _operation(route: Route, needs_key: bool) -> dict[str, Any]:
+def _operation(route: Route, state: ServerState) -> dict[str, Any]:
     name = route.path.strip("/").replace("/", "_").replace("{", "").replace("}", "")
     operation: dict[str, Any] = {
         "operationId": f"{route.method.lower()}_{name}",
@@ -119,7 +120,9 @@ def _operation(route: Route, needs_key: bool) -> dict[str, Any]:
         parameter = route.path[route.path.rindex("{") + 1 : -1]
         operation["parameters"] = [{"name": parameter, "in": "path", "required": True, "schema": {"type": "string"}}]
         codes = ["404", *codes]
-    if needs_key:
+    if route.event is not None and state.config.admin_api_key is not None:
+        codes = ["410", *codes]
+    if _needs_key(route, state):
         operation["security"] = [{"key": []}, {"plain_key": []}]
         codes = ["401", *(["403"] if route.for_admins else []), *codes]
     error = {"application/json": {"schema": {"$ref": _REF.format(name=ErrorBody.__name__)}}}
