@@ -4,6 +4,8 @@
 # make bench   build, then measure the server on this machine          (ARGS="--llama", ARGS="--peer vllm=http://..." compare)
 # make tables  the tables of docs/from-vllm.md, from those of the code
 # make sanitize   the kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer (some minutes)
+# make ui      the page that octavo serves at /, from ui/ (needs Node.js and npm; the built page is in the repository)
+# make ui-test   the page in a real Chromium (Debian: apt-get install chromium; or CHROMIUM=path)
 # make build   a virtual environment in .venv with octavo installed for editing; quick when nothing changed
 VENV ?= .venv
 BASE_PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(shell command -v $(p) 2>/dev/null)))
@@ -13,7 +15,7 @@ NATIVE := CMakeLists.txt $(shell find csrc -type f)
 PORT ?= 8000
 ARGS ?=
 
-.PHONY: build serve test check bench tables sanitize clean
+.PHONY: build serve test check bench tables sanitize ui ui-test clean
 
 build: $(VENV)/.octavo-built
 
@@ -30,7 +32,7 @@ $(VENV)/.octavo-built: pyproject.toml constraints.txt $(NATIVE) | $(VENV)/bin/py
 
 serve: build
 	@echo
-	@echo "The demo model answers on http://localhost:$(PORT) when the server says that it is ready. Then try:"
+	@echo "The demo model answers on http://localhost:$(PORT) when the server says that it is ready: open it in a browser, or try:"
 	@echo
 	@echo "  curl http://localhost:$(PORT)/v1/chat/completions -H 'Content-Type: application/json' \\"
 	@echo "    -d '{\"messages\": [{\"role\": \"user\", \"content\": \"What is the capital of Japan?\"}], \"temperature\": 0}'"
@@ -64,5 +66,16 @@ sanitize: build
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	  $(PYTHON) tests/sanitized.py build/sanitize tests/ops tests/quant $(ARGS)
 
+ui: ui/node_modules
+	cd ui && npm run --silent build
+
+ui-test: build ui/node_modules
+	$(PIP) playwright
+	$(PYTHON) -m pytest tests/ui $(ARGS)
+
+ui/node_modules: ui/package-lock.json
+	cd ui && npm ci --no-fund --no-audit
+	@touch $@
+
 clean:
-	rm -rf build $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf build ui/node_modules $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

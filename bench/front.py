@@ -30,7 +30,7 @@ from octavo.core.process import main as engine
 from octavo.llm import LLM
 from octavo.messages import EngineInfo
 from octavo.params import SamplingParams
-from octavo.step import ModelRunnerOutput, SchedulerOutput
+from octavo.step import ModelRunnerOutput, SchedulerOutput, TokenMasks
 
 #: How this file is started again: as the engine, and as the server on such an engine.
 ENGINE, SERVER = "--as-engine", "--as-server"
@@ -74,6 +74,8 @@ class Clock:
         work = 1 + (plan.total_num_scheduled_tokens - len(ids)) / _PROMPT_TOKENS
         self._end = max(self._end, time.monotonic()) + work * self._seconds
         return self._end, ids
+
+    def submit_masks(self, step: tuple[float, dict[int, list[int]]], masks: TokenMasks) -> None: ...
 
     def collect(self, step: tuple[float, dict[int, list[int]]]) -> ModelRunnerOutput:
         end, ids = step

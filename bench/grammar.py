@@ -115,11 +115,14 @@ class Bench:
             self._forbid_seconds = 0.0
             times = [(time.perf_counter(), time.process_time())]
             structured.start_masks(plan, scheduler.slots)
-            if apart and plan.masks is not None:
-                plan.masks.wait()
+            if apart:
+                structured.finish_masks()
             times.append((time.perf_counter(), time.process_time()))
-            result = self._worker.execute(plan)
-            result.errors.update(structured.finish_masks())
+            step = self._worker.submit(plan)
+            if plan.masked_slots:
+                masks, _ = structured.finish_masks()
+                self._worker.submit_masks(step, masks)
+            result = self._worker.collect(step)
             times.append((time.perf_counter(), time.process_time()))
             scheduler.update(plan, result)
             times.append((time.perf_counter(), time.process_time()))

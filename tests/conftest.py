@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -51,6 +52,18 @@ GEMMA3 = PackagedFile(
     size=253_113_024,
     sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
 )
+#: A small GPT-2 whose words are genera of microbes, as a pickle of torch's.
+GPT2 = PackagedFile(
+    name="mgm-gpt2.bin",
+    parts=(("microformer-mgm==0.5.8", "mgm/resources/general_model/pytorch_model.bin"),),
+    size=35_731_997,
+    sha256="7a83b442dcb0cbe2a4248ea9922de58e15edfa3a1ad71d07519dc8594f4511b8",
+)
+GPT2_CONFIG = {
+    "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "activation_function": "gelu_new", "n_embd": 256,
+    "n_head": 8, "n_inner": None, "n_layer": 8, "n_positions": 512, "layer_norm_epsilon": 1e-05, "vocab_size": 9669,
+    "scale_attn_by_inverse_layer_idx": False, "scale_attn_weights": True, "torch_dtype": "float32",
+}  # fmt: skip
 
 # transformers reads and dequantizes the file: a second opinion on what its weights are.
 _TO_HF = """
@@ -86,6 +99,22 @@ def _make_smollm2_hf() -> Path:
     return target
 
 
+def _make_gpt2_hf() -> Path:
+    """The GPT-2 as a Hugging Face directory: its names, its matrices as [in, out]."""
+    import torch
+    from safetensors.torch import save_file
+
+    target = model_directory() / "mgm-gpt2-hf"
+    if not (target / "model.safetensors").is_file():
+        source = packaged_file(GPT2, model_directory())
+        tensors = torch.load(source, weights_only=True, map_location="cpu")
+        target.mkdir(exist_ok=True)
+        (target / "config.json").write_text(json.dumps(GPT2_CONFIG))
+        save_file({name: tensor.clone() for name, tensor in tensors.items()}, target / ".model.safetensors")
+        os.replace(target / ".model.safetensors", target / "model.safetensors")
+    return target
+
+
 BFCL = ("bfcl-eval==2026.3.23", "3bb6dfa5f0c68ad403c9ec50b00db2bb3b4cc9b38ab1ff33f48fe30d853d3a0a")
 
 
@@ -110,6 +139,7 @@ _MODELS: dict[str, Callable[[], Path]] = {
     "qwen2.5-coder-gguf": lambda: packaged_file(QWEN_CODER, model_directory()),
     "gemma3-gguf": lambda: packaged_file(GEMMA3, model_directory()),
     "smollm2-hf": _make_smollm2_hf,
+    "gpt2-hf": _make_gpt2_hf,
 }
 
 
@@ -153,6 +183,12 @@ def smollm2_hf() -> Path:
 
 
 @pytest.fixture(scope="session")
+def gpt2_hf() -> Path:
+    """A real GPT-2 of 8.9 million parameters as a Hugging Face directory, without a tokenizer."""
+    return model_path("gpt2-hf")
+
+
+@pytest.fixture(scope="session")
 def bfcl_wheel() -> Path:
     """The wheel of bfcl-eval: thousands of real tool definitions."""
     with _one_process_at_a_time():
@@ -161,7 +197,7 @@ def bfcl_wheel() -> Path:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A test that uses real weights carries the marker `model`, so that it can be left out."""
-    fixtures = {"smollm2_gguf", "qwen_gguf", "gemma_gguf", "smollm2_hf", "bfcl_wheel"}
+    fixtures = {"smollm2_gguf", "qwen_gguf", "gemma_gguf", "smollm2_hf", "gpt2_hf", "bfcl_wheel"}
     for item in items:
         if fixtures & set(getattr(item, "fixturenames", ())):
             item.add_marker("model")

@@ -55,7 +55,7 @@ def bad_requests(vocab: int, fanout: int) -> list[Row]:
         (raw(b'{"prompt": "\xff"}'), "prompt"),
         (raw(b'\xef\xbb\xbf{"a": 1}'), "messages"),  # a byte order mark is no fault
         (raw('{"messages": [], "x": "\\ud800"}'), "x"),
-        # numbers that are none (J11 to J18)
+        # numbers that are none
         (raw('{"messages": [], "temperature": NaN}'), "temperature"),
         (raw('{"messages": [], "temperature": Infinity}'), "temperature"),
         (raw('{"messages": [], "temperature": -Infinity}'), "temperature"),
@@ -122,7 +122,7 @@ def bad_requests(vocab: int, fanout: int) -> list[Row]:
         (chat(n=2, temperature=0), "n"),
         (chat(temperature=-0.1), "temperature"),
         (chat(temperature=2.1), "temperature"),
-        (chat(top_p=0), "top_p"),
+        (chat(top_p=-0.1), "top_p"),
         (chat(top_p=1.1), "top_p"),
         (chat(top_k=-2), "top_k"),
         (chat(min_p=-0.1), "min_p"),
@@ -301,7 +301,7 @@ def bad_requests(vocab: int, fanout: int) -> list[Row]:
         (text(best_of=1, n=2), "best_of"),
         (text(best_of=3, temperature=0), "best_of"),
         (text(prompt=["a"] * (fanout // 2 + 1), best_of=2), "prompt"),
-        (text(guided_json={"not": {}}), "guided_json.not"),
+        (text(guided_json={"if": {}}), "guided_json.if"),
         (text(guided_regex="a", guided_choice=["a"]), "guided_choice"),
         # tokenize and detokenize
         (("/tokenize", {}), "prompt"),

@@ -17,7 +17,7 @@ from octavo.errors import InvalidRequest
 from octavo.generation import CompletionDelta, GenerationDelta
 from octavo.messages import EngineInfo, TokenLogprobs
 from octavo.metrics import Metrics
-from octavo.params import GenerateRequest, GrammarSpec
+from octavo.params import GenerateRequest, GrammarSpec, SamplingParams
 from octavo.served.model import ServedModel
 from octavo.served.models import Models
 from octavo.served.parts import OutputSettings
@@ -46,6 +46,27 @@ class ByteTokenizer:
 
     def token_bytes(self, token_id: int) -> bytes | None:
         return bytes([token_id]) if token_id < 256 else None
+
+
+class ByteDetokenizer:
+    """Gives out whole characters."""
+
+    num_held = 0
+
+    def __init__(self, skip_special_tokens: bool) -> None:
+        self._skip = skip_special_tokens
+        self._ids: list[int] = []
+
+    def push(self, ids: Sequence[int]) -> str:
+        self._ids += ids
+        text = ByteTokenizer().decode(self._ids, self._skip)
+        if text.endswith("\ufffd") and len(self._ids) < 4:
+            return ""
+        self._ids = []
+        return text
+
+    def finish(self) -> str:
+        return ByteTokenizer().decode(self._ids, self._skip)
 
 
 class PlainRenderer:
@@ -133,6 +154,9 @@ class FakeEngine:
             raise self.refusal
         self.requests.append(request)
         return self._deltas(request)
+
+    def detokenizer(self, params: SamplingParams) -> ByteDetokenizer:
+        return ByteDetokenizer(params.skip_special_tokens)
 
     async def prepare_grammars(self) -> None: ...
 

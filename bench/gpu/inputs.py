@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gpu.context import Context
-from octavo.ops.layer_stack import StackShape
+from octavo.ops import program
 from octavo.ops.sampling_batch import SamplingBatch
 from octavo.ops.table import Binding, LinearWeight, Ops, bind
 from octavo.quant.packed import QuantizedWeight
@@ -81,13 +81,9 @@ class Heads:
     def qkv_size(self) -> int:
         return (self.heads + 2 * self.kv_heads) * self.head_dim
 
-    def stack_shape(self, softcap: float = 0.0) -> StackShape:
-        """For a planner, which reads the sizes of the heads alone."""
-        return StackShape(
-            hidden_size=self.heads * self.head_dim, intermediate_size=self.heads * self.head_dim,
-            num_heads=self.heads, num_kv_heads=self.kv_heads, head_dim=self.head_dim, eps=1e-6,
-            attn_scale=self.head_dim**-0.5, softcap=softcap, activation="silu",
-        )  # fmt: skip
+    def of_program(self) -> program.Heads:
+        """As programs and planners name them."""
+        return program.Heads(num_heads=self.heads, num_kv_heads=self.kv_heads, head_dim=self.head_dim)
 
 
 @dataclass(kw_only=True)
@@ -137,7 +133,7 @@ def attention(
     starts = np.concatenate(([0], np.cumsum([count for count, _ in lens]))).astype(np.int32)
     shapes = ops.kv_cache_shapes(int(tables.max()) + 1, BLOCK, heads.kv_heads, heads.head_dim)
     k, v = (torch.randn(shape, dtype=torch.bfloat16, device=device).to(kv_dtype) for shape in shapes)
-    planner = planner or ops.attention_planner(heads.stack_shape(softcap), device, dtype)
+    planner = planner or ops.attention_planner(heads.of_program(), device, dtype)
     num_decodes = next((i for i, (count, _) in enumerate(lens) if count > 1), len(lens))
     arrays = planner.arrays(seq_lens, starts, num_decodes)
     plan = planner.plan(arrays, [torch.from_numpy(array).to(device) for array in arrays.tensors])

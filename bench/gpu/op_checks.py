@@ -266,7 +266,7 @@ def _sequences_alone(ops: Ops) -> Result:
     lens = [*_DECODES, *_PROMPTS]
     whole = inputs.attention(ops, LLAMA, lens, kv_dtype=BF16)
     whole.call(ops)
-    planner = ops.attention_planner(LLAMA.stack_shape(), ops.torch_device, ops.activation_dtype)
+    planner = ops.attention_planner(LLAMA.of_program(), ops.torch_device, ops.activation_dtype)
     starts = whole.query_start_loc.tolist()
     differing = []
     for i, (count, context) in enumerate(lens):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, Final, Literal
@@ -18,8 +17,11 @@ from gpu.inputs import Heads, sampling_batch, twins
 from gpu.shapes import Shape
 from gpu.timing import call_us, copies_for
 from octavo.errors import DeviceError
-from octavo.ops.layer_stack import StackLayer, Workspace
+from octavo.models.blocks import Attention, GatedMLP, Sequential
+from octavo.models.decoder import Definition, define
+from octavo.models.spec import ModelSpec, NormSpec, RopeSpec
 from octavo.ops.table import LinearWeight, Ops
+from octavo.ops.workspace import Workspace
 
 BF16: Final = torch.bfloat16
 _LAYER: Final = ("qkv", "o", "gate_up", "down")
@@ -55,47 +57,63 @@ def layers(context: Context) -> None:
     ops = inputs.table(context)
     for name in ("Qwen3-0.6B", "Llama-3.1-8B"):
         shape = context.shape(name)
-        count = 2 if context.is_tiny else 8
-        made = [_layer(context, ops, shape) for _ in range(count)]
+        definition = _definition(shape, 2 if context.is_tiny else 8)
+        weights = _weights(context, ops, definition)
         for streams, length in ((2, 20),) if context.is_tiny else ((1, 1024), (64, 1024), (256, 1024)):
-            us = _layers_us(ops, shape, made, streams, length)
+            us = _step_us(ops, shape, definition, weights, streams, length)
             num_bytes = 2 * (shape.layer_params + streams * length * shape.kv_values) / shape.layers
             shares = context.bandwidth_share(num_bytes / us * 1e6)
             note = f"{us * shape.layers / 1e3:.3f} ms for all {shape.layers}; {num_bytes / 1e6:.0f} MB a layer"
             context.row(f"layer, {name}, {streams} x {length:,}", us, "us", note=note, **shares)
 
 
-def _layer(context: Context, ops: Ops, shape: Shape) -> StackLayer:
-    def norm(width: int) -> Tensor:
-        return torch.ones(width, device=context.device)
-
-    def matrix(name: str) -> LinearWeight:
-        return ops.pack_linear(_dense_weight(context, *shape.projections[name]))
-
-    has_norms = shape.model_type == "qwen3"
-    return StackLayer(
-        qkv=matrix("qkv"), o=matrix("o"), gate_up=matrix("gate_up"), down=matrix("down"),
-        q_norm=norm(shape.head_dim) if has_norms else None, k_norm=norm(shape.head_dim) if has_norms else None,
-        attn_post_norm=None, mlp_norm=norm(shape.hidden), mlp_post_norm=None, next_norm=norm(shape.hidden),
-        cos_sin=torch.rand(shape.positions, shape.head_dim, device=context.device), window=0,
+def _definition(shape: Shape, num_layers: int) -> Definition:
+    """Some layers, with tables of few tokens before and behind them."""
+    norm = NormSpec(eps=1e-6)
+    layer = Sequential(
+        norm=norm,
+        attention=Attention(
+            heads=heads_of(shape).of_program(), rope=RopeSpec(theta=1e6), scale=shape.head_dim**-0.5,
+            qk_norm=norm if shape.model_type == "qwen3" else None,
+        ),
+        mlp=GatedMLP(size=shape.intermediate, activation="silu"),
+    )  # fmt: skip
+    return define(
+        ModelSpec(
+            model_type=shape.model_type, vocab_size=16, hidden_size=shape.hidden, layers=(layer,) * num_layers,
+            max_position_embeddings=shape.positions, norm=norm,
+        )
     )  # fmt: skip
 
 
-def _layers_us(ops: Ops, shape: Shape, made: Sequence[StackLayer], streams: int, length: int) -> float:
-    heads = heads_of(shape)
-    call = inputs.attention(ops, heads, [(1, length)] * streams, kv_dtype=BF16)
-    stack_shape = replace(heads.stack_shape(), hidden_size=shape.hidden, intermediate_size=shape.intermediate)
-    space = Workspace(stack_shape, streams, BF16, ops.torch_device)
-    for tensor in (space.residual, space.normed):
-        tensor.normal_()
+def _weights(context: Context, ops: Ops, definition: Definition) -> dict[str, Any]:
+    weights: dict[str, Any] = {
+        weight.name: torch.rand(weight.shape, device=context.device) for weight in definition.derived
+    }
+    for param in definition.params:
+        shape = param.weight.shape
+        if param.packing == "vector":
+            weights[param.weight.name] = torch.ones(shape, device=context.device)
+        else:
+            pack = ops.pack_embedding if param.packing == "embedding" else ops.pack_linear
+            weights[param.weight.name] = pack(_dense_weight(context, *shape))
+    return weights
+
+
+def _step_us(
+    ops: Ops, shape: Shape, definition: Definition, weights: dict[str, Any], streams: int, length: int
+) -> float:
+    call = inputs.attention(ops, heads_of(shape), [(1, length)] * streams, kv_dtype=BF16)
     slots = call.block_tables[:, (length - 1) // inputs.BLOCK].long() * inputs.BLOCK + (length - 1) % inputs.BLOCK
     step = SimpleNamespace(
-        positions=call.seq_lens - 1, slot_mapping=slots, query_start_loc=call.query_start_loc, seq_lens=call.seq_lens,
-        block_tables=call.block_tables, attention_plan=call.plan,
+        token_ids=torch.ones_like(call.seq_lens), positions=call.seq_lens - 1, query_start_loc=call.query_start_loc,
+        seq_lens=call.seq_lens, cache_groups=[(call.block_tables, slots)], attention_plan=call.plan,
     )  # fmt: skip
-    caches = [(call.k_cache, call.v_cache), *((call.k_cache.clone(), call.v_cache.clone()) for _ in made[1:])]
-    stack = ops.layer_stack(ops, stack_shape, made)
-    return call_us([_bound(stack.run, space, streams, step, caches)]) / len(made)
+    count = len(definition.program.caches)
+    caches = [(call.k_cache, call.v_cache), *((call.k_cache.clone(), call.v_cache.clone()) for _ in range(count - 1))]
+    runner = ops.program_runner(ops, definition.program, weights)
+    space = Workspace(runner.program, streams, BF16, ops.torch_device)
+    return call_us([_bound(runner.run, space, step, caches)]) / count
 
 
 # ---------------------------------------------------------------- attention
@@ -119,7 +137,7 @@ def _decode(
     if num_bytes > _MOST_CACHE:
         context.row(what, status="skipped", note=f"{num_bytes / 2**30:.0f} GiB of cache")
         return
-    planner = ops.attention_planner(heads.stack_shape(), ops.torch_device, ops.activation_dtype)
+    planner = ops.attention_planner(heads.of_program(), ops.torch_device, ops.activation_dtype)
     count = 1 if context.is_tiny else copies_for(num_bytes, 32)
     calls = [inputs.attention(ops, heads, lens, kv_dtype=kv_dtype, planner=planner) for _ in range(count)]
     us = call_us([_bound(call.call, ops) for call in calls])

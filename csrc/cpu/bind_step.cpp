@@ -2,6 +2,7 @@
 #include "address.h"
 #include "kernels/activation.h"
 #include "kernels/attention.h"
+#include "kernels/experts.h"
 #include "kernels/forbid.h"
 #include "kernels/norm.h"
 #include "kernels/rope.h"
@@ -31,6 +32,26 @@ void add_rms_norm(Address out, Address residual, Address x, Address weight, int6
         .add_rms_norm(at<float>(out), at<float>(residual), at<float>(x), at<float>(weight), rows, width, eps);
 }
 
+void layer_norm(Address out, Address x, Address weight, Address bias, int64_t rows, int64_t width, float eps) {
+    nb::gil_scoped_release release;
+    OCTAVO_KERNELS(norm_kernels)
+        .layer_norm(at<float>(out), at<float>(x), at<float>(weight), at<float>(bias), rows, width, eps);
+}
+
+void add_layer_norm(Address out, Address residual, Address x, Address weight, Address bias, int64_t rows, int64_t width,
+                    float eps) {
+    nb::gil_scoped_release release;
+    OCTAVO_KERNELS(norm_kernels)
+        .add_layer_norm(at<float>(out), at<float>(residual), at<float>(x), at<float>(weight), at<float>(bias), rows, width,
+                        eps);
+}
+
+void route(Address ids, Address weights, Address scores, int64_t rows, int num_experts, int top_k, bool renormalize) {
+    nb::gil_scoped_release release;
+    OCTAVO_KERNELS(experts_kernels)
+        .route({at<int32_t>(ids), at<float>(weights), at<float>(scores), rows, num_experts, top_k, renormalize});
+}
+
 void add(Address residual, Address x, int64_t count) {
     nb::gil_scoped_release release;
     OCTAVO_KERNELS(norm_kernels).add(at<float>(residual), at<float>(x), count);
@@ -39,6 +60,11 @@ void add(Address residual, Address x, int64_t count) {
 void act_mul(Address out, Address gate_up, int64_t rows, int64_t width, int kind) {
     nb::gil_scoped_release release;
     OCTAVO_KERNELS(activation_kernels).act_mul(at<float>(out), at<float>(gate_up), rows, width, Activation(kind));
+}
+
+void act(Address out, Address x, int64_t rows, int64_t width, int kind) {
+    nb::gil_scoped_release release;
+    OCTAVO_KERNELS(activation_kernels).act(at<float>(out), at<float>(x), rows, width, Activation(kind));
 }
 
 void rope_kv_write(Address qkv, Address positions, Address cos_sin, Address q_norm, Address k_norm, float eps,
@@ -53,12 +79,13 @@ void rope_kv_write(Address qkv, Address positions, Address cos_sin, Address q_no
 
 void attention(Address out, Address qkv, Address k_cache, Address v_cache, int cache_type, int block_size,
                Address block_tables, int64_t block_table_stride, Address seq_lens, Address query_start_loc, int num_seqs,
-               int num_heads, int num_kv_heads, int head_dim, float scale, int window, float softcap) {
+               int num_heads, int num_kv_heads, int head_dim, float scale, int window, float softcap,
+               Address slopes) {
     nb::gil_scoped_release release;
     OCTAVO_KERNELS(attention_kernels)
         .attention({at<float>(out), at<float>(qkv), at<void>(k_cache), at<void>(v_cache), CacheType(cache_type), block_size,
                     at<int32_t>(block_tables), block_table_stride, at<int32_t>(seq_lens), at<int32_t>(query_start_loc),
-                    num_seqs, num_heads, num_kv_heads, head_dim, scale, window, softcap});
+                    num_seqs, num_heads, num_kv_heads, head_dim, scale, window, softcap, at<float>(slopes)});
 }
 
 void forbid(Address logits, int64_t vocab, Address rows, Address masks, int64_t num_masks, int64_t num_words) {
@@ -110,8 +137,12 @@ void logprobs(Address logits, int64_t rows, int64_t vocab, Address ids, int64_t 
 void bind_step(nb::module_& m) {
     m.def("rms_norm", &rms_norm);
     m.def("add_rms_norm", &add_rms_norm);
+    m.def("layer_norm", &layer_norm);
+    m.def("add_layer_norm", &add_layer_norm);
     m.def("add", &add);
     m.def("act_mul", &act_mul);
+    m.def("act", &act);
+    m.def("route", &route);
     m.def("rope_kv_write", &rope_kv_write);
     m.def("attention", &attention);
     m.def("forbid", &forbid);

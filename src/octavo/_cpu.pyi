@@ -1,4 +1,4 @@
-"""The native CPU kernels. Arguments named as tensors are addresses (`tensor.data_ptr()`); only LayerStack keeps any."""
+"""The native CPU kernels. Arguments named as tensors are addresses (`tensor.data_ptr()`); only Program keeps any."""
 
 from collections.abc import Sequence
 
@@ -50,62 +50,92 @@ class PackedLinear:
     def linear(self, out: int, ldo: int, x: int, ldx: int, M: int) -> None: ...
     def gather(self, out: int, ldo: int, ids: int, M: int, scale: float) -> None: ...
 
-class LayerStack:
-    def __init__(
-        self,
-        hidden: int,
-        intermediate: int,
-        num_heads: int,
-        num_kv_heads: int,
-        head_dim: int,
-        eps: float,
-        attn_scale: float,
-        softcap: float,
-        activation: int,
+class Program:
+    """Records of operations (csrc/cpu/program.h). Buffers, caches and groups are named by number."""
+
+    def __init__(self) -> None: ...
+    def embed(self, weight: PackedLinear, *, out: int, scale: float, of_positions: bool) -> None: ...
+    def linear(self, weight: PackedLinear, *, out: int, x: int) -> None: ...
+    def norm(self, *, out: int, x: int, weight: int, bias: int, width: int, eps: float, layer_norm: bool) -> None: ...
+    def add(self, *, residual: int, x: int, width: int) -> None: ...
+    def add_norm(
+        self, *, out: int, residual: int, x: int, weight: int, bias: int, width: int, eps: float, layer_norm: bool
     ) -> None: ...
-    def add(
+    def rope_write(
         self,
-        qkv: PackedLinear,
-        o: PackedLinear,
-        gate_up: PackedLinear,
-        down: PackedLinear,
+        *,
+        qkv: int,
+        heads: tuple[int, int, int],
+        cache: int,
+        group: int,
+        rotation: int,
         q_norm: int,
         k_norm: int,
-        attn_post_norm: int,
-        mlp_norm: int,
-        mlp_post_norm: int,
-        next_norm: int,
-        cos_sin: int,
-        window: int,
-        /,
+        eps: float,
     ) -> None: ...
-    def set_caches(self, caches: list[tuple[int, int]], cache_type: int, block_size: int, /) -> None: ...
-    def run(
+    def attend(
         self,
-        residual: int,
-        normed: int,
+        *,
+        out: int,
         qkv: int,
-        attn: int,
-        block_out: int,
+        heads: tuple[int, int, int],
+        cache: int,
+        group: int,
+        window: int,
+        scale: float,
+        softcap: float,
+        slopes: int,
+    ) -> None: ...
+    def act(self, *, out: int, x: int, width: int, kind: int, gated: bool) -> None: ...
+    def route(
+        self, *, ids: int, weights: int, scores: int, num_experts: int, top_k: int, renormalize: bool
+    ) -> None: ...
+    def experts(
+        self,
+        gate_up_weights: list[PackedLinear],
+        down_weights: list[PackedLinear],
+        *,
+        out: int,
+        x: int,
+        ids: int,
+        weights: int,
+        places: int,
+        grouped: int,
         gate_up: int,
         act: int,
+        top_k: int,
+        width: int,
+        inner: int,
+        kind: int,
+    ) -> None: ...
+    def keep_rows(self, *, rows: list[int], widths: list[int]) -> None: ...
+    def set_buffers(self, addresses: list[int]) -> None: ...
+    def set_caches(self, caches: list[tuple[int, int]], cache_type: int, block_size: int) -> None: ...
+    def run(
+        self,
+        rows: int,
+        token_ids: int,
         positions: int,
-        slots: int,
-        block_tables: int,
-        block_table_stride: int,
         seq_lens: int,
         query_start_loc: int,
         num_seqs: int,
-        rows: int,
+        groups: list[tuple[int, int, int]],
         needed: int,
         num_needed: int,
-        /,
     ) -> None: ...
 
 def rms_norm(out: int, x: int, weight: int, rows: int, width: int, eps: float, /) -> None: ...
 def add_rms_norm(out: int, residual: int, x: int, weight: int, rows: int, width: int, eps: float, /) -> None: ...
+def layer_norm(out: int, x: int, weight: int, bias: int, rows: int, width: int, eps: float, /) -> None: ...
+def add_layer_norm(
+    out: int, residual: int, x: int, weight: int, bias: int, rows: int, width: int, eps: float, /
+) -> None: ...
 def add(residual: int, x: int, count: int, /) -> None: ...
 def act_mul(out: int, gate_up: int, rows: int, width: int, kind: int, /) -> None: ...
+def act(out: int, x: int, rows: int, width: int, kind: int, /) -> None: ...
+def route(
+    ids: int, weights: int, scores: int, rows: int, num_experts: int, top_k: int, renormalize: bool, /
+) -> None: ...
 def rope_kv_write(
     qkv: int,
     positions: int,
@@ -142,6 +172,7 @@ def attention(
     scale: float,
     window: int,
     softcap: float,
+    slopes: int,
     /,
 ) -> None: ...
 def forbid(logits: int, vocab: int, rows: int, masks: int, num_masks: int, num_words: int, /) -> None: ...

@@ -8,7 +8,7 @@ import msgspec
 
 from octavo.errors import ContextLengthExceeded, InvalidRequest, Overloaded
 from octavo.messages import EngineInfo
-from octavo.params import GenerateRequest, SamplingParams
+from octavo.params import GenerateRequest, SamplingParams, clip_number
 
 #: Most seconds after which a refused caller is told to come back.
 MAX_RETRY_AFTER = 60
@@ -23,10 +23,11 @@ def sized(
     param: str = "prompt",
     default_max_tokens: int | None = None,
 ) -> SamplingParams:
-    """`params` with `max_tokens` set for a prompt of that length. Decides context overflow (E8, E9).
+    """`params` with `max_tokens` set for a prompt of that length. Decides whether it fits the context (E8).
 
-    `param` is the field that holds the prompt. `default_max_tokens` bounds the reply where `params` do not, and never
-    makes a request too long. Raises `InvalidRequest` or `ContextLengthExceeded`.
+    `param` is the field that holds the prompt; an error names the field that is too large. `default_max_tokens` bounds
+    the reply where `params` do not, and never makes a request too long. Raises `InvalidRequest` or
+    `ContextLengthExceeded`.
     """
     if num_prompt == 0:
         raise InvalidRequest("Prompt cannot be empty.", param)
@@ -34,16 +35,21 @@ def sized(
     if info.max_request_tokens < limit:
         limit, what = info.max_request_tokens, "the KV cache"
     wanted = params.max_tokens
-    if num_prompt + (wanted or 1) > limit:
-        asked = f" and {wanted} were requested" if wanted is not None else ""
-        raise ContextLengthExceeded(
-            f"At most {limit} tokens fit {what}, but the prompt has {num_prompt}{asked}.", param
-        )
     room = limit - num_prompt
+    if room < 1:
+        raise ContextLengthExceeded(
+            f"At most {limit} tokens fit {what}, one of them generated, but the prompt has {num_prompt}.", param
+        )
+    if wanted is not None and wanted > room:
+        raise ContextLengthExceeded(
+            f"At most {limit} tokens fit {what}: the prompt has {num_prompt}, which leaves {room}, but "
+            f"`max_tokens` is {clip_number(wanted)}.",
+            "max_tokens",
+        )
     if params.min_tokens > room:
         raise ContextLengthExceeded(
-            f"At most {limit} tokens fit {what}: after a prompt of {num_prompt} there is no room for "
-            f"`min_tokens` of {params.min_tokens}.",
+            f"At most {limit} tokens fit {what}: the prompt has {num_prompt}, which leaves {room}, but `min_tokens` "
+            f"is {clip_number(params.min_tokens)}.",
             "min_tokens",
         )
     if wanted is not None:

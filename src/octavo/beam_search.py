@@ -2,7 +2,7 @@
 
 The engine knows nothing of beams: each step sends every beam as a prompt of its own and asks for its next token's most
 likely candidates; the prefix cache holds what the beams share. A search is one request to its caller: one stream, of
-one delta with the best samples, best first (S21). It is exact in that it depends on the request alone.
+one delta with the best samples, best first. It is exact in that it depends on the request alone.
 
     score = cumulative log probability / (tokens of prompt and output, without a final EOS) ** length_penalty
 """
@@ -166,7 +166,7 @@ class _Search:
         return sorted(beams, key=lambda beam: -self._score(beam))
 
     def _is_over(self, running: list[_Beam], finished: list[_Beam]) -> bool:
-        """S23: whether no running beam is waited for. `finished` is ranked."""
+        """Whether the search ends now, by `early_stopping` (S23). `finished` is ranked."""
         if len(finished) < self._beams.width:
             return False
         if self._beams.early_stopping is True:

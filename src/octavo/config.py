@@ -1,8 +1,8 @@
-"""The configuration: frozen dataclasses, one a concern, composed into `EngineConfig` and `ServeConfig`.
+"""The configuration: frozen dataclasses, one for each concern, composed into `EngineConfig` and `ServeConfig`.
 
 Each field is a flag of the command line and a key of the config file; its help text stands in the field's
-metadata, so that there is one declaration for parser, file, help and documents. "auto" values are resolved
-once, where the knowledge is; what only the worker knows comes back in `messages.EngineInfo`.
+metadata, so that parser, file, help and documents share one declaration. Each "auto" value is resolved once, in the
+process that knows the answer; what only the worker knows comes back in `messages.EngineInfo`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 
 from octavo.errors import InvalidConfig
 from octavo.suggest import nearest
@@ -52,24 +52,25 @@ class ModelConfig:
     load_format: LoadFormat = opt("auto", "How the weights are stored; dummy: random weights, for measuring.")
     dtype: DType = opt(
         "auto",
-        "Type of unquantized weights; auto: as in the checkpoint, on a GPU never float32. half is another name of "
-        "float16, float of float32.",
+        "Data type of unquantized weights; auto: the checkpoint's, but on a GPU never float32. half is another name "
+        "for float16, float for float32.",
     )
     quantization: Literal["fp8", "int8", "gguf"] | None = opt(
         None,
-        "Quantize unquantized matrices while they load, and their inputs in each step: fp8 or int8, on GPUs only. "
-        "gguf: the model must be a .gguf file, whose weights stay as they are.",
+        "Quantize the matrices of an unquantized model while they load, and their inputs in each step: fp8 or int8, on "
+        "GPUs only. gguf: the model must be a .gguf file, whose weights stay as they are.",
         short="-q",
         choices=("fp8", "int8", "gguf"),
     )
     max_model_len: int | None = opt(
-        None, "Longest sequence, prompt and output, in tokens; default: the model's.", low=1
+        None, "Longest sequence (prompt and output) in tokens; default: the model's context length.", low=1
     )
     logprobs_mode: LogprobsMode = opt(
         "raw_logprobs",
-        "Log probabilities of replies: the model's own, or after penalties, temperature and filters; or logits.",
+        "What replies give as log probabilities: the model's own (raw), or those after penalties, temperature and "
+        "filters (processed); or the logits of either.",
     )
-    seed: int = opt(0, "Seed for requests that give none and for dummy weights.", low=0, high=2**63 - 1)
+    seed: int = opt(0, "Seed for requests without one, and for dummy weights.", low=0, high=2**63 - 1)
 
     @property
     def load_quantization(self) -> Literal["fp8", "int8"] | None:
@@ -84,14 +85,17 @@ class CacheConfig:
     block_size: int = opt(16, "Tokens in a block: 16, 32 or 64.", choices=(16, 32, 64))
     kv_cache_dtype: KVCacheDType = opt(
         "auto",
-        "Type of cached keys and values; auto: the model's dtype. fp8 is another name of fp8_e4m3; it and fp8_e5m2 are "
-        "for GPUs only.",
+        "Data type of cached keys and values; auto: the model's dtype. fp8 is another name for fp8_e4m3; fp8_e4m3 and "
+        "fp8_e5m2 need a GPU.",
     )
     kv_cache_memory_bytes: int | None = opt(
-        None, "Bytes for the KV cache; default: from what the machine has free.", low=1, unit="bytes"
+        None,
+        "Bytes for the KV cache; default: a share of the memory of the CPU or GPU.",
+        low=1,
+        unit="bytes",
     )
     cpu_memory_utilization: float = opt(
-        0.5, "Share of the memory free after loading that the KV cache may take.", above=0.0, high=1.0
+        0.5, "Share of the CPU's memory that is left after loading, for the KV cache.", above=0.0, high=1.0
     )
     gpu_memory_utilization: float | None = opt(
         None,
@@ -101,12 +105,12 @@ class CacheConfig:
     )
     swap_space: float | None = opt(
         None,
-        "GiB of the host's memory for the KV blocks of requests that were preempted; what does not fit there is "
-        "computed again. Default: 4 on a GPU; a CPU has no use for it.",
+        "GiB of the host's memory for the KV blocks of preempted requests; blocks that do not fit are computed again. "
+        "Default: 4 on a GPU; a CPU does not need it.",
         low=0.0,
     )
     num_kv_blocks_override: int | None = opt(
-        None, "Exact number of blocks, for tests.", low=2, aliases=("num_gpu_blocks_override",)
+        None, "Exact number of KV blocks, for tests.", low=2, aliases=("num_gpu_blocks_override",)
     )
     enable_prefix_caching: bool = opt(True, "Reuse the KV blocks of prompts that begin alike.")
 
@@ -115,21 +119,25 @@ class CacheConfig:
 class SchedulerConfig:
     """How requests share the steps."""
 
-    max_num_seqs: int = opt(256, "Most sequences in one step.", low=1, high=4096)
+    max_num_seqs: int = opt(256, "Maximum number of sequences in one step.", low=1, high=4096)
     max_num_batched_tokens: int | None = opt(
-        None, "Most tokens in one step; default: 512, on a GPU 8192, and at least --max-num-seqs.", low=1
+        None, "Maximum number of tokens in one step; default: 512, on a GPU 8192, and at least --max-num-seqs.", low=1
     )
     max_num_prefill_tokens: int | None = opt(
         None,
-        "Most prompt tokens in one step, beside the running requests' one each; default: 128, or as many as "
-        "--max-num-batched-tokens where that is given, and on a GPU.",
+        "Maximum number of prompt tokens in one step, beside the one token of each running request. Default: 128; as "
+        "many as --max-num-batched-tokens on a GPU, and where that is given.",
         low=1,
     )
     enable_chunked_prefill: bool = opt(True, "Split long prompts over several steps.")
     enable_jump_forward: bool = opt(True, "Take text that a grammar dictates without sampling its tokens.")
-    max_num_queued_reqs: int = opt(2048, "Most requests waiting; one more is refused with 429.", low=1)
+    max_num_queued_reqs: int = opt(
+        2048, "Maximum number of waiting requests; further ones are refused with 429.", low=1
+    )
     max_num_queued_tokens: int | None = opt(
-        None, "Most prompt tokens waiting; a request beyond is refused with 429. Default: no bound.", low=1
+        None,
+        "Maximum number of waiting prompt tokens; requests beyond it are refused with 429. Default: no limit.",
+        low=1,
     )
 
 
@@ -138,39 +146,45 @@ class ParallelConfig:
     """Threads and devices."""
 
     device: Literal["auto", "cpu", "cuda"] = opt(
-        "auto", "Where the model runs; auto: on an NVIDIA GPU if there is one that can, else on the CPU."
+        "auto", "Where the model runs; auto: on an NVIDIA GPU that octavo can use, else on the CPU."
     )
-    enforce_eager: bool = opt(False, "Launch every kernel of every step instead of replaying captured CUDA graphs.")
+    enforce_eager: bool = opt(
+        False, "Launch the kernels of a step one by one instead of replaying captured CUDA graphs."
+    )
     cudagraph_capture_sizes: list[int] = opt(
         list,
-        "Batch sizes for which a step of decoding is captured; others are padded to the next, or run as they are "
-        "beyond the last. Default: a ladder up to --max-num-seqs.",
+        "Batch sizes for which a decoding step is captured as a CUDA graph; other batches are padded to the next size, "
+        "and those beyond the last run without a graph. Default: a series up to --max-num-seqs.",
         low=1,
     )
     attention_backend: Literal["auto", "triton", "flashinfer", "TRITON_ATTN", "FLASHINFER"] = opt(
         "auto",
-        "Who computes the attention of prompts on a GPU; auto: FlashInfer where it is installed and works. TRITON_ATTN "
-        "and FLASHINFER are vLLM's names of triton and flashinfer.",
+        "Kernels for the attention of prompts on a GPU; auto: FlashInfer where it is installed and works. TRITON_ATTN "
+        "and FLASHINFER are vLLM's names for triton and flashinfer.",
     )
     batch_invariant: bool = opt(
-        False, "Hold on a GPU too what holds on a CPU anyway: a reply never depends on the other requests."
+        False, "Make a reply on a GPU independent of the other requests, as it always is on a CPU."
     )
     num_threads: int | None = opt(
         None,
-        "Threads of the CPU kernels; default: one a physical core, as far as the CPU quota of a container goes.",
+        "Threads of the CPU kernels; default: one for each physical core, within the CPU quota of the container.",
         low=1,
         high=1024,
     )
-    isa: str | None = opt(None, "CPU kernels to use (portable, avx2, avx512...); default: the best this CPU has.")
+    isa: str | None = opt(
+        None, "CPU kernels to use (portable, avx2, avx512...); default: the best that this CPU supports."
+    )
     engine_heartbeat_timeout: float = opt(
         2.0, "Seconds without a sign of life after which the engine counts as dead.", above=0.0
     )
-    engine_step_timeout: float = opt(120.0, "Seconds one step may take before the engine counts as hung.", above=0.0)
+    engine_step_timeout: float = opt(
+        120.0, "Seconds that one step may take before the engine counts as hung.", above=0.0
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """All that the engine process is told. It crosses the process border as msgpack."""
+    """The settings of the engine process, which gets them as msgpack."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
@@ -186,17 +200,20 @@ class ServerConfig:
     port: int = opt(8000, "Port to bind; 0: any free one.", low=0, high=65535)
     uds: str | None = opt(None, "Path of a unix socket to bind instead of a port.")
     api_key: list[str] = opt(
-        list, "Keys of which a client must send one; may be given several times.", secret=True, one_word=True
+        list,
+        "API key that clients must send; may be given several times, and any of the keys will do.",
+        secret=True,
+        one_word=True,
     )
-    api_key_file: str | None = opt(None, "File with such keys, one a line; what follows a # is a comment.")
+    api_key_file: str | None = opt(None, "File with API keys, one a line; what follows a # is a comment.")
     admin_api_key: str | None = opt(
         None,
-        "Key that routes for administrators ask for, such as /reset_prefix_cache; without it there are none.",
+        "Key of the routes for administrators, such as /reset_prefix_cache; without it there are no such routes.",
         secret=True,
     )
     public_paths: list[str] = opt(
         list,
-        "Paths that answer without a key, beside /health and /ready: /metrics for a scraper.",
+        "Paths that answer without a key, beside /, /health and /ready: /metrics for a scraper.",
         choices=(
             "/metrics", "/load", "/ping", "/version", "/v1/models", "/tokenizer_info", "/openapi.json", "/docs",
             "/redoc",
@@ -207,10 +224,12 @@ class ServerConfig:
         "ASGI middleware around the API, as module.name of a class or a function; may be given several times.",
         one_word=True,
     )
-    served_model_name: list[str] = opt(list, "Names under which the model is served; the first is reported.")
+    served_model_name: list[str] = opt(
+        list, "Names by which clients may ask for the model; the first is the default and labels the metrics."
+    )
     uvicorn_log_level: LogLevel = opt("info", "Log level of the HTTP server.")
     allowed_hosts: list[str] = opt(
-        list, "Host names to answer to; *: any. Default: any, but only this machine's when bound to loopback."
+        list, "Host names that the server answers to; *: any. Default: any; on a loopback address only loopback names."
     )
     allow_credentials: bool = opt(False, "CORS: allow credentials.")
     allowed_origins: list[str] = opt(list, "CORS: allowed origins; default: none.")
@@ -218,85 +237,114 @@ class ServerConfig:
     allowed_headers: list[str] = opt(lambda: ["*"], "CORS: allowed headers.")
     ssl_keyfile: str | None = opt(None, "TLS key file.")
     ssl_certfile: str | None = opt(None, "TLS certificate file.")
-    ssl_ca_certs: str | None = opt(None, "TLS authorities for client certificates.")
+    ssl_ca_certs: str | None = opt(None, "TLS: file of the authorities for client certificates.")
     ssl_cert_reqs: int = opt(
         0, "TLS: whether clients must show a certificate (0, 1 or 2, as in Python's ssl).", choices=(0, 1, 2)
     )
     ssl_ciphers: str | None = opt(None, "TLS: ciphers up to TLS 1.2, as OpenSSL writes them; default: OpenSSL's.")
-    root_path: str = opt("", "Path prefix behind a proxy.")
-    chat_template: str | None = opt(None, "File, inline template, or name of a template of the tokenizer's.")
+    root_path: str = opt("", "Path prefix that a proxy adds in front of the server's paths.")
+    chat_template: str | None = opt(
+        None, "Chat template: a file, the template itself, or the name of one of the tokenizer's templates."
+    )
     chat_template_content_format: ContentFormatOption = opt(
-        "auto", "Contents as the template sees them: string, openai (lists of parts), or auto, as it reads them."
+        "auto",
+        "How the template sees the content of a message: string, openai (a list of parts), or auto, as it reads it.",
     )
     default_chat_template_kwargs: str | None = opt(
-        None, "Variables of the chat template as a JSON object, for requests that do not set them.", json=True
+        None, "Default variables of the chat template, as a JSON object.", json=True
     )
-    trust_request_chat_template: bool = opt(False, "Render chat templates that requests bring with them.")
+    trust_request_chat_template: bool = opt(False, "Render chat templates that come with requests.")
     exclude_tools_when_tool_choice_none: bool = opt(
-        False, "Do not show the model the tools of a request whose tool_choice is none."
+        False, "Hide the tools from the chat template when a request's tool_choice is none."
     )
     response_role: str = opt("assistant", "Role of the reply.")
     enable_auto_tool_choice: bool = opt(False, "Let the model decide whether it calls tools.")
     tool_call_parser: str = opt(
-        "auto", "How the model writes tool calls: a format's name, or auto, as its template or vocabulary shows."
+        "auto", "Format of the model's tool calls; auto: the one that its chat template or vocabulary shows."
     )
     tool_parser_plugin: str | None = opt(None, "Python file that registers further formats of tool calls.")
     tool_strict_level: ToolStrictLevel = opt(
         "auto",
-        "What calls that the model makes of itself are held to: function, names that exist; parameter, the schemas "
-        "too; auto, the schemas of tools that say strict.",
+        "What tool calls must fit when the model decides whether to call. function: names that exist; parameter: the "
+        "schemas too; auto: the schemas of tools with strict.",
     )
     reasoning_parser: str | None = opt(
-        None, "How the model marks what it thinks: a format's name, or auto; default: thoughts are content."
+        None, "Format of the model's thinking, or auto; default: thinking stays in the content."
     )
-    max_n: int = opt(128, "Most choices (n) of a request.", low=1)
-    max_prompts: int = opt(1024, "Most prompts of a request.", low=1)
-    max_stop_strings: int = opt(4, "Most stop strings of a request.", low=0)
-    max_logit_bias: int = opt(1024, "Most entries of a request's logit_bias.", low=0)
-    max_body_bytes: int = opt(16 * 1024 * 1024, "Most bytes of a request's body.", low=1, unit="bytes")
-    max_json_depth: int = opt(64, "Deepest nesting of a request's JSON.", low=1, high=200)
-    stream_interval: int = opt(1, "Tokens in one event of a stream; its first and last are never delayed.", low=1)
+    max_n: int = opt(128, "Maximum n and best_of of a request.", low=1)
+    max_prompts: int = opt(1024, "Maximum number of prompts in a request.", low=1)
+    max_stop_strings: int = opt(4, "Maximum number of stop strings in a request.", low=0)
+    max_logit_bias: int = opt(1024, "Maximum number of entries in a request's logit_bias.", low=0)
+    max_body_bytes: int = opt(16 * 1024 * 1024, "Maximum size of a request's body in bytes.", low=1, unit="bytes")
+    max_json_depth: int = opt(64, "Maximum nesting of a request's JSON.", low=1, high=200)
+    stream_interval: int = opt(
+        1, "Minimum number of tokens in one event of a stream; the first and the last event never wait.", low=1
+    )
     sse_keep_alive_interval: float = opt(
         0.0, "Seconds of silence after which a stream sends a comment; 0: never.", low=0.0
     )
-    enable_force_include_usage: bool = opt(False, "End every stream with its usage, asked for or not.")
-    disable_fastapi_docs: bool = opt(False, "Do not serve /openapi.json and /docs.")
+    enable_force_include_usage: bool = opt(
+        False, "End every stream with its usage, even when the request does not ask for it."
+    )
+    disable_fastapi_docs: bool = opt(False, "Do not serve /docs, /redoc and /openapi.json.")
+    disable_ui: bool = opt(False, "Do not serve the page at /: a chat and a view of the engine.")
     max_logprobs: int = opt(
-        20, "Most log probabilities a request may ask for at each place; -1: the whole vocabulary.", low=-1
+        20, "Maximum number of log probabilities for each token of a reply; -1: the whole vocabulary.", low=-1
     )
     return_tokens_as_token_ids: bool = opt(
-        False, "Name the tokens of log probabilities token_id:<id>, for requests that do not say."
+        False, "Name tokens token_id:<id> in log probabilities, unless the request says otherwise."
     )
     generation_config: str = opt(
         "auto",
-        "Defaults of requests: auto, from the model's generation_config.json; vllm, none; or a directory or file.",
+        "Source of the default sampling parameters: auto, the model's generation_config.json; vllm, none; or a "
+        "directory or file.",
     )
-    override_generation_config: str | None = opt(None, "Defaults of requests as a JSON object; they win.", json=True)
-    strict_requests: bool = opt(False, "Refuse requests with unknown fields, which are ignored otherwise.")
+    override_generation_config: str | None = opt(
+        None, "Default sampling parameters as a JSON object; they override --generation-config.", json=True
+    )
+    strict_requests: bool = opt(False, "Refuse requests with unknown fields instead of ignoring the fields.")
     disable_log_stats: bool = opt(False, "Do not log throughput and cache use every 10 s.")
     disable_log_requests: bool = opt(True, "Do not log each request.", inverse=("enable_log_requests",))
-    max_log_len: int | None = opt(None, "Most characters or ids of a prompt in the log.", low=0)
+    max_log_len: int | None = opt(None, "Maximum number of characters or token ids of a prompt in the log.", low=0)
     max_grammar_bytes: int = opt(
-        64 << 10, "Largest schema, grammar or list of choices that a request may send.", low=1, unit="bytes"
+        64 << 10, "Maximum size of a request's schema, grammar or list of choices in bytes.", low=1, unit="bytes"
     )
-    max_schema_depth: int = opt(64, "Deepest nesting of a request's JSON schema.", low=1, high=200)
-    grammar_timeout: float = opt(5.0, "Seconds the compilation of a request's grammar may take.", above=0.0)
-    grammar_cache_bytes: int = opt(16 << 20, "Bytes of grammars remembered as sound.", low=0, unit="bytes")
+    max_schema_depth: int = opt(64, "Maximum nesting of a request's JSON schema.", low=1, high=200)
+    grammar_timeout: float = opt(5.0, "Seconds that the compilation of a request's grammar may take.", above=0.0)
+    grammar_cache_bytes: int = opt(
+        16 << 20, "Bytes of grammars that are remembered because they compiled.", low=0, unit="bytes"
+    )
+    disable_additional_properties: bool = opt(
+        False,
+        "Forbid keys that a request's JSON schema does not name, where the schema leaves them open.",
+        aliases=(
+            "guided_decoding_disable_additional_properties",
+            "structured_outputs_config.disable_additional_properties",
+        ),
+    )
+    disable_any_whitespace: bool = opt(
+        False,
+        "Forbid white space between the tokens of JSON output.",
+        aliases=("guided_decoding_disable_any_whitespace", "structured_outputs_config.disable_any_whitespace"),
+    )
+    structured_outputs_config: str | None = opt(
+        None, "disable_additional_properties and disable_any_whitespace, as a JSON object.", json=True
+    )
     timeout_keep_alive: float = opt(
         120.0,
-        "Seconds an idle connection stays open; longer than the 60 to 90 s after which proxies close theirs, so that "
-        "none sends a request into a connection that is being closed.",
+        "Seconds that an idle connection stays open. Proxies close theirs after 60 to 90 s; with a shorter time here "
+        "one may send a request into a connection that is being closed.",
         above=0.0,
     )
     enable_tokenizer_info_endpoint: bool = opt(
         False, "Serve /tokenizer_info: the tokenizer's configuration, special tokens and chat template."
     )
-    shutdown_timeout: float = opt(30.0, "Seconds that running requests get to finish after TERM.", low=0.0)
+    shutdown_timeout: float = opt(30.0, "Seconds that running requests have to finish after TERM.", low=0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServeConfig:
-    """All that `octavo serve` is told."""
+    """The settings of `octavo serve`."""
 
     engine: EngineConfig = field(default_factory=EngineConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
@@ -374,11 +422,33 @@ def _check_engine(config: EngineConfig) -> None:
         )
 
 
+#: Keys of `structured_outputs_config` that are flags too, and others that ask for what octavo does anyway.
+STRUCTURED_OUTPUTS: Final = ("disable_additional_properties", "disable_any_whitespace")
+_STRUCTURED_OUTPUTS_SAME: Final[dict[str, tuple[Any, ...]]] = {
+    "backend": ("auto", "guidance", "outlines", "lm-format-enforcer", "xgrammar"),
+    "disable_fallback": (True, False),  # there is one engine
+    "enable_in_reasoning": (False,),
+    "reasoning_parser": ("",),
+}
+
+
+def _check_structured_outputs(text: str) -> None:
+    for key, value in json_object(text, "--structured-outputs-config").items():
+        allowed = (True, False) if key in STRUCTURED_OUTPUTS else _STRUCTURED_OUTPUTS_SAME.get(key, ())
+        if not allowed:
+            raise InvalidConfig(f"--structured-outputs-config has no key {key!r}{nearest(key, STRUCTURED_OUTPUTS)}")
+        if not any(value is choice or (isinstance(value, str) and value == choice) for choice in allowed):
+            shown = " or ".join(json.dumps(choice) for choice in allowed)
+            raise InvalidConfig(f"--structured-outputs-config: {key} must be {shown}")
+
+
 def _check_server(config: ServerConfig) -> None:
+    if config.structured_outputs_config is not None:
+        _check_structured_outputs(config.structured_outputs_config)
     if config.uds is not None and config.host is not None:
-        raise InvalidConfig("--uds and --host exclude each other")
+        raise InvalidConfig("--uds and --host cannot be combined")
     if (config.ssl_keyfile is None) != (config.ssl_certfile is None):
-        raise InvalidConfig("--ssl-keyfile and --ssl-certfile go together")
+        raise InvalidConfig("--ssl-keyfile and --ssl-certfile must be given together")
     if config.ssl_certfile is None and (config.ssl_ca_certs or config.ssl_cert_reqs or config.ssl_ciphers):
         raise InvalidConfig("--ssl-ca-certs, --ssl-cert-reqs and --ssl-ciphers need --ssl-certfile")
     if any(not key for key in config.api_key):

@@ -95,6 +95,9 @@ async def fold(stream: AsyncIterable[GenerationDelta]) -> FinalOutput:
 class Detokenizer(Protocol):
     """`text.detokenizer.IncrementalDetokenizer`."""
 
+    @property
+    def num_held(self) -> int: ...
+
     def push(self, ids: list[int]) -> str: ...
 
     def finish(self) -> str: ...

@@ -48,7 +48,9 @@ def default_sampling(config: ServerConfig, model: str) -> dict[str, Any]:
         text = config.override_generation_config
         given = json_object(text, "--override-generation-config")
         for name in sorted(given.keys() - KEYS.keys()):
-            raise InvalidConfig(f"--override-generation-config: {name!r} is no setting of it{nearest(name, KEYS)}")
+            raise InvalidConfig(
+                f"--override-generation-config: {name!r} is not one of its settings{nearest(name, KEYS)}"
+            )
         for name, value in _checked(given, "--override-generation-config").items():
             if value is None:
                 values.pop(name, None)
@@ -56,7 +58,7 @@ def default_sampling(config: ServerConfig, model: str) -> dict[str, Any]:
                 values[name] = value
     if values:
         shown = ", ".join(f"{name} {value}" for name, value in values.items())
-        logger.info("defaults of requests: %s", shown)
+        logger.info("default sampling parameters: %s", shown)
     return values
 
 

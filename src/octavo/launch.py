@@ -47,7 +47,7 @@ logger = logging.getLogger(__name__)
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal came while the server started. No `Exception`, so that nothing on its way takes it for an error."""
+    """A signal came while the server started. Not an `Exception`, so that no handler takes it for an error."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signum)
@@ -104,7 +104,7 @@ def _serve(
     names = served_names(config)
     for line in startup_report(names[0], info, time.monotonic() - started):
         logger.info("%s", line)
-    # What is alive now stays: the collector need not look at it again between two tokens.
+    # All objects so far stay alive: the collector need not visit them again between two tokens.
     gc.collect()
     gc.freeze()
     with contextlib.closing(renderer), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -141,8 +141,8 @@ def _stopped_by_signals() -> Iterator[None]:
 
 # ---------------------------------------------------------------- names and report
 def served_names(config: ServeConfig) -> tuple[str, ...]:
-    """What clients may call the model: the given names; else what the command line said, and for a local path its
-    last part too. The first is the one that replies and metrics carry."""
+    """The names by which clients may ask for the model: those of --served-model-name; else MODEL as it was given, and
+    the last part of a local path. Metrics, and replies to requests without a name, carry the first."""
     if config.server.served_model_name:
         return tuple(config.server.served_model_name)
     model = config.engine.model.model
@@ -160,7 +160,7 @@ def startup_report(name: str, info: EngineInfo, seconds: float) -> list[str]:
     by_kind: dict[str, list[str]] = {}
     for op, kind in sorted(info.ops.items()):
         by_kind.setdefault(kind, []).append(op)
-    # One way for all is said in a word; otherwise the exceptions are what matters.
+    # When all operations have kernels of one kind, the kind is enough.
     ops = ", ".join(kind if len(by_kind) == 1 else f"{kind} ({' '.join(names)})" for kind, names in by_kind.items())
     split = ", ".join(f"{phase} {spent:.1f}" for phase, spent in info.load_seconds.items())
     return [

@@ -88,7 +88,7 @@ def _addresses(host: str | None, port: int) -> list[_Address]:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as exc:
-        reason = exc.strerror if isinstance(exc, OSError) else "it is no valid name"
+        reason = exc.strerror if isinstance(exc, OSError) else "it is not a valid name"
         raise StartupError(f"Cannot listen on {host}: {reason}.") from exc
     addresses: list[_Address] = list(dict.fromkeys((family, tuple(address)) for family, _, _, _, address in found))
     # IPv4 first: it is there on every machine, and its port is the one to agree on.
@@ -154,7 +154,7 @@ def _remove_stale(path: str) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
-        raise StartupError(f"Cannot listen on {path}: the file exists and is no socket.")
+        raise StartupError(f"Cannot listen on {path}: the file exists and is not a socket.")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
             probe.connect(path)

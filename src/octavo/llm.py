@@ -27,7 +27,7 @@ from octavo.errors import InvalidConfig, InvalidRequest, Overloaded
 from octavo.generation import FinalOutput, fold
 from octavo.llm_outputs import CompletionOutput, Logprob, RequestOutput, request_output
 from octavo.messages import EngineInfo
-from octavo.params import BeamParams, SamplingParams
+from octavo.params import BeamParams, SamplingParams, with_types
 from octavo.served.model import Prepared, ServedModel
 from octavo.served.turn import Completion, Conversation, Turn
 from octavo.suggest import nearest
@@ -44,7 +44,8 @@ Messages: TypeAlias = list[Mapping[str, Any]]
 #: Settings of the server that mean something to a program.
 SERVER_SETTINGS = (
     "chat_template", "max_logprobs", "max_n", "generation_config", "override_generation_config", "max_grammar_bytes",
-    "max_schema_depth", "grammar_timeout", "grammar_cache_bytes",
+    "max_schema_depth", "grammar_timeout", "grammar_cache_bytes", "disable_additional_properties",
+    "disable_any_whitespace", "structured_outputs_config",
 )  # fmt: skip
 #: What `generate` does when it is told nothing; the same as /v1/completions.
 DEFAULT_MAX_TOKENS = 16
@@ -57,7 +58,8 @@ class LLM:
 
     `LLM("org/repo", max_model_len=4096, ...)`: the model as `octavo serve` takes it, the fields of `ModelConfig`,
     `CacheConfig`, `SchedulerConfig` and `ParallelConfig`, and those of `ServerConfig` in `SERVER_SETTINGS`;
-    `override_generation_config` may be a mapping. Raises `StartupError`; no process is left then.
+    `override_generation_config` and `structured_outputs_config` may be mappings. Raises `StartupError`; no process is
+    left then.
     """
 
     def __init__(self, model: str = "smollm2", **settings: Any) -> None:
@@ -167,7 +169,9 @@ class LLM:
         use_tqdm: bool,
         beams: BeamParams | None = None,
     ) -> list[RequestOutput]:
+        beams = with_types(beams) if beams is not None else None
         if sampling_params is None:
+            default_max_tokens = self._model.default_sampling.get("max_tokens", default_max_tokens)
             chosen: list[SamplingParams | Mapping[str, Any]] = [{}] * len(prompts)
         else:
             params = _one_each(sampling_params, len(prompts))
@@ -235,9 +239,9 @@ def _prompt(item: Any, place: int) -> _Given:
 
 def offline_config(model: str, settings: Mapping[str, Any]) -> ServeConfig:
     """The configuration from flat settings. Raises `InvalidConfig` for those that do not exist or do not fit."""
-    override = settings.get("override_generation_config")
-    if isinstance(override, Mapping):
-        settings = {**settings, "override_generation_config": json.dumps(override, default=str)}
+    for name in ("override_generation_config", "structured_outputs_config"):
+        if isinstance(settings.get(name), Mapping):
+            settings = {**settings, name: json.dumps(settings[name], default=str)}
     known: set[str] = set()
 
     def part(default: T, names: Collection[str]) -> T:
@@ -289,18 +293,8 @@ def _priorities(given: Sequence[int] | None, count: int) -> Sequence[int]:
 
 def _normalised(params: SamplingParams) -> SamplingParams:
     """`params` with its fields of the declared types. Raises `InvalidRequest` for one that cannot be."""
-    values = msgspec.structs.asdict(params)
-    if isinstance(values["stop"], str):
-        values["stop"] = (values["stop"],)
-    try:
-        return msgspec.convert(values, SamplingParams)
-    except msgspec.ValidationError as exc:
-        # "Expected `int`, got `str` - at `$.n`", or "... - at `key` in `$.logit_bias`".
-        message, _, place = str(exc).partition(" - at ")
-        path = place.rpartition("$.")[2].rstrip("`")
-        raise InvalidRequest(f"{path}: {message}", path) from None
-    except UnicodeEncodeError:  # half of a surrogate pair, where no text may be
-        raise InvalidRequest("`sampling_params` contain what is no text.", "sampling_params") from None
+    stop: Any = params.stop  # a program's may be one string
+    return with_types(msgspec.structs.replace(params, stop=(stop,)) if isinstance(stop, str) else params)
 
 
 # ---------------------------------------------------------------- on the engine's thread

@@ -19,8 +19,25 @@ class Message(msgspec.Struct, array_like=True, tag=True, frozen=True, gc=False):
 
 
 # ---------------------------------------------------------------- API process -> engine process
+class MediaSpan(Message, frozen=True, gc=False):
+    """Tokens of a prompt that stand for something else: an image, a sound. `length` of them, from index `start` on.
+
+    Their ids do not say what that is, but `digest` does: equal digests of one kind mean equal content, prepared in
+    the same way. `kind` is a name such as "image".
+    """
+
+    start: int
+    length: int
+    digest: bytes
+    kind: str
+
+
 class AddRequest(Message, frozen=True, gc=False):
-    """Generate one sequence. n samples are n of these with `sample_index` 0..n-1."""
+    """Generate one sequence. n samples are n of these with `sample_index` 0..n-1.
+
+    `spans` and `adapter` say what keys and values depend on beside the token ids: blocks are shared between requests
+    where these are equal too.
+    """
 
     request_id: int
     prompt_token_ids: list[int]
@@ -30,6 +47,8 @@ class AddRequest(Message, frozen=True, gc=False):
     priority: int = 0
     cache_salt: str = ""
     arrival_time: float = 0.0  # time.monotonic(), one clock for both processes on Linux and macOS
+    spans: tuple[MediaSpan, ...] = ()  # within the prompt, in order, apart from each other
+    adapter: str = ""  # the weights that it runs with beside the model's own; "": none
 
 
 class Vocabulary(Message, frozen=True, gc=False):

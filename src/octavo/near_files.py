@@ -1,4 +1,4 @@
-"""What a path that does not exist was meant to be: the models that are near it."""
+"""Suggestions for a path that does not exist: the models near it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def near_models(path: Path) -> list[Path]:
 
 
 def what_is_there(path: Path) -> str:
-    """The end of a sentence that says that there is no `path`: a likely one, or the models where it was looked for."""
+    """The end of an error about a missing `path`: a similar path, or the models in its directory."""
     missing = path
     while not missing.parent.is_dir() and missing != missing.parent:
         missing = missing.parent
@@ -44,7 +44,7 @@ def what_is_there(path: Path) -> str:
 def _alike(path: Path, wanted: Callable[[Path], bool]) -> list[Path]:
     entries = {entry.name: entry for entry in _entries(path.parent)}
     lower = {name.lower(): name for name in entries}
-    # Looked at after their names were: a directory may hold thousands.
+    # Names first, files second: a directory may hold thousands.
     names = difflib.get_close_matches(path.name.lower(), lower, 10)
     return [entry for entry in (entries[lower[name]] for name in names) if wanted(entry)][:3]
 

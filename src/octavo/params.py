@@ -4,34 +4,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, TypeVar
 
 import msgspec
 
 from octavo.errors import InvalidRequest
 
-#: Below this temperature sampling is greedy (S1).
+#: Below this temperature sampling is greedy.
 GREEDY_EPSILON = 1e-5
-#: Most words that a request may forbid; each is two sequences, with and without a space in front (2.4).
+#: Less than the most likely token ever has: it alone is left.
+MIN_TOP_P: Final = 1e-6
+#: Most words that a request may forbid; each is two sequences, with and without a space in front.
 MAX_BAD_WORDS = 128
-#: Seeds are unsigned 64-bit on the wire; -1 means "no seed" (S8).
+#: Seeds are signed 64-bit numbers; -1 means "no seed".
 _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 
 
 class Range(NamedTuple):
-    """Bounds of a number; None: none. They belong to the range, but for a lower one that is open."""
+    """Bounds of a number, which belong to the range; None: none."""
 
     low: float | None = None
     high: float | None = None
-    low_open: bool = False
 
     def words(self) -> str:
-        low, high, is_open = self
+        low, high = self
         if low is not None and high is not None:
-            return f"in {'(' if is_open else '['}{low}, {high}]"
-        if low is not None:
-            return f"{'greater than' if is_open else 'at least'} {low}"
-        return f"at most {high}"
+            return f"in [{low}, {high}]"
+        return f"at least {low}" if low is not None else f"at most {high}"
 
 
 #: The ranges of the numbers in `SamplingParams`, without those of a server's settings and of other fields. The check
@@ -40,13 +39,13 @@ RANGES: Final[Mapping[str, Range]] = {
     "n": Range(1),
     "best_of": Range(1),
     "temperature": Range(0.0, 2.0),
-    "top_p": Range(0.0, 1.0, low_open=True),
+    "top_p": Range(0.0, 1.0),
     "top_k": Range(-1),
     "min_p": Range(0.0, 1.0),
     "seed": Range(_INT64_MIN, _INT64_MAX),
     "presence_penalty": Range(-2.0, 2.0),
     "frequency_penalty": Range(-2.0, 2.0),
-    "repetition_penalty": Range(0.0, low_open=True),
+    "repetition_penalty": Range(1e-6, 1e6),
     "max_tokens": Range(1),
     "min_tokens": Range(0),
 }
@@ -62,8 +61,8 @@ class StructuredOutputsParams(msgspec.Struct, frozen=True, kw_only=True, forbid_
     json_object: bool | None = None
     structural_tag: str | dict[str, Any] | None = None
     whitespace_pattern: str | None = None
-    disable_any_whitespace: bool = False
-    disable_additional_properties: bool = False
+    disable_any_whitespace: bool | None = None  # None: as the engine was started
+    disable_additional_properties: bool | None = None
     disable_fallback: bool = False
 
 
@@ -80,7 +79,7 @@ class GuidedDecodingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unk
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How to generate. The same object for HTTP, offline and batch use (features.md 2.1, S1 to S29).
+    """How to generate. The same object for HTTP and offline use; docs/sampling.md describes each field.
 
     Construct it, then call `validate(...)` once, which returns a normalised copy or raises `InvalidRequest`
     naming the field. Fields with a default of None are off.
@@ -206,9 +205,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             changes["logit_bias"] = {i: min(100.0, max(-100.0, b)) for i, b in self.logit_bias.items()}
         if self.greedy:
             changes |= {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
-        elif self.temperature < 0.01:
-            changes["temperature"] = 0.01  # below it the scaled logits leave float32's useful range
-        return msgspec.structs.replace(self, **changes) if changes else self
+        else:
+            # Below these float32 has no room: for the scaled logits, and for what is left of the tokens.
+            changes |= {"temperature": max(self.temperature, 0.01), "top_p": max(self.top_p, MIN_TOP_P)}
+        return msgspec.structs.replace(self, **changes)
 
 
 class GrammarSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -217,18 +217,19 @@ class GrammarSpec(msgspec.Struct, frozen=True, kw_only=True):
     kind: "json" (source: a schema), "regex" and "grammar" (a text), "choice" (a list of texts), "structural_tag" (a
     list of {trigger, begin, schema, end}), "lark" (grammars of octavo's own: {"lark": for the engine, "proof": the same
     with the special tokens spelled}). `options` are those of the JSON compiler. `param` is the request's field.
-    `frame`: such grammars too, in which the rule `body` stands for the constraint.
+    `frames`: such grammars too, from the inside to the outside, in each of which the rule `body` stands for what is
+    inside it.
     """
 
     kind: str
     source: Any
     param: str
     options: dict[str, Any] = {}
-    frame: dict[str, str] | None = None
+    frames: tuple[dict[str, str], ...] = ()
 
 
 class BeamParams(msgspec.Struct, frozen=True, kw_only=True):
-    """Beam search (S21 to S23): `width` beams, of which the best `SamplingParams.n` are returned.
+    """Beam search with `width` beams, of which the best `SamplingParams.n` are returned (S21 to S23).
 
     `early_stopping` True ends when `width` beams are finished; False when no running beam scores better as it is;
     "never" when none could.
@@ -242,21 +243,56 @@ class BeamParams(msgspec.Struct, frozen=True, kw_only=True):
         """Raise `InvalidRequest` naming what does not go with beams; fields have their names in the API."""
         if self.width < 2 or self.width > max_width:
             raise InvalidRequest(
-                f"`best_of` must be in [2, {max_width}] when `use_beam_search` is true, got {_clip(self.width)}.",
+                f"`best_of` must be in [2, {max_width}] when `use_beam_search` is true, got {clip_number(self.width)}.",
                 "best_of",
             )
         if self.width < params.n:
             raise InvalidRequest(f"`best_of` must be at least `n`, got {self.width} and {params.n}.", "best_of")
-        if not math.isfinite(self.length_penalty) or abs(self.length_penalty) > MAX_LENGTH_PENALTY:
-            raise InvalidRequest(
-                f"`length_penalty` must be in [-{MAX_LENGTH_PENALTY}, {MAX_LENGTH_PENALTY}].", "length_penalty"
-            )
+        _check_number("length_penalty", self.length_penalty, Range(-MAX_LENGTH_PENALTY, MAX_LENGTH_PENALTY))
         if not params.greedy:
             raise InvalidRequest("`temperature` must be 0 when `use_beam_search` is true.", "temperature")
         # Whatever else a sampler can be told: the scores of beams are plain log probabilities.
         for name in SamplingParams.__struct_fields__:
             if name not in _BEAM_FIELDS and getattr(params, name) != getattr(_DEFAULTS, name):
                 raise InvalidRequest(f"`{name}` cannot be combined with `use_beam_search`.", name)
+
+
+def with_types(params: P) -> P:
+    """`params`, which a program may have made of anything, with fields of the declared types.
+
+    Raises `InvalidRequest` naming the field that cannot be.
+    """
+    try:
+        return msgspec.convert(msgspec.structs.asdict(params), type(params))
+    except msgspec.ValidationError as exc:
+        # "Expected `int`, got `str` - at `$.n`", or "... - at `key` in `$.logit_bias`".
+        message, _, place = str(exc).partition(" - at ")
+        path = place.rpartition("$.")[2].rstrip("`")
+        raise InvalidRequest(f"{path}: {message}", path) from None
+    except UnicodeEncodeError:  # half of a surrogate pair, where no text may be
+        raise InvalidRequest("`sampling_params` contain what is no text.", "sampling_params") from None
+
+
+def check_samples(params: SamplingParams, beams: BeamParams | None, *, has_logits: bool, max_width: int = 128) -> None:
+    """Raise `InvalidRequest` for samples or beams that cannot be told apart or ranked.
+
+    `has_logits`: the engine gives logits in place of log probabilities; sums of them rank nothing.
+    """
+    ranked = None
+    if beams is not None:
+        beams.check(params, max_width)
+        ranked = "use_beam_search"
+    elif params.num_samples > 1 and params.greedy:
+        name = "n" if params.n > 1 else "best_of"
+        raise InvalidRequest(f"`{name}` must be 1 when `temperature` is 0: all choices would be equal.", name)
+    elif params.num_samples > params.n:
+        ranked = "best_of"
+    if ranked is not None and has_logits:
+        raise InvalidRequest(
+            f"`{ranked}` needs log probabilities, and the engine gives logits in their place: start it with "
+            "--logprobs-mode raw_logprobs or processed_logprobs.",
+            ranked,
+        )
 
 
 #: Beyond it the power of a length leaves float64.
@@ -266,6 +302,9 @@ _BEAM_FIELDS = frozenset(
     {"n", "temperature", "seed", "stop_token_ids", "include_stop_str_in_output", "ignore_eos", "max_tokens"}
     | {"min_tokens", "logprobs", "skip_special_tokens"}
 )
+
+
+P = TypeVar("P", SamplingParams, BeamParams)
 
 
 class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -295,17 +334,17 @@ def _check_number(name: str, value: float, bounds: Range) -> None:
     # NaN passes every comparison below, so finiteness is checked first.
     if isinstance(value, float) and not math.isfinite(value):
         raise InvalidRequest(f"`{name}` must be a finite number.", name)
-    low, high, is_open = bounds
-    below = low is not None and (value <= low if is_open else value < low)
-    if below or (high is not None and value > high):
-        raise InvalidRequest(f"`{name}` must be {bounds.words()}, got {_clip(value)}.", name)
+    low, high = bounds
+    if (low is not None and value < low) or (high is not None and value > high):
+        raise InvalidRequest(f"`{name}` must be {bounds.words()}, got {clip_number(value)}.", name)
 
 
 def _check_token_id(name: str, token_id: int, vocab_size: int) -> None:
     if not 0 <= token_id < vocab_size:
-        raise InvalidRequest(f"`{name}` contains token id {_clip(token_id)}, outside 0..{vocab_size - 1}.", name)
+        raise InvalidRequest(f"`{name}` contains token id {clip_number(token_id)}, outside 0..{vocab_size - 1}.", name)
 
 
-def _clip(value: float) -> str:
+def clip_number(value: float) -> str:
+    """`value` for a message: a program's integers have any number of digits."""
     text = repr(value)
     return text if len(text) <= 40 else text[:40] + "..."

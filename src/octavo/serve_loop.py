@@ -2,8 +2,8 @@
 
 The first TERM or INT drains: idle connections end, and the port still answers, with 503 for new work, until the
 requests in flight are done or their time is up; those that are left end with an error. A second signal ends everything
-at once. When the engine dies every request is told so, `/health` says so for a moment, and the process ends with an
-error: whoever supervises it starts it again.
+at once. When the engine dies, every request ends with an error, `/health` answers 503 for a moment, and the process
+ends with exit code 1: its supervisor starts it again.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ from octavo.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
-#: Seconds after the engine's death in which the server still tells its clients.
+#: Seconds for which the server still answers its clients after the engine's death.
 DEATH_GRACE_SECONDS = 1.0
-#: Seconds that the engine gets to end its step at the end, before it is killed.
+#: Seconds that the engine gets to finish its last step before it is killed.
 ENGINE_STOP_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
 class TextSide:
-    """What stands between texts and the engine's tokens."""
+    """What turns texts into the engine's tokens and back."""
 
     tokenizer: Tokenizer
     renderer: Renderer
@@ -118,7 +118,7 @@ class ServeLoop:
         return self._exit_code
 
     def _on_listening(self) -> None:
-        # On stdout, because this is what the command was asked to do; whoever started it may not read it any more.
+        # On stdout, for scripts that wait for the address; the reader may have closed it.
         with contextlib.suppress(OSError):
             sys.stdout.write(f"octavo serves {self._names[0]} at {self._listener.url}\n")
             sys.stdout.flush()

@@ -119,7 +119,7 @@ def _fetch(
 
 # ---------------------------------------------------------------- local files
 def _local(name: str, what: str, revision: str | None) -> Path | None:
-    """`name` as a path that exists; None when it can only be a name; `CheckpointError` when it is a bad path."""
+    """`name` as a path that exists; None when it is a name, not a path. Raises `CheckpointError` for a bad path."""
     path = Path(name).expanduser()
     if revision is not None and (path.exists() or name in DEMO_MODELS):
         flag = "--revision" if what == "model" else "--tokenizer-revision"
@@ -136,7 +136,7 @@ def _local(name: str, what: str, revision: str | None) -> Path | None:
         raise CheckpointError(f"{what} {name!r}: no such file or directory{what_is_there(path) if name else ''}")
     near = suggest(name, DEMO_MODELS) if "/" not in name else None
     if near is not None:
-        # The hub has no model of such a name, and to ask it would tell a stranger, wait, and say less.
+        # The hub has no model of such a name: a request to it takes time, gives the name away, and helps less.
         raise CheckpointError(f"{what} {name!r}: no such file or directory; did you mean {near}, the demo model?")
     return None
 
@@ -268,7 +268,7 @@ def _from_hub(
     """Download (or find in the hub's cache) what `name` means. Raises `CheckpointError`."""
     wanted = _parse_hub_name(name)
     if wanted is None:  # resolve_model and resolve_tokenizer look at the name first
-        raise CheckpointError(f"{name!r} is no name of a model")
+        raise CheckpointError(f"{name!r} is not the name of a model")
     hub = _Hub(name, wanted.repo, revision, directory)
     if wanted.file is not None:
         return hub.file(wanted.file)
@@ -385,7 +385,7 @@ class _Hub:
             raise CheckpointError(f"model {self.name}: {self.repo} has no such file") from e
         except errors.HFValidationError as e:
             raise CheckpointError(f"model {self.name!r} is neither a path nor the name of a repository") from e
-        # The hub's client raises its HTTP library's own errors (all OSErrors or of these classes) when it has no line.
+        # Without a network the hub's client raises errors of its HTTP library, all OSErrors or of these classes.
         except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.HfHubHTTPError, OSError) as e:
             raise CheckpointError(self._unreachable(endpoint, e)) from e
         except Exception as e:
@@ -406,6 +406,6 @@ class _Hub:
         )
 
     def _near_here(self) -> str:
-        """A path that was misspelt looks like a name: what is near it on this machine."""
+        """Models on this machine with similar paths: a misspelt path looks like a name of the hub."""
         near = near_models(Path(self.name))
         return f"; did you mean {' or '.join(map(str, near))}?" if near else ""

@@ -58,7 +58,7 @@ def wait_loaded(
     renderer.max_model_len = info.max_model_len
     if tokenizer.max_token_id >= info.vocab_size:
         logger.warning(
-            "the tokenizer's ids go up to %d, but the model has only %d; prompts with the others are refused",
+            "the tokenizer's ids go up to %d, but the model has only %d; prompts with higher ids are refused",
             tokenizer.max_token_id,
             info.vocab_size,
         )

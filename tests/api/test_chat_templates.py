@@ -147,8 +147,8 @@ def test_t16_t23_t24_flags_reach_the_template(start: Start) -> None:
     assert chat(server, chat_template_kwargs={"messages": []}).json["error"]["param"] == "chat_template_kwargs.messages"
 
 
-def test_d17_bad_arguments_in_the_history_are_named(start: Start) -> None:
+def test_d17_arguments_that_were_cut_off_can_be_sent_back(start: Start) -> None:
     server = start(PLAIN).wait_ready()
     call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{"}}
     reply = chat(server, messages=[*USER, {"role": "assistant", "tool_calls": [call]}])
-    assert reply.json["error"]["param"] == "messages.1.tool_calls.0.function.arguments"
+    assert reply.status == 200

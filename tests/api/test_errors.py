@@ -83,14 +83,14 @@ OTHERS: list[tuple[str, str, Any, int, dict[str, Any]]] = [
     ("POST", "/health", {}, 405, NO_METHOD),
     ("POST", "/openapi.json", {}, 405, NO_METHOD),
     ("POST", "/v1/completions", {"prompt": [1] * 512}, 400, {**TOO_LONG, "param": "prompt"}),
-    ("POST", "/v1/completions", {"prompt": [1] * 500, "max_tokens": 20}, 400, {**TOO_LONG, "param": "prompt"}),
-    ("POST", "/v1/completions", {"prompt": "a", "max_tokens": 512}, 400, {**TOO_LONG, "param": "prompt"}),
+    ("POST", "/v1/completions", {"prompt": [1] * 500, "max_tokens": 20}, 400, {**TOO_LONG, "param": "max_tokens"}),
+    ("POST", "/v1/completions", {"prompt": "a", "max_tokens": 512}, 400, {**TOO_LONG, "param": "max_tokens"}),
     ("POST", "/v1/completions", {"prompt": ["a", [1] * 600]}, 400, {"type": "BadRequestError"}),
     ("POST", "/v1/completions", {"prompt": [[1], [1] * 600]}, 400, {**TOO_LONG, "param": "prompt.1"}),
-    ("POST", "/v1/chat/completions", {"messages": USER, "max_tokens": 512}, 400, {**TOO_LONG, "param": "messages"}),
+    ("POST", "/v1/chat/completions", {"messages": USER, "max_tokens": 512}, 400, {**TOO_LONG, "param": "max_tokens"}),
     (
         "POST", "/v1/completions", {"prompt": [1] * 500, "max_tokens": 20, "use_beam_search": True, "best_of": 2}, 400,
-        {**TOO_LONG, "param": "prompt"},
+        {**TOO_LONG, "param": "max_tokens"},
     ),
 ]  # fmt: skip
 

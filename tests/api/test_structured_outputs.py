@@ -125,7 +125,7 @@ def test_a_text_that_is_dictated_is_counted_and_searched_like_any_other(client: 
 
 def test_a_grammar_that_cannot_be_used_is_a_400_and_the_next_request_is_served(client: OpenAI) -> None:
     bodies: list[Any] = [
-        {"guided_json": {"not": {}}},
+        {"guided_json": {"if": {}}},
         {"guided_grammar": "start: missing"},
         {"guided_regex": "a{1000000000}{1000000000}"},
         {"guided_json": {"oneOf": [{"type": "integer"}, {"type": "number"}]}},

@@ -7,13 +7,14 @@ token change the output.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from itertools import takewhile
 
 import msgspec
 
+from octavo.core.request import Request
 from octavo.messages import AddRequest, EngineInfo, TokenLogprobs
-from octavo.step import ModelRunnerOutput, NewRequestData, SchedulerOutput
+from octavo.step import ModelRunnerOutput, NewRequestData, SchedulerOutput, TokenMasks
 
 VOCAB_SIZE = 50
 
@@ -60,6 +61,11 @@ class Jumper:
     def __init__(self) -> None:
         self.last = -1
 
+    def copy(self) -> Jumper:
+        other = Jumper()
+        other.last = self.last
+        return other
+
     def advance(self, token_id: int) -> str | None:
         self.last = token_id
         return None
@@ -98,6 +104,9 @@ class FakeExecutor:
         """Computes at once; the answer is kept until it is collected."""
         return self.execute(plan)
 
+    def submit_masks(self, step: ModelRunnerOutput, masks: TokenMasks) -> None:
+        """All tokens are admitted."""
+
     def collect(self, step: ModelRunnerOutput) -> ModelRunnerOutput:
         return step
 
@@ -119,11 +128,12 @@ class FakeExecutor:
             self.slots[new.slot] = {
                 "id": new.request_id, "tokens": list(new.prompt_token_ids), "blocks": list(new.block_ids),
                 "computed": new.num_computed_tokens, "seed": new.sampling_seed, "num_scored": num_scored(new),
-                "logprobs": new.params.logprobs,
+                "logprobs": new.params.logprobs, "draft": [],
             }  # fmt: skip
         for known in plan.cached_requests:
             self.slots[known.slot]["blocks"] += known.new_block_ids
             self.slots[known.slot]["tokens"] += known.new_token_ids
+            self.slots[known.slot]["draft"] = list(known.draft_token_ids)
             self.slots[known.slot]["computed"] = known.num_computed_tokens
         result = ModelRunnerOutput(sampled_token_ids={})
         for slot, count in plan.num_scheduled_tokens.items():
@@ -133,19 +143,71 @@ class FakeExecutor:
     def _compute(self, slot: int, count: int, result: ModelRunnerOutput) -> None:
         state, size = self.slots[slot], self.info.block_size
         start, end = state["computed"], state["computed"] + count
+        tokens = [*state["tokens"], *state["draft"]]
         for p in range(state["computed"], end):
-            self.pool[state["blocks"][p // size]][p % size] = state["tokens"][p]
+            self.pool[state["blocks"][p // size]][p % size] = tokens[p]
+        is_sampled = end == len(tokens)
         if state["id"] in self.errors:
             result.errors[slot] = self.errors.pop(state["id"])
-            if end == len(state["tokens"]):
+            if is_sampled:
                 state["tokens"].append(-1)  # a step that was planned ahead may go on with it
             return
         result.sampled_token_ids[slot] = []
         history = [self.pool[state["blocks"][p // size]][p % size] for p in range(end)]
         if state["num_scored"]:
             result.prompt_logprobs[slot] = scores_of(history)[start : min(end, state["num_scored"])]
-        if end == len(state["tokens"]):
-            state["tokens"].append(next_token(history, state["seed"]))
-            result.sampled_token_ids[slot] = [state["tokens"][-1]]
+        if is_sampled:
+            taken = self._verified(state, history)
+            state["tokens"] += taken
+            result.sampled_token_ids[slot] = taken
             if state["logprobs"] is not None:
-                result.logprobs[slot] = [logprobs_of(state["tokens"][-1], state["logprobs"])]
+                result.logprobs[slot] = [logprobs_of(token, state["logprobs"]) for token in taken]
+
+    def _verified(self, state: dict, history: list[int]) -> list[int]:
+        """What is sampled behind the known tokens, and behind those of the draft that turn out to be right."""
+        num_known = len(state["tokens"])
+        taken = [next_token(history[:num_known], state["seed"])]
+        for i, guess in enumerate(state["draft"], 1):
+            if guess != taken[-1]:
+                break
+            taken.append(next_token(history[: num_known + i], state["seed"]))
+        return taken
+
+
+class Guesser:
+    """Proposes what the fake model would generate, and often something else: each time in another way.
+
+    `ways`: the next proposal is made in the next of these, over and over.
+    """
+
+    def __init__(self, ways: Sequence[str] = ("right", "wrong", "none", "half", "long", "junk", "stops")) -> None:
+        self.ways = ways
+        self.num_calls = 0
+        self.told: list[tuple[int, int]] = []  # proposed, accepted
+
+    def wants(self, request: Request) -> bool:
+        return request.request_id % 5 != 4
+
+    def propose(self, request: Request) -> list[int]:
+        way = self.ways[self.num_calls % len(self.ways)]
+        self.num_calls += 1
+        length = {"none": 0, "long": 100}.get(way, 1 + self.num_calls % 5)
+        tokens = list(request.token_ids)
+        for _ in range(length):
+            tokens.append(next_token(tokens, request.sampling_seed))
+            if request.can_jump:
+                tokens += dictated_after(tokens[-1])
+        right = tokens[len(request.token_ids) :]
+        if way == "wrong":
+            return [(token + 1) % VOCAB_SIZE for token in right]
+        if way == "half":
+            return [*right[: length // 2], 3, *right[length // 2 :]]
+        if way == "junk":
+            return [*right[:1], VOCAB_SIZE, -1, 1 << 40]
+        if way == "stops":
+            return [*right[:1], *request.stop_ids, *request.eos_token_ids, *right[1:]]
+        return right
+
+    def accepted(self, request: Request, num_proposed: int, num_accepted: int) -> None:
+        assert 0 <= num_accepted <= num_proposed and not request.draft_token_ids
+        self.told.append((num_proposed, num_accepted))

@@ -28,7 +28,7 @@ def check_state(scheduler: Scheduler) -> None:
         assert request.num_computed_tokens < request.num_tokens <= request.limit_tokens
     taken = [slot for slot, request in enumerate(scheduler.slots) if request is not None]
     assert len(taken) == len(running)
-    assert sorted(taken + scheduler._free_slots) == list(range(scheduler.max_num_seqs))
+    assert sorted(taken + scheduler._slots.free) == list(range(scheduler.max_num_seqs))
 
 
 def check_blocks(scheduler: Scheduler) -> None:
@@ -54,8 +54,8 @@ def check_swap(scheduler: Scheduler, executor: FakeExecutor, num_swap_blocks: in
     assert scheduler.kv.num_free_swap_blocks >= 0
     assert scheduler.stats().num_swapped == len(kept)
     told = {request_id: len(blocks) for request_id, blocks in executor.swapped.items()}
-    told |= {request_id: len(blocks) for request_id, blocks in scheduler._swap_out}
-    for request_id in scheduler._swap_dropped:
+    told |= {request_id: len(blocks) for request_id, blocks in scheduler.live.swap_out}
+    for request_id in scheduler.live.swap_dropped:
         told.pop(request_id, None)
     assert told == kept
 
@@ -66,7 +66,7 @@ def check_cache(scheduler: Scheduler, executor: FakeExecutor) -> None:
     by_uid = {block.uid: block for block in pool._cached.values()}
     for block_hash, block in pool._cached.items():
         assert block.block_hash == block_hash
-        tokens = list(struct.unpack(f"<{scheduler.kv.block_size}I", block.tokens))
+        tokens = list(struct.unpack_from(f"<{scheduler.kv.block_size}I", block.tokens))
         assert executor.pool[block.block_id] == tokens
         if isinstance(block.parent, str):
             assert block_hash == hash_block(hash_salt(block.parent), block.tokens)
@@ -85,7 +85,9 @@ def check_plan(scheduler: Scheduler, plan: SchedulerOutput, *, ahead: bool = Fal
     counts = plan.num_scheduled_tokens
     assert ahead or bool(counts) == bool(scheduler.requests), "requests wait, but the step is empty"
     assert plan.total_num_scheduled_tokens == sum(counts.values()) <= scheduler.max_num_batched_tokens
-    prompt_tokens = sum(count for count in counts.values() if count > 1)  # or what a grammar dictated
+    drafts = {data.slot: len(data.draft_token_ids) for data in plan.cached_requests}
+    # Of prompts, or what a grammar dictated.
+    prompt_tokens = sum(count for slot, count in counts.items() if count - drafts.get(slot, 0) > 1)
     assert prompt_tokens <= scheduler.max_num_prefill_tokens or any(data.new_token_ids for data in plan.cached_requests)
     assert len(counts) <= scheduler.max_num_seqs and all(count > 0 for count in counts.values())
     sent = [data.slot for data in (*plan.cached_requests, *plan.new_requests)]
@@ -96,7 +98,11 @@ def check_plan(scheduler: Scheduler, plan: SchedulerOutput, *, ahead: bool = Fal
         assert request is not None
         start = request.num_computed_tokens + request.num_in_flight_tokens - count
         assert ahead or start == request.num_computed_tokens
-        num_known = request.num_tokens + (ahead and request.num_expected_tokens == 2)
+        assert list(request.draft_token_ids) == next(
+            (list(data.draft_token_ids) for data in plan.cached_requests if data.slot == slot), []
+        )
+        num_known = request.num_tokens + drafts.get(slot, 0) + (ahead and request.num_expected_tokens == 2)
+        assert not drafts.get(slot) or (not ahead and start + count == num_known > request.num_prompt_tokens)
         assert start + count <= num_known <= request.num_allocated_tokens
         assert num_known <= request.limit_tokens - 1 or num_known == request.num_tokens
         for index in range(start // size, (start + count - 1) // size + 1):

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, seed, settings
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from core import invariants
-from core.fake import VOCAB_SIZE, FakeExecutor, Jumper, dictated_after, info, next_token, scores_of
+from core.fake import VOCAB_SIZE, FakeExecutor, Guesser, Jumper, dictated_after, info, next_token, scores_of
 from octavo.config import CacheConfig, EngineConfig, SchedulerConfig
 from octavo.core import kv_cache_manager
 from octavo.core.scheduler import Scheduler
@@ -60,6 +60,7 @@ class Laws(RuleBasedStateMachine):
         ahead=st.booleans(),
         num_swap_blocks=st.sampled_from([0, 4, 100]),
         caches_output=st.booleans(),
+        drafts=st.booleans(),
     )
     def start(
         self,
@@ -73,6 +74,7 @@ class Laws(RuleBasedStateMachine):
         ahead: bool,
         num_swap_blocks: int,
         caches_output: bool,
+        drafts: bool,
     ) -> None:
         engine_info = info(
             max_model_len=CONTEXT, num_kv_blocks=num_blocks, block_size=block_size, max_num_seqs=max_num_seqs,
@@ -83,7 +85,8 @@ class Laws(RuleBasedStateMachine):
         config = EngineConfig(
             cache=CacheConfig(enable_prefix_caching=caching), scheduler=SchedulerConfig(enable_chunked_prefill=chunked)
         )
-        self.scheduler = Scheduler(config, engine_info)
+        self.drafter = Guesser() if drafts else None
+        self.scheduler = Scheduler(config, engine_info, self.drafter)
         self.executor = FakeExecutor(engine_info)
         self.ahead = ahead
         self.in_flight: deque[tuple[SchedulerOutput, ModelRunnerOutput]] = deque()
@@ -219,6 +222,14 @@ class Laws(RuleBasedStateMachine):
         plan, result = self.in_flight.popleft()
         self.take(scheduler.update(plan, result))
         after = scheduler.stats()
+        if self.drafter is not None:
+            for num_proposed, num_accepted in self.drafter.told:
+                seen["draft accepted"] += num_accepted > 0
+                seen["draft rejected"] += num_accepted < num_proposed
+                seen["draft accepted in part"] += 0 < num_accepted < num_proposed
+            self.drafter.told.clear()
+            seen["preemption beside drafts"] += after.num_preemptions - before.num_preemptions
+            seen["planned ahead beside a drafter"] += bool(self.in_flight)
         seen["preemption"] += after.num_preemptions - before.num_preemptions
         seen["prefix hit"] += after.prefix_cache_hits > before.prefix_cache_hits
         seen["jump in parts"] += any(known.new_token_ids and not result.sampled_token_ids.get(known.slot)
@@ -233,7 +244,7 @@ class Laws(RuleBasedStateMachine):
             assert request_id not in self.ends  # I19: one end, nothing after it
             seen["scores in parts"] += bool(self.scores[request_id] and output.prompt_logprobs)
             self.tokens[request_id] += output.new_token_ids
-            seen["jump"] += len(output.new_token_ids) > 1
+            seen["jump"] += self.guided[request_id] and len(output.new_token_ids) > 1
             self.scores[request_id] += output.prompt_logprobs or []
             if output.finish_reason is not None:
                 self.ends[request_id] = output
@@ -291,6 +302,11 @@ EVENTS = (
     "swapped in",
     "swapped in behind a prefix hit",
     "swapped in vain",
+    "draft accepted",
+    "draft rejected",
+    "draft accepted in part",
+    "preemption beside drafts",
+    "planned ahead beside a drafter",
 )
 #: Sets of examples that may be needed to see all of them.
 MAX_WORLDS = 30

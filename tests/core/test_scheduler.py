@@ -18,11 +18,11 @@ class World:
     """A scheduler with its fake executor; keeps every output by request id."""
 
     def __init__(self, *, chunked: bool = True, caching: bool = True, seed: int = 0, **changes: object) -> None:
-        config = EngineConfig(
+        self.config = EngineConfig(
             cache=CacheConfig(enable_prefix_caching=caching), scheduler=SchedulerConfig(enable_chunked_prefill=chunked)
         )
         self.info: EngineInfo = info(**changes)
-        self.scheduler = Scheduler(config, self.info)
+        self.scheduler = Scheduler(self.config, self.info)
         self.executor = FakeExecutor(self.info)
         self.outputs: dict[int, list[RequestOutput]] = {}
         self.messages: dict[int, AddRequest] = {}

@@ -11,6 +11,7 @@ import pytest
 from core.test_engine_core import Engine
 from octavo.config import EngineConfig
 from octavo.core.engine_core import EngineCore
+from octavo.core.mask_maker import NO_TOKEN, MaskMaker, MaskRow
 from octavo.core.structured import LLGuidanceCompiler, Matcher, Words
 from octavo.messages import Abort, AddRequest, EngineCoreOutputs, Vocabulary
 from octavo.params import SamplingParams
@@ -23,6 +24,9 @@ class FakeMatcher:
         length, self.fails = grammar.split()
         self.left = int(length)
         self.num_filled = 0
+
+    def copy(self) -> FakeMatcher:
+        return FakeMatcher(f"{self.left} {self.fails}")
 
     def advance(self, token_id: int) -> str | None:
         self.left -= 1
@@ -254,3 +258,31 @@ def test_two_requests_of_one_grammar_do_not_share_their_place(compiler: LLGuidan
 def test_no_id_without_text_is_allowed(compiler: LLGuidanceCompiler) -> None:
     [free] = allowed(compiler, compiler.compile('%llguidance {"no_forcing": true}\nstart: /(.|\\n)*/'))
     assert {ord("a"), 256, 257} <= free and max(free) < len(TOKENS) - 1
+
+
+def test_a_copy_goes_its_own_way(compiler: LLGuidanceCompiler) -> None:
+    matcher = compiler.compile('%llguidance {"no_forcing": true}\nstart: "ab" ("c" | "d+") "e"')
+    assert matcher.advance(257) is None
+    ahead = [matcher.copy(), matcher.copy()]
+    assert ahead[0].advance(ord("c")) is None and ahead[1].advance(ord("d")) is None
+    both = {ord("c"), ord("d")}
+    assert allowed(compiler, matcher, *ahead) == [both, {ord("e")}, {ord("+")}]
+    assert ahead[0].copy().advance(ord("x")) is not None
+    assert ahead[0].advance(ord("e")) is None and ahead[0].is_complete and not matcher.is_complete
+
+
+class Masked:
+    """A request as far as masks are concerned."""
+
+    params = SamplingParams()
+    eos_token_ids = (0,)
+
+
+def test_a_mask_that_fails_behind_a_draft_admits_nothing_and_one_before_it_is_an_error() -> None:
+    maker = MaskMaker(FakeCompiler(), 1)
+    ways = {4: ("none", "fill", "none"), 2: ("fill", "none"), 7: ("panic",), 1: ("empty", "none")}
+    maker.start([MaskRow(slot, Masked(), FakeMatcher(f"9 {way}")) for slot in ways for way in ways[slot]])  # type: ignore[arg-type]
+    masks, errors = maker.finish()
+    assert masks.slots == [4, 4, 4, 2, 2, 7, 1, 1]
+    assert memoryview(masks.words).cast("I").tolist() == [2**32 - 1, 0, 2**32 - 1, 0, 2**32 - 1, 0, 0, 2**32 - 1]
+    assert errors == {2: "too complex", 7: "RuntimeError in the grammar engine", 1: NO_TOKEN}

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from octavo.config import CacheConfig, EngineConfig, ModelConfig, ParallelConfig, SchedulerConfig
+from octavo.core.drafts import Drafter
 from octavo.core.scheduler import Scheduler
 from octavo.core.structured import LLGuidanceCompiler, Matcher, StructuredOutputs
 from octavo.messages import AddRequest, EngineInfo, TokenLogprobs
@@ -58,10 +59,10 @@ class Engine:
         self.grammars = LLGuidanceCompiler(self.info.vocab_size)
         self._has_vocabulary = False
 
-    def scheduler(self, *, prefix_caching: bool = True, **info: int) -> Scheduler:
+    def scheduler(self, *, prefix_caching: bool = True, drafter: Drafter | None = None, **info: int) -> Scheduler:
         """A scheduler for this worker; `info` narrows it: num_kv_blocks, max_num_batched_tokens, max_num_seqs."""
         config = dataclasses.replace(self.config, cache=CacheConfig(enable_prefix_caching=prefix_caching))
-        return Scheduler(config, msgspec.structs.replace(self.info, **info))
+        return Scheduler(config, msgspec.structs.replace(self.info, **info), drafter)
 
     def matcher(self, request: AddRequest) -> Matcher | None:
         if request.params.grammar is None:
@@ -100,8 +101,12 @@ class Engine:
                 num_ahead += len(in_flight)
                 num_swapped += len(plan.swap_in)
                 structured.start_masks(plan, scheduler.slots)
-                in_flight.append((plan, self.worker.submit(plan)))
-                assert not structured.finish_masks() if plan.masks is not None else True
+                step = self.worker.submit(plan)
+                if plan.masked_slots:
+                    masks, errors = structured.finish_masks()
+                    assert not errors
+                    self.worker.submit_masks(step, masks)
+                in_flight.append((plan, step))
             plan, step = in_flight.popleft()
             result = self.worker.collect(step)
             for output in scheduler.update(plan, result):

@@ -30,20 +30,25 @@ class Batch:
     block_tables: torch.Tensor
     attention_plan: None = None  # an attention that wants one makes it
 
+    @property
+    def cache_groups(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        return [(self.block_tables, self.slot_mapping)]
+
 
 class Run:
     """A few sequences over one KV cache. Their blocks are interleaved, and memory not yet written holds NaN."""
 
     def __init__(self, loaded: LoadedModel, ops: Ops, num_seqs: int, max_len: int, kv_dtype: torch.dtype) -> None:
-        self.model, spec = loaded.model, loaded.spec
+        self.model = loaded.model
         blocks_per_seq = -(-max_len // BLOCK_SIZE)
         num_blocks = 1 + num_seqs * blocks_per_seq
-        k_shape, v_shape = ops.kv_cache_shapes(num_blocks, BLOCK_SIZE, spec.num_kv_heads, spec.head_dim)
-        nan = float("nan")
-        self.caches = [
-            (torch.full(k_shape, nan, dtype=kv_dtype), torch.full(v_shape, nan, dtype=kv_dtype))
-            for _ in range(spec.num_layers)
-        ]
+        self.caches = []
+        for cache in self.model.definition.program.caches:
+            k_shape, v_shape = ops.kv_cache_shapes(
+                num_blocks, BLOCK_SIZE, cache.heads.num_kv_heads, cache.heads.head_dim
+            )
+            nan = float("nan")
+            self.caches.append((torch.full(k_shape, nan, dtype=kv_dtype), torch.full(v_shape, nan, dtype=kv_dtype)))
         order = torch.arange(num_blocks - 1, 0, -1, dtype=torch.int32)
         self.block_tables = order.view(blocks_per_seq, num_seqs).t().contiguous()
         self.lens = [0] * num_seqs

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from models.running import load
 from octavo.errors import CheckpointError
 from octavo.models.checkpoint import DummyCheckpoint
-from octavo.models.registry import arch_spec
+from octavo.models.decoder import define
+from octavo.models.registry import model_spec
 from octavo.ops.table import bind
 
 CONFIG: dict[str, Any] = {
@@ -40,7 +41,7 @@ UP = "model.layers.1.mlp.up_proj.weight"
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
-    dummy = DummyCheckpoint(arch_spec(CONFIG, "test"), CONFIG, "test", 0)
+    dummy = DummyCheckpoint(define(model_spec(CONFIG, "test")).tensors, CONFIG, "test", 0)
     save_file({name: dummy.get(name) for name in dummy.names()}, tmp_path / "model.safetensors")
     return tmp_path
 
@@ -216,7 +217,7 @@ def test_a_config_that_is_no_json_object_is_refused(content: str, model: Path) -
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"architectures": ["GPT2LMHeadModel"]}, "GPT2LMHeadModel"),
+        ({"architectures": ["RwkvForCausalLM"]}, "RwkvForCausalLM"),
         ({"architectures": [["x"]]}, "not supported"),
         ({"architectures": None, "model_type": "bert"}, "bert"),
         ({"hidden_size": -1}, "hidden_size"),
@@ -228,7 +229,7 @@ def test_a_config_that_is_no_json_object_is_refused(content: str, model: Path) -
         ({"head_dim": 512}, "head_dim"),
         ({"head_dim": 15}, "head_dim"),
         ({"rms_norm_eps": float("inf")}, "rms_norm_eps"),
-        ({"hidden_act": "relu"}, "hidden_act.*relu"),
+        ({"hidden_act": "xielu"}, "hidden_act.*xielu"),
         ({"attention_bias": "yes"}, "attention_bias"),
         ({"rope_theta": 0}, "rope_theta"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "dynamic"),
@@ -236,6 +237,27 @@ def test_a_config_that_is_no_json_object_is_refused(content: str, model: Path) -
         ({"rope_scaling": {"rope_type": "default", "mrope_section": [1, 2]}}, "mrope_section"),
         ({"rope_scaling": "x"}, "rope_scaling"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        (
+            {
+                "architectures": ["Gemma3ForCausalLM"],
+                "rope_parameters": {"full_attention": {"rope_theta": 1e6, "partial_rotary_factor": 0.5}},
+            },
+            "full_attention: partial_rotary_factor",
+        ),
+        ({"architectures": ["GPT2LMHeadModel"], "scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse"),
+        (
+            {"architectures": ["GPT2LMHeadModel"], "n_positions": 0, "max_position_embeddings": None},
+            "n_positions = '0'",
+        ),
+        ({"architectures": ["BloomForCausalLM"], "apply_residual_connection_post_layernorm": True}, "post_layernorm"),
+        ({"architectures": ["GPTNeoXForCausalLM"], "rotary_pct": 1.5}, "rotary_pct"),
+        ({"architectures": ["GPTNeoXForCausalLM"], "rotary_pct": 0.01}, "rotary_pct"),
+        (
+            {"architectures": ["MixtralForCausalLM"], "num_local_experts": 4, "num_experts_per_tok": 5},
+            "experts_per_tok",
+        ),
+        ({"architectures": ["MixtralForCausalLM"], "num_local_experts": 10**6}, "num_local_experts"),
+        ({"architectures": ["Phi3ForCausalLM"], "rope_scaling": {"type": "su", "short_factor": [1.0]}}, "long_factor"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
     ],
 )

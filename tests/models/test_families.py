@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from models.running import Run, load, prompt_logits
 from octavo import _cpu
-from octavo.models.registry import arch_spec
-from octavo.models.spec import tensor_shapes
-from octavo.ops.layer_stack import LayerStack
+from octavo.errors import CheckpointError
+from octavo.models.decoder import define
+from octavo.models.registry import model_spec
+from octavo.ops.run import Runner
 from octavo.ops.table import bind
 
 PROMPT_LENGTH = 45
@@ -43,9 +45,23 @@ LLAMA3_ROPE = {
 }
 YARN_ROPE = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 32}
 LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0}
+LONG_ROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 500.0,
+    "short_factor": [1.0 + 0.1 * i for i in range(8)],
+    "long_factor": [1.5 + 0.3 * i for i in range(8)],
+    "original_max_position_embeddings": 32,
+}
 GEMMA_ROPES = {
     "full_attention": {"rope_type": "linear", "rope_theta": 5_000.0, "factor": 8.0},
     "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+}
+
+#: Sizes that a family's configuration does not have.
+FOREIGN = {
+    "GPT2": ("num_key_value_heads", "intermediate_size"),
+    "GPTNeoX": ("num_key_value_heads",),
+    "Bloom": ("num_key_value_heads", "intermediate_size", "max_position_embeddings"),
 }
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -83,20 +99,74 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "tie_word_embeddings": False,
         },
     ),
+    "gemma": ("Gemma", {"head_dim": 32, "num_key_value_heads": 1}),
+    "gpt2": ("GPT2", {}),
+    "gpt2-untied-inner": ("GPT2", {"n_inner": 96, "tie_word_embeddings": False, "activation_function": "relu"}),
+    "gpt-neox": ("GPTNeoX", {"rotary_pct": 0.5}),
+    "gpt-neox-sequential-no-bias": (
+        "GPTNeoX",
+        {"use_parallel_residual": False, "attention_bias": False, "hidden_act": "gelu_new", "rotary_pct": 0.25},
+    ),
+    "bloom": ("Bloom", {}),
+    "bloom-12-heads": ("Bloom", {"hidden_size": 96, "n_head": 12, "num_attention_heads": 12}),
+    "phi3": ("Phi3", {"pad_token_id": None}),
+    "phi3-longrope": (
+        "Phi3",
+        {
+            "pad_token_id": None,
+            "rope_parameters": LONG_ROPE,
+            "max_position_embeddings": 96,
+            "original_max_position_embeddings": 32,
+        },
+    ),
+    "phi3-longrope-partial-window": (
+        "Phi3",
+        {
+            "pad_token_id": None,
+            "rope_parameters": {
+                **LONG_ROPE,
+                "partial_rotary_factor": 0.5,
+                "short_factor": [1.2] * 8,
+                "long_factor": [2.5] * 8,
+            },
+            "max_position_embeddings": 96,
+            "original_max_position_embeddings": 32,
+            "sliding_window": 8,
+            "hidden_size": 128,
+        },
+    ),
+    "qwen3-moe": (
+        "Qwen3Moe",
+        {"head_dim": 32, "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 48},
+    ),
+    "qwen3-moe-renormalized-sparse": (
+        "Qwen3Moe",
+        {
+            "head_dim": 16,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+            "norm_topk_prob": True,
+            "decoder_sparse_step": 2,
+        },
+    ),
+    "mixtral": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "mixtral-window-3-of-5": ("Mixtral", {"num_local_experts": 5, "num_experts_per_tok": 3, "sliding_window": 8}),
 }
 
 
 def make_model(directory: Path, family: str, options: dict[str, Any], **saving: Any) -> Any:
     """A random model of transformers, saved to `directory`. Weights are large enough for differences to show."""
     config_name = f"{family}TextConfig" if family == "Gemma3" else f"{family}Config"
-    config = getattr(transformers, config_name)(**{**SIZES, **options})
+    sizes = {key: value for key, value in {**SIZES, **options}.items() if key not in FOREIGN.get(family, ())}
+    config = getattr(transformers, config_name)(**sizes)
     config._attn_implementation = "eager"
-    model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+    model = getattr(transformers, "GPT2LMHeadModel" if family == "GPT2" else f"{family}ForCausalLM")(config).eval()
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            around_one = "norm" in name and not family.startswith("Gemma")
+            around_one = ("norm" in name or "ln_" in name) and not family.startswith("Gemma")
             parameter.copy_(0.15 * noise + 1.0 if around_one else 0.15 * noise)
     model.save_pretrained(directory, **saving)
     return model
@@ -135,14 +205,18 @@ def test_a_token_costs_two_operations_for_each_weight_of_the_layers(case: str, t
     """K7: the benchmarks' count of operations is that of the matrices that the checkpoint holds."""
     family, options = CASES[case]
     make_model(tmp_path, family, options)
-    spec = arch_spec(json.loads((tmp_path / "config.json").read_text()), str(tmp_path))
-    shapes = [shape for name, shape in tensor_shapes(spec).items() if ".layers." in name and len(shape) == 2]
-    assert spec.layer_ops_per_token == 2 * sum(rows * columns for rows, columns in shapes)
+    definition = define(model_spec(json.loads((tmp_path / "config.json").read_text()), str(tmp_path)))
+    declared = definition.tensors.items()
+    matrices = [(name, tensor.shape) for name, tensor in declared if ".layers." in name and len(tensor.shape) == 2]
+    # Of the experts a token meets only some.
+    share = options.get("num_experts_per_tok", 1) / options.get("num_local_experts", options.get("num_experts", 1))
+    values = [rows * columns * (share if ".experts." in name else 1) for name, (rows, columns) in matrices]
+    assert definition.layer_ops_per_token == round(2 * sum(values))
 
 
 def test_chunking_and_company_change_no_bit(tmp_path: Path) -> None:
     """The law of the kernels, through a whole model: windows, norms, biases and all."""
-    for case in ("gemma2", "gemma3", "qwen2-tied-upper-windows", "gemma3-softcap-ropes-untied"):
+    for case in ("gemma2", "gemma3", "qwen2-tied-upper-windows", "gemma3-softcap-ropes-untied", "bloom", "mixtral"):
         make_model(tmp_path / case, *CASES[case])
         ops = bind("cpu")
         loaded = load(tmp_path / case, ops)
@@ -159,8 +233,8 @@ def test_all_layers_in_one_call_change_no_bit(case: str, kv_dtype: torch.dtype, 
     family, options = CASES[case]
     make_model(tmp_path, family, options)
     native = bind()
-    assert native.implementations["layer_stack"] == "cpu"
-    one_by_one = dataclasses.replace(native, layer_stack=LayerStack)
+    assert native.implementations["program_runner"] == "cpu"
+    one_by_one = dataclasses.replace(native, program_runner=Runner)
     prompts = [[3, 14, 15, 9, 2, 6, 5] * 5, [2, 7, 1, 8, 2, 8, 1] * 5]
     found = [
         prompt_logits(load(tmp_path, ops), ops, prompts, chunk=9, kv_dtype=kv_dtype) for ops in (native, one_by_one)
@@ -170,12 +244,12 @@ def test_all_layers_in_one_call_change_no_bit(case: str, kv_dtype: torch.dtype, 
 
 
 @pytest.mark.parametrize("impl", ["reference", "auto", "one by one"])
-@pytest.mark.parametrize("case", ["llama", "gemma3"])
+@pytest.mark.parametrize("case", ["llama", "gemma3", "gpt-neox", "mixtral"])
 def test_the_rows_that_are_needed_are_those_of_the_whole_step(impl: str, case: str, tmp_path: Path) -> None:
     family, options = CASES[case]
     make_model(tmp_path, family, options)
     ops = bind("cpu", "reference" if impl == "reference" else "auto")
-    loaded = load(tmp_path, dataclasses.replace(ops, layer_stack=LayerStack) if impl == "one by one" else ops)
+    loaded = load(tmp_path, dataclasses.replace(ops, program_runner=Runner) if impl == "one by one" else ops)
     whole = Run(loaded, ops, 2, PROMPT_LENGTH + 1, torch.float32)
     part = Run(loaded, ops, 2, PROMPT_LENGTH + 1, torch.float32)
     expected = torch.cat(whole.step([prompt[:20] for prompt in PROMPTS]))
@@ -244,6 +318,47 @@ def test_dummy_weights_depend_on_the_seed_alone(tmp_path: Path) -> None:
     assert not torch.equal(first, other)
 
 
+@pytest.mark.parametrize("case", ["gpt2", "gpt-neox", "bloom", "phi3", "mixtral"])
+def test_dummy_weights_need_no_layout(case: str, tmp_path: Path) -> None:
+    make_model(tmp_path, *CASES[case])
+    (tmp_path / "model.safetensors").unlink()
+    ops = bind("cpu")
+    loaded = load(tmp_path, ops, load_format="dummy", dtype="float32")
+    assert torch.isfinite(prompt_logits(loaded, ops, PROMPTS[:1])[0]).all()
+
+
+def test_a_tensor_that_is_there_under_two_names_is_refused(tmp_path: Path) -> None:
+    make_model(tmp_path, *CASES["gpt2"])
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["wte.weight"] = tensors["transformer.wte.weight"].clone()
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"'transformer\.wte\.weight' and 'wte\.weight'|'wte\.weight' and"):
+        load(tmp_path, bind())
+
+
+@pytest.mark.parametrize("prefix", ["", "transformer."])
+def test_the_prefix_of_gpt2_may_be_absent(prefix: str, tmp_path: Path) -> None:
+    """And its buffers are no weights."""
+    expected = transformers_logits(make_model(tmp_path, *CASES["gpt2"]), PROMPTS)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors = {name.replace("transformer.", prefix): tensor for name, tensor in tensors.items()}
+    tensors[f"{prefix}h.0.attn.bias"] = torch.ones(1, 1, 4, 4)
+    save_file(tensors, tmp_path / "model.safetensors")
+    ops = bind()
+    ours = torch.stack(prompt_logits(load(tmp_path, ops), ops, PROMPTS))
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_list_of_long_rope_follows_the_longest_context(tmp_path: Path) -> None:
+    """transformers takes the short factors while a prompt fits the original context; a text must not change its own."""
+    model = make_model(tmp_path, *CASES["phi3-longrope"])
+    short = [PROMPTS[0][:30]]
+    ops = bind()
+    ours = prompt_logits(load(tmp_path, ops, max_model_len=32), ops, short)[0]
+    torch.testing.assert_close(ours, transformers_logits(model, short)[0], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(prompt_logits(load(tmp_path, ops), ops, short)[0], ours, atol=1e-2)
+
+
 def old_style(config: dict[str, Any]) -> None:
     """Rewrite a configuration to the keys that transformers 4 wrote."""
     rope = config.pop("rope_parameters")
@@ -255,6 +370,11 @@ def old_style(config: dict[str, Any]) -> None:
     config["rope_theta"] = rope.pop("rope_theta")
     kind = rope.pop("rope_type")
     config["rope_scaling"] = {"type": kind, **rope} if kind != "default" else None
+
+
+def old_style_of_neox(config: dict[str, Any]) -> None:
+    rope = config.pop("rope_parameters")
+    config |= {"rotary_pct": rope["partial_rotary_factor"], "rotary_emb_base": rope["rope_theta"]}
 
 
 def drop_defaults(config: dict[str, Any]) -> None:
@@ -271,6 +391,8 @@ def drop_defaults(config: dict[str, Any]) -> None:
         ("qwen2-tied-upper-windows", old_style),
         ("gemma2", old_style),
         ("gemma3", old_style),
+        ("phi3-longrope", old_style),
+        ("gpt-neox", old_style_of_neox),
         ("gemma2", drop_defaults),
         ("gemma3", drop_defaults),
     ],

@@ -12,8 +12,11 @@ import torch
 
 from models.running import greedy, load, prompt_logits
 from octavo.gguf import GGUFFile
+from octavo.models.decoder import define
 from octavo.models.gguf_checkpoint import GGUFCheckpoint
+from octavo.models.layout import TensorSource
 from octavo.models.loader import LoadedModel
+from octavo.models.registry import find_family, model_spec
 from octavo.ops.table import Ops, bind
 
 
@@ -138,15 +141,22 @@ def test_gemma_knows_where_paris_is(gemma_gguf: Path, native: Ops) -> None:
     assert_native_follows_reference(gemma_gguf, native, loaded, prompt)
 
 
+def test_a_real_gpt2_says_what_it_says_in_transformers(gpt2_hf: Path, native: Ops) -> None:
+    expected = [964, 6350, 320, 3317, 7829, 239, 3514, 8688, 4401, 4227, 6228, 6077]
+    assert greedy(load(gpt2_hf, native), native, [2], len(expected)) == expected
+
+
 def test_gguf_rows_of_q_and_k_come_back_in_the_order_of_halves(smollm2_gguf: Path, smollm2_hf: Path) -> None:
     """The exact weights, against what another reader of the file made of them (rounded to bfloat16)."""
     from safetensors import safe_open
 
     checkpoint = GGUFCheckpoint(smollm2_gguf)
+    definition = define(model_spec(checkpoint.config, "test"))
+    source = TensorSource(checkpoint, find_family(checkpoint.config, "test").gguf, definition)
     with safe_open(smollm2_hf / "model.safetensors", framework="pt") as dense:
         for name in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.down_proj"):
             full = f"model.layers.3.{name}.weight"
-            weight = checkpoint.get(full)
+            weight = source.get(definition.tensors[full])
             assert not isinstance(weight, torch.Tensor)
             assert torch.equal(weight.dequantize().to(torch.bfloat16), dense.get_tensor(full))
     assert np.isclose(checkpoint.config["rope_parameters"]["rope_theta"], 100_000)

@@ -65,9 +65,20 @@ def _elementwise_cases() -> Iterator[Case]:
         args = {"out": out, "residual": residual, "x": x, "weight": w, "eps": 1e-6}
         yield Case("add_rms_norm", args, ("out", "residual"))
         yield Case("add_", {"residual": residual, "x": x}, ("residual",))
-        for kind in ("silu", "gelu_tanh"):
+        for bias in (None, _randn(width, seed=3)):
+            args = {"out": out, "x": x + 3, "weight": w, "bias": bias, "eps": 1e-5}
+            yield Case("layer_norm", args, ("out",), 2e-5)
+            yield Case("add_layer_norm", {**args, "residual": residual}, ("out", "residual"), 2e-5)
+        for kind in ("silu", "gelu_tanh", "gelu", "relu"):
             gate_up = _randn(rows, 2 * width) * 20
             yield Case("act_mul", {"out": out, "gate_up": gate_up, "kind": kind}, ("out",), 1e-4)
+            yield Case("act", {"out": out, "x": x * 4, "kind": kind}, ("out",), 2e-6)
+        for top_k, renormalize in ((1, False), (2, True), (min(4, width), False)):
+            ids = torch.zeros(rows, top_k, dtype=torch.int32)
+            # Rounded, so that some are equal.
+            scores, weights = (x * 2).round() / 2, torch.full((rows, top_k), torch.nan)
+            args = {"ids": ids, "weights": weights, "scores": scores, "renormalize": renormalize}
+            yield Case("route", args, ("ids", "weights"))
 
 
 HEADS = ((9, 3, 64), (4, 4, 80), (8, 1, 96), (14, 2, 128), (2, 1, 256), (3, 3, 20))
@@ -97,6 +108,7 @@ def _rope_cases() -> Iterator[Case]:
         }
         # A value that rounds to the other neighbour is off by one unit of the cache's type.
         yield Case("rope_kv_write", args, ("qkv",))
+        yield Case("rope_kv_write", {**args, "cos_sin": None}, ("qkv",))
         yield Case("rope_kv_write", args, ("k_cache", "v_cache"), {4: 1e-5, 2: 1e-2}[dtype.itemsize])
 
 
@@ -107,6 +119,7 @@ def _attention_case(
     block_size: int = 16,
     window: int = 0,
     softcap: float = 0.0,
+    slopes: bool = False,
 ) -> Case:
     """seqs: (context length, tokens of this step). All that no sequence may read is NaN."""
     hq, hkv, d = heads
@@ -139,6 +152,7 @@ def _attention_case(
         "scale": d**-0.5,
         "window": window,
         "softcap": softcap,
+        "slopes": 2.0 ** -torch.arange(1.0, hq + 1) if slopes else None,
     }
     return Case("attention", args, ("out",), 2e-5)
 
@@ -153,6 +167,8 @@ def _attention_cases() -> Iterator[Case]:
     yield _attention_case(mixed, (4, 1, 64), window=50)
     yield _attention_case(((600, 1), (600, 40)), (4, 1, 64), torch.bfloat16, window=128, softcap=20.0)
     yield _attention_case(mixed, (8, 2, 32), softcap=5.0)
+    yield _attention_case(mixed, (8, 2, 32), slopes=True)
+    yield _attention_case(mixed, (6, 6, 64), torch.bfloat16, 32, slopes=True)
 
 
 CASES = [*_elementwise_cases(), *_rope_cases(), *_attention_cases()]
@@ -172,6 +188,7 @@ MODES = {
     "wide": _attention_case(((300, 300),), (8, 1, 128)),
     "window": _attention_case(((500, 500),), (4, 2, 64), torch.float16, window=100),
     "capped": _attention_case(((300, 300),), (4, 4, 80), softcap=10.0),
+    "slopes": _attention_case(((300, 300),), (8, 2, 32), slopes=True),
 }
 
 
@@ -225,7 +242,8 @@ def test_a_later_token_that_overflows_leaves_earlier_ones_alone(isa: str) -> Non
 def test_a_row_alone_has_the_bits_it_has_among_others(isa: str, case: Case) -> None:
     names = case.outputs if case.name != "rope_kv_write" else ("qkv",)
     whole = replace(case, outputs=names).run(NATIVE)
-    per_row = {"out", "x", "residual", "gate_up", "qkv", "positions", "slot_mapping"} & case.args.keys()
+    per_row = {"out", "x", "residual", "gate_up", "qkv", "positions", "slot_mapping", "ids", "weights", "scores"}
+    per_row &= case.args.keys()
     for row in range(len(whole[0])):
         alone = {name: case.args[name][row : row + 1].contiguous() for name in per_row}
         for got, wanted in zip(replace(case, args=case.args | alone, outputs=names).run(NATIVE), whole, strict=True):

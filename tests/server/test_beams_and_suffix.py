@@ -48,7 +48,7 @@ def test_s21_defaults_of_the_server_are_set_aside_for_beams(path: str) -> None:
     server = make_server(lambda request: answer("Hi", n=request.params.n), default_sampling=DEFAULTS)
     assert ask(server, path, use_beam_search=True, best_of=2, max_tokens=None).status == 200
     (request,) = server.engine.requests
-    assert request.params == SamplingParams(temperature=0.0, max_tokens=7)
+    assert request.params == SamplingParams(temperature=0.0, max_tokens=7 if path == "/v1/chat/completions" else 16)
     for name in ("temperature", "repetition_penalty"):
         refused = ask(server, path, use_beam_search=True, best_of=2, **{name: DEFAULTS[name]})
         assert refused.error["param"] == name

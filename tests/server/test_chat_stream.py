@@ -1,4 +1,4 @@
-"""Chat as a stream: the events, byte for byte where it matters (features.md 1.5)."""
+"""Chat as a stream: the events, byte for byte where it matters."""
 
 from __future__ import annotations
 

@@ -34,6 +34,7 @@ def test_the_routes_are_these_and_no_others() -> None:
         ("GET", "/v1/models/{model}"), ("POST", "/tokenize"), ("POST", "/detokenize"), ("GET", "/health"),
         ("GET", "/ready"), ("GET", "/load"), ("GET", "/ping"), ("POST", "/ping"), ("GET", "/version"),
         ("GET", "/metrics"), ("GET", "/openapi.json"), ("GET", "/docs"), ("GET", "/redoc"),
+        ("GET", "/"),
     }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Text completions, as a stream and whole (features.md 1.6, 1.7)."""
+"""Text completions, as a stream and whole."""
 
 from __future__ import annotations
 
@@ -83,6 +83,46 @@ def test_e72_logprobs_of_zero_give_the_sampled_token_alone() -> None:
     assert [list(top) for top in logprobs["top_logprobs"]] == [["H"], ["i"], ["!"]]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_e72_text_offset_counts_a_character_of_several_tokens_once(stream: bool) -> None:
+    text = "é🦄!"
+    raw = list(text.encode())
+    texts = ["", "é", "", "", "", "🦄", "!"]
+
+    def script(_: GenerateRequest) -> list[GenerationDelta]:
+        deltas = answer("x" * len(raw))
+        for delta, token_id, part in zip(deltas, raw, texts, strict=True):
+            delta.outputs[0].token_ids, delta.outputs[0].text = [token_id], part
+        return with_logprobs(deltas, [TokenLogprobs(-1.0, 1, [], [])] * len(raw))
+
+    reply = make_server(script).complete("a é", logprobs=0, stream=stream, echo=False)
+    parts = [e["choices"][0]["logprobs"] for e in (reply.events() if stream else [reply.json()])]
+    tokens = [token for part in parts for token in part["tokens"]]
+    assert tokens == ["\ufffd"] * 6 + ["!"]
+    assert [offset for part in parts for offset in part["text_offset"]] == [0, 0, 1, 1, 1, 1, 2]
+
+
+def test_e72_tokens_of_one_text_have_entries_of_their_own() -> None:
+    def script(_: GenerateRequest) -> list[GenerationDelta]:
+        values = [-0.1, -0.2, -0.3, -0.4, -0.5]
+        entry = TokenLogprobs(-0.3, 3, [0xF0, 0x9F, 0x80, 299, 298], values)
+        deltas = answer("x", reason="length")
+        deltas[0].outputs[0].token_ids = [0x80]
+        return with_logprobs(deltas, [entry])
+
+    logprobs = make_server(script).complete(logprobs=5).json()["choices"][0]["logprobs"]
+    assert logprobs["tokens"] == ["\ufffd"]
+    assert logprobs["top_logprobs"] == [
+        {
+            "\ufffd": -0.3,
+            "bytes:\\xf0": -0.1,
+            "bytes:\\x9f": -0.2,
+            "<end>": -0.4,
+            "bytes:\\x3c\\x65\\x6e\\x64\\x3e": -0.5,
+        }
+    ]
+
+
 def test_e72_text_offset_goes_on_across_chunks() -> None:
     events = make_server(logprob_script).complete(logprobs=1, stream=True).events()
     assert [e["choices"][0]["logprobs"]["text_offset"] for e in events] == [[0], [1], [2]]
@@ -107,8 +147,8 @@ def test_all_four_shapes_of_prompt(prompt: Any, expected: list[list[int]]) -> No
     assert sorted(r.prompt_token_ids for r in server.engine.requests) == sorted(expected)
 
 
-@pytest.mark.parametrize(("fields", "expected"), [({}, 16), ({"max_tokens": None}, 507), ({"max_tokens": 3}, 3)])
-def test_s16_max_tokens_is_16_unless_given_and_null_is_all_that_fits(fields: dict[str, Any], expected: int) -> None:
+@pytest.mark.parametrize(("fields", "expected"), [({}, 16), ({"max_tokens": None}, 16), ({"max_tokens": 3}, 3)])
+def test_s16_max_tokens_is_16_unless_given_and_null_is_not_given(fields: dict[str, Any], expected: int) -> None:
     server = make_server()
     server.complete("Hello", **fields)
     assert server.engine.requests[0].params.max_tokens == expected

@@ -1,4 +1,4 @@
-"""Prompts in the reply: echo and prompt_logprobs (features.md S16, S19, S20, E53, E72, E74, T9)."""
+"""Prompts in the reply: echo and prompt_logprobs (S16, S19, S20, E53, E72, E74, T9)."""
 
 from __future__ import annotations
 
@@ -83,6 +83,15 @@ def test_e72_a_special_token_in_front_takes_no_characters() -> None:
     assert logprobs["tokens"][0] == "<end>"
 
 
+@pytest.mark.parametrize("prompt", ["Sea 🦄 two é", list("Sea 🦄 two é".encode())])
+def test_e72_offsets_in_an_echo_are_places_in_its_text(prompt: Any) -> None:
+    choice = server().complete(prompt, echo=True, logprobs=0).json()["choices"][0]
+    text, logprobs = choice["text"], choice["logprobs"]
+    assert text == "Sea 🦄 two éHi"
+    expected = [i for i, char in enumerate(text) for _ in char.encode()]
+    assert logprobs["text_offset"] == expected
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_s16_max_tokens_0_with_echo_scores_the_prompt_only(stream: bool) -> None:
     app = server()
@@ -150,7 +159,7 @@ PREFILLED = [{"role": "user", "content": "a"}, {"role": "assistant", "content": 
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
-def test_t9_echo_in_chat_is_the_last_message_of_the_same_role(
+def test_e53_t9_echo_in_chat_is_the_last_message_of_the_same_role(
     fields: dict[str, Any], expected: str, stream: bool
 ) -> None:
     reply = server().post("/v1/chat/completions", {"messages": PREFILLED, "stream": stream, **fields})

@@ -43,21 +43,32 @@ OTHER_ERRORS: list[tuple[tuple[str, Any], tuple[int, str, str | None, str | None
     (("/tokenize", {"model": "other", "prompt": "a"}), (404, "NotFoundError", "model", "model_not_found")),
     (("/detokenize", {"model": "other", "tokens": []}), (404, "NotFoundError", "model", "model_not_found")),
     (("/v1/embeddings", {}), (404, "NotFoundError", None, "route_not_served")),
-    (("/", {}), (404, "NotFoundError", None, "route_not_found")),
+    (("/", {}), (405, "MethodNotAllowedError", None, "method_not_allowed")),
     (("/v1", {}), (404, "NotFoundError", None, "route_not_found")),
     (("/v1/tokenize", {}), (404, "NotFoundError", None, "route_not_found")),
     (("/v1/models", {}), (405, "MethodNotAllowedError", None, "method_not_allowed")),
     (("/health", {}), (405, "MethodNotAllowedError", None, "method_not_allowed")),
     (text(prompt=[1] * CONTEXT), (400, BAD, "prompt", "context_length_exceeded")),
-    (text(prompt=[1] * (CONTEXT - 9), max_tokens=10), (400, BAD, "prompt", "context_length_exceeded")),
-    (text(prompt=[1], max_tokens=CONTEXT), (400, BAD, "prompt", "context_length_exceeded")),
+    (text(prompt=[1] * (CONTEXT - 9), max_tokens=10), (400, BAD, "max_tokens", "context_length_exceeded")),
+    (text(prompt=[1], max_tokens=CONTEXT), (400, BAD, "max_tokens", "context_length_exceeded")),
     (text(prompt="x" * 200_000), (400, BAD, "prompt", "context_length_exceeded")),
     (text(prompt="x" * 600), (400, BAD, "prompt", "context_length_exceeded")),
     (text(max_tokens=None, min_tokens=CONTEXT), (400, BAD, "min_tokens", "context_length_exceeded")),
     (text(prompt=["a", "x" * 600]), (400, BAD, "prompt.1", "context_length_exceeded")),
     (messages({"role": "user", "content": "x" * 600}), (400, BAD, "messages", "context_length_exceeded")),
     (messages({"role": "user", "content": "x" * 200_000}), (400, BAD, "messages", "context_length_exceeded")),
-    (chat(max_completion_tokens=CONTEXT), (400, BAD, "messages", "context_length_exceeded")),
+    (text(prompt=[1] * CONTEXT, max_tokens=CONTEXT), (400, BAD, "prompt", "context_length_exceeded")),
+    (text(prompt=["a", "x" * 500], max_tokens=50), (400, BAD, "max_tokens", "context_length_exceeded")),
+    (chat(max_tokens=CONTEXT), (400, BAD, "max_tokens", "context_length_exceeded")),
+    (chat(max_completion_tokens=CONTEXT), (400, BAD, "max_completion_tokens", "context_length_exceeded")),
+    (
+        chat(max_tokens=1, max_completion_tokens=CONTEXT),
+        (400, BAD, "max_completion_tokens", "context_length_exceeded"),
+    ),
+    (
+        (CHAT, {"messages": [{"role": "user", "content": "x" * 600}], "max_completion_tokens": CONTEXT}),
+        (400, BAD, "messages", "context_length_exceeded"),
+    ),
 ]
 
 
@@ -69,7 +80,7 @@ def test_e9_e12_other_errors(server: Server, row: Any) -> None:
     assert (reply.status, error["type"], error["param"], error["code"]) == (status, kind, param, code), error
 
 
-#: What asks for nothing, or for what happens anyway, is accepted (8b: null wherever OpenAI allows it).
+#: What asks for nothing, or for what happens anyway, is accepted (null wherever OpenAI allows it).
 ACCEPTED: list[tuple[str, Any]] = [
     chat(),
     chat(model=None),

@@ -355,7 +355,7 @@ def test_w28_no_value_of_a_client_becomes_a_label(row: Any) -> None:
     assert server.get("/metrics").body.count(b"\n") - before <= 2
 
 
-# ---------------------------------------------------------------- details of the replies (8b)
+# ---------------------------------------------------------------- details of the replies
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("name", ["tiny", "alias", None, ""])
 def test_d11_a_reply_names_the_model_as_it_was_asked_for(name: str | None, stream: bool) -> None:
@@ -390,12 +390,12 @@ def test_g23_s29_other_servers_fields_are_refused_by_name_and_never_dropped(fiel
         assert (reply.status, reply.error["param"]) == (400, field)
 
 
-def test_8b_a_prompt_s_log_probabilities_are_counted_in_whole_numbers() -> None:
+def test_a_prompt_s_log_probabilities_are_counted_in_whole_numbers() -> None:
     for value in (1.5, "1", True, [1]):
         error = make_server().chat(prompt_logprobs=value).error
         assert (error["type"], error["param"]) == ("BadRequestError", "prompt_logprobs")
 
 
-def test_8b_the_request_id_is_in_the_header_and_in_the_body() -> None:
+def test_the_request_id_is_in_the_header_and_in_the_body() -> None:
     for reply in (make_server().chat(request_id="mine"), make_server().complete(request_id="mine")):
         assert reply.headers["x-request-id"] == "mine" and reply.json()["id"].endswith("-mine")

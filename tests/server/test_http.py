@@ -272,7 +272,7 @@ def test_the_host_of_an_absolute_target_is_the_one_that_counts() -> None:
 
 @pytest.mark.parametrize("target", ["*", "http://localhost", "/%zz", "/%ff%00", "/a\\b"])
 def test_a_target_that_leads_nowhere_is_a_404(target: str) -> None:
-    assert ask(f"OPTIONS {target} HTTP/1.1\r\n{HOST}\r\n").status == 404
+    assert ask(f"OPTIONS {target} HTTP/1.1\r\n{HOST}\r\n", disable_ui=True).status == 404
 
 
 def test_a_tunnel_is_not_made() -> None:
@@ -282,7 +282,7 @@ def test_a_tunnel_is_not_made() -> None:
         assert (await wire.reply()).status == 404
         assert await wire.is_closed()
 
-    run(test)
+    run(test, disable_ui=True)
 
 
 # ---------------------------------------------------------------- methods

@@ -24,7 +24,7 @@ def test_health_and_ready_answer_without_a_key(path: str) -> None:
 def test_e2_d12_every_other_route_needs_a_key() -> None:
     server = make_server(**KEYS)
     for route in routes(server.state):
-        if route.path not in ("/health", "/ready"):
+        if route.path not in ("/", "/health", "/ready"):
             reply = call(server.app, route.method, route.path.replace("{model}", "tiny"), {})
             assert (route.path, reply.status) == (route.path, 401)
             assert reply.headers["www-authenticate"] == "Bearer"
@@ -144,7 +144,8 @@ def test_e19_root_path_is_taken_off_however_often_it_was_added(path: str) -> Non
 def test_root_path_is_a_whole_part_of_the_path() -> None:
     assert make_server(root_path="api/").get("/apiv1/models").status == 404
     assert make_server(root_path="/api", **KEYS).get("/api/health").status == 200
-    assert make_server(root_path="/api", **KEYS).get("/api").status == 401
+    assert make_server(root_path="/api", **KEYS).get("/api").body == make_server().get("/").body
+    assert make_server(root_path="/api", **KEYS).get("/api/metrics").status == 401
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/metrics/", "/v1/models/", "/health/"])
@@ -306,7 +307,7 @@ def test_what_octavo_does_not_serve_is_said_by_its_name(path: str, what: str, in
     assert reply.error["message"] == f"octavo does not serve {what}: there is no route {path}{hint}."
 
 
-@pytest.mark.parametrize("path", ["/", "/v1", "/favicon.ico", "/livez", "/x" * 90, "/session"])
+@pytest.mark.parametrize("path", ["/v1", "/favicon.ico", "/livez", "/x" * 90, "/session"])
 def test_any_other_path_is_repeated_and_the_documentation_named(path: str) -> None:
     assert make_server().get(path).error["message"] == f"There is no route {path}; see /docs."
     bare = make_server(disable_fastapi_docs=True).get(path)

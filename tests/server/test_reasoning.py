@@ -1,4 +1,4 @@
-"""What the model thinks, told apart from what it says (features.md 4.5, U4)."""
+"""What the model thinks, told apart from what it says (U4)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def thinking(text: str, *, reasoning: str = "qwen3", reason: str = "stop", **set
     return make_server(script, reasoning=reasoning, **settings)
 
 
-def test_reasoning_has_both_of_its_names_and_content_begins_after_it() -> None:
+def test_u19_reasoning_has_both_of_its_names_and_content_begins_after_it() -> None:
     message, reason = message_of(thinking(THOUGHT), tools=None)
     assert message["reasoning"] == message["reasoning_content"] == "Hm, rain? é"
     assert (message["content"], reason) == ("It rains.", "stop")
@@ -96,8 +96,8 @@ def test_a_constraint_begins_after_the_thinking() -> None:
     server.chat(guided_regex="[a-z]+")
     server.chat("Say it. <think>\n\n</think>\n\n", guided_regex="[a-z]+")
     specs = server.grammars.specs
-    assert specs[0].kind == "regex" and specs[0].frame is not None and "</think>" in specs[0].frame["lark"]
-    assert specs[1].frame is None
+    assert specs[0].kind == "regex" and "</think>" in specs[0].frames[0]["lark"]
+    assert specs[1].frames == ()
 
 
 def test_a_budget_of_thinking_is_a_frame_of_its_own() -> None:

@@ -28,9 +28,9 @@ def test_tools_without_a_choice_mean_auto_which_the_server_must_allow() -> None:
     for fields in ({}, {"tool_choice": "auto"}):
         error = server_saying(ONE, enable_auto_tool_choice=False).chat(tools=[WEATHER], **fields).error
         assert error["param"] == "tool_choice"
-        assert error["message"] == (
-            '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set'
-        )
+        assert "started with --enable-auto-tool-choice;" in error["message"]
+    error = make_server().chat(tools=[WEATHER]).error
+    assert "started with --enable-auto-tool-choice --tool-call-parser NAME" in error["message"]
 
 
 @pytest.mark.parametrize(
@@ -94,8 +94,8 @@ def test_a_schema_that_cannot_be_enforced_is_refused_where_it_would_be(parameter
     server = server_saying(ONE)
     named = {"type": "function", "function": {"name": "f"}}
     for fields in (
-        {"tools": [tool], "tool_choice": "required"},
-        {"tools": [tool], "tool_choice": named},
+        {"tools": [strict], "tool_choice": "required"},
+        {"tools": [strict], "tool_choice": named},
         {"tools": [strict]},
     ):
         reply = server.chat(**fields)
@@ -104,7 +104,8 @@ def test_a_schema_that_cannot_be_enforced_is_refused_where_it_would_be(parameter
         assert reply.status == 400
         where = f"tools.0.function.parameters{'.' if path else ''}{path}"
         assert reply.error["param"] == where
-    assert server.chat(tools=[tool]).status == 200
+    for loose in ({}, {"tool_choice": "required"}, {"tool_choice": named}):
+        assert server.chat(tools=[tool], **loose).status == 200
 
 
 # ------------------------------------------------------------------------------------------------ what comes back
@@ -209,10 +210,15 @@ def test_brackets_in_the_arguments_of_mistral_do_not_end_its_list() -> None:
 # ------------------------------------------------------------------------------------------------ forced calls
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "get_weather"}}])
 def test_a_forced_call_that_a_limit_cuts_off_at_once_leaves_no_markup(choice: Any) -> None:
-    """F20, F26."""
-    for end in ("\n", '{"na', "arguments"):
+    """F20, F26. A call whose name is there is a call, with the arguments that are."""
+    for end in ("\n", '{"na', "weather"):
         message, reason = message_of(server_saying(ONE[: ONE.index(end)], reason="length"), tool_choice=choice)
         assert not message["content"] and "tool_calls" not in message and reason == "length"
+    for end, arguments in (("arguments", ""), ('"city', "{"), ("slo", '{"city": "O')):
+        message, reason = message_of(server_saying(ONE[: ONE.index(end)], reason="length"), tool_choice=choice)
+        (call,) = message["tool_calls"]
+        assert call["function"] == {"name": "get_weather", "arguments": arguments}
+        assert not message["content"] and reason == "length"
 
 
 def test_a_function_without_parameters_is_forced_to_take_none() -> None:
@@ -293,3 +299,74 @@ def test_special_tokens_that_the_format_reads_are_shown_to_it() -> None:
     server.chat(tools=[WEATHER])
     assert server.engine.requests[0].shown_special_ids == frozenset()
     assert server.model.output.special_tokens.within(["a <end> b"]) == {256}
+
+
+# ------------------------------------------------------------------------------------------------ loose tools
+def _tool(name: str, parameters: Any, **more: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "parameters": parameters, **more}}
+
+
+ODD: Any = {
+    "type": "object",
+    "properties": {"x": {"type": "string", "pattern": "^(?!-)[a-z]+$", "maxLength": 8}},
+    "required": ["x"],
+}
+
+
+def test_one_odd_keyword_of_a_loose_tool_is_left_out_and_the_rest_is_held() -> None:
+    named = {"type": "function", "function": {"name": "odd"}}
+    for choice in ("required", named):
+        server = server_saying(ONE)
+        assert server.chat(tools=[WEATHER, _tool("odd", ODD)], tool_choice=choice).status == 200
+        grammar = server.engine.requests[0].params.grammar or ""
+        assert '"maxLength": 8' in grammar and "pattern" not in grammar
+        error = server.chat(tools=[WEATHER, _tool("odd", ODD, strict=True)], tool_choice=choice).error
+        assert error["param"] == "tools.1.function.parameters.properties.x.pattern"
+
+
+def test_a_loose_tool_that_does_not_compile_is_held_by_names_and_types() -> None:
+    """The checker here refuses every grammar in which the word `refused` stands."""
+    tool = _tool("odd", {"type": "object", "properties": {"n": {"type": "integer"}, "x": {"const": "refused"}}})
+    server = server_saying(ONE)
+    assert server.chat(tools=[WEATHER, tool], tool_choice="required").status == 200
+    grammar = server.engine.requests[0].params.grammar or ""
+    assert "refused" not in grammar and "integer" in grammar and "city" in grammar
+    tool["function"]["strict"] = True
+    assert server.chat(tools=[WEATHER, tool], tool_choice="required").error["param"] == "tool_choice"
+
+
+def test_descriptions_are_no_part_of_the_bound_on_grammars() -> None:
+    wordy = [
+        _tool(f"t{i}", {"type": "object", "properties": {"x": {"type": "string", "description": "word " * 800}}})
+        for i in range(18)
+    ]
+    server = server_saying(ONE)
+    assert server.chat(tools=wordy, tool_choice="required").status == 200
+    long = _tool("f", {"type": "object", "properties": {"x": {"enum": ["y" * 70_000]}}})
+    assert server.chat(tools=[WEATHER, long], tool_choice="required").status == 200
+    assert "yyy" not in (server.engine.requests[-1].params.grammar or "")
+    long["function"]["strict"] = True
+    assert server.chat(tools=[WEATHER, long], tool_choice="required").error["param"] == "tools"
+
+
+# ------------------------------------------------------------------------------------------------ beside a document
+@pytest.mark.parametrize(
+    "response_format",
+    [
+        {"type": "json_object"},
+        {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object", "properties": {"k": {}}}}},
+    ],
+)
+def test_the_model_may_call_beside_a_response_format(response_format: Any) -> None:
+    server = server_saying(ONE)
+    message, reason = message_of(server, response_format=response_format)
+    assert (calls_of(message), reason) == ([("get_weather", {"city": "Oslo"})], "tool_calls")
+    assert "get_weather" in (server.engine.requests[0].params.grammar or "")
+    message, reason = message_of(server_saying('{"k": 1}'), response_format=response_format)
+    assert (message["content"], reason) == ('{"k": 1}', "stop")
+
+
+def test_other_constraints_leave_no_room_for_strict_calls() -> None:
+    strict = _tool("f", {"type": "object"}, strict=True)
+    error = server_saying(ONE).chat(tools=[strict], guided_regex="a+").error
+    assert error["param"] == "guided_regex"

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models
 from tokenizers import Tokenizer as Backend
 
+from octavo.server.logprobs import TextOffsets
 from octavo.text.decoder_plan import BYTE_OF_CHAR, byte_token
 from octavo.text.detokenizer import IncrementalDetokenizer
 from octavo.text.tokenizer import Tokenizer, load_tokenizer
@@ -174,6 +175,32 @@ def test_real_vocabularies_stream_exactly(real: Tokenizer) -> None:
         assert "".join(pushes(real, ids, range(len(ids)), skip)) == real.decode(ids, skip)
     assert "".join(pushes(real, ids, range(len(ids)), False)) == TEXT
     assert b"".join(real.token_bytes(i) or b"" for i in ids) == TEXT.encode()
+
+
+def _places(tokenizer: Tokenizer, ids: Sequence[int]) -> list[int]:
+    """Where each token begins in the text: at the character that its first byte belongs to."""
+    sizes = [len(tokenizer.token_bytes(i) or b"") for i in ids]
+    raw = b"".join(tokenizer.token_bytes(i) or b"" for i in ids)
+    return [len(raw[:start].decode("utf-8", "ignore")) for start in itertools.accumulate([0, *sizes[:-1]])]
+
+
+def test_offsets_of_tokens_are_their_places_in_the_text(real: Tokenizer) -> None:
+    ids = real.encode(TEXT + "\U00013000\U00013001 end", add_special_tokens=False)
+    for pieces in ([ids], [[token_id] for token_id in ids]):
+        offsets = TextOffsets(IncrementalDetokenizer(real, False), 7)
+        assert [place for piece in pieces for place in offsets.take(piece)] == [7 + p for p in _places(real, ids)]
+
+
+def test_offsets_leave_out_what_is_not_in_the_text() -> None:
+    for kind, ids, expected in (
+        ("gemma", [256, *"\U0001f642\u00e9".encode(), 256], [0, 4, 4, 4, 4, 5, 5, 6]),
+        ("llama", [256, 256], [0, 3]),  # the space in front is dropped
+    ):
+        assert TextOffsets(IncrementalDetokenizer(TOKENIZERS[kind], True)).take(ids) == expected
+    level = TOKENIZERS["byte-level"]
+    special = min(level.special_ids)
+    ids = [level.encode("a", False)[0], special, level.encode("b", False)[0]]
+    assert TextOffsets(IncrementalDetokenizer(level, True)).take(ids) == [0, 1, 1]
 
 
 def test_random_ids_of_real_vocabularies_stream_exactly(real: Tokenizer) -> None:

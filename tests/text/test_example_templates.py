@@ -225,7 +225,7 @@ def test_t16_mistral_parallel_asks_for_one_array_of_calls_when_there_are_tools()
     assert "one JSON array" in asked and "[TOOL_CALLS]" in asked
 
 
-#: Name -> how two calls, their results and what follows are written (features.md 4.4).
+#: Name -> how two calls, their results and what follows are written.
 HISTORIES = {
     "llama3.1_json": '{"name": "add", "parameters": {"a": 1, "b": ["x", null]}}; {"name": "now", "parameters": {}}'
     '<|eot_id|><|start_header_id|>ipython<|end_header_id|>\n\n{"output": "3"}<|eot_id|>'

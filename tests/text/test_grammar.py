@@ -86,8 +86,8 @@ ERRORS: list[tuple[dict[str, Any], str]] = [
     ({"response_format": {"type": "xml"}}, "response_format.type"),
     ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
     ({"response_format": {"type": "json_object", "schema": SCHEMA}}, "response_format.schema"),
-    ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"items": {"not": {}}}}}},
-     "response_format.json_schema.schema.items.not"),
+    ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"items": {"if": {}}}}}},
+     "response_format.json_schema.schema.items.if"),
     ({"guided_json": "{"}, "guided_json"),
     ({"guided_json": "[" * 5000}, "guided_json"),
     ({"guided_json": '{"minimum": NaN}'}, "guided_json"),
@@ -115,8 +115,8 @@ ERRORS: list[tuple[dict[str, Any], str]] = [
     ({"structured_outputs": {"structural_tag": "{"}}, "structured_outputs.structural_tag"),
     ({"structured_outputs": {"structural_tag": tags(begin="g")}}, "structured_outputs.structural_tag.structures.0"),
     ({"structured_outputs": {"structural_tag": tags(end="<|eot|>")}}, "structured_outputs.structural_tag.structures.0"),
-    ({"structured_outputs": {"structural_tag": tags(schema={"not": {}})}},
-     "structured_outputs.structural_tag.structures.0.schema.not"),
+    ({"structured_outputs": {"structural_tag": tags(schema={"if": {}})}},
+     "structured_outputs.structural_tag.structures.0.schema.if"),
 ]  # fmt: skip
 
 

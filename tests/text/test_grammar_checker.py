@@ -43,7 +43,7 @@ def run(scenario: Any) -> None:
     asyncio.run(scenario)
 
 
-# What crashed or hung grammar engines elsewhere (W10, and the requests of the ecosystem's study).
+# What crashed or hung grammar engines elsewhere (W10).
 def _chain(count: int) -> dict[str, Any]:
     refs: dict[str, Any] = {f"d{i}": {"$ref": f"#/$defs/d{i + 1}"} for i in range(count)}
     return {"$defs": {**refs, f"d{count}": {"type": "integer"}}, "$ref": "#/$defs/d0"}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,6 +20,13 @@ from output_corpus import CASES, Case, Reply, output_format, read
 FORMATS = sorted({case.format_name for case in CASES})
 #: Of a text's beginnings at most so many are tried; it is cut in two at every position.
 MAX_CUTS = 24
+#: Cases of texts that turn out to be no calls, or not the calls that they began.
+BROKEN = (
+    *("no value", "a value that is none", "ends after a colon", "ends in a key", "ends after a bracket"),
+    *("arguments that are a list", "arguments that are prose", "no mark, broken off", "a name with an escape"),
+)
+#: The beginning of a mark that is a word is text, until all of it is there.
+HALF_A_WORD = re.compile(r"(functool|functoo|functo|funct|func|fun|fu|f|H[a-z: ]*|t|to)$")
 
 
 def _cases(format_name: str) -> list[Case]:
@@ -76,19 +84,69 @@ def test_every_beginning_of_a_text_is_a_reply_whose_arguments_are_json(format_na
 
 
 @pytest.mark.parametrize("format_name", FORMATS)
-def test_a_text_that_was_cut_off_adds_nothing_that_its_whole_has_not(format_name: str) -> None:
-    """Cut off by a limit, what the reply has of a call's arguments is a beginning of them."""
+def test_a_text_that_was_cut_off_anywhere_shows_the_beginning_of_what_its_whole_shows(format_name: str) -> None:
+    """No mark-up of a call is content, and what there is of its arguments is a beginning of them."""
     for case in _cases(format_name):
-        for size in _cuts(case, 12):
+        whole = read(case.output_format, [case.text], truncated=case.is_truncated)
+        for size in range(len(case.text) + 1):
+            cut_off = read(case.output_format, [case.text[:size]], truncated=True)
             begun, sent = OutputParser(case.output_format), Reply()
             sent.add(begun.push(case.text[:size]))
-            cut_off = read(case.output_format, case.text[:size], truncated=True)
             sent.add(begun.finish(truncated=True))
             assert sent.events() == cut_off.events(), (case, size)
-            whole = read(case.output_format, [case.text])
-            for call, whole_call in zip(cut_off.calls, whole.calls, strict=False):
-                assert call["name"] == whole_call["name"], (case, size)
-                assert whole_call["arguments"].startswith(call["arguments"]), (case, size)
+            if case.name not in BROKEN:
+                assert len(cut_off.calls) <= len(whole.calls), (case, size)
+                for call, whole_call in zip(cut_off.calls, whole.calls, strict=False):
+                    assert call["name"] == whole_call["name"], (case, size)
+                    assert whole_call["arguments"].startswith(call["arguments"]), (case, size)
+                content = HALF_A_WORD.sub("", cut_off.content)
+                assert whole.content.startswith(content.rstrip()), (case, size)
+
+
+def test_of_a_call_that_is_cut_off_no_mark_up_is_shown_before_its_name_and_its_name_at_once() -> None:
+    text = '<tool_call>\n{"name": "f", "arguments": {"n": 1}}\n</tool_call>\n'
+    text += '<tool_call>\n{"name": "add", "arguments": {"a": 1}}'
+    for size in range(len(text)):
+        reply = read(output_format("hermes"), [text[:size]], truncated=True)
+        assert reply.content == ""
+        names = [call["name"] for call in reply.calls]
+        assert names == [name for name in ("f", "add") if f'"{name}"' in text[:size]]
+    assert read(output_format("hermes"), ['<tool_call>\n{"name": "add"'], truncated=True).calls == [
+        {"name": "add", "arguments": ""}
+    ]
+
+
+@pytest.mark.parametrize(
+    "body",
+    ['{"name": "f", "arguments": {oops}}', '{"name": "f", "arguments": {"n": oops}}',
+     '{"name": "f", "arguments": {"n": }}',
+     '{"name": "f", "arguments": {"list": [{oops}]}}', '{"name": "f", "arguments": "{oops}"}',
+     '{"name": "f", "arguments": "{\\"n\\": 1} oops"}', '{"name": "f", "arguments": [1]}'],
+)  # fmt: skip
+def test_a_call_whose_arguments_are_no_json_from_the_start_is_content_whole(body: str) -> None:
+    text = f"<tool_call>\n{body}\n</tool_call>"
+    for pieces in ([text], text):
+        assert read(output_format("hermes"), pieces).events() == {"reasoning": "", "content": text, "calls": []}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kept", "rest"),
+    [
+        ('{"n": 1, oops}', '{"n": 1}', ", oops}}"),
+        ('{"n": 1, "x": oops}', '{"n": 1}', ', "x": oops}}'),
+        ('{"n": 1, "obj": {"a": [oops]}}', '{"n": 1}', ', "obj": {"a": [oops]}}}'),
+        ('{"list": [1, oops]}', '{"list": [1]}', ", oops]}}"),
+        ('{"n": 1 "x": 2}', '{"n": 1 }', '"x": 2}}'),
+    ],
+)
+def test_a_call_that_breaks_after_it_began_keeps_what_was_written_and_the_rest_is_content(
+    arguments: str, kept: str, rest: str
+) -> None:
+    text = f'<tool_call>{{"name": "f", "arguments": {arguments}}}'
+    for pieces in ([text], text):
+        reply = read(output_format("hermes"), pieces)
+        assert reply.calls == [{"name": "f", "arguments": kept}]
+        assert reply.content == rest.strip()
 
 
 def _assert_continues(sent: Reply, ended: Reply) -> None:

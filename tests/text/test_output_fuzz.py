@@ -150,5 +150,7 @@ def test_marks_without_calls_are_content_however_many(mark: str) -> None:
 def test_a_hundred_thousand_brackets_are_arguments_that_every_reader_of_json_takes() -> None:
     for bracket in ("[", '{"a":'):
         text = '<tool_call>{"name": "f", "arguments": {"a": ' + bracket * 100_000
-        (call,) = read(output_format("hermes"), [text]).calls
+        assert read(output_format("hermes"), [text]).events() == {"reasoning": "", "content": text, "calls": []}
+        within = '<tool_call>{"name": "f", "arguments": {"n": 1, "a": ' + bracket * 400 + "2" + bracket * 100_000
+        (call,) = read(output_format("hermes"), [within]).calls
         assert json.loads(call["arguments"])["a"]

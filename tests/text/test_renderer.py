@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -102,13 +103,53 @@ def test_t13_arguments_of_tool_calls_are_objects() -> None:
 
     assert shown('{"a": [1, "é"]}') == '{"a": [1, "é"]}'
     assert shown({"a": 1}) == '{"a": 1}'
-    for nothing in ("", "{}", "null", {}, None):
+    for nothing in ("", " ", "{}", "null", {}, None):
         assert shown(nothing) == "{}"
 
 
-@pytest.mark.parametrize("arguments", ['{"a": ', "[" * 100_000, '{"a": NaN}', "[1]", '"a"', "5", "x", [1], 5, True])
-def test_d17_arguments_that_are_no_json_object_are_refused_with_their_place(arguments: object) -> None:
-    calls = [{"function": {"name": "f", "arguments": "{}"}}, {"function": {"name": "f", "arguments": arguments}}]
+#: Templates write arguments as JSON, as they are, or member by member.
+SHOWN = "{% set a = (messages[0].tool_calls or [{'function': {'arguments': {}}}])[0].function.arguments %}"
+AS_JSON, AS_TEXT = SHOWN + "{{ a | tojson }}", SHOWN + "{{ a }}"
+AS_MEMBERS = SHOWN + "{% for k, v in a.items() %}{{ k }}={{ v }};{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "written", "members"),
+    [
+        ('{"path": "/tmp/a", "text": "The s', '{"path": "/tmp/a", "text": "The s', "path=/tmp/a;text=The s;"),
+        ('{"a": 1, "b": ', '{"a": 1, "b": ', "a=1;"),
+        ('{"a": ', '{"a": ', 'arguments={"a": ;'),
+        ('{"a": NaN}', '{"a": NaN}', "a=None;"),
+        ("{oops}", "{oops}", "arguments={oops};"),
+        ("[1]", "[1]", "arguments=[1];"),
+        ('"a"', '"a"', 'arguments="a";'),
+        ("x", "x", "arguments=x;"),
+        ([1], "[1]", "arguments=[1];"),
+        (True, "true", "arguments=true;"),
+        (0, "0", "arguments=0;"),
+        ("[" * 100_000, "[" * 100_000, "arguments=" + "[" * 100_000 + ";"),
+    ],
+)
+def test_d17_arguments_that_are_no_json_object_are_shown_as_they_were_written(
+    arguments: object, written: str, members: str
+) -> None:
+    """A reply that was cut off within a call can be sent back."""
+    messages = [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}]
+    assert text(AS_JSON, messages) == written
+    assert text(AS_TEXT, messages) == written
+    assert text(AS_MEMBERS, messages) == members
+
+
+@pytest.mark.parametrize("arguments", ['{"a": [1, "é"]}', '{"a": "cut o', {"a": 1}, ""])
+def test_t13_a_template_that_adds_arguments_to_its_text_gets_their_text(arguments: Any) -> None:
+    messages = [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}]
+    shown = arguments if isinstance(arguments, str) else json.dumps(arguments)
+    assert text(SHOWN + "{{ '<' + a + '>' }}", messages) == f"<{shown or '{}'}>"
+    assert text(SHOWN + "{{ a + '>' }}", messages) == f"{shown or '{}'}>"
+
+
+def test_d17_arguments_without_any_json_form_are_refused_with_their_place() -> None:
+    calls = [{"function": {"name": "f", "arguments": "{}"}}, {"function": {"name": "f", "arguments": {1}}}]
     with pytest.raises(InvalidRequest) as caught:
         text(PLAIN, [HI[0], {"role": "assistant", "tool_calls": calls}])
     assert caught.value.param == "messages[1].tool_calls[1].function.arguments"

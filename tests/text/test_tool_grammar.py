@@ -10,20 +10,21 @@ import jsonschema
 import llguidance
 import pytest
 
-from grammar_walk import PROVER
+from grammar_walk import PROVER, accepts
 from octavo.errors import InvalidRequest
 from octavo.grammar import LIMITS, ByteVocabulary
 from octavo.params import GrammarSpec
 from octavo.text.formats.base import Tool, ToolFormat
 from octavo.text.formats.table import REASONING_FORMATS, TOOL_FORMATS
-from octavo.text.grammar import GrammarLimits
+from octavo.text.grammar import GrammarLimits, spec_of
 from octavo.text.grammar_helper import handle
+from octavo.text.held_tools import prepared_tools
 from octavo.text.output_parser import OutputDelta, OutputFormat, OutputParser
 from octavo.text.tool_grammar import (
     SpecialTokens,
     after_thinking,
     calls_among_text,
-    prepared_tools,
+    calls_or_content,
     required_calls,
 )
 
@@ -49,20 +50,32 @@ class Vocabulary:
 
     def __init__(self, marks: tuple[str, ...], *, special: bool) -> None:
         self.texts = list(dict.fromkeys(mark for mark in marks if mark.isprintable()))
+        self.is_special = special
         ids = {text: EOS + 1 + i for i, text in enumerate(self.texts)} if special else {}
         self.special = SpecialTokens(ids | {"</s>": EOS}, frozenset({EOS}))
         self.tokens = [bytes([i]) for i in range(EOS)] + [b"</s>"] + [text.encode() for text in self.texts]
         vocabulary = ByteVocabulary(self.tokens, [EOS, *ids.values()], [EOS])
         self.tokenizer = llguidance.LLTokenizer(vocabulary, eos_token=[EOS], slices=[])
 
-    def walk(self, spec: GrammarSpec, seed: int) -> str | None:
-        """A text of the grammar, by any allowed tokens; None when it did not come to its end in time."""
-        reply = handle({"kind": spec.kind, "source": spec.source, "options": spec.options, "frame": spec.frame}, PROVER)
+    def _encoded(self, text: str) -> list[int]:
+        ids: list[int] = []
+        while text:
+            special = next((t for t in self.texts if self.is_special and text.startswith(t)), None)
+            ids += [self.special.ids[special]] if special else list(text[0].encode())
+            text = text[len(special or text[0]) :]
+        return ids
+
+    def walk(self, spec: GrammarSpec, seed: int, begin: str = "") -> str | None:
+        """A text of the grammar that begins so, then by any allowed tokens; None when it did not end in time."""
+        reply = handle(
+            {"kind": spec.kind, "source": spec.source, "options": spec.options, "frames": spec.frames}, PROVER
+        )
         assert "grammar" in reply, reply
         limits = llguidance.LLParserLimits(**LIMITS)
         matcher = llguidance.LLMatcher(self.tokenizer, reply["grammar"], log_level=0, limits=limits)
         assert not matcher.is_error(), matcher.get_error()
-        rng, text = random.Random(seed), b""
+        rng, text = random.Random(seed), begin.encode()
+        assert matcher.consume_tokens(self._encoded(begin)), f"{begin!r} is refused"
         for i in range(500):
             allowed = matcher.compute_logit_bias()
             ids = [token for token in range(len(self.tokens)) if allowed[token]]
@@ -140,6 +153,104 @@ def test_forced_calls_are_spelled_in_one_way() -> None:
     assert texts
     for text in texts:
         assert text == json.dumps(json.loads(text), ensure_ascii=False)
+
+
+ANSWER = {
+    "type": "object",
+    "properties": {"k": {"enum": ["x", "y"]}, "n": {"type": "integer"}},
+    "required": ["k"],
+    "additionalProperties": False,
+}
+
+
+def answer_spec(schema: Any = ANSWER) -> GrammarSpec:
+    spec = spec_of({"guided_json": schema}, GrammarLimits())
+    assert spec is not None
+    return spec
+
+
+@pytest.mark.parametrize("special", [False, True])
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_beside_a_document_the_output_is_calls_or_that_document(row: ToolFormat, special: bool) -> None:
+    vocabulary = Vocabulary(row.marks, special=special)
+    spec = calls_or_content(row, tools(), answer_spec(), vocabulary.special, parallel=True, strict=SCHEMAS)
+    kinds = set()
+    document = "{" if row.among_text is None else "<|channel|>final<|message|>{"
+    opening = "".join([*row.noise[:1], *row.begins[:1]]) or "{"
+    for seed in range(24):
+        text = vocabulary.walk(spec, seed, (document, opening)[seed % 2])
+        if text is None:
+            continue
+        parser = OutputParser(OutputFormat(tools=row, known_tools=TOOLS))
+        first, rest = parser.push(text), parser.finish(truncated=False)
+        calls, content = first.calls + rest.calls, first.content + rest.content
+        kinds.add(bool(calls))
+        if calls:
+            assert not content.strip(), text
+            for call in calls:
+                jsonschema.validate(json.loads(call.arguments), SCHEMAS[call.name or ""])
+        else:
+            jsonschema.validate(json.loads(content), ANSWER)
+    assert False in kinds and (True in kinds or row.openers)
+
+
+def test_what_begins_like_a_call_cannot_stand_beside_calls() -> None:
+    tokens = SpecialTokens()
+    with pytest.raises(InvalidRequest, match="begins? as its"):
+        calls_or_content(TOOL_FORMATS["pythonic"], tools(), answer_spec({}), tokens, parallel=True)
+    hermes = TOOL_FORMATS["hermes"]
+    named = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
+    assert calls_or_content(hermes, tools(), answer_spec(named), tokens, parallel=True)
+    with pytest.raises(InvalidRequest, match="may look like a call"):
+        calls_or_content(hermes, tools(), answer_spec(named), tokens, parallel=True, strict={"f"})
+    any_object = calls_or_content(hermes, tools(), answer_spec({"type": "object"}), tokens, parallel=True, strict={"f"})
+    grammar = handle(
+        {
+            "kind": any_object.kind,
+            "source": any_object.source,
+            "options": any_object.options,
+            "frames": any_object.frames,
+        },
+        PROVER,
+    )["grammar"]
+    assert accepts(grammar, '{"k": 1}') and accepts(grammar, '{"name": "f", "arguments": {"a": 1}}')
+    assert not accepts(grammar, '{"name": "f", "arguments": {"a": "x"}}') and not accepts(grammar, '{"name": "g"}')
+
+
+def test_beside_a_document_the_model_may_think_first() -> None:
+    row, reasoning = TOOL_FORMATS["hermes"], REASONING_FORMATS["qwen3"]
+    vocabulary = Vocabulary((*row.marks, *reasoning.marks), special=True)
+    inner = calls_or_content(row, tools(), answer_spec(), vocabulary.special, parallel=True)
+    spec = after_thinking(inner, reasoning, vocabulary.special, is_thinking=True)
+    assert spec is not None and len(spec.frames) == 2
+    texts = [text for seed in range(20) if (text := vocabulary.walk(spec, seed)) is not None]
+    assert texts
+    for text in texts:
+        _, mark, answer = text.partition("</think>")
+        delta = read(row, answer.strip())
+        assert mark and (delta.calls or jsonschema.validate(json.loads(delta.content), ANSWER) is None)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_a_loose_tool_is_held_to_what_its_format_can_write(row: ToolFormat) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"s": {"type": "string", "pattern": "^[a-c]+$"}, "n": {"type": "integer"}},
+        "required": ["n"],
+        "anyOf": [{"required": ["s"]}, {"properties": {"n": {"minimum": 0}}}],
+    }
+    vocabulary = Vocabulary(row.marks, special=False)
+    held = prepared_tools([Tool("f", schema)], ["tools.0"], GrammarLimits(), loose={"f"}, row=row)
+    spec = required_calls(row, held, vocabulary.special, "tool_choice", parallel=False)
+    arguments = [
+        json.loads(call.arguments)
+        for seed in range(12)
+        if (text := vocabulary.walk(spec, seed)) is not None
+        for call in read(row, text).calls
+    ]
+    assert arguments
+    for value in arguments:
+        assert isinstance(value["n"], int) and isinstance(value.get("s", ""), str)
 
 
 def thinking_walks(is_thinking: bool | None, budget: int | None, *, special: bool) -> list[str]:

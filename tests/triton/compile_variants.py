@@ -38,7 +38,7 @@ def compile_variant(variant: Variant, capability: int) -> dict[str, object]:
     assert not missing, f"{variant.name}: no type and no value for {missing}"
     attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in variant.divisible}
     source = ASTSource(variant.kernel, signature, dict(variant.constexprs), attributes)
-    options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages}
+    options = {name: getattr(variant, name) for name in ("num_warps", "num_stages", "enable_fp_fusion")}
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from octavo.ops.layer_stack import StackShape
+from octavo.ops.program import Heads
 from octavo.ops.triton import attention as module
 from octavo.ops.triton.attention import CHUNK, AttentionPlanner
 from octavo.ops.triton.rope import kv_cache_shapes
@@ -48,6 +48,12 @@ def test_capped_scores() -> None:
     Step([(50, 1), (40, 20)], (4, 2, 32)).check(softcap=30.0, scale=90.0)
 
 
+def test_scores_that_fall_with_the_distance() -> None:
+    slopes = 2.0 ** -torch.arange(1.0, 5.0)
+    Step([(50, 1), (CHUNK + 9, 1), (40, 20)], (4, 2, 32)).check(slopes=slopes)
+    Step([(90, 1), (70, 70)], (4, 4, 16), torch.bfloat16).check(slopes=slopes)
+
+
 def test_a_sequence_alone_has_the_bits_that_it_has_in_company() -> None:
     step = Step([(CHUNK + 40, 1), (3, 1), (50, 9), (20, 20)], (4, 2, 32))
     whole = step.run()
@@ -65,11 +71,7 @@ def test_a_sequence_alone_has_the_bits_that_it_has_in_company() -> None:
 
 def plan_of(step: Step, num_decodes: int, size: int | None = None) -> Any:
     hq, hkv, d = step.heads
-    shape = StackShape(
-        hidden_size=1, intermediate_size=1, num_heads=hq, num_kv_heads=hkv, head_dim=d, eps=0.0, attn_scale=1.0,
-        softcap=0.0, activation="silu",
-    )  # fmt: skip
-    planner = AttentionPlanner(shape, torch.device("cpu"), torch.float32)
+    planner = AttentionPlanner(Heads(num_heads=hq, num_kv_heads=hkv, head_dim=d), torch.device("cpu"), torch.float32)
     if size is None:
         arrays = planner.arrays(step.seq_lens.numpy(), step.starts.numpy(), num_decodes)
     else:
@@ -109,11 +111,8 @@ def test_a_padded_plan_gives_the_same_bits_and_its_padding_nothing() -> None:
 
 def test_a_plan_that_needs_too_many_items_is_not_padded() -> None:
     lens = np.full(2, 300 * CHUNK, np.int32)
-    shape = StackShape(
-        hidden_size=1, intermediate_size=1, num_heads=1, num_kv_heads=1, head_dim=16, eps=0.0, attn_scale=1.0,
-        softcap=0.0, activation="silu",
-    )  # fmt: skip
-    assert AttentionPlanner(shape, torch.device("cpu"), torch.bfloat16).padded_arrays(lens, 2) is None
+    heads = Heads(num_heads=1, num_kv_heads=1, head_dim=16)
+    assert AttentionPlanner(heads, torch.device("cpu"), torch.bfloat16).padded_arrays(lens, 2) is None
 
 
 def test_the_longest_tiles_come_first() -> None:

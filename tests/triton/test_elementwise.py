@@ -41,7 +41,34 @@ def test_norms(shape: tuple[int, int], dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", ["silu", "gelu_tanh"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_layer_norms(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    x, residual, weight = randn(*shape, dtype=dtype) + 3, randn(*shape, dtype=dtype, seed=1), randn(shape[1])
+    for bias in (None, randn(shape[1], seed=2)):
+        expected, summed, added = torch.empty(shape), residual.float().clone(), residual.clone()
+        out = torch.full(shape, torch.nan, dtype=dtype)
+        reference.layer_norm(expected, x.float(), weight, bias, 1e-5)
+        elementwise.layer_norm(out, x, weight, bias, 1e-5)
+        close(out, expected, dtype)
+        reference.add_layer_norm(expected, summed, x.float(), weight, bias, 1e-6)
+        elementwise.add_layer_norm(out, added, x, weight, bias, 1e-6)
+        close(out, expected, dtype)
+        assert torch.equal(added, summed.to(dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", ["silu", "gelu_tanh", "gelu", "relu"])
+def test_plain_activations(kind: str, dtype: torch.dtype) -> None:
+    for rows, width in (*SHAPES, (2, 1100)):
+        x = (randn(rows, width) * 4).to(dtype)
+        expected, out = torch.empty(rows, width), torch.full((rows, width), torch.nan, dtype=dtype)
+        reference.act(expected, x.float(), kind)
+        elementwise.act(out, x, kind)
+        close(out, expected, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", ["silu", "gelu_tanh", "gelu", "relu"])
 def test_activations(kind: str, dtype: torch.dtype) -> None:
     for rows, width in (*SHAPES, (2, 1100)):
         gate_up = (randn(rows, 2 * width) * 20).to(dtype)

@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 
+from engine.drafters import Oracle
 from engine.harness import Engine, Reply, Run, request
 from interpreted_device import InterpretedDevice
 from octavo.config import CacheConfig, EngineConfig, ModelConfig, ParallelConfig, SchedulerConfig
@@ -147,3 +148,19 @@ def test_a_finished_request_whose_step_ahead_was_in_vain_does_not_disturb_the_ne
         ids = expected[message.request_id].token_ids
         assert run.replies[message.request_id].token_ids == ids[: ids.index(ids[4]) + 1]
     check(run, {request_id + 100: reply for request_id, reply in expected.items()})
+
+
+def test_drafts_change_no_bit_of_a_reply(
+    model: Path, expected: dict[int, Reply], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rows of a draft are decoded like any others, in steps that are replayed like any others."""
+    engine = TinyEngine(model, InterpretedDevice(), monkeypatch, batch_invariant=True)
+    alone = engine.run(requests_under_test()).replies
+    drafter = Oracle(alone)
+    before = engine.device.num_replays
+    run = engine.run(requests_under_test(), scheduler=engine.scheduler(drafter=drafter), ahead=True, per_step=1)
+    assert run.replies == alone
+    check(run, expected)
+    assert drafter.num_accepted > 10 and drafter.num_rejected > 5
+    assert engine.device.num_replays > before
+    assert run.num_ahead == 0

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from octavo.errors import DeviceError
 from octavo.ops import flashinfer_prompts
-from octavo.ops.layer_stack import StackShape
+from octavo.ops.program import Heads
 from octavo.ops.table import Binding, bind
 from octavo.ops.triton.attention import AttentionPlanner
 from triton_steps import TOLERANCE, Step
@@ -95,16 +95,13 @@ def library() -> types.SimpleNamespace:
     return types.SimpleNamespace(BatchPrefillWithPagedKVCacheWrapper=type("Wrapper", (Wrapper,), {"plans": []}))
 
 
-def shape(head_dim: int = 64) -> StackShape:
+def heads(head_dim: int = 64) -> Heads:
     hq, hkv, _ = HEADS
-    return StackShape(
-        hidden_size=1, intermediate_size=1, num_heads=hq, num_kv_heads=hkv, head_dim=head_dim, eps=0.0, attn_scale=1.0,
-        softcap=0.0, activation="silu",
-    )  # fmt: skip
+    return Heads(num_heads=hq, num_kv_heads=hkv, head_dim=head_dim)
 
 
 def planner(library: Any, is_required: bool = False) -> AttentionPlanner:
-    return AttentionPlanner(shape(), torch.device("cpu"), torch.bfloat16, library, is_required)
+    return AttentionPlanner(heads(), torch.device("cpu"), torch.bfloat16, library, is_required)
 
 
 def run(step: Step, planner: AttentionPlanner, num_decodes: int, *options: dict[str, Any]) -> list[Tensor]:
@@ -159,8 +156,8 @@ def test_one_that_was_asked_for_must_work(library: types.SimpleNamespace) -> Non
 
 def test_heads_that_it_has_no_kernels_for(library: types.SimpleNamespace) -> None:
     with pytest.raises(DeviceError, match="--attention-backend flashinfer has no kernels for heads of 80"):
-        AttentionPlanner(shape(80), torch.device("cpu"), torch.bfloat16, library, True)
-    AttentionPlanner(shape(80), torch.device("cpu"), torch.bfloat16, library)
+        AttentionPlanner(heads(80), torch.device("cpu"), torch.bfloat16, library, True)
+    AttentionPlanner(heads(80), torch.device("cpu"), torch.bfloat16, library)
 
 
 def test_when_it_is_used(library: types.SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:

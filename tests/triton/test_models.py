@@ -22,6 +22,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("Qwen3", {"head_dim": 16}),
     "gemma2": ("Gemma2", {"head_dim": 16, "sliding_window": 8, "attn_logit_softcapping": 2.0,
                           "final_logit_softcapping": 3.0}),
+    "gpt2": ("GPT2", {"tie_word_embeddings": False, "n_inner": 48}),
+    "gpt-neox": ("GPTNeoX", {"rotary_pct": 0.5}),
+    "bloom": ("Bloom", {}),
+    "phi3": ("Phi3", {"pad_token_id": None, "sliding_window": 8}),
+    "mixtral": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "gemma3": ("Gemma3", {"num_hidden_layers": 3, "head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 24}),
 }  # fmt: skip
 

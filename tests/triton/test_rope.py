@@ -17,17 +17,20 @@ def randn(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
 
 
+@pytest.mark.parametrize("rotates", [True, False])
 @pytest.mark.parametrize("has_norm", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("heads", HEADS)
-def test_rotates_norms_and_writes(heads: tuple[int, int, int], dtype: torch.dtype, has_norm: bool) -> None:
+def test_rotates_norms_and_writes(
+    heads: tuple[int, int, int], dtype: torch.dtype, has_norm: bool, rotates: bool
+) -> None:
     hq, hkv, d = heads
     rows, block_size = 7, 16
     k_shape, v_shape = reference.kv_cache_shapes(4, block_size, hkv, d)
     ref_k, ref_v = torch.zeros(k_shape), torch.zeros(v_shape)
     slots = torch.randperm(4 * block_size, generator=torch.Generator().manual_seed(d))[:rows]
     angles = torch.arange(32.0)[:, None] * torch.logspace(0, -3, d // 2)[None, :]
-    cos_sin = torch.cat((angles.cos(), angles.sin()), dim=1)
+    cos_sin = torch.cat((angles.cos(), angles.sin()), dim=1) if rotates else None
     qkv = randn(rows, (hq + 2 * hkv) * d).to(dtype)
     positions = torch.arange(rows, dtype=torch.int32) + 5
     q_norm, k_norm = (randn(d), randn(d, seed=2)) if has_norm else (None, None)

@@ -8,13 +8,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import triton.language as tl
 from torch import Tensor
 
+import triton
 from octavo.ops import reference_sampling as reference
 from octavo.ops.sampling_batch import SamplingBatch, csr_offsets
-from octavo.ops.triton import sampling
+from octavo.ops.triton import sampling, sampling_kernels
 
 VOCAB = 4200  # two parts
+
+
+@triton.jit
+def noise_kernel(out, seeds, positions, COUNT: tl.constexpr):
+    ids = tl.arange(0, COUNT)
+    tl.store(out + ids, sampling_kernels.gumbel(tl.load(seeds), tl.load(positions), ids))
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -54,7 +62,7 @@ def drawn(logits: Tensor, batch: SamplingBatch) -> tuple[list[int], list[int]]:
 
 
 def check(logits: Tensor, rows: list[dict[str, Any]]) -> None:
-    """The reference's tokens, or one beside which the running sum passes the number within float32's rounding."""
+    """The reference's tokens, or one whose score is the winner's within float32's rounding."""
     batch = batch_of(rows)
     ids, flags = drawn(logits, batch)
     expected, expected_flags = (torch.empty(len(rows), dtype=torch.int32) for _ in range(2))
@@ -68,10 +76,20 @@ def check(logits: Tensor, rows: list[dict[str, Any]]) -> None:
         p = reference.distribution(
             x, float(batch.temperature[i]), int(batch.top_k[i]), float(batch.top_p[i]), float(batch.min_p[i])
         )
-        u = reference.uniform(int(batch.seeds[i]), int(batch.positions[i]))
         assert p[mine] > 0, f"row {i}: {mine} was filtered"
-        low, high = sorted((mine, wanted))
-        assert abs(float(p[: low + 1].sum()) - u) < 2e-6 and float(p[low + 1 : high].sum()) < 2e-6, f"row {i}"
+        ids = torch.tensor([mine, wanted])
+        noise = reference.gumbel(reference.noise_bits(int(batch.seeds[i]), int(batch.positions[i]), ids))
+        first, second = (x[ids] / batch.temperature[i] + noise).tolist()
+        assert abs(first - second) < 1e-5 * max(1.0, abs(first)), f"row {i}"
+
+
+def test_noise_has_the_reference_s_bits() -> None:
+    for seed, position in ((0, 0), (2**64 - 3, 2**33 + 5), (-7, 11)):
+        seeds, positions = torch.tensor([seed - 2**64 if seed > 2**63 else seed]), torch.tensor([position])
+        out = torch.empty(4096)
+        noise_kernel[(1,)](out, seeds, positions, COUNT=4096, enable_fp_fusion=False)
+        bits = reference.noise_bits(seed, position, torch.arange(4096))
+        assert torch.equal(out, reference.gumbel(bits))
 
 
 def test_greedy_takes_the_first_of_equals_and_flags_what_has_no_best() -> None:

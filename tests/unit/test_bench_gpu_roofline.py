@@ -57,7 +57,7 @@ def test_no_torch_is_needed() -> None:
 
 
 # ---------------------------------------------------------------- workloads
-def test_w1_is_the_published_load(gpu: Modules) -> None:
+def test_workload_1_is_the_published_load(gpu: Modules) -> None:
     load = gpu.workloads.w1()
     assert (len(load.works), load.num_prompt_tokens, load.num_output_tokens) == (256, 142_827, 133_966)
     assert all(100 <= len(work.prompt) <= 1024 and 100 <= work.output_len <= 1024 for work in load.works)
@@ -65,7 +65,7 @@ def test_w1_is_the_published_load(gpu: Modules) -> None:
     assert load.works[0].prompt[:3] == gpu.workloads.w1().works[0].prompt[:3]
 
 
-def test_w3_has_the_lengths_of_sharegpt_on_average(gpu: Modules) -> None:
+def test_workload_3_has_the_lengths_of_sharegpt_on_average(gpu: Modules) -> None:
     load = gpu.workloads.w3(1000, 8.0)
     assert load.num_prompt_tokens == pytest.approx(202 * 500, rel=0.002)
     assert load.num_output_tokens == pytest.approx(179 * 500, rel=0.002)
@@ -73,7 +73,7 @@ def test_w3_has_the_lengths_of_sharegpt_on_average(gpu: Modules) -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.75])
-def test_w7_shares_what_it_says_and_no_more(gpu: Modules, share: float) -> None:
+def test_workload_7_shares_what_it_says_and_no_more(gpu: Modules, share: float) -> None:
     load = gpu.workloads.w7(100_000, share, num_requests=8)
     shared = {tuple(work.prompt[: work.shared]) for work in load.works}
     assert {work.shared for work in load.works} == {round(2048 * share)}
@@ -82,7 +82,7 @@ def test_w7_shares_what_it_says_and_no_more(gpu: Modules, share: float) -> None:
     assert {len(work.prompt) for work in load.works} == {2048}
 
 
-def test_w7_of_another_share_begins_otherwise(gpu: Modules) -> None:
+def test_workload_7_of_another_share_begins_otherwise(gpu: Modules) -> None:
     """Else the second run would find the first one's blocks."""
     a, b = (gpu.workloads.w7(100_000, share, num_requests=1).works[0].prompt for share in (0.25, 0.5))
     assert a[:16] != b[:16]

@@ -290,9 +290,9 @@ def test_a_file_that_is_none_is_refused(
         ("--request-rate 0", "--request-rate must be greater than 0"),
         ("--url ftp://x", "--url must be HOST:PORT or an http or https address; got 'ftp://x'"),
         ("--endpoint /v1/embeddings", "--endpoint must be one of /v1/completions, /v1/chat/completions"),
-        ("--dataset-name sharegpt", "--dataset-name sharegpt and --dataset-path go together"),
+        ("--dataset-name sharegpt", "--dataset-name sharegpt and --dataset-path must be given together"),
         ("--beside-interval 2", "--beside-interval goes with --beside-input-len"),
-        ("--backend openai-chat", "--endpoint says which part"),
+        ("--backend openai-chat", "--endpoint chooses the route"),
         ("--host 127.0.0.1", "--url http://HOST:PORT"),
     ],
 )

@@ -20,6 +20,7 @@ from octavo.cli.serve import MOST_USED, serve_config
 from octavo.cli.vllm import ROWS
 from octavo.config import ServeConfig
 from octavo.errors import InvalidConfig
+from octavo.text.grammar import limits_of
 
 TABLE = flags()
 SPELLINGS = sorted(o for f in TABLE.values() for o in (*f.options, *f.off_options))
@@ -52,6 +53,7 @@ def sample(flag: Flag) -> str:
         "public_paths": "/metrics",
     }
     special |= {flag.field: '{"top_k": 5}' for flag in TABLE.values() if flag.is_json}
+    special["structured_outputs_config"] = '{"disable_any_whitespace": true}'
     if flag.field in special:
         return special[flag.field]
     if flag.choices:
@@ -231,7 +233,7 @@ def test_d9_the_file_takes_booleans_lists_units_and_opposites(tmp_path: Path) ->
         ("port:", "--port has no value"),
         ("port: 99999", "--port must be at least 0"),
         ("port: 1\nport: 2", "given twice"),
-        ("enable-prefix-caching: true\nno-enable-prefix-caching: true", "says again"),
+        ("enable-prefix-caching: true\nno-enable-prefix-caching: true", "sets the same flag as"),
         ("enable-prefix-caching: maybe", "--enable-prefix-caching must be true or false"),
         ("dtype: flot32", "did you mean float32?"),
         ("served-model-name: [[a]]", "--served-model-name"),
@@ -364,3 +366,30 @@ def test_a_wrong_flag_ends_before_anything_heavy_is_imported() -> None:
     environ = {k: v for k, v in os.environ.items() if not k.startswith("OCTAVO_")}
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environ)
     assert json.loads(run.stdout) == [2, []]
+
+
+# ---------------------------------------------------------------- structured outputs
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--disable-additional-properties"],
+        ["--guided-decoding-disable-additional-properties"],
+        ["--structured-outputs-config.disable_additional_properties", "true"],
+        ["--structured-outputs-config", '{"disable_additional_properties": true, "backend": "xgrammar"}'],
+    ],
+    ids=lambda words: words[0],
+)
+def test_objects_are_closed_in_all_spellings(words: list[str]) -> None:
+    limits = limits_of(parse("m", *words).server, ())
+    assert limits.disable_additional_properties and not limits.disable_any_whitespace
+    assert not limits_of(parse("m").server, ()).disable_additional_properties
+
+
+def test_what_the_settings_of_structured_outputs_cannot_say_is_refused() -> None:
+    for value, why in (
+        ('{"disable_aditional_properties": true}', "disable_additional_properties"),
+        ('{"disable_any_whitespace": 1}', "must be true or false"),
+        ('{"backend": "banana"}', "backend must be"),
+        ('{"enable_in_reasoning": true}', "enable_in_reasoning must be false"),
+    ):
+        assert why in refused("m", "--structured-outputs-config", value)

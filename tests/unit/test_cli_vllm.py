@@ -191,7 +191,6 @@ def test_what_asks_for_what_octavo_does_anyway_is_accepted_and_told(words: str) 
         ("--enable-prompt-adapter", "prompt adapters are not built yet"),
         ("--kv-transfer-config {\"a\":1}", "to move KV blocks between servers is not built yet"),
         ("--cpu-offload-gb 4", "offloading of weights is not built yet"),
-        ("--tokenizer-mode mistral", "tokenizer.json"),
         ("--hf-overrides.rope_theta 1", "give --hf-overrides as one JSON object"),
         ("--max-loras many", "--max-loras must be a whole number; got 'many'"),
         ("-tp", "--tensor-parallel-size needs a value"),
@@ -200,6 +199,12 @@ def test_what_asks_for_what_octavo_does_anyway_is_accepted_and_told(words: str) 
 )  # fmt: skip
 def test_a_capability_that_is_not_there_is_refused_by_its_name(words: str, capability: str) -> None:
     assert capability in refused("m", *words.split())
+
+
+def test_t15_the_tokenizer_mode_of_mistral_is_refused() -> None:
+    """It has a renderer of its own, which takes neither templates nor tools."""
+    assert "tokenizer.json" in refused("m", "--tokenizer-mode", "mistral")
+    assert told("m", "--tokenizer-mode", "auto")[0] == serve_config(["m"], {})
 
 
 def test_settings_that_stand_for_octavo_s_own() -> None:

@@ -47,7 +47,9 @@ def test_e8_w29_the_context_is_filled_to_the_last_token(prompt: int, max_tokens:
 def test_a_request_larger_than_the_cache_is_refused_with_both_numbers() -> None:
     async def main() -> None:
         async with Engine(info={"max_request_tokens": 32}) as engine:
-            with pytest.raises(ContextLengthExceeded, match=r"At most 32 .* KV cache.* prompt has 30 and 3 were"):
+            with pytest.raises(
+                ContextLengthExceeded, match=r"At most 32 .* KV cache.* prompt has 30, which leaves 2, .* is 3"
+            ):
                 engine.client.generate(request(30, max_tokens=3))
             engine.client.generate(request(30, max_tokens=2))
             assert len(engine.connection.added) == 1

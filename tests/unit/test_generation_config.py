@@ -72,7 +72,7 @@ def test_the_override_wins_and_null_takes_away(tmp_path: Path) -> None:
         ({"temperature": True}, "temperature must be a number"),
         ({"top_k": 1.5}, "top_k must be a number"),
         ({"temperature": -1}, "`temperature` must be in"),
-        ({"top_p": 0}, "`top_p` must be in"),
+        ({"top_p": -0.1}, "`top_p` must be in"),
         ({"max_new_tokens": 0}, "`max_tokens` must be at least 1"),
         ("[" * 100_000, "not valid JSON"),
         (" " * (1 << 20) + "{}", "larger than"),
@@ -102,9 +102,17 @@ def test_defaults_are_for_what_a_request_leaves_out_or_gives_as_null() -> None:
 
 def test_a_default_of_max_tokens_never_makes_a_request_too_long() -> None:
     server = make_server(default_sampling={"max_tokens": 50})
-    server.complete([1] * 10, max_tokens=None)
-    server.complete([1] * (CONTEXT - 20), max_tokens=None)
-    server.complete([1] * 10, max_tokens=None, min_tokens=60)
-    server.complete([1] * 10, max_tokens=70)
-    server.complete([1] * 10)
-    assert [r.params.max_tokens for r in server.engine.requests] == [50, 20, 60, 70, 16]
+    server.chat("x" * 5)
+    server.chat("x" * (CONTEXT - 20 - len("user:")), max_tokens=None)
+    server.chat("x", min_tokens=60)
+    server.chat("x", max_tokens=70)
+    assert [r.params.max_tokens for r in server.engine.requests] == [50, 20, 60, 70]
+
+
+def test_s16_the_16_tokens_of_text_completions_never_make_a_request_too_long_either() -> None:
+    server = make_server(default_sampling={"max_tokens": 50})
+    for fields in ({}, {"max_tokens": None}):
+        server.complete([1] * 10, **fields)
+        server.complete([1] * (CONTEXT - 5), **fields)
+        server.complete([1] * 10, min_tokens=60, **fields)
+    assert [r.params.max_tokens for r in server.engine.requests] == [16, 5, 60] * 2

@@ -98,7 +98,7 @@ def test_a_stale_socket_file_is_replaced_and_a_live_one_is_not(tmp_path: Path) -
 def test_a_file_that_is_no_socket_is_not_touched(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("mine")
-    with pytest.raises(StartupError, match="is no socket"):
+    with pytest.raises(StartupError, match="is not a socket"):
         bind(config(uds=str(path)))
     assert path.read_text() == "mine"
 

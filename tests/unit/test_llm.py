@@ -144,7 +144,7 @@ WRONG: list[tuple[Any, Any, str | None]] = [
     ("a", SamplingParams(logit_bias={"x": 1}), "logit_bias"),  # type: ignore[dict-item]
     ("a", SamplingParams(stop_token_ids=(1, "2")), "stop_token_ids[1]"),  # type: ignore[arg-type]
     ("a", SamplingParams(seed=2**70), "seed"),
-    ("a", SamplingParams(max_tokens=2**70), "prompts.0"),
+    ("a", SamplingParams(max_tokens=2**70), "max_tokens"),
     (["a", "b"], [params()], "sampling_params"),
     ("a", params(grammar='start: "a"'), "grammar"),
 ]

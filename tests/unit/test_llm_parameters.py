@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 
 from client_fakes import TOKENIZER
 from octavo import LLM, BeamParams, GuidedDecodingParams, SamplingParams, StructuredOutputsParams, engine_process
-from octavo.errors import InvalidRequest, ServerError
+from octavo.errors import InvalidRequest, RequestError, ServerError
 from octavo.served.checks import checked_params
 from octavo.served.turn import Completion, Turn
 from octavo.text.grammar import GrammarLimits, spec_of
@@ -119,12 +120,12 @@ def test_g11_the_engine_is_given_the_grammar_and_keeps_to_it(llm: LLM) -> None:
 REFUSED: list[tuple[Any, str]] = [
     (wants(), "structured_outputs"),
     (wants(json={}, regex="a"), "structured_outputs"),
-    (wants(json={"not": {}}), "structured_outputs.json.not"),
+    (wants(json={"if": {}}), "structured_outputs.json.if"),
     (wants(json="{"), "structured_outputs.json"),
     (wants(json={"type": "banana"}), "structured_outputs.json.type"),
     (wants(json={"minimum": float("nan")}), "structured_outputs"),
     (wants(json={"const": {1, 2}}), "structured_outputs"),
-    (wants(json={"description": "x" * 1000}), "structured_outputs.json"),
+    (wants(json={"enum": ["x" * 1000]}), "structured_outputs.json"),
     (wants(regex="(?=a)"), "structured_outputs.regex"),
     (wants(regex=5), "structured_outputs.regex"),
     (wants(regex="a{1000000000}{1000000000}"), "structured_outputs.regex"),
@@ -132,7 +133,7 @@ REFUSED: list[tuple[Any, str]] = [
     (wants(grammar="start: missing"), "structured_outputs.grammar"),
     (wants(structural_tag={"structures": []}), "structured_outputs.structural_tag"),
     (wants(json={}, whitespace_pattern="x"), "structured_outputs.whitespace_pattern"),
-    (SamplingParams(guided_decoding=GuidedDecodingParams(json={"not": {}})), "guided_decoding.json.not"),
+    (SamplingParams(guided_decoding=GuidedDecodingParams(json={"if": {}})), "guided_decoding.json.if"),
     (SamplingParams(guided_decoding=GuidedDecodingParams(regex="a", backend="banana")), "guided_decoding.backend"),
     (
         SamplingParams(
@@ -266,3 +267,56 @@ def test_the_settings_of_the_server_for_defaults(model: Path, settings: Any, exp
         assert llm.get_default_sampling_params() == expected
         count = expected.max_tokens or 16
         assert len(llm.generate("abc", use_tqdm=False)[0].outputs[0].token_ids) == count
+
+
+# ---------------------------------------------------------------- numbers
+NUMBERS = [
+    "n", "best_of", "temperature", "top_p", "top_k", "min_p", "seed", "presence_penalty", "frequency_penalty",
+    "repetition_penalty", "max_tokens", "min_tokens", "logprobs", "prompt_logprobs",
+]  # fmt: skip
+VALUES = [
+    1e-320, -1e-320, 1e-45, -0.0, 0, 3.5e38, 1e308, math.nan, math.inf, -math.inf, 2**63, 2**64, -(2**63) - 1, 10**400,
+    -(10**400), 1.5, True, "1", [],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_number_is_used_or_refused_by_its_name(llm: LLM, name: str) -> None:
+    for value in VALUES:
+        try:
+            (output,) = llm.generate("abc", SamplingParams(**{"max_tokens": 2, name: value}), use_tqdm=False)
+            assert output.outputs
+        except RequestError as error:
+            assert error.param == name, (value, error)
+            assert len(error.message) < 300
+
+
+@pytest.mark.parametrize("value", VALUES)
+def test_so_is_one_within_a_field_and_one_of_beams(llm: LLM, value: Any) -> None:
+    for name, fields in (
+        ("logit_bias", {"logit_bias": {1: value}}),
+        ("stop_token_ids", {"stop_token_ids": (value,)}),
+        ("allowed_token_ids", {"allowed_token_ids": (value,)}),
+    ):
+        try:
+            llm.generate("abc", SamplingParams(max_tokens=2, **fields), use_tqdm=False)
+        except InvalidRequest as error:
+            assert (error.param or "").split("[")[0] == name, (value, error)
+    for name in ("length_penalty", "width"):
+        beams = BeamParams(**{"width": 2, name: value})
+        try:
+            llm.generate("abc", SamplingParams(max_tokens=2, temperature=0.0), beams=beams, use_tqdm=False)
+        except InvalidRequest as error:
+            assert error.param in (name, "best_of"), (value, error)
+
+
+def test_beams_and_best_of_are_refused_where_logits_stand_for_log_probabilities(model: Path) -> None:
+    with LLM(str(model), max_num_seqs=4, logprobs_mode="raw_logits") as llm:
+        for params, beams, param in (
+            (SamplingParams(temperature=0.0, max_tokens=2), BeamParams(width=2), "use_beam_search"),
+            (SamplingParams(best_of=2, max_tokens=2), None, "best_of"),
+        ):
+            with pytest.raises(InvalidRequest, match="needs log probabilities") as caught:
+                llm.generate("abc", params, beams=beams, use_tqdm=False)
+            assert caught.value.param == param
+        assert llm.generate("abc", SamplingParams(max_tokens=2, n=2), use_tqdm=False)

@@ -11,7 +11,7 @@ from octavo.metrics import Metrics, StatsLogger
 from octavo.observer import FinishedSample, Observer
 from octavo.params import BeamParams, GenerateRequest, SamplingParams
 
-# features.md 7.2: the names of v0.6.0, without the speculative ones, and today's.
+# The names of vLLM 0.6.0, without those of speculative decoding, and the names of today's vLLM.
 NAMES = [
     "num_requests_running", "num_requests_waiting", "num_requests_swapped", "gpu_cache_usage_perc",
     "cpu_cache_usage_perc", "gpu_prefix_cache_hit_rate", "cpu_prefix_cache_hit_rate",

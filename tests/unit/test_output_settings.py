@@ -63,9 +63,9 @@ def test_special_tokens_are_known_by_their_texts() -> None:
 
 def test_harmony_is_read_as_a_whole_or_not_at_all() -> None:
     assert names(settings(reasoning_parser="openai")) == ("openai", "openai")
-    with pytest.raises(InvalidConfig, match="do not read the same outputs"):
+    with pytest.raises(InvalidConfig, match="they read different outputs"):
         settings(reasoning_parser="openai", tool_call_parser="hermes")
-    with pytest.raises(InvalidConfig, match="do not read the same outputs"):
+    with pytest.raises(InvalidConfig, match="they read different outputs"):
         settings(reasoning_parser="qwen3", tool_call_parser="openai")
 
 

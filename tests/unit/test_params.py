@@ -27,12 +27,12 @@ def refused(**fields: Any) -> InvalidRequest:
 
 @pytest.mark.parametrize("name", RANGES)
 def test_each_end_of_a_range_is_inside_and_the_next_value_is_not(name: str) -> None:
-    low, high, is_open = RANGES[name]
+    low, high = RANGES[name]
     step = 1 if isinstance(getattr(SamplingParams(), name), int | None) else 1e-9
     others = {"min_tokens": {"max_tokens": None}, "best_of": {"n": 1}}.get(name, {})
     if low is not None:
-        validated(**{name: low + step if is_open else low}, **others)
-        assert refused(**{name: low if is_open else low - step}, **others).param == name
+        validated(**{name: low}, **others)
+        assert refused(**{name: low - step}, **others).param == name
     if high is not None:
         validated(**{name: high}, **others)
         assert refused(**{name: high + step}, **others).param == name
@@ -73,6 +73,16 @@ def test_s1_a_temperature_near_zero_is_greedy_and_a_small_one_is_raised() -> Non
     assert validated(temperature=1e-5).temperature == 0.01
     assert validated(temperature=0.0099).temperature == 0.01
     assert validated(temperature=0.011).temperature == 0.011
+
+
+@pytest.mark.parametrize("top_p", [0.0, -0.0, 5e-324, 1e-45, 1e-6])
+def test_s2_a_top_p_near_zero_leaves_the_most_likely_token(top_p: float) -> None:
+    assert validated(top_p=top_p).top_p == 1e-6
+
+
+@pytest.mark.parametrize("value", [1e-320, 5e-324, 1e-45, 1e-38, 0.0, 1e-7, 1e7, 1e38, 1e308, 10**400])
+def test_s7_a_repetition_penalty_without_room_in_float32_is_refused(value: float) -> None:
+    assert refused(repetition_penalty=value).param == "repetition_penalty"
 
 
 @pytest.mark.parametrize("top_k", [-1, 0, VOCAB, VOCAB + 1, 2**63, 10**400])

@@ -1,7 +1,5 @@
 """The input batch: every scheduled token is read from its request's state and written to its request's block."""
 
-import numpy as np
-
 from octavo.params import SamplingParams
 from octavo.step import CachedRequestData, NewRequestData
 from octavo.worker.input_batch import build_batch
@@ -46,15 +44,15 @@ def test_a_mixed_batch_gathers_prefill_chunk_and_decode() -> None:
     assert batch.block_tables.tolist() == [[7, 3], [5, 9]]
     # Slot 2 has one prompt token left, so only slot 0 samples, from its own row.
     assert batch.logits_rows.tolist() == [0]
-    assert batch.sampling_slots.tolist() == [0]
+    assert batch.rows.slots.tolist() == [0]
 
 
 def test_a_slot_samples_exactly_when_its_known_tokens_are_computed() -> None:
     states = RequestStates(max_num_seqs=2, max_model_len=32, block_size=BLOCK_SIZE, vocab_size=64)
     states.add(new_request(1, [1, 2, 3, 4, 5], [1, 2]))
-    assert build_batch(states, {1: 4}, BLOCK_SIZE).sampling_slots.tolist() == []
+    assert build_batch(states, {1: 4}, BLOCK_SIZE).rows.slots.tolist() == []
     states.update(CachedRequestData(slot=1, new_block_ids=[], num_computed_tokens=4))
-    assert build_batch(states, {1: 1}, BLOCK_SIZE).sampling_slots.tolist() == [1]
+    assert build_batch(states, {1: 1}, BLOCK_SIZE).rows.slots.tolist() == [1]
 
 
 def test_a_slot_taken_over_keeps_nothing_of_its_last_request() -> None:
@@ -67,7 +65,7 @@ def test_a_slot_taken_over_keeps_nothing_of_its_last_request() -> None:
     assert batch.token_ids.tolist() == [3, 4]
     assert batch.block_tables.tolist() == [[9]]
     assert not states.special and not states.logprobs
-    assert states.num_output_tokens(batch.sampling_slots).tolist() == [0]
+    assert states.draw_positions(batch.rows).tolist() == [0]
 
 
 def test_a_request_resumed_after_preemption_counts_its_outputs_as_outputs() -> None:
@@ -75,7 +73,7 @@ def test_a_request_resumed_after_preemption_counts_its_outputs_as_outputs() -> N
     request = new_request(0, [1, 2, 3, 7, 7], [1, 2], frequency_penalty=0.5)
     request.num_prompt_tokens = 3
     states.add(request)
-    assert states.num_output_tokens(np.array([0])).tolist() == [2]
+    assert states.draw_positions(build_batch(states, {0: 5}, BLOCK_SIZE).rows).tolist() == [2]
     penalties = states.special[0].penalties
     assert penalties is not None
     assert (penalties.prompt_ids, penalties.output_counts) == ({1, 2, 3}, {7: 2})

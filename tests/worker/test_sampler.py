@@ -11,7 +11,7 @@ from octavo.config import LogprobsMode
 from octavo.ops.table import bind
 from octavo.params import SamplingParams
 from octavo.step import NewRequestData, TokenMasks
-from octavo.worker.request_states import RequestStates
+from octavo.worker.request_states import RequestStates, Rows
 from octavo.worker.sampler import Sampler, SamplerResult
 from worker.devices import HostDevice
 
@@ -31,12 +31,15 @@ def sample(
         for token_id in outputs.get(request.slot, []):
             states.append_token(request.slot, token_id)
     sampler = Sampler(bind("cpu", "reference"), HostDevice(), 8, mode)  # type: ignore[arg-type]
-    slots = np.array([request.slot for request in requests], np.int64)
-    waits: list[None] = []
-    made = TokenMasks(list(masks), np.concatenate([*masks.values()]), lambda: waits.append(None)) if masks else None
-    result = sampler.collect(sampler.sample(torch.tensor(logits), states, slots, made))
-    assert bool(waits) == bool(masks), "masks are read when they are ready"
-    return result
+    made = TokenMasks(list(masks), bytearray(np.concatenate([*masks.values()]))) if masks else None
+    rows = rows_of(states, [request.slot for request in requests])
+    return sampler.collect(sampler.sample(torch.tensor(logits), states, rows, made))
+
+
+def rows_of(states: RequestStates, slots: list[int]) -> Rows:
+    """One row a slot."""
+    index = np.array(slots, np.int64)
+    return Rows(index, states.num_tokens[index], [])
 
 
 def request(slot: int, prompt: tuple[int, ...] = (1,), seed: int = 0, **params: object) -> NewRequestData:
@@ -77,17 +80,17 @@ def test_each_row_gets_its_own_parameters() -> None:
 def test_a_slot_that_changes_hands_and_rows_that_change_places_take_their_parameters_along() -> None:
     states = RequestStates(max_num_seqs=8, max_model_len=64, block_size=16, vocab_size=VOCAB)
     sampler = Sampler(bind("cpu", "reference"), HostDevice(), 8)  # type: ignore[arg-type]
-    flat, slots = torch.zeros(2, VOCAB), np.array([0, 1], np.int64)
+    flat, slots = torch.zeros(2, VOCAB), [0, 1]
 
-    def drawn(order: np.ndarray) -> list[int]:
-        return sampler.collect(sampler.sample(flat.clone(), states, order)).token_ids.tolist()
+    def drawn(order: list[int]) -> list[int]:
+        return sampler.collect(sampler.sample(flat.clone(), states, rows_of(states, order))).token_ids.tolist()
 
     states.add(request(0))
     states.add(request(1, temperature=1.0, seed=6))
     draw = drawn(slots)[1]
     assert draw != 0, "a seed that draws the greedy token shows nothing"
     assert drawn(slots) == [0, draw]
-    assert drawn(slots[::-1].copy()) == [draw, 0]
+    assert drawn(slots[::-1]) == [draw, 0]
     states.add(request(1))
     assert drawn(slots) == [0, 0]
     states.append_token(0, 3)
@@ -105,11 +108,11 @@ def test_logprobs_are_the_models_own_before_penalties() -> None:
     result = sample([request(0), request(1, logprobs=2, logit_bias={0: 100.0}), request(2, logprobs=0)], [ROW] * 3, {})
     expected = torch.tensor(ROW).log_softmax(-1)
     assert set(result.logprobs) == {1, 2}
-    (entry,) = result.logprobs[1]
+    entry = result.logprobs[1]
     assert entry.logprob == pytest.approx(float(expected[0]))
     assert entry.top_ids == [3, 7]
     assert entry.top_logprobs == pytest.approx([float(expected[3]), float(expected[7])])
-    (bare,) = result.logprobs[2]
+    bare = result.logprobs[2]
     assert (bare.rank, bare.top_ids) == (1, [])
 
 
@@ -146,7 +149,7 @@ def test_the_logits_are_whole_again_after_overlapping_masks() -> None:
         )
     ]
     result = sample(requests, [ROW], {})
-    assert result.logprobs[0][0].top_ids == [3]
+    assert result.logprobs[0].top_ids == [3]
 
 
 INF = math.inf
@@ -170,7 +173,7 @@ def test_s18_the_mode_says_what_is_told(
         request(2, logprobs=1, temperature=0.5, top_k=2),
     ]
     result = sample(requests, [ROW] * 3, {}, mode)
-    first, second, third = (result.logprobs[slot][0] for slot in range(3))
+    first, second, third = (result.logprobs[slot] for slot in range(3))
     if greedy is not None:
         assert first.top_logprobs == pytest.approx(greedy)
     if sampled is not None:
@@ -183,7 +186,7 @@ def test_s18_the_mode_says_what_is_told(
 def test_of_equal_logits_the_lower_id_comes_first_in_every_mode() -> None:
     flat = [1.0] * VOCAB
     for mode in get_args(LogprobsMode):
-        (entry,) = sample([request(0, logprobs=4)], [flat], {}, mode).logprobs[0]
+        entry = sample([request(0, logprobs=4)], [flat], {}, mode).logprobs[0]
         assert (entry.rank, entry.top_ids) == (1, [0, 1, 2, 3])
 
 
@@ -199,7 +202,7 @@ def test_a_mask_forbids_in_its_own_row_and_leaves_the_logprobs_alone() -> None:
     requests = [request(0), request(1, logprobs=2), request(2, logit_bias={3: 100.0})]
     result = sample(requests, [ROW] * 3, {}, masks={1: mask(0, 5, 6, 40), 2: mask(1, 2)})
     assert result.token_ids.tolist() == [3, 0, 2]
-    [entry] = result.logprobs[1]
+    entry = result.logprobs[1]
     assert entry.top_ids == [3, 7]
     assert entry.logprob == pytest.approx(torch.log_softmax(torch.tensor(ROW), 0)[0].item(), abs=1e-5)
 

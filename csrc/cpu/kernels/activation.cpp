@@ -21,17 +21,53 @@ struct GeluTanh {
     }
 };
 
-template <class Act>
-static void act_mul_range(float* out, const float* gate, const float* up, int64_t count) {
+// 0.5 g (1 + erf(g / sqrt(2))), with erf from Abramowitz and Stegun 7.1.26, whose error is below 1.5e-7.
+struct Gelu {
+    static vf of(vf g) {
+        const vf x = vf_mul(vf_abs(g), vf_set(0.70710678118f)), one = vf_set(1.0f);
+        const vf t = vf_div(one, vf_fma(x, vf_set(0.3275911f), one));
+        vf p = vf_fma(t, vf_set(1.061405429f), vf_set(-1.453152027f));
+        p = vf_fma(p, t, vf_set(1.421413741f));
+        p = vf_fma(p, t, vf_set(-0.284496736f));
+        p = vf_mul(vf_fma(p, t, vf_set(0.254829592f)), t);
+        const vf tail = vf_mul(p, vf_exp(vf_mul(vf_sub(vf_zero(), x), x)));  // 1 - erf(x)
+        const vf both = vf_select_lt(g, vf_zero(), tail, vf_sub(vf_set(2.0f), tail));
+        return vf_mul(vf_mul(g, vf_set(0.5f)), both);
+    }
+};
+
+struct Relu {
+    // The order of the arguments keeps a NaN.
+    static vf of(vf g) { return vf_select_lt(g, vf_zero(), vf_zero(), g); }
+};
+
+// out = act(x), times `up` if there is one.
+template <class Act, bool GATED>
+static void act_range(float* out, const float* x, const float* up, int64_t count) {
     int64_t i = 0;
-    for (; i + VW <= count; i += VW) vf_store(out + i, vf_mul(Act::of(vf_load(gate + i)), vf_load(up + i)));
+    for (; i + VW <= count; i += VW) {
+        const vf y = Act::of(vf_load(x + i));
+        vf_store(out + i, GATED ? vf_mul(y, vf_load(up + i)) : y);
+    }
     if (i < count) {
         const int n = int(count - i);
-        vf_store_n(out + i, vf_mul(Act::of(vf_load_n(gate + i, n, 0.0f)), vf_load_n(up + i, n, 0.0f)), n);
+        const vf y = Act::of(vf_load_n(x + i, n, 0.0f));
+        vf_store_n(out + i, GATED ? vf_mul(y, vf_load_n(up + i, n, 0.0f)) : y, n);
     }
 }
 
-static void act_mul(float* out, const float* gate_up, int64_t rows, int64_t width, Activation kind) {
+template <bool GATED>
+static void act_range(float* out, const float* x, const float* up, int64_t count, Activation kind) {
+    switch (kind) {
+        case Activation::silu: return act_range<Silu, GATED>(out, x, up, count);
+        case Activation::gelu_tanh: return act_range<GeluTanh, GATED>(out, x, up, count);
+        case Activation::gelu: return act_range<Gelu, GATED>(out, x, up, count);
+        case Activation::relu: return act_range<Relu, GATED>(out, x, up, count);
+    }
+}
+
+template <bool GATED>
+static void act_rows(float* out, const float* x, int64_t rows, int64_t width, Activation kind) {
     // Narrow rows share a task, wide ones are cut.
     const int64_t pieces = (width + kTaskColumns - 1) / kTaskColumns;
     const int64_t rows_a_task = width < kTaskColumns ? kTaskColumns / width : 1;
@@ -41,15 +77,21 @@ static void act_mul(float* out, const float* gate_up, int64_t rows, int64_t widt
         const int64_t count = width - column < kTaskColumns ? width - column : kTaskColumns;
         const int64_t first = task / pieces * rows_a_task;
         for (int64_t row = first; row < first + rows_a_task && row < rows; ++row) {
-            const float* gate = gate_up + row * 2 * width + column;
-            float* to = out + row * width + column;
-            if (kind == Activation::silu) act_mul_range<Silu>(to, gate, gate + width, count);
-            else act_mul_range<GeluTanh>(to, gate, gate + width, count);
+            const float* from = x + row * width * (GATED ? 2 : 1) + column;
+            act_range<GATED>(out + row * width + column, from, from + width, count, kind);
         }
     });
 }
 
-extern const ActivationKernels activation_kernels = {act_mul};
+static void act_mul(float* out, const float* gate_up, int64_t rows, int64_t width, Activation kind) {
+    act_rows<true>(out, gate_up, rows, width, kind);
+}
+
+static void act(float* out, const float* x, int64_t rows, int64_t width, Activation kind) {
+    act_rows<false>(out, x, rows, width, kind);
+}
+
+extern const ActivationKernels activation_kernels = {act_mul, act};
 
 }  // namespace OCTAVO_ISA
 }  // namespace octavo

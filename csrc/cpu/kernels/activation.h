@@ -1,14 +1,15 @@
-// out[r][i] = act(gate_up[r][i]) * gate_up[r][width + i].
+// act_mul: out[r][i] = act(gate_up[r][i]) * gate_up[r][width + i]. act: out[r][i] = act(x[r][i]).
 #pragma once
 
 #include "isa.h"
 
 namespace octavo {
 
-enum class Activation : int { silu = 0, gelu_tanh = 1 };
+enum class Activation : int { silu = 0, gelu_tanh = 1, gelu = 2, relu = 3 };
 
 struct ActivationKernels {
     void (*act_mul)(float* out, const float* gate_up, int64_t rows, int64_t width, Activation kind);
+    void (*act)(float* out, const float* x, int64_t rows, int64_t width, Activation kind);
 };
 
 OCTAVO_DECLARE_KERNELS(ActivationKernels, activation_kernels)

@@ -225,6 +225,7 @@ struct TileRun {
         for (int row = 0; row < rows; ++row) {
             const int at = row / weigh_at_once * weigh_at_once;
             const int count = rows - at < weigh_at_once ? rows - at : weigh_at_once;
+            if (s.args.slopes) add_bias(w.scores + row * kChunk, row, base);
             soften(w.scores + row * kChunk, seen(row, base), seen(at, count, base), &out.max[row], &out.sum[row]);
         }
         const int panels = s.padded / kKeyTile, panel_step = rows <= kMaxRows ? panels : tiles_at_once(kMaxRows);
@@ -268,6 +269,20 @@ struct TileRun {
         *sum_out = vf_sum(sums[0]);
         for (int i = shared.first; i < first; ++i) x[i] = 0.0f;
         for (int i = end; i < shared.end; ++i) x[i] = 0.0f;
+    }
+
+    // What lies at a distance weighs less, in the tiles that the row sees: slope * (key - query position).
+    void add_bias(float* x, int row, int base) const {
+        float lanes[VW];
+        for (int i = 0; i < VW; ++i) lanes[i] = float(i);
+        const Range mine = seen(row, base);
+        const int first = mine.first / kKeyTile * kKeyTile, end = (mine.end + kKeyTile - 1) / kKeyTile * kKeyTile;
+        const int offset = base - s.position(tile, row / s.group);
+        const vf slope = vf_set(s.args.slopes[tile.kv_head * s.group + row % s.group]), lane = vf_load(lanes);
+        for (int i = first; i < end; i += VW) {
+            const vf distance = vf_add(vf_set(float(offset + i)), lane);
+            vf_store(x + i, vf_add(vf_load(x + i), vf_mul(slope, distance)));
+        }
     }
 
     // softcap * tanh(x / softcap), with tanh z = 1 - 2 / (e^(2z) + 1).

@@ -24,6 +24,7 @@ struct AttentionArgs {
     float scale;
     int window;     // 0: none; else a key at a distance < window is seen
     float softcap;  // 0: none
+    const float* slopes;  // [num_heads] or null: slope times (key - query position) is added to a score (ALiBi)
 };
 
 struct AttentionKernels {

@@ -40,6 +40,48 @@ static void add_rms_norm(float* out, float* residual, const float* x, const floa
     });
 }
 
+// The sum of f over a row's vectors, in an order that depends on the width alone; missing lanes are `fill`.
+template <class F>
+static inline float sum_of(const float* x, int64_t width, float fill, const F& f) {
+    vf sums[4] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()};
+    int64_t i = 0;
+    for (; i + 4 * VW <= width; i += 4 * VW)
+        for (int j = 0; j < 4; ++j) sums[j] = vf_add(sums[j], f(vf_load(x + i + j * VW)));
+    for (; i < width; i += VW)
+        sums[0] = vf_add(sums[0], f(width - i >= VW ? vf_load(x + i) : vf_load_n(x + i, int(width - i), fill)));
+    return vf_sum(vf_add(vf_add(sums[0], sums[1]), vf_add(sums[2], sums[3])));
+}
+
+static inline void layer_norm_row(float* out, const float* x, const float* weight, const float* bias, int64_t width, float eps) {
+    const float mean = sum_of(x, width, 0.0f, [](vf a) { return a; }) / float(width);
+    const vf m = vf_set(mean);
+    const float squares = sum_of(x, width, mean, [m](vf a) { return vf_mul(vf_sub(a, m), vf_sub(a, m)); });
+    const float inverse = 1.0f / sqrtf(squares / float(width) + eps);
+    const vf s = vf_set(inverse);
+    int64_t i = 0;
+    for (; i + VW <= width; i += VW) {
+        const vf y = vf_mul(vf_mul(vf_sub(vf_load(x + i), m), s), vf_load(weight + i));
+        vf_store(out + i, bias ? vf_add(y, vf_load(bias + i)) : y);
+    }
+    for (; i < width; ++i) {
+        const float y = (x[i] - mean) * inverse * weight[i];
+        out[i] = bias ? y + bias[i] : y;
+    }
+}
+
+static void layer_norm(float* out, const float* x, const float* weight, const float* bias, int64_t rows, int64_t width,
+                       float eps) {
+    for_rows(rows, width, [&](int64_t at) { layer_norm_row(out + at, x + at, weight, bias, width, eps); });
+}
+
+static void add_layer_norm(float* out, float* residual, const float* x, const float* weight, const float* bias, int64_t rows,
+                           int64_t width, float eps) {
+    for_rows(rows, width, [&](int64_t at) {
+        add_range(residual + at, x + at, width);
+        layer_norm_row(out + at, residual + at, weight, bias, width, eps);
+    });
+}
+
 static void add(float* residual, const float* x, int64_t count) {
     parallel_for((count + kTaskFloats - 1) / kTaskFloats, [&](int64_t task, int) {
         const int64_t at = task * kTaskFloats, left = count - at;
@@ -47,7 +89,7 @@ static void add(float* residual, const float* x, int64_t count) {
     });
 }
 
-extern const NormKernels norm_kernels = {rms_norm, add_rms_norm, add};
+extern const NormKernels norm_kernels = {rms_norm, add_rms_norm, layer_norm, add_layer_norm, add};
 
 }  // namespace OCTAVO_ISA
 }  // namespace octavo

@@ -1,4 +1,4 @@
-// RMS norm of rows, and the residual sum before it. `out` may be the input.
+// RMS norm and layer norm of rows, and the residual sum before them. `out` may be the input.
 #pragma once
 
 #include "isa.h"
@@ -9,6 +9,11 @@ struct NormKernels {
     void (*rms_norm)(float* out, const float* x, const float* weight, int64_t rows, int64_t width, float eps);
     void (*add_rms_norm)(float* out, float* residual, const float* x, const float* weight, int64_t rows, int64_t width,
                          float eps);
+    // bias may be null.
+    void (*layer_norm)(float* out, const float* x, const float* weight, const float* bias, int64_t rows, int64_t width,
+                       float eps);
+    void (*add_layer_norm)(float* out, float* residual, const float* x, const float* weight, const float* bias, int64_t rows,
+                           int64_t width, float eps);
     void (*add)(float* residual, const float* x, int64_t count);
 };
 

@@ -41,7 +41,7 @@ static inline void rotate(float* x, const float* cos_sin, int half) {
 static inline void turn_heads(float* x, int count, int dim, const float* norm, float eps, const float* cos_sin) {
     for (int head = 0; head < count; ++head, x += dim) {
         if (norm) scale_row(x, x, norm, inverse_rms(x, dim, eps), dim);
-        rotate(x, cos_sin, dim / 2);
+        if (cos_sin) rotate(x, cos_sin, dim / 2);
     }
 }
 
@@ -64,7 +64,7 @@ static void rope_row(const RopeArgs& args, int64_t row) {
     const int dim = args.head_dim;
     float* q = args.qkv + row * (args.num_heads + 2 * args.num_kv_heads) * dim;
     float *k = q + args.num_heads * dim, *v = k + args.num_kv_heads * dim;
-    const float* cos_sin = args.cos_sin + int64_t(args.positions[row]) * dim;
+    const float* cos_sin = args.cos_sin ? args.cos_sin + int64_t(args.positions[row]) * dim : nullptr;
     turn_heads(q, args.num_heads, dim, args.q_norm, args.eps, cos_sin);
     turn_heads(k, args.num_kv_heads, dim, args.k_norm, args.eps, cos_sin);
     switch (args.type) {

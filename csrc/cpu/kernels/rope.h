@@ -9,7 +9,7 @@ namespace octavo {
 struct RopeArgs {
     float* qkv;              // [rows][(num_heads + 2 num_kv_heads) * head_dim]
     const int32_t* positions;  // [rows]
-    const float* cos_sin;    // [max_pos][head_dim]: cos half, sin half
+    const float* cos_sin;    // [max_pos][head_dim]: cos half, sin half; null: nothing is rotated
     const float* q_norm;     // [head_dim] or null
     const float* k_norm;     // [head_dim] or null
     float eps;

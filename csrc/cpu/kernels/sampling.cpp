@@ -1,10 +1,12 @@
 #include "kernels/sampling.h"
 
 #include "kernels/exp.h"
+#include "kernels/gumbel.h"
 #include "kernels/sampling_row.h"
 #include "pool.h"
 
-// A row's token depends on its own logits and parameters alone: sums run in an order fixed by the vocabulary.
+// A row's token depends on its own logits and parameters alone. A draw is a race: of the tokens that the filters leave, the one
+// with the greatest sum of scaled logit and noise wins (gumbel.h).
 //
 // The filters keep the best tokens down to some limit, so that nothing is sorted but one bucket of a histogram: tokens that
 // cannot be kept are left out while the row is read, the others (candidates, in the order of ids) are counted and weighed
@@ -34,64 +36,62 @@ OCTAVO_INLINE vf weight_of(vf logits, const Draw& d) {
     return exp_nonpositive(vf_mul(vf_sub(logits, vf_set(d.best)), vf_set(d.inverse_temperature)));
 }
 
-// Weights of x[0 .. count), count <= kSumBlock, to out (or nowhere), and their sum.
-static float block_weights(const float* x, int64_t count, const Draw& d, float* out) {
+OCTAVO_INLINE vf load_logits(const float* x, int64_t count) {
+    return count >= VW ? vf_load(x) : vf_load_n(x, count > 0 ? int(count) : 0, -INFINITY);
+}
+
+static float block_weight(const float* x, int64_t count, const Draw& d) {
     vf sums[2] = {vf_zero(), vf_zero()};
     int64_t i = 0;
-    for (int j = 0; i < count; i += VW, j ^= 1) {
-        const bool whole = count - i >= VW;
-        const vf w = weight_of(whole ? vf_load(x + i) : vf_load_n(x + i, int(count - i), -INFINITY), d);
-        sums[j] = vf_add(sums[j], w);
-        if (!out) continue;
-        if (whole) vf_store(out + i, w);
-        else vf_store_n(out + i, w, int(count - i));
-    }
+    for (int j = 0; i < count; i += VW, j ^= 1) sums[j] = vf_add(sums[j], weight_of(load_logits(x + i, count - i), d));
     return vf_sum(vf_add(sums[0], sums[1]));
 }
 
-static double total_weight(const float* x, int64_t vocab, const Draw& d, double* block_sums) {
+static double total_weight(const float* x, int64_t vocab, const Draw& d) {
     double total = 0;
-    for (int64_t from = 0; from < vocab; from += kSumBlock) {
-        const double sum = block_weights(x + from, vocab - from < kSumBlock ? vocab - from : kSumBlock, d, nullptr);
-        if (block_sums) block_sums[from / kSumBlock] = sum;
-        total += sum;
-    }
+    for (int64_t from = 0; from < vocab; from += kSumBlock)
+        total += block_weight(x + from, vocab - from < kSumBlock ? vocab - from : kSumBlock, d);
     return total;
 }
 
-// A draw without filters: the block of the vocabulary first, then the token in it.
-static int32_t draw_from_all(const float* x, int64_t vocab, const Draw& d, double u, double* block_sums) {
-    const double target = u * total_weight(x, vocab, d, block_sums);
-    const int64_t blocks = (vocab + kSumBlock - 1) / kSumBlock;
-    double before = 0;
-    int64_t block = 0, last = 0;
-    for (; block < blocks && before + block_sums[block] < target; ++block) {
-        before += block_sums[block];
-        if (block_sums[block] > 0) last = block;
+// The draw among all tokens. `first`, the best of them, opens the race, so that most others are out at once.
+static int32_t draw_from_all(const float* x, int64_t vocab, int32_t first, Race& race) {
+    race.enter(x[first], first);
+    for (int64_t from = 0; from < vocab; from += kNoiseBlock) {
+        vf logits[kNoiseBlock / VW];
+        vf best = vf_set(-INFINITY);
+        for (int64_t i = 0; i < kNoiseBlock; i += VW) {
+            logits[i / VW] = load_logits(x + from + i, vocab - from - i);
+            best = vf_max(best, logits[i / VW]);
+        }
+        if (!race.is_open(best)) continue;
+        for (int64_t i = 0; i < kNoiseBlock / 4; i += VW) {
+            vu words[4];
+            philox(noise_counters(int32_t(from + i)), race.key(), words);
+            for (int64_t w = 0; w < 4; ++w) {
+                const int64_t at = w * (kNoiseBlock / 4) + i;
+                race.enter(logits[at / VW], words[w], [&](int j) { return int32_t(from + at + j); });
+            }
+        }
     }
-    if (block == blocks) block = last;
-    const int64_t from = block * kSumBlock, count = vocab - from < kSumBlock ? vocab - from : kSumBlock;
-    float weights[kSumBlock];
-    block_weights(x + from, count, d, weights);
-    int64_t token = 0;
-    // The last token with a weight stands in for what rounding may leave beyond the end.
-    for (int64_t i = 0; i < count; ++i) {
-        if (weights[i] <= 0) continue;
-        token = i;
-        before += weights[i];
-        if (before >= target) break;
-    }
-    return int32_t(from + token);
+    return race.winner();
 }
 
-static int32_t draw_from(const Candidate* c, int64_t count, double u) {
-    double total = 0, sum = 0;
-    for (int64_t i = 0; i < count; ++i) total += c[i].weight;
-    for (int64_t i = 0; i < count; ++i) {
-        sum += c[i].weight;
-        if (sum >= u * total) return c[i].id;
+// The draw among candidates, in any order.
+static int32_t draw_from(const Candidate* c, int64_t count, Race& race) {
+    for (; count > 0; c += VW, count -= VW) {
+        const int n = count < VW ? int(count) : VW;
+        float logits[VW];
+        vu counters = {}, words[4], bits = {};
+        for (int i = 0; i < n; ++i) logits[i] = c[i].logit;
+        const vf logit = load_logits(logits, n);
+        if (!race.is_open(logit)) continue;
+        for (int i = 0; i < n; ++i) counters[i] = noise_counter(c[i].id);
+        philox(counters, race.key(), words);
+        for (int i = 0; i < n; ++i) bits[i] = words[noise_word(c[i].id)][i];
+        race.enter(logit, bits, [&](int i) { return c[i].id; });
     }
-    return c[count - 1].id;
+    return race.winner();
 }
 
 // Tokens with a logit >= lowest, a weight >= min_p and above 0, in the order of ids.
@@ -100,7 +100,7 @@ static int64_t collect(const float* x, int64_t vocab, const Draw& d, float lowes
     const vf below = vf_set(nextafterf(lowest, -INFINITY));
     for (int64_t i = 0; i < vocab; i += VW) {
         const int n = vocab - i < VW ? int(vocab - i) : VW;
-        const vf v = n == VW ? vf_load(x + i) : vf_load_n(x + i, n, -INFINITY);
+        const vf v = load_logits(x + i, n);
         if (!vf_any_gt(v, below)) continue;
         float weights[VW];
         vf_store(weights, weight_of(v, d));
@@ -238,7 +238,7 @@ static float logit_below(const Draw& d, float share) {
     return d.best + logf(share) / d.inverse_temperature - 1e-3f * (1.0f + fabsf(d.best));
 }
 
-static int32_t draw_filtered(const float* x, int64_t vocab, const Draw& d, double u, Candidate* c) {
+static int32_t draw_filtered(const float* x, int64_t vocab, const Draw& d, Race& race, Candidate* c) {
     Candidate* spare = c + vocab;
     float lowest = logit_below(d, d.min_p);
     double total = 0;
@@ -247,7 +247,7 @@ static int32_t draw_filtered(const float* x, int64_t vocab, const Draw& d, doubl
         lowest = bound > lowest ? bound : lowest;
     } else if (d.min_p == 0) {
         // All tokens below the limit weigh less than the share that is dropped anyhow.
-        total = total_weight(x, vocab, d, nullptr);
+        total = total_weight(x, vocab, d);
         lowest = logit_below(d, 0.5f * (1.0f - d.top_p) * float(total) / float(vocab));
     }
     int64_t count = collect(x, vocab, d, lowest, c);
@@ -257,16 +257,16 @@ static int32_t draw_filtered(const float* x, int64_t vocab, const Draw& d, doubl
             for (int64_t i = 0; i < count; ++i) total += c[i].weight;
         count = keep_top_p(c, count, double(d.top_p) * total, d, spare);
     }
-    return draw_from(c, count, u);
+    return draw_from(c, count, race);
 }
 
-static int32_t draw(const SampleArgs& a, int64_t row, float best, Candidate* memory) {
+static int32_t draw(const SampleArgs& a, int64_t row, const Best& best, Candidate* memory) {
     const float* x = a.logits + row * a.vocab;
     const int64_t k = a.top_k[row];
-    const Draw d{best, 1.0f / a.temperature[row], a.min_p[row], a.top_p[row], k > 0 && k < a.vocab ? k : 0};
-    const double u = uniform(a.seeds[row], a.positions[row]);
-    if (d.top_k || d.top_p < 1.0f || d.min_p > 0) return draw_filtered(x, a.vocab, d, u, memory);
-    return draw_from_all(x, a.vocab, d, u, reinterpret_cast<double*>(memory));
+    const Draw d{best.logit, 1.0f / a.temperature[row], a.min_p[row], a.top_p[row], k > 0 && k < a.vocab ? k : 0};
+    Race race(d.best, d.inverse_temperature, {a.seeds[row], a.positions[row]});
+    if (d.top_k || d.top_p < 1.0f || d.min_p > 0) return draw_filtered(x, a.vocab, d, race, memory);
+    return draw_from_all(x, a.vocab, best.id, race);
 }
 
 struct Edits {
@@ -310,7 +310,7 @@ static void finish(const SampleArgs& a, int64_t row, const Best& best, size_t sc
     a.flags[row] = bad;
     if (bad) a.ids[row] = -1;
     else if (a.temperature[row] == 0) a.ids[row] = best.id;
-    else a.ids[row] = draw(a, row, best.logit, static_cast<Candidate*>(thread_scratch(thread, scratch_bytes)));
+    else a.ids[row] = draw(a, row, best, static_cast<Candidate*>(thread_scratch(thread, scratch_bytes)));
 }
 
 static void sample(const SampleArgs& a) {
@@ -361,7 +361,7 @@ static int32_t rank_of(const float* x, int64_t vocab, int64_t id) {
 static void logprobs_row(const LogprobArgs& a, int64_t row, Candidate* heap) {
     const float* x = a.logits + row * a.vocab;
     const Draw plain{best_of(x, a.vocab, 0).logit, 1.0f, 0.0f, 1.0f, 0};
-    const double log_total = log(total_weight(x, a.vocab, plain, nullptr));
+    const double log_total = log(total_weight(x, a.vocab, plain));
     const auto logprob = [&](float logit) { return float(double(logit) - double(plain.best) - log_total); };
     a.logprob[row] = logprob(x[a.ids[row]]);
     a.rank[row] = rank_of(x, a.vocab, a.ids[row]);

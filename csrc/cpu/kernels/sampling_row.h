@@ -84,22 +84,5 @@ static Best best_of(const float* x, int64_t count, int64_t origin) {
     return best;
 }
 
-// A uniform number in (0, 1): Philox4x32-10 with key `seed` and counter `position`, its first 52 bits.
-static double uniform(uint64_t seed, uint64_t position) {
-    uint32_t x0 = uint32_t(position), x1 = uint32_t(position >> 32), x2 = 0, x3 = 0;
-    uint32_t k0 = uint32_t(seed), k1 = uint32_t(seed >> 32);
-    for (int round = 0; round < 10; ++round) {
-        const uint64_t a = uint64_t(0xD2511F53u) * x0, b = uint64_t(0xCD9E8D57u) * x2;
-        x0 = uint32_t(b >> 32) ^ x1 ^ k0;
-        x1 = uint32_t(b);
-        x2 = uint32_t(a >> 32) ^ x3 ^ k1;
-        x3 = uint32_t(a);
-        k0 += 0x9E3779B9u;
-        k1 += 0xBB67AE85u;
-    }
-    const uint64_t bits = (uint64_t(x1) << 32 | x0) >> 12;
-    return double(bits) * 0x1p-52 + 0x1p-53;
-}
-
 }  // namespace OCTAVO_ISA
 }  // namespace octavo

@@ -100,25 +100,37 @@ def _embedding(config: KernelsConfig, ops: Ops) -> Iterator[Case]:
 
 
 # ---------------------------------------------------------------- element by element
-def _rms_norm(config: KernelsConfig, ops: Ops) -> Iterator[Case]:
-    width = config.hidden_size
-    for rows in config.rows:
-        x, out = torch.randn(rows, width), torch.empty(rows, width)
-        yield Case(
-            op="rms_norm", detail=f"width {width}", rows=rows, num_bytes=4 * width * (2 * rows + 1),
-            num_ops=4 * rows * width, copies=[(out, x, torch.ones(width), 1e-5)],
-        )  # fmt: skip
+def _norm(op: str, parameters: int) -> Callable[[KernelsConfig, Ops], Iterator[Case]]:
+    """Cases of a norm with so many parameters a column."""
+
+    def cases(config: KernelsConfig, ops: Ops) -> Iterator[Case]:
+        width = config.hidden_size
+        weights = [torch.ones(width) for _ in range(parameters)]
+        for rows in config.rows:
+            x, out = torch.randn(rows, width), torch.empty(rows, width)
+            yield Case(
+                op=op, detail=f"width {width}", rows=rows, num_bytes=4 * width * (2 * rows + parameters),
+                num_ops=4 * rows * width, copies=[(out, x, *weights, 1e-5)],
+            )  # fmt: skip
+
+    return cases
 
 
-def _add_rms_norm(config: KernelsConfig, ops: Ops) -> Iterator[Case]:
-    width = config.hidden_size
-    for rows in config.rows:
-        # Zeros are added, so that the residual stays what it is.
-        x, residual, out = torch.zeros(rows, width), torch.randn(rows, width), torch.empty(rows, width)
-        yield Case(
-            op="add_rms_norm", detail=f"width {width}", rows=rows, num_bytes=4 * width * (4 * rows + 1),
-            num_ops=5 * rows * width, copies=[(out, residual, x, torch.ones(width), 1e-5)],
-        )  # fmt: skip
+def _add_norm(op: str, parameters: int) -> Callable[[KernelsConfig, Ops], Iterator[Case]]:
+    """The same of a sum."""
+
+    def cases(config: KernelsConfig, ops: Ops) -> Iterator[Case]:
+        width = config.hidden_size
+        weights = [torch.ones(width) for _ in range(parameters)]
+        for rows in config.rows:
+            # Zeros are added, so that the residual stays what it is.
+            x, residual, out = torch.zeros(rows, width), torch.randn(rows, width), torch.empty(rows, width)
+            yield Case(
+                op=op, detail=f"width {width}", rows=rows, num_bytes=4 * width * (4 * rows + parameters),
+                num_ops=5 * rows * width, copies=[(out, residual, x, *weights, 1e-5)],
+            )  # fmt: skip
+
+    return cases
 
 
 def _add(config: KernelsConfig, ops: Ops) -> Iterator[Case]:
@@ -136,6 +148,26 @@ def _act_mul(config: KernelsConfig, ops: Ops) -> Iterator[Case]:
         yield Case(
             op="act_mul", detail=f"silu, width {width}", rows=rows, num_bytes=12 * rows * width,
             copies=[(torch.empty(rows, width), torch.randn(rows, 2 * width), "silu")],
+        )  # fmt: skip
+
+
+def _act(config: KernelsConfig, ops: Ops) -> Iterator[Case]:
+    width = config.intermediate_size
+    for rows in config.rows:
+        yield Case(
+            op="act", detail=f"gelu, width {width}", rows=rows, num_bytes=8 * rows * width,
+            copies=[(torch.empty(rows, width), torch.randn(rows, width), "gelu")],
+        )  # fmt: skip
+
+
+def _route(config: KernelsConfig, ops: Ops) -> Iterator[Case]:
+    num_experts, top_k = 64, 8
+    for rows in config.rows:
+        ids, weights = torch.empty(rows, top_k, dtype=torch.int32), torch.empty(rows, top_k)
+        yield Case(
+            op="route", detail=f"{top_k} of {num_experts} experts", rows=rows,
+            num_bytes=4 * rows * (num_experts + 2 * top_k),
+            copies=[(ids, weights, torch.randn(rows, num_experts), True)],
         )  # fmt: skip
 
 
@@ -241,7 +273,9 @@ def _logprobs(config: KernelsConfig, ops: Ops) -> Iterator[Case]:
 
 
 _MAKERS: dict[str, Callable[[KernelsConfig, Ops], Iterator[Case]]] = {
-    "linear": _linear, "embedding": _embedding, "rms_norm": _rms_norm, "add_rms_norm": _add_rms_norm, "add_": _add,
-    "act_mul": _act_mul, "rope_kv_write": _rope_kv_write, "attention": _attention, "forbid": _forbid,
+    "linear": _linear, "embedding": _embedding, "rms_norm": _norm("rms_norm", 1),
+    "add_rms_norm": _add_norm("add_rms_norm", 1), "layer_norm": _norm("layer_norm", 2),
+    "add_layer_norm": _add_norm("add_layer_norm", 2), "add_": _add, "act_mul": _act_mul, "act": _act, "route": _route,
+    "rope_kv_write": _rope_kv_write, "attention": _attention, "forbid": _forbid,
     "sample": _sample, "logprobs": _logprobs,
 }  # fmt: skip

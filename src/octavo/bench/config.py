@@ -11,8 +11,8 @@ from octavo.config import opt
 DatasetName = Literal["random", "sharegpt"]
 Endpoint = Literal["/v1/completions", "/v1/chat/completions"]
 OpName = Literal[
-    "linear", "embedding", "rms_norm", "add_rms_norm", "add_", "act_mul", "rope_kv_write", "attention", "forbid",
-    "sample", "logprobs",
+    "linear", "embedding", "rms_norm", "add_rms_norm", "layer_norm", "add_layer_norm", "add_", "act_mul", "act",
+    "route", "rope_kv_write", "attention", "forbid", "sample", "logprobs",
 ]  # fmt: skip
 WeightType = Literal["int4", "int5", "int6", "int8", "bfloat16", "float16", "float32"]
 
@@ -47,17 +47,19 @@ class ServeBenchConfig(DatasetConfig):
     url: str = opt(
         "http://127.0.0.1:8000", "The server: HOST:PORT or an address, with or without /v1.", aliases=("base_url",)
     )
-    endpoint: Endpoint = opt("/v1/completions", "Which API to ask.")
+    endpoint: Endpoint = opt("/v1/completions", "Route that the requests are sent to.")
     model: str | None = opt(None, "Model to ask; default: the first that the server lists.")
     api_key: str | None = opt(None, "Key to send; default: OCTAVO_API_KEY, else OPENAI_API_KEY.")
     num_prompts: int | None = opt(
-        None, "Requests a level; default: four for each stream, at least 8, and 100 without --max-concurrency.", low=1
+        None, "Requests per level; default: four for each stream, at least 8; 100 without --max-concurrency.", low=1
     )
     max_concurrency: list[int] = opt(
-        list, "Most requests at a time; several (1,8,32) are levels, measured in turn. Default: no bound.", low=1
+        list,
+        "Maximum number of requests at a time; of several (1,8,32) each is measured in turn. Default: no limit.",
+        low=1,
     )
     request_rate: float = opt(
-        math.inf, "Requests a second, at random times (Poisson); inf: all at once.", above=0.0, infinite=True
+        math.inf, "Requests per second, at random times (Poisson); inf: all at once.", above=0.0, infinite=True
     )
     seed: int = opt(0, "Seed of the prompts and of their times.", low=0)
     temperature: float = opt(0.0, "Sampling temperature.", low=0.0, high=2.0)
@@ -66,15 +68,15 @@ class ServeBenchConfig(DatasetConfig):
     request_timeout: float = opt(900.0, "Seconds after which a request has failed.", above=0.0)
     beside_input_len: int | None = opt(
         None,
-        "Length of random prompts that arrive beside the load, one token out each. They are not counted: they show how "
-        "long the streams wait when others' prompts come.",
+        "Length of random prompts that arrive beside the load and get one token each. They are not counted: they show "
+        "how long streams wait while the prompts of others are computed.",
         low=1,
     )
-    beside_interval: float | None = opt(None, "Seconds between two of them; default: 1.", above=0.0)
+    beside_interval: float | None = opt(None, "Seconds between two such prompts; default: 1.", above=0.0)
     weight_bytes: int | None = opt(
         None,
-        "Bytes of weights that the server reads for a token. Tells how much of the memory's bandwidth one stream uses, "
-        "when the server runs on this machine.",
+        "Bytes of weights that the server reads for a token, to report the share of the memory's bandwidth that one "
+        "stream uses. The server must run on this machine.",
         low=1,
         unit="bytes",
     )
@@ -85,7 +87,7 @@ class ServeBenchConfig(DatasetConfig):
 class ThroughputConfig(DatasetConfig):
     """`octavo bench throughput`."""
 
-    num_prompts: int = opt(100, "Requests, all given at once.", low=1)
+    num_prompts: int = opt(100, "Number of requests, all sent at once.", low=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,9 +96,9 @@ class LatencyConfig(ReportConfig):
 
     input_len: int = opt(32, "Tokens of a prompt.", low=1)
     output_len: int = opt(128, "Tokens of a reply.", low=2)
-    batch_size: int = opt(1, "Requests at a time.", low=1)
-    num_iters: int = opt(10, "Batches that are measured.", low=1)
-    num_iters_warmup: int = opt(2, "Batches before the measurement.", low=0)
+    batch_size: int = opt(1, "Requests in a batch.", low=1)
+    num_iters: int = opt(10, "Number of batches that are measured.", low=1)
+    num_iters_warmup: int = opt(2, "Number of batches before the measurement.", low=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,10 +118,10 @@ class KernelsConfig(ReportConfig):
     kv_cache_dtype: Literal["float32", "bfloat16", "float16"] = opt("bfloat16", "Type of cached keys and values.")
     spread_bytes: int = opt(
         96 << 20,
-        "Weights and KV caches are spread over so many bytes, as the layers of a model are.",
+        "Size of all copies of weights and KV caches, used in turn as the layers of a model are.",
         low=1,
         unit="bytes",
     )
-    passes: int = opt(5, "Passes, of which the median counts.", low=1)
-    num_threads: int | None = opt(None, "Threads of the kernels; default: as octavo serve has them.", low=1, high=1024)
-    isa: str | None = opt(None, "CPU kernels to use; default: the best this CPU has.")
+    passes: int = opt(5, "Number of passes; the median counts.", low=1)
+    num_threads: int | None = opt(None, "Threads of the kernels; default: those of octavo serve.", low=1, high=1024)
+    isa: str | None = opt(None, "CPU kernels to use; default: the best that this CPU supports.")

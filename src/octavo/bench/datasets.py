@@ -68,7 +68,7 @@ def prompts(
 def check_dataset(config: DatasetConfig) -> None:
     """Raises `InvalidConfig` for a file without its kind or a kind without its file."""
     if (config.dataset_name == "sharegpt") != (config.dataset_path is not None):
-        raise InvalidConfig("--dataset-name sharegpt and --dataset-path go together")
+        raise InvalidConfig("--dataset-name sharegpt and --dataset-path must be given together")
 
 
 def _sharegpt(path: str, output_len: int | None, num_tokens: Callable[[str], int]) -> list[Prompt]:

@@ -62,7 +62,7 @@ class Server:
         except (OSError, asyncio.IncompleteReadError) as e:  # before ValueError: a refused certificate is both
             raise LoadError(f"no answer from {self.url}: {_told(e)}") from e
         except (ValueError, LookupError, TypeError):
-            raise LoadError(f"{self.url}/v1/models lists no model; --model names one") from None
+            raise LoadError(f"{self.url}/v1/models lists no model: name one with --model") from None
 
     async def complete(self, model: str, prompt: Prompt) -> Reply:
         """One streamed reply. A failure is in `error` of the reply, with the times up to it."""

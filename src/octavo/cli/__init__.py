@@ -22,9 +22,9 @@ COMMANDS = {
     "complete": ("octavo.cli.complete", "Continue a text with a running server."),
     "export-tokenizer": ("octavo.cli.export_tokenizer", "Write a model's tokenizer for Hugging Face's AutoTokenizer."),
     "bench serve": ("octavo.cli.bench_serve", "Load a running server, octavo or another, and time its replies."),
-    "bench throughput": ("octavo.cli.bench_throughput", "Tokens a second of a model without a server."),
-    "bench latency": ("octavo.cli.bench_latency", "Time of single batches of a model without a server."),
-    "bench kernels": ("octavo.cli.bench_kernels", "Rates of single operations, beside what the machine gives."),
+    "bench throughput": ("octavo.cli.bench_throughput", "Measure the throughput of a model without a server."),
+    "bench latency": ("octavo.cli.bench_latency", "Measure the latency of single batches without a server."),
+    "bench kernels": ("octavo.cli.bench_kernels", "Measure single operations against the machine's limits."),
     "completion": ("octavo.cli.completion", "Print a script for completion in bash, zsh or fish."),
 }
 

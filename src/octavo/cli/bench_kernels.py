@@ -32,7 +32,7 @@ def run(argv: Sequence[str]) -> int:
 
 def bench_config(argv: Sequence[str]) -> KernelsConfig:
     """Raises `InvalidConfig`."""
-    description = "Each operation's GB/s and GOP/s, as shares of what this machine gives at this moment."
+    description = "Measure each operation's GB/s and GOP/s, as shares of the machine's limits at this moment."
     parser = make_parser("octavo bench kernels", "[flags]", description, _EPILOG, table())
     config = KernelsConfig(**read_words(parser, argv, table()))
     check(config)

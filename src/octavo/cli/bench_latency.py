@@ -8,7 +8,7 @@ from octavo.bench.config import LatencyConfig
 from octavo.cli.bench_offline import offline_config, offline_table
 from octavo.cli.flags import Flag
 
-_DESCRIPTION = "The time of single batches of a model without a server, and of one step of decoding."
+_DESCRIPTION = "Measure the time of single batches, and of one decoding step, without a server."
 
 
 def table() -> dict[str, Flag]:

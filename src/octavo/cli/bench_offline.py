@@ -28,7 +28,7 @@ def offline_table(cls: type[ReportConfig]) -> dict[str, Flag]:
 def offline_config(command: str, cls: type[T], description: str, argv: Sequence[str]) -> tuple[T, str, dict[str, Any]]:
     """The benchmark's settings, the model, and the engine's settings that were given. Raises `InvalidConfig`."""
     table = offline_table(cls)
-    epilog = "--seed makes the prompts too. The flags of the engine are those of octavo serve."
+    epilog = "--seed also determines the prompts. The engine's flags are those of octavo serve."
     model_help = "as octavo serve takes it; default: the demo model"
     parser = make_parser(
         f"octavo bench {command}", "[MODEL] [flags]", description, epilog, table, model_help=model_help

@@ -19,15 +19,15 @@ _ADDRESS = "the server is named by its address: --url http://HOST:PORT"
 #: Flags of vLLM's benchmark that octavo does otherwise.
 ROWS = (
     other("--backend", None, "openai", "What is spoken.", only("vllm", "openai"),
-          "the OpenAI API is what is spoken; --endpoint says which part"),
+          "the benchmark uses the OpenAI API; --endpoint chooses the route"),
     other("--host", None, "127.0.0.1", "The server.", NONE, _ADDRESS),
     other("--port", None, "8000", "Its port.", NONE, _ADDRESS, kind="int"),
     other("--tokenizer", None, "none", "For counting tokens.", ANY, "tokens are counted by the server"),
     switch("--trust-remote-code", None, "off", "Run a tokenizer's code.", ANY,
-           "no code that comes with a model is run"),
+           "octavo never runs code that comes with a model"),
 )  # fmt: skip
 _EPILOG = """\
-Random prompts are words of about one token each; the server's own count of tokens is told. Times are in
+Random prompts are words of about one token each; the tokens reported are those that the server counts. Times are in
 milliseconds: TTFT to the first token, TPOT per token after it, ITL between two pieces of text.
 The exit code is 1 if a request failed."""
 

@@ -8,7 +8,7 @@ from octavo.bench.config import ThroughputConfig
 from octavo.cli.bench_offline import offline_config, offline_table
 from octavo.cli.flags import Flag
 
-_DESCRIPTION = "Requests and tokens a second of a model without a server, all requests given at once."
+_DESCRIPTION = "Measure requests and tokens per second without a server, all requests sent at once."
 
 
 def table() -> dict[str, Flag]:

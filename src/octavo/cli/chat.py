@@ -15,8 +15,8 @@ from octavo.cli.screen import Screen, tolerate_any_text
 from octavo.errors import OctavoError
 
 _EPILOG = """\
-/help in a conversation lists its commands. What is piped to stdin is one message, and the reply alone goes to stdout.
-Ctrl-C ends a reply, Ctrl-D the conversation."""
+/help in a conversation lists the commands. Text that is piped to stdin is sent as one message, and only the reply goes
+to stdout. Ctrl-C ends a reply, Ctrl-D ends the conversation."""
 
 
 def table() -> dict[str, Flag]:
@@ -41,7 +41,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def answer(chat: Conversation, message: Message) -> bool:
-    """Have a message, or a command, done; False: the conversation is over. Errors are told, and it goes on."""
+    """Send a message or run a command; False: the conversation is over. Errors are printed, and it goes on."""
     text = message.text
     if not text.strip():
         return True

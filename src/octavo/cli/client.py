@@ -39,14 +39,14 @@ class ClientConfig:
     model: str | None = opt(None, "Model to ask; default: the first that the server lists.", aliases=("model_name",))
     api_key: str | None = opt(None, "Key to send; default: OCTAVO_API_KEY, else OPENAI_API_KEY.")
     quick: str | None = opt(None, "Ask this, print the reply, and end (also -q).", short="-q")
-    stats: bool = opt(False, "Tell the tokens and times of each reply, on stderr.")
+    stats: bool = opt(False, "Print the tokens and times of each reply to stderr.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChatConfig(ClientConfig):
     """`octavo chat` also takes a system prompt."""
 
-    system_prompt: str | None = opt(None, "Instructions that stand before the conversation.")
+    system_prompt: str | None = opt(None, "System prompt of the conversation.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,19 +54,29 @@ class Sampling:
     """How replies are sampled; None leaves it to the server. The fields are those of a request."""
 
     temperature: float | None = opt(None, "Sampling temperature.", low=0.0, high=2.0)
-    max_tokens: int | None = opt(None, "Most tokens in a reply.", low=1)
-    top_p: float | None = opt(None, "Share of the probability that is sampled from.", above=0.0, high=1.0)
-    top_k: int | None = opt(None, "How many of the likeliest tokens are sampled from; 0: all.", low=-1)
-    min_p: float | None = opt(None, "Least probability, as a share of the likeliest token's.", low=0.0, high=1.0)
-    seed: int | None = opt(None, "Seed: the same one gives the same reply.", low=-(2**63), high=2**63 - 1)
-    presence_penalty: float | None = opt(None, "Against tokens that the reply has.", low=-2.0, high=2.0)
-    frequency_penalty: float | None = opt(None, "The same, by how often it has them.", low=-2.0, high=2.0)
-    repetition_penalty: float | None = opt(None, "Against tokens of prompt and reply; 1: none.", above=0.0)
+    max_tokens: int | None = opt(None, "Maximum number of tokens in a reply.", low=1)
+    top_p: float | None = opt(
+        None, "Sample from the likeliest tokens whose probabilities add up to this.", low=0.0, high=1.0
+    )
+    top_k: int | None = opt(None, "Sample from this many of the likeliest tokens; 0: from all.", low=-1)
+    min_p: float | None = opt(
+        None, "Leave out tokens less likely than this share of the likeliest one.", low=0.0, high=1.0
+    )
+    seed: int | None = opt(None, "Seed; the same seed gives the same reply.", low=-(2**63), high=2**63 - 1)
+    presence_penalty: float | None = opt(
+        None, "Penalty for tokens that the reply already contains.", low=-2.0, high=2.0
+    )
+    frequency_penalty: float | None = opt(
+        None, "Penalty for tokens by how often the reply contains them.", low=-2.0, high=2.0
+    )
+    repetition_penalty: float | None = opt(
+        None, "Penalty for tokens of the prompt and the reply; 1: none.", low=1e-6, high=1e6
+    )
 
 
 def client_table(cls: type[ClientConfig]) -> dict[str, Flag]:
     """The flags of a command that talks to a running server."""
-    return flags({"settings": cls, "sampling (default: as the server does)": Sampling})
+    return flags({"settings": cls, "sampling (default: the server's)": Sampling})
 
 
 def client_config(
@@ -84,7 +94,7 @@ def client_config(
 
 
 class Client:
-    """One server. Raises `OctavoError` when it cannot be reached, refuses, or is no OpenAI-compatible server."""
+    """One server. Raises `OctavoError` when it cannot be reached, refuses, or is not OpenAI-compatible."""
 
     def __init__(self, config: ClientConfig, sampling: Sampling) -> None:
         self.url = api_url(config.url)
@@ -100,10 +110,10 @@ class Client:
         return self._model or self.look_up()
 
     def look_up(self) -> str:
-        """`model`, after the server has been asked for its models in any case, to see that it is there."""
+        """`model`. Always asks the server for its models, to find out whether the server is there."""
         models = self._models()
         if not (self._model or models):
-            raise OctavoError(f"{self.url} lists no model; --model names one")
+            raise OctavoError(f"{self.url} lists no model: name one with --model")
         self._model = self._model or models[0]
         return self._model
 
@@ -113,10 +123,10 @@ class Client:
         try:
             return [str(model["id"]) for model in json.loads(body)["data"]]
         except (ValueError, LookupError, TypeError):
-            raise OctavoError(f"{self.url} is no OpenAI-compatible server: /models gives {kind}, no models") from None
+            raise OctavoError(f"{self.url} is not an OpenAI-compatible server: /models gives {kind}") from None
 
     def stream(self, path: str, body: Mapping[str, Any]) -> Generator[dict[str, Any], None, None]:
-        """The events of a streamed reply. To close the generator closes the connection, by which the server stops."""
+        """The events of a streamed reply. Closing the generator closes the connection and so stops the server."""
         sampling = {name: value for name, value in asdict(self.sampling).items() if value is not None}
         options = {"stream": True, "stream_options": {"include_usage": True}}
         request = {"model": self.model, **options, **sampling, **body}
@@ -167,7 +177,7 @@ class Client:
         if 300 <= status < 400:
             return f"{self.url} has moved ({status}): give --url {_one_line(reply.headers.get('Location', ''))}"
         if status == 404 and (known is None or path == "/models"):
-            return f"{self.url} is no OpenAI-compatible API (404): --url must be the address under which /models is"
+            return f"{self.url} is not an OpenAI-compatible API (404): --url must be the address that has /models"
         return f"the server refused ({status}): {said}"
 
 
@@ -177,7 +187,7 @@ def _event(data: bytes) -> dict[str, Any]:
     except ValueError:
         event = None
     if not isinstance(event, dict):
-        raise OctavoError(f"the server sent what is no event: {_one_line(data.decode(errors='replace'))}")
+        raise OctavoError(f"the server sent an unreadable event: {_one_line(data.decode(errors='replace'))}")
     if event.get("error"):
         raise OctavoError(_one_line(_error_message(data) or str(event["error"])))
     return event

@@ -14,8 +14,9 @@ from octavo.cli.screen import Screen, tolerate_any_text
 from octavo.errors import OctavoError
 
 _EPILOG = """\
-What is piped to stdin is one text, without its last end of line, and what continues it goes to stdout. At the prompt a
-line that ends in \\ goes on in the next; triple quotes hold any lines. Ctrl-C ends a reply, Ctrl-D the program."""
+Text that is piped to stdin is continued without its last line break, and only the continuation goes to stdout.
+At the prompt a line that ends in \\ goes on in the next; triple quotes hold several lines. Ctrl-C ends a reply, Ctrl-D
+ends the program."""
 
 
 def table() -> dict[str, Flag]:

@@ -48,7 +48,7 @@ def _parse(text: str) -> dict[Any, Any]:
     import yaml
 
     class Loader(yaml.SafeLoader):
-        """YAML as the library reads it, but for a key given twice, of which it would silently drop the first."""
+        """The library's loader, but a key that is given twice is an error; the library silently drops the first."""
 
     def mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
         pairs = [(loader.construct_object(k, deep=True), loader.construct_object(v, deep=True)) for k, v in node.value]
@@ -102,7 +102,7 @@ class _File:
 
     def _read_own(self, key: str, flag: Flag, opposite: bool, value: Any) -> None:
         if flag.field in self.values:
-            raise InvalidConfig(f"the key {key} says again what an earlier key says")
+            raise InvalidConfig(f"the key {key} sets the same flag as an earlier key")
         if isinstance(value, (str, int)) and not isinstance(value, bool):
             value = self._foreign.rename(flag.option, str(value)) if flag.option in self._foreign.own else value
         result = flag.from_yaml(value)

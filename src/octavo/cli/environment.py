@@ -25,9 +25,9 @@ VARIABLES = {
     "OCTAVO_ADMIN_API_KEY": "as --admin-api-key",
     "OCTAVO_CACHE_DIR": "where fetched models are kept; default ~/.cache/octavo",
     "OCTAVO_ISA": "CPU kernels to use, when --isa does not say",
-    "OCTAVO_FAULTS": "makes chosen steps of the engine fail, for tests",
+    "OCTAVO_FAULTS": "which steps of the engine fail, for tests",
     "OCTAVO_TEST_MODELS": "where octavo's own tests look for their models",
-    "OCTAVO_TEST_TIME_SCALE": "by how much octavo's own tests stretch their bounds on a shared machine",
+    "OCTAVO_TEST_TIME_SCALE": "factor by which octavo's own tests stretch their time limits",
 }
 
 _OWN_SETTINGS = {"OCTAVO_API_KEY": "api_key", "OCTAVO_ADMIN_API_KEY": "admin_api_key"}

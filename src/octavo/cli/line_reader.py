@@ -27,7 +27,7 @@ class Message:
 
 
 def converse(screen: Screen, answer: Callable[[Message], bool]) -> int:
-    """Have messages answered until `answer` gives False, or until Ctrl-D or two Ctrl-C; the exit code."""
+    """Read messages and pass them to `answer` until it returns False, or until Ctrl-D or two Ctrl-C; the exit code."""
     read = _line_reader(screen)
     was_interrupted = False
     while True:
@@ -80,7 +80,7 @@ def _line_reader(screen: Screen) -> Callable[[str], str]:
 
 
 def _plain_line(prompt: str) -> str:
-    """For replies that go elsewhere than to the terminal, whose prompt stands on stderr then."""
+    """Read a line with the prompt on stderr, for when stdout is not the terminal."""
     print(prompt, end="", file=sys.stderr, flush=True)
     line = sys.stdin.readline()
     if not line:

@@ -123,7 +123,7 @@ def read_words(
         raise InvalidConfig(f"the model is given twice, as {given['model']!r} and as --model {model!r}")
     files = given.pop("config", [])
     if len(files) > 1:
-        raise InvalidConfig("--config may be given once")
+        raise InvalidConfig("--config may be given only once")
     given |= foreign.settings
     foreign.settings = {}
     values = read_config_file(files[0], table, foreign, takes_model=parser.takes_model) if files else {}

@@ -92,7 +92,7 @@ def _take(reply: Reply, event: Mapping[str, Any], screen: Screen) -> None:
     try:
         reply.take(event, screen)
     except (AttributeError, TypeError):  # it is JSON, but not of this form
-        raise OctavoError(f"the server sent what is no event: {str(event)[:200]}") from None
+        raise OctavoError(f"the server sent an unreadable event: {str(event)[:200]}") from None
 
 
 @dataclass

@@ -76,7 +76,7 @@ def _epilog() -> str:
     as_settings = {v.name: v.field for v in VLLM_VARIABLES if v.field is not None and v.field != "api_key"}
     width = max(map(len, [*VARIABLES, *as_settings]))
     lines = [
-        "The command line wins over the config file, and that over the defaults. Flags may be written with _ or -.",
+        "The command line overrides the config file, which overrides the defaults. Flags may be written with _ or -.",
         "Flags of vLLM that ask for what octavo does anyway are accepted; the others are refused with the reason.",
         "--help=GROUP describes one group of flags, --help=FLAG one flag, --help=groups lists the groups.",
         "",

@@ -117,7 +117,8 @@ class _Normaliser:
 
     def _unknown(self, name: str) -> str:
         known: Mapping[str, object] = dict.fromkeys([*self._switches, *self._valued, *self._foreign.rows, "--help"])
+        hint = nearest(name, known)
         whole, dot, _ = name.partition(".")
-        if dot and whole in known:
+        if dot and whole in known and "." not in hint:
             return f"unknown flag {name}: give {whole} as one JSON object"
-        return f"unknown flag {name}{nearest(name, known)}"
+        return f"unknown flag {name}{hint}"

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Protocol
 import msgspec
 
 from octavo.config import EngineConfig
+from octavo.core.drafts import Drafter
 from octavo.core.executor import Executor
 from octavo.core.faults import fault
 from octavo.core.scheduler import Scheduler
@@ -73,9 +74,10 @@ class EngineCore:
         executor: Executor,
         connection: Connection,
         compiler: Compiler | None = None,
+        drafter: Drafter | None = None,
     ) -> None:
-        """`compiler`: of grammars; a test's, or the real one."""
-        self.scheduler = Scheduler(config, info)
+        """`compiler`: of grammars; a test's, or the real one. `drafter`: of tokens that are verified; None: none is."""
+        self.scheduler = Scheduler(config, info, drafter)
         self._executor = executor
         self._inbox = connection.inbox
         self.structured = StructuredOutputs(info.vocab_size, self._inbox.put, compiler)
@@ -123,11 +125,15 @@ class EngineCore:
         if not self._in_flight:
             self._step_started = time.monotonic()
         self.structured.start_masks(plan, scheduler.slots)
+        mask_errors: dict[int, str] = {}
         try:
             fault("step")
             step = self._executor.submit(plan)
+            if plan.masked_slots:
+                masks, mask_errors = self.structured.finish_masks()
+                self._executor.submit_masks(step, masks)
         except MemoryError as exc:
-            self._finish_masks(plan)
+            self.structured.finish_masks()
             logger.exception("Out of memory in a step of %d tokens.", plan.total_num_scheduled_tokens)
             while self._in_flight:  # what was computed before is not lost
                 self._collect()
@@ -135,12 +141,8 @@ class EngineCore:
             self._outputs += scheduler.fail_step(plan, message)
             self._end_step()
             return False
-        self._in_flight.append((plan, step, self._finish_masks(plan)))
+        self._in_flight.append((plan, step, mask_errors))
         return True
-
-    def _finish_masks(self, plan: SchedulerOutput) -> dict[int, str]:
-        """Slot -> why its mask could not be made. The worker has read those that were."""
-        return self.structured.finish_masks() if plan.masks is not None else {}
 
     def _collect(self) -> None:
         """Take in the answer to the oldest step that is under way."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
 from octavo.config import EngineConfig
 from octavo.messages import EngineInfo
-from octavo.step import ModelRunnerOutput, SchedulerOutput
+from octavo.step import ModelRunnerOutput, SchedulerOutput, TokenMasks
 
 if TYPE_CHECKING:
     from octavo.worker.worker import Worker
@@ -20,18 +21,24 @@ _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
 
 class Executor(Protocol):
-    """`load` once, then `submit` and `collect` step by step, all in one thread.
+    """`load` once, then `submit`, `submit_masks` and `collect` step by step, all in one thread.
 
-    `submit` begins a step and returns what `collect` wants for its answer; steps are collected in the order in which
-    they were submitted. Where EngineInfo.plans_ahead, a second may be submitted before the first is collected.
+    `submit` begins a step and returns what names it in the other two. Where the plan has `masked_slots`, the step
+    samples when `submit_masks` brings their masks, which must be the next call. `collect` waits for the answer; steps
+    are collected in the order in which they were submitted. Where EngineInfo.plans_ahead, a second may be submitted
+    before the first is collected.
 
-    `submit` raises MemoryError when the step did not fit: nothing of it counts, and the next may be tried. Any other
-    exception of the two means that the worker's state is lost.
+    Plans, masks and answers are plain data: who computes may be in another process.
+
+    `submit` and `submit_masks` raise MemoryError when the step did not fit: nothing of it counts, and the next may be
+    tried. Any other exception means that the worker's state is lost.
     """
 
     def load(self) -> EngineInfo: ...
 
     def submit(self, plan: SchedulerOutput) -> Any: ...
+
+    def submit_masks(self, step: Any, masks: TokenMasks) -> None: ...
 
     def collect(self, step: Any) -> ModelRunnerOutput: ...
 
@@ -56,14 +63,27 @@ class UniprocExecutor:
         return msgspec.structs.replace(info, load_seconds={"import": import_seconds, **info.load_seconds})
 
     def submit(self, plan: SchedulerOutput) -> Any:
-        assert self._worker is not None, "load() first"
-        try:
-            return self._worker.submit(plan)
-        except RuntimeError as exc:
-            if any(text in str(exc).lower() for text in _OUT_OF_MEMORY):
-                raise MemoryError(str(exc)) from exc
-            raise
+        with _memory_errors():
+            return self._loaded().submit(plan)
+
+    def submit_masks(self, step: Any, masks: TokenMasks) -> None:
+        with _memory_errors():
+            self._loaded().submit_masks(step, masks)
 
     def collect(self, step: Any) -> ModelRunnerOutput:
+        return self._loaded().collect(step)
+
+    def _loaded(self) -> Worker:
         assert self._worker is not None, "load() first"
-        return self._worker.collect(step)
+        return self._worker
+
+
+@contextlib.contextmanager
+def _memory_errors() -> Iterator[None]:
+    """Make MemoryError of what torch raises instead."""
+    try:
+        yield
+    except RuntimeError as exc:
+        if any(text in str(exc).lower() for text in _OUT_OF_MEMORY):
+            raise MemoryError(str(exc)) from exc
+        raise

@@ -1,7 +1,8 @@
 """Block tables of requests over the block pool, and the prefix cache.
 
-A full block's hash is SHA-256 over its parent's hash and its token ids (4 bytes each, little-endian); the first
-block's parent is the hash of the cache salt. Requests whose salts differ share nothing.
+A full block's hash is SHA-256 over its parent's hash and its key: its token ids (4 bytes each, little-endian) and,
+where there are any, the adapter of its request and the media that it holds tokens of. The first block's parent is the
+hash of the cache salt. Requests whose salts or adapters differ share nothing; those whose media differ, what is before.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ def hash_salt(salt: str) -> bytes:
     return hashlib.sha256(b"octavo kv " + salt.encode("utf-8", "surrogatepass")).digest()
 
 
-def hash_block(parent: bytes, tokens: bytes) -> bytes:
-    return hashlib.sha256(parent + tokens).digest()
+def hash_block(parent: bytes, key: bytes) -> bytes:
+    return hashlib.sha256(parent + key).digest()
 
 
 class KVCacheManager:
@@ -82,10 +83,10 @@ class KVCacheManager:
         All at once, though its tokens may be computed over many steps: a prompt that has started is never short of
         blocks, so two half-computed prompts cannot wait for each other. `keep_free` blocks must stay free.
         """
-        pool, block_size = self.pool, self.block_size
-        num_new = -(-len(request.token_ids) // block_size) - len(computed)
-        if num_new + pool.num_free_of(computed) + keep_free > pool.num_free:
+        if not self.fits(request, computed, keep_free=keep_free):
             return False
+        pool, block_size = self.pool, self.block_size
+        num_new = self._num_missing_blocks(request, computed)
         pool.take(computed)
         block_ids = [block.block_id for block in computed]
         request.block_ids = block_ids  # before the next line, which may raise: what is held stands in the table
@@ -96,6 +97,14 @@ class KVCacheManager:
         request.cache_parent = computed[-1].uid if computed else request.cache_salt
         request.next_cache_tokens = self._next_cache_tokens(request, len(computed))
         return True
+
+    def fits(self, request: Request, computed: list[KVCacheBlock], *, keep_free: int) -> bool:
+        """Whether `admit` would succeed."""
+        num_taken = self._num_missing_blocks(request, computed) + self.pool.num_free_of(computed)
+        return num_taken + keep_free <= self.pool.num_free
+
+    def _num_missing_blocks(self, request: Request, computed: list[KVCacheBlock]) -> int:
+        return self.num_blocks_of(len(request.token_ids)) - len(computed)
 
     def _next_cache_tokens(self, request: Request, num_cached_blocks: int) -> int:
         """At how many computed tokens the next block can enter the cache."""
@@ -175,7 +184,10 @@ class KVCacheManager:
         parent = hashes[-1] if hashes else hash_salt(request.cache_salt)
         stride = block_size * _TOKEN_BYTES
         for start in range(0, len(data), stride):
-            block_tokens = data[start : start + stride]
-            parent = hash_block(parent, block_tokens)
+            key = data[start : start + stride]
+            if request.has_extra_keys:
+                first_token = (first + start // stride) * block_size
+                key += request.extra_key(first_token, first_token + block_size)
+            parent = hash_block(parent, key)
             hashes.append(parent)
-            request.block_tokens.append(block_tokens)
+            request.block_tokens.append(key)

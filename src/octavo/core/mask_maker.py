@@ -7,7 +7,7 @@ import logging
 import threading
 from collections.abc import Iterable
 from queue import SimpleQueue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from octavo.step import TokenMasks
 
@@ -20,62 +20,75 @@ logger = logging.getLogger("octavo.core")
 NO_TOKEN = "no token is allowed"
 
 
+class MaskRow(NamedTuple):
+    """A row that needs a mask: its slot, the request there, and that request's place in its grammar at this row."""
+
+    slot: int
+    request: Request
+    matcher: Matcher
+
+
 class MaskMaker:
     """`start` and `finish` take turns, called by the engine's loop. In between no matcher may be touched."""
 
     def __init__(self, compiler: Compiler, num_words: int) -> None:
         self.num_words = num_words  # of one mask
         self._compiler = compiler
-        self._tasks: SimpleQueue[tuple[TokenMasks, list[Request]]] = SimpleQueue()
+        self._tasks: SimpleQueue[list[MaskRow]] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._done = threading.Event()
         self._done.set()
         self._errors: dict[int, str] = {}
-        self._words: Words = (ctypes.c_uint32 * 0)()
+        self._rows: list[MaskRow] = []
+        self._masks = bytearray()
 
-    def start(self, guided: dict[int, Request]) -> TokenMasks:
-        """Begin with the masks of these slots' requests, at least one. All of them have a matcher."""
+    def start(self, rows: list[MaskRow]) -> None:
+        """Begin with the masks of these rows, at least one. Rows of one slot stand together, the first first."""
         assert self._done.is_set(), "finish() comes first"
-        num_words = len(guided) * self.num_words
-        if len(self._words) != num_words:
-            self._words = (ctypes.c_uint32 * num_words)()
-        masks = TokenMasks(list(guided), self._words, self._done.wait)
+        num_bytes = 4 * len(rows) * self.num_words
+        if len(self._masks) != num_bytes:
+            self._masks = bytearray(num_bytes)
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="octavo-masks", daemon=True)
             self._thread.start()
+        self._rows = rows
         self._done.clear()
-        self._tasks.put((masks, list(guided.values())))
-        return masks
+        self._tasks.put(rows)
 
-    def finish(self) -> dict[int, str]:
-        """Wait for the thread. Returns slot -> what went wrong; the mask of such a slot means nothing."""
+    def finish(self) -> tuple[TokenMasks, dict[int, str]]:
+        """Wait for the thread. Returns the masks, and slot -> what went wrong with the first row of that slot, whose
+        mask means nothing. A later row that fails admits no token: a draft is verified up to there."""
         self._done.wait()
         errors, self._errors = self._errors, {}
-        return errors
+        return TokenMasks([row.slot for row in self._rows], self._masks), errors
 
     def _work(self) -> None:
         while True:
-            masks, requests = self._tasks.get()
+            rows = self._tasks.get()
             try:
-                self._errors = self._make(masks, requests)
+                self._errors = self._make(rows)
             except Exception:
                 logger.exception("The masks of a step could not be made.")
-                self._errors = dict.fromkeys(masks.slots, "an internal error")
+                self._errors = {row.slot: "an internal error" for row in rows}
             finally:
                 self._done.set()
 
-    def _make(self, masks: TokenMasks, requests: list[Request]) -> dict[int, str]:
-        matchers: list[Matcher] = [request.matcher for request in requests if request.matcher is not None]
-        found = self._fill(matchers, masks.words)
-        errors = {slot: error for slot, error in zip(masks.slots, found, strict=True) if error is not None}
-        with memoryview(masks.words).cast("B") as data:
-            num_bytes = 4 * self.num_words
-            for i, (slot, request) in enumerate(zip(masks.slots, requests, strict=True)):
-                words = data[i * num_bytes : (i + 1) * num_bytes]
-                if _is_empty(words):
-                    errors.setdefault(slot, NO_TOKEN)
-                elif request.params.ignore_eos:
-                    _without(words, request.eos_token_ids)
+    def _make(self, rows: list[MaskRow]) -> dict[int, str]:
+        words = (ctypes.c_uint32 * (len(rows) * self.num_words)).from_buffer(self._masks)
+        found = self._fill([row.matcher for row in rows], words)
+        errors: dict[int, str] = {}
+        num_bytes = 4 * self.num_words
+        with memoryview(self._masks) as data:
+            for i, (row, error) in enumerate(zip(rows, found, strict=True)):
+                mask = data[i * num_bytes : (i + 1) * num_bytes]
+                if error is None and _is_empty(mask):
+                    error = NO_TOKEN
+                if error is not None:
+                    mask[:] = bytes(num_bytes)
+                    if i == 0 or rows[i - 1].slot != row.slot:
+                        errors[row.slot] = error
+                elif row.request.params.ignore_eos:
+                    _without(mask, row.request.eos_token_ids)
         return errors
 
     def _fill(self, matchers: list[Matcher], words: Words) -> list[str | None]:

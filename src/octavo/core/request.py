@@ -6,6 +6,8 @@ import enum
 import hashlib
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from octavo.messages import AddRequest, TokenLogprobs
 
 if TYPE_CHECKING:
@@ -31,18 +33,23 @@ class Request:
 
     The scheduler gives it tokens until num_computed_tokens == num_tokens; then a token is sampled and it is one
     behind again. Of a step that has been planned and not yet answered, num_in_flight_tokens are being computed, and
-    num_expected_tokens (0 or 1) will be sampled.
+    num_expected_tokens (0 or 1) will be sampled, or more where draft_token_ids turn out to be right. Draft tokens are
+    no tokens of the request: they count as in flight, and otherwise nowhere.
     """
 
     __slots__ = (
+        "adapter",
         "block_hashes",
         "block_ids",
         "block_tokens",
         "cache_parent",
         "cache_salt",
         "can_jump",
+        "draft_places",
+        "draft_token_ids",
         "eos_token_ids",
         "first_output_sent",
+        "is_drafted",
         "limit_tokens",
         "matcher",
         "needs_output",
@@ -63,6 +70,7 @@ class Request:
         "sampling_seed",
         "scheduled_time",
         "slot",
+        "spans",
         "status",
         "stop_from_tokens",
         "stop_ids",
@@ -90,6 +98,8 @@ class Request:
         self.sampling_seed = sampling_seed
         self.matcher = matcher  # its place in the grammar that it must follow; survives a preemption
         self.cache_salt = message.cache_salt
+        self.spans = message.spans
+        self.adapter = message.adapter
         # Who is first: smaller is sooner. Also who keeps the blocks when they run out.
         self.order = (message.priority, message.arrival_time, arrival_number)
 
@@ -121,6 +131,9 @@ class Request:
         self.block_ids: list[int] = []
         self.num_allocated_tokens = 0  # len(block_ids) * block_size
         self.unsent_token_ids: list[int] = []  # the end of token_ids that the worker of a running request lacks
+        self.is_drafted = False  # a drafter may propose tokens for it
+        self.draft_token_ids: list[int] = []  # those being verified
+        self.draft_places: list[Matcher] = []  # its place in the grammar after each of them, if it has one
 
         # The prefix cache's view (KVCacheManager): keys of the full blocks, and how far they are in the cache.
         self.block_hashes: list[bytes] = []
@@ -152,6 +165,23 @@ class Request:
         fresh = scores[self.num_prompt_logprobs - start :]
         self.num_prompt_logprobs += len(fresh)
         return fresh
+
+    @property
+    def has_extra_keys(self) -> bool:
+        """Whether its blocks are more than their tokens."""
+        return bool(self.spans or self.adapter)
+
+    def extra_key(self, start: int, end: int) -> bytes:
+        """What the keys and values of tokens start .. end - 1 depend on beside the ids of the tokens up to there.
+
+        Of a span that touches them: what it stands for, and which part of that the tokens are.
+        """
+        touching = [
+            (span.kind, span.digest, span.start - start, span.length)
+            for span in self.spans
+            if span.start < end and span.start + span.length > start
+        ]
+        return msgspec.msgpack.encode((self.adapter, touching)) if touching or self.adapter else b""
 
     @property
     def num_output_tokens(self) -> int:

@@ -20,14 +20,14 @@ from itertools import takewhile
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol
 
-from octavo.core.mask_maker import MaskMaker
+from octavo.core.mask_maker import MaskMaker, MaskRow
 from octavo.core.spelling import Spelling
 from octavo.grammar import LIMITS, STACK_BYTES, ByteVocabulary
 from octavo.messages import AddRequest, RequestOutput, Vocabulary
 
 if TYPE_CHECKING:
     from octavo.core.request import Request
-    from octavo.step import SchedulerOutput
+    from octavo.step import SchedulerOutput, TokenMasks
 
 logger = logging.getLogger("octavo.core")
 
@@ -49,6 +49,10 @@ _FAILED = "The constraint on the output of this request failed"
 
 class Matcher(Protocol):
     """One request's place in its grammar. After an error it is of no more use."""
+
+    def copy(self) -> Matcher:
+        """Another at the same place: what one takes in, the other does not."""
+        ...
 
     def advance(self, token_id: int) -> str | None:
         """Take in the sampled token. Returns what went wrong, or None."""
@@ -141,21 +145,21 @@ class StructuredOutputs:
 
     # ------------------------------------------------------------------------------------------------ around a step
     def start_masks(self, plan: SchedulerOutput, slots: list[Request | None]) -> None:
-        """Begin to make `plan.masks`, for the slots that sample and have a grammar. If there are any, `finish_masks`
-        must follow before masks are begun again."""
-        guided: dict[int, Request] = {}
-        for slot in plan.num_scheduled_tokens:
+        """Begin to make the masks of `plan.masked_slots`. If there are any, `finish_masks` must follow before masks
+        are begun again."""
+        rows: list[MaskRow] = []
+        for slot in plan.masked_slots:
             request = slots[slot]
-            if request is None or request.matcher is None:
-                continue
-            if request.num_expected_tokens:
-                guided[slot] = request
-        if guided:
-            plan.masks = self._masks.start(guided)
+            assert request is not None and request.matcher is not None
+            rows += [MaskRow(slot, request, place) for place in (request.matcher, *request.draft_places)]
+        if rows:
+            self._masks.start(rows)
 
-    def finish_masks(self) -> dict[int, str]:
-        """Wait until nobody works at masks any more. Returns slot -> error of those that failed."""
-        return {slot: f"{_FAILED}: {error}." for slot, error in self._masks.finish().items()}
+    def finish_masks(self) -> tuple[TokenMasks, dict[int, str]]:
+        """Wait until nobody works at masks any more. Returns those last begun, and slot -> error of those that
+        failed."""
+        masks, errors = self._masks.finish()
+        return masks, {slot: f"{_FAILED}: {error}." for slot, error in errors.items()}
 
     # ------------------------------------------------------------------------------------------- the compiling thread
     def _enqueue(self, task: Vocabulary | tuple[int, str]) -> None:
@@ -255,6 +259,9 @@ class LLGuidanceMatcher:
     def __init__(self, native: Any, spelling: Spelling) -> None:
         self.native = native  # an `LLMatcher`
         self._spelling = spelling
+
+    def copy(self) -> LLGuidanceMatcher:
+        return LLGuidanceMatcher(self.native.deep_copy(), self._spelling)
 
     def advance(self, token_id: int) -> str | None:
         if not self.native.consume_token(token_id):

@@ -1,6 +1,6 @@
 """Where weights come from: a directory of safetensors files, a GGUF file, or a random generator.
 
-All three answer under Hugging Face's names and with tensors laid out as there, so that the loader knows one form.
+Each answers under its own names; `layout` finds the tensors of a model in them.
 """
 
 from __future__ import annotations
@@ -9,15 +9,16 @@ import json
 import logging
 import math
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from octavo.errors import CheckpointError
+from octavo.models.params import TensorDecl
 from octavo.models.safetensors_file import SafetensorsFile
-from octavo.models.spec import ArchSpec, tensor_shapes
 from octavo.quant.packed import QuantizedWeight
 
 logger = logging.getLogger("octavo.models")
@@ -29,6 +30,10 @@ _DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "bfloat16"
 #: Size of random weights: large enough to be no special case, small enough that no activation grows.
 _DUMMY_BOUND: Final = 0.03
 _CPU: Final = torch.device("cpu")
+
+
+#: hf, gguf: as files of that kind have them for the family. declared: as the model's blocks do.
+Naming = Literal["hf", "gguf", "declared"]
 
 
 class Checkpoint(Protocol):
@@ -47,6 +52,10 @@ class Checkpoint(Protocol):
         """What the checkpoint says its floats are; None: each tensor keeps its type."""
 
     @property
+    def naming(self) -> Naming:
+        """Whose names and layouts its tensors have."""
+
+    @property
     def quantization(self) -> str:
         """`none`, or a summary of the formats for the start-up report."""
 
@@ -61,7 +70,8 @@ class Checkpoint(Protocol):
 
     def get(self, name: str) -> Tensor | QuantizedWeight:
         """The tensor: a matrix of an integer format as `QuantizedWeight`, all else as a float tensor that may be a
-        view of the file and must not be written to."""
+        view of the file and must not be written to. Stacked matrices may come as one, the first two dimensions folded.
+        """
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -88,6 +98,7 @@ class SafetensorsCheckpoint:
     """A directory with config.json and one safetensors file, or several with an index."""
 
     quantization: Final = "none"
+    naming: Final = "hf"
 
     def __init__(self, directory: Path) -> None:
         self.source = str(directory)
@@ -142,32 +153,39 @@ class SafetensorsCheckpoint:
 
 
 class DummyCheckpoint:
-    """Random weights for an architecture: the same for the same seed and kind of device, in whatever order."""
+    """Random weights for the tensors declared: the same for the same seed and kind of device, in whatever order."""
 
     quantization: Final = "none"
+    naming: Final = "declared"
 
     def __init__(
-        self, spec: ArchSpec, config: dict[str, Any], source: str, seed: int, device: torch.device = _CPU
+        self,
+        tensors: Mapping[str, TensorDecl],
+        config: dict[str, Any],
+        source: str,
+        seed: int,
+        device: torch.device = _CPU,
     ) -> None:
         self._device = device
         self.source = source
         self.config = config
         self.dtype = config_dtype(config) or torch.bfloat16
         self._seed = seed
-        self._shapes = tensor_shapes(spec)
+        self._tensors = tensors
 
     def names(self) -> list[str]:
-        return list(self._shapes)
+        return list(self._tensors)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self._shapes[name]
+        return self._tensors[name].shape
 
     def nbytes(self, name: str, float_bytes: int | None = None) -> int:
         return math.prod(self.shape(name)) * (float_bytes or self.dtype.itemsize)
 
     def get(self, name: str) -> Tensor:
-        values = torch.empty(self._shapes[name], dtype=self.dtype, device=self._device)
-        if name.endswith("norm.weight"):
+        tensor = self._tensors[name]
+        values = torch.empty(tensor.shape, dtype=self.dtype, device=self._device)
+        if tensor.role == "norm":
             return values.fill_(1.0)
         generator = torch.Generator(self._device).manual_seed(zlib.crc32(f"{self._seed} {name}".encode()))
         return values.uniform_(-_DUMMY_BOUND, _DUMMY_BOUND, generator=generator)

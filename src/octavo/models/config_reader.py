@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, Final, Literal, cast
 
 from octavo.errors import CheckpointError
-from octavo.models.spec import Activation, ArchSpec, RopeKind, RopeSpec
+from octavo.models.spec import RopeKind, RopeSpec
 
 #: Above any real model, and low enough that no product of them is a problem.
 MAX_SIZE: Final = 1 << 24
@@ -15,7 +15,6 @@ MAX_LAYERS: Final = 1024
 MAX_HEAD_DIM: Final = 256
 MAX_POSITIONS: Final = 1 << 24
 
-_ACTIVATIONS: Final[dict[str, Activation]] = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 #: Keys of rope parameters, by kind. Any other key that is set asks for something that we do not do.
 _ROPE_KEYS: Final[dict[str, frozenset[str]]] = {
     "default": frozenset(),
@@ -25,26 +24,40 @@ _ROPE_KEYS: Final[dict[str, frozenset[str]]] = {
         {"factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor", "truncate"}
     ),
     "factors": frozenset({"factors"}),
+    "longrope": frozenset(
+        {"short_factor", "long_factor", "original_max_position_embeddings", "attention_factor", "factor"}
+    ),
 }
-_ROPE_COMMON: Final = frozenset({"rope_theta", "rope_type", "type"})
+_ROPE_COMMON: Final = frozenset({"rope_theta", "rope_type", "type", "partial_rotary_factor"})
+_ROPE_NAMES: Final = {"su": "longrope"}  # older files'
 
 
 class ConfigReader:
     """One mapping of the configuration; `place` names it in messages."""
 
-    def __init__(self, values: dict[str, Any], place: str = "config") -> None:
+    def __init__(self, values: dict[str, Any], place: str = "config", aliases: Mapping[str, str] | None = None) -> None:
+        """`aliases`: what a family calls a key."""
         self._values = values
         self._place = place
+        self._aliases = aliases or {}
+
+    def aliased(self, **aliases: str) -> ConfigReader:
+        """This mapping where also the family's own name of a key is one: key=name."""
+        return ConfigReader(self._values, self._place, {**self._aliases, **aliases})
+
+    def _own(self, key: str) -> str:
+        """The name under which the mapping has a key."""
+        return key if self._values.get(key) is not None else self._aliases.get(key, key)
 
     def fail(self, key: str, why: str) -> CheckpointError:
-        return CheckpointError(f"{self._place}: {key} = {str(self._values.get(key))[:80]!r} {why}")
+        return CheckpointError(f"{self._place}: {self._own(key)} = {str(self.get(key))[:80]!r} {why}")
 
     def get(self, key: str) -> Any:
-        return self._values.get(key)
+        return self._values.get(self._own(key))
 
     def integer(self, key: str, default: int | None = None, high: int = MAX_SIZE) -> int:
         """A whole number from 1 to `high`; `default` where the key is absent or null."""
-        value = self._values.get(key)
+        value = self.get(key)
         if value is None:
             value = default
         if type(value) is not int or not 1 <= value <= high:
@@ -53,7 +66,7 @@ class ConfigReader:
 
     def number(self, key: str, default: float | None = None, low: float = 0.0) -> float:
         """A finite number above `low`."""
-        value = self._values.get(key)
+        value = self.get(key)
         if value is None:
             value = default
         if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value) or value <= low:
@@ -62,7 +75,7 @@ class ConfigReader:
 
     def numbers(self, key: str) -> tuple[float, ...]:
         """A list of positive finite numbers."""
-        values = self._values.get(key)
+        values = self.get(key)
         if not isinstance(values, list) or not all(
             type(v) in (int, float) and math.isfinite(v) and v > 0 for v in values
         ):
@@ -70,7 +83,7 @@ class ConfigReader:
         return tuple(float(value) for value in values)
 
     def flag(self, key: str, default: bool) -> bool:
-        value = self._values.get(key)
+        value = self.get(key)
         if value is None:
             return default
         if not isinstance(value, bool):
@@ -79,7 +92,7 @@ class ConfigReader:
 
     def section(self, key: str) -> ConfigReader:
         """The mapping under `key`, empty if absent."""
-        value = self._values.get(key)
+        value = self.get(key)
         if value is None:
             value = {}
         if not isinstance(value, dict):
@@ -88,88 +101,64 @@ class ConfigReader:
 
     def refuse_unless(self, key: str, allowed: Collection[Any]) -> None:
         """An option that is implemented for the values `allowed` only; absent and null always pass."""
-        value = self._values.get(key)
+        value = self.get(key)
         if value is not None and value not in allowed:
             raise self.fail(key, "is not supported")
 
     def merged(self, values: dict[str, Any]) -> ConfigReader:
         """This mapping with `values` below it: what it says itself wins."""
         own = {key: value for key, value in self._values.items() if value is not None}
-        return ConfigReader({**values, **own}, self._place)
+        return ConfigReader({**values, **own}, self._place, self._aliases)
+
+    def with_defaults(self, defaults: dict[str, Any]) -> ConfigReader:
+        """This mapping with `defaults` where it says nothing or null, be it under a family's own name."""
+        return self.merged({key: value for key, value in defaults.items() if self.get(key) is None})
+
+    def without(self, *keys: str) -> ConfigReader:
+        return ConfigReader(
+            {key: value for key, value in self._values.items() if key not in keys}, self._place, self._aliases
+        )
+
+    def has(self, key: str) -> bool:
+        """Whether the key is there, be it with null."""
+        return key in self._values
 
     def unknown_keys(self, known: Collection[str]) -> list[str]:
         return sorted(key for key, value in self._values.items() if value is not None and key not in known)
 
 
-def base_spec(config: ConfigReader, *, activation_key: str = "hidden_act") -> ArchSpec:
-    """What all families read alike; a family replaces what differs. No windows, no biases, untied."""
-    config.refuse_unless("partial_rotary_factor", (1, 1.0))
-    config.refuse_unless("quantization_config", ({},))
-    for key in ("num_local_experts", "num_experts"):
-        config.refuse_unless(key, (0, 1))
-    hidden = config.integer("hidden_size")
-    num_heads = config.integer("num_attention_heads")
-    num_kv_heads = config.integer("num_key_value_heads", num_heads)
-    head_dim = config.integer("head_dim", max(1, hidden // num_heads), MAX_HEAD_DIM)
-    num_layers = config.integer("num_hidden_layers", high=MAX_LAYERS)
-    if num_heads % num_kv_heads:
-        raise config.fail("num_key_value_heads", f"does not divide the {num_heads} heads")
-    if head_dim % 2:
-        raise config.fail("head_dim", "is odd")
-    activation = config.get(activation_key)
-    if activation not in _ACTIVATIONS:
-        raise config.fail(activation_key, "is not supported")
-    max_positions = config.integer("max_position_embeddings", high=MAX_POSITIONS)
-    rope = read_rope(flat_rope(config), max_positions)
-    if rope.kind == "factors" and len(rope.factors) != head_dim // 2:
-        raise CheckpointError(f"config: {len(rope.factors)} rope factors for heads of {head_dim}")
-    if rope.kind == "yarn":
-        max_positions = max(max_positions, int(rope.factor * rope.original_max_position_embeddings))
-    return ArchSpec(
-        model_type=str(config.get("model_type")),
-        vocab_size=config.integer("vocab_size"),
-        hidden_size=hidden,
-        num_layers=num_layers,
-        num_heads=num_heads,
-        num_kv_heads=num_kv_heads,
-        head_dim=head_dim,
-        intermediate_size=config.integer("intermediate_size"),
-        rms_norm_eps=config.number("rms_norm_eps", 1e-6),
-        max_position_embeddings=min(max_positions, MAX_POSITIONS),
-        rope=rope,
-        attn_scale=head_dim**-0.5,
-        layer_windows=(0,) * num_layers,
-        activation=_ACTIVATIONS[activation],
-        tie_word_embeddings=config.flag("tie_word_embeddings", False),
-    )
-
-
 def flat_rope(config: ConfigReader, default_theta: float = 10_000.0) -> ConfigReader:
     """The rope parameters of a configuration, be it in the form of transformers 5 (`rope_parameters`, which holds
     theta) or in the older one (`rope_theta` and `rope_scaling`)."""
+    section = config.section("rope_scaling" if config.get("rope_parameters") is None else "rope_parameters")
     theta = config.get("rope_theta")
-    common = {"rope_theta": default_theta if theta is None else theta}
-    if config.get("rope_parameters") is not None:
-        return config.section("rope_parameters").merged(common)
-    return config.section("rope_scaling").merged(common)
+    common = {
+        "rope_theta": default_theta if theta is None else theta,
+        "partial_rotary_factor": config.get("partial_rotary_factor"),
+    }
+    if section.get("long_factor") is not None:  # stands beside the section
+        common["original_max_position_embeddings"] = config.get("original_max_position_embeddings")
+    return section.merged(common)
 
 
 def read_rope(rope: ConfigReader, max_positions: int) -> RopeSpec:
     """A `RopeSpec` from flat rope parameters. An unknown kind or key is refused by name."""
     key = "type" if rope.get("rope_type") is None else "rope_type"
     kind = "default" if rope.get(key) is None else rope.get(key)
+    kind = _ROPE_NAMES.get(kind, kind) if isinstance(kind, str) else kind
     if not isinstance(kind, str) or kind not in _ROPE_KEYS:
         raise rope.fail(key, "is a rope scaling that is not supported")
     # Written for some default ropes too, without a meaning there.
     harmless = {"factor", "original_max_position_embeddings"} if kind == "default" else {"max_position_embeddings"}
-    partial = {"partial_rotary_factor"} if rope.get("partial_rotary_factor") in (1, 1.0) else set()
-    for unknown in rope.unknown_keys(_ROPE_COMMON | _ROPE_KEYS[kind] | harmless | partial):
+    for unknown in rope.unknown_keys(_ROPE_COMMON | _ROPE_KEYS[kind] | harmless):
         raise rope.fail(unknown, "is a rope option that is not supported")
     theta = rope.number("rope_theta")
     if kind == "default":
         return RopeSpec(theta=theta)
     if kind == "factors":
         return RopeSpec(theta=theta, kind="factors", factors=rope.numbers("factors"))
+    if kind == "longrope":
+        return _longrope(rope, max_positions)
     factor = rope.number("factor")
     if kind == "linear":
         return RopeSpec(theta=theta, kind="linear", factor=factor)
@@ -195,6 +184,20 @@ def read_rope(rope: ConfigReader, max_positions: int) -> RopeSpec:
         beta_slow=rope.number("beta_slow", 1.0),
         attention_factor=rope.number("attention_factor", 1.0 if factor <= 1 else 0.1 * math.log(factor) + 1.0),
         truncate=rope.flag("truncate", True),
+    )
+
+
+def _longrope(rope: ConfigReader, max_positions: int) -> RopeSpec:
+    original = rope.integer("original_max_position_embeddings", max_positions, MAX_POSITIONS)
+    factor = max_positions / original
+    scale = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
+    return RopeSpec(
+        theta=rope.number("rope_theta"),
+        kind="longrope",
+        factors=rope.numbers("short_factor"),
+        long_factors=rope.numbers("long_factor"),
+        original_max_position_embeddings=original,
+        attention_factor=rope.number("attention_factor", scale),
     )
 
 

@@ -17,14 +17,14 @@ from octavo.models import gguf_config
 from octavo.quant.gguf_types import DEQUANTIZED_TYPES, FLOAT_TYPES, transcode
 from octavo.quant.packed import QuantizedWeight
 
-_ROPE_FACTORS: Final = "rope_freqs.weight"
 _SPLIT_NAME: Final = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 
 
 class GGUFCheckpoint:
-    """Tensors under Hugging Face's names and in its order of rows; floats keep the type they have in the file."""
+    """Tensors under the file's names; floats keep the type they have in the file."""
 
     dtype: Final = None
+    naming: Final = "gguf"
 
     def __init__(self, path: Path) -> None:
         self.source = str(path)
@@ -37,25 +37,25 @@ class GGUFCheckpoint:
                 tensors[name] = (file, info)
         metadata = self._files[0].metadata
         try:
-            self._arch = gguf_config.architecture(metadata)
             factors = self._rope_factors(tensors)
             infos = {name: info for name, (_, info) in tensors.items()}
             self.config: dict[str, Any] = gguf_config.hf_config(metadata, infos, factors)
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {error.message}") from None
         self.quantization = _summary(list(infos.values()))
-        self._tensors = {gguf_config.hf_name(name, self._arch): entry for name, entry in tensors.items()}
+        self._tensors = tensors
 
     @staticmethod
-    def _rope_factors(tensors: dict[str, tuple[GGUFFile, TensorInfo]]) -> list[float] | None:
-        """Takes the tensor of rope factors, which belongs to the configuration, out of `tensors`."""
-        if _ROPE_FACTORS not in tensors:
-            return None
-        file, info = tensors.pop(_ROPE_FACTORS)
-        values = transcode(file.data(info), info.type_name, info.shape, info.name)
-        if not isinstance(values, Tensor) or values.dim() != 1:
-            raise CheckpointError(f"tensor {_ROPE_FACTORS!r}: not a vector of floats")
-        factors: list[float] = values.to(torch.float32).tolist()
+    def _rope_factors(tensors: dict[str, tuple[GGUFFile, TensorInfo]]) -> dict[str, list[float]]:
+        """Takes the tensors of rope factors, which belong to the configuration, out of `tensors`."""
+        factors: dict[str, list[float]] = {}
+        for name, key in gguf_config.ROPE_TENSORS.items():
+            if name in tensors:
+                file, info = tensors.pop(name)
+                values = transcode(file.data(info), info.type_name, info.shape, info.name)
+                if not isinstance(values, Tensor) or values.dim() != 1:
+                    raise CheckpointError(f"tensor {name!r}: not a vector of floats")
+                factors[key] = values.to(torch.float32).tolist()
         return factors
 
     def names(self) -> list[str]:
@@ -75,20 +75,11 @@ class GGUFCheckpoint:
     def get(self, name: str) -> Tensor | QuantizedWeight:
         file, info = self._tensors[name]
         try:
-            weight = transcode(file.data(info), info.type_name, info.shape, info.name)
+            # Of stacked matrices the first two dimensions become one.
+            shape = info.shape if len(info.shape) < 3 else (math.prod(info.shape[:-1]), info.shape[-1])
+            return transcode(file.data(info), info.type_name, shape, info.name)
         except CheckpointError as error:
             raise CheckpointError(f"{file.path}: {error.message}") from None
-        if self._arch.permuted_qk and ".self_attn.q_proj." in name:
-            return _halves_of_heads(weight, self.config["num_attention_heads"])
-        if self._arch.permuted_qk and ".self_attn.k_proj." in name:
-            return _halves_of_heads(weight, self.config.get("num_key_value_heads", self.config["num_attention_heads"]))
-        return weight
-
-
-def _halves_of_heads(weight: Tensor | QuantizedWeight, num_heads: int) -> Tensor | QuantizedWeight:
-    """Reorder the rows of each head from pairs side by side, (0, 1), (2, 3), ..., to all firsts, then all seconds."""
-    rows = torch.arange(weight.shape[0]).view(num_heads, -1, 2).transpose(1, 2).reshape(-1)
-    return weight.select_rows(rows) if isinstance(weight, QuantizedWeight) else weight[rows]
 
 
 def _open_split(path: Path) -> list[GGUFFile]:

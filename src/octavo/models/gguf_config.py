@@ -15,21 +15,35 @@ from octavo.gguf import TensorInfo
 
 @dataclass(frozen=True)
 class _Arch:
-    """An architecture of GGUF: the Hugging Face one it stands for, and how its tensors are stored."""
+    """An architecture of GGUF: the Hugging Face one it stands for, and what its files do not say."""
 
     architecture: str
     model_type: str
-    permuted_qk: bool = False  # rows of q and k are in the order of pairs side by side, not of halves
-    gemma_norms: bool = False  # names of the four norms; 1 already added
+    activation: str = "silu"
+    has_norms_of_one: bool = False  # norms that stand around zero on the other side have the 1 added
+    has_gemma_keys: bool = False
+    is_rotated_in_part: bool = False
 
 
 ARCHITECTURES: Final[dict[str, _Arch]] = {
-    "llama": _Arch("LlamaForCausalLM", "llama", permuted_qk=True),
+    "llama": _Arch("LlamaForCausalLM", "llama"),
     "qwen2": _Arch("Qwen2ForCausalLM", "qwen2"),
     "qwen3": _Arch("Qwen3ForCausalLM", "qwen3"),
-    "gemma2": _Arch("Gemma2ForCausalLM", "gemma2", gemma_norms=True),
-    "gemma3": _Arch("Gemma3ForCausalLM", "gemma3_text", gemma_norms=True),
+    "qwen3moe": _Arch("Qwen3MoeForCausalLM", "qwen3_moe"),
+    "gemma": _Arch("GemmaForCausalLM", "gemma", has_norms_of_one=True),
+    "gemma2": _Arch("Gemma2ForCausalLM", "gemma2", has_norms_of_one=True, has_gemma_keys=True),
+    "gemma3": _Arch("Gemma3ForCausalLM", "gemma3_text", has_norms_of_one=True, has_gemma_keys=True),
+    "phi3": _Arch("Phi3ForCausalLM", "phi3", is_rotated_in_part=True),
+    "gpt2": _Arch("GPT2LMHeadModel", "gpt2", "gelu_new"),
+    "gptneox": _Arch("GPTNeoXForCausalLM", "gpt_neox", "gelu", is_rotated_in_part=True),
+    "bloom": _Arch("BloomForCausalLM", "bloom", "gelu_pytorch_tanh"),
 }
+_MIXTRAL: Final = _Arch("MixtralForCausalLM", "mixtral")
+#: Tensors that belong to the configuration, and the keys of the rope parameters under which they are there.
+ROPE_TENSORS: Final = {
+    "rope_freqs.weight": "factors", "rope_factors_short.weight": "short_factor",
+    "rope_factors_long.weight": "long_factor",
+}  # fmt: skip
 #: The file does not say it: every sixth layer of Gemma 3 sees the whole context.
 _GEMMA3_PATTERN: Final = 6
 #: The 27B models, known by their number of layers, scale scores by hidden_size / num_heads instead of head_dim.
@@ -41,13 +55,15 @@ def architecture(metadata: dict[str, Any]) -> _Arch:
     if not isinstance(name, str) or name not in ARCHITECTURES:
         supported = ", ".join(ARCHITECTURES)
         raise CheckpointError(f"the GGUF architecture {str(name)[:80]!r} is not supported; these are: {supported}")
+    if name == "llama" and metadata.get("llama.expert_count"):
+        return _MIXTRAL
     return ARCHITECTURES[name]
 
 
 def hf_config(
-    metadata: dict[str, Any], tensors: dict[str, TensorInfo], rope_factors: list[float] | None
+    metadata: dict[str, Any], tensors: dict[str, TensorInfo], rope_factors: dict[str, list[float]]
 ) -> dict[str, Any]:
-    """The configuration. `rope_factors`: the content of the tensor rope_freqs.weight, if there is one.
+    """The configuration. `rope_factors`: the content of the `ROPE_TENSORS` that are there, by their keys.
 
     Raises CheckpointError for an architecture that is not known or sizes that are missing.
     """
@@ -73,19 +89,30 @@ def hf_config(
         "num_key_value_heads": _uniform(get("attention.head_count_kv")),
         "head_dim": head_dim,
         "intermediate_size": _uniform(get("feed_forward_length")),
-        "rms_norm_eps": get("attention.layer_norm_rms_epsilon"),
+        "rms_norm_eps": get("attention.layer_norm_rms_epsilon", get("attention.layer_norm_epsilon")),
         "max_position_embeddings": get("context_length"),
-        "num_experts": get("expert_count"),
-        "hidden_act": "silu",
+        "num_local_experts": get("expert_count"),
+        "num_experts_per_tok": get("expert_used_count"),
+        "moe_intermediate_size": get("expert_feed_forward_length"),
+        "norm_topk_prob": True,
+        "use_parallel_residual": get("use_parallel_residual"),
+        "hidden_act": arch.activation,
         "tie_word_embeddings": "output.weight" not in tensors,
-        "attention_bias": "blk.0.attn_q.bias" in tensors,
+        "attention_bias": bool({"blk.0.attn_q.bias", "blk.0.attn_qkv.bias"} & tensors.keys()),
         "mlp_bias": "blk.0.ffn_up.bias" in tensors,
     }
     config["head_dim"] = head_dim if head_dim is not None else _default_head_dim(config)
-    if get("rope.dimension_count", config["head_dim"]) != config["head_dim"]:
-        raise CheckpointError(f"{prefix}.rope.dimension_count is not the size of a head: not supported")
+    rotated = get("rope.dimension_count", config["head_dim"])
+    if rotated != config["head_dim"]:
+        if not arch.is_rotated_in_part or not isinstance(rotated, int):
+            raise CheckpointError(f"{prefix}.rope.dimension_count is not the size of a head: not supported")
+        config["partial_rotary_factor"] = rotated / config["head_dim"]
     rope = _rope(get, rope_factors)
-    if arch.gemma_norms:
+    if arch.model_type == "phi3":
+        config["sliding_window"] = get("attention.sliding_window") or None
+    if arch.has_norms_of_one:
+        config |= {"rms_norm_offset": 0, "hidden_activation": "gelu_pytorch_tanh"}
+    if arch.has_gemma_keys:
         config |= _gemma(prefix, config, get, rope)
     else:
         config["rope_parameters"] = rope
@@ -106,13 +133,19 @@ def _default_head_dim(config: dict[str, Any]) -> Any:
     return hidden // heads if isinstance(hidden, int) and isinstance(heads, int) and heads > 0 else None
 
 
-def _rope(get: Any, factors: list[float] | None) -> dict[str, Any]:
+def _rope(get: Any, factors: dict[str, list[float]]) -> dict[str, Any]:
     rope: dict[str, Any] = {} if get("rope.freq_base") is None else {"rope_theta": get("rope.freq_base")}
     kind = get("rope.scaling.type", "none")
-    if factors is not None:
+    if "long_factor" in factors:
+        return rope | factors | {
+            "rope_type": "longrope",
+            "original_max_position_embeddings": get("rope.scaling.original_context_length"),
+            "attention_factor": get("rope.scaling.attn_factor"),
+        }  # fmt: skip
+    if factors:
         if kind not in ("none", "linear"):
             raise CheckpointError(f"rope factors beside the rope scaling {str(kind)[:40]!r} are not supported")
-        return rope | {"rope_type": "factors", "factors": factors}
+        return rope | {"rope_type": "factors", **factors}
     if kind == "none":
         return rope
     rope |= {"rope_type": kind, "factor": get("rope.scaling.factor")}
@@ -128,12 +161,10 @@ def _gemma(name: str, config: dict[str, Any], get: Any, rope: dict[str, Any]) ->
     if config["num_hidden_layers"] == _GEMMA_27B_LAYERS[name]:
         scalar = _default_head_dim(config)
     own: dict[str, Any] = {
-        "hidden_activation": "gelu_pytorch_tanh",
         "query_pre_attn_scalar": scalar,
         "sliding_window": get("attention.sliding_window"),
         "final_logit_softcapping": get("final_logit_softcapping"),
         "attn_logit_softcapping": get("attn_logit_softcapping"),
-        "rms_norm_offset": 0,
     }
     if name == "gemma2":
         return own | {"rope_parameters": rope}
@@ -142,39 +173,3 @@ def _gemma(name: str, config: dict[str, Any], get: Any, rope: dict[str, Any]) ->
         "sliding_window_pattern": _GEMMA3_PATTERN,
         "rope_parameters": {"full_attention": {"rope_theta": 1_000_000.0, **rope}, "sliding_attention": local},
     }
-
-
-_TOP_NAMES: Final = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
-}
-_BLOCK_NAMES: Final = {
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "attn_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-_GEMMA_BLOCK_NAMES: Final = _BLOCK_NAMES | {
-    "ffn_norm": "pre_feedforward_layernorm",
-    "post_attention_norm": "post_attention_layernorm",
-    "post_ffw_norm": "post_feedforward_layernorm",
-}
-
-
-def hf_name(gguf_name: str, arch: _Arch) -> str:
-    """The tensor's name on the Hugging Face side; unchanged where there is none, so that the loader reports it."""
-    if gguf_name in _TOP_NAMES:
-        return _TOP_NAMES[gguf_name]
-    parts = gguf_name.split(".")
-    names = _GEMMA_BLOCK_NAMES if arch.gemma_norms else _BLOCK_NAMES
-    if len(parts) == 4 and parts[0] == "blk" and parts[1].isascii() and parts[1].isdigit() and parts[2] in names:
-        return f"model.layers.{int(parts[1])}.{names[parts[2]]}.{parts[3]}"
-    return gguf_name

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 import torch
 from torch import Tensor
@@ -15,10 +16,14 @@ from octavo.config import ModelConfig
 from octavo.errors import CheckpointError, DeviceError
 from octavo.host import FreeMemory, gib
 from octavo.models.checkpoint import Checkpoint, DummyCheckpoint, SafetensorsCheckpoint, read_json
+from octavo.models.decoder import LM_HEAD, Definition, define
 from octavo.models.gguf_checkpoint import GGUFCheckpoint
-from octavo.models.registry import arch_spec
-from octavo.models.spec import ArchSpec, tensor_shapes
-from octavo.models.transformer import LayerWeights, ModelWeights, Transformer
+from octavo.models.layout import Layout, TensorSource
+from octavo.models.params import Param, TensorDecl
+from octavo.models.registry import find_family, model_spec
+from octavo.models.rope import alibi_slopes, cos_sin_table
+from octavo.models.spec import ModelSpec, RopeSpec
+from octavo.models.transformer import Transformer
 from octavo.ops.table import LinearWeight, Ops
 from octavo.quant.packed import QuantizedWeight, all_finite
 
@@ -34,16 +39,13 @@ DTYPES: Final = {
     "bfloat16": torch.bfloat16,
 }
 _CPU: Final = torch.device("cpu")
-_NAMES_LISTED: Final = 10
 _REPORTS: Final = 20
-#: Buffers that old exports carry; they follow from the configuration.
-_IGNORED_SUFFIXES: Final = (".rotary_emb.inv_freq",)
 
 
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
     model: Transformer
-    spec: ArchSpec
+    spec: ModelSpec
     dtype: torch.dtype  # of the unquantized matrices; float16 where there are none
     num_params: int
     weight_bytes: int  # packed, as they are read in a step
@@ -65,21 +67,28 @@ def load_model(
     missing, damaged, not finite, or of a kind that is not supported, and DeviceError for weights that do not fit.
     """
     checkpoint = checkpoint or open_checkpoint(config)
-    spec = arch_spec(checkpoint.config, checkpoint.source)
-    reader = _Reader(checkpoint, DTYPES.get(config.dtype, checkpoint.dtype), ops.to_device, on_phase)
-    reader.check_names(spec)
+    definition = define(model_spec(checkpoint.config, checkpoint.source))
+    reader = _Reader(checkpoint, definition, DTYPES.get(config.dtype, checkpoint.dtype), ops.to_device, on_phase)
     if free is not None:
-        _check_room(checkpoint, spec, _float_bytes(config, checkpoint, ops), free)
-    weights = _Packer(reader, spec, ops)
-    model_weights = weights.pack()
+        _check_room(checkpoint.source, reader.num_bytes(_float_bytes(config, checkpoint, ops)), free)
+    packer = _Packer(reader, ops)
+    for param in definition.params:
+        packer.pack(param)
     reader.check_finite()
+    spec = definition.spec
     num_positions = min(config.max_model_len or spec.max_position_embeddings, spec.max_position_embeddings)
+    for weight, of in definition.derived.items():
+        if isinstance(of, RopeSpec):
+            values = cos_sin_table(of, weight.shape[1], num_positions)
+        else:
+            values = alibi_slopes(of)
+        packer.weights[weight.name] = ops.to_device(values)
     return LoadedModel(
-        model=Transformer(spec, ops, model_weights, max_num_batched_tokens, num_positions),
+        model=Transformer(definition, ops, packer.weights, max_num_batched_tokens),
         spec=spec,
         dtype=_reported_dtype(reader, config, ops),
         num_params=reader.num_params,
-        weight_bytes=weights.nbytes,
+        weight_bytes=packer.nbytes,
         quantization=checkpoint.quantization,
     )
 
@@ -101,13 +110,12 @@ def _float_bytes(config: ModelConfig, checkpoint: Checkpoint, ops: Ops) -> int |
     return None if dtype is None else dtype.itemsize
 
 
-def _check_room(checkpoint: Checkpoint, spec: ArchSpec, float_bytes: int | None, free: FreeMemory) -> None:
+def _check_room(source: str, needed: int, free: FreeMemory) -> None:
     """Refuse weights that cannot fit before the first of them is read: to find out by reading takes minutes, and ends
     with the process killed."""
-    needed = sum(checkpoint.nbytes(name, float_bytes) for name in tensor_shapes(spec))
     if needed > free.num_bytes:
         raise DeviceError(
-            f"{checkpoint.source}: the weights take {gib(needed)} of memory, and there are {free}. "
+            f"{source}: the weights take {gib(needed)} of memory, and there are {free}. "
             "Take a smaller model, or one whose weights are quantized to fewer bits."
         )
 
@@ -118,7 +126,8 @@ def open_checkpoint(config: ModelConfig, device: torch.device = _CPU) -> Checkpo
     if config.load_format == "dummy":
         source: Checkpoint | None = GGUFCheckpoint(path) if path.suffix == ".gguf" else None
         values = read_json(path / "config.json") if source is None else source.config
-        return DummyCheckpoint(arch_spec(values, str(path)), values, str(path), config.seed, device)
+        tensors = define(model_spec(values, str(path))).tensors
+        return DummyCheckpoint(tensors, values, str(path), config.seed, device)
     is_gguf = path.suffix == ".gguf"
     if config.load_format not in ("auto", "gguf" if is_gguf else "safetensors"):
         kind = "a GGUF file" if is_gguf else "a directory of safetensors files"
@@ -132,69 +141,56 @@ class _Reader:
     def __init__(
         self,
         checkpoint: Checkpoint,
+        definition: Definition,
         dtype: torch.dtype | None,
         to_device: Callable[[Tensor], Tensor],
         on_phase: OnPhase,
     ) -> None:
-        self._checkpoint = checkpoint
+        family = find_family(checkpoint.config, checkpoint.source)
+        layouts = {"hf": family.hf, "gguf": family.gguf, "declared": Layout()}
+        self._tensors = TensorSource(checkpoint, layouts[checkpoint.naming], definition)
+        self._source = checkpoint.source
         self._dtype = dtype
         self._to_device = to_device
         self._on_phase = on_phase
         #: Tensors that another device than the CPU is checking: name, and whether all of it is finite.
         self._checks: list[tuple[str, Tensor]] = []
         self._num_read = 0
-        self._num_tensors = 0
         self.num_params = 0
         self.matrix_dtype: torch.dtype | None = None
 
-    def check_names(self, spec: ArchSpec) -> None:
-        """The checkpoint must hold what the architecture has, in these shapes, and nothing else."""
-        source, shapes = self._checkpoint.source, tensor_shapes(spec)
-        names = {name for name in self._checkpoint.names() if not name.endswith(_IGNORED_SUFFIXES)}
-        if spec.tie_word_embeddings and "lm_head.weight" in names:
-            # Some exports save the tied matrix twice.
-            logger.info("%s: lm_head.weight is ignored: the embeddings are tied", source)
-            names.discard("lm_head.weight")
-        complaints = []
-        for what, wrong in (("missing", set(shapes) - names), ("unexpected", names - set(shapes))):
-            if wrong:
-                listed = ", ".join(sorted(wrong)[:_NAMES_LISTED]) + (", ..." if len(wrong) > _NAMES_LISTED else "")
-                complaints.append(f"{len(wrong)} {what} tensor{'s' if len(wrong) > 1 else ''}: {listed}")
-        if complaints:
-            raise CheckpointError(f"{source}: not a complete {spec.model_type} model: {'; '.join(complaints)}")
-        for name, shape in shapes.items():
-            found = self._checkpoint.shape(name)
-            if found != shape:
-                raise CheckpointError(f"{source}: tensor {name!r} has the shape {list(found)}, not {list(shape)}")
-        self._num_tensors = len(shapes)
+    def num_bytes(self, float_bytes: int | None) -> int:
+        """What all tensors take at least when they are loaded, a value of a float tensor so many bytes."""
+        return self._tensors.num_bytes(float_bytes)
 
-    def matrix(self, name: str) -> Tensor | QuantizedWeight:
-        weight = self._take(name)
+    def matrix(self, tensor: TensorDecl) -> Tensor | QuantizedWeight:
+        weight = self._take(tensor)
         if isinstance(weight, Tensor):
             weight = self._to_device(weight)
             weight = weight if self._dtype is None else weight.to(self._dtype)
             self.matrix_dtype = self.matrix_dtype or weight.dtype
-        self._check_finite(name, weight)
+        self._check_finite(tensor, weight)
         return weight
 
-    def vector(self, name: str) -> Tensor:
+    def vector(self, tensor: TensorDecl) -> Tensor:
         """A norm or a bias: float32, and a copy that does not keep the file mapped."""
-        weight = self._take(name)
+        weight = self._take(tensor)
         assert isinstance(weight, Tensor)
         values = self._to_device(weight).to(torch.float32, copy=True)
-        self._check_finite(name, values)
+        self._check_finite(tensor, values)
         return values
 
-    def _take(self, name: str) -> Tensor | QuantizedWeight:
-        weight = self._checkpoint.get(name)
-        rows = weight.shape[0]
-        self.num_params += rows * (weight.shape[1] if len(weight.shape) > 1 else 1)
+    def _take(self, tensor: TensorDecl) -> Tensor | QuantizedWeight:
+        weight = self._tensors.get(tensor)
+        self.num_params += math.prod(weight.shape)
         self._num_read += 1
-        if self._num_read % max(1, self._num_tensors // _REPORTS) == 0 or self._num_read == self._num_tensors:
-            self._on_phase("weights", f"{self._num_read} of {self._num_tensors} tensors")
+        count = len(self._tensors)
+        if self._num_read % max(1, count // _REPORTS) == 0 or self._num_read == count:
+            self._on_phase("weights", f"{self._num_read} of {count} tensors")
         return weight
 
-    def _check_finite(self, name: str, weight: Tensor | QuantizedWeight) -> None:
+    def _check_finite(self, tensor: TensorDecl, weight: Tensor | QuantizedWeight) -> None:
+        name = self._tensors.name(tensor)
         if isinstance(weight, Tensor) and weight.device.type != "cpu":
             self._checks.append((name, weight.isfinite().all()))  # known later: a look at it would wait for the copy
             return
@@ -211,61 +207,54 @@ class _Reader:
                     self._refuse(name)
 
     def _refuse(self, name: str) -> NoReturn:
-        raise CheckpointError(f"{self._checkpoint.source}: tensor {name!r} holds NaN or infinite values")
+        raise CheckpointError(f"{self._source}: tensor {name!r} holds NaN or infinite values")
 
 
 class _Packer:
-    """Packs the tensors for the device in the order of the layers, so that only one is ever held unpacked."""
+    """Packs parameters for the device one after the other, so that only one is ever held unpacked."""
 
-    def __init__(self, reader: _Reader, spec: ArchSpec, ops: Ops) -> None:
+    def __init__(self, reader: _Reader, ops: Ops) -> None:
         self._reader = reader
-        self._spec = spec
         self._ops = ops
+        self.weights: dict[str, Any] = {}
         self.nbytes = 0
 
-    def pack(self) -> ModelWeights:
-        table = self._reader.matrix("model.embed_tokens.weight")
-        if self._spec.tie_word_embeddings:
-            lm_head = self._counted(self._ops.pack_output(table))
-            embedding = self._ops.tied_embedding(lm_head)
+    def pack(self, param: Param) -> None:
+        if param.packing == "vector":
+            packed: Any = self._vector(param)
+        elif param.packing == "linear":
+            packed = self._linear(param)
+        elif param.packing == "experts":
+            packed = self._experts(param)
+        elif param.packing == "embedding":
+            packed = self._ops.pack_embedding(self._reader.matrix(param.parts[0]))
+        elif param.packing == "router":
+            packed = self._ops.pack_output(_as_float32(self._reader.matrix(param.parts[0])))
         else:
-            embedding = self._ops.pack_embedding(table)
-            self.nbytes += embedding.nbytes
-            table = self._reader.matrix("lm_head.weight")
-            lm_head = self._counted(self._ops.pack_output(table))
-        del table
-        layers = [self._layer(f"model.layers.{layer}.") for layer in range(self._spec.num_layers)]
-        return ModelWeights(embedding, layers, self._norm("model.norm"), lm_head)
+            packed = self._ops.pack_output(self._reader.matrix(param.parts[0]))
+        self.nbytes += sum(each.nbytes for each in packed) if param.packing == "experts" else packed.nbytes
+        if param.packing == "tied":
+            self.weights[LM_HEAD] = packed
+            packed = self._ops.tied_embedding(packed)
+        self.weights[param.weight.name] = packed
 
-    def _layer(self, prefix: str) -> LayerWeights:
-        spec = self._spec
-        # Gemma's names: post_attention_layernorm is behind the attention there, and in front of the MLP elsewhere.
-        mlp_norm = "pre_feedforward_layernorm" if spec.sandwich_norms else "post_attention_layernorm"
-        return LayerWeights(
-            attn_norm=self._norm(prefix + "input_layernorm"),
-            qkv=self._linear([prefix + f"self_attn.{part}_proj" for part in "qkv"], spec.attention_bias),
-            q_norm=self._norm(prefix + "self_attn.q_norm") if spec.qk_norm else None,
-            k_norm=self._norm(prefix + "self_attn.k_norm") if spec.qk_norm else None,
-            o=self._linear([prefix + "self_attn.o_proj"], spec.o_bias),
-            attn_post_norm=self._norm(prefix + "post_attention_layernorm") if spec.sandwich_norms else None,
-            mlp_norm=self._norm(prefix + mlp_norm),
-            gate_up=self._linear([prefix + "mlp.gate_proj", prefix + "mlp.up_proj"], spec.mlp_bias),
-            down=self._linear([prefix + "mlp.down_proj"], spec.mlp_bias),
-            mlp_post_norm=self._norm(prefix + "post_feedforward_layernorm") if spec.sandwich_norms else None,
-        )
+    def _linear(self, param: Param) -> LinearWeight:
+        weights = [self._reader.matrix(part) for part in param.parts]
+        biases = [None if bias is None else self._reader.vector(bias) for bias in param.biases]
+        if len(weights) == 1:
+            return self._ops.pack_linear(weights[0], biases[0])
+        return self._ops.pack_linear_many(weights, biases)
 
-    def _linear(self, names: list[str], has_bias: bool) -> LinearWeight:
-        weights = [self._reader.matrix(name + ".weight") for name in names]
-        biases = [self._reader.vector(name + ".bias") if has_bias else None for name in names]
-        if len(names) == 1:
-            return self._counted(self._ops.pack_linear(weights[0], biases[0]))
-        return self._counted(self._ops.pack_linear_many(weights, biases))
+    def _experts(self, param: Param) -> Any:
+        """Read and packed one by one."""
+        count = len(param.parts) // param.weight.shape[0]
+        groups = (param.parts[at : at + count] for at in range(0, len(param.parts), count))
+        return self._ops.pack_experts([self._reader.matrix(part) for part in group] for group in groups)
 
-    def _norm(self, name: str) -> Tensor:
-        weight = self._reader.vector(name + ".weight")
-        self.nbytes += weight.nbytes
-        return weight + self._spec.norm_offset if self._spec.norm_offset else weight
+    def _vector(self, param: Param) -> Tensor:
+        values = self._reader.vector(param.parts[0])
+        return values + param.offset if param.offset else values
 
-    def _counted(self, weight: LinearWeight) -> LinearWeight:
-        self.nbytes += weight.nbytes
-        return weight
+
+def _as_float32(weight: Tensor | QuantizedWeight) -> Tensor:
+    return weight.dequantize() if isinstance(weight, QuantizedWeight) else weight.to(torch.float32)

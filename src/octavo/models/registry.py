@@ -1,50 +1,86 @@
-"""Which function reads the configuration of which architecture."""
+"""Which family reads the configuration of which architecture."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Final
 
 from octavo.errors import CheckpointError
-from octavo.models import gemma2, gemma3, llama, mistral, qwen2, qwen3
-from octavo.models.spec import ArchSpec
+from octavo.models.config_reader import ConfigReader
+from octavo.models.families import (
+    bloom,
+    gemma,
+    gemma2,
+    gemma3,
+    gpt2,
+    gpt_neox,
+    llama,
+    mistral,
+    mixtral,
+    phi3,
+    qwen2,
+    qwen3,
+    qwen3_moe,
+)
+from octavo.models.layout import Layout
+from octavo.models.spec import ModelSpec
 
 logger = logging.getLogger("octavo.models")
 
-_FAMILIES: Final[dict[str, Callable[[dict[str, Any]], ArchSpec]]] = {
-    "LlamaForCausalLM": llama.spec,
-    "MistralForCausalLM": mistral.spec,
-    "Qwen2ForCausalLM": qwen2.spec,
-    "Qwen3ForCausalLM": qwen3.spec,
-    "Gemma2ForCausalLM": gemma2.spec,
-    "Gemma3ForCausalLM": gemma3.spec,
-}
-#: For configurations that name no architecture.
-_MODEL_TYPES: Final = {
-    "llama": "LlamaForCausalLM",
-    "mistral": "MistralForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-    "gemma2": "Gemma2ForCausalLM",
-    "gemma3_text": "Gemma3ForCausalLM",
+
+@dataclass(frozen=True)
+class Family:
+    """`model_type`: of configurations that name no architecture."""
+
+    model_type: str
+    spec: Callable[[ConfigReader], ModelSpec]
+    hf: Layout = Layout()  # of Hugging Face's checkpoints
+    gguf: Layout = Layout()
+
+
+FAMILIES: Final[dict[str, Family]] = {
+    "LlamaForCausalLM": Family("llama", llama.spec, gguf=Layout(interleaved=True)),
+    "MistralForCausalLM": Family("mistral", mistral.spec),
+    "Qwen2ForCausalLM": Family("qwen2", qwen2.spec),
+    "Qwen3ForCausalLM": Family("qwen3", qwen3.spec),
+    "Qwen3MoeForCausalLM": Family("qwen3_moe", qwen3_moe.spec, gguf=qwen3_moe.GGUF),
+    "GemmaForCausalLM": Family("gemma", gemma.spec),
+    "Gemma2ForCausalLM": Family("gemma2", gemma2.spec),
+    "Gemma3ForCausalLM": Family("gemma3_text", gemma3.spec),
+    "MixtralForCausalLM": Family("mixtral", mixtral.spec, mixtral.HF, mixtral.GGUF),
+    "Phi3ForCausalLM": Family("phi3", phi3.spec, phi3.HF, phi3.GGUF),
+    "GPT2LMHeadModel": Family("gpt2", gpt2.spec, gpt2.HF, gpt2.GGUF),
+    "GPTNeoXForCausalLM": Family("gpt_neox", gpt_neox.spec, gpt_neox.HF, gpt_neox.GGUF),
+    "BloomForCausalLM": Family("bloom", bloom.spec, bloom.HF, bloom.GGUF),
 }
 
 
-def arch_spec(config: dict[str, Any], source: str) -> ArchSpec:
-    """The architecture that a configuration in Hugging Face's form describes; `source` names it in messages.
+def find_family(config: dict[str, Any], source: str) -> Family:
+    """The family of a configuration in Hugging Face's form; `source` names it in messages.
+
+    Raises CheckpointError for an architecture that is not implemented.
+    """
+    by_type = {family.model_type: name for name, family in FAMILIES.items()}
+    names = config.get("architectures") or [by_type.get(str(config.get("model_type")), config.get("model_type"))]
+    name = names[0] if isinstance(names, list) and len(names) == 1 else names
+    if not isinstance(name, str) or name not in FAMILIES:
+        supported = ", ".join(FAMILIES)
+        raise CheckpointError(f"{source}: the architecture {str(name)[:80]!r} is not supported; these are: {supported}")
+    return FAMILIES[name]
+
+
+def model_spec(config: dict[str, Any], source: str) -> ModelSpec:
+    """The model that a configuration in Hugging Face's form describes; `source` names it in messages.
 
     Raises CheckpointError for an architecture or an option that is not implemented. Code that the configuration
     points to is never run.
     """
     if config.get("auto_map") is not None:
         logger.warning("%s: auto_map is ignored: octavo runs no code from a model's files", source)
-    names = config.get("architectures") or [_MODEL_TYPES.get(str(config.get("model_type")), config.get("model_type"))]
-    name = names[0] if isinstance(names, list) and len(names) == 1 else names
-    if not isinstance(name, str) or name not in _FAMILIES:
-        supported = ", ".join(_FAMILIES)
-        raise CheckpointError(f"{source}: the architecture {str(name)[:80]!r} is not supported; these are: {supported}")
+    family = find_family(config, source)
     try:
-        return _FAMILIES[name](config)
+        return family.spec(ConfigReader(config))
     except CheckpointError as error:
         raise CheckpointError(f"{source}: {error.message}") from None

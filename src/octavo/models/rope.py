@@ -1,4 +1,5 @@
-"""The cosines and sines that `ops.rope_kv_write` reads.
+"""What tells positions and follows from the configuration: the cosines and sines that `ops.rope_kv_write` reads, and
+the slopes of ALiBi.
 
 Frequencies and angles are rounded to float32 at the same places as in the code the models were trained with, so
 that a rotation is the same number here and there even far into the context.
@@ -11,20 +12,38 @@ import math
 import torch
 from torch import Tensor
 
-from octavo.models.spec import RopeSpec
+from octavo.models.spec import AlibiSpec, RopeSpec
 
 
 def cos_sin_table(rope: RopeSpec, head_dim: int, num_positions: int) -> Tensor:
-    """float32 [num_positions, head_dim]: the cosines of the head_dim / 2 angles, then their sines."""
-    angles = torch.outer(torch.arange(num_positions, dtype=torch.float32), inverse_frequencies(rope, head_dim))
-    table = torch.empty(num_positions, head_dim)
-    torch.cos(angles, out=table[:, : head_dim // 2])
-    torch.sin(angles, out=table[:, head_dim // 2 :])
-    return table if rope.attention_factor == 1.0 else table.mul_(rope.attention_factor)
+    """float32 [num_positions, head_dim]: the cosines of the head_dim / 2 angles, then their sines. Pairs that are not
+    rotated are the last, at an angle of 0."""
+    half, rotated = head_dim // 2, (rope.rotary_dim or head_dim) // 2
+    is_long = num_positions > rope.original_max_position_embeddings
+    frequencies = inverse_frequencies(rope, 2 * rotated, is_long)
+    angles = torch.outer(torch.arange(num_positions, dtype=torch.float32), frequencies)
+    table = torch.zeros(num_positions, head_dim)
+    table[:, rotated:half] = 1.0
+    cos, sin = table[:, :rotated], table[:, half : half + rotated]
+    torch.cos(angles, out=cos)
+    torch.sin(angles, out=sin)
+    if rope.attention_factor != 1.0:
+        cos.mul_(rope.attention_factor)
+        sin.mul_(rope.attention_factor)
+    return table
 
 
-def inverse_frequencies(rope: RopeSpec, head_dim: int) -> Tensor:
-    """float32 [head_dim / 2]: radians a position."""
+def alibi_slopes(alibi: AlibiSpec) -> Tensor:
+    """float32 [num_heads]. For a number of heads that is no power of two, the rest are every other one of the series
+    for twice as many."""
+    power = 1 << (alibi.num_heads.bit_length() - 1)
+    slopes = [2.0 ** (-alibi.max_bias * (i + 1) / power) for i in range(power)]
+    between = [2.0 ** (-alibi.max_bias * (i + 1) / (2 * power)) for i in range(0, 2 * power, 2)]
+    return torch.tensor((slopes + between)[: alibi.num_heads])
+
+
+def inverse_frequencies(rope: RopeSpec, head_dim: int, is_long: bool = False) -> Tensor:
+    """float32 [head_dim / 2]: radians a position. `is_long`: contexts may be longer than the original ones."""
     exponents = torch.arange(0, head_dim, 2, dtype=torch.int64).to(torch.float32) / head_dim
     plain = 1.0 / (rope.theta**exponents)
     match rope.kind:
@@ -32,6 +51,9 @@ def inverse_frequencies(rope: RopeSpec, head_dim: int) -> Tensor:
             return plain / rope.factor
         case "factors":
             return plain / torch.tensor(rope.factors, dtype=torch.float32)
+        case "longrope":
+            factors = torch.tensor(rope.long_factors if is_long else rope.factors, dtype=torch.float32)
+            return 1.0 / (factors * rope.theta**exponents)
         case "llama3":
             return _llama3(rope, plain)
         case "yarn":

@@ -1,103 +1,54 @@
-"""The decoder that all families share, run through the `Ops` table.
-
-The residual stream is [T, H] of the table's activation type. Each block reads a normed copy of it and adds to it; the
-addition and the norm of the next block are one operation, so that a layer is nine calls (and one more for each norm
-behind a block), which `ops.layer_stack` makes for all layers:
-
-    normed -> qkv -> rope, cache -> attention -> o    -> residual += it; normed
-           -> gate | up -> activation * up    -> down -> residual += it; normed
-"""
+"""A loaded model: its program, run through the `Ops` table, and the output matrix behind it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from octavo.models.rope import cos_sin_table
-from octavo.models.spec import ArchSpec, RopeSpec
-from octavo.ops.layer_stack import StackLayer, StackShape, StepTensors, Workspace
-from octavo.ops.table import EmbeddingWeight, LinearWeight, Ops
-
-
-class Batch(StepTensors, Protocol):
-    """What a step's batch tells the model. T tokens of B sequences."""
-
-    @property
-    def token_ids(self) -> Tensor: ...  # int32 [T]
-
-
-@dataclass(frozen=True, eq=False)
-class LayerWeights:
-    """Packed matrices, and norms as float32 with the family's offset already added. o and down are [H, .]."""
-
-    attn_norm: Tensor
-    qkv: LinearWeight
-    q_norm: Tensor | None
-    k_norm: Tensor | None
-    o: LinearWeight
-    attn_post_norm: Tensor | None
-    mlp_norm: Tensor
-    gate_up: LinearWeight
-    down: LinearWeight
-    mlp_post_norm: Tensor | None
-
-
-@dataclass(frozen=True, eq=False)
-class ModelWeights:
-    embedding: EmbeddingWeight
-    layers: Sequence[LayerWeights]
-    final_norm: Tensor
-    lm_head: LinearWeight
+from octavo.models.decoder import Definition
+from octavo.ops.program import Heads
+from octavo.ops.step import KVCaches, StepTensors
+from octavo.ops.table import Ops
+from octavo.ops.workspace import Workspace
 
 
 class Transformer:
-    """A loaded model. Not to be used by two threads at once: the workspace is one step's.
+    """Not to be used by two threads at once: the workspace is one step's.
 
-    `num_positions`: sequences are never longer. `max_num_batched_tokens`: what the workspace is made for; it
-    grows if a step is larger.
+    `weights`: what was packed, by the names of the program's weights. `max_num_batched_tokens`: what the workspace is
+    made for; it grows if a step is larger.
     """
 
     def __init__(
-        self, spec: ArchSpec, ops: Ops, weights: ModelWeights, max_num_batched_tokens: int, num_positions: int
+        self, definition: Definition, ops: Ops, weights: Mapping[str, Any], max_num_batched_tokens: int
     ) -> None:
-        self.spec = spec
+        self.definition = definition
+        self.spec = definition.spec
         self._ops = ops
-        self._weights = weights
+        self._lm_head = weights[definition.lm_head.name]
         self._logits = self._empty_logits(0)
-        tables: dict[RopeSpec, Tensor] = {}
-        for layer in range(spec.num_layers):
-            rope = spec.rope_of_layer(layer)
-            if rope not in tables:
-                tables[rope] = ops.to_device(cos_sin_table(rope, spec.head_dim, num_positions))
-        self.shape = _shape(spec)
+        self._runner = ops.program_runner(ops, definition.program, weights)
         self._workspace = self._new_workspace(max_num_batched_tokens)
-        # The norm behind layer i is the one in front of layer i + 1.
-        next_norms = [*(layer.attn_norm for layer in weights.layers[1:]), weights.final_norm]
-        layers = [
-            _stack_layer(layer, tables[spec.rope_of_layer(i)], spec.layer_windows[i], next_norms[i])
-            for i, layer in enumerate(weights.layers)
-        ]
-        self._layers = ops.layer_stack(ops, self.shape, layers)
 
-    def forward(self, batch: Batch, kv_caches: Sequence[tuple[Tensor, Tensor]], needed: Tensor | None = None) -> Tensor:
-        """Run the step's tokens; their keys and values go to the caches, one (k, v) a layer.
+    @property
+    def heads(self) -> Heads:
+        """Of the attentions, which plan a step alike in all layers."""
+        (heads,) = {cache.heads for cache in self.definition.program.caches}
+        return heads
+
+    def forward(self, step: StepTensors, kv_caches: KVCaches, needed: Tensor | None = None) -> Tensor:
+        """Run the step's tokens; their keys and values go to the caches, one (k, v) for each of the program's.
 
         Returns the hidden states behind the final norm, [T, H] of the table's type, or [S, H] for the rows `needed`,
         int64 [S] in rising order: a view, valid until the next call.
         """
-        num_tokens = len(batch.token_ids)
-        if num_tokens > self._workspace.capacity:
-            self._workspace = self._new_workspace(num_tokens)
-        space, weights = self._workspace, self._weights
-        residual, normed = space.residual[:num_tokens], space.normed[:num_tokens]
-        self._ops.embedding(residual, batch.token_ids, weights.embedding, self.spec.embedding_scale)
-        self._ops.rms_norm(normed, residual, weights.layers[0].attn_norm, self.spec.rms_norm_eps)
-        self._layers.run(space, num_tokens, batch, kv_caches, needed)
-        return normed if needed is None else normed[: len(needed)]
+        if len(step.token_ids) > self._workspace.capacity:
+            self._workspace = self._new_workspace(len(step.token_ids))
+        hidden: Tensor = self._runner.run(self._workspace, step, kv_caches, needed)
+        return hidden
 
     def logits(self, rows: Tensor) -> Tensor:
         """float32 [S, V] for rows [S, H] of `forward`'s result: a view, valid until the next call, may be modified."""
@@ -106,7 +57,7 @@ class Transformer:
             # Grown by need: for all sequences a step may hold, it would often be the largest tensor of all.
             self._logits = self._empty_logits(max(num_rows, 2 * len(self._logits)))
         logits = self._logits[:num_rows]
-        self._ops.linear(logits, rows, self._weights.lm_head)
+        self._ops.linear(logits, rows, self._lm_head)
         cap = self.spec.logit_softcap
         if cap:
             self._ops.soft_cap_(logits, cap)
@@ -122,43 +73,12 @@ class Transformer:
 
     def step_bytes(self, num_tokens: int, num_rows: int) -> int:
         """What the buffers take in a step of `num_tokens` tokens with the logits of `num_rows` rows, at most."""
-        workspace = Workspace(self.shape, num_tokens, self._ops.activation_dtype, torch.device("meta"))
+        workspace = Workspace(self._runner.program, num_tokens, self._ops.activation_dtype, torch.device("meta"))
         # Logits grow by doubling.
-        return workspace.nbytes + 2 * num_rows * self.spec.vocab_size * self._logits.itemsize
+        return workspace.num_bytes + 2 * num_rows * self.spec.vocab_size * self._logits.itemsize
 
     def _new_workspace(self, num_tokens: int) -> Workspace:
-        return Workspace(self.shape, num_tokens, self._ops.activation_dtype, self._ops.torch_device)
+        return Workspace(self._runner.program, num_tokens, self._ops.activation_dtype, self._ops.torch_device)
 
     def _empty_logits(self, num_rows: int) -> Tensor:
         return torch.empty(num_rows, self.spec.vocab_size, device=self._ops.torch_device)
-
-
-def _shape(spec: ArchSpec) -> StackShape:
-    return StackShape(
-        hidden_size=spec.hidden_size,
-        intermediate_size=spec.intermediate_size,
-        num_heads=spec.num_heads,
-        num_kv_heads=spec.num_kv_heads,
-        head_dim=spec.head_dim,
-        eps=spec.rms_norm_eps,
-        attn_scale=spec.attn_scale,
-        softcap=spec.attn_softcap,
-        activation=spec.activation,
-    )
-
-
-def _stack_layer(layer: LayerWeights, cos_sin: Tensor, window: int, next_norm: Tensor) -> StackLayer:
-    return StackLayer(
-        qkv=layer.qkv,
-        o=layer.o,
-        gate_up=layer.gate_up,
-        down=layer.down,
-        q_norm=layer.q_norm,
-        k_norm=layer.k_norm,
-        attn_post_norm=layer.attn_post_norm,
-        mlp_norm=layer.mlp_norm,
-        mlp_post_norm=layer.mlp_post_norm,
-        next_norm=next_norm,
-        cos_sin=cos_sin,
-        window=window,
-    )

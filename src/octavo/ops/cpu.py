@@ -16,17 +16,21 @@ from octavo.ops.reference import KEY_TILE, attention_planner, kv_cache_shapes, r
 from octavo.ops.sampling_batch import SamplingBatch
 
 __all__ = [
+    "act",
     "act_mul",
     "add_",
+    "add_layer_norm",
     "add_rms_norm",
     "attention",
     "attention_planner",
     "forbid",
     "kv_cache_shapes",
+    "layer_norm",
     "logprobs",
     "resolve_ids",
     "rms_norm",
     "rope_kv_write",
+    "route",
     "sample",
     "soft_cap_",
 ]
@@ -36,7 +40,7 @@ _I32: Final = torch.int32
 _I64: Final = torch.int64
 #: Codes of the cache's dtype and of the activations, as in csrc/cpu/kernels/common.h.
 CACHE_DTYPES: Final = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-ACTIVATIONS: Final = {"silu": 0, "gelu_tanh": 1}
+ACTIVATIONS: Final = {"silu": 0, "gelu_tanh": 1, "gelu": 2, "relu": 3}
 MAX_HEAD_DIM: Final = 256
 
 
@@ -56,6 +60,31 @@ def add_rms_norm(out: Tensor, residual: Tensor, x: Tensor, weight: Tensor, eps: 
     _cpu.add_rms_norm(out.data_ptr(), residual.data_ptr(), x.data_ptr(), weight.data_ptr(), rows, width, eps)
 
 
+def layer_norm(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> None:
+    rows, width = x.shape
+    assert out.shape == x.shape and weight.numel() == width
+    assert x.dtype == out.dtype == weight.dtype == _F32
+    assert x.is_contiguous() and out.is_contiguous() and weight.is_contiguous()
+    _cpu.layer_norm(out.data_ptr(), x.data_ptr(), weight.data_ptr(), _bias(bias, width), rows, width, eps)
+
+
+def add_layer_norm(out: Tensor, residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> None:
+    rows, width = x.shape
+    assert out.shape == x.shape == residual.shape and weight.numel() == width
+    assert x.dtype == out.dtype == residual.dtype == weight.dtype == _F32
+    assert x.is_contiguous() and out.is_contiguous() and residual.is_contiguous() and weight.is_contiguous()
+    _cpu.add_layer_norm(
+        out.data_ptr(), residual.data_ptr(), x.data_ptr(), weight.data_ptr(), _bias(bias, width), rows, width, eps
+    )
+
+
+def _bias(bias: Tensor | None, width: int) -> int:
+    if bias is None:
+        return 0
+    assert bias.numel() == width and bias.dtype == _F32 and bias.is_contiguous()
+    return bias.data_ptr()
+
+
 def add_(residual: Tensor, x: Tensor) -> None:
     assert residual.shape == x.shape and residual.dtype == x.dtype == _F32
     assert residual.is_contiguous() and x.is_contiguous()
@@ -69,10 +98,26 @@ def act_mul(out: Tensor, gate_up: Tensor, kind: str) -> None:
     _cpu.act_mul(out.data_ptr(), gate_up.data_ptr(), rows, width, ACTIVATIONS[kind])
 
 
+def act(out: Tensor, x: Tensor, kind: str) -> None:
+    rows, width = out.shape
+    assert x.shape == out.shape and out.dtype == x.dtype == _F32
+    assert out.is_contiguous() and x.is_contiguous()
+    _cpu.act(out.data_ptr(), x.data_ptr(), rows, width, ACTIVATIONS[kind])
+
+
+def route(ids: Tensor, weights: Tensor, scores: Tensor, renormalize: bool) -> None:
+    rows, num_experts = scores.shape
+    top_k = ids.shape[1]
+    assert ids.shape == weights.shape == (rows, top_k) and 0 < top_k <= num_experts
+    assert ids.dtype == _I32 and weights.dtype == scores.dtype == _F32
+    assert ids.is_contiguous() and weights.is_contiguous() and scores.is_contiguous()
+    _cpu.route(ids.data_ptr(), weights.data_ptr(), scores.data_ptr(), rows, num_experts, top_k, renormalize)
+
+
 def rope_kv_write(
     qkv: Tensor,
     positions: Tensor,
-    cos_sin: Tensor,
+    cos_sin: Tensor | None,
     q_norm: Tensor | None,
     k_norm: Tensor | None,
     eps: float,
@@ -84,9 +129,9 @@ def rope_kv_write(
     head_dim: int,
 ) -> None:
     rows, width = qkv.shape
-    assert qkv.dtype == cos_sin.dtype == _F32 and positions.dtype == _I32 and slot_mapping.dtype == _I64
-    assert qkv.is_contiguous() and cos_sin.is_contiguous()
-    assert width == (num_heads + 2 * num_kv_heads) * head_dim and cos_sin.size(1) == head_dim
+    assert qkv.dtype == _F32 and positions.dtype == _I32 and slot_mapping.dtype == _I64 and qkv.is_contiguous()
+    assert cos_sin is None or (cos_sin.dtype == _F32 and cos_sin.is_contiguous() and cos_sin.size(1) == head_dim)
+    assert width == (num_heads + 2 * num_kv_heads) * head_dim
     assert positions.numel() == slot_mapping.numel() == rows and head_dim % 2 == 0 and head_dim <= MAX_HEAD_DIM
     assert q_norm is None or q_norm.dtype == _F32
     assert k_norm is None or k_norm.dtype == _F32
@@ -94,7 +139,7 @@ def rope_kv_write(
     _cpu.rope_kv_write(
         qkv.data_ptr(),
         positions.data_ptr(),
-        cos_sin.data_ptr(),
+        0 if cos_sin is None else cos_sin.data_ptr(),
         0 if q_norm is None else q_norm.data_ptr(),
         0 if k_norm is None else k_norm.data_ptr(),
         eps,
@@ -124,6 +169,9 @@ def attention(
     scale: float,
     window: int = 0,
     softcap: float = 0.0,
+    *,
+    slopes: Tensor | None = None,
+    plan: None = None,
 ) -> None:
     num_seqs, max_blocks = block_tables.shape
     rows, width = qkv.shape
@@ -153,6 +201,7 @@ def attention(
         scale,
         window,
         softcap,
+        _bias(slopes, num_heads),
     )
 
 

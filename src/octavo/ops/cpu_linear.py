@@ -9,13 +9,16 @@ A row of the result depends on that row of x alone, bit for bit, whatever T and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Final
 
 import torch
 from torch import Tensor
 
 from octavo import _cpu
+from octavo.ops.cpu import act_mul
+from octavo.ops.experts import grouped_experts
 from octavo.quant.packed import FileValues, QuantizedWeight, ScaleLevels, Scales, multiplied
 
 _FLOAT_KINDS: Final = {torch.bfloat16: (1, "bf16"), torch.float16: (2, "f16"), torch.float32: (3, "f32")}
@@ -82,6 +85,11 @@ def pack_linear_many(weights: Sequence[Weight], biases: Sequence[Tensor | None] 
     return LinearWeight(native, "+".join(dict.fromkeys(kinds)))
 
 
+def pack_experts(weights: Iterable[Sequence[Weight]]) -> tuple[LinearWeight, ...]:
+    """For each expert its matrices, [N_i, K] one below the other."""
+    return tuple(pack_linear_many(parts) for parts in weights)
+
+
 def pack_embedding(weight: Weight) -> EmbeddingWeight:
     """Pack a [N, K] table of rows."""
     return tied_embedding(pack_linear(weight))
@@ -107,6 +115,10 @@ def embedding(out: Tensor, ids: Tensor, w: EmbeddingWeight, scale: float = 1.0) 
     assert out.shape == (ids.shape[0], w.K) and out.dtype == torch.float32 and out.stride(1) == 1
     assert ids.dtype == torch.int32 and ids.is_contiguous()
     w.native.gather(out.data_ptr(), out.stride(0), ids.data_ptr(), ids.shape[0], scale)
+
+
+#: What the native program does without a way through Python between the groups.
+experts = partial(grouped_experts, linear, act_mul)
 
 
 def has_integer_layout(weight: QuantizedWeight) -> bool:

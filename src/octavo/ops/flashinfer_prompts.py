@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from octavo.errors import DeviceError
-from octavo.ops.layer_stack import StackShape
+from octavo.ops.program import Heads
 
 logger = logging.getLogger("octavo.ops")
 
@@ -55,10 +55,10 @@ class _Wrapper:
 class FlashInferPrompts:
     """Plans and runs the library's paged attention of prompts. One a model, as the planner that owns it."""
 
-    def __init__(self, library: Any, shape: StackShape, device: torch.device, is_required: bool) -> None:
+    def __init__(self, library: Any, heads: Heads, device: torch.device, is_required: bool) -> None:
         """`is_required`: what the library raises is raised; else it is told once, and `run` refuses from then on."""
         self._library = library
-        self._heads = (shape.num_heads, shape.num_kv_heads, shape.head_dim)
+        self._heads = (heads.num_heads, heads.num_kv_heads, heads.head_dim)
         self._device = device
         self._is_required = is_required
         self._is_broken = False
@@ -178,15 +178,15 @@ def find(backend: str, dtype: torch.dtype, batch_invariant: bool) -> Any:
     raise DeviceError(f"--attention-backend flashinfer {reason}.")
 
 
-def prompts_of(library: Any, shape: StackShape, device: torch.device, is_required: bool) -> FlashInferPrompts | None:
+def prompts_of(library: Any, heads: Heads, device: torch.device, is_required: bool) -> FlashInferPrompts | None:
     """Who computes a model's prompts; None: Triton's kernels, for want of the library or of its kernels for the heads.
 
     Raises DeviceError for the latter if it `is_required`.
     """
     if library is None:
         return None
-    if shape.head_dim in _HEAD_DIMS:
-        return FlashInferPrompts(library, shape, device, is_required)
+    if heads.head_dim in _HEAD_DIMS:
+        return FlashInferPrompts(library, heads, device, is_required)
     if is_required:
-        raise DeviceError(f"--attention-backend flashinfer has no kernels for heads of {shape.head_dim}.")
+        raise DeviceError(f"--attention-backend flashinfer has no kernels for heads of {heads.head_dim}.")
     return None

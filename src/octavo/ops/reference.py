@@ -12,14 +12,17 @@ The paged KV cache has one layout for all implementations, so that they can be m
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from octavo.ops.layer_stack import LayerStack, NoPlanner
+from octavo.ops.experts import grouped_experts
+from octavo.ops.run import Runner
+from octavo.ops.step import NoPlanner
 from octavo.quant.packed import QuantizedWeight
 
 #: Keys in a tile of the K cache; block sizes are multiples of it.
@@ -112,6 +115,17 @@ def add_rms_norm(out: Tensor, residual: Tensor, x: Tensor, weight: Tensor, eps: 
     out.copy_(_normed(residual, weight, eps))
 
 
+def layer_norm(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> None:
+    """out [T, H] = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias. out may be x."""
+    out.copy_(F.layer_norm(x, weight.shape, weight, bias, eps))
+
+
+def add_layer_norm(out: Tensor, residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> None:
+    """residual += x; out = layer_norm(residual)."""
+    residual.add_(x)
+    layer_norm(out, residual, weight, bias, eps)
+
+
 def add_(residual: Tensor, x: Tensor) -> None:
     """residual += x."""
     residual.add_(x)
@@ -120,8 +134,46 @@ def add_(residual: Tensor, x: Tensor) -> None:
 def act_mul(out: Tensor, gate_up: Tensor, kind: str) -> None:
     """out [T, I] = act(gate) * up, with gate_up [T, 2 I] = gate | up."""
     gate, up = gate_up.chunk(2, dim=-1)
-    act = F.silu(gate) if kind == "silu" else F.gelu(gate, approximate="tanh")
-    torch.mul(act, up, out=out)
+    torch.mul(_activated(gate, kind), up, out=out)
+
+
+def act(out: Tensor, x: Tensor, kind: str) -> None:
+    """out [T, I] = act(x)."""
+    out.copy_(_activated(x, kind))
+
+
+def _activated(x: Tensor, kind: str) -> Tensor:
+    match kind:
+        case "silu":
+            return F.silu(x)
+        case "gelu_tanh":
+            return F.gelu(x, approximate="tanh")
+        case "gelu":
+            return F.gelu(x)
+        case "relu":
+            return F.relu(x)
+    raise ValueError(kind)
+
+
+def pack_experts(weights: Iterable[Sequence[Tensor | QuantizedWeight]]) -> tuple[ReferenceWeight, ...]:
+    """For each expert its matrices, [N_i, K] one below the other."""
+    return tuple(pack_linear_many(parts) for parts in weights)
+
+
+def route(ids: Tensor, weights: Tensor, scores: Tensor, renormalize: bool) -> None:
+    """The k experts of each row with the best scores, best first, equal ones by number, and their weights.
+
+    scores float32 [T, E]; ids int32 [T, k]; weights float32 [T, k] = softmax(scores)[ids], divided by their sum if
+    `renormalize`.
+    """
+    order = scores.argsort(dim=-1, descending=True, stable=True)[:, : ids.shape[1]]
+    ids.copy_(order)
+    chosen = scores.gather(1, order)
+    weights.copy_(chosen.softmax(-1) if renormalize else (chosen - scores.logsumexp(-1, keepdim=True)).exp())
+
+
+#: Grouped by expert: see `grouped_experts`.
+experts = partial(grouped_experts, linear, act_mul)
 
 
 def soft_cap_(x: Tensor, cap: float) -> None:
@@ -158,7 +210,7 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def rope_kv_write(
     qkv: Tensor,
     positions: Tensor,
-    cos_sin: Tensor,
+    cos_sin: Tensor | None,
     q_norm: Tensor | None,
     k_norm: Tensor | None,
     eps: float,
@@ -169,15 +221,18 @@ def rope_kv_write(
     num_kv_heads: int,
     head_dim: int,
 ) -> None:
-    """Norm (if given, per head) and rotate q and k inside qkv; then write k and v to the cache's slots.
+    """Norm (if given, per head) and rotate (if cos_sin is) q and k inside qkv; then write k and v to the cache's slots.
 
     qkv float32 [T, (Hq + 2 Hkv) * D]; positions int32 [T]; cos_sin float32 [max_pos, D] = cos | sin;
     slot_mapping int64 [T] = block * block_size + offset.
     """
     q, k, v = _heads(qkv, num_heads, num_kv_heads, head_dim)
-    cos, sin = cos_sin[positions.long()].unsqueeze(1).chunk(2, dim=-1)
-    q.copy_(_rotated(q if q_norm is None else _normed(q, q_norm, eps), cos, sin))
-    k.copy_(_rotated(k if k_norm is None else _normed(k, k_norm, eps), cos, sin))
+    for part, norm in ((q, q_norm), (k, k_norm)):
+        if norm is not None:
+            part.copy_(_normed(part, norm, eps))
+        if cos_sin is not None:
+            cos, sin = cos_sin[positions.long()].unsqueeze(1).chunk(2, dim=-1)
+            part.copy_(_rotated(part, cos, sin))
     block_size = v_cache.shape[2]
     blocks, offsets = slot_mapping // block_size, slot_mapping % block_size
     k_cache[blocks, :, offsets // KEY_TILE, :, offsets % KEY_TILE] = k.to(k_cache.dtype)
@@ -205,12 +260,17 @@ def attention(
     scale: float,
     window: int = 0,
     softcap: float = 0.0,
+    *,
+    slopes: Tensor | None = None,
+    plan: None = None,
 ) -> None:
     """Causal attention of each sequence's last tokens over its cached context, their own keys included.
 
     out float32 [T, Hq * D]; block_tables int32 [B, max_blocks]; seq_lens int32 [B], the context with this step's
     tokens; query_start_loc int32 [B + 1]. window > 0: keys at a distance < window are seen. softcap > 0:
-    scores become softcap * tanh(score / softcap). Slots at or beyond seq_len may hold anything.
+    scores become softcap * tanh(score / softcap). slopes float32 [Hq]: slope * (key's position - query's) is added
+    to a score. Slots at or beyond seq_len may hold anything. plan: what
+    `attention_planner` made of the step, here nothing.
     """
     q_all = _heads(qkv, num_heads, num_kv_heads, head_dim)[0]
     out_all = out.view(len(out), num_heads, head_dim)
@@ -224,6 +284,8 @@ def attention(
             scores = softcap * torch.tanh(scores / softcap)
         num_queries = rows.stop - rows.start
         distance = torch.arange(seq_len - num_queries, seq_len)[:, None] - torch.arange(seq_len)[None, :]
+        if slopes is not None:
+            scores = scores - slopes[:, None, None] * distance
         unseen = distance < 0
         if window:
             unseen |= distance >= window
@@ -243,6 +305,6 @@ def _gather(
 
 
 #: Its meaning is the calls of the other operations.
-layer_stack = LayerStack
+program_runner = Runner
 #: Host arrays for `attention` beside the step's: none.
 attention_planner = NoPlanner

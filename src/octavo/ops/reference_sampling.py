@@ -1,8 +1,9 @@
 """What sampling means, in plain torch and Python: the distribution of each row, the random draw, the logprobs.
 
-The draw: one uniform number u in (0, 1) from Philox4x32-10 with the key `seed` and the counter `position`; the
-token is the first, in order of ids, at which the running sum of the kept weights reaches u times their total
-(inversion of the distribution function: exact, and one random number a token).
+The draw is a race of the tokens that the filters leave: the one with the greatest sum of logit / temperature and Gumbel
+noise wins (of equals the lowest id), which happens to each with its probability. A token's noise is a function of
+(seed, position, token id) alone: two models that draw at the same place with the same seed meet the same noise, so that
+they agree as often as their distributions are close, and leaving a token out changes nothing for the others.
 """
 
 from __future__ import annotations
@@ -17,17 +18,57 @@ from octavo.ops.sampling_batch import SamplingBatch
 _MASK32 = 0xFFFFFFFF
 #: Flag of a row that has a NaN, or no finite best logit, and so has no distribution.
 FLAG_OK, FLAG_BAD_LOGITS = 0, 1
+_LOG = (
+    7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1, -1.6668057665e-1,
+    2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1,
+)  # fmt: skip
 
 
-def uniform(seed: int, position: int) -> float:
-    """u in (0, 1), an odd multiple of 2**-53, from the 64-bit `seed` and `position` (Philox4x32-10, words 0 and 1)."""
-    x = [position & _MASK32, position >> 32 & _MASK32, 0, 0]
+def noise_bits(seed: int, position: int, ids: Tensor) -> Tensor:
+    """int64 [N]: 32 random bits of each of `ids` int64 [N], from the 64-bit `seed` and `position`.
+
+    Philox4x32-10 (Salmon et al. 2011) with the key `seed` and the counter (position, c, 0): 64 tokens in a row share
+    16 counters c, and token 16 w + i of them has word w of counter i.
+    """
+    counters = ids // 64 * 16 + ids % 16
+    x = [torch.full_like(ids, position & _MASK32), torch.full_like(ids, position >> 32 & _MASK32), counters]
+    x.append(torch.zeros_like(ids))
     key = [seed & _MASK32, seed >> 32 & _MASK32]
     for _ in range(10):
-        a, b = 0xD2511F53 * x[0], 0xCD9E8D57 * x[2]
-        x = [b >> 32 ^ x[1] ^ key[0], b & _MASK32, a >> 32 ^ x[3] ^ key[1], a & _MASK32]
+        a, b = 0xD2511F53 * x[0], 0xCD9E8D57 * x[2]  # the 64 bits of a product wrap into the sign, and are right
+        x = [b >> 32 & _MASK32 ^ x[1] ^ key[0], b & _MASK32, a >> 32 & _MASK32 ^ x[3] ^ key[1], a & _MASK32]
         key = [(key[0] + 0x9E3779B9) & _MASK32, (key[1] + 0xBB67AE85) & _MASK32]
-    return ((x[0] | x[1] << 32) >> 12) * 2.0**-52 + 2.0**-53
+    return torch.stack(x).gather(0, (ids // 16 % 4)[None])[0]
+
+
+def gumbel(bits: Tensor) -> Tensor:
+    """float32 [N]: -ln(-ln(1 - v)) of v = (bits + 1/2) / 2**32 in (0, 1), `bits` int64 [N].
+
+    Every product and every sum is rounded to float32 by itself, in the order that is written here: so the noise has the
+    same bits on every processor. Close to 0, where the winners come from, v keeps a float's precision.
+    """
+    near = -_log_from_parts(-(bits.float() + 0.5) * 2.0**-32, torch.zeros(()))
+    far = -_log(((_MASK32 - bits).float() + 0.5) * 2.0**-32)
+    return -_log(torch.where(bits < 1 << 30, near, far))
+
+
+def _log(x: Tensor) -> Tensor:
+    """ln(x) of normal float32 numbers > 0, within 2 ulp."""
+    bits = x.view(torch.int32)
+    exponent = (bits - 0x3F3504F3) >> 23  # of x / sqrt(1/2)
+    return _log_from_parts((bits - exponent * (1 << 23)).view(torch.float32) - 1.0, exponent.float())
+
+
+def _log_from_parts(f: Tensor, exponent: Tensor) -> Tensor:
+    """ln(1 + f) + exponent * ln(2) for 1 + f in [sqrt(1/2), sqrt(2)): the polynomial of Cephes' logf."""
+    square = f * f
+    p = torch.full_like(f, _LOG[0])
+    for coefficient in _LOG[1:]:
+        p = p * f + coefficient
+    p = p * f * square
+    p = p - exponent * 2.12194440e-4
+    p = p - square * 0.5
+    return f + p + exponent * 0.693359375
 
 
 def adjusted_logits(logits: Tensor, batch: SamplingBatch, row: int) -> Tensor:
@@ -118,9 +159,10 @@ def _draw(x: Tensor, batch: SamplingBatch, row: int) -> int:
     if temperature == 0.0:
         return int((x == x.max()).nonzero()[0])
     top_k, top_p, min_p = int(batch.top_k[row]), float(batch.top_p[row]), float(batch.min_p[row])
-    sums = distribution(x, temperature, top_k, top_p, min_p).cumsum(0)
-    u = uniform(int(batch.seeds[row]), int(batch.positions[row]))
-    return int(torch.searchsorted(sums, u * sums[-1]))
+    ids = distribution(x, temperature, top_k, top_p, min_p).nonzero()[:, 0]
+    noise = gumbel(noise_bits(int(batch.seeds[row]), int(batch.positions[row]), ids))
+    scores = (x[ids] - x.max()) * (1.0 / batch.temperature[row]) + noise
+    return int(ids[scores == scores.max()][0])
 
 
 def logprobs(logits: Tensor, ids: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

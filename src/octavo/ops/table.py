@@ -19,7 +19,7 @@ from torch import Tensor
 
 from octavo.native import has_native_cpu
 from octavo.ops import reference, reference_sampling
-from octavo.ops.layer_stack import LayerStack
+from octavo.ops.run import Runner
 
 logger = logging.getLogger("octavo.ops")
 
@@ -59,12 +59,18 @@ class Ops:
     embedding: Callable[..., None]  # (out, ids, w, scale=1.0)
     rms_norm: Callable[[Tensor, Tensor, Tensor, float], None]  # (out, x, weight, eps)
     add_rms_norm: Callable[[Tensor, Tensor, Tensor, Tensor, float], None]  # (out, residual, x, weight, eps)
+    layer_norm: Callable[[Tensor, Tensor, Tensor, Tensor | None, float], None]  # (out, x, weight, bias, eps)
+    add_layer_norm: Callable[..., None]  # (out, residual, x, weight, bias, eps)
     add_: Callable[[Tensor, Tensor], None]  # (residual, x)
     act_mul: Callable[[Tensor, Tensor, str], None]  # (out, gate_up, kind)
+    act: Callable[[Tensor, Tensor, str], None]  # (out, x, kind)
+    pack_experts: Callable[..., Any]  # (weights): matrices one below the other, for each expert
+    route: Callable[[Tensor, Tensor, Tensor, bool], None]  # (ids, weights, scores, renormalize)
+    experts: Callable[..., None]
     rope_kv_write: Callable[..., None]
     attention: Callable[..., None]
-    layer_stack: Callable[..., LayerStack]  # (ops, shape, layers)
-    attention_planner: Callable[..., Any]  # (shape, torch_device, dtype): see layer_stack.NoPlanner
+    program_runner: Callable[..., Runner]  # (ops, program, weights)
+    attention_planner: Callable[..., Any]  # (heads, torch_device, dtype): see step.NoPlanner
     kv_cache_shapes: Callable[[int, int, int, int], tuple[tuple[int, ...], tuple[int, ...]]]
     soft_cap_: Callable[[Tensor, float], None]  # (logits, cap)
     resolve_ids: Callable[[Tensor, Tensor], None]  # (ids, last_ids)
@@ -94,18 +100,31 @@ class Binding:
 
 #: Operations that share a private format are taken from one implementation or not at all.
 _GROUPS: tuple[tuple[str, ...], ...] = (
-    ("pack_linear", "pack_linear_many", "pack_output", "linear", "pack_embedding", "tied_embedding", "embedding"),
+    (
+        "pack_linear",
+        "pack_linear_many",
+        "pack_output",
+        "linear",
+        "pack_embedding",
+        "tied_embedding",
+        "embedding",
+        "pack_experts",
+        "experts",
+    ),
     ("kv_cache_shapes", "rope_kv_write", "attention", "attention_planner"),
 )
 #: Taken where all that it is made of is taken.
 _COMPOSED: dict[str, tuple[str, ...]] = {
-    "layer_stack": ("linear", "rms_norm", "add_rms_norm", "act_mul", "rope_kv_write", "attention", "kv_cache_shapes"),
-}
+    "program_runner": (
+        "linear", "embedding", "rms_norm", "add_rms_norm", "layer_norm", "add_layer_norm", "add_", "act_mul", "act",
+        "route", "experts", "rope_kv_write", "attention", "kv_cache_shapes",
+    ),
+}  # fmt: skip
 _REFERENCE_MODULES: dict[str, Any] = dict.fromkeys(("forbid", "sample", "logprobs"), reference_sampling)
 _SETTINGS = ("implementations", "penalty_counts", "activation_dtype", "torch_device", "to_device")
 _NAMES = tuple(name for name in Ops.__dataclass_fields__ if name not in _SETTINGS)
 #: Modules with the native operations of the CPU, in `octavo.ops`.
-_CPU_MODULES: tuple[str, ...] = ("cpu", "cpu_linear", "cpu_layers")
+_CPU_MODULES: tuple[str, ...] = ("cpu", "cpu_linear", "cpu_program")
 
 
 def bind(device: str = "cpu", impl: Literal["auto", "reference"] = "auto", binding: Binding | None = None) -> Ops:

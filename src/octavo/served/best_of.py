@@ -1,4 +1,4 @@
-"""best_of (S10): more samples are generated than are returned, and the most likely of them are kept."""
+"""best_of: more samples are generated than are returned, and the most likely of them are kept (S10)."""
 
 from __future__ import annotations
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from octavo.errors import InvalidRequest
+from octavo.errors import InvalidRequest, RequestError
 from octavo.messages import EngineInfo
-from octavo.params import SamplingParams
+from octavo.params import SamplingParams, check_samples
 from octavo.served.parts import Renderer
 from octavo.served.turn import Turn
 
@@ -33,14 +33,8 @@ def checked_params(model: ServedModel, turn: Turn) -> SamplingParams:
     params = params.validate(
         vocab_size=model.info.vocab_size, max_logprobs=model.config.max_logprobs, max_n=model.config.max_n
     )
-    if turn.beams is not None:
-        turn.beams.check(params, model.config.max_n)
-        _check_mode(model, "use_beam_search")
-    elif params.num_samples > 1 and params.greedy:
-        name = "n" if params.n > 1 else "best_of"
-        raise InvalidRequest(f"`{name}` must be 1 when `temperature` is 0: all choices would be equal.", name)
-    elif params.num_samples > params.n:
-        _check_mode(model, "best_of")
+    has_logits = model.logprobs_mode.endswith("_logits")
+    check_samples(params, turn.beams, has_logits=has_logits, max_width=model.config.max_n)
     num_samples = params.num_samples if turn.beams is None else turn.beams.width
     num_sequences = len(turn.prompts) * num_samples
     if len(turn.prompts) > 1 and num_sequences > model.max_fanout:
@@ -65,14 +59,6 @@ def _params(model: ServedModel, turn: Turn) -> SamplingParams:
     if turn.beams is not None:
         values["best_of"] = None  # it is their number
     return SamplingParams(**values)
-
-
-def _check_mode(model: ServedModel, name: str) -> None:
-    """Sums of logits are no ranking."""
-    if model.logprobs_mode.endswith("_logits"):
-        raise InvalidRequest(
-            f"`{name}` needs log probabilities, and this server has logits in their place (--logprobs-mode).", name
-        )
 
 
 def _bad_words(words: Sequence[str], renderer: Renderer) -> tuple[tuple[int, ...], ...]:
@@ -101,13 +87,13 @@ def truncated(ids: list[int], params: SamplingParams, turn: Turn, info: EngineIn
         )
     if wanted == -1:
         room = min(info.max_model_len, info.max_request_tokens)
-        wanted = max(1, room - (params.max_tokens or max(1, params.min_tokens)))
+        wanted = max(1, room - (params.max_tokens or max(turn.default_max_tokens or 1, params.min_tokens)))
     if len(ids) <= wanted:
         return ids
     return ids[:wanted] if turn.truncate_right else ids[-wanted:]
 
 
-def renamed(exc: InvalidRequest, names: Mapping[str, str]) -> InvalidRequest:
+def renamed(exc: RequestError, names: Mapping[str, str]) -> RequestError:
     """The same error under the name that the caller used for the field."""
     new = names.get(exc.param or "")
     if new is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Collection, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +15,7 @@ import msgspec
 import octavo
 from octavo.admission import sized
 from octavo.config import LogprobsMode, ServerConfig
-from octavo.errors import EngineDead, InvalidRequest, ShuttingDown
+from octavo.errors import EngineDead, InvalidRequest, RequestError, ShuttingDown
 from octavo.generation import GenerationDelta
 from octavo.log import escape
 from octavo.messages import EngineInfo
@@ -23,13 +23,13 @@ from octavo.params import GenerateRequest, GrammarSpec, SamplingParams
 from octavo.served.best_of import best_of, widened
 from octavo.served.checks import checked_params, renamed, truncated
 from octavo.served.events import News, PromptReply, Usage
-from octavo.served.output_plan import OutputPlan, plan_output
+from octavo.served.output_plan import OutputPlan, arguments_spec, plan_output
 from octavo.served.parts import DeltaStream, Engine, Grammars, OutputSettings, Renderer, Tokenizer, TokenTexts
 from octavo.served.prompts import PromptMaker
 from octavo.served.reading import OutputReading
 from octavo.served.streams import NewsReader, at_intervals, merged
-from octavo.served.turn import Turn
-from octavo.text.grammar import GrammarLimits
+from octavo.served.turn import ReplyWishes, Turn
+from octavo.text.grammar import limits_of
 
 logger = logging.getLogger(__name__)
 
@@ -89,9 +89,7 @@ class ServedModel:
     def __post_init__(self) -> None:
         self.texts = TokenTexts(self.tokenizer)
         self.prompts = PromptMaker(self.renderer, self.config, self.info)
-        self.grammar_limits = GrammarLimits(
-            self.config.max_grammar_bytes, self.config.max_schema_depth, frozenset(self.output.special_tokens.ids)
-        )
+        self.grammar_limits = limits_of(self.config, self.output.special_tokens.ids)
 
     async def close(self) -> None:
         self.prompts.close()
@@ -119,20 +117,17 @@ class ServedModel:
         """
         try:
             return await self._prepare(turn)
-        except InvalidRequest as exc:
+        except RequestError as exc:
             raise renamed(exc, turn.names) from None
 
     async def _prepare(self, turn: Turn) -> Prepared:
         params = checked_params(self, turn)
-        plan = None
-        if turn.wishes is not None:
-            plan = plan_output(turn.wishes, turn.constraint, self.output, self.config, self.grammar_limits)
+        plan = None if turn.wishes is None else self._plan(turn, turn.wishes)
         made = await self.prompts.made(turn.prompts, turn.prompt_param)
         prompts = []
         for place, prompt in enumerate(made):
             is_thinking = None if plan is None else self._is_thinking(prompt.ids)
-            spec = turn.constraint if plan is None else plan.constraint(is_thinking)
-            own = await self._constrained(params, spec, turn)
+            own = await self._held(params, plan, is_thinking, turn)
             if prompt.ends:
                 own = msgspec.structs.replace(own, stop_token_ids=(*own.stop_token_ids, *prompt.ends))
             ids = truncated(prompt.ids, own, turn, self.info)
@@ -154,7 +149,9 @@ class ServedModel:
         """What bounds the reply where the caller does not."""
         if isinstance(turn.sampling, SamplingParams):
             return None
-        most: int | None = self.default_sampling.get("max_tokens", turn.default_max_tokens)
+        if turn.default_max_tokens is not None:
+            return turn.default_max_tokens
+        most: int | None = self.default_sampling.get("max_tokens")
         return most
 
     def _is_thinking(self, ids: list[int]) -> bool | None:
@@ -166,6 +163,33 @@ class ServedModel:
         if tail.endswith(row.begins):
             return True
         return False if tail.endswith(row.ends) else None
+
+    def _plan(self, turn: Turn, wishes: ReplyWishes, bare: Collection[str] = ()) -> OutputPlan:
+        return plan_output(wishes, turn.constraint, self.output, self.config, self.grammar_limits, bare)
+
+    async def _held(
+        self, params: SamplingParams, plan: OutputPlan | None, is_thinking: bool | None, turn: Turn
+    ) -> SamplingParams:
+        """`params` with the grammar of what the output is held to. A function that is not strict does not refuse a
+        turn: where its schema does not compile, or all of them together do not, only the names and types of its
+        arguments are held."""
+        if plan is None or turn.wishes is None:
+            return await self._constrained(params, turn.constraint, turn)
+        try:
+            return await self._constrained(params, plan.constraint(is_thinking), turn)
+        except InvalidRequest:
+            if not plan.loose:
+                raise
+        bare = [tool.name for tool in plan.loose if not await self._compiles(arguments_spec(tool))]
+        plan = self._plan(turn, turn.wishes, bare or [tool.name for tool in plan.loose])
+        return await self._constrained(params, plan.constraint(is_thinking), turn)
+
+    async def _compiles(self, spec: GrammarSpec) -> bool:
+        try:
+            await self.grammars.check(spec)
+        except InvalidRequest:
+            return False
+        return True
 
     async def _constrained(self, params: SamplingParams, spec: GrammarSpec | None, turn: Turn) -> SamplingParams:
         """`params` with the grammar of `spec`, proven to compile."""

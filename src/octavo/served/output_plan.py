@@ -3,7 +3,7 @@ model is held to."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,8 +15,9 @@ from octavo.served.turn import Function, ReplyWishes, ToolChoice
 from octavo.text.formats.base import ReasoningFormat, Tool, ToolFormat
 from octavo.text.formats.table import TOOL_FORMATS
 from octavo.text.grammar import CALL_OPTIONS, GrammarLimits
+from octavo.text.held_tools import prepared_tools
 from octavo.text.output_parser import OutputFormat
-from octavo.text.tool_grammar import after_thinking, calls_among_text, prepared_tools, required_calls
+from octavo.text.tool_grammar import after_thinking, calls_among_text, calls_or_content, required_calls
 
 #: OpenAI: a function without `parameters` takes none.
 NO_PARAMETERS: Final = {"type": "object", "properties": {}, "additionalProperties": False}
@@ -36,6 +37,7 @@ class OutputPlan:
     forces_calls: bool  # `spec` is about calls
     parallel: bool
     thinking_budget: int | None
+    loose: tuple[Tool, ...] = ()  # the tools of `spec` that are held to what can be held of them, prepared
 
     @property
     def is_named(self) -> bool:
@@ -74,26 +76,40 @@ def plan_output(
     settings: OutputSettings,
     config: ServerConfig,
     limits: GrammarLimits,
+    bare: Collection[str] = (),
 ) -> OutputPlan:
-    """`constraint` is what the turn says of its output elsewhere. Raises `InvalidRequest`."""
+    """`constraint` is what the turn says of its output elsewhere.
+
+    `bare`: the names of tools, not strict, of which only the names and types of their arguments are held. Raises
+    `InvalidRequest`.
+    """
     functions = wishes.functions
-    choice = _choice(wishes, config)
+    choice = _choice(wishes, config, knows_format=settings.tool_format is not None)
     names = None if choice.names is None else frozenset(choice.names)
     called = [i for i, function in enumerate(functions) if names is None or function.name in names]
-    tools = tuple(_tool(functions[i]) for i in called) if choice.mode != "none" else ()
+    if choice.mode == "none":
+        called = []
+    tools = tuple(_tool(functions[i]) for i in called)
+    all_strict = choice.mode == "auto" and config.tool_strict_level == "parameter"
+    strict = frozenset(tool.name for tool, i in zip(tools, called, strict=True) if all_strict or functions[i].strict)
+    row = settings.tool_format if choice.mode != "none" else None
+    if choice.mode == "required":
+        row = row or TOOL_FORMATS[GENERIC_FORMAT]
     parallel = wishes.parallel_calls
-    row, spec = None, None
-    if choice.mode == "auto":
-        row = settings.tool_format
-        spec = _strict(functions, called, tools, settings, config, limits, parallel=parallel)
-    elif choice.mode in ("required", "named"):
-        prepared = prepared_tools(tools, [f"tools.{i}" for i in called], limits)
-        row, spec = _forced(choice, prepared, settings, parallel=parallel)
-    if constraint is not None and spec is not None:
-        raise InvalidRequest(
-            f"A request can have one constraint, but `{constraint.param}` and `{spec.param}` were given.",
-            constraint.param,
+    prepared: list[Tool] = []
+    spec: GrammarSpec | None = None
+    if _is_held(choice, row, strict, constraint, config):
+        loose = frozenset(tool.name for tool in tools) - strict
+        prepared = prepared_tools(
+            tools,
+            [f"tools.{i}" for i in called],
+            limits,
+            loose=loose,
+            bare=bare,
+            row=row,
+            only_names=choice.mode == "auto" and constraint is None,
         )
+        spec = _held(choice, row, prepared, strict, constraint, settings, parallel=parallel)
     return OutputPlan(
         settings=settings,
         choice=choice,
@@ -103,10 +119,11 @@ def plan_output(
         forces_calls=spec is not None,
         parallel=parallel,
         thinking_budget=_thinking_budget(wishes, settings.reasoning_format),
+        loose=tuple(tool for tool in prepared if tool.name not in strict),
     )
 
 
-def _choice(wishes: ReplyWishes, config: ServerConfig) -> ToolChoice:
+def _choice(wishes: ReplyWishes, config: ServerConfig, *, knows_format: bool) -> ToolChoice:
     """The turn's choice where it has functions; what it means where it has none."""
     choice = wishes.choice or ToolChoice("auto")
     if not wishes.functions:
@@ -124,8 +141,13 @@ def _choice(wishes: ReplyWishes, config: ServerConfig) -> ToolChoice:
                 f"The name {name[:200]!r} in `tool_choice` does not match any of the specified `tools`.", "tool_choice"
             )
     if choice.mode == "auto" and not config.enable_auto_tool_choice:
+        flags = "--enable-auto-tool-choice"
+        if not knows_format:
+            flags += " --tool-call-parser NAME, for how this model writes calls is not known"
         raise InvalidRequest(
-            '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set', "tool_choice"
+            '`tool_choice` "auto", also when it is left out, needs a server that was started with '
+            f'{flags}; this one takes "required", a function\'s name, and "none".',
+            "tool_choice",
         )
     return choice
 
@@ -134,44 +156,63 @@ def _tool(function: Function) -> Tool:
     return Tool(function.name, function.parameters if function.parameters is not None else NO_PARAMETERS)
 
 
-def _forced(
-    choice: ToolChoice, tools: Sequence[Tool], settings: OutputSettings, *, parallel: bool
-) -> tuple[ToolFormat | None, GrammarSpec]:
-    """F5, F6: the model cannot do otherwise. In its own format, where that is known, it calls best."""
-    row = settings.tool_format
-    if choice.mode == "named":
-        if row is None:
-            [tool] = tools
-            return None, GrammarSpec(
-                kind="json", source=tool.parameters, param="tool_choice", options=dict(CALL_OPTIONS)
-            )
-        parallel = False
-    row = row or TOOL_FORMATS[GENERIC_FORMAT]
-    return row, required_calls(row, tools, settings.special_tokens, "tool_choice", parallel=parallel)
+def arguments_spec(tool: Tool) -> GrammarSpec:
+    """The whole output is the arguments of a call of `tool`, a prepared one."""
+    return GrammarSpec(kind="json", source=tool.parameters, param="tool_choice", options=dict(CALL_OPTIONS))
 
 
-def _strict(
-    functions: Sequence[Function],
-    called: Sequence[int],
-    tools: Sequence[Tool],
-    settings: OutputSettings,
+def _is_held(
+    choice: ToolChoice,
+    row: ToolFormat | None,
+    strict: Collection[str],
+    constraint: GrammarSpec | None,
     config: ServerConfig,
-    limits: GrammarLimits,
+) -> bool:
+    """The calls are held to something: they are forced, or strict, or part of an output that is held."""
+    if choice.mode in ("required", "named"):
+        return True
+    is_asked = bool(strict) or config.tool_strict_level == "function"
+    return choice.mode == "auto" and row is not None and (is_asked or _is_document(constraint))
+
+
+def _is_document(constraint: GrammarSpec | None) -> bool:
+    return constraint is not None and constraint.kind == "json"
+
+
+def _held(
+    choice: ToolChoice,
+    row: ToolFormat | None,
+    tools: Sequence[Tool],
+    strict: Collection[str],
+    constraint: GrammarSpec | None,
+    settings: OutputSettings,
     *,
     parallel: bool,
-) -> GrammarSpec | None:
-    """F10: text is free, but a call, once begun, is one of a function that exists, and fits its schema if it is strict.
-
-    None when no function asks for it, nor the server.
-    """
-    level = config.tool_strict_level
-    stricts = [functions[i].strict or level == "parameter" for i in called]
-    row = settings.tool_format
-    if row is None or not (any(stricts) or level == "function"):
-        return None
-    loose = [tool if strict else Tool(tool.name) for tool, strict in zip(tools, stricts, strict=True)]
-    prepared = prepared_tools(loose, [f"tools.{i}" for i in called], limits)
-    return calls_among_text(row, prepared, settings.special_tokens, parallel=parallel)
+) -> GrammarSpec:
+    """What the whole output is held to."""
+    special = settings.special_tokens
+    if choice.mode == "auto":
+        assert row is not None
+        if constraint is None:  # text is free, but a call, once begun, is one of a function that exists
+            return calls_among_text(row, tools, special, parallel=parallel)
+        if not _is_document(constraint):
+            raise InvalidRequest(
+                f"`{constraint.param}` cannot stand beside tools whose calls are held to their schemas: it says what "
+                "the whole output is. Of all constraints only one by a JSON schema leaves room for calls.",
+                constraint.param,
+            )
+        return calls_or_content(row, tools, constraint, special, parallel=parallel, strict=strict)
+    if constraint is not None:
+        raise InvalidRequest(
+            f"A request can have one constraint, but `{constraint.param}` and `tool_choice` were given.",
+            constraint.param,
+        )
+    if row is None:
+        [tool] = tools
+        return arguments_spec(tool)
+    # The model cannot do otherwise. In its own format, where that is known, it calls best.
+    is_named = choice.mode == "named"
+    return required_calls(row, tools, special, "tool_choice", parallel=parallel and not is_named)
 
 
 def _thinking_budget(wishes: ReplyWishes, row: ReasoningFormat | None) -> int | None:
@@ -180,7 +221,7 @@ def _thinking_budget(wishes: ReplyWishes, row: ReasoningFormat | None) -> int | 
         return None
     if row is None:
         raise InvalidRequest(
-            "`thinking_token_budget` needs a server that tells thinking from answers by marks (--reasoning-parser).",
+            "`thinking_token_budget` needs a server that separates thinking from the answer (--reasoning-parser).",
             "thinking_token_budget",
         )
     if budget < 0:

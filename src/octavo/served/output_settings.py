@@ -54,7 +54,8 @@ def output_settings(
         tools = tool_format(reasoning.name)
     if tools is not None and reasoning is not None and tools.pipeline is not reasoning.pipeline:
         raise InvalidConfig(
-            f"--tool-call-parser {tools.name} and --reasoning-parser {reasoning.name} do not read the same outputs"
+            f"--tool-call-parser {tools.name} and --reasoning-parser {reasoning.name} cannot be combined: "
+            "they read different outputs"
         )
     ids = {text: i for i in tokenizer.special_ids if (text := tokenizer.token(i))}
     for what, row in (("tool calls", tools), ("thinking", reasoning)):
@@ -69,7 +70,7 @@ def _tool_format(
     if config.tool_call_parser != AUTO:
         return tool_format(config.tool_call_parser)
     found = detect_tool_format(templates, token_to_id)
-    if found is None and config.enable_auto_tool_choice:  # F4
+    if found is None and config.enable_auto_tool_choice:
         raise InvalidConfig(
             "--enable-auto-tool-choice requires --tool-call-parser: neither the chat template nor the vocabulary of "
             "this model shows how it writes tool calls"
@@ -86,5 +87,7 @@ def _reasoning_format(
         return reasoning_format(config.reasoning_parser)
     found = detect_reasoning_format(templates, token_to_id)
     if found is None:
-        logger.warning("--reasoning-parser auto: this model's files show no marks of thinking; none are looked for")
+        logger.warning(
+            "--reasoning-parser auto: this model's files show no marks of thinking, so it stays in the content"
+        )
     return None if found is None else reasoning_format(found)

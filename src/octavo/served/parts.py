@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from octavo.generation import GenerationDelta
-from octavo.params import GenerateRequest, GrammarSpec
+from octavo.generation import Detokenizer, GenerationDelta
+from octavo.params import GenerateRequest, GrammarSpec, SamplingParams
 from octavo.text.formats.base import ReasoningFormat, ToolFormat
 from octavo.text.tool_grammar import SpecialTokens
 
@@ -55,6 +55,10 @@ class Engine(Protocol):
 
     async def reset_prefix_cache(self) -> None:
         """Forget every cached block. Raises `ServerError`."""
+        ...
+
+    def detokenizer(self, params: SamplingParams) -> Detokenizer:
+        """What makes text of the tokens of a sample with these parameters."""
         ...
 
     async def prepare_grammars(self) -> None:

@@ -77,7 +77,7 @@ class Turn:
     prompts: Sequence[Conversation | Completion]
     sampling: Mapping[str, Any] | SamplingParams
     prompt_param: str = "prompt"  # the field that holds the prompt; several have a number behind it
-    default_max_tokens: int | None = None  # where neither the caller nor the model bounds the reply
+    default_max_tokens: int | None = None  # where the caller does not bound the reply; None: the model's default
     bad_words: Sequence[str] = ()
     beams: BeamParams | None = None
     constraint: GrammarSpec | None = None

@@ -26,6 +26,7 @@ from octavo.server.routing import Route, Router
 from octavo.server.serving import Serving
 from octavo.server.state import ServerState
 from octavo.server.tokenization import DetokenizeHandler, TokenizeHandler
+from octavo.server.ui import PageHandler
 
 __all__ = ["ServerState", "create_app", "routes"]
 
@@ -60,6 +61,10 @@ def routes(state: ServerState) -> list[Route]:
     if state.config.enable_tokenizer_info_endpoint:
         about = "The tokenizer's configuration, special tokens and chat template"
         table.append(Route("GET", "/tokenizer_info", info.tokenizer_info, about, media_type="application/json"))
+    if not state.config.disable_ui:
+        table.append(
+            Route("GET", "/", PageHandler().page, "A page to chat and to watch the engine", media_type="text/html")
+        )
     if state.config.admin_api_key is not None:
         table += AdminHandlers(state).routes()
     if not state.config.disable_fastapi_docs:
@@ -93,7 +98,7 @@ def _with_cors(app: ASGIApp, state: ServerState) -> ASGIApp:
 
     config = state.config
     if config.allow_credentials and "*" in config.allowed_origins:
-        logger.warning("CORS: credentials are not allowed together with every origin; they stay off")
+        logger.warning("CORS: --allow-credentials has no effect, because --allowed-origins allows every origin")
     return CORSMiddleware(
         app,
         allow_origins=config.allowed_origins,
@@ -105,7 +110,7 @@ def _with_cors(app: ASGIApp, state: ServerState) -> ASGIApp:
 
 
 class _Root:
-    """Dispatches the kinds of scopes, and takes the proxy's prefix off the path."""
+    """Dispatches ASGI scopes by kind, and removes the proxy's prefix from the path."""
 
     def __init__(self, app: ASGIApp, state: ServerState) -> None:
         self._app = app
@@ -125,7 +130,7 @@ class _Root:
 
     def _without_prefix(self, scope: Scope) -> Scope:
         path = scope["path"]
-        # Proxies differ in whether they strip the prefix, and the HTTP server may add it again.
+        # Some proxies strip the prefix and some do not, and the HTTP server may add it again.
         while self._prefix != "/" and (path == self._prefix or path.startswith(self._prefix + "/")):
             path = path[len(self._prefix) :]
         # A base URL that ends in a slash, joined with a path that begins with one.

@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions: a body to a turn. Its reply is spelled in `chat_reply`."""
+"""POST /v1/chat/completions: from the body to a turn. `chat_reply` encodes the reply."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ class ChatEncoder:
     def events(self, news: News) -> bytes:
         self._usage.add(news)
         begin = b""
-        if not self._is_begun:  # one chunk a choice tells its role
+        if not self._is_begun:  # one chunk of each choice has its role
             self._is_begun = True
             roles = (ChatChunkChoice(i, Delta(self._role, "")) for i in range(self._params.n))
             begin = b"".join(event(self._chunk(choice)) for choice in roles)
@@ -119,7 +119,7 @@ class ChatEncoder:
         return event(self._chunk(None)) if self._include_usage else b""
 
     def _sample(self, sample: SampleNews) -> bytes:
-        """One choice's chunks; b"" when its text is held back and nothing else is to be said."""
+        """One choice's chunks; b"" when its text is held back and there is nothing else to send."""
         is_plain = sample.logprobs is None and sample.finish_reason is None
         if is_plain and not (self._gives_ids or self._continuous_usage):
             return b"".join([self._said(sample.index, said) for said in sample.said])
@@ -161,7 +161,7 @@ class ChatEncoder:
         return made
 
     def _chunk(self, choice: ChatChunkChoice | None) -> ChatChunk:
-        """The chunk of one choice, or with none the one that tells the usage."""
+        """The chunk of one choice; without a choice, the chunk with the usage."""
         usage: UsageReply | UnsetType | None = None if self._include_usage else UNSET
         if self._continuous_usage or choice is None:
             usage = usage_of(self._usage)

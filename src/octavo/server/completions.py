@@ -1,4 +1,4 @@
-"""POST /v1/completions: a body to a turn, and its reply."""
+"""POST /v1/completions: from the body to a turn, and the encoding of the reply."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
 from msgspec import UNSET, UnsetType
 
 from octavo.errors import InvalidRequest
@@ -17,7 +18,7 @@ from octavo.served.models import Lease
 from octavo.served.turn import Completion, Turn
 from octavo.server.exchange import Exchange
 from octavo.server.limits import beam_params, check_limits
-from octavo.server.logprobs import completion_logprobs, echoed_logprobs, joined, prompt_logprobs
+from octavo.server.logprobs import TextOffsets, completion_logprobs, echoed_logprobs, joined, prompt_logprobs
 from octavo.server.protocol.common import Usage as UsageReply
 from octavo.server.protocol.common import usage_of
 from octavo.server.protocol.completions import (
@@ -65,6 +66,7 @@ class CompletionHandler:
                 for prompt in request.prompt
             ],
             sampling=_sampling(request),
+            default_max_tokens=DEFAULT_MAX_TOKENS,
             beams=beam_params(request),
             constraint=spec_of(body, model.grammar_limits),
             **request.turn_values(),
@@ -74,8 +76,6 @@ class CompletionHandler:
 def _sampling(request: CompletionRequest) -> dict[str, Any]:
     values = request.sampling_values()
     values["logprobs"] = request.logprobs
-    if "max_tokens" not in request.model_fields_set:  # null means: as many as fit
-        values["max_tokens"] = DEFAULT_MAX_TOKENS
     if request.scores_only:  # the engine generates one token, which is not returned
         values["max_tokens"] = 1
         if request.min_tokens:
@@ -110,7 +110,7 @@ class CompletionEncoder:
         self._include_usage, self._continuous_usage = serving.usage_events(request)
         self._usage = Usage()
         self._text_events: dict[int, TextEvent] = {}
-        self._offsets = [0] * (len(self._prompts) * self._params.n)  # characters so far, for text_offset
+        self._offsets: dict[int, TextOffsets] = {}  # of the choices
         self._scores: dict[int, list[TokenLogprobs]] = {}  # of the prompts
         self._echoed: set[int] = set()  # choices whose prompt is out
         self._identified: set[int] = set()  # choices whose prompt's ids are out
@@ -146,7 +146,7 @@ class CompletionEncoder:
         return event(self._object([], self._usage_of(self._usage))) if self._include_usage else b""
 
     def _sample(self, place: int, sample: SampleNews) -> bytes:
-        """One choice's chunk; b"" when its text is held back and nothing else is to be said."""
+        """One choice's chunk; b"" when its text is held back and there is nothing else to send."""
         is_plain = sample.logprobs is None and sample.finish_reason is None and not self._request.scores_only
         if is_plain and not (self._echoes or self._gives_ids or self._continuous_usage):
             text = _text(sample)
@@ -179,12 +179,12 @@ class CompletionEncoder:
         if self._request.scores_only:
             sample = _scores_only(sample)
         text, echoed = self._echo(place, index)
-        logprobs = completion_logprobs(
-            self._names, sample.token_ids, sample.logprobs, self._params.logprobs or 0, self._offsets[index]
-        )
-        if logprobs is not None:
-            self._offsets[index] += sum(len(self._names.text(token_id)) for token_id in sample.token_ids)
-            logprobs = joined(echoed, logprobs)
+        logprobs = None
+        if sample.logprobs is not None:
+            offsets = self._text_offsets(place, index).take(sample.token_ids)
+            top = self._params.logprobs or 0
+            own = completion_logprobs(self._names, sample.token_ids, sample.logprobs, top, offsets)
+            logprobs = joined(echoed, own)
             if not logprobs.tokens:
                 logprobs = None
         choice = CompletionChoice(index, text + _text(sample), logprobs, sample.finish_reason, sample.stop_reason)
@@ -200,11 +200,31 @@ class CompletionEncoder:
         if not self._echoes or index in self._echoed:
             return "", None
         self._echoed.add(index)
-        text, ids = self._echoes[place], self._prompts[place].ids
-        self._offsets[index] = len(text)
+        text = self._echoes[place]
         if self._params.logprobs is None:
             return text, None
-        return text, echoed_logprobs(self._names, ids, self._scores[place], self._params.logprobs, text)
+        ids, scores = self._prompts[place].ids, self._scores[place]
+        return text, echoed_logprobs(self._names, ids, scores, self._params.logprobs, self._prompt_offsets(place))
+
+    def _text_offsets(self, place: int, index: int) -> TextOffsets:
+        """Of a choice's tokens, after the echo."""
+        if index not in self._offsets:
+            start = len(self._echoes[place]) if self._echoes else 0
+            self._offsets[index] = TextOffsets(self._model.engine.detokenizer(self._params), start)
+        return self._offsets[index]
+
+    def _prompt_offsets(self, place: int) -> list[int]:
+        """Of a prompt's tokens in its echo: the text that was given, or that of its ids."""
+        prompt, detokenizer = self._prompts[place], self._model.engine.detokenizer
+        if prompt.text is None:
+            return TextOffsets(detokenizer(self._params)).take(prompt.ids)
+        shows_all = detokenizer(msgspec.structs.replace(self._params, skip_special_tokens=False))
+        hides_special = detokenizer(msgspec.structs.replace(self._params, skip_special_tokens=True))
+        # The tokenizer may have put a special token in front, which is no part of the text that was given.
+        first = self._names.text(prompt.ids[0])
+        if not prompt.text.startswith(first) and "\ufffd" not in first and not hides_special.push(prompt.ids[:1]):
+            return [0, *TextOffsets(shows_all).take(prompt.ids[1:])]
+        return TextOffsets(shows_all).take(prompt.ids)
 
     def _object(self, choices: list[CompletionChoice], usage: UsageReply | UnsetType | None) -> CompletionReply:
         return CompletionReply(
@@ -219,7 +239,7 @@ class CompletionEncoder:
 
 
 def _text(sample: SampleNews) -> str:
-    """All of it: a turn without wishes has content only."""
+    """The text of the news; in text completions all of it is content."""
     return "".join([said.text for said in sample.said if isinstance(said, Content)])
 
 
@@ -230,6 +250,6 @@ def _as_news(reply: Reply) -> SampleNews:
 
 
 def _scores_only(sample: SampleNews) -> SampleNews:
-    """The prompt alone is wanted: the token behind it is not shown."""
+    """The reply when only the prompt is scored: the token that was generated is left out."""
     finish_reason = None if sample.finish_reason is None else "length"
     return SampleNews(sample.index, [], [], None if sample.logprobs is None else [], finish_reason)

@@ -1,4 +1,4 @@
-"""Conversations to prompts: what a request may ask of the chat template, and what of it goes unheard."""
+"""From a request body to a conversation, and the names of template variables that no template reads."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from octavo.suggest import nearest
 
 
 def conversation_of(request: ConversationFields, messages: list[Message], config: ServerConfig) -> Conversation:
-    """What a body says of its conversation. Continuing the last message turns the generation prompt off."""
+    """The conversation of a request body. `continue_final_message` turns the generation prompt off."""
     return Conversation(
         messages=[message.for_template() for message in messages],
         tools=shown_tools(config, request),
@@ -30,9 +30,9 @@ def conversation_of(request: ConversationFields, messages: list[Message], config
 
 
 def note_unheard(serving: Serving, model: ServedModel, exchange: Exchange, request: ConversationFields) -> None:
-    """T24, U20: name what the request sets for a template that no template of the server reads.
+    """Name in the reply the template variables of the request that no template of the server reads (T24, U20).
 
-    Strict servers refuse such `chat_template_kwargs`. Whoever brings a template knows what it reads.
+    Strict servers refuse such `chat_template_kwargs`. A request that brings its own template is not checked.
     """
     if request.chat_template is not None:
         return
@@ -50,7 +50,7 @@ def note_unheard(serving: Serving, model: ServedModel, exchange: Exchange, reque
 
 
 def shown_tools(config: ServerConfig, request: ConversationFields) -> list[dict[str, Any]] | None:
-    """The tools that the template gets (T7, T29)."""
+    """The tools that the template gets; None when `tool_choice` is none and the server hides them then (T29)."""
     choice = request.tool_choice
     if choice is not None and choice.mode == "none" and config.exclude_tools_when_tool_choice_none:
         return None

@@ -14,7 +14,8 @@ from pydantic_core import ErrorDetails
 
 from octavo.errors import InvalidRequest, RequestError, ServerError
 
-#: Most validation errors in one reply, and most characters of each value quoted in it (E13).
+#: Most validation errors in one reply, and most characters of each value quoted in it: a reply is never much
+#: longer than its request.
 MAX_REPORTED_ERRORS = 10
 MAX_QUOTED_CHARS = 200
 
@@ -122,7 +123,7 @@ class ErrorReply(msgspec.Struct):
 
 
 def error_reply(exc: BaseException) -> ErrorReply:
-    """The reply for any exception. One that is not ours becomes a 500 that says nothing of it."""
+    """The reply for any exception. A foreign exception becomes a 500 that does not show its text."""
     if not isinstance(exc, RequestError | ServerError):
         exc = ServerError("Internal server error.")
     headers: list[Header] = []

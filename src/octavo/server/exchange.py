@@ -38,7 +38,7 @@ _SSE = [
 
 @dataclass(frozen=True, slots=True)
 class BodyLimits:
-    """Bounds of a body before anything in it is looked at. `seconds` is the time that a client gets to send it."""
+    """Bounds that hold before a body is parsed. `seconds` is the time that a client has to send it."""
 
     max_bytes: int = 16 * 1024 * 1024
     max_depth: int = 64
@@ -88,7 +88,7 @@ class Exchange:
         """Refuse what is not sent as plain JSON in UTF-8, before a byte of it is read."""
         content_type, _, parameters = (self.header(b"content-type") or "").partition(";")
         if content_type.strip().lower() != "application/json":
-            # E6. A page of another origin can post text/plain without asking, but not this.
+            # A page of another origin can post text/plain without a preflight request, but not application/json.
             got = f"'{clip(content_type.strip(), 100)}'" if content_type.strip() else "no Content-Type"
             raise InvalidRequest(f"Unsupported Media Type: Only 'application/json' is allowed; got {got}")
         if match := _CHARSET.search(parameters):
@@ -132,7 +132,7 @@ class Exchange:
     async def cancelled_on_disconnect(self) -> AsyncIterator[None]:
         """The block is cancelled, and `ClientDisconnected` raised from it, when the client goes away.
 
-        To be entered after the body is read: what is received in the block is thrown away.
+        Enter it after the body is read: messages that arrive in the block are dropped.
         """
         task = asyncio.current_task()
         assert task is not None
@@ -149,7 +149,7 @@ class Exchange:
         try:
             yield
         except asyncio.CancelledError:
-            # Our own cancellation is taken back; one from outside goes on.
+            # Undo our own cancellation; let one from outside pass.
             if gone and task.uncancel() == 0:
                 raise ClientDisconnected from None
             raise
@@ -176,11 +176,11 @@ class Exchange:
         await self._send({"type": "http.response.body", "body": data, "more_body": False})
 
     async def _start(self, status: int, headers: list[Header]) -> None:
-        """The scope tells the layers around that the reply began, and they tell the request's id."""
+        """Send the head, and note in the scope that the reply began; the scope holds the request's id for the head."""
         self.scope["octavo.status"] = status
         extra = self.extra_headers
         if not self.scope.get("octavo.body_wanted") and self.header(b"expect") is not None and _CLOSE not in headers:
-            # Whether the client sends the body all the same is not known: another request may not follow.
+            # The client may still send the body, so the connection cannot carry another request.
             extra = [*extra, _CLOSE]
         request_id = (b"x-request-id", self.scope["octavo.request_id"].encode())
         await self._send(

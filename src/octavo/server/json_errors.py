@@ -14,8 +14,8 @@ from typing import Final, NoReturn
 from octavo.errors import InvalidRequest
 from octavo.server.errors import clip
 
-#: Values and keys, and characters, that are looked at; a fault beyond them is told without its place. They bound the
-#: time that a large refused body takes from the streams.
+#: Most values and keys, and most characters, that are examined: a large refused body must not delay the streams. The
+#: error for a fault beyond them does not name its place.
 MAX_STEPS: Final = 100_000
 MAX_CHARS: Final = 2 << 20
 _MARGIN: Final = 64  # more than an escape or a literal has
@@ -236,7 +236,7 @@ class _Scanner:
         raise _Fault(what, self._at)
 
     def _refuse(self, char: str) -> NoReturn:
-        """Say why what stands here is no value."""
+        """Raise the fault of a text that is not a value."""
         at = self._at
         self._refuse_foreign(char)
         word = _WORD.match(self.text, at)
@@ -251,7 +251,7 @@ class _Scanner:
         raise _Fault(f"{'`' + word[0] + '`' if word else _shown(char)} stands where a value is expected", at)
 
     def _refuse_foreign(self, char: str) -> None:
-        """What other languages have."""
+        """Raise the fault of literals and comments that JSON does not have and other languages do."""
         if char in "/#":
             raise _Fault("JSON has no comments", self._at)
         if char == "'":

@@ -14,7 +14,7 @@ from octavo.server.errors import AdminKeyRequired
 from octavo.server.exchange import ASGIApp, Exchange, Receive, Scope, Send
 
 #: Paths that answer without a key. Everything else is refused by default, known route or not.
-OPEN_PATHS = frozenset({"/health", "/ready"})
+OPEN_PATHS = frozenset({"/", "/health", "/ready"})
 
 _HOW = "Send one as `Authorization: Bearer <key>` or as `x-api-key: <key>`."
 

@@ -1,4 +1,4 @@
-"""What one request may ask for: bounds that are settings of the server, each with its error, and what goes together."""
+"""Bounds of one request that are settings of the server, each with its error, and fields that exclude each other."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def check_limits(request: SamplingFields, config: ServerConfig) -> None:
 
 
 def beam_params(request: SamplingFields) -> BeamParams | None:
-    """The beams of a request that wants some; `BeamParams.check` is still to be called.
+    """The beams of a request with `use_beam_search`, else None; `BeamParams.check` is still to be called.
 
-    Raises `InvalidRequest` for what has a meaning with beams only (S22, S23).
+    Raises `InvalidRequest` when a request without beams sets `length_penalty` or `early_stopping`.
     """
     penalty = 1.0 if request.length_penalty is None else request.length_penalty
     n = request.n or 1
@@ -59,11 +59,11 @@ def beam_params(request: SamplingFields) -> BeamParams | None:
     return None
 
 
-# ---------------------------------------------------------------- what the API's description says of them
+# ---------------------------------------------------------------- the bounds in the API's description
 def json_bounds(config: ServerConfig, info: EngineInfo) -> dict[str, dict[str, Any]]:
-    """By a field's name, what JSON Schema says of its values beyond their types.
+    """Field name -> the JSON Schema keywords that bound its values.
 
-    A body outside them is refused, unless another of its fields takes the place of the one that is.
+    A body with a value outside of them is refused, unless another field overrides that one.
     """
     ranges = {
         **RANGES,
@@ -99,13 +99,12 @@ def json_bounds(config: ServerConfig, info: EngineInfo) -> dict[str, dict[str, A
 
 
 def _keywords(bounds: Range) -> dict[str, Any]:
-    low = "exclusiveMinimum" if bounds.low_open else "minimum"
-    return {name: value for name, value in ((low, bounds.low), ("maximum", bounds.high)) if value is not None}
+    return {name: value for name, value in zip(("minimum", "maximum"), bounds, strict=True) if value is not None}
 
 
 _KEYWORDS_OF = {
-    "number": ("minimum", "exclusiveMinimum", "maximum"),
-    "integer": ("minimum", "exclusiveMinimum", "maximum"),
+    "number": ("minimum", "maximum"),
+    "integer": ("minimum", "maximum"),
     "string": ("minLength", "maxLength", "pattern"),
     "array": ("minItems", "maxItems", "items"),
     "object": ("maxProperties", "propertyNames"),
@@ -113,7 +112,7 @@ _KEYWORDS_OF = {
 
 
 def add_bounds(schema: dict[str, Any], bounds: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write `json_bounds` into the schema of a body, in place: each keyword where the type is that it speaks of."""
+    """Write `json_bounds` into the schema of a body, in place: each keyword beside the type that it applies to."""
     for name, prop in schema.get("properties", {}).items():
         for branch in prop.get("anyOf", [prop]):
             for keyword in _KEYWORDS_OF.get(branch.get("type", ""), ()):

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+
+from octavo.generation import Detokenizer
 from octavo.messages import TokenLogprobs
 from octavo.served.parts import TokenTexts
 from octavo.server.protocol.chat import ChatLogprobs, ContentLogprob, TopLogprob
 from octavo.server.protocol.common import PromptLogprob
 from octavo.server.protocol.completions import CompletionLogprobs
 
-#: JSON has no -Infinity: what lies below is reported as this (E72).
+#: JSON has no -Infinity: a log probability below this is reported as this.
 FLOOR = -9999.0
 
 
 class TokenNames:
-    """How a reply calls its tokens: by their text, or as `token_id:<id>`, which no two tokens share (E73)."""
+    """How a reply names its tokens: by their text, or as `token_id:<id>`, which no two tokens share."""
 
     __slots__ = ("_as_ids", "_texts")
 
@@ -26,6 +29,13 @@ class TokenNames:
 
     def text(self, token_id: int) -> str:
         return self._texts[token_id][0]
+
+    def distinct(self, token_id: int, taken: Collection[str]) -> str:
+        """A name that is none of `taken`. Tokens that are parts of characters are told apart by their bytes."""
+        name = self.name(token_id)
+        if name in taken:
+            name = "bytes:" + "".join(f"\\x{byte:02x}" for byte in self.bytes(token_id))
+        return f"token_id:{token_id}" if name in taken else name
 
     def bytes(self, token_id: int) -> list[int]:
         return self._texts[token_id][1]
@@ -50,40 +60,49 @@ def chat_logprobs(
     return ChatLogprobs(content)
 
 
-def completion_logprobs(
-    names: TokenNames, ids: list[int], logprobs: list[TokenLogprobs] | None, top: int, offset: int
-) -> CompletionLogprobs | None:
-    """Four parallel lists. `offset`: characters of the choice's text before the first of `ids`.
+class TextOffsets:
+    """Where each token begins in the text that the tokens make: within a character, where the character does."""
 
-    A position's map holds the sampled token and the `top` most likely: up to top + 1 entries. Tokens with the
-    same text, such as parts of a character, share one entry, of the most likely.
+    def __init__(self, detokenizer: Detokenizer, start: int = 0) -> None:
+        """`start`: characters of the text before the first token."""
+        self._detokenizer = detokenizer
+        self._num_chars = start
+
+    def take(self, ids: Sequence[int]) -> list[int]:
+        """The offsets of the next tokens."""
+        offsets = []
+        for token_id in ids:
+            offsets.append(self._num_chars + self._detokenizer.num_held)
+            self._num_chars += len(self._detokenizer.push([token_id]))
+        return offsets
+
+
+def completion_logprobs(
+    names: TokenNames, ids: list[int], logprobs: list[TokenLogprobs], top: int, offsets: list[int]
+) -> CompletionLogprobs:
+    """Four parallel lists. `offsets`: where each of `ids` begins in the choice's text.
+
+    A position's map holds the sampled token and the `top` most likely: up to top + 1 entries, each token its own.
     """
-    if logprobs is None:
-        return None
-    out = CompletionLogprobs()
+    out = CompletionLogprobs(text_offset=offsets)
     for token_id, entry in zip(ids, logprobs, strict=True):
-        tops = {names.name(token_id): floored(entry.logprob)}
+        name = names.name(token_id)
+        tops = {name: floored(entry.logprob)}
         for i, value in zip(entry.top_ids[:top], entry.top_logprobs[:top], strict=True):
-            name = names.name(i)
-            tops[name] = max(floored(value), tops.get(name, FLOOR))
-        out.text_offset.append(offset)
+            if i != token_id:
+                tops[names.distinct(i, tops)] = floored(value)
         out.token_logprobs.append(floored(entry.logprob))
-        out.tokens.append(names.name(token_id))
+        out.tokens.append(name)
         out.top_logprobs.append(tops)
-        offset += len(names.text(token_id))
     return out
 
 
 def echoed_logprobs(
-    names: TokenNames, ids: list[int], scores: list[TokenLogprobs], top: int, text: str
+    names: TokenNames, ids: list[int], scores: list[TokenLogprobs], top: int, offsets: list[int]
 ) -> CompletionLogprobs:
-    """Those of a prompt that is echoed as `text`. Its first token follows nothing and has none (E72)."""
-    first = CompletionLogprobs([0], [None], [names.name(ids[0])], [None])
-    # A special token that the tokenizer put in front is no part of the echoed text.
-    start = names.text(ids[0])
-    offset = len(start) if text.startswith(start) or "\ufffd" in start else 0
-    rest = completion_logprobs(names, ids[1:], scores, top, offset)
-    return joined(first, rest) if rest is not None else first
+    """The log probabilities of an echoed prompt. Its first token follows nothing and has none."""
+    first = CompletionLogprobs(offsets[:1], [None], [names.name(ids[0])], [None])
+    return joined(first, completion_logprobs(names, ids[1:], scores, top, offsets[1:]))
 
 
 def joined(first: CompletionLogprobs | None, second: CompletionLogprobs) -> CompletionLogprobs:
@@ -100,7 +119,7 @@ def joined(first: CompletionLogprobs | None, second: CompletionLogprobs) -> Comp
 def prompt_logprobs(
     texts: TokenTexts, ids: list[int], scores: list[TokenLogprobs], top: int
 ) -> list[dict[int, PromptLogprob] | None]:
-    """S19: a map for each token of the prompt, of that token and the `top` most likely; the first has none."""
+    """For each token of the prompt a map of that token and the `top` most likely; None for the first (S19)."""
     result: list[dict[int, PromptLogprob] | None] = [None]
     for token_id, entry in zip(ids[1:], scores, strict=True):
         pairs = zip(entry.top_ids[:top], entry.top_logprobs[:top], strict=True)

@@ -1,7 +1,7 @@
 """What surrounds every HTTP request: its id, its host, its errors, its metrics. Plain ASGI wrappers.
 
-None of them wraps `send`: what a reply's head needs is left in the scope, where `Exchange` finds it, and the tokens
-of a stream pass without a call more.
+None of them wraps `send`: they leave what a reply's head needs in the scope, where `Exchange` finds it, so that the
+tokens of a stream pass through no further call.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from octavo.server.protocol.common import is_request_id
 
 logger = logging.getLogger(__name__)
 
-#: Headers of OpenTelemetry (E17).
+#: Headers of OpenTelemetry, which octavo does not use: the log says so once (E17).
 TRACE_HEADERS = (b"traceparent", b"tracestate")
 
 _HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[^\s:/?#@\[\]\\\x00-\x20,]*)(?::[0-9]*)?")
@@ -38,7 +38,7 @@ MAX_HEADER_BYTES = 64 * 1024
 
 class HostCheck:
     """Only requests to one of the host names. A page of another site whose name was made to point at this machine
-    reaches the server too, but names its own host (DNS rebinding). Clients that name no host are no browsers.
+    reaches the server too, but names its own host (DNS rebinding). A client that sends no Host header is not a browser.
     """
 
     def __init__(self, app: ASGIApp, hosts: frozenset[str]) -> None:
@@ -56,9 +56,9 @@ class HostCheck:
 
 
 def allowed_hosts(config: ServerConfig) -> frozenset[str] | None:
-    """The names that `HostCheck` accepts; None when any will do.
+    """The names that `HostCheck` accepts; None: any name.
 
-    Unless told otherwise only a server on a loopback address checks: others are known by names that nobody lists.
+    By default only a server on a loopback address checks: the names of other servers cannot be known here.
     """
     given = {name.lower().rstrip(".") for name in config.allowed_hosts}
     if "*" in given or config.uds is not None:
@@ -99,7 +99,7 @@ class RequestScope:
             _check_headers(scope)
             if not self._told_of_traces and any(name in TRACE_HEADERS for name, _ in scope["headers"]):
                 self._told_of_traces = True
-                logger.warning("requests carry trace headers (traceparent), and octavo makes no traces; told once")
+                logger.warning("requests carry trace headers (traceparent), which octavo does not use; logged once")
             await self._app(scope, receive, send)
         except ClientDisconnected:
             scope.setdefault("octavo.status", 499)  # nobody reads it; the number is nginx's
@@ -107,7 +107,7 @@ class RequestScope:
             if not isinstance(exc, OctavoError):
                 logger.exception("request %s failed", request_id)
             if "octavo.status" in scope:
-                raise  # the reply has begun: all that is left is to cut the connection
+                raise  # the reply has begun, so the only way to show an error is to cut the connection
             reply = error_reply(exc)
             await Exchange(scope, receive, send).send_json(reply.body, reply.status, reply.headers)
         finally:
@@ -122,7 +122,7 @@ def _given_request_id(scope: Scope) -> str | None:
 
 
 def _check_headers(scope: Scope) -> None:
-    """Refuse what is HTTP to a parser, and means nothing, or not the same to everybody."""
+    """Refuse heads that parse as HTTP but are void or ambiguous."""
     headers = scope["headers"]
     if len(headers) > MAX_HEADERS or sum(len(name) + len(value) for name, value in headers) > MAX_HEADER_BYTES:
         raise HeadersTooLarge(f"More than {MAX_HEADERS} headers, or more than {MAX_HEADER_BYTES} bytes of them.")

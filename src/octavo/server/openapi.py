@@ -1,7 +1,7 @@
 """The API's own description: /openapi.json (OpenAPI 3.1) and /docs, a page that shows it.
 
 Request schemas come from the models that check the bodies, reply schemas from the structs that are encoded, paths from
-the table of routes: nothing is described that is not there. Both documents are made once, when first asked for.
+the table of routes: the description cannot differ from the server. Both documents are made on the first request.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class DocumentHandlers:
     @cached_property
     def _page(self) -> bytes:
         page = Path(__file__).with_name("docs.html").read_bytes()
-        # The document stands in the page: a second request would need the key again. JSON in a script element must
+        # The page contains the document: a second request would need the key again. JSON in a script element must
         # not end it, nor begin a comment.
         return page.replace(b"{{document}}", self._json.replace(b"<", rb"\u003c"))
 
@@ -104,7 +104,7 @@ def _needs_key(route: Route, state: ServerState) -> bool:
 
 
 def _operation(route: Route, state: ServerState) -> dict[str, Any]:
-    name = route.path.strip("/").replace("/", "_").replace("{", "").replace("}", "")
+    name = route.path.strip("/").replace("/", "_").replace("{", "").replace("}", "") or "root"
     operation: dict[str, Any] = {
         "operationId": f"{route.method.lower()}_{name}",
         "summary": route.summary,

@@ -1,4 +1,4 @@
-"""Signs of life on a stream that has nothing to say."""
+"""Comments that keep an idle stream alive."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from octavo.server.exchange import Exchange
 
-#: A comment: readers of events skip it, proxies see that the connection lives (E58).
+#: A comment: readers of events skip it, and proxies see that the connection is alive (E58).
 KEEP_ALIVE = b": keep-alive\n\n"
 
 T = TypeVar("T")
@@ -26,7 +26,7 @@ class KeepAlive:
         self._last_write = time.monotonic()
 
     async def first(self, deltas: AsyncIterator[T]) -> T:
-        """The first delta. When it is late the reply begins without it; an error then comes as an event."""
+        """The first delta. When it is late, the reply begins without it, and a later error is an event."""
         if not self._interval:
             return await anext(deltas)
         task = asyncio.ensure_future(anext(deltas))
@@ -50,7 +50,7 @@ class KeepAlive:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """In the block a silence of `interval` seconds is broken. Nothing is written once it ends."""
+        """In the block a comment is sent after each `interval` seconds of silence; none once the block has ended."""
         if not self._interval:
             yield
             return

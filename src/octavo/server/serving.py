@@ -26,7 +26,7 @@ _UNSAFE_IN_HEADER = re.compile(r"[^A-Za-z0-9_.-]")
 
 
 class Serving:
-    """The ground of the handlers. Holds no state of requests."""
+    """Base of the handlers. Holds no state of requests."""
 
     def __init__(self, state: ServerState) -> None:
         self.state = state
@@ -45,7 +45,7 @@ class Serving:
         return body, request
 
     def note_ignored(self, exchange: Exchange, names: Sequence[str]) -> None:
-        """Name fields that the answer does not depend on in its header, after those named before."""
+        """Add names of ignored fields to the reply's header, behind those already there."""
         text = ", ".join(_UNSAFE_IN_HEADER.sub("?", name[:64]) for name in names[:MAX_IGNORED_NAMES]).encode()
         for i, (header, before) in enumerate(exchange.extra_headers):
             if header == IGNORED_FIELDS:
@@ -54,7 +54,7 @@ class Serving:
         exchange.extra_headers.append((IGNORED_FIELDS, text))
 
     def names(self, model: ServedModel, request: SamplingFields) -> TokenNames:
-        """How the reply calls its tokens."""
+        """How the reply names its tokens."""
         as_ids = request.return_tokens_as_token_ids
         return TokenNames(model.texts, self.state.config.return_tokens_as_token_ids if as_ids is None else as_ids)
 
@@ -71,7 +71,7 @@ class Serving:
         prepared: Prepared,
         encoder: ReplyEncoder,
     ) -> None:
-        """Generate, and send what comes of it: as events, or the whole."""
+        """Generate, and send the reply: as events, or whole."""
         if request.stream and not prepared.is_ranked:
             config = self.state.config
             keep_alive = KeepAlive(exchange, config.sse_keep_alive_interval)

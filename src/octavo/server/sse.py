@@ -1,4 +1,4 @@
-"""Server-sent events: the framing of E50, and nothing of what the events say."""
+"""Server-sent events: one `data:` line of JSON each, and `[DONE]` last (E50). What the events say is not known here."""
 
 from __future__ import annotations
 
@@ -39,5 +39,5 @@ _MARK = "\0"
 
 
 def error_events(exc: BaseException) -> bytes:
-    """The end of a stream that failed after its first byte (E14)."""
+    """The end of a stream that failed after its first byte: the error as an event, then `[DONE]` (E14)."""
     return event(error_reply(exc).body) + DONE

@@ -1,4 +1,4 @@
-"""From the news of a generation to the events of a stream: what the endpoints that stream share."""
+"""Sends the news of a generation as the events of a stream, or as a whole reply, for all endpoints that generate."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ logger = logging.getLogger(__name__)
 
 
 class ReplyEncoder(Protocol):
-    """How an endpoint spells its reply: as events, or as one body."""
+    """How an endpoint encodes its reply: as events, or as one body."""
 
     def events(self, news: News) -> bytes:
-        """All events for some news, ready to send; b"" when there is nothing to say."""
+        """All events for some news, ready to send; b"" when there is nothing to send."""
         ...
 
     def last_events(self) -> bytes:
@@ -57,7 +57,7 @@ async def stream_events(
 
 
 async def send_whole(exchange: Exchange, body: Any, as_stream: bool) -> None:
-    """Send a whole reply; to who asked for a stream, though there can be none, as its only event (E75)."""
+    """Send a whole reply; `as_stream`: as the only event of a stream, when the reply cannot be streamed (E75)."""
     if not as_stream:
         await exchange.send_json(body)
         return

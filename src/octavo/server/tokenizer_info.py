@@ -1,4 +1,4 @@
-"""GET /tokenizer_info: the tokenizer as a tokenizer_config.json tells of it, for clients that have one of their own."""
+"""GET /tokenizer_info: the tokenizer in the form of a tokenizer_config.json, for clients that tokenize themselves."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _FLAGS = ("special", "lstrip", "rstrip", "single_word", "normalized")
 def tokenizer_info(tokenizer: Tokenizer, templates: Mapping[str, str]) -> bytes:
     """The reply's body. `templates`: those that requests are rendered with, by name; "default" is the usual one.
 
-    What the model's file does not say comes from the tokenizer that was built of it: a .gguf file tells no more than
-    its tokens. Raises `CheckpointError` for a configuration that JSON cannot hold.
+    What the model's file does not hold comes from the tokenizer that was built from it: a .gguf file has tokens only.
+    Raises `CheckpointError` for a configuration that JSON cannot hold.
     """
     config = {name: value for name, value in tokenizer.config.items() if name not in _HIDDEN}
     config.setdefault("tokenizer_class", "PreTrainedTokenizerFast")

@@ -1,6 +1,6 @@
-"""What a client is told that asks for a path which is not there: which one it meant, or what octavo does not serve.
+"""The error for a path that does not exist: it suggests the nearest route, or names what octavo does not serve.
 
-All of it is a 404. OpenAI's clients take a 501 for a passing fault of the server, and send the request again.
+The status is always 404: OpenAI's clients take a 501 for a passing fault of the server and retry.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ NOT_SERVED: Final[dict[str, tuple[str, str | None]]] = {
     "stop_profile": ("profiles", None),
 }  # fmt: skip
 
-#: What stands before the part of a path that says what is wanted.
+#: Prefixes in front of the part of a path that names a route.
 _PREFIXES: Final = frozenset({"v1", "v2", "v3", "v1beta", "api", "openai", "inference"})
 _MAX_QUOTED_CHARS: Final = 200
 

@@ -1,17 +1,17 @@
 """The messages of a request as a chat template expects them.
 
-What no template of a text model can take (images, sound, arguments that are no JSON) is refused with its place, and so
-is what is no message at all: programs come here without the server's checks.
+What no template of a text model can take (images, sound) is refused with its place, and so is what is no message at
+all: programs come here without the server's checks.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from octavo.config import ContentFormatOption
 from octavo.errors import InvalidRequest
+from octavo.text.call_arguments import template_arguments
 from octavo.text.chat_template import ChatTemplate, Message
 
 #: Kinds of content parts that are text -> the field that holds it.
@@ -93,25 +93,14 @@ def _calls(calls: object, path: str) -> list[dict[str, Any]]:
 
 
 def _with_parsed_arguments(call: object, path: str) -> dict[str, Any]:
-    """T13, D17: a tool call whose `arguments` are the object that their JSON text stands for.
-
-    No arguments may be spelled "", "null" or not at all; an object is taken as it is.
-    """
+    """T13: a tool call whose `arguments` are an object, as `template_arguments` makes it."""
     function = call.get("function") if isinstance(call, Mapping) else None
     if not isinstance(call, Mapping) or not isinstance(function, Mapping):
         raise InvalidRequest("A tool call needs an object `function`.", f"{path}.function")
-    arguments = function.get("arguments") or "{}"
-    if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments, parse_constant=_no_number)
-        except (ValueError, RecursionError):
-            raise InvalidRequest("The arguments of a tool call must be JSON.", f"{path}.function.arguments") from None
-    if not isinstance(arguments, Mapping | None):
+    try:
+        arguments = template_arguments(function.get("arguments"))
+    except ValueError as error:
         raise InvalidRequest(
-            "The arguments of a tool call must be the JSON text of an object.", f"{path}.function.arguments"
-        )
-    return {**call, "function": {**function, "arguments": arguments or {}}}
-
-
-def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
+            f"The arguments of a tool call must have a JSON form: {error}.", f"{path}.function.arguments"
+        ) from None
+    return {**call, "function": {**function, "arguments": arguments}}

@@ -42,12 +42,20 @@ class IncrementalDetokenizer:
         """The text that is certain with these ids."""
         return self._impl.push(ids)
 
+    @property
+    def num_held(self) -> int:
+        """Whole characters that were pushed and not given out yet. Exact where their bytes are UTF-8."""
+        return self._impl.num_held
+
     def finish(self) -> str:
         """The rest; an unfinished character becomes U+FFFD."""
         return self._impl.finish()
 
 
 class _Detokenizer(Protocol):
+    @property
+    def num_held(self) -> int: ...
+
     def push(self, ids: Sequence[int]) -> str: ...
 
     def finish(self) -> str: ...
@@ -67,6 +75,10 @@ class _ByteLevelDetokenizer:
         text, used = utf_8_decode(data, "replace", False)
         self._held = data[used:]
         return text
+
+    @property
+    def num_held(self) -> int:
+        return 0
 
     def finish(self) -> str:
         text, _ = utf_8_decode(self._held, "replace", True)
@@ -102,6 +114,10 @@ class _PieceDetokenizer:
             texts.append(piece)
         self._run = run
         return self._stripped("".join(texts))
+
+    @property
+    def num_held(self) -> int:
+        return len(utf_8_decode(self._run, "replace", False)[0])
 
     def finish(self) -> str:
         text = _decode_run(self._run)
@@ -147,6 +163,10 @@ class _WindowDetokenizer:
         if text:
             self._context, self._fresh = self._fresh, []
         return text
+
+    @property
+    def num_held(self) -> int:
+        return len(self._gain().rstrip("\ufffd")) if self._fresh else 0
 
     def finish(self) -> str:
         text = self._gain()

@@ -8,12 +8,13 @@ none. The schema is checked here (`json_schema.prepare`), the rest when it is co
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
 
+from octavo.config import STRUCTURED_OUTPUTS, ServerConfig, json_object
 from octavo.errors import InvalidRequest
 from octavo.params import GrammarSpec, SamplingParams
 from octavo.text.json_schema import prepare
@@ -43,13 +44,32 @@ _KINDS: Final = ("json", "regex", "choice", "grammar", "json_object", "structura
 _FLAGS: Final = ("disable_any_whitespace", "disable_additional_properties", "disable_fallback")
 
 
+#: How much larger than its constraints a schema may be, with descriptions and all.
+_MAX_WORDINESS: Final = 16
+
+
 @dataclass(frozen=True)
 class GrammarLimits:
-    """Bounds on what a caller may send. `special_tokens`: texts that a structural tag cannot contain."""
+    """Bounds on what a caller may send, and what holds for all of them.
 
-    max_bytes: int = 64 << 10  # of a schema as JSON, of a grammar, of all choices
+    `special_tokens`: texts that a structural tag cannot contain. `disable_additional_properties`,
+    `disable_any_whitespace`: as in `structured_outputs`, for requests that do not say.
+    """
+
+    max_bytes: int = 64 << 10  # of what constrains in a schema, as JSON; of a grammar; of all choices
     max_depth: int = 64  # of a schema
     special_tokens: frozenset[str] = frozenset()
+    disable_additional_properties: bool = False
+    disable_any_whitespace: bool = False
+
+
+def limits_of(config: ServerConfig, special_tokens: Collection[str]) -> GrammarLimits:
+    """What the server's settings say. `special_tokens`: the texts of the model's."""
+    chosen = {name: getattr(config, name) for name in STRUCTURED_OUTPUTS}
+    if config.structured_outputs_config is not None:
+        more = json_object(config.structured_outputs_config, "--structured-outputs-config")
+        chosen = {name: value or more.get(name, False) for name, value in chosen.items()}
+    return GrammarLimits(config.max_grammar_bytes, config.max_schema_depth, frozenset(special_tokens), **chosen)
 
 
 @dataclass(frozen=True)
@@ -74,8 +94,11 @@ def spec_of(fields: Mapping[str, Any], limits: GrammarLimits) -> GrammarSpec | N
     if "response_format" in given and _format_type(given["response_format"]) == "text":
         del given["response_format"]
     _check_backend(given.pop("guided_decoding_backend", None))
+    whitespace = _whitespace(given.pop("guided_whitespace_pattern", None), "guided_whitespace_pattern")
     options = _Options(
-        whitespace=_whitespace(given.pop("guided_whitespace_pattern", None), "guided_whitespace_pattern")
+        whitespace=whitespace,
+        no_whitespace=limits.disable_any_whitespace and whitespace is None,
+        no_additional=limits.disable_additional_properties,
     )
     if len(given) > 1:
         names = " and ".join(f"`{name}`" for name in given)
@@ -104,7 +127,8 @@ def spec_of_params(params: SamplingParams, limits: GrammarLimits) -> GrammarSpec
     except (TypeError, ValueError, RecursionError):
         raise InvalidRequest(f"`{param}` contains what JSON cannot say.", param) from None
     _check_backend(fields.pop("backend", None), f"{param}.backend")
-    return _of_structured_outputs(fields, _Options(), limits, param)
+    options = _Options(no_whitespace=limits.disable_any_whitespace, no_additional=limits.disable_additional_properties)
+    return _of_structured_outputs(fields, options, limits, param)
 
 
 # ------------------------------------------------------------------------------------------------ where it stands
@@ -156,10 +180,14 @@ def _of_structured_outputs(
     own = _whitespace(value.get("whitespace_pattern"), f"{param}.whitespace_pattern")
     options = _Options(
         whitespace=options.whitespace if own is None else own,
-        no_whitespace=bool(value.get("disable_any_whitespace")),
-        no_additional=bool(value.get("disable_additional_properties")),
+        no_whitespace=_flag(value.get("disable_any_whitespace"), options.no_whitespace and own is None),
+        no_additional=_flag(value.get("disable_additional_properties"), options.no_additional),
     )
     return _of_kind(kinds[0], value[kinds[0]], f"{param}.{kinds[0]}", options, limits)
+
+
+def _flag(value: bool | None, default: bool) -> bool:
+    return default if value is None else value
 
 
 def _check_backend(value: Any, param: str = "guided_decoding_backend") -> None:
@@ -203,17 +231,17 @@ def _of_kind(kind: str, value: Any, param: str, options: _Options, limits: Gramm
 
 
 def _json(value: Any, param: str, options: _Options, limits: GrammarLimits) -> GrammarSpec:
-    schema = _decoded(value, param, limits)
-    check_size(_json_size(schema, param), param, limits)
+    schema = _decoded(value, param)
+    check_wordiness(schema, param, limits)
     prepared = prepare(schema, param, max_depth=limits.max_depth, disable_additional=options.no_additional)
+    check_size(_json_size(prepared, param), param, limits)
     return GrammarSpec(kind="json", source=prepared, param=param, options=options.compiler())
 
 
-def _decoded(value: Any, param: str, limits: GrammarLimits) -> Any:
+def _decoded(value: Any, param: str) -> Any:
     """G1: a schema may come as JSON in a string."""
     if not isinstance(value, str):
         return value
-    check_size(len(value), param, limits)
     try:
         return json.loads(value, parse_constant=_no_constant)
     except (ValueError, RecursionError):
@@ -244,12 +272,12 @@ def _choices(value: Any, param: str, limits: GrammarLimits) -> list[str]:
 
 def _structural_tag(value: Any, param: str, options: _Options, limits: GrammarLimits) -> GrammarSpec:
     """G21: {"structures": [{"begin", "schema", "end"}], "triggers": [...]}, also as JSON in a string."""
-    value = _decoded(value, param, limits)
+    value = _decoded(value, param)
     structures = value.get("structures") if isinstance(value, dict) else None
     triggers = value.get("triggers") if isinstance(value, dict) else None
     if not isinstance(triggers, list) or not _are_texts(triggers) or not isinstance(structures, list) or not structures:
         raise InvalidRequest(f"`{param}` should have lists `structures` and `triggers` that are not empty.", param)
-    check_size(_json_size(value, param), param, limits)
+    check_wordiness(value, param, limits)
     tags = []
     for i, structure in enumerate(structures):
         path = f"{param}.structures.{i}"
@@ -263,8 +291,14 @@ def _structural_tag(value: Any, param: str, options: _Options, limits: GrammarLi
             if token in begin or token in end:
                 raise InvalidRequest(f"`{path}` contains the special token {token!r}, which is no text.", path)
         _check_unicode(begin + end, path)
-        schema = prepare(structure.get("schema", True), f"{path}.schema", max_depth=limits.max_depth)
+        schema = prepare(
+            structure.get("schema", True),
+            f"{path}.schema",
+            max_depth=limits.max_depth,
+            disable_additional=options.no_additional,
+        )
         tags.append({"trigger": matching[0], "begin": begin, "schema": schema, "end": end})
+    check_size(_json_size(tags, param), param, limits)
     return GrammarSpec(kind="structural_tag", source=tags, param=param, options=options.compiler())
 
 
@@ -276,6 +310,15 @@ def check_size(size: int, param: str, limits: GrammarLimits) -> None:
     """Raise `InvalidRequest` for a constraint of too many bytes."""
     if size > limits.max_bytes:
         raise InvalidRequest(f"`{param}` has {size} bytes; at most {limits.max_bytes} are allowed.", param)
+
+
+def check_wordiness(value: Any, param: str, limits: GrammarLimits) -> None:
+    """Raise `InvalidRequest` for schemas that are too long to be read, whatever in them constrains."""
+    size = _json_size(value, param)
+    if size > limits.max_bytes * _MAX_WORDINESS:
+        raise InvalidRequest(
+            f"`{param}` has {size} bytes; at most {limits.max_bytes * _MAX_WORDINESS} are allowed.", param
+        )
 
 
 def _check_unicode(text: str, param: str) -> None:

@@ -51,7 +51,7 @@ class GrammarChecker:
 
     async def check(self, spec: GrammarSpec) -> str:
         """The canonical grammar for the engine. Raises `InvalidRequest`, `param` as in `spec`; `Overloaded`."""
-        key = json.dumps([spec.kind, spec.source, spec.options, spec.frame], sort_keys=True)
+        key = json.dumps([spec.kind, spec.source, spec.options, spec.frames], sort_keys=True)
         known = self._proven.get(key)
         if known is not None:
             self._proven.move_to_end(key)
@@ -81,7 +81,7 @@ class GrammarChecker:
         is_done = False
         try:
             helper = await self._started()
-            request = {"kind": spec.kind, "source": spec.source, "options": spec.options, "frame": spec.frame}
+            request = {"kind": spec.kind, "source": spec.source, "options": spec.options, "frames": spec.frames}
             async with asyncio.timeout(self._seconds):
                 assert helper.stdin is not None
                 helper.stdin.write(_framed(request))

@@ -3,8 +3,8 @@
 Grammars come from strangers and are compiled by native code, which may run for long or overflow a stack. Whoever
 started this process may kill it at any moment; nothing is lost but the grammar in hand.
 
-Frames on stdin and stdout: 4 bytes of length, little endian, then JSON. In: {kind, source, options}. Out: {grammar},
-the canonical text that the engine compiles again, or {error}.
+Frames on stdin and stdout: 4 bytes of length, little endian, then JSON. In: {kind, source, options, frames}. Out:
+{grammar}, the canonical text that the engine compiles again, or {error}.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ import re
 import resource
 import signal
 import threading
+from collections.abc import Sequence
 from typing import Any, Final
 
 import llguidance
-from llguidance.gbnf_to_lark import any_to_lark, gbnf_to_lark
+from llguidance.gbnf_to_lark import gbnf_to_lark
 
 from octavo.grammar import LIMITS, STACK_BYTES, ByteVocabulary
 from octavo.text.frames import serve_frames
+from octavo.text.lark_dialect import LarkError, plain_lark
 
 #: The stack counts too, as address space.
 MAX_ADDRESS_SPACE: Final = STACK_BYTES + (1 << 30)
@@ -34,18 +36,18 @@ class Refused(Exception):
     """The grammar cannot be used; the text is for its author."""
 
 
-def canonical(kind: str, source: Any, options: dict[str, Any], frame: dict[str, str] | None = None) -> str:
+def canonical(kind: str, source: Any, options: dict[str, Any], frames: Sequence[dict[str, str]] = ()) -> str:
     """The grammar as Lark text in which no token is forced: which spelling of a text is taken is the model's choice."""
-    return _canonical(kind, source, options, frame, "lark")
+    return _canonical(kind, source, options, frames, "lark")
 
 
-def _canonical(kind: str, source: Any, options: dict[str, Any], frame: dict[str, str] | None, form: str) -> str:
+def _canonical(kind: str, source: Any, options: dict[str, Any], frames: Sequence[dict[str, str]], form: str) -> str:
     """`form`: "lark" for the engine, "proof" for the vocabulary of bytes, which has no special tokens."""
     text = source[form] if kind == "lark" else _as_lark(kind, source, options)
-    if frame is None:
-        return _lark(text)
     text, own = _without_directive(text)
-    return _lark(f"{frame[form]}\nbody: %lark {{\n{text}\n}}", own)
+    for frame in frames:
+        text = f"{frame[form]}\nbody: %lark {{\n{text}\n}}"
+    return _lark(text, own)
 
 
 def _as_lark(kind: str, source: Any, options: dict[str, Any]) -> str:
@@ -61,11 +63,13 @@ def _as_lark(kind: str, source: Any, options: dict[str, Any]) -> str:
     if "%json" in plain:
         raise Refused("A grammar cannot contain %json; send the schema as `json`.")
     try:
-        lark = gbnf_to_lark(source) if "::=" in plain else any_to_lark(source)
+        lark = gbnf_to_lark(source) if "::=" in plain else plain_lark(source)
     except RecursionError:
         raise Refused("The grammar is nested too deeply.") from None
+    except LarkError as exc:
+        raise Refused(f"The grammar, which has no `::=` of GBNF, is no Lark that can be used: {exc}.") from None
     except Exception as exc:  # noqa: BLE001  (a parser of somebody else's: whatever it raises is about the text)
-        raise Refused(f"The grammar is neither Lark nor GBNF: {exc}") from None
+        raise Refused(f"The grammar has `::=` and is no GBNF: {exc}") from None
     return str(lark)
 
 
@@ -145,7 +149,7 @@ def _first_lines(error: str) -> str:
 
 def handle(request: dict[str, Any], tokenizer: llguidance.LLTokenizer) -> dict[str, str]:
     try:
-        parts = (request["kind"], request["source"], request["options"], request["frame"])
+        parts = (request["kind"], request["source"], request["options"], request["frames"])
         prove(_canonical(*parts, "proof"), tokenizer)
         grammar = canonical(*parts)
     except Refused as exc:

@@ -3,9 +3,12 @@
 The copy is verbatim where the text is JSON, blanks and spelling of numbers and escapes included. Slips that have one
 reading are mended in passing: line breaks and other control characters in strings, backslashes before characters that
 need none, strings in single quotes, keys without quotes, Python's True, False and None, numbers that JSON writes
-otherwise, commas before a closing bracket, values that are left out (null), brackets that are not closed before an
-outer one is, closing brackets that nothing opened. Anything else raises `Malformed`; `completion` then says what makes
-a whole value of the beginning.
+otherwise, commas before a closing bracket, brackets that are not closed before an outer one is, closing brackets that
+nothing opened. Anything else raises `Malformed`.
+
+Nothing is made up. Commas, opening brackets and keys are held until the value after them begins, and only then passed
+on. So a whole value is made of what was passed on by closing what is open (`completion`): no key is ever without its
+value. Where the copy fails, the source is recording what was held, so that it can be read again.
 """
 
 from __future__ import annotations
@@ -38,19 +41,51 @@ _WORDS: Final = {
 }  # fmt: skip
 
 
+class Hold:
+    """What a copy holds is recorded by the source, unless whoever reads before the copy is recording already."""
+
+    __slots__ = ("_is_own",)
+
+    def __init__(self) -> None:
+        self._is_own = False
+
+    def begin(self, source: Source) -> None:
+        if not source.is_recording:
+            source.record()
+            self._is_own = True
+
+    def end(self, source: Source) -> None:
+        if self._is_own:
+            source.recorded()
+            self._is_own = False
+
+
 class JsonCopy:
     """One value. `emit` gets the copy piece by piece; `run` does the work and may be called once."""
 
-    __slots__ = ("_closers", "_emit", "_expects", "_held", "_quote", "is_begun")
+    __slots__ = (
+        "_closers",
+        "_comma",
+        "_emit",
+        "_expects",
+        "_hold",
+        "_is_begun",
+        "_is_in_string",
+        "_num_closers",
+        "_pending",
+    )
 
     def __init__(self, emit: Callable[[str], None]) -> None:
         self._emit = emit
         self._closers: list[str] = []  # brackets that are due, innermost last
+        self._num_closers = 0  # of them, those whose opening brackets were passed on
         #: "value", "item" (a value or the end of a list), "key" (or the end of an object), "colon", "next"
         self._expects = "value"
-        self._held = ""  # a comma that nothing has followed yet, with the blanks after it
-        self._quote = ""  # of the string that is being copied
-        self.is_begun = False  # something was emitted
+        self._comma = ""  # one that no value has followed yet, with the blanks after it
+        self._pending: list[str] = []  # what stands between it and the value: keys and opening brackets
+        self._is_in_string = False  # of which the beginning was passed on
+        self._is_begun = False  # something was passed on
+        self._hold = Hold()
 
     def run(self, source: Source) -> Steps[None]:
         """Copy one value, which begins where the source stands. Raises `Malformed`, `Unfinished`."""
@@ -59,32 +94,34 @@ class JsonCopy:
             char = yield from source.peek()
             if not char:
                 raise Unfinished
-            if char in "}]" and self._closers and self._expects != "colon":
-                self._close(source.take(1))
-            elif self._expects == "key":
-                yield from (self._string(source) if char in "\"'" else self._bare_key(source))
-                self._expects = "colon"
-            elif self._expects in ("value", "item"):
-                yield from self._value(source, char)
-            elif char == ":" and self._expects == "colon":
-                self._put(source.take(1))
-                self._expects = "value"
-            elif char == "," and self._expects == "next":
-                self._held += source.take(1)
-                self._expects = "key" if self._closers[-1] == "}" else "item"
-            else:
-                raise Malformed
+            yield from self._step(source, char)
+
+    def _step(self, source: Source, char: str) -> Steps[None]:
+        expects = self._expects
+        if char in "}]" and self._closers and expects not in ("colon", "value"):
+            self._close(source, source.take(1))
+        elif expects == "key":
+            yield from (self._string(source, self._pending.append) if char in "\"'" else self._bare_key(source))
+            self._expects = "colon"
+        elif expects in ("value", "item"):
+            yield from self._value(source, char)
+        elif char == ":" and expects == "colon":
+            self._pending.append(source.take(1))
+            self._expects = "value"
+        elif char == "," and expects == "next":
+            self._hold.begin(source)
+            self._comma = source.take(1)
+            self._expects = "key" if self._closers[-1] == "}" else "item"
+        else:
+            raise Malformed
 
     def completion(self) -> str:
-        """What makes a whole value of that which was emitted."""
-        text = ""
-        if self._quote:
-            text = '":null' if self._expects == "key" else '"'
-        elif self._expects == "colon":
-            text = ":null"
-        elif self._expects == "value":
-            text = "null"
-        return text + "".join(reversed(self._closers))
+        """What makes a whole value of that which was passed on; "" if that is nothing."""
+        return ('"' if self._is_in_string else "") + "".join(reversed(self._closers[: self._num_closers]))
+
+    def held(self) -> str:
+        """What was written and not passed on. A comma alone is none of it: it may come to nothing."""
+        return self._comma + "".join(self._pending) if self._pending else ""
 
     # ------------------------------------------------------------ pieces
     def _value(self, source: Source, char: str) -> Steps[None]:
@@ -92,100 +129,86 @@ class JsonCopy:
         if char in "{[":
             if len(self._closers) == MAX_DEPTH:
                 raise Malformed
-            self._put(source.take(1))
+            self._hold.begin(source)
+            self._pending.append(source.take(1))
             self._closers.append("}" if char == "{" else "]")
             self._expects = "key" if char == "{" else "item"
             return
         if char in "\"'":
-            yield from self._string(source)
-        elif char == "," and self._closers and self._expects == "value":
-            self._put("null")
+            yield from self._string(source, self._emit)
         else:
             yield from self._word(source)
         self._expects = "next"
 
-    def _close(self, bracket: str) -> None:
+    def _close(self, source: Source, bracket: str) -> None:
         """A closing bracket closes those within it too. One that nothing opened is left out."""
         if bracket not in self._closers:
             return
-        if self._expects == "value":
-            self._put("null")
-        self._held = self._held[1:]  # without the comma
+        if not self._pending:
+            self._comma = self._comma[1:]  # the blanks after it
         closed = ""
         while not closed.endswith(bracket):
             closed += self._closers.pop()
-        self._put(closed)
+        self._pass_on(source, closed)
         self._expects = "next"
 
-    def _put(self, text: str) -> None:
-        self.is_begun = True
-        self._emit(self._held + text)
-        self._held = ""
+    def _pass_on(self, source: Source, text: str) -> None:
+        """A value begins or ends: what was held is certain."""
+        self._hold.end(source)
+        self._emit(self._comma + "".join(self._pending) + text)
+        self._comma = ""
+        self._pending.clear()
+        self._num_closers = len(self._closers)
+        self._is_begun = True
 
     def _hold_blanks(self, source: Source) -> Steps[None]:
-        """Blanks inside the value are part of the copy; those after a comma wait with it."""
+        """Blanks inside the value are part of the copy; those after what is held wait with it."""
         while True:
             blanks = source.run(_BLANKS)
-            if self._held:
-                self._held = (self._held + blanks)[:MAX_LEXEME]
-            elif blanks and self.is_begun:
+            if blanks and self._pending:
+                self._pending.append(blanks)
+            elif self._comma:
+                self._comma = (self._comma + blanks)[:MAX_LEXEME]
+            elif blanks and self._is_begun:
                 self._emit(blanks)
             char = yield from source.peek()
             if not char or char not in BLANKS:
                 return
 
-    def _string(self, source: Source) -> Steps[None]:
+    def _string(self, source: Source, write: Callable[[str], None]) -> Steps[None]:
+        """A value, or a key, which is held."""
         quote = source.take(1)
-        self._put('"')
-        self._quote = quote
+        if self._expects == "key":
+            write('"')
+        else:
+            self._pass_on(source, '"')
+            self._is_in_string = True
         plain = _PLAIN[quote]
         while True:
             if text := source.run(plain):
-                self._emit(text)
+                write(text)
             char = yield from source.peek()
             if not char:
                 raise Unfinished
             if char == quote:
                 source.take(1)
-                self._quote = ""
-                self._emit('"')
+                self._is_in_string = False
+                write('"')
                 return
             if char == "\\":
-                yield from self._escape(source)
+                yield from _escape(source, write)
             elif char == '"':
                 source.take(1)
-                self._emit('\\"')
+                write('\\"')
             elif char < " ":
-                self._emit(json.dumps(source.take(1))[1:-1])
-
-    def _escape(self, source: Source) -> Steps[None]:
-        pair = yield from source.peek(2)
-        if len(pair) < 2:
-            raise Unfinished
-        if pair[1] in '"\\/bfnrt':
-            self._emit(source.take(2))
-        elif pair[1] == "u":
-            text = yield from source.peek(6)
-            if _HEX.fullmatch(text, 2):
-                self._emit(source.take(6))
-            elif len(text) < 6:
-                raise Unfinished
-            else:
-                source.take(1)
-                self._emit("\\\\")
-        elif pair[1] == "'":
-            self._emit(source.take(2)[1])
-        else:
-            source.take(1)
-            if pair[1] >= " ":  # before a line break it means nothing
-                self._emit("\\\\")
+                write(json.dumps(source.take(1))[1:-1])
 
     def _bare_key(self, source: Source) -> Steps[None]:
         key = yield from _lexeme(source)
         if not _BARE_KEY.fullmatch(key):
             raise Malformed
         source.take(len(key))
-        self._put(f'"{key}"')
+        self._pending.append(f'"{key}"')
 
     def _word(self, source: Source) -> Steps[None]:
         text = yield from _lexeme(source)
@@ -193,7 +216,30 @@ class JsonCopy:
         if value is None:
             raise Unfinished if (yield from source.ends_after(len(text))) else Malformed
         source.take(len(text))
-        self._put(value)
+        self._pass_on(source, value)
+
+
+def _escape(source: Source, write: Callable[[str], None]) -> Steps[None]:
+    pair = yield from source.peek(2)
+    if len(pair) < 2:
+        raise Unfinished
+    if pair[1] in '"\\/bfnrt':
+        write(source.take(2))
+    elif pair[1] == "u":
+        text = yield from source.peek(6)
+        if _HEX.fullmatch(text, 2):
+            write(source.take(6))
+        elif len(text) < 6:
+            raise Unfinished
+        else:
+            source.take(1)
+            write("\\\\")
+    elif pair[1] == "'":
+        write(source.take(2)[1])
+    else:
+        source.take(1)
+        if pair[1] >= " ":  # before a line break it means nothing
+            write("\\\\")
 
 
 def _lexeme(source: Source) -> Steps[str]:

@@ -14,7 +14,7 @@ from typing import Final
 
 from octavo.text.formats.base import ReasoningFormat, Tool, ToolFormat
 from octavo.text.formats.json_calls import JsonCalls
-from octavo.text.source import BLANKS, Malformed, Source, Steps, marks
+from octavo.text.source import BLANKS, Malformed, Source, Steps, Unfinished, marks
 
 _NO_TOOLS: Final = ToolFormat("", JsonCalls())  # nothing begins a call
 
@@ -207,10 +207,12 @@ def _reasoning(source: Source, sink: Sink, row: ReasoningFormat, is_thinking: bo
     blanks = source.recorded()
     if begun is None and not is_thinking and not (row.is_implicit and is_thinking is None):
         sink.reasoning_end = 0
+        if source.is_cut_within(*row.begins):
+            source.take_rest()
         sink.content.add(blanks)
         return
     yield from source.skip_blanks()
-    mark = yield from source.copy_until(marks(*row.ends), sink.reasoning.add)
+    mark = yield from source.copy_until(marks(*row.ends), sink.reasoning.add, drops_cut_mark=True)
     if mark is None:
         sink.reasoning.release_blanks()
         return
@@ -250,7 +252,7 @@ class _Answer:
             if char and char in self._row.openers:
                 yield from self._attempt("")
         wanted = marks(*self._begins, *self._noise)
-        while (mark := (yield from source.copy_until(wanted, content.add))) is not None:
+        while (mark := (yield from source.copy_until(wanted, content.add, drops_cut_mark=True))) is not None:
             source.take(len(mark))
             if mark in self._begins:
                 yield from self._attempt(mark)
@@ -266,14 +268,21 @@ class _Answer:
         body = row.body if opened or row.bare_body is None else row.bare_body
         try:
             yield from body.parse(source, sink, self._tools, opened)
-        except Malformed:
+        except Malformed as error:
+            if isinstance(error, Unfinished) and source.is_truncated:
+                # The call is in the sink if its name is known; of one without a name nothing is shown.
+                source.take_rest()
+                sink.content.drop_blanks()
+                return
             source.rewind()
             if sink.num_calls == num_calls:
                 sink.content.add(opened)
                 return
             # A call broke off, or one after it: what follows is content, so that nothing is lost.
             yield from self._part_text()
-            yield from source.copy_until(marks(*self._begins, *self._noise, *row.ends), sink.content.add)
+            yield from source.copy_until(
+                marks(*self._begins, *self._noise, *row.ends), sink.content.add, drops_cut_mark=True
+            )
         ends = marks(*row.ends)
         source.record()
         yield from source.skip_blanks()

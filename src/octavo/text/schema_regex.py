@@ -7,6 +7,7 @@ pattern never means something else than its author thinks.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Final
 
 _ESCAPES: Final = re.compile(
@@ -76,6 +77,68 @@ def _end_of_class(pattern: str, start: int) -> int | str:
     return "a character class is not closed"
 
 
+#: Patterns with look-around that widely used generators write, and the same language without it: zod's `z.email()` and
+#: pydantic's `Decimal`.
+_WITHOUT_LOOK_AROUND: Final = {
+    r"^(?!\.)(?!.*\.\.)([A-Za-z0-9_'+\-\.]*)[A-Za-z0-9_+-]@([A-Za-z0-9][A-Za-z0-9\-]*\.)+[A-Za-z]{2,}$": (
+        r"^(?:[A-Za-z0-9_'+-]+\.)*[A-Za-z0-9_'+-]*[A-Za-z0-9_+-]@(?:[A-Za-z0-9][A-Za-z0-9-]*\.)+[A-Za-z]{2,}$"
+    ),
+    r"^(?!^[-+.]*$)[+-]?0*\d*\.?\d*$": r"^[+-]?(?:\d+\.?\d*|\.\d+)$",
+}
+
+
+def patterns_of(pattern: str) -> list[str]:
+    """Patterns that all match where `pattern` does: what looks ahead from the beginning is a condition of its own."""
+    if pattern in _WITHOUT_LOOK_AROUND:
+        return [_WITHOUT_LOOK_AROUND[pattern]]
+    found: list[str] = []
+    i = 1
+    while pattern.startswith("^") and pattern.startswith("(?=", i):
+        end = _end_of_group(pattern, i)
+        if end is None:
+            return [pattern]
+        found.append(f"^(?:{pattern[i + 3 : end]})")
+        i = end + 1
+    return [f"^(?:{pattern[i:]})", *found] if found and _is_one_branch(pattern, i) else [pattern]
+
+
+def _end_of_group(pattern: str, start: int) -> int | None:
+    """The index of the bracket that closes the one at `start`."""
+    depth = 0
+    for i, char in _brackets(pattern, start):
+        depth += {"(": 1, ")": -1}.get(char, 0)
+        if depth == 0:
+            return i
+    return None
+
+
+def _is_one_branch(pattern: str, start: int) -> bool:
+    """No alternative stands outside of groups."""
+    depth = 0
+    for _, char in _brackets(pattern, start):
+        depth += {"(": 1, ")": -1}.get(char, 0)
+        if char == "|" and depth == 0:
+            return False
+    return True
+
+
+def _brackets(pattern: str, start: int) -> Iterator[tuple[int, str]]:
+    """Where groups and alternatives are, outside of escapes and classes."""
+    in_class = is_escaped = False
+    for i in range(start, len(pattern)):
+        char = pattern[i]
+        if is_escaped:
+            is_escaped = False
+        elif char == "\\":
+            is_escaped = True
+        elif in_class:
+            in_class = char != "]"
+        elif char == "[":
+            in_class = True
+        elif char in "()|":
+            yield i, char
+
+
 # Years from 1000, so that every date is one in all calendars of programs; no leap seconds, which need a table.
 _LEAP: Final = r"(?:[1-9][0-9](?:0[48]|[2468][048]|[13579][26])|(?:[2468][048]|[13579][26])00)"
 DATE: Final = (
@@ -85,20 +148,45 @@ DATE: Final = (
 _CLOCK: Final = r"(?:[01][0-9]|2[0-3]):[0-5][0-9]"
 TIME: Final = rf"{_CLOCK}:[0-5][0-9](?:\.[0-9]{{1,9}})?(?:Z|[+-]{_CLOCK})"
 
+_HEX: Final = "[0-9a-fA-F]"
+#: Characters of a path in a URI, and those of a segment that might be taken for a scheme.
+_PATH: Final = rf"(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%{_HEX}{{2}})"
+_NO_COLON: Final = rf"(?:[A-Za-z0-9._~!$&'()*+,;=@-]|%{_HEX}{{2}})"
+_SCHEME: Final = "[A-Za-z][A-Za-z0-9+.-]*:"
+_URI_REFERENCE: Final = (
+    rf"(?:(?:{_SCHEME})?//[A-Za-z0-9._~-]+(?::[0-9]{{1,5}})?(?:/{_PATH}*)*|(?:{_SCHEME})?/(?:{_PATH}+(?:/{_PATH}*)*)?"
+    rf"|{_SCHEME}{_PATH}+(?:/{_PATH}*)*|{_NO_COLON}+(?:/{_PATH}*)*)?(?:\?(?:{_PATH}|[/?])*)?(?:#(?:{_PATH}|[/?])*)?"
+)
+_VARIABLE: Final = r"[A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+)*(?::[1-9][0-9]{0,3}|\*)?"
+_URI_TEMPLATE: Final = rf"(?:[A-Za-z0-9._~!$&()*+,;=:@/?#-]|%{_HEX}{{2}}|\{{[+#./;?&]?{_VARIABLE}(?:,{_VARIABLE})*\}})*"
+_POINTER: Final = "(?:/(?:[^~/]|~[01])*)*"
+
 #: Formats that are written as a pattern here; each yields a subset of what the format allows.
 FORMAT_PATTERNS: Final = {
     "date": f"^{DATE}$",
     "time": f"^{TIME}$",
     "date-time": f"^{DATE}T{TIME}$",
+    "partial-date-time": rf"^{DATE}T{_CLOCK}:[0-5][0-9](?:\.[0-9]{{1,9}})?$",
+    "uri-reference": f"^{_URI_REFERENCE}$",
+    "iri-reference": f"^{_URI_REFERENCE}$",
+    "uri-template": f"^{_URI_TEMPLATE}$",
+    "json-pointer": f"^{_POINTER}$",
+    "relative-json-pointer": f"^(?:0|[1-9][0-9]*)(?:#|{_POINTER})$",
+    "byte": "^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$",
+    **{
+        f"uuid{version}": f"^{_HEX}{{8}}-{_HEX}{{4}}-{version}{_HEX}{{3}}-[89abAB]{_HEX}{{3}}-{_HEX}{{12}}$"
+        for version in range(1, 9)
+    },
 }
-#: Formats that the grammar engine itself enforces.
-ENGINE_FORMATS: Final = frozenset({"duration", "email", "hostname", "ipv4", "ipv6", "uri", "uuid"})
-#: OpenAPI's formats of numbers: bounds, or nothing beyond the type.
-NUMBER_FORMATS: Final[dict[str, tuple[int, int] | None]] = {
-    "int32": (-(2**31), 2**31 - 1),
-    "float": None,
-    "double": None,
+#: Formats that the grammar engine itself enforces, under its name; those of other alphabets in their ASCII part.
+ENGINE_FORMATS: Final = {
+    **{name: name for name in ("duration", "email", "hostname", "ipv4", "ipv6", "uri", "uuid")},
+    "idn-email": "email",
+    "idn-hostname": "hostname",
+    "iri": "uri",
 }
+#: Formats of JSON Schema that nothing enforces here. All others are annotations, as JSON Schema has it.
+REFUSED_FORMATS: Final = frozenset({"regex"})
 
 #: A pattern of white space between JSON tokens: space, tab, newline and carriage return, in classes and counts.
 _WHITESPACE: Final = re.compile(

@@ -218,7 +218,7 @@ class Source:
     def is_cut_within(self, *expected: str) -> bool:
         """Whether the text was cut off where it began one of the marks, each of which was asked for."""
         rest = self._text[self._pos : self._pos + max(map(len, expected))]
-        return self.is_truncated and any(mark.startswith(rest) for mark in expected)
+        return self.is_truncated and bool(rest) and any(mark != rest and mark.startswith(rest) for mark in expected)
 
     def is_over(self) -> Steps[bool]:
         """Whether nothing follows."""
@@ -236,7 +236,8 @@ class Source:
     ) -> Steps[str | None]:
         """Pass on the text before the first of the marks, which is returned and not consumed; None: the text ended.
 
-        `drops_cut_mark`: when the text was cut off where it may have begun a mark, that is not passed on.
+        `drops_cut_mark`: when the text was cut off where it may have begun a mark, that is not passed on, unless the
+        mark begins with a letter or a digit.
         """
         while True:
             start = wanted.find(self._text, self._pos, is_whole=self.is_ended)
@@ -247,6 +248,8 @@ class Source:
             held = 0 if self.is_ended else wanted.num_held(self._text, self._pos)
             if self.is_truncated and drops_cut_mark:
                 held = wanted.num_held(self._text, self._pos)
+                if held and self._text[-held].isalnum():  # a word, rather than the beginning of a mark
+                    held = 0
             if size := len(self._text) - self._pos - held:
                 emit(self.take(size))
             if self.is_ended:

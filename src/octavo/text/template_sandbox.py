@@ -29,6 +29,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
+from octavo.text.call_arguments import WrittenArguments
+
 #: Characters of a template's source.
 MAX_SOURCE: Final = 1 << 20
 #: Length of a string or list that an operator may make, and the largest integer argument of a str method.
@@ -150,6 +152,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         if operator == "*":
             _check_product(left, right)
         elif operator == "+":
+            left, right = _as_texts(left, right)
             _check_size(_size(left) + _size(right))
         elif operator == "**" and isinstance(left, int) and isinstance(right, int):
             _check_bits(left.bit_length() * abs(right))
@@ -170,6 +173,15 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
             if name in ("replace", "join") and args:
                 _check_size(_method_size(name, owner, args))
         return super().call(__context, __obj, *args, **kwargs)
+
+
+def _as_texts(left: Any, right: Any) -> tuple[Any, Any]:
+    """An object that is added to a text is its JSON: templates that take arguments of calls for texts do so."""
+    if isinstance(left, str) and isinstance(right, dict):
+        return left, _tojson(right)
+    if isinstance(left, dict) and isinstance(right, str):
+        return _tojson(left), right
+    return left, right
 
 
 def _method_size(name: str, owner: str, args: tuple[Any, ...]) -> int:
@@ -231,6 +243,8 @@ def _tojson(
 ) -> str:
     """JSON for a model's eyes: no HTML escapes, and any script stays readable."""
     _check_widths([indent])
+    if isinstance(value, WrittenArguments):
+        return str(value)
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 

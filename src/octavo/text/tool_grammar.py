@@ -10,13 +10,16 @@ import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
+
+import msgspec
 
 from octavo.errors import InvalidRequest
 from octavo.params import GrammarSpec
 from octavo.text.formats.base import ReasoningFormat, Tool, ToolFormat
-from octavo.text.grammar import CALL_OPTIONS, COMPILER_OPTIONS, GrammarLimits, check_size
-from octavo.text.json_schema import prepare
+from octavo.text.formats.json_calls import JsonCalls
+from octavo.text.grammar import CALL_OPTIONS, COMPILER_OPTIONS
+from octavo.text.schema_unions import Unions, types_of
 
 _TEXT = r"TEXT: /(.|\n)*/"
 _GAP = r"GAP: /[ \t\r\n]{0,4}/"
@@ -135,23 +138,6 @@ def _both(
 
 
 # ------------------------------------------------------------------------------------------------ calls
-def prepared_tools(tools: Sequence[Tool], paths: Sequence[str], limits: GrammarLimits) -> list[Tool]:
-    """`tools` with schemas that are enforced in full. Raises `InvalidRequest` naming what cannot be, and where.
-
-    `paths[i]` is the place of the i-th tool in the request.
-    """
-    check_size(sum(len(json.dumps(tool.parameters)) for tool in tools), "tools", limits)
-    prepared = []
-    for tool, path in zip(tools, paths, strict=True):
-        where = f"{path}.function.parameters"
-        schema = prepare(tool.parameters, where, max_depth=limits.max_depth)
-        # Arguments are an object, whatever the schema leaves open.
-        if schema.get("type", "object") != "object":
-            raise InvalidRequest("The schema of a function's parameters should be of the type `object`.", where)
-        prepared.append(Tool(tool.name, schema | {"type": "object"}))
-    return prepared
-
-
 def required_calls(
     row: ToolFormat, tools: Sequence[Tool], tokens: SpecialTokens, param: str, *, parallel: bool
 ) -> GrammarSpec:
@@ -165,7 +151,7 @@ def calls_among_text(row: ToolFormat, tools: Sequence[Tool], tokens: SpecialToke
 
     def start(build: Builder) -> str:
         if row.among_text is not None:
-            return row.among_text(build, tools)
+            return row.among_text(build, tools, "TEXT")
         segments = _segments(build, row, tools, "TEXT", parallel=parallel)
         if not row.openers:
             return f"({segments})* TEXT"
@@ -179,6 +165,87 @@ def calls_among_text(row: ToolFormat, tools: Sequence[Tool], tokens: SpecialToke
     return GrammarSpec(kind="lark", source=_both(tokens, start), param="tools")
 
 
+def calls_or_content(
+    row: ToolFormat,
+    tools: Sequence[Tool],
+    content: GrammarSpec,
+    tokens: SpecialTokens,
+    *,
+    parallel: bool,
+    strict: Collection[str] = (),
+) -> GrammarSpec:
+    """The output is calls of `tools`, or what `content`, a constraint of the kind "json", asks for.
+
+    Calls without a mark are JSON, too: they become an alternative of the schema, because the engine reads a text by
+    one grammar of JSON at a time. Raises `InvalidRequest` where the two begin alike and cannot be told apart, also
+    where a document may look like a call of one of the tools `strict`.
+    """
+    bare = row.bare_body or row.body
+    json_body = bare if row.openers and isinstance(bare, JsonCalls) else None
+    _check_beginnings(row, content, tokens, is_bare_json=json_body is not None)
+
+    def start(build: Builder) -> str:
+        if row.among_text is not None:
+            return row.among_text(build, tools, "body")
+        ways = ["body"]
+        for begin in row.begins:
+            opening = "".join([*row.noise[:1], begin])
+            ways.append(_units(build, row, opening, row.body.grammar(build, tools, parallel=parallel), parallel))
+        if json_body is not None:
+            ways += json_body.fenced(build, tools, parallel=parallel)
+        elif row.openers:
+            ways.append(bare.grammar(build, tools, parallel=parallel))
+        return " | ".join(ways)
+
+    source = content.source
+    if json_body is not None:
+        if strict:
+            source = _unlike_calls(row, tools, content)
+        source = json_body.or_calls(source, tools, parallel=parallel)
+    frame = _both(tokens, start, content.options)
+    return GrammarSpec(kind="json", source=source, param=content.param, options=content.options, frames=(frame,))
+
+
+#: With which characters JSON of a type begins.
+_FIRST: Final = {"object": "{", "array": "[", "string": '"', "number": "-0123456789", "boolean": "tf", "null": "n"}
+
+
+def _check_beginnings(row: ToolFormat, content: GrammarSpec, tokens: SpecialTokens, *, is_bare_json: bool) -> None:
+    first = "".join(_FIRST[kind] for kind in types_of(content.source))
+    marks = () if row.among_text is not None else tuple("".join([*row.noise[:1], begin]) for begin in row.begins)
+    texts = [mark for mark in marks if not any(mark.startswith(token) for token in tokens.ids)]
+    if any(text[0] in first for text in texts) or (not is_bare_json and any(char in first for char in row.openers)):
+        raise InvalidRequest(
+            f"`{content.param}` cannot stand beside `tools` with the tool format {row.name}, whose calls begin as its "
+            "documents do. Ask for a JSON object, or use `tool_choice`.",
+            content.param,
+        )
+
+
+def _unlike_calls(row: ToolFormat, tools: Sequence[Tool], content: GrammarSpec) -> Any:
+    """The schema of `content` without documents that would be read as a call, whose arguments nothing holds."""
+    names = [tool.name for tool in tools]
+    call = {
+        "anyOf": [
+            {"type": "object", "required": ["name"], "properties": {"name": {"enum": names}}},
+            {"type": "object", "required": ["function"]},
+            {"type": "array", "minItems": 1},
+        ]
+    }
+    source = content.source if isinstance(content.source, dict) else {}
+    unions = Unions(source.get("$defs", {}))
+    if unions.disjoint([content.source], [call]):
+        return content.source
+    plain = {"type": "object", "properties": {"name": False, "function": False}}
+    if unions.disjoint([content.source], [plain]):
+        raise InvalidRequest(
+            f"A document of `{content.param}` may look like a call, and with the tool format {row.name} would be read "
+            "as one, but a tool is strict. Ask for an object that has neither `name` nor `function`.",
+            content.param,
+        )
+    return source | {"allOf": [*source.get("allOf", []), plain]}
+
+
 def _segments(build: Builder, row: ToolFormat, tools: Sequence[Tool], text: str, *, parallel: bool) -> str:
     """Alternatives: a text of the terminal `text` up to a call, and the call; or up to a special token."""
     calls = [
@@ -190,7 +257,12 @@ def _segments(build: Builder, row: ToolFormat, tools: Sequence[Tool], text: str,
 
 def _calls(build: Builder, row: ToolFormat, tools: Sequence[Tool], parallel: bool) -> str:
     opening = "" if row.openers and row.bare_body is None else "".join([*row.noise[:1], *row.begins[:1]])
-    unit = " ".join(filter(None, [build.spelled(opening), row.body.grammar(build, tools, parallel=parallel)]))
+    return _units(build, row, opening, row.body.grammar(build, tools, parallel=parallel), parallel)
+
+
+def _units(build: Builder, row: ToolFormat, opening: str, body: str, parallel: bool) -> str:
+    """One call or several, each with its marks."""
+    unit = " ".join(filter(None, [build.spelled(opening), body]))
     if parallel and row.repeats:
         unit = build.rule(unit)
         return f"{unit} ({build.text(row.between)} {unit})*"
@@ -233,4 +305,4 @@ def after_thinking(
     frame = _both(tokens, start)
     if spec is None:
         return GrammarSpec(kind="lark", source=frame, param="thinking_token_budget")
-    return GrammarSpec(kind=spec.kind, source=spec.source, param=spec.param, options=spec.options, frame=frame)
+    return msgspec.structs.replace(spec, frames=(*spec.frames, frame))

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from octavo.device.base import Device
-from octavo.ops.layer_stack import PlannedArrays
+from octavo.ops.step import PlannedArrays
 from octavo.worker.input_batch import HostBatch, InputBatch
 
 #: Beyond, launching takes less than the step itself.
@@ -30,7 +30,8 @@ class _Graph:
 
 
 class StepGraphs:
-    """Replays steps in which every sequence decodes one token and samples, padded to one of a few sizes.
+    """Replays steps in which every sequence decodes one token and samples, padded to one of a few sizes. A draft is
+    several such sequences.
 
     A size is captured when it is needed for the second time: the first run compiles what is not compiled, and no
     start waits for sizes that never come.
@@ -56,7 +57,7 @@ class StepGraphs:
     def logits(self, host: HostBatch) -> torch.Tensor | None:
         """The logits of a step [B, V]; None if it is none of those that are captured."""
         num_seqs = len(host.slots)
-        if host.num_decodes < num_seqs or len(host.sampling_slots) < num_seqs or num_seqs > self._sizes[-1]:
+        if host.num_decodes < num_seqs or len(host.logits_rows) < num_seqs or num_seqs > self._sizes[-1]:
             return None
         size = next(size for size in self._sizes if size >= num_seqs)
         arrays = self._planner.padded_arrays(host.seq_lens, size)

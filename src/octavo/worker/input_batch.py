@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from octavo.worker.request_states import RequestStates
+from octavo.worker.request_states import Draft, RequestStates, Rows
 
 
 @dataclass(slots=True)
@@ -16,7 +16,9 @@ class HostBatch:
     """One step on the host. T tokens of B requests, S of which sample.
 
     Sequences that decode, with one token that was generated, come first: a prompt's tokens are computed by other
-    kernels than these, also where a step holds only one of them.
+    kernels than these, also where a step holds only one of them. Where those kernels round differently, a draft is as
+    many sequences that decode as it has rows, so that each row is what it would have been without a draft: all keys
+    and values of a step are written before any is read.
     """
 
     slots: np.ndarray  # int64 [B]: the request of each sequence of the batch
@@ -29,7 +31,7 @@ class HostBatch:
     seq_lens: np.ndarray  # int32 [B], context including this step's tokens
     block_tables: np.ndarray  # int32 [B, most blocks of any request in the batch]
     logits_rows: np.ndarray  # int64 [S], rows of the T whose logits are needed
-    sampling_slots: np.ndarray  # int64 [S]
+    rows: Rows
 
 
 @dataclass(slots=True)
@@ -44,45 +46,100 @@ class InputBatch:
     block_tables: torch.Tensor
     attention_plan: Any = None  # the table's own, where its attention wants one
 
+    @property
+    def cache_groups(self) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
+        """Block tables and slots of each group of caches: all layers are one."""
+        return ((self.block_tables, self.slot_mapping),)
 
-def build_batch(states: RequestStates, num_scheduled: dict[int, int], block_size: int) -> HostBatch:
+
+def build_batch(
+    states: RequestStates, num_scheduled: dict[int, int], block_size: int, *, splits_drafts: bool = False
+) -> HostBatch:
     """Gather a step from the slot states: one vectorised path for prefill, decode and any mix.
 
-    `num_scheduled`: slot -> tokens to compute now; each count at least 1.
+    `num_scheduled`: slot -> tokens to compute now; each count at least 1. `splits_drafts`: each row of a draft is a
+    sequence of its own.
     """
     num_seqs = len(num_scheduled)
     slots = np.fromiter(num_scheduled.keys(), np.int64, num_seqs)
     counts = np.fromiter(num_scheduled.values(), np.int64, num_seqs)
     starts = states.num_computed[slots]
+    num_rows = np.maximum(starts + counts + 1 - states.num_tokens[slots], 0)
+    drafted = slots[num_rows > 1]
+    if splits_drafts and len(drafted):
+        slots, counts, starts, num_rows = _split(slots, counts, starts, num_rows)
     is_decode = (counts == 1) & (starts >= states.num_prompt_tokens[slots])
     num_decodes = int(is_decode.sum())
-    if 0 < num_decodes < num_seqs and not is_decode[:num_decodes].all():
+    if 0 < num_decodes < len(slots) and not is_decode[:num_decodes].all():
         order = np.argsort(~is_decode, kind="stable")
-        slots, counts, starts = slots[order], counts[order], starts[order]
+        slots, counts, starts, num_rows = slots[order], counts[order], starts[order], num_rows[order]
     ends = starts + counts
-    query_start_loc = np.zeros(num_seqs + 1, np.int32)
+    query_start_loc = np.zeros(len(slots) + 1, np.int32)
     np.cumsum(counts, out=query_start_loc[1:])
     num_tokens = int(query_start_loc[-1])
 
-    if num_tokens == num_seqs:  # one token each
-        rows, positions = slots, starts
+    if num_tokens == len(slots):  # one token each
+        token_slots, positions = slots, starts
     else:
-        rows = np.repeat(slots, counts)
+        token_slots = np.repeat(slots, counts)
         positions = np.arange(num_tokens, dtype=np.int64)
         positions += np.repeat(starts - query_start_loc[:-1], counts)
     indices, offsets = np.divmod(positions, block_size)
     max_blocks = int((ends.max() + block_size - 1) // block_size)
-    samples = ends == states.num_tokens[slots]
+    logits_rows = _last_of_each(query_start_loc[1:].astype(np.int64), num_rows)
+    sampling_slots = token_slots[logits_rows]
+    rows = Rows(sampling_slots, positions[logits_rows] + 1, _drafts(states, drafted, sampling_slots))
     return HostBatch(
         slots=slots,
         num_decodes=num_decodes,
         num_scheduled=counts,
-        token_ids=states.token_ids[rows, positions],
+        token_ids=states.token_ids[token_slots, positions],
         positions=positions.astype(np.int32),
-        slot_mapping=states.block_tables[rows, indices] * np.int64(block_size) + offsets,
+        slot_mapping=states.block_tables[token_slots, indices] * np.int64(block_size) + offsets,
         query_start_loc=query_start_loc,
         seq_lens=ends.astype(np.int32),
         block_tables=states.block_tables[slots, :max_blocks],
-        logits_rows=query_start_loc[1:][samples].astype(np.int64) - 1,
-        sampling_slots=slots[samples],
+        logits_rows=logits_rows,
+        rows=rows,
     )
+
+
+def _split(
+    slots: np.ndarray, counts: np.ndarray, starts: np.ndarray, num_rows: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Sequences of which every token is a row, as one sequence a row; the others as they are."""
+    parts = np.where(counts == num_rows, counts, 1)
+    index = np.repeat(np.arange(len(slots)), parts)
+    part = _index_within(parts)
+    is_split = parts[index] > 1
+    return (
+        slots[index],
+        np.where(is_split, 1, counts[index]),
+        starts[index] + part,
+        np.where(is_split, 1, num_rows[index]),
+    )
+
+
+def _index_within(lengths: np.ndarray) -> np.ndarray:
+    """int64: 0 .. length - 1 for each of `lengths`, one after the other."""
+    ends = np.cumsum(lengths)
+    result: np.ndarray = np.arange(int(ends[-1]), dtype=np.int64) - np.repeat(ends - lengths, lengths)
+    return result
+
+
+def _last_of_each(ends: np.ndarray, num_rows: np.ndarray) -> np.ndarray:
+    """int64 [S]: of each sequence, whose tokens end before ends[i], the last num_rows[i]."""
+    result: np.ndarray = ends[num_rows > 0] - 1
+    if (num_rows > 1).any():
+        result = np.repeat(ends - num_rows, num_rows) + _index_within(num_rows)
+    return result
+
+
+def _drafts(states: RequestStates, drafted: np.ndarray, sampling_slots: np.ndarray) -> list[Draft]:
+    """`drafted` int64: the slots with more than one of the rows, which are those of `sampling_slots` int64 [S]."""
+    drafts = []
+    for slot in drafted.tolist():
+        rows = (sampling_slots == slot).nonzero()[0]
+        draft = states.draft_before(slot, int(states.num_tokens[slot]) + len(rows) - 1)
+        drafts.append(Draft(slot, int(states.generation[slot]), int(rows[0]), draft))
+    return drafts

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
@@ -12,10 +12,10 @@ from octavo.device.base import Device
 from octavo.messages import TokenLogprobs
 from octavo.models.transformer import Transformer
 from octavo.ops.table import Ops
-from octavo.step import ModelRunnerOutput, SchedulerOutput
+from octavo.step import ModelRunnerOutput, SchedulerOutput, TokenMasks
 from octavo.worker.graphs import StepGraphs
 from octavo.worker.input_batch import HostBatch, InputBatch, build_batch
-from octavo.worker.request_states import ExpectedTokens, RequestStates
+from octavo.worker.request_states import Draft, ExpectedTokens, RequestStates, Rows
 from octavo.worker.sampler import SampledTokens, Sampler
 from octavo.worker.scores import PromptScorer
 from octavo.worker.swap import SwapSpace
@@ -28,6 +28,9 @@ class RunningStep:
     """A step that was submitted: what its answer will be made of."""
 
     slots: list[int]
+    #: Until it has sampled: where the logits stand, which the next step overwrites.
+    logits: torch.Tensor | None = None
+    rows: Rows | None = None
     tokens: SampledTokens | None = None
     expected: ExpectedTokens | None = None
     prompt_logprobs: Callable[[], dict[int, list[TokenLogprobs]]] | None = None
@@ -37,7 +40,8 @@ class ModelRunner:
     """Owns the slot states, the step's buffers and the KV cache; knows no queue, no text and no device.
 
     `submit` launches a step and returns at once where the device computes beside the host; `collect` waits for its
-    answer. The token that a step samples can be the input of the next without having been on the host.
+    answer. The token that a step samples can be the input of the next without having been on the host, but not where
+    it verifies a draft: what was accepted is known on the host alone.
     """
 
     def __init__(
@@ -59,13 +63,14 @@ class ModelRunner:
         self._device = device
         self._kv_caches = kv_caches
         self._block_size = block_size
+        self._splits_drafts = not device.decodes_as_prompts
         self._states = RequestStates(max_num_seqs, max_model_len, block_size, model.spec.vocab_size)
         #: What was sampled last in each slot, int32, on the device; None where the host knows before the next step.
         self._last_ids: torch.Tensor | None = None
         if device.plans_ahead:
             self._last_ids = torch.zeros(max_num_seqs, dtype=torch.int32, device=device.torch_device)
         self._swap = SwapSpace(device, kv_caches)
-        self._planner = ops.attention_planner(model.shape, device.torch_device, ops.activation_dtype)
+        self._planner = ops.attention_planner(model.heads, device.torch_device, ops.activation_dtype)
         self._sampler = Sampler(ops, device, max_num_seqs, logprobs_mode)
         self._scorer = PromptScorer(model, ops, device, logprobs_mode)
         self._graphs: StepGraphs | None = None
@@ -74,11 +79,13 @@ class ModelRunner:
             self._graphs = StepGraphs(self._run_model, device, self._planner, graph_sizes, max_blocks)
 
     def execute(self, plan: SchedulerOutput) -> ModelRunnerOutput:
-        """Compute the tokens that `plan` schedules and sample for every slot whose tokens are then complete."""
+        """Compute the tokens that `plan` schedules and sample for every slot whose tokens are then complete. No slot
+        has a grammar."""
         return self.collect(self.submit(plan))
 
     def submit(self, plan: SchedulerOutput) -> RunningStep:
-        """Launch a step. Steps are collected in the order in which they were submitted."""
+        """Launch a step, which waits for its masks if the plan has `masked_slots`. Steps are collected in the order
+        in which they were submitted."""
         states = self._states
         self._swap.apply(plan)
         for slot in plan.finished_slots:
@@ -91,7 +98,7 @@ class ModelRunner:
         if not plan.num_scheduled_tokens:
             return step
 
-        host = build_batch(states, plan.num_scheduled_tokens, self._block_size)
+        host = build_batch(states, plan.num_scheduled_tokens, self._block_size, splits_drafts=self._splits_drafts)
         logits = None if self._graphs is None else self._graphs.logits(host)
         if logits is None:
             batch, rows = self._upload(host)
@@ -101,11 +108,16 @@ class ModelRunner:
                 hidden = hidden[rows]
             else:
                 hidden = self._model.forward(batch, self._kv_caches, rows if len(rows) < len(batch.token_ids) else None)
-            if len(host.sampling_slots):
+            if len(host.logits_rows):
                 logits = self._model.logits(hidden)
-        if logits is not None:
-            self._sample(logits, host, plan, step)
+        step.logits, step.rows = logits, host.rows
+        if not plan.masked_slots:
+            self._sample(step, None)
         return step
+
+    def submit_masks(self, step: RunningStep, masks: TokenMasks) -> None:
+        """Let a step sample that waits for its masks."""
+        self._sample(step, masks)
 
     def collect(self, step: RunningStep) -> ModelRunnerOutput:
         """Wait for the answer of a step; what it sampled becomes known to the host."""
@@ -113,13 +125,32 @@ class ModelRunner:
         if step.prompt_logprobs is not None:
             output.prompt_logprobs = step.prompt_logprobs()
         if step.tokens is not None and step.expected is not None:
-            result = self._sampler.collect(step.tokens)
-            self._states.fill_tokens(step.expected, result.token_ids)
-            for slot, token_id in zip(step.tokens.slots.tolist(), result.token_ids.tolist(), strict=True):
-                if slot not in result.errors:
-                    output.sampled_token_ids[slot] = [token_id]
-            output.logprobs, output.errors = result.logprobs, result.errors
+            self._take(step.tokens, step.expected, output)
         return output
+
+    def _take(self, tokens: SampledTokens, expected: ExpectedTokens, output: ModelRunnerOutput) -> None:
+        """Wait for what was sampled, and enter what comes of it into the states and the answer."""
+        result, rows = self._sampler.collect(tokens), tokens.rows
+        ids, slots = result.token_ids.tolist(), rows.slots.tolist()
+        plain = rows.plain
+        self._states.fill_tokens(expected, result.token_ids if plain is None else result.token_ids[plain])
+        for row in range(len(ids)) if plain is None else plain.tolist():
+            if row in result.errors:
+                output.errors[slots[row]] = result.errors[row]
+                continue
+            output.sampled_token_ids[slots[row]] = [ids[row]]
+            if row in result.logprobs:
+                output.logprobs[slots[row]] = [result.logprobs[row]]
+        for draft in rows.drafts:
+            slot, first = draft.slot, draft.first_row
+            if first in result.errors:
+                output.errors[slot] = result.errors[first]
+                continue
+            taken = verified(draft, ids, result.errors)
+            output.sampled_token_ids[slot] = taken
+            if first in result.logprobs:
+                output.logprobs[slot] = [result.logprobs[first + i] for i in range(len(taken))]
+            self._states.take_tokens(draft, taken)
 
     def _upload(self, host: HostBatch) -> tuple[InputBatch, torch.Tensor]:
         """The step on the device, and the rows of it that sample, int64 [S]."""
@@ -150,10 +181,33 @@ class ModelRunner:
         self._resolve_ids(batch)
         return self._model.logits(self._model.forward(batch, self._kv_caches))
 
-    def _sample(self, logits: torch.Tensor, host: HostBatch, plan: SchedulerOutput, step: RunningStep) -> None:
-        slots = host.sampling_slots
-        step.tokens = self._sampler.sample(logits, self._states, slots, plan.masks)
+    def _sample(self, step: RunningStep, masks: TokenMasks | None) -> None:
+        logits, rows = step.logits, step.rows
+        step.logits = step.rows = None
+        if logits is None or rows is None:
+            return
+        step.tokens = self._sampler.sample(logits, self._states, rows, masks)
+        plain = rows.plain
+        slots = rows.slots if plain is None else rows.slots[plain]
         if self._last_ids is not None:
+            ids = step.tokens.ids
+            if plain is not None:
+                (index,) = self._device.upload(plain)
+                ids = ids[index]
             (index,) = self._device.upload(slots)
-            self._last_ids[index] = step.tokens.ids
+            self._last_ids[index] = ids
         step.expected = self._states.expect_tokens(slots)
+
+
+def verified(draft: Draft, ids: list[int], errors: Collection[int]) -> list[int]:
+    """The tokens that a draft's rows give, at least one; `ids`: sampled at all rows of the step.
+
+    Each row's token counts as long as the draft before it is what was sampled. A row in `errors` has no token: its
+    turn comes in a later step, when it is its slot's first, as it would without a draft.
+    """
+    taken = [ids[draft.first_row]]
+    for row, guess in enumerate(draft.token_ids, draft.first_row + 1):
+        if guess != taken[-1] or row in errors:
+            break
+        taken.append(ids[row])
+    return taken

@@ -34,6 +34,33 @@ class SlotParams(NamedTuple):
     penalties: PenaltyState | None
 
 
+class Draft(NamedTuple):
+    """What is being verified in a slot: its rows are first_row .. first_row + len(token_ids), in order."""
+
+    slot: int
+    generation: int
+    first_row: int
+    token_ids: list[int]
+
+
+class Rows(NamedTuple):
+    """The rows of a step, at each of which a token is sampled. A slot's rows stand together, in order."""
+
+    slots: np.ndarray  # int64 [S]
+    num_tokens: np.ndarray  # int64 [S]: tokens of the slot before the sampled one, drafts included
+    drafts: list[Draft]  # of the slots that have more than one row
+
+    @property
+    def plain(self) -> np.ndarray | None:
+        """int64: the rows of slots without a draft; None: all of them."""
+        if not self.drafts:
+            return None
+        is_plain = np.ones(len(self.slots), bool)
+        for draft in self.drafts:
+            is_plain[draft.first_row : draft.first_row + len(draft.token_ids) + 1] = False
+        return is_plain.nonzero()[0]
+
+
 class ExpectedTokens(NamedTuple):
     """Where tokens belong that are being sampled; int64 [S] each."""
 
@@ -116,6 +143,9 @@ class RequestStates:
             self._append_blocks(request.slot, request.new_block_ids)
         for token_id in request.new_token_ids:
             self.append_token(request.slot, token_id)
+        if drafts := request.draft_token_ids:  # behind the tokens known, until what is sampled takes their places
+            first = self.num_tokens[request.slot]
+            self.token_ids[request.slot, first : first + len(drafts)] = drafts
 
     def _append_blocks(self, slot: int, block_ids: list[int]) -> None:
         first = int(self.num_blocks[slot])
@@ -152,6 +182,12 @@ class RequestStates:
             for slot, token_id in zip(slots.tolist(), token_ids.tolist(), strict=True):
                 self._count_token(slot, token_id)
 
+    def take_tokens(self, draft: Draft, token_ids: list[int]) -> None:
+        """Append what came of a draft, unless the slot has another request by now."""
+        if self.generation[draft.slot] == draft.generation:
+            for token_id in token_ids:
+                self.append_token(draft.slot, token_id)
+
     def remove(self, slot: int) -> None:
         self.version += 1
         self.generation[slot] += 1
@@ -159,11 +195,18 @@ class RequestStates:
         self.logprobs.pop(slot, None)
         self.prompt_logprobs.pop(slot, None)
 
-    def output_tokens(self, slot: int) -> np.ndarray:
-        """int32: what the slot has generated so far; a view."""
-        return self.token_ids[slot, self.num_prompt_tokens[slot] : self.num_tokens[slot]]
+    def output_tokens(self, slot: int, num_tokens: int | None = None) -> np.ndarray:
+        """int32: what the slot has generated so far, or of its first `num_tokens` tokens those behind the prompt; a
+        view."""
+        end = self.num_tokens[slot] if num_tokens is None else num_tokens
+        return self.token_ids[slot, self.num_prompt_tokens[slot] : end]
 
-    def num_output_tokens(self, slots: np.ndarray) -> np.ndarray:
-        """int64 [len(slots)]: index of the output token that comes next; the sampler's random counter."""
-        result: np.ndarray = self.num_tokens[slots] - self.num_prompt_tokens[slots]
+    def draft_before(self, slot: int, num_tokens: int) -> list[int]:
+        """Of the slot's first `num_tokens` tokens those that are a draft."""
+        draft: list[int] = self.token_ids[slot, self.num_tokens[slot] : num_tokens].tolist()
+        return draft
+
+    def draw_positions(self, rows: Rows) -> np.ndarray:
+        """int64 [S]: index of each row's token among those that its request generates; the sampler's random counter."""
+        result: np.ndarray = rows.num_tokens - self.num_prompt_tokens[rows.slots]
         return result

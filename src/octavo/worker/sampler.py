@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -15,7 +16,7 @@ from octavo.ops.sampling_batch import SamplingBatch, csr_offsets
 from octavo.ops.table import Ops
 from octavo.step import TokenMasks
 from octavo.worker.penalties import CountedSlots
-from octavo.worker.request_states import RequestStates, SlotParams
+from octavo.worker.request_states import RequestStates, Rows, SlotParams
 from octavo.worker.scores import sampled_scores
 
 _NO_IDS = np.zeros(0, np.int32)
@@ -24,10 +25,10 @@ _BAD_LOGITS = "The model produced logits that are not numbers; the request canno
 
 @dataclass(slots=True)
 class SamplerResult:
-    """token_ids[i] int32 belongs to slots[i]; it is meaningless for a slot in `errors`."""
+    """Of the step's rows: token_ids[i] int32 is meaningless for a row in `errors`."""
 
     token_ids: np.ndarray
-    logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
+    logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
     errors: dict[int, str] = field(default_factory=dict)
 
 
@@ -35,7 +36,7 @@ class SamplerResult:
 class SampledTokens:
     """Tokens that are being sampled: on the device at once, on the host when `Sampler.collect` has waited."""
 
-    slots: np.ndarray  # int64 [S], host
+    rows: Rows
     ids: torch.Tensor  # int32 [S], device
     download: Download  # ids and flags
     scored: list[int]  # rows whose log probabilities were asked for
@@ -43,7 +44,8 @@ class SampledTokens:
 
 
 class Sampler:
-    """One token a slot. A draw depends on the row's logits, its seed and the index of the token: not on the batch."""
+    """One token a row. A draw depends on the row's logits, its seed and the index of the token: not on the batch, and
+    not on whether what stands before the row is known or a draft."""
 
     def __init__(
         self, ops: Ops, device: Device, max_num_seqs: int, logprobs_mode: LogprobsMode = "raw_logprobs"
@@ -59,40 +61,40 @@ class Sampler:
         self._counts = CountedSlots(ops, device) if has_counts else None
 
     def sample(
-        self, logits: torch.Tensor, states: RequestStates, slots: np.ndarray, masks: TokenMasks | None = None
+        self, logits: torch.Tensor, states: RequestStates, rows: Rows, masks: TokenMasks | None = None
     ) -> SampledTokens:
-        """Launch the sampling of a token for each of `slots` int64 [S], from logits float32 [S, V], which are edited.
+        """Launch the sampling of a token for each of the S rows, from logits float32 [S, V], which are edited.
 
-        Slots of `masks` are among them. A mask wins over min_tokens: where it admits nothing but the ends that
-        min_tokens forbids, they may come.
+        The slots of `masks` are among those of the rows. A mask wins over min_tokens: where it admits nothing but the
+        ends that min_tokens forbids, they may come.
         """
+        slots = rows.slots.tolist()
         saved: tuple[torch.Tensor, torch.Tensor] | None = None
         at_end: frozenset[int] = frozenset()
         if masks is not None:
-            row_of = {slot: row for row, slot in enumerate(slots.tolist())}
-            scored = [row_of[slot] for slot in masks.slots if slot in states.logprobs]
+            masked = _rows_of(masks, slots)
+            scored = [row for row, slot in zip(masked, masks.slots, strict=True) if slot in states.logprobs]
             if scored:
                 (index,) = self._device.upload(np.array(scored, np.int64))
                 saved = (index, logits[index])
-            at_end = self._forbid(logits, states, row_of, masks)
-        self._fill_batch(states, slots, at_end)
+            at_end = self._forbid(logits, states, rows, masked, masks)
+        self._fill_batch(states, rows, at_end)
         ids = torch.empty(len(slots), dtype=torch.int32, device=logits.device)
         flags = torch.empty_like(ids)
         self._ops.sample(logits, self._uploaded, ids, flags)
         if self._counts is not None:
             self._counts.add(ids)
 
-        tokens = SampledTokens(slots, ids, self._device.download(ids, flags), [])
+        tokens = SampledTokens(rows, ids, self._device.download(ids, flags), [])
         if states.logprobs:
-            rows = [row for row, slot in enumerate(slots.tolist()) if slot in states.logprobs]
-            if rows:
+            tokens.scored = [row for row, slot in enumerate(slots) if slot in states.logprobs]
+            if tokens.scored:
                 # `sample` leaves the logits as they were; masked rows get their own back where those are asked for.
                 if saved is not None and self._mode.startswith("raw"):
                     logits[saved[0]] = saved[1]
-                wanted = [states.logprobs[int(slots[row])] for row in rows]
-                tokens.scored = rows
+                wanted = [states.logprobs[slots[row]] for row in tokens.scored]
                 tokens.scores = sampled_scores(
-                    self._device, self._ops, self._mode, logits, self._batch, rows, ids, wanted
+                    self._device, self._ops, self._mode, logits, self._batch, tokens.scored, ids, wanted
                 )
         return tokens
 
@@ -102,37 +104,37 @@ class Sampler:
         result = SamplerResult(ids)
         bad = flags.nonzero()[0]
         if len(bad):
-            result.errors = {int(tokens.slots[row]): _BAD_LOGITS for row in bad}
+            result.errors = dict.fromkeys(bad.tolist(), _BAD_LOGITS)
         if tokens.scores is not None:
-            for row, entry in zip(tokens.scored, tokens.scores(), strict=True):
-                slot = int(tokens.slots[row])
-                if slot not in result.errors:
-                    result.logprobs[slot] = [entry]
+            result.logprobs = dict(zip(tokens.scored, tokens.scores(), strict=True))
         return result
 
     def _forbid(
-        self, logits: torch.Tensor, states: RequestStates, row_of: dict[int, int], masks: TokenMasks
+        self, logits: torch.Tensor, states: RequestStates, rows: Rows, masked: list[int], masks: TokenMasks
     ) -> frozenset[int]:
-        """Set the logits of forbidden tokens to -inf. Returns the slots that can only end."""
-        masks.wait()
-        words = np.frombuffer(masks.words, np.int32).reshape(len(masks.slots), -1)
-        rows = np.array([row_of[slot] for slot in masks.slots], np.int64)
-        self._ops.forbid(logits, *self._device.upload(rows, words))
+        """Set the logits of forbidden tokens to -inf; `masked`: the row of each mask. Returns the rows that can only
+        end."""
+        words = np.frombuffer(masks.words, np.int32).reshape(len(masked), -1)
+        self._ops.forbid(logits, *self._device.upload(np.array(masked, np.int64), words))
         at_end = set()
-        for i, slot in enumerate(masks.slots):
+        for i, (slot, row) in enumerate(zip(masks.slots, masked, strict=True)):
             special = states.special.get(slot)
             if special is not None and special.mask is not None:
                 bits = np.unpackbits(words[i].view(np.uint8), count=logits.shape[1], bitorder="little")
-                bits[special.mask.ids(states.output_tokens(slot))] = 0
+                bits[special.mask.ids(states.output_tokens(slot, int(rows.num_tokens[row])))] = 0
                 if not bits.any():
-                    at_end.add(slot)
+                    at_end.add(row)
         return frozenset(at_end)
 
-    def _fill_batch(self, states: RequestStates, slots: np.ndarray, at_end: frozenset[int]) -> None:
-        batch, on_device, num_rows = self._batch, self._uploaded, len(slots)
+    def _fill_batch(self, states: RequestStates, rows: Rows, at_end: frozenset[int]) -> None:
+        slots, num_rows = rows.slots, len(rows.slots)
+        if num_rows > self._batch.temperature.numel():  # drafts: more rows than slots
+            self._batch = SamplingBatch.allocate(2 * num_rows)
+            self._filled = None
+        batch, on_device = self._batch, self._uploaded
         batch.begin(num_rows)
         on_device.begin(num_rows)
-        positions = states.num_output_tokens(slots)
+        positions = states.draw_positions(rows)
         batch.positions.numpy()[:num_rows] = positions
         (on_device.positions,) = self._device.upload(positions)
         filled = (states.version, slots.tobytes())
@@ -142,13 +144,13 @@ class Sampler:
             on_device.has_filters = batch.has_filters
             self._filled = filled
         if self._counts is not None:
-            on_device.counts, on_device.count_rows = self._counts.of(states, slots)
+            on_device.counts, on_device.count_rows = self._counts.of(states, rows)
         if states.special:
             special = [states.special.get(slot) for slot in slots.tolist()]
             self._fill_bias(special)
             if self._counts is None:
-                self._fill_penalties(special)
-            self._fill_masks(special, states, slots.tolist(), at_end)
+                self._fill_penalties(special, states, rows)
+            self._fill_masks(special, states, rows, at_end)
             for host, target in (
                 (batch.bias, on_device.bias),
                 (batch.penalties, on_device.penalties),
@@ -179,30 +181,44 @@ class Sampler:
             csr_offsets([len(bias) for bias in biases]), np.array(ids, np.int32), np.array(values, np.float32)
         )
 
-    def _fill_penalties(self, special: list[SlotParams | None]) -> None:
+    def _fill_penalties(self, special: list[SlotParams | None], states: RequestStates, rows: Rows) -> None:
         lengths: list[int] = []
         ids: list[int] = []
         counts: list[int] = []
         in_prompt: list[int] = []
-        for entry in special:
+        for entry, slot, num_tokens in zip(special, rows.slots.tolist(), rows.num_tokens.tolist(), strict=True):
             state = entry.penalties if entry else None
             if state is None:
                 lengths.append(0)
                 continue
-            seen = state.prompt_ids | state.output_counts.keys()
+            output_counts = state.output_counts
+            if draft := states.draft_before(slot, num_tokens):
+                output_counts = Counter(output_counts) + Counter(draft)
+            seen = state.prompt_ids | output_counts.keys()
             lengths.append(len(seen))
             ids += seen
-            counts += [state.output_counts.get(i, 0) for i in seen]
+            counts += [output_counts.get(i, 0) for i in seen]
             in_prompt += [i in state.prompt_ids for i in seen]
         self._batch.penalties.set_counts(
             csr_offsets(lengths), np.array(ids, np.int32), np.array(counts, np.int32), np.array(in_prompt, np.int32)
         )
 
     def _fill_masks(
-        self, special: list[SlotParams | None], states: RequestStates, slots: list[int], at_end: frozenset[int]
+        self, special: list[SlotParams | None], states: RequestStates, rows: Rows, at_end: frozenset[int]
     ) -> None:
-        masks = [
-            entry.mask.ids(states.output_tokens(slot), may_end=slot in at_end) if entry and entry.mask else _NO_IDS
-            for entry, slot in zip(special, slots, strict=True)
-        ]
+        masks = [_NO_IDS] * len(special)
+        for row, entry in enumerate(special):
+            if entry is not None and entry.mask is not None:
+                output = states.output_tokens(int(rows.slots[row]), int(rows.num_tokens[row]))
+                masks[row] = entry.mask.ids(output, may_end=row in at_end)
         self._batch.masks.set(csr_offsets([len(mask) for mask in masks]), np.concatenate(masks))
+
+
+def _rows_of(masks: TokenMasks, slots: list[int]) -> list[int]:
+    """The row of each mask; `slots`: of each row."""
+    next_row = {slot: row for row, slot in reversed([*enumerate(slots)])}
+    rows = []
+    for slot in masks.slots:
+        rows.append(next_row[slot])
+        next_row[slot] += 1
+    return rows

@@ -17,7 +17,7 @@ from octavo.messages import EngineInfo
 from octavo.models.loader import DTYPES, LoadedModel, OnPhase, load_model, open_checkpoint
 from octavo.ops.table import AttentionBackend, Binding, Ops, bind
 from octavo.params import SamplingParams
-from octavo.step import CachedRequestData, ModelRunnerOutput, NewRequestData, SchedulerOutput
+from octavo.step import CachedRequestData, ModelRunnerOutput, NewRequestData, SchedulerOutput, TokenMasks
 from octavo.worker.graphs import MAX_GRAPH_SIZE, ladder
 from octavo.worker.kv_memory import GIB, KVCachePlan, plan_kv_cache
 from octavo.worker.model_runner import KVCaches, ModelRunner, RunningStep
@@ -107,6 +107,11 @@ class Worker:
         """Launch one step. Call `load` first."""
         assert self._runner is not None, "submit before load"
         return self._runner.submit(plan)
+
+    def submit_masks(self, step: RunningStep, masks: TokenMasks) -> None:
+        """The masks of a step whose plan has `masked_slots`, before anything else is submitted."""
+        assert self._runner is not None, "submit_masks before load"
+        self._runner.submit_masks(step, masks)
 
     def collect(self, step: RunningStep) -> ModelRunnerOutput:
         """Wait for the answer of the oldest step that has not been collected."""
@@ -229,9 +234,9 @@ class Worker:
     def _plan_kv_cache(
         self, loaded: LoadedModel, ops: Ops, kv_dtype: torch.dtype, max_model_len: int, device: Device, step_bytes: int
     ) -> KVCachePlan:
-        spec, block_size = loaded.spec, self._config.cache.block_size
-        shapes = ops.kv_cache_shapes(1, block_size, spec.num_kv_heads, spec.head_dim)
-        values_per_block = spec.num_layers * sum(math.prod(shape) for shape in shapes)
+        block_size = self._config.cache.block_size
+        shapes = _cache_shapes(loaded, ops, 1, block_size)
+        values_per_block = sum(math.prod(shape) for pair in shapes for shape in pair)
         return plan_kv_cache(
             self._config.cache,
             bytes_per_block=values_per_block * kv_dtype.itemsize,
@@ -244,10 +249,9 @@ class Worker:
     def _allocate_kv_caches(
         self, loaded: LoadedModel, device: Device, ops: Ops, plan: KVCachePlan, kv_dtype: torch.dtype
     ) -> KVCaches:
-        spec = loaded.spec
-        k_shape, v_shape = ops.kv_cache_shapes(plan.num_blocks, plan.block_size, spec.num_kv_heads, spec.head_dim)
+        shapes = _cache_shapes(loaded, ops, plan.num_blocks, plan.block_size)
         try:
-            return [(device.zeros(k_shape, kv_dtype), device.zeros(v_shape, kv_dtype)) for _ in range(spec.num_layers)]
+            return [(device.zeros(k_shape, kv_dtype), device.zeros(v_shape, kv_dtype)) for k_shape, v_shape in shapes]
         except (OSError, RuntimeError) as error:
             raise InvalidConfig(f"The KV cache of {plan.total_bytes:,} bytes cannot be allocated: {error}") from None
 
@@ -308,7 +312,15 @@ class Worker:
             caches_output=device.decodes_as_prompts or not self._config.parallel.batch_invariant,
             num_swap_blocks=self._swap_bytes(device) // plan.bytes_per_block,
             plans_ahead=device.plans_ahead and self._config.model.logprobs_mode.startswith("raw"),
-            layer_ops_per_token=loaded.spec.layer_ops_per_token,
+            layer_ops_per_token=loaded.model.definition.layer_ops_per_token,
             output_ops_per_token=2 * loaded.spec.hidden_size * loaded.spec.vocab_size,
-            attention_ops_per_key=4 * loaded.spec.num_layers * loaded.spec.num_heads * loaded.spec.head_dim,
+            attention_ops_per_key=loaded.model.definition.attention_ops_per_key,
         )
+
+
+def _cache_shapes(
+    loaded: LoadedModel, ops: Ops, num_blocks: int, block_size: int
+) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """(k, v) of each of the program's caches."""
+    heads = [cache.heads for cache in loaded.model.definition.program.caches]
+    return [ops.kv_cache_shapes(num_blocks, block_size, each.num_kv_heads, each.head_dim) for each in heads]

@@ -1,4 +1,4 @@
-"""How each format spells calls, and what is made of slips, of broken texts and of hostile ones (features.md 4.4)."""
+"""How each format spells calls, and what is made of slips, of broken texts and of hostile ones."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ EXAMPLES: list[tuple[str, str, list[tuple[str, Any]], str]] = [
     ("pythonic", '[f(o={1: "a", True: []})]', [(F, {"o": {"1": "a", "true": []}})], ""),
     ("pythonic", "[f(s=r'raw')]", [], "[f(s=r'raw')]"),
     ("pythonic", "[f(n=1, s=variable)] x", [(F, {"n": 1})], "s=variable)] x"),
-    ("pythonic", "[f(o={1, 2})]", [(F, {"o": {"1": None}})], ", 2})]"),
+    ("pythonic", "[f(o={1, 2})]", [], "[f(o={1, 2})]"),
     ("pythonic", "[unknown(a=1)]", [], "[unknown(a=1)]"),
     ("pythonic", "[1, 2, 3] is a list", [], "[1, 2, 3] is a list"),
     ("pythonic", "f(s='x')", [], "f(s='x')"),
@@ -138,7 +138,7 @@ def test_without_tools_a_call_of_harmony_is_content_and_without_reasoning_a_thou
 
 
 def test_the_thinking_of_harmony_ends_with_its_last_message() -> None:
-    """The tokens of thinking are counted by it (features.md 4.5)."""
+    """The tokens of thinking are counted by it."""
     thought, start = _CHANNEL("analysis") + "Hm.<|end|>", "<|start|>assistant"
     final = start + _CHANNEL("final") + "Hi."
     for text, end in (
@@ -232,7 +232,10 @@ def test_hostile_repetition_raises_nothing_and_leaves_whole_arguments(name: str)
 
 def test_nesting_has_no_depth_that_is_too_deep() -> None:
     """W14: no recursion."""
-    for name, text in (("pythonic", "[f(l=" + "[" * 30_000), ("gemma4", "<|tool_call>call:f{o:" + "{a:" * 30_000)):
+    for name, text in (
+        ("pythonic", "[f(l=" + "[" * 30_000 + "1"),
+        ("gemma4", "<|tool_call>call:f{o:" + "{a:" * 30_000 + "1"),
+    ):
         arguments = read(name, text).calls[0][1]
         assert arguments.count("[") == arguments.count("]") and arguments.count("{") == arguments.count("}")
 

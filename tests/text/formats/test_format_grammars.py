@@ -14,7 +14,8 @@ from octavo.errors import InvalidRequest
 from octavo.text.formats.base import Tool, ToolFormat
 from octavo.text.formats.table import TOOL_FORMATS
 from octavo.text.grammar import GrammarLimits
-from octavo.text.tool_grammar import SpecialTokens, calls_among_text, prepared_tools, required_calls
+from octavo.text.held_tools import prepared_tools
+from octavo.text.tool_grammar import SpecialTokens, calls_among_text, required_calls
 
 SCHEMAS: dict[str, dict[str, Any]] = {
     "nothing": {"type": "object", "properties": {}},

@@ -1,4 +1,4 @@
-"""Formats by name, and those that a plug-in adds (features.md 4.4: --tool-parser-plugin)."""
+"""Formats by name, and those that a plug-in adds (--tool-parser-plugin)."""
 
 from __future__ import annotations
 

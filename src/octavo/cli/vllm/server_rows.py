@@ -16,7 +16,7 @@ SERVER_ROWS: tuple[Row, ...] = (
     ours("--allowed-origins", '["*"]', "none", "Pages of other sites are not answered unless they are named here."),
     ours("--allowed-methods", '["*"]', '["*"]'),
     ours("--allowed-headers", '["*"]', '["*"]'),
-    ours("--api-key", "none", "none", "Every path but /health and /ready needs it; see --public-paths."),
+    ours("--api-key", "none", "none", "Every path but /, /health and /ready needs it; see --public-paths."),
     other(
         "--lora-modules", "none", "none", "LoRA adapters that are served as models.", EMPTY,
         "adapters (LoRA) are not built yet", kind="list",

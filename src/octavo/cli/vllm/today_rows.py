@@ -52,9 +52,9 @@ TODAY_ROWS: tuple[Row, ...] = (
     switch("--language-model-only", None, "off", "No media, though the model could.", ANY, "octavo takes text only"),
     ours("--logprobs-mode", None, "raw_logprobs"),
     other("--pooler-config", None, "none", "How embeddings are made.", EMPTY, _TEXT_ONLY, kind="json"),
-    other("--structured-outputs-config", None, "{}", "How outputs are held to grammars.", EMPTY,
-          "octavo has one engine for grammars, which honours every constraint in full or refuses it; its bounds are "
-          "--max-grammar-bytes, --max-schema-depth and --grammar-timeout", kind="json"),
+    ours("--structured-outputs-config", None, "{}", "Any backend of vLLM's: octavo has one engine."),
+    ours("--guided-decoding-disable-any-whitespace", None, None),
+    ours("--guided-decoding-disable-additional-properties", None, None),
     switch("--use-tqdm-on-load", None, "on", "A bar while the model loads.", ANY,
            "octavo shows a bar in a terminal, and lines elsewhere"),
     switch("--enable-chunked-mm-input", None, None, "Split media over steps.", ANY, _WITHOUT_MEDIA),

@@ -19,7 +19,8 @@ from torch import Tensor
 
 import triton
 from octavo.ops.flashinfer_prompts import FlashInferPrompts, PromptStep, prompts_of
-from octavo.ops.layer_stack import PlannedArrays, StackShape
+from octavo.ops.program import Heads
+from octavo.ops.step import PlannedArrays
 from octavo.ops.triton.attention_kernels import combine_kernel, decode_kernel, prefill_kernel
 from octavo.ops.triton.rope import kv_cache_shapes
 from octavo.ops.triton.variants import TYPE_NAMES, Variant
@@ -72,7 +73,7 @@ class AttentionPlanner:
 
     def __init__(
         self,
-        shape: StackShape,
+        heads: Heads,
         device: torch.device,
         dtype: torch.dtype,
         library: Any = None,
@@ -82,10 +83,10 @@ class AttentionPlanner:
 
         Raises DeviceError if it is required and lacks kernels for the model.
         """
-        self._prompts = prompts_of(library, shape, device, is_required)
-        self._num_heads = shape.num_heads
-        self._head_block = triton.next_power_of_2(shape.head_dim)
-        self._queries = _queries_of_tile(shape.num_heads // shape.num_kv_heads, self._head_block, dtype.itemsize)
+        self._prompts = prompts_of(library, heads, device, is_required)
+        self._num_heads = heads.num_heads
+        self._head_block = triton.next_power_of_2(heads.head_dim)
+        self._queries = _queries_of_tile(heads.num_heads // heads.num_kv_heads, self._head_block, dtype.itemsize)
         self._device = device
         self._scratch: list[tuple[Tensor, Tensor]] = []  # all but the last are kept for graphs that were captured
 
@@ -181,6 +182,7 @@ def attention(
     *,
     k_scale: float = 1.0,
     v_scale: float = 1.0,
+    slopes: Tensor | None = None,
     plan: AttentionPlan | None = None,
 ) -> None:
     """`reference.attention`, on the cache of `rope`. Without a plan one is made, which waits for the device."""
@@ -199,6 +201,7 @@ def attention(
         "BLOCK_D": block_d,
         "BLOCK_SIZE": k_cache.shape[2],
         "CAPPED": softcap > 0,
+        "SLOPED": slopes is not None,
         "PRECISION": precision,
     }
     if plan.num_decodes:
@@ -217,6 +220,7 @@ def attention(
             plan.items,
             plan.starts,
             plan.num_decodes,
+            slopes,
             k_cache.stride(0),
             scores_scale,
             softcap,
@@ -242,7 +246,8 @@ def attention(
             CHUNK=CHUNK,
             BLOCK_C=_COMBINED,
         )
-    if plan.prompts is not None and plan.prompt_step is not None and k_scale == v_scale == 1.0:
+    is_plain = k_scale == v_scale == 1.0 and slopes is None
+    if plan.prompts is not None and plan.prompt_step is not None and is_plain:
         step = (block_tables, seq_lens, scale, window, softcap)
         if plan.prompts.run(plan.prompt_step, out, qkv, k_cache, v_cache, *step):
             return
@@ -258,6 +263,7 @@ def attention(
             seq_lens,
             query_start_loc,
             plan.tiles,
+            slopes,
             k_cache.stride(0),
             scores_scale,
             softcap,
@@ -277,11 +283,8 @@ def _plan_of(
     qkv: Tensor, seq_lens: Tensor, query_start_loc: Tensor, num_heads: int, num_kv_heads: int, head_dim: int
 ) -> AttentionPlan:
     """The plan of a call by itself: leading sequences with one query decode."""
-    shape = StackShape(
-        hidden_size=1, intermediate_size=1, num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim, eps=0.0,
-        attn_scale=1.0, softcap=0.0, activation="silu",
-    )  # fmt: skip
-    planner = AttentionPlanner(shape, qkv.device, qkv.dtype)
+    heads = Heads(num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim)
+    planner = AttentionPlanner(heads, qkv.device, qkv.dtype)
     starts = query_start_loc.cpu().numpy()
     is_one = np.diff(starts) == 1
     num_decodes = len(is_one) if is_one.all() else int(np.argmin(is_one))
@@ -291,23 +294,27 @@ def _plan_of(
 
 def variants() -> list[Variant]:
     found = []
-    for heads, kv_heads, head_dim, kv_dtype, capped in (
-        (16, 8, 128, torch.bfloat16, False),
-        (32, 8, 128, torch.bfloat16, False),
-        (32, 8, 128, torch.float8_e4m3fn, False),
-        (9, 3, 64, torch.bfloat16, False),
-        (8, 4, 256, torch.bfloat16, True),
+    for heads, kv_heads, head_dim, kv_dtype, capped, sloped in (
+        (16, 8, 128, torch.bfloat16, False, False),
+        (32, 8, 128, torch.bfloat16, False, False),
+        (32, 8, 128, torch.float8_e4m3fn, False, False),
+        (9, 3, 64, torch.bfloat16, False, False),
+        (8, 4, 256, torch.bfloat16, True, False),
+        (32, 32, 128, torch.bfloat16, False, True),
     ):
-        name = f"{heads}/{kv_heads} x {head_dim}, {TYPE_NAMES[kv_dtype]}{', capped' if capped else ''}"
-        pointers = dict.fromkeys(("out", "qkv"), "*bf16")
+        kinds = f"{', capped' if capped else ''}{', sloped' if sloped else ''}"
+        name = f"{heads}/{kv_heads} x {head_dim}, {TYPE_NAMES[kv_dtype]}{kinds}"
+        pointers = dict.fromkeys(("out", "qkv"), "*bf16") | ({"slopes": "*fp32"} if sloped else {})
         pointers |= dict.fromkeys(("k_cache", "v_cache"), f"*{TYPE_NAMES[kv_dtype]}")
         pointers |= dict.fromkeys(("block_tables", "seq_lens"), "*i32")
         numbers = {"table_stride": "i32", "block_stride": "i32", "scale": "fp32", "cap": "fp32", "v_scale": "fp32"}
         numbers["window"] = "i32"
         constexprs: dict[str, Any] = {
             "NUM_HEADS": heads, "NUM_KV_HEADS": kv_heads, "D": head_dim, "BLOCK_D": head_dim, "BLOCK_SIZE": 16,
-            "CAPPED": capped, "PRECISION": "tf32",
+            "CAPPED": capped, "SLOPED": sloped, "PRECISION": "tf32",
         }  # fmt: skip
+        if not sloped:
+            constexprs["slopes"] = None
         minimum = 89 if kv_dtype == torch.float8_e4m3fn else 80
         block_n, num_warps, num_stages, _ = _DECODE_TILES[head_dim, 2]
         scratch = dict.fromkeys(("partial", "partial_stats"), "*fp32")

@@ -26,6 +26,13 @@ def _scores(q, k, scale, cap, CAPPED: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def _biased(s, slopes, heads, in_group, distances):
+    """Scores s [M, N] in base 2, less what lies at a distance, by the slope of each row's head (ALiBi)."""
+    slope = tl.load(slopes + heads, mask=in_group, other=0.0) * 1.4426950408889634
+    return s + slope[:, None] * distances
+
+
+@triton.jit
 def _online(acc, largest, total, s, v, PRECISION: tl.constexpr):
     """One tile of scores s [M, N] in base 2 and values v [N, D]; -inf: unseen."""
     new = tl.maximum(largest, tl.max(s, 1))
@@ -48,9 +55,10 @@ def _keys_at(block_table, keys, in_range, head, block_stride, BLOCK_SIZE: tl.con
 @triton.jit(do_not_specialize=["table_stride", "num_seqs"])
 def decode_kernel(
     out, partial, partial_stats, qkv, k_cache, v_cache, block_tables, table_stride, seq_lens, items, starts, num_seqs,
-    block_stride, scale, cap, v_scale, window,
+    slopes, block_stride, scale, cap, v_scale, window,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_SIZE: tl.constexpr, CHUNK: tl.constexpr, CAPPED: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_SIZE: tl.constexpr, CHUNK: tl.constexpr, CAPPED: tl.constexpr, SLOPED: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One query a sequence. An item is a chunk of CHUNK keys of a sequence; programs take items x heads of keys in
     turn, starts[num_seqs] items in all. items int32 [., 2]: sequence, chunk."""
@@ -80,6 +88,8 @@ def decode_kernel(
             mask = seen[:, None] & in_d[None, :]
             k = tl.load(k_cache + at[:, None] + dims[None, :], mask=mask, other=0.0).to(q.dtype)
             s = _scores(q, k, scale, cap, CAPPED, PRECISION)
+            if SLOPED:
+                s = _biased(s, slopes, head * GROUP + rows, in_group, (keys - seq_len + 1)[None, :].to(tl.float32))
             s = tl.where(seen[None, :], s, float("-inf"))
             v = tl.load(v_cache + at[:, None] + dims[None, :], mask=mask, other=0.0).to(q.dtype)
             acc, largest, total = _online(acc, largest, total, s, v, PRECISION)
@@ -130,10 +140,10 @@ def combine_kernel(
 @triton.jit(do_not_specialize=["table_stride"])
 def prefill_kernel(
     out, qkv, k_cache, v_cache, block_tables, table_stride, seq_lens, query_start_loc, tiles,
-    block_stride, scale, cap, v_scale, window,
+    slopes, block_stride, scale, cap, v_scale, window,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, GROUP_ROWS: tl.constexpr, BLOCK_SIZE: tl.constexpr, WINDOWED: tl.constexpr,
-    CAPPED: tl.constexpr, PRECISION: tl.constexpr,
+    CAPPED: tl.constexpr, SLOPED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A tile of BLOCK_M / GROUP_ROWS queries of one sequence, for one head of keys. tiles int32 [., 2]: sequence, tile.
     GROUP_ROWS: query heads of a head of keys, rounded up to a power of two."""
@@ -173,6 +183,8 @@ def prefill_kernel(
         at = _keys_at(table, keys, keys < seq_len, head, block_stride, BLOCK_SIZE, D)
         k = tl.load(k_cache + at[:, None] + dims[None, :], mask=in_d[None, :], other=0.0).to(q.dtype)
         s = _scores(q, k, scale, cap, CAPPED, PRECISION)
+        if SLOPED:
+            s = _biased(s, slopes, heads, exists, (keys[None, :] - positions[:, None]).to(tl.float32))
         v = tl.load(v_cache + at[:, None] + dims[None, :], mask=in_d[None, :], other=0.0).to(q.dtype)
         acc, largest, total = _online(acc, largest, total, s, v, PRECISION)
     # Tiles on the diagonal, or with a window's edge.
@@ -182,6 +194,8 @@ def prefill_kernel(
         mask = (keys < end)[:, None] & in_d[None, :]
         k = tl.load(k_cache + at[:, None] + dims[None, :], mask=mask, other=0.0).to(q.dtype)
         s = _scores(q, k, scale, cap, CAPPED, PRECISION)
+        if SLOPED:
+            s = _biased(s, slopes, heads, exists, (keys[None, :] - positions[:, None]).to(tl.float32))
         seen = keys[None, :] <= positions[:, None]
         if WINDOWED:
             seen = seen & (keys[None, :] > positions[:, None] - window)

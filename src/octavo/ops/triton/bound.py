@@ -7,8 +7,8 @@ from typing import Any
 
 from octavo.ops import flashinfer_prompts
 from octavo.ops.table import Binding
-from octavo.ops.triton import attention, elementwise, linear, rope, sampling
-from octavo.ops.triton.layers import TritonLayerStack
+from octavo.ops.triton import attention, elementwise, experts, linear, rope, sampling
+from octavo.ops.triton.fuse import TritonRunner
 from octavo.ops.triton.linear import LinearPacker
 
 
@@ -37,11 +37,17 @@ def operations(binding: Binding) -> tuple[dict[str, Any], dict[str, str]]:
         "embedding": linear.embedding,
         "rms_norm": elementwise.rms_norm,
         "add_rms_norm": elementwise.add_rms_norm,
+        "layer_norm": elementwise.layer_norm,
+        "add_layer_norm": elementwise.add_layer_norm,
         "add_": elementwise.add_,
         "act_mul": elementwise.act_mul,
+        "act": elementwise.act,
+        "pack_experts": packer.pack_experts,
+        "route": experts.route,
+        "experts": experts.experts,
         "rope_kv_write": rope.rope_kv_write,
         "attention": attention.attention,
-        "layer_stack": TritonLayerStack,
+        "program_runner": TritonRunner,
         "attention_planner": planner,
         "kv_cache_shapes": rope.kv_cache_shapes,
         "soft_cap_": elementwise.soft_cap_,

@@ -26,13 +26,23 @@ def _tanh(x):
 
 
 @triton.jit
-def activated(gate, up, KIND: tl.constexpr):
-    """act(gate) * up, float32. KIND: silu or gelu_tanh."""
+def activation(x, KIND: tl.constexpr):
+    """act(x), float32. KIND: an `ops.program.Activation`."""
     if KIND == "silu":
-        return gate / (1.0 + tl.exp(-gate)) * up
-    inner = 0.7978845608028654 * (gate + 0.044715 * gate * gate * gate)
+        return x / (1.0 + tl.exp(-x))
+    if KIND == "gelu":
+        return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+    if KIND == "relu":
+        return tl.where(x < 0.0, 0.0, x)
+    inner = 0.7978845608028654 * (x + 0.044715 * x * x * x)
     # 0.5 * (1 + tanh(u)) is the logistic function of 2 u.
-    return gate / (1.0 + tl.exp(-2.0 * inner)) * up
+    return x / (1.0 + tl.exp(-2.0 * inner))
+
+
+@triton.jit
+def activated(gate, up, KIND: tl.constexpr):
+    """act(gate) * up, float32."""
+    return activation(gate, KIND) * up
 
 
 @triton.jit
@@ -71,6 +81,35 @@ def _norm_kernel(
         _store_quantized(out, out_scale, row, columns, mask, width, normed, INT8)
     else:
         tl.store(out + row * width + columns, normed.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _layer_norm_kernel(
+    out, residual, x, weight, bias, eps, width,
+    BLOCK: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_BIAS: tl.constexpr,
+):  # fmt: skip
+    """A row: residual += x if there is one; out = its layer norm."""
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    mask = columns < width
+    values = tl.load(x + row * width + columns, mask=mask, other=0.0).to(tl.float32)
+    if HAS_RESIDUAL:
+        values += tl.load(residual + row * width + columns, mask=mask, other=0.0).to(tl.float32)
+        tl.store(residual + row * width + columns, values.to(residual.dtype.element_ty), mask=mask)
+    centred = tl.where(mask, values - tl.sum(values, 0) / width, 0.0)
+    variance = tl.sum(centred * centred, 0) / width
+    normed = centred * tl.rsqrt(variance + eps) * tl.load(weight + columns, mask=mask, other=0.0)
+    if HAS_BIAS:
+        normed += tl.load(bias + columns, mask=mask, other=0.0)
+    tl.store(out + row * width + columns, normed.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _plain_act_kernel(out, x, count, KIND: tl.constexpr, BLOCK: tl.constexpr):
+    index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = index < count
+    values = tl.load(x + index, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out + index, activation(values, KIND).to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -177,6 +216,38 @@ def add_rms_norm_quant(
     _norm(out_q, out_scale, residual, x, weight, eps)
 
 
+def _layer_norm(
+    out: Tensor, residual: Tensor | None, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float
+) -> None:
+    rows, width = x.shape
+    if rows == 0:
+        return
+    block, num_warps = _row_block(width)
+    _layer_norm_kernel[(rows,)](
+        out,
+        residual,
+        x,
+        weight,
+        bias,
+        eps,
+        width,
+        BLOCK=block,
+        HAS_RESIDUAL=residual is not None,
+        HAS_BIAS=bias is not None,
+        num_warps=num_warps,
+    )
+
+
+def layer_norm(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> None:
+    """`reference.layer_norm`; out may be x."""
+    _layer_norm(out, None, x, weight, bias, eps)
+
+
+def add_layer_norm(out: Tensor, residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> None:
+    """`reference.add_layer_norm`. The norm is that of the sum before it is rounded to the residual's type."""
+    _layer_norm(out, residual, x, weight, bias, eps)
+
+
 def add_(residual: Tensor, x: Tensor) -> None:
     """residual += x."""
     count = residual.numel()
@@ -190,6 +261,13 @@ def act_mul(out: Tensor, gate_up: Tensor, kind: str) -> None:
     if rows:
         grid = (rows, triton.cdiv(width, _BLOCK))
         _act_kernel[grid](out, gate_up, width, KIND=kind, BLOCK=_BLOCK)
+
+
+def act(out: Tensor, x: Tensor, kind: str) -> None:
+    """`reference.act`."""
+    count = out.numel()
+    if count:
+        _plain_act_kernel[(triton.cdiv(count, _BLOCK),)](out, x, count, KIND=kind, BLOCK=_BLOCK)
 
 
 def act_mul_quant(out_q: Tensor, out_scale: Tensor, gate_up: Tensor, kind: str) -> None:
@@ -259,6 +337,27 @@ def variants() -> list[Variant]:
                     min_capability=89 if out == torch.float8_e4m3fn else 80,
                 )
             )
+    block, num_warps = _row_block(4096)
+    pointers = {"out": "*bf16", "residual": "*bf16", "x": "*bf16", "weight": "*fp32", "bias": "*fp32"}
+    found.append(
+        Variant(
+            name="add_layer_norm 4096",
+            kernel=_layer_norm_kernel,
+            signature={**pointers, "eps": "fp32", "width": "i32"},
+            constexprs={"BLOCK": block, "HAS_RESIDUAL": True, "HAS_BIAS": True},
+            num_warps=num_warps,
+            divisible=frozenset({*pointers, "width"}),
+        )
+    )
+    found.append(
+        Variant(
+            name="act gelu",
+            kernel=_plain_act_kernel,
+            signature={"out": "*bf16", "x": "*bf16", "count": "i32"},
+            constexprs={"KIND": "gelu", "BLOCK": _BLOCK},
+            divisible=frozenset({"out", "x", "count"}),
+        )
+    )
     found.append(
         Variant(
             name="act_mul 14336",

@@ -7,7 +7,7 @@ A packed matrix is one of a few kinds, each with a `multiply(out, x)` of its own
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal, Protocol
@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from octavo.ops.triton.experts import ExpertsWeight, pack_experts
 from octavo.ops.triton.linear_dense import Bias, DenseLinear
 from octavo.ops.triton.linear_embedding import Embedding, embedding
 from octavo.ops.triton.linear_int import Form, IntLinear, form_of, pack_int
@@ -23,8 +24,8 @@ from octavo.ops.triton.linear_w8a8 import TYPES, QuantizedLinear, check_supporte
 from octavo.quant.packed import QuantizedWeight
 
 __all__ = [
-    "LinearPacker", "LinearWeight", "embedding", "has_fused_act", "linear", "linear_act", "linear_quantized",
-    "quantized_dtype",
+    "LinearPacker", "LinearWeight", "can_fuse_act", "embedding", "has_fused_act", "linear", "linear_act",
+    "linear_quantized", "quantized_dtype",
 ]  # fmt: skip
 
 Weight = Tensor | QuantizedWeight
@@ -99,6 +100,11 @@ def has_fused_act(w: LinearWeight, num_rows: int) -> bool:
     return isinstance(w, DenseLinear | IntLinear) and num_rows > 0 and w.has_act(num_rows)
 
 
+def can_fuse_act(w: LinearWeight) -> bool:
+    """Whether `has_fused_act` may say yes."""
+    return isinstance(w, DenseLinear | IntLinear)
+
+
 def linear_act(out: Tensor, x: Tensor, w: LinearWeight, kind: str) -> None:
     """out [T, I] = act(x @ gate.T) * (x @ up.T) in one launch; w is gate over up, [2 I, K], and has_fused_act."""
     assert isinstance(w, DenseLinear | IntLinear), w.kind
@@ -152,6 +158,10 @@ class LinearPacker:
         """The table whose rows are those of a packed matrix, without a copy."""
         assert isinstance(weight, DenseLinear | InvariantLinear | IntLinear), weight.kind
         return Embedding(weight if isinstance(weight, IntLinear) else weight.weight, weight.K)
+
+    def pack_experts(self, weights: Iterable[Sequence[Weight]]) -> ExpertsWeight:
+        """For each expert its matrices, [N_i, K] one below the other. They are floats here, whatever they come as."""
+        return pack_experts(weights, self._dtype, self._to_device, self._is_invariant)
 
     def _pack(self, weights: Sequence[Weight], biases: Sequence[Tensor | None], keep_dtype: bool) -> LinearWeight:
         if not weights:

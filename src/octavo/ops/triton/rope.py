@@ -25,7 +25,7 @@ _FLOAT8_MAX: Final = {torch.float8_e4m3fn: 448.0, torch.float8_e5m2: 57344.0}
 def _rope_kernel(
     qkv, positions, cos_sin, q_norm, k_norm, eps, k_cache, v_cache, slots, k_factor, v_factor, block_size, block_stride,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, HEADS: tl.constexpr,
-    HAS_NORM: tl.constexpr, LIMIT: tl.constexpr,
+    HAS_NORM: tl.constexpr, ROTATES: tl.constexpr, LIMIT: tl.constexpr,
 ):  # fmt: skip
     """One token, HEADS heads of q | k | v. HALF: D / 2, rounded up to a power of two."""
     TOTAL: tl.constexpr = NUM_HEADS + 2 * NUM_KV_HEADS
@@ -49,11 +49,13 @@ def _rope_kernel(
         k_second = tl.load(k_norm + D // 2 + half, mask=in_half, other=0.0)[None, :]
         rotated_first = first * inverse * tl.where(is_q[:, None], q_first, k_first)
         rotated_second = second * inverse * tl.where(is_q[:, None], q_second, k_second)
-    position = tl.load(positions + token).to(tl.int64)
-    cos = tl.load(cos_sin + position * D + half, mask=in_half, other=0.0)[None, :]
-    sin = tl.load(cos_sin + position * D + D // 2 + half, mask=in_half, other=0.0)[None, :]
-    new_first = rotated_first * cos - rotated_second * sin
-    new_second = rotated_second * cos + rotated_first * sin
+    new_first, new_second = rotated_first, rotated_second
+    if ROTATES:
+        position = tl.load(positions + token).to(tl.int64)
+        cos = tl.load(cos_sin + position * D + half, mask=in_half, other=0.0)[None, :]
+        sin = tl.load(cos_sin + position * D + D // 2 + half, mask=in_half, other=0.0)[None, :]
+        new_first = rotated_first * cos - rotated_second * sin
+        new_second = rotated_second * cos + rotated_first * sin
     rotates = mask & (is_v == 0)[:, None]
     tl.store(place, new_first.to(qkv.dtype.element_ty), mask=rotates)
     tl.store(place + D // 2, new_second.to(qkv.dtype.element_ty), mask=rotates)
@@ -90,7 +92,7 @@ def kv_cache_shapes(
 def rope_kv_write(
     qkv: Tensor,
     positions: Tensor,
-    cos_sin: Tensor,
+    cos_sin: Tensor | None,
     q_norm: Tensor | None,
     k_norm: Tensor | None,
     eps: float,
@@ -130,6 +132,7 @@ def rope_kv_write(
         HALF=triton.next_power_of_2(head_dim // 2),
         HEADS=_HEADS,
         HAS_NORM=q_norm is not None,
+        ROTATES=cos_sin is not None,
         LIMIT=_FLOAT8_MAX.get(k_cache.dtype, 0.0),
         num_warps=4,
     )
@@ -147,7 +150,7 @@ def variants() -> list[Variant]:
         pointers |= dict.fromkeys(("k_cache", "v_cache"), f"*{TYPE_NAMES[cache]}")
         constexprs: dict[str, Any] = {
             "NUM_HEADS": heads, "NUM_KV_HEADS": kv_heads, "D": head_dim, "HALF": head_dim // 2, "HEADS": _HEADS,
-            "HAS_NORM": has_norm, "LIMIT": _FLOAT8_MAX.get(cache, 0.0),
+            "HAS_NORM": has_norm, "ROTATES": True, "LIMIT": _FLOAT8_MAX.get(cache, 0.0),
         }  # fmt: skip
         if has_norm:
             pointers |= dict.fromkeys(("q_norm", "k_norm"), "*fp32")

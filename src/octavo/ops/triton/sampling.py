@@ -1,7 +1,8 @@
 """Sampling on the device: what `reference_sampling` means, without a look of the host at what is drawn.
 
-A draw is the inversion of the distribution function at one uniform number, as in the reference, with sums in float32:
-the token differs from the reference's only where the running sum passes the number within their rounding.
+The noise of a draw has the reference's bits: its kernels are compiled with `enable_fp_fusion=False`, so that products
+and sums are rounded one by one. The token is the reference's, but where two scores are equal within their rounding (the
+parts of a row are scored against their own best logits) or a filter's border falls on a sum's.
 """
 
 from __future__ import annotations
@@ -29,21 +30,25 @@ def sample(logits: Tensor, batch: SamplingBatch, out_ids: Tensor, out_flags: Ten
     assert logits.stride(1) == 1 and logits.dtype == torch.float32
     values = _adjusted(logits, batch)
     num_splits = triton.cdiv(vocab, _SPLIT)
-    floats = torch.empty(2 * num_rows * num_splits + num_rows, device=logits.device)
-    peaks, sums, row_peaks = floats.split([num_rows * num_splits, num_rows * num_splits, num_rows])
-    peak_ids, bad = torch.empty(2, num_rows * num_splits, dtype=torch.int32, device=logits.device)
+    num_parts = num_rows * num_splits
+    floats = torch.empty(2 * num_parts + num_rows, device=logits.device)
+    peaks, scores, row_peaks = floats.split([num_parts, num_parts, num_rows])
+    peak_ids, score_ids, bad = torch.empty(3, num_parts, dtype=torch.int32, device=logits.device)
+    parts = (peaks, peak_ids, scores, score_ids, bad)
+    row = (values, values.stride(0))
     kernels.parts_kernel[(num_rows, num_splits)](
-        peaks, peak_ids, sums, bad, values, values.stride(0), batch.temperature, vocab, SPLIT=_SPLIT,
-        NUM_SPLITS=num_splits, num_warps=8,
+        *parts, *row, batch.temperature, batch.seeds, batch.positions, vocab, SPLIT=_SPLIT, NUM_SPLITS=num_splits,
+        num_warps=8, enable_fp_fusion=False,
     )  # fmt: skip
-    draw = (batch.temperature, batch.top_k, batch.top_p, batch.min_p, batch.seeds, batch.positions, vocab)
+    filters = (batch.temperature, batch.top_k, batch.top_p, batch.min_p)
     kernels.row_kernel[(num_rows,)](
-        out_ids, out_flags, row_peaks, peaks, peak_ids, sums, bad, values, values.stride(0), *draw, SPLIT=_SPLIT,
-        NUM_SPLITS=num_splits, PARTS=triton.next_power_of_2(num_splits), FILTERS=batch.has_filters, num_warps=8,
+        out_ids, out_flags, row_peaks, *parts, *filters, NUM_SPLITS=num_splits,
+        PARTS=triton.next_power_of_2(num_splits), FILTERS=batch.has_filters, num_warps=1,
     )  # fmt: skip
     if batch.has_filters:
         kernels.filter_kernel[(num_rows,)](
-            out_ids, out_flags, row_peaks, values, values.stride(0), *draw, BLOCK=_FILTER_BLOCK, num_warps=16
+            out_ids, out_flags, row_peaks, *row, *filters, batch.seeds, batch.positions, vocab, BLOCK=_FILTER_BLOCK,
+            num_warps=16, enable_fp_fusion=False,
         )  # fmt: skip
 
 
@@ -130,29 +135,25 @@ def logprobs(logits: Tensor, ids: Tensor, k: int) -> tuple[Tensor, Tensor, Tenso
 def variants() -> list[Variant]:
     vocab = 151_936
     splits = triton.cdiv(vocab, _SPLIT)
-    draw = {"temperature": "*fp32", "top_k": "*i32", "top_p": "*fp32", "min_p": "*fp32", "seeds": "*i64",
-            "positions": "*i64"}  # fmt: skip
-    parts = {"peaks": "*fp32", "peak_ids": "*i32", "sums": "*fp32", "bad": "*i32"}
+    row = {"logits": "*fp32", "row_stride": "i32", "vocab": "i32"}
+    key = {"seeds": "*i64", "positions": "*i64"}
+    filters = {"temperature": "*fp32", "top_k": "*i32", "top_p": "*fp32", "min_p": "*fp32"}
+    parts = {"peaks": "*fp32", "peak_ids": "*i32", "scores": "*fp32", "score_ids": "*i32", "bad": "*i32"}
     outs = {"out_ids": "*i32", "out_flags": "*i32", "row_peaks": "*fp32"}
-    numbers = {"row_stride": "i32", "vocab": "i32"}
     found = []
 
-    def add(name: str, kernel: Any, pointers: dict[str, str], constexprs: dict[str, Any], num_warps: int) -> None:
-        found.append(
-            Variant(
-                name=name,
-                kernel=kernel,
-                signature={"logits": "*fp32", **pointers, **numbers},
-                constexprs=constexprs,
-                num_warps=num_warps,
-                divisible=frozenset({"logits", *pointers, *numbers}),
-            )
-        )
+    def add(name: str, kernel: Any, signature: dict[str, str], constexprs: dict[str, Any], **options: Any) -> None:
+        found.append(Variant(name=name, kernel=kernel, signature=signature, constexprs=constexprs,
+                             divisible=frozenset(signature), **options))  # fmt: skip
 
+    exact = {"enable_fp_fusion": False}
+    temperature = {"temperature": "*fp32"}
     shape = {"SPLIT": _SPLIT, "NUM_SPLITS": splits}
-    add("parts", kernels.parts_kernel, {**parts, "temperature": "*fp32"}, shape, 8)
-    for filters in (False, True):
-        constexprs = {**shape, "PARTS": triton.next_power_of_2(splits), "FILTERS": filters}
-        add(f"row{', filters' if filters else ''}", kernels.row_kernel, {**outs, **parts, **draw}, constexprs, 8)
-    add("filter", kernels.filter_kernel, {**outs, **draw}, {"BLOCK": _FILTER_BLOCK}, 16)
+    add("parts", kernels.parts_kernel, {**parts, **row, **temperature, **key}, shape, num_warps=8, **exact)
+    for has_filters in (False, True):
+        constexprs = {"NUM_SPLITS": splits, "PARTS": triton.next_power_of_2(splits), "FILTERS": has_filters}
+        name = f"row{', filters' if has_filters else ''}"
+        add(name, kernels.row_kernel, {**outs, **parts, **filters}, constexprs, num_warps=1)
+    block = {"BLOCK": _FILTER_BLOCK}
+    add("filter", kernels.filter_kernel, {**outs, **row, **filters, **key}, block, num_warps=16, **exact)
     return found

@@ -10,11 +10,53 @@ _NEVER = tl.constexpr(0x7FFFFFFF)
 
 
 @triton.jit
+def _log_from_parts(f, exponent):
+    """ln(1 + f) + exponent * ln(2), as in the reference."""
+    square = f * f
+    p = 7.0376836292e-2 * f - 1.1514610310e-1
+    p = p * f + 1.1676998740e-1
+    p = p * f - 1.2420140846e-1
+    p = p * f + 1.4249322787e-1
+    p = p * f - 1.6668057665e-1
+    p = p * f + 2.0000714765e-1
+    p = p * f - 2.4999993993e-1
+    p = p * f + 3.3333331174e-1
+    p = p * f * square
+    p = p - exponent * 2.12194440e-4
+    p = p - square * 0.5
+    return f + p + exponent * 0.693359375
+
+
+@triton.jit
+def _log(x):
+    bits = x.to(tl.int32, bitcast=True)
+    exponent = (bits - 0x3F3504F3) >> 23
+    f = (bits - exponent * 8388608).to(tl.float32, bitcast=True) - 1.0
+    return _log_from_parts(f, exponent.to(tl.float32))
+
+
+@triton.jit
+def gumbel(seed, position, ids):
+    """float32: the noise of the tokens `ids` int32, bit for bit the reference's (with `enable_fp_fusion=False`)."""
+    counters = (ids // 64 * 16 + ids % 16).to(tl.uint32)
+    zero = counters * 0
+    low = zero + (position & 0xFFFFFFFF).to(tl.uint32)
+    high = zero + ((position >> 32) & 0xFFFFFFFF).to(tl.uint32)
+    first, second, third, fourth = tl.philox(seed, low, high, counters, zero)
+    word = ids // 16 % 4
+    bits = tl.where(word < 2, tl.where(word == 0, first, second), tl.where(word == 2, third, fourth))
+    near = -_log_from_parts(-(bits.to(tl.float32) + 0.5) * 2.3283064365386963e-10, 0.0)
+    far = -_log(((0xFFFFFFFF - bits).to(tl.float32) + 0.5) * 2.3283064365386963e-10)
+    return -_log(tl.where(bits < 0x40000000, near, far))
+
+
+@triton.jit
 def parts_kernel(
-    peaks, peak_ids, sums, bad, logits, row_stride, temperature, vocab, SPLIT: tl.constexpr, NUM_SPLITS: tl.constexpr
+    peaks, peak_ids, scores, score_ids, bad, logits, row_stride, temperature, seeds, positions, vocab,
+    SPLIT: tl.constexpr, NUM_SPLITS: tl.constexpr,
 ):  # fmt: skip
-    """One part of SPLIT tokens of a row: its best value, the first token with it, whether there is a NaN, and the sum
-    of exp((x - best) / temperature)."""
+    """One part of SPLIT tokens of a row: its best value, the first token with it, whether there is a NaN; and the best
+    score of a draw, (x - best value of the part) / temperature + noise, with the first token that has it."""
     row, part = tl.program_id(0), tl.program_id(1)
     ids = part * SPLIT + tl.arange(0, SPLIT)
     mask = ids < vocab
@@ -29,25 +71,17 @@ def parts_kernel(
     t = tl.load(temperature + row)
     if t > 0:
         base = tl.where(peak == float("-inf"), 0.0, peak)
-        tl.store(sums + at, tl.sum(tl.exp((clean - base) / t), 0))
-
-
-@triton.jit
-def _uniform(seed, position):
-    """u in (0, 1), as `reference_sampling.uniform` (Philox4x32-10, Salmon et al. 2011)."""
-    low = (position & 0xFFFFFFFF).to(tl.uint32)
-    high = ((position >> 32) & 0xFFFFFFFF).to(tl.uint32)
-    zero = low * 0
-    first, second, _, _ = tl.philox(seed, low, high, zero, zero)
-    bits = (first.to(tl.uint64) | (second.to(tl.uint64) << 32)) >> 12
-    return bits.to(tl.float64) * 2.220446049250313e-16 + 1.1102230246251565e-16
+        noise = gumbel(tl.load(seeds + row), tl.load(positions + row), ids)
+        each = (clean - base) * tl.div_rn(1.0, t) + noise
+        score = tl.max(each, 0)
+        tl.store(scores + at, score)
+        tl.store(score_ids + at, tl.min(tl.where(each == score, ids, _NEVER), 0))
 
 
 @triton.jit
 def row_kernel(
-    out_ids, out_flags, row_peaks, peaks, peak_ids, sums, bad, logits, row_stride,
-    temperature, top_k, top_p, min_p, seeds, positions, vocab,
-    SPLIT: tl.constexpr, NUM_SPLITS: tl.constexpr, PARTS: tl.constexpr, FILTERS: tl.constexpr,
+    out_ids, out_flags, row_peaks, peaks, peak_ids, scores, score_ids, bad, temperature, top_k, top_p, min_p,
+    NUM_SPLITS: tl.constexpr, PARTS: tl.constexpr, FILTERS: tl.constexpr,
 ):  # fmt: skip
     """A row from its parts: best token, flag, and the draw where nothing is filtered. PARTS: NUM_SPLITS, rounded up."""
     row = tl.program_id(0)
@@ -67,20 +101,10 @@ def row_kernel(
     if FILTERS:
         draws = draws & (tl.load(top_k + row) <= 0) & (tl.load(top_p + row) >= 1.0) & (tl.load(min_p + row) <= 0)
     if draws:
-        weights = tl.load(sums + at, mask=exists, other=0.0) * tl.exp((part_peaks - peak) / t)
-        target = _uniform(tl.load(seeds + row), tl.load(positions + row)).to(tl.float32) * tl.sum(weights, 0)
-        running = tl.cumsum(weights, 0)
-        part = tl.min(tl.where(exists & (running >= target), parts, NUM_SPLITS), 0)
-        # Rounding may leave the target beyond the end: then the last part that weighs anything.
-        part = tl.where(part == NUM_SPLITS, tl.max(tl.where(weights > 0, parts, 0), 0), part)
-        rest = target - tl.sum(tl.where(parts < part, weights, 0.0), 0)
-        ids = part * SPLIT + tl.arange(0, SPLIT)
-        mask = ids < vocab
-        x = tl.load(logits + row.to(tl.int64) * row_stride + ids, mask=mask, other=float("-inf"))
-        each = tl.exp((x - peak) / t)
-        reached = tl.min(tl.where((each > 0) & (tl.cumsum(each, 0) >= rest), ids, _NEVER), 0)
-        last = tl.max(tl.where(each > 0, ids, 0), 0)
-        tl.store(out_ids + row, tl.where(reached == _NEVER, last, reached))
+        below = (part_peaks - peak) * tl.div_rn(1.0, t)
+        each = tl.load(scores + at, mask=exists, other=float("-inf")) + below
+        is_first = exists & (each == tl.max(each, 0))
+        tl.store(out_ids + row, tl.min(tl.where(is_first, tl.load(score_ids + at, mask=exists, other=0), _NEVER), 0))
 
 
 @triton.jit
@@ -163,40 +187,32 @@ def filter_kernel(
                 betters += tl.where(keys.to(tl.int64) > low, weights, 0.0)
                 each = tl.maximum(each, tl.where(keys.to(tl.int64) == low, weights, 0.0))
             limit = tl.maximum(tl.ceil((share - tl.sum(betters, 0)) / tl.max(each, 0)), 1.0)
-        # What is kept, part by part: first the whole, then the place.
-        total = 0.0
+        best = float("-inf")
+        winner = 0
         ties = 0.0
-        for n in range(0, vocab, BLOCK):
-            keys, weights = _load_tile(logits, at, n + tl.arange(0, BLOCK), vocab, peak, t, least)
-            kept, ties = _kept(keys, weights, low, limit, ties)
-            total += tl.sum(kept, 0)
-        target = _uniform(tl.load(seeds + row), tl.load(positions + row)).to(tl.float32) * total
-        found = -1
-        last = 0
-        running = 0.0
-        ties = 0.0
+        seed, position = tl.load(seeds + row), tl.load(positions + row)
         for n in range(0, vocab, BLOCK):
             ids = n + tl.arange(0, BLOCK)
             keys, weights = _load_tile(logits, at, ids, vocab, peak, t, least)
             kept, ties = _kept(keys, weights, low, limit, ties)
-            part = tl.sum(kept, 0)
-            last = tl.maximum(last, tl.max(tl.where(kept > 0, ids, 0), 0))
-            if (found < 0) & (running + part >= target):
-                reached = (kept > 0) & (tl.cumsum(kept, 0) >= target - running)
-                first = tl.min(tl.where(reached, ids, _NEVER), 0)
-                found = tl.where(first == _NEVER, tl.max(tl.where(kept > 0, ids, -1), 0), first)
-            running += part
-        tl.store(out_ids + row, tl.where(found < 0, last, found))
+            x = tl.load(logits + at + ids, mask=ids < vocab, other=float("-inf"))
+            scores = (x - peak) * tl.div_rn(1.0, t) + gumbel(seed, position, ids)
+            scores = tl.where(kept, scores, float("-inf"))
+            score = tl.max(scores, 0)
+            if score > best:
+                best = score
+                winner = tl.min(tl.where(kept & (scores == score), ids, _NEVER), 0)
+        tl.store(out_ids + row, winner)
 
 
 @triton.jit
 def _kept(keys, weights, low, limit, ties):
-    """Weights of what stays of a tile, and how many of those at the lowest key have been seen with it."""
+    """What stays of a tile, and how many of those at the lowest key have been seen with it."""
     keys = keys.to(tl.int64)
     is_tie = ((keys == low) & (weights > 0)).to(tl.float32)
     rank = ties + tl.cumsum(is_tie, 0)
     stays = (keys > low) | ((is_tie > 0) & (rank <= limit))
-    return tl.where(stays, weights, 0.0), ties + tl.sum(is_tie, 0)
+    return stays & (weights > 0), ties + tl.sum(is_tie, 0)
 
 
 # ------------------------------------------------------------------------------------------------ changes to logits

@@ -37,6 +37,7 @@ class Variant:
     constexprs: Mapping[str, Any]
     num_warps: int = 4
     num_stages: int = 3
+    enable_fp_fusion: bool = True
     divisible: frozenset[str] = field(default_factory=frozenset)
     min_capability: int = 80  # 90: uses what only Hopper has
     max_spill_bytes: int = 0

@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions: request and reply bodies (features.md 1.3 to 1.5)."""
+"""POST /v1/chat/completions: request and reply bodies."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class ReplyMessage(msgspec.Struct):
     role: str
     content: str | None
     refusal: str | None = None
-    # Both names of what the model thought, for all clients (U19); absent where the server does not look for it.
+    # The thinking under both names that clients read (U19); absent when the server does not look for thinking.
     reasoning: str | None | UnsetType = UNSET
     reasoning_content: str | None | UnsetType = UNSET
     tool_calls: list[ToolCall] | UnsetType = UNSET

@@ -41,7 +41,7 @@ class WireModel(BaseModel):
 
 
 class StreamOptions(WireModel):
-    """D2: both off unless asked for."""
+    """What a stream tells of its usage: nothing unless the request asks for it."""
 
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
@@ -62,7 +62,7 @@ _TOKEN_ID_KEY = re.compile(r"-?[0-9]{1,10}")
 
 
 def _check_logit_bias(value: Any) -> Any:
-    """S12: keys are token ids in decimal; whether they are in the vocabulary is checked with the parameters."""
+    """Keys are token ids in decimal; whether they are in the vocabulary is checked with the parameters."""
     if value is None:
         return None
     if not isinstance(value, dict):
@@ -86,7 +86,7 @@ def _check_request_id(value: str | None) -> str | None:
 
 
 class SamplingFields(WireModel):
-    """The fields of chat and text completions alike (features.md 2.1)."""
+    """The fields that chat and text completions share."""
 
     model: str | None = None
     n: Int | None = None
@@ -113,7 +113,7 @@ class SamplingFields(WireModel):
     max_tokens: Int | None = None
     min_tokens: Int | None = None
     skip_special_tokens: bool | None = None
-    # S25: without effect. It is about "slow" tokenizers, which write a space between added tokens that stand side by
+    # Without effect (S25): it concerns "slow" tokenizers, which write a space between added tokens that stand side by
     # side; octavo reads `tokenizer.json` only, whose decoders decide that themselves.
     spaces_between_special_tokens: bool | None = None
     truncate_prompt_tokens: Int | None = None
@@ -143,7 +143,7 @@ class SamplingFields(WireModel):
     guided_whitespace_pattern: Any = None
 
     def sampling_values(self) -> dict[str, Any]:
-        """What the body says of `SamplingParams`, by its names."""
+        """The values that the body gives for fields of `SamplingParams`, by field name."""
         values = {name: value for name in _SAMPLING_FIELDS if (value := getattr(self, name)) is not None}
         values["stop"] = tuple(self.stop)
         values["stop_token_ids"] = tuple(self.stop_token_ids or ())
@@ -152,7 +152,7 @@ class SamplingFields(WireModel):
         return values
 
     def turn_values(self) -> dict[str, Any]:
-        """What the body says of a `Turn` beside its prompt and its sampling, by its names."""
+        """The values that the body gives for the other fields of a `Turn`, by field name."""
         return {
             "bad_words": self.bad_words or (),
             "truncate": self.truncate_prompt_tokens,
@@ -212,13 +212,13 @@ def refuse_unsupported(body: Mapping[str, Any], refusals: Refusals) -> None:
 
 
 def ignored_fields(body: Mapping[str, Any], model: type[WireModel], refusals: Refusals) -> list[str]:
-    """Names in `body` that nothing here knows, sorted (features.md U20)."""
+    """Names in `body` that no field and no refusal has, sorted. The reply names them (U20)."""
     known = model.model_fields.keys() | refusals.keys() | SILENT_FIELDS
     return sorted(body.keys() - known)
 
 
 class PromptLogprob(msgspec.Struct):
-    """One token at one place of the prompt (S19). `rank` 1 is the most likely."""
+    """One token at one place of the prompt. `rank` 1 is the most likely."""
 
     logprob: float
     rank: int
@@ -234,17 +234,17 @@ class CompletionTokensDetails(msgspec.Struct):
 
 
 class Usage(msgspec.Struct):
-    """Token counts, summed over all prompts and choices (D3, E76)."""
+    """Token counts, summed over all prompts and choices."""
 
     prompt_tokens: int
     total_tokens: int
     completion_tokens: int
     prompt_tokens_details: PromptTokensDetails
-    completion_tokens_details: CompletionTokensDetails | UnsetType = UNSET  # where reasoning is told apart
+    completion_tokens_details: CompletionTokensDetails | UnsetType = UNSET  # on servers that separate the reasoning
 
 
 def usage_of(counts: events.Usage, *, num_output_tokens: int | None = None) -> Usage:
-    """`num_output_tokens`: in place of what was generated, where a reply returns less."""
+    """`num_output_tokens` replaces the count of generated tokens when the reply returns fewer."""
     num_output = counts.num_output_tokens if num_output_tokens is None else num_output_tokens
     num_prompt, num_reasoning = counts.num_prompt_tokens, counts.num_reasoning_tokens
     details = UNSET if num_reasoning is None else CompletionTokensDetails(num_reasoning)

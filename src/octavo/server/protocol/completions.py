@@ -1,4 +1,4 @@
-"""POST /v1/completions: request and reply bodies (features.md 1.6, 1.7)."""
+"""POST /v1/completions: request and reply bodies."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from octavo.server.protocol.common import COMMON_REFUSALS, Int, PromptLogprob, Refusals, SamplingFields, Usage, inert
 
-#: S16: what OpenAI completes when the request does not say.
+#: As in OpenAI's API, when a request does not give `max_tokens` (S16).
 DEFAULT_MAX_TOKENS = 16
 
 Prompts = list[str] | list[list[int]]
@@ -53,7 +53,7 @@ class CompletionRequest(SamplingFields):
 
     @property
     def scores_only(self) -> bool:
-        """S16, S20: the prompt is echoed, and nothing generated."""
+        """Whether the prompt is echoed and scored, and nothing is generated (S16, S20)."""
         return bool(self.echo) and self.max_tokens == 0
 
 
@@ -67,7 +67,7 @@ COMPLETION_REFUSALS: Refusals = {
 
 # ---------------------------------------------------------------- replies
 class CompletionLogprobs(msgspec.Struct):
-    """Four lists of one entry a token (E72); null where an echoed prompt begins."""
+    """Four lists of one entry a token; the entry is null where an echoed prompt begins."""
 
     text_offset: list[int] = []
     token_logprobs: list[float | None] = []
@@ -76,7 +76,7 @@ class CompletionLogprobs(msgspec.Struct):
 
 
 class CompletionChoice(msgspec.Struct):
-    """Of the whole reply and of a chunk alike; the first five fields are always present (E74)."""
+    """A choice of a whole reply or of a chunk; the first five fields are always present."""
 
     index: int
     text: str

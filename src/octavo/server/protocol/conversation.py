@@ -1,4 +1,4 @@
-"""A conversation in the body of a request, and what it says of its rendering: of chat and of /tokenize alike (N16)."""
+"""The conversation in a request body and the options of its rendering, which chat and /tokenize share (N16)."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from octavo.server.protocol.tools import MAX_TOOLS, ToolChoiceField, ToolDefinit
 #: Most messages in a request, and most parts in a message.
 MAX_MESSAGES = 4096
 MAX_PARTS = 1024
-#: What templates call the switch of the model's thinking.
+#: Names in templates for the switch of the model's thinking.
 _THINKING_VARIABLES = ("enable_thinking", "thinking")
 
 
 def _check_part(part: Any) -> Any:
-    """Only the shape: which kinds of parts the model can take is the renderer's knowledge."""
+    """Check the shape of a part only: the renderer knows which kinds of parts the model can take."""
     if not isinstance(part, dict) or not isinstance(part.get("type"), str):
         raise PydanticCustomError("part_type", "A content part should be an object with a `type`")
     return part
@@ -69,7 +69,7 @@ class Message(WireModel):
         return {"role": self.role, "content": self.content, **given}
 
     def text(self) -> str:
-        """The content as one text, parts on lines of their own (T12)."""
+        """The content as one text, each part on a line of its own (T12)."""
         if isinstance(self.content, list):
             return "\n".join(text for part in self.content if isinstance(text := part.get("text"), str))
         return self.content or ""
@@ -79,7 +79,7 @@ Messages = Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)
 
 
 class ConversationFields(WireModel):
-    """What a template is told beside the messages."""
+    """The fields of a request for the chat template, beside the messages."""
 
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
@@ -87,14 +87,14 @@ class ConversationFields(WireModel):
     documents: list[dict[str, Any]] | None = None
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    tools: Annotated[list[ToolDefinition] | None, Field(min_length=1, max_length=MAX_TOOLS)] = None  # F8
+    tools: Annotated[list[ToolDefinition] | None, Field(min_length=1, max_length=MAX_TOOLS)] = None
     tool_choice: ToolChoiceField = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     enable_thinking: bool | None = None
 
     @property
     def template_kwargs(self) -> dict[str, Any] | None:
-        """`chat_template_kwargs`, and what the fields about thinking are called in templates; the former win."""
+        """`chat_template_kwargs`, and the fields about thinking under their names in templates; the former win."""
         own: dict[str, Any] = {}
         if self.reasoning_effort is not None:
             own["reasoning_effort"] = self.reasoning_effort
@@ -115,7 +115,7 @@ class ConversationFields(WireModel):
 
 
 def check_prompt_options(body: Mapping[str, Any]) -> None:
-    """T20: the two ways to end the prompt exclude each other, when both are asked for."""
+    """Refuse a request that asks for both ways to end the prompt (T20)."""
     if body.get("continue_final_message") and body.get("add_generation_prompt"):
         raise InvalidRequest(
             "`continue_final_message` and `add_generation_prompt` cannot both be true.", "continue_final_message"

@@ -1,4 +1,4 @@
-"""GET /v1/models and /version: reply bodies (E32, N1)."""
+"""GET /v1/models and /version: reply bodies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""POST /tokenize and /detokenize: request and reply bodies (E34, E35, N16)."""
+"""POST /tokenize and /detokenize: request and reply bodies."""
 
 from __future__ import annotations
 

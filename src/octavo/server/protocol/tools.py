@@ -1,4 +1,4 @@
-"""Tools in a chat request, what it wants of them, and calls in a reply (features.md 4.1, 4.2)."""
+"""Tools and `tool_choice` in a chat request, and tool calls in a reply."""
 
 from __future__ import annotations
 
@@ -48,9 +48,12 @@ class ToolDefinition(WireModel):
     function: FunctionDefinition
 
     def for_template(self) -> dict[str, Any]:
-        """As the template sees it: the fields that were given, without those that are about decoding."""
+        """The tool as the template sees it: the fields that were given, without nulls and those for decoding."""
         shown: dict[str, Any] = self.model_dump(exclude_unset=True)
-        shown["function"].pop("strict", None)
+        function = shown["function"]
+        for name in ("description", "parameters", "strict"):
+            if name == "strict" or function.get(name) is None:
+                function.pop(name, None)
         return shown
 
 
@@ -107,7 +110,7 @@ class FunctionCallDelta(msgspec.Struct):
 
 
 class ToolCallDelta(msgspec.Struct):
-    """`id`, `type` and the name come once, with the first delta of a call (F25)."""
+    """The first delta of a call has its `id`, `type` and name; later ones have arguments only."""
 
     index: int
     function: FunctionCallDelta

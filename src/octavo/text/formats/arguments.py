@@ -17,41 +17,57 @@ _INTEGER: Final = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.0+)?")
 
 
 class Arguments:
-    """One object. What was passed to the call is at every moment the beginning of valid JSON."""
+    """One object. What was passed to the call is at every moment the beginning of valid JSON.
 
-    __slots__ = ("_call", "_ending", "num_members")
+    A key is passed on with the first of its value. So where a text breaks off, none is left without one.
+    """
+
+    __slots__ = ("_call", "_ending", "_head", "_held", "_is_begun", "num_members")
 
     def __init__(self, call: Call) -> None:
         self._call = call
-        self._ending: Callable[[], str] | None = None  # what makes a whole value of the one that was begun
+        self._head = ""  # of the member whose value has not begun
+        self._ending = self._held = _nothing  # of the value that has not ended
+        self._is_begun = False  # something was passed on
         self.num_members = 0
-        call.completion = self._completion
+        call.completion, call.held = self._completion, self._not_passed_on
 
-    def key(self, key: str, ending: Callable[[], str]) -> None:
-        """A member begins. `ending`: what is due after all that was `put` since, if no more comes."""
-        self._ending = ending
-        self._call.arguments(("{" if self.num_members == 0 else ", ") + json.dumps(key, ensure_ascii=False) + ": ")
+    def key(self, key: str, ending: Callable[[], str], held: Callable[[], str] | None = None) -> None:
+        """A member begins. `ending`: what is due after all that was `put` since, if no more comes; "" where that is
+        nothing. `held`: what else was written of the value."""
+        self._head = ("{" if self.num_members == 0 else ", ") + json.dumps(key, ensure_ascii=False) + ": "
+        self._ending, self._held = ending, held or _nothing
         self.num_members += 1
 
     def put(self, text: str) -> None:
         """The next piece of the member's value."""
         if text:
-            self._call.arguments(text)
+            self._is_begun = True
+            self._call.arguments(self._head + text)
+            self._head = ""
 
     def end_value(self) -> None:
-        """The value is whole. Or no more of it comes: then its ending makes it so."""
-        if self._ending is not None:
-            self.put(self._ending())
-            self._ending = None
+        """The value is whole."""
+        self._ending = self._held = _nothing
 
     def end(self) -> None:
         """The object is whole."""
         if self.num_members:
             self._call.arguments("}")
-            self._call.completion = lambda: ""
+        self._call.completion = self._call.held = _nothing
 
     def _completion(self) -> str:
-        return ((self._ending() if self._ending is not None else "") + "}") if self.num_members else ""
+        ending = self._ending()
+        if self._head and ending:
+            return self._head + ending + "}"
+        return ending + "}" if self._is_begun else ""
+
+    def _not_passed_on(self) -> str:
+        return self._head + self._held()
+
+
+def _nothing() -> str:
+    return ""
 
 
 class Value:
@@ -62,7 +78,7 @@ class Value:
     others, or says nothing, JSON of another type must be spelled exactly, so that 007 stays what it is.
     """
 
-    __slots__ = ("_arguments", "_begun", "_newline", "_parts", "_strips", "_types")
+    __slots__ = ("_arguments", "_begun", "_is_passed_on", "_newline", "_parts", "_strips", "_types")
 
     def __init__(self, arguments: Arguments, key: str, types: Types, *, strips_newlines: bool) -> None:
         """`strips_newlines`: one line break after the mark before the value, and one before that after it, are none
@@ -72,10 +88,9 @@ class Value:
         self._strips = strips_newlines
         self._parts: list[str] | None = None if types == STRING else []
         self._begun = False  # something came
+        self._is_passed_on = False  # the beginning of a string
         self._newline = ""  # came last
         arguments.key(key, self._ending)
-        if self._parts is None:
-            arguments.put('"')
 
     def add(self, text: str) -> None:
         if not text:
@@ -85,13 +100,21 @@ class Value:
             self._begun = True
             self._newline = "\n" if text.endswith("\n") else ""
             text = text[: len(text) - len(self._newline)]
-        if self._parts is None:
-            self._arguments.put(json_inside(text))
-        else:
+        if self._parts is not None:
             self._parts.append(text)
+        elif text:
+            self._arguments.put(json_inside(text) if self._is_passed_on else '"' + json_inside(text))
+            self._is_passed_on = True
+
+    def end(self) -> None:
+        """The value is whole, be it empty."""
+        self._arguments.put(self._ending() or '""')
+        self._arguments.end_value()
 
     def _ending(self) -> str:
-        return '"' if self._parts is None else json_of("".join(self._parts), self._types)
+        if self._parts is None:
+            return '"' if self._is_passed_on else ""
+        return json_of("".join(self._parts), self._types) if self._parts else ""
 
 
 def json_of(text: str, types: Types) -> str:

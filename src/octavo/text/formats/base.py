@@ -7,12 +7,12 @@ From a row come the parser of what a model writes (`Body.parse`) and the grammar
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from octavo.text.json_copy import JsonCopy
-from octavo.text.source import Malformed, Source, Steps, Unfinished, marks
+from octavo.text.source import Malformed, Marks, Source, Steps, Unfinished, marks
 
 #: Characters of a function's name.
 MAX_NAME: Final = 256
@@ -41,9 +41,11 @@ class CallSink(Protocol):
 class Call:
     """One call that is being read: `with Call(...) as call`.
 
-    It is announced when its name is known and its arguments begin; from then on it is a call, whatever follows. Until
-    then the source records what is read, which is content if it comes to nothing. A call that breaks off after it was
-    announced gets the end that makes JSON of its arguments, unless the whole text was cut off.
+    It is announced when its name is known and the first of its arguments is passed on; from then on it is a call,
+    whatever follows. Until then the source records what is read, which is content if it comes to nothing.
+
+    A text that is broken after the call was announced, or just ends, leaves the call with what was passed on, and what
+    makes JSON of it. A text that was cut off leaves what was written so far, of each call whose name is known.
     """
 
     def __init__(self, source: Source, sink: CallSink, names: frozenset[str] | None = None) -> None:
@@ -55,8 +57,10 @@ class Call:
         self.name: str | None = None
         self.call_id: str | None = None
         self.is_announced = False
-        #: What makes JSON of the arguments that were passed on.
-        self.completion: Callable[[], str] = lambda: ""
+        #: What makes JSON of the arguments that were passed on; "": nothing was, or nothing is due.
+        self.completion: Callable[[], str] = _nothing
+        #: What of the arguments was written and not passed on, because it may come to nothing.
+        self.held: Callable[[], str] = _nothing
         if not source.is_recording:
             source.record()
 
@@ -64,14 +68,21 @@ class Call:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if not isinstance(error, Malformed) or not self.is_announced:
+        if not isinstance(error, Malformed):
+            return
+        is_unfinished = isinstance(error, Unfinished)
+        if is_unfinished and self._source.is_truncated:
+            if self.name is not None:
+                self.arguments(self.held())
+                self._source.take_rest()
+            return
+        completion = self.completion()
+        if not self.is_announced and (self.name is None or not is_unfinished or not completion):
             return
         self._source.rewind()
-        is_unfinished = isinstance(error, Unfinished)
         if is_unfinished:
             self._source.take_rest()
-        if not is_unfinished or not self._source.is_truncated:
-            self.arguments(self.completion())
+        self.arguments(completion)
 
     @property
     def has_arguments(self) -> bool:
@@ -82,6 +93,10 @@ class Call:
     def is_doubtful(self) -> bool:
         """Nothing has shown yet that it is a call."""
         return self._names is not None and self.name is None
+
+    def read_name(self, source: Source) -> Steps[None]:
+        """The name is a JSON string that begins here. Raises `Malformed` for one that no call can have."""
+        self.set_name((yield from read_string(source, beginnings=self._names)))
 
     def set_name(self, name: str) -> None:
         """Raises `Malformed` for a name that no call can have."""
@@ -95,12 +110,13 @@ class Call:
                 self.arguments("".join(self._early))
 
     def arguments(self, text: str) -> None:
+        """The next piece of the arguments, of which nothing is taken back: what was read so far is used."""
         if self.name is None:
             self._early.append(text)
             return
+        self._source.recorded()
         if not self.is_announced:
             self.is_announced = True
-            self._source.recorded()
             self._sink.begin(self.name, self.call_id)
         self._sink.arguments(text)
 
@@ -111,9 +127,9 @@ class Call:
         if char != "{":
             raise Malformed if char else Unfinished
         copy = JsonCopy(self.arguments)
-        self.completion = copy.completion
+        self.completion, self.held = copy.completion, copy.held
         yield from copy.run(source)
-        self.completion = lambda: ""
+        self.completion = self.held = _nothing
 
     def close(self) -> None:
         """The call is at its end. Raises `Malformed` when it has no name."""
@@ -121,6 +137,10 @@ class Call:
             raise Malformed
         if not self.is_announced:
             self.arguments("{}")
+
+
+def _nothing() -> str:
+    return ""
 
 
 class GrammarBuilder(Protocol):
@@ -209,8 +229,9 @@ class ToolFormat:
     repeats: bool = False  # each of several calls has marks of its own, parted by `between`
     between: str = ""
     pipeline: Pipeline | None = None  # reads the whole output, in place of the usual stages
-    #: The grammar of a whole output with calls in it, where text is not free between the marks.
-    among_text: Callable[[GrammarBuilder, Sequence[Tool]], str] | None = None
+    #: (build, tools, content) -> the grammar of a whole output with calls in it, where text is not free between the
+    #: marks. `content`: the rule that what is said to the user fits.
+    among_text: Callable[[GrammarBuilder, Sequence[Tool], str], str] | None = None
 
     @property
     def marks(self) -> tuple[str, ...]:
@@ -247,8 +268,23 @@ class ReasoningFormat:
         return (*self.begins, *self.ends, *self.noise, *self.extra_marks)
 
 
-def read_string(source: Source, limit: int = 4096) -> Steps[str]:
-    """A JSON string, decoded. Raises `Malformed`, at its end also for one of more than `limit` characters."""
+def read_name(source: Source, stops: Marks, limit: int) -> Steps[str]:
+    """A name before the first of `stops`. Raises `Malformed`, and `Unfinished` only where the text may begin a name."""
+    try:
+        return (yield from source.text_until(stops, limit)).strip()
+    except Unfinished:
+        begun = yield from source.peek(limit + stops.max_size)
+        begun = begun[: len(begun) - stops.num_held(begun, 0)]
+        if any(map(str.isspace, begun.strip())):
+            raise Malformed from None
+        raise
+
+
+def read_string(source: Source, limit: int = 4096, beginnings: Collection[str] | None = None) -> Steps[str]:
+    """A JSON string, decoded. Raises `Malformed`, at its end also for one of more than `limit` characters.
+
+    Raises `Unfinished` where the text ends within it, and may still begin one of `beginnings`, if they are given.
+    """
     parts: list[str] = []
     char = yield from source.peek()
     if not char or char not in "\"'":
@@ -261,7 +297,13 @@ def read_string(source: Source, limit: int = 4096) -> Steps[str]:
         if size <= limit:
             parts.append(text)
 
-    yield from JsonCopy(keep).run(source)
+    try:
+        yield from JsonCopy(keep).run(source)
+    except Unfinished:
+        begun = "".join(parts)[1:]
+        if beginnings is not None and not any(text.startswith(begun) for text in beginnings):
+            raise Malformed from None
+        raise
     if size > limit:
         raise Malformed
     text: str = json.loads("".join(parts))

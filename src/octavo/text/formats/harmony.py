@@ -26,6 +26,7 @@ ALL_MARKS: Final = (START, CHANNEL, CONSTRAIN, MESSAGE, *ENDS)
 FUNCTIONS: Final = "functions."
 
 _BODY_STOPS: Final = marks(START, CHANNEL, *ENDS)
+_MARKS: Final = marks(START, CHANNEL, MESSAGE, *ENDS)
 _TO: Final = "to="
 _MAX_HEADER: Final = 1024
 _RECIPIENT: Final = re.compile(r"to=([^\s<]+)")
@@ -49,13 +50,18 @@ class HarmonyCalls:
         return build.one_of([f"{build.text(tool.name)} {head} {build.json(tool.parameters)} {tail}" for tool in tools])
 
 
-def written(build: GrammarBuilder, tools: Sequence[Tool]) -> str:
-    """A whole output after <|start|>assistant: messages without a recipient, and at most one call, which ends it."""
-    channel = build.one_of([build.text(name) for name in ("analysis", "commentary", "final")])
-    message = f"{build.mark(CHANNEL)} {channel} {build.mark(MESSAGE)} TEXT"
+def written(build: GrammarBuilder, tools: Sequence[Tool], content: str) -> str:
+    """A whole output after <|start|>assistant: messages without a recipient, and at most one call, which ends it.
+
+    Where `content` is not free, it is one message, and nothing comes before it or the call.
+    """
     call = (
         f"{build.spelled(f'{CHANNEL}commentary to={FUNCTIONS}')} {HarmonyCalls().grammar(build, tools, parallel=False)}"
     )
+    if content != "TEXT":
+        return f"{build.spelled(f'{CHANNEL}final{MESSAGE}')} {content} | {call}"
+    channel = build.one_of([build.text(name) for name in ("analysis", "commentary", "final")])
+    message = f"{build.mark(CHANNEL)} {channel} {build.mark(MESSAGE)} TEXT"
     return f"({message} {build.spelled(f'<|end|>{START}assistant')})* ({message} | {call})"
 
 
@@ -93,6 +99,8 @@ def read_harmony(source: Source, sink: TextSink, wants_tools: bool, wants_reason
     yield from source.skip_blanks()
     is_header = (yield from source.at(_TO)) or (yield from source.at(CHANNEL))
     blanks = source.recorded()
+    if source.is_cut_within(_TO, CHANNEL):
+        source.take_rest()
     if not is_header:
         sink.content.add(blanks)
     while is_header or (yield from _stray_text(source, content)):
@@ -106,7 +114,7 @@ def read_harmony(source: Source, sink: TextSink, wants_tools: bool, wants_reason
         elif channel is not None and channel[1] == "analysis":
             yield from _read_analysis(source, sink, reasoning)
         else:
-            yield from source.copy_until(_BODY_STOPS, content.message())
+            yield from source.copy_until(_BODY_STOPS, content.message(), drops_cut_mark=True)
         if (yield from source.accept_any(marks(*ENDS))):
             yield from source.skip_blanks()
     sink.reasoning.release_blanks()
@@ -114,7 +122,7 @@ def read_harmony(source: Source, sink: TextSink, wants_tools: bool, wants_reason
 
 def _read_analysis(source: Source, sink: TextSink, reasoning: _Part) -> Steps[None]:
     sink.reasoning_end = None
-    mark = yield from source.copy_until(_BODY_STOPS, reasoning.message())
+    mark = yield from source.copy_until(_BODY_STOPS, reasoning.message(), drops_cut_mark=True)
     if mark is not None:
         sink.reasoning.drop_blanks()
         sink.reasoning_end = source.num_consumed + (len(mark) if mark in ENDS else 0)
@@ -123,7 +131,7 @@ def _read_analysis(source: Source, sink: TextSink, reasoning: _Part) -> Steps[No
 def _stray_text(source: Source, content: _Part) -> Steps[bool]:
     """Text that is in no message; whether a message follows."""
     while True:
-        mark = yield from source.copy_until(marks(START, CHANNEL, MESSAGE, *ENDS), content.more)
+        mark = yield from source.copy_until(_MARKS, content.more, drops_cut_mark=True)
         if mark not in ENDS:
             return mark is not None
         source.take(len(mark))
@@ -157,4 +165,4 @@ def _read_call(source: Source, sink: TextSink, name: str, content: _Part) -> Ste
         yield from skip_strays(source)
     except Malformed:
         source.rewind()
-    yield from source.copy_until(_BODY_STOPS, content.message())
+    yield from source.copy_until(_BODY_STOPS, content.message(), drops_cut_mark=True)

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from octavo.text.formats.base import Call, CallSink, GrammarBuilder, Tool, read_string, skip_strays
 from octavo.text.json_copy import JsonCopy
-from octavo.text.source import Malformed, Marks, Source, Steps, Unfinished, marks
+from octavo.text.source import BLANKS, Malformed, Marks, Source, Steps, Unfinished, marks
 
 #: Objects within the object of a call: {"type": "function", "function": {...}}.
 _MAX_NESTING = 3
+_ARGUMENTS = frozenset({"arguments", "parameters", "args", "input"})
+#: All keys of a call of which nothing else has shown yet that it is one.
+_KEYS = _ARGUMENTS | {"name", "function", "type", "id"}
 #: With which a code block of calls begins.
 _FENCES = Marks(("```json\n", "```\n"))
 
@@ -86,7 +90,7 @@ class JsonCalls:
                 continue
             if call.is_announced and (yield from source.at_any(marks('"', "'"))) is None:
                 return  # its own end is missing, but the arguments are whole
-            key = yield from read_string(source)
+            key = yield from read_string(source, beginnings=_KEYS if call.is_doubtful else None)
             yield from source.skip_blanks()
             yield from source.expect(":")
             yield from source.skip_blanks()
@@ -94,11 +98,13 @@ class JsonCalls:
 
     def _member(self, source: Source, call: Call, key: str, depth: int) -> Steps[None]:
         char = yield from source.peek()
+        if not char:
+            raise Unfinished
         if key in ("name", "function") and char in ('"', "'"):
-            call.set_name((yield from read_string(source)))
+            yield from call.read_name(source)
         elif key == "function" and char == "{" and depth < _MAX_NESTING:
             yield from self._object(source, call, depth + 1)
-        elif key in ("arguments", "parameters", "args", "input") and not call.has_arguments:
+        elif key in _ARGUMENTS and not call.has_arguments:
             yield from _arguments(source, call, char)
         elif call.is_doubtful and key not in ("type", "id"):
             raise Malformed
@@ -107,6 +113,10 @@ class JsonCalls:
 
     # ------------------------------------------------------------ grammar
     def grammar(self, build: GrammarBuilder, tools: Sequence[Tool], *, parallel: bool) -> str:
+        calls_text = self._written(build, tools, parallel=parallel)
+        return build.one_of([calls_text, _in_fence(build, calls_text)]) if self.is_fenced else calls_text
+
+    def _written(self, build: GrammarBuilder, tools: Sequence[Tool], *, parallel: bool) -> str:
         calls = []
         for tool in tools:
             head = f'{{"name": {_quoted(tool.name)}, "{self.argument_key}": '
@@ -117,13 +127,35 @@ class JsonCalls:
             call = f"{call} ({more} {call})*"
         opening, closing = (build.text("["), build.text("]")) if self.is_list else ("", "")
         end = build.mark(self.end) if self.end else ""
-        calls_text = " ".join(
-            filter(None, [build.text(self.before), opening, call, closing, build.text(self.after), end])
-        )
-        if self.is_fenced:
-            fenced = f"{build.text(_FENCES.texts[0])} {calls_text} {build.text(chr(10) + '```')}"
-            return build.one_of([calls_text, fenced])
-        return calls_text
+        return " ".join(filter(None, [build.text(self.before), opening, call, closing, build.text(self.after), end]))
+
+    def fenced(self, build: GrammarBuilder, tools: Sequence[Tool], *, parallel: bool) -> list[str]:
+        """The ways to write calls in a code block: one or none."""
+        return [_in_fence(build, self._written(build, tools, parallel=parallel))] if self.is_fenced else []
+
+    def or_calls(self, schema: Any, tools: Sequence[Tool], *, parallel: bool) -> Any:
+        """The schema of documents that are calls of `tools`, as they are without marks, or that fit `schema`.
+
+        The names of all `$defs` differ.
+        """
+        definitions = dict(schema.get("$defs", {})) if isinstance(schema, dict) else {}
+        calls = []
+        for tool in tools:
+            arguments = {key: value for key, value in tool.parameters.items() if key != "$defs"}
+            definitions |= tool.parameters.get("$defs", {})
+            members = {"name": {"const": tool.name}, self.argument_key: arguments}
+            calls.append(
+                {"type": "object", "properties": members, "required": list(members), "additionalProperties": False}
+            )
+        call: Any = {"anyOf": calls}
+        if self.is_list:
+            call = {"type": "array", "items": call, "minItems": 1} | ({} if parallel else {"maxItems": 1})
+        own = {key: value for key, value in schema.items() if key != "$defs"} if isinstance(schema, dict) else schema
+        return {"anyOf": [own, call], "$defs": definitions}
+
+
+def _in_fence(build: GrammarBuilder, text: str) -> str:
+    return f"{build.text(_FENCES.texts[0])} {text} {build.text(chr(10) + '```')}"
 
 
 def _goes_on(source: Source) -> Steps[bool]:
@@ -134,6 +166,9 @@ def _goes_on(source: Source) -> Steps[bool]:
         yield from source.skip_blanks()
     if (yield from source.at("{")):
         return True
+    if source.is_truncated and (yield from source.is_over()):
+        source.recorded()
+        return False
     source.rewind()
     return False
 
@@ -143,18 +178,27 @@ def _arguments(source: Source, call: Call, char: str) -> Steps[None]:
     if char == "{":
         yield from call.copy_json(source)
     elif char in ('"', "'"):
-        inner = Source()
-        inner.feed((yield from read_string(source, 1 << 24)).strip() or "{}")
-        inner.end(truncated=False)
-        parts: list[str] = []
-        yield from JsonCopy(parts.append).run(inner)
-        if not parts[0].startswith("{"):
-            raise Malformed
-        call.arguments("".join(parts))
+        call.arguments(_object_within((yield from read_string(source, 1 << 24)).strip() or "{}"))
     elif (yield from source.accept("null")) or (yield from source.accept("None")):
         call.arguments("{}")
     else:
-        raise Malformed if char else Unfinished
+        raise (yield from source.failure("null", "None"))
+
+
+def _object_within(text: str) -> str:
+    """The JSON object that `text` is. Raises `Malformed`."""
+    inner = Source()
+    inner.feed(text)
+    inner.end(truncated=False)
+    parts: list[str] = []
+    copy = JsonCopy(parts.append)
+    try:
+        next(copy.run(inner), None)
+    except Unfinished:  # of this text, not of that around it
+        parts.append(copy.completion())
+    if not parts[0].startswith("{") or inner.take_rest().strip(BLANKS + "}]"):
+        raise Malformed
+    return "".join(parts)
 
 
 def _quoted(name: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from octavo.text.formats.base import MAX_NAME, Call, CallSink, GrammarBuilder, Tool
+from octavo.text.formats.base import MAX_NAME, Call, CallSink, GrammarBuilder, Tool, read_name
 from octavo.text.formats.literals import KeyedCopy
 from octavo.text.formats.schema_grammar import raw_string, separated
 from octavo.text.formats.schema_types import STRING, Types, property_types
@@ -35,12 +35,12 @@ class KeyedCalls:
         with Call(source, sink) as call:
             yield from source.skip_blanks()
             yield from source.expect(_OPENING)
-            name = yield from source.text_until(marks("{", "\n", self.end), MAX_NAME)
+            name = yield from read_name(source, marks("{", "\n", self.end), MAX_NAME)
             if not (yield from source.at("{")):
                 raise Malformed
-            call.set_name(name.strip())
+            call.set_name(name)
             copy = KeyedCopy(call.arguments, self.quote)
-            call.completion = copy.completion
+            call.completion, call.held = copy.completion, copy.held
             yield from copy.run(source)
             call.close()
 

@@ -1,7 +1,8 @@
 """Values in notations other than JSON, copied as JSON while a model writes them.
 
-What is passed on is at every moment the beginning of one valid JSON value, as with `json_copy.JsonCopy`. Brackets are
-kept on a list and not on the stack, so that no depth is too deep, and each character is looked at once.
+What is passed on is at every moment the beginning of one valid JSON value, and what is not certain yet is held, as with
+`json_copy.JsonCopy`. Brackets are kept on a list and not on the stack, so that no depth is too deep, and each character
+is looked at once.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import ClassVar, Final
 
-from octavo.text.json_copy import MAX_LEXEME, JsonCopy, mended_number
+from octavo.text.json_copy import MAX_LEXEME, Hold, JsonCopy, mended_number
 from octavo.text.source import Malformed, Source, Steps, Unfinished, marks
 
 _LEXEME: Final = re.compile(r"[A-Za-z0-9_+.\-]+")
@@ -34,18 +35,20 @@ class LiteralCopy(ABC):
     def __init__(self, emit: Callable[[str], None]) -> None:
         self._emit = emit
         self._due: list[tuple[str, str, str]] = []  # brackets that are open, innermost last
+        self._num_due = 0  # of them, those that were passed on
         self._expects = "value"  # or "item" or "key" (or the end of a list, an object), "colon", "next"
         self._has_comma = False  # that nothing has followed yet
-        self._ending = ""  # of the string that is being copied
+        self._pending: list[str] = []  # keys and opening brackets that no value has followed yet
+        self._ending = ""  # of the string that is being passed on
+        self._hold = Hold()
 
     def completion(self) -> str:
-        """What makes a whole value of that which was emitted."""
-        text = self._ending
-        if self._expects == "colon":
-            text += ": null"
-        elif self._expects == "value":
-            text = text or "null"
-        return text + "".join(bracket[2] for bracket in reversed(self._due))
+        """What makes a whole value of that which was passed on; "" if that is nothing."""
+        return self._ending + "".join(bracket[2] for bracket in reversed(self._due[: self._num_due]))
+
+    def held(self) -> str:
+        """What was written and not passed on."""
+        return (", " if self._has_comma else "") + "".join(self._pending) if self._pending else ""
 
     def run(self, source: Source) -> Steps[None]:
         """Copy one value, which begins where the source stands. Raises `Malformed`, `Unfinished`."""
@@ -57,24 +60,26 @@ class LiteralCopy(ABC):
             expects = self._expects
             if expects in ("item", "key", "next") and char == self._due[-1][0]:
                 source.take(1)
-                self._has_comma = False
-                self._emit(self._due.pop()[2])
+                self._has_comma = self._has_comma and bool(self._pending)
+                self._pass_on(source, self._due.pop()[2])
             elif expects == "next":
+                self._hold.begin(source)
                 yield from source.expect(",")
                 self._has_comma = True
                 self._expects = "key" if self._due[-1][1] == "{" else "item"
                 continue
             elif expects == "colon":
                 yield from source.expect(":")
-                self._emit(": ")
+                self._pending.append(": ")
                 self._expects = "value"
                 continue
             elif expects == "key":
                 yield from self._key(source)
                 continue
             elif (bracket := self.brackets.get(char)) is not None:
+                self._hold.begin(source)
                 source.take(1)
-                self._put(bracket[1])
+                self._pending.append(bracket[1])
                 self._due.append(bracket)
                 self._expects = "key" if bracket[1] == "{" else "item"
                 continue
@@ -85,15 +90,18 @@ class LiteralCopy(ABC):
                 return
             self._expects = "next"
 
-    def _put(self, text: str) -> None:
-        """Something that a comma may precede."""
-        self._emit(f", {text}" if self._has_comma else text)
+    def _pass_on(self, source: Source, text: str) -> None:
+        """A value begins or ends: what was held is certain."""
+        self._hold.end(source)
+        self._emit((", " if self._has_comma else "") + "".join(self._pending) + text)
         self._has_comma = False
+        self._pending.clear()
+        self._num_due = len(self._due)
 
     # ------------------------------------------------------------ of each notation
     @abstractmethod
     def _key(self, source: Source) -> Steps[None]:
-        """Copy a key. From its first character on "colon" is expected, and `_ending` is due."""
+        """Add a key to what is held, and expect "colon"."""
 
     @abstractmethod
     def _scalar(self, source: Source) -> Steps[None]:
@@ -131,48 +139,45 @@ class PythonCopy(LiteralCopy):
 
     def _key(self, source: Source) -> Steps[None]:
         char = yield from source.peek()
-        self._expects = "colon"
         if char in ("'", '"'):
-            yield from self._string(source)
+            yield from self._string(source, self._pending.append)
         else:
-            self._expects = "key"
             value = yield from self._word(source)
-            self._expects = "colon"
-            self._put(f'"{value}"')
+            self._pending.append(f'"{value}"')
+        self._expects = "colon"
 
     def _scalar(self, source: Source) -> Steps[None]:
         char = yield from source.peek()
         if char in ("'", '"'):
-            yield from self._string(source)
+            yield from self._string(source, self._emit)
         else:
-            self._put((yield from self._word(source)))
+            value = yield from self._word(source)
+            self._pass_on(source, value)
 
-    def _string(self, source: Source) -> Steps[None]:
-        self._put('"')
-        self._ending = '"'
+    def _string(self, source: Source, write: Callable[[str], None]) -> Steps[None]:
+        """A value, or a key, which is held."""
         char = yield from source.peek()
-        if not (yield from source.accept(char * 3)):
-            if source.is_cut_within(char * 3):
-                raise Unfinished
-            quote = source.take(1)
+        is_long = yield from source.at(char * 3)
+        if not is_long and source.is_cut_within(char * 3):
+            raise Unfinished
+        quote = source.take(3 if is_long else 1)
+        if self._expects == "key":
+            write('"')
         else:
-            quote = char * 3
-        stops = marks(quote, "\\")
+            self._pass_on(source, '"')
+            self._ending = '"'
+        stops, inside = marks(quote, "\\"), _inside_writer(write)
         while True:
-            stop = yield from source.copy_until(stops, self._pass_on, drops_cut_mark=True)
+            stop = yield from source.copy_until(stops, inside, drops_cut_mark=True)
             if stop is None:
                 raise Unfinished
             if stop == "\\":
-                self._pass_on((yield from _escape(source)))
+                inside((yield from _escape(source)))
                 continue
             source.take(len(quote))
             self._ending = ""
-            self._emit('"')
+            write('"')
             return
-
-    def _pass_on(self, text: str) -> None:
-        if text:
-            self._emit(json_inside(text))
 
 
 def json_inside(text: str) -> str:
@@ -247,45 +252,52 @@ class KeyedCopy(LiteralCopy):
         self._quote = quote
 
     def _key(self, source: Source) -> Steps[None]:
-        if (yield from source.at(self._quote)) or (yield from source.at('"')):
-            self._expects = "colon"
-            yield from self._scalar(source)
-            return
-        key = yield from _bare_key(source)
+        if (yield from source.at(self._quote)):
+            yield from self._string(source, self._pending.append)
+        elif (yield from source.at('"')):
+            yield from JsonCopy(self._pending.append).run(source)
+        else:
+            key = yield from _bare_key(source)
+            self._pending.append(json.dumps(key, ensure_ascii=False))
         self._expects = "colon"
-        self._put(json.dumps(key, ensure_ascii=False))
 
     def _scalar(self, source: Source) -> Steps[None]:
         if (yield from source.at(self._quote)):
-            yield from self._string(source)
+            yield from self._string(source, self._emit)
         elif (yield from source.at('"')):
-            self._put("")
+            self._pass_on(source, "")
             self._ending = '"'
             yield from JsonCopy(self._emit).run(source)
             self._ending = ""
         elif source.is_cut_within(self._quote):
             raise Unfinished
         else:
-            self._put((yield from self._word(source)))
+            value = yield from self._word(source)
+            self._pass_on(source, value)
 
-    def _string(self, source: Source) -> Steps[None]:
-        self._put('"')
-        self._ending = '"'
+    def _string(self, source: Source, write: Callable[[str], None]) -> Steps[None]:
+        """A value, or a key, which is held."""
         source.take(len(self._quote))
-        if (yield from source.copy_until(marks(self._quote), self._pass_on, drops_cut_mark=True)) is None:
+        if self._expects == "key":
+            write('"')
+        else:
+            self._pass_on(source, '"')
+            self._ending = '"'
+        inside = _inside_writer(write)
+        if (yield from source.copy_until(marks(self._quote), inside, drops_cut_mark=True)) is None:
             raise Unfinished
         source.take(len(self._quote))
         self._ending = ""
-        self._emit('"')
+        write('"')
 
-    def _pass_on(self, text: str) -> None:
-        self._emit(json_inside(text))
+
+def _inside_writer(write: Callable[[str], None]) -> Callable[[str], None]:
+    """What writes text as the inside of a JSON string."""
+    return lambda text: write(json_inside(text)) if text else None
 
 
 def _bare_key(source: Source) -> Steps[str]:
-    source.record()
     key = (yield from source.text_until(marks(*":{}[],\n"), MAX_LEXEME)).strip()
     if not key or not (yield from source.at(":")):
         raise Malformed
-    source.recorded()
     return key

@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from octavo.text.formats.base import MAX_NAME, Call, CallSink, GrammarBuilder, Tool
-from octavo.text.source import Malformed, Source, Steps, marks
+from octavo.text.formats.base import MAX_NAME, Call, CallSink, GrammarBuilder, Tool, read_name
+from octavo.text.source import Malformed, Source, Steps, Unfinished, marks
 
 _NUMBERED = re.compile(r"(?:functions\.)?(.+?)(?::(\d+))?")
 
@@ -35,7 +35,7 @@ class NamedCalls:
             if self.opening:
                 yield from source.accept(self.opening)
             stops = marks(*self.separators, *([self.id_mark] if self.id_mark else []), "{")
-            name = (yield from source.text_until(stops, 2 * MAX_NAME)).strip()
+            name = yield from read_name(source, stops, 2 * MAX_NAME)
             if self.id_mark and (yield from source.accept(self.id_mark)):
                 call.call_id = (yield from source.text_until(stops, MAX_NAME)).strip()
             if self.is_numbered and (found := _NUMBERED.fullmatch(name)) is not None:
@@ -43,13 +43,18 @@ class NamedCalls:
             if not name or any(char.isspace() for char in name):  # prose that a brace happens to follow
                 raise Malformed
             call.set_name(name)
-            yield from source.accept_any(marks(*self.separators))
+            separator = yield from source.at_any(marks(*self.separators))
+            if source.is_cut_within(*self.separators):
+                raise Unfinished
+            source.take(len(separator or ""))
             yield from call.copy_json(source)
             call.close()
         for mark in self.closing:
             source.record()
             yield from source.skip_blanks()
             if not (yield from source.accept(mark.strip())):
+                if source.is_cut_within(mark.strip()):
+                    raise Unfinished
                 source.rewind()
 
     def grammar(self, build: GrammarBuilder, tools: Sequence[Tool], *, parallel: bool) -> str:

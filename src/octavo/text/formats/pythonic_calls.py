@@ -52,7 +52,8 @@ class PythonicCalls:
             name = yield from source.run_of(_NAME, MAX_NAME)
             yield from source.skip_blanks()
             if not (yield from source.accept("(")):
-                raise Unfinished if source.is_truncated and (yield from source.is_over()) else Malformed
+                may_go_on = names is None or any(known.startswith(name) for known in names)
+                raise Unfinished if may_go_on and (yield from source.is_over()) else Malformed
             call.set_name(name)
             arguments = Arguments(call)
             while (yield from _goes_on(source, arguments)):
@@ -99,7 +100,7 @@ def _goes_on(source: Source, arguments: Arguments) -> Steps[bool]:
 
 def _argument(source: Source, call: Call, arguments: Arguments, schema: Mapping[str, Any]) -> Steps[None]:
     if call.is_announced:
-        source.record()  # until it is known to be one
+        source.record()  # until its value begins
     word = yield from source.run_of(_WORD, MAX_LEXEME)
     yield from source.skip_blanks()
     key = None
@@ -115,12 +116,11 @@ def _argument(source: Source, call: Call, arguments: Arguments, schema: Mapping[
     if key is None:
         key = _positional(schema, arguments.num_members)
     if word:
-        arguments.key(key, lambda: value)
-        source.recorded()
+        arguments.key(key, str)
+        arguments.put(value)
     else:
         copy = PythonCopy(arguments.put)
-        arguments.key(key, copy.completion)
-        source.recorded()
+        arguments.key(key, copy.completion, copy.held)
         yield from copy.run(source)
     arguments.end_value()
 

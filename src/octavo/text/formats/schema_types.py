@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, Final
+from urllib.parse import unquote
 
 ANY: Final = None
 #: Names of JSON's types; `ANY` where the schema leaves it open.
@@ -29,6 +30,19 @@ def property_types(parameters: Mapping[str, Any], key: str) -> Types:
     return _Reader(parameters).types(property_schema(parameters, key), 0)
 
 
+def bare_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """A schema that asks for the names and types of the arguments alone."""
+    properties = resolved(parameters, parameters).get("properties")
+    required = resolved(parameters, parameters).get("required")
+    keys = [key for key in properties if isinstance(key, str)] if isinstance(properties, Mapping) else []
+    types = {key: property_types(parameters, key) for key in keys}
+    return {
+        "type": "object",
+        "properties": {key: {"type": sorted(names)} if names is not ANY else {} for key, names in types.items()},
+        "required": [key for key in required if key in types] if isinstance(required, list) else [],
+    }
+
+
 def resolved(schema: Any, root: Mapping[str, Any]) -> Mapping[str, Any]:
     """The schema that a chain of local references leads to; {}, which allows anything, where it leads nowhere."""
     for _ in range(_MAX_DEPTH):
@@ -48,7 +62,7 @@ def _pointed(reference: str, root: Mapping[str, Any]) -> Any:
     for part in reference[1:].split("/")[1:]:
         if not isinstance(found, Mapping):
             return None
-        found = found.get(part.replace("~1", "/").replace("~0", "~"))
+        found = found.get(unquote(part).replace("~1", "/").replace("~0", "~"))
     return found
 
 

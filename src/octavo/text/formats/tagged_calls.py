@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from octavo.errors import InvalidRequest
 from octavo.text.formats.arguments import Arguments, Value, parameters_of
-from octavo.text.formats.base import MAX_NAME, Call, CallSink, GrammarBuilder, Tool
+from octavo.text.formats.base import MAX_NAME, Call, CallSink, GrammarBuilder, Tool, read_name
 from octavo.text.formats.schema_grammar import in_sequence, raw_string
 from octavo.text.formats.schema_types import ANY, STRING, Types, property_types
 from octavo.text.source import Malformed, Marks, Source, Steps, Unfinished, marks
@@ -64,6 +64,8 @@ class TaggedCalls:
             source.record()
             yield from source.skip_blanks()
             if not (yield from source.at(self.opening)):
+                if source.is_cut_within(self.opening):
+                    raise Unfinished
                 source.rewind()
                 return
 
@@ -72,9 +74,11 @@ class TaggedCalls:
             yield from source.skip_blanks()
             if self.prefix and (yield from source.accept(self.prefix)):
                 yield from source.skip_blanks()
+            elif self.prefix and source.is_cut_within(self.prefix):
+                raise Unfinished
             if self.opening and not is_open:
                 yield from source.expect(self.opening)
-            name = (yield from source.text_until(self._name_stops, MAX_NAME)).strip()
+            name = yield from read_name(source, self._name_stops, MAX_NAME)
             if name not in tools and not _NAME.fullmatch(name):
                 raise Malformed
             call.set_name(name)
@@ -95,7 +99,7 @@ class TaggedCalls:
 
     def _argument(self, source: Source, call: Call, arguments: Arguments, schema: Mapping[str, Any]) -> Steps[None]:
         if call.is_announced:
-            source.record()  # until the key is known to be one
+            source.record()  # until the value begins
         yield from source.expect(self.key_open)
         key = yield from source.text_until(marks(self.key_end, "\n", self.value_end), MAX_NAME)
         yield from source.expect(self.key_end)
@@ -104,10 +108,9 @@ class TaggedCalls:
             yield from source.skip_blanks()
             yield from source.expect(self.value_open)
         value = Value(arguments, key, types, strips_newlines=self.strips_newlines)
-        source.recorded()
         if (yield from source.copy_until(self._value_stops, value.add, drops_cut_mark=True)) is None:
             raise Unfinished
-        arguments.end_value()
+        value.end()
         yield from source.accept(self.value_end)
 
     def _types(self, source: Source, schema: Mapping[str, Any], key: str) -> Steps[Types]:

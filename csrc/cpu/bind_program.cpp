@@ -1,0 +1,136 @@
+#include "address.h"
+#include "program.h"
+#include "runtime.h"
+
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <tuple>
+#include <utility>
+#include <vector>
+
+namespace nb = nanobind;
+
+namespace octavo {
+
+namespace {
+
+using Heads = std::tuple<int, int, int>;  // num_heads, num_kv_heads, head_dim
+
+HeadCounts counts(const Heads& heads) { return {std::get<0>(heads), std::get<1>(heads), std::get<2>(heads)}; }
+
+void set_buffers(Program& self, const std::vector<Address>& addresses) {
+    std::vector<float*> buffers;
+    for (const Address address : addresses) buffers.push_back(at<float>(address));
+    self.set_buffers(std::move(buffers));
+}
+
+void set_caches(Program& self, const std::vector<std::pair<Address, Address>>& caches, int type, int block_size) {
+    std::vector<LayerCache> found;
+    for (const auto& [k, v] : caches) found.push_back({at<void>(k), at<void>(v)});
+    self.set_caches(std::move(found), CacheType(type), block_size);
+}
+
+void run(const Program& self, int64_t rows, Address token_ids, Address positions, Address seq_lens, Address query_start_loc,
+         int num_seqs, const std::vector<std::tuple<Address, int64_t, Address>>& groups, Address needed, int64_t num_needed) {
+    ProgramStep step{rows,     at<int32_t>(token_ids), at<int32_t>(positions), at<int32_t>(seq_lens), at<int32_t>(query_start_loc),
+                     num_seqs, {},                     at<int64_t>(needed),    num_needed};
+    for (const auto& [block_tables, stride, slots] : groups)
+        step.groups.push_back({at<int32_t>(block_tables), stride, at<int64_t>(slots)});
+    nb::gil_scoped_release release;
+    self.run(step);
+}
+
+}  // namespace
+
+void bind_program(nb::module_& m) {
+    // The matrices stay alive as long as the program; what the addresses stand for is the caller's to keep.
+    nb::class_<Program>(m, "Program")
+        .def(nb::init<>())
+        .def(
+            "embed",
+            [](Program& self, const PackedLinear& weight, BufferId out, float scale, bool of_positions) {
+                self.add(EmbedRecord{out, &weight, scale, of_positions});
+            },
+            nb::keep_alive<1, 2>(), nb::arg("weight"), nb::kw_only(), nb::arg("out"), nb::arg("scale"),
+            nb::arg("of_positions"))
+        .def(
+            "linear",
+            [](Program& self, const PackedLinear& weight, BufferId out, BufferId x) {
+                self.add(LinearRecord{out, x, &weight});
+            },
+            nb::keep_alive<1, 2>(), nb::arg("weight"), nb::kw_only(), nb::arg("out"), nb::arg("x"))
+        .def(
+            "norm",
+            [](Program& self, BufferId out, BufferId x, Address weight, Address bias, int64_t width, float eps, bool layer_norm) {
+                self.add(NormRecord{out, x, {at<float>(weight), at<float>(bias), width, eps, layer_norm}});
+            },
+            nb::kw_only(), nb::arg("out"), nb::arg("x"), nb::arg("weight"), nb::arg("bias"), nb::arg("width"), nb::arg("eps"),
+            nb::arg("layer_norm"))
+        .def(
+            "add",
+            [](Program& self, BufferId residual, BufferId x, int64_t width) { self.add(AddRecord{residual, x, width}); },
+            nb::kw_only(), nb::arg("residual"), nb::arg("x"), nb::arg("width"))
+        .def(
+            "add_norm",
+            [](Program& self, BufferId out, BufferId residual, BufferId x, Address weight, Address bias, int64_t width, float eps,
+               bool layer_norm) {
+                self.add(AddNormRecord{out, residual, x, {at<float>(weight), at<float>(bias), width, eps, layer_norm}});
+            },
+            nb::kw_only(), nb::arg("out"), nb::arg("residual"), nb::arg("x"), nb::arg("weight"), nb::arg("bias"),
+            nb::arg("width"), nb::arg("eps"), nb::arg("layer_norm"))
+        .def(
+            "rope_write",
+            [](Program& self, BufferId qkv, const Heads& heads, int cache, int group, Address rotation, Address q_norm,
+               Address k_norm, float eps) {
+                self.add(RopeWriteRecord{qkv, counts(heads), cache, group, at<float>(rotation), at<float>(q_norm),
+                                         at<float>(k_norm), eps});
+            },
+            nb::kw_only(), nb::arg("qkv"), nb::arg("heads"), nb::arg("cache"), nb::arg("group"), nb::arg("rotation"),
+            nb::arg("q_norm"), nb::arg("k_norm"), nb::arg("eps"))
+        .def(
+            "attend",
+            [](Program& self, BufferId out, BufferId qkv, const Heads& heads, int cache, int group, int window, float scale,
+               float softcap, Address slopes) {
+                self.add(AttendRecord{out, qkv, counts(heads), cache, group, window, scale, softcap, at<float>(slopes)});
+            },
+            nb::kw_only(), nb::arg("out"), nb::arg("qkv"), nb::arg("heads"), nb::arg("cache"), nb::arg("group"),
+            nb::arg("window"), nb::arg("scale"), nb::arg("softcap"), nb::arg("slopes"))
+        .def(
+            "act",
+            [](Program& self, BufferId out, BufferId x, int64_t width, int kind, bool gated) {
+                self.add(ActRecord{out, x, width, Activation(kind), gated});
+            },
+            nb::kw_only(), nb::arg("out"), nb::arg("x"), nb::arg("width"), nb::arg("kind"), nb::arg("gated"))
+        .def(
+            "route",
+            [](Program& self, BufferId ids, BufferId weights, BufferId scores, int num_experts, int top_k, bool renormalize) {
+                self.add(RouteRecord{ids, weights, scores, num_experts, top_k, renormalize});
+            },
+            nb::kw_only(), nb::arg("ids"), nb::arg("weights"), nb::arg("scores"), nb::arg("num_experts"), nb::arg("top_k"),
+            nb::arg("renormalize"))
+        .def(
+            "experts",
+            [](Program& self, std::vector<const PackedLinear*> gate_up_weights, std::vector<const PackedLinear*> down_weights,
+               BufferId out, BufferId x, BufferId ids, BufferId weights, BufferId places, BufferId grouped, BufferId gate_up,
+               BufferId act, int top_k, int64_t width, int64_t inner, int kind) {
+                self.add(ExpertsRecord{out, x, ids, weights, places, grouped, gate_up, act, std::move(gate_up_weights),
+                                       std::move(down_weights), top_k, width, inner, Activation(kind)});
+            },
+            nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>(), nb::arg("gate_up_weights"), nb::arg("down_weights"), nb::kw_only(),
+            nb::arg("out"), nb::arg("x"), nb::arg("ids"), nb::arg("weights"), nb::arg("places"), nb::arg("grouped"),
+            nb::arg("gate_up"), nb::arg("act"), nb::arg("top_k"), nb::arg("width"), nb::arg("inner"), nb::arg("kind"))
+        .def(
+            "keep_rows",
+            [](Program& self, std::vector<BufferId> rows, std::vector<int64_t> widths) {
+                self.add(KeepRowsRecord{std::move(rows), std::move(widths)});
+            },
+            nb::kw_only(), nb::arg("rows"), nb::arg("widths"))
+        .def("set_buffers", &set_buffers, nb::arg("addresses"))
+        .def("set_caches", &set_caches, nb::arg("caches"), nb::arg("cache_type"), nb::arg("block_size"))
+        .def("run", &run, nb::arg("rows"), nb::arg("token_ids"), nb::arg("positions"), nb::arg("seq_lens"),
+             nb::arg("query_start_loc"), nb::arg("num_seqs"), nb::arg("groups"), nb::arg("needed"), nb::arg("num_needed"));
+}
+
+}  // namespace octavo

@@ -1,0 +1,26 @@
+// Of a mixture of experts: which of them a row goes to, and how their results become one. The products are linear().
+#pragma once
+
+#include "isa.h"
+
+namespace octavo {
+
+struct RouteArgs {
+    int32_t* ids;         // [rows][top_k], best first; equal scores by id
+    float* weights;       // [rows][top_k]
+    const float* scores;  // [rows][num_experts]
+    int64_t rows;
+    int num_experts, top_k;
+    bool renormalize;  // softmax over the chosen, else over all
+};
+
+struct ExpertsKernels {
+    void (*route)(const RouteArgs& args);
+    // out[r] = the sum over j, in its order, of weights[r][j] * y[places[r][j]].
+    void (*combine)(float* out, const float* y, const int32_t* places, const float* weights, int64_t rows, int top_k,
+                    int64_t width);
+};
+
+OCTAVO_DECLARE_KERNELS(ExpertsKernels, experts_kernels)
+
+}  // namespace octavo

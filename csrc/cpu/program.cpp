@@ -1,0 +1,124 @@
+#include "program.h"
+
+#include "isa.h"
+#include "kernels/attention.h"
+#include "kernels/experts.h"
+#include "kernels/norm.h"
+#include "kernels/rope.h"
+
+#include <cstring>
+#include <utility>
+#include <vector>
+
+namespace octavo {
+
+void Program::set_caches(std::vector<LayerCache> caches, CacheType type, int block_size) {
+    caches_ = std::move(caches);
+    type_ = type;
+    block_size_ = block_size;
+}
+
+// One run: the rows that are in use, and what each record does to them.
+struct ProgramRun {
+    const Program& program;
+    const ProgramStep& step;
+    int64_t rows;
+
+    float* at(BufferId buffer) const { return program.buffers_[size_t(buffer)]; }
+
+    int32_t* ints(BufferId buffer) const { return reinterpret_cast<int32_t*>(at(buffer)); }
+
+    // Each expert's product of the rows in its group.
+    static void products(const std::vector<const PackedLinear*>& weights, const std::vector<int64_t>& starts, float* out,
+                         const float* x) {
+        for (size_t e = 0; e < weights.size(); ++e) {
+            const int64_t N = weights[e]->N(), K = weights[e]->K();
+            weights[e]->linear(out + starts[e] * N, N, x + starts[e] * K, K, starts[e + 1] - starts[e]);
+        }
+    }
+
+    void operator()(const EmbedRecord& op) {
+        op.weight->gather(at(op.out), op.weight->K(), op.of_positions ? step.positions : step.token_ids, rows, op.scale);
+    }
+    void operator()(const LinearRecord& op) {
+        op.weight->linear(at(op.out), op.weight->N(), at(op.x), op.weight->K(), rows);
+    }
+    void operator()(const NormRecord& op) {
+        const auto& kernels = OCTAVO_KERNELS(norm_kernels);
+        const NormWeights& n = op.norm;
+        if (n.is_layer_norm) kernels.layer_norm(at(op.out), at(op.x), n.weight, n.bias, rows, n.width, n.eps);
+        else kernels.rms_norm(at(op.out), at(op.x), n.weight, rows, n.width, n.eps);
+    }
+    void operator()(const AddRecord& op) { OCTAVO_KERNELS(norm_kernels).add(at(op.residual), at(op.x), rows * op.width); }
+    void operator()(const AddNormRecord& op) {
+        const auto& kernels = OCTAVO_KERNELS(norm_kernels);
+        const NormWeights& n = op.norm;
+        float* residual = at(op.residual);
+        if (n.is_layer_norm) kernels.add_layer_norm(at(op.out), residual, at(op.x), n.weight, n.bias, rows, n.width, n.eps);
+        else kernels.add_rms_norm(at(op.out), residual, at(op.x), n.weight, rows, n.width, n.eps);
+    }
+    void operator()(const RopeWriteRecord& op) {
+        const LayerCache& cache = program.caches_[size_t(op.cache)];
+        OCTAVO_KERNELS(rope_kernels)
+            .rope_kv_write({at(op.qkv), step.positions, op.rotation, op.q_norm, op.k_norm, op.eps, cache.k, cache.v,
+                            program.type_, program.block_size_, step.groups[size_t(op.group)].slots, rows,
+                            op.heads.num_heads, op.heads.num_kv_heads, op.heads.head_dim});
+    }
+    void operator()(const AttendRecord& op) {
+        const LayerCache& cache = program.caches_[size_t(op.cache)];
+        const CacheGroup& group = step.groups[size_t(op.group)];
+        OCTAVO_KERNELS(attention_kernels)
+            .attention({at(op.out), at(op.qkv), cache.k, cache.v, program.type_, program.block_size_, group.block_tables,
+                        group.block_table_stride, step.seq_lens, step.query_start_loc, step.num_seqs, op.heads.num_heads,
+                        op.heads.num_kv_heads, op.heads.head_dim, op.scale, op.window, op.softcap, op.slopes});
+    }
+    void operator()(const ActRecord& op) {
+        const auto& kernels = OCTAVO_KERNELS(activation_kernels);
+        (op.gated ? kernels.act_mul : kernels.act)(at(op.out), at(op.x), rows, op.width, op.kind);
+    }
+    void operator()(const RouteRecord& op) {
+        OCTAVO_KERNELS(experts_kernels)
+            .route({ints(op.ids), at(op.weights), at(op.scores), rows, op.num_experts, op.top_k, op.renormalize});
+    }
+    void operator()(const ExpertsRecord& op) {
+        // A counting sort by expert, in which rows keep their order.
+        const int64_t count = rows * op.top_k;
+        const int32_t* ids = ints(op.ids);
+        std::vector<int64_t> starts(op.gate_up_weights.size() + 1);
+        for (int64_t i = 0; i < count; ++i) ++starts[size_t(ids[i]) + 1];
+        for (size_t e = 1; e < starts.size(); ++e) starts[e] += starts[e - 1];
+        std::vector<int64_t> next(starts.begin(), starts.end() - 1);
+        int32_t* places = ints(op.places);
+        for (int64_t i = 0; i < count; ++i) {
+            places[i] = int32_t(next[size_t(ids[i])]++);
+            std::memcpy(at(op.grouped) + places[i] * op.width, at(op.x) + i / op.top_k * op.width,
+                        size_t(op.width) * sizeof(float));
+        }
+        products(op.gate_up_weights, starts, at(op.gate_up), at(op.grouped));
+        OCTAVO_KERNELS(activation_kernels).act_mul(at(op.act), at(op.gate_up), count, op.inner, op.kind);
+        products(op.down_weights, starts, at(op.grouped), at(op.act));
+        OCTAVO_KERNELS(experts_kernels)
+            .combine(at(op.out), at(op.grouped), places, at(op.weights), rows, op.top_k, op.width);
+    }
+    // No row is written before it is read: needed[i] >= i.
+    void operator()(const KeepRowsRecord& op) {
+        if (!step.needed) return;
+        for (size_t b = 0; b < op.rows.size(); ++b) {
+            float* to = at(op.rows[b]);
+            const int64_t width = op.widths[b];
+            for (int64_t i = 0; i < step.num_needed; ++i)
+                if (step.needed[i] != i) std::memcpy(to + i * width, to + step.needed[i] * width, size_t(width) * sizeof(float));
+        }
+        rows = step.num_needed;
+    }
+};
+
+void Program::run(const ProgramStep& step) const {
+    ProgramRun run{*this, step, step.rows};
+    for (const Record& record : records_) {
+        std::visit(run, record);
+        if (run.rows == 0) return;  // nobody wants a row: the caches are written
+    }
+}
+
+}  // namespace octavo

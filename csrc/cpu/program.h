@@ -1,0 +1,136 @@
+// A program (ops/program.py) as records, so that a step is one call: the kernels that `ops/run.py` calls one by one, in the
+// same order and with the same arguments, and the same bits therefore. What it saves is the way through Python between two
+// kernels, which is longer than a small kernel.
+//
+// An operation names buffers by number; a run resolves them to the addresses that set_buffers was given. A new family needs
+// nothing here; a new kernel needs a record, its run() and a line in bind_program.cpp.
+#pragma once
+
+#include "kernels/activation.h"
+#include "kernels/cache.h"
+#include "packed_linear.h"
+
+#include <cstdint>
+#include <variant>
+#include <vector>
+
+namespace octavo {
+
+using BufferId = int;
+
+struct HeadCounts {
+    int num_heads, num_kv_heads, head_dim;
+    int64_t size() const { return int64_t(num_heads) * head_dim; }
+    int64_t qkv_size() const { return int64_t(num_heads + 2 * num_kv_heads) * head_dim; }
+};
+
+struct EmbedRecord {
+    BufferId out;
+    const PackedLinear* weight;
+    float scale;
+    bool of_positions;  // rows are named by the tokens' positions, else by their ids
+};
+struct LinearRecord {
+    BufferId out, x;
+    const PackedLinear* weight;
+};
+struct NormWeights {
+    const float *weight, *bias;  // bias may be null
+    int64_t width;
+    float eps;
+    bool is_layer_norm;  // else RMS, which has no bias
+};
+struct NormRecord {
+    BufferId out, x;
+    NormWeights norm;
+};
+struct AddRecord {
+    BufferId residual, x;
+    int64_t width;
+};
+struct AddNormRecord {
+    BufferId out, residual, x;
+    NormWeights norm;
+};
+struct RopeWriteRecord {
+    BufferId qkv;
+    HeadCounts heads;
+    int cache, group;
+    const float *rotation, *q_norm, *k_norm;  // each may be null
+    float eps;
+};
+struct AttendRecord {
+    BufferId out, qkv;
+    HeadCounts heads;
+    int cache, group, window;
+    float scale, softcap;
+    const float* slopes;  // may be null
+};
+struct ActRecord {
+    BufferId out, x;
+    int64_t width;  // of out
+    Activation kind;
+    bool gated;
+};
+struct RouteRecord {
+    BufferId ids, weights, scores;
+    int num_experts, top_k;
+    bool renormalize;
+};
+// Rows go to their experts grouped by expert, top_k places a row: `places` says where each is, and the buffers behind it hold
+// the groups' inputs and results, and what is between them.
+struct ExpertsRecord {
+    BufferId out, x, ids, weights, places, grouped, gate_up, act;
+    std::vector<const PackedLinear*> gate_up_weights, down_weights;  // an expert each
+    int top_k;
+    int64_t width, inner;  // of x, and of act
+    Activation kind;
+};
+struct KeepRowsRecord {
+    std::vector<BufferId> rows;
+    std::vector<int64_t> widths;
+};
+
+using Record = std::variant<EmbedRecord, LinearRecord, NormRecord, AddRecord, AddNormRecord, RopeWriteRecord, AttendRecord,
+                            ActRecord, RouteRecord, ExpertsRecord, KeepRowsRecord>;
+
+struct LayerCache {
+    void *k, *v;
+};
+
+struct CacheGroup {
+    const int32_t* block_tables;  // [num_seqs][block_table_stride]
+    int64_t block_table_stride;
+    const int64_t* slots;  // [rows]
+};
+
+// See RopeArgs and AttentionArgs. `needed`: rows in rising order, or null for all.
+struct ProgramStep {
+    int64_t rows;
+    const int32_t *token_ids, *positions;
+    const int32_t *seq_lens, *query_start_loc;
+    int num_seqs;
+    std::vector<CacheGroup> groups;
+    const int64_t* needed;
+    int64_t num_needed;
+};
+
+class Program {
+public:
+    void add(Record record) { records_.push_back(std::move(record)); }
+    void set_buffers(std::vector<float*> buffers) { buffers_ = std::move(buffers); }
+    void set_caches(std::vector<LayerCache> caches, CacheType type, int block_size);
+    // After both. Buffers, caches and groups that records name must be there; Python has checked it.
+    void run(const ProgramStep& step) const;
+
+private:
+    std::vector<Record> records_;
+    std::vector<float*> buffers_;
+    std::vector<LayerCache> caches_;
+    CacheType type_{};
+    int block_size_ = 0;
+
+    friend struct ProgramRun;
+};
+
+}  // namespace octavo

@@ -1,0 +1,203 @@
+"""What layers are made of. A block is data; `emit` yields its operations and declares its parameters.
+
+Blocks know each other by one thing: a buffer goes in, and the buffer with the result comes out. A layer adds the
+results to the residual stream.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+from octavo.models.builder import Builder
+from octavo.models.params import Matrix
+from octavo.models.spec import AlibiSpec, NormSpec, RopeSpec
+from octavo.ops.program import Act, Activation, Add, Attend, Buffer, Experts, Heads, RopeWrite, Route
+
+
+class Block(Protocol):
+    """Reads x [T, H] and returns as many columns."""
+
+    def emit(self, build: Builder, x: Buffer) -> Buffer: ...
+
+
+class Layer(Protocol):
+    """Changes the residual stream [T, H] in place."""
+
+    def emit(self, build: Builder, residual: Buffer) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attention:
+    """Causal attention over all keys, or those of a window."""
+
+    heads: Heads
+    scale: float
+    rope: RopeSpec | None = None
+    alibi: AlibiSpec | None = None
+    window: int = 0  # keys at a distance below it are seen; 0: all
+    softcap: float = 0.0  # of the scores; 0: none
+    qk_norm: NormSpec | None = None  # of each head of q and k, before the rotation
+    bias: bool = False  # of q, k and v
+    o_bias: bool = False
+
+    def emit(self, build: Builder, x: Buffer) -> Buffer:
+        heads, dim = self.heads, self.heads.head_dim
+        kv_size = heads.num_kv_heads * dim
+        rotary = 0 if self.rope is None else self.rope.rotary_dim or dim
+        part = partial(Matrix, bias=self.bias, head_dim=dim)
+        qkv = build.linear(
+            x,
+            "self_attn.qkv",
+            [
+                part(name="self_attn.q_proj", gguf="attn_q", rows=heads.size, rotary_dim=rotary),
+                part(name="self_attn.k_proj", gguf="attn_k", rows=kv_size, rotary_dim=rotary),
+                part(name="self_attn.v_proj", gguf="attn_v", rows=kv_size),
+            ],
+            shard=0,
+        )
+        q_norm = k_norm = None
+        if self.qk_norm is not None:
+            q_norm = build.norm_weight(self.qk_norm, "self_attn.q_norm", "attn_q_norm", dim, rotary)
+            k_norm = build.norm_weight(self.qk_norm, "self_attn.k_norm", "attn_k_norm", dim, rotary)
+        cache = build.cache(heads, self.window)
+        rotation = None if self.rope is None else build.rotation(self.rope, dim)
+        slopes = None if self.alibi is None else build.slopes(self.alibi)
+        eps = 0.0 if self.qk_norm is None else self.qk_norm.eps
+        attended = build.buffer("self_attn", heads.size)
+        build.ops += [
+            RopeWrite(qkv=qkv, heads=heads, cache=cache, rotation=rotation, q_norm=q_norm, k_norm=k_norm, eps=eps),
+            Attend(
+                out=attended, qkv=qkv, heads=heads, cache=cache, scale=self.scale, softcap=self.softcap, slopes=slopes
+            ),
+        ]
+        o = Matrix(name="self_attn.o_proj", gguf="attn_output", rows=x.width, bias=self.o_bias)
+        return build.linear(attended, "self_attn.o", [o], shard=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatedMLP:
+    """down(act(gate(x)) * up(x))."""
+
+    size: int
+    activation: Activation
+    bias: bool = False
+
+    def emit(self, build: Builder, x: Buffer) -> Buffer:
+        gate = Matrix(name="mlp.gate_proj", gguf="ffn_gate", rows=self.size, bias=self.bias)
+        up = Matrix(name="mlp.up_proj", gguf="ffn_up", rows=self.size, bias=self.bias)
+        gate_up = build.linear(x, "mlp.gate_up", [gate, up], shard=0)
+        act = build.buffer("mlp.act", self.size)
+        build.ops.append(Act(out=act, x=gate_up, kind=self.activation))
+        down = Matrix(name="mlp.down_proj", gguf="ffn_down", rows=x.width, bias=self.bias)
+        return build.linear(act, "mlp.down", [down], shard=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MLP:
+    """down(act(up(x)))."""
+
+    size: int
+    activation: Activation
+    bias: bool = False
+
+    def emit(self, build: Builder, x: Buffer) -> Buffer:
+        up = build.linear(
+            x, "mlp.up", [Matrix(name="mlp.up_proj", gguf="ffn_up", rows=self.size, bias=self.bias)], shard=0
+        )
+        act = build.buffer("mlp.act", self.size)
+        build.ops.append(Act(out=act, x=up, kind=self.activation, gated=False))
+        down = Matrix(name="mlp.down_proj", gguf="ffn_down", rows=x.width, bias=self.bias)
+        return build.linear(act, "mlp.down", [down], shard=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixtureOfExperts:
+    """The weighted sum of the gated MLPs of the `top_k` experts that a router's scores name."""
+
+    num_experts: int
+    top_k: int
+    size: int
+    activation: Activation
+    renormalize: bool = True  # the weights of the chosen add up to 1
+
+    def emit(self, build: Builder, x: Buffer) -> Buffer:
+        k, numbers = self.top_k, range(self.num_experts)
+        router = Matrix(name="mlp.gate", gguf="ffn_gate_inp", rows=self.num_experts)
+        scores = build.router(x, "mlp.gate", router)
+        ids, weights, places = build.top_k_buffers("mlp.experts", k)
+        build.ops.append(Route(ids=ids, weights=weights, scores=scores, renormalize=self.renormalize))
+
+        def part(expert: int, name: str, gguf: str, rows: int) -> Matrix:
+            return Matrix(name=f"mlp.experts.{expert}.{name}_proj", gguf=f"ffn_{gguf}_exps.{expert}", rows=rows)
+
+        gate_ups = [[part(e, "gate", "gate", self.size), part(e, "up", "up", self.size)] for e in numbers]
+        downs = [[part(e, "down", "down", x.width)] for e in numbers]
+        out = build.buffer("mlp.experts", x.width)
+        build.ops.append(
+            Experts(
+                out=out,
+                x=x,
+                ids=ids,
+                weights=weights,
+                gate_up_weight=build.experts("mlp.experts.gate_up", gate_ups, x.width, shard=1),
+                down_weight=build.experts("mlp.experts.down", downs, self.size, shard=2),
+                kind=self.activation,
+                places=places,
+                grouped=build.buffer("mlp.experts.grouped", k * x.width),
+                gate_up=build.buffer("mlp.experts.gate_up", 2 * k * self.size),
+                act=build.buffer("mlp.experts.act", k * self.size),
+            )
+        )
+        return out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sequential:
+    """Attention, then the MLP, each behind a norm: x += attention(norm(x)); x += mlp(norm(x))."""
+
+    attention: Block
+    mlp: Block
+    norm: NormSpec
+
+    def emit(self, build: Builder, residual: Buffer) -> None:
+        x = build.norm(residual, self.norm, "input_layernorm", "attn_norm")
+        build.ops.append(Add(residual=residual, x=self.attention.emit(build, x)))
+        x = build.norm(residual, self.norm, "post_attention_layernorm", "ffn_norm")
+        build.ops.append(Add(residual=residual, x=self.mlp.emit(build, x)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sandwich:
+    """`Sequential`, with a norm also of what each block adds: x += norm(attention(norm(x))), and so the MLP."""
+
+    attention: Block
+    mlp: Block
+    norm: NormSpec
+
+    def emit(self, build: Builder, residual: Buffer) -> None:
+        x = build.norm(residual, self.norm, "input_layernorm", "attn_norm")
+        x = self.attention.emit(build, x)
+        x = build.norm(x, self.norm, "post_attention_layernorm", "post_attention_norm")
+        build.ops.append(Add(residual=residual, x=x))
+        x = build.norm(residual, self.norm, "pre_feedforward_layernorm", "ffn_norm")
+        x = self.mlp.emit(build, x)
+        x = build.norm(x, self.norm, "post_feedforward_layernorm", "post_ffw_norm")
+        build.ops.append(Add(residual=residual, x=x))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parallel:
+    """Attention and MLP side by side: x += attention(norm(x)) + mlp(norm(x)), each with a norm of its own."""
+
+    attention: Block
+    mlp: Block
+    norm: NormSpec
+
+    def emit(self, build: Builder, residual: Buffer) -> None:
+        x = build.norm(residual, self.norm, "input_layernorm", "attn_norm")
+        mlp_x = build.norm(residual, self.norm, "post_attention_layernorm", "ffn_norm")
+        attended = self.attention.emit(build, x)
+        build.ops.append(Add(residual=residual, x=attended))
+        build.ops.append(Add(residual=residual, x=self.mlp.emit(build, mlp_x)))

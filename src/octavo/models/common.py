@@ -1,0 +1,128 @@
+"""What the configurations of all families say alike, under Llama's keys."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from octavo.errors import CheckpointError
+from octavo.models.blocks import Layer
+from octavo.models.config_reader import (
+    MAX_HEAD_DIM,
+    MAX_LAYERS,
+    MAX_POSITIONS,
+    ConfigReader,
+    flat_rope,
+    read_layer_types,
+    read_rope,
+)
+from octavo.models.spec import ModelSpec, NormSpec, RopeSpec
+from octavo.ops.program import Activation, Heads
+
+#: Above any real model.
+MAX_EXPERTS: Final = 4096
+_ACTIVATIONS: Final[dict[str, Activation]] = {
+    "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh", "relu": "relu",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Common:
+    """Sizes and options that families share; a family makes its layers of them."""
+
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    heads: Heads
+    max_position_embeddings: int
+    rope: RopeSpec
+    activation: Activation
+    norm: NormSpec
+    tie_word_embeddings: bool
+
+    def decoder(self, layers: Sequence[Layer], **options: Any) -> ModelSpec:
+        """`options`: fields of `ModelSpec` that the family sets."""
+        return ModelSpec(
+            model_type=self.model_type,
+            vocab_size=self.vocab_size,
+            hidden_size=self.hidden_size,
+            max_position_embeddings=self.max_position_embeddings,
+            layers=tuple(layers),
+            tie_word_embeddings=self.tie_word_embeddings,
+            **{"norm": self.norm, **options},
+        )
+
+
+def read_common(config: ConfigReader, *, activation_key: str = "hidden_act", rotates_in_part: bool = False) -> Common:
+    """Raises CheckpointError for sizes that are missing or do not fit, and options that are not implemented.
+
+    `rotates_in_part`: whether the family may rotate a part of each head.
+    """
+    config.refuse_unless("quantization_config", ({},))
+    for key in ("num_local_experts", "num_experts"):
+        config.refuse_unless(key, (0, 1))
+    hidden = config.integer("hidden_size")
+    heads = _heads(config, hidden)
+    activation = config.get(activation_key)
+    if activation not in _ACTIVATIONS:
+        raise config.fail(activation_key, "is not supported")
+    max_positions = config.integer("max_position_embeddings", high=MAX_POSITIONS)
+    rope = head_rope(flat_rope(config), heads.head_dim, max_positions, rotates_in_part=rotates_in_part, config=config)
+    if rope.kind == "yarn":
+        max_positions = max(max_positions, int(rope.factor * rope.original_max_position_embeddings))
+    return Common(
+        model_type=str(config.get("model_type")),
+        vocab_size=config.integer("vocab_size"),
+        hidden_size=hidden,
+        intermediate_size=config.integer("intermediate_size"),
+        num_layers=config.integer("num_hidden_layers", high=MAX_LAYERS),
+        heads=heads,
+        max_position_embeddings=min(max_positions, MAX_POSITIONS),
+        rope=rope,
+        activation=_ACTIVATIONS[activation],
+        norm=NormSpec(eps=config.number("rms_norm_eps", 1e-6)),
+        tie_word_embeddings=config.flag("tie_word_embeddings", False),
+    )
+
+
+def head_rope(
+    flat: ConfigReader,
+    head_dim: int,
+    max_positions: int,
+    *,
+    rotates_in_part: bool = False,
+    config: ConfigReader | None = None,
+) -> RopeSpec:
+    """The rope of flat parameters for heads of a size. `config`: where messages say that the part stands."""
+    rope = read_rope(flat, max_positions)
+    if not rotates_in_part:
+        flat.refuse_unless("partial_rotary_factor", (1, 1.0))
+    partial = flat.number("partial_rotary_factor", 1.0)
+    rotary_dim = int(head_dim * partial)
+    if partial > 1 or rotary_dim < 2 or rotary_dim % 2:
+        raise (config or flat).fail("partial_rotary_factor", f"does not fit heads of {head_dim}")
+    for factors in (rope.factors, rope.long_factors):
+        if factors and len(factors) != rotary_dim // 2:
+            raise CheckpointError(f"config: {len(factors)} rope factors for {rotary_dim} rotated dimensions of a head")
+    return replace(rope, rotary_dim=0 if rotary_dim == head_dim else rotary_dim)
+
+
+def _heads(config: ConfigReader, hidden_size: int) -> Heads:
+    num_heads = config.integer("num_attention_heads")
+    num_kv_heads = config.integer("num_key_value_heads", num_heads)
+    head_dim = config.integer("head_dim", max(1, hidden_size // num_heads), MAX_HEAD_DIM)
+    if num_heads % num_kv_heads:
+        raise config.fail("num_key_value_heads", f"does not divide the {num_heads} heads")
+    if head_dim % 2:
+        raise config.fail("head_dim", "is odd")
+    return Heads(num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim)
+
+
+def windows_of_types(config: ConfigReader, num_layers: int, window: int) -> tuple[int, ...] | None:
+    """The window of each layer, or 0, as `layer_types` has it; None if the configuration has none."""
+    types = read_layer_types(config, num_layers)
+    return None if types is None else tuple(window if kind == "sliding" else 0 for kind in types)

@@ -1,0 +1,87 @@
+"""From a `ModelSpec` to what is loaded and run: the program, and the parameters that it names."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
+
+from octavo.models.builder import Builder
+from octavo.models.params import Matrix, Param, TensorDecl
+from octavo.models.spec import AlibiSpec, ModelSpec, RopeSpec
+from octavo.ops.program import Add, Buffer, Embed, Experts, Linear, Program, Weight, program
+
+EMBEDDING: Final = "embedding"
+LM_HEAD: Final = "lm_head"
+
+
+@dataclass(frozen=True, eq=False)
+class Definition:
+    """A model before its weights are there."""
+
+    spec: ModelSpec
+    program: Program  # from token ids to the hidden states behind the last norm
+    params: tuple[Param, ...]  # in the order in which they are packed
+    derived: dict[Weight, RopeSpec | AlibiSpec]  # weights that follow from the configuration
+    lm_head: Weight
+
+    @cached_property
+    def tensors(self) -> dict[str, TensorDecl]:
+        """What a checkpoint must hold, no more and no less, by Hugging Face's names."""
+        return {tensor.name: tensor for param in self.params for tensor in param.tensors}
+
+    @property
+    def layer_ops_per_token(self) -> int:
+        """Sums and products of the layers' matrices for one token."""
+        values = 0
+        for op in self.program.ops:
+            if isinstance(op, Linear):
+                values += math.prod(op.weight.shape)
+            elif isinstance(op, Experts):
+                values += op.top_k * sum(math.prod(each.shape[1:]) for each in (op.gate_up_weight, op.down_weight))
+        return 2 * values
+
+    @property
+    def attention_ops_per_key(self) -> int:
+        """Sums and products of all layers' attentions for one key that one token sees."""
+        return 4 * sum(cache.heads.size for cache in self.program.caches)
+
+
+def define(spec: ModelSpec) -> Definition:
+    """Raises ProgramError if the blocks of a family do not fit together."""
+    build = Builder(spec.max_position_embeddings)
+    lm_head = _embeddings(build, spec)
+    residual = Buffer("residual", spec.hidden_size)
+    embedding = build.params[0].weight
+    build.ops.append(Embed(out=residual, weight=embedding, scale=spec.embedding_scale))
+    if spec.learned_positions:
+        _add_positions(build, spec, residual)
+    if spec.embedding_norm is not None:
+        residual = build.norm(residual, spec.embedding_norm, "model.embed_norm", "token_embd_norm")
+    for number, layer in enumerate(spec.layers):
+        build.layer(number)
+        layer.emit(build, residual)
+    build.top()
+    output = build.norm(residual, spec.norm, "model.norm", "output_norm")
+    derived = {weight: each for each, weight in build.derived.items()}
+    return Definition(spec, program(build.ops, output), tuple(build.params), derived, lm_head)
+
+
+def _add_positions(build: Builder, spec: ModelSpec, residual: Buffer) -> None:
+    table = Matrix(name="model.embed_positions", gguf="position_embd", rows=spec.max_position_embeddings)
+    weight = build.matrices("positions", [table], spec.hidden_size, None, "embedding")
+    out = build.buffer("positions", spec.hidden_size)
+    build.ops.append(Embed(out=out, weight=weight, index="positions"))
+    build.ops.append(Add(residual=residual, x=out))
+
+
+def _embeddings(build: Builder, spec: ModelSpec) -> Weight:
+    """Declares the table of the tokens, and the output matrix unless it is the same. Returns the latter's name."""
+    table = Matrix(name="model.embed_tokens", gguf="token_embd", rows=spec.vocab_size)
+    output = Matrix(name="lm_head", gguf="output", rows=spec.vocab_size)
+    if spec.tie_word_embeddings:
+        build.matrices(EMBEDDING, [table], spec.hidden_size, None, "tied")
+        return Weight(LM_HEAD, (spec.vocab_size, spec.hidden_size), 0)
+    build.matrices(EMBEDDING, [table], spec.hidden_size, None, "embedding")
+    return build.matrices(LM_HEAD, [output], spec.hidden_size, 0, "output")

@@ -1,0 +1,1 @@
+"""The families: from a configuration to layers, one file each."""

@@ -1,0 +1,51 @@
+"""GPT-2: learned positions, layer norms and biases everywhere, a plain MLP."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Final
+
+from octavo.models.blocks import MLP, Attention, Sequential
+from octavo.models.common import read_common
+from octavo.models.config_reader import ConfigReader
+from octavo.models.layout import Layout, Split
+from octavo.models.spec import ModelSpec
+
+_NAMES: Final = {
+    "hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head",
+    "intermediate_size": "n_inner", "max_position_embeddings": "n_positions", "rms_norm_eps": "layer_norm_epsilon",
+    "hidden_act": "activation_function",
+}  # fmt: skip
+_DEFAULTS: Final[dict[str, Any]] = {
+    "hidden_act": "gelu_new", "rms_norm_eps": 1e-5, "tie_word_embeddings": True, "max_position_embeddings": 1024,
+}  # fmt: skip
+HF: Final = Layout(
+    # The first two are masks, which the attention has built in.
+    ignored=(r".*\.attn\.bias", r".*\.attn\.masked_bias"),
+    renames=(
+        (r"^transformer\.", ""), (r"^wte\.", "model.embed_tokens."), (r"^wpe\.", "model.embed_positions."),
+        (r"^ln_f\.", "model.norm."), (r"^h\.", "model.layers."), (r"\.ln_1\.", ".input_layernorm."),
+        (r"\.ln_2\.", ".post_attention_layernorm."), (r"\.attn\.c_attn\.", ".self_attn.qkv."),
+        (r"\.attn\.c_proj\.", ".self_attn.o_proj."), (r"\.mlp\.c_fc\.", ".mlp.up_proj."),
+        (r"\.mlp\.c_proj\.", ".mlp.down_proj."),
+    ),
+    transposed=r".*\.(qkv|o_proj|up_proj|down_proj)\.weight",
+    splits=(Split(r"(.*\.self_attn\.)qkv\.(\w+)", (r"\1q_proj.\2", r"\1k_proj.\2", r"\1v_proj.\2")),),
+)  # fmt: skip
+GGUF: Final = Layout(splits=(Split(r"(blk\.\d+\.attn_)qkv\.(\w+)", (r"\1q.\2", r"\1k.\2", r"\1v.\2")),))
+
+
+def spec(config: ConfigReader) -> ModelSpec:
+    config = config.aliased(**_NAMES)
+    for key in ("scale_attn_by_inverse_layer_idx", "add_cross_attention"):
+        config.refuse_unless(key, (False,))
+    config.refuse_unless("scale_attn_weights", (True,))
+    hidden = config.integer("hidden_size")
+    common = read_common(config.with_defaults({**_DEFAULTS, "intermediate_size": 4 * hidden}))
+    norm = replace(common.norm, kind="layer", bias=True)
+    layer = Sequential(
+        norm=norm,
+        attention=Attention(heads=common.heads, scale=common.heads.head_dim**-0.5, bias=True, o_bias=True),
+        mlp=MLP(size=common.intermediate_size, activation=common.activation, bias=True),
+    )
+    return common.decoder([layer] * common.num_layers, norm=norm, learned_positions=True)

@@ -1,0 +1,196 @@
+"""How a family's checkpoints hold the tensors that its blocks declare: other names, several in one, rows otherwise.
+
+All of it is data of the family; what is found is handed out as declared, so that nobody else knows the difference.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import dataclass
+from itertools import count, takewhile
+from typing import Final, Literal
+
+import torch
+from torch import Tensor
+
+from octavo.errors import CheckpointError
+from octavo.models.checkpoint import Checkpoint
+from octavo.models.decoder import Definition
+from octavo.models.params import TensorDecl
+from octavo.quant.packed import QuantizedWeight
+
+logger = logging.getLogger("octavo.models")
+
+Weight = Tensor | QuantizedWeight
+
+_NAMES_LISTED: Final = 10
+#: Buffers that old exports carry; they follow from the configuration.
+_ALWAYS_IGNORED: Final = (r".*\.rotary_emb\.inv_freq",)
+
+
+@dataclass(frozen=True)
+class Split:
+    """A tensor that holds several: their names are replacements of `pattern`.
+
+    parts: one below the other. heads: by head, so many rows of the first, of the second, ... stack: [E, ...], of which
+    number 0, 1, ... takes the place of `#` in the only name.
+    """
+
+    pattern: str
+    names: tuple[str, ...]
+    kind: Literal["parts", "heads", "stack"] = "parts"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Patterns are regular expressions over whole names, tried behind the renames."""
+
+    ignored: tuple[str, ...] = ()  # buffers, which follow from the configuration
+    renames: tuple[tuple[str, str], ...] = ()  # pattern, replacement; of parts of a name, one after the other
+    splits: tuple[Split, ...] = ()
+    transposed: str = ""  # matrices that stand as [in, out]
+    interleaved: bool = False  # of what is rotated in a head the pairs are (0, 1), (2, 3), ..., not the halves
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a declared tensor is: the number-th of `siblings` in one tensor of the checkpoint."""
+
+    name: str
+    siblings: tuple[str, ...]
+    number: int
+    kind: Literal["parts", "heads", "stack"]
+    transposed: bool
+
+
+class TensorSource:
+    """The tensors that a model declares, as a checkpoint holds them."""
+
+    def __init__(self, checkpoint: Checkpoint, layout: Layout, definition: Definition) -> None:
+        """Raises CheckpointError unless the checkpoint has the tensors declared, in their shapes, and no others."""
+        self._checkpoint = checkpoint
+        self._layout = layout
+        self._declared = {self._key(tensor): tensor for tensor in definition.tensors.values()}
+        self._places: dict[str, _Place] = {}  # by the declared name
+        #: Tensors of which not all parts were taken: the weight, and how many are left.
+        self._open: dict[str, tuple[Weight, int]] = {}
+        for name in checkpoint.names():
+            if not any(re.fullmatch(pattern, name) for pattern in (*_ALWAYS_IGNORED, *layout.ignored)):
+                self._find(name)
+        if definition.spec.tie_word_embeddings and "lm_head.weight" in self._places:
+            # Some exports save the tied matrix twice.
+            logger.info("%s: lm_head.weight is ignored: the embeddings are tied", checkpoint.source)
+            del self._places["lm_head.weight"]
+        self._check_names(definition.spec.model_type)
+        for place in self._places.values():
+            found, expected = checkpoint.shape(place.name), self._shape(place)
+            if found != expected:
+                raise CheckpointError(
+                    f"{checkpoint.source}: tensor {place.name!r} has the shape {list(found)}, not {list(expected)}"
+                )
+
+    def num_bytes(self, float_bytes: int | None) -> int:
+        """Of all tensors that the model takes; see `Checkpoint.nbytes`."""
+        names = {place.name for place in self._places.values()}
+        return sum(self._checkpoint.nbytes(name, float_bytes) for name in names)
+
+    def _find(self, name: str) -> None:
+        """Note what a tensor of the checkpoint holds."""
+        renamed = name
+        for pattern, replacement in self._layout.renames:
+            renamed = re.sub(pattern, replacement, renamed)
+        transposed = bool(re.fullmatch(self._layout.transposed, renamed))
+        names: tuple[str, ...] = (renamed,)
+        kind: Literal["parts", "heads", "stack"] = "parts"
+        for split in self._layout.splits:
+            if match := re.fullmatch(split.pattern, renamed):
+                kind, names = split.kind, tuple(match.expand(part) for part in split.names)
+                if split.kind == "stack":
+                    numbered = (names[0].replace("#", str(number)) for number in count())
+                    names = tuple(takewhile(self._declared.__contains__, numbered)) or (renamed,)
+        for number, each in enumerate(names):
+            if each in self._places:
+                both = f"{self._places[each].name!r} and {name!r}"
+                raise CheckpointError(f"{self._checkpoint.source}: the tensors {both} are both {each!r} of the model")
+            self._places[each] = _Place(name, names, number, kind, transposed)
+
+    def _shape(self, place: _Place) -> tuple[int, ...]:
+        """What the tensor of the checkpoint must have."""
+        shapes = [self._declared[name].shape for name in place.siblings]
+        if place.kind == "stack":
+            return (len(shapes), *shapes[0])
+        shape = (sum(rows for rows, *_ in shapes), *shapes[0][1:])
+        return shape[::-1] if place.transposed else shape
+
+    def __len__(self) -> int:
+        return len(self._declared)
+
+    def name(self, tensor: TensorDecl) -> str:
+        """In the checkpoint, for messages."""
+        return self._places[self._key(tensor)].name
+
+    def get(self, tensor: TensorDecl) -> Weight:
+        """As declared. A float tensor may be a view of the file and must not be written to."""
+        place = self._places[self._key(tensor)]
+        weight = self._whole(place)
+        rows = self._rows(place)
+        order = _head_order(tensor.head_dim, tensor.rotary_dim, self._layout.interleaved)
+        if order is not None:
+            heads = torch.arange(0, tensor.shape[0], tensor.head_dim)
+            turned = (heads[:, None] + torch.tensor(order)).flatten()
+            rows = turned if rows is None else rows[turned]
+        if rows is None:
+            return weight
+        return weight.select_rows(rows) if isinstance(weight, QuantizedWeight) else weight[rows]
+
+    def _whole(self, place: _Place) -> Weight:
+        """The tensor of the checkpoint, kept until all that it holds was taken. Of a stack the first two dimensions
+        are one."""
+        weight, left = self._open.pop(place.name, (None, len(place.siblings)))
+        if weight is None:
+            weight = self._checkpoint.get(place.name)
+            if isinstance(weight, Tensor):
+                weight = weight.t() if place.transposed and weight.dim() == 2 else weight
+                weight = weight.flatten(0, 1) if weight.dim() == 3 else weight
+        if left > 1:
+            self._open[place.name] = weight, left - 1
+        return weight
+
+    def _rows(self, place: _Place) -> Tensor | None:
+        """Which rows of the tensor of the checkpoint are the declared one; None: all."""
+        if len(place.siblings) == 1:
+            return None
+        tensors = [self._declared[name] for name in place.siblings]
+        if place.kind == "heads":
+            dim = tensors[0].head_dim
+            heads = torch.arange(tensors[0].shape[0] // dim)
+            return ((heads[:, None] * len(tensors) + place.number) * dim + torch.arange(dim)).flatten()
+        first = sum(tensor.shape[0] for tensor in tensors[: place.number])
+        return torch.arange(first, first + tensors[place.number].shape[0])
+
+    def _key(self, tensor: TensorDecl) -> str:
+        return tensor.gguf if self._checkpoint.naming == "gguf" else tensor.name
+
+    def _check_names(self, model_type: str) -> None:
+        complaints = []
+        declared, found = set(self._declared), set(self._places)
+        for what, wrong in (("missing", declared - found), ("unexpected", found - declared)):
+            if wrong:
+                listed = ", ".join(sorted(wrong)[:_NAMES_LISTED]) + (", ..." if len(wrong) > _NAMES_LISTED else "")
+                complaints.append(f"{len(wrong)} {what} tensor{'s' if len(wrong) > 1 else ''}: {listed}")
+        if complaints:
+            raise CheckpointError(
+                f"{self._checkpoint.source}: not a complete {model_type} model: {'; '.join(complaints)}"
+            )
+
+
+def _head_order(head_dim: int, rotary_dim: int, interleaved: bool) -> list[int] | None:
+    """The order of a head's rows in which halves of the whole head are the pairs of the rotation, those that are not
+    rotated behind the others in each half. None: they stand so."""
+    if not rotary_dim or (rotary_dim == head_dim and not interleaved):
+        return None
+    rotated, rest = list(range(rotary_dim)), list(range(rotary_dim, head_dim))
+    half, rest_half = rotary_dim // 2, len(rest) // 2
+    first, second = (rotated[::2], rotated[1::2]) if interleaved else (rotated[:half], rotated[half:])
+    return first + rest[:rest_half] + second + rest[rest_half:]

@@ -1,0 +1,58 @@
+"""The declaration of a parameter: which tensors of a checkpoint it is made of, and how they are packed.
+
+All that needs to know a model's tensors follows from these: what a checkpoint must hold, in which shapes and under
+which names, random weights, and what the loader packs under the name that the operations use.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from octavo.ops.program import Weight
+
+#: matrix: [out, in] of a product, or rows of a table. norm: the weight of a norm. bias: added to a product.
+Role = Literal["matrix", "norm", "bias"]
+#: Which of the table's operations packs it. tied: the output matrix does, and the embedding shares its memory.
+#: router: as the output matrix, from float32: which experts it names must not depend on rounded weights. experts: one
+#: packed matrix for each expert, of as many parts as there are. vector: none, it stays a float32 tensor.
+Packing = Literal["linear", "embedding", "output", "tied", "router", "experts", "vector"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorDecl:
+    """One tensor of a checkpoint."""
+
+    name: str  # Hugging Face's, as it is after the family's renames
+    gguf: str
+    shape: tuple[int, ...]
+    role: Role
+    head_dim: int = 0  # rows come in heads of so many; 0: they do not
+    rotary_dim: int = 0  # the first so many rows of each head are rotated; 0: none
+
+
+@dataclass(frozen=True, kw_only=True)
+class Param:
+    """What an operation knows as one weight: tensors one below the other, each with its bias if it has one."""
+
+    weight: Weight
+    parts: tuple[TensorDecl, ...]
+    packing: Packing
+    biases: tuple[TensorDecl | None, ...] = ()
+    offset: float = 0.0  # added to the stored values of a norm
+
+    @property
+    def tensors(self) -> tuple[TensorDecl, ...]:
+        return (*self.parts, *(bias for bias in self.biases if bias is not None))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matrix:
+    """One matrix of a layer's product, as blocks name it: `name` and `gguf` stand behind the layer's prefix."""
+
+    name: str
+    gguf: str
+    rows: int
+    bias: bool = False
+    head_dim: int = 0
+    rotary_dim: int = 0

@@ -1,0 +1,54 @@
+"""A mixture of experts by way of a table's own products: rows grouped by expert, each group one product."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def grouped_experts(
+    linear: Callable[..., None],
+    act_mul: Callable[..., None],
+    out: Tensor,
+    x: Tensor,
+    ids: Tensor,
+    weights: Tensor,
+    gate_up_weights: Sequence[Any],
+    down_weights: Sequence[Any],
+    kind: str,
+    *,
+    places: Tensor,
+    grouped: Tensor,
+    gate_up: Tensor,
+    act: Tensor,
+) -> None:
+    """out [T, H] = sum over j of weights[:, j] * down(act(gate(x)) * up(x)) of expert ids[:, j], in the order of j.
+
+    ids int32 [T, k], weights float32 [T, k]; gate_up_weights and down_weights: one an expert, [2 I, H] and [H, I].
+    Scratch: places int32 [T, k], grouped [T, k H], gate_up [T, 2 k I], act [T, k I].
+    """
+    num_rows, top_k = ids.shape
+    count = num_rows * top_k
+    if count == 0:
+        return
+    chosen = ids.flatten().long()
+    order = chosen.argsort(stable=True)
+    places.view(-1)[order] = torch.arange(count, dtype=torch.int32)
+    starts = [0, *chosen.bincount(minlength=len(gate_up_weights)).cumsum(0).tolist()]
+    inputs, between, inner = (scratch.view(count, -1) for scratch in (grouped, gate_up, act))
+    inputs.copy_(x[order // top_k])
+    for weight, (first, end) in zip(gate_up_weights, pairwise(starts), strict=True):
+        if first < end:
+            linear(between[first:end], inputs[first:end], weight)
+    act_mul(inner, between, kind)
+    for weight, (first, end) in zip(down_weights, pairwise(starts), strict=True):
+        if first < end:
+            linear(inputs[first:end], inner[first:end], weight)
+    results = inputs[places.long()]
+    torch.mul(results[:, 0], weights[:, :1], out=out)
+    for j in range(1, top_k):
+        out.add_(results[:, j] * weights[:, j : j + 1])

@@ -1,0 +1,241 @@
+"""What a program means: its operations one by one, each a call of the table's operation of that name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from octavo.ops.program import (
+    Act,
+    Add,
+    AddNorm,
+    Attend,
+    Buffer,
+    Embed,
+    Experts,
+    KeepRows,
+    Linear,
+    Norm,
+    Op,
+    Program,
+    RopeWrite,
+    Route,
+    Weight,
+)
+from octavo.ops.step import KVCaches, StepTensors
+from octavo.ops.workspace import Workspace
+
+#: By the weight's name: what the table packed, or a float32 tensor where no operation packs (norms, rotations).
+Weights = Mapping[str, Any]
+
+
+class Table(Protocol):
+    """`table.Ops`, as far as a program needs it."""
+
+    @property
+    def embedding(self) -> Any: ...
+    @property
+    def linear(self) -> Any: ...
+    @property
+    def rms_norm(self) -> Any: ...
+    @property
+    def add_rms_norm(self) -> Any: ...
+    @property
+    def layer_norm(self) -> Any: ...
+    @property
+    def add_layer_norm(self) -> Any: ...
+    @property
+    def add_(self) -> Any: ...
+    @property
+    def act_mul(self) -> Any: ...
+    @property
+    def act(self) -> Any: ...
+    @property
+    def route(self) -> Any: ...
+    @property
+    def experts(self) -> Any: ...
+    @property
+    def rope_kv_write(self) -> Any: ...
+    @property
+    def attention(self) -> Any: ...
+
+
+class Frame:
+    """One run: the step, and the rows of its buffers that are in use."""
+
+    def __init__(
+        self, space: Workspace, step: StepTensors, kv_caches: KVCaches, needed: Tensor | None, weights: Weights
+    ) -> None:
+        self.step = step
+        self.kv_caches = kv_caches
+        self.needed = needed
+        self._space = space
+        self._weights = weights
+        self._num_rows = len(step.token_ids)
+        self._views: dict[int, Tensor] = {}  # by the whole tensor, which buffers share
+
+    def __getitem__(self, buffer: Buffer) -> Tensor:
+        whole = self._space[buffer]
+        view = self._views.get(id(whole))
+        if view is None:
+            view = self._views[id(whole)] = whole[: self._num_rows]
+        return view
+
+    def weight(self, weight: Weight | None) -> Any:
+        return None if weight is None else self._weights[weight.name]
+
+    def keep(self, num_rows: int) -> None:
+        """The first rows of the buffers are those in use from here on."""
+        self._num_rows = num_rows
+        self._views = {}
+
+
+Handler = Callable[[Table, Any, Frame], None]
+
+
+class Runner:
+    """A program with its weights. `run` may be called by one thread at a time."""
+
+    def __init__(
+        self, table: Table, program: Program, weights: Weights, handlers: Mapping[type[Op], Handler] | None = None
+    ) -> None:
+        """`handlers`: of operations that are only this table's."""
+        self.program = program
+        self._table = table
+        self._weights = weights
+        own = {**HANDLERS, **(handlers or {})}
+        self._calls = [(own[type(op)], op) for op in program.ops]
+
+    def run(self, space: Workspace, step: StepTensors, kv_caches: KVCaches, needed: Tensor | None = None) -> Tensor:
+        """Run the step's tokens; their keys and values go to the caches.
+
+        Returns the program's output, [T, width] of the table's type, or [S, width] for the rows `needed`, int64 [S] in
+        rising order: a view, valid until the next run.
+        """
+        frame = Frame(space, step, kv_caches, needed, self._weights)
+        for call, op in self._calls:
+            call(self._table, op, frame)
+        return frame[self.program.output]
+
+
+def _embed(table: Table, op: Embed, frame: Frame) -> None:
+    ids = frame.step.positions if op.index == "positions" else frame.step.token_ids
+    table.embedding(frame[op.out], ids, frame.weight(op.weight), op.scale)
+
+
+def _linear(table: Table, op: Linear, frame: Frame) -> None:
+    table.linear(frame[op.out], frame[op.x], frame.weight(op.weight))
+
+
+def _norm(table: Table, op: Norm, frame: Frame) -> None:
+    out, x, weight = frame[op.out], frame[op.x], frame.weight(op.weight)
+    if op.kind == "rms":
+        table.rms_norm(out, x, weight, op.eps)
+    else:
+        table.layer_norm(out, x, weight, frame.weight(op.bias), op.eps)
+
+
+def _add(table: Table, op: Add, frame: Frame) -> None:
+    table.add_(frame[op.residual], frame[op.x])
+
+
+def _add_norm(table: Table, op: AddNorm, frame: Frame) -> None:
+    out, residual, x, weight = frame[op.out], frame[op.residual], frame[op.x], frame.weight(op.weight)
+    if op.kind == "rms":
+        table.add_rms_norm(out, residual, x, weight, op.eps)
+    else:
+        table.add_layer_norm(out, residual, x, weight, frame.weight(op.bias), op.eps)
+
+
+def _act(table: Table, op: Act, frame: Frame) -> None:
+    (table.act_mul if op.gated else table.act)(frame[op.out], frame[op.x], op.kind)
+
+
+def _route(table: Table, op: Route, frame: Frame) -> None:
+    table.route(frame[op.ids], frame[op.weights], frame[op.scores], op.renormalize)
+
+
+def _experts(table: Table, op: Experts, frame: Frame) -> None:
+    table.experts(
+        frame[op.out],
+        frame[op.x],
+        frame[op.ids],
+        frame[op.weights],
+        frame.weight(op.gate_up_weight),
+        frame.weight(op.down_weight),
+        op.kind,
+        places=frame[op.places],
+        grouped=frame[op.grouped],
+        gate_up=frame[op.gate_up],
+        act=frame[op.act],
+    )
+
+
+def _rope_write(table: Table, op: RopeWrite, frame: Frame) -> None:
+    k, v = frame.kv_caches[op.cache.index]
+    _, slot_mapping = frame.step.cache_groups[op.cache.group]
+    heads = op.heads
+    table.rope_kv_write(
+        frame[op.qkv],
+        frame.step.positions,
+        frame.weight(op.rotation),
+        frame.weight(op.q_norm),
+        frame.weight(op.k_norm),
+        op.eps,
+        k,
+        v,
+        slot_mapping,
+        heads.num_heads,
+        heads.num_kv_heads,
+        heads.head_dim,
+    )
+
+
+def _attend(table: Table, op: Attend, frame: Frame) -> None:
+    k, v = frame.kv_caches[op.cache.index]
+    step, heads = frame.step, op.heads
+    block_tables, _ = step.cache_groups[op.cache.group]
+    table.attention(
+        frame[op.out],
+        frame[op.qkv],
+        k,
+        v,
+        block_tables,
+        step.seq_lens,
+        step.query_start_loc,
+        heads.num_heads,
+        heads.num_kv_heads,
+        heads.head_dim,
+        op.scale,
+        op.cache.window,
+        op.softcap,
+        slopes=frame.weight(op.slopes),
+        plan=step.attention_plan,
+    )
+
+
+def _keep_rows(table: Table, op: KeepRows, frame: Frame) -> None:
+    needed = frame.needed
+    if needed is None:
+        return
+    for buffer in op.rows:
+        rows = frame[buffer]
+        rows[: len(needed)] = rows[needed]
+    frame.keep(len(needed))
+
+
+HANDLERS: dict[type[Op], Handler] = {
+    Embed: _embed,
+    Linear: _linear,
+    Norm: _norm,
+    Add: _add,
+    AddNorm: _add_norm,
+    Act: _act,
+    Route: _route,
+    Experts: _experts,
+    RopeWrite: _rope_write,
+    Attend: _attend,
+    KeepRows: _keep_rows,
+}

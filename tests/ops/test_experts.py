@@ -1,0 +1,69 @@
+"""Experts on the CPU: rows grouped by expert, float and integer weights, against the reference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from octavo.ops.table import Ops, bind
+from octavo.quant.packed import QuantizedWeight
+
+WIDTH, INNER, EXPERTS, TOP_K = 64, 96, 6, 3
+NATIVE, REFERENCE = bind("cpu"), bind("cpu", "reference")
+
+
+def randn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
+
+
+def matrix(kind: str, rows: int, columns: int, seed: int) -> torch.Tensor | QuantizedWeight:
+    if kind == "int4":
+        generator = torch.Generator().manual_seed(seed)
+        values = torch.randint(0, 16, (rows, columns), dtype=torch.uint8, generator=generator)
+        scales = (0.02 * (0.5 + torch.rand(rows, columns // 32, generator=generator))).to(torch.float16)
+        return QuantizedWeight(values, 4, 32, scales, None, 8)
+    return (randn(rows, columns, seed=seed) * 0.1).to(getattr(torch, kind))
+
+
+def weights(kind: str) -> tuple[list[Any], list[Any]]:
+    """gate and up, and down, of each expert."""
+    gate_ups = [[matrix(kind, INNER, WIDTH, 3 * e), matrix(kind, INNER, WIDTH, 3 * e + 1)] for e in range(EXPERTS)]
+    return gate_ups, [[matrix(kind, WIDTH, INNER, 3 * e + 2)] for e in range(EXPERTS)]
+
+
+def run(ops: Ops, packed: tuple[Any, Any], x: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    rows = len(x)
+    ids, shares = torch.zeros(rows, TOP_K, dtype=torch.int32), torch.zeros(rows, TOP_K)
+    ops.route(ids, shares, scores, True)
+    scratch = {"grouped": WIDTH, "gate_up": 2 * INNER, "act": INNER}
+    out = torch.full_like(x, torch.nan)
+    ops.experts(
+        out, x, ids, shares, *packed, "silu", places=torch.zeros_like(ids),
+        **{name: torch.full((rows, TOP_K * width), torch.nan) for name, width in scratch.items()},
+    )  # fmt: skip
+    return out
+
+
+@pytest.mark.parametrize("rows", [1, 5, 70])
+@pytest.mark.parametrize(("kind", "tolerance"), [("float32", 1e-5), ("float16", 1e-5), ("int4", 0.02)])
+def test_experts_agree_with_the_reference(kind: str, tolerance: float, rows: int) -> None:
+    """One expert gets no row, and one nearly all."""
+    given = weights(kind)
+    x, scores = randn(rows, WIDTH), randn(rows, EXPERTS) + torch.tensor([5.0, 0.0, -90.0, 0.0, 0.0, 0.0])
+    found, expected = (
+        run(ops, (ops.pack_experts(given[0]), ops.pack_experts(given[1])), x, scores) for ops in (NATIVE, REFERENCE)
+    )
+    assert (found - expected).norm() <= tolerance * expected.norm()
+
+
+@pytest.mark.parametrize("kind", ["float32", "int4"])
+def test_a_row_alone_has_the_bits_it_has_among_others(kind: str) -> None:
+    given = weights(kind)
+    packed = NATIVE.pack_experts(given[0]), NATIVE.pack_experts(given[1])
+    x, scores = randn(40, WIDTH), randn(40, EXPERTS)
+    whole = run(NATIVE, packed, x, scores)
+    for row in range(40):
+        one = slice(row, row + 1)
+        assert torch.equal(run(NATIVE, packed, x[one].clone(), scores[one].clone())[0], whole[row])

@@ -1,0 +1,81 @@
+"""Experts in Triton's interpreter, against the reference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from octavo.ops import reference
+from octavo.ops.triton import experts
+
+WIDTH, INNER, EXPERTS = 40, 72, 5
+
+
+def randn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
+
+
+@pytest.mark.parametrize("renormalize", [True, False])
+@pytest.mark.parametrize(("num_experts", "top_k"), [(1, 1), (8, 2), (60, 4), (5, 5)])
+def test_the_best_are_chosen_and_equal_ones_by_number(num_experts: int, top_k: int, renormalize: bool) -> None:
+    scores = (randn(9, num_experts) * 2).round()
+    found, expected = [(torch.zeros(9, top_k, dtype=torch.int32), torch.full((9, top_k), torch.nan)) for _ in range(2)]
+    experts.route(*found, scores, renormalize)
+    reference.route(*expected, scores, renormalize)
+    assert torch.equal(found[0], expected[0])
+    torch.testing.assert_close(found[1], expected[1], rtol=1e-5, atol=1e-6)
+
+
+def run(
+    module: Any, packed: tuple[Any, Any], x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
+    rows, top_k = ids.shape
+    scratch = {"grouped": WIDTH, "gate_up": 2 * INNER, "act": INNER}
+    out = torch.full_like(x, torch.nan)
+    module.experts(
+        out, x, ids, weights, *packed, "silu", places=torch.zeros_like(ids),
+        **{name: torch.full((rows, top_k * width), torch.nan, dtype=x.dtype) for name, width in scratch.items()},
+    )  # fmt: skip
+    return out
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, 7, 200])
+def test_rows_go_to_their_experts(rows: int, dtype: torch.dtype) -> None:
+    """With experts that get no row, few rows, and more than a tile of them."""
+    top_k = 2
+    matrices = [
+        [(randn(INNER, WIDTH, seed=e) * 0.2).to(dtype), (randn(INNER, WIDTH, seed=50 + e) * 0.2).to(dtype)]
+        for e in range(EXPERTS)
+    ]
+    downs = [[(randn(WIDTH, INNER, seed=100 + e) * 0.2).to(dtype)] for e in range(EXPERTS)]
+    generator = torch.Generator().manual_seed(rows)
+    scores = torch.randn(rows, EXPERTS, generator=generator) + torch.tensor([3.0, 0.0, -50.0, 1.0, 0.0])
+    ids, weights = torch.zeros(rows, top_k, dtype=torch.int32), torch.zeros(rows, top_k)
+    reference.route(ids, weights, scores, True)
+    x = randn(rows, WIDTH).to(dtype)
+    expected = run(
+        reference, (reference.pack_experts(matrices), reference.pack_experts(downs)), x.float(), ids, weights
+    )
+    options: Any = (dtype, lambda tensor: tensor, False)
+    packed = experts.pack_experts(matrices, *options), experts.pack_experts(downs, *options)
+    found = run(experts, packed, x, ids, weights)
+    tolerance = 1e-4 if dtype == torch.float32 else 3e-2
+    torch.testing.assert_close(found.float(), expected, rtol=tolerance, atol=tolerance)
+
+
+def test_a_row_alone_has_the_bits_that_it_has_in_company() -> None:
+    packed = [
+        experts.pack_experts([[randn(n, k, seed=e)] for e in range(EXPERTS)], torch.float32, lambda t: t, True)
+        for n, k in ((2 * INNER, WIDTH), (WIDTH, INNER))
+    ]
+    ids, weights = torch.zeros(30, 2, dtype=torch.int32), torch.zeros(30, 2)
+    experts.route(ids, weights, randn(30, EXPERTS), True)
+    x = randn(30, WIDTH)
+    whole = run(experts, (packed[0], packed[1]), x, ids, weights)
+    for row in (0, 13, 29):
+        one = slice(row, row + 1)
+        alone = run(experts, (packed[0], packed[1]), x[one].clone(), ids[one].clone(), weights[one].clone())
+        assert torch.equal(alone[0], whole[row])
