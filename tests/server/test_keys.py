@@ -9,7 +9,7 @@ import pytest
 from octavo.config import ServerConfig, check
 from octavo.errors import InvalidConfig
 from octavo.server.app import routes
-from octavo.server.keys import read_keys, with_key_file
+from octavo.server.keys import OPEN_PATHS, read_keys, with_key_file
 from server_fakes import call, make_server
 
 KEYS = {"api_key": ["first-key", "second-kéy"]}
@@ -75,7 +75,7 @@ def test_public_paths_answer_without_a_key_and_no_others_do() -> None:
     server = make_server(public_paths=["/metrics", "/version"], **KEYS)
     for route in routes(server.state):
         status = call(server.app, route.method, route.path.replace("{model}", "tiny"), {}).status
-        assert (status == 401) == (route.path not in ("/metrics", "/version", "/health", "/ready")), route.path
+        assert (status == 401) == (route.path not in {"/metrics", "/version", *OPEN_PATHS}), route.path
     assert server.get("/metrics/").status == 401, "the exact path is public"
 
 
