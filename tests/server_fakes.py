@@ -129,12 +129,25 @@ class FakeEngine:
         self.requests: list[GenerateRequest] = []
         self.num_closed = 0
         self.num_open = 0
+        self.num_resets = 0
+        self.aborted: list[str] = []
         self.is_healthy = True
         self.is_ready = True
         self.dead_reason: str | None = None
         self.refusal: Exception | None = None  # raised at admission
 
     def check_servable(self, request: GenerateRequest) -> None: ...
+
+    @property
+    def num_unfinished(self) -> int:
+        return self.num_open
+
+    def abort(self, matches: Callable[[str], bool]) -> int:
+        self.aborted = [r.external_id for r in self.requests if matches(r.external_id)]
+        return len(self.aborted)
+
+    async def reset_prefix_cache(self) -> None:
+        self.num_resets += 1
 
     def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerationDelta, None]:
         if self.refusal is not None:

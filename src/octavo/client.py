@@ -23,7 +23,7 @@ from octavo.admission import Admission
 from octavo.beam_search import beam_search
 from octavo.config import EngineConfig
 from octavo.engine_link import Calls, VocabularySender
-from octavo.errors import EngineDead, OctavoError, ServerError, ShuttingDown
+from octavo.errors import Aborted, EngineDead, OctavoError, ServerError, ShuttingDown
 from octavo.generation import GenerationDelta, GenerationStream, RequestState, SampleState
 from octavo.messages import (
     Abort,
@@ -152,11 +152,18 @@ class EngineClient:
         """Wait until no request is in flight."""
         await self._idle.wait()
 
-    def abort_all(self, error: ServerError) -> None:
-        """End every open stream with an error like `error`."""
-        for state in {id(sample.request): sample.request for sample in self._samples.values()}.values():
+    def abort_all(self, error: ServerError, matches: Callable[[str], bool] = lambda external_id: True) -> int:
+        """End every open stream of a matching public id with an error like `error`; the value is their number."""
+        states = {id(sample.request): sample.request for sample in self._samples.values()}
+        found = [state for state in states.values() if matches(state.request.external_id)]
+        for state in found:
             # Each stream raises its own: one object raised in many places gathers all their tracebacks.
             self._fail(state, type(error)(error.message))
+        return len(found)
+
+    def abort(self, matches: Callable[[str], bool]) -> int:
+        """End the requests of matching public ids with `Aborted`, as an administrator asks."""
+        return self.abort_all(Aborted("An administrator ended this request."), matches)
 
     # ------------------------------------------------------------ requests
     def check_servable(self, request: GenerateRequest) -> None:
@@ -308,6 +315,10 @@ class EngineClient:
         return self._observer if sample.request.request.beams is None else NoObserver()
 
     # ------------------------------------------------------------ calls
+    async def reset_prefix_cache(self) -> None:
+        """Forget every cached block; running requests keep theirs. Raises `ServerError`."""
+        await self.call("reset_prefix_cache")
+
     async def call(self, method: str, *args: Any) -> Any:
         """Run one of the engine's allowed methods between two steps. Raises `ServerError` with the engine's reason."""
         self._check_alive()

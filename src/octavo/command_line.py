@@ -38,6 +38,9 @@ def _setting(field: Field[Any], value: Any) -> Iterator[str]:
             yield f"{flag} {shell_word(HIDDEN)}"
     elif not isinstance(value, list):
         yield _with_value(flag, str(value))
+    elif field.metadata.get("one_word") and value:
+        for item in value:
+            yield _with_value(flag, str(item))
     elif value and not any(str(item).startswith(("-", "[")) for item in value):
         yield " ".join([flag, *(shell_word(str(item)) for item in value)])
     else:  # as words these would be flags, or lists, or nothing

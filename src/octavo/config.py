@@ -31,7 +31,7 @@ def opt(default: Any, help: str, **metadata: Any) -> Any:
     `infinite` allows infinity; `unit="bytes"` lets the command line write 2G for 2 GiB; `aliases` are other spellings
     of the flag, `short` is one with a single dash, `inverse` are those of its opposite; `positional` says that there is
     no flag; `secret` that the value is never shown; `json` that the text is a JSON object, which the config file may
-    spell in YAML.
+    spell in YAML; `one_word` that a list takes one word of the command line at a time.
     """
     meta = {"help": help, **metadata}
     if callable(default):
@@ -48,17 +48,19 @@ class ModelConfig:
     revision: str | None = opt(None, "Branch, tag or commit of the model on the hub.")
     tokenizer_revision: str | None = opt(None, "Branch, tag or commit of the tokenizer on the hub.")
     download_dir: str | None = opt(None, "Where downloads are kept; default: the hub's cache.")
+    ignore_patterns: list[str] = opt(list, "Files of a hub's repository that are not downloaded: names with * and ?.")
     load_format: LoadFormat = opt("auto", "How the weights are stored; dummy: random weights, for measuring.")
     dtype: DType = opt(
         "auto",
         "Data type of unquantized weights; auto: the checkpoint's, but on a GPU never float32. half is another name "
         "for float16, float for float32.",
     )
-    quantization: Literal["fp8", "int8"] | None = opt(
+    quantization: Literal["fp8", "int8", "gguf"] | None = opt(
         None,
-        "Quantize the matrices of an unquantized model while they load, and their inputs in each step. GPUs only.",
+        "Quantize the matrices of an unquantized model while they load, and their inputs in each step: fp8 or int8, on "
+        "GPUs only. gguf: the model must be a .gguf file, whose weights stay as they are.",
         short="-q",
-        choices=("fp8", "int8"),
+        choices=("fp8", "int8", "gguf"),
     )
     max_model_len: int | None = opt(
         None, "Longest sequence (prompt and output) in tokens; default: the model's context length.", low=1
@@ -69,6 +71,11 @@ class ModelConfig:
         "filters (processed); or the logits of either.",
     )
     seed: int = opt(0, "Seed for requests without one, and for dummy weights.", low=0, high=2**63 - 1)
+
+    @property
+    def load_quantization(self) -> Literal["fp8", "int8"] | None:
+        """To what unquantized matrices are quantized while they load."""
+        return None if self.quantization == "gguf" else self.quantization
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +203,29 @@ class ServerConfig:
     port: int = opt(8000, "Port to bind; 0: any free one.", low=0, high=65535)
     uds: str | None = opt(None, "Path of a unix socket to bind instead of a port.")
     api_key: list[str] = opt(
-        list, "API key that clients must send; may be given several times, and any of the keys will do.", secret=True
+        list,
+        "API key that clients must send; may be given several times, and any of the keys will do.",
+        secret=True,
+        one_word=True,
+    )
+    api_key_file: str | None = opt(None, "File with API keys, one a line; what follows a # is a comment.")
+    admin_api_key: str | None = opt(
+        None,
+        "Key of the routes for administrators, such as /reset_prefix_cache; without it there are no such routes.",
+        secret=True,
+    )
+    public_paths: list[str] = opt(
+        list,
+        "Paths that answer without a key, beside /, /health and /ready: /metrics for a scraper.",
+        choices=(
+            "/metrics", "/load", "/ping", "/version", "/v1/models", "/tokenizer_info", "/openapi.json", "/docs",
+            "/redoc",
+        ),
+    )  # fmt: skip
+    middleware: list[str] = opt(
+        list,
+        "ASGI middleware around the API, as module.name of a class or a function; may be given several times.",
+        one_word=True,
     )
     served_model_name: list[str] = opt(
         list, "Names by which clients may ask for the model; the first is the default and labels the metrics."
@@ -215,6 +244,7 @@ class ServerConfig:
     ssl_cert_reqs: int = opt(
         0, "TLS: whether clients must show a certificate (0, 1 or 2, as in Python's ssl).", choices=(0, 1, 2)
     )
+    ssl_ciphers: str | None = opt(None, "TLS: ciphers up to TLS 1.2, as OpenSSL writes them; default: OpenSSL's.")
     root_path: str = opt("", "Path prefix that a proxy adds in front of the server's paths.")
     chat_template: str | None = opt(
         None, "Chat template: a file, the template itself, or the name of one of the tokenizer's templates."
@@ -422,10 +452,12 @@ def _check_server(config: ServerConfig) -> None:
         raise InvalidConfig("--uds and --host cannot be combined")
     if (config.ssl_keyfile is None) != (config.ssl_certfile is None):
         raise InvalidConfig("--ssl-keyfile and --ssl-certfile must be given together")
-    if config.ssl_certfile is None and (config.ssl_ca_certs is not None or config.ssl_cert_reqs):
-        raise InvalidConfig("--ssl-ca-certs and --ssl-cert-reqs need --ssl-certfile")
+    if config.ssl_certfile is None and (config.ssl_ca_certs or config.ssl_cert_reqs or config.ssl_ciphers):
+        raise InvalidConfig("--ssl-ca-certs, --ssl-cert-reqs and --ssl-ciphers need --ssl-certfile")
     if any(not key for key in config.api_key):
         raise InvalidConfig("--api-key must not be empty")
+    if config.admin_api_key is not None and (not config.admin_api_key or config.admin_api_key in config.api_key):
+        raise InvalidConfig("--admin-api-key must not be empty, and not one of --api-key")
     if any(not name for name in config.served_model_name):
         raise InvalidConfig("--served-model-name must not be empty")
     if config.root_path and not config.root_path.startswith("/"):

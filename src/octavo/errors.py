@@ -12,6 +12,7 @@
     |   +-- EngineDead (503)
     |   +-- ShuttingDown (503)          Retry-After
     |   +-- RequestTimeout (504)
+    |   +-- Aborted (410)               by an administrator
     +-- StartupError                    exit code 1, one message, no traceback
         +-- InvalidConfig               exit code 2
         +-- CheckpointError
@@ -114,6 +115,14 @@ class RequestTimeout(ServerError):
     status = 504
     type = "TimeoutError"
     code = "timeout"
+
+
+class Aborted(ServerError):
+    """An administrator ended the request. The status is one after which no client sends it again by itself."""
+
+    status = 410
+    type = "AbortedError"
+    code = "request_aborted"
 
 
 class StartupError(OctavoError):

@@ -64,6 +64,7 @@ def http_config(app: ASGIApp, config: ServerConfig) -> HTTPConfig:
         ssl_certfile=config.ssl_certfile,
         ssl_ca_certs=config.ssl_ca_certs,
         ssl_cert_reqs=config.ssl_cert_reqs,
+        ssl_ciphers=config.ssl_ciphers or "TLSv1",  # uvicorn's own: all from TLS 1 on that OpenSSL has by default
     )
 
 

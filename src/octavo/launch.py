@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import gc
 import logging
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -33,6 +34,8 @@ from octavo.log import setup_logging
 from octavo.messages import EngineInfo
 from octavo.serve_loop import TextSide, check_tls, run_server
 from octavo.served.output_settings import check_formats, output_settings
+from octavo.server.keys import with_key_file
+from octavo.server.plugins import load_middleware
 from octavo.server.tokenizer_info import tokenizer_info
 from octavo.startup import resolve, wait_loaded
 from octavo.text.renderer import Renderer
@@ -52,14 +55,21 @@ class Stopped(KeyboardInterrupt):
         self.signum = signum
 
 
-def serve(config: ServeConfig) -> int:
-    """Serve until told to stop; returns the exit code. Raises `StartupError`. To be called in the main thread."""
+def serve(config: ServeConfig, notes: Sequence[tuple[int, str]] = ()) -> int:
+    """Serve until told to stop; returns the exit code. Raises `StartupError`. To be called in the main thread.
+
+    `notes`: levels of `logging` and lines, to be told after the settings.
+    """
     check(config)
     check_tls(config.server)
     check_formats(config.server)
     setup_logging(config.server.uvicorn_log_level)
     started = time.monotonic()
+    load_middleware(config.server.middleware)  # for its errors
     logger.info("settings: %s", command_line(config))
+    for level, line in notes:
+        logger.log(level, "%s", line)
+    config = dataclasses.replace(config, server=with_key_file(config.server))
     try:
         with _stopped_by_signals(), bind(config.server) as listener:
             resolved = resolve(config.engine)

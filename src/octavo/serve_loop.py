@@ -100,7 +100,7 @@ class ServeLoop:
             output=text.output,
             grammars=GrammarChecker(seconds=server.grammar_timeout, cache_bytes=server.grammar_cache_bytes),
         )
-        state = ServerState(server, Models([model]), metrics)
+        state = ServerState(server, Models([model]), metrics, self._config.engine)
         self._server = HTTPServer(http_config(create_app(state), server), self._on_listening)
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT):
@@ -178,5 +178,8 @@ def check_tls(config: ServerConfig) -> None:
         if config.ssl_ca_certs is not None:
             files = f"--ssl-ca-certs {config.ssl_ca_certs}"
             context.load_verify_locations(config.ssl_ca_certs)
+        if config.ssl_ciphers is not None:
+            files = f"--ssl-ciphers {config.ssl_ciphers}"
+            context.set_ciphers(config.ssl_ciphers)
     except OSError as exc:  # ssl.SSLError is one
         raise InvalidConfig(f"{files} cannot be used: {exc.strerror or exc}") from exc

@@ -23,11 +23,12 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from octavo.config import ModelConfig
-from octavo.errors import CheckpointError
+from octavo.errors import CheckpointError, InvalidConfig
 from octavo.near_files import near_models, what_is_there
 from octavo.suggest import suggest
 
@@ -75,8 +76,13 @@ def cache_dir() -> Path:
 
 
 def resolve(config: ModelConfig) -> ModelConfig:
-    """`config` with `model` and `tokenizer` replaced by local paths, downloading what is not here yet."""
+    """`config` with `model` and `tokenizer` replaced by local paths, downloading what is not here yet.
+
+    Raises `CheckpointError`, and `InvalidConfig` where `quantization` names another kind of file than the model's.
+    """
     model = resolve_model(config)
+    if config.quantization == "gguf" and model.suffix != ".gguf":
+        raise InvalidConfig(f"--quantization gguf is for .gguf files, and model {config.model} is none")
     return dataclasses.replace(config, model=str(model), tokenizer=str(resolve_tokenizer(config, model)))
 
 
@@ -87,7 +93,7 @@ def resolve_model(config: ModelConfig) -> Path:
         return local
     # Random weights need the model's shape and tokenizer only.
     patterns = DESCRIPTION_FILES if config.load_format == "dummy" else HUB_FILES
-    return _fetch(config.model, config.revision, config.download_dir, patterns)
+    return _fetch(config.model, config.revision, config.download_dir, patterns, config.ignore_patterns)
 
 
 def resolve_tokenizer(config: ModelConfig, model: Path) -> Path:
@@ -101,10 +107,13 @@ def resolve_tokenizer(config: ModelConfig, model: Path) -> Path:
     return _fetch(name, config.tokenizer_revision, config.download_dir, DESCRIPTION_FILES)
 
 
-def _fetch(name: str, revision: str | None, directory: str | None, patterns: Sequence[str]) -> Path:
+def _fetch(
+    name: str, revision: str | None, directory: str | None, patterns: Sequence[str], ignored: Sequence[str] = ()
+) -> Path:
+    """`patterns` of files to download, but for those of `ignored`."""
     demo = DEMO_MODELS.get(name)
     if demo is None:
-        return _from_hub(name, revision, directory, patterns)
+        return _from_hub(name, revision, directory, patterns, ignored)
     return packaged_file(demo, Path(directory) if directory else cache_dir() / "models")
 
 
@@ -253,7 +262,9 @@ def _parse_hub_name(name: str) -> _HubName | None:
     return _HubName(name) if _HUB_ID.fullmatch(name) else None
 
 
-def _from_hub(name: str, revision: str | None, directory: str | None, patterns: Sequence[str]) -> Path:
+def _from_hub(
+    name: str, revision: str | None, directory: str | None, patterns: Sequence[str], ignored: Sequence[str] = ()
+) -> Path:
     """Download (or find in the hub's cache) what `name` means. Raises `CheckpointError`."""
     wanted = _parse_hub_name(name)
     if wanted is None:  # resolve_model and resolve_tokenizer look at the name first
@@ -263,11 +274,11 @@ def _from_hub(name: str, revision: str | None, directory: str | None, patterns: 
         return hub.file(wanted.file)
     if wanted.quant is not None:
         return hub.file(_pick_quant(name, wanted.quant, hub.list_files()))
-    snapshot = hub.snapshot(patterns)
+    snapshot = hub.snapshot(patterns, ignored)
     without_weights = patterns is DESCRIPTION_FILES
     if any(snapshot.glob("*.safetensors")) or (without_weights and (snapshot / "tokenizer.json").is_file()):
         return snapshot
-    files = [f for f in hub.list_files() if f.endswith(".gguf")]
+    files = [f for f in hub.list_files() if f.endswith(".gguf") and not any(fnmatch(f, p) for p in ignored)]
     if without_weights and not files:
         return snapshot
     if len(files) == 1:
@@ -323,12 +334,11 @@ class _Hub:
         self._hub, self._constants = huggingface_hub, constants
         self._options: dict[str, Any] = {"revision": revision, "cache_dir": directory}
 
-    def snapshot(self, patterns: Sequence[str]) -> Path:
+    def snapshot(self, patterns: Sequence[str], ignored: Sequence[str] = ()) -> Path:
         download = self._hub.snapshot_download
+        skipped = [*HUB_IGNORED, *ignored]
         found = self._call(
-            lambda: download(
-                self.repo, allow_patterns=list(patterns), ignore_patterns=list(HUB_IGNORED), **self._options
-            )
+            lambda: download(self.repo, allow_patterns=list(patterns), ignore_patterns=skipped, **self._options)
         )
         return Path(found)
 

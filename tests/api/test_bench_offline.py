@@ -87,7 +87,7 @@ def test_the_time_of_a_step_is_what_further_tokens_take(limits: Limits) -> None:
         ("latency --batchsize 2", "did you mean --batch-size?"),
         ("throughput --dataset-path x.json", "--dataset-name sharegpt and --dataset-path must be given together"),
         ("throughput --port 8000", "unknown flag --port"),
-        ("throughput --tensor-parallel-size 2", "octavo runs a model on one device"),
+        ("throughput --tensor-parallel-size 2", "several devices are not built yet"),
         ("throughput no-such-model.gguf", "no-such-model.gguf"),
     ],
 )

@@ -27,11 +27,14 @@ def test_there_are_no_control_routes_and_a_key_is_asked_for_first(path: str) -> 
 
 def test_the_routes_are_these_and_no_others() -> None:
     """A new one has to be looked at here: may it answer without a key, and what does it let a client do?"""
+    for_admins = {("POST", "/reset_prefix_cache"), ("POST", "/abort_requests"), ("GET", "/server_info")}
+    assert {(r.method, r.path) for r in routes(make_server(admin_api_key="a").state) if r.for_admins} == for_admins
     assert {(route.method, route.path) for route in routes(make_server().state)} == {
         ("POST", "/v1/chat/completions"), ("POST", "/v1/completions"), ("GET", "/v1/models"),
         ("GET", "/v1/models/{model}"), ("POST", "/tokenize"), ("POST", "/detokenize"), ("GET", "/health"),
-        ("GET", "/ready"), ("GET", "/ping"), ("POST", "/ping"), ("GET", "/version"), ("GET", "/metrics"),
-        ("GET", "/openapi.json"), ("GET", "/docs"), ("GET", "/redoc"), ("GET", "/"),
+        ("GET", "/ready"), ("GET", "/load"), ("GET", "/ping"), ("POST", "/ping"), ("GET", "/version"),
+        ("GET", "/metrics"), ("GET", "/openapi.json"), ("GET", "/docs"), ("GET", "/redoc"),
+        ("GET", "/"),
     }  # fmt: skip
 
 

@@ -179,7 +179,10 @@ def test_e20_keys_guard_them_as_all_else() -> None:
         assert server.get(path).status == 401
         assert server.get(path, {"authorization": "Bearer k"}).status == 200
     document = server.get("/openapi.json", {"authorization": "Bearer k"}).json()
-    assert document["components"]["securitySchemes"] == {"key": {"type": "http", "scheme": "bearer"}}
+    assert document["components"]["securitySchemes"] == {
+        "key": {"type": "http", "scheme": "bearer"},
+        "plain_key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+    }
     guarded = {path for path, methods in document["paths"].items() for o in methods.values() if "security" in o}
     assert guarded == set(document["paths"]) - {"/", "/health", "/ready"}
 

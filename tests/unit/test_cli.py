@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 import octavo
 from octavo.cli import main
-from octavo.cli.compat import COMPAT
 from octavo.cli.environment import VARIABLES
 from octavo.cli.flags import Flag, flags
 from octavo.cli.serve import MOST_USED, serve_config
+from octavo.cli.vllm import ROWS
 from octavo.config import ServeConfig
 from octavo.errors import InvalidConfig
 from octavo.text.grammar import limits_of
@@ -50,6 +50,7 @@ def sample(flag: Flag) -> str:
         "max_num_batched_tokens": "4096",
         "cpu_memory_utilization": "0.25",
         "gpu_memory_utilization": "0.25",
+        "public_paths": "/metrics",
     }
     special |= {flag.field: '{"top_k": 5}' for flag in TABLE.values() if flag.is_json}
     special["structured_outputs_config"] = '{"disable_any_whitespace": true}'
@@ -64,6 +65,7 @@ def companions(flag: Flag) -> list[str]:
     """Other flags that this one needs to make sense."""
     tls = ["--ssl-certfile", "c.pem", "--ssl-keyfile", "k.pem"]
     needs = {"ssl_certfile": tls[2:], "ssl_keyfile": tls[:2], "ssl_cert_reqs": tls, "ssl_ca_certs": tls}
+    needs["ssl_ciphers"] = tls
     return needs.get(flag.field, [])
 
 
@@ -76,9 +78,17 @@ def test_no_arguments_mean_the_demo_model() -> None:
 def test_the_model_is_positional() -> None:
     assert parse("org/repo", "--port", "1").engine.model.model == "org/repo"
     assert parse("--port", "1", "org/repo").engine.model.model == "org/repo"
-    assert "octavo serve MODEL" in refused("--model", "org/repo")
-    assert "octavo serve MODEL" in refused("--model=org/repo")
     assert "other" in refused("one", "other")
+
+
+@pytest.mark.parametrize(
+    "words", [["--model", "org/repo"], ["--model=org/repo"], ["--port", "1", "--model", "org/repo"]]
+)
+def test_the_model_may_be_a_flag(words: list[str]) -> None:
+    assert parse(*words).engine.model.model == "org/repo"
+    assert parse("org/repo", *words).engine.model.model == "org/repo"
+    assert "given twice" in refused("other", *words)
+    assert refused("--model") == "--model needs a value"
 
 
 @pytest.mark.parametrize("flag", [f for f in TABLE.values() if f.kind is not bool], ids=lambda f: f.field)
@@ -122,6 +132,12 @@ def test_a_list_never_swallows_the_model_silently() -> None:
 def test_numbers_may_have_units() -> None:
     assert parse("--max-model-len", "8k").engine.model.max_model_len == 8000
     assert parse("--max-model-len", "8Ki").engine.model.max_model_len == 8192
+    assert parse("--max-model-len", "8K").engine.model.max_model_len == 8192
+    assert parse("--max-model-len", "25.6k").engine.model.max_model_len == 25_600
+    assert "--max-model-len" in refused("--max-model-len", "1.0")
+    assert "--max-model-len" in refused("--max-model-len", "0.0001k")
+    assert parse("--max-model-len", str(10**39 + 1)).engine.model.max_model_len == 10**39 + 1
+    assert "--max-model-len must be a whole number" in refused("--max-model-len", "9" * 5000)
     assert parse("--kv-cache-memory-bytes", "2GiB").engine.cache.kv_cache_memory_bytes == 2 << 30
     assert "--kv-cache-memory-bytes" in refused("--kv-cache-memory-bytes", "2 apples")
 
@@ -140,7 +156,7 @@ def misspelt(option: str) -> list[str]:
 @pytest.mark.parametrize("option", SPELLINGS)
 def test_w30_a_misspelt_flag_is_refused_with_the_right_one(option: str) -> None:
     for wrong in misspelt(option):
-        if wrong in SPELLINGS or wrong in COMPAT:
+        if wrong in SPELLINGS or wrong in {row.option for row in ROWS}:
             continue
         message = refused("m", wrong, "1")
         assert message.startswith(f"unknown flag {wrong}; did you mean --"), message
@@ -177,36 +193,6 @@ def test_no_words_at_all_make_it_crash(words: list[str]) -> None:
         assert e.message
     except SystemExit as e:
         assert e.code == 0  # --help
-
-
-# ---------------------------------------------------------------- vLLM's flags
-def test_t15_the_tokenizer_mode_of_mistral_is_refused() -> None:
-    """It has a renderer of its own, which takes neither templates nor tools."""
-    assert "tokenizer.json" in refused("m", "--tokenizer-mode", "mistral")
-    assert parse("m", "--tokenizer-mode", "auto")
-
-
-@pytest.mark.parametrize("option", COMPAT)
-def test_flags_of_vllm_change_nothing_or_are_refused_with_a_reason(option: str) -> None:
-    compat = COMPAT[option]
-    for accepted in compat.accepts:
-        assert parse("m", f"{option}={accepted}") == parse("m")
-    if compat.switch:
-        wrong = option if compat.accepts == ("false",) else "--no-" + option[2:]
-        right = option if compat.accepts == ("true",) else "--no-" + option[2:]
-        assert parse(right, "m") == parse("m")
-        assert refused(wrong, "m") == f"{wrong}: {compat.reason}"
-    else:
-        assert compat.reason in refused("m", option, "17")
-    assert option not in SPELLINGS
-
-
-def test_short_flags_of_vllm_are_known() -> None:
-    assert parse("m", "-tp", "1") == parse("m")
-    assert "--tensor-parallel-size 2" in refused("m", "-tp", "2")
-    assert refused("m", "-tp") == "--tensor-parallel-size needs a value"
-    assert parse("m", "-q", "fp8") == parse("m", "--quantization", "fp8")
-    assert "--quantization must be one of fp8, int8" in refused("m", "-q", "awq")
 
 
 # ---------------------------------------------------------------- config file
@@ -289,11 +275,6 @@ def test_one_config_file_that_exists_and_is_yaml(tmp_path: Path) -> None:
     assert "No such file" in refused("--config", str(tmp_path / "missing.yaml"))
 
 
-def test_vllm_values_in_the_file_that_change_nothing_pass(tmp_path: Path) -> None:
-    file = write(tmp_path / "c.yaml", "tensor-parallel-size: 1\nasync-scheduling: true\ncpu-offload-gb: 0\n")
-    assert parse("--config", file) == parse()
-
-
 # ---------------------------------------------------------------- environment
 def test_d18_the_api_key_comes_from_the_environment_last(tmp_path: Path) -> None:
     assert parse(OCTAVO_API_KEY="o", VLLM_API_KEY="v").server.api_key == ["o"]
@@ -304,23 +285,26 @@ def test_d18_the_api_key_comes_from_the_environment_last(tmp_path: Path) -> None
     assert parse("--config", file, OCTAVO_API_KEY="o").server.api_key == ["f"]
 
 
-def test_vllm_s_variable_of_idle_connections_counts_last(tmp_path: Path) -> None:
-    name = "VLLM_HTTP_TIMEOUT_KEEP_ALIVE"
-    assert parse().server.timeout_keep_alive == 120
-    assert parse(**{name: "75"}).server.timeout_keep_alive == 75
-    assert parse(**{name: ""}).server.timeout_keep_alive == 120
-    assert parse("--timeout-keep-alive", "9", **{name: "75"}).server.timeout_keep_alive == 9
-    file = write(tmp_path / "c.yaml", "timeout-keep-alive: 8")
-    assert parse("--config", file, **{name: "75"}).server.timeout_keep_alive == 8
-    assert refused(**{name: "x"}) == f"{name}: --timeout-keep-alive must be a number; got 'x'"
-    assert "--timeout-keep-alive must be greater than 0" in refused("--timeout-keep-alive", "0")
-
-
 def test_a_misspelt_variable_of_ours_is_refused() -> None:
     for name in VARIABLES:
         wrong = name[:-1]
         assert refused(**{wrong: "1"}) == f"unknown environment variable {wrong}; did you mean {name}?"
-    parse(VLLM_LOGGING_LEVEL="INFO", OCTAVOX="1")
+    parse(OCTAVOX="1")
+
+
+def test_what_kubernetes_sets_for_a_service_named_octavo_is_no_setting() -> None:
+    """It sets them in every container of the namespace, whatever runs there."""
+    for name, value in {
+        "OCTAVO_SERVICE_HOST": "10.0.0.1",
+        "OCTAVO_SERVICE_PORT": "80",
+        "OCTAVO_SERVICE_PORT_HTTP": "80",
+        "OCTAVO_PORT": "tcp://10.0.0.1:80",
+        "OCTAVO_PORT_80_TCP": "tcp://10.0.0.1:80",
+        "OCTAVO_PORT_80_TCP_ADDR": "10.0.0.1",
+        "OCTAVO_LLM_SERVICE_HOST": "10.0.0.1",
+    }.items():
+        assert parse(**{name: value}) == ServeConfig()
+    assert "OCTAVO_PORT" in refused(OCTAVO_PORT="8000")
 
 
 def test_every_variable_of_ours_in_the_sources_is_documented() -> None:
@@ -343,7 +327,7 @@ def test_main_prints_one_line_and_gives_two(capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().err == "octavo: error: unknown command sreve; did you mean serve?\n"
     assert main([]) == 2
     assert main(["--help"]) == 0
-    assert main(["--version"]) == 0
+    assert main(["--version"]) == main(["-v"]) == main(["-V"]) == 0
     assert capsys.readouterr().out.endswith(f"octavo {octavo.__version__}\n")
 
 

@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 
 from client_fakes import EOS, STATS, Engine, FakeProcess, logprob, out, request, run, settle
 from octavo.errors import (
+    Aborted,
     EngineDead,
     InvalidRequest,
     ServerError,
     ShuttingDown,
 )
 from octavo.generation import fold
-from octavo.messages import CallResult, EngineCoreOutputs, Heartbeat, RequestOutput, Shutdown
+from octavo.messages import Call, CallResult, EngineCoreOutputs, Heartbeat, RequestOutput, Shutdown
 from octavo.observer import FinishedSample, NoObserver
 from octavo.params import GenerateRequest
 from octavo.transport import TransportError
@@ -461,5 +462,36 @@ def test_a_stream_that_waits_for_scores_still_ends_in_its_error() -> None:
             await engine.step(out(2, "b"), out(1, "", "error", error="broken"))
             with pytest.raises(ServerError, match="broken"):
                 await anext(stream)
+
+    run(main())
+
+
+# ---------------------------------------------------------------- administrators
+def test_requests_are_ended_by_their_public_ids() -> None:
+    async def main() -> None:
+        async with Engine() as engine:
+            streams = [engine.client.generate(request(external_id=name)) for name in ("a", "b", "a")]
+            await engine.step(out(1, "x"), out(2, "y"))
+            assert engine.client.abort(lambda external_id: external_id == "a") == 2
+            assert engine.connection.aborted == [1, 3]
+            for index in (0, 2):
+                with pytest.raises(Aborted):
+                    await fold(streams[index])
+            await engine.step(out(2, "z", "length"))
+            assert (await fold(streams[1])).outputs[0].text == "yz"
+            assert engine.client.abort(lambda external_id: True) == 0
+
+    run(main())
+
+
+def test_a_reset_of_the_prefix_cache_waits_for_the_engine() -> None:
+    async def main() -> None:
+        async with Engine() as engine:
+            reset = asyncio.create_task(engine.client.reset_prefix_cache())
+            await settle()
+            (call,) = [message for message in engine.connection.sent if isinstance(message, Call)]
+            assert (call.method, reset.done()) == ("reset_prefix_cache", False)
+            engine.connection.put(CallResult(call.call_id, True))
+            await reset
 
     run(main())

@@ -19,6 +19,7 @@ TABLE = flags()
 TOGETHER = {
     "ssl_certfile": ["--ssl-keyfile", "k"], "ssl_keyfile": ["--ssl-certfile", "c"],
     "ssl_ca_certs": ["--ssl-certfile", "c", "--ssl-keyfile", "k"],
+    "ssl_ciphers": ["--ssl-certfile", "c", "--ssl-keyfile", "k"],
     "ssl_cert_reqs": ["--ssl-certfile", "c", "--ssl-keyfile", "k"],
 }  # fmt: skip
 
@@ -27,6 +28,7 @@ def given_as(flag: Flag) -> str:
     special = {"root_path": "/v", "max_num_batched_tokens": "4096", "cpu_memory_utilization": "0.25"}
     special |= {"gpu_memory_utilization": "0.25", "max_logprobs": "-1"}
     special |= {name: '{"top_k": "it\'s"}' for name, other in TABLE.items() if other.is_json}
+    special["structured_outputs_config"] = '{"disable_any_whitespace": true}'
     if flag.field in special:
         return special[flag.field]
     if flag.choices:
@@ -43,8 +45,8 @@ def test_every_setting_is_told_as_it_is_given(name: str) -> None:
     config = serve_config(["some/model", *words, *TOGETHER.get(name, [])], {})
     told = shlex.split(command_line(config))
     assert told[:3] == ["octavo", "serve", "some/model"]
-    if flag.field == "api_key":
-        assert told[3:] == ["--api-key", "***"]
+    if flag.field in ("api_key", "admin_api_key"):
+        assert told[3:] == [flag.option, "***"]
     else:
         assert serve_config(told[2:], {}) == config
 
@@ -61,6 +63,13 @@ def test_lists_of_odd_words_come_back(names: list[str]) -> None:
     config = ServeConfig(server=ServerConfig(allowed_methods=names))
     line = command_line(config).replace("$'\\u2028'", "'\u2028'")
     assert serve_config(shlex.split(line)[2:], {}) == ServeConfig(server=ServerConfig(allowed_methods=names))
+
+
+@pytest.mark.parametrize("names", [["a.B"], ["a.B", "c.d"], ["-x", "--y"]])
+def test_lists_of_one_word_at_a_time_come_back(names: list[str]) -> None:
+    """Given as several words of one flag, the second would be the model."""
+    config = ServeConfig(server=ServerConfig(middleware=names))
+    assert serve_config(shlex.split(command_line(config))[2:], {}) == config
 
 
 def test_a_template_of_several_lines_is_one_word_on_one_line() -> None:

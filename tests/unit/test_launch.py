@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from octavo.engine_process import EngineProcess, launch_engine
 from octavo.errors import CheckpointError, EngineDead, InvalidConfig, StartupError
 from octavo.generation import fold
 from octavo.progress import PhaseLog, phase_report
+from octavo.serve_loop import check_tls
 from octavo.text.renderer import Renderer
 from server_process import eventually, wait_gone
 
@@ -311,6 +313,16 @@ def test_tls_files_that_cannot_be_used_are_named_before_anything_starts(tmp_path
         server = ServerConfig(ssl_keyfile="/no/key", ssl_certfile=cert)
         with pytest.raises(InvalidConfig, match=f"--ssl-certfile {cert}"):
             launch.serve(ServeConfig(server=server))
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl here")
+def test_ciphers_that_openssl_has_not_are_named(tmp_path: Path) -> None:
+    key, cert = str(tmp_path / "key.pem"), str(tmp_path / "cert.pem")
+    make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", cert, "-subj", "/CN=a"]
+    subprocess.run(make, check=True, capture_output=True)
+    check_tls(ServerConfig(ssl_keyfile=key, ssl_certfile=cert, ssl_ciphers="ECDHE+AESGCM"))
+    with pytest.raises(InvalidConfig, match="--ssl-ciphers NO-SUCH-CIPHER cannot be used"):
+        check_tls(ServerConfig(ssl_keyfile=key, ssl_certfile=cert, ssl_ciphers="NO-SUCH-CIPHER"))
 
 
 def test_the_child_finds_the_octavo_that_runs_here(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ import pytest
 
 from octavo import sources
 from octavo.config import ModelConfig
-from octavo.errors import CheckpointError
+from octavo.errors import CheckpointError, InvalidConfig
 from octavo.sources import PackagedFile, packaged_file, resolve, resolve_model, resolve_tokenizer
 from unit.stub_hub import StubHub, running
 
@@ -103,6 +103,16 @@ def test_the_tokenizer_is_the_models_unless_named(tmp_path: Path) -> None:
     assert resolve_tokenizer(ModelConfig(model=str(model)), model) == model
     config = resolve(ModelConfig(model=str(model), tokenizer=str(other)))
     assert (config.model, config.tokenizer) == (str(model), str(other))
+
+
+def test_the_quantization_gguf_is_that_of_gguf_files(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "m.gguf").write_bytes(b"")
+    config = sources.resolve(ModelConfig(model=str(tmp_path / "m.gguf"), quantization="gguf"))
+    assert config.load_quantization is None
+    assert ModelConfig(quantization="int8").load_quantization == "int8"
+    with pytest.raises(InvalidConfig, match="--quantization gguf is for .gguf files"):
+        sources.resolve(ModelConfig(model=str(tmp_path), quantization="gguf"))
 
 
 def test_a_revision_of_local_files_is_refused(tmp_path: Path) -> None:
@@ -228,7 +238,7 @@ REPOSITORIES = {
 _RESOLVE = """
 import json, sys
 from octavo.config import ModelConfig
-from octavo.errors import CheckpointError
+from octavo.errors import CheckpointError, InvalidConfig
 from octavo.sources import resolve
 try:
     config = resolve(ModelConfig(**json.loads(sys.argv[1])))
@@ -273,6 +283,13 @@ def test_a_repository_is_downloaded_without_what_octavo_does_not_read(client: Cl
     names = {p.name for p in Path(model).iterdir()}
     assert names == {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"}
     assert client({"HF_HUB_OFFLINE": "1"}, model="org/safe") == [model, tokenizer]
+
+
+def test_patterns_leave_out_files_of_their_own(client: Client) -> None:
+    model, _ = client(model="org/safe", ignore_patterns=["*.jinja", "README*"])
+    assert {p.name for p in Path(model).iterdir()} == {"config.json", "model.safetensors", "tokenizer.json"}
+    assert "neither .safetensors nor .gguf" in client(model="org/one", ignore_patterns=["*.gguf"])["error"]
+    assert Path(client(model="org/many", ignore_patterns=["*K_[MS]*", "sub/*"])[0]).name == "m-Q8_0.gguf"
 
 
 def test_dummy_weights_are_not_downloaded(client: Client) -> None:

@@ -18,7 +18,7 @@ from octavo.config import CacheConfig, EngineConfig, ModelConfig, ParallelConfig
 from octavo.device import select
 from octavo.device.cpu import CPUDevice
 from octavo.device.cuda import CUDADevice
-from octavo.errors import DeviceError, InvalidConfig
+from octavo.errors import CheckpointError, DeviceError, InvalidConfig
 from octavo.worker.worker import Worker
 
 
@@ -35,16 +35,27 @@ def load(cache: dict[str, Any] | None = None, model: dict[str, Any] | None = Non
     ("options", "told"),
     [
         ({"model": {"quantization": "fp8"}}, "--quantization fp8 is for a GPU"),
-        ({"cache": {"gpu_memory_utilization": 0.9}}, "--gpu-memory-utilization 0.9 is for a GPU"),
-        ({"cache": {"swap_space": 4.0}}, "--swap-space 4.0 is for a GPU"),
-        ({"cudagraph_capture_sizes": [1, 2]}, "--cudagraph-capture-sizes 1,2 is for a GPU"),
-        ({"attention_backend": "FLASHINFER"}, "--attention-backend FLASHINFER is for a GPU"),
         ({"enforce_eager": True, "cudagraph_capture_sizes": [1]}, "--enforce-eager captures nothing"),
     ],
 )
 def test_on_a_cpu(options: dict[str, Any], told: str) -> None:
     with pytest.raises(InvalidConfig, match=told):
         load(**{"device": "cpu"} | options)
+
+
+def test_on_a_cpu_what_speaks_of_a_gpu_s_memory_and_kernels_needs_nothing_done(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    cache = {"gpu_memory_utilization": 0.9, "swap_space": 1e9}
+    with caplog.at_level("INFO", "octavo.worker"), pytest.raises(CheckpointError, match="/nowhere"):
+        load(cache, device="cpu", cudagraph_capture_sizes=[1, 2], attention_backend="FLASHINFER", batch_invariant=True)
+    assert (
+        "accepted, nothing to do on a CPU: --gpu-memory-utilization 0.9, --swap-space 1000000000.0, "
+        "--cudagraph-capture-sizes 1,2, --attention-backend FLASHINFER, --batch-invariant"
+    ) in caplog.text
+    with caplog.at_level("INFO", "octavo.worker"), pytest.raises(CheckpointError):
+        load(device="cpu", enforce_eager=True)
+    assert "accepted, nothing to do on a CPU: --enforce-eager" in caplog.text
 
 
 TINY = {

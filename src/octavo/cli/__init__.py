@@ -1,7 +1,7 @@
 """The command line. `main` picks the subcommand and turns errors into an exit code and one message.
 
-One file a subcommand. The flags of `serve` come from the fields of `octavo.config` (flags.py); vLLM's spellings
-of what octavo does otherwise, or not at all, are in compat.py. Nothing heavy is imported before the
+One file a subcommand. The flags of `serve` come from the fields of `octavo.config` (flags.py); those of
+vLLM that octavo has not are rows of a table (vllm/). Nothing heavy is imported before the
 configuration is known to be right.
 """
 
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(_usage(group))
         return 0 if words else 2
-    if not group and words[0] in ("-V", "--version"):
+    if not group and words[0] in ("-V", "-v", "--version"):
         print(f"octavo {__version__}")
         return 0
     command = f"{group} {words[0]}".strip()

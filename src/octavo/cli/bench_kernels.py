@@ -34,6 +34,6 @@ def bench_config(argv: Sequence[str]) -> KernelsConfig:
     """Raises `InvalidConfig`."""
     description = "Measure each operation's GB/s and GOP/s, as shares of the machine's limits at this moment."
     parser = make_parser("octavo bench kernels", "[flags]", description, _EPILOG, table())
-    config = KernelsConfig(**read_words(parser, argv, table(), {}))
+    config = KernelsConfig(**read_words(parser, argv, table()))
     check(config)
     return config

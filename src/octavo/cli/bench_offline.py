@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any, TypeVar
 
 from octavo.bench.config import ReportConfig
-from octavo.cli.compat import COMPAT
 from octavo.cli.flags import GROUPS, Flag, flags
+from octavo.cli.foreign import Foreign
 from octavo.cli.parser import make_parser, read_words
+from octavo.cli.vllm import ROWS
 from octavo.config import ServerConfig, check
 
 T = TypeVar("T", bound=ReportConfig)
@@ -27,9 +29,14 @@ def offline_config(command: str, cls: type[T], description: str, argv: Sequence[
     """The benchmark's settings, the model, and the engine's settings that were given. Raises `InvalidConfig`."""
     table = offline_table(cls)
     epilog = "--seed also determines the prompts. The engine's flags are those of octavo serve."
-    parser = make_parser(f"octavo bench {command}", "[MODEL] [flags]", description, epilog, table)
-    parser.add_argument("model", nargs="?", metavar="MODEL", help="as octavo serve takes it; default: the demo model")
-    values = read_words(parser, argv, table, COMPAT)
+    model_help = "as octavo serve takes it; default: the demo model"
+    parser = make_parser(
+        f"octavo bench {command}", "[MODEL] [flags]", description, epilog, table, model_help=model_help
+    )
+    foreign = Foreign(ROWS, table)
+    values = read_words(parser, argv, table, foreign)
+    if foreign.accepted:
+        print(f"accepted, nothing to do: {', '.join(foreign.accepted)}", file=sys.stderr)
     model = str(values.pop("model", "smollm2"))
     own = {field.name for field in fields(cls)}
     config = cls(**{name: value for name, value in values.items() if name in own})

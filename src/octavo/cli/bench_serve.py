@@ -7,22 +7,25 @@ import os
 from collections.abc import Sequence
 
 from octavo.bench.config import ServeBenchConfig
-from octavo.cli.compat import Compat
 from octavo.cli.flags import Flag, flags
+from octavo.cli.foreign import Foreign
 from octavo.cli.parser import make_parser, read_words
 from octavo.cli.server_address import api_url, client_api_key
+from octavo.cli.vllm.row import ANY, NONE, only, other, switch
 from octavo.config import check
 
-_ADDRESS = Compat((), "the server is named by its address: --url http://HOST:PORT")
+_ADDRESS = "the server is named by its address: --url http://HOST:PORT"
 
 #: Flags of vLLM's benchmark that octavo does otherwise.
-COMPAT = {
-    "--backend": Compat(("vllm", "openai"), "the benchmark uses the OpenAI API; --endpoint chooses the route"),
-    "--host": _ADDRESS,
-    "--port": _ADDRESS,
-    "--tokenizer": Compat((), "tokens are counted by the server"),
-    "--trust-remote-code": Compat(("false",), "octavo never runs code that comes with a model", switch=True),
-}
+ROWS = (
+    other("--backend", None, "openai", "What is spoken.", only("vllm", "openai"),
+          "the benchmark uses the OpenAI API; --endpoint chooses the route"),
+    other("--host", None, "127.0.0.1", "The server.", NONE, _ADDRESS),
+    other("--port", None, "8000", "Its port.", NONE, _ADDRESS, kind="int"),
+    other("--tokenizer", None, "none", "For counting tokens.", ANY, "tokens are counted by the server"),
+    switch("--trust-remote-code", None, "off", "Run a tokenizer's code.", ANY,
+           "octavo never runs code that comes with a model"),
+)  # fmt: skip
 _EPILOG = """\
 Random prompts are words of about one token each; the tokens reported are those that the server counts. Times are in
 milliseconds: TTFT to the first token, TPOT per token after it, ITL between two pieces of text.
@@ -51,6 +54,6 @@ def bench_config(argv: Sequence[str]) -> ServeBenchConfig:
     """Raises `InvalidConfig`."""
     description = "Load a running server, octavo or another, and time its replies."
     parser = make_parser("octavo bench serve", "[flags]", description, _EPILOG, table())
-    config = ServeBenchConfig(**read_words(parser, argv, table(), COMPAT))
+    config = ServeBenchConfig(**read_words(parser, argv, table(), Foreign(ROWS, table())))
     check(config)
     return dataclasses.replace(config, url=api_url(config.url))

@@ -85,7 +85,7 @@ def client_config(
     """Read the settings of `octavo COMMAND`. Raises `InvalidConfig`."""
     table = client_table(cls)
     parser = make_parser(f"octavo {command}", "[flags]", description, epilog, table)
-    values = read_words(parser, argv, table, {})
+    values = read_words(parser, argv, table)
     sampling = Sampling(**{f.name: values.pop(f.name) for f in fields(Sampling) if f.name in values})
     config = cls(**values)
     check(config)

@@ -32,6 +32,8 @@ SHELLS = {
 }
 #: Commands that take a word beside their flags, and words that are known to be right there.
 _WORDS = {name: tuple(DEMO_MODELS) for name in ("serve", "bench throughput", "bench latency", "export-tokenizer")}
+#: Of them, those that take it with a flag too.
+_MODEL_FLAG = ("serve", "bench throughput", "bench latency")
 
 
 def run(argv: Sequence[str]) -> int:
@@ -56,6 +58,8 @@ def commands() -> list[Command]:
         table: dict[str, Flag] = importlib.import_module(module).table()
         config = Option("--config", "YAML file with long flag names as keys", takes="file")
         options = [Option("--help", "describe the command"), config]
+        if name in _MODEL_FLAG:
+            options.append(Option("--model", "the same as MODEL", "choice", tuple(DEMO_MODELS)))
         for flag in table.values():
             options += _options(flag)
         found.append(Command(name, help_text, tuple(options), _WORDS.get(name, ()), takes_file=name in _WORDS))

@@ -8,18 +8,22 @@ served-model-name: [small, smol]
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from octavo.cli.compat import Compat
 from octavo.cli.flags import Flag
+from octavo.cli.foreign import Foreign
 from octavo.errors import InvalidConfig
 from octavo.suggest import nearest
 
 
-def read_config_file(name: str, table: dict[str, Flag], compat: Mapping[str, Compat]) -> dict[str, Any]:
-    """The file's values by field name. Raises `InvalidConfig`, which names the file."""
+def read_config_file(
+    name: str, table: dict[str, Flag], foreign: Foreign, *, takes_model: bool = False
+) -> dict[str, Any]:
+    """The file's values by field name. Raises `InvalidConfig`, which names the file.
+
+    `takes_model`: the command takes a model, and the file the key `model`.
+    """
     if not name.endswith((".yaml", ".yml")):
         raise InvalidConfig(f"--config must name a .yaml or .yml file; got {name!r}")
     try:
@@ -30,14 +34,13 @@ def read_config_file(name: str, table: dict[str, Flag], compat: Mapping[str, Com
         raise InvalidConfig(f"the config file {name} is not UTF-8 text: {e}") from e
     except InvalidConfig as e:
         raise InvalidConfig(f"the config file {name}: {e.message}") from e
-    values: dict[str, Any] = {}
-    keys = _keys(table)
+    file = _File(table, foreign, takes_model)
     for key, value in content.items():
         try:
-            _read(key, value, keys, compat, values)
+            file.read(key, value)
         except InvalidConfig as e:
             raise InvalidConfig(f"{name}: {e.message}") from e
-    return values
+    return file.values
 
 
 def _parse(text: str) -> dict[Any, Any]:
@@ -70,34 +73,37 @@ def _parse(text: str) -> dict[Any, Any]:
     return content
 
 
-def _keys(table: dict[str, Flag]) -> dict[str, tuple[Flag, bool]]:
-    """Key -> its flag, and whether the key means the flag's opposite."""
-    keys = {option[2:]: (flag, False) for flag in table.values() for option in flag.options}
-    return keys | {option[2:]: (flag, True) for flag in table.values() for option in flag.off_options}
+class _File:
+    """Gathers what the keys of a file say in `values`, by field name."""
 
+    def __init__(self, table: dict[str, Flag], foreign: Foreign, takes_model: bool) -> None:
+        self.values: dict[str, Any] = {}
+        self._foreign = foreign
+        self._takes_model = takes_model
+        # Key -> its flag, and whether the key means the flag's opposite.
+        self._keys = {option[2:]: (flag, False) for flag in table.values() for option in flag.options}
+        self._keys |= {option[2:]: (flag, True) for flag in table.values() for option in flag.off_options}
 
-def _read(
-    key: str,
-    value: Any,
-    keys: dict[str, tuple[Flag, bool]],
-    compat: Mapping[str, Compat],
-    values: dict[str, Any],
-) -> None:
-    """Add what one key says to `values`. With vLLM's flags goes `model`, which is no flag on the command line."""
-    name = key.replace("_", "-")
-    if name == "model" and "--model" in compat:
-        if not isinstance(value, str):
-            raise InvalidConfig("model must be text")
-        values["model"] = value
-        return
-    if "--" + name in compat:
-        compat["--" + name].check("--" + name, value)
-        return
-    if name not in keys:
-        known = [*keys, *(["model"] if "--model" in compat else [])]
-        raise InvalidConfig(f"unknown key {key}{nearest(name, known)}")
-    flag, opposite = keys[name]
-    if flag.field in values:
-        raise InvalidConfig(f"the key {key} sets the same flag as an earlier key")
-    result = flag.from_yaml(value)
-    values[flag.field] = (not result) if opposite else result
+    def read(self, key: str, value: Any) -> None:
+        name = key.replace("_", "-")
+        if name == "model" and self._takes_model:
+            if not isinstance(value, str):
+                raise InvalidConfig("model must be text")
+            self.values["model"] = value
+        elif "--" + name in self._foreign.rows:
+            self._foreign.check_file("--" + name, value)
+        elif name.startswith("no-") and self._foreign.is_switch("--" + name[3:]):
+            self._foreign.check_file("--" + name[3:], not value if isinstance(value, bool) else value)
+        elif name not in self._keys:
+            known = [*self._keys, *(["model"] if self._takes_model else [])]
+            raise InvalidConfig(f"unknown key {key}{nearest(name, known)}")
+        else:
+            self._read_own(key, *self._keys[name], value)
+
+    def _read_own(self, key: str, flag: Flag, opposite: bool, value: Any) -> None:
+        if flag.field in self.values:
+            raise InvalidConfig(f"the key {key} sets the same flag as an earlier key")
+        if isinstance(value, (str, int)) and not isinstance(value, bool):
+            value = self._foreign.rename(flag.option, str(value)) if flag.option in self._foreign.own else value
+        result = flag.from_yaml(value)
+        self.values[flag.field] = (not result) if opposite else result

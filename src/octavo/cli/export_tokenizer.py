@@ -36,7 +36,7 @@ def run(argv: Sequence[str]) -> int:
     parser = make_parser("octavo export-tokenizer", "MODEL DIRECTORY [flags]", _DESCRIPTION, _EPILOG, flag_table)
     parser.add_argument("model", metavar="MODEL", help="as for `octavo serve`: a .gguf file, a directory, org/repo")
     parser.add_argument("directory", metavar="DIRECTORY", help="where the files go; made if it is not there")
-    values: dict[str, Any] = read_words(parser, argv, flag_table, {})
+    values: dict[str, Any] = read_words(parser, argv, flag_table)
     model, directory = values.pop("model"), Path(values.pop("directory"))
     config = ExportConfig(**values)
     check(config)

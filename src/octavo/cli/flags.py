@@ -11,6 +11,7 @@ import json
 import re
 import types
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from octavo.config import (
@@ -36,7 +37,9 @@ GROUPS: dict[str, type] = {
     "HTTP server and API": ServerConfig,
 }
 
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+#: A capital letter alone is the binary unit, as in vLLM.
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "K": 2**10, "M": 2**20, "G": 2**30}
+_UNITS |= {"ki": 2**10, "mi": 2**20, "gi": 2**30, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 _BYTES = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
@@ -58,6 +61,8 @@ class Flag:
     aliases: tuple[str, ...]  # other names of the field
     inverse: tuple[str, ...]  # names of the opposite; booleans only
     short: str | None  # "-q"
+    home: str  # the group of its field; `group` may be another, for the help
+    one_word: bool  # a list takes one word at a time
 
     @property
     def option(self) -> str:
@@ -75,7 +80,9 @@ class Flag:
         return (*("--no-" + o[2:] for o in self.options), *map(flag_name, self.inverse))
 
     def from_text(self, text: str) -> Any:
-        """One value of the command line; of a list flag, one item."""
+        """One value of the command line; of a list flag, one item. "None" is what an optional field is by itself."""
+        if self.optional and text == "None":
+            return None
         if self.kind is bool:
             return _boolean(self.option, text)
         if self.kind is int:
@@ -164,6 +171,8 @@ def _flag(group: str, field: dataclasses.Field[Any], hint: Any) -> Flag:
         is_json=bool(field.metadata.get("json")),
         aliases=tuple(field.metadata.get("aliases", ())),
         short=field.metadata.get("short"),
+        home=group,
+        one_word=bool(field.metadata.get("one_word")),
         inverse=tuple(field.metadata.get("inverse", ())),
     )
 
@@ -201,11 +210,14 @@ def _json_text(option: str, value: dict[Any, Any]) -> str:
 
 
 def _integer(option: str, text: str, units: Mapping[str, int]) -> int:
-    """A whole number, or one with a unit: 8k is 8,000, 8Ki is 8,192; of bytes, 2G and 2GiB are 2 * 2**30."""
-    match = re.fullmatch(r"([+-]?\d+)\s*([a-z]*)", text.strip().lower())
+    """A whole number, or one with a unit: 8k is 8,000, 8K and 8Ki are 8,192, 25.6k is 25,600; of bytes, 2G, 2g and
+    2GiB are 2 * 2**30."""
+    match = re.fullmatch(r"([+-]?\d{1,40}(?:\.\d{1,40})?)\s*([A-Za-z]*)", text.strip())
     if match:
-        unit = match[2].removesuffix("b") if units is _BYTES else match[2]
-        if unit in units:
-            return int(match[1]) * units[unit]
+        unit = match[2].lower().removesuffix("b") if units is _BYTES else match[2]
+        value = Fraction(match[1]) * units.get(unit, 0)
+        # "1.0" is no whole number, as everywhere in Python.
+        if unit in units and value.denominator == 1 and (unit or "." not in match[1]):
+            return value.numerator
     what = "a number of bytes, such as 2G" if units is _BYTES else "a whole number"
     raise InvalidConfig(f"{option} must be {what}; got {text!r}")

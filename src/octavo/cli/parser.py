@@ -1,27 +1,31 @@
 """The command line of a command: argparse over the table of flags, with our own errors.
 
-argparse lays out the help and splits the words. Before it sees them, `normalise` makes `_` and `-` the same in
-flag names, resolves `--switch=false`, checks vLLM's flags, and refuses what is no flag with the nearest name.
+argparse lays out the help and splits the words. Before it sees them, `octavo.cli.words` gives every flag its one
+spelling, checks those of other programs, and refuses what is no flag with the nearest name.
 """
 
 from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from octavo.cli.compat import Compat
 from octavo.cli.config_file import read_config_file
 from octavo.cli.flags import Flag
+from octavo.cli.foreign import Foreign
+from octavo.cli.help_topics import find_topic
+from octavo.cli.words import normalise
 from octavo.errors import InvalidConfig
-from octavo.suggest import nearest
 
-_BOOLEAN_WORDS = ("true", "false")
+#: Where the value of --model is kept beside that of MODEL.
+_MODEL_OPTION = "model_option"
 
 
 class Parser(argparse.ArgumentParser):
     """argparse, with errors that are `InvalidConfig` (one line, exit code 2) instead of a page of usage."""
+
+    takes_model = False  # as MODEL or with --model
 
     def error(self, message: str) -> NoReturn:
         text = message.removeprefix("argument ")
@@ -62,8 +66,13 @@ class _Once(argparse.Action):
         setattr(namespace, self.dest, values)
 
 
-def make_parser(prog: str, usage: str, description: str, epilog: str, table: dict[str, Flag]) -> Parser:
-    """A parser with the flags of `table` under their headings, and --config. Nothing that is not given is set."""
+def make_parser(
+    prog: str, usage: str, description: str, epilog: str, table: dict[str, Flag], *, model_help: str | None = None
+) -> Parser:
+    """A parser with the flags of `table` under their headings, and --config. Nothing that is not given is set.
+
+    `model_help`: the command takes a model, as MODEL or with --model; see `read_words`.
+    """
     parser = Parser(
         prog=prog,
         usage=f"{prog} {usage}",
@@ -73,25 +82,62 @@ def make_parser(prog: str, usage: str, description: str, epilog: str, table: dic
         allow_abbrev=False,
         epilog=epilog,
     )
+    if model_help is not None:
+        parser.takes_model = True
+        parser.add_argument("model", nargs="?", metavar="MODEL", help=model_help)
+        parser.add_argument(
+            "--model",
+            dest=_MODEL_OPTION,
+            metavar="MODEL",
+            action=_Once,
+            help="the same as MODEL; vLLM's older spelling",
+        )
     parser.add_argument("--config", metavar="FILE", action="append", help="YAML file with long flag names as keys")
+    _add_flags(parser, table)
+    return parser
+
+
+def _add_flags(parser: Parser, table: dict[str, Flag]) -> None:
     for title in dict.fromkeys(flag.group for flag in table.values()):
         group = parser.add_argument_group(title)
         for flag in table.values():
             if flag.group == title:
                 _add_flag(group, flag)
-    return parser
 
 
 def read_words(
-    parser: Parser, words: Sequence[str], table: dict[str, Flag], compat: Mapping[str, Compat]
+    parser: Parser, words: Sequence[str], table: dict[str, Flag], foreign: Foreign | None = None
 ) -> dict[str, Any]:
-    """What the command line and its config file give, by field name; the command line wins."""
-    given: dict[str, Any] = vars(parser.parse_args(normalise(words, table, compat)))
+    """What the command line and its config file give, by field name; the command line wins.
+
+    `foreign` takes note of the flags of other programs. Help that is asked for is printed, and ends the program.
+    """
+    foreign = foreign or Foreign()
+    words = normalise(words, table, foreign, ("--config", *(["--model"] if parser.takes_model else [])))
+    if words and words[0].startswith("--help="):
+        _print_topic(parser, words[0].removeprefix("--help="), table, foreign)
+        parser.exit()
+    given: dict[str, Any] = vars(parser.parse_args(words))
+    model = given.pop(_MODEL_OPTION, None)
+    if model is not None and given.setdefault("model", model) != model:
+        raise InvalidConfig(f"the model is given twice, as {given['model']!r} and as --model {model!r}")
     files = given.pop("config", [])
     if len(files) > 1:
         raise InvalidConfig("--config may be given only once")
-    values = read_config_file(files[0], table, compat) if files else {}
-    return values | given
+    given |= foreign.settings
+    foreign.settings = {}
+    values = read_config_file(files[0], table, foreign, takes_model=parser.takes_model) if files else {}
+    return values | foreign.settings | given
+
+
+def _print_topic(parser: Parser, word: str, table: dict[str, Flag], foreign: Foreign) -> None:
+    topic = find_topic(word, table, foreign)
+    if topic.table is table:
+        parser.print_help()
+        return
+    flags_alone = Parser(usage=argparse.SUPPRESS, formatter_class=_Help, add_help=False)
+    _add_flags(flags_alone, topic.table)
+    print(topic.text + flags_alone.format_help(), end="")
 
 
 def _add_flag(group: Any, flag: Flag) -> None:
@@ -108,8 +154,8 @@ def _add_flag(group: Any, flag: Flag) -> None:
     if metavar is None:
         metavar = {int: "N", float: "X", str: "TEXT"}[flag.kind]
     if flag.is_list:
-        # An API key takes one word: with several, `--api-key KEY MODEL` would make the model a key.
-        nargs = None if flag.field == "api_key" else "+"
+        # With several words, `--api-key KEY MODEL` would make the model a key.
+        nargs = None if flag.one_word else "+"
         group.add_argument(
             flag.option,
             dest=flag.field,
@@ -128,75 +174,3 @@ def _add_flag(group: Any, flag: Flag) -> None:
 
 def _shown(default: Any) -> str:
     return " ".join(map(str, default)) if isinstance(default, list) else str(default)
-
-
-def normalise(words: Sequence[str], table: dict[str, Flag], compat: Mapping[str, Compat]) -> list[str]:
-    """The words with every flag in its one canonical spelling. Raises `InvalidConfig` for one that does not exist.
-
-    vLLM's spellings (`compat`) of what octavo does anyway are checked here and left out of the result.
-    """
-    switches = {o: (f, True) for f in table.values() if f.kind is bool for o in f.options}
-    switches |= {o: (f, False) for f in table.values() for o in f.off_options}
-    valued = {o for f in table.values() if f.kind is not bool for o in f.options} | {"--config"}
-    known = {*switches, *valued, *compat, "--help"}
-    given: dict[str, bool] = {}
-    result: list[str] = []
-    rest = list(words)
-    while rest:
-        word = rest.pop(0)
-        if word == "--":
-            return [*result, word, *rest]
-        if not word.startswith("-") or word == "-" or word[1:2].isdigit():
-            result.append(word)
-            continue
-        name, equals, value = word.partition("=")
-        name = _canonical(name, table, compat)
-        positive = "--" + name[5:] if name.startswith("--no-") else name
-        if name == "--help":
-            return ["--help"]
-        if name in valued:
-            result.append(name + equals + value)
-        elif name in switches:
-            flag, sense = switches[name]
-            on = _switch_value(name, value if equals else None, rest) == sense
-            if given.setdefault(flag.field, on) != on:
-                raise InvalidConfig(f"{flag.option} is both switched on and switched off")
-            result.append(flag.option if on else "--no-" + flag.option[2:])
-        elif positive in compat and (positive == name or compat[positive].switch):
-            _check_compat_words(name, positive, compat[positive], value if equals else None, rest)
-        else:
-            raise InvalidConfig(f"unknown flag {name}{nearest(name, known)}")
-    return result
-
-
-def _canonical(name: str, table: Mapping[str, Flag], compat: Mapping[str, Compat]) -> str:
-    """A flag's name with dashes; the long one for a short one."""
-    if name.startswith("--"):
-        return "--" + name[2:].replace("_", "-")
-    if name == "-h":
-        return "--help"
-    shorts = {c.short: option for option, c in compat.items() if c.short}
-    shorts |= {flag.short: flag.option for flag in table.values() if flag.short}
-    if name not in shorts:
-        raise InvalidConfig(f"unknown flag {name}{nearest(name, [s for s in shorts if s])}")
-    return shorts[name]
-
-
-def _switch_value(name: str, value: str | None, rest: list[str]) -> bool:
-    """What a boolean flag is set to: true when bare; a following true or false belongs to it."""
-    if value is None:
-        value = rest.pop(0) if rest and rest[0].lower() in _BOOLEAN_WORDS else "true"
-    if value.lower() not in _BOOLEAN_WORDS:
-        raise InvalidConfig(f"{name} must be true or false; got {value!r}")
-    return value.lower() == "true"
-
-
-def _check_compat_words(name: str, option: str, compat: Compat, value: str | None, rest: list[str]) -> None:
-    if compat.switch:
-        compat.check(option, _switch_value(name, value, rest) == (name == option))
-    elif not compat.accepts:
-        compat.check(option, value)
-    elif value is None and not rest:
-        raise InvalidConfig(f"{option} needs a value")
-    else:
-        compat.check(option, rest.pop(0) if value is None else value)

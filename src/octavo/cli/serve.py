@@ -1,6 +1,6 @@
 """`octavo serve [MODEL] [flags]`: read the settings, then hand over to the launcher.
 
-Precedence: command line > config file > environment (`VARIABLES`, `VLLM_SETTINGS`) > defaults.
+Precedence: command line > config file > environment > defaults.
 """
 
 from __future__ import annotations
@@ -8,12 +8,14 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from octavo.cli.compat import COMPAT
-from octavo.cli.environment import VARIABLES, VLLM_SETTINGS, api_key, check_environment
+from octavo.cli.environment import VARIABLES, read_environment
 from octavo.cli.flags import Flag, build, flags
+from octavo.cli.foreign import Foreign
+from octavo.cli.notes import Note, notes
 from octavo.cli.parser import Parser, make_parser, read_words
+from octavo.cli.vllm import ROWS
+from octavo.cli.vllm import VARIABLES as VLLM_VARIABLES
 from octavo.config import ServeConfig, flag_name
 from octavo.errors import InvalidConfig
 
@@ -25,34 +27,30 @@ MOST_USED = (
 
 
 def run(argv: Sequence[str]) -> int:
-    config = serve_config(argv, os.environ)
+    config, told = settings(argv, os.environ)
+    # The client of Prometheus would keep its metrics in files of that directory, for processes that octavo has not.
+    os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
     # Imported here: `--help` and a wrong flag must not pay for the server.
     from octavo.launch import serve
 
-    return serve(config)
+    return serve(config, told)
 
 
 def serve_config(argv: Sequence[str], environ: Mapping[str, str]) -> ServeConfig:
     """The checked configuration. Raises `InvalidConfig`; `--help` prints and exits."""
+    return settings(argv, environ)[0]
+
+
+def settings(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[ServeConfig, list[Note]]:
+    """The checked configuration, and what is to be told of how it was given."""
     flag_table = table()
-    values = read_words(_parser(flag_table), argv, flag_table, COMPAT)
-    check_environment(environ)
+    foreign = Foreign(ROWS, flag_table)
+    values = read_words(_parser(flag_table), argv, flag_table, foreign)
     if "model" not in values and len(values.get("served_model_name", ())) > 1:
         raise InvalidConfig("--served-model-name takes all words that follow it: give MODEL first")
-    if "api_key" not in values:
-        key = api_key(environ)
-        values["api_key"] = [key] if key else []
-    for name, field in VLLM_SETTINGS.items():
-        if environ.get(name) and field not in values:
-            values[field] = _from_environment(flag_table[field], name, environ[name])
-    return build(values)
-
-
-def _from_environment(flag: Flag, name: str, text: str) -> Any:
-    try:
-        return flag.from_text(text)
-    except InvalidConfig as exc:
-        raise InvalidConfig(f"{name}: {exc.message}") from None
+    environment = read_environment(environ, flag_table, values)
+    config = build(environment.values | values)
+    return config, notes([*foreign.accepted, *environment.accepted], environment.warnings, config.server)
 
 
 def table() -> dict[str, Flag]:
@@ -63,27 +61,28 @@ def table() -> dict[str, Flag]:
 
 
 def _parser(flag_table: dict[str, Flag]) -> Parser:
-    description = "Serve a model over the OpenAI API."
-    parser = make_parser("octavo serve", "[MODEL] [flags]", description, _epilog(), flag_table)
-    parser.add_argument(
-        "model",
-        nargs="?",
-        metavar="MODEL",
-        help="a directory, a .gguf file, a repository of the Hugging Face hub (org/repo, org/repo:Q4_K_M), "
+    return make_parser(
+        "octavo serve",
+        "[MODEL] [flags]",
+        "Serve a model over the OpenAI API.",
+        _epilog(),
+        flag_table,
+        model_help="a directory, a .gguf file, a repository of the Hugging Face hub (org/repo, org/repo:Q4_K_M), "
         "or smollm2, the demo model (the default)",
     )
-    return parser
 
 
 def _epilog() -> str:
-    width = max(map(len, [*VARIABLES, *VLLM_SETTINGS]))
+    as_settings = {v.name: v.field for v in VLLM_VARIABLES if v.field is not None and v.field != "api_key"}
+    width = max(map(len, [*VARIABLES, *as_settings]))
     lines = [
         "The command line overrides the config file, which overrides the defaults. Flags may be written with _ or -.",
         "Flags of vLLM that ask for what octavo does anyway are accepted; the others are refused with the reason.",
+        "--help=GROUP describes one group of flags, --help=FLAG one flag, --help=groups lists the groups.",
         "",
         "environment:",
         *(f"  {name:<{width}}  {meaning}" for name, meaning in VARIABLES.items()),
-        *(f"  {name:<{width}}  as {flag_name(field)}" for name, field in VLLM_SETTINGS.items()),
+        *(f"  {name:<{width}}  as {flag_name(field)}" for name, field in as_settings.items()),
         "  HF_ENDPOINT, HF_TOKEN, HF_HOME, HF_HUB_OFFLINE are read by the client of the Hugging Face hub.",
     ]
     return "\n".join(lines)

@@ -102,7 +102,7 @@ def _reported_dtype(reader: _Reader, config: ModelConfig, ops: Ops) -> torch.dty
 
 def _float_bytes(config: ModelConfig, checkpoint: Checkpoint, ops: Ops) -> int | None:
     """Bytes of an unquantized value when it is loaded; None: as many as in the checkpoint."""
-    if config.quantization is not None:
+    if config.load_quantization is not None:
         return 1
     if ops.torch_device.type != "cpu":
         return ops.activation_dtype.itemsize

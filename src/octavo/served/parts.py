@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -36,12 +36,25 @@ class Engine(Protocol):
     @property
     def dead_reason(self) -> str | None: ...
 
+    @property
+    def num_unfinished(self) -> int:
+        """Sequences, running or waiting."""
+        ...
+
     def check_servable(self, request: GenerateRequest) -> None:
         """Raise `InvalidRequest` for a request that `generate` would refuse at any time."""
         ...
 
     def generate(self, request: GenerateRequest) -> DeltaStream:
         """Admit a request. Raises `RequestError` or `ServerError` when it is refused."""
+        ...
+
+    def abort(self, matches: Callable[[str], bool]) -> int:
+        """End the requests with these public ids; the value is their number."""
+        ...
+
+    async def reset_prefix_cache(self) -> None:
+        """Forget every cached block. Raises `ServerError`."""
         ...
 
     def detokenizer(self, params: SamplingParams) -> Detokenizer:

@@ -7,13 +7,17 @@ import logging
 import re
 
 from octavo.metrics import StatsLogger
+from octavo.server.admin import AdminHandlers
 from octavo.server.chat import ChatHandler
 from octavo.server.completions import CompletionHandler
 from octavo.server.exchange import ASGIApp, Receive, Scope, Send
 from octavo.server.info import InfoHandlers
+from octavo.server.keys import Authentication
 from octavo.server.limits import body_limits
-from octavo.server.middleware import Authentication, HostCheck, RequestScope, allowed_hosts
+from octavo.server.middleware import HostCheck, RequestScope, allowed_hosts
 from octavo.server.openapi import DocumentHandlers
+from octavo.server.plugins import with_middleware
+from octavo.server.protocol.admin import LoadReply
 from octavo.server.protocol.chat import ChatChunk, ChatReply, ChatRequest
 from octavo.server.protocol.completions import CompletionReply, CompletionRequest
 from octavo.server.protocol.models import ModelCard, ModelList, VersionReply
@@ -51,6 +55,7 @@ def routes(state: ServerState) -> list[Route]:
         Route("GET", "/ping", info.health, "The same as /health"),
         Route("POST", "/ping", info.health, "The same as /health"),
         Route("GET", "/version", info.version, "The server's version", reply=VersionReply),
+        Route("GET", "/load", info.load, "How many sequences run or wait", reply=LoadReply),
         Route("GET", "/metrics", info.metrics, "Prometheus metrics", media_type="text/plain"),
     ]
     if state.config.enable_tokenizer_info_endpoint:
@@ -60,6 +65,8 @@ def routes(state: ServerState) -> list[Route]:
         table.append(
             Route("GET", "/", PageHandler().page, "A page to chat and to watch the engine", media_type="text/html")
         )
+    if state.config.admin_api_key is not None:
+        table += AdminHandlers(state).routes()
     if not state.config.disable_fastapi_docs:
         documents = DocumentHandlers(state, tuple(table))
         table.append(Route("GET", "/openapi.json", documents.openapi, "This document"))
@@ -73,13 +80,14 @@ def create_app(state: ServerState) -> ASGIApp:
     table = routes(state)
     config = state.config
     app: ASGIApp = Router(table)
-    if config.api_key:
-        app = Authentication(app, config.api_key)
+    if config.api_key or config.admin_api_key is not None:
+        app = Authentication(app, config)
     if (hosts := allowed_hosts(config)) is not None:
         app = HostCheck(app, hosts)
     app = RequestScope(app, state.metrics)
     if config.allowed_origins:
         app = _with_cors(app, state)
+    app = with_middleware(app, config.middleware)
     for route in table:
         logger.debug("route %s %s", route.method, route.path)
     return _Root(app, state)

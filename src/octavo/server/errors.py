@@ -28,6 +28,14 @@ class HostNotAllowed(RequestError):
     code = "host_not_allowed"
 
 
+class AdminKeyRequired(RequestError):
+    """The key that was sent opens other paths, and not those of administrators."""
+
+    status = 403
+    type = "PermissionDeniedError"
+    code = "admin_key_required"
+
+
 class RouteNotFound(RequestError):
     status = 404
     type = "NotFoundError"

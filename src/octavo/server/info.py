@@ -1,4 +1,4 @@
-"""The small GET routes: models, health, version, tokenizer, metrics."""
+"""The small GET routes: models, health, load, version, tokenizer, metrics."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import uuid
 
 import octavo
 from octavo.server.exchange import Exchange
+from octavo.server.protocol.admin import LoadReply
 from octavo.server.protocol.models import ModelCard, ModelList, ModelPermission, VersionReply
 from octavo.server.state import ServerState
 
@@ -40,6 +41,9 @@ class InfoHandlers:
 
     async def version(self, exchange: Exchange) -> None:
         await exchange.send_json(VersionReply(octavo.__version__))
+
+    async def load(self, exchange: Exchange) -> None:
+        await exchange.send_json(LoadReply(sum(model.engine.num_unfinished for model in self._state.models.all)))
 
     async def tokenizer_info(self, exchange: Exchange) -> None:
         await exchange.send_bytes(

@@ -1,4 +1,4 @@
-"""What surrounds every HTTP request: its id, its key, its errors, its metrics. Plain ASGI wrappers.
+"""What surrounds every HTTP request: its id, its host, its errors, its metrics. Plain ASGI wrappers.
 
 None of them wraps `send`: they leave what a reply's head needs in the scope, where `Exchange` finds it, so that the
 tokens of a stream pass through no further call.
@@ -6,17 +6,14 @@ tokens of a stream pass through no further call.
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import ipaddress
 import logging
 import re
 import time
 import uuid
-from collections.abc import Iterable
 
 from octavo.config import ServerConfig
-from octavo.errors import InvalidRequest, OctavoError, Unauthorized
+from octavo.errors import InvalidRequest, OctavoError
 from octavo.metrics import Metrics
 from octavo.server.errors import (
     BadFraming,
@@ -31,41 +28,12 @@ from octavo.server.protocol.common import is_request_id
 
 logger = logging.getLogger(__name__)
 
-#: Paths that answer without a key. Everything else is refused by default, known route or not.
-OPEN_PATHS = frozenset({"/", "/health", "/ready"})
-
 #: Headers of OpenTelemetry, which octavo does not use: the log says so once (E17).
 TRACE_HEADERS = (b"traceparent", b"tracestate")
 
 _HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[^\s:/?#@\[\]\\\x00-\x20,]*)(?::[0-9]*)?")
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 64 * 1024
-
-
-class Authentication:
-    """Every path but `OPEN_PATHS` needs one of the keys as `Authorization: Bearer <key>`.
-
-    Only digests are kept and compared: they have one length, and the comparison takes the same time whatever
-    a client guessed. OPTIONS is exempt: browsers send it without credentials, and it does nothing.
-    """
-
-    def __init__(self, app: ASGIApp, keys: Iterable[str]) -> None:
-        self._app = app
-        self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["method"] != "OPTIONS" and scope["path"] not in OPEN_PATHS:
-            self._check(Exchange(scope, receive, send).header(b"authorization"))
-        await self._app(scope, receive, send)
-
-    def _check(self, header: str | None) -> None:
-        if header is None:
-            raise Unauthorized("No API key was sent. Send one as `Authorization: Bearer <key>`.")
-        scheme, _, key = header.strip().partition(" ")
-        digest = hashlib.sha256(key.strip().encode("latin-1")).digest()
-        matches = [hmac.compare_digest(digest, known) for known in self._digests]
-        if scheme.lower() != "bearer" or not any(matches):
-            raise Unauthorized("Incorrect API key.")
 
 
 class HostCheck:

@@ -17,8 +17,8 @@ from pydantic.json_schema import models_json_schema
 import octavo
 from octavo.server.errors import ErrorBody
 from octavo.server.exchange import Exchange
+from octavo.server.keys import open_paths
 from octavo.server.limits import add_bounds, json_bounds
-from octavo.server.middleware import OPEN_PATHS
 from octavo.server.protocol.common import WireModel
 from octavo.server.protocol.completions import CompletionRequest
 from octavo.server.routing import Route
@@ -33,7 +33,9 @@ _PAGE_POLICY = (
 _ERRORS = {
     "400": "The request is at fault; the error names the field",
     "401": "No valid key was sent",
+    "403": "Another key than the administrators' was sent",
     "404": "There is no such model",
+    "410": "An administrator ended the request",
     "413": "The body is too large",
     "429": "Too many requests are waiting",
     "500": "The server is at fault",
@@ -77,10 +79,13 @@ def document(state: ServerState, routes: Sequence[Route]) -> dict[str, Any]:
     schemas = _body_schemas(bodies, state) | _reply_schemas(routes)
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
-        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, bool(state.config.api_key))
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, state)
     components: dict[str, Any] = {"schemas": schemas}
-    if state.config.api_key:
-        components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    if state.config.api_key or state.config.admin_api_key is not None:
+        components["securitySchemes"] = {
+            "key": {"type": "http", "scheme": "bearer"},
+            "plain_key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+        }
     return {
         "openapi": "3.1.0",
         "info": {
@@ -94,7 +99,11 @@ def document(state: ServerState, routes: Sequence[Route]) -> dict[str, Any]:
     }
 
 
-def _operation(route: Route, has_keys: bool) -> dict[str, Any]:
+def _needs_key(route: Route, state: ServerState) -> bool:
+    return route.for_admins or (bool(state.config.api_key) and route.path not in open_paths(state.config))
+
+
+def _operation(route: Route, state: ServerState) -> dict[str, Any]:
     name = route.path.strip("/").replace("/", "_").replace("{", "").replace("}", "") or "root"
     operation: dict[str, Any] = {
         "operationId": f"{route.method.lower()}_{name}",
@@ -111,9 +120,11 @@ def _operation(route: Route, has_keys: bool) -> dict[str, Any]:
         parameter = route.path[route.path.rindex("{") + 1 : -1]
         operation["parameters"] = [{"name": parameter, "in": "path", "required": True, "schema": {"type": "string"}}]
         codes = ["404", *codes]
-    if has_keys and route.path not in OPEN_PATHS:
-        operation["security"] = [{"key": []}]
-        codes = ["401", *codes]
+    if route.event is not None and state.config.admin_api_key is not None:
+        codes = ["410", *codes]
+    if _needs_key(route, state):
+        operation["security"] = [{"key": []}, {"plain_key": []}]
+        codes = ["401", *(["403"] if route.for_admins else []), *codes]
     error = {"application/json": {"schema": {"$ref": _REF.format(name=ErrorBody.__name__)}}}
     for code in sorted(set(codes)):
         operation["responses"][code] = {"description": _ERRORS[code], "content": error}

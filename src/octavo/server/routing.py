@@ -31,6 +31,7 @@ class Route:
     reply: type[msgspec.Struct] | None = None
     event: type[msgspec.Struct] | None = None
     media_type: str | None = None
+    for_admins: bool = False
 
 
 class Router:

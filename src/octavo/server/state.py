@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from octavo.config import ServerConfig
+from octavo.config import EngineConfig, ServerConfig
 from octavo.metrics import Metrics
 from octavo.served.models import Models
 
@@ -16,6 +16,7 @@ class ServerState:
     config: ServerConfig
     models: Models
     metrics: Metrics
+    engine_config: EngineConfig = field(default_factory=EngineConfig)  # as it was asked for
 
     def check_available(self) -> None:
         """Raise `EngineDead` or `ShuttingDown` when no request can be served."""

@@ -14,6 +14,7 @@ from octavo.suggest import suggest
 _CHAT: Final = "/v1/chat/completions"
 _TEXT: Final = "/v1/completions"
 _MODELS: Final = "/v1/models"
+_ADMIN: Final = ("administrators unless --admin-api-key is given", None)
 
 #: The beginning of a path, behind prefixes like `/v1` -> what it is for, and the route that does the nearest to it.
 NOT_SERVED: Final[dict[str, tuple[str, str | None]]] = {
@@ -59,6 +60,17 @@ NOT_SERVED: Final[dict[str, tuple[str, str | None]]] = {
     "apply-template": ("llama.cpp's native API", "/tokenize with `messages`"),
     "load_lora_adapter": ("adapters", None),
     "unload_lora_adapter": ("adapters", None),
+    "sleep": ("sleep mode", None),
+    "wake_up": ("sleep mode", None),
+    "is_sleeping": ("sleep mode", "/health"),
+    "pause": ("pauses", None),
+    "resume": ("pauses", None),
+    "collective_rpc": ("calls of its workers", None),
+    "flush_cache": ("SGLang's native API", "/reset_prefix_cache, with --admin-api-key"),
+    "reset_prefix_cache": _ADMIN,
+    "abort_requests": _ADMIN,
+    "abort_request": ("SGLang's native API", "/abort_requests, with --admin-api-key"),
+    "server_info": _ADMIN,
     "start_profile": ("profiles", None),
     "stop_profile": ("profiles", None),
 }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 
@@ -20,6 +21,8 @@ from octavo.step import CachedRequestData, ModelRunnerOutput, NewRequestData, Sc
 from octavo.worker.graphs import MAX_GRAPH_SIZE, ladder
 from octavo.worker.kv_memory import GIB, KVCachePlan, plan_kv_cache
 from octavo.worker.model_runner import KVCaches, ModelRunner, RunningStep
+
+logger = logging.getLogger(__name__)
 
 #: Types of KV caches by the names of --kv-cache-dtype.
 _CACHE_DTYPES = {
@@ -58,7 +61,7 @@ class Worker:
             torch_device=device.torch_device,
             activation_dtype=dtype,
             to_device=device.upload_weight,
-            quantization=config.model.quantization,
+            quantization=config.model.load_quantization,
             batch_invariant=config.parallel.batch_invariant,
             attention_backend=_ATTENTION_BACKENDS[config.parallel.attention_backend.lower()],
         )
@@ -121,21 +124,25 @@ class Worker:
         return self.collect(self.submit(plan))
 
     def _check_device_options(self, device: Device) -> None:
-        """Refuse what the device cannot do or has no use for, by the flag's name."""
+        """Refuse what the device cannot do, by the flag's name, and tell what it has no use for."""
         config = self._config
         parallel, cache = config.parallel, config.cache
         if parallel.enforce_eager and parallel.cudagraph_capture_sizes:
             raise InvalidConfig("--enforce-eager captures nothing: it excludes --cudagraph-capture-sizes.")
         if device.name == "cpu":
+            wrong: dict[str, object] = {"--quantization": config.model.load_quantization}
+            needed = "a GPU, and the model runs on the CPU"
             backend = parallel.attention_backend
-            wrong = {
-                "--quantization": config.model.quantization,
+            idle = {
                 "--gpu-memory-utilization": cache.gpu_memory_utilization,
                 "--swap-space": cache.swap_space or None,
                 "--cudagraph-capture-sizes": ",".join(map(str, parallel.cudagraph_capture_sizes)) or None,
                 "--attention-backend": backend if backend != "auto" else None,
+                "--enforce-eager": "" if parallel.enforce_eager else None,
+                "--batch-invariant": "" if parallel.batch_invariant else None,
             }
-            needed = "a GPU, and the model runs on the CPU"
+            if told := ", ".join(f"{option} {given}".strip() for option, given in idle.items() if given is not None):
+                logger.info("accepted, nothing to do on a CPU: %s", told)
         else:
             wrong = {"--num-threads": parallel.num_threads, "--isa": parallel.isa}
             needed = "the CPU's kernels, and the model runs on a GPU"
@@ -151,6 +158,8 @@ class Worker:
 
         Raises InvalidConfig where more was asked for than there is.
         """
+        if device.name == "cpu":
+            return 0  # the whole KV cache is in the host's memory
         asked, free = self._config.cache.swap_space, host.free_memory()
         if asked is None:
             return min(int(device.default_swap_gib * GIB), free.num_bytes // 2)

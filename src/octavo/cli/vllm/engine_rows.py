@@ -1,0 +1,231 @@
+"""The flags of the engine that vLLM 0.6.0 had."""
+
+from __future__ import annotations
+
+from octavo.cli.vllm.row import (
+    ANY,
+    EMPTY,
+    NO_ITEMS,
+    NONE,
+    OFF,
+    ZERO,
+    Row,
+    only,
+    other,
+    ours,
+    switch,
+)
+
+_ONE_DEVICE = "several devices are not built yet: octavo runs a model on one, and uses all cores of a CPU"
+_NO_RAY = "octavo runs a model on this machine and does not use Ray"
+_NO_CODE = "octavo never runs code that comes with a model"
+_NO_LORA = "adapters (LoRA) are not built yet"
+_WITHOUT_LORA = "it asks for nothing without --enable-lora"
+_NO_SPECULATION = "speculative decoding is not built yet"
+_WITHOUT_SPECULATION = "it asks for nothing without --speculative-model"
+_NO_ADAPTERS = "prompt adapters are not built yet"
+_GRAPHS = "octavo captures graphs by batch size alone, for contexts of any length"
+_FROM_CONFIG = "octavo takes it from the model's own configuration"
+_THREADS = "octavo makes tokens of text in threads, beside all else"
+_BLOCKS = "octavo's blocks have 16, 32 or 64 tokens"
+
+_NO_WEIGHTS = "octavo reads safetensors and GGUF files"
+_FORMATS = {
+    "pt": f"{_NO_WEIGHTS}, and never a pickle",
+    "npcache": f"{_NO_WEIGHTS}, and never a pickle",
+    "tensorizer": _NO_WEIGHTS,
+    "sharded_state": _NO_WEIGHTS,
+    "bitsandbytes": f"{_NO_WEIGHTS}; it has no weights of bitsandbytes yet",
+    "mistral": f"{_NO_WEIGHTS} under the names of Hugging Face: give a repository that has them",
+    "runai_streamer_sharded": _NO_WEIGHTS,
+}
+_NO_METHOD = "octavo has no weights of this kind yet: take a GGUF file of the model, or its unquantized weights"
+_METHODS = (
+    "aqlm", "awq", "awq_marlin", "auto-round", "bitblas", "bitsandbytes", "compressed-tensors", "deepspeedfp",
+    "experts_int8", "fbgemm_fp8", "fp8_per_tensor", "gptq", "gptq_bitblas", "gptq_marlin", "gptq_marlin_24", "hqq",
+    "inc", "ipex", "marlin", "modelopt", "modelopt_fp4", "moe_wna16", "mxfp4", "neuron_quant", "petit_nvfp4",
+    "ptpc_fp8", "qqq", "quark", "rtn", "squeezellm", "torchao", "tpu_int8",
+)  # fmt: skip
+_NO_DEVICE = "octavo runs on CPUs and on NVIDIA GPUs"
+_NO_CACHE = "octavo keeps keys and values as float32, bfloat16, float16 or float8"
+
+ENGINE_ROWS: tuple[Row, ...] = (
+    # ---- the model
+    ours("--tokenizer", "as MODEL", "as MODEL"),
+    switch("--skip-tokenizer-init", "off", "off", "Token ids only.", OFF, "the server of octavo needs the tokenizer"),
+    ours("--revision", "none", "none"),
+    other("--code-revision", "none", "none", "Revision of the code that comes with a model.", ANY, _NO_CODE),
+    ours("--tokenizer-revision", "none", "none"),
+    other(
+        "--tokenizer-mode", "auto", "auto", "Which implementation of the tokenizer.", only("auto", "slow", "hf"),
+        "octavo reads tokenizer.json and the vocabularies of .gguf files, with one implementation for all",
+    ),
+    switch(
+        "--trust-remote-code", "off", "off", "Run code that comes with a model.", ANY,
+        f"{_NO_CODE}, and a model that needs some is refused when its files are read",
+    ),
+    ours("--download-dir", "the hub's cache", "the hub's cache"),
+    ours(
+        "--load-format", "auto", "auto", refused=_FORMATS,
+        renamed={"hf": "auto", "fastsafetensors": "safetensors", "runai_streamer": "safetensors"},
+    ),
+    ours("--dtype", "auto", "auto", "Of float32 checkpoints a CPU keeps float32; a GPU computes in bfloat16."),
+    ours(
+        "--kv-cache-dtype", "auto", "auto",
+        refused=dict.fromkeys(("int8", "int4", "int8_per_token_head", "nvfp4", "fp8_inc", "fp8_ds_mla"), _NO_CACHE),
+    ),
+    other(
+        "--quantization-param-path", "none", None, "Scales of a float8 KV cache.", NONE,
+        "octavo has no scaled KV cache; --kv-cache-dtype fp8 needs no file",
+    ),
+    ours(
+        "--max-model-len", "the model's", "the model's", "Beyond the model's positions it is refused.",
+        renamed={"-1": None, "auto": None},
+    ),
+    ours(
+        "--quantization", "from the model", "from the model",
+        "fp8 and int8 quantize weights while they load; gguf is what .gguf files are.",
+        refused=dict.fromkeys(_METHODS, _NO_METHOD),
+    ),
+    other("--rope-scaling", "none", None, "Another scaling of positions.", EMPTY, _FROM_CONFIG, kind="json"),
+    other("--rope-theta", "none", None, "Another base of positions.", NONE, _FROM_CONFIG, kind="float"),
+    switch("--disable-sliding-window", "off", "off", "Bound the context to the window.", OFF, _FROM_CONFIG),
+    ours("--seed", "0", "0"),
+    other(
+        "--model-loader-extra-config", "none", "{}", "Settings of a loader.", EMPTY,
+        "octavo has one loader, without settings", kind="json",
+    ),
+    ours("--ignore-patterns", "[]", "original/**/*"),
+    ours("--served-model-name", "as MODEL", "as MODEL", "The last part of a local path is a name too."),
+    other(
+        "--qlora-adapter-name-or-path", "none", None, "A QLoRA adapter.", NONE, _NO_LORA,
+    ),
+    other(
+        "--limit-mm-per-prompt", "1 each", "999 each", "Most images, videos and sounds of a prompt.", NO_ITEMS,
+        "images, videos and sounds in prompts are not built yet", kind="json",
+    ),
+    # ---- devices and processes
+    ours(
+        "--device", "auto", None,
+        refused=dict.fromkeys(("neuron", "openvino", "tpu", "xpu", "hpu", "rocm", "mps"), _NO_DEVICE),
+    ),
+    other(
+        "--distributed-executor-backend", "auto", "auto", "How the workers of several devices are run.",
+        only("mp", "uni"), _NO_RAY,
+    ),
+    switch("--worker-use-ray", "off", None, "The older spelling of the executor ray.", OFF, _NO_RAY),
+    switch("--engine-use-ray", "off", None, "Run the engine in a Ray actor.", OFF, _NO_RAY),
+    switch("--ray-workers-use-nsight", "off", "off", "Profile Ray's workers.", OFF, _NO_RAY),
+    other(
+        "--pipeline-parallel-size", "1", "1", "Devices in a row.", only("1"), _ONE_DEVICE, kind="int", short="-pp"
+    ),
+    other(
+        "--tensor-parallel-size", "1", "1", "Devices that share each layer.", only("1"), _ONE_DEVICE, kind="int",
+        short="-tp",
+    ),
+    other(
+        "--max-parallel-loading-workers", "none", "none", "How many workers load at once.", ANY,
+        "octavo has one worker", kind="int",
+    ),
+    switch(
+        "--disable-custom-all-reduce", "off", "off", "Sums over devices by NCCL.", ANY,
+        "there is one device, and no sum",
+    ),
+    # ---- memory
+    ours("--block-size", "16", "16", "Sizes that octavo lacks become the next that it has.", renamed={
+        "1": "16", "8": "16", "128": "64", "256": "64",
+    }),
+    ours("--enable-prefix-caching", "off", "on"),
+    ours("--swap-space", "4", None, "On a CPU there is nothing to do: the KV cache is in the host's memory."),
+    other(
+        "--cpu-offload-gb", "0", "0", "GiB of weights that a GPU reads from the host.", ZERO,
+        "offloading of weights is not built yet", kind="float",
+    ),
+    ours("--gpu-memory-utilization", "0.9", "0.92", "On a CPU there is nothing to do: see --cpu-memory-utilization."),
+    ours("--num-gpu-blocks-override", "none", "none"),
+    other(
+        "--preemption-mode", "auto", None, "What becomes of the KV blocks of preempted requests.",
+        only("auto", "recompute", "swap"),
+        "octavo keeps them in the host's memory as far as --swap-space goes, and recomputes the others",
+        sets={"recompute": {"swap_space": 0.0}},
+    ),
+    # ---- scheduling
+    ours("--max-num-batched-tokens", "512 or more", "2048 to 16384"),
+    ours("--max-num-seqs", "256", "256 to 1024"),
+    ours("--enable-chunked-prefill", "auto", "on"),
+    switch("--use-v2-block-manager", "off", None, "A newer block manager.", ANY, "octavo has one block manager"),
+    other("--num-lookahead-slots", "0", None, "Slots for tokens of a draft.", ZERO, _NO_SPECULATION, kind="int"),
+    other(
+        "--num-scheduler-steps", "1", None, "Steps between two plans.", ANY,
+        "octavo plans every step, on a GPU while the one before runs, which costs nothing", kind="int",
+    ),
+    other("--scheduler-delay-factor", "0", None, "Hold prompts back.", ZERO, "octavo delays no prompt", kind="float"),
+    switch(
+        "--disable-async-output-proc", "off", "off", "Process outputs between the steps.", ANY,
+        "octavo processes outputs beside the steps, which changes no reply",
+    ),
+    # ---- graphs
+    ours("--enforce-eager", "off", "off"),
+    other("--max-context-len-to-capture", "none", None, "The older spelling of the next.", ANY, _GRAPHS, kind="int"),
+    other("--max-seq-len-to-capture", "8192", None, "Longest context of a graph.", ANY, _GRAPHS, kind="int"),
+    # ---- text
+    ours("--max-logprobs", "20", "20"),
+    other(
+        "--guided-decoding-backend", "outlines", None, "Which library holds outputs to grammars.", ANY,
+        "octavo has one engine for grammars, which honours every constraint in full or refuses it",
+    ),
+    other("--tokenizer-pool-size", "0", None, "Tokenizers in a pool.", ANY, _THREADS, kind="int"),
+    other("--tokenizer-pool-type", "ray", None, "Kind of the pool.", ANY, _THREADS),
+    other("--tokenizer-pool-extra-config", "none", None, "Settings of the pool.", EMPTY, _THREADS, kind="json"),
+    # ---- logs
+    ours("--disable-log-stats", "off", "off"),
+    ours("--disable-log-requests", "off", None, "Requests are logged with --enable-log-requests."),
+    other("--otlp-traces-endpoint", "none", "none", "Where traces are sent.", EMPTY, "tracing is not built yet"),
+    other(
+        "--collect-detailed-traces", "none", "none", "What is traced in detail.", ANY,
+        "it asks for nothing without --otlp-traces-endpoint, and tracing is not built yet",
+    ),
+    # ---- adapters
+    switch("--enable-lora", "off", "off", "Serve LoRA adapters.", OFF, _NO_LORA),
+    other("--max-loras", "1", "1", "Most adapters in a step.", ANY, _WITHOUT_LORA, kind="int"),
+    other("--max-lora-rank", "16", "16", "Highest rank of an adapter.", ANY, _WITHOUT_LORA, kind="int"),
+    other("--lora-extra-vocab-size", "256", None, "Most tokens that an adapter adds.", ANY, _WITHOUT_LORA, kind="int"),
+    other("--lora-dtype", "auto", "auto", "Type of adapters.", ANY, _WITHOUT_LORA),
+    other("--long-lora-scaling-factors", "none", None, "Factors of long contexts.", ANY, _WITHOUT_LORA),
+    other("--max-cpu-loras", "as --max-loras", "none", "Adapters in memory.", ANY, _WITHOUT_LORA, kind="int"),
+    switch("--fully-sharded-loras", "off", "off", "Shard adapters in full.", ANY, _WITHOUT_LORA),
+    switch("--enable-prompt-adapter", "off", None, "Serve prompt adapters.", OFF, _NO_ADAPTERS),
+    other(
+        "--max-prompt-adapters", "1", None, "Most prompt adapters in a step.", ANY,
+        "it asks for nothing without --enable-prompt-adapter", kind="int",
+    ),
+    other(
+        "--max-prompt-adapter-token", "0", None, "Most tokens of a prompt adapter.", ANY,
+        "it asks for nothing without --enable-prompt-adapter", kind="int",
+    ),
+    # ---- speculation
+    other("--speculative-model", "none", None, "The model that drafts.", NONE, _NO_SPECULATION),
+    other("--speculative-model-quantization", "none", None, "Its quantization.", ANY, _WITHOUT_SPECULATION),
+    other("--num-speculative-tokens", "none", None, "Tokens of a draft.", ZERO, _NO_SPECULATION, kind="int"),
+    other(
+        "--speculative-draft-tensor-parallel-size", "none", None, "Devices of the draft.", ANY, _WITHOUT_SPECULATION,
+        kind="int", short="-spec-draft-tp",
+    ),
+    other("--speculative-max-model-len", "none", None, "Longest draft.", ANY, _WITHOUT_SPECULATION, kind="int"),
+    other(
+        "--speculative-disable-by-batch-size", "none", None, "Batch beyond which nothing is drafted.", ANY,
+        _WITHOUT_SPECULATION, kind="int",
+    ),
+    other("--ngram-prompt-lookup-max", "none", None, "Longest n-gram.", ANY, _WITHOUT_SPECULATION, kind="int"),
+    other("--ngram-prompt-lookup-min", "1", None, "Shortest n-gram.", ANY, _WITHOUT_SPECULATION, kind="int"),
+    other("--spec-decoding-acceptance-method", "rejection_sampler", None, "Which drafts are taken.", ANY,
+          _WITHOUT_SPECULATION),
+    other("--typical-acceptance-sampler-posterior-threshold", "0.09", None, "A bound of it.", ANY,
+          _WITHOUT_SPECULATION, kind="float"),
+    other("--typical-acceptance-sampler-posterior-alpha", "0.3", None, "A factor of it.", ANY,
+          _WITHOUT_SPECULATION, kind="float"),
+    switch("--disable-logprobs-during-spec-decoding", "on", None, "No log probabilities then.", ANY,
+           _WITHOUT_SPECULATION),
+    # ---- other devices
+    other("--override-neuron-config", "none", None, "Settings of AWS Neuron.", EMPTY, _NO_DEVICE, kind="json"),
+)  # fmt: skip

@@ -1,0 +1,110 @@
+"""The environment variables that vLLM reads."""
+
+from __future__ import annotations
+
+import re
+
+from octavo.cli.vllm.row import ANY, NONE, Values, Variable, only
+
+_NO_MEDIA = "octavo fetches no media"
+_NO_DEVICES = "several devices are not built yet"
+_FALSE = only("0", "false", "no", "off")
+_LEVELS = {"warn": "warning", "fatal": "critical", "notset": "trace"}
+_ATTENTION = {"flashinfer": "flashinfer", "triton_attn": "triton", "triton_attn_vllm_v1": "triton"}
+
+
+def _level(text: str) -> str:
+    return _LEVELS.get(text.lower(), text.lower())
+
+
+def _attention(text: str) -> str | None:
+    return _ATTENTION.get(text.lower())
+
+
+def _gibibytes(text: str) -> str | None:
+    if re.fullmatch(r"\d+(\.\d+)?", text):
+        size = int(float(text) * 2**30)
+        return str(size) if size else None  # 0: the default
+    return text  # for its error
+
+
+def _unset(name: str, today: str | None, meaning: str, reason: str, accepts: Values = NONE) -> Variable:
+    """One that 0.6.0 and today's have without a value."""
+    return Variable(name=name, seed="none", today=today, meaning=meaning, accepts=accepts, reason=reason)
+
+
+VARIABLES: tuple[Variable, ...] = (
+    Variable(
+        name="VLLM_API_KEY", seed="none", today="none", meaning="The API key.", field="api_key",
+        reason="OCTAVO_API_KEY comes first.",
+    ),
+    Variable(
+        name="VLLM_HTTP_TIMEOUT_KEEP_ALIVE", seed=None, today="5", meaning="Seconds an idle connection stays open.",
+        field="timeout_keep_alive",
+    ),
+    Variable(
+        name="VLLM_LOGGING_LEVEL", seed="INFO", today="INFO", meaning="Level of the log.", field="uvicorn_log_level",
+        convert=_level,
+    ),
+    Variable(
+        name="VLLM_ATTENTION_BACKEND", seed="none", today=None, meaning="Who computes attention.",
+        field="attention_backend", convert=_attention,
+        reason="FLASHINFER and TRITON_ATTN are taken; for all others octavo chooses.",
+    ),
+    Variable(
+        name="VLLM_CPU_KVCACHE_SPACE", seed="0", today="0", meaning="GiB of the KV cache on a CPU.",
+        field="kv_cache_memory_bytes", convert=_gibibytes, device="cpu",
+        reason="It counts unless --device cuda is given.",
+    ),
+    Variable(
+        name="VLLM_CONFIGURE_LOGGING", seed="1", today="1", meaning="Whether the log is set up at all.",
+        accepts=only("1", "true"), reason="octavo always sets up its log; --uvicorn-log-level critical silences it",
+    ),
+    _unset("VLLM_LOGGING_CONFIG_PATH", "none", "Python's logging, configured by a JSON file.",
+           "octavo logs to stderr in one format"),
+    _unset("VLLM_CPU_OMP_THREADS_BIND", "auto", "CPUs on which threads are bound.",
+           "octavo binds no threads: taskset or the container chooses the CPUs, --num-threads their number",
+           only("auto", "all", "nobind")),
+    Variable(name="VLLM_IMAGE_FETCH_TIMEOUT", seed="5", today="5", meaning="Seconds to fetch an image.", accepts=ANY,
+             reason=_NO_MEDIA),
+    Variable(name="VLLM_VIDEO_FETCH_TIMEOUT", seed=None, today="30", meaning="Seconds to fetch a video.",
+             accepts=ANY, reason=_NO_MEDIA),
+    Variable(name="VLLM_AUDIO_FETCH_TIMEOUT", seed="5", today="10", meaning="Seconds to fetch sounds.", accepts=ANY,
+             reason=_NO_MEDIA),
+    Variable(
+        name="VLLM_ALLOW_LONG_MAX_MODEL_LEN", seed="0", today="0", accepts=_FALSE,
+        meaning="Take a --max-model-len beyond the model's positions.",
+        reason="octavo refuses a --max-model-len beyond the model's positions",
+    ),
+    Variable(
+        name="VLLM_KEEP_ALIVE_ON_ENGINE_DEATH", seed="0", today="0", accepts=_FALSE,
+        meaning="Let the server live without its engine.",
+        reason="octavo ends when its engine dies, for whoever supervises it to start it again",
+    ),
+    Variable(
+        name="VLLM_USE_MODELSCOPE", seed="0", today="0", accepts=_FALSE, meaning="Fetch models from ModelScope.",
+        reason="octavo fetches from the Hugging Face hub, or a mirror of it that HF_ENDPOINT names; give a local path",
+    ),
+    Variable(
+        name="VLLM_SERVER_DEV_MODE", seed=None, today="0", accepts=_FALSE, meaning="Serve routes for administrators.",
+        reason="octavo serves them with --admin-api-key only",
+    ),
+    _unset("VLLM_PLUGINS", "none", "Plugins to load.", "octavo has no plugins"),
+    _unset("VLLM_PP_LAYER_PARTITION", "none", "Layers of each device.", _NO_DEVICES),
+    _unset("VLLM_TORCH_PROFILER_DIR", None, "Where profiles go.", "profiles are not built yet"),
+    _unset("VLLM_HOST_IP", "none", "This node's address among several.", "it asks for nothing on one node", ANY),
+    Variable(name="VLLM_WORKER_MULTIPROC_METHOD", seed="fork", today="fork", meaning="How workers are started.",
+             accepts=ANY, reason="octavo has one worker"),
+    Variable(name="VLLM_USE_V1", seed=None, today=None, meaning="Which engine.", accepts=ANY,
+             reason="octavo has one engine"),
+    Variable(name="VLLM_BATCH_INVARIANT", seed=None, today="0", meaning="Replies never depend on other requests.",
+             field="batch_invariant"),
+    Variable(name="VLLM_NO_USAGE_STATS", seed="0", today="0", meaning="Do not report usage to vLLM's authors.",
+             accepts=ANY, reason="octavo reports nothing to anybody"),
+    Variable(name="VLLM_DO_NOT_TRACK", seed="0", today="0", meaning="The same.", accepts=ANY,
+             reason="octavo reports nothing to anybody"),
+    _unset("PROMETHEUS_MULTIPROC_DIR", "none", "Where several API processes keep their metrics.",
+           "octavo has one API process, which keeps its metrics itself", ANY),
+    Variable(name="OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", seed="grpc", today="grpc", accepts=ANY,
+             meaning="How traces are sent.", reason="tracing is not built yet"),
+)  # fmt: skip

@@ -1,0 +1,86 @@
+"""Routes for administrators: what changes the server, or tells how it was started. They need an admin key."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import re
+from typing import Any
+
+import msgspec
+
+import octavo
+from octavo.command_line import HIDDEN
+from octavo.server.errors import validate_body
+from octavo.server.exchange import Exchange
+from octavo.server.keys import check_admin
+from octavo.server.protocol.admin import AbortReply, AbortRequest, ServerInfo
+from octavo.server.routing import Handler, Route
+from octavo.server.state import ServerState
+
+logger = logging.getLogger(__name__)
+
+
+class AdminHandlers:
+    def __init__(self, state: ServerState) -> None:
+        self._state = state
+
+    def routes(self) -> list[Route]:
+        reset = Route("POST", "/reset_prefix_cache", self.reset_prefix_cache, "Forget all cached prompts")
+        abort = Route("POST", "/abort_requests", self.abort, "End requests", AbortRequest, AbortReply)
+        info = Route("GET", "/server_info", self.server_info, "Settings and facts of the server", reply=ServerInfo)
+        return [
+            dataclasses.replace(route, handler=_for_admins(route.handler), for_admins=True)
+            for route in (reset, abort, info)
+        ]
+
+    async def reset_prefix_cache(self, exchange: Exchange) -> None:
+        """200 and nothing. Requests that run keep their blocks; no later request finds them."""
+        for model in self._state.models.all:
+            model.check_available()
+            await model.engine.reset_prefix_cache()
+        logger.info("the prefix cache was reset, as an administrator asked")
+        await exchange.send_bytes(b"", 200, [])
+
+    async def abort(self, exchange: Exchange) -> None:
+        request = validate_body(AbortRequest, await exchange.read_json())
+        wanted = request.wanted()
+        matches = (lambda external_id: True) if wanted is None else _Matcher(wanted)
+        count = sum(model.engine.abort(matches) for model in self._state.models.all)
+        logger.info("%d requests were ended, as an administrator asked", count)
+        await exchange.send_json(AbortReply(count))
+
+    async def server_info(self, exchange: Exchange) -> None:
+        engine = self._state.engine_config
+        parts = {field.name: getattr(engine, field.name) for field in dataclasses.fields(engine)}
+        config = {name: _plain(part) for name, part in {**parts, "server": self._state.config}.items()}
+        engines = {model.names[0]: msgspec.structs.asdict(model.info) for model in self._state.models.all}
+        await exchange.send_json(ServerInfo(octavo.__version__, config, engines))
+
+
+def _for_admins(handler: Handler) -> Handler:
+    async def checked(exchange: Exchange) -> None:
+        check_admin(exchange)
+        await handler(exchange)
+
+    return checked
+
+
+class _Matcher:
+    """Which public ids the given ones mean: a reply's `id`, or the request's id that it was made of."""
+
+    def __init__(self, wanted: frozenset[str]) -> None:
+        self._wanted = wanted
+
+    def __call__(self, external_id: str) -> bool:
+        if external_id in self._wanted or external_id.partition("-")[2] in self._wanted:
+            return True
+        # One of several prompts of a text completion.
+        whole = re.sub(r"-\d+$", "", external_id) if external_id.startswith("cmpl-") else external_id
+        return whole in self._wanted or whole.partition("-")[2] in self._wanted
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    """The fields of a configuration, without its secrets."""
+    values = {field: getattr(config, field.name) for field in dataclasses.fields(config)}
+    return {field.name: HIDDEN if field.metadata.get("secret") and value else value for field, value in values.items()}

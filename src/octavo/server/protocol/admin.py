@@ -1,0 +1,37 @@
+"""The bodies of the routes for administrators, and of /load."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from octavo.errors import InvalidRequest
+from octavo.server.protocol.common import WireModel
+
+
+class AbortRequest(WireModel):
+    """Either the ids of requests, or `all`."""
+
+    request_ids: list[str] | None = None
+    all: bool | None = None
+
+    def wanted(self) -> frozenset[str] | None:
+        """The ids; None: all. Raises `InvalidRequest`."""
+        if bool(self.request_ids) == bool(self.all):
+            raise InvalidRequest("Either `request_ids` or `all` should be given.", "request_ids")
+        return frozenset(self.request_ids or ()) if not self.all else None
+
+
+class AbortReply(msgspec.Struct):
+    aborted: int  # requests that were running or waiting
+
+
+class ServerInfo(msgspec.Struct):
+    version: str
+    config: dict[str, Any]  # the settings by group; secrets are hidden
+    engines: dict[str, Any]  # by a model's first name: what the engine chose
+
+
+class LoadReply(msgspec.Struct):
+    server_load: int  # sequences that run or wait

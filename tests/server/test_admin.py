@@ -1,0 +1,97 @@
+"""What administrators can do, and /load."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+import octavo
+from octavo.errors import Aborted, EngineDead
+from server_fakes import Server, answer, drive, make_server
+
+KEY = {"authorization": "Bearer boss"}
+
+
+def server_of(*ids: str) -> Server:
+    """One that has answered chats with these request ids."""
+    server = make_server(admin_api_key="boss")
+    for request_id in ids:
+        server.post("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}], "request_id": request_id})
+    return server
+
+
+@pytest.mark.parametrize(
+    ("body", "aborted"),
+    [
+        ({"request_ids": ["one"]}, ["chatcmpl-one"]),
+        ({"request_ids": ["chatcmpl-one", "two", "none"]}, ["chatcmpl-one", "chatcmpl-two"]),
+        ({"request_ids": ["chatcmpl"]}, []),
+        ({"request_ids": [""]}, []),
+        ({"all": True}, ["chatcmpl-one", "chatcmpl-two", "chatcmpl-one-2"]),
+    ],
+)
+def test_requests_are_ended_by_their_ids_or_all(body: dict[str, object], aborted: list[str]) -> None:
+    server = server_of("one", "two", "one-2")
+    reply = server.post("/abort_requests", body, KEY)
+    assert reply.json() == {"aborted": len(aborted)}
+    assert server.engine.aborted == aborted
+
+
+def test_all_prompts_of_a_completion_are_ended_together() -> None:
+    server = make_server(admin_api_key="boss")
+    server.post("/v1/completions", {"prompt": ["a", "b"], "request_id": "many"})
+    assert server.post("/abort_requests", {"request_ids": ["many"]}, KEY).json() == {"aborted": 2}
+    assert server.post("/abort_requests", {"request_ids": ["many-1"]}, KEY).json() == {"aborted": 1}
+
+
+@pytest.mark.parametrize("body", [{}, {"request_ids": []}, {"all": False}, {"request_ids": ["a"], "all": True}])
+def test_an_abort_says_what(body: dict[str, object]) -> None:
+    reply = server_of().post("/abort_requests", body, KEY)
+    assert (reply.status, reply.error["param"]) == (400, "request_ids")
+
+
+def test_who_waits_for_an_aborted_request_is_told() -> None:
+    error = Aborted("An administrator ended this request.")
+    reply = make_server(lambda request: [error]).complete()
+    assert (reply.status, reply.error["code"]) == (410, "request_aborted")
+    stream = make_server(lambda request: [*answer("Hi!")[:1], error]).complete(stream=True)
+    assert b'"code":"request_aborted"' in stream.body
+
+
+def test_a_reset_of_a_dead_engine_is_an_error() -> None:
+    server = make_server(admin_api_key="boss")
+    server.engine.is_healthy = False
+    reply = server.post("/reset_prefix_cache", {}, KEY)
+    assert (reply.status, reply.error["code"]) == (503, EngineDead.code)
+
+
+def test_server_info_tells_settings_and_facts_and_no_secret() -> None:
+    server = make_server(admin_api_key="boss", api_key=["secret-key"], max_n=7)
+    reply = server.get("/server_info", KEY)
+    info = reply.json()
+    assert info["version"] == octavo.__version__
+    assert info["config"]["server"]["max_n"] == 7
+    assert info["config"]["cache"]["block_size"] == 16
+    assert info["engines"]["tiny"]["num_kv_blocks"] == 64
+    assert info["config"]["server"]["api_key"] == info["config"]["server"]["admin_api_key"] == "***"
+    assert b"secret-key" not in reply.body and b"boss" not in reply.body
+
+
+def test_the_load_is_the_number_of_sequences() -> None:
+    async def main() -> None:
+        gate, begun = asyncio.Event(), asyncio.Event()
+        server = make_server(lambda request: [*answer("Hi!")[:1], gate, *answer("Hi!")[1:]])
+        assert (await drive(server.app, "GET", "/load")).json() == {"server_load": 0}
+        task = asyncio.create_task(
+            drive(
+                server.app, "POST", "/v1/completions", {"prompt": "a", "stream": True},
+                on_write=lambda data: begun.set(),
+            )
+        )  # fmt: skip
+        await begun.wait()
+        assert (await drive(server.app, "GET", "/load")).json() == {"server_load": 1}
+        gate.set()
+        await task
+
+    asyncio.run(asyncio.wait_for(main(), 20))
