@@ -64,7 +64,7 @@ sanitize: build
 	$(VENV)/bin/cmake --build build/sanitize
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-	  $(PYTHON) tests/sanitized.py build/sanitize tests/ops tests/quant $(ARGS)
+	  $(PYTHON) tests/support/sanitized.py build/sanitize tests/ops tests/quant $(ARGS)
 
 ui: ui/node_modules
 	cd ui && npm run --silent build

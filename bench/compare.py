@@ -26,12 +26,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from servers import free_port, llama_command, llama_server, octavo_command, running
 
+from octavo.base.config import ModelConfig
 from octavo.bench import report, serve
 from octavo.bench.config import ServeBenchConfig
 from octavo.bench.limits import Limits, measure_limits
 from octavo.bench.machine import stamp
-from octavo.config import ModelConfig
-from octavo.sources import resolve_model
+from octavo.files.sources import resolve_model
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,14 +23,14 @@ from typing import Any
 import psutil
 from servers import free_port, running
 
-from octavo import engine_process
+from octavo.base.config import EngineConfig
+from octavo.base.params import SamplingParams
 from octavo.cli import main as octavo
-from octavo.config import EngineConfig
 from octavo.core.process import main as engine
-from octavo.llm import LLM
-from octavo.messages import EngineInfo
-from octavo.params import SamplingParams
-from octavo.step import ModelRunnerOutput, SchedulerOutput, TokenMasks
+from octavo.launch import engine_process
+from octavo.offline.llm import LLM
+from octavo.wire.messages import EngineInfo
+from octavo.wire.step import ModelRunnerOutput, SchedulerOutput, TokenMasks
 
 #: How this file is started again: as the engine, and as the server on such an engine.
 ENGINE, SERVER = "--as-engine", "--as-server"

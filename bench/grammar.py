@@ -16,16 +16,16 @@ import time
 from typing import Any, NamedTuple
 from unittest import mock
 
-from octavo.config import CacheConfig, EngineConfig, ModelConfig, ParallelConfig, SchedulerConfig
-from octavo.core.scheduler import Scheduler
-from octavo.core.structured import LLGuidanceCompiler, StructuredOutputs
-from octavo.messages import AddRequest
+from octavo.base.config import CacheConfig, EngineConfig, ModelConfig, ParallelConfig, SchedulerConfig
+from octavo.base.params import SamplingParams
+from octavo.core.grammar.structured import LLGuidanceCompiler, StructuredOutputs
+from octavo.core.scheduler.scheduler import Scheduler
 from octavo.ops.table import bind
-from octavo.params import SamplingParams
-from octavo.text.grammar import GrammarLimits, spec_of
-from octavo.text.grammar_helper import canonical
-from octavo.text.tokenizer import load_tokenizer
-from octavo.text.vocabulary import vocabulary_of
+from octavo.text.grammars.grammar import GrammarLimits, spec_of
+from octavo.text.grammars.helper import canonical
+from octavo.text.tokenizers.tokenizer import load_tokenizer
+from octavo.text.tokenizers.vocabulary import vocabulary_of
+from octavo.wire.messages import AddRequest
 from octavo.worker.worker import Worker
 
 TEXT = {"type": "string", "minLength": 200}

@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 
 from octavo import LLM, SamplingParams
-from octavo.config import ModelConfig
-from octavo.sources import resolve_model
+from octavo.base.config import ModelConfig
+from octavo.files.sources import resolve_model
 
 
 def windows(llm: LLM, text: str, length: int, count: int) -> list[list[int]]:

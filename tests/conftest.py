@@ -24,7 +24,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 import octavo
-from octavo.sources import SMOLLM2, PackagedFile, cache_dir, packaged_file
+from octavo.files.sources import SMOLLM2, PackagedFile, cache_dir, packaged_file
 
 settings.register_profile("dev", deadline=None, max_examples=50)
 # One fixed set of examples and no deadline: a shared machine's pauses are not failures.

@@ -12,8 +12,8 @@ from gpu.context import Context
 from gpu.roofline import BF16, Lengths, Precision
 from gpu.shapes import Shape
 from gpu.workloads import Load, Work, random_works
-from octavo.llm import LLM, RequestOutput
-from octavo.params import SamplingParams
+from octavo.base.params import SamplingParams
+from octavo.offline.llm import LLM, RequestOutput
 
 #: On a CPU: small, and started at once.
 _TINY: Final[dict[str, Any]] = {

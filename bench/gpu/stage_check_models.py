@@ -19,7 +19,7 @@ from torch import Tensor
 from gpu import tiny_models
 from gpu.context import Context
 from gpu.running import exactly, settings
-from octavo.llm import LLM, RequestOutput
+from octavo.offline.llm import LLM, RequestOutput
 
 _LENGTHS: Final = (1, 17, 64, 130, 300, 517)
 _NEW: Final = 24

@@ -18,9 +18,9 @@ from gpu.context import Context
 from gpu.running import exactly, settings
 from gpu.workloads import Work, random_works
 from octavo.core.engine_core import EngineCore
-from octavo.core.executor import UniprocExecutor
-from octavo.llm import offline_config
-from octavo.messages import AddRequest, EngineCoreOutputs, Shutdown
+from octavo.core.executors.executor import UniprocExecutor
+from octavo.offline.llm import offline_config
+from octavo.wire.messages import AddRequest, EngineCoreOutputs, Shutdown
 
 STREAMS: Final = 64
 #: The load, and the steps that are measured: contexts are short, so that a step is.

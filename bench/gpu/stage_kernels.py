@@ -16,7 +16,7 @@ from gpu.context import Context
 from gpu.inputs import Heads, sampling_batch, twins
 from gpu.shapes import Shape
 from gpu.timing import call_us, copies_for
-from octavo.errors import DeviceError
+from octavo.base.errors import DeviceError
 from octavo.models.blocks import Attention, GatedMLP, Sequential
 from octavo.models.decoder import Definition, define
 from octavo.models.spec import ModelSpec, NormSpec, RopeSpec

@@ -9,9 +9,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from octavo.errors import OctavoError, RequestError, ServerError, StartupError
-    from octavo.llm import LLM, CompletionOutput, RequestOutput
-    from octavo.params import BeamParams, GuidedDecodingParams, SamplingParams, StructuredOutputsParams
+    from octavo.base.errors import OctavoError, RequestError, ServerError, StartupError
+    from octavo.base.params import BeamParams, GuidedDecodingParams, SamplingParams, StructuredOutputsParams
+    from octavo.offline.llm import LLM, CompletionOutput, RequestOutput
 
 __version__ = "0.1.0"
 
@@ -30,17 +30,17 @@ __all__ = [
 ]
 
 _HOMES = {
-    "LLM": "octavo.llm",
-    "BeamParams": "octavo.params",
-    "CompletionOutput": "octavo.llm",
-    "GuidedDecodingParams": "octavo.params",
-    "OctavoError": "octavo.errors",
-    "RequestError": "octavo.errors",
-    "RequestOutput": "octavo.llm",
-    "SamplingParams": "octavo.params",
-    "ServerError": "octavo.errors",
-    "StartupError": "octavo.errors",
-    "StructuredOutputsParams": "octavo.params",
+    "LLM": "octavo.offline.llm",
+    "BeamParams": "octavo.base.params",
+    "CompletionOutput": "octavo.offline.llm",
+    "GuidedDecodingParams": "octavo.base.params",
+    "OctavoError": "octavo.base.errors",
+    "RequestError": "octavo.base.errors",
+    "RequestOutput": "octavo.offline.llm",
+    "SamplingParams": "octavo.base.params",
+    "ServerError": "octavo.base.errors",
+    "StartupError": "octavo.base.errors",
+    "StructuredOutputsParams": "octavo.base.params",
 }
 
 

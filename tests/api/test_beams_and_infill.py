@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from octavo import LLM, BeamParams, SamplingParams
-from server_process import ServerProcess
+from support.server_process import ServerProcess
 
 PROMPT = "The three primary colours are"
 LIMITS = ("--max-model-len", "512", "--num-kv-blocks-override", "128")

@@ -12,8 +12,8 @@ from typing import Any
 import psutil
 import pytest
 
-from client_fakes import TOKENIZER
-from server_process import Background, ServerProcess, bound, eventually
+from support.client_fakes import TOKENIZER
+from support.server_process import Background, ServerProcess, bound, eventually
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 USER = [{"role": "user", "content": "Hi"}]
@@ -110,7 +110,7 @@ def test_a_server_ends_at_once_in_the_middle_of_a_template(start: Start) -> None
 
     def helper() -> psutil.Process | None:
         children = psutil.Process(server.process.pid).children()
-        return next((child for child in children if "octavo.text.template_helper" in child.cmdline()), None)
+        return next((child for child in children if "octavo.text.templates.helper" in child.cmdline()), None)
 
     found = eventually(helper, 20, "a helper")
     eventually(lambda: found.cpu_times().user > 0.5 or None, 20, "a helper at work")

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from client_fakes import TOKENIZER
-from server_process import ServerProcess, Stream, eventually
+from support.client_fakes import TOKENIZER
+from support.server_process import ServerProcess, Stream, eventually
 
 FLAGS = [
     "--tensor-parallel-size", "1", "--gpu-memory-utilization", "0.9", "--swap-space", "4", "--max-num-seqs", "16",

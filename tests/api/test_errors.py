@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from error_table import bad_requests
-from server_process import ServerProcess
+from support.error_table import bad_requests
+from support.server_process import ServerProcess
 
 VOCAB = 49152
 QUEUE = 64

@@ -12,7 +12,7 @@ import jsonschema
 import pytest
 
 from octavo import LLM, SamplingParams, StructuredOutputsParams
-from server_process import ServerProcess
+from support.server_process import ServerProcess
 
 PROMPTS = ["The capital of France is", "Once upon a time", "def add(a, b):"]
 CHAT = [{"role": "user", "content": "Name a river."}]

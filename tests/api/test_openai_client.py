@@ -12,7 +12,7 @@ import openai
 import pytest
 from openai import OpenAI
 
-from server_process import ServerProcess
+from support.server_process import ServerProcess
 
 MODEL = "smol"
 KEY = "test-key"

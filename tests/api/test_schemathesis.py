@@ -16,8 +16,8 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from client_fakes import TOKENIZER
-from server_process import ServerProcess
+from support.client_fakes import TOKENIZER
+from support.server_process import ServerProcess
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 

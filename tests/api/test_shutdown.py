@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from client_fakes import TOKENIZER
-from server_process import Background, Reply, ServerProcess, Stream, bound, eventually, wait_gone
+from support.client_fakes import TOKENIZER
+from support.server_process import Background, Reply, ServerProcess, Stream, bound, eventually, wait_gone
 
 SLOW = {"FAKE_STEP_SECONDS": "0.02"}
 

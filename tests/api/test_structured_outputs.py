@@ -14,7 +14,7 @@ import openai
 import pytest
 from openai import OpenAI
 
-from server_process import ServerProcess
+from support.server_process import ServerProcess
 
 pytestmark = pytest.mark.model
 

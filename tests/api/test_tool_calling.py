@@ -12,8 +12,8 @@ import pytest
 from openai import OpenAI
 
 from api.tool_clients import Reply, folded, reply_of
-from server_process import ServerProcess
-from tool_fakes import CLOCK, WEATHER
+from support.server_process import ServerProcess
+from support.tool_fakes import CLOCK, WEATHER
 
 pytestmark = pytest.mark.model
 

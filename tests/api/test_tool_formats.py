@@ -21,9 +21,9 @@ from openai import OpenAI
 
 from api.tool_clients import reply_of
 from octavo.text.formats.table import TOOL_FORMATS
-from server_process import TESTS, ServerProcess
-from tool_fakes import CLOCK
-from tool_texts import OPEN, TEXTS
+from support.server_process import TESTS, ServerProcess
+from support.tool_fakes import CLOCK
+from support.tool_texts import OPEN, TEXTS
 
 pytestmark = pytest.mark.model
 
@@ -67,7 +67,7 @@ def make_model(directory: Path, source: Path) -> Path:
 
 
 def client_of(model: Path) -> Iterator[OpenAI]:
-    with ServerProcess(model, *FLAGS, program=TESTS / "format_serve.py") as process:
+    with ServerProcess(model, *FLAGS, program=TESTS / "support" / "format_serve.py") as process:
         url = process.wait_ready(180).url
         with OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=120) as client:
             yield client

@@ -13,8 +13,8 @@ from itertools import takewhile
 import msgspec
 
 from octavo.core.request import Request
-from octavo.messages import AddRequest, EngineInfo, TokenLogprobs
-from octavo.step import ModelRunnerOutput, NewRequestData, SchedulerOutput, TokenMasks
+from octavo.wire.messages import AddRequest, EngineInfo, TokenLogprobs
+from octavo.wire.step import ModelRunnerOutput, NewRequestData, SchedulerOutput, TokenMasks
 
 VOCAB_SIZE = 50
 

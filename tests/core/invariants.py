@@ -7,11 +7,11 @@ from collections import Counter
 
 from core.fake import FakeExecutor
 from octavo.cache.spec import first_needed_block, max_group_blocks
-from octavo.core.block_pool import NULL_BLOCK_ID
-from octavo.core.kv_cache_manager import hash_block, hash_salt
+from octavo.core.blocks.block_pool import NULL_BLOCK_ID
+from octavo.core.blocks.kv_cache_manager import hash_block, hash_salt
 from octavo.core.request import RequestStatus
-from octavo.core.scheduler import Scheduler
-from octavo.step import SchedulerOutput
+from octavo.core.scheduler.scheduler import Scheduler
+from octavo.wire.step import SchedulerOutput
 
 
 def check_state(scheduler: Scheduler) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from core.test_scheduler import World
-from octavo.messages import AddRequest, MediaSpan
-from octavo.params import SamplingParams
+from octavo.base.params import SamplingParams
+from octavo.wire.messages import AddRequest, MediaSpan
 
 PROMPT = [*range(8), *[49] * 8, *range(10, 20)]  # blocks of 4: two of text, two of an image, two and a half of text
 IMAGE = MediaSpan(8, 8, b"a", "image")

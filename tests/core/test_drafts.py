@@ -9,13 +9,13 @@ import pytest
 from core.fake import VOCAB_SIZE, Guesser, Jumper, alone, dictated_after, logprobs_of
 from core.test_engine_core import Engine
 from core.test_scheduler import World, prompt
-from octavo.config import EngineConfig
+from octavo.base.config import EngineConfig
+from octavo.base.params import SamplingParams
 from octavo.core.drafts import cut_draft
 from octavo.core.engine_core import EngineCore
 from octavo.core.request import Request, sampling_seed_of
-from octavo.core.scheduler import Scheduler
-from octavo.messages import AddRequest
-from octavo.params import SamplingParams
+from octavo.core.scheduler.scheduler import Scheduler
+from octavo.wire.messages import AddRequest
 
 
 class Drafted(World):

@@ -12,13 +12,14 @@ import pytest
 
 from core import invariants
 from core.fake import FakeExecutor, alone, info
-from octavo.config import EngineConfig
+from octavo.base.config import EngineConfig
+from octavo.base.errors import CheckpointError
+from octavo.base.params import SamplingParams
 from octavo.core import engine_core, faults
 from octavo.core.engine_core import EngineCore
 from octavo.core.process import serve
 from octavo.core.request import sampling_seed_of
-from octavo.errors import CheckpointError
-from octavo.messages import (
+from octavo.wire.messages import (
     Abort,
     AddRequest,
     Call,
@@ -34,8 +35,7 @@ from octavo.messages import (
     ToEngine,
     TokenLogprobs,
 )
-from octavo.params import SamplingParams
-from octavo.transport import BlockingConnection, TransportError
+from octavo.wire.transport import BlockingConnection, TransportError
 
 
 class Engine:

@@ -12,12 +12,12 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 
 from core import invariants
 from core.fake import VOCAB_SIZE, FakeExecutor, Guesser, Jumper, dictated_after, info, next_token, scores_of
-from octavo.config import CacheConfig, EngineConfig, SchedulerConfig
-from octavo.core import kv_cache_manager
-from octavo.core.scheduler import Scheduler
-from octavo.messages import AddRequest, RequestOutput, TokenLogprobs
-from octavo.params import SamplingParams
-from octavo.step import ModelRunnerOutput, SchedulerOutput
+from octavo.base.config import CacheConfig, EngineConfig, SchedulerConfig
+from octavo.base.params import SamplingParams
+from octavo.core.blocks import kv_cache_manager
+from octavo.core.scheduler.scheduler import Scheduler
+from octavo.wire.messages import AddRequest, RequestOutput, TokenLogprobs
+from octavo.wire.step import ModelRunnerOutput, SchedulerOutput
 
 CONTEXT = 40
 #: What must have happened at least once, or the laws have been tested in a world where nothing happens.

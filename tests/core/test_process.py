@@ -13,10 +13,18 @@ from pathlib import Path
 import pytest
 
 import octavo
-from octavo.config import EngineConfig
-from octavo.messages import AddRequest, EngineCoreOutputs, EngineInfo, FromEngine, Heartbeat, Shutdown, StartupFailed
-from octavo.params import SamplingParams
-from octavo.transport import BlockingConnection, TransportError
+from octavo.base.config import EngineConfig
+from octavo.base.params import SamplingParams
+from octavo.wire.messages import (
+    AddRequest,
+    EngineCoreOutputs,
+    EngineInfo,
+    FromEngine,
+    Heartbeat,
+    Shutdown,
+    StartupFailed,
+)
+from octavo.wire.transport import BlockingConnection, TransportError
 
 FAKE = [str(Path(__file__).with_name("fake_process.py"))]
 REAL = ["-m", "octavo.core.process"]

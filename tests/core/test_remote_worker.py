@@ -8,12 +8,12 @@ import pytest
 
 from core.fake import alone
 from core.test_engine_core import Engine
-from octavo.config import EngineConfig
+from octavo.base.config import EngineConfig
 from octavo.core.engine_core import EngineCore
 from octavo.core.request import sampling_seed_of
-from octavo.messages import EngineInfo
-from octavo.step import SchedulerOutput
-from remote_worker import RemoteExecutor
+from octavo.wire.messages import EngineInfo
+from octavo.wire.step import SchedulerOutput
+from support.remote_worker import RemoteExecutor
 
 
 class Watched(RemoteExecutor):

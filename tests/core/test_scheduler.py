@@ -6,13 +6,13 @@ import pytest
 
 from core import invariants
 from core.fake import FakeExecutor, alone, info
-from octavo.config import CacheConfig, EngineConfig, SchedulerConfig
-from octavo.core.block_pool import PrefixNode
+from octavo.base.config import CacheConfig, EngineConfig, SchedulerConfig
+from octavo.base.params import SamplingParams
+from octavo.core.blocks.block_pool import PrefixNode
 from octavo.core.request import sampling_seed_of
-from octavo.core.scheduler import Scheduler
-from octavo.messages import AddRequest, EngineInfo, RequestOutput, TokenLogprobs
-from octavo.params import SamplingParams
-from octavo.step import ModelRunnerOutput, SchedulerOutput
+from octavo.core.scheduler.scheduler import Scheduler
+from octavo.wire.messages import AddRequest, EngineInfo, RequestOutput, TokenLogprobs
+from octavo.wire.step import ModelRunnerOutput, SchedulerOutput
 
 
 class World:

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from octavo.core.spelling import MAX_BYTES, Spelling
-from octavo.text.tokenizer import load_tokenizer
-from octavo.text.vocabulary import vocabulary_of
+from octavo.core.grammar.spelling import MAX_BYTES, Spelling
+from octavo.text.tokenizers.tokenizer import load_tokenizer
+from octavo.text.tokenizers.vocabulary import vocabulary_of
 
 BYTES = [bytes([i]) for i in range(256)]
 #: In the order in which a training would have found them.

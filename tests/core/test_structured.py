@@ -9,12 +9,12 @@ from collections.abc import Collection, Iterator, Sequence
 import pytest
 
 from core.test_engine_core import Engine
-from octavo.config import EngineConfig
+from octavo.base.config import EngineConfig
+from octavo.base.params import SamplingParams
 from octavo.core.engine_core import EngineCore
-from octavo.core.mask_maker import NO_TOKEN, MaskMaker, MaskRow
-from octavo.core.structured import LLGuidanceCompiler, Matcher, Words
-from octavo.messages import Abort, AddRequest, EngineCoreOutputs, Vocabulary
-from octavo.params import SamplingParams
+from octavo.core.grammar.mask_maker import NO_TOKEN, MaskMaker, MaskRow
+from octavo.core.grammar.structured import LLGuidanceCompiler, Matcher, Words
+from octavo.wire.messages import Abort, AddRequest, EngineCoreOutputs, Vocabulary
 
 
 class FakeMatcher:

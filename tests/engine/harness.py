@@ -11,15 +11,15 @@ from typing import Any
 
 import msgspec
 
-from octavo.config import CacheConfig, EngineConfig, ModelConfig, ParallelConfig, SchedulerConfig
+from octavo.base.config import CacheConfig, EngineConfig, ModelConfig, ParallelConfig, SchedulerConfig
+from octavo.base.params import SamplingParams
 from octavo.core.drafts import Drafter
-from octavo.core.scheduler import Scheduler
-from octavo.core.structured import LLGuidanceCompiler, Matcher, StructuredOutputs
-from octavo.messages import AddRequest, EngineInfo, TokenLogprobs
-from octavo.params import SamplingParams
-from octavo.step import SchedulerOutput
-from octavo.text.tokenizer import load_tokenizer
-from octavo.text.vocabulary import vocabulary_of
+from octavo.core.grammar.structured import LLGuidanceCompiler, Matcher, StructuredOutputs
+from octavo.core.scheduler.scheduler import Scheduler
+from octavo.text.tokenizers.tokenizer import load_tokenizer
+from octavo.text.tokenizers.vocabulary import vocabulary_of
+from octavo.wire.messages import AddRequest, EngineInfo, TokenLogprobs
+from octavo.wire.step import SchedulerOutput
 from octavo.worker.worker import Worker
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from engine.harness import Engine, request
-from octavo.messages import AddRequest
+from octavo.wire.messages import AddRequest
 
 PROMPT = [1234]
 NUM_DRAWS = 1200

@@ -10,7 +10,7 @@ import pytest
 from engine import test_jump_forward, test_same_tokens
 from engine.drafters import Oracle
 from engine.harness import Engine, Reply, Run, request
-from octavo.messages import AddRequest
+from octavo.wire.messages import AddRequest
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from server_process import Background, Reply, ServerProcess, bound, eventually, wait_gone
+from support.server_process import Background, Reply, ServerProcess, bound, eventually, wait_gone
 
 POOL = ("--num-kv-blocks-override", "40", "--max-num-seqs", "16", "--max-model-len", "2048")
 PROMPTS = [f"Here is a list of {n} {things}: 1." for n in (3, 7) for things in ("fruits", "rivers", "colours", "tools")]

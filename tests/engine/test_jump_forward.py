@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from engine.harness import Engine, Reply, Run, request
-from octavo.core.scheduler import Scheduler
-from octavo.messages import AddRequest
-from octavo.text.grammar_helper import canonical
+from octavo.core.scheduler.scheduler import Scheduler
+from octavo.text.grammars.helper import canonical
+from octavo.wire.messages import AddRequest
 
 KEYS = ("firstName", "date_of_birth", "email_address", "is_active", "status")
 PERSON = {

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from engine.harness import Engine, Reply, request
-from octavo.messages import AddRequest
+from octavo.wire.messages import AddRequest
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ import pytest
 from engine import test_jump_forward, test_same_tokens
 from engine.drafters import Oracle
 from engine.harness import Engine, Reply
-from octavo.messages import AddRequest
-from remote_worker import RemoteExecutor
+from octavo.wire.messages import AddRequest
+from support.remote_worker import RemoteExecutor
 
 
 @pytest.fixture(scope="module")

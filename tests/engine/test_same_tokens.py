@@ -15,7 +15,7 @@ import pytest
 from engine.harness import Engine, Reply, Run, request
 from octavo import _cpu
 from octavo.device.cpu import CPUDevice
-from octavo.messages import AddRequest
+from octavo.wire.messages import AddRequest
 
 
 @pytest.fixture(scope="module")

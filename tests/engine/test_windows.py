@@ -11,8 +11,8 @@ import pytest
 
 from engine.harness import Engine, Reply, Run, request
 from octavo.cache.spec import max_group_blocks
-from octavo.core.scheduler import Scheduler
-from octavo.messages import AddRequest
+from octavo.core.scheduler.scheduler import Scheduler
+from octavo.wire.messages import AddRequest
 
 WINDOW, BLOCK = 512, 16
 #: Of the model's six groups of three layers the first keeps all keys.

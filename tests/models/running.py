@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from octavo.config import ModelConfig
+from octavo.base.config import ModelConfig
 from octavo.models.loader import LoadedModel, load_model
 from octavo.ops.table import Ops
 

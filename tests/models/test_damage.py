@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from models.running import load
-from octavo.errors import CheckpointError
+from octavo.base.errors import CheckpointError
 from octavo.models.checkpoint import DummyCheckpoint
 from octavo.models.decoder import define
 from octavo.models.registry import model_spec

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from models.running import Run, load, prompt_logits
 from octavo import _cpu
-from octavo.errors import CheckpointError
+from octavo.base.errors import CheckpointError
 from octavo.models.decoder import define
 from octavo.models.registry import model_spec
 from octavo.ops.run import Runner

@@ -14,7 +14,7 @@ import torch
 
 from models.running import load, prompt_logits
 from models.test_families import LONG_ROPE, PROMPTS, make_model, transformers_logits
-from octavo.errors import CheckpointError
+from octavo.base.errors import CheckpointError
 from octavo.models.checkpoint import SafetensorsCheckpoint
 from octavo.models.decoder import define
 from octavo.models.gguf_checkpoint import GGUFCheckpoint

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from models.running import greedy, load, prompt_logits
-from octavo.gguf import GGUFFile
+from octavo.files.gguf import GGUFFile
 from octavo.models.decoder import define
 from octavo.models.gguf_checkpoint import GGUFCheckpoint
 from octavo.models.layout import TensorSource

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from octavo import _cpu
-from octavo.ops.cpu_linear import (
+from octavo.ops.cpu.linear import (
     embedding,
     linear,
     pack_embedding,

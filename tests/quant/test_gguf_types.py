@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from octavo import _cpu
-from octavo.errors import CheckpointError
-from octavo.gguf import TENSOR_TYPES, GGUFFile
+from octavo.base.errors import CheckpointError
+from octavo.files.gguf import TENSOR_TYPES, GGUFFile
 from octavo.quant import packed
 from octavo.quant.block_format import BlockFormat
 from octavo.quant.gguf_types import DEQUANTIZED_TYPES, FLOAT_TYPES, FORMATS, transcode

@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 import octavo
-from octavo.errors import Aborted, EngineDead
-from server_fakes import Server, answer, drive, make_server
+from octavo.base.errors import Aborted, EngineDead
+from support.server_fakes import Server, answer, drive, make_server
 
 KEY = {"authorization": "Bearer boss"}
 

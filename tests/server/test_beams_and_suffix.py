@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from octavo.params import BeamParams, SamplingParams
-from octavo.text.fim import InfillTokens, infill_tokens
-from server_fakes import Server, answer, make_server
+from octavo.base.params import BeamParams, SamplingParams
+from octavo.text.tokenizers.fim import InfillTokens, infill_tokens
+from support.server_fakes import Server, answer, make_server
 
 PATHS = ["/v1/chat/completions", "/v1/completions"]
 

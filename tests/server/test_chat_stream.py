@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from octavo.errors import EngineDead, Overloaded
-from octavo.generation import CompletionDelta, GenerationDelta
-from octavo.messages import TokenLogprobs
-from server_fakes import answer, make_server, with_logprobs
+from octavo.base.errors import EngineDead, Overloaded
+from octavo.client.generation import CompletionDelta, GenerationDelta
+from octavo.wire.messages import TokenLogprobs
+from support.server_fakes import answer, make_server, with_logprobs
 
 
 def choices(events: list[Any]) -> list[Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from octavo.server.app import routes
-from server_fakes import CONTEXT, answer, call, drive, make_server
+from support.server_fakes import CONTEXT, answer, call, drive, make_server
 
 CONTROL = [
     "/invocations", "/pause", "/resume", "/sleep", "/wake_up", "/abort_requests", "/flush_cache", "/reset_prefix_cache",

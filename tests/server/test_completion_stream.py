@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from octavo.errors import ServerError
-from octavo.generation import CompletionDelta, GenerationDelta
-from octavo.messages import TokenLogprobs
-from octavo.params import GenerateRequest
-from server_fakes import answer, make_server, with_logprobs
+from octavo.base.errors import ServerError
+from octavo.base.params import GenerateRequest
+from octavo.client.generation import CompletionDelta, GenerationDelta
+from octavo.wire.messages import TokenLogprobs
+from support.server_fakes import answer, make_server, with_logprobs
 
 
 def by_prompt(request: GenerateRequest) -> list[GenerationDelta]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from server_fakes import make_server
+from support.server_fakes import make_server
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
 

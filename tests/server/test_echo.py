@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from octavo.generation import GenerationDelta
-from octavo.messages import TokenLogprobs
-from octavo.params import GenerateRequest
-from server_fakes import Server, answer, make_server, with_logprobs
+from octavo.base.params import GenerateRequest
+from octavo.client.generation import GenerationDelta
+from octavo.wire.messages import TokenLogprobs
+from support.server_fakes import Server, answer, make_server, with_logprobs
 
 BYTE = 97
 

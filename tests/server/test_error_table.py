@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from error_table import CHAT, USER, bad_requests, chat, messages, nested, row_id, text
-from server_fakes import CONTEXT, VOCAB, Server, make_server
+from support.error_table import CHAT, USER, bad_requests, chat, messages, nested, row_id, text
+from support.server_fakes import CONTEXT, VOCAB, Server, make_server
 
 BAD = "BadRequestError"
 

@@ -7,11 +7,11 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from octavo.server.protocol.chat import CHAT_REFUSALS, ChatRequest
-from octavo.server.protocol.completions import COMPLETION_REFUSALS, CompletionRequest
-from octavo.server.protocol.conversation import Message
-from octavo.server.protocol.tokenize import DetokenizeRequest, TokenizeRequest
-from server_fakes import Server, make_server
+from octavo.server.openai.protocol.chat import CHAT_REFUSALS, ChatRequest
+from octavo.server.openai.protocol.completions import COMPLETION_REFUSALS, CompletionRequest
+from octavo.server.openai.protocol.conversation import Message
+from octavo.server.openai.protocol.tokenize import DetokenizeRequest, TokenizeRequest
+from support.server_fakes import Server, make_server
 
 SCALARS = (
     st.none()

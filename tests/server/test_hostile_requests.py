@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from octavo.log import setup_logging
-from octavo.server.exchange import InvalidRequest, decode_json
-from server_fakes import CONTEXT, VOCAB, Server, answer, call, make_server
+from octavo.base.log import setup_logging
+from octavo.server.http.exchange import InvalidRequest, decode_json
+from support.server_fakes import CONTEXT, VOCAB, Server, answer, call, make_server
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 USER = '"messages": [{"role": "user", "content": "a"}]'

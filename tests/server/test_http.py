@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from http_wire import Served, WireReply, served
-from octavo import http_server
-from octavo.config import ServerConfig
-from octavo.http_server import http_config
-from server_fakes import answer, make_server
+from octavo.base.config import ServerConfig
+from octavo.launch import http_server
+from octavo.launch.http_server import http_config
+from support.http_wire import Served, WireReply, served
+from support.server_fakes import answer, make_server
 
 HOST = "Host: localhost\r\n"
 BODY = '{"prompt":"a"}'

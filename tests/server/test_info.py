@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import octavo
-from server_fakes import make_server
+from support.server_fakes import make_server
 
 
 def test_e32_models_are_the_served_names_in_order() -> None:
@@ -126,6 +126,6 @@ def test_w28_labels_do_not_grow_with_what_clients_send() -> None:
 
 
 def test_head_is_answered_like_get() -> None:
-    from server_fakes import call
+    from support.server_fakes import call
 
     assert call(make_server().app, "HEAD", "/health").status == 200

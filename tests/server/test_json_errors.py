@@ -9,9 +9,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from octavo.server.exchange import InvalidRequest, decode_json
-from octavo.server.json_errors import MAX_CHARS, json_fault
-from server_fakes import make_server
+from octavo.server.http.exchange import InvalidRequest, decode_json
+from octavo.server.http.json_errors import MAX_CHARS, json_fault
+from support.server_fakes import make_server
 
 HALF = "is half of a surrogate pair (an emoji that was cut in two?)"
 LATIN = "the byte `\\xe9` is not UTF-8 (is the body in Latin-1?)"

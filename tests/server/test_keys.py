@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from octavo.config import ServerConfig, check
-from octavo.errors import InvalidConfig
+from octavo.base.config import ServerConfig, check
+from octavo.base.errors import InvalidConfig
 from octavo.server.app import routes
 from octavo.server.keys import OPEN_PATHS, read_keys, with_key_file
-from server_fakes import call, make_server
+from support.server_fakes import call, make_server
 
 KEYS = {"api_key": ["first-key", "second-kéy"]}
 

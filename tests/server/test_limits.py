@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from octavo.server import app as app_module
-from octavo.server import exchange
-from server_fakes import answer, call, drive, make_server
+from octavo.server.http import exchange
+from support.server_fakes import answer, call, drive, make_server
 
 PATHS = ["/v1/chat/completions", "/v1/completions"]
 

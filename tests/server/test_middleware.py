@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from octavo.server.app import routes
-from octavo.server.middleware import MAX_HEADER_BYTES, MAX_HEADERS
-from server_fakes import call, make_server
+from octavo.server.http.middleware import MAX_HEADER_BYTES, MAX_HEADERS
+from support.server_fakes import call, make_server
 
 KEYS = {"api_key": ["first-key", "second-kéy"]}
 

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from octavo.generation import GenerationDelta
-from octavo.messages import TokenLogprobs
-from octavo.params import GenerateRequest
-from octavo.server.protocol.chat import ChatRequest
-from octavo.server.protocol.common import WireModel
-from octavo.server.protocol.completions import CompletionRequest
-from octavo.server.protocol.tokenize import DetokenizeRequest, TokenizeRequest
-from server_fakes import Server, answer, make_server, with_logprobs
+from octavo.base.params import GenerateRequest
+from octavo.client.generation import GenerationDelta
+from octavo.server.openai.protocol.chat import ChatRequest
+from octavo.server.openai.protocol.common import WireModel
+from octavo.server.openai.protocol.completions import CompletionRequest
+from octavo.server.openai.protocol.tokenize import DetokenizeRequest, TokenizeRequest
+from octavo.wire.messages import TokenLogprobs
+from support.server_fakes import Server, answer, make_server, with_logprobs
 
 ENDPOINTS: dict[str, tuple[type[WireModel], dict[str, Any]]] = {
     "/v1/chat/completions": (ChatRequest, {"messages": [{"role": "user", "content": "Hi"}]}),

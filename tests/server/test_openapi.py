@@ -9,11 +9,11 @@ from typing import Any
 import jsonschema
 import pytest
 
-from octavo.generation import GenerationDelta
-from octavo.messages import TokenLogprobs
-from octavo.params import GenerateRequest
+from octavo.base.params import GenerateRequest
+from octavo.client.generation import GenerationDelta
 from octavo.server.app import routes
-from server_fakes import answer, make_server, with_logprobs
+from octavo.wire.messages import TokenLogprobs
+from support.server_fakes import answer, make_server, with_logprobs
 
 
 @pytest.fixture(scope="module")

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from octavo import launch
-from octavo.config import ServeConfig, ServerConfig
-from octavo.errors import InvalidConfig
+from octavo.base.config import ServeConfig, ServerConfig
+from octavo.base.errors import InvalidConfig
+from octavo.launch import server as launch
 from octavo.server.plugins import load_middleware
-from server_fakes import make_server
+from support.server_fakes import make_server
 
 SOURCE = '''
-from octavo.server.exchange import Exchange
+from octavo.server.http.exchange import Exchange
 
 class Stamp:
     """Adds a header to every reply."""

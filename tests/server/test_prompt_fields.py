@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from server_fakes import CONTEXT, make_server
+from support.server_fakes import CONTEXT, make_server
 
 
 @pytest.mark.parametrize(

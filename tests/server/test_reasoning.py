@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from octavo.generation import GenerationDelta
-from server_fakes import Server, answer, make_server
-from tool_fakes import ONE, WEATHER, calls_of, message_of
+from octavo.client.generation import GenerationDelta
+from support.server_fakes import Server, answer, make_server
+from support.tool_fakes import ONE, WEATHER, calls_of, message_of
 
 THOUGHT = "<think>\nHm, rain? é\n</think>\n\nIt rains."
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from octavo.messages import TokenLogprobs
-from server_fakes import answer, call, engine_info, make_server, with_logprobs
+from octavo.wire.messages import TokenLogprobs
+from support.server_fakes import answer, call, engine_info, make_server, with_logprobs
 
 
 def test_e30_whole_chat_reply() -> None:

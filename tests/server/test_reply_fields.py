@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from octavo.generation import CompletionDelta, GenerationDelta
-from octavo.messages import TokenLogprobs
-from octavo.params import GenerateRequest
-from server_fakes import Server, answer, drive, engine_info, make_server, with_logprobs
+from octavo.base.params import GenerateRequest
+from octavo.client.generation import CompletionDelta, GenerationDelta
+from octavo.wire.messages import TokenLogprobs
+from support.server_fakes import Server, answer, drive, engine_info, make_server, with_logprobs
 
 #: Sum of log probabilities of the samples "a", "b", ...
 SUMS = [-3.0, -1.0, -2.0, -1.0, -9.0]

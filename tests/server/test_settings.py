@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from octavo.errors import ServerError
-from octavo.generation import CompletionDelta, GenerationDelta
-from octavo.messages import TokenLogprobs
-from octavo.server.pacing import KEEP_ALIVE
-from server_fakes import Server, answer, drive, make_server, with_logprobs
+from octavo.base.errors import ServerError
+from octavo.client.generation import CompletionDelta, GenerationDelta
+from octavo.server.http.pacing import KEEP_ALIVE
+from octavo.wire.messages import TokenLogprobs
+from support.server_fakes import Server, answer, drive, make_server, with_logprobs
 
 PATHS = ["/v1/chat/completions", "/v1/completions"]
 

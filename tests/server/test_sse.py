@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from octavo.server.sse import TextEvent, event
+from octavo.server.http.sse import TextEvent, event
 
 
 def body(name: str, text: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from server_fakes import drive, make_server
+from support.server_fakes import drive, make_server
 
 USER = [{"role": "user", "content": "Hello"}]
 TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {}}}]

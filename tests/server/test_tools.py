@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from server_fakes import make_server
-from tool_fakes import CLOCK, ONE, TWO, WEATHER, calls_of, message_of, server_saying
+from support.server_fakes import make_server
+from support.tool_fakes import CLOCK, ONE, TWO, WEATHER, calls_of, message_of, server_saying
 
 
 # ------------------------------------------------------------------------------------------------ who may ask

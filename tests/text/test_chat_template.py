@@ -10,11 +10,11 @@ import pytest
 from jinja2 import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from octavo.errors import CheckpointError, InvalidRequest, StartupError
-from octavo.text import chat_template
-from octavo.text.chat_template import ChatTemplate, load_template, read_template_option
-from octavo.text.conversation import render_conversation
-from octavo.text.tokenizer import load_tokenizer
+from octavo.base.errors import CheckpointError, InvalidRequest, StartupError
+from octavo.text.templates import chat_template
+from octavo.text.templates.chat_template import ChatTemplate, load_template, read_template_option
+from octavo.text.templates.conversation import render_conversation
+from octavo.text.tokenizers.tokenizer import load_tokenizer
 
 SPECIALS = {"bos_token": "<s>", "eos_token": "</s>"}
 

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models
 from tokenizers import Tokenizer as Backend
 
-from octavo.server.logprobs import TextOffsets
-from octavo.text.decoder_plan import BYTE_OF_CHAR, byte_token
-from octavo.text.detokenizer import IncrementalDetokenizer
-from octavo.text.tokenizer import Tokenizer, load_tokenizer
-from octavo.text.tokenizer_parts import TokenizerParts
+from octavo.server.openai.logprobs import TextOffsets
+from octavo.text.tokenizers.decoder_plan import BYTE_OF_CHAR, byte_token
+from octavo.text.tokenizers.detokenizer import IncrementalDetokenizer
+from octavo.text.tokenizers.parts import TokenizerParts
+from octavo.text.tokenizers.tokenizer import Tokenizer, load_tokenizer
 
 
 def make(

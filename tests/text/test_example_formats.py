@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from octavo.text.chat_template import ChatTemplate
-from octavo.text.conversation import render_conversation
 from octavo.text.formats.base import Tool
 from octavo.text.formats.detect import detect_tool_format
+from octavo.text.formats.output_parser import OutputFormat, OutputParser
 from octavo.text.formats.registry import tool_format
-from octavo.text.output_parser import OutputFormat, OutputParser
+from octavo.text.templates.chat_template import ChatTemplate
+from octavo.text.templates.conversation import render_conversation
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 #: Template -> its format, and what ends a turn, which the model does not send as text.

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from octavo.errors import InvalidRequest
-from octavo.text.chat_template import ChatTemplate, load_template
-from octavo.text.conversation import render_conversation
+from octavo.base.errors import InvalidRequest
+from octavo.text.templates.chat_template import ChatTemplate, load_template
+from octavo.text.templates.conversation import render_conversation
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SPECIALS = {"bos_token": "<s>", "eos_token": "</s>"}

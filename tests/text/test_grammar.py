@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grammar_walk import Refused, accepts, grammar_for, walk
-from octavo.errors import InvalidRequest
-from octavo.text.grammar import GrammarLimits, spec_of
-from octavo.text.schema_regex import problem_of
+from octavo.base.errors import InvalidRequest
+from octavo.text.grammars.grammar import GrammarLimits, spec_of
+from octavo.text.grammars.schema_regex import problem_of
+from support.grammar_walk import Refused, accepts, grammar_for, walk
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
 

@@ -10,9 +10,9 @@ from typing import Any
 import psutil
 import pytest
 
-from octavo.errors import InvalidRequest, Overloaded, ServerError
-from octavo.params import GrammarSpec
-from octavo.text.grammar_checker import GrammarChecker
+from octavo.base.errors import InvalidRequest, Overloaded, ServerError
+from octavo.base.params import GrammarSpec
+from octavo.text.grammars.checker import GrammarChecker
 
 FINE = GrammarSpec(kind="regex", source="a+", param="guided_regex")
 

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from octavo.text.json_copy import MAX_DEPTH, MAX_LEXEME, JsonCopy
-from octavo.text.source import Malformed, Source, Unfinished
+from octavo.text.formats.json_copy import MAX_DEPTH, MAX_LEXEME, JsonCopy
+from octavo.text.formats.source import Malformed, Source, Unfinished
 
 _VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),

@@ -14,12 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grammar_walk import ANY_SIZE, Refused, accepts, grammar_for, grammar_of, walk
-from octavo.errors import InvalidRequest
-from octavo.text.grammar import GrammarLimits, spec_of
-from octavo.text.json_schema import prepare, prepare_loosely
-from octavo.text.schema_keywords import UNSUPPORTED
-from schema_checks import check
+from octavo.base.errors import InvalidRequest
+from octavo.text.grammars.grammar import GrammarLimits, spec_of
+from octavo.text.grammars.json_schema import prepare, prepare_loosely
+from octavo.text.grammars.schema_keywords import UNSUPPORTED
+from support.grammar_walk import ANY_SIZE, Refused, accepts, grammar_for, grammar_of, walk
+from support.schema_checks import check
 
 DOCS = Path(__file__).parents[2] / "docs" / "structured-outputs.md"
 DEEP: Any = {"type": "string"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from grammar_walk import Refused, accepts, grammar_for
+from support.grammar_walk import Refused, accepts, grammar_for
 
 CALC = """
 // A calculator, as Lark's own tutorial has it.

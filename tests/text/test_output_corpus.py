@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from octavo.text.formats.output_parser import OutputFormat, OutputParser
 from octavo.text.formats.table import REASONING_FORMATS, TOOL_FORMATS
-from octavo.text.output_parser import OutputFormat, OutputParser
-from output_corpus import CASES, Case, Reply, output_format, read
+from support.output_corpus import CASES, Case, Reply, output_format, read
 
 FORMATS = sorted({case.format_name for case in CASES})
 #: Of a text's beginnings at most so many are tried; it is cut in two at every position.

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from octavo.text.formats.output_parser import OutputFormat, OutputParser
 from octavo.text.formats.table import TOOL_FORMATS
-from octavo.text.output_parser import OutputFormat, OutputParser
-from output_corpus import CASES, Reply, output_format, read
+from support.output_corpus import CASES, Reply, output_format, read
 
 #: One reasoning row for each way to mark thinking.
 REASONING = ("qwen3", "deepseek_r1", "mistral", "granite")

@@ -11,12 +11,12 @@ import pytest
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
-from octavo.config import ContentFormatOption
-from octavo.errors import CheckpointError, ContextLengthExceeded, InvalidConfig, InvalidRequest, StartupError
-from octavo.text.decoder_plan import BYTE_OF_CHAR
-from octavo.text.renderer import NO_TEMPLATE, Renderer
-from octavo.text.tokenizer import Tokenizer
-from octavo.text.tokenizer_parts import TokenizerParts, set_bos_eos
+from octavo.base.config import ContentFormatOption
+from octavo.base.errors import CheckpointError, ContextLengthExceeded, InvalidConfig, InvalidRequest, StartupError
+from octavo.text.templates.renderer import NO_TEMPLATE, Renderer
+from octavo.text.tokenizers.decoder_plan import BYTE_OF_CHAR
+from octavo.text.tokenizers.parts import TokenizerParts, set_bos_eos
+from octavo.text.tokenizers.tokenizer import Tokenizer
 
 PLAIN = "{{ bos_token }}{% for m in messages %}{{ m.role }}:{{ m.content }}|{% endfor %}"
 PARTS = "{% for m in messages %}{% for p in m.content %}[{{ p.text }}]{% endfor %}{% endfor %}"

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from grammar_walk import accepts, grammar_for, walk
-from octavo.errors import InvalidRequest
+from octavo.base.errors import InvalidRequest
 from octavo.text.formats.base import Tool
-from octavo.text.grammar import GrammarLimits
-from octavo.text.held_tools import prepared_tools
-from octavo.text.json_schema import prepare_loosely
-from schema_checks import check, validator_of
+from octavo.text.grammars.grammar import GrammarLimits
+from octavo.text.grammars.held_tools import prepared_tools
+from octavo.text.grammars.json_schema import prepare_loosely
+from support.grammar_walk import accepts, grammar_for, walk
+from support.schema_checks import check, validator_of
 
 FILES = sorted((Path(__file__).parent / "schemas").glob("*.json"))
 SCHEMAS: dict[str, Any] = {name: schema for path in FILES for name, schema in json.loads(path.read_text()).items()}

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from octavo.text.stop import StopMatcher
+from octavo.text.tokenizers.stop import StopMatcher
 
 # Few letters, so that stop strings overlap, nest and begin alike.
 LETTERS = st.text(alphabet="ab\u00e9", max_size=40)

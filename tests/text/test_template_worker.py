@@ -13,10 +13,10 @@ from typing import Any
 import psutil
 import pytest
 
-from octavo.errors import InvalidRequest, ServerError
-from octavo.text.chat_template import TemplateSyntaxError
-from octavo.text.frames import read_frame, write_frame
-from octavo.text.template_worker import TemplateWorker
+from octavo.base.errors import InvalidRequest, ServerError
+from octavo.base.frames import read_frame, write_frame
+from octavo.text.templates.chat_template import TemplateSyntaxError
+from octavo.text.templates.worker import TemplateWorker
 
 HI = [{"role": "user", "content": "hi"}]
 
@@ -36,7 +36,7 @@ ONE_CALL = {
 
 def helpers() -> set[int]:
     children = psutil.Process().children()
-    return {child.pid for child in children if "octavo.text.template_helper" in child.cmdline()}
+    return {child.pid for child in children if "octavo.text.templates.helper" in child.cmdline()}
 
 
 def render(worker: TemplateWorker, source: str, messages: Any = HI, **options: Any) -> str:
@@ -139,7 +139,7 @@ def test_a_helper_that_was_killed_between_two_requests_is_replaced() -> None:
 
 
 def test_a_helper_in_an_endless_call_ends_though_nobody_is_left_to_kill_it() -> None:
-    command = [sys.executable, "-m", "octavo.text.template_helper"]
+    command = [sys.executable, "-m", "octavo.text.templates.helper"]
     helper = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert helper.stdin is not None and helper.stdout is not None
     assert read_frame(helper.stdout) == {"ready": True}
@@ -151,7 +151,7 @@ def test_a_helper_in_an_endless_call_ends_though_nobody_is_left_to_kill_it() -> 
 
 def test_a_helper_whose_reader_is_gone_ends_without_a_word() -> None:
     """A server that is stopped while it starts leaves nothing in its log but that."""
-    for module in ("octavo.text.template_helper", "octavo.text.grammar_helper"):
+    for module in ("octavo.text.templates.helper", "octavo.text.grammars.helper"):
         read_end, write_end = os.pipe()
         os.close(read_end)
         helper = subprocess.run(

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from octavo.cli import main
-from octavo.text.chat_template import ChatTemplate
-from octavo.text.tokenizer import Tokenizer, load_tokenizer
+from octavo.text.templates.chat_template import ChatTemplate
+from octavo.text.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from text.test_tokenizer_ids import CORPUS, random_texts
 from text.test_tokenizer_load import BYTE_LEVEL, backend, from_metadata
 
@@ -83,7 +83,7 @@ def test_chats_are_rendered_alike(three: tuple[Tokenizer, Tokenizer, Any]) -> No
 def test_named_templates_and_ends_stay(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
-    from octavo.text.tokenizer_export import tokenizer_files, write_tokenizer
+    from octavo.text.tokenizers.export import tokenizer_files, write_tokenizer
 
     names = {"tokenizer.chat_template.../../evil": "up", "tokenizer.ggml.add_eos_token": True}
     ours = from_metadata(monkeypatch, tmp_path, {**BYTE_LEVEL, **names})

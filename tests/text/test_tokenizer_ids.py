@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tokenizers import pre_tokenizers
 
-from octavo.text.tokenizer import Tokenizer, load_tokenizer
+from octavo.text.tokenizers.tokenizer import Tokenizer, load_tokenizer
 
 CORPUS = [
     "",

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from octavo.errors import CheckpointError
+from octavo.base.errors import CheckpointError
 from octavo.server.tokenizer_info import tokenizer_info
-from octavo.text.tokenizer import load_tokenizer
+from octavo.text.tokenizers.tokenizer import load_tokenizer
 
 
 def info_of(path: Path, templates: dict[str, str] | None = None) -> dict[str, Any]:

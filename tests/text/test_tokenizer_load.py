@@ -15,11 +15,11 @@ import pytest
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
-from octavo.errors import CheckpointError
-from octavo.text import gguf_tokenizer
-from octavo.text.decoder_plan import BYTE_OF_CHAR, byte_token
-from octavo.text.pre_tokenizers import PRE_TOKENIZERS
-from octavo.text.tokenizer import Tokenizer, load_tokenizer
+from octavo.base.errors import CheckpointError
+from octavo.text.tokenizers import gguf as gguf_tokenizer
+from octavo.text.tokenizers.decoder_plan import BYTE_OF_CHAR, byte_token
+from octavo.text.tokenizers.pre_tokenizers import PRE_TOKENIZERS
+from octavo.text.tokenizers.tokenizer import Tokenizer, load_tokenizer
 
 
 def backend() -> Backend:
@@ -178,7 +178,7 @@ def test_hostile_configurations_are_one_error(directory: Path) -> None:
 def test_a_pre_tokenizer_that_explodes_ends_the_start_in_time(tmp_path: Path) -> None:
     # In a process of its own: the library's call cannot be stopped.
     write(tmp_path / "tokenizer.json", damaged(explode))
-    code = "import sys; from octavo.text.tokenizer import load_tokenizer; load_tokenizer(sys.argv[1])"
+    code = "import sys; from octavo.text.tokenizers.tokenizer import load_tokenizer; load_tokenizer(sys.argv[1])"
     begin = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=60)
     assert "CheckpointError" in done.stderr, done.stderr[-500:]

@@ -10,23 +10,23 @@ import jsonschema
 import llguidance
 import pytest
 
-from grammar_walk import PROVER, accepts
-from octavo.errors import InvalidRequest
-from octavo.grammar import LIMITS, ByteVocabulary
-from octavo.params import GrammarSpec
+from octavo.base.errors import InvalidRequest
+from octavo.base.grammar import LIMITS, ByteVocabulary
+from octavo.base.params import GrammarSpec
 from octavo.text.formats.base import Tool, ToolFormat
+from octavo.text.formats.output_parser import OutputDelta, OutputFormat, OutputParser
 from octavo.text.formats.table import REASONING_FORMATS, TOOL_FORMATS
-from octavo.text.grammar import GrammarLimits, spec_of
-from octavo.text.grammar_helper import handle
-from octavo.text.held_tools import prepared_tools
-from octavo.text.output_parser import OutputDelta, OutputFormat, OutputParser
-from octavo.text.tool_grammar import (
+from octavo.text.grammars.grammar import GrammarLimits, spec_of
+from octavo.text.grammars.held_tools import prepared_tools
+from octavo.text.grammars.helper import handle
+from octavo.text.grammars.tool_grammar import (
     SpecialTokens,
     after_thinking,
     calls_among_text,
     calls_or_content,
     required_calls,
 )
+from support.grammar_walk import PROVER, accepts
 
 EOS = 256
 SCHEMA = {

@@ -7,6 +7,6 @@ import os
 
 if os.environ.get("OCTAVO_TEST_TORCH_DEVICE", "cpu") == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"
-    from triton_interpreter import repair
+    from support.triton_interpreter import repair
 
     repair()

@@ -14,7 +14,7 @@ from octavo.ops.program import Heads
 from octavo.ops.triton import attention as module
 from octavo.ops.triton.attention import CHUNK, AttentionPlanner
 from octavo.ops.triton.rope import kv_cache_shapes
-from triton_steps import Step
+from support.triton_steps import Step
 
 
 @pytest.mark.parametrize("heads", [(9, 3, 64), (4, 4, 80), (8, 1, 96), (14, 2, 128), (2, 1, 256), (3, 3, 20)])

@@ -13,12 +13,12 @@ import transformers
 
 from engine.drafters import Oracle
 from engine.harness import Engine, Reply, Run, request
-from interpreted_device import InterpretedDevice
-from octavo.config import CacheConfig, EngineConfig, ModelConfig, ParallelConfig, SchedulerConfig
-from octavo.core.structured import LLGuidanceCompiler
-from octavo.messages import AddRequest
+from octavo.base.config import CacheConfig, EngineConfig, ModelConfig, ParallelConfig, SchedulerConfig
+from octavo.core.grammar.structured import LLGuidanceCompiler
+from octavo.wire.messages import AddRequest
 from octavo.worker import worker as worker_module
 from octavo.worker.worker import Worker
+from support.interpreted_device import InterpretedDevice
 
 VOCAB = 96
 

@@ -15,12 +15,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from octavo.errors import DeviceError
+from octavo.base.errors import DeviceError
 from octavo.ops import flashinfer_prompts
 from octavo.ops.program import Heads
 from octavo.ops.table import Binding, bind
 from octavo.ops.triton.attention import AttentionPlanner
-from triton_steps import TOLERANCE, Step
+from support.triton_steps import TOLERANCE, Step
 
 HEADS = (4, 2, 64)
 

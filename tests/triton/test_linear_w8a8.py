@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from octavo.errors import DeviceError
+from octavo.base.errors import DeviceError
 from octavo.ops.triton import linear, linear_w8a8
 from octavo.ops.triton.elementwise import quantize_rows
 from octavo.ops.triton.linear_chip import Chip

@@ -7,7 +7,7 @@ import torch
 
 from octavo.ops import reference
 from octavo.ops.triton import rope
-from paged_caches import from_reference
+from support.paged_caches import from_reference
 
 HEADS = ((9, 3, 64), (4, 4, 80), (2, 1, 256), (3, 3, 20))
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from octavo.errors import ServerError
-from scripted_server import Gate, ScriptedServer
-from server_process import bound
+from octavo.base.errors import ServerError
+from support.scripted_server import Gate, ScriptedServer
+from support.server_process import bound
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (`make ui-test`)")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from octavo.server.ui import PAGE, content_security_policy
-from server_fakes import call, make_server
+from support.server_fakes import call, make_server
 
 SOURCES = Path(__file__).parents[2] / "ui"
 

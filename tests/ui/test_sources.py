@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from octavo.server.ui import PAGE
-from server_process import bound
+from support.server_process import bound
 
 SOURCES = Path(__file__).parents[2] / "ui"
 

@@ -13,15 +13,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from client_fakes import INFO, TOKENIZER, Engine, out, settle
-from client_fakes import request as plain_request
-from octavo.beam_search import beam_search
-from octavo.errors import EngineDead, InvalidRequest, Overloaded, ServerError
-from octavo.generation import CompletionDelta, GenerationDelta
-from octavo.messages import TokenLogprobs
-from octavo.observer import FinishedSample
-from octavo.params import BeamParams, GenerateRequest, SamplingParams
-from octavo.text.detokenizer import IncrementalDetokenizer
+from octavo.base.errors import EngineDead, InvalidRequest, Overloaded, ServerError
+from octavo.base.params import BeamParams, GenerateRequest, SamplingParams
+from octavo.client.beam_search import beam_search
+from octavo.client.generation import CompletionDelta, GenerationDelta
+from octavo.client.observer import FinishedSample
+from octavo.text.tokenizers.detokenizer import IncrementalDetokenizer
+from octavo.wire.messages import TokenLogprobs
+from support.client_fakes import INFO, TOKENIZER, Engine, out, settle
+from support.client_fakes import request as plain_request
 
 PROMPT = [1, 2, 3]
 VOCAB, EOS = 5, 4

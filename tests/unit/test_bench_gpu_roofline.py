@@ -137,7 +137,7 @@ def test_the_configuration_has_the_sizes(gpu: Modules) -> None:
 
 def test_each_token_of_the_tokenizer_has_a_text_of_its_own(gpu: Modules, tmp_path: Path) -> None:
     """Streams of ids without text would cost less than real ones."""
-    from octavo.text.tokenizer import load_tokenizer
+    from octavo.text.tokenizers.tokenizer import load_tokenizer
 
     shape = gpu.shapes.tiny(gpu.shapes.SHAPES["Qwen3-0.6B"])
     tokenizer = load_tokenizer(str(gpu.shapes.write_model(shape, tmp_path)))

@@ -10,9 +10,9 @@ import pytest
 
 import octavo
 from octavo import _cpu
+from octavo.base.host import num_cpus
 from octavo.bench.limits import Limits, best_of, measure_limits
 from octavo.bench.machine import last_cache_bytes, stamp
-from octavo.host import num_cpus
 
 
 @pytest.fixture(params=_cpu.available_isas(), autouse=True)

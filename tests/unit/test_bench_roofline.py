@@ -5,10 +5,10 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from client_fakes import INFO
 from octavo.bench.limits import Limits
 from octavo.bench.roofline import num_steps, roofline_seconds
-from octavo.messages import EngineInfo
+from octavo.wire.messages import EngineInfo
+from support.client_fakes import INFO
 
 #: 10^9 units a second each, but for int8.
 LIMITS = Limits(1, 1.0, 1.0, 4.0)

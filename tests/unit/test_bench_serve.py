@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from bench_api import FakeAPI, fake_api
 from octavo.bench import serve
 from octavo.bench.datasets import Prompt
 from octavo.bench.http import Reply
@@ -20,6 +19,7 @@ from octavo.bench.limits import Limits
 from octavo.bench.load import Beside, Level, arrival_times, run_level, summary
 from octavo.bench.stats import percentile, spread_ms
 from octavo.cli import main
+from support.bench_api import FakeAPI, fake_api
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from typing import Any
 import psutil
 import pytest
 
-from octavo import host
-from octavo.cgroup import Cgroups
+from octavo.base import host
+from octavo.base.cgroup import Cgroups
 
 GIB = 1 << 30
 NO_LIMIT_V1 = 9223372036854771712

@@ -13,14 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import octavo
+from octavo.base.config import ServeConfig
+from octavo.base.errors import InvalidConfig
 from octavo.cli import main
 from octavo.cli.environment import VARIABLES
 from octavo.cli.flags import Flag, flags
 from octavo.cli.serve import MOST_USED, serve_config
 from octavo.cli.vllm import ROWS
-from octavo.config import ServeConfig
-from octavo.errors import InvalidConfig
-from octavo.text.grammar import limits_of
+from octavo.text.grammars.grammar import limits_of
 
 TABLE = flags()
 SPELLINGS = sorted(o for f in TABLE.values() for o in (*f.options, *f.off_options))

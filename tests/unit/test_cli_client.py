@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
-from fake_api import FakeAPI, serving_fake_api
+from octavo.base.errors import InvalidConfig
+from octavo.base.params import RANGES
 from octavo.cli import main
 from octavo.cli.client import Sampling
 from octavo.cli.server_address import api_url
-from octavo.errors import InvalidConfig
-from octavo.params import RANGES
+from support.fake_api import FakeAPI, serving_fake_api
 
 COMMANDS = ("chat", "complete")
 

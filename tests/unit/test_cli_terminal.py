@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from client_fakes import TOKENIZER
-from fake_api import FakeAPI, serving_fake_api
-from server_process import ServerProcess, bound, eventually
-from terminal_process import CTRL_D, END_OF_PASTE, PASTE, TerminalProcess
+from support.client_fakes import TOKENIZER
+from support.fake_api import FakeAPI, serving_fake_api
+from support.server_process import ServerProcess, bound, eventually
+from support.terminal_process import CTRL_D, END_OF_PASTE, PASTE, TerminalProcess
 
 DIM, PLAIN = "\x1b[2m", "\x1b[0m"
 

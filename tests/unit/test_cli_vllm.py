@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from octavo.base.config import ServeConfig
+from octavo.base.errors import InvalidConfig
 from octavo.cli.flags import flags
 from octavo.cli.serve import serve_config, settings
 from octavo.cli.vllm import ROWS, VARIABLES
 from octavo.cli.vllm.page import renewed
 from octavo.cli.vllm.row import Row
-from octavo.config import ServeConfig
-from octavo.errors import InvalidConfig
 
 TABLE = flags()
 OWN = {option for flag in TABLE.values() for option in (*flag.options, *flag.off_options)}

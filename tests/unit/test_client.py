@@ -11,19 +11,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client_fakes import EOS, STATS, Engine, FakeProcess, logprob, out, request, run, settle
-from octavo.errors import (
+from octavo.base.errors import (
     Aborted,
     EngineDead,
     InvalidRequest,
     ServerError,
     ShuttingDown,
 )
-from octavo.generation import fold
-from octavo.messages import Call, CallResult, EngineCoreOutputs, Heartbeat, RequestOutput, Shutdown
-from octavo.observer import FinishedSample, NoObserver
-from octavo.params import GenerateRequest
-from octavo.transport import TransportError
+from octavo.base.params import GenerateRequest
+from octavo.client.generation import fold
+from octavo.client.observer import FinishedSample, NoObserver
+from octavo.wire.messages import Call, CallResult, EngineCoreOutputs, Heartbeat, RequestOutput, Shutdown
+from octavo.wire.transport import TransportError
+from support.client_fakes import EOS, STATS, Engine, FakeProcess, logprob, out, request, run, settle
 
 
 # ---------------------------------------------------------------- the stream
@@ -288,7 +288,7 @@ def test_when_the_engine_dies_every_stream_and_call_ends(end: str) -> None:
 
 def test_a_silent_engine_is_found_dead() -> None:
     async def main() -> None:
-        from octavo.config import ParallelConfig
+        from octavo.base.config import ParallelConfig
 
         died: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         parallel = ParallelConfig(engine_heartbeat_timeout=0.3)
@@ -405,7 +405,7 @@ def test_the_observer_sees_each_sample_end_once() -> None:
 
 def test_heartbeats_keep_a_quiet_engine_alive() -> None:
     async def main() -> None:
-        from octavo.config import ParallelConfig
+        from octavo.base.config import ParallelConfig
 
         async with Engine(parallel=ParallelConfig(engine_heartbeat_timeout=0.3)) as engine:
             for _ in range(10):

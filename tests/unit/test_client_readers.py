@@ -8,9 +8,9 @@ import time
 import msgspec
 import pytest
 
-from client_fakes import Engine, logprob, out, request, run, settle
-from octavo import client
-from octavo.errors import ServerError
+from octavo.base.errors import ServerError
+from octavo.client import engine_client as client
+from support.client_fakes import Engine, logprob, out, request, run, settle
 
 
 def test_a_reader_of_the_whole_gets_one_delta_at_the_end() -> None:

@@ -6,15 +6,15 @@ import asyncio
 
 import pytest
 
-from client_fakes import Engine, out, request, run
-from octavo.errors import (
+from octavo.base.errors import (
     ContextLengthExceeded,
     InvalidRequest,
     Overloaded,
     ShuttingDown,
 )
-from octavo.generation import fold
-from octavo.params import GenerateRequest
+from octavo.base.params import GenerateRequest
+from octavo.client.generation import fold
+from support.client_fakes import Engine, out, request, run
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from octavo.base.command_line import command_line, shell_word
+from octavo.base.config import ServeConfig, ServerConfig
 from octavo.cli.flags import Flag, flags
 from octavo.cli.serve import serve_config
-from octavo.command_line import command_line, shell_word
-from octavo.config import ServeConfig, ServerConfig
 
 TABLE = flags()
 #: Settings that need others.

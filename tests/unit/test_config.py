@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import octavo
-from octavo import config
-from octavo.config import (
+from octavo.base import config
+from octavo.base.config import (
     CacheConfig,
     EngineConfig,
     ModelConfig,
@@ -20,7 +20,7 @@ from octavo.config import (
     ServerConfig,
     check,
 )
-from octavo.errors import InvalidConfig
+from octavo.base.errors import InvalidConfig
 
 PARTS = (ModelConfig, CacheConfig, SchedulerConfig, ParallelConfig, ServerConfig)
 

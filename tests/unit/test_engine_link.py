@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 
-from client_fakes import EOS, TOKENIZER, FakeConnection
-from octavo.engine_link import VocabularySender
-from octavo.messages import Vocabulary
+from octavo.client.engine_link import VocabularySender
+from octavo.wire.messages import Vocabulary
+from support.client_fakes import EOS, TOKENIZER, FakeConnection
 
 
 @pytest.mark.parametrize(("is_sent", "expected"), [(False, 1), (True, 0)])

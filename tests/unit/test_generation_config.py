@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from octavo.config import ServerConfig
-from octavo.errors import InvalidConfig
-from octavo.generation_config import default_sampling
-from server_fakes import CONTEXT, make_server
+from octavo.base.config import ServerConfig
+from octavo.base.errors import InvalidConfig
+from octavo.files.generation_config import default_sampling
+from support.server_fakes import CONTEXT, make_server
 
 FILE = {
     "temperature": 0.6, "top_p": 0.95, "top_k": 20, "min_p": None, "repetition_penalty": 1, "max_new_tokens": 99,

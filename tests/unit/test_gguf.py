@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from octavo.errors import CheckpointError
-from octavo.gguf import TENSOR_TYPES, GGUFFile
+from octavo.base.errors import CheckpointError
+from octavo.files.gguf import TENSOR_TYPES, GGUFFile
 
 U32, I32, F32, BOOL, STRING, ARRAY, U64, F64 = 4, 5, 6, 7, 8, 9, 10, 12
 TYPE_IDS = {name: number for number, (name, _, _) in TENSOR_TYPES.items()}

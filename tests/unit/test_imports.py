@@ -12,10 +12,10 @@ import pytest
 #: Modules of the API process and of the scheduler: everything above the worker.
 ABOVE_THE_WORKER = [
     "octavo.cli.serve",
-    "octavo.launch",
-    "octavo.client",
+    "octavo.launch.server",
+    "octavo.client.engine_client",
     "octavo.server.app",
-    "octavo.text.renderer",
+    "octavo.text.templates.renderer",
     "octavo.core.engine_core",
     "octavo.core.process",
     "octavo.cli.bench_serve",
@@ -54,7 +54,7 @@ def test_torch_exists_only_at_and_below_the_worker(module: str) -> None:
 
 
 def test_the_engine_is_not_in_the_api_process() -> None:
-    modules = probe("octavo.launch", "octavo.server.app")["modules"]
+    modules = probe("octavo.launch.server", "octavo.server.app")["modules"]
     assert isinstance(modules, list)
     assert not [m for m in modules if m.startswith(("octavo.worker", "octavo.models", "octavo.ops", "octavo._cpu"))]
 
@@ -63,7 +63,7 @@ def test_the_benchmark_of_a_server_needs_nothing_of_the_engine() -> None:
     """K7: it runs beside any server, and its own weight is part of what it measures."""
     modules = probe("octavo.cli.bench_serve", "octavo.bench.serve")["modules"]
     assert isinstance(modules, list)
-    others = ("numpy", "pydantic", "tokenizers", "octavo._cpu", "octavo.llm", "octavo.server", "octavo.client")
+    others = ("numpy", "pydantic", "tokenizers", "octavo._cpu", "octavo.offline", "octavo.server", "octavo.client")
     assert not [m for m in modules if m.startswith(others)]
 
 
@@ -72,7 +72,7 @@ def test_the_benchmark_of_a_server_needs_nothing_of_the_engine() -> None:
     [
         (["octavo.cli.parser", "octavo.cli.serve"], 0.15, 25, 250),
         (["octavo.cli.bench_serve", "octavo.bench.serve"], 0.25, 30, 320),
-        (["octavo.launch", "octavo.server.app"], 0.5, 90, 1000),
+        (["octavo.launch.server", "octavo.server.app"], 0.5, 90, 1000),
         (["octavo.core.process", "octavo.worker.worker"], 1.6, 350, 2500),
     ],
     ids=["command line", "benchmark of a server", "API process", "engine process"],
@@ -123,7 +123,7 @@ def test_a_gpu_does_not_need_the_native_module_of_the_cpu() -> None:
 
 
 _SLOW_CPU = """
-from octavo.config import ParallelConfig
+from octavo.base.config import ParallelConfig
 from octavo.device.cpu import CPUDevice
 from octavo.ops.table import bind
 print(CPUDevice(ParallelConfig(num_threads=1)).description)

@@ -18,28 +18,29 @@ import msgspec
 import psutil
 import pytest
 
-from client_fakes import INFO, TOKENIZER, request
-from octavo import engine_process, launch, startup
-from octavo.client import EngineClient
-from octavo.config import EngineConfig, ModelConfig, ServeConfig, ServerConfig
-from octavo.engine_process import EngineProcess, launch_engine
-from octavo.errors import CheckpointError, EngineDead, InvalidConfig, StartupError
-from octavo.generation import fold
-from octavo.progress import PhaseLog, phase_report
-from octavo.serve_loop import check_tls
-from octavo.text.renderer import Renderer
-from server_process import eventually, wait_gone
+from octavo.base.config import EngineConfig, ModelConfig, ServeConfig, ServerConfig
+from octavo.base.errors import CheckpointError, EngineDead, InvalidConfig, StartupError
+from octavo.client.engine_client import EngineClient
+from octavo.client.generation import fold
+from octavo.launch import engine_process, startup
+from octavo.launch import server as launch
+from octavo.launch.engine_process import EngineProcess, launch_engine
+from octavo.launch.progress import PhaseLog, phase_report
+from octavo.launch.serve_loop import check_tls
+from octavo.text.templates.renderer import Renderer
+from support.client_fakes import INFO, TOKENIZER, request
+from support.server_process import eventually, wait_gone
 
 TESTS = Path(__file__).parent.parent
-FAKE = (sys.executable, str(TESTS / "fake_engine.py"))
+FAKE = (sys.executable, str(TESTS / "support" / "fake_engine.py"))
 CONFIG = EngineConfig(model=ModelConfig(model="nothing"))
 
 #: An engine that reads its configuration and then does as its line says; `send` and `sock` are at hand.
 _SCRIPT = """
 import os, socket, sys, time
-from octavo.config import EngineConfig
-from octavo.messages import *
-from octavo.transport import BlockingConnection, encode_frame
+from octavo.base.config import EngineConfig
+from octavo.wire.messages import *
+from octavo.wire.transport import BlockingConnection, encode_frame
 sock = socket.socket(fileno=int(sys.argv[sys.argv.index("--fd") + 1]))
 send = lambda message: sock.sendall(encode_frame(message))
 BlockingConnection(sock).receive(EngineConfig)
@@ -61,7 +62,7 @@ def no_process_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 _TAKES_VOCABULARY = f"""
 import msgspec
 sys.path.insert(0, {str(TESTS)!r})
-from client_fakes import INFO
+from support.client_fakes import INFO
 send(msgspec.structs.replace(INFO, eos_token_ids=(3,)))
 message = BlockingConnection(sock).receive(ToEngine)
 is_whole = isinstance(message, Vocabulary) and message.tokens[65] == b"A" and set(message.eos_token_ids) == {{3, 256}}
@@ -185,7 +186,8 @@ def test_the_state_of_the_process_is_seen() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="the parent's death is a signal on Linux only")
 def test_the_engine_dies_with_its_parent() -> None:
     code = (
-        "import sys, time; from octavo.engine_process import EngineProcess; from octavo.config import EngineConfig;"
+        "import sys, time; from octavo.launch.engine_process import EngineProcess;"
+        "from octavo.base.config import EngineConfig;"
         f"e = EngineProcess.spawn(EngineConfig(), {FAKE!r}); e.wait_ready(); print(e.pid, flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=child_environment()) as parent:
@@ -259,7 +261,7 @@ def test_the_report_tells_what_fits() -> None:
 def test_progress_is_logged_once_a_second(caplog: pytest.LogCaptureFixture) -> None:
     now = 0.0
     log = PhaseLog(lambda: now)
-    with caplog.at_level("INFO", "octavo.progress"):
+    with caplog.at_level("INFO", "octavo.launch.progress"):
         log("import", "")
         for i in range(30):
             now = i / 10
@@ -288,7 +290,7 @@ def report(stderr: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_weights_are_a_bar_on_a_terminal_that_is_gone_afterwards(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level("INFO", "octavo.progress"):
+    with caplog.at_level("INFO", "octavo.launch.progress"):
         shown = report(Terminal(), monkeypatch)
         assert "engine: weights:  33%" in shown and "10/30" in shown and "tensors" in shown
         assert shown.endswith("\r") and shown.split("\r")[-2].strip() == ""
@@ -296,7 +298,7 @@ def test_weights_are_a_bar_on_a_terminal_that_is_gone_afterwards(
 
 
 def test_no_bar_is_drawn_into_a_log(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level("INFO", "octavo.progress"):
+    with caplog.at_level("INFO", "octavo.launch.progress"):
         assert report(io.StringIO(), monkeypatch) == ""
     assert "engine: weights 10 of 30 tensors" in [r.getMessage() for r in caplog.records]
 

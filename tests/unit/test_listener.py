@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from octavo.config import ServerConfig
-from octavo.errors import StartupError
-from octavo.listener import Listener, bind
+from octavo.base.config import ServerConfig
+from octavo.base.errors import StartupError
+from octavo.launch.listener import Listener, bind
 
 
 def config(**changes: Any) -> ServerConfig:

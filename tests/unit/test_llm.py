@@ -16,9 +16,8 @@ import psutil
 import pytest
 
 import octavo
-from client_fakes import EOS, TOKENIZER
-from octavo import LLM, SamplingParams, engine_process
-from octavo.errors import (
+from octavo import LLM, SamplingParams
+from octavo.base.errors import (
     ContextLengthExceeded,
     EngineDead,
     InvalidConfig,
@@ -27,7 +26,9 @@ from octavo.errors import (
     ShuttingDown,
     StartupError,
 )
-from server_process import eventually
+from octavo.launch import engine_process
+from support.client_fakes import EOS, TOKENIZER
+from support.server_process import eventually
 
 TESTS = Path(__file__).parent.parent
 
@@ -45,7 +46,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True, scope="module")
 def fake_engine() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine_process, "ENGINE_COMMAND", (sys.executable, str(TESTS / "fake_engine.py")))
+        patch.setattr(engine_process, "ENGINE_COMMAND", (sys.executable, str(TESTS / "support" / "fake_engine.py")))
         yield
 
 
@@ -261,8 +262,8 @@ def test_wrong_settings_are_named_and_leave_nothing(model: Path, tmp_path: Path)
 
 def test_a_script_that_closes_nothing_ends_and_leaves_nothing(model: Path) -> None:
     script = (
-        "import sys; from octavo import engine_process, LLM, SamplingParams\n"
-        f"engine_process.ENGINE_COMMAND = (sys.executable, {str(TESTS / 'fake_engine.py')!r})\n"
+        "import sys; from octavo.launch import engine_process; from octavo import LLM, SamplingParams\n"
+        f"engine_process.ENGINE_COMMAND = (sys.executable, {str(TESTS / 'support' / 'fake_engine.py')!r})\n"
         f"llm = LLM({str(model)!r})\n"
         "print(len(llm.generate('abc', SamplingParams(max_tokens=3))[0].outputs[0].token_ids), llm._thread._engine.pid)"
     )

@@ -17,13 +17,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client_fakes import TOKENIZER
-from octavo import LLM, BeamParams, GuidedDecodingParams, SamplingParams, StructuredOutputsParams, engine_process
-from octavo.errors import InvalidRequest, RequestError, ServerError
+from octavo import LLM, BeamParams, GuidedDecodingParams, SamplingParams, StructuredOutputsParams
+from octavo.base.errors import InvalidRequest, RequestError, ServerError
+from octavo.launch import engine_process
 from octavo.served.checks import checked_params
 from octavo.served.turn import Completion, Turn
-from octavo.text.grammar import GrammarLimits, spec_of
-from octavo.text.grammar_checker import GrammarChecker
+from octavo.text.grammars.checker import GrammarChecker
+from octavo.text.grammars.grammar import GrammarLimits, spec_of
+from support.client_fakes import TOKENIZER
 
 TESTS = Path(__file__).parent.parent
 FILE = {"temperature": 0.6, "top_k": 20, "top_p": 0.95, "repetition_penalty": 1.1, "max_new_tokens": 7}
@@ -45,7 +46,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True, scope="module")
 def fake_engine() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine_process, "ENGINE_COMMAND", (sys.executable, str(TESTS / "fake_engine.py")))
+        patch.setattr(engine_process, "ENGINE_COMMAND", (sys.executable, str(TESTS / "support" / "fake_engine.py")))
         yield
 
 
@@ -186,8 +187,8 @@ def test_the_process_that_compiles_grammars_ends_with_close(model: Path) -> None
 
 def test_a_script_that_closes_nothing_leaves_no_process_that_compiles(model: Path) -> None:
     script = (
-        "import sys; from octavo import engine_process, LLM, SamplingParams, StructuredOutputsParams\n"
-        f"engine_process.ENGINE_COMMAND = (sys.executable, {str(TESTS / 'fake_engine.py')!r})\n"
+        "import sys; from octavo.launch import engine_process; from octavo import LLM, SamplingParams, StructuredOutputsParams\n"
+        f"engine_process.ENGINE_COMMAND = (sys.executable, {str(TESTS / 'support' / 'fake_engine.py')!r})\n"
         f"llm = LLM({str(model)!r})\n"
         "wants = StructuredOutputsParams(regex=r'[\\s\\S]*')\n"
         "llm.generate('abc', SamplingParams(max_tokens=3, structured_outputs=wants), use_tqdm=False)\n"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from octavo.log import MAX_LINE_CHARS, escape, setup_logging
+from octavo.base.log import MAX_LINE_CHARS, escape, setup_logging
 
 
 @pytest.fixture(autouse=True)

@@ -6,10 +6,10 @@ import msgspec
 import pytest
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
-from octavo.messages import SchedulerStats
-from octavo.metrics import Metrics, StatsLogger
-from octavo.observer import FinishedSample, Observer
-from octavo.params import BeamParams, GenerateRequest, SamplingParams
+from octavo.base.params import BeamParams, GenerateRequest, SamplingParams
+from octavo.client.observer import FinishedSample, Observer
+from octavo.server.metrics import Metrics, StatsLogger
+from octavo.wire.messages import SchedulerStats
 
 # The names of vLLM 0.6.0, without those of speculative decoding, and the names of today's vLLM.
 NAMES = [

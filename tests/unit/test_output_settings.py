@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from octavo.config import ServerConfig
-from octavo.errors import InvalidConfig, StartupError
+from octavo.base.config import ServerConfig
+from octavo.base.errors import InvalidConfig, StartupError
 from octavo.served.output_settings import check_formats, output_settings
 from octavo.served.parts import OutputSettings
 

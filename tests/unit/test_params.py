@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from octavo.errors import InvalidRequest
-from octavo.params import RANGES, BeamParams, SamplingParams
+from octavo.base.errors import InvalidRequest
+from octavo.base.params import RANGES, BeamParams, SamplingParams
 
 VOCAB = 1000
 

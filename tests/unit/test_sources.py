@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from octavo import sources
-from octavo.config import ModelConfig
-from octavo.errors import CheckpointError, InvalidConfig
-from octavo.sources import PackagedFile, packaged_file, resolve, resolve_model, resolve_tokenizer
+from octavo.base.config import ModelConfig
+from octavo.base.errors import CheckpointError, InvalidConfig
+from octavo.files import sources
+from octavo.files.sources import PackagedFile, packaged_file, resolve, resolve_model, resolve_tokenizer
 from unit.stub_hub import StubHub, running
 
 CONTENT = bytes(range(256)) * 40
@@ -237,9 +237,9 @@ REPOSITORIES = {
 
 _RESOLVE = """
 import json, sys
-from octavo.config import ModelConfig
-from octavo.errors import CheckpointError, InvalidConfig
-from octavo.sources import resolve
+from octavo.base.config import ModelConfig
+from octavo.base.errors import CheckpointError, InvalidConfig
+from octavo.files.sources import resolve
 try:
     config = resolve(ModelConfig(**json.loads(sys.argv[1])))
     print(json.dumps([config.model, config.tokenizer]))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from octavo.base.suggest import nearest, suggest
 from octavo.cli.environment import VARIABLES
 from octavo.cli.flags import flags
-from octavo.suggest import nearest, suggest
 
 FLAGS = [option for flag in flags().values() for option in flag.options]
 DEVICES = ["auto", "cpu", "cuda"]

@@ -12,10 +12,10 @@ import msgspec
 import pytest
 from hypothesis import given
 
-from octavo.config import EngineConfig, ModelConfig
-from octavo.messages import Abort, AddRequest, Call, CallResult, FromEngine, Heartbeat, Phase, Shutdown, ToEngine
-from octavo.params import SamplingParams
-from octavo.transport import (
+from octavo.base.config import EngineConfig, ModelConfig
+from octavo.base.params import SamplingParams
+from octavo.wire.messages import Abort, AddRequest, Call, CallResult, FromEngine, Heartbeat, Phase, Shutdown, ToEngine
+from octavo.wire.transport import (
     MAX_FRAME_BYTES,
     MAX_QUEUED_MESSAGES,
     AsyncConnection,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from octavo.config import ParallelConfig
-from octavo.messages import Heartbeat
-from octavo.watchdog import TICK_SECONDS, ProcessState, Watchdog
+from octavo.base.config import ParallelConfig
+from octavo.client.watchdog import TICK_SECONDS, ProcessState, Watchdog
+from octavo.wire.messages import Heartbeat
 
 CONFIG = ParallelConfig(engine_heartbeat_timeout=2.0, engine_step_timeout=30.0)
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from described_gpu import gpu
-from octavo.config import ParallelConfig
+from octavo.base.config import ParallelConfig
 from octavo.device import cuda
 from octavo.device.cuda import CUDADevice
+from support.described_gpu import gpu
 
 
 class Stream:

@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 import torch
 
-from described_gpu import gpu
-from octavo import host
-from octavo.cgroup import Cgroups, CPULimit
-from octavo.config import CacheConfig, EngineConfig, ModelConfig, ParallelConfig
+from octavo.base import host
+from octavo.base.cgroup import Cgroups, CPULimit
+from octavo.base.config import CacheConfig, EngineConfig, ModelConfig, ParallelConfig
+from octavo.base.errors import CheckpointError, DeviceError, InvalidConfig
 from octavo.device import select
 from octavo.device.cpu import CPUDevice
 from octavo.device.cuda import CUDADevice
-from octavo.errors import CheckpointError, DeviceError, InvalidConfig
 from octavo.worker.worker import Worker
+from support.described_gpu import gpu
 
 
 def load(cache: dict[str, Any] | None = None, model: dict[str, Any] | None = None, **parallel: Any) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from octavo.ops.table import bind
-from octavo.step import CachedRequestData, TokenMasks
+from octavo.wire.step import CachedRequestData, TokenMasks
 from octavo.worker.input_batch import HostBatch, build_batch
 from octavo.worker.model_runner import verified
 from octavo.worker.request_states import Draft, RequestStates

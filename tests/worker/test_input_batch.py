@@ -1,7 +1,7 @@
 """The input batch: every scheduled token is read from its request's state and written to its request's block."""
 
-from octavo.params import SamplingParams
-from octavo.step import CachedRequestData, NewRequestData
+from octavo.base.params import SamplingParams
+from octavo.wire.step import CachedRequestData, NewRequestData
 from octavo.worker.input_batch import build_batch
 from octavo.worker.request_states import RequestStates
 

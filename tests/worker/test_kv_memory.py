@@ -2,11 +2,11 @@
 
 import pytest
 
-from octavo.config import CacheConfig
+from octavo.base.config import CacheConfig
+from octavo.base.errors import InvalidConfig
+from octavo.base.host import FreeMemory
 from octavo.device.base import CacheBudget
 from octavo.device.cpu import DEFAULT_CACHE_BYTES
-from octavo.errors import InvalidConfig
-from octavo.host import FreeMemory
 from octavo.worker.kv_memory import GIB, KVCachePlan, plan_kv_cache
 
 SMALL = CacheBudget(1_000_000, "half of it", FreeMemory(2_000_000, "here"), DEFAULT_CACHE_BYTES)

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from octavo.config import LogprobsMode
+from octavo.base.config import LogprobsMode
+from octavo.base.params import SamplingParams
 from octavo.ops.table import bind
-from octavo.params import SamplingParams
-from octavo.step import NewRequestData, TokenMasks
+from octavo.wire.step import NewRequestData, TokenMasks
 from octavo.worker.request_states import RequestStates, Rows
 from octavo.worker.sampler import Sampler, SamplerResult
 from worker.devices import HostDevice

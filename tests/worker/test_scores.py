@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from octavo.config import LogprobsMode
+from octavo.base.config import LogprobsMode
+from octavo.base.params import SamplingParams
 from octavo.ops.table import bind
-from octavo.params import SamplingParams
-from octavo.step import CachedRequestData, NewRequestData
+from octavo.wire.step import CachedRequestData, NewRequestData
 from octavo.worker.input_batch import build_batch
 from octavo.worker.request_states import RequestStates
 from octavo.worker.scores import PROMPT_ROWS, PromptScorer

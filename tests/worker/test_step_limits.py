@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from octavo.config import EngineConfig, SchedulerConfig
-from octavo.errors import InvalidConfig
+from octavo.base.config import EngineConfig, SchedulerConfig
+from octavo.base.errors import InvalidConfig
 from octavo.worker.worker import Worker
 from worker.devices import HostDevice
 

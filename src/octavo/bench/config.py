@@ -1,4 +1,4 @@
-"""The settings of the benchmarks; each field is a flag, as in `octavo.config`."""
+"""The settings of the benchmarks; each field is a flag, as in `octavo.base.config`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from octavo.config import opt
+from octavo.base.config import opt
 
 DatasetName = Literal["random", "sharegpt"]
 Endpoint = Literal["/v1/completions", "/v1/chat/completions"]

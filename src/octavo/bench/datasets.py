@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from octavo.base.errors import InvalidConfig
 from octavo.bench.config import DatasetConfig
-from octavo.errors import InvalidConfig
 
 # Words that nearly every tokenizer has as one token with the space before them.
 WORDS = (

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+from octavo.base.errors import InvalidConfig, OctavoError
 from octavo.bench.config import ServeBenchConfig
 from octavo.bench.datasets import Prompt
-from octavo.errors import InvalidConfig, OctavoError
 
 #: Bytes of an error's body that are told.
 _TOLD = 300

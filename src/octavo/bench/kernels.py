@@ -9,15 +9,15 @@ from typing import Any
 
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from octavo import host
+from octavo.base import host
+from octavo.base.config import ParallelConfig
+from octavo.base.errors import InvalidConfig
 from octavo.bench.cases import Case, cases
 from octavo.bench.config import KernelsConfig
 from octavo.bench.limits import Limits, measure_limits
 from octavo.bench.machine import stamp
 from octavo.bench.report import result, table
-from octavo.config import ParallelConfig
 from octavo.device.cpu import CPUDevice
-from octavo.errors import InvalidConfig
 from octavo.ops.table import bind
 
 #: Seconds that a pass takes at least, so that the clock and one slow moment do not decide.

@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from octavo.base.host import num_cpus
+from octavo.base.native import has_native_cpu
 from octavo.bench.machine import last_cache_bytes
-from octavo.host import num_cpus
-from octavo.native import has_native_cpu
 
 #: What is read, at the least and at most; between them twice the last cache.
 LEAST_BYTES, MOST_BYTES = 256 << 20, 1 << 30

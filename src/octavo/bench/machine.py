@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from octavo.host import num_cpus
+from octavo.base.host import num_cpus
 
 _FLAGS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm")
 _PACKAGES = ("octavo", "torch", "numpy", "tokenizers")

@@ -11,6 +11,7 @@ from typing import Any
 
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+from octavo.base.params import SamplingParams
 from octavo.bench.config import LatencyConfig, ThroughputConfig
 from octavo.bench.datasets import check_dataset, prompts, random_ids
 from octavo.bench.limits import Limits, best_of, measure_limits
@@ -18,9 +19,8 @@ from octavo.bench.machine import stamp
 from octavo.bench.report import bandwidth, result, table
 from octavo.bench.roofline import roofline_seconds
 from octavo.bench.stats import spread_ms
-from octavo.llm import LLM, RequestOutput
-from octavo.messages import EngineInfo
-from octavo.params import SamplingParams
+from octavo.offline.llm import LLM, RequestOutput
+from octavo.wire.messages import EngineInfo
 
 #: Of the times of whole batches, which are few.
 PERCENTILES = (10, 25, 50, 75, 90, 99)

@@ -9,8 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from octavo.base.errors import OctavoError
 from octavo.bench.limits import Limits
-from octavo.errors import OctavoError
 
 #: Settings that no file shall keep.
 _SECRETS = ("api_key",)

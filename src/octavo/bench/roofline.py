@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from octavo.bench.limits import Limits
-from octavo.messages import EngineInfo
+from octavo.wire.messages import EngineInfo
 
 #: Of one request: tokens of the prompt that were computed, all of its prompt, and tokens that were sampled.
 Lengths = tuple[int, int, int]

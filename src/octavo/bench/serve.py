@@ -16,6 +16,7 @@ from typing import Any
 
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+from octavo.base.errors import InvalidConfig
 from octavo.bench.config import ServeBenchConfig
 from octavo.bench.datasets import Prompt, check_dataset, prompts, random_text
 from octavo.bench.http import LoadError, Server
@@ -23,7 +24,6 @@ from octavo.bench.limits import Limits, measure_limits
 from octavo.bench.load import Beside, Level, Send, run_level
 from octavo.bench.machine import stamp
 from octavo.bench.report import bandwidth, result, table
-from octavo.errors import InvalidConfig
 
 WARMUP = Prompt("", 8)
 WARMUP_WORDS = 16

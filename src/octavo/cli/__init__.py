@@ -1,6 +1,6 @@
 """The command line. `main` picks the subcommand and turns errors into an exit code and one message.
 
-One file a subcommand. The flags of `serve` come from the fields of `octavo.config` (flags.py); those of
+One file a subcommand. The flags of `serve` come from the fields of `octavo.base.config` (flags.py); those of
 vLLM that octavo has not are rows of a table (vllm/). Nothing heavy is imported before the
 configuration is known to be right.
 """
@@ -12,8 +12,8 @@ import sys
 from collections.abc import Sequence
 
 from octavo import __version__
-from octavo.errors import InvalidConfig, OctavoError, StartupError
-from octavo.suggest import nearest
+from octavo.base.errors import InvalidConfig, OctavoError, StartupError
+from octavo.base.suggest import nearest
 
 #: Subcommand, of one word or two -> (module with `run(argv) -> int`, what it does).
 COMMANDS = {

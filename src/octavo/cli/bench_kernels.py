@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from octavo.base.config import check
 from octavo.bench.config import KernelsConfig
 from octavo.cli.flags import Flag, flags
 from octavo.cli.parser import make_parser, read_words
-from octavo.config import check
 
 _EPILOG = """\
 Shares are of the memory's bandwidth and of the arithmetic peak (int8 for integer matrices, float32 otherwise),

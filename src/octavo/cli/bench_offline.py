@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any, TypeVar
 
+from octavo.base.config import ServerConfig, check
 from octavo.bench.config import ReportConfig
 from octavo.cli.flags import GROUPS, Flag, flags
 from octavo.cli.foreign import Foreign
 from octavo.cli.parser import make_parser, read_words
 from octavo.cli.vllm import ROWS
-from octavo.config import ServerConfig, check
 
 T = TypeVar("T", bound=ReportConfig)
 

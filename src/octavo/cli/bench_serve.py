@@ -6,13 +6,13 @@ import dataclasses
 import os
 from collections.abc import Sequence
 
+from octavo.base.config import check
 from octavo.bench.config import ServeBenchConfig
 from octavo.cli.flags import Flag, flags
 from octavo.cli.foreign import Foreign
 from octavo.cli.parser import make_parser, read_words
 from octavo.cli.server_address import api_url, client_api_key
 from octavo.cli.vllm.row import ANY, NONE, only, other, switch
-from octavo.config import check
 
 _ADDRESS = "the server is named by its address: --url http://HOST:PORT"
 

@@ -6,13 +6,13 @@ import os
 import sys
 from collections.abc import Sequence
 
+from octavo.base.errors import OctavoError
 from octavo.cli.chat_commands import run_command
 from octavo.cli.client import ChatConfig, Client, client_config, client_table
 from octavo.cli.conversation import Conversation
 from octavo.cli.flags import Flag
 from octavo.cli.line_reader import Message, converse, piped_text
 from octavo.cli.screen import Screen, tolerate_any_text
-from octavo.errors import OctavoError
 
 _EPILOG = """\
 /help in a conversation lists the commands. Text that is piped to stdin is sent as one message, and only the reply goes

@@ -6,12 +6,12 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
+from octavo.base.config import check, flag_name
+from octavo.base.errors import InvalidConfig, OctavoError
+from octavo.base.suggest import nearest
 from octavo.cli.client import Sampling
 from octavo.cli.conversation import Conversation
 from octavo.cli.flags import flags
-from octavo.config import check, flag_name
-from octavo.errors import InvalidConfig, OctavoError
-from octavo.suggest import nearest
 
 _SETTINGS = flags({"sampling": Sampling})
 #: The word that gives a setting back to the server.

@@ -15,11 +15,11 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 from urllib.parse import urlsplit
 
+from octavo.base.config import check, opt
+from octavo.base.errors import OctavoError
 from octavo.cli.flags import Flag, flags
 from octavo.cli.parser import make_parser, read_words
 from octavo.cli.server_address import api_url, client_api_key
-from octavo.config import check, opt
-from octavo.errors import OctavoError
 
 CONNECT_SECONDS = 10.0
 #: A reply may wait behind others, and a small machine may take its time between two tokens.

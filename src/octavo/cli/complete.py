@@ -6,12 +6,12 @@ import os
 import sys
 from collections.abc import Sequence
 
+from octavo.base.errors import OctavoError
 from octavo.cli.client import Client, ClientConfig, client_config, client_table
 from octavo.cli.flags import Flag
 from octavo.cli.line_reader import converse, piped_text
 from octavo.cli.reply import Reply, receive
 from octavo.cli.screen import Screen, tolerate_any_text
-from octavo.errors import OctavoError
 
 _EPILOG = """\
 Text that is piped to stdin is continued without its last line break, and only the continuation goes to stdout.

@@ -10,12 +10,12 @@ import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from octavo.base.errors import InvalidConfig
+from octavo.base.suggest import nearest
 from octavo.cli import COMMANDS
 from octavo.cli.completion_scripts import Command, Option, bash, fish, zsh
 from octavo.cli.flags import Flag
-from octavo.errors import InvalidConfig
-from octavo.sources import DEMO_MODELS
-from octavo.suggest import nearest
+from octavo.files.sources import DEMO_MODELS
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from octavo.base.errors import InvalidConfig
+from octavo.base.suggest import nearest
 from octavo.cli.flags import Flag
 from octavo.cli.foreign import Foreign
-from octavo.errors import InvalidConfig
-from octavo.suggest import nearest
 
 
 def read_config_file(

@@ -7,10 +7,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+from octavo.base.errors import OctavoError
 from octavo.cli.client import Client
 from octavo.cli.reply import Reply, Stats, receive
 from octavo.cli.screen import Screen
-from octavo.errors import OctavoError
 
 MAX_FILE_BYTES = 64 << 20
 

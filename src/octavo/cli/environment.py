@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from octavo.base.errors import InvalidConfig
+from octavo.base.suggest import nearest
 from octavo.cli.flags import Flag
 from octavo.cli.vllm import VARIABLES as VLLM_VARIABLES
 from octavo.cli.vllm import Variable
-from octavo.errors import InvalidConfig
-from octavo.suggest import nearest
 
 PREFIX = "OCTAVO_"
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from octavo.base.config import ModelConfig, check, opt
 from octavo.cli.flags import Flag, flags
 from octavo.cli.parser import make_parser, read_words
-from octavo.config import ModelConfig, check, opt
 
 _DESCRIPTION = "Write a model's tokenizer and chat template as files that transformers' AutoTokenizer reads."
 _EPILOG = """\
@@ -41,9 +41,9 @@ def run(argv: Sequence[str]) -> int:
     config = ExportConfig(**values)
     check(config)
     # Imported here: `--help` and a wrong flag must not pay for the tokenizer.
-    from octavo import sources
-    from octavo.text.tokenizer import load_tokenizer
-    from octavo.text.tokenizer_export import read_generation_config, tokenizer_files, write_tokenizer
+    from octavo.files import sources
+    from octavo.text.tokenizers.export import read_generation_config, tokenizer_files, write_tokenizer
+    from octavo.text.tokenizers.tokenizer import load_tokenizer
 
     source = sources.resolve_model(
         ModelConfig(

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from octavo.config import (
+from octavo.base.config import (
     CacheConfig,
     EngineConfig,
     ModelConfig,
@@ -25,8 +25,8 @@ from octavo.config import (
     check,
     flag_name,
 )
-from octavo.errors import InvalidConfig
-from octavo.suggest import nearest
+from octavo.base.errors import InvalidConfig
+from octavo.base.suggest import nearest
 
 #: Heading in the help -> the dataclass whose fields stand under it.
 GROUPS: dict[str, type] = {

@@ -10,9 +10,9 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from octavo.base.errors import InvalidConfig
 from octavo.cli.flags import Flag
 from octavo.cli.vllm.row import Kind, Row
-from octavo.errors import InvalidConfig
 
 _NOUNS: dict[Kind, str] = {"int": "a whole number", "float": "a number"}
 

@@ -6,10 +6,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from octavo.base.errors import InvalidConfig
+from octavo.base.suggest import nearest
 from octavo.cli.flags import GROUPS, Flag
 from octavo.cli.foreign import Foreign
-from octavo.errors import InvalidConfig
-from octavo.suggest import nearest
 
 _LIST_WORDS = ("groups", "listgroup")
 _ALL_WORDS = ("all", "page")

@@ -11,8 +11,8 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from octavo.base.errors import InvalidConfig
 from octavo.cli.screen import Screen
-from octavo.errors import InvalidConfig
 
 PROMPT, CONTINUED = "> ", "... "
 _QUOTES = '"""'

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator
 
-from octavo.config import ServerConfig
+from octavo.base.config import ServerConfig
 
 #: A level of `logging`, and a line.
 Note = tuple[int, str]

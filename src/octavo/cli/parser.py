@@ -11,12 +11,12 @@ import shutil
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from octavo.base.errors import InvalidConfig
 from octavo.cli.config_file import read_config_file
 from octavo.cli.flags import Flag
 from octavo.cli.foreign import Foreign
 from octavo.cli.help_topics import find_topic
 from octavo.cli.words import normalise
-from octavo.errors import InvalidConfig
 
 #: Where the value of --model is kept beside that of MODEL.
 _MODEL_OPTION = "model_option"

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from octavo.base.errors import OctavoError
 from octavo.cli.client import Client
 from octavo.cli.screen import Screen
-from octavo.errors import OctavoError
 
 
 @dataclass

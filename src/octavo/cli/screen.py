@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping
 from typing import TextIO
 
-from octavo.errors import OctavoError
+from octavo.base.errors import OctavoError
 
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
 #: A model may write control characters, which must not move the cursor or rename the window: shown, not obeyed.

@@ -9,6 +9,8 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 
+from octavo.base.config import ServeConfig, flag_name
+from octavo.base.errors import InvalidConfig
 from octavo.cli.environment import VARIABLES, read_environment
 from octavo.cli.flags import Flag, build, flags
 from octavo.cli.foreign import Foreign
@@ -16,8 +18,6 @@ from octavo.cli.notes import Note, notes
 from octavo.cli.parser import Parser, make_parser, read_words
 from octavo.cli.vllm import ROWS
 from octavo.cli.vllm import VARIABLES as VLLM_VARIABLES
-from octavo.config import ServeConfig, flag_name
-from octavo.errors import InvalidConfig
 
 #: What to look at first of more than a hundred settings.
 MOST_USED = (
@@ -31,7 +31,7 @@ def run(argv: Sequence[str]) -> int:
     # The client of Prometheus would keep its metrics in files of that directory, for processes that octavo has not.
     os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
     # Imported here: `--help` and a wrong flag must not pay for the server.
-    from octavo.launch import serve
+    from octavo.launch.server import serve
 
     return serve(config, told)
 

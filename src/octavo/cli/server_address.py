@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
+from octavo.base.errors import InvalidConfig
 from octavo.cli.environment import api_key
-from octavo.errors import InvalidConfig
 
 
 def api_url(text: str) -> str:

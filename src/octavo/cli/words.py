@@ -6,10 +6,10 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 
+from octavo.base.errors import InvalidConfig
+from octavo.base.suggest import nearest
 from octavo.cli.flags import Flag
 from octavo.cli.foreign import Foreign
-from octavo.errors import InvalidConfig
-from octavo.suggest import nearest
 
 _BOOLEAN_WORDS = ("true", "false")
 #: A level that sticks to its flag, as compilers have it.

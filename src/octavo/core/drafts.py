@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from octavo.core.request import Request
 
 if TYPE_CHECKING:
-    from octavo.core.structured import Matcher
+    from octavo.core.grammar.structured import Matcher
 
 
 class Drafter(Protocol):

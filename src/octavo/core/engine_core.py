@@ -12,13 +12,13 @@ from typing import Any, ClassVar, Protocol
 
 import msgspec
 
-from octavo.config import EngineConfig
+from octavo.base.config import EngineConfig
 from octavo.core.drafts import Drafter
-from octavo.core.executor import Executor
+from octavo.core.executors.executor import Executor
 from octavo.core.faults import fault
-from octavo.core.scheduler import Scheduler
-from octavo.core.structured import Compiler, GrammarReady, Matcher, StructuredOutputs
-from octavo.messages import (
+from octavo.core.grammar.structured import Compiler, GrammarReady, Matcher, StructuredOutputs
+from octavo.core.scheduler.scheduler import Scheduler
+from octavo.wire.messages import (
     HEARTBEAT_INTERVAL,
     Abort,
     AddRequest,
@@ -32,7 +32,7 @@ from octavo.messages import (
     Shutdown,
     Vocabulary,
 )
-from octavo.step import SchedulerOutput
+from octavo.wire.step import SchedulerOutput
 
 logger = logging.getLogger("octavo.core")
 

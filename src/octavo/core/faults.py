@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import threading
 
-from octavo.errors import InvalidConfig
+from octavo.base.errors import InvalidConfig
 
 POINTS = ("load", "add", "allocate", "step", "update")
 ACTIONS = ("error", "memory_error", "hang", "exit")

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
-from octavo.core.block_pool import PrefixNode
-from octavo.core.kv_cache_manager import KVCacheManager
+from octavo.core.blocks.block_pool import PrefixNode
+from octavo.core.blocks.kv_cache_manager import KVCacheManager
 from octavo.core.request import Request
 
 

@@ -22,14 +22,14 @@ import socket
 import sys
 from collections.abc import Callable
 
-from octavo.config import EngineConfig
+from octavo.base.config import EngineConfig
+from octavo.base.errors import StartupError
+from octavo.base.log import setup_logging
 from octavo.core import faults
 from octavo.core.engine_core import EngineCore
-from octavo.core.executor import Executor, UniprocExecutor
-from octavo.errors import StartupError
-from octavo.log import setup_logging
-from octavo.messages import Phase, Shutdown, StartupFailed, ToEngine
-from octavo.transport import BlockingConnection, TransportError
+from octavo.core.executors.executor import Executor, UniprocExecutor
+from octavo.wire.messages import Phase, Shutdown, StartupFailed, ToEngine
+from octavo.wire.transport import BlockingConnection, TransportError
 
 logger = logging.getLogger("octavo.core")
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from octavo.messages import AddRequest, TokenLogprobs
+from octavo.wire.messages import AddRequest, TokenLogprobs
 
 if TYPE_CHECKING:
-    from octavo.core.block_pool import PrefixNode
-    from octavo.core.structured import Matcher
+    from octavo.core.blocks.block_pool import PrefixNode
+    from octavo.core.grammar.structured import Matcher
 
 
 class RequestStatus(enum.IntEnum):

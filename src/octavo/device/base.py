@@ -9,8 +9,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from octavo.config import CacheConfig
-from octavo.host import FreeMemory
+from octavo.base.config import CacheConfig
+from octavo.base.host import FreeMemory
 
 #: Waits for what was downloaded and returns it, in the order of the tensors.
 Download = Callable[[], list[np.ndarray]]

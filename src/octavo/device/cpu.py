@@ -11,13 +11,13 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from octavo import host
-from octavo.cgroup import Cgroups
-from octavo.config import CacheConfig, ParallelConfig
+from octavo.base import host
+from octavo.base.cgroup import Cgroups
+from octavo.base.config import CacheConfig, ParallelConfig
+from octavo.base.errors import DeviceError
+from octavo.base.host import FreeMemory, gib
+from octavo.base.native import has_native_cpu
 from octavo.device.base import CacheBudget, Download
-from octavo.errors import DeviceError
-from octavo.host import FreeMemory, gib
-from octavo.native import has_native_cpu
 
 logger = logging.getLogger("octavo.device")
 

@@ -8,11 +8,11 @@ from typing import Final
 import numpy as np
 import torch
 
-from octavo.config import CacheConfig, ParallelConfig
+from octavo.base.config import CacheConfig, ParallelConfig
+from octavo.base.errors import DeviceError
+from octavo.base.host import FreeMemory, gib
 from octavo.device.base import CacheBudget, Download
 from octavo.device.packing import pack, packed_offsets, unpacked
-from octavo.errors import DeviceError
-from octavo.host import FreeMemory, gib
 
 MIN_CAPABILITY: Final = (8, 0)
 _FP8_CAPABILITY: Final = (8, 9)

@@ -8,9 +8,9 @@ import logging
 
 import torch
 
-from octavo.config import ParallelConfig
+from octavo.base.config import ParallelConfig
+from octavo.base.errors import DeviceError
 from octavo.device.base import Device
-from octavo.errors import DeviceError
 
 logger = logging.getLogger("octavo.device")
 

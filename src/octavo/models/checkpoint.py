@@ -16,7 +16,7 @@ from typing import Any, Final, Literal, Protocol
 import torch
 from torch import Tensor
 
-from octavo.errors import CheckpointError
+from octavo.base.errors import CheckpointError
 from octavo.models.params import TensorDecl
 from octavo.models.safetensors_file import SafetensorsFile
 from octavo.quant.packed import QuantizedWeight

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from octavo.errors import CheckpointError
+from octavo.base.errors import CheckpointError
 from octavo.models.blocks import Layer
 from octavo.models.config_reader import (
     MAX_HEAD_DIM,

@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any, Final, Literal, cast
 
-from octavo.errors import CheckpointError
+from octavo.base.errors import CheckpointError
 from octavo.models.spec import RopeKind, RopeSpec
 
 #: Above any real model, and low enough that no product of them is a problem.

@@ -11,8 +11,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from octavo.errors import CheckpointError
-from octavo.gguf import GGUFFile, TensorInfo
+from octavo.base.errors import CheckpointError
+from octavo.files.gguf import GGUFFile, TensorInfo
 from octavo.models import gguf_config
 from octavo.quant.gguf_types import DEQUANTIZED_TYPES, FLOAT_TYPES, transcode
 from octavo.quant.packed import QuantizedWeight

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
-from octavo.errors import CheckpointError
-from octavo.gguf import TensorInfo
+from octavo.base.errors import CheckpointError
+from octavo.files.gguf import TensorInfo
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Final, Literal
 import torch
 from torch import Tensor
 
-from octavo.errors import CheckpointError
+from octavo.base.errors import CheckpointError
 from octavo.models.checkpoint import Checkpoint
 from octavo.models.decoder import Definition
 from octavo.models.params import TensorDecl

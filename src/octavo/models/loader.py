@@ -12,9 +12,9 @@ from typing import Any, Final, NoReturn
 import torch
 from torch import Tensor
 
-from octavo.config import ModelConfig
-from octavo.errors import CheckpointError, DeviceError
-from octavo.host import FreeMemory, gib
+from octavo.base.config import ModelConfig
+from octavo.base.errors import CheckpointError, DeviceError
+from octavo.base.host import FreeMemory, gib
 from octavo.models.checkpoint import Checkpoint, DummyCheckpoint, SafetensorsCheckpoint, read_json
 from octavo.models.decoder import LM_HEAD, Definition, define
 from octavo.models.gguf_checkpoint import GGUFCheckpoint

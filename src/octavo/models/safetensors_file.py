@@ -18,7 +18,7 @@ from typing import Any, Final, TypeGuard
 import torch
 from torch import Tensor
 
-from octavo.errors import CheckpointError
+from octavo.base.errors import CheckpointError
 
 #: The format's own limit.
 MAX_HEADER_BYTES: Final = 100_000_000

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from octavo.errors import DeviceError
+from octavo.base.errors import DeviceError
 from octavo.ops.program import Heads
 
 logger = logging.getLogger("octavo.ops")

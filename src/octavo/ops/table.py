@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from octavo.native import has_native_cpu
+from octavo.base.native import has_native_cpu
 from octavo.ops import reference, reference_sampling
 from octavo.ops.run import Runner
 
@@ -123,8 +123,8 @@ _COMPOSED: dict[str, tuple[str, ...]] = {
 _REFERENCE_MODULES: dict[str, Any] = dict.fromkeys(("forbid", "sample", "logprobs"), reference_sampling)
 _SETTINGS = ("implementations", "penalty_counts", "activation_dtype", "torch_device", "to_device")
 _NAMES = tuple(name for name in Ops.__dataclass_fields__ if name not in _SETTINGS)
-#: Modules with the native operations of the CPU, in `octavo.ops`.
-_CPU_MODULES: tuple[str, ...] = ("cpu", "cpu_linear", "cpu_program")
+#: Modules with the native operations of the CPU, in `octavo.ops.cpu`.
+_CPU_MODULES: tuple[str, ...] = ("kernels", "linear", "program")
 
 
 def bind(device: str = "cpu", impl: Literal["auto", "reference"] = "auto", binding: Binding | None = None) -> Ops:
@@ -168,6 +168,6 @@ def _native_operations(modules: tuple[str, ...]) -> dict[str, Any]:
         return {}
     found: dict[str, Any] = {}
     for module_name in modules:
-        module = importlib.import_module(f"octavo.ops.{module_name}")
+        module = importlib.import_module(f"octavo.ops.cpu.{module_name}")
         found |= {name: getattr(module, name) for name in _NAMES if hasattr(module, name)}
     return found

@@ -18,8 +18,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from octavo.errors import CheckpointError
-from octavo.gguf import TENSOR_TYPES
+from octavo.base.errors import CheckpointError
+from octavo.files.gguf import TENSOR_TYPES
 from octavo.quant.block_format import BlockFormat, Fields
 from octavo.quant.packed import FileValues, QuantizedWeight, ScaleLevels, Scales
 

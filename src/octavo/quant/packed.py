@@ -17,7 +17,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from octavo.native import has_native_cpu
+from octavo.base.native import has_native_cpu
 from octavo.quant.block_format import BlockFormat
 
 BITS: Final = (4, 5, 6, 8)

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from octavo.errors import InvalidRequest, RequestError
-from octavo.messages import EngineInfo
-from octavo.params import SamplingParams, check_samples
+from octavo.base.errors import InvalidRequest, RequestError
+from octavo.base.params import SamplingParams, check_samples
 from octavo.served.parts import Renderer
 from octavo.served.turn import Turn
+from octavo.wire.messages import EngineInfo
 
 if TYPE_CHECKING:
     from octavo.served.model import ServedModel

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from octavo.messages import TokenLogprobs
+from octavo.wire.messages import TokenLogprobs
 
 
 @dataclass(slots=True)

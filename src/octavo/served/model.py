@@ -13,14 +13,13 @@ from typing import Any
 import msgspec
 
 import octavo
-from octavo.admission import sized
-from octavo.config import LogprobsMode, ServerConfig
-from octavo.errors import EngineDead, InvalidRequest, RequestError, ShuttingDown
-from octavo.generation import GenerationDelta
-from octavo.log import escape
-from octavo.messages import EngineInfo
-from octavo.params import GenerateRequest, GrammarSpec, SamplingParams
-from octavo.served.best_of import best_of, widened
+from octavo.base.config import LogprobsMode, ServerConfig
+from octavo.base.errors import EngineDead, InvalidRequest, RequestError, ShuttingDown
+from octavo.base.log import escape
+from octavo.base.params import GenerateRequest, GrammarSpec, SamplingParams
+from octavo.client.admission import sized
+from octavo.client.best_of import best_of, widened
+from octavo.client.generation import GenerationDelta
 from octavo.served.checks import checked_params, renamed, truncated
 from octavo.served.events import News, PromptReply, Usage
 from octavo.served.output_plan import OutputPlan, arguments_spec, plan_output
@@ -29,7 +28,8 @@ from octavo.served.prompts import PromptMaker
 from octavo.served.reading import OutputReading
 from octavo.served.streams import NewsReader, at_intervals, merged
 from octavo.served.turn import ReplyWishes, Turn
-from octavo.text.grammar import limits_of
+from octavo.text.grammars.grammar import limits_of
+from octavo.wire.messages import EngineInfo
 
 logger = logging.getLogger(__name__)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from octavo.errors import ModelNotFound
+from octavo.base.errors import ModelNotFound
+from octavo.base.suggest import suggest
 from octavo.served.model import ServedModel
-from octavo.suggest import suggest
 
 #: Served names in the error for another one, and characters of a name that it repeats.
 MAX_SHOWN_MODELS = 8

@@ -7,17 +7,17 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from octavo.config import ServerConfig
-from octavo.errors import InvalidRequest
-from octavo.params import GrammarSpec
+from octavo.base.config import ServerConfig
+from octavo.base.errors import InvalidRequest
+from octavo.base.params import GrammarSpec
 from octavo.served.parts import OutputSettings
 from octavo.served.turn import Function, ReplyWishes, ToolChoice
 from octavo.text.formats.base import ReasoningFormat, Tool, ToolFormat
+from octavo.text.formats.output_parser import OutputFormat
 from octavo.text.formats.table import TOOL_FORMATS
-from octavo.text.grammar import CALL_OPTIONS, GrammarLimits
-from octavo.text.held_tools import prepared_tools
-from octavo.text.output_parser import OutputFormat
-from octavo.text.tool_grammar import after_thinking, calls_among_text, calls_or_content, required_calls
+from octavo.text.grammars.grammar import CALL_OPTIONS, GrammarLimits
+from octavo.text.grammars.held_tools import prepared_tools
+from octavo.text.grammars.tool_grammar import after_thinking, calls_among_text, calls_or_content, required_calls
 
 #: OpenAI: a function without `parameters` takes none.
 NO_PARAMETERS: Final = {"type": "object", "properties": {}, "additionalProperties": False}

@@ -6,13 +6,13 @@ import logging
 from collections.abc import Callable, Collection, Mapping
 from typing import Protocol
 
-from octavo.config import ServerConfig
-from octavo.errors import InvalidConfig
+from octavo.base.config import ServerConfig
+from octavo.base.errors import InvalidConfig
 from octavo.served.parts import OutputSettings
 from octavo.text.formats.base import ReasoningFormat, ToolFormat
 from octavo.text.formats.detect import detect_reasoning_format, detect_tool_format
 from octavo.text.formats.registry import load_plugin, reasoning_format, tool_format
-from octavo.text.tool_grammar import SpecialTokens
+from octavo.text.grammars.tool_grammar import SpecialTokens
 
 logger = logging.getLogger(__name__)
 

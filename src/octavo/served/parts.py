@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from octavo.generation import Detokenizer, GenerationDelta
-from octavo.params import GenerateRequest, GrammarSpec, SamplingParams
+from octavo.base.params import GenerateRequest, GrammarSpec, SamplingParams
+from octavo.client.generation import Detokenizer, GenerationDelta
 from octavo.text.formats.base import ReasoningFormat, ToolFormat
-from octavo.text.tool_grammar import SpecialTokens
+from octavo.text.grammars.tool_grammar import SpecialTokens
 
 
 class DeltaStream(Protocol):

@@ -9,11 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from octavo.config import ServerConfig
-from octavo.errors import ContextLengthExceeded, InvalidRequest, Overloaded
-from octavo.messages import EngineInfo
+from octavo.base.config import ServerConfig
+from octavo.base.errors import ContextLengthExceeded, InvalidRequest, Overloaded
 from octavo.served.parts import Renderer
 from octavo.served.turn import Completion, Conversation
+from octavo.wire.messages import EngineInfo
 
 #: Prompts of more characters than this are tokenized in a thread, so that the streams go on meanwhile.
 THREAD_CHARS = 2048

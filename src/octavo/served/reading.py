@@ -9,10 +9,10 @@ from codecs import getincrementaldecoder
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from octavo.generation import CompletionDelta
+from octavo.client.generation import CompletionDelta
 from octavo.served.events import CallArguments, CallBegan, Content, Reasoning, Said, SampleNews
 from octavo.served.parts import TokenTexts
-from octavo.text.output_parser import CallDelta, OutputDelta, OutputFormat, OutputParser
+from octavo.text.formats.output_parser import CallDelta, OutputDelta, OutputFormat, OutputParser
 
 _ALPHANUMERIC = string.ascii_letters + string.digits
 _ID_STYLES = {"mistral": lambda: "".join(secrets.choice(_ALPHANUMERIC) for _ in range(9))}

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import replace
 
-from octavo.generation import CompletionDelta, GenerationDelta
+from octavo.client.generation import CompletionDelta, GenerationDelta
 from octavo.served.events import News
 from octavo.served.parts import DeltaStream
 from octavo.served.reading import OutputReading, SampleReader, plain

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from octavo.params import BeamParams, GrammarSpec, SamplingParams
+from octavo.base.params import BeamParams, GrammarSpec, SamplingParams
 
 ChoiceMode = Literal["none", "auto", "required", "named"]
 

@@ -10,12 +10,12 @@ from typing import Any
 import msgspec
 
 import octavo
-from octavo.command_line import HIDDEN
-from octavo.server.errors import validate_body
-from octavo.server.exchange import Exchange
+from octavo.base.command_line import HIDDEN
+from octavo.server.http.errors import validate_body
+from octavo.server.http.exchange import Exchange
+from octavo.server.http.routing import Handler, Route
 from octavo.server.keys import check_admin
 from octavo.server.protocol.admin import AbortReply, AbortRequest, ServerInfo
-from octavo.server.routing import Handler, Route
 from octavo.server.state import ServerState
 
 logger = logging.getLogger(__name__)

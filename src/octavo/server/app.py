@@ -6,26 +6,26 @@ import asyncio
 import logging
 import re
 
-from octavo.metrics import StatsLogger
 from octavo.server.admin import AdminHandlers
-from octavo.server.chat import ChatHandler
-from octavo.server.completions import CompletionHandler
-from octavo.server.exchange import ASGIApp, Receive, Scope, Send
+from octavo.server.http.exchange import ASGIApp, Receive, Scope, Send
+from octavo.server.http.middleware import HostCheck, RequestScope, allowed_hosts
+from octavo.server.http.routing import Route, Router
 from octavo.server.info import InfoHandlers
 from octavo.server.keys import Authentication
-from octavo.server.limits import body_limits
-from octavo.server.middleware import HostCheck, RequestScope, allowed_hosts
+from octavo.server.metrics import StatsLogger
+from octavo.server.openai.chat import ChatHandler
+from octavo.server.openai.completions import CompletionHandler
+from octavo.server.openai.limits import body_limits
+from octavo.server.openai.protocol.chat import ChatChunk, ChatReply, ChatRequest
+from octavo.server.openai.protocol.completions import CompletionReply, CompletionRequest
+from octavo.server.openai.protocol.models import ModelCard, ModelList, VersionReply
+from octavo.server.openai.protocol.tokenize import DetokenizeReply, DetokenizeRequest, TokenizeReply, TokenizeRequest
+from octavo.server.openai.serving import Serving
+from octavo.server.openai.tokenization import DetokenizeHandler, TokenizeHandler
 from octavo.server.openapi import DocumentHandlers
 from octavo.server.plugins import with_middleware
 from octavo.server.protocol.admin import LoadReply
-from octavo.server.protocol.chat import ChatChunk, ChatReply, ChatRequest
-from octavo.server.protocol.completions import CompletionReply, CompletionRequest
-from octavo.server.protocol.models import ModelCard, ModelList, VersionReply
-from octavo.server.protocol.tokenize import DetokenizeReply, DetokenizeRequest, TokenizeReply, TokenizeRequest
-from octavo.server.routing import Route, Router
-from octavo.server.serving import Serving
 from octavo.server.state import ServerState
-from octavo.server.tokenization import DetokenizeHandler, TokenizeHandler
 from octavo.server.ui import PageHandler
 
 __all__ = ["ServerState", "create_app", "routes"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import uuid
 
 import octavo
-from octavo.server.exchange import Exchange
+from octavo.server.http.exchange import Exchange
+from octavo.server.openai.protocol.models import ModelCard, ModelList, ModelPermission, VersionReply
 from octavo.server.protocol.admin import LoadReply
-from octavo.server.protocol.models import ModelCard, ModelList, ModelPermission, VersionReply
 from octavo.server.state import ServerState
 
 

@@ -8,10 +8,10 @@ import hmac
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from octavo.config import ServerConfig
-from octavo.errors import InvalidConfig, Unauthorized
-from octavo.server.errors import AdminKeyRequired
-from octavo.server.exchange import ASGIApp, Exchange, Receive, Scope, Send
+from octavo.base.config import ServerConfig
+from octavo.base.errors import InvalidConfig, Unauthorized
+from octavo.server.http.errors import AdminKeyRequired
+from octavo.server.http.exchange import ASGIApp, Exchange, Receive, Scope, Send
 
 #: Paths that answer without a key. Everything else is refused by default, known route or not.
 OPEN_PATHS = frozenset({"/", "/health", "/ready"})

@@ -15,13 +15,13 @@ import msgspec
 from pydantic.json_schema import models_json_schema
 
 import octavo
-from octavo.server.errors import ErrorBody
-from octavo.server.exchange import Exchange
+from octavo.server.http.errors import ErrorBody
+from octavo.server.http.exchange import Exchange
+from octavo.server.http.routing import Route
 from octavo.server.keys import open_paths
-from octavo.server.limits import add_bounds, json_bounds
-from octavo.server.protocol.common import WireModel
-from octavo.server.protocol.completions import CompletionRequest
-from octavo.server.routing import Route
+from octavo.server.openai.limits import add_bounds, json_bounds
+from octavo.server.openai.protocol.common import WireModel
+from octavo.server.openai.protocol.completions import CompletionRequest
 from octavo.server.state import ServerState
 
 _REF = "#/components/schemas/{name}"

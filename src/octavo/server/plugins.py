@@ -9,9 +9,9 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
-from octavo.errors import InvalidConfig
-from octavo.server.errors import error_reply
-from octavo.server.exchange import ASGIApp, Exchange, Receive, Scope, Send
+from octavo.base.errors import InvalidConfig
+from octavo.server.http.errors import error_reply
+from octavo.server.http.exchange import ASGIApp, Exchange, Receive, Scope, Send
 
 logger = logging.getLogger(__name__)
 

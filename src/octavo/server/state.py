@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from octavo.config import EngineConfig, ServerConfig
-from octavo.metrics import Metrics
+from octavo.base.config import EngineConfig, ServerConfig
 from octavo.served.models import Models
+from octavo.server.metrics import Metrics
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from octavo.errors import CheckpointError
-from octavo.text.tokenizer import Tokenizer
+from octavo.base.errors import CheckpointError
+from octavo.text.tokenizers.tokenizer import Tokenizer
 
 #: Settings that name files of this machine, or code.
 _HIDDEN = frozenset(

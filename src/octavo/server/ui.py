@@ -11,7 +11,7 @@ import hashlib
 import re
 from pathlib import Path
 
-from octavo.server.exchange import Exchange
+from octavo.server.http.exchange import Exchange
 
 PAGE = Path(__file__).with_name("ui.html")
 

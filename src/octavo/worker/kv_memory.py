@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from octavo.base.config import CacheConfig
+from octavo.base.errors import InvalidConfig
+from octavo.base.host import gib
 from octavo.cache.spec import capacity_tokens, max_sequence_blocks
-from octavo.config import CacheConfig
 from octavo.device.base import CacheBudget
-from octavo.errors import InvalidConfig
-from octavo.host import gib
 
 GIB = 1 << 30
 #: Block 0 takes the writes of padding and belongs to no request.

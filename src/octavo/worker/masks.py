@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from octavo.params import SamplingParams
+from octavo.base.params import SamplingParams
 
 _NONE = np.zeros(0, np.int32)
 

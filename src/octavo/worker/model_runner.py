@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import torch
 
-from octavo.config import LogprobsMode
+from octavo.base.config import LogprobsMode
 from octavo.device.base import Device
-from octavo.messages import TokenLogprobs
 from octavo.models.transformer import Transformer
 from octavo.ops.table import Ops
-from octavo.step import ModelRunnerOutput, SchedulerOutput, TokenMasks
+from octavo.wire.messages import TokenLogprobs
+from octavo.wire.step import ModelRunnerOutput, SchedulerOutput, TokenMasks
 from octavo.worker.graphs import StepGraphs
 from octavo.worker.input_batch import HostBatch, InputBatch, build_batch
 from octavo.worker.request_states import Draft, ExpectedTokens, RequestStates, Rows

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from octavo.params import SamplingParams
-from octavo.step import CachedRequestData, NewRequestData
+from octavo.base.params import SamplingParams
+from octavo.wire.step import CachedRequestData, NewRequestData
 from octavo.worker.masks import TokenMask
 
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from octavo.config import LogprobsMode
+from octavo.base.config import LogprobsMode
 from octavo.device.base import Device, Download
-from octavo.messages import TokenLogprobs
 from octavo.ops.sampling_batch import SamplingBatch, csr_offsets
 from octavo.ops.table import Ops
-from octavo.step import TokenMasks
+from octavo.wire.messages import TokenLogprobs
+from octavo.wire.step import TokenMasks
 from octavo.worker.penalties import CountedSlots
 from octavo.worker.request_states import RequestStates, Rows, SlotParams
 from octavo.worker.scores import sampled_scores

@@ -14,13 +14,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from octavo.config import LogprobsMode
+from octavo.base.config import LogprobsMode
 from octavo.device.base import Device, Download
-from octavo.messages import TokenLogprobs
 from octavo.models.transformer import Transformer
 from octavo.ops.reference_sampling import processed_logits
 from octavo.ops.sampling_batch import SamplingBatch
 from octavo.ops.table import Ops
+from octavo.wire.messages import TokenLogprobs
 from octavo.worker.input_batch import HostBatch
 from octavo.worker.request_states import RequestStates
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from octavo.device.base import Device
-from octavo.step import SchedulerOutput
+from octavo.wire.step import SchedulerOutput
 
 
 class SwapSpace:

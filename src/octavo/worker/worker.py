@@ -8,16 +8,16 @@ import time
 
 import torch
 
-from octavo import host
-from octavo.config import EngineConfig
+from octavo.base import host
+from octavo.base.config import EngineConfig
+from octavo.base.errors import InvalidConfig
+from octavo.base.params import SamplingParams
 from octavo.device.base import Device
 from octavo.device.select import make_device
-from octavo.errors import InvalidConfig
-from octavo.messages import EngineInfo
 from octavo.models.loader import DTYPES, LoadedModel, OnPhase, load_model, open_checkpoint
 from octavo.ops.table import AttentionBackend, Binding, Ops, bind
-from octavo.params import SamplingParams
-from octavo.step import CachedRequestData, ModelRunnerOutput, NewRequestData, SchedulerOutput, TokenMasks
+from octavo.wire.messages import EngineInfo
+from octavo.wire.step import CachedRequestData, ModelRunnerOutput, NewRequestData, SchedulerOutput, TokenMasks
 from octavo.worker.graphs import MAX_GRAPH_SIZE, ladder
 from octavo.worker.kv_memory import GIB, KVCachePlan, plan_kv_cache
 from octavo.worker.model_runner import KVCaches, ModelRunner, RunningStep

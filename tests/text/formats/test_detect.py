@@ -9,7 +9,7 @@ import pytest
 from octavo.text.formats import detect
 from octavo.text.formats.detect import detect_reasoning_format, detect_tool_format
 from octavo.text.formats.registry import reasoning_format, tool_format
-from octavo.text.tokenizer import load_tokenizer
+from octavo.text.tokenizers.tokenizer import load_tokenizer
 
 _CALL = "<\uff5ctool\u2581calls\u2581begin\uff5c><\uff5ctool\u2581call\u2581begin\uff5c>"
 _HERMES = (

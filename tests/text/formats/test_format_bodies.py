@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from format_reader import calls_of, check_laws, read
+from octavo.text.formats.output_parser import OutputFormat, OutputParser
 from octavo.text.formats.table import REASONING_FORMATS, TOOL_FORMATS
-from octavo.text.output_parser import OutputFormat, OutputParser
+from support.format_reader import calls_of, check_laws, read
 
 _DSML = "\uff5cDSML\uff5c"
 _STEP = "<\uff5ctool_{}\uff5c>".format

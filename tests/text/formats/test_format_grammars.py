@@ -8,14 +8,14 @@ from typing import Any
 import jsonschema
 import pytest
 
-from format_reader import read
-from grammar_walk import Walker, accepts, grammar_of
-from octavo.errors import InvalidRequest
+from octavo.base.errors import InvalidRequest
 from octavo.text.formats.base import Tool, ToolFormat
 from octavo.text.formats.table import TOOL_FORMATS
-from octavo.text.grammar import GrammarLimits
-from octavo.text.held_tools import prepared_tools
-from octavo.text.tool_grammar import SpecialTokens, calls_among_text, required_calls
+from octavo.text.grammars.grammar import GrammarLimits
+from octavo.text.grammars.held_tools import prepared_tools
+from octavo.text.grammars.tool_grammar import SpecialTokens, calls_among_text, required_calls
+from support.format_reader import read
+from support.grammar_walk import Walker, accepts, grammar_of
 
 SCHEMAS: dict[str, dict[str, Any]] = {
     "nothing": {"type": "object", "properties": {}},

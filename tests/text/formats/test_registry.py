@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from format_reader import calls_of, read
-from octavo.errors import InvalidConfig, StartupError
+from octavo.base.errors import InvalidConfig, StartupError
 from octavo.text.formats import registry
 from octavo.text.formats.registry import load_plugin, reasoning_format, register, tool_format
 from octavo.text.formats.table import REASONING_ALIASES, REASONING_FORMATS, TOOL_ALIASES, TOOL_FORMATS
+from support.format_reader import calls_of, read
 
 PLUGIN = """
 from octavo.text.formats.base import ReasoningFormat, ToolFormat

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from octavo.base.config import flag_name
 from octavo.cli.flags import Flag, flags
 from octavo.cli.vllm import ENGINE_ROWS, SERVER_ROWS, TODAY_ROWS, VARIABLES, Row, Variable
 from octavo.cli.vllm.row import ANY
-from octavo.config import flag_name
 
 BEGIN, END = "<!-- tables: begin -->\n", "<!-- tables: end -->\n"
 

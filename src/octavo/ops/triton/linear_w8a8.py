@@ -14,7 +14,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from octavo.errors import DeviceError
+from octavo.base.errors import DeviceError
 from octavo.ops.triton.elementwise import quantize_rows
 from octavo.ops.triton.linear_chip import chip
 from octavo.ops.triton.linear_dense import FEW_ROWS, Bias, few_rows

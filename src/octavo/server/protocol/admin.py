@@ -6,8 +6,8 @@ from typing import Any
 
 import msgspec
 
-from octavo.errors import InvalidRequest
-from octavo.server.protocol.common import WireModel
+from octavo.base.errors import InvalidRequest
+from octavo.server.openai.protocol.common import WireModel
 
 
 class AbortRequest(WireModel):

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from octavo.text.formats.base import Call, Tool
+from octavo.text.formats.json_copy import JsonCopy
 from octavo.text.formats.literals import json_inside
 from octavo.text.formats.schema_types import ANY, STRING, Types
-from octavo.text.json_copy import JsonCopy
-from octavo.text.source import Malformed, Source
+from octavo.text.formats.source import Malformed, Source
 
 _INTEGER: Final = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.0+)?")
 

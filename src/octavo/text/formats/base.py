@@ -11,8 +11,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
-from octavo.text.json_copy import JsonCopy
-from octavo.text.source import Malformed, Marks, Source, Steps, Unfinished, marks
+from octavo.text.formats.json_copy import JsonCopy
+from octavo.text.formats.source import Malformed, Marks, Source, Steps, Unfinished, marks
 
 #: Characters of a function's name.
 MAX_NAME: Final = 256

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from octavo.text.formats.base import Call, CallSink, GrammarBuilder, TextPieces, TextSink, Tool, skip_strays
-from octavo.text.source import Malformed, Source, Steps, Unfinished, marks
+from octavo.text.formats.source import Malformed, Source, Steps, Unfinished, marks
 
 START: Final = "<|start|>"
 CHANNEL: Final = "<|channel|>"

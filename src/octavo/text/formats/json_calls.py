@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from octavo.text.formats.base import Call, CallSink, GrammarBuilder, Tool, read_string, skip_strays
-from octavo.text.json_copy import JsonCopy
-from octavo.text.source import BLANKS, Malformed, Marks, Source, Steps, Unfinished, marks
+from octavo.text.formats.json_copy import JsonCopy
+from octavo.text.formats.source import BLANKS, Malformed, Marks, Source, Steps, Unfinished, marks
 
 #: Objects within the object of a call: {"type": "function", "function": {...}}.
 _MAX_NESTING = 3

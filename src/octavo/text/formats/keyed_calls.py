@@ -11,7 +11,7 @@ from octavo.text.formats.base import MAX_NAME, Call, CallSink, GrammarBuilder, T
 from octavo.text.formats.literals import KeyedCopy
 from octavo.text.formats.schema_grammar import raw_string, separated
 from octavo.text.formats.schema_types import STRING, Types, property_types
-from octavo.text.source import Malformed, Source, Steps, marks
+from octavo.text.formats.source import Malformed, Source, Steps, marks
 
 _OPENING: Final = "call:"
 #: A key that needs no quotes, and an object's keywords that the grammar knows to write without JSON.

@@ -14,8 +14,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import ClassVar, Final
 
-from octavo.text.json_copy import MAX_LEXEME, Hold, JsonCopy, mended_number
-from octavo.text.source import Malformed, Source, Steps, Unfinished, marks
+from octavo.text.formats.json_copy import MAX_LEXEME, Hold, JsonCopy, mended_number
+from octavo.text.formats.source import Malformed, Source, Steps, Unfinished, marks
 
 _LEXEME: Final = re.compile(r"[A-Za-z0-9_+.\-]+")
 _GROUPED: Final = re.compile(r"(?<=[0-9A-Fa-f])_(?=[0-9A-Fa-f])")

@@ -9,7 +9,7 @@ from typing import Final
 from octavo.text.formats.base import CallSink, GrammarBuilder, Tool
 from octavo.text.formats.json_calls import JsonCalls
 from octavo.text.formats.named_calls import NamedCalls
-from octavo.text.source import Source, Steps
+from octavo.text.formats.source import Source, Steps
 
 ARGS: Final = "[ARGS]"
 CALL_ID: Final = "[CALL_ID]"

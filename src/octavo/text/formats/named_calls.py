@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from octavo.text.formats.base import MAX_NAME, Call, CallSink, GrammarBuilder, Tool, read_name
-from octavo.text.source import Malformed, Source, Steps, Unfinished, marks
+from octavo.text.formats.source import Malformed, Source, Steps, Unfinished, marks
 
 _NUMBERED = re.compile(r"(?:functions\.)?(.+?)(?::(\d+))?")
 

@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from octavo.errors import InvalidRequest
+from octavo.base.errors import InvalidRequest
 from octavo.text.formats.arguments import Arguments, parameters_of
 from octavo.text.formats.base import MAX_NAME, Call, CallSink, GrammarBuilder, Tool
+from octavo.text.formats.json_copy import MAX_LEXEME
 from octavo.text.formats.literals import PythonCopy, word_value
 from octavo.text.formats.schema_grammar import separated
 from octavo.text.formats.schema_types import Types, resolved
-from octavo.text.json_copy import MAX_LEXEME
-from octavo.text.source import Malformed, Source, Steps, Unfinished, marks
+from octavo.text.formats.source import Malformed, Source, Steps, Unfinished, marks
 
 _NAME: Final = re.compile(r"[\w.\-:/]+")
 _WORD: Final = re.compile(r"[\w.+\-]+")

@@ -6,8 +6,8 @@ import runpy
 from pathlib import Path
 from typing import TypeVar
 
-from octavo.errors import InvalidConfig, StartupError
-from octavo.suggest import nearest
+from octavo.base.errors import InvalidConfig, StartupError
+from octavo.base.suggest import nearest
 from octavo.text.formats.base import ReasoningFormat, ToolFormat
 from octavo.text.formats.table import REASONING_ALIASES, REASONING_FORMATS, TOOL_ALIASES, TOOL_FORMATS
 

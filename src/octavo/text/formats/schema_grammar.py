@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from octavo.errors import InvalidRequest
+from octavo.base.errors import InvalidRequest
 from octavo.text.formats.base import GrammarBuilder, Tool
 from octavo.text.formats.schema_types import Types, property_types, resolved
 

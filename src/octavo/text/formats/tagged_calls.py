@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 
-from octavo.errors import InvalidRequest
+from octavo.base.errors import InvalidRequest
 from octavo.text.formats.arguments import Arguments, Value, parameters_of
 from octavo.text.formats.base import MAX_NAME, Call, CallSink, GrammarBuilder, Tool, read_name
 from octavo.text.formats.schema_grammar import in_sequence, raw_string
 from octavo.text.formats.schema_types import ANY, STRING, Types, property_types
-from octavo.text.source import Malformed, Marks, Source, Steps, Unfinished, marks
+from octavo.text.formats.source import Malformed, Marks, Source, Steps, Unfinished, marks
 
 #: A name that was not offered: no prose, and no JSON.
 _NAME: Final = re.compile(r"""[^\s<>"'{}()\[\],=]+""")

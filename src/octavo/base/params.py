@@ -1,0 +1,350 @@
+"""What a caller asks of the engine: validated once, immutable, free of text-side and device-side types."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from typing import Any, Final, Literal, NamedTuple, TypeVar
+
+import msgspec
+
+from octavo.base.errors import InvalidRequest
+
+#: Below this temperature sampling is greedy.
+GREEDY_EPSILON = 1e-5
+#: Less than the most likely token ever has: it alone is left.
+MIN_TOP_P: Final = 1e-6
+#: Most words that a request may forbid; each is two sequences, with and without a space in front.
+MAX_BAD_WORDS = 128
+#: Seeds are signed 64-bit numbers; -1 means "no seed".
+_INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
+
+
+class Range(NamedTuple):
+    """Bounds of a number, which belong to the range; None: none."""
+
+    low: float | None = None
+    high: float | None = None
+
+    def words(self) -> str:
+        low, high = self
+        if low is not None and high is not None:
+            return f"in [{low}, {high}]"
+        return f"at least {low}" if low is not None else f"at most {high}"
+
+
+#: The ranges of the numbers in `SamplingParams`, without those of a server's settings and of other fields. The check
+#: reads them, and so does the API's own description.
+RANGES: Final[Mapping[str, Range]] = {
+    "n": Range(1),
+    "best_of": Range(1),
+    "temperature": Range(0.0, 2.0),
+    "top_p": Range(0.0, 1.0),
+    "top_k": Range(-1),
+    "min_p": Range(0.0, 1.0),
+    "seed": Range(_INT64_MIN, _INT64_MAX),
+    "presence_penalty": Range(-2.0, 2.0),
+    "frequency_penalty": Range(-2.0, 2.0),
+    "repetition_penalty": Range(1e-6, 1e6),
+    "max_tokens": Range(1),
+    "min_tokens": Range(0),
+}
+
+
+class StructuredOutputsParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the output must be: exactly one of the first six. The same fields as in a request's `structured_outputs`."""
+
+    json: str | dict[str, Any] | bool | None = None  # a schema, also as JSON in a string
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+    structural_tag: str | dict[str, Any] | None = None
+    whitespace_pattern: str | None = None
+    disable_any_whitespace: bool | None = None  # None: as the engine was started
+    disable_additional_properties: bool | None = None
+    disable_fallback: bool = False
+
+
+class GuidedDecodingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`StructuredOutputsParams` under its older name. `backend` has no effect but to be known."""
+
+    json: str | dict[str, Any] | bool | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+    backend: str | None = None
+    whitespace_pattern: str | None = None
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How to generate. The same object for HTTP and offline use; docs/sampling.md describes each field.
+
+    Construct it, then call `validate(...)` once, which returns a normalised copy or raises `InvalidRequest`
+    naming the field. Fields with a default of None are off.
+    """
+
+    n: int = 1
+    best_of: int | None = None  # None: n; else so many are generated, and the n most likely returned
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0  # 0 and -1: off
+    min_p: float = 0.0
+    seed: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    allowed_token_ids: tuple[int, ...] | None = None  # None: all
+    bad_word_token_ids: tuple[tuple[int, ...], ...] = ()  # sequences of which the last token is never generated
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    max_tokens: int | None = None  # None: as many as the context allows
+    min_tokens: int = 0
+    logprobs: int | None = None  # None: off; k: the sampled token and the k most likely
+    prompt_logprobs: int | None = None  # the same for each token of the prompt but the first
+    skip_special_tokens: bool = True
+    #: What the output must be, as a program says it, the second under the name of older versions of vLLM. Whoever
+    #: takes the parameters makes `grammar` of them.
+    structured_outputs: StructuredOutputsParams | None = None
+    guided_decoding: GuidedDecodingParams | None = None
+    #: What the output must be, proven to compile; None: anything.
+    grammar: str | None = None
+
+    @property
+    def num_samples(self) -> int:
+        """Sequences that are generated."""
+        return self.best_of or self.n
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature < GREEDY_EPSILON
+
+    @property
+    def needs_output(self) -> bool:
+        """Whether the host must know the tokens generated so far before the next can be sampled: which words may not
+        go on depends on them."""
+        return any(len(word) > 1 for word in self.bad_word_token_ids)
+
+    def validate(self, *, vocab_size: int, max_logprobs: int = 20, max_n: int = 128) -> SamplingParams:
+        """Check every field against the model's numbers and return the normalised parameters.
+
+        `vocab_size` is the width of the logits, not the tokenizer's length: an id outside it would reach
+        memory that is not the row's. `max_logprobs` of -1: the whole vocabulary, which a request may also call -1.
+        Raises `InvalidRequest` whose `param` is the field's name.
+        """
+        ranges = {
+            **RANGES,
+            "n": Range(1, max_n),
+            "best_of": Range(self.n, max_n),
+            "min_tokens": Range(0, self.max_tokens),
+        }
+        for name, bounds in ranges.items():
+            if (value := getattr(self, name)) is not None:
+                _check_number(name, value, bounds)
+        self._check_ids(vocab_size)
+        if any(not s for s in self.stop):
+            raise InvalidRequest("`stop` cannot contain an empty string.", "stop")
+        most = vocab_size if max_logprobs == -1 else min(max_logprobs, vocab_size)
+        for name in ("logprobs", "prompt_logprobs"):
+            wanted = getattr(self, name)
+            if wanted is not None:
+                _check_number(name, wanted, Range(-1 if max_logprobs == -1 else 0))
+                if wanted > most:
+                    raise InvalidRequest(f"Cannot request more than {most} logprobs.", name)
+        return self._normalised(vocab_size)
+
+    def _check_ids(self, vocab_size: int) -> None:
+        """Every field that holds token ids, against the width of the logits; no list is longer than that either."""
+        for name in ("stop_token_ids", "allowed_token_ids"):
+            if len(getattr(self, name) or ()) > vocab_size:
+                raise InvalidRequest(f"`{name}` has more entries than the model has tokens, {vocab_size}.", name)
+        for token_id, bias in (self.logit_bias or {}).items():
+            _check_token_id("logit_bias", token_id, vocab_size)
+            _check_number("logit_bias", bias, Range())
+        for token_id in self.stop_token_ids:
+            _check_token_id("stop_token_ids", token_id, vocab_size)
+        if self.allowed_token_ids is not None:
+            if not self.allowed_token_ids:
+                raise InvalidRequest("`allowed_token_ids` cannot be empty.", "allowed_token_ids")
+            for token_id in self.allowed_token_ids:
+                _check_token_id("allowed_token_ids", token_id, vocab_size)
+        if len(self.bad_word_token_ids) > MAX_BAD_WORDS * 2:
+            raise InvalidRequest(f"`bad_words` has at most {MAX_BAD_WORDS} words.", "bad_words")
+        for word in self.bad_word_token_ids:
+            if not word:
+                raise InvalidRequest("`bad_words` cannot contain a word without tokens.", "bad_words")
+            for token_id in word:
+                _check_token_id("bad_words", token_id, vocab_size)
+
+    def check_choice(self, eos_token_ids: Collection[int], vocab_size: int) -> None:
+        """Raise `InvalidRequest` when the masks could leave no token at all to choose from."""
+        forbidden = {word[-1] for word in self.bad_word_token_ids}
+        if self.min_tokens:
+            forbidden |= {*eos_token_ids, *self.stop_token_ids}
+        allowed = range(vocab_size) if self.allowed_token_ids is None else self.allowed_token_ids
+        if forbidden and forbidden.issuperset(allowed):
+            names = "`bad_words`, `stop_token_ids` and `min_tokens`"
+            if self.allowed_token_ids is None:
+                raise InvalidRequest(f"{names} forbid every token.", "bad_words")
+            raise InvalidRequest(f"{names} forbid all of `allowed_token_ids`.", "allowed_token_ids")
+
+    def _normalised(self, vocab_size: int) -> SamplingParams:
+        changes: dict[str, Any] = {}
+        for name in ("logprobs", "prompt_logprobs"):
+            if getattr(self, name) == -1:
+                changes[name] = vocab_size
+        if self.top_k < 0 or self.top_k >= vocab_size:
+            changes["top_k"] = 0
+        if self.seed == -1:
+            changes["seed"] = None
+        if self.logit_bias:
+            changes["logit_bias"] = {i: min(100.0, max(-100.0, b)) for i, b in self.logit_bias.items()}
+        if self.greedy:
+            changes |= {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
+        else:
+            # Below these float32 has no room: for the scaled logits, and for what is left of the tokens.
+            changes |= {"temperature": max(self.temperature, 0.01), "top_p": max(self.top_p, MIN_TOP_P)}
+        return msgspec.structs.replace(self, **changes)
+
+
+class GrammarSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What a caller wants the output to be, checked as far as that goes without compiling it.
+
+    kind: "json" (source: a schema), "regex" and "grammar" (a text), "choice" (a list of texts), "structural_tag" (a
+    list of {trigger, begin, schema, end}), "lark" (grammars of octavo's own: {"lark": for the engine, "proof": the same
+    with the special tokens spelled}). `options` are those of the JSON compiler. `param` is the request's field.
+    `frames`: such grammars too, from the inside to the outside, in each of which the rule `body` stands for what is
+    inside it.
+    """
+
+    kind: str
+    source: Any
+    param: str
+    options: dict[str, Any] = {}
+    frames: tuple[dict[str, str], ...] = ()
+
+
+class BeamParams(msgspec.Struct, frozen=True, kw_only=True):
+    """Beam search with `width` beams, of which the best `SamplingParams.n` are returned (S21 to S23).
+
+    `early_stopping` True ends when `width` beams are finished; False when no running beam scores better as it is;
+    "never" when none could.
+    """
+
+    width: int
+    length_penalty: float = 1.0
+    early_stopping: bool | Literal["never"] = False
+
+    def check(self, params: SamplingParams, max_width: int = 128) -> None:
+        """Raise `InvalidRequest` naming what does not go with beams; fields have their names in the API."""
+        if self.width < 2 or self.width > max_width:
+            raise InvalidRequest(
+                f"`best_of` must be in [2, {max_width}] when `use_beam_search` is true, got {clip_number(self.width)}.",
+                "best_of",
+            )
+        if self.width < params.n:
+            raise InvalidRequest(f"`best_of` must be at least `n`, got {self.width} and {params.n}.", "best_of")
+        _check_number("length_penalty", self.length_penalty, Range(-MAX_LENGTH_PENALTY, MAX_LENGTH_PENALTY))
+        if not params.greedy:
+            raise InvalidRequest("`temperature` must be 0 when `use_beam_search` is true.", "temperature")
+        # Whatever else a sampler can be told: the scores of beams are plain log probabilities.
+        for name in SamplingParams.__struct_fields__:
+            if name not in _BEAM_FIELDS and getattr(params, name) != getattr(_DEFAULTS, name):
+                raise InvalidRequest(f"`{name}` cannot be combined with `use_beam_search`.", name)
+
+
+def with_types(params: P) -> P:
+    """`params`, which a program may have made of anything, with fields of the declared types.
+
+    Raises `InvalidRequest` naming the field that cannot be.
+    """
+    try:
+        return msgspec.convert(msgspec.structs.asdict(params), type(params))
+    except msgspec.ValidationError as exc:
+        # "Expected `int`, got `str` - at `$.n`", or "... - at `key` in `$.logit_bias`".
+        message, _, place = str(exc).partition(" - at ")
+        path = place.rpartition("$.")[2].rstrip("`")
+        raise InvalidRequest(f"{path}: {message}", path) from None
+    except UnicodeEncodeError:  # half of a surrogate pair, where no text may be
+        raise InvalidRequest("`sampling_params` contain what is no text.", "sampling_params") from None
+
+
+def check_samples(params: SamplingParams, beams: BeamParams | None, *, has_logits: bool, max_width: int = 128) -> None:
+    """Raise `InvalidRequest` for samples or beams that cannot be told apart or ranked.
+
+    `has_logits`: the engine gives logits in place of log probabilities; sums of them rank nothing.
+    """
+    ranked = None
+    if beams is not None:
+        beams.check(params, max_width)
+        ranked = "use_beam_search"
+    elif params.num_samples > 1 and params.greedy:
+        name = "n" if params.n > 1 else "best_of"
+        raise InvalidRequest(f"`{name}` must be 1 when `temperature` is 0: all choices would be equal.", name)
+    elif params.num_samples > params.n:
+        ranked = "best_of"
+    if ranked is not None and has_logits:
+        raise InvalidRequest(
+            f"`{ranked}` needs log probabilities, and the engine gives logits in their place: start it with "
+            "--logprobs-mode raw_logprobs or processed_logprobs.",
+            ranked,
+        )
+
+
+#: Beyond it the power of a length leaves float64.
+MAX_LENGTH_PENALTY = 16.0
+_DEFAULTS = SamplingParams()
+_BEAM_FIELDS = frozenset(
+    {"n", "temperature", "seed", "stop_token_ids", "include_stop_str_in_output", "ignore_eos", "max_tokens"}
+    | {"min_tokens", "logprobs", "skip_special_tokens"}
+)
+
+
+P = TypeVar("P", SamplingParams, BeamParams)
+
+
+class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One prompt, ready for the engine. `params` has been validated; `params.max_tokens` is set (never None).
+
+    `external_id` is the caller's or the server's public id: it is echoed and logged, never used as a key.
+    """
+
+    external_id: str
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    priority: int = 0
+    cache_salt: str = ""
+    arrival_time: float = 0.0  # time.monotonic() seconds
+    beams: BeamParams | None = None  # checked with `params`
+    shown_special_ids: frozenset[int] = frozenset()  # special tokens that stay in the text for its parser
+    is_whole: bool = False  # the reader has no use for deltas before the end: it gets one
+    num_wanted: int = 0  # choices of the reply, where more are generated to choose from; 0: `params.n`
+
+    @property
+    def num_sequences(self) -> int:
+        """What the request puts into the engine at once."""
+        return self.params.num_samples if self.beams is None else self.beams.width
+
+
+def _check_number(name: str, value: float, bounds: Range) -> None:
+    # NaN passes every comparison below, so finiteness is checked first.
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InvalidRequest(f"`{name}` must be a finite number.", name)
+    low, high = bounds
+    if (low is not None and value < low) or (high is not None and value > high):
+        raise InvalidRequest(f"`{name}` must be {bounds.words()}, got {clip_number(value)}.", name)
+
+
+def _check_token_id(name: str, token_id: int, vocab_size: int) -> None:
+    if not 0 <= token_id < vocab_size:
+        raise InvalidRequest(f"`{name}` contains token id {clip_number(token_id)}, outside 0..{vocab_size - 1}.", name)
+
+
+def clip_number(value: float) -> str:
+    """`value` for a message: a program's integers have any number of digits."""
+    text = repr(value)
+    return text if len(text) <= 40 else text[:40] + "..."

@@ -1,0 +1,1 @@
+"""The engine seen from outside: requests go in, streams of deltas come out."""

@@ -1,0 +1,89 @@
+"""Who computes a step. The only door from the core to the worker."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
+
+from octavo.base.config import EngineConfig
+from octavo.wire.messages import EngineInfo
+from octavo.wire.step import ModelRunnerOutput, SchedulerOutput, TokenMasks
+
+if TYPE_CHECKING:
+    from octavo.worker.worker import Worker
+
+# How torch's allocators say it; they raise subclasses of RuntimeError, or RuntimeError itself.
+_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
+
+
+class Executor(Protocol):
+    """`load` once, then `submit`, `submit_masks` and `collect` step by step, all in one thread.
+
+    `submit` begins a step and returns what names it in the other two. Where the plan has `masked_slots`, the step
+    samples when `submit_masks` brings their masks, which must be the next call. `collect` waits for the answer; steps
+    are collected in the order in which they were submitted. Where EngineInfo.plans_ahead, a second may be submitted
+    before the first is collected.
+
+    Plans, masks and answers are plain data: who computes may be in another process.
+
+    `submit` and `submit_masks` raise MemoryError when the step did not fit: nothing of it counts, and the next may be
+    tried. Any other exception means that the worker's state is lost.
+    """
+
+    def load(self) -> EngineInfo: ...
+
+    def submit(self, plan: SchedulerOutput) -> Any: ...
+
+    def submit_masks(self, step: Any, masks: TokenMasks) -> None: ...
+
+    def collect(self, step: Any) -> ModelRunnerOutput: ...
+
+
+class UniprocExecutor:
+    """One worker, in this process and thread."""
+
+    def __init__(self, config: EngineConfig, on_phase: Callable[[str, str], None]) -> None:
+        self._config = config
+        self._on_phase = on_phase
+        self._worker: Worker | None = None
+
+    def load(self) -> EngineInfo:
+        self._on_phase("import", "")
+        start = time.monotonic()
+        # Here and not above: it brings in torch, seconds in which the process could not answer otherwise.
+        from octavo.worker.worker import Worker
+
+        import_seconds = time.monotonic() - start
+        self._worker = Worker(self._config, self._on_phase)
+        info = self._worker.load()
+        return msgspec.structs.replace(info, load_seconds={"import": import_seconds, **info.load_seconds})
+
+    def submit(self, plan: SchedulerOutput) -> Any:
+        with _memory_errors():
+            return self._loaded().submit(plan)
+
+    def submit_masks(self, step: Any, masks: TokenMasks) -> None:
+        with _memory_errors():
+            self._loaded().submit_masks(step, masks)
+
+    def collect(self, step: Any) -> ModelRunnerOutput:
+        return self._loaded().collect(step)
+
+    def _loaded(self) -> Worker:
+        assert self._worker is not None, "load() first"
+        return self._worker
+
+
+@contextlib.contextmanager
+def _memory_errors() -> Iterator[None]:
+    """Make MemoryError of what torch raises instead."""
+    try:
+        yield
+    except RuntimeError as exc:
+        if any(text in str(exc).lower() for text in _OUT_OF_MEMORY):
+            raise MemoryError(str(exc)) from exc
+        raise

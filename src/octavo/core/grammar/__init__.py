@@ -1,0 +1,1 @@
+"""Grammars in the engine: matchers, masks, and tokens that a grammar dictates."""

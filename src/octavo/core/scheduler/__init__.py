@@ -1,0 +1,1 @@
+"""What is computed in each step, and what its answer changes."""

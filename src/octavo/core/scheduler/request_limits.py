@@ -1,0 +1,57 @@
+"""How long a request may be, and which requests could never run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from octavo.wire.messages import AddRequest, MediaSpan
+
+
+@dataclass(frozen=True, slots=True)
+class RequestLimits:
+    """Tokens that one request may have, prompt and output together."""
+
+    vocab_size: int
+    max_model_len: int
+    kv_capacity: int
+    max_step_tokens: int | None  # where a prompt must fit one step, also after a preemption with its output
+
+    def max_tokens(self, message: AddRequest) -> int:
+        """The number of tokens at which the request ends."""
+        limits = [self.max_model_len, self.kv_capacity]
+        if self.max_step_tokens is not None:
+            limits.append(self.max_step_tokens)
+        if message.params.max_tokens is not None:
+            limits.append(len(message.prompt_token_ids) + message.params.max_tokens)
+        return min(limits)
+
+    def refusal(self, message: AddRequest) -> str | None:
+        """Why the request can never run, or None."""
+        prompt = message.prompt_token_ids
+        if not prompt:
+            return "The prompt is empty."
+        if min(prompt) < 0 or max(prompt) >= self.vocab_size:
+            return f"The prompt contains a token id outside 0..{self.vocab_size - 1}."
+        if not _are_apart(message.spans, len(prompt)):
+            return "The spans of the prompt's media are not within it, in order and apart from each other."
+        num_tokens = len(prompt) + (message.params.max_tokens or 1)
+        if num_tokens > self.max_model_len:
+            return f"The request needs {num_tokens} tokens, but the context has {self.max_model_len}."
+        if num_tokens > self.kv_capacity:
+            return f"The request needs {num_tokens} tokens, but the KV cache holds {self.kv_capacity}."
+        if self.max_step_tokens is not None and num_tokens > self.max_step_tokens:
+            return (
+                f"The request needs {num_tokens} tokens, but without chunked prefill a step takes at most "
+                f"{self.max_step_tokens}."
+            )
+        return None
+
+
+def _are_apart(spans: tuple[MediaSpan, ...], num_tokens: int) -> bool:
+    """Whether the spans lie within so many tokens, in order, none empty and none over another."""
+    end = 0
+    for span in spans:
+        if span.start < end or span.length < 1:
+            return False
+        end = span.start + span.length
+    return end <= num_tokens

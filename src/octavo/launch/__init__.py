@@ -1,0 +1,1 @@
+"""The order of a start, and what runs until the end: sockets, engine process, serving, draining."""

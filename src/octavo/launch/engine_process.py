@@ -1,0 +1,216 @@
+"""The engine process as its parent sees it: start, handshake, looks at its state, end.
+
+The two share one socket pair. The child dies when its end sees EOF and when the parent dies, so nothing outlives
+the server; and nothing with a name (socket file, shared memory, port) is left behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import site
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import psutil
+
+import octavo
+from octavo.base import errors
+from octavo.base.config import EngineConfig
+from octavo.base.errors import StartupError
+from octavo.client.watchdog import ProcessState
+from octavo.wire.messages import EngineInfo, FromEngine, Phase, StartupFailed, Vocabulary
+from octavo.wire.transport import MAX_FRAME_BYTES, AsyncConnection, TransportError, encode_frame, make_decoder
+
+#: How the engine is started; `--fd N` is added. -P: the working directory is no place to import from.
+ENGINE_COMMAND: tuple[str, ...] = (sys.executable, "-P", "-m", "octavo.core.process")
+
+_STOPPED = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
+_RUNNABLE = (psutil.STATUS_RUNNING, psutil.STATUS_DISK_SLEEP)
+
+
+def launch_engine(config: EngineConfig, on_phase: Callable[[str, str], None] | None = None) -> EngineProcess:
+    """Start an engine and wait until it can serve. `config.model.model` is a local path.
+
+    Call it from a thread that lives as long as the engine shall: on Linux the child dies with the thread that
+    started it. Raises `StartupError`; no process is left then.
+    """
+    engine = EngineProcess.spawn(config)
+    try:
+        engine.wait_ready(on_phase)
+    except BaseException:
+        engine.kill()
+        raise
+    return engine
+
+
+class EngineProcess:
+    """Owner of the child and of the parent's end of the socket. `kill` or `stop` must be called in the end."""
+
+    info: EngineInfo  # after `wait_ready`
+
+    def __init__(self, process: subprocess.Popen[bytes], sock: socket.socket) -> None:
+        self._process = process
+        self._sock: socket.socket | None = sock  # until the event loop has it
+        self.has_vocabulary = False
+        self._psutil: psutil.Process | None = None
+
+    @classmethod
+    def spawn(cls, config: EngineConfig, command: Sequence[str] | None = None) -> EngineProcess:
+        """Start the process and send it its configuration. Does not wait. `command`: instead of ENGINE_COMMAND."""
+        ours, theirs = socket.socketpair()
+        try:
+            process = subprocess.Popen(
+                [*(command or ENGINE_COMMAND), "--fd", str(theirs.fileno())],
+                pass_fds=(theirs.fileno(),),
+                stdin=subprocess.DEVNULL,
+                env=_environment(os.environ),
+            )
+        except OSError as exc:
+            ours.close()
+            raise StartupError(f"The engine process could not be started: {exc.strerror}.") from exc
+        finally:
+            # With the child's end open here its death would not close the connection.
+            theirs.close()
+        engine = cls(process, ours)
+        try:
+            ours.sendall(encode_frame(config))
+        except OSError as exc:
+            engine.kill()
+            raise StartupError(f"The engine process did not take its configuration: {exc.strerror}.") from exc
+        return engine
+
+    def wait_ready(self, on_phase: Callable[[str, str], None] | None = None) -> EngineInfo:
+        """Wait for the handshake. `on_phase` is told what the engine does meanwhile.
+
+        Raises `StartupError`; the socket is closed then, and the process is to be killed.
+        """
+        try:
+            self.info = self._handshake(on_phase)
+        except BaseException:
+            if self._sock is not None:
+                self._sock.close()
+            raise
+        return self.info
+
+    def send_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """Send it after `wait_ready` and before `connect`, which finds out should the process be gone."""
+        assert self._sock is not None, "the socket was handed over before"
+        with contextlib.suppress(OSError):
+            self._sock.sendall(encode_frame(vocabulary))
+        self.has_vocabulary = True
+
+    async def connect(self) -> AsyncConnection[FromEngine]:
+        """Hand the socket over to the running event loop, once, after `wait_ready`."""
+        assert self._sock is not None, "the socket was handed over before"
+        sock, self._sock = self._sock, None
+        return await AsyncConnection.open(sock, FromEngine)
+
+    # ------------------------------------------------------------ looks
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def exit_reason(self) -> str | None:
+        """How the process ended, for a sentence; None while it runs."""
+        code = self._process.poll()
+        if code is None:
+            return None
+        if code >= 0:
+            return f"it exited with code {code}"
+        try:
+            name = signal.Signals(-code).name
+        except ValueError:
+            name = f"signal {-code}"
+        hint = " (out of memory?)" if -code == signal.SIGKILL else ""
+        return f"it was killed by {name}{hint}"
+
+    def probe(self) -> ProcessState:
+        try:
+            if self._psutil is None:
+                self._psutil = psutil.Process(self.pid)
+            status = self._psutil.status()
+            times = self._psutil.cpu_times()
+        except psutil.Error:
+            return ProcessState(is_gone=True)
+        return ProcessState(
+            is_gone=status in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD),
+            is_stopped=status in _STOPPED,
+            is_runnable=status in _RUNNABLE,
+            cpu_seconds=times.user + times.system,
+        )
+
+    # ------------------------------------------------------------ end
+    def kill(self) -> None:
+        """End the process now, stopped ones too, and reap it. May be called again, and from another thread."""
+        self._process.kill()
+        self._process.wait()
+        # A thread in `wait_ready` sees the end: the child's side of the socket closed when the child died.
+
+    async def stop(self, timeout: float = 2.0) -> None:
+        """Wait for the process, which has been told to stop, for at most `timeout` seconds; then kill it."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            await asyncio.to_thread(self._process.wait, timeout)
+        self.kill()
+
+    # ------------------------------------------------------------ handshake
+    def _handshake(self, on_phase: Callable[[str, str], None] | None) -> EngineInfo:
+        decode = make_decoder(FromEngine)
+        while True:
+            try:
+                message = decode(self._receive_frame())
+            except (TransportError, OSError) as exc:
+                raise StartupError(f"The engine process ended while it started: {self._wait_exit()}.") from exc
+            if isinstance(message, EngineInfo):
+                return message
+            if isinstance(message, StartupFailed):
+                raise _startup_error(message)
+            if isinstance(message, Phase) and on_phase is not None:
+                on_phase(message.name, message.detail)
+
+    def _receive_frame(self) -> bytes:
+        """Exactly one frame: what follows the handshake belongs to the connection."""
+        length = int.from_bytes(self._receive_exactly(4), "little")
+        if not 0 < length <= MAX_FRAME_BYTES:
+            raise TransportError(f"A frame of {length} bytes was announced.")
+        return self._receive_exactly(length)
+
+    def _receive_exactly(self, size: int) -> bytes:
+        assert self._sock is not None, "the socket was handed over before"
+        data = bytearray()
+        while len(data) < size:
+            chunk = self._sock.recv(size - len(data))
+            if not chunk:
+                raise TransportError("The connection was closed by the other side.")
+            data += chunk
+        return bytes(data)
+
+    def _wait_exit(self) -> str:
+        """The reason for an end whose EOF was seen."""
+        try:
+            self._process.wait(1.0)
+        except subprocess.TimeoutExpired:
+            return "it closed its connection"
+        return self.exit_reason() or "for an unknown reason"
+
+
+def _startup_error(message: StartupFailed) -> StartupError:
+    found = getattr(errors, message.error, StartupError)
+    is_known = isinstance(found, type) and issubclass(found, StartupError)
+    return found(message.message) if is_known else StartupError(message.message)
+
+
+def _environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """The child's environment: it imports the octavo that runs here, however that was found."""
+    root = str(Path(octavo.__file__).parent.parent)
+    installed = {*site.getsitepackages(), site.getusersitepackages()}
+    env = dict(environ)
+    # An installed one is found anyway; its directory on PYTHONPATH would go before the standard library.
+    if root not in installed:
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environ.get("PYTHONPATH", "")]))
+    return env

@@ -1,0 +1,185 @@
+"""A server that is ready: from listening to the exit code.
+
+The first TERM or INT drains: idle connections end, and the port still answers, with 503 for new work, until the
+requests in flight are done or their time is up; those that are left end with an error. A second signal ends everything
+at once. When the engine dies, every request ends with an error, `/health` answers 503 for a moment, and the process
+ends with exit code 1: its supervisor starts it again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import ssl
+import sys
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from octavo.base.config import ServeConfig, ServerConfig
+from octavo.base.errors import InvalidConfig, ShuttingDown, StartupError
+from octavo.client.engine_client import SHUT_DOWN, EngineClient
+from octavo.launch.engine_process import EngineProcess
+from octavo.launch.http_server import HTTPServer, http_config
+from octavo.launch.listener import Listener
+from octavo.served.model import ServedModel
+from octavo.served.models import Models
+from octavo.served.parts import OutputSettings, Renderer
+from octavo.server.app import create_app
+from octavo.server.metrics import Metrics
+from octavo.server.state import ServerState
+from octavo.text.grammars.checker import GrammarChecker
+from octavo.text.tokenizers.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+#: Seconds for which the server still answers its clients after the engine's death.
+DEATH_GRACE_SECONDS = 1.0
+#: Seconds that the engine gets to finish its last step before it is killed.
+ENGINE_STOP_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class TextSide:
+    """What turns texts into the engine's tokens and back."""
+
+    tokenizer: Tokenizer
+    renderer: Renderer
+    output: OutputSettings
+    default_sampling: Mapping[str, Any]
+    tokenizer_info: bytes = b"{}"  # JSON, for /tokenizer_info
+
+
+async def run_server(
+    config: ServeConfig, names: tuple[str, ...], listener: Listener, engine: EngineProcess, text: TextSide
+) -> int:
+    """Serve with a ready engine until told to stop; the value is the exit code."""
+    return await ServeLoop(config, names, listener, engine).run(text)
+
+
+class ServeLoop:
+    """Owns the client and the HTTP server while they run. The engine process is stopped at the end of `run`."""
+
+    def __init__(self, config: ServeConfig, names: tuple[str, ...], listener: Listener, engine: EngineProcess) -> None:
+        self._config = config
+        self._names = names
+        self._listener = listener
+        self._engine = engine
+        self._exit_code = 0
+        self._num_signals = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self, text: TextSide) -> int:
+        info = self._engine.info
+        metrics = Metrics(self._names[0], info.max_model_len)
+        self._client = EngineClient(
+            await self._engine.connect(),
+            info,
+            text.tokenizer,
+            self._config.engine,
+            process=self._engine,
+            observer=metrics,
+            on_dead=self._on_dead,
+            has_vocabulary=self._engine.has_vocabulary,
+        )
+        server = self._config.server
+        model = ServedModel(
+            names=self._names,
+            engine=self._client,
+            tokenizer=text.tokenizer,
+            renderer=text.renderer,
+            info=info,
+            config=server,
+            root=self._config.engine.model.model,
+            default_sampling=text.default_sampling,
+            logprobs_mode=self._config.engine.model.logprobs_mode,
+            tokenizer_info=text.tokenizer_info,
+            max_fanout=self._config.engine.scheduler.max_num_queued_reqs,
+            output=text.output,
+            grammars=GrammarChecker(seconds=server.grammar_timeout, cache_bytes=server.grammar_cache_bytes),
+        )
+        state = ServerState(server, Models([model]), metrics, self._config.engine)
+        self._server = HTTPServer(http_config(create_app(state), server), self._on_listening)
+        loop = asyncio.get_running_loop()
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signum, self._on_signal, signum)
+        self._client.start()
+        try:
+            self._listener.make_reusable()
+            await self._server.serve(self._listener.sockets)
+        except OSError as exc:
+            raise StartupError(f"Cannot listen on {self._listener.url}: {exc.strerror}.") from exc
+        finally:
+            is_hurried = self._num_signals > 1
+            await self._client.close(0.0 if is_hurried else ENGINE_STOP_SECONDS)
+            await self._engine.stop(0.0 if is_hurried else ENGINE_STOP_SECONDS)
+        return self._exit_code
+
+    def _on_listening(self) -> None:
+        # On stdout, for scripts that wait for the address; the reader may have closed it.
+        with contextlib.suppress(OSError):
+            sys.stdout.write(f"octavo serves {self._names[0]} at {self._listener.url}\n")
+            sys.stdout.flush()
+
+    # ------------------------------------------------------------ ends
+    def _on_signal(self, signum: int) -> None:
+        self._num_signals += 1
+        name = signal.Signals(signum).name
+        if self._num_signals == 1:
+            logger.info(
+                "%s: draining %d sequences for at most %g s",
+                name,
+                self._client.num_unfinished,
+                self._config.server.shutdown_timeout,
+            )
+            self._client.start_draining()
+            self._server.start_draining()
+            self._spawn(self._drain())
+        elif self._num_signals == 2:
+            logger.warning("second signal (%s): ending at once", name)
+            self._exit_code = 128 + signum
+            self._client.abort_all(ShuttingDown(SHUT_DOWN))
+            self._server.should_exit = True
+
+    async def _drain(self) -> None:
+        timeout = self._config.server.shutdown_timeout
+        try:
+            async with asyncio.timeout(timeout):
+                await self._client.wait_idle()
+        except TimeoutError:
+            logger.warning("%d sequences were not finished in %g s", self._client.num_unfinished, timeout)
+            self._client.abort_all(ShuttingDown(SHUT_DOWN))
+        self._server.should_exit = True
+
+    def _on_dead(self, reason: str) -> None:
+        self._exit_code = self._exit_code or 1
+        self._spawn(self._leave_after_death())
+
+    async def _leave_after_death(self) -> None:
+        await asyncio.sleep(DEATH_GRACE_SECONDS)
+        self._server.should_exit = True
+
+    def _spawn(self, coroutine: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def check_tls(config: ServerConfig) -> None:
+    """Raise `InvalidConfig` for TLS files that cannot be used."""
+    if config.ssl_certfile is None:
+        return
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    files = f"--ssl-certfile {config.ssl_certfile} and --ssl-keyfile {config.ssl_keyfile}"
+    try:
+        context.load_cert_chain(config.ssl_certfile, config.ssl_keyfile)
+        if config.ssl_ca_certs is not None:
+            files = f"--ssl-ca-certs {config.ssl_ca_certs}"
+            context.load_verify_locations(config.ssl_ca_certs)
+        if config.ssl_ciphers is not None:
+            files = f"--ssl-ciphers {config.ssl_ciphers}"
+            context.set_ciphers(config.ssl_ciphers)
+    except OSError as exc:  # ssl.SSLError is one
+        raise InvalidConfig(f"{files} cannot be used: {exc.strerror or exc}") from exc

@@ -1,0 +1,1 @@
+"""Programs without a server: `octavo.LLM` and its results."""

@@ -1,0 +1,1 @@
+"""The native operations of the CPU."""

@@ -1,0 +1,1 @@
+"""HTTP over plain ASGI: exchanges, events, routes, limits, errors."""

@@ -1,0 +1,65 @@
+"""Sends the news of a generation as the events of a stream, or as a whole reply, for all endpoints that generate."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Protocol
+
+from octavo.base.errors import OctavoError
+from octavo.served.events import News, PromptReply, Usage
+from octavo.server.http.exchange import Exchange
+from octavo.server.http.pacing import KeepAlive
+from octavo.server.http.sse import DONE, error_events, event
+
+logger = logging.getLogger(__name__)
+
+
+class ReplyEncoder(Protocol):
+    """How an endpoint encodes its reply: as events, or as one body."""
+
+    def events(self, news: News) -> bytes:
+        """All events for some news, ready to send; b"" when there is nothing to send."""
+        ...
+
+    def last_events(self) -> bytes:
+        """What follows the last news, before [DONE]."""
+        ...
+
+    def whole(self, replies: Sequence[PromptReply], usage: Usage) -> Any:
+        """The body of a reply that is not streamed."""
+        ...
+
+
+async def stream_events(
+    exchange: Exchange,
+    stream: AsyncIterator[News],
+    encoder: ReplyEncoder,
+    keep_alive: KeepAlive,
+) -> None:
+    """Send a stream: one write for all that is new. Until the reply begins an error raises and gets its own status."""
+    try:
+        first = await keep_alive.first(stream)
+        if not exchange.is_begun:
+            await exchange.start_events()
+        async with keep_alive.running():
+            await keep_alive.write(encoder.events(first))
+            async for news in stream:
+                if data := encoder.events(news):
+                    await keep_alive.write(data)
+        await exchange.end(encoder.last_events() + DONE)
+    except Exception as exc:
+        if not exchange.is_begun:
+            raise
+        if not isinstance(exc, OctavoError):
+            logger.exception("stream %s failed", exchange.scope.get("octavo.request_id"))
+        await exchange.end(error_events(exc))
+
+
+async def send_whole(exchange: Exchange, body: Any, as_stream: bool) -> None:
+    """Send a whole reply; `as_stream`: as the only event of a stream, when the reply cannot be streamed (E75)."""
+    if not as_stream:
+        await exchange.send_json(body)
+        return
+    await exchange.start_events()
+    await exchange.end(event(body) + DONE)

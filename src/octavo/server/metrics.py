@@ -1,0 +1,320 @@
+"""Prometheus metrics under vLLM's names, so that dashboards carry over, and the periodic line in the log.
+
+One registry in the API process; the engine sends its numbers with its outputs. The label is the first served
+model name: labels never hold what a client sends, so their number is bounded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Metric,
+    ProcessCollector,
+    disable_created_metrics,
+)
+from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
+
+from octavo.base.params import GenerateRequest
+from octavo.client.observer import FinishedSample
+from octavo.wire.messages import SchedulerStats
+
+logger = logging.getLogger(__name__)
+
+# The time at which each counter was made, as a series of its own: as many again as there are, of no use to a dashboard.
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+#: Seconds between two lines of statistics in the log.
+STATS_INTERVAL = 10.0
+
+_TTFT = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160)
+_TPOT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 10)
+_E2E = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960)
+_SMALL_COUNTS = (1, 2, 5, 10, 20)
+_METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH"})
+
+
+def _one_two_five(limit: int) -> list[int]:
+    """1, 2, 5, 10, 20, 50 ... up to `limit`."""
+
+    def steps() -> Iterator[int]:
+        scale = 1
+        while True:
+            yield from (scale, 2 * scale, 5 * scale)
+            scale *= 10
+
+    buckets: list[int] = []
+    for step in steps():
+        if step > limit:
+            return buckets or [limit]
+        buckets.append(step)
+    return buckets
+
+
+class Tally:
+    """Counts by bucket: a histogram that takes a tenth of the library's time, for what is observed at every token."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        """`bounds`: upper ends of the buckets, inclusive and rising; one more follows without an end."""
+        self.bounds = tuple(map(float, bounds))
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def observe(self, value: float, times: int = 1) -> None:
+        self.counts[bisect_left(self.bounds, value)] += times
+        self.total += value * times
+
+
+class _Histogram(Collector):
+    """How a tally is shown."""
+
+    def __init__(self, name: str, help: str, model_name: str, tally: Tally) -> None:
+        self._name = name
+        self._help = help
+        self._model_name = model_name
+        self._tally = tally
+
+    def collect(self) -> Iterable[Metric]:
+        bounds = [*map(floatToGoString, self._tally.bounds), "+Inf"]
+        buckets = list(zip(bounds, accumulate(self._tally.counts), strict=True))
+        metric = HistogramMetricFamily(self._name, self._help, labels=["model_name"])
+        metric.add_metric([self._model_name], buckets, self._tally.total)
+        return [metric]
+
+
+class Metrics:
+    """All metrics of one server. Implements the client's `Observer`; called on the event loop only."""
+
+    def __init__(self, model_name: str, max_model_len: int) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self._model_name = model_name
+        self._last: SchedulerStats | None = None
+        self._make_gauges()
+        self._make_counters()
+        self._make_histograms(max_model_len)
+
+    # ------------------------------------------------------------ declarations
+    def _gauge(self, name: str, help: str) -> Gauge:
+        return Gauge(name, help, ["model_name"], registry=self.registry).labels(self._model_name)
+
+    def _counter(self, name: str, help: str) -> Counter:
+        return Counter(name, help, ["model_name"], registry=self.registry).labels(self._model_name)
+
+    def _histogram(self, name: str, help: str, buckets: Sequence[float], *also: tuple[str, str]) -> Tally:
+        """`also`: (name, help) of others that show the same."""
+        tally = Tally(buckets)
+        for shown_name, shown_help in ((name, help), *also):
+            self.registry.register(_Histogram(shown_name, shown_help, self._model_name, tally))
+        return tally
+
+    def _make_gauges(self) -> None:
+        gauge = self._gauge
+        self._running = gauge("vllm:num_requests_running", "Requests in the running batch.")
+        self._waiting = gauge("vllm:num_requests_waiting", "Requests waiting to run.")
+        self._swapped = gauge("vllm:num_requests_swapped", "Preempted requests whose KV blocks the host keeps.")
+        self._kv_usage = (
+            gauge("vllm:kv_cache_usage_perc", "KV cache in use; 1 is all of it."),
+            gauge("vllm:gpu_cache_usage_perc", "The same under its old name."),
+        )
+        self._swap_usage = gauge("vllm:cpu_cache_usage_perc", "Swap space in use; 1 is all of it.")
+        gauge("vllm:cpu_prefix_cache_hit_rate", "Always 0: swapped blocks serve their own request only.")
+        self._hit_rate = gauge("vllm:gpu_prefix_cache_hit_rate", "Share of prompt tokens found in the prefix cache.")
+        self._prompt_rate = gauge("vllm:avg_prompt_throughput_toks_per_s", "Prompt tokens/s over the last interval.")
+        self._generation_rate = gauge(
+            "vllm:avg_generation_throughput_toks_per_s", "Generated tokens/s over the last interval."
+        )
+
+    def _make_counters(self) -> None:
+        counter = self._counter
+        # The engine counts these since its start; `on_stats` adds what is new.
+        self._from_engine = (
+            ("num_prompt_tokens", (counter("vllm:prompt_tokens", "Prompt tokens of sequences that began to run."),)),
+            ("num_generation_tokens", (counter("vllm:generation_tokens", "Generated tokens."),)),
+            ("num_preemptions", (counter("vllm:num_preemptions", "Preemptions."),)),
+            (
+                "prefix_cache_queries",
+                (
+                    counter("vllm:prefix_cache_queries", "Tokens looked up in the prefix cache."),
+                    counter("vllm:gpu_prefix_cache_queries", "The same under its old name."),
+                ),
+            ),
+            (
+                "prefix_cache_hits",
+                (
+                    counter("vllm:prefix_cache_hits", "Tokens found in the prefix cache."),
+                    counter("vllm:gpu_prefix_cache_hits", "The same under its old name."),
+                ),
+            ),
+            ("num_steps", (counter("octavo:engine_steps", "Steps of the engine."),)),
+        )
+        success = Counter(
+            "vllm:request_success", "Ended sequences by reason.", ["model_name", "finished_reason"],
+            registry=self.registry,
+        )  # fmt: skip
+        self._ends = {
+            reason: success.labels(self._model_name, reason) for reason in ("stop", "length", "abort", "error")
+        }
+        self._http_requests = Counter(
+            "http_requests", "HTTP requests.", ["method", "handler", "status"], registry=self.registry
+        )
+
+    def _make_histograms(self, max_model_len: int) -> None:
+        histogram = self._histogram
+        lengths = _one_two_five(max_model_len)
+        self._ttft = histogram("vllm:time_to_first_token_seconds", "Arrival to first token.", _TTFT)
+        self._itl = histogram(
+            "vllm:inter_token_latency_seconds", "Between two tokens of a sequence.", _TPOT,
+            ("vllm:time_per_output_token_seconds", "The same under its old name."),
+        )  # fmt: skip
+        self._e2e = histogram("vllm:e2e_request_latency_seconds", "Arrival to end.", _E2E)
+        self._queue_time = histogram("vllm:request_queue_time_seconds", "Arrival to first scheduled.", _E2E)
+        self._prefill_time = histogram("vllm:request_prefill_time_seconds", "First scheduled to first token.", _E2E)
+        self._decode_time = histogram("vllm:request_decode_time_seconds", "First to last token.", _E2E)
+        self._inference_time = histogram("vllm:request_inference_time_seconds", "First scheduled to last token.", _E2E)
+        self._mean_tpot = histogram(
+            "vllm:request_time_per_output_token_seconds", "Mean time a token of a sequence.", _TPOT
+        )
+        self._prompt_len = histogram("vllm:request_prompt_tokens", "Prompt tokens of a request.", lengths)
+        self._output_len = histogram("vllm:request_generation_tokens", "Generated tokens of a sequence.", lengths)
+        self._max_tokens = histogram("vllm:request_params_max_tokens", "`max_tokens` of a request.", lengths)
+        self._n = histogram("vllm:request_params_n", "`n` of a request.", _SMALL_COUNTS)
+        self._best_of = histogram(
+            "vllm:request_params_best_of",
+            "`best_of` of a request, or its beams; n if it asks for no more.",
+            _SMALL_COUNTS,
+        )
+        self._step_tokens = histogram(
+            "vllm:iteration_tokens_total", "Tokens in a step of the engine.", _one_two_five(16384)
+        )
+        self._http_seconds = Histogram(
+            "http_request_duration_seconds", "Duration of HTTP requests.", ["method", "handler"], buckets=_E2E,
+            registry=self.registry,
+        )  # fmt: skip
+
+    # ------------------------------------------------------------ the client's Observer
+    def on_request_arrival(self, request: GenerateRequest) -> None:
+        self._prompt_len.observe(len(request.prompt_token_ids))
+        self._n.observe(request.num_wanted or request.params.n)
+        self._best_of.observe(request.num_sequences)
+        if request.params.max_tokens is not None:
+            self._max_tokens.observe(request.params.max_tokens)
+
+    def on_first_token(self, queue_seconds: float, first_token_seconds: float) -> None:
+        self._queue_time.observe(queue_seconds)
+        self._ttft.observe(first_token_seconds)
+
+    def on_tokens(self, num_tokens: int, seconds: float) -> None:
+        self._itl.observe(seconds / num_tokens, num_tokens)  # tokens of one step share its time
+
+    def on_finish(self, sample: FinishedSample) -> None:
+        if sample.finish_reason in self._ends:
+            self._ends[sample.finish_reason].inc()
+        self._output_len.observe(sample.num_output_tokens)
+        if sample.arrival_time:
+            self._e2e.observe(sample.finish_time - sample.arrival_time)
+        if not sample.first_token_time:
+            return
+        decode = sample.last_token_time - sample.first_token_time
+        self._decode_time.observe(decode)
+        if sample.scheduled_time:
+            self._prefill_time.observe(sample.first_token_time - sample.scheduled_time)
+            self._inference_time.observe(sample.last_token_time - sample.scheduled_time)
+        if sample.num_output_tokens > 1:
+            self._mean_tpot.observe(decode / (sample.num_output_tokens - 1))
+
+    def on_stats(self, stats: SchedulerStats) -> None:
+        """The engine's numbers after a step."""
+        self._running.set(stats.num_running)
+        self._waiting.set(stats.num_waiting)
+        usage = stats.kv_blocks_used / stats.kv_blocks_total if stats.kv_blocks_total else 0.0
+        for gauge in self._kv_usage:
+            gauge.set(usage)
+        self._swapped.set(stats.num_swapped)
+        self._swap_usage.set(stats.swap_blocks_used / stats.swap_blocks_total if stats.swap_blocks_total else 0.0)
+        self._hit_rate.set(stats.prefix_cache_hits / stats.prefix_cache_queries if stats.prefix_cache_queries else 0.0)
+        for name, counters in self._from_engine:
+            new = getattr(stats, name) - (getattr(self._last, name) if self._last is not None else 0)
+            if new > 0:
+                for counter in counters:
+                    counter.inc(new)
+        if stats.step_tokens:
+            self._step_tokens.observe(stats.step_tokens)
+        self._last = stats
+
+    # ------------------------------------------------------------ HTTP
+    def on_http_request(self, method: str, route: str, status: int, seconds: float) -> None:
+        """`route` is the route's own path, "" when there was none: never what the client wrote."""
+        method = method if method in _METHODS else "other"
+        self._http_requests.labels(method, route or "none", str(status)).inc()
+        self._http_seconds.labels(method, route or "none").observe(seconds)
+
+    def render(self) -> tuple[bytes, str]:
+        """The exposition and its content type."""
+        return generate_latest(self.registry), CONTENT_TYPE_LATEST
+
+    # ------------------------------------------------------------ the log
+    @property
+    def latest_stats(self) -> SchedulerStats | None:
+        return self._last
+
+    def set_rates(self, prompt: float, generation: float) -> None:
+        self._prompt_rate.set(prompt)
+        self._generation_rate.set(generation)
+
+
+class StatsLogger:
+    """Logs throughput and cache use every `STATS_INTERVAL` seconds in which there was work."""
+
+    def __init__(self, metrics: Metrics, interval: float = STATS_INTERVAL) -> None:
+        self._metrics = metrics
+        self._interval = interval
+        self._time = time.monotonic()
+        self._prompt_tokens = 0
+        self._generation_tokens = 0
+        self._was_idle = True
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            await asyncio.sleep(self._interval)
+            line = self.line()
+            if line is not None:
+                logger.info("%s", line)
+
+    def line(self) -> str | None:
+        """The line for the time since the last call; None when nothing was done, or when that was said already."""
+        stats, now = self._metrics.latest_stats, time.monotonic()
+        seconds = max(now - self._time, 1e-9)
+        self._time = now
+        if stats is None:
+            return None
+        prompt = (stats.num_prompt_tokens - self._prompt_tokens) / seconds
+        generation = (stats.num_generation_tokens - self._generation_tokens) / seconds
+        self._prompt_tokens, self._generation_tokens = stats.num_prompt_tokens, stats.num_generation_tokens
+        self._metrics.set_rates(prompt, generation)
+        is_idle = not (prompt or generation or stats.num_running or stats.num_waiting)
+        # One line after the work ended shows the zeros.
+        if is_idle and self._was_idle:
+            return None
+        self._was_idle = is_idle
+        usage = stats.kv_blocks_used / stats.kv_blocks_total if stats.kv_blocks_total else 0.0
+        hits = stats.prefix_cache_hits / stats.prefix_cache_queries if stats.prefix_cache_queries else 0.0
+        return (
+            f"prompt {prompt:.1f} tok/s, generation {generation:.1f} tok/s, running {stats.num_running}, "
+            f"waiting {stats.num_waiting}, KV cache {usage:.1%}, prefix cache hits {hits:.1%}"
+        )

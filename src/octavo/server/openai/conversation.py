@@ -1,0 +1,57 @@
+"""From a request body to a conversation, and the names of template variables that no template reads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from octavo.base.config import ServerConfig
+from octavo.base.errors import InvalidRequest
+from octavo.base.suggest import nearest
+from octavo.served.model import ServedModel
+from octavo.served.turn import Conversation
+from octavo.server.http.errors import clip
+from octavo.server.http.exchange import Exchange
+from octavo.server.openai.protocol.conversation import ConversationFields, Message
+from octavo.server.openai.serving import Serving
+
+
+def conversation_of(request: ConversationFields, messages: list[Message], config: ServerConfig) -> Conversation:
+    """The conversation of a request body. `continue_final_message` turns the generation prompt off."""
+    return Conversation(
+        messages=[message.for_template() for message in messages],
+        tools=shown_tools(config, request),
+        documents=request.documents,
+        add_generation_prompt=not request.continue_final_message and request.add_generation_prompt is not False,
+        continue_final_message=bool(request.continue_final_message),
+        chat_template=request.chat_template,
+        chat_template_kwargs=request.template_kwargs,
+        add_special_tokens=bool(request.add_special_tokens),
+    )
+
+
+def note_unheard(serving: Serving, model: ServedModel, exchange: Exchange, request: ConversationFields) -> None:
+    """Name in the reply the template variables of the request that no template of the server reads (T24, U20).
+
+    Strict servers refuse such `chat_template_kwargs`. A request that brings its own template is not checked.
+    """
+    if request.chat_template is not None:
+        return
+    variables = model.renderer.template_variables
+    unused = sorted((request.chat_template_kwargs or {}).keys() - variables)
+    if unused and serving.state.config.strict_requests:
+        name = clip(unused[0], 64)
+        raise InvalidRequest(
+            f"The chat template has no variable `{name}`{nearest(name, variables)}", f"chat_template_kwargs.{name}"
+        )
+    unheard = [f"chat_template_kwargs.{name}" for name in unused]
+    unheard += [name for name, known in request.thinking_switches().items() if not variables & known]
+    if unheard:
+        serving.note_ignored(exchange, unheard)
+
+
+def shown_tools(config: ServerConfig, request: ConversationFields) -> list[dict[str, Any]] | None:
+    """The tools that the template gets; None when `tool_choice` is none and the server hides them then (T29)."""
+    choice = request.tool_choice
+    if choice is not None and choice.mode == "none" and config.exclude_tools_when_tool_choice_none:
+        return None
+    return [tool.for_template() for tool in request.tools] if request.tools else None

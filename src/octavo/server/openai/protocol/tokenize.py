@@ -1,0 +1,34 @@
+"""POST /tokenize and /detokenize: request and reply bodies."""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from octavo.server.openai.protocol.common import Int, WireModel
+from octavo.server.openai.protocol.conversation import ConversationFields, Messages
+
+
+class TokenizeRequest(ConversationFields):
+    """Either `prompt` or `messages`. `add_special_tokens`: by default true for a prompt, false for messages."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: Messages | None = None
+    return_token_strs: bool | None = None
+
+
+class DetokenizeRequest(WireModel):
+    model: str | None = None
+    tokens: list[Int]
+
+
+class TokenizeReply(msgspec.Struct):
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | UnsetType = UNSET
+
+
+class DetokenizeReply(msgspec.Struct):
+    prompt: str

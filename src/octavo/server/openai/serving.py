@@ -1,0 +1,93 @@
+"""What the endpoints that generate share: the body, the reply's id and headers, and how a reply is sent."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+from octavo.base.errors import InvalidRequest
+from octavo.base.suggest import nearest
+from octavo.served.model import Prepared, ServedModel
+from octavo.server.http.errors import clip, validate_body
+from octavo.server.http.exchange import Exchange
+from octavo.server.http.pacing import KeepAlive
+from octavo.server.http.streaming import ReplyEncoder, send_whole, stream_events
+from octavo.server.openai.logprobs import TokenNames
+from octavo.server.openai.protocol.common import Refusals, SamplingFields, WireModel, ignored_fields, refuse_unsupported
+from octavo.server.state import ServerState
+
+MAX_IGNORED_NAMES = 16
+IGNORED_FIELDS = b"x-octavo-ignored-fields"
+
+M = TypeVar("M", bound=WireModel)
+_UNSAFE_IN_HEADER = re.compile(r"[^A-Za-z0-9_.-]")
+
+
+class Serving:
+    """Base of the handlers. Holds no state of requests."""
+
+    def __init__(self, state: ServerState) -> None:
+        self.state = state
+
+    async def read(self, exchange: Exchange, model: type[M], refusals: Refusals) -> tuple[dict[str, Any], M]:
+        """The body as decoded and as validated. Names of ignored fields go into the reply's headers."""
+        body = await exchange.read_json()
+        request = validate_body(model, body)
+        refuse_unsupported(body, refusals)
+        if ignored := ignored_fields(body, model, refusals):
+            if self.state.config.strict_requests:
+                name = clip(ignored[0], 64)
+                hint = nearest(name, model.model_fields)
+                raise InvalidRequest(f"There is no field `{name}`{hint}", name)
+            self.note_ignored(exchange, ignored)
+        return body, request
+
+    def note_ignored(self, exchange: Exchange, names: Sequence[str]) -> None:
+        """Add names of ignored fields to the reply's header, behind those already there."""
+        text = ", ".join(_UNSAFE_IN_HEADER.sub("?", name[:64]) for name in names[:MAX_IGNORED_NAMES]).encode()
+        for i, (header, before) in enumerate(exchange.extra_headers):
+            if header == IGNORED_FIELDS:
+                exchange.extra_headers[i] = (header, before + b", " + text)
+                return
+        exchange.extra_headers.append((IGNORED_FIELDS, text))
+
+    def names(self, model: ServedModel, request: SamplingFields) -> TokenNames:
+        """How the reply names its tokens."""
+        as_ids = request.return_tokens_as_token_ids
+        return TokenNames(model.texts, self.state.config.return_tokens_as_token_ids if as_ids is None else as_ids)
+
+    def usage_events(self, request: SamplingFields) -> tuple[bool, bool]:
+        """Whether a stream ends with its usage, and whether each chunk carries it."""
+        forced = self.state.config.enable_force_include_usage
+        return forced or request.include_usage, request.continuous_usage
+
+    async def send(
+        self,
+        exchange: Exchange,
+        request: SamplingFields,
+        model: ServedModel,
+        prepared: Prepared,
+        encoder: ReplyEncoder,
+    ) -> None:
+        """Generate, and send the reply: as events, or whole."""
+        if request.stream and not prepared.is_ranked:
+            config = self.state.config
+            keep_alive = KeepAlive(exchange, config.sse_keep_alive_interval)
+            interval = request.stream_interval or config.stream_interval
+            async with aclosing(model.generate(prepared, interval)) as news:
+                await stream_events(exchange, news, encoder, keep_alive)
+            return
+        whole = encoder.whole(*await model.whole(prepared))
+        await send_whole(exchange, whole, bool(request.stream))
+
+
+def reply_id(prefix: str, exchange: Exchange, request: SamplingFields) -> str:
+    """The reply's id ends in the request's: that of the `X-Request-Id` header, else the body's, else a new one.
+
+    What the body says becomes the reply's header too.
+    """
+    if request.request_id is not None and not exchange.scope["octavo.request_id_given"]:
+        exchange.scope["octavo.request_id"] = request.request_id
+    return f"{prefix}-{exchange.scope['octavo.request_id']}"

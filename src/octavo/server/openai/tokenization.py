@@ -1,0 +1,60 @@
+"""POST /tokenize and /detokenize. Neither needs the engine: they answer while it is down or drains."""
+
+from __future__ import annotations
+
+from msgspec import UNSET
+
+from octavo.base.errors import InvalidRequest
+from octavo.served.model import ServedModel
+from octavo.served.turn import Completion
+from octavo.server.http.exchange import Exchange
+from octavo.server.openai.conversation import conversation_of, note_unheard
+from octavo.server.openai.protocol.conversation import check_prompt_options
+from octavo.server.openai.protocol.tokenize import (
+    DetokenizeReply,
+    DetokenizeRequest,
+    TokenizeReply,
+    TokenizeRequest,
+)
+from octavo.server.openai.serving import Serving
+
+
+class TokenizeHandler:
+    def __init__(self, serving: Serving) -> None:
+        self._serving = serving
+
+    async def __call__(self, exchange: Exchange) -> None:
+        serving = self._serving
+        body, request = await serving.read(exchange, TokenizeRequest, {})
+        check_prompt_options(body)
+        model = serving.state.models.resolve(request.model).model
+        note_unheard(serving, model, exchange, request)
+        ids = await self._ids(request, model)
+        strings = [model.texts[i][0] for i in ids] if request.return_token_strs else UNSET
+        await exchange.send_json(TokenizeReply(len(ids), model.info.max_model_len, ids, strings))
+
+    async def _ids(self, request: TokenizeRequest, model: ServedModel) -> list[int]:
+        if (request.prompt is None) == (request.messages is None):
+            raise InvalidRequest("Either `prompt` or `messages` should be given.", "prompt")
+        if request.messages is not None:
+            conversation = conversation_of(request, request.messages, self._serving.state.config)
+            [prompt] = await model.prompts.made([conversation], "messages")
+            return prompt.ids
+        special = request.add_special_tokens is not False
+        if not request.prompt:
+            return model.renderer.render_text("", special)
+        [prompt] = await model.prompts.made([Completion(prompt=request.prompt, add_special_tokens=special)], "prompt")
+        return prompt.ids
+
+
+class DetokenizeHandler:
+    def __init__(self, serving: Serving) -> None:
+        self._serving = serving
+
+    async def __call__(self, exchange: Exchange) -> None:
+        _, request = await self._serving.read(exchange, DetokenizeRequest, {})
+        model = self._serving.state.models.resolve(request.model).model
+        if request.tokens and not 0 <= min(request.tokens) <= max(request.tokens) < model.info.vocab_size:
+            raise InvalidRequest(f"Token ids should lie in 0..{model.info.vocab_size - 1}.", "tokens")
+        text = model.tokenizer.decode(request.tokens, skip_special_tokens=False)
+        await exchange.send_json(DetokenizeReply(text))

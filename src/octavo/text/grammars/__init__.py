@@ -1,0 +1,1 @@
+"""From what a request asks of its output to a grammar, proven to compile."""

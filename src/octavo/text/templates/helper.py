@@ -1,0 +1,62 @@
+"""Tries out and renders chat templates, in a process of its own: `python -m octavo.text.templates.helper`.
+
+Templates are programs of strangers. Their loops and their output are bounded from within (`template_sandbox`), but one
+call into the interpreter, such as `tojson` of a list that holds itself many times over, cannot be interrupted. Whoever
+started this process may kill it at any moment; nothing is lost but the rendering in hand.
+
+Frames on stdin and stdout (`frames`). In: {source, special_tokens, seconds} to try a template out, and with messages,
+content_format and options to render them. Out: {text}; {refused, param}, the caller's or the template's own error; or
+{broken}, no template.
+"""
+
+from __future__ import annotations
+
+import resource
+import signal
+from typing import Any, Final
+
+from octavo.base.errors import InvalidRequest
+from octavo.base.frames import serve_frames
+from octavo.text.templates.chat_template import ChatTemplate, TemplateSyntaxError
+from octavo.text.templates.conversation import render_conversation
+
+MAX_ADDRESS_SPACE: Final = 1 << 30
+
+
+def handle(request: dict[str, Any]) -> dict[str, Any]:
+    try:
+        template = ChatTemplate(request["source"], request["special_tokens"])
+        if "messages" not in request:
+            template.check()
+            return {"text": ""}
+        text = render_conversation(template, request["messages"], request["content_format"], **request["options"])
+        return {"text": text}
+    except TemplateSyntaxError as error:
+        return {"broken": str(error)}
+    except InvalidRequest as error:
+        return {"refused": error.message, "param": error.param}
+    except (MemoryError, RecursionError) as error:
+        return {"refused": f"The chat template failed: {type(error).__name__}", "param": "chat_template"}
+
+
+def main() -> None:
+    # A terminal sends INT to the whole group; this process ends when its input does.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_AS, (MAX_ADDRESS_SPACE, MAX_ADDRESS_SPACE))
+    # Rendering starts nothing and writes no file.
+    for kind in (resource.RLIMIT_CORE, resource.RLIMIT_FSIZE, resource.RLIMIT_NPROC):
+        resource.setrlimit(kind, (0, 0))
+    serve_frames(_handle_in_time)
+
+
+def _handle_in_time(request: dict[str, Any]) -> dict[str, Any]:
+    # If nobody is left to kill it, the kernel does, in the middle of any call.
+    signal.setitimer(signal.ITIMER_REAL, request["seconds"] + 1)
+    reply = handle(request)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    return reply
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,205 @@
+"""Every struct that crosses the border between the API process and the engine process.
+
+The border is one socket pair: frames of msgpack, each a member of `ToEngine` or of `FromEngine`. Structs are
+array-like (no field names on the wire) and tagged. Strings of the user's never cross, but for the cache salt.
+Internal request ids are integers that the client counts up; ids chosen by a caller are never keys.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from octavo.base.params import SamplingParams
+
+
+class Message(msgspec.Struct, array_like=True, tag=True, frozen=True, gc=False):
+    """Base of all messages."""
+
+
+# ---------------------------------------------------------------- API process -> engine process
+class MediaSpan(Message, frozen=True, gc=False):
+    """Tokens of a prompt that stand for something else: an image, a sound. `length` of them, from index `start` on.
+
+    Their ids do not say what that is, but `digest` does: equal digests of one kind mean equal content, prepared in
+    the same way. `kind` is a name such as "image".
+    """
+
+    start: int
+    length: int
+    digest: bytes
+    kind: str
+
+
+class AddRequest(Message, frozen=True, gc=False):
+    """Generate one sequence. n samples are n of these with `sample_index` 0..n-1.
+
+    `spans` and `adapter` say what keys and values depend on beside the token ids: blocks are shared between requests
+    where these are equal too.
+    """
+
+    request_id: int
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    eos_token_ids: tuple[int, ...] = ()
+    sample_index: int = 0
+    priority: int = 0
+    cache_salt: str = ""
+    arrival_time: float = 0.0  # time.monotonic(), one clock for both processes on Linux and macOS
+    spans: tuple[MediaSpan, ...] = ()  # within the prompt, in order, apart from each other
+    adapter: str = ""  # the weights that it runs with beside the model's own; "": none
+
+
+class Vocabulary(Message, frozen=True, gc=False):
+    """The tokens as bytes, which grammars are compiled against. Sent once, before the first request with a grammar."""
+
+    tokens: list[bytes]  # by id; b"" for an id without text
+    special_ids: list[int]
+    eos_token_ids: list[int]  # at least one
+
+
+class Abort(Message, frozen=True, gc=False):
+    """End these requests now. Unknown and finished ids are ignored."""
+
+    request_ids: list[int]
+
+
+class Call(Message, frozen=True, gc=False):
+    """Run one of the engine's allowed methods (`EngineCore.CALLS`) between two steps."""
+
+    call_id: int
+    method: str
+    args: tuple[Any, ...] = ()
+
+
+class Shutdown(Message, frozen=True, gc=False):
+    """Stop the engine process. Requests still in flight are aborted."""
+
+
+ToEngine = AddRequest | Vocabulary | Abort | Call | Shutdown
+
+
+# ---------------------------------------------------------------- engine process -> API process
+class EngineInfo(Message, frozen=True, gc=False):
+    """What only the engine knows, sent once when it can serve."""
+
+    model_type: str
+    vocab_size: int  # width of the logits
+    max_model_len: int
+    num_kv_blocks: int
+    block_size: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_num_prefill_tokens: int
+    max_request_tokens: int  # the longest sequence (prompt and output) that fits an empty KV cache
+    kv_cache_bytes: int
+    weight_bytes: int
+    num_params: int
+    dtype: str
+    kv_cache_dtype: str
+    quantization: str  # "none" or a summary such as "Q4_1 x210, Q8_0 x1"
+    device: str  # e.g. "cpu, avx512_vnni, 2 threads"
+    ops: dict[str, str]  # op -> implementation
+    load_seconds: dict[str, float]  # import, weights, kv, warmup ...
+    eos_token_ids: tuple[int, ...] = ()
+    #: Of each group of layers with a block table of its own: how far it sees; 0: all keys. A block is of one group.
+    kv_group_windows: tuple[int, ...] = (0,)
+    caches_output: bool = True  # blocks of generated tokens may serve other requests: they are what a prompt's would be
+    num_swap_blocks: int = 0  # KV blocks of preempted requests that fit the host's memory
+    plans_ahead: bool = False  # the device computes beside the host: a step is planned before the last is answered
+    # Sums and products: what a token costs, for benchmarks.
+    layer_ops_per_token: int = 0  # of the layers' matrices
+    output_ops_per_token: int = 0  # of the output matrix, if the token is followed by a sampled one
+    attention_ops_per_key: int = 0  # of all layers, for each key that the token looks at
+
+
+class StartupFailed(Message, frozen=True, gc=False):
+    """The engine could not start. `error` is the name of a `StartupError` class."""
+
+    error: str
+    message: str
+
+
+class Phase(Message, frozen=True, gc=False):
+    """What the engine does while it starts, for the log: ("weights", "32 of 272 tensors")."""
+
+    name: str
+    detail: str = ""
+
+
+class TokenLogprobs(Message, frozen=True, gc=False):
+    """Log probabilities of one token: the token's own, its rank (1 = most likely), and the top k."""
+
+    logprob: float
+    rank: int
+    top_ids: list[int]
+    top_logprobs: list[float]
+
+
+class RequestOutput(Message, frozen=True, gc=False):
+    """What one step produced for one request. `finish_reason` None: it goes on.
+
+    finish_reason: "stop" (EOS, or a stop token id whose id is then `stop_reason`), "length", "abort", "error".
+    The token that stopped the request is included in `new_token_ids`.
+    """
+
+    request_id: int
+    new_token_ids: list[int]
+    finish_reason: str | None = None
+    stop_reason: int | None = None
+    logprobs: list[TokenLogprobs] | None = None
+    num_cached_tokens: int = 0  # prompt tokens found in the prefix cache; set with the first output
+    error: str | None = None
+    scheduled_time: float = 0.0  # time.monotonic() when first scheduled; set with the first output
+    # Of the prompt's tokens that this step scored, in order; all of them, from the second on, come with or before the
+    # first new token. An output may hold nothing else.
+    prompt_logprobs: list[TokenLogprobs] | None = None
+    is_complete: bool = False  # it stopped because its grammar is at the end: the last token is text, not a stop token
+
+
+class SchedulerStats(Message, frozen=True, gc=False):
+    """Gauges and running totals of the engine, for /metrics and the log."""
+
+    num_running: int
+    num_waiting: int
+    kv_blocks_used: int
+    kv_blocks_total: int
+    num_preemptions: int  # totals since start
+    prefix_cache_queries: int  # tokens
+    prefix_cache_hits: int  # tokens
+    num_steps: int
+    num_prompt_tokens: int
+    num_generation_tokens: int
+    step_tokens: int = 0  # tokens of the last step
+    num_swapped: int = 0  # requests whose KV blocks the host keeps
+    swap_blocks_used: int = 0
+    swap_blocks_total: int = 0
+
+
+class EngineCoreOutputs(Message, frozen=True, gc=False):
+    """What a step produced, for all requests; several frames of one step when there are very many logprobs."""
+
+    outputs: list[RequestOutput]
+    stats: SchedulerStats
+    timestamp: float = 0.0  # time.monotonic() when the step ended
+
+
+class CallResult(Message, frozen=True, gc=False):
+    call_id: int
+    result: Any = None
+    error: str | None = None
+
+
+class Heartbeat(Message, frozen=True, gc=False):
+    """Sent by a thread of its own every `HEARTBEAT_INTERVAL` seconds, during long steps too."""
+
+    num_steps: int
+    step_seconds: float  # how long the step in progress has been running; 0.0 when idle
+    has_work: bool
+
+
+FromEngine = EngineInfo | StartupFailed | Phase | EngineCoreOutputs | CallResult | Heartbeat
+
+#: Seconds between two heartbeats.
+HEARTBEAT_INTERVAL = 0.25

@@ -1,0 +1,1 @@
+"""What tests share: fakes, servers in processes, corpora, walkers."""
