@@ -187,7 +187,8 @@ def test_the_process_that_compiles_grammars_ends_with_close(model: Path) -> None
 
 def test_a_script_that_closes_nothing_leaves_no_process_that_compiles(model: Path) -> None:
     script = (
-        "import sys; from octavo.launch import engine_process; from octavo import LLM, SamplingParams, StructuredOutputsParams\n"
+        "import sys; from octavo.launch import engine_process\n"
+        "from octavo import LLM, SamplingParams, StructuredOutputsParams\n"
         f"engine_process.ENGINE_COMMAND = (sys.executable, {str(TESTS / 'support' / 'fake_engine.py')!r})\n"
         f"llm = LLM({str(model)!r})\n"
         "wants = StructuredOutputsParams(regex=r'[\\s\\S]*')\n"
