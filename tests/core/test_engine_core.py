@@ -24,12 +24,12 @@ from octavo.wire.messages import (
     AddRequest,
     Call,
     CallResult,
+    EngineCoreOutput,
     EngineCoreOutputs,
     EngineInfo,
     FromEngine,
     Heartbeat,
     Phase,
-    RequestOutput,
     Shutdown,
     StartupFailed,
     ToEngine,
@@ -49,7 +49,7 @@ class Engine:
         self.connection = BlockingConnection(theirs)
         self.core = EngineCore(EngineConfig(), self.executor.info, self.executor, self.connection)
         self.failure: BaseException | None = None
-        self.outputs: dict[int, list[RequestOutput]] = {}
+        self.outputs: dict[int, list[EngineCoreOutput]] = {}
         self.connection.start(ToEngine)
         self.thread = threading.Thread(target=self._run, daemon=True)
 
@@ -323,8 +323,8 @@ def test_a_model_that_cannot_be_loaded_is_announced_with_its_error() -> None:
 def test_very_many_log_probabilities_are_cut_into_frames_and_none_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_core, "MAX_FRAME_SCORES", 10)
     entry = TokenLogprobs(-1.0, 1, [1, 2, 3], [-1.0, -2.0, -3.0])
-    plain, scored = RequestOutput(1, [5]), RequestOutput(2, [5], logprobs=[entry])
-    whole = RequestOutput(3, [], prompt_logprobs=[entry] * 9)
+    plain, scored = EngineCoreOutput(1, [5]), EngineCoreOutput(2, [5], logprobs=[entry])
+    whole = EngineCoreOutput(3, [], prompt_logprobs=[entry] * 9)
     outputs = [plain, scored, scored, plain, whole, scored, whole]
     frames = list(engine_core.frames_of(outputs))
     assert [output for frame in frames for output in frame] == outputs

@@ -16,7 +16,7 @@ from octavo.base.config import CacheConfig, EngineConfig, SchedulerConfig
 from octavo.base.params import SamplingParams
 from octavo.core.blocks import kv_cache_manager
 from octavo.core.scheduler.scheduler import Scheduler
-from octavo.wire.messages import AddRequest, RequestOutput, TokenLogprobs
+from octavo.wire.messages import AddRequest, EngineCoreOutput, TokenLogprobs
 from octavo.wire.step import ModelRunnerOutput, SchedulerOutput
 
 CONTEXT = 40
@@ -98,7 +98,7 @@ class Laws(RuleBasedStateMachine):
         self.guided: dict[int, bool] = {}
         self.tokens: dict[int, list[int]] = {}
         self.scores: dict[int, list[TokenLogprobs]] = {}
-        self.ends: dict[int, RequestOutput] = {}
+        self.ends: dict[int, EngineCoreOutput] = {}
 
     @rule(
         target=ids,
@@ -246,7 +246,7 @@ class Laws(RuleBasedStateMachine):
             count > 1 and not result.sampled_token_ids.get(slot) for slot, count in plan.num_scheduled_tokens.items()
         )
 
-    def take(self, outputs: list[RequestOutput]) -> None:
+    def take(self, outputs: list[EngineCoreOutput]) -> None:
         for output in outputs:
             request_id = output.request_id
             assert request_id not in self.ends  # I19: one end, nothing after it
@@ -273,7 +273,7 @@ class Laws(RuleBasedStateMachine):
             self.check_output(message, self.tokens[request_id], self.ends[request_id])
         invariants.check_idle(self.scheduler)
 
-    def check_output(self, message: AddRequest, tokens: list[int], end: RequestOutput) -> None:
+    def check_output(self, message: AddRequest, tokens: list[int], end: EngineCoreOutput) -> None:
         """I12: the output is that of the request alone, or where it was cut short a beginning of it."""
         if message.request_id not in self.seeds:
             assert tokens == []

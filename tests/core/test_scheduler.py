@@ -11,7 +11,7 @@ from octavo.base.params import SamplingParams
 from octavo.core.blocks.block_pool import PrefixNode
 from octavo.core.request import sampling_seed_of
 from octavo.core.scheduler.scheduler import Scheduler
-from octavo.wire.messages import AddRequest, EngineInfo, RequestOutput, TokenLogprobs
+from octavo.wire.messages import AddRequest, EngineCoreOutput, EngineInfo, TokenLogprobs
 from octavo.wire.step import ModelRunnerOutput, SchedulerOutput
 
 
@@ -25,11 +25,11 @@ class World:
         self.info: EngineInfo = info(**changes)
         self.scheduler = Scheduler(self.config, self.info)
         self.executor = FakeExecutor(self.info)
-        self.outputs: dict[int, list[RequestOutput]] = {}
+        self.outputs: dict[int, list[EngineCoreOutput]] = {}
         self.messages: dict[int, AddRequest] = {}
 
     def add(self, request_id: int, prompt: list[int], *, sample_index: int = 0, priority: int = 0, salt: str = "",
-            eos: tuple[int, ...] = (), **params: object) -> RequestOutput | None:  # fmt: skip
+            eos: tuple[int, ...] = (), **params: object) -> EngineCoreOutput | None:  # fmt: skip
         params.setdefault("max_tokens", 4)
         message = AddRequest(request_id, prompt, SamplingParams(**params), eos, sample_index, priority, salt)  # type: ignore[arg-type]
         self.messages[request_id] = message

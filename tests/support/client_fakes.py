@@ -21,9 +21,9 @@ from octavo.text.tokenizers.tokenizer import Tokenizer
 from octavo.wire.messages import (
     Abort,
     AddRequest,
+    EngineCoreOutput,
     EngineCoreOutputs,
     EngineInfo,
-    RequestOutput,
     SchedulerStats,
     TokenLogprobs,
 )
@@ -130,7 +130,7 @@ class Engine:
         self.connection.put(None)
         await self.client.close()
 
-    async def step(self, *outputs: RequestOutput) -> None:
+    async def step(self, *outputs: EngineCoreOutput) -> None:
         """One step of the engine, taken in by the client."""
         self.connection.put(EngineCoreOutputs(list(outputs), STATS))
         await settle()
@@ -146,9 +146,9 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-def out(request_id: int, text: str | list[int], reason: str | None = None, **changes: Any) -> RequestOutput:
+def out(request_id: int, text: str | list[int], reason: str | None = None, **changes: Any) -> EngineCoreOutput:
     ids = list(text.encode()) if isinstance(text, str) else text
-    return RequestOutput(request_id, ids, reason, **changes)
+    return EngineCoreOutput(request_id, ids, reason, **changes)
 
 
 def logprob(value: float) -> TokenLogprobs:

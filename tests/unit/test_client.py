@@ -21,7 +21,7 @@ from octavo.base.errors import (
 from octavo.base.params import GenerateRequest
 from octavo.client.generation import fold
 from octavo.client.observer import FinishedSample, NoObserver
-from octavo.wire.messages import Call, CallResult, EngineCoreOutputs, Heartbeat, RequestOutput, Shutdown
+from octavo.wire.messages import Call, CallResult, EngineCoreOutput, EngineCoreOutputs, Heartbeat, Shutdown
 from octavo.wire.transport import TransportError
 from support.client_fakes import EOS, STATS, Engine, FakeProcess, logprob, out, request, run, settle
 
@@ -392,7 +392,7 @@ def test_the_observer_sees_each_sample_end_once() -> None:
             await settle()
             stream = engine.client.generate(request())
             failed = engine.client.generate(request())
-            await engine.step(out(2, "ab", scheduled_time=4.0), RequestOutput(3, [], "error", error="x"))
+            await engine.step(out(2, "ab", scheduled_time=4.0), EngineCoreOutput(3, [], "error", error="x"))
             await engine.step(out(2, "c", "length"))
             await stream.aclose()
             await failed.aclose()

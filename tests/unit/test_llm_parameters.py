@@ -21,7 +21,7 @@ from octavo import LLM, BeamParams, GuidedDecodingParams, SamplingParams, Struct
 from octavo.base.errors import InvalidRequest, RequestError, ServerError
 from octavo.launch import engine_process
 from octavo.served.checks import checked_params
-from octavo.served.turn import Completion, Turn
+from octavo.served.turn import Continuation, Turn
 from octavo.text.grammars.checker import GrammarChecker
 from octavo.text.grammars.grammar import GrammarLimits, spec_of
 from support.client_fakes import TOKENIZER
@@ -58,7 +58,7 @@ def llm(model: Path) -> Iterator[LLM]:
 
 def checked(llm: LLM, params: SamplingParams) -> SamplingParams:
     """What a call with these parameters asks of the engine."""
-    turn = Turn(request_id="one", prompts=[Completion(prompt="a")], sampling=llm._settled(params, None))
+    turn = Turn(request_id="one", prompts=[Continuation(prompt="a")], sampling=llm._settled(params, None))
     return checked_params(llm._model, turn)
 
 

@@ -11,7 +11,6 @@
     +-- ServerError (500)
     |   +-- EngineDead (503)
     |   +-- ShuttingDown (503)          Retry-After
-    |   +-- RequestTimeout (504)
     |   +-- Aborted (410)               by an administrator
     +-- StartupError                    exit code 1, one message, no traceback
         +-- InvalidConfig               exit code 2
@@ -109,12 +108,6 @@ class ShuttingDown(ServerError):
     type = "ServiceUnavailableError"
     code = "shutting_down"
     retry_after: ClassVar[int] = 5
-
-
-class RequestTimeout(ServerError):
-    status = 504
-    type = "TimeoutError"
-    code = "timeout"
 
 
 class Aborted(ServerError):

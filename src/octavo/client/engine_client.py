@@ -35,11 +35,11 @@ from octavo.wire.messages import (
     Abort,
     AddRequest,
     CallResult,
+    EngineCoreOutput,
     EngineCoreOutputs,
     EngineInfo,
     FromEngine,
     Heartbeat,
-    RequestOutput,
     SchedulerStats,
     Shutdown,
 )
@@ -408,7 +408,7 @@ class EngineClient:
     def _end_round(self, start: float) -> None:
         self._earliest_round = start + min(MOST_WAIT, ROUND_SPACING * (time.monotonic() - start))
 
-    def _note_times(self, sample: SampleState, output: RequestOutput, now: float) -> bool:
+    def _note_times(self, sample: SampleState, output: EngineCoreOutput, now: float) -> bool:
         """Whether these are the sample's first tokens."""
         if not output.new_token_ids:
             return False

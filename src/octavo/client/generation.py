@@ -16,7 +16,7 @@ from typing import Protocol
 
 from octavo.base.params import GenerateRequest
 from octavo.client.observer import FinishedSample
-from octavo.wire.messages import RequestOutput, TokenLogprobs
+from octavo.wire.messages import EngineCoreOutput, TokenLogprobs
 
 
 @dataclass(slots=True)
@@ -103,7 +103,7 @@ class Detokenizer(Protocol):
     def finish(self) -> str: ...
 
 
-class Matcher(Protocol):
+class StopSearch(Protocol):
     """`text.stop.StopMatcher`."""
 
     def push(self, text: str) -> tuple[str, str | None]: ...
@@ -141,7 +141,7 @@ class SampleState:
     )
 
     def __init__(
-        self, request: RequestState, request_id: int, index: int, detokenizer: Detokenizer, matcher: Matcher | None
+        self, request: RequestState, request_id: int, index: int, detokenizer: Detokenizer, matcher: StopSearch | None
     ) -> None:
         params = request.request.params
         self.request = request
@@ -163,7 +163,7 @@ class SampleState:
         self.undecoded: list[int] = []  # of a sample without stop strings; decoded when taken
         self.logprobs: list[TokenLogprobs] | None = [] if params.logprobs is not None else None
 
-    def accept(self, output: RequestOutput) -> None:
+    def accept(self, output: EngineCoreOutput) -> None:
         """Add one step's tokens. Sets `finish_reason` when the engine, or a stop string, ends the sample."""
         ids, reason = output.new_token_ids, output.finish_reason
         # The text of the token that stopped the request is not part of the answer.
@@ -197,7 +197,7 @@ class SampleState:
             now,
         )
 
-    def _match(self, matcher: Matcher, shown: list[int], is_last: bool) -> int:
+    def _match(self, matcher: StopSearch, shown: list[int], is_last: bool) -> int:
         """Decode token by token up to the first stop string. Returns how many of `shown` were used.
 
         The first `min_tokens` tokens are not searched, and a match lies wholly in the text after them.
@@ -212,7 +212,7 @@ class SampleState:
             self.text += matcher.finish()
         return len(shown)
 
-    def _search(self, matcher: Matcher, text: str) -> bool:
+    def _search(self, matcher: StopSearch, text: str) -> bool:
         emit, matched = matcher.push(text)
         self.text += emit
         if matched is None:

@@ -24,10 +24,10 @@ from octavo.wire.messages import (
     AddRequest,
     Call,
     CallResult,
+    EngineCoreOutput,
     EngineCoreOutputs,
     EngineInfo,
     Heartbeat,
-    RequestOutput,
     SchedulerStats,
     Shutdown,
     Vocabulary,
@@ -37,7 +37,7 @@ from octavo.wire.step import SchedulerOutput
 logger = logging.getLogger("octavo.core")
 
 
-class Connection(Protocol):
+class EngineConnection(Protocol):
     """What the loop needs of `transport.BlockingConnection`: None in the inbox means that the peer is gone."""
 
     @property
@@ -50,7 +50,7 @@ class Connection(Protocol):
 MAX_FRAME_SCORES = 1_000_000
 
 
-def frames_of(outputs: list[RequestOutput]) -> Iterator[list[RequestOutput]]:
+def frames_of(outputs: list[EngineCoreOutput]) -> Iterator[list[EngineCoreOutput]]:
     """The outputs of a step, nearly always in one piece."""
     start = num_scores = 0
     for end, output in enumerate(outputs, 1):
@@ -72,7 +72,7 @@ class EngineCore:
         config: EngineConfig,
         info: EngineInfo,
         executor: Executor,
-        connection: Connection,
+        connection: EngineConnection,
         compiler: Compiler | None = None,
         drafter: Drafter | None = None,
     ) -> None:
@@ -85,7 +85,7 @@ class EngineCore:
         self._num_ahead = 1 if info.plans_ahead else 0  # steps that may be under way when an answer is taken in
         # Submitted and not collected, oldest first: the plan, the worker's step, and slots whose mask failed.
         self._in_flight: deque[tuple[SchedulerOutput, Any, dict[int, str]]] = deque()
-        self._outputs: list[RequestOutput] = []  # to be sent with the next frame
+        self._outputs: list[EngineCoreOutput] = []  # to be sent with the next frame
         self._num_pending_told = 0  # requests waiting for their grammar, as of the last frame
         self._num_steps = 0
         self._step_started = 0.0  # time.monotonic(), 0.0 between steps; read by the heartbeat thread
@@ -209,7 +209,7 @@ class EngineCore:
         if message is None:  # aborted meanwhile
             return
         if ready.error is not None:
-            self._outputs.append(RequestOutput(ready.request_id, [], "error", error=ready.error))
+            self._outputs.append(EngineCoreOutput(ready.request_id, [], "error", error=ready.error))
         else:
             self._add(message, ready.matcher)
 
@@ -219,7 +219,7 @@ class EngineCore:
             output = self.scheduler.add(message, matcher)
         except Exception as exc:  # one request must not end the others
             logger.exception("Request %d could not be added.", message.request_id)
-            output = RequestOutput(message.request_id, [], "error", error=f"Internal error: {type(exc).__name__}.")
+            output = EngineCoreOutput(message.request_id, [], "error", error=f"Internal error: {type(exc).__name__}.")
         if output is not None:
             self._outputs.append(output)
 

@@ -29,7 +29,7 @@ from octavo.client.generation import FinalOutput, fold
 from octavo.launch.engine_thread import EngineThread
 from octavo.offline.outputs import CompletionOutput, Logprob, RequestOutput, request_output
 from octavo.served.model import Prepared, ServedModel
-from octavo.served.turn import Completion, Conversation, Turn
+from octavo.served.turn import Continuation, Conversation, Turn
 from octavo.text.grammars.grammar import spec_of_params
 from octavo.text.tokenizers.tokenizer import Tokenizer
 from octavo.wire.messages import EngineInfo
@@ -217,7 +217,7 @@ class LLM:
 class _Given:
     """A prompt as the program gave it. `shown`: a text that goes with token ids."""
 
-    prompt: Conversation | Completion
+    prompt: Conversation | Continuation
     param: str
     shown: str | None = None
 
@@ -231,9 +231,9 @@ def _prompt(item: Any, place: int) -> _Given:
         text = item.get("prompt") if isinstance(item.get("prompt"), str) else None
         item = item.get("prompt_token_ids") or item.get("prompt", "")
     if isinstance(item, str):
-        return _Given(Completion(prompt=item), f"prompts.{place}")
+        return _Given(Continuation(prompt=item), f"prompts.{place}")
     if isinstance(item, Sequence) and all(type(i) is int for i in item):
-        return _Given(Completion(prompt=list(item)), f"prompts.{place}", text)
+        return _Given(Continuation(prompt=list(item)), f"prompts.{place}", text)
     raise InvalidRequest("A prompt is a text, a list of token ids, or a dictionary with one.", f"prompts.{place}")
 
 

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 AUTO = "auto"
 
 
-class Vocabulary(Protocol):
+class FormatVocabulary(Protocol):
     """`text.tokenizer.Tokenizer`."""
 
     @property
@@ -42,7 +42,7 @@ def check_formats(config: ServerConfig) -> None:
 
 
 def output_settings(
-    config: ServerConfig, tokenizer: Vocabulary, templates: Mapping[str, str], eos_token_ids: Collection[int]
+    config: ServerConfig, tokenizer: FormatVocabulary, templates: Mapping[str, str], eos_token_ids: Collection[int]
 ) -> OutputSettings:
     """`templates`: name -> source of the chat templates that requests are rendered with. Raises `StartupError`.
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from octavo.base.config import ServerConfig
 from octavo.base.errors import ContextLengthExceeded, InvalidRequest, Overloaded
 from octavo.served.parts import Renderer
-from octavo.served.turn import Completion, Conversation
+from octavo.served.turn import Continuation, Conversation
 from octavo.wire.messages import EngineInfo
 
 #: Prompts of more characters than this are tokenized in a thread, so that the streams go on meanwhile.
@@ -55,13 +55,13 @@ class PromptMaker:
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._template_thread.shutdown(wait=False, cancel_futures=True)
 
-    async def made(self, wanted: Sequence[Conversation | Completion], param: str) -> list[Prompt]:
+    async def made(self, wanted: Sequence[Conversation | Continuation], param: str) -> list[Prompt]:
         """All prompts of a turn, in order; each is named `param`, with its number where there are several.
 
         Raises `InvalidRequest`, `ContextLengthExceeded`, or `Overloaded`.
         """
         # A thousand short ones hold up the streams as a long one does.
-        total = sum(_num_chars(item.prompt) for item in wanted if isinstance(item, Completion))
+        total = sum(_num_chars(item.prompt) for item in wanted if isinstance(item, Continuation))
         made = []
         for place, item in enumerate(wanted):
             name = f"{param}.{place}" if len(wanted) > 1 else param
@@ -102,7 +102,7 @@ class PromptMaker:
                 "chat_template",
             )
 
-    async def _of_completion(self, item: Completion, param: str, total: int) -> Prompt:
+    async def _of_completion(self, item: Continuation, param: str, total: int) -> Prompt:
         prompt = item.prompt
         text = prompt if isinstance(prompt, str) else None
         if not isinstance(prompt, str):
@@ -119,7 +119,7 @@ class PromptMaker:
         )
         return Prompt(ids, text, param)
 
-    async def _infilled(self, item: Completion, param: str, total: int) -> tuple[list[int], tuple[int, ...]]:
+    async def _infilled(self, item: Continuation, param: str, total: int) -> tuple[list[int], tuple[int, ...]]:
         """A prompt for what stands between two texts, and the tokens that end it."""
         suffix = item.suffix or ""
 

@@ -29,7 +29,7 @@ class Conversation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Completion:
+class Continuation:
     """A text or token ids to be gone on with. `suffix`: what is written stands between the two."""
 
     prompt: str | list[int]
@@ -74,7 +74,7 @@ class Turn:
     """
 
     request_id: str
-    prompts: Sequence[Conversation | Completion]
+    prompts: Sequence[Conversation | Continuation]
     sampling: Mapping[str, Any] | SamplingParams
     prompt_param: str = "prompt"  # the field that holds the prompt; several have a number behind it
     default_max_tokens: int | None = None  # where the caller does not bound the reply; None: the model's default

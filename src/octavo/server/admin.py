@@ -45,7 +45,7 @@ class AdminHandlers:
     async def abort(self, exchange: Exchange) -> None:
         request = validate_body(AbortRequest, await exchange.read_json())
         wanted = request.wanted()
-        matches = (lambda external_id: True) if wanted is None else _Matcher(wanted)
+        matches = (lambda external_id: True) if wanted is None else _IdMatch(wanted)
         count = sum(model.engine.abort(matches) for model in self._state.models.all)
         logger.info("%d requests were ended, as an administrator asked", count)
         await exchange.send_json(AbortReply(count))
@@ -66,7 +66,7 @@ def _for_admins(handler: Handler) -> Handler:
     return checked
 
 
-class _Matcher:
+class _IdMatch:
     """Which public ids the given ones mean: a reply's `id`, or the request's id that it was made of."""
 
     def __init__(self, wanted: frozenset[str]) -> None:

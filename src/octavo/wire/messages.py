@@ -137,7 +137,7 @@ class TokenLogprobs(Message, frozen=True, gc=False):
     top_logprobs: list[float]
 
 
-class RequestOutput(Message, frozen=True, gc=False):
+class EngineCoreOutput(Message, frozen=True, gc=False):
     """What one step produced for one request. `finish_reason` None: it goes on.
 
     finish_reason: "stop" (EOS, or a stop token id whose id is then `stop_reason`), "length", "abort", "error".
@@ -180,7 +180,7 @@ class SchedulerStats(Message, frozen=True, gc=False):
 class EngineCoreOutputs(Message, frozen=True, gc=False):
     """What a step produced, for all requests; several frames of one step when there are very many logprobs."""
 
-    outputs: list[RequestOutput]
+    outputs: list[EngineCoreOutput]
     stats: SchedulerStats
     timestamp: float = 0.0  # time.monotonic() when the step ended
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from octavo.base.grammar import LIMITS, STACK_BYTES, ByteVocabulary
 from octavo.core.grammar.mask_maker import MaskMaker, MaskRow
 from octavo.core.grammar.spelling import Spelling
-from octavo.wire.messages import AddRequest, RequestOutput, Vocabulary
+from octavo.wire.messages import AddRequest, EngineCoreOutput, Vocabulary
 
 if TYPE_CHECKING:
     from octavo.core.request import Request
@@ -136,11 +136,11 @@ class StructuredOutputs:
         """The request that waited for `ready`; None if it was aborted meanwhile."""
         return self._pending.pop(ready.request_id, None)
 
-    def abort(self, request_ids: Iterable[int]) -> list[RequestOutput]:
+    def abort(self, request_ids: Iterable[int]) -> list[EngineCoreOutput]:
         """End those that still wait for their grammar."""
-        return [RequestOutput(i, [], "abort") for i in request_ids if self._pending.pop(i, None) is not None]
+        return [EngineCoreOutput(i, [], "abort") for i in request_ids if self._pending.pop(i, None) is not None]
 
-    def abort_all(self) -> list[RequestOutput]:
+    def abort_all(self) -> list[EngineCoreOutput]:
         return self.abort(list(self._pending))
 
     # ------------------------------------------------------------------------------------------------ around a step

@@ -9,7 +9,7 @@ from octavo.core.drafts import Drafter
 from octavo.core.request import Request, RequestStatus
 from octavo.core.scheduler.live_requests import LiveRequests
 from octavo.core.scheduler.progress import Progress, output_of, take_tokens
-from octavo.wire.messages import RequestOutput, TokenLogprobs
+from octavo.wire.messages import EngineCoreOutput, TokenLogprobs
 from octavo.wire.step import ModelRunnerOutput
 
 
@@ -30,10 +30,10 @@ class Answers:
         self._kv = kv
         self._drafter = drafter
 
-    def take_in(self, members: list[Member], result: ModelRunnerOutput, *, jumps: bool) -> list[RequestOutput]:
+    def take_in(self, members: list[Member], result: ModelRunnerOutput, *, jumps: bool) -> list[EngineCoreOutput]:
         """Tokens are appended, full blocks enter the cache, requests end. `jumps`: tokens that a grammar dictates are
         taken without being sampled."""
-        outputs: list[RequestOutput] = []
+        outputs: list[EngineCoreOutput] = []
         sampled, logprobs, errors = result.sampled_token_ids, result.logprobs, result.errors
         scored = result.prompt_logprobs
         for request, slot, count in members:
@@ -50,7 +50,7 @@ class Answers:
                 assert start + count < len(token_ids), f"slot {slot}: all tokens were computed and none was sampled"
                 self._note_computed(request, start + count)
                 if scores:
-                    outputs.append(RequestOutput(request.request_id, [], prompt_logprobs=scores))
+                    outputs.append(EngineCoreOutput(request.request_id, [], prompt_logprobs=scores))
                 continue
             request.num_expected_tokens -= 1
             is_one = request.matcher is None and not request.draft_token_ids and tokens[0] not in request.stop_ids
@@ -60,7 +60,7 @@ class Answers:
                 request.num_computed_tokens = start + count
                 if start + count >= request.next_settle_tokens:
                     self._kv.settle(request)
-                outputs.append(RequestOutput(request.request_id, tokens))
+                outputs.append(EngineCoreOutput(request.request_id, tokens))
             else:
                 progress = self._take(request, start + count, tokens, jumps=jumps and request.can_jump)
                 outputs += self._tell(request, progress, logprobs.get(slot), scores)
@@ -91,9 +91,9 @@ class Answers:
         progress: Progress,
         logprobs: list[TokenLogprobs] | None,
         prompt_logprobs: list[TokenLogprobs] | None,
-    ) -> list[RequestOutput]:
+    ) -> list[EngineCoreOutput]:
         """One output; an error behind tokens that were right is a second."""
-        outputs: list[RequestOutput] = []
+        outputs: list[EngineCoreOutput] = []
         if progress.error is None or progress.token_ids:
             outputs.append(output_of(request, progress, logprobs, prompt_logprobs))
         if progress.error is not None:

@@ -10,7 +10,7 @@ from operator import attrgetter
 from octavo.core.blocks.kv_cache_manager import KVCacheManager
 from octavo.core.limits import Limit
 from octavo.core.request import Request, RequestStatus
-from octavo.wire.messages import RequestOutput
+from octavo.wire.messages import EngineCoreOutput
 
 logger = logging.getLogger("octavo.core")
 
@@ -55,10 +55,10 @@ class LiveRequests:
         request.status = RequestStatus.FINISHED
         del self.by_id[request.request_id]
 
-    def end(self, request: Request, reason: str, error: str | None = None) -> RequestOutput:
+    def end(self, request: Request, reason: str, error: str | None = None) -> EngineCoreOutput:
         """`finish` for another reason than its tokens; the output that says so."""
         self.finish(request, forget=reason == "error")
-        return RequestOutput(request.request_id, [], reason, error=error)
+        return EngineCoreOutput(request.request_id, [], reason, error=error)
 
     def preempt(self, request: Request) -> None:
         """Back to the queue. Its tokens stay, its blocks go: to the host, or it computes them anew, unless they are

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from octavo.core.request import Request
-from octavo.wire.messages import RequestOutput, TokenLogprobs
+from octavo.wire.messages import EngineCoreOutput, TokenLogprobs
 
 
 @dataclass(slots=True)
@@ -58,10 +58,10 @@ def output_of(
     progress: Progress,
     logprobs: list[TokenLogprobs] | None,
     prompt_logprobs: list[TokenLogprobs] | None,
-) -> RequestOutput:
+) -> EngineCoreOutput:
     """What the caller is told; `logprobs`: of the tokens that the step sampled, of which some may come too late."""
     is_first, request.first_output_sent = not request.first_output_sent, True
-    return RequestOutput(
+    return EngineCoreOutput(
         request.request_id,
         progress.token_ids,
         progress.finish_reason,

@@ -39,7 +39,7 @@ from octavo.core.scheduler.answers import Answers, Member
 from octavo.core.scheduler.live_requests import LiveRequests
 from octavo.core.scheduler.request_limits import RequestLimits
 from octavo.core.scheduler.shared_prompts import Frontier, still_waits
-from octavo.wire.messages import AddRequest, EngineInfo, RequestOutput, SchedulerStats
+from octavo.wire.messages import AddRequest, EngineCoreOutput, EngineInfo, SchedulerStats
 from octavo.wire.step import CachedRequestData, ModelRunnerOutput, NewRequestData, SchedulerOutput
 
 if TYPE_CHECKING:
@@ -67,8 +67,8 @@ class Scheduler:
     """Pure bookkeeping: no clock but for time stamps, no I/O. One caller, one thread:
 
     add, abort* , schedule -> (the worker runs) -> update or fail_step, and again. `abort` may also come between
-    schedule and update, and a second `schedule` where `can_plan_ahead`. Each request gets exactly one `RequestOutput`
-    with a finish_reason.
+    schedule and update, and a second `schedule` where `can_plan_ahead`. Each request gets exactly one
+    `EngineCoreOutput` with a finish_reason.
     """
 
     def __init__(self, config: EngineConfig, info: EngineInfo, drafter: Drafter | None = None) -> None:
@@ -118,7 +118,7 @@ class Scheduler:
     def has_work(self) -> bool:
         return bool(self.requests)
 
-    def add(self, message: AddRequest, matcher: Matcher | None = None) -> RequestOutput | None:
+    def add(self, message: AddRequest, matcher: Matcher | None = None) -> EngineCoreOutput | None:
         """Queue a request. One that could never run is refused: the output that ends it is returned.
 
         `matcher` holds the request to its grammar.
@@ -127,7 +127,7 @@ class Scheduler:
             raise ValueError(f"request id {message.request_id} is in use")
         refusal = self._request_limits.refusal(message)
         if refusal is not None:
-            return RequestOutput(message.request_id, [], "error", error=refusal)
+            return EngineCoreOutput(message.request_id, [], "error", error=refusal)
         self._num_arrivals += 1
         seed = sampling_seed_of(message, self._config_seed, self._num_arrivals)
         request = Request(
@@ -142,7 +142,7 @@ class Scheduler:
         self.live.add(request)
         return None
 
-    def abort(self, request_ids: Iterable[int]) -> list[RequestOutput]:
+    def abort(self, request_ids: Iterable[int]) -> list[EngineCoreOutput]:
         """End these requests now. Unknown and finished ids change nothing."""
         outputs = []
         for request_id in request_ids:
@@ -349,13 +349,13 @@ class Scheduler:
             step.give(request, len(draft))
 
     # ------------------------------------------------------------------------------------------ the worker's answer
-    def update(self, plan: SchedulerOutput, result: ModelRunnerOutput) -> list[RequestOutput]:
+    def update(self, plan: SchedulerOutput, result: ModelRunnerOutput) -> list[EngineCoreOutput]:
         """Take in what the oldest unanswered step produced: tokens are appended, full blocks enter the cache, requests
         end."""
         fault("update")
         return self._answers.take_in(self._unanswered.popleft(), result, jumps=self.enable_jump_forward)
 
-    def fail_step(self, plan: SchedulerOutput, message: str) -> list[RequestOutput]:
+    def fail_step(self, plan: SchedulerOutput, message: str) -> list[EngineCoreOutput]:
         """The newest planned step did not happen: its requests end with an error, the others go on."""
         # The worker may not have come as far as dropping the slots it was told to drop.
         self.live.finished_slots += plan.finished_slots

@@ -14,7 +14,7 @@ from octavo.base.params import SamplingParams
 from octavo.served.events import Content, News, PromptReply, Reply, SampleNews, Usage
 from octavo.served.model import Prepared, ServedModel
 from octavo.served.models import Lease
-from octavo.served.turn import Completion, Turn
+from octavo.served.turn import Continuation, Turn
 from octavo.server.http.exchange import Exchange
 from octavo.server.http.sse import TextEvent, event
 from octavo.server.openai.limits import beam_params, check_limits
@@ -62,7 +62,7 @@ class CompletionHandler:
         return Turn(
             request_id=request_id,
             prompts=[
-                Completion(prompt=prompt, add_special_tokens=special, suffix=request.suffix)
+                Continuation(prompt=prompt, add_special_tokens=special, suffix=request.suffix)
                 for prompt in request.prompt
             ],
             sampling=_sampling(request),

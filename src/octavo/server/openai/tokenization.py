@@ -6,7 +6,7 @@ from msgspec import UNSET
 
 from octavo.base.errors import InvalidRequest
 from octavo.served.model import ServedModel
-from octavo.served.turn import Completion
+from octavo.served.turn import Continuation
 from octavo.server.http.exchange import Exchange
 from octavo.server.openai.conversation import conversation_of, note_unheard
 from octavo.server.openai.protocol.conversation import check_prompt_options
@@ -43,7 +43,7 @@ class TokenizeHandler:
         special = request.add_special_tokens is not False
         if not request.prompt:
             return model.renderer.render_text("", special)
-        [prompt] = await model.prompts.made([Completion(prompt=request.prompt, add_special_tokens=special)], "prompt")
+        [prompt] = await model.prompts.made([Continuation(prompt=request.prompt, add_special_tokens=special)], "prompt")
         return prompt.ids
 
 

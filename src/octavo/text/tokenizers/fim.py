@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 
-class Vocabulary(Protocol):
+class InfillVocabulary(Protocol):
     """`tokenizer.Tokenizer`."""
 
     def token_to_id(self, token: str) -> int | None: ...
@@ -42,7 +42,7 @@ _SPELLINGS: Final[tuple[tuple[str, str, str, tuple[str, ...]], ...]] = (
 )
 
 
-def infill_tokens(vocabulary: Vocabulary) -> InfillTokens | None:
+def infill_tokens(vocabulary: InfillVocabulary) -> InfillTokens | None:
     """The tokens of the first spelling that the vocabulary has in full; None when the model cannot fill in."""
     for *marks, ends in _SPELLINGS:
         prefix, suffix, middle = (vocabulary.token_to_id(str(mark)) for mark in marks)
