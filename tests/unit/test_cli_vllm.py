@@ -372,7 +372,7 @@ def test_help_of_a_group_a_flag_and_a_word(capsys: pytest.CaptureFixture[str]) -
         assert f"{flag.group}:\n" in shown
         assert ("--[no-]" + flag.option[2:] if flag.kind is bool else flag.option) in shown
     assert help_of("SchedulerConfig", capsys) == help_of("scheduling", capsys)
-    assert help_of("Frontend", capsys) == help_of("http-server-and-api", capsys)
+    assert help_of("Frontend", capsys) == help_of("http-server", capsys)
     assert help_of("max-model-len", capsys).split("\n")[1].startswith("  --max-model-len N")
     assert "--num-gpu-blocks-override" in help_of("--num_gpu_blocks_override", capsys)
     assert "-q" in help_of("-q", capsys)

@@ -55,7 +55,7 @@ def test_only_what_was_set_is_told_and_no_secret() -> None:
     assert command_line(ServeConfig()) == "octavo serve smollm2"
     server = ServerConfig(port=9000, api_key=["secret", "other"], served_model_name=["a b", "c"])
     line = command_line(ServeConfig(server=server))
-    assert line == ("octavo serve smollm2 --port 9000 --api-key '***' --api-key '***' --served-model-name 'a b' c")
+    assert line == ("octavo serve smollm2 --port 9000 --served-model-name 'a b' c --api-key '***' --api-key '***'")
 
 
 @pytest.mark.parametrize("names", [[], ["-x"], ["[x"], ["[1]", "b"], ["a", "-b"], ["a,b"], ["\u2028"]])

@@ -17,7 +17,7 @@ from octavo.cli.vllm import ROWS
 T = TypeVar("T", bound=ReportConfig)
 
 #: The settings of the engine, all but the server's.
-ENGINE_GROUPS = {title: cls for title, cls in GROUPS.items() if cls is not ServerConfig}
+ENGINE_GROUPS = {title: cls for title, cls in GROUPS.items() if not issubclass(ServerConfig, cls)}
 
 
 def offline_table(cls: type[ReportConfig]) -> dict[str, Flag]:

@@ -12,16 +12,21 @@ import re
 import types
 from collections.abc import Mapping
 from fractions import Fraction
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from octavo.base.config import (
+    AccessConfig,
     CacheConfig,
     EngineConfig,
+    HTTPConfig,
+    LimitsConfig,
+    LogConfig,
     ModelConfig,
     ParallelConfig,
     SchedulerConfig,
     ServeConfig,
     ServerConfig,
+    TextConfig,
     check,
     flag_name,
 )
@@ -34,8 +39,14 @@ GROUPS: dict[str, type] = {
     "KV cache": CacheConfig,
     "scheduling": SchedulerConfig,
     "threads and devices": ParallelConfig,
-    "HTTP server and API": ServerConfig,
+    "HTTP server": HTTPConfig,
+    "keys": AccessConfig,
+    "limits of a request": LimitsConfig,
+    "prompts and replies": TextConfig,
+    "log": LogConfig,
 }
+
+T = TypeVar("T")
 
 #: A capital letter alone is the binary unit, as in vLLM.
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "K": 2**10, "M": 2**20, "G": 2**30}
@@ -179,17 +190,18 @@ def _flag(group: str, field: dataclasses.Field[Any], hint: Any) -> Flag:
 
 def build(values: Mapping[str, Any]) -> ServeConfig:
     """The configuration from values by field name; what is not among them keeps its default. Checked."""
-    parts = {
-        cls: cls(**{f.name: values[f.name] for f in dataclasses.fields(cls) if f.name in values})
-        for cls in GROUPS.values()
-    }
+
+    def part(cls: type[T]) -> T:
+        known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]  # all are dataclasses
+        return cls(**{name: value for name, value in values.items() if name in known})
+
     engine = EngineConfig(
-        model=parts[ModelConfig],
-        cache=parts[CacheConfig],
-        scheduler=parts[SchedulerConfig],
-        parallel=parts[ParallelConfig],
+        model=part(ModelConfig),
+        cache=part(CacheConfig),
+        scheduler=part(SchedulerConfig),
+        parallel=part(ParallelConfig),
     )
-    config = ServeConfig(engine=engine, server=parts[ServerConfig])
+    config = ServeConfig(engine=engine, server=part(ServerConfig))
     check(config)
     return config
 

@@ -15,7 +15,7 @@ _LIST_WORDS = ("groups", "listgroup")
 _ALL_WORDS = ("all", "page")
 #: vLLM's names of groups, in small letters, are those of the configuration's classes.
 _VLLM_GROUPS = {cls.__name__.lower(): title for title, cls in GROUPS.items()}
-_VLLM_GROUPS |= {"frontend": "HTTP server and API", "loadconfig": "model"}
+_VLLM_GROUPS |= {"frontend": "HTTP server", "loadconfig": "model"}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,187 @@
+"""The settings of the engine process: model, KV cache, scheduler, threads and devices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from octavo.base.config.options import opt
+from octavo.base.errors import InvalidConfig
+
+DType = Literal["auto", "float32", "float", "bfloat16", "float16", "half"]
+KVCacheDType = Literal["auto", "float32", "bfloat16", "float16", "fp8", "fp8_e4m3", "fp8_e5m2"]
+LoadFormat = Literal["auto", "safetensors", "gguf", "dummy"]
+LogprobsMode = Literal["raw_logprobs", "raw_logits", "processed_logprobs", "processed_logits"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which model, and how its files are read."""
+
+    model: str = opt("smollm2", "Hub id, directory, .gguf file, or the name of the demo model.", positional=True)
+    tokenizer: str | None = opt(None, "Directory, .gguf file or hub id of the tokenizer; default: the model's.")
+    revision: str | None = opt(None, "Branch, tag or commit of the model on the hub.")
+    tokenizer_revision: str | None = opt(None, "Branch, tag or commit of the tokenizer on the hub.")
+    download_dir: str | None = opt(None, "Where downloads are kept; default: the hub's cache.")
+    ignore_patterns: list[str] = opt(list, "Files of a hub's repository that are not downloaded: names with * and ?.")
+    load_format: LoadFormat = opt("auto", "How the weights are stored; dummy: random weights, for measuring.")
+    dtype: DType = opt(
+        "auto",
+        "Data type of unquantized weights; auto: the checkpoint's, but on a GPU never float32. half is another name "
+        "for float16, float for float32.",
+    )
+    quantization: Literal["fp8", "int8", "gguf"] | None = opt(
+        None,
+        "Quantize the matrices of an unquantized model while they load, and their inputs in each step: fp8 or int8, on "
+        "GPUs only. gguf: the model must be a .gguf file, whose weights stay as they are.",
+        short="-q",
+        choices=("fp8", "int8", "gguf"),
+    )
+    max_model_len: int | None = opt(
+        None, "Longest sequence (prompt and output) in tokens; default: the model's context length.", low=1
+    )
+    logprobs_mode: LogprobsMode = opt(
+        "raw_logprobs",
+        "What replies give as log probabilities: the model's own (raw), or those after penalties, temperature and "
+        "filters (processed); or the logits of either.",
+    )
+    seed: int = opt(0, "Seed for requests without one, and for dummy weights.", low=0, high=2**63 - 1)
+
+    @property
+    def load_quantization(self) -> Literal["fp8", "int8"] | None:
+        """To what unquantized matrices are quantized while they load."""
+        return None if self.quantization == "gguf" else self.quantization
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheConfig:
+    """The paged KV cache."""
+
+    block_size: int = opt(16, "Tokens in a block: 16, 32 or 64.", choices=(16, 32, 64))
+    kv_cache_dtype: KVCacheDType = opt(
+        "auto",
+        "Data type of cached keys and values; auto: the model's dtype. fp8 is another name for fp8_e4m3; fp8_e4m3 and "
+        "fp8_e5m2 need a GPU.",
+    )
+    kv_cache_memory_bytes: int | None = opt(
+        None,
+        "Bytes for the KV cache; default: a share of the memory of the CPU or GPU.",
+        low=1,
+        unit="bytes",
+    )
+    cpu_memory_utilization: float = opt(
+        0.5, "Share of the CPU's memory that is left after loading, for the KV cache.", above=0.0, high=1.0
+    )
+    gpu_memory_utilization: float | None = opt(
+        None,
+        "Share of a GPU's memory that weights, activations and KV cache may take together; default: 0.9.",
+        above=0.0,
+        high=1.0,
+    )
+    swap_space: float | None = opt(
+        None,
+        "GiB of the host's memory for the KV blocks of preempted requests; blocks that do not fit are computed again. "
+        "Default: 4 on a GPU; a CPU does not need it.",
+        low=0.0,
+    )
+    num_kv_blocks_override: int | None = opt(
+        None,
+        "Exact number of blocks, for tests. A block holds tokens of one group of layers: of all, if none has a window.",
+        low=2,
+        aliases=("num_gpu_blocks_override",),
+    )
+    enable_prefix_caching: bool = opt(True, "Reuse the KV blocks of prompts that begin alike.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SchedulerConfig:
+    """How requests share the steps."""
+
+    max_num_seqs: int = opt(256, "Maximum number of sequences in one step.", low=1, high=4096)
+    max_num_batched_tokens: int | None = opt(
+        None, "Maximum number of tokens in one step; default: 512, on a GPU 8192, and at least --max-num-seqs.", low=1
+    )
+    max_num_prefill_tokens: int | None = opt(
+        None,
+        "Maximum number of prompt tokens in one step, beside the one token of each running request. Default: 128; as "
+        "many as --max-num-batched-tokens on a GPU, and where that is given.",
+        low=1,
+    )
+    enable_chunked_prefill: bool = opt(True, "Split long prompts over several steps.")
+    enable_jump_forward: bool = opt(True, "Take text that a grammar dictates without sampling its tokens.")
+    max_num_queued_reqs: int = opt(
+        2048, "Maximum number of waiting requests; further ones are refused with 429.", low=1
+    )
+    max_num_queued_tokens: int | None = opt(
+        None,
+        "Maximum number of waiting prompt tokens; requests beyond it are refused with 429. Default: no limit.",
+        low=1,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """Threads and devices."""
+
+    device: Literal["auto", "cpu", "cuda"] = opt(
+        "auto", "Where the model runs; auto: on an NVIDIA GPU that octavo can use, else on the CPU."
+    )
+    enforce_eager: bool = opt(
+        False, "Launch the kernels of a step one by one instead of replaying captured CUDA graphs."
+    )
+    cudagraph_capture_sizes: list[int] = opt(
+        list,
+        "Batch sizes for which a decoding step is captured as a CUDA graph; other batches are padded to the next size, "
+        "and those beyond the last run without a graph. Default: a series up to --max-num-seqs.",
+        low=1,
+    )
+    attention_backend: Literal["auto", "triton", "flashinfer", "TRITON_ATTN", "FLASHINFER"] = opt(
+        "auto",
+        "Kernels for the attention of prompts on a GPU; auto: FlashInfer where it is installed and works. TRITON_ATTN "
+        "and FLASHINFER are vLLM's names for triton and flashinfer.",
+    )
+    batch_invariant: bool = opt(
+        False, "Make a reply on a GPU independent of the other requests, as it always is on a CPU."
+    )
+    num_threads: int | None = opt(
+        None,
+        "Threads of the CPU kernels; default: one for each physical core, within the CPU quota of the container.",
+        low=1,
+        high=1024,
+    )
+    isa: str | None = opt(
+        None, "CPU kernels to use (portable, avx2, avx512...); default: the best that this CPU supports."
+    )
+    engine_heartbeat_timeout: float = opt(
+        2.0, "Seconds without a sign of life after which the engine counts as dead.", above=0.0
+    )
+    engine_step_timeout: float = opt(
+        120.0, "Seconds that one step may take before the engine counts as hung.", above=0.0
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """The settings of the engine process, which gets them as msgpack."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+
+
+def check_engine(config: EngineConfig) -> None:
+    """Settings that must fit each other. Raises `InvalidConfig`."""
+    scheduler, max_model_len = config.scheduler, config.model.max_model_len
+    budget = scheduler.max_num_batched_tokens
+    if budget is None:
+        return  # the worker chooses one that fits
+    if budget < scheduler.max_num_seqs:
+        raise InvalidConfig(
+            f"--max-num-batched-tokens ({budget}) must be at least --max-num-seqs ({scheduler.max_num_seqs})"
+        )
+    if not scheduler.enable_chunked_prefill and max_model_len is not None and budget < max_model_len:
+        raise InvalidConfig(
+            f"--no-enable-chunked-prefill needs --max-num-batched-tokens ({budget}) "
+            f"to be at least --max-model-len ({max_model_len})"
+        )
