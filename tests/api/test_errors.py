@@ -72,7 +72,7 @@ OTHERS: list[tuple[str, str, Any, int, dict[str, Any]]] = [
     ("POST", "/tokenize", {"prompt": "a", "model": "other"}, 404, MISSING),
     ("POST", "/detokenize", {"tokens": [1], "model": "other"}, 404, MISSING),
     ("GET", "/v1/models/other", None, 404, {"type": "NotFoundError", "code": "model_not_found"}),
-    ("GET", "/", None, 404, NO_ROUTE),
+    ("GET", "/nowhere", None, 404, NO_ROUTE),
     ("GET", "/v1", None, 404, NO_ROUTE),
     ("POST", "/v1/embeddings", {}, 404, {"type": "NotFoundError", "code": "route_not_served"}),
     ("POST", "/v1/nothing", {}, 404, NO_ROUTE),

@@ -17,7 +17,7 @@ from support.server_process import ServerProcess, bound
 EXAMPLES = Path(__file__).parents[2] / "examples"
 #: What each needs, and a text that its output holds.
 ON_FAKE = {"chat.py": "And of France?", "stream.py": "of reply)", "complete.py": "(length)", "logprobs.py": "%"}
-ON_REAL = {"client/beam_search.py", "infill.py", "tools.py", "agent.py", "reasoning.py", "batch.py"}
+ON_REAL = {"beam_search.py", "infill.py", "tools.py", "agent.py", "reasoning.py", "batch.py"}
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_curl(fake: ServerProcess) -> None:
 
 def test_beam_search_and_batch(smollm2_gguf: Path) -> None:
     with ServerProcess(smollm2_gguf, "--max-model-len", "512", "--num-kv-blocks-override", "128") as process:
-        lines = script("client/beam_search.py", process.wait_ready(180)).splitlines()
+        lines = script("beam_search.py", process.wait_ready(180)).splitlines()
     assert len(lines) == 2 and float(lines[0].split()[0]) < 0
     out = run(sys.executable, str(EXAMPLES / "batch.py"), str(smollm2_gguf))
     assert out.count("A fact about the number") == 8

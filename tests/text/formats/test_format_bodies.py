@@ -206,8 +206,9 @@ def test_a_big_argument_takes_linear_time(name: str) -> None:
         json.loads(reply.calls[0][1])
         return time.process_time() - start
 
-    small = min(seconds(1 << 15) for _ in range(3))
-    assert min(seconds(1 << 17) for _ in range(2)) / small < 9  # four times the text
+    # The least of several: on a shared machine any one may take twice its time.
+    small = min(seconds(1 << 15) for _ in range(5))
+    assert min(seconds(1 << 17) for _ in range(5)) / small < 9  # four times the text
 
 
 HOSTILE = [
