@@ -1,4 +1,4 @@
-"""Which formats a model writes, from the marks in its chat template and among its tokens (features.md U2)."""
+"""Which formats a model writes, from the marks in its chat template and among its tokens."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """From the fields of a request to the one thing that its output must be.
 
 The fields come as they are in the body; what is wrong with them is an `InvalidRequest` that names the field. A request
-has at most one constraint, of whatever kind (features.md D8, G10); `null` and `response_format` of the type `text` are
+has at most one constraint, of whatever kind; `null` and `response_format` of the type `text` are
 none. The schema is checked here (`json_schema.prepare`), the rest when it is compiled (`grammar_checker`).
 """
 

@@ -1,4 +1,4 @@
-"""A JSON schema is honoured in full or refused, never weakened in silence (features.md U3).
+"""A JSON schema is honoured in full or refused, never weakened in silence.
 
 `prepare` walks a schema and writes a new one that has only keywords which the grammar engine enforces exactly. What it
 cannot enforce is an `InvalidRequest` naming the keyword and its path. Where the engine is known to be loose, or knows a
