@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncGenerator, Collection, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import msgspec
@@ -95,7 +96,7 @@ class ServedModel:
         self.prompts.close()
         await self.grammars.close()
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Equal for servers that should give equal answers to equal seeds."""
         info = self.info
