@@ -1,6 +1,7 @@
 """The workloads W1 to W9, exact enough to replay: random token ids, replies of a fixed length, end tokens ignored.
 
-Lengths and, where a source's program fixes them, ids are those of the source; all else follows from a seed.
+Lengths and, where a source's program fixes them, ids are those of the source; all else follows from a seed of the load's
+own, so that no load finds another's prompts in the cache.
 """
 
 from __future__ import annotations
@@ -58,32 +59,32 @@ def w1(num_requests: int = 256) -> Load:
 
 def w2(vocab: int, num_requests: int = 256, input_len: int = 1024, output_len: int = 1024) -> Load:
     """SGLang's measurement of determinism."""
-    return Load(random_works([(input_len, output_len)] * num_requests, vocab))
+    return Load(random_works([(input_len, output_len)] * num_requests, vocab, 20_000 + output_len))
 
 
 def w3(vocab: int, rate: float | None, num_requests: int = 500) -> Load:
     """As long as ShareGPT's conversations are on average: in 202, out 179."""
     rng = random.Random(3)
     inputs, outputs = (_log_normal(rng, num_requests, mean) for mean in (202, 179))
-    return Load(random_works(list(zip(inputs, outputs, strict=True)), vocab), rate)
+    return Load(random_works(list(zip(inputs, outputs, strict=True)), vocab, 30_000), rate)
 
 
 def w4(vocab: int, is_prefill_heavy: bool, num_requests: int = 500, output_len: int | None = None) -> Load:
     """In 462; out 16, or 256 where decoding is the most of it."""
     lengths = (462, output_len or (16 if is_prefill_heavy else 256))
-    return Load(random_works([lengths] * num_requests, vocab))
+    return Load(random_works([lengths] * num_requests, vocab, 40_000 + lengths[1]))
 
 
 def w5(vocab: int, input_len: int, output_len: int, num_requests: int = 3000) -> Load:
     """A point of TensorRT-LLM's grid."""
-    return Load(random_works([(input_len, output_len)] * num_requests, vocab))
+    return Load(random_works([(input_len, output_len)] * num_requests, vocab, 50_000 + input_len + output_len))
 
 
 def w6(vocab: int, num_requests: int = 150, output_len: int = 2000) -> Load:
     """About 20,000 in, each length within 15 %."""
     rng = random.Random(6)
     lengths = [(_around(rng, 20_000), _around(rng, output_len)) for _ in range(num_requests)]
-    return Load(random_works(lengths, vocab))
+    return Load(random_works(lengths, vocab, 60_000))
 
 
 def w7(vocab: int, shared_share: float, num_requests: int = 100, input_len: int = 2048, output_len: int = 128) -> Load:

@@ -115,6 +115,16 @@ def test_a_plan_that_needs_too_many_items_is_not_padded() -> None:
     assert AttentionPlanner(heads, torch.device("cpu"), torch.bfloat16).padded_arrays(lens, 2) is None
 
 
+def test_scratch_of_growing_contexts_is_bounded() -> None:
+    """Steps that are not captured need one item more every few tokens; what is too small is kept for graphs."""
+    planner = AttentionPlanner(Heads(num_heads=1, num_kv_heads=1, head_dim=16), torch.device("cpu"), torch.float32)
+    for num_items in range(1, 700):
+        arrays = planner.arrays(np.array([num_items * CHUNK], np.int32), np.array([0, 1], np.int32), 1)
+        plan = planner.plan(arrays, [torch.from_numpy(array) for array in arrays.tensors])
+        assert len(plan.partial) >= num_items
+    assert sum(len(values) for values, _ in planner._scratch) < 3 * 700
+
+
 def test_the_longest_tiles_come_first() -> None:
     seq_lens, starts = np.array([3, 900, 40], np.int32), np.array([0, 1, 201, 241], np.int32)
     tiles = module._tiles(seq_lens, starts, 1, 64)

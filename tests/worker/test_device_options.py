@@ -15,7 +15,7 @@ from octavo.base import host
 from octavo.base.cgroup import Cgroups, CPULimit
 from octavo.base.config import CacheConfig, EngineConfig, ModelConfig, ParallelConfig
 from octavo.base.errors import CheckpointError, DeviceError, InvalidConfig
-from octavo.device import select
+from octavo.device import cuda, select
 from octavo.device.cpu import CPUDevice
 from octavo.device.cuda import CUDADevice
 from octavo.worker.worker import Worker
@@ -180,3 +180,19 @@ def test_the_cache_gets_what_is_left_of_a_gpus_share(monkeypatch: pytest.MonkeyP
     assert "50% of 80 GiB" in budget.reason
     assert str(budget.free) == "59.0 GiB free of the GPU's 80.0 GiB"
     assert device.kv_cache_budget(CacheConfig(gpu_memory_utilization=0.1), 0).num_bytes == 0
+
+
+def test_a_gpu_without_a_c_compiler_is_refused_at_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton compiles what launches a kernel when the first is launched: in the middle of a request."""
+    cuda.check_compiler()
+    monkeypatch.setenv("CC", "no-such-compiler")
+    with pytest.raises(DeviceError, match="C compiler.*install gcc"):
+        cuda.check_compiler()
+    monkeypatch.delenv("CC")
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(DeviceError, match="C compiler.*install gcc"):
+        cuda.check_compiler()
+    monkeypatch.undo()
+    monkeypatch.setattr(cuda.sysconfig, "get_path", lambda name: "/nowhere")
+    with pytest.raises(DeviceError, match="python3-dev"):
+        cuda.check_compiler()

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sysconfig
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -16,9 +20,11 @@ from octavo.device.packing import pack, packed_offsets, unpacked
 
 MIN_CAPABILITY: Final = (8, 0)
 _FP8_CAPABILITY: Final = (8, 9)
-#: Pinned buffers that take turns: a buffer is written again when its last copy has ended, long before by then.
-_NUM_STAGES: Final = 4
+#: Pinned buffers that take turns: a buffer is written again when its last copy has ended, long before by then. A step
+#: uploads up to seven times, and two steps are under way.
+_NUM_STAGES: Final = 16
 _WEIGHT_CHUNK: Final = 32 << 20
+_NUM_WEIGHT_STAGES: Final = 4
 _DEFAULT_UTILIZATION: Final = 0.9
 #: For temporaries of sampling and attention, captured graphs, and the workspaces of cuBLAS.
 _RESERVED_BYTES: Final = 1 << 30
@@ -49,9 +55,10 @@ class CUDADevice:
                 f"--device cuda: {properties.name} has compute capability {capability[0]}.{capability[1]}; "
                 f"octavo needs {MIN_CAPABILITY[0]}.{MIN_CAPABILITY[1]} or more."
             )
+        check_compiler()
         self.description: Final = f"cuda, {properties.name}, {properties.total_memory / 2**30:.0f} GiB"
         self._uploads = PinnedStages()
-        self._weights = PinnedStages(_WEIGHT_CHUNK)
+        self._weights = PinnedStages(_WEIGHT_CHUNK, _NUM_WEIGHT_STAGES)
         self._graph_pool = torch.cuda.graph_pool_handle()
         # A product's result must not depend on whether another library lets half precision sum in half precision.
         torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
@@ -134,10 +141,28 @@ class CUDADevice:
 
     def capture(self, run: Callable[[], None]) -> Callable[[], None]:
         graph = torch.cuda.CUDAGraph()
-        # One pool for all graphs: they never run at the same time, so that their temporaries may share memory.
-        with torch.cuda.graph(graph, pool=self._graph_pool):
+        # One pool for all graphs: they never run at the same time, so that their temporaries may share memory. What
+        # other threads do with the GPU meanwhile (a library's watchdog) is no part of the capture, and no error.
+        with torch.cuda.graph(graph, pool=self._graph_pool, capture_error_mode="thread_local"):
             run()
         return graph.replay
+
+
+def check_compiler() -> None:
+    """Raise DeviceError where Triton could not build what launches its kernels: a few lines of C, when the first is
+    launched, with the compiler and the headers of Python that it finds then."""
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    headers = Path(sysconfig.get_path("include")) / "Python.h"
+    if compiler is None or shutil.which(compiler) is None:
+        raise DeviceError(
+            "--device cuda: Triton needs a C compiler to launch kernels, and there is none: install gcc, or name one "
+            "in CC."
+        )
+    if not headers.is_file():
+        raise DeviceError(
+            f"--device cuda: Triton needs the headers of Python to launch kernels, and there is no {headers}: install "
+            "python3-dev."
+        )
 
 
 class _Stage:
@@ -151,15 +176,16 @@ class _Stage:
 class PinnedStages:
     """Buffers in turn, made when they are first needed and replaced by larger ones when they are too small."""
 
-    def __init__(self, size: int = 1 << 20) -> None:
+    def __init__(self, size: int = 1 << 20, count: int = _NUM_STAGES) -> None:
         self._size = size
+        self._count = count
         self._stages: list[_Stage] = []
         self._turn = 0
 
     def next(self, size: int) -> _Stage:
         """A buffer of at least `size` bytes that may be written. Its user records `copied` behind the copy."""
-        self._turn = (self._turn + 1) % _NUM_STAGES
-        if len(self._stages) < _NUM_STAGES:
+        self._turn = (self._turn + 1) % self._count
+        if len(self._stages) < self._count:
             self._stages.append(_Stage(max(size, self._size)))
             return self._stages[-1]
         stage = self._stages[self._turn]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,8 @@ import torch
 from octavo.device.base import Device
 from octavo.ops.step import PlannedArrays
 from octavo.worker.input_batch import HostBatch, InputBatch
+
+logger = logging.getLogger("octavo.worker")
 
 #: Beyond, launching takes less than the step itself.
 MAX_GRAPH_SIZE = 512
@@ -26,6 +29,7 @@ class _Graph:
     inputs: torch.Tensor  # uint8: what is uploaded for a step
     num_uses: int = 0
     replay: Callable[[], None] | None = None
+    is_refused: bool = False  # it could not be captured: its steps are launched kernel by kernel
     logits: list[torch.Tensor] = field(default_factory=list)  # [size, V], the result of the last run
 
 
@@ -74,17 +78,23 @@ class StepGraphs:
             graph.replay()
         else:
             graph.logits = [self._run(batch)]
-            if graph.num_uses > 1:
-                self._capture(graph, batch)
+            if graph.num_uses > 1 and not graph.is_refused:
+                self._capture(graph, size, batch)
         return graph.logits[0][:num_seqs]
 
-    def _capture(self, graph: _Graph, batch: InputBatch) -> None:
-        """The run before has left its result: capturing computes nothing."""
+    def _capture(self, graph: _Graph, size: int, batch: InputBatch) -> None:
+        """The run before has left its result: capturing computes nothing. A capture that fails, for want of memory or
+        because of another user of the GPU, costs the launches of this size's steps and no more."""
+        computed = graph.logits
 
         def run() -> None:
             graph.logits = [self._run(batch)]
 
-        graph.replay = self._device.capture(run)
+        try:
+            graph.replay = self._device.capture(run)
+        except RuntimeError as error:
+            graph.is_refused, graph.logits = True, computed
+            logger.warning("Steps of %d sequences run without a CUDA graph: capturing failed: %s", size, error)
 
     def _input_buffer(self, host: HostBatch, size: int, arrays: PlannedArrays) -> torch.Tensor:
         fixed = sum(array.nbytes + 16 for array in (*_padded(host, size), *arrays.tensors))

@@ -88,7 +88,9 @@ class AttentionPlanner:
         self._head_block = triton.next_power_of_2(heads.head_dim)
         self._queries = _queries_of_tile(heads.num_heads // heads.num_kv_heads, self._head_block, dtype.itemsize)
         self._device = device
-        self._scratch: list[tuple[Tensor, Tensor]] = []  # all but the last are kept for graphs that were captured
+        # All but the last are kept for graphs that were captured; together they take less than the last.
+        # All but the last are kept for graphs that were captured; together they take less than the last.
+        self._scratch: list[tuple[Tensor, Tensor]] = []
 
     def arrays(self, seq_lens: np.ndarray, query_start_loc: np.ndarray, num_decodes: int) -> PlannedArrays:
         """seq_lens int32 [B]; query_start_loc int32 [B + 1]; the first `num_decodes` sequences have one query each."""
@@ -113,8 +115,10 @@ class AttentionPlanner:
         """`tensors`: those of `arrays` on the device."""
         numbers: _Numbers = arrays.numbers
         items, starts, tiles = tensors
-        if not self._scratch or len(self._scratch[-1][0]) < numbers.num_items:
-            count = max(numbers.num_items, 64)
+        size = len(self._scratch[-1][0]) if self._scratch else 0
+        if not size or size < numbers.num_items:
+            # By doubling: contexts grow by single items, and what is too small is kept.
+            count = max(numbers.num_items, 2 * size, 64)
             self._scratch.append(
                 (
                     torch.empty(count, self._num_heads, self._head_block, device=self._device),

@@ -1,0 +1,73 @@
+"""Captured steps where capturing is not to be had."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from octavo.ops.step import PlannedArrays
+from octavo.worker.graphs import StepGraphs
+from octavo.worker.input_batch import HostBatch, InputBatch, Rows
+from support.interpreted_device import InterpretedDevice
+
+
+class BusyDevice(InterpretedDevice):
+    """Runs what it is to capture, and fails behind it, as a GPU whose memory is at its end."""
+
+    num_captures = 0
+
+    def capture(self, run: Callable[[], None]) -> Callable[[], None]:
+        self.num_captures += 1
+        run()
+        raise RuntimeError("CUDA error: out of memory")
+
+
+class Planner:
+    def padded_arrays(self, seq_lens: np.ndarray, size: int) -> PlannedArrays:
+        return PlannedArrays()
+
+    def plan(self, arrays: PlannedArrays, tensors: list[torch.Tensor]) -> None: ...
+
+
+def decoding(token_id: int) -> HostBatch:
+    """One sequence that decodes."""
+    one = np.ones(1, np.int64)
+    return HostBatch(
+        slots=0 * one, num_decodes=1, num_scheduled=one, token_ids=np.array([token_id], np.int32),
+        positions=np.array([4], np.int32), slot_mapping=np.array([[4]]), query_start_loc=np.array([0, 1], np.int32),
+        seq_lens=np.array([5], np.int32), block_tables=np.ones((1, 1, 1), np.int32), logits_rows=0 * one,
+        rows=Rows(0 * one, 5 * one, []),
+    )  # fmt: skip
+
+
+def test_a_capture_that_fails_costs_its_size_the_graph_and_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
+    device = BusyDevice()
+    is_capturing: list[bool] = []
+
+    def run(batch: InputBatch) -> torch.Tensor:
+        # A capture computes nothing: what it leaves is no result.
+        return torch.full((1, 3), torch.nan if is_capturing else float(batch.token_ids[0]))
+
+    plain = device.capture
+
+    def capture(step: Callable[[], None]) -> Callable[[], None]:
+        is_capturing.append(True)
+        try:
+            return plain(step)
+        finally:
+            is_capturing.clear()
+
+    device.capture = capture  # type: ignore[method-assign]
+    graphs = StepGraphs(run, device, Planner(), (1,), max_blocks=2)
+    with caplog.at_level(logging.WARNING):
+        for token_id in range(5):
+            logits = graphs.logits(decoding(token_id))
+            assert logits is not None and logits.tolist() == [[token_id] * 3]
+    assert device.num_captures == 1
+    assert [record.getMessage() for record in caplog.records] == [
+        "Steps of 1 sequences run without a CUDA graph: capturing failed: CUDA error: out of memory"
+    ]
