@@ -1,7 +1,7 @@
 """The workloads W1 to W9, exact enough to replay: random token ids, replies of a fixed length, end tokens ignored.
 
-Lengths and, where a source's program fixes them, ids are those of the source; all else follows from a seed of the load's
-own, so that no load finds another's prompts in the cache.
+Lengths and, where a source's program fixes them, ids are those of the source; all else follows from a seed of the
+load's own, so that no load finds another's prompts in the cache.
 """
 
 from __future__ import annotations
