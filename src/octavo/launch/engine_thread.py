@@ -19,9 +19,9 @@ from octavo.files.generation_config import default_sampling
 from octavo.launch.engine_process import EngineProcess
 from octavo.launch.startup import resolve, wait_loaded
 from octavo.served.model import ServedModel
+from octavo.served.output_settings import special_tokens
 from octavo.served.parts import OutputSettings
 from octavo.text.grammars.checker import GrammarChecker
-from octavo.text.grammars.tool_grammar import SpecialTokens
 from octavo.text.templates.renderer import Renderer
 from octavo.text.tokenizers.tokenizer import Tokenizer
 
@@ -114,7 +114,6 @@ class EngineThread:
         client = EngineClient(await engine.connect(), engine.info, tokenizer, self._config.engine, process=engine)
         client.start()
         server = self._config.server
-        special = {text: i for i in tokenizer.special_ids if (text := tokenizer.token(i))}
         model = ServedModel(
             names=(self._config.engine.model.model,),
             engine=client,
@@ -126,7 +125,7 @@ class EngineThread:
             default_sampling=defaults,
             logprobs_mode=self._config.engine.model.logprobs_mode,
             max_fanout=self._config.engine.scheduler.max_num_queued_reqs,
-            output=OutputSettings(special_tokens=SpecialTokens(special, frozenset(client.eos_token_ids))),
+            output=OutputSettings(special_tokens=special_tokens(tokenizer, client.eos_token_ids)),
             grammars=GrammarChecker(seconds=server.grammar_timeout, cache_bytes=server.grammar_cache_bytes),
         )
         self._ready.set_result(Ready(model, tokenizer, asyncio.get_running_loop()))

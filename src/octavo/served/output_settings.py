@@ -57,11 +57,16 @@ def output_settings(
             f"--tool-call-parser {tools.name} and --reasoning-parser {reasoning.name} cannot be combined: "
             "they read different outputs"
         )
-    ids = {text: i for i in tokenizer.special_ids if (text := tokenizer.token(i))}
     for what, row in (("tool calls", tools), ("thinking", reasoning)):
         if row is not None:
             logger.info("format of %s: %s", what, row.name)
-    return OutputSettings(tools, reasoning, SpecialTokens(ids, frozenset(eos_token_ids)))
+    return OutputSettings(tools, reasoning, special_tokens(tokenizer, eos_token_ids))
+
+
+def special_tokens(tokenizer: FormatVocabulary, eos_token_ids: Collection[int]) -> SpecialTokens:
+    """The special tokens of a vocabulary that have a text."""
+    ids = {text: i for i in tokenizer.special_ids if (text := tokenizer.token(i))}
+    return SpecialTokens(ids, frozenset(eos_token_ids))
 
 
 def _tool_format(
