@@ -61,10 +61,6 @@ class Tokenizer:
     def is_byte_level(self) -> bool:
         return isinstance(self.decoder_plan, ByteLevelPlan)
 
-    @property
-    def special_texts(self) -> frozenset[str]:
-        return frozenset(text for token_id in self.special_ids if (text := self.token(token_id)))
-
     def to_json(self) -> str:
         """The text of the tokenizer.json that gives the same ids."""
         return self._backend.to_str(pretty=True)
