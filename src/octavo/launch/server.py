@@ -26,6 +26,7 @@ import uvloop
 
 from octavo.base.command_line import command_line
 from octavo.base.config import EngineConfig, ServeConfig, ServerConfig, check, json_object
+from octavo.base.errors import InvalidConfig
 from octavo.base.log import setup_logging
 from octavo.cache.spec import max_sequence_blocks
 from octavo.files.generation_config import default_sampling
@@ -63,6 +64,8 @@ def serve(config: ServeConfig, notes: Sequence[tuple[int, str]] = ()) -> int:
     check(config)
     check_tls(config.server)
     check_formats(config.server)
+    if config.server.enable_sleep_mode and config.server.admin_api_key is None:
+        raise InvalidConfig("--enable-sleep-mode needs --admin-api-key: its routes are for administrators")
     setup_logging(config.server.uvicorn_log_level)
     started = time.monotonic()
     load_middleware(config.server.middleware)  # for its errors
