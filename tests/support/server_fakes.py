@@ -344,7 +344,8 @@ async def drive(
     path, _, query = path.partition("?")
     scope = {
         "type": "http", "method": method, "path": path, "raw_path": path.encode(), "root_path": "",
-        "query_string": query.encode(), "headers": [(k.lower().encode(), v.encode("latin-1")) for k, v in sent.items() if v],
+        "query_string": query.encode(),
+        "headers": [(k.lower().encode(), v.encode("latin-1")) for k, v in sent.items() if v],
     }  # fmt: skip
     await app(scope, receive, send)
     return reply
