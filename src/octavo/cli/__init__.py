@@ -26,6 +26,7 @@ COMMANDS = {
     "bench throughput": ("octavo.cli.bench_throughput", "Measure the throughput of a model without a server."),
     "bench latency": ("octavo.cli.bench_latency", "Measure the latency of single batches without a server."),
     "bench kernels": ("octavo.cli.bench_kernels", "Measure single operations against the machine's limits."),
+    "collect-env": ("octavo.cli.collect_env", "Tell what a report of a fault should say of this machine."),
     "completion": ("octavo.cli.completion", "Print a script for completion in bash, zsh or fish."),
 }
 
