@@ -68,7 +68,7 @@ def ids_by_line(results: list[dict[str, Any]]) -> dict[str, list[int]]:
     return {result["custom_id"]: result["response"]["body"]["choices"][0]["token_ids"] for result in results}
 
 
-def test_killed_at_any_line_it_goes_on_and_loses_and_repeats_nothing(model: Path, tmp_path: Path) -> None:
+def test_e40_killed_at_any_line_it_goes_on_and_loses_and_repeats_nothing(model: Path, tmp_path: Path) -> None:
     source, target, whole = tmp_path / "in", tmp_path / "out", tmp_path / "whole"
     source.write_text(batch_lines())
     for kill_after, signum in ((5, signal.SIGKILL), (23, signal.SIGTERM)):
@@ -93,7 +93,7 @@ def test_killed_at_any_line_it_goes_on_and_loses_and_repeats_nothing(model: Path
     assert code == 0 and "engine:" not in log, "nothing is left to do, and no model is loaded"
 
 
-def test_over_http_results_wait_until_they_can_be_put(model: Path, tmp_path: Path) -> None:
+def test_e40_over_http_results_wait_until_they_can_be_put(model: Path, tmp_path: Path) -> None:
     with file_server() as server:
         server.files["/in"] = batch_lines().encode() + b"nonsense\n"
         flags = ["--output-tmp-dir", str(tmp_path), "--enable-metrics", "--url", "127.0.0.1", "--port", "0"]

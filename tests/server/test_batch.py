@@ -64,7 +64,7 @@ class Batch:
         return [json.loads(text) for text in self.output.read_text().splitlines()]
 
 
-def test_a_result_has_the_shape_of_openai_s_batches(tmp_path: Path) -> None:
+def test_e40_a_result_has_the_shape_of_openai_s_batches(tmp_path: Path) -> None:
     chat = {"messages": [{"role": "user", "content": "Hello"}], "model": "alias"}
     batch = Batch(tmp_path, line(), "", line(custom_id="b", url="/v1/chat/completions", body=chat))
     first, second = sorted(batch.run(), key=lambda result: str(result["custom_id"]))
@@ -98,7 +98,7 @@ def test_a_result_has_the_shape_of_openai_s_batches(tmp_path: Path) -> None:
         (line(body={"prompt": json.loads("[" * 9 + "]" * 9)}), None, None, "--max-json-depth"),
     ],
 )
-def test_a_line_that_is_no_request_is_told_and_ends_nothing(
+def test_e40_a_line_that_is_no_request_is_told_and_ends_nothing(
     tmp_path: Path, text: str | bytes, custom_id: str | None, param: str | None, words: str
 ) -> None:
     batch = Batch(tmp_path, text, line(custom_id="good"))
@@ -119,7 +119,7 @@ def test_a_line_that_is_no_request_is_told_and_ends_nothing(
         ({"prompt": "a" * 600}, 400, "prompt"),
     ],
 )
-def test_what_the_server_refuses_stands_in_the_result(
+def test_e40_what_the_server_refuses_stands_in_the_result(
     tmp_path: Path, body: dict[str, Any], status: int, param: str
 ) -> None:
     (result,) = Batch(tmp_path, line(body=body)).run()
@@ -128,7 +128,7 @@ def test_what_the_server_refuses_stands_in_the_result(
     assert result["error"]["param"] == param
 
 
-def test_of_equal_custom_ids_the_first_counts(tmp_path: Path) -> None:
+def test_e40_of_equal_custom_ids_the_first_counts(tmp_path: Path) -> None:
     batch = Batch(tmp_path, line(), line(body={"prompt": "other"}), line(custom_id="b"))
     results = batch.run(window=1)
     assert [(r["custom_id"], r["error"] is None) for r in results] == [("a", True), ("a", False), ("b", True)]
@@ -174,7 +174,7 @@ def test_a_line_for_which_there_is_no_room_waits(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stop_after", [0, 1, 5, 9])
-def test_a_run_that_was_stopped_goes_on(tmp_path: Path, stop_after: int) -> None:
+def test_e40_a_run_that_was_stopped_goes_on(tmp_path: Path, stop_after: int) -> None:
     batch = Batch(tmp_path, *(line(custom_id=str(i)) for i in range(10)))
     before = batch.run(stop_after=stop_after)
     server = make_server()
@@ -228,7 +228,7 @@ def test_two_runs_do_not_write_one_file(tmp_path: Path) -> None:
             batch.run()
 
 
-def test_a_dead_engine_ends_the_run_and_is_no_result(tmp_path: Path) -> None:
+def test_e40_a_dead_engine_ends_the_run_and_is_no_result(tmp_path: Path) -> None:
     def script(request: Any) -> list[Any]:
         server.engine.is_healthy, server.engine.dead_reason = False, "it is dead"
         return [EngineDead("it is dead")]

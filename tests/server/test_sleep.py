@@ -21,7 +21,7 @@ def sleepy(script: Any = None) -> Server:
 
 
 @pytest.mark.parametrize(("query", "level"), [("", 1), ("?level=1", 1), ("?level=2&mode=wait", 2), ("?mode=abort", 1)])
-def test_a_model_that_sleeps_refuses_requests_until_it_is_woken(query: str, level: int) -> None:
+def test_n19_a_model_that_sleeps_refuses_requests_until_it_is_woken(query: str, level: int) -> None:
     server = sleepy()
     assert server.get("/is_sleeping", KEY).json() == {"is_sleeping": False}
     reply = server.post(f"/sleep{query}", None, KEY)
@@ -70,7 +70,7 @@ def test_it_sleeps_deeper_and_never_less_deep() -> None:
     assert server.engine.calls == [("sleep", 1), ("sleep", 2), ("wake_up",)]
 
 
-def test_who_is_asked_to_wait_waits_for_what_runs() -> None:
+def test_n19_who_is_asked_to_wait_waits_for_what_runs() -> None:
     async def main() -> None:
         gate, begun = asyncio.Event(), asyncio.Event()
         server = sleepy(lambda request: [*answer("Hi!")[:1], gate, *answer("Hi!")[1:]])
@@ -96,7 +96,7 @@ async def calls_of(engine: Engine) -> list[Call]:
     return [message for message in engine.connection.sent if isinstance(message, Call)]
 
 
-def test_the_client_ends_what_runs_before_the_engine_sleeps() -> None:
+def test_n19_the_client_ends_what_runs_before_the_engine_sleeps() -> None:
     async def main() -> None:
         async with Engine() as engine:
             reading = asyncio.create_task(fold(engine.client.generate(request())))
@@ -121,7 +121,7 @@ def test_the_client_ends_what_runs_before_the_engine_sleeps() -> None:
     run(main())
 
 
-def test_a_sleep_that_failed_leaves_the_model_awake_and_a_failed_waking_leaves_it_asleep() -> None:
+def test_n19_a_sleep_that_failed_leaves_the_model_awake_and_a_failed_waking_leaves_it_asleep() -> None:
     async def main() -> None:
         async with Engine() as engine:
             mode = engine.client.sleep_mode

@@ -151,7 +151,7 @@ def test_a_finished_request_whose_step_ahead_was_in_vain_does_not_disturb_the_ne
     check(run, {request_id + 100: reply for request_id, reply in expected.items()})
 
 
-def test_after_sleep_every_bit_is_as_before(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_n19_after_sleep_every_bit_is_as_before(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights go to the host and come back to the same tensors; captured steps are made anew."""
     engine = TinyEngine(model, InterpretedDevice(), monkeypatch)
     prompts = [request(1, [5, 6, 7], max_tokens=3), request(2, [8, 9], max_tokens=3, temperature=0.9, seed=5)]

@@ -219,7 +219,7 @@ def test_each_step_is_a_request_a_beam_and_the_client_is_busy_in_between() -> No
 
 
 @pytest.mark.parametrize("is_last", [False, True])
-def test_a_search_is_ended_between_two_steps_too(is_last: bool) -> None:
+def test_n20_a_search_is_ended_between_two_steps_too(is_last: bool) -> None:
     """All samples of a step have come, and the search has not been told yet: nothing of it is in the engine."""
 
     async def main() -> None:
@@ -240,7 +240,7 @@ def test_a_search_is_ended_between_two_steps_too(is_last: bool) -> None:
     asyncio.run(main())
 
 
-def test_a_search_in_the_middle_of_a_step_is_one_request_to_who_ends_it() -> None:
+def test_n20_a_search_in_the_middle_of_a_step_is_one_request_to_who_ends_it() -> None:
     async def main() -> None:
         async with Engine() as engine:
             reading = asyncio.create_task(first(engine.client.generate(beam_request())))

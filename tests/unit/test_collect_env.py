@@ -22,7 +22,7 @@ assert code == 0 and not {"torch", "octavo.worker"} & set(sys.modules)
 """
 
 
-def test_the_report_is_json_that_is_made_without_torch() -> None:
+def test_k8_the_report_is_json_that_is_made_without_torch() -> None:
     run = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     report = json.loads(run.stdout)
@@ -32,7 +32,7 @@ def test_the_report_is_json_that_is_made_without_torch() -> None:
     assert report["packages"]["numpy"].split(".")[0].isdecimal()
 
 
-def test_secrets_are_hidden_and_what_has_nothing_to_do_with_octavo_is_left_out() -> None:
+def test_k8_secrets_are_hidden_and_what_has_nothing_to_do_with_octavo_is_left_out() -> None:
     environ = {
         "OCTAVO_API_KEY": "s1", "HF_TOKEN": "s2", "VLLM_API_KEY": "s3", "OPENAI_API_KEY": "s4", "HF_PASSPHRASE": "s5",
         "https_proxy": "http://me:s6@proxy:80/", "HF_ENDPOINT": "https://s7@hub?sig=s8", "MY_PASSWORD": "s9",

@@ -34,6 +34,7 @@ _RELEVANT = re.compile(
     r"(HTTPS?|ALL|NO)_PROXY|LANG|LC_ALL|TERM|TMPDIR|XDG_CACHE_HOME",
     re.IGNORECASE,
 )
+_CPU_FLAG = re.compile(r"avx|amx|fma$|f16c$|asimd|sve\d?$|sme\d?$|bf16|i8mm|sse4_2$")
 _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL|AUTH|COOKIE|SIGNATURE", re.IGNORECASE)
 #: User and password in an address, and its query.
 _IN_URL = re.compile(r"(?<=://)[^/@\s]+(?=@)|(?<=\?)\S+")
@@ -134,9 +135,7 @@ def _cpu() -> Section:
         "threads": host.num_cores(),  # that octavo takes
         "limit": f"{limit.cpus:g} by {limit.source}" if limit is not None else "none",
         "load_average": [round(value, 2) for value in os.getloadavg()],
-        "flags": [
-            flag for flag in flags if re.match(r"avx|amx|fma$|f16c$|asimd|sve\d?$|sme\d?$|bf16|i8mm|sse4_2$", flag)
-        ],
+        "flags": [flag for flag in flags if _CPU_FLAG.match(flag)],
     }
 
 
