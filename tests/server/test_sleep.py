@@ -143,6 +143,22 @@ def test_n19_a_sleep_that_failed_leaves_the_model_awake_and_a_failed_waking_leav
     run(main())
 
 
+def test_what_the_engine_was_told_is_known_when_its_caller_has_gone() -> None:
+    async def main() -> None:
+        async with Engine() as engine:
+            mode = engine.client.sleep_mode
+            sleep = asyncio.create_task(mode.sleep(1, waits=False))
+            (call,) = await calls_of(engine)
+            sleep.cancel()
+            await asyncio.gather(sleep, return_exceptions=True)
+            assert mode.is_asleep, "it may be asleep by now"
+            engine.connection.put(CallResult(call.call_id, True))
+            await settle()
+            assert (mode.is_asleep, mode.level) == (True, 1)
+
+    run(main())
+
+
 def test_the_engine_s_death_ends_a_wait() -> None:
     async def main() -> None:
         async with Engine() as engine:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from octavo.base.errors import Asleep
@@ -28,6 +28,7 @@ class SleepMode:
         """`call`: of the engine's methods; `end_all`: ends the requests in flight; `wait_idle`: until none is left."""
         self._call, self._end_all, self._wait_idle = call, end_all, wait_idle
         self._lock = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
         self.level = 0  # 0: awake
         self.is_asleep = False  # or about to be
 
@@ -38,7 +39,21 @@ class SleepMode:
 
     async def sleep(self, level: int, *, waits: bool) -> None:
         """Let the engine sleep at `level`, or stay at a deeper one. Requests in flight are ended; `waits`: they are
-        waited for. Raises `ServerError`; the engine is then as it was."""
+        waited for. Raises `ServerError`; the engine is then as it was. Goes on when its caller is cancelled."""
+        await self._to_the_end(self._sleep(level, waits=waits))
+
+    async def wake_up(self) -> None:
+        """Let the engine be as before, likewise. Raises `ServerError`; it sleeps on then."""
+        await self._to_the_end(self._wake_up())
+
+    async def _to_the_end(self, change: Coroutine[Any, Any, None]) -> None:
+        """What the engine has been told cannot be taken back, and must be known here."""
+        task = asyncio.create_task(change)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        await asyncio.shield(task)
+
+    async def _sleep(self, level: int, *, waits: bool) -> None:
         async with self._lock:
             if level <= self.level:
                 return
@@ -53,8 +68,7 @@ class SleepMode:
             finally:
                 self.is_asleep = self.level > 0
 
-    async def wake_up(self) -> None:
-        """Let the engine be as before. Raises `ServerError`; it sleeps on then."""
+    async def _wake_up(self) -> None:
         async with self._lock:
             if not self.level:
                 return
