@@ -69,6 +69,7 @@ class Residence:
             if _facts(loaded) != self._facts:
                 raise CheckpointError("The model's files hold another model than the one that was put to sleep.")
             self._weights = loaded.weights
+            del loaded  # its buffers of steps are not those of the runner
         if self._aside is not None:
             self._aside.restore()
             self._aside = None

@@ -39,7 +39,7 @@ NOT_SERVED: Final[dict[str, tuple[str, str | None]]] = {
     "uploads": ("files", None),
     "vector_stores": ("vector stores", None),
     "containers": ("containers", None),
-    "batches": ("batches over HTTP", "octavo run-batch, which answers the requests of a file"),
+    "batches": ("batches", "`octavo run-batch` for a file of requests"),
     "fine_tuning": ("fine-tuning", None),
     "evals": ("evaluations", None),
     "organization": ("the administration of organizations", None),
