@@ -231,7 +231,7 @@ class _Packer:
         elif param.packing == "router":
             packed = self._ops.pack_output(_as_float32(self._reader.matrix(param.parts[0])))
         else:
-            packed = self._ops.pack_output(self._reader.matrix(param.parts[0]))
+            packed = self._output(param)
         self.nbytes += sum(each.nbytes for each in packed) if param.packing == "experts" else packed.nbytes
         if param.packing == "tied":
             self.weights[LM_HEAD] = packed
@@ -245,6 +245,12 @@ class _Packer:
             return self._ops.pack_linear(weights[0], biases[0])
         return self._ops.pack_linear_many(weights, biases)
 
+    def _output(self, param: Param) -> LinearWeight:
+        weight, bias = self._reader.matrix(param.parts[0]), param.biases[0]
+        if param.unit_rows:
+            weight = torch.nn.functional.normalize(_as_float32(weight)).to(_dtype(weight))
+        return self._ops.pack_output(weight, None if bias is None else self._reader.vector(bias))
+
     def _experts(self, param: Param) -> Any:
         """Read and packed one by one."""
         count = len(param.parts) // param.weight.shape[0]
@@ -253,7 +259,12 @@ class _Packer:
 
     def _vector(self, param: Param) -> Tensor:
         values = self._reader.vector(param.parts[0])
-        return values + param.offset if param.offset else values
+        values = values + param.offset if param.offset else values
+        return values * param.scale if param.scale != 1.0 else values
+
+
+def _dtype(weight: Tensor | QuantizedWeight) -> torch.dtype:
+    return torch.float32 if isinstance(weight, QuantizedWeight) else weight.dtype
 
 
 def _as_float32(weight: Tensor | QuantizedWeight) -> Tensor:
