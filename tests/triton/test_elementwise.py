@@ -105,7 +105,7 @@ def test_bounds(dtype: torch.dtype) -> None:
 def test_norms_of_heads_with_weights_of_their_own(counts: tuple[int, int, int], kind: str, dtype: torch.dtype) -> None:
     hq, hkv, d = counts
     qkv, q_norm, k_norm = randn(5, (hq + 2 * hkv) * d, dtype=dtype) + 1, randn(hq * d), randn(hkv * d, seed=1)
-    expected, alone = qkv.float(), qkv[3:4].clone()
+    expected, alone = qkv.float().clone(), qkv[3:4].clone()
     reference.head_norm_(expected, q_norm, k_norm, 1e-5, kind, d)
     heads.head_norm_(qkv, q_norm, k_norm, 1e-5, kind, d)
     close(qkv, expected, dtype)

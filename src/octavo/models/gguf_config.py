@@ -54,7 +54,9 @@ ARCHITECTURES: Final[dict[str, _Arch]] = {
     "glm4": _Arch("Glm4ForCausalLM", "glm4", is_rotated_in_part=True),
     "falcon": _Arch("FalconForCausalLM", "falcon", "gelu", tensors={"new_decoder_architecture": "attn_norm_2.weight"}),
     "exaone": _Arch("ExaoneForCausalLM", "exaone"),
-    "exaone4": _Arch("Exaone4ForCausalLM", "exaone4", keys={"sliding_window": "attention.sliding_window"}),
+    "exaone4": _Arch("Exaone4ForCausalLM", "exaone4", keys={
+        "sliding_window": "attention.sliding_window", "layer_types": "attention.sliding_window_pattern",
+    }),
     "internlm2": _Arch("InternLM2ForCausalLM", "internlm2"),
     # Whether rows of the output matrix have been brought to length 1 the files do not say; llama.cpp does not do it.
     "baichuan": _Arch("BaichuanForCausalLM", "baichuan", values={"unit_lm_head": False}),
@@ -132,6 +134,8 @@ def hf_config(
         "mlp_bias": "blk.0.ffn_up.bias" in tensors,
     }
     config |= {**arch.values, **{key: get(name) for key, name in arch.keys.items()}}
+    if isinstance(types := config.get("layer_types"), list):  # whether a layer has the window
+        config["layer_types"] = ["sliding_attention" if windowed else "full_attention" for windowed in types]
     config |= {key: f"blk.0.{name}" in tensors for key, name in arch.tensors.items()}
     if arch.model_type == "baichuan" and config["num_hidden_layers"] == _BAICHUAN_13B_LAYERS:
         config["model_max_length"] = config.pop("max_position_embeddings")
