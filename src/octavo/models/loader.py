@@ -123,7 +123,7 @@ def _check_room(source: str, needed: int, free: FreeMemory) -> None:
 
 
 def open_checkpoint(config: ModelConfig, device: torch.device = _CPU) -> Checkpoint:
-    """The checkpoint of a configuration, which may say otherwise than the files. Random weights are made on `device`."""
+    """The checkpoint of a configuration, which may say otherwise than the files. `device`: for random weights."""
     path = Path(config.model)
     if config.load_format == "dummy":
         source: Checkpoint | None = GGUFCheckpoint(path) if path.suffix == ".gguf" else None
