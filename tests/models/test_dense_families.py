@@ -268,6 +268,24 @@ def test_gguf_holds_the_same_model(case: str, tmp_path: Path) -> None:
     torch.testing.assert_close(ours, transformers_logits(model, PROMPTS), rtol=1e-4, atol=1e-4)
 
 
+def test_gguf_lists_the_layers_of_decilm() -> None:
+    embedding = TensorInfo("token_embd.weight", (96, 64), 0, "F32", 0, 0)
+    lists = {
+        "attention.head_count": [4, 4, 0],
+        "attention.head_count_kv": [4, 2, 0],
+        "feed_forward_length": [256, 0, 256],
+    }
+    sizes = {"block_count": 3, "context_length": 128, "embedding_length": 64, "attention.layer_norm_rms_epsilon": 1e-6}
+    metadata = {f"deci.{key}": value for key, value in {**lists, **sizes}.items()}
+    config = hf_config({"general.architecture": "deci", **metadata}, {"token_embd.weight": embedding}, {})
+    spec = model_spec({**config, "tie_word_embeddings": False}, "test")
+    expected = model_spec(DECI_CONFIGS["nemotron-nas"], "test")
+    assert (spec.layers, spec.norm) == (expected.layers, expected.norm)
+    with pytest.raises(CheckpointError, match="in place of attention"):
+        hf_config({"general.architecture": "deci", **metadata, "deci.attention.head_count_kv": [4, 0, 0]},
+                  {"token_embd.weight": embedding}, {})  # fmt: skip
+
+
 def test_gguf_names_no_alibi_but_baichuan_with_40_layers_has_it() -> None:
     embedding = TensorInfo("token_embd.weight", (96, 64), 0, "F32", 0, 0)
     for layers, has_alibi in ((32, False), (40, True)):
@@ -293,6 +311,60 @@ def test_baichuan_13b_has_alibi_and_version_2_an_output_matrix_of_unit_rows(tmp_
         ids = torch.tensor(PROMPTS)
         expected = model(ids, attention_mask=mask.expand(len(ids), -1, -1, -1)).logits
     check_logits(tmp_path, expected)
+
+
+DECI = {**SIZES, "num_key_value_heads": None, "architectures": ["DeciLMForCausalLM"], "rms_norm_eps": 1e-6,
+        "hidden_act": "silu", "num_hidden_layers": 3, "intermediate_size": None}  # fmt: skip
+DECI_CONFIGS: dict[str, dict[str, Any]] = {
+    "decilm": {**DECI, "num_key_value_heads_per_layer": [4, 2, 1], "intermediate_size": 256},
+    "nemotron-nas": {
+        **DECI,
+        "block_configs": [
+            {"attention": {"n_heads_in_group": 1}, "ffn": {"ffn_mult": 5.9}},
+            {"attention": {"n_heads_in_group": 2}, "ffn": {"no_op": True}},
+            {"attention": {"no_op": True}, "ffn": {"ffn_mult": 5.5, "no_op": False}},
+        ],
+    },
+}  # fmt: skip
+
+
+def deci_model(directory: Path, case: str) -> Any:
+    """Llama whose heads of keys and values are equal in groups; a part that adds nothing is one that is absent."""
+    options = {"num_key_value_heads": 4, "num_hidden_layers": 3, "intermediate_size": 256}
+    model, kept = make_model(directory, "Llama", options), (4, 2, 1)
+    tensors, absent = load_file(directory / "model.safetensors"), ()
+    with torch.no_grad():
+        for number, layer in enumerate(model.model.layers):
+            for name in ("k_proj", "v_proj"):
+                weight = getattr(layer.self_attn, name).weight
+                heads = weight.view(4, 16, -1)[: kept[number]]
+                tensors[f"model.layers.{number}.self_attn.{name}.weight"] = heads.flatten(0, 1).clone()
+                weight.copy_(heads.repeat_interleave(4 // kept[number], 0).flatten(0, 1))
+        if case == "nemotron-nas":
+            absent = ("layers.1.mlp", "layers.1.post_", "layers.2.self_attn", "layers.2.input_")
+            model.model.layers[1].mlp.down_proj.weight.zero_()
+            model.model.layers[2].self_attn.o_proj.weight.zero_()
+    tensors = {name: value for name, value in tensors.items() if not any(part in name for part in absent)}
+    save_file(tensors, directory / "model.safetensors")
+    (directory / "config.json").write_text(json.dumps(DECI_CONFIGS[case]))
+    return model
+
+
+@pytest.mark.parametrize("case", DECI_CONFIGS)
+def test_layers_may_differ_in_heads_of_keys_and_in_what_they_have(case: str, tmp_path: Path) -> None:
+    check_logits(tmp_path, transformers_logits(deci_model(tmp_path, case), PROMPTS))
+
+
+@pytest.mark.parametrize(
+    ("part", "changes"),
+    [("attention", {"replace_with_linear": True}), ("ffn", {"sparsify": [1]}), ("attention", {"window_length": 8}),
+     ("attention", {"num_sink_tokens": 4}), ("ffn", {"ffn_mult": 0})],
+)  # fmt: skip
+def test_blocks_of_nemotron_nas_that_are_not_implemented_are_refused(part: str, changes: dict[str, Any]) -> None:
+    config = json.loads(json.dumps(DECI_CONFIGS["nemotron-nas"]))
+    config["block_configs"][0][part] |= changes
+    with pytest.raises(CheckpointError, match=rf"block_configs\.0: {part}: {next(iter(changes))}"):
+        model_spec(config, "test")
 
 
 def test_the_vocabulary_tells_that_baichuan_2_has_unit_rows() -> None:
