@@ -1,7 +1,7 @@
-"""DeciLM and Nemotron-NAS: Llama whose layers differ in heads of keys and values, in the MLP's size, and in what is left.
+"""DeciLM and Nemotron-NAS: Llama, whose layers differ in heads of keys and values and in the MLP, or lack one of them.
 
-The KV cache has one shape for all layers, so that heads of keys and values are repeated at load up to the count that all
-layers' divide: every head of the queries reads what it read before.
+The KV cache has one shape for all layers. So heads of keys and values are repeated at load, up to the count that those
+of all layers divide: every head of the queries reads what it read before.
 """
 
 from __future__ import annotations
