@@ -42,7 +42,7 @@ def test_three_parts_of_a_position_are_one_for_text(scaling: dict[str, Any]) -> 
 
 
 def test_another_rope_takes_the_place_of_the_configurations_own(tmp_path: Path) -> None:
-    """In either form of the configuration; what is not given stays."""
+    """K9: in either form of the configuration; what is not given stays."""
     model = make_model(tmp_path, "Llama", {"rope_parameters": {**YARN_ROPE, "rope_theta": 300.0}})
     expected, native = transformers_logits(model, PROMPTS[:1])[0], bind("cpu")
     make_model(tmp_path, "Llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}})
@@ -59,7 +59,7 @@ def test_another_rope_takes_the_place_of_the_configurations_own(tmp_path: Path) 
     assert wider.spec.max_position_embeddings == 4096
 
 
-def test_values_that_replace_the_configurations_are_checked_as_its_own(tmp_path: Path) -> None:
+def test_k9_values_that_replace_the_configurations_are_checked_as_its_own(tmp_path: Path) -> None:
     make_model(tmp_path, "Llama", {})
     for settings, message in (
         ({"hf_overrides": '{"hidden_act": "tanh"}'}, "hidden_act"),
@@ -78,7 +78,7 @@ def test_one_rope_cannot_take_the_place_of_several() -> None:
 
 @pytest.mark.parametrize("case", ["mistral", "cohere2"])
 def test_without_windows_all_is_seen_as_far_as_the_narrowest_reached(case: str, tmp_path: Path) -> None:
-    """And layers without positions stay without."""
+    """K9: and layers without positions stay without."""
     family, options = {"mistral": ("Mistral", {"sliding_window": 24}), "cohere2": ("Cohere2", {"sliding_window": 24})}[
         case
     ]

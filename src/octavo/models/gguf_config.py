@@ -138,6 +138,8 @@ def hf_config(
     config |= {**arch.values, **{key: get(name) for key, name in arch.keys.items()}}
     if isinstance(types := config.get("layer_types"), list):  # whether a layer has the window
         config["layer_types"] = ["sliding_attention" if windowed else "full_attention" for windowed in types]
+    elif types is not None:  # every so many layers one has none
+        config["sliding_window_pattern"] = config.pop("layer_types")
     config |= {key: f"blk.0.{name}" in tensors for key, name in arch.tensors.items()}
     if arch.model_type == "baichuan" and config["num_hidden_layers"] == _BAICHUAN_13B_LAYERS:
         config["model_max_length"] = config.pop("max_position_embeddings")
@@ -165,6 +167,9 @@ def hf_config(
 def _list_layers(config: dict[str, Any]) -> None:
     """The sizes of layers that differ, where a model may have such. A layer without heads has no attention."""
     heads, kv_heads, sizes = (config[key] for key in _SIZES)
+    for key, values in zip(_SIZES, (heads, kv_heads, sizes), strict=True):
+        if isinstance(values, list) and any(type(value) is not int for value in values):
+            raise CheckpointError(f"{key} of the layers are not all whole numbers")
     if isinstance(heads, list):
         most = max(heads, default=0)
         if set(heads) - {0, most}:

@@ -74,7 +74,10 @@ def _nas_sizes(config: ConfigReader) -> _Sizes:
         attention.refuse_unless("num_sink_tokens", ())
         kv_heads = size = 0
         if not attention.flag("no_op", False):
-            kv_heads = num_heads // attention.integer("n_heads_in_group", high=num_heads)
+            group = attention.integer("n_heads_in_group", high=num_heads)
+            if num_heads % group:
+                raise attention.fail("n_heads_in_group", f"does not divide the {num_heads} heads")
+            kv_heads = num_heads // group
         if not ffn.flag("no_op", False):
             size = math.ceil(int(2 * ffn.number("ffn_mult") * hidden / 3) / _STEP) * _STEP
         sizes.append((kv_heads, size))
