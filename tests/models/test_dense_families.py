@@ -278,9 +278,22 @@ def test_gguf_lists_the_layers_of_decilm() -> None:
     spec = model_spec({**config, "tie_word_embeddings": False}, "test")
     expected = model_spec(DECI_CONFIGS["nemotron-nas"], "test")
     assert (spec.layers, spec.norm) == (expected.layers, expected.norm)
-    with pytest.raises(CheckpointError, match="in place of attention"):
-        hf_config({"general.architecture": "deci", **metadata, "deci.attention.head_count_kv": [4, 0, 0]},
-                  {"token_embd.weight": embedding}, {})  # fmt: skip
+    for key, value, message in (
+        ("head_count_kv", [4, 0, 0], "in place of attention"), ("head_count", ["4", 4, 0], "whole numbers"),
+        ("head_count", [4, 2, 0], "heads of queries"),
+    ):  # fmt: skip
+        changed = {"general.architecture": "deci", **metadata, f"deci.attention.{key}": value}
+        with pytest.raises(CheckpointError, match=message):
+            hf_config(changed, {"token_embd.weight": embedding}, {})
+
+
+def test_gguf_tells_windows_by_layer_or_by_interval() -> None:
+    embedding = TensorInfo("token_embd.weight", (96, 64), 0, "F32", 0, 0)
+    for pattern, key, expected in (
+        ([True, False], "layer_types", ["sliding_attention", "full_attention"]), (4, "sliding_window_pattern", 4),
+    ):  # fmt: skip
+        metadata = {"general.architecture": "exaone4", "exaone4.attention.sliding_window_pattern": pattern}
+        assert hf_config(metadata, {"token_embd.weight": embedding}, {})[key] == expected
 
 
 def test_gguf_names_no_alibi_but_baichuan_with_40_layers_has_it() -> None:
@@ -355,7 +368,7 @@ def test_layers_may_differ_in_heads_of_keys_and_in_what_they_have(case: str, tmp
 @pytest.mark.parametrize(
     ("part", "changes"),
     [("attention", {"replace_with_linear": True}), ("ffn", {"sparsify": [1]}), ("attention", {"window_length": 8}),
-     ("attention", {"num_sink_tokens": 4}), ("ffn", {"ffn_mult": 0})],
+     ("attention", {"num_sink_tokens": 4}), ("attention", {"n_heads_in_group": 3}), ("ffn", {"ffn_mult": 0})],
 )  # fmt: skip
 def test_blocks_of_nemotron_nas_that_are_not_implemented_are_refused(part: str, changes: dict[str, Any]) -> None:
     config = json.loads(json.dumps(DECI_CONFIGS["nemotron-nas"]))
