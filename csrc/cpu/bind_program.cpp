@@ -81,6 +81,16 @@ void bind_program(nb::module_& m) {
             nb::kw_only(), nb::arg("out"), nb::arg("residual"), nb::arg("x"), nb::arg("weight"), nb::arg("bias"),
             nb::arg("width"), nb::arg("eps"), nb::arg("layer_norm"))
         .def(
+            "clip", [](Program& self, BufferId x, int64_t width, float limit) { self.add(ClipRecord{x, width, limit}); },
+            nb::kw_only(), nb::arg("x"), nb::arg("width"), nb::arg("limit"))
+        .def(
+            "head_norm",
+            [](Program& self, BufferId qkv, const Heads& heads, Address q_norm, Address k_norm, float eps, bool layer_norm) {
+                self.add(HeadNormRecord{qkv, counts(heads), at<float>(q_norm), at<float>(k_norm), eps, layer_norm});
+            },
+            nb::kw_only(), nb::arg("qkv"), nb::arg("heads"), nb::arg("q_norm"), nb::arg("k_norm"), nb::arg("eps"),
+            nb::arg("layer_norm"))
+        .def(
             "rope_write",
             [](Program& self, BufferId qkv, const Heads& heads, int cache, int group, Address rotation, Address q_norm,
                Address k_norm, float eps) {

@@ -57,6 +57,19 @@ void add(Address residual, Address x, int64_t count) {
     OCTAVO_KERNELS(norm_kernels).add(at<float>(residual), at<float>(x), count);
 }
 
+void clip(Address x, int64_t count, float limit) {
+    nb::gil_scoped_release release;
+    OCTAVO_KERNELS(norm_kernels).clip(at<float>(x), count, limit);
+}
+
+void head_norm(Address qkv, Address q_norm, Address k_norm, int64_t rows, int num_heads, int num_kv_heads, int head_dim,
+               float eps, bool is_layer_norm) {
+    nb::gil_scoped_release release;
+    OCTAVO_KERNELS(norm_kernels)
+        .head_norm(at<float>(qkv), at<float>(q_norm), at<float>(k_norm), rows, num_heads, num_kv_heads, head_dim, eps,
+                   is_layer_norm);
+}
+
 void act_mul(Address out, Address gate_up, int64_t rows, int64_t width, int kind) {
     nb::gil_scoped_release release;
     OCTAVO_KERNELS(activation_kernels).act_mul(at<float>(out), at<float>(gate_up), rows, width, Activation(kind));
@@ -140,6 +153,8 @@ void bind_step(nb::module_& m) {
     m.def("layer_norm", &layer_norm);
     m.def("add_layer_norm", &add_layer_norm);
     m.def("add", &add);
+    m.def("clip", &clip);
+    m.def("head_norm", &head_norm);
     m.def("act_mul", &act_mul);
     m.def("act", &act);
     m.def("route", &route);

@@ -57,6 +57,12 @@ struct ProgramRun {
         if (n.is_layer_norm) kernels.add_layer_norm(at(op.out), residual, at(op.x), n.weight, n.bias, rows, n.width, n.eps);
         else kernels.add_rms_norm(at(op.out), residual, at(op.x), n.weight, rows, n.width, n.eps);
     }
+    void operator()(const ClipRecord& op) { OCTAVO_KERNELS(norm_kernels).clip(at(op.x), rows * op.width, op.limit); }
+    void operator()(const HeadNormRecord& op) {
+        OCTAVO_KERNELS(norm_kernels)
+            .head_norm(at(op.qkv), op.q_norm, op.k_norm, rows, op.heads.num_heads, op.heads.num_kv_heads, op.heads.head_dim,
+                       op.eps, op.is_layer_norm);
+    }
     void operator()(const RopeWriteRecord& op) {
         const LayerCache& cache = program.caches_[size_t(op.cache)];
         OCTAVO_KERNELS(rope_kernels)

@@ -52,6 +52,18 @@ struct AddNormRecord {
     BufferId out, residual, x;
     NormWeights norm;
 };
+struct ClipRecord {
+    BufferId x;
+    int64_t width;
+    float limit;
+};
+struct HeadNormRecord {
+    BufferId qkv;
+    HeadCounts heads;
+    const float *q_norm, *k_norm;
+    float eps;
+    bool is_layer_norm;
+};
 struct RopeWriteRecord {
     BufferId qkv;
     HeadCounts heads;
@@ -92,7 +104,7 @@ struct KeepRowsRecord {
 };
 
 using Record = std::variant<EmbedRecord, LinearRecord, NormRecord, AddRecord, AddNormRecord, RopeWriteRecord, AttendRecord,
-                            ActRecord, RouteRecord, ExpertsRecord, KeepRowsRecord>;
+                            ActRecord, RouteRecord, ExpertsRecord, KeepRowsRecord, ClipRecord, HeadNormRecord>;
 
 struct LayerCache {
     void *k, *v;

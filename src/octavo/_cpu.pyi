@@ -61,6 +61,10 @@ class Program:
     def add_norm(
         self, *, out: int, residual: int, x: int, weight: int, bias: int, width: int, eps: float, layer_norm: bool
     ) -> None: ...
+    def clip(self, *, x: int, width: int, limit: float) -> None: ...
+    def head_norm(
+        self, *, qkv: int, heads: tuple[int, int, int], q_norm: int, k_norm: int, eps: float, layer_norm: bool
+    ) -> None: ...
     def rope_write(
         self,
         *,
@@ -131,6 +135,19 @@ def add_layer_norm(
     out: int, residual: int, x: int, weight: int, bias: int, rows: int, width: int, eps: float, /
 ) -> None: ...
 def add(residual: int, x: int, count: int, /) -> None: ...
+def clip(x: int, count: int, limit: float, /) -> None: ...
+def head_norm(
+    qkv: int,
+    q_norm: int,
+    k_norm: int,
+    rows: int,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    eps: float,
+    layer_norm: bool,
+    /,
+) -> None: ...
 def act_mul(out: int, gate_up: int, rows: int, width: int, kind: int, /) -> None: ...
 def act(out: int, x: int, rows: int, width: int, kind: int, /) -> None: ...
 def route(

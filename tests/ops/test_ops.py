@@ -73,12 +73,24 @@ def _elementwise_cases() -> Iterator[Case]:
             gate_up = _randn(rows, 2 * width) * 20
             yield Case("act_mul", {"out": out, "gate_up": gate_up, "kind": kind}, ("out",), 1e-4)
             yield Case("act", {"out": out, "x": x * 4, "kind": kind}, ("out",), 2e-6)
+        yield Case("clip_", {"x": x * 3, "limit": 2.5}, ("x",))
         for top_k, renormalize in ((1, False), (2, True), (min(4, width), False)):
             ids = torch.zeros(rows, top_k, dtype=torch.int32)
             # Rounded, so that some are equal.
             scores, weights = (x * 2).round() / 2, torch.full((rows, top_k), torch.nan)
             args = {"ids": ids, "weights": weights, "scores": scores, "renormalize": renormalize}
             yield Case("route", args, ("ids", "weights"))
+
+
+def _head_norm_cases() -> Iterator[Case]:
+    for hq, hkv, d in ((4, 2, 64), (3, 1, 20), (8, 8, 96)):
+        for kind in ("rms", "layer"):
+            args = {
+                "qkv": _randn(23, (hq + 2 * hkv) * d) + 1,
+                "q_norm": _randn(hq * d),
+                "k_norm": _randn(hkv * d, seed=5),
+            }
+            yield Case("head_norm_", {**args, "eps": 1e-5, "kind": kind, "head_dim": d}, ("qkv",), 2e-5)
 
 
 HEADS = ((9, 3, 64), (4, 4, 80), (8, 1, 96), (14, 2, 128), (2, 1, 256), (3, 3, 20))
@@ -171,7 +183,7 @@ def _attention_cases() -> Iterator[Case]:
     yield _attention_case(mixed, (6, 6, 64), torch.bfloat16, 32, slopes=True)
 
 
-CASES = [*_elementwise_cases(), *_rope_cases(), *_attention_cases()]
+CASES = [*_elementwise_cases(), *_head_norm_cases(), *_rope_cases(), *_attention_cases()]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -238,7 +250,10 @@ def test_a_later_token_that_overflows_leaves_earlier_ones_alone(isa: str) -> Non
     assert not torch.isfinite(after[150:]).any()
 
 
-@pytest.mark.parametrize("case", [*_elementwise_cases(), *_rope_cases()], ids=lambda case: case.name)
+ROW_CASES = [*_elementwise_cases(), *_head_norm_cases(), *_rope_cases()]
+
+
+@pytest.mark.parametrize("case", ROW_CASES, ids=lambda case: case.name)
 def test_a_row_alone_has_the_bits_it_has_among_others(isa: str, case: Case) -> None:
     names = case.outputs if case.name != "rope_kv_write" else ("qkv",)
     whole = replace(case, outputs=names).run(NATIVE)

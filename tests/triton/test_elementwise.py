@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from octavo.ops import reference
-from octavo.ops.triton import elementwise
+from octavo.ops.triton import elementwise, heads
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SHAPES = [(1, 5), (3, 64), (2, 577)]
@@ -89,6 +89,28 @@ def test_sums_and_caps(dtype: torch.dtype) -> None:
     reference.soft_cap_(capped, 30.0)
     elementwise.soft_cap_(logits, 30.0)
     torch.testing.assert_close(logits, capped, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_bounds(dtype: torch.dtype) -> None:
+    x = randn(3, 700, dtype=dtype) * 3
+    expected = x.clamp(-2.5, 2.5)
+    heads.clip_(x, 2.5)
+    assert torch.equal(x, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", ["rms", "layer"])
+@pytest.mark.parametrize("counts", [(4, 2, 64), (9, 3, 20), (1, 1, 96)])
+def test_norms_of_heads_with_weights_of_their_own(counts: tuple[int, int, int], kind: str, dtype: torch.dtype) -> None:
+    hq, hkv, d = counts
+    qkv, q_norm, k_norm = randn(5, (hq + 2 * hkv) * d, dtype=dtype) + 1, randn(hq * d), randn(hkv * d, seed=1)
+    expected, alone = qkv.float().clone(), qkv[3:4].clone()
+    reference.head_norm_(expected, q_norm, k_norm, 1e-5, kind, d)
+    heads.head_norm_(qkv, q_norm, k_norm, 1e-5, kind, d)
+    close(qkv, expected, dtype)
+    heads.head_norm_(alone, q_norm, k_norm, 1e-5, kind, d)
+    assert torch.equal(alone, qkv[3:4])
 
 
 def test_ids_that_never_came_to_the_host_are_looked_up() -> None:

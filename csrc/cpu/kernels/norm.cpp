@@ -89,7 +89,29 @@ static void add(float* residual, const float* x, int64_t count) {
     });
 }
 
-extern const NormKernels norm_kernels = {rms_norm, add_rms_norm, layer_norm, add_layer_norm, add};
+static void clip(float* x, int64_t count, float limit) {
+    const vf low = vf_set(-limit), high = vf_set(limit);
+    parallel_for((count + kTaskFloats - 1) / kTaskFloats, [&](int64_t task, int) {
+        const int64_t end = (task + 1) * kTaskFloats < count ? (task + 1) * kTaskFloats : count;
+        int64_t i = task * kTaskFloats;
+        for (; i + VW <= end; i += VW) vf_store(x + i, vf_min(high, vf_max(low, vf_load(x + i))));
+        for (; i < end; ++i) x[i] = x[i] < -limit ? -limit : x[i] > limit ? limit : x[i];
+    });
+}
+
+static void head_norm(float* qkv, const float* q_norm, const float* k_norm, int64_t rows, int num_heads, int num_kv_heads,
+                      int head_dim, float eps, bool is_layer_norm) {
+    for_rows(rows, int64_t(num_heads + 2 * num_kv_heads) * head_dim, [&](int64_t at) {
+        for (int head = 0; head < num_heads + num_kv_heads; ++head) {
+            float* x = qkv + at + int64_t(head) * head_dim;
+            const float* weight = head < num_heads ? q_norm + int64_t(head) * head_dim : k_norm + int64_t(head - num_heads) * head_dim;
+            if (is_layer_norm) layer_norm_row(x, x, weight, nullptr, head_dim, eps);
+            else scale_row(x, x, weight, inverse_rms(x, head_dim, eps), head_dim);
+        }
+    });
+}
+
+extern const NormKernels norm_kernels = {rms_norm, add_rms_norm, layer_norm, add_layer_norm, add, clip, head_norm};
 
 }  // namespace OCTAVO_ISA
 }  // namespace octavo

@@ -1,4 +1,4 @@
-// RMS norm and layer norm of rows, and the residual sum before them. `out` may be the input.
+// RMS norm and layer norm of rows and of heads, the residual sum before them, and bounds. `out` may be the input.
 #pragma once
 
 #include "isa.h"
@@ -15,6 +15,10 @@ struct NormKernels {
     void (*add_layer_norm)(float* out, float* residual, const float* x, const float* weight, const float* bias, int64_t rows,
                            int64_t width, float eps);
     void (*add)(float* residual, const float* x, int64_t count);
+    void (*clip)(float* x, int64_t count, float limit);
+    // Each head of q and k in rows of q | k | v by its own weights: q_norm [num_heads][head_dim], k_norm the same of k.
+    void (*head_norm)(float* qkv, const float* q_norm, const float* k_norm, int64_t rows, int num_heads, int num_kv_heads,
+                      int head_dim, float eps, bool is_layer_norm);
 };
 
 OCTAVO_DECLARE_KERNELS(NormKernels, norm_kernels)

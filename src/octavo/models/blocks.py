@@ -13,7 +13,7 @@ from typing import Protocol
 from octavo.models.builder import Builder
 from octavo.models.params import Matrix
 from octavo.models.spec import AlibiSpec, NormSpec, RopeSpec
-from octavo.ops.program import Act, Activation, Add, Attend, Buffer, Experts, Heads, RopeWrite, Route
+from octavo.ops.program import Act, Activation, Add, Attend, Buffer, Clip, Experts, HeadNorm, Heads, RopeWrite, Route
 
 
 class Block(Protocol):
@@ -38,9 +38,12 @@ class Attention:
     alibi: AlibiSpec | None = None
     window: int = 0  # keys at a distance below it are seen; 0: all
     softcap: float = 0.0  # of the scores; 0: none
+    clip: float = 0.0  # q, k and v are held between -clip and clip; 0: they are not
     qk_norm: NormSpec | None = None  # of each head of q and k, before the rotation
+    own_qk_norm: NormSpec | None = None  # the same, where each head has weights of its own
     bias: bool = False  # of q, k and v
     o_bias: bool = False
+    kv_copies: int = 1  # each head of keys and values of the checkpoint counts as so many
 
     def emit(self, build: Builder, x: Buffer) -> Buffer:
         heads, dim = self.heads, self.heads.head_dim
@@ -52,11 +55,17 @@ class Attention:
             "self_attn.qkv",
             [
                 part(name="self_attn.q_proj", gguf="attn_q", rows=heads.size, rotary_dim=rotary),
-                part(name="self_attn.k_proj", gguf="attn_k", rows=kv_size, rotary_dim=rotary),
-                part(name="self_attn.v_proj", gguf="attn_v", rows=kv_size),
+                part(name="self_attn.k_proj", gguf="attn_k", rows=kv_size, rotary_dim=rotary, copies=self.kv_copies),
+                part(name="self_attn.v_proj", gguf="attn_v", rows=kv_size, copies=self.kv_copies),
             ],
             shard=0,
         )
+        if self.clip:
+            build.ops.append(Clip(x=qkv, limit=self.clip))
+        if (own := self.own_qk_norm) is not None:
+            q_norms = build.norm_weight(own, "self_attn.q_norm", "attn_q_norm", dim, rotary, heads.num_heads)
+            k_norms = build.norm_weight(own, "self_attn.k_norm", "attn_k_norm", dim, rotary, heads.num_kv_heads)
+            build.ops.append(HeadNorm(qkv=qkv, heads=heads, q_norm=q_norms, k_norm=k_norms, eps=own.eps, kind=own.kind))
         q_norm = k_norm = None
         if self.qk_norm is not None:
             q_norm = build.norm_weight(self.qk_norm, "self_attn.q_norm", "attn_q_norm", dim, rotary)
@@ -155,17 +164,19 @@ class MixtureOfExperts:
 
 @dataclass(frozen=True, kw_only=True)
 class Sequential:
-    """Attention, then the MLP, each behind a norm: x += attention(norm(x)); x += mlp(norm(x))."""
+    """Attention, then the MLP, each behind a norm: x += attention(norm(x)); x += mlp(norm(x)). Either may be absent."""
 
-    attention: Block
-    mlp: Block
+    attention: Block | None
+    mlp: Block | None
     norm: NormSpec
 
     def emit(self, build: Builder, residual: Buffer) -> None:
-        x = build.norm(residual, self.norm, "input_layernorm", "attn_norm")
-        build.ops.append(Add(residual=residual, x=self.attention.emit(build, x)))
-        x = build.norm(residual, self.norm, "post_attention_layernorm", "ffn_norm")
-        build.ops.append(Add(residual=residual, x=self.mlp.emit(build, x)))
+        if self.attention is not None:
+            x = build.norm(residual, self.norm, "input_layernorm", "attn_norm")
+            build.ops.append(Add(residual=residual, x=self.attention.emit(build, x)))
+        if self.mlp is not None:
+            x = build.norm(residual, self.norm, "post_attention_layernorm", "ffn_norm")
+            build.ops.append(Add(residual=residual, x=self.mlp.emit(build, x)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,16 +199,36 @@ class Sandwich:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parallel:
-    """Attention and MLP side by side: x += attention(norm(x)) + mlp(norm(x)), each with a norm of its own."""
+class PostNorm:
+    """Attention, then the MLP, each with a norm behind it: x += norm(attention(x)); x += norm(mlp(x))."""
 
     attention: Block
     mlp: Block
     norm: NormSpec
 
     def emit(self, build: Builder, residual: Buffer) -> None:
-        x = build.norm(residual, self.norm, "input_layernorm", "attn_norm")
-        mlp_x = build.norm(residual, self.norm, "post_attention_layernorm", "ffn_norm")
+        x = self.attention.emit(build, residual)
+        x = build.norm(x, self.norm, "post_attention_layernorm", "post_attention_norm")
+        build.ops.append(Add(residual=residual, x=x))
+        x = self.mlp.emit(build, residual)
+        x = build.norm(x, self.norm, "post_feedforward_layernorm", "post_ffw_norm")
+        build.ops.append(Add(residual=residual, x=x))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parallel:
+    """Attention and MLP side by side: x += attention(norm(x)) + mlp(norm(x)), with one norm or each with its own."""
+
+    attention: Block
+    mlp: Block
+    norm: NormSpec
+    shares_norm: bool = False
+    gguf_norms: tuple[str, str] = ("attn_norm", "ffn_norm")
+
+    def emit(self, build: Builder, residual: Buffer) -> None:
+        x = mlp_x = build.norm(residual, self.norm, "input_layernorm", self.gguf_norms[0])
+        if not self.shares_norm:
+            mlp_x = build.norm(residual, self.norm, "post_attention_layernorm", self.gguf_norms[1])
         attended = self.attention.emit(build, x)
         build.ops.append(Add(residual=residual, x=attended))
         build.ops.append(Add(residual=residual, x=self.mlp.emit(build, mlp_x)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -56,28 +57,39 @@ class Builder:
         ids, weights, places = (Buffer(f"{self._prefix}{name}.{each}", top_k, dtype) for each, dtype in types.items())
         return ids, weights, places
 
-    def norm(self, x: Buffer, norm: NormSpec, name: str, gguf: str) -> Buffer:
+    def norm(self, x: Buffer, norm: NormSpec, name: str, gguf: str, scale: float = 1.0) -> Buffer:
+        """`scale`: the result is multiplied by it."""
         out = self.buffer(name, x.width)
-        weight, bias = self.norm_weight(norm, name, gguf, x.width), None
+        declared, bias = Matrix(name=name, gguf=gguf, rows=x.width), None
+        weight = self._vector(declared, "weight", norm.offset, scale)
         if norm.bias:
-            bias = self._vector(Matrix(name=name, gguf=gguf, rows=x.width), "bias")
+            bias = self._vector(declared, "bias", scale=scale)
         self.ops.append(Norm(out=out, x=x, weight=weight, eps=norm.eps, kind=norm.kind, bias=bias))
         return out
 
     # ------------------------------------------------------------ parameters
     def matrices(
-        self, name: str, matrices: Sequence[Matrix], columns: int, shard: int | None, packing: Packing = "linear"
+        self,
+        name: str,
+        matrices: Sequence[Matrix],
+        columns: int,
+        shard: int | None,
+        packing: Packing = "linear",
+        unit_rows: bool = False,
     ) -> Weight:
-        parts = tuple(self._tensor(m, "weight", "matrix", (m.rows, columns)) for m in matrices)
-        biases = tuple(self._tensor(m, "bias", "bias", (m.rows,)) if m.bias else None for m in matrices)
+        parts = tuple(self._tensor(m, "weight", "matrix", (m.rows // m.copies, columns)) for m in matrices)
+        biases = tuple(self._tensor(m, "bias", "bias", (m.rows // m.copies,)) if m.bias else None for m in matrices)
         weight = Weight(self._prefix + name, (sum(matrix.rows for matrix in matrices), columns), shard)
-        self.params.append(Param(weight=weight, parts=parts, biases=biases, packing=packing))
+        self.params.append(Param(weight=weight, parts=parts, biases=biases, packing=packing, unit_rows=unit_rows))
         return weight
 
-    def norm_weight(self, norm: NormSpec, name: str, gguf: str, width: int, rotary_dim: int = 0) -> Weight:
-        """`rotary_dim`: of a norm of heads that are rotated."""
+    def norm_weight(
+        self, norm: NormSpec, name: str, gguf: str, width: int, rotary_dim: int = 0, num_heads: int = 0
+    ) -> Weight:
+        """Of a norm of heads, which may be rotated. `num_heads`: so many have weights of their own, [heads, width] in
+        the checkpoint; 0: all have the same."""
         declared = Matrix(name=name, gguf=gguf, rows=width, head_dim=width if rotary_dim else 0, rotary_dim=rotary_dim)
-        return self._vector(declared, "weight", norm.offset)
+        return self._vector(declared, "weight", norm.offset, num_heads=num_heads)
 
     def experts(self, name: str, matrices: Sequence[Sequence[Matrix]], columns: int, shard: int) -> Weight:
         """The matrices of each expert, one below the other."""
@@ -105,11 +117,19 @@ class Builder:
         self._num_caches += 1
         return Cache(index=self._num_caches - 1, heads=heads, window=window)
 
-    def _vector(self, declared: Matrix, kind: Literal["weight", "bias"], offset: float = 0.0) -> Weight:
+    def _vector(
+        self,
+        declared: Matrix,
+        kind: Literal["weight", "bias"],
+        offset: float = 0.0,
+        scale: float = 1.0,
+        num_heads: int = 0,
+    ) -> Weight:
         """Of a norm."""
-        tensor = self._tensor(declared, kind, "norm" if kind == "weight" else "bias", (declared.rows,))
-        weight = Weight(f"{self._prefix}{declared.name}.{kind}", (declared.rows,))
-        self.params.append(Param(weight=weight, parts=(tensor,), packing="vector", offset=offset))
+        shape = (num_heads, declared.rows) if num_heads else (declared.rows,)
+        tensor = self._tensor(declared, kind, "norm" if kind == "weight" else "bias", shape)
+        weight = Weight(f"{self._prefix}{declared.name}.{kind}", (math.prod(shape),))
+        self.params.append(Param(weight=weight, parts=(tensor,), packing="vector", offset=offset, scale=scale))
         return weight
 
     def _tensor(self, matrix: Matrix, kind: str, role: Role, shape: tuple[int, ...]) -> TensorDecl:
@@ -120,4 +140,5 @@ class Builder:
             role=role,
             head_dim=matrix.head_dim,
             rotary_dim=matrix.rotary_dim,
+            copies=matrix.copies,
         )

@@ -78,7 +78,7 @@ def define(spec: ModelSpec) -> Definition:
         build.layer(number)
         layer.emit(build, residual)
     build.top()
-    output = build.norm(residual, spec.norm, "model.norm", "output_norm")
+    output = build.norm(residual, spec.norm, "model.norm", "output_norm", spec.logit_scale)
     derived = {weight: each for each, weight in build.derived.items()}
     ops, groups = _grouped(build.ops)
     return Definition(spec, program(ops, output), tuple(build.params), derived, lm_head, groups)
@@ -111,9 +111,9 @@ def _add_positions(build: Builder, spec: ModelSpec, residual: Buffer) -> None:
 def _embeddings(build: Builder, spec: ModelSpec) -> Weight:
     """Declares the table of the tokens, and the output matrix unless it is the same. Returns the latter's name."""
     table = Matrix(name="model.embed_tokens", gguf="token_embd", rows=spec.vocab_size)
-    output = Matrix(name="lm_head", gguf="output", rows=spec.vocab_size)
+    output = Matrix(name="lm_head", gguf="output", rows=spec.vocab_size, bias=spec.lm_head_bias)
     if spec.tie_word_embeddings:
         build.matrices(EMBEDDING, [table], spec.hidden_size, None, "tied")
         return Weight(LM_HEAD, (spec.vocab_size, spec.hidden_size), 0)
     build.matrices(EMBEDDING, [table], spec.hidden_size, None, "embedding")
-    return build.matrices(LM_HEAD, [output], spec.hidden_size, 0, "output")
+    return build.matrices(LM_HEAD, [output], spec.hidden_size, 0, "output", spec.unit_lm_head)

@@ -6,7 +6,8 @@ vocabulary's size) is read off the tensors that are there.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from octavo.base.errors import CheckpointError
@@ -23,8 +24,12 @@ class _Arch:
     has_norms_of_one: bool = False  # norms that stand around zero on the other side have the 1 added
     has_gemma_keys: bool = False
     is_rotated_in_part: bool = False
+    keys: Mapping[str, str] = field(default_factory=dict)  # of the configuration: those of the metadata
+    values: Mapping[str, Any] = field(default_factory=dict)  # of the configuration: what all files mean
+    tensors: Mapping[str, str] = field(default_factory=dict)  # flags of the configuration: set where the tensor is
 
 
+# fmt: off
 ARCHITECTURES: Final[dict[str, _Arch]] = {
     "llama": _Arch("LlamaForCausalLM", "llama"),
     "qwen2": _Arch("Qwen2ForCausalLM", "qwen2"),
@@ -37,7 +42,36 @@ ARCHITECTURES: Final[dict[str, _Arch]] = {
     "gpt2": _Arch("GPT2LMHeadModel", "gpt2", "gelu_new"),
     "gptneox": _Arch("GPTNeoXForCausalLM", "gpt_neox", "gelu", is_rotated_in_part=True),
     "bloom": _Arch("BloomForCausalLM", "bloom", "gelu_pytorch_tanh"),
+    "command-r": _Arch("CohereForCausalLM", "cohere", keys={"logit_scale": "logit_scale"},
+                       tensors={"use_qk_norm": "attn_q_norm.weight"}),
+    "cohere2": _Arch("Cohere2ForCausalLM", "cohere2",
+                     keys={"logit_scale": "logit_scale", "sliding_window": "attention.sliding_window"}),
+    "granite": _Arch("GraniteForCausalLM", "granite", keys={
+        "embedding_multiplier": "embedding_scale", "residual_multiplier": "residual_scale",
+        "attention_multiplier": "attention.scale", "logits_scaling": "logit_scale",
+    }),
+    "chatglm": _Arch("GlmForCausalLM", "glm", is_rotated_in_part=True),
+    "glm4": _Arch("Glm4ForCausalLM", "glm4", is_rotated_in_part=True),
+    "falcon": _Arch("FalconForCausalLM", "falcon", "gelu", tensors={"new_decoder_architecture": "attn_norm_2.weight"}),
+    "exaone": _Arch("ExaoneForCausalLM", "exaone"),
+    "exaone4": _Arch("Exaone4ForCausalLM", "exaone4", keys={
+        "sliding_window": "attention.sliding_window", "layer_types": "attention.sliding_window_pattern",
+    }),
+    "internlm2": _Arch("InternLM2ForCausalLM", "internlm2"),
+    # Whether rows of the output matrix have been brought to length 1 the files do not say; llama.cpp does not do it.
+    "baichuan": _Arch("BaichuanForCausalLM", "baichuan", values={"unit_lm_head": False}),
+    "starcoder": _Arch("GPTBigCodeForCausalLM", "gpt_bigcode", "gelu_pytorch_tanh"),
+    "qwen": _Arch("QWenLMHeadModel", "qwen"),
+    "deci": _Arch("DeciLMForCausalLM", "deci"),
+    "xverse": _Arch("XverseForCausalLM", "xverse"),
+    "seed_oss": _Arch("SeedOssForCausalLM", "seed_oss", tensors={"attention_out_bias": "attn_output.bias"}),
+    "smollm3": _Arch("SmolLM3ForCausalLM", "smollm3"),
+    "ernie4_5": _Arch("Ernie4_5ForCausalLM", "ernie4_5"),
 }
+# fmt: on
+_SIZES: Final = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
+#: The file does not say that positions are told by ALiBi: the model with so many layers has no other.
+_BAICHUAN_13B_LAYERS: Final = 40
 _MIXTRAL: Final = _Arch("MixtralForCausalLM", "mixtral")
 #: Tensors that belong to the configuration, and the keys of the rope parameters under which they are there.
 ROPE_TENSORS: Final = {
@@ -85,10 +119,10 @@ def hf_config(
         "vocab_size": embedding.shape[0],
         "hidden_size": get("embedding_length"),
         "num_hidden_layers": get("block_count"),
-        "num_attention_heads": _uniform(get("attention.head_count")),
-        "num_key_value_heads": _uniform(get("attention.head_count_kv")),
+        "num_attention_heads": get("attention.head_count"),
+        "num_key_value_heads": get("attention.head_count_kv"),
         "head_dim": head_dim,
-        "intermediate_size": _uniform(get("feed_forward_length")),
+        "intermediate_size": get("feed_forward_length"),
         "rms_norm_eps": get("attention.layer_norm_rms_epsilon", get("attention.layer_norm_epsilon")),
         "max_position_embeddings": get("context_length"),
         "num_local_experts": get("expert_count"),
@@ -101,6 +135,17 @@ def hf_config(
         "attention_bias": bool({"blk.0.attn_q.bias", "blk.0.attn_qkv.bias"} & tensors.keys()),
         "mlp_bias": "blk.0.ffn_up.bias" in tensors,
     }
+    config |= {**arch.values, **{key: get(name) for key, name in arch.keys.items()}}
+    if isinstance(types := config.get("layer_types"), list):  # whether a layer has the window
+        config["layer_types"] = ["sliding_attention" if windowed else "full_attention" for windowed in types]
+    elif types is not None:  # every so many layers one has none
+        config["sliding_window_pattern"] = config.pop("layer_types")
+    config |= {key: f"blk.0.{name}" in tensors for key, name in arch.tensors.items()}
+    if arch.model_type == "baichuan" and config["num_hidden_layers"] == _BAICHUAN_13B_LAYERS:
+        config["model_max_length"] = config.pop("max_position_embeddings")
+    if arch.model_type == "deci":
+        _list_layers(config)
+    config |= {key: _uniform(config[key]) for key in _SIZES}
     config["head_dim"] = head_dim if head_dim is not None else _default_head_dim(config)
     size, rotated = config["head_dim"], get("rope.dimension_count", config["head_dim"])
     if rotated != size:
@@ -117,6 +162,27 @@ def hf_config(
     else:
         config["rope_parameters"] = rope
     return {key: value for key, value in config.items() if value is not None}
+
+
+def _list_layers(config: dict[str, Any]) -> None:
+    """The sizes of layers that differ, where a model may have such. A layer without heads has no attention."""
+    heads, kv_heads, sizes = (config[key] for key in _SIZES)
+    for key, values in zip(_SIZES, (heads, kv_heads, sizes), strict=True):
+        if isinstance(values, list) and any(type(value) is not int for value in values):
+            raise CheckpointError(f"{key} of the layers are not all whole numbers")
+    if isinstance(heads, list):
+        most = max(heads, default=0)
+        if set(heads) - {0, most}:
+            raise CheckpointError("layers of different heads of queries are not supported")
+        config["num_attention_heads"] = most
+    if isinstance(kv_heads, list):
+        if isinstance(heads, list) and any(count and not kv for count, kv in zip(heads, kv_heads, strict=False)):
+            raise CheckpointError("layers with a matrix in place of attention are not supported")
+        config["num_key_value_heads_per_layer"] = kv_heads
+        config["num_key_value_heads"] = max(kv_heads, default=0)
+    if isinstance(sizes, list):
+        config["intermediate_size_per_layer"] = sizes
+        config["intermediate_size"] = max(sizes, default=0)
 
 
 def _uniform(value: Any) -> Any:

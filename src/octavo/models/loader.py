@@ -19,6 +19,7 @@ from octavo.models.checkpoint import Checkpoint, DummyCheckpoint, SafetensorsChe
 from octavo.models.decoder import LM_HEAD, Definition, define
 from octavo.models.gguf_checkpoint import GGUFCheckpoint
 from octavo.models.layout import Layout, TensorSource
+from octavo.models.overrides import overridden, without_windows
 from octavo.models.params import Param, TensorDecl
 from octavo.models.registry import find_family, model_spec
 from octavo.models.rope import alibi_slopes, cos_sin_table
@@ -68,7 +69,8 @@ def load_model(
     missing, damaged, not finite, or of a kind that is not supported, and DeviceError for weights that do not fit.
     """
     checkpoint = checkpoint or open_checkpoint(config)
-    definition = define(model_spec(checkpoint.config, checkpoint.source))
+    spec = model_spec(checkpoint.config, checkpoint.source)
+    definition = define(without_windows(spec) if config.disable_sliding_window else spec)
     reader = _Reader(checkpoint, definition, DTYPES.get(config.dtype, checkpoint.dtype), ops.to_device, on_phase)
     if free is not None:
         _check_room(checkpoint.source, reader.num_bytes(_float_bytes(config, checkpoint, ops)), free)
@@ -123,18 +125,20 @@ def _check_room(source: str, needed: int, free: FreeMemory) -> None:
 
 
 def open_checkpoint(config: ModelConfig, device: torch.device = _CPU) -> Checkpoint:
-    """The checkpoint of a configuration. Random weights are made on `device`."""
+    """The checkpoint of a configuration, which may say otherwise than the files. `device`: for random weights."""
     path = Path(config.model)
     if config.load_format == "dummy":
         source: Checkpoint | None = GGUFCheckpoint(path) if path.suffix == ".gguf" else None
-        values = read_json(path / "config.json") if source is None else source.config
+        values = overridden(read_json(path / "config.json") if source is None else source.config, config)
         tensors = define(model_spec(values, str(path))).tensors
         return DummyCheckpoint(tensors, values, str(path), config.seed, device)
     is_gguf = path.suffix == ".gguf"
     if config.load_format not in ("auto", "gguf" if is_gguf else "safetensors"):
         kind = "a GGUF file" if is_gguf else "a directory of safetensors files"
         raise CheckpointError(f"{path}: {kind} cannot be read with --load-format {config.load_format}")
-    return GGUFCheckpoint(path) if is_gguf else SafetensorsCheckpoint(path)
+    found = GGUFCheckpoint(path) if is_gguf else SafetensorsCheckpoint(path)
+    found.config = overridden(found.config, config)
+    return found
 
 
 class _Reader:
@@ -233,7 +237,7 @@ class _Packer:
         elif param.packing == "router":
             packed = self._ops.pack_output(_as_float32(self._reader.matrix(param.parts[0])))
         else:
-            packed = self._ops.pack_output(self._reader.matrix(param.parts[0]))
+            packed = self._output(param)
         self.nbytes += sum(each.nbytes for each in packed) if param.packing == "experts" else packed.nbytes
         if param.packing == "tied":
             self.weights[LM_HEAD] = packed
@@ -247,6 +251,12 @@ class _Packer:
             return self._ops.pack_linear(weights[0], biases[0])
         return self._ops.pack_linear_many(weights, biases)
 
+    def _output(self, param: Param) -> LinearWeight:
+        weight, bias = self._reader.matrix(param.parts[0]), param.biases[0]
+        if param.unit_rows:
+            weight = torch.nn.functional.normalize(_as_float32(weight)).to(_dtype(weight))
+        return self._ops.pack_output(weight, None if bias is None else self._reader.vector(bias))
+
     def _experts(self, param: Param) -> Any:
         """Read and packed one by one."""
         count = len(param.parts) // param.weight.shape[0]
@@ -255,7 +265,12 @@ class _Packer:
 
     def _vector(self, param: Param) -> Tensor:
         values = self._reader.vector(param.parts[0])
-        return values + param.offset if param.offset else values
+        values = values + param.offset if param.offset else values
+        return values * param.scale if param.scale != 1.0 else values
+
+
+def _dtype(weight: Tensor | QuantizedWeight) -> torch.dtype:
+    return torch.float32 if isinstance(weight, QuantizedWeight) else weight.dtype
 
 
 def _as_float32(weight: Tensor | QuantizedWeight) -> Tensor:

@@ -167,6 +167,38 @@ class AddNorm(Op):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Clip(Op):
+    """x, held between -limit and limit."""
+
+    x: Buffer
+    limit: float
+    reads: ClassVar = ()
+    writes: ClassVar = ()
+    changes: ClassVar = ("x",)
+
+    def widths(self) -> _Widths:
+        yield self.x, self.x.width
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadNorm(Op):
+    """Norm of each head of q and k, where each has weights of its own: [num_heads * head_dim] of q, as many of k."""
+
+    qkv: Buffer
+    heads: Heads
+    q_norm: Weight
+    k_norm: Weight
+    eps: float
+    kind: NormKind = "rms"
+    reads: ClassVar = ()
+    writes: ClassVar = ()
+    changes: ClassVar = ("qkv",)
+
+    def widths(self) -> _Widths:
+        yield self.qkv, self.heads.qkv_size
+
+
+@dataclass(frozen=True, kw_only=True)
 class RopeWrite(Op):
     """Norm of each head of q and k, if there are weights for it; their rotation; then k and v go to the cache.
 

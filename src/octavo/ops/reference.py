@@ -61,9 +61,9 @@ def pack_linear(weight: Tensor | QuantizedWeight, bias: Tensor | None = None) ->
     return ReferenceWeight(_dense(weight), None if bias is None else bias.to(torch.float32))
 
 
-def pack_output(weight: Tensor | QuantizedWeight) -> ReferenceWeight:
+def pack_output(weight: Tensor | QuantizedWeight, bias: Tensor | None = None) -> ReferenceWeight:
     """The matrix of the output layer. A table that quantizes what it packs leaves this one in its type."""
-    return pack_linear(weight)
+    return pack_linear(weight, bias)
 
 
 def pack_linear_many(
@@ -199,6 +199,24 @@ def kv_cache_shapes(
     padded = -(-head_dim // KEY_TILE) * KEY_TILE
     k_shape = (num_blocks, num_kv_heads, block_size // KEY_TILE, head_dim, KEY_TILE)
     return k_shape, (num_blocks, num_kv_heads, block_size, padded)
+
+
+def clip_(x: Tensor, limit: float) -> None:
+    """x = x, held between -limit and limit."""
+    x.clamp_(-limit, limit)
+
+
+def head_norm_(qkv: Tensor, q_norm: Tensor, k_norm: Tensor, eps: float, kind: str, head_dim: int) -> None:
+    """Norm each head of q and k inside qkv [T, (Hq + 2 Hkv) * D] with its own part of the weights.
+
+    q_norm float32 [Hq * D], k_norm [Hkv * D]; kind: "rms" or "layer", as of `rms_norm` and `layer_norm`.
+    """
+    weight = torch.cat((q_norm, k_norm)).view(-1, head_dim)
+    x = qkv[:, : weight.numel()].view(len(qkv), -1, head_dim)
+    if kind == "layer":
+        x.copy_(F.layer_norm(x, (head_dim,), eps=eps) * weight)
+    else:
+        x.copy_(_normed(x, weight, eps))
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -13,8 +13,10 @@ from octavo.ops.program import (
     AddNorm,
     Attend,
     Buffer,
+    Clip,
     Embed,
     Experts,
+    HeadNorm,
     KeepRows,
     Linear,
     Norm,
@@ -56,6 +58,10 @@ class Table(Protocol):
     def route(self) -> Any: ...
     @property
     def experts(self) -> Any: ...
+    @property
+    def clip_(self) -> Any: ...
+    @property
+    def head_norm_(self) -> Any: ...
     @property
     def rope_kv_write(self) -> Any: ...
     @property
@@ -173,6 +179,15 @@ def _experts(table: Table, op: Experts, frame: Frame) -> None:
     )
 
 
+def _clip(table: Table, op: Clip, frame: Frame) -> None:
+    table.clip_(frame[op.x], op.limit)
+
+
+def _head_norm(table: Table, op: HeadNorm, frame: Frame) -> None:
+    q_norm, k_norm = frame.weight(op.q_norm), frame.weight(op.k_norm)
+    table.head_norm_(frame[op.qkv], q_norm, k_norm, op.eps, op.kind, op.heads.head_dim)
+
+
 def _rope_write(table: Table, op: RopeWrite, frame: Frame) -> None:
     k, v = frame.kv_caches[op.cache.index]
     _, slot_mapping = frame.step.cache_groups[op.cache.group]
@@ -235,6 +250,8 @@ HANDLERS: dict[type[Op], Handler] = {
     Act: _act,
     Route: _route,
     Experts: _experts,
+    Clip: _clip,
+    HeadNorm: _head_norm,
     RopeWrite: _rope_write,
     Attend: _attend,
     KeepRows: _keep_rows,

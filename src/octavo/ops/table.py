@@ -52,7 +52,7 @@ class Ops:
 
     pack_linear: Callable[..., LinearWeight]  # (weight, bias=None)
     pack_linear_many: Callable[..., LinearWeight]  # (weights, biases=None)
-    pack_output: Callable[..., LinearWeight]  # (weight): of the output layer
+    pack_output: Callable[..., LinearWeight]  # (weight, bias=None): of the output layer
     linear: Callable[..., None]  # (out, x, w)
     pack_embedding: Callable[..., EmbeddingWeight]  # (weight)
     tied_embedding: Callable[..., EmbeddingWeight]  # (linear_weight): the same packed copy
@@ -67,6 +67,8 @@ class Ops:
     pack_experts: Callable[..., Any]  # (weights): matrices one below the other, for each expert
     route: Callable[[Tensor, Tensor, Tensor, bool], None]  # (ids, weights, scores, renormalize)
     experts: Callable[..., None]  # see experts.grouped_experts
+    clip_: Callable[[Tensor, float], None]  # (x, limit)
+    head_norm_: Callable[[Tensor, Tensor, Tensor, float, str, int], None]  # (qkv, q_norm, k_norm, eps, kind, head_dim)
     rope_kv_write: Callable[..., None]
     attention: Callable[..., None]
     program_runner: Callable[..., Runner]  # (ops, program, weights)
@@ -117,7 +119,7 @@ _GROUPS: tuple[tuple[str, ...], ...] = (
 _COMPOSED: dict[str, tuple[str, ...]] = {
     "program_runner": (
         "linear", "embedding", "rms_norm", "add_rms_norm", "layer_norm", "add_layer_norm", "add_", "act_mul", "act",
-        "route", "experts", "rope_kv_write", "attention", "kv_cache_shapes",
+        "route", "experts", "clip_", "head_norm_", "rope_kv_write", "attention", "kv_cache_shapes",
     ),
 }  # fmt: skip
 _REFERENCE_MODULES: dict[str, Any] = dict.fromkeys(("forbid", "sample", "logprobs"), reference_sampling)

@@ -23,7 +23,9 @@ __all__ = [
     "add_rms_norm",
     "attention",
     "attention_planner",
+    "clip_",
     "forbid",
+    "head_norm_",
     "kv_cache_shapes",
     "layer_norm",
     "logprobs",
@@ -112,6 +114,21 @@ def route(ids: Tensor, weights: Tensor, scores: Tensor, renormalize: bool) -> No
     assert ids.dtype == _I32 and weights.dtype == scores.dtype == _F32
     assert ids.is_contiguous() and weights.is_contiguous() and scores.is_contiguous()
     _cpu.route(ids.data_ptr(), weights.data_ptr(), scores.data_ptr(), rows, num_experts, top_k, renormalize)
+
+
+def clip_(x: Tensor, limit: float) -> None:
+    assert x.dtype == _F32 and x.is_contiguous()
+    _cpu.clip(x.data_ptr(), x.numel(), limit)
+
+
+def head_norm_(qkv: Tensor, q_norm: Tensor, k_norm: Tensor, eps: float, kind: str, head_dim: int) -> None:
+    rows, width = qkv.shape
+    q_size, k_size = q_norm.numel(), k_norm.numel()
+    assert qkv.dtype == q_norm.dtype == k_norm.dtype == _F32 and width == q_size + 2 * k_size
+    assert qkv.is_contiguous() and q_norm.is_contiguous() and k_norm.is_contiguous()
+    assert q_size % head_dim == k_size % head_dim == 0
+    q_norm_ptr, k_norm_ptr, counts = q_norm.data_ptr(), k_norm.data_ptr(), (q_size // head_dim, k_size // head_dim)
+    _cpu.head_norm(qkv.data_ptr(), q_norm_ptr, k_norm_ptr, rows, *counts, head_dim, eps, kind == "layer")
 
 
 def rope_kv_write(

@@ -15,8 +15,10 @@ from octavo.ops.program import (
     Add,
     AddNorm,
     Attend,
+    Clip,
     Embed,
     Experts,
+    HeadNorm,
     Heads,
     KeepRows,
     Linear,
@@ -133,6 +135,19 @@ class CpuRunner(Runner):
         out, residual, x = self._ids[op.out], self._ids[op.residual], self._ids[op.x]
         self._native.add_norm(out=out, residual=residual, x=x, **self._norm_weights(op))
 
+    def _clip(self, op: Clip) -> None:
+        self._native.clip(x=self._ids[op.x], width=op.x.width, limit=op.limit)
+
+    def _head_norm(self, op: HeadNorm) -> None:
+        self._native.head_norm(
+            qkv=self._ids[op.qkv],
+            heads=_counts(op.heads),
+            q_norm=self._vector(op.q_norm),
+            k_norm=self._vector(op.k_norm),
+            eps=op.eps,
+            layer_norm=op.kind == "layer",
+        )
+
     def _rope_write(self, op: RopeWrite) -> None:
         assert op.rotation is None or op.rotation.shape[1] == op.heads.head_dim
         self._native.rope_write(
@@ -219,6 +234,8 @@ _RECORDS: dict[type[Op], Callable[[CpuRunner, Any], None]] = {
     Norm: CpuRunner._norm,
     Add: CpuRunner._add,
     AddNorm: CpuRunner._add_norm,
+    Clip: CpuRunner._clip,
+    HeadNorm: CpuRunner._head_norm,
     RopeWrite: CpuRunner._rope_write,
     Attend: CpuRunner._attend,
     Act: CpuRunner._act,

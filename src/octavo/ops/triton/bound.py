@@ -7,7 +7,7 @@ from typing import Any
 
 from octavo.ops import flashinfer_prompts
 from octavo.ops.table import Binding
-from octavo.ops.triton import attention, elementwise, experts, linear, rope, sampling
+from octavo.ops.triton import attention, elementwise, experts, heads, linear, rope, sampling
 from octavo.ops.triton.fuse import TritonRunner
 from octavo.ops.triton.linear import LinearPacker
 
@@ -45,6 +45,8 @@ def operations(binding: Binding) -> tuple[dict[str, Any], dict[str, str]]:
         "pack_experts": packer.pack_experts,
         "route": experts.route,
         "experts": experts.experts,
+        "clip_": heads.clip_,
+        "head_norm_": heads.head_norm_,
         "rope_kv_write": rope.rope_kv_write,
         "attention": attention.attention,
         "program_runner": TritonRunner,
