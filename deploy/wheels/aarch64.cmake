@@ -6,3 +6,5 @@ set(CMAKE_CXX_COMPILER aarch64-linux-gnu-g++)
 set(CMAKE_STRIP aarch64-linux-gnu-strip)
 # Libraries and headers of the target only; programs, and the packages of CMake, are those of this machine.
 set(CMAKE_FIND_ROOT_PATH_MODE_PROGRAM NEVER)
+# Debian's pyconfig.h includes that of the platform by a path below /usr/include.
+set(CMAKE_CXX_FLAGS_INIT "-idirafter $ENV{PYTHON_INCLUDE}/..")
