@@ -16,7 +16,7 @@ _METADATA = re.compile(r"octavo-[\w.+]+\.dist-info/.+")
 def faults(wheel: Path) -> list[str]:
     """What is wrong with a wheel, one sentence a fault."""
     with zipfile.ZipFile(wheel) as archive:
-        names = set(archive.namelist())
+        names = {name for name in archive.namelist() if not name.endswith("/")}
     found = [f"{name} is missing" for name in NEEDED if name not in names]
     modules = sorted(name for name in names if name.endswith((".so", ".dylib")))
     if len(modules) != 1 or not _MODULE.fullmatch(modules[0]):

@@ -52,6 +52,7 @@ def wheel_faults(directory: Path, names: tuple[str, ...], name: str = "octavo-0.
 
 def test_a_wheel_with_all_of_its_parts_is_good_and_the_files_are_there_to_be_packed(tmp_path: Path) -> None:
     assert wheel_faults(tmp_path, WHEEL_FILES) == []
+    assert wheel_faults(tmp_path, (*WHEEL_FILES, "octavo-0.1.0.dist-info/")) == []  # as auditwheel packs
     for needed in load(DEPLOY / "wheels" / "check.py").NEEDED:
         assert (ROOT / "src" / needed).is_file()
     assert (ROOT / "LICENSE").is_file()
