@@ -24,6 +24,7 @@ from octavo.client.engine_client import SHUT_DOWN, EngineClient
 from octavo.launch.engine_process import EngineProcess
 from octavo.launch.http_server import HTTPServer, http_config
 from octavo.launch.listener import Listener
+from octavo.launch.service_manager import tell_ready, tell_stopping
 from octavo.served.model import ServedModel
 from octavo.served.models import Models
 from octavo.served.parts import OutputSettings, Renderer
@@ -38,6 +39,8 @@ logger = logging.getLogger(__name__)
 DEATH_GRACE_SECONDS = 1.0
 #: Seconds that the engine gets to finish its last step before it is killed.
 ENGINE_STOP_SECONDS = 1.0
+#: Seconds that the end takes at most when no request is left, as told to the service manager.
+END_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,7 @@ class ServeLoop:
         with contextlib.suppress(OSError):
             sys.stdout.write(f"octavo serves {self._names[0]} at {self._listener.url}\n")
             sys.stdout.flush()
+        tell_ready(f"serving {self._names[0]} at {self._listener.url}")
 
     # ------------------------------------------------------------ ends
     def _on_signal(self, signum: int) -> None:
@@ -118,6 +122,10 @@ class ServeLoop:
                 name,
                 self._client.num_unfinished,
                 self._config.server.shutdown_timeout,
+            )
+            tell_stopping(
+                f"draining {self._client.num_unfinished} sequences",
+                self._config.server.shutdown_timeout + END_SECONDS,
             )
             self._client.start_draining()
             self._server.start_draining()
@@ -140,6 +148,7 @@ class ServeLoop:
 
     def _on_dead(self, reason: str) -> None:
         self._exit_code = self._exit_code or 1
+        tell_stopping("the engine died", END_SECONDS)
         self._spawn(self._leave_after_death())
 
     async def _leave_after_death(self) -> None:
