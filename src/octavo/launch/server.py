@@ -63,7 +63,7 @@ def serve(config: ServeConfig, notes: Sequence[tuple[int, str]] = ()) -> int:
     check(config)
     check_tls(config.server)
     check_formats(config.server)
-    setup_logging(config.server.uvicorn_log_level)
+    setup_logging(setup=config.server, process="server")
     started = time.monotonic()
     load_middleware(config.server.middleware)  # for its errors
     logger.info("settings: %s", command_line(config))

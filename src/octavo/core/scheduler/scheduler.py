@@ -312,9 +312,10 @@ class Scheduler:
         if request.scheduled_time == 0.0:  # the first time, not after a preemption
             request.scheduled_time = time.monotonic()
             request.num_cached_tokens = request.num_computed_tokens
-            self._num_prompt_tokens += request.num_prompt_tokens
-            self._prefix_cache_queries += request.num_prompt_tokens
-            self._prefix_cache_hits += request.num_computed_tokens
+            if request.is_counted:
+                self._num_prompt_tokens += request.num_prompt_tokens
+                self._prefix_cache_queries += request.num_prompt_tokens
+                self._prefix_cache_hits += request.num_computed_tokens
         return NewRequestData(
             slot=request.slot,
             request_id=request.request_id,

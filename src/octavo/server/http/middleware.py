@@ -14,6 +14,7 @@ import uuid
 
 from octavo.base.config import ServerConfig
 from octavo.base.errors import InvalidRequest, OctavoError
+from octavo.base.log import current_request_id
 from octavo.server.http.errors import (
     BadFraming,
     ExpectationFailed,
@@ -94,6 +95,7 @@ class RequestScope:
         given = _given_request_id(scope)
         request_id = scope["octavo.request_id"] = given or uuid.uuid4().hex
         scope["octavo.request_id_given"] = given is not None
+        current_request_id.set(request_id)
         started = time.perf_counter()
         try:
             _check_headers(scope)

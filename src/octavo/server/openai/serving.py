@@ -8,6 +8,7 @@ from contextlib import aclosing
 from typing import Any, TypeVar
 
 from octavo.base.errors import InvalidRequest
+from octavo.base.log import current_request_id
 from octavo.base.suggest import nearest
 from octavo.served.model import Prepared, ServedModel
 from octavo.server.http.errors import clip, validate_body
@@ -90,4 +91,5 @@ def reply_id(prefix: str, exchange: Exchange, request: SamplingFields) -> str:
     """
     if request.request_id is not None and not exchange.scope["octavo.request_id_given"]:
         exchange.scope["octavo.request_id"] = request.request_id
+        current_request_id.set(request.request_id)
     return f"{prefix}-{exchange.scope['octavo.request_id']}"
