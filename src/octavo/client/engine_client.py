@@ -329,6 +329,15 @@ class EngineClient:
         """Forget every cached block; running requests keep theirs. Raises `ServerError`."""
         await self.call("reset_prefix_cache")
 
+    async def start_profile(self, directory: str, *, with_torch: bool) -> None:
+        """Record the engine's steps, and what torch does in them, for files in `directory`. Raises `ServerError`."""
+        await self.call("start_profile", directory, with_torch)
+
+    async def stop_profile(self) -> dict[str, Any]:
+        """Write what was recorded: `files`, `steps` and `steps_not_recorded`. Raises `ServerError`."""
+        recorded: dict[str, Any] = await self.call("stop_profile")
+        return recorded
+
     async def call(self, method: str, *args: Any) -> Any:
         """Run one of the engine's allowed methods between two steps. Raises `ServerError` with the engine's reason."""
         self._check_alive()

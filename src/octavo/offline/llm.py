@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import time
 import uuid
 import weakref
@@ -97,6 +98,16 @@ class LLM:
     def get_default_sampling_params(self) -> SamplingParams:
         """What the model's generation_config.json says, and `override_generation_config`; octavo's defaults beside."""
         return SamplingParams(**self._model.default_sampling)
+
+    # ------------------------------------------------------------ profiles
+    def start_profile(self, directory: str, *, with_torch: bool = True) -> None:
+        """Record the engine's steps, and what torch does in them, for files in `directory`. Raises `ServerError`."""
+        self._thread.run(self._model.engine.start_profile(os.path.abspath(directory), with_torch=with_torch))
+
+    def stop_profile(self) -> list[str]:
+        """Write what was recorded; the value are the files. Raises `ServerError`."""
+        recorded = self._thread.run(self._model.engine.stop_profile())
+        return list(recorded["files"])
 
     # ------------------------------------------------------------ generation
     def generate(

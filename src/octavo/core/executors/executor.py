@@ -42,6 +42,14 @@ class Executor(Protocol):
 
     def collect(self, step: Any) -> ModelRunnerOutput: ...
 
+    def start_profile(self) -> None:
+        """Record what the device and its libraries do, until `stop_profile`. Between two steps only."""
+        ...
+
+    def stop_profile(self, path: str) -> None:
+        """Write the recording to `path`, a trace of Chrome's form. Raises OSError."""
+        ...
+
 
 class UniprocExecutor:
     """One worker, in this process and thread."""
@@ -72,6 +80,12 @@ class UniprocExecutor:
 
     def collect(self, step: Any) -> ModelRunnerOutput:
         return self._loaded().collect(step)
+
+    def start_profile(self) -> None:
+        self._loaded().start_profile()
+
+    def stop_profile(self, path: str) -> None:
+        self._loaded().stop_profile(path)
 
     def _loaded(self) -> Worker:
         assert self._worker is not None, "load() first"

@@ -356,6 +356,10 @@ class Scheduler:
         fault("update")
         return self._answers.take_in(self._unanswered.popleft(), result, jumps=self.enable_jump_forward)
 
+    def next_members(self) -> list[Request]:
+        """Who takes part in the oldest unanswered step, for whoever looks on."""
+        return [member.request for member in self._unanswered[0] if not member.request.finished]
+
     def fail_step(self, plan: SchedulerOutput, message: str) -> list[EngineCoreOutput]:
         """The newest planned step did not happen: its requests end with an error, the others go on."""
         # The worker may not have come as far as dropping the slots it was told to drop.
