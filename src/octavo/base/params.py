@@ -325,6 +325,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     num_wanted: int = 0  # choices of the reply, where more are generated to choose from; 0: `params.n`
     is_counted: bool = True  # its prompt is a caller's; not: it was counted with the request that this one goes on with
     trace_headers: tuple[tuple[str, str], ...] = ()  # traceparent and tracestate, as the caller sent them
+    is_chat: bool = False  # the prompt is a conversation, for traces
 
     @property
     def num_sequences(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -59,6 +60,17 @@ class RequestTimes:
     def total_seconds(self) -> float | None:
         """Arrival to end."""
         return self.finish - self.arrival if self.finish and self.arrival else None
+
+
+def merged_times(times: Sequence[RequestTimes]) -> RequestTimes:
+    """Of several requests, at least one: from the first to the last."""
+    return RequestTimes(
+        min(t.arrival for t in times),
+        min((t.scheduled for t in times if t.scheduled), default=0.0),
+        min((t.first_token for t in times if t.first_token), default=0.0),
+        max(t.last_token for t in times),
+        max(t.finish for t in times),
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,15 +21,19 @@ from typing import Any
 from octavo.base.config import ServeConfig, ServerConfig
 from octavo.base.errors import InvalidConfig, ShuttingDown, StartupError
 from octavo.client.engine_client import SHUT_DOWN, EngineClient
+from octavo.client.observer import Observer, Observers
 from octavo.launch.engine_process import EngineProcess
 from octavo.launch.http_server import HTTPServer, http_config
 from octavo.launch.listener import Listener
 from octavo.served.model import ServedModel
 from octavo.served.models import Models
 from octavo.served.parts import OutputSettings, Renderer
+from octavo.served.request_log import RequestLog
 from octavo.server.app import create_app
 from octavo.server.metrics import Metrics
 from octavo.server.state import ServerState
+from octavo.server.tracing import CLOSE_SECONDS as TRACES_CLOSE_SECONDS
+from octavo.server.tracing import Tracer
 from octavo.text.grammars.checker import GrammarChecker
 from octavo.text.tokenizers.tokenizer import Tokenizer
 
@@ -73,18 +77,22 @@ class ServeLoop:
 
     async def run(self, text: TextSide) -> int:
         info = self._engine.info
+        server = self._config.server
         metrics = Metrics(self._names[0], info.max_model_len)
+        tracer = Tracer(server, self._names[0]) if server.otlp_traces_endpoint is not None else None
+        others: list[Observer] = [] if tracer is None else [tracer]
+        if not server.disable_log_requests:
+            others.append(RequestLog())
         self._client = EngineClient(
             await self._engine.connect(),
             info,
             text.tokenizer,
             self._config.engine,
             process=self._engine,
-            observer=metrics,
+            observer=Observers(metrics, *others) if others else metrics,
             on_dead=self._on_dead,
             has_vocabulary=self._engine.has_vocabulary,
         )
-        server = self._config.server
         model = ServedModel(
             names=self._names,
             engine=self._client,
@@ -115,6 +123,8 @@ class ServeLoop:
             is_hurried = self._num_signals > 1
             await self._client.close(0.0 if is_hurried else ENGINE_STOP_SECONDS)
             await self._engine.stop(0.0 if is_hurried else ENGINE_STOP_SECONDS)
+            if tracer is not None:
+                await asyncio.to_thread(tracer.close, 0.0 if is_hurried else TRACES_CLOSE_SECONDS)
         return self._exit_code
 
     def _on_listening(self) -> None:

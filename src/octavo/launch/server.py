@@ -37,6 +37,7 @@ from octavo.served.output_settings import check_formats, output_settings
 from octavo.server.keys import with_key_file
 from octavo.server.plugins import load_middleware
 from octavo.server.tokenizer_info import tokenizer_info
+from octavo.server.tracing import check_tracing
 from octavo.text.templates.renderer import Renderer
 from octavo.text.tokenizers.tokenizer import Tokenizer
 from octavo.text.tokenizers.vocabulary import all_eos_token_ids
@@ -66,6 +67,7 @@ def serve(config: ServeConfig, notes: Sequence[tuple[int, str]] = ()) -> int:
     setup_logging(setup=config.server, process="server")
     started = time.monotonic()
     load_middleware(config.server.middleware)  # for its errors
+    check_tracing(config.server)
     logger.info("settings: %s", command_line(config))
     for level, line in notes:
         logger.log(level, "%s", line)

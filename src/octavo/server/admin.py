@@ -38,9 +38,7 @@ class AdminHandlers:
             table.append(
                 Route("POST", "/stop_profile", self.stop_profile, "Write the steps recorded", reply=ProfileReply)
             )
-        return [
-            dataclasses.replace(route, handler=_for_admins(route.handler), for_admins=True) for route in table
-        ]
+        return [dataclasses.replace(route, handler=_for_admins(route.handler), for_admins=True) for route in table]
 
     async def reset_prefix_cache(self, exchange: Exchange) -> None:
         """200 and nothing. Requests that run keep their blocks; no later request finds them."""

@@ -56,7 +56,9 @@ def _check_traces(endpoint: str, protocol: str) -> None:
     if protocol not in TRACE_PROTOCOLS:
         raise InvalidConfig(f"--otlp-traces-protocol must be one of {', '.join(TRACE_PROTOCOLS)}; got {protocol!r}")
     if protocol != "grpc" and not endpoint.startswith(("http://", "https://")):
-        raise InvalidConfig(f"--otlp-traces-endpoint must begin with http:// or https:// ({protocol}); got {endpoint!r}")
+        raise InvalidConfig(
+            f"--otlp-traces-endpoint must begin with http:// or https:// ({protocol}); got {endpoint!r}"
+        )
 
 
 def check_server(config: ServerConfig) -> None:
