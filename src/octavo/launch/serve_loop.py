@@ -79,6 +79,7 @@ class ServeLoop:
         info = self._engine.info
         server = self._config.server
         metrics = Metrics(self._names[0], info.max_model_len)
+        metrics.tell_cache(info, self._config.engine.cache)
         tracer = Tracer(server, self._names[0]) if server.otlp_traces_endpoint is not None else None
         others: list[Observer] = [] if tracer is None else [tracer]
         if not server.disable_log_requests:

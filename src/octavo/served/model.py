@@ -25,8 +25,8 @@ from octavo.served.output_plan import OutputPlan, arguments_spec, plan_output
 from octavo.served.parts import DeltaStream, Engine, Grammars, OutputSettings, Renderer, Tokenizer, TokenTexts
 from octavo.served.prompts import PromptMaker
 from octavo.served.reading import OutputReading
-from octavo.served.streams import NewsReader, at_intervals, merged
 from octavo.served.request_log import log_request
+from octavo.served.streams import NewsReader, at_intervals, merged
 from octavo.served.turn import Conversation, ReplyWishes, Turn
 from octavo.text.grammars.grammar import limits_of
 from octavo.wire.messages import EngineInfo

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 import re
 from typing import Any
 
@@ -63,11 +62,11 @@ class AdminHandlers:
         if self._is_profiling:
             raise InvalidRequest("A profile is being recorded already; see /stop_profile.")
         directory = self._state.config.profiler_dir
-        assert directory is not None, "the route is there with --profiler-dir only"
+        assert directory is not None, "the route exists with --profiler-dir only"
         engine = self._state.models.default.engine
         self._is_profiling = True
         try:
-            await engine.start_profile(os.path.abspath(directory), with_torch=request.torch is not False)
+            await engine.start_profile(directory, with_torch=request.torch is not False)
         except BaseException:
             self._is_profiling = False
             raise

@@ -54,7 +54,7 @@ class Tracer(NoObserver):
 
     def __init__(self, config: ServerConfig, model_name: str, *, exporter: SpanExporter | None = None) -> None:
         """`exporter`: a test's, in place of the one that `config` asks for. Call `check_tracing` first."""
-        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.resources import OTELResourceDetector, Resource
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
         from opentelemetry.trace import SpanKind
@@ -62,9 +62,8 @@ class Tracer(NoObserver):
         from opentelemetry.trace.status import Status, StatusCode
 
         # What OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES say comes over it.
-        resource = Resource({"service.name": "octavo", "service.version": octavo.__version__}).merge(
-            _from_environment()
-        )
+        ours = Resource({"service.name": "octavo", "service.version": octavo.__version__})
+        resource = ours.merge(OTELResourceDetector().detect())
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(exporter or _exporter(config)))
         self._tracer = self._provider.get_tracer("octavo", octavo.__version__)
@@ -158,12 +157,6 @@ def attributes_of(finished: FinishedRequest, model_name: str) -> dict[str, Any]:
 
 def _sum(first: float | None, second: float | None) -> float | None:
     return None if first is None or second is None else first + second
-
-
-def _from_environment() -> Any:
-    from opentelemetry.sdk.resources import OTELResourceDetector
-
-    return OTELResourceDetector().detect()
 
 
 def _exporter(config: ServerConfig) -> SpanExporter:

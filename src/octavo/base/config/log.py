@@ -18,7 +18,7 @@ class LogSetup:
     log_format: Literal["text", "json"] = opt("text", "Lines of the log: text, or a JSON object each.")
     log_config_file: str | None = opt(
         None,
-        "JSON file for Python's logging.config.dictConfig, in place of octavo's own set-up of the log in both processes.",
+        "JSON file for Python's logging.config.dictConfig, which then sets up the log of both processes.",
     )
     configure_logging: bool = opt(
         True, "Set up the log. Without, Python's defaults count, or what --middleware sets up: warnings on stderr."

@@ -17,8 +17,8 @@ class StepTimes:
 
     collect_detailed_traces: list[Literal["model", "worker", "all"]] = opt(
         list,
-        "Times of a request's steps that its trace tells too: of the model's forward pass, of all that the worker does, "
-        "or both. On a GPU each step then waits for its forward pass.",
+        "Times of a request's steps that its trace tells too: of the model's forward pass, of all that the worker "
+        "does, or both. On a GPU each step then waits for its forward pass.",
     )
 
 
