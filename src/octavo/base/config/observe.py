@@ -33,6 +33,4 @@ class ObserveConfig(StepTimes):
     enable_per_request_metrics: bool = opt(
         False, "Tell the times of a request in its reply, whether or not it asks for them (include_metrics)."
     )
-    profiler_dir: str | None = opt(
-        None, "Folder for what /start_profile and /stop_profile record. They need --admin-api-key too."
-    )
+    profiler_dir: str | None = opt(None, "Folder for what /start_profile records, a route for administrators.")

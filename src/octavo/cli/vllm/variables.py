@@ -17,6 +17,10 @@ def _level(text: str) -> str:
     return _LEVELS.get(text.lower(), text.lower())
 
 
+def _configures_logging(text: str) -> str | None:
+    return None if text.lower() in ("1", "true") else text
+
+
 def _attention(text: str) -> str | None:
     return _ATTENTION.get(text.lower())
 
@@ -58,7 +62,7 @@ VARIABLES: tuple[Variable, ...] = (
     ),
     Variable(
         name="VLLM_CONFIGURE_LOGGING", seed="1", today="1", meaning="Whether the log is set up at all.",
-        field="configure_logging",
+        field="configure_logging", convert=_configures_logging,
     ),
     Variable(
         name="VLLM_LOGGING_CONFIG_PATH", seed="none", today="none", field="log_config_file",
