@@ -20,7 +20,6 @@ from support.server_fakes import engine_info
 DEPLOY = Path(__file__).parents[2] / "deploy"
 #: What only Prometheus itself makes.
 OF_PROMETHEUS = {"up"}
-UNITS = ("seconds", "bytes", "tokens", "perc", "rate", "total", "info", "ratio")
 
 
 def exposition() -> str:
@@ -84,7 +83,7 @@ def test_the_exposition_follows_the_rules_of_its_format() -> None:
         if match := re.match(r"# (HELP|TYPE) (\S+) (.+)", line):
             told.setdefault(match[2], []).append(match[1])
         else:
-            assert re.fullmatch(r"[a-z_:]+(\{([a-z_]+=\"[^\"\n]*\",?)+\})? \S+", line), line
+            assert re.fullmatch(r"[a-z0-9_:]+(\{([a-z_]+=\"[^\"\n]*\",?)+\})? \S+", line), line
     assert all(kinds == ["HELP", "TYPE"] for kinds in told.values())
     for family in text_string_to_metric_families(text):
         names = {sample.name.removeprefix(family.name) for sample in family.samples}
