@@ -61,7 +61,7 @@ def log_of(server: ServerProcess) -> list[dict[str, Any]]:
     return [json.loads(line) for line in server.stderr.splitlines()]
 
 
-def test_a_request_leaves_its_trace_its_lines_and_its_times(server: ServerProcess, collector: TraceReceiver) -> None:
+def test_e90_e94_e95_a_request_leaves_trace_lines_and_times(server: ServerProcess, collector: TraceReceiver) -> None:
     traceparent = f"00-{TRACE}-{PARENT}-01"
     body = {"prompt": "one two three", "max_tokens": 5, "request_id": "shop-7", "include_metrics": True}
     status, reply = post(server, "/v1/completions", body, traceparent=traceparent)
@@ -90,13 +90,13 @@ def test_a_request_leaves_its_trace_its_lines_and_its_times(server: ServerProces
     assert any(line["logger"] == "uvicorn.access" and line["request_id"] == "shop-7" for line in lines)
 
 
-def test_both_processes_log_objects(server: ServerProcess) -> None:
+def test_e92_all_lines_are_objects(server: ServerProcess) -> None:
     lines = log_of(server)
     assert {line["process"] for line in lines} >= {"server"}
     assert all({"time", "level", "logger", "pid", "message"} <= set(line) for line in lines)
 
 
-def test_a_stream_tells_its_times_at_its_end_only(server: ServerProcess) -> None:
+def test_e95_a_stream_tells_its_times_at_its_end_only(server: ServerProcess) -> None:
     fields = {"prompt": "a", "max_tokens": 4, "include_metrics": True}
     *events, last, done = server.stream("/v1/completions", fields)
     assert done == "[DONE]" and last["choices"] == [] and "usage" not in last
@@ -108,7 +108,7 @@ def test_a_stream_tells_its_times_at_its_end_only(server: ServerProcess) -> None
     assert "metrics" not in last and last["choices"]
 
 
-def test_beams_count_their_prompt_once(server: ServerProcess) -> None:
+def test_e96_beams_count_their_prompt_once(server: ServerProcess) -> None:
     before = server.metrics()
     body = {"prompt": "abcd", "max_tokens": 4, "use_beam_search": True, "best_of": 3, "temperature": 0}
     assert post(server, "/v1/completions", body | {"include_metrics": True})[1]["metrics"]["total_time_ms"] > 0
@@ -117,7 +117,7 @@ def test_beams_count_their_prompt_once(server: ServerProcess) -> None:
         assert after[name] - before[name] == 4, name
 
 
-def test_a_profile_is_written_by_the_engine(server: ServerProcess, directory: Path) -> None:
+def test_e98_a_profile_is_written_by_the_engine(server: ServerProcess, directory: Path) -> None:
     key = {"authorization": "Bearer boss"}
     assert post(server, "/start_profile", {"torch": False}, **key) == (200, None)
     server.complete(max_tokens=5)
@@ -129,7 +129,7 @@ def test_a_profile_is_written_by_the_engine(server: ServerProcess, directory: Pa
     assert any(line["process"] == "engine" and "profile" in line["message"] for line in log_of(server))
 
 
-def test_a_server_whose_collector_is_gone_answers_and_ends_in_time(directory: Path) -> None:
+def test_e91_a_server_whose_collector_is_gone_answers_and_ends_in_time(directory: Path) -> None:
     receiver = TraceReceiver("grpc")
     receiver.close()
     with ServerProcess(directory, "--otlp-traces-endpoint", receiver.endpoint, fake=True) as process:
@@ -139,7 +139,7 @@ def test_a_server_whose_collector_is_gone_answers_and_ends_in_time(directory: Pa
         assert process.wait(10) == 0
 
 
-def test_traces_without_their_packages_are_refused_before_the_model_is_read(directory: Path) -> None:
+def test_e90_traces_without_their_packages_are_refused_before_the_model_is_read(directory: Path) -> None:
     blocked = directory.parent / "blocked" / "grpc"
     blocked.mkdir(parents=True)
     (blocked / "__init__.py").write_text("raise ImportError('no grpc', name='grpc')")

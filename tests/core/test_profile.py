@@ -33,7 +33,7 @@ def start() -> Iterator[Start]:
         assert engine.failure is None
 
 
-def test_a_profile_has_every_step_with_its_numbers_and_every_request(start: Start, tmp_path: Path) -> None:
+def test_e98_a_profile_has_every_step_with_its_numbers_and_every_request(start: Start, tmp_path: Path) -> None:
     engine = start()
     engine.add(1, [1, 2, 3], max_tokens=2)
     engine.wait_for_end(1)
@@ -100,7 +100,7 @@ def test_steps_are_timed_for_their_requests_only_when_asked_for(start: Start, as
         assert len(times) == 3 and 0.0 < times[0] < times[1] < times[2]
 
 
-def test_a_prompt_that_was_counted_with_another_request_is_not_counted_again(start: Start) -> None:
+def test_e96_a_prompt_that_was_counted_with_another_request_is_not_counted_again(start: Start) -> None:
     engine = start()
     engine.add(1, [1, 2, 3], max_tokens=1)
     engine.wait_for_end(1)

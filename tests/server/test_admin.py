@@ -79,7 +79,7 @@ def test_server_info_tells_settings_and_facts_and_no_secret() -> None:
     assert b"secret-key" not in reply.body and b"boss" not in reply.body
 
 
-def test_profiles_are_recorded_where_the_server_was_told_to() -> None:
+def test_e98_profiles_are_recorded_where_the_server_was_told_to() -> None:
     server = make_server(admin_api_key="boss", profiler_dir="/profiles")
     assert server.post("/start_profile", b"").status == 401
     assert server.post("/stop_profile", b"", KEY).error["message"].startswith("No profile is being recorded")

@@ -135,7 +135,7 @@ def test_s21_the_best_come_first_and_two_beams_beat_none(seed: int) -> None:
     assert [sample.num_output_tokens for sample in finished] == [len(output.token_ids) for output in delta.outputs]
 
 
-def test_the_prompt_counts_once_however_many_beams_and_steps_there_are() -> None:
+def test_e96_the_prompt_counts_once_however_many_beams_and_steps_there_are() -> None:
     client = TableClient()
     search(client, width=3, n=3, max_tokens=6)
     assert client.num_counted == 1 and len(client.prompts) > 6

@@ -52,14 +52,14 @@ def samples(text: str) -> set[str]:
     return {sample.name for family in text_string_to_metric_families(text) for sample in family.samples}
 
 
-def test_every_metric_that_dashboards_and_alerts_name_is_there() -> None:
+def test_e97_every_metric_that_dashboards_and_alerts_name_is_there() -> None:
     there = samples(exposition()) | OF_PROMETHEUS
     asked = [(name, text) for text in expressions() for name in names_in(text)]
     assert len({name for name, _ in asked}) > 20
     assert [(name, text) for name, text in asked if name not in there and name not in ("model_name", "instance")] == []
 
 
-def test_labels_that_are_asked_for_are_there() -> None:
+def test_e97_labels_that_are_asked_for_are_there() -> None:
     families = list(text_string_to_metric_families(exposition()))
     labels = {label for family in families for sample in family.samples for label in sample.labels}
     asked = {label for text in expressions() for label in re.findall(r'(\w+)\s*(?:=~|=|!=|!~)\s*"', text)}
@@ -76,7 +76,7 @@ def test_alerts_and_scrape_fit_each_other() -> None:
     assert all(rule["annotations"]["summary"] and rule["labels"]["severity"] for rule in rules)
 
 
-def test_the_exposition_follows_the_rules_of_its_format() -> None:
+def test_e97_the_exposition_follows_the_rules_of_its_format() -> None:
     text = exposition()
     told: dict[str, list[str]] = {}
     for line in text.splitlines():

@@ -88,7 +88,7 @@ def json_lines(text: str) -> list[dict[str, object]]:
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_one_record_is_one_json_object(capsys: pytest.CaptureFixture[str], text: str) -> None:
+def test_e92_one_record_is_one_json_object(capsys: pytest.CaptureFixture[str], text: str) -> None:
     setup_logging(setup=LogSetup(log_format="json"), process="engine")
     current_request_id.set("req-1")
     logging.getLogger("octavo.server").info("user said %s", text)
@@ -113,7 +113,7 @@ def test_one_record_is_one_json_object(capsys: pytest.CaptureFixture[str], text:
     setup_logging(process="server")
 
 
-def test_a_file_of_pythons_logging_takes_the_place_of_our_setup(
+def test_e93_a_file_of_pythons_logging_takes_the_place_of_our_setup(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     file = tmp_path / "log.json"
@@ -144,7 +144,7 @@ def test_a_file_of_pythons_logging_takes_the_place_of_our_setup(
         ('{"version": 1, "handlers": {"a": {"class": "no.such.Handler"}}, "root": {"handlers": ["a"]}}', "no"),
     ],
 )
-def test_a_file_that_cannot_be_used_is_an_error_with_its_name(content: str | None, reason: str, tmp_path: Path) -> None:
+def test_e93_a_file_that_cannot_be_used_is_named(content: str | None, reason: str, tmp_path: Path) -> None:
     file = tmp_path / "log.json"
     if content is not None:
         file.write_text(content)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import sys
 import time
@@ -13,7 +14,7 @@ from octavo.base.config import ServerConfig
 from octavo.base.errors import InvalidConfig
 from octavo.base.params import GenerateRequest, SamplingParams
 from octavo.client.observer import FinishedRequest, RequestTimes
-from octavo.server.tracing import Tracer, check_tracing, traces_url
+from octavo.server.tracing import _LOGGERS, Tracer, check_tracing, traces_url
 from octavo.wire.messages import StepSeconds
 from support.server_process import bound
 from support.trace_receiver import TraceReceiver, plain
@@ -43,7 +44,7 @@ def receiver(request: pytest.FixtureRequest) -> Iterator[tuple[TraceReceiver, Se
     collector.close()
 
 
-def test_a_span_has_its_parent_its_times_and_both_sets_of_names(
+def test_e90_a_span_has_its_parent_its_times_and_both_sets_of_names(
     receiver: tuple[TraceReceiver, ServerConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     collector, config = receiver
@@ -80,7 +81,7 @@ def test_a_span_has_its_parent_its_times_and_both_sets_of_names(
 
 
 @pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
-def test_a_collector_that_is_not_there_holds_up_nobody(protocol: str) -> None:
+def test_e91_a_collector_that_is_not_there_holds_up_nobody(protocol: str) -> None:
     with socket.socket() as sock:  # bound, and nobody listens
         sock.bind(("127.0.0.1", 0))
         endpoint = f"http://127.0.0.1:{sock.getsockname()[1]}"
@@ -94,7 +95,7 @@ def test_a_collector_that_is_not_there_holds_up_nobody(protocol: str) -> None:
         assert time.perf_counter() - start < bound(10)
 
 
-def test_a_broken_parent_is_none() -> None:
+def test_e90_a_broken_parent_is_none() -> None:
     collector = TraceReceiver("http/protobuf")
     config = ServerConfig(otlp_traces_endpoint=collector.endpoint, otlp_traces_protocol="http/protobuf")
     tracer = Tracer(config, "tiny")
@@ -109,7 +110,7 @@ def test_a_broken_parent_is_none() -> None:
     assert set(collector.paths) == {"/v1/traces"}
 
 
-def test_missing_packages_are_named_with_how_to_get_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_e90_missing_packages_are_named_with_how_to_get_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.grpc.trace_exporter", None)
     check_tracing(ServerConfig())
     with pytest.raises(InvalidConfig, match=r"--otlp-traces-endpoint needs.*pip install 'octavo\[otel\]'"):
@@ -119,3 +120,11 @@ def test_missing_packages_are_named_with_how_to_get_them(monkeypatch: pytest.Mon
 def test_the_path_of_a_bare_address_is_the_collectors_own() -> None:
     assert traces_url("http://c:4318") == traces_url("http://c:4318/") == "http://c:4318/v1/traces"
     assert traces_url("https://c/otlp/v1/traces") == "https://c/otlp/v1/traces"
+
+
+def test_e91_the_log_hears_of_a_missing_collector_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    tracer = Tracer(ServerConfig(otlp_traces_endpoint="http://127.0.0.1:1"), "tiny")
+    for name in _LOGGERS * 3:
+        logging.getLogger(name).error("gone")
+    assert caplog.text.count("gone") == 1
+    tracer.close(0.1)

@@ -29,6 +29,15 @@ logger = logging.getLogger(__name__)
 #: Seconds that spans get to reach the collector when the server ends.
 CLOSE_SECONDS = 2.0
 
+#: Seconds between two complaints of the SDK about the collector.
+SPACING = 60.0
+#: Where it complains from.
+_LOGGERS = (
+    "opentelemetry.exporter.otlp.proto.grpc.exporter",
+    "opentelemetry.exporter.otlp.proto.http.trace_exporter",
+    "opentelemetry.sdk._shared_internal",
+)
+
 _EXPORTERS: Final = {
     "grpc": "opentelemetry.exporter.otlp.proto.grpc.trace_exporter",
     "http/protobuf": "opentelemetry.exporter.otlp.proto.http.trace_exporter",
@@ -47,6 +56,20 @@ def check_tracing(config: ServerConfig) -> None:
                 f"--otlp-traces-endpoint needs packages that are not installed ({exc.name or name}): "
                 "pip install 'octavo[otel]'"
             ) from None
+
+
+class _OnceInAWhile(logging.Filter):
+    """One record in `SPACING` seconds: a collector that is down would otherwise fill the log."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._next = 0.0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.created < self._next:
+            return False
+        self._next = record.created + SPACING
+        return True
 
 
 class Tracer(NoObserver):
@@ -71,6 +94,9 @@ class Tracer(NoObserver):
         self._kind = SpanKind.SERVER
         self._failed = Status(StatusCode.ERROR)
         self._model_name = model_name
+        quiet = _OnceInAWhile()
+        for name in _LOGGERS:
+            logging.getLogger(name).addFilter(quiet)
 
     def on_request_finish(self, finished: FinishedRequest) -> None:
         try:

@@ -15,7 +15,7 @@ class TorchProfile:
     """
 
     def __init__(self) -> None:
-        os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # its library writes to stderr, past the log
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # its library writes to stderr, past the log
         from torch.profiler import ProfilerActivity, profile  # seconds of imports that nobody else needs
 
         activities = [ProfilerActivity.CPU]
