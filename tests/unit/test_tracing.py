@@ -14,7 +14,7 @@ from octavo.base.config import ServerConfig
 from octavo.base.errors import InvalidConfig
 from octavo.base.params import GenerateRequest, SamplingParams
 from octavo.client.observer import FinishedRequest, RequestTimes
-from octavo.server.tracing import _LOGGERS, Tracer, check_tracing, traces_url
+from octavo.server.tracing import _LOGGERS, _QUIET, Tracer, check_tracing, traces_url
 from octavo.wire.messages import StepSeconds
 from support.server_process import bound
 from support.trace_receiver import TraceReceiver, plain
@@ -124,6 +124,7 @@ def test_the_path_of_a_bare_address_is_the_collectors_own() -> None:
 
 def test_e91_the_log_hears_of_a_missing_collector_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
     tracer = Tracer(ServerConfig(otlp_traces_endpoint="http://127.0.0.1:1"), "tiny")
+    _QUIET.next_time = 0.0
     for name in _LOGGERS * 3:
         logging.getLogger(name).error("gone")
     assert caplog.text.count("gone") == 1

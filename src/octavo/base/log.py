@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import logging.config
 import sys
 import unicodedata
 from contextvars import ContextVar
@@ -135,8 +134,10 @@ def _configure(name: str) -> None:
     # Loggers exist by now that the file need not name: they keep their voice unless it says otherwise.
     settings.setdefault("disable_existing_loggers", False)
     logging.getLogger().handlers.clear()
+    from logging.config import dictConfig  # it brings in pickle and sockets, of which the engine has no need
+
     try:
-        logging.config.dictConfig(settings)
+        dictConfig(settings)
     except (ValueError, TypeError, AttributeError, ImportError) as exc:
         cause = f": {exc.__cause__}" if exc.__cause__ is not None else ""
         raise InvalidConfig(f"{place} is no configuration of Python's logging: {exc}{cause}") from exc

@@ -63,13 +63,16 @@ class _OnceInAWhile(logging.Filter):
 
     def __init__(self) -> None:
         super().__init__()
-        self._next = 0.0
+        self.next_time = 0.0
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if record.created < self._next:
+        if record.created < self.next_time:
             return False
-        self._next = record.created + SPACING
+        self.next_time = record.created + SPACING
         return True
+
+
+_QUIET = _OnceInAWhile()
 
 
 class Tracer(NoObserver):
@@ -94,9 +97,8 @@ class Tracer(NoObserver):
         self._kind = SpanKind.SERVER
         self._failed = Status(StatusCode.ERROR)
         self._model_name = model_name
-        quiet = _OnceInAWhile()
         for name in _LOGGERS:
-            logging.getLogger(name).addFilter(quiet)
+            logging.getLogger(name).addFilter(_QUIET)
 
     def on_request_finish(self, finished: FinishedRequest) -> None:
         try:

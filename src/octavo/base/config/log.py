@@ -21,7 +21,7 @@ class LogSetup:
         "JSON file for Python's logging.config.dictConfig, which then sets up the log of both processes.",
     )
     configure_logging: bool = opt(
-        True, "Set up the log. Without, Python's defaults count, or what --middleware sets up: warnings on stderr."
+        True, "Set up the log. Without that, it is as Python has it, or as a middleware sets it up: warnings on stderr."
     )
 
 
