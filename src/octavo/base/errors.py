@@ -25,6 +25,11 @@ from __future__ import annotations
 from typing import ClassVar
 
 
+def clip(text: str, limit: int) -> str:
+    """`text`, of which a message tells at most `limit` characters."""
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
 class OctavoError(Exception):
     """Root of all errors that octavo raises on purpose. The message is written for the user."""
 

@@ -34,7 +34,6 @@ from octavo.server.metrics import Metrics
 from octavo.server.state import ServerState
 from octavo.server.tracing import CLOSE_SECONDS as TRACES_CLOSE_SECONDS
 from octavo.server.tracing import Tracer
-from octavo.text.grammars.checker import GrammarChecker
 from octavo.text.tokenizers.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -94,20 +93,16 @@ class ServeLoop:
             on_dead=self._on_dead,
             has_vocabulary=self._engine.has_vocabulary,
         )
-        model = ServedModel(
+        model = ServedModel.of(
+            self._config,
+            self._client,
+            info,
             names=self._names,
-            engine=self._client,
             tokenizer=text.tokenizer,
             renderer=text.renderer,
-            info=info,
-            config=server,
-            root=self._config.engine.model.model,
             default_sampling=text.default_sampling,
-            logprobs_mode=self._config.engine.model.logprobs_mode,
             tokenizer_info=text.tokenizer_info,
-            max_fanout=self._config.engine.scheduler.max_num_queued_reqs,
             output=text.output,
-            grammars=GrammarChecker(seconds=server.grammar_timeout, cache_bytes=server.grammar_cache_bytes),
         )
         state = ServerState(server, Models([model]), metrics, self._config.engine)
         self._server = HTTPServer(http_config(create_app(state), server), self._on_listening)

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 import octavo
-from octavo.base.config import LogprobsMode, ServerConfig
+from octavo.base.config import LogprobsMode, ServeConfig, ServerConfig
 from octavo.base.errors import EngineDead, InvalidRequest, RequestError, ShuttingDown
 from octavo.base.params import GenerateRequest, GrammarSpec, SamplingParams
 from octavo.client.admission import sized
@@ -28,6 +28,7 @@ from octavo.served.reading import OutputReading
 from octavo.served.request_log import log_request
 from octavo.served.streams import NewsReader, at_intervals, merged
 from octavo.served.turn import Conversation, ReplyWishes, Turn
+from octavo.text.grammars.checker import GrammarChecker
 from octavo.text.grammars.grammar import limits_of
 from octavo.wire.messages import EngineInfo
 
@@ -83,6 +84,19 @@ class ServedModel:
     output: OutputSettings = field(default_factory=OutputSettings)
     grammars: Grammars
     created: int = field(default_factory=lambda: int(time.time()))
+
+    @classmethod
+    def of(cls, settings: ServeConfig, engine: Engine, info: EngineInfo, **parts: Any) -> ServedModel:
+        """As `settings` say; `parts` are the fields that they say nothing of, or not enough."""
+        server = settings.server
+        fields: dict[str, Any] = {
+            "config": server,
+            "root": settings.engine.model.model,
+            "logprobs_mode": settings.engine.model.logprobs_mode,
+            "max_fanout": settings.engine.scheduler.max_num_queued_reqs,
+            "grammars": GrammarChecker(seconds=server.grammar_timeout, cache_bytes=server.grammar_cache_bytes),
+        }
+        return cls(engine=engine, info=info, **fields | parts)
 
     def __post_init__(self) -> None:
         self.texts = TokenTexts(self.tokenizer)

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from octavo.base.errors import clip
 from octavo.base.suggest import suggest
-from octavo.server.http.errors import RouteNotFound, RouteNotServed, clip
+from octavo.server.http.errors import RouteNotFound, RouteNotServed
 
 _CHAT: Final = "/v1/chat/completions"
 _TEXT: Final = "/v1/completions"

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
 
-from octavo.base.errors import InvalidRequest
+from octavo.base.errors import InvalidRequest, clip
 from octavo.base.log import current_request_id
 from octavo.base.suggest import nearest
 from octavo.served.model import Prepared, ServedModel
-from octavo.server.http.errors import clip, validate_body
+from octavo.server.http.errors import validate_body
 from octavo.server.http.exchange import Exchange
 from octavo.server.http.pacing import KeepAlive
 from octavo.server.http.streaming import ReplyEncoder, send_whole, stream_events
