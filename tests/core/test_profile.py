@@ -50,7 +50,7 @@ def test_e98_a_profile_has_every_step_with_its_numbers_and_every_request(start: 
     assert [event["name"] for event in steps] == ["prefill 5", "decode 1", "decode 1"]
     assert [event["args"]["tokens"] for event in steps] == [5, 1, 1] and steps[0]["args"]["new_requests"] == 1
     assert all(a["ts"] + a["dur"] <= b["ts"] + 1 for a, b in itertools.pairwise(steps))
-    parts = [event for event in trace["traceEvents"] if event["ph"] == "X" and event["tid"] == 2]
+    parts = [event for event in trace["traceEvents"] if event["ph"] == "X" and event["tid"] == 3]
     assert [event["name"] for event in parts] == ["plan", "launch", "collect", "take in"] * 3
     lines = [event for event in trace["traceEvents"] if event["ph"] in "be"]
     assert {event["id"] for event in lines} == {2}
@@ -60,6 +60,20 @@ def test_e98_a_profile_has_every_step_with_its_numbers_and_every_request(start: 
         assert begin <= end
     assert sorted(event["name"] for event in lines) == sorted(names * 2)
     assert [e["args"]["output_tokens"] for e in lines if e["ph"] == "e" and "args" in e] == [3]
+
+
+def test_steps_that_are_planned_ahead_do_not_overlap_on_a_line(start: Start, tmp_path: Path) -> None:
+    engine = start(plans_ahead=True)
+    engine.call("start_profile", str(tmp_path), False)
+    engine.add(1, [1, 2, 3], max_tokens=9)
+    engine.add(2, [4, 5], max_tokens=9)
+    engine.wait_for_end(1, 2)
+    [file] = engine.call("stop_profile").result["files"]
+    events = json.loads(gzip.decompress(Path(file).read_bytes()))["traceEvents"]
+    for thread in (1, 2, 3):
+        slices = sorted((e["ts"], e["ts"] + e["dur"]) for e in events if e["ph"] == "X" and e["tid"] == thread)
+        assert len(slices) > 1
+        assert all(first[1] <= second[0] + 0.5 for first, second in itertools.pairwise(slices))
 
 
 def test_a_profile_ends_the_lines_of_requests_that_were_aborted_and_has_a_most(start: Start, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from octavo.core.faults import fault
 from octavo.core.grammar.structured import Compiler, GrammarReady, Matcher, StructuredOutputs
 from octavo.core.profile import Profile
 from octavo.core.scheduler.scheduler import Scheduler
+from octavo.core.step_trace import StepMoments
 from octavo.wire.messages import (
     HEARTBEAT_INTERVAL,
     Abort,
@@ -162,7 +163,7 @@ class EngineCore:
 
     def _collect(self) -> None:
         """Take in the answer to the oldest step that is under way."""
-        step = self._in_flight.popleft()
+        step, waited = self._in_flight.popleft(), time.monotonic()
         result = self._executor.collect(step.of_worker)
         answered = time.monotonic()
         result.errors.update(step.mask_errors)
@@ -172,7 +173,7 @@ class EngineCore:
         members = self.scheduler.next_members() if self._profile is not None else ()
         self._outputs += self.scheduler.update(step.plan, result)
         if self._profile is not None:
-            times = (step.began, step.planned, step.launched, answered, time.monotonic())
+            times = StepMoments(step.began, step.planned, step.launched, waited, answered, time.monotonic())
             self._profile.trace.on_step(step.plan, members, self._stats(), times)
         self._end_step()
 

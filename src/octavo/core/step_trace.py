@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from octavo.core.request import Request
 from octavo.wire.messages import SchedulerStats
@@ -22,7 +22,21 @@ from octavo.wire.step import SchedulerOutput
 #: Events after which nothing more is recorded: some minutes of a busy engine, and about 100 MB of memory.
 MAX_EVENTS = 400_000
 
-_STEPS, _PARTS = 1, 2  # threads of the trace: a step may begin before the one before has ended
+#: Threads of the trace. A step may be planned before the one before it has ended, and then has a line of its own; their
+#: parts follow one another.
+_STEPS, _STEPS_AHEAD, _PARTS = 1, 2, 3
+_THREAD_NAMES = {_STEPS: "steps", _STEPS_AHEAD: "steps planned ahead", _PARTS: "parts of steps"}
+
+
+class StepMoments(NamedTuple):
+    """When a step went on, as time.monotonic() seconds, in this order."""
+
+    began: float
+    planned: float
+    launched: float
+    waited: float  # for its answer, from here on
+    answered: float
+    taken: float
 
 
 class StepTrace:
@@ -34,6 +48,7 @@ class StepTrace:
         self._events: list[dict[str, Any]] = []
         self._max_events = max_events
         self._open: dict[int, tuple[Request, str]] = {}  # whose line has begun, and the part of it that they are in
+        self._last_end = 0.0  # of the steps on their first line
         self.num_steps = 0
         self.num_dropped = 0  # steps after the trace was full
 
@@ -42,15 +57,14 @@ class StepTrace:
         plan: SchedulerOutput,
         members: Iterable[Request],
         stats: SchedulerStats,
-        times: tuple[float, float, float, float, float],
+        times: StepMoments,
     ) -> None:
-        """A step was answered. `times`: its planning began and ended, its computing ended at the latest, its answer was
-        waited for, and taken in."""
+        """A step was answered; `members` took part in it."""
         if len(self._events) >= self._max_events:
             self.num_dropped += 1
             return
         self.num_steps += 1
-        began, planned, launched, answered, taken = times
+        began, taken = times.began, times.taken
         decodes = sum(count == 1 for count in plan.num_scheduled_tokens.values())
         numbers = {
             "step": plan.step_id,
@@ -68,11 +82,14 @@ class StepTrace:
             "waiting": stats.num_waiting,
         }
         kind = "decode" if decodes == len(plan.num_scheduled_tokens) else "prefill" if not decodes else "mixed"
-        self._slice(_STEPS, f"{kind} {plan.total_num_scheduled_tokens}", began, taken, numbers)
-        self._slice(_PARTS, "plan", began, planned)
-        self._slice(_PARTS, "launch", planned, launched)
-        self._slice(_PARTS, "collect", launched, answered)
-        self._slice(_PARTS, "take in", answered, taken)
+        thread = _STEPS if began >= self._last_end else _STEPS_AHEAD
+        if thread == _STEPS:
+            self._last_end = taken
+        self._slice(thread, f"{kind} {plan.total_num_scheduled_tokens}", began, taken, numbers)
+        self._slice(_PARTS, "plan", began, times.planned)
+        self._slice(_PARTS, "launch", times.planned, times.launched)
+        self._slice(_PARTS, "collect", times.waited, times.answered)
+        self._slice(_PARTS, "take in", times.answered, taken)
         self._counters(taken, stats)
         for request in members:
             self._follow(request, began, taken)
@@ -92,8 +109,10 @@ class StepTrace:
         }
         names = [
             {"ph": "M", "name": "process_name", "pid": os.getpid(), "args": {"name": "octavo engine"}},
-            {"ph": "M", "name": "thread_name", "pid": os.getpid(), "tid": _STEPS, "args": {"name": "steps"}},
-            {"ph": "M", "name": "thread_name", "pid": os.getpid(), "tid": _PARTS, "args": {"name": "parts of steps"}},
+            *(
+                {"ph": "M", "name": "thread_name", "pid": os.getpid(), "tid": thread, "args": {"name": name}}
+                for thread, name in _THREAD_NAMES.items()
+            ),
         ]
         text = json.dumps({"traceEvents": names + self._events, "displayTimeUnit": "ms", "otherData": about})
         data = text.encode()

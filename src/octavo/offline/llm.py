@@ -263,7 +263,8 @@ def offline_config(model: str, settings: Mapping[str, Any]) -> ServeConfig:
         except msgspec.ValidationError as exc:
             raise InvalidConfig(f"{exc}") from None
 
-    parts = {f.name: getattr(EngineConfig(), f.name) for f in fields(EngineConfig)}
+    # The others are of the server's log and traces.
+    parts = {name: getattr(EngineConfig(), name) for name in ("model", "cache", "scheduler", "parallel")}
     engine = EngineConfig(**{name: part(default, _as_dict(default)) for name, default in parts.items()})
     config = ServeConfig(engine=engine, server=part(ServerConfig(), SERVER_SETTINGS))
     for name in settings:
