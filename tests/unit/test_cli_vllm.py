@@ -189,7 +189,6 @@ def test_what_asks_for_what_octavo_does_anyway_is_accepted_and_told(words: str) 
         ("--otlp-traces-endpoint c:4318 --otlp-traces-protocol http/protobuf", "must begin with http:// or https://"),
         ("--collect-detailed-traces model,all,none", "must be one of model, worker, all"),
         ("--log-config-file log.json --no-configure-logging", "--no-configure-logging forbids"),
-        ("--enable-sleep-mode", "sleep mode is not built yet"),
         ("--task embed", "embeddings, scores and classes are not built yet"),
         ("--enable-prompt-adapter", "prompt adapters are not built yet"),
         ("--kv-transfer-config {\"a\":1}", "to move KV blocks between servers is not built yet"),

@@ -11,6 +11,7 @@
     +-- ServerError (500)
     |   +-- EngineDead (503)
     |   +-- ShuttingDown (503)          Retry-After
+    |   +-- Asleep (503)
     |   +-- Aborted (410)               by an administrator
     +-- StartupError                    exit code 1, one message, no traceback
         +-- InvalidConfig               exit code 2
@@ -114,6 +115,14 @@ class ShuttingDown(ServerError):
     type = "ServiceUnavailableError"
     code = "shutting_down"
     retry_after: ClassVar[int] = 5
+
+
+class Asleep(ServerError):
+    """The engine sleeps, as an administrator asked, and takes no work until it is woken."""
+
+    status = 503
+    type = "ServiceUnavailableError"
+    code = "asleep"
 
 
 class Aborted(ServerError):

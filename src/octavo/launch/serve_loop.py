@@ -93,17 +93,7 @@ class ServeLoop:
             on_dead=self._on_dead,
             has_vocabulary=self._engine.has_vocabulary,
         )
-        model = ServedModel.of(
-            self._config,
-            self._client,
-            info,
-            names=self._names,
-            tokenizer=text.tokenizer,
-            renderer=text.renderer,
-            default_sampling=text.default_sampling,
-            tokenizer_info=text.tokenizer_info,
-            output=text.output,
-        )
+        model = served_model(self._config, self._names, self._client, text)
         state = ServerState(server, Models([model]), metrics, self._config.engine)
         self._server = HTTPServer(http_config(create_app(state), server), self._on_listening)
         loop = asyncio.get_running_loop()
@@ -171,6 +161,21 @@ class ServeLoop:
         task = asyncio.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def served_model(config: ServeConfig, names: tuple[str, ...], client: EngineClient, text: TextSide) -> ServedModel:
+    """The model of an engine that can serve."""
+    return ServedModel.of(
+        config,
+        client,
+        client.info,
+        names=names,
+        tokenizer=text.tokenizer,
+        renderer=text.renderer,
+        default_sampling=text.default_sampling,
+        tokenizer_info=text.tokenizer_info,
+        output=text.output,
+    )
 
 
 def check_tls(config: ServerConfig) -> None:

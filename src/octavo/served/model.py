@@ -115,9 +115,10 @@ class ServedModel:
         return "fp_" + hashlib.sha256(repr((*facts, info.quantization, info.device)).encode()).hexdigest()[:10]
 
     def check_available(self) -> None:
-        """Raise `EngineDead` or `ShuttingDown` when no request can be served."""
+        """Raise `EngineDead`, `Asleep` or `ShuttingDown` when no request can be served."""
         if not self.engine.is_healthy:
             raise EngineDead(self.engine.dead_reason or "The engine does not respond.")
+        self.engine.sleep_mode.check()
         if not self.engine.is_ready:
             raise ShuttingDown("The server is shutting down.")
 

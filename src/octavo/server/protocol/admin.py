@@ -39,6 +39,10 @@ class ProfileReply(msgspec.Struct):
     steps_not_recorded: int  # behind the most that a recording holds
 
 
+class SleepState(msgspec.Struct):
+    is_sleeping: bool
+
+
 class ServerInfo(msgspec.Struct):
     version: str
     config: dict[str, Any]  # the settings by group; secrets are hidden
