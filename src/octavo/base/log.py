@@ -68,7 +68,7 @@ class JSONFormatter(logging.Formatter):
     and where there are any `request_id` and `exception`."""
 
     def __init__(self, process: str = "") -> None:
-        """`process`: "server" or "engine"; by default that of the last `setup_logging`."""
+        """`process`: "server", "engine" or "batch"; by default that of the last `setup_logging`."""
         super().__init__()
         self._process = process
 

@@ -21,19 +21,15 @@ from typing import Any
 from octavo.base.config import ServeConfig, ServerConfig
 from octavo.base.errors import InvalidConfig, ShuttingDown, StartupError
 from octavo.client.engine_client import SHUT_DOWN, EngineClient
-from octavo.client.observer import Observer, Observers
 from octavo.launch.engine_process import EngineProcess
 from octavo.launch.http_server import HTTPServer, http_config
 from octavo.launch.listener import Listener
+from octavo.launch.watchers import Watchers
 from octavo.served.model import ServedModel
 from octavo.served.models import Models
 from octavo.served.parts import OutputSettings, Renderer
-from octavo.served.request_log import RequestLog
 from octavo.server.app import create_app
-from octavo.server.metrics import Metrics
 from octavo.server.state import ServerState
-from octavo.server.tracing import CLOSE_SECONDS as TRACES_CLOSE_SECONDS
-from octavo.server.tracing import Tracer
 from octavo.text.tokenizers.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -77,24 +73,19 @@ class ServeLoop:
     async def run(self, text: TextSide) -> int:
         info = self._engine.info
         server = self._config.server
-        metrics = Metrics(self._names[0], info.max_model_len)
-        metrics.tell_cache(info, self._config.engine.cache)
-        tracer = Tracer(server, self._names[0]) if server.otlp_traces_endpoint is not None else None
-        others: list[Observer] = [] if tracer is None else [tracer]
-        if not server.disable_log_requests:
-            others.append(RequestLog())
+        watchers = Watchers(self._config, self._names[0], info)
         self._client = EngineClient(
             await self._engine.connect(),
             info,
             text.tokenizer,
             self._config.engine,
             process=self._engine,
-            observer=Observers(metrics, *others) if others else metrics,
+            observer=watchers.observer,
             on_dead=self._on_dead,
             has_vocabulary=self._engine.has_vocabulary,
         )
         model = served_model(self._config, self._names, self._client, text)
-        state = ServerState(server, Models([model]), metrics, self._config.engine)
+        state = ServerState(server, Models([model]), watchers.metrics, self._config.engine)
         self._server = HTTPServer(http_config(create_app(state), server), self._on_listening)
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT):
@@ -109,8 +100,7 @@ class ServeLoop:
             is_hurried = self._num_signals > 1
             await self._client.close(0.0 if is_hurried else ENGINE_STOP_SECONDS)
             await self._engine.stop(0.0 if is_hurried else ENGINE_STOP_SECONDS)
-            if tracer is not None:
-                await asyncio.to_thread(tracer.close, 0.0 if is_hurried else TRACES_CLOSE_SECONDS)
+            await watchers.close(hurried=is_hurried)
         return self._exit_code
 
     def _on_listening(self) -> None:
