@@ -185,7 +185,10 @@ def test_what_asks_for_what_octavo_does_anyway_is_accepted_and_told(words: str) 
         ('--speculative-config {"method":"ngram"}', "speculative decoding is not built yet"),
         ("--num-speculative-tokens 5", "speculative decoding is not built yet"),
         ("--limit-mm-per-prompt image=4", "images, videos and sounds in prompts are not built yet"),
-        ("--otlp-traces-endpoint http://c:4317", "tracing is not built yet"),
+        ("--otlp-traces-endpoint http://c:4317 --otlp-traces-protocol thrift", "one of grpc, http/protobuf"),
+        ("--otlp-traces-endpoint c:4318 --otlp-traces-protocol http/protobuf", "must begin with http:// or https://"),
+        ("--collect-detailed-traces model,all,none", "must be one of model, worker, all"),
+        ("--log-config-file log.json --no-configure-logging", "--no-configure-logging forbids"),
         ("--task embed", "embeddings, scores and classes are not built yet"),
         ("--enable-prompt-adapter", "prompt adapters are not built yet"),
         ("--kv-transfer-config {\"a\":1}", "to move KV blocks between servers is not built yet"),
@@ -378,7 +381,7 @@ def test_help_of_a_group_a_flag_and_a_word(capsys: pytest.CaptureFixture[str]) -
     found = help_of("max", capsys)
     assert "--max-num-seqs" in found and "--max-log-len" in found and "--port" not in found
     assert "--port" in help_of("all", capsys)
-    assert refused("--help=prot") == "--help=prot: there is no such flag or group; did you mean port?"
+    assert refused("--help=porrt") == "--help=porrt: there is no such flag or group; did you mean port?"
 
 
 def test_help_of_a_flag_of_vllm(capsys: pytest.CaptureFixture[str]) -> None:

@@ -99,6 +99,8 @@ class LatencyConfig(ReportConfig):
     batch_size: int = opt(1, "Requests in a batch.", low=1)
     num_iters: int = opt(10, "Number of batches that are measured.", low=1)
     num_iters_warmup: int = opt(2, "Number of batches before the measurement.", low=0)
+    profile: bool = opt(False, "Record one more batch, behind those that are measured, as traces for Perfetto.")
+    profile_result_dir: str = opt("profiles", "Folder for what --profile records.")
 
 
 @dataclass(frozen=True, kw_only=True)

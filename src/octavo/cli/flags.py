@@ -21,11 +21,14 @@ from octavo.base.config import (
     HTTPConfig,
     LimitsConfig,
     LogConfig,
+    LogSetup,
     ModelConfig,
+    ObserveConfig,
     ParallelConfig,
     SchedulerConfig,
     ServeConfig,
     ServerConfig,
+    StepTimes,
     TextConfig,
     check,
     flag_name,
@@ -44,6 +47,7 @@ GROUPS: dict[str, type] = {
     "limits of a request": LimitsConfig,
     "prompts and replies": TextConfig,
     "log": LogConfig,
+    "traces, times and profiles": ObserveConfig,
 }
 
 T = TypeVar("T")
@@ -108,7 +112,7 @@ class Flag:
     def items_from_text(self, text: str) -> list[Any]:
         """The items that one word of the command line gives a list flag: itself, or those of a JSON list.
 
-        Numbers may be separated by commas; in a text a comma is a comma.
+        Numbers and names of choices may be separated by commas; in any other text a comma is a comma.
         """
         if text.startswith("["):
             try:
@@ -116,7 +120,7 @@ class Flag:
             except ValueError as e:
                 raise InvalidConfig(f"{self.option}: {text!r} is not a JSON list: {e}") from None
             return list(self.from_yaml(value))
-        return [self.from_text(word) for word in (text.split(",") if self.kind is int else [text])]
+        return [self.from_text(word) for word in (text.split(",") if self.kind is int or self.choices else [text])]
 
     def from_yaml(self, value: Any) -> Any:
         """A value of the config file. Text is read as on the command line; other types must fit."""
@@ -202,6 +206,8 @@ def build(values: Mapping[str, Any]) -> ServeConfig:
         cache=part(CacheConfig),
         scheduler=part(SchedulerConfig),
         parallel=part(ParallelConfig),
+        log=part(LogSetup),
+        step_times=part(StepTimes),
     )
     config = ServeConfig(engine=engine, server=part(ServerConfig))
     check(config)

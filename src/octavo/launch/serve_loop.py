@@ -25,11 +25,11 @@ from octavo.launch.engine_process import EngineProcess
 from octavo.launch.http_server import HTTPServer, http_config
 from octavo.launch.listener import Listener
 from octavo.launch.service_manager import tell_ready, tell_stopping
+from octavo.launch.watchers import Watchers
 from octavo.served.model import ServedModel
 from octavo.served.models import Models
 from octavo.served.parts import OutputSettings, Renderer
 from octavo.server.app import create_app
-from octavo.server.metrics import Metrics
 from octavo.server.state import ServerState
 from octavo.text.tokenizers.tokenizer import Tokenizer
 
@@ -75,20 +75,20 @@ class ServeLoop:
 
     async def run(self, text: TextSide) -> int:
         info = self._engine.info
-        metrics = Metrics(self._names[0], info.max_model_len)
+        server = self._config.server
+        watchers = Watchers(self._config, self._names[0], info)
         self._client = EngineClient(
             await self._engine.connect(),
             info,
             text.tokenizer,
             self._config.engine,
             process=self._engine,
-            observer=metrics,
+            observer=watchers.observer,
             on_dead=self._on_dead,
             has_vocabulary=self._engine.has_vocabulary,
         )
-        server = self._config.server
         model = served_model(self._config, self._names, self._client, text)
-        state = ServerState(server, Models([model]), metrics, self._config.engine)
+        state = ServerState(server, Models([model]), watchers.metrics, self._config.engine)
         self._server = HTTPServer(http_config(create_app(state), server), self._on_listening)
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT):
@@ -103,6 +103,7 @@ class ServeLoop:
             is_hurried = self._num_signals > 1
             await self._client.close(0.0 if is_hurried else ENGINE_STOP_SECONDS)
             await self._engine.stop(0.0 if is_hurried else ENGINE_STOP_SECONDS)
+            await watchers.close(hurried=is_hurried)
         return self._exit_code
 
     def _on_listening(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import time
 import uuid
 import weakref
@@ -100,6 +101,16 @@ class LLM:
     def get_default_sampling_params(self) -> SamplingParams:
         """What the model's generation_config.json says, and `override_generation_config`; octavo's defaults beside."""
         return SamplingParams(**self._model.default_sampling)
+
+    # ------------------------------------------------------------ profiles
+    def start_profile(self, directory: str, *, with_torch: bool = True) -> None:
+        """Record the engine's steps, and what torch does in them, for files in `directory`. Raises `ServerError`."""
+        self._thread.run(self._model.engine.start_profile(os.path.abspath(directory), with_torch=with_torch))
+
+    def stop_profile(self) -> list[str]:
+        """Write what was recorded; the value are the files. Raises `ServerError`."""
+        recorded = self._thread.run(self._model.engine.stop_profile())
+        return list(recorded["files"])
 
     # ------------------------------------------------------------ sleep
     def sleep(self, level: int = 1) -> None:
@@ -272,7 +283,8 @@ def offline_config(model: str, settings: Mapping[str, Any]) -> ServeConfig:
         except msgspec.ValidationError as exc:
             raise InvalidConfig(f"{exc}") from None
 
-    parts = {f.name: getattr(EngineConfig(), f.name) for f in fields(EngineConfig)}
+    # The others are of the server's log and traces.
+    parts = {name: getattr(EngineConfig(), name) for name in ("model", "cache", "scheduler", "parallel")}
     engine = EngineConfig(**{name: part(default, _as_dict(default)) for name, default in parts.items()})
     config = ServeConfig(engine=engine, server=part(ServerConfig(), SERVER_SETTINGS))
     for name in settings:

@@ -19,12 +19,13 @@ from octavo.models.decoder import Definition
 from octavo.models.loader import DTYPES, LoadedModel, OnPhase, load_model, open_checkpoint
 from octavo.models.transformer import Transformer
 from octavo.ops.table import AttentionBackend, Binding, Ops, bind
-from octavo.wire.messages import EngineInfo
+from octavo.wire.messages import EngineInfo, StepSeconds
 from octavo.wire.step import CachedRequestData, ModelRunnerOutput, NewRequestData, SchedulerOutput, TokenMasks
 from octavo.worker.graphs import MAX_GRAPH_SIZE, ladder
 from octavo.worker.kv_memory import GIB, KVCachePlan, plan_kv_cache
 from octavo.worker.model_runner import KVCaches, ModelRunner, RunningStep
 from octavo.worker.residence import Residence, Weights
+from octavo.worker.torch_profile import TorchProfile
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,10 @@ class Worker:
         self._config = config
         self._on_phase = on_phase
         self._runner: ModelRunner | None = None
+        self._profile: TorchProfile | None = None
+        asked = config.step_times.collect_detailed_traces
+        self._times_forward = "model" in asked or "all" in asked
+        self._times_worker = "worker" in asked or "all" in asked
 
     def load(self) -> EngineInfo:
         """Load everything and say what was chosen.
@@ -107,6 +112,7 @@ class Worker:
                 logprobs_mode=config.model.logprobs_mode,
                 graph_sizes=graph_sizes,
                 windows=_windows(model.definition),
+                times_forward=self._times_forward,
             )
 
         self._residence = Residence(
@@ -131,17 +137,37 @@ class Worker:
     def submit(self, plan: SchedulerOutput) -> RunningStep:
         """Launch one step. Call `load` first."""
         assert self._runner is not None, "submit before load"
-        return self._runner.submit(plan)
+        start = time.perf_counter()
+        step = self._runner.submit(plan)
+        step.worker_seconds = time.perf_counter() - start
+        return step
 
     def submit_masks(self, step: RunningStep, masks: TokenMasks) -> None:
         """The masks of a step whose plan has `masked_slots`, before anything else is submitted."""
         assert self._runner is not None, "submit_masks before load"
+        start = time.perf_counter()
         self._runner.submit_masks(step, masks)
+        step.worker_seconds += time.perf_counter() - start
 
     def collect(self, step: RunningStep) -> ModelRunnerOutput:
         """Wait for the answer of the oldest step that has not been collected."""
         assert self._runner is not None, "collect before load"
-        return self._runner.collect(step)
+        start = time.perf_counter()
+        output = self._runner.collect(step)
+        if self._times_forward or self._times_worker:
+            spent = step.worker_seconds + time.perf_counter() - start
+            output.seconds = StepSeconds(0.0, step.forward_seconds, spent if self._times_worker else None)
+        return output
+
+    def start_profile(self) -> None:
+        """Record what torch, its threads and the device do, until `stop_profile`."""
+        self._profile = TorchProfile()
+
+    def stop_profile(self, path: str) -> None:
+        """Write what was recorded, as a trace of Chrome's form. Raises OSError."""
+        assert self._profile is not None, "stop_profile before start_profile"
+        profile, self._profile = self._profile, None
+        profile.stop(path)
 
     def execute(self, plan: SchedulerOutput) -> ModelRunnerOutput:
         """Both."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from octavo.base.config.log import LogSetup
+from octavo.base.config.observe import StepTimes
 from octavo.base.config.options import opt
 from octavo.base.errors import InvalidConfig
 
@@ -181,6 +183,9 @@ class EngineConfig:
     cache: CacheConfig = field(default_factory=CacheConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    # Of the server's settings what the engine's process must know.
+    log: LogSetup = field(default_factory=LogSetup)
+    step_times: StepTimes = field(default_factory=StepTimes)
 
 
 def check_engine(config: EngineConfig) -> None:

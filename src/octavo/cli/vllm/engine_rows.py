@@ -179,11 +179,8 @@ ENGINE_ROWS: tuple[Row, ...] = (
     # ---- logs
     ours("--disable-log-stats", "off", "off"),
     ours("--disable-log-requests", "off", None, "Requests are logged with --enable-log-requests."),
-    other("--otlp-traces-endpoint", "none", "none", "Where traces are sent.", EMPTY, "tracing is not built yet"),
-    other(
-        "--collect-detailed-traces", "none", "none", "What is traced in detail.", ANY,
-        "it asks for nothing without --otlp-traces-endpoint, and tracing is not built yet",
-    ),
+    ours("--otlp-traces-endpoint", "none", "none", "It needs the packages of octavo[otel]."),
+    ours("--collect-detailed-traces", "none", "none"),
     # ---- adapters
     switch("--enable-lora", "off", "off", "Serve LoRA adapters.", OFF, _NO_LORA),
     other("--max-loras", "1", "1", "Most adapters in a step.", ANY, _WITHOUT_LORA, kind="int"),
