@@ -58,13 +58,19 @@ GEMMA_ROPES = {
 }
 
 #: Sizes that a family's configuration does not have.
-FOREIGN = {
+FOREIGN: dict[str, tuple[str, ...]] = {
     "GPT2": ("num_key_value_heads", "intermediate_size"),
     "GPTNeoX": ("num_key_value_heads",),
     "Bloom": ("num_key_value_heads", "intermediate_size", "max_position_embeddings"),
     "OPT": ("num_key_value_heads", "intermediate_size"),
     "Persimmon": ("num_key_value_heads",),
-    "Mpt": ("num_key_value_heads", "intermediate_size", "max_position_embeddings"),
+    "Mpt": (
+        "num_key_value_heads",
+        "intermediate_size",
+        "max_position_embeddings",
+        "hidden_size",
+        "num_attention_heads",
+    ),
 }
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
