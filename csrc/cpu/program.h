@@ -58,6 +58,11 @@ struct AddNormRecord {
     BufferId out, residual, x;
     NormWeights norm;
 };
+struct ClipRecord {
+    BufferId x;
+    int64_t width;
+    float limit;
+};
 struct RopeWriteRecord {
     BufferId qkv;
     HeadCounts heads;
@@ -100,7 +105,7 @@ struct KeepRowsRecord {
     std::vector<int64_t> widths;
 };
 
-using Record = std::variant<EmbedRecord, LinearRecord, NormRecord, NormPartsRecord, AddRecord, AddNormRecord,
+using Record = std::variant<EmbedRecord, LinearRecord, NormRecord, NormPartsRecord, AddRecord, AddNormRecord, ClipRecord,
                             RopeWriteRecord, AttendRecord, ActRecord, RouteRecord, ExpertsRecord, KeepRowsRecord>;
 
 struct LayerCache {

@@ -55,9 +55,11 @@ class Builder:
         ids, weights, places = (Buffer(f"{self._prefix}{name}.{each}", top_k, dtype) for each, dtype in types.items())
         return ids, weights, places
 
-    def norm(self, x: Buffer, norm: NormSpec, name: str, gguf: str) -> Buffer:
+    def norm(self, x: Buffer, norm: NormSpec, name: str, gguf: str, scale: float = 1.0) -> Buffer:
+        """`scale`: the result is multiplied by it."""
         out = self.buffer(name, x.width)
-        weight, bias = self._norm_vectors(norm, [Matrix(name=name, gguf=gguf, rows=x.width)], name)
+        declared = [Matrix(name=name, gguf=gguf, rows=x.width)]
+        weight, bias = self._norm_vectors(norm, declared, name, scale)
         self.ops.append(Norm(out=out, x=x, weight=weight, eps=norm.eps, kind=norm.kind, bias=bias))
         return out
 
@@ -78,12 +80,18 @@ class Builder:
 
     # ------------------------------------------------------------ parameters
     def matrices(
-        self, name: str, matrices: Sequence[Matrix], columns: int, shard: int | None, packing: Packing = "linear"
+        self,
+        name: str,
+        matrices: Sequence[Matrix],
+        columns: int,
+        shard: int | None,
+        packing: Packing = "linear",
+        unit_rows: bool = False,
     ) -> Weight:
         parts = tuple(self._tensor(m, "weight", "matrix", (m.rows, columns)) for m in matrices)
         biases = tuple(self._tensor(m, "bias", "bias", (m.rows,)) if m.bias else None for m in matrices)
         weight = Weight(self._prefix + name, (sum(matrix.rows for matrix in matrices), columns), shard)
-        self.params.append(Param(weight=weight, parts=parts, biases=biases, packing=packing))
+        self.params.append(Param(weight=weight, parts=parts, biases=biases, packing=packing, unit_rows=unit_rows))
         return weight
 
     def norm_weight(self, norm: NormSpec, name: str, gguf: str, width: int, rotary_dim: int = 0) -> Weight:
@@ -124,18 +132,29 @@ class Builder:
         self._num_caches += 1
         return Cache(index=self._num_caches - 1, heads=heads, window=window)
 
-    def _norm_vectors(self, norm: NormSpec, declared: Sequence[Matrix], name: str) -> tuple[Weight, Weight | None]:
+    def _norm_vectors(
+        self, norm: NormSpec, declared: Sequence[Matrix], name: str, scale: float = 1.0
+    ) -> tuple[Weight, Weight | None]:
         """Weight and bias of a norm, of one tensor or of several behind each other."""
         if norm.has_weight:
-            weight = self.vector(declared, name, "weight", "norm", norm.offset)
+            weight = self.vector(declared, name, "weight", "norm", norm.offset, scale)
         else:
-            weight = self.constant(1.0, size=sum(each.rows for each in declared))
-        return weight, self.vector(declared, name, "bias", "bias") if norm.bias else None
+            weight = self.constant(scale, size=sum(each.rows for each in declared))
+        return weight, self.vector(declared, name, "bias", "bias", scale=scale) if norm.bias else None
 
-    def vector(self, declared: Sequence[Matrix], name: str, kind: str, role: Role, offset: float = 0.0) -> Weight:
+    def vector(
+        self,
+        declared: Sequence[Matrix],
+        name: str,
+        kind: str,
+        role: Role,
+        offset: float = 0.0,
+        scale: float = 1.0,
+    ) -> Weight:
+        """Tensors behind each other. `scale`: they are multiplied by it, the offset included."""
         tensors = tuple(self._tensor(each, kind, role, (each.rows,)) for each in declared)
         weight = Weight(f"{self._prefix}{name}.{kind}", (sum(each.rows for each in declared),))
-        self.params.append(Param(weight=weight, parts=tensors, packing="vector", offset=offset))
+        self.params.append(Param(weight=weight, parts=tensors, packing="vector", offset=offset, scale=scale))
         return weight
 
     def _tensor(self, matrix: Matrix, kind: str, role: Role, shape: tuple[int, ...]) -> TensorDecl:

@@ -6,7 +6,8 @@ vocabulary's size) is read off the tensors that are there.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from octavo.base.errors import CheckpointError
@@ -23,8 +24,12 @@ class _Arch:
     has_norms_of_one: bool = False  # norms that stand around zero on the other side have the 1 added
     has_gemma_keys: bool = False
     is_rotated_in_part: bool = False
+    keys: Mapping[str, str] = field(default_factory=dict)  # of the configuration: those of the metadata
+    values: Mapping[str, Any] = field(default_factory=dict)  # of the configuration: what all files mean
+    tensors: Mapping[str, str] = field(default_factory=dict)  # flags of the configuration: set where the tensor is
 
 
+# fmt: off
 ARCHITECTURES: Final[dict[str, _Arch]] = {
     "llama": _Arch("LlamaForCausalLM", "llama"),
     "qwen2": _Arch("Qwen2ForCausalLM", "qwen2"),
@@ -37,7 +42,32 @@ ARCHITECTURES: Final[dict[str, _Arch]] = {
     "gpt2": _Arch("GPT2LMHeadModel", "gpt2", "gelu_new"),
     "gptneox": _Arch("GPTNeoXForCausalLM", "gpt_neox", "gelu", is_rotated_in_part=True),
     "bloom": _Arch("BloomForCausalLM", "bloom", "gelu_pytorch_tanh"),
+    "command-r": _Arch("CohereForCausalLM", "cohere", keys={"logit_scale": "logit_scale"},
+                       tensors={"use_qk_norm": "attn_q_norm.weight"}),
+    "cohere2": _Arch("Cohere2ForCausalLM", "cohere2",
+                     keys={"logit_scale": "logit_scale", "sliding_window": "attention.sliding_window"}),
+    "granite": _Arch("GraniteForCausalLM", "granite", keys={
+        "embedding_multiplier": "embedding_scale", "residual_multiplier": "residual_scale",
+        "attention_multiplier": "attention.scale", "logits_scaling": "logit_scale",
+    }),
+    "chatglm": _Arch("GlmForCausalLM", "glm", is_rotated_in_part=True),
+    "glm4": _Arch("Glm4ForCausalLM", "glm4", is_rotated_in_part=True),
+    "falcon": _Arch("FalconForCausalLM", "falcon", "gelu", tensors={"new_decoder_architecture": "attn_norm_2.weight"}),
+    "exaone": _Arch("ExaoneForCausalLM", "exaone"),
+    "exaone4": _Arch("Exaone4ForCausalLM", "exaone4", keys={"sliding_window": "attention.sliding_window"}),
+    "internlm2": _Arch("InternLM2ForCausalLM", "internlm2"),
+    # Whether rows of the output matrix have been brought to length 1 the files do not say; llama.cpp does not do it.
+    "baichuan": _Arch("BaichuanForCausalLM", "baichuan", values={"unit_lm_head": False}),
+    "starcoder": _Arch("GPTBigCodeForCausalLM", "gpt_bigcode", "gelu_pytorch_tanh"),
+    "qwen": _Arch("QWenLMHeadModel", "qwen"),
+    "xverse": _Arch("XverseForCausalLM", "xverse"),
+    "seed_oss": _Arch("SeedOssForCausalLM", "seed_oss", tensors={"attention_out_bias": "attn_output.bias"}),
+    "smollm3": _Arch("SmolLM3ForCausalLM", "smollm3"),
+    "ernie4_5": _Arch("Ernie4_5ForCausalLM", "ernie4_5"),
 }
+# fmt: on
+#: The file does not say that positions are told by ALiBi: the model with so many layers has no other.
+_BAICHUAN_13B_LAYERS: Final = 40
 _MIXTRAL: Final = _Arch("MixtralForCausalLM", "mixtral")
 #: Tensors that belong to the configuration, and the keys of the rope parameters under which they are there.
 ROPE_TENSORS: Final = {
@@ -101,6 +131,10 @@ def hf_config(
         "attention_bias": bool({"blk.0.attn_q.bias", "blk.0.attn_qkv.bias"} & tensors.keys()),
         "mlp_bias": "blk.0.ffn_up.bias" in tensors,
     }
+    config |= {**arch.values, **{key: get(name) for key, name in arch.keys.items()}}
+    config |= {key: f"blk.0.{name}" in tensors for key, name in arch.tensors.items()}
+    if arch.model_type == "baichuan" and config["num_hidden_layers"] == _BAICHUAN_13B_LAYERS:
+        config["model_max_length"] = config.pop("max_position_embeddings")
     config["head_dim"] = head_dim if head_dim is not None else _default_head_dim(config)
     size, rotated = config["head_dim"], get("rope.dimension_count", config["head_dim"])
     if rotated != size:

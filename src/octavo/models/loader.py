@@ -227,10 +227,7 @@ class _Packer:
         elif param.packing == "router":
             packed = self._ops.pack_output(_as_float32(self._reader.matrix(param.parts[0])))
         else:
-            (bias,) = param.biases
-            packed = self._ops.pack_output(
-                self._reader.matrix(param.parts[0]), None if bias is None else self._reader.vector(bias)
-            )
+            packed = self._output(param)
         self.nbytes += sum(each.nbytes for each in packed) if param.packing == "experts" else packed.nbytes
         if param.packing == "tied":
             self.weights[LM_HEAD] = packed
@@ -244,6 +241,12 @@ class _Packer:
             return self._ops.pack_linear(weights[0], biases[0])
         return self._ops.pack_linear_many(weights, biases)
 
+    def _output(self, param: Param) -> LinearWeight:
+        weight, bias = self._reader.matrix(param.parts[0]), param.biases[0]
+        if param.unit_rows:
+            weight = torch.nn.functional.normalize(_as_float32(weight)).to(_dtype(weight))
+        return self._ops.pack_output(weight, None if bias is None else self._reader.vector(bias))
+
     def _experts(self, param: Param) -> Any:
         """Read and packed one by one."""
         count = len(param.parts) // param.weight.shape[0]
@@ -253,7 +256,12 @@ class _Packer:
     def _vector(self, param: Param) -> Tensor:
         values = [self._reader.vector(part) for part in param.parts]
         joined = values[0] if len(values) == 1 else torch.cat(values)
-        return joined + param.offset if param.offset else joined
+        joined = joined + param.offset if param.offset else joined
+        return joined * param.scale if param.scale != 1.0 else joined
+
+
+def _dtype(weight: Tensor | QuantizedWeight) -> torch.dtype:
+    return torch.float32 if isinstance(weight, QuantizedWeight) else weight.dtype
 
 
 def _as_float32(weight: Tensor | QuantizedWeight) -> Tensor:

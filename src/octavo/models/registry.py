@@ -12,13 +12,23 @@ from octavo.models.config_reader import ConfigReader
 from octavo.models.families import (
     apertus,
     arcee,
+    baichuan,
     bloom,
+    cohere,
+    ernie4_5,
+    exaone,
+    falcon,
     gemma,
     gemma2,
     gemma3,
+    glm,
     gpt2,
+    gpt_bigcode,
+    gpt_j,
     gpt_neox,
+    granite,
     hunyuan,
+    internlm,
     llama,
     mistral,
     mixtral,
@@ -30,9 +40,12 @@ from octavo.models.families import (
     persimmon,
     phi,
     phi3,
+    qwen,
     qwen2,
     qwen3,
     qwen3_moe,
+    seed_oss,
+    smollm3,
     stablelm,
     starcoder2,
 )
@@ -83,6 +96,33 @@ FAMILIES: Final[dict[str, Family]] = {
     "GPT2LMHeadModel": Family("gpt2", gpt2.spec, gpt2.HF, gpt2.GGUF),
     "GPTNeoXForCausalLM": Family("gpt_neox", gpt_neox.spec, gpt_neox.HF, gpt_neox.GGUF),
     "BloomForCausalLM": Family("bloom", bloom.spec, bloom.HF, bloom.GGUF),
+    "CohereForCausalLM": Family("cohere", cohere.spec, cohere.LAYOUT, cohere.LAYOUT),
+    "Cohere2ForCausalLM": Family("cohere2", cohere.spec_2, cohere.LAYOUT, cohere.LAYOUT),
+    "GraniteForCausalLM": Family("granite", granite.spec, gguf=Layout(interleaved=True)),
+    "GlmForCausalLM": Family("glm", glm.spec, glm.HF, glm.GGUF),
+    "Glm4ForCausalLM": Family("glm4", glm.spec_0414, glm.HF_0414, glm.GGUF),
+    "ChatGLMModel": Family("chatglm", glm.chatglm, glm.CHATGLM),
+    "ChatGLMForConditionalGeneration": Family("chatglm", glm.chatglm, glm.CHATGLM),
+    "FalconForCausalLM": Family("falcon", falcon.spec, falcon.HF, falcon.GGUF),
+    "RWForCausalLM": Family("RefinedWebModel", falcon.spec, falcon.HF),
+    "ExaoneForCausalLM": Family("exaone", exaone.spec, exaone.HF),
+    "Exaone4ForCausalLM": Family("exaone4", exaone.spec_4),
+    "InternLMForCausalLM": Family("internlm", internlm.spec),
+    "InternLM2ForCausalLM": Family("internlm2", internlm.spec_2, internlm.HF_2, Layout(interleaved=True)),
+    "InternLM3ForCausalLM": Family("internlm3", internlm.spec_3),
+    "BaiChuanForCausalLM": Family("baichuan", baichuan.spec, baichuan.HF, Layout(interleaved=True)),
+    "BaichuanForCausalLM": Family("baichuan", baichuan.spec, baichuan.HF, Layout(interleaved=True)),
+    "GPTBigCodeForCausalLM": Family("gpt_bigcode", gpt_bigcode.spec, gpt_bigcode.HF, gpt_bigcode.GGUF),
+    "GPTJForCausalLM": Family("gptj", gpt_j.spec, gpt_j.HF),
+    "QWenLMHeadModel": Family("qwen", qwen.spec, qwen.HF, qwen.GGUF),
+    "AquilaModel": Family("aquila", llama.spec),
+    "AquilaForCausalLM": Family("aquila", llama.spec),
+    "XverseForCausalLM": Family("xverse", llama.spec, gguf=Layout(interleaved=True)),
+    "YiForCausalLM": Family("Yi", llama.spec, llama.YI),
+    "LLaMAForCausalLM": Family("llama", llama.spec),
+    "SeedOssForCausalLM": Family("seed_oss", seed_oss.spec, gguf=seed_oss.GGUF),
+    "SmolLM3ForCausalLM": Family("smollm3", smollm3.spec, gguf=Layout(interleaved=True)),
+    "Ernie4_5ForCausalLM": Family("ernie4_5", ernie4_5.spec, ernie4_5.LAYOUT, ernie4_5.LAYOUT),
 }
 
 
@@ -132,7 +172,7 @@ def find_family(config: dict[str, Any], source: str) -> Family:
         hf = family.hf
         hf = replace(hf, ignored=(*hf.ignored, *_NOT_TEXT), renames=(*_TEXT_RENAMES, *hf.renames))
         return replace(family, hf=hf)
-    by_type = {family.model_type: name for name, family in FAMILIES.items()}
+    by_type = {family.model_type: name for name, family in reversed(FAMILIES.items())}  # the first of a type
     names = config.get("architectures") or [by_type.get(str(config.get("model_type")), config.get("model_type"))]
     name = names[0] if isinstance(names, list) and len(names) == 1 else names
     if not isinstance(name, str) or name not in FAMILIES:

@@ -23,6 +23,7 @@ __all__ = [
     "add_rms_norm",
     "attention",
     "attention_planner",
+    "clip_",
     "forbid",
     "kv_cache_shapes",
     "layer_norm",
@@ -124,6 +125,11 @@ def route(ids: Tensor, weights: Tensor, scores: Tensor, renormalize: bool) -> No
     assert ids.dtype == _I32 and weights.dtype == scores.dtype == _F32
     assert ids.is_contiguous() and weights.is_contiguous() and scores.is_contiguous()
     _cpu.route(ids.data_ptr(), weights.data_ptr(), scores.data_ptr(), rows, num_experts, top_k, renormalize)
+
+
+def clip_(x: Tensor, limit: float) -> None:
+    assert x.dtype == _F32 and x.is_contiguous()
+    _cpu.clip(x.data_ptr(), x.numel(), limit)
 
 
 def rope_kv_write(
