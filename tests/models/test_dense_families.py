@@ -18,8 +18,11 @@ from safetensors.torch import load_file, save_file
 
 from models.running import load, prompt_logits
 from models.test_families import LLAMA3_ROPE, PROMPTS, YARN_ROPE, transformers_logits
+from models.test_gguf_families import write_gguf
 from octavo.base.errors import CheckpointError
+from octavo.files.gguf import TensorInfo
 from octavo.models.config_reader import ConfigReader
+from octavo.models.gguf_config import hf_config
 from octavo.models.registry import FAMILIES, model_spec
 from octavo.ops.run import Runner
 from octavo.ops.table import bind
@@ -240,6 +243,35 @@ def test_a_layout_of_the_models_own_code_holds_the_same_model(case: str, tmp_pat
     expected = transformers_logits(make_model(tmp_path, family, options), PROMPTS)
     rewrite(tmp_path, layout, config)
     check_logits(tmp_path, expected, max_model_len=SIZES["max_position_embeddings"])
+
+
+GGUF = {
+    "cohere": "command-r", "cohere-head-norms-biases": "command-r", "cohere2": "cohere2", "granite": "granite",
+    "glm": "chatglm", "glm4": "glm4", "falcon-7b": "falcon", "falcon-40b": "falcon", "falcon-11b": "falcon",
+    "exaone4": "exaone4", "exaone4-no-window": "exaone4", "gpt-bigcode": "starcoder", "seed-oss": "seed_oss",
+    "seed-oss-biases": "seed_oss", "smollm3": "smollm3", "ernie4_5": "ernie4_5", "ernie4_5-biases": "ernie4_5",
+    "internlm2": "internlm2", "exaone": "exaone", "qwen": "qwen", "baichuan": "baichuan",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", GGUF)
+def test_gguf_holds_the_same_model(case: str, tmp_path: Path) -> None:
+    family, options, *layout = LAYOUTS[case] if case in LAYOUTS else CASES[case]
+    model = make_model(tmp_path, family, options)
+    if layout:
+        rewrite(tmp_path, *layout)
+    write_gguf(tmp_path / "model.gguf", GGUF[case], tmp_path, model)
+    ops = bind("cpu", "reference")
+    ours = torch.stack(prompt_logits(load(tmp_path / "model.gguf", ops), ops, PROMPTS))
+    torch.testing.assert_close(ours, transformers_logits(model, PROMPTS), rtol=1e-4, atol=1e-4)
+
+
+def test_gguf_names_no_alibi_but_baichuan_with_40_layers_has_it() -> None:
+    embedding = TensorInfo("token_embd.weight", (96, 64), 0, "F32", 0, 0)
+    for layers, has_alibi in ((32, False), (40, True)):
+        metadata = {"general.architecture": "baichuan", "baichuan.block_count": layers, "baichuan.context_length": 64}
+        config = hf_config(metadata, {"token_embd.weight": embedding}, {})
+        assert ("model_max_length" in config, "max_position_embeddings" in config) == (has_alibi, not has_alibi)
 
 
 def test_baichuan_13b_has_alibi_and_version_2_an_output_matrix_of_unit_rows(tmp_path: Path) -> None:

@@ -57,7 +57,21 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
 #: How a file of GGUF holds what is several tensors: name of the whole -> names of the parts.
 FUSED = {
     "phi3": {"attn_qkv": ("attn_q", "attn_k", "attn_v"), "ffn_up": ("ffn_gate", "ffn_up")},
-    **{arch: {"attn_qkv": ("attn_q", "attn_k", "attn_v")} for arch in ("gpt2", "gptneox", "bloom")},
+    **{
+        arch: {"attn_qkv": ("attn_q", "attn_k", "attn_v")}
+        for arch in ("gpt2", "gptneox", "bloom", "falcon", "starcoder", "qwen")
+    },
+    "chatglm": {"attn_qkv": ("attn_q", "attn_k", "attn_v"), "ffn_up": ("ffn_gate", "ffn_up")},
+    "glm4": {"ffn_up": ("ffn_gate", "ffn_up")},
+}
+#: Architectures whose files have pairs of the rotation side by side, where those of transformers have halves.
+PERMUTED = ("llama", "granite", "internlm2", "baichuan", "xverse", "smollm3")
+#: Metadata of some architectures: the writer's method, and the key of the configuration.
+KEYS = {
+    "logit_scale": ("logit_scale", "logits_scaling"),
+    "embedding_scale": ("embedding_multiplier",),
+    "residual_scale": ("residual_multiplier",),
+    "attention_scale": ("attention_multiplier",),
 }
 
 
@@ -77,17 +91,18 @@ def write_gguf(
     definition = define(model_spec(checkpoint.config, "test"))
     source = TensorSource(checkpoint, find_family(checkpoint.config, "test").hf, definition)
     writer = gguf.GGUFWriter(path, arch)
-    write_sizes(writer, arch, config, checkpoint.config)
+    heads = definition.program.caches[0].heads
+    write_sizes(writer, arch, config, checkpoint.config, heads.num_kv_heads)
     values: dict[str, torch.Tensor] = {}
     for tensor in definition.tensors.values():
         # As the checkpoint has it: rows of heads are not yet in the order of the kernels.
         value = source.get(dataclasses.replace(tensor, rotary_dim=0))
         assert isinstance(value, torch.Tensor)
-        if arch == "llama" and tensor.rotary_dim:
+        if arch in PERMUTED and tensor.rotary_dim:
             value = interleaved(value, tensor.shape[0] // tensor.head_dim)
         if arch.startswith("gemma") and tensor.role == "norm":
             value = value + 1
-        values[tensor.gguf] = value
+        values[tensor.gguf] = value.view(tensor.shape)
     for name, value in fused(values, FUSED.get(arch, {})).items():
         array = np.ascontiguousarray(value.numpy())
         if quantization is not None and array.ndim > 1 and name.startswith("blk.") and "gate_inp" not in name:
@@ -101,29 +116,33 @@ def write_gguf(
 
 
 def fused(values: dict[str, torch.Tensor], wholes: dict[str, tuple[str, ...]]) -> dict[str, torch.Tensor]:
-    """Tensors with those put together that a file holds as one: experts, and what `wholes` says."""
+    """Tensors with those put together that a file holds as one: experts, norms of heads, and what `wholes` says."""
     result: dict[str, list[torch.Tensor]] = {}
     for name, value in values.items():
         prefix, _, kind = name.rpartition(".")
-        expert = re.fullmatch(r"(.*_exps)\.\d+", prefix)
+        expert = re.fullmatch(r"(.*_(?:exps|norm))\.\d+", prefix)
         block, _, part = prefix.rpartition(".")
         whole = next((whole for whole, parts in wholes.items() if part in parts), part)
         target = f"{expert[1]}.{kind}" if expert else f"{block}.{whole}.{kind}".removeprefix(".")
         result.setdefault(target, []).append(value)
     return {
-        name: torch.stack(parts) if "_exps" in name else torch.cat(parts) if len(parts) > 1 else parts[0]
+        name: torch.stack(parts) if "_exps" in name or ("_norm" in name and len(parts) > 1) else torch.cat(parts) if len(parts) > 1 else parts[0]
         for name, parts in result.items()
     }
 
 
-def write_sizes(writer: gguf.GGUFWriter, arch: str, config: Any, saved: dict[str, Any]) -> None:
+def write_sizes(
+    writer: gguf.GGUFWriter, arch: str, config: Any, saved: dict[str, Any], num_kv_heads: int | None = None
+) -> None:
     num_heads = config.num_attention_heads
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(getattr(config, "max_position_embeddings", 128))
     writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(saved.get("intermediate_size") or saved.get("n_inner") or 4 * config.hidden_size)
+    writer.add_feed_forward_length(
+        saved.get("intermediate_size") or saved.get("n_inner") or saved.get("ffn_hidden_size") or 4 * config.hidden_size
+    )
     writer.add_head_count(num_heads)
-    writer.add_head_count_kv(getattr(config, "num_key_value_heads", num_heads))
+    writer.add_head_count_kv(num_kv_heads or getattr(config, "num_key_value_heads", num_heads))
     if getattr(config, "rms_norm_eps", None):
         writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     else:
@@ -131,7 +150,12 @@ def write_sizes(writer: gguf.GGUFWriter, arch: str, config: Any, saved: dict[str
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // num_heads
     writer.add_key_length(head_dim)
     writer.add_value_length(head_dim)
-    if arch in ("gemma2", "gemma3", "phi3") and getattr(config, "sliding_window", None):
+    for method, names in KEYS.items():
+        for value in (saved[name] for name in names if name in saved):
+            getattr(writer, f"add_{method}")(value)
+    if arch == "exaone4" and saved["sliding_window"]:
+        writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in saved["layer_types"]])
+    if arch in ("gemma2", "gemma3", "phi3", "cohere2", "exaone4") and getattr(config, "sliding_window", None):
         writer.add_sliding_window(config.sliding_window)
     if arch == "gemma2":
         writer.add_attn_logit_softcapping(config.attn_logit_softcapping)

@@ -199,6 +199,12 @@ def test_of_models_that_also_see_the_text_part_is_served(case: str, prefixes: st
     torch.testing.assert_close(ours, transformers_logits(model, PROMPTS), rtol=1e-4, atol=2e-4)
 
 
+PARTS_OF_GPT2 = {
+    r"\.h\.": ".blocks.", r"\.ln_([12])\.": r".norm_\1.", "c_attn": "Wqkv", r"attn\.c_proj": "attn.out_proj",
+    r"mlp\.c_fc": "ffn.up_proj", r"mlp\.c_proj": "ffn.down_proj", r"\.ln_f\.": ".norm_f.",
+}  # fmt: skip
+
+
 def test_learned_positions_of_mpt_are_those_of_gpt2_without_biases(tmp_path: Path) -> None:
     model = make_model(tmp_path, "GPT2", {**SMALL, "activation_function": "gelu"})
     for name, parameter in model.named_parameters():
@@ -208,10 +214,7 @@ def test_learned_positions_of_mpt_are_those_of_gpt2_without_biases(tmp_path: Pat
     tensors = {}
     for name, value in model.state_dict().items():
         if not name.endswith(".bias") and name != "lm_head.weight":
-            for old, new in (
-                (r"\.h\.", ".blocks."), (r"\.ln_([12])\.", r".norm_\1."), ("c_attn", "Wqkv"),
-                (r"attn\.c_proj", "attn.out_proj"), (r"mlp\.c_fc", "ffn.up_proj"), (r"mlp\.c_proj", "ffn.down_proj"), (r"\.ln_f\.", ".norm_f."),
-            ):  # fmt: skip
+            for old, new in PARTS_OF_GPT2.items():
                 name = re.sub(old, new, name)
             is_turned = value.dim() == 2 and ".blocks." in name
             tensors[name] = value.t().contiguous() if is_turned else value.clone()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from octavo.models.blocks import Attention, GatedMLP, Sequential
 from octavo.models.common import read_common
 from octavo.models.config_reader import ConfigReader
+from octavo.models.families.llama import llama_layer
 from octavo.models.layout import Layout
 from octavo.models.spec import ModelSpec
 
@@ -20,14 +20,7 @@ def spec(config: ConfigReader) -> ModelSpec:
     for key in ("use_cla", "mlp_bias"):
         config.refuse_unless(key, (False,))
     common, bias = read_common(_stretched(config)), config.flag("attention_bias", False)
-    layer = Sequential(
-        norm=common.norm,
-        attention=Attention(
-            heads=common.heads, rope=common.rope, scale=common.heads.head_dim**-0.5, qk_norm=common.norm,
-            norms_rotated=True, bias=bias, o_bias=bias,
-        ),
-        mlp=GatedMLP(size=common.intermediate_size, activation=common.activation),
-    )  # fmt: skip
+    layer = llama_layer(common, qk_norm=common.norm, norms_rotated=True, bias=bias, o_bias=bias)
     return common.decoder([layer] * common.num_layers)
 
 
