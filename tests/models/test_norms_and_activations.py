@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from transformers.models.mpt import modeling_mpt
 
@@ -28,6 +29,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "phi-qk-norm": ("Phi", {"qk_layernorm": True, "partial_rotary_factor": 0.25}),
     "olmo": ("Olmo", {"pad_token_id": None}),
     "olmo-tied-biases": ("Olmo", {"pad_token_id": None, "tie_word_embeddings": True, "attention_bias": True}),
+    "olmo-clip": ("Olmo", {"pad_token_id": None, "clip_qkv": 0.3}),
     "olmo2": ("Olmo2", {"pad_token_id": None}),
     "olmo3": (
         "Olmo3",
@@ -85,7 +87,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "d_model": 96,
             "n_heads": 6,
             "n_layers": 2,
-            "attn_config": {"softmax_scale": 0.4},
+            "attn_config": {"softmax_scale": 0.4, "clip_qkv": 1.0},
             "tie_word_embeddings": False,
         },
     ),
@@ -175,6 +177,70 @@ def test_orion_is_a_stablelm_that_rotates_whole_heads(tmp_path: Path) -> None:
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=2e-4)
 
 
+def test_minicpm_is_a_granite_with_factors_of_its_own(tmp_path: Path) -> None:
+    factors = {
+        "embedding_multiplier": 12.0,
+        "residual_multiplier": 1.4 / 2**0.5,
+        "attention_multiplier": 16**-0.5,
+        "logits_scaling": 64 / 32,
+    }
+    expected = transformers_logits(make_model(tmp_path, "Granite", {**SMALL, **factors}), PROMPTS)
+    own = {"scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 32, "tie_word_embeddings": False}
+    renamed(tmp_path, {**dict.fromkeys(factors), **own, "architectures": ["MiniCPMForCausalLM"]})
+    ops = bind("cpu", "reference")
+    ours = torch.stack(prompt_logits(load(tmp_path, ops), ops, PROMPTS))
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=2e-4)
+
+
+def jais_logits(tensors: dict[str, torch.Tensor], config: dict[str, Any], ids: torch.Tensor) -> torch.Tensor:
+    """What Jais computes, by its published description."""
+    hidden, heads = config["n_embd"], config["n_head"]
+    dim, length = hidden // heads, ids.shape[1]
+    distance = torch.arange(length)[None, :] - torch.arange(length)[:, None]
+    slopes = torch.tensor([2.0 ** (-8 * (head + 1) / heads) for head in range(heads)])
+    bias = (slopes[:, None, None] * distance).masked_fill(distance > 0, -torch.inf)
+
+    def norm(x: torch.Tensor, name: str) -> torch.Tensor:
+        return F.layer_norm(x, (hidden,), tensors[f"{name}.weight"], tensors[f"{name}.bias"], 1e-5)
+
+    def conv(x: torch.Tensor, name: str) -> torch.Tensor:
+        return x @ tensors[f"{name}.weight"] + tensors[f"{name}.bias"]
+
+    x = tensors["transformer.wte.weight"][ids] * config["mup_embeddings_scale"]
+    for number in range(config["n_layer"]):
+        at = f"transformer.h.{number}."
+        qkv = conv(norm(x, f"{at}ln_1"), f"{at}attn.c_attn").view(*ids.shape, 3, heads, dim)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        attended = (q @ k.transpose(-1, -2) / dim + bias).softmax(-1) @ v
+        x = x + conv(attended.transpose(1, 2).reshape(*ids.shape, hidden), f"{at}attn.c_proj")
+        inner = norm(x, f"{at}ln_2")
+        x = x + conv(conv(inner, f"{at}mlp.c_fc") * F.silu(conv(inner, f"{at}mlp.c_fc2")), f"{at}mlp.c_proj")
+    x = norm(x, "transformer.ln_f")
+    return x @ tensors["transformer.wte.weight"].t() * config["mup_output_alpha"] * config["mup_width_scale"]
+
+
+def test_jais_scales_embeddings_scores_and_logits(tmp_path: Path) -> None:
+    config = {
+        "architectures": ["JAISLMHeadModel"], "model_type": "jais", "vocab_size": 96, "n_embd": 64, "n_head": 4,
+        "n_layer": 2, "n_inner": 96, "n_positions": 128, "activation_function": "swiglu", "layer_norm_epsilon": 1e-5,
+        "position_embedding_type": "alibi", "mup_embeddings_scale": 9.1, "mup_output_alpha": 2.2,
+        "mup_width_scale": 0.12, "mup_scale_qk_dot_by_d": True, "alibi_scaling": None,
+    }  # fmt: skip
+    shapes = {"transformer.wte.weight": (96, 64), "transformer.ln_f.weight": (64,), "transformer.ln_f.bias": (64,)}
+    matrices = {"attn.c_attn": (64, 192), "attn.c_proj": (64, 64), "mlp.c_fc": (64, 96), "mlp.c_fc2": (64, 96)}
+    for number in range(2):
+        for name, shape in {**matrices, "mlp.c_proj": (96, 64), "ln_1": (64,), "ln_2": (64,)}.items():
+            shapes[f"transformer.h.{number}.{name}.weight"] = shape
+            shapes[f"transformer.h.{number}.{name}.bias"] = shape[-1:]
+    generator = torch.Generator().manual_seed(3)
+    tensors = {name: 0.2 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    save_file({**tensors, "transformer.relative_pe.slopes": torch.ones(4)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    ops = bind("cpu", "reference")
+    ours = torch.stack(prompt_logits(load(tmp_path, ops), ops, PROMPTS))
+    torch.testing.assert_close(ours, jais_logits(tensors, config, torch.tensor(PROMPTS)), rtol=1e-4, atol=2e-4)
+
+
 @pytest.mark.parametrize("prefixes", ["of transformers 5", "older"])
 @pytest.mark.parametrize("case", ["mistral3", "gemma3", "llava"])
 def test_of_models_that_also_see_the_text_part_is_served(case: str, prefixes: str, tmp_path: Path) -> None:
@@ -237,7 +303,8 @@ def test_learned_positions_of_mpt_are_those_of_gpt2_without_biases(tmp_path: Pat
         ("ApertusForCausalLM", {"hidden_act": "silu"}, "hidden_act = 'silu'"),
         ("HunYuanDenseV1ForCausalLM", {"use_qk_norm": False}, "use_qk_norm = 'False'"),
         ("MptForCausalLM", {"attn_config": {"prefix_lm": True}}, "attn_config: prefix_lm = 'True'"),
-        ("MptForCausalLM", {"attn_config": {"clip_qkv": 8}}, "attn_config: clip_qkv = '8'"),
+        ("JAISLMHeadModel", {"position_embedding_type": "learned"}, "position_embedding_type = 'learned'"),
+        ("MiniCPMForCausalLM", {"scale_depth": -1}, "scale_depth = '-1'"),
     ],
 )
 def test_options_that_are_not_implemented_are_refused(architecture: str, options: dict[str, Any], message: str) -> None:
