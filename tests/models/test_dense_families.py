@@ -19,10 +19,12 @@ from safetensors.torch import load_file, save_file
 from models.running import load, prompt_logits
 from models.test_families import LLAMA3_ROPE, PROMPTS, YARN_ROPE, transformers_logits
 from models.test_gguf_families import write_gguf
-from octavo.base.errors import CheckpointError
+from octavo.base.config import ModelConfig
+from octavo.base.errors import CheckpointError, InvalidConfig
 from octavo.files.gguf import TensorInfo
 from octavo.models.config_reader import ConfigReader
 from octavo.models.gguf_config import hf_config
+from octavo.models.overrides import overridden
 from octavo.models.registry import FAMILIES, model_spec
 from octavo.ops.run import Runner
 from octavo.ops.table import bind
@@ -356,3 +358,56 @@ def test_twins_of_llama(name: str) -> None:
 def test_options_that_are_not_implemented_are_refused_by_name(name: str, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         model_spec({**LLAMA, "architectures": [name], **changes}, "test")
+
+
+# ---------------------------------------------------------------- what the command line says instead
+
+
+def test_another_rope_takes_the_place_of_the_configurations_own(tmp_path: Path) -> None:
+    """In either form of the configuration; what is not given stays."""
+    model = make_model(tmp_path, "Llama", {"rope_parameters": {**YARN_ROPE, "rope_theta": 300.0}})
+    expected, native = transformers_logits(model, PROMPTS[:1])[0], bind("cpu")
+    make_model(tmp_path, "Llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}})
+    scaling = json.dumps({key: value for key, value in YARN_ROPE.items() if key != "rope_theta"})
+    loaded = load(tmp_path, native, rope_scaling=scaling, rope_theta=300.0)
+    torch.testing.assert_close(prompt_logits(loaded, native, PROMPTS[:1])[0], expected, rtol=1e-4, atol=1e-4)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["rope_parameters"]
+    (tmp_path / "config.json").write_text(json.dumps({**config, "rope_theta": 500.0, "rope_scaling": {"type": "x"}}))
+    assert load(tmp_path, native, rope_scaling=scaling, rope_theta=300.0).spec == loaded.spec
+    overrides = json.dumps({"rope_scaling": json.loads(scaling), "rope_theta": 300.0})
+    assert load(tmp_path, native, hf_overrides=overrides).spec == loaded.spec
+    wider = load(tmp_path, native, rope_scaling="{}", hf_overrides='{"max_position_embeddings": 4096}')
+    assert wider.spec.max_position_embeddings == 4096
+
+
+def test_values_that_replace_the_configurations_are_checked_as_its_own(tmp_path: Path) -> None:
+    make_model(tmp_path, "Llama", {})
+    for settings, message in (
+        ({"hf_overrides": '{"hidden_act": "tanh"}'}, "hidden_act"),
+        ({"rope_scaling": '{"rope_type": "spiral"}'}, "rope_type"),
+        ({"hf_overrides": '{"num_hidden_layers": 3}'}, "not a complete"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            load(tmp_path, bind("cpu"), **settings)
+
+
+def test_one_rope_cannot_take_the_place_of_several() -> None:
+    ropes = {"full_attention": {"rope_theta": 5.0}, "sliding_attention": {"rope_theta": 7.0}}
+    with pytest.raises(InvalidConfig, match="rope_parameters"):
+        overridden({"rope_parameters": ropes}, ModelConfig(rope_theta=3.0))
+
+
+@pytest.mark.parametrize("case", ["mistral", "cohere2"])
+def test_without_windows_all_is_seen_as_far_as_the_narrowest_reached(case: str, tmp_path: Path) -> None:
+    """And layers without positions stay without."""
+    family, options = {"mistral": ("Mistral", {"sliding_window": 24}), "cohere2": ("Cohere2", {"sliding_window": 24})}[
+        case
+    ]
+    make_model(tmp_path, family, options)
+    native, prompts = bind("cpu"), [prompt[:24] for prompt in PROMPTS]
+    with_windows, without = load(tmp_path, native), load(tmp_path, native, disable_sliding_window=True)
+    assert without.spec.max_position_embeddings == 24
+    assert {cache.window for cache in without.model.program.caches} == {0}
+    for ours, expected in zip(*(prompt_logits(each, native, prompts) for each in (without, with_windows)), strict=True):
+        assert torch.equal(ours, expected)

@@ -19,6 +19,7 @@ from octavo.models.checkpoint import Checkpoint, DummyCheckpoint, SafetensorsChe
 from octavo.models.decoder import LM_HEAD, Definition, define
 from octavo.models.gguf_checkpoint import GGUFCheckpoint
 from octavo.models.layout import Layout, TensorSource
+from octavo.models.overrides import overridden, without_windows
 from octavo.models.params import Param, TensorDecl
 from octavo.models.registry import find_family, model_spec
 from octavo.models.rope import derived_values
@@ -67,7 +68,8 @@ def load_model(
     missing, damaged, not finite, or of a kind that is not supported, and DeviceError for weights that do not fit.
     """
     checkpoint = checkpoint or open_checkpoint(config)
-    definition = define(model_spec(checkpoint.config, checkpoint.source))
+    spec = model_spec(checkpoint.config, checkpoint.source)
+    definition = define(without_windows(spec) if config.disable_sliding_window else spec)
     reader = _Reader(checkpoint, definition, DTYPES.get(config.dtype, checkpoint.dtype), ops.to_device, on_phase)
     if free is not None:
         _check_room(checkpoint.source, reader.num_bytes(_float_bytes(config, checkpoint, ops)), free)
@@ -117,18 +119,20 @@ def _check_room(source: str, needed: int, free: FreeMemory) -> None:
 
 
 def open_checkpoint(config: ModelConfig, device: torch.device = _CPU) -> Checkpoint:
-    """The checkpoint of a configuration. Random weights are made on `device`."""
+    """The checkpoint of a configuration, which may say otherwise than the files. `device`: for random weights."""
     path = Path(config.model)
     if config.load_format == "dummy":
         source: Checkpoint | None = GGUFCheckpoint(path) if path.suffix == ".gguf" else None
-        values = read_json(path / "config.json") if source is None else source.config
+        values = overridden(read_json(path / "config.json") if source is None else source.config, config)
         tensors = define(model_spec(values, str(path))).tensors
         return DummyCheckpoint(tensors, values, str(path), config.seed, device)
     is_gguf = path.suffix == ".gguf"
     if config.load_format not in ("auto", "gguf" if is_gguf else "safetensors"):
         kind = "a GGUF file" if is_gguf else "a directory of safetensors files"
         raise CheckpointError(f"{path}: {kind} cannot be read with --load-format {config.load_format}")
-    return GGUFCheckpoint(path) if is_gguf else SafetensorsCheckpoint(path)
+    found = GGUFCheckpoint(path) if is_gguf else SafetensorsCheckpoint(path)
+    found.config = overridden(found.config, config)
+    return found
 
 
 class _Reader:
