@@ -244,6 +244,17 @@ def test_jais_scales_embeddings_scores_and_logits(tmp_path: Path) -> None:
     torch.testing.assert_close(ours, jais_logits(tensors, config, torch.tensor(PROMPTS)), rtol=1e-4, atol=2e-4)
 
 
+def test_older_configurations_of_stablelm_mean_the_same(tmp_path: Path) -> None:
+    options = {"layer_norm_eps": 1e-4, "partial_rotary_factor": 0.5}
+    make_model(tmp_path, "StableLm", {**SMALL, **options})
+    config = json.loads((tmp_path / "config.json").read_text())
+    new = model_spec(config, "new")
+    theta = config.pop("rope_parameters")["rope_theta"]
+    older = {"architectures": ["StableLMEpochForCausalLM"], "rope_pct": 0.5, "norm_eps": 1e-4, "rope_theta": theta}
+    rest = {key: value for key, value in config.items() if key not in options}
+    assert model_spec({**rest, **older}, "old") == new
+
+
 @pytest.mark.parametrize("prefixes", ["of transformers 5", "older"])
 @pytest.mark.parametrize("case", ["mistral3", "gemma3", "llava"])
 def test_of_models_that_also_see_the_text_part_is_served(case: str, prefixes: str, tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from models.running import load, prompt_logits
 from models import test_dense_families as dense
+from models.running import load, prompt_logits
 from models.test_families import make_model, transformers_logits
 from octavo.ops.table import Binding, Ops, bind
 

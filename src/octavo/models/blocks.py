@@ -13,7 +13,19 @@ from typing import Literal, Protocol
 from octavo.models.builder import Builder
 from octavo.models.params import Matrix
 from octavo.models.spec import AlibiSpec, NormSpec, QScaleSpec, RopeSpec
-from octavo.ops.program import Act, Activation, Add, Attend, Buffer, Clip, Experts, Heads, RopeWrite, Route
+from octavo.ops.program import (
+    Act,
+    Activation,
+    Add,
+    Attend,
+    Buffer,
+    Clip,
+    Experts,
+    Heads,
+    ProgramError,
+    RopeWrite,
+    Route,
+)
 
 
 class Block(Protocol):
@@ -90,6 +102,10 @@ class Attention:
 
     def _norm_parts(self, build: Builder, qkv: Buffer, norm: NormSpec, rotary: int) -> None:
         """The norms of q and k that `RopeWrite` has not."""
+        if self.norms_rotated:
+            raise ProgramError(
+                "only an RMS norm of each head, with the same weights for all, comes behind the rotation"
+            )
         dim, first = self.heads.head_dim, 0
         for part, count in (("q", self.heads.num_heads), ("k", self.heads.num_kv_heads)):
             name, gguf = f"self_attn.{part}_norm", f"attn_{part}_norm"

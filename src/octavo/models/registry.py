@@ -83,6 +83,8 @@ FAMILIES: Final[dict[str, Family]] = {
     "Olmo2ForCausalLM": Family("olmo2", olmo.olmo2),
     "Olmo3ForCausalLM": Family("olmo3", olmo.olmo3),
     "StableLmForCausalLM": Family("stablelm", stablelm.spec, stablelm.HF, stablelm.GGUF),
+    "StableLMEpochForCausalLM": Family("stablelm_epoch", stablelm.spec, stablelm.HF),
+    "StableLmEpochForCausalLM": Family("stablelm_epoch", stablelm.spec, stablelm.HF),
     "Starcoder2ForCausalLM": Family("starcoder2", starcoder2.spec, starcoder2.HF),
     "OPTForCausalLM": Family("opt", opt.spec, opt.HF),
     "NemotronForCausalLM": Family("nemotron", nemotron.spec),
@@ -130,13 +132,14 @@ FAMILIES: Final[dict[str, Family]] = {
 }
 
 
-#: Models that also see, of which the text part is served: what its files call the tensors of the text part.
+#: Models that also see, of which the text part is served.
 _WITH_TEXT: Final = frozenset(
     {
         "Gemma3ForConditionalGeneration", "LlavaForConditionalGeneration", "LlavaNextForConditionalGeneration",
         "Mistral3ForConditionalGeneration", "VipLlavaForConditionalGeneration",
     }
 )  # fmt: skip
+#: What files call the tensors of the text part, and those of the rest.
 _TEXT_RENAMES: Final = (
     (r"^language_model\.(model|lm_head)\.", r"\1."), (r"^model\.language_model\.", "model."),
 )  # fmt: skip
