@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 import torch
 import torch.nn.functional as F
@@ -222,6 +223,38 @@ def jais_logits(tensors: dict[str, torch.Tensor], config: dict[str, Any], ids: t
     return x @ tensors["transformer.wte.weight"].t() * config["mup_output_alpha"] * config["mup_width_scale"]
 
 
+PARTS_OF_JAIS = {
+    r"^transformer\.": "", r"^h\.": "blk.", r"\.ln_1\.": ".attn_norm.", r"\.ln_2\.": ".ffn_norm.",
+    r"^ln_f\.": "output_norm.", r"attn\.c_attn": "attn_qkv", r"attn\.c_proj": "attn_output", r"mlp\.c_fc\.": "ffn_up.", r"mlp\.c_fc2": "ffn_gate",
+    r"mlp\.c_proj": "ffn_down",
+}  # fmt: skip
+
+
+def write_jais_gguf(path: Path, tensors: dict[str, torch.Tensor], config: dict[str, Any]) -> None:
+    """As llama.cpp's converter does: the factors of embeddings and logits are in two matrices."""
+    writer = gguf.GGUFWriter(path, "jais")
+    writer.add_block_count(config["n_layer"])
+    writer.add_context_length(config["n_positions"])
+    writer.add_embedding_length(config["n_embd"])
+    writer.add_feed_forward_length(config["n_inner"])
+    writer.add_head_count(config["n_head"])
+    writer.add_layer_norm_eps(config["layer_norm_epsilon"])
+    writer.add_max_alibi_bias(8.0)
+    for name, value in tensors.items():
+        for old, new in PARTS_OF_JAIS.items():
+            name = re.sub(old, new, name)
+        if name == "wte.weight":
+            writer.add_tensor("token_embd.weight", (value * config["mup_embeddings_scale"]).numpy())
+            factor = config["mup_output_alpha"] * config["mup_width_scale"]
+            writer.add_tensor("output.weight", (value * factor).numpy())
+        else:
+            writer.add_tensor(name, (value.t() if value.dim() == 2 else value).contiguous().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
 def test_jais_scales_embeddings_scores_and_logits(tmp_path: Path) -> None:
     config = {
         "architectures": ["JAISLMHeadModel"], "model_type": "jais", "vocab_size": 96, "n_embd": 64, "n_head": 4,
@@ -240,8 +273,11 @@ def test_jais_scales_embeddings_scores_and_logits(tmp_path: Path) -> None:
     save_file({**tensors, "transformer.relative_pe.slopes": torch.ones(4)}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(config))
     ops = bind("cpu", "reference")
-    ours = torch.stack(prompt_logits(load(tmp_path, ops), ops, PROMPTS))
-    torch.testing.assert_close(ours, jais_logits(tensors, config, torch.tensor(PROMPTS)), rtol=1e-4, atol=2e-4)
+    write_jais_gguf(tmp_path / "jais.gguf", tensors, config)
+    expected = jais_logits(tensors, config, torch.tensor(PROMPTS))
+    for path in (tmp_path, tmp_path / "jais.gguf"):
+        ours = torch.stack(prompt_logits(load(path, ops), ops, PROMPTS))
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=2e-4)
 
 
 def test_older_configurations_of_stablelm_mean_the_same(tmp_path: Path) -> None:
