@@ -225,8 +225,8 @@ def jais_logits(tensors: dict[str, torch.Tensor], config: dict[str, Any], ids: t
 
 PARTS_OF_JAIS = {
     r"^transformer\.": "", r"^h\.": "blk.", r"\.ln_1\.": ".attn_norm.", r"\.ln_2\.": ".ffn_norm.",
-    r"^ln_f\.": "output_norm.", r"attn\.c_attn": "attn_qkv", r"attn\.c_proj": "attn_output", r"mlp\.c_fc\.": "ffn_up.", r"mlp\.c_fc2": "ffn_gate",
-    r"mlp\.c_proj": "ffn_down",
+    r"^ln_f\.": "output_norm.", r"attn\.c_attn": "attn_qkv", r"attn\.c_proj": "attn_output",
+    r"mlp\.c_fc\.": "ffn_up.", r"mlp\.c_fc2": "ffn_gate", r"mlp\.c_proj": "ffn_down",
 }  # fmt: skip
 
 
