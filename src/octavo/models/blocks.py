@@ -58,6 +58,7 @@ class Attention:
     q_scale: QScaleSpec | None = None
     bias: bool = False  # of q, k and v
     o_bias: bool = False
+    kv_copies: int = 1  # each head of keys and values of the checkpoint counts as so many
 
     def emit(self, build: Builder, x: Buffer) -> Buffer:
         heads, dim = self.heads, self.heads.head_dim
@@ -69,8 +70,8 @@ class Attention:
             "self_attn.qkv",
             [
                 part(name="self_attn.q_proj", gguf="attn_q", rows=heads.size, rotary_dim=rotary),
-                part(name="self_attn.k_proj", gguf="attn_k", rows=kv_size, rotary_dim=rotary),
-                part(name="self_attn.v_proj", gguf="attn_v", rows=kv_size),
+                part(name="self_attn.k_proj", gguf="attn_k", rows=kv_size, rotary_dim=rotary, copies=self.kv_copies),
+                part(name="self_attn.v_proj", gguf="attn_v", rows=kv_size, copies=self.kv_copies),
             ],
             shard=0,
         )
@@ -207,17 +208,19 @@ class MixtureOfExperts:
 
 @dataclass(frozen=True, kw_only=True)
 class Sequential:
-    """Attention, then the MLP, each behind a norm: x += attention(norm(x)); x += mlp(norm(x))."""
+    """Attention, then the MLP, each behind a norm: x += attention(norm(x)); x += mlp(norm(x)). Either may be absent."""
 
-    attention: Block
-    mlp: Block
+    attention: Block | None
+    mlp: Block | None
     norm: NormSpec
 
     def emit(self, build: Builder, residual: Buffer) -> None:
-        x = build.norm(residual, self.norm, "input_layernorm", "attn_norm")
-        build.ops.append(Add(residual=residual, x=self.attention.emit(build, x)))
-        x = build.norm(residual, self.norm, "post_attention_layernorm", "ffn_norm")
-        build.ops.append(Add(residual=residual, x=self.mlp.emit(build, x)))
+        if self.attention is not None:
+            x = build.norm(residual, self.norm, "input_layernorm", "attn_norm")
+            build.ops.append(Add(residual=residual, x=self.attention.emit(build, x)))
+        if self.mlp is not None:
+            x = build.norm(residual, self.norm, "post_attention_layernorm", "ffn_norm")
+            build.ops.append(Add(residual=residual, x=self.mlp.emit(build, x)))
 
 
 @dataclass(frozen=True, kw_only=True)

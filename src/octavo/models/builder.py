@@ -88,8 +88,8 @@ class Builder:
         packing: Packing = "linear",
         unit_rows: bool = False,
     ) -> Weight:
-        parts = tuple(self._tensor(m, "weight", "matrix", (m.rows, columns)) for m in matrices)
-        biases = tuple(self._tensor(m, "bias", "bias", (m.rows,)) if m.bias else None for m in matrices)
+        parts = tuple(self._tensor(m, "weight", "matrix", (m.rows // m.copies, columns)) for m in matrices)
+        biases = tuple(self._tensor(m, "bias", "bias", (m.rows // m.copies,)) if m.bias else None for m in matrices)
         weight = Weight(self._prefix + name, (sum(matrix.rows for matrix in matrices), columns), shard)
         self.params.append(Param(weight=weight, parts=parts, biases=biases, packing=packing, unit_rows=unit_rows))
         return weight
@@ -165,4 +165,5 @@ class Builder:
             role=role,
             head_dim=matrix.head_dim,
             rotary_dim=matrix.rotary_dim,
+            copies=matrix.copies,
         )
