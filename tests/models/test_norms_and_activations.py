@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from transformers.models.mpt import modeling_mpt
 
-from models.running import load, prompt_logits
+from models.running import Run, load, prompt_logits
 from models.test_families import LLAMA3_ROPE, PROMPTS, make_model, transformers_logits
 from octavo.base.config import ModelConfig
 from octavo.base.errors import CheckpointError
@@ -144,6 +144,9 @@ def test_chunks_company_and_one_native_call_change_no_bit(saved: tuple[Path, tor
     whole = torch.stack(prompt_logits(loaded, native, PROMPTS))
     assert torch.equal(torch.stack(prompt_logits(loaded, native, PROMPTS, 7)), whole)
     assert torch.equal(prompt_logits(loaded, native, PROMPTS[:1])[0], whole[0])
+    needed = [3, 19, 20, 39]
+    (part,) = Run(loaded, native, 2, 46, torch.float32).step([prompt[:20] for prompt in PROMPTS], needed)
+    assert torch.equal(part, whole[:, :20].flatten(0, 1)[needed])
     one_by_one = dataclasses.replace(native, program_runner=Runner)
     assert torch.equal(torch.stack(prompt_logits(load(directory, one_by_one), one_by_one, PROMPTS)), whole)
 
