@@ -366,6 +366,11 @@ def test_learned_positions_of_mpt_are_those_of_gpt2_without_biases(tmp_path: Pat
         ("HunYuanDenseV1ForCausalLM", {"use_qk_norm": False}, "use_qk_norm = 'False'"),
         ("MptForCausalLM", {"attn_config": {"prefix_lm": True}}, "attn_config: prefix_lm = 'True'"),
         ("JAISLMHeadModel", {"position_embedding_type": "learned"}, "position_embedding_type = 'learned'"),
+        ("MptForCausalLM", {"norm_type": "rmsnorm"}, "norm_type = 'rmsnorm'"),
+        ("MptForCausalLM", {"ffn_config": {"ffn_type": "mptglu"}}, "ffn_config: ffn_type = 'mptglu'"),
+        ("Starcoder2ForCausalLM", {"mlp_type": "gated"}, "mlp_type = 'gated'"),
+        ("ApertusForCausalLM", {"post_norm": True}, "post_norm = 'True'"),
+        ("MiniCPMForCausalLM", {"sparse_config": {"topk": 64}}, "sparse_config"),
         ("MiniCPMForCausalLM", {"scale_depth": -1}, "scale_depth = '-1'"),
     ],
 )
