@@ -49,6 +49,12 @@ struct ProgramRun {
         if (n.is_layer_norm) kernels.layer_norm(at(op.out), at(op.x), n.weight, n.bias, rows, n.width, n.eps);
         else kernels.rms_norm(at(op.out), at(op.x), n.weight, rows, n.width, n.eps);
     }
+    void operator()(const NormPartsRecord& op) {
+        const NormWeights& n = op.norm;
+        OCTAVO_KERNELS(norm_kernels)
+            .norm_parts({at(op.x), rows, op.row_width, op.first, op.count, n.width, n.weight, n.bias, op.has_own, n.eps,
+                         n.is_layer_norm});
+    }
     void operator()(const AddRecord& op) { OCTAVO_KERNELS(norm_kernels).add(at(op.residual), at(op.x), rows * op.width); }
     void operator()(const AddNormRecord& op) {
         const auto& kernels = OCTAVO_KERNELS(norm_kernels);
@@ -58,17 +64,12 @@ struct ProgramRun {
         else kernels.add_rms_norm(at(op.out), residual, at(op.x), n.weight, rows, n.width, n.eps);
     }
     void operator()(const ClipRecord& op) { OCTAVO_KERNELS(norm_kernels).clip(at(op.x), rows * op.width, op.limit); }
-    void operator()(const HeadNormRecord& op) {
-        OCTAVO_KERNELS(norm_kernels)
-            .head_norm(at(op.qkv), op.q_norm, op.k_norm, rows, op.heads.num_heads, op.heads.num_kv_heads, op.heads.head_dim,
-                       op.eps, op.is_layer_norm);
-    }
     void operator()(const RopeWriteRecord& op) {
         const LayerCache& cache = program.caches_[size_t(op.cache)];
         OCTAVO_KERNELS(rope_kernels)
             .rope_kv_write({at(op.qkv), step.positions, op.rotation, op.q_norm, op.k_norm, op.eps, cache.k, cache.v,
                             program.type_, program.block_size_, step.groups[size_t(op.group)].slots, rows,
-                            op.heads.num_heads, op.heads.num_kv_heads, op.heads.head_dim});
+                            op.heads.num_heads, op.heads.num_kv_heads, op.heads.head_dim, op.norms_rotated, op.q_scales});
     }
     void operator()(const AttendRecord& op) {
         const LayerCache& cache = program.caches_[size_t(op.cache)];
@@ -80,7 +81,8 @@ struct ProgramRun {
     }
     void operator()(const ActRecord& op) {
         const auto& kernels = OCTAVO_KERNELS(activation_kernels);
-        (op.gated ? kernels.act_mul : kernels.act)(at(op.out), at(op.x), rows, op.width, op.kind);
+        if (op.gated) kernels.act_mul(at(op.out), at(op.x), rows, op.width, op.kind);
+        else kernels.act(at(op.out), at(op.x), rows, op.width, op.kind, op.parameters);
     }
     void operator()(const RouteRecord& op) {
         OCTAVO_KERNELS(experts_kernels)

@@ -44,6 +44,12 @@ struct NormRecord {
     BufferId out, x;
     NormWeights norm;
 };
+struct NormPartsRecord {
+    BufferId x;
+    int64_t row_width, first, count;
+    NormWeights norm;
+    bool has_own;
+};
 struct AddRecord {
     BufferId residual, x;
     int64_t width;
@@ -57,19 +63,14 @@ struct ClipRecord {
     int64_t width;
     float limit;
 };
-struct HeadNormRecord {
-    BufferId qkv;
-    HeadCounts heads;
-    const float *q_norm, *k_norm;
-    float eps;
-    bool is_layer_norm;
-};
 struct RopeWriteRecord {
     BufferId qkv;
     HeadCounts heads;
     int cache, group;
     const float *rotation, *q_norm, *k_norm;  // each may be null
     float eps;
+    bool norms_rotated;
+    const float* q_scales;  // may be null
 };
 struct AttendRecord {
     BufferId out, qkv;
@@ -83,6 +84,7 @@ struct ActRecord {
     int64_t width;  // of out
     Activation kind;
     bool gated;
+    const float* parameters;  // may be null
 };
 struct RouteRecord {
     BufferId ids, weights, scores;
@@ -103,8 +105,8 @@ struct KeepRowsRecord {
     std::vector<int64_t> widths;
 };
 
-using Record = std::variant<EmbedRecord, LinearRecord, NormRecord, AddRecord, AddNormRecord, RopeWriteRecord, AttendRecord,
-                            ActRecord, RouteRecord, ExpertsRecord, KeepRowsRecord, ClipRecord, HeadNormRecord>;
+using Record = std::variant<EmbedRecord, LinearRecord, NormRecord, NormPartsRecord, AddRecord, AddNormRecord, ClipRecord,
+                            RopeWriteRecord, AttendRecord, ActRecord, RouteRecord, ExpertsRecord, KeepRowsRecord>;
 
 struct LayerCache {
     void *k, *v;

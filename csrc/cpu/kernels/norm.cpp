@@ -82,6 +82,18 @@ static void add_layer_norm(float* out, float* residual, const float* x, const fl
     });
 }
 
+static void norm_parts(const NormPartsArgs& args) {
+    for_rows(args.rows, args.row_width, [&](int64_t at) {
+        for (int64_t part = 0; part < args.count; ++part) {
+            float* x = args.x + at + args.first + part * args.width;
+            const int64_t own = args.has_own ? part * args.width : 0;
+            const float *weight = args.weight + own, *bias = args.bias ? args.bias + own : nullptr;
+            if (args.is_layer_norm) layer_norm_row(x, x, weight, bias, args.width, args.eps);
+            else scale_row(x, x, weight, inverse_rms(x, args.width, args.eps), args.width);
+        }
+    });
+}
+
 static void add(float* residual, const float* x, int64_t count) {
     parallel_for((count + kTaskFloats - 1) / kTaskFloats, [&](int64_t task, int) {
         const int64_t at = task * kTaskFloats, left = count - at;
@@ -99,19 +111,7 @@ static void clip(float* x, int64_t count, float limit) {
     });
 }
 
-static void head_norm(float* qkv, const float* q_norm, const float* k_norm, int64_t rows, int num_heads, int num_kv_heads,
-                      int head_dim, float eps, bool is_layer_norm) {
-    for_rows(rows, int64_t(num_heads + 2 * num_kv_heads) * head_dim, [&](int64_t at) {
-        for (int head = 0; head < num_heads + num_kv_heads; ++head) {
-            float* x = qkv + at + int64_t(head) * head_dim;
-            const float* weight = head < num_heads ? q_norm + int64_t(head) * head_dim : k_norm + int64_t(head - num_heads) * head_dim;
-            if (is_layer_norm) layer_norm_row(x, x, weight, nullptr, head_dim, eps);
-            else scale_row(x, x, weight, inverse_rms(x, head_dim, eps), head_dim);
-        }
-    });
-}
-
-extern const NormKernels norm_kernels = {rms_norm, add_rms_norm, layer_norm, add_layer_norm, add, clip, head_norm};
+extern const NormKernels norm_kernels = {rms_norm, add_rms_norm, layer_norm, add_layer_norm, norm_parts, add, clip};
 
 }  // namespace OCTAVO_ISA
 }  // namespace octavo

@@ -5,6 +5,17 @@
 
 namespace octavo {
 
+// Of each row `count` parts of `width` columns, from column `first` on, each normed by itself in place. `weight` and `bias`
+// (null, or of layer norms) are one part's, for all, or if `has_own` those of each.
+struct NormPartsArgs {
+    float* x;
+    int64_t rows, row_width, first, count, width;
+    const float *weight, *bias;
+    bool has_own;
+    float eps;
+    bool is_layer_norm;
+};
+
 struct NormKernels {
     void (*rms_norm)(float* out, const float* x, const float* weight, int64_t rows, int64_t width, float eps);
     void (*add_rms_norm)(float* out, float* residual, const float* x, const float* weight, int64_t rows, int64_t width,
@@ -14,11 +25,9 @@ struct NormKernels {
                        float eps);
     void (*add_layer_norm)(float* out, float* residual, const float* x, const float* weight, const float* bias, int64_t rows,
                            int64_t width, float eps);
+    void (*norm_parts)(const NormPartsArgs& args);
     void (*add)(float* residual, const float* x, int64_t count);
     void (*clip)(float* x, int64_t count, float limit);
-    // Each head of q and k in rows of q | k | v by its own weights: q_norm [num_heads][head_dim], k_norm the same of k.
-    void (*head_norm)(float* qkv, const float* q_norm, const float* k_norm, int64_t rows, int num_heads, int num_kv_heads,
-                      int head_dim, float eps, bool is_layer_norm);
 };
 
 OCTAVO_DECLARE_KERNELS(NormKernels, norm_kernels)

@@ -160,6 +160,17 @@ def _act(config: KernelsConfig, ops: Ops) -> Iterator[Case]:
         )  # fmt: skip
 
 
+def _norm_parts(config: KernelsConfig, ops: Ops) -> Iterator[Case]:
+    """Of the heads of q and k, each with weights of its own."""
+    dim, count = config.head_dim, config.num_heads + config.num_kv_heads
+    width = dim * (count + config.num_kv_heads)
+    for rows in config.rows:
+        yield Case(
+            op="norm_parts_", detail=f"{count} of {dim}", rows=rows, num_bytes=8 * rows * count * dim,
+            copies=[(torch.randn(rows, width), 0, count, dim, torch.randn(count * dim), None, 1e-5, "rms")],
+        )  # fmt: skip
+
+
 def _route(config: KernelsConfig, ops: Ops) -> Iterator[Case]:
     num_experts, top_k = 64, 8
     for rows in config.rows:
@@ -177,18 +188,6 @@ def _clip(config: KernelsConfig, ops: Ops) -> Iterator[Case]:
         yield Case(
             op="clip_", detail=f"width {width}", rows=rows, num_bytes=8 * rows * width,
             copies=[(torch.randn(rows, width), 8.0)],
-        )  # fmt: skip
-
-
-def _head_norm(config: KernelsConfig, ops: Ops) -> Iterator[Case]:
-    heads, kv_heads, dim = _heads(config)
-    q_norm, k_norm = torch.rand(heads * dim), torch.rand(kv_heads * dim)
-    for rows in config.rows:
-        qkv = torch.randn(rows, (heads + 2 * kv_heads) * dim)
-        yield Case(
-            op="head_norm_", detail=f"layer norm, heads {heads}/{kv_heads}/{dim}", rows=rows,
-            num_bytes=(8 * rows + 4) * (heads + kv_heads) * dim, num_ops=5 * rows * (heads + kv_heads) * dim,
-            copies=[(qkv, q_norm, k_norm, 1e-5, "layer", dim)],
         )  # fmt: skip
 
 
@@ -296,7 +295,8 @@ def _logprobs(config: KernelsConfig, ops: Ops) -> Iterator[Case]:
 _MAKERS: dict[str, Callable[[KernelsConfig, Ops], Iterator[Case]]] = {
     "linear": _linear, "embedding": _embedding, "rms_norm": _norm("rms_norm", 1),
     "add_rms_norm": _add_norm("add_rms_norm", 1), "layer_norm": _norm("layer_norm", 2),
-    "add_layer_norm": _add_norm("add_layer_norm", 2), "add_": _add, "act_mul": _act_mul, "act": _act, "route": _route,
-    "clip_": _clip, "head_norm_": _head_norm, "rope_kv_write": _rope_kv_write, "attention": _attention,
-    "forbid": _forbid, "sample": _sample, "logprobs": _logprobs,
+    "add_layer_norm": _add_norm("add_layer_norm", 2), "norm_parts_": _norm_parts, "add_": _add, "clip_": _clip,
+    "act_mul": _act_mul, "act": _act, "route": _route,
+    "rope_kv_write": _rope_kv_write, "attention": _attention, "forbid": _forbid,
+    "sample": _sample, "logprobs": _logprobs,
 }  # fmt: skip

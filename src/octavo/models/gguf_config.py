@@ -67,12 +67,37 @@ ARCHITECTURES: Final[dict[str, _Arch]] = {
     "seed_oss": _Arch("SeedOssForCausalLM", "seed_oss", tensors={"attention_out_bias": "attn_output.bias"}),
     "smollm3": _Arch("SmolLM3ForCausalLM", "smollm3"),
     "ernie4_5": _Arch("Ernie4_5ForCausalLM", "ernie4_5"),
+    "phi2": _Arch("PhiForCausalLM", "phi", "gelu_new", is_rotated_in_part=True),
+    "olmo": _Arch("OlmoForCausalLM", "olmo", keys={"clip_qkv": "attention.clamp_kqv"}),
+    "olmo2": _Arch("Olmo2ForCausalLM", "olmo2"),
+    "stablelm": _Arch("StableLmForCausalLM", "stablelm", is_rotated_in_part=True,
+                      tensors={"use_qkv_bias": "attn_q.bias", "qk_layernorm": "attn_q_norm.weight"}),
+    "starcoder2": _Arch("Starcoder2ForCausalLM", "starcoder2", "gelu_pytorch_tanh",
+                        tensors={"use_bias": "attn_q.bias"}),
+    "nemotron": _Arch("NemotronForCausalLM", "nemotron", "relu2", has_norms_of_one=True, is_rotated_in_part=True),
+    "mpt": _Arch("MptForCausalLM", "mpt", "gelu",
+                 keys={"alibi_bias_max": "attention.max_alibi_bias", "clip_qkv": "attention.clamp_kqv"}),
+    "jais": _Arch("JAISLMHeadModel", "jais", "swiglu", keys={"alibi_bias_max": "attention.max_alibi_bias"},
+                  values={"mup_scale_qk_dot_by_d": True}),
+    # The values are what llama.cpp takes where a file says nothing.
+    "minicpm": _Arch("MiniCPMForCausalLM", "minicpm", keys={
+        "embedding_multiplier": "embedding_scale", "residual_multiplier": "residual_scale",
+        "logits_scaling": "logit_scale",
+    }, values={"scale_emb": 12.0, "scale_depth": 1.4, "dim_model_base": 256}),
+    "orion": _Arch("OrionForCausalLM", "orion"),
+    "apertus": _Arch("ApertusForCausalLM", "apertus", "xielu"),
+    "arcee": _Arch("ArceeForCausalLM", "arcee", "relu2"),
+    "mistral3": _Arch("Ministral3ForCausalLM", "ministral3"),
+    "hunyuan-dense": _Arch("HunYuanDenseV1ForCausalLM", "hunyuan_v1_dense"),
 }
 # fmt: on
 _SIZES: Final = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
 #: The file does not say that positions are told by ALiBi: the model with so many layers has no other.
 _BAICHUAN_13B_LAYERS: Final = 40
 _MIXTRAL: Final = _Arch("MixtralForCausalLM", "mixtral")
+_OLMO3: Final = _Arch("Olmo3ForCausalLM", "olmo3", keys={
+    "sliding_window": "attention.sliding_window", "layer_types": "attention.sliding_window_pattern",
+})  # fmt: skip
 #: Tensors that belong to the configuration, and the keys of the rope parameters under which they are there.
 ROPE_TENSORS: Final = {
     "rope_freqs.weight": "factors", "rope_factors_short.weight": "short_factor",
@@ -91,6 +116,8 @@ def architecture(metadata: dict[str, Any]) -> _Arch:
         raise CheckpointError(f"the GGUF architecture {str(name)[:80]!r} is not supported; these are: {supported}")
     if name == "llama" and metadata.get("llama.expert_count"):
         return _MIXTRAL
+    if name == "olmo2" and metadata.get("olmo2.attention.sliding_window"):
+        return _OLMO3
     return ARCHITECTURES[name]
 
 
@@ -141,6 +168,7 @@ def hf_config(
     elif types is not None:  # every so many layers one has none
         config["sliding_window_pattern"] = config.pop("layer_types")
     config |= {key: f"blk.0.{name}" in tensors for key, name in arch.tensors.items()}
+    config |= {key: value for key, value in metadata.items() if key.startswith("xielu.")}
     if arch.model_type == "baichuan" and config["num_hidden_layers"] == _BAICHUAN_13B_LAYERS:
         config["model_max_length"] = config.pop("max_position_embeddings")
     if arch.model_type == "deci":
@@ -153,6 +181,8 @@ def hf_config(
             raise CheckpointError(f"{prefix}.rope.dimension_count is not the size of a head: not supported")
         config["partial_rotary_factor"] = rotated / size
     rope = _rope(get, rope_factors)
+    if arch.model_type == "ministral3":
+        rope |= _ministral3_rope(get)
     if arch.model_type == "phi3":
         config["sliding_window"] = get("attention.sliding_window") or None
     if arch.has_norms_of_one:
@@ -219,6 +249,15 @@ def _rope(get: Any, factors: dict[str, list[float]]) -> dict[str, Any]:
         rope["original_max_position_embeddings"] = get("rope.scaling.original_context_length")
         rope["beta_fast"] = get("rope.scaling.yarn_beta_fast")
         rope["beta_slow"] = get("rope.scaling.yarn_beta_slow")
+    return rope
+
+
+def _ministral3_rope(get: Any) -> dict[str, Any]:
+    rope = {} if get("attention.temperature_scale") is None else {
+        "llama_4_scaling_beta": get("attention.temperature_scale"),
+    }  # fmt: skip
+    if get("rope.scaling.yarn_log_multiplier"):  # the two factors of yarn's are equal, and cancel each other
+        rope["attention_factor"] = 1.0
     return rope
 
 

@@ -50,6 +50,7 @@ class Layout:
     renames: tuple[tuple[str, str], ...] = ()  # pattern, replacement; of parts of a name, one after the other
     splits: tuple[Split, ...] = ()
     transposed: str = ""  # matrices that stand as [in, out]
+    skipped: tuple[tuple[str, int], ...] = ()  # pattern, so many rows in front that the model has no use for
     interleaved: bool = False  # of what is rotated in a head the pairs are (0, 1), (2, 3), ..., not the halves
 
 
@@ -62,6 +63,7 @@ class _Place:
     number: int
     kind: Literal["parts", "heads", "stack"]
     transposed: bool
+    skipped: int
 
 
 class TensorSource:
@@ -101,6 +103,7 @@ class TensorSource:
         for pattern, replacement in self._layout.renames:
             renamed = re.sub(pattern, replacement, renamed)
         transposed = bool(re.fullmatch(self._layout.transposed, renamed))
+        skipped = next((rows for pattern, rows in self._layout.skipped if re.fullmatch(pattern, renamed)), 0)
         names: tuple[str, ...] = (renamed,)
         kind: Literal["parts", "heads", "stack"] = "parts"
         for split in self._layout.splits:
@@ -113,14 +116,14 @@ class TensorSource:
             if each in self._places:
                 both = f"{self._places[each].name!r} and {name!r}"
                 raise CheckpointError(f"{self._checkpoint.source}: the tensors {both} are both {each!r} of the model")
-            self._places[each] = _Place(name, names, number, kind, transposed)
+            self._places[each] = _Place(name, names, number, kind, transposed, skipped)
 
     def _shape(self, place: _Place) -> tuple[int, ...]:
         """What the tensor of the checkpoint must have."""
         shapes = [self._declared[name].shape for name in place.siblings]
         if place.kind == "stack":
             return (len(shapes), *shapes[0])
-        shape = (sum(rows for rows, *_ in shapes), *shapes[0][1:])
+        shape = (place.skipped + sum(rows for rows, *_ in shapes), *shapes[0][1:])
         return shape[::-1] if place.transposed else shape
 
     def __len__(self) -> int:
@@ -157,14 +160,15 @@ class TensorSource:
             weight = self._checkpoint.get(place.name)
             if isinstance(weight, Tensor):
                 weight = weight.t() if place.transposed and weight.dim() == 2 else weight
-                weight = weight.flatten(0, 1) if weight.dim() == 3 else weight
+                is_stack = weight.dim() > len(self._declared[place.siblings[0]].shape)
+                weight = weight.flatten(0, 1) if is_stack else weight
         if left > 1:
             self._open[place.name] = weight, left - 1
         return weight
 
     def _rows(self, place: _Place) -> Tensor | None:
         """Which rows of the tensor of the checkpoint are the declared one; None: all."""
-        if len(place.siblings) == 1:
+        if len(place.siblings) == 1 and not place.skipped:
             return None
         tensors = [self._declared[name] for name in place.siblings]
         if place.kind == "heads":
@@ -172,7 +176,7 @@ class TensorSource:
             sizes = [tensor.shape[0] // groups for tensor in tensors]  # rows in a group
             first, rows = sum(sizes[: place.number]), torch.arange(sizes[place.number])
             return (torch.arange(groups)[:, None] * sum(sizes) + first + rows).flatten()
-        first = sum(tensor.shape[0] for tensor in tensors[: place.number])
+        first = place.skipped + sum(tensor.shape[0] for tensor in tensors[: place.number])
         return torch.arange(first, first + tensors[place.number].shape[0])
 
     def _key(self, tensor: TensorDecl) -> str:

@@ -22,8 +22,8 @@ from octavo.models.layout import Layout, TensorSource
 from octavo.models.overrides import overridden, without_windows
 from octavo.models.params import Param, TensorDecl
 from octavo.models.registry import find_family, model_spec
-from octavo.models.rope import alibi_slopes, cos_sin_table
-from octavo.models.spec import ModelSpec, RopeSpec
+from octavo.models.rope import derived_values
+from octavo.models.spec import ModelSpec
 from octavo.models.transformer import Transformer
 from octavo.ops.table import LinearWeight, Ops
 from octavo.quant.packed import QuantizedWeight, all_finite
@@ -81,11 +81,7 @@ def load_model(
     spec = definition.spec
     num_positions = min(config.max_model_len or spec.max_position_embeddings, spec.max_position_embeddings)
     for weight, of in definition.derived.items():
-        if isinstance(of, RopeSpec):
-            values = cos_sin_table(of, weight.shape[1], num_positions)
-        else:
-            values = alibi_slopes(of)
-        packer.weights[weight.name] = ops.to_device(values)
+        packer.weights[weight.name] = ops.to_device(derived_values(of, weight.shape, num_positions))
     return LoadedModel(
         model=Transformer(definition, ops, packer.weights, max_num_batched_tokens),
         spec=spec,
@@ -264,9 +260,10 @@ class _Packer:
         return self._ops.pack_experts([self._reader.matrix(part) for part in group] for group in groups)
 
     def _vector(self, param: Param) -> Tensor:
-        values = self._reader.vector(param.parts[0])
-        values = values + param.offset if param.offset else values
-        return values * param.scale if param.scale != 1.0 else values
+        values = [self._reader.vector(part) for part in param.parts]
+        joined = values[0] if len(values) == 1 else torch.cat(values)
+        joined = joined + param.offset if param.offset else joined
+        return joined * param.scale if param.scale != 1.0 else joined
 
 
 def _dtype(weight: Tensor | QuantizedWeight) -> torch.dtype:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from octavo.base.errors import CheckpointError
 from octavo.models.config_reader import ConfigReader
 from octavo.models.families import (
+    apertus,
+    arcee,
     baichuan,
     bloom,
     cohere,
@@ -26,10 +28,20 @@ from octavo.models.families import (
     gpt_j,
     gpt_neox,
     granite,
+    hunyuan,
     internlm,
+    jais,
     llama,
+    minicpm,
     mistral,
     mixtral,
+    mpt,
+    nemotron,
+    olmo,
+    opt,
+    orion,
+    persimmon,
+    phi,
     phi3,
     qwen,
     qwen2,
@@ -37,6 +49,8 @@ from octavo.models.families import (
     qwen3_moe,
     seed_oss,
     smollm3,
+    stablelm,
+    starcoder2,
 )
 from octavo.models.layout import Layout
 from octavo.models.spec import ModelSpec
@@ -65,6 +79,27 @@ FAMILIES: Final[dict[str, Family]] = {
     "Gemma3ForCausalLM": Family("gemma3_text", gemma3.spec),
     "MixtralForCausalLM": Family("mixtral", mixtral.spec, mixtral.HF, mixtral.GGUF),
     "Phi3ForCausalLM": Family("phi3", phi3.spec, phi3.HF, phi3.GGUF),
+    "PhiForCausalLM": Family("phi", phi.spec, phi.HF, phi.GGUF),
+    "OlmoForCausalLM": Family("olmo", olmo.olmo, gguf=olmo.GGUF),
+    "Olmo2ForCausalLM": Family("olmo2", olmo.olmo2),
+    "Olmo3ForCausalLM": Family("olmo3", olmo.olmo3),
+    "StableLmForCausalLM": Family("stablelm", stablelm.spec, stablelm.HF, stablelm.GGUF),
+    "StableLMEpochForCausalLM": Family("stablelm_epoch", stablelm.spec, stablelm.HF),
+    "StableLmEpochForCausalLM": Family("stablelm_epoch", stablelm.spec, stablelm.HF),
+    "Starcoder2ForCausalLM": Family("starcoder2", starcoder2.spec, starcoder2.HF),
+    "OPTForCausalLM": Family("opt", opt.spec, opt.HF),
+    "NemotronForCausalLM": Family("nemotron", nemotron.spec),
+    "PersimmonForCausalLM": Family("persimmon", persimmon.spec, persimmon.HF),
+    "ApertusForCausalLM": Family("apertus", apertus.spec, apertus.HF),
+    "ArceeForCausalLM": Family("arcee", arcee.spec, gguf=Layout(interleaved=True)),
+    "OrionForCausalLM": Family("orion", orion.spec),
+    "HunYuanDenseV1ForCausalLM": Family("hunyuan_v1_dense", hunyuan.spec, hunyuan.HF),
+    "MptForCausalLM": Family("mpt", mpt.spec, mpt.HF, mpt.GGUF),
+    "MPTForCausalLM": Family("mpt", mpt.spec, mpt.HF, mpt.GGUF),
+    "JAISLMHeadModel": Family("jais", jais.spec, jais.HF, jais.GGUF),
+    "MiniCPMForCausalLM": Family("minicpm", minicpm.spec, gguf=Layout(interleaved=True)),
+    "MinistralForCausalLM": Family("ministral", mistral.ministral),
+    "Ministral3ForCausalLM": Family("ministral3", mistral.ministral3, gguf=Layout(interleaved=True)),
     "GPT2LMHeadModel": Family("gpt2", gpt2.spec, gpt2.HF, gpt2.GGUF),
     "GPTNeoXForCausalLM": Family("gpt_neox", gpt_neox.spec, gpt_neox.HF, gpt_neox.GGUF),
     "BloomForCausalLM": Family("bloom", bloom.spec, bloom.HF, bloom.GGUF),
@@ -99,11 +134,53 @@ FAMILIES: Final[dict[str, Family]] = {
 }
 
 
+#: Models that also see, of which the text part is served.
+_WITH_TEXT: Final = frozenset(
+    {
+        "Gemma3ForConditionalGeneration", "LlavaForConditionalGeneration", "LlavaNextForConditionalGeneration",
+        "Mistral3ForConditionalGeneration", "VipLlavaForConditionalGeneration",
+    }
+)  # fmt: skip
+#: What files call the tensors of the text part, and those of the rest.
+_TEXT_RENAMES: Final = (
+    (r"^language_model\.(model|lm_head)\.", r"\1."), (r"^model\.language_model\.", "model."),
+)  # fmt: skip
+_NOT_TEXT: Final = (r"(model\.)?(vision_tower|vision_model|multi_modal_projector)\..*", r"(model\.)?image_newline")
+#: What configurations of a text part leave out, since it is transformers' default.
+_TEXT_DEFAULTS: Final[dict[str, dict[str, Any]]] = {
+    "llama": {
+        "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "hidden_act": "silu",
+    },
+    "mistral": {
+        "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "hidden_act": "silu",
+    },
+    "gemma3_text": {"num_attention_heads": 8, "num_key_value_heads": 4},
+}  # fmt: skip
+
+
+def text_part(config: dict[str, Any]) -> dict[str, Any] | None:
+    """The configuration of the text part of a model that also sees; None for other models, which are all text."""
+    names, text = config.get("architectures"), config.get("text_config")
+    if not isinstance(names, list) or not _WITH_TEXT.intersection(map(str, names)) or not isinstance(text, dict):
+        return None
+    kept = {key: config[key] for key in ("tie_word_embeddings", "quantization_config") if key in config}
+    defaults = _TEXT_DEFAULTS.get(str(text.get("model_type")), {})
+    return {**defaults, **kept, **text, "architectures": None}
+
+
 def find_family(config: dict[str, Any], source: str) -> Family:
     """The family of a configuration in Hugging Face's form; `source` names it in messages.
 
     Raises CheckpointError for an architecture that is not implemented.
     """
+    text = text_part(config)
+    if text is not None:
+        family = find_family(text, source)
+        hf = family.hf
+        hf = replace(hf, ignored=(*hf.ignored, *_NOT_TEXT), renames=(*_TEXT_RENAMES, *hf.renames))
+        return replace(family, hf=hf)
     by_type = {family.model_type: name for name, family in reversed(FAMILIES.items())}  # the first of a type
     names = config.get("architectures") or [by_type.get(str(config.get("model_type")), config.get("model_type"))]
     name = names[0] if isinstance(names, list) and len(names) == 1 else names
@@ -122,6 +199,10 @@ def model_spec(config: dict[str, Any], source: str) -> ModelSpec:
     if config.get("auto_map") is not None:
         logger.warning("%s: auto_map is ignored: octavo runs no code from a model's files", source)
     family = find_family(config, source)
+    text = text_part(config)
+    if text is not None:
+        logger.info("%s: only the text part of the model is served", source)
+        config = text
     try:
         return family.spec(ConfigReader(config))
     except CheckpointError as error:

@@ -16,10 +16,10 @@ from octavo.ops.program import (
     Clip,
     Embed,
     Experts,
-    HeadNorm,
     KeepRows,
     Linear,
     Norm,
+    NormParts,
     Op,
     Program,
     RopeWrite,
@@ -49,6 +49,8 @@ class Table(Protocol):
     @property
     def add_layer_norm(self) -> Any: ...
     @property
+    def norm_parts_(self) -> Any: ...
+    @property
     def add_(self) -> Any: ...
     @property
     def act_mul(self) -> Any: ...
@@ -60,8 +62,6 @@ class Table(Protocol):
     def experts(self) -> Any: ...
     @property
     def clip_(self) -> Any: ...
-    @property
-    def head_norm_(self) -> Any: ...
     @property
     def rope_kv_write(self) -> Any: ...
     @property
@@ -143,6 +143,11 @@ def _norm(table: Table, op: Norm, frame: Frame) -> None:
         table.layer_norm(out, x, weight, frame.weight(op.bias), op.eps)
 
 
+def _norm_parts(table: Table, op: NormParts, frame: Frame) -> None:
+    weight, bias = frame.weight(op.weight), frame.weight(op.bias)
+    table.norm_parts_(frame[op.x], op.first, op.count, op.width, weight, bias, op.eps, op.kind)
+
+
 def _add(table: Table, op: Add, frame: Frame) -> None:
     table.add_(frame[op.residual], frame[op.x])
 
@@ -156,7 +161,10 @@ def _add_norm(table: Table, op: AddNorm, frame: Frame) -> None:
 
 
 def _act(table: Table, op: Act, frame: Frame) -> None:
-    (table.act_mul if op.gated else table.act)(frame[op.out], frame[op.x], op.kind)
+    if op.gated:
+        table.act_mul(frame[op.out], frame[op.x], op.kind)
+    else:
+        table.act(frame[op.out], frame[op.x], op.kind, frame.weight(op.parameters))
 
 
 def _route(table: Table, op: Route, frame: Frame) -> None:
@@ -183,11 +191,6 @@ def _clip(table: Table, op: Clip, frame: Frame) -> None:
     table.clip_(frame[op.x], op.limit)
 
 
-def _head_norm(table: Table, op: HeadNorm, frame: Frame) -> None:
-    q_norm, k_norm = frame.weight(op.q_norm), frame.weight(op.k_norm)
-    table.head_norm_(frame[op.qkv], q_norm, k_norm, op.eps, op.kind, op.heads.head_dim)
-
-
 def _rope_write(table: Table, op: RopeWrite, frame: Frame) -> None:
     k, v = frame.kv_caches[op.cache.index]
     _, slot_mapping = frame.step.cache_groups[op.cache.group]
@@ -205,6 +208,8 @@ def _rope_write(table: Table, op: RopeWrite, frame: Frame) -> None:
         heads.num_heads,
         heads.num_kv_heads,
         heads.head_dim,
+        norms_rotated=op.norms_rotated,
+        q_scales=frame.weight(op.q_scales),
     )
 
 
@@ -245,13 +250,13 @@ HANDLERS: dict[type[Op], Handler] = {
     Embed: _embed,
     Linear: _linear,
     Norm: _norm,
+    NormParts: _norm_parts,
     Add: _add,
     AddNorm: _add_norm,
     Act: _act,
     Route: _route,
     Experts: _experts,
     Clip: _clip,
-    HeadNorm: _head_norm,
     RopeWrite: _rope_write,
     Attend: _attend,
     KeepRows: _keep_rows,

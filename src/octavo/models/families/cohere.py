@@ -11,10 +11,13 @@ from typing import Any, Final
 from octavo.models.blocks import Attention, GatedMLP, Parallel
 from octavo.models.common import Common, read_common, windows_of_types
 from octavo.models.config_reader import MAX_LAYERS, MAX_POSITIONS, ConfigReader
-from octavo.models.layout import Layout
+from octavo.models.layout import Layout, Split
 from octavo.models.spec import ModelSpec
 
-LAYOUT: Final = Layout(interleaved=True)
+LAYOUT: Final = Layout(
+    interleaved=True,
+    splits=(Split(r"(.*(?:self_attn\.|attn_)[qk]_norm)\.weight", (r"\1.#.weight",), "stack"),),
+)
 _DEFAULTS: Final[dict[str, Any]] = {
     "hidden_act": "silu", "rms_norm_eps": 1e-5, "tie_word_embeddings": True, "max_position_embeddings": 8192,
     "logit_scale": 0.0625,
@@ -25,7 +28,7 @@ def spec(config: ConfigReader) -> ModelSpec:
     config, common = _read(config)
     options: dict[str, Any] = {"rope": common.rope}
     if config.flag("use_qk_norm", False):
-        options["own_qk_norm"] = common.norm
+        options |= {"qk_norm": common.norm, "qk_norm_of": "each head"}
     return _decoder(config, common, [options] * common.num_layers)
 
 

@@ -25,10 +25,10 @@ __all__ = [
     "attention_planner",
     "clip_",
     "forbid",
-    "head_norm_",
     "kv_cache_shapes",
     "layer_norm",
     "logprobs",
+    "norm_parts_",
     "resolve_ids",
     "rms_norm",
     "rope_kv_write",
@@ -42,7 +42,7 @@ _I32: Final = torch.int32
 _I64: Final = torch.int64
 #: Codes of the cache's dtype and of the activations, as in csrc/cpu/kernels/common.h.
 CACHE_DTYPES: Final = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-ACTIVATIONS: Final = {"silu": 0, "gelu_tanh": 1, "gelu": 2, "relu": 3}
+ACTIVATIONS: Final = {"silu": 0, "gelu_tanh": 1, "gelu": 2, "relu": 3, "quick_gelu": 4, "relu2": 5, "xielu": 6}
 MAX_HEAD_DIM: Final = 256
 
 
@@ -80,6 +80,17 @@ def add_layer_norm(out: Tensor, residual: Tensor, x: Tensor, weight: Tensor, bia
     )
 
 
+def norm_parts_(
+    x: Tensor, first: int, count: int, width: int, weight: Tensor, bias: Tensor | None, eps: float, kind: str
+) -> None:
+    assert x.dtype == weight.dtype == _F32 and x.is_contiguous() and weight.is_contiguous()
+    assert weight.numel() in (width, count * width) and 0 <= first <= x.shape[1] - count * width
+    _cpu.norm_parts(
+        x.data_ptr(), x.shape[0], x.shape[1], first, count, width, weight.data_ptr(), _bias(bias, weight.numel()),
+        weight.numel() != width, eps, kind == "layer",
+    )  # fmt: skip
+
+
 def _bias(bias: Tensor | None, width: int) -> int:
     if bias is None:
         return 0
@@ -100,11 +111,11 @@ def act_mul(out: Tensor, gate_up: Tensor, kind: str) -> None:
     _cpu.act_mul(out.data_ptr(), gate_up.data_ptr(), rows, width, ACTIVATIONS[kind])
 
 
-def act(out: Tensor, x: Tensor, kind: str) -> None:
+def act(out: Tensor, x: Tensor, kind: str, parameters: Tensor | None = None) -> None:
     rows, width = out.shape
-    assert x.shape == out.shape and out.dtype == x.dtype == _F32
+    assert x.shape == out.shape and out.dtype == x.dtype == _F32 and (parameters is not None) == (kind == "xielu")
     assert out.is_contiguous() and x.is_contiguous()
-    _cpu.act(out.data_ptr(), x.data_ptr(), rows, width, ACTIVATIONS[kind])
+    _cpu.act(out.data_ptr(), x.data_ptr(), rows, width, ACTIVATIONS[kind], _bias(parameters, 2))
 
 
 def route(ids: Tensor, weights: Tensor, scores: Tensor, renormalize: bool) -> None:
@@ -121,16 +132,6 @@ def clip_(x: Tensor, limit: float) -> None:
     _cpu.clip(x.data_ptr(), x.numel(), limit)
 
 
-def head_norm_(qkv: Tensor, q_norm: Tensor, k_norm: Tensor, eps: float, kind: str, head_dim: int) -> None:
-    rows, width = qkv.shape
-    q_size, k_size = q_norm.numel(), k_norm.numel()
-    assert qkv.dtype == q_norm.dtype == k_norm.dtype == _F32 and width == q_size + 2 * k_size
-    assert qkv.is_contiguous() and q_norm.is_contiguous() and k_norm.is_contiguous()
-    assert q_size % head_dim == k_size % head_dim == 0
-    q_norm_ptr, k_norm_ptr, counts = q_norm.data_ptr(), k_norm.data_ptr(), (q_size // head_dim, k_size // head_dim)
-    _cpu.head_norm(qkv.data_ptr(), q_norm_ptr, k_norm_ptr, rows, *counts, head_dim, eps, kind == "layer")
-
-
 def rope_kv_write(
     qkv: Tensor,
     positions: Tensor,
@@ -144,6 +145,9 @@ def rope_kv_write(
     num_heads: int,
     num_kv_heads: int,
     head_dim: int,
+    *,
+    norms_rotated: bool = False,
+    q_scales: Tensor | None = None,
 ) -> None:
     rows, width = qkv.shape
     assert qkv.dtype == _F32 and positions.dtype == _I32 and slot_mapping.dtype == _I64 and qkv.is_contiguous()
@@ -152,6 +156,7 @@ def rope_kv_write(
     assert positions.numel() == slot_mapping.numel() == rows and head_dim % 2 == 0 and head_dim <= MAX_HEAD_DIM
     assert q_norm is None or q_norm.dtype == _F32
     assert k_norm is None or k_norm.dtype == _F32
+    assert q_scales is None or (q_scales.dtype == _F32 and q_scales.is_contiguous())
     check_cache(k_cache, v_cache, num_kv_heads, head_dim)
     _cpu.rope_kv_write(
         qkv.data_ptr(),
@@ -169,6 +174,8 @@ def rope_kv_write(
         num_heads,
         num_kv_heads,
         head_dim,
+        norms_rotated,
+        0 if q_scales is None else q_scales.data_ptr(),
     )
 
 

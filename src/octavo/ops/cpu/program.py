@@ -18,11 +18,11 @@ from octavo.ops.program import (
     Clip,
     Embed,
     Experts,
-    HeadNorm,
     Heads,
     KeepRows,
     Linear,
     Norm,
+    NormParts,
     Op,
     Program,
     RopeWrite,
@@ -128,6 +128,22 @@ class CpuRunner(Runner):
             "layer_norm": op.kind == "layer",
         }
 
+    def _norm_parts(self, op: NormParts) -> None:
+        (size,) = op.weight.shape
+        assert size in (op.width, op.count * op.width) and (op.bias is None or op.bias.shape == op.weight.shape)
+        self._native.norm_parts(
+            x=self._ids[op.x],
+            row_width=op.x.width,
+            first=op.first,
+            count=op.count,
+            width=op.width,
+            weight=self._vector(op.weight),
+            bias=self._vector(op.bias),
+            has_own=size != op.width,
+            eps=op.eps,
+            layer_norm=op.kind == "layer",
+        )
+
     def _add(self, op: Add) -> None:
         self._native.add(residual=self._ids[op.residual], x=self._ids[op.x], width=op.x.width)
 
@@ -137,16 +153,6 @@ class CpuRunner(Runner):
 
     def _clip(self, op: Clip) -> None:
         self._native.clip(x=self._ids[op.x], width=op.x.width, limit=op.limit)
-
-    def _head_norm(self, op: HeadNorm) -> None:
-        self._native.head_norm(
-            qkv=self._ids[op.qkv],
-            heads=_counts(op.heads),
-            q_norm=self._vector(op.q_norm),
-            k_norm=self._vector(op.k_norm),
-            eps=op.eps,
-            layer_norm=op.kind == "layer",
-        )
 
     def _rope_write(self, op: RopeWrite) -> None:
         assert op.rotation is None or op.rotation.shape[1] == op.heads.head_dim
@@ -159,6 +165,8 @@ class CpuRunner(Runner):
             q_norm=self._vector(op.q_norm),
             k_norm=self._vector(op.k_norm),
             eps=op.eps,
+            norms_rotated=op.norms_rotated,
+            q_scales=self._vector(op.q_scales),
         )
 
     def _attend(self, op: Attend) -> None:
@@ -175,12 +183,14 @@ class CpuRunner(Runner):
         )
 
     def _act(self, op: Act) -> None:
+        assert (op.parameters is not None) == (op.kind == "xielu") and not (op.gated and op.parameters)
         self._native.act(
             out=self._ids[op.out],
             x=self._ids[op.x],
             width=op.out.width,
             kind=ACTIVATIONS[op.kind],
             gated=op.gated,
+            parameters=self._vector(op.parameters),
         )
 
     def _route(self, op: Route) -> None:
@@ -232,10 +242,10 @@ _RECORDS: dict[type[Op], Callable[[CpuRunner, Any], None]] = {
     Embed: CpuRunner._embed,
     Linear: CpuRunner._linear,
     Norm: CpuRunner._norm,
+    NormParts: CpuRunner._norm_parts,
     Add: CpuRunner._add,
     AddNorm: CpuRunner._add_norm,
     Clip: CpuRunner._clip,
-    HeadNorm: CpuRunner._head_norm,
     RopeWrite: CpuRunner._rope_write,
     Attend: CpuRunner._attend,
     Act: CpuRunner._act,

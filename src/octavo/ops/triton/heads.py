@@ -1,4 +1,4 @@
-"""What some models do to q, k and v before they are rotated: bounds, and norms with weights of each head's own."""
+"""What some models do to q, k and v before they are rotated, in place: bounds, and norms of parts of a row."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import triton.language as tl
 from torch import Tensor
 
 import triton
+from octavo.ops.triton.elementwise import row_block
 from octavo.ops.triton.variants import Variant
 
-#: Values of one program that bounds, and heads of one that norms.
+#: Values of one program that bounds.
 _BLOCK: Final = 1024
-_HEADS: Final = 8
 
 
 @triton.jit
@@ -24,26 +24,23 @@ def _clip_kernel(x, limit, count, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _head_norm_kernel(
-    qkv, q_norm, k_norm, eps, row_size,
-    NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, HEADS: tl.constexpr,
-    IS_LAYER: tl.constexpr,
+def _norm_parts_kernel(
+    x, weight, bias, eps, row_width, first, width,
+    BLOCK: tl.constexpr, IS_LAYER_NORM: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_OWN: tl.constexpr,
 ):  # fmt: skip
-    """One token, HEADS heads of q | k. BLOCK: D, rounded up to a power of two."""
-    token = tl.program_id(0).to(tl.int64)
-    heads = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]
-    columns = tl.arange(0, BLOCK)[None, :]
-    inside = columns < D
-    mask = (heads < NUM_HEADS + NUM_KV_HEADS) & inside
-    place = qkv + token * row_size + heads * D + columns
-    x = tl.load(place, mask=mask, other=0.0).to(tl.float32)
-    if IS_LAYER:
-        x = tl.where(inside, x - (tl.sum(x, 1) / D)[:, None], 0.0)
-    inverse = tl.rsqrt(tl.sum(x * x, 1) / D + eps)[:, None]
-    is_q = heads < NUM_HEADS
-    weight = tl.load(q_norm + heads * D + columns, mask=mask & is_q, other=0.0)
-    weight += tl.load(k_norm + (heads - NUM_HEADS) * D + columns, mask=mask & (is_q == 0), other=0.0)
-    tl.store(place, (x * inverse * weight).to(qkv.dtype.element_ty), mask=mask)
+    """A part of a row, in place."""
+    row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    columns = tl.arange(0, BLOCK)
+    mask = columns < width
+    place = x + row * row_width + first + part * width + columns
+    values = tl.load(place, mask=mask, other=0.0).to(tl.float32)
+    if IS_LAYER_NORM:
+        values = tl.where(mask, values - tl.sum(values, 0) / width, 0.0)
+    own = columns + (part * width if HAS_OWN else 0)
+    normed = values * tl.rsqrt(tl.sum(values * values, 0) / width + eps) * tl.load(weight + own, mask=mask, other=0.0)
+    if HAS_BIAS:
+        normed += tl.load(bias + own, mask=mask, other=0.0)
+    tl.store(place, normed.to(x.dtype.element_ty), mask=mask)
 
 
 def clip_(x: Tensor, limit: float) -> None:
@@ -53,30 +50,32 @@ def clip_(x: Tensor, limit: float) -> None:
         _clip_kernel[(triton.cdiv(count, _BLOCK),)](x, limit, count, BLOCK=_BLOCK)
 
 
-def head_norm_(qkv: Tensor, q_norm: Tensor, k_norm: Tensor, eps: float, kind: str, head_dim: int) -> None:
-    """`reference.head_norm_`."""
-    rows, row_size = qkv.shape
-    num_heads, num_kv_heads = q_norm.numel() // head_dim, k_norm.numel() // head_dim
-    if rows:
-        _head_norm_kernel[(rows, triton.cdiv(num_heads + num_kv_heads, _HEADS))](
-            qkv,
-            q_norm,
-            k_norm,
-            eps,
-            row_size,
-            NUM_HEADS=num_heads,
-            NUM_KV_HEADS=num_kv_heads,
-            D=head_dim,
-            BLOCK=triton.next_power_of_2(head_dim),
-            HEADS=_HEADS,
-            IS_LAYER=kind == "layer",
-            num_warps=4,
-        )
+def norm_parts_(
+    x: Tensor, first: int, count: int, width: int, weight: Tensor, bias: Tensor | None, eps: float, kind: str
+) -> None:
+    """`reference.norm_parts_`."""
+    rows, row_width = x.shape
+    if rows == 0:
+        return
+    block, num_warps = row_block(width)
+    _norm_parts_kernel[(rows, count)](
+        x,
+        weight,
+        bias,
+        eps,
+        row_width,
+        first,
+        width,
+        BLOCK=block,
+        IS_LAYER_NORM=kind == "layer",
+        HAS_BIAS=bias is not None,
+        HAS_OWN=weight.numel() != width,
+        num_warps=num_warps,
+    )
 
 
 def variants() -> list[Variant]:
-    pointers = {"qkv": "*bf16", "q_norm": "*fp32", "k_norm": "*fp32"}
-    sizes = {"NUM_HEADS": 96, "NUM_KV_HEADS": 8, "D": 128, "BLOCK": 128, "HEADS": _HEADS, "IS_LAYER": True}
+    block, num_warps = row_block(128)
     return [
         Variant(
             name="clip",
@@ -86,10 +85,19 @@ def variants() -> list[Variant]:
             divisible=frozenset({"x", "count"}),
         ),
         Variant(
-            name="head_norm 96/8 x 128",
-            kernel=_head_norm_kernel,
-            signature={**pointers, "eps": "fp32", "row_size": "i32"},
-            constexprs=sizes,
-            divisible=frozenset({*pointers, "row_size"}),
+            name="norm_parts 128",
+            kernel=_norm_parts_kernel,
+            signature={
+                "x": "*bf16",
+                "weight": "*fp32",
+                "bias": "*fp32",
+                "eps": "fp32",
+                "row_width": "i32",
+                "first": "i32",
+                "width": "i32",
+            },
+            constexprs={"BLOCK": block, "IS_LAYER_NORM": True, "HAS_BIAS": True, "HAS_OWN": True},
+            num_warps=num_warps,
+            divisible=frozenset({"x", "weight", "bias", "row_width", "first", "width"}),
         ),
     ]
