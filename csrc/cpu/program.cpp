@@ -69,7 +69,7 @@ struct ProgramRun {
         OCTAVO_KERNELS(attention_kernels)
             .attention({at(op.out), at(op.qkv), cache.k, cache.v, program.type_, program.block_size_, group.block_tables,
                         group.block_table_stride, step.seq_lens, step.query_start_loc, step.num_seqs, op.heads.num_heads,
-                        op.heads.num_kv_heads, op.heads.head_dim, op.scale, op.window, op.softcap, op.slopes});
+                        op.heads.num_kv_heads, op.heads.head_dim, op.scale, op.window, op.softcap, op.slopes, op.sinks});
     }
     void operator()(const ActRecord& op) {
         const auto& kernels = OCTAVO_KERNELS(activation_kernels);
@@ -90,14 +90,21 @@ struct ProgramRun {
         int32_t* places = ints(op.places);
         for (int64_t i = 0; i < count; ++i) {
             places[i] = int32_t(next[size_t(ids[i])]++);
-            std::memcpy(at(op.grouped) + places[i] * op.width, at(op.x) + i / op.top_k * op.width,
-                        size_t(op.width) * sizeof(float));
+            float* to = at(op.grouped) + places[i] * op.width;
+            const float *from = at(op.x) + i / op.top_k * op.width, weight = at(op.weights)[i];
+            if (op.scales_input)
+                for (int64_t c = 0; c < op.width; ++c) to[c] = from[c] * weight;
+            else std::memcpy(to, from, size_t(op.width) * sizeof(float));
         }
         products(op.gate_up_weights, starts, at(op.gate_up), at(op.grouped));
-        OCTAVO_KERNELS(activation_kernels).act_mul(at(op.act), at(op.gate_up), count, op.inner, op.kind);
+        const auto& activation = OCTAVO_KERNELS(activation_kernels);
+        (op.gated ? activation.act_mul : activation.act)(at(op.act), at(op.gate_up), count, op.inner, op.kind);
         products(op.down_weights, starts, at(op.grouped), at(op.act));
         OCTAVO_KERNELS(experts_kernels)
-            .combine(at(op.out), at(op.grouped), places, at(op.weights), rows, op.top_k, op.width);
+            .combine(at(op.out), at(op.grouped), places, op.scales_input ? nullptr : at(op.weights), rows, op.top_k, op.width);
+    }
+    void operator()(const AddGatedRecord& op) {
+        OCTAVO_KERNELS(experts_kernels).add_gated(at(op.residual), at(op.x), at(op.gates), rows, op.width);
     }
     // No row is written before it is read: needed[i] >= i.
     void operator()(const KeepRowsRecord& op) {

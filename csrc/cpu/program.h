@@ -65,7 +65,7 @@ struct AttendRecord {
     HeadCounts heads;
     int cache, group, window;
     float scale, softcap;
-    const float* slopes;  // may be null
+    const float *slopes, *sinks;  // may be null
 };
 struct ActRecord {
     BufferId out, x;
@@ -87,6 +87,12 @@ struct ExpertsRecord {
     int top_k;
     int64_t width, inner;  // of x, and of act
     Activation kind;
+    bool gated;
+    bool scales_input;  // the weights multiply what goes into an expert, else what comes out
+};
+struct AddGatedRecord {
+    BufferId residual, x, gates;
+    int64_t width;
 };
 struct KeepRowsRecord {
     std::vector<BufferId> rows;
@@ -94,7 +100,7 @@ struct KeepRowsRecord {
 };
 
 using Record = std::variant<EmbedRecord, LinearRecord, NormRecord, AddRecord, AddNormRecord, RopeWriteRecord, AttendRecord,
-                            ActRecord, RouteRecord, ExpertsRecord, KeepRowsRecord>;
+                            ActRecord, RouteRecord, ExpertsRecord, AddGatedRecord, KeepRowsRecord>;
 
 struct LayerCache {
     void *k, *v;

@@ -41,18 +41,39 @@ struct Relu {
     static vf of(vf g) { return vf_select_lt(g, vf_zero(), vf_zero(), g); }
 };
 
+// Of GPT-OSS: g sigmoid(1.702 g) (up + 1), where g is at most 7 and up within +-7. The order of the arguments keeps a NaN.
+struct SwigluOai {
+    static vf gated(vf g, vf up) {
+        const vf limit = vf_set(7.0f), low = vf_set(-7.0f), one = vf_set(1.0f);
+        const vf gate = vf_select_lt(limit, g, limit, g);
+        const vf below = vf_select_lt(limit, up, limit, up), value = vf_select_lt(below, low, low, below);
+        const vf share = vf_add(one, vf_exp(vf_mul(gate, vf_set(-1.702f))));
+        return vf_mul(vf_div(gate, share), vf_add(value, one));
+    }
+};
+
+template <class Act>
+static inline vf gated(vf g, vf up) {
+    return vf_mul(Act::of(g), up);
+}
+template <>
+inline vf gated<SwigluOai>(vf g, vf up) {
+    return SwigluOai::gated(g, up);
+}
+
 // out = act(x), times `up` if there is one.
 template <class Act, bool GATED>
 static void act_range(float* out, const float* x, const float* up, int64_t count) {
     int64_t i = 0;
     for (; i + VW <= count; i += VW) {
-        const vf y = Act::of(vf_load(x + i));
-        vf_store(out + i, GATED ? vf_mul(y, vf_load(up + i)) : y);
+        if constexpr (GATED) vf_store(out + i, gated<Act>(vf_load(x + i), vf_load(up + i)));
+        else vf_store(out + i, Act::of(vf_load(x + i)));
     }
     if (i < count) {
         const int n = int(count - i);
-        const vf y = Act::of(vf_load_n(x + i, n, 0.0f));
-        vf_store_n(out + i, GATED ? vf_mul(y, vf_load_n(up + i, n, 0.0f)) : y, n);
+        const vf last = vf_load_n(x + i, n, 0.0f);
+        if constexpr (GATED) vf_store_n(out + i, gated<Act>(last, vf_load_n(up + i, n, 0.0f)), n);
+        else vf_store_n(out + i, Act::of(last), n);
     }
 }
 
@@ -63,6 +84,9 @@ static void act_range(float* out, const float* x, const float* up, int64_t count
         case Activation::gelu_tanh: return act_range<GeluTanh, GATED>(out, x, up, count);
         case Activation::gelu: return act_range<Gelu, GATED>(out, x, up, count);
         case Activation::relu: return act_range<Relu, GATED>(out, x, up, count);
+        case Activation::swiglu_oai:
+            if constexpr (GATED) act_range<SwigluOai, GATED>(out, x, up, count);
+            return;
     }
 }
 

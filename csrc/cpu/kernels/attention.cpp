@@ -324,13 +324,20 @@ struct TileRun {
         }
     }
 
+    // What a weight of e^(score - max) is of all, the sink's among them.
+    static float share_beside(float sink, float max, float sum) {
+        const float high = sink > max ? sink : max, keys = expf(max - high);
+        return keys / (sum * keys + expf(sink - high));
+    }
+
     void write(const Partial& run) const {
         const AttentionArgs& a = s.args;
         for (int row = 0; row < rows; ++row) {
             const int64_t token = a.query_start_loc[tile.seq] + tile.first_token + row / s.group;
             float* out = a.out + (token * a.num_heads + tile.kv_head * s.group + row % s.group) * a.head_dim;
             const float* acc = run.acc + int64_t(row) * s.padded;
-            const float inverse = 1.0f / run.sum[row];
+            const float inverse = a.sinks ? share_beside(a.sinks[tile.kv_head * s.group + row % s.group], run.max[row], run.sum[row])
+                                          : 1.0f / run.sum[row];
             for (int d = 0; d < a.head_dim; ++d) out[d] = acc[d] * inverse;
         }
     }

@@ -25,6 +25,7 @@ struct AttentionArgs {
     int window;     // 0: none; else a key at a distance < window is seen
     float softcap;  // 0: none
     const float* slopes;  // [num_heads] or null: slope times (key - query position) is added to a score (ALiBi)
+    const float* sinks;   // [num_heads] or null: the score of one more key, whose value is zero
 };
 
 struct AttentionKernels {

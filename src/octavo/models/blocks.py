@@ -13,8 +13,7 @@ from typing import Protocol
 from octavo.models.builder import Builder
 from octavo.models.params import Matrix
 from octavo.models.spec import AlibiSpec, NormSpec, RopeSpec
-from octavo.ops.program import Act, Activation, Add, Attend, Buffer, Experts, Heads, RopeWrite, Route
-from octavo.ops.routing import Routing
+from octavo.ops.program import Act, Activation, Add, Attend, Buffer, Heads, RopeWrite
 
 
 class Block(Protocol):
@@ -39,6 +38,7 @@ class Attention:
     alibi: AlibiSpec | None = None
     window: int = 0  # keys at a distance below it are seen; 0: all
     softcap: float = 0.0  # of the scores; 0: none
+    has_sinks: bool = False  # each head sees one more key, of a score of its own and of no value
     qk_norm: NormSpec | None = None  # of each head of q and k, before the rotation
     bias: bool = False  # of q, k and v
     o_bias: bool = False
@@ -66,11 +66,15 @@ class Attention:
         rotation = None if self.rope is None else build.rotation(self.rope, dim)
         slopes = None if self.alibi is None else build.slopes(self.alibi)
         eps = 0.0 if self.qk_norm is None else self.qk_norm.eps
+        sinks = None
+        if self.has_sinks:
+            sinks = build.vector(Matrix(name="self_attn.sinks", gguf="attn_sinks", rows=heads.num_heads), "weight")
         attended = build.buffer("self_attn", heads.size)
         build.ops += [
             RopeWrite(qkv=qkv, heads=heads, cache=cache, rotation=rotation, q_norm=q_norm, k_norm=k_norm, eps=eps),
             Attend(
-                out=attended, qkv=qkv, heads=heads, cache=cache, scale=self.scale, softcap=self.softcap, slopes=slopes
+                out=attended, qkv=qkv, heads=heads, cache=cache, scale=self.scale, softcap=self.softcap, slopes=slopes,
+                sinks=sinks,
             ),
         ]
         o = Matrix(name="self_attn.o_proj", gguf="attn_output", rows=x.width, bias=self.o_bias)
@@ -84,15 +88,18 @@ class GatedMLP:
     size: int
     activation: Activation
     bias: bool = False
+    name: str = "mlp"
+    gguf_suffix: str = ""
 
     def emit(self, build: Builder, x: Buffer) -> Buffer:
-        gate = Matrix(name="mlp.gate_proj", gguf="ffn_gate", rows=self.size, bias=self.bias)
-        up = Matrix(name="mlp.up_proj", gguf="ffn_up", rows=self.size, bias=self.bias)
-        gate_up = build.linear(x, "mlp.gate_up", [gate, up], shard=0)
-        act = build.buffer("mlp.act", self.size)
+        def part(name: str, rows: int) -> Matrix:
+            gguf = f"ffn_{name}{self.gguf_suffix}"
+            return Matrix(name=f"{self.name}.{name}_proj", gguf=gguf, rows=rows, bias=self.bias)
+
+        gate_up = build.linear(x, f"{self.name}.gate_up", [part("gate", self.size), part("up", self.size)], shard=0)
+        act = build.buffer(f"{self.name}.act", self.size)
         build.ops.append(Act(out=act, x=gate_up, kind=self.activation))
-        down = Matrix(name="mlp.down_proj", gguf="ffn_down", rows=x.width, bias=self.bias)
-        return build.linear(act, "mlp.down", [down], shard=1)
+        return build.linear(act, f"{self.name}.down", [part("down", x.width)], shard=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,49 +118,6 @@ class MLP:
         build.ops.append(Act(out=act, x=up, kind=self.activation, gated=False))
         down = Matrix(name="mlp.down_proj", gguf="ffn_down", rows=x.width, bias=self.bias)
         return build.linear(act, "mlp.down", [down], shard=1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class MixtureOfExperts:
-    """The weighted sum of the gated MLPs of the `top_k` experts that a router's scores name."""
-
-    num_experts: int
-    top_k: int
-    size: int
-    activation: Activation
-    routing: Routing = Routing()
-    has_choice_bias: bool = False  # added to the values by which experts are chosen, and to no weight
-
-    def emit(self, build: Builder, x: Buffer) -> Buffer:
-        k, numbers = self.top_k, range(self.num_experts)
-        router = Matrix(name="mlp.gate", gguf="ffn_gate_inp", rows=self.num_experts)
-        scores = build.router(x, "mlp.gate", router)
-        ids, weights, places = build.top_k_buffers("mlp.experts", k)
-        bias = build.choice_bias(self.num_experts) if self.has_choice_bias else None
-        build.ops.append(Route(ids=ids, weights=weights, scores=scores, routing=self.routing, bias=bias))
-
-        def part(expert: int, name: str, gguf: str, rows: int) -> Matrix:
-            return Matrix(name=f"mlp.experts.{expert}.{name}_proj", gguf=f"ffn_{gguf}_exps.{expert}", rows=rows)
-
-        gate_ups = [[part(e, "gate", "gate", self.size), part(e, "up", "up", self.size)] for e in numbers]
-        downs = [[part(e, "down", "down", x.width)] for e in numbers]
-        out = build.buffer("mlp.experts", x.width)
-        build.ops.append(
-            Experts(
-                out=out,
-                x=x,
-                ids=ids,
-                weights=weights,
-                gate_up_weight=build.experts("mlp.experts.gate_up", gate_ups, x.width, shard=1),
-                down_weight=build.experts("mlp.experts.down", downs, self.size, shard=2),
-                kind=self.activation,
-                places=places,
-                grouped=build.buffer("mlp.experts.grouped", k * x.width),
-                gate_up=build.buffer("mlp.experts.gate_up", 2 * k * self.size),
-                act=build.buffer("mlp.experts.act", k * self.size),
-            )
-        )
-        return out
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,10 +50,6 @@ class Builder:
         self.ops.append(Linear(out=out, x=x, weight=weight))
         return out
 
-    def choice_bias(self, num_experts: int) -> Weight:
-        """Of a router, float32."""
-        return self._vector(Matrix(name="mlp.gate.e_score_correction", gguf="exp_probs_b", rows=num_experts), "bias")
-
     def top_k_buffers(self, name: str, top_k: int) -> tuple[Buffer, Buffer, Buffer]:
         """Which experts, with what weights, and where their rows are."""
         types = {"ids": torch.int32, "weights": torch.float32, "places": torch.int32}
@@ -64,7 +60,7 @@ class Builder:
         out = self.buffer(name, x.width)
         weight, bias = self.norm_weight(norm, name, gguf, x.width), None
         if norm.bias:
-            bias = self._vector(Matrix(name=name, gguf=gguf, rows=x.width), "bias")
+            bias = self.vector(Matrix(name=name, gguf=gguf, rows=x.width), "bias")
         self.ops.append(Norm(out=out, x=x, weight=weight, eps=norm.eps, kind=norm.kind, bias=bias))
         return out
 
@@ -81,14 +77,15 @@ class Builder:
     def norm_weight(self, norm: NormSpec, name: str, gguf: str, width: int, rotary_dim: int = 0) -> Weight:
         """`rotary_dim`: of a norm of heads that are rotated."""
         declared = Matrix(name=name, gguf=gguf, rows=width, head_dim=width if rotary_dim else 0, rotary_dim=rotary_dim)
-        return self._vector(declared, "weight", norm.offset)
+        return self.vector(declared, "weight", norm.offset)
 
     def experts(self, name: str, matrices: Sequence[Sequence[Matrix]], columns: int, shard: int) -> Weight:
         """The matrices of each expert, one below the other."""
         parts = tuple(self._tensor(m, "weight", "matrix", (m.rows, columns)) for each in matrices for m in each)
+        biases = tuple(self._tensor(m, "bias", "bias", (m.rows,)) if m.bias else None for each in matrices for m in each)
         shape = (len(matrices), sum(matrix.rows for matrix in matrices[0]), columns)
         weight = Weight(self._prefix + name, shape, shard)
-        self.params.append(Param(weight=weight, parts=parts, packing="experts"))
+        self.params.append(Param(weight=weight, parts=parts, biases=biases, packing="experts"))
         return weight
 
     def rotation(self, rope: RopeSpec, head_dim: int) -> Weight:
@@ -109,8 +106,8 @@ class Builder:
         self._num_caches += 1
         return Cache(index=self._num_caches - 1, heads=heads, window=window)
 
-    def _vector(self, declared: Matrix, kind: Literal["weight", "bias"], offset: float = 0.0) -> Weight:
-        """Of a norm."""
+    def vector(self, declared: Matrix, kind: Literal["weight", "bias"], offset: float = 0.0) -> Weight:
+        """Float32: of a norm, or what an operation adds."""
         tensor = self._tensor(declared, kind, "norm" if kind == "weight" else "bias", (declared.rows,))
         weight = Weight(f"{self._prefix}{declared.name}.{kind}", (declared.rows,))
         self.params.append(Param(weight=weight, parts=(tensor,), packing="vector", offset=offset))

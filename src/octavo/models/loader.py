@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -229,7 +229,7 @@ class _Packer:
         elif param.packing == "embedding":
             packed = self._ops.pack_embedding(self._reader.matrix(param.parts[0]))
         elif param.packing == "router":
-            packed = self._ops.pack_output(_as_float32(self._reader.matrix(param.parts[0])))
+            packed = self._router(param)
         else:
             packed = self._ops.pack_output(self._reader.matrix(param.parts[0]))
         self.nbytes += sum(each.nbytes for each in packed) if param.packing == "experts" else packed.nbytes
@@ -240,7 +240,7 @@ class _Packer:
 
     def _linear(self, param: Param) -> LinearWeight:
         weights = [self._reader.matrix(part) for part in param.parts]
-        biases = [None if bias is None else self._reader.vector(bias) for bias in param.biases]
+        biases = self._biases(param.biases)
         if len(weights) == 1:
             return self._ops.pack_linear(weights[0], biases[0])
         return self._ops.pack_linear_many(weights, biases)
@@ -248,8 +248,18 @@ class _Packer:
     def _experts(self, param: Param) -> Any:
         """Read and packed one by one."""
         count = len(param.parts) // param.weight.shape[0]
-        groups = (param.parts[at : at + count] for at in range(0, len(param.parts), count))
-        return self._ops.pack_experts([self._reader.matrix(part) for part in group] for group in groups)
+        groups = (slice(at, at + count) for at in range(0, len(param.parts), count))
+        return self._ops.pack_experts(
+            ([self._reader.matrix(part) for part in param.parts[group]], self._biases(param.biases[group]))
+            for group in groups
+        )
+
+    def _biases(self, biases: Sequence[TensorDecl | None]) -> list[Tensor | None]:
+        return [None if bias is None else self._reader.vector(bias) for bias in biases]
+
+    def _router(self, param: Param) -> LinearWeight:
+        weight = _as_float32(self._reader.matrix(param.parts[0]))
+        return self._ops.pack_output(weight, *self._biases(param.biases))
 
     def _vector(self, param: Param) -> Tensor:
         values = self._reader.vector(param.parts[0])

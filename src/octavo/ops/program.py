@@ -20,8 +20,8 @@ from octavo.ops.routing import Routing
 
 #: rms: x / sqrt(mean(x^2) + eps) * weight. layer: the same of x - mean(x), plus a bias if there is one.
 NormKind = Literal["rms", "layer"]
-#: gelu: by the error function.
-Activation = Literal["silu", "gelu_tanh", "gelu", "relu"]
+#: gelu: by the error function. swiglu_oai: of GPT-OSS, gated only, and more than a factor of `up`; see `reference.act_mul`.
+Activation = Literal["silu", "gelu_tanh", "gelu", "relu", "swiglu_oai"]
 _Widths = Iterator[tuple["Buffer", int]]
 
 
@@ -152,6 +152,21 @@ class Add(Op):
 
 
 @dataclass(frozen=True, kw_only=True)
+class AddGated(Op):
+    """residual += sigmoid(gates) * x, with gates float32 [rows, 1]."""
+
+    residual: Buffer
+    x: Buffer
+    gates: Buffer
+    reads: ClassVar = ("x", "gates")
+    writes: ClassVar = ()
+    changes: ClassVar = ("residual",)
+
+    def widths(self) -> _Widths:
+        yield from ((self.x, self.residual.width), (self.gates, 1))
+
+
+@dataclass(frozen=True, kw_only=True)
 class AddNorm(Op):
     """`Add`, then `Norm` of the residual."""
 
@@ -195,7 +210,8 @@ class RopeWrite(Op):
 class Attend(Op):
     """out = causal attention of the queries in qkv over the cache, the step's own keys included.
 
-    `slopes` [num_heads]: slope times (key's position - query's) is added to a score (ALiBi).
+    `slopes` [num_heads]: slope times (key's position - query's) is added to a score (ALiBi). `sinks` [num_heads]: the
+    score of one more key, whose value is zero.
     """
 
     out: Buffer
@@ -205,6 +221,7 @@ class Attend(Op):
     scale: float
     softcap: float = 0.0  # 0: none
     slopes: Weight | None = None
+    sinks: Weight | None = None
     reads: ClassVar = ("qkv",)
     needs_all_rows: ClassVar = True
 
@@ -246,9 +263,11 @@ class Route(Op):
 class Experts(Op):
     """out = the sum over a row's experts, in the order of `ids`, of weight * down(act(gate(x)) * up(x)).
 
+    Not `gated`: of weight * down(act(up(x))). `scales_input`: the weight multiplies x, and not what comes out.
+
     Rows are computed grouped by expert. `places` int32 [rows, k] says where in the groups they went; `grouped`,
     `gate_up` and `act` hold k of their rows a row: what goes into the groups and comes out, and what is between.
-    Weights: gate_up [num_experts, 2 inner, width], down [num_experts, width, inner].
+    Weights: gate_up [num_experts, 2 inner, width] (inner, if not gated), down [num_experts, width, inner].
     """
 
     out: Buffer
@@ -262,6 +281,8 @@ class Experts(Op):
     grouped: Buffer
     gate_up: Buffer
     act: Buffer
+    gated: bool = True
+    scales_input: bool = False
     reads: ClassVar = ("x", "ids", "weights")
     writes: ClassVar = ("out", "places", "grouped", "gate_up", "act")
 
@@ -272,6 +293,7 @@ class Experts(Op):
     def widths(self) -> _Widths:
         _, columns, width = self.gate_up_weight.shape
         _, rows, inner = self.down_weight.shape
+        yield self.act, self.gate_up.width // (2 if self.gated else 1)
         yield from ((buffer, width) for buffer in (self.out, self.x))
         yield from ((buffer, self.top_k) for buffer in (self.weights, self.places))
         yield self.out, rows

@@ -132,9 +132,21 @@ def add_(residual: Tensor, x: Tensor) -> None:
     residual.add_(x)
 
 
+def add_gated_(residual: Tensor, x: Tensor, gates: Tensor) -> None:
+    """residual += sigmoid(gates) * x; gates float32 [T, 1]."""
+    residual.addcmul_(gates.sigmoid(), x)
+
+
 def act_mul(out: Tensor, gate_up: Tensor, kind: str) -> None:
-    """out [T, I] = act(gate) * up, with gate_up [T, 2 I] = gate | up."""
+    """out [T, I] = act(gate) * up, with gate_up [T, 2 I] = gate | up.
+
+    swiglu_oai: gate * sigmoid(1.702 gate) * (up + 1), with gate cut to at most 7, and up to what lies within 7 of zero.
+    """
     gate, up = gate_up.chunk(2, dim=-1)
+    if kind == "swiglu_oai":
+        gate, up = gate.clamp(max=7.0), up.clamp(-7.0, 7.0)
+        torch.mul(gate * torch.sigmoid(1.702 * gate), up + 1, out=out)
+        return
     torch.mul(_activated(gate, kind), up, out=out)
 
 
@@ -156,9 +168,11 @@ def _activated(x: Tensor, kind: str) -> Tensor:
     raise ValueError(kind)
 
 
-def pack_experts(weights: Iterable[Sequence[Tensor | QuantizedWeight]]) -> tuple[ReferenceWeight, ...]:
-    """For each expert its matrices, [N_i, K] one below the other."""
-    return tuple(pack_linear_many(parts) for parts in weights)
+def pack_experts(
+    experts: Iterable[tuple[Sequence[Tensor | QuantizedWeight], Sequence[Tensor | None]]],
+) -> tuple[ReferenceWeight, ...]:
+    """For each expert its matrices, [N_i, K] one below the other, and their biases."""
+    return tuple(pack_linear_many(*each) for each in experts)
 
 
 def route(ids: Tensor, weights: Tensor, scores: Tensor, routing: Routing, bias: Tensor | None = None) -> None:
@@ -210,7 +224,7 @@ def _sparsemixed(scores: Tensor, order: Tensor, margin: float) -> Tensor:
 
 
 #: Grouped by expert: see `grouped_experts`.
-experts = partial(grouped_experts, linear, act_mul)
+experts = partial(grouped_experts, linear, act_mul, act)
 
 
 def soft_cap_(x: Tensor, cap: float) -> None:
@@ -299,6 +313,7 @@ def attention(
     softcap: float = 0.0,
     *,
     slopes: Tensor | None = None,
+    sinks: Tensor | None = None,
     plan: None = None,
 ) -> None:
     """Causal attention of each sequence's last tokens over its cached context, their own keys included.
@@ -306,7 +321,8 @@ def attention(
     out float32 [T, Hq * D]; block_tables int32 [B, max_blocks]; seq_lens int32 [B], the context with this step's
     tokens; query_start_loc int32 [B + 1]. window > 0: keys at a distance < window are seen. softcap > 0:
     scores become softcap * tanh(score / softcap). slopes float32 [Hq]: slope * (key's position - query's) is added
-    to a score. Slots at or beyond seq_len may hold anything. plan: what
+    to a score. sinks float32 [Hq]: the score of one more key, whose value is zero. Slots at or beyond seq_len may hold
+    anything. plan: what
     `attention_planner` made of the step, here nothing.
     """
     q_all = _heads(qkv, num_heads, num_kv_heads, head_dim)[0]
@@ -326,7 +342,10 @@ def attention(
         unseen = distance < 0
         if window:
             unseen |= distance >= window
-        probs = scores.masked_fill(unseen, -math.inf).softmax(dim=-1)
+        scores = scores.masked_fill(unseen, -math.inf)
+        if sinks is not None:
+            scores = torch.cat((scores, sinks.view(-1, 1, 1).expand(-1, num_queries, 1)), dim=-1)
+        probs = scores.softmax(dim=-1)[..., :seq_len]
         out_all[rows] = torch.einsum("hts,hsd->thd", probs, v)
 
 

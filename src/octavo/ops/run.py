@@ -10,6 +10,7 @@ from torch import Tensor
 from octavo.ops.program import (
     Act,
     Add,
+    AddGated,
     AddNorm,
     Attend,
     Buffer,
@@ -48,6 +49,8 @@ class Table(Protocol):
     def add_layer_norm(self) -> Any: ...
     @property
     def add_(self) -> Any: ...
+    @property
+    def add_gated_(self) -> Any: ...
     @property
     def act_mul(self) -> Any: ...
     @property
@@ -149,6 +152,10 @@ def _add_norm(table: Table, op: AddNorm, frame: Frame) -> None:
         table.add_layer_norm(out, residual, x, weight, frame.weight(op.bias), op.eps)
 
 
+def _add_gated(table: Table, op: AddGated, frame: Frame) -> None:
+    table.add_gated_(frame[op.residual], frame[op.x], frame[op.gates])
+
+
 def _act(table: Table, op: Act, frame: Frame) -> None:
     (table.act_mul if op.gated else table.act)(frame[op.out], frame[op.x], op.kind)
 
@@ -170,6 +177,8 @@ def _experts(table: Table, op: Experts, frame: Frame) -> None:
         grouped=frame[op.grouped],
         gate_up=frame[op.gate_up],
         act=frame[op.act],
+        gated=op.gated,
+        scales_input=op.scales_input,
     )
 
 
@@ -212,6 +221,7 @@ def _attend(table: Table, op: Attend, frame: Frame) -> None:
         op.cache.window,
         op.softcap,
         slopes=frame.weight(op.slopes),
+        sinks=frame.weight(op.sinks),
         plan=step.attention_plan,
     )
 
@@ -231,6 +241,7 @@ HANDLERS: dict[type[Op], Handler] = {
     Linear: _linear,
     Norm: _norm,
     Add: _add,
+    AddGated: _add_gated,
     AddNorm: _add_norm,
     Act: _act,
     Route: _route,

@@ -62,9 +62,10 @@ class Ops:
     layer_norm: Callable[[Tensor, Tensor, Tensor, Tensor | None, float], None]  # (out, x, weight, bias, eps)
     add_layer_norm: Callable[..., None]  # (out, residual, x, weight, bias, eps)
     add_: Callable[[Tensor, Tensor], None]  # (residual, x)
+    add_gated_: Callable[[Tensor, Tensor, Tensor], None]  # (residual, x, gates)
     act_mul: Callable[[Tensor, Tensor, str], None]  # (out, gate_up, kind)
     act: Callable[[Tensor, Tensor, str], None]  # (out, x, kind)
-    pack_experts: Callable[..., Any]  # (weights): matrices one below the other, for each expert
+    pack_experts: Callable[..., Any]  # (experts): of each the arguments of pack_linear_many
     route: Callable[..., None]  # (ids, weights, scores, routing, bias=None)
     experts: Callable[..., None]  # see experts.grouped_experts
     rope_kv_write: Callable[..., None]
@@ -116,8 +117,8 @@ _GROUPS: tuple[tuple[str, ...], ...] = (
 #: Taken where all that it is made of is taken.
 _COMPOSED: dict[str, tuple[str, ...]] = {
     "program_runner": (
-        "linear", "embedding", "rms_norm", "add_rms_norm", "layer_norm", "add_layer_norm", "add_", "act_mul", "act",
-        "route", "experts", "rope_kv_write", "attention", "kv_cache_shapes",
+        "linear", "embedding", "rms_norm", "add_rms_norm", "layer_norm", "add_layer_norm", "add_", "add_gated_",
+        "act_mul", "act", "route", "experts", "rope_kv_write", "attention", "kv_cache_shapes",
     ),
 }  # fmt: skip
 _REFERENCE_MODULES: dict[str, Any] = dict.fromkeys(("forbid", "sample", "logprobs"), reference_sampling)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from octavo.models.blocks import Attention, MixtureOfExperts, Sequential
+from octavo.models.blocks import Attention, Sequential
 from octavo.models.common import MAX_EXPERTS, read_common
 from octavo.models.config_reader import MAX_POSITIONS, ConfigReader
+from octavo.models.expert_blocks import MixtureOfExperts
 from octavo.models.layout import Layout, Split
 from octavo.models.spec import ModelSpec
 

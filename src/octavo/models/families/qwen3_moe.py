@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Final
 
-from octavo.models.blocks import Attention, Block, GatedMLP, MixtureOfExperts, Sequential
+from octavo.models.blocks import Attention, Block, GatedMLP, Sequential
 from octavo.models.common import MAX_EXPERTS, read_common
 from octavo.models.config_reader import MAX_LAYERS, ConfigReader
 from octavo.models.families.qwen2 import layer_windows
+from octavo.models.expert_blocks import MixtureOfExperts
 from octavo.models.layout import Layout, Split
 from octavo.models.spec import ModelSpec
 from octavo.ops.routing import Routing

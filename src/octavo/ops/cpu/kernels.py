@@ -20,6 +20,7 @@ __all__ = [
     "act",
     "act_mul",
     "add_",
+    "add_gated_",
     "add_layer_norm",
     "add_rms_norm",
     "attention",
@@ -41,7 +42,7 @@ _I32: Final = torch.int32
 _I64: Final = torch.int64
 #: Codes of the cache's dtype and of the activations, as in csrc/cpu/kernels/common.h.
 CACHE_DTYPES: Final = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-ACTIVATIONS: Final = {"silu": 0, "gelu_tanh": 1, "gelu": 2, "relu": 3}
+ACTIVATIONS: Final = {"silu": 0, "gelu_tanh": 1, "gelu": 2, "relu": 3, "swiglu_oai": 8}
 SCORE_KINDS: Final = {"softmax": 0, "sigmoid": 1, "sparsemixer": 2}
 MAX_HEAD_DIM: Final = 256
 #: As in csrc/cpu/kernels/experts.h.
@@ -93,6 +94,13 @@ def add_(residual: Tensor, x: Tensor) -> None:
     assert residual.shape == x.shape and residual.dtype == x.dtype == _F32
     assert residual.is_contiguous() and x.is_contiguous()
     _cpu.add(residual.data_ptr(), x.data_ptr(), x.numel())
+
+
+def add_gated_(residual: Tensor, x: Tensor, gates: Tensor) -> None:
+    rows, width = x.shape
+    assert residual.shape == x.shape and residual.dtype == x.dtype == gates.dtype == _F32 and gates.numel() == rows
+    assert residual.is_contiguous() and x.is_contiguous() and gates.is_contiguous()
+    _cpu.add_gated(residual.data_ptr(), x.data_ptr(), gates.data_ptr(), rows, width)
 
 
 def act_mul(out: Tensor, gate_up: Tensor, kind: str) -> None:
@@ -206,6 +214,7 @@ def attention(
     softcap: float = 0.0,
     *,
     slopes: Tensor | None = None,
+    sinks: Tensor | None = None,
     plan: None = None,
 ) -> None:
     num_seqs, max_blocks = block_tables.shape
@@ -237,6 +246,7 @@ def attention(
         window,
         softcap,
         _bias(slopes, num_heads),
+        _bias(sinks, num_heads),
     )
 
 

@@ -20,6 +20,7 @@ from octavo.ops.cpu.kernels import (
 from octavo.ops.program import (
     Act,
     Add,
+    AddGated,
     AddNorm,
     Attend,
     Embed,
@@ -136,6 +137,10 @@ class CpuRunner(Runner):
     def _add(self, op: Add) -> None:
         self._native.add(residual=self._ids[op.residual], x=self._ids[op.x], width=op.x.width)
 
+    def _add_gated(self, op: AddGated) -> None:
+        residual, x, gates = self._ids[op.residual], self._ids[op.x], self._ids[op.gates]
+        self._native.add_gated(residual=residual, x=x, gates=gates, width=op.x.width)
+
     def _add_norm(self, op: AddNorm) -> None:
         out, residual, x = self._ids[op.out], self._ids[op.residual], self._ids[op.x]
         self._native.add_norm(out=out, residual=residual, x=x, **self._norm_weights(op))
@@ -164,6 +169,7 @@ class CpuRunner(Runner):
             scale=op.scale,
             softcap=op.softcap,
             slopes=self._vector(op.slopes),
+            sinks=self._vector(op.sinks),
         )
 
     def _act(self, op: Act) -> None:
@@ -197,6 +203,8 @@ class CpuRunner(Runner):
             width=op.x.width,
             inner=op.act.width // op.top_k,
             kind=ACTIVATIONS[op.kind],
+            gated=op.gated,
+            scales_input=op.scales_input,
         )
 
     def _matrices(self, weight: Weight) -> list[Any]:
@@ -226,6 +234,7 @@ _RECORDS: dict[type[Op], Callable[[CpuRunner, Any], None]] = {
     Linear: CpuRunner._linear,
     Norm: CpuRunner._norm,
     Add: CpuRunner._add,
+    AddGated: CpuRunner._add_gated,
     AddNorm: CpuRunner._add_norm,
     RopeWrite: CpuRunner._rope_write,
     Attend: CpuRunner._attend,
