@@ -155,16 +155,36 @@ class Sandwich:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parallel:
-    """Attention and MLP side by side: x += attention(norm(x)) + mlp(norm(x)), each with a norm of its own."""
+class PostNorm:
+    """Only what each block adds is normed: x += norm(attention(x)); x += norm(mlp(x))."""
 
     attention: Block
     mlp: Block
     norm: NormSpec
 
     def emit(self, build: Builder, residual: Buffer) -> None:
-        x = build.norm(residual, self.norm, "input_layernorm", "attn_norm")
-        mlp_x = build.norm(residual, self.norm, "post_attention_layernorm", "ffn_norm")
+        x = self.attention.emit(build, residual)
+        x = build.norm(x, self.norm, "post_attention_layernorm", "post_attention_norm")
+        build.ops.append(Add(residual=residual, x=x))
+        x = self.mlp.emit(build, residual)
+        x = build.norm(x, self.norm, "post_feedforward_layernorm", "post_ffw_norm")
+        build.ops.append(Add(residual=residual, x=x))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parallel:
+    """Attention and MLP side by side: x += attention(norm(x)) + mlp(norm(x)), each with a norm of its own or with one
+    for both."""
+
+    attention: Block
+    mlp: Block
+    norm: NormSpec
+    shares_norm: bool = False
+
+    def emit(self, build: Builder, residual: Buffer) -> None:
+        x = mlp_x = build.norm(residual, self.norm, "input_layernorm", "attn_norm")
+        if not self.shares_norm:
+            mlp_x = build.norm(residual, self.norm, "post_attention_layernorm", "ffn_norm")
         attended = self.attention.emit(build, x)
         build.ops.append(Add(residual=residual, x=attended))
         build.ops.append(Add(residual=residual, x=self.mlp.emit(build, mlp_x)))

@@ -111,7 +111,7 @@ def _add_positions(build: Builder, spec: ModelSpec, residual: Buffer) -> None:
 def _embeddings(build: Builder, spec: ModelSpec) -> Weight:
     """Declares the table of the tokens, and the output matrix unless it is the same. Returns the latter's name."""
     table = Matrix(name="model.embed_tokens", gguf="token_embd", rows=spec.vocab_size)
-    output = Matrix(name="lm_head", gguf="output", rows=spec.vocab_size)
+    output = Matrix(name="lm_head", gguf="output", rows=spec.vocab_size, bias=spec.lm_head_bias)
     if spec.tie_word_embeddings:
         build.matrices(EMBEDDING, [table], spec.hidden_size, None, "tied")
         return Weight(LM_HEAD, (spec.vocab_size, spec.hidden_size), 0)

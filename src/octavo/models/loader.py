@@ -231,7 +231,10 @@ class _Packer:
         elif param.packing == "router":
             packed = self._router(param)
         else:
-            packed = self._ops.pack_output(self._reader.matrix(param.parts[0]))
+            (bias,) = param.biases
+            packed = self._ops.pack_output(
+                self._reader.matrix(param.parts[0]), None if bias is None else self._reader.vector(bias)
+            )
         self.nbytes += sum(each.nbytes for each in packed) if param.packing == "experts" else packed.nbytes
         if param.packing == "tied":
             self.weights[LM_HEAD] = packed

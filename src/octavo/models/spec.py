@@ -71,4 +71,5 @@ class ModelSpec:
     learned_positions: bool = False  # a table with a row for each of the positions
     embedding_scale: float = 1.0
     tie_word_embeddings: bool = False
+    lm_head_bias: bool = False  # of an output matrix of its own
     logit_softcap: float = 0.0  # 0: none

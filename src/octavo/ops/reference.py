@@ -62,9 +62,9 @@ def pack_linear(weight: Tensor | QuantizedWeight, bias: Tensor | None = None) ->
     return ReferenceWeight(_dense(weight), None if bias is None else bias.to(torch.float32))
 
 
-def pack_output(weight: Tensor | QuantizedWeight) -> ReferenceWeight:
+def pack_output(weight: Tensor | QuantizedWeight, bias: Tensor | None = None) -> ReferenceWeight:
     """The matrix of the output layer. A table that quantizes what it packs leaves this one in its type."""
-    return pack_linear(weight)
+    return pack_linear(weight, bias)
 
 
 def pack_linear_many(

@@ -52,7 +52,7 @@ class Ops:
 
     pack_linear: Callable[..., LinearWeight]  # (weight, bias=None)
     pack_linear_many: Callable[..., LinearWeight]  # (weights, biases=None)
-    pack_output: Callable[..., LinearWeight]  # (weight): of the output layer
+    pack_output: Callable[..., LinearWeight]  # (weight, bias=None): of the output layer
     linear: Callable[..., None]  # (out, x, w)
     pack_embedding: Callable[..., EmbeddingWeight]  # (weight)
     tied_embedding: Callable[..., EmbeddingWeight]  # (linear_weight): the same packed copy

@@ -67,9 +67,9 @@ def pack_linear(weight: Weight, bias: Tensor | None = None) -> LinearWeight:
     return pack_linear_many([weight], [bias])
 
 
-def pack_output(weight: Weight) -> LinearWeight:
+def pack_output(weight: Weight, bias: Tensor | None = None) -> LinearWeight:
     """Pack the [N, K] weight of the output layer."""
-    return pack_linear(weight)
+    return pack_linear(weight, bias)
 
 
 def pack_linear_many(weights: Sequence[Weight], biases: Sequence[Tensor | None] | None = None) -> LinearWeight:

@@ -140,9 +140,9 @@ class LinearPacker:
         """Pack a [N, K] weight; bias [N], any float type."""
         return self._pack([weight], [bias], False)
 
-    def pack_output(self, weight: Weight) -> LinearWeight:
+    def pack_output(self, weight: Weight, bias: Tensor | None = None) -> LinearWeight:
         """Pack the [N, K] weight of the output layer, which is never quantized here."""
-        return self._pack([weight], [None], True)
+        return self._pack([weight], [bias], True)
 
     def pack_linear_many(
         self, weights: Sequence[Weight], biases: Sequence[Tensor | None] | None = None
