@@ -14,6 +14,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from models.expert_cases import EXPERT_CASES
 from models.running import Run, load, prompt_logits
 from octavo import _cpu
 from octavo.base.errors import CheckpointError
@@ -152,6 +153,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "mixtral": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "mixtral-window-3-of-5": ("Mixtral", {"num_local_experts": 5, "num_experts_per_tok": 3, "sliding_window": 8}),
+    **EXPERT_CASES,
 }
 
 
@@ -168,6 +170,9 @@ def make_model(directory: Path, family: str, options: dict[str, Any], **saving: 
             noise = torch.randn(parameter.shape, generator=generator)
             around_one = ("norm" in name or "ln_" in name) and not family.startswith("Gemma")
             parameter.copy_(0.15 * noise + 1.0 if around_one else 0.15 * noise)
+        for name, buffer in model.named_buffers():
+            if "e_score_correction_bias" in name:
+                buffer.copy_(0.15 * torch.randn(buffer.shape, generator=generator))
     model.save_pretrained(directory, **saving)
     return model
 
@@ -209,13 +214,18 @@ def test_a_token_costs_two_operations_for_each_weight_of_the_layers(case: str, t
     declared = definition.tensors.items()
     matrices = [(name, tensor.shape) for name, tensor in declared if ".layers." in name and len(tensor.shape) == 2]
     # Of the experts a token meets only some.
-    share = options.get("num_experts_per_tok", 1) / options.get("num_local_experts", options.get("num_experts", 1))
+    experts = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+    num_experts = next((options[key] for key in experts if key in options), 1)
+    share = options.get("num_experts_per_tok", options.get("moe_k", 1)) / num_experts
     values = [rows * columns * (share if ".experts." in name else 1) for name, (rows, columns) in matrices]
     assert definition.layer_ops_per_token == round(2 * sum(values))
 
 
 #: Families with operations that the others do not have.
-OTHER_KINDS = ("gpt2", "gpt-neox", "bloom", "phi3-longrope-partial-window", "mixtral", "qwen3-moe")
+OTHER_KINDS = (
+    "gpt2", "gpt-neox", "bloom", "phi3-longrope-partial-window", "mixtral", "qwen3-moe", "gpt-oss", "qwen2-moe",
+    "glm4-moe",
+)  # fmt: skip
 
 
 def test_chunking_and_company_change_no_bit(tmp_path: Path) -> None:

@@ -70,6 +70,10 @@ def _elementwise_cases() -> Iterator[Case]:
             args = {"out": out, "x": x + 3, "weight": w, "bias": bias, "eps": 1e-5}
             yield Case("layer_norm", args, ("out",), 2e-5)
             yield Case("add_layer_norm", {**args, "residual": residual}, ("out", "residual"), 2e-5)
+        args = {"residual": residual, "x": x, "gates": _randn(rows, 1) * 5}
+        yield Case("add_gated_", args, ("residual",))
+        gate_up = _randn(rows, 2 * width) * 20
+        yield Case("act_mul", {"out": out, "gate_up": gate_up, "kind": "swiglu_oai"}, ("out",), 1e-4)
         for kind in ("silu", "gelu_tanh", "gelu", "relu"):
             gate_up = _randn(rows, 2 * width) * 20
             yield Case("act_mul", {"out": out, "gate_up": gate_up, "kind": kind}, ("out",), 1e-4)
@@ -139,6 +143,7 @@ def _attention_case(
     window: int = 0,
     softcap: float = 0.0,
     slopes: bool = False,
+    sinks: bool = False,
 ) -> Case:
     """seqs: (context length, tokens of this step). All that no sequence may read is NaN."""
     hq, hkv, d = heads
@@ -172,6 +177,8 @@ def _attention_case(
         "window": window,
         "softcap": softcap,
         "slopes": 2.0 ** -torch.arange(1.0, hq + 1) if slopes else None,
+        # Some weigh next to nothing, some nearly all.
+        "sinks": 4 * _randn(hq) if sinks else None,
     }
     return Case("attention", args, ("out",), 2e-5)
 
@@ -188,6 +195,8 @@ def _attention_cases() -> Iterator[Case]:
     yield _attention_case(mixed, (8, 2, 32), softcap=5.0)
     yield _attention_case(mixed, (8, 2, 32), slopes=True)
     yield _attention_case(mixed, (6, 6, 64), torch.bfloat16, 32, slopes=True)
+    yield _attention_case(mixed, (8, 2, 32), sinks=True)
+    yield _attention_case(mixed, (6, 1, 64), torch.bfloat16, 32, window=20, sinks=True)
 
 
 CASES = [*_elementwise_cases(), *_rope_cases(), *_attention_cases()]
@@ -208,6 +217,7 @@ MODES = {
     "window": _attention_case(((500, 500),), (4, 2, 64), torch.float16, window=100),
     "capped": _attention_case(((300, 300),), (4, 4, 80), softcap=10.0),
     "slopes": _attention_case(((300, 300),), (8, 2, 32), slopes=True),
+    "sinks": _attention_case(((300, 300),), (8, 2, 32), sinks=True),
 }
 
 

@@ -73,7 +73,13 @@ class Attention:
         build.ops += [
             RopeWrite(qkv=qkv, heads=heads, cache=cache, rotation=rotation, q_norm=q_norm, k_norm=k_norm, eps=eps),
             Attend(
-                out=attended, qkv=qkv, heads=heads, cache=cache, scale=self.scale, softcap=self.softcap, slopes=slopes,
+                out=attended,
+                qkv=qkv,
+                heads=heads,
+                cache=cache,
+                scale=self.scale,
+                softcap=self.softcap,
+                slopes=slopes,
                 sinks=sinks,
             ),
         ]

@@ -69,7 +69,7 @@ class Builder:
         self, name: str, matrices: Sequence[Matrix], columns: int, shard: int | None, packing: Packing = "linear"
     ) -> Weight:
         parts = tuple(self._tensor(m, "weight", "matrix", (m.rows, columns)) for m in matrices)
-        biases = tuple(self._tensor(m, "bias", "bias", (m.rows,)) if m.bias else None for m in matrices)
+        biases = tuple(self._bias(matrix) for matrix in matrices)
         weight = Weight(self._prefix + name, (sum(matrix.rows for matrix in matrices), columns), shard)
         self.params.append(Param(weight=weight, parts=parts, biases=biases, packing=packing))
         return weight
@@ -82,7 +82,7 @@ class Builder:
     def experts(self, name: str, matrices: Sequence[Sequence[Matrix]], columns: int, shard: int) -> Weight:
         """The matrices of each expert, one below the other."""
         parts = tuple(self._tensor(m, "weight", "matrix", (m.rows, columns)) for each in matrices for m in each)
-        biases = tuple(self._tensor(m, "bias", "bias", (m.rows,)) if m.bias else None for each in matrices for m in each)
+        biases = tuple(self._bias(matrix) for each in matrices for matrix in each)
         shape = (len(matrices), sum(matrix.rows for matrix in matrices[0]), columns)
         weight = Weight(self._prefix + name, shape, shard)
         self.params.append(Param(weight=weight, parts=parts, biases=biases, packing="experts"))
@@ -112,6 +112,9 @@ class Builder:
         weight = Weight(f"{self._prefix}{declared.name}.{kind}", (declared.rows,))
         self.params.append(Param(weight=weight, parts=(tensor,), packing="vector", offset=offset))
         return weight
+
+    def _bias(self, matrix: Matrix) -> TensorDecl | None:
+        return self._tensor(matrix, "bias", "bias", (matrix.rows,)) if matrix.bias else None
 
     def _tensor(self, matrix: Matrix, kind: str, role: Role, shape: tuple[int, ...]) -> TensorDecl:
         return TensorDecl(

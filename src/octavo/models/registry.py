@@ -10,21 +10,27 @@ from typing import Any, Final
 from octavo.base.errors import CheckpointError
 from octavo.models.config_reader import ConfigReader
 from octavo.models.families import (
+    arctic,
     bloom,
+    deepseek,
+    ernie4_5_moe,
     gemma,
     gemma2,
     gemma3,
+    glm4_moe,
     gpt2,
     gpt_neox,
+    gpt_oss,
     llama,
     mistral,
     mixtral,
     phi3,
     qwen2,
+    qwen2_moe,
     qwen3,
     qwen3_moe,
 )
-from octavo.models.layout import Layout
+from octavo.models.layout import EXPERTS_GGUF, EXPERTS_HF, Layout
 from octavo.models.spec import ModelSpec
 
 logger = logging.getLogger("octavo.models")
@@ -45,11 +51,17 @@ FAMILIES: Final[dict[str, Family]] = {
     "MistralForCausalLM": Family("mistral", mistral.spec),
     "Qwen2ForCausalLM": Family("qwen2", qwen2.spec),
     "Qwen3ForCausalLM": Family("qwen3", qwen3.spec),
-    "Qwen3MoeForCausalLM": Family("qwen3_moe", qwen3_moe.spec, gguf=qwen3_moe.GGUF),
+    "Qwen3MoeForCausalLM": Family("qwen3_moe", qwen3_moe.spec, EXPERTS_HF, EXPERTS_GGUF),
+    "Qwen2MoeForCausalLM": Family("qwen2_moe", qwen2_moe.spec, EXPERTS_HF, EXPERTS_GGUF),
     "GemmaForCausalLM": Family("gemma", gemma.spec),
     "Gemma2ForCausalLM": Family("gemma2", gemma2.spec),
     "Gemma3ForCausalLM": Family("gemma3_text", gemma3.spec),
     "MixtralForCausalLM": Family("mixtral", mixtral.spec, mixtral.HF, mixtral.GGUF),
+    "GptOssForCausalLM": Family("gpt_oss", gpt_oss.spec, gpt_oss.HF, gpt_oss.GGUF),
+    "Glm4MoeForCausalLM": Family("glm4_moe", glm4_moe.spec, glm4_moe.HF, glm4_moe.GGUF),
+    "Ernie4_5_MoeForCausalLM": Family("ernie4_5_moe", ernie4_5_moe.spec, ernie4_5_moe.HF, ernie4_5_moe.GGUF),
+    "DeepseekForCausalLM": Family("deepseek", deepseek.spec, EXPERTS_HF, deepseek.GGUF),
+    "ArcticForCausalLM": Family("arctic", arctic.spec, arctic.HF, arctic.GGUF),
     "Phi3ForCausalLM": Family("phi3", phi3.spec, phi3.HF, phi3.GGUF),
     "GPT2LMHeadModel": Family("gpt2", gpt2.spec, gpt2.HF, gpt2.GGUF),
     "GPTNeoXForCausalLM": Family("gpt_neox", gpt_neox.spec, gpt_neox.HF, gpt_neox.GGUF),

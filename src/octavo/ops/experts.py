@@ -31,8 +31,9 @@ def grouped_experts(
 ) -> None:
     """out [T, H] = sum over j of weights[:, j] * down(act(gate(x)) * up(x)) of expert ids[:, j], in the order of j.
 
-    Not `gated`: of weights[:, j] * down(act(up(x))). `scales_input`: weights[:, j] multiplies x, and not what comes out.
-    ids int32 [T, k], weights float32 [T, k]; gate_up_weights and down_weights: one an expert, [2 I, H] (or [I, H]) and [H, I].
+    Not `gated`: of weights[:, j] * down(act(up(x))). `scales_input`: the weight multiplies x, not what comes out.
+    ids int32 [T, k], weights float32 [T, k]; gate_up_weights and down_weights: one an expert, [2 I, H] (or [I, H]) and
+    [H, I].
     Scratch: places int32 [T, k], grouped [T, k H], gate_up [T, 2 k I] (or [T, k I]), act [T, k I].
     """
     num_rows, top_k = ids.shape

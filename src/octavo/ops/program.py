@@ -20,7 +20,7 @@ from octavo.ops.routing import Routing
 
 #: rms: x / sqrt(mean(x^2) + eps) * weight. layer: the same of x - mean(x), plus a bias if there is one.
 NormKind = Literal["rms", "layer"]
-#: gelu: by the error function. swiglu_oai: of GPT-OSS, gated only, and more than a factor of `up`; see `reference.act_mul`.
+#: gelu: by the error function. swiglu_oai: of GPT-OSS, gated only, more than a factor of `up`: `reference.act_mul`.
 Activation = Literal["silu", "gelu_tanh", "gelu", "relu", "swiglu_oai"]
 _Widths = Iterator[tuple["Buffer", int]]
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from octavo import _cpu
-from octavo.ops.cpu.kernels import act_mul
+from octavo.ops.cpu.kernels import act, act_mul
 from octavo.ops.experts import grouped_experts
 from octavo.quant.packed import FileValues, QuantizedWeight, ScaleLevels, Scales, multiplied
 

@@ -40,6 +40,7 @@ def operations(binding: Binding) -> tuple[dict[str, Any], dict[str, str]]:
         "layer_norm": elementwise.layer_norm,
         "add_layer_norm": elementwise.add_layer_norm,
         "add_": elementwise.add_,
+        "add_gated_": elementwise.add_gated_,
         "act_mul": elementwise.act_mul,
         "act": elementwise.act,
         "pack_experts": packer.pack_experts,

@@ -1,0 +1,52 @@
+"""Configurations of families with experts: the class of transformers, and its options."""
+
+from __future__ import annotations
+
+from typing import Any
+
+GPT_OSS_ROPE = {
+    "rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 32, "truncate": False,
+}  # fmt: skip
+
+EXPERT_CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt-oss": (
+        "GptOss",
+        {"head_dim": 32, "num_local_experts": 5, "num_experts_per_tok": 2, "intermediate_size": 48,
+         "sliding_window": 8, "rope_parameters": GPT_OSS_ROPE},
+    ),
+    "gpt-oss-no-biases": (
+        "GptOss",
+        {"head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 3, "sliding_window": 16,
+         "attention_bias": False, "rope_parameters": GPT_OSS_ROPE,
+         "layer_types": ["full_attention", "full_attention", "sliding_attention"]},
+    ),
+    "qwen2-moe": (
+        "Qwen2Moe",
+        {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 48,
+         "shared_expert_intermediate_size": 40},
+    ),
+    "qwen2-moe-sparse": (
+        "Qwen2Moe",
+        {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "norm_topk_prob": True,
+         "shared_expert_intermediate_size": 64, "qkv_bias": False, "mlp_only_layers": [1], "tie_word_embeddings": True},
+    ),
+    "glm4-moe": (
+        "Glm4Moe",
+        {"head_dim": 32, "n_routed_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32, "n_group": 4,
+         "topk_group": 2, "routed_scaling_factor": 2.5, "use_qk_norm": True, "attention_bias": True},
+    ),
+    "glm4-moe-no-groups": (
+        "Glm4Moe",
+        {"n_routed_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "n_shared_experts": 2,
+         "norm_topk_prob": False, "first_k_dense_replace": 2},
+    ),
+    "ernie-moe": (
+        "Ernie4_5_Moe",
+        {"moe_num_experts": 6, "moe_k": 3, "moe_intermediate_size": 32, "moe_num_shared_experts": 2},
+    ),
+    "ernie-moe-biases": (
+        "Ernie4_5_Moe",
+        {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 32, "moe_num_shared_experts": 0, "use_bias": True,
+         "moe_layer_interval": 2, "moe_layer_start_index": 0, "tie_word_embeddings": False},
+    ),
+}  # fmt: skip
