@@ -92,13 +92,13 @@ void bind_program(nb::module_& m) {
             nb::arg("q_norm"), nb::arg("k_norm"), nb::arg("eps"))
         .def(
             "attend",
-            [](Program& self, BufferId out, BufferId qkv, const Heads& heads, int cache, int group, int window, float scale,
+            [](Program& self, BufferId out, BufferId qkv, const Heads& heads, int cache, int group, int window, bool chunked, float scale,
                float softcap, Address slopes, Address sinks) {
-                self.add(AttendRecord{out, qkv, counts(heads), cache, group, window, scale, softcap, at<float>(slopes),
+                self.add(AttendRecord{out, qkv, counts(heads), cache, group, window, chunked, scale, softcap, at<float>(slopes),
                                       at<float>(sinks)});
             },
             nb::kw_only(), nb::arg("out"), nb::arg("qkv"), nb::arg("heads"), nb::arg("cache"), nb::arg("group"),
-            nb::arg("window"), nb::arg("scale"), nb::arg("softcap"), nb::arg("slopes"), nb::arg("sinks"))
+            nb::arg("window"), nb::arg("chunked"), nb::arg("scale"), nb::arg("softcap"), nb::arg("slopes"), nb::arg("sinks"))
         .def(
             "act",
             [](Program& self, BufferId out, BufferId x, int64_t width, int kind, bool gated) {

@@ -87,13 +87,13 @@ void rope_kv_write(Address qkv, Address positions, Address cos_sin, Address q_no
 
 void attention(Address out, Address qkv, Address k_cache, Address v_cache, int cache_type, int block_size,
                Address block_tables, int64_t block_table_stride, Address seq_lens, Address query_start_loc, int num_seqs,
-               int num_heads, int num_kv_heads, int head_dim, float scale, int window, float softcap,
+               int num_heads, int num_kv_heads, int head_dim, float scale, int window, bool chunked, float softcap,
                Address slopes, Address sinks) {
     nb::gil_scoped_release release;
     OCTAVO_KERNELS(attention_kernels)
         .attention({at<float>(out), at<float>(qkv), at<void>(k_cache), at<void>(v_cache), CacheType(cache_type), block_size,
                     at<int32_t>(block_tables), block_table_stride, at<int32_t>(seq_lens), at<int32_t>(query_start_loc),
-                    num_seqs, num_heads, num_kv_heads, head_dim, scale, window, softcap, at<float>(slopes),
+                    num_seqs, num_heads, num_kv_heads, head_dim, scale, window, chunked, softcap, at<float>(slopes),
                     at<float>(sinks)});
 }
 

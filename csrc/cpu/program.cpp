@@ -69,7 +69,7 @@ struct ProgramRun {
         OCTAVO_KERNELS(attention_kernels)
             .attention({at(op.out), at(op.qkv), cache.k, cache.v, program.type_, program.block_size_, group.block_tables,
                         group.block_table_stride, step.seq_lens, step.query_start_loc, step.num_seqs, op.heads.num_heads,
-                        op.heads.num_kv_heads, op.heads.head_dim, op.scale, op.window, op.softcap, op.slopes, op.sinks});
+                        op.heads.num_kv_heads, op.heads.head_dim, op.scale, op.window, op.chunked, op.softcap, op.slopes, op.sinks});
     }
     void operator()(const ActRecord& op) {
         const auto& kernels = OCTAVO_KERNELS(activation_kernels);

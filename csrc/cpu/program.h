@@ -64,6 +64,7 @@ struct AttendRecord {
     BufferId out, qkv;
     HeadCounts heads;
     int cache, group, window;
+    bool chunked;
     float scale, softcap;
     const float *slopes, *sinks;  // may be null
 };

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import gguf
+
 GPT_OSS_ROPE = {
     "rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 32, "truncate": False,
 }  # fmt: skip
@@ -50,3 +52,32 @@ EXPERT_CASES: dict[str, tuple[str, dict[str, Any]]] = {
          "moe_layer_interval": 2, "moe_layer_start_index": 0, "tie_word_embeddings": False},
     ),
 }  # fmt: skip
+
+#: What GGUF calls the families, where its files can hold the case.
+EXPERT_ARCHS = {
+    "gpt-oss": "gpt-oss", "qwen2-moe": "qwen2moe", "glm4-moe": "glm4moe", "glm4-moe-no-groups": "glm4moe",
+    "ernie-moe": "ernie4_5-moe",
+}  # fmt: skip
+
+
+def write_experts(writer: gguf.GGUFWriter, arch: str, config: Any) -> None:
+    """The keys of a GGUF file that belong to the experts, but for how many there are."""
+    if arch == "llama":
+        return
+    writer.add_expert_feed_forward_length(getattr(config, "moe_intermediate_size", config.intermediate_size))
+    match arch:
+        case "gpt-oss":
+            writer.add_sliding_window(config.sliding_window)
+        case "qwen2moe":
+            writer.add_expert_shared_feed_forward_length(config.shared_expert_intermediate_size)
+        case "glm4moe":
+            writer.add_leading_dense_block_count(config.first_k_dense_replace)
+            writer.add_expert_shared_count(config.n_shared_experts)
+            writer.add_expert_weights_scale(config.routed_scaling_factor)
+            writer.add_expert_weights_norm(config.norm_topk_prob)
+            writer.add_expert_group_count(config.n_group)
+            writer.add_expert_group_used_count(config.topk_group)
+        case "ernie4_5-moe":
+            writer.add_leading_dense_block_count(config.moe_layer_start_index)
+            writer.add_interleave_moe_layer_step(config.moe_layer_interval)
+            writer.add_expert_shared_feed_forward_length(config.moe_intermediate_size * config.moe_num_shared_experts)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from models.expert_cases import EXPERT_ARCHS, EXPERT_CASES, write_experts
 from models.running import load, prompt_logits
 from models.test_families import LONG_ROPE, PROMPTS, make_model, transformers_logits
 from octavo.base.errors import CheckpointError
@@ -47,6 +48,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "Qwen3Moe",
         {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "norm_topk_prob": True},
     ),
+    **{name: (arch, *EXPERT_CASES[name]) for name, arch in EXPERT_ARCHS.items()},
     "phi3": ("phi3", "Phi3", {"pad_token_id": None, "sliding_window": 8}),
     "phi3-longrope": ("phi3", "Phi3", {"pad_token_id": None, "rope_parameters": LONG_ROPE}),
     "gpt2": ("gpt2", "GPT2", {}),
@@ -57,6 +59,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
 #: How a file of GGUF holds what is several tensors: name of the whole -> names of the parts.
 FUSED = {
     "phi3": {"attn_qkv": ("attn_q", "attn_k", "attn_v"), "ffn_up": ("ffn_gate", "ffn_up")},
+    **{arch: {"post_attention_norm": ("ffn_norm",)} for arch in ("gpt-oss", "glm4moe")},
     **{arch: {"attn_qkv": ("attn_q", "attn_k", "attn_v")} for arch in ("gpt2", "gptneox", "bloom")},
 }
 
@@ -142,8 +145,7 @@ def write_sizes(writer: gguf.GGUFWriter, arch: str, config: Any, saved: dict[str
     if num_experts:
         writer.add_expert_count(num_experts)
         writer.add_expert_used_count(config.num_experts_per_tok)
-    if arch == "qwen3moe":
-        writer.add_expert_feed_forward_length(config.moe_intermediate_size)
+        write_experts(writer, arch, config)
     rope = getattr(config, "rope_parameters", None)
     if rope:
         write_rope(writer, rope.get("full_attention", rope), head_dim)
@@ -156,6 +158,10 @@ def write_rope(writer: gguf.GGUFWriter, rope: dict[str, Any], head_dim: int) -> 
         scaled = RopeSpec(**{"kind" if k == "rope_type" else k.removeprefix("rope_"): v for k, v in rope.items()})
         plain = inverse_frequencies(RopeSpec(theta=scaled.theta), head_dim)
         writer.add_tensor("rope_freqs.weight", (plain / inverse_frequencies(scaled, head_dim)).numpy())
+    if rope["rope_type"] == "yarn":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(rope["factor"])
+        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
     if rope["rope_type"] == "longrope":
         for kind in ("short", "long"):
             writer.add_tensor(f"rope_factors_{kind}.weight", np.array(rope[f"{kind}_factor"], np.float32))

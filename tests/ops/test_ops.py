@@ -144,6 +144,7 @@ def _attention_case(
     softcap: float = 0.0,
     slopes: bool = False,
     sinks: bool = False,
+    chunked: bool = False,
 ) -> Case:
     """seqs: (context length, tokens of this step). All that no sequence may read is NaN."""
     hq, hkv, d = heads
@@ -178,6 +179,7 @@ def _attention_case(
         "softcap": softcap,
         "slopes": 2.0 ** -torch.arange(1.0, hq + 1) if slopes else None,
         # Some weigh next to nothing, some nearly all.
+        "chunked": chunked,
         "sinks": 4 * _randn(hq) if sinks else None,
     }
     return Case("attention", args, ("out",), 2e-5)
@@ -196,6 +198,8 @@ def _attention_cases() -> Iterator[Case]:
     yield _attention_case(mixed, (8, 2, 32), slopes=True)
     yield _attention_case(mixed, (6, 6, 64), torch.bfloat16, 32, slopes=True)
     yield _attention_case(mixed, (8, 2, 32), sinks=True)
+    for window in (1, 24, 200):
+        yield _attention_case(mixed, (4, 2, 32), window=window, chunked=True)
     yield _attention_case(mixed, (6, 1, 64), torch.bfloat16, 32, window=20, sinks=True)
 
 
@@ -218,6 +222,7 @@ MODES = {
     "capped": _attention_case(((300, 300),), (4, 4, 80), softcap=10.0),
     "slopes": _attention_case(((300, 300),), (8, 2, 32), slopes=True),
     "sinks": _attention_case(((300, 300),), (8, 2, 32), sinks=True),
+    "chunked": _attention_case(((300, 300),), (8, 2, 32), window=70, chunked=True),
 }
 
 

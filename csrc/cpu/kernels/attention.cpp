@@ -52,7 +52,10 @@ struct Shape {
         const int tokens = args.query_start_loc[t.seq + 1] - args.query_start_loc[t.seq];
         return args.seq_lens[t.seq] - tokens + t.first_token + token;
     }
-    int first_key(int position) const { return args.window && position >= args.window ? position - args.window + 1 : 0; }
+    int first_key(int position) const {
+        if (!args.window || position < args.window) return 0;
+        return args.chunked ? position / args.window * args.window : position - args.window + 1;
+    }
     // Floats of a partial result: rows x (output, maximum, sum).
     int64_t partial_floats() const { return int64_t(max_rows) * (padded + 2); }
 };

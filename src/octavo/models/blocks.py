@@ -37,6 +37,7 @@ class Attention:
     rope: RopeSpec | None = None
     alibi: AlibiSpec | None = None
     window: int = 0  # keys at a distance below it are seen; 0: all
+    chunked: bool = False  # instead those of the query's chunk of `window` positions
     softcap: float = 0.0  # of the scores; 0: none
     has_sinks: bool = False  # each head sees one more key, of a score of its own and of no value
     qk_norm: NormSpec | None = None  # of each head of q and k, before the rotation
@@ -62,7 +63,7 @@ class Attention:
         if self.qk_norm is not None:
             q_norm = build.norm_weight(self.qk_norm, "self_attn.q_norm", "attn_q_norm", dim, rotary)
             k_norm = build.norm_weight(self.qk_norm, "self_attn.k_norm", "attn_k_norm", dim, rotary)
-        cache = build.cache(heads, self.window)
+        cache = build.cache(heads, self.window, self.chunked)
         rotation = None if self.rope is None else build.rotation(self.rope, dim)
         slopes = None if self.alibi is None else build.slopes(self.alibi)
         eps = 0.0 if self.qk_norm is None else self.qk_norm.eps

@@ -101,10 +101,10 @@ class Builder:
             self.derived[spec] = Weight(f"derived {len(self.derived)}", shape)
         return self.derived[spec]
 
-    def cache(self, heads: Heads, window: int) -> Cache:
+    def cache(self, heads: Heads, window: int, chunked: bool = False) -> Cache:
         """The next layer's."""
         self._num_caches += 1
-        return Cache(index=self._num_caches - 1, heads=heads, window=window)
+        return Cache(index=self._num_caches - 1, heads=heads, window=window, chunked=chunked)
 
     def vector(self, declared: Matrix, kind: Literal["weight", "bias"], offset: float = 0.0) -> Weight:
         """Float32: of a norm, or what an operation adds."""

@@ -113,6 +113,8 @@ def hf_config(
         config["partial_rotary_factor"] = rotated / size
     config |= gguf_experts.hf_config(arch.model_type, get, tensors, arch.norms_experts)
     rope = _rope(get, rope_factors)
+    if arch.model_type == "gpt_oss" and rope.get("rope_type") == "yarn":
+        rope["truncate"] = False  # which files do not say
     if arch.model_type == "phi3":
         config["sliding_window"] = get("attention.sliding_window") or None
     if arch.has_norms_of_one:

@@ -74,6 +74,7 @@ class Cache:
     index: int
     heads: Heads
     window: int = 0  # keys at a distance below it are seen; 0: all
+    chunked: bool = False  # instead those of the query's chunk of `window` positions, which are among them
     group: int = 0
 
 

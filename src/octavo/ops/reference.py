@@ -312,6 +312,7 @@ def attention(
     window: int = 0,
     softcap: float = 0.0,
     *,
+    chunked: bool = False,
     slopes: Tensor | None = None,
     sinks: Tensor | None = None,
     plan: None = None,
@@ -319,7 +320,8 @@ def attention(
     """Causal attention of each sequence's last tokens over its cached context, their own keys included.
 
     out float32 [T, Hq * D]; block_tables int32 [B, max_blocks]; seq_lens int32 [B], the context with this step's
-    tokens; query_start_loc int32 [B + 1]. window > 0: keys at a distance < window are seen. softcap > 0:
+    tokens; query_start_loc int32 [B + 1]. window > 0: keys at a distance < window are seen; if `chunked`, only those
+    of the query's chunk, which begins at a multiple of window. softcap > 0:
     scores become softcap * tanh(score / softcap). slopes float32 [Hq]: slope * (key's position - query's) is added
     to a score. sinks float32 [Hq]: the score of one more key, whose value is zero. Slots at or beyond seq_len may hold
     anything. plan: what
@@ -341,7 +343,8 @@ def attention(
             scores = scores - slopes[:, None, None] * distance
         unseen = distance < 0
         if window:
-            unseen |= distance >= window
+            positions = torch.arange(seq_len - num_queries, seq_len)
+            unseen |= distance >= (positions % window + 1)[:, None] if chunked else distance >= window
         scores = scores.masked_fill(unseen, -math.inf)
         if sinks is not None:
             scores = torch.cat((scores, sinks.view(-1, 1, 1).expand(-1, num_queries, 1)), dim=-1)

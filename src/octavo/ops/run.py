@@ -220,6 +220,7 @@ def _attend(table: Table, op: Attend, frame: Frame) -> None:
         op.scale,
         op.cache.window,
         op.softcap,
+        chunked=op.cache.chunked,
         slopes=frame.weight(op.slopes),
         sinks=frame.weight(op.sinks),
         plan=step.attention_plan,

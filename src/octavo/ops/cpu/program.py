@@ -166,6 +166,7 @@ class CpuRunner(Runner):
             cache=op.cache.index,
             group=op.cache.group,
             window=op.cache.window,
+            chunked=op.cache.chunked,
             scale=op.scale,
             softcap=op.softcap,
             slopes=self._vector(op.slopes),

@@ -186,6 +186,7 @@ def attention(
     *,
     k_scale: float = 1.0,
     v_scale: float = 1.0,
+    chunked: bool = False,
     slopes: Tensor | None = None,
     sinks: Tensor | None = None,
     plan: AttentionPlan | None = None,
@@ -205,6 +206,7 @@ def attention(
         "D": head_dim,
         "BLOCK_D": block_d,
         "BLOCK_SIZE": k_cache.shape[2],
+        "CHUNKED": chunked and window > 0,
         "CAPPED": softcap > 0,
         "SLOPED": slopes is not None,
         "PRECISION": precision,
@@ -253,7 +255,7 @@ def attention(
             CHUNK=CHUNK,
             BLOCK_C=_COMBINED,
         )
-    is_plain = k_scale == v_scale == 1.0 and slopes is None and sinks is None
+    is_plain = k_scale == v_scale == 1.0 and slopes is None and sinks is None and not chunked
     if plan.prompts is not None and plan.prompt_step is not None and is_plain:
         step = (block_tables, seq_lens, scale, window, softcap)
         if plan.prompts.run(plan.prompt_step, out, qkv, k_cache, v_cache, *step):
@@ -321,7 +323,7 @@ def variants() -> list[Variant]:
         numbers["window"] = "i32"
         constexprs: dict[str, Any] = {
             "NUM_HEADS": heads, "NUM_KV_HEADS": kv_heads, "D": head_dim, "BLOCK_D": head_dim, "BLOCK_SIZE": 16,
-            "CAPPED": kind == "capped", "SLOPED": kind == "sloped", "PRECISION": "tf32",
+            "CHUNKED": False, "CAPPED": kind == "capped", "SLOPED": kind == "sloped", "PRECISION": "tf32",
             **{name: None for name, given in per_head.items() if not given},
         }  # fmt: skip
         minimum = 89 if kv_dtype == torch.float8_e4m3fn else 80

@@ -65,8 +65,8 @@ def decode_kernel(
     out, partial, partial_stats, qkv, k_cache, v_cache, block_tables, table_stride, seq_lens, items, starts, num_seqs,
     slopes, sinks, block_stride, scale, cap, v_scale, window,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_SIZE: tl.constexpr, CHUNK: tl.constexpr, CAPPED: tl.constexpr, SLOPED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_SIZE: tl.constexpr, CHUNK: tl.constexpr, CHUNKED: tl.constexpr,
+    CAPPED: tl.constexpr, SLOPED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One query a sequence. An item is a chunk of CHUNK keys of a sequence; programs take items x heads of keys in
     turn, starts[num_seqs] items in all. items int32 [., 2]: sequence, chunk."""
@@ -81,7 +81,9 @@ def decode_kernel(
         seq_len = tl.load(seq_lens + seq)
         end = tl.minimum(chunk * CHUNK + CHUNK, seq_len)
         begin = chunk * CHUNK
-        if window > 0:
+        if CHUNKED:
+            begin = tl.maximum(begin, (seq_len - 1) // window * window)
+        elif window > 0:
             begin = tl.maximum(begin, seq_len - window)
         in_group = rows < GROUP
         q_at = seq * ((NUM_HEADS + 2 * NUM_KV_HEADS) * D) + (head * GROUP + rows[:, None]) * D + dims[None, :]
@@ -155,7 +157,7 @@ def prefill_kernel(
     slopes, sinks, block_stride, scale, cap, v_scale, window,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, GROUP_ROWS: tl.constexpr, BLOCK_SIZE: tl.constexpr, WINDOWED: tl.constexpr,
-    CAPPED: tl.constexpr, SLOPED: tl.constexpr, PRECISION: tl.constexpr,
+    CHUNKED: tl.constexpr, CAPPED: tl.constexpr, SLOPED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A tile of BLOCK_M / GROUP_ROWS queries of one sequence, for one head of keys. tiles int32 [., 2]: sequence, tile.
     GROUP_ROWS: query heads of a head of keys, rounded up to a power of two."""
@@ -181,7 +183,8 @@ def prefill_kernel(
     end = tl.minimum(first_position + BLOCK_Q, seq_len)
     begin = 0
     if WINDOWED:
-        begin = tl.maximum(first_position - window + 1, 0) // BLOCK_N * BLOCK_N
+        first_key = first_position // window * window if CHUNKED else tl.maximum(first_position - window + 1, 0)
+        begin = first_key // BLOCK_N * BLOCK_N
         all_seen = begin
     else:
         all_seen = (first_position + 1) // BLOCK_N * BLOCK_N
@@ -210,7 +213,8 @@ def prefill_kernel(
             s = _biased(s, slopes, heads, exists, (keys[None, :] - positions[:, None]).to(tl.float32))
         seen = keys[None, :] <= positions[:, None]
         if WINDOWED:
-            seen = seen & (keys[None, :] > positions[:, None] - window)
+            first_keys = positions // window * window if CHUNKED else positions - window + 1
+            seen = seen & (keys[None, :] >= first_keys[:, None])
         s = tl.where(seen, s, float("-inf"))
         v = tl.load(v_cache + at[:, None] + dims[None, :], mask=mask, other=0.0).to(q.dtype)
         acc, largest, total = _online(acc, largest, total, s, v, PRECISION)
