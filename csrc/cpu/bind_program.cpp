@@ -70,6 +70,15 @@ void bind_program(nb::module_& m) {
             nb::kw_only(), nb::arg("out"), nb::arg("x"), nb::arg("weight"), nb::arg("bias"), nb::arg("width"), nb::arg("eps"),
             nb::arg("layer_norm"))
         .def(
+            "norm_parts",
+            [](Program& self, BufferId x, int64_t row_width, int64_t first, int64_t count, int64_t width, Address weight,
+               Address bias, bool has_own, float eps, bool layer_norm) {
+                self.add(NormPartsRecord{
+                    x, row_width, first, count, {at<float>(weight), at<float>(bias), width, eps, layer_norm}, has_own});
+            },
+            nb::kw_only(), nb::arg("x"), nb::arg("row_width"), nb::arg("first"), nb::arg("count"), nb::arg("width"),
+            nb::arg("weight"), nb::arg("bias"), nb::arg("has_own"), nb::arg("eps"), nb::arg("layer_norm"))
+        .def(
             "add",
             [](Program& self, BufferId residual, BufferId x, int64_t width) { self.add(AddRecord{residual, x, width}); },
             nb::kw_only(), nb::arg("residual"), nb::arg("x"), nb::arg("width"))
@@ -84,12 +93,13 @@ void bind_program(nb::module_& m) {
         .def(
             "rope_write",
             [](Program& self, BufferId qkv, const Heads& heads, int cache, int group, Address rotation, Address q_norm,
-               Address k_norm, float eps) {
+               Address k_norm, float eps, bool norms_rotated, Address q_scales) {
                 self.add(RopeWriteRecord{qkv, counts(heads), cache, group, at<float>(rotation), at<float>(q_norm),
-                                         at<float>(k_norm), eps});
+                                         at<float>(k_norm), eps, norms_rotated, at<float>(q_scales)});
             },
             nb::kw_only(), nb::arg("qkv"), nb::arg("heads"), nb::arg("cache"), nb::arg("group"), nb::arg("rotation"),
-            nb::arg("q_norm"), nb::arg("k_norm"), nb::arg("eps"))
+            nb::arg("q_norm"), nb::arg("k_norm"), nb::arg("eps"),
+            nb::arg("norms_rotated"), nb::arg("q_scales"))
         .def(
             "attend",
             [](Program& self, BufferId out, BufferId qkv, const Heads& heads, int cache, int group, int window, bool chunked, float scale,
@@ -101,10 +111,11 @@ void bind_program(nb::module_& m) {
             nb::arg("window"), nb::arg("chunked"), nb::arg("scale"), nb::arg("softcap"), nb::arg("slopes"), nb::arg("sinks"))
         .def(
             "act",
-            [](Program& self, BufferId out, BufferId x, int64_t width, int kind, bool gated) {
-                self.add(ActRecord{out, x, width, Activation(kind), gated});
+            [](Program& self, BufferId out, BufferId x, int64_t width, int kind, bool gated, Address parameters) {
+                self.add(ActRecord{out, x, width, Activation(kind), gated, at<float>(parameters)});
             },
-            nb::kw_only(), nb::arg("out"), nb::arg("x"), nb::arg("width"), nb::arg("kind"), nb::arg("gated"))
+            nb::kw_only(), nb::arg("out"), nb::arg("x"), nb::arg("width"), nb::arg("kind"), nb::arg("gated"),
+            nb::arg("parameters"))
         .def(
             "route",
             [](Program& self, BufferId ids, BufferId weights, BufferId scores, int num_experts, int top_k,

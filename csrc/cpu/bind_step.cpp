@@ -70,19 +70,28 @@ void act_mul(Address out, Address gate_up, int64_t rows, int64_t width, int kind
     OCTAVO_KERNELS(activation_kernels).act_mul(at<float>(out), at<float>(gate_up), rows, width, Activation(kind));
 }
 
-void act(Address out, Address x, int64_t rows, int64_t width, int kind) {
+void act(Address out, Address x, int64_t rows, int64_t width, int kind, Address parameters) {
     nb::gil_scoped_release release;
-    OCTAVO_KERNELS(activation_kernels).act(at<float>(out), at<float>(x), rows, width, Activation(kind));
+    OCTAVO_KERNELS(activation_kernels)
+        .act(at<float>(out), at<float>(x), rows, width, Activation(kind), at<float>(parameters));
+}
+
+void norm_parts(Address x, int64_t rows, int64_t row_width, int64_t first, int64_t count, int64_t width, Address weight,
+                Address bias, bool has_own, float eps, bool layer_norm) {
+    nb::gil_scoped_release release;
+    OCTAVO_KERNELS(norm_kernels)
+        .norm_parts({at<float>(x), rows, row_width, first, count, width, at<float>(weight), at<float>(bias), has_own, eps,
+                     layer_norm});
 }
 
 void rope_kv_write(Address qkv, Address positions, Address cos_sin, Address q_norm, Address k_norm, float eps,
                    Address k_cache, Address v_cache, int cache_type, int block_size, Address slots, int64_t rows,
-                   int num_heads, int num_kv_heads, int head_dim) {
+                   int num_heads, int num_kv_heads, int head_dim, bool norms_rotated, Address q_scales) {
     nb::gil_scoped_release release;
     OCTAVO_KERNELS(rope_kernels)
         .rope_kv_write({at<float>(qkv), at<int32_t>(positions), at<float>(cos_sin), at<float>(q_norm), at<float>(k_norm),
                         eps, at<void>(k_cache), at<void>(v_cache), CacheType(cache_type), block_size, at<int64_t>(slots),
-                        rows, num_heads, num_kv_heads, head_dim});
+                        rows, num_heads, num_kv_heads, head_dim, norms_rotated, at<float>(q_scales)});
 }
 
 void attention(Address out, Address qkv, Address k_cache, Address v_cache, int cache_type, int block_size,
@@ -151,6 +160,7 @@ void bind_step(nb::module_& m) {
     m.def("add", &add);
     m.def("act_mul", &act_mul);
     m.def("act", &act);
+    m.def("norm_parts", &norm_parts);
     m.def("route", &route);
     m.def("add_gated", &add_gated);
     m.def("rope_kv_write", &rope_kv_write);

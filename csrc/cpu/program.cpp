@@ -48,6 +48,12 @@ struct ProgramRun {
         if (n.is_layer_norm) kernels.layer_norm(at(op.out), at(op.x), n.weight, n.bias, rows, n.width, n.eps);
         else kernels.rms_norm(at(op.out), at(op.x), n.weight, rows, n.width, n.eps);
     }
+    void operator()(const NormPartsRecord& op) {
+        const NormWeights& n = op.norm;
+        OCTAVO_KERNELS(norm_kernels)
+            .norm_parts({at(op.x), rows, op.row_width, op.first, op.count, n.width, n.weight, n.bias, op.has_own, n.eps,
+                         n.is_layer_norm});
+    }
     void operator()(const AddRecord& op) { OCTAVO_KERNELS(norm_kernels).add(at(op.residual), at(op.x), rows * op.width); }
     void operator()(const AddNormRecord& op) {
         const auto& kernels = OCTAVO_KERNELS(norm_kernels);
@@ -61,7 +67,7 @@ struct ProgramRun {
         OCTAVO_KERNELS(rope_kernels)
             .rope_kv_write({at(op.qkv), step.positions, op.rotation, op.q_norm, op.k_norm, op.eps, cache.k, cache.v,
                             program.type_, program.block_size_, step.groups[size_t(op.group)].slots, rows,
-                            op.heads.num_heads, op.heads.num_kv_heads, op.heads.head_dim});
+                            op.heads.num_heads, op.heads.num_kv_heads, op.heads.head_dim, op.norms_rotated, op.q_scales});
     }
     void operator()(const AttendRecord& op) {
         const LayerCache& cache = program.caches_[size_t(op.cache)];
@@ -73,7 +79,8 @@ struct ProgramRun {
     }
     void operator()(const ActRecord& op) {
         const auto& kernels = OCTAVO_KERNELS(activation_kernels);
-        (op.gated ? kernels.act_mul : kernels.act)(at(op.out), at(op.x), rows, op.width, op.kind);
+        if (op.gated) kernels.act_mul(at(op.out), at(op.x), rows, op.width, op.kind);
+        else kernels.act(at(op.out), at(op.x), rows, op.width, op.kind, op.parameters);
     }
     void operator()(const RouteRecord& op) {
         OCTAVO_KERNELS(experts_kernels)
@@ -98,7 +105,8 @@ struct ProgramRun {
         }
         products(op.gate_up_weights, starts, at(op.gate_up), at(op.grouped));
         const auto& activation = OCTAVO_KERNELS(activation_kernels);
-        (op.gated ? activation.act_mul : activation.act)(at(op.act), at(op.gate_up), count, op.inner, op.kind);
+        if (op.gated) activation.act_mul(at(op.act), at(op.gate_up), count, op.inner, op.kind);
+        else activation.act(at(op.act), at(op.gate_up), count, op.inner, op.kind, nullptr);
         products(op.down_weights, starts, at(op.grouped), at(op.act));
         OCTAVO_KERNELS(experts_kernels)
             .combine(at(op.out), at(op.grouped), places, op.scales_input ? nullptr : at(op.weights), rows, op.top_k, op.width);

@@ -45,6 +45,12 @@ struct NormRecord {
     BufferId out, x;
     NormWeights norm;
 };
+struct NormPartsRecord {
+    BufferId x;
+    int64_t row_width, first, count;
+    NormWeights norm;
+    bool has_own;
+};
 struct AddRecord {
     BufferId residual, x;
     int64_t width;
@@ -59,6 +65,8 @@ struct RopeWriteRecord {
     int cache, group;
     const float *rotation, *q_norm, *k_norm;  // each may be null
     float eps;
+    bool norms_rotated;
+    const float* q_scales;  // may be null
 };
 struct AttendRecord {
     BufferId out, qkv;
@@ -73,6 +81,7 @@ struct ActRecord {
     int64_t width;  // of out
     Activation kind;
     bool gated;
+    const float* parameters;  // may be null
 };
 struct RouteRecord {
     BufferId ids, weights, scores;
@@ -100,8 +109,8 @@ struct KeepRowsRecord {
     std::vector<int64_t> widths;
 };
 
-using Record = std::variant<EmbedRecord, LinearRecord, NormRecord, AddRecord, AddNormRecord, RopeWriteRecord, AttendRecord,
-                            ActRecord, RouteRecord, ExpertsRecord, AddGatedRecord, KeepRowsRecord>;
+using Record = std::variant<EmbedRecord, LinearRecord, NormRecord, NormPartsRecord, AddRecord, AddNormRecord,
+                            RopeWriteRecord, AttendRecord, ActRecord, RouteRecord, ExpertsRecord, AddGatedRecord, KeepRowsRecord>;
 
 struct LayerCache {
     void *k, *v;

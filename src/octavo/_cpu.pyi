@@ -59,6 +59,20 @@ class Program:
     def embed(self, weight: PackedLinear, *, out: int, scale: float, of_positions: bool) -> None: ...
     def linear(self, weight: PackedLinear, *, out: int, x: int) -> None: ...
     def norm(self, *, out: int, x: int, weight: int, bias: int, width: int, eps: float, layer_norm: bool) -> None: ...
+    def norm_parts(
+        self,
+        *,
+        x: int,
+        row_width: int,
+        first: int,
+        count: int,
+        width: int,
+        weight: int,
+        bias: int,
+        has_own: bool,
+        eps: float,
+        layer_norm: bool,
+    ) -> None: ...
     def add(self, *, residual: int, x: int, width: int) -> None: ...
     def add_norm(
         self, *, out: int, residual: int, x: int, weight: int, bias: int, width: int, eps: float, layer_norm: bool
@@ -74,6 +88,8 @@ class Program:
         q_norm: int,
         k_norm: int,
         eps: float,
+        norms_rotated: bool,
+        q_scales: int,
     ) -> None: ...
     def attend(
         self,
@@ -90,7 +106,7 @@ class Program:
         slopes: int,
         sinks: int,
     ) -> None: ...
-    def act(self, *, out: int, x: int, width: int, kind: int, gated: bool) -> None: ...
+    def act(self, *, out: int, x: int, width: int, kind: int, gated: bool, parameters: int) -> None: ...
     def route(
         self, *, ids: int, weights: int, scores: int, num_experts: int, top_k: int, routing: _Routing, bias: int
     ) -> None: ...
@@ -139,7 +155,21 @@ def add_layer_norm(
 ) -> None: ...
 def add(residual: int, x: int, count: int, /) -> None: ...
 def act_mul(out: int, gate_up: int, rows: int, width: int, kind: int, /) -> None: ...
-def act(out: int, x: int, rows: int, width: int, kind: int, /) -> None: ...
+def act(out: int, x: int, rows: int, width: int, kind: int, parameters: int, /) -> None: ...
+def norm_parts(
+    x: int,
+    rows: int,
+    row_width: int,
+    first: int,
+    count: int,
+    width: int,
+    weight: int,
+    bias: int,
+    has_own: bool,
+    eps: float,
+    layer_norm: bool,
+    /,
+) -> None: ...
 def route(
     ids: int, weights: int, scores: int, bias: int, rows: int, num_experts: int, top_k: int, routing: _Routing, /
 ) -> None: ...
@@ -160,6 +190,8 @@ def rope_kv_write(
     num_heads: int,
     num_kv_heads: int,
     head_dim: int,
+    norms_rotated: bool,
+    q_scales: int,
     /,
 ) -> None: ...
 def attention(

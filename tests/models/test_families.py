@@ -63,6 +63,9 @@ FOREIGN = {
     "GPT2": ("num_key_value_heads", "intermediate_size"),
     "GPTNeoX": ("num_key_value_heads",),
     "Bloom": ("num_key_value_heads", "intermediate_size", "max_position_embeddings"),
+    "OPT": ("num_key_value_heads", "intermediate_size"),
+    "Persimmon": ("num_key_value_heads",),
+    "Mpt": ("num_key_value_heads", "intermediate_size", "max_position_embeddings"),
 }
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -168,7 +171,7 @@ def make_model(directory: Path, family: str, options: dict[str, Any], **saving: 
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            around_one = ("norm" in name or "ln_" in name) and not family.startswith("Gemma")
+            around_one = ("norm" in name or "ln_" in name) and not family.startswith(("Gemma", "Nemotron"))
             parameter.copy_(0.15 * noise + 1.0 if around_one else 0.15 * noise)
         for name, buffer in model.named_buffers():
             if "e_score_correction_bias" in name:

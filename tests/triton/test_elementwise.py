@@ -57,7 +57,7 @@ def test_layer_norms(shape: tuple[int, int], dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", ["silu", "gelu_tanh", "gelu", "relu"])
+@pytest.mark.parametrize("kind", ["silu", "gelu_tanh", "gelu", "relu", "quick_gelu", "relu2"])
 def test_plain_activations(kind: str, dtype: torch.dtype) -> None:
     for rows, width in (*SHAPES, (2, 1100)):
         x = (randn(rows, width) * 4).to(dtype)
@@ -68,7 +68,7 @@ def test_plain_activations(kind: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", ["silu", "gelu_tanh", "gelu", "relu"])
+@pytest.mark.parametrize("kind", ["silu", "gelu_tanh", "gelu", "relu", "quick_gelu", "relu2"])
 def test_activations(kind: str, dtype: torch.dtype) -> None:
     for rows, width in (*SHAPES, (2, 1100)):
         gate_up = (randn(rows, 2 * width) * 20).to(dtype)
@@ -76,6 +76,28 @@ def test_activations(kind: str, dtype: torch.dtype) -> None:
         reference.act_mul(expected, gate_up.float(), kind)
         elementwise.act_mul(out, gate_up, kind)
         torch.testing.assert_close(out.float(), expected, rtol=max(TOLERANCE[dtype], 1e-4), atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("slopes", [(0.8, -0.3), (25.0, 3.0)])
+def test_xielu(slopes: tuple[float, float], dtype: torch.dtype) -> None:
+    x, parameters = (randn(2, 1100) * 4).to(dtype), torch.tensor(slopes)
+    x[0] *= 0.01
+    expected, out = torch.empty(2, 1100), torch.full((2, 1100), torch.nan, dtype=dtype)
+    reference.act(expected, x.float(), "xielu", parameters)
+    elementwise.act(out, x, "xielu", parameters)
+    close(out, expected, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("own", [1, 3])
+def test_norms_of_parts_leave_the_rest_alone(own: int, dtype: torch.dtype) -> None:
+    for kind, bias in (("rms", None), ("layer", None), ("layer", randn(own * 20, seed=2))):
+        x = randn(2, 100, dtype=dtype) + 1
+        expected = x.float().clone()
+        reference.norm_parts_(expected, 8, 3, 20, randn(own * 20), bias, 1e-5, kind)
+        elementwise.norm_parts_(x, 8, 3, 20, randn(own * 20), bias, 1e-5, kind)
+        close(x, expected, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

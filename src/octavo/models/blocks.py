@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Literal, Protocol
 
 from octavo.models.builder import Builder
 from octavo.models.params import Matrix
-from octavo.models.spec import AlibiSpec, NormSpec, RopeSpec
+from octavo.models.spec import AlibiSpec, NormSpec, QScaleSpec, RopeSpec
 from octavo.ops.program import Act, Activation, Add, Attend, Buffer, Heads, RopeWrite
 
 
@@ -40,7 +40,11 @@ class Attention:
     chunked: bool = False  # instead those of the query's chunk of `window` positions
     softcap: float = 0.0  # of the scores; 0: none
     has_sinks: bool = False  # each head sees one more key, of a score of its own and of no value
-    qk_norm: NormSpec | None = None  # of each head of q and k, before the rotation
+    qk_norm: NormSpec | None = None  # of q and k, before the rotation
+    #: head: of each, all with the same weights. each head: with weights of its own. row: of all of them together.
+    qk_norm_of: Literal["head", "each head", "row"] = "head"
+    norms_rotated: bool = False  # the norm (RMS, of each head) comes behind the rotation
+    q_scale: QScaleSpec | None = None
     bias: bool = False  # of q, k and v
     o_bias: bool = False
 
@@ -60,19 +64,26 @@ class Attention:
             shard=0,
         )
         q_norm = k_norm = None
-        if self.qk_norm is not None:
+        if self.qk_norm is not None and (self.qk_norm_of != "head" or self.qk_norm.kind == "layer"):
+            self._norm_parts(build, qkv, self.qk_norm, rotary)
+        elif self.qk_norm is not None:
             q_norm = build.norm_weight(self.qk_norm, "self_attn.q_norm", "attn_q_norm", dim, rotary)
             k_norm = build.norm_weight(self.qk_norm, "self_attn.k_norm", "attn_k_norm", dim, rotary)
         cache = build.cache(heads, self.window, self.chunked)
         rotation = None if self.rope is None else build.rotation(self.rope, dim)
         slopes = None if self.alibi is None else build.slopes(self.alibi)
+        q_scales = None if self.q_scale is None else build.q_scales(self.q_scale)
         eps = 0.0 if self.qk_norm is None else self.qk_norm.eps
         sinks = None
         if self.has_sinks:
-            sinks = build.vector(Matrix(name="self_attn.sinks", gguf="attn_sinks", rows=heads.num_heads), "weight")
+            declared = Matrix(name="self_attn.sinks", gguf="attn_sinks", rows=heads.num_heads)
+            sinks = build.vector([declared], declared.name, "weight", "norm")
         attended = build.buffer("self_attn", heads.size)
         build.ops += [
-            RopeWrite(qkv=qkv, heads=heads, cache=cache, rotation=rotation, q_norm=q_norm, k_norm=k_norm, eps=eps),
+            RopeWrite(
+                qkv=qkv, heads=heads, cache=cache, rotation=rotation, q_norm=q_norm, k_norm=k_norm, eps=eps,
+                norms_rotated=self.norms_rotated, q_scales=q_scales,
+            ),
             Attend(
                 out=attended,
                 qkv=qkv,
@@ -83,9 +94,23 @@ class Attention:
                 slopes=slopes,
                 sinks=sinks,
             ),
-        ]
+        ]  # fmt: skip
         o = Matrix(name="self_attn.o_proj", gguf="attn_output", rows=x.width, bias=self.o_bias)
         return build.linear(attended, "self_attn.o", [o], shard=1)
+
+    def _norm_parts(self, build: Builder, qkv: Buffer, norm: NormSpec, rotary: int) -> None:
+        """The norms of q and k that `RopeWrite` has not."""
+        dim, first = self.heads.head_dim, 0
+        for part, count in (("q", self.heads.num_heads), ("k", self.heads.num_kv_heads)):
+            name, gguf = f"self_attn.{part}_norm", f"attn_{part}_norm"
+            declared = partial(Matrix, name=name, gguf=gguf, head_dim=dim, rotary_dim=rotary)
+            weights, parts = [declared(rows=dim)], (first, count, dim)
+            if self.qk_norm_of == "each head":
+                weights = [declared(name=f"{name}.{h}", gguf=f"{gguf}.{h}", rows=dim) for h in range(count)]
+            elif self.qk_norm_of == "row":
+                weights, parts = [declared(rows=count * dim)], (first, 1, count * dim)
+            build.norm_parts(qkv, parts, norm, weights, name)
+            first += count * dim
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +201,21 @@ class PostNorm:
         x = self.mlp.emit(build, residual)
         x = build.norm(x, self.norm, "post_feedforward_layernorm", "post_ffw_norm")
         build.ops.append(Add(residual=residual, x=x))
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormedSum:
+    """The residual stream is normed behind each sum: x = norm(x + attention(x)); x = norm(x + mlp(x))."""
+
+    attention: Block
+    mlp: Block
+    norm: NormSpec
+
+    def emit(self, build: Builder, residual: Buffer) -> None:
+        build.ops.append(Add(residual=residual, x=self.attention.emit(build, residual)))
+        build.norm_in_place(residual, self.norm, "input_layernorm", "attn_output_norm")
+        build.ops.append(Add(residual=residual, x=self.mlp.emit(build, residual)))
+        build.norm_in_place(residual, self.norm, "post_attention_layernorm", "layer_output_norm")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 
 from octavo.models.params import Matrix, Packing, Param, Role, TensorDecl
-from octavo.models.spec import AlibiSpec, NormSpec, RopeSpec
-from octavo.ops.program import Buffer, Cache, Heads, Linear, Norm, Op, Weight
+from octavo.models.spec import AlibiSpec, ConstantSpec, DerivedSpec, NormSpec, QScaleSpec, RopeSpec
+from octavo.ops.program import Buffer, Cache, Heads, Linear, Norm, NormParts, Op, Weight
 
 
 class Builder:
@@ -18,7 +17,7 @@ class Builder:
     def __init__(self, max_position_embeddings: int) -> None:
         self.ops: list[Op] = []
         self.params: list[Param] = []
-        self.derived: dict[RopeSpec | AlibiSpec, Weight] = {}
+        self.derived: dict[tuple[DerivedSpec, tuple[int, ...]], Weight] = {}
         self._positions = max_position_embeddings
         self._prefix, self._gguf_prefix = "", ""
         self._num_caches = 0
@@ -35,7 +34,7 @@ class Builder:
     def buffer(self, name: str, width: int) -> Buffer:
         return Buffer(self._prefix + name, width)
 
-    def linear(self, x: Buffer, name: str, matrices: Sequence[Matrix], shard: int) -> Buffer:
+    def linear(self, x: Buffer, name: str, matrices: Sequence[Matrix], shard: int | None) -> Buffer:
         """x times the matrices, one result beside the other."""
         rows = sum(matrix.rows for matrix in matrices)
         out = self.buffer(name, rows)
@@ -58,11 +57,24 @@ class Builder:
 
     def norm(self, x: Buffer, norm: NormSpec, name: str, gguf: str) -> Buffer:
         out = self.buffer(name, x.width)
-        weight, bias = self.norm_weight(norm, name, gguf, x.width), None
-        if norm.bias:
-            bias = self.vector(Matrix(name=name, gguf=gguf, rows=x.width), "bias")
+        weight, bias = self._norm_vectors(norm, [Matrix(name=name, gguf=gguf, rows=x.width)], name)
         self.ops.append(Norm(out=out, x=x, weight=weight, eps=norm.eps, kind=norm.kind, bias=bias))
         return out
+
+    def norm_in_place(self, x: Buffer, norm: NormSpec, name: str, gguf: str) -> None:
+        self.norm_parts(x, (0, 1, x.width), norm, [Matrix(name=name, gguf=gguf, rows=x.width)], name)
+
+    def norm_parts(
+        self, x: Buffer, place: tuple[int, int, int], norm: NormSpec, weights: Sequence[Matrix], name: str
+    ) -> None:
+        """`place`: first column, number of parts, columns of each. `weights`: of all parts, or those of each part."""
+        first, count, width = place
+        weight, bias = self._norm_vectors(norm, weights, name)
+        self.ops.append(
+            NormParts(
+                x=x, first=first, count=count, width=width, weight=weight, eps=norm.eps, kind=norm.kind, bias=bias
+            )
+        )
 
     # ------------------------------------------------------------ parameters
     def matrices(
@@ -77,7 +89,7 @@ class Builder:
     def norm_weight(self, norm: NormSpec, name: str, gguf: str, width: int, rotary_dim: int = 0) -> Weight:
         """`rotary_dim`: of a norm of heads that are rotated."""
         declared = Matrix(name=name, gguf=gguf, rows=width, head_dim=width if rotary_dim else 0, rotary_dim=rotary_dim)
-        return self.vector(declared, "weight", norm.offset)
+        return self._norm_vectors(norm, [declared], name)[0]
 
     def experts(self, name: str, matrices: Sequence[Sequence[Matrix]], columns: int, shard: int) -> Weight:
         """The matrices of each expert, one below the other."""
@@ -95,22 +107,36 @@ class Builder:
     def slopes(self, alibi: AlibiSpec) -> Weight:
         return self._derived(alibi, (alibi.num_heads,))
 
-    def _derived(self, spec: RopeSpec | AlibiSpec, shape: tuple[int, ...]) -> Weight:
+    def q_scales(self, scale: QScaleSpec) -> Weight:
+        return self._derived(scale, (self._positions, 1))
+
+    def constant(self, *values: float, size: int = 0) -> Weight:
+        """A vector of these values, or of `size` times the only one."""
+        return self._derived(ConstantSpec(values=values), (size or len(values),))
+
+    def _derived(self, spec: DerivedSpec, shape: tuple[int, ...]) -> Weight:
         """What follows from the configuration."""
-        if spec not in self.derived:
-            self.derived[spec] = Weight(f"derived {len(self.derived)}", shape)
-        return self.derived[spec]
+        if (spec, shape) not in self.derived:
+            self.derived[spec, shape] = Weight(f"derived {len(self.derived)}", shape)
+        return self.derived[spec, shape]
 
     def cache(self, heads: Heads, window: int, chunked: bool = False) -> Cache:
         """The next layer's."""
         self._num_caches += 1
         return Cache(index=self._num_caches - 1, heads=heads, window=window, chunked=chunked)
 
-    def vector(self, declared: Matrix, kind: Literal["weight", "bias"], offset: float = 0.0) -> Weight:
-        """Float32: of a norm, or what an operation adds."""
-        tensor = self._tensor(declared, kind, "norm" if kind == "weight" else "bias", (declared.rows,))
-        weight = Weight(f"{self._prefix}{declared.name}.{kind}", (declared.rows,))
-        self.params.append(Param(weight=weight, parts=(tensor,), packing="vector", offset=offset))
+    def _norm_vectors(self, norm: NormSpec, declared: Sequence[Matrix], name: str) -> tuple[Weight, Weight | None]:
+        """Weight and bias of a norm, of one tensor or of several behind each other."""
+        if norm.has_weight:
+            weight = self.vector(declared, name, "weight", "norm", norm.offset)
+        else:
+            weight = self.constant(1.0, size=sum(each.rows for each in declared))
+        return weight, self.vector(declared, name, "bias", "bias") if norm.bias else None
+
+    def vector(self, declared: Sequence[Matrix], name: str, kind: str, role: Role, offset: float = 0.0) -> Weight:
+        tensors = tuple(self._tensor(each, kind, role, (each.rows,)) for each in declared)
+        weight = Weight(f"{self._prefix}{name}.{kind}", (sum(each.rows for each in declared),))
+        self.params.append(Param(weight=weight, parts=tensors, packing="vector", offset=offset))
         return weight
 
     def _bias(self, matrix: Matrix) -> TensorDecl | None:
@@ -118,8 +144,8 @@ class Builder:
 
     def _tensor(self, matrix: Matrix, kind: str, role: Role, shape: tuple[int, ...]) -> TensorDecl:
         return TensorDecl(
-            name=f"{self._prefix}{matrix.name}.{kind}",
-            gguf=f"{self._gguf_prefix}{matrix.gguf}.{kind}",
+            name=f"{self._prefix}{matrix.name}.{kind}".rstrip("."),
+            gguf=f"{self._gguf_prefix}{matrix.gguf}.{kind}".rstrip("."),
             shape=shape,
             role=role,
             head_dim=matrix.head_dim,

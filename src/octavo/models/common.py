@@ -25,7 +25,7 @@ from octavo.ops.program import Activation, Heads
 MAX_EXPERTS: Final = 4096
 _ACTIVATIONS: Final[dict[str, Activation]] = {
     "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh",
-    "gelu_fast": "gelu_tanh", "relu": "relu",
+    "gelu_fast": "gelu_tanh", "relu": "relu", "relu2": "relu2", "quick_gelu": "quick_gelu",
 }  # fmt: skip
 
 
@@ -139,6 +139,33 @@ def head_rope(
         if factors and len(factors) != rotary_dim // 2:
             raise CheckpointError(f"config: {len(factors)} rope factors for {rotary_dim} rotated dimensions of a head")
     return replace(rope, rotary_dim=0 if rotary_dim == head_dim else rotary_dim)
+
+
+def layer_ropes(config: ConfigReader, common: Common, theta: float, local_theta: float) -> tuple[RopeSpec, RopeSpec]:
+    """The ropes of full layers and of layers with a window. Only the former is ever scaled in the older form."""
+    full, local = config.section("rope_scaling"), ConfigReader({})
+    if config.get("rope_parameters") is not None:
+        full = config.section("rope_parameters")
+        if full.has("full_attention") or full.has("sliding_attention"):
+            full, local = full.section("full_attention"), full.section("sliding_attention")
+        elif full.get("rope_theta") is not None:
+            local = local.merged({"rope_theta": full.get("rope_theta")})
+    head_dim, positions = common.heads.head_dim, common.max_position_embeddings
+    return (
+        head_rope(full.merged({"rope_theta": theta}), head_dim, positions),
+        head_rope(local.merged({"rope_theta": local_theta}), head_dim, positions),
+    )
+
+
+def layer_windows(config: ConfigReader, num_layers: int, pattern: int) -> tuple[int, ...]:
+    """The window of each layer, or 0. Unless the configuration says it otherwise, every `pattern`-th is full."""
+    window = config.integer("sliding_window", high=MAX_POSITIONS)
+    windows = windows_of_types(config, num_layers, window)
+    if windows is not None:
+        return windows
+    key = "sliding_window_pattern" if config.get("sliding_window_pattern") is not None else "_sliding_window_pattern"
+    pattern = config.integer(key, pattern, MAX_LAYERS)
+    return tuple(window if (layer + 1) % pattern else 0 for layer in range(num_layers))
 
 
 def _heads(config: ConfigReader, hidden_size: int) -> Heads:

@@ -33,7 +33,7 @@ class MixtureOfExperts:
         scores = build.router(x, "mlp.gate", router)
         ids, weights, places = build.top_k_buffers("mlp.experts", k)
         choice = Matrix(name="mlp.gate.e_score_correction", gguf="exp_probs_b", rows=self.num_experts)
-        choice_bias = build.vector(choice, "bias") if self.has_choice_bias else None
+        choice_bias = build.vector([choice], choice.name, "bias", "bias") if self.has_choice_bias else None
         build.ops.append(Route(ids=ids, weights=weights, scores=scores, routing=self.routing, bias=choice_bias))
 
         def part(expert: int, name: str, rows: int) -> Matrix:

@@ -55,6 +55,7 @@ class Layout:
     renames: tuple[tuple[str, str], ...] = ()  # pattern, replacement; of parts of a name, one after the other
     splits: tuple[Split, ...] = ()
     transposed: str = ""  # matrices that stand as [in, out]
+    skipped: tuple[tuple[str, int], ...] = ()  # pattern, so many rows in front that the model has no use for
     interleaved: bool = False  # of what is rotated in a head the pairs are (0, 1), (2, 3), ..., not the halves
 
 
@@ -68,6 +69,7 @@ class _Place:
     kind: SplitKind
     transposed: bool
     num_parts: int  # of an expert, in a stack
+    skipped: int
 
     @property
     def is_stack(self) -> bool:
@@ -127,6 +129,7 @@ class TensorSource:
         for pattern, replacement in self._layout.renames:
             renamed = re.sub(pattern, replacement, renamed)
         transposed = bool(re.fullmatch(self._layout.transposed, renamed))
+        skipped = next((rows for pattern, rows in self._layout.skipped if re.fullmatch(pattern, renamed)), 0)
         names: tuple[str, ...] = (renamed,)
         kind: SplitKind = "parts"
         num_parts = 1
@@ -142,13 +145,13 @@ class TensorSource:
             if each in self._places:
                 both = f"{self._places[each].name!r} and {name!r}"
                 raise CheckpointError(f"{self._checkpoint.source}: the tensors {both} are both {each!r} of the model")
-            self._places[each] = _Place(name, names, number, kind, transposed, num_parts)
+            self._places[each] = _Place(name, names, number, kind, transposed, num_parts, skipped)
 
     def _shape(self, place: _Place) -> tuple[int, ...]:
         """What the tensor of the checkpoint must have."""
         shapes = [self._declared[name].shape for name in place.siblings]
         count = len(shapes) // place.num_parts if place.is_stack else 1
-        shape = (sum(rows for rows, *_ in shapes) // count, *shapes[0][1:])
+        shape = (place.skipped + sum(rows for rows, *_ in shapes) // count, *shapes[0][1:])
         shape = shape[::-1] if place.transposed else shape
         return (count, *shape) if place.is_stack else shape
 
@@ -189,7 +192,7 @@ class TensorSource:
 
     def _rows(self, place: _Place) -> Tensor | None:
         """Which rows of the tensor of the checkpoint are the declared one; None: all."""
-        if len(place.siblings) == 1:
+        if len(place.siblings) == 1 and not place.skipped:
             return None
         tensors = [self._declared[name] for name in place.siblings]
         if place.kind == "heads":
@@ -200,7 +203,7 @@ class TensorSource:
         if place.kind == "pairs":
             expert, part = divmod(place.number, place.num_parts)
             return place.num_parts * (expert * rows + torch.arange(rows)) + part
-        first = sum(tensor.shape[0] for tensor in tensors[: place.number])
+        first = place.skipped + sum(tensor.shape[0] for tensor in tensors[: place.number])
         return torch.arange(first, first + rows)
 
     def _key(self, tensor: TensorDecl) -> str:

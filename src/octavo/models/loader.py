@@ -22,8 +22,8 @@ from octavo.models.layout import Layout, TensorSource
 from octavo.models.mxfp4_checkpoint import Mxfp4Checkpoint, is_mxfp4
 from octavo.models.params import Param, TensorDecl
 from octavo.models.registry import find_family, model_spec
-from octavo.models.rope import alibi_slopes, cos_sin_table
-from octavo.models.spec import ModelSpec, RopeSpec
+from octavo.models.rope import derived_values
+from octavo.models.spec import ModelSpec
 from octavo.models.transformer import Transformer
 from octavo.ops.table import LinearWeight, Ops
 from octavo.quant.packed import QuantizedWeight, all_finite
@@ -79,11 +79,7 @@ def load_model(
     spec = definition.spec
     num_positions = min(config.max_model_len or spec.max_position_embeddings, spec.max_position_embeddings)
     for weight, of in definition.derived.items():
-        if isinstance(of, RopeSpec):
-            values = cos_sin_table(of, weight.shape[1], num_positions)
-        else:
-            values = alibi_slopes(of)
-        packer.weights[weight.name] = ops.to_device(values)
+        packer.weights[weight.name] = ops.to_device(derived_values(of, weight.shape, num_positions))
     return LoadedModel(
         model=Transformer(definition, ops, packer.weights, max_num_batched_tokens),
         spec=spec,
@@ -268,8 +264,9 @@ class _Packer:
         return self._ops.pack_output(weight, *self._biases(param.biases))
 
     def _vector(self, param: Param) -> Tensor:
-        values = self._reader.vector(param.parts[0])
-        return values + param.offset if param.offset else values
+        values = [self._reader.vector(part) for part in param.parts]
+        joined = values[0] if len(values) == 1 else torch.cat(values)
+        return joined + param.offset if param.offset else joined
 
 
 def _as_float32(weight: Tensor | QuantizedWeight) -> Tensor:

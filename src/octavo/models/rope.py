@@ -1,5 +1,5 @@
-"""What tells positions and follows from the configuration: the cosines and sines that `ops.rope_kv_write` reads, and
-the slopes of ALiBi.
+"""Tensors that follow from the configuration: the cosines and sines that `ops.rope_kv_write` reads, the slopes of
+ALiBi, and others that tell positions.
 
 Frequencies and angles are rounded to float32 at the same places as in the code the models were trained with, so
 that a rotation is the same number here and there even far into the context.
@@ -12,7 +12,20 @@ import math
 import torch
 from torch import Tensor
 
-from octavo.models.spec import AlibiSpec, RopeSpec
+from octavo.models.spec import AlibiSpec, ConstantSpec, DerivedSpec, QScaleSpec, RopeSpec
+
+
+def derived_values(spec: DerivedSpec, shape: tuple[int, ...], num_positions: int) -> Tensor:
+    """float32 of the shape with which a model declares it, but for as many positions as there may be."""
+    match spec:
+        case RopeSpec():
+            return cos_sin_table(spec, shape[1], num_positions)
+        case AlibiSpec():
+            return alibi_slopes(spec)
+        case QScaleSpec():
+            return q_scales(spec, num_positions)
+        case ConstantSpec():
+            return torch.tensor(spec.values).expand(shape).contiguous()
 
 
 def cos_sin_table(rope: RopeSpec, head_dim: int, num_positions: int) -> Tensor:
@@ -40,6 +53,12 @@ def alibi_slopes(alibi: AlibiSpec) -> Tensor:
     slopes = [2.0 ** (-alibi.max_bias * (i + 1) / power) for i in range(power)]
     between = [2.0 ** (-alibi.max_bias * (i + 1) / (2 * power)) for i in range(0, 2 * power, 2)]
     return torch.tensor((slopes + between)[: alibi.num_heads])
+
+
+def q_scales(scale: QScaleSpec, num_positions: int) -> Tensor:
+    """float32 [num_positions, 1]."""
+    positions = torch.arange(num_positions, dtype=torch.float32)
+    return 1 + scale.beta * torch.log(1 + torch.floor(positions / scale.original_max_position_embeddings))[:, None]
 
 
 def inverse_frequencies(rope: RopeSpec, head_dim: int, is_long: bool = False) -> Tensor:

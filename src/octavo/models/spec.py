@@ -48,12 +48,32 @@ class AlibiSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class QScaleSpec:
+    """What queries are multiplied by, which grows with their position: 1 + beta log(1 + floor(position / original))."""
+
+    beta: float
+    original_max_position_embeddings: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConstantSpec:
+    """A vector of the same values, or of those given."""
+
+    values: tuple[float, ...]
+
+
+#: What tensors follow from.
+DerivedSpec = RopeSpec | AlibiSpec | QScaleSpec | ConstantSpec
+
+
+@dataclass(frozen=True, kw_only=True)
 class NormSpec:
     """`octavo.ops.program.NormKind`, with offset + weight for its weight."""
 
     eps: float
     kind: NormKind = "rms"
     bias: bool = False  # of layer norms
+    has_weight: bool = True  # False: its weights are 1
     offset: float = 0.0  # 0: what the checkpoint stores is the weight itself
 
 
@@ -66,7 +86,8 @@ class ModelSpec:
     hidden_size: int
     max_position_embeddings: int
     layers: tuple[Layer, ...]
-    norm: NormSpec  # behind the layers
+    norm: NormSpec | None  # behind the layers
+    embedding_size: int = 0  # of rows of the embeddings, which a matrix makes wide; 0: hidden_size
     embedding_norm: NormSpec | None = None
     learned_positions: bool = False  # a table with a row for each of the positions
     embedding_scale: float = 1.0

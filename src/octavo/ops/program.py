@@ -20,8 +20,10 @@ from octavo.ops.routing import Routing
 
 #: rms: x / sqrt(mean(x^2) + eps) * weight. layer: the same of x - mean(x), plus a bias if there is one.
 NormKind = Literal["rms", "layer"]
-#: gelu: by the error function. swiglu_oai: of GPT-OSS, gated only, more than a factor of `up`: `reference.act_mul`.
-Activation = Literal["silu", "gelu_tanh", "gelu", "relu", "swiglu_oai"]
+#: gelu: by the error function.
+#: quick_gelu: x * sigmoid(1.702 x). relu2: relu(x)^2. xielu: of Apertus, with two parameters (`Act`).
+#: swiglu_oai: of GPT-OSS, gated only, more than a factor of `up`: `reference.act_mul`.
+Activation = Literal["silu", "gelu_tanh", "gelu", "relu", "quick_gelu", "relu2", "xielu", "swiglu_oai"]
 _Widths = Iterator[tuple["Buffer", int]]
 
 
@@ -140,6 +142,29 @@ class Norm(Op):
 
 
 @dataclass(frozen=True, kw_only=True)
+class NormParts(Op):
+    """Of each row `count` parts of `width` columns, from column `first` on, are normed in place, each by itself.
+
+    `weight` and `bias`: [width] for all parts, or [count * width], of each part its own.
+    """
+
+    x: Buffer
+    first: int
+    count: int
+    width: int
+    weight: Weight
+    eps: float
+    kind: NormKind = "rms"
+    bias: Weight | None = None
+    reads: ClassVar = ()
+    writes: ClassVar = ()
+    changes: ClassVar = ("x",)
+
+    def widths(self) -> _Widths:
+        yield self.x, max(self.x.width, self.first + self.count * self.width)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Add(Op):
     """residual += x."""
 
@@ -188,7 +213,8 @@ class AddNorm(Op):
 class RopeWrite(Op):
     """Norm of each head of q and k, if there are weights for it; their rotation; then k and v go to the cache.
 
-    `rotation` [positions, head_dim]: cosines | sines; None: positions are told otherwise.
+    `rotation` [positions, head_dim]: cosines | sines; None: positions are told otherwise. `norms_rotated`: the norm
+    comes behind the rotation. `q_scales` [positions, 1]: what q is multiplied by in the end.
     """
 
     qkv: Buffer
@@ -198,6 +224,8 @@ class RopeWrite(Op):
     q_norm: Weight | None = None
     k_norm: Weight | None = None
     eps: float = 0.0
+    norms_rotated: bool = False
+    q_scales: Weight | None = None
     reads: ClassVar = ()
     writes: ClassVar = ()
     changes: ClassVar = ("qkv",)
@@ -232,12 +260,16 @@ class Attend(Op):
 
 @dataclass(frozen=True, kw_only=True)
 class Act(Op):
-    """out = act(gate) * up, where x = gate | up; or, if it is not gated, act(x)."""
+    """out = act(gate) * up, where x = gate | up; or, if it is not gated, act(x).
+
+    `parameters` [2]: of xielu; see `reference.act`.
+    """
 
     out: Buffer
     x: Buffer
     kind: Activation
     gated: bool = True
+    parameters: Weight | None = None
 
     def widths(self) -> _Widths:
         yield self.x, self.out.width * (2 if self.gated else 1)

@@ -127,6 +127,21 @@ def add_layer_norm(out: Tensor, residual: Tensor, x: Tensor, weight: Tensor, bia
     layer_norm(out, residual, weight, bias, eps)
 
 
+def norm_parts_(
+    x: Tensor, first: int, count: int, width: int, weight: Tensor, bias: Tensor | None, eps: float, kind: str
+) -> None:
+    """x [T, N], in place: each of the `count` parts of `width` columns from `first` on becomes its norm.
+
+    kind: an `ops.program.NormKind`; weight, and bias of layer norms: [width] for all parts, or [count * width].
+    """
+    parts = x[:, first : first + count * width].unflatten(1, (count, width))
+    normed = _normed(parts, weight.view(-1, width), eps) if kind == "rms" else F.layer_norm(parts, (width,), eps=eps)
+    if kind == "layer":
+        normed = normed * weight.view(-1, width)
+        normed = normed if bias is None else normed + bias.view(-1, width)
+    parts.copy_(normed)
+
+
 def add_(residual: Tensor, x: Tensor) -> None:
     """residual += x."""
     residual.add_(x)
@@ -150,8 +165,18 @@ def act_mul(out: Tensor, gate_up: Tensor, kind: str) -> None:
     torch.mul(_activated(gate, kind), up, out=out)
 
 
-def act(out: Tensor, x: Tensor, kind: str) -> None:
-    """out [T, I] = act(x)."""
+def act(out: Tensor, x: Tensor, kind: str, parameters: Tensor | None = None) -> None:
+    """out [T, I] = act(x).
+
+    xielu: ap x^2 + x / 2 for x > 0, else an (e^min(x, -1e-6) - 1 - x) + x / 2, where the parameters, float32 [2], are
+    those whose softplus is ap, and an - 1/2.
+    """
+    if kind == "xielu":
+        assert parameters is not None
+        positive, negative = F.softplus(parameters).unbind()
+        below = (torch.expm1(x.clamp(max=-1e-6)) - x) * (0.5 + negative) + 0.5 * x
+        out.copy_(torch.where(x > 0, positive * x * x + 0.5 * x, below))
+        return
     out.copy_(_activated(x, kind))
 
 
@@ -165,6 +190,10 @@ def _activated(x: Tensor, kind: str) -> Tensor:
             return F.gelu(x)
         case "relu":
             return F.relu(x)
+        case "relu2":
+            return F.relu(x).square()
+        case "quick_gelu":
+            return x * torch.sigmoid(1.702 * x)
     raise ValueError(kind)
 
 
@@ -271,19 +300,27 @@ def rope_kv_write(
     num_heads: int,
     num_kv_heads: int,
     head_dim: int,
+    *,
+    norms_rotated: bool = False,
+    q_scales: Tensor | None = None,
 ) -> None:
     """Norm (if given, per head) and rotate (if cos_sin is) q and k inside qkv; then write k and v to the cache's slots.
 
     qkv float32 [T, (Hq + 2 Hkv) * D]; positions int32 [T]; cos_sin float32 [max_pos, D] = cos | sin;
-    slot_mapping int64 [T] = block * block_size + offset.
+    slot_mapping int64 [T] = block * block_size + offset. norms_rotated: the norm comes behind the rotation. q_scales
+    float32 [max_pos, 1]: what q is multiplied by in the end.
     """
     q, k, v = _heads(qkv, num_heads, num_kv_heads, head_dim)
     for part, norm in ((q, q_norm), (k, k_norm)):
-        if norm is not None:
+        if norm is not None and not norms_rotated:
             part.copy_(_normed(part, norm, eps))
         if cos_sin is not None:
             cos, sin = cos_sin[positions.long()].unsqueeze(1).chunk(2, dim=-1)
             part.copy_(_rotated(part, cos, sin))
+        if norm is not None and norms_rotated:
+            part.copy_(_normed(part, norm, eps))
+    if q_scales is not None:
+        q.mul_(q_scales[positions.long()].unsqueeze(1))
     block_size = v_cache.shape[2]
     blocks, offsets = slot_mapping // block_size, slot_mapping % block_size
     k_cache[blocks, :, offsets // KEY_TILE, :, offsets % KEY_TILE] = k.to(k_cache.dtype)

@@ -19,6 +19,7 @@ from octavo.ops.program import (
     KeepRows,
     Linear,
     Norm,
+    NormParts,
     Op,
     Program,
     RopeWrite,
@@ -47,6 +48,8 @@ class Table(Protocol):
     def layer_norm(self) -> Any: ...
     @property
     def add_layer_norm(self) -> Any: ...
+    @property
+    def norm_parts_(self) -> Any: ...
     @property
     def add_(self) -> Any: ...
     @property
@@ -140,6 +143,11 @@ def _norm(table: Table, op: Norm, frame: Frame) -> None:
         table.layer_norm(out, x, weight, frame.weight(op.bias), op.eps)
 
 
+def _norm_parts(table: Table, op: NormParts, frame: Frame) -> None:
+    weight, bias = frame.weight(op.weight), frame.weight(op.bias)
+    table.norm_parts_(frame[op.x], op.first, op.count, op.width, weight, bias, op.eps, op.kind)
+
+
 def _add(table: Table, op: Add, frame: Frame) -> None:
     table.add_(frame[op.residual], frame[op.x])
 
@@ -157,7 +165,10 @@ def _add_gated(table: Table, op: AddGated, frame: Frame) -> None:
 
 
 def _act(table: Table, op: Act, frame: Frame) -> None:
-    (table.act_mul if op.gated else table.act)(frame[op.out], frame[op.x], op.kind)
+    if op.gated:
+        table.act_mul(frame[op.out], frame[op.x], op.kind)
+    else:
+        table.act(frame[op.out], frame[op.x], op.kind, frame.weight(op.parameters))
 
 
 def _route(table: Table, op: Route, frame: Frame) -> None:
@@ -199,6 +210,8 @@ def _rope_write(table: Table, op: RopeWrite, frame: Frame) -> None:
         heads.num_heads,
         heads.num_kv_heads,
         heads.head_dim,
+        norms_rotated=op.norms_rotated,
+        q_scales=frame.weight(op.q_scales),
     )
 
 
@@ -241,6 +254,7 @@ HANDLERS: dict[type[Op], Handler] = {
     Embed: _embed,
     Linear: _linear,
     Norm: _norm,
+    NormParts: _norm_parts,
     Add: _add,
     AddGated: _add_gated,
     AddNorm: _add_norm,

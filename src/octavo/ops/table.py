@@ -61,10 +61,11 @@ class Ops:
     add_rms_norm: Callable[[Tensor, Tensor, Tensor, Tensor, float], None]  # (out, residual, x, weight, eps)
     layer_norm: Callable[[Tensor, Tensor, Tensor, Tensor | None, float], None]  # (out, x, weight, bias, eps)
     add_layer_norm: Callable[..., None]  # (out, residual, x, weight, bias, eps)
+    norm_parts_: Callable[..., None]  # (x, first, count, width, weight, bias, eps, kind)
     add_: Callable[[Tensor, Tensor], None]  # (residual, x)
     add_gated_: Callable[[Tensor, Tensor, Tensor], None]  # (residual, x, gates)
     act_mul: Callable[[Tensor, Tensor, str], None]  # (out, gate_up, kind)
-    act: Callable[[Tensor, Tensor, str], None]  # (out, x, kind)
+    act: Callable[..., None]  # (out, x, kind, parameters=None)
     pack_experts: Callable[..., Any]  # (experts): of each the arguments of pack_linear_many
     route: Callable[..., None]  # (ids, weights, scores, routing, bias=None)
     experts: Callable[..., None]  # see experts.grouped_experts
@@ -117,7 +118,8 @@ _GROUPS: tuple[tuple[str, ...], ...] = (
 #: Taken where all that it is made of is taken.
 _COMPOSED: dict[str, tuple[str, ...]] = {
     "program_runner": (
-        "linear", "embedding", "rms_norm", "add_rms_norm", "layer_norm", "add_layer_norm", "add_", "add_gated_",
+        "linear", "embedding", "rms_norm", "add_rms_norm", "layer_norm", "add_layer_norm", "norm_parts_", "add_",
+        "add_gated_",
         "act_mul", "act", "route", "experts", "rope_kv_write", "attention", "kv_cache_shapes",
     ),
 }  # fmt: skip

@@ -29,6 +29,7 @@ from octavo.ops.program import (
     KeepRows,
     Linear,
     Norm,
+    NormParts,
     Op,
     Program,
     RopeWrite,
@@ -134,6 +135,22 @@ class CpuRunner(Runner):
             "layer_norm": op.kind == "layer",
         }
 
+    def _norm_parts(self, op: NormParts) -> None:
+        (size,) = op.weight.shape
+        assert size in (op.width, op.count * op.width) and (op.bias is None or op.bias.shape == op.weight.shape)
+        self._native.norm_parts(
+            x=self._ids[op.x],
+            row_width=op.x.width,
+            first=op.first,
+            count=op.count,
+            width=op.width,
+            weight=self._vector(op.weight),
+            bias=self._vector(op.bias),
+            has_own=size != op.width,
+            eps=op.eps,
+            layer_norm=op.kind == "layer",
+        )
+
     def _add(self, op: Add) -> None:
         self._native.add(residual=self._ids[op.residual], x=self._ids[op.x], width=op.x.width)
 
@@ -156,6 +173,8 @@ class CpuRunner(Runner):
             q_norm=self._vector(op.q_norm),
             k_norm=self._vector(op.k_norm),
             eps=op.eps,
+            norms_rotated=op.norms_rotated,
+            q_scales=self._vector(op.q_scales),
         )
 
     def _attend(self, op: Attend) -> None:
@@ -174,12 +193,14 @@ class CpuRunner(Runner):
         )
 
     def _act(self, op: Act) -> None:
+        assert (op.parameters is not None) == (op.kind == "xielu") and not (op.gated and op.parameters)
         self._native.act(
             out=self._ids[op.out],
             x=self._ids[op.x],
             width=op.out.width,
             kind=ACTIVATIONS[op.kind],
             gated=op.gated,
+            parameters=self._vector(op.parameters),
         )
 
     def _route(self, op: Route) -> None:
@@ -234,6 +255,7 @@ _RECORDS: dict[type[Op], Callable[[CpuRunner, Any], None]] = {
     Embed: CpuRunner._embed,
     Linear: CpuRunner._linear,
     Norm: CpuRunner._norm,
+    NormParts: CpuRunner._norm_parts,
     Add: CpuRunner._add,
     AddGated: CpuRunner._add_gated,
     AddNorm: CpuRunner._add_norm,

@@ -39,6 +39,7 @@ def operations(binding: Binding) -> tuple[dict[str, Any], dict[str, str]]:
         "add_rms_norm": elementwise.add_rms_norm,
         "layer_norm": elementwise.layer_norm,
         "add_layer_norm": elementwise.add_layer_norm,
+        "norm_parts_": elementwise.norm_parts_,
         "add_": elementwise.add_,
         "add_gated_": elementwise.add_gated_,
         "act_mul": elementwise.act_mul,

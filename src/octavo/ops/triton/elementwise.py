@@ -34,6 +34,10 @@ def activation(x, KIND: tl.constexpr):
         return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
     if KIND == "relu":
         return tl.where(x < 0.0, 0.0, x)
+    if KIND == "relu2":
+        return tl.where(x < 0.0, 0.0, x * x)
+    if KIND == "quick_gelu":
+        return x / (1.0 + tl.exp(-1.702 * x))
     inner = 0.7978845608028654 * (x + 0.044715 * x * x * x)
     # 0.5 * (1 + tanh(u)) is the logistic function of 2 u.
     return x / (1.0 + tl.exp(-2.0 * inner))
@@ -106,6 +110,45 @@ def _layer_norm_kernel(
     if HAS_BIAS:
         normed += tl.load(bias + columns, mask=mask, other=0.0)
     tl.store(out + row * width + columns, normed.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _norm_parts_kernel(
+    x, weight, bias, eps, row_width, first, width,
+    BLOCK: tl.constexpr, IS_LAYER_NORM: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_OWN: tl.constexpr,
+):  # fmt: skip
+    """A part of a row, in place."""
+    row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    columns = tl.arange(0, BLOCK)
+    mask = columns < width
+    place = x + row * row_width + first + part * width + columns
+    values = tl.load(place, mask=mask, other=0.0).to(tl.float32)
+    if IS_LAYER_NORM:
+        values = tl.where(mask, values - tl.sum(values, 0) / width, 0.0)
+    own = columns + (part * width if HAS_OWN else 0)
+    normed = values * tl.rsqrt(tl.sum(values * values, 0) / width + eps) * tl.load(weight + own, mask=mask, other=0.0)
+    if HAS_BIAS:
+        normed += tl.load(bias + own, mask=mask, other=0.0)
+    tl.store(place, normed.to(x.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _softplus(x):
+    return tl.where(x > 20.0, x, tl.log(1.0 + tl.exp(x)))
+
+
+@triton.jit
+def _xielu_kernel(out, x, parameters, count, BLOCK: tl.constexpr):
+    index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = index < count
+    values = tl.load(x + index, mask=mask, other=0.0).to(tl.float32)
+    positive, negative = _softplus(tl.load(parameters)), 0.5 + _softplus(tl.load(parameters + 1))
+    # e^z - 1 for z < 0. Near zero the difference would lose its digits; there are those of the series.
+    z = tl.minimum(values, -1e-6)
+    series = z + z * z * (0.5 + z * (1 / 6 + z * (1 / 24 + z * (1 / 120 + z * (1 / 720)))))
+    below = (tl.where(z < -0.25, tl.exp(z) - 1.0, series) - values) * negative
+    activated = tl.where(values > 0.0, positive * values * values, below) + 0.5 * values
+    tl.store(out + index, activated.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -263,6 +306,30 @@ def add_layer_norm(out: Tensor, residual: Tensor, x: Tensor, weight: Tensor, bia
     _layer_norm(out, residual, x, weight, bias, eps)
 
 
+def norm_parts_(
+    x: Tensor, first: int, count: int, width: int, weight: Tensor, bias: Tensor | None, eps: float, kind: str
+) -> None:
+    """`reference.norm_parts_`."""
+    rows, row_width = x.shape
+    if rows == 0:
+        return
+    block, num_warps = _row_block(width)
+    _norm_parts_kernel[(rows, count)](
+        x,
+        weight,
+        bias,
+        eps,
+        row_width,
+        first,
+        width,
+        BLOCK=block,
+        IS_LAYER_NORM=kind == "layer",
+        HAS_BIAS=bias is not None,
+        HAS_OWN=weight.numel() != width,
+        num_warps=num_warps,
+    )
+
+
 def add_(residual: Tensor, x: Tensor) -> None:
     """residual += x."""
     count = residual.numel()
@@ -285,10 +352,12 @@ def act_mul(out: Tensor, gate_up: Tensor, kind: str) -> None:
         _act_kernel[grid](out, gate_up, width, KIND=kind, BLOCK=_BLOCK)
 
 
-def act(out: Tensor, x: Tensor, kind: str) -> None:
+def act(out: Tensor, x: Tensor, kind: str, parameters: Tensor | None = None) -> None:
     """`reference.act`."""
     count = out.numel()
-    if count:
+    if count and kind == "xielu":
+        _xielu_kernel[(triton.cdiv(count, _BLOCK),)](out, x, parameters, count, BLOCK=_BLOCK)
+    elif count:
         _plain_act_kernel[(triton.cdiv(count, _BLOCK),)](out, x, count, KIND=kind, BLOCK=_BLOCK)
 
 
@@ -379,6 +448,34 @@ def variants() -> list[Variant]:
             signature={**pointers, "width": "i32"},
             constexprs={"BLOCK": _BLOCK},
             divisible=frozenset({*pointers, "width"}),
+        )
+    )
+    block, num_warps = _row_block(128)
+    found.append(
+        Variant(
+            name="norm_parts 128",
+            kernel=_norm_parts_kernel,
+            signature={
+                "x": "*bf16",
+                "weight": "*fp32",
+                "bias": "*fp32",
+                "eps": "fp32",
+                "row_width": "i32",
+                "first": "i32",
+                "width": "i32",
+            },
+            constexprs={"BLOCK": block, "IS_LAYER_NORM": True, "HAS_BIAS": True, "HAS_OWN": True},
+            num_warps=num_warps,
+            divisible=frozenset({"x", "weight", "bias", "row_width", "first", "width"}),
+        )
+    )
+    found.append(
+        Variant(
+            name="act xielu",
+            kernel=_xielu_kernel,
+            signature={"out": "*bf16", "x": "*bf16", "parameters": "*fp32", "count": "i32"},
+            constexprs={"BLOCK": _BLOCK},
+            divisible=frozenset({"out", "x", "parameters", "count"}),
         )
     )
     found.append(
