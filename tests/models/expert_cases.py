@@ -10,6 +10,12 @@ GPT_OSS_ROPE = {
     "rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 32, "truncate": False,
 }  # fmt: skip
 
+PHIMOE_ROPE = {
+    "rope_type": "longrope", "rope_theta": 500.0, "short_factor": [1.0 + 0.1 * i for i in range(8)],
+    "long_factor": [1.5 + 0.3 * i for i in range(8)], "original_max_position_embeddings": 128,
+    "short_mscale": 1.25, "long_mscale": 1.25,
+}  # fmt: skip
+
 EXPERT_CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt-oss": (
         "GptOss",
@@ -42,6 +48,36 @@ EXPERT_CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {"n_routed_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "n_shared_experts": 2,
          "norm_topk_prob": False, "first_k_dense_replace": 2},
     ),
+    "olmoe": ("Olmoe", {"pad_token_id": None, "num_experts": 6, "num_experts_per_tok": 3, "intermediate_size": 48}),
+    "olmoe-biases": (
+        "Olmoe",
+        {"pad_token_id": None, "num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": True,
+         "attention_bias": True},
+    ),
+    "minimax-m2": (
+        "MiniMaxM2",
+        {"num_local_experts": 6, "num_experts_per_tok": 3, "intermediate_size": 48, "head_dim": 32, "rotary_dim": 16},
+    ),
+    "phimoe": (
+        "Phimoe",
+        {"num_local_experts": 4, "router_jitter_noise": 0.2, "attention_bias": True, "lm_head_bias": True},
+    ),
+    "phimoe-longrope-window": (
+        "Phimoe",
+        {"num_local_experts": 5, "rope_parameters": PHIMOE_ROPE, "sliding_window": 8},
+    ),
+    "llama4": (
+        "Llama4",
+        {"head_dim": 32, "num_local_experts": 4, "num_experts_per_tok": 1, "intermediate_size": 48,
+         "intermediate_size_mlp": 64, "num_hidden_layers": 4, "attention_chunk_size": 16, "floor_scale": 8,
+         "interleave_moe_layer_step": 2},
+    ),
+    "llama4-no-norms": (
+        "Llama4",
+        {"head_dim": 16, "num_local_experts": 5, "num_experts_per_tok": 2, "intermediate_size": 48,
+         "intermediate_size_mlp": 64, "no_rope_layers": [0, 1, 1], "attention_chunk_size": 64, "use_qk_norm": False,
+         "attn_temperature_tuning": False, "attention_bias": True},
+    ),
     "ernie-moe": (
         "Ernie4_5_Moe",
         {"moe_num_experts": 6, "moe_k": 3, "moe_intermediate_size": 32, "moe_num_shared_experts": 2},
@@ -56,13 +92,13 @@ EXPERT_CASES: dict[str, tuple[str, dict[str, Any]]] = {
 #: What GGUF calls the families, where its files can hold the case.
 EXPERT_ARCHS = {
     "gpt-oss": "gpt-oss", "qwen2-moe": "qwen2moe", "glm4-moe": "glm4moe", "glm4-moe-no-groups": "glm4moe",
-    "ernie-moe": "ernie4_5-moe",
+    "ernie-moe": "ernie4_5-moe", "olmoe": "olmoe", "minimax-m2": "minimax-m2", "phimoe": "phimoe",
 }  # fmt: skip
 
 
 def write_experts(writer: gguf.GGUFWriter, arch: str, config: Any) -> None:
     """The keys of a GGUF file that belong to the experts, but for how many there are."""
-    if arch == "llama":
+    if arch in ("llama", "olmoe", "phimoe", "minimax-m2"):
         return
     writer.add_expert_feed_forward_length(getattr(config, "moe_intermediate_size", config.intermediate_size))
     match arch:

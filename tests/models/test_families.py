@@ -162,7 +162,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 def make_model(directory: Path, family: str, options: dict[str, Any], **saving: Any) -> Any:
     """A random model of transformers, saved to `directory`. Weights are large enough for differences to show."""
-    config_name = f"{family}TextConfig" if family == "Gemma3" else f"{family}Config"
+    config_name = f"{family}TextConfig" if family in ("Gemma3", "Llama4") else f"{family}Config"
     sizes = {key: value for key, value in {**SIZES, **options}.items() if key not in FOREIGN.get(family, ())}
     config = getattr(transformers, config_name)(**sizes)
     config._attn_implementation = "eager"

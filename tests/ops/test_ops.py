@@ -286,7 +286,9 @@ def test_a_later_token_that_overflows_leaves_earlier_ones_alone(isa: str) -> Non
     assert not torch.isfinite(after[150:]).any()
 
 
-@pytest.mark.parametrize("case", [*_elementwise_cases(), *_norm_parts_cases(), *_rope_cases()], ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case", [*_elementwise_cases(), *_norm_parts_cases(), *_rope_cases()], ids=lambda case: case.name
+)
 def test_a_row_alone_has_the_bits_it_has_among_others(isa: str, case: Case) -> None:
     names = case.outputs if case.name != "rope_kv_write" else ("qkv",)
     whole = replace(case, outputs=names).run(NATIVE)

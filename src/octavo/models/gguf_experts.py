@@ -19,6 +19,8 @@ _KEYS: Final = {
     "n_group": "expert_group_count",
     "topk_group": "expert_group_used_count",
 }
+#: The larger Llama 4, known by them, has no norms of q and k.
+_MAVERICK_EXPERTS: Final = 128
 #: What a family calls them.
 _OWN_NAMES: Final[dict[str, dict[str, str]]] = {
     "glm4_moe": {"num_local_experts": "n_routed_experts"},
@@ -42,6 +44,17 @@ def hf_config(
     match model_type:
         case "qwen2_moe":
             config["qkv_bias"] = "blk.0.attn_q.bias" in tensors
+        case "minimax_m2":
+            config["intermediate_size"] = get("expert_feed_forward_length") or get("feed_forward_length")
+        case "phimoe":
+            config["lm_head_bias"] = "output.bias" in tensors
+        case "llama4_text":
+            config |= {
+                "intermediate_size": get("expert_feed_forward_length"),
+                "intermediate_size_mlp": get("feed_forward_length"),
+                "interleave_moe_layer_step": get("interleave_moe_layer_step"),
+                "use_qk_norm": get("expert_count") != _MAVERICK_EXPERTS,
+            }
         case "gpt_oss":
             config |= {"intermediate_size": get("expert_feed_forward_length")}
             config |= {"sliding_window": get("attention.sliding_window")}

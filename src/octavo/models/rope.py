@@ -57,7 +57,7 @@ def alibi_slopes(alibi: AlibiSpec) -> Tensor:
 
 def q_scales(scale: QScaleSpec, num_positions: int) -> Tensor:
     """float32 [num_positions, 1]."""
-    positions = torch.arange(num_positions, dtype=torch.float32)
+    positions = torch.arange(scale.offset, scale.offset + num_positions, dtype=torch.float32)
     return 1 + scale.beta * torch.log(1 + torch.floor(positions / scale.original_max_position_embeddings))[:, None]
 
 

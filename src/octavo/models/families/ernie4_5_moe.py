@@ -28,6 +28,8 @@ def spec(config: ConfigReader) -> ModelSpec:
     config.refuse_unless("moe_norm_min", (1e-12,))
     common = read_common(config, has_experts=True)
     bias = config.flag("use_bias", False)
+    if bias and common.tie_word_embeddings:
+        raise config.fail("use_bias", "is not supported beside tied embeddings")
     mixed: Block = read_experts(config, common, has_choice_bias=True)
     num_shared = 0 if config.get("moe_num_shared_experts") == 0 else config.integer("moe_num_shared_experts", 2)
     if num_shared:
@@ -42,7 +44,8 @@ def spec(config: ConfigReader) -> ModelSpec:
         [
             Sequential(norm=common.norm, attention=attention, mlp=mixed if number in sparse else dense)
             for number in range(common.num_layers)
-        ]
+        ],
+        lm_head_bias=bias,
     )
 
 
