@@ -78,6 +78,11 @@ EXPERT_CASES: dict[str, tuple[str, dict[str, Any]]] = {
          "intermediate_size_mlp": 64, "no_rope_layers": [0, 1, 1], "attention_chunk_size": 64, "use_qk_norm": False,
          "attn_temperature_tuning": False, "attention_bias": True},
     ),
+    "hunyuan-moe": (
+        "HunYuanMoEV1",
+        {"head_dim": 32, "num_experts": 5, "moe_topk": 2, "intermediate_size": 48, "attention_bias": True,
+         "pad_token_id": None},
+    ),
     "ernie-moe": (
         "Ernie4_5_Moe",
         {"moe_num_experts": 6, "moe_k": 3, "moe_intermediate_size": 32, "moe_num_shared_experts": 2},
@@ -93,6 +98,7 @@ EXPERT_CASES: dict[str, tuple[str, dict[str, Any]]] = {
 EXPERT_ARCHS = {
     "gpt-oss": "gpt-oss", "qwen2-moe": "qwen2moe", "glm4-moe": "glm4moe", "glm4-moe-no-groups": "glm4moe",
     "ernie-moe": "ernie4_5-moe", "olmoe": "olmoe", "minimax-m2": "minimax-m2", "phimoe": "phimoe",
+    "hunyuan-moe": "hunyuan-moe",
 }  # fmt: skip
 
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers.models.mpt import modeling_mpt
 
 from models.running import load, prompt_logits
-from models.test_families import PROMPTS, make_model, transformers_logits
+from models.test_families import LLAMA3_ROPE, PROMPTS, make_model, transformers_logits
 from octavo.base.errors import CheckpointError
 from octavo.models.registry import model_spec
 from octavo.ops.run import Runner
@@ -18,6 +22,7 @@ from octavo.ops.table import bind
 
 SMALL: dict[str, Any] = {"num_hidden_layers": 2}
 YARN_ROPE = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 32}
+PLAIN_ROPE = {"rope_type": "default", "rope_theta": 500.0}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "phi": ("Phi", {"num_key_value_heads": 4}),
     "phi-qk-norm": ("Phi", {"qk_layernorm": True, "partial_rotary_factor": 0.25}),
@@ -57,6 +62,51 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "nemotron": ("Nemotron", {"head_dim": 16}),
     "nemotron-biases": ("Nemotron", {"head_dim": 32, "attention_bias": True, "mlp_bias": True}),
     "persimmon": ("Persimmon", {}),
+    "apertus": ("Apertus", {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}),
+    "apertus-bias-tied": (
+        "Apertus",
+        {"attention_bias": True, "tie_word_embeddings": True, "rope_parameters": LLAMA3_ROPE},
+    ),
+    "arcee": ("Arcee", {}),
+    "arcee-biases": ("Arcee", {"attention_bias": True, "mlp_bias": True, "head_dim": 32}),
+    "hunyuan": ("HunYuanDenseV1", {"head_dim": 32}),
+    "hunyuan-alpha-bias": (
+        "HunYuanDenseV1",
+        {
+            "head_dim": 16,
+            "attention_bias": True,
+            "rope_parameters": {"rope_type": "dynamic", "alpha": 50.0, "rope_theta": 500.0, "factor": 1.0},
+        },
+    ),
+    "mpt": ("Mpt", {"d_model": 64, "n_heads": 4, "n_layers": 2, "attn_config": {}}),
+    "mpt-scale": (
+        "Mpt",
+        {
+            "d_model": 96,
+            "n_heads": 6,
+            "n_layers": 2,
+            "attn_config": {"softmax_scale": 0.4},
+            "tie_word_embeddings": False,
+        },
+    ),
+    "ministral": (
+        "Ministral",
+        {"head_dim": 16, "sliding_window": 8, "layer_types": ["full_attention", "sliding_attention"]},
+    ),
+    "ministral3": (
+        "Ministral3",
+        {
+            "head_dim": 16,
+            "rope_parameters": {**YARN_ROPE, "original_max_position_embeddings": 8, "llama_4_scaling_beta": 0.5},
+        },
+    ),
+    "ministral3-plain": (
+        "Ministral3",
+        {
+            "head_dim": 16,
+            "rope_parameters": {**PLAIN_ROPE, "llama_4_scaling_beta": 0.3, "original_max_position_embeddings": 16},
+        },
+    ),
     "persimmon-no-qk-norm": ("Persimmon", {"qk_layernorm": False}),
 }
 
@@ -92,6 +142,88 @@ def test_chunks_company_and_one_native_call_change_no_bit(saved: tuple[Path, tor
     assert torch.equal(torch.stack(prompt_logits(load(directory, one_by_one), one_by_one, PROMPTS)), whole)
 
 
+def test_the_bound_of_alibi_is_that_of_the_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers always takes 8."""
+    sizes = {"d_model": 96, "n_heads": 6, "n_layers": 2}
+    model = make_model(tmp_path, "Mpt", {**sizes, "attn_config": {"alibi_bias_max": 5}})
+    theirs = modeling_mpt.build_mpt_alibi_tensor
+    monkeypatch.setattr(
+        modeling_mpt, "build_mpt_alibi_tensor", lambda heads, length, bound, device: theirs(heads, length, 5, device)
+    )
+    ops = bind("cpu", "reference")
+    ours = torch.stack(prompt_logits(load(tmp_path, ops), ops, PROMPTS))
+    torch.testing.assert_close(ours, transformers_logits(model, PROMPTS), rtol=1e-4, atol=2e-4)
+
+
+def renamed(directory: Path, changes: dict[str, Any], renames: dict[str, str] | None = None) -> None:
+    """Change a saved model's configuration, and parts of its tensors' names."""
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, **changes}))
+    tensors = load_file(directory / "model.safetensors")
+    for old, new in (renames or {}).items():
+        tensors = {re.sub(old, new, name): value for name, value in tensors.items()}
+    save_file(tensors, directory / "model.safetensors")
+
+
+def test_orion_is_a_stablelm_that_rotates_whole_heads(tmp_path: Path) -> None:
+    """transformers has no class of it."""
+    rope = {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 1.0}
+    expected = transformers_logits(make_model(tmp_path, "StableLm", {**SMALL, "rope_parameters": rope}), PROMPTS)
+    renamed(tmp_path, {"architectures": ["OrionForCausalLM"], "model_type": "orion", "rms_norm_eps": 1e-5})
+    ops = bind("cpu", "reference")
+    ours = torch.stack(prompt_logits(load(tmp_path, ops), ops, PROMPTS))
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("prefixes", ["of transformers 5", "older"])
+@pytest.mark.parametrize("case", ["mistral3", "gemma3", "llava"])
+def test_of_models_that_also_see_the_text_part_is_served(case: str, prefixes: str, tmp_path: Path) -> None:
+    outer, family, options = {
+        "mistral3": ("Mistral3ForConditionalGeneration", "Ministral3", {"head_dim": 16, "rope_parameters": PLAIN_ROPE}),
+        "gemma3": ("Gemma3ForConditionalGeneration", "Gemma3", {"head_dim": 16, "sliding_window": 8}),
+        "llava": ("LlavaForConditionalGeneration", "Llama", {}),
+    }[case]
+    if case == "mistral3":
+        options["rope_parameters"] = {**PLAIN_ROPE, "llama_4_scaling_beta": 0.3, "original_max_position_embeddings": 16}
+    model = make_model(tmp_path, family, {**SMALL, **options})
+    text = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text("{}")
+    renames = {r"^model\.": "model.language_model."} if prefixes != "older" else {"^": "language_model."}
+    renamed(tmp_path, {"architectures": [outer], "text_config": text, "vision_config": {}}, renames)
+    tensors = load_file(tmp_path / "model.safetensors")
+    for name in ("vision_tower.encoder.weight", "model.vision_tower.x", "multi_modal_projector.linear_1.bias"):
+        tensors[name] = torch.zeros(3)
+    save_file(tensors, tmp_path / "model.safetensors")
+    ops = bind("cpu", "reference")
+    ours = torch.stack(prompt_logits(load(tmp_path, ops), ops, PROMPTS))
+    torch.testing.assert_close(ours, transformers_logits(model, PROMPTS), rtol=1e-4, atol=2e-4)
+
+
+def test_learned_positions_of_mpt_are_those_of_gpt2_without_biases(tmp_path: Path) -> None:
+    model = make_model(tmp_path, "GPT2", {**SMALL, "activation_function": "gelu"})
+    for name, parameter in model.named_parameters():
+        if name.endswith(".bias"):
+            parameter.data.zero_()
+    expected = transformers_logits(model, PROMPTS)
+    tensors = {}
+    for name, value in model.state_dict().items():
+        if not name.endswith(".bias") and name != "lm_head.weight":
+            for old, new in (
+                (r"\.h\.", ".blocks."), (r"\.ln_([12])\.", r".norm_\1."), ("c_attn", "Wqkv"),
+                (r"attn\.c_proj", "attn.out_proj"), (r"mlp\.c_fc", "ffn.up_proj"), (r"mlp\.c_proj", "ffn.down_proj"), (r"\.ln_f\.", ".norm_f."),
+            ):  # fmt: skip
+                name = re.sub(old, new, name)
+            is_turned = value.dim() == 2 and ".blocks." in name
+            tensors[name] = value.t().contiguous() if is_turned else value.clone()
+    save_file(tensors, tmp_path / "model.safetensors")
+    config = {"d_model": 64, "n_heads": 4, "n_layers": 2, "max_seq_len": 128, "vocab_size": 96, "model_type": "mpt"}
+    config |= {"architectures": ["MPTForCausalLM"], "attn_config": {"alibi": False}, "learned_pos_emb": True}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    ops = bind("cpu", "reference")
+    ours = torch.stack(prompt_logits(load(tmp_path, ops), ops, PROMPTS))
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=2e-4)
+
+
 @pytest.mark.parametrize(
     ("architecture", "options", "message"),
     [
@@ -99,6 +231,10 @@ def test_chunks_company_and_one_native_call_change_no_bit(saved: tuple[Path, tor
         ("Olmo2ForCausalLM", {"clip_qkv": 4.0}, "clip_qkv = '4.0'"),
         ("Olmo3ForCausalLM", {"sliding_window": 0}, "sliding_window = '0'"),
         ("NemotronForCausalLM", {"hidden_act": "xielu"}, "hidden_act = 'xielu'"),
+        ("ApertusForCausalLM", {"hidden_act": "silu"}, "hidden_act = 'silu'"),
+        ("HunYuanDenseV1ForCausalLM", {"use_qk_norm": False}, "use_qk_norm = 'False'"),
+        ("MptForCausalLM", {"attn_config": {"prefix_lm": True}}, "attn_config: prefix_lm = 'True'"),
+        ("MptForCausalLM", {"attn_config": {"clip_qkv": 8}}, "attn_config: clip_qkv = '8'"),
     ],
 )
 def test_options_that_are_not_implemented_are_refused(architecture: str, options: dict[str, Any], message: str) -> None:

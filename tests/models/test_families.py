@@ -59,13 +59,19 @@ GEMMA_ROPES = {
 }
 
 #: Sizes that a family's configuration does not have.
-FOREIGN = {
+FOREIGN: dict[str, tuple[str, ...]] = {
     "GPT2": ("num_key_value_heads", "intermediate_size"),
     "GPTNeoX": ("num_key_value_heads",),
     "Bloom": ("num_key_value_heads", "intermediate_size", "max_position_embeddings"),
     "OPT": ("num_key_value_heads", "intermediate_size"),
     "Persimmon": ("num_key_value_heads",),
-    "Mpt": ("num_key_value_heads", "intermediate_size", "max_position_embeddings"),
+    "Mpt": (
+        "num_key_value_heads",
+        "intermediate_size",
+        "max_position_embeddings",
+        "hidden_size",
+        "num_attention_heads",
+    ),
 }
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -219,7 +225,7 @@ def test_a_token_costs_two_operations_for_each_weight_of_the_layers(case: str, t
     # Of the experts a token meets only some.
     experts = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
     num_experts = next((options[key] for key in experts if key in options), 1)
-    share = options.get("num_experts_per_tok", options.get("moe_k", 1)) / num_experts
+    share = options.get("num_experts_per_tok", options.get("moe_k", options.get("moe_topk", 1))) / num_experts
     values = [rows * columns * (share if ".experts." in name else 1) for name, (rows, columns) in matrices]
     assert definition.layer_ops_per_token == round(2 * sum(values))
 

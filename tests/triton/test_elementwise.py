@@ -71,7 +71,8 @@ def test_plain_activations(kind: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("kind", ["silu", "gelu_tanh", "gelu", "relu", "quick_gelu", "relu2"])
 def test_activations(kind: str, dtype: torch.dtype) -> None:
     for rows, width in (*SHAPES, (2, 1100)):
-        gate_up = (randn(rows, 2 * width) * 20).to(dtype)
+        # A square of more would be out of float16's range.
+        gate_up = (randn(rows, 2 * width) * (4 if kind == "relu2" else 20)).to(dtype)
         expected, out = torch.empty(rows, width), torch.full((rows, width), torch.nan, dtype=dtype)
         reference.act_mul(expected, gate_up.float(), kind)
         elementwise.act_mul(out, gate_up, kind)

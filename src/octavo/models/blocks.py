@@ -141,13 +141,22 @@ class MLP:
     size: int
     activation: Activation
     bias: bool = False
+    xielu: tuple[float, float] | None = None  # its parameters, where they are not tensors of the checkpoint
 
     def emit(self, build: Builder, x: Buffer) -> Buffer:
         up = build.linear(
             x, "mlp.up", [Matrix(name="mlp.up_proj", gguf="ffn_up", rows=self.size, bias=self.bias)], shard=0
         )
         act = build.buffer("mlp.act", self.size)
-        build.ops.append(Act(out=act, x=up, kind=self.activation, gated=False))
+        parameters = None
+        if self.activation == "xielu":
+            names = [
+                Matrix(name=f"mlp.act_fn.{name}", gguf=f"ffn_act.{name}", rows=1) for name in ("alpha_p", "alpha_n")
+            ]
+            parameters = (
+                build.vector(names, "mlp.act_fn", "", "bias") if self.xielu is None else build.constant(*self.xielu)
+            )
+        build.ops.append(Act(out=act, x=up, kind=self.activation, gated=False, parameters=parameters))
         down = Matrix(name="mlp.down_proj", gguf="ffn_down", rows=x.width, bias=self.bias)
         return build.linear(act, "mlp.down", [down], shard=1)
 

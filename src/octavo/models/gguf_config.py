@@ -41,6 +41,7 @@ ARCHITECTURES: Final[dict[str, _Arch]] = {
     "minimax-m2": _Arch("MiniMaxM2ForCausalLM", "minimax_m2", is_rotated_in_part=True),
     "phimoe": _Arch("PhimoeForCausalLM", "phimoe"),
     "llama4": _Arch("Llama4ForCausalLM", "llama4_text"),
+    "hunyuan-moe": _Arch("HunYuanMoEV1ForCausalLM", "hunyuan_v1_moe"),
     "arctic": _Arch("ArcticForCausalLM", "arctic"),
     "gemma": _Arch("GemmaForCausalLM", "gemma", has_norms_of_one=True),
     "gemma2": _Arch("Gemma2ForCausalLM", "gemma2", has_norms_of_one=True, has_gemma_keys=True),

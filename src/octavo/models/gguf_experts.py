@@ -25,6 +25,7 @@ _MAVERICK_EXPERTS: Final = 128
 _OWN_NAMES: Final[dict[str, dict[str, str]]] = {
     "glm4_moe": {"num_local_experts": "n_routed_experts"},
     "deepseek": {"num_local_experts": "n_routed_experts"},
+    "hunyuan_v1_moe": {"num_local_experts": "num_experts", "n_shared_experts": "num_shared_expert"},
     "ernie4_5_moe": {
         "num_local_experts": "moe_num_experts", "num_experts_per_tok": "moe_k",
         "n_shared_experts": "moe_num_shared_experts", "first_k_dense_replace": "moe_layer_start_index",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from octavo.base.errors import CheckpointError
 from octavo.models.config_reader import ConfigReader
 from octavo.models.families import (
+    apertus,
+    arcee,
     arctic,
     bloom,
     deepseek,
@@ -21,15 +23,18 @@ from octavo.models.families import (
     gpt2,
     gpt_neox,
     gpt_oss,
+    hunyuan,
     llama,
     llama4,
     minimax_m2,
     mistral,
     mixtral,
+    mpt,
     nemotron,
     olmo,
     olmoe,
     opt,
+    orion,
     persimmon,
     phi,
     phi3,
@@ -73,7 +78,6 @@ FAMILIES: Final[dict[str, Family]] = {
     "PhimoeForCausalLM": Family("phimoe", phimoe.spec, mixtral.HF, EXPERTS_GGUF),
     "PhiMoEForCausalLM": Family("phimoe", phimoe.spec, mixtral.HF, EXPERTS_GGUF),
     "Llama4ForCausalLM": Family("llama4_text", llama4.spec, llama4.HF, llama4.GGUF),
-    "Llama4ForConditionalGeneration": Family("llama4", llama4.spec, llama4.HF),
     "GptOssForCausalLM": Family("gpt_oss", gpt_oss.spec, gpt_oss.HF, gpt_oss.GGUF),
     "Glm4MoeForCausalLM": Family("glm4_moe", glm4_moe.spec, glm4_moe.HF, glm4_moe.GGUF),
     "Ernie4_5_MoeForCausalLM": Family("ernie4_5_moe", ernie4_5_moe.spec, ernie4_5_moe.HF, ernie4_5_moe.GGUF),
@@ -89,10 +93,54 @@ FAMILIES: Final[dict[str, Family]] = {
     "OPTForCausalLM": Family("opt", opt.spec, opt.HF),
     "NemotronForCausalLM": Family("nemotron", nemotron.spec),
     "PersimmonForCausalLM": Family("persimmon", persimmon.spec, persimmon.HF),
+    "ApertusForCausalLM": Family("apertus", apertus.spec, apertus.HF),
+    "ArceeForCausalLM": Family("arcee", arcee.spec, gguf=Layout(interleaved=True)),
+    "OrionForCausalLM": Family("orion", orion.spec),
+    "HunYuanDenseV1ForCausalLM": Family("hunyuan_v1_dense", hunyuan.spec, hunyuan.HF),
+    "HunYuanMoEV1ForCausalLM": Family("hunyuan_v1_moe", hunyuan.moe, hunyuan.MOE_HF, EXPERTS_GGUF),
+    "MptForCausalLM": Family("mpt", mpt.spec, mpt.HF, mpt.GGUF),
+    "MPTForCausalLM": Family("mpt", mpt.spec, mpt.HF, mpt.GGUF),
+    "MinistralForCausalLM": Family("ministral", mistral.ministral),
+    "Ministral3ForCausalLM": Family("ministral3", mistral.ministral3),
     "GPT2LMHeadModel": Family("gpt2", gpt2.spec, gpt2.HF, gpt2.GGUF),
     "GPTNeoXForCausalLM": Family("gpt_neox", gpt_neox.spec, gpt_neox.HF, gpt_neox.GGUF),
     "BloomForCausalLM": Family("bloom", bloom.spec, bloom.HF, bloom.GGUF),
 }
+
+
+#: Models that also see, of which the text part is served: what its files call the tensors of the text part.
+_WITH_TEXT: Final = frozenset(
+    {
+        "Gemma3ForConditionalGeneration", "Llama4ForConditionalGeneration", "LlavaForConditionalGeneration", "LlavaNextForConditionalGeneration",
+        "Mistral3ForConditionalGeneration", "VipLlavaForConditionalGeneration",
+    }
+)  # fmt: skip
+_TEXT_RENAMES: Final = (
+    (r"^language_model\.(model|lm_head)\.", r"\1."), (r"^model\.language_model\.", "model."),
+)  # fmt: skip
+_NOT_TEXT: Final = (r"(model\.)?(vision_tower|vision_model|multi_modal_projector)\..*", r"(model\.)?image_newline")
+#: What configurations of a text part leave out, since it is transformers' default.
+_TEXT_DEFAULTS: Final[dict[str, dict[str, Any]]] = {
+    "llama": {
+        "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "hidden_act": "silu",
+    },
+    "mistral": {
+        "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "hidden_act": "silu",
+    },
+    "gemma3_text": {"num_attention_heads": 8, "num_key_value_heads": 4},
+}  # fmt: skip
+
+
+def text_part(config: dict[str, Any]) -> dict[str, Any] | None:
+    """The configuration of the text part of a model that also sees; None for other models, which are all text."""
+    names, text = config.get("architectures"), config.get("text_config")
+    if not isinstance(names, list) or not _WITH_TEXT.intersection(map(str, names)) or not isinstance(text, dict):
+        return None
+    kept = {key: config[key] for key in ("tie_word_embeddings", "quantization_config") if key in config}
+    defaults = _TEXT_DEFAULTS.get(str(text.get("model_type")), {})
+    return {**defaults, **kept, **text, "architectures": None}
 
 
 def find_family(config: dict[str, Any], source: str) -> Family:
@@ -100,6 +148,12 @@ def find_family(config: dict[str, Any], source: str) -> Family:
 
     Raises CheckpointError for an architecture that is not implemented.
     """
+    text = text_part(config)
+    if text is not None:
+        family = find_family(text, source)
+        hf = family.hf
+        hf = replace(hf, ignored=(*hf.ignored, *_NOT_TEXT), renames=(*_TEXT_RENAMES, *hf.renames))
+        return replace(family, hf=hf)
     by_type = {family.model_type: name for name, family in FAMILIES.items()}
     names = config.get("architectures") or [by_type.get(str(config.get("model_type")), config.get("model_type"))]
     name = names[0] if isinstance(names, list) and len(names) == 1 else names
@@ -118,6 +172,10 @@ def model_spec(config: dict[str, Any], source: str) -> ModelSpec:
     if config.get("auto_map") is not None:
         logger.warning("%s: auto_map is ignored: octavo runs no code from a model's files", source)
     family = find_family(config, source)
+    text = text_part(config)
+    if text is not None:
+        logger.info("%s: only the text part of the model is served", source)
+        config = text
     try:
         return family.spec(ConfigReader(config))
     except CheckpointError as error:

@@ -13,11 +13,7 @@ from octavo.models.spec import ModelSpec, NormSpec, QScaleSpec
 from octavo.ops.routing import Routing
 
 HF: Final = Layout(
-    ignored=(r"(model\.)?(vision_model|multi_modal_projector)\..*",),
-    renames=(
-        (r"^(model\.)?language_model\.(model\.)?", "model."), (r"^model\.lm_head\.", "lm_head."),
-        (r"\.feed_forward\.", ".mlp."), (r"\.mlp\.router\.", ".mlp.gate."),
-    ),
+    renames=((r"\.feed_forward\.", ".mlp."), (r"\.mlp\.router\.", ".mlp.gate.")),
     transposed=r".*\.experts\.(gate_up|down)_proj",
     splits=STACKED_EXPERTS,
     interleaved=True,
@@ -30,7 +26,6 @@ _DEFAULTS: Final[dict[str, Any]] = {
 
 
 def spec(config: ConfigReader) -> ModelSpec:
-    config = config.section("text_config").merged({"model_type": "llama4"}) if config.has("text_config") else config
     config = config.without("moe_intermediate_size").aliased(
         num_experts="num_local_experts", moe_intermediate_size="intermediate_size"
     )
