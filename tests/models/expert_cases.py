@@ -78,6 +78,16 @@ EXPERT_CASES: dict[str, tuple[str, dict[str, Any]]] = {
          "intermediate_size_mlp": 64, "no_rope_layers": [0, 1, 1], "attention_chunk_size": 64, "use_qk_norm": False,
          "attn_temperature_tuning": False, "attention_bias": True},
     ),
+    "granite-moe": (
+        "GraniteMoe",
+        {"num_local_experts": 5, "num_experts_per_tok": 3, "intermediate_size": 48, "embedding_multiplier": 12.0,
+         "residual_multiplier": 0.22, "attention_multiplier": 0.15, "logits_scaling": 6.0},
+    ),
+    "granite-moe-shared": (
+        "GraniteMoeShared",
+        {"num_local_experts": 4, "intermediate_size": 48, "shared_intermediate_size": 40, "attention_bias": True,
+         "residual_multiplier": 0.5, "attention_multiplier": 0.25, "tie_word_embeddings": True},
+    ),
     "hunyuan-moe": (
         "HunYuanMoEV1",
         {"head_dim": 32, "num_experts": 5, "moe_topk": 2, "intermediate_size": 48, "attention_bias": True,
@@ -98,13 +108,18 @@ EXPERT_CASES: dict[str, tuple[str, dict[str, Any]]] = {
 EXPERT_ARCHS = {
     "gpt-oss": "gpt-oss", "qwen2-moe": "qwen2moe", "glm4-moe": "glm4moe", "glm4-moe-no-groups": "glm4moe",
     "ernie-moe": "ernie4_5-moe", "olmoe": "olmoe", "minimax-m2": "minimax-m2", "phimoe": "phimoe",
-    "hunyuan-moe": "hunyuan-moe",
+    "hunyuan-moe": "hunyuan-moe", "granite-moe": "granitemoe",
 }  # fmt: skip
 
 
 def write_experts(writer: gguf.GGUFWriter, arch: str, config: Any) -> None:
     """The keys of a GGUF file that belong to the experts, but for how many there are."""
-    if arch in ("llama", "olmoe", "phimoe", "minimax-m2"):
+    if arch == "granitemoe":
+        writer.add_embedding_scale(config.embedding_multiplier)
+        writer.add_residual_scale(config.residual_multiplier)
+        writer.add_attention_scale(config.attention_multiplier)
+        writer.add_logit_scale(config.logits_scaling)
+    if arch in ("llama", "olmoe", "phimoe", "minimax-m2", "granitemoe"):
         return
     writer.add_expert_feed_forward_length(getattr(config, "moe_intermediate_size", config.intermediate_size))
     match arch:

@@ -19,6 +19,7 @@ from octavo.base.errors import CheckpointError
 from octavo.ops.table import bind
 from octavo.quant import mxfp4
 from octavo.quant.gguf_types import transcode
+from support import expert_references
 
 FP4 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0])
 
@@ -84,6 +85,34 @@ def test_gpt_oss_in_mxfp4(impl: Any, tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match="down_proj_blocks"):
         load(tmp_path, ops)
+
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
+    "max_position_embeddings": 64, "rope_theta": 500.0, "rms_norm_eps": 1e-6, "hidden_act": "silu",
+    "intermediate_size": 40, "num_experts_per_tok": 2,
+}  # fmt: skip
+DEEPSEEK = {
+    "architectures": ["DeepseekForCausalLM"], "model_type": "deepseek", "n_routed_experts": 5, "n_shared_experts": 2,
+    "moe_intermediate_size": 24, "first_k_dense_replace": 1, "moe_layer_freq": 1, "scoring_func": "softmax",
+}  # fmt: skip
+ARCTIC = {
+    "architectures": ["ArcticForCausalLM"], "model_type": "arctic", "num_local_experts": 4, "moe_layer_frequency": 1,
+    "parallel_attn_mlp_res": True, "use_residual": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "family", [{**DEEPSEEK, "norm_topk_prob": False}, {**DEEPSEEK, "norm_topk_prob": True}, ARCTIC]
+)
+def test_logits_are_those_of_the_published_descriptions(family: dict[str, Any], tmp_path: Path) -> None:
+    config = {**SIZES, **family}
+    weights = expert_references.random_weights(expert_references.shapes_of(config))
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file(weights, tmp_path / "model.safetensors")
+    ops = bind("cpu", "reference")
+    for prompt, ours in zip(PROMPTS, prompt_logits(load(tmp_path, ops), ops, PROMPTS), strict=True):
+        torch.testing.assert_close(ours, expert_references.logits(config, weights, prompt), rtol=1e-4, atol=1e-4)
 
 
 def test_layers_that_guess_are_ignored(tmp_path: Path) -> None:

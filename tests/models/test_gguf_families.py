@@ -86,7 +86,7 @@ def write_gguf(
         # As the checkpoint has it: rows of heads are not yet in the order of the kernels.
         value = source.get(dataclasses.replace(tensor, rotary_dim=0))
         assert isinstance(value, torch.Tensor)
-        if arch == "llama" and tensor.rotary_dim:
+        if arch in ("llama", "granitemoe") and tensor.rotary_dim:
             value = interleaved(value, tensor.shape[0] // tensor.head_dim)
         if arch.startswith("gemma") and tensor.role == "norm":
             value = value + 1

@@ -55,9 +55,10 @@ class Builder:
         ids, weights, places = (Buffer(f"{self._prefix}{name}.{each}", top_k, dtype) for each, dtype in types.items())
         return ids, weights, places
 
-    def norm(self, x: Buffer, norm: NormSpec, name: str, gguf: str) -> Buffer:
+    def norm(self, x: Buffer, norm: NormSpec, name: str, gguf: str, scale: float = 1.0) -> Buffer:
+        """`scale`: the result is multiplied by it."""
         out = self.buffer(name, x.width)
-        weight, bias = self._norm_vectors(norm, [Matrix(name=name, gguf=gguf, rows=x.width)], name)
+        weight, bias = self._norm_vectors(norm, [Matrix(name=name, gguf=gguf, rows=x.width)], name, scale)
         self.ops.append(Norm(out=out, x=x, weight=weight, eps=norm.eps, kind=norm.kind, bias=bias))
         return out
 
@@ -125,18 +126,22 @@ class Builder:
         self._num_caches += 1
         return Cache(index=self._num_caches - 1, heads=heads, window=window, chunked=chunked)
 
-    def _norm_vectors(self, norm: NormSpec, declared: Sequence[Matrix], name: str) -> tuple[Weight, Weight | None]:
+    def _norm_vectors(
+        self, norm: NormSpec, declared: Sequence[Matrix], name: str, scale: float = 1.0
+    ) -> tuple[Weight, Weight | None]:
         """Weight and bias of a norm, of one tensor or of several behind each other."""
         if norm.has_weight:
-            weight = self.vector(declared, name, "weight", "norm", norm.offset)
+            weight = self.vector(declared, name, "weight", "norm", norm.offset, scale)
         else:
-            weight = self.constant(1.0, size=sum(each.rows for each in declared))
-        return weight, self.vector(declared, name, "bias", "bias") if norm.bias else None
+            weight = self.constant(scale, size=sum(each.rows for each in declared))
+        return weight, self.vector(declared, name, "bias", "bias", scale=scale) if norm.bias else None
 
-    def vector(self, declared: Sequence[Matrix], name: str, kind: str, role: Role, offset: float = 0.0) -> Weight:
+    def vector(
+        self, declared: Sequence[Matrix], name: str, kind: str, role: Role, offset: float = 0.0, scale: float = 1.0
+    ) -> Weight:
         tensors = tuple(self._tensor(each, kind, role, (each.rows,)) for each in declared)
         weight = Weight(f"{self._prefix}{name}.{kind}", (sum(each.rows for each in declared),))
-        self.params.append(Param(weight=weight, parts=tensors, packing="vector", offset=offset))
+        self.params.append(Param(weight=weight, parts=tensors, packing="vector", offset=offset, scale=scale))
         return weight
 
     def _bias(self, matrix: Matrix) -> TensorDecl | None:

@@ -84,7 +84,11 @@ def define(spec: ModelSpec) -> Definition:
         build.layer(number)
         layer.emit(build, residual)
     build.top()
-    output = residual if spec.norm is None else build.norm(residual, spec.norm, "model.norm", "output_norm")
+    output = (
+        residual
+        if spec.norm is None
+        else build.norm(residual, spec.norm, "model.norm", "output_norm", spec.logit_scale)
+    )
     if spec.embedding_size:
         back = Matrix(name="model.project_out", gguf="project_out", rows=spec.embedding_size)
         output = build.linear(output, "project_out", [back], None)

@@ -42,6 +42,7 @@ ARCHITECTURES: Final[dict[str, _Arch]] = {
     "phimoe": _Arch("PhimoeForCausalLM", "phimoe"),
     "llama4": _Arch("Llama4ForCausalLM", "llama4_text"),
     "hunyuan-moe": _Arch("HunYuanMoEV1ForCausalLM", "hunyuan_v1_moe"),
+    "granitemoe": _Arch("GraniteMoeSharedForCausalLM", "granitemoeshared"),
     "arctic": _Arch("ArcticForCausalLM", "arctic"),
     "gemma": _Arch("GemmaForCausalLM", "gemma", has_norms_of_one=True),
     "gemma2": _Arch("Gemma2ForCausalLM", "gemma2", has_norms_of_one=True, has_gemma_keys=True),

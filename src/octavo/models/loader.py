@@ -266,7 +266,8 @@ class _Packer:
     def _vector(self, param: Param) -> Tensor:
         values = [self._reader.vector(part) for part in param.parts]
         joined = values[0] if len(values) == 1 else torch.cat(values)
-        return joined + param.offset if param.offset else joined
+        joined = joined + param.offset if param.offset else joined
+        return joined * param.scale if param.scale != 1.0 else joined
 
 
 def _as_float32(weight: Tensor | QuantizedWeight) -> Tensor:

@@ -40,6 +40,7 @@ class Param:
     packing: Packing
     biases: tuple[TensorDecl | None, ...] = ()
     offset: float = 0.0  # added to the stored values of a norm
+    scale: float = 1.0  # a norm's weights and biases are multiplied by it
 
     @property
     def tensors(self) -> tuple[TensorDecl, ...]:

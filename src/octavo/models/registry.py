@@ -23,6 +23,7 @@ from octavo.models.families import (
     gpt2,
     gpt_neox,
     gpt_oss,
+    granite_moe,
     hunyuan,
     llama,
     llama4,
@@ -73,6 +74,8 @@ FAMILIES: Final[dict[str, Family]] = {
     "Gemma2ForCausalLM": Family("gemma2", gemma2.spec),
     "Gemma3ForCausalLM": Family("gemma3_text", gemma3.spec),
     "MixtralForCausalLM": Family("mixtral", mixtral.spec, mixtral.HF, mixtral.GGUF),
+    "GraniteMoeForCausalLM": Family("granitemoe", granite_moe.spec, granite_moe.HF, granite_moe.GGUF),
+    "GraniteMoeSharedForCausalLM": Family("granitemoeshared", granite_moe.spec, granite_moe.HF, granite_moe.GGUF),
     "OlmoeForCausalLM": Family("olmoe", olmoe.spec, EXPERTS_HF, EXPERTS_GGUF),
     "MiniMaxM2ForCausalLM": Family("minimax_m2", minimax_m2.spec, minimax_m2.HF, EXPERTS_GGUF),
     "PhimoeForCausalLM": Family("phimoe", phimoe.spec, mixtral.HF, EXPERTS_GGUF),
@@ -111,7 +114,8 @@ FAMILIES: Final[dict[str, Family]] = {
 #: Models that also see, of which the text part is served: what its files call the tensors of the text part.
 _WITH_TEXT: Final = frozenset(
     {
-        "Gemma3ForConditionalGeneration", "Llama4ForConditionalGeneration", "LlavaForConditionalGeneration", "LlavaNextForConditionalGeneration",
+        "Gemma3ForConditionalGeneration", "Llama4ForConditionalGeneration",
+        "LlavaForConditionalGeneration", "LlavaNextForConditionalGeneration",
         "Mistral3ForConditionalGeneration", "VipLlavaForConditionalGeneration",
     }
 )  # fmt: skip

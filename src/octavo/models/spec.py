@@ -95,4 +95,5 @@ class ModelSpec:
     embedding_scale: float = 1.0
     tie_word_embeddings: bool = False
     lm_head_bias: bool = False  # of an output matrix of its own
+    logit_scale: float = 1.0  # the logits are multiplied by it; the norm behind the layers has it in its weights
     logit_softcap: float = 0.0  # 0: none

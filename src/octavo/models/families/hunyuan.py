@@ -1,4 +1,5 @@
-"""Hunyuan, dense and with experts: Llama with norms of the heads behind the rotation, whose base has been stretched once and for all."""
+"""Hunyuan, dense and with experts: Llama with norms of the heads behind the rotation, whose base has been stretched
+once and for all."""
 
 from __future__ import annotations
 
