@@ -30,5 +30,5 @@ def scales_of(stored: Tensor) -> Tensor:
 def transcode(blocks: Tensor, scales: Tensor) -> QuantizedWeight:
     """blocks uint8 [..., K / 32, 16] and scales uint8 [..., K / 32] as [N, K], all dimensions in front folded."""
     columns = scales.shape[-1] * GROUP
-    values = FileValues(blocks.reshape(-1, columns // 2), _BLOCK, columns)
+    values = FileValues(blocks.reshape(-1, columns // 2).contiguous(), _BLOCK, columns)
     return QuantizedWeight(values, BITS, GROUP, scales_of(scales).view(-1, columns // GROUP), zero=ZERO)
