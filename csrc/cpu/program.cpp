@@ -27,15 +27,6 @@ struct ProgramRun {
 
     int32_t* ints(BufferId buffer) const { return reinterpret_cast<int32_t*>(at(buffer)); }
 
-    // Each expert's product of the rows in its group.
-    static void products(const std::vector<const PackedLinear*>& weights, const std::vector<int64_t>& starts, float* out,
-                         const float* x) {
-        for (size_t e = 0; e < weights.size(); ++e) {
-            const int64_t N = weights[e]->N(), K = weights[e]->K();
-            weights[e]->linear(out + starts[e] * N, N, x + starts[e] * K, K, starts[e + 1] - starts[e]);
-        }
-    }
-
     void operator()(const EmbedRecord& op) {
         op.weight->gather(at(op.out), op.weight->K(), op.of_positions ? step.positions : step.token_ids, rows, op.scale);
     }
@@ -103,11 +94,11 @@ struct ProgramRun {
                 for (int64_t c = 0; c < op.width; ++c) to[c] = from[c] * weight;
             else std::memcpy(to, from, size_t(op.width) * sizeof(float));
         }
-        products(op.gate_up_weights, starts, at(op.gate_up), at(op.grouped));
+        PackedLinear::linear_groups(op.gate_up_weights, starts, at(op.gate_up), at(op.grouped));
         const auto& activation = OCTAVO_KERNELS(activation_kernels);
         if (op.gated) activation.act_mul(at(op.act), at(op.gate_up), count, op.inner, op.kind);
         else activation.act(at(op.act), at(op.gate_up), count, op.inner, op.kind, nullptr);
-        products(op.down_weights, starts, at(op.grouped), at(op.act));
+        PackedLinear::linear_groups(op.down_weights, starts, at(op.grouped), at(op.act));
         OCTAVO_KERNELS(experts_kernels)
             .combine(at(op.out), at(op.grouped), places, op.scales_input ? nullptr : at(op.weights), rows, op.top_k, op.width);
     }

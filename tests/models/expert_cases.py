@@ -60,11 +60,11 @@ EXPERT_CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "phimoe": (
         "Phimoe",
-        {"num_local_experts": 4, "router_jitter_noise": 0.2, "attention_bias": True, "lm_head_bias": True},
+        {"num_local_experts": 4, "attention_bias": True, "lm_head_bias": True},
     ),
     "phimoe-longrope-window": (
         "Phimoe",
-        {"num_local_experts": 5, "rope_parameters": PHIMOE_ROPE, "sliding_window": 8},
+        {"num_local_experts": 5, "router_jitter_noise": 0.2, "rope_parameters": PHIMOE_ROPE, "sliding_window": 8},
     ),
     "llama4": (
         "Llama4",

@@ -30,6 +30,8 @@ _GRANITE_KEYS: Final = {
 _OWN_NAMES: Final[dict[str, dict[str, str]]] = {
     "glm4_moe": {"num_local_experts": "n_routed_experts"},
     "deepseek": {"num_local_experts": "n_routed_experts"},
+    "qwen2_moe": {"num_local_experts": "num_experts"},
+    "olmoe": {"num_local_experts": "num_experts"},
     "hunyuan_v1_moe": {"num_local_experts": "num_experts", "n_shared_experts": "num_shared_expert"},
     "ernie4_5_moe": {
         "num_local_experts": "moe_num_experts", "num_experts_per_tok": "moe_k",
