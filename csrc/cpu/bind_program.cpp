@@ -91,6 +91,9 @@ void bind_program(nb::module_& m) {
             nb::kw_only(), nb::arg("out"), nb::arg("residual"), nb::arg("x"), nb::arg("weight"), nb::arg("bias"),
             nb::arg("width"), nb::arg("eps"), nb::arg("layer_norm"))
         .def(
+            "clip", [](Program& self, BufferId x, int64_t width, float limit) { self.add(ClipRecord{x, width, limit}); },
+            nb::kw_only(), nb::arg("x"), nb::arg("width"), nb::arg("limit"))
+        .def(
             "rope_write",
             [](Program& self, BufferId qkv, const Heads& heads, int cache, int group, Address rotation, Address q_norm,
                Address k_norm, float eps, bool norms_rotated, Address q_scales) {

@@ -65,6 +65,11 @@ void add_gated(Address residual, Address x, Address gates, int64_t rows, int64_t
     OCTAVO_KERNELS(experts_kernels).add_gated(at<float>(residual), at<float>(x), at<float>(gates), rows, width);
 }
 
+void clip(Address x, int64_t count, float limit) {
+    nb::gil_scoped_release release;
+    OCTAVO_KERNELS(norm_kernels).clip(at<float>(x), count, limit);
+}
+
 void act_mul(Address out, Address gate_up, int64_t rows, int64_t width, int kind) {
     nb::gil_scoped_release release;
     OCTAVO_KERNELS(activation_kernels).act_mul(at<float>(out), at<float>(gate_up), rows, width, Activation(kind));
@@ -158,6 +163,7 @@ void bind_step(nb::module_& m) {
     m.def("layer_norm", &layer_norm);
     m.def("add_layer_norm", &add_layer_norm);
     m.def("add", &add);
+    m.def("clip", &clip);
     m.def("act_mul", &act_mul);
     m.def("act", &act);
     m.def("norm_parts", &norm_parts);

@@ -53,6 +53,7 @@ struct ProgramRun {
         if (n.is_layer_norm) kernels.add_layer_norm(at(op.out), residual, at(op.x), n.weight, n.bias, rows, n.width, n.eps);
         else kernels.add_rms_norm(at(op.out), residual, at(op.x), n.weight, rows, n.width, n.eps);
     }
+    void operator()(const ClipRecord& op) { OCTAVO_KERNELS(norm_kernels).clip(at(op.x), rows * op.width, op.limit); }
     void operator()(const RopeWriteRecord& op) {
         const LayerCache& cache = program.caches_[size_t(op.cache)];
         OCTAVO_KERNELS(rope_kernels)

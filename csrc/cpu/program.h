@@ -59,6 +59,11 @@ struct AddNormRecord {
     BufferId out, residual, x;
     NormWeights norm;
 };
+struct ClipRecord {
+    BufferId x;
+    int64_t width;
+    float limit;
+};
 struct RopeWriteRecord {
     BufferId qkv;
     HeadCounts heads;
@@ -109,7 +114,7 @@ struct KeepRowsRecord {
     std::vector<int64_t> widths;
 };
 
-using Record = std::variant<EmbedRecord, LinearRecord, NormRecord, NormPartsRecord, AddRecord, AddNormRecord,
+using Record = std::variant<EmbedRecord, LinearRecord, NormRecord, NormPartsRecord, AddRecord, AddNormRecord, ClipRecord,
                             RopeWriteRecord, AttendRecord, ActRecord, RouteRecord, ExpertsRecord, AddGatedRecord, KeepRowsRecord>;
 
 struct LayerCache {

@@ -16,6 +16,11 @@ PHIMOE_ROPE = {
     "short_mscale": 1.25, "long_mscale": 1.25,
 }  # fmt: skip
 
+DBRX = {
+    "d_model": 64, "n_heads": 4, "n_layers": 2, "max_seq_len": 128, "rope_parameters": {"rope_theta": 500.0,
+    "rope_type": "default"}, "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2},
+}  # fmt: skip
+
 EXPERT_CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt-oss": (
         "GptOss",
@@ -78,6 +83,8 @@ EXPERT_CASES: dict[str, tuple[str, dict[str, Any]]] = {
          "intermediate_size_mlp": 64, "no_rope_layers": [0, 1, 1], "attention_chunk_size": 64, "use_qk_norm": False,
          "attn_temperature_tuning": False, "attention_bias": True},
     ),
+    "dbrx": ("Dbrx", {**DBRX, "attn_config": {"kv_n_heads": 2, "clip_qkv": 0.3}}),
+    "dbrx-unbounded": ("Dbrx", {**DBRX, "attn_config": {"kv_n_heads": 4}}),
     "granite-moe": (
         "GraniteMoe",
         {"num_local_experts": 5, "num_experts_per_tok": 3, "intermediate_size": 48, "embedding_multiplier": 12.0,
@@ -114,12 +121,7 @@ EXPERT_ARCHS = {
 
 def write_experts(writer: gguf.GGUFWriter, arch: str, config: Any) -> None:
     """The keys of a GGUF file that belong to the experts, but for how many there are."""
-    if arch == "granitemoe":
-        writer.add_embedding_scale(config.embedding_multiplier)
-        writer.add_residual_scale(config.residual_multiplier)
-        writer.add_attention_scale(config.attention_multiplier)
-        writer.add_logit_scale(config.logits_scaling)
-    if arch in ("llama", "olmoe", "phimoe", "minimax-m2", "granitemoe"):
+    if arch in ("llama", "olmoe", "phimoe", "minimax-m2", "granitemoe", "dbrx"):
         return
     writer.add_expert_feed_forward_length(getattr(config, "moe_intermediate_size", config.intermediate_size))
     match arch:

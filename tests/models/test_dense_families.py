@@ -1,244 +1,413 @@
-"""More families against transformers: norms, activations, positions and blocks that Llama has not."""
+"""Dense families that are Llama with other names, norms, ropes and factors, against transformers in float32.
+
+Where transformers has no class for a layout, the model is one of the same mathematics, saved in that layout.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
-from transformers.models.mpt import modeling_mpt
 
 from models.running import load, prompt_logits
-from models.test_families import LLAMA3_ROPE, PROMPTS, make_model, transformers_logits
-from octavo.base.errors import CheckpointError
-from octavo.models.registry import model_spec
+from models.test_families import LLAMA3_ROPE, PROMPTS, YARN_ROPE, transformers_logits
+from models.test_gguf_families import write_gguf
+from octavo.base.config import ModelConfig
+from octavo.base.errors import CheckpointError, InvalidConfig
+from octavo.files.gguf import TensorInfo
+from octavo.models.config_reader import ConfigReader
+from octavo.models.gguf_config import hf_config
+from octavo.models.overrides import overridden
+from octavo.models.registry import FAMILIES, model_spec
 from octavo.ops.run import Runner
 from octavo.ops.table import bind
 
-SMALL: dict[str, Any] = {"num_hidden_layers": 2}
-YARN_ROPE = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 32}
-PLAIN_ROPE = {"rope_type": "default", "rope_theta": 500.0}
-CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    "phi": ("Phi", {"num_key_value_heads": 4}),
-    "phi-qk-norm": ("Phi", {"qk_layernorm": True, "partial_rotary_factor": 0.25}),
-    "olmo": ("Olmo", {"pad_token_id": None}),
-    "olmo-tied-biases": ("Olmo", {"pad_token_id": None, "tie_word_embeddings": True, "attention_bias": True}),
-    "olmo2": ("Olmo2", {"pad_token_id": None}),
-    "olmo3": (
-        "Olmo3",
-        {
-            "pad_token_id": None,
-            "num_hidden_layers": 5,
-            "sliding_window": 8,
-            "rope_parameters": {
-                "full_attention": YARN_ROPE,
-                "sliding_attention": {"rope_type": "default", "rope_theta": 300.0},
-            },
-        },
-    ),
-    "stablelm": ("StableLm", {}),
-    "stablelm-qkv-bias-tied": ("StableLm", {"use_qkv_bias": True, "tie_word_embeddings": True}),
-    "stablelm-parallel-qk-norm": ("StableLm", {"use_parallel_residual": True, "qk_layernorm": True}),
-    "starcoder2": ("Starcoder2", {}),
-    "starcoder2-no-bias-window": ("Starcoder2", {"use_bias": False, "sliding_window": 8, "tie_word_embeddings": False}),
-    "opt": ("OPT", {"ffn_dim": 96}),
-    "opt-350m": ("OPT", {"ffn_dim": 96, "do_layer_norm_before": False, "word_embed_proj_dim": 32}),
-    "opt-no-last-norm": (
-        "OPT",
-        {
-            "ffn_dim": 96,
-            "_remove_final_layer_norm": True,
-            "enable_bias": False,
-            "layer_norm_elementwise_affine": False,
-            "activation_function": "gelu",
-            "tie_word_embeddings": False,
-        },
-    ),
-    "nemotron": ("Nemotron", {"head_dim": 16}),
-    "nemotron-biases": ("Nemotron", {"head_dim": 32, "attention_bias": True, "mlp_bias": True}),
-    "persimmon": ("Persimmon", {}),
-    "apertus": ("Apertus", {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}),
-    "apertus-bias-tied": (
-        "Apertus",
-        {"attention_bias": True, "tie_word_embeddings": True, "rope_parameters": LLAMA3_ROPE},
-    ),
-    "arcee": ("Arcee", {}),
-    "arcee-biases": ("Arcee", {"attention_bias": True, "mlp_bias": True, "head_dim": 32}),
-    "hunyuan": ("HunYuanDenseV1", {"head_dim": 32}),
-    "hunyuan-alpha-bias": (
-        "HunYuanDenseV1",
-        {
-            "head_dim": 16,
-            "attention_bias": True,
-            "rope_parameters": {"rope_type": "dynamic", "alpha": 50.0, "rope_theta": 500.0, "factor": 1.0},
-        },
-    ),
-    "mpt": ("Mpt", {"d_model": 64, "n_heads": 4, "n_layers": 2, "attn_config": {}}),
-    "mpt-scale": (
-        "Mpt",
-        {
-            "d_model": 96,
-            "n_heads": 6,
-            "n_layers": 2,
-            "attn_config": {"softmax_scale": 0.4},
-            "tie_word_embeddings": False,
-        },
-    ),
-    "ministral": (
-        "Ministral",
-        {"head_dim": 16, "sliding_window": 8, "layer_types": ["full_attention", "sliding_attention"]},
-    ),
-    "ministral3": (
-        "Ministral3",
-        {
-            "head_dim": 16,
-            "rope_parameters": {**YARN_ROPE, "original_max_position_embeddings": 8, "llama_4_scaling_beta": 0.5},
-        },
-    ),
-    "ministral3-plain": (
-        "Ministral3",
-        {
-            "head_dim": 16,
-            "rope_parameters": {**PLAIN_ROPE, "llama_4_scaling_beta": 0.3, "original_max_position_embeddings": 16},
-        },
-    ),
-    "persimmon-no-qk-norm": ("Persimmon", {"qk_layernorm": False}),
+SIZES: dict[str, Any] = {
+    "vocab_size": 96, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 128, "pad_token_id": None,
+}  # fmt: skip
+#: Sizes that a family's configuration does not have.
+FOREIGN = {
+    "Falcon": ("num_key_value_heads", "intermediate_size"),
+    "GPTJ": ("num_key_value_heads", "intermediate_size"),
+    "GPTBigCode": ("num_key_value_heads", "intermediate_size"),
 }
+WINDOWS = ["sliding_attention", "full_attention"]
+DYNAMIC_ROPE = {"rope_type": "dynamic", "rope_theta": 500.0, "factor": 4.0}
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "cohere": ("Cohere", {}),
+    "cohere-head-norms-biases": ("Cohere", {"use_qk_norm": True, "attention_bias": True, "logit_scale": 0.7}),
+    "cohere-untied-llama3-rope": ("Cohere", {"tie_word_embeddings": False, "rope_parameters": LLAMA3_ROPE}),
+    "cohere2": ("Cohere2", {"num_hidden_layers": 4, "sliding_window": 8}),
+    "cohere2-types-bias": ("Cohere2", {"sliding_window": 16, "layer_types": WINDOWS, "attention_bias": True}),
+    "granite": (
+        "Granite",
+        {"embedding_multiplier": 12.0, "residual_multiplier": 0.22, "attention_multiplier": 0.1, "logits_scaling": 8.0},
+    ),
+    "granite-biases-tied": (
+        "Granite",
+        {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True, "residual_multiplier": 1.5},
+    ),
+    "glm": ("Glm", {"head_dim": 16}),
+    "glm-no-bias-partial": ("Glm", {"head_dim": 32, "attention_bias": False, "partial_rotary_factor": 0.25}),
+    "glm4": ("Glm4", {"head_dim": 16}),
+    "falcon-7b": ("Falcon", {}),
+    "falcon-40b": ("Falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
+    "falcon-11b": (
+        "Falcon",
+        {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1, "ffn_hidden_size": 96,
+         "tie_word_embeddings": False},
+    ),
+    "falcon-rw": ("Falcon", {"alibi": True, "multi_query": False, "parallel_attn": False, "bias": True}),
+    "exaone4": ("Exaone4", {"num_hidden_layers": 4, "sliding_window": 8}),
+    "exaone4-no-window": ("Exaone4", {"sliding_window": None, "layer_types": ["full_attention"] * 2}),
+    "internlm3": ("InternLM3", {"head_dim": 16, "attention_bias": True, "mlp_bias": True}),
+    "gpt-bigcode": ("GPTBigCode", {}),
+    "gpt-bigcode-heads": ("GPTBigCode", {"multi_query": False, "n_inner": 96}),
+    "gpt-j": ("GPTJ", {"rotary_dim": 8}),
+    "gpt-j-whole-inner": ("GPTJ", {"rotary_dim": 16, "n_inner": 96}),
+    "seed-oss": ("SeedOss", {"head_dim": 32}),
+    "seed-oss-biases": ("SeedOss", {"attention_bias": False, "attention_out_bias": True, "mlp_bias": True}),
+    "smollm3": ("SmolLM3", {"num_hidden_layers": 4}),
+    "smollm3-window": ("SmolLM3", {"no_rope_layers": [0, 1], "use_sliding_window": True, "sliding_window": 8}),
+    "ernie4_5": ("Ernie4_5", {"head_dim": 16}),
+    "ernie4_5-biases": ("Ernie4_5", {"head_dim": 32, "use_bias": True, "tie_word_embeddings": False}),
+    "llama-yarn-mscale": ("Llama", {"rope_parameters": {**YARN_ROPE, "mscale": 0.8, "mscale_all_dim": 0.5}}),
+    "llama-yarn-smooth": ("Llama", {"rope_parameters": {**YARN_ROPE, "truncate": False, "attention_factor": 1.3}}),
+}  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=CASES)
-def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.Tensor]:
-    """A tiny model's directory, and its logits."""
-    family, options = CASES[request.param]
-    directory = tmp_path_factory.mktemp(request.param)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    logits = transformers_logits(make_model(directory, family, {**SMALL, **options}), PROMPTS)
-    torch.set_num_threads(threads)
-    return directory, logits
+def make_model(directory: Path, family: str, options: dict[str, Any]) -> Any:
+    """A random model of transformers, saved to `directory`. Weights are large enough for differences to show."""
+    sizes = {key: value for key, value in {**SIZES, **options}.items() if key not in FOREIGN.get(family, ())}
+    config = getattr(transformers, f"{family}Config")(**sizes)
+    # With "eager" Falcon adds ALiBi twice: in the mask, and to the scores.
+    config._attn_implementation = "sdpa" if options.get("alibi") else "eager"
+    model = getattr(transformers, "LlamaForCausalLM" if family == "InternLM3" else f"{family}ForCausalLM")
+    model = model(config).eval()
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = 0.15 * torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(noise + 1.0 if "norm" in name or "ln_" in name else noise)
+    model.save_pretrained(directory)
+    return model
 
 
-@pytest.mark.parametrize("impl", ["reference", "auto"])
-def test_logits_are_those_of_transformers(saved: tuple[Path, torch.Tensor], impl: Any) -> None:
-    directory, expected = saved
-    ops = bind("cpu", impl)
-    ours = torch.stack(prompt_logits(load(directory, ops), ops, PROMPTS))
-    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=2e-4)
-
-
-def test_chunks_company_and_one_native_call_change_no_bit(saved: tuple[Path, torch.Tensor]) -> None:
-    directory, _ = saved
-    native = bind("cpu")
-    loaded = load(directory, native)
-    whole = torch.stack(prompt_logits(loaded, native, PROMPTS))
-    assert torch.equal(torch.stack(prompt_logits(loaded, native, PROMPTS, 7)), whole)
-    assert torch.equal(prompt_logits(loaded, native, PROMPTS[:1])[0], whole[0])
+def check_logits(directory: Path, expected: torch.Tensor, prompts: list[list[int]] = PROMPTS, **config: Any) -> None:
+    """Of the reference, and of the native operations in one call, one by one, and in pieces of the prompt."""
+    reference, native = bind("cpu", "reference"), bind("cpu")
+    ours = torch.stack(prompt_logits(load(directory, reference, **config), reference, prompts))
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+    loaded = load(directory, native, **config)
+    whole = torch.stack(prompt_logits(loaded, native, prompts))
+    torch.testing.assert_close(whole, expected, rtol=1e-4, atol=1e-4)
+    assert torch.equal(torch.stack(prompt_logits(loaded, native, prompts, chunk=7)), whole)
+    assert torch.equal(prompt_logits(loaded, native, prompts[:1])[0], whole[0])
     one_by_one = dataclasses.replace(native, program_runner=Runner)
-    assert torch.equal(torch.stack(prompt_logits(load(directory, one_by_one), one_by_one, PROMPTS)), whole)
+    assert torch.equal(torch.stack(prompt_logits(load(directory, one_by_one, **config), one_by_one, prompts)), whole)
 
 
-def test_the_bound_of_alibi_is_that_of_the_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """transformers always takes 8."""
-    sizes = {"d_model": 96, "n_heads": 6, "n_layers": 2}
-    model = make_model(tmp_path, "Mpt", {**sizes, "attn_config": {"alibi_bias_max": 5}})
-    theirs = modeling_mpt.build_mpt_alibi_tensor
-    monkeypatch.setattr(
-        modeling_mpt, "build_mpt_alibi_tensor", lambda heads, length, bound, device: theirs(heads, length, 5, device)
-    )
-    ops = bind("cpu", "reference")
-    ours = torch.stack(prompt_logits(load(tmp_path, ops), ops, PROMPTS))
-    torch.testing.assert_close(ours, transformers_logits(model, PROMPTS), rtol=1e-4, atol=2e-4)
+@pytest.mark.parametrize("case", CASES)
+def test_logits_are_those_of_transformers(case: str, tmp_path: Path) -> None:
+    check_logits(tmp_path, transformers_logits(make_model(tmp_path, *CASES[case]), PROMPTS))
 
 
-def renamed(directory: Path, changes: dict[str, Any], renames: dict[str, str] | None = None) -> None:
-    """Change a saved model's configuration, and parts of its tensors' names."""
-    config = json.loads((directory / "config.json").read_text())
-    (directory / "config.json").write_text(json.dumps({**config, **changes}))
-    tensors = load_file(directory / "model.safetensors")
-    for old, new in (renames or {}).items():
-        tensors = {re.sub(old, new, name): value for name, value in tensors.items()}
+# ---------------------------------------------------------------- layouts of models' own code
+
+Tensors = dict[str, torch.Tensor]
+
+
+def renamed(tensors: Tensors, *renames: tuple[str, str]) -> Tensors:
+    result = {}
+    for name, tensor in tensors.items():
+        for old, new in renames:
+            name = name.replace(old, new)
+        result[name] = tensor
+    return result
+
+
+def joined(tensors: Tensors, parts: tuple[str, ...], whole: str, groups: int = 1) -> Tensors:
+    """The rows of `parts` in one tensor: of each of so many groups those of the first, the second, ..."""
+    result = dict(tensors)
+    for name, tensor in tensors.items():
+        if parts[0] in name:
+            rows = [result.pop(name.replace(parts[0], part)) for part in parts]
+            grouped = [each.view(groups, -1, *tensor.shape[1:]) for each in rows]
+            result[name.replace(parts[0], whole)] = torch.cat(grouped, 1).flatten(0, 1)
+    return result
+
+
+QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+H_NAMES = (
+    ("model.layers", "transformer.h"), ("model.embed_tokens", "transformer.wte"), ("model.norm", "transformer.ln_f"),
+    ("input_layernorm", "ln_1"), ("post_attention_layernorm", "ln_2"),
+)  # fmt: skip
+
+
+def chatglm(tensors: Tensors) -> Tensors:
+    return renamed(
+        joined(tensors, QKV, "self_attention.query_key_value"),
+        ("model.layers", "transformer.encoder.layers"), ("self_attn.o_proj", "self_attention.dense"),
+        ("gate_up_proj", "dense_h_to_4h"), ("down_proj", "dense_4h_to_h"), ("lm_head", "transformer.output_layer"),
+        ("model.embed_tokens", "transformer.embedding.word_embeddings"),
+        ("model.norm", "transformer.encoder.final_layernorm"),
+    )  # fmt: skip
+
+
+def internlm2(tensors: Tensors) -> Tensors:
+    return renamed(
+        joined(tensors, QKV, "attention.wqkv", groups=2),
+        ("self_attn.o_proj", "attention.wo"), ("input_layernorm", "attention_norm"), ("lm_head", "output"),
+        ("post_attention_layernorm", "ffn_norm"), ("mlp.gate_proj", "feed_forward.w1"),
+        ("mlp.down_proj", "feed_forward.w2"), ("mlp.up_proj", "feed_forward.w3"), ("embed_tokens", "tok_embeddings"),
+    )  # fmt: skip
+
+
+def exaone(tensors: Tensors) -> Tensors:
+    return renamed(
+        tensors, *H_NAMES, ("self_attn.o_proj", "attn.attention.out_proj"), ("self_attn", "attn.attention"),
+        ("gate_proj", "c_fc_0"), ("up_proj", "c_fc_1"), ("down_proj", "c_proj"),
+    )  # fmt: skip
+
+
+def qwen(tensors: Tensors) -> Tensors:
+    return renamed(
+        joined(tensors, QKV, "attn.c_attn"), *H_NAMES, ("self_attn.o_proj", "attn.c_proj"), ("up_proj", "w1"),
+        ("gate_proj", "w2"), ("down_proj", "c_proj"),
+    )  # fmt: skip
+
+
+def baichuan(tensors: Tensors) -> Tensors:
+    return joined(tensors, QKV, "self_attn.W_pack")
+
+
+#: Of our names: the model of transformers, its options, its tensors in the layout, and what the configuration says.
+LAYOUTS: dict[str, tuple[str, dict[str, Any], Callable[[Tensors], Tensors], dict[str, Any]]] = {
+    "chatglm": (
+        "Glm", {"head_dim": 16, "rope_parameters": {"rope_type": "default", "rope_theta": 500_000.0,
+                                                    "partial_rotary_factor": 0.5}, "rms_norm_eps": 1e-5}, chatglm,
+        {"architectures": ["ChatGLMModel"], "num_layers": 2, "hidden_size": 64, "num_attention_heads": 4,
+         "ffn_hidden_size": 96, "kv_channels": 16, "multi_query_group_num": 2, "multi_query_attention": True,
+         "padded_vocab_size": 96, "vocab_size": 90, "seq_length": 128, "layernorm_epsilon": 1e-5,
+         "add_qkv_bias": True, "rope_ratio": 50, "rmsnorm": True, "add_bias_linear": False},
+    ),
+    "internlm2": (
+        "Llama", {"attention_bias": True}, internlm2,
+        {**SIZES, "architectures": ["InternLM2ForCausalLM"], "bias": True, "rope_theta": 10_000.0,
+         "rope_scaling": {"type": "dynamic", "factor": 2.0}, "rms_norm_eps": 1e-6, "hidden_act": "silu"},
+    ),
+    "internlm": (
+        "Llama", {"attention_bias": True, "num_key_value_heads": 4}, lambda tensors: tensors,
+        {**SIZES, "num_key_value_heads": 4, "architectures": ["InternLMForCausalLM"], "bias": True,
+         "rotary": {"base": 10_000, "type": "dynamic"}, "rms_norm_eps": 1e-6, "hidden_act": "silu"},
+    ),
+    "exaone": (
+        "Llama", {"rope_parameters": LLAMA3_ROPE, "rms_norm_eps": 1e-5}, exaone,
+        {**{key: value for key, value in SIZES.items() if key != "num_hidden_layers"}, "num_layers": 2,
+         "architectures": ["ExaoneForCausalLM"], "layer_norm_epsilon": 1e-5, "activation_function": "silu",
+         "rope_theta": 500.0, "rope_scaling": {key: value for key, value in LLAMA3_ROPE.items() if "theta" not in key}},
+    ),
+    "qwen": (
+        "Qwen2", {"num_key_value_heads": 4}, qwen,
+        {**SIZES, "num_key_value_heads": None, "architectures": ["QWenLMHeadModel"], "intermediate_size": 192,
+         "max_position_embeddings": 512, "seq_length": 128, "layer_norm_epsilon": 1e-6, "rotary_emb_base": 10_000,
+         "rotary_pct": 1.0, "kv_channels": 16, "no_bias": True, "use_dynamic_ntk": True, "use_logn_attn": True},
+    ),
+    "baichuan": (
+        "Llama", {"num_key_value_heads": 4}, baichuan,
+        {**SIZES, "num_key_value_heads": None, "architectures": ["BaichuanForCausalLM"], "rms_norm_eps": 1e-6,
+         "hidden_act": "silu"},
+    ),
+    "yi": (
+        "Llama", {}, lambda tensors: renamed(tensors, ("input_layernorm", "ln1"), ("post_attention_layernorm", "ln2")),
+        {**SIZES, "architectures": ["YiForCausalLM"], "rms_norm_eps": 1e-6, "hidden_act": "silu"},
+    ),
+}  # fmt: skip
+
+
+def rewrite(directory: Path, layout: Callable[[Tensors], Tensors], config: dict[str, Any]) -> None:
+    tensors = {name: tensor.contiguous() for name, tensor in layout(load_file(directory / "model.safetensors")).items()}
     save_file(tensors, directory / "model.safetensors")
+    (directory / "config.json").write_text(json.dumps(config))
 
 
-def test_orion_is_a_stablelm_that_rotates_whole_heads(tmp_path: Path) -> None:
-    """transformers has no class of it."""
-    rope = {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 1.0}
-    expected = transformers_logits(make_model(tmp_path, "StableLm", {**SMALL, "rope_parameters": rope}), PROMPTS)
-    renamed(tmp_path, {"architectures": ["OrionForCausalLM"], "model_type": "orion", "rms_norm_eps": 1e-5})
+@pytest.mark.parametrize("case", LAYOUTS)
+def test_a_layout_of_the_models_own_code_holds_the_same_model(case: str, tmp_path: Path) -> None:
+    family, options, layout, config = LAYOUTS[case]
+    expected = transformers_logits(make_model(tmp_path, family, options), PROMPTS)
+    rewrite(tmp_path, layout, config)
+    check_logits(tmp_path, expected, max_model_len=SIZES["max_position_embeddings"])
+
+
+GGUF = {
+    "cohere": "command-r", "cohere-head-norms-biases": "command-r", "cohere2": "cohere2", "granite": "granite",
+    "glm": "chatglm", "glm4": "glm4", "falcon-7b": "falcon", "falcon-40b": "falcon", "falcon-11b": "falcon",
+    "exaone4": "exaone4", "exaone4-no-window": "exaone4", "gpt-bigcode": "starcoder", "seed-oss": "seed_oss",
+    "seed-oss-biases": "seed_oss", "smollm3": "smollm3", "ernie4_5": "ernie4_5", "ernie4_5-biases": "ernie4_5",
+    "internlm2": "internlm2", "exaone": "exaone", "qwen": "qwen", "baichuan": "baichuan",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", GGUF)
+def test_gguf_holds_the_same_model(case: str, tmp_path: Path) -> None:
+    family, options, *layout = LAYOUTS[case] if case in LAYOUTS else CASES[case]
+    model = make_model(tmp_path, family, options)
+    if layout:
+        rewrite(tmp_path, *layout)
+    write_gguf(tmp_path / "model.gguf", GGUF[case], tmp_path, model)
     ops = bind("cpu", "reference")
-    ours = torch.stack(prompt_logits(load(tmp_path, ops), ops, PROMPTS))
-    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=2e-4)
+    ours = torch.stack(prompt_logits(load(tmp_path / "model.gguf", ops), ops, PROMPTS))
+    torch.testing.assert_close(ours, transformers_logits(model, PROMPTS), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("prefixes", ["of transformers 5", "older"])
-@pytest.mark.parametrize("case", ["mistral3", "gemma3", "llava"])
-def test_of_models_that_also_see_the_text_part_is_served(case: str, prefixes: str, tmp_path: Path) -> None:
-    outer, family, options = {
-        "mistral3": ("Mistral3ForConditionalGeneration", "Ministral3", {"head_dim": 16, "rope_parameters": PLAIN_ROPE}),
-        "gemma3": ("Gemma3ForConditionalGeneration", "Gemma3", {"head_dim": 16, "sliding_window": 8}),
-        "llava": ("LlavaForConditionalGeneration", "Llama", {}),
-    }[case]
-    if case == "mistral3":
-        options["rope_parameters"] = {**PLAIN_ROPE, "llama_4_scaling_beta": 0.3, "original_max_position_embeddings": 16}
-    model = make_model(tmp_path, family, {**SMALL, **options})
-    text = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text("{}")
-    renames = {r"^model\.": "model.language_model."} if prefixes != "older" else {"^": "language_model."}
-    renamed(tmp_path, {"architectures": [outer], "text_config": text, "vision_config": {}}, renames)
-    tensors = load_file(tmp_path / "model.safetensors")
-    for name in ("vision_tower.encoder.weight", "model.vision_tower.x", "multi_modal_projector.linear_1.bias"):
-        tensors[name] = torch.zeros(3)
-    save_file(tensors, tmp_path / "model.safetensors")
-    ops = bind("cpu", "reference")
-    ours = torch.stack(prompt_logits(load(tmp_path, ops), ops, PROMPTS))
-    torch.testing.assert_close(ours, transformers_logits(model, PROMPTS), rtol=1e-4, atol=2e-4)
+def test_gguf_names_no_alibi_but_baichuan_with_40_layers_has_it() -> None:
+    embedding = TensorInfo("token_embd.weight", (96, 64), 0, "F32", 0, 0)
+    for layers, has_alibi in ((32, False), (40, True)):
+        metadata = {"general.architecture": "baichuan", "baichuan.block_count": layers, "baichuan.context_length": 64}
+        config = hf_config(metadata, {"token_embd.weight": embedding}, {})
+        assert ("model_max_length" in config, "max_position_embeddings" in config) == (has_alibi, not has_alibi)
 
 
-def test_learned_positions_of_mpt_are_those_of_gpt2_without_biases(tmp_path: Path) -> None:
-    model = make_model(tmp_path, "GPT2", {**SMALL, "activation_function": "gelu"})
-    for name, parameter in model.named_parameters():
-        if name.endswith(".bias"):
-            parameter.data.zero_()
-    expected = transformers_logits(model, PROMPTS)
-    tensors = {}
-    for name, value in model.state_dict().items():
-        if not name.endswith(".bias") and name != "lm_head.weight":
-            for old, new in (
-                (r"\.h\.", ".blocks."), (r"\.ln_([12])\.", r".norm_\1."), ("c_attn", "Wqkv"),
-                (r"attn\.c_proj", "attn.out_proj"), (r"mlp\.c_fc", "ffn.up_proj"), (r"mlp\.c_proj", "ffn.down_proj"), (r"\.ln_f\.", ".norm_f."),
-            ):  # fmt: skip
-                name = re.sub(old, new, name)
-            is_turned = value.dim() == 2 and ".blocks." in name
-            tensors[name] = value.t().contiguous() if is_turned else value.clone()
-    save_file(tensors, tmp_path / "model.safetensors")
-    config = {"d_model": 64, "n_heads": 4, "n_layers": 2, "max_seq_len": 128, "vocab_size": 96, "model_type": "mpt"}
-    config |= {"architectures": ["MPTForCausalLM"], "attn_config": {"alibi": False}, "learned_pos_emb": True}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    ops = bind("cpu", "reference")
-    ours = torch.stack(prompt_logits(load(tmp_path, ops), ops, PROMPTS))
-    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=2e-4)
+def test_baichuan_13b_has_alibi_and_version_2_an_output_matrix_of_unit_rows(tmp_path: Path) -> None:
+    """Llama without a rotation, with ALiBi in its mask; 6 heads, which are no power of two."""
+    options = {"hidden_size": 96, "num_attention_heads": 6, "num_key_value_heads": 6}
+    model = make_model(tmp_path, "Llama", options)
+    config = {**SIZES, **options, "architectures": ["BaichuanForCausalLM"], "rms_norm_eps": 1e-6, "hidden_act": "silu",
+              "model_max_length": 128, "max_position_embeddings": None, "unit_lm_head": True}  # fmt: skip
+    rewrite(tmp_path, baichuan, config)
+    with torch.no_grad():
+        model.lm_head.weight.copy_(torch.nn.functional.normalize(model.lm_head.weight))
+        model.model.rotary_emb.inv_freq.zero_()
+        positions = torch.arange(len(PROMPTS[0]))
+        distance = positions[:, None] - positions[None, :]
+        slopes = torch.tensor([2**-2, 2**-4, 2**-6, 2**-8, 2**-1, 2**-3])[:, None, None]
+        mask = torch.where(distance < 0, torch.finfo(torch.float32).min, -slopes * distance)
+        ids = torch.tensor(PROMPTS)
+        expected = model(ids, attention_mask=mask.expand(len(ids), -1, -1, -1)).logits
+    check_logits(tmp_path, expected)
+
+
+def test_the_vocabulary_tells_that_baichuan_2_has_unit_rows() -> None:
+    config = {**SIZES, "num_key_value_heads": 4, "hidden_act": "silu"}
+    spec = FAMILIES["BaichuanForCausalLM"].spec
+    assert not spec(ConfigReader({**config, "vocab_size": 64_000})).unit_lm_head
+    assert spec(ConfigReader({**config, "vocab_size": 125_696})).unit_lm_head
+
+
+def test_dynamic_ropes_follow_the_longest_context(tmp_path: Path) -> None:
+    """transformers stretches by the length a text has reached; at the whole context both are the same."""
+    model = make_model(tmp_path, "Llama", {"rope_parameters": DYNAMIC_ROPE, "max_position_embeddings": 20})
+    native, short = bind("cpu"), [prompt[:20] for prompt in PROMPTS]
+    expected = transformers_logits(model, short)
+    assert load(tmp_path, native).spec.max_position_embeddings == 80
+    ours = prompt_logits(load(tmp_path, native, max_model_len=45), native, PROMPTS)
+    torch.testing.assert_close(torch.stack(ours), transformers_logits(model, PROMPTS), rtol=1e-4, atol=1e-4)
+    ours = prompt_logits(load(tmp_path, native, max_model_len=20), native, short)
+    torch.testing.assert_close(torch.stack(ours), expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(torch.stack(prompt_logits(load(tmp_path, native), native, short)), expected, atol=1e-2)
+
+
+LLAMA = {**SIZES, "num_key_value_heads": 4, "hidden_act": "silu", "rms_norm_eps": 1e-6}
+
+
+@pytest.mark.parametrize("scaling", [{"type": "mrope"}, {"rope_type": "default", "mrope_interleaved": True}])
+def test_three_parts_of_a_position_are_one_for_text(scaling: dict[str, Any]) -> None:
+    plain = model_spec({**LLAMA, "architectures": ["LlamaForCausalLM"]}, "test")
+    scaled = {**LLAMA, "architectures": ["LlamaForCausalLM"], "rope_scaling": {**scaling, "mrope_section": [2, 3, 3]}}
+    assert model_spec(scaled, "test") == plain
+
+
+@pytest.mark.parametrize("name", ["AquilaModel", "AquilaForCausalLM", "XverseForCausalLM", "LLaMAForCausalLM"])
+def test_twins_of_llama(name: str) -> None:
+    assert model_spec({**LLAMA, "architectures": [name]}, "test") == model_spec(
+        {**LLAMA, "architectures": ["LlamaForCausalLM"]}, "test"
+    )
 
 
 @pytest.mark.parametrize(
-    ("architecture", "options", "message"),
+    ("name", "changes", "message"),
     [
-        ("PhiForCausalLM", {"tie_word_embeddings": True}, "tie_word_embeddings = 'True'"),
-        ("Olmo2ForCausalLM", {"clip_qkv": 4.0}, "clip_qkv = '4.0'"),
-        ("Olmo3ForCausalLM", {"sliding_window": 0}, "sliding_window = '0'"),
-        ("NemotronForCausalLM", {"hidden_act": "xielu"}, "hidden_act = 'xielu'"),
-        ("ApertusForCausalLM", {"hidden_act": "silu"}, "hidden_act = 'silu'"),
-        ("HunYuanDenseV1ForCausalLM", {"use_qk_norm": False}, "use_qk_norm = 'False'"),
-        ("MptForCausalLM", {"attn_config": {"prefix_lm": True}}, "attn_config: prefix_lm = 'True'"),
-        ("MptForCausalLM", {"attn_config": {"clip_qkv": 8}}, "attn_config: clip_qkv = '8'"),
+        ("Cohere2ForCausalLM", {"use_qk_norm": True}, "use_qk_norm"),
+        ("Cohere2ForCausalLM", {"rotary_pct": 0.5}, "rotary_pct"),
+        ("Cohere2ForCausalLM", {"use_parallel_block": False}, "use_parallel_block"),
+        ("CohereForCausalLM", {"logit_scale": 0}, "logit_scale"),
+        ("GraniteForCausalLM", {"residual_multiplier": 0}, "residual_multiplier"),
+        ("ChatGLMModel", {"post_layer_norm": False}, "post_layer_norm"),
+        ("ChatGLMModel", {"multi_query_attention": False}, "multi_query_attention"),
+        ("FalconForCausalLM", {"new_decoder_architecture": True, "parallel_attn": False}, "parallel_attn"),
+        ("Exaone4ForCausalLM", {"sliding_window": 8, "sliding_window_pattern": "LXG"}, "sliding_window_pattern"),
+        ("InternLMForCausalLM", {"rotary": {"type": "yarn"}}, "rotary: type"),
+        ("GPTJForCausalLM", {"tie_word_embeddings": True}, "tie_word_embeddings"),
+        ("GPTJForCausalLM", {"rotary_dim": 7}, "partial_rotary_factor"),
+        ("QWenLMHeadModel", {"no_bias": False}, "no_bias"),
+        ("QWenLMHeadModel", {"intermediate_size": 97}, "intermediate_size"),
+        ("QWenLMHeadModel", {"rotary_pct": 0.5}, "rotary_pct"),
+        ("SmolLM3ForCausalLM", {"no_rope_layers": [1]}, "no_rope_layers"),
+        ("LlamaForCausalLM", {"rope_scaling": {"type": "dynamic", "factor": 0.5}}, "factor"),
+        ("LlamaForCausalLM", {"rope_scaling": {"type": "dynamic", "alpha": 4}}, "alpha"),
     ],
-)
-def test_options_that_are_not_implemented_are_refused(architecture: str, options: dict[str, Any], message: str) -> None:
-    sizes = {"vocab_size": 96, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
-    config = {**sizes, "num_attention_heads": 4, "max_position_embeddings": 64, "architectures": [architecture]}
+)  # fmt: skip
+def test_options_that_are_not_implemented_are_refused_by_name(name: str, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
-        model_spec({**config, **options}, "test")
+        model_spec({**LLAMA, "architectures": [name], **changes}, "test")
+
+
+# ---------------------------------------------------------------- what the command line says instead
+
+
+def test_another_rope_takes_the_place_of_the_configurations_own(tmp_path: Path) -> None:
+    """In either form of the configuration; what is not given stays."""
+    model = make_model(tmp_path, "Llama", {"rope_parameters": {**YARN_ROPE, "rope_theta": 300.0}})
+    expected, native = transformers_logits(model, PROMPTS[:1])[0], bind("cpu")
+    make_model(tmp_path, "Llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}})
+    scaling = json.dumps({key: value for key, value in YARN_ROPE.items() if key != "rope_theta"})
+    loaded = load(tmp_path, native, rope_scaling=scaling, rope_theta=300.0)
+    torch.testing.assert_close(prompt_logits(loaded, native, PROMPTS[:1])[0], expected, rtol=1e-4, atol=1e-4)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["rope_parameters"]
+    (tmp_path / "config.json").write_text(json.dumps({**config, "rope_theta": 500.0, "rope_scaling": {"type": "x"}}))
+    assert load(tmp_path, native, rope_scaling=scaling, rope_theta=300.0).spec == loaded.spec
+    overrides = json.dumps({"rope_scaling": json.loads(scaling), "rope_theta": 300.0})
+    assert load(tmp_path, native, hf_overrides=overrides).spec == loaded.spec
+    wider = load(tmp_path, native, rope_scaling="{}", hf_overrides='{"max_position_embeddings": 4096}')
+    assert wider.spec.max_position_embeddings == 4096
+
+
+def test_values_that_replace_the_configurations_are_checked_as_its_own(tmp_path: Path) -> None:
+    make_model(tmp_path, "Llama", {})
+    for settings, message in (
+        ({"hf_overrides": '{"hidden_act": "tanh"}'}, "hidden_act"),
+        ({"rope_scaling": '{"rope_type": "spiral"}'}, "rope_type"),
+        ({"hf_overrides": '{"num_hidden_layers": 3}'}, "not a complete"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            load(tmp_path, bind("cpu"), **settings)
+
+
+def test_one_rope_cannot_take_the_place_of_several() -> None:
+    ropes = {"full_attention": {"rope_theta": 5.0}, "sliding_attention": {"rope_theta": 7.0}}
+    with pytest.raises(InvalidConfig, match="rope_parameters"):
+        overridden({"rope_parameters": ropes}, ModelConfig(rope_theta=3.0))
+
+
+@pytest.mark.parametrize("case", ["mistral", "cohere2"])
+def test_without_windows_all_is_seen_as_far_as_the_narrowest_reached(case: str, tmp_path: Path) -> None:
+    """And layers without positions stay without."""
+    family, options = {"mistral": ("Mistral", {"sliding_window": 24}), "cohere2": ("Cohere2", {"sliding_window": 24})}[
+        case
+    ]
+    make_model(tmp_path, family, options)
+    native, prompts = bind("cpu"), [prompt[:24] for prompt in PROMPTS]
+    with_windows, without = load(tmp_path, native), load(tmp_path, native, disable_sliding_window=True)
+    assert without.spec.max_position_embeddings == 24
+    assert {cache.window for cache in without.model.program.caches} == {0}
+    for ours, expected in zip(*(prompt_logits(each, native, prompts) for each in (without, with_windows)), strict=True):
+        assert torch.equal(ours, expected)

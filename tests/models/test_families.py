@@ -62,6 +62,14 @@ GEMMA_ROPES = {
 FOREIGN: dict[str, tuple[str, ...]] = {
     "GPT2": ("num_key_value_heads", "intermediate_size"),
     "GPTNeoX": ("num_key_value_heads",),
+    "Dbrx": (
+        "num_key_value_heads",
+        "intermediate_size",
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "max_position_embeddings",
+    ),
     "Bloom": ("num_key_value_heads", "intermediate_size", "max_position_embeddings"),
     "OPT": ("num_key_value_heads", "intermediate_size"),
     "Persimmon": ("num_key_value_heads",),
@@ -223,9 +231,13 @@ def test_a_token_costs_two_operations_for_each_weight_of_the_layers(case: str, t
     declared = definition.tensors.items()
     matrices = [(name, tensor.shape) for name, tensor in declared if ".layers." in name and len(tensor.shape) == 2]
     # Of the experts a token meets only some.
+    options = {**options, **options.get("ffn_config", {})}
     experts = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
     num_experts = next((options[key] for key in experts if key in options), 1)
-    share = options.get("num_experts_per_tok", options.get("moe_k", options.get("moe_topk", 1))) / num_experts
+    share = (
+        options.get("num_experts_per_tok", options.get("moe_k", options.get("moe_topk", options.get("moe_top_k", 1))))
+        / num_experts
+    )
     values = [rows * columns * (share if ".experts." in name else 1) for name, (rows, columns) in matrices]
     assert definition.layer_ops_per_token == round(2 * sum(values))
 

@@ -78,6 +78,7 @@ def _elementwise_cases() -> Iterator[Case]:
             gate_up = _randn(rows, 2 * width) * 20
             yield Case("act_mul", {"out": out, "gate_up": gate_up, "kind": kind}, ("out",), 1e-4)
             yield Case("act", {"out": out, "x": x * 4, "kind": kind}, ("out",), 2e-6)
+        yield Case("clip_", {"x": x * 3, "limit": 2.5}, ("x",))
         for scale, slopes in ((4.0, (0.8, -0.3)), (0.01, (25.0, 3.0))):
             args = {"out": out, "x": x * scale, "kind": "xielu", "parameters": torch.tensor(slopes)}
             yield Case("act", args, ("out",), 2e-6)
@@ -286,9 +287,10 @@ def test_a_later_token_that_overflows_leaves_earlier_ones_alone(isa: str) -> Non
     assert not torch.isfinite(after[150:]).any()
 
 
-@pytest.mark.parametrize(
-    "case", [*_elementwise_cases(), *_norm_parts_cases(), *_rope_cases()], ids=lambda case: case.name
-)
+ROW_CASES = [*_elementwise_cases(), *_norm_parts_cases(), *_rope_cases()]
+
+
+@pytest.mark.parametrize("case", ROW_CASES, ids=lambda case: case.name)
 def test_a_row_alone_has_the_bits_it_has_among_others(isa: str, case: Case) -> None:
     names = case.outputs if case.name != "rope_kv_write" else ("qkv",)
     whole = replace(case, outputs=names).run(NATIVE)

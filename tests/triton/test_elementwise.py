@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from octavo.ops import reference
-from octavo.ops.triton import elementwise
+from octavo.ops.triton import elementwise, heads
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SHAPES = [(1, 5), (3, 64), (2, 577)]
@@ -97,7 +97,7 @@ def test_norms_of_parts_leave_the_rest_alone(own: int, dtype: torch.dtype) -> No
         x = randn(2, 100, dtype=dtype) + 1
         expected = x.float().clone()
         reference.norm_parts_(expected, 8, 3, 20, randn(own * 20), bias, 1e-5, kind)
-        elementwise.norm_parts_(x, 8, 3, 20, randn(own * 20), bias, 1e-5, kind)
+        heads.norm_parts_(x, 8, 3, 20, randn(own * 20), bias, 1e-5, kind)
         close(x, expected, dtype)
 
 
@@ -112,6 +112,14 @@ def test_sums_and_caps(dtype: torch.dtype) -> None:
     reference.soft_cap_(capped, 30.0)
     elementwise.soft_cap_(logits, 30.0)
     torch.testing.assert_close(logits, capped, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_bounds(dtype: torch.dtype) -> None:
+    x = randn(3, 700, dtype=dtype) * 3
+    expected = x.clamp(-2.5, 2.5)
+    heads.clip_(x, 2.5)
+    assert torch.equal(x, expected)
 
 
 def test_ids_that_never_came_to_the_host_are_looked_up() -> None:

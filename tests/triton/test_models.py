@@ -26,6 +26,13 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt-neox": ("GPTNeoX", {"rotary_pct": 0.5}),
     "bloom": ("Bloom", {}),
     "phi3": ("Phi3", {"pad_token_id": None, "sliding_window": 8}),
+    "olmo2": ("Olmo2", {"pad_token_id": None}),
+    "opt-350m": ("OPT", {"ffn_dim": 48, "do_layer_norm_before": False, "word_embed_proj_dim": 16}),
+    "apertus": ("Apertus", {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}),
+    "hunyuan": ("HunYuanDenseV1", {"head_dim": 16}),
+    "ministral3": ("Ministral3", {"head_dim": 16, "rope_parameters": {
+        "rope_theta": 500.0, "rope_type": "default", "llama_4_scaling_beta": 0.5,
+        "original_max_position_embeddings": 8}}),
     "mixtral": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "gemma3": ("Gemma3", {"num_hidden_layers": 3, "head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 24}),
 }  # fmt: skip

@@ -161,8 +161,8 @@ def test_each_is_told_or_refused_with_its_reason(row: Row) -> None:
         "--use-v2-block-manager", "--guided-decoding-backend lm-format-enforcer", "--guided-decoding-backend any:thing",
         "--disable-custom-all-reduce", "--num-scheduler-steps 8", "--preemption-mode swap", "--tokenizer-pool-size 4",
         "--scheduling-policy priority", "--limit-mm-per-prompt image=0", '--limit-mm-per-prompt {"image":0,"video":0}',
-        "--hf-overrides {}", "--compilation-config {}", "-O 3", "-O3", "-O=2", "--no-enable-lora",
-        "--rope-scaling None", "--speculative-config none", "--async-scheduling", "--use_v2_block_manager",
+        "--pooler-config {}", "--compilation-config {}", "-O 3", "-O3", "-O=2", "--no-enable-lora",
+        "--mm-processor-kwargs None", "--speculative-config none", "--async-scheduling", "--use_v2_block_manager",
         "--disable-logprobs-during-spec-decoding false", "--allowed-media-domains a b", "--model-impl auto",
     ],
 )  # fmt: skip
@@ -287,7 +287,7 @@ def test_the_config_file_speaks_the_same(tmp_path: Path) -> None:
         "no-enable-lora: false": "adapters (LoRA)",
         "enable-lora: 3": "--enable-lora must be true or false",
         "lora-modules: [a=b]": "adapters (LoRA)",
-        "hf-overrides: {rope_theta: 1}": "--hf-overrides",
+        "pooler-config: {type: mean}": "--pooler-config",
         "load-format: pt": "never a pickle",
     }.items():
         assert reason in refused("m", "--config", file(line))

@@ -101,7 +101,17 @@ static void add(float* residual, const float* x, int64_t count) {
     });
 }
 
-extern const NormKernels norm_kernels = {rms_norm, add_rms_norm, layer_norm, add_layer_norm, norm_parts, add};
+static void clip(float* x, int64_t count, float limit) {
+    const vf low = vf_set(-limit), high = vf_set(limit);
+    parallel_for((count + kTaskFloats - 1) / kTaskFloats, [&](int64_t task, int) {
+        const int64_t end = (task + 1) * kTaskFloats < count ? (task + 1) * kTaskFloats : count;
+        int64_t i = task * kTaskFloats;
+        for (; i + VW <= end; i += VW) vf_store(x + i, vf_min(high, vf_max(low, vf_load(x + i))));
+        for (; i < end; ++i) x[i] = x[i] < -limit ? -limit : x[i] > limit ? limit : x[i];
+    });
+}
+
+extern const NormKernels norm_kernels = {rms_norm, add_rms_norm, layer_norm, add_layer_norm, norm_parts, add, clip};
 
 }  // namespace OCTAVO_ISA
 }  // namespace octavo

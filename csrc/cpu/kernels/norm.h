@@ -1,4 +1,4 @@
-// RMS norm and layer norm of rows, and the residual sum before them. `out` may be the input.
+// RMS norm and layer norm of rows and of heads, the residual sum before them, and bounds. `out` may be the input.
 #pragma once
 
 #include "isa.h"
@@ -27,6 +27,7 @@ struct NormKernels {
                            int64_t width, float eps);
     void (*norm_parts)(const NormPartsArgs& args);
     void (*add)(float* residual, const float* x, int64_t count);
+    void (*clip)(float* x, int64_t count, float limit);
 };
 
 OCTAVO_DECLARE_KERNELS(NormKernels, norm_kernels)

@@ -12,7 +12,7 @@ import re
 import types
 from collections.abc import Mapping
 from fractions import Fraction
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Final, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from octavo.base.config import (
     AccessConfig,
@@ -103,7 +103,7 @@ class Flag:
                 return float(text)
             except ValueError:
                 raise InvalidConfig(f"{self.option} must be a number; got {text!r}") from None
-        return text
+        return _pairs(self.option, text) if self.is_json and not text.lstrip().startswith("{") else text
 
     def items_from_text(self, text: str) -> list[Any]:
         """The items that one word of the command line gives a list flag: itself, or those of a JSON list.
@@ -140,6 +140,8 @@ class Flag:
         raise InvalidConfig(f"{self.option} must be {_NOUNS[self.kind]}; got {json.dumps(value, default=str)}")
 
 
+#: Between pairs: a comma with a key behind it, which one inside of a JSON list or text is not.
+_PAIR: Final = re.compile(r",(?=\s*[\w.]+=)")
 _NOUNS: dict[type, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
@@ -212,6 +214,27 @@ def _boolean(option: str, text: str) -> bool:
     if text.lower() in _FALSE:
         return False
     raise InvalidConfig(f"{option} must be true or false; got {text!r}{nearest(text.lower(), ('true', 'false'))}")
+
+
+def _pairs(option: str, text: str) -> str:
+    """The JSON object that `key=value,key=value` stands for; a.b is the key b of the object a. What is no JSON object
+    and has no pairs stays what it is, and will be refused."""
+    result: dict[str, Any] = {}
+    for pair in _PAIR.split(text):
+        key, equals, word = pair.partition("=")
+        if not equals or not key.strip():
+            return text
+        *outer, last = key.strip().split(".")
+        place = result
+        for name in outer:
+            place = place.setdefault(name, {})
+            if not isinstance(place, dict):
+                raise InvalidConfig(f"{option}: {name} is a value and an object at once")
+        try:
+            place[last] = json.loads(word)
+        except ValueError:
+            place[last] = word
+    return json.dumps(result)
 
 
 def _json_text(option: str, value: dict[Any, Any]) -> str:

@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 from octavo.models.builder import Builder
 from octavo.models.params import Matrix
 from octavo.models.spec import AlibiSpec, NormSpec, QScaleSpec, RopeSpec
-from octavo.ops.program import Act, Activation, Add, Attend, Buffer, Heads, RopeWrite
+from octavo.ops.program import Act, Activation, Add, Attend, Buffer, Clip, Heads, RopeWrite
 
 
 class Block(Protocol):
@@ -40,6 +40,7 @@ class Attention:
     chunked: bool = False  # instead those of the query's chunk of `window` positions
     softcap: float = 0.0  # of the scores; 0: none
     has_sinks: bool = False  # each head sees one more key, of a score of its own and of no value
+    clip: float = 0.0  # q, k and v are held between -clip and clip; 0: they are not
     qk_norm: NormSpec | None = None  # of q and k, before the rotation
     #: head: of each, all with the same weights. each head: with weights of its own. row: of all of them together.
     qk_norm_of: Literal["head", "each head", "row"] = "head"
@@ -63,6 +64,8 @@ class Attention:
             ],
             shard=0,
         )
+        if self.clip:
+            build.ops.append(Clip(x=qkv, limit=self.clip))
         q_norm = k_norm = None
         if self.qk_norm is not None and (self.qk_norm_of != "head" or self.qk_norm.kind == "layer"):
             self._norm_parts(build, qkv, self.qk_norm, rotary)
@@ -197,7 +200,7 @@ class Sandwich:
 
 @dataclass(frozen=True, kw_only=True)
 class PostNorm:
-    """Only what each block adds is normed: x += norm(attention(x)); x += norm(mlp(x))."""
+    """Attention, then the MLP, each with a norm behind it: x += norm(attention(x)); x += norm(mlp(x))."""
 
     attention: Block
     mlp: Block
@@ -229,18 +232,18 @@ class NormedSum:
 
 @dataclass(frozen=True, kw_only=True)
 class Parallel:
-    """Attention and MLP side by side: x += attention(norm(x)) + mlp(norm(x)), each with a norm of its own or with one
-    for both."""
+    """Attention and MLP side by side: x += attention(norm(x)) + mlp(norm(x)), with one norm or each with its own."""
 
     attention: Block
     mlp: Block
     norm: NormSpec
     shares_norm: bool = False
+    gguf_norms: tuple[str, str] = ("attn_norm", "ffn_norm")
 
     def emit(self, build: Builder, residual: Buffer) -> None:
-        x = mlp_x = build.norm(residual, self.norm, "input_layernorm", "attn_norm")
+        x = mlp_x = build.norm(residual, self.norm, "input_layernorm", self.gguf_norms[0])
         if not self.shares_norm:
-            mlp_x = build.norm(residual, self.norm, "post_attention_layernorm", "ffn_norm")
+            mlp_x = build.norm(residual, self.norm, "post_attention_layernorm", self.gguf_norms[1])
         attended = self.attention.emit(build, x)
         build.ops.append(Add(residual=residual, x=attended))
         build.ops.append(Add(residual=residual, x=self.mlp.emit(build, mlp_x)))

@@ -58,7 +58,8 @@ class Builder:
     def norm(self, x: Buffer, norm: NormSpec, name: str, gguf: str, scale: float = 1.0) -> Buffer:
         """`scale`: the result is multiplied by it."""
         out = self.buffer(name, x.width)
-        weight, bias = self._norm_vectors(norm, [Matrix(name=name, gguf=gguf, rows=x.width)], name, scale)
+        declared = [Matrix(name=name, gguf=gguf, rows=x.width)]
+        weight, bias = self._norm_vectors(norm, declared, name, scale)
         self.ops.append(Norm(out=out, x=x, weight=weight, eps=norm.eps, kind=norm.kind, bias=bias))
         return out
 
@@ -79,12 +80,18 @@ class Builder:
 
     # ------------------------------------------------------------ parameters
     def matrices(
-        self, name: str, matrices: Sequence[Matrix], columns: int, shard: int | None, packing: Packing = "linear"
+        self,
+        name: str,
+        matrices: Sequence[Matrix],
+        columns: int,
+        shard: int | None,
+        packing: Packing = "linear",
+        unit_rows: bool = False,
     ) -> Weight:
         parts = tuple(self._tensor(m, "weight", "matrix", (m.rows, columns)) for m in matrices)
         biases = tuple(self._bias(matrix) for matrix in matrices)
         weight = Weight(self._prefix + name, (sum(matrix.rows for matrix in matrices), columns), shard)
-        self.params.append(Param(weight=weight, parts=parts, biases=biases, packing=packing))
+        self.params.append(Param(weight=weight, parts=parts, biases=biases, packing=packing, unit_rows=unit_rows))
         return weight
 
     def norm_weight(self, norm: NormSpec, name: str, gguf: str, width: int, rotary_dim: int = 0) -> Weight:
@@ -137,8 +144,15 @@ class Builder:
         return weight, self.vector(declared, name, "bias", "bias", scale=scale) if norm.bias else None
 
     def vector(
-        self, declared: Sequence[Matrix], name: str, kind: str, role: Role, offset: float = 0.0, scale: float = 1.0
+        self,
+        declared: Sequence[Matrix],
+        name: str,
+        kind: str,
+        role: Role,
+        offset: float = 0.0,
+        scale: float = 1.0,
     ) -> Weight:
+        """Tensors behind each other. `scale`: they are multiplied by it, the offset included."""
         tensors = tuple(self._tensor(each, kind, role, (each.rows,)) for each in declared)
         weight = Weight(f"{self._prefix}{name}.{kind}", (sum(each.rows for each in declared),))
         self.params.append(Param(weight=weight, parts=tensors, packing="vector", offset=offset, scale=scale))

@@ -91,6 +91,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def config_dtype(config: dict[str, Any]) -> torch.dtype | None:
     name = config.get("dtype") or config.get("torch_dtype")
+    text = config.get("text_config")
+    if name is None and isinstance(text, dict):  # of a model that also sees
+        return config_dtype(text)
     return _DTYPES.get(name) if isinstance(name, str) else None
 
 

@@ -79,7 +79,7 @@ def read_common(
         raise config.fail(activation_key, "is not supported")
     max_positions = config.integer("max_position_embeddings", high=MAX_POSITIONS)
     rope = head_rope(flat_rope(config), heads.head_dim, max_positions, rotates_in_part=rotates_in_part, config=config)
-    if rope.kind == "yarn":
+    if rope.kind in ("yarn", "dynamic"):
         max_positions = max(max_positions, int(rope.factor * rope.original_max_position_embeddings))
     return Common(
         model_type=str(config.get("model_type")),

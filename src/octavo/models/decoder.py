@@ -84,11 +84,9 @@ def define(spec: ModelSpec) -> Definition:
         build.layer(number)
         layer.emit(build, residual)
     build.top()
-    output = (
-        residual
-        if spec.norm is None
-        else build.norm(residual, spec.norm, "model.norm", "output_norm", spec.logit_scale)
-    )
+    output = residual
+    if spec.norm is not None:
+        output = build.norm(residual, spec.norm, "model.norm", "output_norm", spec.logit_scale)
     if spec.embedding_size:
         back = Matrix(name="model.project_out", gguf="project_out", rows=spec.embedding_size)
         output = build.linear(output, "project_out", [back], None)
@@ -130,4 +128,4 @@ def _embeddings(build: Builder, spec: ModelSpec) -> Weight:
         build.matrices(EMBEDDING, [table], columns, None, "tied")
         return Weight(LM_HEAD, (spec.vocab_size, columns), 0)
     build.matrices(EMBEDDING, [table], columns, None, "embedding")
-    return build.matrices(LM_HEAD, [output], columns, 0, "output")
+    return build.matrices(LM_HEAD, [output], columns, 0, "output", spec.unit_lm_head)

@@ -21,11 +21,6 @@ _KEYS: Final = {
 }
 #: The larger Llama 4, known by them, has no norms of q and k.
 _MAVERICK_EXPERTS: Final = 128
-_GRANITE_KEYS: Final = {
-    "embedding_multiplier": "embedding_scale", "residual_multiplier": "residual_scale",
-    "attention_multiplier": "attention.scale", "logits_scaling": "logit_scale",
-    "shared_intermediate_size": "expert_shared_feed_forward_length",
-}  # fmt: skip
 #: What a family calls them.
 _OWN_NAMES: Final[dict[str, dict[str, str]]] = {
     "glm4_moe": {"num_local_experts": "n_routed_experts"},
@@ -52,8 +47,11 @@ def hf_config(
     match model_type:
         case "qwen2_moe":
             config["qkv_bias"] = "blk.0.attn_q.bias" in tensors
-        case "granitemoeshared":
-            config |= {key: get(gguf) for key, gguf in _GRANITE_KEYS.items()}
+        case "dbrx":
+            sizes = ("feed_forward_length", "expert_count", "expert_used_count")
+            names = ("ffn_hidden_size", "moe_num_experts", "moe_top_k")
+            config = {"ffn_config": {name: get(key) for name, key in zip(names, sizes, strict=True)}}
+            config["attn_config"] = {"clip_qkv": get("attention.clamp_kqv")}
         case "minimax_m2":
             config["intermediate_size"] = get("expert_feed_forward_length") or get("feed_forward_length")
         case "phimoe":

@@ -36,9 +36,9 @@ _ALWAYS_IGNORED: Final = (r".*\.rotary_emb\.inv_freq",)
 class Split:
     """A tensor that holds several: their names are replacements of `pattern`.
 
-    parts: one below the other. heads: by head, so many rows of the first, of the second, ... stack: [E, rows, ...] or
-    [E rows, ...], of each expert its parts one below the other; its number 0, 1, ... takes the place of `#` in the
-    names. pairs: the same, where the parts take turns row by row.
+    parts: one below the other. heads: q, k and v by head of k and v: the heads of q that read it, its k, its v.
+    stack: [E, rows, ...] or [E rows, ...], of each expert its parts one below the other; its number 0, 1, ... takes the
+    place of `#` in the names. pairs: the same, where the parts take turns row by row.
     """
 
     pattern: str
@@ -166,10 +166,12 @@ class TensorSource:
         """As declared. A float tensor may be a view of the file and must not be written to."""
         place = self._places[self._key(tensor)]
         weight = self._whole(place)
+        if tensor.role == "norm" and isinstance(weight, Tensor):
+            weight = weight.flatten()  # of heads that have weights of their own, [heads, head_dim]
         rows = self._rows(place)
         order = _head_order(tensor.head_dim, tensor.rotary_dim, self._layout.interleaved)
         if order is not None:
-            heads = torch.arange(0, tensor.shape[0], tensor.head_dim)
+            heads = torch.arange(0, weight.shape[0] if rows is None else len(rows), tensor.head_dim)
             turned = (heads[:, None] + torch.tensor(order)).flatten()
             rows = turned if rows is None else rows[turned]
         if rows is None:
@@ -196,9 +198,10 @@ class TensorSource:
             return None
         tensors = [self._declared[name] for name in place.siblings]
         if place.kind == "heads":
-            dim = tensors[0].head_dim
-            heads = torch.arange(tensors[0].shape[0] // dim)
-            return ((heads[:, None] * len(tensors) + place.number) * dim + torch.arange(dim)).flatten()
+            groups = tensors[-1].shape[0] // tensors[-1].head_dim
+            sizes = [tensor.shape[0] // groups for tensor in tensors]  # rows in a group
+            first, turns = sum(sizes[: place.number]), torch.arange(sizes[place.number])
+            return (torch.arange(groups)[:, None] * sum(sizes) + first + turns).flatten()
         rows = tensors[place.number].shape[0]
         if place.kind == "pairs":
             expert, part = divmod(place.number, place.num_parts)

@@ -20,6 +20,7 @@ from octavo.models.decoder import LM_HEAD, Definition, define
 from octavo.models.gguf_checkpoint import GGUFCheckpoint
 from octavo.models.layout import Layout, TensorSource
 from octavo.models.mxfp4_checkpoint import Mxfp4Checkpoint, is_mxfp4
+from octavo.models.overrides import overridden, without_windows
 from octavo.models.params import Param, TensorDecl
 from octavo.models.registry import find_family, model_spec
 from octavo.models.rope import derived_values
@@ -68,7 +69,8 @@ def load_model(
     missing, damaged, not finite, or of a kind that is not supported, and DeviceError for weights that do not fit.
     """
     checkpoint = checkpoint or open_checkpoint(config)
-    definition = define(model_spec(checkpoint.config, checkpoint.source))
+    spec = model_spec(checkpoint.config, checkpoint.source)
+    definition = define(without_windows(spec) if config.disable_sliding_window else spec)
     reader = _Reader(checkpoint, definition, DTYPES.get(config.dtype, checkpoint.dtype), ops.to_device, on_phase)
     if free is not None:
         _check_room(checkpoint.source, reader.num_bytes(_float_bytes(config, checkpoint, ops)), free)
@@ -118,11 +120,11 @@ def _check_room(source: str, needed: int, free: FreeMemory) -> None:
 
 
 def open_checkpoint(config: ModelConfig, device: torch.device = _CPU) -> Checkpoint:
-    """The checkpoint of a configuration. Random weights are made on `device`."""
+    """The checkpoint of a configuration, which may say otherwise than the files. `device`: for random weights."""
     path = Path(config.model)
     if config.load_format == "dummy":
         source: Checkpoint | None = GGUFCheckpoint(path) if path.suffix == ".gguf" else None
-        values = read_json(path / "config.json") if source is None else source.config
+        values = overridden(read_json(path / "config.json") if source is None else source.config, config)
         tensors = define(model_spec(values, str(path))).tensors
         return DummyCheckpoint(tensors, values, str(path), config.seed, device)
     is_gguf = path.suffix == ".gguf"
@@ -130,8 +132,13 @@ def open_checkpoint(config: ModelConfig, device: torch.device = _CPU) -> Checkpo
         kind = "a GGUF file" if is_gguf else "a directory of safetensors files"
         raise CheckpointError(f"{path}: {kind} cannot be read with --load-format {config.load_format}")
     if is_gguf:
-        return GGUFCheckpoint(path)
-    return Mxfp4Checkpoint(path) if is_mxfp4(read_json(path / "config.json")) else SafetensorsCheckpoint(path)
+        found: Checkpoint = GGUFCheckpoint(path)
+    elif is_mxfp4(read_json(path / "config.json")):
+        found = Mxfp4Checkpoint(path)
+    else:
+        found = SafetensorsCheckpoint(path)
+    found.config = overridden(found.config, config)
+    return found
 
 
 class _Reader:
@@ -230,10 +237,7 @@ class _Packer:
         elif param.packing == "router":
             packed = self._router(param)
         else:
-            (bias,) = param.biases
-            packed = self._ops.pack_output(
-                self._reader.matrix(param.parts[0]), None if bias is None else self._reader.vector(bias)
-            )
+            packed = self._output(param)
         self.nbytes += sum(each.nbytes for each in packed) if param.packing == "experts" else packed.nbytes
         if param.packing == "tied":
             self.weights[LM_HEAD] = packed
@@ -246,6 +250,12 @@ class _Packer:
         if len(weights) == 1:
             return self._ops.pack_linear(weights[0], biases[0])
         return self._ops.pack_linear_many(weights, biases)
+
+    def _output(self, param: Param) -> LinearWeight:
+        weight, bias = self._reader.matrix(param.parts[0]), param.biases[0]
+        if param.unit_rows:
+            weight = torch.nn.functional.normalize(_as_float32(weight)).to(_dtype(weight))
+        return self._ops.pack_output(weight, None if bias is None else self._reader.vector(bias))
 
     def _experts(self, param: Param) -> Any:
         """Read and packed one by one."""
@@ -268,6 +278,10 @@ class _Packer:
         joined = values[0] if len(values) == 1 else torch.cat(values)
         joined = joined + param.offset if param.offset else joined
         return joined * param.scale if param.scale != 1.0 else joined
+
+
+def _dtype(weight: Tensor | QuantizedWeight) -> torch.dtype:
+    return torch.float32 if isinstance(weight, QuantizedWeight) else weight.dtype
 
 
 def _as_float32(weight: Tensor | QuantizedWeight) -> Tensor:

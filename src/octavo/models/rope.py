@@ -32,8 +32,7 @@ def cos_sin_table(rope: RopeSpec, head_dim: int, num_positions: int) -> Tensor:
     """float32 [num_positions, head_dim]: the cosines of the head_dim / 2 angles, then their sines. Pairs that are not
     rotated are the last, at an angle of 0."""
     half, rotated = head_dim // 2, (rope.rotary_dim or head_dim) // 2
-    is_long = num_positions > rope.original_max_position_embeddings
-    frequencies = inverse_frequencies(rope, 2 * rotated, is_long)
+    frequencies = inverse_frequencies(rope, 2 * rotated, num_positions)
     angles = torch.outer(torch.arange(num_positions, dtype=torch.float32), frequencies)
     table = torch.zeros(num_positions, head_dim)
     table[:, rotated:half] = 1.0
@@ -52,7 +51,7 @@ def alibi_slopes(alibi: AlibiSpec) -> Tensor:
     power = 1 << (alibi.num_heads.bit_length() - 1)
     slopes = [2.0 ** (-alibi.max_bias * (i + 1) / power) for i in range(power)]
     between = [2.0 ** (-alibi.max_bias * (i + 1) / (2 * power)) for i in range(0, 2 * power, 2)]
-    return torch.tensor((slopes + between)[: alibi.num_heads])
+    return torch.tensor((slopes + between)[: alibi.num_heads]) * alibi.scale
 
 
 def q_scales(scale: QScaleSpec, num_positions: int) -> Tensor:
@@ -61,13 +60,24 @@ def q_scales(scale: QScaleSpec, num_positions: int) -> Tensor:
     return 1 + scale.beta * torch.log(1 + torch.floor(positions / scale.original_max_position_embeddings))[:, None]
 
 
-def inverse_frequencies(rope: RopeSpec, head_dim: int, is_long: bool = False) -> Tensor:
-    """float32 [head_dim / 2]: radians a position. `is_long`: contexts may be longer than the original ones."""
+def inverse_frequencies(rope: RopeSpec, head_dim: int, num_positions: int = 0) -> Tensor:
+    """float32 [head_dim / 2]: radians a position.
+
+    `num_positions`: the longest context that is served. longrope and dynamic go by it, where other code goes by the
+    length that a text has just reached: keys that are cached are rotated already, and a text must not depend on where
+    it was cut into steps or on whose prefix it shares.
+    """
+    original = rope.original_max_position_embeddings
+    is_long = num_positions > original
     exponents = torch.arange(0, head_dim, 2, dtype=torch.int64).to(torch.float32) / head_dim
     plain = 1.0 / (rope.theta**exponents)
     match rope.kind:
         case "linear":
             return plain / rope.factor
+        case "dynamic":
+            stretch = max(1.0, rope.factor * num_positions / original - (rope.factor - 1))
+            theta = rope.theta * math.pow(stretch, head_dim / (head_dim - 2))
+            return 1.0 / (theta**exponents)
         case "factors":
             return plain / torch.tensor(rope.factors, dtype=torch.float32)
         case "longrope":

@@ -58,8 +58,8 @@ class LLM:
 
     `LLM("org/repo", max_model_len=4096, ...)`: the model as `octavo serve` takes it, the fields of `ModelConfig`,
     `CacheConfig`, `SchedulerConfig` and `ParallelConfig`, and those of `ServerConfig` in `SERVER_SETTINGS`;
-    `override_generation_config` and `structured_outputs_config` may be mappings. Raises `StartupError`; no process is
-    left then.
+    `override_generation_config`, `structured_outputs_config`, `hf_overrides` and `rope_scaling` may be mappings.
+    Raises `StartupError`; no process is left then.
     """
 
     def __init__(self, model: str = "smollm2", **settings: Any) -> None:
@@ -239,7 +239,7 @@ def _prompt(item: Any, place: int) -> _Given:
 
 def offline_config(model: str, settings: Mapping[str, Any]) -> ServeConfig:
     """The configuration from flat settings. Raises `InvalidConfig` for those that do not exist or do not fit."""
-    for name in ("override_generation_config", "structured_outputs_config"):
+    for name in ("override_generation_config", "structured_outputs_config", "hf_overrides", "rope_scaling"):
         if isinstance(settings.get(name), Mapping):
             settings = {**settings, name: json.dumps(settings[name], default=str)}
     known: set[str] = set()

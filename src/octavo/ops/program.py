@@ -210,6 +210,20 @@ class AddNorm(Op):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Clip(Op):
+    """x, held between -limit and limit."""
+
+    x: Buffer
+    limit: float
+    reads: ClassVar = ()
+    writes: ClassVar = ()
+    changes: ClassVar = ("x",)
+
+    def widths(self) -> _Widths:
+        yield self.x, self.x.width
+
+
+@dataclass(frozen=True, kw_only=True)
 class RopeWrite(Op):
     """Norm of each head of q and k, if there are weights for it; their rotation; then k and v go to the cache.
 

@@ -281,6 +281,11 @@ def kv_cache_shapes(
     return k_shape, (num_blocks, num_kv_heads, block_size, padded)
 
 
+def clip_(x: Tensor, limit: float) -> None:
+    """x = x, held between -limit and limit."""
+    x.clamp_(-limit, limit)
+
+
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """x [T, heads, D]; cos, sin [T, 1, D / 2]: the halves of a head are the pairs (neox)."""
     first, second = x.chunk(2, dim=-1)

@@ -14,6 +14,7 @@ from octavo.ops.program import (
     AddNorm,
     Attend,
     Buffer,
+    Clip,
     Embed,
     Experts,
     KeepRows,
@@ -62,6 +63,8 @@ class Table(Protocol):
     def route(self) -> Any: ...
     @property
     def experts(self) -> Any: ...
+    @property
+    def clip_(self) -> Any: ...
     @property
     def rope_kv_write(self) -> Any: ...
     @property
@@ -193,6 +196,10 @@ def _experts(table: Table, op: Experts, frame: Frame) -> None:
     )
 
 
+def _clip(table: Table, op: Clip, frame: Frame) -> None:
+    table.clip_(frame[op.x], op.limit)
+
+
 def _rope_write(table: Table, op: RopeWrite, frame: Frame) -> None:
     k, v = frame.kv_caches[op.cache.index]
     _, slot_mapping = frame.step.cache_groups[op.cache.group]
@@ -261,6 +268,7 @@ HANDLERS: dict[type[Op], Handler] = {
     Act: _act,
     Route: _route,
     Experts: _experts,
+    Clip: _clip,
     RopeWrite: _rope_write,
     Attend: _attend,
     KeepRows: _keep_rows,

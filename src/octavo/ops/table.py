@@ -69,6 +69,7 @@ class Ops:
     pack_experts: Callable[..., Any]  # (experts): of each the arguments of pack_linear_many
     route: Callable[..., None]  # (ids, weights, scores, routing, bias=None)
     experts: Callable[..., None]  # see experts.grouped_experts
+    clip_: Callable[[Tensor, float], None]  # (x, limit)
     rope_kv_write: Callable[..., None]
     attention: Callable[..., None]
     program_runner: Callable[..., Runner]  # (ops, program, weights)
@@ -119,8 +120,7 @@ _GROUPS: tuple[tuple[str, ...], ...] = (
 _COMPOSED: dict[str, tuple[str, ...]] = {
     "program_runner": (
         "linear", "embedding", "rms_norm", "add_rms_norm", "layer_norm", "add_layer_norm", "norm_parts_", "add_",
-        "add_gated_",
-        "act_mul", "act", "route", "experts", "rope_kv_write", "attention", "kv_cache_shapes",
+        "add_gated_", "act_mul", "act", "route", "experts", "clip_", "rope_kv_write", "attention", "kv_cache_shapes",
     ),
 }  # fmt: skip
 _REFERENCE_MODULES: dict[str, Any] = dict.fromkeys(("forbid", "sample", "logprobs"), reference_sampling)

@@ -322,7 +322,7 @@ class Worker:
             num_swap_blocks=self._swap_bytes(device) // plan.bytes_per_block,
             plans_ahead=device.plans_ahead and self._config.model.logprobs_mode.startswith("raw"),
             layer_ops_per_token=loaded.model.definition.layer_ops_per_token,
-            output_ops_per_token=2 * loaded.spec.hidden_size * loaded.spec.vocab_size,
+            output_ops_per_token=2 * math.prod(loaded.model.definition.lm_head.shape),
             attention_ops_per_key=loaded.model.definition.attention_ops_per_key,
         )
 

@@ -40,6 +40,19 @@ class ModelConfig:
     max_model_len: int | None = opt(
         None, "Longest sequence (prompt and output) in tokens; default: the model's context length.", low=1
     )
+    hf_overrides: str | None = opt(
+        None,
+        "Values in place of those in the model's configuration: a JSON object, or key=value with commas between. A key "
+        "is replaced as a whole.",
+        json=True,
+    )
+    rope_scaling: str | None = opt(
+        None, "Another scaling of positions than the model's own: a JSON object, such as a yarn's.", json=True
+    )
+    rope_theta: float | None = opt(None, "Another base of the positions' rotation than the model's own.", above=0.0)
+    disable_sliding_window: bool = opt(
+        False, "Let all layers see all tokens, and serve no longer sequences than the model's sliding window."
+    )
     logprobs_mode: LogprobsMode = opt(
         "raw_logprobs",
         "What replies give as log probabilities: the model's own (raw), or those after penalties, temperature and "

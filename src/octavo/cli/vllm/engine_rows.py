@@ -25,7 +25,6 @@ _NO_SPECULATION = "speculative decoding is not built yet"
 _WITHOUT_SPECULATION = "it asks for nothing without --speculative-model"
 _NO_ADAPTERS = "prompt adapters are not built yet"
 _GRAPHS = "octavo captures graphs by batch size alone, for contexts of any length"
-_FROM_CONFIG = "octavo takes it from the model's own configuration"
 _THREADS = "octavo makes tokens of text in threads, beside all else"
 _BLOCKS = "octavo's blocks have 16, 32 or 64 tokens"
 
@@ -87,9 +86,9 @@ ENGINE_ROWS: tuple[Row, ...] = (
         "fp8 and int8 quantize weights while they load; gguf is what .gguf files are.",
         refused=dict.fromkeys(_METHODS, _NO_METHOD),
     ),
-    other("--rope-scaling", "none", None, "Another scaling of positions.", EMPTY, _FROM_CONFIG, kind="json"),
-    other("--rope-theta", "none", None, "Another base of positions.", NONE, _FROM_CONFIG, kind="float"),
-    switch("--disable-sliding-window", "off", "off", "Bound the context to the window.", OFF, _FROM_CONFIG),
+    ours("--rope-scaling", "none", None),
+    ours("--rope-theta", "none", None),
+    ours("--disable-sliding-window", "off", "off"),
     ours("--seed", "0", "0"),
     other(
         "--model-loader-extra-config", "none", "{}", "Settings of a loader.", EMPTY,

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from octavo.models.blocks import Attention, Block, GatedMLP, Sequential
-from octavo.models.common import Common, read_common, read_experts
+from octavo.models.common import read_common, read_experts
 from octavo.models.config_reader import ConfigReader
 from octavo.models.expert_blocks import WithShared, shared_mlp
+from octavo.models.families.llama import llama_layer
 from octavo.models.layout import STACKED_EXPERTS, Layout
 from octavo.models.spec import ModelSpec
 
@@ -26,27 +26,29 @@ def spec(config: ConfigReader) -> ModelSpec:
     config.refuse_unless("use_qk_norm", (True,))
     for key in ("use_cla", "mlp_bias"):
         config.refuse_unless(key, (False,))
-    common = read_common(_stretched(config))
-    return _model(config, common, GatedMLP(size=common.intermediate_size, activation=common.activation))
+    common, bias = read_common(_stretched(config)), config.flag("attention_bias", False)
+    layer = llama_layer(common, qk_norm=common.norm, norms_rotated=True, bias=bias, o_bias=bias)
+    return common.decoder([layer] * common.num_layers)
 
 
 def moe(config: ConfigReader) -> ModelSpec:
-    """With experts, and an MLP of the same size for every token."""
+    """With experts, and an MLP for every token."""
     given = {
         key: uniform for key in ("num_experts", "moe_topk", "moe_intermediate_size", "num_shared_expert")
         if (uniform := _uniform(config, key)) is not None
     }  # fmt: skip
     config = config.without(*given).merged(given).aliased(head_dim="attention_head_dim", num_experts_per_tok="moe_topk")
     config = config.with_defaults({**_DEFAULTS, "moe_intermediate_size": config.get("intermediate_size")})
-    config.refuse_unless("use_qk_norm", (True,))
-    config.refuse_unless("use_mixed_mlp_moe", (True,))
-    config.refuse_unless("moe_layer_num_skipped", (0,))
-    for key in ("use_cla", "mlp_bias"):
-        config.refuse_unless(key, (False,))
-    common = read_common(_stretched(config), has_experts=True)
+    for key, allowed in {
+        "use_qk_norm": True, "use_mixed_mlp_moe": True, "moe_layer_num_skipped": 0, "use_cla": False, "mlp_bias": False,
+    }.items():  # fmt: skip
+        config.refuse_unless(key, (allowed,))
+    common, bias = read_common(_stretched(config), has_experts=True), config.flag("attention_bias", False)
     experts = read_experts(config, common)
     shared = shared_mlp(config.integer("num_shared_expert", 1) * experts.size, common.activation)
-    return _model(config, common, WithShared(experts=experts, shared=shared))
+    mlp = WithShared(experts=experts, shared=shared)
+    layer = llama_layer(common, mlp=mlp, qk_norm=common.norm, norms_rotated=True, bias=bias, o_bias=bias)
+    return common.decoder([layer] * common.num_layers)
 
 
 def _uniform(config: ConfigReader, key: str) -> Any:
@@ -57,19 +59,6 @@ def _uniform(config: ConfigReader, key: str) -> Any:
     if not value or any(each != value[0] for each in value):
         raise config.fail(key, "differs from layer to layer: not supported")
     return value[0]
-
-
-def _model(config: ConfigReader, common: Common, mlp: Block) -> ModelSpec:
-    bias = config.flag("attention_bias", False)
-    layer = Sequential(
-        norm=common.norm,
-        attention=Attention(
-            heads=common.heads, rope=common.rope, scale=common.heads.head_dim**-0.5, qk_norm=common.norm,
-            norms_rotated=True, bias=bias, o_bias=bias,
-        ),
-        mlp=mlp,
-    )  # fmt: skip
-    return common.decoder([layer] * common.num_layers)
 
 
 def _stretched(config: ConfigReader) -> ConfigReader:

@@ -35,22 +35,27 @@ HF: Final = Layout(
 
 def spec(config: ConfigReader) -> ModelSpec:
     config = config.aliased(**_NAMES).with_defaults(_DEFAULTS)
-    attn = config.section("attn_config")
-    for each, key in ((attn, "prefix_lm"), (attn, "rope"), (attn, "clip_qkv"), (config, "logit_scale")):
+    # Of GGUF these stand beside the others (`gguf_config`).
+    attn = config.section("attn_config").with_defaults({key: config.get(key) for key in ("alibi_bias_max", "clip_qkv")})
+    for each, key in ((attn, "prefix_lm"), (attn, "rope"), (config, "logit_scale")):
         each.refuse_unless(key, (False,))
     attn.refuse_unless("attn_type", (*_KV_HEADS, "grouped_query_attention"))
     kv_heads = _KV_HEADS.get(str(attn.get("attn_type")), attn.get("kv_n_heads"))
     hidden = config.integer("hidden_size")
     sizes = {"num_key_value_heads": kv_heads, "intermediate_size": config.integer("expansion_ratio", 4) * hidden}
     common = read_common(config.with_defaults(sizes))
-    bias, is_alibi = not config.flag("no_bias", True), attn.flag("alibi", True)
+    bias = config.flag("attention_bias", not config.flag("no_bias", True))
+    is_alibi = attn.flag("alibi", attn.get("alibi_bias_max") != 0)
     norm = replace(common.norm, kind="layer", bias=bias)
-    alibi = AlibiSpec(num_heads=common.heads.num_heads, max_bias=attn.number("alibi_bias_max", 8.0))
+    alibi = None
+    if is_alibi:
+        alibi = AlibiSpec(num_heads=common.heads.num_heads, max_bias=attn.number("alibi_bias_max", 8.0))
     layer = Sequential(
         norm=norm,
         attention=Attention(
             heads=common.heads, scale=attn.number("softmax_scale", common.heads.head_dim**-0.5), bias=bias, o_bias=bias,
-            alibi=alibi if is_alibi else None, qk_norm=norm if attn.flag("qk_ln", False) else None, qk_norm_of="row",
+            alibi=alibi, qk_norm=norm if attn.flag("qk_ln", False) else None, qk_norm_of="row",
+            clip=attn.number("clip_qkv") if attn.get("clip_qkv") else 0.0,
         ),
         mlp=MLP(size=common.intermediate_size, activation=common.activation, bias=bias),
     )  # fmt: skip

@@ -4,11 +4,13 @@ of q and k; in OLMo 3 three layers of four have a window, whose rope is never sc
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Final
 
-from octavo.models.blocks import Attention, GatedMLP, PostNorm, Sequential
+from octavo.models.blocks import Attention, GatedMLP, PostNorm
 from octavo.models.common import Common, layer_ropes, layer_windows, read_common
 from octavo.models.config_reader import ConfigReader
+from octavo.models.families.llama import llama_layer
 from octavo.models.layout import Layout
 from octavo.models.spec import ModelSpec, NormSpec, RopeSpec
 
@@ -20,16 +22,9 @@ GGUF: Final = Layout(interleaved=True)  # of OLMo 1
 
 def olmo(config: ConfigReader) -> ModelSpec:
     common, bias = read_common(config.with_defaults(_DEFAULTS)), config.flag("attention_bias", False)
-    norm = NormSpec(eps=_EPS, kind="layer", has_weight=False)
-    config.refuse_unless("clip_qkv", ())
-    layer = Sequential(
-        norm=norm,
-        attention=Attention(
-            heads=common.heads, rope=common.rope, scale=common.heads.head_dim**-0.5, bias=bias, o_bias=bias
-        ),
-        mlp=GatedMLP(size=common.intermediate_size, activation=common.activation),
-    )
-    return common.decoder([layer] * common.num_layers, norm=norm)
+    common = replace(common, norm=NormSpec(eps=_EPS, kind="layer", has_weight=False))
+    clip = 0.0 if config.get("clip_qkv") is None else config.number("clip_qkv")
+    return common.decoder([llama_layer(common, bias=bias, o_bias=bias, clip=clip)] * common.num_layers)
 
 
 def olmo2(config: ConfigReader) -> ModelSpec:

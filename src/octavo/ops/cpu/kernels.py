@@ -25,6 +25,7 @@ __all__ = [
     "add_rms_norm",
     "attention",
     "attention_planner",
+    "clip_",
     "forbid",
     "kv_cache_shapes",
     "layer_norm",
@@ -169,6 +170,11 @@ def route(ids: Tensor, weights: Tensor, scores: Tensor, routing: Routing, bias: 
         top_k,
         native_routing(routing),
     )
+
+
+def clip_(x: Tensor, limit: float) -> None:
+    assert x.dtype == _F32 and x.is_contiguous()
+    _cpu.clip(x.data_ptr(), x.numel(), limit)
 
 
 def rope_kv_write(

@@ -68,7 +68,7 @@ def pack_linear(weight: Weight, bias: Tensor | None = None) -> LinearWeight:
 
 
 def pack_output(weight: Weight, bias: Tensor | None = None) -> LinearWeight:
-    """Pack the [N, K] weight of the output layer."""
+    """Pack the [N, K] weight of the output layer; bias [N], any float type."""
     return pack_linear(weight, bias)
 
 

@@ -23,6 +23,7 @@ from octavo.ops.program import (
     AddGated,
     AddNorm,
     Attend,
+    Clip,
     Embed,
     Experts,
     Heads,
@@ -162,6 +163,9 @@ class CpuRunner(Runner):
         out, residual, x = self._ids[op.out], self._ids[op.residual], self._ids[op.x]
         self._native.add_norm(out=out, residual=residual, x=x, **self._norm_weights(op))
 
+    def _clip(self, op: Clip) -> None:
+        self._native.clip(x=self._ids[op.x], width=op.x.width, limit=op.limit)
+
     def _rope_write(self, op: RopeWrite) -> None:
         assert op.rotation is None or op.rotation.shape[1] == op.heads.head_dim
         self._native.rope_write(
@@ -259,6 +263,7 @@ _RECORDS: dict[type[Op], Callable[[CpuRunner, Any], None]] = {
     Add: CpuRunner._add,
     AddGated: CpuRunner._add_gated,
     AddNorm: CpuRunner._add_norm,
+    Clip: CpuRunner._clip,
     RopeWrite: CpuRunner._rope_write,
     Attend: CpuRunner._attend,
     Act: CpuRunner._act,

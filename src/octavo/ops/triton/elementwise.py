@@ -113,26 +113,6 @@ def _layer_norm_kernel(
 
 
 @triton.jit
-def _norm_parts_kernel(
-    x, weight, bias, eps, row_width, first, width,
-    BLOCK: tl.constexpr, IS_LAYER_NORM: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_OWN: tl.constexpr,
-):  # fmt: skip
-    """A part of a row, in place."""
-    row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    columns = tl.arange(0, BLOCK)
-    mask = columns < width
-    place = x + row * row_width + first + part * width + columns
-    values = tl.load(place, mask=mask, other=0.0).to(tl.float32)
-    if IS_LAYER_NORM:
-        values = tl.where(mask, values - tl.sum(values, 0) / width, 0.0)
-    own = columns + (part * width if HAS_OWN else 0)
-    normed = values * tl.rsqrt(tl.sum(values * values, 0) / width + eps) * tl.load(weight + own, mask=mask, other=0.0)
-    if HAS_BIAS:
-        normed += tl.load(bias + own, mask=mask, other=0.0)
-    tl.store(place, normed.to(x.dtype.element_ty), mask=mask)
-
-
-@triton.jit
 def _softplus(x):
     return tl.where(x > 20.0, x, tl.log(1.0 + tl.exp(x)))
 
@@ -228,7 +208,7 @@ def _resolve_kernel(ids, last_ids, count, BLOCK: tl.constexpr):
     tl.store(ids + index, tl.maximum(last, 0), mask=pending)
 
 
-def _row_block(width: int) -> tuple[int, int]:
+def row_block(width: int) -> tuple[int, int]:
     """Columns and warps of a program that holds a whole row."""
     block = triton.next_power_of_2(width)
     return block, min(16, max(1, block // 512))
@@ -240,7 +220,7 @@ def _norm(
     rows, width = x.shape
     if rows == 0:
         return
-    block, num_warps = _row_block(width)
+    block, num_warps = row_block(width)
     _norm_kernel[(rows,)](
         out,
         out_scale,
@@ -280,7 +260,7 @@ def _layer_norm(
     rows, width = x.shape
     if rows == 0:
         return
-    block, num_warps = _row_block(width)
+    block, num_warps = row_block(width)
     _layer_norm_kernel[(rows,)](
         out,
         residual,
@@ -304,30 +284,6 @@ def layer_norm(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, eps:
 def add_layer_norm(out: Tensor, residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> None:
     """`reference.add_layer_norm`. The norm is that of the sum before it is rounded to the residual's type."""
     _layer_norm(out, residual, x, weight, bias, eps)
-
-
-def norm_parts_(
-    x: Tensor, first: int, count: int, width: int, weight: Tensor, bias: Tensor | None, eps: float, kind: str
-) -> None:
-    """`reference.norm_parts_`."""
-    rows, row_width = x.shape
-    if rows == 0:
-        return
-    block, num_warps = _row_block(width)
-    _norm_parts_kernel[(rows, count)](
-        x,
-        weight,
-        bias,
-        eps,
-        row_width,
-        first,
-        width,
-        BLOCK=block,
-        IS_LAYER_NORM=kind == "layer",
-        HAS_BIAS=bias is not None,
-        HAS_OWN=weight.numel() != width,
-        num_warps=num_warps,
-    )
 
 
 def add_(residual: Tensor, x: Tensor) -> None:
@@ -365,7 +321,7 @@ def act_mul_quant(out_q: Tensor, out_scale: Tensor, gate_up: Tensor, kind: str) 
     """`quantize_rows` of `act_mul`, which is not rounded in between."""
     rows, width = out_q.shape
     if rows:
-        block, num_warps = _row_block(width)
+        block, num_warps = row_block(width)
         _act_quant_kernel[(rows,)](
             out_q,
             out_scale,
@@ -385,7 +341,7 @@ def quantize_rows(out_q: Tensor, out_scale: Tensor, x: Tensor) -> None:
     """
     rows, width = x.shape
     if rows:
-        block, num_warps = _row_block(width)
+        block, num_warps = row_block(width)
         _quantize_kernel[(rows,)](
             out_q, out_scale, x, width, INT8=out_q.dtype == torch.int8, BLOCK=block, num_warps=num_warps
         )
@@ -407,7 +363,7 @@ def resolve_ids(ids: Tensor, last_ids: Tensor) -> None:
 def variants() -> list[Variant]:
     found: list[Variant] = []
     for width in (576, 1024, 4096):
-        block, num_warps = _row_block(width)
+        block, num_warps = row_block(width)
         for out in (torch.bfloat16, torch.float8_e4m3fn, torch.int8):
             constexprs: dict[str, Any] = {
                 "BLOCK": block, "HAS_RESIDUAL": True, "QUANTIZE": out != torch.bfloat16, "INT8": out == torch.int8
@@ -428,7 +384,7 @@ def variants() -> list[Variant]:
                     min_capability=89 if out == torch.float8_e4m3fn else 80,
                 )
             )
-    block, num_warps = _row_block(4096)
+    block, num_warps = row_block(4096)
     pointers = {"out": "*bf16", "residual": "*bf16", "x": "*bf16", "weight": "*fp32", "bias": "*fp32"}
     found.append(
         Variant(
@@ -448,25 +404,6 @@ def variants() -> list[Variant]:
             signature={**pointers, "width": "i32"},
             constexprs={"BLOCK": _BLOCK},
             divisible=frozenset({*pointers, "width"}),
-        )
-    )
-    block, num_warps = _row_block(128)
-    found.append(
-        Variant(
-            name="norm_parts 128",
-            kernel=_norm_parts_kernel,
-            signature={
-                "x": "*bf16",
-                "weight": "*fp32",
-                "bias": "*fp32",
-                "eps": "fp32",
-                "row_width": "i32",
-                "first": "i32",
-                "width": "i32",
-            },
-            constexprs={"BLOCK": block, "IS_LAYER_NORM": True, "HAS_BIAS": True, "HAS_OWN": True},
-            num_warps=num_warps,
-            divisible=frozenset({"x", "weight", "bias", "row_width", "first", "width"}),
         )
     )
     found.append(
@@ -497,7 +434,7 @@ def variants() -> list[Variant]:
         )
         for kind, width in (("silu", 14336), ("swiglu_oai", 2880))
     ]
-    block, num_warps = _row_block(14336)
+    block, num_warps = row_block(14336)
     found.append(
         Variant(
             name="act_mul_quant 14336",
