@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from octavo.models.blocks import Attention, Block, GatedMLP, Sequential
+from octavo.models.blocks import Block
 from octavo.models.common import read_common, read_experts
 from octavo.models.config_reader import ConfigReader
 from octavo.models.expert_blocks import WithShared, shared_mlp
 from octavo.models.families.glm4_moe import behind_dense
+from octavo.models.families.llama import llama_layer
 from octavo.models.layout import GGUF_EXPERTS, Layout
 from octavo.models.spec import ModelSpec
 from octavo.ops.routing import Routing
@@ -31,12 +32,5 @@ def spec(config: ConfigReader) -> ModelSpec:
     if config.get("n_shared_experts") is not None:
         shared = shared_mlp(config.integer("n_shared_experts") * experts.size, common.activation)
         mixed = WithShared(experts=experts, shared=shared)
-
-    def layer(mlp: Block) -> Sequential:
-        attention = Attention(
-            heads=common.heads, rope=common.rope, scale=common.heads.head_dim**-0.5, bias=bias, o_bias=bias
-        )
-        return Sequential(norm=common.norm, attention=attention, mlp=mlp)
-
-    dense = GatedMLP(size=common.intermediate_size, activation=common.activation)
-    return common.decoder(behind_dense(config, layer(dense), layer(mixed), common.num_layers))
+    dense, sparse = (llama_layer(common, mlp=mlp, bias=bias, o_bias=bias) for mlp in (None, mixed))
+    return common.decoder(behind_dense(config, dense, sparse, common.num_layers))

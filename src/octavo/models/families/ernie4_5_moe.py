@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from octavo.models.blocks import Attention, Block, GatedMLP, Sequential
+from octavo.models.blocks import Block
 from octavo.models.common import read_common, read_experts
 from octavo.models.config_reader import MAX_LAYERS, ConfigReader
 from octavo.models.expert_blocks import WithShared, shared_mlp
+from octavo.models.families.llama import llama_layer
 from octavo.models.layout import GGUF_EXPERTS, STACKED_EXPERTS, Layout
 from octavo.models.spec import ModelSpec
 
@@ -35,18 +36,12 @@ def spec(config: ConfigReader) -> ModelSpec:
     if num_shared:
         size = num_shared * config.integer("moe_intermediate_size")
         mixed = WithShared(experts=mixed, shared=shared_mlp(size, common.activation))
-    dense = GatedMLP(size=common.intermediate_size, activation=common.activation, bias=bias)
-    attention = Attention(
-        heads=common.heads, rope=common.rope, scale=common.heads.head_dim**-0.5, bias=bias, o_bias=bias
-    )
     sparse = _sparse_layers(config, common.num_layers)
-    return common.decoder(
-        [
-            Sequential(norm=common.norm, attention=attention, mlp=mixed if number in sparse else dense)
-            for number in range(common.num_layers)
-        ],
-        lm_head_bias=bias,
-    )
+    layers = [
+        llama_layer(common, mlp=mixed if number in sparse else None, mlp_bias=bias, bias=bias, o_bias=bias)
+        for number in range(common.num_layers)
+    ]
+    return common.decoder(layers, lm_head_bias=bias)
 
 
 def _sparse_layers(config: ConfigReader, num_layers: int) -> set[int]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Final
 
-from octavo.models.blocks import Attention, Block, GatedMLP, Sequential
+from octavo.models.blocks import Sequential
 from octavo.models.common import read_common, read_experts, read_groups
 from octavo.models.config_reader import MAX_LAYERS, ConfigReader
 from octavo.models.expert_blocks import WithShared, shared_mlp
+from octavo.models.families.llama import llama_layer
 from octavo.models.layout import EXPERTS_HF, GGUF_EXPERTS, Layout
 from octavo.models.spec import ModelSpec
 from octavo.ops.routing import Routing
@@ -33,17 +34,9 @@ def spec(config: ConfigReader) -> ModelSpec:
     )  # fmt: skip
     experts = read_experts(config, common, routing=routing, has_choice_bias=True)
     shared = shared_mlp(config.integer("n_shared_experts", 1) * experts.size, common.activation)
-    attention = Attention(
-        heads=common.heads, rope=common.rope, scale=common.heads.head_dim**-0.5, bias=bias,
-        qk_norm=common.norm if config.flag("use_qk_norm", False) else None,
-    )  # fmt: skip
-
-    def layer(mlp: Block) -> Sequential:
-        return Sequential(norm=common.norm, attention=attention, mlp=mlp)
-
-    dense = GatedMLP(size=common.intermediate_size, activation=common.activation)
-    sparse = WithShared(experts=experts, shared=shared)
-    return common.decoder(behind_dense(config, layer(dense), layer(sparse), common.num_layers))
+    options = {"bias": bias, "qk_norm": common.norm if config.flag("use_qk_norm", False) else None}
+    sparse = llama_layer(common, mlp=WithShared(experts=experts, shared=shared), **options)
+    return common.decoder(behind_dense(config, llama_layer(common, **options), sparse, common.num_layers))
 
 
 def behind_dense(config: ConfigReader, dense: Sequential, sparse: Sequential, num_layers: int) -> list[Sequential]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, Final
 
-from octavo.models.blocks import Attention, Sequential
 from octavo.models.common import read_common, read_experts, windows_of_types
 from octavo.models.config_reader import MAX_POSITIONS, ConfigReader
+from octavo.models.families.llama import llama_layer
 from octavo.models.layout import GGUF_EXPERTS, Layout, Split
 from octavo.models.spec import ModelSpec
 
@@ -41,14 +40,9 @@ def spec(config: ConfigReader) -> ModelSpec:
     config = config.with_defaults(_DEFAULTS)
     common = read_common(config, has_experts=True)
     window, bias = config.integer("sliding_window", high=MAX_POSITIONS), config.flag("attention_bias", True)
-    layer = Sequential(
-        norm=common.norm,
-        attention=Attention(
-            heads=common.heads, rope=common.rope, scale=common.heads.head_dim**-0.5, bias=bias, o_bias=bias,
-            has_sinks=True,
-        ),
-        mlp=read_experts(config, common, activation="swiglu_oai", router_bias=True, bias=True),
-    )  # fmt: skip
+    experts = read_experts(config, common, activation="swiglu_oai", router_bias=True, bias=True)
     alternating = tuple(0 if number % 2 else window for number in range(common.num_layers))
     windows = windows_of_types(config, common.num_layers, window) or alternating
-    return common.decoder([replace(layer, attention=replace(layer.attention, window=width)) for width in windows])
+    return common.decoder(
+        [llama_layer(common, mlp=experts, window=width, has_sinks=True, bias=bias, o_bias=bias) for width in windows]
+    )

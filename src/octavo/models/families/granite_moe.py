@@ -1,7 +1,6 @@
 """Granite 3 with experts: Llama with factors at four places, and an MLP for every token in some models.
 
-What a block adds is multiplied by m before the sum. Norms do not see the size of their input, so the residual stream
-is kept divided by m instead: the embedding is, and a norm's eps by m squared.
+What a block adds is multiplied by m before the sum; see `granite` for where m goes.
 """
 
 from __future__ import annotations
@@ -9,10 +8,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Final
 
-from octavo.models.blocks import Attention, Block, Sequential
+from octavo.models.blocks import Block
 from octavo.models.common import read_common, read_experts
 from octavo.models.config_reader import ConfigReader
 from octavo.models.expert_blocks import WithShared, shared_mlp
+from octavo.models.families.llama import llama_layer
 from octavo.models.layout import GGUF_EXPERTS, STACKED_EXPERTS, Layout, Split
 from octavo.models.spec import ModelSpec
 
@@ -42,18 +42,16 @@ def spec(config: ConfigReader) -> ModelSpec:
     config = config.with_defaults(_DEFAULTS)
     common = read_common(config, has_experts=True)
     multiplier = config.number("residual_multiplier", 1.0)
-    norm = replace(common.norm, eps=common.norm.eps / multiplier**2)
+    common = replace(common, norm=replace(common.norm, eps=common.norm.eps / multiplier**2))
     bias = config.flag("attention_bias", False)
     mlp: Block = read_experts(config, common)
     if config.get("shared_intermediate_size"):
         shared = shared_mlp(config.integer("shared_intermediate_size"), common.activation)
         mlp = WithShared(experts=mlp, shared=shared)
-    attention = Attention(
-        heads=common.heads, rope=common.rope, scale=config.number("attention_multiplier", 1.0), bias=bias, o_bias=bias
-    )
+    scale = config.number("attention_multiplier", 1.0)
+    layer = llama_layer(common, mlp=mlp, scale=scale, bias=bias, o_bias=bias)
     return common.decoder(
-        [Sequential(norm=norm, attention=attention, mlp=mlp)] * common.num_layers,
-        norm=norm,
+        [layer] * common.num_layers,
         embedding_scale=config.number("embedding_multiplier", 1.0) / multiplier,
         logit_scale=1 / config.number("logits_scaling", 1.0),
     )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from octavo.models.blocks import Attention, Sequential
 from octavo.models.common import read_common, read_experts
 from octavo.models.config_reader import MAX_HEAD_DIM, ConfigReader
+from octavo.models.families.llama import llama_layer
 from octavo.models.families.mixtral import HF as MIXTRAL
 from octavo.models.layout import Layout
 from octavo.models.spec import ModelSpec
@@ -39,12 +39,6 @@ def spec(config: ConfigReader) -> ModelSpec:
         share = config.integer("rotary_dim", high=MAX_HEAD_DIM) / config.integer("head_dim")
         config = config.merged({"partial_rotary_factor": share})
     common = read_common(config, rotates_in_part=True, has_experts=True)
-    layer = Sequential(
-        norm=common.norm,
-        attention=Attention(
-            heads=common.heads, rope=common.rope, scale=common.heads.head_dim**-0.5, qk_norm=common.norm,
-            qk_norm_of="row",
-        ),
-        mlp=read_experts(config, common, routing=Routing(kind="sigmoid"), has_choice_bias=True),
-    )  # fmt: skip
+    experts = read_experts(config, common, routing=Routing(kind="sigmoid"), has_choice_bias=True)
+    layer = llama_layer(common, mlp=experts, qk_norm=common.norm, qk_norm_of="row")
     return common.decoder([layer] * common.num_layers)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from octavo.models.blocks import Attention, Block, GatedMLP, Sequential
 from octavo.models.common import read_common, read_experts
 from octavo.models.config_reader import MAX_LAYERS, ConfigReader
 from octavo.models.expert_blocks import WithShared, shared_mlp
+from octavo.models.families.llama import llama_layer
 from octavo.models.families.qwen2 import layer_windows
 from octavo.models.spec import ModelSpec
 from octavo.ops.routing import Routing
@@ -26,18 +26,13 @@ def spec(config: ConfigReader) -> ModelSpec:
     shared = shared_mlp(config.integer("shared_expert_intermediate_size"), common.activation, "mlp.shared_expert")
     routing = Routing(renormalize=config.flag("norm_topk_prob", False))
     experts = WithShared(experts=read_experts(config, common, routing=routing), shared=shared, has_gate=True)
-    dense = GatedMLP(size=common.intermediate_size, activation=common.activation)
     bias = config.flag("qkv_bias", True)
-
-    def layer(mlp: Block, window: int) -> Sequential:
-        attention = Attention(
-            heads=common.heads, rope=common.rope, scale=common.heads.head_dim**-0.5, window=window, bias=bias
-        )
-        return Sequential(norm=common.norm, attention=attention, mlp=mlp)
-
     windows, sparse = layer_windows(config, common.num_layers), sparse_layers(config, common.num_layers)
     return common.decoder(
-        [layer(experts if number in sparse else dense, window) for number, window in enumerate(windows)]
+        [
+            llama_layer(common, mlp=experts if number in sparse else None, window=window, bias=bias)
+            for number, window in enumerate(windows)
+        ]
     )
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from octavo.models.blocks import Attention, Block, GatedMLP, Sequential
+from octavo.models.blocks import Sequential
 from octavo.models.common import read_common, read_experts
 from octavo.models.config_reader import ConfigReader
+from octavo.models.families.llama import llama_layer
 from octavo.models.families.qwen2 import layer_windows
 from octavo.models.families.qwen2_moe import sparse_layers
 from octavo.models.spec import ModelSpec
@@ -17,16 +18,10 @@ def spec(config: ConfigReader) -> ModelSpec:
     common = read_common(config, has_experts=True)
     bias = config.flag("attention_bias", False)
     experts = read_experts(config, common, routing=Routing(renormalize=config.flag("norm_topk_prob", False)))
-    dense = GatedMLP(size=common.intermediate_size, activation=common.activation)
 
-    def layer(mlp: Block, window: int) -> Sequential:
-        attention = Attention(
-            heads=common.heads, rope=common.rope, scale=common.heads.head_dim**-0.5, window=window,
-            qk_norm=common.norm, bias=bias, o_bias=bias,
-        )  # fmt: skip
-        return Sequential(norm=common.norm, attention=attention, mlp=mlp)
+    def layer(number: int, window: int) -> Sequential:
+        mlp = experts if number in sparse else None
+        return llama_layer(common, mlp=mlp, window=window, qk_norm=common.norm, bias=bias, o_bias=bias)
 
     windows, sparse = layer_windows(config, common.num_layers), sparse_layers(config, common.num_layers)
-    return common.decoder(
-        [layer(experts if number in sparse else dense, window) for number, window in enumerate(windows)]
-    )
+    return common.decoder([layer(number, window) for number, window in enumerate(windows)])
