@@ -42,6 +42,15 @@ OLMO3 = {
         "sliding_attention": {"rope_type": "default", "rope_theta": 300.0},
     },
 }
+MINISTRAL3_ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 500.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "llama_4_scaling_beta": 0.4,
+}
 WHOLE_ROPE = {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 1.0}
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama": ("llama", "Llama", {"num_key_value_heads": 1, "attention_bias": False}),
@@ -82,6 +91,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "orion": ("orion", "StableLm", {"rope_parameters": WHOLE_ROPE}),
     "apertus": ("apertus", "Apertus", {"rope_parameters": LLAMA3_ROPE}),
     "arcee": ("arcee", "Arcee", {"mlp_bias": True}),
+    "ministral3": ("mistral3", "Ministral3", {"head_dim": 16, "rope_parameters": MINISTRAL3_ROPE}),
     "hunyuan": ("hunyuan-dense", "HunYuanDenseV1", {"head_dim": 16}),
 }
 #: How a file of GGUF holds what is several tensors: name of the whole -> names of the parts.
@@ -98,6 +108,7 @@ FUSED = {
 #: Architectures whose files have pairs of the rotation side by side, where those of transformers have halves.
 PERMUTED = (
     "llama", "granite", "granitemoe", "internlm2", "baichuan", "xverse", "smollm3", "olmo", "minicpm", "arcee",
+    "mistral3",
 )  # fmt: skip
 #: Metadata of some architectures: the writer's method, and the key of the configuration.
 KEYS = {
@@ -220,6 +231,9 @@ def write_rope(writer: gguf.GGUFWriter, rope: dict[str, Any], head_dim: int) -> 
         scaled = RopeSpec(**{"kind" if k == "rope_type" else k.removeprefix("rope_"): v for k, v in rope.items()})
         plain = inverse_frequencies(RopeSpec(theta=scaled.theta), head_dim)
         writer.add_tensor("rope_freqs.weight", (plain / inverse_frequencies(scaled, head_dim)).numpy())
+    if "llama_4_scaling_beta" in rope:
+        writer.add_attn_temperature_scale(rope["llama_4_scaling_beta"])
+        writer.add_rope_scaling_yarn_log_mul(rope["mscale_all_dim"])
     if rope["rope_type"] == "yarn":
         writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
         writer.add_rope_scaling_factor(rope["factor"])

@@ -16,8 +16,11 @@ from transformers.models.mpt import modeling_mpt
 
 from models.running import load, prompt_logits
 from models.test_families import LLAMA3_ROPE, PROMPTS, make_model, transformers_logits
+from octavo.base.config import ModelConfig
 from octavo.base.errors import CheckpointError
-from octavo.models.registry import model_spec
+from octavo.models.checkpoint import config_dtype
+from octavo.models.overrides import overridden
+from octavo.models.registry import model_spec, text_part
 from octavo.ops.run import Runner
 from octavo.ops.table import bind
 
@@ -263,6 +266,15 @@ def test_of_models_that_also_see_the_text_part_is_served(case: str, prefixes: st
     ops = bind("cpu", "reference")
     ours = torch.stack(prompt_logits(load(tmp_path, ops), ops, PROMPTS))
     torch.testing.assert_close(ours, transformers_logits(model, PROMPTS), rtol=1e-4, atol=2e-4)
+
+
+def test_overrides_of_a_model_that_also_sees_are_of_its_text_part() -> None:
+    text = {"model_type": "llama", "rope_theta": 1e4, "dtype": "float16", "num_hidden_layers": 2}
+    config = {"architectures": ["LlavaForConditionalGeneration"], "text_config": text, "vision_config": {}}
+    given = overridden(config, ModelConfig(model="m", rope_theta=5e5, hf_overrides='{"num_hidden_layers": 1}'))
+    part = text_part(given)
+    assert part is not None and part["rope_theta"] == 5e5 and part["num_hidden_layers"] == 1
+    assert config_dtype(config) == torch.float16
 
 
 PARTS_OF_GPT2 = {

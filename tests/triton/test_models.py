@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from models import test_dense_families as dense
 from models.running import load, prompt_logits
 from models.test_families import make_model, transformers_logits
 from octavo.ops.table import Binding, Ops, bind
@@ -38,6 +39,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
+DENSE = ("cohere-head-norms-biases", "falcon-40b", "gpt-j")
+
+
 def ops(dtype: torch.dtype = torch.float32, **options: Any) -> Ops:
     binding = Binding(
         torch_device=torch.device("cpu"), activation_dtype=dtype, to_device=lambda weight: weight, **options
@@ -54,6 +58,15 @@ def test_logits_are_those_of_transformers(case: str, tmp_path: Path) -> None:
     for chunk in (len(PROMPT), 6):
         (ours,) = prompt_logits(loaded, table, [PROMPT], chunk)
         torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("case", DENSE)
+def test_logits_of_dense_families(case: str, tmp_path: Path) -> None:
+    family, options = dense.CASES[case]
+    model = dense.make_model(tmp_path, family, {**options, "hidden_size": 32, "num_hidden_layers": 2, "rotary_dim": 4})
+    table = ops()
+    (ours,) = prompt_logits(load(tmp_path, table), table, [PROMPT])
+    torch.testing.assert_close(ours, transformers_logits(model, [PROMPT])[0], rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

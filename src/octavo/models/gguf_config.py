@@ -105,6 +105,7 @@ ARCHITECTURES: Final[dict[str, _Arch]] = {
     "orion": _Arch("OrionForCausalLM", "orion"),
     "apertus": _Arch("ApertusForCausalLM", "apertus", "xielu"),
     "arcee": _Arch("ArceeForCausalLM", "arcee", "relu2"),
+    "mistral3": _Arch("Ministral3ForCausalLM", "ministral3"),
     "hunyuan-dense": _Arch("HunYuanDenseV1ForCausalLM", "hunyuan_v1_dense"),
 }
 # fmt: on
@@ -191,6 +192,8 @@ def hf_config(
     rope = _rope(get, rope_factors)
     if arch.model_type == "gpt_oss" and rope.get("rope_type") == "yarn":
         rope["truncate"] = False  # which files do not say
+    if arch.model_type == "ministral3":
+        rope |= _ministral3_rope(get)
     if arch.model_type == "phi3":
         config["sliding_window"] = get("attention.sliding_window") or None
     if arch.has_norms_of_one:
@@ -236,6 +239,15 @@ def _rope(get: Any, factors: dict[str, list[float]]) -> dict[str, Any]:
         rope["original_max_position_embeddings"] = get("rope.scaling.original_context_length")
         rope["beta_fast"] = get("rope.scaling.yarn_beta_fast")
         rope["beta_slow"] = get("rope.scaling.yarn_beta_slow")
+    return rope
+
+
+def _ministral3_rope(get: Any) -> dict[str, Any]:
+    rope = {} if get("attention.temperature_scale") is None else {
+        "llama_4_scaling_beta": get("attention.temperature_scale"),
+    }  # fmt: skip
+    if get("rope.scaling.yarn_log_multiplier"):  # the two factors of yarn's are equal, and cancel each other
+        rope["attention_factor"] = 1.0
     return rope
 
 

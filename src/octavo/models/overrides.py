@@ -16,8 +16,8 @@ from octavo.models.spec import ModelSpec
 def overridden(values: dict[str, Any], model: ModelConfig) -> dict[str, Any]:
     """The checkpoint's configuration with `hf_overrides`, `rope_scaling` and `rope_theta` in place of what it says.
 
-    A key of `hf_overrides` is replaced as a whole; of a model that also sees, all is about the text part. Raises InvalidConfig for JSON that is none, and for a rope of
-    models that have several.
+    A key of `hf_overrides` is replaced as a whole. Of a model that also sees, all is about the text part. Raises
+    InvalidConfig for JSON that is none, and for a rope of models that have several.
     """
     if text_part(values) is not None:
         return {**values, "text_config": overridden(values["text_config"], model)}

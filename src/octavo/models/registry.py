@@ -123,7 +123,7 @@ FAMILIES: Final[dict[str, Family]] = {
     "JAISLMHeadModel": Family("jais", jais.spec, jais.HF, jais.GGUF),
     "MiniCPMForCausalLM": Family("minicpm", minicpm.spec, gguf=Layout(interleaved=True)),
     "MinistralForCausalLM": Family("ministral", mistral.ministral),
-    "Ministral3ForCausalLM": Family("ministral3", mistral.ministral3),
+    "Ministral3ForCausalLM": Family("ministral3", mistral.ministral3, gguf=Layout(interleaved=True)),
     "GPT2LMHeadModel": Family("gpt2", gpt2.spec, gpt2.HF, gpt2.GGUF),
     "GPTNeoXForCausalLM": Family("gpt_neox", gpt_neox.spec, gpt_neox.HF, gpt_neox.GGUF),
     "BloomForCausalLM": Family("bloom", bloom.spec, bloom.HF, bloom.GGUF),
