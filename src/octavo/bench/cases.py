@@ -305,7 +305,8 @@ def _logprobs(config: KernelsConfig, ops: Ops) -> Iterator[Case]:
 _MAKERS: dict[str, Callable[[KernelsConfig, Ops], Iterator[Case]]] = {
     "linear": _linear, "embedding": _embedding, "rms_norm": _norm("rms_norm", 1),
     "add_rms_norm": _add_norm("add_rms_norm", 1), "layer_norm": _norm("layer_norm", 2),
-    "add_layer_norm": _add_norm("add_layer_norm", 2), "norm_parts_": _norm_parts, "add_": _add, "add_gated_": _add_gated, "clip_": _clip,
+    "add_layer_norm": _add_norm("add_layer_norm", 2), "norm_parts_": _norm_parts, "add_": _add,
+    "add_gated_": _add_gated, "clip_": _clip,
     "act_mul": _act_mul, "act": _act, "route": _route,
     "rope_kv_write": _rope_kv_write, "attention": _attention, "forbid": _forbid,
     "sample": _sample, "logprobs": _logprobs,
