@@ -83,8 +83,8 @@ EXPERT_CASES: dict[str, tuple[str, dict[str, Any]]] = {
          "intermediate_size_mlp": 64, "no_rope_layers": [0, 1, 1], "attention_chunk_size": 64, "use_qk_norm": False,
          "attn_temperature_tuning": False, "attention_bias": True},
     ),
-    "dbrx": ("Dbrx", {**DBRX, "attn_config": {"kv_n_heads": 2, "clip_qkv": 0.3}}),
-    "dbrx-unbounded": ("Dbrx", {**DBRX, "attn_config": {"kv_n_heads": 4}}),
+    "dbrx": ("Dbrx", {**DBRX, "attn_config": {"kv_n_heads": 2, "clip_qkv": 0.3, "rope_theta": 500.0}}),
+    "dbrx-unbounded": ("Dbrx", {**DBRX, "attn_config": {"kv_n_heads": 4, "rope_theta": 500.0}}),
     "granite-moe": (
         "GraniteMoe",
         {"num_local_experts": 5, "num_experts_per_tok": 3, "intermediate_size": 48, "embedding_multiplier": 12.0,
@@ -115,7 +115,7 @@ EXPERT_CASES: dict[str, tuple[str, dict[str, Any]]] = {
 EXPERT_ARCHS = {
     "gpt-oss": "gpt-oss", "qwen2-moe": "qwen2moe", "glm4-moe": "glm4moe", "glm4-moe-no-groups": "glm4moe",
     "ernie-moe": "ernie4_5-moe", "olmoe": "olmoe", "minimax-m2": "minimax-m2", "phimoe": "phimoe",
-    "hunyuan-moe": "hunyuan-moe", "granite-moe": "granitemoe",
+    "hunyuan-moe": "hunyuan-moe", "granite-moe": "granitemoe", "dbrx": "dbrx",
 }  # fmt: skip
 
 

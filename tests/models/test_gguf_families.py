@@ -98,9 +98,10 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
 FUSED = {
     "phi3": {"attn_qkv": ("attn_q", "attn_k", "attn_v"), "ffn_up": ("ffn_gate", "ffn_up")},
     **{arch: {"post_attention_norm": ("ffn_norm",)} for arch in ("gpt-oss", "glm4moe")},
+    "dbrx": {"attn_qkv": ("attn_q", "attn_k", "attn_v"), "attn_output_norm": ("ffn_norm",)},
     **{
         arch: {"attn_qkv": ("attn_q", "attn_k", "attn_v")}
-        for arch in ("gpt2", "gptneox", "bloom", "falcon", "starcoder", "qwen", "mpt", "dbrx")
+        for arch in ("gpt2", "gptneox", "bloom", "falcon", "starcoder", "qwen", "mpt")
     },
     "chatglm": {"attn_qkv": ("attn_q", "attn_k", "attn_v"), "ffn_up": ("ffn_gate", "ffn_up")},
     "glm4": {"ffn_up": ("ffn_gate", "ffn_up")},
@@ -184,6 +185,8 @@ def fused(values: dict[str, torch.Tensor], wholes: dict[str, tuple[str, ...]]) -
 def write_sizes(
     writer: gguf.GGUFWriter, arch: str, config: Any, saved: dict[str, Any], num_kv_heads: int | None = None
 ) -> None:
+    if arch == "dbrx":
+        saved = {**saved, **saved["ffn_config"], **saved["attn_config"]}
     num_heads = config.num_attention_heads
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(getattr(config, "max_position_embeddings", 128))
@@ -215,9 +218,10 @@ def write_sizes(
         writer.add_max_alibi_bias(8.0)
         writer.add_clamp_kqv(config.attn_config.clip_qkv)
     num_experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
+    num_experts = saved.get("moe_num_experts", num_experts)
     if num_experts:
         writer.add_expert_count(num_experts)
-        writer.add_expert_used_count(config.num_experts_per_tok)
+        writer.add_expert_used_count(saved.get("moe_top_k") or config.num_experts_per_tok)
         write_experts(writer, arch, config)
     rope = getattr(config, "rope_parameters", None)
     if rope:

@@ -48,10 +48,12 @@ def hf_config(
         case "qwen2_moe":
             config["qkv_bias"] = "blk.0.attn_q.bias" in tensors
         case "dbrx":
-            sizes = ("feed_forward_length", "expert_count", "expert_used_count")
-            names = ("ffn_hidden_size", "moe_num_experts", "moe_top_k")
-            config = {"ffn_config": {name: get(key) for name, key in zip(names, sizes, strict=True)}}
-            config["attn_config"] = {"clip_qkv": get("attention.clamp_kqv")}
+            experts = {
+                "ffn_hidden_size": get("feed_forward_length"),
+                "moe_num_experts": get("expert_count"),
+                "moe_top_k": get("expert_used_count"),
+            }
+            config = {"ffn_config": experts, "attn_config": {"clip_qkv": get("attention.clamp_kqv")}}
         case "minimax_m2":
             config["intermediate_size"] = get("expert_feed_forward_length") or get("feed_forward_length")
         case "phimoe":
