@@ -84,7 +84,6 @@ EXPERT_CASES: dict[str, tuple[str, dict[str, Any]]] = {
          "attn_temperature_tuning": False, "attention_bias": True},
     ),
     "dbrx": ("Dbrx", {**DBRX, "attn_config": {"kv_n_heads": 2, "clip_qkv": 0.3, "rope_theta": 500.0}}),
-    "dbrx-unbounded": ("Dbrx", {**DBRX, "attn_config": {"kv_n_heads": 4, "rope_theta": 500.0}}),
     "granite-moe": (
         "GraniteMoe",
         {"num_local_experts": 5, "num_experts_per_tok": 3, "intermediate_size": 48, "embedding_multiplier": 12.0,
