@@ -132,7 +132,7 @@ def open_checkpoint(config: ModelConfig, device: torch.device = _CPU) -> Checkpo
         kind = "a GGUF file" if is_gguf else "a directory of safetensors files"
         raise CheckpointError(f"{path}: {kind} cannot be read with --load-format {config.load_format}")
     if is_gguf:
-        found: Checkpoint = GGUFCheckpoint(path)
+        found: GGUFCheckpoint | SafetensorsCheckpoint = GGUFCheckpoint(path)
     elif is_mxfp4(read_json(path / "config.json")):
         found = Mxfp4Checkpoint(path)
     else:

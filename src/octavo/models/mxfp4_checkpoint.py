@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Final
 
 from torch import Tensor
@@ -23,9 +24,9 @@ def is_mxfp4(config: dict[str, Any]) -> bool:
 class Mxfp4Checkpoint(SafetensorsCheckpoint):
     """`X_blocks` [E, N, K / 32, 16] and `X_scales` [E, N, K / 32] are one tensor `X_blocks` [E, N, K]."""
 
-    @property
-    def quantization(self) -> str:  # type: ignore[override]
-        return f"MXFP4 x{sum(name.endswith(_BLOCKS) for name in self._tensors)}"
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.quantization = f"MXFP4 x{sum(name.endswith(_BLOCKS) for name in self._tensors)}"
 
     def names(self) -> list[str]:
         return [name for name in super().names() if not self._is_scales(name)]

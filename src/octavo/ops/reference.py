@@ -244,7 +244,8 @@ def _values(scores: Tensor, routing: Routing, bias: Tensor | None) -> Tensor:
 def _sparsemixed(scores: Tensor, order: Tensor, margin: float) -> Tensor:
     """The weights of the experts `order` [T, k]."""
     left, weights = scores.clone(), []
-    for chosen in order.split(1, dim=1):
+    for place in range(order.shape[1]):
+        chosen = order[:, place : place + 1]
         best = scores.gather(1, chosen)
         is_far = (best - scores) / scores.abs().maximum(best) > margin
         weights.append(1 / (left - best).exp().masked_fill(is_far, 0).sum(-1, keepdim=True))

@@ -34,7 +34,7 @@ def spec(config: ConfigReader) -> ModelSpec:
     )  # fmt: skip
     experts = read_experts(config, common, routing=routing, has_choice_bias=True)
     shared = shared_mlp(config.integer("n_shared_experts", 1) * experts.size, common.activation)
-    options = {"bias": bias, "qk_norm": common.norm if config.flag("use_qk_norm", False) else None}
+    options: dict[str, Any] = {"bias": bias, "qk_norm": common.norm if config.flag("use_qk_norm", False) else None}
     sparse = llama_layer(common, mlp=WithShared(experts=experts, shared=shared), **options)
     return common.decoder(behind_dense(config, llama_layer(common, **options), sparse, common.num_layers))
 

@@ -159,7 +159,7 @@ class LinearPacker:
         assert isinstance(weight, DenseLinear | InvariantLinear | IntLinear), weight.kind
         return Embedding(weight if isinstance(weight, IntLinear) else weight.weight, weight.K)
 
-    def pack_experts(self, weights: Iterable[tuple[Sequence[Weight], Sequence[Bias]]]) -> ExpertsWeight:
+    def pack_experts(self, weights: Iterable[tuple[Sequence[Weight], Sequence[Tensor | None]]]) -> ExpertsWeight:
         """For each expert its matrices, [N_i, K] one below the other, and their biases. They are floats here, whatever
         they come as."""
         return pack_experts(weights, self._dtype, self._to_device, self._is_invariant)
