@@ -126,6 +126,8 @@ def write_experts(writer: gguf.GGUFWriter, arch: str, config: Any) -> None:
     match arch:
         case "gpt-oss":
             writer.add_sliding_window(config.sliding_window)
+        case "llama4":
+            writer.add_interleave_moe_layer_step(config.interleave_moe_layer_step)
         case "qwen2moe":
             writer.add_expert_shared_feed_forward_length(config.shared_expert_intermediate_size)
         case "glm4moe":

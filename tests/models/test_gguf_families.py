@@ -67,6 +67,19 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "norm_topk_prob": True},
     ),
     **{name: (arch, *EXPERT_CASES[name]) for name, arch in EXPERT_ARCHS.items()},
+    # What files do not say is as published: chunks and floors of 8,192.
+    "llama4": (
+        "llama4",
+        "Llama4",
+        {
+            "head_dim": 32,
+            "num_local_experts": 4,
+            "intermediate_size": 48,
+            "intermediate_size_mlp": 48,
+            "num_hidden_layers": 4,
+            "interleave_moe_layer_step": 2,
+        },
+    ),
     "phi3": ("phi3", "Phi3", {"pad_token_id": None, "sliding_window": 8}),
     "phi3-longrope": ("phi3", "Phi3", {"pad_token_id": None, "rope_parameters": LONG_ROPE}),
     "gpt2": ("gpt2", "GPT2", {}),
