@@ -19,12 +19,10 @@ from safetensors.torch import load_file, save_file
 from models.running import load, prompt_logits
 from models.test_families import LLAMA3_ROPE, PROMPTS, YARN_ROPE, transformers_logits
 from models.test_gguf_families import write_gguf
-from octavo.base.config import ModelConfig
-from octavo.base.errors import CheckpointError, InvalidConfig
+from octavo.base.errors import CheckpointError
 from octavo.files.gguf import TensorInfo
 from octavo.models.config_reader import ConfigReader
 from octavo.models.gguf_config import hf_config
-from octavo.models.overrides import overridden
 from octavo.models.registry import FAMILIES, model_spec
 from octavo.ops.run import Runner
 from octavo.ops.table import bind
@@ -40,7 +38,6 @@ FOREIGN = {
     "GPTBigCode": ("num_key_value_heads", "intermediate_size"),
 }
 WINDOWS = ["sliding_attention", "full_attention"]
-DYNAMIC_ROPE = {"rope_type": "dynamic", "rope_theta": 500.0, "factor": 4.0}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "cohere": ("Cohere", {}),
     "cohere-head-norms-biases": ("Cohere", {"use_qk_norm": True, "attention_bias": True, "logit_scale": 0.7}),
@@ -268,6 +265,37 @@ def test_gguf_holds_the_same_model(case: str, tmp_path: Path) -> None:
     torch.testing.assert_close(ours, transformers_logits(model, PROMPTS), rtol=1e-4, atol=1e-4)
 
 
+def test_gguf_lists_the_layers_of_decilm() -> None:
+    embedding = TensorInfo("token_embd.weight", (96, 64), 0, "F32", 0, 0)
+    lists = {
+        "attention.head_count": [4, 4, 0],
+        "attention.head_count_kv": [4, 2, 0],
+        "feed_forward_length": [256, 0, 256],
+    }
+    sizes = {"block_count": 3, "context_length": 128, "embedding_length": 64, "attention.layer_norm_rms_epsilon": 1e-6}
+    metadata = {f"deci.{key}": value for key, value in {**lists, **sizes}.items()}
+    config = hf_config({"general.architecture": "deci", **metadata}, {"token_embd.weight": embedding}, {})
+    spec = model_spec({**config, "tie_word_embeddings": False}, "test")
+    expected = model_spec(DECI_CONFIGS["nemotron-nas"], "test")
+    assert (spec.layers, spec.norm) == (expected.layers, expected.norm)
+    for key, value, message in (
+        ("head_count_kv", [4, 0, 0], "in place of attention"), ("head_count", ["4", 4, 0], "whole numbers"),
+        ("head_count", [4, 2, 0], "heads of queries"),
+    ):  # fmt: skip
+        changed = {"general.architecture": "deci", **metadata, f"deci.attention.{key}": value}
+        with pytest.raises(CheckpointError, match=message):
+            hf_config(changed, {"token_embd.weight": embedding}, {})
+
+
+def test_gguf_tells_windows_by_layer_or_by_interval() -> None:
+    embedding = TensorInfo("token_embd.weight", (96, 64), 0, "F32", 0, 0)
+    for pattern, key, expected in (
+        ([True, False], "layer_types", ["sliding_attention", "full_attention"]), (4, "sliding_window_pattern", 4),
+    ):  # fmt: skip
+        metadata = {"general.architecture": "exaone4", "exaone4.attention.sliding_window_pattern": pattern}
+        assert hf_config(metadata, {"token_embd.weight": embedding}, {})[key] == expected
+
+
 def test_gguf_names_no_alibi_but_baichuan_with_40_layers_has_it() -> None:
     embedding = TensorInfo("token_embd.weight", (96, 64), 0, "F32", 0, 0)
     for layers, has_alibi in ((32, False), (40, True)):
@@ -295,6 +323,60 @@ def test_baichuan_13b_has_alibi_and_version_2_an_output_matrix_of_unit_rows(tmp_
     check_logits(tmp_path, expected)
 
 
+DECI = {**SIZES, "num_key_value_heads": None, "architectures": ["DeciLMForCausalLM"], "rms_norm_eps": 1e-6,
+        "hidden_act": "silu", "num_hidden_layers": 3, "intermediate_size": None}  # fmt: skip
+DECI_CONFIGS: dict[str, dict[str, Any]] = {
+    "decilm": {**DECI, "num_key_value_heads_per_layer": [4, 2, 1], "intermediate_size": 256},
+    "nemotron-nas": {
+        **DECI,
+        "block_configs": [
+            {"attention": {"n_heads_in_group": 1}, "ffn": {"ffn_mult": 5.9}},
+            {"attention": {"n_heads_in_group": 2}, "ffn": {"no_op": True}},
+            {"attention": {"no_op": True}, "ffn": {"ffn_mult": 5.5, "no_op": False}},
+        ],
+    },
+}  # fmt: skip
+
+
+def deci_model(directory: Path, case: str) -> Any:
+    """Llama whose heads of keys and values are equal in groups; a part that adds nothing is one that is absent."""
+    options = {"num_key_value_heads": 4, "num_hidden_layers": 3, "intermediate_size": 256}
+    model, kept = make_model(directory, "Llama", options), (4, 2, 1)
+    tensors, absent = load_file(directory / "model.safetensors"), ()
+    with torch.no_grad():
+        for number, layer in enumerate(model.model.layers):
+            for name in ("k_proj", "v_proj"):
+                weight = getattr(layer.self_attn, name).weight
+                heads = weight.view(4, 16, -1)[: kept[number]]
+                tensors[f"model.layers.{number}.self_attn.{name}.weight"] = heads.flatten(0, 1).clone()
+                weight.copy_(heads.repeat_interleave(4 // kept[number], 0).flatten(0, 1))
+        if case == "nemotron-nas":
+            absent = ("layers.1.mlp", "layers.1.post_", "layers.2.self_attn", "layers.2.input_")
+            model.model.layers[1].mlp.down_proj.weight.zero_()
+            model.model.layers[2].self_attn.o_proj.weight.zero_()
+    tensors = {name: value for name, value in tensors.items() if not any(part in name for part in absent)}
+    save_file(tensors, directory / "model.safetensors")
+    (directory / "config.json").write_text(json.dumps(DECI_CONFIGS[case]))
+    return model
+
+
+@pytest.mark.parametrize("case", DECI_CONFIGS)
+def test_layers_may_differ_in_heads_of_keys_and_in_what_they_have(case: str, tmp_path: Path) -> None:
+    check_logits(tmp_path, transformers_logits(deci_model(tmp_path, case), PROMPTS))
+
+
+@pytest.mark.parametrize(
+    ("part", "changes"),
+    [("attention", {"replace_with_linear": True}), ("ffn", {"sparsify": [1]}), ("attention", {"window_length": 8}),
+     ("attention", {"num_sink_tokens": 4}), ("attention", {"n_heads_in_group": 3}), ("ffn", {"ffn_mult": 0})],
+)  # fmt: skip
+def test_blocks_of_nemotron_nas_that_are_not_implemented_are_refused(part: str, changes: dict[str, Any]) -> None:
+    config = json.loads(json.dumps(DECI_CONFIGS["nemotron-nas"]))
+    config["block_configs"][0][part] |= changes
+    with pytest.raises(CheckpointError, match=rf"block_configs\.0: {part}: {next(iter(changes))}"):
+        model_spec(config, "test")
+
+
 def test_the_vocabulary_tells_that_baichuan_2_has_unit_rows() -> None:
     config = {**SIZES, "num_key_value_heads": 4, "hidden_act": "silu"}
     spec = FAMILIES["BaichuanForCausalLM"].spec
@@ -302,27 +384,7 @@ def test_the_vocabulary_tells_that_baichuan_2_has_unit_rows() -> None:
     assert spec(ConfigReader({**config, "vocab_size": 125_696})).unit_lm_head
 
 
-def test_dynamic_ropes_follow_the_longest_context(tmp_path: Path) -> None:
-    """transformers stretches by the length a text has reached; at the whole context both are the same."""
-    model = make_model(tmp_path, "Llama", {"rope_parameters": DYNAMIC_ROPE, "max_position_embeddings": 20})
-    native, short = bind("cpu"), [prompt[:20] for prompt in PROMPTS]
-    expected = transformers_logits(model, short)
-    assert load(tmp_path, native).spec.max_position_embeddings == 80
-    ours = prompt_logits(load(tmp_path, native, max_model_len=45), native, PROMPTS)
-    torch.testing.assert_close(torch.stack(ours), transformers_logits(model, PROMPTS), rtol=1e-4, atol=1e-4)
-    ours = prompt_logits(load(tmp_path, native, max_model_len=20), native, short)
-    torch.testing.assert_close(torch.stack(ours), expected, rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(torch.stack(prompt_logits(load(tmp_path, native), native, short)), expected, atol=1e-2)
-
-
 LLAMA = {**SIZES, "num_key_value_heads": 4, "hidden_act": "silu", "rms_norm_eps": 1e-6}
-
-
-@pytest.mark.parametrize("scaling", [{"type": "mrope"}, {"rope_type": "default", "mrope_interleaved": True}])
-def test_three_parts_of_a_position_are_one_for_text(scaling: dict[str, Any]) -> None:
-    plain = model_spec({**LLAMA, "architectures": ["LlamaForCausalLM"]}, "test")
-    scaled = {**LLAMA, "architectures": ["LlamaForCausalLM"], "rope_scaling": {**scaling, "mrope_section": [2, 3, 3]}}
-    assert model_spec(scaled, "test") == plain
 
 
 @pytest.mark.parametrize("name", ["AquilaModel", "AquilaForCausalLM", "XverseForCausalLM", "LLaMAForCausalLM"])
@@ -358,56 +420,3 @@ def test_twins_of_llama(name: str) -> None:
 def test_options_that_are_not_implemented_are_refused_by_name(name: str, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         model_spec({**LLAMA, "architectures": [name], **changes}, "test")
-
-
-# ---------------------------------------------------------------- what the command line says instead
-
-
-def test_another_rope_takes_the_place_of_the_configurations_own(tmp_path: Path) -> None:
-    """In either form of the configuration; what is not given stays."""
-    model = make_model(tmp_path, "Llama", {"rope_parameters": {**YARN_ROPE, "rope_theta": 300.0}})
-    expected, native = transformers_logits(model, PROMPTS[:1])[0], bind("cpu")
-    make_model(tmp_path, "Llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}})
-    scaling = json.dumps({key: value for key, value in YARN_ROPE.items() if key != "rope_theta"})
-    loaded = load(tmp_path, native, rope_scaling=scaling, rope_theta=300.0)
-    torch.testing.assert_close(prompt_logits(loaded, native, PROMPTS[:1])[0], expected, rtol=1e-4, atol=1e-4)
-    config = json.loads((tmp_path / "config.json").read_text())
-    del config["rope_parameters"]
-    (tmp_path / "config.json").write_text(json.dumps({**config, "rope_theta": 500.0, "rope_scaling": {"type": "x"}}))
-    assert load(tmp_path, native, rope_scaling=scaling, rope_theta=300.0).spec == loaded.spec
-    overrides = json.dumps({"rope_scaling": json.loads(scaling), "rope_theta": 300.0})
-    assert load(tmp_path, native, hf_overrides=overrides).spec == loaded.spec
-    wider = load(tmp_path, native, rope_scaling="{}", hf_overrides='{"max_position_embeddings": 4096}')
-    assert wider.spec.max_position_embeddings == 4096
-
-
-def test_values_that_replace_the_configurations_are_checked_as_its_own(tmp_path: Path) -> None:
-    make_model(tmp_path, "Llama", {})
-    for settings, message in (
-        ({"hf_overrides": '{"hidden_act": "tanh"}'}, "hidden_act"),
-        ({"rope_scaling": '{"rope_type": "spiral"}'}, "rope_type"),
-        ({"hf_overrides": '{"num_hidden_layers": 3}'}, "not a complete"),
-    ):
-        with pytest.raises(CheckpointError, match=message):
-            load(tmp_path, bind("cpu"), **settings)
-
-
-def test_one_rope_cannot_take_the_place_of_several() -> None:
-    ropes = {"full_attention": {"rope_theta": 5.0}, "sliding_attention": {"rope_theta": 7.0}}
-    with pytest.raises(InvalidConfig, match="rope_parameters"):
-        overridden({"rope_parameters": ropes}, ModelConfig(rope_theta=3.0))
-
-
-@pytest.mark.parametrize("case", ["mistral", "cohere2"])
-def test_without_windows_all_is_seen_as_far_as_the_narrowest_reached(case: str, tmp_path: Path) -> None:
-    """And layers without positions stay without."""
-    family, options = {"mistral": ("Mistral", {"sliding_window": 24}), "cohere2": ("Cohere2", {"sliding_window": 24})}[
-        case
-    ]
-    make_model(tmp_path, family, options)
-    native, prompts = bind("cpu"), [prompt[:24] for prompt in PROMPTS]
-    with_windows, without = load(tmp_path, native), load(tmp_path, native, disable_sliding_window=True)
-    assert without.spec.max_position_embeddings == 24
-    assert {cache.window for cache in without.model.program.caches} == {0}
-    for ours, expected in zip(*(prompt_logits(each, native, prompts) for each in (without, with_windows)), strict=True):
-        assert torch.equal(ours, expected)

@@ -8,13 +8,14 @@ import re
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from transformers.models.mpt import modeling_mpt
 
-from models.running import load, prompt_logits
+from models.running import Run, load, prompt_logits
 from models.test_families import LLAMA3_ROPE, PROMPTS, make_model, transformers_logits
 from octavo.base.config import ModelConfig
 from octavo.base.errors import CheckpointError
@@ -143,6 +144,9 @@ def test_chunks_company_and_one_native_call_change_no_bit(saved: tuple[Path, tor
     whole = torch.stack(prompt_logits(loaded, native, PROMPTS))
     assert torch.equal(torch.stack(prompt_logits(loaded, native, PROMPTS, 7)), whole)
     assert torch.equal(prompt_logits(loaded, native, PROMPTS[:1])[0], whole[0])
+    needed = [3, 19, 20, 39]
+    (part,) = Run(loaded, native, 2, 46, torch.float32).step([prompt[:20] for prompt in PROMPTS], needed)
+    assert torch.equal(part, whole[:, :20].flatten(0, 1)[needed])
     one_by_one = dataclasses.replace(native, program_runner=Runner)
     assert torch.equal(torch.stack(prompt_logits(load(directory, one_by_one), one_by_one, PROMPTS)), whole)
 
@@ -222,6 +226,38 @@ def jais_logits(tensors: dict[str, torch.Tensor], config: dict[str, Any], ids: t
     return x @ tensors["transformer.wte.weight"].t() * config["mup_output_alpha"] * config["mup_width_scale"]
 
 
+PARTS_OF_JAIS = {
+    r"^transformer\.": "", r"^h\.": "blk.", r"\.ln_1\.": ".attn_norm.", r"\.ln_2\.": ".ffn_norm.",
+    r"^ln_f\.": "output_norm.", r"attn\.c_attn": "attn_qkv", r"attn\.c_proj": "attn_output",
+    r"mlp\.c_fc\.": "ffn_up.", r"mlp\.c_fc2": "ffn_gate", r"mlp\.c_proj": "ffn_down",
+}  # fmt: skip
+
+
+def write_jais_gguf(path: Path, tensors: dict[str, torch.Tensor], config: dict[str, Any]) -> None:
+    """As llama.cpp's converter does: the factors of embeddings and logits are in two matrices."""
+    writer = gguf.GGUFWriter(path, "jais")
+    writer.add_block_count(config["n_layer"])
+    writer.add_context_length(config["n_positions"])
+    writer.add_embedding_length(config["n_embd"])
+    writer.add_feed_forward_length(config["n_inner"])
+    writer.add_head_count(config["n_head"])
+    writer.add_layer_norm_eps(config["layer_norm_epsilon"])
+    writer.add_max_alibi_bias(8.0)
+    for name, value in tensors.items():
+        for old, new in PARTS_OF_JAIS.items():
+            name = re.sub(old, new, name)
+        if name == "wte.weight":
+            writer.add_tensor("token_embd.weight", (value * config["mup_embeddings_scale"]).numpy())
+            factor = config["mup_output_alpha"] * config["mup_width_scale"]
+            writer.add_tensor("output.weight", (value * factor).numpy())
+        else:
+            writer.add_tensor(name, (value.t() if value.dim() == 2 else value).contiguous().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
 def test_jais_scales_embeddings_scores_and_logits(tmp_path: Path) -> None:
     config = {
         "architectures": ["JAISLMHeadModel"], "model_type": "jais", "vocab_size": 96, "n_embd": 64, "n_head": 4,
@@ -240,8 +276,22 @@ def test_jais_scales_embeddings_scores_and_logits(tmp_path: Path) -> None:
     save_file({**tensors, "transformer.relative_pe.slopes": torch.ones(4)}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(config))
     ops = bind("cpu", "reference")
-    ours = torch.stack(prompt_logits(load(tmp_path, ops), ops, PROMPTS))
-    torch.testing.assert_close(ours, jais_logits(tensors, config, torch.tensor(PROMPTS)), rtol=1e-4, atol=2e-4)
+    write_jais_gguf(tmp_path / "jais.gguf", tensors, config)
+    expected = jais_logits(tensors, config, torch.tensor(PROMPTS))
+    for path in (tmp_path, tmp_path / "jais.gguf"):
+        ours = torch.stack(prompt_logits(load(path, ops), ops, PROMPTS))
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=2e-4)
+
+
+def test_older_configurations_of_stablelm_mean_the_same(tmp_path: Path) -> None:
+    options = {"layer_norm_eps": 1e-4, "partial_rotary_factor": 0.5}
+    make_model(tmp_path, "StableLm", {**SMALL, **options})
+    config = json.loads((tmp_path / "config.json").read_text())
+    new = model_spec(config, "new")
+    theta = config.pop("rope_parameters")["rope_theta"]
+    older = {"architectures": ["StableLMEpochForCausalLM"], "rope_pct": 0.5, "norm_eps": 1e-4, "rope_theta": theta}
+    rest = {key: value for key, value in config.items() if key not in options}
+    assert model_spec({**rest, **older}, "old") == new
 
 
 @pytest.mark.parametrize("prefixes", ["of transformers 5", "older"])
@@ -316,6 +366,11 @@ def test_learned_positions_of_mpt_are_those_of_gpt2_without_biases(tmp_path: Pat
         ("HunYuanDenseV1ForCausalLM", {"use_qk_norm": False}, "use_qk_norm = 'False'"),
         ("MptForCausalLM", {"attn_config": {"prefix_lm": True}}, "attn_config: prefix_lm = 'True'"),
         ("JAISLMHeadModel", {"position_embedding_type": "learned"}, "position_embedding_type = 'learned'"),
+        ("MptForCausalLM", {"norm_type": "rmsnorm"}, "norm_type = 'rmsnorm'"),
+        ("MptForCausalLM", {"ffn_config": {"ffn_type": "mptglu"}}, "ffn_config: ffn_type = 'mptglu'"),
+        ("Starcoder2ForCausalLM", {"mlp_type": "gated"}, "mlp_type = 'gated'"),
+        ("ApertusForCausalLM", {"post_norm": True}, "post_norm = 'True'"),
+        ("MiniCPMForCausalLM", {"sparse_config": {"topk": 64}}, "sparse_config"),
         ("MiniCPMForCausalLM", {"scale_depth": -1}, "scale_depth = '-1'"),
     ],
 )

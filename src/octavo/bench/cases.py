@@ -181,15 +181,6 @@ def _norm_parts(config: KernelsConfig, ops: Ops) -> Iterator[Case]:
         )  # fmt: skip
 
 
-def _clip(config: KernelsConfig, ops: Ops) -> Iterator[Case]:
-    width = config.head_dim * (config.num_heads + 2 * config.num_kv_heads)
-    for rows in config.rows:
-        yield Case(
-            op="clip_", detail=f"width {width}", rows=rows, num_bytes=8 * rows * width,
-            copies=[(torch.randn(rows, width), 8.0)],
-        )  # fmt: skip
-
-
 def _route(config: KernelsConfig, ops: Ops) -> Iterator[Case]:
     num_experts, top_k = 64, 8
     for rows in config.rows:
@@ -198,6 +189,15 @@ def _route(config: KernelsConfig, ops: Ops) -> Iterator[Case]:
             op="route", detail=f"{top_k} of {num_experts} experts", rows=rows,
             num_bytes=4 * rows * (num_experts + 2 * top_k),
             copies=[(ids, weights, torch.randn(rows, num_experts), Routing())],
+        )  # fmt: skip
+
+
+def _clip(config: KernelsConfig, ops: Ops) -> Iterator[Case]:
+    width = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
+    for rows in config.rows:
+        yield Case(
+            op="clip_", detail=f"width {width}", rows=rows, num_bytes=8 * rows * width,
+            copies=[(torch.randn(rows, width), 8.0)],
         )  # fmt: skip
 
 

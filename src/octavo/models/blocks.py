@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 from octavo.models.builder import Builder
 from octavo.models.params import Matrix
 from octavo.models.spec import AlibiSpec, NormSpec, QScaleSpec, RopeSpec
-from octavo.ops.program import Act, Activation, Add, Attend, Buffer, Clip, Heads, RopeWrite
+from octavo.ops.program import Act, Activation, Add, Attend, Buffer, Clip, Heads, ProgramError, RopeWrite
 
 
 class Block(Protocol):
@@ -48,6 +48,7 @@ class Attention:
     q_scale: QScaleSpec | None = None
     bias: bool = False  # of q, k and v
     o_bias: bool = False
+    kv_copies: int = 1  # each head of keys and values of the checkpoint counts as so many
 
     def emit(self, build: Builder, x: Buffer) -> Buffer:
         heads, dim = self.heads, self.heads.head_dim
@@ -59,8 +60,8 @@ class Attention:
             "self_attn.qkv",
             [
                 part(name="self_attn.q_proj", gguf="attn_q", rows=heads.size, rotary_dim=rotary),
-                part(name="self_attn.k_proj", gguf="attn_k", rows=kv_size, rotary_dim=rotary),
-                part(name="self_attn.v_proj", gguf="attn_v", rows=kv_size),
+                part(name="self_attn.k_proj", gguf="attn_k", rows=kv_size, rotary_dim=rotary, copies=self.kv_copies),
+                part(name="self_attn.v_proj", gguf="attn_v", rows=kv_size, copies=self.kv_copies),
             ],
             shard=0,
         )
@@ -103,6 +104,10 @@ class Attention:
 
     def _norm_parts(self, build: Builder, qkv: Buffer, norm: NormSpec, rotary: int) -> None:
         """The norms of q and k that `RopeWrite` has not."""
+        if self.norms_rotated:
+            raise ProgramError(
+                "only an RMS norm of each head, with the same weights for all, comes behind the rotation"
+            )
         dim, first = self.heads.head_dim, 0
         for part, count in (("q", self.heads.num_heads), ("k", self.heads.num_kv_heads)):
             name, gguf = f"self_attn.{part}_norm", f"attn_{part}_norm"
@@ -166,17 +171,19 @@ class MLP:
 
 @dataclass(frozen=True, kw_only=True)
 class Sequential:
-    """Attention, then the MLP, each behind a norm: x += attention(norm(x)); x += mlp(norm(x))."""
+    """Attention, then the MLP, each behind a norm: x += attention(norm(x)); x += mlp(norm(x)). Either may be absent."""
 
-    attention: Block
-    mlp: Block
+    attention: Block | None
+    mlp: Block | None
     norm: NormSpec
 
     def emit(self, build: Builder, residual: Buffer) -> None:
-        x = build.norm(residual, self.norm, "input_layernorm", "attn_norm")
-        build.ops.append(Add(residual=residual, x=self.attention.emit(build, x)))
-        x = build.norm(residual, self.norm, "post_attention_layernorm", "ffn_norm")
-        build.ops.append(Add(residual=residual, x=self.mlp.emit(build, x)))
+        if self.attention is not None:
+            x = build.norm(residual, self.norm, "input_layernorm", "attn_norm")
+            build.ops.append(Add(residual=residual, x=self.attention.emit(build, x)))
+        if self.mlp is not None:
+            x = build.norm(residual, self.norm, "post_attention_layernorm", "ffn_norm")
+            build.ops.append(Add(residual=residual, x=self.mlp.emit(build, x)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -88,7 +88,7 @@ class Builder:
         packing: Packing = "linear",
         unit_rows: bool = False,
     ) -> Weight:
-        parts = tuple(self._tensor(m, "weight", "matrix", (m.rows, columns)) for m in matrices)
+        parts = tuple(self._tensor(m, "weight", "matrix", (m.rows // m.copies, columns)) for m in matrices)
         biases = tuple(self._bias(matrix) for matrix in matrices)
         weight = Weight(self._prefix + name, (sum(matrix.rows for matrix in matrices), columns), shard)
         self.params.append(Param(weight=weight, parts=parts, biases=biases, packing=packing, unit_rows=unit_rows))
@@ -159,7 +159,7 @@ class Builder:
         return weight
 
     def _bias(self, matrix: Matrix) -> TensorDecl | None:
-        return self._tensor(matrix, "bias", "bias", (matrix.rows,)) if matrix.bias else None
+        return self._tensor(matrix, "bias", "bias", (matrix.rows // matrix.copies,)) if matrix.bias else None
 
     def _tensor(self, matrix: Matrix, kind: str, role: Role, shape: tuple[int, ...]) -> TensorDecl:
         return TensorDecl(
@@ -169,4 +169,5 @@ class Builder:
             role=role,
             head_dim=matrix.head_dim,
             rotary_dim=matrix.rotary_dim,
+            copies=matrix.copies,
         )

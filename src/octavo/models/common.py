@@ -80,7 +80,8 @@ def read_common(
     max_positions = config.integer("max_position_embeddings", high=MAX_POSITIONS)
     rope = head_rope(flat_rope(config), heads.head_dim, max_positions, rotates_in_part=rotates_in_part, config=config)
     if rope.kind in ("yarn", "dynamic"):
-        max_positions = max(max_positions, int(rope.factor * rope.original_max_position_embeddings))
+        stretched = min(rope.factor * rope.original_max_position_embeddings, MAX_POSITIONS)
+        max_positions = max(max_positions, int(stretched))
     return Common(
         model_type=str(config.get("model_type")),
         vocab_size=config.integer("vocab_size"),

@@ -16,29 +16,22 @@ MAX_HEAD_DIM: Final = 256
 MAX_POSITIONS: Final = 1 << 24
 
 #: Keys of rope parameters, by kind. Any other key that is set asks for something that we do not do.
+# fmt: off
 _ROPE_KEYS: Final[dict[str, frozenset[str]]] = {
     "default": frozenset(),
     "linear": frozenset({"factor"}),
     "dynamic": frozenset({"factor", "original_max_position_embeddings"}),
     "llama3": frozenset({"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}),
-    "yarn": frozenset(
-        {
-            "factor",
-            "original_max_position_embeddings",
-            "beta_fast",
-            "beta_slow",
-            "attention_factor",
-            "truncate",
-            "mscale",
-            "mscale_all_dim",
-            "finetuned",
-        }
-    ),
+    "yarn": frozenset({
+        "factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor", "truncate",
+        "mscale", "mscale_all_dim", "finetuned",
+    }),
     "factors": frozenset({"factors"}),
     "longrope": frozenset(
         {"short_factor", "long_factor", "original_max_position_embeddings", "attention_factor", "factor"}
     ),
 }
+# fmt: on
 #: The sections of mrope say which part of a position turns which pairs: of a text's token the three parts are equal.
 _ROPE_COMMON: Final = frozenset(
     {"rope_theta", "rope_type", "type", "partial_rotary_factor", "mrope_section", "mrope_interleaved"}
@@ -178,8 +171,8 @@ def read_rope(rope: ConfigReader, max_positions: int) -> RopeSpec:
         return RopeSpec(theta=theta, kind="linear", factor=factor)
     original = rope.integer("original_max_position_embeddings", max_positions, MAX_POSITIONS)
     if kind == "dynamic":
-        if factor < 1:
-            raise rope.fail("factor", "is below 1")
+        if not 1 <= factor <= MAX_POSITIONS:
+            raise rope.fail("factor", f"is not between 1 and {MAX_POSITIONS}")
         return RopeSpec(theta=theta, kind="dynamic", factor=factor, original_max_position_embeddings=original)
     if kind == "llama3":
         low, high = rope.number("low_freq_factor", 1.0), rope.number("high_freq_factor", 4.0)

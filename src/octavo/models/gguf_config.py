@@ -81,6 +81,7 @@ ARCHITECTURES: Final[dict[str, _Arch]] = {
     "baichuan": _Arch("BaichuanForCausalLM", "baichuan", values={"unit_lm_head": False}),
     "starcoder": _Arch("GPTBigCodeForCausalLM", "gpt_bigcode", "gelu_pytorch_tanh"),
     "qwen": _Arch("QWenLMHeadModel", "qwen"),
+    "deci": _Arch("DeciLMForCausalLM", "deci"),
     "xverse": _Arch("XverseForCausalLM", "xverse"),
     "seed_oss": _Arch("SeedOssForCausalLM", "seed_oss", tensors={"attention_out_bias": "attn_output.bias"}),
     "smollm3": _Arch("SmolLM3ForCausalLM", "smollm3"),
@@ -109,6 +110,7 @@ ARCHITECTURES: Final[dict[str, _Arch]] = {
     "hunyuan-dense": _Arch("HunYuanDenseV1ForCausalLM", "hunyuan_v1_dense"),
 }
 # fmt: on
+_SIZES: Final = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
 #: The file does not say that positions are told by ALiBi: the model with so many layers has no other.
 _BAICHUAN_13B_LAYERS: Final = 40
 _MIXTRAL: Final = _Arch("MixtralForCausalLM", "mixtral")
@@ -163,10 +165,10 @@ def hf_config(
         "vocab_size": embedding.shape[0],
         "hidden_size": get("embedding_length"),
         "num_hidden_layers": get("block_count"),
-        "num_attention_heads": _uniform(get("attention.head_count")),
-        "num_key_value_heads": _uniform(get("attention.head_count_kv")),
+        "num_attention_heads": get("attention.head_count"),
+        "num_key_value_heads": get("attention.head_count_kv"),
         "head_dim": head_dim,
-        "intermediate_size": _uniform(get("feed_forward_length")),
+        "intermediate_size": get("feed_forward_length"),
         "rms_norm_eps": get("attention.layer_norm_rms_epsilon", get("attention.layer_norm_epsilon")),
         "max_position_embeddings": get("context_length"),
         "use_parallel_residual": get("use_parallel_residual"),
@@ -178,10 +180,15 @@ def hf_config(
     config |= {**arch.values, **{key: get(name) for key, name in arch.keys.items()}}
     if isinstance(types := config.get("layer_types"), list):  # whether a layer has the window
         config["layer_types"] = ["sliding_attention" if windowed else "full_attention" for windowed in types]
+    elif types is not None:  # every so many layers one has none
+        config["sliding_window_pattern"] = config.pop("layer_types")
     config |= {key: f"blk.0.{name}" in tensors for key, name in arch.tensors.items()}
     config |= {key: value for key, value in metadata.items() if key.startswith("xielu.")}
     if arch.model_type == "baichuan" and config["num_hidden_layers"] == _BAICHUAN_13B_LAYERS:
         config["model_max_length"] = config.pop("max_position_embeddings")
+    if arch.model_type == "deci":
+        _list_layers(config)
+    config |= {key: _uniform(config[key]) for key in _SIZES}
     config["head_dim"] = head_dim if head_dim is not None else _default_head_dim(config)
     size, rotated = config["head_dim"], get("rope.dimension_count", config["head_dim"])
     if rotated != size:
@@ -203,6 +210,27 @@ def hf_config(
     else:
         config["rope_parameters"] = rope
     return {key: value for key, value in config.items() if value is not None}
+
+
+def _list_layers(config: dict[str, Any]) -> None:
+    """The sizes of layers that differ, where a model may have such. A layer without heads has no attention."""
+    heads, kv_heads, sizes = (config[key] for key in _SIZES)
+    for key, values in zip(_SIZES, (heads, kv_heads, sizes), strict=True):
+        if isinstance(values, list) and any(type(value) is not int for value in values):
+            raise CheckpointError(f"{key} of the layers are not all whole numbers")
+    if isinstance(heads, list):
+        most = max(heads, default=0)
+        if set(heads) - {0, most}:
+            raise CheckpointError("layers of different heads of queries are not supported")
+        config["num_attention_heads"] = most
+    if isinstance(kv_heads, list):
+        if isinstance(heads, list) and any(count and not kv for count, kv in zip(heads, kv_heads, strict=False)):
+            raise CheckpointError("layers with a matrix in place of attention are not supported")
+        config["num_key_value_heads_per_layer"] = kv_heads
+        config["num_key_value_heads"] = max(kv_heads, default=0)
+    if isinstance(sizes, list):
+        config["intermediate_size_per_layer"] = sizes
+        config["intermediate_size"] = max(sizes, default=0)
 
 
 def _uniform(value: Any) -> Any:

@@ -174,6 +174,9 @@ class TensorSource:
             heads = torch.arange(0, weight.shape[0] if rows is None else len(rows), tensor.head_dim)
             turned = (heads[:, None] + torch.tensor(order)).flatten()
             rows = turned if rows is None else rows[turned]
+        if tensor.copies > 1:
+            rows = torch.arange(tensor.shape[0]) if rows is None else rows
+            rows = rows.view(-1, tensor.head_dim).repeat_interleave(tensor.copies, 0).flatten()
         if rows is None:
             return weight
         return weight.select_rows(rows) if isinstance(weight, QuantizedWeight) else weight[rows]

@@ -17,6 +17,7 @@ from octavo.models.families import (
     bloom,
     cohere,
     dbrx,
+    deci,
     deepseek,
     ernie4_5,
     ernie4_5_moe,
@@ -109,6 +110,8 @@ FAMILIES: Final[dict[str, Family]] = {
     "Olmo2ForCausalLM": Family("olmo2", olmo.olmo2),
     "Olmo3ForCausalLM": Family("olmo3", olmo.olmo3),
     "StableLmForCausalLM": Family("stablelm", stablelm.spec, stablelm.HF, stablelm.GGUF),
+    "StableLMEpochForCausalLM": Family("stablelm_epoch", stablelm.spec, stablelm.HF),
+    "StableLmEpochForCausalLM": Family("stablelm_epoch", stablelm.spec, stablelm.HF),
     "Starcoder2ForCausalLM": Family("starcoder2", starcoder2.spec, starcoder2.HF),
     "OPTForCausalLM": Family("opt", opt.spec, opt.HF),
     "NemotronForCausalLM": Family("nemotron", nemotron.spec),
@@ -151,13 +154,14 @@ FAMILIES: Final[dict[str, Family]] = {
     "XverseForCausalLM": Family("xverse", llama.spec, gguf=Layout(interleaved=True)),
     "YiForCausalLM": Family("Yi", llama.spec, llama.YI),
     "LLaMAForCausalLM": Family("llama", llama.spec),
+    "DeciLMForCausalLM": Family("deci", deci.spec, gguf=Layout(interleaved=True)),
     "SeedOssForCausalLM": Family("seed_oss", seed_oss.spec, gguf=seed_oss.GGUF),
     "SmolLM3ForCausalLM": Family("smollm3", smollm3.spec, gguf=Layout(interleaved=True)),
     "Ernie4_5ForCausalLM": Family("ernie4_5", ernie4_5.spec, ernie4_5.LAYOUT, ernie4_5.LAYOUT),
 }
 
 
-#: Models that also see, of which the text part is served: what its files call the tensors of the text part.
+#: Models that also see, of which the text part is served.
 _WITH_TEXT: Final = frozenset(
     {
         "Gemma3ForConditionalGeneration", "Llama4ForConditionalGeneration",
@@ -165,6 +169,7 @@ _WITH_TEXT: Final = frozenset(
         "Mistral3ForConditionalGeneration", "VipLlavaForConditionalGeneration",
     }
 )  # fmt: skip
+#: What files call the tensors of the text part, and those of the rest.
 _TEXT_RENAMES: Final = (
     (r"^language_model\.(model|lm_head)\.", r"\1."), (r"^model\.language_model\.", "model."),
 )  # fmt: skip

@@ -76,7 +76,7 @@ def inverse_frequencies(rope: RopeSpec, head_dim: int, num_positions: int = 0) -
             return plain / rope.factor
         case "dynamic":
             stretch = max(1.0, rope.factor * num_positions / original - (rope.factor - 1))
-            theta = rope.theta * math.pow(stretch, head_dim / (head_dim - 2))
+            theta = rope.theta * math.pow(stretch, head_dim / max(1, head_dim - 2))
             return 1.0 / (theta**exponents)
         case "factors":
             return plain / torch.tensor(rope.factors, dtype=torch.float32)

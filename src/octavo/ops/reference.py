@@ -134,7 +134,7 @@ def norm_parts_(
 
     kind: an `ops.program.NormKind`; weight, and bias of layer norms: [width] for all parts, or [count * width].
     """
-    parts = torch.unflatten(x[:, first : first + count * width], 1, (count, width))
+    parts = x[:, first : first + count * width].view(len(x), count, width)
     normed = _normed(parts, weight.view(-1, width), eps) if kind == "rms" else F.layer_norm(parts, (width,), eps=eps)
     if kind == "layer":
         normed = normed * weight.view(-1, width)

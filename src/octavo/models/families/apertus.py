@@ -24,6 +24,9 @@ HF: Final = Layout(
 def spec(config: ConfigReader) -> ModelSpec:
     config = config.with_defaults(_DEFAULTS)
     config.refuse_unless("hidden_act", ("xielu",))
+    config.refuse_unless("qk_norm", (True,))
+    for key in ("post_norm", "mlp_bias"):
+        config.refuse_unless(key, (False,))
     common = read_common(config.without("hidden_act").merged({"hidden_act": "relu"}))
     bias = config.flag("attention_bias", False)
 

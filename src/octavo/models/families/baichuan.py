@@ -23,5 +23,6 @@ def spec(config: ConfigReader) -> ModelSpec:
         layer = llama_layer(common, rope=None, alibi=AlibiSpec(num_heads=common.heads.num_heads))
     else:
         layer = llama_layer(common)
+    # `unit_lm_head` is no key of Hugging Face's: `gguf_config` sets it.
     is_unit = config.flag("unit_lm_head", common.vocab_size == _VOCAB_2)
     return common.decoder([layer] * common.num_layers, unit_lm_head=is_unit)

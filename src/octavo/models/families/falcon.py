@@ -41,7 +41,8 @@ HF: Final = Layout(
 def spec(config: ConfigReader) -> ModelSpec:
     config = config.aliased(**_NAMES)
     config = config if config.get("hidden_size") is not None else config.aliased(hidden_size="n_embed")
-    is_new, is_parallel = config.flag("new_decoder_architecture", False), config.flag("parallel_attn", True)
+    is_old_40b = config.get("model_type") == "RefinedWeb"  # its first files do not say so otherwise
+    is_new, is_parallel = config.flag("new_decoder_architecture", is_old_40b), config.flag("parallel_attn", True)
     if is_new and not is_parallel:
         raise config.fail("parallel_attn", "is not supported with new_decoder_architecture")
     config = config.with_defaults({**_DEFAULTS, "intermediate_size": 4 * config.integer("hidden_size")})

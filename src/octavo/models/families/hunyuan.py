@@ -24,6 +24,7 @@ MOE_HF: Final = Layout(
 def spec(config: ConfigReader) -> ModelSpec:
     config = config.aliased(head_dim="attention_head_dim").with_defaults(_DEFAULTS)
     config.refuse_unless("use_qk_norm", (True,))
+    config.refuse_unless("norm_type", ("rms",))
     for key in ("use_cla", "mlp_bias"):
         config.refuse_unless(key, (False,))
     common, bias = read_common(_stretched(config)), config.flag("attention_bias", False)

@@ -8,6 +8,7 @@ from octavo.models.spec import ModelSpec
 
 
 def spec(config: ConfigReader) -> ModelSpec:
+    config.refuse_unless("sparse_config", ())
     hidden, num_heads = config.integer("hidden_size"), config.integer("num_attention_heads")
     num_layers = config.integer("num_hidden_layers", high=MAX_LAYERS)
     head_dim = config.integer("head_dim", max(1, hidden // num_heads))

@@ -39,6 +39,9 @@ def spec(config: ConfigReader) -> ModelSpec:
     attn = config.section("attn_config").with_defaults({key: config.get(key) for key in ("alibi_bias_max", "clip_qkv")})
     for each, key in ((attn, "prefix_lm"), (attn, "rope"), (config, "logit_scale")):
         each.refuse_unless(key, (False,))
+    attn.refuse_unless("sliding_window_size", (-1,))
+    config.refuse_unless("norm_type", ("layernorm", "low_precision_layernorm"))
+    config.section("ffn_config").refuse_unless("ffn_type", ("mptmlp",))
     attn.refuse_unless("attn_type", (*_KV_HEADS, "grouped_query_attention"))
     kv_heads = _KV_HEADS.get(str(attn.get("attn_type")), attn.get("kv_n_heads"))
     hidden = config.integer("hidden_size")

@@ -19,7 +19,7 @@ GGUF: Final = Layout(splits=(Split(r"(blk\.\d+\.attn_[qk]_norm)\.weight", (r"\1.
 
 
 def spec(config: ConfigReader) -> ModelSpec:
-    config = config.aliased(**_NAMES).with_defaults(_DEFAULTS)
+    config = config.aliased(**_NAMES).with_defaults({"rms_norm_eps": config.get("norm_eps")}).with_defaults(_DEFAULTS)
     common = read_common(config, rotates_in_part=True)
     norm = replace(common.norm, kind="layer", bias=True)
     attention = Attention(

@@ -20,6 +20,8 @@ HF: Final = Layout(renames=((r"\.mlp\.c_fc\.", ".mlp.up_proj."), (r"\.mlp\.c_pro
 
 def spec(config: ConfigReader) -> ModelSpec:
     config = config.aliased(rms_norm_eps="norm_epsilon").with_defaults(_DEFAULTS)
+    config.refuse_unless("mlp_type", ("default",))
+    config.refuse_unless("norm_type", ("layer_norm",))
     common = read_common(config)
     norm, bias = replace(common.norm, kind="layer", bias=True), config.flag("use_bias", True)
     window = 0 if config.get("sliding_window") is None else config.integer("sliding_window", high=MAX_POSITIONS)
