@@ -10,6 +10,11 @@ GPT_OSS_ROPE = {
     "rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 32, "truncate": False,
 }  # fmt: skip
 
+#: As Scout has it: nothing between what is stretched and what is not.
+LLAMA4_ROPE = {
+    "rope_type": "llama3", "rope_theta": 500.0, "factor": 16.0, "low_freq_factor": 1.0, "high_freq_factor": 1.0,
+    "original_max_position_embeddings": 32,
+}  # fmt: skip
 PHIMOE_ROPE = {
     "rope_type": "longrope", "rope_theta": 500.0, "short_factor": [1.0 + 0.1 * i for i in range(8)],
     "long_factor": [1.5 + 0.3 * i for i in range(8)], "original_max_position_embeddings": 128,
@@ -75,7 +80,7 @@ EXPERT_CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "Llama4",
         {"head_dim": 32, "num_local_experts": 4, "num_experts_per_tok": 1, "intermediate_size": 48,
          "intermediate_size_mlp": 64, "num_hidden_layers": 4, "attention_chunk_size": 16, "floor_scale": 8,
-         "interleave_moe_layer_step": 2},
+         "interleave_moe_layer_step": 2, "rope_parameters": LLAMA4_ROPE},
     ),
     "llama4-no-norms": (
         "Llama4",

@@ -95,6 +95,8 @@ def _llama3(rope: RopeSpec, plain: Tensor) -> Tensor:
     """Short wavelengths stay, long ones are stretched by `factor`, and those between blend from one to the other."""
     original = rope.original_max_position_embeddings
     wavelength = 2 * math.pi / plain
+    if rope.high_freq_factor == rope.low_freq_factor:  # nothing is between
+        return torch.where(wavelength > original / rope.low_freq_factor, plain / rope.factor, plain)
     blend = (original / wavelength - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
     blended = (1 - blend) * plain / rope.factor + blend * plain
     long = wavelength > original / rope.low_freq_factor

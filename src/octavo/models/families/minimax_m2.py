@@ -33,6 +33,9 @@ def spec(config: ConfigReader) -> ModelSpec:
         "use_routing_bias": (True,), "shared_intermediate_size": (0,),
     }.items():  # fmt: skip
         config.refuse_unless(key, allowed)
+    for key in ("full_attention", "linear_attention", "mlp"):
+        for factor in ("alpha", "beta"):
+            config.refuse_unless(f"layernorm_{key}_{factor}", (1, 1.0))
     if any(kind != 1 for kind in config.get("attn_type_list") or []):
         raise config.fail("attn_type_list", "has layers without attention: not supported")
     if config.get("rotary_dim") is not None:
