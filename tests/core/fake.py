@@ -96,6 +96,7 @@ class FakeExecutor:
         self.slots: dict[int, dict] = {}
         self.swapped: dict[int, list[list[int]]] = {}  # request id -> the blocks that the host keeps
         self.errors: dict[int, str] = {}
+        self.asleep = 0
 
     def load(self) -> EngineInfo:
         return self.info
@@ -109,6 +110,15 @@ class FakeExecutor:
 
     def collect(self, step: ModelRunnerOutput) -> ModelRunnerOutput:
         return step
+
+    def sleep(self, level: int) -> None:
+        """The worker forgets everything."""
+        self.asleep = level
+        self.pool, self.slots, self.swapped = [], {}, {}
+
+    def wake_up(self) -> None:
+        self.asleep = 0
+        self.pool = [[-1] * self.info.block_size for _ in range(self.info.num_kv_blocks)]
 
     def execute(self, plan: SchedulerOutput) -> ModelRunnerOutput:
         self.before_step()

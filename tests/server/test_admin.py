@@ -31,7 +31,7 @@ def server_of(*ids: str) -> Server:
         ({"all": True}, ["chatcmpl-one", "chatcmpl-two", "chatcmpl-one-2"]),
     ],
 )
-def test_requests_are_ended_by_their_ids_or_all(body: dict[str, object], aborted: list[str]) -> None:
+def test_n20_requests_are_ended_by_their_ids_or_all(body: dict[str, object], aborted: list[str]) -> None:
     server = server_of("one", "two", "one-2")
     reply = server.post("/abort_requests", body, KEY)
     assert reply.json() == {"aborted": len(aborted)}

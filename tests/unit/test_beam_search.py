@@ -13,14 +13,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from octavo.base.errors import EngineDead, InvalidRequest, Overloaded, ServerError
+from octavo.base.errors import Aborted, EngineDead, InvalidRequest, Overloaded, ServerError
 from octavo.base.params import BeamParams, GenerateRequest, SamplingParams
-from octavo.client.beam_search import beam_search
+from octavo.client.beam_search import Held, beam_search
 from octavo.client.generation import CompletionDelta, GenerationDelta
 from octavo.client.observer import FinishedSample
 from octavo.text.tokenizers.detokenizer import IncrementalDetokenizer
-from octavo.wire.messages import TokenLogprobs
-from support.client_fakes import INFO, TOKENIZER, Engine, out, settle
+from octavo.wire.messages import EngineCoreOutputs, TokenLogprobs
+from support.client_fakes import INFO, STATS, TOKENIZER, Engine, out, settle
 from support.client_fakes import request as plain_request
 
 PROMPT = [1, 2, 3]
@@ -56,10 +56,10 @@ class TableClient:
         yield GenerationDelta([CompletionDelta(0, "", order[:1], [entry], "length")], len(ids), 2, 1, True)
 
     @contextmanager
-    def in_flight(self, count: int) -> Iterator[None]:
-        assert count > 1
+    def in_flight(self, request: GenerateRequest) -> Iterator[Held]:
+        assert request.num_sequences > 1
         self.is_in_flight = True
-        yield
+        yield Held(request)
         self.is_in_flight = False
 
     def detokenizer(self, params: SamplingParams) -> IncrementalDetokenizer:
@@ -214,6 +214,43 @@ def test_each_step_is_a_request_a_beam_and_the_client_is_busy_in_between() -> No
                 await first(stream)
             await asyncio.wait_for(idle, 5)
             assert engine.connection.aborted == []
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("is_last", [False, True])
+def test_n20_a_search_is_ended_between_two_steps_too(is_last: bool) -> None:
+    """All samples of a step have come, and the search has not been told yet: nothing of it is in the engine."""
+
+    async def main() -> None:
+        async with Engine() as engine:
+            reading = asyncio.create_task(first(engine.client.generate(beam_request())))
+            await settle()
+            token = 256 if is_last else 10
+            engine.client._on_outputs(EngineCoreOutputs([out(1, [token], "length", logprobs=candidates(token))], STATS))
+            assert engine.client.num_unfinished == 0 and not reading.done()
+            assert engine.client.abort(lambda external_id: external_id == "other") == 0
+            assert engine.client.abort(lambda external_id: external_id == "r") == 1
+            assert engine.client.abort(lambda external_id: external_id == "r") == 0, "it was told before"
+            with pytest.raises(Aborted, match="administrator"):
+                await reading
+            assert len(engine.connection.added) == 1, "no further step"
+            await asyncio.wait_for(engine.client.wait_idle(), 5)
+
+    asyncio.run(main())
+
+
+def test_n20_a_search_in_the_middle_of_a_step_is_one_request_to_who_ends_it() -> None:
+    async def main() -> None:
+        async with Engine() as engine:
+            reading = asyncio.create_task(first(engine.client.generate(beam_request())))
+            await settle()
+            await engine.step(out(1, [10], "length", logprobs=candidates(10, 11)))
+            assert engine.client.num_unfinished == 2
+            assert engine.client.abort(lambda external_id: True) == 1
+            assert sorted(engine.connection.aborted) == [2, 3]
+            with pytest.raises(Aborted):
+                await reading
 
     asyncio.run(main())
 

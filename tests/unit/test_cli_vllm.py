@@ -186,7 +186,6 @@ def test_what_asks_for_what_octavo_does_anyway_is_accepted_and_told(words: str) 
         ("--num-speculative-tokens 5", "speculative decoding is not built yet"),
         ("--limit-mm-per-prompt image=4", "images, videos and sounds in prompts are not built yet"),
         ("--otlp-traces-endpoint http://c:4317", "tracing is not built yet"),
-        ("--enable-sleep-mode", "sleep mode is not built yet"),
         ("--task embed", "embeddings, scores and classes are not built yet"),
         ("--enable-prompt-adapter", "prompt adapters are not built yet"),
         ("--kv-transfer-config {\"a\":1}", "to move KV blocks between servers is not built yet"),

@@ -11,6 +11,7 @@
     +-- ServerError (500)
     |   +-- EngineDead (503)
     |   +-- ShuttingDown (503)          Retry-After
+    |   +-- Asleep (503)
     |   +-- Aborted (410)               by an administrator
     +-- StartupError                    exit code 1, one message, no traceback
         +-- InvalidConfig               exit code 2
@@ -23,6 +24,11 @@
 from __future__ import annotations
 
 from typing import ClassVar
+
+
+def clip(text: str, limit: int) -> str:
+    """`text`, of which a message tells at most `limit` characters."""
+    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 class OctavoError(Exception):
@@ -108,6 +114,14 @@ class ShuttingDown(ServerError):
     type = "ServiceUnavailableError"
     code = "shutting_down"
     retry_after: ClassVar[int] = 5
+
+
+class Asleep(ServerError):
+    """The engine sleeps, as an administrator asked, and takes no work until it is woken."""
+
+    status = 503
+    type = "ServiceUnavailableError"
+    code = "asleep"
 
 
 class Aborted(ServerError):

@@ -24,6 +24,19 @@ from octavo.client.observer import FinishedSample
 from octavo.wire.messages import EngineInfo, TokenLogprobs
 
 
+@dataclass(slots=True, eq=False)
+class Held:
+    """A search that is under way, for who may end it: between two steps there is nothing of it in the engine."""
+
+    request: GenerateRequest
+    error: OctavoError | None = None
+
+    def check(self) -> None:
+        """Raise the error with which the search was ended."""
+        if self.error is not None:
+            raise self.error
+
+
 class BeamClient(Protocol):
     """`client.EngineClient`, as far as a search needs it."""
 
@@ -34,8 +47,8 @@ class BeamClient(Protocol):
         """Start a request without asking whether new ones are taken."""
         ...
 
-    def in_flight(self, count: int) -> AbstractContextManager[None]:
-        """The block counts as a request of `count` sequences, also between two steps."""
+    def in_flight(self, request: GenerateRequest) -> AbstractContextManager[Held]:
+        """The block counts as this request, also between two steps."""
         ...
 
     def detokenizer(self, params: SamplingParams) -> Detokenizer: ...
@@ -58,9 +71,9 @@ async def beam_search(
 ) -> AsyncGenerator[GenerationDelta, None]:
     """The stream of a request with `beams`. `params` has `max_tokens` set."""
     search = _Search(client, request, params)
-    with client.in_flight(request.num_sequences):
+    with client.in_flight(request) as held:
         try:
-            best = await search.run()
+            best = await search.run(held)
         except BaseException as exc:
             reason = "error" if isinstance(exc, OctavoError) else "abort"
             on_finish(search.finished_sample(_Beam(finish_reason=reason), time.monotonic()))
@@ -94,11 +107,13 @@ class _Search:
         self._num_cached = 0
         self._first_time = 0.0
 
-    async def run(self) -> list[_Beam]:
-        """The best `n` beams, best first."""
+    async def run(self, held: Held) -> list[_Beam]:
+        """The best `n` beams, best first. Raises what the search was ended with."""
         running, finished = [_Beam()], list[_Beam]()
         for step in range(self._max_tokens):
-            children = self._children(running, await self._next_tokens(running))
+            finals = await self._next_tokens(running)
+            held.check()
+            children = self._children(running, finals)
             running = []
             # Twice the width: even if half of them end here, the beam stays full.
             for child in children[: 2 * self._beams.width]:

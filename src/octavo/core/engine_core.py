@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Protocol
 import msgspec
 
 from octavo.base.config import EngineConfig
+from octavo.base.errors import OctavoError, ServerError
 from octavo.core.drafts import Drafter
 from octavo.core.executors.executor import Executor
 from octavo.core.faults import fault
@@ -230,6 +231,10 @@ class EngineCore:
             return CallResult(message.call_id, error=f"There is no method {message.method!r}.")
         try:
             return CallResult(message.call_id, method(self, *message.args))
+        except OctavoError as exc:
+            return CallResult(message.call_id, error=exc.message)
+        except MemoryError as exc:
+            return CallResult(message.call_id, error=f"There is not enough memory: {exc}")
         except Exception as exc:  # the caller's mistake, such as a wrong number of arguments
             logger.exception("The call of %s failed.", message.method)
             return CallResult(message.call_id, error=f"{type(exc).__name__}: {exc}")
@@ -244,11 +249,27 @@ class EngineCore:
         self.scheduler.reset_prefix_cache()
         return True
 
+    def _sleep(self, level: int) -> bool:
+        """1 or 2, as `worker.residence` has it. The client has ended all requests, and sends none before `wake_up`."""
+        if self.scheduler.has_work or self.structured.num_pending:
+            raise ServerError("The engine cannot sleep: it has requests.")
+        while self._in_flight:  # a step that was planned before its request ended
+            self._collect()
+        self._executor.sleep(level)
+        self.scheduler.forget_worker()
+        return True
+
+    def _wake_up(self) -> bool:
+        self._executor.wake_up()
+        return True
+
     #: The methods that a `Call` may name.
     CALLS: ClassVar[dict[str, Callable[..., Any]]] = {
         "ping": _ping,
         "stats": _call_stats,
         "reset_prefix_cache": _reset_prefix_cache,
+        "sleep": _sleep,
+        "wake_up": _wake_up,
     }
 
     # --------------------------------------------------------------------------------------------------- heartbeat

@@ -30,7 +30,6 @@ from octavo.served.parts import OutputSettings, Renderer
 from octavo.server.app import create_app
 from octavo.server.metrics import Metrics
 from octavo.server.state import ServerState
-from octavo.text.grammars.checker import GrammarChecker
 from octavo.text.tokenizers.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -85,21 +84,7 @@ class ServeLoop:
             has_vocabulary=self._engine.has_vocabulary,
         )
         server = self._config.server
-        model = ServedModel(
-            names=self._names,
-            engine=self._client,
-            tokenizer=text.tokenizer,
-            renderer=text.renderer,
-            info=info,
-            config=server,
-            root=self._config.engine.model.model,
-            default_sampling=text.default_sampling,
-            logprobs_mode=self._config.engine.model.logprobs_mode,
-            tokenizer_info=text.tokenizer_info,
-            max_fanout=self._config.engine.scheduler.max_num_queued_reqs,
-            output=text.output,
-            grammars=GrammarChecker(seconds=server.grammar_timeout, cache_bytes=server.grammar_cache_bytes),
-        )
+        model = served_model(self._config, self._names, self._client, text)
         state = ServerState(server, Models([model]), metrics, self._config.engine)
         self._server = HTTPServer(http_config(create_app(state), server), self._on_listening)
         loop = asyncio.get_running_loop()
@@ -165,6 +150,21 @@ class ServeLoop:
         task = asyncio.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def served_model(config: ServeConfig, names: tuple[str, ...], client: EngineClient, text: TextSide) -> ServedModel:
+    """The model of an engine that can serve."""
+    return ServedModel.of(
+        config,
+        client,
+        client.info,
+        names=names,
+        tokenizer=text.tokenizer,
+        renderer=text.renderer,
+        default_sampling=text.default_sampling,
+        tokenizer_info=text.tokenizer_info,
+        output=text.output,
+    )
 
 
 def check_tls(config: ServerConfig) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -52,6 +52,7 @@ class LoadedModel:
     num_params: int
     weight_bytes: int  # packed, as they are read in a step
     quantization: str  # "none", or the formats with their counts
+    weights: Mapping[str, Any]  # packed, by the names of the program's weights
 
 
 def load_model(
@@ -89,6 +90,7 @@ def load_model(
         num_params=reader.num_params,
         weight_bytes=packer.nbytes,
         quantization=checkpoint.quantization,
+        weights=packer.weights,
     )
 
 

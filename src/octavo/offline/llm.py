@@ -26,6 +26,7 @@ from octavo.base.errors import InvalidConfig, InvalidRequest, Overloaded
 from octavo.base.params import BeamParams, SamplingParams, with_types
 from octavo.base.suggest import nearest
 from octavo.client.generation import FinalOutput, fold
+from octavo.client.sleep_mode import SLEEP_LEVELS
 from octavo.launch.engine_thread import EngineThread
 from octavo.offline.outputs import CompletionOutput, Logprob, RequestOutput, request_output
 from octavo.served.model import Prepared, ServedModel
@@ -45,7 +46,7 @@ Messages: TypeAlias = list[Mapping[str, Any]]
 SERVER_SETTINGS = (
     "chat_template", "max_logprobs", "max_n", "generation_config", "override_generation_config", "max_grammar_bytes",
     "max_schema_depth", "grammar_timeout", "grammar_cache_bytes", "disable_additional_properties",
-    "disable_any_whitespace", "structured_outputs_config",
+    "disable_any_whitespace", "structured_outputs_config", "enable_sleep_mode",
 )  # fmt: skip
 #: What `generate` does when it is told nothing; the same as /v1/completions.
 DEFAULT_MAX_TOKENS = 16
@@ -63,7 +64,9 @@ class LLM:
     """
 
     def __init__(self, model: str = "smollm2", **settings: Any) -> None:
-        self._thread = EngineThread(offline_config(model, settings))
+        config = offline_config(model, settings)
+        self._sleeps = config.server.enable_sleep_mode
+        self._thread = EngineThread(config)
         self._ready = self._thread.wait_ready()
         self._model = self._ready.model
         # Not a bound method of self, which would keep it alive.
@@ -97,6 +100,23 @@ class LLM:
     def get_default_sampling_params(self) -> SamplingParams:
         """What the model's generation_config.json says, and `override_generation_config`; octavo's defaults beside."""
         return SamplingParams(**self._model.default_sampling)
+
+    # ------------------------------------------------------------ sleep
+    def sleep(self, level: int = 1) -> None:
+        """Give memory back and keep the engine's process: 1, the KV cache, and of a GPU the weights, which the host
+        keeps; 2, the weights too. Waits for calls in progress; those that come raise `Asleep`.
+
+        Needs `enable_sleep_mode=True`. Raises `ServerError` where it cannot be done; the model is then as it was.
+        """
+        if not self._sleeps:
+            raise InvalidRequest("Sleeping needs `LLM(..., enable_sleep_mode=True)`.", "enable_sleep_mode")
+        if level not in SLEEP_LEVELS:
+            raise InvalidRequest("`level` is 1 or 2.", "level")
+        self._thread.run(self._model.engine.sleep_mode.sleep(level, waits=True))
+
+    def wake_up(self) -> None:
+        """Be ready again. Raises `ServerError` where it cannot be done; the model sleeps on then."""
+        self._thread.run(self._model.engine.sleep_mode.wake_up())
 
     # ------------------------------------------------------------ generation
     def generate(

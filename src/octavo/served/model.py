@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 import octavo
-from octavo.base.config import LogprobsMode, ServerConfig
+from octavo.base.config import LogprobsMode, ServeConfig, ServerConfig
 from octavo.base.errors import EngineDead, InvalidRequest, RequestError, ShuttingDown
 from octavo.base.log import escape
 from octavo.base.params import GenerateRequest, GrammarSpec, SamplingParams
@@ -29,6 +29,7 @@ from octavo.served.prompts import PromptMaker
 from octavo.served.reading import OutputReading
 from octavo.served.streams import NewsReader, at_intervals, merged
 from octavo.served.turn import ReplyWishes, Turn
+from octavo.text.grammars.checker import GrammarChecker
 from octavo.text.grammars.grammar import limits_of
 from octavo.wire.messages import EngineInfo
 
@@ -87,6 +88,19 @@ class ServedModel:
     grammars: Grammars
     created: int = field(default_factory=lambda: int(time.time()))
 
+    @classmethod
+    def of(cls, settings: ServeConfig, engine: Engine, info: EngineInfo, **parts: Any) -> ServedModel:
+        """As `settings` say; `parts` are the fields that they say nothing of, or not enough."""
+        server = settings.server
+        fields: dict[str, Any] = {
+            "config": server,
+            "root": settings.engine.model.model,
+            "logprobs_mode": settings.engine.model.logprobs_mode,
+            "max_fanout": settings.engine.scheduler.max_num_queued_reqs,
+            "grammars": GrammarChecker(seconds=server.grammar_timeout, cache_bytes=server.grammar_cache_bytes),
+        }
+        return cls(engine=engine, info=info, **fields | parts)
+
     def __post_init__(self) -> None:
         self.texts = TokenTexts(self.tokenizer)
         self.prompts = PromptMaker(self.renderer, self.config, self.info)
@@ -104,9 +118,10 @@ class ServedModel:
         return "fp_" + hashlib.sha256(repr((*facts, info.quantization, info.device)).encode()).hexdigest()[:10]
 
     def check_available(self) -> None:
-        """Raise `EngineDead` or `ShuttingDown` when no request can be served."""
+        """Raise `EngineDead`, `Asleep` or `ShuttingDown` when no request can be served."""
         if not self.engine.is_healthy:
             raise EngineDead(self.engine.dead_reason or "The engine does not respond.")
+        self.engine.sleep_mode.check()
         if not self.engine.is_ready:
             raise ShuttingDown("The server is shutting down.")
 

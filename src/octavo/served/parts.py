@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from octavo.base.params import GenerateRequest, GrammarSpec, SamplingParams
 from octavo.client.generation import Detokenizer, GenerationDelta
+from octavo.client.sleep_mode import SleepMode
 from octavo.text.formats.base import ReasoningFormat, ToolFormat
 from octavo.text.grammars.tool_grammar import SpecialTokens
 
@@ -35,6 +36,9 @@ class Engine(Protocol):
 
     @property
     def dead_reason(self) -> str | None: ...
+
+    @property
+    def sleep_mode(self) -> SleepMode: ...
 
     @property
     def num_unfinished(self) -> int:

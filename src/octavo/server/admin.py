@@ -16,6 +16,7 @@ from octavo.server.http.exchange import Exchange
 from octavo.server.http.routing import Handler, Route
 from octavo.server.keys import check_admin
 from octavo.server.protocol.admin import AbortReply, AbortRequest, ServerInfo
+from octavo.server.sleep import SleepHandlers
 from octavo.server.state import ServerState
 
 logger = logging.getLogger(__name__)
@@ -29,16 +30,17 @@ class AdminHandlers:
         reset = Route("POST", "/reset_prefix_cache", self.reset_prefix_cache, "Forget all cached prompts")
         abort = Route("POST", "/abort_requests", self.abort, "End requests", AbortRequest, AbortReply)
         info = Route("GET", "/server_info", self.server_info, "Settings and facts of the server", reply=ServerInfo)
-        return [
-            dataclasses.replace(route, handler=_for_admins(route.handler), for_admins=True)
-            for route in (reset, abort, info)
-        ]
+        table = [reset, abort, info]
+        if self._state.config.enable_sleep_mode:
+            table += SleepHandlers(self._state).routes()
+        return [dataclasses.replace(route, handler=_for_admins(route.handler), for_admins=True) for route in table]
 
     async def reset_prefix_cache(self, exchange: Exchange) -> None:
         """200 and nothing. Requests that run keep their blocks; no later request finds them."""
         for model in self._state.models.all:
-            model.check_available()
-            await model.engine.reset_prefix_cache()
+            if not model.engine.sleep_mode.is_asleep:  # it has none then
+                model.check_available()
+                await model.engine.reset_prefix_cache()
         logger.info("the prefix cache was reset, as an administrator asked")
         await exchange.send_bytes(b"", 200, [])
 

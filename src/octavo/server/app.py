@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+from collections.abc import Sequence
 
 from octavo.server.admin import AdminHandlers
 from octavo.server.http.exchange import ASGIApp, Receive, Scope, Send
@@ -75,9 +76,12 @@ def routes(state: ServerState) -> list[Route]:
     return table
 
 
-def create_app(state: ServerState) -> ASGIApp:
-    """The application for one ready engine. The engines of `state.models` must be able to serve already."""
-    table = routes(state)
+def create_app(state: ServerState, table: Sequence[Route] | None = None) -> ASGIApp:
+    """The application for one ready engine. The engines of `state.models` must be able to serve already.
+
+    `table`: some of its routes; None: all.
+    """
+    table = routes(state) if table is None else table
     config = state.config
     app: ASGIApp = Router(table)
     if config.api_key or config.admin_api_key is not None:

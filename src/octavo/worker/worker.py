@@ -14,13 +14,17 @@ from octavo.base.errors import InvalidConfig
 from octavo.base.params import SamplingParams
 from octavo.device.base import Device
 from octavo.device.select import make_device
+from octavo.models.checkpoint import Checkpoint
+from octavo.models.decoder import Definition
 from octavo.models.loader import DTYPES, LoadedModel, OnPhase, load_model, open_checkpoint
+from octavo.models.transformer import Transformer
 from octavo.ops.table import AttentionBackend, Binding, Ops, bind
 from octavo.wire.messages import EngineInfo
 from octavo.wire.step import CachedRequestData, ModelRunnerOutput, NewRequestData, SchedulerOutput, TokenMasks
 from octavo.worker.graphs import MAX_GRAPH_SIZE, ladder
 from octavo.worker.kv_memory import GIB, KVCachePlan, plan_kv_cache
 from octavo.worker.model_runner import KVCaches, ModelRunner, RunningStep
+from octavo.worker.residence import Residence, Weights
 
 logger = logging.getLogger(__name__)
 
@@ -66,10 +70,13 @@ class Worker:
             attention_backend=_ATTENTION_BACKENDS[config.parallel.attention_backend.lower()],
         )
         ops = bind(device.name, binding=binding)
-        # The model's buffers grow when a step is larger than this; how large one may be depends on its context.
-        loaded = load_model(
-            config.model, ops, device.default_batched_tokens, self._on_phase, checkpoint, device.free_memory()
-        )
+
+        def load(checkpoint: Checkpoint) -> LoadedModel:
+            # The model's buffers grow when a step is larger than this; how large one may be depends on its context.
+            most = device.default_batched_tokens
+            return load_model(config.model, ops, most, self._on_phase, checkpoint, device.free_memory())
+
+        loaded = load(checkpoint)
         seconds["weights"] = time.perf_counter() - start
 
         start = time.perf_counter()
@@ -77,30 +84,47 @@ class Worker:
         max_model_len = self._max_model_len(loaded)
         max_num_batched_tokens = self._max_num_batched_tokens(max_model_len, device)
         graph_sizes = self._graph_sizes(device)
-        loaded.model.reserve(max_num_batched_tokens if device.uses_graphs else 0, max(graph_sizes, default=0))
+        reserved = (max_num_batched_tokens if device.uses_graphs else 0, max(graph_sizes, default=0))
+        loaded.model.reserve(*reserved)
         kv_dtype = self._kv_cache_dtype(loaded, device)
         step_bytes = self._step_bytes(loaded, max_num_batched_tokens, max_model_len)
         plan = self._plan_kv_cache(loaded, ops, kv_dtype, max_model_len, device, step_bytes)
-        kv_caches = self._allocate_kv_caches(loaded, device, ops, plan, kv_dtype)
-        self._runner = ModelRunner(
-            model=loaded.model,
-            ops=ops,
-            device=device,
-            kv_caches=kv_caches,
-            block_size=plan.block_size,
-            max_num_seqs=config.scheduler.max_num_seqs,
-            max_model_len=plan.max_model_len,
-            logprobs_mode=config.model.logprobs_mode,
-            graph_sizes=graph_sizes,
-            windows=_windows(loaded),
+
+        def make_model(definition: Definition, weights: Weights) -> Transformer:
+            model = Transformer(definition, ops, weights, device.default_batched_tokens)
+            model.reserve(*reserved)
+            return model
+
+        def make_runner(model: Transformer) -> ModelRunner:
+            return ModelRunner(
+                model=model,
+                ops=ops,
+                device=device,
+                kv_caches=self._allocate_kv_caches(model.definition, device, ops, plan, kv_dtype),
+                block_size=plan.block_size,
+                max_num_seqs=config.scheduler.max_num_seqs,
+                max_model_len=plan.max_model_len,
+                logprobs_mode=config.model.logprobs_mode,
+                graph_sizes=graph_sizes,
+                windows=_windows(model.definition),
+            )
+
+        self._residence = Residence(
+            loaded,
+            device,
+            lambda: load(open_checkpoint(config.model, device.torch_device)),
+            make_model,
+            make_runner,
         )
+        self._runner = self._residence.runner
+        assert self._runner is not None
         # A context that was cut to fit the cache needs no larger steps.
         max_num_batched_tokens = min(max_num_batched_tokens, self._max_num_batched_tokens(plan.max_model_len, device))
         seconds["kv cache"] = time.perf_counter() - start
 
         start = time.perf_counter()
         self._on_phase("warm-up", "")
-        self._warm_up(self._runner, loaded, device)
+        self._warm_up(self._runner, loaded.model.definition, device)
         seconds["warm-up"] = time.perf_counter() - start
         return self._info(loaded, device, ops, plan, kv_dtype, max_num_batched_tokens, seconds)
 
@@ -122,6 +146,19 @@ class Worker:
     def execute(self, plan: SchedulerOutput) -> ModelRunnerOutput:
         """Both."""
         return self.collect(self.submit(plan))
+
+    def sleep(self, level: int) -> None:
+        """Give memory back, between two steps; see `Residence`. No step may be submitted before `wake_up`."""
+        self._runner = None
+        try:
+            self._residence.sleep(level)
+        finally:
+            self._runner = self._residence.runner
+
+    def wake_up(self) -> None:
+        """Be as after `load`, with an empty KV cache."""
+        self._residence.wake_up()
+        self._runner = self._residence.runner
 
     def _check_device_options(self, device: Device) -> None:
         """Refuse what the device cannot do, by the flag's name, and tell what it has no use for."""
@@ -228,7 +265,8 @@ class Worker:
     def _step_bytes(self, loaded: LoadedModel, max_num_batched_tokens: int, max_model_len: int) -> int:
         """What steps come to take: the model's buffers, and the tokens and block ids that a slot keeps."""
         num_slots = self._config.scheduler.max_num_seqs
-        ids_per_slot = max_model_len + len(_windows(loaded)) * max_model_len // self._config.cache.block_size
+        num_groups = len(loaded.model.definition.cache_groups)
+        ids_per_slot = max_model_len + num_groups * max_model_len // self._config.cache.block_size
         buffers = loaded.model.step_bytes(max_num_batched_tokens, min(num_slots, max_num_batched_tokens))
         return buffers + num_slots * ids_per_slot * torch.int32.itemsize
 
@@ -236,7 +274,7 @@ class Worker:
         self, loaded: LoadedModel, ops: Ops, kv_dtype: torch.dtype, max_model_len: int, device: Device, step_bytes: int
     ) -> KVCachePlan:
         block_size = self._config.cache.block_size
-        shapes = _cache_shapes(loaded, ops, 1, block_size)
+        shapes = _cache_shapes(loaded.model.definition, ops, 1, block_size)
         step_tokens = self._max_num_prefill_tokens(self._max_num_batched_tokens(max_model_len, device), device)
         values_per_block = sum(math.prod(shape) for pair in shapes for shape in pair)
         return plan_kv_cache(
@@ -246,16 +284,16 @@ class Worker:
             max_model_len_given=self._config.model.max_model_len is not None,
             max_num_seqs=self._config.scheduler.max_num_seqs,
             budget=device.kv_cache_budget(self._config.cache, step_bytes),
-            windows=_windows(loaded),
+            windows=_windows(loaded.model.definition),
             step_tokens=step_tokens,
         )
 
     def _allocate_kv_caches(
-        self, loaded: LoadedModel, device: Device, ops: Ops, plan: KVCachePlan, kv_dtype: torch.dtype
+        self, definition: Definition, device: Device, ops: Ops, plan: KVCachePlan, kv_dtype: torch.dtype
     ) -> KVCaches:
         """Of each layer: the i-th of a group has the i-th array, and its group's blocks there."""
-        shapes = _cache_shapes(loaded, ops, plan.num_blocks, plan.block_size)
-        groups = loaded.model.definition.cache_groups
+        shapes = _cache_shapes(definition, ops, plan.num_blocks, plan.block_size)
+        groups = definition.cache_groups
         try:
             arrays = [(device.zeros(k_shape, kv_dtype), device.zeros(v_shape, kv_dtype)) for k_shape, v_shape in shapes]
             of_layer = {layer: array for group in groups for layer, array in zip(group.layers, arrays, strict=False)}
@@ -263,7 +301,7 @@ class Worker:
         except (OSError, RuntimeError) as error:
             raise InvalidConfig(f"The KV cache of {plan.total_bytes:,} bytes cannot be allocated: {error}") from None
 
-    def _warm_up(self, runner: ModelRunner, loaded: LoadedModel, device: Device) -> None:
+    def _warm_up(self, runner: ModelRunner, definition: Definition, device: Device) -> None:
         """A small prompt in the null block: touches every weight once and proves that a token comes out. Where kernels
         are compiled when they are first launched, a second token too, for those of decoding."""
         request = NewRequestData(
@@ -273,7 +311,7 @@ class Worker:
             num_prompt_tokens=4,
             params=SamplingParams(temperature=0.0, max_tokens=2),
             eos_token_ids=(),
-            block_ids=[[0] for _ in _windows(loaded)],
+            block_ids=[[0] for _ in _windows(definition)],
             num_computed_tokens=0,
             sample_index=0,
             sampling_seed=None,
@@ -306,7 +344,7 @@ class Worker:
             max_num_batched_tokens=max_num_batched_tokens,
             max_num_prefill_tokens=self._max_num_prefill_tokens(max_num_batched_tokens, device),
             max_request_tokens=plan.max_request_tokens,
-            kv_group_windows=_windows(loaded),
+            kv_group_windows=_windows(loaded.model.definition),
             kv_cache_bytes=plan.total_bytes,
             weight_bytes=loaded.weight_bytes,
             num_params=loaded.num_params,
@@ -327,15 +365,14 @@ class Worker:
         )
 
 
-def _windows(loaded: LoadedModel) -> tuple[int, ...]:
-    return tuple(group.window for group in loaded.model.definition.cache_groups)
+def _windows(definition: Definition) -> tuple[int, ...]:
+    return tuple(group.window for group in definition.cache_groups)
 
 
 def _cache_shapes(
-    loaded: LoadedModel, ops: Ops, num_blocks: int, block_size: int
+    definition: Definition, ops: Ops, num_blocks: int, block_size: int
 ) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     """(k, v) of each array: as many as the largest group has layers, whose caches they fit like all others'."""
-    definition = loaded.model.definition
     largest = max(definition.cache_groups, key=lambda group: len(group.layers))
     heads = [definition.program.caches[layer].heads for layer in largest.layers]
     return [ops.kv_cache_shapes(num_blocks, block_size, each.num_kv_heads, each.head_dim) for each in heads]

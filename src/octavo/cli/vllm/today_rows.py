@@ -147,8 +147,7 @@ TODAY_ROWS: tuple[Row, ...] = (
     other("--kv-events-config", None, "none", "Tell a router which blocks are cached.", EMPTY,
           "events of the KV cache are not built yet", kind="json"),
     # ---- running
-    switch("--enable-sleep-mode", None, "off", "Give the GPU's memory back on demand.", OFF,
-           "sleep mode is not built yet"),
+    ours("--enable-sleep-mode", None, "off", "It needs --admin-api-key; on a CPU too."),
     switch("--enable-fault-tolerance", None, "off", "Start dead engines again.", OFF,
            "octavo ends when its engine dies, for whoever supervises it to start it again"),
     other("--custom-histogram-buckets", None, "none", "Buckets of metrics.", EMPTY,

@@ -375,6 +375,12 @@ class Scheduler:
     def reset_prefix_cache(self) -> None:
         self.kv.reset_prefix_cache()
 
+    def forget_worker(self) -> None:
+        """The worker has forgotten slots, KV cache and what it swapped out. There are no requests."""
+        assert not self.requests and not self._unanswered
+        self.reset_prefix_cache()
+        self.live.finished_slots, self.live.swap_dropped, self.live.swap_out = [], [], []
+
     def stats(self) -> SchedulerStats:
         return SchedulerStats(
             num_running=len(self.running),

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
 
-from octavo.base.errors import InvalidRequest
+from octavo.base.errors import InvalidRequest, clip
 from octavo.base.suggest import nearest
 from octavo.served.model import Prepared, ServedModel
-from octavo.server.http.errors import clip, validate_body
+from octavo.server.http.errors import validate_body
 from octavo.server.http.exchange import Exchange
 from octavo.server.http.pacing import KeepAlive
 from octavo.server.http.streaming import ReplyEncoder, send_whole, stream_events

@@ -27,6 +27,10 @@ class AbortReply(msgspec.Struct):
     aborted: int  # requests that were running or waiting
 
 
+class SleepState(msgspec.Struct):
+    is_sleeping: bool
+
+
 class ServerInfo(msgspec.Struct):
     version: str
     config: dict[str, Any]  # the settings by group; secrets are hidden
