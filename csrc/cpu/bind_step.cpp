@@ -1,5 +1,6 @@
 // Bindings of everything in a step but the linear layers.
 #include "address.h"
+#include "bind_routing.h"
 #include "kernels/activation.h"
 #include "kernels/attention.h"
 #include "kernels/experts.h"
@@ -46,15 +47,22 @@ void add_layer_norm(Address out, Address residual, Address x, Address weight, Ad
                         eps);
 }
 
-void route(Address ids, Address weights, Address scores, int64_t rows, int num_experts, int top_k, bool renormalize) {
+void route(Address ids, Address weights, Address scores, Address bias, int64_t rows, int num_experts, int top_k,
+           const RoutingTuple& routing) {
     nb::gil_scoped_release release;
     OCTAVO_KERNELS(experts_kernels)
-        .route({at<int32_t>(ids), at<float>(weights), at<float>(scores), rows, num_experts, top_k, renormalize});
+        .route({at<int32_t>(ids), at<float>(weights), at<float>(scores), at<float>(bias), rows, num_experts, top_k,
+                routing_of(routing)});
 }
 
 void add(Address residual, Address x, int64_t count) {
     nb::gil_scoped_release release;
     OCTAVO_KERNELS(norm_kernels).add(at<float>(residual), at<float>(x), count);
+}
+
+void add_gated(Address residual, Address x, Address gates, int64_t rows, int64_t width) {
+    nb::gil_scoped_release release;
+    OCTAVO_KERNELS(experts_kernels).add_gated(at<float>(residual), at<float>(x), at<float>(gates), rows, width);
 }
 
 void clip(Address x, int64_t count, float limit) {
@@ -93,13 +101,14 @@ void rope_kv_write(Address qkv, Address positions, Address cos_sin, Address q_no
 
 void attention(Address out, Address qkv, Address k_cache, Address v_cache, int cache_type, int block_size,
                Address block_tables, int64_t block_table_stride, Address seq_lens, Address query_start_loc, int num_seqs,
-               int num_heads, int num_kv_heads, int head_dim, float scale, int window, float softcap,
-               Address slopes) {
+               int num_heads, int num_kv_heads, int head_dim, float scale, int window, bool chunked, float softcap,
+               Address slopes, Address sinks) {
     nb::gil_scoped_release release;
     OCTAVO_KERNELS(attention_kernels)
         .attention({at<float>(out), at<float>(qkv), at<void>(k_cache), at<void>(v_cache), CacheType(cache_type), block_size,
                     at<int32_t>(block_tables), block_table_stride, at<int32_t>(seq_lens), at<int32_t>(query_start_loc),
-                    num_seqs, num_heads, num_kv_heads, head_dim, scale, window, softcap, at<float>(slopes)});
+                    num_seqs, num_heads, num_kv_heads, head_dim, scale, window, chunked, softcap, at<float>(slopes),
+                    at<float>(sinks)});
 }
 
 void forbid(Address logits, int64_t vocab, Address rows, Address masks, int64_t num_masks, int64_t num_words) {
@@ -159,6 +168,7 @@ void bind_step(nb::module_& m) {
     m.def("act", &act);
     m.def("norm_parts", &norm_parts);
     m.def("route", &route);
+    m.def("add_gated", &add_gated);
     m.def("rope_kv_write", &rope_kv_write);
     m.def("attention", &attention);
     m.def("forbid", &forbid);

@@ -239,22 +239,34 @@ void PackedLinear::add_float(const void* weights, int64_t N, WeightKind kind, co
     });
 }
 
-PackedLinear::Activations PackedLinear::prepare(const LinearKernels& kernels, const float* x, int64_t ldx, int64_t M) const {
-    Activations a{x, ldx, {}, {}};
+bool PackedLinear::is_prepared(const LinearKernels& kernels) const { return has_int_ || (has_bf16_ && kernels.round_bf16); }
+
+size_t PackedLinear::lay_out(const LinearKernels& kernels, Activations& a, int8_t* memory, int64_t M) const {
+    if (!is_prepared(kernels)) return 0;
     const bool bf16 = has_bf16_ && kernels.round_bf16;
-    if (!has_int_ && !bf16) return a;
     const size_t int_bytes = has_int_ ? (quantized_rows(a.quantized, nullptr, M, K_, kernels.block) + 63) / 64 * 64 : 0;
     a.bf16.rows = M;
     a.bf16.ld = ceil_div(K_, 2) * 2;
-    auto* p = static_cast<int8_t*>(shared_scratch(int_bytes + (bf16 ? size_t(M * a.bf16.ld) * 2 : 0)));
-    if (has_int_) quantized_rows(a.quantized, p, M, K_, kernels.block);
-    if (bf16) a.bf16.x = reinterpret_cast<uint16_t*>(p + int_bytes);
+    if (memory) {
+        if (has_int_) quantized_rows(a.quantized, memory, M, K_, kernels.block);
+        if (bf16) a.bf16.x = reinterpret_cast<uint16_t*>(memory + int_bytes);
+    }
+    return int_bytes + (bf16 ? (size_t(M * a.bf16.ld) * 2 + 63) / 64 * 64 : 0);
+}
+
+void PackedLinear::fill(const LinearKernels& kernels, const Activations& a, int64_t from, int64_t to) const {
+    if (has_int_) kernels.quantize(a.x, a.ldx, K_, from, to, a.quantized);
+    if (a.bf16.x) kernels.round_bf16(a.x, a.ldx, K_, from, to, a.bf16);
+}
+
+PackedLinear::Activations PackedLinear::prepare(const LinearKernels& kernels, const float* x, int64_t ldx, int64_t M) const {
+    Activations a{x, ldx, {}, {}};
+    if (!is_prepared(kernels)) return a;
+    lay_out(kernels, a, static_cast<int8_t*>(shared_scratch(lay_out(kernels, a, nullptr, M))), M);
     const int64_t blocks = ceil_div(M, kernels.block);
     const int64_t run = std::max<int64_t>(1, std::min(16384 / (K_ * kernels.block), blocks / num_threads()));
     parallel_for(ceil_div(blocks, run), [&](int64_t i, int) {
-        const int64_t from = i * run, to = std::min(blocks, from + run);
-        if (has_int_) kernels.quantize(x, ldx, K_, from, to, a.quantized);
-        if (bf16) kernels.round_bf16(x, ldx, K_, from, to, a.bf16);
+        fill(kernels, a, i * run, std::min(blocks, (i + 1) * run));
     });
     return a;
 }
@@ -276,24 +288,76 @@ void PackedLinear::run_tiles(const LinearKernels& kernels, const Activations& a,
     }
 }
 
+PackedLinear::Cut PackedLinear::cut(const Activations& a, int64_t M, int64_t most) const {
+    // Where the cuts fall has no part in the result.
+    const int64_t row_bytes = has_int_ ? a.quantized.ldq : K_ * (a.bf16.x ? 2 : 4);
+    const int64_t row_block = std::min(M, std::max<int64_t>(2 * kRowStep, kRowBlockBytes / row_bytes / kRowStep * kRowStep));
+    const int64_t row_blocks = ceil_div(M, row_block);
+    const int64_t work = nbytes_ * ceil_div(M, 4);
+    const int64_t wanted = num_threads() == 1 ? 1 : std::clamp<int64_t>(work / kTaskBytes, 1, most);
+    const int64_t run = std::max<int64_t>(1, tiles_ / ceil_div(wanted, row_blocks));
+    return {row_block, row_blocks, run, ceil_div(tiles_, run)};
+}
+
+void PackedLinear::run_task(const LinearKernels& kernels, const Activations& a, const Cut& cut, int64_t task, int64_t M,
+                            float* out, int64_t ldo) const {
+    const int64_t row0 = task / cut.runs * cut.row_block, tile0 = task % cut.runs * cut.run;
+    run_tiles(kernels, a, row0, std::min(M, row0 + cut.row_block), tile0, std::min(tiles_, tile0 + cut.run), out, ldo);
+}
+
 void PackedLinear::linear(float* out, int64_t ldo, const float* x, int64_t ldx, int64_t M) const {
     if (M < 1 || tiles_ < 1) return;
     const KernelLock lock;
     const LinearKernels& kernels = OCTAVO_KERNELS(linear_kernels);
     const Activations a = prepare(kernels, x, ldx, M);
-    // Tasks are blocks of rows by runs of tiles. Where the cuts fall has no part in the result.
-    const int64_t row_bytes = has_int_ ? a.quantized.ldq : K_ * (a.bf16.x ? 2 : 4);
-    const int64_t row_block = std::min(M, std::max<int64_t>(2 * kRowStep, kRowBlockBytes / row_bytes / kRowStep * kRowStep));
-    const int64_t row_blocks = ceil_div(M, row_block);
-    const int64_t work = nbytes_ * ceil_div(M, 4), threads = num_threads();
     // With many rows a task lasts long, and an uneven end costs more than handing out twice as many.
-    const int64_t per_thread = M > kRowStep ? 2 * kTasksPerThread : kTasksPerThread;
-    const int64_t wanted = threads == 1 ? 1 : std::clamp<int64_t>(work / kTaskBytes, 1, per_thread * threads);
-    const int64_t run = std::max<int64_t>(1, tiles_ / ceil_div(wanted, row_blocks));
-    const int64_t runs = ceil_div(tiles_, run);
-    parallel_for(runs * row_blocks, [&](int64_t task, int) {
-        const int64_t row0 = task / runs * row_block, tile0 = task % runs * run;
-        run_tiles(kernels, a, row0, std::min(M, row0 + row_block), tile0, std::min(tiles_, tile0 + run), out, ldo);
+    const Cut tasks = cut(a, M, (M > kRowStep ? 2 * kTasksPerThread : kTasksPerThread) * num_threads());
+    parallel_for(tasks.tasks(), [&](int64_t task, int) { run_task(kernels, a, tasks, task, M, out, ldo); });
+}
+
+void PackedLinear::linear_groups(const std::vector<const PackedLinear*>& weights, const std::vector<int64_t>& starts,
+                                 float* out, const float* x) {
+    struct Group {
+        const PackedLinear* w;
+        int64_t first, rows;
+        Activations a;
+        Cut tasks;
+        int64_t first_block, first_task;
+    };
+    const KernelLock lock;
+    const LinearKernels& kernels = OCTAVO_KERNELS(linear_kernels);
+    std::vector<Group> groups;
+    size_t bytes = 0;
+    int64_t blocks = 0, tasks = 0;
+    for (size_t i = 0; i < weights.size(); ++i) {
+        const PackedLinear* w = weights[i];
+        const int64_t rows = starts[i + 1] - starts[i];
+        if (rows < 1) continue;
+        Group group{w, starts[i], rows, {x + starts[i] * w->K_, w->K_, {}, {}}, {}, blocks, 0};
+        bytes += w->lay_out(kernels, group.a, nullptr, rows);
+        blocks += w->is_prepared(kernels) ? ceil_div(rows, kernels.block) : 0;
+        groups.push_back(group);
+    }
+    auto* memory = static_cast<int8_t*>(bytes ? shared_scratch(bytes) : nullptr);
+    const int64_t most = ceil_div(2 * kTasksPerThread * num_threads(), std::max<int64_t>(1, int64_t(groups.size())));
+    for (Group& group : groups) {
+        if (memory) memory += group.w->lay_out(kernels, group.a, memory, group.rows);
+        group.tasks = group.w->cut(group.a, group.rows, most);
+        group.first_task = tasks;
+        tasks += group.tasks.tasks();
+    }
+    parallel_for(blocks, [&](int64_t block, int) {
+        const auto next = std::upper_bound(groups.begin(), groups.end(), block,
+                                           [](int64_t at, const Group& group) { return at < group.first_block; });
+        const Group& group = *(next - 1);
+        group.w->fill(kernels, group.a, block - group.first_block, block - group.first_block + 1);
+    });
+    parallel_for(tasks, [&](int64_t task, int) {
+        const auto next = std::upper_bound(groups.begin(), groups.end(), task,
+                                           [](int64_t at, const Group& group) { return at < group.first_task; });
+        const Group& group = *(next - 1);
+        group.w->run_task(kernels, group.a, group.tasks, task - group.first_task, group.rows, out + group.first * group.w->N_,
+                          group.w->N_);
     });
 }
 

@@ -62,6 +62,11 @@ public:
     // out [M, N] = x [M, K] w^T + bias; rows of out and x lie ldo and ldx floats apart.
     void linear(float* out, int64_t ldo, const float* x, int64_t ldx, int64_t M) const;
 
+    // `linear` of several matrices of one shape, and the same bits, in one go: of the consecutive rows of x, matrix i takes those
+    // from starts[i] to starts[i + 1], which may be none. Rows of x and out lie K and N floats apart.
+    static void linear_groups(const std::vector<const PackedLinear*>& weights, const std::vector<int64_t>& starts, float* out,
+                              const float* x);
+
     // out [M, K] = scale * row ids[m] of w, every value as the checkpoint defines it. ids must be in [0, N).
     void gather(float* out, int64_t ldo, const int32_t* ids, int64_t M, float scale) const;
 
@@ -85,7 +90,19 @@ private:
     };
 
     void append(PackedMatrix w, const float* bias);
+    // Lays out the forms of M rows in memory, which is counted only if there is none yet. Returns the bytes.
+    size_t lay_out(const LinearKernels& kernels, Activations& a, int8_t* memory, int64_t M) const;
+    bool is_prepared(const LinearKernels& kernels) const;  // whether the parts want another form than floats
+    void fill(const LinearKernels& kernels, const Activations& a, int64_t from, int64_t to) const;  // blocks of rows
     Activations prepare(const LinearKernels& kernels, const float* x, int64_t ldx, int64_t M) const;
+    // How M rows are cut into tasks: blocks of rows by runs of tiles.
+    struct Cut {
+        int64_t row_block, row_blocks, run, runs;
+        int64_t tasks() const { return runs * row_blocks; }
+    };
+    Cut cut(const Activations& a, int64_t M, int64_t most) const;
+    void run_task(const LinearKernels& kernels, const Activations& a, const Cut& cut, int64_t task, int64_t M, float* out,
+                  int64_t ldo) const;
     void run_tiles(const LinearKernels& kernels, const Activations& a, int64_t row0, int64_t row1, int64_t tile0, int64_t tile1,
                    float* out, int64_t ldo) const;
 

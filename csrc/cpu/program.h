@@ -8,6 +8,7 @@
 
 #include "kernels/activation.h"
 #include "kernels/cache.h"
+#include "kernels/experts.h"
 #include "packed_linear.h"
 
 #include <cstdint>
@@ -76,8 +77,9 @@ struct AttendRecord {
     BufferId out, qkv;
     HeadCounts heads;
     int cache, group, window;
+    bool chunked;
     float scale, softcap;
-    const float* slopes;  // may be null
+    const float *slopes, *sinks;  // may be null
 };
 struct ActRecord {
     BufferId out, x;
@@ -89,7 +91,8 @@ struct ActRecord {
 struct RouteRecord {
     BufferId ids, weights, scores;
     int num_experts, top_k;
-    bool renormalize;
+    Routing routing;
+    const float* bias;  // may be null
 };
 // Rows go to their experts grouped by expert, top_k places a row: `places` says where each is, and the buffers behind it hold
 // the groups' inputs and results, and what is between them.
@@ -99,6 +102,12 @@ struct ExpertsRecord {
     int top_k;
     int64_t width, inner;  // of x, and of act
     Activation kind;
+    bool gated;
+    bool scales_input;  // the weights multiply what goes into an expert, else what comes out
+};
+struct AddGatedRecord {
+    BufferId residual, x, gates;
+    int64_t width;
 };
 struct KeepRowsRecord {
     std::vector<BufferId> rows;
@@ -106,7 +115,7 @@ struct KeepRowsRecord {
 };
 
 using Record = std::variant<EmbedRecord, LinearRecord, NormRecord, NormPartsRecord, AddRecord, AddNormRecord, ClipRecord,
-                            RopeWriteRecord, AttendRecord, ActRecord, RouteRecord, ExpertsRecord, KeepRowsRecord>;
+                            RopeWriteRecord, AttendRecord, ActRecord, RouteRecord, ExpertsRecord, AddGatedRecord, KeepRowsRecord>;
 
 struct LayerCache {
     void *k, *v;

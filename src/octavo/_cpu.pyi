@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+_Routing = tuple[int, bool, float, int, int, int, float]
+
 def set_num_threads(n: int) -> None: ...
 def num_threads() -> int: ...
 def set_isa(name: str) -> None: ...
@@ -99,13 +101,15 @@ class Program:
         cache: int,
         group: int,
         window: int,
+        chunked: bool,
         scale: float,
         softcap: float,
         slopes: int,
+        sinks: int,
     ) -> None: ...
     def act(self, *, out: int, x: int, width: int, kind: int, gated: bool, parameters: int) -> None: ...
     def route(
-        self, *, ids: int, weights: int, scores: int, num_experts: int, top_k: int, renormalize: bool
+        self, *, ids: int, weights: int, scores: int, num_experts: int, top_k: int, routing: _Routing, bias: int
     ) -> None: ...
     def experts(
         self,
@@ -124,7 +128,10 @@ class Program:
         width: int,
         inner: int,
         kind: int,
+        gated: bool,
+        scales_input: bool,
     ) -> None: ...
+    def add_gated(self, *, residual: int, x: int, gates: int, width: int) -> None: ...
     def keep_rows(self, *, rows: list[int], widths: list[int]) -> None: ...
     def set_buffers(self, addresses: list[int]) -> None: ...
     def set_caches(self, caches: list[tuple[int, int]], cache_type: int, block_size: int) -> None: ...
@@ -166,8 +173,9 @@ def norm_parts(
     /,
 ) -> None: ...
 def route(
-    ids: int, weights: int, scores: int, rows: int, num_experts: int, top_k: int, renormalize: bool, /
+    ids: int, weights: int, scores: int, bias: int, rows: int, num_experts: int, top_k: int, routing: _Routing, /
 ) -> None: ...
+def add_gated(residual: int, x: int, gates: int, rows: int, width: int, /) -> None: ...
 def rope_kv_write(
     qkv: int,
     positions: int,
@@ -205,8 +213,10 @@ def attention(
     head_dim: int,
     scale: float,
     window: int,
+    chunked: bool,
     softcap: float,
     slopes: int,
+    sinks: int,
     /,
 ) -> None: ...
 def forbid(logits: int, vocab: int, rows: int, masks: int, num_masks: int, num_words: int, /) -> None: ...

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from models.expert_cases import EXPERT_ARCHS, EXPERT_CASES, write_experts
 from models.running import load, prompt_logits
 from models.test_families import LONG_ROPE, PROMPTS, make_model, transformers_logits
 from octavo.base.errors import CheckpointError
@@ -65,6 +66,20 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "Qwen3Moe",
         {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "norm_topk_prob": True},
     ),
+    **{name: (arch, *EXPERT_CASES[name]) for name, arch in EXPERT_ARCHS.items()},
+    # What files do not say is as published: chunks and floors of 8,192.
+    "llama4": (
+        "llama4",
+        "Llama4",
+        {
+            "head_dim": 32,
+            "num_local_experts": 4,
+            "intermediate_size": 48,
+            "intermediate_size_mlp": 48,
+            "num_hidden_layers": 4,
+            "interleave_moe_layer_step": 2,
+        },
+    ),
     "phi3": ("phi3", "Phi3", {"pad_token_id": None, "sliding_window": 8}),
     "phi3-longrope": ("phi3", "Phi3", {"pad_token_id": None, "rope_parameters": LONG_ROPE}),
     "gpt2": ("gpt2", "GPT2", {}),
@@ -95,6 +110,8 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
 #: How a file of GGUF holds what is several tensors: name of the whole -> names of the parts.
 FUSED = {
     "phi3": {"attn_qkv": ("attn_q", "attn_k", "attn_v"), "ffn_up": ("ffn_gate", "ffn_up")},
+    **{arch: {"post_attention_norm": ("ffn_norm",)} for arch in ("gpt-oss", "glm4moe")},
+    "dbrx": {"attn_qkv": ("attn_q", "attn_k", "attn_v"), "attn_output_norm": ("ffn_norm",)},
     **{
         arch: {"attn_qkv": ("attn_q", "attn_k", "attn_v")}
         for arch in ("gpt2", "gptneox", "bloom", "falcon", "starcoder", "qwen", "mpt")
@@ -103,7 +120,10 @@ FUSED = {
     "glm4": {"ffn_up": ("ffn_gate", "ffn_up")},
 }
 #: Architectures whose files have pairs of the rotation side by side, where those of transformers have halves.
-PERMUTED = ("llama", "granite", "internlm2", "baichuan", "xverse", "smollm3", "olmo", "minicpm", "arcee", "mistral3")
+PERMUTED = (
+    "llama", "granite", "granitemoe", "internlm2", "baichuan", "xverse", "smollm3", "olmo", "minicpm", "arcee",
+    "mistral3",
+)  # fmt: skip
 #: Metadata of some architectures: the writer's method, and the key of the configuration.
 KEYS = {
     "logit_scale": ("logit_scale", "logits_scaling"),
@@ -178,6 +198,8 @@ def fused(values: dict[str, torch.Tensor], wholes: dict[str, tuple[str, ...]]) -
 def write_sizes(
     writer: gguf.GGUFWriter, arch: str, config: Any, saved: dict[str, Any], num_kv_heads: int | None = None
 ) -> None:
+    if arch == "dbrx":
+        saved = {**saved, **saved["ffn_config"], **saved["attn_config"]}
     num_heads = config.num_attention_heads
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(getattr(config, "max_position_embeddings", 128))
@@ -209,11 +231,11 @@ def write_sizes(
         writer.add_max_alibi_bias(8.0)
         writer.add_clamp_kqv(config.attn_config.clip_qkv)
     num_experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
+    num_experts = saved.get("moe_num_experts", num_experts)
     if num_experts:
         writer.add_expert_count(num_experts)
-        writer.add_expert_used_count(config.num_experts_per_tok)
-    if arch == "qwen3moe":
-        writer.add_expert_feed_forward_length(config.moe_intermediate_size)
+        writer.add_expert_used_count(saved.get("moe_top_k") or config.num_experts_per_tok)
+        write_experts(writer, arch, config)
     rope = getattr(config, "rope_parameters", None)
     if rope:
         write_rope(writer, rope.get("full_attention", rope), head_dim)

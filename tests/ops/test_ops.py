@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from octavo import _cpu
+from octavo.ops.routing import Routing
 from octavo.ops.table import Ops, bind
 
 REFERENCE = bind("cpu", "reference")
@@ -69,6 +70,10 @@ def _elementwise_cases() -> Iterator[Case]:
             args = {"out": out, "x": x + 3, "weight": w, "bias": bias, "eps": 1e-5}
             yield Case("layer_norm", args, ("out",), 2e-5)
             yield Case("add_layer_norm", {**args, "residual": residual}, ("out", "residual"), 2e-5)
+        args = {"residual": residual, "x": x, "gates": _randn(rows, 1) * 5}
+        yield Case("add_gated_", args, ("residual",))
+        gate_up = _randn(rows, 2 * width) * 20
+        yield Case("act_mul", {"out": out, "gate_up": gate_up, "kind": "swiglu_oai"}, ("out",), 1e-4)
         for kind in ("silu", "gelu_tanh", "gelu", "relu", "quick_gelu", "relu2"):
             gate_up = _randn(rows, 2 * width) * 20
             yield Case("act_mul", {"out": out, "gate_up": gate_up, "kind": kind}, ("out",), 1e-4)
@@ -77,12 +82,30 @@ def _elementwise_cases() -> Iterator[Case]:
         for scale, slopes in ((4.0, (0.8, -0.3)), (0.01, (25.0, 3.0))):
             args = {"out": out, "x": x * scale, "kind": "xielu", "parameters": torch.tensor(slopes)}
             yield Case("act", args, ("out",), 2e-6)
-        for top_k, renormalize in ((1, False), (2, True), (min(4, width), False)):
-            ids = torch.zeros(rows, top_k, dtype=torch.int32)
-            # Rounded, so that some are equal.
-            scores, weights = (x * 2).round() / 2, torch.full((rows, top_k), torch.nan)
-            args = {"ids": ids, "weights": weights, "scores": scores, "renormalize": renormalize}
-            yield Case("route", args, ("ids", "weights"))
+        yield from _route_cases(rows, width)
+
+
+def _route_cases(rows: int, width: int) -> Iterator[Case]:
+    # Rounded, so that some are equal.
+    scores, bias = (_randn(rows, width) * 2).round() / 2, _randn(width).round() / 4
+    routings = [
+        (Routing(renormalize=False), 1, None),
+        (Routing(), 2, None),
+        (Routing(renormalize=False), min(4, width), None),
+        (Routing(), 3, bias),
+        (Routing(kind="sigmoid", factor=2.5), 3, bias),
+        (Routing(kind="sigmoid", renormalize=False), 1, None),
+        (Routing(kind="sparsemixer", jitter=0.2), 2, None),
+    ]
+    if width % 8 == 0:
+        routings += [
+            (Routing(renormalize=False, num_groups=8, top_groups=3), 3, None),
+            (Routing(kind="sigmoid", num_groups=4, top_groups=2, group_best=2, factor=2.5), 4, bias),
+        ]
+    for routing, top_k, added in routings:
+        ids, weights = torch.zeros(rows, top_k, dtype=torch.int32), torch.full((rows, top_k), torch.nan)
+        args = {"ids": ids, "weights": weights, "scores": scores, "routing": routing, "bias": added}
+        yield Case("route", args, ("ids", "weights"))
 
 
 def _norm_parts_cases() -> Iterator[Case]:
@@ -135,6 +158,8 @@ def _attention_case(
     window: int = 0,
     softcap: float = 0.0,
     slopes: bool = False,
+    sinks: bool = False,
+    chunked: bool = False,
 ) -> Case:
     """seqs: (context length, tokens of this step). All that no sequence may read is NaN."""
     hq, hkv, d = heads
@@ -168,6 +193,9 @@ def _attention_case(
         "window": window,
         "softcap": softcap,
         "slopes": 2.0 ** -torch.arange(1.0, hq + 1) if slopes else None,
+        # Some weigh next to nothing, some nearly all.
+        "chunked": chunked,
+        "sinks": 4 * _randn(hq) if sinks else None,
     }
     return Case("attention", args, ("out",), 2e-5)
 
@@ -184,6 +212,10 @@ def _attention_cases() -> Iterator[Case]:
     yield _attention_case(mixed, (8, 2, 32), softcap=5.0)
     yield _attention_case(mixed, (8, 2, 32), slopes=True)
     yield _attention_case(mixed, (6, 6, 64), torch.bfloat16, 32, slopes=True)
+    yield _attention_case(mixed, (8, 2, 32), sinks=True)
+    for window in (1, 24, 200):
+        yield _attention_case(mixed, (4, 2, 32), window=window, chunked=True)
+    yield _attention_case(mixed, (6, 1, 64), torch.bfloat16, 32, window=20, sinks=True)
 
 
 CASES = [*_elementwise_cases(), *_norm_parts_cases(), *_rope_cases(), *_attention_cases()]
@@ -204,6 +236,8 @@ MODES = {
     "window": _attention_case(((500, 500),), (4, 2, 64), torch.float16, window=100),
     "capped": _attention_case(((300, 300),), (4, 4, 80), softcap=10.0),
     "slopes": _attention_case(((300, 300),), (8, 2, 32), slopes=True),
+    "sinks": _attention_case(((300, 300),), (8, 2, 32), sinks=True),
+    "chunked": _attention_case(((300, 300),), (8, 2, 32), window=70, chunked=True),
 }
 
 

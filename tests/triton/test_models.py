@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from models import test_dense_families as dense
+from models.expert_cases import GPT_OSS_ROPE
 from models.running import load, prompt_logits
 from models.test_families import make_model, transformers_logits
 from octavo.ops.table import Binding, Ops, bind
@@ -35,6 +36,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "rope_theta": 500.0, "rope_type": "default", "llama_4_scaling_beta": 0.5,
         "original_max_position_embeddings": 8}}),
     "mixtral": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "gpt-oss": ("GptOss", {"head_dim": 16, "num_local_experts": 3, "num_experts_per_tok": 2, "sliding_window": 8,
+                           "rope_parameters": GPT_OSS_ROPE}),
+    "qwen2-moe": ("Qwen2Moe", {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
+                               "shared_expert_intermediate_size": 24}),
     "gemma3": ("Gemma3", {"num_hidden_layers": 3, "head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 24}),
 }  # fmt: skip
 

@@ -79,19 +79,39 @@ struct Xielu {
         return vf_select_lt(x, vf_set(-0.25f), vf_sub(vf_exp(x), vf_set(1.0f)), series);
     }
 };
+// Of GPT-OSS: g sigmoid(1.702 g) (up + 1), where g is at most 7 and up within +-7. The order of the arguments keeps a NaN.
+struct SwigluOai {
+    static vf gated(vf g, vf up) {
+        const vf limit = vf_set(7.0f), low = vf_set(-7.0f), one = vf_set(1.0f);
+        const vf gate = vf_select_lt(limit, g, limit, g);
+        const vf below = vf_select_lt(limit, up, limit, up), value = vf_select_lt(below, low, low, below);
+        const vf share = vf_add(one, vf_exp(vf_mul(gate, vf_set(-1.702f))));
+        return vf_mul(vf_div(gate, share), vf_add(value, one));
+    }
+};
+
+template <class Act>
+static inline vf gated(vf g, vf up) {
+    return vf_mul(Act::of(g), up);
+}
+template <>
+inline vf gated<SwigluOai>(vf g, vf up) {
+    return SwigluOai::gated(g, up);
+}
 
 // out = act(x), times `up` if there is one.
 template <class Act, bool GATED>
 static void act_range(float* out, const float* x, const float* up, int64_t count) {
     int64_t i = 0;
     for (; i + VW <= count; i += VW) {
-        const vf y = Act::of(vf_load(x + i));
-        vf_store(out + i, GATED ? vf_mul(y, vf_load(up + i)) : y);
+        if constexpr (GATED) vf_store(out + i, gated<Act>(vf_load(x + i), vf_load(up + i)));
+        else vf_store(out + i, Act::of(vf_load(x + i)));
     }
     if (i < count) {
         const int n = int(count - i);
-        const vf y = Act::of(vf_load_n(x + i, n, 0.0f));
-        vf_store_n(out + i, GATED ? vf_mul(y, vf_load_n(up + i, n, 0.0f)) : y, n);
+        const vf last = vf_load_n(x + i, n, 0.0f);
+        if constexpr (GATED) vf_store_n(out + i, gated<Act>(last, vf_load_n(up + i, n, 0.0f)), n);
+        else vf_store_n(out + i, Act::of(last), n);
     }
 }
 
@@ -105,6 +125,9 @@ static void act_range(float* out, const float* x, const float* up, int64_t count
         case Activation::quick_gelu: return act_range<QuickGelu, GATED>(out, x, up, count);
         case Activation::relu2: return act_range<Relu2, GATED>(out, x, up, count);
         case Activation::xielu: return;  // has parameters: `xielu_rows`
+        case Activation::swiglu_oai:
+            if constexpr (GATED) act_range<SwigluOai, GATED>(out, x, up, count);
+            return;
     }
 }
 

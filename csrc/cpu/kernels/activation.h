@@ -1,12 +1,14 @@
 // act_mul: out[r][i] = act(gate_up[r][i]) * gate_up[r][width + i]. act: out[r][i] = act(x[r][i]); `parameters`: two of xielu,
-// else null.
+// else null. swiglu_oai, which is gated only: see ops/reference.py.
 #pragma once
 
 #include "isa.h"
 
 namespace octavo {
 
-enum class Activation : int { silu = 0, gelu_tanh = 1, gelu = 2, relu = 3, quick_gelu = 4, relu2 = 5, xielu = 6 };
+enum class Activation : int {
+    silu = 0, gelu_tanh = 1, gelu = 2, relu = 3, quick_gelu = 4, relu2 = 5, xielu = 6, swiglu_oai = 8
+};
 
 struct ActivationKernels {
     void (*act_mul)(float* out, const float* gate_up, int64_t rows, int64_t width, Activation kind);

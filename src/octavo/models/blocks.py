@@ -13,19 +13,7 @@ from typing import Literal, Protocol
 from octavo.models.builder import Builder
 from octavo.models.params import Matrix
 from octavo.models.spec import AlibiSpec, NormSpec, QScaleSpec, RopeSpec
-from octavo.ops.program import (
-    Act,
-    Activation,
-    Add,
-    Attend,
-    Buffer,
-    Clip,
-    Experts,
-    Heads,
-    ProgramError,
-    RopeWrite,
-    Route,
-)
+from octavo.ops.program import Act, Activation, Add, Attend, Buffer, Clip, Heads, ProgramError, RopeWrite
 
 
 class Block(Protocol):
@@ -49,7 +37,9 @@ class Attention:
     rope: RopeSpec | None = None
     alibi: AlibiSpec | None = None
     window: int = 0  # keys at a distance below it are seen; 0: all
+    chunked: bool = False  # instead those of the query's chunk of `window` positions
     softcap: float = 0.0  # of the scores; 0: none
+    has_sinks: bool = False  # each head sees one more key, of a score of its own and of no value
     clip: float = 0.0  # q, k and v are held between -clip and clip; 0: they are not
     qk_norm: NormSpec | None = None  # of q and k, before the rotation
     #: head: of each, all with the same weights. each head: with weights of its own. row: of all of them together.
@@ -83,11 +73,15 @@ class Attention:
         elif self.qk_norm is not None:
             q_norm = build.norm_weight(self.qk_norm, "self_attn.q_norm", "attn_q_norm", dim, rotary)
             k_norm = build.norm_weight(self.qk_norm, "self_attn.k_norm", "attn_k_norm", dim, rotary)
-        cache = build.cache(heads, self.window)
+        cache = build.cache(heads, self.window, self.chunked)
         rotation = None if self.rope is None else build.rotation(self.rope, dim)
         slopes = None if self.alibi is None else build.slopes(self.alibi)
         q_scales = None if self.q_scale is None else build.q_scales(self.q_scale)
         eps = 0.0 if self.qk_norm is None else self.qk_norm.eps
+        sinks = None
+        if self.has_sinks:
+            declared = Matrix(name="self_attn.sinks", gguf="attn_sinks", rows=heads.num_heads)
+            sinks = build.vector([declared], declared.name, "weight", "norm")
         attended = build.buffer("self_attn", heads.size)
         build.ops += [
             RopeWrite(
@@ -95,7 +89,14 @@ class Attention:
                 norms_rotated=self.norms_rotated, q_scales=q_scales,
             ),
             Attend(
-                out=attended, qkv=qkv, heads=heads, cache=cache, scale=self.scale, softcap=self.softcap, slopes=slopes
+                out=attended,
+                qkv=qkv,
+                heads=heads,
+                cache=cache,
+                scale=self.scale,
+                softcap=self.softcap,
+                slopes=slopes,
+                sinks=sinks,
             ),
         ]  # fmt: skip
         o = Matrix(name="self_attn.o_proj", gguf="attn_output", rows=x.width, bias=self.o_bias)
@@ -127,15 +128,18 @@ class GatedMLP:
     size: int
     activation: Activation
     bias: bool = False
+    name: str = "mlp"
+    gguf_suffix: str = ""
 
     def emit(self, build: Builder, x: Buffer) -> Buffer:
-        gate = Matrix(name="mlp.gate_proj", gguf="ffn_gate", rows=self.size, bias=self.bias)
-        up = Matrix(name="mlp.up_proj", gguf="ffn_up", rows=self.size, bias=self.bias)
-        gate_up = build.linear(x, "mlp.gate_up", [gate, up], shard=0)
-        act = build.buffer("mlp.act", self.size)
+        def part(name: str, rows: int) -> Matrix:
+            gguf = f"ffn_{name}{self.gguf_suffix}"
+            return Matrix(name=f"{self.name}.{name}_proj", gguf=gguf, rows=rows, bias=self.bias)
+
+        gate_up = build.linear(x, f"{self.name}.gate_up", [part("gate", self.size), part("up", self.size)], shard=0)
+        act = build.buffer(f"{self.name}.act", self.size)
         build.ops.append(Act(out=act, x=gate_up, kind=self.activation))
-        down = Matrix(name="mlp.down_proj", gguf="ffn_down", rows=x.width, bias=self.bias)
-        return build.linear(act, "mlp.down", [down], shard=1)
+        return build.linear(act, f"{self.name}.down", [part("down", x.width)], shard=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,47 +167,6 @@ class MLP:
         build.ops.append(Act(out=act, x=up, kind=self.activation, gated=False, parameters=parameters))
         down = Matrix(name="mlp.down_proj", gguf="ffn_down", rows=x.width, bias=self.bias)
         return build.linear(act, "mlp.down", [down], shard=1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class MixtureOfExperts:
-    """The weighted sum of the gated MLPs of the `top_k` experts that a router's scores name."""
-
-    num_experts: int
-    top_k: int
-    size: int
-    activation: Activation
-    renormalize: bool = True  # the weights of the chosen add up to 1
-
-    def emit(self, build: Builder, x: Buffer) -> Buffer:
-        k, numbers = self.top_k, range(self.num_experts)
-        router = Matrix(name="mlp.gate", gguf="ffn_gate_inp", rows=self.num_experts)
-        scores = build.router(x, "mlp.gate", router)
-        ids, weights, places = build.top_k_buffers("mlp.experts", k)
-        build.ops.append(Route(ids=ids, weights=weights, scores=scores, renormalize=self.renormalize))
-
-        def part(expert: int, name: str, gguf: str, rows: int) -> Matrix:
-            return Matrix(name=f"mlp.experts.{expert}.{name}_proj", gguf=f"ffn_{gguf}_exps.{expert}", rows=rows)
-
-        gate_ups = [[part(e, "gate", "gate", self.size), part(e, "up", "up", self.size)] for e in numbers]
-        downs = [[part(e, "down", "down", x.width)] for e in numbers]
-        out = build.buffer("mlp.experts", x.width)
-        build.ops.append(
-            Experts(
-                out=out,
-                x=x,
-                ids=ids,
-                weights=weights,
-                gate_up_weight=build.experts("mlp.experts.gate_up", gate_ups, x.width, shard=1),
-                down_weight=build.experts("mlp.experts.down", downs, self.size, shard=2),
-                kind=self.activation,
-                places=places,
-                grouped=build.buffer("mlp.experts.grouped", k * x.width),
-                gate_up=build.buffer("mlp.experts.gate_up", 2 * k * self.size),
-                act=build.buffer("mlp.experts.act", k * self.size),
-            )
-        )
-        return out
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -89,7 +89,7 @@ class Builder:
         unit_rows: bool = False,
     ) -> Weight:
         parts = tuple(self._tensor(m, "weight", "matrix", (m.rows // m.copies, columns)) for m in matrices)
-        biases = tuple(self._tensor(m, "bias", "bias", (m.rows // m.copies,)) if m.bias else None for m in matrices)
+        biases = tuple(self._bias(matrix) for matrix in matrices)
         weight = Weight(self._prefix + name, (sum(matrix.rows for matrix in matrices), columns), shard)
         self.params.append(Param(weight=weight, parts=parts, biases=biases, packing=packing, unit_rows=unit_rows))
         return weight
@@ -102,9 +102,10 @@ class Builder:
     def experts(self, name: str, matrices: Sequence[Sequence[Matrix]], columns: int, shard: int) -> Weight:
         """The matrices of each expert, one below the other."""
         parts = tuple(self._tensor(m, "weight", "matrix", (m.rows, columns)) for each in matrices for m in each)
+        biases = tuple(self._bias(matrix) for each in matrices for matrix in each)
         shape = (len(matrices), sum(matrix.rows for matrix in matrices[0]), columns)
         weight = Weight(self._prefix + name, shape, shard)
-        self.params.append(Param(weight=weight, parts=parts, packing="experts"))
+        self.params.append(Param(weight=weight, parts=parts, biases=biases, packing="experts"))
         return weight
 
     def rotation(self, rope: RopeSpec, head_dim: int) -> Weight:
@@ -127,10 +128,10 @@ class Builder:
             self.derived[spec, shape] = Weight(f"derived {len(self.derived)}", shape)
         return self.derived[spec, shape]
 
-    def cache(self, heads: Heads, window: int) -> Cache:
+    def cache(self, heads: Heads, window: int, chunked: bool = False) -> Cache:
         """The next layer's."""
         self._num_caches += 1
-        return Cache(index=self._num_caches - 1, heads=heads, window=window)
+        return Cache(index=self._num_caches - 1, heads=heads, window=window, chunked=chunked)
 
     def _norm_vectors(
         self, norm: NormSpec, declared: Sequence[Matrix], name: str, scale: float = 1.0
@@ -156,6 +157,9 @@ class Builder:
         weight = Weight(f"{self._prefix}{name}.{kind}", (sum(each.rows for each in declared),))
         self.params.append(Param(weight=weight, parts=tensors, packing="vector", offset=offset, scale=scale))
         return weight
+
+    def _bias(self, matrix: Matrix) -> TensorDecl | None:
+        return self._tensor(matrix, "bias", "bias", (matrix.rows // matrix.copies,)) if matrix.bias else None
 
     def _tensor(self, matrix: Matrix, kind: str, role: Role, shape: tuple[int, ...]) -> TensorDecl:
         return TensorDecl(

@@ -100,7 +100,7 @@ def config_dtype(config: dict[str, Any]) -> torch.dtype | None:
 class SafetensorsCheckpoint:
     """A directory with config.json and one safetensors file, or several with an index."""
 
-    quantization: Final = "none"
+    quantization: str = "none"
     naming: Final = "hf"
 
     def __init__(self, directory: Path) -> None:

@@ -17,6 +17,7 @@ from octavo.models.config_reader import (
     read_layer_types,
     read_rope,
 )
+from octavo.models.expert_blocks import MixtureOfExperts
 from octavo.models.spec import ModelSpec, NormSpec, RopeSpec
 from octavo.ops.program import Activation, Heads
 
@@ -57,13 +58,19 @@ class Common:
         )
 
 
-def read_common(config: ConfigReader, *, activation_key: str = "hidden_act", rotates_in_part: bool = False) -> Common:
+def read_common(
+    config: ConfigReader,
+    *,
+    activation_key: str = "hidden_act",
+    rotates_in_part: bool = False,
+    has_experts: bool = False,
+) -> Common:
     """Raises CheckpointError for sizes that are missing or do not fit, and options that are not implemented.
 
-    `rotates_in_part`: whether the family may rotate a part of each head.
+    `rotates_in_part`: whether the family may rotate a part of each head. `has_experts`: whether it has any.
     """
     config.refuse_unless("quantization_config", ({},))
-    for key in ("num_local_experts", "num_experts"):
+    for key in () if has_experts else ("num_local_experts", "num_experts"):
         config.refuse_unless(key, (0, 1))
     hidden = config.integer("hidden_size")
     heads = _heads(config, hidden)
@@ -88,6 +95,29 @@ def read_common(config: ConfigReader, *, activation_key: str = "hidden_act", rot
         norm=NormSpec(eps=config.number("rms_norm_eps", 1e-6)),
         tie_word_embeddings=config.flag("tie_word_embeddings", False),
     )
+
+
+def read_experts(config: ConfigReader, common: Common, **options: Any) -> MixtureOfExperts:
+    """Of the keys num_experts, num_experts_per_tok and moe_intermediate_size. `options`: fields of the block."""
+    num_experts = config.integer("num_experts", high=MAX_EXPERTS)
+    return MixtureOfExperts(
+        num_experts=num_experts,
+        top_k=config.integer("num_experts_per_tok", high=num_experts),
+        size=config.integer("moe_intermediate_size"),
+        **{"activation": common.activation, **options},
+    )
+
+
+def read_groups(config: ConfigReader) -> dict[str, int]:
+    """Fields of a `Routing`. Of the keys n_group and topk_group; null and absent: there are no groups."""
+    num_experts, top_k = config.integer("num_experts", high=MAX_EXPERTS), config.integer("num_experts_per_tok")
+    groups = config.integer("n_group", 1, MAX_EXPERTS)
+    if num_experts % groups:
+        raise config.fail("n_group", f"does not divide the {num_experts} experts")
+    top_groups = config.integer("topk_group", 1, groups)
+    if top_k > top_groups * (num_experts // groups):
+        raise config.fail("topk_group", f"leaves too few experts to choose {top_k}")
+    return {"num_groups": groups, "top_groups": top_groups}
 
 
 def head_rope(

@@ -176,8 +176,8 @@ def read_rope(rope: ConfigReader, max_positions: int) -> RopeSpec:
         return RopeSpec(theta=theta, kind="dynamic", factor=factor, original_max_position_embeddings=original)
     if kind == "llama3":
         low, high = rope.number("low_freq_factor", 1.0), rope.number("high_freq_factor", 4.0)
-        if low >= high:
-            raise rope.fail("high_freq_factor", f"is not above low_freq_factor {low:g}")
+        if low > high:
+            raise rope.fail("high_freq_factor", f"is below low_freq_factor {low:g}")
         return RopeSpec(
             theta=theta,
             kind="llama3",

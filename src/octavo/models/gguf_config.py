@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from octavo.base.errors import CheckpointError
 from octavo.files.gguf import TensorInfo
+from octavo.models import gguf_experts
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class _Arch:
     has_norms_of_one: bool = False  # norms that stand around zero on the other side have the 1 added
     has_gemma_keys: bool = False
     is_rotated_in_part: bool = False
+    norms_experts: bool = True  # the weights of a token's experts add up to 1
     keys: Mapping[str, str] = field(default_factory=dict)  # of the configuration: those of the metadata
     values: Mapping[str, Any] = field(default_factory=dict)  # of the configuration: what all files mean
     tensors: Mapping[str, str] = field(default_factory=dict)  # flags of the configuration: set where the tensor is
@@ -34,7 +36,24 @@ ARCHITECTURES: Final[dict[str, _Arch]] = {
     "llama": _Arch("LlamaForCausalLM", "llama"),
     "qwen2": _Arch("Qwen2ForCausalLM", "qwen2"),
     "qwen3": _Arch("Qwen3ForCausalLM", "qwen3"),
+    "qwen2moe": _Arch("Qwen2MoeForCausalLM", "qwen2_moe", norms_experts=False),
     "qwen3moe": _Arch("Qwen3MoeForCausalLM", "qwen3_moe"),
+    "gpt-oss": _Arch("GptOssForCausalLM", "gpt_oss"),
+    "glm4moe": _Arch("Glm4MoeForCausalLM", "glm4_moe", is_rotated_in_part=True),
+    "ernie4_5-moe": _Arch("Ernie4_5_MoeForCausalLM", "ernie4_5_moe"),
+    "deepseek": _Arch("DeepseekForCausalLM", "deepseek", norms_experts=False),
+    "olmoe": _Arch("OlmoeForCausalLM", "olmoe", norms_experts=False),
+    "minimax-m2": _Arch("MiniMaxM2ForCausalLM", "minimax_m2", is_rotated_in_part=True),
+    "phimoe": _Arch("PhimoeForCausalLM", "phimoe"),
+    "llama4": _Arch("Llama4ForCausalLM", "llama4_text"),
+    "hunyuan-moe": _Arch("HunYuanMoEV1ForCausalLM", "hunyuan_v1_moe"),
+    "granitemoe": _Arch("GraniteMoeSharedForCausalLM", "granitemoeshared", keys={
+        "embedding_multiplier": "embedding_scale", "residual_multiplier": "residual_scale",
+        "attention_multiplier": "attention.scale", "logits_scaling": "logit_scale",
+        "shared_intermediate_size": "expert_shared_feed_forward_length",
+    }),
+    "dbrx": _Arch("DbrxForCausalLM", "dbrx"),
+    "arctic": _Arch("ArcticForCausalLM", "arctic"),
     "gemma": _Arch("GemmaForCausalLM", "gemma", has_norms_of_one=True),
     "gemma2": _Arch("Gemma2ForCausalLM", "gemma2", has_norms_of_one=True, has_gemma_keys=True),
     "gemma3": _Arch("Gemma3ForCausalLM", "gemma3_text", has_norms_of_one=True, has_gemma_keys=True),
@@ -152,10 +171,6 @@ def hf_config(
         "intermediate_size": get("feed_forward_length"),
         "rms_norm_eps": get("attention.layer_norm_rms_epsilon", get("attention.layer_norm_epsilon")),
         "max_position_embeddings": get("context_length"),
-        "num_local_experts": get("expert_count"),
-        "num_experts_per_tok": get("expert_used_count"),
-        "moe_intermediate_size": get("expert_feed_forward_length"),
-        "norm_topk_prob": True,
         "use_parallel_residual": get("use_parallel_residual"),
         "hidden_act": arch.activation,
         "tie_word_embeddings": "output.weight" not in tensors,
@@ -180,7 +195,10 @@ def hf_config(
         if not arch.is_rotated_in_part or not isinstance(rotated, int) or not isinstance(size, int) or size < 1:
             raise CheckpointError(f"{prefix}.rope.dimension_count is not the size of a head: not supported")
         config["partial_rotary_factor"] = rotated / size
+    config |= gguf_experts.hf_config(arch.model_type, get, tensors, arch.norms_experts)
     rope = _rope(get, rope_factors)
+    if arch.model_type == "gpt_oss" and rope.get("rope_type") == "yarn":
+        rope["truncate"] = False  # which files do not say
     if arch.model_type == "ministral3":
         rope |= _ministral3_rope(get)
     if arch.model_type == "phi3":

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import re
 from dataclasses import dataclass
-from itertools import count, takewhile
+from itertools import chain, count, dropwhile, takewhile
 from typing import Final, Literal
 
 import torch
@@ -24,7 +24,10 @@ logger = logging.getLogger("octavo.models")
 
 Weight = Tensor | QuantizedWeight
 
+SplitKind = Literal["parts", "heads", "stack", "pairs"]
+
 _NAMES_LISTED: Final = 10
+_LAYER: Final = re.compile(r"(?:model\.layers|blk)\.(\d+)\.")
 #: Buffers that old exports carry; they follow from the configuration.
 _ALWAYS_IGNORED: Final = (r".*\.rotary_emb\.inv_freq",)
 
@@ -34,12 +37,13 @@ class Split:
     """A tensor that holds several: their names are replacements of `pattern`.
 
     parts: one below the other. heads: q, k and v by head of k and v: the heads of q that read it, its k, its v.
-    stack: [E, ...], of which number 0, 1, ... takes the place of `#` in the only name.
+    stack: [E, rows, ...] or [E rows, ...], of each expert its parts one below the other; its number 0, 1, ... takes the
+    place of `#` in the names. pairs: the same, where the parts take turns row by row.
     """
 
     pattern: str
     names: tuple[str, ...]
-    kind: Literal["parts", "heads", "stack"] = "parts"
+    kind: SplitKind = "parts"
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ class Layout:
     """Patterns are regular expressions over whole names, tried behind the renames."""
 
     ignored: tuple[str, ...] = ()  # buffers, which follow from the configuration
+    has_draft_layers: bool = False  # behind the model's own: they guess further tokens, and are ignored
     renames: tuple[tuple[str, str], ...] = ()  # pattern, replacement; of parts of a name, one after the other
     splits: tuple[Split, ...] = ()
     transposed: str = ""  # matrices that stand as [in, out]
@@ -61,9 +66,28 @@ class _Place:
     name: str
     siblings: tuple[str, ...]
     number: int
-    kind: Literal["parts", "heads", "stack"]
+    kind: SplitKind
     transposed: bool
+    num_parts: int  # of an expert, in a stack
     skipped: int
+
+    @property
+    def is_stack(self) -> bool:
+        return self.kind in ("stack", "pairs")
+
+
+#: Experts of a file of GGUF.
+GGUF_EXPERTS: Final = Split(r"(blk\.\d+\.ffn_(?:gate|up|down)_exps)\.(weight|bias)", (r"\1.#.\2",), "stack")
+#: Experts that were saved as they are in memory.
+STACKED_EXPERTS: Final = (
+    Split(r"(.*\.mlp\.experts)\.gate_up_proj", (r"\1.#.gate_proj.weight", r"\1.#.up_proj.weight"), "stack"),
+    Split(r"(.*\.mlp\.experts)\.down_proj", (r"\1.#.down_proj.weight",), "stack"),
+)
+#: What many families call the parts of a mixture of experts.
+EXPERTS_HF: Final = Layout(
+    renames=((r"\.e_score_correction_bias$", ".e_score_correction.bias"),), splits=STACKED_EXPERTS
+)
+EXPERTS_GGUF: Final = Layout(splits=(GGUF_EXPERTS,))
 
 
 class TensorSource:
@@ -78,6 +102,8 @@ class TensorSource:
         #: Tensors of which not all parts were taken: the weight, and how many are left.
         self._open: dict[str, tuple[Weight, int]] = {}
         for name in checkpoint.names():
+            if layout.has_draft_layers and _layer(name) >= len(definition.spec.layers):
+                continue
             if not any(re.fullmatch(pattern, name) for pattern in (*_ALWAYS_IGNORED, *layout.ignored)):
                 self._find(name)
         if definition.spec.tie_word_embeddings and "lm_head.weight" in self._places:
@@ -87,7 +113,7 @@ class TensorSource:
         self._check_names(definition.spec.model_type)
         for place in self._places.values():
             found, expected = checkpoint.shape(place.name), self._shape(place)
-            if found != expected:
+            if _squeezed(found) not in (_squeezed(expected), _squeezed(_folded(expected)) if place.is_stack else ()):
                 raise CheckpointError(
                     f"{checkpoint.source}: tensor {place.name!r} has the shape {list(found)}, not {list(expected)}"
                 )
@@ -105,26 +131,29 @@ class TensorSource:
         transposed = bool(re.fullmatch(self._layout.transposed, renamed))
         skipped = next((rows for pattern, rows in self._layout.skipped if re.fullmatch(pattern, renamed)), 0)
         names: tuple[str, ...] = (renamed,)
-        kind: Literal["parts", "heads", "stack"] = "parts"
+        kind: SplitKind = "parts"
+        num_parts = 1
         for split in self._layout.splits:
             if match := re.fullmatch(split.pattern, renamed):
                 kind, names = split.kind, tuple(match.expand(part) for part in split.names)
-                if split.kind == "stack":
-                    numbered = (names[0].replace("#", str(number)) for number in count())
-                    names = tuple(takewhile(self._declared.__contains__, numbered)) or (renamed,)
+                if kind in ("stack", "pairs"):
+                    num_parts = len(names)
+                    numbered = ([part.replace("#", str(number)) for part in names] for number in count())
+                    whole = takewhile(lambda parts: self._declared.keys() >= set(parts), numbered)
+                    names = tuple(chain.from_iterable(whole)) or (renamed,)
         for number, each in enumerate(names):
             if each in self._places:
                 both = f"{self._places[each].name!r} and {name!r}"
                 raise CheckpointError(f"{self._checkpoint.source}: the tensors {both} are both {each!r} of the model")
-            self._places[each] = _Place(name, names, number, kind, transposed, skipped)
+            self._places[each] = _Place(name, names, number, kind, transposed, num_parts, skipped)
 
     def _shape(self, place: _Place) -> tuple[int, ...]:
         """What the tensor of the checkpoint must have."""
         shapes = [self._declared[name].shape for name in place.siblings]
-        if place.kind == "stack":
-            return (len(shapes), *shapes[0])
-        shape = (place.skipped + sum(rows for rows, *_ in shapes), *shapes[0][1:])
-        return shape[::-1] if place.transposed else shape
+        count = len(shapes) // place.num_parts if place.is_stack else 1
+        shape = (place.skipped + sum(rows for rows, *_ in shapes) // count, *shapes[0][1:])
+        shape = shape[::-1] if place.transposed else shape
+        return (count, *shape) if place.is_stack else shape
 
     def __len__(self) -> int:
         return len(self._declared)
@@ -159,9 +188,9 @@ class TensorSource:
         if weight is None:
             weight = self._checkpoint.get(place.name)
             if isinstance(weight, Tensor):
-                weight = weight.t() if place.transposed and weight.dim() == 2 else weight
-                is_stack = weight.dim() > len(self._declared[place.siblings[0]].shape)
-                weight = weight.flatten(0, 1) if is_stack else weight
+                weight = weight.view(self._shape(place))
+                weight = weight.transpose(-2, -1) if place.transposed else weight
+                weight = weight.flatten(0, 1) if place.is_stack else weight
         if left > 1:
             self._open[place.name] = weight, left - 1
         return weight
@@ -174,10 +203,14 @@ class TensorSource:
         if place.kind == "heads":
             groups = tensors[-1].shape[0] // tensors[-1].head_dim
             sizes = [tensor.shape[0] // groups for tensor in tensors]  # rows in a group
-            first, rows = sum(sizes[: place.number]), torch.arange(sizes[place.number])
-            return (torch.arange(groups)[:, None] * sum(sizes) + first + rows).flatten()
+            first, turns = sum(sizes[: place.number]), torch.arange(sizes[place.number])
+            return (torch.arange(groups)[:, None] * sum(sizes) + first + turns).flatten()
+        rows = tensors[place.number].shape[0]
+        if place.kind == "pairs":
+            expert, part = divmod(place.number, place.num_parts)
+            return place.num_parts * (expert * rows + torch.arange(rows)) + part
         first = place.skipped + sum(tensor.shape[0] for tensor in tensors[: place.number])
-        return torch.arange(first, first + tensors[place.number].shape[0])
+        return torch.arange(first, first + rows)
 
     def _key(self, tensor: TensorDecl) -> str:
         return tensor.gguf if self._checkpoint.naming == "gguf" else tensor.name
@@ -193,6 +226,22 @@ class TensorSource:
             raise CheckpointError(
                 f"{self._checkpoint.source}: not a complete {model_type} model: {'; '.join(complaints)}"
             )
+
+
+def _layer(name: str) -> int:
+    """The number of the layer that a tensor belongs to; -1: to none."""
+    match = _LAYER.match(name)
+    return -1 if match is None else int(match[1])
+
+
+def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Some files have a vector where others have a matrix of one row."""
+    return tuple(dropwhile(lambda size: size == 1, shape))
+
+
+def _folded(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Of a stack whose experts stand one below the other."""
+    return (shape[0] * shape[1], *shape[2:])
 
 
 def _head_order(head_dim: int, rotary_dim: int, interleaved: bool) -> list[int] | None:

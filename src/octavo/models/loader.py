@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -19,6 +19,7 @@ from octavo.models.checkpoint import Checkpoint, DummyCheckpoint, SafetensorsChe
 from octavo.models.decoder import LM_HEAD, Definition, define
 from octavo.models.gguf_checkpoint import GGUFCheckpoint
 from octavo.models.layout import Layout, TensorSource
+from octavo.models.mxfp4_checkpoint import Mxfp4Checkpoint, is_mxfp4
 from octavo.models.overrides import overridden, without_windows
 from octavo.models.params import Param, TensorDecl
 from octavo.models.registry import find_family, model_spec
@@ -132,7 +133,12 @@ def open_checkpoint(config: ModelConfig, device: torch.device = _CPU) -> Checkpo
     if config.load_format not in ("auto", "gguf" if is_gguf else "safetensors"):
         kind = "a GGUF file" if is_gguf else "a directory of safetensors files"
         raise CheckpointError(f"{path}: {kind} cannot be read with --load-format {config.load_format}")
-    found = GGUFCheckpoint(path) if is_gguf else SafetensorsCheckpoint(path)
+    if is_gguf:
+        found: GGUFCheckpoint | SafetensorsCheckpoint = GGUFCheckpoint(path)
+    elif is_mxfp4(read_json(path / "config.json")):
+        found = Mxfp4Checkpoint(path)
+    else:
+        found = SafetensorsCheckpoint(path)
     found.config = overridden(found.config, config)
     return found
 
@@ -231,7 +237,7 @@ class _Packer:
         elif param.packing == "embedding":
             packed = self._ops.pack_embedding(self._reader.matrix(param.parts[0]))
         elif param.packing == "router":
-            packed = self._ops.pack_output(_as_float32(self._reader.matrix(param.parts[0])))
+            packed = self._router(param)
         else:
             packed = self._output(param)
         self.nbytes += sum(each.nbytes for each in packed) if param.packing == "experts" else packed.nbytes
@@ -242,7 +248,7 @@ class _Packer:
 
     def _linear(self, param: Param) -> LinearWeight:
         weights = [self._reader.matrix(part) for part in param.parts]
-        biases = [None if bias is None else self._reader.vector(bias) for bias in param.biases]
+        biases = self._biases(param.biases)
         if len(weights) == 1:
             return self._ops.pack_linear(weights[0], biases[0])
         return self._ops.pack_linear_many(weights, biases)
@@ -256,8 +262,18 @@ class _Packer:
     def _experts(self, param: Param) -> Any:
         """Read and packed one by one."""
         count = len(param.parts) // param.weight.shape[0]
-        groups = (param.parts[at : at + count] for at in range(0, len(param.parts), count))
-        return self._ops.pack_experts([self._reader.matrix(part) for part in group] for group in groups)
+        groups = (slice(at, at + count) for at in range(0, len(param.parts), count))
+        return self._ops.pack_experts(
+            ([self._reader.matrix(part) for part in param.parts[group]], self._biases(param.biases[group]))
+            for group in groups
+        )
+
+    def _biases(self, biases: Sequence[TensorDecl | None]) -> list[Tensor | None]:
+        return [None if bias is None else self._reader.vector(bias) for bias in biases]
+
+    def _router(self, param: Param) -> LinearWeight:
+        weight = _as_float32(self._reader.matrix(param.parts[0]))
+        return self._ops.pack_output(weight, *self._biases(param.biases))
 
     def _vector(self, param: Param) -> Tensor:
         values = [self._reader.vector(part) for part in param.parts]

@@ -56,7 +56,7 @@ def alibi_slopes(alibi: AlibiSpec) -> Tensor:
 
 def q_scales(scale: QScaleSpec, num_positions: int) -> Tensor:
     """float32 [num_positions, 1]."""
-    positions = torch.arange(num_positions, dtype=torch.float32)
+    positions = torch.arange(scale.offset, scale.offset + num_positions, dtype=torch.float32)
     return 1 + scale.beta * torch.log(1 + torch.floor(positions / scale.original_max_position_embeddings))[:, None]
 
 
@@ -95,6 +95,8 @@ def _llama3(rope: RopeSpec, plain: Tensor) -> Tensor:
     """Short wavelengths stay, long ones are stretched by `factor`, and those between blend from one to the other."""
     original = rope.original_max_position_embeddings
     wavelength = 2 * math.pi / plain
+    if rope.high_freq_factor == rope.low_freq_factor:  # nothing is between
+        return torch.where(wavelength > original / rope.low_freq_factor, plain / rope.factor, plain)
     blend = (original / wavelength - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
     blended = (1 - blend) * plain / rope.factor + blend * plain
     long = wavelength > original / rope.low_freq_factor

@@ -50,10 +50,12 @@ class AlibiSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class QScaleSpec:
-    """What queries are multiplied by, which grows with their position: 1 + beta log(1 + floor(position / original))."""
+    """What queries are multiplied by, which grows with their position: 1 + beta log(1 + floor(p / original)), with
+    p = position + offset."""
 
     beta: float
     original_max_position_embeddings: int
+    offset: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from torch import Tensor
 from octavo.ops.program import (
     Act,
     Add,
+    AddGated,
     AddNorm,
     Attend,
     Buffer,
@@ -52,6 +53,8 @@ class Table(Protocol):
     def norm_parts_(self) -> Any: ...
     @property
     def add_(self) -> Any: ...
+    @property
+    def add_gated_(self) -> Any: ...
     @property
     def act_mul(self) -> Any: ...
     @property
@@ -160,6 +163,10 @@ def _add_norm(table: Table, op: AddNorm, frame: Frame) -> None:
         table.add_layer_norm(out, residual, x, weight, frame.weight(op.bias), op.eps)
 
 
+def _add_gated(table: Table, op: AddGated, frame: Frame) -> None:
+    table.add_gated_(frame[op.residual], frame[op.x], frame[op.gates])
+
+
 def _act(table: Table, op: Act, frame: Frame) -> None:
     if op.gated:
         table.act_mul(frame[op.out], frame[op.x], op.kind)
@@ -168,7 +175,7 @@ def _act(table: Table, op: Act, frame: Frame) -> None:
 
 
 def _route(table: Table, op: Route, frame: Frame) -> None:
-    table.route(frame[op.ids], frame[op.weights], frame[op.scores], op.renormalize)
+    table.route(frame[op.ids], frame[op.weights], frame[op.scores], op.routing, frame.weight(op.bias))
 
 
 def _experts(table: Table, op: Experts, frame: Frame) -> None:
@@ -184,6 +191,8 @@ def _experts(table: Table, op: Experts, frame: Frame) -> None:
         grouped=frame[op.grouped],
         gate_up=frame[op.gate_up],
         act=frame[op.act],
+        gated=op.gated,
+        scales_input=op.scales_input,
     )
 
 
@@ -231,7 +240,9 @@ def _attend(table: Table, op: Attend, frame: Frame) -> None:
         op.scale,
         op.cache.window,
         op.softcap,
+        chunked=op.cache.chunked,
         slopes=frame.weight(op.slopes),
+        sinks=frame.weight(op.sinks),
         plan=step.attention_plan,
     )
 
@@ -252,6 +263,7 @@ HANDLERS: dict[type[Op], Handler] = {
     Norm: _norm,
     NormParts: _norm_parts,
     Add: _add,
+    AddGated: _add_gated,
     AddNorm: _add_norm,
     Act: _act,
     Route: _route,

@@ -63,10 +63,11 @@ class Ops:
     add_layer_norm: Callable[..., None]  # (out, residual, x, weight, bias, eps)
     norm_parts_: Callable[..., None]  # (x, first, count, width, weight, bias, eps, kind)
     add_: Callable[[Tensor, Tensor], None]  # (residual, x)
+    add_gated_: Callable[[Tensor, Tensor, Tensor], None]  # (residual, x, gates)
     act_mul: Callable[[Tensor, Tensor, str], None]  # (out, gate_up, kind)
     act: Callable[..., None]  # (out, x, kind, parameters=None)
-    pack_experts: Callable[..., Any]  # (weights): matrices one below the other, for each expert
-    route: Callable[[Tensor, Tensor, Tensor, bool], None]  # (ids, weights, scores, renormalize)
+    pack_experts: Callable[..., Any]  # (experts): of each the arguments of pack_linear_many
+    route: Callable[..., None]  # (ids, weights, scores, routing, bias=None)
     experts: Callable[..., None]  # see experts.grouped_experts
     clip_: Callable[[Tensor, float], None]  # (x, limit)
     rope_kv_write: Callable[..., None]
@@ -119,7 +120,7 @@ _GROUPS: tuple[tuple[str, ...], ...] = (
 _COMPOSED: dict[str, tuple[str, ...]] = {
     "program_runner": (
         "linear", "embedding", "rms_norm", "add_rms_norm", "layer_norm", "add_layer_norm", "norm_parts_", "add_",
-        "act_mul", "act", "route", "experts", "clip_", "rope_kv_write", "attention", "kv_cache_shapes",
+        "add_gated_", "act_mul", "act", "route", "experts", "clip_", "rope_kv_write", "attention", "kv_cache_shapes",
     ),
 }  # fmt: skip
 _REFERENCE_MODULES: dict[str, Any] = dict.fromkeys(("forbid", "sample", "logprobs"), reference_sampling)

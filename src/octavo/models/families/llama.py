@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from octavo.models.blocks import Attention, GatedMLP, Sequential
+from octavo.models.blocks import Attention, Block, GatedMLP, Sequential
 from octavo.models.common import Common, read_common
 from octavo.models.config_reader import ConfigReader
 from octavo.models.layout import Layout
@@ -21,11 +21,11 @@ def spec(config: ConfigReader) -> ModelSpec:
     return common.decoder([layer] * common.num_layers)
 
 
-def llama_layer(common: Common, *, mlp_bias: bool = False, **attention: Any) -> Sequential:
-    """Llama's layer. `attention`: fields of `Attention` that are not as Llama has them."""
+def llama_layer(common: Common, *, mlp: Block | None = None, mlp_bias: bool = False, **attention: Any) -> Sequential:
+    """Llama's layer. `mlp`: in place of its own. `attention`: fields of `Attention` that are not as Llama has them."""
     options = {"heads": common.heads, "rope": common.rope, "scale": common.heads.head_dim**-0.5, **attention}
     return Sequential(
         norm=common.norm,
         attention=Attention(**options),
-        mlp=GatedMLP(size=common.intermediate_size, activation=common.activation, bias=mlp_bias),
+        mlp=mlp or GatedMLP(size=common.intermediate_size, activation=common.activation, bias=mlp_bias),
     )

@@ -13,12 +13,14 @@ from torch import Tensor
 
 from octavo import _cpu
 from octavo.ops.reference import KEY_TILE, attention_planner, kv_cache_shapes, resolve_ids, soft_cap_
+from octavo.ops.routing import Routing
 from octavo.ops.sampling_batch import SamplingBatch
 
 __all__ = [
     "act",
     "act_mul",
     "add_",
+    "add_gated_",
     "add_layer_norm",
     "add_rms_norm",
     "attention",
@@ -42,8 +44,13 @@ _I32: Final = torch.int32
 _I64: Final = torch.int64
 #: Codes of the cache's dtype and of the activations, as in csrc/cpu/kernels/common.h.
 CACHE_DTYPES: Final = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-ACTIVATIONS: Final = {"silu": 0, "gelu_tanh": 1, "gelu": 2, "relu": 3, "quick_gelu": 4, "relu2": 5, "xielu": 6}
+ACTIVATIONS: Final = {
+    "silu": 0, "gelu_tanh": 1, "gelu": 2, "relu": 3, "quick_gelu": 4, "relu2": 5, "xielu": 6, "swiglu_oai": 8,
+}  # fmt: skip
+SCORE_KINDS: Final = {"softmax": 0, "sigmoid": 1, "sparsemixer": 2}
 MAX_HEAD_DIM: Final = 256
+#: As in csrc/cpu/kernels/experts.h.
+MAX_EXPERTS: Final = 4096
 
 
 def rms_norm(out: Tensor, x: Tensor, weight: Tensor, eps: float) -> None:
@@ -104,6 +111,13 @@ def add_(residual: Tensor, x: Tensor) -> None:
     _cpu.add(residual.data_ptr(), x.data_ptr(), x.numel())
 
 
+def add_gated_(residual: Tensor, x: Tensor, gates: Tensor) -> None:
+    rows, width = x.shape
+    assert residual.shape == x.shape and residual.dtype == x.dtype == gates.dtype == _F32 and gates.numel() == rows
+    assert residual.is_contiguous() and x.is_contiguous() and gates.is_contiguous()
+    _cpu.add_gated(residual.data_ptr(), x.data_ptr(), gates.data_ptr(), rows, width)
+
+
 def act_mul(out: Tensor, gate_up: Tensor, kind: str) -> None:
     rows, width = out.shape
     assert gate_up.shape == (rows, 2 * width) and out.dtype == gate_up.dtype == _F32
@@ -118,13 +132,44 @@ def act(out: Tensor, x: Tensor, kind: str, parameters: Tensor | None = None) -> 
     _cpu.act(out.data_ptr(), x.data_ptr(), rows, width, ACTIVATIONS[kind], _bias(parameters, 2))
 
 
-def route(ids: Tensor, weights: Tensor, scores: Tensor, renormalize: bool) -> None:
+def native_routing(routing: Routing) -> tuple[int, bool, float, int, int, int, float]:
+    """As the native operations take it."""
+    return (
+        SCORE_KINDS[routing.kind],
+        routing.renormalize,
+        routing.factor,
+        routing.num_groups,
+        routing.top_groups,
+        routing.group_best,
+        routing.jitter,
+    )
+
+
+def check_routing(routing: Routing, num_experts: int, top_k: int) -> None:
+    """Assert that there are enough experts to choose, and that the kernel's memory is large enough."""
+    assert num_experts <= MAX_EXPERTS and num_experts % routing.num_groups == 0
+    group = num_experts // routing.num_groups
+    assert routing.group_best <= min(group, 2) and routing.top_groups <= routing.num_groups
+    assert 0 < top_k <= routing.top_groups * group
+
+
+def route(ids: Tensor, weights: Tensor, scores: Tensor, routing: Routing, bias: Tensor | None = None) -> None:
     rows, num_experts = scores.shape
     top_k = ids.shape[1]
-    assert ids.shape == weights.shape == (rows, top_k) and 0 < top_k <= num_experts
+    assert ids.shape == weights.shape == (rows, top_k)
     assert ids.dtype == _I32 and weights.dtype == scores.dtype == _F32
     assert ids.is_contiguous() and weights.is_contiguous() and scores.is_contiguous()
-    _cpu.route(ids.data_ptr(), weights.data_ptr(), scores.data_ptr(), rows, num_experts, top_k, renormalize)
+    check_routing(routing, num_experts, top_k)
+    _cpu.route(
+        ids.data_ptr(),
+        weights.data_ptr(),
+        scores.data_ptr(),
+        _bias(bias, num_experts),
+        rows,
+        num_experts,
+        top_k,
+        native_routing(routing),
+    )
 
 
 def clip_(x: Tensor, limit: float) -> None:
@@ -194,7 +239,9 @@ def attention(
     window: int = 0,
     softcap: float = 0.0,
     *,
+    chunked: bool = False,
     slopes: Tensor | None = None,
+    sinks: Tensor | None = None,
     plan: None = None,
 ) -> None:
     num_seqs, max_blocks = block_tables.shape
@@ -224,8 +271,10 @@ def attention(
         head_dim,
         scale,
         window,
+        chunked,
         softcap,
         _bias(slopes, num_heads),
+        _bias(sinks, num_heads),
     )
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from octavo import _cpu
-from octavo.ops.cpu.kernels import act_mul
+from octavo.ops.cpu.kernels import act, act_mul
 from octavo.ops.experts import grouped_experts
 from octavo.quant.packed import FileValues, QuantizedWeight, ScaleLevels, Scales, multiplied
 
@@ -85,9 +85,11 @@ def pack_linear_many(weights: Sequence[Weight], biases: Sequence[Tensor | None] 
     return LinearWeight(native, "+".join(dict.fromkeys(kinds)))
 
 
-def pack_experts(weights: Iterable[Sequence[Weight]]) -> tuple[LinearWeight, ...]:
-    """For each expert its matrices, [N_i, K] one below the other."""
-    return tuple(pack_linear_many(parts) for parts in weights)
+def pack_experts(
+    experts: Iterable[tuple[Sequence[Weight], Sequence[Tensor | None]]],
+) -> tuple[LinearWeight, ...]:
+    """For each expert its matrices, [N_i, K] one below the other, and their biases."""
+    return tuple(pack_linear_many(*each) for each in experts)
 
 
 def pack_embedding(weight: Weight) -> EmbeddingWeight:
@@ -118,7 +120,7 @@ def embedding(out: Tensor, ids: Tensor, w: EmbeddingWeight, scale: float = 1.0) 
 
 
 #: What the native program does without a way through Python between the groups.
-experts = partial(grouped_experts, linear, act_mul)
+experts = partial(grouped_experts, linear, act_mul, act)
 
 
 def has_integer_layout(weight: QuantizedWeight) -> bool:

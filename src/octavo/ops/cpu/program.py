@@ -9,10 +9,18 @@ import torch
 from torch import Tensor
 
 from octavo import _cpu
-from octavo.ops.cpu.kernels import ACTIVATIONS, CACHE_DTYPES, MAX_HEAD_DIM, check_cache
+from octavo.ops.cpu.kernels import (
+    ACTIVATIONS,
+    CACHE_DTYPES,
+    MAX_HEAD_DIM,
+    check_cache,
+    check_routing,
+    native_routing,
+)
 from octavo.ops.program import (
     Act,
     Add,
+    AddGated,
     AddNorm,
     Attend,
     Clip,
@@ -147,6 +155,10 @@ class CpuRunner(Runner):
     def _add(self, op: Add) -> None:
         self._native.add(residual=self._ids[op.residual], x=self._ids[op.x], width=op.x.width)
 
+    def _add_gated(self, op: AddGated) -> None:
+        residual, x, gates = self._ids[op.residual], self._ids[op.x], self._ids[op.gates]
+        self._native.add_gated(residual=residual, x=x, gates=gates, width=op.x.width)
+
     def _add_norm(self, op: AddNorm) -> None:
         out, residual, x = self._ids[op.out], self._ids[op.residual], self._ids[op.x]
         self._native.add_norm(out=out, residual=residual, x=x, **self._norm_weights(op))
@@ -177,9 +189,11 @@ class CpuRunner(Runner):
             cache=op.cache.index,
             group=op.cache.group,
             window=op.cache.window,
+            chunked=op.cache.chunked,
             scale=op.scale,
             softcap=op.softcap,
             slopes=self._vector(op.slopes),
+            sinks=self._vector(op.sinks),
         )
 
     def _act(self, op: Act) -> None:
@@ -194,14 +208,15 @@ class CpuRunner(Runner):
         )
 
     def _route(self, op: Route) -> None:
-        assert op.ids.width <= op.scores.width
+        check_routing(op.routing, op.scores.width, op.ids.width)
         self._native.route(
             ids=self._ids[op.ids],
             weights=self._ids[op.weights],
             scores=self._ids[op.scores],
             num_experts=op.scores.width,
             top_k=op.ids.width,
-            renormalize=op.renormalize,
+            routing=native_routing(op.routing),
+            bias=self._vector(op.bias),
         )
 
     def _experts(self, op: Experts) -> None:
@@ -214,6 +229,8 @@ class CpuRunner(Runner):
             width=op.x.width,
             inner=op.act.width // op.top_k,
             kind=ACTIVATIONS[op.kind],
+            gated=op.gated,
+            scales_input=op.scales_input,
         )
 
     def _matrices(self, weight: Weight) -> list[Any]:
@@ -244,6 +261,7 @@ _RECORDS: dict[type[Op], Callable[[CpuRunner, Any], None]] = {
     Norm: CpuRunner._norm,
     NormParts: CpuRunner._norm_parts,
     Add: CpuRunner._add,
+    AddGated: CpuRunner._add_gated,
     AddNorm: CpuRunner._add_norm,
     Clip: CpuRunner._clip,
     RopeWrite: CpuRunner._rope_write,

@@ -41,6 +41,7 @@ def operations(binding: Binding) -> tuple[dict[str, Any], dict[str, str]]:
         "add_layer_norm": elementwise.add_layer_norm,
         "norm_parts_": heads.norm_parts_,
         "add_": elementwise.add_,
+        "add_gated_": elementwise.add_gated_,
         "act_mul": elementwise.act_mul,
         "act": elementwise.act,
         "pack_experts": packer.pack_experts,

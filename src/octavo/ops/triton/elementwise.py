@@ -45,7 +45,11 @@ def activation(x, KIND: tl.constexpr):
 
 @triton.jit
 def activated(gate, up, KIND: tl.constexpr):
-    """act(gate) * up, float32."""
+    """act(gate) * up, float32. swiglu_oai: `reference.act_mul`."""
+    if KIND == "swiglu_oai":
+        gate = tl.where(gate > 7.0, 7.0, gate)
+        up = tl.where(up > 7.0, 7.0, tl.where(up < -7.0, -7.0, up))
+        return gate / (1.0 + tl.exp(-1.702 * gate)) * (up + 1.0)
     return activation(gate, KIND) * up
 
 
@@ -176,6 +180,17 @@ def _add_kernel(residual, x, count, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def _add_gated_kernel(residual, x, gates, width, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = columns < width
+    gate = 1.0 / (1.0 + tl.exp(-tl.load(gates + row)))
+    values = tl.load(residual + row * width + columns, mask=mask, other=0.0).to(tl.float32)
+    values += gate * tl.load(x + row * width + columns, mask=mask, other=0.0).to(tl.float32)
+    tl.store(residual + row * width + columns, values.to(residual.dtype.element_ty), mask=mask)
+
+
+@triton.jit
 def _soft_cap_kernel(x, cap, count, BLOCK: tl.constexpr):
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = index < count
@@ -278,6 +293,13 @@ def add_(residual: Tensor, x: Tensor) -> None:
         _add_kernel[(triton.cdiv(count, _BLOCK),)](residual, x, count, BLOCK=_BLOCK)
 
 
+def add_gated_(residual: Tensor, x: Tensor, gates: Tensor) -> None:
+    """`reference.add_gated_`."""
+    rows, width = x.shape
+    if rows:
+        _add_gated_kernel[(rows, triton.cdiv(width, _BLOCK))](residual, x, gates, width, BLOCK=_BLOCK)
+
+
 def act_mul(out: Tensor, gate_up: Tensor, kind: str) -> None:
     """`reference.act_mul`."""
     rows, width = out.shape
@@ -374,6 +396,16 @@ def variants() -> list[Variant]:
             divisible=frozenset({*pointers, "width"}),
         )
     )
+    pointers = {"residual": "*bf16", "x": "*bf16", "gates": "*fp32"}
+    found.append(
+        Variant(
+            name="add_gated 2048",
+            kernel=_add_gated_kernel,
+            signature={**pointers, "width": "i32"},
+            constexprs={"BLOCK": _BLOCK},
+            divisible=frozenset({*pointers, "width"}),
+        )
+    )
     found.append(
         Variant(
             name="act xielu",
@@ -392,15 +424,16 @@ def variants() -> list[Variant]:
             divisible=frozenset({"out", "x", "count"}),
         )
     )
-    found.append(
+    found += [
         Variant(
-            name="act_mul 14336",
+            name=f"act_mul {width} {kind}",
             kernel=_act_kernel,
             signature={"out": "*bf16", "gate_up": "*bf16", "width": "i32"},
-            constexprs={"KIND": "silu", "BLOCK": _BLOCK},
+            constexprs={"KIND": kind, "BLOCK": _BLOCK},
             divisible=frozenset({"out", "gate_up", "width"}),
         )
-    )
+        for kind, width in (("silu", 14336), ("swiglu_oai", 2880))
+    ]
     block, num_warps = row_block(14336)
     found.append(
         Variant(

@@ -159,8 +159,9 @@ class LinearPacker:
         assert isinstance(weight, DenseLinear | InvariantLinear | IntLinear), weight.kind
         return Embedding(weight if isinstance(weight, IntLinear) else weight.weight, weight.K)
 
-    def pack_experts(self, weights: Iterable[Sequence[Weight]]) -> ExpertsWeight:
-        """For each expert its matrices, [N_i, K] one below the other. They are floats here, whatever they come as."""
+    def pack_experts(self, weights: Iterable[tuple[Sequence[Weight], Sequence[Tensor | None]]]) -> ExpertsWeight:
+        """For each expert its matrices, [N_i, K] one below the other, and their biases. They are floats here, whatever
+        they come as."""
         return pack_experts(weights, self._dtype, self._to_device, self._is_invariant)
 
     def _pack(self, weights: Sequence[Weight], biases: Sequence[Tensor | None], keep_dtype: bool) -> LinearWeight:
