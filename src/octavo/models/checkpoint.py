@@ -145,8 +145,12 @@ class SafetensorsCheckpoint:
     def nbytes(self, name: str, float_bytes: int | None = None) -> int:
         return math.prod(self.shape(name)) * (float_bytes or self._tensors[name].dtype(name).itemsize)
 
+    def raw(self, name: str) -> Tensor:
+        """The tensor as it is in its file, of any type: a view."""
+        return self._tensors[name].get(name)
+
     def get(self, name: str) -> Tensor:
-        tensor = self._tensors[name].get(name)
+        tensor = self.raw(name)
         if tensor.dtype not in _DTYPES.values():
             raise CheckpointError(f"{self._tensors[name].path}: tensor {name!r}: {tensor.dtype} is not supported")
         return tensor

@@ -20,6 +20,7 @@ from octavo.models.decoder import LM_HEAD, Definition, define
 from octavo.models.gguf_checkpoint import GGUFCheckpoint
 from octavo.models.layout import Layout, TensorSource
 from octavo.models.params import Param, TensorDecl
+from octavo.models.quantized_checkpoint import QuantizedCheckpoint, quantization_config
 from octavo.models.registry import find_family, model_spec
 from octavo.models.rope import alibi_slopes, cos_sin_table
 from octavo.models.spec import ModelSpec, RopeSpec
@@ -132,7 +133,11 @@ def open_checkpoint(config: ModelConfig, device: torch.device = _CPU) -> Checkpo
     if config.load_format not in ("auto", "gguf" if is_gguf else "safetensors"):
         kind = "a GGUF file" if is_gguf else "a directory of safetensors files"
         raise CheckpointError(f"{path}: {kind} cannot be read with --load-format {config.load_format}")
-    return GGUFCheckpoint(path) if is_gguf else SafetensorsCheckpoint(path)
+    if is_gguf:
+        return GGUFCheckpoint(path)
+    plain = SafetensorsCheckpoint(path)
+    quantization = quantization_config(path, plain.config)
+    return plain if quantization is None else QuantizedCheckpoint(plain, quantization)
 
 
 class _Reader:

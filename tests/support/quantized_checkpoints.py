@@ -1,0 +1,203 @@
+"""Writes matrices as quantized checkpoints have them, by rounding to the nearest value, and says what they stand for.
+
+Each writer takes a float32 matrix [N, K] and returns the tensors of the module by what stands behind its name, and the
+matrix that they mean: computed from the codes, by the description of the format, and not by octavo's reading.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+Written = tuple[dict[str, Tensor], Tensor]
+Writer = Callable[[Tensor], Written]
+
+
+def packed(values: Tensor, bits: int) -> Tensor:
+    """int32 [ceil(R * bits / 32), C]: column by column a number of 32-bit words, the first value lowest."""
+    rows, columns = values.shape
+    words = torch.zeros(math.ceil(rows * bits / 32), columns, dtype=torch.int64)
+    for i in range(rows):
+        word, at = divmod(i * bits, 32)
+        value = values[i].to(torch.int64)
+        words[word] |= value << at & 0xFFFFFFFF
+        if at + bits > 32:
+            words[word + 1] |= value >> 32 - at
+    return torch.where(words >= 1 << 31, words - (1 << 32), words).to(torch.int32)
+
+
+def rounded(weight: Tensor, bits: int, groups: Tensor, symmetric: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes [N, K], scales float16 [N, G] and zeros [N, G] for the group of each column, [K]."""
+    count, top = int(groups.max()) + 1, 2**bits - 1
+    low = torch.stack([weight[:, groups == g].min(1).values for g in range(count)], 1).clamp(max=0)
+    high = torch.stack([weight[:, groups == g].max(1).values for g in range(count)], 1).clamp(min=0)
+    if symmetric:
+        high = torch.maximum(-low, high)
+        low = -high
+    scales = ((high - low) / top).clamp(min=1e-6).half()
+    zeros = torch.full_like(low, 2 ** (bits - 1)) if symmetric else (-low / scales.float()).round().clamp(1, top)
+    codes = (weight / scales.float()[:, groups] + zeros[:, groups]).round().clamp(0, top)
+    return codes.to(torch.int32), scales, zeros.to(torch.int32)
+
+
+def meant(codes: Tensor, scales: Tensor, zeros: Tensor, groups: Tensor) -> Tensor:
+    return scales.float()[:, groups] * (codes - zeros[:, groups]).float()
+
+
+def gptq(
+    weight: Tensor, bits: int = 4, group: int = 32, symmetric: bool = True, act_order: bool = False, v2: bool = False
+) -> Written:
+    n, k = weight.shape
+    groups = torch.arange(k) // group
+    if act_order:  # the same for all matrices that multiply one input
+        groups = groups[torch.randperm(k, generator=torch.Generator().manual_seed(k))]
+    codes, scales, zeros = rounded(weight, bits, groups, symmetric)
+    tensors = {
+        "qweight": packed(codes.t(), bits),
+        "qzeros": packed(zeros if v2 else zeros - 1, bits).t().contiguous(),
+        "scales": scales.t().contiguous(),
+        "g_idx": groups.to(torch.int32),
+    }
+    assert tensors["qzeros"].shape == (scales.shape[1], n * bits // 32)
+    return tensors, meant(codes, scales, zeros, groups)
+
+
+def awq(weight: Tensor, group: int = 32) -> Written:
+    groups = torch.arange(weight.shape[1]) // group
+    codes, scales, zeros = rounded(weight, 4, groups, False)
+
+    def pack(values: Tensor) -> Tensor:
+        order = [0, 2, 4, 6, 1, 3, 5, 7]
+        return packed(values.view(-1, 8, values.shape[1])[:, order].reshape(values.shape), 4).t().contiguous()
+
+    tensors = {"qweight": pack(codes), "qzeros": pack(zeros), "scales": scales.t().contiguous()}
+    return tensors, meant(codes, scales, zeros, groups)
+
+
+def ct_packed(
+    weight: Tensor, bits: int = 4, group: int = 32, symmetric: bool = True, act_order: bool = False
+) -> Written:
+    k = weight.shape[1]
+    groups = torch.arange(k) // group
+    if act_order:
+        groups = groups[torch.randperm(k, generator=torch.Generator().manual_seed(k))]
+    codes, scales, zeros = rounded(weight, bits, groups, symmetric)
+    scales = scales.bfloat16()
+    tensors = {
+        "weight_packed": packed(codes.t(), bits).t().contiguous(),
+        "weight_scale": scales,
+        "weight_shape": torch.tensor(weight.shape),
+    }
+    if not symmetric:
+        tensors["weight_zero_point"] = packed(zeros, bits)
+    if act_order:
+        tensors["weight_g_idx"] = groups.to(torch.int32)
+    return tensors, meant(codes, scales, zeros, groups)
+
+
+def ct_int8(weight: Tensor) -> Written:
+    scales = (weight.abs().amax(1, keepdim=True) / 127).bfloat16()
+    codes = (weight / scales.float()).round().clamp(-128, 127)
+    return {"weight": codes.to(torch.int8), "weight_scale": scales}, codes * scales.float()
+
+
+def float8(weight: Tensor, scale: str = "weight_scale", kind: str = "row", static: bool = False) -> Written:
+    """kind: matrix, row, or block."""
+    n, k = weight.shape
+    if kind == "block":
+        rows, columns = torch.arange(n) // 128, torch.arange(k) // 128
+        scales = torch.zeros(int(rows.max()) + 1, int(columns.max()) + 1)
+        for i in range(scales.shape[0]):
+            for j in range(scales.shape[1]):
+                scales[i, j] = weight[128 * i : 128 * i + 128, 128 * j : 128 * j + 128].abs().max() / 448
+        full = scales[rows][:, columns]
+    else:
+        scales = weight.abs().amax(1, keepdim=True) / 448 if kind == "row" else weight.abs().max() / 448
+        full = scales.expand(n, k)
+    codes = (weight / full).to(torch.float8_e4m3fn)
+    tensors = {"weight": codes, scale: scales.contiguous()}
+    if static:
+        tensors["input_scale"] = torch.tensor(0.01)
+    return tensors, codes.float() * full
+
+
+NF4 = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+)  # fmt: skip
+
+
+def bnb_nf4(weight: Tensor, nested: bool = False) -> Written:
+    n, k = weight.shape
+    table = torch.tensor(NF4)
+    blocks = torch.nn.functional.pad(weight.flatten(), (0, -n * k % 64)).view(-1, 64)
+    absmax = blocks.abs().amax(1)
+    state: dict[str, Any] = {"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [n, k]}
+    tensors = {}
+    if nested:
+        offset = float(absmax.mean())
+        nested_map = torch.linspace(-1, 1, 256)
+        runs = torch.nn.functional.pad(absmax - offset, (0, -len(absmax) % 256)).view(-1, 256)
+        nested_absmax = runs.abs().amax(1)
+        codes8 = ((runs / nested_absmax[:, None]).flatten()[: len(absmax), None] - nested_map).abs().argmin(1)
+        absmax = nested_map[codes8] * nested_absmax.repeat_interleave(256)[: len(absmax)] + offset
+        state |= {"nested_blocksize": 256, "nested_offset": offset, "nested_dtype": "float32"}
+        tensors = {"weight.nested_absmax": nested_absmax, "weight.nested_quant_map": nested_map}
+        tensors["weight.absmax"] = codes8.to(torch.uint8)
+    else:
+        tensors["weight.absmax"] = absmax
+    edges = (table[1:] + table[:-1]) / 2
+    codes = torch.bucketize((blocks / absmax[:, None]).flatten()[: n * k], edges)
+    dense = table[codes] * absmax.repeat_interleave(64)[: n * k]
+    pairs = torch.nn.functional.pad(codes, (0, n * k % 2)).view(-1, 2)
+    tensors["weight"] = (pairs[:, 0] << 4 | pairs[:, 1]).to(torch.uint8).view(-1, 1)
+    tensors["weight.quant_map"] = table
+    text = json.dumps(state).encode()
+    tensors["weight.quant_state.bitsandbytes__nf4"] = torch.tensor(list(text), dtype=torch.uint8)
+    return tensors, dense.view(n, k)
+
+
+def bnb_int8(weight: Tensor) -> Written:
+    absmax = weight.abs().amax(1)
+    codes = (weight * 127 / absmax[:, None]).round()
+    tensors = {"weight": codes.to(torch.int8), "SCB": absmax, "weight_format": torch.tensor(0, dtype=torch.uint8)}
+    return tensors, codes * absmax[:, None] / 127
+
+
+def write(
+    source: Path, target: Path, writer: Writer, config: dict[str, Any], skip: tuple[str, ...] = ("lm_head",)
+) -> Path:
+    """The Hugging Face directory `source` with the matrices of its layers as the writer has them, at `target`; beside
+    it, at `target` / "dense", what they mean, in float32."""
+    tensors = load_file(source / "model.safetensors")
+    written: dict[str, Tensor] = {}
+    dense: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        module = name.removesuffix(".weight")
+        if ".layers." in name and tensor.dim() == 2 and not any(each in name for each in skip):
+            parts, dense[name] = writer(tensor.float())
+            written |= {f"{module}.{part}": value.contiguous() for part, value in parts.items()}
+        else:
+            written[name] = tensor.clone()
+            dense[name] = tensor.float()
+    settings = json.loads((source / "config.json").read_text())
+    for directory, content, changes in (
+        (target, written, {"quantization_config": config}),
+        (target / "dense", dense, {"dtype": "float32", "torch_dtype": "float32"}),
+    ):
+        directory.mkdir(parents=True, exist_ok=True)
+        save_file(content, directory / "model.safetensors")
+        (directory / "config.json").write_text(json.dumps({**settings, **changes}))
+        for file in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+            if (source / file).is_file():
+                shutil.copy(source / file, directory / file)
+    return target
