@@ -48,6 +48,13 @@ CASES: list[tuple[str, q.Writer, dict[str, Any]]] = [
     ("fbgemm", q.float8, {"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0}),
     ("nf4", q.bnb_nf4, BNB),
     ("nf4 nested", lambda w: q.bnb_nf4(w, nested=True), BNB),
+    ("hqq axis 0", lambda w: q.hqq(w, axis=0), {"quant_method": "hqq"}),
+    ("aqlm", q.aqlm, {"quant_method": "aqlm", "num_codebooks": 2}),
+    ("squeezellm", q.squeezellm, {"quant_method": "squeezellm", "wbits": 4}),
+    ("marlin", q.marlin, {"quant_method": "marlin", "group_size": 64}),
+    ("marlin of gptq", lambda w: q.marlin(w, 192), {**GPTQ, "is_marlin_format": True}),
+    ("qqq", q.qqq, {"quant_method": "qqq", "wbits": 4}),
+    ("qqq groups", lambda w: q.qqq(w, 64), {"quant_method": "qqq", "wbits": 4}),
 ]
 
 
@@ -73,6 +80,16 @@ def test_a_format_means_what_was_written(writer: q.Writer, config: dict[str, Any
     method, parts = read(tensors, config)
     assert method.shape(parts) == (64, 192)
     assert torch.equal(dense(method.weight(parts)), expected)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])
+def test_hqq_is_as_near_as_float32_rounds(bits: int) -> None:
+    """Its zeros are floats, so that (u - zero) * scale is one sum in another order."""
+    tensors, expected = q.hqq(random_matrix(), bits)
+    method, parts = read(tensors, {"quant_method": "hqq", "quant_config": {"weight_quant_params": {"nbits": bits}}})
+    weight = method.weight(parts)
+    assert isinstance(weight, QuantizedWeight)
+    torch.testing.assert_close(weight.dequantize(), expected, rtol=0, atol=1e-6 * float(expected.abs().max()))
 
 
 def test_the_int8_of_bitsandbytes_is_as_near_as_a_float32() -> None:

@@ -24,6 +24,10 @@ Writer = Callable[[Tensor], Written]
 def packed(values: Tensor, bits: int) -> Tensor:
     """int32 [ceil(R * bits / 32), C]: column by column a number of 32-bit words, the first value lowest."""
     rows, columns = values.shape
+    if 32 % bits == 0:
+        runs = torch.nn.functional.pad(values, (0, 0, 0, -rows * bits % 32 // bits)).view(-1, 32 // bits, columns)
+        # Of the highest value the sign is a bit.
+        return (runs.to(torch.int32) << torch.arange(0, 32, bits, dtype=torch.int32).view(-1, 1)).sum(1).to(torch.int32)
     words = torch.zeros(math.ceil(rows * bits / 32), columns, dtype=torch.int64)
     for i in range(rows):
         word, at = divmod(i * bits, 32)
@@ -171,6 +175,96 @@ def bnb_int8(weight: Tensor) -> Written:
     codes = (weight * 127 / absmax[:, None]).round()
     tensors = {"weight": codes.to(torch.int8), "SCB": absmax, "weight_format": torch.tensor(0, dtype=torch.uint8)}
     return tensors, codes * absmax[:, None] / 127
+
+
+def hqq(weight: Tensor, bits: int = 4, group: int = 64, axis: int = 1) -> Written:
+    n, k = weight.shape
+    grouped = weight.reshape(-1, group) if axis == 1 else weight.reshape(group, -1)
+    low, high = grouped.amin(axis, keepdim=True), grouped.amax(axis, keepdim=True)
+    scales = (high - low) / (2**bits - 1)
+    zeros = -low / scales
+    codes = (grouped / scales + zeros).round().clamp(0, 2**bits - 1).to(torch.int32)
+    per_item = {1: 8, 2: 4, 3: 10, 4: 2, 8: 1}[bits]
+    step = math.ceil(len(codes) / per_item)
+    padded = torch.nn.functional.pad(codes, (0, 0, 0, step * per_item - len(codes))).view(per_item, step, -1)
+    shifts = torch.tensor([bits * i for i in reversed(range(per_item))], dtype=torch.int32).view(-1, 1, 1)
+    stored = (padded << shifts).sum(0).to(torch.int32 if bits == 3 else torch.uint8)
+    numbers = {"nbits": bits, "group_size": group, "axis": axis, "stores_quant_config": 1}
+    tensors = {"W_q": stored, "scale": scales, "zero": zeros, "shape": torch.tensor([n, k])}
+    tensors |= {name: torch.tensor(value) for name, value in numbers.items()}
+    return tensors, ((codes - zeros) * scales).reshape(n, k)
+
+
+def aqlm(weight: Tensor) -> Written:
+    """Random codes: the matrix is only a shape."""
+    n, k = weight.shape
+    rng = torch.Generator().manual_seed(3)
+    codes = torch.randint(0, 256, (n // 2, k // 8, 2), generator=rng)
+    books = torch.randn(2, 256, 2, 8, generator=rng)
+    scales = torch.rand(n // 2, 1, 1, 1, generator=rng)
+    dense = torch.zeros(n, k)
+    for i in range(n // 2):
+        for j in range(k // 8):
+            block = books[0][codes[i, j, 0]] + books[1][codes[i, j, 1]]
+            dense[2 * i : 2 * i + 2, 8 * j : 8 * j + 8] = block * scales[i, 0, 0, 0]
+    return {"codes": codes.to(torch.uint8).view(torch.int8), "codebooks": books, "scales": scales}, dense
+
+
+def squeezellm(weight: Tensor) -> Written:
+    table = weight[:, :16].sort(1).values.half()
+    codes = (weight[:, :, None] - table.float()[:, None]).abs().argmin(2)
+    return {"qweight": packed(codes.t(), 4), "lookup_table": table}, table.gather(1, codes).float()
+
+
+def tiled(codes: Tensor, rows_of_thread: Callable[[int], list[int]], interleave: list[int]) -> Tensor:
+    """codes [K, N] -> int32 [K / 16, 2 N]: as 32 threads of a warp read four tiles of 16 x 16."""
+    k, n = codes.shape
+    order = []
+    for thread in range(32):
+        mine = [16 * row + thread // 4 + 8 * half for half in (0, 1) for row in rows_of_thread(thread)]
+        order += [place + 256 * tile for tile in range(4) for place in mine]
+    order = [order[8 * i + j] for i in range(128) for j in interleave]
+    tiles = codes.reshape(k // 16, 16, n // 16, 16).permute(0, 2, 1, 3).reshape(-1, 1024)
+    values = tiles[:, order].reshape(k // 16, -1, 8).to(torch.int64)
+    words = (values << 4 * torch.arange(8)).sum(-1)
+    return torch.where(words >= 1 << 31, words - (1 << 32), words).to(torch.int32)
+
+
+COLUMNS_OF_GROUPS = [i + 8 * j for i in range(8) for j in range(8)]
+COLUMNS_OF_ROWS = [2 * i + j for i in range(4) for j in (0, 1, 8, 9, 16, 17, 24, 25)]
+
+
+def placed(scales: Tensor, order: list[int]) -> Tensor:
+    return scales.reshape(-1, len(order))[:, order].reshape(scales.shape).contiguous()
+
+
+def marlin(weight: Tensor, group: int = 64) -> Written:
+    groups = torch.arange(weight.shape[1]) // group
+    codes, scales, zeros = rounded(weight, 4, groups, True)
+    rows = [[2 * i, 2 * i + 1, 2 * (i + 4), 2 * (i + 4) + 1] for i in range(4)]
+    words = tiled(codes.t(), lambda thread: rows[thread % 4], [0, 2, 4, 6, 1, 3, 5, 7])
+    columns = COLUMNS_OF_GROUPS if scales.shape[1] > 1 else COLUMNS_OF_ROWS
+    return {"B": words, "s": placed(scales.t(), columns)}, meant(codes, scales, zeros, groups)
+
+
+def qqq(weight: Tensor, group: int | None = None) -> Written:
+    k = weight.shape[1]
+    groups = torch.arange(k) // (group or k)
+    codes, scales, zeros = rounded(weight, 4, groups, True)
+    rows = [[4 * i, 4 * i + 1, 4 * i + 2, 4 * i + 3] for i in range(4)]
+    if group is None:
+        words = tiled((codes - 8 & 15).t(), lambda thread: rows[thread % 4], [4, 0, 5, 1, 6, 2, 7, 3])
+        channel = placed(scales.float().t() / 16, COLUMNS_OF_ROWS)
+        return {"B": words, "s_channel": channel, "s_group": torch.empty(0).half()}, meant(codes, scales, zeros, groups)
+    words = tiled(codes.t(), lambda thread: rows[thread % 4], [0, 2, 4, 6, 1, 3, 5, 7])
+    channel = scales.float().amax(1, keepdim=True)
+    of_group = (scales.float() / channel).half()
+    tensors = {
+        "B": words,
+        "s_channel": placed(channel.t(), COLUMNS_OF_ROWS),
+        "s_group": placed(of_group.t(), COLUMNS_OF_GROUPS),
+    }
+    return tensors, meant(codes, of_group.float() * channel, zeros, groups)
 
 
 def write(

@@ -10,10 +10,11 @@ import math
 import re
 from collections import Counter
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from torch import Tensor
 
+from octavo.base.config.engine import LoadQuantization
 from octavo.base.errors import CheckpointError
 from octavo.models.checkpoint import SafetensorsCheckpoint, read_json
 from octavo.quant.methods.parts import Method, Parts
@@ -41,6 +42,13 @@ def quantization_config(directory: Path, config: dict[str, Any]) -> dict[str, An
     return None
 
 
+def _online(method: str) -> LoadQuantization | None:
+    for each in get_args(LoadQuantization):
+        if each == method and method in ("experts_int8", "deepspeedfp"):
+            return each  # type: ignore[no-any-return]
+    return None
+
+
 class QuantizedCheckpoint:
     """Names, shapes and types are those of the matrices; `quantization` counts them by kind."""
 
@@ -57,6 +65,8 @@ class QuantizedCheckpoint:
         except CheckpointError as error:
             raise CheckpointError(f"{self.source}: {error.message}") from None
         self.method: Final = method_name(self._method.name)
+        #: To what its matrices are quantized while they load, if the files have them as floats.
+        self.online = _online(self.method)
         self._matrices: dict[str, Parts] = {}
         self._plain: set[str] = set()
         self._sort_names()
