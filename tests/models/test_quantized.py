@@ -97,10 +97,7 @@ def divergence(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 def test_logits_are_those_of_the_weights_it_means(
     config: dict[str, Any], writer: q.Writer, method: dict[str, Any], summary: str, tmp_path: Path, native: Ops
 ) -> None:
-    skipped = ("block_sparse_moe.gate",) if config is MIXTRAL else ()
-    if config is MIXTRAL:
-        skipped = (".mlp.gate.",)
-    path = quantized(tmp_path, config, writer, method, skip=skipped)
+    path = quantized(tmp_path, config, writer, method, skip=(".mlp.gate.",))
     reference = bind("cpu", "reference")
     expected = prompt_logits(load(path / "dense", reference), reference, [IDS])[0]
     assert torch.equal(prompt_logits(load(path, reference), reference, [IDS])[0], expected)
@@ -219,8 +216,13 @@ def test_smollm2_in_gptq_says_what_transformers_says_of_these_weights(
 ) -> None:
     from transformers import AutoModelForCausalLM
 
+    # Three layers of thirty, which are written in seconds.
     path = q.write(
-        smollm2_hf, tmp_path / "gptq", lambda w: q.gptq(w, 4, 64, act_order=True), {**GPTQ, "group_size": 64}
+        smollm2_hf,
+        tmp_path / "gptq",
+        lambda w: q.gptq(w, 4, 64, act_order=True),
+        {**GPTQ, "group_size": 64},
+        skip=tuple(f".layers.{layer}." for layer in range(3, 30)),
     )
     prompt = [504, 3575, 282, 4649, 314]
     model = AutoModelForCausalLM.from_pretrained(path / "dense", dtype=torch.float32)

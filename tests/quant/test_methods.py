@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from octavo.base.errors import CheckpointError
+from octavo.quant.methods.page import renewed
 from octavo.quant.methods.parts import Method, Parts, unpack_bits
 from octavo.quant.methods.table import find_method
 from octavo.quant.packed import QuantizedWeight
@@ -56,6 +58,11 @@ CASES: list[tuple[str, q.Writer, dict[str, Any]]] = [
     ("qqq", q.qqq, {"quant_method": "qqq", "wbits": 4}),
     ("qqq groups", lambda w: q.qqq(w, 64), {"quant_method": "qqq", "wbits": 4}),
 ]
+
+
+def test_the_documentation_has_the_table_of_the_methods() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "quantization.md").read_text(encoding="utf-8")
+    assert renewed(text) == text, "run `python -m octavo.quant.methods.page docs/quantization.md`"
 
 
 def random_matrix(n: int = 64, k: int = 192) -> Tensor:

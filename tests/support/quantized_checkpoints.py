@@ -41,8 +41,9 @@ def packed(values: Tensor, bits: int) -> Tensor:
 def rounded(weight: Tensor, bits: int, groups: Tensor, symmetric: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Codes [N, K], scales float16 [N, G] and zeros [N, G] for the group of each column, [K]."""
     count, top = int(groups.max()) + 1, 2**bits - 1
-    low = torch.stack([weight[:, groups == g].min(1).values for g in range(count)], 1).clamp(max=0)
-    high = torch.stack([weight[:, groups == g].max(1).values for g in range(count)], 1).clamp(min=0)
+    index = groups.expand(len(weight), -1)
+    low = torch.zeros(len(weight), count).scatter_reduce(1, index, weight, "amin")
+    high = torch.zeros(len(weight), count).scatter_reduce(1, index, weight, "amax")
     if symmetric:
         high = torch.maximum(-low, high)
         low = -high

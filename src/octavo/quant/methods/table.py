@@ -122,11 +122,3 @@ def find_method(config: dict[str, Any]) -> Method:
             f"quantization_config: quant_method = {str(name)[:80]!r} is not supported; these are: {', '.join(METHODS)}"
         )
     return found.make(Settings(config))
-
-
-def documented() -> str:
-    """The table of docs/quantization.md."""
-    head = "| `quant_method` | in the files | held as | exact |\n|---|---|---|---|\n"
-    return head + "".join(
-        f"| {name} | {entry.stored} | {entry.held} | {entry.exact} |\n" for name, entry in METHODS.items()
-    )
