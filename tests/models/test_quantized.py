@@ -133,6 +133,18 @@ def test_older_tools_wrote_a_file_beside_the_configuration(file: str, tmp_path: 
     assert load(path, native).quantization == f"{method} 4 bits x14"
 
 
+def test_a_tool_may_call_the_one_file_after_itself(tmp_path: Path, native: Ops) -> None:
+    path = quantized(tmp_path, LLAMA, q.gptq, GPTQ)
+    (path / "model.safetensors").rename(path / "gptq_model-4bit-32g.safetensors")
+    assert load(path, native).quantization == "gptq 4 bits x14"
+
+
+def test_random_weights_are_floats(tmp_path: Path, native: Ops) -> None:
+    path = quantized(tmp_path, LLAMA, q.gptq, GPTQ)
+    with pytest.raises(CheckpointError, match="--load-format dummy makes floats, and this model is quantized"):
+        load(path, native, load_format="dummy")
+
+
 def refused(path: Path, message: str) -> None:
     with pytest.raises(CheckpointError, match=message) as error:
         load(path, bind("cpu", "reference"))

@@ -105,8 +105,13 @@ class SafetensorsCheckpoint:
         self.config = read_json(directory / "config.json")
         self.dtype = config_dtype(self.config)
         self._tensors: dict[str, SafetensorsFile] = {}
-        if (directory / SINGLE_NAME).is_file():
-            file = SafetensorsFile(directory / SINGLE_NAME)
+        single = directory / SINGLE_NAME
+        if not single.is_file() and not (directory / INDEX_NAME).is_file():
+            # Tools of quantization call the one file after themselves.
+            others = list(directory.glob("*.safetensors"))
+            single = others[0] if len(others) == 1 else single
+        if single.is_file():
+            file = SafetensorsFile(single)
             self._tensors = dict.fromkeys(file.names(), file)
         elif (directory / INDEX_NAME).is_file():
             self._read_shards(directory)

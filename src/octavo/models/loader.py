@@ -153,6 +153,11 @@ def open_checkpoint(config: ModelConfig, device: torch.device = _CPU) -> Checkpo
     if config.load_format == "dummy":
         source: Checkpoint | None = GGUFCheckpoint(path) if path.suffix == ".gguf" else None
         values = read_json(path / "config.json") if source is None else source.config
+        if source is None and quantization_config(path, values) is not None:
+            raise CheckpointError(
+                f"{path}: --load-format dummy makes floats, and this model is quantized: take quantization_config out "
+                f"of a copy of its config.json, and give --quantization"
+            )
         tensors = define(model_spec(values, str(path))).tensors
         return DummyCheckpoint(tensors, values, str(path), config.seed, device)
     is_gguf = path.suffix == ".gguf"

@@ -10,7 +10,7 @@ import math
 import re
 from collections import Counter
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Any, Final
 
 from torch import Tensor
 
@@ -23,6 +23,8 @@ from octavo.quant.packed import QuantizedWeight
 
 #: Where older tools wrote what is now `quantization_config`, and what they left out of it.
 _OLDER_FILES: Final = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
+#: Methods whose files hold floats.
+_ONLINE: Final[dict[str, LoadQuantization]] = {"experts_int8": "experts_int8", "deepspeedfp": "deepspeedfp"}
 _KEYS: Final = ("quantization_config", "compression_config")
 #: Scales of a KV cache and of attention in float8, which octavo does not have: it keeps what they would have rounded.
 _IGNORED: Final = r".*\.(?:[qkv]_scale|[qkv]_zero_point|kv_scale|prob_output_scale|[kv]_proj\.output_scale)"
@@ -39,13 +41,6 @@ def quantization_config(directory: Path, config: dict[str, Any]) -> dict[str, An
     for file, method in _OLDER_FILES.items():
         if (directory / file).is_file():
             return {"quant_method": method, **read_json(directory / file)}
-    return None
-
-
-def _online(method: str) -> LoadQuantization | None:
-    for each in get_args(LoadQuantization):
-        if each == method and method in ("experts_int8", "deepspeedfp"):
-            return each  # type: ignore[no-any-return]
     return None
 
 
@@ -66,7 +61,7 @@ class QuantizedCheckpoint:
             raise CheckpointError(f"{self.source}: {error.message}") from None
         self.method: Final = method_name(self._method.name)
         #: To what its matrices are quantized while they load, if the files have them as floats.
-        self.online = _online(self.method)
+        self.online: LoadQuantization | None = _ONLINE.get(self.method)
         self._matrices: dict[str, Parts] = {}
         self._plain: set[str] = set()
         self._sort_names()

@@ -129,8 +129,11 @@ def unpack_bits(words: Tensor, bits: int) -> Tensor:
     data = words.contiguous().view(torch.uint8)
     rows = len(data)
     if 8 % bits == 0:
-        shifts = torch.arange(0, 8, bits, dtype=torch.uint8)
-        return (data.unsqueeze(-1) >> shifts).bitwise_and_((1 << bits) - 1).view(rows, -1)
+        # A byte becomes two, of which each has half of its bits, until they have as many as a value.
+        for half in (width for width in (4, 2, 1) if width >= bits):
+            wide = data.to(torch.int16)
+            data = (wide << 8 - half).bitwise_or_(wide).bitwise_and_(0x101 * ((1 << half) - 1)).view(torch.uint8)
+        return data
     # Eight values fill as many bytes as they have bits.
     whole = data.shape[1] // bits * bits
     runs = data[:, :whole].reshape(rows, -1, bits).to(torch.int64)
