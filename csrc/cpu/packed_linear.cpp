@@ -211,7 +211,8 @@ void PackedLinear::add_int(const Values& values, int64_t N, int bits, int64_t gr
 }
 
 void PackedLinear::add_float(const void* weights, int64_t N, WeightKind kind, const float* bias) {
-    if (N < 1 || (kind != WeightKind::bf16 && kind != WeightKind::f16 && kind != WeightKind::f32)) throw std::invalid_argument("this shape or type has no float layout");
+    if (N < 1 || (kind != WeightKind::bf16 && kind != WeightKind::f16 && kind != WeightKind::f32))
+        throw std::invalid_argument("this shape or type has no float layout");
     PackedMatrix w;
     w.N = N;
     w.kind = kind;

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -268,31 +267,33 @@ def qqq(weight: Tensor, group: int | None = None) -> Written:
     return tensors, meant(codes, of_group.float() * channel, zeros, groups)
 
 
-def write(
-    source: Path, target: Path, writer: Writer, config: dict[str, Any], skip: tuple[str, ...] = ("lm_head",)
-) -> Path:
-    """The Hugging Face directory `source` with the matrices of its layers as the writer has them, at `target`; beside
-    it, at `target` / "dense", what they mean, in float32."""
-    tensors = load_file(source / "model.safetensors")
+def converted(
+    tensors: dict[str, Tensor], writer: Writer, skip: tuple[str, ...] = ()
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The tensors of a model with the matrices of its layers as the writer has them, and what they mean in float32.
+    `skip`: parts of the names of matrices that stay."""
     written: dict[str, Tensor] = {}
     dense: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        module = name.removesuffix(".weight")
         if ".layers." in name and tensor.dim() == 2 and not any(each in name for each in skip):
             parts, dense[name] = writer(tensor.float())
+            module = name.removesuffix(".weight")
             written |= {f"{module}.{part}": value.contiguous() for part, value in parts.items()}
         else:
             written[name] = tensor.clone()
             dense[name] = tensor.float()
+    return written, dense
+
+
+def write(source: Path, target: Path, writer: Writer, config: dict[str, Any], skip: tuple[str, ...] = ()) -> Path:
+    """The Hugging Face directory `source` in a quantized form at `target`; what it means at `target` / "dense"."""
+    written, dense = converted(load_file(source / "model.safetensors"), writer, skip)
     settings = json.loads((source / "config.json").read_text())
     for directory, content, changes in (
         (target, written, {"quantization_config": config}),
         (target / "dense", dense, {"dtype": "float32", "torch_dtype": "float32"}),
     ):
-        directory.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(parents=True)
         save_file(content, directory / "model.safetensors")
         (directory / "config.json").write_text(json.dumps({**settings, **changes}))
-        for file in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
-            if (source / file).is_file():
-                shutil.copy(source / file, directory / file)
     return target

@@ -63,7 +63,7 @@ class QuantizedCheckpoint:
         #: To what its matrices are quantized while they load, if the files have them as floats.
         self.online: LoadQuantization | None = _ONLINE.get(self.method)
         self._matrices: dict[str, Parts] = {}
-        self._plain: set[str] = set()
+        self._plain: list[str] = []
         self._sort_names()
         counts = Counter(f"{self.method} {self._bits(parts)} bits" for parts in self._matrices.values())
         self.quantization = ", ".join(f"{kind} x{count}" for kind, count in counts.most_common()) or "none"
@@ -71,20 +71,20 @@ class QuantizedCheckpoint:
     def _sort_names(self) -> None:
         """Finds the modules that are quantized; all other tensors are taken as they are."""
         endings = "|".join(re.escape(part) for part in sorted(self._method.parts, key=len, reverse=True))
-        # The module ends at the first place where a part may begin: `weight.absmax` is a part, `weight` one as well.
+        # The module ends at the first place where a part may begin: `weight` is one, and so is `weight.absmax`.
         pattern = re.compile(rf"(.+?)\.({endings})")
         modules: dict[str, dict[str, str]] = {}
         for name in self._inner.names():
             if match := pattern.fullmatch(name):
                 modules.setdefault(match[1], {})[match[2]] = name
             elif not re.fullmatch(_IGNORED, name):
-                self._plain.add(name)
+                self._plain.append(name)
         for module, names in modules.items():
             parts = Parts(module, {part: self._inner.raw(name) for part, name in names.items()})
             if self._method.holds(parts):
                 self._matrices[f"{module}.weight"] = parts
             else:
-                self._plain.update(name for name in names.values() if not re.fullmatch(_IGNORED, name))
+                self._plain += [name for name in names.values() if not re.fullmatch(_IGNORED, name)]
 
     def names(self) -> list[str]:
         return [*self._matrices, *self._plain]
