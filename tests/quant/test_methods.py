@@ -45,6 +45,7 @@ CASES: list[tuple[str, q.Writer, dict[str, Any]]] = [
     ("ct w8a8", q.ct_int8, ct(num_bits=8, type="int")),
     ("ct fp8", lambda w: q.float8(w, static=True), ct(num_bits=8, type="float")),
     ("ct fp8 blocks", lambda w: q.float8(w, kind="block"), ct(num_bits=8, type="float", block_structure=[128, 128])),
+    ("ct nvfp4", q.nvfp4, ct(num_bits=4, type="float", group_size=16)),
     ("fp8", lambda w: q.float8(w, kind="matrix", static=True), FP8),
     ("fp8 blocks", lambda w: q.float8(w, "weight_scale_inv", "block"), {**FP8, "weight_block_size": [128, 128]}),
     ("fbgemm", q.float8, {"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0}),

@@ -140,6 +140,23 @@ NF4 = (
 )  # fmt: skip
 
 
+def nvfp4(weight: Tensor) -> Written:
+    n, k = weight.shape
+    table = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
+    grouped = weight.view(n, k // 16, 16)
+    global_scale = 6 * 448 / weight.abs().max()
+    scales = (grouped.abs().amax(2) / 6 * global_scale).clamp(min=0.01).to(torch.float8_e4m3fn)
+    exact = (scales.float() / global_scale)[:, :, None]
+    codes = (grouped[..., None] / exact[..., None] - table).abs().argmin(-1)
+    pairs = codes.view(n, -1, 2)
+    tensors = {
+        "weight_packed": (pairs[..., 0] | pairs[..., 1] << 4).to(torch.uint8),
+        "weight_scale": scales,
+        "weight_global_scale": global_scale.view(1),
+    }
+    return tensors, (table[codes] * exact).view(n, k)
+
+
 def bnb_nf4(weight: Tensor, nested: bool = False) -> Written:
     n, k = weight.shape
     table = torch.tensor(NF4)

@@ -1,9 +1,12 @@
-"""compressed-tensors: integers of 3 to 8 bits, packed or one a byte, and float8.
+"""compressed-tensors: integers of 2 to 8 bits, packed or one a byte, float8, and fp4.
 
     pack-quantized   weight_packed int32 [N, K * bits / 32] along K: q + 2^(bits - 1); weight_shape [2]
                      weight_zero_point int32 [N * bits / 32, G] along N, stored alike; weight_g_idx int32 [K]
     int-quantized    weight int8 [N, K], weight_zero_point int8
     float-quantized  weight float8 [N, K]
+    nvfp4-pack-quantized
+                     weight_packed uint8 [N, K / 2] of fp4, the first in the low bits; weight_scale float8 [N, K / 16],
+                     weight_global_scale float32 [1], by which the scales are divided
     all of them      weight_scale float [1], [N, 1], [N, G], or of blocks; w = scale * (q - zero)
 
 Which modules are quantized, and in which groups, the tensors say themselves, as `ignore` and `targets` do.
@@ -19,6 +22,7 @@ from torch import Tensor
 
 from octavo.quant.methods.float8 import float8_weight, is_float8, read_block
 from octavo.quant.methods.parts import (
+    BYTES,
     FLOATS,
     WORDS,
     Parts,
@@ -32,14 +36,19 @@ from octavo.quant.methods.parts import (
 from octavo.quant.packed import QuantizedWeight
 
 _INTEGERS: Final = (torch.int32, torch.int64)
-_FORMATS: Final = ("pack-quantized", "int-quantized", "float-quantized", "naive-quantized", "dense", "mixed-precision")
-_BYTES: Final = (torch.int8,)
+_FORMATS: Final = (
+    "pack-quantized", "int-quantized", "float-quantized", "naive-quantized", "nvfp4-pack-quantized", "dense",
+    "mixed-precision",
+)  # fmt: skip
+_FP4: Final = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+_INT8: Final = (torch.int8,)
 
 
 class CompressedTensors:
     name: Final = "compressed-tensors"
     parts: Final = (
         "weight", "weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx",
+        "weight_global_scale", "input_global_scale",
         "input_scale", "input_zero_point", "output_scale", "output_zero_point",
     )  # fmt: skip
 
@@ -60,15 +69,18 @@ class CompressedTensors:
         weights.refuse_unless("type", ("int", "float"))
         self._bits.add(weights.integer("num_bits", 8, 2, 8))
         if weights.values.get("type") == "float":
-            weights.refuse_unless("num_bits", (8,))
+            weights.refuse_unless("num_bits", (4, 8))
         self._block = read_block(weights, "block_structure") or self._block
 
     def holds(self, parts: Parts) -> bool:
         return "weight_packed" in parts or is_float8(parts) or _is_int8(parts)
 
     def shape(self, parts: Parts) -> tuple[int, int]:
+        if _is_nvfp4(parts):
+            n, half = parts.matrix("weight_packed", BYTES).shape
+            return n, 2 * half
         if "weight_packed" not in parts:
-            n, k = parts.matrix("weight", (*_BYTES, torch.float8_e4m3fn, torch.float8_e5m2)).shape
+            n, k = parts.matrix("weight", (*_INT8, torch.float8_e4m3fn, torch.float8_e5m2)).shape
             return n, k
         n, k = (int(size) for size in parts.shaped("weight_shape", _INTEGERS, 2))
         if n != len(parts.matrix("weight_packed", WORDS)) or not 0 < k < 1 << 24:
@@ -76,17 +88,25 @@ class CompressedTensors:
         return n, k
 
     def bits(self, parts: Parts) -> int:
+        if _is_nvfp4(parts):
+            return 4
         return held_bits(self._stored_bits(parts)) if "weight_packed" in parts else 8
 
     def weight(self, parts: Parts) -> Tensor | QuantizedWeight:
         if is_float8(parts):
             return float8_weight(parts, "weight_scale", self._block)
         n, k = self.shape(parts)
+        if _is_nvfp4(parts):
+            codes = unpack_bits(parts.get("weight_packed", BYTES), 4)
+            scales = parts.get("weight_scale", (torch.float8_e4m3fn,)).to(torch.float32)
+            scales = grouped_scales(parts, "weight_scale", scales, n, k, None)
+            scales = scales / parts.shaped("weight_global_scale", (torch.float32,), 1)
+            return QuantizedWeight(codes, 4, k // scales.shape[1], scales.contiguous(), table=torch.cat([_FP4, -_FP4]))
         scales = grouped_scales(parts, "weight_scale", parts.get("weight_scale", FLOATS), n, k, self._block)
         if "weight_packed" in parts:
             return self._unpacked(parts, n, k, scales)
         # Two's complement to an offset of 128 is one flipped bit.
-        values = parts.get("weight", _BYTES).view(torch.uint8) ^ 128
+        values = parts.get("weight", _INT8).view(torch.uint8) ^ 128
         zeros = self._signed_zeros(parts, n, k, 128)
         return affine(values, 8, scales, zeros)
 
@@ -102,7 +122,7 @@ class CompressedTensors:
         num_groups = scales.shape[1]
         zeros: Tensor | int = 1 << bits - 1
         if "weight_zero_point" in parts:
-            if parts.get("weight_zero_point", (*WORDS, *_BYTES)).dtype == torch.int8:
+            if parts.get("weight_zero_point", (*WORDS, *_INT8)).dtype == torch.int8:
                 zeros = self._signed_zeros(parts, n, k, 1 << bits - 1)
             else:
                 packed = parts.matrix("weight_zero_point", WORDS)
@@ -122,7 +142,7 @@ class CompressedTensors:
     def _signed_zeros(self, parts: Parts, n: int, k: int, offset: int) -> Tensor | int:
         if "weight_zero_point" not in parts:
             return offset
-        zeros = parts.get("weight_zero_point", _BYTES)
+        zeros = parts.get("weight_zero_point", _INT8)
         return (grouped_scales(parts, "weight_zero_point", zeros, n, k, self._block).to(torch.int32) + offset).to(
             torch.uint8
         )
@@ -135,6 +155,10 @@ class CompressedTensors:
         if len(fitting) != 1:
             raise parts.fail("weight_packed", f"has {width} words a row, which does not fit {sorted(self._bits)} bits")
         return fitting[0]
+
+
+def _is_nvfp4(parts: Parts) -> bool:
+    return parts.dtype("weight_packed") == torch.uint8
 
 
 def _is_int8(parts: Parts) -> bool:

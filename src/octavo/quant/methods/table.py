@@ -60,8 +60,8 @@ METHODS: Final[dict[str, Entry]] = {
     "compressed-tensors": Entry(
         CompressedTensors,
         "pack-quantized (W4A16, W8A16; 2 to 8 bits, actorder), int-quantized (W8A8), float-quantized (FP8 of a matrix, "
-        "rows, groups or blocks)",
-        "integers of 4, 5, 6 or 8 bits; float8",
+        "rows, groups or blocks), nvfp4-pack-quantized",
+        "integers of 4, 5, 6 or 8 bits; float8; a table of 16 values with a scale in each 16",
         "yes; scales of activations are not used: octavo rounds them less",
     ),
     "fp8": Entry(
