@@ -20,7 +20,8 @@ from octavo.quant.packed import QuantizedWeight
 
 
 class Floats:
-    """A method whose files hold floats, which are quantized while they load."""
+    """A method whose files hold floats, which are quantized while they load: no module holds a quantized matrix, so that
+    nobody asks for one."""
 
     parts: Final = ()
 
@@ -31,13 +32,13 @@ class Floats:
         return False
 
     def shape(self, parts: Parts) -> tuple[int, int]:
-        raise NotImplementedError
+        raise AssertionError("the files hold floats")
 
     def bits(self, parts: Parts) -> int:
-        raise NotImplementedError
+        raise AssertionError("the files hold floats")
 
     def weight(self, parts: Parts) -> QuantizedWeight:
-        raise NotImplementedError
+        raise AssertionError("the files hold floats")
 
 
 @dataclass(frozen=True)
