@@ -20,8 +20,8 @@ from octavo.quant.packed import QuantizedWeight
 
 
 class Floats:
-    """A method whose files hold floats, which are quantized while they load: no module holds a quantized matrix, so that
-    nobody asks for one."""
+    """A method whose files hold floats, which are quantized while they load. No module holds a quantized matrix, so
+    that nobody asks for one."""
 
     parts: Final = ()
 
