@@ -242,7 +242,8 @@ void PackedLinear::add_float(const void* weights, int64_t N, WeightKind kind, co
 
 void PackedLinear::add_table(const uint8_t* codes, int64_t N, int64_t group, const float* scales, const float* table,
                              const float* bias) {
-    if (N < 1 || group < 2 || group % 2 || K_ % group) throw std::invalid_argument("this shape or group size has no table layout");
+    if (N < 1 || group < 2 || group % 2 || K_ % group)
+        throw std::invalid_argument("this shape or group size has no table layout");
     PackedMatrix w;
     w.N = N;
     w.kind = table ? WeightKind::table : WeightKind::e4m3;

@@ -54,7 +54,8 @@ OCTAVO_INLINE vf load_e4m3(const uint8_t* p) {
     const __m128i sign = _mm_slli_epi16(_mm_and_si128(v, _mm_set1_epi16(0x80)), 8);
     return _mm256_cvtph_ps(_mm_or_si128(sign, _mm_slli_epi16(_mm_and_si128(v, _mm_set1_epi16(0x7f)), 7)));
 #else
-    return vf{f16_to_f32(e4m3_bits(p[0])), f16_to_f32(e4m3_bits(p[1])), f16_to_f32(e4m3_bits(p[2])), f16_to_f32(e4m3_bits(p[3]))};
+    const auto value = [&](int i) { return f16_to_f32(e4m3_bits(p[i])); };
+    return vf{value(0), value(1), value(2), value(3)};
 #endif
 }
 
