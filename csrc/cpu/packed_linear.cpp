@@ -211,7 +211,8 @@ void PackedLinear::add_int(const Values& values, int64_t N, int bits, int64_t gr
 }
 
 void PackedLinear::add_float(const void* weights, int64_t N, WeightKind kind, const float* bias) {
-    if (N < 1 || kind == WeightKind::integer) throw std::invalid_argument("this shape or type has no float layout");
+    if (N < 1 || (kind != WeightKind::bf16 && kind != WeightKind::f16 && kind != WeightKind::f32))
+        throw std::invalid_argument("this shape or type has no float layout");
     PackedMatrix w;
     w.N = N;
     w.kind = kind;
@@ -239,7 +240,52 @@ void PackedLinear::add_float(const void* weights, int64_t N, WeightKind kind, co
     });
 }
 
-bool PackedLinear::is_prepared(const LinearKernels& kernels) const { return has_int_ || (has_bf16_ && kernels.round_bf16); }
+void PackedLinear::add_table(const uint8_t* codes, int64_t N, int64_t group, const float* scales, const float* table,
+                             const float* bias) {
+    if (N < 1 || group < 2 || group % 2 || K_ % group)
+        throw std::invalid_argument("this shape or group size has no table layout");
+    PackedMatrix w;
+    w.N = N;
+    w.kind = table ? WeightKind::table : WeightKind::e4m3;
+    if (table) std::copy_n(table, kTableValues, w.table);
+    w.group = group;
+    w.header = kTile * 4;
+    w.unit_bytes = w.header + kTile * group / (table ? 2 : 1);
+    w.tile_bytes = w.unit_bytes * (K_ / group);
+    append(w, bias);
+    const Part& part = parts_.back();
+    const int64_t groups = K_ / group;
+    parallel_for(part.w.tiles, [&](int64_t t, int) {
+        const int64_t columns = std::min<int64_t>(kTile, N - t * kTile);
+        for (int64_t c = 0; c < columns; ++c) {
+            const int64_t n = t * kTile + c;
+            uint8_t* unit = part.data->data() + t * w.tile_bytes;
+            for (int64_t g = 0; g < groups; ++g, unit += w.unit_bytes) {
+                const float scale = scales[n * groups + g] * (table ? 1.0f : kE4m3Factor);
+                std::memcpy(unit + 4 * c, &scale, 4);
+                uint8_t* p = unit + w.header + c;
+                const uint8_t* v = codes + n * K_ + g * group;
+                if (table)
+                    for (int64_t k = 0; k < group; k += 2) p[k / 2 * kTile] = uint8_t(v[k] | v[k + 1] << 4);
+                else
+                    for (int64_t k = 0; k < group; ++k) p[k * kTile] = v[k];
+            }
+        }
+    });
+}
+
+void PackedLinear::set_order(const int64_t* order) {
+    std::vector<bool> seen(static_cast<size_t>(K_));
+    for (int64_t j = 0; j < K_; ++j) {
+        if (order[j] < 0 || order[j] >= K_ || seen[size_t(order[j])]) throw std::invalid_argument("the order is no permutation");
+        seen[size_t(order[j])] = true;
+    }
+    order_.assign(order, order + K_);
+}
+
+bool PackedLinear::is_prepared(const LinearKernels& kernels) const {
+    return has_int_ || (has_bf16_ && kernels.round_bf16) || !order_.empty();
+}
 
 size_t PackedLinear::lay_out(const LinearKernels& kernels, Activations& a, int8_t* memory, int64_t M) const {
     if (!is_prepared(kernels)) return 0;
@@ -247,14 +293,26 @@ size_t PackedLinear::lay_out(const LinearKernels& kernels, Activations& a, int8_
     const size_t int_bytes = has_int_ ? (quantized_rows(a.quantized, nullptr, M, K_, kernels.block) + 63) / 64 * 64 : 0;
     a.bf16.rows = M;
     a.bf16.ld = ceil_div(K_, 2) * 2;
+    const size_t bf16_bytes = bf16 ? (size_t(M * a.bf16.ld) * 2 + 63) / 64 * 64 : 0;
     if (memory) {
         if (has_int_) quantized_rows(a.quantized, memory, M, K_, kernels.block);
         if (bf16) a.bf16.x = reinterpret_cast<uint16_t*>(memory + int_bytes);
+        if (!order_.empty()) {
+            a.given = a.x;
+            a.ld_given = a.ldx;
+            a.x = reinterpret_cast<float*>(memory + int_bytes + bf16_bytes);
+            a.ldx = K_;
+        }
     }
-    return int_bytes + (bf16 ? (size_t(M * a.bf16.ld) * 2 + 63) / 64 * 64 : 0);
+    return int_bytes + bf16_bytes + (order_.empty() ? 0 : (size_t(M * K_) * 4 + 63) / 64 * 64);
 }
 
 void PackedLinear::fill(const LinearKernels& kernels, const Activations& a, int64_t from, int64_t to) const {
+    if (!order_.empty()) {
+        auto* ordered = const_cast<float*>(a.x);
+        for (int64_t m = from * kernels.block; m < std::min(a.bf16.rows, to * kernels.block); ++m)
+            for (int64_t j = 0; j < K_; ++j) ordered[m * K_ + j] = a.given[m * a.ld_given + order_[size_t(j)]];
+    }
     if (has_int_) kernels.quantize(a.x, a.ldx, K_, from, to, a.quantized);
     if (a.bf16.x) kernels.round_bf16(a.x, a.ldx, K_, from, to, a.bf16);
 }
@@ -365,12 +423,15 @@ void PackedLinear::gather(float* out, int64_t ldo, const int32_t* ids, int64_t M
     const KernelLock lock;
     const LinearKernels& kernels = OCTAVO_KERNELS(linear_kernels);
     const int64_t block = std::max<int64_t>(1, 16384 / K_);
-    parallel_for(ceil_div(M, block), [&](int64_t i, int) {
+    parallel_for(ceil_div(M, block), [&](int64_t i, int thread) {
         for (int64_t m = i * block; m < std::min(M, (i + 1) * block); ++m) {
             int64_t n = ids[m];
             for (const Part& part : parts_) {
                 if (n < part.w.N) {
-                    kernels.gather_row(part.w, n, scale, out + m * ldo);
+                    float* row = out + m * ldo;
+                    auto* ordered = order_.empty() ? row : static_cast<float*>(thread_scratch(thread, size_t(K_) * 4));
+                    kernels.gather_row(part.w, n, scale, ordered);
+                    for (size_t j = 0; j < order_.size(); ++j) row[order_[j]] = ordered[j];
                     break;
                 }
                 n -= part.w.N;

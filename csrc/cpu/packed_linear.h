@@ -59,6 +59,13 @@ public:
     // weights [N, K] of kind bf16, f16 or f32.
     void add_float(const void* weights, int64_t N, WeightKind kind, const float* bias);
 
+    // codes uint8 [N, K]; w = table[code] * scale. scales f32 [N, K / group]. table: 16 values, codes are below 16; or null,
+    // codes are float8 e4m3. group is even and divides K.
+    void add_table(const uint8_t* codes, int64_t N, int64_t group, const float* scales, const float* table, const float* bias);
+
+    // Column j of all parts is column order[j] of x and of what gather() writes; order is a permutation of 0 .. K - 1.
+    void set_order(const int64_t* order);
+
     // out [M, N] = x [M, K] w^T + bias; rows of out and x lie ldo and ldx floats apart.
     void linear(float* out, int64_t ldo, const float* x, int64_t ldx, int64_t M) const;
 
@@ -87,6 +94,8 @@ private:
         int64_t ldx;
         QuantizedRows quantized;
         Bf16Rows bf16;
+        const float* given = nullptr;  // where x is in the order of the columns: as it was given
+        int64_t ld_given = 0;
     };
 
     void append(PackedMatrix w, const float* bias);
@@ -107,6 +116,7 @@ private:
                    float* out, int64_t ldo) const;
 
     std::vector<Part> parts_;
+    std::vector<int32_t> order_;  // empty: columns stand as those of x
     int64_t N_ = 0, K_, tiles_ = 0, nbytes_ = 0;
     bool has_int_ = false, has_bf16_ = false;
 };

@@ -7,13 +7,14 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, get_args
 
 import torch
 from torch import Tensor
 
 from octavo.base.config import ModelConfig
-from octavo.base.errors import CheckpointError, DeviceError
+from octavo.base.config.engine import LoadQuantization
+from octavo.base.errors import CheckpointError, DeviceError, InvalidConfig
 from octavo.base.host import FreeMemory, gib
 from octavo.models.checkpoint import Checkpoint, DummyCheckpoint, SafetensorsCheckpoint, read_json
 from octavo.models.decoder import LM_HEAD, Definition, define
@@ -22,11 +23,14 @@ from octavo.models.layout import Layout, TensorSource
 from octavo.models.mxfp4_checkpoint import Mxfp4Checkpoint, is_mxfp4
 from octavo.models.overrides import overridden, without_windows
 from octavo.models.params import Param, TensorDecl
+from octavo.models.quantized_checkpoint import QuantizedCheckpoint, quantization_config
 from octavo.models.registry import find_family, model_spec
 from octavo.models.rope import derived_values
 from octavo.models.spec import ModelSpec
 from octavo.models.transformer import Transformer
 from octavo.ops.table import LinearWeight, Ops
+from octavo.quant.methods.table import method_name
+from octavo.quant.online import quantize
 from octavo.quant.packed import QuantizedWeight, all_finite
 
 logger = logging.getLogger("octavo.models")
@@ -70,12 +74,14 @@ def load_model(
     missing, damaged, not finite, or of a kind that is not supported, and DeviceError for weights that do not fit.
     """
     checkpoint = checkpoint or open_checkpoint(config)
+    online = online_quantization(config, checkpoint)
     spec = model_spec(checkpoint.config, checkpoint.source)
     definition = define(without_windows(spec) if config.disable_sliding_window else spec)
     reader = _Reader(checkpoint, definition, DTYPES.get(config.dtype, checkpoint.dtype), ops.to_device, on_phase)
     if free is not None:
-        _check_room(checkpoint.source, reader.num_bytes(_float_bytes(config, checkpoint, ops)), free)
-    packer = _Packer(reader, ops)
+        needed = reader.num_bytes(_float_bytes(config, checkpoint, ops, online))
+        _check_room(checkpoint.source, needed // 2 if online in ("int4", "bitsandbytes") else needed, free)
+    packer = _Packer(reader, ops, online)
     for param in definition.params:
         packer.pack(param)
     reader.check_finite()
@@ -89,9 +95,30 @@ def load_model(
         dtype=_reported_dtype(reader, config, ops),
         num_params=reader.num_params,
         weight_bytes=packer.nbytes,
-        quantization=checkpoint.quantization,
+        quantization=f"{online} at load" if online and checkpoint.quantization == "none" else checkpoint.quantization,
         weights=packer.weights,
     )
+
+
+def online_quantization(config: ModelConfig, checkpoint: Checkpoint) -> LoadQuantization | None:
+    """To what float matrices are quantized while they load.
+
+    Raises InvalidConfig where --quantization names something else than what the checkpoint's weights are.
+    """
+    asked = config.quantization
+    if isinstance(checkpoint, QuantizedCheckpoint):
+        if asked is None or method_name(asked) == checkpoint.method:
+            return checkpoint.online
+        raise InvalidConfig(
+            f"--quantization {asked}: the weights of {checkpoint.source} are quantized already, as "
+            f"{checkpoint.method}. Leave the flag out."
+        )
+    if asked is not None and asked != "gguf" and config.load_quantization is None:
+        raise InvalidConfig(
+            f"--quantization {asked}: the weights of {checkpoint.source} are not of this kind. To quantize while they "
+            f"load, there are {', '.join(get_args(LoadQuantization))}."
+        )
+    return config.load_quantization
 
 
 def _reported_dtype(reader: _Reader, config: ModelConfig, ops: Ops) -> torch.dtype:
@@ -101,9 +128,9 @@ def _reported_dtype(reader: _Reader, config: ModelConfig, ops: Ops) -> torch.dty
     return reader.matrix_dtype or DTYPES.get(config.dtype, torch.float16)
 
 
-def _float_bytes(config: ModelConfig, checkpoint: Checkpoint, ops: Ops) -> int | None:
-    """Bytes of an unquantized value when it is loaded; None: as many as in the checkpoint."""
-    if config.load_quantization is not None:
+def _float_bytes(config: ModelConfig, checkpoint: Checkpoint, ops: Ops, online: LoadQuantization | None) -> int | None:
+    """Bytes of an unquantized value when it is loaded, at least; None: as many as in the checkpoint."""
+    if online is not None:
         return 1
     if ops.torch_device.type != "cpu":
         return ops.activation_dtype.itemsize
@@ -127,6 +154,11 @@ def open_checkpoint(config: ModelConfig, device: torch.device = _CPU) -> Checkpo
     if config.load_format == "dummy":
         source: Checkpoint | None = GGUFCheckpoint(path) if path.suffix == ".gguf" else None
         values = overridden(read_json(path / "config.json") if source is None else source.config, config)
+        if source is None and quantization_config(path, values) is not None:
+            raise CheckpointError(
+                f"{path}: --load-format dummy makes floats, and this model is quantized: take quantization_config out "
+                f"of a copy of its config.json, and give --quantization"
+            )
         tensors = define(model_spec(values, str(path))).tensors
         return DummyCheckpoint(tensors, values, str(path), config.seed, device)
     is_gguf = path.suffix == ".gguf"
@@ -134,11 +166,13 @@ def open_checkpoint(config: ModelConfig, device: torch.device = _CPU) -> Checkpo
         kind = "a GGUF file" if is_gguf else "a directory of safetensors files"
         raise CheckpointError(f"{path}: {kind} cannot be read with --load-format {config.load_format}")
     if is_gguf:
-        found: GGUFCheckpoint | SafetensorsCheckpoint = GGUFCheckpoint(path)
+        found: GGUFCheckpoint | SafetensorsCheckpoint | QuantizedCheckpoint = GGUFCheckpoint(path)
     elif is_mxfp4(read_json(path / "config.json")):
         found = Mxfp4Checkpoint(path)
     else:
-        found = SafetensorsCheckpoint(path)
+        plain = SafetensorsCheckpoint(path)
+        quantization = quantization_config(path, plain.config)
+        found = plain if quantization is None else QuantizedCheckpoint(plain, quantization)
     found.config = overridden(found.config, config)
     return found
 
@@ -221,9 +255,11 @@ class _Reader:
 class _Packer:
     """Packs parameters for the device one after the other, so that only one is ever held unpacked."""
 
-    def __init__(self, reader: _Reader, ops: Ops) -> None:
+    def __init__(self, reader: _Reader, ops: Ops, online: LoadQuantization | None) -> None:
         self._reader = reader
         self._ops = ops
+        # A GPU has products of its own for these two, and quantizes what it packs.
+        self._online = None if ops.torch_device.type != "cpu" and online in ("fp8", "int8") else online
         self.weights: dict[str, Any] = {}
         self.nbytes = 0
 
@@ -247,7 +283,7 @@ class _Packer:
         self.weights[param.weight.name] = packed
 
     def _linear(self, param: Param) -> LinearWeight:
-        weights = [self._reader.matrix(part) for part in param.parts]
+        weights = [self._matrix(part) for part in param.parts]
         biases = self._biases(param.biases)
         if len(weights) == 1:
             return self._ops.pack_linear(weights[0], biases[0])
@@ -264,7 +300,7 @@ class _Packer:
         count = len(param.parts) // param.weight.shape[0]
         groups = (slice(at, at + count) for at in range(0, len(param.parts), count))
         return self._ops.pack_experts(
-            ([self._reader.matrix(part) for part in param.parts[group]], self._biases(param.biases[group]))
+            ([self._matrix(part, is_expert=True) for part in param.parts[group]], self._biases(param.biases[group]))
             for group in groups
         )
 
@@ -274,6 +310,13 @@ class _Packer:
     def _router(self, param: Param) -> LinearWeight:
         weight = _as_float32(self._reader.matrix(param.parts[0]))
         return self._ops.pack_output(weight, *self._biases(param.biases))
+
+    def _matrix(self, tensor: TensorDecl, is_expert: bool = False) -> Tensor | QuantizedWeight:
+        """Of a layer: quantized, if it is not yet and shall be."""
+        weight = self._reader.matrix(tensor)
+        if self._online is None or isinstance(weight, QuantizedWeight):
+            return weight
+        return weight if self._online == "experts_int8" and not is_expert else quantize(weight.cpu(), self._online)
 
     def _vector(self, param: Param) -> Tensor:
         values = [self._reader.vector(part) for part in param.parts]

@@ -16,7 +16,7 @@ from octavo.device.base import Device
 from octavo.device.select import make_device
 from octavo.models.checkpoint import Checkpoint
 from octavo.models.decoder import Definition
-from octavo.models.loader import DTYPES, LoadedModel, OnPhase, load_model, open_checkpoint
+from octavo.models.loader import DTYPES, LoadedModel, OnPhase, load_model, online_quantization, open_checkpoint
 from octavo.models.transformer import Transformer
 from octavo.ops.table import AttentionBackend, Binding, Ops, bind
 from octavo.wire.messages import EngineInfo, StepSeconds
@@ -66,11 +66,12 @@ class Worker:
         self._check_device_options(device)
         checkpoint = open_checkpoint(config.model, device.torch_device)
         dtype = device.activation_dtype(DTYPES.get(config.model.dtype), checkpoint.dtype)
+        online = online_quantization(config.model, checkpoint)
         binding = Binding(
             torch_device=device.torch_device,
             activation_dtype=dtype,
             to_device=device.upload_weight,
-            quantization=config.model.load_quantization,
+            quantization=online if online in ("fp8", "int8") else None,
             batch_invariant=config.parallel.batch_invariant,
             attention_backend=_ATTENTION_BACKENDS[config.parallel.attention_backend.lower()],
         )
@@ -193,8 +194,6 @@ class Worker:
         if parallel.enforce_eager and parallel.cudagraph_capture_sizes:
             raise InvalidConfig("--enforce-eager captures nothing: it excludes --cudagraph-capture-sizes.")
         if device.name == "cpu":
-            wrong: dict[str, object] = {"--quantization": config.model.load_quantization}
-            needed = "a GPU, and the model runs on the CPU"
             backend = parallel.attention_backend
             idle = {
                 "--gpu-memory-utilization": cache.gpu_memory_utilization,
@@ -207,11 +206,9 @@ class Worker:
             if told := ", ".join(f"{option} {given}".strip() for option, given in idle.items() if given is not None):
                 logger.info("accepted, nothing to do on a CPU: %s", told)
         else:
-            wrong = {"--num-threads": parallel.num_threads, "--isa": parallel.isa}
-            needed = "the CPU's kernels, and the model runs on a GPU"
-        for option, given in wrong.items():
-            if given is not None:
-                raise InvalidConfig(f"{option} {given} is for {needed}.")
+            for option, given in {"--num-threads": parallel.num_threads, "--isa": parallel.isa}.items():
+                if given is not None:
+                    raise InvalidConfig(f"{option} {given} is for the CPU's kernels, and the model runs on a GPU.")
         self._swap_bytes(device)  # for its error
         if cache.kv_cache_dtype in _CACHE_DTYPES:
             device.check_cache_dtype(_CACHE_DTYPES[cache.kv_cache_dtype], cache.kv_cache_dtype)
