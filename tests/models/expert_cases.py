@@ -97,8 +97,8 @@ EXPERT_CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "granite-moe-shared": (
         "GraniteMoeShared",
-        {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 48, "shared_intermediate_size": 40, "attention_bias": True,
-         "residual_multiplier": 0.5, "attention_multiplier": 0.25, "tie_word_embeddings": True},
+        {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 48, "shared_intermediate_size": 40,
+         "attention_bias": True, "residual_multiplier": 0.5, "attention_multiplier": 0.25, "tie_word_embeddings": True},
     ),
     "hunyuan-moe": (
         "HunYuanMoEV1",
