@@ -2,7 +2,6 @@
 #include "program.h"
 #include "runtime.h"
 
-#include <nanobind/stl/pair.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
@@ -26,9 +25,16 @@ void set_buffers(Program& self, const std::vector<Address>& addresses) {
     self.set_buffers(std::move(buffers));
 }
 
-void set_caches(Program& self, const std::vector<std::pair<Address, Address>>& caches, int type, int block_size) {
+using Cache = std::tuple<Address, Address, int64_t, int64_t>;  // k, v, and how far the blocks of each are apart
+using Latent = std::tuple<int, int, int, int>;                 // num_heads, nope_dim, rank, rope_dim
+
+LatentShape shape(const Latent& latent) {
+    return {std::get<0>(latent), std::get<1>(latent), std::get<2>(latent), std::get<3>(latent)};
+}
+
+void set_caches(Program& self, const std::vector<Cache>& caches, int type, int block_size) {
     std::vector<LayerCache> found;
-    for (const auto& [k, v] : caches) found.push_back({at<void>(k), at<void>(v)});
+    for (const auto& [k, v, k_stride, v_stride] : caches) found.push_back({at<void>(k), at<void>(v), k_stride, v_stride});
     self.set_caches(std::move(found), CacheType(type), block_size);
 }
 
@@ -97,6 +103,27 @@ void bind_program(nb::module_& m) {
             },
             nb::kw_only(), nb::arg("out"), nb::arg("qkv"), nb::arg("heads"), nb::arg("cache"), nb::arg("group"),
             nb::arg("window"), nb::arg("scale"), nb::arg("softcap"), nb::arg("slopes"))
+        .def(
+            "head_linear",
+            [](Program& self, std::vector<const PackedLinear*> weights, BufferId out, BufferId x, int64_t out_width,
+               int64_t x_width) { self.add(HeadLinearRecord{out, x, out_width, x_width, std::move(weights)}); },
+            nb::keep_alive<1, 2>(), nb::arg("weights"), nb::kw_only(), nb::arg("out"), nb::arg("x"), nb::arg("out_width"),
+            nb::arg("x_width"))
+        .def(
+            "latent_write",
+            [](Program& self, BufferId q_latent, BufferId q, BufferId kv, const Latent& latent, int cache, int group,
+               Address rotation, Address norm, float eps) {
+                self.add(LatentWriteRecord{q_latent, q, kv, shape(latent), cache, group, at<float>(rotation), at<float>(norm), eps});
+            },
+            nb::kw_only(), nb::arg("q_latent"), nb::arg("q"), nb::arg("kv"), nb::arg("latent"), nb::arg("cache"),
+            nb::arg("group"), nb::arg("rotation"), nb::arg("norm"), nb::arg("eps"))
+        .def(
+            "latent_attend",
+            [](Program& self, BufferId out, BufferId q_latent, const Latent& latent, int cache, int group, float scale) {
+                self.add(LatentAttendRecord{out, q_latent, shape(latent), cache, group, scale});
+            },
+            nb::kw_only(), nb::arg("out"), nb::arg("q_latent"), nb::arg("latent"), nb::arg("cache"), nb::arg("group"),
+            nb::arg("scale"))
         .def(
             "act",
             [](Program& self, BufferId out, BufferId x, int64_t width, int kind, bool gated) {

@@ -3,6 +3,7 @@
 #include "isa.h"
 #include "kernels/attention.h"
 #include "kernels/experts.h"
+#include "kernels/latent.h"
 #include "kernels/norm.h"
 #include "kernels/rope.h"
 
@@ -61,16 +62,38 @@ struct ProgramRun {
         const LayerCache& cache = program.caches_[size_t(op.cache)];
         OCTAVO_KERNELS(rope_kernels)
             .rope_kv_write({at(op.qkv), step.positions, op.rotation, op.q_norm, op.k_norm, op.eps, cache.k, cache.v,
-                            program.type_, program.block_size_, step.groups[size_t(op.group)].slots, rows,
+                            cache.k_stride, cache.v_stride, program.type_, program.block_size_, step.groups[size_t(op.group)].slots, rows,
                             op.heads.num_heads, op.heads.num_kv_heads, op.heads.head_dim});
     }
     void operator()(const AttendRecord& op) {
         const LayerCache& cache = program.caches_[size_t(op.cache)];
         const CacheGroup& group = step.groups[size_t(op.group)];
         OCTAVO_KERNELS(attention_kernels)
-            .attention({at(op.out), at(op.qkv), cache.k, cache.v, program.type_, program.block_size_, group.block_tables,
-                        group.block_table_stride, step.seq_lens, step.query_start_loc, step.num_seqs, op.heads.num_heads,
-                        op.heads.num_kv_heads, op.heads.head_dim, op.scale, op.window, op.softcap, op.slopes});
+            .attention({at(op.out), at(op.qkv), op.heads.qkv_size(), cache.k, cache.v, cache.k_stride, cache.v_stride,
+                        program.type_, program.block_size_, group.block_tables, group.block_table_stride, step.seq_lens,
+                        step.query_start_loc, step.num_seqs, op.heads.num_heads, op.heads.num_kv_heads, op.heads.head_dim,
+                        op.heads.head_dim, false, op.scale, op.window, op.softcap, op.slopes});
+    }
+    void operator()(const HeadLinearRecord& op) {
+        const int64_t heads = int64_t(op.weights.size()), out = op.out_width / heads, x = op.x_width / heads;
+        for (int64_t h = 0; h < heads; ++h)
+            op.weights[size_t(h)]->linear(at(op.out) + h * out, op.out_width, at(op.x) + h * x, op.x_width, rows);
+    }
+    void operator()(const LatentWriteRecord& op) {
+        const LayerCache& cache = program.caches_[size_t(op.cache)];
+        OCTAVO_KERNELS(latent_kernels)
+            .write({at(op.q_latent), at(op.q), at(op.kv), step.positions, op.rotation, op.norm, op.eps, cache.k, cache.k_stride,
+                    program.type_, program.block_size_, step.groups[size_t(op.group)].slots, rows, op.shape.num_heads,
+                    op.shape.nope_dim, op.shape.rank, op.shape.rope_dim});
+    }
+    void operator()(const LatentAttendRecord& op) {
+        const LayerCache& cache = program.caches_[size_t(op.cache)];
+        const CacheGroup& group = step.groups[size_t(op.group)];
+        OCTAVO_KERNELS(attention_kernels)
+            .attention({at(op.out), at(op.q_latent), int64_t(op.shape.num_heads) * op.shape.width(), cache.k, nullptr,
+                        cache.k_stride, 0, program.type_, program.block_size_, group.block_tables, group.block_table_stride,
+                        step.seq_lens, step.query_start_loc, step.num_seqs, op.shape.num_heads, 1, op.shape.width(),
+                        op.shape.rank, true, op.scale, 0, 0.0f, nullptr});
     }
     void operator()(const ActRecord& op) {
         const auto& kernels = OCTAVO_KERNELS(activation_kernels);

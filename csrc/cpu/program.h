@@ -66,6 +66,29 @@ struct AttendRecord {
     float scale, softcap;
     const float* slopes;  // may be null
 };
+// out's columns of head h = x's columns of head h times weight h: N of out_width / heads columns, K of x_width / heads.
+struct HeadLinearRecord {
+    BufferId out, x;
+    int64_t out_width, x_width;
+    std::vector<const PackedLinear*> weights;  // a head each
+};
+struct LatentShape {
+    int num_heads, nope_dim, rank, rope_dim;
+    int width() const { return rank + rope_dim; }
+};
+struct LatentWriteRecord {
+    BufferId q_latent, q, kv;
+    LatentShape shape;
+    int cache, group;
+    const float *rotation, *norm;
+    float eps;
+};
+struct LatentAttendRecord {
+    BufferId out, q_latent;
+    LatentShape shape;
+    int cache, group;
+    float scale;
+};
 struct ActRecord {
     BufferId out, x;
     int64_t width;  // of out
@@ -92,10 +115,13 @@ struct KeepRowsRecord {
 };
 
 using Record = std::variant<EmbedRecord, LinearRecord, NormRecord, AddRecord, AddNormRecord, RopeWriteRecord, AttendRecord,
-                            ActRecord, RouteRecord, ExpertsRecord, KeepRowsRecord>;
+                            HeadLinearRecord, LatentWriteRecord, LatentAttendRecord, ActRecord, RouteRecord, ExpertsRecord,
+                            KeepRowsRecord>;
 
+// Blocks lie so many values apart. A latent has the same array twice.
 struct LayerCache {
     void *k, *v;
+    int64_t k_stride, v_stride;
 };
 
 struct CacheGroup {

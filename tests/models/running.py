@@ -11,7 +11,7 @@ import torch
 
 from octavo.base.config import ModelConfig
 from octavo.models.loader import LoadedModel, load_model
-from octavo.ops.table import Ops
+from octavo.ops.table import Ops, cache_shapes
 
 BLOCK_SIZE = 16
 
@@ -46,11 +46,8 @@ class Run:
         num_blocks = 1 + num_seqs * blocks_per_seq
         self.caches = []
         for cache in self.model.definition.program.caches:
-            k_shape, v_shape = ops.kv_cache_shapes(
-                num_blocks, BLOCK_SIZE, cache.heads.num_kv_heads, cache.heads.head_dim
-            )
-            nan = float("nan")
-            self.caches.append((torch.full(k_shape, nan, dtype=kv_dtype), torch.full(v_shape, nan, dtype=kv_dtype)))
+            shapes = cache_shapes(ops, cache.heads, num_blocks, BLOCK_SIZE)
+            self.caches.append(tuple(torch.full(shape, torch.nan, dtype=kv_dtype) for shape in shapes))
         order = torch.arange(num_blocks - 1, 0, -1, dtype=torch.int32)
         self.block_tables = order.view(blocks_per_seq, num_seqs).t().contiguous()
         self.lens = [0] * num_seqs

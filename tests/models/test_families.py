@@ -52,6 +52,18 @@ LONG_ROPE = {
     "long_factor": [1.5 + 0.3 * i for i in range(8)],
     "original_max_position_embeddings": 32,
 }
+MSCALE_ROPE = {**YARN_ROPE, "mscale": 0.9, "mscale_all_dim": 0.9}
+LATENT: dict[str, Any] = {
+    "q_lora_rank": 24,
+    "kv_lora_rank": 32,
+    "qk_rope_head_dim": 16,
+    "qk_nope_head_dim": 24,
+    "v_head_dim": 20,
+    "n_routed_experts": 6,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 48,
+    "n_shared_experts": 2,
+}
 GEMMA_ROPES = {
     "full_attention": {"rope_type": "linear", "rope_theta": 5_000.0, "factor": 8.0},
     "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
@@ -62,6 +74,7 @@ FOREIGN = {
     "GPT2": ("num_key_value_heads", "intermediate_size"),
     "GPTNeoX": ("num_key_value_heads",),
     "Bloom": ("num_key_value_heads", "intermediate_size", "max_position_embeddings"),
+    "DeepseekV2": ("num_key_value_heads",),
 }
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -148,6 +161,21 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "moe_intermediate_size": 32,
             "norm_topk_prob": True,
             "decoder_sparse_step": 2,
+        },
+    ),
+    "deepseek-v2-dense": ("DeepseekV2", {**LATENT, "q_lora_rank": 40, "first_k_dense_replace": 3}),
+    "deepseek-v2-lite-yarn": (
+        "DeepseekV2",
+        {**LATENT, "q_lora_rank": None, "first_k_dense_replace": 1, "attention_bias": True, "rope_parameters": MSCALE_ROPE},
+    ),
+    "deepseek-v2-unshared-mscale": (
+        "DeepseekV2",
+        {
+            **LATENT,
+            "kv_lora_rank": 48,
+            "num_attention_heads": 8,
+            "n_shared_experts": 1,
+            "rope_parameters": {**MSCALE_ROPE, "mscale": 0.7},
         },
     ),
     "mixtral": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),

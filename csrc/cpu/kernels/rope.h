@@ -16,6 +16,7 @@ struct RopeArgs {
     void* k_cache;
     void* v_cache;
     CacheType type;
+    int64_t k_stride, v_stride;  // from block to block
     int block_size;
     const int64_t* slots;    // [rows]: block * block_size + offset
     int64_t rows;

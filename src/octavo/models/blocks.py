@@ -13,7 +13,21 @@ from typing import Protocol
 from octavo.models.builder import Builder
 from octavo.models.params import Matrix
 from octavo.models.spec import AlibiSpec, NormSpec, RopeSpec
-from octavo.ops.program import Act, Activation, Add, Attend, Buffer, Experts, Heads, RopeWrite, Route
+from octavo.ops.program import (
+    Act,
+    Activation,
+    Add,
+    Attend,
+    Buffer,
+    Experts,
+    HeadLinear,
+    Heads,
+    Latent,
+    LatentAttend,
+    LatentWrite,
+    RopeWrite,
+    Route,
+)
 
 
 class Block(Protocol):
@@ -77,21 +91,84 @@ class Attention:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LatentAttention:
+    """Multi-head latent attention: keys and values of all heads are products of one latent a token, and that is cached.
+
+    A head's matrix of keys is applied to its query instead, and its matrix of values to what attention gives.
+    """
+
+    latent: Latent
+    value_dim: int
+    scale: float
+    rope: RopeSpec
+    norm: NormSpec
+    q_rank: int = 0  # queries are products of a latent, too, of this rank; 0: of x
+    bias: bool = False  # of the projections of x, and of the last one
+
+    def emit(self, build: Builder, x: Buffer) -> Buffer:
+        latent, heads = self.latent, range(self.latent.num_heads)
+        q = self._queries(build, x)
+        down = Matrix(
+            name="self_attn.kv_a_proj_with_mqa", gguf="attn_kv_a_mqa", rows=latent.width, bias=self.bias,
+            head_dim=latent.width, rotary_dim=latent.rope_dim, rotary_at=latent.rank,
+        )  # fmt: skip
+        kv = build.linear(x, "self_attn.kv_a", [down], shard=None)
+        norm = build.norm_weight(self.norm, "self_attn.kv_a_layernorm", "attn_kv_a_norm", latent.rank)
+
+        def part(head: int, name: str, rows: int) -> list[Matrix]:
+            return [Matrix(name=f"self_attn.{name}_proj.{head}", gguf=f"attn_{name}.{head}", rows=rows)]
+
+        keys = build.experts("self_attn.k_b", [part(h, "k_b", latent.rank) for h in heads], latent.nope_dim, shard=0)
+        values = build.experts("self_attn.v_b", [part(h, "v_b", self.value_dim) for h in heads], latent.rank, shard=0)
+        q_latent = build.buffer("self_attn.q_latent", latent.num_heads * latent.width)
+        attended = build.buffer("self_attn.latent", latent.num_heads * latent.rank)
+        out = build.buffer("self_attn", latent.num_heads * self.value_dim)
+        cache, rotation = build.cache(latent), build.rotation(self.rope, latent.rope_dim)
+        build.ops += [
+            HeadLinear(out=q_latent, x=q, weight=keys),
+            LatentWrite(
+                q_latent=q_latent, q=q, kv=kv, latent=latent, cache=cache, rotation=rotation, norm=norm,
+                eps=self.norm.eps,
+            ),
+            LatentAttend(out=attended, q_latent=q_latent, latent=latent, cache=cache, scale=self.scale),
+            HeadLinear(out=out, x=attended, weight=values),
+        ]  # fmt: skip
+        o = Matrix(name="self_attn.o_proj", gguf="attn_output", rows=x.width, bias=self.bias)
+        return build.linear(out, "self_attn.o", [o], shard=1)
+
+    def _queries(self, build: Builder, x: Buffer) -> Buffer:
+        head_dim = self.latent.nope_dim + self.latent.rope_dim
+        part = partial(
+            Matrix, rows=self.latent.num_heads * head_dim, head_dim=head_dim, rotary_dim=self.latent.rope_dim,
+            rotary_at=self.latent.nope_dim,
+        )  # fmt: skip
+        if not self.q_rank:
+            return build.linear(x, "self_attn.q", [part(name="self_attn.q_proj", gguf="attn_q")], shard=0)
+        down = Matrix(name="self_attn.q_a_proj", gguf="attn_q_a", rows=self.q_rank, bias=self.bias)
+        x = build.linear(x, "self_attn.q_a", [down], shard=None)
+        x = build.norm(x, self.norm, "self_attn.q_a_layernorm", "attn_q_a_norm")
+        return build.linear(x, "self_attn.q_b", [part(name="self_attn.q_b_proj", gguf="attn_q_b")], shard=0)
+
+
+@dataclass(frozen=True, kw_only=True)
 class GatedMLP:
     """down(act(gate(x)) * up(x))."""
 
     size: int
     activation: Activation
     bias: bool = False
+    name: str = "mlp"
+    gguf: str = ""  # what stands behind a name of its matrices in a GGUF file
 
     def emit(self, build: Builder, x: Buffer) -> Buffer:
-        gate = Matrix(name="mlp.gate_proj", gguf="ffn_gate", rows=self.size, bias=self.bias)
-        up = Matrix(name="mlp.up_proj", gguf="ffn_up", rows=self.size, bias=self.bias)
-        gate_up = build.linear(x, "mlp.gate_up", [gate, up], shard=0)
-        act = build.buffer("mlp.act", self.size)
+        name, end = self.name, self.gguf and f"_{self.gguf}"
+        gate = Matrix(name=f"{name}.gate_proj", gguf=f"ffn_gate{end}", rows=self.size, bias=self.bias)
+        up = Matrix(name=f"{name}.up_proj", gguf=f"ffn_up{end}", rows=self.size, bias=self.bias)
+        gate_up = build.linear(x, f"{name}.gate_up", [gate, up], shard=0)
+        act = build.buffer(f"{name}.act", self.size)
         build.ops.append(Act(out=act, x=gate_up, kind=self.activation))
-        down = Matrix(name="mlp.down_proj", gguf="ffn_down", rows=x.width, bias=self.bias)
-        return build.linear(act, "mlp.down", [down], shard=1)
+        down = Matrix(name=f"{name}.down_proj", gguf=f"ffn_down{end}", rows=x.width, bias=self.bias)
+        return build.linear(act, f"{name}.down", [down], shard=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +227,18 @@ class MixtureOfExperts:
                 act=build.buffer("mlp.experts.act", k * self.size),
             )
         )
+        return out
+
+
+@dataclass(frozen=True, kw_only=True)
+class SideBySide:
+    """The sum of what blocks make of the same x."""
+
+    blocks: tuple[Block, ...]
+
+    def emit(self, build: Builder, x: Buffer) -> Buffer:
+        out, *others = [block.emit(build, x) for block in self.blocks]
+        build.ops += [Add(residual=out, x=other) for other in others]
         return out
 
 

@@ -9,7 +9,7 @@ import torch
 
 from octavo.models.params import Matrix, Packing, Param, Role, TensorDecl
 from octavo.models.spec import AlibiSpec, NormSpec, RopeSpec
-from octavo.ops.program import Buffer, Cache, Heads, Linear, Norm, Op, Weight
+from octavo.ops.program import Buffer, Cache, Heads, Latent, Linear, Norm, Op, Weight
 
 
 class Builder:
@@ -100,7 +100,7 @@ class Builder:
             self.derived[spec] = Weight(f"derived {len(self.derived)}", shape)
         return self.derived[spec]
 
-    def cache(self, heads: Heads, window: int) -> Cache:
+    def cache(self, heads: Heads | Latent, window: int = 0) -> Cache:
         """The next layer's."""
         self._num_caches += 1
         return Cache(index=self._num_caches - 1, heads=heads, window=window)
@@ -120,4 +120,5 @@ class Builder:
             role=role,
             head_dim=matrix.head_dim,
             rotary_dim=matrix.rotary_dim,
+            rotary_at=matrix.rotary_at,
         )

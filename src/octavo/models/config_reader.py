@@ -21,7 +21,8 @@ _ROPE_KEYS: Final[dict[str, frozenset[str]]] = {
     "linear": frozenset({"factor"}),
     "llama3": frozenset({"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}),
     "yarn": frozenset(
-        {"factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor", "truncate"}
+        {"factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor", "truncate",
+         "mscale", "mscale_all_dim"}
     ),
     "factors": frozenset({"factors"}),
     "longrope": frozenset(
@@ -55,13 +56,13 @@ class ConfigReader:
     def get(self, key: str) -> Any:
         return self._values.get(self._own(key))
 
-    def integer(self, key: str, default: int | None = None, high: int = MAX_SIZE) -> int:
-        """A whole number from 1 to `high`; `default` where the key is absent or null."""
+    def integer(self, key: str, default: int | None = None, high: int = MAX_SIZE, low: int = 1) -> int:
+        """A whole number from `low` to `high`; `default` where the key is absent or null."""
         value = self.get(key)
         if value is None:
             value = default
-        if type(value) is not int or not 1 <= value <= high:
-            raise self.fail(key, f"is not a whole number from 1 to {high}")
+        if type(value) is not int or not low <= value <= high:
+            raise self.fail(key, f"is not a whole number from {low} to {high}")
         return value
 
     def number(self, key: str, default: float | None = None, low: float = 0.0) -> float:
@@ -182,9 +183,22 @@ def read_rope(rope: ConfigReader, max_positions: int) -> RopeSpec:
         original_max_position_embeddings=original,
         beta_fast=rope.number("beta_fast", 32.0),
         beta_slow=rope.number("beta_slow", 1.0),
-        attention_factor=rope.number("attention_factor", 1.0 if factor <= 1 else 0.1 * math.log(factor) + 1.0),
+        attention_factor=rope.number("attention_factor", _yarn_attention_factor(rope, factor)),
         truncate=rope.flag("truncate", True),
     )
+
+
+def yarn_mscale(factor: float, mscale: float) -> float:
+    """By how much scores or rotations grow with the factor by which a context was stretched."""
+    return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
+
+
+def _yarn_attention_factor(rope: ConfigReader, factor: float) -> float:
+    """What is left for the rotations where scores grow, too."""
+    mscale, all_dim = (rope.number(key, 0.0, low=-1.0) for key in ("mscale", "mscale_all_dim"))
+    if mscale and all_dim:
+        return yarn_mscale(factor, mscale) / yarn_mscale(factor, all_dim)
+    return yarn_mscale(factor, 1.0)
 
 
 def _longrope(rope: ConfigReader, max_positions: int) -> RopeSpec:

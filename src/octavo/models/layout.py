@@ -29,17 +29,21 @@ _NAMES_LISTED: Final = 10
 _ALWAYS_IGNORED: Final = (r".*\.rotary_emb\.inv_freq",)
 
 
+SplitKind = Literal["parts", "heads", "stack", "latent"]
+
+
 @dataclass(frozen=True)
 class Split:
     """A tensor that holds several: their names are replacements of `pattern`.
 
     parts: one below the other. heads: by head, so many rows of the first, of the second, ... stack: [E, ...], of which
-    number 0, 1, ... takes the place of `#` in the only name.
+    number 0, 1, ... takes the place of `#` in the only name. latent: for each head, whose number takes the place of
+    `#`, first what is declared as the transposed of its rows, then the second.
     """
 
     pattern: str
     names: tuple[str, ...]
-    kind: Literal["parts", "heads", "stack"] = "parts"
+    kind: SplitKind = "parts"
 
 
 @dataclass(frozen=True)
@@ -60,8 +64,13 @@ class _Place:
     name: str
     siblings: tuple[str, ...]
     number: int
-    kind: Literal["parts", "heads", "stack"]
+    kind: SplitKind
     transposed: bool
+
+    @property
+    def is_turned(self) -> bool:
+        """Whether the declared tensor is the transposed of its rows."""
+        return self.kind == "latent" and self.number % 2 == 0
 
 
 class TensorSource:
@@ -102,12 +111,12 @@ class TensorSource:
             renamed = re.sub(pattern, replacement, renamed)
         transposed = bool(re.fullmatch(self._layout.transposed, renamed))
         names: tuple[str, ...] = (renamed,)
-        kind: Literal["parts", "heads", "stack"] = "parts"
+        kind: SplitKind = "parts"
         for split in self._layout.splits:
             if match := re.fullmatch(split.pattern, renamed):
                 kind, names = split.kind, tuple(match.expand(part) for part in split.names)
-                if split.kind == "stack":
-                    numbered = (names[0].replace("#", str(number)) for number in count())
+                if split.kind in ("stack", "latent"):
+                    numbered = (each.replace("#", str(number)) for number in count() for each in names)
                     names = tuple(takewhile(self._declared.__contains__, numbered)) or (renamed,)
         for number, each in enumerate(names):
             if each in self._places:
@@ -118,6 +127,8 @@ class TensorSource:
     def _shape(self, place: _Place) -> tuple[int, ...]:
         """What the tensor of the checkpoint must have."""
         shapes = [self._declared[name].shape for name in place.siblings]
+        if place.kind == "latent":
+            shapes = [shape[::-1] if number % 2 == 0 else shape for number, shape in enumerate(shapes)]
         if place.kind == "stack":
             return (len(shapes), *shapes[0])
         shape = (sum(rows for rows, *_ in shapes), *shapes[0][1:])
@@ -135,14 +146,17 @@ class TensorSource:
         place = self._places[self._key(tensor)]
         weight = self._whole(place)
         rows = self._rows(place)
-        order = _head_order(tensor.head_dim, tensor.rotary_dim, self._layout.interleaved)
+        order = _head_order(tensor, self._layout.interleaved)
         if order is not None:
             heads = torch.arange(0, tensor.shape[0], tensor.head_dim)
             turned = (heads[:, None] + torch.tensor(order)).flatten()
             rows = turned if rows is None else rows[turned]
         if rows is None:
             return weight
-        return weight.select_rows(rows) if isinstance(weight, QuantizedWeight) else weight[rows]
+        found = weight.select_rows(rows) if isinstance(weight, QuantizedWeight) else weight[rows]
+        if place.is_turned:  # groups of quantized values would lie across its rows
+            found = (found.dequantize() if isinstance(found, QuantizedWeight) else found).t().contiguous()
+        return found
 
     def _whole(self, place: _Place) -> Weight:
         """The tensor of the checkpoint, kept until all that it holds was taken. Of a stack the first two dimensions
@@ -166,8 +180,11 @@ class TensorSource:
             dim = tensors[0].head_dim
             heads = torch.arange(tensors[0].shape[0] // dim)
             return ((heads[:, None] * len(tensors) + place.number) * dim + torch.arange(dim)).flatten()
-        first = sum(tensor.shape[0] for tensor in tensors[: place.number])
-        return torch.arange(first, first + tensors[place.number].shape[0])
+        lengths = [tensor.shape[0] for tensor in tensors]
+        if place.kind == "latent":
+            lengths[::2] = [tensor.shape[1] for tensor in tensors[::2]]
+        first = sum(lengths[: place.number])
+        return torch.arange(first, first + lengths[place.number])
 
     def _key(self, tensor: TensorDecl) -> str:
         return tensor.gguf if self._checkpoint.naming == "gguf" else tensor.name
@@ -185,11 +202,15 @@ class TensorSource:
             )
 
 
-def _head_order(head_dim: int, rotary_dim: int, interleaved: bool) -> list[int] | None:
+def _head_order(tensor: TensorDecl, interleaved: bool) -> list[int] | None:
     """The order of a head's rows in which halves of the whole head are the pairs of the rotation, those that are not
-    rotated behind the others in each half. None: they stand so."""
-    if not rotary_dim or (rotary_dim == head_dim and not interleaved):
+    rotated behind the others in each half. None: they stand so. Where the rotated rows are not a head's first, halves
+    of them alone are the pairs."""
+    head_dim, rotary_dim, at = tensor.head_dim, tensor.rotary_dim, tensor.rotary_at
+    if not rotary_dim or (rotary_dim in (head_dim, head_dim - at) and not interleaved):
         return None
+    if at:
+        return [*range(at), *range(at, head_dim, 2), *range(at + 1, head_dim, 2)]
     rotated, rest = list(range(rotary_dim)), list(range(rotary_dim, head_dim))
     half, rest_half = rotary_dim // 2, len(rest) // 2
     first, second = (rotated[::2], rotated[1::2]) if interleaved else (rotated[:half], rotated[half:])

@@ -28,7 +28,8 @@ class TensorDecl:
     shape: tuple[int, ...]
     role: Role
     head_dim: int = 0  # rows come in heads of so many; 0: they do not
-    rotary_dim: int = 0  # the first so many rows of each head are rotated; 0: none
+    rotary_dim: int = 0  # so many rows of each head are rotated; 0: none
+    rotary_at: int = 0  # the first of them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,3 +57,4 @@ class Matrix:
     bias: bool = False
     head_dim: int = 0
     rotary_dim: int = 0
+    rotary_at: int = 0

@@ -11,6 +11,7 @@ from octavo.base.errors import CheckpointError
 from octavo.models.config_reader import ConfigReader
 from octavo.models.families import (
     bloom,
+    deepseek_v2,
     gemma,
     gemma2,
     gemma3,
@@ -53,6 +54,7 @@ FAMILIES: Final[dict[str, Family]] = {
     "Phi3ForCausalLM": Family("phi3", phi3.spec, phi3.HF, phi3.GGUF),
     "GPT2LMHeadModel": Family("gpt2", gpt2.spec, gpt2.HF, gpt2.GGUF),
     "GPTNeoXForCausalLM": Family("gpt_neox", gpt_neox.spec, gpt_neox.HF, gpt_neox.GGUF),
+    "DeepseekV2ForCausalLM": Family("deepseek_v2", deepseek_v2.spec, deepseek_v2.HF, deepseek_v2.GGUF),
     "BloomForCausalLM": Family("bloom", bloom.spec, bloom.HF, bloom.GGUF),
 }
 

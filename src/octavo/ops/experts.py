@@ -1,4 +1,4 @@
-"""A mixture of experts by way of a table's own products: rows grouped by expert, each group one product."""
+"""Products of many matrices by way of a table's own: of experts, rows grouped by expert, and of heads, one a head."""
 
 from __future__ import annotations
 
@@ -52,3 +52,10 @@ def grouped_experts(
     torch.mul(results[:, 0], weights[:, :1], out=out)
     for j in range(1, top_k):
         out.add_(results[:, j] * weights[:, j : j + 1])
+
+
+def linear_of_heads(linear: Callable[..., None], out: Tensor, x: Tensor, weights: Sequence[Any]) -> None:
+    """out [T, heads, .][..., :N] = x [T, heads, .][..., :K] @ weights[head].T; both flat, as [T, heads * .]."""
+    out_heads, x_heads = (each.unflatten(1, (len(weights), -1)) for each in (out, x))
+    for head, weight in enumerate(weights):
+        linear(out_heads[:, head, : weight.N], x_heads[:, head, : weight.K], weight)

@@ -15,7 +15,12 @@ from octavo.ops.program import (
     Buffer,
     Embed,
     Experts,
+    HeadLinear,
+    Heads,
     KeepRows,
+    Latent,
+    LatentAttend,
+    LatentWrite,
     Linear,
     Norm,
     Op,
@@ -60,6 +65,12 @@ class Table(Protocol):
     def rope_kv_write(self) -> Any: ...
     @property
     def attention(self) -> Any: ...
+    @property
+    def head_linear(self) -> Any: ...
+    @property
+    def latent_write(self) -> Any: ...
+    @property
+    def latent_attention(self) -> Any: ...
 
 
 class Frame:
@@ -85,6 +96,10 @@ class Frame:
 
     def weight(self, weight: Weight | None) -> Any:
         return None if weight is None else self._weights[weight.name]
+
+    def attention_plan(self, shape: Heads | Latent) -> Any:
+        plan = self.step.attention_plan
+        return plan[shape] if isinstance(plan, dict) else plan
 
     def keep(self, num_rows: int) -> None:
         """The first rows of the buffers are those in use from here on."""
@@ -212,7 +227,43 @@ def _attend(table: Table, op: Attend, frame: Frame) -> None:
         op.cache.window,
         op.softcap,
         slopes=frame.weight(op.slopes),
-        plan=step.attention_plan,
+        plan=frame.attention_plan(heads),
+    )
+
+
+def _head_linear(table: Table, op: HeadLinear, frame: Frame) -> None:
+    table.head_linear(frame[op.out], frame[op.x], frame.weight(op.weight))
+
+
+def _latent_write(table: Table, op: LatentWrite, frame: Frame) -> None:
+    _, slot_mapping = frame.step.cache_groups[op.cache.group]
+    table.latent_write(
+        frame[op.q_latent],
+        frame[op.q],
+        frame[op.kv],
+        frame.step.positions,
+        frame.weight(op.rotation),
+        frame.weight(op.norm),
+        op.eps,
+        frame.kv_caches[op.cache.index][0],
+        slot_mapping,
+        op.latent,
+    )
+
+
+def _latent_attend(table: Table, op: LatentAttend, frame: Frame) -> None:
+    step = frame.step
+    block_tables, _ = step.cache_groups[op.cache.group]
+    table.latent_attention(
+        frame[op.out],
+        frame[op.q_latent],
+        frame.kv_caches[op.cache.index][0],
+        block_tables,
+        step.seq_lens,
+        step.query_start_loc,
+        op.latent,
+        op.scale,
+        plan=frame.attention_plan(op.latent),
     )
 
 
@@ -237,5 +288,8 @@ HANDLERS: dict[type[Op], Handler] = {
     Experts: _experts,
     RopeWrite: _rope_write,
     Attend: _attend,
+    HeadLinear: _head_linear,
+    LatentWrite: _latent_write,
+    LatentAttend: _latent_attend,
     KeepRows: _keep_rows,
 }

@@ -10,6 +10,7 @@ import torch
 from octavo.base.config import LogprobsMode
 from octavo.device.base import Device
 from octavo.models.transformer import Transformer
+from octavo.ops.step import attention_planners
 from octavo.ops.table import Ops
 from octavo.wire.messages import TokenLogprobs
 from octavo.wire.step import ModelRunnerOutput, SchedulerOutput, TokenMasks
@@ -20,7 +21,7 @@ from octavo.worker.sampler import SampledTokens, Sampler
 from octavo.worker.scores import PromptScorer
 from octavo.worker.swap import SwapSpace
 
-KVCaches = list[tuple[torch.Tensor, torch.Tensor]]
+KVCaches = list[tuple[torch.Tensor, ...]]
 
 
 @dataclass(slots=True)
@@ -72,7 +73,9 @@ class ModelRunner:
         if device.plans_ahead:
             self._last_ids = torch.zeros(max_num_seqs, dtype=torch.int32, device=device.torch_device)
         self._swap = SwapSpace(device, kv_caches)
-        self._planner = ops.attention_planner(model.heads, device.torch_device, ops.activation_dtype)
+        self._planner = attention_planners(
+            ops.attention_planner, model.attention_shapes, device.torch_device, ops.activation_dtype
+        )
         self._sampler = Sampler(ops, device, max_num_seqs, logprobs_mode)
         self._scorer = PromptScorer(model, ops, device, logprobs_mode)
         self._graphs: StepGraphs | None = None

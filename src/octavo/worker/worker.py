@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 
 import torch
@@ -15,11 +14,11 @@ from octavo.base.params import SamplingParams
 from octavo.device.base import Device
 from octavo.device.select import make_device
 from octavo.models.loader import DTYPES, LoadedModel, OnPhase, load_model, open_checkpoint
-from octavo.ops.table import AttentionBackend, Binding, Ops, bind
+from octavo.ops.table import AttentionBackend, Binding, Ops, bind, cache_shapes
 from octavo.wire.messages import EngineInfo
 from octavo.wire.step import CachedRequestData, ModelRunnerOutput, NewRequestData, SchedulerOutput, TokenMasks
 from octavo.worker.graphs import MAX_GRAPH_SIZE, ladder
-from octavo.worker.kv_memory import GIB, KVCachePlan, plan_kv_cache
+from octavo.worker.kv_memory import GIB, BlockShapes, KVCachePlan, block_values, kv_caches, plan_kv_cache
 from octavo.worker.model_runner import KVCaches, ModelRunner, RunningStep
 
 logger = logging.getLogger(__name__)
@@ -81,12 +80,12 @@ class Worker:
         kv_dtype = self._kv_cache_dtype(loaded, device)
         step_bytes = self._step_bytes(loaded, max_num_batched_tokens, max_model_len)
         plan = self._plan_kv_cache(loaded, ops, kv_dtype, max_model_len, device, step_bytes)
-        kv_caches = self._allocate_kv_caches(loaded, device, ops, plan, kv_dtype)
+        caches = self._allocate_kv_caches(loaded, device, ops, plan, kv_dtype)
         self._runner = ModelRunner(
             model=loaded.model,
             ops=ops,
             device=device,
-            kv_caches=kv_caches,
+            kv_caches=caches,
             block_size=plan.block_size,
             max_num_seqs=config.scheduler.max_num_seqs,
             max_model_len=plan.max_model_len,
@@ -236,9 +235,9 @@ class Worker:
         self, loaded: LoadedModel, ops: Ops, kv_dtype: torch.dtype, max_model_len: int, device: Device, step_bytes: int
     ) -> KVCachePlan:
         block_size = self._config.cache.block_size
-        shapes = _cache_shapes(loaded, ops, 1, block_size)
+        groups = loaded.model.definition.cache_groups
         step_tokens = self._max_num_prefill_tokens(self._max_num_batched_tokens(max_model_len, device), device)
-        values_per_block = sum(math.prod(shape) for pair in shapes for shape in pair)
+        values_per_block = block_values(groups, _block_shapes(loaded, ops, block_size))
         return plan_kv_cache(
             self._config.cache,
             bytes_per_block=values_per_block * kv_dtype.itemsize,
@@ -253,13 +252,11 @@ class Worker:
     def _allocate_kv_caches(
         self, loaded: LoadedModel, device: Device, ops: Ops, plan: KVCachePlan, kv_dtype: torch.dtype
     ) -> KVCaches:
-        """Of each layer: the i-th of a group has the i-th array, and its group's blocks there."""
-        shapes = _cache_shapes(loaded, ops, plan.num_blocks, plan.block_size)
-        groups = loaded.model.definition.cache_groups
+        shapes = _block_shapes(loaded, ops, plan.block_size)
         try:
-            arrays = [(device.zeros(k_shape, kv_dtype), device.zeros(v_shape, kv_dtype)) for k_shape, v_shape in shapes]
-            of_layer = {layer: array for group in groups for layer, array in zip(group.layers, arrays, strict=False)}
-            return [of_layer[layer] for layer in range(len(of_layer))]
+            return kv_caches(
+                loaded.model.definition.cache_groups, shapes, plan.num_blocks, kv_dtype, device.zeros
+            )
         except (OSError, RuntimeError) as error:
             raise InvalidConfig(f"The KV cache of {plan.total_bytes:,} bytes cannot be allocated: {error}") from None
 
@@ -331,11 +328,7 @@ def _windows(loaded: LoadedModel) -> tuple[int, ...]:
     return tuple(group.window for group in loaded.model.definition.cache_groups)
 
 
-def _cache_shapes(
-    loaded: LoadedModel, ops: Ops, num_blocks: int, block_size: int
-) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """(k, v) of each array: as many as the largest group has layers, whose caches they fit like all others'."""
-    definition = loaded.model.definition
-    largest = max(definition.cache_groups, key=lambda group: len(group.layers))
-    heads = [definition.program.caches[layer].heads for layer in largest.layers]
-    return [ops.kv_cache_shapes(num_blocks, block_size, each.num_kv_heads, each.head_dim) for each in heads]
+def _block_shapes(loaded: LoadedModel, ops: Ops, block_size: int) -> list[BlockShapes]:
+    """Of each layer what its arrays have of one block."""
+    caches = loaded.model.definition.program.caches
+    return [tuple(shape[1:] for shape in cache_shapes(ops, cache.heads, 1, block_size)) for cache in caches]

@@ -12,7 +12,15 @@ import torch
 from torch import Tensor
 
 from octavo import _cpu
-from octavo.ops.reference import KEY_TILE, attention_planner, kv_cache_shapes, resolve_ids, soft_cap_
+from octavo.ops.program import Latent
+from octavo.ops.reference import (
+    KEY_TILE,
+    attention_planner,
+    kv_cache_shapes,
+    latent_cache_shape,
+    resolve_ids,
+    soft_cap_,
+)
 from octavo.ops.sampling_batch import SamplingBatch
 
 __all__ = [
@@ -25,6 +33,9 @@ __all__ = [
     "attention_planner",
     "forbid",
     "kv_cache_shapes",
+    "latent_attention",
+    "latent_cache_shape",
+    "latent_write",
     "layer_norm",
     "logprobs",
     "resolve_ids",
@@ -41,7 +52,7 @@ _I64: Final = torch.int64
 #: Codes of the cache's dtype and of the activations, as in csrc/cpu/kernels/common.h.
 CACHE_DTYPES: Final = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 ACTIVATIONS: Final = {"silu": 0, "gelu_tanh": 1, "gelu": 2, "relu": 3}
-MAX_HEAD_DIM: Final = 256
+MAX_HEAD_DIM: Final = 1024
 
 
 def rms_norm(out: Tensor, x: Tensor, weight: Tensor, eps: float) -> None:
@@ -145,6 +156,8 @@ def rope_kv_write(
         eps,
         k_cache.data_ptr(),
         v_cache.data_ptr(),
+        k_cache.stride(0),
+        v_cache.stride(0),
         CACHE_DTYPES[k_cache.dtype],
         v_cache.shape[2],
         slot_mapping.data_ptr(),
@@ -188,6 +201,8 @@ def attention(
         qkv.data_ptr(),
         k_cache.data_ptr(),
         v_cache.data_ptr(),
+        k_cache.stride(0),
+        v_cache.stride(0),
         CACHE_DTYPES[k_cache.dtype],
         v_cache.shape[2],
         block_tables.data_ptr(),
@@ -212,7 +227,99 @@ def check_cache(k_cache: Tensor, v_cache: Tensor, num_kv_heads: int, head_dim: i
     _, v_heads, block_size, v_dim = v_cache.shape
     assert k_heads == v_heads == num_kv_heads and k_dim == head_dim
     assert block_size == tiles * KEY_TILE and v_dim % KEY_TILE == 0
-    assert k_cache.dtype is v_cache.dtype and k_cache.is_contiguous() and v_cache.is_contiguous()
+    assert k_cache.dtype is v_cache.dtype and is_of_blocks(k_cache) and is_of_blocks(v_cache)
+
+
+def is_of_blocks(cache: Tensor) -> bool:
+    """Whether each block is contiguous; the blocks themselves may lie apart."""
+    return cache.is_contiguous() or cache[0].is_contiguous()
+
+
+def check_latent(latent: Latent, cache: Tensor) -> None:
+    """Assert that the kernels can read and write a latent's cache."""
+    assert latent.rank % KEY_TILE == latent.rope_dim % KEY_TILE == 0
+    assert cache.shape[1:] == (cache.shape[1], latent.width) and cache.shape[1] % KEY_TILE == 0 and is_of_blocks(cache)
+
+
+def latent_write(
+    q_latent: Tensor,
+    q: Tensor,
+    kv: Tensor,
+    positions: Tensor,
+    cos_sin: Tensor,
+    norm: Tensor,
+    eps: float,
+    cache: Tensor,
+    slot_mapping: Tensor,
+    latent: Latent,
+) -> None:
+    rows = len(kv)
+    assert q_latent.shape == (rows, latent.num_heads * latent.width) and kv.shape == (rows, latent.width)
+    assert q.shape == (rows, latent.num_heads * (latent.nope_dim + latent.rope_dim))
+    assert q_latent.is_contiguous() and q.is_contiguous() and kv.is_contiguous() and cos_sin.is_contiguous()
+    assert q_latent.dtype == q.dtype == kv.dtype == cos_sin.dtype == norm.dtype == _F32
+    assert positions.dtype == _I32 and slot_mapping.dtype == _I64 and positions.numel() == slot_mapping.numel() == rows
+    assert cos_sin.shape[1] == latent.rope_dim and norm.numel() == latent.rank
+    check_latent(latent, cache)
+    _cpu.latent_write(
+        q_latent.data_ptr(),
+        q.data_ptr(),
+        kv.data_ptr(),
+        positions.data_ptr(),
+        cos_sin.data_ptr(),
+        norm.data_ptr(),
+        eps,
+        cache.data_ptr(),
+        cache.stride(0),
+        CACHE_DTYPES[cache.dtype],
+        cache.shape[1],
+        slot_mapping.data_ptr(),
+        rows,
+        latent.num_heads,
+        latent.nope_dim,
+        latent.rank,
+        latent.rope_dim,
+    )
+
+
+def latent_attention(
+    out: Tensor,
+    q_latent: Tensor,
+    cache: Tensor,
+    block_tables: Tensor,
+    seq_lens: Tensor,
+    query_start_loc: Tensor,
+    latent: Latent,
+    scale: float,
+    *,
+    plan: None = None,
+) -> None:
+    num_seqs, max_blocks = block_tables.shape
+    rows = len(q_latent)
+    assert out.shape == (rows, latent.num_heads * latent.rank)
+    assert q_latent.shape == (rows, latent.num_heads * latent.width)
+    assert out.dtype == q_latent.dtype == _F32 and out.is_contiguous() and q_latent.is_contiguous()
+    assert block_tables.dtype == seq_lens.dtype == query_start_loc.dtype == _I32
+    assert block_tables.stride(1) == 1 and seq_lens.is_contiguous() and query_start_loc.is_contiguous()
+    assert seq_lens.numel() == num_seqs and query_start_loc.numel() == num_seqs + 1
+    check_latent(latent, cache)
+    _cpu.latent_attention(
+        out.data_ptr(),
+        q_latent.data_ptr(),
+        cache.data_ptr(),
+        cache.stride(0),
+        CACHE_DTYPES[cache.dtype],
+        cache.shape[1],
+        block_tables.data_ptr(),
+        block_tables.stride(0) if num_seqs > 1 else max_blocks,
+        seq_lens.data_ptr(),
+        query_start_loc.data_ptr(),
+        num_seqs,
+        latent.num_heads,
+        latent.rank,
+        latent.rope_dim,
+        scale,
+    )
 
 
 def forbid(logits: Tensor, rows: Tensor, masks: Tensor) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from octavo import _cpu
-from octavo.ops.cpu.kernels import ACTIVATIONS, CACHE_DTYPES, MAX_HEAD_DIM, check_cache
+from octavo.ops.cpu.kernels import ACTIVATIONS, CACHE_DTYPES, MAX_HEAD_DIM, check_cache, check_latent
 from octavo.ops.program import (
     Act,
     Add,
@@ -17,8 +17,12 @@ from octavo.ops.program import (
     Attend,
     Embed,
     Experts,
+    HeadLinear,
     Heads,
     KeepRows,
+    Latent,
+    LatentAttend,
+    LatentWrite,
     Linear,
     Norm,
     Op,
@@ -73,14 +77,17 @@ class CpuRunner(Runner):
         return space[self.program.output][: num_tokens if needed is None else needed.numel()]
 
     def _set_caches(self, kv_caches: KVCaches) -> None:
-        first_k, first_v = kv_caches[0]
-        for cache, (k, v) in zip(self.program.caches, kv_caches, strict=True):
-            check_cache(k, v, cache.heads.num_kv_heads, cache.heads.head_dim)
-            assert k.dtype == first_k.dtype and v.shape[2] == first_v.shape[2]
+        block_size, dtype = kv_caches[0][-1].shape[-2], kv_caches[0][0].dtype
+        for cache, arrays in zip(self.program.caches, kv_caches, strict=True):
+            if isinstance(cache.heads, Latent):
+                check_latent(cache.heads, *arrays)
+            else:
+                check_cache(*arrays, cache.heads.num_kv_heads, cache.heads.head_dim)
+            assert arrays[0].dtype == dtype and arrays[-1].shape[-2] == block_size
         self._native.set_caches(
-            caches=[(k.data_ptr(), v.data_ptr()) for k, v in kv_caches],
-            cache_type=CACHE_DTYPES[first_k.dtype],
-            block_size=first_v.shape[2],
+            caches=[(k.data_ptr(), v.data_ptr(), k.stride(0), v.stride(0)) for k, v in map(_twice, kv_caches)],
+            cache_type=CACHE_DTYPES[dtype],
+            block_size=block_size,
         )
         self._caches = kv_caches
 
@@ -159,6 +166,38 @@ class CpuRunner(Runner):
             slopes=self._vector(op.slopes),
         )
 
+    def _head_linear(self, op: HeadLinear) -> None:
+        self._native.head_linear(
+            self._matrices(op.weight),
+            out=self._ids[op.out],
+            x=self._ids[op.x],
+            out_width=op.out.width,
+            x_width=op.x.width,
+        )
+
+    def _latent_write(self, op: LatentWrite) -> None:
+        self._native.latent_write(
+            q_latent=self._ids[op.q_latent],
+            q=self._ids[op.q],
+            kv=self._ids[op.kv],
+            latent=_latent(op.latent),
+            cache=op.cache.index,
+            group=op.cache.group,
+            rotation=self._vector(op.rotation),
+            norm=self._vector(op.norm),
+            eps=op.eps,
+        )
+
+    def _latent_attend(self, op: LatentAttend) -> None:
+        self._native.latent_attend(
+            out=self._ids[op.out],
+            q_latent=self._ids[op.q_latent],
+            latent=_latent(op.latent),
+            cache=op.cache.index,
+            group=op.cache.group,
+            scale=op.scale,
+        )
+
     def _act(self, op: Act) -> None:
         self._native.act(
             out=self._ids[op.out],
@@ -205,6 +244,15 @@ def _counts(heads: Heads) -> tuple[int, int, int]:
     return heads.num_heads, heads.num_kv_heads, heads.head_dim
 
 
+def _latent(latent: Latent) -> tuple[int, int, int, int]:
+    return latent.num_heads, latent.nope_dim, latent.rank, latent.rope_dim
+
+
+def _twice(arrays: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The rows of a latent, as keys and as values."""
+    return arrays if len(arrays) > 1 else arrays * 2
+
+
 def _group(block_tables: Tensor, slot_mapping: Tensor, num_tokens: int, num_seqs: int) -> tuple[int, int, int]:
     assert block_tables.dtype == torch.int32 and slot_mapping.dtype == torch.int64
     assert block_tables.shape[0] == num_seqs and slot_mapping.numel() == num_tokens
@@ -221,6 +269,9 @@ _RECORDS: dict[type[Op], Callable[[CpuRunner, Any], None]] = {
     AddNorm: CpuRunner._add_norm,
     RopeWrite: CpuRunner._rope_write,
     Attend: CpuRunner._attend,
+    HeadLinear: CpuRunner._head_linear,
+    LatentWrite: CpuRunner._latent_write,
+    LatentAttend: CpuRunner._latent_attend,
     Act: CpuRunner._act,
     Route: CpuRunner._route,
     Experts: CpuRunner._experts,

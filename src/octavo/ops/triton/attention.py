@@ -19,9 +19,10 @@ from torch import Tensor
 
 import triton
 from octavo.ops.flashinfer_prompts import FlashInferPrompts, PromptStep, prompts_of
-from octavo.ops.program import Heads
+from octavo.ops.program import Heads, Latent
 from octavo.ops.step import PlannedArrays
 from octavo.ops.triton.attention_kernels import combine_kernel, decode_kernel, prefill_kernel
+from octavo.ops.triton import latent as latents
 from octavo.ops.triton.rope import kv_cache_shapes
 from octavo.ops.triton.variants import TYPE_NAMES, Variant
 
@@ -37,10 +38,13 @@ _LOG2E: Final = math.log2(math.e)
 #: are in shared memory beside the one in use, for what a key's address depends on is loaded in a stage of its own.
 _DECODE_TILES: Final = {
     (64, 2): (64, 4, 5, 5), (128, 2): (64, 4, 5, 3), (256, 2): (64, 4, 4, 2), (64, 4): (32, 4, 2, 4),
-    (128, 4): (32, 4, 2, 2), (256, 4): (16, 4, 2, 1),
+    (128, 4): (32, 4, 2, 2), (256, 4): (16, 4, 2, 1), (512, 2): (16, 4, 2, 1), (512, 4): (16, 4, 1, 1),
 }  # fmt: skip
 #: Prompts: rows of a tile, keys, warps, stages.
-_PREFILL_TILES: Final = {(128, 2): (128, 64, 8, 3), (256, 2): (64, 32, 8, 2), (128, 4): (32, 32, 4, 1)}
+_PREFILL_TILES: Final = {
+    (128, 2): (128, 64, 8, 3), (256, 2): (64, 32, 8, 2), (512, 2): (32, 32, 8, 1), (128, 4): (32, 32, 4, 1),
+    (256, 4): (32, 32, 4, 1), (512, 4): (16, 16, 4, 1),
+}  # fmt: skip
 _INTERPRETED_PROCESSORS: Final = 4
 
 
@@ -56,6 +60,7 @@ class AttentionPlan:
     tiles: Tensor  # int32 [num_tiles, 2]: sequence, tile of its queries
     partial: Tensor  # float32 [items, Hq, BLOCK_D]
     partial_stats: Tensor  # float32 [items, Hq, 2]: maximum, sum
+    chunk: int = CHUNK
     prompts: FlashInferPrompts | None = None  # who computes `prompt_step` instead of the tiles
     prompt_step: PromptStep | None = None
 
@@ -73,7 +78,7 @@ class AttentionPlanner:
 
     def __init__(
         self,
-        heads: Heads,
+        heads: Heads | Latent,
         device: torch.device,
         dtype: torch.dtype,
         library: Any = None,
@@ -83,12 +88,16 @@ class AttentionPlanner:
 
         Raises DeviceError if it is required and lacks kernels for the model.
         """
-        self._prompts = prompts_of(library, heads, device, is_required)
         self._num_heads = heads.num_heads
-        self._head_block = triton.next_power_of_2(heads.head_dim)
-        self._queries = _queries_of_tile(heads.num_heads // heads.num_kv_heads, self._head_block, dtype.itemsize)
+        self._prompts: FlashInferPrompts | None = None
+        if isinstance(heads, Latent):
+            self._head_block = triton.next_power_of_2(heads.rank)
+            self._queries = latents.PROMPT_ROWS[dtype.itemsize] // latents.HEADS
+        else:
+            self._prompts = prompts_of(library, heads, device, is_required)
+            self._head_block = triton.next_power_of_2(heads.head_dim)
+            self._queries = _queries_of_tile(heads.num_heads // heads.num_kv_heads, self._head_block, dtype.itemsize)
         self._device = device
-        # All but the last are kept for graphs that were captured; together they take less than the last.
         # All but the last are kept for graphs that were captured; together they take less than the last.
         self._scratch: list[tuple[Tensor, Tensor]] = []
 
@@ -127,7 +136,7 @@ class AttentionPlanner:
             )
         return AttentionPlan(
             numbers.num_decodes, numbers.num_items, items, starts, numbers.num_tiles, tiles, *self._scratch[-1],
-            self._prompts, numbers.prompt_step,
+            prompts=self._prompts, prompt_step=numbers.prompt_step,
         )  # fmt: skip
 
 
@@ -159,7 +168,7 @@ def _queries_of_tile(group: int, head_block: int, itemsize: int) -> int:
 
 
 def _prefill_tile(head_block: int, itemsize: int) -> tuple[int, int, int, int]:
-    return _PREFILL_TILES[(max(head_block, 128), itemsize) if itemsize == 2 else (128, 4)]
+    return _PREFILL_TILES[max(head_block, 128), itemsize]
 
 
 @cache
@@ -304,6 +313,7 @@ def variants() -> list[Variant]:
         (32, 8, 128, torch.float8_e4m3fn, False, False),
         (9, 3, 64, torch.bfloat16, False, False),
         (8, 4, 256, torch.bfloat16, True, False),
+        (8, 2, 512, torch.bfloat16, False, False),
         (32, 32, 128, torch.bfloat16, False, True),
     ):
         kinds = f"{', capped' if capped else ''}{', sloped' if sloped else ''}"
