@@ -1,4 +1,5 @@
 #include "address.h"
+#include "bind_routing.h"
 #include "program.h"
 #include "runtime.h"
 
@@ -132,11 +133,12 @@ void bind_program(nb::module_& m) {
             nb::kw_only(), nb::arg("out"), nb::arg("x"), nb::arg("width"), nb::arg("kind"), nb::arg("gated"))
         .def(
             "route",
-            [](Program& self, BufferId ids, BufferId weights, BufferId scores, int num_experts, int top_k, bool renormalize) {
-                self.add(RouteRecord{ids, weights, scores, num_experts, top_k, renormalize});
+            [](Program& self, BufferId ids, BufferId weights, BufferId scores, int num_experts, int top_k,
+               const RoutingTuple& routing, Address bias) {
+                self.add(RouteRecord{ids, weights, scores, num_experts, top_k, routing_of(routing), at<float>(bias)});
             },
             nb::kw_only(), nb::arg("ids"), nb::arg("weights"), nb::arg("scores"), nb::arg("num_experts"), nb::arg("top_k"),
-            nb::arg("renormalize"))
+            nb::arg("routing"), nb::arg("bias"))
         .def(
             "experts",
             [](Program& self, std::vector<const PackedLinear*> gate_up_weights, std::vector<const PackedLinear*> down_weights,

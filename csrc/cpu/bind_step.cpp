@@ -1,5 +1,6 @@
 // Bindings of everything in a step but the linear layers.
 #include "address.h"
+#include "bind_routing.h"
 #include "kernels/activation.h"
 #include "kernels/attention.h"
 #include "kernels/experts.h"
@@ -47,10 +48,12 @@ void add_layer_norm(Address out, Address residual, Address x, Address weight, Ad
                         eps);
 }
 
-void route(Address ids, Address weights, Address scores, int64_t rows, int num_experts, int top_k, bool renormalize) {
+void route(Address ids, Address weights, Address scores, Address bias, int64_t rows, int num_experts, int top_k,
+           const RoutingTuple& routing) {
     nb::gil_scoped_release release;
     OCTAVO_KERNELS(experts_kernels)
-        .route({at<int32_t>(ids), at<float>(weights), at<float>(scores), rows, num_experts, top_k, renormalize});
+        .route({at<int32_t>(ids), at<float>(weights), at<float>(scores), at<float>(bias), rows, num_experts, top_k,
+                routing_of(routing)});
 }
 
 void add(Address residual, Address x, int64_t count) {

@@ -2,7 +2,6 @@
 
 #include "isa.h"
 #include "kernels/attention.h"
-#include "kernels/experts.h"
 #include "kernels/latent.h"
 #include "kernels/norm.h"
 #include "kernels/rope.h"
@@ -101,7 +100,7 @@ struct ProgramRun {
     }
     void operator()(const RouteRecord& op) {
         OCTAVO_KERNELS(experts_kernels)
-            .route({ints(op.ids), at(op.weights), at(op.scores), rows, op.num_experts, op.top_k, op.renormalize});
+            .route({ints(op.ids), at(op.weights), at(op.scores), op.bias, rows, op.num_experts, op.top_k, op.routing});
     }
     void operator()(const ExpertsRecord& op) {
         // A counting sort by expert, in which rows keep their order.

@@ -8,6 +8,7 @@
 
 #include "kernels/activation.h"
 #include "kernels/cache.h"
+#include "kernels/experts.h"
 #include "packed_linear.h"
 
 #include <cstdint>
@@ -98,7 +99,8 @@ struct ActRecord {
 struct RouteRecord {
     BufferId ids, weights, scores;
     int num_experts, top_k;
-    bool renormalize;
+    Routing routing;
+    const float* bias;  // may be null
 };
 // Rows go to their experts grouped by expert, top_k places a row: `places` says where each is, and the buffers behind it hold
 // the groups' inputs and results, and what is between them.

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from octavo.ops.routing import Routing
 from octavo.ops.table import Ops, bind
 from octavo.quant.packed import QuantizedWeight
 
@@ -36,7 +37,7 @@ def weights(kind: str) -> tuple[list[Any], list[Any]]:
 def run(ops: Ops, packed: tuple[Any, Any], x: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
     rows = len(x)
     ids, shares = torch.zeros(rows, TOP_K, dtype=torch.int32), torch.zeros(rows, TOP_K)
-    ops.route(ids, shares, scores, True)
+    ops.route(ids, shares, scores, Routing())
     scratch = {"grouped": WIDTH, "gate_up": 2 * INNER, "act": INNER}
     out = torch.full_like(x, torch.nan)
     ops.experts(

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from octavo import _cpu
+from octavo.ops.routing import Routing
 from octavo.ops.table import Ops, bind
 
 REFERENCE = bind("cpu", "reference")
@@ -73,12 +74,30 @@ def _elementwise_cases() -> Iterator[Case]:
             gate_up = _randn(rows, 2 * width) * 20
             yield Case("act_mul", {"out": out, "gate_up": gate_up, "kind": kind}, ("out",), 1e-4)
             yield Case("act", {"out": out, "x": x * 4, "kind": kind}, ("out",), 2e-6)
-        for top_k, renormalize in ((1, False), (2, True), (min(4, width), False)):
-            ids = torch.zeros(rows, top_k, dtype=torch.int32)
-            # Rounded, so that some are equal.
-            scores, weights = (x * 2).round() / 2, torch.full((rows, top_k), torch.nan)
-            args = {"ids": ids, "weights": weights, "scores": scores, "renormalize": renormalize}
-            yield Case("route", args, ("ids", "weights"))
+        yield from _route_cases(rows, width)
+
+
+def _route_cases(rows: int, width: int) -> Iterator[Case]:
+    # Rounded, so that some are equal.
+    scores, bias = (_randn(rows, width) * 2).round() / 2, _randn(width).round() / 4
+    routings = [
+        (Routing(renormalize=False), 1, None),
+        (Routing(), 2, None),
+        (Routing(renormalize=False), min(4, width), None),
+        (Routing(), 3, bias),
+        (Routing(kind="sigmoid", factor=2.5), 3, bias),
+        (Routing(kind="sigmoid", renormalize=False), 1, None),
+        (Routing(kind="sparsemixer", jitter=0.2), 2, None),
+    ]
+    if width % 8 == 0:
+        routings += [
+            (Routing(renormalize=False, num_groups=8, top_groups=3), 3, None),
+            (Routing(kind="sigmoid", num_groups=4, top_groups=2, group_best=2, factor=2.5), 4, bias),
+        ]
+    for routing, top_k, added in routings:
+        ids, weights = torch.zeros(rows, top_k, dtype=torch.int32), torch.full((rows, top_k), torch.nan)
+        args = {"ids": ids, "weights": weights, "scores": scores, "routing": routing, "bias": added}
+        yield Case("route", args, ("ids", "weights"))
 
 
 HEADS = ((9, 3, 64), (4, 4, 80), (8, 1, 96), (14, 2, 128), (2, 1, 256), (3, 3, 20))

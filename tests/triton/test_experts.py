@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from octavo.ops import reference
+from octavo.ops.routing import Routing
 from octavo.ops.triton import experts
 
 WIDTH, INNER, EXPERTS = 40, 72, 5
@@ -17,13 +18,26 @@ def randn(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
 
 
-@pytest.mark.parametrize("renormalize", [True, False])
-@pytest.mark.parametrize(("num_experts", "top_k"), [(1, 1), (8, 2), (60, 4), (5, 5)])
-def test_the_best_are_chosen_and_equal_ones_by_number(num_experts: int, top_k: int, renormalize: bool) -> None:
+#: Routings, with the numbers of experts and of those chosen.
+ROUTINGS = [
+    *((Routing(renormalize=renormalize), *sizes) for renormalize in (True, False) for sizes in ((1, 1), (60, 4), (5, 5))),
+    *((Routing(kind="sigmoid", renormalize=renormalize, factor=2.5), 8, 2) for renormalize in (True, False)),
+    (Routing(num_groups=5, top_groups=2), 20, 3),
+    (Routing(kind="sigmoid", num_groups=4, top_groups=2, group_best=2, factor=0.5), 24, 5),
+    (Routing(kind="sparsemixer", jitter=0.2), 7, 2),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize(("routing", "num_experts", "top_k"), ROUTINGS)
+def test_the_best_are_chosen_and_equal_ones_by_number(
+    routing: Routing, num_experts: int, top_k: int, has_bias: bool
+) -> None:
     scores = (randn(9, num_experts) * 2).round()
+    bias = randn(num_experts).round() / 2 if has_bias else None
     found, expected = [(torch.zeros(9, top_k, dtype=torch.int32), torch.full((9, top_k), torch.nan)) for _ in range(2)]
-    experts.route(*found, scores, renormalize)
-    reference.route(*expected, scores, renormalize)
+    experts.route(*found, scores, routing, bias)
+    reference.route(*expected, scores, routing, bias)
     assert torch.equal(found[0], expected[0])
     torch.testing.assert_close(found[1], expected[1], rtol=1e-5, atol=1e-6)
 
@@ -54,7 +68,7 @@ def test_rows_go_to_their_experts(rows: int, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(rows)
     scores = torch.randn(rows, EXPERTS, generator=generator) + torch.tensor([3.0, 0.0, -50.0, 1.0, 0.0])
     ids, weights = torch.zeros(rows, top_k, dtype=torch.int32), torch.zeros(rows, top_k)
-    reference.route(ids, weights, scores, True)
+    reference.route(ids, weights, scores, Routing())
     x = randn(rows, WIDTH).to(dtype)
     expected = run(
         reference, (reference.pack_experts(matrices), reference.pack_experts(downs)), x.float(), ids, weights
@@ -72,7 +86,7 @@ def test_a_row_alone_has_the_bits_that_it_has_in_company() -> None:
         for n, k in ((2 * INNER, WIDTH), (WIDTH, INNER))
     ]
     ids, weights = torch.zeros(30, 2, dtype=torch.int32), torch.zeros(30, 2)
-    experts.route(ids, weights, randn(30, EXPERTS), True)
+    experts.route(ids, weights, randn(30, EXPERTS), Routing())
     x = randn(30, WIDTH)
     whole = run(experts, (packed[0], packed[1]), x, ids, weights)
     for row in (0, 13, 29):

@@ -5,13 +5,27 @@
 
 namespace octavo {
 
+constexpr int kMaxExperts = 4096;
+
+enum class ScoreKind : int { softmax = 0, sigmoid = 1, sparsemixer = 2 };
+
+// ops/routing.py says what it means.
+struct Routing {
+    ScoreKind kind;
+    bool renormalize;
+    float factor;
+    int num_groups, top_groups, group_best;
+    float jitter;
+};
+
 struct RouteArgs {
-    int32_t* ids;         // [rows][top_k], best first; equal scores by id
+    int32_t* ids;         // [rows][top_k], best first; equal values by id
     float* weights;       // [rows][top_k]
     const float* scores;  // [rows][num_experts]
+    const float* bias;    // [num_experts] or null
     int64_t rows;
     int num_experts, top_k;
-    bool renormalize;  // softmax over the chosen, else over all
+    Routing routing;
 };
 
 struct ExpertsKernels {

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from octavo.bench.config import KernelsConfig
+from octavo.ops.routing import Routing
 from octavo.ops.sampling_batch import SamplingBatch
 from octavo.ops.table import LinearWeight, Ops
 from octavo.quant.packed import QuantizedWeight
@@ -167,7 +168,7 @@ def _route(config: KernelsConfig, ops: Ops) -> Iterator[Case]:
         yield Case(
             op="route", detail=f"{top_k} of {num_experts} experts", rows=rows,
             num_bytes=4 * rows * (num_experts + 2 * top_k),
-            copies=[(ids, weights, torch.randn(rows, num_experts), True)],
+            copies=[(ids, weights, torch.randn(rows, num_experts), Routing())],
         )  # fmt: skip
 
 

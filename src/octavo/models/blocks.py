@@ -28,6 +28,7 @@ from octavo.ops.program import (
     RopeWrite,
     Route,
 )
+from octavo.ops.routing import Routing
 
 
 class Block(Protocol):
@@ -197,14 +198,16 @@ class MixtureOfExperts:
     top_k: int
     size: int
     activation: Activation
-    renormalize: bool = True  # the weights of the chosen add up to 1
+    routing: Routing = Routing()
+    has_choice_bias: bool = False  # added to the values by which experts are chosen, and to no weight
 
     def emit(self, build: Builder, x: Buffer) -> Buffer:
         k, numbers = self.top_k, range(self.num_experts)
         router = Matrix(name="mlp.gate", gguf="ffn_gate_inp", rows=self.num_experts)
         scores = build.router(x, "mlp.gate", router)
         ids, weights, places = build.top_k_buffers("mlp.experts", k)
-        build.ops.append(Route(ids=ids, weights=weights, scores=scores, renormalize=self.renormalize))
+        bias = build.choice_bias(self.num_experts) if self.has_choice_bias else None
+        build.ops.append(Route(ids=ids, weights=weights, scores=scores, routing=self.routing, bias=bias))
 
         def part(expert: int, name: str, gguf: str, rows: int) -> Matrix:
             return Matrix(name=f"mlp.experts.{expert}.{name}_proj", gguf=f"ffn_{gguf}_exps.{expert}", rows=rows)

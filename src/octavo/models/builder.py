@@ -50,6 +50,10 @@ class Builder:
         self.ops.append(Linear(out=out, x=x, weight=weight))
         return out
 
+    def choice_bias(self, num_experts: int) -> Weight:
+        """Of a router, float32."""
+        return self._vector(Matrix(name="mlp.gate.e_score_correction", gguf="exp_probs_b", rows=num_experts), "bias")
+
     def top_k_buffers(self, name: str, top_k: int) -> tuple[Buffer, Buffer, Buffer]:
         """Which experts, with what weights, and where their rows are."""
         types = {"ids": torch.int32, "weights": torch.float32, "places": torch.int32}

@@ -16,6 +16,8 @@ from typing import ClassVar, Literal
 
 import torch
 
+from octavo.ops.routing import Routing
+
 #: rms: x / sqrt(mean(x^2) + eps) * weight. layer: the same of x - mean(x), plus a bias if there is one.
 NormKind = Literal["rms", "layer"]
 #: gelu: by the error function.
@@ -326,16 +328,14 @@ class Act(Op):
 
 @dataclass(frozen=True, kw_only=True)
 class Route(Op):
-    """The experts of each row: those with the best scores, best first, equal ones by number; and their weights.
-
-    ids int32 [rows, k], weights float32 [rows, k]: the softmax over all scores [rows, num_experts], or
-    (`renormalize`) over those of the k that were chosen.
-    """
+    """The experts of each row and their weights, as `Routing` says. ids int32 [rows, k], weights float32 [rows, k],
+    scores float32 [rows, num_experts], bias float32 [num_experts]."""
 
     ids: Buffer
     weights: Buffer
     scores: Buffer
-    renormalize: bool
+    routing: Routing = Routing()
+    bias: Weight | None = None
     reads: ClassVar = ("scores",)
     writes: ClassVar = ("ids", "weights")
 

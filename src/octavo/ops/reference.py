@@ -24,6 +24,7 @@ from torch import Tensor
 
 from octavo.ops.experts import grouped_experts, linear_of_heads
 from octavo.ops.program import Latent
+from octavo.ops.routing import Routing
 from octavo.ops.run import Runner
 from octavo.ops.step import NoPlanner
 from octavo.quant.packed import QuantizedWeight
@@ -163,16 +164,52 @@ def pack_experts(weights: Iterable[Sequence[Tensor | QuantizedWeight]]) -> tuple
     return tuple(pack_linear_many(parts) for parts in weights)
 
 
-def route(ids: Tensor, weights: Tensor, scores: Tensor, renormalize: bool) -> None:
-    """The k experts of each row with the best scores, best first, equal ones by number, and their weights.
+def route(ids: Tensor, weights: Tensor, scores: Tensor, routing: Routing, bias: Tensor | None = None) -> None:
+    """The k experts of each row, and their weights, as `Routing` says.
 
-    scores float32 [T, E]; ids int32 [T, k]; weights float32 [T, k] = softmax(scores)[ids], divided by their sum if
-    `renormalize`.
+    scores float32 [T, E]; ids int32 [T, k]; weights float32 [T, k]; bias float32 [E].
     """
-    order = scores.argsort(dim=-1, descending=True, stable=True)[:, : ids.shape[1]]
+    order = _values(scores, routing, bias).argsort(dim=-1, descending=True, stable=True)[:, : ids.shape[1]]
     ids.copy_(order)
     chosen = scores.gather(1, order)
-    weights.copy_(chosen.softmax(-1) if renormalize else (chosen - scores.logsumexp(-1, keepdim=True)).exp())
+    match routing.kind:
+        case "softmax" if routing.renormalize:
+            # The exponentials' common divisor is no part of the quotient.
+            found = chosen.softmax(-1)
+        case "softmax":
+            found = (chosen - scores.logsumexp(-1, keepdim=True)).exp()
+        case "sigmoid":
+            found = chosen.sigmoid()
+            found = found / (found.sum(-1, keepdim=True) + 1e-20) if routing.renormalize else found
+        case "sparsemixer":
+            found = _sparsemixed(scores, order, 2 * routing.jitter)
+    weights.copy_(found * routing.factor)
+
+
+def _values(scores: Tensor, routing: Routing, bias: Tensor | None) -> Tensor:
+    """What experts are chosen by; -inf in groups that cannot be."""
+    if bias is None and routing.num_groups == 1:
+        return scores
+    values = scores.sigmoid() if routing.kind == "sigmoid" else scores.softmax(-1)
+    values = values if bias is None else values + bias
+    if routing.num_groups == 1:
+        return values
+    grouped = values.view(len(values), routing.num_groups, -1)
+    worth = grouped.sort(-1, descending=True).values[:, :, : routing.group_best].sum(-1)
+    best = worth.argsort(dim=-1, descending=True, stable=True)[:, : routing.top_groups]
+    closed = torch.ones_like(worth, dtype=torch.bool).scatter(1, best, False)
+    return grouped.masked_fill(closed.unsqueeze(-1), -math.inf).flatten(1)
+
+
+def _sparsemixed(scores: Tensor, order: Tensor, margin: float) -> Tensor:
+    """The weights of the experts `order` [T, k]."""
+    left, weights = scores.clone(), []
+    for chosen in order.split(1, dim=1):
+        best = scores.gather(1, chosen)
+        is_far = (best - scores) / scores.abs().maximum(best) > margin
+        weights.append(1 / (left - best).exp().masked_fill(is_far, 0).sum(-1, keepdim=True))
+        left.scatter_(1, chosen, -math.inf)
+    return torch.cat(weights, dim=1)
 
 
 #: Grouped by expert: see `grouped_experts`.

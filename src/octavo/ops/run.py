@@ -169,7 +169,7 @@ def _act(table: Table, op: Act, frame: Frame) -> None:
 
 
 def _route(table: Table, op: Route, frame: Frame) -> None:
-    table.route(frame[op.ids], frame[op.weights], frame[op.scores], op.renormalize)
+    table.route(frame[op.ids], frame[op.weights], frame[op.scores], op.routing, frame.weight(op.bias))
 
 
 def _experts(table: Table, op: Experts, frame: Frame) -> None:

@@ -66,7 +66,7 @@ class Ops:
     act_mul: Callable[[Tensor, Tensor, str], None]  # (out, gate_up, kind)
     act: Callable[[Tensor, Tensor, str], None]  # (out, x, kind)
     pack_experts: Callable[..., Any]  # (weights): matrices one below the other, for each expert
-    route: Callable[[Tensor, Tensor, Tensor, bool], None]  # (ids, weights, scores, renormalize)
+    route: Callable[..., None]  # (ids, weights, scores, routing, bias=None)
     experts: Callable[..., None]  # see experts.grouped_experts
     rope_kv_write: Callable[..., None]
     attention: Callable[..., None]

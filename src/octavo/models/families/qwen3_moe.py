@@ -10,6 +10,7 @@ from octavo.models.config_reader import MAX_LAYERS, ConfigReader
 from octavo.models.families.qwen2 import layer_windows
 from octavo.models.layout import Layout, Split
 from octavo.models.spec import ModelSpec
+from octavo.ops.routing import Routing
 
 GGUF: Final = Layout(splits=(Split(r"(blk\.\d+\.ffn_(?:gate|up|down)_exps)\.weight", (r"\1.#.weight",), "stack"),))
 
@@ -23,7 +24,7 @@ def spec(config: ConfigReader) -> ModelSpec:
     experts = MixtureOfExperts(
         num_experts=num_experts, top_k=config.integer("num_experts_per_tok", 8, num_experts),
         size=config.integer("moe_intermediate_size"), activation=common.activation,
-        renormalize=config.flag("norm_topk_prob", False),
+        routing=Routing(renormalize=config.flag("norm_topk_prob", False)),
     )  # fmt: skip
     dense = GatedMLP(size=common.intermediate_size, activation=common.activation)
 

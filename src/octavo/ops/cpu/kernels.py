@@ -21,6 +21,7 @@ from octavo.ops.reference import (
     resolve_ids,
     soft_cap_,
 )
+from octavo.ops.routing import Routing
 from octavo.ops.sampling_batch import SamplingBatch
 
 __all__ = [
@@ -53,6 +54,9 @@ _I64: Final = torch.int64
 CACHE_DTYPES: Final = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 ACTIVATIONS: Final = {"silu": 0, "gelu_tanh": 1, "gelu": 2, "relu": 3}
 MAX_HEAD_DIM: Final = 1024
+SCORE_KINDS: Final = {"softmax": 0, "sigmoid": 1, "sparsemixer": 2}
+#: As in csrc/cpu/kernels/experts.h.
+MAX_EXPERTS: Final = 4096
 
 
 def rms_norm(out: Tensor, x: Tensor, weight: Tensor, eps: float) -> None:
@@ -116,13 +120,44 @@ def act(out: Tensor, x: Tensor, kind: str) -> None:
     _cpu.act(out.data_ptr(), x.data_ptr(), rows, width, ACTIVATIONS[kind])
 
 
-def route(ids: Tensor, weights: Tensor, scores: Tensor, renormalize: bool) -> None:
+def native_routing(routing: Routing) -> tuple[int, bool, float, int, int, int, float]:
+    """As the native operations take it."""
+    return (
+        SCORE_KINDS[routing.kind],
+        routing.renormalize,
+        routing.factor,
+        routing.num_groups,
+        routing.top_groups,
+        routing.group_best,
+        routing.jitter,
+    )
+
+
+def check_routing(routing: Routing, num_experts: int, top_k: int) -> None:
+    """Assert that there are enough experts to choose, and that the kernel's memory is large enough."""
+    assert num_experts <= MAX_EXPERTS and num_experts % routing.num_groups == 0
+    group = num_experts // routing.num_groups
+    assert routing.group_best <= min(group, 2) and routing.top_groups <= routing.num_groups
+    assert 0 < top_k <= routing.top_groups * group
+
+
+def route(ids: Tensor, weights: Tensor, scores: Tensor, routing: Routing, bias: Tensor | None = None) -> None:
     rows, num_experts = scores.shape
     top_k = ids.shape[1]
-    assert ids.shape == weights.shape == (rows, top_k) and 0 < top_k <= num_experts
+    assert ids.shape == weights.shape == (rows, top_k)
     assert ids.dtype == _I32 and weights.dtype == scores.dtype == _F32
     assert ids.is_contiguous() and weights.is_contiguous() and scores.is_contiguous()
-    _cpu.route(ids.data_ptr(), weights.data_ptr(), scores.data_ptr(), rows, num_experts, top_k, renormalize)
+    check_routing(routing, num_experts, top_k)
+    _cpu.route(
+        ids.data_ptr(),
+        weights.data_ptr(),
+        scores.data_ptr(),
+        _bias(bias, num_experts),
+        rows,
+        num_experts,
+        top_k,
+        native_routing(routing),
+    )
 
 
 def rope_kv_write(

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from octavo import _cpu
-from octavo.ops.cpu.kernels import ACTIVATIONS, CACHE_DTYPES, MAX_HEAD_DIM, check_cache, check_latent
+from octavo.ops.cpu.kernels import (
+    ACTIVATIONS,
+    CACHE_DTYPES,
+    MAX_HEAD_DIM,
+    check_cache,
+    check_latent,
+    check_routing,
+    native_routing,
+)
 from octavo.ops.program import (
     Act,
     Add,
@@ -208,14 +216,15 @@ class CpuRunner(Runner):
         )
 
     def _route(self, op: Route) -> None:
-        assert op.ids.width <= op.scores.width
+        check_routing(op.routing, op.scores.width, op.ids.width)
         self._native.route(
             ids=self._ids[op.ids],
             weights=self._ids[op.weights],
             scores=self._ids[op.scores],
             num_experts=op.scores.width,
             top_k=op.ids.width,
-            renormalize=op.renormalize,
+            routing=native_routing(op.routing),
+            bias=self._vector(op.bias),
         )
 
     def _experts(self, op: Experts) -> None:

@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 import triton
+from octavo.ops.routing import Routing
 from octavo.ops.triton import elementwise
 from octavo.ops.triton.variants import Variant
 from octavo.quant.packed import QuantizedWeight
@@ -62,31 +63,77 @@ def pack_experts(
 
 
 @triton.jit
-def _route_kernel(
-    ids, weights, scores, RENORMALIZE: tl.constexpr, E: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr
+def _first_best(values, experts, is_open, BLOCK: tl.constexpr):
+    """The first of the best among those that are open. Not an expert where one's value is not a number."""
+    best = tl.max(tl.where(is_open, values, float("-inf")), 0)
+    return tl.min(tl.where((values == best) & is_open, experts, BLOCK), 0)
+
+
+@triton.jit
+def _in_best_groups(
+    values, experts, GROUPS: tl.constexpr, TOP_GROUPS: tl.constexpr, GROUP_BEST: tl.constexpr, E: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One row."""
+    """The values, -inf in all groups but the best."""
+    group = experts // (E // GROUPS)
+    worths = tl.full([BLOCK], float("-inf"), tl.float32)  # of each expert's group
+    for g in tl.static_range(GROUPS):
+        is_left = (group == g) & (experts < E)
+        worth = 0.0
+        for _ in tl.static_range(GROUP_BEST):
+            best = _first_best(values, experts, is_left, BLOCK)
+            worth += tl.max(tl.where(experts == best, values, float("-inf")), 0)
+            is_left = is_left & (experts != best)
+        worths = tl.where(group == g, worth, worths)
+    is_open = experts < 0
+    for _ in tl.static_range(TOP_GROUPS):
+        best = _first_best(worths, experts, (experts < E) & (is_open == 0), BLOCK)
+        is_open = is_open | (group == best // (E // GROUPS))
+    return tl.where(is_open, values, float("-inf"))
+
+
+@triton.jit
+def _route_kernel(
+    ids, weights, scores, bias, factor, jitter,
+    KIND: tl.constexpr, RENORMALIZE: tl.constexpr, GROUPS: tl.constexpr, TOP_GROUPS: tl.constexpr,
+    GROUP_BEST: tl.constexpr, E: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One row, as `Routing` says."""
     row = tl.program_id(0).to(tl.int64)
     experts = tl.arange(0, BLOCK)
-    values = tl.load(scores + row * E + experts, mask=experts < E, other=float("-inf")).to(tl.float32)
-    high = tl.max(values, 0)
-    total = tl.sum(tl.exp(values - high), 0)
-    left = values
+    given = tl.load(scores + row * E + experts, mask=experts < E, other=float("-inf")).to(tl.float32)
+    high = tl.max(given, 0)
+    total = tl.sum(tl.exp(given - high), 0)
+    values = given
+    if (bias is not None) or GROUPS > 1:
+        values = 1.0 / (1.0 + tl.exp(-given)) if KIND == "sigmoid" else tl.exp(given - high) / total
+        if bias is not None:
+            values += tl.load(bias + experts, mask=experts < E, other=0.0)
+    if GROUPS > 1:
+        values = _in_best_groups(values, experts, GROUPS, TOP_GROUPS, GROUP_BEST, E, BLOCK)
     taken = experts >= E
     chosen = 0.0
     for j in tl.static_range(K):
-        best = tl.max(tl.where(taken, float("-inf"), left), 0)
-        expert = tl.min(tl.where((left == best) & (taken == 0), experts, BLOCK), 0)
-        expert = tl.minimum(expert, E - 1)  # no score is equal to itself where one is not a number
-        weight = tl.exp(best - high)
+        expert = tl.minimum(_first_best(values, experts, taken == 0, BLOCK), E - 1)
+        best = tl.max(tl.where(experts == expert, given, float("-inf")), 0)
+        if KIND == "sigmoid":
+            weight = 1.0 / (1.0 + tl.exp(-best))
+        elif KIND == "sparsemixer":
+            is_far = (best - given) / tl.maximum(tl.abs(given), best) > 2.0 * jitter
+            weight = 1.0 / tl.sum(tl.where(taken | is_far, 0.0, tl.exp(given - best)), 0)
+        else:
+            weight = tl.exp(best - high)
         chosen += weight
         tl.store(ids + row * K + j, expert)
-        tl.store(weights + row * K + j, weight / total)
+        tl.store(weights + row * K + j, weight / total if KIND == "softmax" else weight)
         taken = taken | (experts == expert)
-    if RENORMALIZE:
-        for j in tl.static_range(K):
-            weight = tl.load(weights + row * K + j)
-            tl.store(weights + row * K + j, weight * (total / chosen))
+    for j in tl.static_range(K):
+        weight = tl.load(weights + row * K + j)
+        if RENORMALIZE and KIND == "softmax":
+            weight = weight * (total / chosen)
+        if RENORMALIZE and KIND == "sigmoid":
+            weight = weight / (chosen + 1e-20)
+        tl.store(weights + row * K + j, weight * factor)
 
 
 @triton.jit(do_not_specialize=["count"])
@@ -165,14 +212,31 @@ def _combine_kernel(out, y, places, weights, width, K: tl.constexpr, BLOCK: tl.c
     tl.store(out + row * width + columns, acc.to(out.dtype.element_ty), mask=mask)
 
 
-def route(ids: Tensor, weights: Tensor, scores: Tensor, renormalize: bool) -> None:
+def route(ids: Tensor, weights: Tensor, scores: Tensor, routing: Routing, bias: Tensor | None = None) -> None:
     """`reference.route`."""
     rows, num_experts = scores.shape
     if rows:
         block = triton.next_power_of_2(num_experts)
         _route_kernel[(rows,)](
-            ids, weights, scores, RENORMALIZE=renormalize, E=num_experts, K=ids.shape[1], BLOCK=block, num_warps=1
+            ids,
+            weights,
+            scores,
+            bias,
+            routing.factor,
+            routing.jitter,
+            **_routing_constants(routing),
+            E=num_experts,
+            K=ids.shape[1],
+            BLOCK=block,
+            num_warps=1,
         )
+
+
+def _routing_constants(routing: Routing) -> dict[str, Any]:
+    return {
+        "KIND": routing.kind, "RENORMALIZE": routing.renormalize, "GROUPS": routing.num_groups,
+        "TOP_GROUPS": routing.top_groups, "GROUP_BEST": routing.group_best,
+    }  # fmt: skip
 
 
 def experts(
@@ -235,18 +299,29 @@ def _product(
     )
 
 
+_GROUPED: Final = Routing(kind="sigmoid", num_groups=8, top_groups=4, group_best=2, factor=2.5)
+_SPARSEMIXER: Final = Routing(kind="sparsemixer", jitter=0.01)
+
+
+def _route_variant(name: str, routing: Routing, *, has_bias: bool, num_experts: int, top_k: int = 8) -> Variant:
+    pointers = {"ids": "*i32", "weights": "*fp32", "scores": "*fp32", **({"bias": "*fp32"} if has_bias else {})}
+    constexprs: dict[str, Any] = {"E": num_experts, "K": top_k, "BLOCK": triton.next_power_of_2(num_experts)}
+    return Variant(
+        name=f"route {name}",
+        kernel=_route_kernel,
+        signature={**pointers, "factor": "fp32", "jitter": "fp32"},
+        constexprs=constexprs | _routing_constants(routing) | ({} if has_bias else {"bias": None}),
+        num_warps=1,
+        divisible=frozenset(pointers),
+    )
+
+
 def variants() -> list[Variant]:
-    ids = {"ids": "*i32", "weights": "*fp32"}
     sort = {"counts": "*i32", "ids": "*i32", "count": "i32"}
     found = [
-        Variant(
-            name="route 8 of 128",
-            kernel=_route_kernel,
-            signature={**ids, "scores": "*fp32"},
-            constexprs={"RENORMALIZE": True, "E": 128, "K": 8, "BLOCK": 128},
-            num_warps=1,
-            divisible=frozenset({*ids, "scores"}),
-        ),
+        _route_variant("8 of 128", Routing(), has_bias=False, num_experts=128),
+        _route_variant("8 of 256, groups", _GROUPED, has_bias=True, num_experts=256),
+        _route_variant("2 of 16, sparsemixer", _SPARSEMIXER, has_bias=False, num_experts=16, top_k=2),
         Variant(
             name="experts: count",
             kernel=_count_kernel,
