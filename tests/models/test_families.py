@@ -54,6 +54,7 @@ LONG_ROPE = {
 }
 MSCALE_ROPE = {**YARN_ROPE, "mscale": 0.9, "mscale_all_dim": 0.9}
 LATENT: dict[str, Any] = {
+    "num_key_value_heads": 4,
     "q_lora_rank": 24,
     "kv_lora_rank": 32,
     "qk_rope_head_dim": 16,
@@ -74,7 +75,6 @@ FOREIGN = {
     "GPT2": ("num_key_value_heads", "intermediate_size"),
     "GPTNeoX": ("num_key_value_heads",),
     "Bloom": ("num_key_value_heads", "intermediate_size", "max_position_embeddings"),
-    "DeepseekV2": ("num_key_value_heads",),
 }
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -174,9 +174,29 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             **LATENT,
             "kv_lora_rank": 48,
             "num_attention_heads": 8,
+            "num_key_value_heads": 8,
             "n_shared_experts": 1,
             "rope_parameters": {**MSCALE_ROPE, "mscale": 0.7},
         },
+    ),
+    "deepseek-v2-groups": (
+        "DeepseekV2",
+        {
+            **LATENT,
+            "topk_method": "group_limited_greedy",
+            "n_group": 3,
+            "topk_group": 2,
+            "routed_scaling_factor": 2.0,
+            "n_shared_experts": 1,
+        }
+    ),
+    "deepseek-v3": (
+        "DeepseekV3",
+        {**LATENT, "first_k_dense_replace": 1, "n_group": 3, "topk_group": 2, "rope_parameters": MSCALE_ROPE},
+    ),
+    "deepseek-v3-one-group": (
+        "DeepseekV3",
+        {**LATENT, "q_lora_rank": None, "n_group": 1, "topk_group": 1, "norm_topk_prob": False, "attention_bias": True},
     ),
     "mixtral": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "mixtral-window-3-of-5": ("Mixtral", {"num_local_experts": 5, "num_experts_per_tok": 3, "sliding_window": 8}),
@@ -196,6 +216,9 @@ def make_model(directory: Path, family: str, options: dict[str, Any], **saving: 
             noise = torch.randn(parameter.shape, generator=generator)
             around_one = ("norm" in name or "ln_" in name) and not family.startswith("Gemma")
             parameter.copy_(0.15 * noise + 1.0 if around_one else 0.15 * noise)
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.copy_(0.3 * torch.randn(buffer.shape, generator=generator))
     model.save_pretrained(directory, **saving)
     return model
 
@@ -237,8 +260,9 @@ def test_a_token_costs_two_operations_for_each_weight_of_the_layers(case: str, t
     declared = definition.tensors.items()
     matrices = [(name, tensor.shape) for name, tensor in declared if ".layers." in name and len(tensor.shape) == 2]
     # Of the experts a token meets only some.
-    share = options.get("num_experts_per_tok", 1) / options.get("num_local_experts", options.get("num_experts", 1))
-    values = [rows * columns * (share if ".experts." in name else 1) for name, (rows, columns) in matrices]
+    keys = ("num_local_experts", "num_experts", "n_routed_experts")
+    share = options.get("num_experts_per_tok", 1) / next((options[key] for key in keys if key in options), 1)
+    values = [rows * columns * (share if ".mlp.experts." in name else 1) for name, (rows, columns) in matrices]
     assert definition.layer_ops_per_token == round(2 * sum(values))
 
 

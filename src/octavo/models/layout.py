@@ -55,6 +55,7 @@ class Layout:
     splits: tuple[Split, ...] = ()
     transposed: str = ""  # matrices that stand as [in, out]
     interleaved: bool = False  # of what is rotated in a head the pairs are (0, 1), (2, 3), ..., not the halves
+    has_further_layers: bool = False  # behind the model's, which predict tokens beyond the next: ignored
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,8 @@ class TensorSource:
         #: Tensors of which not all parts were taken: the weight, and how many are left.
         self._open: dict[str, tuple[Weight, int]] = {}
         for name in checkpoint.names():
-            if not any(re.fullmatch(pattern, name) for pattern in (*_ALWAYS_IGNORED, *layout.ignored)):
+            is_further = layout.has_further_layers and _layer_number(name) >= len(definition.spec.layers)
+            if not is_further and not any(re.fullmatch(pattern, name) for pattern in (*_ALWAYS_IGNORED, *layout.ignored)):
                 self._find(name)
         if definition.spec.tie_word_embeddings and "lm_head.weight" in self._places:
             # Some exports save the tied matrix twice.
@@ -200,6 +202,12 @@ class TensorSource:
             raise CheckpointError(
                 f"{self._checkpoint.source}: not a complete {model_type} model: {'; '.join(complaints)}"
             )
+
+
+def _layer_number(name: str) -> int:
+    """-1: it belongs to no layer."""
+    match = re.match(r"model\.layers\.(\d+)\.", name)
+    return int(match[1]) if match else -1
 
 
 def _head_order(tensor: TensorDecl, interleaved: bool) -> list[int] | None:

@@ -12,6 +12,7 @@ from octavo.models.config_reader import ConfigReader
 from octavo.models.families import (
     bloom,
     deepseek_v2,
+    deepseek_v3,
     gemma,
     gemma2,
     gemma3,
@@ -55,6 +56,7 @@ FAMILIES: Final[dict[str, Family]] = {
     "GPT2LMHeadModel": Family("gpt2", gpt2.spec, gpt2.HF, gpt2.GGUF),
     "GPTNeoXForCausalLM": Family("gpt_neox", gpt_neox.spec, gpt_neox.HF, gpt_neox.GGUF),
     "DeepseekV2ForCausalLM": Family("deepseek_v2", deepseek_v2.spec, deepseek_v2.HF, deepseek_v2.GGUF),
+    "DeepseekV3ForCausalLM": Family("deepseek_v3", deepseek_v3.spec, deepseek_v3.HF, deepseek_v3.GGUF),
     "BloomForCausalLM": Family("bloom", bloom.spec, bloom.HF, bloom.GGUF),
 }
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Final
 
 from octavo.models.blocks import Block, GatedMLP, LatentAttention, MixtureOfExperts, Sequential, SideBySide
-from octavo.models.common import MAX_EXPERTS, Common, read_common
-from octavo.models.config_reader import MAX_HEAD_DIM, MAX_LAYERS, ConfigReader, flat_rope, yarn_mscale
+from octavo.models.common import MAX_EXPERTS, Common, read_common, read_latent
+from octavo.models.config_reader import MAX_LAYERS, ConfigReader
 from octavo.models.layout import Layout, Split
-from octavo.models.spec import ModelSpec, NormSpec
-from octavo.ops.program import Latent
+from octavo.models.spec import ModelSpec
+from octavo.ops.routing import Routing
 
 #: kv_b_proj holds, head by head, the matrix of its keys and that of its values.
 LATENT_HF: Final = Split(
@@ -25,63 +25,54 @@ GGUF: Final = Layout(
     interleaved=True,
     splits=(*LATENT_GGUF, Split(r"(blk\.\d+\.ffn_(?:gate|up|down)_exps)\.weight", (r"\1.#.weight",), "stack")),
 )
-#: Of the norms of latents, whatever that of the others is.
-_LATENT_EPS: Final = 1e-6
 
 
 def spec(config: ConfigReader) -> ModelSpec:
-    common = read_latent_common(config)
-    attention = latent_attention(config, common)
+    config.refuse_unless("norm_topk_prob", (False,))  # implementations disagree on what it would do
+    config.refuse_unless("scoring_func", ("softmax",))
+    config.refuse_unless("topk_method", ("greedy", "group_limited_greedy"))
+    num_groups, top_groups = read_groups(config) if config.get("topk_method") == "group_limited_greedy" else (1, 1)
+    factor = config.number("routed_scaling_factor", 1.0)
+    return latent_decoder(config, Routing(renormalize=False, factor=factor, num_groups=num_groups, top_groups=top_groups))
+
+
+def read_groups(config: ConfigReader) -> tuple[int, int]:
+    """How many groups the experts are in, and of how many of them a row may have its."""
+    num_experts = config.integer("n_routed_experts", high=MAX_EXPERTS)
+    num_groups = config.integer("n_group", 1, num_experts)
+    if num_experts % num_groups:
+        raise config.fail("n_group", f"does not divide the {num_experts} experts")
+    top_groups = config.integer("topk_group", num_groups, num_groups)
+    if top_groups * (num_experts // num_groups) < config.integer("num_experts_per_tok"):
+        raise config.fail("topk_group", "leaves fewer experts than a row goes to")
+    return num_groups, top_groups
+
+
+def latent_decoder(config: ConfigReader, routing: Routing, *, has_choice_bias: bool = False) -> ModelSpec:
+    """Latent attention; the MLP of the first layers dense, that of the others experts and shared ones."""
+    # The heads of the rotation; those of queries, keys and values have sizes of their own.
+    heads = {"head_dim": config.get("qk_rope_head_dim"), "num_key_value_heads": None}
+    common = read_common(config.without(*heads, "num_experts", "num_local_experts").merged(heads))
     config.refuse_unless("mlp_bias", (False,))
     config.refuse_unless("moe_layer_freq", (1,))
     num_dense = config.integer("first_k_dense_replace", 0, MAX_LAYERS, low=0)
+    attention = LatentAttention(**read_latent(config, common))
+    dense = GatedMLP(size=common.intermediate_size, activation=common.activation)
+    experts = _experts(config, common, routing, has_choice_bias) if num_dense < common.num_layers else dense
+    return common.decoder(
+        Sequential(norm=common.norm, attention=attention, mlp=dense if number < num_dense else experts)
+        for number in range(common.num_layers)
+    )
 
-    def layer(number: int) -> Sequential:
-        mlp: Block = GatedMLP(size=common.intermediate_size, activation=common.activation)
-        return Sequential(
-            norm=common.norm, attention=attention, mlp=mlp if number < num_dense else _experts(config, common)
-        )
 
-    return common.decoder([layer(number) for number in range(common.num_layers)])
-
-
-def _experts(config: ConfigReader, common: Common) -> Block:
-    num_experts = config.integer("n_routed_experts", high=MAX_EXPERTS)
-    size = config.integer("moe_intermediate_size")
+def _experts(config: ConfigReader, common: Common, routing: Routing, has_choice_bias: bool) -> Block:
+    num_experts, size = config.integer("n_routed_experts", high=MAX_EXPERTS), config.integer("moe_intermediate_size")
     routed = MixtureOfExperts(
         num_experts=num_experts, top_k=config.integer("num_experts_per_tok", high=num_experts), size=size,
-        activation=common.activation, renormalize=config.flag("norm_topk_prob", False),
+        activation=common.activation, routing=routing, has_choice_bias=has_choice_bias,
     )  # fmt: skip
     num_shared = config.integer("n_shared_experts", 0, MAX_EXPERTS, low=0)
     if not num_shared:
         return routed
     shared = GatedMLP(size=num_shared * size, activation=common.activation, name="mlp.shared_experts", gguf="shexp")
     return SideBySide(blocks=(routed, shared))
-
-
-def read_latent_common(config: ConfigReader) -> Common:
-    """`read_common` of a model with latent attention, whose heads rotate parts of a size of their own."""
-    rope_dim = config.integer("qk_rope_head_dim", high=MAX_HEAD_DIM)
-    own = ("head_dim", "num_key_value_heads", "num_experts", "num_local_experts")
-    return read_common(config.without(*own).merged({"head_dim": rope_dim}))
-
-
-def latent_attention(config: ConfigReader, common: Common) -> LatentAttention:
-    latent = Latent(
-        num_heads=common.heads.num_heads,
-        nope_dim=config.integer("qk_nope_head_dim", high=MAX_HEAD_DIM),
-        rank=config.integer("kv_lora_rank"),
-        rope_dim=common.heads.head_dim,
-    )
-    for key, size in (("kv_lora_rank", latent.rank), ("qk_rope_head_dim", latent.rope_dim)):
-        if size % 16:
-            raise config.fail(key, "is not a multiple of 16, which the cache of latents asks for")
-    rope = common.rope
-    # Only where the configuration says so do scores grow with the context that a rope was stretched to.
-    stretch = yarn_mscale(rope.factor, flat_rope(config).number("mscale_all_dim", 0.0, low=-1.0))
-    return LatentAttention(
-        latent=latent, value_dim=config.integer("v_head_dim", high=MAX_HEAD_DIM),
-        scale=(latent.nope_dim + latent.rope_dim) ** -0.5 * stretch**2, rope=rope,
-        norm=NormSpec(eps=_LATENT_EPS), q_rank=0 if config.get("q_lora_rank") is None else config.integer("q_lora_rank"),
-        bias=config.flag("attention_bias", False),
-    )  # fmt: skip
