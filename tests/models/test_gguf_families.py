@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from models.running import load, prompt_logits
-from models.test_families import LONG_ROPE, PROMPTS, make_model, transformers_logits
+from models.test_families import LATENT, LONG_ROPE, MSCALE_ROPE, PROMPTS, make_model, transformers_logits
 from octavo.base.errors import CheckpointError
 from octavo.models.checkpoint import SafetensorsCheckpoint
 from octavo.models.decoder import define
@@ -46,6 +46,12 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "qwen3moe",
         "Qwen3Moe",
         {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "norm_topk_prob": True},
+    ),
+    "deepseek-v2-lite": ("deepseek2", "DeepseekV2", {**LATENT, "q_lora_rank": None, "first_k_dense_replace": 1}),
+    "deepseek-v3": (
+        "deepseek2",
+        "DeepseekV3",
+        {**LATENT, "first_k_dense_replace": 1, "n_group": 3, "topk_group": 2, "rope_parameters": MSCALE_ROPE},
     ),
     "phi3": ("phi3", "Phi3", {"pad_token_id": None, "sliding_window": 8}),
     "phi3-longrope": ("phi3", "Phi3", {"pad_token_id": None, "rope_parameters": LONG_ROPE}),
@@ -105,13 +111,13 @@ def fused(values: dict[str, torch.Tensor], wholes: dict[str, tuple[str, ...]]) -
     result: dict[str, list[torch.Tensor]] = {}
     for name, value in values.items():
         prefix, _, kind = name.rpartition(".")
-        expert = re.fullmatch(r"(.*_exps)\.\d+", prefix)
+        expert = re.fullmatch(r"(.*(?:_exps|attn_[kv]_b))\.\d+", prefix)
         block, _, part = prefix.rpartition(".")
         whole = next((whole for whole, parts in wholes.items() if part in parts), part)
         target = f"{expert[1]}.{kind}" if expert else f"{block}.{whole}.{kind}".removeprefix(".")
         result.setdefault(target, []).append(value)
     return {
-        name: torch.stack(parts) if "_exps" in name else torch.cat(parts) if len(parts) > 1 else parts[0]
+        name: torch.stack(parts) if re.search("_exps|attn_[kv]_b", name) else torch.cat(parts) if len(parts) > 1 else parts[0]
         for name, parts in result.items()
     }
 
@@ -123,14 +129,16 @@ def write_sizes(writer: gguf.GGUFWriter, arch: str, config: Any, saved: dict[str
     writer.add_embedding_length(config.hidden_size)
     writer.add_feed_forward_length(saved.get("intermediate_size") or saved.get("n_inner") or 4 * config.hidden_size)
     writer.add_head_count(num_heads)
-    writer.add_head_count_kv(getattr(config, "num_key_value_heads", num_heads))
+    if arch != "deepseek2":
+        writer.add_head_count_kv(getattr(config, "num_key_value_heads", num_heads))
     if getattr(config, "rms_norm_eps", None):
         writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     else:
         writer.add_layer_norm_eps(getattr(config, "layer_norm_epsilon", None) or config.layer_norm_eps)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // num_heads
-    writer.add_key_length(head_dim)
-    writer.add_value_length(head_dim)
+    if arch != "deepseek2":
+        writer.add_key_length(head_dim)
+        writer.add_value_length(head_dim)
     if arch in ("gemma2", "gemma3", "phi3") and getattr(config, "sliding_window", None):
         writer.add_sliding_window(config.sliding_window)
     if arch == "gemma2":
@@ -138,6 +146,9 @@ def write_sizes(writer: gguf.GGUFWriter, arch: str, config: Any, saved: dict[str
         writer.add_final_logit_softcapping(config.final_logit_softcapping)
     if arch == "gptneox":
         writer.add_parallel_residual(config.use_parallel_residual)
+    if arch == "deepseek2":
+        write_latent(writer, config)
+        return
     num_experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
     if num_experts:
         writer.add_expert_count(num_experts)
@@ -147,6 +158,37 @@ def write_sizes(writer: gguf.GGUFWriter, arch: str, config: Any, saved: dict[str
     rope = getattr(config, "rope_parameters", None)
     if rope:
         write_rope(writer, rope.get("full_attention", rope), head_dim)
+
+
+def write_latent(writer: gguf.GGUFWriter, config: Any) -> None:
+    writer.add_head_count_kv(1)
+    writer.add_key_length(config.kv_lora_rank + config.qk_rope_head_dim)
+    writer.add_value_length(config.kv_lora_rank)
+    writer.add_key_length_mla(config.qk_nope_head_dim + config.qk_rope_head_dim)
+    writer.add_value_length_mla(config.v_head_dim)
+    writer.add_kv_lora_rank(config.kv_lora_rank)
+    if config.q_lora_rank:
+        writer.add_q_lora_rank(config.q_lora_rank)
+    writer.add_leading_dense_block_count(config.first_k_dense_replace)
+    writer.add_expert_count(config.n_routed_experts)
+    writer.add_expert_used_count(config.num_experts_per_tok)
+    writer.add_expert_shared_count(config.n_shared_experts)
+    writer.add_expert_feed_forward_length(config.moe_intermediate_size)
+    writer.add_expert_weights_scale(config.routed_scaling_factor)
+    writer.add_expert_weights_norm(config.norm_topk_prob)
+    is_v3 = config.model_type == "deepseek_v3"
+    writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID if is_v3 else gguf.ExpertGatingFuncType.SOFTMAX)
+    if is_v3:
+        writer.add_expert_group_count(config.n_group)
+        writer.add_expert_group_used_count(config.topk_group)
+    rope = config.rope_parameters
+    writer.add_rope_freq_base(rope["rope_theta"])
+    writer.add_rope_dimension_count(config.qk_rope_head_dim)
+    if rope["rope_type"] == "yarn":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(rope["factor"])
+        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+        writer.add_rope_scaling_yarn_log_mul(0.1 * rope["mscale_all_dim"])
 
 
 def write_rope(writer: gguf.GGUFWriter, rope: dict[str, Any], head_dim: int) -> None:
@@ -189,6 +231,33 @@ def test_quantized_experts_are_computed_as_they_are(quantization: gguf.GGMLQuant
     assert ((whole - expected).norm(dim=-1) / expected.norm(dim=-1)).median() < 0.06
     assert torch.equal(torch.stack(prompt_logits(loaded, native, PROMPTS, 7)), whole)
     assert torch.equal(prompt_logits(loaded, native, PROMPTS[:1])[0], whole[0])
+
+
+def test_older_files_hold_the_matrices_of_latents_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Quantized, too: those of keys are then computed with as floats."""
+
+    newer = fused
+
+    def as_one(values: dict[str, torch.Tensor], wholes: dict[str, tuple[str, ...]]) -> dict[str, torch.Tensor]:
+        result = newer(values, wholes)
+        for name in [name for name in result if "attn_k_b" in name]:
+            keys, vs = result.pop(name).transpose(1, 2), result.pop(name.replace("k_b", "v_b"))
+            result[name.replace("k_b", "kv_b")] = torch.cat((keys, vs), 1).flatten(0, 1)
+        return result
+
+    model = make_model(tmp_path / "hf", *CASES["deepseek-v2-lite"][1:])
+    write_gguf(tmp_path / "new.gguf", "deepseek2", tmp_path / "hf", model)
+    ops = bind("cpu", "reference")
+    expected = torch.stack(prompt_logits(load(tmp_path / "new.gguf", ops), ops, PROMPTS))
+    monkeypatch.setattr("models.test_gguf_families.fused", as_one)
+    write_gguf(tmp_path / "old.gguf", "deepseek2", tmp_path / "hf", model)
+    assert torch.equal(torch.stack(prompt_logits(load(tmp_path / "old.gguf", ops), ops, PROMPTS)), expected)
+    write_gguf(tmp_path / "q8.gguf", "deepseek2", tmp_path / "hf", model, gguf.GGMLQuantizationType.Q8_0)
+    native = bind()
+    loaded = load(tmp_path / "q8.gguf", native)
+    whole = torch.stack(prompt_logits(loaded, native, PROMPTS))
+    assert ((whole - expected).norm(dim=-1) / expected.norm(dim=-1)).median() < 0.06
+    assert torch.equal(torch.stack(prompt_logits(loaded, native, PROMPTS, 7)), whole)
 
 
 def metadata_of(arch: str = "llama", **changes: Any) -> dict[str, Any]:

@@ -23,6 +23,7 @@ class _Arch:
     has_norms_of_one: bool = False  # norms that stand around zero on the other side have the 1 added
     has_gemma_keys: bool = False
     is_rotated_in_part: bool = False
+    is_latent: bool = False  # heads of latent attention: their sizes stand under keys of their own
 
 
 ARCHITECTURES: Final[dict[str, _Arch]] = {
@@ -34,11 +35,15 @@ ARCHITECTURES: Final[dict[str, _Arch]] = {
     "gemma2": _Arch("Gemma2ForCausalLM", "gemma2", has_norms_of_one=True, has_gemma_keys=True),
     "gemma3": _Arch("Gemma3ForCausalLM", "gemma3_text", has_norms_of_one=True, has_gemma_keys=True),
     "phi3": _Arch("Phi3ForCausalLM", "phi3", is_rotated_in_part=True),
+    "deepseek2": _Arch("DeepseekV2ForCausalLM", "deepseek_v2", is_latent=True),
     "gpt2": _Arch("GPT2LMHeadModel", "gpt2", "gelu_new"),
     "gptneox": _Arch("GPTNeoXForCausalLM", "gpt_neox", "gelu", is_rotated_in_part=True),
     "bloom": _Arch("BloomForCausalLM", "bloom", "gelu_pytorch_tanh"),
 }
 _MIXTRAL: Final = _Arch("MixtralForCausalLM", "mixtral")
+_DEEPSEEK_V3: Final = _Arch("DeepseekV3ForCausalLM", "deepseek_v3", is_latent=True)
+#: What `expert_gating_func` says of scores.
+_SIGMOID: Final = 2
 #: Tensors that belong to the configuration, and the keys of the rope parameters under which they are there.
 ROPE_TENSORS: Final = {
     "rope_freqs.weight": "factors", "rope_factors_short.weight": "short_factor",
@@ -57,6 +62,8 @@ def architecture(metadata: dict[str, Any]) -> _Arch:
         raise CheckpointError(f"the GGUF architecture {str(name)[:80]!r} is not supported; these are: {supported}")
     if name == "llama" and metadata.get("llama.expert_count"):
         return _MIXTRAL
+    if name == "deepseek2" and metadata.get("deepseek2.expert_gating_func") == _SIGMOID:
+        return _DEEPSEEK_V3
     return ARCHITECTURES[name]
 
 
@@ -77,7 +84,7 @@ def hf_config(
     if embedding is None or len(embedding.shape) != 2:
         raise CheckpointError("the matrix 'token_embd.weight' is missing")
     head_dim = get("attention.key_length")
-    if head_dim != get("attention.value_length", head_dim):
+    if head_dim != get("attention.value_length", head_dim) and not arch.is_latent:
         raise CheckpointError("keys and values of different sizes are not supported")
     config: dict[str, Any] = {
         "architectures": [arch.architecture],
@@ -103,7 +110,9 @@ def hf_config(
     }
     config["head_dim"] = head_dim if head_dim is not None else _default_head_dim(config)
     size, rotated = config["head_dim"], get("rope.dimension_count", config["head_dim"])
-    if rotated != size:
+    if arch.is_latent:
+        config |= _latent(prefix, get)
+    elif rotated != size:
         if not arch.is_rotated_in_part or not isinstance(rotated, int) or not isinstance(size, int) or size < 1:
             raise CheckpointError(f"{prefix}.rope.dimension_count is not the size of a head: not supported")
         config["partial_rotary_factor"] = rotated / size
@@ -117,6 +126,36 @@ def hf_config(
     else:
         config["rope_parameters"] = rope
     return {key: value for key, value in config.items() if value is not None}
+
+
+def _latent(prefix: str, get: Any) -> dict[str, Any]:
+    """Latent attention, and DeepSeek's experts. Newer files give the sizes of heads as they are cached, and those of
+    queries and values beside them."""
+    rotated = get("rope.dimension_count")
+    key_length = get("attention.key_length_mla", get("attention.key_length"))
+    if not isinstance(rotated, int) or not isinstance(key_length, int) or rotated >= key_length:
+        raise CheckpointError(f"{prefix}.rope.dimension_count does not fit keys of {key_length}")
+    num_groups = get("expert_group_count")
+    grouped = {"n_group": num_groups, "topk_group": get("expert_group_used_count")} if num_groups else {}
+    is_v3 = get("expert_gating_func") == _SIGMOID
+    return {
+        "head_dim": None,
+        "num_key_value_heads": None,
+        "num_local_experts": None,
+        "qk_rope_head_dim": rotated,
+        "qk_nope_head_dim": key_length - rotated,
+        "v_head_dim": get("attention.value_length_mla", get("attention.value_length")),
+        "kv_lora_rank": get("attention.kv_lora_rank"),
+        "q_lora_rank": get("attention.q_lora_rank"),
+        "attention_bias": False,
+        "first_k_dense_replace": get("leading_dense_block_count", 0),
+        "n_routed_experts": get("expert_count"),
+        "n_shared_experts": get("expert_shared_count", 0),
+        "routed_scaling_factor": get("expert_weights_scale", 1.0),
+        "norm_topk_prob": get("expert_weights_norm", False),
+        "topk_method": "noaux_tc" if is_v3 else "group_limited_greedy" if grouped else "greedy",
+        **grouped,
+    }
 
 
 def _uniform(value: Any) -> Any:
@@ -153,6 +192,8 @@ def _rope(get: Any, factors: dict[str, list[float]]) -> dict[str, Any]:
         rope["original_max_position_embeddings"] = get("rope.scaling.original_context_length")
         rope["beta_fast"] = get("rope.scaling.yarn_beta_fast")
         rope["beta_slow"] = get("rope.scaling.yarn_beta_slow")
+        if (log_multiplier := get("rope.scaling.yarn_log_multiplier")) is not None:
+            rope["mscale"] = rope["mscale_all_dim"] = 10 * log_multiplier
     return rope
 
 
