@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from engine.harness import Engine, Reply, request
 from models.running import Run, load, prompt_logits
 from models.test_families import PROMPT_LENGTH, PROMPTS, SIZES, make_model, transformers_logits
+from octavo.core.scheduler.scheduler import Scheduler
 from octavo.models import registry
 from octavo.models.blocks import Attention, GatedMLP, LatentAttention, Sequential
 from octavo.models.common import read_common
@@ -21,6 +23,7 @@ from octavo.models.config_reader import ConfigReader
 from octavo.models.spec import ModelSpec
 from octavo.ops.program import Heads, Latent
 from octavo.ops.table import bind, cache_shapes
+from octavo.wire.messages import AddRequest
 from octavo.worker.kv_memory import block_values, kv_caches
 
 
@@ -151,9 +154,23 @@ def test_replies_do_not_depend_on_company_chunks_hits_or_preemption(engine: Engi
     again = engine.run(requests, scheduler=hits)
     assert again.replies == alone and again.prefix_cache_hits > 200
     for num_swap_blocks in (0, 10_000):
-        most = 3 * len(engine.info.kv_group_windows) * 8
-        tight = engine.scheduler(prefix_caching=False, num_kv_blocks=most, num_swap_blocks=num_swap_blocks)
-        run = engine.run(requests, scheduler=tight)
-        assert run.replies == alone
-        assert run.num_preemptions > 0 and (run.num_swapped > 0) == (num_swap_blocks > 0)
-        assert tight.kv.num_blocks_used == 0
+        scheduler = engine.scheduler(prefix_caching=False, num_swap_blocks=num_swap_blocks)
+        assert preempted(engine, scheduler, requests) == {i: reply.token_ids for i, reply in alone.items()}
+        assert scheduler.kv.num_blocks_used == 0
+
+
+def preempted(engine: Engine, scheduler: Scheduler, requests: Sequence[AddRequest]) -> dict[int, list[int]]:
+    """The tokens of requests of which the newest gives up its blocks now and then."""
+    replies: dict[int, list[int]] = {message.request_id: [] for message in requests}
+    for message in requests:
+        scheduler.add(message)
+    for step in count(1):
+        if not scheduler.has_work:
+            break
+        plan = scheduler.schedule()
+        for output in scheduler.update(plan, engine.worker.execute(plan)):
+            replies[output.request_id] += output.new_token_ids
+        if step in (2, 9, 18, 25) and scheduler.running:
+            scheduler.live.preempt(scheduler.running[-1])
+    assert scheduler.stats().num_preemptions == 4
+    return replies

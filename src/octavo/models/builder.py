@@ -18,7 +18,7 @@ class Builder:
     def __init__(self, max_position_embeddings: int) -> None:
         self.ops: list[Op] = []
         self.params: list[Param] = []
-        self.derived: dict[RopeSpec | AlibiSpec, Weight] = {}
+        self.derived: dict[tuple[RopeSpec | AlibiSpec, tuple[int, ...]], Weight] = {}
         self._positions = max_position_embeddings
         self._prefix, self._gguf_prefix = "", ""
         self._num_caches = 0
@@ -92,7 +92,7 @@ class Builder:
         return weight
 
     def rotation(self, rope: RopeSpec, head_dim: int) -> Weight:
-        """The table of a rotation. Layers with the same rope share it."""
+        """The table of a rotation. Layers with the same rope and heads of the same size share it."""
         return self._derived(rope, (self._positions, head_dim))
 
     def slopes(self, alibi: AlibiSpec) -> Weight:
@@ -100,9 +100,7 @@ class Builder:
 
     def _derived(self, spec: RopeSpec | AlibiSpec, shape: tuple[int, ...]) -> Weight:
         """What follows from the configuration."""
-        if spec not in self.derived:
-            self.derived[spec] = Weight(f"derived {len(self.derived)}", shape)
-        return self.derived[spec]
+        return self.derived.setdefault((spec, shape), Weight(f"derived {len(self.derived)}", shape))
 
     def cache(self, heads: Heads | Latent, window: int = 0) -> Cache:
         """The next layer's."""

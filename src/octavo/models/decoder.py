@@ -79,7 +79,7 @@ def define(spec: ModelSpec) -> Definition:
         layer.emit(build, residual)
     build.top()
     output = build.norm(residual, spec.norm, "model.norm", "output_norm")
-    derived = {weight: each for each, weight in build.derived.items()}
+    derived = {weight: each for (each, _), weight in build.derived.items()}
     ops, groups = _grouped(build.ops)
     return Definition(spec, program(ops, output), tuple(build.params), derived, lm_head, groups)
 
