@@ -2,7 +2,7 @@
 
 The cache of this device: [num_blocks, block_size, rank + rope], of the activations' type or a float8 type. All heads
 read the same rows, so that a block of heads is the rows of a tile; the values are the first `rank` columns of the keys
-and are loaded once. What is planned is `attention.AttentionPlanner`'s.
+and are loaded once.
 """
 
 from __future__ import annotations
@@ -16,14 +16,12 @@ from torch import Tensor
 import triton
 from octavo.ops.program import Latent
 from octavo.ops.triton.attention_kernels import _online, combine_kernel
+from octavo.ops.triton.attention_plan import CHUNK, LATENT_HEADS, LATENT_ROWS, AttentionPlan, plan_of
 from octavo.ops.triton.experts import ExpertsWeight
 from octavo.ops.triton.rope import _FLOAT8_MAX, _store
 from octavo.ops.triton.variants import TYPE_NAMES, Variant
 
-#: Heads of one program.
-HEADS: Final = 16
-#: Rows of a tile of prompts, by the size of an element; keys of a tile, warps, stages.
-PROMPT_ROWS: Final = {2: 64, 4: 16}
+#: Keys of a tile, by the size of an element.
 _KEYS: Final = {2: 32, 4: 16}
 _LOG2E: Final = 1.4426950408889634
 #: Of products by head: rows of a tile where there are few, and many; columns, and values along K.
@@ -221,10 +219,10 @@ def latent_write(
     """`reference.latent_write`. A slot below 0 takes nothing."""
     if len(kv) == 0:
         return
-    _write_kernel[(len(kv), 1 + triton.cdiv(latent.num_heads, HEADS))](
+    _write_kernel[(len(kv), 1 + triton.cdiv(latent.num_heads, LATENT_HEADS))](
         q_latent, q, kv, positions, cos_sin, norm, eps, cache, slot_mapping, cache.shape[1], cache.stride(0),
         NUM_HEADS=latent.num_heads, NOPE=latent.nope_dim, RANK=latent.rank, ROPE=latent.rope_dim,
-        BLOCK_R=triton.next_power_of_2(latent.rank), HALF=triton.next_power_of_2(latent.rope_dim // 2), HEADS=HEADS,
+        BLOCK_R=triton.next_power_of_2(latent.rank), HALF=triton.next_power_of_2(latent.rope_dim // 2), HEADS=LATENT_HEADS,
         LIMIT=_FLOAT8_MAX.get(cache.dtype, 0.0), num_warps=4,
     )  # fmt: skip
 
@@ -253,9 +251,11 @@ def latent_attention(
     latent: Latent,
     scale: float,
     *,
-    plan: Any,
+    plan: AttentionPlan | None = None,
 ) -> None:
-    """`reference.latent_attention`, with the plan of an `attention.AttentionPlanner` of the latent."""
+    """`reference.latent_attention`. Without a plan one is made, which waits for the device."""
+    if plan is None:
+        plan = plan_of(latent, q_latent, seq_lens, query_start_loc)
     itemsize = q_latent.dtype.itemsize
     common: dict[str, Any] = {
         "NUM_HEADS": latent.num_heads,
@@ -263,27 +263,27 @@ def latent_attention(
         "ROPE": latent.rope_dim,
         "BLOCK_R": triton.next_power_of_2(latent.rank),
         "BLOCK_P": triton.next_power_of_2(latent.rope_dim),
-        "HEADS": HEADS,
+        "HEADS": LATENT_HEADS,
         "BLOCK_N": _KEYS[itemsize],
         "BLOCK_SIZE": cache.shape[1],
         "PRECISION": _precision(q_latent),
     }
-    head_blocks = triton.cdiv(latent.num_heads, HEADS)
+    head_blocks = triton.cdiv(latent.num_heads, LATENT_HEADS)
     scale *= _LOG2E
     if plan.num_decodes:
         _decode_kernel[(plan.num_items * head_blocks,)](
             out, plan.partial, plan.partial_stats, q_latent, cache, block_tables, block_tables.stride(0), seq_lens,
-            plan.items, plan.starts, plan.num_decodes, cache.stride(0), scale, **common, CHUNK=plan.chunk, num_warps=4,
+            plan.items, plan.starts, plan.num_decodes, cache.stride(0), scale, **common, CHUNK=CHUNK, num_warps=4,
             num_stages=2,
         )  # fmt: skip
         combine_kernel[(plan.num_decodes, latent.num_heads)](
             out, plan.partial, plan.partial_stats, seq_lens, plan.starts, 1.0, NUM_HEADS=latent.num_heads,
-            D=latent.rank, BLOCK_D=common["BLOCK_R"], CHUNK=plan.chunk, BLOCK_C=16,
+            D=latent.rank, BLOCK_D=common["BLOCK_R"], CHUNK=CHUNK, BLOCK_C=16,
         )  # fmt: skip
     if plan.num_tiles:
         _prefill_kernel[(plan.num_tiles, head_blocks)](
             out, q_latent, cache, block_tables, block_tables.stride(0), seq_lens, query_start_loc, plan.tiles,
-            cache.stride(0), scale, **common, BLOCK_M=PROMPT_ROWS[itemsize], num_warps=8 if itemsize == 2 else 4,
+            cache.stride(0), scale, **common, BLOCK_M=LATENT_ROWS[itemsize], num_warps=8 if itemsize == 2 else 4,
             num_stages=2,
         )  # fmt: skip
 
@@ -301,7 +301,7 @@ def variants() -> list[Variant]:
     ):
         name = f"{heads} x {rank} + {rope}, {TYPE_NAMES[cache]}"
         minimum = 89 if cache == torch.float8_e4m3fn else 80
-        sizes = {"NUM_HEADS": heads, "RANK": rank, "ROPE": rope, "BLOCK_R": rank, "HEADS": HEADS}
+        sizes = {"NUM_HEADS": heads, "RANK": rank, "ROPE": rope, "BLOCK_R": rank, "HEADS": LATENT_HEADS}
         pointers = {"q_latent": "*bf16", "cache": f"*{TYPE_NAMES[cache]}"}
         own = {"q": "*bf16", "kv": "*bf16", "positions": "*i32", "cos_sin": "*fp32", "norm": "*fp32", "slots": "*i64"}
         numbers = {"eps": "fp32", "block_size": "i32", "block_stride": "i32"}
@@ -324,7 +324,7 @@ def variants() -> list[Variant]:
                 name=f"decode {name}",
                 kernel=_decode_kernel,
                 signature=pointers | own | numbers | {"num_seqs": "i32"},
-                constexprs=sizes | {"CHUNK": 256},
+                constexprs=sizes | {"CHUNK": CHUNK},
                 num_stages=2,
                 divisible=frozenset({*pointers, *own, "block_stride"}),
                 min_capability=minimum,
@@ -336,7 +336,7 @@ def variants() -> list[Variant]:
                 name=f"prefill {name}",
                 kernel=_prefill_kernel,
                 signature=pointers | own | numbers,
-                constexprs=sizes | {"BLOCK_M": PROMPT_ROWS[2]},
+                constexprs=sizes | {"BLOCK_M": LATENT_ROWS[2]},
                 num_warps=8,
                 num_stages=2,
                 divisible=frozenset({*pointers, *own, "block_stride"}),
