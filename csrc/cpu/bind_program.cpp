@@ -40,9 +40,10 @@ void set_caches(Program& self, const std::vector<Cache>& caches, int type, int b
 }
 
 void run(const Program& self, int64_t rows, Address token_ids, Address positions, Address seq_lens, Address query_start_loc,
-         int num_seqs, const std::vector<std::tuple<Address, int64_t, Address>>& groups, Address needed, int64_t num_needed) {
+         int num_seqs, const std::vector<std::tuple<Address, int64_t, Address>>& groups, Address state_slots, Address needed,
+         int64_t num_needed) {
     ProgramStep step{rows,     at<int32_t>(token_ids), at<int32_t>(positions), at<int32_t>(seq_lens), at<int32_t>(query_start_loc),
-                     num_seqs, {},                     at<int64_t>(needed),    num_needed};
+                     num_seqs, {},                     at<int32_t>(state_slots), at<int64_t>(needed), num_needed};
     for (const auto& [block_tables, stride, slots] : groups)
         step.groups.push_back({at<int32_t>(block_tables), stride, at<int64_t>(slots)});
     nb::gil_scoped_release release;
@@ -126,6 +127,13 @@ void bind_program(nb::module_& m) {
             nb::kw_only(), nb::arg("out"), nb::arg("q_latent"), nb::arg("latent"), nb::arg("cache"), nb::arg("group"),
             nb::arg("scale"))
         .def(
+            "causal_conv",
+            [](Program& self, BufferId out, BufferId x, int state, int width, int taps, Address weight, Address bias, bool gated) {
+                self.add(CausalConvRecord{out, x, state, width, taps, at<float>(weight), at<float>(bias), gated});
+            },
+            nb::kw_only(), nb::arg("out"), nb::arg("x"), nb::arg("state"), nb::arg("width"), nb::arg("taps"), nb::arg("weight"),
+            nb::arg("bias"), nb::arg("gated"))
+        .def(
             "act",
             [](Program& self, BufferId out, BufferId x, int64_t width, int kind, bool gated) {
                 self.add(ActRecord{out, x, width, Activation(kind), gated});
@@ -156,10 +164,18 @@ void bind_program(nb::module_& m) {
                 self.add(KeepRowsRecord{std::move(rows), std::move(widths)});
             },
             nb::kw_only(), nb::arg("rows"), nb::arg("widths"))
+        .def("set_states",
+             [](Program& self, const std::vector<Address>& addresses) {
+                 std::vector<float*> states;
+                 for (const Address address : addresses) states.push_back(at<float>(address));
+                 self.set_states(std::move(states));
+             },
+             nb::arg("addresses"))
         .def("set_buffers", &set_buffers, nb::arg("addresses"))
         .def("set_caches", &set_caches, nb::arg("caches"), nb::arg("cache_type"), nb::arg("block_size"))
         .def("run", &run, nb::arg("rows"), nb::arg("token_ids"), nb::arg("positions"), nb::arg("seq_lens"),
-             nb::arg("query_start_loc"), nb::arg("num_seqs"), nb::arg("groups"), nb::arg("needed"), nb::arg("num_needed"));
+             nb::arg("query_start_loc"), nb::arg("num_seqs"), nb::arg("groups"), nb::arg("state_slots"),
+             nb::arg("needed"), nb::arg("num_needed"));
 }
 
 }  // namespace octavo

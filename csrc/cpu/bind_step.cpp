@@ -3,6 +3,7 @@
 #include "bind_routing.h"
 #include "kernels/activation.h"
 #include "kernels/attention.h"
+#include "kernels/causal_conv.h"
 #include "kernels/experts.h"
 #include "kernels/forbid.h"
 #include "kernels/latent.h"
@@ -104,6 +105,14 @@ void latent_attention(Address out, Address q_latent, Address cache, int64_t stri
                     at<int32_t>(query_start_loc), num_seqs, num_heads, 1, width, rank, true, scale, 0, 0.0f, nullptr});
 }
 
+void causal_conv(Address out, Address x, Address weight, Address bias, Address state, Address slots, Address positions,
+                 Address query_start_loc, int num_seqs, int width, int taps, bool gated) {
+    nb::gil_scoped_release release;
+    OCTAVO_KERNELS(causal_conv_kernels)
+        .run({at<float>(out), at<float>(x), at<float>(weight), at<float>(bias), at<float>(state), at<int32_t>(slots),
+              at<int32_t>(positions), at<int32_t>(query_start_loc), num_seqs, width, taps, gated});
+}
+
 void latent_write(Address q_latent, Address q, Address kv, Address positions, Address cos_sin, Address norm, float eps,
                   Address cache, int64_t stride, int cache_type, int block_size, Address slots, int64_t rows, int num_heads,
                   int nope_dim, int rank, int rope_dim) {
@@ -172,6 +181,7 @@ void bind_step(nb::module_& m) {
     m.def("rope_kv_write", &rope_kv_write);
     m.def("attention", &attention);
     m.def("latent_write", &latent_write);
+    m.def("causal_conv", &causal_conv);
     m.def("latent_attention", &latent_attention);
     m.def("forbid", &forbid);
     m.def("sample", &sample, nb::arg("logits"), nb::arg("rows"), nb::arg("vocab"), nb::arg("ids"), nb::arg("flags"),

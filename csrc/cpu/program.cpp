@@ -2,6 +2,7 @@
 
 #include "isa.h"
 #include "kernels/attention.h"
+#include "kernels/causal_conv.h"
 #include "kernels/latent.h"
 #include "kernels/norm.h"
 #include "kernels/rope.h"
@@ -93,6 +94,11 @@ struct ProgramRun {
                         cache.k_stride, 0, program.type_, program.block_size_, group.block_tables, group.block_table_stride,
                         step.seq_lens, step.query_start_loc, step.num_seqs, op.shape.num_heads, 1, op.shape.width(),
                         op.shape.rank, true, op.scale, 0, 0.0f, nullptr});
+    }
+    void operator()(const CausalConvRecord& op) {
+        OCTAVO_KERNELS(causal_conv_kernels)
+            .run({at(op.out), at(op.x), op.weight, op.bias, program.states_[size_t(op.state)], step.state_slots, step.positions,
+                  step.query_start_loc, step.num_seqs, op.width, op.taps, op.gated});
     }
     void operator()(const ActRecord& op) {
         const auto& kernels = OCTAVO_KERNELS(activation_kernels);

@@ -90,6 +90,12 @@ struct LatentAttendRecord {
     int cache, group;
     float scale;
 };
+struct CausalConvRecord {
+    BufferId out, x;
+    int state, width, taps;
+    const float *weight, *bias;  // the latter may be null
+    bool gated;
+};
 struct ActRecord {
     BufferId out, x;
     int64_t width;  // of out
@@ -117,7 +123,7 @@ struct KeepRowsRecord {
 };
 
 using Record = std::variant<EmbedRecord, LinearRecord, NormRecord, AddRecord, AddNormRecord, RopeWriteRecord, AttendRecord,
-                            HeadLinearRecord, LatentWriteRecord, LatentAttendRecord, ActRecord, RouteRecord, ExpertsRecord,
+                            HeadLinearRecord, LatentWriteRecord, LatentAttendRecord, CausalConvRecord, ActRecord, RouteRecord, ExpertsRecord,
                             KeepRowsRecord>;
 
 // Blocks lie so many values apart. A latent has the same array twice.
@@ -139,6 +145,7 @@ struct ProgramStep {
     const int32_t *seq_lens, *query_start_loc;
     int num_seqs;
     std::vector<CacheGroup> groups;
+    const int32_t* state_slots;  // [num_seqs]; null where no layer has a state
     const int64_t* needed;
     int64_t num_needed;
 };
@@ -148,13 +155,15 @@ public:
     void add(Record record) { records_.push_back(std::move(record)); }
     void set_buffers(std::vector<float*> buffers) { buffers_ = std::move(buffers); }
     void set_caches(std::vector<LayerCache> caches, CacheType type, int block_size);
-    // After both. Buffers, caches and groups that records name must be there; Python has checked it.
+    void set_states(std::vector<float*> states) { states_ = std::move(states); }
+    // After all of them. Buffers, caches and groups that records name must be there; Python has checked it.
     void run(const ProgramStep& step) const;
 
 private:
     std::vector<Record> records_;
     std::vector<float*> buffers_;
     std::vector<LayerCache> caches_;
+    std::vector<float*> states_;
     CacheType type_{};
     int block_size_ = 0;
 

@@ -88,6 +88,23 @@ class Program:
         softcap: float,
         slopes: int,
     ) -> None: ...
+    def head_linear(self, weights: list[PackedLinear], *, out: int, x: int, out_width: int, x_width: int) -> None: ...
+    def latent_write(
+        self,
+        *,
+        q_latent: int,
+        q: int,
+        kv: int,
+        latent: tuple[int, int, int, int],
+        cache: int,
+        group: int,
+        rotation: int,
+        norm: int,
+        eps: float,
+    ) -> None: ...
+    def latent_attend(
+        self, *, out: int, q_latent: int, latent: tuple[int, int, int, int], cache: int, group: int, scale: float
+    ) -> None: ...
     def act(self, *, out: int, x: int, width: int, kind: int, gated: bool) -> None: ...
     def route(
         self, *, ids: int, weights: int, scores: int, num_experts: int, top_k: int, routing: _Routing, bias: int
@@ -112,7 +129,7 @@ class Program:
     ) -> None: ...
     def keep_rows(self, *, rows: list[int], widths: list[int]) -> None: ...
     def set_buffers(self, addresses: list[int]) -> None: ...
-    def set_caches(self, caches: list[tuple[int, int]], cache_type: int, block_size: int) -> None: ...
+    def set_caches(self, caches: list[tuple[int, int, int, int]], cache_type: int, block_size: int) -> None: ...
     def run(
         self,
         rows: int,
@@ -147,6 +164,8 @@ def rope_kv_write(
     eps: float,
     k_cache: int,
     v_cache: int,
+    k_stride: int,
+    v_stride: int,
     cache_type: int,
     block_size: int,
     slots: int,
@@ -156,11 +175,51 @@ def rope_kv_write(
     head_dim: int,
     /,
 ) -> None: ...
+def latent_write(
+    q_latent: int,
+    q: int,
+    kv: int,
+    positions: int,
+    cos_sin: int,
+    norm: int,
+    eps: float,
+    cache: int,
+    stride: int,
+    cache_type: int,
+    block_size: int,
+    slots: int,
+    rows: int,
+    num_heads: int,
+    nope_dim: int,
+    rank: int,
+    rope_dim: int,
+    /,
+) -> None: ...
+def latent_attention(
+    out: int,
+    q_latent: int,
+    cache: int,
+    stride: int,
+    cache_type: int,
+    block_size: int,
+    block_tables: int,
+    block_table_stride: int,
+    seq_lens: int,
+    query_start_loc: int,
+    num_seqs: int,
+    num_heads: int,
+    rank: int,
+    rope_dim: int,
+    scale: float,
+    /,
+) -> None: ...
 def attention(
     out: int,
     qkv: int,
     k_cache: int,
     v_cache: int,
+    k_stride: int,
+    v_stride: int,
     cache_type: int,
     block_size: int,
     block_tables: int,

@@ -166,7 +166,13 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "deepseek-v2-dense": ("DeepseekV2", {**LATENT, "q_lora_rank": 40, "first_k_dense_replace": 3}),
     "deepseek-v2-lite-yarn": (
         "DeepseekV2",
-        {**LATENT, "q_lora_rank": None, "first_k_dense_replace": 1, "attention_bias": True, "rope_parameters": MSCALE_ROPE},
+        {
+            **LATENT,
+            "q_lora_rank": None,
+            "first_k_dense_replace": 1,
+            "attention_bias": True,
+            "rope_parameters": MSCALE_ROPE,
+        },
     ),
     "deepseek-v2-unshared-mscale": (
         "DeepseekV2",
@@ -188,7 +194,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "topk_group": 2,
             "routed_scaling_factor": 2.0,
             "n_shared_experts": 1,
-        }
+        },
     ),
     "deepseek-v3": (
         "DeepseekV3",

@@ -117,7 +117,11 @@ def fused(values: dict[str, torch.Tensor], wholes: dict[str, tuple[str, ...]]) -
         target = f"{expert[1]}.{kind}" if expert else f"{block}.{whole}.{kind}".removeprefix(".")
         result.setdefault(target, []).append(value)
     return {
-        name: torch.stack(parts) if re.search("_exps|attn_[kv]_b", name) else torch.cat(parts) if len(parts) > 1 else parts[0]
+        name: torch.stack(parts)
+        if re.search("_exps|attn_[kv]_b", name)
+        else torch.cat(parts)
+        if len(parts) > 1
+        else parts[0]
         for name, parts in result.items()
     }
 

@@ -73,19 +73,19 @@ def test_kv_heads_may_differ_from_layer_to_layer(tmp_path: Path) -> None:
     """DeciLM: the same model has all of its heads where each kv head is written several times."""
     model = make_model(tmp_path, "Llama", {"num_key_value_heads": 4})
     counts = (1, 4, 2)
-    for layer, count in zip(model.model.layers, counts, strict=True):
+    for layer, num in zip(model.model.layers, counts, strict=True):
         for matrix in (layer.self_attn.k_proj, layer.self_attn.v_proj):
-            rows = matrix.weight.data.view(4, 16, -1)[:count].repeat_interleave(4 // count, 0)
+            rows = matrix.weight.data.view(4, 16, -1)[:num].repeat_interleave(4 // num, 0)
             matrix.weight.data = rows.reshape(64, -1)
     model.save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
-    for number, count in enumerate(counts):
+    for number, num in enumerate(counts):
         for name in ("k_proj", "v_proj"):
             key = f"model.layers.{number}.self_attn.{name}.weight"
-            tensors[key] = tensors[key].view(4, 16, -1)[:: 4 // count].reshape(count * 16, -1).contiguous()
+            tensors[key] = tensors[key].view(4, 16, -1)[:: 4 // num].reshape(num * 16, -1).contiguous()
     save_file(tensors, tmp_path / "model.safetensors")
     rope = json.loads((tmp_path / "config.json").read_text())["rope_parameters"]
-    configuration(tmp_path, [(count, 16, 0) for count in counts], rope_parameters=rope, rms_norm_eps=1e-6)
+    configuration(tmp_path, [(num, 16, 0) for num in counts], rope_parameters=rope, rms_norm_eps=1e-6)
     for impl in ("reference", "auto"):
         ops = bind("cpu", impl)  # type: ignore[arg-type]
         ours = torch.stack(prompt_logits(load(tmp_path, ops), ops, PROMPTS, 7))
@@ -106,7 +106,7 @@ def test_pages_hold_what_arrays_of_their_own_hold(layers: Sequence[tuple[int, in
     definition = loaded.model.definition
     shapes = [tuple(shape[1:] for shape in cache_shapes(ops, c.heads, 1, 16)) for c in definition.program.caches]
     run = Run(loaded, ops, len(PROMPTS), PROMPT_LENGTH, torch.float32)
-    # Blocks of the run's table belong to every group at once, which is more than there is: each group has its own pages.
+    # The run has one table for all groups, whose blocks would be in use twice: each group has pages of its own.
     run.caches = [()] * len(definition.program.caches)
     for group in definition.cache_groups:
         pages = kv_caches(definition.cache_groups, shapes, 1 + run.block_tables.numel(), torch.float32, unwritten)

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 #: More tables than this cost more time a step than the layers that they leave unused cost memory.
 _MAX_GROUPS = 8
@@ -66,19 +67,18 @@ def cache_groups(kinds: Sequence[LayerKV], sizes: Sequence[int] | None = None) -
         by_kind.setdefault(kind, []).append(layer)
     full_first = sorted(by_kind.items(), key=lambda item: isinstance(item[0], WindowKV))
     largest = max(sizes)
-    pages = {sum(sizes[i] for i in layers[:count]) for layers in by_kind.values() for count in range(1, len(layers) + 1)}
+    pages = {page for layers in by_kind.values() for page in accumulate(sizes[layer] for layer in layers)}
     cuts = {page: _cut(full_first, sizes, page) for page in pages if page >= largest}
     few = [page for page, groups in cuts.items() if len(groups) <= _MAX_GROUPS]
     return cuts[min(few or [max(cuts)], key=lambda page: _unused(cuts[page], sizes, page))]
 
 
-def _cut(
-    kinds: Sequence[tuple[LayerKV, list[int]]], sizes: Sequence[int], page: int
-) -> tuple[CacheGroup, ...]:
+def _cut(kinds: Sequence[tuple[LayerKV, list[int]]], sizes: Sequence[int], page: int) -> tuple[CacheGroup, ...]:
     """The layers of each kind in groups, as many of them in each as fit its page."""
     groups = []
     for kind, layers in kinds:
-        members, left = [], page
+        members: list[int] = []
+        left = page
         for layer in layers:
             if sizes[layer] > left:
                 groups.append(CacheGroup(kind, tuple(members)))

@@ -35,7 +35,7 @@ class Builder:
     def buffer(self, name: str, width: int) -> Buffer:
         return Buffer(self._prefix + name, width)
 
-    def linear(self, x: Buffer, name: str, matrices: Sequence[Matrix], shard: int) -> Buffer:
+    def linear(self, x: Buffer, name: str, matrices: Sequence[Matrix], shard: int | None) -> Buffer:
         """x times the matrices, one result beside the other."""
         rows = sum(matrix.rows for matrix in matrices)
         out = self.buffer(name, rows)

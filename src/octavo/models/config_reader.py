@@ -21,8 +21,16 @@ _ROPE_KEYS: Final[dict[str, frozenset[str]]] = {
     "linear": frozenset({"factor"}),
     "llama3": frozenset({"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}),
     "yarn": frozenset(
-        {"factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor", "truncate",
-         "mscale", "mscale_all_dim"}
+        {
+            "factor",
+            "original_max_position_embeddings",
+            "beta_fast",
+            "beta_slow",
+            "attention_factor",
+            "truncate",
+            "mscale",
+            "mscale_all_dim",
+        }
     ),
     "factors": frozenset({"factors"}),
     "longrope": frozenset(

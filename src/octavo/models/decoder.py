@@ -92,9 +92,7 @@ def _grouped(ops: Sequence[Op]) -> tuple[list[Op], tuple[CacheGroup, ...]]:
     groups = cache_groups(kinds, [cache.heads.cached_size for cache in ordered])
     group_of = {index: number for number, group in enumerate(groups) for index in group.layers}
     grouped = [
-        replace(op, cache=replace(op.cache, group=group_of[op.cache.index]))
-        if isinstance(op, CacheOp)
-        else op
+        replace(op, cache=replace(op.cache, group=group_of[op.cache.index])) if isinstance(op, CacheOp) else op
         for op in ops
     ]
     return grouped, groups

@@ -87,8 +87,9 @@ class TensorSource:
         self._open: dict[str, tuple[Weight, int]] = {}
         for name in checkpoint.names():
             is_further = layout.has_further_layers and _layer_number(name) >= len(definition.spec.layers)
-            if not is_further and not any(re.fullmatch(pattern, name) for pattern in (*_ALWAYS_IGNORED, *layout.ignored)):
-                self._find(name)
+            if is_further or any(re.fullmatch(pattern, name) for pattern in (*_ALWAYS_IGNORED, *layout.ignored)):
+                continue
+            self._find(name)
         if definition.spec.tie_word_embeddings and "lm_head.weight" in self._places:
             # Some exports save the tied matrix twice.
             logger.info("%s: lm_head.weight is ignored: the embeddings are tied", checkpoint.source)

@@ -66,7 +66,6 @@ class Heads:
         """Columns of the stacked projection q | k | v."""
         return (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
 
-
     @property
     def cached_size(self) -> int:
         """Values that are kept of a token."""

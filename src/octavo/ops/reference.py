@@ -366,12 +366,13 @@ def latent_write(
 ) -> None:
     """The cache's rows of T tokens, and the rotated part of their queries.
 
-    q_latent [T, heads * (rank + rope)], of which the last `rope` of each head are written; q [T, heads * (nope + rope)],
-    of which the last `rope` are read; kv [T, rank + rope]; cos_sin float32 [max_pos, rope] = cos | sin; norm float32
-    [rank]; slot_mapping int64 [T] = block * block_size + offset.
+    q_latent [T, heads * (rank + rope)], of which the last `rope` of each head are written;
+    q [T, heads * (nope + rope)], of which the last `rope` are read; kv [T, rank + rope];
+    cos_sin float32 [max_pos, rope] = cos | sin; norm float32 [rank];
+    slot_mapping int64 [T] = block * block_size + offset.
     """
     cos, sin = cos_sin[positions.long()].unsqueeze(1).chunk(2, dim=-1)
-    q_heads, out_heads = (each.unflatten(1, (latent.num_heads, -1)) for each in (q, q_latent))
+    q_heads, out_heads = (each.view(len(each), latent.num_heads, -1) for each in (q, q_latent))
     out_heads[..., latent.rank :] = _rotated(q_heads[..., latent.nope_dim :], cos, sin)
     key = _rotated(kv[:, None, latent.rank :], cos, sin)[:, 0]
     rows = torch.cat((_normed(kv[:, : latent.rank], norm, eps), key), dim=-1)
@@ -395,7 +396,7 @@ def latent_attention(
     out float32 [T, heads * rank]; q_latent [T, heads * (rank + rope)]; cache [num_blocks, block_size, rank + rope];
     the rest as of `attention`.
     """
-    q_heads, out_heads = (each.unflatten(1, (latent.num_heads, -1)) for each in (q_latent, out))
+    q_heads, out_heads = (each.view(len(each), latent.num_heads, -1) for each in (q_latent, out))
     starts = query_start_loc.tolist()
     for i, seq_len in enumerate(seq_lens.tolist()):
         rows = slice(starts[i], starts[i + 1])

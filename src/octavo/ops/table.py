@@ -181,9 +181,7 @@ def _native_operations(modules: tuple[str, ...]) -> dict[str, Any]:
     return found
 
 
-def cache_shapes(
-    ops: Ops, shape: Heads | Latent, num_blocks: int, block_size: int
-) -> tuple[tuple[int, ...], ...]:
+def cache_shapes(ops: Ops, shape: Heads | Latent, num_blocks: int, block_size: int) -> tuple[tuple[int, ...], ...]:
     """Of the arrays that hold what a layer keeps: keys and values, or the rows of a latent."""
     if isinstance(shape, Latent):
         return (ops.latent_cache_shape(num_blocks, block_size, shape),)

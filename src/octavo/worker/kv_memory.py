@@ -74,7 +74,8 @@ def kv_caches(
                 views = []
                 for shape in shapes[layer]:
                     end = first + math.prod(shape)
-                    views.append(pages[:, first:end].unflatten(1, shape))
+                    strides = torch.empty(shape, device="meta").stride()
+                    views.append(pages.as_strided((num_blocks, *shape), (pages.stride(0), *strides), first))
                     first = end
                 caches[layer] = tuple(views)
     return [caches[layer] for layer in range(len(caches))]

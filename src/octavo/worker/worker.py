@@ -254,9 +254,7 @@ class Worker:
     ) -> KVCaches:
         shapes = _block_shapes(loaded, ops, plan.block_size)
         try:
-            return kv_caches(
-                loaded.model.definition.cache_groups, shapes, plan.num_blocks, kv_dtype, device.zeros
-            )
+            return kv_caches(loaded.model.definition.cache_groups, shapes, plan.num_blocks, kv_dtype, device.zeros)
         except (OSError, RuntimeError) as error:
             raise InvalidConfig(f"The KV cache of {plan.total_bytes:,} bytes cannot be allocated: {error}") from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 from octavo.models.blocks import Block, GatedMLP, LatentAttention, MixtureOfExperts, Sequential, SideBySide
@@ -31,9 +32,11 @@ def spec(config: ConfigReader) -> ModelSpec:
     config.refuse_unless("norm_topk_prob", (False,))  # implementations disagree on what it would do
     config.refuse_unless("scoring_func", ("softmax",))
     config.refuse_unless("topk_method", ("greedy", "group_limited_greedy"))
-    num_groups, top_groups = read_groups(config) if config.get("topk_method") == "group_limited_greedy" else (1, 1)
-    factor = config.number("routed_scaling_factor", 1.0)
-    return latent_decoder(config, Routing(renormalize=False, factor=factor, num_groups=num_groups, top_groups=top_groups))
+    routing = Routing(renormalize=False, factor=config.number("routed_scaling_factor", 1.0))
+    if config.get("topk_method") == "group_limited_greedy":
+        num_groups, top_groups = read_groups(config)
+        routing = replace(routing, num_groups=num_groups, top_groups=top_groups)
+    return latent_decoder(config, routing)
 
 
 def read_groups(config: ConfigReader) -> tuple[int, int]:

@@ -90,7 +90,8 @@ class CpuRunner(Runner):
             if isinstance(cache.heads, Latent):
                 check_latent(cache.heads, *arrays)
             else:
-                check_cache(*arrays, cache.heads.num_kv_heads, cache.heads.head_dim)
+                k, v = arrays
+                check_cache(k, v, cache.heads.num_kv_heads, cache.heads.head_dim)
             assert arrays[0].dtype == dtype and arrays[-1].shape[-2] == block_size
         self._native.set_caches(
             caches=[(k.data_ptr(), v.data_ptr(), k.stride(0), v.stride(0)) for k, v in map(_twice, kv_caches)],

@@ -24,7 +24,7 @@ _PREFILL_TILES: Final = {
 }  # fmt: skip
 #: Of latents: heads of one program, and rows of a tile of prompts by the size of an element.
 LATENT_HEADS: Final = 16
-LATENT_ROWS: Final = {2: 64, 4: 16}
+LATENT_ROWS: Final = {2: 32, 4: 16}
 
 
 @dataclass(slots=True)
@@ -149,9 +149,7 @@ def prefill_tile(head_block: int, itemsize: int) -> tuple[int, int, int, int]:
     return _PREFILL_TILES[max(head_block, 128), itemsize]
 
 
-def plan_of(
-    shape: Heads | Latent, activations: Tensor, seq_lens: Tensor, query_start_loc: Tensor
-) -> AttentionPlan:
+def plan_of(shape: Heads | Latent, activations: Tensor, seq_lens: Tensor, query_start_loc: Tensor) -> AttentionPlan:
     """The plan of a call by itself, which waits for the device: leading sequences with one query decode."""
     planner = AttentionPlanner(shape, activations.device, activations.dtype)
     starts = query_start_loc.cpu().numpy()

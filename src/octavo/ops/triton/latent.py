@@ -222,8 +222,8 @@ def latent_write(
     _write_kernel[(len(kv), 1 + triton.cdiv(latent.num_heads, LATENT_HEADS))](
         q_latent, q, kv, positions, cos_sin, norm, eps, cache, slot_mapping, cache.shape[1], cache.stride(0),
         NUM_HEADS=latent.num_heads, NOPE=latent.nope_dim, RANK=latent.rank, ROPE=latent.rope_dim,
-        BLOCK_R=triton.next_power_of_2(latent.rank), HALF=triton.next_power_of_2(latent.rope_dim // 2), HEADS=LATENT_HEADS,
-        LIMIT=_FLOAT8_MAX.get(cache.dtype, 0.0), num_warps=4,
+        BLOCK_R=triton.next_power_of_2(latent.rank), HALF=triton.next_power_of_2(latent.rope_dim // 2),
+        HEADS=LATENT_HEADS, LIMIT=_FLOAT8_MAX.get(cache.dtype, 0.0), num_warps=4,
     )  # fmt: skip
 
 
@@ -301,7 +301,7 @@ def variants() -> list[Variant]:
     ):
         name = f"{heads} x {rank} + {rope}, {TYPE_NAMES[cache]}"
         minimum = 89 if cache == torch.float8_e4m3fn else 80
-        sizes = {"NUM_HEADS": heads, "RANK": rank, "ROPE": rope, "BLOCK_R": rank, "HEADS": LATENT_HEADS}
+        sizes: dict[str, Any] = {"NUM_HEADS": heads, "RANK": rank, "ROPE": rope, "BLOCK_R": rank, "HEADS": LATENT_HEADS}
         pointers = {"q_latent": "*bf16", "cache": f"*{TYPE_NAMES[cache]}"}
         own = {"q": "*bf16", "kv": "*bf16", "positions": "*i32", "cos_sin": "*fp32", "norm": "*fp32", "slots": "*i64"}
         numbers = {"eps": "fp32", "block_size": "i32", "block_stride": "i32"}
