@@ -88,8 +88,26 @@ class Program:
         softcap: float,
         slopes: int,
     ) -> None: ...
+    def causal_conv(
+        self, *, out: int, x: int, state: int, width: int, taps: int, weight: int, bias: int, gated: bool
+    ) -> None: ...
     def head_linear(self, weights: list[PackedLinear], *, out: int, x: int, out_width: int, x_width: int) -> None: ...
-    def latent_write(
+    def causal_conv(
+    out: int,
+    x: int,
+    weight: int,
+    bias: int,
+    state: int,
+    slots: int,
+    positions: int,
+    query_start_loc: int,
+    num_seqs: int,
+    width: int,
+    taps: int,
+    gated: bool,
+    /,
+) -> None: ...
+def latent_write(
         self,
         *,
         q_latent: int,
@@ -128,6 +146,7 @@ class Program:
         kind: int,
     ) -> None: ...
     def keep_rows(self, *, rows: list[int], widths: list[int]) -> None: ...
+    def set_states(self, addresses: list[int]) -> None: ...
     def set_buffers(self, addresses: list[int]) -> None: ...
     def set_caches(self, caches: list[tuple[int, int, int, int]], cache_type: int, block_size: int) -> None: ...
     def run(
@@ -139,6 +158,7 @@ class Program:
         query_start_loc: int,
         num_seqs: int,
         groups: list[tuple[int, int, int]],
+        state_slots: int,
         needed: int,
         num_needed: int,
     ) -> None: ...
@@ -173,6 +193,21 @@ def rope_kv_write(
     num_heads: int,
     num_kv_heads: int,
     head_dim: int,
+    /,
+) -> None: ...
+def causal_conv(
+    out: int,
+    x: int,
+    weight: int,
+    bias: int,
+    state: int,
+    slots: int,
+    positions: int,
+    query_start_loc: int,
+    num_seqs: int,
+    width: int,
+    taps: int,
+    gated: bool,
     /,
 ) -> None: ...
 def latent_write(

@@ -65,6 +65,7 @@ LATENT: dict[str, Any] = {
     "moe_intermediate_size": 48,
     "n_shared_experts": 2,
 }
+LFM2_LAYERS = ["conv", "full_attention", "conv"]
 GEMMA_ROPES = {
     "full_attention": {"rope_type": "linear", "rope_theta": 5_000.0, "factor": 8.0},
     "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
@@ -204,6 +205,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "DeepseekV3",
         {**LATENT, "q_lora_rank": None, "n_group": 1, "topk_group": 1, "norm_topk_prob": False, "attention_bias": True},
     ),
+    "lfm2": ("Lfm2", {"layer_types": LFM2_LAYERS, "block_multiple_of": 32}),
+    "lfm2-biases-4-taps": (
+        "Lfm2",
+        {"layer_types": LFM2_LAYERS[::-1], "conv_bias": True, "conv_L_cache": 4, "block_auto_adjust_ff_dim": False},
+    ),
     "mixtral": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "mixtral-window-3-of-5": ("Mixtral", {"num_local_experts": 5, "num_experts_per_tok": 3, "sliding_window": 8}),
 }
@@ -273,7 +279,16 @@ def test_a_token_costs_two_operations_for_each_weight_of_the_layers(case: str, t
 
 
 #: Families with operations that the others do not have.
-OTHER_KINDS = ("gpt2", "gpt-neox", "bloom", "phi3-longrope-partial-window", "mixtral", "qwen3-moe")
+OTHER_KINDS = (
+    "deepseek-v3",
+    "lfm2",
+    "gpt2",
+    "gpt-neox",
+    "bloom",
+    "phi3-longrope-partial-window",
+    "mixtral",
+    "qwen3-moe",
+)
 
 
 def test_chunking_and_company_change_no_bit(tmp_path: Path) -> None:

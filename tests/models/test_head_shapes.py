@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from engine.harness import Engine, Reply, request
 from models.running import Run, load, prompt_logits
 from models.test_families import PROMPT_LENGTH, PROMPTS, SIZES, make_model, transformers_logits
-from octavo.core.scheduler.scheduler import Scheduler
 from octavo.models import registry
 from octavo.models.blocks import Attention, GatedMLP, LatentAttention, Sequential
 from octavo.models.common import read_common
@@ -23,7 +20,6 @@ from octavo.models.config_reader import ConfigReader
 from octavo.models.spec import ModelSpec
 from octavo.ops.program import Heads, Latent
 from octavo.ops.table import bind, cache_shapes
-from octavo.wire.messages import AddRequest
 from octavo.worker.kv_memory import block_values, kv_caches
 
 
@@ -124,53 +120,3 @@ def test_layers_of_half_the_size_leave_no_page_half_empty(tmp_path: Path) -> Non
     shapes = [tuple(s[1:] for s in cache_shapes(bind(), c.heads, 1, 16)) for c in definition.program.caches]
     held = sum(sum(torch.Size(shape).numel() for shape in shapes[layer]) for layer in range(len(shapes)))
     assert len(definition.cache_groups) * block_values(definition.cache_groups, shapes) == held
-
-
-@pytest.fixture(scope="module", params=["pages", "latents"])
-def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(registry.FAMILIES, "ManyShapes", registry.Family("many_shapes", spec))
-        layers = WITH_LATENTS if request.param == "latents" else LOCAL_AND_GLOBAL
-        path = configuration(tmp_path_factory.mktemp("shapes"), layers, max_position_embeddings=2048)
-        return Engine(path, load_format="dummy", dtype="bfloat16")
-
-
-def prompts() -> list[list[int]]:
-    generator = torch.Generator().manual_seed(5)
-    shared = torch.randint(0, 96, (70,), generator=generator).tolist()
-    ends = [torch.randint(0, 96, (n,), generator=generator).tolist() for n in (50, 3, 30, 61)]
-    return [[*shared, *end] for end in ends[:3]] + [ends[3]]
-
-
-def test_replies_do_not_depend_on_company_chunks_hits_or_preemption(engine: Engine) -> None:
-    requests = [request(i, prompt, max_tokens=30) for i, prompt in enumerate(prompts())]
-    alone: dict[int, Reply] = {}
-    for one in requests:
-        alone |= engine.run([one], scheduler=engine.scheduler(prefix_caching=False)).replies
-    in_pieces = engine.scheduler(prefix_caching=False, max_num_prefill_tokens=17)
-    assert engine.run(requests, scheduler=in_pieces).replies == alone
-    hits = engine.scheduler()
-    assert engine.run(requests, scheduler=hits).replies == alone
-    again = engine.run(requests, scheduler=hits)
-    assert again.replies == alone and again.prefix_cache_hits > 200
-    for num_swap_blocks in (0, 10_000):
-        scheduler = engine.scheduler(prefix_caching=False, num_swap_blocks=num_swap_blocks)
-        assert preempted(engine, scheduler, requests) == {i: reply.token_ids for i, reply in alone.items()}
-        assert scheduler.kv.num_blocks_used == 0
-
-
-def preempted(engine: Engine, scheduler: Scheduler, requests: Sequence[AddRequest]) -> dict[int, list[int]]:
-    """The tokens of requests of which the newest gives up its blocks now and then."""
-    replies: dict[int, list[int]] = {message.request_id: [] for message in requests}
-    for message in requests:
-        scheduler.add(message)
-    for step in count(1):
-        if not scheduler.has_work:
-            break
-        plan = scheduler.schedule()
-        for output in scheduler.update(plan, engine.worker.execute(plan)):
-            replies[output.request_id] += output.new_token_ids
-        if step in (2, 9, 18, 25) and scheduler.running:
-            scheduler.live.preempt(scheduler.running[-1])
-    assert scheduler.stats().num_preemptions == 4
-    return replies

@@ -19,6 +19,7 @@ from octavo.ops.program import (
     Add,
     Attend,
     Buffer,
+    CausalConv,
     Experts,
     HeadLinear,
     Heads,
@@ -149,6 +150,24 @@ class LatentAttention:
         x = build.linear(x, "self_attn.q_a", [down], shard=None)
         x = build.norm(x, self.norm, "self_attn.q_a_layernorm", "attn_q_a_norm")
         return build.linear(x, "self_attn.q_b", [part(name="self_attn.q_b_proj", gguf="attn_q_b")], shard=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShortConvolution:
+    """In place of attention: out(c * conv(b * y)), where b | c | y are products of x, over the last `taps` tokens."""
+
+    taps: int
+    bias: bool = False
+
+    def emit(self, build: Builder, x: Buffer) -> Buffer:
+        inside = Matrix(name="conv.in_proj", gguf="shortconv.in_proj", rows=3 * x.width, bias=self.bias)
+        gates = build.linear(x, "conv.in_proj", [inside], shard=None)
+        weight, bias = build.filters("conv.conv", "shortconv.conv", self.taps, x.width, self.bias)
+        out = build.buffer("conv", x.width)
+        state = build.state((self.taps - 1, x.width))
+        build.ops.append(CausalConv(out=out, x=gates, weight=weight, bias=bias, state=state, gated=True))
+        outside = Matrix(name="conv.out_proj", gguf="shortconv.out_proj", rows=x.width, bias=self.bias)
+        return build.linear(out, "conv.out_proj", [outside], shard=None)
 
 
 @dataclass(frozen=True, kw_only=True)

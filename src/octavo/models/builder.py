@@ -9,7 +9,7 @@ import torch
 
 from octavo.models.params import Matrix, Packing, Param, Role, TensorDecl
 from octavo.models.spec import AlibiSpec, NormSpec, RopeSpec
-from octavo.ops.program import Buffer, Cache, Heads, Latent, Linear, Norm, Op, Weight
+from octavo.ops.program import Buffer, Cache, Heads, Latent, Linear, Norm, Op, State, Weight
 
 
 class Builder:
@@ -21,7 +21,7 @@ class Builder:
         self.derived: dict[tuple[RopeSpec | AlibiSpec, tuple[int, ...]], Weight] = {}
         self._positions = max_position_embeddings
         self._prefix, self._gguf_prefix = "", ""
-        self._num_caches = 0
+        self._num_caches = self._num_states = 0
 
     def layer(self, number: int) -> None:
         """From here on names are those of a layer."""
@@ -106,6 +106,19 @@ class Builder:
         """The next layer's."""
         self._num_caches += 1
         return Cache(index=self._num_caches - 1, heads=heads, window=window)
+
+    def state(self, shape: tuple[int, ...]) -> State:
+        """The next layer's."""
+        self._num_states += 1
+        return State(index=self._num_states - 1, shape=shape)
+
+    def filters(self, name: str, gguf: str, taps: int, width: int, bias: bool) -> tuple[Weight, Weight | None]:
+        """Of a convolution: [taps, width], float32, and their bias."""
+        declared = Matrix(name=name, gguf=gguf, rows=width)
+        weight = Weight(f"{self._prefix}{name}.weight", (taps, width))
+        tensor = self._tensor(declared, "weight", "matrix", (taps, width))
+        self.params.append(Param(weight=weight, parts=(tensor,), packing="vector"))
+        return weight, self._vector(declared, "bias") if bias else None
 
     def _vector(self, declared: Matrix, kind: Literal["weight", "bias"], offset: float = 0.0) -> Weight:
         """Of a norm."""

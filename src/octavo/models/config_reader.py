@@ -14,6 +14,8 @@ MAX_SIZE: Final = 1 << 24
 MAX_LAYERS: Final = 1024
 MAX_HEAD_DIM: Final = 256
 MAX_POSITIONS: Final = 1 << 24
+#: Of a convolution.
+MAX_TAPS: Final = 8
 
 #: Keys of rope parameters, by kind. Any other key that is set asks for something that we do not do.
 _ROPE_KEYS: Final[dict[str, frozenset[str]]] = {
@@ -98,6 +100,16 @@ class ConfigReader:
         if not isinstance(value, bool):
             raise self.fail(key, "is neither true nor false")
         return value
+
+    def layer_kinds(self, num_layers: int, known: Collection[str]) -> list[str]:
+        """`layer_types`, one of the kinds `known` a layer."""
+        given = self.get("layer_types")
+        if not isinstance(given, list) or len(given) != num_layers:
+            raise self.fail("layer_types", f"is not a list of {num_layers} layers")
+        for kind in given:
+            if kind not in known:
+                raise CheckpointError(f"{self._place}: layer_types: {str(kind)[:40]!r} is not supported")
+        return given
 
     def section(self, key: str) -> ConfigReader:
         """The mapping under `key`, empty if absent."""

@@ -16,6 +16,7 @@ from octavo.ops.program import (
     Add,
     Buffer,
     CacheOp,
+    CausalConv,
     Embed,
     Experts,
     HeadLinear,
@@ -51,7 +52,7 @@ class Definition:
         """Sums and products of the layers' matrices for one token."""
         values = 0
         for op in self.program.ops:
-            if isinstance(op, Linear | HeadLinear):
+            if isinstance(op, Linear | HeadLinear | CausalConv):
                 values += math.prod(op.weight.shape)
             elif isinstance(op, Experts):
                 values += op.top_k * sum(math.prod(each.shape[1:]) for each in (op.gate_up_weight, op.down_weight))

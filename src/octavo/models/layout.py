@@ -96,7 +96,7 @@ class TensorSource:
             del self._places["lm_head.weight"]
         self._check_names(definition.spec.model_type)
         for place in self._places.values():
-            found, expected = checkpoint.shape(place.name), self._shape(place)
+            found, expected = _without_ones(checkpoint.shape(place.name)), self._shape(place)
             if found != expected:
                 raise CheckpointError(
                     f"{checkpoint.source}: tensor {place.name!r} has the shape {list(found)}, not {list(expected)}"
@@ -168,8 +168,8 @@ class TensorSource:
         if weight is None:
             weight = self._checkpoint.get(place.name)
             if isinstance(weight, Tensor):
-                weight = weight.t() if place.transposed and weight.dim() == 2 else weight
                 weight = weight.flatten(0, 1) if weight.dim() == 3 else weight
+                weight = weight.t() if place.transposed and weight.dim() == 2 else weight
         if left > 1:
             self._open[place.name] = weight, left - 1
         return weight
@@ -203,6 +203,11 @@ class TensorSource:
             raise CheckpointError(
                 f"{self._checkpoint.source}: not a complete {model_type} model: {'; '.join(complaints)}"
             )
+
+
+def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Filters of a channel each stand as [width, 1, taps]."""
+    return (shape[0], shape[2]) if len(shape) == 3 and shape[1] == 1 else shape
 
 
 def _layer_number(name: str) -> int:

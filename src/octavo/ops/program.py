@@ -115,6 +115,14 @@ class Cache:
 
 
 @dataclass(frozen=True, kw_only=True)
+class State:
+    """What one layer keeps of a sequence, as much whatever its length: float32 of a shape, in the sequence's slot."""
+
+    index: int
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Op:
     """Names of the fields with buffers that an operation reads, writes first, or changes in place."""
 
@@ -313,6 +321,27 @@ class LatentAttend(CacheOp):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CausalConv(Op):
+    """out = a convolution along the sequence, a filter a channel: `weight` [taps, width], the last for the token itself.
+
+    gated: x = b | c | y, out = c * conv(b * y); else out = silu(conv(x)). `state` [taps - 1, width]: the inputs of the
+    convolution before the next token, the oldest first; zeros before a sequence's first.
+    """
+
+    out: Buffer
+    x: Buffer
+    weight: Weight
+    state: State
+    bias: Weight | None = None
+    gated: bool = False
+    needs_all_rows: ClassVar = True
+
+    def widths(self) -> _Widths:
+        width = self.weight.shape[1]
+        yield from ((self.out, width), (self.x, 3 * width if self.gated else width))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Act(Op):
     """out = act(gate) * up, where x = gate | up; or, if it is not gated, act(x)."""
 
@@ -423,6 +452,12 @@ class Program:
         found = {op.cache.index: op.cache for op in self.ops if isinstance(op, CacheOp)}
         return tuple(found[index] for index in sorted(found))
 
+    @cached_property
+    def states(self) -> tuple[State, ...]:
+        """By their index."""
+        found = {op.state.index: op.state for op in self.ops if isinstance(op, CausalConv)}
+        return tuple(found[index] for index in sorted(found))
+
     def check(self) -> None:
         """Prove that the widths fit, that each buffer is written once and before it is used, and that no operation
         behind `KeepRows` reads rows that were left behind. Raises `ProgramError`."""
@@ -450,6 +485,8 @@ class Program:
             raise ProgramError(f"the result, {self.output.name}, is not there at the end")
         if [cache.index for cache in self.caches] != list(range(len(self.caches))):
             raise ProgramError("the caches are not numbered from 0 on")
+        if [state.index for state in self.states] != list(range(len(self.states))):
+            raise ProgramError("the states are not numbered from 0 on")
 
 
 def program(ops: Sequence[Op], output: Buffer) -> Program:

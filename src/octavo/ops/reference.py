@@ -344,6 +344,39 @@ def _gather(
     return k[:, :seq_len].float(), v[:, :seq_len, :head_dim].float()
 
 
+def causal_conv(
+    out: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    state: Tensor,
+    slots: Tensor,
+    positions: Tensor,
+    query_start_loc: Tensor,
+    gated: bool,
+) -> None:
+    """out [T, W] = c * conv(b * y), with x [T, 3 W] = b | c | y, if `gated`; else silu(conv(x)), x [T, W].
+
+    weight float32 [taps, W], the last for the token itself; bias [W]; state float32 [slots, taps - 1, W], changed: the
+    inputs of the convolution before the next token of a slot. slots int32 [B]; positions int32 [T]: a sequence whose
+    first row is at 0 begins with zeros; query_start_loc int32 [B + 1].
+    """
+    starts, taps = query_start_loc.tolist(), len(weight)
+    for i, slot in enumerate(slots.tolist()):
+        rows = slice(starts[i], starts[i + 1])
+        if rows.start == rows.stop:
+            continue
+        gates, values = None, x[rows].float()
+        if gated:
+            before, gates, values = values.chunk(3, dim=-1)
+            values = before * values
+        kept = state[slot] if positions[rows.start] > 0 else torch.zeros_like(state[slot])
+        inputs = torch.cat((kept, values))
+        sums = F.conv1d(inputs.t()[None], weight.t()[:, None], bias, groups=weight.shape[1])[0].t()
+        out[rows] = (F.silu(sums) if gates is None else gates * sums).to(out.dtype)
+        state[slot] = inputs[len(inputs) - taps + 1 :]
+
+
 #: Head by head: see `linear_of_heads`.
 head_linear = partial(linear_of_heads, linear)
 

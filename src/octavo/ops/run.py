@@ -13,6 +13,7 @@ from octavo.ops.program import (
     AddNorm,
     Attend,
     Buffer,
+    CausalConv,
     Embed,
     Experts,
     HeadLinear,
@@ -27,6 +28,7 @@ from octavo.ops.program import (
     Program,
     RopeWrite,
     Route,
+    State,
     Weight,
 )
 from octavo.ops.step import KVCaches, StepTensors
@@ -66,6 +68,8 @@ class Table(Protocol):
     @property
     def attention(self) -> Any: ...
     @property
+    def causal_conv(self) -> Any: ...
+    @property
     def head_linear(self) -> Any: ...
     @property
     def latent_write(self) -> Any: ...
@@ -77,8 +81,15 @@ class Frame:
     """One run: the step, and the rows of its buffers that are in use."""
 
     def __init__(
-        self, space: Workspace, step: StepTensors, kv_caches: KVCaches, needed: Tensor | None, weights: Weights
+        self,
+        space: Workspace,
+        step: StepTensors,
+        kv_caches: KVCaches,
+        needed: Tensor | None,
+        weights: Weights,
+        num_caches: int,
     ) -> None:
+        self._num_caches = num_caches
         self.step = step
         self.kv_caches = kv_caches
         self.needed = needed
@@ -96,6 +107,10 @@ class Frame:
 
     def weight(self, weight: Weight | None) -> Any:
         return None if weight is None else self._weights[weight.name]
+
+    def state(self, state: State) -> Tensor:
+        (found,) = self.kv_caches[self._num_caches + state.index]
+        return found
 
     def attention_plan(self, shape: Heads | Latent) -> Any:
         plan = self.step.attention_plan
@@ -129,7 +144,7 @@ class Runner:
         Returns the program's output, [T, width] of the table's type, or [S, width] for the rows `needed`, int64 [S] in
         rising order: a view, valid until the next run.
         """
-        frame = Frame(space, step, kv_caches, needed, self._weights)
+        frame = Frame(space, step, kv_caches, needed, self._weights, len(self.program.caches))
         for call, op in self._calls:
             call(self._table, op, frame)
         return frame[self.program.output]
@@ -231,6 +246,21 @@ def _attend(table: Table, op: Attend, frame: Frame) -> None:
     )
 
 
+def _causal_conv(table: Table, op: CausalConv, frame: Frame) -> None:
+    step = frame.step
+    table.causal_conv(
+        frame[op.out],
+        frame[op.x],
+        frame.weight(op.weight),
+        frame.weight(op.bias),
+        frame.state(op.state),
+        step.state_slots,
+        step.positions,
+        step.query_start_loc,
+        op.gated,
+    )
+
+
 def _head_linear(table: Table, op: HeadLinear, frame: Frame) -> None:
     table.head_linear(frame[op.out], frame[op.x], frame.weight(op.weight))
 
@@ -288,6 +318,7 @@ HANDLERS: dict[type[Op], Handler] = {
     Experts: _experts,
     RopeWrite: _rope_write,
     Attend: _attend,
+    CausalConv: _causal_conv,
     HeadLinear: _head_linear,
     LatentWrite: _latent_write,
     LatentAttend: _latent_attend,

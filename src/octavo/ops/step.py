@@ -12,7 +12,8 @@ from torch import Tensor
 
 from octavo.ops.program import Heads, Latent
 
-#: Of each of a program's caches, by their index: keys and values, or of a `Latent` the rows alone.
+#: Of each of a program's caches, by their index: keys and values, or of a `Latent` the rows alone. Behind them each of
+#: its states, float32 [slots, *shape].
 KVCaches = Sequence[tuple[Tensor, ...]]
 
 
@@ -31,6 +32,8 @@ class StepTensors(Protocol):
     def cache_groups(self) -> Sequence[tuple[Tensor, Tensor]]:
         """Of each group of caches: block_tables int32 [B, max_blocks], slot_mapping int64 [T]."""
 
+    @property
+    def state_slots(self) -> Tensor | None: ...  # int32 [B]: of each sequence; None where no layer has a state
     @property
     def attention_plan(self) -> Any: ...  # made by the table's `attention_planner`, or by `AttentionPlanners`, or None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 
 import torch
@@ -95,6 +96,8 @@ class Worker:
         )
         # A context that was cut to fit the cache needs no larger steps.
         max_num_batched_tokens = min(max_num_batched_tokens, self._max_num_batched_tokens(plan.max_model_len, device))
+        if _state_values(loaded) and config.cache.enable_prefix_caching:
+            logger.info("prefix caching is off: layers of this model keep a state, and no earlier token's is kept")
         seconds["kv cache"] = time.perf_counter() - start
 
         start = time.perf_counter()
@@ -228,7 +231,8 @@ class Worker:
         """What steps come to take: the model's buffers, and the tokens and block ids that a slot keeps."""
         num_slots = self._config.scheduler.max_num_seqs
         ids_per_slot = max_model_len + len(_windows(loaded)) * max_model_len // self._config.cache.block_size
-        buffers = loaded.model.step_bytes(max_num_batched_tokens, min(num_slots, max_num_batched_tokens))
+        states = (num_slots + 1) * _state_values(loaded) * torch.float32.itemsize
+        buffers = states + loaded.model.step_bytes(max_num_batched_tokens, min(num_slots, max_num_batched_tokens))
         return buffers + num_slots * ids_per_slot * torch.int32.itemsize
 
     def _plan_kv_cache(
@@ -254,7 +258,11 @@ class Worker:
     ) -> KVCaches:
         shapes = _block_shapes(loaded, ops, plan.block_size)
         try:
-            return kv_caches(loaded.model.definition.cache_groups, shapes, plan.num_blocks, kv_dtype, device.zeros)
+            caches = kv_caches(loaded.model.definition.cache_groups, shapes, plan.num_blocks, kv_dtype, device.zeros)
+            # One slot more than there are: that of the sequences that fill up a captured step.
+            num_slots = self._config.scheduler.max_num_seqs + 1
+            states = loaded.model.definition.program.states
+            return caches + [(device.zeros((num_slots, *state.shape), torch.float32),) for state in states]
         except (OSError, RuntimeError) as error:
             raise InvalidConfig(f"The KV cache of {plan.total_bytes:,} bytes cannot be allocated: {error}") from None
 
@@ -315,6 +323,7 @@ class Worker:
             # Elsewhere kernels for one token and for many round differently: then a hit on generated text would show.
             caches_output=device.decodes_as_prompts or not self._config.parallel.batch_invariant,
             num_swap_blocks=self._swap_bytes(device) // plan.bytes_per_block,
+            has_states=bool(_state_values(loaded)),
             plans_ahead=device.plans_ahead and self._config.model.logprobs_mode.startswith("raw"),
             layer_ops_per_token=loaded.model.definition.layer_ops_per_token,
             output_ops_per_token=2 * loaded.spec.hidden_size * loaded.spec.vocab_size,
@@ -324,6 +333,11 @@ class Worker:
 
 def _windows(loaded: LoadedModel) -> tuple[int, ...]:
     return tuple(group.window for group in loaded.model.definition.cache_groups)
+
+
+def _state_values(loaded: LoadedModel) -> int:
+    """Values that the layers keep of a sequence beside its blocks."""
+    return sum(math.prod(state.shape) for state in loaded.model.definition.program.states)
 
 
 def _block_shapes(loaded: LoadedModel, ops: Ops, block_size: int) -> list[BlockShapes]:

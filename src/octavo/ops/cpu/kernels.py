@@ -32,6 +32,7 @@ __all__ = [
     "add_rms_norm",
     "attention",
     "attention_planner",
+    "causal_conv",
     "forbid",
     "kv_cache_shapes",
     "latent_attention",
@@ -54,6 +55,8 @@ _I64: Final = torch.int64
 CACHE_DTYPES: Final = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 ACTIVATIONS: Final = {"silu": 0, "gelu_tanh": 1, "gelu": 2, "relu": 3}
 MAX_HEAD_DIM: Final = 1024
+#: As in csrc/cpu/kernels/causal_conv.h.
+MAX_TAPS: Final = 8
 SCORE_KINDS: Final = {"softmax": 0, "sigmoid": 1, "sparsemixer": 2}
 #: As in csrc/cpu/kernels/experts.h.
 MAX_EXPERTS: Final = 4096
@@ -268,6 +271,41 @@ def check_cache(k_cache: Tensor, v_cache: Tensor, num_kv_heads: int, head_dim: i
 def is_of_blocks(cache: Tensor) -> bool:
     """Whether each block is contiguous; the blocks themselves may lie apart."""
     return cache.is_contiguous() or cache[0].is_contiguous()
+
+
+def causal_conv(
+    out: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    state: Tensor,
+    slots: Tensor,
+    positions: Tensor,
+    query_start_loc: Tensor,
+    gated: bool,
+) -> None:
+    rows, width = out.shape
+    taps = len(weight)
+    assert x.shape == (rows, 3 * width if gated else width) and weight.shape == (taps, width) and taps <= MAX_TAPS
+    assert state.shape[1:] == (taps - 1, width) and positions.numel() == rows
+    assert out.dtype == x.dtype == weight.dtype == state.dtype == _F32
+    assert slots.dtype == positions.dtype == query_start_loc.dtype == _I32
+    assert query_start_loc.numel() == slots.numel() + 1
+    assert all(tensor.is_contiguous() for tensor in (out, x, weight, state, slots, positions, query_start_loc))
+    _cpu.causal_conv(
+        out.data_ptr(),
+        x.data_ptr(),
+        weight.data_ptr(),
+        _bias(bias, width),
+        state.data_ptr(),
+        slots.data_ptr(),
+        positions.data_ptr(),
+        query_start_loc.data_ptr(),
+        slots.numel(),
+        width,
+        taps,
+        gated,
+    )
 
 
 def check_latent(latent: Latent, cache: Tensor) -> None:

@@ -13,6 +13,7 @@ from octavo.ops.cpu.kernels import (
     ACTIVATIONS,
     CACHE_DTYPES,
     MAX_HEAD_DIM,
+    MAX_TAPS,
     check_cache,
     check_latent,
     check_routing,
@@ -23,6 +24,7 @@ from octavo.ops.program import (
     Add,
     AddNorm,
     Attend,
+    CausalConv,
     Embed,
     Experts,
     HeadLinear,
@@ -79,12 +81,30 @@ class CpuRunner(Runner):
             query_start_loc=step.query_start_loc.data_ptr(),
             num_seqs=num_seqs,
             groups=[_group(*group, num_tokens, num_seqs) for group in step.cache_groups],
+            state_slots=self._state_slots(step),
             needed=0 if needed is None else needed.data_ptr(),
             num_needed=0 if needed is None else needed.numel(),
         )
         return space[self.program.output][: num_tokens if needed is None else needed.numel()]
 
+    def _state_slots(self, step: StepTensors) -> int:
+        if not self.program.states:
+            return 0
+        slots = step.state_slots
+        assert slots is not None and slots.dtype == torch.int32 and slots.numel() == step.seq_lens.numel()
+        address: int = slots.data_ptr()
+        return address
+
     def _set_caches(self, kv_caches: KVCaches) -> None:
+        num_caches = len(self.program.caches)
+        states = [state for (state,) in kv_caches[num_caches:]]
+        for state, array in zip(self.program.states, states, strict=True):
+            assert array.shape[1:] == state.shape and array.dtype == torch.float32 and array.is_contiguous()
+        self._native.set_states([state.data_ptr() for state in states])
+        self._set_kv_caches(kv_caches[:num_caches])
+        self._caches = kv_caches
+
+    def _set_kv_caches(self, kv_caches: KVCaches) -> None:
         block_size, dtype = kv_caches[0][-1].shape[-2], kv_caches[0][0].dtype
         for cache, arrays in zip(self.program.caches, kv_caches, strict=True):
             if isinstance(cache.heads, Latent):
@@ -98,7 +118,6 @@ class CpuRunner(Runner):
             cache_type=CACHE_DTYPES[dtype],
             block_size=block_size,
         )
-        self._caches = kv_caches
 
     def _set_buffers(self, space: Workspace) -> None:
         for buffer in self._ids:
@@ -173,6 +192,20 @@ class CpuRunner(Runner):
             scale=op.scale,
             softcap=op.softcap,
             slopes=self._vector(op.slopes),
+        )
+
+    def _causal_conv(self, op: CausalConv) -> None:
+        taps, width = op.weight.shape
+        assert taps <= MAX_TAPS and op.state.shape == (taps - 1, width)
+        self._native.causal_conv(
+            out=self._ids[op.out],
+            x=self._ids[op.x],
+            state=op.state.index,
+            width=width,
+            taps=taps,
+            weight=self._vector(op.weight),
+            bias=self._vector(op.bias),
+            gated=op.gated,
         )
 
     def _head_linear(self, op: HeadLinear) -> None:
@@ -279,6 +312,7 @@ _RECORDS: dict[type[Op], Callable[[CpuRunner, Any], None]] = {
     AddNorm: CpuRunner._add_norm,
     RopeWrite: CpuRunner._rope_write,
     Attend: CpuRunner._attend,
+    CausalConv: CpuRunner._causal_conv,
     HeadLinear: CpuRunner._head_linear,
     LatentWrite: CpuRunner._latent_write,
     LatentAttend: CpuRunner._latent_attend,
