@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from models.running import load, prompt_logits
-from models.test_families import LATENT, LONG_ROPE, MSCALE_ROPE, PROMPTS, make_model, transformers_logits
+from models.test_families import LATENT, LFM2_LAYERS, LONG_ROPE, MSCALE_ROPE, PROMPTS, make_model, transformers_logits
 from octavo.base.errors import CheckpointError
 from octavo.models.checkpoint import SafetensorsCheckpoint
 from octavo.models.decoder import define
@@ -48,6 +48,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "norm_topk_prob": True},
     ),
     "deepseek-v2-lite": ("deepseek2", "DeepseekV2", {**LATENT, "q_lora_rank": None, "first_k_dense_replace": 1}),
+    "lfm2": ("lfm2", "Lfm2", {"layer_types": LFM2_LAYERS, "block_auto_adjust_ff_dim": False}),
     "deepseek-v3": (
         "deepseek2",
         "DeepseekV3",
@@ -91,9 +92,13 @@ def write_gguf(
         assert isinstance(value, torch.Tensor)
         if arch == "llama" and tensor.rotary_dim:
             value = interleaved(value, tensor.shape[0] // tensor.head_dim)
+        if "shortconv.conv." in tensor.gguf and value.dim() == 2:
+            value = value.t()
         if arch.startswith("gemma") and tensor.role == "norm":
             value = value + 1
         values[tensor.gguf] = value
+    if arch == "lfm2":
+        values["token_embd_norm.weight"] = values.pop("output_norm.weight")
     for name, value in fused(values, FUSED.get(arch, {})).items():
         array = np.ascontiguousarray(value.numpy())
         if quantization is not None and array.ndim > 1 and name.startswith("blk.") and "gate_inp" not in name:
@@ -133,10 +138,14 @@ def write_sizes(writer: gguf.GGUFWriter, arch: str, config: Any, saved: dict[str
     writer.add_embedding_length(config.hidden_size)
     writer.add_feed_forward_length(saved.get("intermediate_size") or saved.get("n_inner") or 4 * config.hidden_size)
     writer.add_head_count(num_heads)
-    if arch != "deepseek2":
+    if arch == "lfm2":
+        kinds = config.layer_types
+        writer.add_head_count_kv([config.num_key_value_heads if kind == "full_attention" else 0 for kind in kinds])
+        writer.add_shortconv_l_cache(config.conv_L_cache)
+    elif arch != "deepseek2":
         writer.add_head_count_kv(getattr(config, "num_key_value_heads", num_heads))
-    if getattr(config, "rms_norm_eps", None):
-        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    if rms_eps := getattr(config, "rms_norm_eps", None) or getattr(config, "norm_eps", None):
+        writer.add_layer_norm_rms_eps(rms_eps)
     else:
         writer.add_layer_norm_eps(getattr(config, "layer_norm_epsilon", None) or config.layer_norm_eps)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // num_heads
@@ -249,12 +258,14 @@ def test_older_files_hold_the_matrices_of_latents_as_one(tmp_path: Path, monkeyp
             result[name.replace("k_b", "kv_b")] = torch.cat((keys, vs), 1).flatten(0, 1)
         return result
 
-    model = make_model(tmp_path / "hf", *CASES["deepseek-v2-lite"][1:])
+    _, family, options = CASES["deepseek-v2-lite"]
+    model = make_model(tmp_path / "hf", family, {**options, "v_head_dim": 24, "moe_intermediate_size": 64})
     write_gguf(tmp_path / "new.gguf", "deepseek2", tmp_path / "hf", model)
     ops = bind("cpu", "reference")
     expected = torch.stack(prompt_logits(load(tmp_path / "new.gguf", ops), ops, PROMPTS))
-    monkeypatch.setattr("models.test_gguf_families.fused", as_one)
+    monkeypatch.setitem(globals(), "fused", as_one)
     write_gguf(tmp_path / "old.gguf", "deepseek2", tmp_path / "hf", model)
+    assert "blk.0.attn_kv_b.weight" in GGUFCheckpoint(tmp_path / "old.gguf").names()
     assert torch.equal(torch.stack(prompt_logits(load(tmp_path / "old.gguf", ops), ops, PROMPTS)), expected)
     write_gguf(tmp_path / "q8.gguf", "deepseek2", tmp_path / "hf", model, gguf.GGMLQuantizationType.Q8_0)
     native = bind()

@@ -36,6 +36,7 @@ ARCHITECTURES: Final[dict[str, _Arch]] = {
     "gemma3": _Arch("Gemma3ForCausalLM", "gemma3_text", has_norms_of_one=True, has_gemma_keys=True),
     "phi3": _Arch("Phi3ForCausalLM", "phi3", is_rotated_in_part=True),
     "deepseek2": _Arch("DeepseekV2ForCausalLM", "deepseek_v2", is_latent=True),
+    "lfm2": _Arch("Lfm2ForCausalLM", "lfm2"),
     "gpt2": _Arch("GPT2LMHeadModel", "gpt2", "gelu_new"),
     "gptneox": _Arch("GPTNeoXForCausalLM", "gpt_neox", "gelu", is_rotated_in_part=True),
     "bloom": _Arch("BloomForCausalLM", "bloom", "gelu_pytorch_tanh"),
@@ -93,7 +94,7 @@ def hf_config(
         "hidden_size": get("embedding_length"),
         "num_hidden_layers": get("block_count"),
         "num_attention_heads": _uniform(get("attention.head_count")),
-        "num_key_value_heads": _uniform(get("attention.head_count_kv")),
+        "num_key_value_heads": _uniform(_attentions(get("attention.head_count_kv"))),
         "head_dim": head_dim,
         "intermediate_size": _uniform(get("feed_forward_length")),
         "rms_norm_eps": get("attention.layer_norm_rms_epsilon", get("attention.layer_norm_epsilon")),
@@ -117,6 +118,8 @@ def hf_config(
             raise CheckpointError(f"{prefix}.rope.dimension_count is not the size of a head: not supported")
         config["partial_rotary_factor"] = rotated / size
     rope = _rope(get, rope_factors)
+    if arch.model_type == "lfm2":
+        config |= _lfm2(get)
     if arch.model_type == "phi3":
         config["sliding_window"] = get("attention.sliding_window") or None
     if arch.has_norms_of_one:
@@ -155,6 +158,22 @@ def _latent(prefix: str, get: Any) -> dict[str, Any]:
         "norm_topk_prob": get("expert_weights_norm", False),
         "topk_method": "noaux_tc" if is_v3 else "group_limited_greedy" if grouped else "greedy",
         **grouped,
+    }
+
+
+def _attentions(num_kv_heads: Any) -> Any:
+    """Of the layers that have attention: those without have 0 heads."""
+    return [count for count in num_kv_heads if count] if isinstance(num_kv_heads, list) else num_kv_heads
+
+
+def _lfm2(get: Any) -> dict[str, Any]:
+    heads = get("attention.head_count_kv")
+    if not isinstance(heads, list) or not any(heads):
+        raise CheckpointError("lfm2.attention.head_count_kv does not say which layers have attention")
+    return {
+        "layer_types": ["full_attention" if count else "conv" for count in heads],
+        "conv_L_cache": get("shortconv.l_cache"),
+        "block_auto_adjust_ff_dim": False,
     }
 
 
