@@ -210,6 +210,29 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "Lfm2",
         {"layer_types": LFM2_LAYERS[::-1], "conv_bias": True, "conv_L_cache": 4, "block_auto_adjust_ff_dim": False},
     ),
+    "lfm2-moe": (
+        "Lfm2Moe",
+        {
+            "layer_types": LFM2_LAYERS,
+            "num_dense_layers": 1,
+            "num_experts": 6,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 48,
+        },
+    ),
+    "lfm2-moe-no-bias": (
+        "Lfm2Moe",
+        {
+            "layer_types": LFM2_LAYERS,
+            "num_dense_layers": 0,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 48,
+            "use_expert_bias": False,
+            "norm_topk_prob": False,
+        },
+    ),
+    "glm-4.7-flash": ("Glm4MoeLite", {**LATENT, "mlp_layer_types": ["dense", "dense", "sparse"]}),
     "mixtral": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "mixtral-window-3-of-5": ("Mixtral", {"num_local_experts": 5, "num_experts_per_tok": 3, "sliding_window": 8}),
 }
@@ -229,7 +252,7 @@ def make_model(directory: Path, family: str, options: dict[str, Any], **saving: 
             around_one = ("norm" in name or "ln_" in name) and not family.startswith("Gemma")
             parameter.copy_(0.15 * noise + 1.0 if around_one else 0.15 * noise)
         for name, buffer in model.named_buffers():
-            if name.endswith("e_score_correction_bias"):
+            if name.endswith(("e_score_correction_bias", "expert_bias")):
                 buffer.copy_(0.3 * torch.randn(buffer.shape, generator=generator))
     model.save_pretrained(directory, **saving)
     return model

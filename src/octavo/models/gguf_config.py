@@ -37,6 +37,7 @@ ARCHITECTURES: Final[dict[str, _Arch]] = {
     "phi3": _Arch("Phi3ForCausalLM", "phi3", is_rotated_in_part=True),
     "deepseek2": _Arch("DeepseekV2ForCausalLM", "deepseek_v2", is_latent=True),
     "lfm2": _Arch("Lfm2ForCausalLM", "lfm2"),
+    "lfm2moe": _Arch("Lfm2MoeForCausalLM", "lfm2_moe"),
     "gpt2": _Arch("GPT2LMHeadModel", "gpt2", "gelu_new"),
     "gptneox": _Arch("GPTNeoXForCausalLM", "gpt_neox", "gelu", is_rotated_in_part=True),
     "bloom": _Arch("BloomForCausalLM", "bloom", "gelu_pytorch_tanh"),
@@ -118,8 +119,8 @@ def hf_config(
             raise CheckpointError(f"{prefix}.rope.dimension_count is not the size of a head: not supported")
         config["partial_rotary_factor"] = rotated / size
     rope = _rope(get, rope_factors)
-    if arch.model_type == "lfm2":
-        config |= _lfm2(get)
+    if arch.model_type in ("lfm2", "lfm2_moe"):
+        config |= _lfm2(get, tensors)
     if arch.model_type == "phi3":
         config["sliding_window"] = get("attention.sliding_window") or None
     if arch.has_norms_of_one:
@@ -166,7 +167,7 @@ def _attentions(num_kv_heads: Any) -> Any:
     return [count for count in num_kv_heads if count] if isinstance(num_kv_heads, list) else num_kv_heads
 
 
-def _lfm2(get: Any) -> dict[str, Any]:
+def _lfm2(get: Any, tensors: dict[str, TensorInfo]) -> dict[str, Any]:
     heads = get("attention.head_count_kv")
     if not isinstance(heads, list) or not any(heads):
         raise CheckpointError("lfm2.attention.head_count_kv does not say which layers have attention")
@@ -174,6 +175,10 @@ def _lfm2(get: Any) -> dict[str, Any]:
         "layer_types": ["full_attention" if count else "conv" for count in heads],
         "conv_L_cache": get("shortconv.l_cache"),
         "block_auto_adjust_ff_dim": False,
+        "num_local_experts": None,
+        "num_experts": get("expert_count"),
+        "num_dense_layers": get("leading_dense_block_count"),
+        "use_expert_bias": any(name.endswith(".exp_probs_b.bias") for name in tensors),
     }
 
 

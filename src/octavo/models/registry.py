@@ -58,7 +58,9 @@ FAMILIES: Final[dict[str, Family]] = {
     "GPTNeoXForCausalLM": Family("gpt_neox", gpt_neox.spec, gpt_neox.HF, gpt_neox.GGUF),
     "DeepseekV2ForCausalLM": Family("deepseek_v2", deepseek_v2.spec, deepseek_v2.HF, deepseek_v2.GGUF),
     "DeepseekV3ForCausalLM": Family("deepseek_v3", deepseek_v3.spec, deepseek_v3.HF, deepseek_v3.GGUF),
+    "Glm4MoeLiteForCausalLM": Family("glm4_moe_lite", deepseek_v3.spec, deepseek_v3.HF, deepseek_v3.GGUF),
     "Lfm2ForCausalLM": Family("lfm2", lfm2.spec, lfm2.HF, lfm2.GGUF),
+    "Lfm2MoeForCausalLM": Family("lfm2_moe", lfm2.moe_spec, lfm2.HF, lfm2.GGUF),
     "BloomForCausalLM": Family("bloom", bloom.spec, bloom.HF, bloom.GGUF),
 }
 

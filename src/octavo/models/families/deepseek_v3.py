@@ -1,4 +1,4 @@
-"""DeepSeek-V3 and R1, Kimi K2: latent attention, and experts chosen by sigmoids, a bias and groups."""
+"""DeepSeek-V3 and R1, Kimi K2, GLM-4.7-Flash: latent attention, and experts chosen by sigmoids, a bias and groups."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ __all__ = ["GGUF", "HF", "spec"]
 
 
 def spec(config: ConfigReader) -> ModelSpec:
+    config = _first_dense(config)
     config.refuse_unless("rope_interleave", (True,))
     config.refuse_unless("scoring_func", ("sigmoid",))
     config.refuse_unless("topk_method", ("noaux_tc",))
@@ -29,3 +30,14 @@ def spec(config: ConfigReader) -> ModelSpec:
         factor=config.number("routed_scaling_factor", 1.0), num_groups=num_groups, top_groups=top_groups, group_best=2,
     )  # fmt: skip
     return latent_decoder(config, routing, has_choice_bias=True)
+
+
+def _first_dense(config: ConfigReader) -> ConfigReader:
+    """With the number of layers that have no experts, where the configuration names each layer's kind instead."""
+    kinds = config.get("mlp_layer_types")
+    if kinds is None:
+        return config
+    num_dense = kinds.count("dense") if isinstance(kinds, list) else 0
+    if not isinstance(kinds, list) or kinds != ["dense"] * num_dense + ["sparse"] * (len(kinds) - num_dense):
+        raise config.fail("mlp_layer_types", "is not a list of dense layers with sparse ones behind them")
+    return config.with_defaults({"first_k_dense_replace": num_dense})

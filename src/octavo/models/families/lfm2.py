@@ -1,43 +1,75 @@
-"""LFM2: short convolutions in most layers, attention with norms of q and k in the others."""
+"""LFM2: short convolutions in most layers, attention with norms of q and k in the others; with or without experts."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
-from octavo.models.blocks import Attention, Block, GatedMLP, Sequential, ShortConvolution
-from octavo.models.common import read_common
-from octavo.models.config_reader import MAX_TAPS, ConfigReader
-from octavo.models.layout import Layout
+from octavo.models.blocks import Attention, Block, GatedMLP, MixtureOfExperts, Sequential, ShortConvolution
+from octavo.models.common import MAX_EXPERTS, Common, read_common
+from octavo.models.config_reader import MAX_LAYERS, MAX_TAPS, ConfigReader
+from octavo.models.layout import Layout, Split
 from octavo.models.spec import ModelSpec
+from octavo.ops.routing import Routing
 
 HF: Final = Layout(
     renames=(
         (r"\.operator_norm\.", ".input_layernorm."), (r"\.ffn_norm\.", ".post_attention_layernorm."),
         (r"\.self_attn\.out_proj\.", ".self_attn.o_proj."), (r"\.([qk])_layernorm\.", r".\1_norm."),
-        (r"\.feed_forward\.w1\.", ".mlp.gate_proj."), (r"\.feed_forward\.w2\.", ".mlp.down_proj."),
-        (r"\.feed_forward\.w3\.", ".mlp.up_proj."), (r"^model\.embedding_norm\.", "model.norm."),
+        (r"\.feed_forward\.", ".mlp."), (r"(\.mlp\..*)w1\.", r"\1gate_proj."), (r"(\.mlp\..*)w2\.", r"\1down_proj."),
+        (r"(\.mlp\..*)w3\.", r"\1up_proj."), (r"\.expert_bias$", ".gate.e_score_correction.bias"),
+        (r"^model\.embedding_norm\.", "model.norm."),
     ),
     transposed=r".*\.conv\.conv\.weight",
 )  # fmt: skip
 GGUF: Final = Layout(
-    renames=((r"^token_embd_norm\.", "output_norm."),), transposed=r"blk\.\d+\.shortconv\.conv\.weight"
+    renames=((r"^token_embd_norm\.", "output_norm."),),
+    splits=(Split(r"(blk\.\d+\.ffn_(?:gate|up|down)_exps)\.weight", (r"\1.#.weight",), "stack"),),
+    transposed=r"blk\.\d+\.shortconv\.conv\.weight",
 )
-_KINDS: Final = ("conv", "full_attention")
 
 
 def spec(config: ConfigReader) -> ModelSpec:
     config = config.aliased(rms_norm_eps="norm_eps", intermediate_size="block_ff_dim")
-    config = config.with_defaults({"hidden_act": "silu", "tie_word_embeddings": config.flag("tie_embedding", True)})
-    common = read_common(config)
-    convolution = ShortConvolution(
-        taps=config.integer("conv_L_cache", 3, MAX_TAPS, low=2), bias=config.flag("conv_bias", False)
-    )
-    attention = Attention(heads=common.heads, rope=common.rope, scale=common.heads.head_dim**-0.5, qk_norm=common.norm)
+    common = _common(config)
     mlp = GatedMLP(size=_mlp_size(config, common.intermediate_size), activation=common.activation)
-    mixers: dict[str, Block] = dict(zip(_KINDS, (convolution, attention), strict=True))
+    return _decoder(config, common, [mlp] * common.num_layers)
+
+
+def moe_spec(config: ConfigReader) -> ModelSpec:
+    config = config.aliased(rms_norm_eps="norm_eps")
+    common = _common(config.without("num_experts"))
+    num_experts = config.integer("num_experts", high=MAX_EXPERTS)
+    experts = MixtureOfExperts(
+        num_experts=num_experts, top_k=config.integer("num_experts_per_tok", high=num_experts),
+        size=config.integer("moe_intermediate_size"), activation=common.activation,
+        routing=Routing(
+            kind="sigmoid", renormalize=config.flag("norm_topk_prob", True),
+            factor=config.number("routed_scaling_factor", 1.0),
+        ),
+        has_choice_bias=config.flag("use_expert_bias", True),
+    )  # fmt: skip
+    num_dense = min(config.integer("num_dense_layers", 2, MAX_LAYERS, low=0), common.num_layers)
+    dense = GatedMLP(size=common.intermediate_size, activation=common.activation)
+    return _decoder(config, common, [dense] * num_dense + [experts] * (common.num_layers - num_dense))
+
+
+def _common(config: ConfigReader) -> Common:
+    defaults = {"hidden_act": "silu", "tie_word_embeddings": config.flag("tie_embedding", True)}
+    return read_common(config.with_defaults(defaults))
+
+
+def _decoder(config: ConfigReader, common: Common, mlps: Sequence[Block]) -> ModelSpec:
+    taps = config.integer("conv_L_cache", 3, MAX_TAPS, low=2)
+    mixers: dict[str, Block] = {
+        "conv": ShortConvolution(taps=taps, bias=config.flag("conv_bias", False)),
+        "full_attention": Attention(
+            heads=common.heads, rope=common.rope, scale=common.heads.head_dim**-0.5, qk_norm=common.norm
+        ),
+    }
+    kinds = config.layer_kinds(common.num_layers, mixers)
     return common.decoder(
-        Sequential(norm=common.norm, attention=mixers[kind], mlp=mlp)
-        for kind in config.layer_kinds(common.num_layers, _KINDS)
+        Sequential(norm=common.norm, attention=mixers[kind], mlp=mlp) for kind, mlp in zip(kinds, mlps, strict=True)
     )
 
 
