@@ -92,22 +92,7 @@ class Program:
         self, *, out: int, x: int, state: int, width: int, taps: int, weight: int, bias: int, gated: bool
     ) -> None: ...
     def head_linear(self, weights: list[PackedLinear], *, out: int, x: int, out_width: int, x_width: int) -> None: ...
-    def causal_conv(
-    out: int,
-    x: int,
-    weight: int,
-    bias: int,
-    state: int,
-    slots: int,
-    positions: int,
-    query_start_loc: int,
-    num_seqs: int,
-    width: int,
-    taps: int,
-    gated: bool,
-    /,
-) -> None: ...
-def latent_write(
+    def latent_write(
         self,
         *,
         q_latent: int,

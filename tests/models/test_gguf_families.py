@@ -48,6 +48,17 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "norm_topk_prob": True},
     ),
     "deepseek-v2-lite": ("deepseek2", "DeepseekV2", {**LATENT, "q_lora_rank": None, "first_k_dense_replace": 1}),
+    "lfm2-moe": (
+        "lfm2moe",
+        "Lfm2Moe",
+        {
+            "layer_types": LFM2_LAYERS,
+            "num_dense_layers": 1,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 48,
+        },
+    ),
     "lfm2": ("lfm2", "Lfm2", {"layer_types": LFM2_LAYERS, "block_auto_adjust_ff_dim": False}),
     "deepseek-v3": (
         "deepseek2",
@@ -97,7 +108,7 @@ def write_gguf(
         if arch.startswith("gemma") and tensor.role == "norm":
             value = value + 1
         values[tensor.gguf] = value
-    if arch == "lfm2":
+    if arch in ("lfm2", "lfm2moe"):
         values["token_embd_norm.weight"] = values.pop("output_norm.weight")
     for name, value in fused(values, FUSED.get(arch, {})).items():
         array = np.ascontiguousarray(value.numpy())
@@ -138,7 +149,7 @@ def write_sizes(writer: gguf.GGUFWriter, arch: str, config: Any, saved: dict[str
     writer.add_embedding_length(config.hidden_size)
     writer.add_feed_forward_length(saved.get("intermediate_size") or saved.get("n_inner") or 4 * config.hidden_size)
     writer.add_head_count(num_heads)
-    if arch == "lfm2":
+    if arch in ("lfm2", "lfm2moe"):
         kinds = config.layer_types
         writer.add_head_count_kv([config.num_key_value_heads if kind == "full_attention" else 0 for kind in kinds])
         writer.add_shortconv_l_cache(config.conv_L_cache)
@@ -166,7 +177,10 @@ def write_sizes(writer: gguf.GGUFWriter, arch: str, config: Any, saved: dict[str
     if num_experts:
         writer.add_expert_count(num_experts)
         writer.add_expert_used_count(config.num_experts_per_tok)
-    if arch == "qwen3moe":
+    if arch == "lfm2moe":
+        writer.add_leading_dense_block_count(config.num_dense_layers)
+        writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+    if arch in ("qwen3moe", "lfm2moe"):
         writer.add_expert_feed_forward_length(config.moe_intermediate_size)
     rope = getattr(config, "rope_parameters", None)
     if rope:

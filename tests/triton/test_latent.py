@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from octavo.base.errors import DeviceError
 from octavo.ops import reference
 from octavo.ops.program import Latent
 from octavo.ops.triton import experts, latent
+from octavo.ops.triton.attention_plan import AttentionPlanner
 from support.paged_caches import random_tables
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
@@ -64,6 +66,11 @@ def test_writes_the_rows_that_have_a_slot(dtype: torch.dtype, shape: Latent) -> 
     latent.latent_write(q_latent, q, kv, positions, cos_sin, norm, 1e-6, cache, slots, shape)
     for found, right in ((q_latent, expected), (cache, wanted)):
         torch.testing.assert_close(found.float(), right, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+def test_a_library_without_kernels_for_latents_is_refused_where_it_is_asked_for() -> None:
+    with pytest.raises(DeviceError, match="--attention-backend flashinfer"):
+        AttentionPlanner(LATENTS[0], torch.device("cpu"), torch.float32, library=object(), is_required=True)
 
 
 @pytest.mark.parametrize("rows", [0, 3, 70])

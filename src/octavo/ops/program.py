@@ -322,7 +322,7 @@ class LatentAttend(CacheOp):
 
 @dataclass(frozen=True, kw_only=True)
 class CausalConv(Op):
-    """out = a convolution along the sequence, a filter a channel: `weight` [taps, width], the last for the token itself.
+    """out = a convolution along the sequence, a filter a channel: `weight` [taps, width], the last tap for the token.
 
     gated: x = b | c | y, out = c * conv(b * y); else out = silu(conv(x)). `state` [taps - 1, width]: the inputs of the
     convolution before the next token, the oldest first; zeros before a sequence's first.

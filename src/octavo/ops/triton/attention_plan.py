@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import triton
+from octavo.base.errors import DeviceError
 from octavo.ops.flashinfer_prompts import FlashInferPrompts, PromptStep, prompts_of
 from octavo.ops.program import Heads, Latent
 from octavo.ops.step import PlannedArrays
@@ -64,11 +65,15 @@ class AttentionPlanner:
     ) -> None:
         """`dtype`: of the activations. `library`: FlashInfer's module, for prompts; `is_required`: and nothing else.
 
-        Raises DeviceError if it is required and lacks kernels for the model.
+        Raises DeviceError if it is required and lacks kernels for the model, as it does for latents.
         """
         self._num_heads = heads.num_heads
         self._prompts: FlashInferPrompts | None = None
         if isinstance(heads, Latent):
+            if is_required:
+                raise DeviceError(
+                    "--attention-backend flashinfer has no kernels for the latent attention of this model: use auto."
+                )
             self._head_block = triton.next_power_of_2(heads.rank)
             self._queries = LATENT_ROWS[dtype.itemsize] // LATENT_HEADS
         else:
