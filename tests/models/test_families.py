@@ -507,3 +507,43 @@ def test_older_configurations_mean_the_same(
     rewrite(config)
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert load(tmp_path, ops).spec == new
+
+
+def test_layers_that_predict_further_tokens_are_no_part_of_the_model(tmp_path: Path) -> None:
+    expected = transformers_logits(make_model(tmp_path, *CASES["deepseek-v3"]), PROMPTS)
+    tensors = load_file(tmp_path / "model.safetensors")
+    further = {
+        name.replace(".2.", ".3.", 1): tensor.clone() for name, tensor in tensors.items() if ".layers.2." in name
+    }
+    save_file(
+        {**tensors, **further, "model.layers.3.eh_proj.weight": torch.ones(64, 128)}, tmp_path / "model.safetensors"
+    )
+    ops = bind()
+    torch.testing.assert_close(
+        torch.stack(prompt_logits(load(tmp_path, ops), ops, PROMPTS)), expected, rtol=1e-4, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    ("case", "changes", "message"),
+    [
+        ("deepseek-v3", {"rope_interleave": False}, "rope_interleave"),
+        ("deepseek-v3", {"scoring_func": "softmax"}, "scoring_func"),
+        ("deepseek-v3", {"n_group": 4}, "n_group"),
+        ("deepseek-v3", {"topk_group": 1, "num_experts_per_tok": 3}, "topk_group"),
+        ("deepseek-v3", {"kv_lora_rank": 40}, "kv_lora_rank"),
+        ("deepseek-v2-groups", {"norm_topk_prob": True}, "norm_topk_prob"),
+        ("deepseek-v2-groups", {"topk_method": "best"}, "topk_method"),
+        ("deepseek-v2-groups", {"moe_layer_freq": 2}, "moe_layer_freq"),
+        ("glm-4.7-flash", {"mlp_layer_types": ["sparse", "dense", "sparse"]}, "mlp_layer_types"),
+        ("lfm2", {"layer_types": ["conv", "mamba", "conv"]}, "layer_types"),
+        ("lfm2", {"conv_L_cache": 1}, "conv_L_cache"),
+    ],
+)
+def test_options_that_are_not_implemented_are_refused_by_name(case: str, changes: dict[str, Any], message: str) -> None:
+    family, options = CASES[case]
+    config = getattr(transformers, f"{family}Config")(**{**SIZES, **options}).to_dict()
+    config["architectures"] = [f"{family}ForCausalLM"]
+    model_spec(config, "here")
+    with pytest.raises(CheckpointError, match=message):
+        model_spec({**config, **changes}, "here")

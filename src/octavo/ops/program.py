@@ -321,7 +321,15 @@ class LatentAttend(CacheOp):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CausalConv(Op):
+class StateOp(Op):
+    """One that goes on from what a layer keeps of a sequence, and leaves there what the next step goes on from."""
+
+    state: State
+    needs_all_rows: ClassVar = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class CausalConv(StateOp):
     """out = a convolution along the sequence, a filter a channel: `weight` [taps, width], the last tap for the token.
 
     gated: x = b | c | y, out = c * conv(b * y); else out = silu(conv(x)). `state` [taps - 1, width]: the inputs of the
@@ -331,10 +339,8 @@ class CausalConv(Op):
     out: Buffer
     x: Buffer
     weight: Weight
-    state: State
     bias: Weight | None = None
     gated: bool = False
-    needs_all_rows: ClassVar = True
 
     def widths(self) -> _Widths:
         width = self.weight.shape[1]
@@ -455,7 +461,7 @@ class Program:
     @cached_property
     def states(self) -> tuple[State, ...]:
         """By their index."""
-        found = {op.state.index: op.state for op in self.ops if isinstance(op, CausalConv)}
+        found = {op.state.index: op.state for op in self.ops if isinstance(op, StateOp)}
         return tuple(found[index] for index in sorted(found))
 
     def check(self) -> None:
