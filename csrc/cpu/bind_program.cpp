@@ -134,6 +134,14 @@ void bind_program(nb::module_& m) {
             nb::kw_only(), nb::arg("out"), nb::arg("x"), nb::arg("state"), nb::arg("width"), nb::arg("taps"), nb::arg("weight"),
             nb::arg("bias"), nb::arg("gated"))
         .def(
+            "selective_scan",
+            [](Program& self, BufferId out, BufferId x, BufferId dt, BufferId gate, BufferId b, BufferId c, int state, int width,
+               int size, Address a_log, Address d) {
+                self.add(SelectiveScanRecord{out, x, dt, gate, b, c, state, width, size, at<float>(a_log), at<float>(d)});
+            },
+            nb::kw_only(), nb::arg("out"), nb::arg("x"), nb::arg("dt"), nb::arg("gate"), nb::arg("b"), nb::arg("c"),
+            nb::arg("state"), nb::arg("width"), nb::arg("size"), nb::arg("a_log"), nb::arg("d"))
+        .def(
             "act",
             [](Program& self, BufferId out, BufferId x, int64_t width, int kind, bool gated) {
                 self.add(ActRecord{out, x, width, Activation(kind), gated});

@@ -9,6 +9,7 @@
 #include "kernels/latent.h"
 #include "kernels/norm.h"
 #include "kernels/rope.h"
+#include "kernels/selective_scan.h"
 #include "kernels/sampling.h"
 #include "runtime.h"
 
@@ -113,6 +114,15 @@ void causal_conv(Address out, Address x, Address weight, Address bias, Address s
               at<int32_t>(positions), at<int32_t>(query_start_loc), num_seqs, width, taps, gated});
 }
 
+void selective_scan(Address out, Address x, Address dt, Address gate, Address b, Address c, Address a_log, Address d,
+                    Address state, Address slots, Address positions, Address query_start_loc, int num_seqs, int width, int size) {
+    nb::gil_scoped_release release;
+    OCTAVO_KERNELS(selective_scan_kernels)
+        .run({at<float>(out), at<float>(x), at<float>(dt), at<float>(gate), at<float>(b), at<float>(c), at<float>(a_log),
+              at<float>(d), at<float>(state), at<int32_t>(slots), at<int32_t>(positions), at<int32_t>(query_start_loc), num_seqs,
+              width, size});
+}
+
 void latent_write(Address q_latent, Address q, Address kv, Address positions, Address cos_sin, Address norm, float eps,
                   Address cache, int64_t stride, int cache_type, int block_size, Address slots, int64_t rows, int num_heads,
                   int nope_dim, int rank, int rope_dim) {
@@ -182,6 +192,7 @@ void bind_step(nb::module_& m) {
     m.def("attention", &attention);
     m.def("latent_write", &latent_write);
     m.def("causal_conv", &causal_conv);
+    m.def("selective_scan", &selective_scan);
     m.def("latent_attention", &latent_attention);
     m.def("forbid", &forbid);
     m.def("sample", &sample, nb::arg("logits"), nb::arg("rows"), nb::arg("vocab"), nb::arg("ids"), nb::arg("flags"),

@@ -6,6 +6,7 @@
 #include "kernels/latent.h"
 #include "kernels/norm.h"
 #include "kernels/rope.h"
+#include "kernels/selective_scan.h"
 
 #include <cstring>
 #include <utility>
@@ -99,6 +100,12 @@ struct ProgramRun {
         OCTAVO_KERNELS(causal_conv_kernels)
             .run({at(op.out), at(op.x), op.weight, op.bias, program.states_[size_t(op.state)], step.state_slots, step.positions,
                   step.query_start_loc, step.num_seqs, op.width, op.taps, op.gated});
+    }
+    void operator()(const SelectiveScanRecord& op) {
+        OCTAVO_KERNELS(selective_scan_kernels)
+            .run({at(op.out), at(op.x), at(op.dt), at(op.gate), at(op.b), at(op.c), op.a_log, op.d,
+                  program.states_[size_t(op.state)], step.state_slots, step.positions, step.query_start_loc, step.num_seqs,
+                  op.width, op.size});
     }
     void operator()(const ActRecord& op) {
         const auto& kernels = OCTAVO_KERNELS(activation_kernels);

@@ -96,6 +96,11 @@ struct CausalConvRecord {
     const float *weight, *bias;  // the latter may be null
     bool gated;
 };
+struct SelectiveScanRecord {
+    BufferId out, x, dt, gate, b, c;
+    int state, width, size;
+    const float *a_log, *d;
+};
 struct ActRecord {
     BufferId out, x;
     int64_t width;  // of out
@@ -123,7 +128,8 @@ struct KeepRowsRecord {
 };
 
 using Record = std::variant<EmbedRecord, LinearRecord, NormRecord, AddRecord, AddNormRecord, RopeWriteRecord, AttendRecord,
-                            HeadLinearRecord, LatentWriteRecord, LatentAttendRecord, CausalConvRecord, ActRecord, RouteRecord, ExpertsRecord,
+                            HeadLinearRecord, LatentWriteRecord, LatentAttendRecord, CausalConvRecord, SelectiveScanRecord,
+                            ActRecord, RouteRecord, ExpertsRecord,
                             KeepRowsRecord>;
 
 // Blocks lie so many values apart. A latent has the same array twice.

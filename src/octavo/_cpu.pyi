@@ -91,6 +91,21 @@ class Program:
     def causal_conv(
         self, *, out: int, x: int, state: int, width: int, taps: int, weight: int, bias: int, gated: bool
     ) -> None: ...
+    def selective_scan(
+        self,
+        *,
+        out: int,
+        x: int,
+        dt: int,
+        gate: int,
+        b: int,
+        c: int,
+        state: int,
+        width: int,
+        size: int,
+        a_log: int,
+        d: int,
+    ) -> None: ...
     def head_linear(self, weights: list[PackedLinear], *, out: int, x: int, out_width: int, x_width: int) -> None: ...
     def latent_write(
         self,
@@ -180,6 +195,7 @@ def rope_kv_write(
     head_dim: int,
     /,
 ) -> None: ...
+def selective_scan(*addresses_and_sizes: int) -> None: ...
 def causal_conv(
     out: int,
     x: int,

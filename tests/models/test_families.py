@@ -65,6 +65,14 @@ LATENT: dict[str, Any] = {
     "moe_intermediate_size": 48,
     "n_shared_experts": 2,
 }
+JAMBA: dict[str, Any] = {
+    "attn_layer_period": 2,
+    "attn_layer_offset": 1,
+    "mamba_d_state": 8,
+    "mamba_dt_rank": 6,
+    "use_mamba_kernels": False,
+    "use_associative_scan": False,
+}
 LFM2_LAYERS = ["conv", "full_attention", "conv"]
 GEMMA_ROPES = {
     "full_attention": {"rope_type": "linear", "rope_theta": 5_000.0, "factor": 8.0},
@@ -233,6 +241,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "glm-4.7-flash": ("Glm4MoeLite", {**LATENT, "mlp_layer_types": ["dense", "dense", "sparse"]}),
+    "jamba": ("Jamba", {**JAMBA, "num_experts": 4, "num_experts_per_tok": 2}),
+    "jamba-dense-biases": (
+        "Jamba",
+        {**JAMBA, "num_experts": 1, "num_experts_per_tok": 1, "mamba_proj_bias": True, "mamba_conv_bias": False},
+    ),
     "mixtral": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "mixtral-window-3-of-5": ("Mixtral", {"num_local_experts": 5, "num_experts_per_tok": 3, "sliding_window": 8}),
 }
@@ -303,6 +316,7 @@ def test_a_token_costs_two_operations_for_each_weight_of_the_layers(case: str, t
 
 #: Families with operations that the others do not have.
 OTHER_KINDS = (
+    "jamba",
     "deepseek-v3",
     "lfm2",
     "gpt2",

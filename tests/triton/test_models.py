@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from models.running import load, prompt_logits
-from models.test_families import LATENT, make_model, transformers_logits
+from models.test_families import JAMBA, LATENT, make_model, transformers_logits
 from octavo.ops.table import Binding, Ops, bind
 
 PROMPT = torch.randint(0, 96, (21,), generator=torch.Generator().manual_seed(1)).tolist()
@@ -28,6 +28,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3": ("Phi3", {"pad_token_id": None, "sliding_window": 8}),
     "mixtral": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "deepseek-v2-lite": ("DeepseekV2", {**LATENT, "q_lora_rank": None, "first_k_dense_replace": 1}),
+    "jamba": ("Jamba", {**JAMBA, "num_experts": 4, "num_experts_per_tok": 2}),
     "lfm2": ("Lfm2", {"layer_types": ["conv", "full_attention"], "block_multiple_of": 16, "conv_bias": True}),
     "deepseek-v3": ("DeepseekV3", {**LATENT, "first_k_dense_replace": 2, "n_group": 3, "topk_group": 2}),
     "gemma3": ("Gemma3", {"num_hidden_layers": 3, "head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 24}),

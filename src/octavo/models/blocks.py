@@ -28,6 +28,7 @@ from octavo.ops.program import (
     LatentWrite,
     RopeWrite,
     Route,
+    SelectiveScan,
 )
 from octavo.ops.routing import Routing
 
@@ -168,6 +169,47 @@ class ShortConvolution:
         build.ops.append(CausalConv(out=out, x=gates, weight=weight, bias=bias, state=state, gated=True))
         outside = Matrix(name="conv.out_proj", gguf="shortconv.out_proj", rows=x.width, bias=self.bias)
         return build.linear(out, "conv.out_proj", [outside], shard=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mamba:
+    """The first Mamba: a convolution, then a scan whose steps and weights are products of what comes out of it."""
+
+    width: int
+    state_size: int
+    taps: int
+    dt_rank: int
+    norm: NormSpec | None = None  # of the factors of dt, and of b and c
+    bias: bool = False  # of what leads in and out
+    conv_bias: bool = True
+
+    def emit(self, build: Builder, x: Buffer) -> Buffer:
+        def product(x: Buffer, name: str, rows: int, bias: bool) -> Buffer:
+            matrix = Matrix(name=f"mamba.{name}_proj", gguf=f"ssm_{name}", rows=rows, bias=bias)
+            return build.linear(x, f"mamba.{name}", [matrix], shard=None)
+
+        hidden, gate = (product(x, name, self.width, self.bias) for name in ("in", "gate"))
+        weight, bias = build.filters("mamba.conv1d", "ssm_conv1d", self.taps, self.width, self.conv_bias)
+        inputs = build.buffer("mamba.conv", self.width)
+        state = build.state((self.taps - 1, self.width))
+        build.ops.append(CausalConv(out=inputs, x=hidden, weight=weight, bias=bias, state=state))
+        factors = []
+        for name, size in (("dt_in", self.dt_rank), ("b", self.state_size), ("c", self.state_size)):
+            factor = product(inputs, name, size, False)
+            if self.norm is not None:
+                factor = build.norm(factor, self.norm, f"mamba.{name}_layernorm", f"ssm_{name}_norm")
+            factors.append(factor)
+        dt, b, c = factors
+        out = build.buffer("mamba", self.width)
+        build.ops.append(
+            SelectiveScan(
+                out=out, x=inputs, dt=product(dt, "dt", self.width, True), gate=gate, b=b, c=c,
+                a_log=build.table("mamba.A_log", "ssm_a", (self.state_size, self.width)),
+                d=build.table("mamba.D", "ssm_d", (self.width,)),
+                state=build.state((self.state_size, self.width)),
+            )
+        )  # fmt: skip
+        return product(out, "out", x.width, self.bias)
 
 
 @dataclass(frozen=True, kw_only=True)

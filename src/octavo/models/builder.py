@@ -115,10 +115,14 @@ class Builder:
     def filters(self, name: str, gguf: str, taps: int, width: int, bias: bool) -> tuple[Weight, Weight | None]:
         """Of a convolution: [taps, width], float32, and their bias."""
         declared = Matrix(name=name, gguf=gguf, rows=width)
-        weight = Weight(f"{self._prefix}{name}.weight", (taps, width))
-        tensor = self._tensor(declared, "weight", "matrix", (taps, width))
+        return self.table(name, gguf, (taps, width)), self._vector(declared, "bias") if bias else None
+
+    def table(self, name: str, gguf: str, shape: tuple[int, ...]) -> Weight:
+        """Numbers that no product is made with, float32."""
+        weight = Weight(f"{self._prefix}{name}.weight", shape)
+        tensor = self._tensor(Matrix(name=name, gguf=gguf, rows=shape[0]), "weight", "matrix", shape)
         self.params.append(Param(weight=weight, parts=(tensor,), packing="vector"))
-        return weight, self._vector(declared, "bias") if bias else None
+        return weight
 
     def _vector(self, declared: Matrix, kind: Literal["weight", "bias"], offset: float = 0.0) -> Weight:
         """Of a norm."""

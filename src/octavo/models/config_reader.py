@@ -16,6 +16,8 @@ MAX_HEAD_DIM: Final = 256
 MAX_POSITIONS: Final = 1 << 24
 #: Of a convolution.
 MAX_TAPS: Final = 8
+#: Of a scan: numbers of a channel's state.
+MAX_STATE_SIZE: Final = 256
 
 #: Keys of rope parameters, by kind. Any other key that is set asks for something that we do not do.
 _ROPE_KEYS: Final[dict[str, frozenset[str]]] = {

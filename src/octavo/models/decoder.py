@@ -23,6 +23,7 @@ from octavo.ops.program import (
     Linear,
     Op,
     Program,
+    SelectiveScan,
     Weight,
     program,
 )
@@ -54,6 +55,8 @@ class Definition:
         for op in self.program.ops:
             if isinstance(op, Linear | HeadLinear | CausalConv):
                 values += math.prod(op.weight.shape)
+            elif isinstance(op, SelectiveScan):
+                values += math.prod(op.a_log.shape)
             elif isinstance(op, Experts):
                 values += op.top_k * sum(math.prod(each.shape[1:]) for each in (op.gate_up_weight, op.down_weight))
         return 2 * values

@@ -348,6 +348,30 @@ class CausalConv(StateOp):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SelectiveScan(StateOp):
+    """Mamba's scan. With a step s = softplus(dt) a channel and token, and a rate r = -exp(a_log) a number of its state:
+    state = exp(s r) state + s x b, out = (sum over its numbers of state c, plus d x) silu(gate).
+
+    b and c [rows, size] are the same for all channels; `a_log` and `state` [size, width], `d` [width].
+    """
+
+    out: Buffer
+    x: Buffer
+    dt: Buffer
+    gate: Buffer
+    b: Buffer
+    c: Buffer
+    a_log: Weight
+    d: Weight
+    reads: ClassVar = ("x", "dt", "gate", "b", "c")
+
+    def widths(self) -> _Widths:
+        size, width = self.a_log.shape
+        yield from ((buffer, width) for buffer in (self.out, self.x, self.dt, self.gate))
+        yield from ((buffer, size) for buffer in (self.b, self.c))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Act(Op):
     """out = act(gate) * up, where x = gate | up; or, if it is not gated, act(x)."""
 

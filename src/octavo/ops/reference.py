@@ -377,6 +377,35 @@ def causal_conv(
         state[slot] = inputs[len(inputs) - taps + 1 :]
 
 
+def selective_scan(
+    out: Tensor,
+    x: Tensor,
+    dt: Tensor,
+    gate: Tensor,
+    b: Tensor,
+    c: Tensor,
+    a_log: Tensor,
+    d: Tensor,
+    state: Tensor,
+    slots: Tensor,
+    positions: Tensor,
+    query_start_loc: Tensor,
+) -> None:
+    """out [T, W]: see `program.SelectiveScan`. x, dt, gate [T, W]; b, c [T, N]; a_log float32 [N, W]; d float32 [W].
+
+    state float32 [slots, N, W], changed; slots int32 [B]; positions int32 [T]: a sequence whose first row is at 0 begins
+    with zeros; query_start_loc int32 [B + 1].
+    """
+    starts, rates = query_start_loc.tolist(), -a_log.exp()
+    for i, slot in enumerate(slots.tolist()):
+        for row in range(starts[i], starts[i + 1]):
+            before = state[slot] if positions[row] > 0 else torch.zeros_like(state[slot])
+            step, value = F.softplus(dt[row].float()), x[row].float()
+            state[slot] = (step * rates).exp() * before + step * value * b[row].float()[:, None]
+            total = (state[slot] * c[row].float()[:, None]).sum(0) + d * value
+            out[row] = (total * F.silu(gate[row].float())).to(out.dtype)
+
+
 #: Head by head: see `linear_of_heads`.
 head_linear = partial(linear_of_heads, linear)
 

@@ -28,6 +28,7 @@ from octavo.ops.program import (
     Program,
     RopeWrite,
     Route,
+    SelectiveScan,
     State,
     Weight,
 )
@@ -69,6 +70,8 @@ class Table(Protocol):
     def attention(self) -> Any: ...
     @property
     def causal_conv(self) -> Any: ...
+    @property
+    def selective_scan(self) -> Any: ...
     @property
     def head_linear(self) -> Any: ...
     @property
@@ -261,6 +264,24 @@ def _causal_conv(table: Table, op: CausalConv, frame: Frame) -> None:
     )
 
 
+def _selective_scan(table: Table, op: SelectiveScan, frame: Frame) -> None:
+    step = frame.step
+    table.selective_scan(
+        frame[op.out],
+        frame[op.x],
+        frame[op.dt],
+        frame[op.gate],
+        frame[op.b],
+        frame[op.c],
+        frame.weight(op.a_log),
+        frame.weight(op.d),
+        frame.state(op.state),
+        step.state_slots,
+        step.positions,
+        step.query_start_loc,
+    )
+
+
 def _head_linear(table: Table, op: HeadLinear, frame: Frame) -> None:
     table.head_linear(frame[op.out], frame[op.x], frame.weight(op.weight))
 
@@ -319,6 +340,7 @@ HANDLERS: dict[type[Op], Handler] = {
     RopeWrite: _rope_write,
     Attend: _attend,
     CausalConv: _causal_conv,
+    SelectiveScan: _selective_scan,
     HeadLinear: _head_linear,
     LatentWrite: _latent_write,
     LatentAttend: _latent_attend,

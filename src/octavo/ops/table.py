@@ -71,6 +71,7 @@ class Ops:
     rope_kv_write: Callable[..., None]
     attention: Callable[..., None]
     causal_conv: Callable[..., None]  # (out, x, weight, bias, state, slots, positions, query_start_loc, gated)
+    selective_scan: Callable[..., None]  # see reference
     head_linear: Callable[[Tensor, Tensor, Any], None]  # (out, x, weights): what pack_experts packed, a head each
     latent_write: Callable[..., None]
     latent_attention: Callable[..., None]
@@ -126,7 +127,7 @@ _COMPOSED: dict[str, tuple[str, ...]] = {
     "program_runner": (
         "linear", "embedding", "rms_norm", "add_rms_norm", "layer_norm", "add_layer_norm", "add_", "act_mul", "act",
         "route", "experts", "rope_kv_write", "attention", "kv_cache_shapes", "head_linear", "latent_write",
-        "latent_attention", "causal_conv",
+        "latent_attention", "causal_conv", "selective_scan",
     ),
 }  # fmt: skip
 _REFERENCE_MODULES: dict[str, Any] = dict.fromkeys(("forbid", "sample", "logprobs"), reference_sampling)

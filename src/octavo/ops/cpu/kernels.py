@@ -45,6 +45,7 @@ __all__ = [
     "rope_kv_write",
     "route",
     "sample",
+    "selective_scan",
     "soft_cap_",
 ]
 
@@ -57,6 +58,8 @@ ACTIVATIONS: Final = {"silu": 0, "gelu_tanh": 1, "gelu": 2, "relu": 3}
 MAX_HEAD_DIM: Final = 1024
 #: As in csrc/cpu/kernels/causal_conv.h.
 MAX_TAPS: Final = 8
+#: As in csrc/cpu/kernels/selective_scan.h.
+MAX_STATE_SIZE: Final = 256
 SCORE_KINDS: Final = {"softmax": 0, "sigmoid": 1, "sparsemixer": 2}
 #: As in csrc/cpu/kernels/experts.h.
 MAX_EXPERTS: Final = 4096
@@ -305,6 +308,34 @@ def causal_conv(
         width,
         taps,
         gated,
+    )
+
+
+def selective_scan(
+    out: Tensor,
+    x: Tensor,
+    dt: Tensor,
+    gate: Tensor,
+    b: Tensor,
+    c: Tensor,
+    a_log: Tensor,
+    d: Tensor,
+    state: Tensor,
+    slots: Tensor,
+    positions: Tensor,
+    query_start_loc: Tensor,
+) -> None:
+    rows, width = out.shape
+    size = len(a_log)
+    assert x.shape == dt.shape == gate.shape == out.shape and b.shape == c.shape == (rows, size)
+    assert a_log.shape == state.shape[1:] == (size, width) and d.numel() == width and size <= MAX_STATE_SIZE
+    assert positions.numel() == rows and query_start_loc.numel() == slots.numel() + 1
+    assert slots.dtype == positions.dtype == query_start_loc.dtype == _I32
+    floats = (out, x, dt, gate, b, c, a_log, d, state)
+    assert all(tensor.dtype == _F32 for tensor in floats)
+    assert all(tensor.is_contiguous() for tensor in (*floats, slots, positions, query_start_loc))
+    _cpu.selective_scan(
+        *(tensor.data_ptr() for tensor in (*floats, slots, positions, query_start_loc)), slots.numel(), width, size
     )
 
 

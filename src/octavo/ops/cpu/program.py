@@ -13,6 +13,7 @@ from octavo.ops.cpu.kernels import (
     ACTIVATIONS,
     CACHE_DTYPES,
     MAX_HEAD_DIM,
+    MAX_STATE_SIZE,
     MAX_TAPS,
     check_cache,
     check_latent,
@@ -39,6 +40,7 @@ from octavo.ops.program import (
     Program,
     RopeWrite,
     Route,
+    SelectiveScan,
     Weight,
 )
 from octavo.ops.run import Runner, Table, Weights
@@ -208,6 +210,18 @@ class CpuRunner(Runner):
             gated=op.gated,
         )
 
+    def _selective_scan(self, op: SelectiveScan) -> None:
+        size, width = op.a_log.shape
+        assert size <= MAX_STATE_SIZE and op.state.shape == (size, width)
+        self._native.selective_scan(
+            **{name: self._ids[getattr(op, name)] for name in ("out", "x", "dt", "gate", "b", "c")},
+            state=op.state.index,
+            width=width,
+            size=size,
+            a_log=self._vector(op.a_log),
+            d=self._vector(op.d),
+        )
+
     def _head_linear(self, op: HeadLinear) -> None:
         self._native.head_linear(
             self._matrices(op.weight),
@@ -313,6 +327,7 @@ _RECORDS: dict[type[Op], Callable[[CpuRunner, Any], None]] = {
     RopeWrite: CpuRunner._rope_write,
     Attend: CpuRunner._attend,
     CausalConv: CpuRunner._causal_conv,
+    SelectiveScan: CpuRunner._selective_scan,
     HeadLinear: CpuRunner._head_linear,
     LatentWrite: CpuRunner._latent_write,
     LatentAttend: CpuRunner._latent_attend,

@@ -7,7 +7,17 @@ from typing import Any
 
 from octavo.ops import flashinfer_prompts
 from octavo.ops.table import Binding
-from octavo.ops.triton import attention, causal_conv, elementwise, experts, latent, linear, rope, sampling
+from octavo.ops.triton import (
+    attention,
+    causal_conv,
+    elementwise,
+    experts,
+    latent,
+    linear,
+    rope,
+    sampling,
+    selective_scan,
+)
 from octavo.ops.triton.fuse import TritonRunner
 from octavo.ops.triton.linear import LinearPacker
 
@@ -48,6 +58,7 @@ def operations(binding: Binding) -> tuple[dict[str, Any], dict[str, str]]:
         "rope_kv_write": rope.rope_kv_write,
         "attention": attention.attention,
         "causal_conv": causal_conv.causal_conv,
+        "selective_scan": selective_scan.selective_scan,
         "head_linear": latent.head_linear,
         "latent_write": latent.latent_write,
         "latent_attention": latent.latent_attention,
