@@ -56,6 +56,6 @@ def grouped_experts(
 
 def linear_of_heads(linear: Callable[..., None], out: Tensor, x: Tensor, weights: Sequence[Any]) -> None:
     """out [T, heads, .][..., :N] = x [T, heads, .][..., :K] @ weights[head].T; both flat, as [T, heads * .]."""
-    out_heads, x_heads = (each.view(len(each), len(weights), -1) for each in (out, x))
+    out_heads, x_heads = (each.view(len(each), len(weights), each.shape[1] // len(weights)) for each in (out, x))
     for head, weight in enumerate(weights):
         linear(out_heads[:, head, : weight.N], x_heads[:, head, : weight.K], weight)
