@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from engine.harness import Engine, Reply, request
-from models.test_families import SIZES
+from models.test_families import JAMBA, SIZES
 from models.test_head_shapes import LOCAL_AND_GLOBAL, WITH_LATENTS, configuration, spec
 from octavo.core.request import Request
 from octavo.core.scheduler.scheduler import Scheduler
@@ -20,20 +20,31 @@ from octavo.models import registry
 from octavo.wire.messages import AddRequest
 
 LAYERS = {"pages": LOCAL_AND_GLOBAL, "latents": WITH_LATENTS}
-LFM2: dict[str, Any] = {
-    "architectures": ["Lfm2ForCausalLM"],
-    "model_type": "lfm2",
-    "layer_types": ["conv", "full_attention", "conv"],
-    "norm_eps": 1e-5,
-    "rope_theta": 10_000.0,
+STATES: dict[str, dict[str, Any]] = {
+    "convolutions": {
+        "architectures": ["Lfm2ForCausalLM"],
+        "model_type": "lfm2",
+        "layer_types": ["conv", "full_attention", "conv"],
+        "norm_eps": 1e-5,
+        "rope_theta": 10_000.0,
+    },
+    "scans": {
+        **JAMBA,
+        "architectures": ["JambaForCausalLM"],
+        "model_type": "jamba",
+        "hidden_act": "silu",
+        "num_experts": 4,
+    },
 }
 
 
-@pytest.fixture(scope="module", params=["pages", "latents", "states"])
+@pytest.fixture(scope="module", params=["pages", "latents", "convolutions", "scans"])
 def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Engine:
     path = tmp_path_factory.mktemp(request.param)
-    if request.param == "states":
-        (path / "config.json").write_text(json.dumps({**SIZES, **LFM2, "max_position_embeddings": 2048}))
+    if request.param in STATES:
+        (path / "config.json").write_text(
+            json.dumps({**SIZES, **STATES[request.param], "max_position_embeddings": 2048})
+        )
         return Engine(path, load_format="dummy", dtype="bfloat16")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(registry.FAMILIES, "ManyShapes", registry.Family("many_shapes", spec))

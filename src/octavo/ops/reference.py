@@ -393,8 +393,9 @@ def selective_scan(
 ) -> None:
     """out [T, W] as `program.SelectiveScan` says.
 
-    x, dt, gate [T, W]; b, c [T, N]; a_log float32 [N, W]; d float32 [W]; state float32 [slots, N, W], changed; slots int32 [B]; positions int32 [T]: a sequence whose first row is at 0 begins
-    with zeros; query_start_loc int32 [B + 1].
+    x, dt, gate [T, W]; b, c [T, N]; a_log float32 [N, W]; d float32 [W]; state float32 [slots, N, W], changed;
+    slots int32 [B]; positions int32 [T]: a sequence whose first row is at 0 begins with zeros;
+    query_start_loc int32 [B + 1].
     """
     starts, rates = query_start_loc.tolist(), -a_log.exp()
     for i, slot in enumerate(slots.tolist()):
