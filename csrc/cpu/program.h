@@ -45,6 +45,12 @@ struct NormRecord {
     BufferId out, x;
     NormWeights norm;
 };
+struct NormPartsRecord {
+    BufferId x;
+    int64_t row_width, first, count;
+    NormWeights norm;
+    bool has_own;
+};
 struct AddRecord {
     BufferId residual, x;
     int64_t width;
@@ -53,19 +59,27 @@ struct AddNormRecord {
     BufferId out, residual, x;
     NormWeights norm;
 };
+struct ClipRecord {
+    BufferId x;
+    int64_t width;
+    float limit;
+};
 struct RopeWriteRecord {
     BufferId qkv;
     HeadCounts heads;
     int cache, group;
     const float *rotation, *q_norm, *k_norm;  // each may be null
     float eps;
+    bool norms_rotated;
+    const float* q_scales;  // may be null
 };
 struct AttendRecord {
     BufferId out, qkv;
     HeadCounts heads;
     int cache, group, window;
+    bool chunked;
     float scale, softcap;
-    const float* slopes;  // may be null
+    const float *slopes, *sinks;  // may be null
 };
 // out's columns of head h = x's columns of head h times weight h: N of out_width / heads columns, K of x_width / heads.
 struct HeadLinearRecord {
@@ -106,6 +120,7 @@ struct ActRecord {
     int64_t width;  // of out
     Activation kind;
     bool gated;
+    const float* parameters;  // may be null
 };
 struct RouteRecord {
     BufferId ids, weights, scores;
@@ -121,15 +136,21 @@ struct ExpertsRecord {
     int top_k;
     int64_t width, inner;  // of x, and of act
     Activation kind;
+    bool gated;
+    bool scales_input;  // the weights multiply what goes into an expert, else what comes out
+};
+struct AddGatedRecord {
+    BufferId residual, x, gates;
+    int64_t width;
 };
 struct KeepRowsRecord {
     std::vector<BufferId> rows;
     std::vector<int64_t> widths;
 };
 
-using Record = std::variant<EmbedRecord, LinearRecord, NormRecord, AddRecord, AddNormRecord, RopeWriteRecord, AttendRecord,
-                            HeadLinearRecord, LatentWriteRecord, LatentAttendRecord, CausalConvRecord, SelectiveScanRecord,
-                            ActRecord, RouteRecord, ExpertsRecord,
+using Record = std::variant<EmbedRecord, LinearRecord, NormRecord, NormPartsRecord, AddRecord, AddNormRecord, ClipRecord,
+                            RopeWriteRecord, AttendRecord, HeadLinearRecord, LatentWriteRecord, LatentAttendRecord,
+                            CausalConvRecord, SelectiveScanRecord, ActRecord, RouteRecord, ExpertsRecord, AddGatedRecord,
                             KeepRowsRecord>;
 
 // Blocks lie so many values apart. A latent has the same array twice.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection, Sequence
 from itertools import takewhile
+from pathlib import Path
 
 import msgspec
 
@@ -96,6 +97,7 @@ class FakeExecutor:
         self.slots: dict[int, dict] = {}
         self.swapped: dict[int, list[list[int]]] = {}  # request id -> the blocks that the host keeps
         self.errors: dict[int, str] = {}
+        self.asleep = 0
 
     def load(self) -> EngineInfo:
         return self.info
@@ -104,11 +106,25 @@ class FakeExecutor:
         """Computes at once; the answer is kept until it is collected."""
         return self.execute(plan)
 
+    def start_profile(self) -> None: ...
+
+    def stop_profile(self, path: str) -> None:
+        Path(path).write_bytes(b"")
+
     def submit_masks(self, step: ModelRunnerOutput, masks: TokenMasks) -> None:
         """All tokens are admitted."""
 
     def collect(self, step: ModelRunnerOutput) -> ModelRunnerOutput:
         return step
+
+    def sleep(self, level: int) -> None:
+        """The worker forgets everything."""
+        self.asleep = level
+        self.pool, self.slots, self.swapped = [], {}, {}
+
+    def wake_up(self) -> None:
+        self.asleep = 0
+        self.pool = [[-1] * self.info.block_size for _ in range(self.info.num_kv_blocks)]
 
     def execute(self, plan: SchedulerOutput) -> ModelRunnerOutput:
         self.before_step()

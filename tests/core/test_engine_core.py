@@ -41,13 +41,13 @@ from octavo.wire.transport import BlockingConnection, TransportError
 class Engine:
     """An engine in a thread, and the client's end of its socket. `executor.before_step` runs in the engine."""
 
-    def __init__(self, **changes: object) -> None:
+    def __init__(self, config: EngineConfig | None = None, **changes: object) -> None:
         self.executor = FakeExecutor(info(**changes))
         ours, theirs = socket.socketpair()
         ours.settimeout(30)
         self.client = BlockingConnection(ours)
         self.connection = BlockingConnection(theirs)
-        self.core = EngineCore(EngineConfig(), self.executor.info, self.executor, self.connection)
+        self.core = EngineCore(config or EngineConfig(), self.executor.info, self.executor, self.connection)
         self.failure: BaseException | None = None
         self.outputs: dict[int, list[EngineCoreOutput]] = {}
         self.connection.start(ToEngine)
@@ -190,6 +190,43 @@ def test_only_the_listed_methods_can_be_called(engine: Engine, method: str) -> N
 def test_a_call_with_wrong_arguments_is_an_error_of_the_call_alone(engine: Engine) -> None:
     assert "TypeError" in (engine.call("ping", 1, 2).error or "")
     assert engine.call("reset_prefix_cache").result is True
+
+
+def test_an_idle_engine_sleeps_and_wakes_and_says_the_same(engine: Engine) -> None:
+    first = engine.add(1, [1, 2, 3, 4, 5, 6, 7, 8, 9], max_tokens=6)
+    engine.wait_for_end(1)
+    assert engine.call("sleep", 2).result is True
+    assert (engine.executor.asleep, engine.executor.pool) == (2, [])
+    assert engine.call("wake_up").result is True
+    engine.add(2, first.prompt_token_ids, max_tokens=6)
+    engine.wait_for_end(2)
+    assert engine.tokens(2) == alone(first, 6, sampling_seed_of(first, 0, 2))
+    assert engine.outputs[2][0].num_cached_tokens == 0, "the prefix cache is gone"
+
+
+def test_an_engine_with_requests_does_not_sleep() -> None:
+    engine, gate = Engine(), threading.Event()
+    engine.executor.before_step = lambda: gate.wait(20) and None
+    engine.start().add(1, [1, 2, 3], max_tokens=50)
+    engine.client.send(Call(7, "sleep", (1,)))
+    gate.set()
+    result = engine.receive(CallResult)
+    assert (result.call_id, result.error) == (7, "The engine cannot sleep: it has requests.")
+    assert engine.executor.asleep == 0
+    engine.shut_down()
+
+
+def test_a_failure_to_wake_is_told_in_its_own_words() -> None:
+    engine = Engine()
+
+    def fail() -> None:
+        raise CheckpointError("x.gguf: cannot be read: gone")
+
+    engine.executor.wake_up = fail  # type: ignore[method-assign]
+    engine.start()
+    assert engine.call("sleep", 2).result is True
+    assert engine.call("wake_up").error == "x.gguf: cannot be read: gone"
+    engine.shut_down()
 
 
 def test_shutdown_ends_what_is_running_with_an_abort() -> None:

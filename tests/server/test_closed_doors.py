@@ -29,6 +29,9 @@ def test_the_routes_are_these_and_no_others() -> None:
     """A new one has to be looked at here: may it answer without a key, and what does it let a client do?"""
     for_admins = {("POST", "/reset_prefix_cache"), ("POST", "/abort_requests"), ("GET", "/server_info")}
     assert {(r.method, r.path) for r in routes(make_server(admin_api_key="a").state) if r.for_admins} == for_admins
+    for_admins |= {("POST", "/sleep"), ("POST", "/wake_up"), ("GET", "/is_sleeping")}
+    sleepy = make_server(admin_api_key="a", enable_sleep_mode=True)
+    assert {(r.method, r.path) for r in routes(sleepy.state) if r.for_admins} == for_admins
     assert {(route.method, route.path) for route in routes(make_server().state)} == {
         ("POST", "/v1/chat/completions"), ("POST", "/v1/completions"), ("GET", "/v1/models"),
         ("GET", "/v1/models/{model}"), ("POST", "/tokenize"), ("POST", "/detokenize"), ("GET", "/health"),

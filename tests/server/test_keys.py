@@ -134,11 +134,15 @@ def test_without_an_admin_key_there_are_no_such_routes(path: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/sleep", "/wake_up", "/is_sleeping"])
-def test_sleep_mode_is_refused_by_its_name(path: str) -> None:
-    for server in (make_server(), make_server(admin_api_key="boss")):
+def test_sleep_mode_is_asked_for_by_its_flag_and_by_the_key(path: str) -> None:
+    for server in (make_server(), make_server(admin_api_key="boss"), make_server(enable_sleep_mode=True)):
         reply = server.post(path, {})
         assert (reply.status, reply.error["code"]) == (404, "route_not_served")
-        assert "octavo does not serve sleep mode" in reply.error["message"]
+        assert "--enable-sleep-mode" in reply.error["message"] and "--admin-api-key" in reply.error["message"]
+    server = make_server(admin_api_key="boss", enable_sleep_mode=True, **KEYS)
+    method = "GET" if path == "/is_sleeping" else "POST"
+    assert call(server.app, method, path, None, {"authorization": "Bearer first-key"}).status == 403
+    assert call(server.app, method, path, None, {"authorization": "Bearer boss"}).status == 200
 
 
 def test_keys_that_would_be_one_are_refused() -> None:

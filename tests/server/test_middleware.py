@@ -292,7 +292,7 @@ def test_a_path_beside_a_route_is_answered_with_the_route(path: str, meant: str)
         ("/v1/images/generations", "images", None),
         ("/v1/moderations", "moderations", None),
         ("/v1/files", "files", None),
-        ("/v1/batches", "batches", None),
+        ("/v1/batches", "batches", "`octavo run-batch` for a file of requests"),
         ("/v1/fine_tuning/jobs", "fine-tuning", None),
         ("/v1/assistants", "the Assistants API", "/v1/chat/completions"),
         ("/api/chat", "Ollama's chat API", "/v1/chat/completions"),

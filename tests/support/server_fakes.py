@@ -16,6 +16,7 @@ from octavo.base.config import LogprobsMode, ServerConfig
 from octavo.base.errors import InvalidRequest
 from octavo.base.params import GenerateRequest, GrammarSpec, SamplingParams
 from octavo.client.generation import CompletionDelta, GenerationDelta
+from octavo.client.sleep_mode import SleepMode
 from octavo.served.model import ServedModel
 from octavo.served.models import Models
 from octavo.served.parts import OutputSettings
@@ -131,9 +132,12 @@ class FakeEngine:
         self.num_open = 0
         self.num_resets = 0
         self.aborted: list[str] = []
+        self.profiles: list[tuple[str, bool]] = []
         self.is_healthy = True
         self.is_ready = True
         self.dead_reason: str | None = None
+        self.calls: list[tuple[Any, ...]] = []
+        self.sleep_mode = SleepMode(self.call, lambda: self.abort(lambda external_id: True), self.wait_idle)
         self.refusal: Exception | None = None  # raised at admission
 
     def check_servable(self, request: GenerateRequest) -> None: ...
@@ -146,8 +150,21 @@ class FakeEngine:
         self.aborted = [r.external_id for r in self.requests if matches(r.external_id)]
         return len(self.aborted)
 
+    async def call(self, *words: Any) -> None:
+        self.calls.append(words)
+
+    async def wait_idle(self) -> None:
+        while self.num_open:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+
     async def reset_prefix_cache(self) -> None:
         self.num_resets += 1
+
+    async def start_profile(self, directory: str, *, with_torch: bool) -> None:
+        self.profiles.append((directory, with_torch))
+
+    async def stop_profile(self) -> dict[str, Any]:
+        return {"files": [self.profiles[-1][0] + "/a.json"], "steps": 3, "steps_not_recorded": 0}
 
     def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerationDelta, None]:
         if self.refusal is not None:
@@ -331,9 +348,11 @@ async def drive(
             if on_write is not None:
                 on_write(message["body"])
 
+    path, _, query = path.partition("?")
     scope = {
         "type": "http", "method": method, "path": path, "raw_path": path.encode(), "root_path": "",
-        "query_string": b"", "headers": [(k.lower().encode(), v.encode("latin-1")) for k, v in sent.items() if v],
+        "query_string": query.encode(),
+        "headers": [(k.lower().encode(), v.encode("latin-1")) for k, v in sent.items() if v],
     }  # fmt: skip
     await app(scope, receive, send)
     return reply

@@ -1,22 +1,21 @@
 """Anything may come from a model: no parser raises, and what it says does not depend on the pieces (U1, W14-W16).
 
-And it takes time in proportion to the text, whatever the text is.
+`bench/formats.py` shows that it takes time in proportion to the text, whatever the text is.
 """
 
 from __future__ import annotations
 
 import json
 import random
-import time
 from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octavo.text.formats.output_parser import OutputFormat, OutputParser
+from octavo.text.formats.output_parser import OutputFormat
 from octavo.text.formats.table import TOOL_FORMATS
-from support.output_corpus import CASES, Reply, output_format, read
+from support.output_corpus import CASES, output_format, read
 
 #: One reasoning row for each way to mark thinking.
 REASONING = ("qwen3", "deepseek_r1", "mistral", "granite")
@@ -72,72 +71,19 @@ def test_whatever_is_written_means_the_same_in_any_pieces(name: str, data: st.Da
     _check(row, text, seed)
 
 
-def _seconds(row: OutputFormat, text: str, size: int) -> tuple[float, Reply]:
-    parser, reply = OutputParser(row), Reply()
-    began = time.process_time()
-    for start in range(0, len(text), size):
-        reply.add(parser.push(text[start : start + size]))
-    reply.add(parser.finish(truncated=False))
-    return time.process_time() - began, reply
-
-
-def _hostile(name: str, size: int) -> dict[str, str]:
-    """Texts of about `size` characters."""
-    row = TOOL_FORMATS[name]
-    mark = row.begins[0] if row.begins else row.openers[:1]
-    call = next(case.text for case in _CASES_OF[name] if case.name in ("one call", "a call"))
-    begun = next(case.text for case in _CASES_OF[name] if case.name in ("cut off in a text", "cut off in a string"))
-
-    def times(text: str) -> str:
-        return text * (size // len(text))
-
-    return {
-        "marks": times(mark),
-        "halves of marks": times(mark[: len(mark) // 2 + 1]),
-        "quotes after marks": times(f'{mark}{{"name": "'),
-        "objects after marks": times(f'{mark}{{"a": {{"name": "f", '),
-        "brackets": begun + times("["),
-        "brackets after a mark": mark + times('{"a":['),
-        "brackets that nothing opened": call + times("}]"),
-        "a name": mark + times("x"),
-        "pythonic names": mark + times("f(a=1,"),
-        "blanks": call + times(" \n"),
-        "commas": mark + '[{"name": "f", "arguments": {}}' + times(", "),
-        "calls": times(call + "\n"),
-        "backslashes": begun + times("\\"),
-        "quotes": mark + times('"'),
-        "prose": times("It is a < b > c {d} [e] "),
-        "tags": times("<a></a><function=f><parameter=b>"),
-    }
-
-
-@pytest.mark.parametrize("name", TOOL_FORMATS)
-def test_time_grows_with_the_text_and_not_faster(name: str) -> None:
-    """W14, CVE-2025-48887: eight times the text may not take much more than eight times as long."""
-    row = output_format(name)
-    small, large = _hostile(name, 1 << 11), _hostile(name, 1 << 14)
-    for kind, text in small.items():
-        for size in (4, 1 << 30):
-            few = min(_seconds(row, text, size)[0] for _ in range(2))
-            many, _ = _seconds(row, large[kind], size)
-            assert many < 24 * few + 0.05, (kind, size, few, many)
-
-
 def test_a_megabyte_of_arguments_in_small_pieces_arrives_as_it_is() -> None:
     """W14."""
     arguments = '{"text": "' + "ab cd\\n" * (1 << 17) + '"}'
     text = f'<tool_call>{{"name": "f", "arguments": {arguments}}}</tool_call>'
-    seconds, reply = _seconds(output_format("hermes"), text, 4)
+    reply = read(output_format("hermes"), [text[start : start + 4] for start in range(0, len(text), 4)])
     assert reply.calls == [{"name": "f", "arguments": arguments}]
-    assert seconds < 1e-3 * len(text) / 4
 
 
 def test_a_megabyte_of_arguments_that_come_before_the_name_arrives_as_it_is() -> None:
     arguments = '{"list": [' + "1, " * (1 << 18) + "1]}"
     text = f'<tool_call>{{"arguments": {arguments}, "name": "f"}}</tool_call>'
-    seconds, reply = _seconds(output_format("hermes"), text, 4)
+    reply = read(output_format("hermes"), [text[start : start + 4] for start in range(0, len(text), 4)])
     assert reply.calls == [{"name": "f", "arguments": arguments}]
-    assert seconds < 1e-3 * len(text) / 4
 
 
 @pytest.mark.parametrize("mark", ["<tool_call>", "</tool_call>", '<tool_call>{"name": "f", "arguments": '])

@@ -52,8 +52,8 @@ def text(template: str, messages: list[dict[str, Any]], **options: Any) -> str:
 
 def test_t10_bos_comes_from_the_template_alone() -> None:
     renderer = Renderer(tokenizer(default=PLAIN))
-    assert renderer.render_chat(HI) == [256, *b"user:hi|"]
-    assert renderer.render_chat(HI, add_special_tokens=True) == [256, 256, *b"user:hi|"]
+    assert renderer.render_text(renderer.chat_text(HI), False) == [256, *b"user:hi|"]
+    assert renderer.render_text(renderer.chat_text(HI), True) == [256, 256, *b"user:hi|"]
     assert renderer.render_text("hi") == [256, *b"hi"]
     assert renderer.render_text("hi", add_special_tokens=False) == [*b"hi"]
 
@@ -218,10 +218,10 @@ def test_t4_t26_without_a_template_completions_work_and_chat_says_why_not() -> N
     assert not renderer.has_template
     assert renderer.render_text("a", add_special_tokens=False) == [97]
     with pytest.raises(InvalidRequest) as caught:
-        renderer.render_chat(HI)
+        renderer.chat_text(HI)
     assert caught.value.message == NO_TEMPLATE
     with pytest.raises(InvalidRequest, match="name one of them in `chat_template`: rag"):
-        Renderer(tokenizer(rag="x")).render_chat(HI)
+        Renderer(tokenizer(rag="x")).chat_text(HI)
 
 
 def test_t7_t23_variables_come_from_the_request_before_the_server() -> None:
@@ -297,7 +297,8 @@ def test_a_text_that_cannot_fit_is_refused_without_tokenizing() -> None:
 
 def test_a_lone_surrogate_is_the_callers_error() -> None:
     with pytest.raises(InvalidRequest, match="surrogate"):
-        Renderer(tokenizer(default=PLAIN)).render_chat([{"role": "user", "content": "a\ud800"}])
+        renderer = Renderer(tokenizer(default=PLAIN))
+        renderer.render_text(renderer.chat_text([{"role": "user", "content": "a\ud800"}]))
 
 
 def test_t28_a_broken_template_stops_the_start(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from engine.drafters import Oracle
 from engine.harness import Engine, Reply, Run, request
 from octavo.base.config import CacheConfig, EngineConfig, ModelConfig, ParallelConfig, SchedulerConfig
 from octavo.core.grammar.structured import LLGuidanceCompiler
+from octavo.device.aside import tensors_of
 from octavo.wire.messages import AddRequest
 from octavo.worker import worker as worker_module
 from octavo.worker.worker import Worker
@@ -148,6 +149,21 @@ def test_a_finished_request_whose_step_ahead_was_in_vain_does_not_disturb_the_ne
         ids = expected[message.request_id].token_ids
         assert run.replies[message.request_id].token_ids == ids[: ids.index(ids[4]) + 1]
     check(run, {request_id + 100: reply for request_id, reply in expected.items()})
+
+
+def test_n19_after_sleep_every_bit_is_as_before(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights go to the host and come back to the same tensors; captured steps are made anew."""
+    engine = TinyEngine(model, InterpretedDevice(), monkeypatch)
+    prompts = [request(1, [5, 6, 7], max_tokens=3), request(2, [8, 9], max_tokens=3, temperature=0.9, seed=5)]
+    before = engine.run(prompts, ahead=True).replies
+    weights = list(tensors_of(engine.worker._residence._weights))
+    sizes = [tensor.untyped_storage().nbytes() for tensor in weights]
+    assert sum(sizes) > 50_000
+    engine.worker.sleep(1)
+    assert {tensor.untyped_storage().nbytes() for tensor in weights} == {0}
+    engine.worker.wake_up()
+    assert [tensor.untyped_storage().nbytes() for tensor in weights] == sizes
+    assert engine.run(prompts, ahead=True).replies == before
 
 
 def test_drafts_change_no_bit_of_a_reply(

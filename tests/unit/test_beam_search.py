@@ -13,14 +13,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from octavo.base.errors import EngineDead, InvalidRequest, Overloaded, ServerError
+from octavo.base.errors import Aborted, EngineDead, InvalidRequest, Overloaded, ServerError
 from octavo.base.params import BeamParams, GenerateRequest, SamplingParams
-from octavo.client.beam_search import beam_search
+from octavo.client.beam_search import Held, beam_search
 from octavo.client.generation import CompletionDelta, GenerationDelta
-from octavo.client.observer import FinishedSample
+from octavo.client.observer import FinishedRequest, FinishedSample, NoObserver
 from octavo.text.tokenizers.detokenizer import IncrementalDetokenizer
-from octavo.wire.messages import TokenLogprobs
-from support.client_fakes import INFO, TOKENIZER, Engine, out, settle
+from octavo.wire.messages import EngineCoreOutputs, TokenLogprobs
+from support.client_fakes import INFO, STATS, TOKENIZER, Engine, out, settle
 from support.client_fakes import request as plain_request
 
 PROMPT = [1, 2, 3]
@@ -42,11 +42,13 @@ class TableClient:
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
         self.prompts: list[list[int]] = []
+        self.num_counted = 0
         self.is_in_flight = False
 
     def submit(self, request: GenerateRequest, params: SamplingParams) -> Any:
         assert self.is_in_flight and params.max_tokens == 1 and params.n == 1
         self.prompts.append(request.prompt_token_ids)
+        self.num_counted += request.is_counted
         return self._stream(request.prompt_token_ids, params)
 
     async def _stream(self, ids: list[int], params: SamplingParams) -> AsyncGenerator[GenerationDelta, None]:
@@ -56,14 +58,26 @@ class TableClient:
         yield GenerationDelta([CompletionDelta(0, "", order[:1], [entry], "length")], len(ids), 2, 1, True)
 
     @contextmanager
-    def in_flight(self, count: int) -> Iterator[None]:
-        assert count > 1
+    def in_flight(self, request: GenerateRequest) -> Iterator[Held]:
+        assert request.num_sequences > 1
         self.is_in_flight = True
-        yield
+        yield Held(request)
         self.is_in_flight = False
 
     def detokenizer(self, params: SamplingParams) -> IncrementalDetokenizer:
         return IncrementalDetokenizer(TOKENIZER, params.skip_special_tokens)
+
+
+class Seen(NoObserver):
+    def __init__(self) -> None:
+        self.samples: list[FinishedSample] = []
+        self.requests: list[FinishedRequest] = []
+
+    def on_finish(self, sample: FinishedSample) -> None:
+        self.samples.append(sample)
+
+    def on_request_finish(self, finished: FinishedRequest) -> None:
+        self.requests.append(finished)
 
 
 def search(
@@ -72,14 +86,17 @@ def search(
     params = SamplingParams(temperature=0.0, **fields)
     beams = BeamParams(width=width, length_penalty=penalty, early_stopping=early)
     request = GenerateRequest(external_id="r", prompt_token_ids=PROMPT, params=params, beams=beams)
-    finished: list[FinishedSample] = []
+    seen = Seen()
 
     async def main() -> GenerationDelta:
-        deltas = [delta async for delta in beam_search(client, request, params, finished.append)]
+        deltas = [delta async for delta in beam_search(client, request, params, seen)]
         assert len(deltas) == 1 and deltas[0].finished and not client.is_in_flight
         return deltas[0]
 
-    return asyncio.run(main()), finished
+    delta = asyncio.run(main())
+    assert seen.requests[0].times == delta.times and len(seen.requests) == 1
+    assert seen.requests[0].num_output_tokens == tuple(sample.num_output_tokens for sample in seen.samples)
+    return delta, seen.samples
 
 
 def score(ids: tuple[int, ...], seed: int, penalty: float) -> float:
@@ -116,6 +133,12 @@ def test_s21_the_best_come_first_and_two_beams_beat_none(seed: int) -> None:
     assert delta.num_output_tokens == sum(len(output.token_ids) for output in delta.outputs)
     assert (delta.num_prompt_tokens, delta.num_cached_tokens) == (3, 2)
     assert [sample.num_output_tokens for sample in finished] == [len(output.token_ids) for output in delta.outputs]
+
+
+def test_e96_the_prompt_counts_once_however_many_beams_and_steps_there_are() -> None:
+    client = TableClient()
+    search(client, width=3, n=3, max_tokens=6)
+    assert client.num_counted == 1 and len(client.prompts) > 6
 
 
 def test_s23_early_stopping_waits_for_no_more_than_the_width() -> None:
@@ -214,6 +237,43 @@ def test_each_step_is_a_request_a_beam_and_the_client_is_busy_in_between() -> No
                 await first(stream)
             await asyncio.wait_for(idle, 5)
             assert engine.connection.aborted == []
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("is_last", [False, True])
+def test_n20_a_search_is_ended_between_two_steps_too(is_last: bool) -> None:
+    """All samples of a step have come, and the search has not been told yet: nothing of it is in the engine."""
+
+    async def main() -> None:
+        async with Engine() as engine:
+            reading = asyncio.create_task(first(engine.client.generate(beam_request())))
+            await settle()
+            token = 256 if is_last else 10
+            engine.client._on_outputs(EngineCoreOutputs([out(1, [token], "length", logprobs=candidates(token))], STATS))
+            assert engine.client.num_unfinished == 0 and not reading.done()
+            assert engine.client.abort(lambda external_id: external_id == "other") == 0
+            assert engine.client.abort(lambda external_id: external_id == "r") == 1
+            assert engine.client.abort(lambda external_id: external_id == "r") == 0, "it was told before"
+            with pytest.raises(Aborted, match="administrator"):
+                await reading
+            assert len(engine.connection.added) == 1, "no further step"
+            await asyncio.wait_for(engine.client.wait_idle(), 5)
+
+    asyncio.run(main())
+
+
+def test_n20_a_search_in_the_middle_of_a_step_is_one_request_to_who_ends_it() -> None:
+    async def main() -> None:
+        async with Engine() as engine:
+            reading = asyncio.create_task(first(engine.client.generate(beam_request())))
+            await settle()
+            await engine.step(out(1, [10], "length", logprobs=candidates(10, 11)))
+            assert engine.client.num_unfinished == 2
+            assert engine.client.abort(lambda external_id: True) == 1
+            assert sorted(engine.connection.aborted) == [2, 3]
+            with pytest.raises(Aborted):
+                await reading
 
     asyncio.run(main())
 

@@ -123,17 +123,22 @@ static void route(const RouteArgs& args) {
     });
 }
 
+template <bool WEIGHTED>
 static void combine_row(float* out, const float* y, const int32_t* places, const float* weights, int top_k, int64_t width) {
     int64_t i = 0;
     for (; i + VW <= width; i += VW) {
-        vf sum = vf_mul(vf_set(weights[0]), vf_load(y + places[0] * width + i));
-        for (int j = 1; j < top_k; ++j)
-            sum = vf_add(sum, vf_mul(vf_set(weights[j]), vf_load(y + places[j] * width + i)));
+        const auto term = [&](int j) {
+            const vf value = vf_load(y + places[j] * width + i);
+            return WEIGHTED ? vf_mul(vf_set(weights[j]), value) : value;
+        };
+        vf sum = term(0);
+        for (int j = 1; j < top_k; ++j) sum = vf_add(sum, term(j));
         vf_store(out + i, sum);
     }
     for (; i < width; ++i) {
-        float sum = weights[0] * y[places[0] * width + i];
-        for (int j = 1; j < top_k; ++j) sum += weights[j] * y[places[j] * width + i];
+        const auto term = [&](int j) { return (WEIGHTED ? weights[j] : 1.0f) * y[places[j] * width + i]; };
+        float sum = term(0);
+        for (int j = 1; j < top_k; ++j) sum += term(j);
         out[i] = sum;
     }
 }
@@ -143,11 +148,25 @@ static void combine(float* out, const float* y, const int32_t* places, const flo
     const int64_t floats = width * top_k, step = floats < kTaskFloats ? kTaskFloats / floats : 1;
     parallel_for((rows + step - 1) / step, [&](int64_t task, int) {
         for (int64_t row = task * step; row < (task + 1) * step && row < rows; ++row)
-            combine_row(out + row * width, y, places + row * top_k, weights + row * top_k, top_k, width);
+            if (weights) combine_row<true>(out + row * width, y, places + row * top_k, weights + row * top_k, top_k, width);
+            else combine_row<false>(out + row * width, y, places + row * top_k, nullptr, top_k, width);
     });
 }
 
-extern const ExpertsKernels experts_kernels = {route, combine};
+static void add_gated(float* residual, const float* x, const float* gates, int64_t rows, int64_t width) {
+    const int64_t step = width < kTaskFloats ? kTaskFloats / width : 1;
+    parallel_for((rows + step - 1) / step, [&](int64_t task, int) {
+        for (int64_t row = task * step; row < (task + 1) * step && row < rows; ++row) {
+            float* sum = residual + row * width;
+            const float *added = x + row * width, gate = sigmoid(gates[row]);
+            int64_t i = 0;
+            for (; i + VW <= width; i += VW) vf_store(sum + i, vf_add(vf_load(sum + i), vf_mul(vf_set(gate), vf_load(added + i))));
+            for (; i < width; ++i) sum[i] += gate * added[i];
+        }
+    });
+}
+
+extern const ExpertsKernels experts_kernels = {route, combine, add_gated};
 
 }  // namespace OCTAVO_ISA
 }  // namespace octavo

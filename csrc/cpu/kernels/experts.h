@@ -30,9 +30,11 @@ struct RouteArgs {
 
 struct ExpertsKernels {
     void (*route)(const RouteArgs& args);
-    // out[r] = the sum over j, in its order, of weights[r][j] * y[places[r][j]].
+    // out[r] = the sum over j, in its order, of weights[r][j] * y[places[r][j]]; without weights (null) of the latter alone.
     void (*combine)(float* out, const float* y, const int32_t* places, const float* weights, int64_t rows, int top_k,
                     int64_t width);
+    // residual[r] += sigmoid(gates[r]) * x[r].
+    void (*add_gated)(float* residual, const float* x, const float* gates, int64_t rows, int64_t width);
 };
 
 OCTAVO_DECLARE_KERNELS(ExpertsKernels, experts_kernels)

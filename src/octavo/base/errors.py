@@ -11,6 +11,7 @@
     +-- ServerError (500)
     |   +-- EngineDead (503)
     |   +-- ShuttingDown (503)          Retry-After
+    |   +-- Asleep (503)
     |   +-- Aborted (410)               by an administrator
     +-- StartupError                    exit code 1, one message, no traceback
         +-- InvalidConfig               exit code 2
@@ -23,6 +24,11 @@
 from __future__ import annotations
 
 from typing import ClassVar
+
+
+def clip(text: str, limit: int) -> str:
+    """`text`, of which a message tells at most `limit` characters."""
+    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 class OctavoError(Exception):
@@ -73,15 +79,16 @@ class RequestTooLarge(RequestError):
 
 
 class Overloaded(RequestError):
-    """Too many requests are waiting. `retry_after` is in seconds."""
+    """Too many requests are waiting. `retry_after` is in seconds; `reason` names the limit, for metrics."""
 
     status = 429
     type = "RateLimitError"
     code = "overloaded"
 
-    def __init__(self, message: str, retry_after: int = 1) -> None:
+    def __init__(self, message: str, retry_after: int = 1, reason: str = "") -> None:
         super().__init__(message)
         self.retry_after = retry_after
+        self.reason = reason
 
 
 class ServerError(OctavoError):
@@ -108,6 +115,14 @@ class ShuttingDown(ServerError):
     type = "ServiceUnavailableError"
     code = "shutting_down"
     retry_after: ClassVar[int] = 5
+
+
+class Asleep(ServerError):
+    """The engine sleeps, as an administrator asked, and takes no work until it is woken."""
+
+    status = 503
+    type = "ServiceUnavailableError"
+    code = "asleep"
 
 
 class Aborted(ServerError):

@@ -20,11 +20,13 @@ COMMANDS = {
     "serve": ("octavo.cli.serve", "Serve a model over the OpenAI API."),
     "chat": ("octavo.cli.chat", "Talk to a running server."),
     "complete": ("octavo.cli.complete", "Continue a text with a running server."),
+    "run-batch": ("octavo.cli.run_batch", "Answer the requests of a file, without a server."),
     "export-tokenizer": ("octavo.cli.export_tokenizer", "Write a model's tokenizer for Hugging Face's AutoTokenizer."),
     "bench serve": ("octavo.cli.bench_serve", "Load a running server, octavo or another, and time its replies."),
     "bench throughput": ("octavo.cli.bench_throughput", "Measure the throughput of a model without a server."),
     "bench latency": ("octavo.cli.bench_latency", "Measure the latency of single batches without a server."),
     "bench kernels": ("octavo.cli.bench_kernels", "Measure single operations against the machine's limits."),
+    "collect-env": ("octavo.cli.collect_env", "Tell what a report of a fault should say of this machine."),
     "completion": ("octavo.cli.completion", "Print a script for completion in bash, zsh or fish."),
 }
 

@@ -30,10 +30,10 @@ SHELLS = {
     "zsh": _Shell(zsh, 'eval "$(octavo completion zsh)"', "in ~/.zshrc, behind compinit"),
     "fish": _Shell(fish, "octavo completion fish > ~/.config/fish/completions/octavo.fish", "once"),
 }
+#: Commands that take a model, as a word or with a flag.
+_MODEL_FLAG = ("serve", "run-batch", "bench throughput", "bench latency")
 #: Commands that take a word beside their flags, and words that are known to be right there.
-_WORDS = {name: tuple(DEMO_MODELS) for name in ("serve", "bench throughput", "bench latency", "export-tokenizer")}
-#: Of them, those that take it with a flag too.
-_MODEL_FLAG = ("serve", "bench throughput", "bench latency")
+_WORDS = {name: tuple(DEMO_MODELS) for name in (*_MODEL_FLAG, "export-tokenizer")}
 
 
 def run(argv: Sequence[str]) -> int:

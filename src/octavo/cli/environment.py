@@ -57,13 +57,13 @@ def read_environment(environ: Mapping[str, str], table: Mapping[str, Flag], give
     check_environment(environ)
     found = Environment()
     for name, name_of_field in _OWN_SETTINGS.items():
-        if environ.get(name) and name_of_field not in given:
+        if environ.get(name) and name_of_field in table and name_of_field not in given:
             found.values[name_of_field] = _value(table[name_of_field], name, environ[name])
     for variable in VLLM_VARIABLES:
         text = environ.get(variable.name)
         if text and variable.field is None:
             _note(variable, text, found)
-        elif text and variable.field not in found.values and variable.field not in given:
+        elif text and variable.field in table and variable.field not in {*found.values, *given}:
             _set(variable, text, table, given, found)
     known = {variable.name for variable in VLLM_VARIABLES}
     for name in sorted(environ):

@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from octavo.base.config import EngineConfig
-from octavo.base.errors import Aborted, EngineDead, OctavoError, ServerError, ShuttingDown
+from octavo.base.errors import Aborted, EngineDead, OctavoError, Overloaded, ServerError, ShuttingDown
 from octavo.base.params import GenerateRequest, SamplingParams
 from octavo.client.admission import Admission
-from octavo.client.beam_search import beam_search
+from octavo.client.beam_search import Held, beam_search
 from octavo.client.engine_link import Calls, VocabularySender
 from octavo.client.generation import GenerationDelta, GenerationStream, RequestState, SampleState
 from octavo.client.observer import NoObserver, Observer
+from octavo.client.sleep_mode import SleepMode
 from octavo.client.watchdog import TICK_SECONDS, EngineHandle, Watchdog, exit_reason
 from octavo.text.tokenizers.detokenizer import IncrementalDetokenizer
 from octavo.text.tokenizers.stop import StopMatcher
@@ -94,6 +95,7 @@ class EngineClient:
             info, self._config.scheduler.max_num_queued_reqs, self._config.scheduler.max_num_queued_tokens
         )
         self._num_held = 0  # sequences of beam searches, whether or not their steps are in the engine
+        self._searches: set[Held] = set()
         self._num_sampled = 0  # samples of all other requests
         self._num_queued_tokens = 0  # prompt tokens of samples without a token yet
         self._samples: dict[int, SampleState] = {}
@@ -102,6 +104,7 @@ class EngineClient:
         self._earliest_round = 0.0  # time.monotonic()
         self._next_round: asyncio.TimerHandle | None = None
         self._calls = Calls(connection)
+        self.sleep_mode = SleepMode(self.call, self._end_for_sleep, self.wait_idle)
         self._idle = asyncio.Event()
         self._idle.set()
         self._watchdog = Watchdog(self._config.parallel, process.probe if process is not None else None)
@@ -137,7 +140,7 @@ class EngineClient:
     @property
     def is_ready(self) -> bool:
         """A new request would be taken."""
-        return self.dead_reason is None and not self.is_draining
+        return self.dead_reason is None and not self.is_draining and not self.sleep_mode.is_asleep
 
     @property
     def num_unfinished(self) -> int:
@@ -156,14 +159,21 @@ class EngineClient:
         """End every open stream of a matching public id with an error like `error`; the value is their number."""
         states = {id(sample.request): sample.request for sample in self._samples.values()}
         found = [state for state in states.values() if matches(state.request.external_id)]
+        searches = [held for held in self._searches if matches(held.request.external_id) and held.error is None]
+        # Each stream raises its own: one object raised in many places gathers all their tracebacks.
+        for held in searches:
+            held.error = type(error)(error.message)
         for state in found:
-            # Each stream raises its own: one object raised in many places gathers all their tracebacks.
             self._fail(state, type(error)(error.message))
-        return len(found)
+        # The steps of a search are requests of its own.
+        return len(searches) + sum(state.request.beams is None for state in found)
 
     def abort(self, matches: Callable[[str], bool]) -> int:
         """End the requests of matching public ids with `Aborted`, as an administrator asks."""
         return self.abort_all(Aborted("An administrator ended this request."), matches)
+
+    def _end_for_sleep(self) -> None:
+        self.abort_all(Aborted("An administrator sent the model to sleep, which ended this request."))
 
     # ------------------------------------------------------------ requests
     def check_servable(self, request: GenerateRequest) -> None:
@@ -181,10 +191,15 @@ class EngineClient:
         self._check_alive()
         if self.is_draining:
             raise ShuttingDown("The server is shutting down and takes no new requests.")
+        self.sleep_mode.check()
         request.params.check_choice(self.eos_token_ids, self.info.vocab_size)
-        params = self._admission.check(request, self._num_sampled + self._num_held, self._num_queued_tokens)
+        try:
+            params = self._admission.check(request, self._num_sampled + self._num_held, self._num_queued_tokens)
+        except Overloaded as exc:
+            self._observer.on_refusal(exc)
+            raise
         if request.beams is not None:
-            search = beam_search(self, request, params, self._observer.on_finish)
+            search = beam_search(self, request, params, self._observer)
             self._observer.on_request_arrival(request)
             return search
         stream = self.submit(request, params)
@@ -218,6 +233,7 @@ class EngineClient:
                         priority=request.priority,
                         cache_salt=request.cache_salt,
                         arrival_time=request.arrival_time or now,
+                        is_counted=request.is_counted,
                     )
                 )
         except TransportError as exc:
@@ -234,14 +250,18 @@ class EngineClient:
         await self._vocabulary.prepare()
 
     @contextlib.contextmanager
-    def in_flight(self, count: int) -> Iterator[None]:
-        """The block counts as a request of `count` sequences: the client is not idle, whatever comes and goes in it."""
-        self._num_held += count
+    def in_flight(self, request: GenerateRequest) -> Iterator[Held]:
+        """The block counts as this request: the client is not idle, whatever comes and goes in it. The value is marked
+        when the request is ended."""
+        held = Held(request)
+        self._searches.add(held)
+        self._num_held += request.num_sequences
         self._idle.clear()
         try:
-            yield
+            yield held
         finally:
-            self._num_held -= count
+            self._searches.remove(held)
+            self._num_held -= request.num_sequences
             self._note_idle()
 
     def detokenizer(self, params: SamplingParams, shown: frozenset[int] = frozenset()) -> IncrementalDetokenizer:
@@ -308,7 +328,12 @@ class EngineClient:
         self._num_sampled -= sample.request.request.beams is None
         self._note_idle()
         self._admission.note_finish(now)
-        self._observer_of(sample).on_finish(sample.finished(reason, now))
+        sample.end_reason = reason
+        observer = self._observer_of(sample)
+        observer.on_finish(sample.finished(reason, now))
+        if not sample.request.num_open:
+            sample.request.finish_time = now
+            observer.on_request_finish(sample.request.finished())
 
     def _observer_of(self, sample: SampleState) -> Observer:
         """Nobody looks at the steps of a beam search, which is one request and tells of its own end."""
@@ -318,6 +343,15 @@ class EngineClient:
     async def reset_prefix_cache(self) -> None:
         """Forget every cached block; running requests keep theirs. Raises `ServerError`."""
         await self.call("reset_prefix_cache")
+
+    async def start_profile(self, directory: str, *, with_torch: bool) -> None:
+        """Record the engine's steps, and what torch does in them, for files in `directory`. Raises `ServerError`."""
+        await self.call("start_profile", directory, with_torch)
+
+    async def stop_profile(self) -> dict[str, Any]:
+        """Write what was recorded: `files`, `steps` and `steps_not_recorded`. Raises `ServerError`."""
+        recorded: dict[str, Any] = await self.call("stop_profile")
+        return recorded
 
     async def call(self, method: str, *args: Any) -> Any:
         """Run one of the engine's allowed methods between two steps. Raises `ServerError` with the engine's reason."""
@@ -369,7 +403,8 @@ class EngineClient:
                 sample.accept(output)
             except Exception:
                 # A bug in one request's text must not end the others.
-                logger.exception("request %s failed", sample.request.request.external_id)
+                external_id = sample.request.request.external_id
+                logger.exception("request %s failed", external_id, extra={"request_id": external_id})
                 self._fail(sample.request, ServerError("Decoding the output of this request failed."))
                 continue
             if sample.finish_reason is not None:

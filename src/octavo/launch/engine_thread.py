@@ -21,7 +21,6 @@ from octavo.launch.startup import resolve, wait_loaded
 from octavo.served.model import ServedModel
 from octavo.served.output_settings import special_tokens
 from octavo.served.parts import OutputSettings
-from octavo.text.grammars.checker import GrammarChecker
 from octavo.text.templates.renderer import Renderer
 from octavo.text.tokenizers.tokenizer import Tokenizer
 
@@ -113,20 +112,17 @@ class EngineThread:
     ) -> None:
         client = EngineClient(await engine.connect(), engine.info, tokenizer, self._config.engine, process=engine)
         client.start()
-        server = self._config.server
-        model = ServedModel(
+        model = ServedModel.of(
+            self._config,
+            client,
+            engine.info,
             names=(self._config.engine.model.model,),
-            engine=client,
             tokenizer=tokenizer,
             renderer=renderer,
-            info=engine.info,
             # The program brings its own templates, and keeps its own logs.
-            config=replace(server, trust_request_chat_template=True, disable_log_requests=True),
+            config=replace(self._config.server, trust_request_chat_template=True, disable_log_requests=True),
             default_sampling=defaults,
-            logprobs_mode=self._config.engine.model.logprobs_mode,
-            max_fanout=self._config.engine.scheduler.max_num_queued_reqs,
             output=OutputSettings(special_tokens=special_tokens(tokenizer, client.eos_token_ids)),
-            grammars=GrammarChecker(seconds=server.grammar_timeout, cache_bytes=server.grammar_cache_bytes),
         )
         self._ready.set_result(Ready(model, tokenizer, asyncio.get_running_loop()))
         await self._stop.wait()

@@ -17,7 +17,7 @@ import gc
 import logging
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -26,6 +26,7 @@ import uvloop
 
 from octavo.base.command_line import command_line
 from octavo.base.config import EngineConfig, ServeConfig, ServerConfig, check, json_object
+from octavo.base.errors import InvalidConfig
 from octavo.base.log import setup_logging
 from octavo.cache.spec import max_sequence_blocks
 from octavo.files.generation_config import default_sampling
@@ -37,6 +38,7 @@ from octavo.served.output_settings import check_formats, output_settings
 from octavo.server.keys import with_key_file
 from octavo.server.plugins import load_middleware
 from octavo.server.tokenizer_info import tokenizer_info
+from octavo.server.tracing import check_tracing
 from octavo.text.templates.renderer import Renderer
 from octavo.text.tokenizers.tokenizer import Tokenizer
 from octavo.text.tokenizers.vocabulary import all_eos_token_ids
@@ -63,20 +65,43 @@ def serve(config: ServeConfig, notes: Sequence[tuple[int, str]] = ()) -> int:
     check(config)
     check_tls(config.server)
     check_formats(config.server)
-    setup_logging(config.server.uvicorn_log_level)
+    if config.server.enable_sleep_mode and config.server.admin_api_key is None:
+        raise InvalidConfig("--enable-sleep-mode needs --admin-api-key: its routes are for administrators")
+    setup_logging(setup=config.server, process="server")
     started = time.monotonic()
     load_middleware(config.server.middleware)  # for its errors
+    check_tracing(config.server)
     logger.info("settings: %s", command_line(config))
     for level, line in notes:
         logger.log(level, "%s", line)
     config = dataclasses.replace(config, server=with_key_file(config.server))
+
+    def main(
+        names: tuple[str, ...], listener: Listener | None, engine: EngineProcess, text: TextSide
+    ) -> Coroutine[Any, Any, int]:
+        assert listener is not None
+        return run_server(config, names, listener, engine, text)
+
+    return run_with_model(config, main, started, listens=True)
+
+
+#: What is done with a ready engine: its exit code.
+Main = Callable[[tuple[str, ...], Listener | None, EngineProcess, TextSide], Coroutine[Any, Any, int]]
+
+
+def run_with_model(config: ServeConfig, main: Main, started: float, *, listens: bool) -> int:
+    """Start the engine of a checked configuration and run `main`, given the model's names, the sockets, the engine and
+    the text side; the exit code. Raises `StartupError`; no process is left behind.
+
+    `started`: when the start began, time.monotonic(). `listens`: bind the configuration's sockets first.
+    """
     try:
-        with _stopped_by_signals(), bind(config.server) as listener:
+        with _stopped_by_signals(), bind(config.server) if listens else contextlib.nullcontext() as listener:
             resolved = resolve(config.engine)
             defaults = default_sampling(config.server, resolved.model.model)
             engine = EngineProcess.spawn(resolved)
             try:
-                return _serve(config, resolved, defaults, listener, engine, started)
+                return _run(config, resolved, defaults, listener, engine, started, main)
             finally:
                 engine.kill()
     except Stopped as exc:
@@ -84,13 +109,14 @@ def serve(config: ServeConfig, notes: Sequence[tuple[int, str]] = ()) -> int:
         return 128 + exc.signum
 
 
-def _serve(
+def _run(
     config: ServeConfig,
     resolved: EngineConfig,
     defaults: dict[str, Any],
-    listener: Listener,
+    listener: Listener | None,
     engine: EngineProcess,
     started: float,
+    main: Main,
 ) -> int:
     tokenizer, renderer = wait_loaded(
         engine, resolved, lambda tokenizer: make_renderer(tokenizer, config.server), with_vocabulary=True
@@ -109,7 +135,7 @@ def _serve(
     gc.collect()
     gc.freeze()
     with contextlib.closing(renderer), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(run_server(config, names, listener, engine, text))
+        return runner.run(main(names, listener, engine, text))
 
 
 def make_renderer(tokenizer: Tokenizer, config: ServerConfig) -> Renderer:

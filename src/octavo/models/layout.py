@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import re
 from dataclasses import dataclass
-from itertools import count, takewhile
+from itertools import chain, count, takewhile
 from typing import Final, Literal
 
 import torch
@@ -24,21 +24,22 @@ logger = logging.getLogger("octavo.models")
 
 Weight = Tensor | QuantizedWeight
 
+SplitKind = Literal["parts", "heads", "stack", "pairs", "latent"]
+
 _NAMES_LISTED: Final = 10
+_LAYER: Final = re.compile(r"(?:model\.layers|blk)\.(\d+)\.")
 #: Buffers that old exports carry; they follow from the configuration.
 _ALWAYS_IGNORED: Final = (r".*\.rotary_emb\.inv_freq",)
-
-
-SplitKind = Literal["parts", "heads", "stack", "latent"]
 
 
 @dataclass(frozen=True)
 class Split:
     """A tensor that holds several: their names are replacements of `pattern`.
 
-    parts: one below the other. heads: by head, so many rows of the first, of the second, ... stack: [E, ...], of which
-    number 0, 1, ... takes the place of `#` in the only name. latent: for each head, whose number takes the place of
-    `#`, first what is declared as the transposed of its rows, then the second.
+    parts: one below the other. heads: q, k and v by head of k and v: the heads of q that read it, its k, its v.
+    stack: [E, rows, ...] or [E rows, ...], of each expert its parts one below the other; its number 0, 1, ... takes the
+    place of `#` in the names. pairs: the same, where the parts take turns row by row. latent: for each head, whose
+    number takes the place of `#`, first what is declared as the transposed of its rows, then the second.
     """
 
     pattern: str
@@ -51,11 +52,12 @@ class Layout:
     """Patterns are regular expressions over whole names, tried behind the renames."""
 
     ignored: tuple[str, ...] = ()  # buffers, which follow from the configuration
+    has_draft_layers: bool = False  # behind the model's own: they guess further tokens, and are ignored
     renames: tuple[tuple[str, str], ...] = ()  # pattern, replacement; of parts of a name, one after the other
     splits: tuple[Split, ...] = ()
     transposed: str = ""  # matrices that stand as [in, out]
+    skipped: tuple[tuple[str, int], ...] = ()  # pattern, so many rows in front that the model has no use for
     interleaved: bool = False  # of what is rotated in a head the pairs are (0, 1), (2, 3), ..., not the halves
-    has_further_layers: bool = False  # behind the model's, which predict tokens beyond the next: ignored
 
 
 @dataclass(frozen=True)
@@ -67,11 +69,31 @@ class _Place:
     number: int
     kind: SplitKind
     transposed: bool
+    num_parts: int  # of an expert, in a stack
+    skipped: int
+
+    @property
+    def is_stack(self) -> bool:
+        return self.kind in ("stack", "pairs")
 
     @property
     def is_turned(self) -> bool:
         """Whether the declared tensor is the transposed of its rows."""
         return self.kind == "latent" and self.number % 2 == 0
+
+
+#: Experts of a file of GGUF.
+GGUF_EXPERTS: Final = Split(r"(blk\.\d+\.ffn_(?:gate|up|down)_exps)\.(weight|bias)", (r"\1.#.\2",), "stack")
+#: Experts that were saved as they are in memory.
+STACKED_EXPERTS: Final = (
+    Split(r"(.*\.mlp\.experts)\.gate_up_proj", (r"\1.#.gate_proj.weight", r"\1.#.up_proj.weight"), "stack"),
+    Split(r"(.*\.mlp\.experts)\.down_proj", (r"\1.#.down_proj.weight",), "stack"),
+)
+#: What many families call the parts of a mixture of experts.
+EXPERTS_HF: Final = Layout(
+    renames=((r"\.e_score_correction_bias$", ".e_score_correction.bias"),), splits=STACKED_EXPERTS
+)
+EXPERTS_GGUF: Final = Layout(splits=(GGUF_EXPERTS,))
 
 
 class TensorSource:
@@ -86,18 +108,18 @@ class TensorSource:
         #: Tensors of which not all parts were taken: the weight, and how many are left.
         self._open: dict[str, tuple[Weight, int]] = {}
         for name in checkpoint.names():
-            is_further = layout.has_further_layers and _layer_number(name) >= len(definition.spec.layers)
-            if is_further or any(re.fullmatch(pattern, name) for pattern in (*_ALWAYS_IGNORED, *layout.ignored)):
+            if layout.has_draft_layers and _layer(name) >= len(definition.spec.layers):
                 continue
-            self._find(name)
+            if not any(re.fullmatch(pattern, name) for pattern in (*_ALWAYS_IGNORED, *layout.ignored)):
+                self._find(name)
         if definition.spec.tie_word_embeddings and "lm_head.weight" in self._places:
             # Some exports save the tied matrix twice.
             logger.info("%s: lm_head.weight is ignored: the embeddings are tied", checkpoint.source)
             del self._places["lm_head.weight"]
         self._check_names(definition.spec.model_type)
         for place in self._places.values():
-            found, expected = _without_ones(checkpoint.shape(place.name)), self._shape(place)
-            if found != expected:
+            found, expected = checkpoint.shape(place.name), self._shape(place)
+            if _squeezed(found) not in (_squeezed(expected), _squeezed(_folded(expected)) if place.is_stack else ()):
                 raise CheckpointError(
                     f"{checkpoint.source}: tensor {place.name!r} has the shape {list(found)}, not {list(expected)}"
                 )
@@ -113,29 +135,33 @@ class TensorSource:
         for pattern, replacement in self._layout.renames:
             renamed = re.sub(pattern, replacement, renamed)
         transposed = bool(re.fullmatch(self._layout.transposed, renamed))
+        skipped = next((rows for pattern, rows in self._layout.skipped if re.fullmatch(pattern, renamed)), 0)
         names: tuple[str, ...] = (renamed,)
         kind: SplitKind = "parts"
+        num_parts = 1
         for split in self._layout.splits:
             if match := re.fullmatch(split.pattern, renamed):
                 kind, names = split.kind, tuple(match.expand(part) for part in split.names)
-                if split.kind in ("stack", "latent"):
-                    numbered = (each.replace("#", str(number)) for number in count() for each in names)
-                    names = tuple(takewhile(self._declared.__contains__, numbered)) or (renamed,)
+                if kind in ("stack", "pairs", "latent"):
+                    num_parts = len(names)
+                    numbered = ([part.replace("#", str(number)) for part in names] for number in count())
+                    whole = takewhile(lambda parts: self._declared.keys() >= set(parts), numbered)
+                    names = tuple(chain.from_iterable(whole)) or (renamed,)
         for number, each in enumerate(names):
             if each in self._places:
                 both = f"{self._places[each].name!r} and {name!r}"
                 raise CheckpointError(f"{self._checkpoint.source}: the tensors {both} are both {each!r} of the model")
-            self._places[each] = _Place(name, names, number, kind, transposed)
+            self._places[each] = _Place(name, names, number, kind, transposed, num_parts, skipped)
 
     def _shape(self, place: _Place) -> tuple[int, ...]:
         """What the tensor of the checkpoint must have."""
         shapes = [self._declared[name].shape for name in place.siblings]
         if place.kind == "latent":
             shapes = [shape[::-1] if number % 2 == 0 else shape for number, shape in enumerate(shapes)]
-        if place.kind == "stack":
-            return (len(shapes), *shapes[0])
-        shape = (sum(rows for rows, *_ in shapes), *shapes[0][1:])
-        return shape[::-1] if place.transposed else shape
+        count = len(shapes) // place.num_parts if place.is_stack else 1
+        shape = (place.skipped + sum(rows for rows, *_ in shapes) // count, *shapes[0][1:])
+        shape = shape[::-1] if place.transposed else shape
+        return (count, *shape) if place.is_stack else shape
 
     def __len__(self) -> int:
         return len(self._declared)
@@ -148,10 +174,12 @@ class TensorSource:
         """As declared. A float tensor may be a view of the file and must not be written to."""
         place = self._places[self._key(tensor)]
         weight = self._whole(place)
+        if tensor.role == "norm" and isinstance(weight, Tensor):
+            weight = weight.flatten()  # of heads that have weights of their own, [heads, head_dim]
         rows = self._rows(place)
         order = _head_order(tensor, self._layout.interleaved)
         if order is not None:
-            heads = torch.arange(0, tensor.shape[0], tensor.head_dim)
+            heads = torch.arange(0, weight.shape[0] if rows is None else len(rows), tensor.head_dim)
             turned = (heads[:, None] + torch.tensor(order)).flatten()
             rows = turned if rows is None else rows[turned]
         if rows is None:
@@ -168,26 +196,32 @@ class TensorSource:
         if weight is None:
             weight = self._checkpoint.get(place.name)
             if isinstance(weight, Tensor):
-                weight = weight.flatten(0, 1) if weight.dim() == 3 else weight
-                weight = weight.t() if place.transposed and weight.dim() == 2 else weight
+                weight = weight.view(self._shape(place))
+                weight = weight.transpose(-2, -1) if place.transposed else weight
+                weight = weight.flatten(0, 1) if place.is_stack else weight
         if left > 1:
             self._open[place.name] = weight, left - 1
         return weight
 
     def _rows(self, place: _Place) -> Tensor | None:
         """Which rows of the tensor of the checkpoint are the declared one; None: all."""
-        if len(place.siblings) == 1:
+        if len(place.siblings) == 1 and not place.skipped:
             return None
         tensors = [self._declared[name] for name in place.siblings]
         if place.kind == "heads":
-            dim = tensors[0].head_dim
-            heads = torch.arange(tensors[0].shape[0] // dim)
-            return ((heads[:, None] * len(tensors) + place.number) * dim + torch.arange(dim)).flatten()
+            groups = tensors[-1].shape[0] // tensors[-1].head_dim
+            sizes = [tensor.shape[0] // groups for tensor in tensors]  # rows in a group
+            first, turns = sum(sizes[: place.number]), torch.arange(sizes[place.number])
+            return (torch.arange(groups)[:, None] * sum(sizes) + first + turns).flatten()
         lengths = [tensor.shape[0] for tensor in tensors]
         if place.kind == "latent":
             lengths[::2] = [tensor.shape[1] for tensor in tensors[::2]]
-        first = sum(lengths[: place.number])
-        return torch.arange(first, first + lengths[place.number])
+        rows = lengths[place.number]
+        if place.kind == "pairs":
+            expert, part = divmod(place.number, place.num_parts)
+            return place.num_parts * (expert * rows + torch.arange(rows)) + part
+        first = place.skipped + sum(lengths[: place.number])
+        return torch.arange(first, first + rows)
 
     def _key(self, tensor: TensorDecl) -> str:
         return tensor.gguf if self._checkpoint.naming == "gguf" else tensor.name
@@ -205,15 +239,20 @@ class TensorSource:
             )
 
 
-def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Filters of a channel each stand as [width, 1, taps]."""
-    return (shape[0], shape[2]) if len(shape) == 3 and shape[1] == 1 else shape
+def _layer(name: str) -> int:
+    """The number of the layer that a tensor belongs to; -1: to none."""
+    match = _LAYER.match(name)
+    return -1 if match is None else int(match[1])
 
 
-def _layer_number(name: str) -> int:
-    """-1: it belongs to no layer."""
-    match = re.match(r"model\.layers\.(\d+)\.", name)
-    return int(match[1]) if match else -1
+def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Some files have a vector where others have a matrix of one row, and filters of a channel as [width, 1, taps]."""
+    return tuple(size for size in shape if size != 1)
+
+
+def _folded(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Of a stack whose experts stand one below the other."""
+    return (shape[0] * shape[1], *shape[2:])
 
 
 def _head_order(tensor: TensorDecl, interleaved: bool) -> list[int] | None:

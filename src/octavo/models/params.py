@@ -41,6 +41,8 @@ class Param:
     packing: Packing
     biases: tuple[TensorDecl | None, ...] = ()
     offset: float = 0.0  # added to the stored values of a norm
+    scale: float = 1.0  # a norm's weights and biases are multiplied by it
+    unit_rows: bool = False  # rows of an output matrix are brought to length 1
 
     @property
     def tensors(self) -> tuple[TensorDecl, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import time
 import uuid
 import weakref
@@ -26,6 +27,7 @@ from octavo.base.errors import InvalidConfig, InvalidRequest, Overloaded
 from octavo.base.params import BeamParams, SamplingParams, with_types
 from octavo.base.suggest import nearest
 from octavo.client.generation import FinalOutput, fold
+from octavo.client.sleep_mode import SLEEP_LEVELS
 from octavo.launch.engine_thread import EngineThread
 from octavo.offline.outputs import CompletionOutput, Logprob, RequestOutput, request_output
 from octavo.served.model import Prepared, ServedModel
@@ -45,7 +47,7 @@ Messages: TypeAlias = list[Mapping[str, Any]]
 SERVER_SETTINGS = (
     "chat_template", "max_logprobs", "max_n", "generation_config", "override_generation_config", "max_grammar_bytes",
     "max_schema_depth", "grammar_timeout", "grammar_cache_bytes", "disable_additional_properties",
-    "disable_any_whitespace", "structured_outputs_config",
+    "disable_any_whitespace", "structured_outputs_config", "enable_sleep_mode",
 )  # fmt: skip
 #: What `generate` does when it is told nothing; the same as /v1/completions.
 DEFAULT_MAX_TOKENS = 16
@@ -58,12 +60,14 @@ class LLM:
 
     `LLM("org/repo", max_model_len=4096, ...)`: the model as `octavo serve` takes it, the fields of `ModelConfig`,
     `CacheConfig`, `SchedulerConfig` and `ParallelConfig`, and those of `ServerConfig` in `SERVER_SETTINGS`;
-    `override_generation_config` and `structured_outputs_config` may be mappings. Raises `StartupError`; no process is
-    left then.
+    `override_generation_config`, `structured_outputs_config`, `hf_overrides` and `rope_scaling` may be mappings.
+    Raises `StartupError`; no process is left then.
     """
 
     def __init__(self, model: str = "smollm2", **settings: Any) -> None:
-        self._thread = EngineThread(offline_config(model, settings))
+        config = offline_config(model, settings)
+        self._sleeps = config.server.enable_sleep_mode
+        self._thread = EngineThread(config)
         self._ready = self._thread.wait_ready()
         self._model = self._ready.model
         # Not a bound method of self, which would keep it alive.
@@ -97,6 +101,33 @@ class LLM:
     def get_default_sampling_params(self) -> SamplingParams:
         """What the model's generation_config.json says, and `override_generation_config`; octavo's defaults beside."""
         return SamplingParams(**self._model.default_sampling)
+
+    # ------------------------------------------------------------ profiles
+    def start_profile(self, directory: str, *, with_torch: bool = True) -> None:
+        """Record the engine's steps, and what torch does in them, for files in `directory`. Raises `ServerError`."""
+        self._thread.run(self._model.engine.start_profile(os.path.abspath(directory), with_torch=with_torch))
+
+    def stop_profile(self) -> list[str]:
+        """Write what was recorded; the value are the files. Raises `ServerError`."""
+        recorded = self._thread.run(self._model.engine.stop_profile())
+        return list(recorded["files"])
+
+    # ------------------------------------------------------------ sleep
+    def sleep(self, level: int = 1) -> None:
+        """Give memory back and keep the engine's process: 1, the KV cache, and of a GPU the weights, which the host
+        keeps; 2, the weights too. Waits for calls in progress; those that come raise `Asleep`.
+
+        Needs `enable_sleep_mode=True`. Raises `ServerError` where it cannot be done; the model is then as it was.
+        """
+        if not self._sleeps:
+            raise InvalidRequest("Sleeping needs `LLM(..., enable_sleep_mode=True)`.", "enable_sleep_mode")
+        if level not in SLEEP_LEVELS:
+            raise InvalidRequest("`level` is 1 or 2.", "level")
+        self._thread.run(self._model.engine.sleep_mode.sleep(level, waits=True))
+
+    def wake_up(self) -> None:
+        """Be ready again. Raises `ServerError` where it cannot be done; the model sleeps on then."""
+        self._thread.run(self._model.engine.sleep_mode.wake_up())
 
     # ------------------------------------------------------------ generation
     def generate(
@@ -239,7 +270,7 @@ def _prompt(item: Any, place: int) -> _Given:
 
 def offline_config(model: str, settings: Mapping[str, Any]) -> ServeConfig:
     """The configuration from flat settings. Raises `InvalidConfig` for those that do not exist or do not fit."""
-    for name in ("override_generation_config", "structured_outputs_config"):
+    for name in ("override_generation_config", "structured_outputs_config", "hf_overrides", "rope_scaling"):
         if isinstance(settings.get(name), Mapping):
             settings = {**settings, name: json.dumps(settings[name], default=str)}
     known: set[str] = set()
@@ -252,7 +283,8 @@ def offline_config(model: str, settings: Mapping[str, Any]) -> ServeConfig:
         except msgspec.ValidationError as exc:
             raise InvalidConfig(f"{exc}") from None
 
-    parts = {f.name: getattr(EngineConfig(), f.name) for f in fields(EngineConfig)}
+    # The others are of the server's log and traces.
+    parts = {name: getattr(EngineConfig(), name) for name in ("model", "cache", "scheduler", "parallel")}
     engine = EngineConfig(**{name: part(default, _as_dict(default)) for name, default in parts.items()})
     config = ServeConfig(engine=engine, server=part(ServerConfig(), SERVER_SETTINGS))
     for name in settings:

@@ -21,7 +21,9 @@ from octavo.ops.routing import Routing
 #: rms: x / sqrt(mean(x^2) + eps) * weight. layer: the same of x - mean(x), plus a bias if there is one.
 NormKind = Literal["rms", "layer"]
 #: gelu: by the error function.
-Activation = Literal["silu", "gelu_tanh", "gelu", "relu"]
+#: quick_gelu: x * sigmoid(1.702 x). relu2: relu(x)^2. xielu: of Apertus, with two parameters (`Act`).
+#: swiglu_oai: of GPT-OSS, gated only, more than a factor of `up`: `reference.act_mul`.
+Activation = Literal["silu", "gelu_tanh", "gelu", "relu", "quick_gelu", "relu2", "xielu", "swiglu_oai"]
 _Widths = Iterator[tuple["Buffer", int]]
 
 
@@ -111,6 +113,7 @@ class Cache:
     index: int
     heads: Heads | Latent
     window: int = 0  # keys at a distance below it are seen; 0: all
+    chunked: bool = False  # instead those of the query's chunk of `window` positions, which are among them
     group: int = 0
 
 
@@ -184,6 +187,29 @@ class Norm(Op):
 
 
 @dataclass(frozen=True, kw_only=True)
+class NormParts(Op):
+    """Of each row `count` parts of `width` columns, from column `first` on, are normed in place, each by itself.
+
+    `weight` and `bias`: [width] for all parts, or [count * width], of each part its own.
+    """
+
+    x: Buffer
+    first: int
+    count: int
+    width: int
+    weight: Weight
+    eps: float
+    kind: NormKind = "rms"
+    bias: Weight | None = None
+    reads: ClassVar = ()
+    writes: ClassVar = ()
+    changes: ClassVar = ("x",)
+
+    def widths(self) -> _Widths:
+        yield self.x, max(self.x.width, self.first + self.count * self.width)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Add(Op):
     """residual += x."""
 
@@ -194,6 +220,21 @@ class Add(Op):
 
     def widths(self) -> _Widths:
         yield self.x, self.residual.width
+
+
+@dataclass(frozen=True, kw_only=True)
+class AddGated(Op):
+    """residual += sigmoid(gates) * x, with gates float32 [rows, 1]."""
+
+    residual: Buffer
+    x: Buffer
+    gates: Buffer
+    reads: ClassVar = ("x", "gates")
+    writes: ClassVar = ()
+    changes: ClassVar = ("residual",)
+
+    def widths(self) -> _Widths:
+        yield from ((self.x, self.residual.width), (self.gates, 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,6 +255,20 @@ class AddNorm(Op):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Clip(Op):
+    """x, held between -limit and limit."""
+
+    x: Buffer
+    limit: float
+    reads: ClassVar = ()
+    writes: ClassVar = ()
+    changes: ClassVar = ("x",)
+
+    def widths(self) -> _Widths:
+        yield self.x, self.x.width
+
+
+@dataclass(frozen=True, kw_only=True)
 class CacheOp(Op):
     """One that reads or writes what a layer keeps."""
 
@@ -225,7 +280,8 @@ class CacheOp(Op):
 class RopeWrite(CacheOp):
     """Norm of each head of q and k, if there are weights for it; their rotation; then k and v go to the cache.
 
-    `rotation` [positions, head_dim]: cosines | sines; None: positions are told otherwise.
+    `rotation` [positions, head_dim]: cosines | sines; None: positions are told otherwise. `norms_rotated`: the norm
+    comes behind the rotation. `q_scales` [positions, 1]: what q is multiplied by in the end.
     """
 
     qkv: Buffer
@@ -234,6 +290,8 @@ class RopeWrite(CacheOp):
     q_norm: Weight | None = None
     k_norm: Weight | None = None
     eps: float = 0.0
+    norms_rotated: bool = False
+    q_scales: Weight | None = None
     reads: ClassVar = ()
     writes: ClassVar = ()
     changes: ClassVar = ("qkv",)
@@ -246,7 +304,8 @@ class RopeWrite(CacheOp):
 class Attend(CacheOp):
     """out = causal attention of the queries in qkv over the cache, the step's own keys included.
 
-    `slopes` [num_heads]: slope times (key's position - query's) is added to a score (ALiBi).
+    `slopes` [num_heads]: slope times (key's position - query's) is added to a score (ALiBi). `sinks` [num_heads]: the
+    score of one more key, whose value is zero.
     """
 
     out: Buffer
@@ -255,6 +314,7 @@ class Attend(CacheOp):
     scale: float
     softcap: float = 0.0  # 0: none
     slopes: Weight | None = None
+    sinks: Weight | None = None
     reads: ClassVar = ("qkv",)
 
     def widths(self) -> _Widths:
@@ -373,12 +433,16 @@ class SelectiveScan(StateOp):
 
 @dataclass(frozen=True, kw_only=True)
 class Act(Op):
-    """out = act(gate) * up, where x = gate | up; or, if it is not gated, act(x)."""
+    """out = act(gate) * up, where x = gate | up; or, if it is not gated, act(x).
+
+    `parameters` [2]: of xielu; see `reference.act`.
+    """
 
     out: Buffer
     x: Buffer
     kind: Activation
     gated: bool = True
+    parameters: Weight | None = None
 
     def widths(self) -> _Widths:
         yield self.x, self.out.width * (2 if self.gated else 1)
@@ -405,9 +469,11 @@ class Route(Op):
 class Experts(Op):
     """out = the sum over a row's experts, in the order of `ids`, of weight * down(act(gate(x)) * up(x)).
 
+    Not `gated`: of weight * down(act(up(x))). `scales_input`: the weight multiplies x, and not what comes out.
+
     Rows are computed grouped by expert. `places` int32 [rows, k] says where in the groups they went; `grouped`,
     `gate_up` and `act` hold k of their rows a row: what goes into the groups and comes out, and what is between.
-    Weights: gate_up [num_experts, 2 inner, width], down [num_experts, width, inner].
+    Weights: gate_up [num_experts, 2 inner, width] (inner, if not gated), down [num_experts, width, inner].
     """
 
     out: Buffer
@@ -421,6 +487,8 @@ class Experts(Op):
     grouped: Buffer
     gate_up: Buffer
     act: Buffer
+    gated: bool = True
+    scales_input: bool = False
     reads: ClassVar = ("x", "ids", "weights")
     writes: ClassVar = ("out", "places", "grouped", "gate_up", "act")
 
@@ -431,6 +499,7 @@ class Experts(Op):
     def widths(self) -> _Widths:
         _, columns, width = self.gate_up_weight.shape
         _, rows, inner = self.down_weight.shape
+        yield self.act, self.gate_up.width // (2 if self.gated else 1)
         yield from ((buffer, width) for buffer in (self.out, self.x))
         yield from ((buffer, self.top_k) for buffer in (self.weights, self.places))
         yield self.out, rows

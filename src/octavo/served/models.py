@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from octavo.base.errors import ModelNotFound
+from octavo.base.errors import ModelNotFound, clip
 from octavo.base.suggest import suggest
 from octavo.served.model import ServedModel
 
@@ -48,16 +48,12 @@ class Models:
 
     def _unknown(self, name: str) -> str:
         names = self.names
-        served = ", ".join(f"`{_clip(known)}`" for known in names[:MAX_SHOWN_MODELS])
+        served = ", ".join(f"`{clip(known, _MAX_NAME_CHARS)}`" for known in names[:MAX_SHOWN_MODELS])
         more = len(names) - MAX_SHOWN_MODELS
         # Of a path or a repository the last part is what was meant.
         near = suggest(name, names) or suggest(name.rsplit("/", 1)[-1], names)
-        hint = f"; did you mean `{_clip(near)}`?" if near is not None else "."
+        hint = f"; did you mean `{clip(near, _MAX_NAME_CHARS)}`?" if near is not None else "."
         return (
-            f"The model `{_clip(name)}` does not exist. "
+            f"The model `{clip(name, _MAX_NAME_CHARS)}` does not exist. "
             f"This server has {served}{f' and {more} more' if more > 0 else ''}{hint}"
         )
-
-
-def _clip(name: str) -> str:
-    return name if len(name) <= _MAX_NAME_CHARS else name[:_MAX_NAME_CHARS] + "..."

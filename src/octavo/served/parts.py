@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from octavo.base.params import GenerateRequest, GrammarSpec, SamplingParams
 from octavo.client.generation import Detokenizer, GenerationDelta
+from octavo.client.sleep_mode import SleepMode
 from octavo.text.formats.base import ReasoningFormat, ToolFormat
 from octavo.text.grammars.tool_grammar import SpecialTokens
 
@@ -37,6 +38,9 @@ class Engine(Protocol):
     def dead_reason(self) -> str | None: ...
 
     @property
+    def sleep_mode(self) -> SleepMode: ...
+
+    @property
     def num_unfinished(self) -> int:
         """Sequences, running or waiting."""
         ...
@@ -55,6 +59,14 @@ class Engine(Protocol):
 
     async def reset_prefix_cache(self) -> None:
         """Forget every cached block. Raises `ServerError`."""
+        ...
+
+    async def start_profile(self, directory: str, *, with_torch: bool) -> None:
+        """Record the engine's steps. Raises `ServerError`."""
+        ...
+
+    async def stop_profile(self) -> dict[str, Any]:
+        """Write what was recorded, and say where and how much. Raises `ServerError`."""
         ...
 
     def detokenizer(self, params: SamplingParams) -> Detokenizer:

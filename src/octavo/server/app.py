@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+from collections.abc import Sequence
 
 from octavo.server.admin import AdminHandlers
 from octavo.server.http.exchange import ASGIApp, Receive, Scope, Send
@@ -75,16 +76,19 @@ def routes(state: ServerState) -> list[Route]:
     return table
 
 
-def create_app(state: ServerState) -> ASGIApp:
-    """The application for one ready engine. The engines of `state.models` must be able to serve already."""
-    table = routes(state)
+def create_app(state: ServerState, table: Sequence[Route] | None = None) -> ASGIApp:
+    """The application for one ready engine. The engines of `state.models` must be able to serve already.
+
+    `table`: some of its routes; None: all.
+    """
+    table = routes(state) if table is None else table
     config = state.config
     app: ASGIApp = Router(table)
     if config.api_key or config.admin_api_key is not None:
         app = Authentication(app, config)
     if (hosts := allowed_hosts(config)) is not None:
         app = HostCheck(app, hosts)
-    app = RequestScope(app, state.metrics)
+    app = RequestScope(app, state.metrics, has_traces=config.otlp_traces_endpoint is not None)
     if config.allowed_origins:
         app = _with_cors(app, state)
     app = with_middleware(app, config.middleware)

@@ -19,5 +19,5 @@ class ServerState:
     engine_config: EngineConfig = field(default_factory=EngineConfig)  # as it was asked for
 
     def check_available(self) -> None:
-        """Raise `EngineDead` or `ShuttingDown` when no request can be served."""
+        """Raise `EngineDead`, `Asleep` or `ShuttingDown` when no request can be served."""
         self.models.default.check_available()

@@ -14,13 +14,18 @@ from octavo.base.errors import InvalidConfig
 from octavo.base.params import SamplingParams
 from octavo.device.base import Device
 from octavo.device.select import make_device
-from octavo.models.loader import DTYPES, LoadedModel, OnPhase, load_model, open_checkpoint
+from octavo.models.checkpoint import Checkpoint
+from octavo.models.decoder import Definition
+from octavo.models.loader import DTYPES, LoadedModel, OnPhase, load_model, online_quantization, open_checkpoint
+from octavo.models.transformer import Transformer
 from octavo.ops.table import AttentionBackend, Binding, Ops, bind, cache_shapes
-from octavo.wire.messages import EngineInfo
+from octavo.wire.messages import EngineInfo, StepSeconds
 from octavo.wire.step import CachedRequestData, ModelRunnerOutput, NewRequestData, SchedulerOutput, TokenMasks
 from octavo.worker.graphs import MAX_GRAPH_SIZE, ladder
 from octavo.worker.kv_memory import GIB, BlockShapes, KVCachePlan, block_values, kv_caches, plan_kv_cache
 from octavo.worker.model_runner import KVCaches, ModelRunner, RunningStep
+from octavo.worker.residence import Residence, Weights
+from octavo.worker.torch_profile import TorchProfile
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +49,10 @@ class Worker:
         self._config = config
         self._on_phase = on_phase
         self._runner: ModelRunner | None = None
+        self._profile: TorchProfile | None = None
+        asked = config.step_times.collect_detailed_traces
+        self._times_forward = "model" in asked or "all" in asked
+        self._times_worker = "worker" in asked or "all" in asked
 
     def load(self) -> EngineInfo:
         """Load everything and say what was chosen.
@@ -57,19 +66,23 @@ class Worker:
         self._check_device_options(device)
         checkpoint = open_checkpoint(config.model, device.torch_device)
         dtype = device.activation_dtype(DTYPES.get(config.model.dtype), checkpoint.dtype)
+        online = online_quantization(config.model, checkpoint)
         binding = Binding(
             torch_device=device.torch_device,
             activation_dtype=dtype,
             to_device=device.upload_weight,
-            quantization=config.model.load_quantization,
+            quantization=online if online in ("fp8", "int8") else None,
             batch_invariant=config.parallel.batch_invariant,
             attention_backend=_ATTENTION_BACKENDS[config.parallel.attention_backend.lower()],
         )
         ops = bind(device.name, binding=binding)
-        # The model's buffers grow when a step is larger than this; how large one may be depends on its context.
-        loaded = load_model(
-            config.model, ops, device.default_batched_tokens, self._on_phase, checkpoint, device.free_memory()
-        )
+
+        def load(checkpoint: Checkpoint) -> LoadedModel:
+            # The model's buffers grow when a step is larger than this; how large one may be depends on its context.
+            most = device.default_batched_tokens
+            return load_model(config.model, ops, most, self._on_phase, checkpoint, device.free_memory())
+
+        loaded = load(checkpoint)
         seconds["weights"] = time.perf_counter() - start
 
         start = time.perf_counter()
@@ -77,53 +90,104 @@ class Worker:
         max_model_len = self._max_model_len(loaded)
         max_num_batched_tokens = self._max_num_batched_tokens(max_model_len, device)
         graph_sizes = self._graph_sizes(device)
-        loaded.model.reserve(max_num_batched_tokens if device.uses_graphs else 0, max(graph_sizes, default=0))
+        reserved = (max_num_batched_tokens if device.uses_graphs else 0, max(graph_sizes, default=0))
+        loaded.model.reserve(*reserved)
         kv_dtype = self._kv_cache_dtype(loaded, device)
         step_bytes = self._step_bytes(loaded, max_num_batched_tokens, max_model_len)
         plan = self._plan_kv_cache(loaded, ops, kv_dtype, max_model_len, device, step_bytes)
-        caches = self._allocate_kv_caches(loaded, device, ops, plan, kv_dtype)
-        self._runner = ModelRunner(
-            model=loaded.model,
-            ops=ops,
-            device=device,
-            kv_caches=caches,
-            block_size=plan.block_size,
-            max_num_seqs=config.scheduler.max_num_seqs,
-            max_model_len=plan.max_model_len,
-            logprobs_mode=config.model.logprobs_mode,
-            graph_sizes=graph_sizes,
-            windows=_windows(loaded),
+
+        def make_model(definition: Definition, weights: Weights) -> Transformer:
+            model = Transformer(definition, ops, weights, device.default_batched_tokens)
+            model.reserve(*reserved)
+            return model
+
+        def make_runner(model: Transformer) -> ModelRunner:
+            return ModelRunner(
+                model=model,
+                ops=ops,
+                device=device,
+                kv_caches=self._allocate_kv_caches(model.definition, device, ops, plan, kv_dtype),
+                block_size=plan.block_size,
+                max_num_seqs=config.scheduler.max_num_seqs,
+                max_model_len=plan.max_model_len,
+                logprobs_mode=config.model.logprobs_mode,
+                graph_sizes=graph_sizes,
+                windows=_windows(model.definition),
+                times_forward=self._times_forward,
+            )
+
+        self._residence = Residence(
+            loaded,
+            device,
+            lambda: load(open_checkpoint(config.model, device.torch_device)),
+            make_model,
+            make_runner,
         )
+        self._runner = self._residence.runner
+        assert self._runner is not None
         # A context that was cut to fit the cache needs no larger steps.
         max_num_batched_tokens = min(max_num_batched_tokens, self._max_num_batched_tokens(plan.max_model_len, device))
-        if _state_values(loaded) and config.cache.enable_prefix_caching:
+        if _state_values(loaded.model.definition) and config.cache.enable_prefix_caching:
             logger.info("prefix caching is off: layers of this model keep a state, and no earlier token's is kept")
         seconds["kv cache"] = time.perf_counter() - start
 
         start = time.perf_counter()
         self._on_phase("warm-up", "")
-        self._warm_up(self._runner, loaded, device)
+        self._warm_up(self._runner, loaded.model.definition, device)
         seconds["warm-up"] = time.perf_counter() - start
         return self._info(loaded, device, ops, plan, kv_dtype, max_num_batched_tokens, seconds)
 
     def submit(self, plan: SchedulerOutput) -> RunningStep:
         """Launch one step. Call `load` first."""
         assert self._runner is not None, "submit before load"
-        return self._runner.submit(plan)
+        start = time.perf_counter()
+        step = self._runner.submit(plan)
+        step.worker_seconds = time.perf_counter() - start
+        return step
 
     def submit_masks(self, step: RunningStep, masks: TokenMasks) -> None:
         """The masks of a step whose plan has `masked_slots`, before anything else is submitted."""
         assert self._runner is not None, "submit_masks before load"
+        start = time.perf_counter()
         self._runner.submit_masks(step, masks)
+        step.worker_seconds += time.perf_counter() - start
 
     def collect(self, step: RunningStep) -> ModelRunnerOutput:
         """Wait for the answer of the oldest step that has not been collected."""
         assert self._runner is not None, "collect before load"
-        return self._runner.collect(step)
+        start = time.perf_counter()
+        output = self._runner.collect(step)
+        if self._times_forward or self._times_worker:
+            spent = step.worker_seconds + time.perf_counter() - start
+            output.seconds = StepSeconds(0.0, step.forward_seconds, spent if self._times_worker else None)
+        return output
+
+    def start_profile(self) -> None:
+        """Record what torch, its threads and the device do, until `stop_profile`."""
+        self._profile = TorchProfile()
+
+    def stop_profile(self, path: str) -> None:
+        """Write what was recorded, as a trace of Chrome's form. Raises OSError."""
+        assert self._profile is not None, "stop_profile before start_profile"
+        profile, self._profile = self._profile, None
+        profile.stop(path)
 
     def execute(self, plan: SchedulerOutput) -> ModelRunnerOutput:
         """Both."""
         return self.collect(self.submit(plan))
+
+    def sleep(self, level: int) -> None:
+        """Give memory back, between two steps; see `Residence`. No step may be submitted before `wake_up`."""
+        self._runner = None
+        try:
+            self._residence.sleep(level)
+        finally:
+            self._runner = self._residence.runner
+
+    def wake_up(self) -> None:
+        """Be as after `load`, with an empty KV cache."""
+        self._residence.wake_up()
+        self._runner = self._residence.runner
 
     def _check_device_options(self, device: Device) -> None:
         """Refuse what the device cannot do, by the flag's name, and tell what it has no use for."""
@@ -132,8 +196,6 @@ class Worker:
         if parallel.enforce_eager and parallel.cudagraph_capture_sizes:
             raise InvalidConfig("--enforce-eager captures nothing: it excludes --cudagraph-capture-sizes.")
         if device.name == "cpu":
-            wrong: dict[str, object] = {"--quantization": config.model.load_quantization}
-            needed = "a GPU, and the model runs on the CPU"
             backend = parallel.attention_backend
             idle = {
                 "--gpu-memory-utilization": cache.gpu_memory_utilization,
@@ -146,11 +208,9 @@ class Worker:
             if told := ", ".join(f"{option} {given}".strip() for option, given in idle.items() if given is not None):
                 logger.info("accepted, nothing to do on a CPU: %s", told)
         else:
-            wrong = {"--num-threads": parallel.num_threads, "--isa": parallel.isa}
-            needed = "the CPU's kernels, and the model runs on a GPU"
-        for option, given in wrong.items():
-            if given is not None:
-                raise InvalidConfig(f"{option} {given} is for {needed}.")
+            for option, given in {"--num-threads": parallel.num_threads, "--isa": parallel.isa}.items():
+                if given is not None:
+                    raise InvalidConfig(f"{option} {given} is for the CPU's kernels, and the model runs on a GPU.")
         self._swap_bytes(device)  # for its error
         if cache.kv_cache_dtype in _CACHE_DTYPES:
             device.check_cache_dtype(_CACHE_DTYPES[cache.kv_cache_dtype], cache.kv_cache_dtype)
@@ -230,8 +290,9 @@ class Worker:
     def _step_bytes(self, loaded: LoadedModel, max_num_batched_tokens: int, max_model_len: int) -> int:
         """What steps come to take: the model's buffers, and the tokens and block ids that a slot keeps."""
         num_slots = self._config.scheduler.max_num_seqs
-        ids_per_slot = max_model_len + len(_windows(loaded)) * max_model_len // self._config.cache.block_size
-        states = (num_slots + 1) * _state_values(loaded) * torch.float32.itemsize
+        definition = loaded.model.definition
+        ids_per_slot = max_model_len + len(definition.cache_groups) * max_model_len // self._config.cache.block_size
+        states = (num_slots + 1) * _state_values(definition) * torch.float32.itemsize
         buffers = states + loaded.model.step_bytes(max_num_batched_tokens, min(num_slots, max_num_batched_tokens))
         return buffers + num_slots * ids_per_slot * torch.int32.itemsize
 
@@ -239,9 +300,9 @@ class Worker:
         self, loaded: LoadedModel, ops: Ops, kv_dtype: torch.dtype, max_model_len: int, device: Device, step_bytes: int
     ) -> KVCachePlan:
         block_size = self._config.cache.block_size
-        groups = loaded.model.definition.cache_groups
+        definition = loaded.model.definition
         step_tokens = self._max_num_prefill_tokens(self._max_num_batched_tokens(max_model_len, device), device)
-        values_per_block = block_values(groups, _block_shapes(loaded, ops, block_size))
+        values_per_block = block_values(definition.cache_groups, _block_shapes(definition, ops, block_size))
         return plan_kv_cache(
             self._config.cache,
             bytes_per_block=values_per_block * kv_dtype.itemsize,
@@ -249,24 +310,24 @@ class Worker:
             max_model_len_given=self._config.model.max_model_len is not None,
             max_num_seqs=self._config.scheduler.max_num_seqs,
             budget=device.kv_cache_budget(self._config.cache, step_bytes),
-            windows=_windows(loaded),
+            windows=_windows(definition),
             step_tokens=step_tokens,
         )
 
     def _allocate_kv_caches(
-        self, loaded: LoadedModel, device: Device, ops: Ops, plan: KVCachePlan, kv_dtype: torch.dtype
+        self, definition: Definition, device: Device, ops: Ops, plan: KVCachePlan, kv_dtype: torch.dtype
     ) -> KVCaches:
-        shapes = _block_shapes(loaded, ops, plan.block_size)
+        shapes = _block_shapes(definition, ops, plan.block_size)
         try:
-            caches = kv_caches(loaded.model.definition.cache_groups, shapes, plan.num_blocks, kv_dtype, device.zeros)
+            caches = kv_caches(definition.cache_groups, shapes, plan.num_blocks, kv_dtype, device.zeros)
             # One slot more than there are: that of the sequences that fill up a captured step.
             num_slots = self._config.scheduler.max_num_seqs + 1
-            states = loaded.model.definition.program.states
+            states = definition.program.states
             return caches + [(device.zeros((num_slots, *state.shape), torch.float32),) for state in states]
         except (OSError, RuntimeError) as error:
             raise InvalidConfig(f"The KV cache of {plan.total_bytes:,} bytes cannot be allocated: {error}") from None
 
-    def _warm_up(self, runner: ModelRunner, loaded: LoadedModel, device: Device) -> None:
+    def _warm_up(self, runner: ModelRunner, definition: Definition, device: Device) -> None:
         """A small prompt in the null block: touches every weight once and proves that a token comes out. Where kernels
         are compiled when they are first launched, a second token too, for those of decoding."""
         request = NewRequestData(
@@ -276,7 +337,7 @@ class Worker:
             num_prompt_tokens=4,
             params=SamplingParams(temperature=0.0, max_tokens=2),
             eos_token_ids=(),
-            block_ids=[[0] for _ in _windows(loaded)],
+            block_ids=[[0] for _ in _windows(definition)],
             num_computed_tokens=0,
             sample_index=0,
             sampling_seed=None,
@@ -309,7 +370,7 @@ class Worker:
             max_num_batched_tokens=max_num_batched_tokens,
             max_num_prefill_tokens=self._max_num_prefill_tokens(max_num_batched_tokens, device),
             max_request_tokens=plan.max_request_tokens,
-            kv_group_windows=_windows(loaded),
+            kv_group_windows=_windows(loaded.model.definition),
             kv_cache_bytes=plan.total_bytes,
             weight_bytes=loaded.weight_bytes,
             num_params=loaded.num_params,
@@ -323,24 +384,24 @@ class Worker:
             # Elsewhere kernels for one token and for many round differently: then a hit on generated text would show.
             caches_output=device.decodes_as_prompts or not self._config.parallel.batch_invariant,
             num_swap_blocks=self._swap_bytes(device) // plan.bytes_per_block,
-            has_states=bool(_state_values(loaded)),
+            has_states=bool(_state_values(loaded.model.definition)),
             plans_ahead=device.plans_ahead and self._config.model.logprobs_mode.startswith("raw"),
             layer_ops_per_token=loaded.model.definition.layer_ops_per_token,
-            output_ops_per_token=2 * loaded.spec.hidden_size * loaded.spec.vocab_size,
+            output_ops_per_token=2 * math.prod(loaded.model.definition.lm_head.shape),
             attention_ops_per_key=loaded.model.definition.attention_ops_per_key,
         )
 
 
-def _windows(loaded: LoadedModel) -> tuple[int, ...]:
-    return tuple(group.window for group in loaded.model.definition.cache_groups)
+def _windows(definition: Definition) -> tuple[int, ...]:
+    return tuple(group.window for group in definition.cache_groups)
 
 
-def _state_values(loaded: LoadedModel) -> int:
+def _state_values(definition: Definition) -> int:
     """Values that the layers keep of a sequence beside its blocks."""
-    return sum(math.prod(state.shape) for state in loaded.model.definition.program.states)
+    return sum(math.prod(state.shape) for state in definition.program.states)
 
 
-def _block_shapes(loaded: LoadedModel, ops: Ops, block_size: int) -> list[BlockShapes]:
+def _block_shapes(definition: Definition, ops: Ops, block_size: int) -> list[BlockShapes]:
     """Of each layer what its arrays have of one block."""
-    caches = loaded.model.definition.program.caches
+    caches = definition.program.caches
     return [tuple(shape[1:] for shape in cache_shapes(ops, cache.heads, 1, block_size)) for cache in caches]

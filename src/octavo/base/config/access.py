@@ -23,6 +23,9 @@ class AccessConfig:
         "Key of the routes for administrators, such as /reset_prefix_cache; without it there are no such routes.",
         secret=True,
     )
+    enable_sleep_mode: bool = opt(
+        False, "Serve /sleep, /wake_up and /is_sleeping, which give memory back; with the key of --admin-api-key only."
+    )
     public_paths: list[str] = opt(
         list,
         "Paths that answer without a key, beside /, /health and /ready: /metrics for a scraper.",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
-from octavo.models.blocks import Attention, Block, GatedMLP, Mamba, MixtureOfExperts, Sequential
-from octavo.models.common import MAX_EXPERTS, read_common
+from octavo.models.blocks import Attention, Block, GatedMLP, Mamba, Sequential
+from octavo.models.common import MAX_EXPERTS, read_common, read_experts
 from octavo.models.config_reader import MAX_LAYERS, MAX_STATE_SIZE, MAX_TAPS, ConfigReader
 from octavo.models.layout import Layout, Split
 from octavo.models.spec import ModelSpec
@@ -24,10 +24,12 @@ HF: Final = Layout(
     transposed=r".*\.mamba\.(?:conv1d|A_log)\.weight",
 )  # fmt: skip
 
+_DEFAULTS: Final[dict[str, Any]] = {"num_experts": 16, "num_experts_per_tok": 2}
+
 
 def spec(config: ConfigReader) -> ModelSpec:
-    common = read_common(config.without("num_experts"))
-    num_experts = config.integer("num_experts", 16, MAX_EXPERTS)
+    config = config.aliased(moe_intermediate_size="intermediate_size").with_defaults(_DEFAULTS)
+    common = read_common(config, has_experts=True)
     dt_rank = None if config.get("mamba_dt_rank") == "auto" else config.get("mamba_dt_rank")
     mamba = Mamba(
         width=common.hidden_size * config.integer("mamba_expand", 2, 64),
@@ -39,11 +41,8 @@ def spec(config: ConfigReader) -> ModelSpec:
     attention = Attention(heads=common.heads, scale=common.heads.head_dim**-0.5)
     dense = GatedMLP(size=common.intermediate_size, activation=common.activation)
     experts: Block = dense
-    if num_experts > 1:
-        experts = MixtureOfExperts(
-            num_experts=num_experts, top_k=config.integer("num_experts_per_tok", 2, num_experts),
-            size=common.intermediate_size, activation=common.activation, routing=Routing(renormalize=False),
-        )  # fmt: skip
+    if config.integer("num_experts", high=MAX_EXPERTS) > 1:
+        experts = read_experts(config, common, routing=Routing(renormalize=False))
 
     def every(kind: str, period: int, offset: int) -> tuple[int, int]:
         period = config.integer(f"{kind}_layer_period", period, MAX_LAYERS)

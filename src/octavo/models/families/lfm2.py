@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from octavo.models.blocks import Attention, Block, GatedMLP, MixtureOfExperts, Sequential, ShortConvolution
-from octavo.models.common import MAX_EXPERTS, Common, read_common
+from octavo.models.blocks import Attention, Block, GatedMLP, Sequential, ShortConvolution
+from octavo.models.common import Common, read_common, read_experts
 from octavo.models.config_reader import MAX_LAYERS, MAX_TAPS, ConfigReader
-from octavo.models.layout import Layout, Split
+from octavo.models.layout import GGUF_EXPERTS, STACKED_EXPERTS, Layout
 from octavo.models.spec import ModelSpec
 from octavo.ops.routing import Routing
 
@@ -20,11 +20,12 @@ HF: Final = Layout(
         (r"(\.mlp\..*)w3\.", r"\1up_proj."), (r"\.expert_bias$", ".gate.e_score_correction.bias"),
         (r"^model\.embedding_norm\.", "model.norm."),
     ),
+    splits=STACKED_EXPERTS,
     transposed=r".*\.conv\.conv\.weight",
 )  # fmt: skip
 GGUF: Final = Layout(
     renames=((r"^token_embd_norm\.", "output_norm."),),
-    splits=(Split(r"(blk\.\d+\.ffn_(?:gate|up|down)_exps)\.weight", (r"\1.#.weight",), "stack"),),
+    splits=(GGUF_EXPERTS,),
     transposed=r"blk\.\d+\.shortconv\.conv\.weight",
 )
 
@@ -38,25 +39,20 @@ def spec(config: ConfigReader) -> ModelSpec:
 
 def moe_spec(config: ConfigReader) -> ModelSpec:
     config = config.aliased(rms_norm_eps="norm_eps")
-    common = _common(config.without("num_experts"))
-    num_experts = config.integer("num_experts", high=MAX_EXPERTS)
-    experts = MixtureOfExperts(
-        num_experts=num_experts, top_k=config.integer("num_experts_per_tok", high=num_experts),
-        size=config.integer("moe_intermediate_size"), activation=common.activation,
-        routing=Routing(
-            kind="sigmoid", renormalize=config.flag("norm_topk_prob", True),
-            factor=config.number("routed_scaling_factor", 1.0),
-        ),
-        has_choice_bias=config.flag("use_expert_bias", True),
+    common = _common(config, has_experts=True)
+    routing = Routing(
+        kind="sigmoid", renormalize=config.flag("norm_topk_prob", True),
+        factor=config.number("routed_scaling_factor", 1.0),
     )  # fmt: skip
+    experts = read_experts(config, common, routing=routing, has_choice_bias=config.flag("use_expert_bias", True))
     num_dense = min(config.integer("num_dense_layers", 2, MAX_LAYERS, low=0), common.num_layers)
     dense = GatedMLP(size=common.intermediate_size, activation=common.activation)
     return _decoder(config, common, [dense] * num_dense + [experts] * (common.num_layers - num_dense))
 
 
-def _common(config: ConfigReader) -> Common:
+def _common(config: ConfigReader, has_experts: bool = False) -> Common:
     defaults = {"hidden_act": "silu", "tie_word_embeddings": config.flag("tie_embedding", True)}
-    return read_common(config.with_defaults(defaults))
+    return read_common(config.with_defaults(defaults), has_experts=has_experts)
 
 
 def _decoder(config: ConfigReader, common: Common, mlps: Sequence[Block]) -> ModelSpec:

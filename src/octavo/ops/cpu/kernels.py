@@ -28,11 +28,13 @@ __all__ = [
     "act",
     "act_mul",
     "add_",
+    "add_gated_",
     "add_layer_norm",
     "add_rms_norm",
     "attention",
     "attention_planner",
     "causal_conv",
+    "clip_",
     "forbid",
     "kv_cache_shapes",
     "latent_attention",
@@ -40,6 +42,7 @@ __all__ = [
     "latent_write",
     "layer_norm",
     "logprobs",
+    "norm_parts_",
     "resolve_ids",
     "rms_norm",
     "rope_kv_write",
@@ -54,7 +57,9 @@ _I32: Final = torch.int32
 _I64: Final = torch.int64
 #: Codes of the cache's dtype and of the activations, as in csrc/cpu/kernels/common.h.
 CACHE_DTYPES: Final = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-ACTIVATIONS: Final = {"silu": 0, "gelu_tanh": 1, "gelu": 2, "relu": 3}
+ACTIVATIONS: Final = {
+    "silu": 0, "gelu_tanh": 1, "gelu": 2, "relu": 3, "quick_gelu": 4, "relu2": 5, "xielu": 6, "swiglu_oai": 8,
+}  # fmt: skip
 MAX_HEAD_DIM: Final = 1024
 #: As in csrc/cpu/kernels/causal_conv.h.
 MAX_TAPS: Final = 8
@@ -99,6 +104,17 @@ def add_layer_norm(out: Tensor, residual: Tensor, x: Tensor, weight: Tensor, bia
     )
 
 
+def norm_parts_(
+    x: Tensor, first: int, count: int, width: int, weight: Tensor, bias: Tensor | None, eps: float, kind: str
+) -> None:
+    assert x.dtype == weight.dtype == _F32 and x.is_contiguous() and weight.is_contiguous()
+    assert weight.numel() in (width, count * width) and 0 <= first <= x.shape[1] - count * width
+    _cpu.norm_parts(
+        x.data_ptr(), x.shape[0], x.shape[1], first, count, width, weight.data_ptr(), _bias(bias, weight.numel()),
+        weight.numel() != width, eps, kind == "layer",
+    )  # fmt: skip
+
+
 def _bias(bias: Tensor | None, width: int) -> int:
     if bias is None:
         return 0
@@ -112,6 +128,13 @@ def add_(residual: Tensor, x: Tensor) -> None:
     _cpu.add(residual.data_ptr(), x.data_ptr(), x.numel())
 
 
+def add_gated_(residual: Tensor, x: Tensor, gates: Tensor) -> None:
+    rows, width = x.shape
+    assert residual.shape == x.shape and residual.dtype == x.dtype == gates.dtype == _F32 and gates.numel() == rows
+    assert residual.is_contiguous() and x.is_contiguous() and gates.is_contiguous()
+    _cpu.add_gated(residual.data_ptr(), x.data_ptr(), gates.data_ptr(), rows, width)
+
+
 def act_mul(out: Tensor, gate_up: Tensor, kind: str) -> None:
     rows, width = out.shape
     assert gate_up.shape == (rows, 2 * width) and out.dtype == gate_up.dtype == _F32
@@ -119,11 +142,11 @@ def act_mul(out: Tensor, gate_up: Tensor, kind: str) -> None:
     _cpu.act_mul(out.data_ptr(), gate_up.data_ptr(), rows, width, ACTIVATIONS[kind])
 
 
-def act(out: Tensor, x: Tensor, kind: str) -> None:
+def act(out: Tensor, x: Tensor, kind: str, parameters: Tensor | None = None) -> None:
     rows, width = out.shape
-    assert x.shape == out.shape and out.dtype == x.dtype == _F32
+    assert x.shape == out.shape and out.dtype == x.dtype == _F32 and (parameters is not None) == (kind == "xielu")
     assert out.is_contiguous() and x.is_contiguous()
-    _cpu.act(out.data_ptr(), x.data_ptr(), rows, width, ACTIVATIONS[kind])
+    _cpu.act(out.data_ptr(), x.data_ptr(), rows, width, ACTIVATIONS[kind], _bias(parameters, 2))
 
 
 def native_routing(routing: Routing) -> tuple[int, bool, float, int, int, int, float]:
@@ -166,6 +189,11 @@ def route(ids: Tensor, weights: Tensor, scores: Tensor, routing: Routing, bias: 
     )
 
 
+def clip_(x: Tensor, limit: float) -> None:
+    assert x.dtype == _F32 and x.is_contiguous()
+    _cpu.clip(x.data_ptr(), x.numel(), limit)
+
+
 def rope_kv_write(
     qkv: Tensor,
     positions: Tensor,
@@ -179,6 +207,9 @@ def rope_kv_write(
     num_heads: int,
     num_kv_heads: int,
     head_dim: int,
+    *,
+    norms_rotated: bool = False,
+    q_scales: Tensor | None = None,
 ) -> None:
     rows, width = qkv.shape
     assert qkv.dtype == _F32 and positions.dtype == _I32 and slot_mapping.dtype == _I64 and qkv.is_contiguous()
@@ -187,6 +218,7 @@ def rope_kv_write(
     assert positions.numel() == slot_mapping.numel() == rows and head_dim % 2 == 0 and head_dim <= MAX_HEAD_DIM
     assert q_norm is None or q_norm.dtype == _F32
     assert k_norm is None or k_norm.dtype == _F32
+    assert q_scales is None or (q_scales.dtype == _F32 and q_scales.is_contiguous())
     check_cache(k_cache, v_cache, num_kv_heads, head_dim)
     _cpu.rope_kv_write(
         qkv.data_ptr(),
@@ -206,6 +238,8 @@ def rope_kv_write(
         num_heads,
         num_kv_heads,
         head_dim,
+        norms_rotated,
+        0 if q_scales is None else q_scales.data_ptr(),
     )
 
 
@@ -224,7 +258,9 @@ def attention(
     window: int = 0,
     softcap: float = 0.0,
     *,
+    chunked: bool = False,
     slopes: Tensor | None = None,
+    sinks: Tensor | None = None,
     plan: None = None,
 ) -> None:
     num_seqs, max_blocks = block_tables.shape
@@ -256,8 +292,10 @@ def attention(
         head_dim,
         scale,
         window,
+        chunked,
         softcap,
         _bias(slopes, num_heads),
+        _bias(sinks, num_heads),
     )
 
 

@@ -32,14 +32,16 @@ _BLOCK_K: Final = 64
 
 @dataclass(frozen=True, eq=False)
 class ExpertsWeight:
-    """Matrices [E, N, K] of the activations' type. `is_invariant`: tiles must not depend on the number of rows."""
+    """Matrices [E, N, K] of the activations' type, and biases float32 [E, N] or none. `is_invariant`: tiles must not
+    depend on the number of rows."""
 
     weight: Tensor
+    bias: Tensor | None
     is_invariant: bool
 
     @property
     def nbytes(self) -> int:
-        return self.weight.nbytes
+        return self.weight.nbytes + (0 if self.bias is None else self.bias.nbytes)
 
     def __len__(self) -> int:
         return len(self.weight)
@@ -49,17 +51,20 @@ class ExpertsWeight:
 
 
 def pack_experts(
-    weights: Iterable[Sequence[Tensor | QuantizedWeight]],
+    experts: Iterable[tuple[Sequence[Tensor | QuantizedWeight], Sequence[Tensor | None]]],
     dtype: torch.dtype,
     to_device: Callable[[Tensor], Tensor],
     is_invariant: bool,
 ) -> ExpertsWeight:
-    """For each expert its matrices, [N_i, K] one below the other. Quantized ones are held as floats."""
-    packed = []
-    for parts in weights:
+    """For each expert its matrices, [N_i, K] one below the other, and their biases; either all experts have them or
+    none. Quantized matrices are held as floats."""
+    packed, biases = [], []
+    for parts, of_parts in experts:
         dense = [part.dequantize() if isinstance(part, QuantizedWeight) else part for part in parts]
         packed.append(torch.cat([to_device(part).to(dtype) for part in dense]))
-    return ExpertsWeight(torch.stack(packed), is_invariant)
+        given = [to_device(bias).to(torch.float32) for bias in of_parts if bias is not None]
+        biases += [torch.cat(given)] if given else []
+    return ExpertsWeight(torch.stack(packed), torch.stack(biases) if biases else None, is_invariant)
 
 
 @triton.jit
@@ -164,11 +169,12 @@ def _place_kernel(places, order, counts, ids, count, E: tl.constexpr, BLOCK_E: t
 
 @triton.jit
 def _product_kernel(
-    out, x, weight, order, counts, N, K, rows_per_x,
+    out, x, weight, bias, scales, order, counts, N, K, rows_per_x,
     E: tl.constexpr, BLOCK_E: tl.constexpr, GATHER: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """A tile of the rows of one expert. GATHER: x has a row for each `rows_per_x` entries, not one for each place."""
+    """A tile of the rows of one expert. GATHER: x has a row for each `rows_per_x` entries, not one for each place.
+    scales, by entry, or none: what x is multiplied by."""
     tile = tl.program_id(0)
     experts = tl.arange(0, BLOCK_E)
     all_counts = tl.load(counts + experts, mask=experts < E, other=0)
@@ -194,21 +200,27 @@ def _product_kernel(
             b_mask = (columns < N)[:, None] & (ks < K)[None, :]
             b = tl.load(matrix + columns[:, None].to(tl.int64) * K + ks[None, :], mask=b_mask, other=0.0)
             acc = tl.dot(a, tl.trans(b), acc, input_precision=PRECISION)
+        if scales is not None:
+            entries = tl.load(order + rows, mask=exists, other=0)
+            acc = acc * tl.load(scales + entries, mask=exists, other=0.0)[:, None]
+        if bias is not None:
+            added = tl.load(bias + expert.to(tl.int64) * N + columns, mask=columns < N, other=0.0)
+            acc = acc + added[None, :]
         target = out + rows[:, None].to(tl.int64) * N + columns[None, :]
         tl.store(target, acc.to(out.dtype.element_ty), mask=exists[:, None] & (columns < N)[None, :])
 
 
 @triton.jit
 def _combine_kernel(out, y, places, weights, width, K: tl.constexpr, BLOCK: tl.constexpr):
-    """The sum over a row's experts, in their order."""
+    """The sum over a row's experts, in their order. weights: none if the experts' inputs were multiplied."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = columns < width
     acc = tl.zeros([BLOCK], tl.float32)
     for j in tl.static_range(K):
         place = tl.load(places + row * K + j).to(tl.int64)
-        weight = tl.load(weights + row * K + j)
-        acc += weight * tl.load(y + place * width + columns, mask=mask, other=0.0).to(tl.float32)
+        value = tl.load(y + place * width + columns, mask=mask, other=0.0).to(tl.float32)
+        acc += value if weights is None else value * tl.load(weights + row * K + j)
     tl.store(out + row * width + columns, acc.to(out.dtype.element_ty), mask=mask)
 
 
@@ -252,6 +264,8 @@ def experts(
     grouped: Tensor,
     gate_up: Tensor,
     act: Tensor,
+    gated: bool = True,
+    scales_input: bool = False,
 ) -> None:
     """`experts.grouped_experts`. Results of an expert are rounded to the activations' type before they are added."""
     num_rows, top_k = ids.shape
@@ -265,16 +279,18 @@ def experts(
     _place_kernel[(num_experts,)](places, order, counts, ids, count, E=num_experts, BLOCK_E=block_e, BLOCK=_ENTRIES)
     many = count >= _MANY // 2 * num_experts and not gate_up_weights.is_invariant
     sizes = (order, counts, _MANY if many else _FEW, block_e)
-    _product(gate_up.view(count, -1), x, gate_up_weights, *sizes, rows_per_x=top_k)
-    elementwise.act_mul(act.view(count, -1), gate_up.view(count, -1), kind)
+    scales = weights if scales_input else None
+    _product(gate_up.view(count, -1), x, gate_up_weights, *sizes, rows_per_x=top_k, scales=scales)
+    activate = elementwise.act_mul if gated else elementwise.act
+    activate(act.view(count, -1), gate_up.view(count, -1), kind)
     _product(grouped.view(count, width), act.view(count, -1), down_weights, *sizes, rows_per_x=0)
     grid = (num_rows, triton.cdiv(width, _COLUMNS))
-    _combine_kernel[grid](out, grouped, places, weights, width, K=top_k, BLOCK=_COLUMNS)
+    _combine_kernel[grid](out, grouped, places, None if scales_input else weights, width, K=top_k, BLOCK=_COLUMNS)
 
 
 def _product(
     out: Tensor, x: Tensor, weights: ExpertsWeight, order: Tensor, counts: Tensor, block_m: int, block_e: int,
-    rows_per_x: int,
+    rows_per_x: int, scales: Tensor | None = None,
 ) -> None:  # fmt: skip
     num_experts, n, k = weights.weight.shape
     most_tiles = min(len(out), triton.cdiv(len(out), block_m) + num_experts)
@@ -282,6 +298,8 @@ def _product(
         out,
         x,
         weights.weight,
+        weights.bias,
+        scales,
         order,
         counts,
         n,
@@ -345,20 +363,23 @@ def variants() -> list[Variant]:
         ),
     ]
     pointers = {"out": "*bf16", "x": "*bf16", "weight": "*bf16", "order": "*i32", "counts": "*i32"}
-    for block_m in (_FEW, _MANY):
+    for block_m, has_bias in ((_FEW, False), (_MANY, False), (_FEW, True)):
         for gather in (False, True):
             constexprs: dict[str, Any] = {
                 "E": 8, "BLOCK_E": 8, "GATHER": gather, "BLOCK_M": block_m, "BLOCK_N": _BLOCK_N, "BLOCK_K": _BLOCK_K,
-                "PRECISION": "tf32",
+                "PRECISION": "tf32", "scales": None,
             }  # fmt: skip
+            own = {"bias": "*fp32"} if has_bias else {}
+            if not has_bias:
+                constexprs["bias"] = None
             found.append(
                 Variant(
-                    name=f"experts: {block_m} rows{', gathered' if gather else ''}",
+                    name=f"experts: {block_m} rows{', gathered' if gather else ''}{', biases' if has_bias else ''}",
                     kernel=_product_kernel,
-                    signature={**pointers, "N": "i32", "K": "i32", "rows_per_x": "i32"},
+                    signature={**pointers, **own, "N": "i32", "K": "i32", "rows_per_x": "i32"},
                     constexprs=constexprs,
                     num_stages=3,
-                    divisible=frozenset({*pointers, "N", "K"}),
+                    divisible=frozenset({*pointers, *own, "N", "K"}),
                 )
             )
     return found

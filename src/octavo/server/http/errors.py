@@ -12,7 +12,7 @@ import msgspec
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from octavo.base.errors import InvalidRequest, RequestError, ServerError
+from octavo.base.errors import InvalidRequest, RequestError, ServerError, clip
 
 #: Most validation errors in one reply, and most characters of each value quoted in it: a reply is never much
 #: longer than its request.
@@ -199,7 +199,3 @@ def _quote(value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return clip(repr(value), MAX_QUOTED_CHARS)  # may be wider than the encoder takes
     return clip(msgspec.json.encode(value).decode(), MAX_QUOTED_CHARS)
-
-
-def clip(text: str, limit: int) -> str:
-    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -15,8 +15,8 @@ from typing import Any
 
 import msgspec
 
-from octavo.base.errors import InvalidRequest, RequestTooLarge
-from octavo.server.http.errors import BodyTimeout, Header, UnsupportedMedia, clip
+from octavo.base.errors import InvalidRequest, RequestTooLarge, clip
+from octavo.server.http.errors import BodyTimeout, Header, UnsupportedMedia
 from octavo.server.http.json_errors import json_fault
 
 Scope = MutableMapping[str, Any]

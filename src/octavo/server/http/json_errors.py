@@ -11,8 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import Final, NoReturn
 
-from octavo.base.errors import InvalidRequest
-from octavo.server.http.errors import clip
+from octavo.base.errors import InvalidRequest, clip
 
 #: Most values and keys, and most characters, that are examined: a large refused body must not delay the streams. The
 #: error for a fault beyond them does not name its place.

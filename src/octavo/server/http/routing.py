@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import msgspec
 
-from octavo.server.http.errors import MethodNotAllowed, clip
+from octavo.base.errors import clip
+from octavo.server.http.errors import MethodNotAllowed
 from octavo.server.http.exchange import Exchange, Receive, Scope, Send
 from octavo.server.http.unknown_routes import unknown_route
 from octavo.server.openai.protocol.common import WireModel

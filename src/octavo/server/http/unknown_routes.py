@@ -8,13 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from octavo.base.errors import clip
 from octavo.base.suggest import suggest
-from octavo.server.http.errors import RouteNotFound, RouteNotServed, clip
+from octavo.server.http.errors import RouteNotFound, RouteNotServed
 
 _CHAT: Final = "/v1/chat/completions"
 _TEXT: Final = "/v1/completions"
 _MODELS: Final = "/v1/models"
 _ADMIN: Final = ("administrators unless --admin-api-key is given", None)
+_PROFILES: Final = ("profiles unless --profiler-dir and --admin-api-key are given", None)
+_SLEEP: Final = ("sleep mode unless --enable-sleep-mode is given, and --admin-api-key", None)
 
 #: The beginning of a path, behind prefixes like `/v1` -> what it is for, and the route that does the nearest to it.
 NOT_SERVED: Final[dict[str, tuple[str, str | None]]] = {
@@ -38,7 +41,7 @@ NOT_SERVED: Final[dict[str, tuple[str, str | None]]] = {
     "uploads": ("files", None),
     "vector_stores": ("vector stores", None),
     "containers": ("containers", None),
-    "batches": ("batches", None),
+    "batches": ("batches", "`octavo run-batch` for a file of requests"),
     "fine_tuning": ("fine-tuning", None),
     "evals": ("evaluations", None),
     "organization": ("the administration of organizations", None),
@@ -60,9 +63,9 @@ NOT_SERVED: Final[dict[str, tuple[str, str | None]]] = {
     "apply-template": ("llama.cpp's native API", "/tokenize with `messages`"),
     "load_lora_adapter": ("adapters", None),
     "unload_lora_adapter": ("adapters", None),
-    "sleep": ("sleep mode", None),
-    "wake_up": ("sleep mode", None),
-    "is_sleeping": ("sleep mode", "/health"),
+    "sleep": _SLEEP,
+    "wake_up": _SLEEP,
+    "is_sleeping": _SLEEP,
     "pause": ("pauses", None),
     "resume": ("pauses", None),
     "collective_rpc": ("calls of its workers", None),
@@ -71,8 +74,8 @@ NOT_SERVED: Final[dict[str, tuple[str, str | None]]] = {
     "abort_requests": _ADMIN,
     "abort_request": ("SGLang's native API", "/abort_requests, with --admin-api-key"),
     "server_info": _ADMIN,
-    "start_profile": ("profiles", None),
-    "stop_profile": ("profiles", None),
+    "start_profile": _PROFILES,
+    "stop_profile": _PROFILES,
 }  # fmt: skip
 
 #: Prefixes in front of the part of a path that names a route.

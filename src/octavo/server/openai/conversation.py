@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from octavo.base.config import ServerConfig
-from octavo.base.errors import InvalidRequest
+from octavo.base.errors import InvalidRequest, clip
 from octavo.base.suggest import nearest
 from octavo.served.model import ServedModel
 from octavo.served.turn import Conversation
-from octavo.server.http.errors import clip
 from octavo.server.http.exchange import Exchange
 from octavo.server.openai.protocol.conversation import ConversationFields, Message
 from octavo.server.openai.serving import Serving

@@ -123,34 +123,6 @@ class Renderer:
         suffix = self.render_text(after, False)
         return [*start, marks.prefix, *prefix, marks.suffix, *suffix, marks.middle], marks.ends
 
-    def render_chat(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        documents: Sequence[Mapping[str, Any]] | None = None,
-        add_generation_prompt: bool = True,
-        continue_final_message: bool = False,
-        chat_template: str | None = None,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
-        add_special_tokens: bool = False,
-    ) -> list[int]:
-        """The ids of a conversation's prompt; `chat_text` is its text. The template writes BOS itself.
-
-        `chat_template` is the request's own template, or the name of one of the tokenizer's; whether requests may
-        bring one is the caller's decision. Raises `InvalidRequest` with the place of what is wrong.
-        """
-        text = self.chat_text(
-            messages,
-            tools=tools,
-            documents=documents,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=continue_final_message,
-            chat_template=chat_template,
-            chat_template_kwargs=chat_template_kwargs,
-        )
-        return self.render_text(text, add_special_tokens)
-
     def chat_text(
         self,
         messages: Sequence[Mapping[str, Any]],
@@ -162,7 +134,11 @@ class Renderer:
         chat_template: str | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> str:
-        """`render_chat` without the tokens."""
+        """The text of a conversation's prompt. The template writes BOS itself.
+
+        `chat_template` is the request's own template, or the name of one of the tokenizer's; whether requests may
+        bring one is the caller's decision. Raises `InvalidRequest` with the place of what is wrong.
+        """
         if not messages:
             raise InvalidRequest("`messages` must hold at least one message.", "messages")
         _check_kwargs(chat_template_kwargs or {})

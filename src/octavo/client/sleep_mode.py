@@ -1,0 +1,78 @@
+"""Sleep mode: the engine gives its memory back while nobody needs it, and the process stays."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+from octavo.base.errors import Asleep
+
+logger = logging.getLogger(__name__)
+
+#: 1: the KV cache goes, and a GPU's weights go to the host; 2: the weights go too.
+SLEEP_LEVELS = (1, 2)
+
+
+class SleepMode:
+    """Whether the engine of one client sleeps. From the moment that it is to until it is awake requests are refused."""
+
+    def __init__(
+        self,
+        call: Callable[..., Awaitable[Any]],
+        end_all: Callable[[], object],
+        wait_idle: Callable[[], Awaitable[None]],
+    ) -> None:
+        """`call`: of the engine's methods; `end_all`: ends the requests in flight; `wait_idle`: until none is left."""
+        self._call, self._end_all, self._wait_idle = call, end_all, wait_idle
+        self._lock = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.level = 0  # 0: awake
+        self.is_asleep = False  # or about to be
+
+    def check(self) -> None:
+        """Raise `Asleep` unless requests are taken."""
+        if self.is_asleep:
+            raise Asleep("The model is asleep and takes no requests until it is woken (POST /wake_up).")
+
+    async def sleep(self, level: int, *, waits: bool) -> None:
+        """Let the engine sleep at `level`, or stay at a deeper one. Requests in flight are ended; `waits`: they are
+        waited for. Raises `ServerError`; the engine is then as it was. Goes on when its caller is cancelled."""
+        await self._to_the_end(self._sleep(level, waits=waits))
+
+    async def wake_up(self) -> None:
+        """Let the engine be as before, likewise. Raises `ServerError`; it sleeps on then."""
+        await self._to_the_end(self._wake_up())
+
+    async def _to_the_end(self, change: Coroutine[Any, Any, None]) -> None:
+        """What the engine has been told cannot be taken back, and must be known here."""
+        task = asyncio.create_task(change)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        await asyncio.shield(task)
+
+    async def _sleep(self, level: int, *, waits: bool) -> None:
+        async with self._lock:
+            if level <= self.level:
+                return
+            self.is_asleep = True
+            try:
+                if not waits:
+                    self._end_all()
+                await self._wait_idle()
+                await self._call("sleep", level)
+                self.level = level
+                logger.info("the engine sleeps at level %d", level)
+            finally:
+                self.is_asleep = self.level > 0
+
+    async def _wake_up(self) -> None:
+        async with self._lock:
+            if not self.level:
+                return
+            started = time.monotonic()
+            await self._call("wake_up")
+            self.level, self.is_asleep = 0, False
+            logger.info("the engine woke up in %.1f s", time.monotonic() - started)

@@ -1,0 +1,1 @@
+"""`octavo run-batch`: a file of requests in, a file of results out, through the server's application and no port."""
