@@ -66,6 +66,20 @@ LATENT: dict[str, Any] = {
     "moe_intermediate_size": 48,
     "n_shared_experts": 2,
 }
+MINICPM3: dict[str, Any] = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 32,
+    "qk_rope_head_dim": 16,
+    "qk_nope_head_dim": 24,
+}
+LATENT_LONG_ROPE: dict[str, Any] = {
+    "rope_type": "longrope",
+    "rope_theta": 500.0,
+    "original_max_position_embeddings": 32,
+    "short_factor": [1.0 + 0.1 * i for i in range(8)],
+    "long_factor": [2.0 + 0.2 * i for i in range(8)],
+}
 JAMBA: dict[str, Any] = {
     "attn_layer_period": 2,
     "attn_layer_offset": 1,
@@ -259,6 +273,17 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "glm-4.7-flash": ("Glm4MoeLite", {**LATENT, "mlp_layer_types": ["dense", "dense", "sparse"]}),
+    "minicpm3": ("MiniCPM3", {**MINICPM3, "tie_word_embeddings": False, "dim_model_base": 16}),
+    "minicpm3-longrope": (
+        "MiniCPM3",
+        {
+            **MINICPM3,
+            "q_lora_rank": None,
+            "v_head_dim": 24,
+            "attention_bias": True,
+            "rope_parameters": LATENT_LONG_ROPE,
+        },
+    ),
     "jamba": ("Jamba", {**JAMBA, "num_experts": 4, "num_experts_per_tok": 2}),
     "jamba-dense-biases": (
         "Jamba",

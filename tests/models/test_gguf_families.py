@@ -14,7 +14,17 @@ import torch
 
 from models.expert_cases import EXPERT_ARCHS, EXPERT_CASES, write_experts
 from models.running import load, prompt_logits
-from models.test_families import LATENT, LFM2_LAYERS, LONG_ROPE, MSCALE_ROPE, PROMPTS, make_model, transformers_logits
+from models.test_families import (
+    LATENT,
+    LATENT_LONG_ROPE,
+    LFM2_LAYERS,
+    LONG_ROPE,
+    MINICPM3,
+    MSCALE_ROPE,
+    PROMPTS,
+    make_model,
+    transformers_logits,
+)
 from octavo.base.errors import CheckpointError
 from octavo.models.checkpoint import SafetensorsCheckpoint
 from octavo.models.decoder import define
@@ -98,6 +108,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "interleave_moe_layer_step": 2,
         },
     ),
+    "minicpm3": ("minicpm3", "MiniCPM3", {**MINICPM3, "rope_parameters": LATENT_LONG_ROPE}),
     "phi3": ("phi3", "Phi3", {"pad_token_id": None, "sliding_window": 8}),
     "phi3-longrope": ("phi3", "Phi3", {"pad_token_id": None, "rope_parameters": LONG_ROPE}),
     "gpt2": ("gpt2", "GPT2", {}),
@@ -192,7 +203,12 @@ def write_gguf(
             getattr(writer, f"add_xielu_{name}")(learned)
     if arch in ("lfm2", "lfm2moe"):
         values["token_embd_norm.weight"] = values.pop("output_norm.weight")
-    for name, value in fused(values, FUSED.get(arch, {})).items():
+    wholes = fused(values, FUSED.get(arch, {}))
+    if arch == "minicpm3":  # keys and values of a head one below the other
+        for name in [name for name in wholes if "attn_k_b" in name]:
+            parts = wholes.pop(name).transpose(1, 2), wholes.pop(name.replace("_k_b", "_v_b"))
+            wholes[name.replace("_k_b", "_kv_b")] = torch.cat(parts, 1).flatten(0, 1)
+    for name, value in wholes.items():
         array = np.ascontiguousarray(value.numpy())
         if quantization is not None and array.ndim > 1 and name.startswith("blk.") and "gate_inp" not in name:
             writer.add_tensor(name, gguf.quants.quantize(array, quantization), raw_dtype=quantization)
@@ -270,6 +286,11 @@ def write_sizes(
 def write_heads(writer: gguf.GGUFWriter, arch: str, config: Any, num_kv_heads: int, head_dim: int) -> None:
     if arch == "deepseek2":
         return  # see write_latent
+    if arch == "minicpm3":
+        writer.add_q_lora_rank(config.q_lora_rank)
+        writer.add_kv_lora_rank(config.kv_lora_rank)
+        writer.add_key_length(config.qk_nope_head_dim + config.qk_rope_head_dim)
+        return
     counts: int | list[int] = num_kv_heads
     if arch in ("lfm2", "lfm2moe"):
         counts = [num_kv_heads if kind == "full_attention" else 0 for kind in config.layer_types]

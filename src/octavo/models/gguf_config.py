@@ -107,6 +107,8 @@ ARCHITECTURES: Final[dict[str, _Arch]] = {
         "embedding_multiplier": "embedding_scale", "residual_multiplier": "residual_scale",
         "logits_scaling": "logit_scale",
     }, values={"scale_emb": 12.0, "scale_depth": 1.4, "dim_model_base": 256}),
+    "minicpm3": _Arch("MiniCPM3ForCausalLM", "minicpm3", is_latent=True,
+                      values={"scale_emb": 12.0, "scale_depth": 1.4, "dim_model_base": 256}),
     "orion": _Arch("OrionForCausalLM", "orion"),
     "apertus": _Arch("ApertusForCausalLM", "apertus", "xielu"),
     "arcee": _Arch("ArceeForCausalLM", "arcee", "relu2"),

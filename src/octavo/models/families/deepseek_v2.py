@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from octavo.models.blocks import Block, GatedMLP, LatentAttention, Sequential
-from octavo.models.common import read_common, read_experts, read_groups, read_latent
+from octavo.models.common import Common, read_common, read_experts, read_groups, read_latent
 from octavo.models.config_reader import MAX_LAYERS, ConfigReader
 from octavo.models.families.deepseek import with_shared
 from octavo.models.layout import GGUF_EXPERTS, STACKED_EXPERTS, Layout, Split
@@ -38,13 +38,9 @@ def spec(config: ConfigReader) -> ModelSpec:
 
 def latent_decoder(config: ConfigReader, routing: Routing, *, has_choice_bias: bool = False) -> ModelSpec:
     """Latent attention; the MLP of the first layers dense, that of the others experts and shared ones."""
-    # The heads of the rotation; those of queries, keys and values have sizes of their own.
-    heads = {"head_dim": config.get("qk_rope_head_dim"), "num_key_value_heads": None}
-    common = read_common(config.without(*heads).merged(heads), has_experts=True)
-    config.refuse_unless("mlp_bias", (False,))
+    common, attention = latent_common(config)
     config.refuse_unless("moe_layer_freq", (1,))
     num_dense = config.integer("first_k_dense_replace", 0, MAX_LAYERS, low=0)
-    attention = LatentAttention(**read_latent(config, common))
     dense = GatedMLP(size=common.intermediate_size, activation=common.activation)
     mixed: Block = dense
     if num_dense < common.num_layers:
@@ -54,3 +50,11 @@ def latent_decoder(config: ConfigReader, routing: Routing, *, has_choice_bias: b
         Sequential(norm=common.norm, attention=attention, mlp=dense if number < num_dense else mixed)
         for number in range(common.num_layers)
     )
+
+
+def latent_common(config: ConfigReader) -> tuple[Common, LatentAttention]:
+    """The heads are those of the rotation; those of queries, keys and values have sizes of their own."""
+    heads = {"head_dim": config.get("qk_rope_head_dim"), "num_key_value_heads": None}
+    common = read_common(config.without(*heads).merged(heads), has_experts=True)
+    config.refuse_unless("mlp_bias", (False,))
+    return common, LatentAttention(**read_latent(config, common))
