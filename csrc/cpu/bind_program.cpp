@@ -3,7 +3,6 @@
 #include "program.h"
 #include "runtime.h"
 
-#include <nanobind/stl/pair.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
@@ -27,16 +26,24 @@ void set_buffers(Program& self, const std::vector<Address>& addresses) {
     self.set_buffers(std::move(buffers));
 }
 
-void set_caches(Program& self, const std::vector<std::pair<Address, Address>>& caches, int type, int block_size) {
+using Cache = std::tuple<Address, Address, int64_t, int64_t>;  // k, v, and how far the blocks of each are apart
+using Latent = std::tuple<int, int, int, int>;                 // num_heads, nope_dim, rank, rope_dim
+
+LatentShape shape(const Latent& latent) {
+    return {std::get<0>(latent), std::get<1>(latent), std::get<2>(latent), std::get<3>(latent)};
+}
+
+void set_caches(Program& self, const std::vector<Cache>& caches, int type, int block_size) {
     std::vector<LayerCache> found;
-    for (const auto& [k, v] : caches) found.push_back({at<void>(k), at<void>(v)});
+    for (const auto& [k, v, k_stride, v_stride] : caches) found.push_back({at<void>(k), at<void>(v), k_stride, v_stride});
     self.set_caches(std::move(found), CacheType(type), block_size);
 }
 
 void run(const Program& self, int64_t rows, Address token_ids, Address positions, Address seq_lens, Address query_start_loc,
-         int num_seqs, const std::vector<std::tuple<Address, int64_t, Address>>& groups, Address needed, int64_t num_needed) {
+         int num_seqs, const std::vector<std::tuple<Address, int64_t, Address>>& groups, Address state_slots, Address needed,
+         int64_t num_needed) {
     ProgramStep step{rows,     at<int32_t>(token_ids), at<int32_t>(positions), at<int32_t>(seq_lens), at<int32_t>(query_start_loc),
-                     num_seqs, {},                     at<int64_t>(needed),    num_needed};
+                     num_seqs, {},                     at<int32_t>(state_slots), at<int64_t>(needed), num_needed};
     for (const auto& [block_tables, stride, slots] : groups)
         step.groups.push_back({at<int32_t>(block_tables), stride, at<int64_t>(slots)});
     nb::gil_scoped_release release;
@@ -113,6 +120,42 @@ void bind_program(nb::module_& m) {
             nb::kw_only(), nb::arg("out"), nb::arg("qkv"), nb::arg("heads"), nb::arg("cache"), nb::arg("group"),
             nb::arg("window"), nb::arg("chunked"), nb::arg("scale"), nb::arg("softcap"), nb::arg("slopes"), nb::arg("sinks"))
         .def(
+            "head_linear",
+            [](Program& self, std::vector<const PackedLinear*> weights, BufferId out, BufferId x, int64_t out_width,
+               int64_t x_width) { self.add(HeadLinearRecord{out, x, out_width, x_width, std::move(weights)}); },
+            nb::keep_alive<1, 2>(), nb::arg("weights"), nb::kw_only(), nb::arg("out"), nb::arg("x"), nb::arg("out_width"),
+            nb::arg("x_width"))
+        .def(
+            "latent_write",
+            [](Program& self, BufferId q_latent, BufferId q, BufferId kv, const Latent& latent, int cache, int group,
+               Address rotation, Address norm, float eps) {
+                self.add(LatentWriteRecord{q_latent, q, kv, shape(latent), cache, group, at<float>(rotation), at<float>(norm), eps});
+            },
+            nb::kw_only(), nb::arg("q_latent"), nb::arg("q"), nb::arg("kv"), nb::arg("latent"), nb::arg("cache"),
+            nb::arg("group"), nb::arg("rotation"), nb::arg("norm"), nb::arg("eps"))
+        .def(
+            "latent_attend",
+            [](Program& self, BufferId out, BufferId q_latent, const Latent& latent, int cache, int group, float scale) {
+                self.add(LatentAttendRecord{out, q_latent, shape(latent), cache, group, scale});
+            },
+            nb::kw_only(), nb::arg("out"), nb::arg("q_latent"), nb::arg("latent"), nb::arg("cache"), nb::arg("group"),
+            nb::arg("scale"))
+        .def(
+            "causal_conv",
+            [](Program& self, BufferId out, BufferId x, int state, int width, int taps, Address weight, Address bias, bool gated) {
+                self.add(CausalConvRecord{out, x, state, width, taps, at<float>(weight), at<float>(bias), gated});
+            },
+            nb::kw_only(), nb::arg("out"), nb::arg("x"), nb::arg("state"), nb::arg("width"), nb::arg("taps"), nb::arg("weight"),
+            nb::arg("bias"), nb::arg("gated"))
+        .def(
+            "selective_scan",
+            [](Program& self, BufferId out, BufferId x, BufferId dt, BufferId gate, BufferId b, BufferId c, int state, int width,
+               int size, Address a_log, Address d) {
+                self.add(SelectiveScanRecord{out, x, dt, gate, b, c, state, width, size, at<float>(a_log), at<float>(d)});
+            },
+            nb::kw_only(), nb::arg("out"), nb::arg("x"), nb::arg("dt"), nb::arg("gate"), nb::arg("b"), nb::arg("c"),
+            nb::arg("state"), nb::arg("width"), nb::arg("size"), nb::arg("a_log"), nb::arg("d"))
+        .def(
             "act",
             [](Program& self, BufferId out, BufferId x, int64_t width, int kind, bool gated, Address parameters) {
                 self.add(ActRecord{out, x, width, Activation(kind), gated, at<float>(parameters)});
@@ -151,10 +194,18 @@ void bind_program(nb::module_& m) {
                 self.add(KeepRowsRecord{std::move(rows), std::move(widths)});
             },
             nb::kw_only(), nb::arg("rows"), nb::arg("widths"))
+        .def("set_states",
+             [](Program& self, const std::vector<Address>& addresses) {
+                 std::vector<float*> states;
+                 for (const Address address : addresses) states.push_back(at<float>(address));
+                 self.set_states(std::move(states));
+             },
+             nb::arg("addresses"))
         .def("set_buffers", &set_buffers, nb::arg("addresses"))
         .def("set_caches", &set_caches, nb::arg("caches"), nb::arg("cache_type"), nb::arg("block_size"))
         .def("run", &run, nb::arg("rows"), nb::arg("token_ids"), nb::arg("positions"), nb::arg("seq_lens"),
-             nb::arg("query_start_loc"), nb::arg("num_seqs"), nb::arg("groups"), nb::arg("needed"), nb::arg("num_needed"));
+             nb::arg("query_start_loc"), nb::arg("num_seqs"), nb::arg("groups"), nb::arg("state_slots"),
+             nb::arg("needed"), nb::arg("num_needed"));
 }
 
 }  // namespace octavo

@@ -3,10 +3,13 @@
 #include "bind_routing.h"
 #include "kernels/activation.h"
 #include "kernels/attention.h"
+#include "kernels/causal_conv.h"
 #include "kernels/experts.h"
 #include "kernels/forbid.h"
+#include "kernels/latent.h"
 #include "kernels/norm.h"
 #include "kernels/rope.h"
+#include "kernels/selective_scan.h"
 #include "kernels/sampling.h"
 #include "runtime.h"
 
@@ -90,25 +93,64 @@ void norm_parts(Address x, int64_t rows, int64_t row_width, int64_t first, int64
 }
 
 void rope_kv_write(Address qkv, Address positions, Address cos_sin, Address q_norm, Address k_norm, float eps,
-                   Address k_cache, Address v_cache, int cache_type, int block_size, Address slots, int64_t rows,
-                   int num_heads, int num_kv_heads, int head_dim, bool norms_rotated, Address q_scales) {
+                   Address k_cache, Address v_cache, int64_t k_stride, int64_t v_stride, int cache_type, int block_size,
+                   Address slots, int64_t rows, int num_heads, int num_kv_heads, int head_dim, bool norms_rotated,
+                   Address q_scales) {
     nb::gil_scoped_release release;
     OCTAVO_KERNELS(rope_kernels)
         .rope_kv_write({at<float>(qkv), at<int32_t>(positions), at<float>(cos_sin), at<float>(q_norm), at<float>(k_norm),
-                        eps, at<void>(k_cache), at<void>(v_cache), CacheType(cache_type), block_size, at<int64_t>(slots),
-                        rows, num_heads, num_kv_heads, head_dim, norms_rotated, at<float>(q_scales)});
+                        eps, at<void>(k_cache), at<void>(v_cache), k_stride, v_stride, CacheType(cache_type), block_size,
+                        at<int64_t>(slots), rows, num_heads, num_kv_heads, head_dim, norms_rotated, at<float>(q_scales)});
 }
 
-void attention(Address out, Address qkv, Address k_cache, Address v_cache, int cache_type, int block_size,
-               Address block_tables, int64_t block_table_stride, Address seq_lens, Address query_start_loc, int num_seqs,
-               int num_heads, int num_kv_heads, int head_dim, float scale, int window, bool chunked, float softcap,
-               Address slopes, Address sinks) {
+void attention(Address out, Address qkv, Address k_cache, Address v_cache, int64_t k_stride, int64_t v_stride, int cache_type,
+               int block_size, Address block_tables, int64_t block_table_stride, Address seq_lens, Address query_start_loc,
+               int num_seqs, int num_heads, int num_kv_heads, int head_dim, float scale, int window, bool chunked,
+               float softcap, Address slopes, Address sinks) {
     nb::gil_scoped_release release;
     OCTAVO_KERNELS(attention_kernels)
-        .attention({at<float>(out), at<float>(qkv), at<void>(k_cache), at<void>(v_cache), CacheType(cache_type), block_size,
-                    at<int32_t>(block_tables), block_table_stride, at<int32_t>(seq_lens), at<int32_t>(query_start_loc),
-                    num_seqs, num_heads, num_kv_heads, head_dim, scale, window, chunked, softcap, at<float>(slopes),
-                    at<float>(sinks)});
+        .attention({at<float>(out), at<float>(qkv), int64_t(num_heads + 2 * num_kv_heads) * head_dim, at<void>(k_cache),
+                    at<void>(v_cache), k_stride, v_stride, CacheType(cache_type), block_size, at<int32_t>(block_tables),
+                    block_table_stride, at<int32_t>(seq_lens), at<int32_t>(query_start_loc), num_seqs, num_heads, num_kv_heads,
+                    head_dim, head_dim, false, scale, window, chunked, softcap, at<float>(slopes), at<float>(sinks)});
+}
+
+void latent_attention(Address out, Address q_latent, Address cache, int64_t stride, int cache_type, int block_size,
+                      Address block_tables, int64_t block_table_stride, Address seq_lens, Address query_start_loc, int num_seqs,
+                      int num_heads, int rank, int rope_dim, float scale) {
+    nb::gil_scoped_release release;
+    const int width = rank + rope_dim;
+    OCTAVO_KERNELS(attention_kernels)
+        .attention({at<float>(out), at<float>(q_latent), int64_t(num_heads) * width, at<void>(cache), nullptr, stride, 0,
+                    CacheType(cache_type), block_size, at<int32_t>(block_tables), block_table_stride, at<int32_t>(seq_lens),
+                    at<int32_t>(query_start_loc), num_seqs, num_heads, 1, width, rank, true, scale, 0, false, 0.0f, nullptr, nullptr});
+}
+
+void causal_conv(Address out, Address x, Address weight, Address bias, Address state, Address slots, Address positions,
+                 Address query_start_loc, int num_seqs, int width, int taps, bool gated) {
+    nb::gil_scoped_release release;
+    OCTAVO_KERNELS(causal_conv_kernels)
+        .run({at<float>(out), at<float>(x), at<float>(weight), at<float>(bias), at<float>(state), at<int32_t>(slots),
+              at<int32_t>(positions), at<int32_t>(query_start_loc), num_seqs, width, taps, gated});
+}
+
+void selective_scan(Address out, Address x, Address dt, Address gate, Address b, Address c, Address a_log, Address d,
+                    Address state, Address slots, Address positions, Address query_start_loc, int num_seqs, int width, int size) {
+    nb::gil_scoped_release release;
+    OCTAVO_KERNELS(selective_scan_kernels)
+        .run({at<float>(out), at<float>(x), at<float>(dt), at<float>(gate), at<float>(b), at<float>(c), at<float>(a_log),
+              at<float>(d), at<float>(state), at<int32_t>(slots), at<int32_t>(positions), at<int32_t>(query_start_loc), num_seqs,
+              width, size});
+}
+
+void latent_write(Address q_latent, Address q, Address kv, Address positions, Address cos_sin, Address norm, float eps,
+                  Address cache, int64_t stride, int cache_type, int block_size, Address slots, int64_t rows, int num_heads,
+                  int nope_dim, int rank, int rope_dim) {
+    nb::gil_scoped_release release;
+    OCTAVO_KERNELS(latent_kernels)
+        .write({at<float>(q_latent), at<float>(q), at<float>(kv), at<int32_t>(positions), at<float>(cos_sin), at<float>(norm),
+                eps, at<void>(cache), stride, CacheType(cache_type), block_size, at<int64_t>(slots), rows, num_heads, nope_dim,
+                rank, rope_dim});
 }
 
 void forbid(Address logits, int64_t vocab, Address rows, Address masks, int64_t num_masks, int64_t num_words) {
@@ -171,6 +213,10 @@ void bind_step(nb::module_& m) {
     m.def("add_gated", &add_gated);
     m.def("rope_kv_write", &rope_kv_write);
     m.def("attention", &attention);
+    m.def("latent_write", &latent_write);
+    m.def("causal_conv", &causal_conv);
+    m.def("selective_scan", &selective_scan);
+    m.def("latent_attention", &latent_attention);
     m.def("forbid", &forbid);
     m.def("sample", &sample, nb::arg("logits"), nb::arg("rows"), nb::arg("vocab"), nb::arg("ids"), nb::arg("flags"),
           nb::arg("temperature"), nb::arg("top_k"), nb::arg("top_p"), nb::arg("min_p"), nb::arg("seeds"),

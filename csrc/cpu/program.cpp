@@ -2,8 +2,11 @@
 
 #include "isa.h"
 #include "kernels/attention.h"
+#include "kernels/causal_conv.h"
+#include "kernels/latent.h"
 #include "kernels/norm.h"
 #include "kernels/rope.h"
+#include "kernels/selective_scan.h"
 
 #include <cstring>
 #include <utility>
@@ -58,16 +61,50 @@ struct ProgramRun {
         const LayerCache& cache = program.caches_[size_t(op.cache)];
         OCTAVO_KERNELS(rope_kernels)
             .rope_kv_write({at(op.qkv), step.positions, op.rotation, op.q_norm, op.k_norm, op.eps, cache.k, cache.v,
-                            program.type_, program.block_size_, step.groups[size_t(op.group)].slots, rows,
-                            op.heads.num_heads, op.heads.num_kv_heads, op.heads.head_dim, op.norms_rotated, op.q_scales});
+                            cache.k_stride, cache.v_stride, program.type_, program.block_size_,
+                            step.groups[size_t(op.group)].slots, rows, op.heads.num_heads, op.heads.num_kv_heads,
+                            op.heads.head_dim, op.norms_rotated, op.q_scales});
     }
     void operator()(const AttendRecord& op) {
         const LayerCache& cache = program.caches_[size_t(op.cache)];
         const CacheGroup& group = step.groups[size_t(op.group)];
         OCTAVO_KERNELS(attention_kernels)
-            .attention({at(op.out), at(op.qkv), cache.k, cache.v, program.type_, program.block_size_, group.block_tables,
-                        group.block_table_stride, step.seq_lens, step.query_start_loc, step.num_seqs, op.heads.num_heads,
-                        op.heads.num_kv_heads, op.heads.head_dim, op.scale, op.window, op.chunked, op.softcap, op.slopes, op.sinks});
+            .attention({at(op.out), at(op.qkv), op.heads.qkv_size(), cache.k, cache.v, cache.k_stride, cache.v_stride,
+                        program.type_, program.block_size_, group.block_tables, group.block_table_stride, step.seq_lens,
+                        step.query_start_loc, step.num_seqs, op.heads.num_heads, op.heads.num_kv_heads, op.heads.head_dim,
+                        op.heads.head_dim, false, op.scale, op.window, op.chunked, op.softcap, op.slopes, op.sinks});
+    }
+    void operator()(const HeadLinearRecord& op) {
+        const int64_t heads = int64_t(op.weights.size()), out = op.out_width / heads, x = op.x_width / heads;
+        for (int64_t h = 0; h < heads; ++h)
+            op.weights[size_t(h)]->linear(at(op.out) + h * out, op.out_width, at(op.x) + h * x, op.x_width, rows);
+    }
+    void operator()(const LatentWriteRecord& op) {
+        const LayerCache& cache = program.caches_[size_t(op.cache)];
+        OCTAVO_KERNELS(latent_kernels)
+            .write({at(op.q_latent), at(op.q), at(op.kv), step.positions, op.rotation, op.norm, op.eps, cache.k, cache.k_stride,
+                    program.type_, program.block_size_, step.groups[size_t(op.group)].slots, rows, op.shape.num_heads,
+                    op.shape.nope_dim, op.shape.rank, op.shape.rope_dim});
+    }
+    void operator()(const LatentAttendRecord& op) {
+        const LayerCache& cache = program.caches_[size_t(op.cache)];
+        const CacheGroup& group = step.groups[size_t(op.group)];
+        OCTAVO_KERNELS(attention_kernels)
+            .attention({at(op.out), at(op.q_latent), int64_t(op.shape.num_heads) * op.shape.width(), cache.k, nullptr,
+                        cache.k_stride, 0, program.type_, program.block_size_, group.block_tables, group.block_table_stride,
+                        step.seq_lens, step.query_start_loc, step.num_seqs, op.shape.num_heads, 1, op.shape.width(),
+                        op.shape.rank, true, op.scale, 0, false, 0.0f, nullptr, nullptr});
+    }
+    void operator()(const CausalConvRecord& op) {
+        OCTAVO_KERNELS(causal_conv_kernels)
+            .run({at(op.out), at(op.x), op.weight, op.bias, program.states_[size_t(op.state)], step.state_slots, step.positions,
+                  step.query_start_loc, step.num_seqs, op.width, op.taps, op.gated});
+    }
+    void operator()(const SelectiveScanRecord& op) {
+        OCTAVO_KERNELS(selective_scan_kernels)
+            .run({at(op.out), at(op.x), at(op.dt), at(op.gate), at(op.b), at(op.c), op.a_log, op.d,
+                  program.states_[size_t(op.state)], step.state_slots, step.positions, step.query_start_loc, step.num_seqs,
+                  op.width, op.size});
     }
     void operator()(const ActRecord& op) {
         const auto& kernels = OCTAVO_KERNELS(activation_kernels);

@@ -81,6 +81,40 @@ struct AttendRecord {
     float scale, softcap;
     const float *slopes, *sinks;  // may be null
 };
+// out's columns of head h = x's columns of head h times weight h: N of out_width / heads columns, K of x_width / heads.
+struct HeadLinearRecord {
+    BufferId out, x;
+    int64_t out_width, x_width;
+    std::vector<const PackedLinear*> weights;  // a head each
+};
+struct LatentShape {
+    int num_heads, nope_dim, rank, rope_dim;
+    int width() const { return rank + rope_dim; }
+};
+struct LatentWriteRecord {
+    BufferId q_latent, q, kv;
+    LatentShape shape;
+    int cache, group;
+    const float *rotation, *norm;
+    float eps;
+};
+struct LatentAttendRecord {
+    BufferId out, q_latent;
+    LatentShape shape;
+    int cache, group;
+    float scale;
+};
+struct CausalConvRecord {
+    BufferId out, x;
+    int state, width, taps;
+    const float *weight, *bias;  // the latter may be null
+    bool gated;
+};
+struct SelectiveScanRecord {
+    BufferId out, x, dt, gate, b, c;
+    int state, width, size;
+    const float *a_log, *d;
+};
 struct ActRecord {
     BufferId out, x;
     int64_t width;  // of out
@@ -115,10 +149,14 @@ struct KeepRowsRecord {
 };
 
 using Record = std::variant<EmbedRecord, LinearRecord, NormRecord, NormPartsRecord, AddRecord, AddNormRecord, ClipRecord,
-                            RopeWriteRecord, AttendRecord, ActRecord, RouteRecord, ExpertsRecord, AddGatedRecord, KeepRowsRecord>;
+                            RopeWriteRecord, AttendRecord, HeadLinearRecord, LatentWriteRecord, LatentAttendRecord,
+                            CausalConvRecord, SelectiveScanRecord, ActRecord, RouteRecord, ExpertsRecord, AddGatedRecord,
+                            KeepRowsRecord>;
 
+// Blocks lie so many values apart. A latent has the same array twice.
 struct LayerCache {
     void *k, *v;
+    int64_t k_stride, v_stride;
 };
 
 struct CacheGroup {
@@ -134,6 +172,7 @@ struct ProgramStep {
     const int32_t *seq_lens, *query_start_loc;
     int num_seqs;
     std::vector<CacheGroup> groups;
+    const int32_t* state_slots;  // [num_seqs]; null where no layer has a state
     const int64_t* needed;
     int64_t num_needed;
 };
@@ -143,13 +182,15 @@ public:
     void add(Record record) { records_.push_back(std::move(record)); }
     void set_buffers(std::vector<float*> buffers) { buffers_ = std::move(buffers); }
     void set_caches(std::vector<LayerCache> caches, CacheType type, int block_size);
-    // After both. Buffers, caches and groups that records name must be there; Python has checked it.
+    void set_states(std::vector<float*> states) { states_ = std::move(states); }
+    // After all of them. Buffers, caches and groups that records name must be there; Python has checked it.
     void run(const ProgramStep& step) const;
 
 private:
     std::vector<Record> records_;
     std::vector<float*> buffers_;
     std::vector<LayerCache> caches_;
+    std::vector<float*> states_;
     CacheType type_{};
     int block_size_ = 0;
 

@@ -109,6 +109,41 @@ class Program:
         slopes: int,
         sinks: int,
     ) -> None: ...
+    def causal_conv(
+        self, *, out: int, x: int, state: int, width: int, taps: int, weight: int, bias: int, gated: bool
+    ) -> None: ...
+    def selective_scan(
+        self,
+        *,
+        out: int,
+        x: int,
+        dt: int,
+        gate: int,
+        b: int,
+        c: int,
+        state: int,
+        width: int,
+        size: int,
+        a_log: int,
+        d: int,
+    ) -> None: ...
+    def head_linear(self, weights: list[PackedLinear], *, out: int, x: int, out_width: int, x_width: int) -> None: ...
+    def latent_write(
+        self,
+        *,
+        q_latent: int,
+        q: int,
+        kv: int,
+        latent: tuple[int, int, int, int],
+        cache: int,
+        group: int,
+        rotation: int,
+        norm: int,
+        eps: float,
+    ) -> None: ...
+    def latent_attend(
+        self, *, out: int, q_latent: int, latent: tuple[int, int, int, int], cache: int, group: int, scale: float
+    ) -> None: ...
     def act(self, *, out: int, x: int, width: int, kind: int, gated: bool, parameters: int) -> None: ...
     def route(
         self, *, ids: int, weights: int, scores: int, num_experts: int, top_k: int, routing: _Routing, bias: int
@@ -135,8 +170,9 @@ class Program:
     ) -> None: ...
     def add_gated(self, *, residual: int, x: int, gates: int, width: int) -> None: ...
     def keep_rows(self, *, rows: list[int], widths: list[int]) -> None: ...
+    def set_states(self, addresses: list[int]) -> None: ...
     def set_buffers(self, addresses: list[int]) -> None: ...
-    def set_caches(self, caches: list[tuple[int, int]], cache_type: int, block_size: int) -> None: ...
+    def set_caches(self, caches: list[tuple[int, int, int, int]], cache_type: int, block_size: int) -> None: ...
     def run(
         self,
         rows: int,
@@ -146,6 +182,7 @@ class Program:
         query_start_loc: int,
         num_seqs: int,
         groups: list[tuple[int, int, int]],
+        state_slots: int,
         needed: int,
         num_needed: int,
     ) -> None: ...
@@ -187,6 +224,8 @@ def rope_kv_write(
     eps: float,
     k_cache: int,
     v_cache: int,
+    k_stride: int,
+    v_stride: int,
     cache_type: int,
     block_size: int,
     slots: int,
@@ -198,11 +237,67 @@ def rope_kv_write(
     q_scales: int,
     /,
 ) -> None: ...
+def selective_scan(*addresses_and_sizes: int) -> None: ...
+def causal_conv(
+    out: int,
+    x: int,
+    weight: int,
+    bias: int,
+    state: int,
+    slots: int,
+    positions: int,
+    query_start_loc: int,
+    num_seqs: int,
+    width: int,
+    taps: int,
+    gated: bool,
+    /,
+) -> None: ...
+def latent_write(
+    q_latent: int,
+    q: int,
+    kv: int,
+    positions: int,
+    cos_sin: int,
+    norm: int,
+    eps: float,
+    cache: int,
+    stride: int,
+    cache_type: int,
+    block_size: int,
+    slots: int,
+    rows: int,
+    num_heads: int,
+    nope_dim: int,
+    rank: int,
+    rope_dim: int,
+    /,
+) -> None: ...
+def latent_attention(
+    out: int,
+    q_latent: int,
+    cache: int,
+    stride: int,
+    cache_type: int,
+    block_size: int,
+    block_tables: int,
+    block_table_stride: int,
+    seq_lens: int,
+    query_start_loc: int,
+    num_seqs: int,
+    num_heads: int,
+    rank: int,
+    rope_dim: int,
+    scale: float,
+    /,
+) -> None: ...
 def attention(
     out: int,
     qkv: int,
     k_cache: int,
     v_cache: int,
+    k_stride: int,
+    v_stride: int,
     cache_type: int,
     block_size: int,
     block_tables: int,

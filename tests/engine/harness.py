@@ -6,6 +6,7 @@ import dataclasses
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from octavo.base.params import SamplingParams
 from octavo.core.drafts import Drafter
 from octavo.core.grammar.structured import LLGuidanceCompiler, Matcher, StructuredOutputs
 from octavo.core.scheduler.scheduler import Scheduler
-from octavo.text.tokenizers.tokenizer import load_tokenizer
+from octavo.text.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from octavo.text.tokenizers.vocabulary import vocabulary_of
 from octavo.wire.messages import AddRequest, EngineInfo, TokenLogprobs
 from octavo.wire.step import SchedulerOutput
@@ -55,9 +56,12 @@ class Engine:
         )
         self.worker = Worker(self.config, lambda name, detail: None)
         self.info: EngineInfo = self.worker.load()
-        self.tokenizer = load_tokenizer(str(model))
         self.grammars = LLGuidanceCompiler(self.info.vocab_size)
         self._has_vocabulary = False
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        return load_tokenizer(self.config.model.model)
 
     def scheduler(self, *, prefix_caching: bool = True, drafter: Drafter | None = None, **info: int) -> Scheduler:
         """A scheduler for this worker; `info` narrows it: num_kv_blocks, max_num_batched_tokens, max_num_seqs."""

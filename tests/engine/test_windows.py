@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from engine.harness import Engine, Reply, Run, request
-from octavo.cache.spec import max_group_blocks
+from octavo.cache.spec import FullKV, max_group_blocks
 from octavo.core.scheduler.scheduler import Scheduler
 from octavo.wire.messages import AddRequest
 
@@ -68,7 +68,7 @@ def test_replies_are_those_of_a_cache_that_keeps_every_key(
     import octavo.models.decoder as decoder
 
     groups = decoder.cache_groups
-    monkeypatch.setattr(decoder, "cache_groups", lambda kinds, is_uniform: groups(kinds, is_uniform=False))
+    monkeypatch.setattr(decoder, "cache_groups", lambda kinds, sizes: groups([FullKV()] * len(kinds), sizes))
     engine = Engine(gemma_gguf)
     assert engine.info.kv_group_windows == (0,)
     check(engine.run(requests_under_test()), alone)

@@ -132,6 +132,9 @@ def write_experts(writer: gguf.GGUFWriter, arch: str, config: Any) -> None:
     match arch:
         case "gpt-oss":
             writer.add_sliding_window(config.sliding_window)
+        case "lfm2moe":
+            writer.add_leading_dense_block_count(config.num_dense_layers)
+            writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
         case "llama4":
             writer.add_interleave_moe_layer_step(config.interleave_moe_layer_step)
         case "qwen2moe":

@@ -11,7 +11,7 @@ import torch
 
 from octavo.base.config import ModelConfig
 from octavo.models.loader import LoadedModel, load_model
-from octavo.ops.table import Ops
+from octavo.ops.table import Ops, cache_shapes
 
 BLOCK_SIZE = 16
 
@@ -30,6 +30,7 @@ class Batch:
     block_tables: torch.Tensor
     num_groups: int
     attention_plan: None = None  # an attention that wants one makes it
+    state_slots: torch.Tensor | None = None
 
     @property
     def cache_groups(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -46,11 +47,10 @@ class Run:
         num_blocks = 1 + num_seqs * blocks_per_seq
         self.caches = []
         for cache in self.model.definition.program.caches:
-            k_shape, v_shape = ops.kv_cache_shapes(
-                num_blocks, BLOCK_SIZE, cache.heads.num_kv_heads, cache.heads.head_dim
-            )
-            nan = float("nan")
-            self.caches.append((torch.full(k_shape, nan, dtype=kv_dtype), torch.full(v_shape, nan, dtype=kv_dtype)))
+            shapes = cache_shapes(ops, cache.heads, num_blocks, BLOCK_SIZE)
+            self.caches.append(tuple(torch.full(shape, torch.nan, dtype=kv_dtype) for shape in shapes))
+        for state in self.model.definition.program.states:
+            self.caches.append((torch.full((num_seqs, *state.shape), torch.nan),))
         order = torch.arange(num_blocks - 1, 0, -1, dtype=torch.int32)
         self.block_tables = order.view(blocks_per_seq, num_seqs).t().contiguous()
         self.lens = [0] * num_seqs
@@ -75,6 +75,7 @@ class Run:
             torch.tensor(self.lens, dtype=torch.int32),
             self.block_tables,
             len(self.model.definition.cache_groups),
+            state_slots=torch.arange(len(tokens), dtype=torch.int32),
         )
         if needed is not None:
             return [

@@ -53,6 +53,42 @@ LONG_ROPE = {
     "long_factor": [1.5 + 0.3 * i for i in range(8)],
     "original_max_position_embeddings": 32,
 }
+MSCALE_ROPE = {**YARN_ROPE, "mscale": 0.9, "mscale_all_dim": 0.9}
+LATENT: dict[str, Any] = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 32,
+    "qk_rope_head_dim": 16,
+    "qk_nope_head_dim": 24,
+    "v_head_dim": 20,
+    "n_routed_experts": 6,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 48,
+    "n_shared_experts": 2,
+}
+MINICPM3: dict[str, Any] = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 32,
+    "qk_rope_head_dim": 16,
+    "qk_nope_head_dim": 24,
+}
+LATENT_LONG_ROPE: dict[str, Any] = {
+    "rope_type": "longrope",
+    "rope_theta": 500.0,
+    "original_max_position_embeddings": 32,
+    "short_factor": [1.0 + 0.1 * i for i in range(8)],
+    "long_factor": [2.0 + 0.2 * i for i in range(8)],
+}
+JAMBA: dict[str, Any] = {
+    "attn_layer_period": 2,
+    "attn_layer_offset": 1,
+    "mamba_d_state": 8,
+    "mamba_dt_rank": 6,
+    "use_mamba_kernels": False,
+    "use_associative_scan": False,
+}
+LFM2_LAYERS = ["conv", "full_attention", "conv"]
 GEMMA_ROPES = {
     "full_attention": {"rope_type": "linear", "rope_theta": 5_000.0, "factor": 8.0},
     "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
@@ -168,6 +204,91 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "decoder_sparse_step": 2,
         },
     ),
+    "deepseek-v2-dense": ("DeepseekV2", {**LATENT, "q_lora_rank": 40, "first_k_dense_replace": 3}),
+    "deepseek-v2-lite-yarn": (
+        "DeepseekV2",
+        {
+            **LATENT,
+            "q_lora_rank": None,
+            "first_k_dense_replace": 1,
+            "attention_bias": True,
+            "rope_parameters": MSCALE_ROPE,
+        },
+    ),
+    "deepseek-v2-unshared-mscale": (
+        "DeepseekV2",
+        {
+            **LATENT,
+            "kv_lora_rank": 48,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 8,
+            "n_shared_experts": 1,
+            "rope_parameters": {**MSCALE_ROPE, "mscale": 0.7},
+        },
+    ),
+    "deepseek-v2-groups": (
+        "DeepseekV2",
+        {
+            **LATENT,
+            "topk_method": "group_limited_greedy",
+            "n_group": 3,
+            "topk_group": 2,
+            "routed_scaling_factor": 2.0,
+            "n_shared_experts": 1,
+        },
+    ),
+    "deepseek-v3": (
+        "DeepseekV3",
+        {**LATENT, "first_k_dense_replace": 1, "n_group": 3, "topk_group": 2, "rope_parameters": MSCALE_ROPE},
+    ),
+    "deepseek-v3-one-group": (
+        "DeepseekV3",
+        {**LATENT, "q_lora_rank": None, "n_group": 1, "topk_group": 1, "norm_topk_prob": False, "attention_bias": True},
+    ),
+    "lfm2": ("Lfm2", {"layer_types": LFM2_LAYERS, "block_multiple_of": 32}),
+    "lfm2-biases-4-taps": (
+        "Lfm2",
+        {"layer_types": LFM2_LAYERS[::-1], "conv_bias": True, "conv_L_cache": 4, "block_auto_adjust_ff_dim": False},
+    ),
+    "lfm2-moe": (
+        "Lfm2Moe",
+        {
+            "layer_types": LFM2_LAYERS,
+            "num_dense_layers": 1,
+            "num_experts": 6,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 48,
+        },
+    ),
+    "lfm2-moe-no-bias": (
+        "Lfm2Moe",
+        {
+            "layer_types": LFM2_LAYERS,
+            "num_dense_layers": 0,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 48,
+            "use_expert_bias": False,
+            "norm_topk_prob": False,
+        },
+    ),
+    "glm-4.7-flash": ("Glm4MoeLite", {**LATENT, "mlp_layer_types": ["dense", "dense", "sparse"]}),
+    "minicpm3": ("MiniCPM3", {**MINICPM3, "tie_word_embeddings": False, "dim_model_base": 16}),
+    "minicpm3-longrope": (
+        "MiniCPM3",
+        {
+            **MINICPM3,
+            "q_lora_rank": None,
+            "v_head_dim": 24,
+            "attention_bias": True,
+            "rope_parameters": LATENT_LONG_ROPE,
+        },
+    ),
+    "jamba": ("Jamba", {**JAMBA, "num_experts": 4, "num_experts_per_tok": 2}),
+    "jamba-dense-biases": (
+        "Jamba",
+        {**JAMBA, "num_experts": 1, "num_experts_per_tok": 1, "mamba_proj_bias": True, "mamba_conv_bias": False},
+    ),
     "mixtral": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "mixtral-window-3-of-5": ("Mixtral", {"num_local_experts": 5, "num_experts_per_tok": 3, "sliding_window": 8}),
     **EXPERT_CASES,
@@ -188,7 +309,7 @@ def make_model(directory: Path, family: str, options: dict[str, Any], **saving: 
             around_one = ("norm" in name or "ln_" in name) and not family.startswith(("Gemma", "Nemotron"))
             parameter.copy_(0.15 * noise + 1.0 if around_one else 0.15 * noise)
         for name, buffer in model.named_buffers():
-            if "e_score_correction_bias" in name:
+            if name.endswith(("e_score_correction_bias", "expert_bias")):
                 buffer.copy_(0.15 * torch.randn(buffer.shape, generator=generator))
     model.save_pretrained(directory, **saving)
     return model
@@ -227,17 +348,16 @@ def test_a_token_costs_two_operations_for_each_weight_of_the_layers(case: str, t
     """K7: the benchmarks' count of operations is that of the matrices that the checkpoint holds."""
     family, options = CASES[case]
     make_model(tmp_path, family, options)
-    definition = define(model_spec(json.loads((tmp_path / "config.json").read_text()), str(tmp_path)))
+    config = json.loads((tmp_path / "config.json").read_text())
+    definition = define(model_spec(config, str(tmp_path)))
     declared = definition.tensors.items()
     matrices = [(name, tensor.shape) for name, tensor in declared if ".layers." in name and len(tensor.shape) == 2]
     # Of the experts a token meets only some.
-    options = {**options, **options.get("ffn_config", {})}
-    experts = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-    num_experts = next((options[key] for key in experts if key in options), 1)
-    share = (
-        options.get("num_experts_per_tok", options.get("moe_k", options.get("moe_topk", options.get("moe_top_k", 1))))
-        / num_experts
-    )
+    config |= config.get("ffn_config", {})
+    counts = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+    chosen = ("moe_k", "moe_topk", "moe_top_k", "num_experts_per_tok")
+    num_experts, top_k = (next((config[key] for key in keys if config.get(key)), 1) for keys in (counts, chosen))
+    share = top_k / num_experts
     values = [rows * columns * (share if ".experts." in name else 1) for name, (rows, columns) in matrices]
     assert definition.layer_ops_per_token == round(2 * sum(values))
 
@@ -245,7 +365,7 @@ def test_a_token_costs_two_operations_for_each_weight_of_the_layers(case: str, t
 #: Families with operations that the others do not have.
 OTHER_KINDS = (
     "gpt2", "gpt-neox", "bloom", "phi3-longrope-partial-window", "mixtral", "qwen3-moe", "gpt-oss", "qwen2-moe",
-    "glm4-moe",
+    "glm4-moe", "deepseek-v3", "lfm2", "jamba",
 )  # fmt: skip
 
 
@@ -448,3 +568,43 @@ def test_older_configurations_mean_the_same(
     rewrite(config)
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert load(tmp_path, ops).spec == new
+
+
+def test_layers_that_predict_further_tokens_are_no_part_of_the_model(tmp_path: Path) -> None:
+    expected = transformers_logits(make_model(tmp_path, *CASES["deepseek-v3"]), PROMPTS)
+    tensors = load_file(tmp_path / "model.safetensors")
+    further = {
+        name.replace(".2.", ".3.", 1): tensor.clone() for name, tensor in tensors.items() if ".layers.2." in name
+    }
+    save_file(
+        {**tensors, **further, "model.layers.3.eh_proj.weight": torch.ones(64, 128)}, tmp_path / "model.safetensors"
+    )
+    ops = bind()
+    torch.testing.assert_close(
+        torch.stack(prompt_logits(load(tmp_path, ops), ops, PROMPTS)), expected, rtol=1e-4, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    ("case", "changes", "message"),
+    [
+        ("deepseek-v3", {"rope_interleave": False}, "rope_interleave"),
+        ("deepseek-v3", {"scoring_func": "softmax"}, "scoring_func"),
+        ("deepseek-v3", {"n_group": 4}, "n_group"),
+        ("deepseek-v3", {"topk_group": 1, "num_experts_per_tok": 3}, "topk_group"),
+        ("deepseek-v3", {"kv_lora_rank": 40}, "kv_lora_rank"),
+        ("deepseek-v2-groups", {"norm_topk_prob": True}, "norm_topk_prob"),
+        ("deepseek-v2-groups", {"topk_method": "best"}, "topk_method"),
+        ("deepseek-v2-groups", {"moe_layer_freq": 2}, "moe_layer_freq"),
+        ("glm-4.7-flash", {"mlp_layer_types": ["sparse", "dense", "sparse"]}, "mlp_layer_types"),
+        ("lfm2", {"layer_types": ["conv", "mamba", "conv"]}, "layer_types"),
+        ("lfm2", {"conv_L_cache": 1}, "conv_L_cache"),
+    ],
+)
+def test_options_that_are_not_implemented_are_refused_by_name(case: str, changes: dict[str, Any], message: str) -> None:
+    family, options = CASES[case]
+    config = getattr(transformers, f"{family}Config")(**{**SIZES, **options}).to_dict()
+    config["architectures"] = [f"{family}ForCausalLM"]
+    model_spec(config, "here")
+    with pytest.raises(CheckpointError, match=message):
+        model_spec({**config, **changes}, "here")

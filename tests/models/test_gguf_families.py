@@ -14,7 +14,17 @@ import torch
 
 from models.expert_cases import EXPERT_ARCHS, EXPERT_CASES, write_experts
 from models.running import load, prompt_logits
-from models.test_families import LONG_ROPE, PROMPTS, make_model, transformers_logits
+from models.test_families import (
+    LATENT,
+    LATENT_LONG_ROPE,
+    LFM2_LAYERS,
+    LONG_ROPE,
+    MINICPM3,
+    MSCALE_ROPE,
+    PROMPTS,
+    make_model,
+    transformers_logits,
+)
 from octavo.base.errors import CheckpointError
 from octavo.models.checkpoint import SafetensorsCheckpoint
 from octavo.models.decoder import define
@@ -66,6 +76,24 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "Qwen3Moe",
         {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "norm_topk_prob": True},
     ),
+    "deepseek-v2-lite": ("deepseek2", "DeepseekV2", {**LATENT, "q_lora_rank": None, "first_k_dense_replace": 1}),
+    "lfm2-moe": (
+        "lfm2moe",
+        "Lfm2Moe",
+        {
+            "layer_types": LFM2_LAYERS,
+            "num_dense_layers": 1,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 48,
+        },
+    ),
+    "lfm2": ("lfm2", "Lfm2", {"layer_types": LFM2_LAYERS, "block_auto_adjust_ff_dim": False}),
+    "deepseek-v3": (
+        "deepseek2",
+        "DeepseekV3",
+        {**LATENT, "first_k_dense_replace": 1, "n_group": 3, "topk_group": 2, "rope_parameters": MSCALE_ROPE},
+    ),
     **{name: (arch, *EXPERT_CASES[name]) for name, arch in EXPERT_ARCHS.items()},
     # What files do not say is as published: chunks and floors of 8,192.
     "llama4": (
@@ -80,6 +108,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "interleave_moe_layer_step": 2,
         },
     ),
+    "minicpm3": ("minicpm3", "MiniCPM3", {**MINICPM3, "rope_parameters": LATENT_LONG_ROPE}),
     "phi3": ("phi3", "Phi3", {"pad_token_id": None, "sliding_window": 8}),
     "phi3-longrope": ("phi3", "Phi3", {"pad_token_id": None, "rope_parameters": LONG_ROPE}),
     "gpt2": ("gpt2", "GPT2", {}),
@@ -133,6 +162,8 @@ KEYS = {
     "clamp_kqv": ("clip_qkv",),
     "parallel_residual": ("use_parallel_residual",),
 }
+#: Tensors of experts or heads that a file holds as one, along a dimension of their own.
+STACKED = re.compile(r"_(?:exps|norm|[kv]_b)\.")
 
 
 def interleaved(weight: torch.Tensor, num_heads: int) -> torch.Tensor:
@@ -152,7 +183,7 @@ def write_gguf(
     source = TensorSource(checkpoint, find_family(checkpoint.config, "test").hf, definition)
     writer = gguf.GGUFWriter(path, arch)
     heads = definition.program.caches[0].heads
-    write_sizes(writer, arch, config, checkpoint.config, heads.num_kv_heads)
+    write_sizes(writer, arch, config, checkpoint.config, getattr(heads, "num_kv_heads", None))
     values: dict[str, torch.Tensor] = {}
     for tensor in definition.tensors.values():
         # As the checkpoint has it: rows of heads are not yet in the order of the kernels.
@@ -162,12 +193,22 @@ def write_gguf(
             value = interleaved(value, tensor.shape[0] // tensor.head_dim)
         if arch.startswith(("gemma", "nemotron")) and tensor.role == "norm":
             value = value + 1
-        values[tensor.gguf] = value.view(tensor.shape)
+        value = value.reshape(tensor.shape)
+        if "shortconv.conv." in tensor.gguf and value.dim() == 2:
+            value = value.t()
+        values[tensor.gguf] = value
     for name in ("alpha_p", "alpha_n"):
         learned = [values.pop(key).item() for key in [*values] if key.endswith(f".ffn_act.{name}")]
         if learned:
             getattr(writer, f"add_xielu_{name}")(learned)
-    for name, value in fused(values, FUSED.get(arch, {})).items():
+    if arch in ("lfm2", "lfm2moe"):
+        values["token_embd_norm.weight"] = values.pop("output_norm.weight")
+    wholes = fused(values, FUSED.get(arch, {}))
+    if arch == "minicpm3":  # keys and values of a head one below the other
+        for name in [name for name in wholes if "attn_k_b" in name]:
+            parts = wholes.pop(name).transpose(1, 2), wholes.pop(name.replace("_k_b", "_v_b"))
+            wholes[name.replace("_k_b", "_kv_b")] = torch.cat(parts, 1).flatten(0, 1)
+    for name, value in wholes.items():
         array = np.ascontiguousarray(value.numpy())
         if quantization is not None and array.ndim > 1 and name.startswith("blk.") and "gate_inp" not in name:
             writer.add_tensor(name, gguf.quants.quantize(array, quantization), raw_dtype=quantization)
@@ -184,13 +225,13 @@ def fused(values: dict[str, torch.Tensor], wholes: dict[str, tuple[str, ...]]) -
     result: dict[str, list[torch.Tensor]] = {}
     for name, value in values.items():
         prefix, _, kind = name.rpartition(".")
-        expert = re.fullmatch(r"(.*_(?:exps|norm))\.\d+", prefix)
+        expert = re.fullmatch(r"(.*_(?:exps|norm|[kv]_b))\.\d+", prefix)
         block, _, part = prefix.rpartition(".")
         whole = next((whole for whole, parts in wholes.items() if part in parts), part)
         target = f"{expert[1]}.{kind}" if expert else f"{block}.{whole}.{kind}".removeprefix(".")
         result.setdefault(target, []).append(value)
     return {
-        name: parts[0] if len(parts) == 1 else (torch.stack if re.search("_(exps|norm)", name) else torch.cat)(parts)
+        name: parts[0] if len(parts) == 1 else (torch.stack if STACKED.search(name) else torch.cat)(parts)
         for name, parts in result.items()
     }
 
@@ -208,15 +249,13 @@ def write_sizes(
         saved.get("intermediate_size") or saved.get("n_inner") or saved.get("ffn_hidden_size") or 4 * config.hidden_size
     )
     writer.add_head_count(num_heads)
-    writer.add_head_count_kv(num_kv_heads or getattr(config, "num_key_value_heads", num_heads))
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // num_heads
+    write_heads(writer, arch, config, num_kv_heads or getattr(config, "num_key_value_heads", num_heads), head_dim)
     if getattr(config, "rms_norm_eps", None):
         writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    else:
+    elif arch not in ("lfm2", "lfm2moe"):
         names = ("layer_norm_epsilon", "layer_norm_eps", "norm_epsilon", "norm_eps")
         writer.add_layer_norm_eps(next((getattr(config, name) for name in names if hasattr(config, name)), 1e-5))
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // num_heads
-    writer.add_key_length(head_dim)
-    writer.add_value_length(head_dim)
     for method, names in KEYS.items():
         for value in (saved[name] for name in names if saved.get(name) is not None):
             getattr(writer, f"add_{method}")(value)
@@ -230,6 +269,9 @@ def write_sizes(
     if arch == "mpt":
         writer.add_max_alibi_bias(8.0)
         writer.add_clamp_kqv(config.attn_config.clip_qkv)
+    if arch == "deepseek2":
+        write_latent(writer, config)
+        return
     num_experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
     num_experts = saved.get("moe_num_experts", num_experts)
     if num_experts:
@@ -239,6 +281,55 @@ def write_sizes(
     rope = getattr(config, "rope_parameters", None)
     if rope:
         write_rope(writer, rope.get("full_attention", rope), head_dim)
+
+
+def write_heads(writer: gguf.GGUFWriter, arch: str, config: Any, num_kv_heads: int, head_dim: int) -> None:
+    if arch == "deepseek2":
+        return  # see write_latent
+    if arch == "minicpm3":
+        writer.add_q_lora_rank(config.q_lora_rank)
+        writer.add_kv_lora_rank(config.kv_lora_rank)
+        writer.add_key_length(config.qk_nope_head_dim + config.qk_rope_head_dim)
+        return
+    counts: int | list[int] = num_kv_heads
+    if arch in ("lfm2", "lfm2moe"):
+        counts = [num_kv_heads if kind == "full_attention" else 0 for kind in config.layer_types]
+        writer.add_shortconv_l_cache(config.conv_L_cache)
+        writer.add_layer_norm_rms_eps(config.norm_eps)
+    writer.add_head_count_kv(counts)
+    writer.add_key_length(head_dim)
+    writer.add_value_length(head_dim)
+
+
+def write_latent(writer: gguf.GGUFWriter, config: Any) -> None:
+    writer.add_head_count_kv(1)
+    writer.add_key_length(config.kv_lora_rank + config.qk_rope_head_dim)
+    writer.add_value_length(config.kv_lora_rank)
+    writer.add_key_length_mla(config.qk_nope_head_dim + config.qk_rope_head_dim)
+    writer.add_value_length_mla(config.v_head_dim)
+    writer.add_kv_lora_rank(config.kv_lora_rank)
+    if config.q_lora_rank:
+        writer.add_q_lora_rank(config.q_lora_rank)
+    writer.add_leading_dense_block_count(config.first_k_dense_replace)
+    writer.add_expert_count(config.n_routed_experts)
+    writer.add_expert_used_count(config.num_experts_per_tok)
+    writer.add_expert_shared_count(config.n_shared_experts)
+    writer.add_expert_feed_forward_length(config.moe_intermediate_size)
+    writer.add_expert_weights_scale(config.routed_scaling_factor)
+    writer.add_expert_weights_norm(config.norm_topk_prob)
+    is_v3 = config.model_type == "deepseek_v3"
+    writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID if is_v3 else gguf.ExpertGatingFuncType.SOFTMAX)
+    if is_v3:
+        writer.add_expert_group_count(config.n_group)
+        writer.add_expert_group_used_count(config.topk_group)
+    rope = config.rope_parameters
+    writer.add_rope_freq_base(rope["rope_theta"])
+    writer.add_rope_dimension_count(config.qk_rope_head_dim)
+    if rope["rope_type"] == "yarn":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(rope["factor"])
+        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+        writer.add_rope_scaling_yarn_log_mul(0.1 * rope["mscale_all_dim"])
 
 
 def write_rope(writer: gguf.GGUFWriter, rope: dict[str, Any], head_dim: int) -> None:
@@ -291,6 +382,35 @@ def test_quantized_experts_are_computed_as_they_are(quantization: gguf.GGMLQuant
     assert ((whole - expected).norm(dim=-1) / expected.norm(dim=-1)).median() < 0.06
     assert torch.equal(torch.stack(prompt_logits(loaded, native, PROMPTS, 7)), whole)
     assert torch.equal(prompt_logits(loaded, native, PROMPTS[:1])[0], whole[0])
+
+
+def test_older_files_hold_the_matrices_of_latents_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Quantized, too: those of keys are then computed with as floats."""
+
+    newer = fused
+
+    def as_one(values: dict[str, torch.Tensor], wholes: dict[str, tuple[str, ...]]) -> dict[str, torch.Tensor]:
+        result = newer(values, wholes)
+        for name in [name for name in result if "attn_k_b" in name]:
+            keys, vs = result.pop(name).transpose(1, 2), result.pop(name.replace("k_b", "v_b"))
+            result[name.replace("k_b", "kv_b")] = torch.cat((keys, vs), 1).flatten(0, 1)
+        return result
+
+    _, family, options = CASES["deepseek-v2-lite"]
+    model = make_model(tmp_path / "hf", family, {**options, "v_head_dim": 24, "moe_intermediate_size": 64})
+    write_gguf(tmp_path / "new.gguf", "deepseek2", tmp_path / "hf", model)
+    ops = bind("cpu", "reference")
+    expected = torch.stack(prompt_logits(load(tmp_path / "new.gguf", ops), ops, PROMPTS))
+    monkeypatch.setitem(globals(), "fused", as_one)
+    write_gguf(tmp_path / "old.gguf", "deepseek2", tmp_path / "hf", model)
+    assert "blk.0.attn_kv_b.weight" in GGUFCheckpoint(tmp_path / "old.gguf").names()
+    assert torch.equal(torch.stack(prompt_logits(load(tmp_path / "old.gguf", ops), ops, PROMPTS)), expected)
+    write_gguf(tmp_path / "q8.gguf", "deepseek2", tmp_path / "hf", model, gguf.GGMLQuantizationType.Q8_0)
+    native = bind()
+    loaded = load(tmp_path / "q8.gguf", native)
+    whole = torch.stack(prompt_logits(loaded, native, PROMPTS))
+    assert ((whole - expected).norm(dim=-1) / expected.norm(dim=-1)).median() < 0.06
+    assert torch.equal(torch.stack(prompt_logits(loaded, native, PROMPTS, 7)), whole)
 
 
 def metadata_of(arch: str = "llama", **changes: Any) -> dict[str, Any]:

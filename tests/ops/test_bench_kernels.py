@@ -51,10 +51,12 @@ def test_every_operation_of_a_step_can_be_measured() -> None:
         "pack_embedding",
         "tied_embedding",
         "kv_cache_shapes",
+        "latent_cache_shape",
     }
     composed = {
         "program_runner",
         "experts",
+        "head_linear",
         "attention_planner",
     }  # the time of the others, which they are made of or called with
     torchs = {"soft_cap_", "resolve_ids"}  # on a CPU; torch's own time

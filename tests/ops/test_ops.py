@@ -294,7 +294,19 @@ ROW_CASES = [*_elementwise_cases(), *_norm_parts_cases(), *_rope_cases()]
 def test_a_row_alone_has_the_bits_it_has_among_others(isa: str, case: Case) -> None:
     names = case.outputs if case.name != "rope_kv_write" else ("qkv",)
     whole = replace(case, outputs=names).run(NATIVE)
-    per_row = {"out", "x", "residual", "gate_up", "qkv", "positions", "slot_mapping", "ids", "weights", "scores"}
+    per_row = {
+        "out",
+        "x",
+        "residual",
+        "gate_up",
+        "qkv",
+        "positions",
+        "slot_mapping",
+        "ids",
+        "weights",
+        "scores",
+        "gates",
+    }
     per_row &= case.args.keys()
     for row in range(len(whole[0])):
         alone = {name: case.args[name][row : row + 1].contiguous() for name in per_row}

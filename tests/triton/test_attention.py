@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from octavo.ops.program import Heads
-from octavo.ops.triton import attention as module
+from octavo.ops.triton import attention_plan
 from octavo.ops.triton.attention import CHUNK, AttentionPlanner
 from octavo.ops.triton.rope import kv_cache_shapes
 from support.triton_steps import Step
@@ -137,7 +137,7 @@ def test_scratch_of_growing_contexts_is_bounded() -> None:
 
 def test_the_longest_tiles_come_first() -> None:
     seq_lens, starts = np.array([3, 900, 40], np.int32), np.array([0, 1, 201, 241], np.int32)
-    tiles = module._tiles(seq_lens, starts, 1, 64)
+    tiles = attention_plan._tiles(seq_lens, starts, 1, 64)
     assert tiles.tolist() == [[1, 3], [1, 2], [1, 1], [1, 0], [2, 0]]
 
 

@@ -208,3 +208,33 @@ def test_layers_with_a_window_have_blocks_of_their_own(windowed_model: Path, mon
     run = engine.run(requests_under_test(), scheduler=scheduler, ahead=True)
     assert run.num_preemptions > 0 and run.num_swapped > 0
     check(run, expected)
+
+
+STATES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+OTHER_CACHES = {
+    "states": transformers.Lfm2Config(
+        vocab_size=VOCAB, **STATES, num_key_value_heads=2, max_position_embeddings=128, initializer_range=0.3,
+        layer_types=["conv", "full_attention"], block_auto_adjust_ff_dim=False,
+    ),
+    "latents": transformers.DeepseekV2Config(
+        vocab_size=VOCAB, **STATES, max_position_embeddings=128, initializer_range=0.3, q_lora_rank=None,
+        kv_lora_rank=16, qk_rope_head_dim=16, qk_nope_head_dim=8, v_head_dim=8, first_k_dense_replace=2,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", OTHER_CACHES)
+def test_states_and_latents_in_captured_steps_and_through_preemption(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """States of sequences that only fill up a step belong to nobody; those of preempted requests are computed again."""
+    torch.manual_seed(4)
+    transformers.AutoModelForCausalLM.from_config(OTHER_CACHES[kind]).save_pretrained(tmp_path)
+    expected = TinyEngine(tmp_path, None, monkeypatch).run(requests_under_test()).replies
+    engine = TinyEngine(tmp_path, InterpretedDevice(), monkeypatch)
+    check(engine.run(requests_under_test(), ahead=True, per_step=1), expected)
+    assert engine.device.num_replays > 0
+    scheduler = engine.scheduler(num_kv_blocks=8, prefix_caching=False)
+    run = engine.run(requests_under_test(), scheduler=scheduler, ahead=True)
+    assert run.num_preemptions > 0 and (run.num_swapped > 0) == (kind == "latents")
+    check(run, expected)

@@ -44,9 +44,18 @@ def test_groups_have_equally_many_layers_of_one_kind_each(pattern: str, sizes: l
     assert len(groups) <= 8
 
 
-def test_layers_of_different_shapes_are_one_group_that_keeps_all_keys() -> None:
-    (group,) = cache_groups(layers("sf"), is_uniform=False)
-    assert group.layers == (0, 1) and group.window == 0
+@pytest.mark.parametrize(
+    ("pattern", "sizes", "groups"),
+    [
+        ("ffff", [4, 1, 2, 4], [(0, 1, 2, 3)]),  # one table, whatever they keep
+        ("sf" * 4, [1, 2] * 4, [(1, 3), (5, 7), (0, 2, 4, 6)]),
+        ("sssf" * 2, [2, 2, 2, 1] * 2, [(3, 7), (0,), (1,), (2,), (4,), (5,), (6,)]),
+    ],
+)
+def test_layers_that_keep_less_of_a_token_are_more_to_a_group(
+    pattern: str, sizes: list[int], groups: list[tuple[int, ...]]
+) -> None:
+    assert [group.layers for group in cache_groups(layers(pattern), sizes)] == groups
 
 
 def test_the_first_needed_block_is_the_one_with_the_oldest_key_that_the_next_token_sees() -> None:

@@ -45,7 +45,7 @@ struct Shape {
     int max_rows;   // of a tile
 
     explicit Shape(const AttentionArgs& a)
-        : args(a), group(a.num_heads / a.num_kv_heads), padded(padded_dim(a.head_dim)),
+        : args(a), group(a.num_heads / a.num_kv_heads), padded(padded_dim(a.value_dim)),
           max_rows(tokens_per_tile() * group) {}
     int tokens_per_tile() const { return group >= kTileRows ? 1 : kTileRows / group; }
     int position(const Tile& t, int token) const {
@@ -107,7 +107,7 @@ struct TileRun {
         : s(shape), tile(t), next(following), w(memory, shape), rows(t.num_tokens * shape.group), end_chunk(t.end_chunk) {
         const AttentionArgs& a = s.args;
         const int dim = a.head_dim;
-        const int64_t stride = int64_t(a.num_heads + 2 * a.num_kv_heads) * dim;
+        const int64_t stride = a.row_stride;
         const float* q = a.qkv + (a.query_start_loc[t.seq] + t.first_token) * stride + int64_t(t.kv_head) * s.group * dim;
         for (int token = 0; token < t.num_tokens; ++token)
             for (int i = 0; i < s.group * dim; ++i) w.q[token * s.group * dim + i] = q[token * stride + i] * a.scale;
@@ -129,7 +129,7 @@ struct TileRun {
         const int base = chunk * kChunk;
         const Range all = seen(0, rows, base);
         find_tiles(base, all);
-        if (rows > kUnpackAbove) {
+        if (rows > kUnpackAbove || s.args.is_latent) {
             const float *keys[kChunkTiles], *values[kChunkTiles];
             unpack(all, keys, values);
             const bool clean = edges_are_finite(base, all);
@@ -147,20 +147,26 @@ struct TileRun {
 
     void find_tiles(int base, Range all) {
         for (int t = all.first / kKeyTile; t * kKeyTile < all.end; ++t) {
-            const int64_t at = row_of(tile, base + t * kKeyTile);
+            const Place at = place_of(tile, base + t * kKeyTile);
             key_tiles[t] = keys_at(at);
-            value_tiles[t] = static_cast<const T*>(s.args.v_cache) + at * s.padded;
+            value_tiles[t] = s.args.is_latent ? key_tiles[t]
+                                              : static_cast<const T*>(s.args.v_cache) + at.block * s.args.v_stride + at.row * s.padded;
         }
     }
 
-    // Where a key stands among the cached ones of all blocks and heads.
-    int64_t row_of(const Tile& t, int key) const {
+    // The block of a key, and its row among those of the block's heads.
+    struct Place {
+        int64_t block, row;
+    };
+    Place place_of(const Tile& t, int key) const {
         const AttentionArgs& a = s.args;
         const int64_t block = a.block_tables[t.seq * a.block_table_stride + key / a.block_size];
-        return (block * a.num_kv_heads + t.kv_head) * a.block_size + key % a.block_size;
+        return {block, int64_t(t.kv_head) * a.block_size + key % a.block_size};
     }
-    // The tile of keys that begins at such a row: blocks are whole tiles.
-    const T* keys_at(int64_t row) const { return static_cast<const T*>(s.args.k_cache) + row * s.args.head_dim; }
+    // The tile of keys that begins there: blocks are whole tiles.
+    const T* keys_at(const Place& at) const {
+        return static_cast<const T*>(s.args.k_cache) + at.block * s.args.k_stride + at.row * s.args.head_dim;
+    }
 
     // Behind the last chunk come the keys of the tile that this thread turns to next.
     void find_next_keys(int chunk, Range all) {
@@ -169,7 +175,7 @@ struct TileRun {
         if (chunk + 1 == end_chunk && next) of = next, base = next->first_chunk * kChunk;
         const int end = s.args.seq_lens[of->seq];
         for (int t = all.first / kKeyTile; t * kKeyTile < all.end; ++t)
-            next_keys[t] = base + t * kKeyTile < end ? keys_at(row_of(*of, base + t * kKeyTile)) : key_tiles[t];
+            next_keys[t] = base + t * kKeyTile < end ? keys_at(place_of(*of, base + t * kKeyTile)) : key_tiles[t];
     }
 
     // Keys to float32 tiles, values to float32 panels [padded / 16][kChunk][16].
@@ -178,15 +184,17 @@ struct TileRun {
         for (int t = all.first / kKeyTile; t * kKeyTile < all.end; ++t) {
             float* k = w.keys + t * kKeyTile * dim;
             keys[t] = k;
-            if constexpr (sizeof(T) == 4) keys[t] = reinterpret_cast<const float*>(key_tiles[t]);
+            if (s.args.is_latent) transpose_tile<In>(k, key_tiles[t], dim);
+            else if constexpr (sizeof(T) == 4) keys[t] = reinterpret_cast<const float*>(key_tiles[t]);
             else
                 for (int i = 0; i < dim * kKeyTile; i += VW) vf_store(k + i, In::load(key_tiles[t] + i));
             float* v = w.values + t * kKeyTile * kKeyTile;
             values[t] = v;
+            const int row = s.args.is_latent ? dim : s.padded;
             for (int key = 0; key < kKeyTile; ++key)
                 for (int d = 0; d < s.padded; d += VW)
                     vf_store(v + d / kKeyTile * kChunk * kKeyTile + key * kKeyTile + d % kKeyTile,
-                             In::load(value_tiles[t] + key * s.padded + d));
+                             In::load(value_tiles[t] + key * row + d));
         }
     }
 
@@ -337,11 +345,11 @@ struct TileRun {
         const AttentionArgs& a = s.args;
         for (int row = 0; row < rows; ++row) {
             const int64_t token = a.query_start_loc[tile.seq] + tile.first_token + row / s.group;
-            float* out = a.out + (token * a.num_heads + tile.kv_head * s.group + row % s.group) * a.head_dim;
+            float* out = a.out + (token * a.num_heads + tile.kv_head * s.group + row % s.group) * a.value_dim;
             const float* acc = run.acc + int64_t(row) * s.padded;
             const float inverse = a.sinks ? share_beside(a.sinks[tile.kv_head * s.group + row % s.group], run.max[row], run.sum[row])
                                           : 1.0f / run.sum[row];
-            for (int d = 0; d < a.head_dim; ++d) out[d] = acc[d] * inverse;
+            for (int d = 0; d < a.value_dim; ++d) out[d] = acc[d] * inverse;
         }
     }
 

@@ -7,10 +7,12 @@
 namespace octavo {
 
 struct AttentionArgs {
-    float* out;        // [rows][num_heads * head_dim]
-    const float* qkv;  // [rows][(num_heads + 2 num_kv_heads) * head_dim], of which q is read
+    float* out;        // [rows][num_heads * value_dim]
+    const float* qkv;  // rows that begin with q, [num_heads * head_dim]
+    int64_t row_stride;  // from row to row of qkv
     const void* k_cache;
-    const void* v_cache;
+    const void* v_cache;  // of a latent null
+    int64_t k_stride, v_stride;  // from block to block
     CacheType type;
     int block_size;
     const int32_t* block_tables;  // [num_seqs][block_table_stride]
@@ -21,6 +23,8 @@ struct AttentionArgs {
     int num_heads;
     int num_kv_heads;
     int head_dim;
+    int value_dim;
+    bool is_latent;  // one kv head, whose keys lie in rows of which the first value_dim are the values
     float scale;
     int window;     // 0: none; else a key at a distance < window is seen
     bool chunked;   // instead, if there is a window: the keys of the chunk of so many positions that the query is in

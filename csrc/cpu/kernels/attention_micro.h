@@ -8,6 +8,8 @@
 #include "kernels/exp.h"
 #include "simd.h"
 
+#include <utility>
+
 namespace octavo {
 namespace OCTAVO_ISA {
 
@@ -144,6 +146,36 @@ static void weigh_rows(float* acc, int acc_stride, const float* weights, const V
         weigh_block<In, FETCH, R, N>(acc + panel * kKeyTile, acc_stride, weights, values, panel, first, end);
     for (; panel < panel_end; ++panel)
         weigh_block<In, FETCH, R, 1>(acc + panel * kKeyTile, acc_stride, weights, values, panel, first, end);
+}
+
+// The lanes of a with bit S change places with the lanes of b without it.
+template <int S, size_t... J>
+OCTAVO_INLINE void exchange(vf& a, vf& b, std::index_sequence<J...>) {
+    const vf low = __builtin_shufflevector(a, b, ((J & S) ? VW + J - S : J)...);
+    b = __builtin_shufflevector(a, b, ((J & S) ? VW + J : J + S)...);
+    a = low;
+}
+
+template <int S = VW / 2>
+OCTAVO_INLINE void transpose_square(vf (&x)[VW]) {
+#pragma GCC unroll 16
+    for (int i = 0; i < VW; ++i)
+        if (!(i & S)) exchange<S>(x[i], x[i | S], std::make_index_sequence<VW>{});
+    if constexpr (S > 1) transpose_square<S / 2>(x);
+}
+
+// Rows of 16 keys [16][dim] to a tile [dim][16]; dim is a multiple of 16.
+template <class In>
+static void transpose_tile(float* out, const typename In::T* rows, int dim) {
+    for (int d = 0; d < dim; d += VW)
+        for (int key = 0; key < kKeyTile; key += VW) {
+            vf x[VW];
+#pragma GCC unroll 16
+            for (int i = 0; i < VW; ++i) x[i] = In::load(rows + int64_t(key + i) * dim + d);
+            transpose_square(x);
+#pragma GCC unroll 16
+            for (int i = 0; i < VW; ++i) vf_store(out + (d + i) * kKeyTile + key, x[i]);
+        }
 }
 
 // Calls f with std::integral_constant-like R for rows in 1 .. kMaxRows.

@@ -1,6 +1,7 @@
 #include "kernels/rope.h"
 
 #include "kernels/rms.h"
+#include "kernels/rotate.h"
 #include "pool.h"
 
 namespace octavo {
@@ -8,35 +9,6 @@ namespace OCTAVO_ISA {
 
 // Floats of qkv that one task handles.
 constexpr int64_t kTaskFloats = 8192;
-
-struct ToF32 {
-    typedef float T;
-    static T of(float x) { return x; }
-};
-struct ToBF16 {
-    typedef uint16_t T;
-    static T of(float x) { return f32_to_bf16(x); }
-};
-struct ToF16 {
-    typedef uint16_t T;
-    static T of(float x) { return f32_to_f16(x); }
-};
-
-// Pairs are (x[i], x[i + half]).
-static inline void rotate(float* x, const float* cos_sin, int half) {
-    const float *cos = cos_sin, *sin = cos_sin + half;
-    int i = 0;
-    for (; i + VW <= half; i += VW) {
-        const vf a = vf_load(x + i), b = vf_load(x + half + i), c = vf_load(cos + i), s = vf_load(sin + i);
-        vf_store(x + i, vf_sub(vf_mul(a, c), vf_mul(b, s)));
-        vf_store(x + half + i, vf_add(vf_mul(b, c), vf_mul(a, s)));
-    }
-    for (; i < half; ++i) {
-        const float a = x[i], b = x[half + i];
-        x[i] = a * cos[i] - b * sin[i];
-        x[half + i] = b * cos[i] + a * sin[i];
-    }
-}
 
 static inline void turn_heads(const RopeArgs& args, float* x, int count, const float* norm, const float* cos_sin) {
     const int dim = args.head_dim;
@@ -53,9 +25,9 @@ static void write_kv(const RopeArgs& args, const float* k, const float* v, int64
     const int dim = args.head_dim, padded = padded_dim(dim), tiles = args.block_size / kKeyTile;
     const int64_t block = slot / args.block_size, offset = slot % args.block_size;
     for (int head = 0; head < args.num_kv_heads; ++head, k += dim, v += dim) {
-        const int64_t at = block * args.num_kv_heads + head;
-        T* kt = static_cast<T*>(args.k_cache) + (at * tiles + offset / kKeyTile) * dim * kKeyTile + offset % kKeyTile;
-        T* vt = static_cast<T*>(args.v_cache) + (at * args.block_size + offset) * padded;
+        T* kt = static_cast<T*>(args.k_cache) + block * args.k_stride +
+                (int64_t(head) * tiles + offset / kKeyTile) * dim * kKeyTile + offset % kKeyTile;
+        T* vt = static_cast<T*>(args.v_cache) + block * args.v_stride + (int64_t(head) * args.block_size + offset) * padded;
         for (int d = 0; d < dim; ++d) kt[d * kKeyTile] = To::of(k[d]);
         for (int d = 0; d < dim; ++d) vt[d] = To::of(v[d]);
         for (int d = dim; d < padded; ++d) vt[d] = 0;

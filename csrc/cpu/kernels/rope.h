@@ -15,6 +15,7 @@ struct RopeArgs {
     float eps;
     void* k_cache;
     void* v_cache;
+    int64_t k_stride, v_stride;  // from block to block
     CacheType type;
     int block_size;
     const int64_t* slots;    // [rows]: block * block_size + offset

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from octavo.bench.config import KernelsConfig
+from octavo.ops.program import Latent
 from octavo.ops.routing import Routing
 from octavo.ops.sampling_batch import SamplingBatch
 from octavo.ops.table import LinearWeight, Ops
@@ -262,6 +263,83 @@ def _attention_case(config: KernelsConfig, ops: Ops, num_seqs: int, length: int,
     )  # fmt: skip
 
 
+def _latent(config: KernelsConfig) -> Latent:
+    """One whose rows are about as long as DeepSeek's, for its heads."""
+    rank, rope_dim = (-(-size // 16) * 16 for size in (4 * config.head_dim, config.head_dim // 2))
+    return Latent(num_heads=config.num_heads, nope_dim=config.head_dim, rank=rank, rope_dim=rope_dim)
+
+
+def _latent_detail(config: KernelsConfig, latent: Latent) -> str:
+    return f"heads {latent.num_heads}, rows {latent.rank} + {latent.rope_dim}, {config.kv_cache_dtype}"
+
+
+def _latent_write(config: KernelsConfig, ops: Ops) -> Iterator[Case]:
+    latent = _latent(config)
+    for rows in config.rows:
+        shape = ops.latent_cache_shape(-(-rows // BLOCK_SIZE) + 1, BLOCK_SIZE, latent)
+        cache = torch.zeros(shape, dtype=DTYPES[config.kv_cache_dtype])
+        q_latent = torch.randn(rows, latent.num_heads * latent.width)
+        q = torch.randn(rows, latent.num_heads * (latent.nope_dim + latent.rope_dim))
+        kv, positions = torch.randn(rows, latent.width), torch.arange(rows, dtype=torch.int32)
+        tables = torch.rand(rows, latent.rope_dim), torch.ones(latent.rank)
+        moved = 8 * latent.num_heads * latent.rope_dim + latent.width * (4 + cache.element_size())
+        yield Case(
+            op="latent_write", detail=_latent_detail(config, latent), rows=rows, num_bytes=rows * moved,
+            copies=[(q_latent, q, kv, positions, *tables, 1e-6, cache, torch.arange(rows) + BLOCK_SIZE, latent)],
+        )  # fmt: skip
+
+
+def _latent_attention(config: KernelsConfig, ops: Ops) -> Iterator[Case]:
+    """So many streams that decode one token each, and one prompt as long as the context."""
+    latent, context = _latent(config), config.context_len
+    blocks = -(-context // BLOCK_SIZE)
+    for num_seqs, length in (*((rows, 1) for rows in config.rows), (1, context)):
+        rows = num_seqs * length
+        shape = ops.latent_cache_shape(num_seqs * blocks + 1, BLOCK_SIZE, latent)
+        cache = torch.randn(shape).to(DTYPES[config.kv_cache_dtype])
+        tables = torch.randperm(num_seqs * blocks).to(torch.int32).view(num_seqs, blocks) + 1
+        q, out = torch.randn(rows, latent.num_heads * latent.width), torch.empty(rows, latent.num_heads * latent.rank)
+        seq_lens = torch.full((num_seqs,), context, dtype=torch.int32)
+        starts = torch.arange(0, rows + 1, length, dtype=torch.int32)
+        seen = num_seqs * sum(range(context - length + 1, context + 1))
+        what = f"decode, {num_seqs} x {context} context" if length == 1 else f"a prompt of {context}"
+        yield Case(
+            op="latent_attention", detail=f"{what}, {_latent_detail(config, latent)}", rows=rows,
+            num_bytes=num_seqs * context * latent.width * cache.element_size() + 4 * (q.numel() + out.numel()),
+            num_ops=seen * latent.ops_per_key,
+            copies=[(out, q, cache, tables, seq_lens, starts, latent, latent.width**-0.5)],
+        )  # fmt: skip
+
+
+# ---------------------------------------------------------------- states
+def _sequence(rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Slots, positions and starts of one sequence of so many rows."""
+    starts = torch.tensor([0, rows], dtype=torch.int32)
+    return torch.zeros(1, dtype=torch.int32), torch.arange(rows, dtype=torch.int32), starts
+
+
+def _causal_conv(config: KernelsConfig, ops: Ops) -> Iterator[Case]:
+    width, taps = config.hidden_size, 3
+    for rows in config.rows:
+        out, x, state = torch.empty(rows, width), torch.randn(rows, 3 * width), torch.zeros(1, taps - 1, width)
+        yield Case(
+            op="causal_conv", detail=f"{width} wide, {taps} taps, gated", rows=rows, num_bytes=16 * rows * width,
+            copies=[(out, x, torch.randn(taps, width), None, state, *_sequence(rows), True)],
+        )  # fmt: skip
+
+
+def _selective_scan(config: KernelsConfig, ops: Ops) -> Iterator[Case]:
+    width, size = config.hidden_size, 16
+    for rows in config.rows:
+        out, x, dt, gate = (torch.randn(rows, width) for _ in range(4))
+        b, c, a_log, d = (torch.randn(shape) for shape in ((rows, size), (rows, size), (size, width), (width,)))
+        yield Case(
+            op="selective_scan", detail=f"{width} wide, {size} numbers a channel", rows=rows,
+            num_bytes=16 * rows * width, num_ops=5 * rows * width * size,
+            copies=[(out, x, dt, gate, b, c, a_log, d, torch.zeros(1, size, width), *_sequence(rows))],
+        )  # fmt: skip
+
+
 # ---------------------------------------------------------------- logits
 def _forbid(config: KernelsConfig, ops: Ops) -> Iterator[Case]:
     vocab, words = config.vocab_size, -(-config.vocab_size // 32)
@@ -308,6 +386,8 @@ _MAKERS: dict[str, Callable[[KernelsConfig, Ops], Iterator[Case]]] = {
     "add_layer_norm": _add_norm("add_layer_norm", 2), "norm_parts_": _norm_parts, "add_": _add,
     "add_gated_": _add_gated, "clip_": _clip,
     "act_mul": _act_mul, "act": _act, "route": _route,
-    "rope_kv_write": _rope_kv_write, "attention": _attention, "forbid": _forbid,
+    "rope_kv_write": _rope_kv_write, "attention": _attention, "latent_write": _latent_write,
+    "latent_attention": _latent_attention, "causal_conv": _causal_conv,
+    "selective_scan": _selective_scan, "forbid": _forbid,
     "sample": _sample, "logprobs": _logprobs,
 }  # fmt: skip

@@ -8,13 +8,19 @@ tokens of one group, so that all blocks are of one size and one pool serves what
     groups    f f f | s s s | s s s | s s s | s s s | s s s
     memory    3 arrays: layer i of each group lies in array i, under the ids of its group's blocks
 
-A pool of its own for each kind would have to be divided once, for lengths that nobody knows.
+A pool of its own for each kind would have to be divided once, for lengths that nobody knows. Where layers differ in
+what they keep of a token (other heads, a latent), a group takes as many as a page has room for, and a block is a page:
+
+    layers    g l l l l l g l l l l l        g: half as large as l
+    groups    g g | l | l | l ...            no group has more than a page holds
+    memory    1 array of pages: the layers of a group lie in its blocks' pages one behind the other
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 #: More tables than this cost more time a step than the layers that they leave unused cost memory.
 _MAX_GROUPS = 8
@@ -50,36 +56,44 @@ class CacheGroup:
         return self.kind.window if isinstance(self.kind, WindowKV) else 0
 
 
-def cache_groups(kinds: Sequence[LayerKV], *, is_uniform: bool = True) -> tuple[CacheGroup, ...]:
+def cache_groups(kinds: Sequence[LayerKV], sizes: Sequence[int] | None = None) -> tuple[CacheGroup, ...]:
     """The groups of layers 0, 1, 2 ..., those that see all keys first.
 
-    `is_uniform`: the layers' keys and values are of one shape. Where they are not, blocks of different layers would be
-    of different sizes: then all layers are one group, which keeps all keys.
+    `sizes`: how much each layer keeps of a token; None: all the same.
     """
-    if not is_uniform:
-        return (CacheGroup(FullKV(), tuple(range(len(kinds)))),)
+    sizes = sizes or [1] * len(kinds)
     by_kind: dict[LayerKV, list[int]] = {}
     for layer, kind in enumerate(kinds):
         by_kind.setdefault(kind, []).append(layer)
     full_first = sorted(by_kind.items(), key=lambda item: isinstance(item[0], WindowKV))
-    size = _group_size({kind: len(layers) for kind, layers in by_kind.items()})
-    return tuple(
-        CacheGroup(kind, tuple(layers[first : first + size]))
-        for kind, layers in full_first
-        for first in range(0, len(layers), size)
-    )
+    largest = max(sizes)
+    pages = {page for layers in by_kind.values() for page in accumulate(sizes[layer] for layer in layers)}
+    cuts = {page: _cut(full_first, sizes, page) for page in pages if page >= largest}
+    few = [page for page, groups in cuts.items() if len(groups) <= _MAX_GROUPS]
+    return cuts[min(few or [max(cuts)], key=lambda page: _unused(cuts[page], sizes, page))]
 
 
-def _group_size(counts: dict[LayerKV, int]) -> int:
-    """Layers in a group: leaves the fewest places of a block unused, above all in groups that keep all keys."""
+def _cut(kinds: Sequence[tuple[LayerKV, list[int]]], sizes: Sequence[int], page: int) -> tuple[CacheGroup, ...]:
+    """The layers of each kind in groups, as many of them in each as fit its page."""
+    groups = []
+    for kind, layers in kinds:
+        members: list[int] = []
+        left = page
+        for layer in layers:
+            if sizes[layer] > left:
+                groups.append(CacheGroup(kind, tuple(members)))
+                members, left = [], page
+            members.append(layer)
+            left -= sizes[layer]
+        groups.append(CacheGroup(kind, tuple(members)))
+    return tuple(groups)
 
-    def cost(size: int) -> tuple[int, int, int]:
-        unused = {kind: -count % size for kind, count in counts.items()}
-        return unused.get(FullKV(), 0), sum(unused.values()), -size
 
-    sizes = range(1, max(counts.values()) + 1)
-    few = [size for size in sizes if sum(-(-count // size) for count in counts.values()) <= _MAX_GROUPS]
-    return min(few or [sizes[-1]], key=cost)
+def _unused(groups: Sequence[CacheGroup], sizes: Sequence[int], page: int) -> tuple[int, int, int]:
+    """What is to be little: the places of pages without a layer, above all in groups that keep all keys; and the number
+    of groups."""
+    unused = [(group.window, page - sum(sizes[layer] for layer in group.layers)) for group in groups]
+    return sum(places for window, places in unused if not window), sum(places for _, places in unused), -page
 
 
 def first_needed_block(window: int, num_tokens: int, block_size: int) -> int:

@@ -13,7 +13,23 @@ from typing import Literal, Protocol
 from octavo.models.builder import Builder
 from octavo.models.params import Matrix
 from octavo.models.spec import AlibiSpec, NormSpec, QScaleSpec, RopeSpec
-from octavo.ops.program import Act, Activation, Add, Attend, Buffer, Clip, Heads, ProgramError, RopeWrite
+from octavo.ops.program import (
+    Act,
+    Activation,
+    Add,
+    Attend,
+    Buffer,
+    CausalConv,
+    Clip,
+    HeadLinear,
+    Heads,
+    Latent,
+    LatentAttend,
+    LatentWrite,
+    ProgramError,
+    RopeWrite,
+    SelectiveScan,
+)
 
 
 class Block(Protocol):
@@ -48,7 +64,6 @@ class Attention:
     q_scale: QScaleSpec | None = None
     bias: bool = False  # of q, k and v
     o_bias: bool = False
-    kv_copies: int = 1  # each head of keys and values of the checkpoint counts as so many
 
     def emit(self, build: Builder, x: Buffer) -> Buffer:
         heads, dim = self.heads, self.heads.head_dim
@@ -60,8 +75,8 @@ class Attention:
             "self_attn.qkv",
             [
                 part(name="self_attn.q_proj", gguf="attn_q", rows=heads.size, rotary_dim=rotary),
-                part(name="self_attn.k_proj", gguf="attn_k", rows=kv_size, rotary_dim=rotary, copies=self.kv_copies),
-                part(name="self_attn.v_proj", gguf="attn_v", rows=kv_size, copies=self.kv_copies),
+                part(name="self_attn.k_proj", gguf="attn_k", rows=kv_size, rotary_dim=rotary),
+                part(name="self_attn.v_proj", gguf="attn_v", rows=kv_size),
             ],
             shard=0,
         )
@@ -119,6 +134,125 @@ class Attention:
                 weights, parts = [declared(rows=count * dim)], (first, 1, count * dim)
             build.norm_parts(qkv, parts, norm, weights, name)
             first += count * dim
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentAttention:
+    """Multi-head latent attention: keys and values of all heads are products of one latent a token, and that is cached.
+
+    A head's matrix of keys is applied to its query instead, and its matrix of values to what attention gives.
+    """
+
+    latent: Latent
+    value_dim: int
+    scale: float
+    rope: RopeSpec
+    norm: NormSpec
+    q_rank: int = 0  # queries are products of a latent, too, of this rank; 0: of x
+    bias: bool = False  # of the projections of x, and of the last one
+
+    def emit(self, build: Builder, x: Buffer) -> Buffer:
+        latent, heads = self.latent, range(self.latent.num_heads)
+        q = self._queries(build, x)
+        down = Matrix(
+            name="self_attn.kv_a_proj_with_mqa", gguf="attn_kv_a_mqa", rows=latent.width, bias=self.bias,
+            head_dim=latent.width, rotary_dim=latent.rope_dim, rotary_at=latent.rank,
+        )  # fmt: skip
+        kv = build.linear(x, "self_attn.kv_a", [down], shard=None)
+        norm = build.norm_weight(self.norm, "self_attn.kv_a_layernorm", "attn_kv_a_norm", latent.rank)
+
+        def part(head: int, name: str, rows: int) -> list[Matrix]:
+            return [Matrix(name=f"self_attn.{name}_proj.{head}", gguf=f"attn_{name}.{head}", rows=rows)]
+
+        keys = build.experts("self_attn.k_b", [part(h, "k_b", latent.rank) for h in heads], latent.nope_dim, shard=0)
+        values = build.experts("self_attn.v_b", [part(h, "v_b", self.value_dim) for h in heads], latent.rank, shard=0)
+        q_latent = build.buffer("self_attn.q_latent", latent.num_heads * latent.width)
+        attended = build.buffer("self_attn.latent", latent.num_heads * latent.rank)
+        out = build.buffer("self_attn", latent.num_heads * self.value_dim)
+        cache, rotation = build.cache(latent), build.rotation(self.rope, latent.rope_dim)
+        build.ops += [
+            HeadLinear(out=q_latent, x=q, weight=keys),
+            LatentWrite(
+                q_latent=q_latent, q=q, kv=kv, latent=latent, cache=cache, rotation=rotation, norm=norm,
+                eps=self.norm.eps,
+            ),
+            LatentAttend(out=attended, q_latent=q_latent, latent=latent, cache=cache, scale=self.scale),
+            HeadLinear(out=out, x=attended, weight=values),
+        ]  # fmt: skip
+        o = Matrix(name="self_attn.o_proj", gguf="attn_output", rows=x.width, bias=self.bias)
+        return build.linear(out, "self_attn.o", [o], shard=1)
+
+    def _queries(self, build: Builder, x: Buffer) -> Buffer:
+        head_dim = self.latent.nope_dim + self.latent.rope_dim
+        part = partial(
+            Matrix, rows=self.latent.num_heads * head_dim, head_dim=head_dim, rotary_dim=self.latent.rope_dim,
+            rotary_at=self.latent.nope_dim,
+        )  # fmt: skip
+        if not self.q_rank:
+            return build.linear(x, "self_attn.q", [part(name="self_attn.q_proj", gguf="attn_q")], shard=0)
+        down = Matrix(name="self_attn.q_a_proj", gguf="attn_q_a", rows=self.q_rank, bias=self.bias)
+        x = build.linear(x, "self_attn.q_a", [down], shard=None)
+        x = build.norm(x, self.norm, "self_attn.q_a_layernorm", "attn_q_a_norm")
+        return build.linear(x, "self_attn.q_b", [part(name="self_attn.q_b_proj", gguf="attn_q_b")], shard=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShortConvolution:
+    """In place of attention: out(c * conv(b * y)), where b | c | y are products of x, over the last `taps` tokens."""
+
+    taps: int
+    bias: bool = False
+
+    def emit(self, build: Builder, x: Buffer) -> Buffer:
+        inside = Matrix(name="conv.in_proj", gguf="shortconv.in_proj", rows=3 * x.width, bias=self.bias)
+        gates = build.linear(x, "conv.in_proj", [inside], shard=None)
+        weight, bias = build.filters("conv.conv", "shortconv.conv", self.taps, x.width, self.bias)
+        out = build.buffer("conv", x.width)
+        state = build.state((self.taps - 1, x.width))
+        build.ops.append(CausalConv(out=out, x=gates, weight=weight, bias=bias, state=state, gated=True))
+        outside = Matrix(name="conv.out_proj", gguf="shortconv.out_proj", rows=x.width, bias=self.bias)
+        return build.linear(out, "conv.out_proj", [outside], shard=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mamba:
+    """The first Mamba: a convolution, then a scan whose steps and weights are products of what comes out of it."""
+
+    width: int
+    state_size: int
+    taps: int
+    dt_rank: int
+    norm: NormSpec | None = None  # of the factors of dt, and of b and c
+    bias: bool = False  # of what leads in and out
+    conv_bias: bool = True
+
+    def emit(self, build: Builder, x: Buffer) -> Buffer:
+        def product(x: Buffer, name: str, rows: int, bias: bool) -> Buffer:
+            matrix = Matrix(name=f"mamba.{name}_proj", gguf=f"ssm_{name}", rows=rows, bias=bias)
+            return build.linear(x, f"mamba.{name}", [matrix], shard=None)
+
+        hidden, gate = (product(x, name, self.width, self.bias) for name in ("in", "gate"))
+        weight, bias = build.filters("mamba.conv1d", "ssm_conv1d", self.taps, self.width, self.conv_bias)
+        inputs = build.buffer("mamba.conv", self.width)
+        state = build.state((self.taps - 1, self.width))
+        build.ops.append(CausalConv(out=inputs, x=hidden, weight=weight, bias=bias, state=state))
+        factors = []
+        for name, size in (("dt_in", self.dt_rank), ("b", self.state_size), ("c", self.state_size)):
+            factor = product(inputs, name, size, False)
+            if self.norm is not None:
+                factor = build.norm(factor, self.norm, f"mamba.{name}_layernorm", f"ssm_{name}_norm")
+            factors.append(factor)
+        dt, b, c = factors
+        out = build.buffer("mamba", self.width)
+        build.ops.append(
+            SelectiveScan(
+                out=out, x=inputs, dt=product(dt, "dt", self.width, True), gate=gate, b=b, c=c,
+                a_log=build.table("mamba.A_log", "ssm_a", (self.state_size, self.width)),
+                d=build.table("mamba.D", "ssm_d", (self.width,)),
+                state=build.state((self.state_size, self.width)),
+            )
+        )  # fmt: skip
+        return product(out, "out", x.width, self.bias)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ import torch
 
 from octavo.models.params import Matrix, Packing, Param, Role, TensorDecl
 from octavo.models.spec import AlibiSpec, ConstantSpec, DerivedSpec, NormSpec, QScaleSpec, RopeSpec
-from octavo.ops.program import Buffer, Cache, Heads, Linear, Norm, NormParts, Op, Weight
+from octavo.ops.program import Buffer, Cache, Heads, Latent, Linear, Norm, NormParts, Op, State, Weight
 
 
 class Builder:
@@ -20,7 +20,7 @@ class Builder:
         self.derived: dict[tuple[DerivedSpec, tuple[int, ...]], Weight] = {}
         self._positions = max_position_embeddings
         self._prefix, self._gguf_prefix = "", ""
-        self._num_caches = 0
+        self._num_caches = self._num_states = 0
 
     def layer(self, number: int) -> None:
         """From here on names are those of a layer."""
@@ -88,7 +88,7 @@ class Builder:
         packing: Packing = "linear",
         unit_rows: bool = False,
     ) -> Weight:
-        parts = tuple(self._tensor(m, "weight", "matrix", (m.rows // m.copies, columns)) for m in matrices)
+        parts = tuple(self._tensor(m, "weight", "matrix", (m.rows, columns)) for m in matrices)
         biases = tuple(self._bias(matrix) for matrix in matrices)
         weight = Weight(self._prefix + name, (sum(matrix.rows for matrix in matrices), columns), shard)
         self.params.append(Param(weight=weight, parts=parts, biases=biases, packing=packing, unit_rows=unit_rows))
@@ -109,7 +109,7 @@ class Builder:
         return weight
 
     def rotation(self, rope: RopeSpec, head_dim: int) -> Weight:
-        """The table of a rotation. Layers with the same rope share it."""
+        """The table of a rotation. Layers with the same rope and heads of the same size share it."""
         return self._derived(rope, (self._positions, head_dim))
 
     def slopes(self, alibi: AlibiSpec) -> Weight:
@@ -124,14 +124,29 @@ class Builder:
 
     def _derived(self, spec: DerivedSpec, shape: tuple[int, ...]) -> Weight:
         """What follows from the configuration."""
-        if (spec, shape) not in self.derived:
-            self.derived[spec, shape] = Weight(f"derived {len(self.derived)}", shape)
-        return self.derived[spec, shape]
+        return self.derived.setdefault((spec, shape), Weight(f"derived {len(self.derived)}", shape))
 
-    def cache(self, heads: Heads, window: int, chunked: bool = False) -> Cache:
+    def cache(self, heads: Heads | Latent, window: int = 0, chunked: bool = False) -> Cache:
         """The next layer's."""
         self._num_caches += 1
         return Cache(index=self._num_caches - 1, heads=heads, window=window, chunked=chunked)
+
+    def state(self, shape: tuple[int, ...]) -> State:
+        """The next layer's."""
+        self._num_states += 1
+        return State(index=self._num_states - 1, shape=shape)
+
+    def filters(self, name: str, gguf: str, taps: int, width: int, bias: bool) -> tuple[Weight, Weight | None]:
+        """Of a convolution: [taps, width], float32, and their bias."""
+        declared = Matrix(name=name, gguf=gguf, rows=width)
+        return self.table(name, gguf, (taps, width)), self.vector([declared], name, "bias", "bias") if bias else None
+
+    def table(self, name: str, gguf: str, shape: tuple[int, ...]) -> Weight:
+        """Numbers that no product is made with, float32."""
+        weight = Weight(f"{self._prefix}{name}.weight", shape)
+        tensor = self._tensor(Matrix(name=name, gguf=gguf, rows=shape[0]), "weight", "matrix", shape)
+        self.params.append(Param(weight=weight, parts=(tensor,), packing="vector"))
+        return weight
 
     def _norm_vectors(
         self, norm: NormSpec, declared: Sequence[Matrix], name: str, scale: float = 1.0
@@ -159,7 +174,7 @@ class Builder:
         return weight
 
     def _bias(self, matrix: Matrix) -> TensorDecl | None:
-        return self._tensor(matrix, "bias", "bias", (matrix.rows // matrix.copies,)) if matrix.bias else None
+        return self._tensor(matrix, "bias", "bias", (matrix.rows,)) if matrix.bias else None
 
     def _tensor(self, matrix: Matrix, kind: str, role: Role, shape: tuple[int, ...]) -> TensorDecl:
         return TensorDecl(
@@ -169,5 +184,5 @@ class Builder:
             role=role,
             head_dim=matrix.head_dim,
             rotary_dim=matrix.rotary_dim,
-            copies=matrix.copies,
+            rotary_at=matrix.rotary_at,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -16,13 +16,17 @@ from octavo.models.config_reader import (
     flat_rope,
     read_layer_types,
     read_rope,
+    yarn_mscale,
 )
 from octavo.models.expert_blocks import MixtureOfExperts
 from octavo.models.spec import ModelSpec, NormSpec, RopeSpec
-from octavo.ops.program import Activation, Heads
+from octavo.ops.program import Activation, Heads, Latent
 
 #: Above any real model.
 MAX_EXPERTS: Final = 4096
+MAX_LATENT: Final = 4096
+#: Of the norms of latents, whatever that of the others is.
+_LATENT_EPS: Final = 1e-6
 _ACTIVATIONS: Final[dict[str, Activation]] = {
     "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh",
     "gelu_fast": "gelu_tanh", "relu": "relu", "relu2": "relu2", "quick_gelu": "quick_gelu",
@@ -45,7 +49,7 @@ class Common:
     norm: NormSpec
     tie_word_embeddings: bool
 
-    def decoder(self, layers: Sequence[Layer], **options: Any) -> ModelSpec:
+    def decoder(self, layers: Iterable[Layer], **options: Any) -> ModelSpec:
         """`options`: fields of `ModelSpec` that the family sets."""
         return ModelSpec(
             model_type=self.model_type,
@@ -178,6 +182,30 @@ def _heads(config: ConfigReader, hidden_size: int) -> Heads:
     if head_dim % 2:
         raise config.fail("head_dim", "is odd")
     return Heads(num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim)
+
+
+def read_latent(config: ConfigReader, common: Common) -> dict[str, Any]:
+    """The fields of a `LatentAttention`. `common`: read with heads that are the parts of theirs that are rotated."""
+    latent = Latent(
+        num_heads=common.heads.num_heads,
+        nope_dim=config.integer("qk_nope_head_dim", high=MAX_HEAD_DIM),
+        rank=config.integer("kv_lora_rank", high=MAX_LATENT),
+        rope_dim=common.heads.head_dim,
+    )
+    for key, size in (("kv_lora_rank", latent.rank), ("qk_rope_head_dim", latent.rope_dim)):
+        if size % 16:
+            raise config.fail(key, "is not a multiple of 16, which the cache of latents asks for")
+    # Where the configuration says so, scores grow with the factor by which the context was stretched.
+    stretch = yarn_mscale(common.rope.factor, flat_rope(config).number("mscale_all_dim", 0.0, low=-1.0))
+    return {
+        "latent": latent,
+        "value_dim": config.integer("v_head_dim", high=MAX_HEAD_DIM),
+        "scale": (latent.nope_dim + latent.rope_dim) ** -0.5 * stretch**2,
+        "rope": common.rope,
+        "norm": NormSpec(eps=_LATENT_EPS),
+        "q_rank": 0 if config.get("q_lora_rank") is None else config.integer("q_lora_rank"),
+        "bias": config.flag("attention_bias", False),
+    }
 
 
 def windows_of_types(config: ConfigReader, num_layers: int, window: int) -> tuple[int, ...] | None:

@@ -14,6 +14,10 @@ MAX_SIZE: Final = 1 << 24
 MAX_LAYERS: Final = 1024
 MAX_HEAD_DIM: Final = 256
 MAX_POSITIONS: Final = 1 << 24
+#: Of a convolution.
+MAX_TAPS: Final = 8
+#: Of a scan: numbers of a channel's state.
+MAX_STATE_SIZE: Final = 256
 
 #: Keys of rope parameters, by kind. Any other key that is set asks for something that we do not do.
 # fmt: off
@@ -62,13 +66,13 @@ class ConfigReader:
     def get(self, key: str) -> Any:
         return self._values.get(self._own(key))
 
-    def integer(self, key: str, default: int | None = None, high: int = MAX_SIZE) -> int:
-        """A whole number from 1 to `high`; `default` where the key is absent or null."""
+    def integer(self, key: str, default: int | None = None, high: int = MAX_SIZE, low: int = 1) -> int:
+        """A whole number from `low` to `high`; `default` where the key is absent or null."""
         value = self.get(key)
         if value is None:
             value = default
-        if type(value) is not int or not 1 <= value <= high:
-            raise self.fail(key, f"is not a whole number from 1 to {high}")
+        if type(value) is not int or not low <= value <= high:
+            raise self.fail(key, f"is not a whole number from {low} to {high}")
         return value
 
     def number(self, key: str, default: float | None = None, low: float = 0.0) -> float:
@@ -96,6 +100,16 @@ class ConfigReader:
         if not isinstance(value, bool):
             raise self.fail(key, "is neither true nor false")
         return value
+
+    def layer_kinds(self, num_layers: int, known: Collection[str]) -> list[str]:
+        """`layer_types`, one of the kinds `known` a layer."""
+        given = self.get("layer_types")
+        if not isinstance(given, list) or len(given) != num_layers:
+            raise self.fail("layer_types", f"is not a list of {num_layers} layers")
+        for kind in given:
+            if kind not in known:
+                raise CheckpointError(f"{self._place}: layer_types: {str(kind)[:40]!r} is not supported")
+        return given
 
     def section(self, key: str) -> ConfigReader:
         """The mapping under `key`, empty if absent."""
@@ -198,15 +212,17 @@ def read_rope(rope: ConfigReader, max_positions: int) -> RopeSpec:
     )
 
 
+def yarn_mscale(factor: float, mscale: float) -> float:
+    """By how much scores or rotations grow with the factor by which a context was stretched."""
+    return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
+
+
 def _yarn_attention_factor(rope: ConfigReader, factor: float) -> float:
-    """What multiplies cos and sin; `mscale` and `mscale_all_dim` count where both are given."""
-
-    def grown(scale: float) -> float:
-        return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
-
-    if not rope.get("mscale") or not rope.get("mscale_all_dim"):
-        return grown(1.0)
-    return grown(rope.number("mscale")) / grown(rope.number("mscale_all_dim"))
+    """What is left for the rotations where scores grow, too."""
+    mscale, all_dim = (rope.number(key, 0.0, low=-1.0) for key in ("mscale", "mscale_all_dim"))
+    if mscale and all_dim:
+        return yarn_mscale(factor, mscale) / yarn_mscale(factor, all_dim)
+    return yarn_mscale(factor, 1.0)
 
 
 def _longrope(rope: ConfigReader, max_positions: int) -> RopeSpec:

@@ -14,14 +14,16 @@ from octavo.models.params import Matrix, Param, TensorDecl
 from octavo.models.spec import DerivedSpec, ModelSpec
 from octavo.ops.program import (
     Add,
-    Attend,
     Buffer,
+    CacheOp,
+    CausalConv,
     Embed,
     Experts,
+    HeadLinear,
     Linear,
     Op,
     Program,
-    RopeWrite,
+    SelectiveScan,
     Weight,
     program,
 )
@@ -51,8 +53,10 @@ class Definition:
         """Sums and products of the layers' matrices for one token."""
         values = 0
         for op in self.program.ops:
-            if isinstance(op, Linear):
+            if isinstance(op, Linear | HeadLinear | CausalConv):
                 values += math.prod(op.weight.shape)
+            elif isinstance(op, SelectiveScan):
+                values += math.prod(op.a_log.shape)
             elif isinstance(op, Experts):
                 values += op.top_k * sum(math.prod(each.shape[1:]) for each in (op.gate_up_weight, op.down_weight))
         return 2 * values
@@ -60,7 +64,7 @@ class Definition:
     @property
     def attention_ops_per_key(self) -> int:
         """Sums and products of all layers' attentions for one key that one token sees."""
-        return 4 * sum(cache.heads.size for cache in self.program.caches)
+        return sum(cache.heads.ops_per_key for cache in self.program.caches)
 
 
 def define(spec: ModelSpec) -> Definition:
@@ -97,15 +101,13 @@ def define(spec: ModelSpec) -> Definition:
 
 def _grouped(ops: Sequence[Op]) -> tuple[list[Op], tuple[CacheGroup, ...]]:
     """The operations with the group of each cache, and the groups."""
-    caches = {op.cache.index: op.cache for op in ops if isinstance(op, RopeWrite | Attend)}
+    caches = {op.cache.index: op.cache for op in ops if isinstance(op, CacheOp)}
     ordered = [caches[index] for index in range(len(caches))]
     kinds = [WindowKV(cache.window) if cache.window else FullKV() for cache in ordered]
-    groups = cache_groups(kinds, is_uniform=len({cache.heads for cache in ordered}) == 1)
+    groups = cache_groups(kinds, [cache.heads.cached_size for cache in ordered])
     group_of = {index: number for number, group in enumerate(groups) for index in group.layers}
     grouped = [
-        replace(op, cache=replace(op.cache, group=group_of[op.cache.index]))
-        if isinstance(op, RopeWrite | Attend)
-        else op
+        replace(op, cache=replace(op.cache, group=group_of[op.cache.index])) if isinstance(op, CacheOp) else op
         for op in ops
     ]
     return grouped, groups

@@ -25,6 +25,7 @@ class _Arch:
     has_norms_of_one: bool = False  # norms that stand around zero on the other side have the 1 added
     has_gemma_keys: bool = False
     is_rotated_in_part: bool = False
+    is_latent: bool = False  # heads of latent attention: their sizes stand under keys of their own
     norms_experts: bool = True  # the weights of a token's experts add up to 1
     keys: Mapping[str, str] = field(default_factory=dict)  # of the configuration: those of the metadata
     values: Mapping[str, Any] = field(default_factory=dict)  # of the configuration: what all files mean
@@ -58,6 +59,9 @@ ARCHITECTURES: Final[dict[str, _Arch]] = {
     "gemma2": _Arch("Gemma2ForCausalLM", "gemma2", has_norms_of_one=True, has_gemma_keys=True),
     "gemma3": _Arch("Gemma3ForCausalLM", "gemma3_text", has_norms_of_one=True, has_gemma_keys=True),
     "phi3": _Arch("Phi3ForCausalLM", "phi3", is_rotated_in_part=True),
+    "deepseek2": _Arch("DeepseekV2ForCausalLM", "deepseek_v2", is_latent=True, norms_experts=False),
+    "lfm2": _Arch("Lfm2ForCausalLM", "lfm2"),
+    "lfm2moe": _Arch("Lfm2MoeForCausalLM", "lfm2_moe"),
     "gpt2": _Arch("GPT2LMHeadModel", "gpt2", "gelu_new"),
     "gptneox": _Arch("GPTNeoXForCausalLM", "gpt_neox", "gelu", is_rotated_in_part=True),
     "bloom": _Arch("BloomForCausalLM", "bloom", "gelu_pytorch_tanh"),
@@ -103,6 +107,8 @@ ARCHITECTURES: Final[dict[str, _Arch]] = {
         "embedding_multiplier": "embedding_scale", "residual_multiplier": "residual_scale",
         "logits_scaling": "logit_scale",
     }, values={"scale_emb": 12.0, "scale_depth": 1.4, "dim_model_base": 256}),
+    "minicpm3": _Arch("MiniCPM3ForCausalLM", "minicpm3", is_latent=True,
+                      values={"scale_emb": 12.0, "scale_depth": 1.4, "dim_model_base": 256}),
     "orion": _Arch("OrionForCausalLM", "orion"),
     "apertus": _Arch("ApertusForCausalLM", "apertus", "xielu"),
     "arcee": _Arch("ArceeForCausalLM", "arcee", "relu2"),
@@ -114,6 +120,9 @@ _SIZES: Final = ("num_attention_heads", "num_key_value_heads", "intermediate_siz
 #: The file does not say that positions are told by ALiBi: the model with so many layers has no other.
 _BAICHUAN_13B_LAYERS: Final = 40
 _MIXTRAL: Final = _Arch("MixtralForCausalLM", "mixtral")
+_DEEPSEEK_V3: Final = _Arch("DeepseekV3ForCausalLM", "deepseek_v3", is_latent=True, norms_experts=False)
+#: What `expert_gating_func` says of scores.
+_SIGMOID: Final = 2
 _OLMO3: Final = _Arch("Olmo3ForCausalLM", "olmo3", keys={
     "sliding_window": "attention.sliding_window", "layer_types": "attention.sliding_window_pattern",
 })  # fmt: skip
@@ -135,6 +144,8 @@ def architecture(metadata: dict[str, Any]) -> _Arch:
         raise CheckpointError(f"the GGUF architecture {str(name)[:80]!r} is not supported; these are: {supported}")
     if name == "llama" and metadata.get("llama.expert_count"):
         return _MIXTRAL
+    if name == "deepseek2" and metadata.get("deepseek2.expert_gating_func") == _SIGMOID:
+        return _DEEPSEEK_V3
     if name == "olmo2" and metadata.get("olmo2.attention.sliding_window"):
         return _OLMO3
     return ARCHITECTURES[name]
@@ -157,7 +168,7 @@ def hf_config(
     if embedding is None or len(embedding.shape) != 2:
         raise CheckpointError("the matrix 'token_embd.weight' is missing")
     head_dim = get("attention.key_length")
-    if head_dim != get("attention.value_length", head_dim):
+    if head_dim != get("attention.value_length", head_dim) and not arch.is_latent:
         raise CheckpointError("keys and values of different sizes are not supported")
     config: dict[str, Any] = {
         "architectures": [arch.architecture],
@@ -188,13 +199,11 @@ def hf_config(
         config["model_max_length"] = config.pop("max_position_embeddings")
     if arch.model_type == "deci":
         _list_layers(config)
+    if arch.model_type in ("lfm2", "lfm2_moe"):
+        config |= _lfm2(prefix, get, tensors)
     config |= {key: _uniform(config[key]) for key in _SIZES}
     config["head_dim"] = head_dim if head_dim is not None else _default_head_dim(config)
-    size, rotated = config["head_dim"], get("rope.dimension_count", config["head_dim"])
-    if rotated != size:
-        if not arch.is_rotated_in_part or not isinstance(rotated, int) or not isinstance(size, int) or size < 1:
-            raise CheckpointError(f"{prefix}.rope.dimension_count is not the size of a head: not supported")
-        config["partial_rotary_factor"] = rotated / size
+    config |= _latent(prefix, get) if arch.is_latent else _rotated_part(prefix, arch, get, config["head_dim"])
     config |= gguf_experts.hf_config(arch.model_type, get, tensors, arch.norms_experts)
     rope = _rope(get, rope_factors)
     if arch.model_type == "gpt_oss" and rope.get("rope_type") == "yarn":
@@ -210,6 +219,46 @@ def hf_config(
     else:
         config["rope_parameters"] = rope
     return {key: value for key, value in config.items() if value is not None}
+
+
+def _rotated_part(prefix: str, arch: _Arch, get: Any, size: Any) -> dict[str, Any]:
+    rotated = get("rope.dimension_count", size)
+    if rotated == size:
+        return {}
+    if not arch.is_rotated_in_part or not isinstance(rotated, int) or not isinstance(size, int) or size < 1:
+        raise CheckpointError(f"{prefix}.rope.dimension_count is not the size of a head: not supported")
+    return {"partial_rotary_factor": rotated / size}
+
+
+def _latent(prefix: str, get: Any) -> dict[str, Any]:
+    """Newer files give the sizes of heads as they are cached, and those of queries and values beside them."""
+    rotated = get("rope.dimension_count")
+    key_length = get("attention.key_length_mla", get("attention.key_length"))
+    if not isinstance(rotated, int) or not isinstance(key_length, int) or rotated >= key_length:
+        raise CheckpointError(f"{prefix}.rope.dimension_count does not fit keys of {key_length}")
+    return {
+        "head_dim": None,
+        "num_key_value_heads": None,
+        "qk_rope_head_dim": rotated,
+        "qk_nope_head_dim": key_length - rotated,
+        "v_head_dim": get("attention.value_length_mla", get("attention.value_length")),
+        "kv_lora_rank": get("attention.kv_lora_rank"),
+        "q_lora_rank": get("attention.q_lora_rank"),
+        "attention_bias": False,
+    }
+
+
+def _lfm2(prefix: str, get: Any, tensors: dict[str, TensorInfo]) -> dict[str, Any]:
+    heads = get("attention.head_count_kv")
+    if not isinstance(heads, list) or not any(heads):
+        raise CheckpointError(f"{prefix}.attention.head_count_kv does not say which layers have attention")
+    return {
+        "num_key_value_heads": [count for count in heads if count],
+        "layer_types": ["full_attention" if count else "conv" for count in heads],
+        "conv_L_cache": get("shortconv.l_cache"),
+        "block_auto_adjust_ff_dim": False,
+        "use_expert_bias": any(name.endswith(".exp_probs_b.bias") for name in tensors),
+    }
 
 
 def _list_layers(config: dict[str, Any]) -> None:
@@ -267,6 +316,8 @@ def _rope(get: Any, factors: dict[str, list[float]]) -> dict[str, Any]:
         rope["original_max_position_embeddings"] = get("rope.scaling.original_context_length")
         rope["beta_fast"] = get("rope.scaling.yarn_beta_fast")
         rope["beta_slow"] = get("rope.scaling.yarn_beta_slow")
+        if (log_multiplier := get("rope.scaling.yarn_log_multiplier")) is not None:
+            rope["mscale"] = rope["mscale_all_dim"] = 10 * log_multiplier
     return rope
 
 

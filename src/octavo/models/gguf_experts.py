@@ -25,6 +25,9 @@ _MAVERICK_EXPERTS: Final = 128
 _OWN_NAMES: Final[dict[str, dict[str, str]]] = {
     "glm4_moe": {"num_local_experts": "n_routed_experts"},
     "deepseek": {"num_local_experts": "n_routed_experts"},
+    "deepseek_v2": {"num_local_experts": "n_routed_experts"},
+    "deepseek_v3": {"num_local_experts": "n_routed_experts"},
+    "lfm2_moe": {"num_local_experts": "num_experts", "first_k_dense_replace": "num_dense_layers"},
     "qwen2_moe": {"num_local_experts": "num_experts"},
     "olmoe": {"num_local_experts": "num_experts"},
     "hunyuan_v1_moe": {"num_local_experts": "num_experts", "n_shared_experts": "num_shared_expert"},
@@ -47,6 +50,8 @@ def hf_config(
     match model_type:
         case "qwen2_moe":
             config["qkv_bias"] = "blk.0.attn_q.bias" in tensors
+        case "deepseek_v2":
+            config["topk_method"] = "group_limited_greedy" if get("expert_group_count") else "greedy"
         case "dbrx":
             experts = {
                 "ffn_hidden_size": get("feed_forward_length"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import re
 from dataclasses import dataclass
-from itertools import chain, count, dropwhile, takewhile
+from itertools import chain, count, takewhile
 from typing import Final, Literal
 
 import torch
@@ -24,7 +24,7 @@ logger = logging.getLogger("octavo.models")
 
 Weight = Tensor | QuantizedWeight
 
-SplitKind = Literal["parts", "heads", "stack", "pairs"]
+SplitKind = Literal["parts", "heads", "stack", "pairs", "latent"]
 
 _NAMES_LISTED: Final = 10
 _LAYER: Final = re.compile(r"(?:model\.layers|blk)\.(\d+)\.")
@@ -38,7 +38,8 @@ class Split:
 
     parts: one below the other. heads: q, k and v by head of k and v: the heads of q that read it, its k, its v.
     stack: [E, rows, ...] or [E rows, ...], of each expert its parts one below the other; its number 0, 1, ... takes the
-    place of `#` in the names. pairs: the same, where the parts take turns row by row.
+    place of `#` in the names. pairs: the same, where the parts take turns row by row. latent: for each head, whose
+    number takes the place of `#`, first what is declared as the transposed of its rows, then the second.
     """
 
     pattern: str
@@ -74,6 +75,11 @@ class _Place:
     @property
     def is_stack(self) -> bool:
         return self.kind in ("stack", "pairs")
+
+    @property
+    def is_turned(self) -> bool:
+        """Whether the declared tensor is the transposed of its rows."""
+        return self.kind == "latent" and self.number % 2 == 0
 
 
 #: Experts of a file of GGUF.
@@ -136,7 +142,7 @@ class TensorSource:
         for split in self._layout.splits:
             if match := re.fullmatch(split.pattern, renamed):
                 kind, names = split.kind, tuple(match.expand(part) for part in split.names)
-                if kind in ("stack", "pairs"):
+                if kind in ("stack", "pairs", "latent"):
                     num_parts = len(names)
                     numbered = ([part.replace("#", str(number)) for part in names] for number in count())
                     whole = takewhile(lambda parts: self._declared.keys() >= set(parts), numbered)
@@ -150,6 +156,8 @@ class TensorSource:
     def _shape(self, place: _Place) -> tuple[int, ...]:
         """What the tensor of the checkpoint must have."""
         shapes = [self._declared[name].shape for name in place.siblings]
+        if place.kind == "latent":
+            shapes = [shape[::-1] if number % 2 == 0 else shape for number, shape in enumerate(shapes)]
         count = len(shapes) // place.num_parts if place.is_stack else 1
         shape = (place.skipped + sum(rows for rows, *_ in shapes) // count, *shapes[0][1:])
         shape = shape[::-1] if place.transposed else shape
@@ -169,17 +177,17 @@ class TensorSource:
         if tensor.role == "norm" and isinstance(weight, Tensor):
             weight = weight.flatten()  # of heads that have weights of their own, [heads, head_dim]
         rows = self._rows(place)
-        order = _head_order(tensor.head_dim, tensor.rotary_dim, self._layout.interleaved)
+        order = _head_order(tensor, self._layout.interleaved)
         if order is not None:
             heads = torch.arange(0, weight.shape[0] if rows is None else len(rows), tensor.head_dim)
             turned = (heads[:, None] + torch.tensor(order)).flatten()
             rows = turned if rows is None else rows[turned]
-        if tensor.copies > 1:
-            rows = torch.arange(tensor.shape[0]) if rows is None else rows
-            rows = rows.view(-1, tensor.head_dim).repeat_interleave(tensor.copies, 0).flatten()
         if rows is None:
             return weight
-        return weight.select_rows(rows) if isinstance(weight, QuantizedWeight) else weight[rows]
+        found = weight.select_rows(rows) if isinstance(weight, QuantizedWeight) else weight[rows]
+        if place.is_turned:  # groups of quantized values would lie across its rows
+            found = (found.dequantize() if isinstance(found, QuantizedWeight) else found).t().contiguous()
+        return found
 
     def _whole(self, place: _Place) -> Weight:
         """The tensor of the checkpoint, kept until all that it holds was taken. Of a stack the first two dimensions
@@ -205,11 +213,14 @@ class TensorSource:
             sizes = [tensor.shape[0] // groups for tensor in tensors]  # rows in a group
             first, turns = sum(sizes[: place.number]), torch.arange(sizes[place.number])
             return (torch.arange(groups)[:, None] * sum(sizes) + first + turns).flatten()
-        rows = tensors[place.number].shape[0]
+        lengths = [tensor.shape[0] for tensor in tensors]
+        if place.kind == "latent":
+            lengths[::2] = [tensor.shape[1] for tensor in tensors[::2]]
+        rows = lengths[place.number]
         if place.kind == "pairs":
             expert, part = divmod(place.number, place.num_parts)
             return place.num_parts * (expert * rows + torch.arange(rows)) + part
-        first = place.skipped + sum(tensor.shape[0] for tensor in tensors[: place.number])
+        first = place.skipped + sum(lengths[: place.number])
         return torch.arange(first, first + rows)
 
     def _key(self, tensor: TensorDecl) -> str:
@@ -235,8 +246,8 @@ def _layer(name: str) -> int:
 
 
 def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Some files have a vector where others have a matrix of one row."""
-    return tuple(dropwhile(lambda size: size == 1, shape))
+    """Some files have a vector where others have a matrix of one row, and filters of a channel as [width, 1, taps]."""
+    return tuple(size for size in shape if size != 1)
 
 
 def _folded(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -244,11 +255,15 @@ def _folded(shape: tuple[int, ...]) -> tuple[int, ...]:
     return (shape[0] * shape[1], *shape[2:])
 
 
-def _head_order(head_dim: int, rotary_dim: int, interleaved: bool) -> list[int] | None:
+def _head_order(tensor: TensorDecl, interleaved: bool) -> list[int] | None:
     """The order of a head's rows in which halves of the whole head are the pairs of the rotation, those that are not
-    rotated behind the others in each half. None: they stand so."""
-    if not rotary_dim or (rotary_dim == head_dim and not interleaved):
+    rotated behind the others in each half. None: they stand so. Where the rotated rows are not a head's first, halves
+    of them alone are the pairs."""
+    head_dim, rotary_dim, at = tensor.head_dim, tensor.rotary_dim, tensor.rotary_at
+    if not rotary_dim or (rotary_dim in (head_dim, head_dim - at) and not interleaved):
         return None
+    if at:
+        return [*range(at), *range(at, head_dim, 2), *range(at + 1, head_dim, 2)]
     rotated, rest = list(range(rotary_dim)), list(range(rotary_dim, head_dim))
     half, rest_half = rotary_dim // 2, len(rest) // 2
     first, second = (rotated[::2], rotated[1::2]) if interleaved else (rotated[:half], rotated[half:])

@@ -218,7 +218,7 @@ class _Reader:
         """A norm or a bias: float32, and a copy that does not keep the file mapped."""
         weight = self._take(tensor)
         assert isinstance(weight, Tensor)
-        values = self._to_device(weight).to(torch.float32, copy=True)
+        values = self._to_device(weight).to(torch.float32, copy=True).contiguous()
         self._check_finite(tensor, values)
         return values
 

@@ -28,8 +28,8 @@ class TensorDecl:
     shape: tuple[int, ...]
     role: Role
     head_dim: int = 0  # rows come in heads of so many; 0: they do not
-    rotary_dim: int = 0  # the first so many rows of each head are rotated; 0: none
-    copies: int = 1  # each head is wanted so many times, one after the other
+    rotary_dim: int = 0  # so many rows of each head are rotated; 0: none
+    rotary_at: int = 0  # the first of them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,4 +59,4 @@ class Matrix:
     bias: bool = False
     head_dim: int = 0
     rotary_dim: int = 0
-    copies: int = 1  # of each head of the checkpoint
+    rotary_at: int = 0

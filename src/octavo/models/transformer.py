@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from octavo.models.decoder import Definition
-from octavo.ops.program import Heads, Program
+from octavo.ops.program import Heads, Latent, Program
 from octavo.ops.step import KVCaches, StepTensors
 from octavo.ops.table import Ops
 from octavo.ops.workspace import Workspace
@@ -39,10 +39,9 @@ class Transformer:
         return self._runner.program
 
     @property
-    def heads(self) -> Heads:
-        """Of the attentions, which plan a step alike in all layers."""
-        (heads,) = {cache.heads for cache in self.definition.program.caches}
-        return heads
+    def attention_shapes(self) -> tuple[Heads | Latent, ...]:
+        """Those of the attentions, each once: layers of one shape plan a step alike."""
+        return tuple(dict.fromkeys(cache.heads for cache in self.definition.program.caches))
 
     def forward(self, step: StepTensors, kv_caches: KVCaches, needed: Tensor | None = None) -> Tensor:
         """Run the step's tokens; their keys and values go to the caches, one (k, v) for each of the program's.

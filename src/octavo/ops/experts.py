@@ -1,4 +1,4 @@
-"""A mixture of experts by way of a table's own products: rows grouped by expert, each group one product."""
+"""Products of many matrices by way of a table's own: of experts, rows grouped by expert, and of heads, one a head."""
 
 from __future__ import annotations
 
@@ -60,3 +60,10 @@ def grouped_experts(
     out.copy_(terms[:, 0])
     for j in range(1, top_k):
         out.add_(terms[:, j])
+
+
+def linear_of_heads(linear: Callable[..., None], out: Tensor, x: Tensor, weights: Sequence[Any]) -> None:
+    """out [T, heads, .][..., :N] = x [T, heads, .][..., :K] @ weights[head].T; both flat, as [T, heads * .]."""
+    out_heads, x_heads = (each.view(len(each), len(weights), each.shape[1] // len(weights)) for each in (out, x))
+    for head, weight in enumerate(weights):
+        linear(out_heads[:, head, : weight.N], x_heads[:, head, : weight.K], weight)

@@ -68,16 +68,61 @@ class Heads:
         """Columns of the stacked projection q | k | v."""
         return (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
 
+    @property
+    def cached_size(self) -> int:
+        """Values that are kept of a token."""
+        return 2 * self.num_kv_heads * self.head_dim
+
+    @property
+    def ops_per_key(self) -> int:
+        """Sums and products of one query with one key and its value."""
+        return 4 * self.size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latent:
+    """Of a multi-head latent attention. What is kept of a token is its latent and one rotated key, both for all heads.
+
+    A query of a head is nope_dim columns, which a matrix of the head takes to the latent's `rank`, and rope_dim that
+    are rotated. `rank` is a multiple of 16, as is `rope_dim`.
+    """
+
+    num_heads: int
+    nope_dim: int
+    rank: int
+    rope_dim: int
+
+    @property
+    def width(self) -> int:
+        """Columns of a cached row: latent | rotated key."""
+        return self.rank + self.rope_dim
+
+    @property
+    def cached_size(self) -> int:
+        return self.width
+
+    @property
+    def ops_per_key(self) -> int:
+        return 2 * self.num_heads * (self.width + self.rank)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cache:
-    """Keys and values of one layer. `group`: whose block table and slots it uses, of those that a step carries."""
+    """What one layer keeps. `group`: whose block table and slots it uses, of those that a step carries."""
 
     index: int
-    heads: Heads
+    heads: Heads | Latent
     window: int = 0  # keys at a distance below it are seen; 0: all
     chunked: bool = False  # instead those of the query's chunk of `window` positions, which are among them
     group: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """What one layer keeps of a sequence, as much whatever its length: float32 of a shape, in the sequence's slot."""
+
+    index: int
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,7 +269,15 @@ class Clip(Op):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RopeWrite(Op):
+class CacheOp(Op):
+    """One that reads or writes what a layer keeps."""
+
+    cache: Cache
+    needs_all_rows: ClassVar = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeWrite(CacheOp):
     """Norm of each head of q and k, if there are weights for it; their rotation; then k and v go to the cache.
 
     `rotation` [positions, head_dim]: cosines | sines; None: positions are told otherwise. `norms_rotated`: the norm
@@ -233,7 +286,6 @@ class RopeWrite(Op):
 
     qkv: Buffer
     heads: Heads
-    cache: Cache
     rotation: Weight | None
     q_norm: Weight | None = None
     k_norm: Weight | None = None
@@ -243,14 +295,13 @@ class RopeWrite(Op):
     reads: ClassVar = ()
     writes: ClassVar = ()
     changes: ClassVar = ("qkv",)
-    needs_all_rows: ClassVar = True
 
     def widths(self) -> _Widths:
         yield self.qkv, self.heads.qkv_size
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attend(Op):
+class Attend(CacheOp):
     """out = causal attention of the queries in qkv over the cache, the step's own keys included.
 
     `slopes` [num_heads]: slope times (key's position - query's) is added to a score (ALiBi). `sinks` [num_heads]: the
@@ -260,16 +311,124 @@ class Attend(Op):
     out: Buffer
     qkv: Buffer
     heads: Heads
-    cache: Cache
     scale: float
     softcap: float = 0.0  # 0: none
     slopes: Weight | None = None
     sinks: Weight | None = None
     reads: ClassVar = ("qkv",)
-    needs_all_rows: ClassVar = True
 
     def widths(self) -> _Widths:
         yield from ((self.out, self.heads.size), (self.qkv, self.heads.qkv_size))
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadLinear(Op):
+    """Each head's part of out = its part of x @ weight[head].T: of the columns that a head has in either, the first."""
+
+    out: Buffer
+    x: Buffer
+    weight: Weight  # [heads, N, K]
+
+    def widths(self) -> _Widths:
+        heads, rows, columns = self.weight.shape
+        for buffer, used in ((self.out, rows), (self.x, columns)):
+            yield buffer, max(buffer.width // heads, used) * heads
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentWrite(CacheOp):
+    """kv = latent | key: the former normed, the latter rotated, go to the cache. The rotated part of each head's query
+    in q goes behind what q_latent has of the head, its query of the latent.
+
+    `rotation` [positions, rope_dim]: cosines | sines.
+    """
+
+    q_latent: Buffer
+    q: Buffer
+    kv: Buffer
+    latent: Latent
+    rotation: Weight
+    norm: Weight
+    eps: float
+    reads: ClassVar = ("q", "kv")
+    writes: ClassVar = ()
+    changes: ClassVar = ("q_latent",)
+
+    def widths(self) -> _Widths:
+        heads = self.latent.num_heads
+        yield self.q_latent, heads * self.latent.width
+        yield self.q, heads * (self.latent.nope_dim + self.latent.rope_dim)
+        yield self.kv, self.latent.width
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentAttend(CacheOp):
+    """out = for each head the mean of the latents that its query sees, weighted by the softmax of the scores.
+
+    Prompts and single tokens are computed in this one form, so that a row's result is the same however its prompt was
+    cut: with keys and values expanded for each head, prompts would take a third of the sums, and round otherwise.
+    """
+
+    out: Buffer
+    q_latent: Buffer
+    latent: Latent
+    scale: float
+    reads: ClassVar = ("q_latent",)
+
+    def widths(self) -> _Widths:
+        yield self.out, self.latent.num_heads * self.latent.rank
+        yield self.q_latent, self.latent.num_heads * self.latent.width
+
+
+@dataclass(frozen=True, kw_only=True)
+class StateOp(Op):
+    """One that goes on from what a layer keeps of a sequence, and leaves there what the next step goes on from."""
+
+    state: State
+    needs_all_rows: ClassVar = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class CausalConv(StateOp):
+    """out = a convolution along the sequence, a filter a channel: `weight` [taps, width], the last tap for the token.
+
+    gated: x = b | c | y, out = c * conv(b * y); else out = silu(conv(x)). `state` [taps - 1, width]: the inputs of the
+    convolution before the next token, the oldest first; zeros before a sequence's first.
+    """
+
+    out: Buffer
+    x: Buffer
+    weight: Weight
+    bias: Weight | None = None
+    gated: bool = False
+
+    def widths(self) -> _Widths:
+        width = self.weight.shape[1]
+        yield from ((self.out, width), (self.x, 3 * width if self.gated else width))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectiveScan(StateOp):
+    """Mamba's scan. With a step s = softplus(dt) a channel and token, and a rate r = -exp(a_log) a number of its state:
+    state = exp(s r) state + s x b, out = (sum over its numbers of state c, plus d x) silu(gate).
+
+    b and c [rows, size] are the same for all channels; `a_log` and `state` [size, width], `d` [width].
+    """
+
+    out: Buffer
+    x: Buffer
+    dt: Buffer
+    gate: Buffer
+    b: Buffer
+    c: Buffer
+    a_log: Weight
+    d: Weight
+    reads: ClassVar = ("x", "dt", "gate", "b", "c")
+
+    def widths(self) -> _Widths:
+        size, width = self.a_log.shape
+        yield from ((buffer, width) for buffer in (self.out, self.x, self.dt, self.gate))
+        yield from ((buffer, size) for buffer in (self.b, self.c))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -389,7 +548,13 @@ class Program:
     @cached_property
     def caches(self) -> tuple[Cache, ...]:
         """By their index."""
-        found = {op.cache.index: op.cache for op in self.ops if isinstance(op, RopeWrite | Attend)}
+        found = {op.cache.index: op.cache for op in self.ops if isinstance(op, CacheOp)}
+        return tuple(found[index] for index in sorted(found))
+
+    @cached_property
+    def states(self) -> tuple[State, ...]:
+        """By their index."""
+        found = {op.state.index: op.state for op in self.ops if isinstance(op, StateOp)}
         return tuple(found[index] for index in sorted(found))
 
     def check(self) -> None:
@@ -419,6 +584,8 @@ class Program:
             raise ProgramError(f"the result, {self.output.name}, is not there at the end")
         if [cache.index for cache in self.caches] != list(range(len(self.caches))):
             raise ProgramError("the caches are not numbered from 0 on")
+        if [state.index for state in self.states] != list(range(len(self.states))):
+            raise ProgramError("the states are not numbered from 0 on")
 
 
 def program(ops: Sequence[Op], output: Buffer) -> Program:

@@ -7,6 +7,8 @@ The paged KV cache has one layout for all implementations, so that they can be m
 
     k_cache [num_blocks, Hkv, block_size / 16, D, 16]     16 keys side by side: a kernel scores them in one go
     v_cache [num_blocks, Hkv, block_size, Dv]             Dv = D rounded up to 16, the rest is zero
+
+and that of a latent attention, one array: [num_blocks, block_size, rank + rope_dim].
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from octavo.ops.experts import grouped_experts
+from octavo.ops.experts import grouped_experts, linear_of_heads
+from octavo.ops.program import Latent
 from octavo.ops.routing import Routing
 from octavo.ops.run import Runner
 from octavo.ops.step import NoPlanner
@@ -404,6 +407,133 @@ def _gather(
     k = k_cache[blocks].permute(1, 0, 2, 4, 3).reshape(num_kv_heads, -1, head_dim)
     v = v_cache[blocks].permute(1, 0, 2, 3).reshape(num_kv_heads, -1, v_cache.shape[3])
     return k[:, :seq_len].float(), v[:, :seq_len, :head_dim].float()
+
+
+def causal_conv(
+    out: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    state: Tensor,
+    slots: Tensor,
+    positions: Tensor,
+    query_start_loc: Tensor,
+    gated: bool,
+) -> None:
+    """out [T, W] = c * conv(b * y), with x [T, 3 W] = b | c | y, if `gated`; else silu(conv(x)), x [T, W].
+
+    weight float32 [taps, W], the last for the token itself; bias [W]; state float32 [slots, taps - 1, W], changed: the
+    inputs of the convolution before the next token of a slot. slots int32 [B]; positions int32 [T]: a sequence whose
+    first row is at 0 begins with zeros; query_start_loc int32 [B + 1].
+    """
+    starts, taps = query_start_loc.tolist(), len(weight)
+    for i, slot in enumerate(slots.tolist()):
+        rows = slice(starts[i], starts[i + 1])
+        if rows.start == rows.stop:
+            continue
+        gates, values = None, x[rows].float()
+        if gated:
+            before, gates, values = values.chunk(3, dim=-1)
+            values = before * values
+        kept = state[slot] if positions[rows.start] > 0 else torch.zeros_like(state[slot])
+        inputs = torch.cat((kept, values))
+        sums = F.conv1d(inputs.t()[None], weight.t()[:, None], bias, groups=weight.shape[1])[0].t()
+        out[rows] = (F.silu(sums) if gates is None else gates * sums).to(out.dtype)
+        state[slot] = inputs[len(inputs) - taps + 1 :]
+
+
+def selective_scan(
+    out: Tensor,
+    x: Tensor,
+    dt: Tensor,
+    gate: Tensor,
+    b: Tensor,
+    c: Tensor,
+    a_log: Tensor,
+    d: Tensor,
+    state: Tensor,
+    slots: Tensor,
+    positions: Tensor,
+    query_start_loc: Tensor,
+) -> None:
+    """out [T, W] as `program.SelectiveScan` says.
+
+    x, dt, gate [T, W]; b, c [T, N]; a_log float32 [N, W]; d float32 [W]; state float32 [slots, N, W], changed;
+    slots int32 [B]; positions int32 [T]: a sequence whose first row is at 0 begins with zeros;
+    query_start_loc int32 [B + 1].
+    """
+    starts, rates = query_start_loc.tolist(), -a_log.exp()
+    for i, slot in enumerate(slots.tolist()):
+        for row in range(starts[i], starts[i + 1]):
+            before = state[slot] if positions[row] > 0 else torch.zeros_like(state[slot])
+            step, value = F.softplus(dt[row].float()), x[row].float()
+            state[slot] = (step * rates).exp() * before + step * value * b[row].float()[:, None]
+            total = (state[slot] * c[row].float()[:, None]).sum(0) + d * value
+            out[row] = (total * F.silu(gate[row].float())).to(out.dtype)
+
+
+#: Head by head: see `linear_of_heads`.
+head_linear = partial(linear_of_heads, linear)
+
+
+def latent_cache_shape(num_blocks: int, block_size: int, latent: Latent) -> tuple[int, ...]:
+    return num_blocks, block_size, latent.width
+
+
+def latent_write(
+    q_latent: Tensor,
+    q: Tensor,
+    kv: Tensor,
+    positions: Tensor,
+    cos_sin: Tensor,
+    norm: Tensor,
+    eps: float,
+    cache: Tensor,
+    slot_mapping: Tensor,
+    latent: Latent,
+) -> None:
+    """The cache's rows of T tokens, and the rotated part of their queries.
+
+    q_latent [T, heads * (rank + rope)], of which the last `rope` of each head are written;
+    q [T, heads * (nope + rope)], of which the last `rope` are read; kv [T, rank + rope];
+    cos_sin float32 [max_pos, rope] = cos | sin; norm float32 [rank];
+    slot_mapping int64 [T] = block * block_size + offset.
+    """
+    cos, sin = cos_sin[positions.long()].unsqueeze(1).chunk(2, dim=-1)
+    q_heads, out_heads = (each.view(len(each), latent.num_heads, -1) for each in (q, q_latent))
+    out_heads[..., latent.rank :] = _rotated(q_heads[..., latent.nope_dim :], cos, sin)
+    key = _rotated(kv[:, None, latent.rank :], cos, sin)[:, 0]
+    rows = torch.cat((_normed(kv[:, : latent.rank], norm, eps), key), dim=-1)
+    cache[slot_mapping // cache.shape[1], slot_mapping % cache.shape[1]] = rows.to(cache.dtype)
+
+
+def latent_attention(
+    out: Tensor,
+    q_latent: Tensor,
+    cache: Tensor,
+    block_tables: Tensor,
+    seq_lens: Tensor,
+    query_start_loc: Tensor,
+    latent: Latent,
+    scale: float,
+    *,
+    plan: None = None,
+) -> None:
+    """Causal attention whose keys are the cache's rows, the same for all heads, and whose values are their latents.
+
+    out float32 [T, heads * rank]; q_latent [T, heads * (rank + rope)]; cache [num_blocks, block_size, rank + rope];
+    the rest as of `attention`.
+    """
+    q_heads, out_heads = (each.view(len(each), latent.num_heads, -1) for each in (q_latent, out))
+    starts = query_start_loc.tolist()
+    for i, seq_len in enumerate(seq_lens.tolist()):
+        rows = slice(starts[i], starts[i + 1])
+        blocks = block_tables[i, : -(-seq_len // cache.shape[1])].long()
+        keys = cache[blocks].flatten(0, 1)[:seq_len].float()
+        scores = torch.einsum("thd,sd->hts", q_heads[rows], keys) * scale
+        unseen = torch.arange(seq_len)[None, :] > torch.arange(seq_len - (rows.stop - rows.start), seq_len)[:, None]
+        probs = scores.masked_fill(unseen, -math.inf).softmax(dim=-1)
+        out_heads[rows] = torch.einsum("hts,sd->thd", probs, keys[:, : latent.rank])
 
 
 #: Its meaning is the calls of the other operations.

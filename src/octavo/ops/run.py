@@ -14,10 +14,16 @@ from octavo.ops.program import (
     AddNorm,
     Attend,
     Buffer,
+    CausalConv,
     Clip,
     Embed,
     Experts,
+    HeadLinear,
+    Heads,
     KeepRows,
+    Latent,
+    LatentAttend,
+    LatentWrite,
     Linear,
     Norm,
     NormParts,
@@ -25,6 +31,8 @@ from octavo.ops.program import (
     Program,
     RopeWrite,
     Route,
+    SelectiveScan,
+    State,
     Weight,
 )
 from octavo.ops.step import KVCaches, StepTensors
@@ -69,14 +77,31 @@ class Table(Protocol):
     def rope_kv_write(self) -> Any: ...
     @property
     def attention(self) -> Any: ...
+    @property
+    def causal_conv(self) -> Any: ...
+    @property
+    def selective_scan(self) -> Any: ...
+    @property
+    def head_linear(self) -> Any: ...
+    @property
+    def latent_write(self) -> Any: ...
+    @property
+    def latent_attention(self) -> Any: ...
 
 
 class Frame:
     """One run: the step, and the rows of its buffers that are in use."""
 
     def __init__(
-        self, space: Workspace, step: StepTensors, kv_caches: KVCaches, needed: Tensor | None, weights: Weights
+        self,
+        space: Workspace,
+        step: StepTensors,
+        kv_caches: KVCaches,
+        needed: Tensor | None,
+        weights: Weights,
+        num_caches: int,
     ) -> None:
+        self._num_caches = num_caches
         self.step = step
         self.kv_caches = kv_caches
         self.needed = needed
@@ -94,6 +119,14 @@ class Frame:
 
     def weight(self, weight: Weight | None) -> Any:
         return None if weight is None else self._weights[weight.name]
+
+    def state(self, state: State) -> Tensor:
+        (found,) = self.kv_caches[self._num_caches + state.index]
+        return found
+
+    def attention_plan(self, shape: Heads | Latent) -> Any:
+        plan = self.step.attention_plan
+        return plan[shape] if isinstance(plan, dict) else plan
 
     def keep(self, num_rows: int) -> None:
         """The first rows of the buffers are those in use from here on."""
@@ -123,7 +156,7 @@ class Runner:
         Returns the program's output, [T, width] of the table's type, or [S, width] for the rows `needed`, int64 [S] in
         rising order: a view, valid until the next run.
         """
-        frame = Frame(space, step, kv_caches, needed, self._weights)
+        frame = Frame(space, step, kv_caches, needed, self._weights, len(self.program.caches))
         for call, op in self._calls:
             call(self._table, op, frame)
         return frame[self.program.output]
@@ -243,7 +276,76 @@ def _attend(table: Table, op: Attend, frame: Frame) -> None:
         chunked=op.cache.chunked,
         slopes=frame.weight(op.slopes),
         sinks=frame.weight(op.sinks),
-        plan=step.attention_plan,
+        plan=frame.attention_plan(heads),
+    )
+
+
+def _causal_conv(table: Table, op: CausalConv, frame: Frame) -> None:
+    step = frame.step
+    table.causal_conv(
+        frame[op.out],
+        frame[op.x],
+        frame.weight(op.weight),
+        frame.weight(op.bias),
+        frame.state(op.state),
+        step.state_slots,
+        step.positions,
+        step.query_start_loc,
+        op.gated,
+    )
+
+
+def _selective_scan(table: Table, op: SelectiveScan, frame: Frame) -> None:
+    step = frame.step
+    table.selective_scan(
+        frame[op.out],
+        frame[op.x],
+        frame[op.dt],
+        frame[op.gate],
+        frame[op.b],
+        frame[op.c],
+        frame.weight(op.a_log),
+        frame.weight(op.d),
+        frame.state(op.state),
+        step.state_slots,
+        step.positions,
+        step.query_start_loc,
+    )
+
+
+def _head_linear(table: Table, op: HeadLinear, frame: Frame) -> None:
+    table.head_linear(frame[op.out], frame[op.x], frame.weight(op.weight))
+
+
+def _latent_write(table: Table, op: LatentWrite, frame: Frame) -> None:
+    _, slot_mapping = frame.step.cache_groups[op.cache.group]
+    table.latent_write(
+        frame[op.q_latent],
+        frame[op.q],
+        frame[op.kv],
+        frame.step.positions,
+        frame.weight(op.rotation),
+        frame.weight(op.norm),
+        op.eps,
+        frame.kv_caches[op.cache.index][0],
+        slot_mapping,
+        op.latent,
+    )
+
+
+def _latent_attend(table: Table, op: LatentAttend, frame: Frame) -> None:
+    step = frame.step
+    block_tables, _ = step.cache_groups[op.cache.group]
+    table.latent_attention(
+        frame[op.out],
+        frame[op.q_latent],
+        frame.kv_caches[op.cache.index][0],
+        block_tables,
+        step.seq_lens,
+        step.query_start_loc,
+        op.latent,
+        op.scale,
+        plan=frame.attention_plan(op.latent),
     )
 
 
@@ -271,5 +373,10 @@ HANDLERS: dict[type[Op], Handler] = {
     Clip: _clip,
     RopeWrite: _rope_write,
     Attend: _attend,
+    CausalConv: _causal_conv,
+    SelectiveScan: _selective_scan,
+    HeadLinear: _head_linear,
+    LatentWrite: _latent_write,
+    LatentAttend: _latent_attend,
     KeepRows: _keep_rows,
 }

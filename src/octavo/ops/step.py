@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from octavo.ops.program import Heads
+from octavo.ops.program import Heads, Latent
 
-#: (k, v) of each of a program's caches, by their index.
-KVCaches = Sequence[tuple[Tensor, Tensor]]
+#: Of each of a program's caches, by their index: keys and values, or of a `Latent` the rows alone. Behind them each of
+#: its states, float32 [slots, *shape].
+KVCaches = Sequence[tuple[Tensor, ...]]
 
 
 class StepTensors(Protocol):
@@ -32,7 +33,9 @@ class StepTensors(Protocol):
         """Of each group of caches: block_tables int32 [B, max_blocks], slot_mapping int64 [T]."""
 
     @property
-    def attention_plan(self) -> Any: ...  # made by the table's `attention_planner`, or None
+    def state_slots(self) -> Tensor | None: ...  # int32 [B]: of each sequence; None where no layer has a state
+    @property
+    def attention_plan(self) -> Any: ...  # made by the table's `attention_planner`, or by `AttentionPlanners`, or None
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class PlannedArrays:
 class NoPlanner:
     """Of an attention that reads all it needs from the step's tensors."""
 
-    def __init__(self, heads: Heads, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, heads: Heads | Latent, device: torch.device, dtype: torch.dtype) -> None:
         """Nothing of the heads, the device or the activations' type is needed."""
 
     def arrays(self, seq_lens: np.ndarray, query_start_loc: np.ndarray, num_decodes: int) -> PlannedArrays:
@@ -54,3 +57,42 @@ class NoPlanner:
 
     def plan(self, arrays: PlannedArrays, tensors: Sequence[Tensor]) -> None:
         return None
+
+
+class AttentionPlanners:
+    """One planner a shape of a model's attentions, as one; its plan is a mapping from the shapes to theirs."""
+
+    def __init__(
+        self, make: Callable[..., Any], shapes: Sequence[Heads | Latent], device: torch.device, dtype: torch.dtype
+    ) -> None:
+        """`make`: the table's `attention_planner`."""
+        self._planners = {shape: make(shape, device, dtype) for shape in shapes}
+
+    def arrays(self, seq_lens: np.ndarray, query_start_loc: np.ndarray, num_decodes: int) -> PlannedArrays:
+        return _together([each.arrays(seq_lens, query_start_loc, num_decodes) for each in self._planners.values()])
+
+    def padded_arrays(self, seq_lens: np.ndarray, size: int) -> PlannedArrays | None:
+        """None: one of them has no plan of a fixed shape for the step."""
+        planned = [each.padded_arrays(seq_lens, size) for each in self._planners.values()]
+        return None if None in planned else _together(planned)
+
+    def plan(self, arrays: PlannedArrays, tensors: Sequence[Tensor]) -> dict[Heads | Latent, Any]:
+        plans, first = {}, 0
+        for (shape, planner), each in zip(self._planners.items(), arrays.numbers, strict=True):
+            end = first + len(each.tensors)
+            plans[shape] = planner.plan(each, tensors[first:end])
+            first = end
+        return plans
+
+
+def _together(planned: Sequence[Any]) -> PlannedArrays:
+    return PlannedArrays(tuple(array for each in planned for array in each.tensors), planned)
+
+
+def attention_planners(
+    make: Callable[..., Any], shapes: Sequence[Heads | Latent], device: torch.device, dtype: torch.dtype
+) -> Any:
+    """What plans for attentions of these shapes; one shape's planner is that of the table itself."""
+    if len(shapes) == 1:
+        return make(shapes[0], device, dtype)
+    return AttentionPlanners(make, shapes, device, dtype)

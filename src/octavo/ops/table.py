@@ -19,6 +19,7 @@ from torch import Tensor
 
 from octavo.base.native import has_native_cpu
 from octavo.ops import reference, reference_sampling
+from octavo.ops.program import Heads, Latent
 from octavo.ops.run import Runner
 
 logger = logging.getLogger("octavo.ops")
@@ -72,6 +73,12 @@ class Ops:
     clip_: Callable[[Tensor, float], None]  # (x, limit)
     rope_kv_write: Callable[..., None]
     attention: Callable[..., None]
+    causal_conv: Callable[..., None]  # (out, x, weight, bias, state, slots, positions, query_start_loc, gated)
+    selective_scan: Callable[..., None]  # see reference
+    head_linear: Callable[[Tensor, Tensor, Any], None]  # (out, x, weights): what pack_experts packed, a head each
+    latent_write: Callable[..., None]
+    latent_attention: Callable[..., None]
+    latent_cache_shape: Callable[[int, int, Latent], tuple[int, ...]]  # (num_blocks, block_size, latent)
     program_runner: Callable[..., Runner]  # (ops, program, weights)
     attention_planner: Callable[..., Any]  # (heads, torch_device, dtype): see step.NoPlanner
     kv_cache_shapes: Callable[[int, int, int, int], tuple[tuple[int, ...], tuple[int, ...]]]
@@ -113,14 +120,17 @@ _GROUPS: tuple[tuple[str, ...], ...] = (
         "embedding",
         "pack_experts",
         "experts",
+        "head_linear",
     ),
     ("kv_cache_shapes", "rope_kv_write", "attention", "attention_planner"),
+    ("latent_cache_shape", "latent_write", "latent_attention"),
 )
 #: Taken where all that it is made of is taken.
 _COMPOSED: dict[str, tuple[str, ...]] = {
     "program_runner": (
         "linear", "embedding", "rms_norm", "add_rms_norm", "layer_norm", "add_layer_norm", "norm_parts_", "add_",
         "add_gated_", "act_mul", "act", "route", "experts", "clip_", "rope_kv_write", "attention", "kv_cache_shapes",
+        "head_linear", "latent_write", "latent_attention", "causal_conv", "selective_scan",
     ),
 }  # fmt: skip
 _REFERENCE_MODULES: dict[str, Any] = dict.fromkeys(("forbid", "sample", "logprobs"), reference_sampling)
@@ -174,3 +184,10 @@ def _native_operations(modules: tuple[str, ...]) -> dict[str, Any]:
         module = importlib.import_module(f"octavo.ops.cpu.{module_name}")
         found |= {name: getattr(module, name) for name in _NAMES if hasattr(module, name)}
     return found
+
+
+def cache_shapes(ops: Ops, shape: Heads | Latent, num_blocks: int, block_size: int) -> tuple[tuple[int, ...], ...]:
+    """Of the arrays that hold what a layer keeps: keys and values, or the rows of a latent."""
+    if isinstance(shape, Latent):
+        return (ops.latent_cache_shape(num_blocks, block_size, shape),)
+    return ops.kv_cache_shapes(num_blocks, block_size, shape.num_kv_heads, shape.head_dim)

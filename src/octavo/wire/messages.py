@@ -106,6 +106,9 @@ class EngineInfo(Message, frozen=True, gc=False):
     eos_token_ids: tuple[int, ...] = ()
     #: Of each group of layers with a block table of its own: how far it sees; 0: all keys. A block is of one group.
     kv_group_windows: tuple[int, ...] = (0,)
+    #: Layers keep a state a slot, which is that of all tokens computed: no prefix is found in a cache, preempted
+    #: requests are computed again, and no tokens are guessed.
+    has_states: bool = False
     caches_output: bool = True  # blocks of generated tokens may serve other requests: they are what a prompt's would be
     num_swap_blocks: int = 0  # KV blocks of preempted requests that fit the host's memory
     plans_ahead: bool = False  # the device computes beside the host: a step is planned before the last is answered

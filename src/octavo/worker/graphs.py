@@ -49,15 +49,17 @@ class StepGraphs:
         sizes: Sequence[int],
         max_blocks: int,
         num_groups: int = 1,
+        free_slot: int | None = None,
     ) -> None:
         """`run` launches a step and returns its logits, always at the same place for the same number of rows.
         `planner`: the table's attention planner. `max_blocks`: of one sequence in one of
-        `num_groups` groups of layers."""
+        `num_groups` groups of layers. `free_slot`: where layers have a state, a slot that is no request's."""
         self._run = run
         self._device = device
         self._planner = planner
         self._sizes = sorted(sizes)
         self._graphs: dict[int, _Graph] = {}
+        self._free_slot = free_slot
         self._block_tables = device.zeros((num_groups, self._sizes[-1], max_blocks), torch.int32)
 
     def logits(self, host: HostBatch) -> torch.Tensor | None:
@@ -97,30 +99,40 @@ class StepGraphs:
             logger.warning("Steps of %d sequences run without a CUDA graph: capturing failed: %s", size, error)
 
     def _input_buffer(self, host: HostBatch, size: int, arrays: PlannedArrays) -> torch.Tensor:
-        fixed = sum(array.nbytes + 16 for array in (*_padded(host, size), *arrays.tensors))
+        fixed = sum(array.nbytes + 16 for array in (*self._padded(host, size), *arrays.tensors))
         num_groups, _, max_blocks = self._block_tables.shape
         return self._device.zeros((fixed + num_groups * max_blocks * size * 4,), torch.uint8)
 
     def _fill(self, graph: _Graph, host: HostBatch, size: int, arrays: PlannedArrays) -> InputBatch:
         """Upload a step's inputs to their places. The block tables, the only input whose shape varies, come last."""
-        tensors = self._device.upload(*_padded(host, size), *arrays.tensors, host.block_tables, into=graph.inputs)
+        tensors = self._device.upload(*self._padded(host, size), *arrays.tensors, host.block_tables, into=graph.inputs)
         token_ids, positions, slot_mapping, query_start_loc, seq_lens, *planned, tables = tensors
+        state_slots = None if self._free_slot is None else planned.pop(0)
         self._block_tables[:, : tables.shape[1], : tables.shape[2]].copy_(tables)
         plan = self._planner.plan(arrays, planned)
         return InputBatch(
-            token_ids, positions, slot_mapping, query_start_loc, seq_lens, self._block_tables[:, :size], plan
+            token_ids,
+            positions,
+            slot_mapping,
+            query_start_loc,
+            seq_lens,
+            self._block_tables[:, :size],
+            plan,
+            state_slots,
         )
 
-
-def _padded(host: HostBatch, size: int) -> tuple[np.ndarray, ...]:
-    """token_ids, positions, slot_mapping, query_start_loc and seq_lens of `size` sequences."""
-    return (
-        _extended(host.token_ids, size, 0),
-        _extended(host.positions, size, 0),
-        _extended(host.slot_mapping, size, _NO_SLOT),
-        np.arange(size + 1, dtype=np.int32),
-        _extended(host.seq_lens, size, 0),
-    )
+    def _padded(self, host: HostBatch, size: int) -> tuple[np.ndarray, ...]:
+        """token_ids, positions, slot_mapping, query_start_loc and seq_lens of `size` sequences; their slots."""
+        arrays = (
+            _extended(host.token_ids, size, 0),
+            _extended(host.positions, size, 0),
+            _extended(host.slot_mapping, size, _NO_SLOT),
+            np.arange(size + 1, dtype=np.int32),
+            _extended(host.seq_lens, size, 0),
+        )
+        if self._free_slot is None:
+            return arrays
+        return (*arrays, _extended(host.slots.astype(np.int32), size, self._free_slot))
 
 
 def _extended(array: np.ndarray, size: int, value: int) -> np.ndarray:

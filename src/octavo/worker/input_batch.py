@@ -45,6 +45,7 @@ class InputBatch:
     seq_lens: torch.Tensor
     block_tables: torch.Tensor
     attention_plan: Any = None  # the table's own, where its attention wants one
+    state_slots: torch.Tensor | None = None  # int32 [B], where layers have a state
     #: Of each group of layers: block tables [B, blocks], slots [T].
     cache_groups: list[tuple[torch.Tensor, torch.Tensor]] = field(init=False)
 

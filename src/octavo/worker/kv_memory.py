@@ -1,14 +1,18 @@
-"""How large the KV cache is made, and why."""
+"""How large the KV cache is made, and why; and its arrays."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
+
+import torch
 
 from octavo.base.config import CacheConfig
 from octavo.base.errors import InvalidConfig
 from octavo.base.host import gib
-from octavo.cache.spec import capacity_tokens, max_sequence_blocks
+from octavo.cache.spec import CacheGroup, capacity_tokens, max_sequence_blocks
 from octavo.device.base import CacheBudget
 
 GIB = 1 << 30
@@ -31,6 +35,54 @@ class KVCachePlan:
     @property
     def total_bytes(self) -> int:
         return self.num_blocks * self.bytes_per_block
+
+
+#: The shapes of one block of a layer, one an array.
+BlockShapes = tuple[tuple[int, ...], ...]
+
+
+def block_values(groups: Sequence[CacheGroup], shapes: Sequence[BlockShapes]) -> int:
+    """Values of a block: as many as the layers of any group keep in one. `shapes`: of each layer."""
+    return max(sum(_num_values(shapes[layer]) for layer in group.layers) for group in groups)
+
+
+def kv_caches(
+    groups: Sequence[CacheGroup],
+    shapes: Sequence[BlockShapes],
+    num_blocks: int,
+    dtype: torch.dtype,
+    zeros: Callable[[tuple[int, ...], torch.dtype], torch.Tensor],
+) -> list[tuple[torch.Tensor, ...]]:
+    """The arrays of each layer, [num_blocks, ...] with the rest as `shapes` has it.
+
+    Where the i-th layers of all groups have the same shapes, they share arrays of their own. Else a block is a page in
+    one array, in which the layers of its group lie one behind the other: their arrays are views with gaps between
+    blocks.
+    """
+    columns = list(zip_longest(*(group.layers for group in groups)))
+    caches: dict[int, tuple[torch.Tensor, ...]] = {}
+    if all(len({shapes[layer] for layer in column if layer is not None}) == 1 for column in columns):
+        for column in columns:
+            layers = [layer for layer in column if layer is not None]
+            arrays = tuple(zeros((num_blocks, *shape), dtype) for shape in shapes[layers[0]])
+            caches |= dict.fromkeys(layers, arrays)
+    else:
+        pages = zeros((num_blocks, block_values(groups, shapes)), dtype)
+        for group in groups:
+            first = 0
+            for layer in group.layers:
+                views = []
+                for shape in shapes[layer]:
+                    end = first + math.prod(shape)
+                    strides = torch.empty(shape, device="meta").stride()
+                    views.append(pages.as_strided((num_blocks, *shape), (pages.stride(0), *strides), first))
+                    first = end
+                caches[layer] = tuple(views)
+    return [caches[layer] for layer in range(len(caches))]
+
+
+def _num_values(shapes: BlockShapes) -> int:
+    return sum(math.prod(shape) for shape in shapes)
 
 
 def plan_kv_cache(

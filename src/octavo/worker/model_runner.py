@@ -6,11 +6,13 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from octavo.base.config import LogprobsMode
 from octavo.device.base import Device
 from octavo.models.transformer import Transformer
+from octavo.ops.step import attention_planners
 from octavo.ops.table import Ops
 from octavo.wire.messages import TokenLogprobs
 from octavo.wire.step import ModelRunnerOutput, SchedulerOutput, TokenMasks
@@ -21,7 +23,7 @@ from octavo.worker.sampler import SampledTokens, Sampler
 from octavo.worker.scores import PromptScorer
 from octavo.worker.swap import SwapSpace
 
-KVCaches = list[tuple[torch.Tensor, torch.Tensor]]
+KVCaches = list[tuple[torch.Tensor, ...]]
 
 
 @dataclass(slots=True)
@@ -77,14 +79,26 @@ class ModelRunner:
         self._last_ids: torch.Tensor | None = None
         if device.plans_ahead:
             self._last_ids = torch.zeros(max_num_seqs, dtype=torch.int32, device=device.torch_device)
-        self._swap = SwapSpace(device, kv_caches)
-        self._planner = ops.attention_planner(model.heads, device.torch_device, ops.activation_dtype)
+        num_caches = len(model.definition.program.caches)
+        self._swap = SwapSpace(device, kv_caches[:num_caches])
+        self._has_states = len(kv_caches) > num_caches
+        self._planner = attention_planners(
+            ops.attention_planner, model.attention_shapes, device.torch_device, ops.activation_dtype
+        )
         self._sampler = Sampler(ops, device, max_num_seqs, logprobs_mode)
         self._scorer = PromptScorer(model, ops, device, logprobs_mode)
         self._graphs: StepGraphs | None = None
         if graph_sizes:
             max_blocks = self._states.block_tables.shape[2]
-            self._graphs = StepGraphs(self._run_model, device, self._planner, graph_sizes, max_blocks, len(windows))
+            self._graphs = StepGraphs(
+                self._run_model,
+                device,
+                self._planner,
+                graph_sizes,
+                max_blocks,
+                len(windows),
+                max_num_seqs if self._has_states else None,
+            )
 
     def execute(self, plan: SchedulerOutput) -> ModelRunnerOutput:
         """Compute the tokens that `plan` schedules and sample for every slot whose tokens are then complete. No slot
@@ -171,7 +185,8 @@ class ModelRunner:
     def _upload(self, host: HostBatch) -> tuple[InputBatch, torch.Tensor]:
         """The step on the device, and the rows of it that sample, int64 [S]."""
         arrays = self._planner.arrays(host.seq_lens, host.query_start_loc, host.num_decodes)
-        token_ids, positions, slot_mapping, query_start_loc, seq_lens, block_tables, rows, *planned = (
+        slots = [host.slots.astype(np.int32)] if self._has_states else []
+        token_ids, positions, slot_mapping, query_start_loc, seq_lens, block_tables, rows, *others = (
             self._device.upload(
                 host.token_ids,
                 host.positions,
@@ -180,11 +195,15 @@ class ModelRunner:
                 host.seq_lens,
                 host.block_tables,
                 host.logits_rows,
+                *slots,
                 *arrays.tensors,
             )
         )
-        plan = self._planner.plan(arrays, planned)
-        batch = InputBatch(token_ids, positions, slot_mapping, query_start_loc, seq_lens, block_tables, plan)
+        plan = self._planner.plan(arrays, others[len(slots) :])
+        state_slots = others[0] if slots else None
+        batch = InputBatch(
+            token_ids, positions, slot_mapping, query_start_loc, seq_lens, block_tables, plan, state_slots
+        )
         self._resolve_ids(batch)
         return batch, rows
 

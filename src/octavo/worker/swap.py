@@ -13,11 +13,11 @@ class SwapSpace:
     """Does what a plan says about swapping, in the order of the device's work: blocks that are given away by the
     scheduler are read before the step that overwrites them, and written before the step that reads them."""
 
-    def __init__(self, device: Device, kv_caches: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    def __init__(self, device: Device, kv_caches: list[tuple[torch.Tensor, ...]]) -> None:
         self._device = device
-        # As bytes: not every type can be indexed everywhere. Layers of several groups share an array.
-        caches = {cache.data_ptr(): cache for pair in kv_caches for cache in pair}
-        self._caches = [cache.view(torch.uint8) for cache in caches.values()]
+        # Layers of several groups share an array, or are views of its pages.
+        caches = {cache.untyped_storage().data_ptr(): cache for arrays in kv_caches for cache in arrays}
+        self._caches = [_blocks(cache) for cache in caches.values()]
         self._kept: dict[int, list[torch.Tensor]] = {}  # request id -> its blocks, one tensor a cache, on the host
 
     def apply(self, plan: SchedulerOutput) -> None:
@@ -30,3 +30,10 @@ class SwapSpace:
             (index,) = self._device.upload(np.array(block_ids, np.int64))
             for cache, kept in zip(self._caches, self._kept.pop(request_id), strict=True):
                 cache[index] = self._device.from_host(kept[places])
+
+
+def _blocks(cache: torch.Tensor) -> torch.Tensor:
+    """uint8 [num_blocks, bytes of a block]: all of the memory behind an array. As bytes, for not every type can be
+    indexed everywhere."""
+    memory = torch.empty(0, dtype=torch.uint8, device=cache.device).set_(cache.untyped_storage())
+    return memory.view(len(cache), -1)

@@ -18,11 +18,11 @@ from octavo.models.checkpoint import Checkpoint
 from octavo.models.decoder import Definition
 from octavo.models.loader import DTYPES, LoadedModel, OnPhase, load_model, online_quantization, open_checkpoint
 from octavo.models.transformer import Transformer
-from octavo.ops.table import AttentionBackend, Binding, Ops, bind
+from octavo.ops.table import AttentionBackend, Binding, Ops, bind, cache_shapes
 from octavo.wire.messages import EngineInfo, StepSeconds
 from octavo.wire.step import CachedRequestData, ModelRunnerOutput, NewRequestData, SchedulerOutput, TokenMasks
 from octavo.worker.graphs import MAX_GRAPH_SIZE, ladder
-from octavo.worker.kv_memory import GIB, KVCachePlan, plan_kv_cache
+from octavo.worker.kv_memory import GIB, BlockShapes, KVCachePlan, block_values, kv_caches, plan_kv_cache
 from octavo.worker.model_runner import KVCaches, ModelRunner, RunningStep
 from octavo.worker.residence import Residence, Weights
 from octavo.worker.torch_profile import TorchProfile
@@ -127,6 +127,8 @@ class Worker:
         assert self._runner is not None
         # A context that was cut to fit the cache needs no larger steps.
         max_num_batched_tokens = min(max_num_batched_tokens, self._max_num_batched_tokens(plan.max_model_len, device))
+        if _state_values(loaded.model.definition) and config.cache.enable_prefix_caching:
+            logger.info("prefix caching is off: layers of this model keep a state, and no earlier token's is kept")
         seconds["kv cache"] = time.perf_counter() - start
 
         start = time.perf_counter()
@@ -288,18 +290,19 @@ class Worker:
     def _step_bytes(self, loaded: LoadedModel, max_num_batched_tokens: int, max_model_len: int) -> int:
         """What steps come to take: the model's buffers, and the tokens and block ids that a slot keeps."""
         num_slots = self._config.scheduler.max_num_seqs
-        num_groups = len(loaded.model.definition.cache_groups)
-        ids_per_slot = max_model_len + num_groups * max_model_len // self._config.cache.block_size
-        buffers = loaded.model.step_bytes(max_num_batched_tokens, min(num_slots, max_num_batched_tokens))
+        definition = loaded.model.definition
+        ids_per_slot = max_model_len + len(definition.cache_groups) * max_model_len // self._config.cache.block_size
+        states = (num_slots + 1) * _state_values(definition) * torch.float32.itemsize
+        buffers = states + loaded.model.step_bytes(max_num_batched_tokens, min(num_slots, max_num_batched_tokens))
         return buffers + num_slots * ids_per_slot * torch.int32.itemsize
 
     def _plan_kv_cache(
         self, loaded: LoadedModel, ops: Ops, kv_dtype: torch.dtype, max_model_len: int, device: Device, step_bytes: int
     ) -> KVCachePlan:
         block_size = self._config.cache.block_size
-        shapes = _cache_shapes(loaded.model.definition, ops, 1, block_size)
+        definition = loaded.model.definition
         step_tokens = self._max_num_prefill_tokens(self._max_num_batched_tokens(max_model_len, device), device)
-        values_per_block = sum(math.prod(shape) for pair in shapes for shape in pair)
+        values_per_block = block_values(definition.cache_groups, _block_shapes(definition, ops, block_size))
         return plan_kv_cache(
             self._config.cache,
             bytes_per_block=values_per_block * kv_dtype.itemsize,
@@ -307,20 +310,20 @@ class Worker:
             max_model_len_given=self._config.model.max_model_len is not None,
             max_num_seqs=self._config.scheduler.max_num_seqs,
             budget=device.kv_cache_budget(self._config.cache, step_bytes),
-            windows=_windows(loaded.model.definition),
+            windows=_windows(definition),
             step_tokens=step_tokens,
         )
 
     def _allocate_kv_caches(
         self, definition: Definition, device: Device, ops: Ops, plan: KVCachePlan, kv_dtype: torch.dtype
     ) -> KVCaches:
-        """Of each layer: the i-th of a group has the i-th array, and its group's blocks there."""
-        shapes = _cache_shapes(definition, ops, plan.num_blocks, plan.block_size)
-        groups = definition.cache_groups
+        shapes = _block_shapes(definition, ops, plan.block_size)
         try:
-            arrays = [(device.zeros(k_shape, kv_dtype), device.zeros(v_shape, kv_dtype)) for k_shape, v_shape in shapes]
-            of_layer = {layer: array for group in groups for layer, array in zip(group.layers, arrays, strict=False)}
-            return [of_layer[layer] for layer in range(len(of_layer))]
+            caches = kv_caches(definition.cache_groups, shapes, plan.num_blocks, kv_dtype, device.zeros)
+            # One slot more than there are: that of the sequences that fill up a captured step.
+            num_slots = self._config.scheduler.max_num_seqs + 1
+            states = definition.program.states
+            return caches + [(device.zeros((num_slots, *state.shape), torch.float32),) for state in states]
         except (OSError, RuntimeError) as error:
             raise InvalidConfig(f"The KV cache of {plan.total_bytes:,} bytes cannot be allocated: {error}") from None
 
@@ -381,6 +384,7 @@ class Worker:
             # Elsewhere kernels for one token and for many round differently: then a hit on generated text would show.
             caches_output=device.decodes_as_prompts or not self._config.parallel.batch_invariant,
             num_swap_blocks=self._swap_bytes(device) // plan.bytes_per_block,
+            has_states=bool(_state_values(loaded.model.definition)),
             plans_ahead=device.plans_ahead and self._config.model.logprobs_mode.startswith("raw"),
             layer_ops_per_token=loaded.model.definition.layer_ops_per_token,
             output_ops_per_token=2 * math.prod(loaded.model.definition.lm_head.shape),
@@ -392,10 +396,12 @@ def _windows(definition: Definition) -> tuple[int, ...]:
     return tuple(group.window for group in definition.cache_groups)
 
 
-def _cache_shapes(
-    definition: Definition, ops: Ops, num_blocks: int, block_size: int
-) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """(k, v) of each array: as many as the largest group has layers, whose caches they fit like all others'."""
-    largest = max(definition.cache_groups, key=lambda group: len(group.layers))
-    heads = [definition.program.caches[layer].heads for layer in largest.layers]
-    return [ops.kv_cache_shapes(num_blocks, block_size, each.num_kv_heads, each.head_dim) for each in heads]
+def _state_values(definition: Definition) -> int:
+    """Values that the layers keep of a sequence beside its blocks."""
+    return sum(math.prod(state.shape) for state in definition.program.states)
+
+
+def _block_shapes(definition: Definition, ops: Ops, block_size: int) -> list[BlockShapes]:
+    """Of each layer what its arrays have of one block."""
+    caches = definition.program.caches
+    return [tuple(shape[1:] for shape in cache_shapes(ops, cache.heads, 1, block_size)) for cache in caches]

@@ -82,8 +82,8 @@ class Scheduler:
         self.kv = KVCacheManager(
             info.num_kv_blocks,
             info.block_size,
-            config.cache.enable_prefix_caching,
-            info.num_swap_blocks,
+            config.cache.enable_prefix_caching and not info.has_states,
+            0 if info.has_states else info.num_swap_blocks,
             info.caches_output,
             windows=info.kv_group_windows,
             step_tokens=info.max_num_prefill_tokens,
@@ -91,7 +91,7 @@ class Scheduler:
         self._tokens = TokenLimit(self.enable_chunked_prefill)
         self._slots = SlotLimit(self.max_num_seqs)
         self.limits: list[Limit] = [self._tokens, self._slots, BlockLimit(self.kv)]
-        self._drafter = drafter
+        drafter = self._drafter = None if info.has_states else drafter
         self._request_limits = RequestLimits(
             self.vocab_size,
             self.max_model_len,

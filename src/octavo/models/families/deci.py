@@ -1,12 +1,9 @@
-"""DeciLM and Nemotron-NAS: Llama, whose layers differ in heads of keys and values and in the MLP, or lack one of them.
-
-The KV cache has one shape for all layers. So heads of keys and values are repeated at load, up to the count that those
-of all layers divide: every head of the queries reads what it read before.
-"""
+"""DeciLM and Nemotron-NAS: Llama, whose layers differ in heads of keys and values and in the MLP, or lack one."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from octavo.models.blocks import Attention, GatedMLP, Sequential
 from octavo.models.common import Common, read_common
@@ -31,8 +28,7 @@ def _layer(common: Common, num_kv_heads: int, size: int) -> Sequential:
     attention = mlp = None
     if num_kv_heads:
         attention = Attention(
-            heads=common.heads, rope=common.rope, scale=common.heads.head_dim**-0.5,
-            kv_copies=common.heads.num_kv_heads // num_kv_heads,
+            heads=replace(common.heads, num_kv_heads=num_kv_heads), rope=common.rope, scale=common.heads.head_dim**-0.5
         )  # fmt: skip
     if size:
         mlp = GatedMLP(size=size, activation=common.activation)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, Final
 
 from octavo.models.blocks import Block
-from octavo.models.common import read_common, read_experts
+from octavo.models.common import MAX_EXPERTS, Common, read_common, read_experts
 from octavo.models.config_reader import ConfigReader
-from octavo.models.expert_blocks import WithShared, shared_mlp
+from octavo.models.expert_blocks import MixtureOfExperts, WithShared, shared_mlp
 from octavo.models.families.glm4_moe import behind_dense
 from octavo.models.families.llama import llama_layer
 from octavo.models.layout import GGUF_EXPERTS, Layout
@@ -27,10 +27,14 @@ def spec(config: ConfigReader) -> ModelSpec:
     routing = Routing(
         renormalize=config.flag("norm_topk_prob", False), factor=config.number("routed_scaling_factor", 1.0)
     )
-    experts = read_experts(config, common, routing=routing)
-    mixed: Block = experts
-    if config.get("n_shared_experts") is not None:
-        shared = shared_mlp(config.integer("n_shared_experts") * experts.size, common.activation)
-        mixed = WithShared(experts=experts, shared=shared)
+    mixed = with_shared(config, common, read_experts(config, common, routing=routing))
     dense, sparse = (llama_layer(common, mlp=mlp, bias=bias, o_bias=bias) for mlp in (None, mixed))
     return common.decoder(behind_dense(config, dense, sparse, common.num_layers))
+
+
+def with_shared(config: ConfigReader, common: Common, experts: MixtureOfExperts) -> Block:
+    """The experts, and beside them an MLP as wide as `n_shared_experts` of them, if there are any."""
+    count = config.integer("n_shared_experts", 0, MAX_EXPERTS, low=0)
+    if not count:
+        return experts
+    return WithShared(experts=experts, shared=shared_mlp(count * experts.size, common.activation))

@@ -12,7 +12,15 @@ import torch
 from torch import Tensor
 
 from octavo import _cpu
-from octavo.ops.reference import KEY_TILE, attention_planner, kv_cache_shapes, resolve_ids, soft_cap_
+from octavo.ops.program import Latent
+from octavo.ops.reference import (
+    KEY_TILE,
+    attention_planner,
+    kv_cache_shapes,
+    latent_cache_shape,
+    resolve_ids,
+    soft_cap_,
+)
 from octavo.ops.routing import Routing
 from octavo.ops.sampling_batch import SamplingBatch
 
@@ -25,9 +33,13 @@ __all__ = [
     "add_rms_norm",
     "attention",
     "attention_planner",
+    "causal_conv",
     "clip_",
     "forbid",
     "kv_cache_shapes",
+    "latent_attention",
+    "latent_cache_shape",
+    "latent_write",
     "layer_norm",
     "logprobs",
     "norm_parts_",
@@ -36,6 +48,7 @@ __all__ = [
     "rope_kv_write",
     "route",
     "sample",
+    "selective_scan",
     "soft_cap_",
 ]
 
@@ -47,8 +60,12 @@ CACHE_DTYPES: Final = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 ACTIVATIONS: Final = {
     "silu": 0, "gelu_tanh": 1, "gelu": 2, "relu": 3, "quick_gelu": 4, "relu2": 5, "xielu": 6, "swiglu_oai": 8,
 }  # fmt: skip
+MAX_HEAD_DIM: Final = 1024
+#: As in csrc/cpu/kernels/causal_conv.h.
+MAX_TAPS: Final = 8
+#: As in csrc/cpu/kernels/selective_scan.h.
+MAX_STATE_SIZE: Final = 256
 SCORE_KINDS: Final = {"softmax": 0, "sigmoid": 1, "sparsemixer": 2}
-MAX_HEAD_DIM: Final = 256
 #: As in csrc/cpu/kernels/experts.h.
 MAX_EXPERTS: Final = 4096
 
@@ -212,6 +229,8 @@ def rope_kv_write(
         eps,
         k_cache.data_ptr(),
         v_cache.data_ptr(),
+        k_cache.stride(0),
+        v_cache.stride(0),
         CACHE_DTYPES[k_cache.dtype],
         v_cache.shape[2],
         slot_mapping.data_ptr(),
@@ -259,6 +278,8 @@ def attention(
         qkv.data_ptr(),
         k_cache.data_ptr(),
         v_cache.data_ptr(),
+        k_cache.stride(0),
+        v_cache.stride(0),
         CACHE_DTYPES[k_cache.dtype],
         v_cache.shape[2],
         block_tables.data_ptr(),
@@ -285,7 +306,162 @@ def check_cache(k_cache: Tensor, v_cache: Tensor, num_kv_heads: int, head_dim: i
     _, v_heads, block_size, v_dim = v_cache.shape
     assert k_heads == v_heads == num_kv_heads and k_dim == head_dim
     assert block_size == tiles * KEY_TILE and v_dim % KEY_TILE == 0
-    assert k_cache.dtype is v_cache.dtype and k_cache.is_contiguous() and v_cache.is_contiguous()
+    assert k_cache.dtype is v_cache.dtype and is_of_blocks(k_cache) and is_of_blocks(v_cache)
+
+
+def is_of_blocks(cache: Tensor) -> bool:
+    """Whether each block is contiguous; the blocks themselves may lie apart."""
+    return cache.is_contiguous() or cache[0].is_contiguous()
+
+
+def causal_conv(
+    out: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    state: Tensor,
+    slots: Tensor,
+    positions: Tensor,
+    query_start_loc: Tensor,
+    gated: bool,
+) -> None:
+    rows, width = out.shape
+    taps = len(weight)
+    assert x.shape == (rows, 3 * width if gated else width) and weight.shape == (taps, width) and taps <= MAX_TAPS
+    assert state.shape[1:] == (taps - 1, width) and positions.numel() == rows
+    assert out.dtype == x.dtype == weight.dtype == state.dtype == _F32
+    assert slots.dtype == positions.dtype == query_start_loc.dtype == _I32
+    assert query_start_loc.numel() == slots.numel() + 1
+    assert all(tensor.is_contiguous() for tensor in (out, x, weight, state, slots, positions, query_start_loc))
+    _cpu.causal_conv(
+        out.data_ptr(),
+        x.data_ptr(),
+        weight.data_ptr(),
+        _bias(bias, width),
+        state.data_ptr(),
+        slots.data_ptr(),
+        positions.data_ptr(),
+        query_start_loc.data_ptr(),
+        slots.numel(),
+        width,
+        taps,
+        gated,
+    )
+
+
+def selective_scan(
+    out: Tensor,
+    x: Tensor,
+    dt: Tensor,
+    gate: Tensor,
+    b: Tensor,
+    c: Tensor,
+    a_log: Tensor,
+    d: Tensor,
+    state: Tensor,
+    slots: Tensor,
+    positions: Tensor,
+    query_start_loc: Tensor,
+) -> None:
+    rows, width = out.shape
+    size = len(a_log)
+    assert x.shape == dt.shape == gate.shape == out.shape and b.shape == c.shape == (rows, size)
+    assert a_log.shape == state.shape[1:] == (size, width) and d.numel() == width and size <= MAX_STATE_SIZE
+    assert positions.numel() == rows and query_start_loc.numel() == slots.numel() + 1
+    assert slots.dtype == positions.dtype == query_start_loc.dtype == _I32
+    floats = (out, x, dt, gate, b, c, a_log, d, state)
+    assert all(tensor.dtype == _F32 for tensor in floats)
+    assert all(tensor.is_contiguous() for tensor in (*floats, slots, positions, query_start_loc))
+    _cpu.selective_scan(
+        *(tensor.data_ptr() for tensor in (*floats, slots, positions, query_start_loc)), slots.numel(), width, size
+    )
+
+
+def check_latent(latent: Latent, cache: Tensor) -> None:
+    """Assert that the kernels can read and write a latent's cache."""
+    assert latent.rank % KEY_TILE == latent.rope_dim % KEY_TILE == 0
+    assert cache.shape[1:] == (cache.shape[1], latent.width) and cache.shape[1] % KEY_TILE == 0 and is_of_blocks(cache)
+
+
+def latent_write(
+    q_latent: Tensor,
+    q: Tensor,
+    kv: Tensor,
+    positions: Tensor,
+    cos_sin: Tensor,
+    norm: Tensor,
+    eps: float,
+    cache: Tensor,
+    slot_mapping: Tensor,
+    latent: Latent,
+) -> None:
+    rows = len(kv)
+    assert q_latent.shape == (rows, latent.num_heads * latent.width) and kv.shape == (rows, latent.width)
+    assert q.shape == (rows, latent.num_heads * (latent.nope_dim + latent.rope_dim))
+    assert q_latent.is_contiguous() and q.is_contiguous() and kv.is_contiguous() and cos_sin.is_contiguous()
+    assert q_latent.dtype == q.dtype == kv.dtype == cos_sin.dtype == norm.dtype == _F32
+    assert positions.dtype == _I32 and slot_mapping.dtype == _I64 and positions.numel() == slot_mapping.numel() == rows
+    assert cos_sin.shape[1] == latent.rope_dim and norm.numel() == latent.rank
+    check_latent(latent, cache)
+    _cpu.latent_write(
+        q_latent.data_ptr(),
+        q.data_ptr(),
+        kv.data_ptr(),
+        positions.data_ptr(),
+        cos_sin.data_ptr(),
+        norm.data_ptr(),
+        eps,
+        cache.data_ptr(),
+        cache.stride(0),
+        CACHE_DTYPES[cache.dtype],
+        cache.shape[1],
+        slot_mapping.data_ptr(),
+        rows,
+        latent.num_heads,
+        latent.nope_dim,
+        latent.rank,
+        latent.rope_dim,
+    )
+
+
+def latent_attention(
+    out: Tensor,
+    q_latent: Tensor,
+    cache: Tensor,
+    block_tables: Tensor,
+    seq_lens: Tensor,
+    query_start_loc: Tensor,
+    latent: Latent,
+    scale: float,
+    *,
+    plan: None = None,
+) -> None:
+    num_seqs, max_blocks = block_tables.shape
+    rows = len(q_latent)
+    assert out.shape == (rows, latent.num_heads * latent.rank)
+    assert q_latent.shape == (rows, latent.num_heads * latent.width)
+    assert out.dtype == q_latent.dtype == _F32 and out.is_contiguous() and q_latent.is_contiguous()
+    assert block_tables.dtype == seq_lens.dtype == query_start_loc.dtype == _I32
+    assert block_tables.stride(1) == 1 and seq_lens.is_contiguous() and query_start_loc.is_contiguous()
+    assert seq_lens.numel() == num_seqs and query_start_loc.numel() == num_seqs + 1
+    check_latent(latent, cache)
+    _cpu.latent_attention(
+        out.data_ptr(),
+        q_latent.data_ptr(),
+        cache.data_ptr(),
+        cache.stride(0),
+        CACHE_DTYPES[cache.dtype],
+        cache.shape[1],
+        block_tables.data_ptr(),
+        block_tables.stride(0) if num_seqs > 1 else max_blocks,
+        seq_lens.data_ptr(),
+        query_start_loc.data_ptr(),
+        num_seqs,
+        latent.num_heads,
+        latent.rank,
+        latent.rope_dim,
+        scale,
+    )
 
 
 def forbid(logits: Tensor, rows: Tensor, masks: Tensor) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from octavo import _cpu
 from octavo.ops.cpu.kernels import act, act_mul
-from octavo.ops.experts import grouped_experts
+from octavo.ops.experts import grouped_experts, linear_of_heads
 from octavo.quant.packed import E4M3_VALUES, FileValues, QuantizedWeight, ScaleLevels, Scales, multiplied
 
 _FLOAT_KINDS: Final = {torch.bfloat16: (1, "bf16"), torch.float16: (2, "f16"), torch.float32: (3, "f32")}
@@ -129,6 +129,7 @@ def embedding(out: Tensor, ids: Tensor, w: EmbeddingWeight, scale: float = 1.0) 
 
 #: What the native program does without a way through Python between the groups.
 experts = partial(grouped_experts, linear, act_mul, act)
+head_linear = partial(linear_of_heads, linear)
 
 
 def has_integer_layout(weight: QuantizedWeight) -> bool:

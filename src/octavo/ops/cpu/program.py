@@ -13,7 +13,10 @@ from octavo.ops.cpu.kernels import (
     ACTIVATIONS,
     CACHE_DTYPES,
     MAX_HEAD_DIM,
+    MAX_STATE_SIZE,
+    MAX_TAPS,
     check_cache,
+    check_latent,
     check_routing,
     native_routing,
 )
@@ -23,11 +26,16 @@ from octavo.ops.program import (
     AddGated,
     AddNorm,
     Attend,
+    CausalConv,
     Clip,
     Embed,
     Experts,
+    HeadLinear,
     Heads,
     KeepRows,
+    Latent,
+    LatentAttend,
+    LatentWrite,
     Linear,
     Norm,
     NormParts,
@@ -35,6 +43,7 @@ from octavo.ops.program import (
     Program,
     RopeWrite,
     Route,
+    SelectiveScan,
     Weight,
 )
 from octavo.ops.run import Runner, Table, Weights
@@ -77,22 +86,43 @@ class CpuRunner(Runner):
             query_start_loc=step.query_start_loc.data_ptr(),
             num_seqs=num_seqs,
             groups=[_group(*group, num_tokens, num_seqs) for group in step.cache_groups],
+            state_slots=self._state_slots(step),
             needed=0 if needed is None else needed.data_ptr(),
             num_needed=0 if needed is None else needed.numel(),
         )
         return space[self.program.output][: num_tokens if needed is None else needed.numel()]
 
+    def _state_slots(self, step: StepTensors) -> int:
+        if not self.program.states:
+            return 0
+        slots = step.state_slots
+        assert slots is not None and slots.dtype == torch.int32 and slots.numel() == step.seq_lens.numel()
+        address: int = slots.data_ptr()
+        return address
+
     def _set_caches(self, kv_caches: KVCaches) -> None:
-        first_k, first_v = kv_caches[0]
-        for cache, (k, v) in zip(self.program.caches, kv_caches, strict=True):
-            check_cache(k, v, cache.heads.num_kv_heads, cache.heads.head_dim)
-            assert k.dtype == first_k.dtype and v.shape[2] == first_v.shape[2]
-        self._native.set_caches(
-            caches=[(k.data_ptr(), v.data_ptr()) for k, v in kv_caches],
-            cache_type=CACHE_DTYPES[first_k.dtype],
-            block_size=first_v.shape[2],
-        )
+        num_caches = len(self.program.caches)
+        states = [state for (state,) in kv_caches[num_caches:]]
+        for state, array in zip(self.program.states, states, strict=True):
+            assert array.shape[1:] == state.shape and array.dtype == torch.float32 and array.is_contiguous()
+        self._native.set_states([state.data_ptr() for state in states])
+        self._set_kv_caches(kv_caches[:num_caches])
         self._caches = kv_caches
+
+    def _set_kv_caches(self, kv_caches: KVCaches) -> None:
+        block_size, dtype = kv_caches[0][-1].shape[-2], kv_caches[0][0].dtype
+        for cache, arrays in zip(self.program.caches, kv_caches, strict=True):
+            if isinstance(cache.heads, Latent):
+                check_latent(cache.heads, *arrays)
+            else:
+                k, v = arrays
+                check_cache(k, v, cache.heads.num_kv_heads, cache.heads.head_dim)
+            assert arrays[0].dtype == dtype and arrays[-1].shape[-2] == block_size
+        self._native.set_caches(
+            caches=[(k.data_ptr(), v.data_ptr(), k.stride(0), v.stride(0)) for k, v in map(_twice, kv_caches)],
+            cache_type=CACHE_DTYPES[dtype],
+            block_size=block_size,
+        )
 
     def _set_buffers(self, space: Workspace) -> None:
         for buffer in self._ids:
@@ -196,6 +226,64 @@ class CpuRunner(Runner):
             sinks=self._vector(op.sinks),
         )
 
+    def _causal_conv(self, op: CausalConv) -> None:
+        taps, width = op.weight.shape
+        assert taps <= MAX_TAPS and op.state.shape == (taps - 1, width)
+        self._native.causal_conv(
+            out=self._ids[op.out],
+            x=self._ids[op.x],
+            state=op.state.index,
+            width=width,
+            taps=taps,
+            weight=self._vector(op.weight),
+            bias=self._vector(op.bias),
+            gated=op.gated,
+        )
+
+    def _selective_scan(self, op: SelectiveScan) -> None:
+        size, width = op.a_log.shape
+        assert size <= MAX_STATE_SIZE and op.state.shape == (size, width)
+        self._native.selective_scan(
+            **{name: self._ids[getattr(op, name)] for name in ("out", "x", "dt", "gate", "b", "c")},
+            state=op.state.index,
+            width=width,
+            size=size,
+            a_log=self._vector(op.a_log),
+            d=self._vector(op.d),
+        )
+
+    def _head_linear(self, op: HeadLinear) -> None:
+        self._native.head_linear(
+            self._matrices(op.weight),
+            out=self._ids[op.out],
+            x=self._ids[op.x],
+            out_width=op.out.width,
+            x_width=op.x.width,
+        )
+
+    def _latent_write(self, op: LatentWrite) -> None:
+        self._native.latent_write(
+            q_latent=self._ids[op.q_latent],
+            q=self._ids[op.q],
+            kv=self._ids[op.kv],
+            latent=_latent(op.latent),
+            cache=op.cache.index,
+            group=op.cache.group,
+            rotation=self._vector(op.rotation),
+            norm=self._vector(op.norm),
+            eps=op.eps,
+        )
+
+    def _latent_attend(self, op: LatentAttend) -> None:
+        self._native.latent_attend(
+            out=self._ids[op.out],
+            q_latent=self._ids[op.q_latent],
+            latent=_latent(op.latent),
+            cache=op.cache.index,
+            group=op.cache.group,
+            scale=op.scale,
+        )
+
     def _act(self, op: Act) -> None:
         assert (op.parameters is not None) == (op.kind == "xielu") and not (op.gated and op.parameters)
         self._native.act(
@@ -247,6 +335,15 @@ def _counts(heads: Heads) -> tuple[int, int, int]:
     return heads.num_heads, heads.num_kv_heads, heads.head_dim
 
 
+def _latent(latent: Latent) -> tuple[int, int, int, int]:
+    return latent.num_heads, latent.nope_dim, latent.rank, latent.rope_dim
+
+
+def _twice(arrays: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The rows of a latent, as keys and as values."""
+    return arrays if len(arrays) > 1 else arrays * 2
+
+
 def _group(block_tables: Tensor, slot_mapping: Tensor, num_tokens: int, num_seqs: int) -> tuple[int, int, int]:
     assert block_tables.dtype == torch.int32 and slot_mapping.dtype == torch.int64
     assert block_tables.shape[0] == num_seqs and slot_mapping.numel() == num_tokens
@@ -266,6 +363,11 @@ _RECORDS: dict[type[Op], Callable[[CpuRunner, Any], None]] = {
     Clip: CpuRunner._clip,
     RopeWrite: CpuRunner._rope_write,
     Attend: CpuRunner._attend,
+    CausalConv: CpuRunner._causal_conv,
+    SelectiveScan: CpuRunner._selective_scan,
+    HeadLinear: CpuRunner._head_linear,
+    LatentWrite: CpuRunner._latent_write,
+    LatentAttend: CpuRunner._latent_attend,
     Act: CpuRunner._act,
     Route: CpuRunner._route,
     Experts: CpuRunner._experts,

@@ -7,7 +7,18 @@ from typing import Any
 
 from octavo.ops import flashinfer_prompts
 from octavo.ops.table import Binding
-from octavo.ops.triton import attention, elementwise, experts, heads, linear, rope, sampling
+from octavo.ops.triton import (
+    attention,
+    causal_conv,
+    elementwise,
+    experts,
+    heads,
+    latent,
+    linear,
+    rope,
+    sampling,
+    selective_scan,
+)
 from octavo.ops.triton.fuse import TritonRunner
 from octavo.ops.triton.linear import LinearPacker
 
@@ -50,6 +61,12 @@ def operations(binding: Binding) -> tuple[dict[str, Any], dict[str, str]]:
         "clip_": heads.clip_,
         "rope_kv_write": rope.rope_kv_write,
         "attention": attention.attention,
+        "causal_conv": causal_conv.causal_conv,
+        "selective_scan": selective_scan.selective_scan,
+        "head_linear": latent.head_linear,
+        "latent_write": latent.latent_write,
+        "latent_attention": latent.latent_attention,
+        "latent_cache_shape": latent.latent_cache_shape,
         "program_runner": TritonRunner,
         "attention_planner": planner,
         "kv_cache_shapes": rope.kv_cache_shapes,

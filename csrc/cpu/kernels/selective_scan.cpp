@@ -1,0 +1,70 @@
+#include "kernels/selective_scan.h"
+
+#include "pool.h"
+#include "simd.h"
+
+// A channel goes from token to token, so that its bits do not depend on how a prompt was cut; a row's sum runs over the
+// numbers of the state in their order.
+
+namespace octavo {
+namespace OCTAVO_ISA {
+
+// Channels of one task.
+constexpr int kTaskWidth = 64;
+
+OCTAVO_INLINE vf load(const float* p, int n) { return n == VW ? vf_load(p) : vf_load_n(p, n, 0.0f); }
+OCTAVO_INLINE void store(float* p, vf x, int n) {
+    if (n == VW) vf_store(p, x);
+    else vf_store_n(p, x, n);
+}
+
+// log(1 + e^x).
+OCTAVO_INLINE vf softplus(vf x) {
+    float lanes[VW];
+    vf_store(lanes, x);
+    for (int i = 0; i < VW; ++i) lanes[i] = lanes[i] > 20.0f ? lanes[i] : log1pf(expf(lanes[i]));
+    return vf_load(lanes);
+}
+
+// Channels c .. c + n of one sequence.
+static void channels(const SelectiveScanArgs& args, int seq, int c, int n) {
+    const int width = args.width, size = args.size;
+    const int first = args.query_start_loc[seq], end = args.query_start_loc[seq + 1];
+    const bool goes_on = args.positions[first] > 0;
+    float* kept = args.state + int64_t(args.slots[seq]) * size * width + c;
+    vf state[kMaxStateSize], rate[kMaxStateSize];
+    const vf zero = vf_zero(), one = vf_set(1.0f), d = load(args.d + c, n);
+    for (int i = 0; i < size; ++i) {
+        rate[i] = vf_sub(zero, vf_exp(load(args.a_log + int64_t(i) * width + c, n)));
+        state[i] = goes_on ? load(kept + int64_t(i) * width, n) : zero;
+    }
+    for (int row = first; row < end; ++row) {
+        const int64_t at = int64_t(row) * width + c;
+        const float *b = args.b + int64_t(row) * size, *weights = args.c + int64_t(row) * size;
+        const vf x = load(args.x + at, n), gate = load(args.gate + at, n), dt = softplus(load(args.dt + at, n));
+        const vf added = vf_mul(dt, x);
+        vf sum = zero;
+        for (int i = 0; i < size; ++i) {
+            state[i] = vf_fma(vf_exp(vf_mul(dt, rate[i])), state[i], vf_mul(added, vf_set(b[i])));
+            sum = vf_fma(state[i], vf_set(weights[i]), sum);
+        }
+        sum = vf_fma(d, x, sum);
+        store(args.out + at, vf_mul(sum, vf_div(gate, vf_add(one, vf_exp(vf_sub(zero, gate))))), n);
+    }
+    for (int i = 0; i < size; ++i) store(kept + int64_t(i) * width, state[i], n);
+}
+
+static void run(const SelectiveScanArgs& args) {
+    const int64_t tasks = (args.width + kTaskWidth - 1) / kTaskWidth;
+    parallel_for(tasks * args.num_seqs, [&](int64_t task, int) {
+        const int seq = int(task / tasks), from = int(task % tasks) * kTaskWidth;
+        if (args.query_start_loc[seq] == args.query_start_loc[seq + 1]) return;
+        for (int c = from; c < from + kTaskWidth && c < args.width; c += VW)
+            channels(args, seq, c, args.width - c < VW ? args.width - c : VW);
+    });
+}
+
+extern const SelectiveScanKernels selective_scan_kernels = {run};
+
+}  // namespace OCTAVO_ISA
+}  // namespace octavo
