@@ -26,6 +26,7 @@ from octavo.server.openai.tokenization import DetokenizeHandler, TokenizeHandler
 from octavo.server.openapi import DocumentHandlers
 from octavo.server.plugins import with_middleware
 from octavo.server.protocol.admin import LoadReply
+from octavo.server.responses.routes import responses_routes
 from octavo.server.state import ServerState
 from octavo.server.ui import PageHandler
 
@@ -47,6 +48,7 @@ def routes(state: ServerState) -> list[Route]:
         Route(
             "POST", "/v1/completions", complete, "Complete a text", CompletionRequest, CompletionReply, CompletionReply
         ),
+        *responses_routes(serving),
         Route("GET", "/v1/models", info.models, "List the models", reply=ModelList),
         Route("GET", "/v1/models/{model}", info.model, "Describe one model", reply=ModelCard),
         Route("POST", "/tokenize", tokenize, "Text or messages to token ids", TokenizeRequest, TokenizeReply),
@@ -151,6 +153,7 @@ class _Root:
             elif message["type"] == "lifespan.shutdown":
                 if stats_log is not None:
                     stats_log.cancel()
+                await self._state.close()
                 for model in self._state.models.all:
                     await model.close()
                 await send({"type": "lifespan.shutdown.complete"})

@@ -75,11 +75,13 @@ class Authentication:
         sent = [_digest(key) for key in _sent_keys(scope)]
         if _is_among(sent, self._admin):
             scope["octavo.is_admin"] = True
+            scope["octavo.owner"] = self._admin[0].hex()
         elif self._digests and scope["method"] != "OPTIONS" and scope["path"] not in self._open:
             if not sent:
                 raise Unauthorized(f"No API key was sent. {_HOW}")
             if not _is_among(sent, self._digests):
                 raise Unauthorized("Incorrect API key.")
+            scope["octavo.owner"] = next(digest for digest in sent if _is_among([digest], self._digests)).hex()
         scope["octavo.has_key"] = bool(sent)
         await self._app(scope, receive, send)
 
