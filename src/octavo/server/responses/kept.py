@@ -6,10 +6,13 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any, TypeVar
 
+import msgspec
+
 from octavo.base.errors import InvalidRequest
 from octavo.server.http.errors import validate_body
 from octavo.server.http.exchange import Exchange
 from octavo.server.http.pacing import KeepAlive
+from octavo.server.http.sse import event
 from octavo.server.openai.protocol.common import WireModel
 from octavo.server.responses.events import send_events
 from octavo.server.responses.history import not_kept
@@ -40,10 +43,15 @@ class KeptHandlers:
         run = self._state.runs.get(response_id, exchange.owner)
         if query.stream:
             start = 0 if query.starting_after is None else query.starting_after + 1
-            if run is None:
-                events = _replayed(await self._kept(exchange), start)
-            else:
+            if run is not None:
                 events = run.follow(start)
+            else:
+                kept = await self._kept(exchange)
+                if not kept.is_background:
+                    raise InvalidRequest(
+                        "Only a response that was created with `background=true` can be streamed again.", "stream"
+                    )
+                events = _replayed(kept, start)
             keep_alive = KeepAlive(exchange, self._state.config.sse_keep_alive_interval)
             async with exchange.cancelled_on_disconnect(), aclosing(events):
                 await send_events(exchange, events, keep_alive)
@@ -91,8 +99,12 @@ class KeptHandlers:
 
 
 async def _replayed(kept: KeptResponse, start: int) -> AsyncGenerator[list[bytes], None]:
-    events = (kept.events or b"").split(b"\n\n")[:-1]  # JSON has no newline
-    yield [event + b"\n\n" for event in events[start:]]
+    if kept.events is None:  # its server died: of its events nothing is left but what became of it
+        last = {"type": "response.failed", "sequence_number": start, "response": msgspec.Raw(kept.body)}
+        yield [b"event: response.failed\n" + event(last)]
+        return
+    events = kept.events.split(b"\n\n")[:-1]  # JSON has no newline
+    yield [one + b"\n\n" for one in events[start:]]
 
 
 def query_of(exchange: Exchange, model: type[M]) -> M:

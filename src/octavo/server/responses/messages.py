@@ -1,4 +1,4 @@
-"""From items to the messages of a chat: those that a caller of the chat API would send, so that the text is the same."""
+"""From items to the messages of a chat: those that a caller of the chat API would send, for the same text."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ class Making:
                     if builder.response.status == "queued":
                         builder.start()
                     elif not is_begun:
-                        is_begun = True
+                        is_begun = True  # also for whoever cancels within
                         await self.begin()
                         builder.start()
                     builder.add(news)
@@ -81,7 +81,7 @@ class Making:
                 self._keep()
             raise
         except Exception as exc:
-            if not is_begun:
+            if not is_begun or isinstance(exc, StoreFailed):
                 raise
             if not isinstance(exc, OctavoError):
                 logger.exception("response %s failed", builder.response.id)
