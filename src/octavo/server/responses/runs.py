@@ -16,7 +16,7 @@ from octavo.base.errors import OctavoError, ShuttingDown
 from octavo.served.model import Prepared, ServedModel
 from octavo.server.responses.output import ResponseBuilder
 from octavo.server.responses.protocol.items import Item
-from octavo.server.responses.store import KeptResponse, ResponseStore, StoreFailed
+from octavo.server.responses.store import UNFINISHED, KeptResponse, ResponseStore, StoreFailed
 
 logger = logging.getLogger(__name__)
 
@@ -72,13 +72,8 @@ class Making:
                     yield self._take()
             builder.end()
         except (asyncio.CancelledError, GeneratorExit):
-            if is_begun and builder.response.status in ("queued", "in_progress"):
-                if self.is_server_leaving:
-                    builder.fail(ShuttingDown("The server was shut down."))
-                else:
-                    builder.cancel()
-                self._take()
-                self._keep()
+            if is_begun:
+                self.abandon()
             raise
         except Exception as exc:
             if not is_begun or isinstance(exc, StoreFailed):
@@ -91,6 +86,17 @@ class Making:
             for done in self._keep():
                 await asyncio.shield(asyncio.wrap_future(done))
         yield last
+
+    def abandon(self) -> None:
+        """End the response here, unless it is at its end."""
+        if self.builder.response.status not in UNFINISHED:
+            return
+        if self.is_server_leaving:
+            self.builder.fail(ShuttingDown("The server was shut down."))
+        else:
+            self.builder.cancel()
+        self._take()
+        self._keep()
 
     def _keep(self) -> list[Future[None]]:
         """Keep the response, which is at its end."""
@@ -120,8 +126,11 @@ class Run:
                 async for _ in pieces:
                     self._wake()
         finally:
-            self._is_done = True
-            self._wake()
+            self._finish()
+
+    def _finish(self) -> None:
+        self._is_done = True
+        self._wake()
 
     def _wake(self) -> None:
         self._changed.set()
@@ -146,6 +155,8 @@ class Run:
         assert self.task is not None
         self.task.cancel()
         await asyncio.wait({self.task})
+        self.making.abandon()  # the task may have been cancelled before its first step
+        self._finish()
 
 
 class BackgroundRuns:
@@ -161,7 +172,11 @@ class BackgroundRuns:
     async def start(self, making: Making) -> Run:
         """Raises `StoreFailed`."""
         making.log = []
-        await making.begin()
+        try:
+            await making.begin()
+        except asyncio.CancelledError:  # the client is gone, and does not know its name
+            making.abandon()
+            raise
         making.log += making.builder.take()
         response_id = making.builder.response.id
         run = self._runs[response_id] = Run(making)

@@ -309,6 +309,20 @@ class ResponseStore:
         return len(found)
 
 
+def check_store(config: ServerConfig) -> None:
+    """Raises `InvalidConfig` when the file of the store cannot be used, before a model is loaded."""
+
+    async def check() -> None:
+        store = ResponseStore(config)
+        try:
+            await store.open()
+        finally:
+            await store.close()
+
+    if config.responses_store is not None:
+        asyncio.run(check())
+
+
 def _opened(path: str | None) -> sqlite3.Connection:
     import sqlite3  # a server that keeps nothing does without it
 
