@@ -40,7 +40,7 @@ def with_client(server: Server, work: Callable[[AsyncOpenAI], Awaitable[None]]) 
     asyncio.run(run())
 
 
-def test_create_stream_retrieve_and_delete() -> None:
+def test_n2_create_stream_retrieve_and_delete() -> None:
     async def work(client: AsyncOpenAI) -> None:
         made = await client.responses.create(input="Hello", metadata={"a": "b"})
         assert (made.output_text, made.status, made.metadata) == ("Hi!", "completed", {"a": "b"})
@@ -106,7 +106,7 @@ def test_a_call_whole_and_streamed_is_the_same() -> None:
 
 
 # ------------------------------------------------------------------------------------------------ a process that dies
-def test_a_response_of_a_server_that_was_killed_has_failed(tmp_path: Path) -> None:
+def test_u18_a_response_of_a_server_that_was_killed_has_failed(tmp_path: Path) -> None:
     TOKENIZER._backend.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "config.json").write_text("{}")
     template = "{% for m in messages %}{{ m.content }}{% endfor %}"

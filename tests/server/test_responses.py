@@ -86,7 +86,7 @@ def check_fold(events: list[Any]) -> None:
 
 
 # ---------------------------------------------------------------- what is said
-def test_a_text_whole_and_streamed() -> None:
+def test_n3_a_text_whole_and_streamed() -> None:
     whole, events = both(make_server())
     [item] = whole["output"]
     assert (item["type"], item["role"], item["content"][0]["text"]) == ("message", "assistant", "Hi!")
@@ -97,7 +97,7 @@ def test_a_text_whole_and_streamed() -> None:
     ]  # fmt: skip
 
 
-def test_calls_and_the_text_before_them_as_in_chat() -> None:
+def test_n3_calls_and_the_text_before_them_as_in_chat() -> None:
     server = server_saying(TWO)
     whole, events = both(server, tools=TOOLS)
     message, _ = message_of(server)
@@ -112,7 +112,7 @@ def test_calls_and_the_text_before_them_as_in_chat() -> None:
     assert whole["tools"][0]["name"] == "get_weather" and whole["tool_choice"] == "auto"
 
 
-def test_thoughts_are_an_item_of_their_own() -> None:
+def test_n3_thoughts_are_an_item_of_their_own() -> None:
     server = server_saying("<think>Well.</think>Yes.", reasoning="deepseek_r1")
     whole, events = both(server)
     thought, said = whole["output"]
@@ -149,7 +149,7 @@ def test_a_model_that_says_nothing_says_an_empty_text() -> None:
 
 
 # ---------------------------------------------------------------- what the model sees
-def test_items_are_the_messages_of_a_chat() -> None:
+def test_n2_items_are_the_messages_of_a_chat() -> None:
     server = server_saying("Fine.")
     items = [
         {"role": "developer", "content": "Be kind."},
@@ -186,7 +186,7 @@ def test_items_are_the_messages_of_a_chat() -> None:
     assert server.engine.requests[0].prompt_token_ids == server.engine.requests[1].prompt_token_ids
 
 
-def test_fields_reach_the_engine_as_those_of_chat() -> None:
+def test_n2_fields_reach_the_engine_as_those_of_chat() -> None:
     server = make_server()
     fields = {"temperature": 0.5, "top_p": 0.9, "top_k": 3, "seed": 7, "stop": ["x"], "presence_penalty": 0.5}
     assert respond(server, max_output_tokens=9, **fields).status == 200
@@ -199,7 +199,7 @@ def test_fields_reach_the_engine_as_those_of_chat() -> None:
     )
 
 
-def test_a_format_is_held_and_named_as_here() -> None:
+def test_n2_a_format_is_held_and_named_as_here() -> None:
     server = make_server()
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
     text = {"format": {"type": "json_schema", "name": "a", "schema": schema, "strict": True}, "verbosity": "low"}
@@ -255,7 +255,7 @@ def test_truncation_leaves_out_what_came_first() -> None:
     assert respond(server, whole, truncation="auto").error["code"] == "context_length_exceeded"
 
 
-def test_input_tokens_are_counted_as_they_would_be_seen() -> None:
+def test_n5_input_tokens_are_counted_as_they_would_be_seen() -> None:
     server = make_server()
     fields = {"input": [USER], "instructions": "Be kind."}
     reply = server.post("/v1/responses/input_tokens", fields)
@@ -314,7 +314,7 @@ REFUSED: list[tuple[dict[str, Any], str | None]] = [
 
 
 @pytest.mark.parametrize("row", REFUSED, ids=lambda row: str(row[1]))
-def test_what_is_not_had_is_refused_by_name(row: Any) -> None:
+def test_n2_what_is_not_had_is_refused_by_name(row: Any) -> None:
     body, param = row
     reply = server_saying("Hi").post("/v1/responses", body)
     assert (reply.status, reply.error["param"], reply.error["type"]) == (400, param, "BadRequestError")
@@ -344,7 +344,7 @@ def test_a_refusal_at_admission_has_its_own_status_and_keeps_nothing() -> None:
     assert respond(server).error["code"] == "context_length_exceeded"
 
 
-def test_an_engine_that_dies_fails_the_response_and_says_so() -> None:
+def test_n3_an_engine_that_dies_fails_the_response_and_says_so() -> None:
     server = make_server(lambda request: [*answer("Hi!")[:2], EngineDead("Gone.")])
     events = events_of(respond(server, stream=True))
     last = checked(events[-1]["response"])
@@ -352,7 +352,8 @@ def test_an_engine_that_dies_fails_the_response_and_says_so() -> None:
     assert last["error"] == {"code": "server_error", "message": "Gone."}
     assert last["output"][0]["status"] == "incomplete" and last["output"][0]["content"][0]["text"] == "Hi"
     assert json.loads(server.get(f"/v1/responses/{last['id']}").body)["status"] == "failed"
-    assert respond(server).json()["status"] == "failed"
+    reply = respond(server)
+    assert (reply.status, reply.error["code"]) == (503, "engine_dead")
 
 
 def test_fields_without_effect_are_told_back() -> None:

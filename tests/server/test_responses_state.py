@@ -33,7 +33,7 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
 
 
 # ---------------------------------------------------------------- one after the other
-def test_a_response_goes_on_from_another() -> None:
+def test_n2_a_response_goes_on_from_another() -> None:
     server = make_server()
     first = respond(server, "One", instructions="Be kind.").json()
     second = respond(server, "Two", previous_response_id=first["id"]).json()
@@ -70,7 +70,7 @@ def test_an_item_can_be_named_instead_of_sent() -> None:
 
 def test_what_ended_badly_is_no_beginning() -> None:
     server = make_server(lambda request: [answer("Hi")[0], EngineDead("Gone.")])
-    failed = respond(server).json()
+    failed = events_of(respond(server, stream=True))[-1]["response"]
     error = respond(server, previous_response_id=failed["id"]).error
     assert error["param"] == "previous_response_id" and "failed" in error["message"]
 
@@ -102,7 +102,7 @@ def test_input_items_are_listed_in_pages() -> None:
 
 
 # ---------------------------------------------------------------- keys
-def test_another_key_finds_nothing() -> None:
+def test_n4_another_key_finds_nothing() -> None:
     server = make_server(api_key=["one", "two"], admin_api_key="boss")
     mine, other, boss = ({"authorization": f"Bearer {key}"} for key in ("one", "two", "boss"))
     response = server.post("/v1/responses", {"input": "a"}, mine).json()
@@ -127,7 +127,7 @@ def test_another_key_finds_nothing() -> None:
 
 
 # ---------------------------------------------------------------- conversations
-def test_a_conversation_takes_what_was_asked_and_said() -> None:
+def test_n30_a_conversation_takes_what_was_asked_and_said() -> None:
     server = make_server()
     made = server.post("/v1/conversations", {"metadata": {"a": "b"}}).json()
     Conversation.model_validate(made, strict=True)
@@ -155,7 +155,7 @@ def test_a_conversation_takes_what_was_asked_and_said() -> None:
 def test_what_failed_is_not_in_the_conversation() -> None:
     server = make_server(lambda request: [answer("Hi")[0], EngineDead("Gone.")])
     made = server.post("/v1/conversations", {}).json()
-    assert respond(server, conversation=made["id"]).json()["status"] == "failed"
+    assert respond(server, conversation=made["id"]).status == 503
     assert server.get(f"/v1/conversations/{made['id']}/items").json()["data"] == []
 
 
@@ -192,7 +192,7 @@ async def ended(server: Server, response_id: str) -> Any:
         await asyncio.sleep(0)
 
 
-def test_in_the_background_the_reply_comes_at_once() -> None:
+def test_n4_in_the_background_the_reply_comes_at_once() -> None:
     async def test() -> None:
         server, gate = gated()
         body = checked(await post(server, "/v1/responses", {"input": "a", "background": True}))
@@ -212,7 +212,7 @@ def test_in_the_background_the_reply_comes_at_once() -> None:
     run(test)
 
 
-def test_a_reader_may_go_and_come_back() -> None:
+def test_n4_a_reader_may_go_and_come_back() -> None:
     async def test() -> None:
         server, gate = gated()
         gone, parts = asyncio.Event(), list[bytes]()
@@ -239,7 +239,7 @@ def test_a_reader_may_go_and_come_back() -> None:
 
 @pytest.mark.parametrize("num_steps", [0, 1, 2, 50])  # of the loop: from before the engine has it to its first text
 @pytest.mark.parametrize("how", ["cancel", "delete", "shutdown"])
-def test_what_is_ended_before_its_end_frees_the_engine_and_has_a_state(how: str, num_steps: int) -> None:
+def test_n4_what_is_ended_before_its_end_frees_the_engine_and_has_a_state(how: str, num_steps: int) -> None:
     async def test() -> None:
         server, _ = gated()
         body = await post(server, "/v1/responses", {"input": "a", "background": True})
@@ -269,7 +269,7 @@ def test_what_is_ended_before_its_end_frees_the_engine_and_has_a_state(how: str,
     run(test)
 
 
-def test_a_client_that_leaves_ends_its_response() -> None:
+def test_n4_a_client_that_leaves_ends_its_response() -> None:
     async def test() -> None:
         server, _ = gated()
         gone, parts = asyncio.Event(), list[bytes]()
@@ -301,7 +301,7 @@ def test_a_background_response_that_fails_says_why() -> None:
     run(test)
 
 
-def test_only_a_background_response_is_cancelled() -> None:
+def test_n4_only_a_background_response_is_cancelled() -> None:
     server = make_server()
     reply = server.post(f"/v1/responses/{respond(server).json()['id']}/cancel", None)
     assert reply.status == 400 and "background" in reply.error["message"]
@@ -322,7 +322,7 @@ def closed(server: Server) -> None:
     asyncio.run(server.state.close())
 
 
-def test_responses_and_conversations_survive_a_restart(tmp_path: Path) -> None:
+def test_u18_responses_and_conversations_survive_a_restart(tmp_path: Path) -> None:
     path = tmp_path / "responses.db"
     server = make_server(responses_store=str(path))
     talk = server.post("/v1/conversations", {"items": [{"role": "user", "content": "a"}]}).json()
@@ -337,7 +337,7 @@ def test_responses_and_conversations_survive_a_restart(tmp_path: Path) -> None:
     closed(server)
 
 
-def test_what_a_server_was_making_when_it_died_has_failed(tmp_path: Path) -> None:
+def test_u18_what_a_server_was_making_when_it_died_has_failed(tmp_path: Path) -> None:
     async def begun() -> tuple[str, bytes]:
         server, _ = gated()
         server.state.__dict__["store"] = make_server(responses_store=str(path)).state.store
@@ -374,7 +374,7 @@ def test_a_file_that_is_none_of_ours_or_in_use_is_refused_at_start(tmp_path: Pat
     closed(server)
 
 
-def test_what_was_not_used_for_longest_goes_first() -> None:
+def test_u18_what_was_not_used_for_longest_goes_first() -> None:
     server = make_server(responses_store_bytes=8000)
     first = respond(server, "0").json()["id"]
     later = [respond(server, str(i), previous_response_id=first).json()["id"] for i in range(1, 12)]
@@ -384,7 +384,7 @@ def test_what_was_not_used_for_longest_goes_first() -> None:
     assert 0 < server.state.store._num_bytes <= 8000
 
 
-def test_what_is_too_old_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_u18_what_is_too_old_goes(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
     monkeypatch.setattr("octavo.server.responses.store.time.time", lambda: now)
     server = make_server(responses_store_age=500.0)

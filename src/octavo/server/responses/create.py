@@ -59,6 +59,8 @@ class CreateHandler:
                     return
                 async for _ in events:
                     pass
+            if making.failure is not None:  # with its status, after which clients know whether to ask again
+                raise making.failure
             await exchange.send_json(making.builder.response)
 
     async def _making(self, exchange: Exchange, request: ResponsesRequest, lease: Lease) -> Making:

@@ -34,6 +34,7 @@ class Making:
     interval: int = 1
     log: list[bytes] | None = None  # all events, where they are kept
     is_server_leaving: bool = False
+    failure: Exception | None = None  # what the response failed of
 
     def _take(self) -> list[bytes]:
         events = self.builder.take()
@@ -80,6 +81,7 @@ class Making:
                 raise
             if not isinstance(exc, OctavoError):
                 logger.exception("response %s failed", builder.response.id)
+            self.failure = exc
             builder.fail(exc)
         last = self._take()
         with contextlib.suppress(StoreFailed):  # the log has it; whoever waits gets the response all the same
