@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -12,7 +13,7 @@ from pydantic import TypeAdapter
 from octavo.base.errors import ContextLengthExceeded, EngineDead, Overloaded
 from octavo.client.generation import CompletionDelta, GenerationDelta
 from octavo.wire.messages import TokenLogprobs
-from support.server_fakes import CONTEXT, Reply, Server, answer, make_server, with_logprobs
+from support.server_fakes import CONTEXT, Reply, Server, answer, drive, make_server, with_logprobs
 from support.tool_fakes import CLOCK, ONE, TWO, WEATHER, message_of, server_saying
 
 EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
@@ -204,7 +205,7 @@ def test_n2_a_format_is_held_and_named_as_here() -> None:
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
     text = {"format": {"type": "json_schema", "name": "a", "schema": schema, "strict": True}, "verbosity": "low"}
     reply = respond(server, text=text)
-    assert reply.json()["text"] == text and reply.headers["x-octavo-ignored-fields"] == "text.verbosity"
+    assert checked(reply.json())["text"] == text and reply.headers["x-octavo-ignored-fields"] == "text.verbosity"
     server.chat(response_format={"type": "json_schema", "json_schema": {"name": "a", "schema": schema}})
     assert server.engine.requests[0].params.grammar == server.engine.requests[1].params.grammar is not None
     bad = {"format": {"type": "json_schema", "name": "a", "schema": {"type": "refused"}}}
@@ -342,6 +343,21 @@ def test_a_refusal_at_admission_has_its_own_status_and_keeps_nothing() -> None:
         assert (reply.status, reply.headers["retry-after"]) == (429, "1")
     server.engine.refusal = ContextLengthExceeded("Long.")
     assert respond(server).error["code"] == "context_length_exceeded"
+
+
+def test_a_refusal_behind_a_keep_alive_is_an_event() -> None:
+    gate = asyncio.Event()
+    server = make_server(lambda request: [gate, Overloaded("Full.")], sse_keep_alive_interval=0.01)
+
+    async def run() -> Reply:
+        return await drive(
+            server.app, "POST", "/v1/responses", {"input": "a", "stream": True}, on_write=lambda data: gate.set()
+        )
+
+    reply = asyncio.run(run())
+    event = json.loads(reply.writes[-1].split(b"data: ")[1])
+    assert reply.writes[-1].startswith(b"event: error\n") and event["message"] == "Full."
+    EVENT.validate_python(event, strict=True)
 
 
 def test_n3_an_engine_that_dies_fails_the_response_and_says_so() -> None:

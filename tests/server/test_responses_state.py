@@ -136,6 +136,8 @@ def test_n30_a_conversation_takes_what_was_asked_and_said() -> None:
     assert body["conversation"] == {"id": made["id"]}
     assert respond(server, "Two", conversation={"id": made["id"]}, store=False, stream=True).status == 200
     assert prompt_of(server) == "user:One\nassistant:Hi!\nuser:Two"
+    error = respond(server, previous_response_id=body["id"]).error
+    assert error["param"] == "previous_response_id" and made["id"] in error["message"]
     items = server.get(f"{path}/items?order=asc").json()
     ConversationItemList.model_validate(items, strict=True)
     assert [item["role"] for item in items["data"]] == ["user", "assistant", "user", "assistant"]

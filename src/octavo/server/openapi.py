@@ -35,7 +35,7 @@ _ERRORS = {
     "400": "The request is at fault; the error names the field",
     "401": "No valid key was sent",
     "403": "Another key than the administrators' was sent",
-    "404": "There is no such model",
+    "404": "There is no such model, or nothing of that id",
     "410": "An administrator ended the request",
     "413": "The body is too large",
     "429": "Too many requests are waiting",

@@ -13,6 +13,7 @@ from octavo.served.messages import Message
 from octavo.served.model import Prepared, ServedModel
 from octavo.served.turn import Conversation, Function, ReplyWishes, Turn
 from octavo.server.http.exchange import Exchange
+from octavo.server.openai.conversation import unread_variables
 from octavo.server.openai.protocol import conversation as chat
 from octavo.server.openai.serving import Serving
 from octavo.server.responses.protocol.request import (
@@ -105,8 +106,7 @@ def note_unheard(serving: Serving, model: ServedModel, exchange: Exchange, reque
         unheard.append("reasoning.summary")
     if request.text is not None and request.text.verbosity is not None and "verbosity" not in variables:
         unheard.append("text.verbosity")
-    unused = sorted((request.chat_template_kwargs or {}).keys() - variables)
-    unheard += [f"chat_template_kwargs.{name}" for name in unused]
+    unheard += unread_variables(serving, model, request.chat_template_kwargs)
     if unheard:
         serving.note_ignored(exchange, unheard)
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator
 
+from octavo.base.errors import OctavoError
+from octavo.server.http.errors import error_reply
 from octavo.server.http.exchange import Exchange
 from octavo.server.http.pacing import KeepAlive
-from octavo.server.http.sse import error_events
+from octavo.server.http.sse import event
+
+logger = logging.getLogger(__name__)
 
 
 async def send_events(exchange: Exchange, events: AsyncIterator[list[bytes]], keep_alive: KeepAlive) -> None:
@@ -18,7 +23,7 @@ async def send_events(exchange: Exchange, events: AsyncIterator[list[bytes]], ke
     except Exception as exc:
         if not exchange.is_begun:
             raise
-        await exchange.end(error_events(exc))
+        await exchange.end(_error(exc))
         return
     if not exchange.is_begun:
         await exchange.start_events()
@@ -28,3 +33,12 @@ async def send_events(exchange: Exchange, events: AsyncIterator[list[bytes]], ke
             if more:
                 await keep_alive.write(b"".join(more))
     await exchange.end()
+
+
+def _error(exc: Exception) -> bytes:
+    """What refused a response that did not begin, where the reply has begun."""
+    told = error_reply(exc).body.error
+    if not isinstance(exc, OctavoError):
+        logger.error("a stream of events failed", exc_info=exc)
+    body = {"type": "error", "code": told.code, "message": told.message, "param": told.param, "sequence_number": 0}
+    return b"event: error\n" + event(body)

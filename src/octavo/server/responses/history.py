@@ -40,7 +40,7 @@ async def history_of(request: ConversationFields, owner: str, store: ResponseSto
 
 
 async def _of_chain(response_id: str, owner: str, store: ResponseStore) -> list[Item]:
-    chain = await store.chain(response_id, owner, MAX_MESSAGES)
+    chain = await store.chain(response_id, owner, MAX_MESSAGES + 1)
     if isinstance(chain, str):
         if chain == response_id:
             raise not_kept("response", response_id, "previous_response_id")
@@ -52,6 +52,12 @@ async def _of_chain(response_id: str, owner: str, store: ResponseStore) -> list[
         if kept.status in UNFINISHED or kept.status in ("failed", "cancelled"):
             raise InvalidRequest(
                 f"The response {kept.id} is {kept.status}: there is nothing to go on from.", "previous_response_id"
+            )
+        if kept.conversation is not None:
+            raise InvalidRequest(
+                f"What led to the response {kept.id} is in the conversation {kept.conversation}: name that as "
+                "`conversation` instead.",
+                "previous_response_id",
             )
         items += kept.input_items + kept.output
     return items

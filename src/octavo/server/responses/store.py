@@ -51,6 +51,9 @@ CREATE INDEX items_parent ON items (parent, position);
 CREATE INDEX items_id ON items (id);
 """
 
+#: Ids are the callers' own: many items may have one.
+_ITEM = "SELECT parent, data FROM items WHERE id=? ORDER BY position DESC LIMIT 64"
+
 T = TypeVar("T")
 
 
@@ -73,6 +76,11 @@ class KeptResponse:
     @property
     def is_background(self) -> bool:
         return bool(msgspec.json.decode(self.body)["background"])
+
+    @property
+    def conversation(self) -> str | None:
+        named = msgspec.json.decode(self.body)["conversation"]
+        return None if named is None else str(named["id"])
 
     @property
     def output(self) -> list[Item]:
@@ -201,7 +209,7 @@ class ResponseStore:
         """An item of any response or conversation of the owner's."""
 
         def work(connection: sqlite3.Connection) -> Item | None:
-            for parent, data in connection.execute("SELECT parent, data FROM items WHERE id=?", (item_id,)).fetchall():
+            for parent, data in connection.execute(_ITEM, (item_id,)).fetchall():
                 if data:
                     if _conversation(connection, parent, owner) is not None:
                         return msgspec.json.decode(data)  # type: ignore[no-any-return]

@@ -11,13 +11,13 @@ from octavo.served.turn import ToolChoice
 from octavo.server.openai.protocol.common import (
     COMMON_REFUSALS,
     Int,
+    LogitBias,
     Refusals,
+    Stop,
     WireModel,
-    _check_logit_bias,
-    _check_stop,
     inert,
 )
-from octavo.server.openai.protocol.tools import MAX_TOOLS, _check_name
+from octavo.server.openai.protocol.tools import MAX_TOOLS, FunctionName
 from octavo.server.responses.protocol.items import Id, Input
 
 #: OpenAI's bounds of `metadata`.
@@ -61,7 +61,7 @@ class FunctionTool(WireModel):
     """A function that the caller runs."""
 
     type: Literal["function"]
-    name: Annotated[str, AfterValidator(_check_name)]
+    name: FunctionName
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
@@ -196,12 +196,8 @@ class ResponsesRequest(ConversationFields):
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     repetition_penalty: float | None = None
-    logit_bias: Annotated[
-        dict[int, float] | None, BeforeValidator(_check_logit_bias, json_schema_input_type=dict[str, float] | None)
-    ] = None
-    stop: Annotated[list[str], BeforeValidator(_check_stop, json_schema_input_type=str | list[str] | None)] = Field(
-        default_factory=list
-    )
+    logit_bias: LogitBias = None
+    stop: Stop = Field(default_factory=list)
     ignore_eos: bool | None = None
     min_tokens: Int | None = None
     thinking_token_budget: Int | None = None
