@@ -14,6 +14,8 @@ from openai.types.conversations import Conversation, ConversationItemList
 from openai.types.responses import ResponseItemList
 
 from octavo.base.errors import EngineDead, InvalidConfig
+from octavo.base.params import GenerateRequest
+from octavo.launch.in_process import _lifespan
 from octavo.server.responses.store import LOST
 from server.test_responses import TOOLS, checked, events_of, respond
 from support.server_fakes import Reply, Server, answer, drive, make_server
@@ -357,6 +359,27 @@ def test_u18_what_a_server_was_making_when_it_died_has_failed(tmp_path: Path) ->
     last = json.loads(stream.split(b"data: ")[1])
     assert (last["type"], last["sequence_number"], last["response"]) == ("response.failed", 4, body)
     closed(server)
+
+
+def test_u18_a_server_that_is_stopped_keeps_the_state_of_all(tmp_path: Path) -> None:
+    async def test() -> None:
+        def script(request: GenerateRequest) -> list[Any]:
+            is_slow = bytes(request.prompt_token_ids).endswith(b"slow")
+            return [answer("Hi!")[0], asyncio.Event()] if is_slow else answer("Hi!")
+
+        server = make_server(script, responses_store=str(path))
+        async with _lifespan(server.app):
+            running = await post(server, "/v1/responses", {"input": "slow", "background": True})
+            names.extend([running["id"], (await post(server, "/v1/responses", {"input": "a"}))["id"]])
+
+    path, names = tmp_path / "responses.db", list[str]()
+    run(test)
+    server = make_server(responses_store=str(path))
+    kept = [server.get(f"/v1/responses/{name}").json() for name in names]
+    assert [body["status"] for body in kept] == ["failed", "completed"]
+    assert kept[0]["error"]["message"] == "The server was shut down."
+    closed(server)
+    assert [file.name for file in tmp_path.iterdir()] == ["responses.db"]
 
 
 def test_a_file_that_is_none_of_ours_or_in_use_is_refused_at_start(tmp_path: Path) -> None:

@@ -98,7 +98,8 @@ class Making:
         else:
             self.builder.cancel()
         self._take()
-        self._keep()
+        with contextlib.suppress(StoreFailed):
+            self._keep()
 
     def _keep(self) -> list[Future[None]]:
         """Keep the response, which is at its end."""

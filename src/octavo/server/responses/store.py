@@ -118,7 +118,10 @@ class ResponseStore:
                 logger.error("the store of responses: %s", exc)
                 raise StoreFailed("The server's store of responses does not work.") from exc
 
-        return self._thread.submit(work)
+        try:
+            return self._thread.submit(work)
+        except RuntimeError:  # it was closed
+            raise StoreFailed("The server is shutting down.") from None
 
     async def _do(self, function: Callable[[sqlite3.Connection], T]) -> T:
         # What was asked is done, also when nobody waits for it any more.
@@ -140,11 +143,15 @@ class ResponseStore:
             raise InvalidConfig(f"--responses-store {self._path}: {exc.__cause__}") from exc
 
     async def close(self) -> None:
-        made = self._made
-        if made is not None:
-            self._made = None
-            await asyncio.wrap_future(self._thread.submit(made.close))
+        """Behind all that was asked before."""
+
+        def work() -> None:
+            if self._made is not None:
+                self._made.close()
+
+        closed = self._thread.submit(work)
         self._thread.shutdown(wait=False)
+        await asyncio.wrap_future(closed)
 
     # ------------------------------------------------------------ responses
     async def insert(self, kept: KeptResponse) -> None:
