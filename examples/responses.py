@@ -19,5 +19,6 @@ with client.responses.stream(
     for event in stream:
         if event.type == "response.output_text.delta":
             print(event.delta, end="", flush=True)
-    usage = stream.get_final_response().usage
+        elif event.type in ("response.completed", "response.incomplete"):
+            usage = event.response.usage
 print(f"\n({usage.input_tokens} tokens of input, {usage.output_tokens} of output)")

@@ -377,7 +377,9 @@ def test_fields_without_effect_are_told_back() -> None:
         "metadata": {"a": "b"}, "safety_identifier": "s", "prompt_cache_key": "k", "user": "u", "max_tool_calls": 3,
         "instructions": "Be.", "store": False,
     }  # fmt: skip
-    body = respond(make_server(), service_tier="flex", **fields).json()
+    reply = respond(make_server(), service_tier="flex", **fields)
+    body = reply.json()
+    assert reply.headers["x-octavo-ignored-fields"] == "service_tier"
     assert {name: body[name] for name in fields} == fields and body["service_tier"] == "default"
     reply = respond(make_server(), frobnicate=1)
     assert reply.headers["x-octavo-ignored-fields"] == "frobnicate"

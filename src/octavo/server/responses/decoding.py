@@ -104,6 +104,8 @@ def note_unheard(serving: Serving, model: ServedModel, exchange: Exchange, reque
     reasoning = request.reasoning
     if reasoning is not None and (reasoning.summary or reasoning.generate_summary):
         unheard.append("reasoning.summary")
+    if isinstance(request, ResponsesRequest) and request.service_tier not in (None, "auto", "default"):
+        unheard.append("service_tier")
     if request.text is not None and request.text.verbosity is not None and "verbosity" not in variables:
         unheard.append("text.verbosity")
     unheard += unread_variables(serving, model, request.chat_template_kwargs)

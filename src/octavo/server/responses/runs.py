@@ -141,7 +141,8 @@ class Run:
 
     async def follow(self, start: int) -> AsyncGenerator[list[bytes], None]:
         """The events from the `start`-th on, as they come."""
-        log = self.making.log or []
+        log = self.making.log
+        assert log is not None
         while True:
             changed = self._changed
             if start < len(log):

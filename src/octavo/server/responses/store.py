@@ -102,7 +102,7 @@ class ResponseStore:
         self._max_age = config.responses_store_age
         self._thread = ThreadPoolExecutor(1, "responses")
         self._made: sqlite3.Connection | None = None
-        self._num_bytes = 0
+        self._num_bytes: int | None = None  # to be counted
         self._swept = 0.0
 
     # ------------------------------------------------------------ its thread
@@ -116,6 +116,7 @@ class ResponseStore:
                     return function(connection)
             except (sqlite3.Error, OSError) as exc:
                 logger.error("the store of responses: %s", exc)
+                self._num_bytes = None  # what was counted may not have happened
                 raise StoreFailed("The server's store of responses does not work.") from exc
 
         try:
@@ -131,6 +132,7 @@ class ResponseStore:
         if self._made is None:
             self._made = _opened(self._path)
             _finish_lost(self._made)
+        if self._num_bytes is None:
             sizes = "SELECT total(size) FROM (SELECT size FROM responses UNION ALL SELECT size FROM conversations)"
             self._num_bytes = int(self._made.execute(sizes).fetchone()[0])
         return self._made
@@ -287,12 +289,15 @@ class ResponseStore:
             size = int(found.fetchone()[0])
             deleted = connection.execute("DELETE FROM items WHERE parent=? AND id=?", row).rowcount
             connection.execute("UPDATE conversations SET size=size-? WHERE id=?", (size, conversation_id))
-            self._num_bytes -= size
+            self._count(-size)
             return deleted > 0
 
         return await self._do(work)
 
     # ------------------------------------------------------------ bounds
+    def _count(self, size: int) -> None:
+        self._num_bytes = (self._num_bytes or 0) + size
+
     def _delete(self, connection: sqlite3.Connection, table: str, row_id: str, owner: str | None) -> bool:
         """`owner`: None is anybody."""
         where, values = ("id=?", [row_id]) if owner is None else ("id=? AND owner=?", [row_id, owner])
@@ -301,17 +306,17 @@ class ResponseStore:
             return False
         connection.execute(f"DELETE FROM {table} WHERE id=?", (row_id,))
         connection.execute("DELETE FROM items WHERE parent=?", (row_id,))
-        self._num_bytes -= found[0]
+        self._count(-found[0])
         return True
 
     def _grow(self, connection: sqlite3.Connection, size: int) -> None:
         """Count what came, and delete what is too old and, while it is too much, what was not used for longest."""
-        self._num_bytes += size
+        self._count(size)
         now = time.time()
         if now - self._swept > _SWEEP_SECONDS:
             self._swept = now
             self._delete_unused(connection, f"used < {now - self._max_age!r}", limit=-1)
-        while self._num_bytes > self._max_bytes and self._delete_unused(connection, "1", limit=1):
+        while (self._num_bytes or 0) > self._max_bytes and self._delete_unused(connection, "1", limit=1):
             pass
 
     def _delete_unused(self, connection: sqlite3.Connection, condition: str, limit: int) -> int:
