@@ -261,6 +261,8 @@ def test_n5_input_tokens_are_counted_as_they_would_be_seen() -> None:
     fields = {"input": [USER], "instructions": "Be kind."}
     reply = server.post("/v1/responses/input_tokens", fields)
     assert reply.json() == {"input_tokens": len("system:Be kind.\nuser:Hello"), "object": "response.input_tokens"}
+    chat = {"messages": [{"role": "system", "content": "Be kind."}, USER]}
+    assert server.post("/v1/chat/completions/input_tokens", chat).json() == reply.json()
     assert not server.engine.requests
 
 

@@ -13,6 +13,7 @@ from octavo.served.turn import ToolChoice
 from octavo.server.http.exchange import Exchange
 from octavo.server.http.pacing import KeepAlive
 from octavo.server.openai.logprobs import TokenNames
+from octavo.server.openai.protocol.tokenize import InputTokens
 from octavo.server.openai.serving import Serving
 from octavo.server.responses.decoding import conversation_of, note_unheard, own_names, prepared, turn_of
 from octavo.server.responses.events import send_events
@@ -20,7 +21,7 @@ from octavo.server.responses.history import history_of, kept_items
 from octavo.server.responses.messages import messages_of
 from octavo.server.responses.output import ResponseBuilder
 from octavo.server.responses.protocol.items import Item, as_items, new_id
-from octavo.server.responses.protocol.reply import ConversationRef, InputTokens, ReasoningSettings, Response
+from octavo.server.responses.protocol.reply import ConversationRef, ReasoningSettings, Response
 from octavo.server.responses.protocol.request import (
     LOGPROBS,
     REFUSALS,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from octavo.server.http.routing import Route
+from octavo.server.openai.protocol.tokenize import InputTokens
 from octavo.server.openai.serving import Serving
 from octavo.server.responses.conversations import ConversationHandlers
 from octavo.server.responses.create import CreateHandler, InputTokensHandler
 from octavo.server.responses.kept import KeptHandlers
 from octavo.server.responses.protocol.conversations import ConversationRequest, ConversationUpdate, ItemsRequest
-from octavo.server.responses.protocol.reply import ConversationReply, Deleted, Event, InputTokens, ItemList, Response
+from octavo.server.responses.protocol.reply import ConversationReply, Deleted, Event, ItemList, Response
 from octavo.server.responses.protocol.request import InputTokensRequest, ListQuery, ResponsesRequest, RetrieveQuery
 
 _RESPONSE = "/v1/responses/{response_id}"

@@ -145,11 +145,6 @@ class Deleted(msgspec.Struct):
     deleted: bool = True
 
 
-class InputTokens(msgspec.Struct):
-    input_tokens: int
-    object: str = "response.input_tokens"
-
-
 class ItemList(msgspec.Struct):
     data: list[dict[str, Any]]
     first_id: str  # "" where there is none
