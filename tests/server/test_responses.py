@@ -113,6 +113,20 @@ def test_n3_calls_and_the_text_before_them_as_in_chat() -> None:
     assert whole["tools"][0]["name"] == "get_weather" and whole["tool_choice"] == "auto"
 
 
+def test_n3_text_between_calls_is_an_item_in_its_place() -> None:
+    whole, _ = both(server_saying(f"{ONE}\nthen\n{ONE} bye"), tools=TOOLS)
+    assert [item["type"] for item in whole["output"]] == ["function_call", "message", "function_call", "message"]
+
+
+def test_n3_a_named_function_and_a_call_that_is_cut_off() -> None:
+    named = {"type": "function", "name": "get_weather"}
+    whole, _ = both(make_server(lambda request: answer('{"city": "Oslo"}')), tools=TOOLS, tool_choice=named)
+    assert [item["arguments"] for item in whole["output"]] == ['{"city": "Oslo"}'] and whole["status"] == "completed"
+    whole, _ = both(server_saying(ONE[:-24], reason="length"), tools=TOOLS)
+    [call] = whole["output"]
+    assert (call["status"], call["arguments"], whole["status"]) == ("incomplete", '{"city', "incomplete")
+
+
 def test_n3_thoughts_are_an_item_of_their_own() -> None:
     server = server_saying("<think>Well.</think>Yes.", reasoning="deepseek_r1")
     whole, events = both(server)
@@ -147,6 +161,10 @@ def test_a_model_that_says_nothing_says_an_empty_text() -> None:
     end = GenerationDelta([CompletionDelta(0, "", [256], None, "stop", None)], 5, 0, 1, True)
     whole, _ = both(make_server(lambda request: [end]))
     assert whole["output"][0]["content"][0]["text"] == "" and whole["status"] == "completed"
+    whole, _ = both(server_saying("<think>Well.</think>", reasoning="deepseek_r1"))
+    assert [item["type"] for item in whole["output"]] == ["reasoning", "message"]
+    whole, _ = both(server_saying("<think>Well.", reasoning="deepseek_r1", reason="length"))
+    assert [item["type"] for item in whole["output"]] == ["reasoning"] and whole["status"] == "incomplete"
 
 
 # ---------------------------------------------------------------- what the model sees

@@ -78,7 +78,9 @@ class ResponseBuilder:
         """All was said."""
         is_whole = self._finish_reason != "length"
         self._close(is_whole=is_whole)
-        if not self.response.output:  # a model that says nothing says an empty text
+        output = self.response.output
+        if not output or (is_whole and all(isinstance(item, ReasoningItem) for item in output)):
+            # A model that says nothing says an empty text.
             self._open(MessageItem(new_id("msg"), "in_progress", []))
             self._close(is_whole=is_whole)
         self.response.usage = self._usage()

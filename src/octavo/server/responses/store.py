@@ -115,7 +115,8 @@ class ResponseStore:
                 with connection:  # one transaction
                     return function(connection)
             except (sqlite3.Error, OSError) as exc:
-                logger.error("the store of responses: %s", exc)
+                if self._made is not None:  # else it is told at start
+                    logger.error("the store of responses: %s", exc)
                 self._num_bytes = None  # what was counted may not have happened
                 raise StoreFailed("The server's store of responses does not work.") from exc
 
@@ -142,7 +143,9 @@ class ResponseStore:
         try:
             await self._do(lambda connection: None)
         except StoreFailed as exc:
-            raise InvalidConfig(f"--responses-store {self._path}: {exc.__cause__}") from exc
+            cause = exc.__cause__
+            reason = (cause.strerror if isinstance(cause, OSError) else None) or cause
+            raise InvalidConfig(f"--responses-store {self._path} cannot be used: {reason}") from exc
 
     async def close(self) -> None:
         """Behind all that was asked before."""
