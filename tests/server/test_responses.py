@@ -274,6 +274,24 @@ def test_truncation_leaves_out_what_came_first() -> None:
     assert respond(server, whole, truncation="auto").error["code"] == "context_length_exceeded"
 
 
+def test_truncation_within_a_long_turn_keeps_calls_with_their_outputs() -> None:
+    server = make_server()
+    items: list[Any] = [{"role": "user", "content": "Go." + "x" * 200}]
+    for i in range(4):
+        items.append({"type": "function_call", "call_id": str(i), "name": "get_time", "arguments": "{}"})
+        items.append({"type": "function_call_output", "call_id": str(i), "output": f"{i}" + "y" * 100})
+    assert respond(server, items, instructions="Keep.", truncation="auto", max_output_tokens=8).status == 200
+    text = "".join(map(chr, server.engine.requests[0].prompt_token_ids))
+    assert text.startswith("system:Keep.\nassistant:") and "tool:3" in text and len(text) + 8 <= CONTEXT
+
+
+def test_a_generation_that_the_engine_ended_has_failed() -> None:
+    whole = respond(make_server(lambda request: answer("Hi", reason="abort")))
+    assert whole.status == 500
+    events = events_of(respond(make_server(lambda request: answer("Hi", reason="abort")), stream=True))
+    assert events[-1]["type"] == "response.failed"
+
+
 def test_n5_input_tokens_are_counted_as_they_would_be_seen() -> None:
     server = make_server()
     fields = {"input": [USER], "instructions": "Be kind."}

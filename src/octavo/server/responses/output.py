@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from octavo.base.errors import Overloaded, RequestError
+from octavo.base.errors import Overloaded, RequestError, ServerError
 from octavo.served.events import CallArguments, CallBegan, Content, News, Reasoning, Said, SampleNews, Usage
 from octavo.server.http.errors import error_reply
 from octavo.server.openai.logprobs import TokenNames, chat_logprobs
@@ -75,7 +75,9 @@ class ResponseBuilder:
             self._sample(sample, news.num_reasoning_tokens or 0)
 
     def end(self) -> None:
-        """All was said."""
+        """All was said. Raises `ServerError` when it was not: the engine ended for a reason of its own."""
+        if self._finish_reason not in ("stop", "tool_calls", "length"):
+            raise ServerError("The generation was ended.")
         is_whole = self._finish_reason != "length"
         self._close(is_whole=is_whole)
         output = self.response.output
