@@ -183,6 +183,7 @@ def test_n2_items_are_the_messages_of_a_chat() -> None:
         {"role": "assistant", "content": "Take care."},
         USER,
     ]
+    items[-1] = {**USER, "type": None}
     assert respond(server, items, instructions="Answer.", tools=TOOLS).status == 200
     ours, options = server.renderer.messages, server.renderer.options
     calls = [
@@ -314,6 +315,9 @@ REFUSED: list[tuple[dict[str, Any], str | None]] = [
     ({"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "x"}]}]}, "input.0.content.0"),
     ({"input": [{"role": "user", "content": [{"type": "input_text"}]}]}, "input.0.content.0"),
     ({"input": [{"type": "web_search_call", "id": "a"}]}, "input.0"),
+    ({"input": [{"type": 5, "role": "user", "content": "a"}]}, "input.0"),
+    ({"input": [{"id": 5}]}, "input.0.id"),
+    ({"input": [{}]}, "input.0.id"),
     ({"input": [{"type": "function_call", "call_id": "a", "name": "f"}]}, "input.0.arguments"),
     ({"input": [{"type": "function_call_output", "call_id": "a", "output": "b"}]}, "input.0.call_id"),
     ({"input": [{"type": "reasoning", "summary": [], "encrypted_content": "x"}]}, "input.0.encrypted_content"),

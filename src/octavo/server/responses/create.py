@@ -9,7 +9,7 @@ from typing import Any
 from octavo.base.errors import InvalidRequest, RequestError
 from octavo.served.model import Prepared, ServedModel
 from octavo.served.models import Lease
-from octavo.served.turn import ToolChoice
+from octavo.served.turn import Conversation, ToolChoice
 from octavo.server.http.exchange import Exchange
 from octavo.server.http.pacing import KeepAlive
 from octavo.server.openai.logprobs import TokenNames
@@ -91,7 +91,7 @@ class CreateHandler:
         )
 
 
-async def seen(serving: Serving, request: ConversationFields, items: list[Item], owner: str) -> Any:
+async def seen(serving: Serving, request: ConversationFields, items: list[Item], owner: str) -> Conversation:
     """The conversation that the model sees. Raises `InvalidRequest` or `NotKept`."""
     before = await history_of(request, owner, serving.state.store)
     messages = messages_of(request.instructions, [*before, *items], len(before))

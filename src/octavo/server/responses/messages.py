@@ -21,7 +21,8 @@ def messages_of(instructions: str | None, items: Sequence[Item], num_before: int
         kind = item["type"]
         is_own = kind in ("reasoning", "function_call") or item.get("role") == "assistant"
         if not is_own or said.is_over(item):
-            messages += said.taken()
+            messages += said.messages()
+            said = _Said()
         if is_own:
             said.add(item)
             if kind == "function_call":
@@ -37,7 +38,7 @@ def messages_of(instructions: str | None, items: Sequence[Item], num_before: int
                     f"{place}.call_id" if i >= num_before else place,
                 )
             messages.append(tool_message(call_id, text_of(item["output"]), names[call_id]))
-    return messages + said.taken()
+    return messages + said.messages()
 
 
 class _Said:
@@ -63,9 +64,10 @@ class _Said:
         else:
             self._content.append(text_of(item["content"]))
 
-    def taken(self) -> list[Message]:
-        content, reasoning, calls = self._content, "".join(self._reasoning), self._calls
-        self.__init__()  # type: ignore[misc]  # empty again
-        if not (content or reasoning or calls):
+    def messages(self) -> list[Message]:
+        """One, or none where nothing was said."""
+        content, calls = self._content, self._calls
+        if not (content or self._reasoning or calls):
             return []
-        return [assistant_message("".join(content) if content or not calls else None, reasoning, calls)]
+        text = "".join(content) if content or not calls else None
+        return [assistant_message(text, "".join(self._reasoning), calls)]

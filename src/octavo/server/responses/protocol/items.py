@@ -173,26 +173,25 @@ class ReferenceInput(WireModel):
 _KINDS = ("message", "function_call", "function_call_output", "reasoning", "item_reference")
 
 
+def _kind(value: Any) -> str:
+    """The type of an item; where it is left out, that of what it looks like."""
+    if not isinstance(value, dict):
+        return str(getattr(value, "type", ""))  # made here, and checked
+    named = value.get("type")
+    if named is None:
+        return "message" if "role" in value or "content" in value else "item_reference"
+    return named if isinstance(named, str) else ""
+
+
 def _check_kind(value: Any) -> Any:
-    kind = value.get("type", "message") if isinstance(value, dict) else None
     if not isinstance(value, dict):
         raise PydanticCustomError("item", "An item should be an object")
-    if kind is None and "role" not in value:
-        kind = "item_reference"  # its type may be null
-    if (kind or "message") not in _KINDS:
-        shown = str(kind)[:64]
+    if (kind := _kind(value)) not in _KINDS:
         raise PydanticCustomError(
-            "item_kind", f"An item of the type `{shown}` is not supported; those are: {', '.join(_KINDS)}"
+            "item_kind", f"An item of the type `{kind[:64]}` is not supported; those are: {', '.join(_KINDS)}"
         )
-    return value
-
-
-def _kind(value: Any) -> str:
-    if not isinstance(value, dict):
-        kind = getattr(value, "type", "message")
-    else:
-        kind = value.get("type") or ("message" if "role" in value or "content" in value else "item_reference")
-    return str(kind)
+    # A type may be null.
+    return value if value.get("type", kind) is not None else value | {"type": kind}
 
 
 #: One of the input items.
