@@ -16,7 +16,10 @@ from support.server_process import ServerProcess, bound
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 #: What each needs, and a text that its output holds.
-ON_FAKE = {"chat.py": "And of France?", "stream.py": "of reply)", "complete.py": "(length)", "logprobs.py": "%"}
+ON_FAKE = {
+    "chat.py": "And of France?", "stream.py": "of reply)", "responses.py": "of output)", "complete.py": "(length)",
+    "logprobs.py": "%",
+}  # fmt: skip
 ON_REAL = {"beam_search.py", "infill.py", "tools.py", "agent.py", "reasoning.py", "batch.py"}
 
 

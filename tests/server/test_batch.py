@@ -91,6 +91,7 @@ def test_e40_a_result_has_the_shape_of_openai_s_batches(tmp_path: Path) -> None:
         (line(url=None), "a", "url", "valid string"),
         (line(body="{}"), "a", "body", "valid dictionary"),
         (line(body={"prompt": "a", "stream": True}), "a", "body.stream", "no streams"),
+        (line(url="/v1/responses", body={"input": "a", "background": True}), "a", "body.background", "leave"),
         (line(url="/v1/completion"), "a", "url", "did you mean /v1/completions?"),
         (line(url="/abort_requests"), "a", "url", "/v1/chat/completions"),
         ('{"url": "/v1/completions", "method": "POST", "body": {}}', None, "custom_id", "Field required"),

@@ -34,6 +34,15 @@ def test_the_routes_are_these_and_no_others() -> None:
     assert {(r.method, r.path) for r in routes(sleepy.state) if r.for_admins} == for_admins
     assert {(route.method, route.path) for route in routes(make_server().state)} == {
         ("POST", "/v1/chat/completions"), ("POST", "/v1/completions"), ("GET", "/v1/models"),
+        ("POST", "/v1/chat/completions/input_tokens"),
+        ("POST", "/v1/responses"), ("POST", "/v1/responses/input_tokens"), ("GET", "/v1/responses/{response_id}"),
+        ("DELETE", "/v1/responses/{response_id}"), ("POST", "/v1/responses/{response_id}/cancel"),
+        ("GET", "/v1/responses/{response_id}/input_items"), ("POST", "/v1/conversations"),
+        ("GET", "/v1/conversations/{conversation_id}"), ("POST", "/v1/conversations/{conversation_id}"),
+        ("DELETE", "/v1/conversations/{conversation_id}"), ("GET", "/v1/conversations/{conversation_id}/items"),
+        ("POST", "/v1/conversations/{conversation_id}/items"),
+        ("GET", "/v1/conversations/{conversation_id}/items/{item_id}"),
+        ("DELETE", "/v1/conversations/{conversation_id}/items/{item_id}"),
         ("GET", "/v1/models/{model}"), ("POST", "/tokenize"), ("POST", "/detokenize"), ("GET", "/health"),
         ("GET", "/ready"), ("GET", "/load"), ("GET", "/ping"), ("POST", "/ping"), ("GET", "/version"),
         ("GET", "/metrics"), ("GET", "/openapi.json"), ("GET", "/docs"), ("GET", "/redoc"),

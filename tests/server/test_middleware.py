@@ -284,8 +284,6 @@ def test_a_path_beside_a_route_is_answered_with_the_route(path: str, meant: str)
     [
         ("/v1/embeddings", "embeddings", None),
         ("/embeddings", "embeddings", None),
-        ("/v1/responses", "the Responses API", "/v1/chat/completions"),
-        ("/v1/responses/resp_1", "the Responses API", "/v1/chat/completions"),
         ("/v1/messages", "Anthropic's Messages API", "/v1/chat/completions"),
         ("/v2/rerank", "reranking", None),
         ("/v1/audio/transcriptions", "audio", None),

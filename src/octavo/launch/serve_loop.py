@@ -95,6 +95,8 @@ class ServeLoop:
             loop.add_signal_handler(signum, self._on_signal, signum)
         self._client.start()
         try:
+            if server.responses_store is not None:
+                await state.store.open()
             self._listener.make_reusable()
             await self._server.serve(self._listener.sockets)
         except OSError as exc:

@@ -20,12 +20,19 @@ from octavo.server.openai.limits import body_limits
 from octavo.server.openai.protocol.chat import ChatChunk, ChatReply, ChatRequest
 from octavo.server.openai.protocol.completions import CompletionReply, CompletionRequest
 from octavo.server.openai.protocol.models import ModelCard, ModelList, VersionReply
-from octavo.server.openai.protocol.tokenize import DetokenizeReply, DetokenizeRequest, TokenizeReply, TokenizeRequest
+from octavo.server.openai.protocol.tokenize import (
+    DetokenizeReply,
+    DetokenizeRequest,
+    InputTokens,
+    TokenizeReply,
+    TokenizeRequest,
+)
 from octavo.server.openai.serving import Serving
-from octavo.server.openai.tokenization import DetokenizeHandler, TokenizeHandler
+from octavo.server.openai.tokenization import ChatTokensHandler, DetokenizeHandler, TokenizeHandler
 from octavo.server.openapi import DocumentHandlers
 from octavo.server.plugins import with_middleware
 from octavo.server.protocol.admin import LoadReply
+from octavo.server.responses.routes import responses_routes
 from octavo.server.state import ServerState
 from octavo.server.ui import PageHandler
 
@@ -47,6 +54,15 @@ def routes(state: ServerState) -> list[Route]:
         Route(
             "POST", "/v1/completions", complete, "Complete a text", CompletionRequest, CompletionReply, CompletionReply
         ),
+        Route(
+            "POST",
+            "/v1/chat/completions/input_tokens",
+            ChatTokensHandler(serving),
+            "Count the tokens of a conversation",
+            ChatRequest,
+            InputTokens,
+        ),
+        *responses_routes(serving),
         Route("GET", "/v1/models", info.models, "List the models", reply=ModelList),
         Route("GET", "/v1/models/{model}", info.model, "Describe one model", reply=ModelCard),
         Route("POST", "/tokenize", tokenize, "Text or messages to token ids", TokenizeRequest, TokenizeReply),
@@ -151,6 +167,7 @@ class _Root:
             elif message["type"] == "lifespan.shutdown":
                 if stats_log is not None:
                     stats_log.cancel()
+                await self._state.close()
                 for model in self._state.models.all:
                     await model.close()
                 await send({"type": "lifespan.shutdown.complete"})

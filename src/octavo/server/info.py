@@ -19,7 +19,7 @@ class InfoHandlers:
         await exchange.send_json(ModelList([self._card(name) for name in self._state.models.names]))
 
     async def model(self, exchange: Exchange) -> None:
-        await exchange.send_json(self._card(exchange.path_param))
+        await exchange.send_json(self._card(exchange.path_params[0]))
 
     def _card(self, name: str) -> ModelCard:
         lease = self._state.models.resolve(name)

@@ -73,13 +73,16 @@ class Authentication:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         sent = [_digest(key) for key in _sent_keys(scope)]
-        if _is_among(sent, self._admin):
+        owner = _first_known(sent, self._admin)
+        if owner is not None:
             scope["octavo.is_admin"] = True
         elif self._digests and scope["method"] != "OPTIONS" and scope["path"] not in self._open:
             if not sent:
                 raise Unauthorized(f"No API key was sent. {_HOW}")
-            if not _is_among(sent, self._digests):
+            owner = _first_known(sent, self._digests)
+            if owner is None:
                 raise Unauthorized("Incorrect API key.")
+        scope["octavo.owner"] = owner.hex() if owner is not None else ""
         scope["octavo.has_key"] = bool(sent)
         await self._app(scope, receive, send)
 
@@ -109,6 +112,7 @@ def _digest(key: bytes) -> bytes:
     return hashlib.sha256(key).digest()
 
 
-def _is_among(sent: Sequence[bytes], known: Sequence[bytes]) -> bool:
-    matches = [hmac.compare_digest(digest, other) for digest in sent for other in known]  # all, for equal time
-    return any(matches)
+def _first_known(sent: Sequence[bytes], known: Sequence[bytes]) -> bytes | None:
+    pairs = [(digest, other) for digest in sent for other in known]
+    matches = [hmac.compare_digest(digest, other) for digest, other in pairs]  # all, for equal time
+    return next((digest for (digest, _), is_equal in zip(pairs, matches, strict=True) if is_equal), None)

@@ -6,6 +6,7 @@ the table of routes: the description cannot differ from the server. Both documen
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -34,7 +35,7 @@ _ERRORS = {
     "400": "The request is at fault; the error names the field",
     "401": "No valid key was sent",
     "403": "Another key than the administrators' was sent",
-    "404": "There is no such model",
+    "404": "There is no such model, or nothing of that id",
     "410": "An administrator ended the request",
     "413": "The body is too large",
     "429": "Too many requests are waiting",
@@ -116,10 +117,16 @@ def _operation(route: Route, state: ServerState) -> dict[str, Any]:
         schema = {"$ref": _REF.format(name=route.body.__name__)}
         operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
         codes = ["400", "404", "413", "429", *codes]
-    if route.path.endswith("}"):
-        parameter = route.path[route.path.rindex("{") + 1 : -1]
-        operation["parameters"] = [{"name": parameter, "in": "path", "required": True, "schema": {"type": "string"}}]
+    if names := re.findall(r"\{([^}]*)\}", route.path):
+        operation["parameters"] = [
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+            for name in names
+        ]
         codes = ["404", *codes]
+    if route.query is not None:
+        operation["parameters"] = [*operation.get("parameters", ()), *_query_parameters(route.query)]
+    if names or route.query is not None:
+        codes = ["400", *codes]
     if route.event is not None and state.config.admin_api_key is not None:
         codes = ["410", *codes]
     if _needs_key(route, state):
@@ -129,6 +136,11 @@ def _operation(route: Route, state: ServerState) -> dict[str, Any]:
     for code in sorted(set(codes)):
         operation["responses"][code] = {"description": _ERRORS[code], "content": error}
     return operation
+
+
+def _query_parameters(query: type[WireModel]) -> list[dict[str, Any]]:
+    schema = query.model_json_schema(ref_template=_REF.replace("name", "model"))
+    return [{"name": name, "in": "query", "schema": prop} for name, prop in schema["properties"].items()]
 
 
 def _reply(route: Route) -> dict[str, Any]:

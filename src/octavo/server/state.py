@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from octavo.base.config import EngineConfig, ServerConfig
 from octavo.served.models import Models
 from octavo.server.metrics import Metrics
+from octavo.server.responses.runs import BackgroundRuns
+from octavo.server.responses.store import ResponseStore
 
 
 @dataclass(frozen=True)
@@ -17,6 +20,20 @@ class ServerState:
     models: Models
     metrics: Metrics
     engine_config: EngineConfig = field(default_factory=EngineConfig)  # as it was asked for
+
+    @cached_property
+    def store(self) -> ResponseStore:
+        """Of responses and conversations."""
+        return ResponseStore(self.config)
+
+    @cached_property
+    def runs(self) -> BackgroundRuns:
+        """The responses that are made in the background."""
+        return BackgroundRuns()
+
+    async def close(self) -> None:
+        await self.runs.close()
+        await self.store.close()
 
     def check_available(self) -> None:
         """Raise `EngineDead`, `Asleep` or `ShuttingDown` when no request can be served."""

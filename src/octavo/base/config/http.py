@@ -49,3 +49,16 @@ class HTTPConfig:
     served_model_name: list[str] = opt(
         list, "Names by which clients may ask for the model; the first is the default and labels the metrics."
     )
+    responses_store: str | None = opt(
+        None,
+        "SQLite file that keeps responses and conversations (/v1/responses); default: memory, until the server ends.",
+    )
+    responses_store_bytes: int = opt(
+        256 << 20,
+        "Bytes of responses and conversations that are kept; what was not used for longest goes first.",
+        low=1,
+        unit="bytes",
+    )
+    responses_store_age: float = opt(
+        30 * 86400.0, "Seconds after their last use for which responses and conversations are kept.", above=0.0
+    )

@@ -108,6 +108,11 @@ VARIABLES: tuple[Variable, ...] = (
              reason="octavo has one engine"),
     Variable(name="VLLM_BATCH_INVARIANT", seed=None, today="0", meaning="Replies never depend on other requests.",
              field="batch_invariant"),
+    Variable(
+        name="VLLM_ENABLE_RESPONSES_API_STORE", seed=None, today="0", accepts=ANY,
+        meaning="Keep responses that are to be kept.",
+        reason="octavo keeps them, within bounds (docs/responses.md), but for those of requests with `store` false",
+    ),
     Variable(name="VLLM_NO_USAGE_STATS", seed="0", today="0", meaning="Do not report usage to vLLM's authors.",
              accepts=ANY, reason="octavo reports nothing to anybody"),
     Variable(name="VLLM_DO_NOT_TRACK", seed="0", today="0", meaning="The same.", accepts=ANY,

@@ -65,7 +65,7 @@ def _run(batch: BatchConfig, config: ServeConfig, path: Path, results: ResultFil
 
     async def work(served: InProcess) -> None:
         posts = [route for route in served.routes if route.method == "POST" and not route.for_admins]
-        paths = [route.path for route in posts if route.body is not None]
+        paths = [route.path for route in posts if route.body is not None and "{" not in route.path]
         # Enough that no step has room while lines are left; the rest waits in the file.
         window = min(total - done, 2 * served.state.models.default.info.max_num_seqs)
         runner = BatchRunner(served.app, served.state, paths, parser=parser, results=results, window=window)

@@ -117,6 +117,8 @@ class LineParser:
             raise InvalidRequest("`method` must be POST: all requests of a batch are.", "method")
         if envelope.body.get("stream"):
             raise InvalidRequest("A batch has no streams: leave `stream` out.", "body.stream")
+        if envelope.body.get("background"):
+            raise InvalidRequest("A batch is in the background as a whole: leave `background` out.", "body.background")
         digest = custom_id_digest(envelope.custom_id)
         if digest in self._seen:
             raise InvalidRequest("An earlier line has the same `custom_id`.", "custom_id")

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import parse_qsl
 
 import msgspec
 
@@ -52,7 +53,7 @@ class ClientDisconnected(Exception):
 class Exchange:
     """The request and the one reply to it. Handlers own it for the time of the call."""
 
-    __slots__ = ("_receive", "_send", "extra_headers", "method", "path", "path_param", "scope")
+    __slots__ = ("_receive", "_send", "extra_headers", "method", "path", "path_params", "scope")
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.scope = scope
@@ -60,12 +61,23 @@ class Exchange:
         self._send = send
         self.method: str = scope["method"]
         self.path: str = scope["path"]
-        self.path_param = ""  # the rest of the path, for routes that end in one
+        self.path_params: tuple[str, ...] = ()  # what stands for the parameters of the route's path
         self.extra_headers: list[Header] = []  # sent with whatever reply follows
 
     def header(self, name: bytes) -> str | None:
         """The first header of that lower-case name."""
         return next((value.decode("latin-1") for key, value in self.scope["headers"] if key == name), None)
+
+    def query(self, name: str) -> list[str]:
+        """The values of a name behind the path's question mark; `name[]` is another spelling of several."""
+        pairs = parse_qsl(self.scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True)
+        return [value for key, value in pairs if key in (name, f"{name}[]")]
+
+    @property
+    def owner(self) -> str:
+        """Whose request this is: a digest of the key that opened it; "" on a server without keys."""
+        owner: str = self.scope.get("octavo.owner", "")
+        return owner
 
     @property
     def is_begun(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ Handler = Callable[[Exchange], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """`path` may end in `/{name}`: the rest of the request's path, slashes included, is then its parameter.
+    """A `/{name}` of the path is a parameter: within it a segment, at its end the rest of the path, slashes included.
 
     The rest describes the route, for the API document: the body's model, the reply's struct and that of a stream's
     events, or the media type of a reply that is not JSON.
@@ -32,38 +33,38 @@ class Route:
     reply: type[msgspec.Struct] | None = None
     event: type[msgspec.Struct] | None = None
     media_type: str | None = None
+    query: type[WireModel] | None = None  # what may stand behind the path's question mark
     for_admins: bool = False
 
 
 class Router:
-    """Exact paths first, then those with a parameter. A trailing slash makes no difference."""
+    """Exact paths first, then those with parameters, the longest first. A trailing slash makes no difference."""
 
     def __init__(self, routes: Iterable[Route]) -> None:
         self.routes = tuple(routes)
         self._exact: dict[str, dict[str, Route]] = {}
-        self._prefixes: dict[str, dict[str, Route]] = {}
+        patterns: dict[str, dict[str, Route]] = {}
         for route in self.routes:
-            if route.path.endswith("}"):
-                prefix = route.path[: route.path.rindex("{")]
-                self._prefixes.setdefault(prefix, {})[route.method] = route
-            else:
-                self._exact.setdefault(route.path, {})[route.method] = route
+            table = patterns if "{" in route.path else self._exact
+            table.setdefault(route.path, {})[route.method] = route
+        # `/a/{x}/b` before `/a/{x}`, whose parameter would take the slash.
+        longest_first = sorted(patterns, key=lambda path: -path.count("/"))
+        self._patterns = [(_pattern(path), patterns[path]) for path in longest_first]
+        self._suggested = tuple(self._exact)
 
-        self._suggested = tuple(dict.fromkeys(route.path for route in self.routes if not route.path.endswith("}")))
-
-    def find(self, path: str) -> tuple[dict[str, Route], str]:
-        """The routes of a path by method, and the path's parameter. No routes: the path is unknown."""
+    def find(self, path: str) -> tuple[dict[str, Route], tuple[str, ...]]:
+        """The routes of a path by method, and the path's parameters. No routes: the path is unknown."""
         exact = self._exact.get(path) or (self._exact.get(path[:-1]) if path.endswith("/") else None)
         if exact:
-            return exact, ""
-        for prefix, routes in self._prefixes.items():
-            if path.startswith(prefix) and len(path) > len(prefix):
-                return routes, path[len(prefix) :]
-        return {}, ""
+            return exact, ()
+        for pattern, routes in self._patterns:
+            if match := pattern.fullmatch(path):
+                return routes, match.groups()
+        return {}, ()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange(scope, receive, send)
-        routes, exchange.path_param = self.find(exchange.path)
+        routes, exchange.path_params = self.find(exchange.path)
         if not routes:
             raise unknown_route(exchange.path, self._suggested, lambda path: bool(self.find(path)[0]))
         route = routes.get("GET" if exchange.method == "HEAD" else exchange.method)
@@ -75,3 +76,10 @@ class Router:
             )
         scope["octavo.route"] = route.path
         await route.handler(exchange)
+
+
+def _pattern(path: str) -> re.Pattern[str]:
+    parts = [re.escape(part) for part in re.split(r"\{[^}]*\}", path)]
+    if path.endswith("}"):
+        return re.compile("([^/]+)".join(parts[:-1]) + "(.+)", re.DOTALL)
+    return re.compile("([^/]+)".join(parts) + "/?", re.DOTALL)

@@ -27,8 +27,6 @@ NOT_SERVED: Final[dict[str, tuple[str, str | None]]] = {
     "classify": ("classification", None),
     "score": ("scores of pairs of texts", None),
     "rerank": ("reranking", None),
-    "responses": ("the Responses API", _CHAT),
-    "conversations": ("the Conversations API", _CHAT),
     "messages": ("Anthropic's Messages API", _CHAT),
     "assistants": ("the Assistants API", _CHAT),
     "threads": ("the Assistants API", _CHAT),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from octavo.base.config import ServerConfig
@@ -36,16 +37,22 @@ def note_unheard(serving: Serving, model: ServedModel, exchange: Exchange, reque
     if request.chat_template is not None:
         return
     variables = model.renderer.template_variables
-    unused = sorted((request.chat_template_kwargs or {}).keys() - variables)
+    unheard = unread_variables(serving, model, request.chat_template_kwargs)
+    unheard += [name for name, known in request.thinking_switches().items() if not variables & known]
+    if unheard:
+        serving.note_ignored(exchange, unheard)
+
+
+def unread_variables(serving: Serving, model: ServedModel, kwargs: Mapping[str, Any] | None) -> list[str]:
+    """The paths of those `chat_template_kwargs` that no template reads. Strict servers raise `InvalidRequest`."""
+    variables = model.renderer.template_variables
+    unused = sorted((kwargs or {}).keys() - variables)
     if unused and serving.state.config.strict_requests:
         name = clip(unused[0], 64)
         raise InvalidRequest(
             f"The chat template has no variable `{name}`{nearest(name, variables)}", f"chat_template_kwargs.{name}"
         )
-    unheard = [f"chat_template_kwargs.{name}" for name in unused]
-    unheard += [name for name, known in request.thinking_switches().items() if not variables & known]
-    if unheard:
-        serving.note_ignored(exchange, unheard)
+    return [f"chat_template_kwargs.{name}" for name in unused]
 
 
 def shown_tools(config: ServerConfig, request: ConversationFields) -> list[dict[str, Any]] | None:

@@ -73,6 +73,7 @@ def json_bounds(config: ServerConfig, info: EngineInfo) -> dict[str, dict[str, A
         "stream_interval": Range(1),
         "truncate_prompt_tokens": Range(-1, info.max_model_len),
         "max_completion_tokens": RANGES["max_tokens"],
+        "max_output_tokens": RANGES["max_tokens"],
     }
     most = Range(0, min(config.max_logprobs, info.vocab_size))
     if config.max_logprobs == -1:

@@ -1,4 +1,5 @@
-"""POST /tokenize and /detokenize. Neither needs the engine: they answer while it is down or drains."""
+"""POST /tokenize, /detokenize and /v1/chat/completions/input_tokens. None needs the engine: they answer while it is
+down or drains."""
 
 from __future__ import annotations
 
@@ -9,10 +10,12 @@ from octavo.served.model import ServedModel
 from octavo.served.turn import Continuation
 from octavo.server.http.exchange import Exchange
 from octavo.server.openai.conversation import conversation_of, note_unheard
+from octavo.server.openai.protocol.chat import CHAT_REFUSALS, ChatRequest
 from octavo.server.openai.protocol.conversation import check_prompt_options
 from octavo.server.openai.protocol.tokenize import (
     DetokenizeReply,
     DetokenizeRequest,
+    InputTokens,
     TokenizeReply,
     TokenizeRequest,
 )
@@ -45,6 +48,23 @@ class TokenizeHandler:
             return model.renderer.render_text("", special)
         [prompt] = await model.prompts.made([Continuation(prompt=request.prompt, add_special_tokens=special)], "prompt")
         return prompt.ids
+
+
+class ChatTokensHandler:
+    """Counts what the prompt of a chat request would have."""
+
+    def __init__(self, serving: Serving) -> None:
+        self._serving = serving
+
+    async def __call__(self, exchange: Exchange) -> None:
+        serving = self._serving
+        body, request = await serving.read(exchange, ChatRequest, CHAT_REFUSALS)
+        check_prompt_options(body)
+        model = serving.state.models.resolve(request.model).model
+        note_unheard(serving, model, exchange, request)
+        conversation = conversation_of(request, request.messages, serving.state.config)
+        [prompt] = await model.prompts.made([conversation], "messages")
+        await exchange.send_json(InputTokens(len(prompt.ids)))
 
 
 class DetokenizeHandler:

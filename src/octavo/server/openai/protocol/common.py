@@ -85,6 +85,12 @@ def _check_request_id(value: str | None) -> str | None:
     return value
 
 
+LogitBias = Annotated[
+    dict[int, float] | None, BeforeValidator(_check_logit_bias, json_schema_input_type=dict[str, float] | None)
+]
+Stop = Annotated[list[str], BeforeValidator(_check_stop, json_schema_input_type=str | list[str] | None)]
+
+
 class SamplingFields(WireModel):
     """The fields that chat and text completions share."""
 
@@ -99,12 +105,8 @@ class SamplingFields(WireModel):
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     repetition_penalty: float | None = None
-    logit_bias: Annotated[
-        dict[int, float] | None, BeforeValidator(_check_logit_bias, json_schema_input_type=dict[str, float] | None)
-    ] = None
-    stop: Annotated[list[str], BeforeValidator(_check_stop, json_schema_input_type=str | list[str] | None)] = Field(
-        default_factory=list
-    )
+    logit_bias: LogitBias = None
+    stop: Stop = Field(default_factory=list)
     stop_token_ids: list[Int] | None = None
     allowed_token_ids: list[Int] | None = None
     bad_words: Annotated[list[str] | None, Field(max_length=MAX_BAD_WORDS)] = None

@@ -32,3 +32,10 @@ class TokenizeReply(msgspec.Struct):
 
 class DetokenizeReply(msgspec.Struct):
     prompt: str
+
+
+class InputTokens(msgspec.Struct):
+    """How many tokens the prompt of a request would have, of the chat and of the Responses API."""
+
+    input_tokens: int
+    object: str = "response.input_tokens"

@@ -30,12 +30,15 @@ def _check_name(value: str) -> str:
     return value
 
 
+FunctionName = Annotated[str, AfterValidator(_check_name)]
+
+
 class FunctionDefinition(WireModel):
     """Further fields pass through to the template."""
 
     model_config = ConfigDict(extra="allow")
 
-    name: Annotated[str, AfterValidator(_check_name)]
+    name: FunctionName
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None

@@ -1,0 +1,165 @@
+"""POST /v1/responses and /v1/responses/input_tokens."""
+
+from __future__ import annotations
+
+import time
+from contextlib import aclosing
+from typing import Any
+
+from octavo.base.errors import InvalidRequest, RequestError
+from octavo.served.model import Prepared, ServedModel
+from octavo.served.models import Lease
+from octavo.served.turn import Conversation, ToolChoice
+from octavo.server.http.exchange import Exchange
+from octavo.server.http.pacing import KeepAlive
+from octavo.server.openai.logprobs import TokenNames
+from octavo.server.openai.protocol.tokenize import InputTokens
+from octavo.server.openai.serving import Serving
+from octavo.server.responses.decoding import conversation_of, note_unheard, own_names, prepared, turn_of
+from octavo.server.responses.events import send_events
+from octavo.server.responses.history import history_of, kept_items
+from octavo.server.responses.messages import messages_of
+from octavo.server.responses.output import ResponseBuilder
+from octavo.server.responses.protocol.items import Item, as_items, new_id
+from octavo.server.responses.protocol.reply import ConversationRef, ReasoningSettings, Response
+from octavo.server.responses.protocol.request import (
+    LOGPROBS,
+    REFUSALS,
+    ConversationFields,
+    InputTokensRequest,
+    ResponsesRequest,
+)
+from octavo.server.responses.runs import Making
+
+
+class CreateHandler:
+    def __init__(self, serving: Serving) -> None:
+        self._serving = serving
+
+    async def __call__(self, exchange: Exchange) -> None:
+        serving, state = self._serving, self._serving.state
+        state.check_available()
+        _, request = await serving.read(exchange, ResponsesRequest, REFUSALS)
+        if request.background and not request.keeps:
+            raise InvalidRequest("`background` needs `store`: there is no other way to the response.", "background")
+        lease = state.models.resolve(request.model)
+        note_unheard(serving, lease.model, exchange, request)
+        async with exchange.cancelled_on_disconnect():
+            making = await self._making(exchange, request, lease)
+            if request.background:
+                run = await state.runs.start(making)
+                if not request.stream:
+                    await exchange.send_json(making.builder.response)
+                    return
+                events = run.follow(0)
+            else:
+                events = making.pieces()
+            async with aclosing(events):
+                if request.stream:
+                    await send_events(exchange, events, KeepAlive(exchange, state.config.sse_keep_alive_interval))
+                    return
+                async for _ in events:
+                    pass
+            if making.failure is not None:  # with its status, after which clients know whether to ask again
+                raise making.failure
+            await exchange.send_json(making.builder.response)
+
+    async def _making(self, exchange: Exchange, request: ResponsesRequest, lease: Lease) -> Making:
+        serving, state, owner = self._serving, self._serving.state, exchange.owner
+        items = await kept_items(as_items(request.input), owner, state.store, "input")
+        conversation = await seen(serving, request, items, owner)
+        response_id = new_id("resp")
+        try:
+            turn = turn_of(
+                request, conversation, lease.model, response_id, trace_headers=serving.trace_headers(exchange)
+            )
+        except RequestError as exc:
+            raise own_names(exc) from None
+        ready = await prepared(lease.model, turn, truncates=request.truncation == "auto")
+        response = _response(request, response_id, lease.name, ready)
+        top = ready.params.logprobs if LOGPROBS in (request.include or ()) else None
+        names = TokenNames(lease.model.texts, state.config.return_tokens_as_token_ids)
+        has_events = bool(request.stream or request.background)
+        return Making(
+            model=lease.model,
+            prepared=ready,
+            builder=ResponseBuilder(response, names, top, has_events=has_events),
+            store=state.store,
+            owner=owner,
+            input_items=items,
+            interval=state.config.stream_interval if has_events else 1,
+        )
+
+
+async def seen(serving: Serving, request: ConversationFields, items: list[Item], owner: str) -> Conversation:
+    """The conversation that the model sees. Raises `InvalidRequest` or `NotKept`."""
+    before = await history_of(request, owner, serving.state.store)
+    messages = messages_of(request.instructions, [*before, *items], len(before))
+    if not messages:
+        raise InvalidRequest("There is nothing to respond to: `input` is missing or empty.", "input")
+    return conversation_of(request, messages, serving)
+
+
+class InputTokensHandler:
+    """Counts what a prompt would have. Needs no engine."""
+
+    def __init__(self, serving: Serving) -> None:
+        self._serving = serving
+
+    async def __call__(self, exchange: Exchange) -> None:
+        serving, state = self._serving, self._serving.state
+        _, request = await serving.read(exchange, InputTokensRequest, REFUSALS)
+        model: ServedModel = state.models.resolve(request.model).model
+        note_unheard(serving, model, exchange, request)
+        items = await kept_items(as_items(request.input), exchange.owner, state.store, "input")
+        conversation = await seen(serving, request, items, exchange.owner)
+        try:
+            [prompt] = await model.prompts.made([conversation], "input")
+        except RequestError as exc:
+            raise own_names(exc) from None
+        await exchange.send_json(InputTokens(len(prompt.ids)))
+
+
+def _response(request: ResponsesRequest, response_id: str, model: str, ready: Prepared) -> Response:
+    """The response before anything is made: what was asked, with the defaults that count."""
+    reasoning, text = request.reasoning, request.text
+    text_format = text.format if text is not None and text.format is not None else None
+    shown = {"type": "text"} if text_format is None else text_format.model_dump(exclude_none=True, by_alias=True)
+    params = ready.params
+    return Response(
+        id=response_id,
+        created_at=int(time.time()),
+        status="queued" if request.background else "in_progress",
+        background=bool(request.background),
+        instructions=request.instructions,
+        max_output_tokens=request.max_output_tokens,
+        max_tool_calls=request.max_tool_calls,
+        model=model,
+        parallel_tool_calls=request.parallel_tool_calls is not False,
+        previous_response_id=request.previous_response_id,
+        conversation=None if request.conversation_id is None else ConversationRef(request.conversation_id),
+        prompt_cache_key=request.prompt_cache_key,
+        reasoning=ReasoningSettings() if reasoning is None else ReasoningSettings(reasoning.effort, reasoning.summary),
+        safety_identifier=request.safety_identifier,
+        store=request.keeps,
+        temperature=params.temperature,
+        text={"format": shown, "verbosity": text.verbosity if text is not None else None},
+        tool_choice=_shown_choice(request.tool_choice),
+        tools=[tool.model_dump(mode="json") for tool in request.tools or ()],
+        top_logprobs=request.top_logprobs or 0,
+        top_p=params.top_p,
+        truncation=request.truncation or "disabled",
+        user=request.user,
+        metadata=request.metadata or {},
+    )
+
+
+def _shown_choice(choice: ToolChoice | None) -> str | dict[str, Any]:
+    if choice is None:
+        return "auto"
+    if choice.names is None:
+        return choice.mode
+    if choice.mode == "named":
+        return {"type": "function", "name": choice.names[0]}
+    tools = [{"type": "function", "name": name} for name in choice.names]
+    return {"type": "allowed_tools", "mode": choice.mode, "tools": tools}

@@ -1,0 +1,191 @@
+"""From the body of a request to a turn: what the model sees, and what its output is held to."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from octavo.base.errors import ContextLengthExceeded, InvalidRequest, RequestError
+from octavo.base.params import GrammarSpec
+from octavo.served.messages import Message
+from octavo.served.model import Prepared, ServedModel
+from octavo.served.turn import Conversation, Function, ReplyWishes, Turn
+from octavo.server.http.exchange import Exchange
+from octavo.server.openai.conversation import unread_variables
+from octavo.server.openai.protocol import conversation as chat
+from octavo.server.openai.serving import Serving
+from octavo.server.responses.protocol.request import (
+    LOGPROBS,
+    SAMPLING_FIELDS,
+    ConversationFields,
+    ResponsesRequest,
+    TextFormat,
+)
+from octavo.text.grammars.grammar import GrammarLimits, spec_of
+
+_NAMES = {"max_tokens": "max_output_tokens", "logprobs": "top_logprobs"}
+#: What the fields of a turn are called here: of the error's `param`, and in its message.
+_RENAMED = (
+    (re.compile(r"\btools\.(\d+)\.function\b"), r"tools.\1"),
+    (re.compile(r"\bresponse_format\.json_schema\b"), "text.format"),
+    (re.compile(r"\bresponse_format\b"), "text.format"),
+)
+
+
+def own_names(exc: RequestError) -> RequestError:
+    """The same error under this API's names of fields."""
+    param, message = exc.param, exc.message
+    if param is not None and param.split(".")[0] == "messages":
+        param = "input"
+    for pattern, name in _RENAMED:
+        param = None if param is None else pattern.sub(name, param)
+        message = pattern.sub(name, message)
+    exc.param, exc.message = param, message
+    return exc
+
+
+def constraint_of(text_format: TextFormat | None, limits: GrammarLimits) -> GrammarSpec | None:
+    """Raises `InvalidRequest`."""
+    if text_format is None or text_format.type == "text":
+        return None
+    given: dict[str, Any] = {"type": text_format.type}
+    if text_format.type == "json_schema":
+        if not text_format.name:
+            raise InvalidRequest("A format of the type `json_schema` needs a `name`.", "text.format.name")
+        if text_format.schema_ is None:
+            raise InvalidRequest("A format of the type `json_schema` needs a `schema`.", "text.format.schema")
+        given["json_schema"] = {"schema": text_format.schema_}
+    elif text_format.schema_ is not None:
+        raise InvalidRequest("A `schema` belongs to a format of the type `json_schema`.", "text.format.schema")
+    return spec_of({"response_format": given}, limits)
+
+
+def wishes_of(request: ConversationFields, thinking_budget: int | None = None) -> ReplyWishes:
+    return ReplyWishes(
+        functions=[Function(tool.name, tool.parameters, bool(tool.strict)) for tool in request.tools or ()],
+        choice=request.tool_choice,
+        parallel_calls=request.parallel_tool_calls is not False,
+        thinking_budget=thinking_budget,
+    )
+
+
+def conversation_of(request: ConversationFields, messages: Sequence[Message], serving: Serving) -> Conversation:
+    hides = serving.state.config.exclude_tools_when_tool_choice_none
+    choice = request.tool_choice
+    is_hidden = choice is not None and choice.mode == "none" and hides
+    tools = [tool.for_template() for tool in request.tools or ()]
+    return Conversation(
+        messages=messages,
+        tools=None if is_hidden else tools or None,
+        chat_template_kwargs=_template_kwargs(request),
+    )
+
+
+def _template_kwargs(request: ConversationFields) -> Mapping[str, Any] | None:
+    fields = _chat_fields(request)
+    verbosity = request.text.verbosity if request.text is not None else None
+    told = {} if verbosity is None else {"verbosity": verbosity}
+    return told | dict(fields.template_kwargs or {}) or None
+
+
+def _chat_fields(request: ConversationFields) -> chat.ConversationFields:
+    effort = request.reasoning.effort if request.reasoning is not None else None
+    return chat.ConversationFields(reasoning_effort=effort, chat_template_kwargs=request.chat_template_kwargs)
+
+
+def note_unheard(serving: Serving, model: ServedModel, exchange: Exchange, request: ConversationFields) -> None:
+    """Name in the reply what no template reads, and the summaries that nobody here writes."""
+    variables = model.renderer.template_variables
+    unheard = []
+    if any(not variables & known for known in _chat_fields(request).thinking_switches().values()):
+        unheard.append("reasoning.effort")
+    reasoning = request.reasoning
+    if reasoning is not None and (reasoning.summary or reasoning.generate_summary):
+        unheard.append("reasoning.summary")
+    if isinstance(request, ResponsesRequest) and request.service_tier not in (None, "auto", "default"):
+        unheard.append("service_tier")
+    if request.text is not None and request.text.verbosity is not None and "verbosity" not in variables:
+        unheard.append("text.verbosity")
+    unheard += unread_variables(serving, model, request.chat_template_kwargs)
+    if unheard:
+        serving.note_ignored(exchange, unheard)
+
+
+def turn_of(
+    request: ResponsesRequest, conversation: Conversation, model: ServedModel, request_id: str, **fields: Any
+) -> Turn:
+    """Raises `InvalidRequest`."""
+    top = request.top_logprobs
+    has_logprobs = LOGPROBS in (request.include or ())
+    if top and not has_logprobs:
+        raise InvalidRequest(f"`top_logprobs` needs {LOGPROBS} in `include`.", "top_logprobs")
+    sampling = {name: value for name in SAMPLING_FIELDS if (value := getattr(request, name)) is not None}
+    sampling |= {"stop": tuple(request.stop), "logprobs": (top or 0) if has_logprobs else None}
+    if request.max_output_tokens is not None:
+        sampling["max_tokens"] = request.max_output_tokens
+    return Turn(
+        request_id=request_id,
+        prompts=[conversation],
+        sampling=sampling,
+        prompt_param="input",
+        constraint=constraint_of(request.text.format if request.text is not None else None, model.grammar_limits),
+        wishes=wishes_of(request, request.thinking_token_budget),
+        priority=request.priority or 0,
+        cache_salt=request.cache_salt or "",
+        is_whole=not request.stream and not request.background,
+        names=_NAMES,
+        **fields,
+    )
+
+
+async def prepared(model: ServedModel, turn: Turn, *, truncates: bool) -> Prepared:
+    """`truncates`: what stands first in the conversation, but for its instructions, is left out until the rest fits.
+
+    Raises as `ServedModel.prepare`, under this API's names.
+    """
+    try:
+        try:
+            return await model.prepare(turn)
+        except ContextLengthExceeded:
+            if not truncates:
+                raise
+            return await _truncated(model, turn)
+    except RequestError as exc:
+        raise own_names(exc) from None
+
+
+async def _truncated(model: ServedModel, turn: Turn) -> Prepared:
+    [conversation] = turn.prompts
+    assert isinstance(conversation, Conversation)
+    messages = conversation.messages
+    num_kept = next((i for i, m in enumerate(messages) if m["role"] not in ("system", "developer")), len(messages))
+    users = [i for i in range(num_kept + 1, len(messages)) if messages[i]["role"] == "user"]
+    # Within the last turn, which may be long: an output does not stand without its call.
+    last = users[-1] if users else num_kept
+    others = [i for i in range(last + 1, len(messages)) if messages[i]["role"] not in ("tool", "user")]
+
+    async def cut(start: int) -> Prepared:
+        rest = replace(conversation, messages=[*messages[:num_kept], *messages[start:]])
+        return await model.prepare(replace(turn, prompts=[rest]))
+
+    async def first_that_fits(starts: Sequence[int]) -> Prepared:
+        best = await cut(starts[-1])  # raises when not even the last fits
+        low, high = 0, len(starts) - 1
+        while low < high:
+            middle = (low + high) // 2
+            try:
+                best = await cut(starts[middle])
+                high = middle
+            except ContextLengthExceeded:
+                low = middle + 1
+        return best
+
+    if users:
+        try:
+            return await first_that_fits(users)
+        except ContextLengthExceeded:
+            if not others:
+                raise
+    return await first_that_fits(others or [num_kept])

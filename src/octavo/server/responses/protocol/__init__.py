@@ -1,0 +1,1 @@
+"""Bodies of the Responses and Conversations APIs."""
