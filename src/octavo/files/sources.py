@@ -33,11 +33,12 @@ from octavo.base.suggest import suggest
 from octavo.files.near_files import near_models, what_is_there
 
 #: Files of a hub repository that octavo reads; the weights in other formats stay where they are.
-HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt")
+_VOCABULARIES = ("tokenizer.model*", "spiece.model", "sentencepiece.bpe.model", "*.tiktoken", "merges.txt", "vocab.txt")
+HUB_FILES = ("*.safetensors", "*.json", "*.jinja", *_VOCABULARIES)
 #: A second copy of the weights that some repositories carry.
 HUB_IGNORED = ("consolidated*.safetensors", "original/*", "onnx/*", "*/*.safetensors")
 #: The same without the weights.
-DESCRIPTION_FILES = ("*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt")
+DESCRIPTION_FILES = ("*.json", "*.jinja", *_VOCABULARIES)
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _CHUNK = 1 << 20

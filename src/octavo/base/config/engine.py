@@ -11,6 +11,7 @@ from octavo.base.errors import InvalidConfig
 DType = Literal["auto", "float32", "float", "bfloat16", "float16", "half"]
 KVCacheDType = Literal["auto", "float32", "bfloat16", "float16", "fp8", "fp8_e4m3", "fp8_e5m2"]
 LoadFormat = Literal["auto", "safetensors", "gguf", "dummy"]
+TokenizerMode = Literal["auto", "slow", "mistral"]
 LogprobsMode = Literal["raw_logprobs", "raw_logits", "processed_logprobs", "processed_logits"]
 
 
@@ -20,6 +21,12 @@ class ModelConfig:
 
     model: str = opt("smollm2", "Hub id, directory, .gguf file, or the name of the demo model.", positional=True)
     tokenizer: str | None = opt(None, "Directory, .gguf file or hub id of the tokenizer; default: the model's.")
+    tokenizer_mode: TokenizerMode = opt(
+        "auto",
+        "Which vocabulary of a directory is read: auto, tokenizer.json where there is one; slow, the original "
+        "(tokenizer.model, *.tiktoken, vocab.json) where there is one; mistral, tekken.json or tokenizer.model, with "
+        "Mistral's own form of conversations.",
+    )
     revision: str | None = opt(None, "Branch, tag or commit of the model on the hub.")
     tokenizer_revision: str | None = opt(None, "Branch, tag or commit of the tokenizer on the hub.")
     download_dir: str | None = opt(None, "Where downloads are kept; default: the hub's cache.")

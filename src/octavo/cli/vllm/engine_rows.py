@@ -39,6 +39,7 @@ _FORMATS = {
     "mistral": f"{_NO_WEIGHTS} under the names of Hugging Face: give a repository that has them",
     "runai_streamer_sharded": _NO_WEIGHTS,
 }
+_NO_CODED = "octavo renders conversations with templates: give the model's with --chat-template"
 _NO_METHOD = "octavo has no weights of this kind yet: take a GGUF file of the model, or its unquantized weights"
 _METHODS = (
     "aqlm", "awq", "awq_marlin", "auto-round", "bitblas", "bitsandbytes", "compressed-tensors", "deepspeedfp",
@@ -56,9 +57,10 @@ ENGINE_ROWS: tuple[Row, ...] = (
     ours("--revision", "none", "none"),
     other("--code-revision", "none", "none", "Revision of the code that comes with a model.", ANY, _NO_CODE),
     ours("--tokenizer-revision", "none", "none"),
-    other(
-        "--tokenizer-mode", "auto", "auto", "Which implementation of the tokenizer.", only("auto", "slow", "hf"),
-        "octavo reads tokenizer.json and the vocabularies of .gguf files, with one implementation for all",
+    ours(
+        "--tokenizer-mode", "auto", "auto", "One implementation reads all vocabularies.",
+        renamed={"hf": "auto"},
+        refused={"custom": "octavo takes no tokenizers from plugins", "deepseek_v32": _NO_CODED, "deepseek_v4": _NO_CODED},
     ),
     switch(
         "--trust-remote-code", "off", "off", "Run code that comes with a model.", ANY,
