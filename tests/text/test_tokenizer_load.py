@@ -165,6 +165,7 @@ def test_hostile_configurations_are_one_error(directory: Path) -> None:
         write(directory / "tokenizer_config.json", text)
         with pytest.raises(CheckpointError, match=r"tokenizer_config\.json"):
             load_tokenizer(directory)
+    (directory / "tokenizer_config.json").unlink()
     (directory / "tokenizer.json").write_bytes(b"\xff\xfe{")
     with pytest.raises(CheckpointError, match="not UTF-8"):
         load_tokenizer(directory)

@@ -200,10 +200,12 @@ def test_a_capability_that_is_not_there_is_refused_by_its_name(words: str, capab
     assert capability in refused("m", *words.split())
 
 
-def test_t15_the_tokenizer_mode_of_mistral_is_refused() -> None:
-    """It has a renderer of its own, which takes neither templates nor tools."""
-    assert "tokenizer.json" in refused("m", "--tokenizer-mode", "mistral")
-    assert told("m", "--tokenizer-mode", "auto")[0] == serve_config(["m"], {})
+def test_the_tokenizer_modes_are_fields() -> None:
+    for mode in ("slow", "mistral"):
+        assert told("m", "--tokenizer-mode", mode)[0].engine.model.tokenizer_mode == mode
+    for mode in ("auto", "hf"):
+        assert told("m", "--tokenizer-mode", mode)[0] == serve_config(["m"], {})
+    assert "plugins" in refused("m", "--tokenizer-mode", "custom")
 
 
 def test_settings_that_stand_for_octavo_s_own() -> None:
@@ -248,7 +250,7 @@ def test_values_that_octavo_calls_otherwise(words: str, part: str, field: str, v
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        ("--load-format pt", "never a pickle"),
+        ("--load-format tensorizer", "give the model that they were made from"),
         ("-q awq", "--quantization awq: octavo has no weights of this kind yet: take a GGUF file"),
         ("--quantization GPTQ", "octavo has no weights of this kind yet"),
         ("--kv-cache-dtype nvfp4", "octavo keeps keys and values as"),
@@ -287,7 +289,7 @@ def test_the_config_file_speaks_the_same(tmp_path: Path) -> None:
         "enable-lora: 3": "--enable-lora must be true or false",
         "lora-modules: [a=b]": "adapters (LoRA)",
         "hf-overrides: {rope_theta: 1}": "--hf-overrides",
-        "load-format: pt": "never a pickle",
+        "load-format: tensorizer": "tensorizer's files",
     }.items():
         assert reason in refused("m", "--config", file(line))
 

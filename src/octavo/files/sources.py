@@ -143,7 +143,7 @@ def _local(name: str, what: str, revision: str | None) -> Path | None:
 
 
 def _model_directory(path: Path) -> Path:
-    if (path / "config.json").is_file():
+    if (path / "config.json").is_file() or (path / "params.json").is_file():
         return path
     files = sorted(path.glob("*.gguf"))
     if len(files) == 1:
@@ -151,7 +151,7 @@ def _model_directory(path: Path) -> Path:
     if files:
         names = ", ".join(f.name for f in files[:8])
         raise CheckpointError(f"model {path}: the directory holds several .gguf files ({names}); name one of them")
-    raise CheckpointError(f"model {path}: the directory has neither a config.json nor a .gguf file")
+    raise CheckpointError(f"model {path}: the directory has neither a config.json (or params.json) nor a .gguf file")
 
 
 def _tokenizer_directory(path: Path) -> Path:

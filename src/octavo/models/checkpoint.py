@@ -112,7 +112,7 @@ class SafetensorsCheckpoint:
             self._read_shards(directory)
         else:
             pickled = any(directory.glob("*.bin")) or any(directory.glob("*.pt*"))
-            hint = "; pickled weights are not read, convert them to safetensors" if pickled else ""
+            hint = "; --load-format pt reads the pickled weights" if pickled else ""
             raise CheckpointError(f"{directory}: neither {SINGLE_NAME} nor {INDEX_NAME} is there{hint}")
 
     def _read_shards(self, directory: Path) -> None:

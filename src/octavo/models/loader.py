@@ -15,8 +15,9 @@ from torch import Tensor
 from octavo.base.config import ModelConfig
 from octavo.base.errors import CheckpointError, DeviceError
 from octavo.base.host import FreeMemory, gib
-from octavo.models.checkpoint import Checkpoint, DummyCheckpoint, SafetensorsCheckpoint, read_json
+from octavo.models.checkpoint import Checkpoint, DummyCheckpoint, read_json
 from octavo.models.decoder import LM_HEAD, Definition, define
+from octavo.models.directory import open_directory
 from octavo.models.gguf_checkpoint import GGUFCheckpoint
 from octavo.models.layout import Layout, TensorSource
 from octavo.models.params import Param, TensorDecl
@@ -130,11 +131,11 @@ def open_checkpoint(config: ModelConfig, device: torch.device = _CPU) -> Checkpo
         values = read_json(path / "config.json") if source is None else source.config
         tensors = define(model_spec(values, str(path))).tensors
         return DummyCheckpoint(tensors, values, str(path), config.seed, device)
-    is_gguf = path.suffix == ".gguf"
-    if config.load_format not in ("auto", "gguf" if is_gguf else "safetensors"):
-        kind = "a GGUF file" if is_gguf else "a directory of safetensors files"
-        raise CheckpointError(f"{path}: {kind} cannot be read with --load-format {config.load_format}")
-    return GGUFCheckpoint(path) if is_gguf else SafetensorsCheckpoint(path)
+    if path.suffix == ".gguf":
+        if config.load_format not in ("auto", "gguf"):
+            raise CheckpointError(f"{path}: a GGUF file cannot be read with --load-format {config.load_format}")
+        return GGUFCheckpoint(path)
+    return open_directory(path, config.load_format)
 
 
 class _Reader:

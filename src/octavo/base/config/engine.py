@@ -10,7 +10,7 @@ from octavo.base.errors import InvalidConfig
 
 DType = Literal["auto", "float32", "float", "bfloat16", "float16", "half"]
 KVCacheDType = Literal["auto", "float32", "bfloat16", "float16", "fp8", "fp8_e4m3", "fp8_e5m2"]
-LoadFormat = Literal["auto", "safetensors", "gguf", "dummy"]
+LoadFormat = Literal["auto", "safetensors", "gguf", "pt", "npcache", "sharded_state", "mistral", "dummy"]
 TokenizerMode = Literal["auto", "slow", "mistral"]
 LogprobsMode = Literal["raw_logprobs", "raw_logits", "processed_logprobs", "processed_logits"]
 
@@ -31,7 +31,12 @@ class ModelConfig:
     tokenizer_revision: str | None = opt(None, "Branch, tag or commit of the tokenizer on the hub.")
     download_dir: str | None = opt(None, "Where downloads are kept; default: the hub's cache.")
     ignore_patterns: list[str] = opt(list, "Files of a hub's repository that are not downloaded: names with * and ?.")
-    load_format: LoadFormat = opt("auto", "How the weights are stored; dummy: random weights, for measuring.")
+    load_format: LoadFormat = opt(
+        "auto",
+        "How the weights are stored; auto: as the files show. pt: *.bin and *.pt, of which no code is run. npcache, "
+        "sharded_state: as vLLM keeps them. mistral: consolidated*.safetensors and params.json. dummy: random weights, "
+        "for measuring.",
+    )
     dtype: DType = opt(
         "auto",
         "Data type of unquantized weights; auto: the checkpoint's, but on a GPU never float32. half is another name "

@@ -29,15 +29,9 @@ _FROM_CONFIG = "octavo takes it from the model's own configuration"
 _THREADS = "octavo makes tokens of text in threads, beside all else"
 _BLOCKS = "octavo's blocks have 16, 32 or 64 tokens"
 
-_NO_WEIGHTS = "octavo reads safetensors and GGUF files"
 _FORMATS = {
-    "pt": f"{_NO_WEIGHTS}, and never a pickle",
-    "npcache": f"{_NO_WEIGHTS}, and never a pickle",
-    "tensorizer": _NO_WEIGHTS,
-    "sharded_state": _NO_WEIGHTS,
-    "bitsandbytes": f"{_NO_WEIGHTS}; it has no weights of bitsandbytes yet",
-    "mistral": f"{_NO_WEIGHTS} under the names of Hugging Face: give a repository that has them",
-    "runai_streamer_sharded": _NO_WEIGHTS,
+    "tensorizer": "octavo does not read tensorizer's files: give the model that they were made from",
+    "bitsandbytes": "octavo has no weights of bitsandbytes yet",
 }
 _NO_CODED = "octavo renders conversations with templates: give the model's with --chat-template"
 _NO_METHOD = "octavo has no weights of this kind yet: take a GGUF file of the model, or its unquantized weights"
@@ -60,7 +54,9 @@ ENGINE_ROWS: tuple[Row, ...] = (
     ours(
         "--tokenizer-mode", "auto", "auto", "One implementation reads all vocabularies.",
         renamed={"hf": "auto"},
-        refused={"custom": "octavo takes no tokenizers from plugins", "deepseek_v32": _NO_CODED, "deepseek_v4": _NO_CODED},
+        refused={
+            "custom": "octavo takes no tokenizers from plugins", "deepseek_v32": _NO_CODED, "deepseek_v4": _NO_CODED,
+        },
     ),
     switch(
         "--trust-remote-code", "off", "off", "Run code that comes with a model.", ANY,
@@ -69,7 +65,10 @@ ENGINE_ROWS: tuple[Row, ...] = (
     ours("--download-dir", "the hub's cache", "the hub's cache"),
     ours(
         "--load-format", "auto", "auto", refused=_FORMATS,
-        renamed={"hf": "auto", "fastsafetensors": "safetensors", "runai_streamer": "safetensors"},
+        renamed={
+            "hf": "auto", "fastsafetensors": "safetensors", "runai_streamer": "safetensors",
+            "instanttensor": "safetensors", "runai_streamer_sharded": "sharded_state",
+        },
     ),
     ours("--dtype", "auto", "auto", "Of float32 checkpoints a CPU keeps float32; a GPU computes in bfloat16."),
     ours(

@@ -1,8 +1,8 @@
 """The jinja environment that chat templates run in, and its bounds. Templates come with models: untrusted code.
 
 The settings and globals are those that model authors test with (the transformers library's): immutable sandbox,
-trim_blocks, lstrip_blocks, loop controls, a `generation` tag without effect, `tojson` without HTML escapes, `json_or_text`,
-`raise_exception`, `strftime_now`.
+trim_blocks, lstrip_blocks, loop controls, a `generation` tag without effect, `tojson` without HTML escapes,
+`raise_exception`, `strftime_now`; and `json_or_text`, for templates of octavo's own.
 
 Bounds of one rendering: a deadline, and a length of the output. The deadline is checked at every piece of output
 and, by a call put into the syntax tree, at every turn of a loop and every call of a macro. Lengths are checked

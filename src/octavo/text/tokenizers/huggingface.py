@@ -1,8 +1,8 @@
 """Loads a tokenizer from a Hugging Face directory.
 
-Read, where present: tokenizer.json or an original vocabulary (`originals`), tokenizer_config.json, special_tokens_map.json,
-generation_config.json and config.json (ids that end a text), chat_template.jinja, chat_template.json,
-additional_chat_templates/*.jinja. The files are not trusted: whatever is wrong is one `CheckpointError`.
+Read, where present: tokenizer.json or an original vocabulary (`originals`), tokenizer_config.json,
+special_tokens_map.json, generation_config.json and config.json (ids that end a text), chat_template.jinja,
+chat_template.json, processor_config.json, additional_chat_templates/*.jinja. The files are not trusted: whatever is wrong is one `CheckpointError`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from octavo.base.config.engine import TokenizerMode
 from octavo.base.errors import CheckpointError
 from octavo.text.tokenizers.decoder_plan import ByteLevelPlan, plan_of
 from octavo.text.tokenizers.mistral import load_mistral
-from octavo.text.tokenizers.originals import load_original
+from octavo.text.tokenizers.originals import load_original, mistral_file
 from octavo.text.tokenizers.parts import (
     SPECIAL_TOKEN_NAMES,
     BuiltVocabulary,
@@ -42,8 +42,8 @@ _MAX_LENGTH: Final = 1 << 30
 def load(directory: Path, mode: TokenizerMode = "auto") -> TokenizerParts:
     """`mode`: auto, tokenizer.json if there is one; slow, the original vocabulary if there is one; mistral, what
     Mistral's own library takes."""
+    built = _build(directory, mode)
     config = _read_json(directory / "tokenizer_config.json")
-    built = _build(directory, config, mode)
     backend = built.backend
     named = (built.special_tokens, _read_json(directory / "special_tokens_map.json"), config)
     special_tokens_map = built.special_tokens if mode == "mistral" else _special_tokens_map(*named)
@@ -75,16 +75,18 @@ def load(directory: Path, mode: TokenizerMode = "auto") -> TokenizerParts:
     )
 
 
-def _build(directory: Path, config: Mapping[str, Any], mode: TokenizerMode) -> BuiltVocabulary:
+def _build(directory: Path, mode: TokenizerMode) -> BuiltVocabulary:
     """From the files that `mode` asks for."""
     try:
         if mode == "mistral":
             return load_mistral(directory)
         fast = directory / "tokenizer.json"
         if mode == "slow" or not fast.is_file():
-            original = load_original(directory, config)
+            original = load_original(directory, _read_json(directory / "tokenizer_config.json"))
             if original is not None:
                 return original
+            if mistral_file(directory) is not None:
+                return load_mistral(directory)
         return BuiltVocabulary(backend=_load_backend(fast), special_tokens={})
     except (KeyboardInterrupt, SystemExit, CheckpointError):
         raise

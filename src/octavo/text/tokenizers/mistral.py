@@ -60,7 +60,8 @@ _TEMPLATE: Final = r"""
         {%- for tool in tools %}
           {%- set function = tool.function %}
           {{- '{"type": "function", "function": {"name": ' + function.name | tojson + ', "description": ' }}
-          {{- (function.description or '') | tojson + ', "parameters": ' + (function.parameters or {}) | tojson + '}}' }}
+          {{- (function.description or '') | tojson + ', "parameters": ' }}
+          {{- (function.parameters or {}) | tojson + '}}' }}
           {{- '' if loop.last else ', ' }}
         {%- endfor %}
         {{- '][/AVAILABLE_TOOLS]' }}
@@ -118,7 +119,9 @@ def load_mistral(directory: Path) -> BuiltVocabulary:
     """Raises `CheckpointError`."""
     path = mistral_file(directory)
     if path is None:
-        raise CheckpointError(f"{directory}: --tokenizer-mode mistral reads tekken.json or tokenizer.model; neither is there.")
+        raise CheckpointError(
+            f"{directory}: --tokenizer-mode mistral reads tekken.json or tokenizer.model; neither is there."
+        )
     built = load_vocabulary_file(path, {})
     version = _version(path)
     template = f"{{%- set version = {version} %}}" + _TEMPLATE.strip("\n")

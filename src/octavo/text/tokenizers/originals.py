@@ -1,11 +1,11 @@
 """The vocabulary files that tokenizers had before tokenizer.json, and models of Mistral have today.
 
-    tekken.json                       Mistral's byte tokens with ranks
-    tokenizer.model.v1, .v2, .v3 ...  Mistral's SentencePiece files
-    tokenizer.model, spiece.model, sentencepiece.bpe.model    SentencePiece's, or tiktoken's under the same name
-    *.tiktoken                        byte tokens with ranks
-    vocab.json and merges.txt         byte-level BPE
-    vocab.txt                         WordPiece
+tekken.json                       Mistral's byte tokens with ranks
+tokenizer.model.v1, .v2, .v3 ...  Mistral's SentencePiece files
+tokenizer.model, spiece.model, sentencepiece.bpe.model    SentencePiece's, or tiktoken's under the same name
+*.tiktoken                        byte tokens with ranks
+vocab.json and merges.txt         byte-level BPE
+vocab.txt                         WordPiece
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import decoders, models, normalizers, processors
 
 from octavo.base.errors import CheckpointError
 from octavo.files.sentencepiece import is_sentencepiece
@@ -25,13 +25,15 @@ from octavo.text.tokenizers.parts import BuiltVocabulary, read_text
 from octavo.text.tokenizers.pre_tokenizers import PRE_TOKENIZERS
 from octavo.text.tokenizers.sentencepiece import load_sentencepiece
 from octavo.text.tokenizers.tiktoken import is_tiktoken, load_tekken, load_tiktoken
+from octavo.text.tokenizers.wordpiece import NEEDED, wordpiece
 
 _SENTENCEPIECE: Final = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "spm.model", "tokenizer.spm")
 _MISTRAL_VERSION: Final = re.compile(r"tokenizer\.model\.v(\d+)(m\d+)?")
 _MAX_BYTES: Final = 256 << 20
 #: Classes whose ids are not those of their SentencePiece file: they put tokens of their own before it.
 _OTHER_IDS: Final = (
-    "XLMRoberta", "Camembert", "Barthez", "MBart", "Nllb", "XGLM", "Pegasus", "M2M100", "PLBart", "Marian", "Speech2Text",
+    "XLMRoberta", "Camembert", "Barthez", "MBart", "Nllb", "XGLM", "Pegasus", "M2M100", "PLBart", "Marian",
+    "Speech2Text",
 )  # fmt: skip
 _ENDS_WITH_EOS: Final = ("T5", "MT5", "UMT5", "ByT5")
 #: tokenizer_class -> rule by which byte-level BPE cuts text into words.
@@ -73,8 +75,7 @@ def load_original(directory: Path, config: Mapping[str, Any]) -> BuiltVocabulary
         return _byte_level(directory, config)
     if (directory / "vocab.txt").is_file():
         return _wordpiece(directory, config)
-    mistral = mistral_file(directory)
-    return None if mistral is None else load_vocabulary_file(mistral, config)
+    return None
 
 
 def load_vocabulary_file(path: Path, config: Mapping[str, Any]) -> BuiltVocabulary:
@@ -141,19 +142,21 @@ def _byte_level(directory: Path, config: Mapping[str, Any]) -> BuiltVocabulary:
 def _wordpiece(directory: Path, config: Mapping[str, Any]) -> BuiltVocabulary:
     tokens = read_text(directory / "vocab.txt", _MAX_BYTES).split("\n")
     vocab = {token.rstrip("\r"): i for i, token in enumerate(tokens) if token.rstrip("\r")}
-    if not {"[UNK]", "[CLS]", "[SEP]"} <= vocab.keys():
-        raise CheckpointError(f"{directory / 'vocab.txt'}: not WordPiece: [UNK], [CLS] and [SEP] are not all there.")
-    backend = tokenizers.Tokenizer(models.WordPiece(vocab=vocab, unk_token="[UNK]"))
-    lowercase = bool(config.get("do_lower_case", True))
-    backend.normalizer = normalizers.BertNormalizer(
-        clean_text=True,
-        handle_chinese_chars=bool(config.get("tokenize_chinese_chars", True)),
+    if not vocab.keys() >= set(NEEDED):
+        raise CheckpointError(f"{directory / 'vocab.txt'}: not WordPiece: {', '.join(NEEDED)} are not all there.")
+    backend = wordpiece(
+        vocab,
+        lowercase=bool(config.get("do_lower_case", True)),
         strip_accents=config.get("strip_accents"),
-        lowercase=lowercase,
+        cut_chinese=bool(config.get("tokenize_chinese_chars", True)),
     )
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.decoder = decoders.WordPiece(prefix="##")
     ends = [(token, vocab[token]) for token in ("[CLS]", "[SEP]")]
     backend.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
-    names = {"unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]", "cls_token": "[CLS]", "mask_token": "[MASK]"}
+    names = {
+        "unk_token": "[UNK]",
+        "sep_token": "[SEP]",
+        "pad_token": "[PAD]",
+        "cls_token": "[CLS]",
+        "mask_token": "[MASK]",
+    }
     return BuiltVocabulary(backend=backend, special_tokens={n: t for n, t in names.items() if t in vocab})

@@ -136,7 +136,7 @@ class Preparation:
 
 
 def _runs_pattern(character_map: Mapping[str, str]) -> re.Pattern[str] | None:
-    """Where keys may be: no key reaches past the end of a match, as all that may follow its first character is in it."""
+    """Where keys may be. No key reaches past the end of a match: all that may follow its first character is in it."""
     if not character_map:
         return None
     several = [key for key in character_map if len(key) > 1]

@@ -9,6 +9,7 @@ Face's tokenizers do.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Final
 
@@ -18,12 +19,13 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from octavo.base.errors import CheckpointError
 from octavo.files.sentencepiece import ModelKind, PieceKind, SentencePieceFile, read_sentencepiece
 from octavo.text.tokenizers.decoder_plan import SPACE
-from octavo.text.tokenizers.gguf import merges_from_vocabulary
+from octavo.text.tokenizers.merges import merges_from_vocabulary
 from octavo.text.tokenizers.parts import BuiltVocabulary
 from octavo.text.tokenizers.preparation import Prefix, Preparation, read_character_map
 
-#: A text that reads like a byte token is cut, or the library would take it for one.
 _BYTE_NAME: Final = "<(?=0x[0-9A-F]{2}>)"
+#: Unused tokens of a vocabulary that can be kept from being met one by one.
+_MAX_UNUSED: Final = 1000
 
 
 def load_sentencepiece(path: Path, prefix: Prefix = "every") -> BuiltVocabulary:
@@ -31,7 +33,11 @@ def load_sentencepiece(path: Path, prefix: Prefix = "every") -> BuiltVocabulary:
 
     Raises `CheckpointError`; for whatever the library raises, its own errors.
     """
-    file = read_sentencepiece(path)
+    return build_sentencepiece(read_sentencepiece(path), path, prefix)
+
+
+def build_sentencepiece(file: SentencePieceFile, path: Path, prefix: Prefix) -> BuiltVocabulary:
+    """`path`: where it was read from, for messages. Raises as `load_sentencepiece`."""
     _check(file, path)
     prefix = prefix if file.add_dummy_prefix else "none"
     try:
@@ -59,9 +65,10 @@ def _check(file: SentencePieceFile, path: Path) -> None:
         raise CheckpointError(f"{path}: a SentencePiece model of kind {file.kind.name}; BPE and UNIGRAM are supported.")
     if file.spaces_end_words or not file.escape_spaces:
         raise CheckpointError(f"{path}: SentencePiece's spaces behind words, or as they are, are not supported.")
-    unused = next((piece.text for piece in file.pieces if piece.kind is PieceKind.UNUSED), None)
-    if unused is not None:
-        raise CheckpointError(f"{path}: SentencePiece's unused pieces, such as {unused!r}, are not supported.")
+    unused = _unused(file)
+    is_cut = file.kind is ModelKind.UNIGRAM and len(unused) <= _MAX_UNUSED and all(len(text) > 1 for text in unused)
+    if unused and not is_cut:
+        raise CheckpointError(f"{path}: SentencePiece's unused pieces, such as {unused[0]!r}, are not supported.")
     seen: set[str] = set()
     for piece in file.pieces:
         if piece.text in seen or not piece.text:
@@ -86,11 +93,25 @@ def _backend(file: SentencePieceFile, path: Path, *, strip: bool) -> tokenizers.
         model = models.Unigram(_scored(file), unknown[0], byte_fallback=file.byte_fallback)
     backend = tokenizers.Tokenizer(model)
     backend.normalizer = normalizers.Replace(" ", SPACE)
-    if file.byte_fallback and file.kind is ModelKind.UNIGRAM:
-        backend.pre_tokenizer = pre_tokenizers.Split(Regex(_BYTE_NAME), behavior="isolated")
+    never = _never_read(file)
+    if never:
+        backend.pre_tokenizer = pre_tokenizers.Split(Regex("|".join(never)), behavior="isolated")
     steps: list[decoders.Decoder] = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     backend.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if strip else steps)
     return backend
+
+
+def _unused(file: SentencePieceFile) -> list[str]:
+    return [piece.text for piece in file.pieces if piece.kind is PieceKind.UNUSED]
+
+
+def _never_read(file: SentencePieceFile) -> list[str]:
+    """Patterns of the first character of texts that are tokens' names and must not be read as the tokens: a text is
+    cut behind it."""
+    if file.kind is not ModelKind.UNIGRAM:
+        return []  # no merges lead to them
+    names = [f"{re.escape(text[0])}(?={re.escape(text[1:])})" for text in _unused(file)]
+    return [*names, _BYTE_NAME] if file.byte_fallback else names
 
 
 def _scored(file: SentencePieceFile) -> list[tuple[str, float]]:
@@ -110,13 +131,19 @@ def _exported(backend: tokenizers.Tokenizer, file: SentencePieceFile, prefix: Pr
     if prefix == "every":
         steps.append(normalizers.Prepend(SPACE))
     made.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", SPACE)])
-    if prefix == "first":
-        whole = pre_tokenizers.Metaspace(SPACE, prepend_scheme="first", split=False)
-        made.pre_tokenizer = whole if made.pre_tokenizer is None else pre_tokenizers.Sequence([whole, made.pre_tokenizer])
+    return with_first_prefix(made) if prefix == "first" else made
+
+
+def with_first_prefix(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """A copy that puts SPACE before a text, by the library's nearest rule."""
+    made = tokenizers.Tokenizer.from_str(backend.to_str())
+    whole = pre_tokenizers.Metaspace(SPACE, prepend_scheme="first", split=False)
+    made.pre_tokenizer = whole if made.pre_tokenizer is None else pre_tokenizers.Sequence([whole, made.pre_tokenizer])
     return made
 
 
 def _special_tokens(file: SentencePieceFile) -> dict[str, str]:
     names = {"<s>": "bos_token", "<bos>": "bos_token", "</s>": "eos_token", "<eos>": "eos_token", "<pad>": "pad_token"}
     found = {names[p.text]: p.text for p in file.pieces if p.kind is PieceKind.CONTROL and p.text in names}
-    return found | {"unk_token": p.text for p in file.pieces if p.kind is PieceKind.UNKNOWN}
+    unknown = next((piece.text for piece in file.pieces if piece.kind is PieceKind.UNKNOWN), None)
+    return found if unknown is None else found | {"unk_token": unknown}

@@ -24,6 +24,7 @@ from tokenizers.pre_tokenizers import PreTokenizer
 
 from octavo.base.errors import CheckpointError
 from octavo.text.tokenizers.decoder_plan import CHAR_OF_BYTE
+from octavo.text.tokenizers.merges import merges_from_vocabulary
 from octavo.text.tokenizers.parts import BuiltVocabulary
 from octavo.text.tokenizers.pre_tokenizers import PRE_TOKENIZERS, split_rule
 
@@ -166,11 +167,12 @@ def _built(ranks: Mapping[bytes, int], special: Mapping[str, int], kind: _Kind, 
     missing = next((byte for byte in range(256) if bytes([byte]) not in ranks), None)
     if missing is not None:
         raise CheckpointError(f"{path}: there is no token of the byte {missing}.")
-    vocab = {"".join(map(CHAR_OF_BYTE.__getitem__, token)): rank for token, rank in ranks.items()}
+    by_rank = sorted(ranks, key=ranks.__getitem__)
+    vocab = {"".join(map(CHAR_OF_BYTE.__getitem__, token)): ranks[token] for token in by_rank}
     spelled_alike = next((token for token in special if token in vocab), None)
     if spelled_alike is not None:
         raise CheckpointError(f"{path}: {spelled_alike!r} is a special token and an ordinary one.")
-    model = models.BPE(vocab=vocab | dict(special), merges=_merges(vocab), ignore_merges=True)
+    model = models.BPE(vocab=vocab | dict(special), merges=merges_from_vocabulary(vocab, None), ignore_merges=True)
     backend = tokenizers.Tokenizer(model)
     backend.pre_tokenizer = kind.words()
     backend.decoder = decoders.ByteLevel()
@@ -184,17 +186,6 @@ def _built(ranks: Mapping[bytes, int], special: Mapping[str, int], kind: _Kind, 
         )
     names = {name: token for name, token in kind.names.items() if token in special}
     return BuiltVocabulary(backend=backend, special_tokens=names)
-
-
-def _merges(vocab: Mapping[str, int]) -> list[tuple[str, str]]:
-    """Every pair of tokens that makes a token, by its rank; the longer left part first."""
-    merges: list[tuple[str, str]] = []
-    for token in sorted(vocab, key=vocab.__getitem__):
-        for cut in range(len(token) - 1, 0, -1):
-            left, right = token[:cut], token[cut:]
-            if left in vocab and right in vocab:
-                merges.append((left, right))
-    return merges
 
 
 def _configured(config: Mapping[str, Any]) -> list[tuple[str, int]]:
@@ -219,7 +210,12 @@ def _read_ranks(path: Path) -> dict[bytes, int]:
             ranks[base64.b64decode(token, validate=True)] = int(rank)
         except ValueError:  # binascii.Error is one
             raise CheckpointError(f"{path}: line {number} is not a token in base64 and its rank.") from None
-    if not ranks or max(map(len, ranks)) > _MAX_TOKEN_BYTES or max(ranks.values()) >= 1 << 24 or min(ranks.values()) < 0:
+    if (
+        not ranks
+        or max(map(len, ranks)) > _MAX_TOKEN_BYTES
+        or max(ranks.values()) >= 1 << 24
+        or min(ranks.values()) < 0
+    ):
         raise CheckpointError(f"{path}: it holds no tokens, or one that is too long or has an impossible rank.")
     return ranks
 

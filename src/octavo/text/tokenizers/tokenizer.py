@@ -141,7 +141,9 @@ class Tokenizer:
 
     def _bound_of_token_bytes(self, longest_token: int) -> int | None:
         model = self._backend.model
-        shrinks = _may_shrink(self._backend.normalizer) or (self._preparation is not None and self._preparation.may_shrink)
+        shrinks = _may_shrink(self._backend.normalizer) or (
+            self._preparation is not None and self._preparation.may_shrink
+        )
         added = self._backend.get_added_tokens_decoder().values()
         strips = any(token.lstrip or token.rstrip for token in added)
         covers = self.is_byte_level or (getattr(model, "byte_fallback", False) and _has_all_bytes(self._backend))
@@ -189,7 +191,9 @@ def load_tokenizer(path: str | os.PathLike[str], mode: TokenizerMode = "auto") -
     if place.is_dir():
         parts = hf_tokenizer.load(place, mode)
     elif place.is_file() and mode == "mistral":
-        raise CheckpointError(f"{place}: --tokenizer-mode mistral reads tekken.json or tokenizer.model; give --tokenizer.")
+        raise CheckpointError(
+            f"{place}: --tokenizer-mode mistral reads tekken.json or tokenizer.model; give --tokenizer."
+        )
     elif place.is_file():
         parts = gguf_tokenizer.load(place)
     else:

@@ -1,0 +1,42 @@
+"""Which of its files a directory's weights are read from, by --load-format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final
+
+from octavo.base.config.engine import LoadFormat
+from octavo.base.errors import CheckpointError
+from octavo.models.checkpoint import INDEX_NAME, SINGLE_NAME, SafetensorsCheckpoint
+from octavo.models.consolidated_checkpoint import ConsolidatedCheckpoint, has_consolidated
+from octavo.models.stored_checkpoints import npcache_checkpoint, sharded_checkpoint, torch_checkpoint
+
+_FORMATS: Final[Mapping[str, Callable[[Path], SafetensorsCheckpoint]]] = {
+    "safetensors": SafetensorsCheckpoint,
+    "pt": torch_checkpoint,
+    "npcache": npcache_checkpoint,
+    "sharded_state": sharded_checkpoint,
+    "mistral": ConsolidatedCheckpoint,
+}
+
+
+def open_directory(directory: Path, load_format: LoadFormat) -> SafetensorsCheckpoint:
+    """auto: safetensors, else what Mistral publishes, else pickles. Raises `CheckpointError`."""
+    if load_format == "auto":
+        return _FORMATS[_format_of(directory)](directory)
+    if load_format not in _FORMATS:
+        raise CheckpointError(f"{directory}: a directory cannot be read with --load-format {load_format}")
+    return _FORMATS[load_format](directory)
+
+
+def _format_of(directory: Path) -> str:
+    has_config = (directory / "config.json").is_file()
+    if has_config and any((directory / name).is_file() for name in (SINGLE_NAME, INDEX_NAME)):
+        return "safetensors"
+    if has_consolidated(directory):
+        return "mistral"
+    if any(directory.glob("model-rank-*-part-*.safetensors")):
+        return "sharded_state"
+    has_pickles = any(any(directory.glob(kind)) for kind in ("*.bin", "*.pt", "*.pth"))
+    return "pt" if has_pickles and not any(directory.glob("*.safetensors")) else "safetensors"
