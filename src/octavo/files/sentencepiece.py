@@ -91,6 +91,7 @@ def _read(data: bytes) -> SentencePieceFile:
     pieces: list[Piece] = []
     trainer: dict[int, int | bytes] = {}
     normalizer: dict[int, int | bytes] = {}
+    missing = {2: "its trainer's settings", 3: "its normalizer's settings"}
     for number, value in _fields(data):
         if number == 1:
             pieces.append(_piece(_message(value), len(pieces)))
@@ -98,8 +99,11 @@ def _read(data: bytes) -> SentencePieceFile:
             trainer |= dict(_fields(_message(value)))
         elif number == 3:
             normalizer |= dict(_fields(_message(value)))
+        missing.pop(number, None)
     if not pieces:
         raise _Damaged("it holds no pieces")
+    for what in missing.values():
+        raise _Damaged(f"{what} are missing; truncated?")
     return SentencePieceFile(
         pieces=tuple(pieces),
         kind=_model_kind(trainer),

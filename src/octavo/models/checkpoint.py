@@ -94,6 +94,23 @@ def config_dtype(config: dict[str, Any]) -> torch.dtype | None:
     return _DTYPES.get(name) if isinstance(name, str) else None
 
 
+class TensorFile(Protocol):
+    """`SafetensorsFile` and those like it."""
+
+    @property
+    def path(self) -> Path: ...
+
+    def names(self) -> list[str]: ...
+
+    def __contains__(self, name: str) -> bool: ...
+
+    def shape(self, name: str) -> tuple[int, ...]: ...
+
+    def dtype(self, name: str) -> torch.dtype: ...
+
+    def get(self, name: str) -> Tensor: ...
+
+
 class SafetensorsCheckpoint:
     """A directory with config.json and one safetensors file, or several with an index."""
 
@@ -104,9 +121,9 @@ class SafetensorsCheckpoint:
         self.source = str(directory)
         self.config = read_json(directory / "config.json")
         self.dtype = config_dtype(self.config)
-        self._tensors: dict[str, SafetensorsFile] = {}
+        self._tensors: dict[str, TensorFile] = {}
         if (directory / SINGLE_NAME).is_file():
-            file = SafetensorsFile(directory / SINGLE_NAME)
+            file: TensorFile = SafetensorsFile(directory / SINGLE_NAME)
             self._tensors = dict.fromkeys(file.names(), file)
         elif (directory / INDEX_NAME).is_file():
             self._read_shards(directory)

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from octavo.base.errors import CheckpointError
-from octavo.models.checkpoint import SafetensorsCheckpoint, config_dtype, read_json
+from octavo.models.checkpoint import SafetensorsCheckpoint, TensorFile, config_dtype, read_json
 from octavo.models.safetensors_file import SafetensorsFile
-from octavo.models.stored_checkpoints import TensorFile
 from octavo.models.torch_file import TorchFile
 
 PARAMS: Final = "params.json"

@@ -11,14 +11,14 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from octavo.base.errors import CheckpointError
-from octavo.models.checkpoint import SafetensorsCheckpoint, config_dtype, read_json
+from octavo.models.checkpoint import SafetensorsCheckpoint, TensorFile, config_dtype, read_json
 from octavo.models.safetensors_file import SafetensorsFile
 from octavo.models.torch_file import TorchFile
 
@@ -30,23 +30,6 @@ _SHARD: Final = re.compile(r"model-rank-(\d+)-part-(\d+)\.safetensors")
 #: Families whose own checkpoints have the matrices in one.
 _FUSED_BY_THEMSELVES: Final = ("phi3",)
 _NPCACHE: Final = "np"
-
-
-class TensorFile(Protocol):
-    """`SafetensorsFile` and those like it."""
-
-    @property
-    def path(self) -> Path: ...
-
-    def names(self) -> list[str]: ...
-
-    def __contains__(self, name: str) -> bool: ...
-
-    def shape(self, name: str) -> tuple[int, ...]: ...
-
-    def dtype(self, name: str) -> torch.dtype: ...
-
-    def get(self, name: str) -> Tensor: ...
 
 
 class StoredCheckpoint(SafetensorsCheckpoint):

@@ -2,7 +2,8 @@
 
 Read, where present: tokenizer.json or an original vocabulary (`originals`), tokenizer_config.json,
 special_tokens_map.json, generation_config.json and config.json (ids that end a text), chat_template.jinja,
-chat_template.json, processor_config.json, additional_chat_templates/*.jinja. The files are not trusted: whatever is wrong is one `CheckpointError`.
+chat_template.json, processor_config.json, additional_chat_templates/*.jinja. The files are not trusted: whatever is
+wrong is one `CheckpointError`.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def load(directory: Path, mode: TokenizerMode = "auto") -> TokenizerParts:
         max_token_id=max(vocab.values(), default=-1),
         special_tokens_map=special_tokens_map,
         eos_token_ids=_eos_token_ids(backend, special_tokens_map, directory),
-        chat_templates=_templates(built, directory, config),
+        chat_templates=_templates(built, directory, config, mode),
         model_max_length=_model_max_length(config),
         config=config,
         preparation=built.preparation,
@@ -94,9 +95,12 @@ def _build(directory: Path, mode: TokenizerMode) -> BuiltVocabulary:
         raise CheckpointError(f"{directory}: the tokenizer cannot be built: {one_line(error)}") from None
 
 
-def _templates(built: BuiltVocabulary, directory: Path, config: Mapping[str, Any]) -> dict[str, str]:
+def _templates(
+    built: BuiltVocabulary, directory: Path, config: Mapping[str, Any], mode: TokenizerMode
+) -> dict[str, str]:
     own = {} if built.chat_template is None else {"default": built.chat_template}
-    return own | _chat_templates(directory, config)
+    # Who asks for Mistral's own form does not want the directory's.
+    return own if mode == "mistral" else own | _chat_templates(directory, config)
 
 
 def _load_backend(path: Path) -> tokenizers.Tokenizer:
