@@ -4,8 +4,6 @@
 mistral_common writes for some conversations is in `mistral_conversations.json`.
 """
 
-# ruff: noqa: RUF001 (texts in many scripts are the point)
-
 from __future__ import annotations
 
 import base64
@@ -18,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from octavo.base.errors import CheckpointError
+from octavo.base.errors import CheckpointError, InvalidRequest
 from octavo.text.templates.renderer import Renderer
 from octavo.text.tokenizers.detokenizer import IncrementalDetokenizer
 from octavo.text.tokenizers.tokenizer import Tokenizer, load_tokenizer
@@ -235,3 +233,74 @@ def test_classes_with_rules_of_their_own_are_refused_by_name(tmp_path: Path) -> 
     shutil.copy(FILES / "ranks.tiktoken", tmp_path / "x.tiktoken")
     with pytest.raises(CheckpointError, match="OddTokenizer"):
         load_tokenizer(tmp_path)
+
+
+# ---------------------------------------------------------------- code of the model's own
+CODE = '''
+import os
+from pathlib import Path
+from transformers import PreTrainedTokenizer
+
+print("printed by the model's code")
+Path(__file__).parent.joinpath("ran").touch()
+Path(os.environ["OCTAVO_TEST_WITNESS"]).touch()
+
+
+class OddTokenizer(PreTrainedTokenizer):
+    """A token for each character, backwards."""
+
+    def __init__(self, **options):
+        self.words = {chr(i): i for i in range(256)}
+        super().__init__(eos_token="<end>", **options)
+
+    @property
+    def vocab_size(self):
+        return 256
+
+    def get_vocab(self):
+        return {**self.words, **self.added_tokens_encoder}
+
+    def _tokenize(self, text, **options):
+        if text == "hang":
+            while True:
+                pass
+        if text == "crash":
+            os._exit(3)
+        return list(reversed(text))
+
+    def _convert_token_to_id(self, token):
+        return self.words.get(token, 0)
+
+    def _convert_id_to_token(self, index):
+        return chr(index)
+
+    def convert_tokens_to_string(self, tokens):
+        return "".join(tokens)
+'''
+
+
+def test_code_of_a_tokenizer_runs_only_when_it_is_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory, witness = tmp_path / "model", tmp_path / "witness"
+    directory.mkdir()
+    (directory / "odd.py").write_text(CODE)
+    config = {"tokenizer_class": "OddTokenizer", "auto_map": {"AutoTokenizer": ["odd.OddTokenizer", None]}}
+    (directory / "tokenizer_config.json").write_text(json.dumps(config))
+    shutil.copy(FILES / "ranks.tiktoken", directory / "x.tiktoken")
+    monkeypatch.setenv("OCTAVO_TEST_WITNESS", str(witness))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    with pytest.raises(CheckpointError, match="--trust-remote-code"):
+        load_tokenizer(directory)
+    assert not witness.exists()
+    monkeypatch.setattr("octavo.text.tokenizers.remote.TEXT_SECONDS", 5.0)
+    tokenizer = load_tokenizer(directory, trust_remote_code=True)
+    assert witness.exists()
+    assert tokenizer.encode("abc") == [99, 98, 97] and tokenizer.decode([99, 98]) == "cb"
+    assert tokenizer.eos_token_ids == (256,) and tokenizer.special_ids == {256}
+    assert tokenizer.decode([97, 256]) == "a" and tokenizer.token(256) == "<end>"
+    stream = IncrementalDetokenizer(tokenizer)
+    assert "".join([*(stream.push([i]) for i in (97, 256, 98)), stream.finish()]) == "ab"
+    with pytest.raises(InvalidRequest, match="stopped"):
+        tokenizer.encode("crash")
+    assert tokenizer.encode("ab") == [98, 97]  # a new helper
+    with pytest.raises(InvalidRequest, match="surrogate"):
+        tokenizer.encode("\ud800")

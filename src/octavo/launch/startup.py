@@ -69,7 +69,13 @@ def _load_text(
     resolved: EngineConfig, make_renderer: Callable[[Tokenizer], Renderer], with_vocabulary: bool
 ) -> tuple[Tokenizer, Renderer, list[bytes] | None]:
     """The bytes of the tokens come with `with_vocabulary`, if the tokenizer knows them."""
-    tokenizer = load_tokenizer(resolved.model.tokenizer or resolved.model.model, resolved.model.tokenizer_mode)
+    model = resolved.model
+    tokenizer = load_tokenizer(
+        model.tokenizer or model.model,
+        model.tokenizer_mode,
+        trust_remote_code=model.trust_remote_code,
+        code_revision=model.code_revision,
+    )
     renderer = make_renderer(tokenizer)
     return tokenizer, renderer, tokenizer.all_token_bytes() if with_vocabulary else None
 

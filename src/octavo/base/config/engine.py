@@ -29,6 +29,12 @@ class ModelConfig:
     )
     revision: str | None = opt(None, "Branch, tag or commit of the model on the hub.")
     tokenizer_revision: str | None = opt(None, "Branch, tag or commit of the tokenizer on the hub.")
+    trust_remote_code: bool = opt(
+        False,
+        "Run the code of a tokenizer that octavo does not read itself, in a process of its own; it needs the package "
+        "transformers. Code of models is never run.",
+    )
+    code_revision: str | None = opt(None, "Branch, tag or commit of that code, where it is in another repository.")
     download_dir: str | None = opt(None, "Where downloads are kept; default: the hub's cache.")
     ignore_patterns: list[str] = opt(list, "Files of a hub's repository that are not downloaded: names with * and ?.")
     load_format: LoadFormat = opt(

@@ -18,7 +18,6 @@ from octavo.cli.vllm.row import (
 
 _ONE_DEVICE = "several devices are not built yet: octavo runs a model on one, and uses all cores of a CPU"
 _NO_RAY = "octavo runs a model on this machine and does not use Ray"
-_NO_CODE = "octavo never runs code that comes with a model"
 _NO_LORA = "adapters (LoRA) are not built yet"
 _WITHOUT_LORA = "it asks for nothing without --enable-lora"
 _NO_SPECULATION = "speculative decoding is not built yet"
@@ -49,7 +48,7 @@ ENGINE_ROWS: tuple[Row, ...] = (
     ours("--tokenizer", "as MODEL", "as MODEL"),
     switch("--skip-tokenizer-init", "off", "off", "Token ids only.", OFF, "the server of octavo needs the tokenizer"),
     ours("--revision", "none", "none"),
-    other("--code-revision", "none", "none", "Revision of the code that comes with a model.", ANY, _NO_CODE),
+    ours("--code-revision", "none", "none"),
     ours("--tokenizer-revision", "none", "none"),
     ours(
         "--tokenizer-mode", "auto", "auto", "One implementation reads all vocabularies.",
@@ -58,9 +57,9 @@ ENGINE_ROWS: tuple[Row, ...] = (
             "custom": "octavo takes no tokenizers from plugins", "deepseek_v32": _NO_CODED, "deepseek_v4": _NO_CODED,
         },
     ),
-    switch(
-        "--trust-remote-code", "off", "off", "Run code that comes with a model.", ANY,
-        f"{_NO_CODE}, and a model that needs some is refused when its files are read",
+    ours(
+        "--trust-remote-code", "off", "off",
+        "A model that octavo does not know is refused with it too.",
     ),
     ours("--download-dir", "the hub's cache", "the hub's cache"),
     ours(

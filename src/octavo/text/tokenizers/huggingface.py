@@ -76,6 +76,12 @@ def load(directory: Path, mode: TokenizerMode = "auto") -> TokenizerParts:
     )
 
 
+def names_code(directory: Path) -> bool:
+    """Whether a directory's tokenizer is said to be made by code beside it. Raises `CheckpointError`."""
+    named = _read_json(directory / "tokenizer_config.json").get("auto_map")
+    return isinstance(named, dict) and "AutoTokenizer" in named
+
+
 def _build(directory: Path, mode: TokenizerMode) -> BuiltVocabulary:
     """From the files that `mode` asks for."""
     try:

@@ -28,6 +28,7 @@ from octavo.base.config.engine import TokenizerMode
 from octavo.base.errors import CheckpointError, InvalidRequest
 from octavo.text.tokenizers.decoder_plan import ByteLevelPlan, DecoderPlan, PiecePlan, PieceTable, byte_token, plan_of
 from octavo.text.tokenizers.parts import TokenizerParts, one_line
+from octavo.text.tokenizers.remote import load_remote
 
 #: Seconds that encoding a few short texts may take at start; a pre-tokenizer regex that explodes takes for ever.
 PROBE_SECONDS: Final = 5.0
@@ -179,17 +180,30 @@ class Tokenizer:
             problems.append(one_line(error))
 
 
-def load_tokenizer(path: str | os.PathLike[str], mode: TokenizerMode = "auto") -> Tokenizer:
+def load_tokenizer(
+    path: str | os.PathLike[str],
+    mode: TokenizerMode = "auto",
+    *,
+    trust_remote_code: bool = False,
+    code_revision: str | None = None,
+) -> Tokenizer:
     """Load from a Hugging Face directory (or its tokenizer.json) or from a .gguf file, and probe it.
 
-    `mode`: `huggingface.load`. Raises `CheckpointError`, one message, for anything that is missing, damaged or not
-    supported.
+    `mode`: `huggingface.load`. `trust_remote_code`: a directory that octavo cannot read, and that names code of its
+    own, is left to that code (`remote`), in its revision `code_revision`.
+
+    Raises `CheckpointError`, one message, for anything that is missing, damaged or not supported.
     """
     place = Path(path)
     if place.is_file() and place.name == "tokenizer.json":
         place = place.parent
     if place.is_dir():
-        parts = hf_tokenizer.load(place, mode)
+        try:
+            parts = hf_tokenizer.load(place, mode)
+        except CheckpointError:
+            if not (trust_remote_code and hf_tokenizer.names_code(place)):
+                raise
+            parts = load_remote(place, code_revision)
     elif place.is_file() and mode == "mistral":
         raise CheckpointError(
             f"{place}: --tokenizer-mode mistral reads tekken.json or tokenizer.model; give --tokenizer."
