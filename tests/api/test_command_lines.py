@@ -34,7 +34,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
         "OCTAVO_ADMIN_API_KEY": "boss",
         "FAKE_STEP_SECONDS": "0.02",
         "PROMETHEUS_MULTIPROC_DIR": str(directory / "nowhere"),
-        "VLLM_USE_MODELSCOPE": "True",
+        "VLLM_PLUGINS": "some",
         "VLLM_PORT": "tcp://10.0.0.1:80",
     }
     flags = [*FLAGS, "--api-key-file", str(keys), "--public-paths", "/load", "/metrics"]
@@ -67,7 +67,7 @@ def test_the_start_tells_what_was_accepted_and_what_has_no_effect(server: Server
     warnings = [line for line in server.stderr.splitlines() if " WARNING " in line]
     assert len(warnings) == 2, warnings
     assert "--allow-credentials has no effect without --allowed-origins" in server.stderr
-    assert "VLLM_USE_MODELSCOPE has no effect" in server.stderr
+    assert "VLLM_PLUGINS has no effect" in server.stderr
     assert "shop" not in server.stderr and "boss" not in server.stderr
 
 

@@ -35,6 +35,7 @@ class ModelConfig:
         "transformers. Code of models is never run.",
     )
     code_revision: str | None = opt(None, "Branch, tag or commit of that code, where it is in another repository.")
+    model_hub: Literal["huggingface", "modelscope"] = opt("huggingface", "Where models are fetched from by name.")
     download_dir: str | None = opt(None, "Where downloads are kept; default: the hub's cache.")
     ignore_patterns: list[str] = opt(list, "Files of a hub's repository that are not downloaded: names with * and ?.")
     load_format: LoadFormat = opt(
