@@ -116,8 +116,13 @@ def test_begin_and_end_are_the_models(tmp_path: Path) -> None:
 
 def test_special_tokens_of_the_configuration_keep_their_ids(tmp_path: Path) -> None:
     listed = {"900": {"content": "<|a|>", "special": True}, "905": {"content": "<|b|>", "special": True}}
+    phi = made("Phi3SmallTokenizer", tmp_path)
+    assert [phi.token(900 + i) for i in (1, 6, 10, 20, 95)] == [
+        "<|endoftext|>", "<|user|>", "<|end|>", "<|endofprompt|>", "<|dummy_id_86|>",
+    ]  # fmt: skip
+    (tmp_path / "Phi3SmallTokenizer.tiktoken").unlink()
     tokenizer = made("QWenTokenizer", tmp_path, added_tokens_decoder=listed)
-    assert tokenizer.encode("<|b|><|a|>") == [905, 900] and tokenizer.max_token_id == 905
+    assert tokenizer.encode("<|b|><|a|><|im_end|>") == [905, 900, 902] and tokenizer.max_token_id == 1107
 
 
 def test_llama3_publishes_ranks_under_the_name_of_sentencepiece(tmp_path: Path) -> None:

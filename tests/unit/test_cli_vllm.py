@@ -156,7 +156,7 @@ def test_each_is_told_or_refused_with_its_reason(row: Row) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        "--trust-remote-code", "--disable-frontend-multiprocessing", "--max-seq-len-to-capture 32768",
+        "--disable-frontend-multiprocessing", "--max-seq-len-to-capture 32768",
         "--distributed-executor-backend mp", "--max-loras 1", "--tensor-parallel-size 1", "-tp 1 -pp 1 -dp 1",
         "--use-v2-block-manager", "--guided-decoding-backend lm-format-enforcer", "--guided-decoding-backend any:thing",
         "--disable-custom-all-reduce", "--num-scheduler-steps 8", "--preemption-mode swap", "--tokenizer-pool-size 4",

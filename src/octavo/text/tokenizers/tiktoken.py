@@ -69,11 +69,11 @@ _LLAMA3_KIND: Final = _Kind(
     names={"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"},
     before=("<|begin_of_text|>",),
 )
-_CL100K_KIND: Final = _Kind(
-    words=PRE_TOKENIZERS["llama3"],
-    special=("<|endoftext|>",),
-    names={"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"},
-)
+_PHI3_SMALL: Final = (
+    "<|dummy_id_2|>", "<|endoftext|>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|system|>", "<|user|>",
+    "<|assistant|>", "<|dummy_id_0|>", "<|dummy_id_1|>", "<|end|>", *(f"<|dummy_id_{i}|>" for i in range(3, 12)),
+    "<|endofprompt|>", *(f"<|dummy_id_{i}|>" for i in range(12, 87)),
+)  # fmt: skip
 #: By tokenizer_class of a tokenizer_config.json; "": there is none.
 _KINDS: Final[Mapping[str, _Kind]] = {
     "": _LLAMA3_KIND,
@@ -90,8 +90,11 @@ _KINDS: Final[Mapping[str, _Kind]] = {
         names={"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},
         before=("[gMASK]", "<sop>"),
     ),
-    "Phi3SmallTokenizer": _CL100K_KIND,
-    "TiktokenTokenizerWrapper": _CL100K_KIND,
+    "Phi3SmallTokenizer": _Kind(
+        words=PRE_TOKENIZERS["llama3"],
+        special=_PHI3_SMALL,
+        names={"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"},
+    ),
     "TikTokenTokenizer": _Kind(
         words=split_rule(_KIMI), special=(), names={"bos_token": "[BOS]", "eos_token": "[EOS]", "pad_token": "[PAD]"}
     ),
@@ -123,7 +126,8 @@ def load_tiktoken(path: Path, config: Mapping[str, Any]) -> BuiltVocabulary:
         )
     ranks = _read_ranks(path)
     first = max(ranks.values()) + 1
-    special = dict(_configured(config)) or {token: first + i for i, token in enumerate(kind.special)}
+    named = {first + i: token for i, token in enumerate(kind.special)} | _configured(config)
+    special = {token: i for i, token in sorted(named.items())}
     if name == "TikTokenTokenizer":  # its code gives every free id up to 256 a name
         taken = set(special.values())
         special |= {f"<|reserved_token_{i}|>": i for i in range(first, first + 256) if i not in taken}
@@ -188,16 +192,16 @@ def _built(ranks: Mapping[bytes, int], special: Mapping[str, int], kind: _Kind, 
     return BuiltVocabulary(backend=backend, special_tokens=names)
 
 
-def _configured(config: Mapping[str, Any]) -> list[tuple[str, int]]:
-    """The special tokens that a tokenizer_config.json lists."""
+def _configured(config: Mapping[str, Any]) -> dict[int, str]:
+    """The special tokens that a tokenizer_config.json lists, by id."""
     listed = config.get("added_tokens_decoder")
     if not isinstance(listed, dict):
-        return []
-    return [
-        (entry["content"], int(i))
+        return {}
+    return {
+        int(i): entry["content"]
         for i, entry in listed.items()
         if i.isdecimal() and isinstance(entry, dict) and isinstance(entry.get("content"), str)
-    ]
+    }
 
 
 def _read_ranks(path: Path) -> dict[bytes, int]:
