@@ -288,7 +288,7 @@ def test_gguf_turns_end_at_the_known_tokens(monkeypatch: pytest.MonkeyPatch, tmp
     [
         ({"tokenizer.ggml.pre": "brand-new"}, "'brand-new'"),
         ({"tokenizer.ggml.model": "rwkv"}, "'rwkv'"),
-        ({"tokenizer.ggml.model": None}, "gpt2 and llama"),
+        ({"tokenizer.ggml.model": None}, "gpt2, llama, gemma4"),
         ({"tokenizer.ggml.tokens": []}, "tokenizer.ggml.tokens"),
         ({"tokenizer.ggml.tokens": ["a", 1]}, "tokenizer.ggml.tokens"),
         ({"tokenizer.ggml.token_type": [1]}, "tokenizer.ggml.token_type"),
