@@ -29,6 +29,9 @@ class ModelConfig:
     )
     revision: str | None = opt(None, "Branch, tag or commit of the model on the hub.")
     tokenizer_revision: str | None = opt(None, "Branch, tag or commit of the tokenizer on the hub.")
+    skip_tokenizer_init: bool = opt(
+        False, "Load no tokenizer: prompts are token ids, and the text of replies is empty (see return_token_ids)."
+    )
     trust_remote_code: bool = opt(
         False,
         "Run the code of a tokenizer that octavo does not read itself, in a process of its own; it needs the package "

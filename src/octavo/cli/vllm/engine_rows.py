@@ -46,7 +46,7 @@ _NO_CACHE = "octavo keeps keys and values as float32, bfloat16, float16 or float
 ENGINE_ROWS: tuple[Row, ...] = (
     # ---- the model
     ours("--tokenizer", "as MODEL", "as MODEL"),
-    switch("--skip-tokenizer-init", "off", "off", "Token ids only.", OFF, "the server of octavo needs the tokenizer"),
+    ours("--skip-tokenizer-init", "off", "off"),
     ours("--revision", "none", "none"),
     ours("--code-revision", "none", "none"),
     ours("--tokenizer-revision", "none", "none"),

@@ -26,6 +26,7 @@ import octavo.text.tokenizers.gguf as gguf_tokenizer
 import octavo.text.tokenizers.huggingface as hf_tokenizer
 from octavo.base.config.engine import TokenizerMode
 from octavo.base.errors import CheckpointError, InvalidRequest
+from octavo.text.tokenizers.absent import absent
 from octavo.text.tokenizers.decoder_plan import ByteLevelPlan, DecoderPlan, PiecePlan, PieceTable, byte_token, plan_of
 from octavo.text.tokenizers.parts import TokenizerParts, one_line
 from octavo.text.tokenizers.remote import load_remote
@@ -65,6 +66,11 @@ class Tokenizer:
     @property
     def is_byte_level(self) -> bool:
         return isinstance(self.decoder_plan, ByteLevelPlan)
+
+    @property
+    def has_text(self) -> bool:
+        """Whether tokens have texts at all; see `without_tokenizer`."""
+        return self.vocab_size > 0
 
     def to_json(self) -> str:
         """The text of the tokenizer.json that gives the same ids.
@@ -215,6 +221,11 @@ def load_tokenizer(
     tokenizer = Tokenizer(parts)
     tokenizer.probe()
     return tokenizer
+
+
+def without_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
+    """For a server of token ids: it makes no tokens of text, and all its texts are empty."""
+    return Tokenizer(absent(Path(path)))
 
 
 def _may_shrink(normalizer: object) -> bool:
