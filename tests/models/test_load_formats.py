@@ -16,7 +16,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from octavo.base.errors import CheckpointError
+from octavo.base.config import ModelConfig
+from octavo.base.config.engine import shard_pattern
+from octavo.base.errors import CheckpointError, InvalidConfig
 from octavo.models.decoder import define
 from octavo.models.directory import open_directory
 from octavo.models.layout import Layout, TensorSource
@@ -158,6 +160,31 @@ def test_every_form_gives_the_same_tensors(form: str, directory: Path) -> None:
         found = source.get(tensor)
         assert isinstance(found, Tensor) and torch.equal(found, WEIGHTS[name]), name
     assert source.num_bytes(None) == sum(tensor.nbytes for tensor in WEIGHTS.values())
+
+
+def test_sharded_state_under_other_names(directory: Path) -> None:
+    as_sharded_state(directory)
+    for path in directory.glob("*.safetensors"):
+        path.rename(directory / path.name.replace("model-rank-", "r(").replace("-part-", ")."))
+    checkpoint = open_directory(directory, "sharded_state", "r({rank}).{part}.safetensors")
+    assert set(checkpoint.names()) == set(WEIGHTS)
+    with pytest.raises(CheckpointError, match=r"model-rank-0-part-0\.safetensors: there is no such file"):
+        open_directory(directory, "sharded_state")
+
+
+@pytest.mark.parametrize(
+    ("settings", "load_format", "message"),
+    [
+        ('{"num_threads": 8}', "auto", "'num_threads'"),
+        ('{"pattern": "{rank}{part}"}', "auto", "sharded_state"),
+        ('{"pattern": "a"}', "sharded_state", "{rank} and {part}"),
+        ("[]", "sharded_state", "JSON object"),
+    ],
+)
+def test_settings_of_a_loader_that_nothing_reads_are_refused(settings: str, load_format: Any, message: str) -> None:
+    with pytest.raises(InvalidConfig, match="--model-loader-extra-config") as caught:
+        shard_pattern(ModelConfig(load_format=load_format, model_loader_extra_config=settings))
+    assert message in caught.value.message
 
 
 # ---------------------------------------------------------------- what is wrong is one error

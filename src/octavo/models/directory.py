@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
-from octavo.base.config.engine import LoadFormat
+from octavo.base.config.engine import SHARD_PATTERN, LoadFormat
 from octavo.base.errors import CheckpointError
 from octavo.models.checkpoint import INDEX_NAME, SINGLE_NAME, SafetensorsCheckpoint
 from octavo.models.consolidated_checkpoint import ConsolidatedCheckpoint, has_consolidated
@@ -21,8 +21,10 @@ _FORMATS: Final[Mapping[str, Callable[[Path], SafetensorsCheckpoint]]] = {
 }
 
 
-def open_directory(directory: Path, load_format: LoadFormat) -> SafetensorsCheckpoint:
-    """auto: safetensors, else what Mistral publishes, else pickles. Raises `CheckpointError`."""
+def open_directory(directory: Path, load_format: LoadFormat, pattern: str = SHARD_PATTERN) -> SafetensorsCheckpoint:
+    """auto: as `_format_of` finds. `pattern`: the names of the files of sharded_state. Raises `CheckpointError`."""
+    if load_format == "sharded_state":
+        return sharded_checkpoint(directory, pattern)
     if load_format == "auto":
         return _FORMATS[_format_of(directory)](directory)
     if load_format not in _FORMATS:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from octavo.base.config import ModelConfig
+from octavo.base.config.engine import shard_pattern
 from octavo.base.errors import CheckpointError, DeviceError
 from octavo.base.host import FreeMemory, gib
 from octavo.models.checkpoint import Checkpoint, DummyCheckpoint, read_json
@@ -135,7 +136,7 @@ def open_checkpoint(config: ModelConfig, device: torch.device = _CPU) -> Checkpo
         if config.load_format not in ("auto", "gguf"):
             raise CheckpointError(f"{path}: a GGUF file cannot be read with --load-format {config.load_format}")
         return GGUFCheckpoint(path)
-    return open_directory(path, config.load_format)
+    return open_directory(path, config.load_format, shard_pattern(config))
 
 
 class _Reader:

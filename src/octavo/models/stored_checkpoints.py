@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from octavo.base.config.engine import SHARD_PATTERN
 from octavo.base.errors import CheckpointError
 from octavo.models.checkpoint import SafetensorsCheckpoint, TensorFile, config_dtype, read_json
 from octavo.models.safetensors_file import SafetensorsFile
@@ -26,7 +27,6 @@ _PT_INDEX: Final = "pytorch_model.bin.index.json"
 _PT_SINGLE: Final = "pytorch_model.bin"
 #: What lies beside weights of training runs and is none.
 _NO_WEIGHTS: Final = re.compile(r"training_args\.bin|optimizer\..*|scheduler\.pt|rng_state.*|scaler\.pt|.*_states?\.pt")
-_SHARD: Final = re.compile(r"model-rank-(\d+)-part-(\d+)\.safetensors")
 #: Families whose own checkpoints have the matrices in one.
 _FUSED_BY_THEMSELVES: Final = ("phi3",)
 _NPCACHE: Final = "np"
@@ -185,18 +185,24 @@ def _reader(config: dict[str, object], place: str) -> Callable[..., int]:
     return count
 
 
-def sharded_checkpoint(directory: Path) -> StoredCheckpoint:
-    """What `save_sharded_state` of vLLM wrote on one device. Raises `CheckpointError`."""
-    found = sorted((int(m[1]), int(m[2]), p) for p in directory.iterdir() if (m := _SHARD.fullmatch(p.name)))
+def sharded_checkpoint(directory: Path, pattern: str = SHARD_PATTERN) -> StoredCheckpoint:
+    """What `save_sharded_state` of vLLM wrote on one device, under names of `pattern`. Raises `CheckpointError`."""
+    words = {"rank": r"(?P<rank>\d+)", "part": r"(?P<part>\d+)"}
+    shard = re.compile(re.sub(r"\\\{(rank|part)\\\}", lambda word: words.pop(word[1], word[0]), re.escape(pattern)))
+    found = sorted((int(m["rank"]), int(m["part"]), p) for p in directory.iterdir() if (m := shard.fullmatch(p.name)))
+
+    def name(part: int) -> Path:
+        return directory / pattern.replace("{rank}", "0").replace("{part}", str(part))
+
     if not found:
-        raise CheckpointError(f"{directory}: there is no model-rank-0-part-0.safetensors")
+        raise CheckpointError(f"{name(0)}: there is no such file")
     if ranks := {rank for rank, _, _ in found} - {0}:
         raise CheckpointError(
             f"{directory}: the weights were saved for {len(ranks) + 1} devices, and octavo runs a model on one: "
             "give the model that they were made from"
         )
     if missing := set(range(len(found))) - {part for _, part, _ in found}:
-        raise CheckpointError(f"{directory / f'model-rank-0-part-{min(missing)}.safetensors'}: this shard is missing")
+        raise CheckpointError(f"{name(min(missing))}: this shard is missing")
     config = read_json(directory / "config.json")
     is_fused = config.get("model_type") in _FUSED_BY_THEMSELVES
     files = [SafetensorsFile(path) for _, _, path in found]

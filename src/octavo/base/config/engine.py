@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
-from octavo.base.config.options import opt
+from octavo.base.config.options import json_object, opt
 from octavo.base.errors import InvalidConfig
 
 DType = Literal["auto", "float32", "float", "bfloat16", "float16", "half"]
@@ -46,6 +46,12 @@ class ModelConfig:
         "How the weights are stored; auto: as the files show. pt: *.bin and *.pt, of which no code is run. npcache, "
         "sharded_state: as vLLM keeps them. mistral: consolidated*.safetensors and params.json. dummy: random weights, "
         "for measuring.",
+    )
+    model_loader_extra_config: str | None = opt(
+        None,
+        "Settings of a load format, as a JSON object: pattern, the names of files of sharded_state, with {rank} and "
+        "{part}.",
+        json=True,
     )
     dtype: DType = opt(
         "auto",
@@ -192,8 +198,29 @@ class EngineConfig:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
 
+SHARD_PATTERN: Final = "model-rank-{rank}-part-{part}.safetensors"
+
+
+def shard_pattern(config: ModelConfig) -> str:
+    """The names of the files of sharded_state. Raises `InvalidConfig` for settings of a loader that nothing reads."""
+    text = config.model_loader_extra_config
+    settings = {} if text is None else json_object(text, "--model-loader-extra-config")
+    for name in settings.keys() - {"pattern"}:
+        raise InvalidConfig(
+            f"--model-loader-extra-config: there is no setting {name!r}: octavo maps the files of a model into memory, "
+            "so that there is nothing to set about how they are read"
+        )
+    if settings and config.load_format != "sharded_state":
+        raise InvalidConfig("--model-loader-extra-config: pattern is for --load-format sharded_state")
+    pattern = settings.get("pattern", SHARD_PATTERN)
+    if not isinstance(pattern, str) or "{rank}" not in pattern or "{part}" not in pattern or "/" in pattern:
+        raise InvalidConfig("--model-loader-extra-config: pattern must be a file name with {rank} and {part} in it")
+    return pattern
+
+
 def check_engine(config: EngineConfig) -> None:
     """Settings that must fit each other. Raises `InvalidConfig`."""
+    shard_pattern(config.model)
     scheduler, max_model_len = config.scheduler, config.model.max_model_len
     budget = scheduler.max_num_batched_tokens
     if budget is None:

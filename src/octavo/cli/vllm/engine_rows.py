@@ -91,10 +91,7 @@ ENGINE_ROWS: tuple[Row, ...] = (
     other("--rope-theta", "none", None, "Another base of positions.", NONE, _FROM_CONFIG, kind="float"),
     switch("--disable-sliding-window", "off", "off", "Bound the context to the window.", OFF, _FROM_CONFIG),
     ours("--seed", "0", "0"),
-    other(
-        "--model-loader-extra-config", "none", "{}", "Settings of a loader.", EMPTY,
-        "octavo has one loader, without settings", kind="json",
-    ),
+    ours("--model-loader-extra-config", "none", "{}", renamed={"{}": None}),
     ours("--ignore-patterns", "[]", "original/**/*"),
     ours("--served-model-name", "as MODEL", "as MODEL", "The last part of a local path is a name too."),
     other(
