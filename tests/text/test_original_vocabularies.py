@@ -175,7 +175,10 @@ def test_tekken_ids_stand_behind_its_special_tokens(tmp_path: Path) -> None:
 def test_t15_conversations_of_mistral_are_those_of_its_library(version: str, tmp_path: Path) -> None:
     write_tekken(tmp_path, version)
     (tmp_path / "chat_template.jinja").write_text("ours is not this one")
-    renderer = Renderer(load_tokenizer(tmp_path, "mistral"))
+    (tmp_path / "tokenizer_config.json").write_text('{"add_bos_token": false, "bos_token": "[INST]"}')
+    tokenizer = load_tokenizer(tmp_path, "mistral")
+    assert tokenizer.encode("") == [1]
+    renderer = Renderer(tokenizer)
     for conversation, text in zip(MISTRAL["conversations"], MISTRAL["texts"][version], strict=True):
         if text is not None:
             assert renderer.chat_text(conversation["messages"], tools=conversation["tools"]) == text

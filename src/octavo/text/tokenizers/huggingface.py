@@ -44,18 +44,16 @@ def load(directory: Path, mode: TokenizerMode = "auto") -> TokenizerParts:
     """`mode`: auto, tokenizer.json if there is one; slow, the original vocabulary if there is one; mistral, what
     Mistral's own library takes."""
     built = _build(directory, mode)
-    config = _read_json(directory / "tokenizer_config.json")
     backend = built.backend
-    named = (built.special_tokens, _read_json(directory / "special_tokens_map.json"), config)
-    special_tokens_map = built.special_tokens if mode == "mistral" else _special_tokens_map(*named)
-    if mode != "mistral":
-        _add_configured_tokens(backend, config, directory)
+    # Who asks for Mistral's own form does not want what Hugging Face's says beside it.
+    is_own = mode == "mistral"
+    config = {} if is_own else _read_json(directory / "tokenizer_config.json")
+    named = (built.special_tokens, {} if is_own else _read_json(directory / "special_tokens_map.json"), config)
+    special_tokens_map = _special_tokens_map(*named)
+    _add_configured_tokens(backend, config, directory)
     add_missing_special_tokens(backend, [*special_tokens_map.values(), *_nameless_tokens(*named)])
-    if mode != "mistral" and ("add_bos_token" in config or "add_eos_token" in config):
-        # As transformers: these keys, when present, replace the rule in tokenizer.json.
-        add_bos, add_eos = config.get("add_bos_token", built.add_bos), config.get("add_eos_token", built.add_eos)
-    else:
-        add_bos, add_eos = built.add_bos, built.add_eos
+    # As transformers: these keys, when present, replace the rule of the vocabulary.
+    add_bos, add_eos = config.get("add_bos_token", built.add_bos), config.get("add_eos_token", built.add_eos)
     if add_bos or add_eos or "add_bos_token" in config or "add_eos_token" in config:
         bos = _known(backend, special_tokens_map.get("bos_token")) if add_bos else None
         eos = _known(backend, special_tokens_map.get("eos_token")) if add_eos else None
@@ -68,7 +66,7 @@ def load(directory: Path, mode: TokenizerMode = "auto") -> TokenizerParts:
         max_token_id=max(vocab.values(), default=-1),
         special_tokens_map=special_tokens_map,
         eos_token_ids=_eos_token_ids(backend, special_tokens_map, directory),
-        chat_templates=_templates(built, directory, config, mode),
+        chat_templates=_own_template(built) | ({} if is_own else _chat_templates(directory, config)),
         model_max_length=_model_max_length(config),
         config=config,
         preparation=built.preparation,
@@ -101,12 +99,8 @@ def _build(directory: Path, mode: TokenizerMode) -> BuiltVocabulary:
         raise CheckpointError(f"{directory}: the tokenizer cannot be built: {one_line(error)}") from None
 
 
-def _templates(
-    built: BuiltVocabulary, directory: Path, config: Mapping[str, Any], mode: TokenizerMode
-) -> dict[str, str]:
-    own = {} if built.chat_template is None else {"default": built.chat_template}
-    # Who asks for Mistral's own form does not want the directory's.
-    return own if mode == "mistral" else own | _chat_templates(directory, config)
+def _own_template(built: BuiltVocabulary) -> dict[str, str]:
+    return {} if built.chat_template is None else {"default": built.chat_template}
 
 
 def _load_backend(path: Path) -> tokenizers.Tokenizer:
