@@ -16,7 +16,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from octavo.base.config import ModelConfig
 from octavo.base.config.engine import shard_pattern
 from octavo.base.errors import CheckpointError, InvalidConfig
 from octavo.models.decoder import define
@@ -176,14 +175,14 @@ def test_sharded_state_under_other_names(directory: Path) -> None:
     ("settings", "load_format", "message"),
     [
         ('{"num_threads": 8}', "auto", "'num_threads'"),
-        ('{"pattern": "{rank}{part}"}', "auto", "sharded_state"),
+        ('{"pattern": "{rank}{part}"}', "pt", "sharded_state"),
         ('{"pattern": "a"}', "sharded_state", "{rank} and {part}"),
         ("[]", "sharded_state", "JSON object"),
     ],
 )
 def test_settings_of_a_loader_that_nothing_reads_are_refused(settings: str, load_format: Any, message: str) -> None:
     with pytest.raises(InvalidConfig, match="--model-loader-extra-config") as caught:
-        shard_pattern(ModelConfig(load_format=load_format, model_loader_extra_config=settings))
+        shard_pattern(settings, load_format)
     assert message in caught.value.message
 
 

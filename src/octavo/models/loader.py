@@ -136,7 +136,8 @@ def open_checkpoint(config: ModelConfig, device: torch.device = _CPU) -> Checkpo
         if config.load_format not in ("auto", "gguf"):
             raise CheckpointError(f"{path}: a GGUF file cannot be read with --load-format {config.load_format}")
         return GGUFCheckpoint(path)
-    return open_directory(path, config.load_format, shard_pattern(config))
+    pattern = shard_pattern(config.model_loader_extra_config, config.load_format)
+    return open_directory(path, config.load_format, pattern)
 
 
 class _Reader:

@@ -201,16 +201,16 @@ class EngineConfig:
 SHARD_PATTERN: Final = "model-rank-{rank}-part-{part}.safetensors"
 
 
-def shard_pattern(config: ModelConfig) -> str:
-    """The names of the files of sharded_state. Raises `InvalidConfig` for settings of a loader that nothing reads."""
-    text = config.model_loader_extra_config
+def shard_pattern(text: str | None, load_format: LoadFormat) -> str:
+    """The names of the files of sharded_state, as `model_loader_extra_config` says. Raises `InvalidConfig` for settings
+    that nothing reads."""
     settings = {} if text is None else json_object(text, "--model-loader-extra-config")
     for name in settings.keys() - {"pattern"}:
         raise InvalidConfig(
             f"--model-loader-extra-config: there is no setting {name!r}: octavo maps the files of a model into memory, "
             "so that there is nothing to set about how they are read"
         )
-    if settings and config.load_format != "sharded_state":
+    if settings and load_format not in ("auto", "sharded_state"):
         raise InvalidConfig("--model-loader-extra-config: pattern is for --load-format sharded_state")
     pattern = settings.get("pattern", SHARD_PATTERN)
     if not isinstance(pattern, str) or "{rank}" not in pattern or "{part}" not in pattern or "/" in pattern:
@@ -220,7 +220,7 @@ def shard_pattern(config: ModelConfig) -> str:
 
 def check_engine(config: EngineConfig) -> None:
     """Settings that must fit each other. Raises `InvalidConfig`."""
-    shard_pattern(config.model)
+    shard_pattern(config.model.model_loader_extra_config, config.model.load_format)
     scheduler, max_model_len = config.scheduler, config.model.max_model_len
     budget = scheduler.max_num_batched_tokens
     if budget is None:
