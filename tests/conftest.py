@@ -15,6 +15,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -134,12 +135,45 @@ def _fetch_bfcl() -> Path:
     return target
 
 
+VOCABULARIES = (
+    "llama-cpp-python==0.3.36",
+    "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e",
+    "/vendor/llama.cpp/models/ggml-vocab-",
+)
+
+
+def _fetch_vocabularies() -> Path:
+    """Real vocabularies as .gguf files without tensors, with texts and the ids of the original tokenizers beside them.
+
+    Of the source distribution only these files are read; nothing of it is built or run.
+    """
+    requirement, sha256, marker = VOCABULARIES
+    target = model_directory() / "gguf-vocabularies"
+    if target.is_dir():
+        return target
+    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=model_directory()) as scratch:
+        options = ["--no-deps", "--no-binary", "llama-cpp-python", "--disable-pip-version-check", "-q"]
+        command = [sys.executable, "-m", "pip", "download", *options, "-d", scratch, requirement]
+        subprocess.run(command, check=True)
+        (archive,) = Path(scratch).glob("*.tar.gz")
+        assert hashlib.sha256(archive.read_bytes()).hexdigest() == sha256, f"{requirement} is not what it was"
+        made = Path(scratch) / "made"
+        made.mkdir()
+        with tarfile.open(archive) as members:
+            for member in members:
+                if marker in member.name and (file := members.extractfile(member)) is not None:
+                    (made / member.name.partition(marker)[2]).write_bytes(file.read())
+        os.replace(made, target)
+    return target
+
+
 _MODELS: dict[str, Callable[[], Path]] = {
     "smollm2-gguf": lambda: packaged_file(SMOLLM2, model_directory()),
     "qwen2.5-coder-gguf": lambda: packaged_file(QWEN_CODER, model_directory()),
     "gemma3-gguf": lambda: packaged_file(GEMMA3, model_directory()),
     "smollm2-hf": _make_smollm2_hf,
     "gpt2-hf": _make_gpt2_hf,
+    "gguf-vocabularies": _fetch_vocabularies,
 }
 
 
@@ -195,9 +229,15 @@ def bfcl_wheel() -> Path:
         return _fetch_bfcl()
 
 
+@pytest.fixture(scope="session")
+def gguf_vocabularies() -> Path:
+    """A directory of NAME.gguf, NAME.gguf.inp and NAME.gguf.out."""
+    return model_path("gguf-vocabularies")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A test that uses real weights carries the marker `model`, so that it can be left out."""
-    fixtures = {"smollm2_gguf", "qwen_gguf", "gemma_gguf", "smollm2_hf", "gpt2_hf", "bfcl_wheel"}
+    fixtures = {"smollm2_gguf", "qwen_gguf", "gemma_gguf", "smollm2_hf", "gpt2_hf", "bfcl_wheel", "gguf_vocabularies"}
     for item in items:
         if fixtures & set(getattr(item, "fixturenames", ())):
             item.add_marker("model")

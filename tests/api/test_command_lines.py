@@ -16,7 +16,7 @@ from support.server_process import ServerProcess, Stream, eventually
 
 FLAGS = [
     "--tensor-parallel-size", "1", "--gpu-memory-utilization", "0.9", "--swap-space", "4", "--max-num-seqs", "16",
-    "--block-size", "8", "--dtype", "auto", "--trust-remote-code", "--enable-prefix-caching",
+    "--block-size", "8", "--dtype", "auto", "--enable-prefix-caching",
     "--enable-chunked-prefill", "--disable-log-requests", "--max-loras", "1", "--guided-decoding-backend",
     "outlines", "--use-v2-block-manager", "--allow-credentials", "--preemption-mode", "recompute", "-O2",
 ]  # fmt: skip
@@ -34,7 +34,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
         "OCTAVO_ADMIN_API_KEY": "boss",
         "FAKE_STEP_SECONDS": "0.02",
         "PROMETHEUS_MULTIPROC_DIR": str(directory / "nowhere"),
-        "VLLM_USE_MODELSCOPE": "True",
+        "VLLM_PLUGINS": "some",
         "VLLM_PORT": "tcp://10.0.0.1:80",
     }
     flags = [*FLAGS, "--api-key-file", str(keys), "--public-paths", "/load", "/metrics"]
@@ -59,7 +59,7 @@ def ask(server: ServerProcess, method: str, path: str, key: str | None = None, b
 def test_the_start_tells_what_was_accepted_and_what_has_no_effect(server: ServerProcess) -> None:
     (line,) = (line for line in server.stderr.splitlines() if "accepted, nothing to do: " in line)
     for words in (
-        "--tensor-parallel-size 1", "--block-size 8 (as 16)", "--trust-remote-code", "--max-loras 1",
+        "--tensor-parallel-size 1", "--block-size 8 (as 16)", "--max-loras 1",
         "--guided-decoding-backend outlines", "--use-v2-block-manager", "--preemption-mode recompute",
         "--optimization-level 2", "PROMETHEUS_MULTIPROC_DIR",
     ):  # fmt: skip
@@ -67,7 +67,7 @@ def test_the_start_tells_what_was_accepted_and_what_has_no_effect(server: Server
     warnings = [line for line in server.stderr.splitlines() if " WARNING " in line]
     assert len(warnings) == 2, warnings
     assert "--allow-credentials has no effect without --allowed-origins" in server.stderr
-    assert "VLLM_USE_MODELSCOPE has no effect" in server.stderr
+    assert "VLLM_PLUGINS has no effect" in server.stderr
     assert "shop" not in server.stderr and "boss" not in server.stderr
 
 

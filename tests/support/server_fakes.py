@@ -38,6 +38,8 @@ Script = Callable[[GenerateRequest], Sequence[Step]]
 class ByteTokenizer:
     """Ids 0..255 are bytes; 256 is a special token, the rest of the vocabulary is unused."""
 
+    has_text = True
+
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
 

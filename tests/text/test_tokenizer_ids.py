@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from tokenizers import pre_tokenizers
 
+from octavo.text.tokenizers.detokenizer import IncrementalDetokenizer
 from octavo.text.tokenizers.tokenizer import Tokenizer, load_tokenizer
 
 CORPUS = [
@@ -126,3 +127,29 @@ def test_a_directory_gives_the_ids_of_transformers(smollm2_hf: Path) -> None:
     assert ours.eos_token_ids == (theirs.eos_token_id,)
     assert ours.chat_templates == {"default": theirs.chat_template}
     assert ours.special_tokens_map == theirs.special_tokens_map
+
+
+#: Those that take longer than half a second to load.
+LARGE = ("command-r", "deepseek-llm", "gemma-4", "llama-bpe", "qwen2", "qwen35")
+SMALL = ("bert-bge", "deepseek-coder", "falcon", "gpt-2", "llama-spm", "mpt", "phi-3", "refact", "starcoder")
+WITHOUT_TEXTS = ("aquila", "baichuan", "gpt-neox", "nomic-bert-moe")
+
+
+@pytest.mark.parametrize("name", [*SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in LARGE)])
+def test_real_vocabularies_give_the_ids_of_their_originals(name: str, gguf_vocabularies: Path) -> None:
+    tokenizer = load_tokenizer(gguf_vocabularies / f"{name}.gguf")
+    texts = (gguf_vocabularies / f"{name}.gguf.inp").read_text(encoding="utf-8").split("\n__ggml_vocab_test__\n")
+    lines = (gguf_vocabularies / f"{name}.gguf.out").read_text().split("\n")
+    assert len(texts) > 40
+    for text, line in zip(texts, lines, strict=False):
+        ids = [int(word) for word in line.split()]
+        assert tokenizer.encode(text, add_special_tokens=False) == ids, text
+        stream = IncrementalDetokenizer(tokenizer, False)
+        assert "".join([*(stream.push([i]) for i in ids), stream.finish()]) == tokenizer.decode(ids, False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WITHOUT_TEXTS)
+def test_real_vocabularies_load(name: str, gguf_vocabularies: Path) -> None:
+    tokenizer = load_tokenizer(gguf_vocabularies / f"{name}.gguf")
+    assert tokenizer.decode(tokenizer.encode("Hello world", False)) == "Hello world"

@@ -167,6 +167,7 @@ def test_hostile_configurations_are_one_error(directory: Path) -> None:
         write(directory / "tokenizer_config.json", text)
         with pytest.raises(CheckpointError, match=r"tokenizer_config\.json"):
             load_tokenizer(directory)
+    (directory / "tokenizer_config.json").unlink()
     (directory / "tokenizer.json").write_bytes(b"\xff\xfe{")
     with pytest.raises(CheckpointError, match="not UTF-8"):
         load_tokenizer(directory)
@@ -289,7 +290,7 @@ def test_gguf_turns_end_at_the_known_tokens(monkeypatch: pytest.MonkeyPatch, tmp
     [
         ({"tokenizer.ggml.pre": "brand-new"}, "'brand-new'"),
         ({"tokenizer.ggml.model": "rwkv"}, "'rwkv'"),
-        ({"tokenizer.ggml.model": None}, "gpt2 and llama"),
+        ({"tokenizer.ggml.model": None}, "gpt2, llama, gemma4"),
         ({"tokenizer.ggml.tokens": []}, "tokenizer.ggml.tokens"),
         ({"tokenizer.ggml.tokens": ["a", 1]}, "tokenizer.ggml.tokens"),
         ({"tokenizer.ggml.token_type": [1]}, "tokenizer.ggml.token_type"),

@@ -54,6 +54,7 @@ def sample(flag: Flag) -> str:
         "public_paths": "/metrics",
     }
     special |= {flag.field: '{"top_k": 5}' for flag in TABLE.values() if flag.is_json}
+    special["model_loader_extra_config"] = '{"pattern": "r{rank}p{part}"}'
     special["structured_outputs_config"] = '{"disable_any_whitespace": true}'
     if flag.field in special:
         return special[flag.field]

@@ -156,7 +156,7 @@ def test_each_is_told_or_refused_with_its_reason(row: Row) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        "--trust-remote-code", "--disable-frontend-multiprocessing", "--max-seq-len-to-capture 32768",
+        "--disable-frontend-multiprocessing", "--max-seq-len-to-capture 32768",
         "--distributed-executor-backend mp", "--max-loras 1", "--tensor-parallel-size 1", "-tp 1 -pp 1 -dp 1",
         "--use-v2-block-manager", "--guided-decoding-backend lm-format-enforcer", "--guided-decoding-backend any:thing",
         "--disable-custom-all-reduce", "--num-scheduler-steps 8", "--preemption-mode swap", "--tokenizer-pool-size 4",
@@ -203,10 +203,12 @@ def test_a_capability_that_is_not_there_is_refused_by_its_name(words: str, capab
     assert capability in refused("m", *words.split())
 
 
-def test_t15_the_tokenizer_mode_of_mistral_is_refused() -> None:
-    """It has a renderer of its own, which takes neither templates nor tools."""
-    assert "tokenizer.json" in refused("m", "--tokenizer-mode", "mistral")
-    assert told("m", "--tokenizer-mode", "auto")[0] == serve_config(["m"], {})
+def test_the_tokenizer_modes_are_fields() -> None:
+    for mode in ("slow", "mistral"):
+        assert told("m", "--tokenizer-mode", mode)[0].engine.model.tokenizer_mode == mode
+    for mode in ("auto", "hf"):
+        assert told("m", "--tokenizer-mode", mode)[0] == serve_config(["m"], {})
+    assert "plugins" in refused("m", "--tokenizer-mode", "custom")
 
 
 def test_settings_that_stand_for_octavo_s_own() -> None:
@@ -253,7 +255,7 @@ def test_values_that_octavo_calls_otherwise(words: str, part: str, field: str, v
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        ("--load-format pt", "never a pickle"),
+        ("--load-format tensorizer", "give the model that they were made from"),
         ("-q torchao", "--quantization torchao: octavo does not read weights of this kind: take a GGUF file"),
         ("--quantization TorchAO", "octavo does not read weights of this kind"),
         ("--kv-cache-dtype nvfp4", "octavo keeps keys and values as"),
@@ -292,7 +294,7 @@ def test_the_config_file_speaks_the_same(tmp_path: Path) -> None:
         "enable-lora: 3": "--enable-lora must be true or false",
         "lora-modules: [a=b]": "adapters (LoRA)",
         "pooler-config: {type: mean}": "--pooler-config",
-        "load-format: pt": "never a pickle",
+        "load-format: tensorizer": "tensorizer's files",
     }.items():
         assert reason in refused("m", "--config", file(line))
 

@@ -28,6 +28,7 @@ def given_as(flag: Flag) -> str:
     special = {"root_path": "/v", "max_num_batched_tokens": "4096", "cpu_memory_utilization": "0.25"}
     special |= {"gpu_memory_utilization": "0.25", "max_logprobs": "-1"}
     special |= {name: '{"top_k": "it\'s"}' for name, other in TABLE.items() if other.is_json}
+    special["model_loader_extra_config"] = '{"pattern": "it\'s {rank} {part}"}'
     special["structured_outputs_config"] = '{"disable_any_whitespace": true}'
     if flag.field in special:
         return special[flag.field]

@@ -74,7 +74,7 @@ def test_a_server_has_the_engine_prepare_for_grammars_before_there_are_streams(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """To prepare holds the engine up for a second where the vocabulary is large: not when a stream runs already."""
-    monkeypatch.setattr(startup, "load_tokenizer", lambda source: TOKENIZER)
+    monkeypatch.setattr(startup, "load_tokenizer", lambda *_, **__: TOKENIZER)
     engine = EngineProcess.spawn(CONFIG, scripted(_TAKES_VOCABULARY))
     tokenizer, _ = startup.wait_loaded(engine, CONFIG, Renderer, with_vocabulary=True)
     assert tokenizer is TOKENIZER

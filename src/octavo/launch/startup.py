@@ -9,13 +9,13 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
-from octavo.base.config import EngineConfig
+from octavo.base.config import EngineConfig, ModelConfig
 from octavo.base.errors import StartupError
 from octavo.files import sources
 from octavo.launch.engine_process import EngineProcess
 from octavo.launch.progress import phase_report
 from octavo.text.templates.renderer import Renderer
-from octavo.text.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from octavo.text.tokenizers.tokenizer import Tokenizer, load_tokenizer, without_tokenizer
 from octavo.text.tokenizers.vocabulary import all_eos_token_ids, vocabulary_of
 
 logger = logging.getLogger(__name__)
@@ -69,9 +69,21 @@ def _load_text(
     resolved: EngineConfig, make_renderer: Callable[[Tokenizer], Renderer], with_vocabulary: bool
 ) -> tuple[Tokenizer, Renderer, list[bytes] | None]:
     """The bytes of the tokens come with `with_vocabulary`, if the tokenizer knows them."""
-    tokenizer = load_tokenizer(resolved.model.tokenizer or resolved.model.model)
+    tokenizer = _tokenizer(resolved.model)
     renderer = make_renderer(tokenizer)
     return tokenizer, renderer, tokenizer.all_token_bytes() if with_vocabulary else None
+
+
+def _tokenizer(config: ModelConfig) -> Tokenizer:
+    place = config.tokenizer or config.model
+    if config.skip_tokenizer_init:
+        return without_tokenizer(place)
+    return load_tokenizer(
+        place,
+        config.tokenizer_mode,
+        trust_remote_code=config.trust_remote_code,
+        code_revision=config.code_revision,
+    )
 
 
 def _in_background(function: Callable[[], T]) -> Future[T]:

@@ -97,6 +97,23 @@ def config_dtype(config: dict[str, Any]) -> torch.dtype | None:
     return _DTYPES.get(name) if isinstance(name, str) else None
 
 
+class TensorFile(Protocol):
+    """`SafetensorsFile` and those like it."""
+
+    @property
+    def path(self) -> Path: ...
+
+    def names(self) -> list[str]: ...
+
+    def __contains__(self, name: str) -> bool: ...
+
+    def shape(self, name: str) -> tuple[int, ...]: ...
+
+    def dtype(self, name: str) -> torch.dtype: ...
+
+    def get(self, name: str) -> Tensor: ...
+
+
 class SafetensorsCheckpoint:
     """A directory with config.json and one safetensors file, or several with an index."""
 
@@ -107,20 +124,20 @@ class SafetensorsCheckpoint:
         self.source = str(directory)
         self.config = read_json(directory / "config.json")
         self.dtype = config_dtype(self.config)
-        self._tensors: dict[str, SafetensorsFile] = {}
+        self._tensors: dict[str, TensorFile] = {}
         single = directory / SINGLE_NAME
         if not single.is_file() and not (directory / INDEX_NAME).is_file():
             # Tools of quantization call the one file after themselves.
             others = list(directory.glob("*.safetensors"))
             single = others[0] if len(others) == 1 else single
         if single.is_file():
-            file = SafetensorsFile(single)
+            file: TensorFile = SafetensorsFile(single)
             self._tensors = dict.fromkeys(file.names(), file)
         elif (directory / INDEX_NAME).is_file():
             self._read_shards(directory)
         else:
             pickled = any(directory.glob("*.bin")) or any(directory.glob("*.pt*"))
-            hint = "; pickled weights are not read, convert them to safetensors" if pickled else ""
+            hint = "; --load-format pt reads the pickled weights" if pickled else ""
             raise CheckpointError(f"{directory}: neither {SINGLE_NAME} nor {INDEX_NAME} is there{hint}")
 
     def _read_shards(self, directory: Path) -> None:

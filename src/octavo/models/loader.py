@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from octavo.base.config import ModelConfig
-from octavo.base.config.engine import LoadQuantization
+from octavo.base.config.engine import LoadQuantization, shard_pattern
 from octavo.base.errors import CheckpointError, DeviceError, InvalidConfig
 from octavo.base.host import FreeMemory, gib
 from octavo.models.checkpoint import Checkpoint, DummyCheckpoint, SafetensorsCheckpoint, read_json
 from octavo.models.decoder import LM_HEAD, Definition, define
+from octavo.models.directory import open_directory
 from octavo.models.gguf_checkpoint import GGUFCheckpoint
 from octavo.models.layout import Layout, TensorSource
 from octavo.models.mxfp4_checkpoint import Mxfp4Checkpoint, is_mxfp4
@@ -161,18 +162,18 @@ def open_checkpoint(config: ModelConfig, device: torch.device = _CPU) -> Checkpo
             )
         tensors = define(model_spec(values, str(path))).tensors
         return DummyCheckpoint(tensors, values, str(path), config.seed, device)
-    is_gguf = path.suffix == ".gguf"
-    if config.load_format not in ("auto", "gguf" if is_gguf else "safetensors"):
-        kind = "a GGUF file" if is_gguf else "a directory of safetensors files"
-        raise CheckpointError(f"{path}: {kind} cannot be read with --load-format {config.load_format}")
-    if is_gguf:
+    if path.suffix == ".gguf":
+        if config.load_format not in ("auto", "gguf"):
+            raise CheckpointError(f"{path}: a GGUF file cannot be read with --load-format {config.load_format}")
         found: GGUFCheckpoint | SafetensorsCheckpoint | QuantizedCheckpoint = GGUFCheckpoint(path)
-    elif is_mxfp4(read_json(path / "config.json")):
-        found = Mxfp4Checkpoint(path)
     else:
-        plain = SafetensorsCheckpoint(path)
-        quantization = quantization_config(path, plain.config)
-        found = plain if quantization is None else QuantizedCheckpoint(plain, quantization)
+        pattern = shard_pattern(config.model_loader_extra_config, config.load_format)
+        plain = open_directory(path, config.load_format, pattern)
+        if type(plain) is SafetensorsCheckpoint and is_mxfp4(plain.config):
+            found = Mxfp4Checkpoint(path)
+        else:
+            quantization = quantization_config(path, plain.config)
+            found = plain if quantization is None else QuantizedCheckpoint(plain, quantization)
     found.config = overridden(found.config, config)
     return found
 

@@ -28,6 +28,8 @@ def checked_params(model: ServedModel, turn: Turn) -> SamplingParams:
             f"`cache_salt` should be at most {MAX_CACHE_SALT_CHARS} printable characters.", "cache_salt"
         )
     params = _params(model, turn)
+    if params.stop and not model.tokenizer.has_text:
+        raise InvalidRequest("There is no text to stop at: the server has no tokenizer. Use `stop_token_ids`.", "stop")
     if turn.bad_words:
         params = msgspec.structs.replace(params, bad_word_token_ids=_bad_words(turn.bad_words, model.renderer))
     params = params.validate(

@@ -91,6 +91,11 @@ class Grammars(Protocol):
 class Tokenizer(Protocol):
     """`text.tokenizer.Tokenizer`."""
 
+    @property
+    def has_text(self) -> bool:
+        """Whether tokens have texts at all."""
+        ...
+
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...
 
     def token_bytes(self, token_id: int) -> bytes | None: ...

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Final, Literal, get_args
 
 from octavo.base.config.log import LogSetup
 from octavo.base.config.observe import StepTimes
-from octavo.base.config.options import opt
+from octavo.base.config.options import json_object, opt
 from octavo.base.errors import InvalidConfig
 
 DType = Literal["auto", "float32", "float", "bfloat16", "float16", "half"]
 KVCacheDType = Literal["auto", "float32", "bfloat16", "float16", "fp8", "fp8_e4m3", "fp8_e5m2"]
-LoadFormat = Literal["auto", "safetensors", "gguf", "dummy"]
+LoadFormat = Literal["auto", "safetensors", "gguf", "pt", "npcache", "sharded_state", "mistral", "dummy"]
+TokenizerMode = Literal["auto", "slow", "mistral"]
 #: Those behind gguf name what a checkpoint's weights are.
 Quantization = Literal[
     "fp8", "int8", "int4", "bitsandbytes", "experts_int8", "deepspeedfp", "gguf", "gptq", "gptq_marlin",
@@ -30,11 +31,38 @@ class ModelConfig:
 
     model: str = opt("smollm2", "Hub id, directory, .gguf file, or the name of the demo model.", positional=True)
     tokenizer: str | None = opt(None, "Directory, .gguf file or hub id of the tokenizer; default: the model's.")
+    tokenizer_mode: TokenizerMode = opt(
+        "auto",
+        "Which vocabulary of a directory is read: auto, tokenizer.json where there is one; slow, the original "
+        "(tokenizer.model, *.tiktoken, vocab.json) where there is one; mistral, tekken.json or tokenizer.model, with "
+        "Mistral's own form of conversations.",
+    )
     revision: str | None = opt(None, "Branch, tag or commit of the model on the hub.")
     tokenizer_revision: str | None = opt(None, "Branch, tag or commit of the tokenizer on the hub.")
+    skip_tokenizer_init: bool = opt(
+        False, "Load no tokenizer: prompts are token ids, and the text of replies is empty (see return_token_ids)."
+    )
+    trust_remote_code: bool = opt(
+        False,
+        "Run the code of a tokenizer that octavo does not read itself, in a process of its own; it needs the package "
+        "transformers. Code of models is never run.",
+    )
+    code_revision: str | None = opt(None, "Branch, tag or commit of that code, where it is in another repository.")
+    model_hub: Literal["huggingface", "modelscope"] = opt("huggingface", "Where models are fetched from by name.")
     download_dir: str | None = opt(None, "Where downloads are kept; default: the hub's cache.")
     ignore_patterns: list[str] = opt(list, "Files of a hub's repository that are not downloaded: names with * and ?.")
-    load_format: LoadFormat = opt("auto", "How the weights are stored; dummy: random weights, for measuring.")
+    load_format: LoadFormat = opt(
+        "auto",
+        "How the weights are stored; auto: as the files show. pt: *.bin and *.pt, of which no code is run. npcache, "
+        "sharded_state: as vLLM keeps them. mistral: consolidated*.safetensors and params.json. dummy: random weights, "
+        "for measuring.",
+    )
+    model_loader_extra_config: str | None = opt(
+        None,
+        "Settings of a load format, as a JSON object: pattern, the names of files of sharded_state, with {rank} and "
+        "{part}.",
+        json=True,
+    )
     dtype: DType = opt(
         "auto",
         "Data type of unquantized weights; auto: the checkpoint's, but on a GPU never float32. half is another name "
@@ -197,8 +225,29 @@ class EngineConfig:
     step_times: StepTimes = field(default_factory=StepTimes)
 
 
+SHARD_PATTERN: Final = "model-rank-{rank}-part-{part}.safetensors"
+
+
+def shard_pattern(text: str | None, load_format: LoadFormat) -> str:
+    """The names of the files of sharded_state, as `model_loader_extra_config` says. Raises `InvalidConfig` for settings
+    that nothing reads."""
+    settings = {} if text is None else json_object(text, "--model-loader-extra-config")
+    for name in settings.keys() - {"pattern"}:
+        raise InvalidConfig(
+            f"--model-loader-extra-config: there is no setting {name!r}: octavo maps the files of a model into memory, "
+            "so that there is nothing to set about how they are read"
+        )
+    if settings and load_format not in ("auto", "sharded_state"):
+        raise InvalidConfig("--model-loader-extra-config: pattern is for --load-format sharded_state")
+    pattern = settings.get("pattern", SHARD_PATTERN)
+    if not isinstance(pattern, str) or "{rank}" not in pattern or "{part}" not in pattern or "/" in pattern:
+        raise InvalidConfig("--model-loader-extra-config: pattern must be a file name with {rank} and {part} in it")
+    return pattern
+
+
 def check_engine(config: EngineConfig) -> None:
     """Settings that must fit each other. Raises `InvalidConfig`."""
+    shard_pattern(config.model.model_loader_extra_config, config.model.load_format)
     scheduler, max_model_len = config.scheduler, config.model.max_model_len
     budget = scheduler.max_num_batched_tokens
     if budget is None:

@@ -18,7 +18,6 @@ from octavo.cli.vllm.row import (
 
 _ONE_DEVICE = "several devices are not built yet: octavo runs a model on one, and uses all cores of a CPU"
 _NO_RAY = "octavo runs a model on this machine and does not use Ray"
-_NO_CODE = "octavo never runs code that comes with a model"
 _NO_LORA = "adapters (LoRA) are not built yet"
 _WITHOUT_LORA = "it asks for nothing without --enable-lora"
 _NO_SPECULATION = "speculative decoding is not built yet"
@@ -28,15 +27,10 @@ _GRAPHS = "octavo captures graphs by batch size alone, for contexts of any lengt
 _THREADS = "octavo makes tokens of text in threads, beside all else"
 _BLOCKS = "octavo's blocks have 16, 32 or 64 tokens"
 
-_NO_WEIGHTS = "octavo reads safetensors and GGUF files"
 _FORMATS = {
-    "pt": f"{_NO_WEIGHTS}, and never a pickle",
-    "npcache": f"{_NO_WEIGHTS}, and never a pickle",
-    "tensorizer": _NO_WEIGHTS,
-    "sharded_state": _NO_WEIGHTS,
-    "mistral": f"{_NO_WEIGHTS} under the names of Hugging Face: give a repository that has them",
-    "runai_streamer_sharded": _NO_WEIGHTS,
+    "tensorizer": "octavo does not read tensorizer's files: give the model that they were made from",
 }
+_NO_CODED = "octavo renders conversations with templates: give the model's with --chat-template"
 _NO_METHOD = "octavo does not read weights of this kind: take a GGUF file of the model, or its unquantized weights"
 _METHODS = (
     "auto-round", "bitblas", "fp8_per_tensor", "gptq_marlin_24", "inc", "ipex", "modelopt", "modelopt_fp4", "moe_wna16",
@@ -48,24 +42,27 @@ _NO_CACHE = "octavo keeps keys and values as float32, bfloat16, float16 or float
 ENGINE_ROWS: tuple[Row, ...] = (
     # ---- the model
     ours("--tokenizer", "as MODEL", "as MODEL"),
-    switch("--skip-tokenizer-init", "off", "off", "Token ids only.", OFF, "the server of octavo needs the tokenizer"),
+    ours("--skip-tokenizer-init", "off", "off"),
     ours("--revision", "none", "none"),
-    other("--code-revision", "none", "none", "Revision of the code that comes with a model.", ANY, _NO_CODE),
+    ours("--code-revision", "none", "none"),
     ours("--tokenizer-revision", "none", "none"),
-    other(
-        "--tokenizer-mode", "auto", "auto", "Which implementation of the tokenizer.", only("auto", "slow", "hf"),
-        "octavo reads tokenizer.json and the vocabularies of .gguf files, with one implementation for all",
+    ours(
+        "--tokenizer-mode", "auto", "auto", "One implementation reads all vocabularies.",
+        renamed={"hf": "auto"},
+        refused={
+            "custom": "octavo takes no tokenizers from plugins", "deepseek_v32": _NO_CODED, "deepseek_v4": _NO_CODED,
+        },
     ),
-    switch(
-        "--trust-remote-code", "off", "off", "Run code that comes with a model.", ANY,
-        f"{_NO_CODE}, and a model that needs some is refused when its files are read",
+    ours(
+        "--trust-remote-code", "off", "off",
+        "A model that octavo does not know is refused with it too.",
     ),
     ours("--download-dir", "the hub's cache", "the hub's cache"),
     ours(
         "--load-format", "auto", "auto", refused=_FORMATS,
         renamed={
             "hf": "auto", "fastsafetensors": "safetensors", "runai_streamer": "safetensors",
-            "bitsandbytes": "safetensors",
+            "bitsandbytes": "safetensors", "instanttensor": "safetensors", "runai_streamer_sharded": "sharded_state",
         },
     ),
     ours("--dtype", "auto", "auto", "Of float32 checkpoints a CPU keeps float32; a GPU computes in bfloat16."),
@@ -90,10 +87,7 @@ ENGINE_ROWS: tuple[Row, ...] = (
     ours("--rope-theta", "none", None),
     ours("--disable-sliding-window", "off", "off"),
     ours("--seed", "0", "0"),
-    other(
-        "--model-loader-extra-config", "none", "{}", "Settings of a loader.", EMPTY,
-        "octavo has one loader, without settings", kind="json",
-    ),
+    ours("--model-loader-extra-config", "none", "{}", renamed={"{}": None}),
     ours("--ignore-patterns", "[]", "original/**/*"),
     ours("--served-model-name", "as MODEL", "as MODEL", "The last part of a local path is a name too."),
     other(

@@ -21,6 +21,10 @@ def _configures_logging(text: str) -> str | None:
     return None if text.lower() in ("1", "true") else text
 
 
+def _hub(text: str) -> str | None:
+    return None if text.lower() in ("", "0", "false", "no", "off") else "modelscope"
+
+
 def _attention(text: str) -> str | None:
     return _ATTENTION.get(text.lower())
 
@@ -88,8 +92,8 @@ VARIABLES: tuple[Variable, ...] = (
         reason="octavo ends when its engine dies, for whoever supervises it to start it again",
     ),
     Variable(
-        name="VLLM_USE_MODELSCOPE", seed="0", today="0", accepts=_FALSE, meaning="Fetch models from ModelScope.",
-        reason="octavo fetches from the Hugging Face hub, or a mirror of it that HF_ENDPOINT names; give a local path",
+        name="VLLM_USE_MODELSCOPE", seed="0", today="0", meaning="Fetch models from ModelScope.", field="model_hub",
+        convert=_hub,
     ),
     Variable(
         name="VLLM_SERVER_DEV_MODE", seed=None, today="0", accepts=_FALSE, meaning="Serve routes for administrators.",

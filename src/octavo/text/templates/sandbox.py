@@ -2,7 +2,7 @@
 
 The settings and globals are those that model authors test with (the transformers library's): immutable sandbox,
 trim_blocks, lstrip_blocks, loop controls, a `generation` tag without effect, `tojson` without HTML escapes,
-`raise_exception`, `strftime_now`.
+`raise_exception`, `strftime_now`; and `json_or_text`, for templates of octavo's own.
 
 Bounds of one rendering: a deadline, and a length of the output. The deadline is checked at every piece of output
 and, by a call put into the syntax tree, at every turn of a loop and every call of a macro. Lengths are checked
@@ -127,6 +127,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
     def __init__(self) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols])
         self.filters["tojson"] = _tojson
+        self.filters["json_or_text"] = _json_or_text
         for name in ("center", "indent", "wordwrap", "batch", "slice"):
             self.filters[name] = _narrow(self.filters[name])
         del self.globals["lipsum"]  # makes text at will
@@ -246,6 +247,15 @@ def _tojson(
     if isinstance(value, WrittenArguments):
         return str(value)
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _json_or_text(text: str) -> str:
+    """JSON: of the value that the text is as JSON, or of the text. For the templates of octavo's own."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = text
+    return _tojson(value)
 
 
 def _raise_exception(message: object) -> None:

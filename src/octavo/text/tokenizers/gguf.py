@@ -2,6 +2,9 @@
 
     tokenizer.ggml.model = "gpt2"    byte-level BPE: tokens and merges; the pre-tokenizer by name
     tokenizer.ggml.model = "llama"   SentencePiece BPE: tokens with scores, from which the merges are recovered
+    tokenizer.ggml.model = "gemma4"  the same with merges
+    tokenizer.ggml.model = "t5"      SentencePiece unigram: tokens with scores, and a character map
+    tokenizer.ggml.model = "bert"    WordPiece; tokens that begin a word have U+2581 before them
 
 Text is not normalised: the file does not say whether the original tokenizer composed its characters (NFC).
 """
@@ -13,11 +16,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import tokenizers
-from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, decoders, models, normalizers
 
 from octavo.base.errors import CheckpointError
 from octavo.files.gguf import GGUFFile
+from octavo.files.sentencepiece import ModelKind, Piece, PieceKind, SentencePieceFile
 from octavo.text.tokenizers.decoder_plan import BYTE_OF_CHAR, CHAR_OF_BYTE, SPACE
+from octavo.text.tokenizers.merges import merges_from_vocabulary
 from octavo.text.tokenizers.parts import (
     TokenizerParts,
     add_missing_special_tokens,
@@ -27,7 +32,13 @@ from octavo.text.tokenizers.parts import (
     unique_ids,
 )
 from octavo.text.tokenizers.pre_tokenizers import BOS_BY_DEFAULT, IGNORE_MERGES, PRE_TOKENIZERS
+from octavo.text.tokenizers.preparation import Preparation
+from octavo.text.tokenizers.sentencepiece import build_sentencepiece, with_first_prefix
+from octavo.text.tokenizers.wordpiece import wordpiece
 
+#: Values of tokenizer.ggml.model.
+_KINDS: Final = ("gpt2", "llama", "gemma4", "t5", "bert")
+_NORMAL: Final = 1
 _CONTROL: Final = 3
 _USER_DEFINED: Final = 4
 
@@ -70,23 +81,34 @@ def _build(metadata: Mapping[str, Any], source: str) -> TokenizerParts:
     types = metadata.get("tokenizer.ggml.token_type") or [1] * len(tokens)
     if not isinstance(types, list) or len(types) != len(tokens):
         raise _Unusable(f"tokenizer.ggml.token_type does not have one entry for each of the {len(tokens)} tokens.")
+    add_bos = model in ("llama", "gemma4", "t5")
+    preparation = exported = None
     if model == "gpt2":
         backend = _byte_level(metadata, tokens, types)
         add_bos = str(metadata.get("tokenizer.ggml.pre")) in BOS_BY_DEFAULT
     elif model == "llama":
-        backend = _sentencepiece(metadata, tokens)
-        add_bos = True
+        backend, preparation = _sentencepiece(metadata, tokens, types)
+        exported = with_first_prefix(backend) if preparation is not None else None
+    elif model == "gemma4":
+        backend = _gemma4(metadata, tokens)
+    elif model == "t5":
+        built = build_sentencepiece(_unigram(metadata, tokens, types), Path(source), "every")
+        backend, preparation, exported = built.backend, built.preparation, built.exported
+    elif model == "bert":
+        backend = _wordpiece(tokens, types)
     else:
-        raise _Unusable(f"tokenizer.ggml.model is {str(model)[:40]!r}; gpt2 and llama are supported.")
+        raise _Unusable(f"tokenizer.ggml.model is {str(model)[:40]!r}; {', '.join(_KINDS)} are supported.")
     special_tokens_map = _special_tokens_map(metadata, tokens)
     _add_tokens(backend, tokens, types)
     add_missing_special_tokens(backend, special_tokens_map.values())
-    add_bos = bool(metadata.get("tokenizer.ggml.add_bos_token", add_bos))
-    add_eos = bool(metadata.get("tokenizer.ggml.add_eos_token", False))
+    # WordPiece puts its texts between [CLS] and [SEP], whatever the file says of BOS and EOS.
+    first, last = ("cls_token", "sep_token") if model == "bert" else ("bos_token", "eos_token")
+    add_bos = model == "bert" or bool(metadata.get("tokenizer.ggml.add_bos_token", add_bos))
+    add_eos = model == "bert" or bool(metadata.get("tokenizer.ggml.add_eos_token", model == "t5"))
     set_bos_eos(
         backend,
-        special_tokens_map.get("bos_token") if add_bos else None,
-        special_tokens_map.get("eos_token") if add_eos else None,
+        special_tokens_map.get(first) if add_bos else None,
+        special_tokens_map.get(last) if add_eos else None,
     )
     return TokenizerParts(
         backend=backend,
@@ -97,7 +119,9 @@ def _build(metadata: Mapping[str, Any], source: str) -> TokenizerParts:
         longest_token=longest(tokens, is_byte_level=model == "gpt2"),
         max_token_id=len(tokens) - 1,
         model_max_length=_context_length(metadata),
-        config={"add_bos_token": add_bos, "add_eos_token": add_eos},
+        config={} if model == "bert" else {"add_bos_token": add_bos, "add_eos_token": add_eos},
+        preparation=preparation,
+        exported=exported,
     )
 
 
@@ -122,9 +146,16 @@ def _byte_level(metadata: Mapping[str, Any], tokens: Sequence[str], types: Seque
         raise _Unusable(f"the pre-tokenizer {str(pre)[:60]!r} (tokenizer.ggml.pre) is not known to octavo.")
     alphabet = BYTE_OF_CHAR.keys()
     plain = (_CONTROL, _USER_DEFINED)  # written as they are; all others are in the byte alphabet
-    vocab = _vocabulary(
-        [t if k in plain or alphabet >= set(t) else _spelled(t) for t, k in zip(tokens, types, strict=True)]
-    )
+    listed = set(tokens)
+
+    def spelled(token: str, kind: int) -> str:
+        if kind in plain or alphabet >= set(token):
+            return token
+        # Where the bytes of it are another token, this one can never be met, and is left as it is.
+        made = _spelled(token)
+        return token if made in listed else made
+
+    vocab = _vocabulary([spelled(token, kind) for token, kind in zip(tokens, types, strict=True)])
     merges = [_pair(merge) for merge in _strings(metadata, "tokenizer.ggml.merges")]
     model = models.BPE(vocab=vocab, merges=merges, fuse_unk=False, ignore_merges=pre in IGNORE_MERGES)
     backend = tokenizers.Tokenizer(model)
@@ -144,7 +175,10 @@ def _pair(merge: str) -> tuple[str, str]:
     return left, right
 
 
-def _sentencepiece(metadata: Mapping[str, Any], tokens: Sequence[str]) -> tokenizers.Tokenizer:
+def _sentencepiece(
+    metadata: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int]
+) -> tuple[tokenizers.Tokenizer, Preparation | None]:
+    preparation = None
     architecture = str(metadata.get("general.architecture", ""))
     is_gemma = architecture.startswith("gemma")
     if is_gemma:  # runs of spaces are stored as spaces, all other tokens with the stand-in
@@ -169,12 +203,58 @@ def _sentencepiece(metadata: Mapping[str, Any], tokens: Sequence[str]) -> tokeni
         backend.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)])
         steps.append(decoders.Strip(" ", 1, 0))
     else:
-        prefix = bool(metadata.get("tokenizer.ggml.add_space_prefix", True))
-        scheme = "first" if prefix else "never"
-        backend.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, prepend_scheme=scheme, split=False)
-        steps += [decoders.Strip(" ", 1, 0)] if prefix else []
+        backend.normalizer = normalizers.Replace(" ", SPACE)
+        if bool(metadata.get("tokenizer.ggml.add_space_prefix", True)):
+            control = [token for token, kind in zip(tokens, types, strict=True) if kind == _CONTROL]
+            preparation = Preparation(prefix="first", special=control)
+            steps.append(decoders.Strip(" ", 1, 0))
     backend.decoder = decoders.Sequence(steps)
+    return backend, preparation
+
+
+def _gemma4(metadata: Mapping[str, Any], tokens: Sequence[str]) -> tokenizers.Tokenizer:
+    merges = [_pair(merge) for merge in _strings(metadata, "tokenizer.ggml.merges")]
+    model = models.BPE(vocab=_vocabulary(tokens), merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    backend = tokenizers.Tokenizer(model)
+    backend.normalizer = normalizers.Replace(" ", SPACE)
+    backend.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()])
     return backend
+
+
+def _unigram(metadata: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int]) -> SentencePieceFile:
+    """The metadata as the file of SentencePiece that they were made from."""
+    scores = _scores(metadata, len(tokens))
+    characters = metadata.get("tokenizer.ggml.precompiled_charsmap") or []
+    try:
+        pieces = tuple(
+            Piece(text, float(score), PieceKind(kind)) for text, score, kind in zip(tokens, scores, types, strict=True)
+        )
+        character_map = bytes(byte & 0xFF for byte in characters)
+    except (TypeError, ValueError):
+        raise _Unusable("its tokens' scores, types or character map are not what SentencePiece has.") from None
+    return SentencePieceFile(
+        pieces=pieces,
+        kind=ModelKind.UNIGRAM,
+        byte_fallback=any(piece.kind is PieceKind.BYTE for piece in pieces),
+        spaces_end_words=False,
+        character_map=character_map,
+        add_dummy_prefix=bool(metadata.get("tokenizer.ggml.add_space_prefix", True)),
+        remove_extra_spaces=bool(metadata.get("tokenizer.ggml.remove_extra_whitespaces", True)),
+        escape_spaces=True,
+    )
+
+
+def _wordpiece(tokens: Sequence[str], types: Sequence[int]) -> tokenizers.Tokenizer:
+    """Hugging Face's spelling marks the tokens that continue a word instead."""
+
+    def spelled(token: str, kind: int) -> str:
+        if kind != _NORMAL or (token.startswith("[") and token.endswith("]") and len(token) > 2):
+            return token
+        return token[1:] if token.startswith(SPACE) else f"##{token}"
+
+    vocab = _vocabulary([spelled(token, kind) for token, kind in zip(tokens, types, strict=True)])
+    # The file does not say whether text is put in lower case: a vocabulary without capitals does.
+    return wordpiece(vocab, lowercase=all(token == token.lower() for token in vocab if not token.startswith("[")))
 
 
 def _scores(metadata: Mapping[str, Any], count: int) -> list[float]:
@@ -182,27 +262,6 @@ def _scores(metadata: Mapping[str, Any], count: int) -> list[float]:
     if not isinstance(scores, list) or len(scores) != count:
         raise _Unusable(f"tokenizer.ggml.scores does not have one entry for each of the {count} tokens.")
     return scores
-
-
-def merges_from_vocabulary(vocab: Mapping[str, int], scores: Sequence[float] | None) -> list[tuple[str, str]]:
-    """Every pair of tokens that makes a token, best first: by the score of the token made, then the longer left part.
-
-    Without scores an earlier token is a better one. Written for speed: a vocabulary of 262k tokens has two
-    million places to cut, and start-up waits.
-    """
-    order = list(vocab)
-    if scores is not None:
-        order.sort(key=lambda token: -scores[vocab[token]])
-    merges: list[tuple[str, str]] = []
-    append = merges.append
-    for token in order:
-        for cut in range(len(token) - 1, 0, -1):
-            left = token[:cut]
-            if left in vocab:
-                right = token[cut:]
-                if right in vocab:
-                    append((left, right))
-    return merges
 
 
 def _special_tokens_map(metadata: Mapping[str, Any], tokens: Sequence[str]) -> dict[str, str]:

@@ -1,8 +1,9 @@
 """Loads a tokenizer from a Hugging Face directory.
 
-Read, where present: tokenizer.json (required), tokenizer_config.json, special_tokens_map.json,
-generation_config.json and config.json (ids that end a text), chat_template.jinja, chat_template.json,
-additional_chat_templates/*.jinja. The files are not trusted: whatever is wrong is one `CheckpointError`.
+Read, where present: tokenizer.json or an original vocabulary (`originals`), tokenizer_config.json,
+special_tokens_map.json, generation_config.json and config.json (ids that end a text), chat_template.jinja,
+chat_template.json, processor_config.json, additional_chat_templates/*.jinja. The files are not trusted: whatever is
+wrong is one `CheckpointError`.
 """
 
 from __future__ import annotations
@@ -15,14 +16,19 @@ from typing import Any, Final
 import tokenizers
 from tokenizers import AddedToken
 
+from octavo.base.config.engine import TokenizerMode
 from octavo.base.errors import CheckpointError
 from octavo.text.tokenizers.decoder_plan import ByteLevelPlan, plan_of
+from octavo.text.tokenizers.mistral import load_mistral
+from octavo.text.tokenizers.originals import load_original, mistral_file
 from octavo.text.tokenizers.parts import (
     SPECIAL_TOKEN_NAMES,
+    BuiltVocabulary,
     TokenizerParts,
     add_missing_special_tokens,
     longest,
     one_line,
+    read_text,
     set_bos_eos,
     unique_ids,
 )
@@ -34,17 +40,23 @@ MAX_CONFIG_BYTES: Final = 32 << 20
 _MAX_LENGTH: Final = 1 << 30
 
 
-def load(directory: Path) -> TokenizerParts:
-    backend = _load_backend(directory / "tokenizer.json")
-    config = _read_json(directory / "tokenizer_config.json")
-    named = (_read_json(directory / "special_tokens_map.json"), config)
+def load(directory: Path, mode: TokenizerMode = "auto") -> TokenizerParts:
+    """`mode`: auto, tokenizer.json if there is one; slow, the original vocabulary if there is one; mistral, what
+    Mistral's own library takes."""
+    built = _build(directory, mode)
+    backend = built.backend
+    # Who asks for Mistral's own form does not want what Hugging Face's says beside it.
+    is_own = mode == "mistral"
+    config = {} if is_own else _read_json(directory / "tokenizer_config.json")
+    named = (built.special_tokens, {} if is_own else _read_json(directory / "special_tokens_map.json"), config)
     special_tokens_map = _special_tokens_map(*named)
     _add_configured_tokens(backend, config, directory)
     add_missing_special_tokens(backend, [*special_tokens_map.values(), *_nameless_tokens(*named)])
-    if "add_bos_token" in config or "add_eos_token" in config:
-        # As transformers: these keys, when present, replace the rule in tokenizer.json.
-        bos = _known(backend, special_tokens_map.get("bos_token")) if config.get("add_bos_token") else None
-        eos = _known(backend, special_tokens_map.get("eos_token")) if config.get("add_eos_token") else None
+    # As transformers: these keys, when present, replace the rule of the vocabulary.
+    add_bos, add_eos = config.get("add_bos_token", built.add_bos), config.get("add_eos_token", built.add_eos)
+    if add_bos or add_eos or "add_bos_token" in config or "add_eos_token" in config:
+        bos = _known(backend, special_tokens_map.get("bos_token")) if add_bos else None
+        eos = _known(backend, special_tokens_map.get("eos_token")) if add_eos else None
         set_bos_eos(backend, bos, eos)
     vocab = backend.get_vocab(with_added_tokens=True)
     return TokenizerParts(
@@ -54,15 +66,49 @@ def load(directory: Path) -> TokenizerParts:
         max_token_id=max(vocab.values(), default=-1),
         special_tokens_map=special_tokens_map,
         eos_token_ids=_eos_token_ids(backend, special_tokens_map, directory),
-        chat_templates=_chat_templates(directory, config),
+        chat_templates=_own_template(built) | ({} if is_own else _chat_templates(directory, config)),
         model_max_length=_model_max_length(config),
         config=config,
+        preparation=built.preparation,
+        exported=built.exported,
     )
+
+
+def names_code(directory: Path) -> bool:
+    """Whether a directory's tokenizer is said to be made by code beside it. Raises `CheckpointError`."""
+    named = _read_json(directory / "tokenizer_config.json").get("auto_map")
+    return isinstance(named, dict) and "AutoTokenizer" in named
+
+
+def _build(directory: Path, mode: TokenizerMode) -> BuiltVocabulary:
+    """From the files that `mode` asks for."""
+    try:
+        if mode == "mistral":
+            return load_mistral(directory)
+        fast = directory / "tokenizer.json"
+        if mode == "slow" or not fast.is_file():
+            original = load_original(directory, _read_json(directory / "tokenizer_config.json"))
+            if original is not None:
+                return original
+            if mistral_file(directory) is not None:
+                return load_mistral(directory)
+        return BuiltVocabulary(backend=_load_backend(fast), special_tokens={})
+    except (KeyboardInterrupt, SystemExit, CheckpointError):
+        raise
+    except BaseException as error:  # noqa: BLE001 (a panic of the library is a BaseException)
+        raise CheckpointError(f"{directory}: the tokenizer cannot be built: {one_line(error)}") from None
+
+
+def _own_template(built: BuiltVocabulary) -> dict[str, str]:
+    return {} if built.chat_template is None else {"default": built.chat_template}
 
 
 def _load_backend(path: Path) -> tokenizers.Tokenizer:
     if not path.is_file():
-        raise CheckpointError(f"{path.parent}: there is no tokenizer.json.")
+        raise CheckpointError(
+            f"{path.parent}: there is no tokenizer.json, and no other vocabulary that octavo reads (tokenizer.model, "
+            "*.tiktoken, tekken.json, vocab.json with merges.txt, vocab.txt)."
+        )
     text = read_text(path, MAX_TOKENIZER_BYTES)
     try:
         backend = tokenizers.Tokenizer.from_str(text)
@@ -73,18 +119,6 @@ def _load_backend(path: Path) -> tokenizers.Tokenizer:
     except BaseException as error:  # noqa: BLE001 (a panic of the library is a BaseException)
         raise CheckpointError(f"{path}: not a usable tokenizer: {one_line(error)}") from None
     return backend
-
-
-def read_text(path: Path, max_bytes: int) -> str:
-    try:
-        size = path.stat().st_size
-        if size > max_bytes:
-            raise CheckpointError(f"{path}: {size} bytes, more than the {max_bytes} that such a file may have.")
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise CheckpointError(f"{path}: not UTF-8 text.") from None
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -182,9 +216,10 @@ def _chat_templates(directory: Path, config: Mapping[str, Any]) -> dict[str, str
                 templates[entry["name"]] = str(entry.get("template", ""))
     elif isinstance(value, dict):
         templates |= {str(name): str(source) for name, source in value.items()}
-    older = _read_json(directory / "chat_template.json").get("chat_template")
-    if isinstance(older, str):
-        templates["default"] = older
+    for name in ("processor_config.json", "chat_template.json"):
+        older = _read_json(directory / name).get("chat_template")
+        if isinstance(older, str):
+            templates["default"] = older
     main = directory / "chat_template.jinja"
     if main.is_file():
         templates["default"] = read_text(main, MAX_CONFIG_BYTES)

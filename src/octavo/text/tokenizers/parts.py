@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 import tokenizers
 from tokenizers import AddedToken, processors
+
+from octavo.base.errors import CheckpointError
+from octavo.text.tokenizers.preparation import Preparation
 
 #: The names that templates may use; other keys of a special_tokens_map are no names.
 SPECIAL_TOKEN_NAMES: Final = (
@@ -28,6 +32,33 @@ class TokenizerParts:
     config: dict[str, Any] = field(default_factory=dict)  # as in a tokenizer_config.json, for whoever asks
     longest_token: int  # bytes of text that the longest token stands for
     max_token_id: int
+    preparation: Preparation | None = None  # of a text, before the backend sees it
+    exported: tokenizers.Tokenizer | None = None  # the nearest that needs no preparation; default: `backend`
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuiltVocabulary:
+    """A tokenizer made from an original vocabulary file, before what a directory's configuration adds."""
+
+    backend: tokenizers.Tokenizer
+    preparation: Preparation | None = None
+    exported: tokenizers.Tokenizer | None = None
+    special_tokens: dict[str, str]  # bos_token, ... as the file or its kind names them
+    add_bos: bool = False  # unless the backend's own rule puts it there, or the configuration says otherwise
+    add_eos: bool = False
+    chat_template: str | None = None
+
+
+def read_text(path: Path, max_bytes: int) -> str:
+    try:
+        size = path.stat().st_size
+        if size > max_bytes:
+            raise CheckpointError(f"{path}: {size} bytes, more than the {max_bytes} that such a file may have.")
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise CheckpointError(f"{path}: not UTF-8 text.") from None
 
 
 def one_line(error: BaseException) -> str:

@@ -51,7 +51,7 @@ _DEEPSEEK_V3: Final = (
 _SENTENCES: Final = " ?[^(\\s|.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c)]+"
 
 
-def _split(*patterns: str) -> Callable[[], PreTokenizer]:
+def split_rule(*patterns: str) -> Callable[[], PreTokenizer]:
     """Each pattern in turn cuts its matches out of the pieces that the ones before it left."""
     return lambda: pre_tokenizers.Sequence(
         [*(Split(Regex(p), behavior="isolated") for p in patterns), ByteLevel(add_prefix_space=False, use_regex=False)]
@@ -75,17 +75,17 @@ _RULES: Final[tuple[tuple[Callable[[], PreTokenizer], str], ...]] = (
     (_gpt2, "default gpt-2 phi-2 mpt olmo jais gigachat roberta-bpe jina-es jina-de jina-v1-en jina-v2-es jina-v2-de"),
     (_single_digits, "smollm starcoder refact command-r codeshell exaone minerva-7b"),
     (_falcon, "falcon"),
-    (_split(_LLAMA3), "llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral midm-2.0 lfm2 dbrx smaug-bpe"),
-    (_split(_LLAMA3), "chatglm-bpe glm4"),
-    (_split(_QWEN2), "qwen2 deepseek-r1-qwen stablelm2 megrez kormo"),
-    (_split(_QWEN35), "qwen35"),
-    (_split(_TEKKEN), "tekken mistral-bpe"),
-    (_split(_GPT4O), "gpt-4o llama4 kanana2 minimax-m2"),
-    (_split(*_DEEPSEEK_LLM), "deepseek-llm"),
-    (_split(*_DEEPSEEK_CODER), "deepseek-coder"),
-    (_split(*_DEEPSEEK_V3), "deepseek-v3"),
-    (_split(_SENTENCES), "poro-chat bloom gpt3-finnish"),
-    (_split(_SENTENCES, r"\p{N}"), "viking"),
+    (split_rule(_LLAMA3), "llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral midm-2.0 lfm2 dbrx smaug-bpe"),
+    (split_rule(_LLAMA3), "chatglm-bpe glm4"),
+    (split_rule(_QWEN2), "qwen2 deepseek-r1-qwen stablelm2 megrez kormo"),
+    (split_rule(_QWEN35), "qwen35"),
+    (split_rule(_TEKKEN), "tekken mistral-bpe"),
+    (split_rule(_GPT4O), "gpt-4o llama4 kanana2 minimax-m2"),
+    (split_rule(*_DEEPSEEK_LLM), "deepseek-llm"),
+    (split_rule(*_DEEPSEEK_CODER), "deepseek-coder"),
+    (split_rule(*_DEEPSEEK_V3), "deepseek-v3"),
+    (split_rule(_SENTENCES), "poro-chat bloom gpt3-finnish"),
+    (split_rule(_SENTENCES, r"\p{N}"), "viking"),
 )
 
 #: Name -> maker of the rule.

@@ -10,6 +10,7 @@ Compare `max_token_id` with it before an id reaches the engine.
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from collections.abc import Sequence
@@ -23,9 +24,12 @@ import tokenizers
 
 import octavo.text.tokenizers.gguf as gguf_tokenizer
 import octavo.text.tokenizers.huggingface as hf_tokenizer
+from octavo.base.config.engine import TokenizerMode
 from octavo.base.errors import CheckpointError, InvalidRequest
+from octavo.text.tokenizers.absent import absent
 from octavo.text.tokenizers.decoder_plan import ByteLevelPlan, DecoderPlan, PiecePlan, PieceTable, byte_token, plan_of
 from octavo.text.tokenizers.parts import TokenizerParts, one_line
+from octavo.text.tokenizers.remote import load_remote
 
 #: Seconds that encoding a few short texts may take at start; a pre-tokenizer regex that explodes takes for ever.
 PROBE_SECONDS: Final = 5.0
@@ -38,6 +42,8 @@ class Tokenizer:
 
     def __init__(self, parts: TokenizerParts) -> None:
         self._backend = parts.backend
+        self._preparation = parts.preparation
+        self._exported = parts.exported
         self.source = parts.source
         self.special_tokens_map = dict(parts.special_tokens_map)
         self.eos_token_ids = parts.eos_token_ids
@@ -61,9 +67,20 @@ class Tokenizer:
     def is_byte_level(self) -> bool:
         return isinstance(self.decoder_plan, ByteLevelPlan)
 
+    @property
+    def has_text(self) -> bool:
+        """Whether tokens have texts at all; see `without_tokenizer`."""
+        return self.vocab_size > 0
+
     def to_json(self) -> str:
-        """The text of the tokenizer.json that gives the same ids."""
-        return self._backend.to_str(pretty=True)
+        """The text of the tokenizer.json that gives the same ids.
+
+        Of SentencePiece vocabularies the ids of rare texts may differ, where the library cannot say what they do.
+        """
+        if self._exported is None:
+            return self._backend.to_str(pretty=True)
+        made, said = json.loads(self._backend.to_str()), json.loads(self._exported.to_str())
+        return json.dumps(made | {key: said[key] for key in ("normalizer", "pre_tokenizer")}, indent=2)
 
     def added_tokens(self) -> dict[int, tokenizers.AddedToken]:
         """Tokens that are found whole in a text, special ones among them, by id."""
@@ -75,6 +92,7 @@ class Tokenizer:
         Raises `InvalidRequest` for a lone surrogate, which JSON can smuggle in and no UTF-8 text holds.
         """
         try:
+            text = text if self._preparation is None else self._preparation(text)
             return list(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
         except (TypeError, UnicodeEncodeError):
             if any("\ud800" <= char <= "\udfff" for char in text):
@@ -130,7 +148,9 @@ class Tokenizer:
 
     def _bound_of_token_bytes(self, longest_token: int) -> int | None:
         model = self._backend.model
-        shrinks = _may_shrink(self._backend.normalizer)
+        shrinks = _may_shrink(self._backend.normalizer) or (
+            self._preparation is not None and self._preparation.may_shrink
+        )
         added = self._backend.get_added_tokens_decoder().values()
         strips = any(token.lstrip or token.rstrip for token in added)
         covers = self.is_byte_level or (getattr(model, "byte_fallback", False) and _has_all_bytes(self._backend))
@@ -166,8 +186,17 @@ class Tokenizer:
             problems.append(one_line(error))
 
 
-def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
+def load_tokenizer(
+    path: str | os.PathLike[str],
+    mode: TokenizerMode = "auto",
+    *,
+    trust_remote_code: bool = False,
+    code_revision: str | None = None,
+) -> Tokenizer:
     """Load from a Hugging Face directory (or its tokenizer.json) or from a .gguf file, and probe it.
+
+    `mode`: `huggingface.load`. `trust_remote_code`: a directory that octavo cannot read, and that names code of its
+    own, is left to that code (`remote`), in its revision `code_revision`.
 
     Raises `CheckpointError`, one message, for anything that is missing, damaged or not supported.
     """
@@ -175,7 +204,16 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     if place.is_file() and place.name == "tokenizer.json":
         place = place.parent
     if place.is_dir():
-        parts = hf_tokenizer.load(place)
+        try:
+            parts = hf_tokenizer.load(place, mode)
+        except CheckpointError:
+            if not (trust_remote_code and hf_tokenizer.names_code(place)):
+                raise
+            parts = load_remote(place, code_revision)
+    elif place.is_file() and mode == "mistral":
+        raise CheckpointError(
+            f"{place}: --tokenizer-mode mistral reads tekken.json or tokenizer.model; give --tokenizer."
+        )
     elif place.is_file():
         parts = gguf_tokenizer.load(place)
     else:
@@ -183,6 +221,11 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     tokenizer = Tokenizer(parts)
     tokenizer.probe()
     return tokenizer
+
+
+def without_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
+    """For a server of token ids: it makes no tokens of text, and all its texts are empty."""
+    return Tokenizer(absent(Path(path)))
 
 
 def _may_shrink(normalizer: object) -> bool:
