@@ -80,11 +80,11 @@ def define(spec: ModelSpec) -> Definition:
     build.top()
     output = build.norm(residual, spec.norm, "model.norm", "output_norm")
     derived = {weight: each for each, weight in build.derived.items()}
-    ops, groups = _grouped(build.ops)
+    ops, groups = grouped(build.ops)
     return Definition(spec, program(ops, output), tuple(build.params), derived, lm_head, groups)
 
 
-def _grouped(ops: Sequence[Op]) -> tuple[list[Op], tuple[CacheGroup, ...]]:
+def grouped(ops: Sequence[Op]) -> tuple[list[Op], tuple[CacheGroup, ...]]:
     """The operations with the group of each cache, and the groups."""
     caches = {op.cache.index: op.cache for op in ops if isinstance(op, RopeWrite | Attend)}
     ordered = [caches[index] for index in range(len(caches))]

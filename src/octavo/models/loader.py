@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, Protocol
 
 import torch
 from torch import Tensor
@@ -15,9 +15,14 @@ from torch import Tensor
 from octavo.base.config import ModelConfig
 from octavo.base.errors import CheckpointError, DeviceError
 from octavo.base.host import FreeMemory, gib
+from octavo.models.bridge.declare import BridgedDefinition
+from octavo.models.bridge.define import bridged
+from octavo.models.bridge.model import BridgedModel
+from octavo.models.bridge.tensors import BridgedTensors
 from octavo.models.checkpoint import Checkpoint, DummyCheckpoint, SafetensorsCheckpoint, read_json
 from octavo.models.decoder import LM_HEAD, Definition, define
 from octavo.models.gguf_checkpoint import GGUFCheckpoint
+from octavo.models.implementation import implementation
 from octavo.models.layout import Layout, TensorSource
 from octavo.models.params import Param, TensorDecl
 from octavo.models.registry import find_family, model_spec
@@ -68,8 +73,9 @@ def load_model(
     missing, damaged, not finite, or of a kind that is not supported, and DeviceError for weights that do not fit.
     """
     checkpoint = checkpoint or open_checkpoint(config)
-    definition = define(model_spec(checkpoint.config, checkpoint.source))
-    reader = _Reader(checkpoint, definition, DTYPES.get(config.dtype, checkpoint.dtype), ops.to_device, on_phase)
+    definition = definition_of(config, checkpoint.config, checkpoint.source, ops.activation_dtype)
+    tensors = _tensors(checkpoint, definition)
+    reader = _Reader(checkpoint, tensors, DTYPES.get(config.dtype, checkpoint.dtype), ops.to_device, on_phase)
     if free is not None:
         _check_room(checkpoint.source, reader.num_bytes(_float_bytes(config, checkpoint, ops)), free)
     packer = _Packer(reader, ops)
@@ -85,7 +91,7 @@ def load_model(
             values = alibi_slopes(of)
         packer.weights[weight.name] = ops.to_device(values)
     return LoadedModel(
-        model=Transformer(definition, ops, packer.weights, max_num_batched_tokens),
+        model=transformer(definition, ops, packer.weights, max_num_batched_tokens),
         spec=spec,
         dtype=_reported_dtype(reader, config, ops),
         num_params=reader.num_params,
@@ -93,6 +99,31 @@ def load_model(
         quantization=checkpoint.quantization,
         weights=packer.weights,
     )
+
+
+def definition_of(config: ModelConfig, values: dict[str, Any], source: str, dtype: torch.dtype) -> Definition:
+    """The model that a configuration in Hugging Face's form describes, by whose implementation `config` says. `dtype`:
+    of activations."""
+    if implementation(config, values, source) == "octavo":
+        return define(model_spec(values, source))
+    return bridged(config, values, source, dtype)
+
+
+def transformer(
+    definition: Definition, ops: Ops, weights: Mapping[str, Any], max_num_batched_tokens: int
+) -> Transformer:
+    """A definition with its weights."""
+    if isinstance(definition, BridgedDefinition):
+        return BridgedModel(definition, ops, weights)
+    return Transformer(definition, ops, weights, max_num_batched_tokens)
+
+
+def _tensors(checkpoint: Checkpoint, definition: Definition) -> Tensors:
+    if isinstance(definition, BridgedDefinition):
+        return BridgedTensors(checkpoint, definition)
+    family = find_family(checkpoint.config, checkpoint.source)
+    layouts = {"hf": family.hf, "gguf": family.gguf, "declared": Layout()}
+    return TensorSource(checkpoint, layouts[checkpoint.naming], definition)
 
 
 def _reported_dtype(reader: _Reader, config: ModelConfig, ops: Ops) -> torch.dtype:
@@ -128,7 +159,7 @@ def open_checkpoint(config: ModelConfig, device: torch.device = _CPU) -> Checkpo
     if config.load_format == "dummy":
         source: Checkpoint | None = GGUFCheckpoint(path) if path.suffix == ".gguf" else None
         values = read_json(path / "config.json") if source is None else source.config
-        tensors = define(model_spec(values, str(path))).tensors
+        tensors = definition_of(config, values, str(path), torch.float32).tensors
         return DummyCheckpoint(tensors, values, str(path), config.seed, device)
     is_gguf = path.suffix == ".gguf"
     if config.load_format not in ("auto", "gguf" if is_gguf else "safetensors"):
@@ -137,20 +168,27 @@ def open_checkpoint(config: ModelConfig, device: torch.device = _CPU) -> Checkpo
     return GGUFCheckpoint(path) if is_gguf else SafetensorsCheckpoint(path)
 
 
+class Tensors(Protocol):
+    """The tensors that a model declares, as a checkpoint holds them: `TensorSource`, or a bridged model's."""
+
+    def __len__(self) -> int: ...
+    def name(self, tensor: TensorDecl) -> str: ...
+    def get(self, tensor: TensorDecl) -> Tensor | QuantizedWeight: ...
+    def num_bytes(self, float_bytes: int | None) -> int: ...
+
+
 class _Reader:
     """Takes tensors from the checkpoint one by one: checked, in the type asked for, counted."""
 
     def __init__(
         self,
         checkpoint: Checkpoint,
-        definition: Definition,
+        tensors: Tensors,
         dtype: torch.dtype | None,
         to_device: Callable[[Tensor], Tensor],
         on_phase: OnPhase,
     ) -> None:
-        family = find_family(checkpoint.config, checkpoint.source)
-        layouts = {"hf": family.hf, "gguf": family.gguf, "declared": Layout()}
-        self._tensors = TensorSource(checkpoint, layouts[checkpoint.naming], definition)
+        self._tensors = tensors
         self._source = checkpoint.source
         self._dtype = dtype
         self._to_device = to_device

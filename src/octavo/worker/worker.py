@@ -16,7 +16,7 @@ from octavo.device.base import Device
 from octavo.device.select import make_device
 from octavo.models.checkpoint import Checkpoint
 from octavo.models.decoder import Definition
-from octavo.models.loader import DTYPES, LoadedModel, OnPhase, load_model, open_checkpoint
+from octavo.models.loader import DTYPES, LoadedModel, OnPhase, load_model, open_checkpoint, transformer
 from octavo.models.transformer import Transformer
 from octavo.ops.table import AttentionBackend, Binding, Ops, bind
 from octavo.wire.messages import EngineInfo
@@ -91,7 +91,7 @@ class Worker:
         plan = self._plan_kv_cache(loaded, ops, kv_dtype, max_model_len, device, step_bytes)
 
         def make_model(definition: Definition, weights: Weights) -> Transformer:
-            model = Transformer(definition, ops, weights, device.default_batched_tokens)
+            model = transformer(definition, ops, weights, device.default_batched_tokens)
             model.reserve(*reserved)
             return model
 

@@ -37,6 +37,16 @@ class ModelConfig:
         short="-q",
         choices=("fp8", "int8", "gguf"),
     )
+    model_impl: Literal["auto", "octavo", "transformers", "vllm"] = opt(
+        "auto",
+        "Whose implementation of the model: octavo's (vllm is another name for it), or the modules of transformers with "
+        "octavo's matrices and attention in them; auto: transformers' where octavo has none.",
+    )
+    trust_remote_code: bool = opt(
+        False,
+        "Run the Python code that comes with a model, in the engine's process, if neither octavo nor transformers has "
+        "a class for it.",
+    )
     max_model_len: int | None = opt(
         None, "Longest sequence (prompt and output) in tokens; default: the model's context length.", low=1
     )

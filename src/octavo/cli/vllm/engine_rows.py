@@ -18,7 +18,7 @@ from octavo.cli.vllm.row import (
 
 _ONE_DEVICE = "several devices are not built yet: octavo runs a model on one, and uses all cores of a CPU"
 _NO_RAY = "octavo runs a model on this machine and does not use Ray"
-_NO_CODE = "octavo never runs code that comes with a model"
+_OWN_CODE = "the code beside a model's files is that of their revision (--trust-remote-code runs it)"
 _NO_LORA = "adapters (LoRA) are not built yet"
 _WITHOUT_LORA = "it asks for nothing without --enable-lora"
 _NO_SPECULATION = "speculative decoding is not built yet"
@@ -54,16 +54,13 @@ ENGINE_ROWS: tuple[Row, ...] = (
     ours("--tokenizer", "as MODEL", "as MODEL"),
     switch("--skip-tokenizer-init", "off", "off", "Token ids only.", OFF, "the server of octavo needs the tokenizer"),
     ours("--revision", "none", "none"),
-    other("--code-revision", "none", "none", "Revision of the code that comes with a model.", ANY, _NO_CODE),
+    other("--code-revision", "none", "none", "Revision of the code that comes with a model.", ANY, _OWN_CODE),
     ours("--tokenizer-revision", "none", "none"),
     other(
         "--tokenizer-mode", "auto", "auto", "Which implementation of the tokenizer.", only("auto", "slow", "hf"),
         "octavo reads tokenizer.json and the vocabularies of .gguf files, with one implementation for all",
     ),
-    switch(
-        "--trust-remote-code", "off", "off", "Run code that comes with a model.", ANY,
-        f"{_NO_CODE}, and a model that needs some is refused when its files are read",
-    ),
+    ours("--trust-remote-code", "off", "off", "Tokenizers and configurations are read as data, and need none"),
     ours("--download-dir", "the hub's cache", "the hub's cache"),
     ours(
         "--load-format", "auto", "auto", refused=_FORMATS,

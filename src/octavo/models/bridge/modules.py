@@ -1,0 +1,243 @@
+"""What stands in the place of transformers' modules: forwards that call the table's operations on packed weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from octavo.models.bridge.declare import (
+    EXPERT_MATRICES,
+    BridgedDefinition,
+    expert_weight,
+    has_experts,
+    is_conv1d,
+)
+from octavo.models.decoder import EMBEDDING, LM_HEAD
+from octavo.ops.table import Ops
+
+Forward = Callable[..., Any]
+#: Values of which torch computes a whole number at a time with every instruction set: what is left of a row is computed
+#: by other code, which rounds otherwise.
+VECTOR = 32
+
+
+def attach(model: Any, definition: BridgedDefinition, ops: Ops, weights: Mapping[str, Any]) -> None:
+    """Give a tree the weights that were packed for its definition."""
+    for param in definition.params:
+        if param.packing == "vector":
+            _set_tensor(model, param.weight.name, weights[param.weight.name])
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    for path, module in model.named_modules():
+        for name in module._non_persistent_buffers_set:
+            if module._buffers[name] is not None:
+                module._buffers[name] = ops.to_device(module._buffers[name])
+        if module is head:
+            forward = _linear(ops, weights[LM_HEAD], torch.float32)
+            if definition.tied is not None and getattr(module, "bias", None) is not None:
+                forward = _with_bias(forward, module.bias)
+            _replace(module, forward, nn.Linear)
+        elif has_experts(module):
+            module.octavo_experts = _experts(path, ops, weights)
+        elif isinstance(module, nn.Embedding):
+            _replace(module, _embedding(ops, weights[EMBEDDING if module is embedding else path], module), nn.Embedding)
+        elif isinstance(module, nn.Linear) or is_conv1d(module):
+            _replace(module, _linear(ops, weights[path], ops.activation_dtype), nn.Linear)
+        elif type(module) is nn.LayerNorm and len(module.normalized_shape) == 1:
+            module.forward = _layer_norm(ops, module)
+        elif _may_be_rms_norm(module):
+            _put_rms_norm(ops, module)
+
+
+def packed_experts(module: Any, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+    """[T, H], for transformers' `ExpertsInterface`: top_k_index and top_k_weights are [T, k].
+
+    The sum of a row's experts goes by their numbers, whoever else a step has.
+    """
+    matrices = module.octavo_experts
+    out = torch.zeros_like(hidden)
+    up = matrices["gate_up_proj" if module.has_gate else "up_proj"]
+    for expert in torch.unique(top_k_index).tolist():
+        rows, places = torch.where(top_k_index == expert)
+        inner = up[expert](hidden[rows])
+        if module.has_gate:
+            inner = _rows_alike(module._apply_gate, inner, inner.shape[-1] // 2)
+        else:
+            inner = _rows_alike(module.act_fn, inner, inner.shape[-1])
+        values = matrices["down_proj"][expert](inner) * top_k_weights[rows, places, None]
+        out.index_add_(0, rows, values.to(out.dtype))
+    return out
+
+
+def by_row(forward: Forward, num_rows: Callable[[], int]) -> Forward:
+    """The same of one token after the other, for what computes a token otherwise in company. `num_rows`: tokens of the
+    step; arguments and results with so many as their first dimension, or as the second behind a 1, have one each."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        count = num_rows()
+        if count == 1 or not any(_has_rows(each, count) for each in (*args, *kwargs.values())):
+            return forward(*args, **kwargs)
+        results = []
+        for row in range(count):
+            own = [_row(each, row, count) for each in args]
+            results.append(forward(*own, **{name: _row(each, row, count) for name, each in kwargs.items()}))
+        return _joined(results)
+
+    return run
+
+
+def _row(value: Any, row: int, count: int) -> Any:
+    if isinstance(value, tuple | list):
+        return type(value)(_row(each, row, count) for each in value)
+    if not _has_rows(value, count):
+        return value
+    return value[row : row + 1] if value.shape[0] == count else value[:, row : row + 1]
+
+
+def _has_rows(value: Any, count: int) -> bool:
+    if isinstance(value, tuple | list):
+        return any(_has_rows(each, count) for each in value)
+    return isinstance(value, Tensor) and value.dim() >= 1 and (value.shape[0] == count or value.shape[:2] == (1, count))
+
+
+def _joined(results: list[Any]) -> Any:
+    first = results[0]
+    if isinstance(first, tuple | list):
+        return type(first)(_joined([each[i] for each in results]) for i in range(len(first)))
+    if not isinstance(first, Tensor):
+        return first
+    # One token's result is [1, ...] or [1, 1, ...].
+    return torch.cat(results, 1 if first.dim() >= 3 and first.shape[:2] == (1, 1) else 0)
+
+
+def _rows_alike(function: Forward, x: Tensor, width: int) -> Any:
+    if width % VECTOR == 0 or x.device.type != "cpu":
+        return function(x)
+    return torch.cat([function(x[row : row + 1]) for row in range(len(x))])
+
+
+def _replace(module: Any, forward: Forward, kind: type[nn.Module]) -> None:
+    """Of a subclass, what it adds to its kind's forward stays."""
+    base = type(module)
+    if base is kind or not issubclass(base, kind) or base.forward is kind.forward:
+        module.forward = forward
+        return
+    module.octavo_forward = forward
+    module.__class__ = type(base.__name__, (base, _Packed[kind]), {"__module__": base.__module__})
+
+
+class _PackedLinear(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        return self.octavo_forward(input)  # type: ignore[no-any-return, operator]
+
+
+class _PackedEmbedding(nn.Embedding):
+    def forward(self, input: Tensor) -> Tensor:
+        return self.octavo_forward(input)  # type: ignore[no-any-return, operator]
+
+
+_Packed: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: _PackedLinear, nn.Embedding: _PackedEmbedding}
+
+
+def _linear(ops: Ops, packed: Any, dtype: torch.dtype) -> Forward:
+    """`dtype`: of the result."""
+    linear, columns, activations = ops.linear, packed.N, ops.activation_dtype
+
+    def forward(x: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        if rows.dtype is not activations or not rows.is_contiguous():
+            rows = rows.to(activations).contiguous()
+        out = torch.empty(len(rows), columns, dtype=dtype, device=rows.device)
+        linear(out, rows, packed)
+        return out.view(*x.shape[:-1], columns)
+
+    return forward
+
+
+def _with_bias(forward: Forward, bias: Tensor) -> Forward:
+    return lambda x: forward(x) + bias
+
+
+def _embedding(ops: Ops, packed: Any, module: nn.Embedding) -> Forward:
+    num_rows, width = module.weight.shape
+
+    def forward(ids: Tensor) -> Tensor:
+        flat = ids.reshape(-1).to(torch.int32)
+        if flat.device.type == "cpu" and not 0 <= int(flat.min()) <= int(flat.max()) < num_rows:
+            raise IndexError(f"an embedding of {num_rows} rows is asked for others")  # the kernel reads what it is told
+        out = torch.empty(len(flat), width, dtype=ops.activation_dtype, device=flat.device)
+        ops.embedding(out, flat, packed)
+        return out.view(*ids.shape, width)
+
+    return forward
+
+
+def _experts(path: str, ops: Ops, weights: Mapping[str, Any]) -> dict[str, list[Forward]]:
+    found: dict[str, list[Forward]] = {}
+    for matrix in EXPERT_MATRICES:
+        forwards: list[Forward] = []
+        while (packed := weights.get(expert_weight(path, matrix, len(forwards)))) is not None:
+            forwards.append(_linear(ops, packed, ops.activation_dtype))
+        found[matrix] = forwards
+    return found
+
+
+def _layer_norm(ops: Ops, module: nn.LayerNorm) -> Forward:
+    width, eps = module.normalized_shape[0], module.eps
+    weight = module.weight if module.weight is not None else torch.ones(width, device=ops.torch_device)
+    weight = weight.detach().float()
+    bias = None if module.bias is None else module.bias.detach().float()
+    return _normed(ops, lambda out, x: ops.layer_norm(out, x, weight, bias, eps))
+
+
+def _normed(ops: Ops, norm: Callable[[Tensor, Tensor], None]) -> Forward:
+    def forward(x: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        if rows.dtype is not ops.activation_dtype or not rows.is_contiguous():
+            rows = rows.to(ops.activation_dtype).contiguous()
+        out = torch.empty_like(rows)
+        norm(out, rows)
+        return out.view(x.shape)
+
+    return forward
+
+
+def _may_be_rms_norm(module: nn.Module) -> bool:
+    own = dict(module.named_parameters())
+    return "Norm" in type(module).__name__ and list(own) == ["weight"] and own["weight"].dim() == 1 and _eps(module) > 0
+
+
+def _eps(module: nn.Module) -> float:
+    found = next((getattr(module, name) for name in ("variance_epsilon", "eps", "epsilon") if hasattr(module, name)), 0)
+    return float(found) if isinstance(found, int | float) else 0.0
+
+
+def _put_rms_norm(ops: Ops, module: Any) -> None:
+    """The table's norm in the place of one that computes the same, which is tried out: with its weight or with 1 + its
+    weight. Any other stays as it is."""
+    eps, weight = _eps(module), module.weight.detach().float()
+    generator = torch.Generator().manual_seed(7)
+    x = torch.randn(3, len(weight), generator=generator).to(ops.activation_dtype).to(ops.torch_device)
+    tolerance = 1e-5 if x.dtype is torch.float32 else 0.02
+    try:
+        expected = module(x).float()
+    except (RuntimeError, TypeError):
+        return
+    for tried in (weight, weight + 1.0):
+        forward = _normed(ops, lambda out, rows, tried=tried: ops.rms_norm(out, rows, tried, eps))  # type: ignore[misc]
+        if torch.allclose(forward(x).float(), expected, rtol=tolerance, atol=tolerance):
+            module.forward = forward
+            return
+
+
+def _set_tensor(model: nn.Module, name: str, value: Tensor) -> None:
+    """A parameter or a buffer that keeps its type."""
+    path, _, own = name.rpartition(".")
+    module = model.get_submodule(path)
+    if own in module._buffers:
+        module._buffers[own] = value.to(module._buffers[own].dtype)  # type: ignore[union-attr]
+    else:
+        dtype = module._parameters[own].dtype  # type: ignore[union-attr]
+        module._parameters[own] = nn.Parameter(value.to(dtype), requires_grad=False)
