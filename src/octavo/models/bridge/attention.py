@@ -23,6 +23,7 @@ from octavo.ops.table import Ops
 #: Of the attention and of the experts, in transformers' tables.
 NAME: Final = "octavo"
 MAX_HEAD_DIM: Final = 256
+OWN_MASK: Final = "its attention has a mask or a bias of its own"
 #: What calls may say beside what is honoured, because it changes nothing here.
 _HARMLESS: Final = frozenset(
     {
@@ -59,6 +60,13 @@ class Asked:
 
     def to(self, *args: Any, **kwargs: Any) -> Asked:
         return self
+
+    def __getattr__(self, name: str) -> Any:
+        raise Refusal(OWN_MASK)
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise Refusal(OWN_MASK)
 
 
 @dataclass
@@ -209,7 +217,7 @@ def _check_others(module: nn.Module, mask: Any, window: int | None, others: Mapp
     if mask is None:
         return
     if not isinstance(mask, Asked):
-        raise Refusal("its attention has a mask or a bias of its own")
+        raise Refusal(OWN_MASK)
     far = 1 << 20
     near = [(3, 3, True), (3, 4, False), (5, 0, not window or window > 5)]
     ends = [(far, far - window + 1, True), (far, far - window, False)] if window else [(far, 0, True)]

@@ -93,7 +93,7 @@ class _Declarer:
         self.places: dict[str, Place] = {}
         self._seen: dict[int, str] = {}
         self._embedding, self._head = model.get_input_embeddings(), model.get_output_embeddings()
-        if self._embedding is None or self._head is None:
+        if self._embedding is None or self._head is None or model.base_model is model:
             raise Refusal("it has no embedding or no output matrix of the usual kind")
         if self._embedding.weight.shape[0] < self._head.weight.shape[0]:
             raise Refusal("its embedding has fewer tokens than its output matrix")

@@ -101,20 +101,35 @@ class BridgedModel(Transformer):
 
 
 class _Hidden(nn.Module):
-    """In the base model's place: says that its result is what it was given."""
+    """In the base model's place: its result is what it was given."""
 
     def __init__(self) -> None:
         super().__init__()
         self.hidden: Tensor | None = None
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        from transformers.modeling_outputs import MoeModelOutputWithPast
+    def forward(self, *args: Any, **kwargs: Any) -> _Output:
+        return _Output(self.hidden)
 
-        return MoeModelOutputWithPast(last_hidden_state=self.hidden)  # type: ignore[no-untyped-call]
+
+class _Output:
+    """A base model's, of which only the hidden states are there."""
+
+    def __init__(self, hidden: Tensor | None) -> None:
+        self.last_hidden_state = hidden
+
+    def __getitem__(self, index: Any) -> Any:
+        return (self.last_hidden_state,)[index]
+
+    def __getattr__(self, name: str) -> None:
+        return None
 
 
 def _without_base(tree: Any) -> Any:
     """The tree's way from hidden states to logits: scales and bounds are in its own code."""
-    head = copy.copy(tree)
-    head._modules = {**tree._modules, tree.base_model_prefix: _Hidden()}
+    head, hidden = copy.copy(tree), _Hidden()
+    head._modules = {**tree._modules, tree.base_model_prefix: hidden}
+    decoder = tree.get_decoder()
+    for name, module in tree.base_model.named_children():
+        if module is decoder:  # which some call past the base model
+            hidden.__dict__[name] = hidden
     return head

@@ -23,7 +23,7 @@ from octavo.base.errors import CheckpointError
 from octavo.models.bridge.attention import Call, Recording, Step, asked_masks, running
 from octavo.models.bridge.declare import BridgedDefinition, program_of
 from octavo.models.bridge.modules import VECTOR
-from octavo.models.bridge.refusal import Refusal
+from octavo.models.bridge.refusal import NO_INTERFACE, Refusal
 from octavo.models.decoder import grouped
 from octavo.ops.program import Attend, Linear, RopeWrite
 from octavo.ops.table import Ops
@@ -67,9 +67,11 @@ def proven(model: BridgedModel, tree: Any, definition: BridgedDefinition, ops: O
     except (Refusal, CheckpointError):
         raise
     except Exception as error:  # whatever modules do with modules that were replaced
+        if not tree._supports_attention_backend:
+            raise Refusal(NO_INTERFACE) from error
         raise Refusal(f"a first step fails: {type(error).__name__}: {str(error)[:300]}") from error
     if not recording.calls:
-        raise Refusal("its attention does not go through transformers' attention interface")
+        raise Refusal(NO_INTERFACE)
     definition = _with_calls(definition, recording.calls)
     if not _holds_rows(ops):
         return definition

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from octavo.base.errors import CheckpointError
+
+
+NO_INTERFACE: Final = "its attention does not go through transformers' attention interface"
 
 
 class Refusal(Exception):

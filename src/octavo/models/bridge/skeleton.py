@@ -16,7 +16,7 @@ from torch import nn
 
 from octavo.base.errors import CheckpointError
 from octavo.models.bridge.attention import NAME, register
-from octavo.models.bridge.refusal import refused
+from octavo.models.bridge.refusal import NO_INTERFACE, refused
 
 #: Rotations that follow the longest sequence of a step: a reply would depend on the others.
 _MOVING_ROPES: Final = ("dynamic", "longrope")
@@ -69,6 +69,8 @@ def skeleton(values: dict[str, Any], source: str, dtype: torch.dtype, *, trust_r
                     config, dtype=dtype, attn_implementation=NAME, experts_implementation=NAME
                 )
         except (ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+            if not model_class._supports_attention_backend:
+                raise refused(source, name, NO_INTERFACE) from error
             raise refused(source, name, f"transformers does not build it: {_first_line(error)}") from error
         model.tie_weights()
         return model.eval().requires_grad_(False)
