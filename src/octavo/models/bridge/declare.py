@@ -18,6 +18,8 @@ from octavo.ops.program import Buffer, Linear, Program, Weight
 
 #: Of modules with experts (transformers' `use_experts_implementation`): which of their tensors are matrices.
 EXPERT_MATRICES: Final = ("gate_up_proj", "up_proj", "down_proj")
+#: Linear layers of one module that are given one input, by their names: they are packed as one, and x is read once.
+_SIBLINGS: Final = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3"), ("query", "key", "value"))
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,15 @@ class Place:
     transposed: bool = False  # it stands as [in, out]
 
 
+@dataclass(frozen=True)
+class Share:
+    """A linear layer's columns of what its siblings and it are packed as."""
+
+    weight: str
+    first: int
+    end: int
+
+
 @dataclass(frozen=True, eq=False)
 class BridgedDefinition(Definition):
     """A model whose modules are transformers'. Its program lists what the table computes in them, for those who count;
@@ -36,6 +47,7 @@ class BridgedDefinition(Definition):
 
     skeleton: Skeleton
     places: Mapping[str, Place]  # by the declared name
+    shares: Mapping[str, Share]  # by the path of the linear layer
     tied: str | None  # the output matrix's name in the tree, where it is the embedding's
     calls: tuple[Call, ...] = ()  # the attentions, once they are known
     row_wise: frozenset[str] = field(default=frozenset())  # modules that are run row by row, once they are known
@@ -59,7 +71,7 @@ def declared(skeleton: Skeleton, max_positions: int) -> BridgedDefinition:
     )
     linears = [param.weight for param in declare.params if param.packing == "linear" and param.weight != output]
     return BridgedDefinition(
-        spec, program_of(linears), tuple(declare.params), {}, output, (), skeleton, declare.places, declare.tied
+        spec, program_of(linears), tuple(declare.params), {}, output, (), skeleton, declare.places, declare.shares, declare.tied
     )
 
 
@@ -91,6 +103,7 @@ class _Declarer:
     def __init__(self, model: Any) -> None:
         self.params: list[Param] = []
         self.places: dict[str, Place] = {}
+        self.shares: dict[str, Share] = {}
         self._seen: dict[int, str] = {}
         self._embedding, self._head = model.get_input_embeddings(), model.get_output_embeddings()
         if self._embedding is None or self._head is None or model.base_model is model:
@@ -115,6 +128,7 @@ class _Declarer:
             if "bias" in own:
                 self._vector(f"{prefix}bias", own["bias"])
             return
+        self._siblings(path, module)
         for name, tensor in own.items():
             if id(tensor) in self._seen:
                 raise Refusal(f"{prefix}{name} and {self._seen[id(tensor)]} are one tensor")
@@ -123,10 +137,34 @@ class _Declarer:
             self._experts(path, module, own)
         elif module is self._embedding or isinstance(module, nn.Embedding):
             self._embeddings(path, module, own.pop("weight"))
+        elif path in self.shares:
+            return
         elif isinstance(module, nn.Linear) or is_conv1d(module):
             self._linear(path, module, own.pop("weight"), own.pop("bias", None))
         for name, tensor in own.items():
             self._vector(f"{prefix}{name}", tensor, is_norm="Norm" in type(module).__name__ and name == "weight")
+
+    def _siblings(self, path: str, module: nn.Module) -> None:
+        """Declare those of its linear layers that are packed as one."""
+        for names in _SIBLINGS:
+            children = [getattr(module, name, None) for name in names]
+            if any(type(child) is not nn.Linear or child is self._head for child in children):
+                continue
+            linears = {f"{path}.{name}": child for name, child in zip(names, children, strict=True)}
+            if len({child.in_features for child in linears.values()}) > 1:
+                continue
+            name, first = f"{path}.{'+'.join(names)}", 0
+            parts, biases = [], []
+            for own, child in linears.items():
+                shape = tuple(child.weight.shape)
+                parts.append(self._tensor(f"{own}.weight", shape, "matrix", Place(f"{own}.weight")))
+                bias = child.bias
+                place = Place(f"{own}.bias")
+                biases.append(None if bias is None else self._tensor(f"{own}.bias", shape[:1], "bias", place))
+                self.shares[own] = Share(name, first, first + shape[0])
+                first += shape[0]
+            weight = Weight(name, (first, parts[0].shape[1]))
+            self.params.append(Param(weight=weight, parts=tuple(parts), biases=tuple(biases), packing="linear"))
 
     def _linear(self, path: str, module: nn.Module, weight: Any, bias: Any) -> None:
         transposed = is_conv1d(module)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from octavo.models.bridge.declare import (
     EXPERT_MATRICES,
     BridgedDefinition,
+    Share,
     expert_weight,
     has_experts,
     is_conv1d,
@@ -29,6 +30,7 @@ def attach(model: Any, definition: BridgedDefinition, ops: Ops, weights: Mapping
     for param in definition.params:
         if param.packing == "vector":
             _set_tensor(model, param.weight.name, weights[param.weight.name])
+    siblings: dict[str, _Siblings] = {}
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     for path, module in model.named_modules():
         for name in module._non_persistent_buffers_set:
@@ -43,6 +45,11 @@ def attach(model: Any, definition: BridgedDefinition, ops: Ops, weights: Mapping
             module.octavo_experts = _experts(path, ops, weights)
         elif isinstance(module, nn.Embedding):
             _replace(module, _embedding(ops, weights[EMBEDDING if module is embedding else path], module), nn.Embedding)
+        elif path in definition.shares:
+            share = definition.shares[path]
+            if share.weight not in siblings:
+                siblings[share.weight] = _Siblings(_linear(ops, weights[share.weight], ops.activation_dtype))
+            module.forward = siblings[share.weight].forward(share)
         elif isinstance(module, nn.Linear) or is_conv1d(module):
             _replace(module, _linear(ops, weights[path], ops.activation_dtype), nn.Linear)
         elif type(module) is nn.LayerNorm and len(module.normalized_shape) == 1:
@@ -154,6 +161,33 @@ def _linear(ops: Ops, packed: Any, dtype: torch.dtype) -> Forward:
         return out.view(*x.shape[:-1], columns)
 
     return forward
+
+
+class _Siblings:
+    """Linear layers that are packed as one: the first that is called computes all of them, the others take their
+    columns if they are given the same tensor."""
+
+    def __init__(self, whole: Forward) -> None:
+        self._whole = whole
+        self._starts: set[int] = set()
+        self._x: Tensor | None = None
+        self._result: Any = None
+        self._left: set[int] = set()  # of the result: where the columns begin that nobody has taken
+
+    def forward(self, share: Share) -> Forward:
+        first, end = share.first, share.end
+        self._starts.add(first)
+
+        def forward(x: Tensor) -> Tensor:
+            if x is not self._x or first not in self._left:
+                self._x, self._result, self._left = x, self._whole(x), set(self._starts)
+            self._left.discard(first)
+            columns: Tensor = self._result[..., first:end]
+            if not self._left:
+                self._x = self._result = None
+            return columns
+
+        return forward
 
 
 def _with_bias(forward: Forward, bias: Tensor) -> Forward:
