@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from octavo.models.bridge.attention import Step, running
 from octavo.models.bridge.declare import BridgedDefinition
-from octavo.models.bridge.modules import attach, by_row
+from octavo.models.bridge.modules import attach, by_row, take_shortcuts
 from octavo.models.bridge.proof import proven
 from octavo.models.bridge.refusal import Refusal, refused
 from octavo.models.transformer import Transformer
@@ -43,6 +43,7 @@ class BridgedModel(Transformer):
                 raise refused(definition.skeleton.source, type(self._tree).__name__, error) from None
         else:
             self.run_by_row(definition.row_wise)
+        take_shortcuts(self._tree)
         self.definition, self.spec = definition, definition.spec
 
     @property

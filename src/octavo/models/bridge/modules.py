@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +17,14 @@ from octavo.models.bridge.declare import (
     is_conv1d,
 )
 from octavo.models.decoder import EMBEDDING, LM_HEAD
+from octavo.ops.program import Activation
 from octavo.ops.table import Ops
 
 Forward = Callable[..., Any]
 #: Values of which torch computes a whole number at a time with every instruction set: what is left of a row is computed
 #: by other code, which rounds otherwise.
 VECTOR = 32
+_ACTIVATIONS: Final[tuple[Activation, ...]] = ("silu", "gelu_tanh", "gelu", "relu")
 
 
 def attach(model: Any, definition: BridgedDefinition, ops: Ops, weights: Mapping[str, Any]) -> None:
@@ -56,6 +58,33 @@ def attach(model: Any, definition: BridgedDefinition, ops: Ops, weights: Mapping
             module.forward = _layer_norm(ops, module)
         elif _may_be_rms_norm(module):
             _put_rms_norm(ops, module)
+    for path, module in model.named_modules():
+        if (share := definition.shares.get(f"{path}.gate_proj")) is not None:
+            _put_gated_mlp(ops, module, weights[share.weight], weights.get(f"{path}.down_proj"))
+
+
+def take_shortcuts(model: nn.Module) -> None:
+    """Let modules call what stands in their children's places without what `nn.Module` does around a call, which on a
+    CPU takes as long as a small matrix. Hooks on those children are not called from then on."""
+    for module in model.modules():
+        for name, child in module._modules.items():
+            if child is not None and "forward" in child.__dict__:
+                module.__dict__[name] = _Shortcut(child)
+
+
+class _Shortcut:
+    """A module that is called directly; anything else of it is the module's."""
+
+    __slots__ = ("_forward", "_module")
+
+    def __init__(self, module: Any) -> None:
+        self._module, self._forward = module, module.forward
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._forward(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
 
 
 def packed_experts(module: Any, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
@@ -252,18 +281,67 @@ def _put_rms_norm(ops: Ops, module: Any) -> None:
     """The table's norm in the place of one that computes the same, which is tried out: with its weight or with 1 + its
     weight. Any other stays as it is."""
     eps, weight = _eps(module), module.weight.detach().float()
-    generator = torch.Generator().manual_seed(7)
-    x = torch.randn(3, len(weight), generator=generator).to(ops.activation_dtype).to(ops.torch_device)
-    tolerance = 1e-5 if x.dtype is torch.float32 else 0.02
+    x = _noise(ops, 3, len(weight))
     try:
-        expected = module(x).float()
+        expected = module(x)
     except (RuntimeError, TypeError):
         return
     for tried in (weight, weight + 1.0):
         forward = _normed(ops, lambda out, rows, tried=tried: ops.rms_norm(out, rows, tried, eps))  # type: ignore[misc]
-        if torch.allclose(forward(x).float(), expected, rtol=tolerance, atol=tolerance):
+        if _close(forward(x), expected):
             module.forward = forward
             return
+
+
+def _put_gated_mlp(ops: Ops, module: Any, gate_up: Any, down: Any) -> None:
+    """down(act(gate) * up) in three operations, in the place of one that computes the same, which is tried out."""
+    kind = _activation(ops, getattr(module, "act_fn", None))
+    if kind is None or down is None:
+        return
+    first, last = _linear(ops, gate_up, ops.activation_dtype), _linear(ops, down, ops.activation_dtype)
+    width = gate_up.N // 2
+
+    def forward(x: Tensor) -> Tensor:
+        both = first(x).view(-1, 2 * width)
+        inner = torch.empty(len(both), width, dtype=both.dtype, device=both.device)
+        ops.act_mul(inner, both, kind)
+        return last(inner).view(x.shape)
+
+    x = _noise(ops, 3, gate_up.K)
+    try:
+        expected = module(x)
+    except (RuntimeError, TypeError):
+        return
+    if expected.shape == x.shape and _close(forward(x), expected):
+        module.forward = forward
+
+
+def _activation(ops: Ops, function: Any) -> Activation | None:
+    """What the table calls a function of one value, which is tried out."""
+    if not callable(function):
+        return None
+    x = _noise(ops, 3, 2 * VECTOR) * 3
+    try:
+        expected = function(x)
+    except (RuntimeError, TypeError):
+        return None
+    for kind in _ACTIVATIONS:
+        out = torch.empty_like(x)
+        ops.act(out, x, kind)
+        if _close(out, expected):
+            return kind
+    return None
+
+
+def _noise(ops: Ops, rows: int, width: int) -> Tensor:
+    values = torch.randn(rows, width, generator=torch.Generator().manual_seed(7))
+    return values.to(ops.activation_dtype).to(ops.torch_device)
+
+
+def _close(found: Tensor, expected: Tensor) -> bool:
+    tolerance = 1e-5 if found.dtype is torch.float32 else 0.02
+    scale = float(expected.abs().max())
+    return torch.allclose(found.float(), expected.float(), rtol=tolerance, atol=tolerance * max(scale, 1e-30))
 
 
 def _set_tensor(model: nn.Module, name: str, value: Tensor) -> None:
