@@ -6,6 +6,7 @@
 # make sanitize   the kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer (some minutes)
 # make ui      the page that octavo serves at /, from ui/ (needs Node.js and npm; the built page is in the repository)
 # make ui-test   the page in a real Chromium (Debian: apt-get install chromium; or CHROMIUM=path)
+# make wheel   a source distribution and a wheel in dist/ (BASE_PYTHON=python3.12; ARGS=aarch64)
 # make build   a virtual environment in .venv with octavo installed for editing; quick when nothing changed
 VENV ?= .venv
 BASE_PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(shell command -v $(p) 2>/dev/null)))
@@ -15,7 +16,7 @@ NATIVE := CMakeLists.txt $(shell find csrc -type f)
 PORT ?= 8000
 ARGS ?=
 
-.PHONY: build serve test check bench tables sanitize ui ui-test clean
+.PHONY: build serve test check bench tables sanitize ui ui-test wheel clean
 
 build: $(VENV)/.octavo-built
 
@@ -72,6 +73,9 @@ ui: ui/node_modules
 ui-test: build ui/node_modules
 	$(PIP) playwright
 	$(PYTHON) -m pytest tests/ui $(ARGS)
+
+wheel:
+	PYTHON=$(BASE_PYTHON) deploy/wheels/build.sh $(ARGS)
 
 ui/node_modules: ui/package-lock.json
 	cd ui && npm ci --no-fund --no-audit

@@ -56,6 +56,16 @@ void bind_linear(nb::module_& m) {
             },
             nb::arg("weights"), nb::arg("N"), nb::arg("kind"), nb::arg("bias"), Unlocked())
         .def(
+            "add_table",
+            [](PackedLinear& self, Address codes, int64_t N, int64_t group, Address scales, Address table, Address bias) {
+                self.add_table(at<const uint8_t>(codes), N, group, at<const float>(scales), at<const float>(table),
+                               at<const float>(bias));
+            },
+            nb::arg("codes"), nb::arg("N"), nb::arg("group"), nb::arg("scales"), nb::arg("table"), nb::arg("bias"), Unlocked())
+        .def(
+            "set_order", [](PackedLinear& self, Address order) { self.set_order(at<const int64_t>(order)); },
+            nb::arg("order"))
+        .def(
             "linear",
             [](const PackedLinear& self, Address out, int64_t ldo, Address x, int64_t ldx, int64_t M) {
                 self.linear(at<float>(out), ldo, at<const float>(x), ldx, M);

@@ -1,4 +1,5 @@
 #include "address.h"
+#include "bind_routing.h"
 #include "program.h"
 #include "runtime.h"
 
@@ -69,6 +70,15 @@ void bind_program(nb::module_& m) {
             nb::kw_only(), nb::arg("out"), nb::arg("x"), nb::arg("weight"), nb::arg("bias"), nb::arg("width"), nb::arg("eps"),
             nb::arg("layer_norm"))
         .def(
+            "norm_parts",
+            [](Program& self, BufferId x, int64_t row_width, int64_t first, int64_t count, int64_t width, Address weight,
+               Address bias, bool has_own, float eps, bool layer_norm) {
+                self.add(NormPartsRecord{
+                    x, row_width, first, count, {at<float>(weight), at<float>(bias), width, eps, layer_norm}, has_own});
+            },
+            nb::kw_only(), nb::arg("x"), nb::arg("row_width"), nb::arg("first"), nb::arg("count"), nb::arg("width"),
+            nb::arg("weight"), nb::arg("bias"), nb::arg("has_own"), nb::arg("eps"), nb::arg("layer_norm"))
+        .def(
             "add",
             [](Program& self, BufferId residual, BufferId x, int64_t width) { self.add(AddRecord{residual, x, width}); },
             nb::kw_only(), nb::arg("residual"), nb::arg("x"), nb::arg("width"))
@@ -81,46 +91,60 @@ void bind_program(nb::module_& m) {
             nb::kw_only(), nb::arg("out"), nb::arg("residual"), nb::arg("x"), nb::arg("weight"), nb::arg("bias"),
             nb::arg("width"), nb::arg("eps"), nb::arg("layer_norm"))
         .def(
+            "clip", [](Program& self, BufferId x, int64_t width, float limit) { self.add(ClipRecord{x, width, limit}); },
+            nb::kw_only(), nb::arg("x"), nb::arg("width"), nb::arg("limit"))
+        .def(
             "rope_write",
             [](Program& self, BufferId qkv, const Heads& heads, int cache, int group, Address rotation, Address q_norm,
-               Address k_norm, float eps) {
+               Address k_norm, float eps, bool norms_rotated, Address q_scales) {
                 self.add(RopeWriteRecord{qkv, counts(heads), cache, group, at<float>(rotation), at<float>(q_norm),
-                                         at<float>(k_norm), eps});
+                                         at<float>(k_norm), eps, norms_rotated, at<float>(q_scales)});
             },
             nb::kw_only(), nb::arg("qkv"), nb::arg("heads"), nb::arg("cache"), nb::arg("group"), nb::arg("rotation"),
-            nb::arg("q_norm"), nb::arg("k_norm"), nb::arg("eps"))
+            nb::arg("q_norm"), nb::arg("k_norm"), nb::arg("eps"),
+            nb::arg("norms_rotated"), nb::arg("q_scales"))
         .def(
             "attend",
-            [](Program& self, BufferId out, BufferId qkv, const Heads& heads, int cache, int group, int window, float scale,
-               float softcap, Address slopes) {
-                self.add(AttendRecord{out, qkv, counts(heads), cache, group, window, scale, softcap, at<float>(slopes)});
+            [](Program& self, BufferId out, BufferId qkv, const Heads& heads, int cache, int group, int window, bool chunked, float scale,
+               float softcap, Address slopes, Address sinks) {
+                self.add(AttendRecord{out, qkv, counts(heads), cache, group, window, chunked, scale, softcap, at<float>(slopes),
+                                      at<float>(sinks)});
             },
             nb::kw_only(), nb::arg("out"), nb::arg("qkv"), nb::arg("heads"), nb::arg("cache"), nb::arg("group"),
-            nb::arg("window"), nb::arg("scale"), nb::arg("softcap"), nb::arg("slopes"))
+            nb::arg("window"), nb::arg("chunked"), nb::arg("scale"), nb::arg("softcap"), nb::arg("slopes"), nb::arg("sinks"))
         .def(
             "act",
-            [](Program& self, BufferId out, BufferId x, int64_t width, int kind, bool gated) {
-                self.add(ActRecord{out, x, width, Activation(kind), gated});
+            [](Program& self, BufferId out, BufferId x, int64_t width, int kind, bool gated, Address parameters) {
+                self.add(ActRecord{out, x, width, Activation(kind), gated, at<float>(parameters)});
             },
-            nb::kw_only(), nb::arg("out"), nb::arg("x"), nb::arg("width"), nb::arg("kind"), nb::arg("gated"))
+            nb::kw_only(), nb::arg("out"), nb::arg("x"), nb::arg("width"), nb::arg("kind"), nb::arg("gated"),
+            nb::arg("parameters"))
         .def(
             "route",
-            [](Program& self, BufferId ids, BufferId weights, BufferId scores, int num_experts, int top_k, bool renormalize) {
-                self.add(RouteRecord{ids, weights, scores, num_experts, top_k, renormalize});
+            [](Program& self, BufferId ids, BufferId weights, BufferId scores, int num_experts, int top_k,
+               const RoutingTuple& routing, Address bias) {
+                self.add(RouteRecord{ids, weights, scores, num_experts, top_k, routing_of(routing), at<float>(bias)});
             },
             nb::kw_only(), nb::arg("ids"), nb::arg("weights"), nb::arg("scores"), nb::arg("num_experts"), nb::arg("top_k"),
-            nb::arg("renormalize"))
+            nb::arg("routing"), nb::arg("bias"))
         .def(
             "experts",
             [](Program& self, std::vector<const PackedLinear*> gate_up_weights, std::vector<const PackedLinear*> down_weights,
                BufferId out, BufferId x, BufferId ids, BufferId weights, BufferId places, BufferId grouped, BufferId gate_up,
-               BufferId act, int top_k, int64_t width, int64_t inner, int kind) {
+               BufferId act, int top_k, int64_t width, int64_t inner, int kind, bool gated, bool scales_input) {
                 self.add(ExpertsRecord{out, x, ids, weights, places, grouped, gate_up, act, std::move(gate_up_weights),
-                                       std::move(down_weights), top_k, width, inner, Activation(kind)});
+                                       std::move(down_weights), top_k, width, inner, Activation(kind), gated, scales_input});
             },
             nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>(), nb::arg("gate_up_weights"), nb::arg("down_weights"), nb::kw_only(),
             nb::arg("out"), nb::arg("x"), nb::arg("ids"), nb::arg("weights"), nb::arg("places"), nb::arg("grouped"),
-            nb::arg("gate_up"), nb::arg("act"), nb::arg("top_k"), nb::arg("width"), nb::arg("inner"), nb::arg("kind"))
+            nb::arg("gate_up"), nb::arg("act"), nb::arg("top_k"), nb::arg("width"), nb::arg("inner"), nb::arg("kind"),
+            nb::arg("gated"), nb::arg("scales_input"))
+        .def(
+            "add_gated",
+            [](Program& self, BufferId residual, BufferId x, BufferId gates, int64_t width) {
+                self.add(AddGatedRecord{residual, x, gates, width});
+            },
+            nb::kw_only(), nb::arg("residual"), nb::arg("x"), nb::arg("gates"), nb::arg("width"))
         .def(
             "keep_rows",
             [](Program& self, std::vector<BufferId> rows, std::vector<int64_t> widths) {

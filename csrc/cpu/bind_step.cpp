@@ -1,5 +1,6 @@
 // Bindings of everything in a step but the linear layers.
 #include "address.h"
+#include "bind_routing.h"
 #include "kernels/activation.h"
 #include "kernels/attention.h"
 #include "kernels/experts.h"
@@ -46,10 +47,12 @@ void add_layer_norm(Address out, Address residual, Address x, Address weight, Ad
                         eps);
 }
 
-void route(Address ids, Address weights, Address scores, int64_t rows, int num_experts, int top_k, bool renormalize) {
+void route(Address ids, Address weights, Address scores, Address bias, int64_t rows, int num_experts, int top_k,
+           const RoutingTuple& routing) {
     nb::gil_scoped_release release;
     OCTAVO_KERNELS(experts_kernels)
-        .route({at<int32_t>(ids), at<float>(weights), at<float>(scores), rows, num_experts, top_k, renormalize});
+        .route({at<int32_t>(ids), at<float>(weights), at<float>(scores), at<float>(bias), rows, num_experts, top_k,
+                routing_of(routing)});
 }
 
 void add(Address residual, Address x, int64_t count) {
@@ -57,35 +60,55 @@ void add(Address residual, Address x, int64_t count) {
     OCTAVO_KERNELS(norm_kernels).add(at<float>(residual), at<float>(x), count);
 }
 
+void add_gated(Address residual, Address x, Address gates, int64_t rows, int64_t width) {
+    nb::gil_scoped_release release;
+    OCTAVO_KERNELS(experts_kernels).add_gated(at<float>(residual), at<float>(x), at<float>(gates), rows, width);
+}
+
+void clip(Address x, int64_t count, float limit) {
+    nb::gil_scoped_release release;
+    OCTAVO_KERNELS(norm_kernels).clip(at<float>(x), count, limit);
+}
+
 void act_mul(Address out, Address gate_up, int64_t rows, int64_t width, int kind) {
     nb::gil_scoped_release release;
     OCTAVO_KERNELS(activation_kernels).act_mul(at<float>(out), at<float>(gate_up), rows, width, Activation(kind));
 }
 
-void act(Address out, Address x, int64_t rows, int64_t width, int kind) {
+void act(Address out, Address x, int64_t rows, int64_t width, int kind, Address parameters) {
     nb::gil_scoped_release release;
-    OCTAVO_KERNELS(activation_kernels).act(at<float>(out), at<float>(x), rows, width, Activation(kind));
+    OCTAVO_KERNELS(activation_kernels)
+        .act(at<float>(out), at<float>(x), rows, width, Activation(kind), at<float>(parameters));
+}
+
+void norm_parts(Address x, int64_t rows, int64_t row_width, int64_t first, int64_t count, int64_t width, Address weight,
+                Address bias, bool has_own, float eps, bool layer_norm) {
+    nb::gil_scoped_release release;
+    OCTAVO_KERNELS(norm_kernels)
+        .norm_parts({at<float>(x), rows, row_width, first, count, width, at<float>(weight), at<float>(bias), has_own, eps,
+                     layer_norm});
 }
 
 void rope_kv_write(Address qkv, Address positions, Address cos_sin, Address q_norm, Address k_norm, float eps,
                    Address k_cache, Address v_cache, int cache_type, int block_size, Address slots, int64_t rows,
-                   int num_heads, int num_kv_heads, int head_dim) {
+                   int num_heads, int num_kv_heads, int head_dim, bool norms_rotated, Address q_scales) {
     nb::gil_scoped_release release;
     OCTAVO_KERNELS(rope_kernels)
         .rope_kv_write({at<float>(qkv), at<int32_t>(positions), at<float>(cos_sin), at<float>(q_norm), at<float>(k_norm),
                         eps, at<void>(k_cache), at<void>(v_cache), CacheType(cache_type), block_size, at<int64_t>(slots),
-                        rows, num_heads, num_kv_heads, head_dim});
+                        rows, num_heads, num_kv_heads, head_dim, norms_rotated, at<float>(q_scales)});
 }
 
 void attention(Address out, Address qkv, Address k_cache, Address v_cache, int cache_type, int block_size,
                Address block_tables, int64_t block_table_stride, Address seq_lens, Address query_start_loc, int num_seqs,
-               int num_heads, int num_kv_heads, int head_dim, float scale, int window, float softcap,
-               Address slopes) {
+               int num_heads, int num_kv_heads, int head_dim, float scale, int window, bool chunked, float softcap,
+               Address slopes, Address sinks) {
     nb::gil_scoped_release release;
     OCTAVO_KERNELS(attention_kernels)
         .attention({at<float>(out), at<float>(qkv), at<void>(k_cache), at<void>(v_cache), CacheType(cache_type), block_size,
                     at<int32_t>(block_tables), block_table_stride, at<int32_t>(seq_lens), at<int32_t>(query_start_loc),
-                    num_seqs, num_heads, num_kv_heads, head_dim, scale, window, softcap, at<float>(slopes)});
+                    num_seqs, num_heads, num_kv_heads, head_dim, scale, window, chunked, softcap, at<float>(slopes),
+                    at<float>(sinks)});
 }
 
 void forbid(Address logits, int64_t vocab, Address rows, Address masks, int64_t num_masks, int64_t num_words) {
@@ -140,9 +163,12 @@ void bind_step(nb::module_& m) {
     m.def("layer_norm", &layer_norm);
     m.def("add_layer_norm", &add_layer_norm);
     m.def("add", &add);
+    m.def("clip", &clip);
     m.def("act_mul", &act_mul);
     m.def("act", &act);
+    m.def("norm_parts", &norm_parts);
     m.def("route", &route);
+    m.def("add_gated", &add_gated);
     m.def("rope_kv_write", &rope_kv_write);
     m.def("attention", &attention);
     m.def("forbid", &forbid);

@@ -45,9 +45,19 @@ void spread_bits(uint8_t* out, const uint8_t* src, const Fields& f, bool first) 
     }
 }
 
+// The halves of a byte as two values, the lower first.
+void spread_nibbles(uint8_t* out, const uint8_t* src, const Fields& f, bool first) {
+    for (int64_t i = 0; i < f.bytes; i += 4, out += 8) {
+        uint64_t word = 0;
+        for (int64_t j = 0; j < 4; ++j) word |= (uint64_t(src[i + j] & 15) | uint64_t(src[i + j] >> 4) << 8) << 16 * j;
+        put(out, word << f.shift, first);
+    }
+}
+
 bool fits(const Fields& f, int64_t block_values, int64_t block_bytes) {
     const bool by_bits = f.width == 1 && f.bits == 1, by_runs = f.width > 0 && f.width % 8 == 0 && f.bytes % f.width == 0;
-    return (f.bits == 1 || f.bits == 2 || f.bits == 4 || f.bits == 8) && (by_bits || by_runs) && f.shift >= 0 &&
+    const bool by_nibbles = f.width == 1 && f.bits == 4 && f.bytes % 4 == 0;
+    return (f.bits == 1 || f.bits == 2 || f.bits == 4 || f.bits == 8) && (by_bits || by_nibbles || by_runs) && f.shift >= 0 &&
            f.shift + f.bits <= 8 && f.bytes > 0 && f.bytes * 8 == block_values * f.bits && f.offset >= 0 &&
            f.offset + f.bytes <= block_bytes;
 }
@@ -73,7 +83,7 @@ void BlockFormat::unpack_row(uint8_t* values, const uint8_t* row, int64_t K) con
     for (int64_t k = 0; k < K; k += block_values_, row += block_bytes_) {
         uint8_t* const out = values + k;
         for (const Fields& f : fields_)
-            (f.width == 1 ? spread_bits : spread)(out, row + f.offset, f, &f == &fields_.front());
+            (f.width > 1 ? spread : f.bits == 1 ? spread_bits : spread_nibbles)(out, row + f.offset, f, &f == &fields_.front());
         if (!table_.empty())
             for (int64_t i = 0; i < block_values_; ++i) out[i] = table_[out[i] & 15];
         if (flip_)

@@ -211,7 +211,8 @@ void PackedLinear::add_int(const Values& values, int64_t N, int bits, int64_t gr
 }
 
 void PackedLinear::add_float(const void* weights, int64_t N, WeightKind kind, const float* bias) {
-    if (N < 1 || kind == WeightKind::integer) throw std::invalid_argument("this shape or type has no float layout");
+    if (N < 1 || (kind != WeightKind::bf16 && kind != WeightKind::f16 && kind != WeightKind::f32))
+        throw std::invalid_argument("this shape or type has no float layout");
     PackedMatrix w;
     w.N = N;
     w.kind = kind;
@@ -239,22 +240,91 @@ void PackedLinear::add_float(const void* weights, int64_t N, WeightKind kind, co
     });
 }
 
-PackedLinear::Activations PackedLinear::prepare(const LinearKernels& kernels, const float* x, int64_t ldx, int64_t M) const {
-    Activations a{x, ldx, {}, {}};
+void PackedLinear::add_table(const uint8_t* codes, int64_t N, int64_t group, const float* scales, const float* table,
+                             const float* bias) {
+    if (N < 1 || group < 2 || group % 2 || K_ % group)
+        throw std::invalid_argument("this shape or group size has no table layout");
+    PackedMatrix w;
+    w.N = N;
+    w.kind = table ? WeightKind::table : WeightKind::e4m3;
+    if (table) std::copy_n(table, kTableValues, w.table);
+    w.group = group;
+    w.header = kTile * 4;
+    w.unit_bytes = w.header + kTile * group / (table ? 2 : 1);
+    w.tile_bytes = w.unit_bytes * (K_ / group);
+    append(w, bias);
+    const Part& part = parts_.back();
+    const int64_t groups = K_ / group;
+    parallel_for(part.w.tiles, [&](int64_t t, int) {
+        const int64_t columns = std::min<int64_t>(kTile, N - t * kTile);
+        for (int64_t c = 0; c < columns; ++c) {
+            const int64_t n = t * kTile + c;
+            uint8_t* unit = part.data->data() + t * w.tile_bytes;
+            for (int64_t g = 0; g < groups; ++g, unit += w.unit_bytes) {
+                const float scale = scales[n * groups + g] * (table ? 1.0f : kE4m3Factor);
+                std::memcpy(unit + 4 * c, &scale, 4);
+                uint8_t* p = unit + w.header + c;
+                const uint8_t* v = codes + n * K_ + g * group;
+                if (table)
+                    for (int64_t k = 0; k < group; k += 2) p[k / 2 * kTile] = uint8_t(v[k] | v[k + 1] << 4);
+                else
+                    for (int64_t k = 0; k < group; ++k) p[k * kTile] = v[k];
+            }
+        }
+    });
+}
+
+void PackedLinear::set_order(const int64_t* order) {
+    std::vector<bool> seen(static_cast<size_t>(K_));
+    for (int64_t j = 0; j < K_; ++j) {
+        if (order[j] < 0 || order[j] >= K_ || seen[size_t(order[j])]) throw std::invalid_argument("the order is no permutation");
+        seen[size_t(order[j])] = true;
+    }
+    order_.assign(order, order + K_);
+}
+
+bool PackedLinear::is_prepared(const LinearKernels& kernels) const {
+    return has_int_ || (has_bf16_ && kernels.round_bf16) || !order_.empty();
+}
+
+size_t PackedLinear::lay_out(const LinearKernels& kernels, Activations& a, int8_t* memory, int64_t M) const {
+    if (!is_prepared(kernels)) return 0;
     const bool bf16 = has_bf16_ && kernels.round_bf16;
-    if (!has_int_ && !bf16) return a;
     const size_t int_bytes = has_int_ ? (quantized_rows(a.quantized, nullptr, M, K_, kernels.block) + 63) / 64 * 64 : 0;
     a.bf16.rows = M;
     a.bf16.ld = ceil_div(K_, 2) * 2;
-    auto* p = static_cast<int8_t*>(shared_scratch(int_bytes + (bf16 ? size_t(M * a.bf16.ld) * 2 : 0)));
-    if (has_int_) quantized_rows(a.quantized, p, M, K_, kernels.block);
-    if (bf16) a.bf16.x = reinterpret_cast<uint16_t*>(p + int_bytes);
+    const size_t bf16_bytes = bf16 ? (size_t(M * a.bf16.ld) * 2 + 63) / 64 * 64 : 0;
+    if (memory) {
+        if (has_int_) quantized_rows(a.quantized, memory, M, K_, kernels.block);
+        if (bf16) a.bf16.x = reinterpret_cast<uint16_t*>(memory + int_bytes);
+        if (!order_.empty()) {
+            a.given = a.x;
+            a.ld_given = a.ldx;
+            a.x = reinterpret_cast<float*>(memory + int_bytes + bf16_bytes);
+            a.ldx = K_;
+        }
+    }
+    return int_bytes + bf16_bytes + (order_.empty() ? 0 : (size_t(M * K_) * 4 + 63) / 64 * 64);
+}
+
+void PackedLinear::fill(const LinearKernels& kernels, const Activations& a, int64_t from, int64_t to) const {
+    if (!order_.empty()) {
+        auto* ordered = const_cast<float*>(a.x);
+        for (int64_t m = from * kernels.block; m < std::min(a.bf16.rows, to * kernels.block); ++m)
+            for (int64_t j = 0; j < K_; ++j) ordered[m * K_ + j] = a.given[m * a.ld_given + order_[size_t(j)]];
+    }
+    if (has_int_) kernels.quantize(a.x, a.ldx, K_, from, to, a.quantized);
+    if (a.bf16.x) kernels.round_bf16(a.x, a.ldx, K_, from, to, a.bf16);
+}
+
+PackedLinear::Activations PackedLinear::prepare(const LinearKernels& kernels, const float* x, int64_t ldx, int64_t M) const {
+    Activations a{x, ldx, {}, {}};
+    if (!is_prepared(kernels)) return a;
+    lay_out(kernels, a, static_cast<int8_t*>(shared_scratch(lay_out(kernels, a, nullptr, M))), M);
     const int64_t blocks = ceil_div(M, kernels.block);
     const int64_t run = std::max<int64_t>(1, std::min(16384 / (K_ * kernels.block), blocks / num_threads()));
     parallel_for(ceil_div(blocks, run), [&](int64_t i, int) {
-        const int64_t from = i * run, to = std::min(blocks, from + run);
-        if (has_int_) kernels.quantize(x, ldx, K_, from, to, a.quantized);
-        if (bf16) kernels.round_bf16(x, ldx, K_, from, to, a.bf16);
+        fill(kernels, a, i * run, std::min(blocks, (i + 1) * run));
     });
     return a;
 }
@@ -276,24 +346,76 @@ void PackedLinear::run_tiles(const LinearKernels& kernels, const Activations& a,
     }
 }
 
+PackedLinear::Cut PackedLinear::cut(const Activations& a, int64_t M, int64_t most) const {
+    // Where the cuts fall has no part in the result.
+    const int64_t row_bytes = has_int_ ? a.quantized.ldq : K_ * (a.bf16.x ? 2 : 4);
+    const int64_t row_block = std::min(M, std::max<int64_t>(2 * kRowStep, kRowBlockBytes / row_bytes / kRowStep * kRowStep));
+    const int64_t row_blocks = ceil_div(M, row_block);
+    const int64_t work = nbytes_ * ceil_div(M, 4);
+    const int64_t wanted = num_threads() == 1 ? 1 : std::clamp<int64_t>(work / kTaskBytes, 1, most);
+    const int64_t run = std::max<int64_t>(1, tiles_ / ceil_div(wanted, row_blocks));
+    return {row_block, row_blocks, run, ceil_div(tiles_, run)};
+}
+
+void PackedLinear::run_task(const LinearKernels& kernels, const Activations& a, const Cut& cut, int64_t task, int64_t M,
+                            float* out, int64_t ldo) const {
+    const int64_t row0 = task / cut.runs * cut.row_block, tile0 = task % cut.runs * cut.run;
+    run_tiles(kernels, a, row0, std::min(M, row0 + cut.row_block), tile0, std::min(tiles_, tile0 + cut.run), out, ldo);
+}
+
 void PackedLinear::linear(float* out, int64_t ldo, const float* x, int64_t ldx, int64_t M) const {
     if (M < 1 || tiles_ < 1) return;
     const KernelLock lock;
     const LinearKernels& kernels = OCTAVO_KERNELS(linear_kernels);
     const Activations a = prepare(kernels, x, ldx, M);
-    // Tasks are blocks of rows by runs of tiles. Where the cuts fall has no part in the result.
-    const int64_t row_bytes = has_int_ ? a.quantized.ldq : K_ * (a.bf16.x ? 2 : 4);
-    const int64_t row_block = std::min(M, std::max<int64_t>(2 * kRowStep, kRowBlockBytes / row_bytes / kRowStep * kRowStep));
-    const int64_t row_blocks = ceil_div(M, row_block);
-    const int64_t work = nbytes_ * ceil_div(M, 4), threads = num_threads();
     // With many rows a task lasts long, and an uneven end costs more than handing out twice as many.
-    const int64_t per_thread = M > kRowStep ? 2 * kTasksPerThread : kTasksPerThread;
-    const int64_t wanted = threads == 1 ? 1 : std::clamp<int64_t>(work / kTaskBytes, 1, per_thread * threads);
-    const int64_t run = std::max<int64_t>(1, tiles_ / ceil_div(wanted, row_blocks));
-    const int64_t runs = ceil_div(tiles_, run);
-    parallel_for(runs * row_blocks, [&](int64_t task, int) {
-        const int64_t row0 = task / runs * row_block, tile0 = task % runs * run;
-        run_tiles(kernels, a, row0, std::min(M, row0 + row_block), tile0, std::min(tiles_, tile0 + run), out, ldo);
+    const Cut tasks = cut(a, M, (M > kRowStep ? 2 * kTasksPerThread : kTasksPerThread) * num_threads());
+    parallel_for(tasks.tasks(), [&](int64_t task, int) { run_task(kernels, a, tasks, task, M, out, ldo); });
+}
+
+void PackedLinear::linear_groups(const std::vector<const PackedLinear*>& weights, const std::vector<int64_t>& starts,
+                                 float* out, const float* x) {
+    struct Group {
+        const PackedLinear* w;
+        int64_t first, rows;
+        Activations a;
+        Cut tasks;
+        int64_t first_block, first_task;
+    };
+    const KernelLock lock;
+    const LinearKernels& kernels = OCTAVO_KERNELS(linear_kernels);
+    std::vector<Group> groups;
+    size_t bytes = 0;
+    int64_t blocks = 0, tasks = 0;
+    for (size_t i = 0; i < weights.size(); ++i) {
+        const PackedLinear* w = weights[i];
+        const int64_t rows = starts[i + 1] - starts[i];
+        if (rows < 1) continue;
+        Group group{w, starts[i], rows, {x + starts[i] * w->K_, w->K_, {}, {}}, {}, blocks, 0};
+        bytes += w->lay_out(kernels, group.a, nullptr, rows);
+        blocks += w->is_prepared(kernels) ? ceil_div(rows, kernels.block) : 0;
+        groups.push_back(group);
+    }
+    auto* memory = static_cast<int8_t*>(bytes ? shared_scratch(bytes) : nullptr);
+    const int64_t most = ceil_div(2 * kTasksPerThread * num_threads(), std::max<int64_t>(1, int64_t(groups.size())));
+    for (Group& group : groups) {
+        if (memory) memory += group.w->lay_out(kernels, group.a, memory, group.rows);
+        group.tasks = group.w->cut(group.a, group.rows, most);
+        group.first_task = tasks;
+        tasks += group.tasks.tasks();
+    }
+    parallel_for(blocks, [&](int64_t block, int) {
+        const auto next = std::upper_bound(groups.begin(), groups.end(), block,
+                                           [](int64_t at, const Group& group) { return at < group.first_block; });
+        const Group& group = *(next - 1);
+        group.w->fill(kernels, group.a, block - group.first_block, block - group.first_block + 1);
+    });
+    parallel_for(tasks, [&](int64_t task, int) {
+        const auto next = std::upper_bound(groups.begin(), groups.end(), task,
+                                           [](int64_t at, const Group& group) { return at < group.first_task; });
+        const Group& group = *(next - 1);
+        group.w->run_task(kernels, group.a, group.tasks, task - group.first_task, group.rows, out + group.first * group.w->N_,
+                          group.w->N_);
     });
 }
 
@@ -301,12 +423,15 @@ void PackedLinear::gather(float* out, int64_t ldo, const int32_t* ids, int64_t M
     const KernelLock lock;
     const LinearKernels& kernels = OCTAVO_KERNELS(linear_kernels);
     const int64_t block = std::max<int64_t>(1, 16384 / K_);
-    parallel_for(ceil_div(M, block), [&](int64_t i, int) {
+    parallel_for(ceil_div(M, block), [&](int64_t i, int thread) {
         for (int64_t m = i * block; m < std::min(M, (i + 1) * block); ++m) {
             int64_t n = ids[m];
             for (const Part& part : parts_) {
                 if (n < part.w.N) {
-                    kernels.gather_row(part.w, n, scale, out + m * ldo);
+                    float* row = out + m * ldo;
+                    auto* ordered = order_.empty() ? row : static_cast<float*>(thread_scratch(thread, size_t(K_) * 4));
+                    kernels.gather_row(part.w, n, scale, ordered);
+                    for (size_t j = 0; j < order_.size(); ++j) row[order_[j]] = ordered[j];
                     break;
                 }
                 n -= part.w.N;

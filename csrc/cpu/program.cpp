@@ -2,7 +2,6 @@
 
 #include "isa.h"
 #include "kernels/attention.h"
-#include "kernels/experts.h"
 #include "kernels/norm.h"
 #include "kernels/rope.h"
 
@@ -28,15 +27,6 @@ struct ProgramRun {
 
     int32_t* ints(BufferId buffer) const { return reinterpret_cast<int32_t*>(at(buffer)); }
 
-    // Each expert's product of the rows in its group.
-    static void products(const std::vector<const PackedLinear*>& weights, const std::vector<int64_t>& starts, float* out,
-                         const float* x) {
-        for (size_t e = 0; e < weights.size(); ++e) {
-            const int64_t N = weights[e]->N(), K = weights[e]->K();
-            weights[e]->linear(out + starts[e] * N, N, x + starts[e] * K, K, starts[e + 1] - starts[e]);
-        }
-    }
-
     void operator()(const EmbedRecord& op) {
         op.weight->gather(at(op.out), op.weight->K(), op.of_positions ? step.positions : step.token_ids, rows, op.scale);
     }
@@ -49,6 +39,12 @@ struct ProgramRun {
         if (n.is_layer_norm) kernels.layer_norm(at(op.out), at(op.x), n.weight, n.bias, rows, n.width, n.eps);
         else kernels.rms_norm(at(op.out), at(op.x), n.weight, rows, n.width, n.eps);
     }
+    void operator()(const NormPartsRecord& op) {
+        const NormWeights& n = op.norm;
+        OCTAVO_KERNELS(norm_kernels)
+            .norm_parts({at(op.x), rows, op.row_width, op.first, op.count, n.width, n.weight, n.bias, op.has_own, n.eps,
+                         n.is_layer_norm});
+    }
     void operator()(const AddRecord& op) { OCTAVO_KERNELS(norm_kernels).add(at(op.residual), at(op.x), rows * op.width); }
     void operator()(const AddNormRecord& op) {
         const auto& kernels = OCTAVO_KERNELS(norm_kernels);
@@ -57,12 +53,13 @@ struct ProgramRun {
         if (n.is_layer_norm) kernels.add_layer_norm(at(op.out), residual, at(op.x), n.weight, n.bias, rows, n.width, n.eps);
         else kernels.add_rms_norm(at(op.out), residual, at(op.x), n.weight, rows, n.width, n.eps);
     }
+    void operator()(const ClipRecord& op) { OCTAVO_KERNELS(norm_kernels).clip(at(op.x), rows * op.width, op.limit); }
     void operator()(const RopeWriteRecord& op) {
         const LayerCache& cache = program.caches_[size_t(op.cache)];
         OCTAVO_KERNELS(rope_kernels)
             .rope_kv_write({at(op.qkv), step.positions, op.rotation, op.q_norm, op.k_norm, op.eps, cache.k, cache.v,
                             program.type_, program.block_size_, step.groups[size_t(op.group)].slots, rows,
-                            op.heads.num_heads, op.heads.num_kv_heads, op.heads.head_dim});
+                            op.heads.num_heads, op.heads.num_kv_heads, op.heads.head_dim, op.norms_rotated, op.q_scales});
     }
     void operator()(const AttendRecord& op) {
         const LayerCache& cache = program.caches_[size_t(op.cache)];
@@ -70,15 +67,16 @@ struct ProgramRun {
         OCTAVO_KERNELS(attention_kernels)
             .attention({at(op.out), at(op.qkv), cache.k, cache.v, program.type_, program.block_size_, group.block_tables,
                         group.block_table_stride, step.seq_lens, step.query_start_loc, step.num_seqs, op.heads.num_heads,
-                        op.heads.num_kv_heads, op.heads.head_dim, op.scale, op.window, op.softcap, op.slopes});
+                        op.heads.num_kv_heads, op.heads.head_dim, op.scale, op.window, op.chunked, op.softcap, op.slopes, op.sinks});
     }
     void operator()(const ActRecord& op) {
         const auto& kernels = OCTAVO_KERNELS(activation_kernels);
-        (op.gated ? kernels.act_mul : kernels.act)(at(op.out), at(op.x), rows, op.width, op.kind);
+        if (op.gated) kernels.act_mul(at(op.out), at(op.x), rows, op.width, op.kind);
+        else kernels.act(at(op.out), at(op.x), rows, op.width, op.kind, op.parameters);
     }
     void operator()(const RouteRecord& op) {
         OCTAVO_KERNELS(experts_kernels)
-            .route({ints(op.ids), at(op.weights), at(op.scores), rows, op.num_experts, op.top_k, op.renormalize});
+            .route({ints(op.ids), at(op.weights), at(op.scores), op.bias, rows, op.num_experts, op.top_k, op.routing});
     }
     void operator()(const ExpertsRecord& op) {
         // A counting sort by expert, in which rows keep their order.
@@ -91,14 +89,22 @@ struct ProgramRun {
         int32_t* places = ints(op.places);
         for (int64_t i = 0; i < count; ++i) {
             places[i] = int32_t(next[size_t(ids[i])]++);
-            std::memcpy(at(op.grouped) + places[i] * op.width, at(op.x) + i / op.top_k * op.width,
-                        size_t(op.width) * sizeof(float));
+            float* to = at(op.grouped) + places[i] * op.width;
+            const float *from = at(op.x) + i / op.top_k * op.width, weight = at(op.weights)[i];
+            if (op.scales_input)
+                for (int64_t c = 0; c < op.width; ++c) to[c] = from[c] * weight;
+            else std::memcpy(to, from, size_t(op.width) * sizeof(float));
         }
-        products(op.gate_up_weights, starts, at(op.gate_up), at(op.grouped));
-        OCTAVO_KERNELS(activation_kernels).act_mul(at(op.act), at(op.gate_up), count, op.inner, op.kind);
-        products(op.down_weights, starts, at(op.grouped), at(op.act));
+        PackedLinear::linear_groups(op.gate_up_weights, starts, at(op.gate_up), at(op.grouped));
+        const auto& activation = OCTAVO_KERNELS(activation_kernels);
+        if (op.gated) activation.act_mul(at(op.act), at(op.gate_up), count, op.inner, op.kind);
+        else activation.act(at(op.act), at(op.gate_up), count, op.inner, op.kind, nullptr);
+        PackedLinear::linear_groups(op.down_weights, starts, at(op.grouped), at(op.act));
         OCTAVO_KERNELS(experts_kernels)
-            .combine(at(op.out), at(op.grouped), places, at(op.weights), rows, op.top_k, op.width);
+            .combine(at(op.out), at(op.grouped), places, op.scales_input ? nullptr : at(op.weights), rows, op.top_k, op.width);
+    }
+    void operator()(const AddGatedRecord& op) {
+        OCTAVO_KERNELS(experts_kernels).add_gated(at(op.residual), at(op.x), at(op.gates), rows, op.width);
     }
     // No row is written before it is read: needed[i] >= i.
     void operator()(const KeepRowsRecord& op) {

@@ -8,6 +8,7 @@
 
 #include "kernels/activation.h"
 #include "kernels/cache.h"
+#include "kernels/experts.h"
 #include "packed_linear.h"
 
 #include <cstdint>
@@ -44,6 +45,12 @@ struct NormRecord {
     BufferId out, x;
     NormWeights norm;
 };
+struct NormPartsRecord {
+    BufferId x;
+    int64_t row_width, first, count;
+    NormWeights norm;
+    bool has_own;
+};
 struct AddRecord {
     BufferId residual, x;
     int64_t width;
@@ -52,30 +59,40 @@ struct AddNormRecord {
     BufferId out, residual, x;
     NormWeights norm;
 };
+struct ClipRecord {
+    BufferId x;
+    int64_t width;
+    float limit;
+};
 struct RopeWriteRecord {
     BufferId qkv;
     HeadCounts heads;
     int cache, group;
     const float *rotation, *q_norm, *k_norm;  // each may be null
     float eps;
+    bool norms_rotated;
+    const float* q_scales;  // may be null
 };
 struct AttendRecord {
     BufferId out, qkv;
     HeadCounts heads;
     int cache, group, window;
+    bool chunked;
     float scale, softcap;
-    const float* slopes;  // may be null
+    const float *slopes, *sinks;  // may be null
 };
 struct ActRecord {
     BufferId out, x;
     int64_t width;  // of out
     Activation kind;
     bool gated;
+    const float* parameters;  // may be null
 };
 struct RouteRecord {
     BufferId ids, weights, scores;
     int num_experts, top_k;
-    bool renormalize;
+    Routing routing;
+    const float* bias;  // may be null
 };
 // Rows go to their experts grouped by expert, top_k places a row: `places` says where each is, and the buffers behind it hold
 // the groups' inputs and results, and what is between them.
@@ -85,14 +102,20 @@ struct ExpertsRecord {
     int top_k;
     int64_t width, inner;  // of x, and of act
     Activation kind;
+    bool gated;
+    bool scales_input;  // the weights multiply what goes into an expert, else what comes out
+};
+struct AddGatedRecord {
+    BufferId residual, x, gates;
+    int64_t width;
 };
 struct KeepRowsRecord {
     std::vector<BufferId> rows;
     std::vector<int64_t> widths;
 };
 
-using Record = std::variant<EmbedRecord, LinearRecord, NormRecord, AddRecord, AddNormRecord, RopeWriteRecord, AttendRecord,
-                            ActRecord, RouteRecord, ExpertsRecord, KeepRowsRecord>;
+using Record = std::variant<EmbedRecord, LinearRecord, NormRecord, NormPartsRecord, AddRecord, AddNormRecord, ClipRecord,
+                            RopeWriteRecord, AttendRecord, ActRecord, RouteRecord, ExpertsRecord, AddGatedRecord, KeepRowsRecord>;
 
 struct LayerCache {
     void *k, *v;

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+_Routing = tuple[int, bool, float, int, int, int, float]
+
 def set_num_threads(n: int) -> None: ...
 def num_threads() -> int: ...
 def set_isa(name: str) -> None: ...
@@ -47,6 +49,8 @@ class PackedLinear:
         bias: int,
     ) -> None: ...
     def add_float(self, weights: int, N: int, kind: int, bias: int) -> None: ...
+    def add_table(self, codes: int, N: int, group: int, scales: int, table: int, bias: int) -> None: ...
+    def set_order(self, order: int) -> None: ...
     def linear(self, out: int, ldo: int, x: int, ldx: int, M: int) -> None: ...
     def gather(self, out: int, ldo: int, ids: int, M: int, scale: float) -> None: ...
 
@@ -57,10 +61,25 @@ class Program:
     def embed(self, weight: PackedLinear, *, out: int, scale: float, of_positions: bool) -> None: ...
     def linear(self, weight: PackedLinear, *, out: int, x: int) -> None: ...
     def norm(self, *, out: int, x: int, weight: int, bias: int, width: int, eps: float, layer_norm: bool) -> None: ...
+    def norm_parts(
+        self,
+        *,
+        x: int,
+        row_width: int,
+        first: int,
+        count: int,
+        width: int,
+        weight: int,
+        bias: int,
+        has_own: bool,
+        eps: float,
+        layer_norm: bool,
+    ) -> None: ...
     def add(self, *, residual: int, x: int, width: int) -> None: ...
     def add_norm(
         self, *, out: int, residual: int, x: int, weight: int, bias: int, width: int, eps: float, layer_norm: bool
     ) -> None: ...
+    def clip(self, *, x: int, width: int, limit: float) -> None: ...
     def rope_write(
         self,
         *,
@@ -72,6 +91,8 @@ class Program:
         q_norm: int,
         k_norm: int,
         eps: float,
+        norms_rotated: bool,
+        q_scales: int,
     ) -> None: ...
     def attend(
         self,
@@ -82,13 +103,15 @@ class Program:
         cache: int,
         group: int,
         window: int,
+        chunked: bool,
         scale: float,
         softcap: float,
         slopes: int,
+        sinks: int,
     ) -> None: ...
-    def act(self, *, out: int, x: int, width: int, kind: int, gated: bool) -> None: ...
+    def act(self, *, out: int, x: int, width: int, kind: int, gated: bool, parameters: int) -> None: ...
     def route(
-        self, *, ids: int, weights: int, scores: int, num_experts: int, top_k: int, renormalize: bool
+        self, *, ids: int, weights: int, scores: int, num_experts: int, top_k: int, routing: _Routing, bias: int
     ) -> None: ...
     def experts(
         self,
@@ -107,7 +130,10 @@ class Program:
         width: int,
         inner: int,
         kind: int,
+        gated: bool,
+        scales_input: bool,
     ) -> None: ...
+    def add_gated(self, *, residual: int, x: int, gates: int, width: int) -> None: ...
     def keep_rows(self, *, rows: list[int], widths: list[int]) -> None: ...
     def set_buffers(self, addresses: list[int]) -> None: ...
     def set_caches(self, caches: list[tuple[int, int]], cache_type: int, block_size: int) -> None: ...
@@ -131,11 +157,27 @@ def add_layer_norm(
     out: int, residual: int, x: int, weight: int, bias: int, rows: int, width: int, eps: float, /
 ) -> None: ...
 def add(residual: int, x: int, count: int, /) -> None: ...
+def clip(x: int, count: int, limit: float, /) -> None: ...
 def act_mul(out: int, gate_up: int, rows: int, width: int, kind: int, /) -> None: ...
-def act(out: int, x: int, rows: int, width: int, kind: int, /) -> None: ...
-def route(
-    ids: int, weights: int, scores: int, rows: int, num_experts: int, top_k: int, renormalize: bool, /
+def act(out: int, x: int, rows: int, width: int, kind: int, parameters: int, /) -> None: ...
+def norm_parts(
+    x: int,
+    rows: int,
+    row_width: int,
+    first: int,
+    count: int,
+    width: int,
+    weight: int,
+    bias: int,
+    has_own: bool,
+    eps: float,
+    layer_norm: bool,
+    /,
 ) -> None: ...
+def route(
+    ids: int, weights: int, scores: int, bias: int, rows: int, num_experts: int, top_k: int, routing: _Routing, /
+) -> None: ...
+def add_gated(residual: int, x: int, gates: int, rows: int, width: int, /) -> None: ...
 def rope_kv_write(
     qkv: int,
     positions: int,
@@ -152,6 +194,8 @@ def rope_kv_write(
     num_heads: int,
     num_kv_heads: int,
     head_dim: int,
+    norms_rotated: bool,
+    q_scales: int,
     /,
 ) -> None: ...
 def attention(
@@ -171,8 +215,10 @@ def attention(
     head_dim: int,
     scale: float,
     window: int,
+    chunked: bool,
     softcap: float,
     slopes: int,
+    sinks: int,
     /,
 ) -> None: ...
 def forbid(logits: int, vocab: int, rows: int, masks: int, num_masks: int, num_words: int, /) -> None: ...

@@ -316,3 +316,52 @@ def test_a_client_that_goes_frees_its_work(start: Any, when: str) -> None:
         other.close()
     server.wait_metric("vllm:num_requests_running", lambda n: n == 0, 2)
     server.wait_metric("vllm:kv_cache_usage_perc", lambda share: share == 0, 2)
+
+
+# ---------------------------------------------------------------- service managers
+@pytest.fixture
+def manager(tmp_path: Path) -> Iterator[socket.socket]:
+    """The socket of a service manager, as `NOTIFY_SOCKET` names it."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind(str(tmp_path / "notify"))
+        sock.settimeout(bound(60))
+        yield sock
+
+
+def told(manager: socket.socket) -> dict[str, str]:
+    """The next datagram."""
+    return dict(line.split("=", 1) for line in manager.recv(4096).decode().splitlines())
+
+
+def test_a_service_manager_is_told_when_the_server_listens_and_when_it_drains(
+    start: Any, manager: socket.socket
+) -> None:
+    server = start("--shutdown-timeout", "20", NOTIFY_SOCKET=manager.getsockname(), **SLOW)
+    ready = told(manager)
+    server.wait_ready()
+    assert ready["READY"] == "1" and ready["STATUS"].endswith(f" at {server.url}")
+    assert server.request("GET", "/ready").status == 200
+    old = Background()
+    old.start(lambda: events_of(server, 40))
+    server.wait_metric("vllm:num_requests_running", lambda n: n == 1)
+    server.signal(signal.SIGTERM)
+    # Past the time for a drain and for what follows it, whatever the unit says.
+    assert told(manager) == {"STOPPING": "1", "STATUS": "draining 1 sequences", "EXTEND_TIMEOUT_USEC": "30000000"}
+    assert old.join(30)[0][-1] == "[DONE]"
+    assert server.wait(5) == 0
+
+
+def test_a_service_manager_is_told_of_the_engines_death(start: Any, manager: socket.socket) -> None:
+    server = start(NOTIFY_SOCKET=manager.getsockname()).wait_ready()
+    assert told(manager)["READY"] == "1"
+    server.engine().kill()
+    assert told(manager)["STATUS"] == "the engine died"
+    assert server.wait(5) == 1
+
+
+def test_a_service_manager_that_is_not_there_is_logged_and_changes_nothing(start: Any, tmp_path: Path) -> None:
+    server = start(NOTIFY_SOCKET=str(tmp_path / "nobody")).wait_ready()
+    assert server.request("GET", "/ready").status == 200
+    server.signal(signal.SIGTERM)
+    assert server.wait(5) == 0
+    assert f"the service manager was not told (NOTIFY_SOCKET={tmp_path / 'nobody'})" in server.stderr

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection, Sequence
 from itertools import takewhile
+from pathlib import Path
 
 import msgspec
 
@@ -104,6 +105,11 @@ class FakeExecutor:
     def submit(self, plan: SchedulerOutput) -> ModelRunnerOutput:
         """Computes at once; the answer is kept until it is collected."""
         return self.execute(plan)
+
+    def start_profile(self) -> None: ...
+
+    def stop_profile(self, path: str) -> None:
+        Path(path).write_bytes(b"")
 
     def submit_masks(self, step: ModelRunnerOutput, masks: TokenMasks) -> None:
         """All tokens are admitted."""

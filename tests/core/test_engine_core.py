@@ -41,13 +41,13 @@ from octavo.wire.transport import BlockingConnection, TransportError
 class Engine:
     """An engine in a thread, and the client's end of its socket. `executor.before_step` runs in the engine."""
 
-    def __init__(self, **changes: object) -> None:
+    def __init__(self, config: EngineConfig | None = None, **changes: object) -> None:
         self.executor = FakeExecutor(info(**changes))
         ours, theirs = socket.socketpair()
         ours.settimeout(30)
         self.client = BlockingConnection(ours)
         self.connection = BlockingConnection(theirs)
-        self.core = EngineCore(EngineConfig(), self.executor.info, self.executor, self.connection)
+        self.core = EngineCore(config or EngineConfig(), self.executor.info, self.executor, self.connection)
         self.failure: BaseException | None = None
         self.outputs: dict[int, list[EngineCoreOutput]] = {}
         self.connection.start(ToEngine)

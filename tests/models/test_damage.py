@@ -232,9 +232,9 @@ def test_a_config_that_is_no_json_object_is_refused(content: str, model: Path) -
         ({"hidden_act": "xielu"}, "hidden_act.*xielu"),
         ({"attention_bias": "yes"}, "attention_bias"),
         ({"rope_theta": 0}, "rope_theta"),
-        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "dynamic"),
+        ({"rope_scaling": {"type": "spiral", "factor": 2.0}}, "spiral"),
         ({"rope_scaling": {"type": "linear"}}, "factor"),
-        ({"rope_scaling": {"rope_type": "default", "mrope_section": [1, 2]}}, "mrope_section"),
+        ({"rope_scaling": {"rope_type": "default", "beta_fast": 2}}, "beta_fast"),
         ({"rope_scaling": "x"}, "rope_scaling"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         (
@@ -258,7 +258,7 @@ def test_a_config_that_is_no_json_object_is_refused(content: str, model: Path) -
         ),
         ({"architectures": ["MixtralForCausalLM"], "num_local_experts": 10**6}, "num_local_experts"),
         ({"architectures": ["Phi3ForCausalLM"], "rope_scaling": {"type": "su", "short_factor": [1.0]}}, "long_factor"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
+        ({"quantization_config": {"quant_method": "nonesuch"}}, "quantization_config"),
     ],
 )
 def test_what_is_not_implemented_is_refused_by_name(values: dict[str, Any], message: str, model: Path) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from models.expert_cases import EXPERT_ARCHS, EXPERT_CASES, write_experts
 from models.running import load, prompt_logits
 from models.test_families import LONG_ROPE, PROMPTS, make_model, transformers_logits
 from octavo.base.errors import CheckpointError
@@ -33,6 +34,24 @@ LLAMA3_ROPE = {
     "original_max_position_embeddings": 32,
 }
 GEMMA = {"head_dim": 32, "sliding_window": 8, "query_pre_attn_scalar": 32}
+OLMO3 = {
+    "pad_token_id": None,
+    "sliding_window": 8,
+    "rope_parameters": {
+        "full_attention": {"rope_type": "linear", "rope_theta": 300.0, "factor": 2.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 300.0},
+    },
+}
+MINISTRAL3_ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 500.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "llama_4_scaling_beta": 0.4,
+}
+WHOLE_ROPE = {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 1.0}
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama": ("llama", "Llama", {"num_key_value_heads": 1, "attention_bias": False}),
     "llama-rope-factors": ("llama", "Llama", {"rope_parameters": LLAMA3_ROPE, "tie_word_embeddings": True}),
@@ -47,17 +66,72 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "Qwen3Moe",
         {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "norm_topk_prob": True},
     ),
+    **{name: (arch, *EXPERT_CASES[name]) for name, arch in EXPERT_ARCHS.items()},
+    # What files do not say is as published: chunks and floors of 8,192.
+    "llama4": (
+        "llama4",
+        "Llama4",
+        {
+            "head_dim": 32,
+            "num_local_experts": 4,
+            "intermediate_size": 48,
+            "intermediate_size_mlp": 48,
+            "num_hidden_layers": 4,
+            "interleave_moe_layer_step": 2,
+        },
+    ),
     "phi3": ("phi3", "Phi3", {"pad_token_id": None, "sliding_window": 8}),
     "phi3-longrope": ("phi3", "Phi3", {"pad_token_id": None, "rope_parameters": LONG_ROPE}),
     "gpt2": ("gpt2", "GPT2", {}),
     "gpt-neox": ("gptneox", "GPTNeoX", {"rotary_pct": 0.5}),
     "gpt-neox-sequential": ("gptneox", "GPTNeoX", {"use_parallel_residual": False, "rotary_pct": 0.5}),
     "bloom": ("bloom", "Bloom", {}),
+    "phi": ("phi2", "Phi", {}),
+    "olmo": ("olmo", "Olmo", {"pad_token_id": None, "clip_qkv": 0.5}),
+    "olmo2": ("olmo2", "Olmo2", {"pad_token_id": None}),
+    "olmo3": ("olmo2", "Olmo3", {**OLMO3, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}),
+    "stablelm": ("stablelm", "StableLm", {"use_qkv_bias": True}),
+    "stablelm-parallel": ("stablelm", "StableLm", {"use_parallel_residual": True, "qk_layernorm": True}),
+    "starcoder2": ("starcoder2", "Starcoder2", {}),
+    "starcoder2-no-bias": ("starcoder2", "Starcoder2", {"use_bias": False}),
+    "nemotron": ("nemotron", "Nemotron", {"head_dim": 16}),
+    "mpt": ("mpt", "Mpt", {"d_model": 64, "n_heads": 4, "n_layers": 3, "attn_config": {"clip_qkv": 1.5}}),
+    "minicpm": (
+        "minicpm",
+        "Granite",
+        {"embedding_multiplier": 12.0, "residual_multiplier": 0.5, "logits_scaling": 4.0, "attention_multiplier": 0.25},
+    ),
+    "orion": ("orion", "StableLm", {"rope_parameters": WHOLE_ROPE}),
+    "apertus": ("apertus", "Apertus", {"rope_parameters": LLAMA3_ROPE}),
+    "arcee": ("arcee", "Arcee", {"mlp_bias": True}),
+    "ministral3": ("mistral3", "Ministral3", {"head_dim": 16, "rope_parameters": MINISTRAL3_ROPE}),
+    "hunyuan": ("hunyuan-dense", "HunYuanDenseV1", {"head_dim": 16}),
 }
 #: How a file of GGUF holds what is several tensors: name of the whole -> names of the parts.
 FUSED = {
     "phi3": {"attn_qkv": ("attn_q", "attn_k", "attn_v"), "ffn_up": ("ffn_gate", "ffn_up")},
-    **{arch: {"attn_qkv": ("attn_q", "attn_k", "attn_v")} for arch in ("gpt2", "gptneox", "bloom")},
+    **{arch: {"post_attention_norm": ("ffn_norm",)} for arch in ("gpt-oss", "glm4moe")},
+    "dbrx": {"attn_qkv": ("attn_q", "attn_k", "attn_v"), "attn_output_norm": ("ffn_norm",)},
+    **{
+        arch: {"attn_qkv": ("attn_q", "attn_k", "attn_v")}
+        for arch in ("gpt2", "gptneox", "bloom", "falcon", "starcoder", "qwen", "mpt")
+    },
+    "chatglm": {"attn_qkv": ("attn_q", "attn_k", "attn_v"), "ffn_up": ("ffn_gate", "ffn_up")},
+    "glm4": {"ffn_up": ("ffn_gate", "ffn_up")},
+}
+#: Architectures whose files have pairs of the rotation side by side, where those of transformers have halves.
+PERMUTED = (
+    "llama", "granite", "granitemoe", "internlm2", "baichuan", "xverse", "smollm3", "olmo", "minicpm", "arcee",
+    "mistral3",
+)  # fmt: skip
+#: Metadata of some architectures: the writer's method, and the key of the configuration.
+KEYS = {
+    "logit_scale": ("logit_scale", "logits_scaling"),
+    "embedding_scale": ("embedding_multiplier",),
+    "residual_scale": ("residual_multiplier",),
+    "attention_scale": ("attention_multiplier",),
+    "clamp_kqv": ("clip_qkv",),
+    "parallel_residual": ("use_parallel_residual",),
 }
 
 
@@ -77,17 +151,22 @@ def write_gguf(
     definition = define(model_spec(checkpoint.config, "test"))
     source = TensorSource(checkpoint, find_family(checkpoint.config, "test").hf, definition)
     writer = gguf.GGUFWriter(path, arch)
-    write_sizes(writer, arch, config, checkpoint.config)
+    heads = definition.program.caches[0].heads
+    write_sizes(writer, arch, config, checkpoint.config, heads.num_kv_heads)
     values: dict[str, torch.Tensor] = {}
     for tensor in definition.tensors.values():
         # As the checkpoint has it: rows of heads are not yet in the order of the kernels.
         value = source.get(dataclasses.replace(tensor, rotary_dim=0))
         assert isinstance(value, torch.Tensor)
-        if arch == "llama" and tensor.rotary_dim:
+        if arch in PERMUTED and tensor.rotary_dim:
             value = interleaved(value, tensor.shape[0] // tensor.head_dim)
-        if arch.startswith("gemma") and tensor.role == "norm":
+        if arch.startswith(("gemma", "nemotron")) and tensor.role == "norm":
             value = value + 1
-        values[tensor.gguf] = value
+        values[tensor.gguf] = value.view(tensor.shape)
+    for name in ("alpha_p", "alpha_n"):
+        learned = [values.pop(key).item() for key in [*values] if key.endswith(f".ffn_act.{name}")]
+        if learned:
+            getattr(writer, f"add_xielu_{name}")(learned)
     for name, value in fused(values, FUSED.get(arch, {})).items():
         array = np.ascontiguousarray(value.numpy())
         if quantization is not None and array.ndim > 1 and name.startswith("blk.") and "gate_inp" not in name:
@@ -101,49 +180,62 @@ def write_gguf(
 
 
 def fused(values: dict[str, torch.Tensor], wholes: dict[str, tuple[str, ...]]) -> dict[str, torch.Tensor]:
-    """Tensors with those put together that a file holds as one: experts, and what `wholes` says."""
+    """Tensors with those put together that a file holds as one: experts, norms of heads, and what `wholes` says."""
     result: dict[str, list[torch.Tensor]] = {}
     for name, value in values.items():
         prefix, _, kind = name.rpartition(".")
-        expert = re.fullmatch(r"(.*_exps)\.\d+", prefix)
+        expert = re.fullmatch(r"(.*_(?:exps|norm))\.\d+", prefix)
         block, _, part = prefix.rpartition(".")
         whole = next((whole for whole, parts in wholes.items() if part in parts), part)
         target = f"{expert[1]}.{kind}" if expert else f"{block}.{whole}.{kind}".removeprefix(".")
         result.setdefault(target, []).append(value)
     return {
-        name: torch.stack(parts) if "_exps" in name else torch.cat(parts) if len(parts) > 1 else parts[0]
+        name: parts[0] if len(parts) == 1 else (torch.stack if re.search("_(exps|norm)", name) else torch.cat)(parts)
         for name, parts in result.items()
     }
 
 
-def write_sizes(writer: gguf.GGUFWriter, arch: str, config: Any, saved: dict[str, Any]) -> None:
+def write_sizes(
+    writer: gguf.GGUFWriter, arch: str, config: Any, saved: dict[str, Any], num_kv_heads: int | None = None
+) -> None:
+    if arch == "dbrx":
+        saved = {**saved, **saved["ffn_config"], **saved["attn_config"]}
     num_heads = config.num_attention_heads
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(getattr(config, "max_position_embeddings", 128))
     writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(saved.get("intermediate_size") or saved.get("n_inner") or 4 * config.hidden_size)
+    writer.add_feed_forward_length(
+        saved.get("intermediate_size") or saved.get("n_inner") or saved.get("ffn_hidden_size") or 4 * config.hidden_size
+    )
     writer.add_head_count(num_heads)
-    writer.add_head_count_kv(getattr(config, "num_key_value_heads", num_heads))
+    writer.add_head_count_kv(num_kv_heads or getattr(config, "num_key_value_heads", num_heads))
     if getattr(config, "rms_norm_eps", None):
         writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     else:
-        writer.add_layer_norm_eps(getattr(config, "layer_norm_epsilon", None) or config.layer_norm_eps)
+        names = ("layer_norm_epsilon", "layer_norm_eps", "norm_epsilon", "norm_eps")
+        writer.add_layer_norm_eps(next((getattr(config, name) for name in names if hasattr(config, name)), 1e-5))
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // num_heads
     writer.add_key_length(head_dim)
     writer.add_value_length(head_dim)
-    if arch in ("gemma2", "gemma3", "phi3") and getattr(config, "sliding_window", None):
+    for method, names in KEYS.items():
+        for value in (saved[name] for name in names if saved.get(name) is not None):
+            getattr(writer, f"add_{method}")(value)
+    if arch in ("exaone4", "olmo2") and saved.get("sliding_window"):
+        writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in saved["layer_types"]])
+    if arch in ("gemma2", "gemma3", "phi3", "cohere2", "exaone4", "olmo2") and getattr(config, "sliding_window", None):
         writer.add_sliding_window(config.sliding_window)
     if arch == "gemma2":
         writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
         writer.add_final_logit_softcapping(config.final_logit_softcapping)
-    if arch == "gptneox":
-        writer.add_parallel_residual(config.use_parallel_residual)
+    if arch == "mpt":
+        writer.add_max_alibi_bias(8.0)
+        writer.add_clamp_kqv(config.attn_config.clip_qkv)
     num_experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
+    num_experts = saved.get("moe_num_experts", num_experts)
     if num_experts:
         writer.add_expert_count(num_experts)
-        writer.add_expert_used_count(config.num_experts_per_tok)
-    if arch == "qwen3moe":
-        writer.add_expert_feed_forward_length(config.moe_intermediate_size)
+        writer.add_expert_used_count(saved.get("moe_top_k") or config.num_experts_per_tok)
+        write_experts(writer, arch, config)
     rope = getattr(config, "rope_parameters", None)
     if rope:
         write_rope(writer, rope.get("full_attention", rope), head_dim)
@@ -156,6 +248,16 @@ def write_rope(writer: gguf.GGUFWriter, rope: dict[str, Any], head_dim: int) -> 
         scaled = RopeSpec(**{"kind" if k == "rope_type" else k.removeprefix("rope_"): v for k, v in rope.items()})
         plain = inverse_frequencies(RopeSpec(theta=scaled.theta), head_dim)
         writer.add_tensor("rope_freqs.weight", (plain / inverse_frequencies(scaled, head_dim)).numpy())
+    if "llama_4_scaling_beta" in rope:
+        writer.add_attn_temperature_scale(rope["llama_4_scaling_beta"])
+        writer.add_rope_scaling_yarn_log_mul(rope["mscale_all_dim"])
+    if rope["rope_type"] == "yarn":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(rope["factor"])
+        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+    if rope["rope_type"] == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(rope["factor"])
     if rope["rope_type"] == "longrope":
         for kind in ("short", "long"):
             writer.add_tensor(f"rope_factors_{kind}.weight", np.array(rope[f"{kind}_factor"], np.float32))

@@ -19,7 +19,7 @@ from octavo.ops.cpu.linear import (
     pack_linear_many,
     tied_embedding,
 )
-from octavo.quant.packed import QuantizedWeight, ScaleLevels, multiplied
+from octavo.quant.packed import E4M3_VALUES, QuantizedWeight, ScaleLevels, multiplied
 
 TWO_LEVEL_CASES = [
     # bits, group, mins: Q4_K, Q5_K, Q6_K, Q3_K, Q2_K, IQ4_XS
@@ -85,6 +85,18 @@ def two_level(n: int, k: int, bits: int, group: int, mins: bool) -> QuantizedWei
     low = levels(0, 64, -1e-2) if mins else None
     zero = 0 if mins else 2 ** (bits - 1)
     return QuantizedWeight(values, bits, group, scales, low, zero)
+
+
+def of_table(n: int, k: int, bits: int, group: int) -> QuantizedWeight:
+    """Codes of 16 values of any kind, or of float8 with its zeros, its subnormals and its largest."""
+    rng = torch.Generator().manual_seed(8)
+    values = torch.randint(0, 2**bits, (n, k), generator=rng, dtype=torch.uint8)
+    table = torch.randn(16, generator=rng) if bits == 4 else E4M3_VALUES
+    values[~table[values.int()].isfinite()] = 3
+    return QuantizedWeight(values, bits, group, torch.rand(n, k // group, generator=rng) * 0.01, table=table)
+
+
+TABLE_CASES = [(4, 64), (4, 2), (8, 64), (8, 192)]
 
 
 def activations(m: int, k: int, seed: int = 1) -> Tensor:
@@ -168,6 +180,38 @@ def test_float_weights(dtype: torch.dtype, n: int, k: int, m: int) -> None:
     assert ((out - exact).abs() <= 1e-6 * size).all()
 
 
+@pytest.mark.parametrize(("bits", "group"), TABLE_CASES)
+def test_weights_of_a_table_give_the_bits_of_the_same_weights_in_float32(bits: int, group: int) -> None:
+    weight = of_table(33, 192, bits, group)
+    for m in M_VALUES:
+        x = activations(m, 192)
+        assert torch.equal(run(x, pack_linear(weight)), run(x, pack_linear(weight.dequantize()))), m
+    table = tied_embedding(pack_linear(weight))
+    rows = torch.empty(3, 192)
+    embedding(rows, torch.tensor([32, 0, 7], dtype=torch.int32), table)
+    assert torch.equal(rows, weight.dequantize()[[32, 0, 7]])
+
+
+def test_a_table_with_other_values_than_float8_is_packed_as_floats() -> None:
+    weight = dataclasses.replace(of_table(16, 64, 8, 64), table=torch.arange(256).float())
+    assert pack_linear(weight).kind == "f32"
+
+
+def test_columns_in_another_order_meet_the_activations_that_are_theirs() -> None:
+    plain = quantized(33, 192, 4, 32, True, torch.float32)
+    order = torch.randperm(192, generator=torch.Generator().manual_seed(2))
+    weight = dataclasses.replace(plain, order=order)
+    x = activations(5, 192)
+    assert torch.equal(run(x, pack_linear(weight)), run(x[:, order].contiguous(), pack_linear(plain)))
+    rows = torch.empty(2, 192)
+    embedding(rows, torch.tensor([32, 1], dtype=torch.int32), pack_embedding(weight))
+    assert torch.equal(rows, weight.dequantize()[[32, 1]])
+    # One stack has one order; what has another one is packed as floats, which have none.
+    both = run(x, pack_linear_many([weight, plain]))
+    exact = x.double() @ torch.cat([weight.dequantize(), plain.dequantize()]).double().T
+    assert (both - exact).norm() <= 5e-3 * exact.norm()
+
+
 def cases() -> list[tuple[str, object]]:
     rng = torch.Generator().manual_seed(5)
     k = 192
@@ -175,6 +219,9 @@ def cases() -> list[tuple[str, object]]:
     for bits, group, mins, dtype in INT_CASES:
         if k % group == 0 and group != 24:
             found.append((f"int{bits}-g{group}-{mins}", quantized(75, k, bits, group, mins, dtype)))
+    found += [(f"table{bits}-g{group}", of_table(75, k, bits, group)) for bits, group in TABLE_CASES]
+    ordered = quantized(75, k, 4, 32, True, torch.float32)
+    found.append(("ordered", dataclasses.replace(ordered, order=torch.randperm(k, generator=rng))))
     found += [(str(dtype), torch.randn(75, k, generator=rng).to(dtype)) for dtype in FLOATS]
     return found
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from octavo import _cpu
+from octavo.ops.routing import Routing
 from octavo.ops.table import Ops, bind
 
 REFERENCE = bind("cpu", "reference")
@@ -69,16 +70,51 @@ def _elementwise_cases() -> Iterator[Case]:
             args = {"out": out, "x": x + 3, "weight": w, "bias": bias, "eps": 1e-5}
             yield Case("layer_norm", args, ("out",), 2e-5)
             yield Case("add_layer_norm", {**args, "residual": residual}, ("out", "residual"), 2e-5)
-        for kind in ("silu", "gelu_tanh", "gelu", "relu"):
+        args = {"residual": residual, "x": x, "gates": _randn(rows, 1) * 5}
+        yield Case("add_gated_", args, ("residual",))
+        gate_up = _randn(rows, 2 * width) * 20
+        yield Case("act_mul", {"out": out, "gate_up": gate_up, "kind": "swiglu_oai"}, ("out",), 1e-4)
+        for kind in ("silu", "gelu_tanh", "gelu", "relu", "quick_gelu", "relu2"):
             gate_up = _randn(rows, 2 * width) * 20
             yield Case("act_mul", {"out": out, "gate_up": gate_up, "kind": kind}, ("out",), 1e-4)
             yield Case("act", {"out": out, "x": x * 4, "kind": kind}, ("out",), 2e-6)
-        for top_k, renormalize in ((1, False), (2, True), (min(4, width), False)):
-            ids = torch.zeros(rows, top_k, dtype=torch.int32)
-            # Rounded, so that some are equal.
-            scores, weights = (x * 2).round() / 2, torch.full((rows, top_k), torch.nan)
-            args = {"ids": ids, "weights": weights, "scores": scores, "renormalize": renormalize}
-            yield Case("route", args, ("ids", "weights"))
+        yield Case("clip_", {"x": x * 3, "limit": 2.5}, ("x",))
+        for scale, slopes in ((4.0, (0.8, -0.3)), (0.01, (25.0, 3.0))):
+            args = {"out": out, "x": x * scale, "kind": "xielu", "parameters": torch.tensor(slopes)}
+            yield Case("act", args, ("out",), 2e-6)
+        yield from _route_cases(rows, width)
+
+
+def _route_cases(rows: int, width: int) -> Iterator[Case]:
+    # Rounded, so that some are equal.
+    scores, bias = (_randn(rows, width) * 2).round() / 2, _randn(width).round() / 4
+    routings = [
+        (Routing(renormalize=False), 1, None),
+        (Routing(), 2, None),
+        (Routing(renormalize=False), min(4, width), None),
+        (Routing(), 3, bias),
+        (Routing(kind="sigmoid", factor=2.5), 3, bias),
+        (Routing(kind="sigmoid", renormalize=False), 1, None),
+        (Routing(kind="sparsemixer", jitter=0.2), 2, None),
+    ]
+    if width % 8 == 0:
+        routings += [
+            (Routing(renormalize=False, num_groups=8, top_groups=3), 3, None),
+            (Routing(kind="sigmoid", num_groups=4, top_groups=2, group_best=2, factor=2.5), 4, bias),
+        ]
+    for routing, top_k, added in routings:
+        ids, weights = torch.zeros(rows, top_k, dtype=torch.int32), torch.full((rows, top_k), torch.nan)
+        args = {"ids": ids, "weights": weights, "scores": scores, "routing": routing, "bias": added}
+        yield Case("route", args, ("ids", "weights"))
+
+
+def _norm_parts_cases() -> Iterator[Case]:
+    for rows, first, count, width in ((3, 0, 1, 577), (7, 20, 4, 20), (40, 64, 3, 64)):
+        x = _randn(rows, first + count * width + 12) + 1
+        for own, kind in ((1, "rms"), (count, "rms"), (1, "layer"), (count, "layer")):
+            for bias in (None, _randn(own * width, seed=3)) if kind == "layer" else (None,):
+                args = {"x": x, "first": first, "count": count, "width": width, "weight": _randn(own * width)}
+                yield Case("norm_parts_", {**args, "bias": bias, "eps": 1e-5, "kind": kind}, ("x",), 2e-5)
 
 
 HEADS = ((9, 3, 64), (4, 4, 80), (8, 1, 96), (14, 2, 128), (2, 1, 256), (3, 3, 20))
@@ -109,6 +145,8 @@ def _rope_cases() -> Iterator[Case]:
         # A value that rounds to the other neighbour is off by one unit of the cache's type.
         yield Case("rope_kv_write", args, ("qkv",))
         yield Case("rope_kv_write", {**args, "cos_sin": None}, ("qkv",))
+        late = {"norms_rotated": True, "q_scales": torch.linspace(1, 2, 64)[:, None]}
+        yield Case("rope_kv_write", {**args, **late}, ("qkv",))
         yield Case("rope_kv_write", args, ("k_cache", "v_cache"), {4: 1e-5, 2: 1e-2}[dtype.itemsize])
 
 
@@ -120,6 +158,8 @@ def _attention_case(
     window: int = 0,
     softcap: float = 0.0,
     slopes: bool = False,
+    sinks: bool = False,
+    chunked: bool = False,
 ) -> Case:
     """seqs: (context length, tokens of this step). All that no sequence may read is NaN."""
     hq, hkv, d = heads
@@ -153,6 +193,9 @@ def _attention_case(
         "window": window,
         "softcap": softcap,
         "slopes": 2.0 ** -torch.arange(1.0, hq + 1) if slopes else None,
+        # Some weigh next to nothing, some nearly all.
+        "chunked": chunked,
+        "sinks": 4 * _randn(hq) if sinks else None,
     }
     return Case("attention", args, ("out",), 2e-5)
 
@@ -169,9 +212,13 @@ def _attention_cases() -> Iterator[Case]:
     yield _attention_case(mixed, (8, 2, 32), softcap=5.0)
     yield _attention_case(mixed, (8, 2, 32), slopes=True)
     yield _attention_case(mixed, (6, 6, 64), torch.bfloat16, 32, slopes=True)
+    yield _attention_case(mixed, (8, 2, 32), sinks=True)
+    for window in (1, 24, 200):
+        yield _attention_case(mixed, (4, 2, 32), window=window, chunked=True)
+    yield _attention_case(mixed, (6, 1, 64), torch.bfloat16, 32, window=20, sinks=True)
 
 
-CASES = [*_elementwise_cases(), *_rope_cases(), *_attention_cases()]
+CASES = [*_elementwise_cases(), *_norm_parts_cases(), *_rope_cases(), *_attention_cases()]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -189,6 +236,8 @@ MODES = {
     "window": _attention_case(((500, 500),), (4, 2, 64), torch.float16, window=100),
     "capped": _attention_case(((300, 300),), (4, 4, 80), softcap=10.0),
     "slopes": _attention_case(((300, 300),), (8, 2, 32), slopes=True),
+    "sinks": _attention_case(((300, 300),), (8, 2, 32), sinks=True),
+    "chunked": _attention_case(((300, 300),), (8, 2, 32), window=70, chunked=True),
 }
 
 
@@ -238,7 +287,10 @@ def test_a_later_token_that_overflows_leaves_earlier_ones_alone(isa: str) -> Non
     assert not torch.isfinite(after[150:]).any()
 
 
-@pytest.mark.parametrize("case", [*_elementwise_cases(), *_rope_cases()], ids=lambda case: case.name)
+ROW_CASES = [*_elementwise_cases(), *_norm_parts_cases(), *_rope_cases()]
+
+
+@pytest.mark.parametrize("case", ROW_CASES, ids=lambda case: case.name)
 def test_a_row_alone_has_the_bits_it_has_among_others(isa: str, case: Case) -> None:
     names = case.outputs if case.name != "rope_kv_write" else ("qkv",)
     whole = replace(case, outputs=names).run(NATIVE)

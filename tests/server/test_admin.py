@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -76,6 +77,30 @@ def test_server_info_tells_settings_and_facts_and_no_secret() -> None:
     assert info["engines"]["tiny"]["num_kv_blocks"] == 64
     assert info["config"]["server"]["api_key"] == info["config"]["server"]["admin_api_key"] == "***"
     assert b"secret-key" not in reply.body and b"boss" not in reply.body
+
+
+def test_e98_profiles_are_recorded_where_the_server_was_told_to() -> None:
+    server = make_server(admin_api_key="boss", profiler_dir="/profiles")
+    assert server.post("/start_profile", b"").status == 401
+    assert server.post("/stop_profile", b"", KEY).error["message"].startswith("No profile is being recorded")
+    assert server.post("/start_profile", b"", KEY).status == 200
+    assert server.post("/start_profile", b"", KEY).error["message"].startswith("A profile is being recorded already")
+    reply = server.post("/stop_profile", b"", KEY)
+    assert reply.json() == {"files": ["/profiles/a.json"], "steps": 3, "steps_not_recorded": 0}
+    assert server.post("/start_profile", {"torch": False}, KEY).status == 200
+    assert server.engine.profiles == [("/profiles", True), ("/profiles", False)]
+
+
+@pytest.mark.parametrize("body", [{"torch": "no"}, b"{", [1]])
+def test_a_profile_that_is_asked_for_wrongly_is_not_begun(body: Any) -> None:
+    server = make_server(admin_api_key="boss", profiler_dir="/profiles")
+    assert server.post("/start_profile", body, KEY).status == 400
+    assert server.post("/start_profile", b"", KEY).status == 200
+
+
+def test_without_a_folder_there_are_no_profiles() -> None:
+    error = make_server(admin_api_key="boss").post("/start_profile", b"", KEY).error
+    assert error["code"] == "route_not_served" and "--profiler-dir" in error["message"]
 
 
 def test_the_load_is_the_number_of_sequences() -> None:

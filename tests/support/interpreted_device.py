@@ -38,6 +38,9 @@ class InterpretedDevice:
     def check_cache_dtype(self, dtype: torch.dtype, asked: str) -> None:
         """All types are fine."""
 
+    def synchronize(self) -> None:
+        """All is computed when it is launched."""
+
     def free_memory(self) -> FreeMemory:
         return FreeMemory(1 << 30, "for a test")
 

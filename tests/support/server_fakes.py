@@ -132,6 +132,7 @@ class FakeEngine:
         self.num_open = 0
         self.num_resets = 0
         self.aborted: list[str] = []
+        self.profiles: list[tuple[str, bool]] = []
         self.is_healthy = True
         self.is_ready = True
         self.dead_reason: str | None = None
@@ -158,6 +159,12 @@ class FakeEngine:
 
     async def reset_prefix_cache(self) -> None:
         self.num_resets += 1
+
+    async def start_profile(self, directory: str, *, with_torch: bool) -> None:
+        self.profiles.append((directory, with_torch))
+
+    async def stop_profile(self) -> dict[str, Any]:
+        return {"files": [self.profiles[-1][0] + "/a.json"], "steps": 3, "steps_not_recorded": 0}
 
     def generate(self, request: GenerateRequest) -> AsyncGenerator[GenerationDelta, None]:
         if self.refusal is not None:

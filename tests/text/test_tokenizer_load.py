@@ -50,6 +50,8 @@ def test_ends_of_a_text_come_from_all_the_files(directory: Path) -> None:
     assert loaded.bos_token_id == 257
     (directory / "generation_config.json").unlink()
     assert load_tokenizer(directory).eos_token_ids == (258, 7)
+    write(directory / "config.json", {"text_config": {"eos_token_id": 8}})  # of a model that also sees
+    assert load_tokenizer(directory).eos_token_ids == (258, 8)
 
 
 def test_bos_and_eos_follow_the_configuration(directory: Path) -> None:

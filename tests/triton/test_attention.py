@@ -54,6 +54,16 @@ def test_scores_that_fall_with_the_distance() -> None:
     Step([(90, 1), (70, 70)], (4, 4, 16), torch.bfloat16).check(slopes=slopes)
 
 
+def test_chunked_windows() -> None:
+    Step([(50, 1), (CHUNK + 9, 1), (90, 70)], (4, 2, 32)).check(window=24, chunked=True)
+
+
+def test_sinks_take_their_share() -> None:
+    """Of contexts of one chunk and of several, and of prompts."""
+    sinks = torch.tensor([-30.0, 0.5, 3.0, 40.0])
+    Step([(50, 1), (CHUNK + 9, 1), (40, 20)], (4, 2, 32)).check(sinks=sinks)
+
+
 def test_a_sequence_alone_has_the_bits_that_it_has_in_company() -> None:
     step = Step([(CHUNK + 40, 1), (3, 1), (50, 9), (20, 20)], (4, 2, 32))
     whole = step.run()

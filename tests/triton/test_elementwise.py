@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from octavo.ops import reference
-from octavo.ops.triton import elementwise
+from octavo.ops.triton import elementwise, heads
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SHAPES = [(1, 5), (3, 64), (2, 577)]
@@ -57,7 +57,7 @@ def test_layer_norms(shape: tuple[int, int], dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", ["silu", "gelu_tanh", "gelu", "relu"])
+@pytest.mark.parametrize("kind", ["silu", "gelu_tanh", "gelu", "relu", "quick_gelu", "relu2"])
 def test_plain_activations(kind: str, dtype: torch.dtype) -> None:
     for rows, width in (*SHAPES, (2, 1100)):
         x = (randn(rows, width) * 4).to(dtype)
@@ -68,14 +68,37 @@ def test_plain_activations(kind: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", ["silu", "gelu_tanh", "gelu", "relu"])
+@pytest.mark.parametrize("kind", ["silu", "gelu_tanh", "gelu", "relu", "quick_gelu", "relu2"])
 def test_activations(kind: str, dtype: torch.dtype) -> None:
     for rows, width in (*SHAPES, (2, 1100)):
-        gate_up = (randn(rows, 2 * width) * 20).to(dtype)
+        # A square of more would be out of float16's range.
+        gate_up = (randn(rows, 2 * width) * (4 if kind == "relu2" else 20)).to(dtype)
         expected, out = torch.empty(rows, width), torch.full((rows, width), torch.nan, dtype=dtype)
         reference.act_mul(expected, gate_up.float(), kind)
         elementwise.act_mul(out, gate_up, kind)
         torch.testing.assert_close(out.float(), expected, rtol=max(TOLERANCE[dtype], 1e-4), atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("slopes", [(0.8, -0.3), (25.0, 3.0)])
+def test_xielu(slopes: tuple[float, float], dtype: torch.dtype) -> None:
+    x, parameters = (randn(2, 1100) * 4).to(dtype), torch.tensor(slopes)
+    x[0] *= 0.01
+    expected, out = torch.empty(2, 1100), torch.full((2, 1100), torch.nan, dtype=dtype)
+    reference.act(expected, x.float(), "xielu", parameters)
+    elementwise.act(out, x, "xielu", parameters)
+    close(out, expected, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("own", [1, 3])
+def test_norms_of_parts_leave_the_rest_alone(own: int, dtype: torch.dtype) -> None:
+    for kind, bias in (("rms", None), ("layer", None), ("layer", randn(own * 20, seed=2))):
+        x = randn(2, 100, dtype=dtype) + 1
+        expected = x.float().clone()
+        reference.norm_parts_(expected, 8, 3, 20, randn(own * 20), bias, 1e-5, kind)
+        heads.norm_parts_(x, 8, 3, 20, randn(own * 20), bias, 1e-5, kind)
+        close(x, expected, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -89,6 +112,14 @@ def test_sums_and_caps(dtype: torch.dtype) -> None:
     reference.soft_cap_(capped, 30.0)
     elementwise.soft_cap_(logits, 30.0)
     torch.testing.assert_close(logits, capped, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_bounds(dtype: torch.dtype) -> None:
+    x = randn(3, 700, dtype=dtype) * 3
+    expected = x.clamp(-2.5, 2.5)
+    heads.clip_(x, 2.5)
+    assert torch.equal(x, expected)
 
 
 def test_ids_that_never_came_to_the_host_are_looked_up() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -237,3 +238,23 @@ def test_an_invariant_table_may_have_more_columns() -> None:
     out = torch.full((1, 70), torch.nan, dtype=torch.bfloat16)
     linear.embedding(out, torch.tensor([8], dtype=torch.int32), packer.tied_embedding(packer.pack_linear(weight)))
     assert torch.equal(out[0], weight[8].to(torch.bfloat16))
+
+
+def test_columns_in_another_order_and_values_of_a_table() -> None:
+    """What GPTQ's act-order, float8 and nf4 come as: the first stays small, the others become floats."""
+    plain = integers(48, 128, 4, 32, has_mins=True, dtype=torch.float32)
+    ordered = replace(plain, order=torch.randperm(128, generator=torch.Generator().manual_seed(1)))
+    codes = torch.randint(0, 16, (16, 128), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
+    table = QuantizedWeight(codes, 4, 64, torch.rand(16, 2), table=torch.linspace(-1, 1, 16))
+    packer = linear.LinearPacker(CPU, torch.bfloat16)
+    packed = packer.pack_linear_many([ordered, ordered, plain, table])
+    assert packed.kind == "int4+bfloat16"
+    dense = torch.cat([weight.dequantize() for weight in (ordered, ordered, plain, table)])
+    for rows in (1, 17):
+        x = randn(rows, 128, dtype=torch.bfloat16, seed=rows)
+        out = torch.full((rows, len(dense)), torch.nan, dtype=torch.float32)
+        linear.linear(out, x, packed)
+        assert_product(out, x, dense, share=2.0**-8)
+    rows_of_it = torch.empty(2, 128)
+    linear.embedding(rows_of_it, torch.tensor([3, 40], dtype=torch.int32), packer.pack_embedding(ordered))
+    torch.testing.assert_close(rows_of_it, ordered.dequantize()[[3, 40]], rtol=2.0**-8, atol=0)

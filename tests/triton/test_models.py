@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from models import test_dense_families as dense
+from models.expert_cases import GPT_OSS_ROPE
 from models.running import load, prompt_logits
 from models.test_families import make_model, transformers_logits
 from octavo.ops.table import Binding, Ops, bind
@@ -26,9 +28,23 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt-neox": ("GPTNeoX", {"rotary_pct": 0.5}),
     "bloom": ("Bloom", {}),
     "phi3": ("Phi3", {"pad_token_id": None, "sliding_window": 8}),
+    "olmo2": ("Olmo2", {"pad_token_id": None}),
+    "opt-350m": ("OPT", {"ffn_dim": 48, "do_layer_norm_before": False, "word_embed_proj_dim": 16}),
+    "apertus": ("Apertus", {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}),
+    "hunyuan": ("HunYuanDenseV1", {"head_dim": 16}),
+    "ministral3": ("Ministral3", {"head_dim": 16, "rope_parameters": {
+        "rope_theta": 500.0, "rope_type": "default", "llama_4_scaling_beta": 0.5,
+        "original_max_position_embeddings": 8}}),
     "mixtral": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "gpt-oss": ("GptOss", {"head_dim": 16, "num_local_experts": 3, "num_experts_per_tok": 2, "sliding_window": 8,
+                           "rope_parameters": GPT_OSS_ROPE}),
+    "qwen2-moe": ("Qwen2Moe", {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
+                               "shared_expert_intermediate_size": 24}),
     "gemma3": ("Gemma3", {"num_hidden_layers": 3, "head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 24}),
 }  # fmt: skip
+
+
+DENSE = ("cohere-head-norms-biases", "falcon-40b", "gpt-j")
 
 
 def ops(dtype: torch.dtype = torch.float32, **options: Any) -> Ops:
@@ -47,6 +63,15 @@ def test_logits_are_those_of_transformers(case: str, tmp_path: Path) -> None:
     for chunk in (len(PROMPT), 6):
         (ours,) = prompt_logits(loaded, table, [PROMPT], chunk)
         torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("case", DENSE)
+def test_logits_of_dense_families(case: str, tmp_path: Path) -> None:
+    family, options = dense.CASES[case]
+    model = dense.make_model(tmp_path, family, {**options, "hidden_size": 32, "num_hidden_layers": 2, "rotary_dim": 4})
+    table = ops()
+    (ours,) = prompt_logits(load(tmp_path, table), table, [PROMPT])
+    torch.testing.assert_close(ours, transformers_logits(model, [PROMPT])[0], rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

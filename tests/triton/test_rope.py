@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -18,11 +20,11 @@ def randn(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("rotates", [True, False])
-@pytest.mark.parametrize("has_norm", [True, False])
+@pytest.mark.parametrize("has_norm", ["before", "behind", None])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("heads", HEADS)
 def test_rotates_norms_and_writes(
-    heads: tuple[int, int, int], dtype: torch.dtype, has_norm: bool, rotates: bool
+    heads: tuple[int, int, int], dtype: torch.dtype, has_norm: str | None, rotates: bool
 ) -> None:
     hq, hkv, d = heads
     rows, block_size = 7, 16
@@ -35,10 +37,12 @@ def test_rotates_norms_and_writes(
     positions = torch.arange(rows, dtype=torch.int32) + 5
     q_norm, k_norm = (randn(d), randn(d, seed=2)) if has_norm else (None, None)
     expected = qkv.float().clone()
-    reference.rope_kv_write(expected, positions, cos_sin, q_norm, k_norm, 1e-6, ref_k, ref_v, slots, hq, hkv, d)
+    scales = torch.linspace(1, 2, 32)[:, None] if has_norm == "behind" else None
+    late: dict[str, Any] = {"norms_rotated": has_norm == "behind", "q_scales": scales}
+    reference.rope_kv_write(expected, positions, cos_sin, q_norm, k_norm, 1e-6, ref_k, ref_v, slots, hq, hkv, d, **late)
     shape, _ = rope.kv_cache_shapes(4, block_size, hkv, d)
     k_cache, v_cache = torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype)
-    rope.rope_kv_write(qkv, positions, cos_sin, q_norm, k_norm, 1e-6, k_cache, v_cache, slots, hq, hkv, d)
+    rope.rope_kv_write(qkv, positions, cos_sin, q_norm, k_norm, 1e-6, k_cache, v_cache, slots, hq, hkv, d, **late)
     wanted_k, wanted_v = from_reference(ref_k, ref_v, d)
     for found, wanted in ((qkv, expected), (k_cache, wanted_k), (v_cache, wanted_v)):
         torch.testing.assert_close(found.float(), wanted, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])

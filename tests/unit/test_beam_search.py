@@ -17,7 +17,7 @@ from octavo.base.errors import Aborted, EngineDead, InvalidRequest, Overloaded, 
 from octavo.base.params import BeamParams, GenerateRequest, SamplingParams
 from octavo.client.beam_search import Held, beam_search
 from octavo.client.generation import CompletionDelta, GenerationDelta
-from octavo.client.observer import FinishedSample
+from octavo.client.observer import FinishedRequest, FinishedSample, NoObserver
 from octavo.text.tokenizers.detokenizer import IncrementalDetokenizer
 from octavo.wire.messages import EngineCoreOutputs, TokenLogprobs
 from support.client_fakes import INFO, STATS, TOKENIZER, Engine, out, settle
@@ -42,11 +42,13 @@ class TableClient:
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
         self.prompts: list[list[int]] = []
+        self.num_counted = 0
         self.is_in_flight = False
 
     def submit(self, request: GenerateRequest, params: SamplingParams) -> Any:
         assert self.is_in_flight and params.max_tokens == 1 and params.n == 1
         self.prompts.append(request.prompt_token_ids)
+        self.num_counted += request.is_counted
         return self._stream(request.prompt_token_ids, params)
 
     async def _stream(self, ids: list[int], params: SamplingParams) -> AsyncGenerator[GenerationDelta, None]:
@@ -66,20 +68,35 @@ class TableClient:
         return IncrementalDetokenizer(TOKENIZER, params.skip_special_tokens)
 
 
+class Seen(NoObserver):
+    def __init__(self) -> None:
+        self.samples: list[FinishedSample] = []
+        self.requests: list[FinishedRequest] = []
+
+    def on_finish(self, sample: FinishedSample) -> None:
+        self.samples.append(sample)
+
+    def on_request_finish(self, finished: FinishedRequest) -> None:
+        self.requests.append(finished)
+
+
 def search(
     client: TableClient, *, width: int, penalty: float = 1.0, early: Any = False, **fields: Any
 ) -> tuple[GenerationDelta, list[FinishedSample]]:
     params = SamplingParams(temperature=0.0, **fields)
     beams = BeamParams(width=width, length_penalty=penalty, early_stopping=early)
     request = GenerateRequest(external_id="r", prompt_token_ids=PROMPT, params=params, beams=beams)
-    finished: list[FinishedSample] = []
+    seen = Seen()
 
     async def main() -> GenerationDelta:
-        deltas = [delta async for delta in beam_search(client, request, params, finished.append)]
+        deltas = [delta async for delta in beam_search(client, request, params, seen)]
         assert len(deltas) == 1 and deltas[0].finished and not client.is_in_flight
         return deltas[0]
 
-    return asyncio.run(main()), finished
+    delta = asyncio.run(main())
+    assert seen.requests[0].times == delta.times and len(seen.requests) == 1
+    assert seen.requests[0].num_output_tokens == tuple(sample.num_output_tokens for sample in seen.samples)
+    return delta, seen.samples
 
 
 def score(ids: tuple[int, ...], seed: int, penalty: float) -> float:
@@ -116,6 +133,12 @@ def test_s21_the_best_come_first_and_two_beams_beat_none(seed: int) -> None:
     assert delta.num_output_tokens == sum(len(output.token_ids) for output in delta.outputs)
     assert (delta.num_prompt_tokens, delta.num_cached_tokens) == (3, 2)
     assert [sample.num_output_tokens for sample in finished] == [len(output.token_ids) for output in delta.outputs]
+
+
+def test_e96_the_prompt_counts_once_however_many_beams_and_steps_there_are() -> None:
+    client = TableClient()
+    search(client, width=3, n=3, max_tokens=6)
+    assert client.num_counted == 1 and len(client.prompts) > 6
 
 
 def test_s23_early_stopping_waits_for_no_more_than_the_width() -> None:

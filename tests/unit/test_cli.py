@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -366,6 +367,29 @@ def test_a_wrong_flag_ends_before_anything_heavy_is_imported() -> None:
     environ = {k: v for k, v in os.environ.items() if not k.startswith("OCTAVO_")}
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environ)
     assert json.loads(run.stdout) == [2, []]
+
+
+# ---------------------------------------------------------------- the model's configuration
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"rope_theta": 5}', {"rope_theta": 5}),
+        ("rope_theta=5e5,rope_scaling.rope_type=yarn,rope_scaling.factor=4",
+         {"rope_theta": 5e5, "rope_scaling": {"rope_type": "yarn", "factor": 4}}),
+        ('architectures=["A","B"],tie_word_embeddings=true,name=a,b', {
+            "architectures": ["A", "B"], "tie_word_embeddings": True, "name": "a,b"}),
+    ],
+)  # fmt: skip
+def test_values_of_the_configuration_may_be_pairs(text: str, expected: dict[str, Any]) -> None:
+    given = parse("m", "--hf-overrides", text).engine.model.hf_overrides
+    assert given is not None and json.loads(given) == expected
+
+
+def test_what_is_neither_an_object_nor_pairs_is_refused() -> None:
+    for value in ("[1]", "rope_theta", "=5", "", "5"):
+        assert "--hf-overrides" in refused("m", "--hf-overrides", value)
+    assert "--hf-overrides: a is a value" in refused("m", "--hf-overrides", "a=1,a.b=2")
+    assert "--rope-theta must be greater than 0" in refused("m", "--rope-theta", "0")
 
 
 # ---------------------------------------------------------------- structured outputs

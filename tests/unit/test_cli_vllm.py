@@ -161,8 +161,8 @@ def test_each_is_told_or_refused_with_its_reason(row: Row) -> None:
         "--use-v2-block-manager", "--guided-decoding-backend lm-format-enforcer", "--guided-decoding-backend any:thing",
         "--disable-custom-all-reduce", "--num-scheduler-steps 8", "--preemption-mode swap", "--tokenizer-pool-size 4",
         "--scheduling-policy priority", "--limit-mm-per-prompt image=0", '--limit-mm-per-prompt {"image":0,"video":0}',
-        "--hf-overrides {}", "--compilation-config {}", "-O 3", "-O3", "-O=2", "--no-enable-lora",
-        "--rope-scaling None", "--speculative-config none", "--async-scheduling", "--use_v2_block_manager",
+        "--pooler-config {}", "--compilation-config {}", "-O 3", "-O3", "-O=2", "--no-enable-lora",
+        "--mm-processor-kwargs None", "--speculative-config none", "--async-scheduling", "--use_v2_block_manager",
         "--disable-logprobs-during-spec-decoding false", "--allowed-media-domains a b", "--model-impl auto",
     ],
 )  # fmt: skip
@@ -185,7 +185,10 @@ def test_what_asks_for_what_octavo_does_anyway_is_accepted_and_told(words: str) 
         ('--speculative-config {"method":"ngram"}', "speculative decoding is not built yet"),
         ("--num-speculative-tokens 5", "speculative decoding is not built yet"),
         ("--limit-mm-per-prompt image=4", "images, videos and sounds in prompts are not built yet"),
-        ("--otlp-traces-endpoint http://c:4317", "tracing is not built yet"),
+        ("--otlp-traces-endpoint http://c:4317 --otlp-traces-protocol thrift", "one of grpc, http/protobuf"),
+        ("--otlp-traces-endpoint c:4318 --otlp-traces-protocol http/protobuf", "must begin with http:// or https://"),
+        ("--collect-detailed-traces model,all,none", "must be one of model, worker, all"),
+        ("--log-config-file log.json --no-configure-logging", "--no-configure-logging forbids"),
         ("--task embed", "embeddings, scores and classes are not built yet"),
         ("--enable-prompt-adapter", "prompt adapters are not built yet"),
         ("--kv-transfer-config {\"a\":1}", "to move KV blocks between servers is not built yet"),
@@ -226,6 +229,8 @@ def test_settings_that_stand_for_octavo_s_own() -> None:
         ("--load-format hf", "model", "load_format", "auto"),
         ("--quantization gguf", "model", "quantization", "gguf"),
         ("-q None", "model", "quantization", None),
+        ("-q gptq_marlin", "model", "quantization", "gptq_marlin"),
+        ("--load-format bitsandbytes", "model", "load_format", "safetensors"),
         ("--attention-backend FLASH_ATTN", "parallel", "attention_backend", "auto"),
         ("--attention-backend FLASHINFER", "parallel", "attention_backend", "FLASHINFER"),
         ("--enable-chunked-prefill true", "scheduler", "enable_chunked_prefill", True),
@@ -249,11 +254,11 @@ def test_values_that_octavo_calls_otherwise(words: str, part: str, field: str, v
     ("words", "reason"),
     [
         ("--load-format pt", "never a pickle"),
-        ("-q awq", "--quantization awq: octavo has no weights of this kind yet: take a GGUF file"),
-        ("--quantization GPTQ", "octavo has no weights of this kind yet"),
+        ("-q torchao", "--quantization torchao: octavo does not read weights of this kind: take a GGUF file"),
+        ("--quantization TorchAO", "octavo does not read weights of this kind"),
         ("--kv-cache-dtype nvfp4", "octavo keeps keys and values as"),
         ("--device tpu", "--device tpu: octavo runs on CPUs and on NVIDIA GPUs"),
-        ("-q quark9", "--quantization must be one of fp8, int8, gguf; got 'quark9'"),
+        ("-q quark9", "--quantization must be one of fp8, int8, int4"),
         ("--block-size", "--block-size needs a value"),
         ("--block-size --port 1", "--block-size needs a value"),
         ("--guided-decoding-backend --port 1", "--guided-decoding-backend needs a value"),
@@ -286,7 +291,7 @@ def test_the_config_file_speaks_the_same(tmp_path: Path) -> None:
         "no-enable-lora: false": "adapters (LoRA)",
         "enable-lora: 3": "--enable-lora must be true or false",
         "lora-modules: [a=b]": "adapters (LoRA)",
-        "hf-overrides: {rope_theta: 1}": "--hf-overrides",
+        "pooler-config: {type: mean}": "--pooler-config",
         "load-format: pt": "never a pickle",
     }.items():
         assert reason in refused("m", "--config", file(line))
@@ -378,7 +383,7 @@ def test_help_of_a_group_a_flag_and_a_word(capsys: pytest.CaptureFixture[str]) -
     found = help_of("max", capsys)
     assert "--max-num-seqs" in found and "--max-log-len" in found and "--port" not in found
     assert "--port" in help_of("all", capsys)
-    assert refused("--help=prot") == "--help=prot: there is no such flag or group; did you mean port?"
+    assert refused("--help=porrt") == "--help=porrt: there is no such flag or group; did you mean port?"
 
 
 def test_help_of_a_flag_of_vllm(capsys: pytest.CaptureFixture[str]) -> None:

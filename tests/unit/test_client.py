@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given
@@ -15,13 +15,22 @@ from octavo.base.errors import (
     Aborted,
     EngineDead,
     InvalidRequest,
+    Overloaded,
     ServerError,
     ShuttingDown,
 )
 from octavo.base.params import GenerateRequest
-from octavo.client.generation import fold
-from octavo.client.observer import FinishedSample, NoObserver
-from octavo.wire.messages import Call, CallResult, EngineCoreOutput, EngineCoreOutputs, Heartbeat, Shutdown
+from octavo.client.generation import GenerationDelta, fold
+from octavo.client.observer import FinishedRequest, FinishedSample, NoObserver
+from octavo.wire.messages import (
+    Call,
+    CallResult,
+    EngineCoreOutput,
+    EngineCoreOutputs,
+    Heartbeat,
+    Shutdown,
+    StepSeconds,
+)
 from octavo.wire.transport import TransportError
 from support.client_fakes import EOS, STATS, Engine, FakeProcess, logprob, out, request, run, settle
 
@@ -384,6 +393,10 @@ def test_the_observer_sees_each_sample_end_once() -> None:
         def on_finish(self, sample: FinishedSample) -> None:
             self.events.append((sample.finish_reason, sample.num_output_tokens))
 
+        def on_request_finish(self, finished: FinishedRequest) -> None:
+            self.events.append(("request", finished.finish_reasons, finished.num_output_tokens))
+            assert finished.times.arrival == 1.0 and finished.times.finish > 1.0
+
     seen = Seen()
 
     async def main() -> None:
@@ -399,8 +412,67 @@ def test_the_observer_sees_each_sample_end_once() -> None:
 
     run(main())
     assert seen.events == [
-        "arrival", ("abort", 0), "arrival", "arrival", ("first", 3.0), ("error", 0), ("tokens", 1), ("length", 3),
+        "arrival", ("abort", 0), ("request", ("abort",), (0,)), "arrival", "arrival", ("first", 3.0), ("error", 0),
+        ("request", ("error",), (0,)), ("tokens", 1), ("length", 3), ("request", ("length",), (3,)),
     ]  # fmt: skip
+
+
+def test_the_last_delta_has_the_times_of_all_samples_and_the_request_ends_once() -> None:
+    class Seen(NoObserver):
+        def __init__(self) -> None:
+            self.ended: list[FinishedRequest] = []
+
+        def on_request_finish(self, finished: FinishedRequest) -> None:
+            self.ended.append(finished)
+
+    seen = Seen()
+
+    async def main() -> list[GenerationDelta]:
+        async with Engine(observer=seen) as engine:
+            stream = engine.client.generate(request(n=2, temperature=1.0))
+            deltas = []
+            spent = StepSeconds(0.5, 1.0, 2.0)
+            await engine.step(out(1, "ab", scheduled_time=4.0), out(2, "a", scheduled_time=3.0, step_seconds=spent))
+            deltas.append(await anext(stream))
+            await engine.step(out(1, "c", "length"))
+            await engine.step(out(2, "", "stop", step_seconds=spent.plus(spent)))
+            deltas += [delta async for delta in stream]
+            return deltas
+
+    deltas = run(main())
+    assert [delta.times is not None for delta in deltas] == [False] * (len(deltas) - 1) + [True]
+    [finished] = seen.ended
+    assert finished.times == deltas[-1].times
+    assert (finished.times.arrival, finished.times.scheduled) == (1.0, 3.0)
+    assert finished.times.queue_seconds == 2.0
+    assert finished.times.first_token <= finished.times.last_token <= finished.times.finish
+    assert finished.num_output_tokens == (3, 1) and finished.finish_reasons == ("length", "stop")
+    assert finished.step_seconds == StepSeconds(1.0, 2.0, 4.0)
+
+
+def test_a_refusal_is_told_with_the_limit_that_was_full() -> None:
+    class Seen(NoObserver):
+        reasons: ClassVar[list[str]] = []
+
+        def on_refusal(self, error: Overloaded) -> None:
+            self.reasons.append(error.reason)
+
+    async def main() -> None:
+        async with Engine(observer=Seen(), max_num_queued_reqs=1, max_num_queued_tokens=4) as engine:
+            streams = [engine.client.generate(request())]
+            with pytest.raises(Overloaded):
+                engine.client.generate(request())
+            await engine.step(*(out(i, "a", scheduled_time=4.0) for i in range(1, 6)))
+            while len(streams) < 5:
+                streams.append(engine.client.generate(request(prompt=1)))
+                await engine.step(out(len(streams), "a", scheduled_time=4.0))
+            with pytest.raises(Overloaded):
+                engine.client.generate(request(prompt=1))
+            for stream in streams:
+                await stream.aclose()
+
+    run(main())
+    assert Seen.reasons == ["max_num_queued_tokens", "max_num_queued_reqs"]
 
 
 def test_heartbeats_keep_a_quiet_engine_alive() -> None:

@@ -34,7 +34,6 @@ def load(cache: dict[str, Any] | None = None, model: dict[str, Any] | None = Non
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"model": {"quantization": "fp8"}}, "--quantization fp8 is for a GPU"),
         ({"enforce_eager": True, "cudagraph_capture_sizes": [1]}, "--enforce-eager captures nothing"),
     ],
 )

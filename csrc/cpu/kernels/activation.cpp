@@ -41,18 +41,77 @@ struct Relu {
     static vf of(vf g) { return vf_select_lt(g, vf_zero(), vf_zero(), g); }
 };
 
+struct QuickGelu {
+    static vf of(vf g) { return vf_div(g, vf_add(vf_set(1.0f), vf_exp(vf_mul(g, vf_set(-1.702f))))); }
+};
+
+struct Relu2 {
+    static vf of(vf g) {
+        const vf positive = Relu::of(g);
+        return vf_mul(positive, positive);
+    }
+};
+
+// ap x^2 + x / 2 above zero, an (e^min(x, -1e-6) - 1 - x) + x / 2 below.
+struct Xielu {
+    vf ap, an;
+
+    static float softplus(float x) { return x > 20.0f ? x : log1pf(expf(x)); }
+
+    explicit Xielu(const float* parameters)
+        : ap(vf_set(softplus(parameters[0]))), an(vf_set(0.5f + softplus(parameters[1]))) {}
+
+    vf operator()(vf x) const {
+        const vf half = vf_mul(x, vf_set(0.5f)), limit = vf_set(-1e-6f);
+        const vf above = vf_fma(vf_mul(ap, x), x, half);
+        const vf z = vf_select_lt(x, limit, x, limit);
+        const vf below = vf_fma(vf_sub(expm1_of(z), x), an, half);
+        return vf_select_lt(vf_zero(), x, above, below);
+    }
+
+    // e^x - 1 for x < 0. Near zero the difference would lose its digits; there are those of the series.
+    static vf expm1_of(vf x) {
+        vf series = vf_fma(x, vf_set(1.0f / 720.0f), vf_set(1.0f / 120.0f));
+        series = vf_fma(series, x, vf_set(1.0f / 24.0f));
+        series = vf_fma(series, x, vf_set(1.0f / 6.0f));
+        series = vf_fma(series, x, vf_set(0.5f));
+        series = vf_fma(vf_mul(series, x), x, x);
+        return vf_select_lt(x, vf_set(-0.25f), vf_sub(vf_exp(x), vf_set(1.0f)), series);
+    }
+};
+// Of GPT-OSS: g sigmoid(1.702 g) (up + 1), where g is at most 7 and up within +-7. The order of the arguments keeps a NaN.
+struct SwigluOai {
+    static vf gated(vf g, vf up) {
+        const vf limit = vf_set(7.0f), low = vf_set(-7.0f), one = vf_set(1.0f);
+        const vf gate = vf_select_lt(limit, g, limit, g);
+        const vf below = vf_select_lt(limit, up, limit, up), value = vf_select_lt(below, low, low, below);
+        const vf share = vf_add(one, vf_exp(vf_mul(gate, vf_set(-1.702f))));
+        return vf_mul(vf_div(gate, share), vf_add(value, one));
+    }
+};
+
+template <class Act>
+static inline vf gated(vf g, vf up) {
+    return vf_mul(Act::of(g), up);
+}
+template <>
+inline vf gated<SwigluOai>(vf g, vf up) {
+    return SwigluOai::gated(g, up);
+}
+
 // out = act(x), times `up` if there is one.
 template <class Act, bool GATED>
 static void act_range(float* out, const float* x, const float* up, int64_t count) {
     int64_t i = 0;
     for (; i + VW <= count; i += VW) {
-        const vf y = Act::of(vf_load(x + i));
-        vf_store(out + i, GATED ? vf_mul(y, vf_load(up + i)) : y);
+        if constexpr (GATED) vf_store(out + i, gated<Act>(vf_load(x + i), vf_load(up + i)));
+        else vf_store(out + i, Act::of(vf_load(x + i)));
     }
     if (i < count) {
         const int n = int(count - i);
-        const vf y = Act::of(vf_load_n(x + i, n, 0.0f));
-        vf_store_n(out + i, GATED ? vf_mul(y, vf_load_n(up + i, n, 0.0f)) : y, n);
+        const vf last = vf_load_n(x + i, n, 0.0f);
+        if constexpr (GATED) vf_store_n(out + i, gated<Act>(last, vf_load_n(up + i, n, 0.0f)), n);
+        else vf_store_n(out + i, Act::of(last), n);
     }
 }
 
@@ -63,6 +122,12 @@ static void act_range(float* out, const float* x, const float* up, int64_t count
         case Activation::gelu_tanh: return act_range<GeluTanh, GATED>(out, x, up, count);
         case Activation::gelu: return act_range<Gelu, GATED>(out, x, up, count);
         case Activation::relu: return act_range<Relu, GATED>(out, x, up, count);
+        case Activation::quick_gelu: return act_range<QuickGelu, GATED>(out, x, up, count);
+        case Activation::relu2: return act_range<Relu2, GATED>(out, x, up, count);
+        case Activation::xielu: return;  // has parameters: `xielu_rows`
+        case Activation::swiglu_oai:
+            if constexpr (GATED) act_range<SwigluOai, GATED>(out, x, up, count);
+            return;
     }
 }
 
@@ -87,7 +152,18 @@ static void act_mul(float* out, const float* gate_up, int64_t rows, int64_t widt
     act_rows<true>(out, gate_up, rows, width, kind);
 }
 
-static void act(float* out, const float* x, int64_t rows, int64_t width, Activation kind) {
+static void xielu_rows(float* out, const float* x, int64_t count, const float* parameters) {
+    const Xielu act(parameters);
+    parallel_for((count + kTaskColumns - 1) / kTaskColumns, [&](int64_t task, int) {
+        const int64_t end = (task + 1) * kTaskColumns < count ? (task + 1) * kTaskColumns : count;
+        int64_t i = task * kTaskColumns;
+        for (; i + VW <= end; i += VW) vf_store(out + i, act(vf_load(x + i)));
+        if (i < end) vf_store_n(out + i, act(vf_load_n(x + i, int(end - i), 0.0f)), int(end - i));
+    });
+}
+
+static void act(float* out, const float* x, int64_t rows, int64_t width, Activation kind, const float* parameters) {
+    if (kind == Activation::xielu) return xielu_rows(out, x, rows * width, parameters);
     act_rows<false>(out, x, rows, width, kind);
 }
 

@@ -52,7 +52,10 @@ struct Shape {
         const int tokens = args.query_start_loc[t.seq + 1] - args.query_start_loc[t.seq];
         return args.seq_lens[t.seq] - tokens + t.first_token + token;
     }
-    int first_key(int position) const { return args.window && position >= args.window ? position - args.window + 1 : 0; }
+    int first_key(int position) const {
+        if (!args.window || position < args.window) return 0;
+        return args.chunked ? position / args.window * args.window : position - args.window + 1;
+    }
     // Floats of a partial result: rows x (output, maximum, sum).
     int64_t partial_floats() const { return int64_t(max_rows) * (padded + 2); }
 };
@@ -324,13 +327,20 @@ struct TileRun {
         }
     }
 
+    // What a weight of e^(score - max) is of all, the sink's among them.
+    static float share_beside(float sink, float max, float sum) {
+        const float high = sink > max ? sink : max, keys = expf(max - high);
+        return keys / (sum * keys + expf(sink - high));
+    }
+
     void write(const Partial& run) const {
         const AttentionArgs& a = s.args;
         for (int row = 0; row < rows; ++row) {
             const int64_t token = a.query_start_loc[tile.seq] + tile.first_token + row / s.group;
             float* out = a.out + (token * a.num_heads + tile.kv_head * s.group + row % s.group) * a.head_dim;
             const float* acc = run.acc + int64_t(row) * s.padded;
-            const float inverse = 1.0f / run.sum[row];
+            const float inverse = a.sinks ? share_beside(a.sinks[tile.kv_head * s.group + row % s.group], run.max[row], run.sum[row])
+                                          : 1.0f / run.sum[row];
             for (int d = 0; d < a.head_dim; ++d) out[d] = acc[d] * inverse;
         }
     }

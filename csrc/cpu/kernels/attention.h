@@ -23,8 +23,10 @@ struct AttentionArgs {
     int head_dim;
     float scale;
     int window;     // 0: none; else a key at a distance < window is seen
+    bool chunked;   // instead, if there is a window: the keys of the chunk of so many positions that the query is in
     float softcap;  // 0: none
     const float* slopes;  // [num_heads] or null: slope times (key - query position) is added to a score (ALiBi)
+    const float* sinks;   // [num_heads] or null: the score of one more key, whose value is zero
 };
 
 struct AttentionKernels {

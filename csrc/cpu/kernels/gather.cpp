@@ -42,6 +42,18 @@ void gather_int(const PackedMatrix& w, const uint8_t* tile, int64_t c, float sca
     }
 }
 
+void gather_table(const PackedMatrix& w, const uint8_t* unit, int64_t c, float scale, float* out) {
+    for (int64_t k0 = 0; k0 < w.K; k0 += w.group, unit += w.unit_bytes) {
+        const float s = ((const float*)unit)[c];
+        const uint8_t* p = unit + w.header + c;
+        for (int64_t k = 0; k < w.group; ++k) {
+            const float v = w.kind == WeightKind::e4m3 ? f16_to_f32(e4m3_bits(p[k * kTile]))
+                                                       : w.table[p[k / 2 * kTile] >> (k % 2 * 4) & 15];
+            out[k0 + k] = v * s * scale;
+        }
+    }
+}
+
 }  // namespace
 
 void gather_row(const PackedMatrix& w, int64_t n, float scale, float* out) {
@@ -49,6 +61,8 @@ void gather_row(const PackedMatrix& w, int64_t n, float scale, float* out) {
     const int64_t c = n % kTile;
     if (w.kind == WeightKind::integer) {
         gather_int(w, tile, c, scale, out);
+    } else if (w.kind == WeightKind::table || w.kind == WeightKind::e4m3) {
+        gather_table(w, tile, c, scale, out);
     } else if (w.kind == WeightKind::f32) {
         for (int64_t k = 0; k < w.K; ++k) out[k] = ((const float*)tile)[k * kTile + c] * scale;
     } else if (w.kind == WeightKind::f16) {

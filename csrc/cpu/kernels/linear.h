@@ -15,6 +15,9 @@
 //            to 64 bytes. A scale or a min is the f32 product of its factor and its step, which is exact.
 //   bf16     [ceil(K/2)][16][2]: pairs of k side by side
 //   f16, f32 [K][16]
+//   table    units of a weight group, each a header with 16 scales in f32, then codes of 4 bits: a byte of column c holds k in
+//            its low nibble and k + 1 in the high one. A weight is the f32 product of the code's value and the scale.
+//   e4m3     the same with a byte a code, a float8. The scales in the header are multiplied by 256, see e4m3_bits.
 //
 // Integer weights (K below 2^21) meet activations of 8 bits, per row and group of 32 values of k. Where a group's largest value
 // stands out from its row (kWideFactor), 8 bits would lose the others beside it: such a group is wide and has 15 bits, as
@@ -42,9 +45,13 @@ constexpr int64_t kActGroup = 32;  // activations that share a scale
 // Values along K of a part, where so many share a weight's scale.
 constexpr int64_t part_values(int64_t group) { return group == 16 ? 16 : kActGroup; }
 constexpr float kActLimit = 127.0f, kWideLimit = 127.0f * 128.0f + 63.0f;
+constexpr int64_t kTableValues = 16;
+// A float8 e4m3 as the bits of an f16 that is 256 times smaller: the same fields, with a bias of 15 in place of 7.
+constexpr uint16_t e4m3_bits(uint8_t code) { return uint16_t((code & 0x80) << 8 | (code & 0x7f) << 7); }
+constexpr float kE4m3Factor = 256.0f;
 constexpr float kWideFactor = 6.0f;  // of the row's root mean square
 
-enum class WeightKind : int { integer = 0, bf16 = 1, f16 = 2, f32 = 3 };
+enum class WeightKind : int { integer = 0, bf16 = 1, f16 = 2, f32 = 3, table = 4, e4m3 = 5 };
 enum class ScaleForm : int { f16 = 0, f32 = 1, two_level = 2 };
 
 struct PackedMatrix {
@@ -53,7 +60,8 @@ struct PackedMatrix {
     int64_t N = 0, K = 0, tiles = 0;
     int64_t tile_bytes = 0;
     WeightKind kind = WeightKind::f32;
-    // Integers only.
+    float table[kTableValues] = {};  // of kind table: what a code stands for
+    // Integers only, and what comes in units: table and e4m3, whose groups are of any even size.
     int bits = 0;           // that a value takes: 4, 5 (in whole parts of 32), 6 or 8
     int zero = 0;           // w = scale * (u - zero); 0 with mins
     bool mins = false;      // w = scale * u + min

@@ -82,6 +82,18 @@ static void add_layer_norm(float* out, float* residual, const float* x, const fl
     });
 }
 
+static void norm_parts(const NormPartsArgs& args) {
+    for_rows(args.rows, args.row_width, [&](int64_t at) {
+        for (int64_t part = 0; part < args.count; ++part) {
+            float* x = args.x + at + args.first + part * args.width;
+            const int64_t own = args.has_own ? part * args.width : 0;
+            const float *weight = args.weight + own, *bias = args.bias ? args.bias + own : nullptr;
+            if (args.is_layer_norm) layer_norm_row(x, x, weight, bias, args.width, args.eps);
+            else scale_row(x, x, weight, inverse_rms(x, args.width, args.eps), args.width);
+        }
+    });
+}
+
 static void add(float* residual, const float* x, int64_t count) {
     parallel_for((count + kTaskFloats - 1) / kTaskFloats, [&](int64_t task, int) {
         const int64_t at = task * kTaskFloats, left = count - at;
@@ -89,7 +101,17 @@ static void add(float* residual, const float* x, int64_t count) {
     });
 }
 
-extern const NormKernels norm_kernels = {rms_norm, add_rms_norm, layer_norm, add_layer_norm, add};
+static void clip(float* x, int64_t count, float limit) {
+    const vf low = vf_set(-limit), high = vf_set(limit);
+    parallel_for((count + kTaskFloats - 1) / kTaskFloats, [&](int64_t task, int) {
+        const int64_t end = (task + 1) * kTaskFloats < count ? (task + 1) * kTaskFloats : count;
+        int64_t i = task * kTaskFloats;
+        for (; i + VW <= end; i += VW) vf_store(x + i, vf_min(high, vf_max(low, vf_load(x + i))));
+        for (; i < end; ++i) x[i] = x[i] < -limit ? -limit : x[i] > limit ? limit : x[i];
+    });
+}
+
+extern const NormKernels norm_kernels = {rms_norm, add_rms_norm, layer_norm, add_layer_norm, norm_parts, add, clip};
 
 }  // namespace OCTAVO_ISA
 }  // namespace octavo

@@ -1,9 +1,20 @@
-// RMS norm and layer norm of rows, and the residual sum before them. `out` may be the input.
+// RMS norm and layer norm of rows and of heads, the residual sum before them, and bounds. `out` may be the input.
 #pragma once
 
 #include "isa.h"
 
 namespace octavo {
+
+// Of each row `count` parts of `width` columns, from column `first` on, each normed by itself in place. `weight` and `bias`
+// (null, or of layer norms) are one part's, for all, or if `has_own` those of each.
+struct NormPartsArgs {
+    float* x;
+    int64_t rows, row_width, first, count, width;
+    const float *weight, *bias;
+    bool has_own;
+    float eps;
+    bool is_layer_norm;
+};
 
 struct NormKernels {
     void (*rms_norm)(float* out, const float* x, const float* weight, int64_t rows, int64_t width, float eps);
@@ -14,7 +25,9 @@ struct NormKernels {
                        float eps);
     void (*add_layer_norm)(float* out, float* residual, const float* x, const float* weight, const float* bias, int64_t rows,
                            int64_t width, float eps);
+    void (*norm_parts)(const NormPartsArgs& args);
     void (*add)(float* residual, const float* x, int64_t count);
+    void (*clip)(float* x, int64_t count, float limit);
 };
 
 OCTAVO_DECLARE_KERNELS(NormKernels, norm_kernels)

@@ -38,10 +38,12 @@ static inline void rotate(float* x, const float* cos_sin, int half) {
     }
 }
 
-static inline void turn_heads(float* x, int count, int dim, const float* norm, float eps, const float* cos_sin) {
+static inline void turn_heads(const RopeArgs& args, float* x, int count, const float* norm, const float* cos_sin) {
+    const int dim = args.head_dim;
     for (int head = 0; head < count; ++head, x += dim) {
-        if (norm) scale_row(x, x, norm, inverse_rms(x, dim, eps), dim);
+        if (norm && !args.norms_rotated) scale_row(x, x, norm, inverse_rms(x, dim, args.eps), dim);
         if (cos_sin) rotate(x, cos_sin, dim / 2);
+        if (norm && args.norms_rotated) scale_row(x, x, norm, inverse_rms(x, dim, args.eps), dim);
     }
 }
 
@@ -65,8 +67,12 @@ static void rope_row(const RopeArgs& args, int64_t row) {
     float* q = args.qkv + row * (args.num_heads + 2 * args.num_kv_heads) * dim;
     float *k = q + args.num_heads * dim, *v = k + args.num_kv_heads * dim;
     const float* cos_sin = args.cos_sin ? args.cos_sin + int64_t(args.positions[row]) * dim : nullptr;
-    turn_heads(q, args.num_heads, dim, args.q_norm, args.eps, cos_sin);
-    turn_heads(k, args.num_kv_heads, dim, args.k_norm, args.eps, cos_sin);
+    turn_heads(args, q, args.num_heads, args.q_norm, cos_sin);
+    turn_heads(args, k, args.num_kv_heads, args.k_norm, cos_sin);
+    if (args.q_scales) {
+        const float scale = args.q_scales[args.positions[row]];
+        for (float* x = q; x < k; ++x) *x *= scale;
+    }
     switch (args.type) {
         case CacheType::f32: return write_kv<ToF32>(args, k, v, args.slots[row]);
         case CacheType::bf16: return write_kv<ToBF16>(args, k, v, args.slots[row]);

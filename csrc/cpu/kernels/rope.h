@@ -22,6 +22,8 @@ struct RopeArgs {
     int num_heads;
     int num_kv_heads;
     int head_dim;
+    bool norms_rotated;      // the norm comes behind the rotation
+    const float* q_scales;   // [max_pos]: what q is multiplied by in the end; or null
 };
 
 struct RopeKernels {

@@ -79,15 +79,16 @@ class RequestTooLarge(RequestError):
 
 
 class Overloaded(RequestError):
-    """Too many requests are waiting. `retry_after` is in seconds."""
+    """Too many requests are waiting. `retry_after` is in seconds; `reason` names the limit, for metrics."""
 
     status = 429
     type = "RateLimitError"
     code = "overloaded"
 
-    def __init__(self, message: str, retry_after: int = 1) -> None:
+    def __init__(self, message: str, retry_after: int = 1, reason: str = "") -> None:
         super().__init__(message)
         self.retry_after = retry_after
+        self.reason = reason
 
 
 class ServerError(OctavoError):

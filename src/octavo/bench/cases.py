@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from octavo.bench.config import KernelsConfig
+from octavo.ops.routing import Routing
 from octavo.ops.sampling_batch import SamplingBatch
 from octavo.ops.table import LinearWeight, Ops
 from octavo.quant.packed import QuantizedWeight
@@ -142,6 +143,15 @@ def _add(config: KernelsConfig, ops: Ops) -> Iterator[Case]:
         )  # fmt: skip
 
 
+def _add_gated(config: KernelsConfig, ops: Ops) -> Iterator[Case]:
+    width = config.hidden_size
+    for rows in config.rows:
+        yield Case(
+            op="add_gated_", detail=f"width {width}", rows=rows, num_bytes=12 * rows * width,
+            copies=[(torch.zeros(rows, width), torch.randn(rows, width), torch.randn(rows, 1))],
+        )  # fmt: skip
+
+
 def _act_mul(config: KernelsConfig, ops: Ops) -> Iterator[Case]:
     width = config.intermediate_size
     for rows in config.rows:
@@ -160,6 +170,17 @@ def _act(config: KernelsConfig, ops: Ops) -> Iterator[Case]:
         )  # fmt: skip
 
 
+def _norm_parts(config: KernelsConfig, ops: Ops) -> Iterator[Case]:
+    """Of the heads of q and k, each with weights of its own."""
+    dim, count = config.head_dim, config.num_heads + config.num_kv_heads
+    width = dim * (count + config.num_kv_heads)
+    for rows in config.rows:
+        yield Case(
+            op="norm_parts_", detail=f"{count} of {dim}", rows=rows, num_bytes=8 * rows * count * dim,
+            copies=[(torch.randn(rows, width), 0, count, dim, torch.randn(count * dim), None, 1e-5, "rms")],
+        )  # fmt: skip
+
+
 def _route(config: KernelsConfig, ops: Ops) -> Iterator[Case]:
     num_experts, top_k = 64, 8
     for rows in config.rows:
@@ -167,7 +188,16 @@ def _route(config: KernelsConfig, ops: Ops) -> Iterator[Case]:
         yield Case(
             op="route", detail=f"{top_k} of {num_experts} experts", rows=rows,
             num_bytes=4 * rows * (num_experts + 2 * top_k),
-            copies=[(ids, weights, torch.randn(rows, num_experts), True)],
+            copies=[(ids, weights, torch.randn(rows, num_experts), Routing())],
+        )  # fmt: skip
+
+
+def _clip(config: KernelsConfig, ops: Ops) -> Iterator[Case]:
+    width = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
+    for rows in config.rows:
+        yield Case(
+            op="clip_", detail=f"width {width}", rows=rows, num_bytes=8 * rows * width,
+            copies=[(torch.randn(rows, width), 8.0)],
         )  # fmt: skip
 
 
@@ -275,7 +305,9 @@ def _logprobs(config: KernelsConfig, ops: Ops) -> Iterator[Case]:
 _MAKERS: dict[str, Callable[[KernelsConfig, Ops], Iterator[Case]]] = {
     "linear": _linear, "embedding": _embedding, "rms_norm": _norm("rms_norm", 1),
     "add_rms_norm": _add_norm("add_rms_norm", 1), "layer_norm": _norm("layer_norm", 2),
-    "add_layer_norm": _add_norm("add_layer_norm", 2), "add_": _add, "act_mul": _act_mul, "act": _act, "route": _route,
+    "add_layer_norm": _add_norm("add_layer_norm", 2), "norm_parts_": _norm_parts, "add_": _add,
+    "add_gated_": _add_gated, "clip_": _clip,
+    "act_mul": _act_mul, "act": _act, "route": _route,
     "rope_kv_write": _rope_kv_write, "attention": _attention, "forbid": _forbid,
     "sample": _sample, "logprobs": _logprobs,
 }  # fmt: skip

@@ -11,8 +11,8 @@ from octavo.base.config import opt
 DatasetName = Literal["random", "sharegpt"]
 Endpoint = Literal["/v1/completions", "/v1/chat/completions"]
 OpName = Literal[
-    "linear", "embedding", "rms_norm", "add_rms_norm", "layer_norm", "add_layer_norm", "add_", "act_mul", "act",
-    "route", "rope_kv_write", "attention", "forbid", "sample", "logprobs",
+    "linear", "embedding", "rms_norm", "add_rms_norm", "layer_norm", "add_layer_norm", "norm_parts_", "add_",
+    "add_gated_", "clip_", "act_mul", "act", "route", "rope_kv_write", "attention", "forbid", "sample", "logprobs",
 ]  # fmt: skip
 WeightType = Literal["int4", "int5", "int6", "int8", "bfloat16", "float16", "float32"]
 
@@ -99,6 +99,8 @@ class LatencyConfig(ReportConfig):
     batch_size: int = opt(1, "Requests in a batch.", low=1)
     num_iters: int = opt(10, "Number of batches that are measured.", low=1)
     num_iters_warmup: int = opt(2, "Number of batches before the measurement.", low=0)
+    profile: bool = opt(False, "Record one more batch, behind those that are measured, as traces for Perfetto.")
+    profile_result_dir: str = opt("profiles", "Folder for what --profile records.")
 
 
 @dataclass(frozen=True, kw_only=True)

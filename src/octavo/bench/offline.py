@@ -89,10 +89,17 @@ def latency(config: LatencyConfig, model: str, settings: Mapping[str, Any]) -> d
         for _ in tqdm(range(config.num_iters), desc="batches", disable=None if config.progress else True):
             first.append(run(1))
             whole.append(run(config.output_len))
+        files: list[str] = []
+        if config.profile:
+            llm.start_profile(config.profile_result_dir)
+            run(config.output_len)
+            files = llm.stop_profile()
         info = llm.info
     # Others use the memory too: what it gave before or after is nearer to what the batches could have had.
     limits = best_of(before, measure_limits(settings.get("num_threads")))
     figures = latency_figures(config, first, whole, info.weight_bytes, limits)
+    if files:
+        figures["profile_files"] = files
     return dict(result("latency", config, machine, limits, model=model, engine=_engine(info), **figures))
 
 
@@ -137,6 +144,7 @@ def latency_text(document: Mapping[str, Any]) -> str:
         limits = None if document["limits"] is None else Limits(**document["limits"])
         lines.append(f"decode: {document['decode_tok_s']:.1f} tok/s, {document['step_ms']:.2f} ms a step")
         lines.append(f"a step reads the weights at {bandwidth(document['weights_gb_s'], limits)}")
+    lines += [f"profile: {file}" for file in document.get("profile_files", ())]
     return "\n".join(lines)
 
 

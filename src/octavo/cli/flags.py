@@ -12,7 +12,7 @@ import re
 import types
 from collections.abc import Mapping
 from fractions import Fraction
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Final, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from octavo.base.config import (
     AccessConfig,
@@ -21,11 +21,14 @@ from octavo.base.config import (
     HTTPConfig,
     LimitsConfig,
     LogConfig,
+    LogSetup,
     ModelConfig,
+    ObserveConfig,
     ParallelConfig,
     SchedulerConfig,
     ServeConfig,
     ServerConfig,
+    StepTimes,
     TextConfig,
     check,
     flag_name,
@@ -44,6 +47,7 @@ GROUPS: dict[str, type] = {
     "limits of a request": LimitsConfig,
     "prompts and replies": TextConfig,
     "log": LogConfig,
+    "traces, times and profiles": ObserveConfig,
 }
 
 T = TypeVar("T")
@@ -103,12 +107,12 @@ class Flag:
                 return float(text)
             except ValueError:
                 raise InvalidConfig(f"{self.option} must be a number; got {text!r}") from None
-        return text
+        return _pairs(self.option, text) if self.is_json and not text.lstrip().startswith("{") else text
 
     def items_from_text(self, text: str) -> list[Any]:
         """The items that one word of the command line gives a list flag: itself, or those of a JSON list.
 
-        Numbers may be separated by commas; in a text a comma is a comma.
+        Numbers and names of choices may be separated by commas; in any other text a comma is a comma.
         """
         if text.startswith("["):
             try:
@@ -116,7 +120,7 @@ class Flag:
             except ValueError as e:
                 raise InvalidConfig(f"{self.option}: {text!r} is not a JSON list: {e}") from None
             return list(self.from_yaml(value))
-        return [self.from_text(word) for word in (text.split(",") if self.kind is int else [text])]
+        return [self.from_text(word) for word in (text.split(",") if self.kind is int or self.choices else [text])]
 
     def from_yaml(self, value: Any) -> Any:
         """A value of the config file. Text is read as on the command line; other types must fit."""
@@ -140,6 +144,8 @@ class Flag:
         raise InvalidConfig(f"{self.option} must be {_NOUNS[self.kind]}; got {json.dumps(value, default=str)}")
 
 
+#: Between pairs: a comma with a key behind it, which one inside of a JSON list or text is not.
+_PAIR: Final = re.compile(r",(?=\s*[\w.]+=)")
 _NOUNS: dict[type, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
@@ -200,6 +206,8 @@ def build(values: Mapping[str, Any]) -> ServeConfig:
         cache=part(CacheConfig),
         scheduler=part(SchedulerConfig),
         parallel=part(ParallelConfig),
+        log=part(LogSetup),
+        step_times=part(StepTimes),
     )
     config = ServeConfig(engine=engine, server=part(ServerConfig))
     check(config)
@@ -212,6 +220,27 @@ def _boolean(option: str, text: str) -> bool:
     if text.lower() in _FALSE:
         return False
     raise InvalidConfig(f"{option} must be true or false; got {text!r}{nearest(text.lower(), ('true', 'false'))}")
+
+
+def _pairs(option: str, text: str) -> str:
+    """The JSON object that `key=value,key=value` stands for; a.b is the key b of the object a. What is no JSON object
+    and has no pairs stays what it is, and will be refused."""
+    result: dict[str, Any] = {}
+    for pair in _PAIR.split(text):
+        key, equals, word = pair.partition("=")
+        if not equals or not key.strip():
+            return text
+        *outer, last = key.strip().split(".")
+        place = result
+        for name in outer:
+            place = place.setdefault(name, {})
+            if not isinstance(place, dict):
+                raise InvalidConfig(f"{option}: {name} is a value and an object at once")
+        try:
+            place[last] = json.loads(word)
+        except ValueError:
+            place[last] = word
+    return json.dumps(result)
 
 
 def _json_text(option: str, value: dict[Any, Any]) -> str:

@@ -32,5 +32,9 @@ def _without_effect(config: ServerConfig) -> Iterator[str]:
                 yield f"{option} has no effect without --allowed-origins: no page of another site is answered"
     if config.max_log_len is not None and config.disable_log_requests:
         yield "--max-log-len has no effect without --enable-log-requests"
+    if config.collect_detailed_traces and config.otlp_traces_endpoint is None:
+        yield "--collect-detailed-traces has no effect without --otlp-traces-endpoint"
+    if config.profiler_dir is not None and config.admin_api_key is None:
+        yield "--profiler-dir has no effect without --admin-api-key: there are no routes for administrators"
     if config.public_paths and not (config.api_key or config.api_key_file):
         yield "--public-paths has no effect without --api-key: no path needs a key"

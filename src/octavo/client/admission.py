@@ -92,16 +92,16 @@ class Admission:
         count = request.num_sequences
         if num_unfinished + count > self._capacity:
             waiting = max(0, num_unfinished - self._info.max_num_seqs)
-            raise self._overloaded(f"{waiting} requests are waiting", count)
+            raise self._overloaded(f"{waiting} requests are waiting", count, "max_num_queued_reqs")
         # With nothing in the queue the longest prompt is let in: it would never be otherwise.
         most, wanted = self._max_num_queued_tokens, count * len(request.prompt_token_ids)
         if most is not None and num_queued_tokens and num_queued_tokens + wanted > most:
-            raise self._overloaded(f"{num_queued_tokens} tokens of prompts are waiting", count)
+            raise self._overloaded(f"{num_queued_tokens} tokens of prompts are waiting", count, "max_num_queued_tokens")
         return params
 
-    def _overloaded(self, what: str, num_samples: int) -> Overloaded:
+    def _overloaded(self, what: str, num_samples: int, reason: str) -> Overloaded:
         retry_after = min(MAX_RETRY_AFTER, max(1, math.ceil(num_samples * self._finish_interval)))
-        return Overloaded(f"The server is busy: {what}. Try again later.", retry_after)
+        return Overloaded(f"The server is busy: {what}. Try again later.", retry_after, reason)
 
     def note_finish(self, now: float) -> None:
         """A sample ended."""

@@ -10,7 +10,7 @@ one delta with the best samples, best first. It is exact in that it depends on t
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -20,7 +20,7 @@ import msgspec
 from octavo.base.errors import OctavoError
 from octavo.base.params import BeamParams, GenerateRequest, SamplingParams
 from octavo.client.generation import CompletionDelta, Detokenizer, FinalOutput, GenerationDelta, GenerationStream, fold
-from octavo.client.observer import FinishedSample
+from octavo.client.observer import FinishedRequest, FinishedSample, Observer, RequestTimes
 from octavo.wire.messages import EngineInfo, TokenLogprobs
 
 
@@ -67,21 +67,20 @@ async def beam_search(
     client: BeamClient,
     request: GenerateRequest,
     params: SamplingParams,
-    on_finish: Callable[[FinishedSample], None],
+    observer: Observer,
 ) -> AsyncGenerator[GenerationDelta, None]:
-    """The stream of a request with `beams`. `params` has `max_tokens` set."""
+    """The stream of a request with `beams`. `params` has `max_tokens` set. `observer` is told of the ends of its best
+    samples and its own."""
     search = _Search(client, request, params)
     with client.in_flight(request) as held:
         try:
             best = await search.run(held)
         except BaseException as exc:
             reason = "error" if isinstance(exc, OctavoError) else "abort"
-            on_finish(search.finished_sample(_Beam(finish_reason=reason), time.monotonic()))
+            search.tell(observer, [_Beam(finish_reason=reason)])
             raise
-        now = time.monotonic()
-        for beam in best:
-            on_finish(search.finished_sample(beam, now))
-        yield search.delta(best)
+        times = search.tell(observer, best)
+        yield search.delta(best, times)
 
 
 class _Search:
@@ -105,7 +104,7 @@ class _Search:
             logprobs=max(self._num_candidates, params.logprobs or 0),
         )
         self._num_cached = 0
-        self._first_time = 0.0
+        self._scheduled_time = self._first_time = 0.0
 
     async def run(self, held: Held) -> list[_Beam]:
         """The best `n` beams, best first. Raises what the search was ended with."""
@@ -133,7 +132,10 @@ class _Search:
         try:
             for beam in running:
                 ids = [*self._request.prompt_token_ids, *beam.token_ids]
-                step = msgspec.structs.replace(self._request, prompt_token_ids=ids, params=self._step_params)
+                # The prompt of a step behind the first was counted with the first.
+                step = msgspec.structs.replace(
+                    self._request, prompt_token_ids=ids, params=self._step_params, is_counted=not beam.token_ids
+                )
                 streams.append(self._client.submit(step, self._step_params))
             finals = [await fold(stream) for stream in streams]
         finally:
@@ -142,6 +144,8 @@ class _Search:
         if not self._first_time:
             self._first_time = time.monotonic()
             self._num_cached = finals[0].num_cached_tokens
+            if finals[0].times is not None:
+                self._scheduled_time = finals[0].times.scheduled
         return finals
 
     def _children(self, running: list[_Beam], finals: list[FinalOutput]) -> list[_Beam]:
@@ -193,10 +197,11 @@ class _Search:
         return self._score(finished[-1]) >= self._score(running[0], length)
 
     # ------------------------------------------------------------ result
-    def delta(self, best: list[_Beam]) -> GenerationDelta:
+    def delta(self, best: list[_Beam], times: RequestTimes) -> GenerationDelta:
         outputs = [self._output(index, beam) for index, beam in enumerate(best)]
         num_output = sum(len(beam.token_ids) for beam in best)
-        return GenerationDelta(outputs, len(self._request.prompt_token_ids), self._num_cached, num_output, True)
+        num_prompt = len(self._request.prompt_token_ids)
+        return GenerationDelta(outputs, num_prompt, self._num_cached, num_output, True, times=times)
 
     def _output(self, index: int, beam: _Beam) -> CompletionDelta:
         ids = list(beam.token_ids)
@@ -208,10 +213,25 @@ class _Search:
             logprobs = [TokenLogprobs(e.logprob, e.rank, e.top_ids[:k], e.top_logprobs[:k]) for e in beam.logprobs]
         return CompletionDelta(index, text, ids, logprobs, beam.finish_reason, beam.stop_reason)
 
-    def finished_sample(self, beam: _Beam, now: float) -> FinishedSample:
-        arrival = self._request.arrival_time
-        first = self._first_time
-        reason = beam.finish_reason or "length"
-        return FinishedSample(
-            self._request, reason, len(beam.token_ids), self._num_cached, arrival, arrival or first, first, now, now
-        )
+    def tell(self, observer: Observer, ended: list[_Beam]) -> RequestTimes:
+        """Tell of the end of these beams and of the request."""
+        now, first = time.monotonic(), self._first_time
+        times = RequestTimes(self._request.arrival_time, self._scheduled_time, first, now if first else 0.0, now)
+        reasons = tuple(beam.finish_reason or "length" for beam in ended)
+        lengths = tuple(len(beam.token_ids) for beam in ended)
+        for reason, length in zip(reasons, lengths, strict=True):
+            observer.on_finish(
+                FinishedSample(
+                    self._request,
+                    reason,
+                    length,
+                    self._num_cached,
+                    times.arrival,
+                    times.scheduled,
+                    times.first_token,
+                    times.last_token,
+                    now,
+                )
+            )
+        observer.on_request_finish(FinishedRequest(self._request, times, reasons, lengths, self._num_cached))
+        return times

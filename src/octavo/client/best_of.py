@@ -44,6 +44,7 @@ async def best_of(
         sum(len(output.token_ids) for output in outputs),
         True,
         final.prompt_logprobs,
+        final.times,
     )
 
 

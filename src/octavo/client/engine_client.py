@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from octavo.base.config import EngineConfig
-from octavo.base.errors import Aborted, EngineDead, OctavoError, ServerError, ShuttingDown
+from octavo.base.errors import Aborted, EngineDead, OctavoError, Overloaded, ServerError, ShuttingDown
 from octavo.base.params import GenerateRequest, SamplingParams
 from octavo.client.admission import Admission
 from octavo.client.beam_search import Held, beam_search
@@ -193,9 +193,13 @@ class EngineClient:
             raise ShuttingDown("The server is shutting down and takes no new requests.")
         self.sleep_mode.check()
         request.params.check_choice(self.eos_token_ids, self.info.vocab_size)
-        params = self._admission.check(request, self._num_sampled + self._num_held, self._num_queued_tokens)
+        try:
+            params = self._admission.check(request, self._num_sampled + self._num_held, self._num_queued_tokens)
+        except Overloaded as exc:
+            self._observer.on_refusal(exc)
+            raise
         if request.beams is not None:
-            search = beam_search(self, request, params, self._observer.on_finish)
+            search = beam_search(self, request, params, self._observer)
             self._observer.on_request_arrival(request)
             return search
         stream = self.submit(request, params)
@@ -229,6 +233,7 @@ class EngineClient:
                         priority=request.priority,
                         cache_salt=request.cache_salt,
                         arrival_time=request.arrival_time or now,
+                        is_counted=request.is_counted,
                     )
                 )
         except TransportError as exc:
@@ -323,7 +328,12 @@ class EngineClient:
         self._num_sampled -= sample.request.request.beams is None
         self._note_idle()
         self._admission.note_finish(now)
-        self._observer_of(sample).on_finish(sample.finished(reason, now))
+        sample.end_reason = reason
+        observer = self._observer_of(sample)
+        observer.on_finish(sample.finished(reason, now))
+        if not sample.request.num_open:
+            sample.request.finish_time = now
+            observer.on_request_finish(sample.request.finished())
 
     def _observer_of(self, sample: SampleState) -> Observer:
         """Nobody looks at the steps of a beam search, which is one request and tells of its own end."""
@@ -333,6 +343,15 @@ class EngineClient:
     async def reset_prefix_cache(self) -> None:
         """Forget every cached block; running requests keep theirs. Raises `ServerError`."""
         await self.call("reset_prefix_cache")
+
+    async def start_profile(self, directory: str, *, with_torch: bool) -> None:
+        """Record the engine's steps, and what torch does in them, for files in `directory`. Raises `ServerError`."""
+        await self.call("start_profile", directory, with_torch)
+
+    async def stop_profile(self) -> dict[str, Any]:
+        """Write what was recorded: `files`, `steps` and `steps_not_recorded`. Raises `ServerError`."""
+        recorded: dict[str, Any] = await self.call("stop_profile")
+        return recorded
 
     async def call(self, method: str, *args: Any) -> Any:
         """Run one of the engine's allowed methods between two steps. Raises `ServerError` with the engine's reason."""
@@ -384,7 +403,8 @@ class EngineClient:
                 sample.accept(output)
             except Exception:
                 # A bug in one request's text must not end the others.
-                logger.exception("request %s failed", sample.request.request.external_id)
+                external_id = sample.request.request.external_id
+                logger.exception("request %s failed", external_id, extra={"request_id": external_id})
                 self._fail(sample.request, ServerError("Decoding the output of this request failed."))
                 continue
             if sample.finish_reason is not None:

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from octavo.base.params import GenerateRequest
-from octavo.client.observer import FinishedSample
-from octavo.wire.messages import EngineCoreOutput, TokenLogprobs
+from octavo.client.observer import FinishedRequest, FinishedSample, RequestTimes
+from octavo.wire.messages import EngineCoreOutput, StepSeconds, TokenLogprobs
 
 
 @dataclass(slots=True)
@@ -42,6 +42,7 @@ class GenerationDelta:
     finished: bool
     #: In the first delta, when asked for: of each prompt token but the first.
     prompt_logprobs: list[TokenLogprobs] | None = None
+    times: RequestTimes | None = None  # in the last delta
 
 
 @dataclass(slots=True)
@@ -65,6 +66,7 @@ class FinalOutput:
     num_cached_tokens: int
     num_output_tokens: int
     prompt_logprobs: list[TokenLogprobs] | None = None
+    times: RequestTimes | None = None
 
 
 async def fold(stream: AsyncIterable[GenerationDelta]) -> FinalOutput:
@@ -78,6 +80,8 @@ async def fold(stream: AsyncIterable[GenerationDelta]) -> FinalOutput:
         final.num_output_tokens = delta.num_output_tokens
         if delta.prompt_logprobs is not None:
             final.prompt_logprobs = delta.prompt_logprobs
+        if delta.times is not None:
+            final.times = delta.times
         for part in delta.outputs:
             whole = completions.setdefault(part.index, Completion(part.index))
             texts.setdefault(part.index, []).append(part.text)
@@ -120,6 +124,7 @@ class SampleState:
 
     __slots__ = (
         "detokenizer",
+        "end_reason",
         "finish_reason",
         "first_token_time",
         "index",
@@ -134,6 +139,7 @@ class SampleState:
         "request",
         "request_id",
         "scheduled_time",
+        "step_seconds",
         "stop_reason",
         "text",
         "token_ids",
@@ -156,6 +162,8 @@ class SampleState:
         self.scheduled_time = self.first_token_time = self.last_token_time = 0.0
         self.finish_reason: str | None = None
         self.stop_reason: int | str | None = None
+        self.end_reason = ""  # the finish reason, or why it was cut off: "abort" or "error"
+        self.step_seconds: StepSeconds | None = None
         self.is_dirty = False
         # not taken yet
         self.text = ""
@@ -166,6 +174,8 @@ class SampleState:
     def accept(self, output: EngineCoreOutput) -> None:
         """Add one step's tokens. Sets `finish_reason` when the engine, or a stop string, ends the sample."""
         ids, reason = output.new_token_ids, output.finish_reason
+        if output.step_seconds is not None:
+            self.step_seconds = output.step_seconds
         # The text of the token that stopped the request is not part of the answer.
         shown = ids[:-1] if reason == "stop" and not (self.keeps_stop or output.is_complete) else ids
         if self.matcher is None:
@@ -240,6 +250,7 @@ class RequestState:
     __slots__ = (
         "dirty",
         "error",
+        "finish_time",
         "is_closed",
         "is_taken",
         "num_open",
@@ -254,6 +265,7 @@ class RequestState:
         self.samples: list[SampleState] = []
         self.dirty: list[SampleState] = []
         self.num_open = 0  # samples without a finish reason
+        self.finish_time = 0.0  # time.monotonic() when there was none left
         self.error: Exception | None = None
         self.is_closed = False
         self.is_taken = False  # the first delta is out
@@ -286,14 +298,39 @@ class RequestState:
         outputs = [sample.take() for sample in self.dirty]
         self.dirty.clear()
         is_scored = self.request.params.prompt_logprobs is not None and not self.is_taken
+        is_over = self.num_open == 0 and self.error is None
         self.is_taken = True
         return GenerationDelta(
             outputs,
             len(self.request.prompt_token_ids),
             self.samples[0].num_cached_tokens,
             sum(sample.num_tokens for sample in self.samples),
-            self.num_open == 0 and self.error is None,
+            is_over,
             self.prompt_logprobs if is_scored else None,
+            self.times() if is_over else None,
+        )
+
+    def times(self) -> RequestTimes:
+        """When things happened, over all samples."""
+        samples = self.samples
+        return RequestTimes(
+            self.request.arrival_time,
+            min((s.scheduled_time for s in samples if s.scheduled_time), default=0.0),
+            min((s.first_token_time for s in samples if s.first_token_time), default=0.0),
+            max((s.last_token_time for s in samples), default=0.0),
+            self.finish_time,
+        )
+
+    def finished(self) -> FinishedRequest:
+        """The end of all samples, for whoever keeps count."""
+        seconds = [sample.step_seconds for sample in self.samples if sample.step_seconds is not None]
+        return FinishedRequest(
+            self.request,
+            self.times(),
+            tuple(sample.end_reason for sample in self.samples),
+            tuple(sample.num_tokens for sample in self.samples),
+            self.samples[0].num_cached_tokens,
+            max(seconds, key=lambda spent: spent.scheduler, default=None),
         )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from octavo.base.errors import Overloaded
 from octavo.base.params import GenerateRequest
-from octavo.wire.messages import SchedulerStats
+from octavo.wire.messages import SchedulerStats, StepSeconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +24,66 @@ class FinishedSample:
     first_token_time: float
     last_token_time: float
     finish_time: float
+
+
+@dataclass(frozen=True, slots=True)
+class RequestTimes:
+    """When things happened to a request, over all its samples: time.monotonic() seconds, 0.0 for what never did."""
+
+    arrival: float
+    scheduled: float = 0.0  # the first of its samples
+    first_token: float = 0.0
+    last_token: float = 0.0
+    finish: float = 0.0  # all of its samples have ended
+
+    @property
+    def queue_seconds(self) -> float | None:
+        """Arrival to first scheduled. None: it was never scheduled."""
+        return max(0.0, self.scheduled - self.arrival) if self.scheduled and self.arrival else None
+
+    @property
+    def first_token_seconds(self) -> float | None:
+        """Arrival to first token."""
+        return self.first_token - self.arrival if self.first_token and self.arrival else None
+
+    @property
+    def prefill_seconds(self) -> float | None:
+        """First scheduled to first token."""
+        return self.first_token - self.scheduled if self.first_token and self.scheduled else None
+
+    @property
+    def decode_seconds(self) -> float | None:
+        """First to last token."""
+        return self.last_token - self.first_token if self.first_token else None
+
+    @property
+    def total_seconds(self) -> float | None:
+        """Arrival to end."""
+        return self.finish - self.arrival if self.finish and self.arrival else None
+
+
+def merged_times(times: Sequence[RequestTimes]) -> RequestTimes:
+    """Of several requests, at least one: from the first to the last."""
+    return RequestTimes(
+        min(t.arrival for t in times),
+        min((t.scheduled for t in times if t.scheduled), default=0.0),
+        min((t.first_token for t in times if t.first_token), default=0.0),
+        max(t.last_token for t in times),
+        max(t.finish for t in times),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedRequest:
+    """The end of a request, with all its samples."""
+
+    request: GenerateRequest
+    times: RequestTimes
+    finish_reasons: tuple[str, ...]  # of each sample: "stop", "length", "abort" or "error"
+    num_output_tokens: tuple[int, ...]  # of each sample
+    num_cached_tokens: int
+    #: In the scheduler, in the model's forward pass and in the worker, where --collect-detailed-traces asks for them.
+    step_seconds: StepSeconds | None = None
 
 
 class Observer(Protocol):
@@ -41,6 +103,14 @@ class Observer(Protocol):
 
     def on_finish(self, sample: FinishedSample) -> None:
         """A sample ended."""
+        ...
+
+    def on_request_finish(self, finished: FinishedRequest) -> None:
+        """A request ended, which is behind the end of its last sample."""
+        ...
+
+    def on_refusal(self, error: Overloaded) -> None:
+        """A request was not admitted, because too much waits."""
         ...
 
     def on_stats(self, stats: SchedulerStats) -> None:
@@ -63,5 +133,37 @@ class NoObserver:
     def on_finish(self, sample: FinishedSample) -> None:
         return
 
+    def on_request_finish(self, finished: FinishedRequest) -> None:
+        return
+
+    def on_refusal(self, error: Overloaded) -> None:
+        return
+
     def on_stats(self, stats: SchedulerStats) -> None:
         return
+
+
+class Observers(NoObserver):
+    """A first observer of everything, and others who look at arrivals and ends of requests alone.
+
+    What happens at every token goes to the first only: that is the busiest path of the process.
+    """
+
+    def __init__(self, first: Observer, *others: Observer) -> None:
+        self._first = first
+        self._others = others
+        self.on_first_token = first.on_first_token  # type: ignore[method-assign]
+        self.on_tokens = first.on_tokens  # type: ignore[method-assign]
+        self.on_finish = first.on_finish  # type: ignore[method-assign]
+        self.on_refusal = first.on_refusal  # type: ignore[method-assign]
+        self.on_stats = first.on_stats  # type: ignore[method-assign]
+
+    def on_request_arrival(self, request: GenerateRequest) -> None:
+        self._first.on_request_arrival(request)
+        for other in self._others:
+            other.on_request_arrival(request)
+
+    def on_request_finish(self, finished: FinishedRequest) -> None:
+        self._first.on_request_finish(finished)
+        for other in self._others:
+            other.on_request_finish(finished)

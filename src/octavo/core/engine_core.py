@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from queue import SimpleQueue
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import msgspec
 
@@ -18,7 +18,9 @@ from octavo.core.drafts import Drafter
 from octavo.core.executors.executor import Executor
 from octavo.core.faults import fault
 from octavo.core.grammar.structured import Compiler, GrammarReady, Matcher, StructuredOutputs
+from octavo.core.profile import Profile
 from octavo.core.scheduler.scheduler import Scheduler
+from octavo.core.step_trace import StepMoments
 from octavo.wire.messages import (
     HEARTBEAT_INTERVAL,
     Abort,
@@ -31,6 +33,7 @@ from octavo.wire.messages import (
     Heartbeat,
     SchedulerStats,
     Shutdown,
+    StepSeconds,
     Vocabulary,
 )
 from octavo.wire.step import SchedulerOutput
@@ -65,6 +68,17 @@ def frames_of(outputs: list[EngineCoreOutput]) -> Iterator[list[EngineCoreOutput
     yield outputs[start:]
 
 
+class _Step(NamedTuple):
+    """One that was submitted. Times are time.monotonic() seconds."""
+
+    plan: SchedulerOutput
+    of_worker: Any
+    mask_errors: dict[int, str]  # slots whose mask failed
+    began: float
+    planned: float
+    launched: float
+
+
 class EngineCore:
     """`run` returns after Shutdown or when the peer is gone. What it raises is fatal: the process must end."""
 
@@ -84,8 +98,9 @@ class EngineCore:
         self.structured = StructuredOutputs(info.vocab_size, self._inbox.put, compiler)
         self._send = connection.send
         self._num_ahead = 1 if info.plans_ahead else 0  # steps that may be under way when an answer is taken in
-        # Submitted and not collected, oldest first: the plan, the worker's step, and slots whose mask failed.
-        self._in_flight: deque[tuple[SchedulerOutput, Any, dict[int, str]]] = deque()
+        self._in_flight: deque[_Step] = deque()  # submitted and not collected, oldest first
+        self._is_timed = bool(config.step_times.collect_detailed_traces)
+        self._profile: Profile | None = None
         self._outputs: list[EngineCoreOutput] = []  # to be sent with the next frame
         self._num_pending_told = 0  # requests waiting for their grammar, as of the last frame
         self._num_steps = 0
@@ -118,7 +133,9 @@ class EngineCore:
     def _submit(self) -> bool:
         """Plan the next step and hand it to the worker. False: nothing can be planned before a step has ended."""
         scheduler = self.scheduler
+        began = time.monotonic()
         plan = scheduler.schedule()
+        planned = time.monotonic()
         if not plan.total_num_scheduled_tokens:
             if not self._in_flight:
                 raise RuntimeError(f"requests wait but nothing can be scheduled: {scheduler.stats()}")
@@ -142,15 +159,23 @@ class EngineCore:
             self._outputs += scheduler.fail_step(plan, message)
             self._end_step()
             return False
-        self._in_flight.append((plan, step, mask_errors))
+        self._in_flight.append(_Step(plan, step, mask_errors, began, planned, time.monotonic()))
         return True
 
     def _collect(self) -> None:
         """Take in the answer to the oldest step that is under way."""
-        plan, step, mask_errors = self._in_flight.popleft()
-        result = self._executor.collect(step)
-        result.errors.update(mask_errors)
-        self._outputs += self.scheduler.update(plan, result)
+        step, waited = self._in_flight.popleft(), time.monotonic()
+        result = self._executor.collect(step.of_worker)
+        answered = time.monotonic()
+        result.errors.update(step.mask_errors)
+        if self._is_timed:
+            planning = StepSeconds(step.planned - step.began)
+            result.seconds = planning if result.seconds is None else result.seconds.plus(planning)
+        members = self.scheduler.next_members() if self._profile is not None else ()
+        self._outputs += self.scheduler.update(step.plan, result)
+        if self._profile is not None:
+            times = StepMoments(step.began, step.planned, step.launched, waited, answered, time.monotonic())
+            self._profile.trace.on_step(step.plan, members, self._stats(), times)
         self._end_step()
 
     def _end_step(self) -> None:
@@ -168,7 +193,9 @@ class EngineCore:
     def _stats(self) -> SchedulerStats:
         """The scheduler's, with the requests that it has not seen because their grammar is not ready."""
         stats, num_pending = self.scheduler.stats(), self.structured.num_pending
-        return msgspec.structs.replace(stats, num_waiting=stats.num_waiting + num_pending) if num_pending else stats
+        if not num_pending:
+            return stats
+        return msgspec.structs.replace(stats, num_waiting=stats.num_waiting + num_pending, num_deferred=num_pending)
 
     # --------------------------------------------------------------------------------------------------- the inbox
     def _drain_inbox(self) -> bool:
@@ -249,6 +276,20 @@ class EngineCore:
         self.scheduler.reset_prefix_cache()
         return True
 
+    def _start_profile(self, directory: str, with_torch: bool) -> None:
+        """Record steps, and what torch does if `with_torch`, for files in `directory`. Raises RuntimeError while
+        another recording runs, and OSError."""
+        if self._profile is not None:
+            raise RuntimeError("a profile is being recorded already")
+        self._profile = Profile(self._executor, directory, with_torch=with_torch)
+
+    def _stop_profile(self) -> dict[str, Any]:
+        """Write what was recorded: its files, and the number of steps. Raises OSError."""
+        if self._profile is None:
+            raise RuntimeError("no profile is being recorded")
+        profile, self._profile = self._profile, None
+        return profile.write()
+
     def _sleep(self, level: int) -> bool:
         """1 or 2, as `worker.residence` has it. The client has ended all requests, and sends none before `wake_up`."""
         if self.scheduler.has_work or self.structured.num_pending:
@@ -268,6 +309,8 @@ class EngineCore:
         "ping": _ping,
         "stats": _call_stats,
         "reset_prefix_cache": _reset_prefix_cache,
+        "start_profile": _start_profile,
+        "stop_profile": _stop_profile,
         "sleep": _sleep,
         "wake_up": _wake_up,
     }

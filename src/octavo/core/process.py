@@ -48,11 +48,12 @@ def main(argv: list[str] | None = None, make_executor: MakeExecutor = UniprocExe
     parser.add_argument("--fd", type=int, required=True)
     args = parser.parse_args(argv)
     _set_signals()
-    setup_logging()
+    setup_logging(process="engine")
     connection = BlockingConnection(socket.socket(fileno=args.fd))
     try:
         faults.arm_from_environment()
         config = connection.receive(EngineConfig)
+        setup_logging(setup=config.log)
     except StartupError as exc:
         connection.send(StartupFailed(type(exc).__name__, exc.message))
         connection.close()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from octavo.wire.messages import AddRequest, TokenLogprobs
+from octavo.wire.messages import AddRequest, StepSeconds, TokenLogprobs
 
 if TYPE_CHECKING:
     from octavo.core.blocks.block_pool import PrefixNode
@@ -50,6 +50,7 @@ class Request:
         "draft_token_ids",
         "eos_token_ids",
         "first_output_sent",
+        "is_counted",
         "is_drafted",
         "limit_tokens",
         "matcher",
@@ -75,6 +76,7 @@ class Request:
         "slot",
         "spans",
         "status",
+        "step_seconds",
         "stop_from_tokens",
         "stop_ids",
         "token_ids",
@@ -99,6 +101,7 @@ class Request:
         self.params = params
         self.eos_token_ids = message.eos_token_ids
         self.sample_index = message.sample_index
+        self.is_counted = message.is_counted
         self.sampling_seed = sampling_seed
         self.matcher = matcher  # its place in the grammar that it must follow; survives a preemption
         self.cache_salt = message.cache_salt
@@ -155,6 +158,7 @@ class Request:
         self.first_output_sent = False
         self.num_cached_tokens = 0
         self.scheduled_time = 0.0
+        self.step_seconds: StepSeconds | None = None  # of the steps that it took part in, where they are measured
 
     @property
     def num_tokens(self) -> int:

@@ -73,6 +73,9 @@ class Device(Protocol):
         """Raises DeviceError where the kernels cannot read or write a KV cache of this type, which the user calls
         `asked`."""
 
+    def synchronize(self) -> None:
+        """Wait for all that was launched. For measuring only: nothing else needs it."""
+
     def free_memory(self) -> FreeMemory:
         """What can be allocated now."""
 

@@ -85,6 +85,9 @@ class CPUDevice:
                 f"bfloat16 and float16."
             )
 
+    def synchronize(self) -> None:
+        """A call returns when it has computed."""
+
     def free_memory(self) -> FreeMemory:
         return host.free_memory()
 

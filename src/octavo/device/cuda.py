@@ -76,8 +76,11 @@ class CUDADevice:
                 f"{self._capability[0]}.{self._capability[1]}. --kv-cache-dtype fp8_e5m2 runs on it."
             )
 
-    def free_memory(self) -> FreeMemory:
+    def synchronize(self) -> None:
         torch.cuda.synchronize(self.torch_device)
+
+    def free_memory(self) -> FreeMemory:
+        self.synchronize()
         torch.cuda.empty_cache()
         free, total = torch.cuda.mem_get_info(self.torch_device)
         return FreeMemory(free, f"of the GPU's {gib(total)}")

@@ -34,6 +34,8 @@ from octavo.files.near_files import near_models, what_is_there
 
 #: Files of a hub repository that octavo reads; the weights in other formats stay where they are.
 HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt")
+#: What --trust-remote-code may run.
+CODE_FILES = ("*.py",)
 #: A second copy of the weights that some repositories carry.
 HUB_IGNORED = ("consolidated*.safetensors", "original/*", "onnx/*", "*/*.safetensors")
 #: The same without the weights.
@@ -93,6 +95,7 @@ def resolve_model(config: ModelConfig) -> Path:
         return local
     # Random weights need the model's shape and tokenizer only.
     patterns = DESCRIPTION_FILES if config.load_format == "dummy" else HUB_FILES
+    patterns += CODE_FILES if config.trust_remote_code else ()
     return _fetch(config.model, config.revision, config.download_dir, patterns, config.ignore_patterns)
 
 
@@ -275,7 +278,7 @@ def _from_hub(
     if wanted.quant is not None:
         return hub.file(_pick_quant(name, wanted.quant, hub.list_files()))
     snapshot = hub.snapshot(patterns, ignored)
-    without_weights = patterns is DESCRIPTION_FILES
+    without_weights = HUB_FILES[0] not in patterns
     if any(snapshot.glob("*.safetensors")) or (without_weights and (snapshot / "tokenizer.json").is_file()):
         return snapshot
     files = [f for f in hub.list_files() if f.endswith(".gguf") and not any(fnmatch(f, p) for p in ignored)]

@@ -43,9 +43,14 @@ class HTTPConfig(uvicorn.Config):
 
 def http_config(app: ASGIApp, config: ServerConfig) -> HTTPConfig:
     """The HTTP server's settings."""
-    if config.uvicorn_log_level == "info":
+    is_ours = config.configure_logging and config.log_config_file is None
+    if is_ours and config.uvicorn_log_level == "info":
         # It tells of its own start and end, which launch does in fewer words.
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    # A configuration of the log that speaks of uvicorn.access wants its lines.
+    has_access_log = config.uvicorn_log_level in ("debug", "trace")
+    if not is_ours:
+        has_access_log = logging.getLogger("uvicorn.access").level != logging.NOTSET
     return HTTPConfig(
         app,
         loop="none",
@@ -53,7 +58,7 @@ def http_config(app: ASGIApp, config: ServerConfig) -> HTTPConfig:
         ws="none",
         lifespan="on",
         log_config=None,
-        access_log=config.uvicorn_log_level in ("debug", "trace"),
+        access_log=has_access_log,
         proxy_headers=False,
         server_header=False,
         root_path=config.root_path,

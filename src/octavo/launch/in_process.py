@@ -18,13 +18,14 @@ from octavo.launch.http_server import HTTPServer, http_config
 from octavo.launch.listener import Listener
 from octavo.launch.serve_loop import ENGINE_STOP_SECONDS, TextSide, served_model
 from octavo.launch.server import run_with_model
+from octavo.launch.watchers import Watchers
 from octavo.served.models import Models
 from octavo.served.output_settings import check_formats
 from octavo.server.app import create_app, routes
 from octavo.server.http.exchange import ASGIApp, ASGIMessage
 from octavo.server.http.routing import Route
-from octavo.server.metrics import Metrics
 from octavo.server.state import ServerState
+from octavo.server.tracing import check_tracing
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ def run_in_process(config: ServeConfig, work: Work, *, serves_metrics: bool = Fa
     started = time.monotonic()
     check(config)
     check_formats(config.server)
+    check_tracing(config.server)
 
     def main(
         names: tuple[str, ...], listener: Listener | None, engine: EngineProcess, text: TextSide
@@ -70,7 +72,7 @@ async def _run(
     text: TextSide,
     work: Work,
 ) -> int:
-    metrics = Metrics(names[0], engine.info.max_model_len)
+    watchers = Watchers(config, names[0], engine.info)
     connection = await engine.connect()
     client = EngineClient(
         connection,
@@ -78,10 +80,11 @@ async def _run(
         text.tokenizer,
         config.engine,
         process=engine,
-        observer=metrics,
+        observer=watchers.observer,
         has_vocabulary=engine.has_vocabulary,
     )
-    state = ServerState(config.server, Models([served_model(config, names, client, text)]), metrics, config.engine)
+    model = served_model(config, names, client, text)
+    state = ServerState(config.server, Models([model]), watchers.metrics, config.engine)
     table = routes(state)
     watched = create_app(state, [route for route in table if route.path in _WATCHED])
     client.start()
@@ -91,6 +94,7 @@ async def _run(
     finally:
         await client.close(ENGINE_STOP_SECONDS)
         await engine.stop(ENGINE_STOP_SECONDS)
+        await watchers.close()
 
 
 async def _until_signal(work: Coroutine[Any, Any, None]) -> int:

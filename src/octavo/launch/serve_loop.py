@@ -24,11 +24,12 @@ from octavo.client.engine_client import SHUT_DOWN, EngineClient
 from octavo.launch.engine_process import EngineProcess
 from octavo.launch.http_server import HTTPServer, http_config
 from octavo.launch.listener import Listener
+from octavo.launch.service_manager import tell_ready, tell_stopping
+from octavo.launch.watchers import Watchers
 from octavo.served.model import ServedModel
 from octavo.served.models import Models
 from octavo.served.parts import OutputSettings, Renderer
 from octavo.server.app import create_app
-from octavo.server.metrics import Metrics
 from octavo.server.state import ServerState
 from octavo.text.tokenizers.tokenizer import Tokenizer
 
@@ -38,6 +39,8 @@ logger = logging.getLogger(__name__)
 DEATH_GRACE_SECONDS = 1.0
 #: Seconds that the engine gets to finish its last step before it is killed.
 ENGINE_STOP_SECONDS = 1.0
+#: Seconds that the end takes at most when no request is left, as told to the service manager.
+END_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -72,20 +75,20 @@ class ServeLoop:
 
     async def run(self, text: TextSide) -> int:
         info = self._engine.info
-        metrics = Metrics(self._names[0], info.max_model_len)
+        server = self._config.server
+        watchers = Watchers(self._config, self._names[0], info)
         self._client = EngineClient(
             await self._engine.connect(),
             info,
             text.tokenizer,
             self._config.engine,
             process=self._engine,
-            observer=metrics,
+            observer=watchers.observer,
             on_dead=self._on_dead,
             has_vocabulary=self._engine.has_vocabulary,
         )
-        server = self._config.server
         model = served_model(self._config, self._names, self._client, text)
-        state = ServerState(server, Models([model]), metrics, self._config.engine)
+        state = ServerState(server, Models([model]), watchers.metrics, self._config.engine)
         self._server = HTTPServer(http_config(create_app(state), server), self._on_listening)
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT):
@@ -100,6 +103,7 @@ class ServeLoop:
             is_hurried = self._num_signals > 1
             await self._client.close(0.0 if is_hurried else ENGINE_STOP_SECONDS)
             await self._engine.stop(0.0 if is_hurried else ENGINE_STOP_SECONDS)
+            await watchers.close(hurried=is_hurried)
         return self._exit_code
 
     def _on_listening(self) -> None:
@@ -107,6 +111,7 @@ class ServeLoop:
         with contextlib.suppress(OSError):
             sys.stdout.write(f"octavo serves {self._names[0]} at {self._listener.url}\n")
             sys.stdout.flush()
+        tell_ready(f"serving {self._names[0]} at {self._listener.url}")
 
     # ------------------------------------------------------------ ends
     def _on_signal(self, signum: int) -> None:
@@ -118,6 +123,10 @@ class ServeLoop:
                 name,
                 self._client.num_unfinished,
                 self._config.server.shutdown_timeout,
+            )
+            tell_stopping(
+                f"draining {self._client.num_unfinished} sequences",
+                self._config.server.shutdown_timeout + END_SECONDS,
             )
             self._client.start_draining()
             self._server.start_draining()
@@ -140,6 +149,7 @@ class ServeLoop:
 
     def _on_dead(self, reason: str) -> None:
         self._exit_code = self._exit_code or 1
+        tell_stopping("the engine died", END_SECONDS)
         self._spawn(self._leave_after_death())
 
     async def _leave_after_death(self) -> None:

@@ -38,6 +38,7 @@ from octavo.served.output_settings import check_formats, output_settings
 from octavo.server.keys import with_key_file
 from octavo.server.plugins import load_middleware
 from octavo.server.tokenizer_info import tokenizer_info
+from octavo.server.tracing import check_tracing
 from octavo.text.templates.renderer import Renderer
 from octavo.text.tokenizers.tokenizer import Tokenizer
 from octavo.text.tokenizers.vocabulary import all_eos_token_ids
@@ -66,9 +67,10 @@ def serve(config: ServeConfig, notes: Sequence[tuple[int, str]] = ()) -> int:
     check_formats(config.server)
     if config.server.enable_sleep_mode and config.server.admin_api_key is None:
         raise InvalidConfig("--enable-sleep-mode needs --admin-api-key: its routes are for administrators")
-    setup_logging(config.server.uvicorn_log_level)
+    setup_logging(setup=config.server, process="server")
     started = time.monotonic()
     load_middleware(config.server.middleware)  # for its errors
+    check_tracing(config.server)
     logger.info("settings: %s", command_line(config))
     for level, line in notes:
         logger.log(level, "%s", line)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Literal, Protocol
 
 from octavo.models.builder import Builder
 from octavo.models.params import Matrix
-from octavo.models.spec import AlibiSpec, NormSpec, RopeSpec
-from octavo.ops.program import Act, Activation, Add, Attend, Buffer, Experts, Heads, RopeWrite, Route
+from octavo.models.spec import AlibiSpec, NormSpec, QScaleSpec, RopeSpec
+from octavo.ops.program import Act, Activation, Add, Attend, Buffer, Clip, Heads, ProgramError, RopeWrite
 
 
 class Block(Protocol):
@@ -37,10 +37,18 @@ class Attention:
     rope: RopeSpec | None = None
     alibi: AlibiSpec | None = None
     window: int = 0  # keys at a distance below it are seen; 0: all
+    chunked: bool = False  # instead those of the query's chunk of `window` positions
     softcap: float = 0.0  # of the scores; 0: none
-    qk_norm: NormSpec | None = None  # of each head of q and k, before the rotation
+    has_sinks: bool = False  # each head sees one more key, of a score of its own and of no value
+    clip: float = 0.0  # q, k and v are held between -clip and clip; 0: they are not
+    qk_norm: NormSpec | None = None  # of q and k, before the rotation
+    #: head: of each, all with the same weights. each head: with weights of its own. row: of all of them together.
+    qk_norm_of: Literal["head", "each head", "row"] = "head"
+    norms_rotated: bool = False  # the norm (RMS, of each head) comes behind the rotation
+    q_scale: QScaleSpec | None = None
     bias: bool = False  # of q, k and v
     o_bias: bool = False
+    kv_copies: int = 1  # each head of keys and values of the checkpoint counts as so many
 
     def emit(self, build: Builder, x: Buffer) -> Buffer:
         heads, dim = self.heads, self.heads.head_dim
@@ -52,28 +60,65 @@ class Attention:
             "self_attn.qkv",
             [
                 part(name="self_attn.q_proj", gguf="attn_q", rows=heads.size, rotary_dim=rotary),
-                part(name="self_attn.k_proj", gguf="attn_k", rows=kv_size, rotary_dim=rotary),
-                part(name="self_attn.v_proj", gguf="attn_v", rows=kv_size),
+                part(name="self_attn.k_proj", gguf="attn_k", rows=kv_size, rotary_dim=rotary, copies=self.kv_copies),
+                part(name="self_attn.v_proj", gguf="attn_v", rows=kv_size, copies=self.kv_copies),
             ],
             shard=0,
         )
+        if self.clip:
+            build.ops.append(Clip(x=qkv, limit=self.clip))
         q_norm = k_norm = None
-        if self.qk_norm is not None:
+        if self.qk_norm is not None and (self.qk_norm_of != "head" or self.qk_norm.kind == "layer"):
+            self._norm_parts(build, qkv, self.qk_norm, rotary)
+        elif self.qk_norm is not None:
             q_norm = build.norm_weight(self.qk_norm, "self_attn.q_norm", "attn_q_norm", dim, rotary)
             k_norm = build.norm_weight(self.qk_norm, "self_attn.k_norm", "attn_k_norm", dim, rotary)
-        cache = build.cache(heads, self.window)
+        cache = build.cache(heads, self.window, self.chunked)
         rotation = None if self.rope is None else build.rotation(self.rope, dim)
         slopes = None if self.alibi is None else build.slopes(self.alibi)
+        q_scales = None if self.q_scale is None else build.q_scales(self.q_scale)
         eps = 0.0 if self.qk_norm is None else self.qk_norm.eps
+        sinks = None
+        if self.has_sinks:
+            declared = Matrix(name="self_attn.sinks", gguf="attn_sinks", rows=heads.num_heads)
+            sinks = build.vector([declared], declared.name, "weight", "norm")
         attended = build.buffer("self_attn", heads.size)
         build.ops += [
-            RopeWrite(qkv=qkv, heads=heads, cache=cache, rotation=rotation, q_norm=q_norm, k_norm=k_norm, eps=eps),
-            Attend(
-                out=attended, qkv=qkv, heads=heads, cache=cache, scale=self.scale, softcap=self.softcap, slopes=slopes
+            RopeWrite(
+                qkv=qkv, heads=heads, cache=cache, rotation=rotation, q_norm=q_norm, k_norm=k_norm, eps=eps,
+                norms_rotated=self.norms_rotated, q_scales=q_scales,
             ),
-        ]
+            Attend(
+                out=attended,
+                qkv=qkv,
+                heads=heads,
+                cache=cache,
+                scale=self.scale,
+                softcap=self.softcap,
+                slopes=slopes,
+                sinks=sinks,
+            ),
+        ]  # fmt: skip
         o = Matrix(name="self_attn.o_proj", gguf="attn_output", rows=x.width, bias=self.o_bias)
         return build.linear(attended, "self_attn.o", [o], shard=1)
+
+    def _norm_parts(self, build: Builder, qkv: Buffer, norm: NormSpec, rotary: int) -> None:
+        """The norms of q and k that `RopeWrite` has not."""
+        if self.norms_rotated:
+            raise ProgramError(
+                "only an RMS norm of each head, with the same weights for all, comes behind the rotation"
+            )
+        dim, first = self.heads.head_dim, 0
+        for part, count in (("q", self.heads.num_heads), ("k", self.heads.num_kv_heads)):
+            name, gguf = f"self_attn.{part}_norm", f"attn_{part}_norm"
+            declared = partial(Matrix, name=name, gguf=gguf, head_dim=dim, rotary_dim=rotary)
+            weights, parts = [declared(rows=dim)], (first, count, dim)
+            if self.qk_norm_of == "each head":
+                weights = [declared(name=f"{name}.{h}", gguf=f"{gguf}.{h}", rows=dim) for h in range(count)]
+            elif self.qk_norm_of == "row":
+                weights, parts = [declared(rows=count * dim)], (first, 1, count * dim)
+            build.norm_parts(qkv, parts, norm, weights, name)
+            first += count * dim
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,15 +128,18 @@ class GatedMLP:
     size: int
     activation: Activation
     bias: bool = False
+    name: str = "mlp"
+    gguf_suffix: str = ""
 
     def emit(self, build: Builder, x: Buffer) -> Buffer:
-        gate = Matrix(name="mlp.gate_proj", gguf="ffn_gate", rows=self.size, bias=self.bias)
-        up = Matrix(name="mlp.up_proj", gguf="ffn_up", rows=self.size, bias=self.bias)
-        gate_up = build.linear(x, "mlp.gate_up", [gate, up], shard=0)
-        act = build.buffer("mlp.act", self.size)
+        def part(name: str, rows: int) -> Matrix:
+            gguf = f"ffn_{name}{self.gguf_suffix}"
+            return Matrix(name=f"{self.name}.{name}_proj", gguf=gguf, rows=rows, bias=self.bias)
+
+        gate_up = build.linear(x, f"{self.name}.gate_up", [part("gate", self.size), part("up", self.size)], shard=0)
+        act = build.buffer(f"{self.name}.act", self.size)
         build.ops.append(Act(out=act, x=gate_up, kind=self.activation))
-        down = Matrix(name="mlp.down_proj", gguf="ffn_down", rows=x.width, bias=self.bias)
-        return build.linear(act, "mlp.down", [down], shard=1)
+        return build.linear(act, f"{self.name}.down", [part("down", x.width)], shard=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,71 +149,41 @@ class MLP:
     size: int
     activation: Activation
     bias: bool = False
+    xielu: tuple[float, float] | None = None  # its parameters, where they are not tensors of the checkpoint
 
     def emit(self, build: Builder, x: Buffer) -> Buffer:
         up = build.linear(
             x, "mlp.up", [Matrix(name="mlp.up_proj", gguf="ffn_up", rows=self.size, bias=self.bias)], shard=0
         )
         act = build.buffer("mlp.act", self.size)
-        build.ops.append(Act(out=act, x=up, kind=self.activation, gated=False))
+        parameters = None
+        if self.activation == "xielu":
+            names = [
+                Matrix(name=f"mlp.act_fn.{name}", gguf=f"ffn_act.{name}", rows=1) for name in ("alpha_p", "alpha_n")
+            ]
+            parameters = (
+                build.vector(names, "mlp.act_fn", "", "bias") if self.xielu is None else build.constant(*self.xielu)
+            )
+        build.ops.append(Act(out=act, x=up, kind=self.activation, gated=False, parameters=parameters))
         down = Matrix(name="mlp.down_proj", gguf="ffn_down", rows=x.width, bias=self.bias)
         return build.linear(act, "mlp.down", [down], shard=1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class MixtureOfExperts:
-    """The weighted sum of the gated MLPs of the `top_k` experts that a router's scores name."""
-
-    num_experts: int
-    top_k: int
-    size: int
-    activation: Activation
-    renormalize: bool = True  # the weights of the chosen add up to 1
-
-    def emit(self, build: Builder, x: Buffer) -> Buffer:
-        k, numbers = self.top_k, range(self.num_experts)
-        router = Matrix(name="mlp.gate", gguf="ffn_gate_inp", rows=self.num_experts)
-        scores = build.router(x, "mlp.gate", router)
-        ids, weights, places = build.top_k_buffers("mlp.experts", k)
-        build.ops.append(Route(ids=ids, weights=weights, scores=scores, renormalize=self.renormalize))
-
-        def part(expert: int, name: str, gguf: str, rows: int) -> Matrix:
-            return Matrix(name=f"mlp.experts.{expert}.{name}_proj", gguf=f"ffn_{gguf}_exps.{expert}", rows=rows)
-
-        gate_ups = [[part(e, "gate", "gate", self.size), part(e, "up", "up", self.size)] for e in numbers]
-        downs = [[part(e, "down", "down", x.width)] for e in numbers]
-        out = build.buffer("mlp.experts", x.width)
-        build.ops.append(
-            Experts(
-                out=out,
-                x=x,
-                ids=ids,
-                weights=weights,
-                gate_up_weight=build.experts("mlp.experts.gate_up", gate_ups, x.width, shard=1),
-                down_weight=build.experts("mlp.experts.down", downs, self.size, shard=2),
-                kind=self.activation,
-                places=places,
-                grouped=build.buffer("mlp.experts.grouped", k * x.width),
-                gate_up=build.buffer("mlp.experts.gate_up", 2 * k * self.size),
-                act=build.buffer("mlp.experts.act", k * self.size),
-            )
-        )
-        return out
-
-
-@dataclass(frozen=True, kw_only=True)
 class Sequential:
-    """Attention, then the MLP, each behind a norm: x += attention(norm(x)); x += mlp(norm(x))."""
+    """Attention, then the MLP, each behind a norm: x += attention(norm(x)); x += mlp(norm(x)). Either may be absent."""
 
-    attention: Block
-    mlp: Block
+    attention: Block | None
+    mlp: Block | None
     norm: NormSpec
 
     def emit(self, build: Builder, residual: Buffer) -> None:
-        x = build.norm(residual, self.norm, "input_layernorm", "attn_norm")
-        build.ops.append(Add(residual=residual, x=self.attention.emit(build, x)))
-        x = build.norm(residual, self.norm, "post_attention_layernorm", "ffn_norm")
-        build.ops.append(Add(residual=residual, x=self.mlp.emit(build, x)))
+        if self.attention is not None:
+            x = build.norm(residual, self.norm, "input_layernorm", "attn_norm")
+            build.ops.append(Add(residual=residual, x=self.attention.emit(build, x)))
+        if self.mlp is not None:
+            x = build.norm(residual, self.norm, "post_attention_layernorm", "ffn_norm")
+            build.ops.append(Add(residual=residual, x=self.mlp.emit(build, x)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,16 +206,51 @@ class Sandwich:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parallel:
-    """Attention and MLP side by side: x += attention(norm(x)) + mlp(norm(x)), each with a norm of its own."""
+class PostNorm:
+    """Attention, then the MLP, each with a norm behind it: x += norm(attention(x)); x += norm(mlp(x))."""
 
     attention: Block
     mlp: Block
     norm: NormSpec
 
     def emit(self, build: Builder, residual: Buffer) -> None:
-        x = build.norm(residual, self.norm, "input_layernorm", "attn_norm")
-        mlp_x = build.norm(residual, self.norm, "post_attention_layernorm", "ffn_norm")
+        x = self.attention.emit(build, residual)
+        x = build.norm(x, self.norm, "post_attention_layernorm", "post_attention_norm")
+        build.ops.append(Add(residual=residual, x=x))
+        x = self.mlp.emit(build, residual)
+        x = build.norm(x, self.norm, "post_feedforward_layernorm", "post_ffw_norm")
+        build.ops.append(Add(residual=residual, x=x))
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormedSum:
+    """The residual stream is normed behind each sum: x = norm(x + attention(x)); x = norm(x + mlp(x))."""
+
+    attention: Block
+    mlp: Block
+    norm: NormSpec
+
+    def emit(self, build: Builder, residual: Buffer) -> None:
+        build.ops.append(Add(residual=residual, x=self.attention.emit(build, residual)))
+        build.norm_in_place(residual, self.norm, "input_layernorm", "attn_output_norm")
+        build.ops.append(Add(residual=residual, x=self.mlp.emit(build, residual)))
+        build.norm_in_place(residual, self.norm, "post_attention_layernorm", "layer_output_norm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parallel:
+    """Attention and MLP side by side: x += attention(norm(x)) + mlp(norm(x)), with one norm or each with its own."""
+
+    attention: Block
+    mlp: Block
+    norm: NormSpec
+    shares_norm: bool = False
+    gguf_norms: tuple[str, str] = ("attn_norm", "ffn_norm")
+
+    def emit(self, build: Builder, residual: Buffer) -> None:
+        x = mlp_x = build.norm(residual, self.norm, "input_layernorm", self.gguf_norms[0])
+        if not self.shares_norm:
+            mlp_x = build.norm(residual, self.norm, "post_attention_layernorm", self.gguf_norms[1])
         attended = self.attention.emit(build, x)
         build.ops.append(Add(residual=residual, x=attended))
         build.ops.append(Add(residual=residual, x=self.mlp.emit(build, mlp_x)))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 
 from octavo.models.params import Matrix, Packing, Param, Role, TensorDecl
-from octavo.models.spec import AlibiSpec, NormSpec, RopeSpec
-from octavo.ops.program import Buffer, Cache, Heads, Linear, Norm, Op, Weight
+from octavo.models.spec import AlibiSpec, ConstantSpec, DerivedSpec, NormSpec, QScaleSpec, RopeSpec
+from octavo.ops.program import Buffer, Cache, Heads, Linear, Norm, NormParts, Op, Weight
 
 
 class Builder:
@@ -18,7 +17,7 @@ class Builder:
     def __init__(self, max_position_embeddings: int) -> None:
         self.ops: list[Op] = []
         self.params: list[Param] = []
-        self.derived: dict[RopeSpec | AlibiSpec, Weight] = {}
+        self.derived: dict[tuple[DerivedSpec, tuple[int, ...]], Weight] = {}
         self._positions = max_position_embeddings
         self._prefix, self._gguf_prefix = "", ""
         self._num_caches = 0
@@ -35,7 +34,7 @@ class Builder:
     def buffer(self, name: str, width: int) -> Buffer:
         return Buffer(self._prefix + name, width)
 
-    def linear(self, x: Buffer, name: str, matrices: Sequence[Matrix], shard: int) -> Buffer:
+    def linear(self, x: Buffer, name: str, matrices: Sequence[Matrix], shard: int | None) -> Buffer:
         """x times the matrices, one result beside the other."""
         rows = sum(matrix.rows for matrix in matrices)
         out = self.buffer(name, rows)
@@ -56,35 +55,57 @@ class Builder:
         ids, weights, places = (Buffer(f"{self._prefix}{name}.{each}", top_k, dtype) for each, dtype in types.items())
         return ids, weights, places
 
-    def norm(self, x: Buffer, norm: NormSpec, name: str, gguf: str) -> Buffer:
+    def norm(self, x: Buffer, norm: NormSpec, name: str, gguf: str, scale: float = 1.0) -> Buffer:
+        """`scale`: the result is multiplied by it."""
         out = self.buffer(name, x.width)
-        weight, bias = self.norm_weight(norm, name, gguf, x.width), None
-        if norm.bias:
-            bias = self._vector(Matrix(name=name, gguf=gguf, rows=x.width), "bias")
+        declared = [Matrix(name=name, gguf=gguf, rows=x.width)]
+        weight, bias = self._norm_vectors(norm, declared, name, scale)
         self.ops.append(Norm(out=out, x=x, weight=weight, eps=norm.eps, kind=norm.kind, bias=bias))
         return out
 
+    def norm_in_place(self, x: Buffer, norm: NormSpec, name: str, gguf: str) -> None:
+        self.norm_parts(x, (0, 1, x.width), norm, [Matrix(name=name, gguf=gguf, rows=x.width)], name)
+
+    def norm_parts(
+        self, x: Buffer, place: tuple[int, int, int], norm: NormSpec, weights: Sequence[Matrix], name: str
+    ) -> None:
+        """`place`: first column, number of parts, columns of each. `weights`: of all parts, or those of each part."""
+        first, count, width = place
+        weight, bias = self._norm_vectors(norm, weights, name)
+        self.ops.append(
+            NormParts(
+                x=x, first=first, count=count, width=width, weight=weight, eps=norm.eps, kind=norm.kind, bias=bias
+            )
+        )
+
     # ------------------------------------------------------------ parameters
     def matrices(
-        self, name: str, matrices: Sequence[Matrix], columns: int, shard: int | None, packing: Packing = "linear"
+        self,
+        name: str,
+        matrices: Sequence[Matrix],
+        columns: int,
+        shard: int | None,
+        packing: Packing = "linear",
+        unit_rows: bool = False,
     ) -> Weight:
-        parts = tuple(self._tensor(m, "weight", "matrix", (m.rows, columns)) for m in matrices)
-        biases = tuple(self._tensor(m, "bias", "bias", (m.rows,)) if m.bias else None for m in matrices)
+        parts = tuple(self._tensor(m, "weight", "matrix", (m.rows // m.copies, columns)) for m in matrices)
+        biases = tuple(self._bias(matrix) for matrix in matrices)
         weight = Weight(self._prefix + name, (sum(matrix.rows for matrix in matrices), columns), shard)
-        self.params.append(Param(weight=weight, parts=parts, biases=biases, packing=packing))
+        self.params.append(Param(weight=weight, parts=parts, biases=biases, packing=packing, unit_rows=unit_rows))
         return weight
 
     def norm_weight(self, norm: NormSpec, name: str, gguf: str, width: int, rotary_dim: int = 0) -> Weight:
         """`rotary_dim`: of a norm of heads that are rotated."""
         declared = Matrix(name=name, gguf=gguf, rows=width, head_dim=width if rotary_dim else 0, rotary_dim=rotary_dim)
-        return self._vector(declared, "weight", norm.offset)
+        return self._norm_vectors(norm, [declared], name)[0]
 
     def experts(self, name: str, matrices: Sequence[Sequence[Matrix]], columns: int, shard: int) -> Weight:
         """The matrices of each expert, one below the other."""
         parts = tuple(self._tensor(m, "weight", "matrix", (m.rows, columns)) for each in matrices for m in each)
+        biases = tuple(self._bias(matrix) for each in matrices for matrix in each)
         shape = (len(matrices), sum(matrix.rows for matrix in matrices[0]), columns)
         weight = Weight(self._prefix + name, shape, shard)
-        self.params.append(Param(weight=weight, parts=parts, packing="experts"))
+        self.params.append(Param(weight=weight, parts=parts, biases=biases, packing="experts"))
         return weight
 
     def rotation(self, rope: RopeSpec, head_dim: int) -> Weight:
@@ -94,30 +115,59 @@ class Builder:
     def slopes(self, alibi: AlibiSpec) -> Weight:
         return self._derived(alibi, (alibi.num_heads,))
 
-    def _derived(self, spec: RopeSpec | AlibiSpec, shape: tuple[int, ...]) -> Weight:
-        """What follows from the configuration."""
-        if spec not in self.derived:
-            self.derived[spec] = Weight(f"derived {len(self.derived)}", shape)
-        return self.derived[spec]
+    def q_scales(self, scale: QScaleSpec) -> Weight:
+        return self._derived(scale, (self._positions, 1))
 
-    def cache(self, heads: Heads, window: int) -> Cache:
+    def constant(self, *values: float, size: int = 0) -> Weight:
+        """A vector of these values, or of `size` times the only one."""
+        return self._derived(ConstantSpec(values=values), (size or len(values),))
+
+    def _derived(self, spec: DerivedSpec, shape: tuple[int, ...]) -> Weight:
+        """What follows from the configuration."""
+        if (spec, shape) not in self.derived:
+            self.derived[spec, shape] = Weight(f"derived {len(self.derived)}", shape)
+        return self.derived[spec, shape]
+
+    def cache(self, heads: Heads, window: int, chunked: bool = False) -> Cache:
         """The next layer's."""
         self._num_caches += 1
-        return Cache(index=self._num_caches - 1, heads=heads, window=window)
+        return Cache(index=self._num_caches - 1, heads=heads, window=window, chunked=chunked)
 
-    def _vector(self, declared: Matrix, kind: Literal["weight", "bias"], offset: float = 0.0) -> Weight:
-        """Of a norm."""
-        tensor = self._tensor(declared, kind, "norm" if kind == "weight" else "bias", (declared.rows,))
-        weight = Weight(f"{self._prefix}{declared.name}.{kind}", (declared.rows,))
-        self.params.append(Param(weight=weight, parts=(tensor,), packing="vector", offset=offset))
+    def _norm_vectors(
+        self, norm: NormSpec, declared: Sequence[Matrix], name: str, scale: float = 1.0
+    ) -> tuple[Weight, Weight | None]:
+        """Weight and bias of a norm, of one tensor or of several behind each other."""
+        if norm.has_weight:
+            weight = self.vector(declared, name, "weight", "norm", norm.offset, scale)
+        else:
+            weight = self.constant(scale, size=sum(each.rows for each in declared))
+        return weight, self.vector(declared, name, "bias", "bias", scale=scale) if norm.bias else None
+
+    def vector(
+        self,
+        declared: Sequence[Matrix],
+        name: str,
+        kind: str,
+        role: Role,
+        offset: float = 0.0,
+        scale: float = 1.0,
+    ) -> Weight:
+        """Tensors behind each other. `scale`: they are multiplied by it, the offset included."""
+        tensors = tuple(self._tensor(each, kind, role, (each.rows,)) for each in declared)
+        weight = Weight(f"{self._prefix}{name}.{kind}", (sum(each.rows for each in declared),))
+        self.params.append(Param(weight=weight, parts=tensors, packing="vector", offset=offset, scale=scale))
         return weight
+
+    def _bias(self, matrix: Matrix) -> TensorDecl | None:
+        return self._tensor(matrix, "bias", "bias", (matrix.rows // matrix.copies,)) if matrix.bias else None
 
     def _tensor(self, matrix: Matrix, kind: str, role: Role, shape: tuple[int, ...]) -> TensorDecl:
         return TensorDecl(
-            name=f"{self._prefix}{matrix.name}.{kind}",
-            gguf=f"{self._gguf_prefix}{matrix.gguf}.{kind}",
+            name=f"{self._prefix}{matrix.name}.{kind}".rstrip("."),
+            gguf=f"{self._gguf_prefix}{matrix.gguf}.{kind}".rstrip("."),
             shape=shape,
             role=role,
             head_dim=matrix.head_dim,
             rotary_dim=matrix.rotary_dim,
+            copies=matrix.copies,
         )

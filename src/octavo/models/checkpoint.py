@@ -91,13 +91,16 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def config_dtype(config: dict[str, Any]) -> torch.dtype | None:
     name = config.get("dtype") or config.get("torch_dtype")
+    text = config.get("text_config")
+    if name is None and isinstance(text, dict):  # of a model that also sees
+        return config_dtype(text)
     return _DTYPES.get(name) if isinstance(name, str) else None
 
 
 class SafetensorsCheckpoint:
     """A directory with config.json and one safetensors file, or several with an index."""
 
-    quantization: Final = "none"
+    quantization: str = "none"
     naming: Final = "hf"
 
     def __init__(self, directory: Path) -> None:
@@ -105,8 +108,13 @@ class SafetensorsCheckpoint:
         self.config = read_json(directory / "config.json")
         self.dtype = config_dtype(self.config)
         self._tensors: dict[str, SafetensorsFile] = {}
-        if (directory / SINGLE_NAME).is_file():
-            file = SafetensorsFile(directory / SINGLE_NAME)
+        single = directory / SINGLE_NAME
+        if not single.is_file() and not (directory / INDEX_NAME).is_file():
+            # Tools of quantization call the one file after themselves.
+            others = list(directory.glob("*.safetensors"))
+            single = others[0] if len(others) == 1 else single
+        if single.is_file():
+            file = SafetensorsFile(single)
             self._tensors = dict.fromkeys(file.names(), file)
         elif (directory / INDEX_NAME).is_file():
             self._read_shards(directory)
@@ -145,8 +153,12 @@ class SafetensorsCheckpoint:
     def nbytes(self, name: str, float_bytes: int | None = None) -> int:
         return math.prod(self.shape(name)) * (float_bytes or self._tensors[name].dtype(name).itemsize)
 
+    def raw(self, name: str) -> Tensor:
+        """The tensor as it is in its file, of any type: a view."""
+        return self._tensors[name].get(name)
+
     def get(self, name: str) -> Tensor:
-        tensor = self._tensors[name].get(name)
+        tensor = self.raw(name)
         if tensor.dtype not in _DTYPES.values():
             raise CheckpointError(f"{self._tensors[name].path}: tensor {name!r}: {tensor.dtype} is not supported")
         return tensor

@@ -17,6 +17,7 @@ from octavo.models.config_reader import (
     read_layer_types,
     read_rope,
 )
+from octavo.models.expert_blocks import MixtureOfExperts
 from octavo.models.spec import ModelSpec, NormSpec, RopeSpec
 from octavo.ops.program import Activation, Heads
 
@@ -24,7 +25,7 @@ from octavo.ops.program import Activation, Heads
 MAX_EXPERTS: Final = 4096
 _ACTIVATIONS: Final[dict[str, Activation]] = {
     "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh",
-    "gelu_fast": "gelu_tanh", "relu": "relu",
+    "gelu_fast": "gelu_tanh", "relu": "relu", "relu2": "relu2", "quick_gelu": "quick_gelu",
 }  # fmt: skip
 
 
@@ -57,13 +58,19 @@ class Common:
         )
 
 
-def read_common(config: ConfigReader, *, activation_key: str = "hidden_act", rotates_in_part: bool = False) -> Common:
+def read_common(
+    config: ConfigReader,
+    *,
+    activation_key: str = "hidden_act",
+    rotates_in_part: bool = False,
+    has_experts: bool = False,
+) -> Common:
     """Raises CheckpointError for sizes that are missing or do not fit, and options that are not implemented.
 
-    `rotates_in_part`: whether the family may rotate a part of each head.
+    `rotates_in_part`: whether the family may rotate a part of each head. `has_experts`: whether it has any.
     """
     config.refuse_unless("quantization_config", ({},))
-    for key in ("num_local_experts", "num_experts"):
+    for key in () if has_experts else ("num_local_experts", "num_experts"):
         config.refuse_unless(key, (0, 1))
     hidden = config.integer("hidden_size")
     heads = _heads(config, hidden)
@@ -72,8 +79,9 @@ def read_common(config: ConfigReader, *, activation_key: str = "hidden_act", rot
         raise config.fail(activation_key, "is not supported")
     max_positions = config.integer("max_position_embeddings", high=MAX_POSITIONS)
     rope = head_rope(flat_rope(config), heads.head_dim, max_positions, rotates_in_part=rotates_in_part, config=config)
-    if rope.kind == "yarn":
-        max_positions = max(max_positions, int(rope.factor * rope.original_max_position_embeddings))
+    if rope.kind in ("yarn", "dynamic"):
+        stretched = min(rope.factor * rope.original_max_position_embeddings, MAX_POSITIONS)
+        max_positions = max(max_positions, int(stretched))
     return Common(
         model_type=str(config.get("model_type")),
         vocab_size=config.integer("vocab_size"),
@@ -87,6 +95,29 @@ def read_common(config: ConfigReader, *, activation_key: str = "hidden_act", rot
         norm=NormSpec(eps=config.number("rms_norm_eps", 1e-6)),
         tie_word_embeddings=config.flag("tie_word_embeddings", False),
     )
+
+
+def read_experts(config: ConfigReader, common: Common, **options: Any) -> MixtureOfExperts:
+    """Of the keys num_experts, num_experts_per_tok and moe_intermediate_size. `options`: fields of the block."""
+    num_experts = config.integer("num_experts", high=MAX_EXPERTS)
+    return MixtureOfExperts(
+        num_experts=num_experts,
+        top_k=config.integer("num_experts_per_tok", high=num_experts),
+        size=config.integer("moe_intermediate_size"),
+        **{"activation": common.activation, **options},
+    )
+
+
+def read_groups(config: ConfigReader) -> dict[str, int]:
+    """Fields of a `Routing`. Of the keys n_group and topk_group; null and absent: there are no groups."""
+    num_experts, top_k = config.integer("num_experts", high=MAX_EXPERTS), config.integer("num_experts_per_tok")
+    groups = config.integer("n_group", 1, MAX_EXPERTS)
+    if num_experts % groups:
+        raise config.fail("n_group", f"does not divide the {num_experts} experts")
+    top_groups = config.integer("topk_group", 1, groups)
+    if top_k > top_groups * (num_experts // groups):
+        raise config.fail("topk_group", f"leaves too few experts to choose {top_k}")
+    return {"num_groups": groups, "top_groups": top_groups}
 
 
 def head_rope(
@@ -109,6 +140,33 @@ def head_rope(
         if factors and len(factors) != rotary_dim // 2:
             raise CheckpointError(f"config: {len(factors)} rope factors for {rotary_dim} rotated dimensions of a head")
     return replace(rope, rotary_dim=0 if rotary_dim == head_dim else rotary_dim)
+
+
+def layer_ropes(config: ConfigReader, common: Common, theta: float, local_theta: float) -> tuple[RopeSpec, RopeSpec]:
+    """The ropes of full layers and of layers with a window. Only the former is ever scaled in the older form."""
+    full, local = config.section("rope_scaling"), ConfigReader({})
+    if config.get("rope_parameters") is not None:
+        full = config.section("rope_parameters")
+        if full.has("full_attention") or full.has("sliding_attention"):
+            full, local = full.section("full_attention"), full.section("sliding_attention")
+        elif full.get("rope_theta") is not None:
+            local = local.merged({"rope_theta": full.get("rope_theta")})
+    head_dim, positions = common.heads.head_dim, common.max_position_embeddings
+    return (
+        head_rope(full.merged({"rope_theta": theta}), head_dim, positions),
+        head_rope(local.merged({"rope_theta": local_theta}), head_dim, positions),
+    )
+
+
+def layer_windows(config: ConfigReader, num_layers: int, pattern: int) -> tuple[int, ...]:
+    """The window of each layer, or 0. Unless the configuration says it otherwise, every `pattern`-th is full."""
+    window = config.integer("sliding_window", high=MAX_POSITIONS)
+    windows = windows_of_types(config, num_layers, window)
+    if windows is not None:
+        return windows
+    key = "sliding_window_pattern" if config.get("sliding_window_pattern") is not None else "_sliding_window_pattern"
+    pattern = config.integer(key, pattern, MAX_LAYERS)
+    return tuple(window if (layer + 1) % pattern else 0 for layer in range(num_layers))
 
 
 def _heads(config: ConfigReader, hidden_size: int) -> Heads:

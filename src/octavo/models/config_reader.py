@@ -16,20 +16,27 @@ MAX_HEAD_DIM: Final = 256
 MAX_POSITIONS: Final = 1 << 24
 
 #: Keys of rope parameters, by kind. Any other key that is set asks for something that we do not do.
+# fmt: off
 _ROPE_KEYS: Final[dict[str, frozenset[str]]] = {
     "default": frozenset(),
     "linear": frozenset({"factor"}),
+    "dynamic": frozenset({"factor", "original_max_position_embeddings"}),
     "llama3": frozenset({"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}),
-    "yarn": frozenset(
-        {"factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor", "truncate"}
-    ),
+    "yarn": frozenset({
+        "factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor", "truncate",
+        "mscale", "mscale_all_dim", "finetuned",
+    }),
     "factors": frozenset({"factors"}),
     "longrope": frozenset(
         {"short_factor", "long_factor", "original_max_position_embeddings", "attention_factor", "factor"}
     ),
 }
-_ROPE_COMMON: Final = frozenset({"rope_theta", "rope_type", "type", "partial_rotary_factor"})
-_ROPE_NAMES: Final = {"su": "longrope"}  # older files'
+# fmt: on
+#: The sections of mrope say which part of a position turns which pairs: of a text's token the three parts are equal.
+_ROPE_COMMON: Final = frozenset(
+    {"rope_theta", "rope_type", "type", "partial_rotary_factor", "mrope_section", "mrope_interleaved"}
+)
+_ROPE_NAMES: Final = {"su": "longrope", "mrope": "default"}  # older files', and of models that also see images
 
 
 class ConfigReader:
@@ -163,10 +170,14 @@ def read_rope(rope: ConfigReader, max_positions: int) -> RopeSpec:
     if kind == "linear":
         return RopeSpec(theta=theta, kind="linear", factor=factor)
     original = rope.integer("original_max_position_embeddings", max_positions, MAX_POSITIONS)
+    if kind == "dynamic":
+        if not 1 <= factor <= MAX_POSITIONS:
+            raise rope.fail("factor", f"is not between 1 and {MAX_POSITIONS}")
+        return RopeSpec(theta=theta, kind="dynamic", factor=factor, original_max_position_embeddings=original)
     if kind == "llama3":
         low, high = rope.number("low_freq_factor", 1.0), rope.number("high_freq_factor", 4.0)
-        if low >= high:
-            raise rope.fail("high_freq_factor", f"is not above low_freq_factor {low:g}")
+        if low > high:
+            raise rope.fail("high_freq_factor", f"is below low_freq_factor {low:g}")
         return RopeSpec(
             theta=theta,
             kind="llama3",
@@ -182,9 +193,20 @@ def read_rope(rope: ConfigReader, max_positions: int) -> RopeSpec:
         original_max_position_embeddings=original,
         beta_fast=rope.number("beta_fast", 32.0),
         beta_slow=rope.number("beta_slow", 1.0),
-        attention_factor=rope.number("attention_factor", 1.0 if factor <= 1 else 0.1 * math.log(factor) + 1.0),
+        attention_factor=rope.number("attention_factor", _yarn_attention_factor(rope, factor)),
         truncate=rope.flag("truncate", True),
     )
+
+
+def _yarn_attention_factor(rope: ConfigReader, factor: float) -> float:
+    """What multiplies cos and sin; `mscale` and `mscale_all_dim` count where both are given."""
+
+    def grown(scale: float) -> float:
+        return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
+
+    if not rope.get("mscale") or not rope.get("mscale_all_dim"):
+        return grown(1.0)
+    return grown(rope.number("mscale")) / grown(rope.number("mscale_all_dim"))
 
 
 def _longrope(rope: ConfigReader, max_positions: int) -> RopeSpec:

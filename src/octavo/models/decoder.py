@@ -11,7 +11,7 @@ from typing import Final
 from octavo.cache.spec import CacheGroup, FullKV, WindowKV, cache_groups
 from octavo.models.builder import Builder
 from octavo.models.params import Matrix, Param, TensorDecl
-from octavo.models.spec import AlibiSpec, ModelSpec, RopeSpec
+from octavo.models.spec import DerivedSpec, ModelSpec
 from octavo.ops.program import (
     Add,
     Attend,
@@ -37,7 +37,7 @@ class Definition:
     spec: ModelSpec
     program: Program  # from token ids to the hidden states behind the last norm
     params: tuple[Param, ...]  # in the order in which they are packed
-    derived: dict[Weight, RopeSpec | AlibiSpec]  # weights that follow from the configuration
+    derived: dict[Weight, DerivedSpec]  # weights that follow from the configuration
     lm_head: Weight
     cache_groups: tuple[CacheGroup, ...]  # of the program's caches, by their index
 
@@ -69,7 +69,13 @@ def define(spec: ModelSpec) -> Definition:
     lm_head = _embeddings(build, spec)
     residual = Buffer("residual", spec.hidden_size)
     embedding = build.params[0].weight
-    build.ops.append(Embed(out=residual, weight=embedding, scale=spec.embedding_scale))
+    if spec.embedding_size:
+        narrow = Buffer("embedded", spec.embedding_size)
+        build.ops.append(Embed(out=narrow, weight=embedding, scale=spec.embedding_scale))
+        wide = Matrix(name="model.project_in", gguf="project_in", rows=spec.hidden_size)
+        residual = build.linear(narrow, "project_in", [wide], None)
+    else:
+        build.ops.append(Embed(out=residual, weight=embedding, scale=spec.embedding_scale))
     if spec.learned_positions:
         _add_positions(build, spec, residual)
     if spec.embedding_norm is not None:
@@ -78,8 +84,13 @@ def define(spec: ModelSpec) -> Definition:
         build.layer(number)
         layer.emit(build, residual)
     build.top()
-    output = build.norm(residual, spec.norm, "model.norm", "output_norm")
-    derived = {weight: each for each, weight in build.derived.items()}
+    output = residual
+    if spec.norm is not None:
+        output = build.norm(residual, spec.norm, "model.norm", "output_norm", spec.logit_scale)
+    if spec.embedding_size:
+        back = Matrix(name="model.project_out", gguf="project_out", rows=spec.embedding_size)
+        output = build.linear(output, "project_out", [back], None)
+    derived = {weight: each for (each, _), weight in build.derived.items()}
     ops, groups = grouped(build.ops)
     return Definition(spec, program(ops, output), tuple(build.params), derived, lm_head, groups)
 
@@ -111,9 +122,10 @@ def _add_positions(build: Builder, spec: ModelSpec, residual: Buffer) -> None:
 def _embeddings(build: Builder, spec: ModelSpec) -> Weight:
     """Declares the table of the tokens, and the output matrix unless it is the same. Returns the latter's name."""
     table = Matrix(name="model.embed_tokens", gguf="token_embd", rows=spec.vocab_size)
-    output = Matrix(name="lm_head", gguf="output", rows=spec.vocab_size)
+    output = Matrix(name="lm_head", gguf="output", rows=spec.vocab_size, bias=spec.lm_head_bias)
+    columns = spec.embedding_size or spec.hidden_size
     if spec.tie_word_embeddings:
-        build.matrices(EMBEDDING, [table], spec.hidden_size, None, "tied")
-        return Weight(LM_HEAD, (spec.vocab_size, spec.hidden_size), 0)
-    build.matrices(EMBEDDING, [table], spec.hidden_size, None, "embedding")
-    return build.matrices(LM_HEAD, [output], spec.hidden_size, 0, "output")
+        build.matrices(EMBEDDING, [table], columns, None, "tied")
+        return Weight(LM_HEAD, (spec.vocab_size, columns), 0)
+    build.matrices(EMBEDDING, [table], columns, None, "embedding")
+    return build.matrices(LM_HEAD, [output], columns, 0, "output", spec.unit_lm_head)

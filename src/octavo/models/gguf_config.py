@@ -6,11 +6,13 @@ vocabulary's size) is read off the tensors that are there.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from octavo.base.errors import CheckpointError
 from octavo.files.gguf import TensorInfo
+from octavo.models import gguf_experts
 
 
 @dataclass(frozen=True)
@@ -23,13 +25,35 @@ class _Arch:
     has_norms_of_one: bool = False  # norms that stand around zero on the other side have the 1 added
     has_gemma_keys: bool = False
     is_rotated_in_part: bool = False
+    norms_experts: bool = True  # the weights of a token's experts add up to 1
+    keys: Mapping[str, str] = field(default_factory=dict)  # of the configuration: those of the metadata
+    values: Mapping[str, Any] = field(default_factory=dict)  # of the configuration: what all files mean
+    tensors: Mapping[str, str] = field(default_factory=dict)  # flags of the configuration: set where the tensor is
 
 
+# fmt: off
 ARCHITECTURES: Final[dict[str, _Arch]] = {
     "llama": _Arch("LlamaForCausalLM", "llama"),
     "qwen2": _Arch("Qwen2ForCausalLM", "qwen2"),
     "qwen3": _Arch("Qwen3ForCausalLM", "qwen3"),
+    "qwen2moe": _Arch("Qwen2MoeForCausalLM", "qwen2_moe", norms_experts=False),
     "qwen3moe": _Arch("Qwen3MoeForCausalLM", "qwen3_moe"),
+    "gpt-oss": _Arch("GptOssForCausalLM", "gpt_oss"),
+    "glm4moe": _Arch("Glm4MoeForCausalLM", "glm4_moe", is_rotated_in_part=True),
+    "ernie4_5-moe": _Arch("Ernie4_5_MoeForCausalLM", "ernie4_5_moe"),
+    "deepseek": _Arch("DeepseekForCausalLM", "deepseek", norms_experts=False),
+    "olmoe": _Arch("OlmoeForCausalLM", "olmoe", norms_experts=False),
+    "minimax-m2": _Arch("MiniMaxM2ForCausalLM", "minimax_m2", is_rotated_in_part=True),
+    "phimoe": _Arch("PhimoeForCausalLM", "phimoe"),
+    "llama4": _Arch("Llama4ForCausalLM", "llama4_text"),
+    "hunyuan-moe": _Arch("HunYuanMoEV1ForCausalLM", "hunyuan_v1_moe"),
+    "granitemoe": _Arch("GraniteMoeSharedForCausalLM", "granitemoeshared", keys={
+        "embedding_multiplier": "embedding_scale", "residual_multiplier": "residual_scale",
+        "attention_multiplier": "attention.scale", "logits_scaling": "logit_scale",
+        "shared_intermediate_size": "expert_shared_feed_forward_length",
+    }),
+    "dbrx": _Arch("DbrxForCausalLM", "dbrx"),
+    "arctic": _Arch("ArcticForCausalLM", "arctic"),
     "gemma": _Arch("GemmaForCausalLM", "gemma", has_norms_of_one=True),
     "gemma2": _Arch("Gemma2ForCausalLM", "gemma2", has_norms_of_one=True, has_gemma_keys=True),
     "gemma3": _Arch("Gemma3ForCausalLM", "gemma3_text", has_norms_of_one=True, has_gemma_keys=True),
@@ -37,8 +61,62 @@ ARCHITECTURES: Final[dict[str, _Arch]] = {
     "gpt2": _Arch("GPT2LMHeadModel", "gpt2", "gelu_new"),
     "gptneox": _Arch("GPTNeoXForCausalLM", "gpt_neox", "gelu", is_rotated_in_part=True),
     "bloom": _Arch("BloomForCausalLM", "bloom", "gelu_pytorch_tanh"),
+    "command-r": _Arch("CohereForCausalLM", "cohere", keys={"logit_scale": "logit_scale"},
+                       tensors={"use_qk_norm": "attn_q_norm.weight"}),
+    "cohere2": _Arch("Cohere2ForCausalLM", "cohere2",
+                     keys={"logit_scale": "logit_scale", "sliding_window": "attention.sliding_window"}),
+    "granite": _Arch("GraniteForCausalLM", "granite", keys={
+        "embedding_multiplier": "embedding_scale", "residual_multiplier": "residual_scale",
+        "attention_multiplier": "attention.scale", "logits_scaling": "logit_scale",
+    }),
+    "chatglm": _Arch("GlmForCausalLM", "glm", is_rotated_in_part=True),
+    "glm4": _Arch("Glm4ForCausalLM", "glm4", is_rotated_in_part=True),
+    "falcon": _Arch("FalconForCausalLM", "falcon", "gelu", tensors={"new_decoder_architecture": "attn_norm_2.weight"}),
+    "exaone": _Arch("ExaoneForCausalLM", "exaone"),
+    "exaone4": _Arch("Exaone4ForCausalLM", "exaone4", keys={
+        "sliding_window": "attention.sliding_window", "layer_types": "attention.sliding_window_pattern",
+    }),
+    "internlm2": _Arch("InternLM2ForCausalLM", "internlm2"),
+    # Whether rows of the output matrix have been brought to length 1 the files do not say; llama.cpp does not do it.
+    "baichuan": _Arch("BaichuanForCausalLM", "baichuan", values={"unit_lm_head": False}),
+    "starcoder": _Arch("GPTBigCodeForCausalLM", "gpt_bigcode", "gelu_pytorch_tanh"),
+    "qwen": _Arch("QWenLMHeadModel", "qwen"),
+    "deci": _Arch("DeciLMForCausalLM", "deci"),
+    "xverse": _Arch("XverseForCausalLM", "xverse"),
+    "seed_oss": _Arch("SeedOssForCausalLM", "seed_oss", tensors={"attention_out_bias": "attn_output.bias"}),
+    "smollm3": _Arch("SmolLM3ForCausalLM", "smollm3"),
+    "ernie4_5": _Arch("Ernie4_5ForCausalLM", "ernie4_5"),
+    "phi2": _Arch("PhiForCausalLM", "phi", "gelu_new", is_rotated_in_part=True),
+    "olmo": _Arch("OlmoForCausalLM", "olmo", keys={"clip_qkv": "attention.clamp_kqv"}),
+    "olmo2": _Arch("Olmo2ForCausalLM", "olmo2"),
+    "stablelm": _Arch("StableLmForCausalLM", "stablelm", is_rotated_in_part=True,
+                      tensors={"use_qkv_bias": "attn_q.bias", "qk_layernorm": "attn_q_norm.weight"}),
+    "starcoder2": _Arch("Starcoder2ForCausalLM", "starcoder2", "gelu_pytorch_tanh",
+                        tensors={"use_bias": "attn_q.bias"}),
+    "nemotron": _Arch("NemotronForCausalLM", "nemotron", "relu2", has_norms_of_one=True, is_rotated_in_part=True),
+    "mpt": _Arch("MptForCausalLM", "mpt", "gelu",
+                 keys={"alibi_bias_max": "attention.max_alibi_bias", "clip_qkv": "attention.clamp_kqv"}),
+    "jais": _Arch("JAISLMHeadModel", "jais", "swiglu", keys={"alibi_bias_max": "attention.max_alibi_bias"},
+                  values={"mup_scale_qk_dot_by_d": True}),
+    # The values are what llama.cpp takes where a file says nothing.
+    "minicpm": _Arch("MiniCPMForCausalLM", "minicpm", keys={
+        "embedding_multiplier": "embedding_scale", "residual_multiplier": "residual_scale",
+        "logits_scaling": "logit_scale",
+    }, values={"scale_emb": 12.0, "scale_depth": 1.4, "dim_model_base": 256}),
+    "orion": _Arch("OrionForCausalLM", "orion"),
+    "apertus": _Arch("ApertusForCausalLM", "apertus", "xielu"),
+    "arcee": _Arch("ArceeForCausalLM", "arcee", "relu2"),
+    "mistral3": _Arch("Ministral3ForCausalLM", "ministral3"),
+    "hunyuan-dense": _Arch("HunYuanDenseV1ForCausalLM", "hunyuan_v1_dense"),
 }
+# fmt: on
+_SIZES: Final = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
+#: The file does not say that positions are told by ALiBi: the model with so many layers has no other.
+_BAICHUAN_13B_LAYERS: Final = 40
 _MIXTRAL: Final = _Arch("MixtralForCausalLM", "mixtral")
+_OLMO3: Final = _Arch("Olmo3ForCausalLM", "olmo3", keys={
+    "sliding_window": "attention.sliding_window", "layer_types": "attention.sliding_window_pattern",
+})  # fmt: skip
 #: Tensors that belong to the configuration, and the keys of the rope parameters under which they are there.
 ROPE_TENSORS: Final = {
     "rope_freqs.weight": "factors", "rope_factors_short.weight": "short_factor",
@@ -57,6 +135,8 @@ def architecture(metadata: dict[str, Any]) -> _Arch:
         raise CheckpointError(f"the GGUF architecture {str(name)[:80]!r} is not supported; these are: {supported}")
     if name == "llama" and metadata.get("llama.expert_count"):
         return _MIXTRAL
+    if name == "olmo2" and metadata.get("olmo2.attention.sliding_window"):
+        return _OLMO3
     return ARCHITECTURES[name]
 
 
@@ -85,29 +165,42 @@ def hf_config(
         "vocab_size": embedding.shape[0],
         "hidden_size": get("embedding_length"),
         "num_hidden_layers": get("block_count"),
-        "num_attention_heads": _uniform(get("attention.head_count")),
-        "num_key_value_heads": _uniform(get("attention.head_count_kv")),
+        "num_attention_heads": get("attention.head_count"),
+        "num_key_value_heads": get("attention.head_count_kv"),
         "head_dim": head_dim,
-        "intermediate_size": _uniform(get("feed_forward_length")),
+        "intermediate_size": get("feed_forward_length"),
         "rms_norm_eps": get("attention.layer_norm_rms_epsilon", get("attention.layer_norm_epsilon")),
         "max_position_embeddings": get("context_length"),
-        "num_local_experts": get("expert_count"),
-        "num_experts_per_tok": get("expert_used_count"),
-        "moe_intermediate_size": get("expert_feed_forward_length"),
-        "norm_topk_prob": True,
         "use_parallel_residual": get("use_parallel_residual"),
         "hidden_act": arch.activation,
         "tie_word_embeddings": "output.weight" not in tensors,
         "attention_bias": bool({"blk.0.attn_q.bias", "blk.0.attn_qkv.bias"} & tensors.keys()),
         "mlp_bias": "blk.0.ffn_up.bias" in tensors,
     }
+    config |= {**arch.values, **{key: get(name) for key, name in arch.keys.items()}}
+    if isinstance(types := config.get("layer_types"), list):  # whether a layer has the window
+        config["layer_types"] = ["sliding_attention" if windowed else "full_attention" for windowed in types]
+    elif types is not None:  # every so many layers one has none
+        config["sliding_window_pattern"] = config.pop("layer_types")
+    config |= {key: f"blk.0.{name}" in tensors for key, name in arch.tensors.items()}
+    config |= {key: value for key, value in metadata.items() if key.startswith("xielu.")}
+    if arch.model_type == "baichuan" and config["num_hidden_layers"] == _BAICHUAN_13B_LAYERS:
+        config["model_max_length"] = config.pop("max_position_embeddings")
+    if arch.model_type == "deci":
+        _list_layers(config)
+    config |= {key: _uniform(config[key]) for key in _SIZES}
     config["head_dim"] = head_dim if head_dim is not None else _default_head_dim(config)
     size, rotated = config["head_dim"], get("rope.dimension_count", config["head_dim"])
     if rotated != size:
         if not arch.is_rotated_in_part or not isinstance(rotated, int) or not isinstance(size, int) or size < 1:
             raise CheckpointError(f"{prefix}.rope.dimension_count is not the size of a head: not supported")
         config["partial_rotary_factor"] = rotated / size
+    config |= gguf_experts.hf_config(arch.model_type, get, tensors, arch.norms_experts)
     rope = _rope(get, rope_factors)
+    if arch.model_type == "gpt_oss" and rope.get("rope_type") == "yarn":
+        rope["truncate"] = False  # which files do not say
+    if arch.model_type == "ministral3":
+        rope |= _ministral3_rope(get)
     if arch.model_type == "phi3":
         config["sliding_window"] = get("attention.sliding_window") or None
     if arch.has_norms_of_one:
@@ -117,6 +210,27 @@ def hf_config(
     else:
         config["rope_parameters"] = rope
     return {key: value for key, value in config.items() if value is not None}
+
+
+def _list_layers(config: dict[str, Any]) -> None:
+    """The sizes of layers that differ, where a model may have such. A layer without heads has no attention."""
+    heads, kv_heads, sizes = (config[key] for key in _SIZES)
+    for key, values in zip(_SIZES, (heads, kv_heads, sizes), strict=True):
+        if isinstance(values, list) and any(type(value) is not int for value in values):
+            raise CheckpointError(f"{key} of the layers are not all whole numbers")
+    if isinstance(heads, list):
+        most = max(heads, default=0)
+        if set(heads) - {0, most}:
+            raise CheckpointError("layers of different heads of queries are not supported")
+        config["num_attention_heads"] = most
+    if isinstance(kv_heads, list):
+        if isinstance(heads, list) and any(count and not kv for count, kv in zip(heads, kv_heads, strict=False)):
+            raise CheckpointError("layers with a matrix in place of attention are not supported")
+        config["num_key_value_heads_per_layer"] = kv_heads
+        config["num_key_value_heads"] = max(kv_heads, default=0)
+    if isinstance(sizes, list):
+        config["intermediate_size_per_layer"] = sizes
+        config["intermediate_size"] = max(sizes, default=0)
 
 
 def _uniform(value: Any) -> Any:
@@ -153,6 +267,15 @@ def _rope(get: Any, factors: dict[str, list[float]]) -> dict[str, Any]:
         rope["original_max_position_embeddings"] = get("rope.scaling.original_context_length")
         rope["beta_fast"] = get("rope.scaling.yarn_beta_fast")
         rope["beta_slow"] = get("rope.scaling.yarn_beta_slow")
+    return rope
+
+
+def _ministral3_rope(get: Any) -> dict[str, Any]:
+    rope = {} if get("attention.temperature_scale") is None else {
+        "llama_4_scaling_beta": get("attention.temperature_scale"),
+    }  # fmt: skip
+    if get("rope.scaling.yarn_log_multiplier"):  # the two factors of yarn's are equal, and cancel each other
+        rope["attention_factor"] = 1.0
     return rope
 
 

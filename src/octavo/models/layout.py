@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import re
 from dataclasses import dataclass
-from itertools import count, takewhile
+from itertools import chain, count, dropwhile, takewhile
 from typing import Final, Literal
 
 import torch
@@ -24,7 +24,10 @@ logger = logging.getLogger("octavo.models")
 
 Weight = Tensor | QuantizedWeight
 
+SplitKind = Literal["parts", "heads", "stack", "pairs"]
+
 _NAMES_LISTED: Final = 10
+_LAYER: Final = re.compile(r"(?:model\.layers|blk)\.(\d+)\.")
 #: Buffers that old exports carry; they follow from the configuration.
 _ALWAYS_IGNORED: Final = (r".*\.rotary_emb\.inv_freq",)
 
@@ -33,13 +36,14 @@ _ALWAYS_IGNORED: Final = (r".*\.rotary_emb\.inv_freq",)
 class Split:
     """A tensor that holds several: their names are replacements of `pattern`.
 
-    parts: one below the other. heads: by head, so many rows of the first, of the second, ... stack: [E, ...], of which
-    number 0, 1, ... takes the place of `#` in the only name.
+    parts: one below the other. heads: q, k and v by head of k and v: the heads of q that read it, its k, its v.
+    stack: [E, rows, ...] or [E rows, ...], of each expert its parts one below the other; its number 0, 1, ... takes the
+    place of `#` in the names. pairs: the same, where the parts take turns row by row.
     """
 
     pattern: str
     names: tuple[str, ...]
-    kind: Literal["parts", "heads", "stack"] = "parts"
+    kind: SplitKind = "parts"
 
 
 @dataclass(frozen=True)
@@ -47,9 +51,11 @@ class Layout:
     """Patterns are regular expressions over whole names, tried behind the renames."""
 
     ignored: tuple[str, ...] = ()  # buffers, which follow from the configuration
+    has_draft_layers: bool = False  # behind the model's own: they guess further tokens, and are ignored
     renames: tuple[tuple[str, str], ...] = ()  # pattern, replacement; of parts of a name, one after the other
     splits: tuple[Split, ...] = ()
     transposed: str = ""  # matrices that stand as [in, out]
+    skipped: tuple[tuple[str, int], ...] = ()  # pattern, so many rows in front that the model has no use for
     interleaved: bool = False  # of what is rotated in a head the pairs are (0, 1), (2, 3), ..., not the halves
 
 
@@ -60,8 +66,28 @@ class _Place:
     name: str
     siblings: tuple[str, ...]
     number: int
-    kind: Literal["parts", "heads", "stack"]
+    kind: SplitKind
     transposed: bool
+    num_parts: int  # of an expert, in a stack
+    skipped: int
+
+    @property
+    def is_stack(self) -> bool:
+        return self.kind in ("stack", "pairs")
+
+
+#: Experts of a file of GGUF.
+GGUF_EXPERTS: Final = Split(r"(blk\.\d+\.ffn_(?:gate|up|down)_exps)\.(weight|bias)", (r"\1.#.\2",), "stack")
+#: Experts that were saved as they are in memory.
+STACKED_EXPERTS: Final = (
+    Split(r"(.*\.mlp\.experts)\.gate_up_proj", (r"\1.#.gate_proj.weight", r"\1.#.up_proj.weight"), "stack"),
+    Split(r"(.*\.mlp\.experts)\.down_proj", (r"\1.#.down_proj.weight",), "stack"),
+)
+#: What many families call the parts of a mixture of experts.
+EXPERTS_HF: Final = Layout(
+    renames=((r"\.e_score_correction_bias$", ".e_score_correction.bias"),), splits=STACKED_EXPERTS
+)
+EXPERTS_GGUF: Final = Layout(splits=(GGUF_EXPERTS,))
 
 
 class TensorSource:
@@ -76,6 +102,8 @@ class TensorSource:
         #: Tensors of which not all parts were taken: the weight, and how many are left.
         self._open: dict[str, tuple[Weight, int]] = {}
         for name in checkpoint.names():
+            if layout.has_draft_layers and _layer(name) >= len(definition.spec.layers):
+                continue
             if not any(re.fullmatch(pattern, name) for pattern in (*_ALWAYS_IGNORED, *layout.ignored)):
                 self._find(name)
         if definition.spec.tie_word_embeddings and "lm_head.weight" in self._places:
@@ -85,7 +113,7 @@ class TensorSource:
         self._check_names(definition.spec.model_type)
         for place in self._places.values():
             found, expected = checkpoint.shape(place.name), self._shape(place)
-            if found != expected:
+            if _squeezed(found) not in (_squeezed(expected), _squeezed(_folded(expected)) if place.is_stack else ()):
                 raise CheckpointError(
                     f"{checkpoint.source}: tensor {place.name!r} has the shape {list(found)}, not {list(expected)}"
                 )
@@ -101,27 +129,31 @@ class TensorSource:
         for pattern, replacement in self._layout.renames:
             renamed = re.sub(pattern, replacement, renamed)
         transposed = bool(re.fullmatch(self._layout.transposed, renamed))
+        skipped = next((rows for pattern, rows in self._layout.skipped if re.fullmatch(pattern, renamed)), 0)
         names: tuple[str, ...] = (renamed,)
-        kind: Literal["parts", "heads", "stack"] = "parts"
+        kind: SplitKind = "parts"
+        num_parts = 1
         for split in self._layout.splits:
             if match := re.fullmatch(split.pattern, renamed):
                 kind, names = split.kind, tuple(match.expand(part) for part in split.names)
-                if split.kind == "stack":
-                    numbered = (names[0].replace("#", str(number)) for number in count())
-                    names = tuple(takewhile(self._declared.__contains__, numbered)) or (renamed,)
+                if kind in ("stack", "pairs"):
+                    num_parts = len(names)
+                    numbered = ([part.replace("#", str(number)) for part in names] for number in count())
+                    whole = takewhile(lambda parts: self._declared.keys() >= set(parts), numbered)
+                    names = tuple(chain.from_iterable(whole)) or (renamed,)
         for number, each in enumerate(names):
             if each in self._places:
                 both = f"{self._places[each].name!r} and {name!r}"
                 raise CheckpointError(f"{self._checkpoint.source}: the tensors {both} are both {each!r} of the model")
-            self._places[each] = _Place(name, names, number, kind, transposed)
+            self._places[each] = _Place(name, names, number, kind, transposed, num_parts, skipped)
 
     def _shape(self, place: _Place) -> tuple[int, ...]:
         """What the tensor of the checkpoint must have."""
         shapes = [self._declared[name].shape for name in place.siblings]
-        if place.kind == "stack":
-            return (len(shapes), *shapes[0])
-        shape = (sum(rows for rows, *_ in shapes), *shapes[0][1:])
-        return shape[::-1] if place.transposed else shape
+        count = len(shapes) // place.num_parts if place.is_stack else 1
+        shape = (place.skipped + sum(rows for rows, *_ in shapes) // count, *shapes[0][1:])
+        shape = shape[::-1] if place.transposed else shape
+        return (count, *shape) if place.is_stack else shape
 
     def __len__(self) -> int:
         return len(self._declared)
@@ -134,12 +166,17 @@ class TensorSource:
         """As declared. A float tensor may be a view of the file and must not be written to."""
         place = self._places[self._key(tensor)]
         weight = self._whole(place)
+        if tensor.role == "norm" and isinstance(weight, Tensor):
+            weight = weight.flatten()  # of heads that have weights of their own, [heads, head_dim]
         rows = self._rows(place)
         order = _head_order(tensor.head_dim, tensor.rotary_dim, self._layout.interleaved)
         if order is not None:
-            heads = torch.arange(0, tensor.shape[0], tensor.head_dim)
+            heads = torch.arange(0, weight.shape[0] if rows is None else len(rows), tensor.head_dim)
             turned = (heads[:, None] + torch.tensor(order)).flatten()
             rows = turned if rows is None else rows[turned]
+        if tensor.copies > 1:
+            rows = torch.arange(tensor.shape[0]) if rows is None else rows
+            rows = rows.view(-1, tensor.head_dim).repeat_interleave(tensor.copies, 0).flatten()
         if rows is None:
             return weight
         return weight.select_rows(rows) if isinstance(weight, QuantizedWeight) else weight[rows]
@@ -151,23 +188,29 @@ class TensorSource:
         if weight is None:
             weight = self._checkpoint.get(place.name)
             if isinstance(weight, Tensor):
-                weight = weight.t() if place.transposed and weight.dim() == 2 else weight
-                weight = weight.flatten(0, 1) if weight.dim() == 3 else weight
+                weight = weight.view(self._shape(place))
+                weight = weight.transpose(-2, -1) if place.transposed else weight
+                weight = weight.flatten(0, 1) if place.is_stack else weight
         if left > 1:
             self._open[place.name] = weight, left - 1
         return weight
 
     def _rows(self, place: _Place) -> Tensor | None:
         """Which rows of the tensor of the checkpoint are the declared one; None: all."""
-        if len(place.siblings) == 1:
+        if len(place.siblings) == 1 and not place.skipped:
             return None
         tensors = [self._declared[name] for name in place.siblings]
         if place.kind == "heads":
-            dim = tensors[0].head_dim
-            heads = torch.arange(tensors[0].shape[0] // dim)
-            return ((heads[:, None] * len(tensors) + place.number) * dim + torch.arange(dim)).flatten()
-        first = sum(tensor.shape[0] for tensor in tensors[: place.number])
-        return torch.arange(first, first + tensors[place.number].shape[0])
+            groups = tensors[-1].shape[0] // tensors[-1].head_dim
+            sizes = [tensor.shape[0] // groups for tensor in tensors]  # rows in a group
+            first, turns = sum(sizes[: place.number]), torch.arange(sizes[place.number])
+            return (torch.arange(groups)[:, None] * sum(sizes) + first + turns).flatten()
+        rows = tensors[place.number].shape[0]
+        if place.kind == "pairs":
+            expert, part = divmod(place.number, place.num_parts)
+            return place.num_parts * (expert * rows + torch.arange(rows)) + part
+        first = place.skipped + sum(tensor.shape[0] for tensor in tensors[: place.number])
+        return torch.arange(first, first + rows)
 
     def _key(self, tensor: TensorDecl) -> str:
         return tensor.gguf if self._checkpoint.naming == "gguf" else tensor.name
@@ -183,6 +226,22 @@ class TensorSource:
             raise CheckpointError(
                 f"{self._checkpoint.source}: not a complete {model_type} model: {'; '.join(complaints)}"
             )
+
+
+def _layer(name: str) -> int:
+    """The number of the layer that a tensor belongs to; -1: to none."""
+    match = _LAYER.match(name)
+    return -1 if match is None else int(match[1])
+
+
+def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Some files have a vector where others have a matrix of one row."""
+    return tuple(dropwhile(lambda size: size == 1, shape))
+
+
+def _folded(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Of a stack whose experts stand one below the other."""
+    return (shape[0] * shape[1], *shape[2:])
 
 
 def _head_order(head_dim: int, rotary_dim: int, interleaved: bool) -> list[int] | None:

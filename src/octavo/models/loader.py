@@ -4,32 +4,32 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NoReturn, Protocol
+from typing import Any, Final, NoReturn, get_args
 
 import torch
 from torch import Tensor
 
 from octavo.base.config import ModelConfig
-from octavo.base.errors import CheckpointError, DeviceError
+from octavo.base.config.engine import LoadQuantization
+from octavo.base.errors import CheckpointError, DeviceError, InvalidConfig
 from octavo.base.host import FreeMemory, gib
-from octavo.models.bridge.declare import BridgedDefinition
-from octavo.models.bridge.define import bridged
-from octavo.models.bridge.model import BridgedModel
-from octavo.models.bridge.tensors import BridgedTensors
 from octavo.models.checkpoint import Checkpoint, DummyCheckpoint, SafetensorsCheckpoint, read_json
-from octavo.models.decoder import LM_HEAD, Definition, define
+from octavo.models.decoder import LM_HEAD
 from octavo.models.gguf_checkpoint import GGUFCheckpoint
-from octavo.models.implementation import implementation
-from octavo.models.layout import Layout, TensorSource
+from octavo.models.implementation import Tensors, definition_of, tensors_of, transformer
+from octavo.models.mxfp4_checkpoint import Mxfp4Checkpoint, is_mxfp4
+from octavo.models.overrides import overridden
 from octavo.models.params import Param, TensorDecl
-from octavo.models.registry import find_family, model_spec
-from octavo.models.rope import alibi_slopes, cos_sin_table
-from octavo.models.spec import ModelSpec, RopeSpec
+from octavo.models.quantized_checkpoint import QuantizedCheckpoint, quantization_config
+from octavo.models.rope import derived_values
+from octavo.models.spec import ModelSpec
 from octavo.models.transformer import Transformer
 from octavo.ops.table import LinearWeight, Ops
+from octavo.quant.methods.table import method_name
+from octavo.quant.online import quantize
 from octavo.quant.packed import QuantizedWeight, all_finite
 
 logger = logging.getLogger("octavo.models")
@@ -73,57 +73,51 @@ def load_model(
     missing, damaged, not finite, or of a kind that is not supported, and DeviceError for weights that do not fit.
     """
     checkpoint = checkpoint or open_checkpoint(config)
+    online = online_quantization(config, checkpoint)
     definition = definition_of(config, checkpoint.config, checkpoint.source, ops.activation_dtype)
-    tensors = _tensors(checkpoint, definition)
+    tensors = tensors_of(definition, checkpoint)
     reader = _Reader(checkpoint, tensors, DTYPES.get(config.dtype, checkpoint.dtype), ops.to_device, on_phase)
     if free is not None:
-        _check_room(checkpoint.source, reader.num_bytes(_float_bytes(config, checkpoint, ops)), free)
-    packer = _Packer(reader, ops)
+        needed = reader.num_bytes(_float_bytes(config, checkpoint, ops, online))
+        _check_room(checkpoint.source, needed // 2 if online in ("int4", "bitsandbytes") else needed, free)
+    packer = _Packer(reader, ops, online)
     for param in definition.params:
         packer.pack(param)
     reader.check_finite()
     spec = definition.spec
     num_positions = min(config.max_model_len or spec.max_position_embeddings, spec.max_position_embeddings)
     for weight, of in definition.derived.items():
-        if isinstance(of, RopeSpec):
-            values = cos_sin_table(of, weight.shape[1], num_positions)
-        else:
-            values = alibi_slopes(of)
-        packer.weights[weight.name] = ops.to_device(values)
+        packer.weights[weight.name] = ops.to_device(derived_values(of, weight.shape, num_positions))
     return LoadedModel(
         model=transformer(definition, ops, packer.weights, max_num_batched_tokens),
         spec=spec,
         dtype=_reported_dtype(reader, config, ops),
         num_params=reader.num_params,
         weight_bytes=packer.nbytes,
-        quantization=checkpoint.quantization,
+        quantization=f"{online} at load" if online and checkpoint.quantization == "none" else checkpoint.quantization,
         weights=packer.weights,
     )
 
 
-def definition_of(config: ModelConfig, values: dict[str, Any], source: str, dtype: torch.dtype) -> Definition:
-    """The model that a configuration in Hugging Face's form describes, by whose implementation `config` says. `dtype`:
-    of activations."""
-    if implementation(config, values, source) == "octavo":
-        return define(model_spec(values, source))
-    return bridged(config, values, source, dtype)
+def online_quantization(config: ModelConfig, checkpoint: Checkpoint) -> LoadQuantization | None:
+    """To what float matrices are quantized while they load.
 
-
-def transformer(
-    definition: Definition, ops: Ops, weights: Mapping[str, Any], max_num_batched_tokens: int
-) -> Transformer:
-    """A definition with its weights."""
-    if isinstance(definition, BridgedDefinition):
-        return BridgedModel(definition, ops, weights)
-    return Transformer(definition, ops, weights, max_num_batched_tokens)
-
-
-def _tensors(checkpoint: Checkpoint, definition: Definition) -> Tensors:
-    if isinstance(definition, BridgedDefinition):
-        return BridgedTensors(checkpoint, definition)
-    family = find_family(checkpoint.config, checkpoint.source)
-    layouts = {"hf": family.hf, "gguf": family.gguf, "declared": Layout()}
-    return TensorSource(checkpoint, layouts[checkpoint.naming], definition)
+    Raises InvalidConfig where --quantization names something else than what the checkpoint's weights are.
+    """
+    asked = config.quantization
+    if isinstance(checkpoint, QuantizedCheckpoint):
+        if asked is None or method_name(asked) == checkpoint.method:
+            return checkpoint.online
+        raise InvalidConfig(
+            f"--quantization {asked}: the weights of {checkpoint.source} are quantized already, as "
+            f"{checkpoint.method}. Leave the flag out."
+        )
+    if asked is not None and asked != "gguf" and config.load_quantization is None:
+        raise InvalidConfig(
+            f"--quantization {asked}: the weights of {checkpoint.source} are not of this kind. To quantize while they "
+            f"load, there are {', '.join(get_args(LoadQuantization))}."
+        )
+    return config.load_quantization
 
 
 def _reported_dtype(reader: _Reader, config: ModelConfig, ops: Ops) -> torch.dtype:
@@ -133,9 +127,9 @@ def _reported_dtype(reader: _Reader, config: ModelConfig, ops: Ops) -> torch.dty
     return reader.matrix_dtype or DTYPES.get(config.dtype, torch.float16)
 
 
-def _float_bytes(config: ModelConfig, checkpoint: Checkpoint, ops: Ops) -> int | None:
-    """Bytes of an unquantized value when it is loaded; None: as many as in the checkpoint."""
-    if config.load_quantization is not None:
+def _float_bytes(config: ModelConfig, checkpoint: Checkpoint, ops: Ops, online: LoadQuantization | None) -> int | None:
+    """Bytes of an unquantized value when it is loaded, at least; None: as many as in the checkpoint."""
+    if online is not None:
         return 1
     if ops.torch_device.type != "cpu":
         return ops.activation_dtype.itemsize
@@ -154,27 +148,32 @@ def _check_room(source: str, needed: int, free: FreeMemory) -> None:
 
 
 def open_checkpoint(config: ModelConfig, device: torch.device = _CPU) -> Checkpoint:
-    """The checkpoint of a configuration. Random weights are made on `device`."""
+    """The checkpoint of a configuration, which may say otherwise than the files. `device`: for random weights."""
     path = Path(config.model)
     if config.load_format == "dummy":
         source: Checkpoint | None = GGUFCheckpoint(path) if path.suffix == ".gguf" else None
-        values = read_json(path / "config.json") if source is None else source.config
+        values = overridden(read_json(path / "config.json") if source is None else source.config, config)
+        if source is None and quantization_config(path, values) is not None:
+            raise CheckpointError(
+                f"{path}: --load-format dummy makes floats, and this model is quantized: take quantization_config out "
+                f"of a copy of its config.json, and give --quantization"
+            )
         tensors = definition_of(config, values, str(path), torch.float32).tensors
         return DummyCheckpoint(tensors, values, str(path), config.seed, device)
     is_gguf = path.suffix == ".gguf"
     if config.load_format not in ("auto", "gguf" if is_gguf else "safetensors"):
         kind = "a GGUF file" if is_gguf else "a directory of safetensors files"
         raise CheckpointError(f"{path}: {kind} cannot be read with --load-format {config.load_format}")
-    return GGUFCheckpoint(path) if is_gguf else SafetensorsCheckpoint(path)
-
-
-class Tensors(Protocol):
-    """The tensors that a model declares, as a checkpoint holds them: `TensorSource`, or a bridged model's."""
-
-    def __len__(self) -> int: ...
-    def name(self, tensor: TensorDecl) -> str: ...
-    def get(self, tensor: TensorDecl) -> Tensor | QuantizedWeight: ...
-    def num_bytes(self, float_bytes: int | None) -> int: ...
+    if is_gguf:
+        found: GGUFCheckpoint | SafetensorsCheckpoint | QuantizedCheckpoint = GGUFCheckpoint(path)
+    elif is_mxfp4(read_json(path / "config.json")):
+        found = Mxfp4Checkpoint(path)
+    else:
+        plain = SafetensorsCheckpoint(path)
+        quantization = quantization_config(path, plain.config)
+        found = plain if quantization is None else QuantizedCheckpoint(plain, quantization)
+    found.config = overridden(found.config, config)
+    return found
 
 
 class _Reader:
@@ -253,9 +252,11 @@ class _Reader:
 class _Packer:
     """Packs parameters for the device one after the other, so that only one is ever held unpacked."""
 
-    def __init__(self, reader: _Reader, ops: Ops) -> None:
+    def __init__(self, reader: _Reader, ops: Ops, online: LoadQuantization | None) -> None:
         self._reader = reader
         self._ops = ops
+        # A GPU has products of its own for these two, and quantizes what it packs.
+        self._online = None if ops.torch_device.type != "cpu" and online in ("fp8", "int8") else online
         self.weights: dict[str, Any] = {}
         self.nbytes = 0
 
@@ -269,9 +270,9 @@ class _Packer:
         elif param.packing == "embedding":
             packed = self._ops.pack_embedding(self._reader.matrix(param.parts[0]))
         elif param.packing == "router":
-            packed = self._ops.pack_output(_as_float32(self._reader.matrix(param.parts[0])))
+            packed = self._router(param)
         else:
-            packed = self._ops.pack_output(self._reader.matrix(param.parts[0]))
+            packed = self._output(param)
         self.nbytes += sum(each.nbytes for each in packed) if param.packing == "experts" else packed.nbytes
         if param.packing == "tied":
             self.weights[LM_HEAD] = packed
@@ -279,21 +280,50 @@ class _Packer:
         self.weights[param.weight.name] = packed
 
     def _linear(self, param: Param) -> LinearWeight:
-        weights = [self._reader.matrix(part) for part in param.parts]
-        biases = [None if bias is None else self._reader.vector(bias) for bias in param.biases]
+        weights = [self._matrix(part) for part in param.parts]
+        biases = self._biases(param.biases)
         if len(weights) == 1:
             return self._ops.pack_linear(weights[0], biases[0])
         return self._ops.pack_linear_many(weights, biases)
 
+    def _output(self, param: Param) -> LinearWeight:
+        weight, bias = self._reader.matrix(param.parts[0]), param.biases[0]
+        if param.unit_rows:
+            weight = torch.nn.functional.normalize(_as_float32(weight)).to(_dtype(weight))
+        return self._ops.pack_output(weight, None if bias is None else self._reader.vector(bias))
+
     def _experts(self, param: Param) -> Any:
         """Read and packed one by one."""
         count = len(param.parts) // param.weight.shape[0]
-        groups = (param.parts[at : at + count] for at in range(0, len(param.parts), count))
-        return self._ops.pack_experts([self._reader.matrix(part) for part in group] for group in groups)
+        groups = (slice(at, at + count) for at in range(0, len(param.parts), count))
+        return self._ops.pack_experts(
+            ([self._matrix(part, is_expert=True) for part in param.parts[group]], self._biases(param.biases[group]))
+            for group in groups
+        )
+
+    def _biases(self, biases: Sequence[TensorDecl | None]) -> list[Tensor | None]:
+        return [None if bias is None else self._reader.vector(bias) for bias in biases]
+
+    def _router(self, param: Param) -> LinearWeight:
+        weight = _as_float32(self._reader.matrix(param.parts[0]))
+        return self._ops.pack_output(weight, *self._biases(param.biases))
+
+    def _matrix(self, tensor: TensorDecl, is_expert: bool = False) -> Tensor | QuantizedWeight:
+        """Of a layer: quantized, if it is not yet and shall be."""
+        weight = self._reader.matrix(tensor)
+        if self._online is None or isinstance(weight, QuantizedWeight):
+            return weight
+        return weight if self._online == "experts_int8" and not is_expert else quantize(weight.cpu(), self._online)
 
     def _vector(self, param: Param) -> Tensor:
-        values = self._reader.vector(param.parts[0])
-        return values + param.offset if param.offset else values
+        values = [self._reader.vector(part) for part in param.parts]
+        joined = values[0] if len(values) == 1 else torch.cat(values)
+        joined = joined + param.offset if param.offset else joined
+        return joined * param.scale if param.scale != 1.0 else joined
+
+
+def _dtype(weight: Tensor | QuantizedWeight) -> torch.dtype:
+    return torch.float32 if isinstance(weight, QuantizedWeight) else weight.dtype
 
 
 def _as_float32(weight: Tensor | QuantizedWeight) -> Tensor:

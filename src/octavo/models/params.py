@@ -29,6 +29,7 @@ class TensorDecl:
     role: Role
     head_dim: int = 0  # rows come in heads of so many; 0: they do not
     rotary_dim: int = 0  # the first so many rows of each head are rotated; 0: none
+    copies: int = 1  # each head is wanted so many times, one after the other
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,8 @@ class Param:
     packing: Packing
     biases: tuple[TensorDecl | None, ...] = ()
     offset: float = 0.0  # added to the stored values of a norm
+    scale: float = 1.0  # a norm's weights and biases are multiplied by it
+    unit_rows: bool = False  # rows of an output matrix are brought to length 1
 
     @property
     def tensors(self) -> tuple[TensorDecl, ...]:
@@ -56,3 +59,4 @@ class Matrix:
     bias: bool = False
     head_dim: int = 0
     rotary_dim: int = 0
+    copies: int = 1  # of each head of the checkpoint

@@ -4,27 +4,69 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.metadata import entry_points
 from typing import Any, Final
 
 from octavo.base.errors import CheckpointError
 from octavo.models.config_reader import ConfigReader
 from octavo.models.families import (
+    apertus,
+    arcee,
+    arctic,
+    baichuan,
     bloom,
+    cohere,
+    dbrx,
+    deci,
+    deepseek,
+    ernie4_5,
+    ernie4_5_moe,
+    exaone,
+    falcon,
     gemma,
     gemma2,
     gemma3,
+    glm,
+    glm4_moe,
     gpt2,
+    gpt_bigcode,
+    gpt_j,
     gpt_neox,
+    gpt_oss,
+    granite,
+    granite_moe,
+    hunyuan,
+    internlm,
+    jais,
     llama,
+    llama4,
+    minicpm,
+    minimax_m2,
     mistral,
     mixtral,
+    mpt,
+    nemotron,
+    olmo,
+    olmoe,
+    opt,
+    orion,
+    persimmon,
+    phi,
     phi3,
+    phimoe,
+    qwen,
     qwen2,
+    qwen2_moe,
     qwen3,
     qwen3_moe,
+    seed_oss,
+    smollm3,
+    stablelm,
+    starcoder2,
 )
-from octavo.models.layout import Layout
+from octavo.models.layout import EXPERTS_GGUF, EXPERTS_HF, Layout
 from octavo.models.spec import ModelSpec
 
 logger = logging.getLogger("octavo.models")
@@ -45,16 +87,142 @@ FAMILIES: Final[dict[str, Family]] = {
     "MistralForCausalLM": Family("mistral", mistral.spec),
     "Qwen2ForCausalLM": Family("qwen2", qwen2.spec),
     "Qwen3ForCausalLM": Family("qwen3", qwen3.spec),
-    "Qwen3MoeForCausalLM": Family("qwen3_moe", qwen3_moe.spec, gguf=qwen3_moe.GGUF),
+    "Qwen3MoeForCausalLM": Family("qwen3_moe", qwen3_moe.spec, EXPERTS_HF, EXPERTS_GGUF),
+    "Qwen2MoeForCausalLM": Family("qwen2_moe", qwen2_moe.spec, EXPERTS_HF, EXPERTS_GGUF),
     "GemmaForCausalLM": Family("gemma", gemma.spec),
     "Gemma2ForCausalLM": Family("gemma2", gemma2.spec),
     "Gemma3ForCausalLM": Family("gemma3_text", gemma3.spec),
     "MixtralForCausalLM": Family("mixtral", mixtral.spec, mixtral.HF, mixtral.GGUF),
+    "GraniteMoeForCausalLM": Family("granitemoe", granite_moe.spec, granite_moe.HF, granite_moe.GGUF),
+    "GraniteMoeSharedForCausalLM": Family("granitemoeshared", granite_moe.spec, granite_moe.HF, granite_moe.GGUF),
+    "OlmoeForCausalLM": Family("olmoe", olmoe.spec, EXPERTS_HF, EXPERTS_GGUF),
+    "MiniMaxM2ForCausalLM": Family("minimax_m2", minimax_m2.spec, minimax_m2.HF, EXPERTS_GGUF),
+    "PhimoeForCausalLM": Family("phimoe", phimoe.spec, mixtral.HF, EXPERTS_GGUF),
+    "PhiMoEForCausalLM": Family("phimoe", phimoe.spec, mixtral.HF, EXPERTS_GGUF),
+    "Llama4ForCausalLM": Family("llama4_text", llama4.spec, llama4.HF, llama4.GGUF),
+    "GptOssForCausalLM": Family("gpt_oss", gpt_oss.spec, gpt_oss.HF, gpt_oss.GGUF),
+    "Glm4MoeForCausalLM": Family("glm4_moe", glm4_moe.spec, glm4_moe.HF, glm4_moe.GGUF),
+    "Ernie4_5_MoeForCausalLM": Family("ernie4_5_moe", ernie4_5_moe.spec, ernie4_5_moe.HF, ernie4_5_moe.GGUF),
+    "DeepseekForCausalLM": Family("deepseek", deepseek.spec, EXPERTS_HF, deepseek.GGUF),
+    "DbrxForCausalLM": Family("dbrx", dbrx.spec, dbrx.HF, dbrx.GGUF),
+    "ArcticForCausalLM": Family("arctic", arctic.spec, arctic.HF, arctic.GGUF),
     "Phi3ForCausalLM": Family("phi3", phi3.spec, phi3.HF, phi3.GGUF),
+    "PhiForCausalLM": Family("phi", phi.spec, phi.HF, phi.GGUF),
+    "OlmoForCausalLM": Family("olmo", olmo.olmo, gguf=olmo.GGUF),
+    "Olmo2ForCausalLM": Family("olmo2", olmo.olmo2),
+    "Olmo3ForCausalLM": Family("olmo3", olmo.olmo3),
+    "StableLmForCausalLM": Family("stablelm", stablelm.spec, stablelm.HF, stablelm.GGUF),
+    "StableLMEpochForCausalLM": Family("stablelm_epoch", stablelm.spec, stablelm.HF),
+    "StableLmEpochForCausalLM": Family("stablelm_epoch", stablelm.spec, stablelm.HF),
+    "Starcoder2ForCausalLM": Family("starcoder2", starcoder2.spec, starcoder2.HF),
+    "OPTForCausalLM": Family("opt", opt.spec, opt.HF),
+    "NemotronForCausalLM": Family("nemotron", nemotron.spec),
+    "PersimmonForCausalLM": Family("persimmon", persimmon.spec, persimmon.HF),
+    "ApertusForCausalLM": Family("apertus", apertus.spec, apertus.HF),
+    "ArceeForCausalLM": Family("arcee", arcee.spec, gguf=Layout(interleaved=True)),
+    "OrionForCausalLM": Family("orion", orion.spec),
+    "HunYuanDenseV1ForCausalLM": Family("hunyuan_v1_dense", hunyuan.spec, hunyuan.HF),
+    "HunYuanMoEV1ForCausalLM": Family("hunyuan_v1_moe", hunyuan.moe, hunyuan.MOE_HF, EXPERTS_GGUF),
+    "MptForCausalLM": Family("mpt", mpt.spec, mpt.HF, mpt.GGUF),
+    "MPTForCausalLM": Family("mpt", mpt.spec, mpt.HF, mpt.GGUF),
+    "JAISLMHeadModel": Family("jais", jais.spec, jais.HF, jais.GGUF),
+    "MiniCPMForCausalLM": Family("minicpm", minicpm.spec, gguf=Layout(interleaved=True)),
+    "MinistralForCausalLM": Family("ministral", mistral.ministral),
+    "Ministral3ForCausalLM": Family("ministral3", mistral.ministral3, gguf=Layout(interleaved=True)),
     "GPT2LMHeadModel": Family("gpt2", gpt2.spec, gpt2.HF, gpt2.GGUF),
     "GPTNeoXForCausalLM": Family("gpt_neox", gpt_neox.spec, gpt_neox.HF, gpt_neox.GGUF),
     "BloomForCausalLM": Family("bloom", bloom.spec, bloom.HF, bloom.GGUF),
+    "CohereForCausalLM": Family("cohere", cohere.spec, cohere.LAYOUT, cohere.LAYOUT),
+    "Cohere2ForCausalLM": Family("cohere2", cohere.spec_2, cohere.LAYOUT, cohere.LAYOUT),
+    "GraniteForCausalLM": Family("granite", granite.spec, gguf=Layout(interleaved=True)),
+    "GlmForCausalLM": Family("glm", glm.spec, glm.HF, glm.GGUF),
+    "Glm4ForCausalLM": Family("glm4", glm.spec_0414, glm.HF_0414, glm.GGUF),
+    "ChatGLMModel": Family("chatglm", glm.chatglm, glm.CHATGLM),
+    "ChatGLMForConditionalGeneration": Family("chatglm", glm.chatglm, glm.CHATGLM),
+    "FalconForCausalLM": Family("falcon", falcon.spec, falcon.HF, falcon.GGUF),
+    "RWForCausalLM": Family("RefinedWebModel", falcon.spec, falcon.HF),
+    "ExaoneForCausalLM": Family("exaone", exaone.spec, exaone.HF),
+    "Exaone4ForCausalLM": Family("exaone4", exaone.spec_4),
+    "InternLMForCausalLM": Family("internlm", internlm.spec),
+    "InternLM2ForCausalLM": Family("internlm2", internlm.spec_2, internlm.HF_2, Layout(interleaved=True)),
+    "InternLM3ForCausalLM": Family("internlm3", internlm.spec_3),
+    "BaiChuanForCausalLM": Family("baichuan", baichuan.spec, baichuan.HF, Layout(interleaved=True)),
+    "BaichuanForCausalLM": Family("baichuan", baichuan.spec, baichuan.HF, Layout(interleaved=True)),
+    "GPTBigCodeForCausalLM": Family("gpt_bigcode", gpt_bigcode.spec, gpt_bigcode.HF, gpt_bigcode.GGUF),
+    "GPTJForCausalLM": Family("gptj", gpt_j.spec, gpt_j.HF),
+    "QWenLMHeadModel": Family("qwen", qwen.spec, qwen.HF, qwen.GGUF),
+    "AquilaModel": Family("aquila", llama.spec),
+    "AquilaForCausalLM": Family("aquila", llama.spec),
+    "XverseForCausalLM": Family("xverse", llama.spec, gguf=Layout(interleaved=True)),
+    "YiForCausalLM": Family("Yi", llama.spec, llama.YI),
+    "LLaMAForCausalLM": Family("llama", llama.spec),
+    "DeciLMForCausalLM": Family("deci", deci.spec, gguf=Layout(interleaved=True)),
+    "SeedOssForCausalLM": Family("seed_oss", seed_oss.spec, gguf=seed_oss.GGUF),
+    "SmolLM3ForCausalLM": Family("smollm3", smollm3.spec, gguf=Layout(interleaved=True)),
+    "Ernie4_5ForCausalLM": Family("ernie4_5", ernie4_5.spec, ernie4_5.LAYOUT, ernie4_5.LAYOUT),
 }
+
+
+#: Models that also see, of which the text part is served.
+_WITH_TEXT: Final = frozenset(
+    {
+        "Gemma3ForConditionalGeneration", "Llama4ForConditionalGeneration",
+        "LlavaForConditionalGeneration", "LlavaNextForConditionalGeneration",
+        "Mistral3ForConditionalGeneration", "VipLlavaForConditionalGeneration",
+    }
+)  # fmt: skip
+#: What files call the tensors of the text part, and those of the rest.
+_TEXT_RENAMES: Final = (
+    (r"^language_model\.(model|lm_head)\.", r"\1."), (r"^model\.language_model\.", "model."),
+)  # fmt: skip
+_NOT_TEXT: Final = (r"(model\.)?(vision_tower|vision_model|multi_modal_projector)\..*", r"(model\.)?image_newline")
+#: What configurations of a text part leave out, since it is transformers' default.
+_TEXT_DEFAULTS: Final[dict[str, dict[str, Any]]] = {
+    "llama": {
+        "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "hidden_act": "silu",
+    },
+    "mistral": {
+        "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "hidden_act": "silu",
+    },
+    "gemma3_text": {"num_attention_heads": 8, "num_key_value_heads": 4},
+}  # fmt: skip
+
+
+def text_part(config: dict[str, Any]) -> dict[str, Any] | None:
+    """The configuration of the text part of a model that also sees; None for other models, which are all text."""
+    names, text = config.get("architectures"), config.get("text_config")
+    if not isinstance(names, list) or not _WITH_TEXT.intersection(map(str, names)) or not isinstance(text, dict):
+        return None
+    kept = {key: config[key] for key in ("tie_word_embeddings", "quantization_config") if key in config}
+    defaults = _TEXT_DEFAULTS.get(str(text.get("model_type")), {})
+    return {**defaults, **kept, **text, "architectures": None}
+
+
+#: Entry points of other distributions, of which each is a `Family` under the name of its architecture.
+PLUGINS: Final = "octavo.models"
+
+
+@cache
+def add_families() -> None:
+    """Take what other distributions bring, once a process. One that cannot be loaded is told and left out: it must not
+    keep other models from being served."""
+    for entry in entry_points(group=PLUGINS):
+        place = f"{entry.value} of {entry.dist.name if entry.dist is not None else 'unknown'}"
+        try:
+            family = entry.load()
+        except Exception as error:  # noqa: BLE001 - whatever a foreign module does while it is imported
+            logger.warning(
+                "the family %s (%s) cannot be loaded: %s: %s", entry.name, place, type(error).__name__, error
+            )
+            continue
+        if not isinstance(family, Family):
+            logger.warning("the family %s (%s) is no octavo.models.registry.Family", entry.name, place)
+            continue
+        if entry.name in FAMILIES:
+            logger.warning("the family %s is that of %s, in the place of octavo's own", entry.name, place)
+        FAMILIES[entry.name] = family
 
 
 def find_family(config: dict[str, Any], source: str) -> Family:
@@ -62,7 +230,14 @@ def find_family(config: dict[str, Any], source: str) -> Family:
 
     Raises CheckpointError for an architecture that is not implemented.
     """
-    by_type = {family.model_type: name for name, family in FAMILIES.items()}
+    add_families()
+    text = text_part(config)
+    if text is not None:
+        family = find_family(text, source)
+        hf = family.hf
+        hf = replace(hf, ignored=(*hf.ignored, *_NOT_TEXT), renames=(*_TEXT_RENAMES, *hf.renames))
+        return replace(family, hf=hf)
+    by_type = {family.model_type: name for name, family in reversed(FAMILIES.items())}  # the first of a type
     names = config.get("architectures") or [by_type.get(str(config.get("model_type")), config.get("model_type"))]
     name = names[0] if isinstance(names, list) and len(names) == 1 else names
     if not isinstance(name, str) or name not in FAMILIES:
@@ -80,6 +255,10 @@ def model_spec(config: dict[str, Any], source: str) -> ModelSpec:
     if config.get("auto_map") is not None:
         logger.warning("%s: auto_map is ignored: octavo runs no code from a model's files", source)
     family = find_family(config, source)
+    text = text_part(config)
+    if text is not None:
+        logger.info("%s: only the text part of the model is served", source)
+        config = text
     try:
         return family.spec(ConfigReader(config))
     except CheckpointError as error:

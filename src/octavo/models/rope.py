@@ -1,5 +1,5 @@
-"""What tells positions and follows from the configuration: the cosines and sines that `ops.rope_kv_write` reads, and
-the slopes of ALiBi.
+"""Tensors that follow from the configuration: the cosines and sines that `ops.rope_kv_write` reads, the slopes of
+ALiBi, and others that tell positions.
 
 Frequencies and angles are rounded to float32 at the same places as in the code the models were trained with, so
 that a rotation is the same number here and there even far into the context.
@@ -12,15 +12,27 @@ import math
 import torch
 from torch import Tensor
 
-from octavo.models.spec import AlibiSpec, RopeSpec
+from octavo.models.spec import AlibiSpec, ConstantSpec, DerivedSpec, QScaleSpec, RopeSpec
+
+
+def derived_values(spec: DerivedSpec, shape: tuple[int, ...], num_positions: int) -> Tensor:
+    """float32 of the shape with which a model declares it, but for as many positions as there may be."""
+    match spec:
+        case RopeSpec():
+            return cos_sin_table(spec, shape[1], num_positions)
+        case AlibiSpec():
+            return alibi_slopes(spec)
+        case QScaleSpec():
+            return q_scales(spec, num_positions)
+        case ConstantSpec():
+            return torch.tensor(spec.values).expand(shape).contiguous()
 
 
 def cos_sin_table(rope: RopeSpec, head_dim: int, num_positions: int) -> Tensor:
     """float32 [num_positions, head_dim]: the cosines of the head_dim / 2 angles, then their sines. Pairs that are not
     rotated are the last, at an angle of 0."""
     half, rotated = head_dim // 2, (rope.rotary_dim or head_dim) // 2
-    is_long = num_positions > rope.original_max_position_embeddings
-    frequencies = inverse_frequencies(rope, 2 * rotated, is_long)
+    frequencies = inverse_frequencies(rope, 2 * rotated, num_positions)
     angles = torch.outer(torch.arange(num_positions, dtype=torch.float32), frequencies)
     table = torch.zeros(num_positions, head_dim)
     table[:, rotated:half] = 1.0
@@ -39,16 +51,33 @@ def alibi_slopes(alibi: AlibiSpec) -> Tensor:
     power = 1 << (alibi.num_heads.bit_length() - 1)
     slopes = [2.0 ** (-alibi.max_bias * (i + 1) / power) for i in range(power)]
     between = [2.0 ** (-alibi.max_bias * (i + 1) / (2 * power)) for i in range(0, 2 * power, 2)]
-    return torch.tensor((slopes + between)[: alibi.num_heads])
+    return torch.tensor((slopes + between)[: alibi.num_heads]) * alibi.scale
 
 
-def inverse_frequencies(rope: RopeSpec, head_dim: int, is_long: bool = False) -> Tensor:
-    """float32 [head_dim / 2]: radians a position. `is_long`: contexts may be longer than the original ones."""
+def q_scales(scale: QScaleSpec, num_positions: int) -> Tensor:
+    """float32 [num_positions, 1]."""
+    positions = torch.arange(scale.offset, scale.offset + num_positions, dtype=torch.float32)
+    return 1 + scale.beta * torch.log(1 + torch.floor(positions / scale.original_max_position_embeddings))[:, None]
+
+
+def inverse_frequencies(rope: RopeSpec, head_dim: int, num_positions: int = 0) -> Tensor:
+    """float32 [head_dim / 2]: radians a position.
+
+    `num_positions`: the longest context that is served. longrope and dynamic go by it, where other code goes by the
+    length that a text has just reached: keys that are cached are rotated already, and a text must not depend on where
+    it was cut into steps or on whose prefix it shares.
+    """
+    original = rope.original_max_position_embeddings
+    is_long = num_positions > original
     exponents = torch.arange(0, head_dim, 2, dtype=torch.int64).to(torch.float32) / head_dim
     plain = 1.0 / (rope.theta**exponents)
     match rope.kind:
         case "linear":
             return plain / rope.factor
+        case "dynamic":
+            stretch = max(1.0, rope.factor * num_positions / original - (rope.factor - 1))
+            theta = rope.theta * math.pow(stretch, head_dim / max(1, head_dim - 2))
+            return 1.0 / (theta**exponents)
         case "factors":
             return plain / torch.tensor(rope.factors, dtype=torch.float32)
         case "longrope":
@@ -66,6 +95,8 @@ def _llama3(rope: RopeSpec, plain: Tensor) -> Tensor:
     """Short wavelengths stay, long ones are stretched by `factor`, and those between blend from one to the other."""
     original = rope.original_max_position_embeddings
     wavelength = 2 * math.pi / plain
+    if rope.high_freq_factor == rope.low_freq_factor:  # nothing is between
+        return torch.where(wavelength > original / rope.low_freq_factor, plain / rope.factor, plain)
     blend = (original / wavelength - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
     blended = (1 - blend) * plain / rope.factor + blend * plain
     long = wavelength > original / rope.low_freq_factor

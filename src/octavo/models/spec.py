@@ -14,7 +14,7 @@ from octavo.ops.program import NormKind
 if TYPE_CHECKING:
     from octavo.models.blocks import Layer
 
-RopeKind = Literal["default", "linear", "llama3", "yarn", "factors", "longrope"]
+RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "factors", "longrope"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +27,8 @@ class RopeSpec:
     theta: float
     kind: RopeKind = "default"
     rotary_dim: int = 0  # of each head so many are rotated; 0: all
-    factor: float = 1.0  # linear, llama3, yarn
-    original_max_position_embeddings: int = 0  # llama3, yarn, longrope
+    factor: float = 1.0  # linear, dynamic, llama3, yarn
+    original_max_position_embeddings: int = 0  # dynamic, llama3, yarn, longrope
     low_freq_factor: float = 1.0  # llama3
     high_freq_factor: float = 4.0  # llama3
     beta_fast: float = 32.0  # yarn
@@ -44,7 +44,29 @@ class AlibiSpec:
     """In place of a rotation: what lies far away weighs less, by a slope for each head that falls geometrically."""
 
     num_heads: int
-    max_bias: float = 8.0  # slope of head i of n: 2^(-max_bias (i + 1) / n)
+    max_bias: float = 8.0  # slope of head i of n: scale * 2^(-max_bias (i + 1) / n)
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class QScaleSpec:
+    """What queries are multiplied by, which grows with their position: 1 + beta log(1 + floor(p / original)), with
+    p = position + offset."""
+
+    beta: float
+    original_max_position_embeddings: int
+    offset: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConstantSpec:
+    """A vector of the same values, or of those given."""
+
+    values: tuple[float, ...]
+
+
+#: What tensors follow from.
+DerivedSpec = RopeSpec | AlibiSpec | QScaleSpec | ConstantSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +76,7 @@ class NormSpec:
     eps: float
     kind: NormKind = "rms"
     bias: bool = False  # of layer norms
+    has_weight: bool = True  # False: its weights are 1
     offset: float = 0.0  # 0: what the checkpoint stores is the weight itself
 
 
@@ -66,9 +89,13 @@ class ModelSpec:
     hidden_size: int
     max_position_embeddings: int
     layers: tuple[Layer, ...]
-    norm: NormSpec  # behind the layers
+    norm: NormSpec | None  # behind the layers
+    embedding_size: int = 0  # of rows of the embeddings, which a matrix makes wide; 0: hidden_size
     embedding_norm: NormSpec | None = None
     learned_positions: bool = False  # a table with a row for each of the positions
     embedding_scale: float = 1.0
     tie_word_embeddings: bool = False
+    lm_head_bias: bool = False  # of an output matrix that is not tied
+    unit_lm_head: bool = False  # its rows are brought to length 1
+    logit_scale: float = 1.0  # the logits are multiplied by it; the norm behind the layers has it in its weights
     logit_softcap: float = 0.0  # 0: none

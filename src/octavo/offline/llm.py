@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import time
 import uuid
 import weakref
@@ -59,8 +60,8 @@ class LLM:
 
     `LLM("org/repo", max_model_len=4096, ...)`: the model as `octavo serve` takes it, the fields of `ModelConfig`,
     `CacheConfig`, `SchedulerConfig` and `ParallelConfig`, and those of `ServerConfig` in `SERVER_SETTINGS`;
-    `override_generation_config` and `structured_outputs_config` may be mappings. Raises `StartupError`; no process is
-    left then.
+    `override_generation_config`, `structured_outputs_config`, `hf_overrides` and `rope_scaling` may be mappings.
+    Raises `StartupError`; no process is left then.
     """
 
     def __init__(self, model: str = "smollm2", **settings: Any) -> None:
@@ -100,6 +101,16 @@ class LLM:
     def get_default_sampling_params(self) -> SamplingParams:
         """What the model's generation_config.json says, and `override_generation_config`; octavo's defaults beside."""
         return SamplingParams(**self._model.default_sampling)
+
+    # ------------------------------------------------------------ profiles
+    def start_profile(self, directory: str, *, with_torch: bool = True) -> None:
+        """Record the engine's steps, and what torch does in them, for files in `directory`. Raises `ServerError`."""
+        self._thread.run(self._model.engine.start_profile(os.path.abspath(directory), with_torch=with_torch))
+
+    def stop_profile(self) -> list[str]:
+        """Write what was recorded; the value are the files. Raises `ServerError`."""
+        recorded = self._thread.run(self._model.engine.stop_profile())
+        return list(recorded["files"])
 
     # ------------------------------------------------------------ sleep
     def sleep(self, level: int = 1) -> None:
@@ -259,7 +270,7 @@ def _prompt(item: Any, place: int) -> _Given:
 
 def offline_config(model: str, settings: Mapping[str, Any]) -> ServeConfig:
     """The configuration from flat settings. Raises `InvalidConfig` for those that do not exist or do not fit."""
-    for name in ("override_generation_config", "structured_outputs_config"):
+    for name in ("override_generation_config", "structured_outputs_config", "hf_overrides", "rope_scaling"):
         if isinstance(settings.get(name), Mapping):
             settings = {**settings, name: json.dumps(settings[name], default=str)}
     known: set[str] = set()
@@ -272,7 +283,8 @@ def offline_config(model: str, settings: Mapping[str, Any]) -> ServeConfig:
         except msgspec.ValidationError as exc:
             raise InvalidConfig(f"{exc}") from None
 
-    parts = {f.name: getattr(EngineConfig(), f.name) for f in fields(EngineConfig)}
+    # The others are of the server's log and traces.
+    parts = {name: getattr(EngineConfig(), name) for name in ("model", "cache", "scheduler", "parallel")}
     engine = EngineConfig(**{name: part(default, _as_dict(default)) for name, default in parts.items()})
     config = ServeConfig(engine=engine, server=part(ServerConfig(), SERVER_SETTINGS))
     for name in settings:

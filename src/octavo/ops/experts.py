@@ -13,6 +13,7 @@ from torch import Tensor
 def grouped_experts(
     linear: Callable[..., None],
     act_mul: Callable[..., None],
+    act_of: Callable[..., None],
     out: Tensor,
     x: Tensor,
     ids: Tensor,
@@ -25,11 +26,15 @@ def grouped_experts(
     grouped: Tensor,
     gate_up: Tensor,
     act: Tensor,
+    gated: bool = True,
+    scales_input: bool = False,
 ) -> None:
     """out [T, H] = sum over j of weights[:, j] * down(act(gate(x)) * up(x)) of expert ids[:, j], in the order of j.
 
-    ids int32 [T, k], weights float32 [T, k]; gate_up_weights and down_weights: one an expert, [2 I, H] and [H, I].
-    Scratch: places int32 [T, k], grouped [T, k H], gate_up [T, 2 k I], act [T, k I].
+    Not `gated`: of weights[:, j] * down(act(up(x))). `scales_input`: the weight multiplies x, not what comes out.
+    ids int32 [T, k], weights float32 [T, k]; gate_up_weights and down_weights: one an expert, [2 I, H] (or [I, H]) and
+    [H, I].
+    Scratch: places int32 [T, k], grouped [T, k H], gate_up [T, 2 k I] (or [T, k I]), act [T, k I].
     """
     num_rows, top_k = ids.shape
     count = num_rows * top_k
@@ -41,14 +46,17 @@ def grouped_experts(
     starts = [0, *chosen.bincount(minlength=len(gate_up_weights)).cumsum(0).tolist()]
     inputs, between, inner = (scratch.view(count, -1) for scratch in (grouped, gate_up, act))
     inputs.copy_(x[order // top_k])
+    if scales_input:
+        inputs.mul_(weights.flatten()[order].unsqueeze(1))
     for weight, (first, end) in zip(gate_up_weights, pairwise(starts), strict=True):
         if first < end:
             linear(between[first:end], inputs[first:end], weight)
-    act_mul(inner, between, kind)
+    (act_mul if gated else act_of)(inner, between, kind)
     for weight, (first, end) in zip(down_weights, pairwise(starts), strict=True):
         if first < end:
             linear(inputs[first:end], inner[first:end], weight)
     results = inputs[places.long()]
-    torch.mul(results[:, 0], weights[:, :1], out=out)
+    terms = results if scales_input else results * weights.unsqueeze(-1)
+    out.copy_(terms[:, 0])
     for j in range(1, top_k):
-        out.add_(results[:, j] * weights[:, j : j + 1])
+        out.add_(terms[:, j])

@@ -16,10 +16,14 @@ from typing import ClassVar, Literal
 
 import torch
 
+from octavo.ops.routing import Routing
+
 #: rms: x / sqrt(mean(x^2) + eps) * weight. layer: the same of x - mean(x), plus a bias if there is one.
 NormKind = Literal["rms", "layer"]
 #: gelu: by the error function.
-Activation = Literal["silu", "gelu_tanh", "gelu", "relu"]
+#: quick_gelu: x * sigmoid(1.702 x). relu2: relu(x)^2. xielu: of Apertus, with two parameters (`Act`).
+#: swiglu_oai: of GPT-OSS, gated only, more than a factor of `up`: `reference.act_mul`.
+Activation = Literal["silu", "gelu_tanh", "gelu", "relu", "quick_gelu", "relu2", "xielu", "swiglu_oai"]
 _Widths = Iterator[tuple["Buffer", int]]
 
 
@@ -72,6 +76,7 @@ class Cache:
     index: int
     heads: Heads
     window: int = 0  # keys at a distance below it are seen; 0: all
+    chunked: bool = False  # instead those of the query's chunk of `window` positions, which are among them
     group: int = 0
 
 
@@ -137,6 +142,29 @@ class Norm(Op):
 
 
 @dataclass(frozen=True, kw_only=True)
+class NormParts(Op):
+    """Of each row `count` parts of `width` columns, from column `first` on, are normed in place, each by itself.
+
+    `weight` and `bias`: [width] for all parts, or [count * width], of each part its own.
+    """
+
+    x: Buffer
+    first: int
+    count: int
+    width: int
+    weight: Weight
+    eps: float
+    kind: NormKind = "rms"
+    bias: Weight | None = None
+    reads: ClassVar = ()
+    writes: ClassVar = ()
+    changes: ClassVar = ("x",)
+
+    def widths(self) -> _Widths:
+        yield self.x, max(self.x.width, self.first + self.count * self.width)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Add(Op):
     """residual += x."""
 
@@ -147,6 +175,21 @@ class Add(Op):
 
     def widths(self) -> _Widths:
         yield self.x, self.residual.width
+
+
+@dataclass(frozen=True, kw_only=True)
+class AddGated(Op):
+    """residual += sigmoid(gates) * x, with gates float32 [rows, 1]."""
+
+    residual: Buffer
+    x: Buffer
+    gates: Buffer
+    reads: ClassVar = ("x", "gates")
+    writes: ClassVar = ()
+    changes: ClassVar = ("residual",)
+
+    def widths(self) -> _Widths:
+        yield from ((self.x, self.residual.width), (self.gates, 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,10 +210,25 @@ class AddNorm(Op):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Clip(Op):
+    """x, held between -limit and limit."""
+
+    x: Buffer
+    limit: float
+    reads: ClassVar = ()
+    writes: ClassVar = ()
+    changes: ClassVar = ("x",)
+
+    def widths(self) -> _Widths:
+        yield self.x, self.x.width
+
+
+@dataclass(frozen=True, kw_only=True)
 class RopeWrite(Op):
     """Norm of each head of q and k, if there are weights for it; their rotation; then k and v go to the cache.
 
-    `rotation` [positions, head_dim]: cosines | sines; None: positions are told otherwise.
+    `rotation` [positions, head_dim]: cosines | sines; None: positions are told otherwise. `norms_rotated`: the norm
+    comes behind the rotation. `q_scales` [positions, 1]: what q is multiplied by in the end.
     """
 
     qkv: Buffer
@@ -180,6 +238,8 @@ class RopeWrite(Op):
     q_norm: Weight | None = None
     k_norm: Weight | None = None
     eps: float = 0.0
+    norms_rotated: bool = False
+    q_scales: Weight | None = None
     reads: ClassVar = ()
     writes: ClassVar = ()
     changes: ClassVar = ("qkv",)
@@ -193,7 +253,8 @@ class RopeWrite(Op):
 class Attend(Op):
     """out = causal attention of the queries in qkv over the cache, the step's own keys included.
 
-    `slopes` [num_heads]: slope times (key's position - query's) is added to a score (ALiBi).
+    `slopes` [num_heads]: slope times (key's position - query's) is added to a score (ALiBi). `sinks` [num_heads]: the
+    score of one more key, whose value is zero.
     """
 
     out: Buffer
@@ -203,6 +264,7 @@ class Attend(Op):
     scale: float
     softcap: float = 0.0  # 0: none
     slopes: Weight | None = None
+    sinks: Weight | None = None
     reads: ClassVar = ("qkv",)
     needs_all_rows: ClassVar = True
 
@@ -212,12 +274,16 @@ class Attend(Op):
 
 @dataclass(frozen=True, kw_only=True)
 class Act(Op):
-    """out = act(gate) * up, where x = gate | up; or, if it is not gated, act(x)."""
+    """out = act(gate) * up, where x = gate | up; or, if it is not gated, act(x).
+
+    `parameters` [2]: of xielu; see `reference.act`.
+    """
 
     out: Buffer
     x: Buffer
     kind: Activation
     gated: bool = True
+    parameters: Weight | None = None
 
     def widths(self) -> _Widths:
         yield self.x, self.out.width * (2 if self.gated else 1)
@@ -225,16 +291,14 @@ class Act(Op):
 
 @dataclass(frozen=True, kw_only=True)
 class Route(Op):
-    """The experts of each row: those with the best scores, best first, equal ones by number; and their weights.
-
-    ids int32 [rows, k], weights float32 [rows, k]: the softmax over all scores [rows, num_experts], or
-    (`renormalize`) over those of the k that were chosen.
-    """
+    """The experts of each row and their weights, as `Routing` says. ids int32 [rows, k], weights float32 [rows, k],
+    scores float32 [rows, num_experts], bias float32 [num_experts]."""
 
     ids: Buffer
     weights: Buffer
     scores: Buffer
-    renormalize: bool
+    routing: Routing = Routing()
+    bias: Weight | None = None
     reads: ClassVar = ("scores",)
     writes: ClassVar = ("ids", "weights")
 
@@ -246,9 +310,11 @@ class Route(Op):
 class Experts(Op):
     """out = the sum over a row's experts, in the order of `ids`, of weight * down(act(gate(x)) * up(x)).
 
+    Not `gated`: of weight * down(act(up(x))). `scales_input`: the weight multiplies x, and not what comes out.
+
     Rows are computed grouped by expert. `places` int32 [rows, k] says where in the groups they went; `grouped`,
     `gate_up` and `act` hold k of their rows a row: what goes into the groups and comes out, and what is between.
-    Weights: gate_up [num_experts, 2 inner, width], down [num_experts, width, inner].
+    Weights: gate_up [num_experts, 2 inner, width] (inner, if not gated), down [num_experts, width, inner].
     """
 
     out: Buffer
@@ -262,6 +328,8 @@ class Experts(Op):
     grouped: Buffer
     gate_up: Buffer
     act: Buffer
+    gated: bool = True
+    scales_input: bool = False
     reads: ClassVar = ("x", "ids", "weights")
     writes: ClassVar = ("out", "places", "grouped", "gate_up", "act")
 
@@ -272,6 +340,7 @@ class Experts(Op):
     def widths(self) -> _Widths:
         _, columns, width = self.gate_up_weight.shape
         _, rows, inner = self.down_weight.shape
+        yield self.act, self.gate_up.width // (2 if self.gated else 1)
         yield from ((buffer, width) for buffer in (self.out, self.x))
         yield from ((buffer, self.top_k) for buffer in (self.weights, self.places))
         yield self.out, rows

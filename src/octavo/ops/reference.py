@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from octavo.ops.experts import grouped_experts
+from octavo.ops.routing import Routing
 from octavo.ops.run import Runner
 from octavo.ops.step import NoPlanner
 from octavo.quant.packed import QuantizedWeight
@@ -61,9 +62,9 @@ def pack_linear(weight: Tensor | QuantizedWeight, bias: Tensor | None = None) ->
     return ReferenceWeight(_dense(weight), None if bias is None else bias.to(torch.float32))
 
 
-def pack_output(weight: Tensor | QuantizedWeight) -> ReferenceWeight:
+def pack_output(weight: Tensor | QuantizedWeight, bias: Tensor | None = None) -> ReferenceWeight:
     """The matrix of the output layer. A table that quantizes what it packs leaves this one in its type."""
-    return pack_linear(weight)
+    return pack_linear(weight, bias)
 
 
 def pack_linear_many(
@@ -126,19 +127,56 @@ def add_layer_norm(out: Tensor, residual: Tensor, x: Tensor, weight: Tensor, bia
     layer_norm(out, residual, weight, bias, eps)
 
 
+def norm_parts_(
+    x: Tensor, first: int, count: int, width: int, weight: Tensor, bias: Tensor | None, eps: float, kind: str
+) -> None:
+    """x [T, N], in place: each of the `count` parts of `width` columns from `first` on becomes its norm.
+
+    kind: an `ops.program.NormKind`; weight, and bias of layer norms: [width] for all parts, or [count * width].
+    """
+    parts = x[:, first : first + count * width].view(len(x), count, width)
+    normed = _normed(parts, weight.view(-1, width), eps) if kind == "rms" else F.layer_norm(parts, (width,), eps=eps)
+    if kind == "layer":
+        normed = normed * weight.view(-1, width)
+        normed = normed if bias is None else normed + bias.view(-1, width)
+    parts.copy_(normed)
+
+
 def add_(residual: Tensor, x: Tensor) -> None:
     """residual += x."""
     residual.add_(x)
 
 
+def add_gated_(residual: Tensor, x: Tensor, gates: Tensor) -> None:
+    """residual += sigmoid(gates) * x; gates float32 [T, 1]."""
+    residual.addcmul_(gates.sigmoid(), x)
+
+
 def act_mul(out: Tensor, gate_up: Tensor, kind: str) -> None:
-    """out [T, I] = act(gate) * up, with gate_up [T, 2 I] = gate | up."""
+    """out [T, I] = act(gate) * up, with gate_up [T, 2 I] = gate | up.
+
+    swiglu_oai: gate * sigmoid(1.702 gate) * (up + 1), with gate cut to at most 7, and up to what lies within 7 of zero.
+    """
     gate, up = gate_up.chunk(2, dim=-1)
+    if kind == "swiglu_oai":
+        gate, up = gate.clamp(max=7.0), up.clamp(-7.0, 7.0)
+        torch.mul(gate * torch.sigmoid(1.702 * gate), up + 1, out=out)
+        return
     torch.mul(_activated(gate, kind), up, out=out)
 
 
-def act(out: Tensor, x: Tensor, kind: str) -> None:
-    """out [T, I] = act(x)."""
+def act(out: Tensor, x: Tensor, kind: str, parameters: Tensor | None = None) -> None:
+    """out [T, I] = act(x).
+
+    xielu: ap x^2 + x / 2 for x > 0, else an (e^min(x, -1e-6) - 1 - x) + x / 2, where the parameters, float32 [2], are
+    those whose softplus is ap, and an - 1/2.
+    """
+    if kind == "xielu":
+        assert parameters is not None
+        positive, negative = F.softplus(parameters).unbind()
+        below = (torch.expm1(x.clamp(max=-1e-6)) - x) * (0.5 + negative) + 0.5 * x
+        out.copy_(torch.where(x > 0, positive * x * x + 0.5 * x, below))
+        return
     out.copy_(_activated(x, kind))
 
 
@@ -152,28 +190,71 @@ def _activated(x: Tensor, kind: str) -> Tensor:
             return F.gelu(x)
         case "relu":
             return F.relu(x)
+        case "relu2":
+            return F.relu(x).square()
+        case "quick_gelu":
+            return x * torch.sigmoid(1.702 * x)
     raise ValueError(kind)
 
 
-def pack_experts(weights: Iterable[Sequence[Tensor | QuantizedWeight]]) -> tuple[ReferenceWeight, ...]:
-    """For each expert its matrices, [N_i, K] one below the other."""
-    return tuple(pack_linear_many(parts) for parts in weights)
+def pack_experts(
+    experts: Iterable[tuple[Sequence[Tensor | QuantizedWeight], Sequence[Tensor | None]]],
+) -> tuple[ReferenceWeight, ...]:
+    """For each expert its matrices, [N_i, K] one below the other, and their biases."""
+    return tuple(pack_linear_many(*each) for each in experts)
 
 
-def route(ids: Tensor, weights: Tensor, scores: Tensor, renormalize: bool) -> None:
-    """The k experts of each row with the best scores, best first, equal ones by number, and their weights.
+def route(ids: Tensor, weights: Tensor, scores: Tensor, routing: Routing, bias: Tensor | None = None) -> None:
+    """The k experts of each row, and their weights, as `Routing` says.
 
-    scores float32 [T, E]; ids int32 [T, k]; weights float32 [T, k] = softmax(scores)[ids], divided by their sum if
-    `renormalize`.
+    scores float32 [T, E]; ids int32 [T, k]; weights float32 [T, k]; bias float32 [E].
     """
-    order = scores.argsort(dim=-1, descending=True, stable=True)[:, : ids.shape[1]]
+    order = _values(scores, routing, bias).argsort(dim=-1, descending=True, stable=True)[:, : ids.shape[1]]
     ids.copy_(order)
     chosen = scores.gather(1, order)
-    weights.copy_(chosen.softmax(-1) if renormalize else (chosen - scores.logsumexp(-1, keepdim=True)).exp())
+    match routing.kind:
+        case "softmax" if routing.renormalize:
+            # The exponentials' common divisor is no part of the quotient.
+            found = chosen.softmax(-1)
+        case "softmax":
+            found = (chosen - scores.logsumexp(-1, keepdim=True)).exp()
+        case "sigmoid":
+            found = chosen.sigmoid()
+            found = found / (found.sum(-1, keepdim=True) + 1e-20) if routing.renormalize else found
+        case "sparsemixer":
+            found = _sparsemixed(scores, order, 2 * routing.jitter)
+    weights.copy_(found * routing.factor)
+
+
+def _values(scores: Tensor, routing: Routing, bias: Tensor | None) -> Tensor:
+    """What experts are chosen by; -inf in groups that cannot be."""
+    if bias is None and routing.num_groups == 1:
+        return scores
+    values = scores.sigmoid() if routing.kind == "sigmoid" else scores.softmax(-1)
+    values = values if bias is None else values + bias
+    if routing.num_groups == 1:
+        return values
+    grouped = values.view(len(values), routing.num_groups, -1)
+    worth = grouped.sort(-1, descending=True).values[:, :, : routing.group_best].sum(-1)
+    best = worth.argsort(dim=-1, descending=True, stable=True)[:, : routing.top_groups]
+    closed = torch.ones_like(worth, dtype=torch.bool).scatter(1, best, False)
+    return grouped.masked_fill(closed.unsqueeze(-1), -math.inf).flatten(1)
+
+
+def _sparsemixed(scores: Tensor, order: Tensor, margin: float) -> Tensor:
+    """The weights of the experts `order` [T, k]."""
+    left, weights = scores.clone(), []
+    for place in range(order.shape[1]):
+        chosen = order[:, place : place + 1]
+        best = scores.gather(1, chosen)
+        is_far = (best - scores) / scores.abs().maximum(best) > margin
+        weights.append(1 / (left - best).exp().masked_fill(is_far, 0).sum(-1, keepdim=True))
+        left.scatter_(1, chosen, -math.inf)
+    return torch.cat(weights, dim=1)
 
 
 #: Grouped by expert: see `grouped_experts`.
-experts = partial(grouped_experts, linear, act_mul)
+experts = partial(grouped_experts, linear, act_mul, act)
 
 
 def soft_cap_(x: Tensor, cap: float) -> None:
@@ -201,6 +282,11 @@ def kv_cache_shapes(
     return k_shape, (num_blocks, num_kv_heads, block_size, padded)
 
 
+def clip_(x: Tensor, limit: float) -> None:
+    """x = x, held between -limit and limit."""
+    x.clamp_(-limit, limit)
+
+
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """x [T, heads, D]; cos, sin [T, 1, D / 2]: the halves of a head are the pairs (neox)."""
     first, second = x.chunk(2, dim=-1)
@@ -220,19 +306,27 @@ def rope_kv_write(
     num_heads: int,
     num_kv_heads: int,
     head_dim: int,
+    *,
+    norms_rotated: bool = False,
+    q_scales: Tensor | None = None,
 ) -> None:
     """Norm (if given, per head) and rotate (if cos_sin is) q and k inside qkv; then write k and v to the cache's slots.
 
     qkv float32 [T, (Hq + 2 Hkv) * D]; positions int32 [T]; cos_sin float32 [max_pos, D] = cos | sin;
-    slot_mapping int64 [T] = block * block_size + offset.
+    slot_mapping int64 [T] = block * block_size + offset. norms_rotated: the norm comes behind the rotation. q_scales
+    float32 [max_pos, 1]: what q is multiplied by in the end.
     """
     q, k, v = _heads(qkv, num_heads, num_kv_heads, head_dim)
     for part, norm in ((q, q_norm), (k, k_norm)):
-        if norm is not None:
+        if norm is not None and not norms_rotated:
             part.copy_(_normed(part, norm, eps))
         if cos_sin is not None:
             cos, sin = cos_sin[positions.long()].unsqueeze(1).chunk(2, dim=-1)
             part.copy_(_rotated(part, cos, sin))
+        if norm is not None and norms_rotated:
+            part.copy_(_normed(part, norm, eps))
+    if q_scales is not None:
+        q.mul_(q_scales[positions.long()].unsqueeze(1))
     block_size = v_cache.shape[2]
     blocks, offsets = slot_mapping // block_size, slot_mapping % block_size
     k_cache[blocks, :, offsets // KEY_TILE, :, offsets % KEY_TILE] = k.to(k_cache.dtype)
@@ -261,15 +355,19 @@ def attention(
     window: int = 0,
     softcap: float = 0.0,
     *,
+    chunked: bool = False,
     slopes: Tensor | None = None,
+    sinks: Tensor | None = None,
     plan: None = None,
 ) -> None:
     """Causal attention of each sequence's last tokens over its cached context, their own keys included.
 
     out float32 [T, Hq * D]; block_tables int32 [B, max_blocks]; seq_lens int32 [B], the context with this step's
-    tokens; query_start_loc int32 [B + 1]. window > 0: keys at a distance < window are seen. softcap > 0:
+    tokens; query_start_loc int32 [B + 1]. window > 0: keys at a distance < window are seen; if `chunked`, only those
+    of the query's chunk, which begins at a multiple of window. softcap > 0:
     scores become softcap * tanh(score / softcap). slopes float32 [Hq]: slope * (key's position - query's) is added
-    to a score. Slots at or beyond seq_len may hold anything. plan: what
+    to a score. sinks float32 [Hq]: the score of one more key, whose value is zero. Slots at or beyond seq_len may hold
+    anything. plan: what
     `attention_planner` made of the step, here nothing.
     """
     q_all = _heads(qkv, num_heads, num_kv_heads, head_dim)[0]
@@ -288,8 +386,12 @@ def attention(
             scores = scores - slopes[:, None, None] * distance
         unseen = distance < 0
         if window:
-            unseen |= distance >= window
-        probs = scores.masked_fill(unseen, -math.inf).softmax(dim=-1)
+            positions = torch.arange(seq_len - num_queries, seq_len)
+            unseen |= distance >= (positions % window + 1)[:, None] if chunked else distance >= window
+        scores = scores.masked_fill(unseen, -math.inf)
+        if sinks is not None:
+            scores = torch.cat((scores, sinks.view(-1, 1, 1).expand(-1, num_queries, 1)), dim=-1)
+        probs = scores.softmax(dim=-1)[..., :seq_len]
         out_all[rows] = torch.einsum("hts,hsd->thd", probs, v)
 
 

@@ -10,14 +10,17 @@ from torch import Tensor
 from octavo.ops.program import (
     Act,
     Add,
+    AddGated,
     AddNorm,
     Attend,
     Buffer,
+    Clip,
     Embed,
     Experts,
     KeepRows,
     Linear,
     Norm,
+    NormParts,
     Op,
     Program,
     RopeWrite,
@@ -47,7 +50,11 @@ class Table(Protocol):
     @property
     def add_layer_norm(self) -> Any: ...
     @property
+    def norm_parts_(self) -> Any: ...
+    @property
     def add_(self) -> Any: ...
+    @property
+    def add_gated_(self) -> Any: ...
     @property
     def act_mul(self) -> Any: ...
     @property
@@ -56,6 +63,8 @@ class Table(Protocol):
     def route(self) -> Any: ...
     @property
     def experts(self) -> Any: ...
+    @property
+    def clip_(self) -> Any: ...
     @property
     def rope_kv_write(self) -> Any: ...
     @property
@@ -137,6 +146,11 @@ def _norm(table: Table, op: Norm, frame: Frame) -> None:
         table.layer_norm(out, x, weight, frame.weight(op.bias), op.eps)
 
 
+def _norm_parts(table: Table, op: NormParts, frame: Frame) -> None:
+    weight, bias = frame.weight(op.weight), frame.weight(op.bias)
+    table.norm_parts_(frame[op.x], op.first, op.count, op.width, weight, bias, op.eps, op.kind)
+
+
 def _add(table: Table, op: Add, frame: Frame) -> None:
     table.add_(frame[op.residual], frame[op.x])
 
@@ -149,12 +163,19 @@ def _add_norm(table: Table, op: AddNorm, frame: Frame) -> None:
         table.add_layer_norm(out, residual, x, weight, frame.weight(op.bias), op.eps)
 
 
+def _add_gated(table: Table, op: AddGated, frame: Frame) -> None:
+    table.add_gated_(frame[op.residual], frame[op.x], frame[op.gates])
+
+
 def _act(table: Table, op: Act, frame: Frame) -> None:
-    (table.act_mul if op.gated else table.act)(frame[op.out], frame[op.x], op.kind)
+    if op.gated:
+        table.act_mul(frame[op.out], frame[op.x], op.kind)
+    else:
+        table.act(frame[op.out], frame[op.x], op.kind, frame.weight(op.parameters))
 
 
 def _route(table: Table, op: Route, frame: Frame) -> None:
-    table.route(frame[op.ids], frame[op.weights], frame[op.scores], op.renormalize)
+    table.route(frame[op.ids], frame[op.weights], frame[op.scores], op.routing, frame.weight(op.bias))
 
 
 def _experts(table: Table, op: Experts, frame: Frame) -> None:
@@ -170,7 +191,13 @@ def _experts(table: Table, op: Experts, frame: Frame) -> None:
         grouped=frame[op.grouped],
         gate_up=frame[op.gate_up],
         act=frame[op.act],
+        gated=op.gated,
+        scales_input=op.scales_input,
     )
+
+
+def _clip(table: Table, op: Clip, frame: Frame) -> None:
+    table.clip_(frame[op.x], op.limit)
 
 
 def _rope_write(table: Table, op: RopeWrite, frame: Frame) -> None:
@@ -190,6 +217,8 @@ def _rope_write(table: Table, op: RopeWrite, frame: Frame) -> None:
         heads.num_heads,
         heads.num_kv_heads,
         heads.head_dim,
+        norms_rotated=op.norms_rotated,
+        q_scales=frame.weight(op.q_scales),
     )
 
 
@@ -211,7 +240,9 @@ def _attend(table: Table, op: Attend, frame: Frame) -> None:
         op.scale,
         op.cache.window,
         op.softcap,
+        chunked=op.cache.chunked,
         slopes=frame.weight(op.slopes),
+        sinks=frame.weight(op.sinks),
         plan=step.attention_plan,
     )
 
@@ -230,11 +261,14 @@ HANDLERS: dict[type[Op], Handler] = {
     Embed: _embed,
     Linear: _linear,
     Norm: _norm,
+    NormParts: _norm_parts,
     Add: _add,
+    AddGated: _add_gated,
     AddNorm: _add_norm,
     Act: _act,
     Route: _route,
     Experts: _experts,
+    Clip: _clip,
     RopeWrite: _rope_write,
     Attend: _attend,
     KeepRows: _keep_rows,

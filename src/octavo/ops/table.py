@@ -52,7 +52,7 @@ class Ops:
 
     pack_linear: Callable[..., LinearWeight]  # (weight, bias=None)
     pack_linear_many: Callable[..., LinearWeight]  # (weights, biases=None)
-    pack_output: Callable[..., LinearWeight]  # (weight): of the output layer
+    pack_output: Callable[..., LinearWeight]  # (weight, bias=None): of the output layer
     linear: Callable[..., None]  # (out, x, w)
     pack_embedding: Callable[..., EmbeddingWeight]  # (weight)
     tied_embedding: Callable[..., EmbeddingWeight]  # (linear_weight): the same packed copy
@@ -61,12 +61,15 @@ class Ops:
     add_rms_norm: Callable[[Tensor, Tensor, Tensor, Tensor, float], None]  # (out, residual, x, weight, eps)
     layer_norm: Callable[[Tensor, Tensor, Tensor, Tensor | None, float], None]  # (out, x, weight, bias, eps)
     add_layer_norm: Callable[..., None]  # (out, residual, x, weight, bias, eps)
+    norm_parts_: Callable[..., None]  # (x, first, count, width, weight, bias, eps, kind)
     add_: Callable[[Tensor, Tensor], None]  # (residual, x)
+    add_gated_: Callable[[Tensor, Tensor, Tensor], None]  # (residual, x, gates)
     act_mul: Callable[[Tensor, Tensor, str], None]  # (out, gate_up, kind)
-    act: Callable[[Tensor, Tensor, str], None]  # (out, x, kind)
-    pack_experts: Callable[..., Any]  # (weights): matrices one below the other, for each expert
-    route: Callable[[Tensor, Tensor, Tensor, bool], None]  # (ids, weights, scores, renormalize)
+    act: Callable[..., None]  # (out, x, kind, parameters=None)
+    pack_experts: Callable[..., Any]  # (experts): of each the arguments of pack_linear_many
+    route: Callable[..., None]  # (ids, weights, scores, routing, bias=None)
     experts: Callable[..., None]  # see experts.grouped_experts
+    clip_: Callable[[Tensor, float], None]  # (x, limit)
     rope_kv_write: Callable[..., None]
     attention: Callable[..., None]
     program_runner: Callable[..., Runner]  # (ops, program, weights)
@@ -116,8 +119,8 @@ _GROUPS: tuple[tuple[str, ...], ...] = (
 #: Taken where all that it is made of is taken.
 _COMPOSED: dict[str, tuple[str, ...]] = {
     "program_runner": (
-        "linear", "embedding", "rms_norm", "add_rms_norm", "layer_norm", "add_layer_norm", "add_", "act_mul", "act",
-        "route", "experts", "rope_kv_write", "attention", "kv_cache_shapes",
+        "linear", "embedding", "rms_norm", "add_rms_norm", "layer_norm", "add_layer_norm", "norm_parts_", "add_",
+        "add_gated_", "act_mul", "act", "route", "experts", "clip_", "rope_kv_write", "attention", "kv_cache_shapes",
     ),
 }  # fmt: skip
 _REFERENCE_MODULES: dict[str, Any] = dict.fromkeys(("forbid", "sample", "logprobs"), reference_sampling)

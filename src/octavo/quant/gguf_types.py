@@ -5,7 +5,7 @@ stay in the file's blocks, with word of where a block holds their bits, until a 
 few, and are read here, from blocks uint8 [B, bytes of a block] to [B, groups of a block].
 
 Two-level scales (the K formats) are a float16 factor [B, 1] and int8 steps, and stay so. Formats that are no integer
-grid (codebooks of vectors, ternary, FP4) come out as float32 through the tables of the `gguf` package.
+grid (codebooks of vectors, ternary) come out as float32 through the tables of the `gguf` package.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from octavo.base.errors import CheckpointError
 from octavo.files.gguf import TENSOR_TYPES
+from octavo.quant import mxfp4
 from octavo.quant.block_format import BlockFormat, Fields
 from octavo.quant.packed import FileValues, QuantizedWeight, ScaleLevels, Scales
 
@@ -27,7 +28,7 @@ ScalesMins = tuple[Scales, Scales | None]
 
 FLOAT_TYPES: Final = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 DEQUANTIZED_TYPES: Final = frozenset(
-    {"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "TQ1_0", "TQ2_0", "MXFP4", "NVFP4"}
+    {"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "TQ1_0", "TQ2_0", "NVFP4"}
 )
 _BLOCK_SHAPES: Final = {name: (values, nbytes) for name, values, nbytes in TENSOR_TYPES.values()}
 # The sixteen levels of IQ4_NL and IQ4_XS, from a zero of 128.
@@ -107,6 +108,10 @@ def _one_scale(blocks: Tensor) -> ScalesMins:
     return _half(blocks, 0), None
 
 
+def _power_of_two(blocks: Tensor) -> ScalesMins:
+    return mxfp4.scales_of(blocks[:, :1]), None
+
+
 def _scale_and_min(blocks: Tensor) -> ScalesMins:
     return _half(blocks, 0), _half(blocks, 2)
 
@@ -181,6 +186,8 @@ FORMATS: Final = {
     "Q4_K": _Format(4, 32, 0, ((16, 128, 32, 4, 0),), _q4_k_and_q5_k),
     "Q5_K": _Format(5, 32, 0, ((48, 128, 32, 4, 0), (16, 32, 32, 1, 4)), _q4_k_and_q5_k),
     "Q6_K": _Format(6, 16, 32, ((0, 128, 64, 4, 0), (128, 64, 32, 2, 4)), _q6_k),
+    # 32 values, one byte for the exponent of the scale.
+    "MXFP4": _Format(mxfp4.BITS, 32, mxfp4.ZERO, (_low_nibbles(1),), _power_of_two, table=mxfp4.TABLE),
     "IQ4_NL": _Format(8, 32, 128, (_low_nibbles(2),), _one_scale, table=_IQ4_VALUES),
     "IQ4_XS": _Format(8, 32, 128, ((8, 128, 16, 4, 0),), _iq4_xs, table=_IQ4_VALUES),
 }

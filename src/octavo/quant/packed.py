@@ -1,17 +1,20 @@
-"""The one form that all integer weights take between the checkpoint and the device's own packing.
+"""The one form that all quantized weights take between the checkpoint and the device's own packing.
 
     w[n, k] = scales[n, k // g] * (u[n, k] - zero)                  symmetric: mins is None
     w[n, k] = scales[n, k // g] * u[n, k] + mins[n, k // g]         asymmetric
+    w[n, k] = scales[n, k // g] * table[u[n, k]]                    values that are no integers: float8, nf4
 
 with u unsigned and below 2**bits, and g = group_size consecutive values along K. Scales and mins keep float16
 where the checkpoint's are exact in it, and are float32 otherwise: nothing is lost on the way here. Where they are
 products of a float16 factor and a small integer, as in GGUF's K formats, they stay in these two levels. The values may
 stay in the blocks of their file until a device packs them.
+
+Columns may stand in another order than the matrix's, so that those that share a scale stand side by side.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
@@ -24,6 +27,8 @@ BITS: Final = (4, 5, 6, 8)
 SCALE_DTYPES: Final = (torch.float16, torch.float32)
 #: Values along K that share a factor where scales have two levels.
 SUPER_GROUP: Final = 256
+#: What the codes of float8 e4m3 stand for, two NaNs among them: the table of weights that are stored so.
+E4M3_VALUES: Final = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).to(torch.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +112,9 @@ class QuantizedWeight:
     group_size: int  # values along K that share a scale
     scales: Scales  # [N, K / group_size], float16 or float32 if a tensor
     mins: Scales | None = None  # like scales, or None
-    zero: int = 0  # meant only if mins is None
+    zero: int = 0  # meant only if mins and table are None
+    table: Tensor | None = None  # float32 [2**bits] of 4 or 8 bits: what u stands for
+    order: Tensor | None = None  # int64 [K]: column j is column order[j] of the matrix
 
     def __post_init__(self) -> None:
         if self.values.dtype != torch.uint8 or len(self.values.shape) != 2:
@@ -118,6 +125,10 @@ class QuantizedWeight:
         if self.group_size <= 0 or columns % self.group_size:
             raise ValueError(f"rows of {columns} values do not divide into groups of {self.group_size}")
         self._check_scales(self.scales)
+        if self.table is not None:
+            self._check_table(self.table)
+        if self.order is not None and (self.order.dtype != torch.int64 or tuple(self.order.shape) != (columns,)):
+            raise ValueError(f"the order must be int64 [{columns}]")
         if self.mins is not None:
             self._check_scales(self.mins)
             both = (self.scales, self.mins)
@@ -125,6 +136,12 @@ class QuantizedWeight:
                 raise ValueError("mins must have the type of scales")
         elif not 0 <= self.zero < 2**self.bits:
             raise ValueError(f"zero {self.zero} is not below 2**{self.bits}")
+
+    def _check_table(self, table: Tensor) -> None:
+        if self.bits not in (4, 8) or tuple(table.shape) != (2**self.bits,) or table.dtype != torch.float32:
+            raise ValueError(f"a table is float32 [16] or [256], as the {self.bits} bits of the values want it")
+        if self.mins is not None or self.zero:
+            raise ValueError("values of a table have neither mins nor a zero")
 
     def _check_scales(self, scales: Scales) -> None:
         rows, columns = self.values.shape
@@ -157,24 +174,35 @@ class QuantizedWeight:
     def dequantize(self) -> Tensor:
         """The weight as float32 [N, K]. Product and sum are rounded apart, as the checkpoint formats define it."""
         rows, columns = self.shape
-        grouped = self.unpacked().view(rows, -1, self.group_size).to(torch.float32)
+        values = self.unpacked()
+        floats = values.to(torch.float32) if self.table is None else self.table[values.to(torch.int32)]
+        grouped = floats.view(rows, -1, self.group_size)
         scales = multiplied(self.scales).to(torch.float32).unsqueeze(-1)
-        if self.mins is None:
-            grouped.sub_(self.zero).mul_(scales)
-        else:
+        if self.mins is not None:
             grouped.mul_(scales).add_(multiplied(self.mins).to(torch.float32).unsqueeze(-1))
-        return grouped.view(rows, columns)
+        else:
+            grouped.sub_(self.zero).mul_(scales)
+        if self.order is None:
+            return grouped.view(rows, columns)
+        weight = torch.empty_like(floats)
+        weight[:, self.order] = grouped.view(rows, columns)
+        return weight
 
     def select_rows(self, rows: Tensor) -> QuantizedWeight:
         """The weight whose row i is this one's row rows[i] (int64 [M])."""
         mins = None if self.mins is None else _rows_of(self.mins, rows)
         values, scales = self.values[rows], _rows_of(self.scales, rows)
-        return QuantizedWeight(values, self.bits, self.group_size, scales, mins, self.zero)
+        return replace(self, values=values, scales=scales, mins=mins)
 
     def is_finite(self) -> bool:
-        """Whether no scale and no min is NaN or infinite; then no weight is."""
+        """Whether no scale, no min and no value of the table that occurs is NaN or infinite; then no weight is."""
         parts = (self.scales,) if self.mins is None else (self.scales, self.mins)
-        return all(all_finite(part.factors if isinstance(part, ScaleLevels) else part) for part in parts)
+        scales_are = all(all_finite(part.factors if isinstance(part, ScaleLevels) else part) for part in parts)
+        return scales_are and (self.table is None or self._names_finite(self.table))
+
+    def _names_finite(self, table: Tensor) -> bool:
+        values = self.unpacked()
+        return not any((values == code).any() for code in (~table.isfinite()).nonzero().flatten().tolist())
 
 
 def _rows_of(scales: Scales, rows: Tensor) -> Scales:

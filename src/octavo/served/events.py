@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from octavo.client.observer import RequestTimes, merged_times
 from octavo.wire.messages import TokenLogprobs
 
 
@@ -69,6 +70,7 @@ class News:
     num_output_tokens: int
     num_reasoning_tokens: int | None = None  # None where thinking is not told apart
     prompt_logprobs: list[TokenLogprobs] | None = None  # in the first news, when asked for
+    times: RequestTimes | None = None  # in the last news
 
 
 @dataclass(slots=True)
@@ -129,6 +131,12 @@ class Usage:
     @property
     def num_output_tokens(self) -> int:
         return sum(news.num_output_tokens for news in self._last.values())
+
+    @property
+    def times(self) -> RequestTimes | None:
+        """From the first to the last of all prompts; None before their end."""
+        times = [news.times for news in self._last.values() if news.times is not None]
+        return merged_times(times) if times and len(times) == len(self._last) else None
 
     @property
     def num_reasoning_tokens(self) -> int | None:

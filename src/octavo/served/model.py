@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import time
 from collections.abc import AsyncGenerator, Collection, Mapping
 from contextlib import aclosing
@@ -16,7 +15,6 @@ import msgspec
 import octavo
 from octavo.base.config import LogprobsMode, ServeConfig, ServerConfig
 from octavo.base.errors import EngineDead, InvalidRequest, RequestError, ShuttingDown
-from octavo.base.log import escape
 from octavo.base.params import GenerateRequest, GrammarSpec, SamplingParams
 from octavo.client.admission import sized
 from octavo.client.best_of import best_of, widened
@@ -27,13 +25,12 @@ from octavo.served.output_plan import OutputPlan, arguments_spec, plan_output
 from octavo.served.parts import DeltaStream, Engine, Grammars, OutputSettings, Renderer, Tokenizer, TokenTexts
 from octavo.served.prompts import PromptMaker
 from octavo.served.reading import OutputReading
+from octavo.served.request_log import log_request
 from octavo.served.streams import NewsReader, at_intervals, merged
-from octavo.served.turn import ReplyWishes, Turn
+from octavo.served.turn import Conversation, ReplyWishes, Turn
 from octavo.text.grammars.checker import GrammarChecker
 from octavo.text.grammars.grammar import limits_of
 from octavo.wire.messages import EngineInfo
-
-logger = logging.getLogger(__name__)
 
 #: Tokens at the end of a prompt in which its last mark is looked for.
 _TAIL_TOKENS = 32
@@ -148,12 +145,13 @@ class ServedModel:
                 own = msgspec.structs.replace(own, stop_token_ids=(*own.stop_token_ids, *prompt.ends))
             ids = truncated(prompt.ids, own, turn, self.info)
             own = sized(own, len(ids), self.info, prompt.param, self._default_max_tokens(turn))
+            text = prompt.text if ids is prompt.ids else None
             reading = None if plan is None else self._reading(turn, plan, is_thinking, own)
             request_id = turn.request_id if len(made) == 1 else f"{turn.request_id}-{place}"
             prompts.append(
                 PreparedPrompt(
-                    self._request(turn, request_id, ids, own, reading),
-                    prompt.text if ids is prompt.ids else None,
+                    self._request(turn, request_id, ids, text, own, reading),
+                    text,
                     reading,
                 )
             )
@@ -239,11 +237,16 @@ class ServedModel:
         )
 
     def _request(
-        self, turn: Turn, request_id: str, ids: list[int], params: SamplingParams, reading: OutputReading | None
+        self,
+        turn: Turn,
+        request_id: str,
+        ids: list[int],
+        text: str | None,
+        params: SamplingParams,
+        reading: OutputReading | None,
     ) -> GenerateRequest:
         if not self.config.disable_log_requests:
-            shown = ids[: self.config.max_log_len]
-            logger.info("%s: %d prompt tokens, %s, ids %s", request_id, len(ids), escape(str(params)), shown)
+            log_request(request_id, ids, text, params, self.config.max_log_len)
         is_ranked = params.num_samples > params.n
         marks = frozenset[int]() if reading is None else self.output.special_tokens.within(reading.format.marks)
         return GenerateRequest(
@@ -257,6 +260,8 @@ class ServedModel:
             shown_special_ids=marks,
             is_whole=turn.is_whole or is_ranked,
             num_wanted=params.n,
+            trace_headers=turn.trace_headers,
+            is_chat=isinstance(turn.prompts[0], Conversation),
         )
 
     # ------------------------------------------------------------ from requests to events

@@ -61,6 +61,14 @@ class Engine(Protocol):
         """Forget every cached block. Raises `ServerError`."""
         ...
 
+    async def start_profile(self, directory: str, *, with_torch: bool) -> None:
+        """Record the engine's steps. Raises `ServerError`."""
+        ...
+
+    async def stop_profile(self) -> dict[str, Any]:
+        """Write what was recorded, and say where and how much. Raises `ServerError`."""
+        ...
+
     def detokenizer(self, params: SamplingParams) -> Detokenizer:
         """What makes text of the tokens of a sample with these parameters."""
         ...

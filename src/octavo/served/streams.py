@@ -45,6 +45,7 @@ class NewsReader:
             delta.num_output_tokens,
             num_reasoning,
             delta.prompt_logprobs,
+            delta.times,
         )
 
 

@@ -87,4 +87,5 @@ class Turn:
     priority: int = 0
     cache_salt: str = ""
     is_whole: bool = False  # the caller has no use for a part of the reply
+    trace_headers: tuple[tuple[str, str], ...] = ()  # of the trace that the caller counts it to
     names: Mapping[str, str] = field(default_factory=dict)

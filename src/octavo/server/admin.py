@@ -11,11 +11,12 @@ import msgspec
 
 import octavo
 from octavo.base.command_line import HIDDEN
+from octavo.base.errors import InvalidRequest
 from octavo.server.http.errors import validate_body
-from octavo.server.http.exchange import Exchange
+from octavo.server.http.exchange import Exchange, decode_json
 from octavo.server.http.routing import Handler, Route
 from octavo.server.keys import check_admin
-from octavo.server.protocol.admin import AbortReply, AbortRequest, ServerInfo
+from octavo.server.protocol.admin import AbortReply, AbortRequest, ProfileReply, ProfileRequest, ServerInfo
 from octavo.server.sleep import SleepHandlers
 from octavo.server.state import ServerState
 
@@ -25,12 +26,18 @@ logger = logging.getLogger(__name__)
 class AdminHandlers:
     def __init__(self, state: ServerState) -> None:
         self._state = state
+        self._is_profiling = False
 
     def routes(self) -> list[Route]:
         reset = Route("POST", "/reset_prefix_cache", self.reset_prefix_cache, "Forget all cached prompts")
         abort = Route("POST", "/abort_requests", self.abort, "End requests", AbortRequest, AbortReply)
         info = Route("GET", "/server_info", self.server_info, "Settings and facts of the server", reply=ServerInfo)
         table = [reset, abort, info]
+        if self._state.config.profiler_dir is not None:
+            table.append(Route("POST", "/start_profile", self.start_profile, "Record steps", ProfileRequest))
+            table.append(
+                Route("POST", "/stop_profile", self.stop_profile, "Write the steps recorded", reply=ProfileReply)
+            )
         if self._state.config.enable_sleep_mode:
             table += SleepHandlers(self._state).routes()
         return [dataclasses.replace(route, handler=_for_admins(route.handler), for_admins=True) for route in table]
@@ -51,6 +58,30 @@ class AdminHandlers:
         count = sum(model.engine.abort(matches) for model in self._state.models.all)
         logger.info("%d requests were ended, as an administrator asked", count)
         await exchange.send_json(AbortReply(count))
+
+    async def start_profile(self, exchange: Exchange) -> None:
+        """200 and nothing, when the recording runs."""
+        body = await exchange.read_body()
+        request = validate_body(ProfileRequest, decode_json(body) if body.strip() else {})
+        if self._is_profiling:
+            raise InvalidRequest("A profile is being recorded already; see /stop_profile.")
+        directory = self._state.config.profiler_dir
+        assert directory is not None, "the route exists with --profiler-dir only"
+        engine = self._state.models.default.engine
+        self._is_profiling = True
+        try:
+            await engine.start_profile(directory, with_torch=request.torch is not False)
+        except BaseException:
+            self._is_profiling = False
+            raise
+        await exchange.send_bytes(b"", 200, [])
+
+    async def stop_profile(self, exchange: Exchange) -> None:
+        if not self._is_profiling:
+            raise InvalidRequest("No profile is being recorded; see /start_profile.")
+        self._is_profiling = False
+        recorded = await self._state.models.default.engine.stop_profile()
+        await exchange.send_json(ProfileReply(**recorded))
 
     async def server_info(self, exchange: Exchange) -> None:
         engine = self._state.engine_config

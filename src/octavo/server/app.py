@@ -88,7 +88,7 @@ def create_app(state: ServerState, table: Sequence[Route] | None = None) -> ASGI
         app = Authentication(app, config)
     if (hosts := allowed_hosts(config)) is not None:
         app = HostCheck(app, hosts)
-    app = RequestScope(app, state.metrics)
+    app = RequestScope(app, state.metrics, has_traces=config.otlp_traces_endpoint is not None)
     if config.allowed_origins:
         app = _with_cors(app, state)
     app = with_middleware(app, config.middleware)

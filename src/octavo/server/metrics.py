@@ -27,9 +27,11 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
+from octavo.base.config import CacheConfig
+from octavo.base.errors import Overloaded
 from octavo.base.params import GenerateRequest
-from octavo.client.observer import FinishedSample
-from octavo.wire.messages import SchedulerStats
+from octavo.client.observer import FinishedRequest, FinishedSample
+from octavo.wire.messages import EngineInfo, SchedulerStats
 
 logger = logging.getLogger(__name__)
 
@@ -126,6 +128,15 @@ class Metrics:
         gauge = self._gauge
         self._running = gauge("vllm:num_requests_running", "Requests in the running batch.")
         self._waiting = gauge("vllm:num_requests_waiting", "Requests waiting to run.")
+        by_reason = Gauge(
+            "vllm:num_requests_waiting_by_reason",
+            "Requests waiting to run: for room (capacity), or until their grammar is compiled (deferred).",
+            ["model_name", "reason"],
+            registry=self.registry,
+        )
+        self._waiting_by_reason = {
+            reason: by_reason.labels(self._model_name, reason) for reason in ("capacity", "deferred")
+        }
         self._swapped = gauge("vllm:num_requests_swapped", "Preempted requests whose KV blocks the host keeps.")
         self._kv_usage = (
             gauge("vllm:kv_cache_usage_perc", "KV cache in use; 1 is all of it."),
@@ -158,6 +169,7 @@ class Metrics:
                 (
                     counter("vllm:prefix_cache_hits", "Tokens found in the prefix cache."),
                     counter("vllm:gpu_prefix_cache_hits", "The same under its old name."),
+                    counter("vllm:prompt_tokens_cached", "Prompt tokens that were not computed: the same."),
                 ),
             ),
             ("num_steps", (counter("octavo:engine_steps", "Steps of the engine."),)),
@@ -168,6 +180,14 @@ class Metrics:
         )  # fmt: skip
         self._ends = {
             reason: success.labels(self._model_name, reason) for reason in ("stop", "length", "abort", "error")
+        }
+        refusals = Counter(
+            "vllm:admission_rejections", "Requests refused with 429, by the limit that was full.",
+            ["model_name", "reason"], registry=self.registry,
+        )  # fmt: skip
+        self._refusals = {
+            reason: refusals.labels(self._model_name, reason)
+            for reason in ("max_num_queued_reqs", "max_num_queued_tokens")
         }
         self._http_requests = Counter(
             "http_requests", "HTTP requests.", ["method", "handler", "status"], registry=self.registry
@@ -191,6 +211,9 @@ class Metrics:
         )
         self._prompt_len = histogram("vllm:request_prompt_tokens", "Prompt tokens of a request.", lengths)
         self._output_len = histogram("vllm:request_generation_tokens", "Generated tokens of a sequence.", lengths)
+        self._max_output_len = histogram(
+            "vllm:request_max_num_generation_tokens", "Generated tokens of a request's longest sequence.", lengths
+        )
         self._max_tokens = histogram("vllm:request_params_max_tokens", "`max_tokens` of a request.", lengths)
         self._n = histogram("vllm:request_params_n", "`n` of a request.", _SMALL_COUNTS)
         self._best_of = histogram(
@@ -205,6 +228,22 @@ class Metrics:
             "http_request_duration_seconds", "Duration of HTTP requests.", ["method", "handler"], buckets=_E2E,
             registry=self.registry,
         )  # fmt: skip
+
+    def tell_cache(self, info: EngineInfo, config: CacheConfig) -> None:
+        """Show the settings of the KV cache, as labels of a series that is always 1. To be called once."""
+        labels = {
+            "model_name": self._model_name,
+            "block_size": info.block_size,
+            "cache_dtype": info.kv_cache_dtype,
+            "num_gpu_blocks": info.num_kv_blocks,
+            "num_cpu_blocks": info.num_swap_blocks,
+            "kv_cache_bytes": info.kv_cache_bytes,
+            "gpu_memory_utilization": config.gpu_memory_utilization,
+            "enable_prefix_caching": config.enable_prefix_caching,
+            "sliding_window": max(info.kv_group_windows) or None,
+        }
+        gauge = Gauge("vllm:cache_config_info", "The KV cache, as labels.", list(labels), registry=self.registry)
+        gauge.labels(**{name: str(value) for name, value in labels.items()}).set(1)
 
     # ------------------------------------------------------------ the client's Observer
     def on_request_arrival(self, request: GenerateRequest) -> None:
@@ -237,10 +276,19 @@ class Metrics:
         if sample.num_output_tokens > 1:
             self._mean_tpot.observe(decode / (sample.num_output_tokens - 1))
 
+    def on_request_finish(self, finished: FinishedRequest) -> None:
+        self._max_output_len.observe(max(finished.num_output_tokens, default=0))
+
+    def on_refusal(self, error: Overloaded) -> None:
+        if error.reason in self._refusals:
+            self._refusals[error.reason].inc()
+
     def on_stats(self, stats: SchedulerStats) -> None:
         """The engine's numbers after a step."""
         self._running.set(stats.num_running)
         self._waiting.set(stats.num_waiting)
+        self._waiting_by_reason["deferred"].set(stats.num_deferred)
+        self._waiting_by_reason["capacity"].set(stats.num_waiting - stats.num_deferred)
         usage = stats.kv_blocks_used / stats.kv_blocks_total if stats.kv_blocks_total else 0.0
         for gauge in self._kv_usage:
             gauge.set(usage)

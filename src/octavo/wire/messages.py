@@ -49,6 +49,7 @@ class AddRequest(Message, frozen=True, gc=False):
     arrival_time: float = 0.0  # time.monotonic(), one clock for both processes on Linux and macOS
     spans: tuple[MediaSpan, ...] = ()  # within the prompt, in order, apart from each other
     adapter: str = ""  # the weights that it runs with beside the model's own; "": none
+    is_counted: bool = True  # its prompt counts in the totals; not: it goes on with a request whose prompt did
 
 
 class Vocabulary(Message, frozen=True, gc=False):
@@ -137,6 +138,23 @@ class TokenLogprobs(Message, frozen=True, gc=False):
     top_logprobs: list[float]
 
 
+class StepSeconds(Message, frozen=True, gc=False):
+    """Seconds of one step, or of all steps that a request took part in."""
+
+    scheduler: float = 0.0  # planning
+    forward: float | None = None  # the model's forward pass; None: not measured
+    worker: float | None = None  # all that the worker does, the forward pass and sampling included
+
+    def plus(self, other: StepSeconds) -> StepSeconds:
+        return StepSeconds(
+            self.scheduler + other.scheduler, _sum(self.forward, other.forward), _sum(self.worker, other.worker)
+        )
+
+
+def _sum(first: float | None, second: float | None) -> float | None:
+    return second if first is None else first if second is None else first + second
+
+
 class EngineCoreOutput(Message, frozen=True, gc=False):
     """What one step produced for one request. `finish_reason` None: it goes on.
 
@@ -156,6 +174,7 @@ class EngineCoreOutput(Message, frozen=True, gc=False):
     # first new token. An output may hold nothing else.
     prompt_logprobs: list[TokenLogprobs] | None = None
     is_complete: bool = False  # it stopped because its grammar is at the end: the last token is text, not a stop token
+    step_seconds: StepSeconds | None = None  # of the steps that it took part in so far, where they are measured
 
 
 class SchedulerStats(Message, frozen=True, gc=False):
@@ -173,6 +192,7 @@ class SchedulerStats(Message, frozen=True, gc=False):
     num_generation_tokens: int
     step_tokens: int = 0  # tokens of the last step
     num_swapped: int = 0  # requests whose KV blocks the host keeps
+    num_deferred: int = 0  # of those that wait: not for room, but for their grammar
     swap_blocks_used: int = 0
     swap_blocks_total: int = 0
 

@@ -27,7 +27,7 @@ from collections.abc import Sequence
 import msgspec
 
 from octavo.base.params import SamplingParams
-from octavo.wire.messages import TokenLogprobs
+from octavo.wire.messages import StepSeconds, TokenLogprobs
 
 
 class StepData(msgspec.Struct, array_like=True, tag=True):
@@ -97,3 +97,4 @@ class ModelRunnerOutput(StepData):
     # slot -> one entry a scheduled token, for the token behind it as far as that is the prompt's; when asked for
     prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
     errors: dict[int, str] = {}  # slot -> why that request alone ends with an error
+    seconds: StepSeconds | None = None  # what the step took, where that is measured

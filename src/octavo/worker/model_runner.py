@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
@@ -34,6 +35,8 @@ class RunningStep:
     tokens: SampledTokens | None = None
     expected: ExpectedTokens | None = None
     prompt_logprobs: Callable[[], dict[int, list[TokenLogprobs]]] | None = None
+    forward_seconds: float | None = None  # where they are measured
+    worker_seconds: float = 0.0
 
 
 class ModelRunner:
@@ -57,14 +60,17 @@ class ModelRunner:
         logprobs_mode: LogprobsMode = "raw_logprobs",
         graph_sizes: tuple[int, ...] = (),
         windows: Sequence[int] = (0,),
+        times_forward: bool = False,
     ) -> None:
         """`kv_caches`: of each layer; layers of different groups may share one. `graph_sizes`: batch sizes to which
-        steps of decoding are padded and captured; none: nothing is. `windows`: of each group of layers, 0: all keys."""
+        steps of decoding are padded and captured; none: nothing is. `windows`: of each group of layers, 0: all keys.
+        `times_forward`: measure the forward pass of each step, and wait for its end."""
         self._model = model
         self._ops = ops
         self._device = device
         self._kv_caches = kv_caches
         self._block_size = block_size
+        self._times_forward = times_forward
         self._splits_drafts = not device.decodes_as_prompts
         self._states = RequestStates(max_num_seqs, max_model_len, block_size, model.spec.vocab_size, windows)
         #: What was sampled last in each slot, int32, on the device; None where the host knows before the next step.
@@ -101,6 +107,7 @@ class ModelRunner:
             return step
 
         host = build_batch(states, plan.num_scheduled_tokens, self._block_size, splits_drafts=self._splits_drafts)
+        start = self._clock() if self._times_forward else 0.0
         logits = None if self._graphs is None else self._graphs.logits(host)
         if logits is None:
             batch, rows = self._upload(host)
@@ -112,6 +119,8 @@ class ModelRunner:
                 hidden = self._model.forward(batch, self._kv_caches, rows if len(rows) < len(batch.token_ids) else None)
             if len(host.logits_rows):
                 logits = self._model.logits(hidden)
+        if self._times_forward:
+            step.forward_seconds = self._clock() - start
         step.logits, step.rows = logits, host.rows
         if not plan.masked_slots:
             self._sample(step, None)
@@ -153,6 +162,11 @@ class ModelRunner:
             if first in result.logprobs:
                 output.logprobs[slot] = [result.logprobs[first + i] for i in range(len(taken))]
             self._states.take_tokens(draft, taken)
+
+    def _clock(self) -> float:
+        """Seconds, when all that was launched has been computed."""
+        self._device.synchronize()
+        return time.perf_counter()
 
     def _upload(self, host: HostBatch) -> tuple[InputBatch, torch.Tensor]:
         """The step on the device, and the rows of it that sample, int64 [S]."""

@@ -16,15 +16,17 @@ from octavo.device.base import Device
 from octavo.device.select import make_device
 from octavo.models.checkpoint import Checkpoint
 from octavo.models.decoder import Definition
-from octavo.models.loader import DTYPES, LoadedModel, OnPhase, load_model, open_checkpoint, transformer
+from octavo.models.implementation import transformer
+from octavo.models.loader import DTYPES, LoadedModel, OnPhase, load_model, online_quantization, open_checkpoint
 from octavo.models.transformer import Transformer
 from octavo.ops.table import AttentionBackend, Binding, Ops, bind
-from octavo.wire.messages import EngineInfo
+from octavo.wire.messages import EngineInfo, StepSeconds
 from octavo.wire.step import CachedRequestData, ModelRunnerOutput, NewRequestData, SchedulerOutput, TokenMasks
 from octavo.worker.graphs import MAX_GRAPH_SIZE, ladder
 from octavo.worker.kv_memory import GIB, KVCachePlan, plan_kv_cache
 from octavo.worker.model_runner import KVCaches, ModelRunner, RunningStep
 from octavo.worker.residence import Residence, Weights
+from octavo.worker.torch_profile import TorchProfile
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +50,10 @@ class Worker:
         self._config = config
         self._on_phase = on_phase
         self._runner: ModelRunner | None = None
+        self._profile: TorchProfile | None = None
+        asked = config.step_times.collect_detailed_traces
+        self._times_forward = "model" in asked or "all" in asked
+        self._times_worker = "worker" in asked or "all" in asked
 
     def load(self) -> EngineInfo:
         """Load everything and say what was chosen.
@@ -61,11 +67,12 @@ class Worker:
         self._check_device_options(device)
         checkpoint = open_checkpoint(config.model, device.torch_device)
         dtype = device.activation_dtype(DTYPES.get(config.model.dtype), checkpoint.dtype)
+        online = online_quantization(config.model, checkpoint)
         binding = Binding(
             torch_device=device.torch_device,
             activation_dtype=dtype,
             to_device=device.upload_weight,
-            quantization=config.model.load_quantization,
+            quantization=online if online in ("fp8", "int8") else None,
             batch_invariant=config.parallel.batch_invariant,
             attention_backend=_ATTENTION_BACKENDS[config.parallel.attention_backend.lower()],
         )
@@ -107,6 +114,7 @@ class Worker:
                 logprobs_mode=config.model.logprobs_mode,
                 graph_sizes=graph_sizes,
                 windows=_windows(model.definition),
+                times_forward=self._times_forward,
             )
 
         self._residence = Residence(
@@ -131,17 +139,37 @@ class Worker:
     def submit(self, plan: SchedulerOutput) -> RunningStep:
         """Launch one step. Call `load` first."""
         assert self._runner is not None, "submit before load"
-        return self._runner.submit(plan)
+        start = time.perf_counter()
+        step = self._runner.submit(plan)
+        step.worker_seconds = time.perf_counter() - start
+        return step
 
     def submit_masks(self, step: RunningStep, masks: TokenMasks) -> None:
         """The masks of a step whose plan has `masked_slots`, before anything else is submitted."""
         assert self._runner is not None, "submit_masks before load"
+        start = time.perf_counter()
         self._runner.submit_masks(step, masks)
+        step.worker_seconds += time.perf_counter() - start
 
     def collect(self, step: RunningStep) -> ModelRunnerOutput:
         """Wait for the answer of the oldest step that has not been collected."""
         assert self._runner is not None, "collect before load"
-        return self._runner.collect(step)
+        start = time.perf_counter()
+        output = self._runner.collect(step)
+        if self._times_forward or self._times_worker:
+            spent = step.worker_seconds + time.perf_counter() - start
+            output.seconds = StepSeconds(0.0, step.forward_seconds, spent if self._times_worker else None)
+        return output
+
+    def start_profile(self) -> None:
+        """Record what torch, its threads and the device do, until `stop_profile`."""
+        self._profile = TorchProfile()
+
+    def stop_profile(self, path: str) -> None:
+        """Write what was recorded, as a trace of Chrome's form. Raises OSError."""
+        assert self._profile is not None, "stop_profile before start_profile"
+        profile, self._profile = self._profile, None
+        profile.stop(path)
 
     def execute(self, plan: SchedulerOutput) -> ModelRunnerOutput:
         """Both."""
@@ -167,8 +195,6 @@ class Worker:
         if parallel.enforce_eager and parallel.cudagraph_capture_sizes:
             raise InvalidConfig("--enforce-eager captures nothing: it excludes --cudagraph-capture-sizes.")
         if device.name == "cpu":
-            wrong: dict[str, object] = {"--quantization": config.model.load_quantization}
-            needed = "a GPU, and the model runs on the CPU"
             backend = parallel.attention_backend
             idle = {
                 "--gpu-memory-utilization": cache.gpu_memory_utilization,
@@ -181,11 +207,9 @@ class Worker:
             if told := ", ".join(f"{option} {given}".strip() for option, given in idle.items() if given is not None):
                 logger.info("accepted, nothing to do on a CPU: %s", told)
         else:
-            wrong = {"--num-threads": parallel.num_threads, "--isa": parallel.isa}
-            needed = "the CPU's kernels, and the model runs on a GPU"
-        for option, given in wrong.items():
-            if given is not None:
-                raise InvalidConfig(f"{option} {given} is for {needed}.")
+            for option, given in {"--num-threads": parallel.num_threads, "--isa": parallel.isa}.items():
+                if given is not None:
+                    raise InvalidConfig(f"{option} {given} is for the CPU's kernels, and the model runs on a GPU.")
         self._swap_bytes(device)  # for its error
         if cache.kv_cache_dtype in _CACHE_DTYPES:
             device.check_cache_dtype(_CACHE_DTYPES[cache.kv_cache_dtype], cache.kv_cache_dtype)
@@ -360,7 +384,7 @@ class Worker:
             num_swap_blocks=self._swap_bytes(device) // plan.bytes_per_block,
             plans_ahead=device.plans_ahead and self._config.model.logprobs_mode.startswith("raw"),
             layer_ops_per_token=loaded.model.definition.layer_ops_per_token,
-            output_ops_per_token=2 * loaded.spec.hidden_size * loaded.spec.vocab_size,
+            output_ops_per_token=2 * math.prod(loaded.model.definition.lm_head.shape),
             attention_ops_per_key=loaded.model.definition.attention_ops_per_key,
         )
 

@@ -25,13 +25,15 @@ from octavo.base.config.engine import (
 )
 from octavo.base.config.http import HTTPConfig
 from octavo.base.config.limits import LimitsConfig
-from octavo.base.config.log import LogConfig, LogLevel
+from octavo.base.config.log import LogConfig, LogLevel, LogSetup
+from octavo.base.config.observe import TRACE_PROTOCOLS, ObserveConfig, StepTimes
 from octavo.base.config.options import check_fields, flag_name, json_object, opt
 from octavo.base.config.server import STRUCTURED_OUTPUTS, ServeConfig, ServerConfig, check_server
 from octavo.base.config.text import ContentFormatOption, TextConfig, ToolStrictLevel
 
 __all__ = [
     "STRUCTURED_OUTPUTS",
+    "TRACE_PROTOCOLS",
     "AccessConfig",
     "CacheConfig",
     "ContentFormatOption",
@@ -43,12 +45,15 @@ __all__ = [
     "LoadFormat",
     "LogConfig",
     "LogLevel",
+    "LogSetup",
     "LogprobsMode",
     "ModelConfig",
+    "ObserveConfig",
     "ParallelConfig",
     "SchedulerConfig",
     "ServeConfig",
     "ServerConfig",
+    "StepTimes",
     "TextConfig",
     "ToolStrictLevel",
     "check",

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
+from octavo.base.config.log import LogSetup
+from octavo.base.config.observe import StepTimes
 from octavo.base.config.options import opt
 from octavo.base.errors import InvalidConfig
 
 DType = Literal["auto", "float32", "float", "bfloat16", "float16", "half"]
 KVCacheDType = Literal["auto", "float32", "bfloat16", "float16", "fp8", "fp8_e4m3", "fp8_e5m2"]
 LoadFormat = Literal["auto", "safetensors", "gguf", "dummy"]
+#: Those behind gguf name what a checkpoint's weights are.
+Quantization = Literal[
+    "fp8", "int8", "int4", "bitsandbytes", "experts_int8", "deepspeedfp", "gguf", "gptq", "gptq_marlin",
+    "gptq_bitblas", "marlin", "awq", "awq_marlin", "compressed-tensors", "fbgemm_fp8", "hqq",
+    "aqlm", "squeezellm", "qqq",
+]  # fmt: skip
+#: To what unquantized matrices can be quantized while they load.
+LoadQuantization = Literal["fp8", "int8", "int4", "bitsandbytes", "experts_int8", "deepspeedfp"]
 LogprobsMode = Literal["raw_logprobs", "raw_logits", "processed_logprobs", "processed_logits"]
 
 
@@ -30,16 +40,17 @@ class ModelConfig:
         "Data type of unquantized weights; auto: the checkpoint's, but on a GPU never float32. half is another name "
         "for float16, float for float32.",
     )
-    quantization: Literal["fp8", "int8", "gguf"] | None = opt(
+    quantization: Quantization | None = opt(
         None,
-        "Quantize the matrices of an unquantized model while they load, and their inputs in each step: fp8 or int8, on "
-        "GPUs only. gguf: the model must be a .gguf file, whose weights stay as they are.",
+        "Quantize the matrices of an unquantized model while they load: int8, int4, fp8, bitsandbytes (nf4), "
+        "experts_int8 or deepspeedfp; on a GPU fp8 and int8 quantize their inputs in each step too. Any other name "
+        "must be that of the model's weights, which are read as they are with or without it.",
         short="-q",
-        choices=("fp8", "int8", "gguf"),
+        choices=get_args(Quantization),
     )
     model_impl: Literal["auto", "octavo", "transformers", "vllm"] = opt(
         "auto",
-        "Whose implementation of the model: octavo's (vllm is another name for it), or the modules of transformers with "
+        "Whose implementation of the model: octavo's (vllm is another name for it), or transformers' modules with "
         "octavo's matrices and attention in them; auto: transformers' where octavo has none.",
     )
     trust_remote_code: bool = opt(
@@ -50,6 +61,19 @@ class ModelConfig:
     max_model_len: int | None = opt(
         None, "Longest sequence (prompt and output) in tokens; default: the model's context length.", low=1
     )
+    hf_overrides: str | None = opt(
+        None,
+        "Values in place of those in the model's configuration: a JSON object, or key=value with commas between. A key "
+        "is replaced as a whole.",
+        json=True,
+    )
+    rope_scaling: str | None = opt(
+        None, "Another scaling of positions than the model's own: a JSON object, such as a yarn's.", json=True
+    )
+    rope_theta: float | None = opt(None, "Another base of the positions' rotation than the model's own.", above=0.0)
+    disable_sliding_window: bool = opt(
+        False, "Let all layers see all tokens, and serve no longer sequences than the model's sliding window."
+    )
     logprobs_mode: LogprobsMode = opt(
         "raw_logprobs",
         "What replies give as log probabilities: the model's own (raw), or those after penalties, temperature and "
@@ -58,9 +82,9 @@ class ModelConfig:
     seed: int = opt(0, "Seed for requests without one, and for dummy weights.", low=0, high=2**63 - 1)
 
     @property
-    def load_quantization(self) -> Literal["fp8", "int8"] | None:
-        """To what unquantized matrices are quantized while they load."""
-        return None if self.quantization == "gguf" else self.quantization
+    def load_quantization(self) -> LoadQuantization | None:
+        """To what matrices are quantized while they load, if the model's are not quantized yet."""
+        return self.quantization if self.quantization in get_args(LoadQuantization) else None  # type: ignore[return-value]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,6 +202,9 @@ class EngineConfig:
     cache: CacheConfig = field(default_factory=CacheConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    # Of the server's settings what the engine's process must know.
+    log: LogSetup = field(default_factory=LogSetup)
+    step_times: StepTimes = field(default_factory=StepTimes)
 
 
 def check_engine(config: EngineConfig) -> None:

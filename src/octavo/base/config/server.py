@@ -11,6 +11,7 @@ from octavo.base.config.engine import EngineConfig
 from octavo.base.config.http import HTTPConfig
 from octavo.base.config.limits import LimitsConfig
 from octavo.base.config.log import LogConfig
+from octavo.base.config.observe import TRACE_PROTOCOLS, ObserveConfig
 from octavo.base.config.options import json_object
 from octavo.base.config.text import TextConfig
 from octavo.base.errors import InvalidConfig
@@ -18,7 +19,7 @@ from octavo.base.suggest import nearest
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServerConfig(LogConfig, TextConfig, LimitsConfig, AccessConfig, HTTPConfig):
+class ServerConfig(ObserveConfig, LogConfig, TextConfig, LimitsConfig, AccessConfig, HTTPConfig):
     """The server and its API: the settings of all concerns in one object, for whoever needs several."""
 
 
@@ -50,6 +51,16 @@ def _check_structured_outputs(text: str) -> None:
             raise InvalidConfig(f"--structured-outputs-config: {key} must be {shown}")
 
 
+def _check_traces(endpoint: str, protocol: str) -> None:
+    # Not when nothing is sent: variables of OpenTelemetry may be there for other programs.
+    if protocol not in TRACE_PROTOCOLS:
+        raise InvalidConfig(f"--otlp-traces-protocol must be one of {', '.join(TRACE_PROTOCOLS)}; got {protocol!r}")
+    if protocol != "grpc" and not endpoint.startswith(("http://", "https://")):
+        raise InvalidConfig(
+            f"--otlp-traces-endpoint must begin with http:// or https:// ({protocol}); got {endpoint!r}"
+        )
+
+
 def check_server(config: ServerConfig) -> None:
     """Settings that must fit each other. Raises `InvalidConfig`."""
     if config.structured_outputs_config is not None:
@@ -66,5 +77,9 @@ def check_server(config: ServerConfig) -> None:
         raise InvalidConfig("--admin-api-key must not be empty, and not one of --api-key")
     if any(not name for name in config.served_model_name):
         raise InvalidConfig("--served-model-name must not be empty")
+    if config.otlp_traces_endpoint is not None:
+        _check_traces(config.otlp_traces_endpoint, config.otlp_traces_protocol)
+    if config.log_config_file is not None and not config.configure_logging:
+        raise InvalidConfig("--log-config-file sets up the log, which --no-configure-logging forbids")
     if config.root_path and not config.root_path.startswith("/"):
         raise InvalidConfig(f"--root-path must begin with a slash; got {config.root_path!r}")

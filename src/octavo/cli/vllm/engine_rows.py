@@ -25,7 +25,6 @@ _NO_SPECULATION = "speculative decoding is not built yet"
 _WITHOUT_SPECULATION = "it asks for nothing without --speculative-model"
 _NO_ADAPTERS = "prompt adapters are not built yet"
 _GRAPHS = "octavo captures graphs by batch size alone, for contexts of any length"
-_FROM_CONFIG = "octavo takes it from the model's own configuration"
 _THREADS = "octavo makes tokens of text in threads, beside all else"
 _BLOCKS = "octavo's blocks have 16, 32 or 64 tokens"
 
@@ -35,16 +34,13 @@ _FORMATS = {
     "npcache": f"{_NO_WEIGHTS}, and never a pickle",
     "tensorizer": _NO_WEIGHTS,
     "sharded_state": _NO_WEIGHTS,
-    "bitsandbytes": f"{_NO_WEIGHTS}; it has no weights of bitsandbytes yet",
     "mistral": f"{_NO_WEIGHTS} under the names of Hugging Face: give a repository that has them",
     "runai_streamer_sharded": _NO_WEIGHTS,
 }
-_NO_METHOD = "octavo has no weights of this kind yet: take a GGUF file of the model, or its unquantized weights"
+_NO_METHOD = "octavo does not read weights of this kind: take a GGUF file of the model, or its unquantized weights"
 _METHODS = (
-    "aqlm", "awq", "awq_marlin", "auto-round", "bitblas", "bitsandbytes", "compressed-tensors", "deepspeedfp",
-    "experts_int8", "fbgemm_fp8", "fp8_per_tensor", "gptq", "gptq_bitblas", "gptq_marlin", "gptq_marlin_24", "hqq",
-    "inc", "ipex", "marlin", "modelopt", "modelopt_fp4", "moe_wna16", "mxfp4", "neuron_quant", "petit_nvfp4",
-    "ptpc_fp8", "qqq", "quark", "rtn", "squeezellm", "torchao", "tpu_int8",
+    "auto-round", "bitblas", "fp8_per_tensor", "gptq_marlin_24", "inc", "ipex", "modelopt", "modelopt_fp4", "moe_wna16",
+    "mxfp4", "neuron_quant", "petit_nvfp4", "ptpc_fp8", "quanto", "quark", "rtn", "torchao", "tpu_int8",
 )  # fmt: skip
 _NO_DEVICE = "octavo runs on CPUs and on NVIDIA GPUs"
 _NO_CACHE = "octavo keeps keys and values as float32, bfloat16, float16 or float8"
@@ -64,7 +60,10 @@ ENGINE_ROWS: tuple[Row, ...] = (
     ours("--download-dir", "the hub's cache", "the hub's cache"),
     ours(
         "--load-format", "auto", "auto", refused=_FORMATS,
-        renamed={"hf": "auto", "fastsafetensors": "safetensors", "runai_streamer": "safetensors"},
+        renamed={
+            "hf": "auto", "fastsafetensors": "safetensors", "runai_streamer": "safetensors",
+            "bitsandbytes": "safetensors",
+        },
     ),
     ours("--dtype", "auto", "auto", "Of float32 checkpoints a CPU keeps float32; a GPU computes in bfloat16."),
     ours(
@@ -81,12 +80,12 @@ ENGINE_ROWS: tuple[Row, ...] = (
     ),
     ours(
         "--quantization", "from the model", "from the model",
-        "fp8 and int8 quantize weights while they load; gguf is what .gguf files are.",
+        "fp8, int8, int4, bitsandbytes, experts_int8 and deepspeedfp quantize weights while they load.",
         refused=dict.fromkeys(_METHODS, _NO_METHOD),
     ),
-    other("--rope-scaling", "none", None, "Another scaling of positions.", EMPTY, _FROM_CONFIG, kind="json"),
-    other("--rope-theta", "none", None, "Another base of positions.", NONE, _FROM_CONFIG, kind="float"),
-    switch("--disable-sliding-window", "off", "off", "Bound the context to the window.", OFF, _FROM_CONFIG),
+    ours("--rope-scaling", "none", None),
+    ours("--rope-theta", "none", None),
+    ours("--disable-sliding-window", "off", "off"),
     ours("--seed", "0", "0"),
     other(
         "--model-loader-extra-config", "none", "{}", "Settings of a loader.", EMPTY,
@@ -95,7 +94,8 @@ ENGINE_ROWS: tuple[Row, ...] = (
     ours("--ignore-patterns", "[]", "original/**/*"),
     ours("--served-model-name", "as MODEL", "as MODEL", "The last part of a local path is a name too."),
     other(
-        "--qlora-adapter-name-or-path", "none", None, "A QLoRA adapter.", NONE, _NO_LORA,
+        "--qlora-adapter-name-or-path", "none", None, "A QLoRA adapter.", NONE,
+        f"{_NO_LORA}; the model that it belongs to can be quantized with --quantization bitsandbytes",
     ),
     other(
         "--limit-mm-per-prompt", "1 each", "999 each", "Most images, videos and sounds of a prompt.", NO_ITEMS,
@@ -177,11 +177,8 @@ ENGINE_ROWS: tuple[Row, ...] = (
     # ---- logs
     ours("--disable-log-stats", "off", "off"),
     ours("--disable-log-requests", "off", None, "Requests are logged with --enable-log-requests."),
-    other("--otlp-traces-endpoint", "none", "none", "Where traces are sent.", EMPTY, "tracing is not built yet"),
-    other(
-        "--collect-detailed-traces", "none", "none", "What is traced in detail.", ANY,
-        "it asks for nothing without --otlp-traces-endpoint, and tracing is not built yet",
-    ),
+    ours("--otlp-traces-endpoint", "none", "none", "It needs the packages of octavo[otel]."),
+    ours("--collect-detailed-traces", "none", "none"),
     # ---- adapters
     switch("--enable-lora", "off", "off", "Serve LoRA adapters.", OFF, _NO_LORA),
     other("--max-loras", "1", "1", "Most adapters in a step.", ANY, _WITHOUT_LORA, kind="int"),

@@ -71,10 +71,7 @@ SERVER_ROWS: tuple[Row, ...] = (
         "--enable-prompt-tokens-details", None, "off", "Tell in the usage how many tokens were cached.", ANY,
         "octavo always tells how much of a prompt was cached",
     ),
-    switch(
-        "--enable-per-request-metrics", None, "off", "Times of a request in its reply.", OFF,
-        "replies carry no times; /metrics has their distributions",
-    ),
+    ours("--enable-per-request-metrics", None, "off"),
     switch(
         "--enable-server-load-tracking", None, "off", "Count requests for /load.", ANY,
         "octavo always counts them: see /load",
@@ -98,10 +95,7 @@ SERVER_ROWS: tuple[Row, ...] = (
         "--log-error-stack", None, "off", "Log a traceback with each error.", ANY,
         "octavo logs the traceback of every error that is its own, and of no other",
     ),
-    other(
-        "--log-config-file", None, "none", "Python's logging, configured by a JSON file.", NONE,
-        "octavo logs to stderr in one format; --uvicorn-log-level sets the level",
-    ),
+    ours("--log-config-file", None, "none", "It may name octavo's formatters: octavo.base.log.JSONFormatter."),
     ours("--disable-fastapi-docs", None, "off"),
     switch(
         "--enable-offline-docs", None, "off", "Serve /docs without another host.", ANY,

@@ -17,6 +17,10 @@ def _level(text: str) -> str:
     return _LEVELS.get(text.lower(), text.lower())
 
 
+def _configures_logging(text: str) -> str | None:
+    return None if text.lower() in ("1", "true") else text
+
+
 def _attention(text: str) -> str | None:
     return _ATTENTION.get(text.lower())
 
@@ -58,10 +62,12 @@ VARIABLES: tuple[Variable, ...] = (
     ),
     Variable(
         name="VLLM_CONFIGURE_LOGGING", seed="1", today="1", meaning="Whether the log is set up at all.",
-        accepts=only("1", "true"), reason="octavo always sets up its log; --uvicorn-log-level critical silences it",
+        field="configure_logging", convert=_configures_logging,
     ),
-    _unset("VLLM_LOGGING_CONFIG_PATH", "none", "Python's logging, configured by a JSON file.",
-           "octavo logs to stderr in one format"),
+    Variable(
+        name="VLLM_LOGGING_CONFIG_PATH", seed="none", today="none", field="log_config_file",
+        meaning="Python's logging, configured by a JSON file.",
+    ),
     _unset("VLLM_CPU_OMP_THREADS_BIND", "auto", "CPUs on which threads are bound.",
            "octavo binds no threads: taskset or the container chooses the CPUs, --num-threads their number",
            only("auto", "all", "nobind")),
@@ -91,7 +97,10 @@ VARIABLES: tuple[Variable, ...] = (
     ),
     _unset("VLLM_PLUGINS", "none", "Plugins to load.", "octavo has no plugins"),
     _unset("VLLM_PP_LAYER_PARTITION", "none", "Layers of each device.", _NO_DEVICES),
-    _unset("VLLM_TORCH_PROFILER_DIR", None, "Where profiles go.", "profiles are not built yet"),
+    Variable(
+        name="VLLM_TORCH_PROFILER_DIR", seed="none", today=None, meaning="Where profiles go.", field="profiler_dir",
+        reason="The routes need --admin-api-key too.",
+    ),
     _unset("VLLM_HOST_IP", "none", "This node's address among several.", "it asks for nothing on one node", ANY),
     Variable(name="VLLM_WORKER_MULTIPROC_METHOD", seed="fork", today="fork", meaning="How workers are started.",
              accepts=ANY, reason="octavo has one worker"),
@@ -105,6 +114,16 @@ VARIABLES: tuple[Variable, ...] = (
              reason="octavo reports nothing to anybody"),
     _unset("PROMETHEUS_MULTIPROC_DIR", "none", "Where several API processes keep their metrics.",
            "octavo has one API process, which keeps its metrics itself", ANY),
-    Variable(name="OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", seed="grpc", today="grpc", accepts=ANY,
-             meaning="How traces are sent.", reason="tracing is not built yet"),
+    Variable(
+        name="OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", seed="none", today="none", meaning="Where traces are sent.",
+        field="otlp_traces_endpoint", reason="In vLLM it has no effect without the flag; in octavo it stands for it.",
+    ),
+    Variable(
+        name="OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", seed="grpc", today="grpc", meaning="How traces are sent.",
+        field="otlp_traces_protocol",
+    ),
+    Variable(
+        name="OTEL_EXPORTER_OTLP_PROTOCOL", seed=None, today=None, meaning="How all that OpenTelemetry has is sent.",
+        field="otlp_traces_protocol",
+    ),
 )  # fmt: skip

@@ -42,6 +42,14 @@ class Executor(Protocol):
 
     def collect(self, step: Any) -> ModelRunnerOutput: ...
 
+    def start_profile(self) -> None:
+        """Record what the device and its libraries do, until `stop_profile`. Between two steps only."""
+        ...
+
+    def stop_profile(self, path: str) -> None:
+        """Write the recording to `path`, a trace of Chrome's form. Raises OSError."""
+        ...
+
     def sleep(self, level: int) -> None:
         """Give back the KV cache and what steps need; 2: the weights too. No step is under way. Raises DeviceError."""
 
@@ -78,6 +86,12 @@ class UniprocExecutor:
 
     def collect(self, step: Any) -> ModelRunnerOutput:
         return self._loaded().collect(step)
+
+    def start_profile(self) -> None:
+        self._loaded().start_profile()
+
+    def stop_profile(self, path: str) -> None:
+        self._loaded().stop_profile(path)
 
     def sleep(self, level: int) -> None:
         self._loaded().sleep(level)

@@ -36,6 +36,11 @@ class Answers:
         outputs: list[EngineCoreOutput] = []
         sampled, logprobs, errors = result.sampled_token_ids, result.logprobs, result.errors
         scored = result.prompt_logprobs
+        seconds = result.seconds
+        if seconds is not None:
+            for request, _, _ in members:
+                known = request.step_seconds
+                request.step_seconds = seconds if known is None else known.plus(seconds)
         for request, slot, count in members:
             if request.status is not RequestStatus.RUNNING:  # it ended while the step ran, or in the step before
                 continue
@@ -54,7 +59,8 @@ class Answers:
                 continue
             request.num_expected_tokens -= 1
             is_one = request.matcher is None and not request.draft_token_ids and tokens[0] not in request.stop_ids
-            if is_one and request.first_output_sent and not logprobs and len(token_ids) + 1 < request.limit_tokens:
+            is_plain = is_one and not logprobs and seconds is None
+            if is_plain and request.first_output_sent and len(token_ids) + 1 < request.limit_tokens:
                 token_ids.append(tokens[0])
                 self.num_generation_tokens += 1
                 request.num_computed_tokens = start + count

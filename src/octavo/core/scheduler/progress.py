@@ -71,4 +71,5 @@ def output_of(
         scheduled_time=request.scheduled_time if is_first else 0.0,
         prompt_logprobs=prompt_logprobs,
         is_complete=progress.is_complete,
+        step_seconds=request.step_seconds,
     )

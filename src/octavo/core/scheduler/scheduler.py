@@ -312,9 +312,10 @@ class Scheduler:
         if request.scheduled_time == 0.0:  # the first time, not after a preemption
             request.scheduled_time = time.monotonic()
             request.num_cached_tokens = request.num_computed_tokens
-            self._num_prompt_tokens += request.num_prompt_tokens
-            self._prefix_cache_queries += request.num_prompt_tokens
-            self._prefix_cache_hits += request.num_computed_tokens
+            if request.is_counted:
+                self._num_prompt_tokens += request.num_prompt_tokens
+                self._prefix_cache_queries += request.num_prompt_tokens
+                self._prefix_cache_hits += request.num_computed_tokens
         return NewRequestData(
             slot=request.slot,
             request_id=request.request_id,
@@ -354,6 +355,10 @@ class Scheduler:
         end."""
         fault("update")
         return self._answers.take_in(self._unanswered.popleft(), result, jumps=self.enable_jump_forward)
+
+    def next_members(self) -> list[Request]:
+        """Who takes part in the oldest unanswered step, for whoever looks on."""
+        return [member.request for member in self._unanswered[0] if not member.request.finished]
 
     def fail_step(self, plan: SchedulerOutput, message: str) -> list[EngineCoreOutput]:
         """The newest planned step did not happen: its requests end with an error, the others go on."""

@@ -71,7 +71,16 @@ def declared(skeleton: Skeleton, max_positions: int) -> BridgedDefinition:
     )
     linears = [param.weight for param in declare.params if param.packing == "linear" and param.weight != output]
     return BridgedDefinition(
-        spec, program_of(linears), tuple(declare.params), {}, output, (), skeleton, declare.places, declare.shares, declare.tied
+        spec,
+        program_of(linears),
+        tuple(declare.params),
+        {},
+        output,
+        (),
+        skeleton,
+        declare.places,
+        declare.shares,
+        declare.tied,
     )
 
 
@@ -206,9 +215,7 @@ class _Declarer:
                 if bias is not None:
                     place = Place(f"{tree_name}_bias", number)
                     offset = self._tensor(f"{name}.bias", shape[:1], "bias", place)
-                self.params.append(
-                    Param(weight=Weight(name, shape), parts=(part,), biases=(offset,), packing="linear")
-                )
+                self.params.append(Param(weight=Weight(name, shape), parts=(part,), biases=(offset,), packing="linear"))
 
     def _vector(self, name: str, tensor: Any, is_norm: bool = False) -> None:
         """A tensor that no operation packs: float32, of any shape."""

@@ -86,7 +86,9 @@ class BridgedModel(Transformer):
         base: Any = self._head.base_model
         base.hidden = rows.unsqueeze(0)
         with torch.inference_mode():
-            logits: Tensor = self._head(input_ids=torch.zeros(1, len(rows), dtype=torch.int64, device=rows.device)).logits
+            logits: Tensor = self._head(
+                input_ids=torch.zeros(1, len(rows), dtype=torch.int64, device=rows.device)
+            ).logits
         base.hidden = None
         return logits.view(len(rows), -1).float().clone()
 

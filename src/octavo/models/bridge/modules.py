@@ -32,35 +32,44 @@ def attach(model: Any, definition: BridgedDefinition, ops: Ops, weights: Mapping
     for param in definition.params:
         if param.packing == "vector":
             _set_tensor(model, param.weight.name, weights[param.weight.name])
-    siblings: dict[str, _Siblings] = {}
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    for path, module in model.named_modules():
+    for module in model.modules():
         for name in module._non_persistent_buffers_set:
             if module._buffers[name] is not None:
                 module._buffers[name] = ops.to_device(module._buffers[name])
-        if module is head:
-            forward = _linear(ops, weights[LM_HEAD], torch.float32)
-            if definition.tied is not None and getattr(module, "bias", None) is not None:
-                forward = _with_bias(forward, module.bias)
-            _replace(module, forward, nn.Linear)
-        elif has_experts(module):
-            module.octavo_experts = _experts(path, ops, weights)
+    _attach_head(model.get_output_embeddings(), definition, ops, weights)
+    siblings = {
+        name: _Siblings(_linear(ops, weights[name], ops.activation_dtype))
+        for name in {share.weight for share in definition.shares.values()}
+    }
+    embedding = model.get_input_embeddings()
+    for path, module in model.named_modules():
+        if (share := definition.shares.get(path)) is not None:
+            module.forward = siblings[share.weight].forward(share)
         elif isinstance(module, nn.Embedding):
             _replace(module, _embedding(ops, weights[EMBEDDING if module is embedding else path], module), nn.Embedding)
-        elif path in definition.shares:
-            share = definition.shares[path]
-            if share.weight not in siblings:
-                siblings[share.weight] = _Siblings(_linear(ops, weights[share.weight], ops.activation_dtype))
-            module.forward = siblings[share.weight].forward(share)
-        elif isinstance(module, nn.Linear) or is_conv1d(module):
+        elif (isinstance(module, nn.Linear) or is_conv1d(module)) and path in weights:
             _replace(module, _linear(ops, weights[path], ops.activation_dtype), nn.Linear)
-        elif type(module) is nn.LayerNorm and len(module.normalized_shape) == 1:
-            module.forward = _layer_norm(ops, module)
-        elif _may_be_rms_norm(module):
-            _put_rms_norm(ops, module)
+        else:
+            _attach_other(path, module, ops, weights)
     for path, module in model.named_modules():
         if (share := definition.shares.get(f"{path}.gate_proj")) is not None:
             _put_gated_mlp(ops, module, weights[share.weight], weights.get(f"{path}.down_proj"))
+
+
+def _attach_head(head: Any, definition: BridgedDefinition, ops: Ops, weights: Mapping[str, Any]) -> None:
+    forward = _linear(ops, weights[LM_HEAD], torch.float32)
+    if definition.tied is not None and getattr(head, "bias", None) is not None:
+        forward = _with_bias(forward, head.bias)
+    _replace(head, forward, nn.Linear)
+
+
+def _attach_other(path: str, module: Any, ops: Ops, weights: Mapping[str, Any]) -> None:
+    if has_experts(module):
+        module.octavo_experts = _experts(path, ops, weights)
+    elif type(module) is nn.LayerNorm and len(module.normalized_shape) == 1:
+        module.forward = _layer_norm(ops, module)
+    elif _may_be_rms_norm(module):
+        _put_rms_norm(ops, module)
 
 
 def take_shortcuts(model: nn.Module) -> None:

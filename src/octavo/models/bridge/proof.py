@@ -111,9 +111,7 @@ def _with_calls(definition: BridgedDefinition, calls: Sequence[Call]) -> Bridged
         assert isinstance(write, RopeWrite) and isinstance(attend, Attend)
         made.append(replace(call, write=write, attend=attend))
     linears = [op.weight for op in definition.program.ops if isinstance(op, Linear)]
-    return replace(
-        definition, calls=tuple(made), program=program_of(linears, tuple(made)), cache_groups=groups
-    )
+    return replace(definition, calls=tuple(made), program=program_of(linears, tuple(made)), cache_groups=groups)
 
 
 def _checked(tree: nn.Module, paths: frozenset[str], attending: set[str]) -> frozenset[str]:
@@ -235,7 +233,8 @@ class _Looks:
         first: list[int],
         company: list[int],
     ) -> None:
-        self._model, self._tree, self._ops = model, tree, ops
+        self._model, self._ops = model, ops
+        self._paths = {module: path for path, module in tree.named_modules()}
         self._calls, self._groups = definition.calls, definition.cache_groups
         n = len(first)
         other, some = (company, 0), first[:9]
@@ -260,30 +259,14 @@ class _Looks:
         """By the path of each module and its turn: its rows of the first sequence. Modules end in this order."""
         caches = self._caches()
         parts: dict[str, list[Tensor]] = {}
-        paths = {module: path for path, module in self._tree.named_modules()}
         for plan in steps:
             step = _step(plan, self._ops, len(self._groups))
             own = len(plan[0][0]) - plan[0][1]
-            total = len(step.token_ids)
-            turns: dict[str, int] = {}
-
-            def note(module: nn.Module, args: Any, output: Any, own: int = own, total: int = total, turns: Any = turns) -> None:
-                path = paths.get(module)
-                if path is None:
-                    return
-                turns[path] = turns.get(path, 0) + 1
-                for number, rows in enumerate(_rows_of(output, total)):
-                    parts.setdefault(f"{path}#{turns[path]}.{number}", []).append(rows[:own].clone())
-
-            handle = nn.modules.module.register_module_forward_hook(note)
-            try:
-                with running(Step(self._ops, step, caches, self._calls)):
-                    hidden = self._model.hidden(step)
-                # The head's own modules are seen once a row where it runs by row: all rows at once are looked at here.
-                handle.remove()
-                parts.setdefault("#logits", []).append(self._model.logits(hidden)[:own])
-            finally:
-                handle.remove()
+            notes = _Notes(self._paths, len(step.token_ids), own, parts)
+            # The head's own modules see one row after the other where it runs by row: its result is looked at instead.
+            with notes, running(Step(self._ops, step, caches, self._calls)):
+                hidden = self._model.hidden(step)
+            parts.setdefault("#logits", []).append(self._model.logits(hidden)[:own])
         return {path: torch.cat(each) for path, each in parts.items() if _alike(each)}
 
     def _caches(self) -> list[tuple[Tensor, ...]]:
@@ -294,6 +277,28 @@ class _Looks:
             shapes = self._ops.kv_cache_shapes(most, _BLOCK_SIZE, heads.num_kv_heads, heads.head_dim)
             made.append(tuple(torch.zeros(shape, device=self._ops.torch_device) for shape in shapes))
         return made
+
+
+class _Notes:
+    """Collects the rows that modules give for the first `own` of a step's `total` tokens."""
+
+    def __init__(self, paths: dict[nn.Module, str], total: int, own: int, parts: dict[str, list[Tensor]]) -> None:
+        self._paths, self._total, self._own, self._parts = paths, total, own, parts
+        self._turns: dict[str, int] = {}
+
+    def __enter__(self) -> None:
+        self._handle = nn.modules.module.register_module_forward_hook(self._note)
+
+    def __exit__(self, *error: object) -> None:
+        self._handle.remove()
+
+    def _note(self, module: nn.Module, args: Any, output: Any) -> None:
+        path = self._paths.get(module)
+        if path is None:
+            return
+        turn = self._turns[path] = self._turns.get(path, 0) + 1
+        for number, rows in enumerate(_rows_of(output, self._total)):
+            self._parts.setdefault(f"{path}#{turn}.{number}", []).append(rows[: self._own].clone())
 
 
 def _rows_of(output: Any, total: int) -> Iterator[Tensor]:
@@ -315,5 +320,3 @@ def _alike(parts: list[Tensor]) -> bool:
 
 def _same(a: Tensor, b: Tensor) -> bool:
     return a.shape != b.shape or torch.equal(a, b)
-
-

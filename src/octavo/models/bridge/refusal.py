@@ -6,7 +6,6 @@ from typing import Final
 
 from octavo.base.errors import CheckpointError
 
-
 NO_INTERFACE: Final = "its attention does not go through transformers' attention interface"
 
 

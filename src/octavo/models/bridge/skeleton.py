@@ -48,6 +48,7 @@ class Skeleton:
 def skeleton(values: dict[str, Any], source: str, dtype: torch.dtype, *, trust_remote_code: bool) -> Skeleton:
     """`dtype`: of activations. Raises CheckpointError for a model that cannot be served, with the reason."""
     register()
+    values = {key: value for key, value in values.items() if key != "quantization_config"}  # the tensors' own matter
     config = _config(values, source, trust_remote_code)
     model_class = _model_class(values, config, source)
     text = config.get_text_config(decoder=True)

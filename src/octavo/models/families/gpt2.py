@@ -11,12 +11,12 @@ from octavo.models.config_reader import ConfigReader
 from octavo.models.layout import Layout, Split
 from octavo.models.spec import ModelSpec
 
-_NAMES: Final = {
+NAMES: Final = {
     "hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head",
     "intermediate_size": "n_inner", "max_position_embeddings": "n_positions", "rms_norm_eps": "layer_norm_epsilon",
     "hidden_act": "activation_function",
 }  # fmt: skip
-_DEFAULTS: Final[dict[str, Any]] = {
+DEFAULTS: Final[dict[str, Any]] = {
     "hidden_act": "gelu_new", "rms_norm_eps": 1e-5, "tie_word_embeddings": True, "max_position_embeddings": 1024,
 }  # fmt: skip
 HF: Final = Layout(
@@ -36,12 +36,10 @@ GGUF: Final = Layout(splits=(Split(r"(blk\.\d+\.attn_)qkv\.(\w+)", (r"\1q.\2", r
 
 
 def spec(config: ConfigReader) -> ModelSpec:
-    config = config.aliased(**_NAMES)
-    for key in ("scale_attn_by_inverse_layer_idx", "add_cross_attention"):
-        config.refuse_unless(key, (False,))
-    config.refuse_unless("scale_attn_weights", (True,))
+    config = config.aliased(**NAMES)
+    refuse_options(config)
     hidden = config.integer("hidden_size")
-    common = read_common(config.with_defaults({**_DEFAULTS, "intermediate_size": 4 * hidden}))
+    common = read_common(config.with_defaults({**DEFAULTS, "intermediate_size": 4 * hidden}))
     norm = replace(common.norm, kind="layer", bias=True)
     layer = Sequential(
         norm=norm,
@@ -49,3 +47,9 @@ def spec(config: ConfigReader) -> ModelSpec:
         mlp=MLP(size=common.intermediate_size, activation=common.activation, bias=True),
     )
     return common.decoder([layer] * common.num_layers, norm=norm, learned_positions=True)
+
+
+def refuse_options(config: ConfigReader) -> None:
+    for key in ("scale_attn_by_inverse_layer_idx", "add_cross_attention"):
+        config.refuse_unless(key, (False,))
+    config.refuse_unless("scale_attn_weights", (True,))

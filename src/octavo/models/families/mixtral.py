@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from octavo.models.blocks import Attention, MixtureOfExperts, Sequential
-from octavo.models.common import MAX_EXPERTS, read_common
+from octavo.models.blocks import Attention, Sequential
+from octavo.models.common import read_common, read_experts
 from octavo.models.config_reader import MAX_POSITIONS, ConfigReader
-from octavo.models.layout import Layout, Split
+from octavo.models.layout import GGUF_EXPERTS, Layout
 from octavo.models.spec import ModelSpec
 
 HF: Final = Layout(
@@ -19,20 +19,18 @@ HF: Final = Layout(
 GGUF: Final = Layout(
     interleaved=True,
     renames=((r"(ffn_(?:gate|up|down))\.(\d+)\.weight$", r"\1_exps.\2.weight"),),  # of older files
-    splits=(Split(r"(blk\.\d+\.ffn_(?:gate|up|down)_exps)\.weight", (r"\1.#.weight",), "stack"),),
+    splits=(GGUF_EXPERTS,),
 )
 
 
 def spec(config: ConfigReader) -> ModelSpec:
-    num_experts = config.integer("num_local_experts", 8, MAX_EXPERTS)
-    common = read_common(config.without("num_local_experts"))
+    config = config.aliased(num_experts="num_local_experts", moe_intermediate_size="intermediate_size")
+    config = config.with_defaults({"num_experts": 8, "num_experts_per_tok": 2})
+    common = read_common(config, has_experts=True)
     window = 0 if config.get("sliding_window") is None else config.integer("sliding_window", high=MAX_POSITIONS)
     layer = Sequential(
         norm=common.norm,
         attention=Attention(heads=common.heads, rope=common.rope, scale=common.heads.head_dim**-0.5, window=window),
-        mlp=MixtureOfExperts(
-            num_experts=num_experts, top_k=config.integer("num_experts_per_tok", 2, num_experts),
-            size=common.intermediate_size, activation=common.activation,
-        ),
-    )  # fmt: skip
+        mlp=read_experts(config, common),
+    )
     return common.decoder([layer] * common.num_layers)

@@ -34,7 +34,7 @@ def run_batch(batch: BatchConfig, config: ServeConfig, notes: Sequence[tuple[int
     number: stopped. To be called in the main thread. `notes`: levels of `logging` and lines, to be told first.
     """
     check_batch(batch)
-    setup_logging(config.server.uvicorn_log_level)
+    setup_logging(setup=config.server, process="batch")
     for level, line in notes:
         logger.log(level, "%s", line)
     output = _output_path(batch)

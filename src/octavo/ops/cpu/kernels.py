@@ -13,20 +13,24 @@ from torch import Tensor
 
 from octavo import _cpu
 from octavo.ops.reference import KEY_TILE, attention_planner, kv_cache_shapes, resolve_ids, soft_cap_
+from octavo.ops.routing import Routing
 from octavo.ops.sampling_batch import SamplingBatch
 
 __all__ = [
     "act",
     "act_mul",
     "add_",
+    "add_gated_",
     "add_layer_norm",
     "add_rms_norm",
     "attention",
     "attention_planner",
+    "clip_",
     "forbid",
     "kv_cache_shapes",
     "layer_norm",
     "logprobs",
+    "norm_parts_",
     "resolve_ids",
     "rms_norm",
     "rope_kv_write",
@@ -40,8 +44,13 @@ _I32: Final = torch.int32
 _I64: Final = torch.int64
 #: Codes of the cache's dtype and of the activations, as in csrc/cpu/kernels/common.h.
 CACHE_DTYPES: Final = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-ACTIVATIONS: Final = {"silu": 0, "gelu_tanh": 1, "gelu": 2, "relu": 3}
+ACTIVATIONS: Final = {
+    "silu": 0, "gelu_tanh": 1, "gelu": 2, "relu": 3, "quick_gelu": 4, "relu2": 5, "xielu": 6, "swiglu_oai": 8,
+}  # fmt: skip
+SCORE_KINDS: Final = {"softmax": 0, "sigmoid": 1, "sparsemixer": 2}
 MAX_HEAD_DIM: Final = 256
+#: As in csrc/cpu/kernels/experts.h.
+MAX_EXPERTS: Final = 4096
 
 
 def rms_norm(out: Tensor, x: Tensor, weight: Tensor, eps: float) -> None:
@@ -78,6 +87,17 @@ def add_layer_norm(out: Tensor, residual: Tensor, x: Tensor, weight: Tensor, bia
     )
 
 
+def norm_parts_(
+    x: Tensor, first: int, count: int, width: int, weight: Tensor, bias: Tensor | None, eps: float, kind: str
+) -> None:
+    assert x.dtype == weight.dtype == _F32 and x.is_contiguous() and weight.is_contiguous()
+    assert weight.numel() in (width, count * width) and 0 <= first <= x.shape[1] - count * width
+    _cpu.norm_parts(
+        x.data_ptr(), x.shape[0], x.shape[1], first, count, width, weight.data_ptr(), _bias(bias, weight.numel()),
+        weight.numel() != width, eps, kind == "layer",
+    )  # fmt: skip
+
+
 def _bias(bias: Tensor | None, width: int) -> int:
     if bias is None:
         return 0
@@ -91,6 +111,13 @@ def add_(residual: Tensor, x: Tensor) -> None:
     _cpu.add(residual.data_ptr(), x.data_ptr(), x.numel())
 
 
+def add_gated_(residual: Tensor, x: Tensor, gates: Tensor) -> None:
+    rows, width = x.shape
+    assert residual.shape == x.shape and residual.dtype == x.dtype == gates.dtype == _F32 and gates.numel() == rows
+    assert residual.is_contiguous() and x.is_contiguous() and gates.is_contiguous()
+    _cpu.add_gated(residual.data_ptr(), x.data_ptr(), gates.data_ptr(), rows, width)
+
+
 def act_mul(out: Tensor, gate_up: Tensor, kind: str) -> None:
     rows, width = out.shape
     assert gate_up.shape == (rows, 2 * width) and out.dtype == gate_up.dtype == _F32
@@ -98,20 +125,56 @@ def act_mul(out: Tensor, gate_up: Tensor, kind: str) -> None:
     _cpu.act_mul(out.data_ptr(), gate_up.data_ptr(), rows, width, ACTIVATIONS[kind])
 
 
-def act(out: Tensor, x: Tensor, kind: str) -> None:
+def act(out: Tensor, x: Tensor, kind: str, parameters: Tensor | None = None) -> None:
     rows, width = out.shape
-    assert x.shape == out.shape and out.dtype == x.dtype == _F32
+    assert x.shape == out.shape and out.dtype == x.dtype == _F32 and (parameters is not None) == (kind == "xielu")
     assert out.is_contiguous() and x.is_contiguous()
-    _cpu.act(out.data_ptr(), x.data_ptr(), rows, width, ACTIVATIONS[kind])
+    _cpu.act(out.data_ptr(), x.data_ptr(), rows, width, ACTIVATIONS[kind], _bias(parameters, 2))
 
 
-def route(ids: Tensor, weights: Tensor, scores: Tensor, renormalize: bool) -> None:
+def native_routing(routing: Routing) -> tuple[int, bool, float, int, int, int, float]:
+    """As the native operations take it."""
+    return (
+        SCORE_KINDS[routing.kind],
+        routing.renormalize,
+        routing.factor,
+        routing.num_groups,
+        routing.top_groups,
+        routing.group_best,
+        routing.jitter,
+    )
+
+
+def check_routing(routing: Routing, num_experts: int, top_k: int) -> None:
+    """Assert that there are enough experts to choose, and that the kernel's memory is large enough."""
+    assert num_experts <= MAX_EXPERTS and num_experts % routing.num_groups == 0
+    group = num_experts // routing.num_groups
+    assert routing.group_best <= min(group, 2) and routing.top_groups <= routing.num_groups
+    assert 0 < top_k <= routing.top_groups * group
+
+
+def route(ids: Tensor, weights: Tensor, scores: Tensor, routing: Routing, bias: Tensor | None = None) -> None:
     rows, num_experts = scores.shape
     top_k = ids.shape[1]
-    assert ids.shape == weights.shape == (rows, top_k) and 0 < top_k <= num_experts
+    assert ids.shape == weights.shape == (rows, top_k)
     assert ids.dtype == _I32 and weights.dtype == scores.dtype == _F32
     assert ids.is_contiguous() and weights.is_contiguous() and scores.is_contiguous()
-    _cpu.route(ids.data_ptr(), weights.data_ptr(), scores.data_ptr(), rows, num_experts, top_k, renormalize)
+    check_routing(routing, num_experts, top_k)
+    _cpu.route(
+        ids.data_ptr(),
+        weights.data_ptr(),
+        scores.data_ptr(),
+        _bias(bias, num_experts),
+        rows,
+        num_experts,
+        top_k,
+        native_routing(routing),
+    )
+
+
+def clip_(x: Tensor, limit: float) -> None:
+    assert x.dtype == _F32 and x.is_contiguous()
+    _cpu.clip(x.data_ptr(), x.numel(), limit)
 
 
 def rope_kv_write(
@@ -127,6 +190,9 @@ def rope_kv_write(
     num_heads: int,
     num_kv_heads: int,
     head_dim: int,
+    *,
+    norms_rotated: bool = False,
+    q_scales: Tensor | None = None,
 ) -> None:
     rows, width = qkv.shape
     assert qkv.dtype == _F32 and positions.dtype == _I32 and slot_mapping.dtype == _I64 and qkv.is_contiguous()
@@ -135,6 +201,7 @@ def rope_kv_write(
     assert positions.numel() == slot_mapping.numel() == rows and head_dim % 2 == 0 and head_dim <= MAX_HEAD_DIM
     assert q_norm is None or q_norm.dtype == _F32
     assert k_norm is None or k_norm.dtype == _F32
+    assert q_scales is None or (q_scales.dtype == _F32 and q_scales.is_contiguous())
     check_cache(k_cache, v_cache, num_kv_heads, head_dim)
     _cpu.rope_kv_write(
         qkv.data_ptr(),
@@ -152,6 +219,8 @@ def rope_kv_write(
         num_heads,
         num_kv_heads,
         head_dim,
+        norms_rotated,
+        0 if q_scales is None else q_scales.data_ptr(),
     )
 
 
@@ -170,7 +239,9 @@ def attention(
     window: int = 0,
     softcap: float = 0.0,
     *,
+    chunked: bool = False,
     slopes: Tensor | None = None,
+    sinks: Tensor | None = None,
     plan: None = None,
 ) -> None:
     num_seqs, max_blocks = block_tables.shape
@@ -200,8 +271,10 @@ def attention(
         head_dim,
         scale,
         window,
+        chunked,
         softcap,
         _bias(slopes, num_heads),
+        _bias(sinks, num_heads),
     )
 
 

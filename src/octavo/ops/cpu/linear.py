@@ -3,13 +3,15 @@
 Weights are packed once, at load, into the tile order of csrc/cpu/kernels/linear.h; that copy is the only one kept.
 Scales of two levels (GGUF's K formats) stay two, so that a weight takes the bits that it has in the file, or nearly.
 Integer weights are multiplied by activations quantised to 8 bits in groups of 32, or 15 where a value stands out;
-bfloat16 weights by activations rounded to bfloat16 where the processor has such products; other float weights in f32.
+bfloat16 weights by activations rounded to bfloat16 where the processor has such products; other float weights in f32,
+and so those whose values stand in a table (float8, nf4).
 A row of the result depends on that row of x alone, bit for bit, whatever T and the number of threads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
@@ -17,9 +19,9 @@ import torch
 from torch import Tensor
 
 from octavo import _cpu
-from octavo.ops.cpu.kernels import act_mul
+from octavo.ops.cpu.kernels import act, act_mul
 from octavo.ops.experts import grouped_experts
-from octavo.quant.packed import FileValues, QuantizedWeight, ScaleLevels, Scales, multiplied
+from octavo.quant.packed import E4M3_VALUES, FileValues, QuantizedWeight, ScaleLevels, Scales, multiplied
 
 _FLOAT_KINDS: Final = {torch.bfloat16: (1, "bf16"), torch.float16: (2, "f16"), torch.float32: (3, "f32")}
 _F32: Final = torch.float32
@@ -67,9 +69,9 @@ def pack_linear(weight: Weight, bias: Tensor | None = None) -> LinearWeight:
     return pack_linear_many([weight], [bias])
 
 
-def pack_output(weight: Weight) -> LinearWeight:
-    """Pack the [N, K] weight of the output layer."""
-    return pack_linear(weight)
+def pack_output(weight: Weight, bias: Tensor | None = None) -> LinearWeight:
+    """Pack the [N, K] weight of the output layer; bias [N], any float type."""
+    return pack_linear(weight, bias)
 
 
 def pack_linear_many(weights: Sequence[Weight], biases: Sequence[Tensor | None] | None = None) -> LinearWeight:
@@ -81,13 +83,21 @@ def pack_linear_many(weights: Sequence[Weight], biases: Sequence[Tensor | None] 
         raise ValueError(f"stacked weights must all have {columns} columns")
     native = _cpu.PackedLinear(columns)
     given = biases if biases is not None else [None] * len(weights)
-    kinds = [_add(native, weight, bias) for weight, bias in zip(weights, given, strict=True)]
+    order = _common_order(weights)
+    if order is not None:
+        native.set_order(order.data_ptr())
+    kinds = [
+        _add(native, _as_floats(weight) if order is None and _order_of(weight) is not None else weight, bias)
+        for weight, bias in zip(weights, given, strict=True)
+    ]
     return LinearWeight(native, "+".join(dict.fromkeys(kinds)))
 
 
-def pack_experts(weights: Iterable[Sequence[Weight]]) -> tuple[LinearWeight, ...]:
-    """For each expert its matrices, [N_i, K] one below the other."""
-    return tuple(pack_linear_many(parts) for parts in weights)
+def pack_experts(
+    experts: Iterable[tuple[Sequence[Weight], Sequence[Tensor | None]]],
+) -> tuple[LinearWeight, ...]:
+    """For each expert its matrices, [N_i, K] one below the other, and their biases."""
+    return tuple(pack_linear_many(*each) for each in experts)
 
 
 def pack_embedding(weight: Weight) -> EmbeddingWeight:
@@ -118,12 +128,19 @@ def embedding(out: Tensor, ids: Tensor, w: EmbeddingWeight, scale: float = 1.0) 
 
 
 #: What the native program does without a way through Python between the groups.
-experts = partial(grouped_experts, linear, act_mul)
+experts = partial(grouped_experts, linear, act_mul, act)
 
 
 def has_integer_layout(weight: QuantizedWeight) -> bool:
     """Whether the groups fit the kernels'. A weight with other groups is packed as float32."""
-    return weight.group_size % 16 == 0
+    return weight.table is None and weight.group_size % 16 == 0
+
+
+def has_table_layout(weight: QuantizedWeight) -> bool:
+    """Whether the kernels take the values of a table from their codes: 16 of any kind, or float8 e4m3."""
+    if weight.table is None or weight.group_size % 2:
+        return False
+    return weight.bits == 4 or bool((weight.table.view(torch.int32) == E4M3_VALUES.view(torch.int32)).all())
 
 
 def _add(native: _cpu.PackedLinear, weight: Weight, bias: Tensor | None) -> str:
@@ -134,7 +151,10 @@ def _add(native: _cpu.PackedLinear, weight: Weight, bias: Tensor | None) -> str:
     if isinstance(weight, QuantizedWeight):
         if has_integer_layout(weight):
             return _add_int(native, weight, bias_ptr)
-        weight = weight.dequantize()
+        if has_table_layout(weight):
+            return _add_table(native, weight, bias_ptr)
+        # What the order of the whole says of columns is true of these floats too.
+        weight = replace(weight, order=None).dequantize()
     if weight.dtype not in _FLOAT_KINDS:
         raise ValueError(f"no packed layout for {weight.dtype} weights")
     code, kind = _FLOAT_KINDS[weight.dtype]
@@ -171,6 +191,31 @@ def _add_int(native: _cpu.PackedLinear, weight: QuantizedWeight, bias_ptr: int) 
         bias_ptr,
     )
     return f"int{weight.bits}"
+
+
+def _add_table(native: _cpu.PackedLinear, weight: QuantizedWeight, bias_ptr: int) -> str:
+    assert weight.table is not None
+    codes, scales = weight.unpacked().contiguous(), multiplied(weight.scales).to(_F32).contiguous()
+    table = weight.table.contiguous() if weight.bits == 4 else None
+    native.add_table(_address(codes), weight.num_rows, weight.group_size, _address(scales), _address(table), bias_ptr)
+    return "table4" if weight.bits == 4 else "float8"
+
+
+def _order_of(weight: Weight) -> Tensor | None:
+    return weight.order if isinstance(weight, QuantizedWeight) else None
+
+
+def _common_order(weights: Sequence[Weight]) -> Tensor | None:
+    """The order of the columns, if all weights have the same one. What is quantized from one input has."""
+    first = _order_of(weights[0])
+    if first is None:
+        return None
+    others = (_order_of(weight) for weight in weights[1:])
+    return first.contiguous() if all(other is not None and torch.equal(other, first) for other in others) else None
+
+
+def _as_floats(weight: Weight) -> Tensor:
+    return weight.dequantize() if isinstance(weight, QuantizedWeight) else weight
 
 
 def _native(scales: Scales | None) -> tuple[Tensor | None, Tensor | None]:

@@ -9,18 +9,28 @@ import torch
 from torch import Tensor
 
 from octavo import _cpu
-from octavo.ops.cpu.kernels import ACTIVATIONS, CACHE_DTYPES, MAX_HEAD_DIM, check_cache
+from octavo.ops.cpu.kernels import (
+    ACTIVATIONS,
+    CACHE_DTYPES,
+    MAX_HEAD_DIM,
+    check_cache,
+    check_routing,
+    native_routing,
+)
 from octavo.ops.program import (
     Act,
     Add,
+    AddGated,
     AddNorm,
     Attend,
+    Clip,
     Embed,
     Experts,
     Heads,
     KeepRows,
     Linear,
     Norm,
+    NormParts,
     Op,
     Program,
     RopeWrite,
@@ -126,12 +136,35 @@ class CpuRunner(Runner):
             "layer_norm": op.kind == "layer",
         }
 
+    def _norm_parts(self, op: NormParts) -> None:
+        (size,) = op.weight.shape
+        assert size in (op.width, op.count * op.width) and (op.bias is None or op.bias.shape == op.weight.shape)
+        self._native.norm_parts(
+            x=self._ids[op.x],
+            row_width=op.x.width,
+            first=op.first,
+            count=op.count,
+            width=op.width,
+            weight=self._vector(op.weight),
+            bias=self._vector(op.bias),
+            has_own=size != op.width,
+            eps=op.eps,
+            layer_norm=op.kind == "layer",
+        )
+
     def _add(self, op: Add) -> None:
         self._native.add(residual=self._ids[op.residual], x=self._ids[op.x], width=op.x.width)
+
+    def _add_gated(self, op: AddGated) -> None:
+        residual, x, gates = self._ids[op.residual], self._ids[op.x], self._ids[op.gates]
+        self._native.add_gated(residual=residual, x=x, gates=gates, width=op.x.width)
 
     def _add_norm(self, op: AddNorm) -> None:
         out, residual, x = self._ids[op.out], self._ids[op.residual], self._ids[op.x]
         self._native.add_norm(out=out, residual=residual, x=x, **self._norm_weights(op))
+
+    def _clip(self, op: Clip) -> None:
+        self._native.clip(x=self._ids[op.x], width=op.x.width, limit=op.limit)
 
     def _rope_write(self, op: RopeWrite) -> None:
         assert op.rotation is None or op.rotation.shape[1] == op.heads.head_dim
@@ -144,6 +177,8 @@ class CpuRunner(Runner):
             q_norm=self._vector(op.q_norm),
             k_norm=self._vector(op.k_norm),
             eps=op.eps,
+            norms_rotated=op.norms_rotated,
+            q_scales=self._vector(op.q_scales),
         )
 
     def _attend(self, op: Attend) -> None:
@@ -154,29 +189,34 @@ class CpuRunner(Runner):
             cache=op.cache.index,
             group=op.cache.group,
             window=op.cache.window,
+            chunked=op.cache.chunked,
             scale=op.scale,
             softcap=op.softcap,
             slopes=self._vector(op.slopes),
+            sinks=self._vector(op.sinks),
         )
 
     def _act(self, op: Act) -> None:
+        assert (op.parameters is not None) == (op.kind == "xielu") and not (op.gated and op.parameters)
         self._native.act(
             out=self._ids[op.out],
             x=self._ids[op.x],
             width=op.out.width,
             kind=ACTIVATIONS[op.kind],
             gated=op.gated,
+            parameters=self._vector(op.parameters),
         )
 
     def _route(self, op: Route) -> None:
-        assert op.ids.width <= op.scores.width
+        check_routing(op.routing, op.scores.width, op.ids.width)
         self._native.route(
             ids=self._ids[op.ids],
             weights=self._ids[op.weights],
             scores=self._ids[op.scores],
             num_experts=op.scores.width,
             top_k=op.ids.width,
-            renormalize=op.renormalize,
+            routing=native_routing(op.routing),
+            bias=self._vector(op.bias),
         )
 
     def _experts(self, op: Experts) -> None:
@@ -189,6 +229,8 @@ class CpuRunner(Runner):
             width=op.x.width,
             inner=op.act.width // op.top_k,
             kind=ACTIVATIONS[op.kind],
+            gated=op.gated,
+            scales_input=op.scales_input,
         )
 
     def _matrices(self, weight: Weight) -> list[Any]:
@@ -217,8 +259,11 @@ _RECORDS: dict[type[Op], Callable[[CpuRunner, Any], None]] = {
     Embed: CpuRunner._embed,
     Linear: CpuRunner._linear,
     Norm: CpuRunner._norm,
+    NormParts: CpuRunner._norm_parts,
     Add: CpuRunner._add,
+    AddGated: CpuRunner._add_gated,
     AddNorm: CpuRunner._add_norm,
+    Clip: CpuRunner._clip,
     RopeWrite: CpuRunner._rope_write,
     Attend: CpuRunner._attend,
     Act: CpuRunner._act,

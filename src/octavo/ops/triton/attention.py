@@ -186,7 +186,9 @@ def attention(
     *,
     k_scale: float = 1.0,
     v_scale: float = 1.0,
+    chunked: bool = False,
     slopes: Tensor | None = None,
+    sinks: Tensor | None = None,
     plan: AttentionPlan | None = None,
 ) -> None:
     """`reference.attention`, on the cache of `rope`. Without a plan one is made, which waits for the device."""
@@ -204,6 +206,7 @@ def attention(
         "D": head_dim,
         "BLOCK_D": block_d,
         "BLOCK_SIZE": k_cache.shape[2],
+        "CHUNKED": chunked and window > 0,
         "CAPPED": softcap > 0,
         "SLOPED": slopes is not None,
         "PRECISION": precision,
@@ -225,6 +228,7 @@ def attention(
             plan.starts,
             plan.num_decodes,
             slopes,
+            sinks,
             k_cache.stride(0),
             scores_scale,
             softcap,
@@ -243,6 +247,7 @@ def attention(
             plan.partial_stats,
             seq_lens,
             plan.starts,
+            sinks,
             v_scale,
             NUM_HEADS=num_heads,
             D=head_dim,
@@ -250,7 +255,7 @@ def attention(
             CHUNK=CHUNK,
             BLOCK_C=_COMBINED,
         )
-    is_plain = k_scale == v_scale == 1.0 and slopes is None
+    is_plain = k_scale == v_scale == 1.0 and slopes is None and sinks is None and not chunked
     if plan.prompts is not None and plan.prompt_step is not None and is_plain:
         step = (block_tables, seq_lens, scale, window, softcap)
         if plan.prompts.run(plan.prompt_step, out, qkv, k_cache, v_cache, *step):
@@ -268,6 +273,7 @@ def attention(
             query_start_loc,
             plan.tiles,
             slopes,
+            sinks,
             k_cache.stride(0),
             scores_scale,
             softcap,
@@ -298,27 +304,28 @@ def _plan_of(
 
 def variants() -> list[Variant]:
     found = []
-    for heads, kv_heads, head_dim, kv_dtype, capped, sloped in (
-        (16, 8, 128, torch.bfloat16, False, False),
-        (32, 8, 128, torch.bfloat16, False, False),
-        (32, 8, 128, torch.float8_e4m3fn, False, False),
-        (9, 3, 64, torch.bfloat16, False, False),
-        (8, 4, 256, torch.bfloat16, True, False),
-        (32, 32, 128, torch.bfloat16, False, True),
+    for heads, kv_heads, head_dim, kv_dtype, kind in (
+        (16, 8, 128, torch.bfloat16, ""),
+        (32, 8, 128, torch.bfloat16, ""),
+        (32, 8, 128, torch.float8_e4m3fn, ""),
+        (9, 3, 64, torch.bfloat16, ""),
+        (8, 4, 256, torch.bfloat16, "capped"),
+        (32, 32, 128, torch.bfloat16, "sloped"),
+        (64, 8, 64, torch.bfloat16, "sinks"),
     ):
-        kinds = f"{', capped' if capped else ''}{', sloped' if sloped else ''}"
+        kinds = f", {kind}" if kind else ""
         name = f"{heads}/{kv_heads} x {head_dim}, {TYPE_NAMES[kv_dtype]}{kinds}"
-        pointers = dict.fromkeys(("out", "qkv"), "*bf16") | ({"slopes": "*fp32"} if sloped else {})
+        per_head = {"slopes": kind == "sloped", "sinks": kind == "sinks"}
+        pointers = dict.fromkeys(("out", "qkv"), "*bf16") | {name: "*fp32" for name, given in per_head.items() if given}
         pointers |= dict.fromkeys(("k_cache", "v_cache"), f"*{TYPE_NAMES[kv_dtype]}")
         pointers |= dict.fromkeys(("block_tables", "seq_lens"), "*i32")
         numbers = {"table_stride": "i32", "block_stride": "i32", "scale": "fp32", "cap": "fp32", "v_scale": "fp32"}
         numbers["window"] = "i32"
         constexprs: dict[str, Any] = {
             "NUM_HEADS": heads, "NUM_KV_HEADS": kv_heads, "D": head_dim, "BLOCK_D": head_dim, "BLOCK_SIZE": 16,
-            "CAPPED": capped, "SLOPED": sloped, "PRECISION": "tf32",
+            "CHUNKED": False, "CAPPED": kind == "capped", "SLOPED": kind == "sloped", "PRECISION": "tf32",
+            **{name: None for name, given in per_head.items() if not given},
         }  # fmt: skip
-        if not sloped:
-            constexprs["slopes"] = None
         minimum = 89 if kv_dtype == torch.float8_e4m3fn else 80
         block_n, num_warps, num_stages, _ = _DECODE_TILES[head_dim, 2]
         scratch = dict.fromkeys(("partial", "partial_stats"), "*fp32")
@@ -363,7 +370,14 @@ def variants() -> list[Variant]:
             name="combine 32 x 128",
             kernel=combine_kernel,
             signature={**pointers, "v_scale": "fp32"},
-            constexprs={"NUM_HEADS": 32, "D": 128, "BLOCK_D": 128, "CHUNK": CHUNK, "BLOCK_C": _COMBINED},
+            constexprs={
+                "NUM_HEADS": 32,
+                "D": 128,
+                "BLOCK_D": 128,
+                "CHUNK": CHUNK,
+                "BLOCK_C": _COMBINED,
+                "sinks": None,
+            },
             divisible=frozenset(pointers),
         )
     )

@@ -33,6 +33,14 @@ def _biased(s, slopes, heads, in_group, distances):
 
 
 @triton.jit
+def _with_sinks(total, largest, sinks, heads, exists):
+    """The sum of a row's weights with that of one more key, whose value is zero. exp2 overflows to infinity, which
+    divides to 0."""
+    sink = tl.load(sinks + heads, mask=exists, other=0.0) * 1.4426950408889634
+    return total + tl.exp2(sink - largest)
+
+
+@triton.jit
 def _online(acc, largest, total, s, v, PRECISION: tl.constexpr):
     """One tile of scores s [M, N] in base 2 and values v [N, D]; -inf: unseen."""
     new = tl.maximum(largest, tl.max(s, 1))
@@ -55,10 +63,10 @@ def _keys_at(block_table, keys, in_range, head, block_stride, BLOCK_SIZE: tl.con
 @triton.jit(do_not_specialize=["table_stride", "num_seqs"])
 def decode_kernel(
     out, partial, partial_stats, qkv, k_cache, v_cache, block_tables, table_stride, seq_lens, items, starts, num_seqs,
-    slopes, block_stride, scale, cap, v_scale, window,
+    slopes, sinks, block_stride, scale, cap, v_scale, window,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_SIZE: tl.constexpr, CHUNK: tl.constexpr, CAPPED: tl.constexpr, SLOPED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_SIZE: tl.constexpr, CHUNK: tl.constexpr, CHUNKED: tl.constexpr,
+    CAPPED: tl.constexpr, SLOPED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One query a sequence. An item is a chunk of CHUNK keys of a sequence; programs take items x heads of keys in
     turn, starts[num_seqs] items in all. items int32 [., 2]: sequence, chunk."""
@@ -73,7 +81,9 @@ def decode_kernel(
         seq_len = tl.load(seq_lens + seq)
         end = tl.minimum(chunk * CHUNK + CHUNK, seq_len)
         begin = chunk * CHUNK
-        if window > 0:
+        if CHUNKED:
+            begin = tl.maximum(begin, (seq_len - 1) // window * window)
+        elif window > 0:
             begin = tl.maximum(begin, seq_len - window)
         in_group = rows < GROUP
         q_at = seq * ((NUM_HEADS + 2 * NUM_KV_HEADS) * D) + (head * GROUP + rows[:, None]) * D + dims[None, :]
@@ -95,6 +105,8 @@ def decode_kernel(
             acc, largest, total = _online(acc, largest, total, s, v, PRECISION)
         heads = head * GROUP + rows
         if seq_len <= CHUNK:
+            if sinks is not None:
+                total = _with_sinks(total, largest, sinks, heads, in_group)
             result = acc * (v_scale / total)[:, None]
             target = out + seq * (NUM_HEADS * D) + heads[:, None] * D + dims[None, :]
             tl.store(target, result.to(out.dtype.element_ty), mask=in_group[:, None] & in_d[None, :])
@@ -108,7 +120,7 @@ def decode_kernel(
 
 @triton.jit
 def combine_kernel(
-    out, partial, partial_stats, seq_lens, starts, v_scale,
+    out, partial, partial_stats, seq_lens, starts, sinks, v_scale,
     NUM_HEADS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """One sequence and head: its chunks, in order, become one result."""
@@ -133,6 +145,8 @@ def combine_kernel(
             acc = acc * shrink + tl.sum(parts * weights[:, None], 0)
             total = total * shrink + tl.sum(sums * weights, 0)
             largest = new
+        if sinks is not None:
+            total += tl.exp2(tl.load(sinks + head) * 1.4426950408889634 - largest)
         target = out + seq.to(tl.int64) * (NUM_HEADS * D) + head * D + dims
         tl.store(target, (acc * (v_scale / total)).to(out.dtype.element_ty), mask=dims < D)
 
@@ -140,10 +154,10 @@ def combine_kernel(
 @triton.jit(do_not_specialize=["table_stride"])
 def prefill_kernel(
     out, qkv, k_cache, v_cache, block_tables, table_stride, seq_lens, query_start_loc, tiles,
-    slopes, block_stride, scale, cap, v_scale, window,
+    slopes, sinks, block_stride, scale, cap, v_scale, window,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, GROUP_ROWS: tl.constexpr, BLOCK_SIZE: tl.constexpr, WINDOWED: tl.constexpr,
-    CAPPED: tl.constexpr, SLOPED: tl.constexpr, PRECISION: tl.constexpr,
+    CHUNKED: tl.constexpr, CAPPED: tl.constexpr, SLOPED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A tile of BLOCK_M / GROUP_ROWS queries of one sequence, for one head of keys. tiles int32 [., 2]: sequence, tile.
     GROUP_ROWS: query heads of a head of keys, rounded up to a power of two."""
@@ -169,7 +183,8 @@ def prefill_kernel(
     end = tl.minimum(first_position + BLOCK_Q, seq_len)
     begin = 0
     if WINDOWED:
-        begin = tl.maximum(first_position - window + 1, 0) // BLOCK_N * BLOCK_N
+        first_key = first_position // window * window if CHUNKED else tl.maximum(first_position - window + 1, 0)
+        begin = first_key // BLOCK_N * BLOCK_N
         all_seen = begin
     else:
         all_seen = (first_position + 1) // BLOCK_N * BLOCK_N
@@ -198,10 +213,13 @@ def prefill_kernel(
             s = _biased(s, slopes, heads, exists, (keys[None, :] - positions[:, None]).to(tl.float32))
         seen = keys[None, :] <= positions[:, None]
         if WINDOWED:
-            seen = seen & (keys[None, :] > positions[:, None] - window)
+            first_keys = positions // window * window if CHUNKED else positions - window + 1
+            seen = seen & (keys[None, :] >= first_keys[:, None])
         s = tl.where(seen, s, float("-inf"))
         v = tl.load(v_cache + at[:, None] + dims[None, :], mask=mask, other=0.0).to(q.dtype)
         acc, largest, total = _online(acc, largest, total, s, v, PRECISION)
+    if sinks is not None:
+        total = _with_sinks(total, largest, sinks, heads, exists)
     result = acc * (v_scale / total)[:, None]
     target = out + tokens[:, None] * (NUM_HEADS * D) + heads[:, None] * D + dims[None, :]
     tl.store(target, result.to(out.dtype.element_ty), mask=exists[:, None] & in_d[None, :])

@@ -7,7 +7,7 @@ from typing import Any
 
 from octavo.ops import flashinfer_prompts
 from octavo.ops.table import Binding
-from octavo.ops.triton import attention, elementwise, experts, linear, rope, sampling
+from octavo.ops.triton import attention, elementwise, experts, heads, linear, rope, sampling
 from octavo.ops.triton.fuse import TritonRunner
 from octavo.ops.triton.linear import LinearPacker
 
@@ -39,12 +39,15 @@ def operations(binding: Binding) -> tuple[dict[str, Any], dict[str, str]]:
         "add_rms_norm": elementwise.add_rms_norm,
         "layer_norm": elementwise.layer_norm,
         "add_layer_norm": elementwise.add_layer_norm,
+        "norm_parts_": heads.norm_parts_,
         "add_": elementwise.add_,
+        "add_gated_": elementwise.add_gated_,
         "act_mul": elementwise.act_mul,
         "act": elementwise.act,
         "pack_experts": packer.pack_experts,
         "route": experts.route,
         "experts": experts.experts,
+        "clip_": heads.clip_,
         "rope_kv_write": rope.rope_kv_write,
         "attention": attention.attention,
         "program_runner": TritonRunner,

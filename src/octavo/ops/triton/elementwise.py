@@ -34,6 +34,10 @@ def activation(x, KIND: tl.constexpr):
         return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
     if KIND == "relu":
         return tl.where(x < 0.0, 0.0, x)
+    if KIND == "relu2":
+        return tl.where(x < 0.0, 0.0, x * x)
+    if KIND == "quick_gelu":
+        return x / (1.0 + tl.exp(-1.702 * x))
     inner = 0.7978845608028654 * (x + 0.044715 * x * x * x)
     # 0.5 * (1 + tanh(u)) is the logistic function of 2 u.
     return x / (1.0 + tl.exp(-2.0 * inner))
@@ -41,7 +45,11 @@ def activation(x, KIND: tl.constexpr):
 
 @triton.jit
 def activated(gate, up, KIND: tl.constexpr):
-    """act(gate) * up, float32."""
+    """act(gate) * up, float32. swiglu_oai: `reference.act_mul`."""
+    if KIND == "swiglu_oai":
+        gate = tl.where(gate > 7.0, 7.0, gate)
+        up = tl.where(up > 7.0, 7.0, tl.where(up < -7.0, -7.0, up))
+        return gate / (1.0 + tl.exp(-1.702 * gate)) * (up + 1.0)
     return activation(gate, KIND) * up
 
 
@@ -105,6 +113,25 @@ def _layer_norm_kernel(
 
 
 @triton.jit
+def _softplus(x):
+    return tl.where(x > 20.0, x, tl.log(1.0 + tl.exp(x)))
+
+
+@triton.jit
+def _xielu_kernel(out, x, parameters, count, BLOCK: tl.constexpr):
+    index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = index < count
+    values = tl.load(x + index, mask=mask, other=0.0).to(tl.float32)
+    positive, negative = _softplus(tl.load(parameters)), 0.5 + _softplus(tl.load(parameters + 1))
+    # e^z - 1 for z < 0. Near zero the difference would lose its digits; there are those of the series.
+    z = tl.minimum(values, -1e-6)
+    series = z + z * z * (0.5 + z * (1 / 6 + z * (1 / 24 + z * (1 / 120 + z * (1 / 720)))))
+    below = (tl.where(z < -0.25, tl.exp(z) - 1.0, series) - values) * negative
+    activated = tl.where(values > 0.0, positive * values * values, below) + 0.5 * values
+    tl.store(out + index, activated.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
 def _plain_act_kernel(out, x, count, KIND: tl.constexpr, BLOCK: tl.constexpr):
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = index < count
@@ -153,6 +180,17 @@ def _add_kernel(residual, x, count, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def _add_gated_kernel(residual, x, gates, width, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = columns < width
+    gate = 1.0 / (1.0 + tl.exp(-tl.load(gates + row)))
+    values = tl.load(residual + row * width + columns, mask=mask, other=0.0).to(tl.float32)
+    values += gate * tl.load(x + row * width + columns, mask=mask, other=0.0).to(tl.float32)
+    tl.store(residual + row * width + columns, values.to(residual.dtype.element_ty), mask=mask)
+
+
+@triton.jit
 def _soft_cap_kernel(x, cap, count, BLOCK: tl.constexpr):
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = index < count
@@ -170,7 +208,7 @@ def _resolve_kernel(ids, last_ids, count, BLOCK: tl.constexpr):
     tl.store(ids + index, tl.maximum(last, 0), mask=pending)
 
 
-def _row_block(width: int) -> tuple[int, int]:
+def row_block(width: int) -> tuple[int, int]:
     """Columns and warps of a program that holds a whole row."""
     block = triton.next_power_of_2(width)
     return block, min(16, max(1, block // 512))
@@ -182,7 +220,7 @@ def _norm(
     rows, width = x.shape
     if rows == 0:
         return
-    block, num_warps = _row_block(width)
+    block, num_warps = row_block(width)
     _norm_kernel[(rows,)](
         out,
         out_scale,
@@ -222,7 +260,7 @@ def _layer_norm(
     rows, width = x.shape
     if rows == 0:
         return
-    block, num_warps = _row_block(width)
+    block, num_warps = row_block(width)
     _layer_norm_kernel[(rows,)](
         out,
         residual,
@@ -255,6 +293,13 @@ def add_(residual: Tensor, x: Tensor) -> None:
         _add_kernel[(triton.cdiv(count, _BLOCK),)](residual, x, count, BLOCK=_BLOCK)
 
 
+def add_gated_(residual: Tensor, x: Tensor, gates: Tensor) -> None:
+    """`reference.add_gated_`."""
+    rows, width = x.shape
+    if rows:
+        _add_gated_kernel[(rows, triton.cdiv(width, _BLOCK))](residual, x, gates, width, BLOCK=_BLOCK)
+
+
 def act_mul(out: Tensor, gate_up: Tensor, kind: str) -> None:
     """`reference.act_mul`."""
     rows, width = out.shape
@@ -263,10 +308,12 @@ def act_mul(out: Tensor, gate_up: Tensor, kind: str) -> None:
         _act_kernel[grid](out, gate_up, width, KIND=kind, BLOCK=_BLOCK)
 
 
-def act(out: Tensor, x: Tensor, kind: str) -> None:
+def act(out: Tensor, x: Tensor, kind: str, parameters: Tensor | None = None) -> None:
     """`reference.act`."""
     count = out.numel()
-    if count:
+    if count and kind == "xielu":
+        _xielu_kernel[(triton.cdiv(count, _BLOCK),)](out, x, parameters, count, BLOCK=_BLOCK)
+    elif count:
         _plain_act_kernel[(triton.cdiv(count, _BLOCK),)](out, x, count, KIND=kind, BLOCK=_BLOCK)
 
 
@@ -274,7 +321,7 @@ def act_mul_quant(out_q: Tensor, out_scale: Tensor, gate_up: Tensor, kind: str) 
     """`quantize_rows` of `act_mul`, which is not rounded in between."""
     rows, width = out_q.shape
     if rows:
-        block, num_warps = _row_block(width)
+        block, num_warps = row_block(width)
         _act_quant_kernel[(rows,)](
             out_q,
             out_scale,
@@ -294,7 +341,7 @@ def quantize_rows(out_q: Tensor, out_scale: Tensor, x: Tensor) -> None:
     """
     rows, width = x.shape
     if rows:
-        block, num_warps = _row_block(width)
+        block, num_warps = row_block(width)
         _quantize_kernel[(rows,)](
             out_q, out_scale, x, width, INT8=out_q.dtype == torch.int8, BLOCK=block, num_warps=num_warps
         )
@@ -316,7 +363,7 @@ def resolve_ids(ids: Tensor, last_ids: Tensor) -> None:
 def variants() -> list[Variant]:
     found: list[Variant] = []
     for width in (576, 1024, 4096):
-        block, num_warps = _row_block(width)
+        block, num_warps = row_block(width)
         for out in (torch.bfloat16, torch.float8_e4m3fn, torch.int8):
             constexprs: dict[str, Any] = {
                 "BLOCK": block, "HAS_RESIDUAL": True, "QUANTIZE": out != torch.bfloat16, "INT8": out == torch.int8
@@ -337,7 +384,7 @@ def variants() -> list[Variant]:
                     min_capability=89 if out == torch.float8_e4m3fn else 80,
                 )
             )
-    block, num_warps = _row_block(4096)
+    block, num_warps = row_block(4096)
     pointers = {"out": "*bf16", "residual": "*bf16", "x": "*bf16", "weight": "*fp32", "bias": "*fp32"}
     found.append(
         Variant(
@@ -349,6 +396,25 @@ def variants() -> list[Variant]:
             divisible=frozenset({*pointers, "width"}),
         )
     )
+    pointers = {"residual": "*bf16", "x": "*bf16", "gates": "*fp32"}
+    found.append(
+        Variant(
+            name="add_gated 2048",
+            kernel=_add_gated_kernel,
+            signature={**pointers, "width": "i32"},
+            constexprs={"BLOCK": _BLOCK},
+            divisible=frozenset({*pointers, "width"}),
+        )
+    )
+    found.append(
+        Variant(
+            name="act xielu",
+            kernel=_xielu_kernel,
+            signature={"out": "*bf16", "x": "*bf16", "parameters": "*fp32", "count": "i32"},
+            constexprs={"BLOCK": _BLOCK},
+            divisible=frozenset({"out", "x", "parameters", "count"}),
+        )
+    )
     found.append(
         Variant(
             name="act gelu",
@@ -358,16 +424,17 @@ def variants() -> list[Variant]:
             divisible=frozenset({"out", "x", "count"}),
         )
     )
-    found.append(
+    found += [
         Variant(
-            name="act_mul 14336",
+            name=f"act_mul {width} {kind}",
             kernel=_act_kernel,
             signature={"out": "*bf16", "gate_up": "*bf16", "width": "i32"},
-            constexprs={"KIND": "silu", "BLOCK": _BLOCK},
+            constexprs={"KIND": kind, "BLOCK": _BLOCK},
             divisible=frozenset({"out", "gate_up", "width"}),
         )
-    )
-    block, num_warps = _row_block(14336)
+        for kind, width in (("silu", 14336), ("swiglu_oai", 2880))
+    ]
+    block, num_warps = row_block(14336)
     found.append(
         Variant(
             name="act_mul_quant 14336",

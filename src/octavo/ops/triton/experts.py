@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 import triton
+from octavo.ops.routing import Routing
 from octavo.ops.triton import elementwise
 from octavo.ops.triton.variants import Variant
 from octavo.quant.packed import QuantizedWeight
@@ -31,14 +32,16 @@ _BLOCK_K: Final = 64
 
 @dataclass(frozen=True, eq=False)
 class ExpertsWeight:
-    """Matrices [E, N, K] of the activations' type. `is_invariant`: tiles must not depend on the number of rows."""
+    """Matrices [E, N, K] of the activations' type, and biases float32 [E, N] or none. `is_invariant`: tiles must not
+    depend on the number of rows."""
 
     weight: Tensor
+    bias: Tensor | None
     is_invariant: bool
 
     @property
     def nbytes(self) -> int:
-        return self.weight.nbytes
+        return self.weight.nbytes + (0 if self.bias is None else self.bias.nbytes)
 
     def __len__(self) -> int:
         return len(self.weight)
@@ -48,45 +51,94 @@ class ExpertsWeight:
 
 
 def pack_experts(
-    weights: Iterable[Sequence[Tensor | QuantizedWeight]],
+    experts: Iterable[tuple[Sequence[Tensor | QuantizedWeight], Sequence[Tensor | None]]],
     dtype: torch.dtype,
     to_device: Callable[[Tensor], Tensor],
     is_invariant: bool,
 ) -> ExpertsWeight:
-    """For each expert its matrices, [N_i, K] one below the other. Quantized ones are held as floats."""
-    packed = []
-    for parts in weights:
+    """For each expert its matrices, [N_i, K] one below the other, and their biases; either all experts have them or
+    none. Quantized matrices are held as floats."""
+    packed, biases = [], []
+    for parts, of_parts in experts:
         dense = [part.dequantize() if isinstance(part, QuantizedWeight) else part for part in parts]
         packed.append(torch.cat([to_device(part).to(dtype) for part in dense]))
-    return ExpertsWeight(torch.stack(packed), is_invariant)
+        given = [to_device(bias).to(torch.float32) for bias in of_parts if bias is not None]
+        biases += [torch.cat(given)] if given else []
+    return ExpertsWeight(torch.stack(packed), torch.stack(biases) if biases else None, is_invariant)
+
+
+@triton.jit
+def _first_best(values, experts, is_open, BLOCK: tl.constexpr):
+    """The first of the best among those that are open. Not an expert where one's value is not a number."""
+    best = tl.max(tl.where(is_open, values, float("-inf")), 0)
+    return tl.min(tl.where((values == best) & is_open, experts, BLOCK), 0)
+
+
+@triton.jit
+def _in_best_groups(
+    values, experts, GROUPS: tl.constexpr, TOP_GROUPS: tl.constexpr, GROUP_BEST: tl.constexpr, E: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The values, -inf in all groups but the best."""
+    group = experts // (E // GROUPS)
+    worths = tl.full([BLOCK], float("-inf"), tl.float32)  # of each expert's group
+    for g in tl.static_range(GROUPS):
+        is_left = (group == g) & (experts < E)
+        worth = 0.0
+        for _ in tl.static_range(GROUP_BEST):
+            best = _first_best(values, experts, is_left, BLOCK)
+            worth += tl.max(tl.where(experts == best, values, float("-inf")), 0)
+            is_left = is_left & (experts != best)
+        worths = tl.where(group == g, worth, worths)
+    is_open = experts < 0
+    for _ in tl.static_range(TOP_GROUPS):
+        best = _first_best(worths, experts, (experts < E) & (is_open == 0), BLOCK)
+        is_open = is_open | (group == best // (E // GROUPS))
+    return tl.where(is_open, values, float("-inf"))
 
 
 @triton.jit
 def _route_kernel(
-    ids, weights, scores, RENORMALIZE: tl.constexpr, E: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr
+    ids, weights, scores, bias, factor, jitter,
+    KIND: tl.constexpr, RENORMALIZE: tl.constexpr, GROUPS: tl.constexpr, TOP_GROUPS: tl.constexpr,
+    GROUP_BEST: tl.constexpr, E: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One row."""
+    """One row, as `Routing` says."""
     row = tl.program_id(0).to(tl.int64)
     experts = tl.arange(0, BLOCK)
-    values = tl.load(scores + row * E + experts, mask=experts < E, other=float("-inf")).to(tl.float32)
-    high = tl.max(values, 0)
-    total = tl.sum(tl.exp(values - high), 0)
-    left = values
+    given = tl.load(scores + row * E + experts, mask=experts < E, other=float("-inf")).to(tl.float32)
+    high = tl.max(given, 0)
+    total = tl.sum(tl.exp(given - high), 0)
+    values = given
+    if (bias is not None) or GROUPS > 1:
+        values = 1.0 / (1.0 + tl.exp(-given)) if KIND == "sigmoid" else tl.exp(given - high) / total
+        if bias is not None:
+            values += tl.load(bias + experts, mask=experts < E, other=0.0)
+    if GROUPS > 1:
+        values = _in_best_groups(values, experts, GROUPS, TOP_GROUPS, GROUP_BEST, E, BLOCK)
     taken = experts >= E
     chosen = 0.0
     for j in tl.static_range(K):
-        best = tl.max(tl.where(taken, float("-inf"), left), 0)
-        expert = tl.min(tl.where((left == best) & (taken == 0), experts, BLOCK), 0)
-        expert = tl.minimum(expert, E - 1)  # no score is equal to itself where one is not a number
-        weight = tl.exp(best - high)
+        expert = tl.minimum(_first_best(values, experts, taken == 0, BLOCK), E - 1)
+        best = tl.max(tl.where(experts == expert, given, float("-inf")), 0)
+        if KIND == "sigmoid":
+            weight = 1.0 / (1.0 + tl.exp(-best))
+        elif KIND == "sparsemixer":
+            is_far = (best - given) / tl.maximum(tl.abs(given), best) > 2.0 * jitter
+            weight = 1.0 / tl.sum(tl.where(taken | is_far, 0.0, tl.exp(given - best)), 0)
+        else:
+            weight = tl.exp(best - high)
         chosen += weight
         tl.store(ids + row * K + j, expert)
-        tl.store(weights + row * K + j, weight / total)
+        tl.store(weights + row * K + j, weight / total if KIND == "softmax" else weight)
         taken = taken | (experts == expert)
-    if RENORMALIZE:
-        for j in tl.static_range(K):
-            weight = tl.load(weights + row * K + j)
-            tl.store(weights + row * K + j, weight * (total / chosen))
+    for j in tl.static_range(K):
+        weight = tl.load(weights + row * K + j)
+        if RENORMALIZE and KIND == "softmax":
+            weight = weight * (total / chosen)
+        if RENORMALIZE and KIND == "sigmoid":
+            weight = weight / (chosen + 1e-20)
+        tl.store(weights + row * K + j, weight * factor)
 
 
 @triton.jit(do_not_specialize=["count"])
@@ -117,11 +169,12 @@ def _place_kernel(places, order, counts, ids, count, E: tl.constexpr, BLOCK_E: t
 
 @triton.jit
 def _product_kernel(
-    out, x, weight, order, counts, N, K, rows_per_x,
+    out, x, weight, bias, scales, order, counts, N, K, rows_per_x,
     E: tl.constexpr, BLOCK_E: tl.constexpr, GATHER: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """A tile of the rows of one expert. GATHER: x has a row for each `rows_per_x` entries, not one for each place."""
+    """A tile of the rows of one expert. GATHER: x has a row for each `rows_per_x` entries, not one for each place.
+    scales, by entry, or none: what x is multiplied by."""
     tile = tl.program_id(0)
     experts = tl.arange(0, BLOCK_E)
     all_counts = tl.load(counts + experts, mask=experts < E, other=0)
@@ -147,32 +200,55 @@ def _product_kernel(
             b_mask = (columns < N)[:, None] & (ks < K)[None, :]
             b = tl.load(matrix + columns[:, None].to(tl.int64) * K + ks[None, :], mask=b_mask, other=0.0)
             acc = tl.dot(a, tl.trans(b), acc, input_precision=PRECISION)
+        if scales is not None:
+            entries = tl.load(order + rows, mask=exists, other=0)
+            acc = acc * tl.load(scales + entries, mask=exists, other=0.0)[:, None]
+        if bias is not None:
+            added = tl.load(bias + expert.to(tl.int64) * N + columns, mask=columns < N, other=0.0)
+            acc = acc + added[None, :]
         target = out + rows[:, None].to(tl.int64) * N + columns[None, :]
         tl.store(target, acc.to(out.dtype.element_ty), mask=exists[:, None] & (columns < N)[None, :])
 
 
 @triton.jit
 def _combine_kernel(out, y, places, weights, width, K: tl.constexpr, BLOCK: tl.constexpr):
-    """The sum over a row's experts, in their order."""
+    """The sum over a row's experts, in their order. weights: none if the experts' inputs were multiplied."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = columns < width
     acc = tl.zeros([BLOCK], tl.float32)
     for j in tl.static_range(K):
         place = tl.load(places + row * K + j).to(tl.int64)
-        weight = tl.load(weights + row * K + j)
-        acc += weight * tl.load(y + place * width + columns, mask=mask, other=0.0).to(tl.float32)
+        value = tl.load(y + place * width + columns, mask=mask, other=0.0).to(tl.float32)
+        acc += value if weights is None else value * tl.load(weights + row * K + j)
     tl.store(out + row * width + columns, acc.to(out.dtype.element_ty), mask=mask)
 
 
-def route(ids: Tensor, weights: Tensor, scores: Tensor, renormalize: bool) -> None:
+def route(ids: Tensor, weights: Tensor, scores: Tensor, routing: Routing, bias: Tensor | None = None) -> None:
     """`reference.route`."""
     rows, num_experts = scores.shape
     if rows:
         block = triton.next_power_of_2(num_experts)
         _route_kernel[(rows,)](
-            ids, weights, scores, RENORMALIZE=renormalize, E=num_experts, K=ids.shape[1], BLOCK=block, num_warps=1
+            ids,
+            weights,
+            scores,
+            bias,
+            routing.factor,
+            routing.jitter,
+            **_routing_constants(routing),
+            E=num_experts,
+            K=ids.shape[1],
+            BLOCK=block,
+            num_warps=1,
         )
+
+
+def _routing_constants(routing: Routing) -> dict[str, Any]:
+    return {
+        "KIND": routing.kind, "RENORMALIZE": routing.renormalize, "GROUPS": routing.num_groups,
+        "TOP_GROUPS": routing.top_groups, "GROUP_BEST": routing.group_best,
+    }  # fmt: skip
 
 
 def experts(
@@ -188,6 +264,8 @@ def experts(
     grouped: Tensor,
     gate_up: Tensor,
     act: Tensor,
+    gated: bool = True,
+    scales_input: bool = False,
 ) -> None:
     """`experts.grouped_experts`. Results of an expert are rounded to the activations' type before they are added."""
     num_rows, top_k = ids.shape
@@ -201,16 +279,18 @@ def experts(
     _place_kernel[(num_experts,)](places, order, counts, ids, count, E=num_experts, BLOCK_E=block_e, BLOCK=_ENTRIES)
     many = count >= _MANY // 2 * num_experts and not gate_up_weights.is_invariant
     sizes = (order, counts, _MANY if many else _FEW, block_e)
-    _product(gate_up.view(count, -1), x, gate_up_weights, *sizes, rows_per_x=top_k)
-    elementwise.act_mul(act.view(count, -1), gate_up.view(count, -1), kind)
+    scales = weights if scales_input else None
+    _product(gate_up.view(count, -1), x, gate_up_weights, *sizes, rows_per_x=top_k, scales=scales)
+    activate = elementwise.act_mul if gated else elementwise.act
+    activate(act.view(count, -1), gate_up.view(count, -1), kind)
     _product(grouped.view(count, width), act.view(count, -1), down_weights, *sizes, rows_per_x=0)
     grid = (num_rows, triton.cdiv(width, _COLUMNS))
-    _combine_kernel[grid](out, grouped, places, weights, width, K=top_k, BLOCK=_COLUMNS)
+    _combine_kernel[grid](out, grouped, places, None if scales_input else weights, width, K=top_k, BLOCK=_COLUMNS)
 
 
 def _product(
     out: Tensor, x: Tensor, weights: ExpertsWeight, order: Tensor, counts: Tensor, block_m: int, block_e: int,
-    rows_per_x: int,
+    rows_per_x: int, scales: Tensor | None = None,
 ) -> None:  # fmt: skip
     num_experts, n, k = weights.weight.shape
     most_tiles = min(len(out), triton.cdiv(len(out), block_m) + num_experts)
@@ -218,6 +298,8 @@ def _product(
         out,
         x,
         weights.weight,
+        weights.bias,
+        scales,
         order,
         counts,
         n,
@@ -235,18 +317,29 @@ def _product(
     )
 
 
+_GROUPED: Final = Routing(kind="sigmoid", num_groups=8, top_groups=4, group_best=2, factor=2.5)
+_SPARSEMIXER: Final = Routing(kind="sparsemixer", jitter=0.01)
+
+
+def _route_variant(name: str, routing: Routing, *, has_bias: bool, num_experts: int, top_k: int = 8) -> Variant:
+    pointers = {"ids": "*i32", "weights": "*fp32", "scores": "*fp32", **({"bias": "*fp32"} if has_bias else {})}
+    constexprs: dict[str, Any] = {"E": num_experts, "K": top_k, "BLOCK": triton.next_power_of_2(num_experts)}
+    return Variant(
+        name=f"route {name}",
+        kernel=_route_kernel,
+        signature={**pointers, "factor": "fp32", "jitter": "fp32"},
+        constexprs=constexprs | _routing_constants(routing) | ({} if has_bias else {"bias": None}),
+        num_warps=1,
+        divisible=frozenset(pointers),
+    )
+
+
 def variants() -> list[Variant]:
-    ids = {"ids": "*i32", "weights": "*fp32"}
     sort = {"counts": "*i32", "ids": "*i32", "count": "i32"}
     found = [
-        Variant(
-            name="route 8 of 128",
-            kernel=_route_kernel,
-            signature={**ids, "scores": "*fp32"},
-            constexprs={"RENORMALIZE": True, "E": 128, "K": 8, "BLOCK": 128},
-            num_warps=1,
-            divisible=frozenset({*ids, "scores"}),
-        ),
+        _route_variant("8 of 128", Routing(), has_bias=False, num_experts=128),
+        _route_variant("8 of 256, groups", _GROUPED, has_bias=True, num_experts=256),
+        _route_variant("2 of 16, sparsemixer", _SPARSEMIXER, has_bias=False, num_experts=16, top_k=2),
         Variant(
             name="experts: count",
             kernel=_count_kernel,
@@ -270,20 +363,23 @@ def variants() -> list[Variant]:
         ),
     ]
     pointers = {"out": "*bf16", "x": "*bf16", "weight": "*bf16", "order": "*i32", "counts": "*i32"}
-    for block_m in (_FEW, _MANY):
+    for block_m, has_bias in ((_FEW, False), (_MANY, False), (_FEW, True)):
         for gather in (False, True):
             constexprs: dict[str, Any] = {
                 "E": 8, "BLOCK_E": 8, "GATHER": gather, "BLOCK_M": block_m, "BLOCK_N": _BLOCK_N, "BLOCK_K": _BLOCK_K,
-                "PRECISION": "tf32",
+                "PRECISION": "tf32", "scales": None,
             }  # fmt: skip
+            own = {"bias": "*fp32"} if has_bias else {}
+            if not has_bias:
+                constexprs["bias"] = None
             found.append(
                 Variant(
-                    name=f"experts: {block_m} rows{', gathered' if gather else ''}",
+                    name=f"experts: {block_m} rows{', gathered' if gather else ''}{', biases' if has_bias else ''}",
                     kernel=_product_kernel,
-                    signature={**pointers, "N": "i32", "K": "i32", "rows_per_x": "i32"},
+                    signature={**pointers, **own, "N": "i32", "K": "i32", "rows_per_x": "i32"},
                     constexprs=constexprs,
                     num_stages=3,
-                    divisible=frozenset({*pointers, "N", "K"}),
+                    divisible=frozenset({*pointers, *own, "N", "K"}),
                 )
             )
     return found

@@ -74,6 +74,33 @@ class StackedLinear:
             start += part.N
 
 
+@dataclass(frozen=True, eq=False)
+class OrderedLinear:
+    """A matrix whose columns stand in another order than those of x."""
+
+    weight: IntLinear
+    order: Tensor  # int64 [K], on the device: column j is column order[j] of x
+
+    @property
+    def N(self) -> int:
+        return self.weight.N
+
+    @property
+    def K(self) -> int:
+        return self.weight.K
+
+    @property
+    def nbytes(self) -> int:
+        return self.weight.nbytes + self.order.nbytes
+
+    @property
+    def kind(self) -> str:
+        return self.weight.kind
+
+    def multiply(self, out: Tensor, x: Tensor) -> None:
+        self.weight.multiply(out, x.index_select(1, self.order))
+
+
 def linear(out: Tensor, x: Tensor, w: LinearWeight) -> None:
     """out [T, N] = x [T, K] @ w.T + bias. x of the activations' type; out too, or float32. Rows may lie apart."""
     if len(x):
@@ -140,9 +167,9 @@ class LinearPacker:
         """Pack a [N, K] weight; bias [N], any float type."""
         return self._pack([weight], [bias], False)
 
-    def pack_output(self, weight: Weight) -> LinearWeight:
+    def pack_output(self, weight: Weight, bias: Tensor | None = None) -> LinearWeight:
         """Pack the [N, K] weight of the output layer, which is never quantized here."""
-        return self._pack([weight], [None], True)
+        return self._pack([weight], [bias], True)
 
     def pack_linear_many(
         self, weights: Sequence[Weight], biases: Sequence[Tensor | None] | None = None
@@ -159,8 +186,9 @@ class LinearPacker:
         assert isinstance(weight, DenseLinear | InvariantLinear | IntLinear), weight.kind
         return Embedding(weight if isinstance(weight, IntLinear) else weight.weight, weight.K)
 
-    def pack_experts(self, weights: Iterable[Sequence[Weight]]) -> ExpertsWeight:
-        """For each expert its matrices, [N_i, K] one below the other. They are floats here, whatever they come as."""
+    def pack_experts(self, weights: Iterable[tuple[Sequence[Weight], Sequence[Tensor | None]]]) -> ExpertsWeight:
+        """For each expert its matrices, [N_i, K] one below the other, and their biases. They are floats here, whatever
+        they come as."""
         return pack_experts(weights, self._dtype, self._to_device, self._is_invariant)
 
     def _pack(self, weights: Sequence[Weight], biases: Sequence[Tensor | None], keep_dtype: bool) -> LinearWeight:
@@ -174,7 +202,7 @@ class LinearPacker:
                 raise ValueError(f"bias {tuple(bias.shape)} does not fit a weight of {weight.shape[0]} rows")
         given = list(zip(weights, biases, strict=True))
         parts = []
-        for form, run in groupby(given, lambda pair: self._form(pair[0], keep_dtype)):
+        for (form, _), run in groupby(given, lambda pair: (self._form(pair[0], keep_dtype), _order_key(pair[0]))):
             alike, their_biases = zip(*run, strict=True)
             parts.append(self._pack_alike(form, alike, self._bias(alike, their_biases)))
         return parts[0] if len(parts) == 1 else StackedLinear(tuple(parts))
@@ -182,14 +210,17 @@ class LinearPacker:
     def _form(self, weight: Weight, keep_dtype: bool) -> Form | str:
         """Equal for weights that can be packed as one."""
         if isinstance(weight, QuantizedWeight):
-            return form_of(weight) or "dense"
+            # A table of rows is read without an x whose columns could be put in order.
+            return "dense" if keep_dtype and weight.order is not None else form_of(weight) or "dense"
         n, k = weight.shape
         return self._quantization if self._quantization and not keep_dtype and has_layout(n, k) else "dense"
 
     def _pack_alike(self, form: Form | str, weights: Sequence[Weight], bias: Bias | None) -> LinearWeight:
         quantized = [weight for weight in weights if isinstance(weight, QuantizedWeight)]
         if isinstance(form, Form):
-            return pack_int(quantized, form, bias, self._dtype, self._to_device, self._is_invariant)
+            packed = pack_int(quantized, form, bias, self._dtype, self._to_device, self._is_invariant)
+            order = quantized[0].order
+            return packed if order is None else OrderedLinear(packed, self._to_device(order))
         if form in TYPES:
             floats = [weight for weight in weights if isinstance(weight, Tensor)]
             return pack_quantized(floats, form, bias, self._to_device, self._is_invariant)
@@ -225,3 +256,10 @@ class LinearPacker:
         ]  # fmt: skip
         exact = torch.cat(parts)
         return Bias(exact, exact.to(self._dtype))
+
+
+def _order_key(weight: Weight) -> bytes | None:
+    """Equal for weights whose columns stand in one order."""
+    if not isinstance(weight, QuantizedWeight) or weight.order is None:
+        return None
+    return weight.order.numpy().tobytes()

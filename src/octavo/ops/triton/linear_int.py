@@ -49,8 +49,9 @@ class Form(NamedTuple):
 
 
 def form_of(weight: QuantizedWeight) -> Form | None:
-    """The form in which the kernels take a weight; None: its groups or its K do not suit them."""
-    if weight.group_size % 16 or weight.shape[1] % 64:
+    """The form in which the kernels take a weight, whatever the order of its columns; None: its groups or its K do not
+    suit them, or its values are those of a table."""
+    if weight.group_size % 16 or weight.shape[1] % 64 or weight.table is not None:
         return None
     bits = 4 if weight.bits == 4 else 8
     has_mins = weight.mins is not None

@@ -23,9 +23,11 @@ _FLOAT8_MAX: Final = {torch.float8_e4m3fn: 448.0, torch.float8_e5m2: 57344.0}
 
 @triton.jit
 def _rope_kernel(
-    qkv, positions, cos_sin, q_norm, k_norm, eps, k_cache, v_cache, slots, k_factor, v_factor, block_size, block_stride,
+    qkv, positions, cos_sin, q_norm, k_norm, eps, q_scales, k_cache, v_cache, slots, k_factor, v_factor, block_size,
+    block_stride,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, HEADS: tl.constexpr,
-    HAS_NORM: tl.constexpr, ROTATES: tl.constexpr, LIMIT: tl.constexpr,
+    HAS_NORM: tl.constexpr, ROTATES: tl.constexpr, LIMIT: tl.constexpr, NORMS_ROTATED: tl.constexpr,
+    HAS_SCALES: tl.constexpr,
 ):  # fmt: skip
     """One token, HEADS heads of q | k | v. HALF: D / 2, rounded up to a power of two."""
     TOTAL: tl.constexpr = NUM_HEADS + 2 * NUM_KV_HEADS
@@ -40,15 +42,8 @@ def _rope_kernel(
     first = tl.load(place, mask=mask, other=0.0).to(tl.float32)
     second = tl.load(place + D // 2, mask=mask, other=0.0).to(tl.float32)
     rotated_first, rotated_second = first, second
-    if HAS_NORM:
-        mean = (tl.sum(first * first, 1) + tl.sum(second * second, 1)) / D
-        inverse = tl.rsqrt(mean + eps)[:, None]
-        q_first = tl.load(q_norm + half, mask=in_half, other=0.0)[None, :]
-        q_second = tl.load(q_norm + D // 2 + half, mask=in_half, other=0.0)[None, :]
-        k_first = tl.load(k_norm + half, mask=in_half, other=0.0)[None, :]
-        k_second = tl.load(k_norm + D // 2 + half, mask=in_half, other=0.0)[None, :]
-        rotated_first = first * inverse * tl.where(is_q[:, None], q_first, k_first)
-        rotated_second = second * inverse * tl.where(is_q[:, None], q_second, k_second)
+    if HAS_NORM and not NORMS_ROTATED:
+        rotated_first, rotated_second = _normed(first, second, is_q, q_norm, k_norm, eps, half, in_half, D)
     new_first, new_second = rotated_first, rotated_second
     if ROTATES:
         position = tl.load(positions + token).to(tl.int64)
@@ -56,6 +51,12 @@ def _rope_kernel(
         sin = tl.load(cos_sin + position * D + D // 2 + half, mask=in_half, other=0.0)[None, :]
         new_first = rotated_first * cos - rotated_second * sin
         new_second = rotated_second * cos + rotated_first * sin
+    if HAS_NORM and NORMS_ROTATED:
+        new_first, new_second = _normed(new_first, new_second, is_q, q_norm, k_norm, eps, half, in_half, D)
+    if HAS_SCALES:
+        q_scale = tl.where(is_q, tl.load(q_scales + tl.load(positions + token)), 1.0)[:, None]
+        new_first *= q_scale
+        new_second *= q_scale
     rotates = mask & (is_v == 0)[:, None]
     tl.store(place, new_first.to(qkv.dtype.element_ty), mask=rotates)
     tl.store(place + D // 2, new_second.to(qkv.dtype.element_ty), mask=rotates)
@@ -71,6 +72,19 @@ def _rope_kernel(
         target = v_cache + at + (k_heads - NUM_KV_HEADS)[:, None] * block_size * D + half[None, :]
         _store(target, first * v_factor, mask & is_v[:, None], LIMIT)
         _store(target + D // 2, second * v_factor, mask & is_v[:, None], LIMIT)
+
+
+@triton.jit
+def _normed(first, second, is_q, q_norm, k_norm, eps, half, in_half, D: tl.constexpr):
+    """The RMS norm of each head, in halves."""
+    mean = (tl.sum(first * first, 1) + tl.sum(second * second, 1)) / D
+    inverse = tl.rsqrt(mean + eps)[:, None]
+    q_first = tl.load(q_norm + half, mask=in_half, other=0.0)[None, :]
+    q_second = tl.load(q_norm + D // 2 + half, mask=in_half, other=0.0)[None, :]
+    k_first = tl.load(k_norm + half, mask=in_half, other=0.0)[None, :]
+    k_second = tl.load(k_norm + D // 2 + half, mask=in_half, other=0.0)[None, :]
+    first = first * inverse * tl.where(is_q[:, None], q_first, k_first)
+    return first, second * inverse * tl.where(is_q[:, None], q_second, k_second)
 
 
 @triton.jit
@@ -103,6 +117,8 @@ def rope_kv_write(
     num_kv_heads: int,
     head_dim: int,
     *,
+    norms_rotated: bool = False,
+    q_scales: Tensor | None = None,
     k_scale: float = 1.0,
     v_scale: float = 1.0,
 ) -> None:
@@ -119,6 +135,7 @@ def rope_kv_write(
         q_norm,
         k_norm,
         eps,
+        q_scales,
         k_cache,
         v_cache,
         slot_mapping,
@@ -134,32 +151,41 @@ def rope_kv_write(
         HAS_NORM=q_norm is not None,
         ROTATES=cos_sin is not None,
         LIMIT=_FLOAT8_MAX.get(k_cache.dtype, 0.0),
+        NORMS_ROTATED=norms_rotated,
+        HAS_SCALES=q_scales is not None,
         num_warps=4,
     )
 
 
 def variants() -> list[Variant]:
     found = []
-    for heads, kv_heads, head_dim, has_norm, cache in (
-        (16, 8, 128, True, torch.bfloat16),
-        (32, 8, 128, False, torch.bfloat16),
-        (32, 8, 128, False, torch.float8_e4m3fn),
-        (4, 1, 256, True, torch.bfloat16),
+    for heads, kv_heads, head_dim, has_norm, cache, is_rotated_first in (
+        (16, 8, 128, True, torch.bfloat16, False),
+        (32, 8, 128, False, torch.bfloat16, False),
+        (32, 8, 128, False, torch.float8_e4m3fn, False),
+        (4, 1, 256, True, torch.bfloat16, False),
+        (32, 8, 128, True, torch.bfloat16, True),
     ):
         pointers = {"qkv": "*bf16", "positions": "*i32", "cos_sin": "*fp32", "slots": "*i64"}
         pointers |= dict.fromkeys(("k_cache", "v_cache"), f"*{TYPE_NAMES[cache]}")
         constexprs: dict[str, Any] = {
             "NUM_HEADS": heads, "NUM_KV_HEADS": kv_heads, "D": head_dim, "HALF": head_dim // 2, "HEADS": _HEADS,
             "HAS_NORM": has_norm, "ROTATES": True, "LIMIT": _FLOAT8_MAX.get(cache, 0.0),
+            "NORMS_ROTATED": is_rotated_first, "HAS_SCALES": is_rotated_first,
         }  # fmt: skip
         if has_norm:
             pointers |= dict.fromkeys(("q_norm", "k_norm"), "*fp32")
         else:
             constexprs |= {"q_norm": None, "k_norm": None}
+        if is_rotated_first:
+            pointers |= {"q_scales": "*fp32"}
+        else:
+            constexprs |= {"q_scales": None}
         numbers = {"eps": "fp32", "k_factor": "fp32", "v_factor": "fp32", "block_size": "i32", "block_stride": "i32"}
+        what = " rotated, normed, scaled" if is_rotated_first else " norm" if has_norm else ""
         found.append(
             Variant(
-                name=f"rope {heads}/{kv_heads} x {head_dim}{' norm' if has_norm else ''} to {TYPE_NAMES[cache]}",
+                name=f"rope {heads}/{kv_heads} x {head_dim}{what} to {TYPE_NAMES[cache]}",
                 kernel=_rope_kernel,
                 signature=pointers | numbers,
                 constexprs=constexprs,

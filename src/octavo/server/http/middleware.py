@@ -14,6 +14,7 @@ import uuid
 
 from octavo.base.config import ServerConfig
 from octavo.base.errors import InvalidRequest, OctavoError
+from octavo.base.log import current_request_id
 from octavo.server.http.errors import (
     BadFraming,
     ExpectationFailed,
@@ -28,7 +29,7 @@ from octavo.server.openai.protocol.common import is_request_id
 
 logger = logging.getLogger(__name__)
 
-#: Headers of OpenTelemetry, which octavo does not use: the log says so once (E17).
+#: Headers of OpenTelemetry: where no traces are sent, the log says once that they have no effect (E17).
 TRACE_HEADERS = (b"traceparent", b"tracestate")
 
 _HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[^\s:/?#@\[\]\\\x00-\x20,]*)(?::[0-9]*)?")
@@ -85,21 +86,25 @@ def _is_loopback(name: str) -> bool:
 class RequestScope:
     """The outermost layer of a request: gives it an id, turns exceptions into replies, counts it."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, *, has_traces: bool = False) -> None:
         self._app = app
         self._metrics = metrics
-        self._told_of_traces = False
+        self._told_of_traces = has_traces
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         given = _given_request_id(scope)
         request_id = scope["octavo.request_id"] = given or uuid.uuid4().hex
         scope["octavo.request_id_given"] = given is not None
+        current_request_id.set(request_id)
         started = time.perf_counter()
         try:
             _check_headers(scope)
             if not self._told_of_traces and any(name in TRACE_HEADERS for name, _ in scope["headers"]):
                 self._told_of_traces = True
-                logger.warning("requests carry trace headers (traceparent), which octavo does not use; logged once")
+                logger.warning(
+                    "requests carry trace headers (traceparent), which have no effect without --otlp-traces-endpoint; "
+                    "logged once"
+                )
             await self._app(scope, receive, send)
         except ClientDisconnected:
             scope.setdefault("octavo.status", 499)  # nobody reads it; the number is nginx's

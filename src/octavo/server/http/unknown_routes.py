@@ -16,6 +16,7 @@ _CHAT: Final = "/v1/chat/completions"
 _TEXT: Final = "/v1/completions"
 _MODELS: Final = "/v1/models"
 _ADMIN: Final = ("administrators unless --admin-api-key is given", None)
+_PROFILES: Final = ("profiles unless --profiler-dir and --admin-api-key are given", None)
 _SLEEP: Final = ("sleep mode unless --enable-sleep-mode is given, and --admin-api-key", None)
 
 #: The beginning of a path, behind prefixes like `/v1` -> what it is for, and the route that does the nearest to it.
@@ -73,8 +74,8 @@ NOT_SERVED: Final[dict[str, tuple[str, str | None]]] = {
     "abort_requests": _ADMIN,
     "abort_request": ("SGLang's native API", "/abort_requests, with --admin-api-key"),
     "server_info": _ADMIN,
-    "start_profile": ("profiles", None),
-    "stop_profile": ("profiles", None),
+    "start_profile": _PROFILES,
+    "stop_profile": _PROFILES,
 }  # fmt: skip
 
 #: Prefixes in front of the part of a path that names a route.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from octavo.base.errors import InvalidRequest
@@ -31,6 +32,7 @@ class ChatHandler:
         note_unheard(serving, lease.model, exchange, request)
         check_limits(request, serving.state.config)
         turn = self._turn(body, request, lease.model, reply_id("chatcmpl", exchange, request))
+        turn = replace(turn, trace_headers=serving.trace_headers(exchange))
         async with exchange.cancelled_on_disconnect():
             prepared = await lease.model.prepare(turn)
             encoder = ChatEncoder(serving, lease, request, prepared)

@@ -32,8 +32,8 @@ from octavo.server.openai.protocol.chat import (
     Delta,
     ReplyMessage,
 )
+from octavo.server.openai.protocol.common import RequestMetrics, metrics_of, usage_of
 from octavo.server.openai.protocol.common import Usage as UsageReply
-from octavo.server.openai.protocol.common import usage_of
 from octavo.server.openai.protocol.tools import FunctionCall, FunctionCallDelta, ToolCall, ToolCallDelta
 from octavo.server.openai.serving import Serving
 
@@ -52,6 +52,7 @@ class ChatEncoder:
         self._created = int(time.time())
         self._include_usage, self._continuous_usage = serving.usage_events(request)
         self._usage = Usage()
+        self._gives_metrics = serving.gives_metrics(request)
         self._reading = prompt.reading
         self._ids = prompt.ids
         self._gives_ids = bool(request.return_token_ids)
@@ -80,7 +81,11 @@ class ChatEncoder:
             self._fingerprint,
             scores,
             self._ids if self._gives_ids else UNSET,
+            self._metrics_of(usage),
         )
+
+    def _metrics_of(self, usage: Usage) -> RequestMetrics | UnsetType:
+        return metrics_of(usage, self._params.n) if self._gives_metrics else UNSET
 
     def _choice(self, reply: Reply) -> ChatChoice:
         return ChatChoice(
@@ -116,7 +121,13 @@ class ChatEncoder:
         return begin + b"".join([self._sample(sample) for sample in news.samples])
 
     def last_events(self) -> bytes:
-        return event(self._chunk(None)) if self._include_usage else b""
+        if not (self._include_usage or self._gives_metrics):
+            return b""
+        chunk = self._chunk(None)
+        chunk.metrics = self._metrics_of(self._usage)
+        if not self._include_usage:
+            chunk.usage = UNSET
+        return event(chunk)
 
     def _sample(self, sample: SampleNews) -> bytes:
         """One choice's chunks; b"" when its text is held back and there is nothing else to send."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -19,8 +20,8 @@ from octavo.server.http.exchange import Exchange
 from octavo.server.http.sse import TextEvent, event
 from octavo.server.openai.limits import beam_params, check_limits
 from octavo.server.openai.logprobs import TextOffsets, completion_logprobs, echoed_logprobs, joined, prompt_logprobs
+from octavo.server.openai.protocol.common import RequestMetrics, metrics_of, usage_of
 from octavo.server.openai.protocol.common import Usage as UsageReply
-from octavo.server.openai.protocol.common import usage_of
 from octavo.server.openai.protocol.completions import (
     COMPLETION_REFUSALS,
     DEFAULT_MAX_TOKENS,
@@ -45,6 +46,7 @@ class CompletionHandler:
         lease = serving.state.models.resolve(request.model)
         check_limits(request, serving.state.config)
         turn = self._turn(body, request, lease.model, reply_id("cmpl", exchange, request))
+        turn = replace(turn, trace_headers=serving.trace_headers(exchange))
         async with exchange.cancelled_on_disconnect():
             prepared = await lease.model.prepare(turn)
             encoder = CompletionEncoder(serving, lease, request, prepared)
@@ -109,6 +111,7 @@ class CompletionEncoder:
         self._created = int(time.time())
         self._include_usage, self._continuous_usage = serving.usage_events(request)
         self._usage = Usage()
+        self._gives_metrics = serving.gives_metrics(request)
         self._text_events: dict[int, TextEvent] = {}
         self._offsets: dict[int, TextOffsets] = {}  # of the choices
         self._scores: dict[int, list[TokenLogprobs]] = {}  # of the prompts
@@ -125,7 +128,7 @@ class CompletionEncoder:
                 choice = self._choice(reply.place, _as_news(reply.samples[index]))
                 choice.prompt_logprobs = scores
                 choices.append(choice)
-        return self._object(choices, self._usage_of(usage))
+        return self._object(choices, self._usage_of(usage), self._metrics_of(usage))
 
     def _prompt_logprobs(self, place: int) -> Any:
         wanted = self._request.prompt_logprobs
@@ -143,7 +146,10 @@ class CompletionEncoder:
         return b"".join([self._sample(news.place, sample) for sample in news.samples])
 
     def last_events(self) -> bytes:
-        return event(self._object([], self._usage_of(self._usage))) if self._include_usage else b""
+        if not (self._include_usage or self._gives_metrics):
+            return b""
+        usage = self._usage_of(self._usage) if self._include_usage else UNSET
+        return event(self._object([], usage, self._metrics_of(self._usage)))
 
     def _sample(self, place: int, sample: SampleNews) -> bytes:
         """One choice's chunk; b"" when its text is held back and there is nothing else to send."""
@@ -172,6 +178,9 @@ class CompletionEncoder:
 
     def _usage_of(self, usage: Usage) -> UsageReply:
         return usage_of(usage, num_output_tokens=0 if self._request.scores_only else None)
+
+    def _metrics_of(self, usage: Usage) -> RequestMetrics | UnsetType:
+        return metrics_of(usage, len(self._prompts) * self._params.n) if self._gives_metrics else UNSET
 
     # ------------------------------------------------------------ a choice
     def _choice(self, place: int, sample: SampleNews) -> CompletionChoice:
@@ -226,7 +235,12 @@ class CompletionEncoder:
             return [0, *TextOffsets(shows_all).take(prompt.ids[1:])]
         return TextOffsets(shows_all).take(prompt.ids)
 
-    def _object(self, choices: list[CompletionChoice], usage: UsageReply | UnsetType | None) -> CompletionReply:
+    def _object(
+        self,
+        choices: list[CompletionChoice],
+        usage: UsageReply | UnsetType | None,
+        metrics: RequestMetrics | UnsetType = UNSET,
+    ) -> CompletionReply:
         return CompletionReply(
             self._id,
             "text_completion",
@@ -235,6 +249,7 @@ class CompletionEncoder:
             choices,
             self._fingerprint,
             usage,
+            metrics,
         )
 
 

@@ -8,6 +8,7 @@ from contextlib import aclosing
 from typing import Any, TypeVar
 
 from octavo.base.errors import InvalidRequest, clip
+from octavo.base.log import current_request_id
 from octavo.base.suggest import nearest
 from octavo.served.model import Prepared, ServedModel
 from octavo.server.http.errors import validate_body
@@ -20,6 +21,8 @@ from octavo.server.state import ServerState
 
 MAX_IGNORED_NAMES = 16
 IGNORED_FIELDS = b"x-octavo-ignored-fields"
+#: W3C's: the span that a request belongs to.
+TRACE_HEADERS = ("traceparent", "tracestate")
 
 M = TypeVar("M", bound=WireModel)
 _UNSAFE_IN_HEADER = re.compile(r"[^A-Za-z0-9_.-]")
@@ -63,6 +66,18 @@ class Serving:
         forced = self.state.config.enable_force_include_usage
         return forced or request.include_usage, request.continuous_usage
 
+    def gives_metrics(self, request: SamplingFields) -> bool:
+        """Whether the reply tells the times of the request."""
+        asked = request.include_metrics
+        return self.state.config.enable_per_request_metrics if asked is None else asked
+
+    def trace_headers(self, exchange: Exchange) -> tuple[tuple[str, str], ...]:
+        """What the caller says of the trace that the request is a part of; nothing where none are sent."""
+        if self.state.config.otlp_traces_endpoint is None:
+            return ()
+        found = ((name, exchange.header(name.encode())) for name in TRACE_HEADERS)
+        return tuple((name, value) for name, value in found if value is not None)
+
     async def send(
         self,
         exchange: Exchange,
@@ -90,4 +105,5 @@ def reply_id(prefix: str, exchange: Exchange, request: SamplingFields) -> str:
     """
     if request.request_id is not None and not exchange.scope["octavo.request_id_given"]:
         exchange.scope["octavo.request_id"] = request.request_id
+        current_request_id.set(request.request_id)
     return f"{prefix}-{exchange.scope['octavo.request_id']}"

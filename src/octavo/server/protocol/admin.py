@@ -27,6 +27,18 @@ class AbortReply(msgspec.Struct):
     aborted: int  # requests that were running or waiting
 
 
+class ProfileRequest(WireModel):
+    """The body may be left out."""
+
+    torch: bool | None = None  # what torch does is recorded too, unless false; it costs far more than the steps alone
+
+
+class ProfileReply(msgspec.Struct):
+    files: list[str]  # on the server's machine
+    steps: int
+    steps_not_recorded: int  # behind the most that a recording holds
+
+
 class SleepState(msgspec.Struct):
     is_sleeping: bool
 

@@ -156,7 +156,9 @@ def _eos_token_ids(
     own = special_tokens_map.get("eos_token")
     ids: list[Any] = [] if own is None else [backend.token_to_id(own)]
     for name in ("generation_config.json", "config.json"):
-        value = _read_json(directory / name).get("eos_token_id")
+        config = _read_json(directory / name)
+        text = config.get("text_config")  # of a model that also sees
+        value = config.get("eos_token_id", text.get("eos_token_id") if isinstance(text, dict) else None)
         if value is not None:
             ids += value if isinstance(value, list) else [value]
             break

@@ -12,6 +12,7 @@ from octavo.server.openai.protocol.common import (
     Int,
     PromptLogprob,
     Refusals,
+    RequestMetrics,
     SamplingFields,
     Usage,
     inert,
@@ -93,6 +94,7 @@ class ChatReply(msgspec.Struct):
     system_fingerprint: str
     prompt_logprobs: list[dict[int, PromptLogprob] | None] | None = None
     prompt_token_ids: list[int] | UnsetType = UNSET  # with return_token_ids
+    metrics: RequestMetrics | UnsetType = UNSET  # with include_metrics
 
 
 class Delta(msgspec.Struct):
@@ -121,3 +123,4 @@ class ChatChunk(msgspec.Struct):
     choices: list[ChatChunkChoice]
     usage: Usage | None | UnsetType = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET  # in the first chunk, with return_token_ids
+    metrics: RequestMetrics | UnsetType = UNSET  # in the last chunk, with include_metrics

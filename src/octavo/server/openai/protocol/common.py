@@ -128,6 +128,7 @@ class SamplingFields(WireModel):
     length_penalty: float | None = None
     early_stopping: bool | Literal["never"] | None = None
     return_token_ids: bool | None = None
+    include_metrics: bool | None = None  # the times of the request in its reply; default: as the server says
     return_tokens_as_token_ids: bool | None = None
     request_id: Annotated[str | None, AfterValidator(_check_request_id)] = None
     cache_salt: str | None = None
@@ -251,3 +252,42 @@ def usage_of(counts: events.Usage, *, num_output_tokens: int | None = None) -> U
     return Usage(
         num_prompt, num_prompt + num_output, num_output, PromptTokensDetails(counts.num_cached_tokens), details
     )
+
+
+class RequestMetrics(msgspec.Struct):
+    """Times of a request in milliseconds, over all its prompts and choices; null for what did not happen."""
+
+    queue_time_ms: float | None  # from its arrival until the engine began with it
+    prefill_time_ms: float | None  # from there to the first token
+    time_to_first_token_ms: float | None  # from its arrival
+    generation_time_ms: float | None  # from the first token to the last
+    total_time_ms: float | None  # from its arrival to its end
+    mean_itl_ms: float | None  # between two tokens of one choice
+    prompt_tokens_per_second: float | None  # of the prompt, without what was cached
+    tokens_per_second: float | None  # of all choices, behind their first tokens
+    cached_tokens: int  # prompt tokens found in the prefix cache
+
+
+def metrics_of(counts: events.Usage, num_choices: int) -> RequestMetrics | UnsetType:
+    """The times of a reply that is at its end; `num_choices` of all its prompts."""
+    times = counts.times
+    if times is None:
+        return UNSET
+    num_later = counts.num_output_tokens - num_choices  # tokens behind the first of each choice
+    decode, prefill = times.decode_seconds, times.prefill_seconds
+    num_computed = counts.num_prompt_tokens - counts.num_cached_tokens
+    return RequestMetrics(
+        _millis(times.queue_seconds),
+        _millis(prefill),
+        _millis(times.first_token_seconds),
+        _millis(decode),
+        _millis(times.total_seconds),
+        _millis(decode / num_later) if decode and num_later > 0 and num_choices == 1 else None,
+        round(num_computed / prefill, 2) if prefill else None,
+        round(num_later / decode, 2) if decode and num_later > 0 else None,
+        counts.num_cached_tokens,
+    )
+
+
+def _millis(seconds: float | None) -> float | None:
+    return None if seconds is None else round(1000 * seconds, 3)

@@ -14,6 +14,7 @@ from octavo.server.openai.protocol.common import (
     Int,
     PromptLogprob,
     Refusals,
+    RequestMetrics,
     SamplingFields,
     Usage,
     inert,
@@ -107,3 +108,4 @@ class CompletionReply(msgspec.Struct):
     choices: list[CompletionChoice]
     system_fingerprint: str
     usage: Usage | None | UnsetType = UNSET
+    metrics: RequestMetrics | UnsetType = UNSET  # at the end, with include_metrics

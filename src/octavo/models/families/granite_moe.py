@@ -1,0 +1,57 @@
+"""Granite 3 with experts: Llama with factors at four places, and an MLP for every token in some models.
+
+What a block adds is multiplied by m before the sum; see `granite` for where m goes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Final
+
+from octavo.models.blocks import Block
+from octavo.models.common import read_common, read_experts
+from octavo.models.config_reader import ConfigReader
+from octavo.models.expert_blocks import WithShared, shared_mlp
+from octavo.models.families.llama import llama_layer
+from octavo.models.layout import GGUF_EXPERTS, STACKED_EXPERTS, Layout, Split
+from octavo.models.spec import ModelSpec
+
+HF: Final = Layout(
+    renames=(
+        (r"\.block_sparse_moe\.router\.(layer\.)?", ".mlp.gate."), (r"\.block_sparse_moe\.", ".mlp."),
+        (r"\.mlp\.input_linear\.weight$", ".mlp.experts.gate_up_proj"),
+        (r"\.mlp\.output_linear\.weight$", ".mlp.experts.down_proj"),
+        (r"\.shared_mlp\.output_linear\.", ".mlp.shared_experts.down_proj."),
+    ),
+    splits=(
+        *STACKED_EXPERTS,
+        Split(
+            r"(.*)\.shared_mlp\.input_linear\.(\w+)",
+            (r"\1.mlp.shared_experts.gate_proj.\2", r"\1.mlp.shared_experts.up_proj.\2"),
+        ),
+    ),
+)  # fmt: skip
+GGUF: Final = Layout(splits=(GGUF_EXPERTS,), interleaved=True)
+_DEFAULTS: Final[dict[str, Any]] = {"num_experts": 8, "num_experts_per_tok": 2, "hidden_act": "silu"}
+
+
+def spec(config: ConfigReader) -> ModelSpec:
+    config = config.without("moe_intermediate_size").aliased(
+        num_experts="num_local_experts", moe_intermediate_size="intermediate_size"
+    )
+    config = config.with_defaults(_DEFAULTS)
+    common = read_common(config, has_experts=True)
+    multiplier = config.number("residual_multiplier", 1.0)
+    common = replace(common, norm=replace(common.norm, eps=common.norm.eps / multiplier**2))
+    bias = config.flag("attention_bias", False)
+    mlp: Block = read_experts(config, common)
+    if config.get("shared_intermediate_size"):
+        shared = shared_mlp(config.integer("shared_intermediate_size"), common.activation)
+        mlp = WithShared(experts=mlp, shared=shared)
+    scale = config.number("attention_multiplier", 1.0)
+    layer = llama_layer(common, mlp=mlp, scale=scale, bias=bias, o_bias=bias)
+    return common.decoder(
+        [layer] * common.num_layers,
+        embedding_scale=config.number("embedding_multiplier", 1.0) / multiplier,
+        logit_scale=1 / config.number("logits_scaling", 1.0),
+    )

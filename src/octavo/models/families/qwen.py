@@ -1,0 +1,46 @@
+"""Qwen 1: Llama with q, k and v in one matrix that has a bias, and an intermediate size that counts both halves."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from octavo.models.common import read_common
+from octavo.models.config_reader import ConfigReader
+from octavo.models.families.llama import llama_layer
+from octavo.models.layout import Layout, Split
+from octavo.models.spec import ModelSpec
+
+_NAMES: Final = {
+    "rms_norm_eps": "layer_norm_epsilon", "rope_theta": "rotary_emb_base", "head_dim": "kv_channels",
+    "partial_rotary_factor": "rotary_pct",
+}  # fmt: skip
+_DEFAULTS: Final[dict[str, Any]] = {"hidden_act": "silu", "rms_norm_eps": 1e-6}
+HF: Final = Layout(
+    ignored=(r".*\.attn\.(bias|masked_bias)", r"transformer\.rotary_emb\.inv_freq"),
+    renames=(
+        (r"^transformer\.wte\.", "model.embed_tokens."), (r"^transformer\.ln_f\.", "model.norm."),
+        (r"^transformer\.h\.", "model.layers."), (r"\.ln_1\.", ".input_layernorm."),
+        (r"\.ln_2\.", ".post_attention_layernorm."), (r"\.attn\.c_attn\.", ".self_attn.qkv."),
+        (r"\.attn\.c_proj\.", ".self_attn.o_proj."), (r"\.mlp\.w1\.", ".mlp.up_proj."),
+        (r"\.mlp\.w2\.", ".mlp.gate_proj."), (r"\.mlp\.c_proj\.", ".mlp.down_proj."),
+    ),
+    splits=(Split(r"(.*\.self_attn\.)qkv\.(\w+)", (r"\1q_proj.\2", r"\1k_proj.\2", r"\1v_proj.\2")),),
+)  # fmt: skip
+GGUF: Final = Layout(splits=(Split(r"(blk\.\d+\.attn_)qkv\.(\w+)", (r"\1q.\2", r"\1k.\2", r"\1v.\2")),))
+
+
+def spec(config: ConfigReader) -> ModelSpec:
+    config = config.aliased(**_NAMES)
+    config.refuse_unless("no_bias", (True,))
+    config.refuse_unless("partial_rotary_factor", (1, 1.0))
+    config.refuse_unless("scale_attn_weights", (True,))
+    size = config.integer("intermediate_size")
+    if size % 2:
+        raise config.fail("intermediate_size", "is odd")
+    if config.get("seq_length") is not None:
+        # Only beyond the length of its training do the model's own code stretch the rotation (use_dynamic_ntk) and
+        # scale queries (use_logn_attn), by the length that a text has just reached. So that much is served.
+        config = config.without("max_position_embeddings").aliased(max_position_embeddings="seq_length")
+    config = config.without("intermediate_size").with_defaults({**_DEFAULTS, "intermediate_size": size // 2})
+    common = read_common(config)
+    return common.decoder([llama_layer(common, bias=True)] * common.num_layers)

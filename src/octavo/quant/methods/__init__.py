@@ -1,0 +1,1 @@
+"""Quantized checkpoints of Hugging Face's kind: for each method of quantization, what its tensors mean."""
