@@ -94,7 +94,7 @@ def resolve_model(config: ModelConfig) -> Path:
     if local is not None:
         return local
     # Random weights need the model's shape and tokenizer only.
-    patterns = DESCRIPTION_FILES if config.load_format == "dummy" else HUB_FILES
+    patterns: tuple[str, ...] = DESCRIPTION_FILES if config.load_format == "dummy" else HUB_FILES
     patterns += CODE_FILES if config.trust_remote_code else ()
     return _fetch(config.model, config.revision, config.download_dir, patterns, config.ignore_patterns)
 

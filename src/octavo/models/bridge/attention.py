@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo.models.bridge.refusal import Refusal
-from octavo.ops.program import Attend, Buffer, Cache, Heads, RopeWrite
+from octavo.ops.program import Attend, Buffer, Cache, Heads, RopeWrite, Weight
 from octavo.ops.run import HANDLERS, Frame
 from octavo.ops.step import KVCaches, StepTensors
 from octavo.ops.table import Ops
@@ -23,6 +23,8 @@ from octavo.ops.table import Ops
 #: Of the attention and of the experts, in transformers' tables.
 NAME: Final = "octavo"
 MAX_HEAD_DIM: Final = 256
+#: The name under which an attention finds the sinks that it is handed.
+SINKS: Final = "sinks"
 OWN_MASK: Final = "its attention has a mask or a bias of its own"
 #: What calls may say beside what is honoured, because it changes nothing here.
 _HARMLESS: Final = frozenset(
@@ -88,7 +90,7 @@ class Recording:
     step: StepTensors
     paths: Mapping[nn.Module, str]
     calls: list[Call] = field(default_factory=list)
-    kv_caches: list[tuple[Tensor, ...]] = field(default_factory=list)
+    kv_caches: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
 
 #: What runs now. One model computes in a process, one step at a time.
@@ -141,13 +143,17 @@ def attention(
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """query [1, Hq, T, D], key [1, Hkv, T, D], value [1, Hkv, T, Dv]. Returns [1, T, Hq, Dv], and no probabilities."""
+    """query [1, Hq, T, D], key [1, Hkv, T, D], value [1, Hkv, T, Dv]; s_aux [Hq]: sinks. Returns [1, T, Hq, Dv], and no
+    probabilities."""
     current = _now[-1]
     if isinstance(current, Recording):
         _check_others(module, attention_mask, sliding_window, others)
-        call = _recorded(current, module, query, key, value, scaling, sliding_window or 0, softcap or 0.0)
+        call = _recorded(
+            current, module, query, key, value, scaling, sliding_window or 0, softcap or 0.0, s_aux is not None
+        )
     else:
         call = current.calls[current.done]
         current.done += 1
@@ -157,7 +163,8 @@ def attention(
         parts = [nn.functional.pad(part, (0, heads.head_dim - part.shape[-1])) for part in parts]
     qkv = torch.cat(parts, 2).view(num_tokens, heads.qkv_size)
     out = qkv.new_empty(num_tokens, heads.size)
-    frame = _Frame(current.step, current.kv_caches, {call.attend.qkv: qkv, call.attend.out: out})
+    weights = {} if s_aux is None else {SINKS: s_aux.detach().float().contiguous()}
+    frame = _Frame(current.step, current.kv_caches, {call.attend.qkv: qkv, call.attend.out: out}, weights)
     HANDLERS[RopeWrite](current.ops, call.write, frame)
     HANDLERS[Attend](current.ops, call.attend, frame)
     result = out.view(1, num_tokens, heads.num_heads, heads.head_dim)
@@ -167,16 +174,26 @@ def attention(
 class _Frame(Frame):
     """The buffers of one attention."""
 
-    def __init__(self, step: StepTensors, kv_caches: KVCaches, buffers: Mapping[Buffer, Tensor]) -> None:
+    def __init__(
+        self, step: StepTensors, kv_caches: KVCaches, buffers: Mapping[Buffer, Tensor], weights: Mapping[str, Tensor]
+    ) -> None:
         self.step, self.kv_caches, self.needed = step, kv_caches, None
-        self._buffers, self._weights = buffers, {}
+        self._buffers, self._weights = buffers, weights
 
     def __getitem__(self, buffer: Buffer) -> Tensor:
         return self._buffers[buffer]
 
 
 def _recorded(
-    now: Recording, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, scale: float | None, window: int, softcap: float
+    now: Recording,
+    module: nn.Module,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float | None,
+    window: int,
+    softcap: float,
+    has_sinks: bool,
 ) -> Call:
     k_dim, v_dim = k.shape[-1], v.shape[-1]
     head_dim = -(-max(k_dim, v_dim) // 2) * 2
@@ -192,7 +209,13 @@ def _recorded(
         now.paths[module],
         RopeWrite(qkv=qkv, heads=heads, cache=cache, rotation=None),
         Attend(
-            out=out, qkv=qkv, heads=heads, cache=cache, softcap=softcap, scale=k_dim**-0.5 if scale is None else scale
+            out=out,
+            qkv=qkv,
+            heads=heads,
+            cache=cache,
+            softcap=softcap,
+            scale=k_dim**-0.5 if scale is None else scale,
+            sinks=Weight(SINKS, (heads.num_heads,)) if has_sinks else None,
         ),
         k_dim,
         v_dim,
@@ -201,14 +224,13 @@ def _recorded(
     blocks = now.step.cache_groups[0][0].shape[1] + 1
     shapes = now.ops.kv_cache_shapes(blocks, 16, heads.num_kv_heads, head_dim)
     dtype = now.ops.activation_dtype
-    now.kv_caches.append(tuple(torch.zeros(s, dtype=dtype, device=now.ops.torch_device) for s in shapes))
+    k_cache, v_cache = (torch.zeros(shape, dtype=dtype, device=now.ops.torch_device) for shape in shapes)
+    now.kv_caches.append((k_cache, v_cache))
     return call
 
 
 def _check_others(module: nn.Module, mask: Any, window: int | None, others: Mapping[str, Any]) -> None:
     """Refuse what would have to change the result and is not honoured."""
-    if others.get("s_aux") is not None or others.get("sinks") is not None:
-        raise Refusal("its attention has sinks")
     for name, value in others.items():
         if name not in _HARMLESS and value is not None and value is not False:
             raise Refusal(f"its attention asks for {name!r}, which is not known here")

@@ -120,13 +120,13 @@ class _Declarer:
         if self._embedding.weight.shape[0] < self._head.weight.shape[0]:
             raise Refusal("its embedding has fewer tokens than its output matrix")
         is_tied = self._head.weight is self._embedding.weight
-        self.tied = next(f"{path}.weight" for path, each in model.named_modules() if each is self._head)
-        self.tied = self.tied if is_tied else None
+        head = next(f"{path}.weight" for path, each in model.named_modules() if each is self._head)
+        self.tied: str | None = head if is_tied else None
         self.output = Weight(LM_HEAD, tuple(self._head.weight.shape), 0)
 
     def module(self, path: str, module: nn.Module) -> None:
         """Declare what is the module's own."""
-        own = dict(module.named_parameters(recurse=False, remove_duplicate=False))
+        own: dict[str, Any] = dict(module.named_parameters(recurse=False, remove_duplicate=False))
         own |= {
             name: buffer
             for name, buffer in module.named_buffers(recurse=False)
@@ -156,7 +156,7 @@ class _Declarer:
     def _siblings(self, path: str, module: nn.Module) -> None:
         """Declare those of its linear layers that are packed as one."""
         for names in _SIBLINGS:
-            children = [getattr(module, name, None) for name in names]
+            children: list[Any] = [getattr(module, name, None) for name in names]
             if any(type(child) is not nn.Linear or child is self._head for child in children):
                 continue
             linears = {f"{path}.{name}": child for name, child in zip(names, children, strict=True)}

@@ -67,7 +67,7 @@ def _attach_other(path: str, module: Any, ops: Ops, weights: Mapping[str, Any]) 
     if has_experts(module):
         module.octavo_experts = _experts(path, ops, weights)
     elif type(module) is nn.LayerNorm and len(module.normalized_shape) == 1:
-        module.forward = _layer_norm(ops, module)
+        module.forward = _layer_norm(ops, module)  # type: ignore[method-assign]
     elif _may_be_rms_norm(module):
         _put_rms_norm(ops, module)
 
@@ -258,8 +258,8 @@ def _experts(path: str, ops: Ops, weights: Mapping[str, Any]) -> dict[str, list[
 
 def _layer_norm(ops: Ops, module: nn.LayerNorm) -> Forward:
     width, eps = module.normalized_shape[0], module.eps
-    weight = module.weight if module.weight is not None else torch.ones(width, device=ops.torch_device)
-    weight = weight.detach().float()
+    given: Tensor | None = module.weight
+    weight = torch.ones(width, device=ops.torch_device) if given is None else given.detach().float()
     bias = None if module.bias is None else module.bias.detach().float()
     return _normed(ops, lambda out, x: ops.layer_norm(out, x, weight, bias, eps))
 
@@ -314,7 +314,8 @@ def _put_gated_mlp(ops: Ops, module: Any, gate_up: Any, down: Any) -> None:
         both = first(x).view(-1, 2 * width)
         inner = torch.empty(len(both), width, dtype=both.dtype, device=both.device)
         ops.act_mul(inner, both, kind)
-        return last(inner).view(x.shape)
+        result: Tensor = last(inner)
+        return result.view(x.shape)
 
     x = _noise(ops, 3, gate_up.K)
     try:

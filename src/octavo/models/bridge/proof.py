@@ -132,11 +132,11 @@ def _of_kind(tree: nn.Module, path: str) -> frozenset[str]:
     return frozenset(other for other, module in tree.named_modules() if type(module) is kind)
 
 
-class _Seen(TorchDispatchMode):
+class _Seen(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes in whose code torch computes what may round otherwise in company."""
 
     def __init__(self, tree: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._paths = {module: path for path, module in tree.named_modules()}
         self._stack: list[nn.Module] = []
         self._found: set[str] = set()
@@ -269,13 +269,14 @@ class _Looks:
             parts.setdefault("#logits", []).append(self._model.logits(hidden)[:own])
         return {path: torch.cat(each) for path, each in parts.items() if _alike(each)}
 
-    def _caches(self) -> list[tuple[Tensor, ...]]:
+    def _caches(self) -> list[tuple[Tensor, Tensor]]:
         most = 1 + 2 * -(-(_LENGTH + _COMPANY) // _BLOCK_SIZE)
         made = []
         for call in self._calls:
             heads = call.heads
             shapes = self._ops.kv_cache_shapes(most, _BLOCK_SIZE, heads.num_kv_heads, heads.head_dim)
-            made.append(tuple(torch.zeros(shape, device=self._ops.torch_device) for shape in shapes))
+            k_cache, v_cache = (torch.zeros(shape, device=self._ops.torch_device) for shape in shapes)
+            made.append((k_cache, v_cache))
         return made
 
 

@@ -158,7 +158,7 @@ def _without_weights() -> Iterator[None]:
             param = nn.Parameter(param.detach().to("meta"), requires_grad=False)
         original(module, name, param)
 
-    nn.Module.register_parameter = register_parameter  # type: ignore[method-assign]
+    nn.Module.register_parameter = register_parameter  # type: ignore[method-assign, assignment]
     try:
         with no_init_weights():
             yield
