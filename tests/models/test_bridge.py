@@ -101,6 +101,8 @@ def test_logits_are_those_of_transformers_and_no_row_depends_on_others(model_typ
         assert torch.equal(torch.stack(prompt_logits(loaded, ops, PROMPTS, chunk)), together)
     for prompt, rows in zip(PROMPTS, together, strict=True):
         assert torch.equal(prompt_logits(loaded, ops, [prompt])[0], rows)
+        # As many tokens as there are experts: rows must not be taken for those of a parameter.
+        assert torch.equal(prompt_logits(loaded, ops, [prompt], 4)[0], rows)
     some = Run(loaded, ops, 2, 40, torch.float32).step([prompt[:20] for prompt in PROMPTS], [3, 19, 20, 39])[0]
     assert torch.equal(some, torch.cat([rows[:20] for rows in together])[[3, 19, 20, 39]])
 

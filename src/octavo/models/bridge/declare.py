@@ -50,7 +50,8 @@ class BridgedDefinition(Definition):
     shares: Mapping[str, Share]  # by the path of the linear layer
     tied: str | None  # the output matrix's name in the tree, where it is the embedding's
     calls: tuple[Call, ...] = ()  # the attentions, once they are known
-    row_wise: frozenset[str] = field(default=frozenset())  # modules that are run row by row, once they are known
+    #: Modules that run row by row, with the layouts of their arguments, once they are known.
+    row_wise: Mapping[str, Mapping[int | str, Any]] = field(default_factory=dict)
 
 
 def declared(skeleton: Skeleton, max_positions: int) -> BridgedDefinition:

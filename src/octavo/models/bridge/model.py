@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from octavo.models.bridge.attention import Step, running
 from octavo.models.bridge.declare import BridgedDefinition
-from octavo.models.bridge.modules import attach, by_row, take_shortcuts
+from octavo.models.bridge.modules import ByRow, Layout, attach, take_shortcuts
 from octavo.models.bridge.proof import proven
 from octavo.models.bridge.refusal import Refusal, refused
 from octavo.models.transformer import Transformer
@@ -50,15 +50,23 @@ class BridgedModel(Transformer):
     def program(self) -> Program:
         return self.definition.program
 
-    def run_by_row(self, paths: frozenset[str]) -> None:
-        """From here on these modules run one token after the other; "": what makes logits of hidden states."""
-        for path in paths:
+    def run_by_row(self, layouts: Mapping[str, Layout | None]) -> None:
+        """From here on modules run one token after the other, by their paths; "": what makes logits of hidden states.
+        None: the layout of the arguments is that of the next step."""
+        for path, layout in layouts.items():
             module: Any = self._tree.get_submodule(path)
             if path == "":
                 self._logits_by_row = True
-            elif not hasattr(module, "octavo_by_row"):
-                module.octavo_by_row = True
-                module.forward = by_row(module.forward, lambda: self._num_rows)
+            elif not isinstance(module.forward, ByRow):
+                module.forward = ByRow(module.forward, lambda: self._num_rows, layout)
+
+    def layouts(self, paths: Iterable[str]) -> dict[str, Layout]:
+        """Of modules that run one token after the other, after a step."""
+        found: dict[str, Layout] = {}
+        for path in paths:
+            forward: Any = self._tree.get_submodule(path).forward
+            found[path] = (forward.layout or {}) if isinstance(forward, ByRow) else {}
+        return found
 
     def forward(self, step: StepTensors, kv_caches: KVCaches, needed: Tensor | None = None) -> Tensor:
         current = Step(self._ops, step, kv_caches, self.definition.calls)

@@ -21,6 +21,10 @@ from octavo.ops.program import Activation
 from octavo.ops.table import Ops
 
 Forward = Callable[..., Any]
+#: Which dimension of a value has a row a token: of tuples, of each part.
+Dims = int | tuple["Dims", ...] | None
+#: By the place or the name of an argument.
+Layout = Mapping[int | str, Dims]
 #: Values of which torch computes a whole number at a time with every instruction set: what is left of a row is computed
 #: by other code, which rounds otherwise.
 VECTOR = 32
@@ -116,35 +120,47 @@ def packed_experts(module: Any, hidden: Tensor, top_k_index: Tensor, top_k_weigh
     return out
 
 
-def by_row(forward: Forward, num_rows: Callable[[], int]) -> Forward:
-    """The same of one token after the other, for what computes a token otherwise in company. `num_rows`: tokens of the
-    step; arguments and results with so many as their first dimension, or as the second behind a 1, have one each."""
+class ByRow:
+    """The same of one token after the other, for what computes a token otherwise in company."""
 
-    def run(*args: Any, **kwargs: Any) -> Any:
-        count = num_rows()
-        if count == 1 or not any(_has_rows(each, count) for each in (*args, *kwargs.values())):
-            return forward(*args, **kwargs)
+    def __init__(self, forward: Forward, num_rows: Callable[[], int], layout: Layout | None) -> None:
+        """`num_rows`: tokens of the step. `layout`: which dimension of each argument has one each; None: it is seen in
+        the first call, whose number of tokens no size of the model must have."""
+        self._forward, self._num_rows = forward, num_rows
+        self.layout = layout
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        count, named = self._num_rows(), {**dict(enumerate(args)), **kwargs}
+        if self.layout is None:
+            self.layout = {name: _row_dims(value, count) for name, value in named.items()}
+        dims = {name: self.layout.get(name) for name in named}
+        if count == 1 or not any(_has_rows(named[name], dims[name], count) for name in named):
+            return self._forward(*args, **kwargs)
         results = []
         for row in range(count):
-            own = [_row(each, row, count) for each in args]
-            results.append(forward(*own, **{name: _row(each, row, count) for name, each in kwargs.items()}))
+            own = {name: _row(named[name], dims[name], row, count) for name in named}
+            results.append(self._forward(*(own[i] for i in range(len(args))), **{name: own[name] for name in kwargs}))
         return _joined(results)
 
-    return run
 
-
-def _row(value: Any, row: int, count: int) -> Any:
+def _row_dims(value: Any, count: int) -> Dims:
     if isinstance(value, tuple | list):
-        return type(value)(_row(each, row, count) for each in value)
-    if not _has_rows(value, count):
-        return value
-    return value[row : row + 1] if value.shape[0] == count else value[:, row : row + 1]
+        return tuple(_row_dims(each, count) for each in value)
+    if not isinstance(value, Tensor):
+        return None
+    return next((dim for dim, size in enumerate(value.shape[:2]) if size == count), None)
 
 
-def _has_rows(value: Any, count: int) -> bool:
-    if isinstance(value, tuple | list):
-        return any(_has_rows(each, count) for each in value)
-    return isinstance(value, Tensor) and value.dim() >= 1 and (value.shape[0] == count or value.shape[:2] == (1, count))
+def _has_rows(value: Any, dims: Dims, count: int) -> bool:
+    if isinstance(dims, tuple):
+        return any(_has_rows(each, dim, count) for each, dim in zip(value, dims, strict=True))
+    return dims is not None and value.dim() > dims and value.shape[dims] == count
+
+
+def _row(value: Any, dims: Dims, row: int, count: int) -> Any:
+    if isinstance(dims, tuple):
+        return type(value)(_row(each, dim, row, count) for each, dim in zip(value, dims, strict=True))
+    return value.narrow(dims, row, 1) if _has_rows(value, dims, count) else value
 
 
 def _joined(results: list[Any]) -> Any:

@@ -77,7 +77,7 @@ def proven(model: BridgedModel, tree: Any, definition: BridgedDefinition, ops: O
         return definition
     attending = {call.module for call in definition.calls}
     by_itself = _checked(tree, seen.paths, attending)
-    model.run_by_row(by_itself)
+    model.run_by_row(dict.fromkeys(by_itself))
     looks = _Looks(model, tree, definition, ops, first, company)
     for _ in range(_MAX_KINDS):
         different = looks.first_difference()
@@ -86,14 +86,14 @@ def proven(model: BridgedModel, tree: Any, definition: BridgedDefinition, ops: O
         if different in by_itself:
             raise Refusal(f"what its {_kind(tree, different)} computes of a token depends on the step's other tokens")
         more = _checked(tree, _of_kind(tree, different), attending)
-        model.run_by_row(more)
+        model.run_by_row(dict.fromkeys(more))
         by_itself |= more
     else:
         raise Refusal("what its modules compute of a token depends on the step's other tokens")
     if by_itself:
         kinds = sorted({_kind(tree, path) for path in by_itself})
         logger.info("run one token at a time, so that no reply depends on others: %s", ", ".join(kinds))
-    return replace(definition, row_wise=by_itself)
+    return replace(definition, row_wise=model.layouts(by_itself))
 
 
 def _holds_rows(ops: Ops) -> bool:
