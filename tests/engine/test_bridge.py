@@ -9,11 +9,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from llguidance import LLMatcher
 
 from engine.harness import Engine, Reply, Run, request
 from models.test_bridge import OPTIONS, make
 from octavo.models.bridge.model import BridgedModel
+from octavo.text.grammars.helper import canonical
 from octavo.wire.messages import AddRequest
 
 #: Windows, experts, gates: what of a step's rows is computed by which module differs from row to row.
@@ -79,14 +79,17 @@ def test_with_the_prompt_in_the_prefix_cache(engine: Engine, alone: dict[int, Re
 
 
 def test_through_preemption(engine: Engine, alone: dict[int, Reply]) -> None:
-    run = engine.run(requests_under_test(), scheduler=engine.scheduler(num_kv_blocks=50, prefix_caching=False))
+    growing = [request(100 + i, list(range(2000, 2015)), max_tokens=40) for i in range(8)]
+    scheduler = engine.scheduler(num_kv_blocks=50, prefix_caching=False)
+    run = engine.run([*growing, *requests_under_test()], scheduler=scheduler)
     assert run.num_preemptions > 0
     check(run, alone)
 
 
 def test_a_grammar_holds_it_alone_and_in_company(engine: Engine, alone: dict[int, Reply]) -> None:
-    grammar = LLMatcher.grammar_from_regex("(yes|no), [0-9]{4}")
-    held = request(50, [5, 6, 7], grammar=grammar, ignore_eos=False)
+    grammar = canonical("regex", "(yes|no), [0-9]{4}", {})
+    plain = request(50, [5, 6, 7], grammar=grammar, ignore_eos=False, logprobs=None)
+    held = AddRequest(50, [5, 6, 7], plain.params, engine.tokenizer.eos_token_ids)
     by_itself = engine.run([held]).replies[50]
     text = engine.tokenizer.decode(by_itself.token_ids)
     assert re.fullmatch(r"(yes|no), [0-9]{4}(<\|im_end\|>)?", text)
