@@ -59,7 +59,7 @@ def ask(server: ServerProcess, method: str, path: str, key: str | None = None, b
 def test_the_start_tells_what_was_accepted_and_what_has_no_effect(server: ServerProcess) -> None:
     (line,) = (line for line in server.stderr.splitlines() if "accepted, nothing to do: " in line)
     for words in (
-        "--tensor-parallel-size 1", "--block-size 8 (as 16)", "--trust-remote-code", "--max-loras 1",
+        "--tensor-parallel-size 1", "--block-size 8 (as 16)", "--max-loras 1",
         "--guided-decoding-backend outlines", "--use-v2-block-manager", "--preemption-mode recompute",
         "--optimization-level 2", "PROMETHEUS_MULTIPROC_DIR",
     ):  # fmt: skip

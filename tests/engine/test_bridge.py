@@ -98,6 +98,13 @@ def test_a_grammar_holds_it_alone_and_in_company(engine: Engine, alone: dict[int
     check(run, alone)
 
 
+@pytest.mark.parametrize("level", [1, 2])
+def test_after_a_sleep_it_says_the_same(engine: Engine, alone: dict[int, Reply], level: int) -> None:
+    engine.worker.sleep(level)
+    engine.worker.wake_up()
+    check(engine.run(requests_under_test()), alone)
+
+
 def test_a_real_llama_says_what_octavos_own_family_says(smollm2_hf: Path) -> None:
     prompts = [[504, 3575, 282, 4649, 314], [1, 4093, 198, 1780, 314, 260, 3575, 282, 4649, 47, 2, 198]]
     told = []

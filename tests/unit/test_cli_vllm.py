@@ -156,14 +156,14 @@ def test_each_is_told_or_refused_with_its_reason(row: Row) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        "--trust-remote-code", "--disable-frontend-multiprocessing", "--max-seq-len-to-capture 32768",
+        "--disable-frontend-multiprocessing", "--max-seq-len-to-capture 32768",
         "--distributed-executor-backend mp", "--max-loras 1", "--tensor-parallel-size 1", "-tp 1 -pp 1 -dp 1",
         "--use-v2-block-manager", "--guided-decoding-backend lm-format-enforcer", "--guided-decoding-backend any:thing",
         "--disable-custom-all-reduce", "--num-scheduler-steps 8", "--preemption-mode swap", "--tokenizer-pool-size 4",
         "--scheduling-policy priority", "--limit-mm-per-prompt image=0", '--limit-mm-per-prompt {"image":0,"video":0}',
         "--pooler-config {}", "--compilation-config {}", "-O 3", "-O3", "-O=2", "--no-enable-lora",
         "--mm-processor-kwargs None", "--speculative-config none", "--async-scheduling", "--use_v2_block_manager",
-        "--disable-logprobs-during-spec-decoding false", "--allowed-media-domains a b", "--model-impl auto",
+        "--disable-logprobs-during-spec-decoding false", "--allowed-media-domains a b",
     ],
 )  # fmt: skip
 def test_what_asks_for_what_octavo_does_anyway_is_accepted_and_told(words: str) -> None:

@@ -56,7 +56,7 @@ ENGINE_ROWS: tuple[Row, ...] = (
         "--tokenizer-mode", "auto", "auto", "Which implementation of the tokenizer.", only("auto", "slow", "hf"),
         "octavo reads tokenizer.json and the vocabularies of .gguf files, with one implementation for all",
     ),
-    ours("--trust-remote-code", "off", "off", "Tokenizers and configurations are read as data, and need none"),
+    ours("--trust-remote-code", "off", "off", "Tokenizers are read as data and need none."),
     ours("--download-dir", "the hub's cache", "the hub's cache"),
     ours(
         "--load-format", "auto", "auto", refused=_FORMATS,

@@ -25,6 +25,8 @@ class BridgedModel(Transformer):
     request is known to the attention alone."""
 
     definition: BridgedDefinition
+    #: Modules look at values, and allocate what they need.
+    can_be_captured = False
 
     def __init__(self, definition: BridgedDefinition, ops: Ops, weights: Mapping[str, Any]) -> None:
         """A definition whose attentions are not known yet is tried out first. Raises CheckpointError for a model that
