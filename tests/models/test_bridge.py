@@ -120,6 +120,15 @@ def test_a_llama_is_octavos_own_bit_for_bit(options: dict[str, Any], tmp_path: P
         torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-5)
 
 
+def test_quantized_weights_stay_what_they_are(tmp_path: Path) -> None:
+    make_model(tmp_path, "Llama", {"head_dim": 32})
+    ops = bind("cpu")
+    native, other = load(tmp_path, ops, quantization="int8"), bridged(tmp_path, quantization="int8")
+    assert (native.quantization, native.weight_bytes) == (other.quantization, other.weight_bytes)
+    ours, theirs = (torch.stack(prompt_logits(each, ops, PROMPTS)) for each in (native, other))
+    torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
+
+
 def test_matrices_norms_and_products_are_the_tables(tmp_path: Path) -> None:
     make_model(tmp_path, "Llama", {"head_dim": 32})
     model = bridged(tmp_path).model

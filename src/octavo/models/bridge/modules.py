@@ -130,7 +130,9 @@ class ByRow:
         self.layout = layout
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        count, named = self._num_rows(), {**dict(enumerate(args)), **kwargs}
+        count = self._num_rows()
+        named: dict[int | str, Any] = dict(enumerate(args))
+        named.update(kwargs)
         if self.layout is None:
             self.layout = {name: _row_dims(value, count) for name, value in named.items()}
         dims = {name: self.layout.get(name) for name in named}
