@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+from models import test_quantized as checkpoints
 from models.running import Run, load, prompt_logits
 from models.test_families import PROMPTS, SIZES, make_model, transformers_logits
 from octavo.base.config import ModelConfig
@@ -25,6 +26,7 @@ from octavo.models.bridge.tried import TRIED
 from octavo.models.loader import LoadedModel
 from octavo.models.registry import FAMILIES
 from octavo.ops.table import bind
+from support import quantized_checkpoints as written
 
 _EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 48, "head_dim": 16}
 _ROUTED = {**_EXPERTS, "n_routed_experts": 6, "n_shared_experts": 1, "first_k_dense_replace": 1}
@@ -47,6 +49,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "vaultgemma": {"head_dim": 16, "sliding_window": 8},
     "biogpt": {},
 }
+
+EXPERTS = {
+    **checkpoints.LLAMA, "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "num_experts": 4,
+    "num_experts_per_tok": 2, "moe_intermediate_size": 64, "head_dim": 32,
+}  # fmt: skip
 
 
 def make(directory: Path, model_type: str, options: dict[str, Any]) -> Any:
@@ -127,6 +134,27 @@ def test_quantized_weights_stay_what_they_are(tmp_path: Path) -> None:
     assert (native.quantization, native.weight_bytes) == (other.quantization, other.weight_bytes)
     ours, theirs = (torch.stack(prompt_logits(each, ops, PROMPTS)) for each in (native, other))
     torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("config", "writer", "method"),
+    [
+        (checkpoints.LLAMA, lambda weight: written.gptq(weight, act_order=True), checkpoints.GPTQ),
+        (checkpoints.LLAMA, lambda weight: written.float8(weight, kind="matrix"), checkpoints.FP8),
+        (EXPERTS, written.awq, checkpoints.AWQ),  # they are stacked while they load: as floats
+    ],
+)
+def test_a_quantized_checkpoint_is_what_octavos_own_family_makes_of_it(
+    config: dict[str, Any], writer: written.Writer, method: dict[str, Any], tmp_path: Path
+) -> None:
+    path = checkpoints.quantized(tmp_path, config, writer, method, skip=(".mlp.gate.",))
+    ops = bind("cpu")
+    native, other = load(path, ops), bridged(path)
+    assert native.num_params == other.num_params
+    if config is checkpoints.LLAMA:
+        assert native.weight_bytes == other.weight_bytes
+    ours, theirs = (prompt_logits(each, ops, [checkpoints.IDS])[0] for each in (native, other))
+    assert checkpoints.divergence(theirs, ours) < 1e-3
 
 
 def test_matrices_norms_and_products_are_the_tables(tmp_path: Path) -> None:
