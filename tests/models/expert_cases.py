@@ -70,11 +70,12 @@ EXPERT_CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "phimoe": (
         "Phimoe",
-        {"num_local_experts": 4, "attention_bias": True, "lm_head_bias": True},
+        {"num_local_experts": 4, "num_experts_per_tok": 2, "attention_bias": True, "lm_head_bias": True},
     ),
     "phimoe-longrope-window": (
         "Phimoe",
-        {"num_local_experts": 5, "router_jitter_noise": 0.2, "rope_parameters": PHIMOE_ROPE, "sliding_window": 8},
+        {"num_local_experts": 5, "num_experts_per_tok": 2, "router_jitter_noise": 0.2, "sliding_window": 8,
+         "rope_parameters": PHIMOE_ROPE},
     ),
     "llama4": (
         "Llama4",
@@ -96,8 +97,8 @@ EXPERT_CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "granite-moe-shared": (
         "GraniteMoeShared",
-        {"num_local_experts": 4, "intermediate_size": 48, "shared_intermediate_size": 40, "attention_bias": True,
-         "residual_multiplier": 0.5, "attention_multiplier": 0.25, "tie_word_embeddings": True},
+        {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 48, "shared_intermediate_size": 40,
+         "attention_bias": True, "residual_multiplier": 0.5, "attention_multiplier": 0.25, "tie_word_embeddings": True},
     ),
     "hunyuan-moe": (
         "HunYuanMoEV1",

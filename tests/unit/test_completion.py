@@ -29,7 +29,7 @@ LINES: list[tuple[list[str], list[str]]] = [
     (["completion", ""], ["bash", "fish", "zsh"]),
     (["serve", "--kv-cache-d"], ["--kv-cache-dtype"]),
     (["serve", "--device", ""], ["auto", "cpu", "cuda"]),
-    (["serve", "-q", ""], ["fp8", "gguf", "int8"]),
+    (["serve", "-q", "int"], ["int4", "int8"]),
     (["serve", "smo"], ["smollm2"]),
     (["bench", "throughput", "smo"], ["smollm2"]),
     (["bench", "throughput", "--device", "c"], ["cpu", "cuda"]),

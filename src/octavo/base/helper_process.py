@@ -37,6 +37,7 @@ class HelperProcess:
         self._command = command
         self._does = does
         self._process: subprocess.Popen[bytes] | None = None
+        self._killed: subprocess.Popen[bytes] | None = None  # on its way out, though it may look alive
         self._turn = threading.Lock()
 
     @staticmethod
@@ -89,11 +90,12 @@ class HelperProcess:
 
     def _interrupt(self) -> None:
         if (process := self._process) is not None:
+            self._killed = process
             process.kill()
 
     def _started(self) -> subprocess.Popen[bytes]:
         process = self._process
-        if process is not None and process.poll() is None:
+        if process is not None and process is not self._killed and process.poll() is None:
             return process
         self._kill()
         try:

@@ -1,4 +1,4 @@
-"""MiniMax-M2: experts chosen by sigmoids with a bias, norms of whole rows of q and k, half of each head rotated."""
+"""The second MiniMax: experts chosen by sigmoids with a bias, norms of whole rows of q and k, half of each head rotated."""
 
 from __future__ import annotations
 
