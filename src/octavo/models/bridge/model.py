@@ -87,7 +87,7 @@ class BridgedModel(Transformer):
                 use_cache=False,
             )
         hidden: Tensor = output[0]
-        return hidden.view(len(step.token_ids), -1).to(self._ops.activation_dtype)
+        return hidden.reshape(len(step.token_ids), -1).to(self._ops.activation_dtype)
 
     def logits(self, rows: Tensor) -> Tensor:
         if self._logits_by_row and len(rows) > 1:
@@ -100,7 +100,7 @@ class BridgedModel(Transformer):
                 input_ids=torch.zeros(1, len(rows), dtype=torch.int64, device=rows.device)
             ).logits
         base.hidden = None
-        return logits.view(len(rows), -1).float().clone()
+        return logits.reshape(len(rows), -1).float().clone()
 
     def reserve(self, num_tokens: int, num_rows: int) -> None:
         """Nothing: a tree's buffers are torch's."""

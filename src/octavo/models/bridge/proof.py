@@ -55,21 +55,15 @@ def proven(model: BridgedModel, tree: Any, definition: BridgedDefinition, ops: O
     Raises Refusal for what cannot be served.
     """
     vocab_size = definition.spec.vocab_size
+    if definition.spec.max_position_embeddings < _COMPANY:
+        raise Refusal(f"its context of {definition.spec.max_position_embeddings} tokens is too short to be tried out")
     ids = torch.randint(0, vocab_size, (_LENGTH + _COMPANY,), generator=torch.Generator().manual_seed(1)).tolist()
     first, company = ids[:_LENGTH], ids[_LENGTH:]
     recording = Recording(ops, _step([(first, 0)], ops), {module: path for path, module in tree.named_modules()})
     seen = _Seen(tree)
     model.spec = definition.spec
-    try:
-        with asked_masks(), running(recording), seen.watching():
-            hidden = model.hidden(recording.step)
-            model.logits(hidden)
-    except (Refusal, CheckpointError):
-        raise
-    except Exception as error:  # whatever modules do with modules that were replaced
-        if not tree._supports_attention_backend:
-            raise Refusal(NO_INTERFACE) from error
-        raise Refusal(f"a first step fails: {type(error).__name__}: {str(error)[:300]}") from error
+    with _steps_of(tree), asked_masks(), running(recording), seen.watching():
+        model.logits(model.hidden(recording.step))
     if not recording.calls:
         raise Refusal(NO_INTERFACE)
     definition = _with_calls(definition, recording.calls)
@@ -80,7 +74,8 @@ def proven(model: BridgedModel, tree: Any, definition: BridgedDefinition, ops: O
     model.run_by_row(dict.fromkeys(by_itself))
     looks = _Looks(model, tree, definition, ops, first, company)
     for _ in range(_MAX_KINDS):
-        different = looks.first_difference()
+        with _steps_of(tree):
+            different = looks.first_difference()
         if different is None:
             break
         if different in by_itself:
@@ -94,6 +89,19 @@ def proven(model: BridgedModel, tree: Any, definition: BridgedDefinition, ops: O
         kinds = sorted({_kind(tree, path) for path in by_itself})
         logger.info("run one token at a time, so that no reply depends on others: %s", ", ".join(kinds))
     return replace(definition, row_wise=model.layouts(by_itself))
+
+
+@contextmanager
+def _steps_of(tree: Any) -> Iterator[None]:
+    """Whatever modules raise, with other modules than they know inside, is a reason to refuse the model."""
+    try:
+        yield
+    except (Refusal, CheckpointError):
+        raise
+    except Exception as error:
+        if not tree._supports_attention_backend:
+            raise Refusal(NO_INTERFACE) from error
+        raise Refusal(f"a first step fails: {type(error).__name__}: {str(error)[:300]}") from error
 
 
 def _holds_rows(ops: Ops) -> bool:
