@@ -2,7 +2,7 @@
 # make test    build, then run all tests                                   (ARGS="-k scheduler" adds arguments)
 # make check   lint, types, layers
 # make bench   build, then measure the server on this machine          (ARGS="--llama", ARGS="--peer vllm=http://..." compare)
-# make tables  the tables of docs/from-vllm.md, from those of the code
+# make tables  the tables of docs/from-vllm.md, docs/quantization.md and docs/models.md, from those of the code
 # make sanitize   the kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer (some minutes)
 # make ui      the page that octavo serves at /, from ui/ (needs Node.js and npm; the built page is in the repository)
 # make ui-test   the page in a real Chromium (Debian: apt-get install chromium; or CHROMIUM=path)
@@ -57,6 +57,8 @@ bench: build
 
 tables: build
 	$(PYTHON) -m octavo.cli.vllm.page docs/from-vllm.md
+	$(PYTHON) -m octavo.models.page docs/models.md
+	$(PYTHON) -m octavo.quant.methods.page docs/quantization.md
 
 # The sanitizers' runtime has to be there before Python's own allocator; leaks are not looked for, since Python has some.
 sanitize: build

@@ -218,7 +218,7 @@ def test_a_config_that_is_no_json_object_is_refused(content: str, model: Path) -
     ("values", "message"),
     [
         ({"architectures": ["RwkvForCausalLM"]}, "RwkvForCausalLM"),
-        ({"architectures": [["x"]]}, "not supported"),
+        ({"architectures": [["x"]]}, "no causal language model"),
         ({"architectures": None, "model_type": "bert"}, "bert"),
         ({"hidden_size": -1}, "hidden_size"),
         ({"hidden_size": 2**40}, "hidden_size"),

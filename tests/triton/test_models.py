@@ -69,6 +69,16 @@ def test_logits_are_those_of_transformers(case: str, tmp_path: Path) -> None:
         torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-3)
 
 
+def test_logits_by_way_of_transformers(tmp_path: Path) -> None:
+    model = make_model(tmp_path, "Gemma2", {**SMALL, **CASES["gemma2"][1]})
+    table = ops()
+    loaded = load(tmp_path, table, model_impl="transformers")
+    assert not loaded.model.can_be_captured
+    for chunk in (len(PROMPT), 6):
+        (ours,) = prompt_logits(loaded, table, [PROMPT], chunk)
+        torch.testing.assert_close(ours, transformers_logits(model, [PROMPT])[0], rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("case", DENSE)
 def test_logits_of_dense_families(case: str, tmp_path: Path) -> None:
     family, options = dense.CASES[case]

@@ -163,7 +163,7 @@ def test_each_is_told_or_refused_with_its_reason(row: Row) -> None:
         "--scheduling-policy priority", "--limit-mm-per-prompt image=0", '--limit-mm-per-prompt {"image":0,"video":0}',
         "--pooler-config {}", "--compilation-config {}", "-O 3", "-O3", "-O=2", "--no-enable-lora",
         "--mm-processor-kwargs None", "--speculative-config none", "--async-scheduling", "--use_v2_block_manager",
-        "--disable-logprobs-during-spec-decoding false", "--allowed-media-domains a b", "--model-impl auto",
+        "--disable-logprobs-during-spec-decoding false", "--allowed-media-domains a b",
     ],
 )  # fmt: skip
 def test_what_asks_for_what_octavo_does_anyway_is_accepted_and_told(words: str) -> None:

@@ -226,6 +226,7 @@ REPOSITORIES = {
         "consolidated.safetensors": b"again",
         "tokenizer.json": b"{}",
         "chat_template.jinja": b"",
+        "modeling.py": b"",
         "pytorch_model.bin": b"pickle",
         "README.md": b"",
     },
@@ -283,6 +284,11 @@ def test_a_repository_is_downloaded_without_what_octavo_does_not_read(client: Cl
     names = {p.name for p in Path(model).iterdir()}
     assert names == {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"}
     assert client({"HF_HUB_OFFLINE": "1"}, model="org/safe") == [model, tokenizer]
+
+
+def test_code_is_downloaded_where_it_may_run(client: Client) -> None:
+    model, _ = client(model="org/safe", trust_remote_code=True)
+    assert (Path(model) / "modeling.py").exists() and (Path(model) / "model.safetensors").exists()
 
 
 def test_patterns_leave_out_files_of_their_own(client: Client) -> None:

@@ -24,7 +24,7 @@ ROWS = (
     other("--port", None, "8000", "Its port.", NONE, _ADDRESS, kind="int"),
     other("--tokenizer", None, "none", "For counting tokens.", ANY, "tokens are counted by the server"),
     switch("--trust-remote-code", None, "off", "Run a tokenizer's code.", ANY,
-           "octavo never runs code that comes with a model"),
+           "tokens are counted by the server, and tokenizers are read as data"),
 )  # fmt: skip
 _EPILOG = """\
 Random prompts are words of about one token each; the tokens reported are those that the server counts. Times are in

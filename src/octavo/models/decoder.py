@@ -95,11 +95,11 @@ def define(spec: ModelSpec) -> Definition:
         back = Matrix(name="model.project_out", gguf="project_out", rows=spec.embedding_size)
         output = build.linear(output, "project_out", [back], None)
     derived = {weight: each for (each, _), weight in build.derived.items()}
-    ops, groups = _grouped(build.ops)
+    ops, groups = grouped(build.ops)
     return Definition(spec, program(ops, output), tuple(build.params), derived, lm_head, groups)
 
 
-def _grouped(ops: Sequence[Op]) -> tuple[list[Op], tuple[CacheGroup, ...]]:
+def grouped(ops: Sequence[Op]) -> tuple[list[Op], tuple[CacheGroup, ...]]:
     """The operations with the group of each cache, and the groups."""
     caches = {op.cache.index: op.cache for op in ops if isinstance(op, CacheOp)}
     ordered = [caches[index] for index in range(len(caches))]

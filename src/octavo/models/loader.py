@@ -17,15 +17,14 @@ from octavo.base.config.engine import LoadQuantization, shard_pattern
 from octavo.base.errors import CheckpointError, DeviceError, InvalidConfig
 from octavo.base.host import FreeMemory, gib
 from octavo.models.checkpoint import Checkpoint, DummyCheckpoint, SafetensorsCheckpoint, read_json
-from octavo.models.decoder import LM_HEAD, Definition, define
+from octavo.models.decoder import LM_HEAD
 from octavo.models.directory import open_directory
 from octavo.models.gguf_checkpoint import GGUFCheckpoint
-from octavo.models.layout import Layout, TensorSource
+from octavo.models.implementation import Tensors, definition_of, tensors_of, transformer
 from octavo.models.mxfp4_checkpoint import Mxfp4Checkpoint, is_mxfp4
-from octavo.models.overrides import overridden, without_windows
+from octavo.models.overrides import overridden
 from octavo.models.params import Param, TensorDecl
 from octavo.models.quantized_checkpoint import QuantizedCheckpoint, quantization_config
-from octavo.models.registry import find_family, model_spec
 from octavo.models.rope import derived_values
 from octavo.models.spec import ModelSpec
 from octavo.models.transformer import Transformer
@@ -76,9 +75,9 @@ def load_model(
     """
     checkpoint = checkpoint or open_checkpoint(config)
     online = online_quantization(config, checkpoint)
-    spec = model_spec(checkpoint.config, checkpoint.source)
-    definition = define(without_windows(spec) if config.disable_sliding_window else spec)
-    reader = _Reader(checkpoint, definition, DTYPES.get(config.dtype, checkpoint.dtype), ops.to_device, on_phase)
+    definition = definition_of(config, checkpoint.config, checkpoint.source, ops.activation_dtype)
+    tensors = tensors_of(definition, checkpoint)
+    reader = _Reader(checkpoint, tensors, DTYPES.get(config.dtype, checkpoint.dtype), ops.to_device, on_phase)
     if free is not None:
         needed = reader.num_bytes(_float_bytes(config, checkpoint, ops, online))
         _check_room(checkpoint.source, needed // 2 if online in ("int4", "bitsandbytes") else needed, free)
@@ -91,7 +90,7 @@ def load_model(
     for weight, of in definition.derived.items():
         packer.weights[weight.name] = ops.to_device(derived_values(of, weight.shape, num_positions))
     return LoadedModel(
-        model=Transformer(definition, ops, packer.weights, max_num_batched_tokens),
+        model=transformer(definition, ops, packer.weights, max_num_batched_tokens),
         spec=spec,
         dtype=_reported_dtype(reader, config, ops),
         num_params=reader.num_params,
@@ -160,7 +159,7 @@ def open_checkpoint(config: ModelConfig, device: torch.device = _CPU) -> Checkpo
                 f"{path}: --load-format dummy makes floats, and this model is quantized: take quantization_config out "
                 f"of a copy of its config.json, and give --quantization"
             )
-        tensors = define(model_spec(values, str(path))).tensors
+        tensors = definition_of(config, values, str(path), torch.float32).tensors
         return DummyCheckpoint(tensors, values, str(path), config.seed, device)
     if path.suffix == ".gguf":
         if config.load_format not in ("auto", "gguf"):
@@ -184,14 +183,12 @@ class _Reader:
     def __init__(
         self,
         checkpoint: Checkpoint,
-        definition: Definition,
+        tensors: Tensors,
         dtype: torch.dtype | None,
         to_device: Callable[[Tensor], Tensor],
         on_phase: OnPhase,
     ) -> None:
-        family = find_family(checkpoint.config, checkpoint.source)
-        layouts = {"hf": family.hf, "gguf": family.gguf, "declared": Layout()}
-        self._tensors = TensorSource(checkpoint, layouts[checkpoint.naming], definition)
+        self._tensors = tensors
         self._source = checkpoint.source
         self._dtype = dtype
         self._to_device = to_device

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
+from importlib.metadata import entry_points
 from typing import Any, Final
 
 from octavo.base.errors import CheckpointError
@@ -210,11 +212,37 @@ def text_part(config: dict[str, Any]) -> dict[str, Any] | None:
     return {**defaults, **kept, **text, "architectures": None}
 
 
+#: Entry points of other distributions, of which each is a `Family` under the name of its architecture.
+PLUGINS: Final = "octavo.models"
+
+
+@cache
+def add_families() -> None:
+    """Take what other distributions bring, once a process. One that cannot be loaded is told and left out: it must not
+    keep other models from being served."""
+    for entry in entry_points(group=PLUGINS):
+        place = f"{entry.value} of {entry.dist.name if entry.dist is not None else 'unknown'}"
+        try:
+            family = entry.load()
+        except Exception as error:  # noqa: BLE001 - whatever a foreign module does while it is imported
+            logger.warning(
+                "the family %s (%s) cannot be loaded: %s: %s", entry.name, place, type(error).__name__, error
+            )
+            continue
+        if not isinstance(family, Family):
+            logger.warning("the family %s (%s) is no octavo.models.registry.Family", entry.name, place)
+            continue
+        if entry.name in FAMILIES:
+            logger.warning("the family %s is that of %s, in the place of octavo's own", entry.name, place)
+        FAMILIES[entry.name] = family
+
+
 def find_family(config: dict[str, Any], source: str) -> Family:
     """The family of a configuration in Hugging Face's form; `source` names it in messages.
 
     Raises CheckpointError for an architecture that is not implemented.
     """
+    add_families()
     text = text_part(config)
     if text is not None:
         family = find_family(text, source)

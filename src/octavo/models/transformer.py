@@ -33,6 +33,9 @@ class Transformer:
         self._runner = ops.program_runner(ops, definition.program, weights)
         self._workspace = self._new_workspace(max_num_batched_tokens)
 
+    #: Whether a step is nothing but launches, always at the same places.
+    can_be_captured = True
+
     @property
     def program(self) -> Program:
         """As the table runs it, which may have rewritten the definition's."""

@@ -16,6 +16,7 @@ from octavo.device.base import Device
 from octavo.device.select import make_device
 from octavo.models.checkpoint import Checkpoint
 from octavo.models.decoder import Definition
+from octavo.models.implementation import transformer
 from octavo.models.loader import DTYPES, LoadedModel, OnPhase, load_model, online_quantization, open_checkpoint
 from octavo.models.transformer import Transformer
 from octavo.ops.table import AttentionBackend, Binding, Ops, bind, cache_shapes
@@ -83,13 +84,18 @@ class Worker:
             return load_model(config.model, ops, most, self._on_phase, checkpoint, device.free_memory())
 
         loaded = load(checkpoint)
+        if config.parallel.batch_invariant and device.name != "cpu" and not loaded.model.can_be_captured:
+            raise InvalidConfig(
+                "--batch-invariant: this model runs by way of transformers (--model-impl), whose modules are not held "
+                "to it on a GPU."
+            )
         seconds["weights"] = time.perf_counter() - start
 
         start = time.perf_counter()
         self._on_phase("kv cache", "")
         max_model_len = self._max_model_len(loaded)
         max_num_batched_tokens = self._max_num_batched_tokens(max_model_len, device)
-        graph_sizes = self._graph_sizes(device)
+        graph_sizes = self._graph_sizes(device) if loaded.model.can_be_captured else ()
         reserved = (max_num_batched_tokens if device.uses_graphs else 0, max(graph_sizes, default=0))
         loaded.model.reserve(*reserved)
         kv_dtype = self._kv_cache_dtype(loaded, device)
@@ -97,7 +103,7 @@ class Worker:
         plan = self._plan_kv_cache(loaded, ops, kv_dtype, max_model_len, device, step_bytes)
 
         def make_model(definition: Definition, weights: Weights) -> Transformer:
-            model = Transformer(definition, ops, weights, device.default_batched_tokens)
+            model = transformer(definition, ops, weights, device.default_batched_tokens)
             model.reserve(*reserved)
             return model
 

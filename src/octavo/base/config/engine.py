@@ -44,8 +44,8 @@ class ModelConfig:
     )
     trust_remote_code: bool = opt(
         False,
-        "Run the code of a tokenizer that octavo does not read itself, in a process of its own; it needs the package "
-        "transformers. Code of models is never run.",
+        "Run the Python code that comes with a model: of a class that neither octavo nor transformers has, in the "
+        "engine's process; of a tokenizer that octavo does not read itself, in a process of its own.",
     )
     code_revision: str | None = opt(None, "Branch, tag or commit of that code, where it is in another repository.")
     model_hub: Literal["huggingface", "modelscope"] = opt("huggingface", "Where models are fetched from by name.")
@@ -75,6 +75,11 @@ class ModelConfig:
         "must be that of the model's weights, which are read as they are with or without it.",
         short="-q",
         choices=get_args(Quantization),
+    )
+    model_impl: Literal["auto", "octavo", "transformers", "vllm"] = opt(
+        "auto",
+        "Whose implementation of the model: octavo's (vllm is another name for it), or transformers' modules with "
+        "octavo's matrices and attention in them; auto: transformers' where octavo has none.",
     )
     max_model_len: int | None = opt(
         None, "Longest sequence (prompt and output) in tokens; default: the model's context length.", low=1

@@ -53,10 +53,7 @@ ENGINE_ROWS: tuple[Row, ...] = (
             "custom": "octavo takes no tokenizers from plugins", "deepseek_v32": _NO_CODED, "deepseek_v4": _NO_CODED,
         },
     ),
-    ours(
-        "--trust-remote-code", "off", "off",
-        "A model that octavo does not know is refused with it too.",
-    ),
+    ours("--trust-remote-code", "off", "off"),
     ours("--download-dir", "the hub's cache", "the hub's cache"),
     ours(
         "--load-format", "auto", "auto", refused=_FORMATS,

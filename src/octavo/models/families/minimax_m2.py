@@ -1,4 +1,4 @@
-"""The second MiniMax: experts chosen by sigmoids with a bias, norms of whole rows of q and k, half of a head rotated."""
+"""The second MiniMax: experts chosen by sigmoids with a bias, norms of whole rows of q and k, half a head rotated."""
 
 from __future__ import annotations
 

@@ -1,0 +1,105 @@
+"""Whose implementation of a model is run: octavo's family, or transformers' modules with octavo's operations."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Mapping
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from octavo.base.config import ModelConfig
+from octavo.base.errors import CheckpointError
+from octavo.base.suggest import nearest
+from octavo.models.bridge.declare import BridgedDefinition
+from octavo.models.bridge.define import bridged
+from octavo.models.bridge.model import BridgedModel
+from octavo.models.bridge.tensors import BridgedTensors
+from octavo.models.checkpoint import Checkpoint
+from octavo.models.decoder import Definition, define
+from octavo.models.layout import Layout, TensorSource
+from octavo.models.overrides import without_windows
+from octavo.models.params import TensorDecl
+from octavo.models.registry import FAMILIES, find_family, model_spec
+from octavo.models.transformer import Transformer
+from octavo.ops.table import Ops
+from octavo.quant.packed import QuantizedWeight
+
+logger = logging.getLogger("octavo.models")
+
+_EXTRA = "pip install 'octavo[transformers]'"
+
+
+class Tensors(Protocol):
+    """The tensors that a model declares, as a checkpoint holds them."""
+
+    def __len__(self) -> int: ...
+    def name(self, tensor: TensorDecl) -> str: ...
+    def get(self, tensor: TensorDecl) -> Tensor | QuantizedWeight: ...
+    def num_bytes(self, float_bytes: int | None) -> int: ...
+
+
+def definition_of(config: ModelConfig, values: dict[str, Any], source: str, dtype: torch.dtype) -> Definition:
+    """The model that a configuration in Hugging Face's form describes. `source` names it in messages; `dtype`: of
+    activations. Raises CheckpointError for what cannot be served."""
+    if implementation(config, values, source) == "octavo":
+        spec = model_spec(values, source)
+        return define(without_windows(spec) if config.disable_sliding_window else spec)
+    if config.disable_sliding_window:
+        raise CheckpointError(f"{source}: --disable-sliding-window is for octavo's own families, and this is none")
+    return bridged(config, values, source, dtype)
+
+
+def tensors_of(definition: Definition, checkpoint: Checkpoint) -> Tensors:
+    """Raises CheckpointError unless the checkpoint has the definition's tensors and no others."""
+    if isinstance(definition, BridgedDefinition):
+        return BridgedTensors(checkpoint, definition)
+    family = find_family(checkpoint.config, checkpoint.source)
+    layouts = {"hf": family.hf, "gguf": family.gguf, "declared": Layout()}
+    return TensorSource(checkpoint, layouts[checkpoint.naming], definition)
+
+
+def transformer(
+    definition: Definition, ops: Ops, weights: Mapping[str, Any], max_num_batched_tokens: int
+) -> Transformer:
+    """A definition with its weights, as `Transformer` has them."""
+    if isinstance(definition, BridgedDefinition):
+        return BridgedModel(definition, ops, weights)
+    return Transformer(definition, ops, weights, max_num_batched_tokens)
+
+
+def implementation(config: ModelConfig, values: dict[str, Any], source: str) -> Literal["octavo", "transformers"]:
+    """Raises CheckpointError for an architecture that nobody has whom `config` allows, with what to do."""
+    name, asked = _architecture(values), config.model_impl
+    try:
+        find_family(values, source)
+        has_family = True
+    except CheckpointError:
+        has_family = False
+    if asked != "transformers" and has_family:
+        return "octavo"
+    if asked in ("octavo", "vllm"):
+        raise _unknown(source, name, "--model-impl transformers runs what transformers has.")
+    if source.endswith(".gguf"):
+        if asked == "auto":
+            raise _unknown(source, name, "Models without a family need their safetensors files.")
+        raise CheckpointError(f"{source}: --model-impl transformers reads safetensors files, and this is a .gguf file")
+    if importlib.util.find_spec("transformers") is None:
+        if asked == "transformers":
+            raise CheckpointError(f"--model-impl transformers needs transformers, which is not installed: {_EXTRA}")
+        raise _unknown(source, name, f"Many more run with transformers, which is not installed: {_EXTRA}")
+    if asked == "auto":
+        logger.info("%s: octavo has no family %s: transformers' modules run", source, name)
+    return "transformers"
+
+
+def _architecture(values: dict[str, Any]) -> Any:
+    names = values.get("architectures")
+    return names[0] if isinstance(names, list) and names else names or values.get("model_type")
+
+
+def _unknown(source: str, name: Any, advice: str) -> CheckpointError:
+    hint = nearest(name, FAMILIES) if isinstance(name, str) else ""
+    return CheckpointError(f"{source}: octavo has no family for {str(name)[:80]!r}{hint}. {advice}")
