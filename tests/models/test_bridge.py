@@ -99,6 +99,7 @@ def test_all_that_the_documents_name_is_tried_here() -> None:
 
 @pytest.mark.parametrize("model_type", OPTIONS)
 def test_logits_are_those_of_transformers_and_no_row_depends_on_others(model_type: str, tmp_path: Path) -> None:
+    """K20."""
     expected = transformers_logits(make(tmp_path, model_type, OPTIONS[model_type]), PROMPTS)
     loaded = bridged(tmp_path, model_impl="auto")
     ops = bind("cpu")
@@ -220,6 +221,7 @@ def test_wrong_tensors_are_errors_by_name(change: Any, message: str, tmp_path: P
 def test_what_cannot_be_served_is_refused_with_the_reason(
     model_type: str, options: dict[str, Any], reason: str, tmp_path: Path
 ) -> None:
+    """K20."""
     config = CONFIG_MAPPING[model_type](**{**SIZES, "num_hidden_layers": 1, "pad_token_id": 0, **options})
     config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__name__]
     config.save_pretrained(tmp_path)
@@ -273,6 +275,7 @@ class OwnForCausalLM(HeliumForCausalLM):
 
 
 def test_code_beside_a_model_runs_with_the_flag_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """K21."""
     monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     model = tmp_path / "model"
     expected = transformers_logits(make(model, "helium", OPTIONS["helium"]), PROMPTS)
