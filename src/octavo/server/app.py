@@ -8,6 +8,10 @@ import re
 from collections.abc import Sequence
 
 from octavo.server.admin import AdminHandlers
+from octavo.server.anthropic.errors import MessagesError
+from octavo.server.anthropic.messages import CountHandler, MessagesHandler
+from octavo.server.anthropic.protocol import CountReply, CountRequest, MessageReply, MessagesRequest, StreamEvent
+from octavo.server.dialects import error_shape
 from octavo.server.http.exchange import ASGIApp, Receive, Scope, Send
 from octavo.server.http.middleware import HostCheck, RequestScope, allowed_hosts
 from octavo.server.http.routing import Route, Router
@@ -46,6 +50,25 @@ def routes(state: ServerState) -> list[Route]:
         Route("POST", "/v1/chat/completions", chat, "Answer a conversation", ChatRequest, ChatReply, ChatChunk),
         Route(
             "POST", "/v1/completions", complete, "Complete a text", CompletionRequest, CompletionReply, CompletionReply
+        ),
+        Route(
+            "POST",
+            "/v1/messages",
+            MessagesHandler(serving),
+            "Answer a conversation, as Anthropic's API does",
+            MessagesRequest,
+            MessageReply,
+            StreamEvent,
+            error=MessagesError,
+        ),
+        Route(
+            "POST",
+            "/v1/messages/count_tokens",
+            CountHandler(serving),
+            "Tokens of a conversation",
+            CountRequest,
+            CountReply,
+            error=MessagesError,
         ),
         Route("GET", "/v1/models", info.models, "List the models", reply=ModelList),
         Route("GET", "/v1/models/{model}", info.model, "Describe one model", reply=ModelCard),
@@ -88,7 +111,7 @@ def create_app(state: ServerState, table: Sequence[Route] | None = None) -> ASGI
         app = Authentication(app, config)
     if (hosts := allowed_hosts(config)) is not None:
         app = HostCheck(app, hosts)
-    app = RequestScope(app, state.metrics, has_traces=config.otlp_traces_endpoint is not None)
+    app = RequestScope(app, state.metrics, shape_of=error_shape, has_traces=config.otlp_traces_endpoint is not None)
     if config.allowed_origins:
         app = _with_cors(app, state)
     app = with_middleware(app, config.middleware)
@@ -109,7 +132,7 @@ def _with_cors(app: ASGIApp, state: ServerState) -> ASGIApp:
         allow_methods=config.allowed_methods,
         allow_headers=config.allowed_headers,
         allow_credentials=config.allow_credentials and "*" not in config.allowed_origins,
-        expose_headers=["x-request-id", "x-octavo-ignored-fields"],
+        expose_headers=["x-request-id", "request-id", "x-octavo-ignored-fields"],
     )
 
 

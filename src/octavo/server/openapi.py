@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 from pydantic.json_schema import models_json_schema
 
 import octavo
-from octavo.server.http.errors import ErrorBody
+from octavo.server.anthropic.errors import MessagesError
 from octavo.server.http.exchange import Exchange
 from octavo.server.http.routing import Route
 from octavo.server.keys import open_paths
@@ -40,6 +40,7 @@ _ERRORS = {
     "429": "Too many requests are waiting",
     "500": "The server is at fault",
     "503": "The server drains, or its engine is dead",
+    "529": "Too many requests are waiting",
 }
 
 
@@ -108,7 +109,7 @@ def _operation(route: Route, state: ServerState) -> dict[str, Any]:
     operation: dict[str, Any] = {
         "operationId": f"{route.method.lower()}_{name}",
         "summary": route.summary,
-        "tags": ["OpenAI" if route.path.startswith("/v1/") else "octavo"],
+        "tags": [_tag(route)],
         "responses": {"200": _reply(route)},
     }
     codes = ["500", "503"]
@@ -116,6 +117,8 @@ def _operation(route: Route, state: ServerState) -> dict[str, Any]:
         schema = {"$ref": _REF.format(name=route.body.__name__)}
         operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
         codes = ["400", "404", "413", "429", *codes]
+    if route.error is MessagesError:
+        codes = ["529", *codes]
     if route.path.endswith("}"):
         parameter = route.path[route.path.rindex("{") + 1 : -1]
         operation["parameters"] = [{"name": parameter, "in": "path", "required": True, "schema": {"type": "string"}}]
@@ -125,10 +128,22 @@ def _operation(route: Route, state: ServerState) -> dict[str, Any]:
     if _needs_key(route, state):
         operation["security"] = [{"key": []}, {"plain_key": []}]
         codes = ["401", *(["403"] if route.for_admins else []), *codes]
-    error = {"application/json": {"schema": {"$ref": _REF.format(name=ErrorBody.__name__)}}}
+    error = {"application/json": {"schema": {"$ref": _REF.format(name=route.error.__name__)}}}
     for code in sorted(set(codes)):
         operation["responses"][code] = {"description": _ERRORS[code], "content": error}
     return operation
+
+
+def _tag(route: Route) -> str:
+    """Whose API it is."""
+    if route.error is MessagesError:
+        return "Anthropic"
+    return "OpenAI" if route.path.startswith("/v1/") else "octavo"
+
+
+def _alternatives(event: Any) -> tuple[Any, ...]:
+    """The structs of a union, or the one that it is; none of None."""
+    return () if event is None else get_args(event) or (event,)
 
 
 def _reply(route: Route) -> dict[str, Any]:
@@ -136,8 +151,9 @@ def _reply(route: Route) -> dict[str, Any]:
         return {"description": "OK"} | ({"content": {route.media_type: {}}} if route.media_type else {})
     content: dict[str, Any] = {"application/json": {"schema": {"$ref": _REF.format(name=route.reply.__name__)}}}
     if route.event is not None:
-        # What one `data:` line holds; the last is `[DONE]`.
-        content["text/event-stream"] = {"x-event": route.event.__name__}
+        # What one `data:` line holds; the last is `[DONE]` in OpenAI's API.
+        names = [event.__name__ for event in _alternatives(route.event)]
+        content["text/event-stream"] = {"x-event": names[0] if len(names) == 1 else names}
     return {"description": "OK", "content": content}
 
 
@@ -154,6 +170,6 @@ def _body_schemas(models: Sequence[type[WireModel]], state: ServerState) -> dict
 
 
 def _reply_schemas(routes: Sequence[Route]) -> dict[str, Any]:
-    types = [t for route in routes for t in (route.reply, route.event) if t is not None]
-    _, schemas = msgspec.json.schema_components([*dict.fromkeys(types), ErrorBody], ref_template=_REF)
+    types = [t for route in routes for t in (route.reply, route.error, *_alternatives(route.event)) if t is not None]
+    _, schemas = msgspec.json.schema_components([*dict.fromkeys(types)], ref_template=_REF)
     return schemas

@@ -29,11 +29,6 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _CHARSET = re.compile(r"(?:^|;)\s*charset\s*=\s*([^;\s]*)", re.IGNORECASE)
 _CLOSE = (b"connection", b"close")
 _JSON = (b"content-type", b"application/json")
-_SSE = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),  # nginx would gather events before it passes them on
-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,9 +160,9 @@ class Exchange:
         await self._start(status, [*headers, (b"content-length", b"%d" % len(body))])
         await self._send({"type": "http.response.body", "body": body, "more_body": False})
 
-    async def start_events(self) -> None:
-        """Begin a stream of server-sent events; `write` and `end` follow."""
-        await self._start(200, _SSE)
+    async def start_stream(self, headers: list[Header]) -> None:
+        """Begin a reply in pieces; `write` and `end` follow."""
+        await self._start(200, headers)
 
     async def write(self, data: bytes) -> None:
         await self._send({"type": "http.response.body", "body": data, "more_body": True})

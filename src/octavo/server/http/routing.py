@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
 from octavo.base.errors import clip
-from octavo.server.http.errors import MethodNotAllowed
+from octavo.server.http.errors import ErrorBody, MethodNotAllowed
 from octavo.server.http.exchange import Exchange, Receive, Scope, Send
 from octavo.server.http.unknown_routes import unknown_route
 from octavo.server.openai.protocol.common import WireModel
@@ -20,8 +21,8 @@ Handler = Callable[[Exchange], Awaitable[None]]
 class Route:
     """`path` may end in `/{name}`: the rest of the request's path, slashes included, is then its parameter.
 
-    The rest describes the route, for the API document: the body's model, the reply's struct and that of a stream's
-    events, or the media type of a reply that is not JSON.
+    The rest describes the route, for the API document: the body's model, the reply's struct, that of a stream's events
+    and that of errors, or the media type of a reply that is not JSON.
     """
 
     method: str
@@ -30,7 +31,8 @@ class Route:
     summary: str
     body: type[WireModel] | None = None
     reply: type[msgspec.Struct] | None = None
-    event: type[msgspec.Struct] | None = None
+    event: Any = None  # a struct, or a union of some
+    error: type[msgspec.Struct] = ErrorBody
     media_type: str | None = None
     for_admins: bool = False
 

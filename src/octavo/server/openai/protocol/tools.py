@@ -24,7 +24,7 @@ _ALLOWED_SHAPE = (
 )
 
 
-def _check_name(value: str) -> str:
+def check_name(value: str) -> str:
     if not value or len(value) > MAX_NAME or not value.isprintable() or " " in value:
         raise PydanticCustomError("function_name", f"A name has 1 to {MAX_NAME} printable characters and no spaces")
     return value
@@ -35,7 +35,7 @@ class FunctionDefinition(WireModel):
 
     model_config = ConfigDict(extra="allow")
 
-    name: Annotated[str, AfterValidator(_check_name)]
+    name: Annotated[str, AfterValidator(check_name)]
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
