@@ -1,7 +1,8 @@
 """From exception to reply: one writer of error bodies for all routes.
 
 The body is `{"error": {"message", "type", "param", "code"}}`, on the routes of other APIs than OpenAI's what these make
-of it (`ErrorShape`); status, type and code stand on the class of the exception. Messages are written by octavo: the text of a foreign exception never leaves the process.
+of it (`ErrorShape`); status, type and code stand on the class of the exception. Messages are written by octavo: the
+text of a foreign exception never leaves the process.
 """
 
 from __future__ import annotations

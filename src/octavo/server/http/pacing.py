@@ -49,7 +49,7 @@ class KeepAlive:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """In the block a sign of life is sent after each `interval` seconds of silence; none once the block has ended."""
+        """In the block a sign of life is sent after each `interval` seconds of silence; none once it has ended."""
         if not self._interval:
             yield
             return

@@ -24,8 +24,8 @@ def event(body: Any, name: str | None = None) -> bytes:
 class TextEvent:
     """Events that differ in one string only, which is nearly all of a stream's: the rest is encoded once.
 
-    `TextEvent(make, name)(text)` is `event(make(text), name)`, at a third of its time. The string must come after all others
-    that a caller may choose.
+    `TextEvent(make, name)(text)` is `event(make(text), name)`, at a third of its time. The string must come after
+    all others that a caller may choose.
     """
 
     __slots__ = ("_head", "_tail")

@@ -138,8 +138,9 @@ class Renderer:
         """The text of a conversation's prompt. The template writes BOS itself.
 
         `chat_template` is the request's own template, or the name of one of the tokenizer's; whether requests may
-        bring one is the caller's decision. `simplify`: where a template of the server refuses the messages, it is given
-        ever simpler ones that say the same (`simpler.py`). Raises `InvalidRequest` with the place of what is wrong.
+        bring one is the caller's decision. `simplify`: where a template of the server refuses the messages, it is
+        given ever simpler ones that say the same (`simpler.py`). Raises `InvalidRequest` with the place of what is
+        wrong.
         """
         if not messages:
             raise InvalidRequest("`messages` must hold at least one message.", "messages")
