@@ -159,7 +159,7 @@ def test_the_request_of_an_agent_becomes_a_conversation() -> None:
             {"type": "text", "text": "Be brief.", **mark},
         ],
         messages=[
-            {"role": "user", "content": [{"type": "text", "text": "<system-reminder>"}, {"type": "text", "text": "Go."}]},
+            {"role": "user", "content": [{"type": "text", "text": "Hear."}, {"type": "text", "text": "Go."}]},
             {"role": "assistant", "content": [
                 {"type": "thinking", "thinking": "First the weather.", "signature": "abc"},
                 {"type": "redacted_thinking", "data": "xyz"},
@@ -169,7 +169,7 @@ def test_the_request_of_an_agent_becomes_a_conversation() -> None:
             ]},
             {"role": "user", "content": [
                 {"type": "text", "text": "Go on."},
-                {"type": "tool_result", "tool_use_id": "toolu_1", "content": [{"type": "text", "text": "Rain", **mark}]},
+                {"type": "tool_result", "tool_use_id": "toolu_1", "content": [{"type": "text", "text": "Rain"}]},
                 {"type": "tool_result", "tool_use_id": "toolu_2", "content": "no clock", "is_error": True},
             ]},
             {"role": "user", "content": "Now?"},
@@ -185,7 +185,7 @@ def test_the_request_of_an_agent_becomes_a_conversation() -> None:
     system, first, called, rain, failed, last = server.renderer.messages
     texts = lambda *parts: [{"type": "text", "text": part} for part in parts]  # noqa: E731
     assert system == {"role": "system", "content": texts("You are an agent.", "Be brief.")}
-    assert first == {"role": "user", "content": texts("<system-reminder>", "Go.")}
+    assert first == {"role": "user", "content": texts("Hear.", "Go.")}
     assert (called["content"], called["reasoning_content"]) == ("Let me see.", "First the weather.")
     assert called["tool_calls"][0] == {
         "id": "toolu_1", "type": "function", "function": {"name": "get_weather", "arguments": {"city": "Oslo"}},

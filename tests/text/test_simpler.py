@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
 
 from octavo.base.errors import InvalidRequest
+from octavo.text.templates.chat_template import ChatTemplate
+from octavo.text.templates.conversation import render_conversation
 from octavo.text.templates.simpler import steps
-from text.test_renderer import text
 
 _SHOW = "{% for m in messages %}{{ m.role }}:{{ m.content }}{{ m.tool_calls | tojson if m.tool_calls }}|{% endfor %}"
 #: Users and assistants take turns; calls and their results do not count.
@@ -37,6 +39,10 @@ MESSAGES: list[dict[str, Any]] = [
     {"role": "tool", "tool_call_id": "a", "content": "Rain"},
     {"role": "user", "content": "And now?"},
 ]
+
+
+def text(template: str, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
+    return render_conversation(ChatTemplate(template, {}), messages, "auto", **options)
 
 
 def test_turns_are_taken_with_the_users_words_in_the_result() -> None:
