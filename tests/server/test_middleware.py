@@ -286,7 +286,6 @@ def test_a_path_beside_a_route_is_answered_with_the_route(path: str, meant: str)
         ("/embeddings", "embeddings", None),
         ("/v1/responses", "the Responses API", "/v1/chat/completions"),
         ("/v1/responses/resp_1", "the Responses API", "/v1/chat/completions"),
-        ("/v1/messages", "Anthropic's Messages API", "/v1/chat/completions"),
         ("/v2/rerank", "reranking", None),
         ("/v1/audio/transcriptions", "audio", None),
         ("/v1/images/generations", "images", None),
@@ -295,8 +294,7 @@ def test_a_path_beside_a_route_is_answered_with_the_route(path: str, meant: str)
         ("/v1/batches", "batches", "`octavo run-batch` for a file of requests"),
         ("/v1/fine_tuning/jobs", "fine-tuning", None),
         ("/v1/assistants", "the Assistants API", "/v1/chat/completions"),
-        ("/api/chat", "Ollama's chat API", "/v1/chat/completions"),
-        ("/api/tags", "Ollama's list of models", "/v1/models"),
+        ("/completion", "llama.cpp's native API", "/v1/completions"),
     ],
 )
 def test_what_octavo_does_not_serve_is_said_by_its_name(path: str, what: str, instead: str | None) -> None:

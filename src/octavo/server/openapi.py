@@ -19,6 +19,7 @@ from octavo.server.anthropic.errors import MessagesError
 from octavo.server.http.exchange import Exchange
 from octavo.server.http.routing import Route
 from octavo.server.keys import open_paths
+from octavo.server.ollama.errors import OllamaError
 from octavo.server.openai.limits import add_bounds, json_bounds
 from octavo.server.openai.protocol.common import WireModel
 from octavo.server.openai.protocol.completions import CompletionRequest
@@ -138,6 +139,8 @@ def _tag(route: Route) -> str:
     """Whose API it is."""
     if route.error is MessagesError:
         return "Anthropic"
+    if route.error is OllamaError:
+        return "Ollama"
     return "OpenAI" if route.path.startswith("/v1/") else "octavo"
 
 
@@ -151,9 +154,9 @@ def _reply(route: Route) -> dict[str, Any]:
         return {"description": "OK"} | ({"content": {route.media_type: {}}} if route.media_type else {})
     content: dict[str, Any] = {"application/json": {"schema": {"$ref": _REF.format(name=route.reply.__name__)}}}
     if route.event is not None:
-        # What one `data:` line holds; the last is `[DONE]` in OpenAI's API.
+        # What one `data:` line holds, or one line; the last is `[DONE]` in OpenAI's API.
         names = [event.__name__ for event in _alternatives(route.event)]
-        content["text/event-stream"] = {"x-event": names[0] if len(names) == 1 else names}
+        content[route.stream_type] = {"x-event": names[0] if len(names) == 1 else names}
     return {"description": "OK", "content": content}
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import msgspec
 from msgspec import UNSET
-from pydantic_core import from_json
 
 from octavo.served import events
 from octavo.served.events import CallArguments, CallBegan, Content, News, PromptReply, Reasoning, Reply, Said
@@ -36,6 +35,7 @@ from octavo.server.anthropic.protocol import (
     ThinkingReply,
     ToolUseReply,
 )
+from octavo.server.call_arguments import value_of
 from octavo.server.http.sse import TextEvent, event
 
 
@@ -69,7 +69,7 @@ class MessageEncoder:
             blocks.append(ThinkingReply(shown, _signature(self._thinking)))
         if reply.content:
             blocks.append(TextReply(reply.content))
-        blocks += [ToolUseReply(call.call_id, call.name, _input(call.arguments)) for call in reply.calls]
+        blocks += [ToolUseReply(call.call_id, call.name, value_of(call.arguments)) for call in reply.calls]
         return blocks
 
     def _message(
@@ -160,16 +160,3 @@ def _usage(counts: events.Usage) -> MessagesUsage:
 def _signature(thinking: Any) -> str:
     """Clients want one, and send it back. It is a digest: nothing here is encrypted, or verified."""
     return b64encode(thinking.digest()).decode()
-
-
-def _input(arguments: str) -> Any:
-    """The arguments of a call as they were written; where the reply was cut off within them, the members that are
-    complete."""
-    try:
-        from_json(arguments)
-    except ValueError:
-        try:
-            return from_json(arguments, allow_partial=True)
-        except ValueError:
-            return {}
-    return msgspec.Raw(arguments.encode())

@@ -33,6 +33,7 @@ class Route:
     reply: type[msgspec.Struct] | None = None
     event: Any = None  # a struct, or a union of some
     error: type[msgspec.Struct] = ErrorBody
+    stream_type: str = "text/event-stream"
     media_type: str | None = None
     for_admins: bool = False
 
