@@ -365,6 +365,12 @@ def test_errors_of_all_kinds_have_anthropics_shape() -> None:
     assert error_of(ask(large))[:2] == (413, "request_too_large")
 
 
+def test_threads_are_refused_in_words_after_which_clients_send_all() -> None:
+    reply = ask(saying("Yes"), thread={"type": "create"})
+    assert reply.status == 400
+    assert reply.json()["error"]["details"] == {"error_code": "thread_unsupported_request"}
+
+
 def test_an_error_within_a_stream_is_an_event() -> None:
     server = make_server(lambda request: [*answer("Yes")[:2], ShuttingDown("Bye.")])
     *_, last = events_of(ask(server, stream=True))

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Final
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
-from octavo.base.errors import ContextLengthExceeded, Overloaded
+from octavo.base.errors import ContextLengthExceeded, InvalidRequest, Overloaded
 from octavo.server.http.errors import ErrorInfo, ErrorReply, ShapedError, error_reply
 from octavo.server.http.framing import SSE, Framing
 from octavo.server.http.sse import event
@@ -27,9 +28,24 @@ _TYPES: Final = {
 }
 
 
+class ThreadsNotServed(InvalidRequest):
+    """The request begins or goes on with a conversation that the server is to remember. Clients that are told by this
+    code send the whole conversation from then on; to ignore the field would be to answer half of one."""
+
+    code = "thread_unsupported_request"
+
+    def __init__(self) -> None:
+        super().__init__("Threads are not served: send the whole conversation, without `thread`.", "thread")
+
+
+class Details(msgspec.Struct):
+    error_code: str
+
+
 class Error(msgspec.Struct):
     type: str
     message: str
+    details: Details | UnsetType = UNSET
 
 
 class MessagesError(msgspec.Struct, tag_field="type", tag="error"):
@@ -44,7 +60,10 @@ class ErrorEvent(msgspec.Struct, tag_field="type", tag="error"):
 def shaped(reply: ErrorReply, request_id: str) -> ShapedError:
     """The error's body, and its number."""
     status = OVERLOADED if reply.body.error.code == Overloaded.code else reply.status
-    body = MessagesError(Error(_type(status), _message(reply.body.error)), request_id)
+    error = Error(_type(status), _message(reply.body.error))
+    if reply.body.error.code == ThreadsNotServed.code:
+        error.details = Details(ThreadsNotServed.code)
+    body = MessagesError(error, request_id)
     return ShapedError(status, body, [*reply.headers, (b"request-id", request_id.encode())])
 
 

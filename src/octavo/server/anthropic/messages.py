@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from octavo.base.errors import InvalidRequest
 from octavo.base.params import GrammarSpec
 from octavo.served.model import ServedModel
 from octavo.served.turn import ChoiceMode, Function, ReplyWishes, ToolChoice, Turn
 from octavo.server.anthropic.conversation import conversation_of, unheard
-from octavo.server.anthropic.errors import EVENTS
+from octavo.server.anthropic.errors import EVENTS, ThreadsNotServed
 from octavo.server.anthropic.protocol import (
     REFUSALS,
     ConversationFields,
@@ -22,6 +22,8 @@ from octavo.server.anthropic.reply import MessageEncoder
 from octavo.server.http.exchange import Exchange
 from octavo.server.openai.serving import Serving
 from octavo.text.grammars.grammar import spec_of_schema
+
+R = TypeVar("R", bound=ConversationFields)
 
 _MODES: Final[dict[str, ChoiceMode]] = {"auto": "auto", "any": "required", "tool": "named", "none": "none"}
 #: What this API calls our fields.
@@ -41,7 +43,7 @@ class MessagesHandler:
         serving = self._serving
         note_request_id(exchange)
         serving.state.check_available()
-        _, request = await serving.read(exchange, MessagesRequest, REFUSALS)
+        request = await _read(serving, exchange, MessagesRequest)
         lease = serving.state.models.resolve(request.model)
         note_unheard(serving, lease.model, exchange, request)
         turn = self._turn(request, lease.model, exchange)
@@ -83,12 +85,19 @@ class CountHandler:
     async def __call__(self, exchange: Exchange) -> None:
         serving = self._serving
         note_request_id(exchange)
-        _, request = await serving.read(exchange, CountRequest, REFUSALS)
+        request = await _read(serving, exchange, CountRequest)
         model = serving.state.models.resolve(request.model).model
         note_unheard(serving, model, exchange, request)
         hides_tools = serving.state.config.exclude_tools_when_tool_choice_none
         [prompt] = await model.prompts.made([conversation_of(request, hides_tools=hides_tools)], "messages")
         await exchange.send_json(CountReply(len(prompt.ids)))
+
+
+async def _read(serving: Serving, exchange: Exchange, model: type[R]) -> R:
+    _, request = await serving.read(exchange, model, REFUSALS)
+    if request.thread is not None:
+        raise ThreadsNotServed
+    return request
 
 
 def note_request_id(exchange: Exchange) -> None:

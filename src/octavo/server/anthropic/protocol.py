@@ -173,6 +173,7 @@ class ConversationFields(WireModel):
     output_config: OutputConfig | None = None
     output_format: JsonFormat | None = None  # the older place of `output_config.format`
     cache_control: Any = None
+    thread: Any = None  # refused in words that clients understand: `errors.ThreadsNotServed`
 
 
 class CountRequest(ConversationFields):
