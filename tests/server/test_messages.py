@@ -1,4 +1,4 @@
-"""Anthropic's Messages API: what a body becomes, and how news are spelled."""
+"""Anthropic's Messages API (N6): what a body becomes, and how news are spelled."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def _without_ids(message: dict[str, Any]) -> dict[str, Any]:
 
 
 # ------------------------------------------------------------------------------------------------ replies
-def test_thinking_text_and_calls_are_blocks_in_their_order() -> None:
+def test_n6_thinking_text_and_calls_are_blocks_in_their_order() -> None:
     server = saying(f"<think>Hm.</think>{TWO}", num_cached=2)
     message = message_of(server, tools=[WEATHER, CLOCK])
     thinking, text, first, second = message["content"]
@@ -270,7 +270,7 @@ def test_thinking_is_bounded_and_switched_off() -> None:
 
 
 # ------------------------------------------------------------------------------------------------ the other routes
-def test_tokens_are_counted_as_the_prompt_has_them() -> None:
+def test_n7_tokens_are_counted_as_the_prompt_has_them() -> None:
     server = saying("Yes")
     reply = server.post("/v1/messages/count_tokens", {"model": MODEL, "messages": USER, "tools": [WEATHER]})
     assert (reply.status, reply.json()) == (200, {"input_tokens": len("user:Hello")})

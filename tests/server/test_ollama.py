@@ -1,4 +1,4 @@
-"""Ollama's API: what a body becomes, and how news are spelled."""
+"""Ollama's API (N29): what a body becomes, and how news are spelled."""
 
 from __future__ import annotations
 
