@@ -6,12 +6,9 @@ import asyncio
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 
 from octavo.server.admin import AdminHandlers
-from octavo.server.anthropic.errors import MessagesError
-from octavo.server.anthropic.messages import CountHandler, MessagesHandler
-from octavo.server.anthropic.protocol import CountReply, CountRequest, MessageReply, MessagesRequest, StreamEvent
+from octavo.server.anthropic.routes import anthropic_routes
 from octavo.server.dialects import error_shape
 from octavo.server.http.exchange import ASGIApp, Receive, Scope, Send
 from octavo.server.http.middleware import HostCheck, RequestScope, allowed_hosts
@@ -19,20 +16,7 @@ from octavo.server.http.routing import Route, Router
 from octavo.server.info import InfoHandlers
 from octavo.server.keys import Authentication
 from octavo.server.metrics import StatsLogger
-from octavo.server.ollama.errors import NDJSON, OllamaError
-from octavo.server.ollama.generation import GenerationHandlers
-from octavo.server.ollama.models import ModelHandlers
-from octavo.server.ollama.protocol import (
-    OllamaChatReply,
-    OllamaChatRequest,
-    OllamaGenerateReply,
-    OllamaGenerateRequest,
-    OllamaVersion,
-    RunningReply,
-    ShowReply,
-    ShowRequest,
-    TagsReply,
-)  # fmt: skip
+from octavo.server.ollama.routes import ollama_routes
 from octavo.server.openai.chat import ChatHandler
 from octavo.server.openai.completions import CompletionHandler
 from octavo.server.openai.limits import body_limits
@@ -66,26 +50,8 @@ def routes(state: ServerState) -> list[Route]:
         Route(
             "POST", "/v1/completions", complete, "Complete a text", CompletionRequest, CompletionReply, CompletionReply
         ),
-        Route(
-            "POST",
-            "/v1/messages",
-            MessagesHandler(serving),
-            "Answer a conversation, as Anthropic's API does",
-            MessagesRequest,
-            MessageReply,
-            StreamEvent,
-            error=MessagesError,
-        ),
-        Route(
-            "POST",
-            "/v1/messages/count_tokens",
-            CountHandler(serving),
-            "Tokens of a conversation",
-            CountRequest,
-            CountReply,
-            error=MessagesError,
-        ),
-        *_ollama_routes(serving),
+        *anthropic_routes(serving),
+        *ollama_routes(serving),
         Route("GET", "/v1/models", info.models, "List the models", reply=ModelList),
         Route("GET", "/v1/models/{model}", info.model, "Describe one model", reply=ModelCard),
         Route("POST", "/tokenize", tokenize, "Text or messages to token ids", TokenizeRequest, TokenizeReply),
@@ -113,21 +79,6 @@ def routes(state: ServerState) -> list[Route]:
         table.append(Route("GET", "/docs", documents.page, "This document as a page"))
         table.append(Route("GET", "/redoc", documents.page, "The same as /docs"))
     return table
-
-
-def _ollama_routes(serving: Serving) -> list[Route]:
-    generation, models = GenerationHandlers(serving), ModelHandlers(serving)
-    rows = [
-        Route("POST", "/api/chat", generation.chat, "Answer a conversation, as Ollama does",
-              OllamaChatRequest, OllamaChatReply, OllamaChatReply),
-        Route("POST", "/api/generate", generation.generate, "Go on with a text, as Ollama does",
-              OllamaGenerateRequest, OllamaGenerateReply, OllamaGenerateReply),
-        Route("POST", "/api/show", models.show, "Describe one model, as Ollama does", ShowRequest, ShowReply),
-        Route("GET", "/api/tags", models.tags, "List the models, as Ollama does", reply=TagsReply),
-        Route("GET", "/api/ps", models.running, "List the models in memory: all", reply=RunningReply),
-        Route("GET", "/api/version", models.version, "The version of Ollama's API", reply=OllamaVersion),
-    ]  # fmt: skip
-    return [replace(row, error=OllamaError, stream_type=NDJSON) for row in rows]
 
 
 def create_app(state: ServerState, table: Sequence[Route] | None = None) -> ASGIApp:

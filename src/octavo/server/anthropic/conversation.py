@@ -16,12 +16,11 @@ from octavo.server.anthropic.protocol import (
     ToolResultBlock,
     ToolUseBlock,
 )
+from octavo.server.openai.protocol.conversation import THINKING_VARIABLES
 
 #: Agents begin their instructions with a block about billing that differs from request to request. No model needs it,
 #: and with it no two requests would have a common prefix.
 _BILLING: Final = "x-anthropic-billing-header"
-#: The names of templates for the switch of the model's thinking.
-_THINKING_VARIABLES: Final = ("enable_thinking", "thinking")
 
 
 def conversation_of(request: ConversationFields, *, hides_tools: bool) -> Conversation:
@@ -59,7 +58,7 @@ def template_kwargs(request: ConversationFields) -> dict[str, Any] | None:
     """What the request says of the model's thinking, under the names of templates."""
     found: dict[str, Any] = {}
     if request.thinking is not None:
-        found |= dict.fromkeys(_THINKING_VARIABLES, request.thinking.type != "disabled")
+        found |= dict.fromkeys(THINKING_VARIABLES, request.thinking.type != "disabled")
     if request.output_config is not None and request.output_config.effort is not None:
         found["reasoning_effort"] = request.output_config.effort
     return found or None
@@ -68,7 +67,7 @@ def template_kwargs(request: ConversationFields) -> dict[str, Any] | None:
 def unheard(request: ConversationFields, variables: frozenset[str]) -> list[str]:
     """The fields of the request that would reach no variable of the template."""
     found = []
-    if request.thinking is not None and not variables.intersection(_THINKING_VARIABLES):
+    if request.thinking is not None and not variables.intersection(THINKING_VARIABLES):
         found.append("thinking.type")
     if request.output_config is not None and request.output_config.effort and "reasoning_effort" not in variables:
         found.append("output_config.effort")

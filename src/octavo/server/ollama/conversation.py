@@ -16,9 +16,8 @@ from octavo.server.ollama.protocol import (
     OllamaMessage,
     Options,
 )
+from octavo.server.openai.protocol.conversation import THINKING_VARIABLES
 
-#: The names of templates for the switch of the model's thinking.
-_THINKING_VARIABLES: Final = ("enable_thinking", "thinking")
 #: Option -> the name in `SamplingParams`.
 _SAMPLING: Final = {
     "temperature": "temperature",
@@ -97,7 +96,7 @@ def _answered(message: OllamaMessage, waiting: list[tuple[str, str]]) -> tuple[s
 def template_kwargs(think: bool | str | None) -> dict[str, Any] | None:
     if think is None:
         return None
-    kwargs: dict[str, Any] = dict.fromkeys(_THINKING_VARIABLES, bool(think))
+    kwargs: dict[str, Any] = dict.fromkeys(THINKING_VARIABLES, bool(think))
     return kwargs if isinstance(think, bool) else kwargs | {"reasoning_effort": think}
 
 
