@@ -19,13 +19,21 @@ from octavo.server.metrics import StatsLogger
 from octavo.server.ollama.routes import ollama_routes
 from octavo.server.openai.chat import ChatHandler
 from octavo.server.openai.completions import CompletionHandler
+from octavo.server.openai.invocations import InvocationsHandler
 from octavo.server.openai.limits import body_limits
 from octavo.server.openai.protocol.chat import ChatChunk, ChatReply, ChatRequest
 from octavo.server.openai.protocol.completions import CompletionReply, CompletionRequest
 from octavo.server.openai.protocol.models import ModelCard, ModelList, VersionReply
-from octavo.server.openai.protocol.tokenize import DetokenizeReply, DetokenizeRequest, TokenizeReply, TokenizeRequest
+from octavo.server.openai.protocol.tokenize import (
+    DetokenizeReply,
+    DetokenizeRequest,
+    TemplateReply,
+    TemplateRequest,
+    TokenizeReply,
+    TokenizeRequest,
+)
 from octavo.server.openai.serving import Serving
-from octavo.server.openai.tokenization import DetokenizeHandler, TokenizeHandler
+from octavo.server.openai.tokenization import DetokenizeHandler, TemplateHandler, TokenizeHandler
 from octavo.server.openapi import DocumentHandlers
 from octavo.server.plugins import with_middleware
 from octavo.server.protocol.admin import LoadReply
@@ -45,10 +53,20 @@ def routes(state: ServerState) -> list[Route]:
     info = InfoHandlers(state)
     chat, complete = ChatHandler(serving), CompletionHandler(serving)
     tokenize, detokenize = TokenizeHandler(serving), DetokenizeHandler(serving)
+    template = TemplateHandler(serving)
     table = [
         Route("POST", "/v1/chat/completions", chat, "Answer a conversation", ChatRequest, ChatReply, ChatChunk),
         Route(
             "POST", "/v1/completions", complete, "Complete a text", CompletionRequest, CompletionReply, CompletionReply
+        ),
+        Route(
+            "POST",
+            "/invocations",
+            InvocationsHandler(chat, complete),
+            "Chat or text completion, by the body's shape",
+            ChatRequest,
+            ChatReply,
+            ChatChunk,
         ),
         *anthropic_routes(serving),
         *ollama_routes(serving),
@@ -56,6 +74,7 @@ def routes(state: ServerState) -> list[Route]:
         Route("GET", "/v1/models/{model}", info.model, "Describe one model", reply=ModelCard),
         Route("POST", "/tokenize", tokenize, "Text or messages to token ids", TokenizeRequest, TokenizeReply),
         Route("POST", "/detokenize", detokenize, "Token ids to text", DetokenizeRequest, DetokenizeReply),
+        Route("POST", "/apply-template", template, "Messages to the prompt's text", TemplateRequest, TemplateReply),
         Route("GET", "/health", info.health, "Is the engine alive?"),
         Route("GET", "/ready", info.ready, "Can requests be sent here?"),
         Route("GET", "/ping", info.health, "The same as /health"),

@@ -99,6 +99,14 @@ class Exchange:
             )
 
     async def read_body(self) -> bytes:
+        body: bytes | None = self.scope.pop("octavo.body", None)
+        return await self._received_body() if body is None else body
+
+    def unread(self, body: bytes) -> None:
+        """Put the body back, for another handler to read it."""
+        self.scope["octavo.body"] = body
+
+    async def _received_body(self) -> bytes:
         self.scope["octavo.body_wanted"] = True
         limits = self.limits
         too_large = f"The request body is larger than {limits.max_bytes} bytes (see --max-body-bytes)."

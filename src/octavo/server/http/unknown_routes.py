@@ -46,7 +46,6 @@ NOT_SERVED: Final[dict[str, tuple[str, str | None]]] = {
     "organization": ("the administration of organizations", None),
     "edits": ("edits", _CHAT),
     "engines": ("the Engines API", _MODELS),
-    "invocations": ("SageMaker's API", _CHAT),
     # of other servers
     "generate_stream": ("TGI's native API", _TEXT),
     "pull": ("downloads of models", None),
@@ -59,7 +58,6 @@ NOT_SERVED: Final[dict[str, tuple[str, str | None]]] = {
     "infill": ("llama.cpp's native API", f"{_TEXT} with `suffix`"),
     "props": ("llama.cpp's native API", _MODELS),
     "slots": ("llama.cpp's native API", "/metrics"),
-    "apply-template": ("llama.cpp's native API", "/tokenize with `messages`"),
     "load_lora_adapter": ("adapters", None),
     "unload_lora_adapter": ("adapters", None),
     "sleep": _SLEEP,

@@ -1,4 +1,4 @@
-"""POST /tokenize and /detokenize. Neither needs the engine: they answer while it is down or drains."""
+"""POST /tokenize, /detokenize and /apply-template. None needs the engine: they answer while it is down or drains."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from octavo.server.openai.protocol.conversation import check_prompt_options
 from octavo.server.openai.protocol.tokenize import (
     DetokenizeReply,
     DetokenizeRequest,
+    TemplateReply,
+    TemplateRequest,
     TokenizeReply,
     TokenizeRequest,
 )
@@ -45,6 +47,23 @@ class TokenizeHandler:
             return model.renderer.render_text("", special)
         [prompt] = await model.prompts.made([Continuation(prompt=request.prompt, add_special_tokens=special)], "prompt")
         return prompt.ids
+
+
+class TemplateHandler:
+    """The prompt's text, for who wants to see what a template makes of a conversation."""
+
+    def __init__(self, serving: Serving) -> None:
+        self._serving = serving
+
+    async def __call__(self, exchange: Exchange) -> None:
+        serving = self._serving
+        body, request = await serving.read(exchange, TemplateRequest, {})
+        check_prompt_options(body)
+        model = serving.state.models.resolve(request.model).model
+        note_unheard(serving, model, exchange, request)
+        conversation = conversation_of(request, request.messages, serving.state.config)
+        [prompt] = await model.prompts.made([conversation], "messages")
+        await exchange.send_json(TemplateReply(prompt.text or ""))
 
 
 class DetokenizeHandler:
