@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -55,6 +56,24 @@ def test_a_template_of_two_roles_gets_two_roles() -> None:
     shown = text(GEMMA, MESSAGES, simplify=True)
     call = '{"name": "f", "arguments": {"x": 1}}'
     assert shown == f"user:Be brief.\n\nOne\nTwo|assistant:Let me see.\n\n{call}|user:Rain\n\nAnd now?|"
+
+
+def test_ids_of_calls_are_made_to_fit() -> None:
+    template = (
+        "{% for m in messages %}{% for c in m.tool_calls or [] %}{% if c.id | length != 9 %}"
+        "{{ raise_exception('9 characters') }}{% endif %}{{ c.id }}{% endfor %}{{ m.tool_call_id }}{% endfor %}"
+    )
+    calls = [CALL, {**CALL, "id": "b"}]
+    results = [{"role": "tool", "tool_call_id": name, "content": ""} for name in ("b", "a")]
+    shown = text(template, [*MESSAGES[:2], {**MESSAGES[2], "tool_calls": calls}, *results], simplify=True)
+    assert shown == "call00000call00001call00001call00000"
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "examples").glob("*.jinja")), ids=lambda p: p.stem)
+def test_every_example_takes_the_conversation_of_an_agent(path: Path) -> None:
+    template = ChatTemplate(path.read_text(), {"bos_token": "<s>", "eos_token": "</s>"})
+    shown = render_conversation(template, MESSAGES, "auto", simplify=True, add_generation_prompt=True)
+    assert all(words in shown for words in ("Be brief.", "One", "Two", "Rain", "And now?"))
 
 
 def test_later_instructions_are_the_users_words() -> None:

@@ -18,11 +18,30 @@ _BETWEEN: Final = "\n\n"
 def steps(messages: Sequence[Message]) -> Iterator[list[Message]]:
     """Ever simpler forms, each only where it differs from the one before."""
     known = list(messages)
-    for simplified in (_system_first, _text_in_results, _no_tool_messages, _no_system):
+    for simplified in (_short_ids, _system_first, _text_in_results, _no_tool_messages, _no_system):
         new = _merged(simplified(known))
         if new != known:
             known = new
             yield new
+
+
+def _short_ids(messages: Sequence[Message]) -> list[Message]:
+    """The ids of calls in nine letters and digits, which is what Mistral's templates want of them."""
+    short: dict[str, str] = {}
+
+    def renamed(call_id: Any) -> str:
+        return short.setdefault(str(call_id), f"call{len(short):05d}")
+
+    new: list[Message] = []
+    for message in messages:
+        if message.get("tool_calls"):
+            calls = [{**call, "id": renamed(call.get("id"))} for call in message["tool_calls"]]
+            new.append({**message, "tool_calls": calls})
+        elif "tool_call_id" in message:
+            new.append({**message, "tool_call_id": renamed(message["tool_call_id"])})
+        else:
+            new.append(message)
+    return new
 
 
 def _system_first(messages: Sequence[Message]) -> list[Message]:
