@@ -39,7 +39,8 @@ def test_the_routes_are_these_and_no_others() -> None:
         ("GET", "/metrics"), ("GET", "/openapi.json"), ("GET", "/docs"), ("GET", "/redoc"),
         ("GET", "/"), ("POST", "/v1/messages"), ("POST", "/v1/messages/count_tokens"),
         ("POST", "/api/chat"), ("POST", "/api/generate"), ("POST", "/api/show"), ("GET", "/api/tags"),
-        ("GET", "/api/ps"), ("GET", "/api/version"), ("POST", "/invocations"), ("POST", "/apply-template"),
+        ("GET", "/api/ps"), ("GET", "/api/version"), ("POST", "/invocations"), ("POST", "/v1/chat/completions/batch"),
+        ("POST", "/apply-template"),
     }  # fmt: skip
 
 

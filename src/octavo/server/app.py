@@ -18,10 +18,11 @@ from octavo.server.keys import Authentication
 from octavo.server.metrics import StatsLogger
 from octavo.server.ollama.routes import ollama_routes
 from octavo.server.openai.chat import ChatHandler
+from octavo.server.openai.chat_batch import ChatBatchHandler
 from octavo.server.openai.completions import CompletionHandler
 from octavo.server.openai.invocations import InvocationsHandler
 from octavo.server.openai.limits import body_limits
-from octavo.server.openai.protocol.chat import ChatChunk, ChatReply, ChatRequest
+from octavo.server.openai.protocol.chat import ChatBatchRequest, ChatChunk, ChatReply, ChatRequest
 from octavo.server.openai.protocol.completions import CompletionReply, CompletionRequest
 from octavo.server.openai.protocol.models import ModelCard, ModelList, VersionReply
 from octavo.server.openai.protocol.tokenize import (
@@ -53,9 +54,10 @@ def routes(state: ServerState) -> list[Route]:
     info = InfoHandlers(state)
     chat, complete = ChatHandler(serving), CompletionHandler(serving)
     tokenize, detokenize = TokenizeHandler(serving), DetokenizeHandler(serving)
-    template = TemplateHandler(serving)
+    template, batch = TemplateHandler(serving), ChatBatchHandler(serving)
     table = [
         Route("POST", "/v1/chat/completions", chat, "Answer a conversation", ChatRequest, ChatReply, ChatChunk),
+        Route("POST", "/v1/chat/completions/batch", batch, "Answer conversations", ChatBatchRequest, ChatReply),
         Route(
             "POST", "/v1/completions", complete, "Complete a text", CompletionRequest, CompletionReply, CompletionReply
         ),
