@@ -9,7 +9,7 @@ import pytest
 
 import octavo
 from octavo.base.errors import Aborted, EngineDead
-from support.server_fakes import Server, answer, drive, make_server
+from support.server_fakes import MODEL, Server, answer, drive, make_server
 
 KEY = {"authorization": "Bearer boss"}
 
@@ -44,6 +44,15 @@ def test_all_prompts_of_a_completion_are_ended_together() -> None:
     server.post("/v1/completions", {"prompt": ["a", "b"], "request_id": "many"})
     assert server.post("/abort_requests", {"request_ids": ["many"]}, KEY).json() == {"aborted": 2}
     assert server.post("/abort_requests", {"request_ids": ["many-1"]}, KEY).json() == {"aborted": 1}
+
+
+@pytest.mark.parametrize(("path", "reply_id"), [("/v1/messages", "msg_my_id-1"), ("/api/chat", "ollama-my_id-1")])
+def test_replies_of_other_apis_are_ended_by_either_id(path: str, reply_id: str) -> None:
+    server = make_server(admin_api_key="boss")
+    body = {"model": MODEL, "max_tokens": 9, "messages": [{"role": "user", "content": "Hello"}]}
+    server.post(path, body, {"x-request-id": "my_id-1"})
+    for wanted in (reply_id, "my_id-1"):
+        assert server.post("/abort_requests", {"request_ids": [wanted]}, KEY).json() == {"aborted": 1}
 
 
 @pytest.mark.parametrize("body", [{}, {"request_ids": []}, {"all": False}, {"request_ids": ["a"], "all": True}])

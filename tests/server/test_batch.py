@@ -77,6 +77,15 @@ def test_e40_a_result_has_the_shape_of_openai_s_batches(tmp_path: Path) -> None:
     assert second["response"]["body"]["model"] == "alias"
 
 
+def test_requests_of_anthropic_s_api_are_taken_too(tmp_path: Path) -> None:
+    good: Any = {"messages": [{"role": "user", "content": "Hello"}], "model": "alias", "max_tokens": 9}
+    lines = [line(custom_id=name, url="/v1/messages", body=body) for name, body in (("a", good), ("b", {}))]
+    first, second = sorted(Batch(tmp_path, *lines).run(), key=lambda result: str(result["custom_id"]))
+    assert first["response"]["body"]["content"][0]["text"] == "Hi!"
+    assert second["response"]["body"]["type"] == "error"
+    assert second["error"]["type"] == "invalid_request_error" and "max_tokens" in second["error"]["message"]
+
+
 @pytest.mark.parametrize(
     ("text", "custom_id", "param", "words"),
     [

@@ -11,7 +11,7 @@ from octavo.server.app import routes
 from support.server_fakes import CONTEXT, answer, call, drive, make_server
 
 CONTROL = [
-    "/invocations", "/pause", "/resume", "/sleep", "/wake_up", "/abort_requests", "/flush_cache", "/reset_prefix_cache",
+    "/pause", "/resume", "/sleep", "/wake_up", "/abort_requests", "/flush_cache", "/reset_prefix_cache",
     "/start_profile", "/stop_profile", "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/update_weights",
     "/init_weights_update_group", "/release_memory_occupation", "/api/pull", "/api/delete", "/models/load", "/slots/0",
     "/server_info", "/collective_rpc", "/inference/v1/generate", "/v1/files", "/pooling", "/score", "/rerank",
@@ -46,7 +46,10 @@ def test_the_routes_are_these_and_no_others() -> None:
         ("GET", "/v1/models/{model}"), ("POST", "/tokenize"), ("POST", "/detokenize"), ("GET", "/health"),
         ("GET", "/ready"), ("GET", "/load"), ("GET", "/ping"), ("POST", "/ping"), ("GET", "/version"),
         ("GET", "/metrics"), ("GET", "/openapi.json"), ("GET", "/docs"), ("GET", "/redoc"),
-        ("GET", "/"),
+        ("GET", "/"), ("POST", "/v1/messages"), ("POST", "/v1/messages/count_tokens"),
+        ("POST", "/api/chat"), ("POST", "/api/generate"), ("POST", "/api/show"), ("GET", "/api/tags"),
+        ("GET", "/api/ps"), ("GET", "/api/version"), ("POST", "/invocations"), ("POST", "/v1/chat/completions/batch"),
+        ("POST", "/apply-template"),
     }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from octavo.base.errors import ServerError
 from octavo.client.generation import CompletionDelta, GenerationDelta
-from octavo.server.http.pacing import KEEP_ALIVE
+from octavo.server.http.framing import KEEP_ALIVE
 from octavo.wire.messages import TokenLogprobs
 from support.server_fakes import Server, answer, drive, make_server, with_logprobs
 

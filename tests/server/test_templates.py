@@ -86,6 +86,26 @@ def test_n16_tokenize_shows_the_template_what_chat_shows_it() -> None:
     assert server.post("/tokenize", {"messages": USER, "tools": [{}]}).error["param"] == "tools.0.type"
 
 
+def test_n15_the_text_of_a_conversation_is_that_of_chat() -> None:
+    server = make_server()
+    body = {"messages": USER, "tools": TOOLS, "enable_thinking": False}
+    assert server.post("/apply-template", body).json() == {"prompt": "user:Hello"}
+    shown = server.renderer.options
+    server.post("/v1/chat/completions", body | {"tool_choice": "none"})
+    assert server.renderer.options == shown
+    assert server.post("/apply-template", {}).error["param"] == "messages"
+    assert server.post("/apply-template", {"messages": []}).status == 400
+
+
+def test_n17_an_invocation_is_what_its_body_is() -> None:
+    server = make_server()
+    chat = server.post("/invocations", {"messages": USER, "stream": True}).events()
+    assert chat[0]["object"] == "chat.completion.chunk"
+    assert server.post("/invocations", {"prompt": "Hello"}).json()["object"] == "text_completion"
+    for body in ({}, [], {"messages": "x"}):
+        assert server.post("/invocations", body).status == 400
+
+
 def test_a_template_that_takes_its_time_holds_up_only_others_of_its_kind() -> None:
     async def scenario() -> None:
         server = make_server(trust_request_chat_template=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -97,7 +98,18 @@ def truncated(ids: list[int], params: SamplingParams, turn: Turn, info: EngineIn
 
 def renamed(exc: RequestError, names: Mapping[str, str]) -> RequestError:
     """The same error under the name that the caller used for the field."""
-    new = names.get(exc.param or "")
+    if exc.param is None:
+        return exc
+    new = names.get(exc.param) or _renumbered(exc.param, names)
     if new is None:
         return exc
     return type(exc)(exc.message.replace(f"`{exc.param}`", f"`{new}`"), new)
+
+
+def _renumbered(param: str, names: Mapping[str, str]) -> str | None:
+    """The caller's name of a field within a list, or of what stands in it."""
+    for known, name in names.items():
+        pattern = re.escape(known).replace(r"\*", r"(\d+)")
+        if found := re.match(rf"{pattern}(?=\.|$)", param):
+            return found.expand(name.replace("*", r"\1")) + param[found.end() :]
+    return None

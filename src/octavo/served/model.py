@@ -234,6 +234,7 @@ class ServedModel:
             turn.wishes.include_reasoning,
             plan.is_named,
             plan.is_forced,
+            turn.wishes.call_prefix,
         )
 
     def _request(

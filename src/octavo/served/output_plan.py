@@ -140,7 +140,7 @@ def _choice(wishes: ReplyWishes, config: ServerConfig, *, knows_format: bool) ->
             raise InvalidRequest(
                 f"The name {name[:200]!r} in `tool_choice` does not match any of the specified `tools`.", "tool_choice"
             )
-    if choice.mode == "auto" and not config.enable_auto_tool_choice:
+    if choice.mode == "auto" and not (config.enable_auto_tool_choice or (wishes.may_call and knows_format)):
         flags = "--enable-auto-tool-choice"
         if not knows_format:
             flags += " --tool-call-parser NAME, for how this model writes calls is not known"

@@ -124,6 +124,7 @@ class Renderer(Protocol):
         continue_final_message: bool = False,
         chat_template: str | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        simplify: bool = False,
     ) -> str: ...
 
     def render_text(self, text: str, add_special_tokens: bool = True) -> list[int]: ...

@@ -80,6 +80,7 @@ class PromptMaker:
             "continue_final_message": item.continue_final_message,
             "chat_template": item.chat_template,
             "chat_template_kwargs": item.chat_template_kwargs,
+            "simplify": item.simplify,
         }
 
         def render() -> tuple[str, list[int]]:

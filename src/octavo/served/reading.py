@@ -28,6 +28,7 @@ class OutputReading:
     include_reasoning: bool = True
     is_named: bool = False
     is_forced: bool = False  # the output is held to calls
+    call_prefix: str = "chatcmpl-tool-"
 
     @property
     def has_reasoning(self) -> bool:
@@ -39,7 +40,7 @@ class OutputReading:
             return call.call_id
         style = self.format.tools.id_style if self.format.tools is not None else ""
         make = _ID_STYLES.get(style)
-        return make() if make is not None else f"chatcmpl-tool-{uuid.uuid4().hex}"
+        return make() if make is not None else f"{self.call_prefix}{uuid.uuid4().hex}"
 
 
 def plain(output: CompletionDelta) -> SampleNews:

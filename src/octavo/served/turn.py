@@ -26,6 +26,7 @@ class Conversation:
     chat_template: str | None = None  # a template, or the name of one of the tokenizer's
     chat_template_kwargs: Mapping[str, Any] | None = None
     add_special_tokens: bool = False
+    simplify: bool = False  # where the template refuses the messages, say the same in simpler ones
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +64,8 @@ class ReplyWishes:
     parallel_calls: bool = True
     thinking_budget: int | None = None  # tokens
     include_reasoning: bool = True
+    call_prefix: str = "chatcmpl-tool-"  # of the ids of calls to which the model gives none
+    may_call: bool = False  # the API lets the model decide wherever there are tools, whatever the server's flag says
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +73,7 @@ class Turn:
     """One request of a caller: one prompt or several, and what is wanted behind each.
 
     `sampling`: fields of `SamplingParams`, over the model's defaults, or the whole of it, which then has none.
-    `names`: what this API calls a field of ours, for errors that name it.
+    `names`: what this API calls a field of ours, for errors that name it; a `*` stands for a number in both.
     """
 
     request_id: str

@@ -106,11 +106,16 @@ class _IdMatch:
         self._wanted = wanted
 
     def __call__(self, external_id: str) -> bool:
-        if external_id in self._wanted or external_id.partition("-")[2] in self._wanted:
+        if external_id in self._wanted or _own(external_id) in self._wanted:
             return True
         # One of several prompts of a text completion.
         whole = re.sub(r"-\d+$", "", external_id) if external_id.startswith("cmpl-") else external_id
-        return whole in self._wanted or whole.partition("-")[2] in self._wanted
+        return whole in self._wanted or _own(whole) in self._wanted
+
+
+def _own(external_id: str) -> str:
+    """The request's id within a reply's: behind `chatcmpl-`, `msg_` and the like."""
+    return re.sub("^[a-z]+[-_]", "", external_id)
 
 
 def _plain(config: Any) -> dict[str, Any]:

@@ -8,27 +8,34 @@ import re
 from collections.abc import Sequence
 
 from octavo.server.admin import AdminHandlers
+from octavo.server.anthropic.routes import anthropic_routes
+from octavo.server.dialects import error_shape
 from octavo.server.http.exchange import ASGIApp, Receive, Scope, Send
 from octavo.server.http.middleware import HostCheck, RequestScope, allowed_hosts
 from octavo.server.http.routing import Route, Router
 from octavo.server.info import InfoHandlers
 from octavo.server.keys import Authentication
 from octavo.server.metrics import StatsLogger
+from octavo.server.ollama.routes import ollama_routes
 from octavo.server.openai.chat import ChatHandler
+from octavo.server.openai.chat_batch import ChatBatchHandler
 from octavo.server.openai.completions import CompletionHandler
+from octavo.server.openai.invocations import InvocationsHandler
 from octavo.server.openai.limits import body_limits
-from octavo.server.openai.protocol.chat import ChatChunk, ChatReply, ChatRequest
+from octavo.server.openai.protocol.chat import ChatBatchRequest, ChatChunk, ChatReply, ChatRequest
 from octavo.server.openai.protocol.completions import CompletionReply, CompletionRequest
 from octavo.server.openai.protocol.models import ModelCard, ModelList, VersionReply
 from octavo.server.openai.protocol.tokenize import (
     DetokenizeReply,
     DetokenizeRequest,
     InputTokens,
+    TemplateReply,
+    TemplateRequest,
     TokenizeReply,
     TokenizeRequest,
 )
 from octavo.server.openai.serving import Serving
-from octavo.server.openai.tokenization import ChatTokensHandler, DetokenizeHandler, TokenizeHandler
+from octavo.server.openai.tokenization import ChatTokensHandler, DetokenizeHandler, TemplateHandler, TokenizeHandler
 from octavo.server.openapi import DocumentHandlers
 from octavo.server.plugins import with_middleware
 from octavo.server.protocol.admin import LoadReply
@@ -49,8 +56,10 @@ def routes(state: ServerState) -> list[Route]:
     info = InfoHandlers(state)
     chat, complete = ChatHandler(serving), CompletionHandler(serving)
     tokenize, detokenize = TokenizeHandler(serving), DetokenizeHandler(serving)
+    template, batch = TemplateHandler(serving), ChatBatchHandler(serving)
     table = [
         Route("POST", "/v1/chat/completions", chat, "Answer a conversation", ChatRequest, ChatReply, ChatChunk),
+        Route("POST", "/v1/chat/completions/batch", batch, "Answer conversations", ChatBatchRequest, ChatReply),
         Route(
             "POST", "/v1/completions", complete, "Complete a text", CompletionRequest, CompletionReply, CompletionReply
         ),
@@ -63,10 +72,22 @@ def routes(state: ServerState) -> list[Route]:
             InputTokens,
         ),
         *responses_routes(serving),
+        Route(
+            "POST",
+            "/invocations",
+            InvocationsHandler(chat, complete),
+            "Chat or text completion, by the body's shape",
+            ChatRequest,
+            ChatReply,
+            ChatChunk,
+        ),
+        *anthropic_routes(serving),
+        *ollama_routes(serving),
         Route("GET", "/v1/models", info.models, "List the models", reply=ModelList),
         Route("GET", "/v1/models/{model}", info.model, "Describe one model", reply=ModelCard),
         Route("POST", "/tokenize", tokenize, "Text or messages to token ids", TokenizeRequest, TokenizeReply),
         Route("POST", "/detokenize", detokenize, "Token ids to text", DetokenizeRequest, DetokenizeReply),
+        Route("POST", "/apply-template", template, "Messages to the prompt's text", TemplateRequest, TemplateReply),
         Route("GET", "/health", info.health, "Is the engine alive?"),
         Route("GET", "/ready", info.ready, "Can requests be sent here?"),
         Route("GET", "/ping", info.health, "The same as /health"),
@@ -104,7 +125,7 @@ def create_app(state: ServerState, table: Sequence[Route] | None = None) -> ASGI
         app = Authentication(app, config)
     if (hosts := allowed_hosts(config)) is not None:
         app = HostCheck(app, hosts)
-    app = RequestScope(app, state.metrics, has_traces=config.otlp_traces_endpoint is not None)
+    app = RequestScope(app, state.metrics, shape_of=error_shape, has_traces=config.otlp_traces_endpoint is not None)
     if config.allowed_origins:
         app = _with_cors(app, state)
     app = with_middleware(app, config.middleware)
@@ -125,7 +146,7 @@ def _with_cors(app: ASGIApp, state: ServerState) -> ASGIApp:
         allow_methods=config.allowed_methods,
         allow_headers=config.allowed_headers,
         allow_credentials=config.allow_credentials and "*" not in config.allowed_origins,
-        expose_headers=["x-request-id", "x-octavo-ignored-fields"],
+        expose_headers=["x-request-id", "request-id", "x-octavo-ignored-fields"],
     )
 
 

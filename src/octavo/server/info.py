@@ -5,6 +5,8 @@ from __future__ import annotations
 import uuid
 
 import octavo
+from octavo.server.anthropic.models import model_info, model_page
+from octavo.server.dialects import is_anthropic
 from octavo.server.http.exchange import Exchange
 from octavo.server.openai.protocol.models import ModelCard, ModelList, ModelPermission, VersionReply
 from octavo.server.protocol.admin import LoadReply
@@ -16,10 +18,18 @@ class InfoHandlers:
         self._state = state
 
     async def models(self, exchange: Exchange) -> None:
-        await exchange.send_json(ModelList([self._card(name) for name in self._state.models.names]))
+        models = self._state.models
+        if is_anthropic(exchange.scope):
+            await exchange.send_json(model_page(models))
+        else:
+            await exchange.send_json(ModelList([self._card(name) for name in models.names]))
 
     async def model(self, exchange: Exchange) -> None:
-        await exchange.send_json(self._card(exchange.path_params[0]))
+        name = exchange.path_params[0]
+        if is_anthropic(exchange.scope):
+            await exchange.send_json(model_info(self._state.models.resolve(name)))
+        else:
+            await exchange.send_json(self._card(name))
 
     def _card(self, name: str) -> ModelCard:
         lease = self._state.models.resolve(name)

@@ -10,16 +10,17 @@ import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 from pydantic.json_schema import models_json_schema
 
 import octavo
-from octavo.server.http.errors import ErrorBody
+from octavo.server.anthropic.errors import MessagesError
 from octavo.server.http.exchange import Exchange
 from octavo.server.http.routing import Route
 from octavo.server.keys import open_paths
+from octavo.server.ollama.errors import OllamaError
 from octavo.server.openai.limits import add_bounds, json_bounds
 from octavo.server.openai.protocol.common import WireModel
 from octavo.server.openai.protocol.completions import CompletionRequest
@@ -41,6 +42,7 @@ _ERRORS = {
     "429": "Too many requests are waiting",
     "500": "The server is at fault",
     "503": "The server drains, or its engine is dead",
+    "529": "Too many requests are waiting",
 }
 
 
@@ -109,7 +111,7 @@ def _operation(route: Route, state: ServerState) -> dict[str, Any]:
     operation: dict[str, Any] = {
         "operationId": f"{route.method.lower()}_{name}",
         "summary": route.summary,
-        "tags": ["OpenAI" if route.path.startswith("/v1/") else "octavo"],
+        "tags": [_tag(route)],
         "responses": {"200": _reply(route)},
     }
     codes = ["500", "503"]
@@ -122,6 +124,8 @@ def _operation(route: Route, state: ServerState) -> dict[str, Any]:
             {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
             for name in names
         ]
+    if route.error is MessagesError:
+        codes = ["529", *codes]
         codes = ["404", *codes]
     if route.query is not None:
         operation["parameters"] = [*operation.get("parameters", ()), *_query_parameters(route.query)]
@@ -132,7 +136,7 @@ def _operation(route: Route, state: ServerState) -> dict[str, Any]:
     if _needs_key(route, state):
         operation["security"] = [{"key": []}, {"plain_key": []}]
         codes = ["401", *(["403"] if route.for_admins else []), *codes]
-    error = {"application/json": {"schema": {"$ref": _REF.format(name=ErrorBody.__name__)}}}
+    error = {"application/json": {"schema": {"$ref": _REF.format(name=route.error.__name__)}}}
     for code in sorted(set(codes)):
         operation["responses"][code] = {"description": _ERRORS[code], "content": error}
     return operation
@@ -143,13 +147,28 @@ def _query_parameters(query: type[WireModel]) -> list[dict[str, Any]]:
     return [{"name": name, "in": "query", "schema": prop} for name, prop in schema["properties"].items()]
 
 
+def _tag(route: Route) -> str:
+    """Whose API it is."""
+    if route.error is MessagesError:
+        return "Anthropic"
+    if route.error is OllamaError:
+        return "Ollama"
+    return "OpenAI" if route.path.startswith("/v1/") else "octavo"
+
+
+def _alternatives(event: Any) -> tuple[Any, ...]:
+    """The structs of a union, or the one that it is; none of None."""
+    return () if event is None else get_args(event) or (event,)
+
+
 def _reply(route: Route) -> dict[str, Any]:
     if route.reply is None:
         return {"description": "OK"} | ({"content": {route.media_type: {}}} if route.media_type else {})
     content: dict[str, Any] = {"application/json": {"schema": {"$ref": _REF.format(name=route.reply.__name__)}}}
     if route.event is not None:
-        # What one `data:` line holds; the last is `[DONE]`.
-        content["text/event-stream"] = {"x-event": route.event.__name__}
+        # What one `data:` line holds, or one line; the last is `[DONE]` in OpenAI's API.
+        names = [event.__name__ for event in _alternatives(route.event)]
+        content[route.stream_type] = {"x-event": names[0] if len(names) == 1 else names}
     return {"description": "OK", "content": content}
 
 
@@ -166,6 +185,6 @@ def _body_schemas(models: Sequence[type[WireModel]], state: ServerState) -> dict
 
 
 def _reply_schemas(routes: Sequence[Route]) -> dict[str, Any]:
-    types = [t for route in routes for t in (route.reply, route.event) if t is not None]
-    _, schemas = msgspec.json.schema_components([*dict.fromkeys(types), ErrorBody], ref_template=_REF)
+    types = [t for route in routes for t in (route.reply, route.error, *_alternatives(route.event)) if t is not None]
+    _, schemas = msgspec.json.schema_components([*dict.fromkeys(types)], ref_template=_REF)
     return schemas

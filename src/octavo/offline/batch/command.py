@@ -20,6 +20,7 @@ from octavo.offline.batch.lines import LineParser, read_lines
 from octavo.offline.batch.results import ResultFile
 from octavo.offline.batch.runner import BatchRunner, Progress
 from octavo.offline.batch.transfer import fetch, put
+from octavo.server.ollama.errors import NDJSON
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +66,8 @@ def _run(batch: BatchConfig, config: ServeConfig, path: Path, results: ResultFil
 
     async def work(served: InProcess) -> None:
         posts = [route for route in served.routes if route.method == "POST" and not route.for_admins]
-        paths = [route.path for route in posts if route.body is not None and "{" not in route.path]
+        # Ollama's stream unless they are told not to.
+        paths = [r.path for r in posts if r.body is not None and "{" not in r.path and r.stream_type != NDJSON]
         # Enough that no step has room while lines are left; the rest waits in the file.
         window = min(total - done, 2 * served.state.models.default.info.max_num_seqs)
         runner = BatchRunner(served.app, served.state, paths, parser=parser, results=results, window=window)

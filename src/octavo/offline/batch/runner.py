@@ -19,7 +19,8 @@ from octavo.base.suggest import nearest
 from octavo.offline.batch.calls import CallReply, call
 from octavo.offline.batch.lines import Line, LineParser
 from octavo.offline.batch.results import BatchResponse, BatchResult, ResultFile
-from octavo.server.http.errors import ErrorBody, ErrorInfo, RouteNotServed, error_reply
+from octavo.server.anthropic.errors import OVERLOADED
+from octavo.server.http.errors import ErrorInfo, RouteNotServed, error_reply
 from octavo.server.http.exchange import ASGIApp
 from octavo.server.state import ServerState
 
@@ -97,16 +98,30 @@ class BatchRunner:
             dead = self._state.models.default.engine.dead_reason
             if reply.status == 503 and dead is not None:
                 raise EngineDead(dead)
-            if reply.status != 429:
+            if reply.status not in (429, OVERLOADED):
                 return reply
             await asyncio.sleep(RETRY_SECONDS)
+
+
+class _Error(msgspec.Struct):
+    """What the errors of all APIs have of OpenAI's."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class _Body(msgspec.Struct):
+    error: _Error
 
 
 def _error_of(reply: CallReply) -> ErrorInfo | None:
     """The error of a reply: it stands in the result too, where readers of either look for one."""
     if reply.status < 400:
         return None
-    return msgspec.json.decode(reply.body, type=ErrorBody).error
+    error = msgspec.json.decode(reply.body, type=_Body).error
+    return ErrorInfo(error.message, error.type, error.param, error.code)
 
 
 class Progress:

@@ -1,11 +1,13 @@
 """From exception to reply: one writer of error bodies for all routes.
 
-The body is always `{"error": {"message", "type", "param", "code"}}`; status, type and code stand on the class
-of the exception. Messages are written by octavo: the text of a foreign exception never leaves the process.
+The body is `{"error": {"message", "type", "param", "code"}}`, on the routes of other APIs than OpenAI's what these make
+of it (`ErrorShape`); status, type and code stand on the class of the exception. Messages are written by octavo: the
+text of a foreign exception never leaves the process.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import msgspec
@@ -120,6 +122,18 @@ class ErrorReply(msgspec.Struct):
     status: int
     body: ErrorBody
     headers: list[Header] = []
+
+
+class ShapedError(msgspec.Struct):
+    """The same in the words of another API than OpenAI's."""
+
+    status: int
+    body: Any
+    headers: list[Header]
+
+
+#: How an API tells of an error; the text is the request's id.
+ErrorShape = Callable[[ErrorReply, str], ShapedError]
 
 
 def error_reply(exc: BaseException) -> ErrorReply:

@@ -30,11 +30,6 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _CHARSET = re.compile(r"(?:^|;)\s*charset\s*=\s*([^;\s]*)", re.IGNORECASE)
 _CLOSE = (b"connection", b"close")
 _JSON = (b"content-type", b"application/json")
-_SSE = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),  # nginx would gather events before it passes them on
-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +111,14 @@ class Exchange:
             )
 
     async def read_body(self) -> bytes:
+        body: bytes | None = self.scope.pop("octavo.body", None)
+        return await self._received_body() if body is None else body
+
+    def unread(self, body: bytes) -> None:
+        """Put the body back, for another handler to read it."""
+        self.scope["octavo.body"] = body
+
+    async def _received_body(self) -> bytes:
         self.scope["octavo.body_wanted"] = True
         limits = self.limits
         too_large = f"The request body is larger than {limits.max_bytes} bytes (see --max-body-bytes)."
@@ -177,9 +180,9 @@ class Exchange:
         await self._start(status, [*headers, (b"content-length", b"%d" % len(body))])
         await self._send({"type": "http.response.body", "body": body, "more_body": False})
 
-    async def start_events(self) -> None:
-        """Begin a stream of server-sent events; `write` and `end` follow."""
-        await self._start(200, _SSE)
+    async def start_stream(self, headers: list[Header]) -> None:
+        """Begin a reply in pieces; `write` and `end` follow."""
+        await self._start(200, headers)
 
     async def write(self, data: bytes) -> None:
         await self._send({"type": "http.response.body", "body": data, "more_body": True})

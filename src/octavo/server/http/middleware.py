@@ -11,15 +11,19 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Callable
 
 from octavo.base.config import ServerConfig
 from octavo.base.errors import InvalidRequest, OctavoError
 from octavo.base.log import current_request_id
 from octavo.server.http.errors import (
     BadFraming,
+    ErrorReply,
+    ErrorShape,
     ExpectationFailed,
     HeadersTooLarge,
     HostNotAllowed,
+    ShapedError,
     VersionNotSupported,
     error_reply,
 )
@@ -86,9 +90,18 @@ def _is_loopback(name: str) -> bool:
 class RequestScope:
     """The outermost layer of a request: gives it an id, turns exceptions into replies, counts it."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, *, has_traces: bool = False) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        *,
+        shape_of: Callable[[Scope], ErrorShape | None] = lambda scope: None,
+        has_traces: bool = False,
+    ) -> None:
+        """`shape_of`: how the errors of a request are told; None: as OpenAI's API does."""
         self._app = app
         self._metrics = metrics
+        self._shape_of = shape_of
         self._told_of_traces = has_traces
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -113,7 +126,9 @@ class RequestScope:
                 logger.exception("request %s failed", request_id)
             if "octavo.status" in scope:
                 raise  # the reply has begun, so the only way to show an error is to cut the connection
-            reply = error_reply(exc)
+            reply: ErrorReply | ShapedError = error_reply(exc)
+            if (shape := self._shape_of(scope)) is not None:
+                reply = shape(error_reply(exc), request_id)
             await Exchange(scope, receive, send).send_json(reply.body, reply.status, reply.headers)
         finally:
             status, route = scope.get("octavo.status", 500), scope.get("octavo.route", "")

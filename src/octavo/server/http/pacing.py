@@ -1,4 +1,4 @@
-"""Comments that keep an idle stream alive."""
+"""What keeps an idle stream alive."""
 
 from __future__ import annotations
 
@@ -10,19 +10,18 @@ from contextlib import asynccontextmanager
 from typing import TypeVar
 
 from octavo.server.http.exchange import Exchange
-
-#: A comment: readers of events skip it, and proxies see that the connection is alive (E58).
-KEEP_ALIVE = b": keep-alive\n\n"
+from octavo.server.http.framing import OPENAI_EVENTS, Framing
 
 T = TypeVar("T")
 
 
 class KeepAlive:
-    """Comments on an idle stream. `interval` is in seconds; 0: never."""
+    """Signs of life on an idle stream. `interval` is in seconds; 0: never."""
 
-    def __init__(self, exchange: Exchange, interval: float) -> None:
+    def __init__(self, exchange: Exchange, interval: float, framing: Framing = OPENAI_EVENTS) -> None:
         self._exchange = exchange
-        self._interval = interval
+        self._framing = framing
+        self._interval = interval if framing.keep_alive else 0
         self._last_write = time.monotonic()
 
     async def first(self, deltas: AsyncIterator[T]) -> T:
@@ -33,8 +32,8 @@ class KeepAlive:
         try:
             await asyncio.wait({task}, timeout=self._interval)
             if not task.done():
-                await self._exchange.start_events()
-                await self._exchange.write(KEEP_ALIVE)
+                await self._exchange.start_stream(self._framing.headers)
+                await self._exchange.write(self._framing.keep_alive)
                 async with self.running():
                     await asyncio.wait({task})
             return await task
@@ -50,7 +49,7 @@ class KeepAlive:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """In the block a comment is sent after each `interval` seconds of silence; none once the block has ended."""
+        """In the block a sign of life is sent after each `interval` seconds of silence; none once it has ended."""
         if not self._interval:
             yield
             return
@@ -66,6 +65,6 @@ class KeepAlive:
         while True:
             silence = time.monotonic() - self._last_write
             if silence >= self._interval:
-                await self.write(KEEP_ALIVE)
+                await self.write(self._framing.keep_alive)
                 silence = 0.0
             await asyncio.sleep(self._interval - silence)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
 from octavo.base.errors import clip
-from octavo.server.http.errors import MethodNotAllowed
+from octavo.server.http.errors import ErrorBody, MethodNotAllowed
 from octavo.server.http.exchange import Exchange, Receive, Scope, Send
 from octavo.server.http.unknown_routes import unknown_route
 from octavo.server.openai.protocol.common import WireModel
@@ -21,8 +22,8 @@ Handler = Callable[[Exchange], Awaitable[None]]
 class Route:
     """A `/{name}` of the path is a parameter: within it a segment, at its end the rest of the path, slashes included.
 
-    The rest describes the route, for the API document: the body's model, the reply's struct and that of a stream's
-    events, or the media type of a reply that is not JSON.
+    The rest describes the route, for the API document: the body's model, the reply's struct, that of a stream's events
+    and that of errors, or the media type of a reply that is not JSON.
     """
 
     method: str
@@ -31,7 +32,9 @@ class Route:
     summary: str
     body: type[WireModel] | None = None
     reply: type[msgspec.Struct] | None = None
-    event: type[msgspec.Struct] | None = None
+    event: Any = None  # a struct, or a union of some
+    error: type[msgspec.Struct] = ErrorBody
+    stream_type: str = "text/event-stream"
     media_type: str | None = None
     query: type[WireModel] | None = None  # what may stand behind the path's question mark
     for_admins: bool = False

@@ -14,22 +14,24 @@ DONE = b"data: [DONE]\n\n"
 _encoder = msgspec.json.Encoder()
 
 
-def event(body: Any) -> bytes:
-    """One event. JSON never holds a raw newline, so one `data:` line is always enough."""
-    return b"data: " + _encoder.encode(body) + b"\n\n"
+def event(body: Any, name: str | None = None) -> bytes:
+    """One event, with a line of its name where it has one. JSON never holds a raw newline, so one `data:` line is
+    always enough."""
+    head = b"data: " if name is None else b"event: %b\ndata: " % name.encode()
+    return head + _encoder.encode(body) + b"\n\n"
 
 
 class TextEvent:
     """Events that differ in one string only, which is nearly all of a stream's: the rest is encoded once.
 
-    `TextEvent(make)(text)` is `event(make(text))`, at a third of its time. The string must come after all others
-    that a caller may choose.
+    `TextEvent(make, name)(text)` is `event(make(text), name)`, at a third of its time. The string must come after
+    all others that a caller may choose.
     """
 
     __slots__ = ("_head", "_tail")
 
-    def __init__(self, make: Callable[[str], Any]) -> None:
-        self._head, _, self._tail = event(make(_MARK)).rpartition(_encoder.encode(_MARK))
+    def __init__(self, make: Callable[[str], Any], name: str | None = None) -> None:
+        self._head, _, self._tail = event(make(_MARK), name).rpartition(_encoder.encode(_MARK))
 
     def __call__(self, text: str) -> bytes:
         return self._head + _encoder.encode(text) + self._tail

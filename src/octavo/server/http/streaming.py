@@ -9,8 +9,9 @@ from typing import Any, Protocol
 from octavo.base.errors import OctavoError
 from octavo.served.events import News, PromptReply, Usage
 from octavo.server.http.exchange import Exchange
+from octavo.server.http.framing import OPENAI_EVENTS, Framing
 from octavo.server.http.pacing import KeepAlive
-from octavo.server.http.sse import DONE, error_events, event
+from octavo.server.http.sse import event
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +24,7 @@ class ReplyEncoder(Protocol):
         ...
 
     def last_events(self) -> bytes:
-        """What follows the last news, before [DONE]."""
+        """What follows the last news, before the framing's own end."""
         ...
 
     def whole(self, replies: Sequence[PromptReply], usage: Usage) -> Any:
@@ -36,24 +37,25 @@ async def stream_events(
     stream: AsyncIterator[News],
     encoder: ReplyEncoder,
     keep_alive: KeepAlive,
+    framing: Framing = OPENAI_EVENTS,
 ) -> None:
     """Send a stream: one write for all that is new. Until the reply begins an error raises and gets its own status."""
     try:
         first = await keep_alive.first(stream)
         if not exchange.is_begun:
-            await exchange.start_events()
+            await exchange.start_stream(framing.headers)
         async with keep_alive.running():
             await keep_alive.write(encoder.events(first))
             async for news in stream:
                 if data := encoder.events(news):
                     await keep_alive.write(data)
-        await exchange.end(encoder.last_events() + DONE)
+        await exchange.end(encoder.last_events() + framing.done)
     except Exception as exc:
         if not exchange.is_begun:
             raise
         if not isinstance(exc, OctavoError):
             logger.exception("stream %s failed", exchange.scope.get("octavo.request_id"))
-        await exchange.end(error_events(exc))
+        await exchange.end(framing.error(exc))
 
 
 async def send_whole(exchange: Exchange, body: Any, as_stream: bool) -> None:
@@ -61,5 +63,5 @@ async def send_whole(exchange: Exchange, body: Any, as_stream: bool) -> None:
     if not as_stream:
         await exchange.send_json(body)
         return
-    await exchange.start_events()
-    await exchange.end(event(body) + DONE)
+    await exchange.start_stream(OPENAI_EVENTS.headers)
+    await exchange.end(event(body) + OPENAI_EVENTS.done)

@@ -31,14 +31,14 @@ class ChatHandler:
         lease = serving.state.models.resolve(request.model)
         note_unheard(serving, lease.model, exchange, request)
         check_limits(request, serving.state.config)
-        turn = self._turn(body, request, lease.model, reply_id("chatcmpl", exchange, request))
+        turn = self.turn(body, request, lease.model, reply_id("chatcmpl", exchange, request))
         turn = replace(turn, trace_headers=serving.trace_headers(exchange))
         async with exchange.cancelled_on_disconnect():
             prepared = await lease.model.prepare(turn)
             encoder = ChatEncoder(serving, lease, request, prepared)
             await serving.send(exchange, request, lease.model, prepared, encoder)
 
-    def _turn(self, body: Mapping[str, Any], request: ChatRequest, model: ServedModel, request_id: str) -> Turn:
+    def turn(self, body: Mapping[str, Any], request: ChatRequest, model: ServedModel, request_id: str) -> Turn:
         if request.top_logprobs and not request.logprobs:  # 0 is no request
             raise InvalidRequest("`top_logprobs` needs `logprobs` to be true.", "top_logprobs")
         sampling = request.sampling_values()

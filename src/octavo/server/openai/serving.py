@@ -13,6 +13,7 @@ from octavo.base.suggest import nearest
 from octavo.served.model import Prepared, ServedModel
 from octavo.server.http.errors import validate_body
 from octavo.server.http.exchange import Exchange
+from octavo.server.http.framing import OPENAI_EVENTS, Framing
 from octavo.server.http.pacing import KeepAlive
 from octavo.server.http.streaming import ReplyEncoder, send_whole, stream_events
 from octavo.server.openai.logprobs import TokenNames
@@ -88,14 +89,26 @@ class Serving:
     ) -> None:
         """Generate, and send the reply: as events, or whole."""
         if request.stream and not prepared.is_ranked:
-            config = self.state.config
-            keep_alive = KeepAlive(exchange, config.sse_keep_alive_interval)
-            interval = request.stream_interval or config.stream_interval
-            async with aclosing(model.generate(prepared, interval)) as news:
-                await stream_events(exchange, news, encoder, keep_alive)
+            await self.stream(exchange, model, prepared, encoder, interval=request.stream_interval)
             return
         whole = encoder.whole(*await model.whole(prepared))
         await send_whole(exchange, whole, bool(request.stream))
+
+    async def stream(
+        self,
+        exchange: Exchange,
+        model: ServedModel,
+        prepared: Prepared,
+        encoder: ReplyEncoder,
+        framing: Framing = OPENAI_EVENTS,
+        *,
+        interval: int | None = None,  # tokens of a sample in one event; None: as the server says
+    ) -> None:
+        """Generate, and send the reply piece by piece."""
+        config = self.state.config
+        keep_alive = KeepAlive(exchange, config.sse_keep_alive_interval, framing)
+        async with aclosing(model.generate(prepared, interval or config.stream_interval)) as news:
+            await stream_events(exchange, news, encoder, keep_alive, framing)
 
 
 def reply_id(prefix: str, exchange: Exchange, request: SamplingFields) -> str:

@@ -1,5 +1,7 @@
-"""POST /tokenize, /detokenize and /v1/chat/completions/input_tokens. None needs the engine: they answer while it is
-down or drains."""
+"""POST /tokenize, /detokenize, /apply-template and /v1/chat/completions/input_tokens.
+
+None needs the engine: they answer while it is down or drains.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +18,8 @@ from octavo.server.openai.protocol.tokenize import (
     DetokenizeReply,
     DetokenizeRequest,
     InputTokens,
+    TemplateReply,
+    TemplateRequest,
     TokenizeReply,
     TokenizeRequest,
 )
@@ -65,6 +69,23 @@ class ChatTokensHandler:
         conversation = conversation_of(request, request.messages, serving.state.config)
         [prompt] = await model.prompts.made([conversation], "messages")
         await exchange.send_json(InputTokens(len(prompt.ids)))
+
+
+class TemplateHandler:
+    """The prompt's text, for who wants to see what a template makes of a conversation."""
+
+    def __init__(self, serving: Serving) -> None:
+        self._serving = serving
+
+    async def __call__(self, exchange: Exchange) -> None:
+        serving = self._serving
+        body, request = await serving.read(exchange, TemplateRequest, {})
+        check_prompt_options(body)
+        model = serving.state.models.resolve(request.model).model
+        note_unheard(serving, model, exchange, request)
+        conversation = conversation_of(request, request.messages, serving.state.config)
+        [prompt] = await model.prompts.made([conversation], "messages")
+        await exchange.send_json(TemplateReply(prompt.text or ""))
 
 
 class DetokenizeHandler:

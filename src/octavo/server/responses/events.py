@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from octavo.base.errors import OctavoError
 from octavo.server.http.errors import error_reply
 from octavo.server.http.exchange import Exchange
+from octavo.server.http.framing import OPENAI_EVENTS
 from octavo.server.http.pacing import KeepAlive
 from octavo.server.http.sse import event
 
@@ -26,7 +27,7 @@ async def send_events(exchange: Exchange, events: AsyncIterator[list[bytes]], ke
         await exchange.end(_error(exc))
         return
     if not exchange.is_begun:
-        await exchange.start_events()
+        await exchange.start_stream(OPENAI_EVENTS.headers)
     async with keep_alive.running():
         await keep_alive.write(b"".join(first))
         async for more in events:

@@ -113,6 +113,12 @@ def spec_of(fields: Mapping[str, Any], limits: GrammarLimits) -> GrammarSpec | N
     return _of_kind(name.removeprefix("guided_"), value, name, options, limits)
 
 
+def spec_of_schema(schema: Any, param: str, limits: GrammarLimits) -> GrammarSpec:
+    """The constraint that the whole output fits a JSON schema, which came in the field `param`."""
+    options = _Options(no_whitespace=limits.disable_any_whitespace, no_additional=limits.disable_additional_properties)
+    return _of_kind("json", schema, param, options, limits)
+
+
 def spec_of_params(params: SamplingParams, limits: GrammarLimits) -> GrammarSpec | None:
     """The constraint of a program's parameters, None if they have none: the same as of a request with those values."""
     names = [name for name in ("structured_outputs", "guided_decoding") if getattr(params, name) is not None]

@@ -37,6 +37,10 @@ class TemplateSyntaxError(Exception):
     """The source is no template that can be compiled; the caller says where it came from."""
 
 
+class TemplateRefusal(InvalidRequest):
+    """The template refuses the messages, or fails on them."""
+
+
 class ChatTemplate:
     """One compiled template. It keeps no state of a rendering; `render` may be called from any thread."""
 
@@ -94,9 +98,9 @@ class ChatTemplate:
         except LimitExceeded as error:
             raise InvalidRequest(f"The chat template was stopped: {error}.", "messages") from None
         except TemplateError as error:
-            raise InvalidRequest(error.message or str(error), "messages") from None
+            raise TemplateRefusal(error.message or str(error), "messages") from None
         except Exception as error:  # noqa: BLE001 (a template is a program: its mistakes are errors of any kind)
-            raise InvalidRequest(f"The chat template failed: {type(error).__name__}: {error}", "messages") from None
+            raise TemplateRefusal(f"The chat template failed: {type(error).__name__}: {error}", "messages") from None
         return _cut_at_mark(text, last) if continue_final_message else text
 
     def check(self) -> None:

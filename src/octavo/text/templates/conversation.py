@@ -6,13 +6,15 @@ all: programs come here without the server's checks.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from octavo.base.config import ContentFormatOption
 from octavo.base.errors import InvalidRequest
+from octavo.text.templates import simpler
 from octavo.text.templates.call_arguments import template_arguments
-from octavo.text.templates.chat_template import ChatTemplate, Message
+from octavo.text.templates.chat_template import ChatTemplate, Message, TemplateRefusal
 
 #: Kinds of content parts that are text -> the field that holds it.
 _TEXT_PARTS: Final = {
@@ -23,12 +25,32 @@ _REASONING: Final = ("reasoning_content", "reasoning", "thinking")
 
 
 def render_conversation(
-    template: ChatTemplate, messages: Sequence[Message], content_format: ContentFormatOption, **options: Any
+    template: ChatTemplate,
+    messages: Sequence[Message],
+    content_format: ContentFormatOption,
+    *,
+    simplify: bool = False,
+    **options: Any,
 ) -> str:
-    """The prompt's text. `options` are those of `ChatTemplate.render`. Raises `InvalidRequest`."""
+    """The prompt's text. `options` are those of `ChatTemplate.render`. Raises `InvalidRequest`.
+
+    `simplify`: where the template refuses the messages, it is given ever simpler ones that say the same.
+    """
     as_parts = (template.content_format if content_format == "auto" else content_format) == "openai"
-    shown = [_shown(message, f"messages[{i}]", template, as_parts) for i, message in enumerate(messages)]
-    return template.render(shown, **options)
+
+    def rendered(messages: Sequence[Message]) -> str:
+        shown = [_shown(message, f"messages[{i}]", template, as_parts) for i, message in enumerate(messages)]
+        return template.render(shown, **options)
+
+    try:
+        return rendered(messages)
+    except TemplateRefusal:
+        if not simplify:
+            raise
+        for simpler_messages in simpler.steps(messages):
+            with contextlib.suppress(TemplateRefusal):
+                return rendered(simpler_messages)
+        raise
 
 
 def _shown(message: Message, path: str, template: ChatTemplate, as_parts: bool) -> dict[str, Any]:

@@ -133,11 +133,14 @@ class Renderer:
         continue_final_message: bool = False,
         chat_template: str | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        simplify: bool = False,
     ) -> str:
         """The text of a conversation's prompt. The template writes BOS itself.
 
         `chat_template` is the request's own template, or the name of one of the tokenizer's; whether requests may
-        bring one is the caller's decision. Raises `InvalidRequest` with the place of what is wrong.
+        bring one is the caller's decision. `simplify`: where a template of the server refuses the messages, it is
+        given ever simpler ones that say the same (`simpler.py`). Raises `InvalidRequest` with the place of what is
+        wrong.
         """
         if not messages:
             raise InvalidRequest("`messages` must hold at least one message.", "messages")
@@ -153,7 +156,7 @@ class Renderer:
         if chat_template is not None and chat_template not in self._own_templates:
             return self._render_apart(chat_template, messages, options)
         template = self._template(chat_template, bool(tools))
-        return render_conversation(template, messages, self._content_format, **options)
+        return render_conversation(template, messages, self._content_format, simplify=simplify, **options)
 
     def _render_apart(
         self, chat_template: str, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import UNSET, UnsetType
+from pydantic import Field
 
 from octavo.server.openai.protocol.common import (
     COMMON_REFUSALS,
@@ -44,6 +45,37 @@ CHAT_REFUSALS: Refusals = {
     "audio": inert(None),
     "prediction": inert(None),
     "web_search_options": inert(None),
+}
+
+
+class ChatBatchRequest(SamplingFields, ConversationFields):
+    """`messages` holds whole conversations."""
+
+    messages: Annotated[list[Messages], Field(min_length=1)]
+    max_completion_tokens: Int | None = None
+    logprobs: bool | None = None
+    top_logprobs: Int | None = None
+    include_reasoning: bool | None = None
+    thinking_token_budget: Int | None = None
+
+    def requests(self) -> list[ChatRequest]:
+        """One a conversation, each with all of the settings."""
+        shared = {name: getattr(self, name) for name in self.model_fields_set}
+        return [ChatRequest.model_construct(**shared | {"messages": messages}) for messages in self.messages]
+
+
+#: What a batch cannot have: one choice each, and no stream.
+BATCH_REFUSALS: Refusals = {
+    **CHAT_REFUSALS,
+    "stream": inert(None, False),
+    "n": inert(None, 1),
+    "best_of": inert(None, 1),
+    "use_beam_search": inert(None, False),
+    "tools": inert(None),
+    "tool_choice": inert(None, "none"),
+    "prompt_logprobs": inert(None),
+    "return_token_ids": inert(None, False),
+    "include_metrics": inert(None, False),
 }
 
 

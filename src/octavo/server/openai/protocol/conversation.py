@@ -16,7 +16,7 @@ from octavo.server.openai.protocol.tools import MAX_TOOLS, ToolChoiceField, Tool
 MAX_MESSAGES = 4096
 MAX_PARTS = 1024
 #: Names in templates for the switch of the model's thinking.
-_THINKING_VARIABLES = ("enable_thinking", "thinking")
+THINKING_VARIABLES = ("enable_thinking", "thinking")
 
 
 def _check_part(part: Any) -> Any:
@@ -100,7 +100,7 @@ class ConversationFields(WireModel):
             own["reasoning_effort"] = self.reasoning_effort
         thinks = False if self.reasoning_effort == "none" else self.enable_thinking
         if thinks is not None:
-            own |= dict.fromkeys(_THINKING_VARIABLES, thinks)
+            own |= dict.fromkeys(THINKING_VARIABLES, thinks)
         return own | self.chat_template_kwargs if self.chat_template_kwargs else own or None
 
     def thinking_switches(self) -> dict[str, frozenset[str]]:
@@ -108,9 +108,9 @@ class ConversationFields(WireModel):
         switches = {}
         if self.reasoning_effort is not None:
             off = self.reasoning_effort == "none"
-            switches["reasoning_effort"] = frozenset({"reasoning_effort", *(_THINKING_VARIABLES if off else ())})
+            switches["reasoning_effort"] = frozenset({"reasoning_effort", *(THINKING_VARIABLES if off else ())})
         if self.enable_thinking is not None:
-            switches["enable_thinking"] = frozenset(_THINKING_VARIABLES)
+            switches["enable_thinking"] = frozenset(THINKING_VARIABLES)
         return switches
 
 

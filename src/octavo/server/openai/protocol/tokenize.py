@@ -18,6 +18,11 @@ class TokenizeRequest(ConversationFields):
     return_token_strs: bool | None = None
 
 
+class TemplateRequest(ConversationFields):
+    model: str | None = None
+    messages: Messages
+
+
 class DetokenizeRequest(WireModel):
     model: str | None = None
     tokens: list[Int]
@@ -28,6 +33,10 @@ class TokenizeReply(msgspec.Struct):
     max_model_len: int
     tokens: list[int]
     token_strs: list[str] | UnsetType = UNSET
+
+
+class TemplateReply(msgspec.Struct):
+    prompt: str
 
 
 class DetokenizeReply(msgspec.Struct):

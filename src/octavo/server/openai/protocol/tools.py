@@ -24,13 +24,13 @@ _ALLOWED_SHAPE = (
 )
 
 
-def _check_name(value: str) -> str:
+def check_name(value: str) -> str:
     if not value or len(value) > MAX_NAME or not value.isprintable() or " " in value:
         raise PydanticCustomError("function_name", f"A name has 1 to {MAX_NAME} printable characters and no spaces")
     return value
 
 
-FunctionName = Annotated[str, AfterValidator(_check_name)]
+FunctionName = Annotated[str, AfterValidator(check_name)]
 
 
 class FunctionDefinition(WireModel):

@@ -1,0 +1,1 @@
+"""Anthropic's Messages API: bodies to turns, news to replies."""

@@ -1,0 +1,1 @@
+"""Ollama's API: bodies to turns, news to lines."""

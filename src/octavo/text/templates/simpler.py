@@ -1,0 +1,116 @@
+"""The same conversation in fewer kinds of messages, for templates that refuse it.
+
+Some templates want users and assistants to take turns, some know no results of tools, some no system message. Each of
+`steps` takes away one thing that such templates stumble over, and what was said stays.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+Message = Mapping[str, Any]
+
+_BETWEEN: Final = "\n\n"
+
+
+def steps(messages: Sequence[Message]) -> Iterator[list[Message]]:
+    """Ever simpler forms, each only where it differs from the one before."""
+    known = list(messages)
+    for simplified in (_short_ids, _system_first, _text_in_results, _no_tool_messages, _no_system):
+        new = _merged(simplified(known))
+        if new != known:
+            known = new
+            yield new
+
+
+def _short_ids(messages: Sequence[Message]) -> list[Message]:
+    """The ids of calls in nine letters and digits, which is what Mistral's templates want of them."""
+    short: dict[str, str] = {}
+
+    def renamed(call_id: Any) -> str:
+        return short.setdefault(str(call_id), f"call{len(short):05d}")
+
+    new: list[Message] = []
+    for message in messages:
+        if message.get("tool_calls"):
+            calls = [{**call, "id": renamed(call.get("id"))} for call in message["tool_calls"]]
+            new.append({**message, "tool_calls": calls})
+        elif "tool_call_id" in message:
+            new.append({**message, "tool_call_id": renamed(message["tool_call_id"])})
+        else:
+            new.append(message)
+    return new
+
+
+def _system_first(messages: Sequence[Message]) -> list[Message]:
+    """Instructions given later are the user's words."""
+    return [
+        {"role": "user", "content": _text(message)} if i and message["role"] == "system" else message
+        for i, message in enumerate(messages)
+    ]
+
+
+def _text_in_results(messages: Sequence[Message]) -> list[Message]:
+    """What the user says beside the results of calls is a part of the last result: then the assistant follows."""
+    new: list[Message] = []
+    for message in messages:
+        if new and message["role"] == "user" and new[-1]["role"] == "tool":
+            new[-1] = {**new[-1], "content": _joined(new[-1], message)}
+        else:
+            new.append(message)
+    return new
+
+
+def _no_tool_messages(messages: Sequence[Message]) -> list[Message]:
+    """A call is its JSON among the assistant's text, and a result is the user's words."""
+    new: list[Message] = []
+    for message in messages:
+        if message["role"] == "tool":
+            new.append({"role": "user", "content": _text(message)})
+        elif message.get("tool_calls"):
+            calls = [_call_text(call["function"]) for call in message["tool_calls"]]
+            rest = {name: value for name, value in message.items() if name not in ("tool_calls", "content")}
+            new.append({**rest, "content": _BETWEEN.join(filter(None, [_text(message), *calls]))})
+        else:
+            new.append(message)
+    return new
+
+
+def _no_system(messages: Sequence[Message]) -> list[Message]:
+    """The instructions begin the user's first message."""
+    if not messages or messages[0]["role"] != "system":
+        return list(messages)
+    return [{"role": "user", "content": _text(messages[0])}, *messages[1:]]
+
+
+def _merged(messages: Sequence[Message]) -> list[Message]:
+    """Neighbours of one role, but for the results of calls, as one message."""
+    new: list[Message] = []
+    for message in messages:
+        role = message["role"]
+        if new and role == new[-1]["role"] and role in ("user", "assistant", "system"):
+            calls = [*new[-1].get("tool_calls", ()), *message.get("tool_calls", ())]
+            own = {"tool_calls": calls} if calls else {}
+            new[-1] = {**new[-1], **message, "content": _joined(new[-1], message), **own}
+        else:
+            new.append(message)
+    return new
+
+
+def _joined(first: Message, second: Message) -> str:
+    return _BETWEEN.join(filter(None, [_text(first), _text(second)]))
+
+
+def _text(message: Message) -> str:
+    content = message.get("content") or ""
+    if isinstance(content, str):
+        return content
+    return "\n".join(part if isinstance(part, str) else str(part.get("text", "")) for part in content)
+
+
+def _call_text(function: Mapping[str, Any]) -> str:
+    arguments = function.get("arguments")
+    written = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    return f'{{"name": {json.dumps(function.get("name"), ensure_ascii=False)}, "arguments": {written or "{}"}}}'
