@@ -57,11 +57,8 @@ class InterpretedDevice:
         copies = [tensor.clone().numpy() for tensor in tensors]
         return lambda: copies
 
-    def to_host(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.clone()
-
-    def from_host(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor
+    def host_memory(self, num_bytes: int) -> torch.Tensor:
+        return torch.empty(num_bytes, dtype=torch.uint8)
 
     def zeros(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         return torch.zeros(shape, dtype=dtype)

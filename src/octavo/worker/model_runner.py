@@ -18,7 +18,7 @@ from octavo.worker.input_batch import HostBatch, InputBatch, build_batch
 from octavo.worker.request_states import Draft, ExpectedTokens, RequestStates, Rows
 from octavo.worker.sampler import SampledTokens, Sampler
 from octavo.worker.scores import PromptScorer
-from octavo.worker.swap import SwapSpace
+from octavo.worker.swap import SwapArena, SwapSpace
 
 KVCaches = list[tuple[torch.Tensor, torch.Tensor]]
 
@@ -54,6 +54,7 @@ class ModelRunner:
         block_size: int,
         max_num_seqs: int,
         max_model_len: int,
+        swap_arena: SwapArena,
         logprobs_mode: LogprobsMode = "raw_logprobs",
         graph_sizes: tuple[int, ...] = (),
         windows: Sequence[int] = (0,),
@@ -71,7 +72,7 @@ class ModelRunner:
         self._last_ids: torch.Tensor | None = None
         if device.plans_ahead:
             self._last_ids = torch.zeros(max_num_seqs, dtype=torch.int32, device=device.torch_device)
-        self._swap = SwapSpace(device, kv_caches)
+        self._swap = SwapSpace(device, kv_caches, swap_arena)
         self._planner = ops.attention_planner(model.heads, device.torch_device, ops.activation_dtype)
         self._sampler = Sampler(ops, device, max_num_seqs, logprobs_mode)
         self._scorer = PromptScorer(model, ops, device, logprobs_mode)
