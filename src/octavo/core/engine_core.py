@@ -18,6 +18,7 @@ from octavo.core.drafts import Drafter
 from octavo.core.executors.executor import Executor
 from octavo.core.faults import fault
 from octavo.core.grammar.structured import Compiler, GrammarReady, Matcher, StructuredOutputs
+from octavo.core.graph_steps import GraphSteps
 from octavo.core.scheduler.scheduler import Scheduler
 from octavo.wire.messages import (
     HEARTBEAT_INTERVAL,
@@ -88,6 +89,7 @@ class EngineCore:
         self._in_flight: deque[tuple[SchedulerOutput, Any, dict[int, str]]] = deque()
         self._outputs: list[EngineCoreOutput] = []  # to be sent with the next frame
         self._num_pending_told = 0  # requests waiting for their grammar, as of the last frame
+        self._graph_steps = GraphSteps()
         self._num_steps = 0
         self._step_started = 0.0  # time.monotonic(), 0.0 between steps; read by the heartbeat thread
         self._stopped = threading.Event()
@@ -150,6 +152,7 @@ class EngineCore:
         plan, step, mask_errors = self._in_flight.popleft()
         result = self._executor.collect(step)
         result.errors.update(mask_errors)
+        self._graph_steps.count(result.graph)
         self._outputs += self.scheduler.update(plan, result)
         self._end_step()
 
@@ -166,9 +169,13 @@ class EngineCore:
             self._send(EngineCoreOutputs(part, stats, now))
 
     def _stats(self) -> SchedulerStats:
-        """The scheduler's, with the requests that it has not seen because their grammar is not ready."""
-        stats, num_pending = self.scheduler.stats(), self.structured.num_pending
-        return msgspec.structs.replace(stats, num_waiting=stats.num_waiting + num_pending) if num_pending else stats
+        """The scheduler's, with the requests that it has not seen because their grammar is not ready, and how steps
+        were launched."""
+        stats, num_pending, graph_steps = self.scheduler.stats(), self.structured.num_pending, self._graph_steps.totals
+        if not num_pending and not graph_steps:
+            return stats
+        num_waiting = stats.num_waiting + num_pending
+        return msgspec.structs.replace(stats, num_waiting=num_waiting, graph_steps=dict(graph_steps))
 
     # --------------------------------------------------------------------------------------------------- the inbox
     def _drain_inbox(self) -> bool:

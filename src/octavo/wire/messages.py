@@ -158,6 +158,10 @@ class EngineCoreOutput(Message, frozen=True, gc=False):
     is_complete: bool = False  # it stopped because its grammar is at the end: the last token is text, not a stop token
 
 
+#: `ModelRunnerOutput.graph` of steps that a graph is behind; others are launched kernel by kernel.
+AS_GRAPHS = ("replayed", "captured")
+
+
 class SchedulerStats(Message, frozen=True, gc=False):
     """Gauges and running totals of the engine, for /metrics and the log."""
 
@@ -175,6 +179,7 @@ class SchedulerStats(Message, frozen=True, gc=False):
     num_swapped: int = 0  # requests whose KV blocks the host keeps
     swap_blocks_used: int = 0
     swap_blocks_total: int = 0
+    graph_steps: dict[str, int] = {}  # `ModelRunnerOutput.graph` -> steps; totals since start
 
 
 class EngineCoreOutputs(Message, frozen=True, gc=False):

@@ -97,3 +97,6 @@ class ModelRunnerOutput(StepData):
     # slot -> one entry a scheduled token, for the token behind it as far as that is the prompt's; when asked for
     prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
     errors: dict[int, str] = {}  # slot -> why that request alone ends with an error
+    #: How the step was launched: "replayed", "captured" (behind launching it kernel by kernel), or why neither; ""
+    #: where the device captures nothing.
+    graph: str = ""

@@ -58,16 +58,20 @@ class StepGraphs:
         self._planner = planner
         self._sizes = sorted(sizes)
         self._graphs: dict[int, _Graph] = {}
+        #: How the last step was launched: `ModelRunnerOutput.graph`.
+        self.last = ""
         self._block_tables = device.zeros((num_groups, self._sizes[-1], max_blocks), torch.int32)
 
     def logits(self, host: HostBatch) -> torch.Tensor | None:
-        """The logits of a step [B, V]; None if it is none of those that are captured."""
+        """The logits of a step [B, V]; None if it is none of those that are captured. `last` says how it went."""
         num_seqs = len(host.slots)
-        if host.num_decodes < num_seqs or len(host.logits_rows) < num_seqs or num_seqs > self._sizes[-1]:
+        self.last = self._obstacle(host)
+        if self.last:
             return None
         size = next(size for size in self._sizes if size >= num_seqs)
         arrays = self._planner.padded_arrays(host.seq_lens, size)
         if arrays is None:
+            self.last = "contexts too long"
             return None
         graph = self._graphs.get(size)
         if graph is None:
@@ -76,11 +80,24 @@ class StepGraphs:
         graph.num_uses += 1
         if graph.replay is not None:
             graph.replay()
+            self.last = "replayed"
         else:
             graph.logits = [self._run(batch)]
             if graph.num_uses > 1 and not graph.is_refused:
                 self._capture(graph, size, batch)
+            self.last = "captured" if graph.replay else "capture refused" if graph.is_refused else "size is new"
         return graph.logits[0][:num_seqs]
+
+    def _obstacle(self, host: HostBatch) -> str:
+        """Why the step is none of those that are captured, in a few words; "": it may be one."""
+        num_seqs = len(host.slots)
+        if host.num_decodes < num_seqs:
+            return "prompt"
+        if len(host.logits_rows) < num_seqs:
+            return "not all sample"  # in the middle of what a grammar dictated
+        if num_seqs > self._sizes[-1]:
+            return "drafts" if len(set(host.slots.tolist())) <= self._sizes[-1] else "too many sequences"
+        return ""
 
     def _capture(self, graph: _Graph, size: int, batch: InputBatch) -> None:
         """The run before has left its result: capturing computes nothing. A capture that fails, for want of memory or

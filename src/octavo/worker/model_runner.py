@@ -28,6 +28,7 @@ class RunningStep:
     """A step that was submitted: what its answer will be made of."""
 
     slots: list[int]
+    graph: str = ""  # how it was launched
     #: Until it has sampled: where the logits stand, which the next step overwrites.
     logits: torch.Tensor | None = None
     rows: Rows | None = None
@@ -77,6 +78,7 @@ class ModelRunner:
         self._sampler = Sampler(ops, device, max_num_seqs, logprobs_mode)
         self._scorer = PromptScorer(model, ops, device, logprobs_mode)
         self._graphs: StepGraphs | None = None
+        self._no_graphs = "switched off" if device.uses_graphs else ""
         if graph_sizes:
             max_blocks = self._states.block_tables.shape[2]
             self._graphs = StepGraphs(self._run_model, device, self._planner, graph_sizes, max_blocks, len(windows))
@@ -103,6 +105,7 @@ class ModelRunner:
 
         host = build_batch(states, plan.num_scheduled_tokens, self._block_size, splits_drafts=self._splits_drafts)
         logits = None if self._graphs is None else self._graphs.logits(host)
+        step.graph = self._no_graphs if self._graphs is None else self._graphs.last
         if logits is None:
             batch, rows = self._upload(host)
             if states.prompt_logprobs:
@@ -124,7 +127,7 @@ class ModelRunner:
 
     def collect(self, step: RunningStep) -> ModelRunnerOutput:
         """Wait for the answer of a step; what it sampled becomes known to the host."""
-        output = ModelRunnerOutput(sampled_token_ids={slot: [] for slot in step.slots})
+        output = ModelRunnerOutput({slot: [] for slot in step.slots}, graph=step.graph)
         if step.prompt_logprobs is not None:
             output.prompt_logprobs = step.prompt_logprobs()
         if step.tokens is not None and step.expected is not None:
