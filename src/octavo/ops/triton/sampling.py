@@ -1,8 +1,8 @@
 """Sampling on the device: what `reference_sampling` means, without a look of the host at what is drawn.
 
 The noise and the score of a draw have the reference's bits: kernels are compiled with `enable_fp_fusion=False`, so that
-products and sums are rounded one by one. So the token is the reference's, unless the border of top_p or min_p falls within
-the rounding of weights to float32: of a sum's 2**40 units, which are exact, a share of 2**-23.
+products and sums are rounded one by one. So the token is the reference's, unless the border of top_p or min_p falls
+within the rounding of weights to float32.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def sample(logits: Tensor, batch: SamplingBatch, out_ids: Tensor, out_flags: Ten
     if batch.has_filters:
         values_of, ids_of = (
             torch.empty(num_rows, _CANDIDATES, dtype=dtype, device=logits.device)
-            for dtype in (logits.dtype, torch.int32)
+            for dtype in (torch.float32, torch.int32)
         )
         peaks, bounds, counts, totals = scratch.rows
         filters.gather_kernel[(num_rows, num_splits)](

@@ -22,9 +22,9 @@ def parts_kernel(
     seeds, positions, vocab,
     SPLIT: tl.constexpr, NUM_SPLITS: tl.constexpr, GROUP: tl.constexpr, FILTERS: tl.constexpr,
 ):  # fmt: skip
-    """One part of SPLIT tokens of a row: its best value, the first token with it, whether there is a NaN. Of a row that is
-    drawn from all tokens the best score, (x - best value of the part) / temperature + noise; of one that is filtered the
-    best value of each GROUP tokens, and the weight of all, exp((x - best value of the part) / temperature)."""
+    """One part of SPLIT tokens of a row: its best value, the first token with it, whether there is a NaN. Of a row that
+    is drawn from all tokens the best score, (x - best value of the part) / temperature + noise; of one that is filtered
+    the best value of each GROUP tokens, and the weight of all, exp((x - best value of the part) / temperature)."""
     row, part = tl.program_id(0), tl.program_id(1)
     ids = part * SPLIT + tl.arange(0, SPLIT)
     mask = ids < vocab
@@ -83,9 +83,9 @@ def row_kernel(
     if draws:
         inverse = tl.div_rn(1.0, t)
         each = tl.load(scores + at, mask=exists, other=float("-inf")) + (part_peaks - peak) * inverse
-        # The parts were scored against their own best values. Those that rounding may have kept from the first place, one
-        # for nearly every row, are scored again as the reference does: what competes is within 27 of 0, so that roundings
-        # together are less than this.
+        # The parts were scored against their own best values. Those that rounding may have kept from the first place,
+        # nearly always one, are scored again as the reference does: what competes is within 27 of 0, so that all
+        # roundings together are less than this.
         is_close = exists & (each >= tl.max(each, 0) - 6.1e-5)
         seed, position = tl.load(seeds + row), tl.load(positions + row)
         best_score = float("-inf")

@@ -27,7 +27,7 @@ def _weight(scaled):
 
 @triton.jit
 def _lowest(keys, amounts, low, high, target):
-    """The lowest key in [low, high], int64, whose betters' amounts are less than `target` together; those of `high` are."""
+    """The lowest key in [low, high] whose betters' amounts are less than `target` together; those of `high` are."""
     low, high = low.to(tl.int64), high.to(tl.int64)
     while low < high:
         middle = (low + high) >> 1
@@ -181,8 +181,8 @@ def _search_row(logits, at, vocab, peak, t, least, low, high, target, COUNTS: tl
 
 @triton.jit
 def _draw_in_passes(logits, at, vocab, peak, t, k, p, least, seed, position, BLOCK: tl.constexpr):
-    """The draw of a row with more candidates than are held at once, in a dozen passes over it. Its weights are summed in
-    float32."""
+    """The draw of a row with more candidates than are held at once, in a dozen passes over it. Its weights are summed
+    in float32."""
     # How many weigh anything at all, how much together, and the least of their keys.
     count = tl.zeros([BLOCK], tl.int32)
     lowest = tl.full([BLOCK], 0x7FFFFFFF, tl.int32)
