@@ -16,6 +16,7 @@ from torch import Tensor
 
 import triton
 from octavo.ops.triton import elementwise
+from octavo.ops.triton.launching import jit
 from octavo.ops.triton.variants import Variant
 from octavo.quant.packed import QuantizedWeight
 
@@ -61,7 +62,7 @@ def pack_experts(
     return ExpertsWeight(torch.stack(packed), is_invariant)
 
 
-@triton.jit
+@jit
 def _route_kernel(
     ids, weights, scores, RENORMALIZE: tl.constexpr, E: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
@@ -89,7 +90,7 @@ def _route_kernel(
             tl.store(weights + row * K + j, weight * (total / chosen))
 
 
-@triton.jit(do_not_specialize=["count"])
+@jit(do_not_specialize=["count"])
 def _count_kernel(counts, ids, count, BLOCK: tl.constexpr):
     """How many of the entries name an expert."""
     expert = tl.program_id(0)
@@ -100,7 +101,7 @@ def _count_kernel(counts, ids, count, BLOCK: tl.constexpr):
     tl.store(counts + expert, total)
 
 
-@triton.jit(do_not_specialize=["count"])
+@jit(do_not_specialize=["count"])
 def _place_kernel(places, order, counts, ids, count, E: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK: tl.constexpr):
     """The entries of an expert go to consecutive places, in their order; order[place] is the entry."""
     expert = tl.program_id(0)
@@ -115,7 +116,7 @@ def _place_kernel(places, order, counts, ids, count, E: tl.constexpr, BLOCK_E: t
         begin += tl.sum(mine, 0)
 
 
-@triton.jit
+@jit
 def _product_kernel(
     out, x, weight, order, counts, N, K, rows_per_x,
     E: tl.constexpr, BLOCK_E: tl.constexpr, GATHER: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -151,7 +152,7 @@ def _product_kernel(
         tl.store(target, acc.to(out.dtype.element_ty), mask=exists[:, None] & (columns < N)[None, :])
 
 
-@triton.jit
+@jit
 def _combine_kernel(out, y, places, weights, width, K: tl.constexpr, BLOCK: tl.constexpr):
     """The sum over a row's experts, in their order."""
     row = tl.program_id(0).to(tl.int64)

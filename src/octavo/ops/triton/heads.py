@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 import triton
+from octavo.ops.triton.launching import jit
 from octavo.ops.triton.variants import Variant
 
 #: Values of one program that bounds, and heads of one that norms.
@@ -15,7 +16,7 @@ _BLOCK: Final = 1024
 _HEADS: Final = 8
 
 
-@triton.jit
+@jit
 def _clip_kernel(x, limit, count, BLOCK: tl.constexpr):
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = index < count
@@ -23,7 +24,7 @@ def _clip_kernel(x, limit, count, BLOCK: tl.constexpr):
     tl.store(x + index, tl.minimum(tl.maximum(values, -limit), limit).to(x.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@jit
 def _head_norm_kernel(
     qkv, q_norm, k_norm, eps, row_size,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, HEADS: tl.constexpr,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton.language as tl
 
 import triton
+from octavo.ops.triton.launching import jit
 from octavo.ops.triton.sampling_filters import lowest_candidate
 from octavo.ops.triton.sampling_noise import gumbel
 
@@ -16,7 +17,7 @@ def _is_filtered(row, top_k, top_p, min_p):
     return (tl.load(top_k + row) > 0) | (tl.load(top_p + row) < 1.0) | (tl.load(min_p + row) > 0)
 
 
-@triton.jit
+@jit
 def parts_kernel(
     peaks, peak_ids, scores, score_ids, bad, maxima, masses, logits, row_stride, temperature, top_k, top_p, min_p,
     seeds, positions, vocab,
@@ -54,7 +55,7 @@ def parts_kernel(
             tl.store(score_ids + at, tl.min(tl.where(each == score, ids, _NEVER), 0))
 
 
-@triton.jit
+@jit
 def row_kernel(
     out_ids, out_flags, row_peaks, bounds, counts, totals, peaks, peak_ids, scores, score_ids, bad, maxima, masses,
     logits, row_stride, temperature, top_k, top_p, min_p, seeds, positions, vocab,

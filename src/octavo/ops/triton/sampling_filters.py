@@ -12,6 +12,7 @@ from __future__ import annotations
 import triton.language as tl
 
 import triton
+from octavo.ops.triton.launching import jit
 from octavo.ops.triton.sampling_noise import gumbel, ordered_keys
 
 _NEVER = tl.constexpr(0x7FFFFFFF)
@@ -62,7 +63,7 @@ def lowest_candidate(best_of_groups, peak, total, t, k, p, least, vocab):
     return tl.minimum(bound, high)
 
 
-@triton.jit
+@jit
 def gather_kernel(
     values, ids_of, counts, totals, bounds, row_peaks, logits, row_stride, temperature, top_k, top_p, min_p, vocab,
     SPLIT: tl.constexpr, MOST: tl.constexpr,
@@ -87,7 +88,7 @@ def gather_kernel(
             tl.atomic_add(totals + row, tl.sum(_weight(scaled), 0))
 
 
-@triton.jit
+@jit
 def pick_kernel(
     out_ids, values, ids_of, counts, totals, bounds, row_peaks, logits, row_stride, temperature, top_k, top_p, min_p,
     seeds, positions, vocab,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import triton.language as tl
 
 import triton
+from octavo.ops.triton.launching import jit
 
 
-@triton.jit
+@jit
 def bias_kernel(logits, row_stride, offsets, ids, values, BLOCK: tl.constexpr):
     row = tl.program_id(0)
     end = tl.load(offsets + row + 1)
@@ -19,7 +20,7 @@ def bias_kernel(logits, row_stride, offsets, ids, values, BLOCK: tl.constexpr):
         tl.store(at, value, mask=mask)
 
 
-@triton.jit
+@jit
 def mask_kernel(logits, row_stride, offsets, ids, BLOCK: tl.constexpr):
     row = tl.program_id(0)
     end = tl.load(offsets + row + 1)
@@ -37,7 +38,7 @@ def _penalised(value, count, in_prompt, repetition, frequency, presence):
     return value - frequency * count.to(tl.float32) - tl.where(count > 0, presence, 0.0)
 
 
-@triton.jit
+@jit
 def penalty_kernel(
     logits, row_stride, offsets, ids, counts, in_prompt, repetition, frequency, presence, BLOCK: tl.constexpr
 ):  # fmt: skip
@@ -53,7 +54,7 @@ def penalty_kernel(
         tl.store(at, _penalised(tl.load(at, mask=mask, other=0.0), count, prompt, r, f, p), mask=mask)
 
 
-@triton.jit
+@jit
 def counted_penalty_kernel(
     logits, row_stride, rows, counts, in_prompt, repetition, frequency, presence, vocab, BLOCK: tl.constexpr
 ):  # fmt: skip
@@ -70,7 +71,7 @@ def counted_penalty_kernel(
         tl.store(at, _penalised(tl.load(at, mask=mask, other=0.0), count, prompt, r, f, p), mask=mask)
 
 
-@triton.jit(do_not_specialize=["num_ids"])
+@jit(do_not_specialize=["num_ids"])
 def count_kernel(counts, rows, ids, num_ids, vocab, BLOCK: tl.constexpr):
     """counts[rows[i], ids[i]] += 1; a row or an id below 0 counts nothing."""
     entries = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -80,7 +81,7 @@ def count_kernel(counts, rows, ids, num_ids, vocab, BLOCK: tl.constexpr):
     tl.atomic_add(counts + row * vocab + token, 1, mask=mask & (row >= 0) & (token >= 0))
 
 
-@triton.jit
+@jit
 def forbid_kernel(logits, row_stride, rows, masks, num_words, vocab, BLOCK: tl.constexpr):
     """Tokens whose bit is not set, or that have none, become impossible."""
     m = tl.program_id(0)
