@@ -27,7 +27,6 @@ _VERSIONS: Final = ((3, 4), (3, 7))
 _KNOWN: Final = _VERSIONS[0] <= tuple(map(int, triton.__version__.split(".")[:2])) < _VERSIONS[1]
 #: Types of which Triton looks at the type alone.
 _PLAIN: Final = frozenset((float, bool, NoneType))
-_ALIGNED: Final = {dtype: f"{dtype}, aligned" for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}
 
 
 @dataclass(slots=True, frozen=True)
@@ -54,12 +53,14 @@ class Kernel(JITFunction):  # type: ignore[misc]
     def _launch(self, grid: tuple[int, ...], *args: Any, **named: Any) -> None:
         key: list[Any] = [*named, *named.values()]
         values: list[Any] = []
+        places = 0
         for arg in args:
             kind = type(arg)
             if kind is torch.Tensor:
                 place = arg.data_ptr()
+                places |= place
                 values.append(place)
-                key.append(arg.dtype if place & 15 else _ALIGNED[arg.dtype])
+                key.append(arg.dtype)
             elif kind is int:
                 values.append(arg)
                 key.append(_class_of(arg))
@@ -69,6 +70,8 @@ class Kernel(JITFunction):  # type: ignore[misc]
             else:
                 self.run(*args, grid=grid, warmup=False, **named)
                 return
+        if places & 15:  # nearly all lie at multiples of 16, for which kernels are compiled apart
+            key += [type(arg) is torch.Tensor and arg.data_ptr() & 15 == 0 for arg in args]
         found = tuple(key)
         kept = self._kept.get(found)
         if kept is None:
@@ -76,9 +79,9 @@ class Kernel(JITFunction):  # type: ignore[misc]
             if _KNOWN and not _has_hooks():
                 self._kept[found] = self._made(compiled, len(args), named)
             return
-        x, y, z = (*grid, 1, 1)[:3]
+        grid = grid if len(grid) == 3 else (*grid, 1, 1)[:3]
         stream = driver.active.get_current_stream(kept.device)
-        kept.run(x, y, z, stream, kept.function, kept.metadata, None, None, None, *values, *kept.rest)
+        kept.run(*grid, stream, kept.function, kept.metadata, None, None, None, *values, *kept.rest)
 
     def _made(self, compiled: Any, num_args: int, named: dict[str, Any]) -> _Kept:
         rest = list(self.signature.parameters.values())[num_args:]
