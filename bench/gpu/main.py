@@ -33,6 +33,7 @@ QUICK_BUDGET: Final = 240.0
 #: How long stages take when they are quick, or tiny, as shares of what they usually take.
 _QUICK_SCALE: Final = 0.5
 _TINY_SCALE: Final = 0.0
+_DRY_BUDGET: Final = 3600.0
 _GONE_SECONDS: Final = 3.0
 _PACKAGES: Final = ("torch", "triton", "transformers", "numpy", "tokenizers")
 _QUERY: Final = ("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
@@ -61,6 +62,8 @@ def main(argv: list[str] | None = None, stage_command: Sequence[str] = STAGE_COM
         return 2
     is_quick = args.quick or args.part is not None
     budget = args.budget or (plan.PART_SECONDS if args.part else QUICK_BUDGET if is_quick else BUDGET)
+    if args.dry_run and not args.budget:
+        budget = _DRY_BUDGET
     print(f"{told}; {', '.join(f'{key} {value}' for key, value in _versions().items())}; {budget:.0f} s", flush=True)
     with tempfile.TemporaryDirectory(prefix="octavo-gpu-") as directory:
         device = "cpu" if args.dry_run else "cuda"

@@ -74,7 +74,9 @@ def chosen(only: Sequence[str], part: int | None = None) -> list[Stage]:
 def time_limit(stage: Stage, left: float, scale: float = 1.0) -> float | None:
     """Seconds that the stage gets of those that are left; None when it could not end in them.
 
-    `scale`: how long stages take here, as a share of `Stage.seconds`.
+    `scale`: how long stages take here, as a share of `Stage.seconds`; 0: nobody knows.
     """
     usable = left - RESERVE
-    return None if usable < scale * stage.seconds else min(usable, stage.limit)
+    if usable < scale * stage.seconds:
+        return None
+    return min(usable, stage.limit) if scale else usable
