@@ -237,6 +237,6 @@ def test_a_run_that_is_killed_leaves_the_rows_and_the_table_of_what_it_had(
         plain(self, stage, seconds)
 
     monkeypatch.setattr(main._Runner, "run", noted)
-    run({name: "row" for name in ("limits", "small", "llama", "qwen")})
+    run(dict.fromkeys(("limits", "small", "llama", "qwen"), "row"))
     assert [count for count, _ in seen] == [0, 1, 2, 3]
     assert "llama" in seen[3][1] and "qwen" not in seen[3][1]

@@ -42,7 +42,7 @@ def decoding(token_id: int) -> HostBatch:
         slots=0 * one, num_decodes=1, num_scheduled=one, token_ids=np.array([token_id], np.int32),
         positions=np.array([4], np.int32), slot_mapping=np.array([[4]]), query_start_loc=np.array([0, 1], np.int32),
         seq_lens=np.array([5], np.int32), block_tables=np.ones((1, 1, 1), np.int32), logits_rows=0 * one,
-        rows=Rows(0 * one, 5 * one, []),
+        rows=Rows(0 * one, 5 * one, []), draw_positions=one,
     )  # fmt: skip
 
 
@@ -67,8 +67,9 @@ def test_a_capture_that_fails_costs_its_size_the_graph_and_nothing_else(caplog: 
     graphs = StepGraphs(run, device, Planner(), (1,), max_blocks=2)
     with caplog.at_level(logging.WARNING):
         for token_id in range(5):
-            logits = graphs.logits(decoding(token_id))
-            assert logits is not None and logits.tolist() == [[token_id] * 3]
+            found = graphs.logits(decoding(token_id))
+            assert found is not None and found[0].tolist() == [[token_id] * 3]
+            assert [tensor.tolist() for tensor in found[1]] == [[0], [1]]
             assert graphs.last == ("capture refused" if token_id else "size is new")
     assert device.num_captures == 1
     assert [record.getMessage() for record in caplog.records] == [

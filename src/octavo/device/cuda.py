@@ -41,7 +41,7 @@ class CUDADevice:
     uses_graphs = True
     decodes_as_prompts = False
     default_batched_tokens = 8192
-    default_prefill_tokens = 8192
+    default_prefill_tokens = 2048  # enough to keep the matrices busy; more would hold up those who decode
     default_swap_gib = 4.0
 
     def __init__(self, config: ParallelConfig) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from octavo.device.base import Device
 from octavo.ops.step import PlannedArrays
-from octavo.worker.input_batch import HostBatch, InputBatch
+from octavo.worker.input_batch import HostBatch, InputBatch, RowTensors
 
 logger = logging.getLogger("octavo.worker")
 
@@ -62,8 +62,9 @@ class StepGraphs:
         self.last = ""
         self._block_tables = device.zeros((num_groups, self._sizes[-1], max_blocks), torch.int32)
 
-    def logits(self, host: HostBatch) -> torch.Tensor | None:
-        """The logits of a step [B, V]; None if it is none of those that are captured. `last` says how it went."""
+    def logits(self, host: HostBatch) -> tuple[torch.Tensor, RowTensors] | None:
+        """The logits of a step [B, V], and its rows until the next step; None if it is none of those that are captured.
+        `last` says how it went."""
         num_seqs = len(host.slots)
         self.last = self._obstacle(host)
         if self.last:
@@ -76,7 +77,7 @@ class StepGraphs:
         graph = self._graphs.get(size)
         if graph is None:
             graph = self._graphs[size] = _Graph(self._input_buffer(host, size, arrays))
-        batch = self._fill(graph, host, size, arrays)
+        batch, rows = self._fill(graph, host, size, arrays)
         graph.num_uses += 1
         if graph.replay is not None:
             graph.replay()
@@ -86,7 +87,7 @@ class StepGraphs:
             if graph.num_uses > 1 and not graph.is_refused:
                 self._capture(graph, size, batch)
             self.last = "captured" if graph.replay else "capture refused" if graph.is_refused else "size is new"
-        return graph.logits[0][:num_seqs]
+        return graph.logits[0][:num_seqs], RowTensors(*(tensor[:num_seqs] for tensor in rows))
 
     def _obstacle(self, host: HostBatch) -> str:
         """Why the step is none of those that are captured, in a few words; "": it may be one."""
@@ -118,25 +119,28 @@ class StepGraphs:
         num_groups, _, max_blocks = self._block_tables.shape
         return self._device.zeros((fixed + num_groups * max_blocks * size * 4,), torch.uint8)
 
-    def _fill(self, graph: _Graph, host: HostBatch, size: int, arrays: PlannedArrays) -> InputBatch:
+    def _fill(self, graph: _Graph, host: HostBatch, size: int, arrays: PlannedArrays) -> tuple[InputBatch, RowTensors]:
         """Upload a step's inputs to their places. The block tables, the only input whose shape varies, come last."""
         tensors = self._device.upload(*_padded(host, size), *arrays.tensors, host.block_tables, into=graph.inputs)
-        token_ids, positions, slot_mapping, query_start_loc, seq_lens, *planned, tables = tensors
+        token_ids, positions, slot_mapping, query_start_loc, seq_lens, slots, draws, *planned, tables = tensors
         self._block_tables[:, : tables.shape[1], : tables.shape[2]].copy_(tables)
         plan = self._planner.plan(arrays, planned)
-        return InputBatch(
+        batch = InputBatch(
             token_ids, positions, slot_mapping, query_start_loc, seq_lens, self._block_tables[:, :size], plan
         )
+        return batch, RowTensors(slots, draws)
 
 
 def _padded(host: HostBatch, size: int) -> tuple[np.ndarray, ...]:
-    """token_ids, positions, slot_mapping, query_start_loc and seq_lens of `size` sequences."""
+    """token_ids, positions, slot_mapping, query_start_loc, seq_lens, slots and draw_positions of `size` sequences."""
     return (
         _extended(host.token_ids, size, 0),
         _extended(host.positions, size, 0),
         _extended(host.slot_mapping, size, _NO_SLOT),
         np.arange(size + 1, dtype=np.int32),
         _extended(host.seq_lens, size, 0),
+        _extended(host.rows.slots, size, 0),
+        _extended(host.draw_positions, size, 0),
     )
 
 

@@ -14,7 +14,7 @@ from octavo.ops.table import Ops
 from octavo.wire.messages import TokenLogprobs
 from octavo.wire.step import ModelRunnerOutput, SchedulerOutput, TokenMasks
 from octavo.worker.graphs import StepGraphs
-from octavo.worker.input_batch import HostBatch, InputBatch, build_batch
+from octavo.worker.input_batch import HostBatch, InputBatch, RowTensors, build_batch
 from octavo.worker.request_states import Draft, ExpectedTokens, RequestStates, Rows
 from octavo.worker.sampler import SampledTokens, Sampler
 from octavo.worker.scores import PromptScorer
@@ -32,6 +32,7 @@ class RunningStep:
     #: Until it has sampled: where the logits stand, which the next step overwrites.
     logits: torch.Tensor | None = None
     rows: Rows | None = None
+    row_tensors: RowTensors | None = None
     tokens: SampledTokens | None = None
     expected: ExpectedTokens | None = None
     prompt_logprobs: Callable[[], dict[int, list[TokenLogprobs]]] | None = None
@@ -104,10 +105,13 @@ class ModelRunner:
             return step
 
         host = build_batch(states, plan.num_scheduled_tokens, self._block_size, splits_drafts=self._splits_drafts)
-        logits = None if self._graphs is None else self._graphs.logits(host)
+        logits: torch.Tensor | None = None
+        captured = None if self._graphs is None else self._graphs.logits(host)
         step.graph = self._no_graphs if self._graphs is None else self._graphs.last
-        if logits is None:
-            batch, rows = self._upload(host)
+        if captured is not None:
+            logits, step.row_tensors = captured
+        else:
+            batch, rows, step.row_tensors = self._upload(host)
             if states.prompt_logprobs:
                 hidden = self._model.forward(batch, self._kv_caches)
                 step.prompt_logprobs = self._scorer.score(states, host, hidden)
@@ -158,10 +162,10 @@ class ModelRunner:
                 output.logprobs[slot] = [result.logprobs[first + i] for i in range(len(taken))]
             self._states.take_tokens(draft, taken)
 
-    def _upload(self, host: HostBatch) -> tuple[InputBatch, torch.Tensor]:
-        """The step on the device, and the rows of it that sample, int64 [S]."""
+    def _upload(self, host: HostBatch) -> tuple[InputBatch, torch.Tensor, RowTensors]:
+        """The step on the device, and which of its tokens are rows that sample, int64 [S]."""
         arrays = self._planner.arrays(host.seq_lens, host.query_start_loc, host.num_decodes)
-        token_ids, positions, slot_mapping, query_start_loc, seq_lens, block_tables, rows, *planned = (
+        token_ids, positions, slot_mapping, query_start_loc, seq_lens, block_tables, rows, slots, draws, *planned = (
             self._device.upload(
                 host.token_ids,
                 host.positions,
@@ -170,13 +174,15 @@ class ModelRunner:
                 host.seq_lens,
                 host.block_tables,
                 host.logits_rows,
+                host.rows.slots,
+                host.draw_positions,
                 *arrays.tensors,
             )
         )
         plan = self._planner.plan(arrays, planned)
         batch = InputBatch(token_ids, positions, slot_mapping, query_start_loc, seq_lens, block_tables, plan)
         self._resolve_ids(batch)
-        return batch, rows
+        return batch, rows, RowTensors(slots, draws)
 
     def _resolve_ids(self, batch: InputBatch) -> None:
         if self._last_ids is not None:
@@ -188,19 +194,18 @@ class ModelRunner:
         return self._model.logits(self._model.forward(batch, self._kv_caches))
 
     def _sample(self, step: RunningStep, masks: TokenMasks | None) -> None:
-        logits, rows = step.logits, step.rows
-        step.logits = step.rows = None
-        if logits is None or rows is None:
+        logits, rows, tensors = step.logits, step.rows, step.row_tensors
+        step.logits = step.rows = step.row_tensors = None
+        if logits is None or rows is None or tensors is None:
             return
-        step.tokens = self._sampler.sample(logits, self._states, rows, masks)
+        step.tokens = self._sampler.sample(logits, self._states, rows, masks, tensors.draw_positions)
         plain = rows.plain
         slots = rows.slots if plain is None else rows.slots[plain]
         if self._last_ids is not None:
-            ids = step.tokens.ids
+            ids, index = step.tokens.ids, tensors.slots
             if plain is not None:
-                (index,) = self._device.upload(plain)
-                ids = ids[index]
-            (index,) = self._device.upload(slots)
+                (place,) = self._device.upload(plain)
+                ids, index = ids[place], index[place]
             self._last_ids[index] = ids
         step.expected = self._states.expect_tokens(slots)
 
