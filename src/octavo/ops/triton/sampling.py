@@ -35,42 +35,44 @@ def sample(logits: Tensor, batch: SamplingBatch, out_ids: Tensor, out_flags: Ten
         return
     assert logits.stride(1) == 1 and logits.dtype == torch.float32
     values = _adjusted(logits, batch)
-    num_splits = triton.cdiv(vocab, _SPLIT)
-    scratch = _Scratch(num_rows, num_splits, logits.device)
+    width: int = triton.next_power_of_2(max(vocab, 2 * _GROUP))
+    split, most = min(_SPLIT, width), min(_CANDIDATES, width)
+    num_splits = triton.cdiv(vocab, split)
+    scratch = _Scratch(num_rows, num_splits, split // _GROUP, logits.device)
     row = (values, values.stride(0))
     parameters = (batch.temperature, batch.top_k, batch.top_p, batch.min_p)
     key = (batch.seeds, batch.positions)
     common: dict[str, Any] = {"FILTERS": batch.has_filters, "enable_fp_fusion": False}
     draws.parts_kernel[(num_rows, num_splits)](
-        *scratch.parts, *row, *parameters, *key, vocab, SPLIT=_SPLIT, NUM_SPLITS=num_splits, GROUP=_GROUP,
+        *scratch.parts, *row, *parameters, *key, vocab, SPLIT=split, NUM_SPLITS=num_splits, GROUP=_GROUP,
         num_warps=8, **common,
     )  # fmt: skip
     draws.row_kernel[(num_rows,)](
-        out_ids, out_flags, *scratch.rows, *scratch.parts, *row, *parameters, *key, vocab, SPLIT=_SPLIT,
+        out_ids, out_flags, *scratch.rows, *scratch.parts, *row, *parameters, *key, vocab, SPLIT=split,
         NUM_SPLITS=num_splits, PARTS=triton.next_power_of_2(num_splits), GROUP=_GROUP,
-        GROUPS=triton.next_power_of_2(num_splits) * (_SPLIT // _GROUP), num_warps=4, **common,
+        GROUPS=triton.next_power_of_2(num_splits) * (split // _GROUP), num_warps=4, **common,
     )  # fmt: skip
     if batch.has_filters:
         values_of, ids_of = (
-            torch.empty(num_rows, _CANDIDATES, dtype=dtype, device=logits.device)
-            for dtype in (torch.float32, torch.int32)
+            torch.empty(num_rows, most, dtype=dtype, device=logits.device) for dtype in (torch.float32, torch.int32)
         )
         peaks, bounds, counts, totals = scratch.rows
         filters.gather_kernel[(num_rows, num_splits)](
-            values_of, ids_of, counts, totals, bounds, peaks, *row, *parameters, vocab, SPLIT=_SPLIT,
-            MOST=_CANDIDATES, num_warps=8, enable_fp_fusion=False,
+            values_of, ids_of, counts, totals, bounds, peaks, *row, *parameters, vocab, SPLIT=split,
+            MOST=most, num_warps=8, enable_fp_fusion=False,
         )  # fmt: skip
         filters.pick_kernel[(num_rows,)](
             out_ids, values_of, ids_of, counts, totals, bounds, peaks, *row, *parameters, *key, vocab,
-            MOST=_CANDIDATES, BLOCK=_FILTER_BLOCK, num_warps=8, enable_fp_fusion=False,
+            MOST=most, BLOCK=_FILTER_BLOCK, num_warps=8, enable_fp_fusion=False,
         )  # fmt: skip
 
 
 class _Scratch:
     """What the kernels of one draw tell each other; each is written before it is read."""
 
-    def __init__(self, num_rows: int, num_splits: int, device: torch.device) -> None:
-        num_parts, groups = num_rows * num_splits, _SPLIT // _GROUP
+    def __init__(self, num_rows: int, num_splits: int, groups: int, device: torch.device) -> None:
+        """`groups`: of a part."""
+        num_parts = num_rows * num_splits
         floats = torch.empty(num_parts * (3 + groups) + num_rows, device=device)
         peaks, scores, masses, maxima, row_peaks = floats.split(
             [num_parts, num_parts, num_parts, num_parts * groups, num_rows]
