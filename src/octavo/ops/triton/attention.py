@@ -29,6 +29,9 @@ __all__ = ["CHUNK", "AttentionPlanner", "attention", "kv_cache_shapes", "variant
 
 #: Keys of one work item of decoding. Smaller fills a GPU with shorter contexts; each costs a partial result.
 CHUNK: Final = 256
+#: Items of a captured step, at least: contexts of a million tokens together, what a large GPU holds of the cache of an
+#: 8B model. They cost 8 bytes each to upload, and their partial results some dozens of megabytes once.
+_LEAST_ITEMS: Final = 4096
 #: Chunks that the combining kernel reads at once.
 _COMBINED: Final = 16
 _LOG2E: Final = math.log2(math.e)
@@ -89,7 +92,6 @@ class AttentionPlanner:
         self._queries = _queries_of_tile(heads.num_heads // heads.num_kv_heads, self._head_block, dtype.itemsize)
         self._device = device
         # All but the last are kept for graphs that were captured; together they take less than the last.
-        # All but the last are kept for graphs that were captured; together they take less than the last.
         self._scratch: list[tuple[Tensor, Tensor]] = []
 
     def arrays(self, seq_lens: np.ndarray, query_start_loc: np.ndarray, num_decodes: int) -> PlannedArrays:
@@ -103,7 +105,7 @@ class AttentionPlanner:
         """For a step of `size` sequences that all decode, of which the last may be missing: arrays of a shape that
         depends on `size` alone. None: the contexts need more items than there are."""
         items, starts = _chunks(seq_lens)
-        capacity = 512 + 16 * size
+        capacity = max(_LEAST_ITEMS, 16 * size)
         if len(items) > capacity:
             return None
         padded = np.zeros((capacity, 2), np.int32)
