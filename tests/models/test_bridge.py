@@ -43,7 +43,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "granite_swa": {"sliding_window": 8},
     "helium": {"head_dim": 16},
     "jais2": {"intermediate_size": 80},  # no multiple of a vector
-    "minicpm3": _LATENT,
     "nanochat": {},
     "solar_open": {**_ROUTED, "n_group": 1, "topk_group": 1},
     "vaultgemma": {"head_dim": 16, "sliding_window": 8},

@@ -14,7 +14,6 @@ TRIED: Final[dict[str, str]] = {
     "granite_swa": "windows, sinks",
     "helium": "pairs side by side",
     "jais2": "layer norms, relu squared",
-    "minicpm3": "latent attention",
     "nanochat": "norms without weights, bounded logits",
     "solar_open": "experts, shared experts",
     "vaultgemma": "windows, norms around one, bounded scores",

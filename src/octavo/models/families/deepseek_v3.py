@@ -1,4 +1,4 @@
-"""DeepSeek-V3 and R1, Kimi K2, GLM-4.7-Flash: latent attention, and experts chosen by sigmoids, a bias and groups."""
+"""The third DeepSeek, Kimi and GLM-4.7-Flash: latent attention, and experts chosen by sigmoids, a bias and groups."""
 
 from __future__ import annotations
 
