@@ -7,13 +7,14 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import Final
 
-from octavo.models.blocks import Attention, Block, Mamba2, Sequential
+from octavo.models.blocks import Attention, Block, Sequential
 from octavo.models.common import read_experts
 from octavo.models.config_reader import MAX_STATE_SIZE, MAX_TAPS, ConfigReader
 from octavo.models.expert_blocks import WithShared, shared_mlp
 from octavo.models.families import granite_moe
 from octavo.models.layout import Layout, Split
 from octavo.models.spec import ModelSpec, NormSpec
+from octavo.models.state_blocks import Mamba2
 
 #: Names of what one tensor of Mamba 2's holds, one below the other.
 _INSIDE: Final = tuple(rf"\1{name}_proj.weight" for name in ("gate", "in", "b", "c", "dt"))
