@@ -330,6 +330,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "mlp_bias": True,
         },
     ),
+    "qwen3-heads-of-512": ("Qwen3", {"head_dim": 512, "num_attention_heads": 2, "num_key_value_heads": 1}),
     "jamba": ("Jamba", {**JAMBA, "num_experts": 4, "num_experts_per_tok": 2}),
     "jamba-dense-biases": (
         "Jamba",
