@@ -150,11 +150,11 @@ void bind_program(nb::module_& m) {
         .def(
             "selective_scan",
             [](Program& self, BufferId out, BufferId x, BufferId dt, BufferId gate, BufferId b, BufferId c, int state, int width,
-               int size, Address a_log, Address d) {
-                self.add(SelectiveScanRecord{out, x, dt, gate, b, c, state, width, size, at<float>(a_log), at<float>(d)});
+               int size, int heads, int groups, Address a_log, Address d) {
+                self.add(SelectiveScanRecord{out, x, dt, gate, b, c, state, width, size, heads, groups, at<float>(a_log), at<float>(d)});
             },
             nb::kw_only(), nb::arg("out"), nb::arg("x"), nb::arg("dt"), nb::arg("gate"), nb::arg("b"), nb::arg("c"),
-            nb::arg("state"), nb::arg("width"), nb::arg("size"), nb::arg("a_log"), nb::arg("d"))
+            nb::arg("state"), nb::arg("width"), nb::arg("size"), nb::arg("heads"), nb::arg("groups"), nb::arg("a_log"), nb::arg("d"))
         .def(
             "act",
             [](Program& self, BufferId out, BufferId x, int64_t width, int kind, bool gated, Address parameters) {

@@ -135,12 +135,13 @@ void causal_conv(Address out, Address x, Address weight, Address bias, Address s
 }
 
 void selective_scan(Address out, Address x, Address dt, Address gate, Address b, Address c, Address a_log, Address d,
-                    Address state, Address slots, Address positions, Address query_start_loc, int num_seqs, int width, int size) {
+                    Address state, Address slots, Address positions, Address query_start_loc, int num_seqs, int width, int size,
+                    int heads, int groups) {
     nb::gil_scoped_release release;
     OCTAVO_KERNELS(selective_scan_kernels)
         .run({at<float>(out), at<float>(x), at<float>(dt), at<float>(gate), at<float>(b), at<float>(c), at<float>(a_log),
               at<float>(d), at<float>(state), at<int32_t>(slots), at<int32_t>(positions), at<int32_t>(query_start_loc), num_seqs,
-              width, size});
+              width, size, heads, groups});
 }
 
 void latent_write(Address q_latent, Address q, Address kv, Address positions, Address cos_sin, Address norm, float eps,

@@ -104,7 +104,7 @@ struct ProgramRun {
         OCTAVO_KERNELS(selective_scan_kernels)
             .run({at(op.out), at(op.x), at(op.dt), at(op.gate), at(op.b), at(op.c), op.a_log, op.d,
                   program.states_[size_t(op.state)], step.state_slots, step.positions, step.query_start_loc, step.num_seqs,
-                  op.width, op.size});
+                  op.width, op.size, op.heads, op.groups});
     }
     void operator()(const ActRecord& op) {
         const auto& kernels = OCTAVO_KERNELS(activation_kernels);

@@ -112,7 +112,7 @@ struct CausalConvRecord {
 };
 struct SelectiveScanRecord {
     BufferId out, x, dt, gate, b, c;
-    int state, width, size;
+    int state, width, size, heads, groups;
     const float *a_log, *d;
 };
 struct ActRecord {

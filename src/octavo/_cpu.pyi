@@ -124,6 +124,8 @@ class Program:
         state: int,
         width: int,
         size: int,
+        heads: int,
+        groups: int,
         a_log: int,
         d: int,
     ) -> None: ...

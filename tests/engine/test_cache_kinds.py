@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from engine.harness import Engine, Reply, request
-from models.test_families import JAMBA, SIZES
+from models.test_families import HYBRID, JAMBA, SIZES
 from models.test_head_shapes import LOCAL_AND_GLOBAL, WITH_LATENTS, configuration, spec
 from octavo.core.request import Request
 from octavo.core.scheduler.scheduler import Scheduler
@@ -35,10 +35,16 @@ STATES: dict[str, dict[str, Any]] = {
         "hidden_act": "silu",
         "num_experts": 4,
     },
+    "scans by heads": {
+        **HYBRID,
+        "architectures": ["GraniteMoeHybridForCausalLM"],
+        "model_type": "granitemoehybrid",
+        "num_local_experts": 4,
+    },
 }
 
 
-@pytest.fixture(scope="module", params=["pages", "latents", "convolutions", "scans"])
+@pytest.fixture(scope="module", params=["pages", "latents", "convolutions", "scans", "scans by heads"])
 def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Engine:
     path = tmp_path_factory.mktemp(request.param)
     if request.param in STATES:

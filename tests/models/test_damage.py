@@ -226,7 +226,7 @@ def test_a_config_that_is_no_json_object_is_refused(content: str, model: Path) -
         ({"num_hidden_layers": 10**9}, "num_hidden_layers"),
         ({"num_key_value_heads": 3}, "num_key_value_heads"),
         ({"num_attention_heads": 0}, "num_attention_heads"),
-        ({"head_dim": 512}, "head_dim"),
+        ({"head_dim": 514}, "head_dim"),
         ({"head_dim": 15}, "head_dim"),
         ({"rms_norm_eps": float("inf")}, "rms_norm_eps"),
         ({"hidden_act": "xielu"}, "hidden_act.*xielu"),

@@ -80,6 +80,15 @@ LATENT_LONG_ROPE: dict[str, Any] = {
     "short_factor": [1.0 + 0.1 * i for i in range(8)],
     "long_factor": [2.0 + 0.2 * i for i in range(8)],
 }
+HYBRID: dict[str, Any] = {
+    "intermediate_size": 48,
+    "shared_intermediate_size": 40,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "mamba_n_heads": 4,
+    "mamba_n_groups": 2,
+    "mamba_d_state": 24,
+    "mamba_d_conv": 3,
+}
 JAMBA: dict[str, Any] = {
     "attn_layer_period": 2,
     "attn_layer_offset": 1,
@@ -284,6 +293,44 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "rope_parameters": LATENT_LONG_ROPE,
         },
     ),
+    "granite-hybrid": (
+        "GraniteMoeHybrid",
+        {
+            **HYBRID,
+            "num_local_experts": 4,
+            "position_embedding_type": "rope",
+            "residual_multiplier": 0.5,
+            "attention_multiplier": 0.25,
+            "embedding_multiplier": 6.0,
+            "logits_scaling": 3.0,
+        },
+    ),
+    "granite-hybrid-dense": (
+        "GraniteMoeHybrid",
+        {
+            **HYBRID,
+            "num_local_experts": 0,
+            "mamba_n_groups": 1,
+            "mamba_n_heads": 2,
+            "mamba_conv_bias": False,
+            "attention_bias": True,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "nemotron-h": (
+        "NemotronH",
+        {
+            "layers_block_type": ["linear_attention", "mlp", "full_attention", "linear_attention"],
+            "head_dim": 16,
+            "mamba_num_heads": 4,
+            "mamba_head_dim": 20,
+            "n_groups": 2,
+            "ssm_state_size": 16,
+            "conv_kernel": 4,
+            "mlp_bias": True,
+        },
+    ),
+    "qwen3-heads-of-512": ("Qwen3", {"head_dim": 512, "num_attention_heads": 2, "num_key_value_heads": 1}),
     "jamba": ("Jamba", {**JAMBA, "num_experts": 4, "num_experts_per_tok": 2}),
     "jamba-dense-biases": (
         "Jamba",
@@ -365,7 +412,7 @@ def test_a_token_costs_two_operations_for_each_weight_of_the_layers(case: str, t
 #: Families with operations that the others do not have.
 OTHER_KINDS = (
     "gpt2", "gpt-neox", "bloom", "phi3-longrope-partial-window", "mixtral", "qwen3-moe", "gpt-oss", "qwen2-moe",
-    "glm4-moe", "deepseek-v3", "lfm2", "jamba",
+    "glm4-moe", "deepseek-v3", "lfm2", "jamba", "granite-hybrid", "nemotron-h",
 )  # fmt: skip
 
 

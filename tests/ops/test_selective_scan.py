@@ -25,12 +25,15 @@ def isa(request: pytest.FixtureRequest) -> Iterator[None]:
     _cpu.set_num_threads(threads)
 
 
-def scan(ops: Ops, width: int, size: int, steps: list[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor]:
+def scan(
+    ops: Ops, width: int, size: int, steps: list[tuple[int, int]], heads: int = 0, groups: int = 1
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The results of rows first .. end of each sequence, step by step, and what their slots keep."""
     generator = torch.Generator().manual_seed(width + size)
-    sizes = {"x": width, "dt": width, "gate": width, "b": size, "c": size}
+    sizes = {"x": width, "dt": heads or width, "gate": width, "b": groups * size, "c": groups * size}
     rows = [{k: 2 * torch.randn(n, w, generator=generator) for k, w in sizes.items()} for n in LENGTHS]
-    a_log, d = torch.randn(size, width, generator=generator), torch.randn(width, generator=generator)
+    a_log = torch.randn((heads,) if heads else (size, width), generator=generator)
+    d = torch.randn(heads or width, generator=generator)
     state, found = torch.full((4, size, width), torch.nan), [torch.empty(0, width) for _ in LENGTHS]
     for first, end in steps:
         active = [i for i, length in enumerate(LENGTHS) if length > first]
@@ -45,12 +48,16 @@ def scan(ops: Ops, width: int, size: int, steps: list[tuple[int, int]]) -> tuple
     return torch.cat(found), state[SLOTS.long()]
 
 
-@pytest.mark.parametrize(("width", "size"), [(16, 16), (70, 4), (130, 33)])
-def test_rows_are_the_references_and_do_not_depend_on_the_steps(width: int, size: int) -> None:
-    expected, kept = scan(REFERENCE, width, size, [(0, 99)])
-    whole, state = scan(NATIVE, width, size, [(0, 99)])
+@pytest.mark.parametrize(
+    ("width", "size", "shared"),
+    [(16, 16, ()), (70, 4, ()), (130, 33, ()), (64, 16, (4, 2)), (66, 5, (3, 1)), (40, 33, (2, 2))],
+)
+def test_rows_are_the_references_and_do_not_depend_on_the_steps(width: int, size: int, shared: tuple[int, ...]) -> None:
+    """`shared`: by how many heads steps and rates are, and by how many groups b and c."""
+    expected, kept = scan(REFERENCE, width, size, [(0, 99)], *shared)
+    whole, state = scan(NATIVE, width, size, [(0, 99)], *shared)
     torch.testing.assert_close(whole, expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(state, kept, rtol=1e-4, atol=1e-5)
     for steps in ([(i, i + 1) for i in range(13)], [(0, 5), (5, 6), (6, 99)]):
-        found, ended = scan(NATIVE, width, size, steps)
+        found, ended = scan(NATIVE, width, size, steps, *shared)
         assert torch.equal(found, whole) and torch.equal(ended, state)

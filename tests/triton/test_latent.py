@@ -75,7 +75,7 @@ def test_a_library_without_kernels_for_latents_is_refused_where_it_is_asked_for(
 
 @pytest.mark.parametrize("rows", [0, 3, 70])
 def test_products_of_heads(rows: int) -> None:
-    weights = [[randn(70, 24, seed=head)] for head in range(3)]
+    weights = [([randn(70, 24, seed=head)], [None]) for head in range(3)]
     packed = experts.pack_experts(weights, torch.float32, lambda weight: weight, is_invariant=False)
     x = randn(rows, 3 * 32)
     out, expected = torch.zeros(rows, 3 * 80), torch.zeros(rows, 3 * 80)

@@ -11,7 +11,7 @@ import torch
 from models import test_dense_families as dense
 from models.expert_cases import GPT_OSS_ROPE
 from models.running import load, prompt_logits
-from models.test_families import JAMBA, LATENT, make_model, transformers_logits
+from models.test_families import HYBRID, JAMBA, LATENT, make_model, transformers_logits
 from octavo.ops.table import Binding, Ops, bind
 
 PROMPT = torch.randint(0, 96, (21,), generator=torch.Generator().manual_seed(1)).tolist()
@@ -37,6 +37,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "original_max_position_embeddings": 8}}),
     "mixtral": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "deepseek-v2-lite": ("DeepseekV2", {**LATENT, "q_lora_rank": None, "first_k_dense_replace": 1}),
+    "granite-hybrid": ("GraniteMoeHybrid", {**HYBRID, "layer_types": ["full_attention", "linear_attention"],
+                                            "num_local_experts": 0}),
+    "qwen3-heads-of-512": ("Qwen3", {"head_dim": 512, "num_attention_heads": 2, "num_key_value_heads": 1}),
     "jamba": ("Jamba", {**JAMBA, "num_experts": 4, "num_experts_per_tok": 2}),
     "lfm2": ("Lfm2", {"layer_types": ["conv", "full_attention"], "block_multiple_of": 16, "conv_bias": True}),
     "deepseek-v3": ("DeepseekV3", {**LATENT, "first_k_dense_replace": 2, "n_group": 3, "topk_group": 2}),

@@ -54,7 +54,46 @@ static void channels(const SelectiveScanArgs& args, int seq, int c, int n) {
     for (int i = 0; i < size; ++i) store(kept + int64_t(i) * width, state[i], n);
 }
 
+// One head of one sequence: a step and a rate for all of its channels.
+static void head(const SelectiveScanArgs& args, int seq, int h) {
+    const int width = args.width, size = args.size, head_dim = width / args.heads, columns = args.groups * size;
+    const int first = args.query_start_loc[seq], end = args.query_start_loc[seq + 1];
+    const int group = h / (args.heads / args.groups) * size;
+    const bool goes_on = args.positions[first] > 0;
+    const vf zero = vf_zero(), one = vf_set(1.0f), d = vf_set(args.d[h]);
+    const vf rate = vf_sub(zero, vf_exp(vf_set(args.a_log[h])));
+    for (int from = 0; from < head_dim; from += VW) {
+        const int c = h * head_dim + from, n = head_dim - from < VW ? head_dim - from : VW;
+        float* kept = args.state + int64_t(args.slots[seq]) * size * width + c;
+        vf state[kMaxStateSize];
+        for (int i = 0; i < size; ++i) state[i] = goes_on ? load(kept + int64_t(i) * width, n) : zero;
+        for (int row = first; row < end; ++row) {
+            const int64_t at = int64_t(row) * width + c;
+            const float *b = args.b + int64_t(row) * columns + group, *weights = args.c + int64_t(row) * columns + group;
+            const vf x = load(args.x + at, n), gate = load(args.gate + at, n);
+            const vf dt = softplus(vf_set(args.dt[int64_t(row) * args.heads + h]));
+            const vf added = vf_mul(dt, x), decay = vf_exp(vf_mul(dt, rate));
+            vf sum = zero;
+            for (int i = 0; i < size; ++i) {
+                state[i] = vf_fma(decay, state[i], vf_mul(added, vf_set(b[i])));
+                sum = vf_fma(state[i], vf_set(weights[i]), sum);
+            }
+            sum = vf_fma(d, x, sum);
+            store(args.out + at, vf_mul(sum, vf_div(gate, vf_add(one, vf_exp(vf_sub(zero, gate))))), n);
+        }
+        for (int i = 0; i < size; ++i) store(kept + int64_t(i) * width, state[i], n);
+    }
+}
+
+static void run_heads(const SelectiveScanArgs& args) {
+    parallel_for(int64_t(args.heads) * args.num_seqs, [&](int64_t task, int) {
+        const int seq = int(task / args.heads);
+        if (args.query_start_loc[seq] < args.query_start_loc[seq + 1]) head(args, seq, int(task % args.heads));
+    });
+}
+
 static void run(const SelectiveScanArgs& args) {
+    if (args.heads) return run_heads(args);
     const int64_t tasks = (args.width + kTaskWidth - 1) / kTaskWidth;
     parallel_for(tasks * args.num_seqs, [&](int64_t task, int) {
         const int seq = int(task / tasks), from = int(task % tasks) * kTaskWidth;

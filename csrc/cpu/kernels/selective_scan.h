@@ -7,16 +7,17 @@ namespace octavo {
 
 struct SelectiveScanArgs {
     float* out;          // [rows][width]: (sum over n of state * c + d * x) * silu(gate)
-    const float *x, *dt, *gate;  // [rows][width]; softplus(dt) is the step
-    const float *b, *c;          // [rows][size]
-    const float* a_log;          // [size][width]: the rate is -exp(a_log)
-    const float* d;              // [width]
+    const float *x, *dt, *gate;  // [rows][width]; softplus(dt) is the step; of heads dt is [rows][heads]
+    const float *b, *c;          // [rows][groups * size]: the channels come in so many groups
+    const float* a_log;          // [size][width]: the rate is -exp(a_log); of heads [heads]
+    const float* d;              // [width]; of heads [heads]
     float* state;                // [slots][size][width]
     const int32_t* slots;            // [num_seqs]
     const int32_t* positions;        // [rows]; a sequence that begins at 0 has zeros for a state
     const int32_t* query_start_loc;  // [num_seqs + 1]
     int num_seqs;
-    int width, size;  // size is at most kMaxStateSize
+    int width, size;    // size is at most kMaxStateSize
+    int heads, groups;  // 0 heads: each channel has steps and rates of its own; else a head's share them
 };
 
 constexpr int kMaxStateSize = 256;

@@ -12,7 +12,7 @@ from octavo.models.spec import RopeKind, RopeSpec
 #: Above any real model, and low enough that no product of them is a problem.
 MAX_SIZE: Final = 1 << 24
 MAX_LAYERS: Final = 1024
-MAX_HEAD_DIM: Final = 256
+MAX_HEAD_DIM: Final = 512
 MAX_POSITIONS: Final = 1 << 24
 #: Of a convolution.
 MAX_TAPS: Final = 8

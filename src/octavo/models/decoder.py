@@ -55,7 +55,7 @@ class Definition:
         for op in self.program.ops:
             if isinstance(op, Linear | HeadLinear | CausalConv):
                 values += math.prod(op.weight.shape)
-            elif isinstance(op, SelectiveScan):
+            elif isinstance(op, SelectiveScan) and len(op.a_log.shape) == 2:
                 values += math.prod(op.a_log.shape)
             elif isinstance(op, Experts):
                 values += op.top_k * sum(math.prod(each.shape[1:]) for each in (op.gate_up_weight, op.down_weight))

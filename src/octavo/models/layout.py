@@ -24,7 +24,7 @@ logger = logging.getLogger("octavo.models")
 
 Weight = Tensor | QuantizedWeight
 
-SplitKind = Literal["parts", "heads", "stack", "pairs", "latent"]
+SplitKind = Literal["parts", "heads", "stack", "pairs", "latent", "turned"]
 
 _NAMES_LISTED: Final = 10
 _LAYER: Final = re.compile(r"(?:model\.layers|blk)\.(\d+)\.")
@@ -39,7 +39,8 @@ class Split:
     parts: one below the other. heads: q, k and v by head of k and v: the heads of q that read it, its k, its v.
     stack: [E, rows, ...] or [E rows, ...], of each expert its parts one below the other; its number 0, 1, ... takes the
     place of `#` in the names. pairs: the same, where the parts take turns row by row. latent: for each head, whose
-    number takes the place of `#`, first what is declared as the transposed of its rows, then the second.
+    number takes the place of `#`, first what is declared as the transposed of its rows, then the second. turned: parts,
+    each declared as the transposed of its rows.
     """
 
     pattern: str
@@ -79,7 +80,10 @@ class _Place:
     @property
     def is_turned(self) -> bool:
         """Whether the declared tensor is the transposed of its rows."""
-        return self.kind == "latent" and self.number % 2 == 0
+        return self.turns(self.number)
+
+    def turns(self, number: int) -> bool:
+        return self.kind == "turned" or (self.kind == "latent" and number % 2 == 0)
 
 
 #: Experts of a file of GGUF.
@@ -156,8 +160,7 @@ class TensorSource:
     def _shape(self, place: _Place) -> tuple[int, ...]:
         """What the tensor of the checkpoint must have."""
         shapes = [self._declared[name].shape for name in place.siblings]
-        if place.kind == "latent":
-            shapes = [shape[::-1] if number % 2 == 0 else shape for number, shape in enumerate(shapes)]
+        shapes = [shape[::-1] if place.turns(number) else shape for number, shape in enumerate(shapes)]
         count = len(shapes) // place.num_parts if place.is_stack else 1
         shape = (place.skipped + sum(rows for rows, *_ in shapes) // count, *shapes[0][1:])
         shape = shape[::-1] if place.transposed else shape
@@ -213,9 +216,7 @@ class TensorSource:
             sizes = [tensor.shape[0] // groups for tensor in tensors]  # rows in a group
             first, turns = sum(sizes[: place.number]), torch.arange(sizes[place.number])
             return (torch.arange(groups)[:, None] * sum(sizes) + first + turns).flatten()
-        lengths = [tensor.shape[0] for tensor in tensors]
-        if place.kind == "latent":
-            lengths[::2] = [tensor.shape[1] for tensor in tensors[::2]]
+        lengths = [tensor.shape[1 if place.turns(number) else 0] for number, tensor in enumerate(tensors)]
         rows = lengths[place.number]
         if place.kind == "pairs":
             expert, part = divmod(place.number, place.num_parts)

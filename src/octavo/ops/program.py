@@ -412,7 +412,9 @@ class SelectiveScan(StateOp):
     """Mamba's scan. With a step s = softplus(dt) a channel and token, and a rate r = -exp(a_log) a number of its state:
     state = exp(s r) state + s x b, out = (sum over its numbers of state c, plus d x) silu(gate).
 
-    b and c [rows, size] are the same for all channels; `a_log` and `state` [size, width], `d` [width].
+    b and c [rows, size] are the same for all channels; `a_log` and `state` [size, width], `d` [width]. Mamba 2's is the
+    same by heads, whose channels share steps and rates: dt [rows, heads], `a_log` and `d` [heads]; there may be groups
+    of channels, each with its own b and c [rows, groups * size].
     """
 
     out: Buffer
@@ -426,9 +428,10 @@ class SelectiveScan(StateOp):
     reads: ClassVar = ("x", "dt", "gate", "b", "c")
 
     def widths(self) -> _Widths:
-        size, width = self.a_log.shape
-        yield from ((buffer, width) for buffer in (self.out, self.x, self.dt, self.gate))
-        yield from ((buffer, size) for buffer in (self.b, self.c))
+        size, width = self.state.shape
+        yield from ((buffer, width) for buffer in (self.out, self.x, self.gate))
+        yield self.dt, self.a_log.shape[-1]
+        yield from ((buffer, max(1, self.b.width // size) * size) for buffer in (self.b, self.c))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -460,15 +460,23 @@ def selective_scan(
 
     x, dt, gate [T, W]; b, c [T, N]; a_log float32 [N, W]; d float32 [W]; state float32 [slots, N, W], changed;
     slots int32 [B]; positions int32 [T]: a sequence whose first row is at 0 begins with zeros;
-    query_start_loc int32 [B + 1].
+    query_start_loc int32 [B + 1]. By heads: dt [T, heads], a_log and d [heads], and b, c [T, groups * N].
     """
-    starts, rates = query_start_loc.tolist(), -a_log.exp()
+    size, width = state.shape[1:]
+    of_head = width // dt.shape[1]  # channels; 1: each has its own
+    starts, rates, d = (
+        query_start_loc.tolist(),
+        -a_log.exp().repeat_interleave(of_head, -1),
+        d.repeat_interleave(of_head),
+    )
+    b, c = (each.float().view(len(each), -1, size).transpose(1, 2) for each in (b, c))
+    of_group = width // b.shape[2]
     for i, slot in enumerate(slots.tolist()):
         for row in range(starts[i], starts[i + 1]):
             before = state[slot] if positions[row] > 0 else torch.zeros_like(state[slot])
-            step, value = F.softplus(dt[row].float()), x[row].float()
-            state[slot] = (step * rates).exp() * before + step * value * b[row].float()[:, None]
-            total = (state[slot] * c[row].float()[:, None]).sum(0) + d * value
+            step, value = F.softplus(dt[row].float()).repeat_interleave(of_head), x[row].float()
+            state[slot] = (step * rates).exp() * before + step * value * b[row].repeat_interleave(of_group, 1)
+            total = (state[slot] * c[row].repeat_interleave(of_group, 1)).sum(0) + d * value
             out[row] = (total * F.silu(gate[row].float())).to(out.dtype)
 
 

@@ -1,4 +1,4 @@
-"""The second DeepSeek, and its Lite: latent attention, and behind the first layers a mixture of experts with shared ones."""
+"""The second DeepSeek, and its Lite: latent attention, and behind the first layers experts with shared ones."""
 
 from __future__ import annotations
 

@@ -5,11 +5,12 @@ What a block adds is multiplied by m before the sum; see `granite` for where m g
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from octavo.models.blocks import Block
-from octavo.models.common import read_common, read_experts
+from octavo.models.blocks import Block, Layer
+from octavo.models.common import Common, read_common, read_experts
 from octavo.models.config_reader import ConfigReader
 from octavo.models.expert_blocks import WithShared, shared_mlp
 from octavo.models.families.llama import llama_layer
@@ -36,13 +37,7 @@ _DEFAULTS: Final[dict[str, Any]] = {"num_experts": 8, "num_experts_per_tok": 2, 
 
 
 def spec(config: ConfigReader) -> ModelSpec:
-    config = config.without("moe_intermediate_size").aliased(
-        num_experts="num_local_experts", moe_intermediate_size="intermediate_size"
-    )
-    config = config.with_defaults(_DEFAULTS)
-    common = read_common(config, has_experts=True)
-    multiplier = config.number("residual_multiplier", 1.0)
-    common = replace(common, norm=replace(common.norm, eps=common.norm.eps / multiplier**2))
+    config, common, multiplier = read_granite(config)
     bias = config.flag("attention_bias", False)
     mlp: Block = read_experts(config, common)
     if config.get("shared_intermediate_size"):
@@ -50,8 +45,23 @@ def spec(config: ConfigReader) -> ModelSpec:
         mlp = WithShared(experts=mlp, shared=shared)
     scale = config.number("attention_multiplier", 1.0)
     layer = llama_layer(common, mlp=mlp, scale=scale, bias=bias, o_bias=bias)
+    return granite_decoder(config, common, [layer] * common.num_layers, multiplier)
+
+
+def read_granite(config: ConfigReader) -> tuple[ConfigReader, Common, float]:
+    """The configuration under common names, what it says, and what multiplies each sum."""
+    config = config.without("moe_intermediate_size").aliased(
+        num_experts="num_local_experts", moe_intermediate_size="intermediate_size"
+    )
+    config = config.with_defaults(_DEFAULTS)
+    common = read_common(config, has_experts=True)
+    multiplier = config.number("residual_multiplier", 1.0)
+    return config, replace(common, norm=replace(common.norm, eps=common.norm.eps / multiplier**2)), multiplier
+
+
+def granite_decoder(config: ConfigReader, common: Common, layers: Sequence[Layer], multiplier: float) -> ModelSpec:
     return common.decoder(
-        [layer] * common.num_layers,
+        layers,
         embedding_scale=config.number("embedding_multiplier", 1.0) / multiplier,
         logit_scale=1 / config.number("logits_scaling", 1.0),
     )

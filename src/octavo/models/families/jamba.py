@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from octavo.models.blocks import Attention, Block, GatedMLP, Mamba, Sequential
+from octavo.models.blocks import Attention, Block, GatedMLP, Sequential
 from octavo.models.common import MAX_EXPERTS, read_common, read_experts
 from octavo.models.config_reader import MAX_LAYERS, MAX_STATE_SIZE, MAX_TAPS, ConfigReader
 from octavo.models.layout import Layout, Split
 from octavo.models.spec import ModelSpec
+from octavo.models.state_blocks import Mamba
 from octavo.ops.routing import Routing
 
 HF: Final = Layout(

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from octavo.models.blocks import Attention, Block, GatedMLP, Sequential, ShortConvolution
+from octavo.models.blocks import Attention, Block, GatedMLP, Sequential
 from octavo.models.common import Common, read_common, read_experts
 from octavo.models.config_reader import MAX_LAYERS, MAX_TAPS, ConfigReader
 from octavo.models.layout import GGUF_EXPERTS, STACKED_EXPERTS, Layout
 from octavo.models.spec import ModelSpec
+from octavo.models.state_blocks import ShortConvolution
 from octavo.ops.routing import Routing
 
 HF: Final = Layout(

@@ -364,16 +364,23 @@ def selective_scan(
     query_start_loc: Tensor,
 ) -> None:
     rows, width = out.shape
-    size = len(a_log)
-    assert x.shape == dt.shape == gate.shape == out.shape and b.shape == c.shape == (rows, size)
-    assert a_log.shape == state.shape[1:] == (size, width) and d.numel() == width and size <= MAX_STATE_SIZE
+    size, heads = state.shape[1], 0 if a_log.dim() == 2 else len(a_log)
+    groups = b.shape[1] // size
+    assert x.shape == gate.shape == out.shape and b.shape == c.shape == (rows, groups * size) and size <= MAX_STATE_SIZE
+    assert state.shape[2] == width and d.shape == a_log.shape[-1:] and dt.shape == (rows, len(d))
+    assert width % heads == heads % groups == 0 if heads else a_log.shape == (size, width) and groups == 1
     assert positions.numel() == rows and query_start_loc.numel() == slots.numel() + 1
     assert slots.dtype == positions.dtype == query_start_loc.dtype == _I32
     floats = (out, x, dt, gate, b, c, a_log, d, state)
     assert all(tensor.dtype == _F32 for tensor in floats)
     assert all(tensor.is_contiguous() for tensor in (*floats, slots, positions, query_start_loc))
     _cpu.selective_scan(
-        *(tensor.data_ptr() for tensor in (*floats, slots, positions, query_start_loc)), slots.numel(), width, size
+        *(tensor.data_ptr() for tensor in (*floats, slots, positions, query_start_loc)),
+        slots.numel(),
+        width,
+        size,
+        heads,
+        groups,
     )
 
 

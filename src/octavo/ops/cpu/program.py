@@ -241,13 +241,18 @@ class CpuRunner(Runner):
         )
 
     def _selective_scan(self, op: SelectiveScan) -> None:
-        size, width = op.a_log.shape
-        assert size <= MAX_STATE_SIZE and op.state.shape == (size, width)
+        size, width = op.state.shape
+        heads = 0 if len(op.a_log.shape) == 2 else op.a_log.shape[0]
+        groups = op.b.width // size
+        assert size <= MAX_STATE_SIZE
+        assert width % heads == heads % groups == 0 if heads else op.a_log.shape == (size, width) and groups == 1
         self._native.selective_scan(
             **{name: self._ids[getattr(op, name)] for name in ("out", "x", "dt", "gate", "b", "c")},
             state=op.state.index,
             width=width,
             size=size,
+            heads=heads,
+            groups=groups,
             a_log=self._vector(op.a_log),
             d=self._vector(op.d),
         )

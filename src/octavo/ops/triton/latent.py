@@ -277,7 +277,7 @@ def latent_attention(
             num_stages=2,
         )  # fmt: skip
         combine_kernel[(plan.num_decodes, latent.num_heads)](
-            out, plan.partial, plan.partial_stats, seq_lens, plan.starts, 1.0, NUM_HEADS=latent.num_heads,
+            out, plan.partial, plan.partial_stats, seq_lens, plan.starts, None, 1.0, NUM_HEADS=latent.num_heads,
             D=latent.rank, BLOCK_D=common["BLOCK_R"], CHUNK=CHUNK, BLOCK_C=16,
         )  # fmt: skip
     if plan.num_tiles:

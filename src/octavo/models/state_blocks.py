@@ -1,0 +1,114 @@
+"""Blocks in the place of an attention that keep a state of fixed size for each sequence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from octavo.models.builder import Builder
+from octavo.models.params import Matrix
+from octavo.models.spec import NormSpec
+from octavo.ops.program import Buffer, CausalConv, SelectiveScan
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShortConvolution:
+    """In place of attention: out(c * conv(b * y)), where b | c | y are products of x, over the last `taps` tokens."""
+
+    taps: int
+    bias: bool = False
+
+    def emit(self, build: Builder, x: Buffer) -> Buffer:
+        inside = Matrix(name="conv.in_proj", gguf="shortconv.in_proj", rows=3 * x.width, bias=self.bias)
+        gates = build.linear(x, "conv.in_proj", [inside], shard=None)
+        weight, bias = build.filters("conv.conv", "shortconv.conv", self.taps, x.width, self.bias)
+        out = build.buffer("conv", x.width)
+        state = build.state((self.taps - 1, x.width))
+        build.ops.append(CausalConv(out=out, x=gates, weight=weight, bias=bias, state=state, gated=True))
+        outside = Matrix(name="conv.out_proj", gguf="shortconv.out_proj", rows=x.width, bias=self.bias)
+        return build.linear(out, "conv.out_proj", [outside], shard=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mamba:
+    """The first Mamba: a convolution, then a scan whose steps and weights are products of what comes out of it."""
+
+    width: int
+    state_size: int
+    taps: int
+    dt_rank: int
+    norm: NormSpec | None = None  # of the factors of dt, and of b and c
+    bias: bool = False  # of what leads in and out
+    conv_bias: bool = True
+
+    def emit(self, build: Builder, x: Buffer) -> Buffer:
+        def product(x: Buffer, name: str, rows: int, bias: bool) -> Buffer:
+            matrix = Matrix(name=f"mamba.{name}_proj", gguf=f"ssm_{name}", rows=rows, bias=bias)
+            return build.linear(x, f"mamba.{name}", [matrix], shard=None)
+
+        hidden, gate = (product(x, name, self.width, self.bias) for name in ("in", "gate"))
+        weight, bias = build.filters("mamba.conv1d", "ssm_conv1d", self.taps, self.width, self.conv_bias)
+        inputs = build.buffer("mamba.conv", self.width)
+        state = build.state((self.taps - 1, self.width))
+        build.ops.append(CausalConv(out=inputs, x=hidden, weight=weight, bias=bias, state=state))
+        factors = []
+        for name, size in (("dt_in", self.dt_rank), ("b", self.state_size), ("c", self.state_size)):
+            factor = product(inputs, name, size, False)
+            if self.norm is not None:
+                factor = build.norm(factor, self.norm, f"mamba.{name}_layernorm", f"ssm_{name}_norm")
+            factors.append(factor)
+        dt, b, c = factors
+        out = build.buffer("mamba", self.width)
+        build.ops.append(
+            SelectiveScan(
+                out=out, x=inputs, dt=product(dt, "dt", self.width, True), gate=gate, b=b, c=c,
+                a_log=build.table("mamba.A_log", "ssm_a", (self.state_size, self.width)),
+                d=build.table("mamba.D", "ssm_d", (self.width,)),
+                state=build.state((self.state_size, self.width)),
+            )
+        )  # fmt: skip
+        return product(out, "out", x.width, self.bias)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mamba2:
+    """The second Mamba: convolutions of its inputs, then a scan by heads, whose results are normed group by group.
+
+    Its projections and convolutions are one each in checkpoints; here x, b and c have their own.
+    """
+
+    num_heads: int
+    width: int  # of all heads
+    state_size: int
+    num_groups: int
+    taps: int
+    norm: NormSpec
+    conv_bias: bool = True
+
+    def emit(self, build: Builder, x: Buffer) -> Buffer:
+        def product(name: str, rows: int, bias: bool = False) -> Buffer:
+            matrix = Matrix(name=f"mamba.{name}_proj", gguf=f"ssm_{name}", rows=rows, bias=bias)
+            return build.linear(x, f"mamba.{name}", [matrix], shard=None)
+
+        def convolved(name: str, width: int) -> Buffer:
+            columns = product(name, width)
+            weight, bias = build.filters(f"mamba.conv_{name}", f"ssm_conv_{name}", self.taps, width, self.conv_bias)
+            out, state = build.buffer(f"mamba.conv_{name}", width), build.state((self.taps - 1, width))
+            build.ops.append(CausalConv(out=out, x=columns, weight=weight, bias=bias, state=state))
+            return out
+
+        columns = self.num_groups * self.state_size
+        gate = product("gate", self.width)
+        inputs, b, c = convolved("in", self.width), convolved("b", columns), convolved("c", columns)
+        out = build.buffer("mamba", self.width)
+        build.ops.append(
+            SelectiveScan(
+                out=out, x=inputs, dt=product("dt", self.num_heads, bias=True), gate=gate, b=b, c=c,
+                a_log=build.table("mamba.A_log", "ssm_a", (self.num_heads,)),
+                d=build.table("mamba.D", "ssm_d", (self.num_heads,)),
+                state=build.state((self.state_size, self.width)),
+            )
+        )  # fmt: skip
+        weights = [Matrix(name="mamba.norm", gguf="ssm_norm", rows=self.width)]
+        build.norm_parts(out, (0, self.num_groups, self.width // self.num_groups), self.norm, weights, "mamba.norm")
+        matrix = Matrix(name="mamba.out_proj", gguf="ssm_out", rows=x.width)
+        return build.linear(out, "mamba.out", [matrix], shard=None)
