@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # Checks octavo on one NVIDIA GPU against the reference, then measures it. Prints one table last.
 #
+#   bench/gpu.sh --part 1; bench/gpu.sh --part 2      where a GPU is lent for minutes: 270 seconds each
 #   bench/gpu.sh [--only NAME,...] [--list] [--quick] [--budget SECONDS] [--json FILE] [--set NAME=VALUE] [--dry-run]
 #   WHEELS=DIR bench/gpu.sh ...      packages that the machine lacks, as wheels; installed for this run only
 #   PYTHON=/path/python bench/gpu.sh ...
 #
 # A run takes at most nine minutes; what does not fit the budget is skipped, least worth first, and the table says so.
+# Rows are written to $OUT as they are known, or beside the file of --json; the table after each stage.
 # Exit code 0: all checks passed; 1: one failed; 2: it could not begin. Nothing is built or fetched: octavo runs from
 # src/, the weights are random and made on the device, and the files it needs are written to a temporary directory.
 #

@@ -54,7 +54,7 @@ def _interpret() -> None:
     tests = str(Path(__file__).parents[2] / "tests")
     if tests not in sys.path:
         sys.path.append(tests)
-        importlib.import_module("triton_interpreter").repair()
+        importlib.import_module("support.triton_interpreter").repair()
 
 
 def integer_weight(kind: str, n: int, k: int, device: torch.device | str = "cpu") -> QuantizedWeight:

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
@@ -33,6 +33,7 @@ QUICK_BUDGET: Final = 240.0
 #: How long stages take when they are quick, or tiny, as shares of what they usually take.
 _QUICK_SCALE: Final = 0.5
 _TINY_SCALE: Final = 0.0
+_DRY_BUDGET: Final = 3600.0
 _GONE_SECONDS: Final = 3.0
 _PACKAGES: Final = ("torch", "triton", "transformers", "numpy", "tokenizers")
 _QUERY: Final = ("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
@@ -50,7 +51,7 @@ def main(argv: list[str] | None = None, stage_command: Sequence[str] = STAGE_COM
             print(f"{stage.name:13} {stage.seconds:4.0f} s  {stage.about}")
         return 0
     try:
-        stages = plan.chosen([name for name in args.only.split(",") if name])
+        stages = plan.chosen([name for name in args.only.split(",") if name], args.part)
         settings = dict(_setting(text) for text in args.set)
     except (KeyError, ValueError) as error:
         print(f"gpu.sh: no such stage or setting: {error}; --list names the stages", file=sys.stderr)
@@ -59,25 +60,60 @@ def main(argv: list[str] | None = None, stage_command: Sequence[str] = STAGE_COM
     if name is None:
         print(f"gpu.sh: no NVIDIA GPU: {told}; --dry-run tries the program out without one", file=sys.stderr)
         return 2
-    budget = args.budget or (QUICK_BUDGET if args.quick else BUDGET)
+    is_quick = args.quick or args.part is not None
+    budget = args.budget or (plan.PART_SECONDS if args.part else QUICK_BUDGET if is_quick else BUDGET)
+    if args.dry_run and not args.budget:
+        budget = _DRY_BUDGET
     print(f"{told}; {', '.join(f'{key} {value}' for key, value in _versions().items())}; {budget:.0f} s", flush=True)
     with tempfile.TemporaryDirectory(prefix="octavo-gpu-") as directory:
         device = "cpu" if args.dry_run else "cuda"
-        runner = _Runner(Path(directory), stage_command, name, device, args.quick, settings)
-        _run_all(stages, runner, started + budget)
-        found = rows.read(runner.rows_file)
-        limits = runner.limits()
+        runner = _Runner(Path(directory), stage_command, name, device, is_quick, settings)
+        report = _Report(args.json or _default_file(args.part), told, name, settings, is_quick, runner, started)
+        _run_all(stages, runner, started + budget, report.save)
+        found, table = report.save()
     failed = rows.failed_checks(found)
-    seconds = time.time() - started
-    document = {
-        "device": told, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "packages": _versions(),
-        "python": platform.python_version(), "settings": settings, "is_quick": args.quick, "seconds": round(seconds, 1),
-        "sheet": _peaks(datasheet(name)), "here": _peaks(limits), "rows": rows.to_json(found),
-    }  # fmt: skip
-    _write(args.json or _default_file(), document)
-    print(f"\n{told}{_limits_text(name, limits)}\n{rows.table(found)}")
-    print(f"{len(found)} rows, {len(failed)} failed checks, {seconds:.0f} s", flush=True)
+    print(f"\n{table}\n{len(found)} rows, {len(failed)} failed checks, {time.time() - started:.0f} s", flush=True)
     return 1 if failed else 0
+
+
+class _Report:
+    """What a run leaves behind: FILE with all rows, and beside it the table (.txt) and the rows as they come (.jsonl).
+    A run that is killed leaves what it had."""
+
+    def __init__(
+        self,
+        file: str | None,
+        told: str,
+        device_name: str,
+        settings: dict[str, Any],
+        is_quick: bool,
+        runner: _Runner,
+        started: float,
+    ) -> None:
+        self._file = None if file is None else Path(file)
+        self._told, self._device_name, self._started = told, device_name, started
+        self._facts = {"settings": settings, "is_quick": is_quick}
+        self._runner = runner
+        if self._file is not None:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            rows_file = self._file.with_suffix(".jsonl").absolute()
+            rows_file.write_text("")
+            runner.rows_file.symlink_to(rows_file)
+
+    def save(self) -> tuple[list[Row], str]:
+        """Write what is known; also the rows, and the table of them."""
+        found, limits = rows.read(self._runner.rows_file), self._runner.limits()
+        table = f"{self._told}{_limits_text(self._device_name, limits)}\n{rows.table(found)}"
+        if self._file is not None:
+            document = {
+                "device": self._told, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                "packages": _versions(), "python": platform.python_version(), **self._facts,
+                "seconds": round(time.time() - self._started, 1), "sheet": _peaks(datasheet(self._device_name)),
+                "here": _peaks(limits), "rows": rows.to_json(found),
+            }  # fmt: skip
+            self._file.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+            self._file.with_suffix(".txt").write_text(table + "\n", encoding="utf-8")
+        return found, table
 
 
 class _Runner:
@@ -132,7 +168,7 @@ class _Runner:
         print(f"   {stage.name}: {time.time() - start:.1f} s", flush=True)
 
 
-def _run_all(stages: Sequence[Stage], runner: _Runner, deadline: float) -> None:
+def _run_all(stages: Sequence[Stage], runner: _Runner, deadline: float, save: Callable[[], object]) -> None:
     for stage in stages:
         left = deadline - time.time()
         seconds = plan.time_limit(stage, left, runner.scale)
@@ -141,6 +177,7 @@ def _run_all(stages: Sequence[Stage], runner: _Runner, deadline: float) -> None:
             rows.append(runner.rows_file, Row(stage=stage.name, what=stage.about, status="skipped", note=note))
             continue
         runner.run(stage, seconds)
+        save()
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:
@@ -196,16 +233,9 @@ def _limits_text(name: str, here: Peaks | None) -> str:
     return text
 
 
-def _default_file() -> str | None:
+def _default_file(part: int | None) -> str | None:
     out = os.environ.get("OUT")
-    return str(Path(out) / "gpu.json") if out else None
-
-
-def _write(file: str | None, document: dict[str, Any]) -> None:
-    if file is None:
-        return
-    Path(file).parent.mkdir(parents=True, exist_ok=True)
-    Path(file).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    return str(Path(out) / f"gpu{'' if part is None else f'-{part}'}.json") if out else None
 
 
 def _setting(text: str) -> tuple[str, Any]:
@@ -222,10 +252,13 @@ def _setting(text: str) -> tuple[str, Any]:
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="gpu.sh", description=__doc__)
     parser.add_argument("--only", default="", metavar="NAME,...", help="these stages [all]")
+    parser.add_argument(
+        "--part", type=int, choices=(1, 2), help=f"one half of the checks and workloads, {plan.PART_SECONDS:.0f} s each"
+    )
     parser.add_argument("--list", action="store_true", help="name the stages and their times, and end")
     parser.add_argument("--quick", action="store_true", help=f"smaller loads; a budget of {QUICK_BUDGET:.0f} s")
     parser.add_argument("--budget", type=float, metavar="SECONDS", help=f"what does not fit is skipped [{BUDGET:.0f}]")
-    parser.add_argument("--json", metavar="FILE", help="the rows with all their notes [$OUT/gpu.json if OUT is set]")
+    parser.add_argument("--json", metavar="FILE", help="the rows with all their notes, after each stage [in $OUT]")
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="one more setting of octavo.LLM, in all stages"
     )

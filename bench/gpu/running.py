@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 import time
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from gpu.shapes import Shape
 from gpu.workloads import Load, Work, random_works
 from octavo.base.params import SamplingParams
 from octavo.offline.llm import LLM, RequestOutput
+from octavo.wire.messages import AS_GRAPHS
 
 #: On a CPU: small, and started at once.
 _TINY: Final[dict[str, Any]] = {
@@ -52,7 +54,22 @@ class Model:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.llm.close()
+        try:
+            if exc[0] is None:
+                self._tell_steps()
+        finally:
+            self.llm.close()
+
+    def _tell_steps(self) -> None:
+        """How many of the steps were no graphs, and why."""
+        stats = self.llm._thread.run(self.llm._model.engine.call("stats"))
+        steps: dict[str, int] = stats["graph_steps"]
+        if not steps:
+            return  # a CPU
+        others = {how: count for how, count in steps.items() if how not in AS_GRAPHS}
+        share = 100 * sum(others.values()) / sum(steps.values())
+        note = ", ".join(f"{how} {count:,}" for how, count in sorted(steps.items(), key=lambda item: -item[1]))
+        self.context.row(f"{self.name}: steps launched kernel by kernel", share, "%", note=note)
 
     @property
     def vocab(self) -> int:
@@ -63,7 +80,7 @@ class Model:
 
     def generate(self, load: Load) -> tuple[float, list[RequestOutput]]:
         """Seconds, and the results. All requests are given at once."""
-        params = [exactly(work.output_len, load.temperature) for work in load.works]
+        params = [exactly(work.output_len, load.temperature, top_k=load.top_k, top_p=load.top_p) for work in load.works]
         start = time.perf_counter()
         outputs = self.llm.generate([work.prompt for work in load.works], params, use_tqdm=False)
         seconds = time.perf_counter() - start
@@ -92,6 +109,8 @@ class Model:
         cached = sum(output.num_cached_tokens for output in outputs)
         if cached:
             note += f", {cached:,} of the prompts' tokens cached"
+        if cached > sum(work.shared for work in load.works):
+            more["status"] = "failed"  # what was not computed would count as computed
         if rounds > 1:
             note += "; runs of " + ", ".join(f"{t:.2f}" for t in times) + " s"
         note += f"; {more.pop('note')}" if "note" in more else ""
@@ -131,4 +150,4 @@ def lengths_of(load: Load) -> list[Lengths]:
 def reseeded(load: Load, vocab: int, seed: int) -> Load:
     """The same lengths, other ids: nothing is found in the prefix cache."""
     lengths = [(len(work.prompt), work.output_len) for work in load.works]
-    return Load(random_works(lengths, vocab, 1000 + seed), load.rate, load.temperature)
+    return dataclasses.replace(load, works=random_works(lengths, vocab, 1000 + seed))

@@ -12,8 +12,9 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from gpu.context import Context
 from gpu.op_checks import CHECKS
@@ -26,6 +27,9 @@ _TOLD: Final = 4
 
 
 def run(context: Context) -> None:
+    if context.is_quick:
+        _side_by_side(context)
+        return
     checks = subprocess.Popen([sys.executable, "-m", "gpu.stage_check_ops", str(context.save())])
     try:
         _tests(context)
@@ -40,8 +44,28 @@ def run(context: Context) -> None:
 
 
 # ---------------------------------------------------------------- at real models' sizes
-def real_sizes(context: Context) -> None:
-    for name, check in CHECKS:
+def _side_by_side(context: Context) -> None:
+    """A process for each group of operations, so that kernels compile on all cores, and without pytest."""
+    context.row("tests/triton", status="skipped", note="the whole run has them")
+    file, threads = str(context.save()), max(1, (os.cpu_count() or 1) // len(CHECKS))
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    command = (sys.executable, "-m", "gpu.stage_check_ops", file)
+    running = [subprocess.Popen([*command, str(i)], env=environment) for i in range(len(CHECKS))]
+    try:
+        for (name, _), process in zip(CHECKS, running, strict=True):
+            try:
+                if code := process.wait(max(0.1, context.left() - 2)):
+                    context.check(f"real sizes: {name}", False, f"the process ended with {code}")
+            except subprocess.TimeoutExpired:
+                context.check(f"real sizes: {name}", False, "not done in time")
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+
+
+def real_sizes(context: Context, checks: Sequence[tuple[str, Any]] = CHECKS) -> None:
+    for name, check in checks:
         try:
             count = 0
             for result in check(context):
@@ -112,4 +136,5 @@ def _line(text: str) -> str:
 
 
 if __name__ == "__main__":
-    real_sizes(Context.read(Path(sys.argv[1])))
+    chosen = CHECKS if len(sys.argv) < 3 else [CHECKS[int(sys.argv[2])]]
+    real_sizes(Context.read(Path(sys.argv[1])), chosen)

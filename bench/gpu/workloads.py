@@ -6,6 +6,7 @@ load's own, so that no load finds another's prompts in the cache.
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,11 +28,13 @@ class Work:
 
 @dataclass(frozen=True)
 class Load:
-    """Requests and when they come: `rate` a second at random times, None: all at once."""
+    """Requests and when they come: `rate` a second at random times, None: all at once. `top_k`, `top_p`: of draws."""
 
     works: list[Work]
     rate: float | None = None
     temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -118,7 +121,7 @@ def shrunk(load: Load, vocab: int, most: int = 4, divisor: int = 32) -> Load:
         )
         for work in load.works[:most]
     ]
-    return Load(works, load.rate, load.temperature)
+    return dataclasses.replace(load, works=works)
 
 
 def _log_normal(rng: random.Random, count: int, mean: int) -> list[int]:

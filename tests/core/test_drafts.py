@@ -103,6 +103,19 @@ def test_steps_are_planned_ahead_where_nobody_who_runs_is_drafted_for() -> None:
     assert not world.scheduler.can_plan_ahead
 
 
+def test_a_few_who_must_see_their_token_first_are_left_out_of_the_step_ahead_and_the_others_are_not() -> None:
+    world = Drafted()
+    for request_id in (1, 4, 9, 14):
+        world.add(request_id, prompt(10 * request_id, 3), max_tokens=30)
+    world.step()
+    scheduler = world.scheduler
+    assert set(world.scheduled(scheduler.schedule())) == {1, 4, 9, 14}
+    assert scheduler.can_plan_ahead
+    assert set(world.scheduled(scheduler.schedule())) == {4, 9, 14}
+    scheduler.abort([14])  # one of three is more than a few
+    assert not scheduler.can_plan_ahead
+
+
 def request_of(matcher: Jumper | None, **params: object) -> Request:
     message = AddRequest(1, [1, 2], SamplingParams(**params), (9,))  # type: ignore[arg-type]
     return Request(message, limit_tokens=50, sampling_seed=1, arrival_number=1, matcher=matcher)

@@ -31,6 +31,7 @@ class InterpretedDevice:
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         self._dtype = dtype
         self.num_replays = 0
+        self.num_uploads = 0
 
     def activation_dtype(self, asked: torch.dtype | None, weights: torch.dtype | None) -> torch.dtype:
         return self._dtype
@@ -48,6 +49,7 @@ class InterpretedDevice:
         return CacheBudget(1 << 20, "a megabyte", self.free_memory())
 
     def upload(self, *host: np.ndarray, into: torch.Tensor | None = None) -> list[torch.Tensor]:
+        self.num_uploads += 1
         offsets, size = packed_offsets(host)
         target = torch.empty(size, dtype=torch.uint8) if into is None else into[:size]
         pack(host, offsets, target.numpy())
@@ -60,11 +62,8 @@ class InterpretedDevice:
         copies = [tensor.clone().numpy() for tensor in tensors]
         return lambda: copies
 
-    def to_host(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.clone()
-
-    def from_host(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor
+    def host_memory(self, num_bytes: int) -> torch.Tensor:
+        return torch.empty(num_bytes, dtype=torch.uint8)
 
     def zeros(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         return torch.zeros(shape, dtype=dtype)

@@ -120,9 +120,10 @@ def test_a_padded_plan_gives_the_same_bits_and_its_padding_nothing() -> None:
 
 
 def test_a_plan_that_needs_too_many_items_is_not_padded() -> None:
-    lens = np.full(2, 300 * CHUNK, np.int32)
     heads = Heads(num_heads=1, num_kv_heads=1, head_dim=16)
-    assert AttentionPlanner(heads, torch.device("cpu"), torch.bfloat16).padded_arrays(lens, 2) is None
+    planner = AttentionPlanner(heads, torch.device("cpu"), torch.bfloat16)
+    assert planner.padded_arrays(np.full(8, 130_000, np.int32), 8) is not None  # eight contexts of a long model
+    assert planner.padded_arrays(np.full(2, 2100 * CHUNK, np.int32), 2) is None
 
 
 def test_scratch_of_growing_contexts_is_bounded() -> None:

@@ -109,11 +109,22 @@ def test_steps_planned_ahead_and_replayed_give_the_tokens_of_the_cpu(
     before = engine.device.num_replays
     run = engine.run(requests_under_test(), ahead=True, per_step=1)
     check(run, expected)
+    assert run.num_ahead > 5  # although one has bad words of several tokens
     greedy = [message for message in requests_under_test() if not message.params.bad_word_token_ids]
     run = engine.run(greedy, ahead=True)
     assert run.num_ahead > 5
     assert engine.device.num_replays > before
     check(run, {message.request_id: expected[message.request_id] for message in greedy})
+
+
+def test_a_step_takes_one_upload(engine: TinyEngine) -> None:
+    """But where requests came or went: then the parameters of sampling come too."""
+    before, device = engine.device.num_uploads, engine.device
+    requests = [request(i, [5, 6, 7], max_tokens=15, temperature=0.8, logprobs=None, seed=i) for i in range(2)]
+    scheduler = engine.scheduler()
+    engine.run(requests, scheduler=scheduler, ahead=True)
+    assert scheduler.stats().num_steps >= 15
+    assert device.num_uploads - before <= scheduler.stats().num_steps + 2
 
 
 def test_preemption_to_the_host_gives_the_tokens_of_the_cpu(engine: TinyEngine, expected: dict[int, Reply]) -> None:

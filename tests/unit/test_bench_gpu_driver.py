@@ -129,6 +129,20 @@ def test_stages_run_in_order_of_worth_while_there_is_time() -> None:
     assert plan.time_limit(stage, 50.0) == 45.0
     assert plan.time_limit(stage, 1000.0) == 100.0
     assert plan.time_limit(stage, 30.0, scale=0.5) == 25.0
+    assert plan.time_limit(stage, 1000.0, scale=0.0) == 995.0
+
+
+def test_two_parts_check_all_and_measure_each_workload_in_their_time() -> None:
+    from gpu import main, plan
+
+    parts = [plan.chosen([], part) for part in (1, 2)]
+    assert all(stage.is_check <= (1 in stage.parts) for stage in plan.STAGES)
+    told = " ".join(stage.about for stages in parts for stage in stages)
+    assert all(f"W{number}" in told for number in range(1, 10))
+    for stages in parts:
+        assert stages[0].name == "limits"  # goals are shares of what the card gives in that minute
+        seconds = sum(stage.seconds if stage.is_check else main._QUICK_SCALE * stage.seconds for stage in stages)
+        assert seconds + plan.RESERVE < plan.PART_SECONDS <= 270
 
 
 def test_the_default_budget_is_for_all_that_is_worth_most() -> None:
@@ -207,3 +221,22 @@ def test_idle_is_what_no_event_covers() -> None:
     assert found.num_gaps == 1
     assert part(busy_intervals(trace), 0.1, 0.6) == [(5, 15), (16, 20)]
     assert idle(part([], 0.1, 0.9)) is None
+
+
+def test_a_run_that_is_killed_leaves_the_rows_and_the_table_of_what_it_had(
+    run: Callable[..., Ran], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gpu import main
+
+    seen: list[tuple[int, str]] = []
+    plain = main._Runner.run
+
+    def noted(self: Any, stage: Any, seconds: float) -> None:
+        file = tmp_path / "rows.jsonl"
+        seen.append((len(file.read_text().splitlines()), (tmp_path / "rows.txt").read_text() if seen else ""))
+        plain(self, stage, seconds)
+
+    monkeypatch.setattr(main._Runner, "run", noted)
+    run(dict.fromkeys(("limits", "small", "llama", "qwen"), "row"))
+    assert [count for count, _ in seen] == [0, 1, 2, 3]
+    assert "llama" in seen[3][1] and "qwen" not in seen[3][1]

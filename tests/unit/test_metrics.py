@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
@@ -26,7 +28,7 @@ NAMES = [
 ]  # fmt: skip
 
 
-def stats(**changes: int) -> SchedulerStats:
+def stats(**changes: Any) -> SchedulerStats:
     values = dict.fromkeys(
         ("num_running", "num_waiting", "kv_blocks_used", "kv_blocks_total", "num_preemptions", "prefix_cache_queries",
          "prefix_cache_hits", "num_steps", "num_prompt_tokens", "num_generation_tokens"), 0
@@ -167,3 +169,15 @@ def test_swapped_requests_and_their_space_are_told() -> None:
     metrics.on_stats(stats(num_swapped=3, swap_blocks_used=5, swap_blocks_total=20))
     values = values_of(metrics)
     assert values["vllm:num_requests_swapped"] == 3 and values["vllm:cpu_cache_usage_perc"] == 0.25
+
+
+def test_steps_are_counted_by_how_a_gpu_ran_them() -> None:
+    metrics = Metrics("m", 2048)
+    metrics.on_stats(stats(graph_steps={"replayed": 3, "prompt": 2}))
+    metrics.on_stats(stats(graph_steps={"replayed": 7, "prompt": 2, "captured": 1}))
+    steps = {name: value for name, value in values_of(metrics).items() if name.startswith("octavo:steps_total")}
+    assert steps == {
+        'octavo:steps_total{graph="replayed",,reason=""}': 7.0,
+        'octavo:steps_total{graph="eager",,reason="prompt"}': 2.0,
+        'octavo:steps_total{graph="captured",,reason=""}': 1.0,
+    }

@@ -129,7 +129,8 @@ def sample_draft(
     sampler = Sampler(bind("cpu", "reference"), HostDevice(), 2)  # type: ignore[arg-type]
     made = None if masks is None else TokenMasks([3] * len(masks), bytearray(masks.astype("<i4").tobytes()))
     assert batch.rows.slots.tolist() == [0] + [3] * (1 + len(draft))
-    return sampler.collect(sampler.sample(torch.tensor([ROW, *logits]), states, batch.rows, made))
+    draws = torch.from_numpy(batch.draw_positions)
+    return sampler.collect(sampler.sample(torch.tensor([ROW, *logits]), states, batch.rows, made, draws))
 
 
 def test_penalties_of_a_row_count_the_draft_before_it() -> None:

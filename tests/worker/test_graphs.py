@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,7 +42,7 @@ def decoding(token_id: int) -> HostBatch:
         slots=0 * one, num_decodes=1, num_scheduled=one, token_ids=np.array([token_id], np.int32),
         positions=np.array([4], np.int32), slot_mapping=np.array([[4]]), query_start_loc=np.array([0, 1], np.int32),
         seq_lens=np.array([5], np.int32), block_tables=np.ones((1, 1, 1), np.int32), logits_rows=0 * one,
-        rows=Rows(0 * one, 5 * one, []),
+        rows=Rows(0 * one, 5 * one, []), draw_positions=one,
     )  # fmt: skip
 
 
@@ -65,9 +67,36 @@ def test_a_capture_that_fails_costs_its_size_the_graph_and_nothing_else(caplog: 
     graphs = StepGraphs(run, device, Planner(), (1,), max_blocks=2)
     with caplog.at_level(logging.WARNING):
         for token_id in range(5):
-            logits = graphs.logits(decoding(token_id))
-            assert logits is not None and logits.tolist() == [[token_id] * 3]
+            found = graphs.logits(decoding(token_id))
+            assert found is not None and found[0].tolist() == [[token_id] * 3]
+            assert [tensor.tolist() for tensor in found[1]] == [[0], [1]]
+            assert graphs.last == ("capture refused" if token_id else "size is new")
     assert device.num_captures == 1
     assert [record.getMessage() for record in caplog.records] == [
         "Steps of 1 sequences run without a CUDA graph: capturing failed: CUDA error: out of memory"
     ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"num_decodes": 0}, "prompt"),
+        ({"logits_rows": np.zeros(0, np.int64)}, "not all sample"),
+        ({"slots": np.array([0, 1]), "num_decodes": 2, "logits_rows": np.array([0, 1])}, "too many sequences"),
+        ({"slots": np.array([1, 1]), "num_decodes": 2, "logits_rows": np.array([0, 1])}, "drafts"),
+        ({"seq_lens": np.array([9], np.int32)}, "contexts too long"),
+    ],
+)
+def test_a_step_that_is_not_captured_says_why(changes: dict[str, Any], reason: str) -> None:
+    class ShortPlanner(Planner):
+        def padded_arrays(self, seq_lens: np.ndarray, size: int) -> PlannedArrays | None:
+            return None if seq_lens.max() > 8 else super().padded_arrays(seq_lens, size)
+
+    graphs = StepGraphs(lambda batch: torch.zeros(1, 3), InterpretedDevice(), ShortPlanner(), (1,), max_blocks=2)
+    assert graphs.logits(dataclasses.replace(decoding(1), **changes)) is None
+    assert graphs.last == reason
+    ways = []
+    for _ in range(3):
+        assert graphs.logits(decoding(1)) is not None
+        ways.append(graphs.last)
+    assert ways == ["size is new", "captured", "replayed"]

@@ -33,7 +33,11 @@ def sample(
     sampler = Sampler(bind("cpu", "reference"), HostDevice(), 8, mode)  # type: ignore[arg-type]
     made = TokenMasks(list(masks), bytearray(np.concatenate([*masks.values()]))) if masks else None
     rows = rows_of(states, [request.slot for request in requests])
-    return sampler.collect(sampler.sample(torch.tensor(logits), states, rows, made))
+    return sampler.collect(sampler.sample(torch.tensor(logits), states, rows, made, draws_of(states, rows)))
+
+
+def draws_of(states: RequestStates, rows: Rows) -> torch.Tensor:
+    return torch.from_numpy(states.draw_positions(rows))
 
 
 def rows_of(states: RequestStates, slots: list[int]) -> Rows:
@@ -83,7 +87,9 @@ def test_a_slot_that_changes_hands_and_rows_that_change_places_take_their_parame
     flat, slots = torch.zeros(2, VOCAB), [0, 1]
 
     def drawn(order: list[int]) -> list[int]:
-        return sampler.collect(sampler.sample(flat.clone(), states, rows_of(states, order))).token_ids.tolist()
+        rows = rows_of(states, order)
+        tokens = sampler.sample(flat.clone(), states, rows, None, draws_of(states, rows))
+        return sampler.collect(tokens).token_ids.tolist()
 
     states.add(request(0))
     states.add(request(1, temperature=1.0, seed=6))

@@ -20,8 +20,8 @@ class Drafter(Protocol):
     """Called by the scheduler, between two steps: it must not take long, nor change the request."""
 
     def wants(self, request: Request) -> bool:
-        """Whether it may propose tokens for this request: asked once, when it arrives. No step is planned ahead of the
-        answer to the last while such a request runs: what it is to guess at depends on that answer."""
+        """Whether it may propose tokens for this request: asked once, when it arrives. Such a request takes part in no
+        step that is planned ahead of its answer: what it is to guess at depends on that."""
         ...
 
     def propose(self, request: Request) -> Sequence[int]:

@@ -18,6 +18,7 @@ from octavo.core.drafts import Drafter
 from octavo.core.executors.executor import Executor
 from octavo.core.faults import fault
 from octavo.core.grammar.structured import Compiler, GrammarReady, Matcher, StructuredOutputs
+from octavo.core.graph_steps import GraphSteps
 from octavo.core.profile import Profile
 from octavo.core.scheduler.scheduler import Scheduler
 from octavo.core.step_trace import StepMoments
@@ -103,6 +104,7 @@ class EngineCore:
         self._profile: Profile | None = None
         self._outputs: list[EngineCoreOutput] = []  # to be sent with the next frame
         self._num_pending_told = 0  # requests waiting for their grammar, as of the last frame
+        self._graph_steps = GraphSteps()
         self._num_steps = 0
         self._step_started = 0.0  # time.monotonic(), 0.0 between steps; read by the heartbeat thread
         self._stopped = threading.Event()
@@ -168,6 +170,7 @@ class EngineCore:
         result = self._executor.collect(step.of_worker)
         answered = time.monotonic()
         result.errors.update(step.mask_errors)
+        self._graph_steps.count(result.graph)
         if self._is_timed:
             planning = StepSeconds(step.planned - step.began)
             result.seconds = planning if result.seconds is None else result.seconds.plus(planning)
@@ -191,11 +194,17 @@ class EngineCore:
             self._send(EngineCoreOutputs(part, stats, now))
 
     def _stats(self) -> SchedulerStats:
-        """The scheduler's, with the requests that it has not seen because their grammar is not ready."""
-        stats, num_pending = self.scheduler.stats(), self.structured.num_pending
-        if not num_pending:
+        """The scheduler's, with the requests that it has not seen because their grammar is not ready, and how steps
+        were launched."""
+        stats, num_pending, graph_steps = self.scheduler.stats(), self.structured.num_pending, self._graph_steps.totals
+        if not num_pending and not graph_steps:
             return stats
-        return msgspec.structs.replace(stats, num_waiting=stats.num_waiting + num_pending, num_deferred=num_pending)
+        return msgspec.structs.replace(
+            stats,
+            num_waiting=stats.num_waiting + num_pending,
+            num_deferred=num_pending,
+            graph_steps=dict(graph_steps),
+        )
 
     # --------------------------------------------------------------------------------------------------- the inbox
     def _drain_inbox(self) -> bool:

@@ -97,11 +97,9 @@ class Device(Protocol):
     def download(self, *tensors: torch.Tensor) -> Download:
         """Begin to fetch tensors, as they are after what has been launched so far."""
 
-    def to_host(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A copy on the host, for `from_host` alone: it is complete when what was launched so far has ended."""
-
-    def from_host(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The way back of what `to_host` made, or of its first dimension's end."""
+    def host_memory(self, num_bytes: int) -> torch.Tensor:
+        """uint8 on the host: copies to and from it that are not waited for go on beside the host's work, one behind the
+        other. Raises RuntimeError when there is none. Any thread may ask for it, and may have to wait for it."""
 
     def zeros(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """A large tensor of zeros that takes memory from the machine only as it is written, where that is possible.

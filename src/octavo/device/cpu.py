@@ -116,11 +116,8 @@ class CPUDevice:
             pages.madvise(mmap.MADV_HUGEPAGE)
         return torch.frombuffer(pages, dtype=dtype).view(shape)
 
-    def to_host(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.clone()
-
-    def from_host(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor
+    def host_memory(self, num_bytes: int) -> torch.Tensor:
+        return torch.empty(num_bytes, dtype=torch.uint8)
 
     def capture(self, run: Callable[[], None]) -> Callable[[], None]:
         return run

@@ -41,7 +41,7 @@ class CUDADevice:
     uses_graphs = True
     decodes_as_prompts = False
     default_batched_tokens = 8192
-    default_prefill_tokens = 8192
+    default_prefill_tokens = 2048  # enough to keep the matrices busy; more would hold up those who decode
     default_swap_gib = 4.0
 
     def __init__(self, config: ParallelConfig) -> None:
@@ -121,7 +121,7 @@ class CUDADevice:
         return target
 
     def download(self, *tensors: torch.Tensor) -> Download:
-        hosts = [self.to_host(tensor) for tensor in tensors]
+        hosts = [_pinned_copy(tensor) for tensor in tensors]
         ended = torch.cuda.Event()  # type: ignore[no-untyped-call]
         ended.record()
 
@@ -131,13 +131,9 @@ class CUDADevice:
 
         return wait
 
-    def to_host(self, tensor: torch.Tensor) -> torch.Tensor:
-        # Pinned memory comes from torch's cache, which does not hand it out again before the copy has ended.
-        host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-        return host.copy_(tensor, non_blocking=True)
-
-    def from_host(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(self.torch_device, non_blocking=True)
+    def host_memory(self, num_bytes: int) -> torch.Tensor:
+        torch.cuda.set_device(self.torch_device)  # a thread has a device of its own
+        return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
 
     def zeros(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         return torch.zeros(shape, dtype=dtype, device=self.torch_device)
@@ -149,6 +145,13 @@ class CUDADevice:
         with torch.cuda.graph(graph, pool=self._graph_pool, capture_error_mode="thread_local"):
             run()
         return graph.replay
+
+
+def _pinned_copy(tensor: torch.Tensor) -> torch.Tensor:
+    """On the host, complete when what was launched so far has ended."""
+    # Pinned memory comes from torch's cache, which does not hand it out again before the copy has ended.
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)
 
 
 def check_compiler() -> None:

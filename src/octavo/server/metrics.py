@@ -31,7 +31,7 @@ from octavo.base.config import CacheConfig
 from octavo.base.errors import Overloaded
 from octavo.base.params import GenerateRequest
 from octavo.client.observer import FinishedRequest, FinishedSample
-from octavo.wire.messages import EngineInfo, SchedulerStats
+from octavo.wire.messages import AS_GRAPHS, EngineInfo, SchedulerStats
 
 logger = logging.getLogger(__name__)
 
@@ -174,6 +174,10 @@ class Metrics:
             ),
             ("num_steps", (counter("octavo:engine_steps", "Steps of the engine."),)),
         )
+        self._graph_steps = Counter(
+            "octavo:steps", "Steps on a GPU: replayed as a graph, captured, or launched kernel by kernel, and why.",
+            ["model_name", "graph", "reason"], registry=self.registry,
+        )  # fmt: skip
         success = Counter(
             "vllm:request_success", "Ended sequences by reason.", ["model_name", "finished_reason"],
             registry=self.registry,
@@ -300,6 +304,11 @@ class Metrics:
             if new > 0:
                 for counter in counters:
                     counter.inc(new)
+        for graph, total in stats.graph_steps.items():
+            new = total - (self._last.graph_steps.get(graph, 0) if self._last is not None else 0)
+            if new > 0:
+                labels = (graph, "") if graph in AS_GRAPHS else ("eager", graph)
+                self._graph_steps.labels(self._model_name, *labels).inc(new)
         if stats.step_tokens:
             self._step_tokens.observe(stats.step_tokens)
         self._last = stats

@@ -180,6 +180,10 @@ class EngineCoreOutput(Message, frozen=True, gc=False):
     step_seconds: StepSeconds | None = None  # of the steps that it took part in so far, where they are measured
 
 
+#: `ModelRunnerOutput.graph` of steps that a graph is behind; others are launched kernel by kernel.
+AS_GRAPHS = ("replayed", "captured")
+
+
 class SchedulerStats(Message, frozen=True, gc=False):
     """Gauges and running totals of the engine, for /metrics and the log."""
 
@@ -198,6 +202,7 @@ class SchedulerStats(Message, frozen=True, gc=False):
     num_deferred: int = 0  # of those that wait: not for room, but for their grammar
     swap_blocks_used: int = 0
     swap_blocks_total: int = 0
+    graph_steps: dict[str, int] = {}  # `ModelRunnerOutput.graph` -> steps; totals since start
 
 
 class EngineCoreOutputs(Message, frozen=True, gc=False):

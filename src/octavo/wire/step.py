@@ -98,3 +98,6 @@ class ModelRunnerOutput(StepData):
     prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
     errors: dict[int, str] = {}  # slot -> why that request alone ends with an error
     seconds: StepSeconds | None = None  # what the step took, where that is measured
+    #: How the step was launched: "replayed", "captured" (behind launching it kernel by kernel), or why neither; ""
+    #: where the device captures nothing.
+    graph: str = ""

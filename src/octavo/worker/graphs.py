@@ -12,7 +12,7 @@ import torch
 
 from octavo.device.base import Device
 from octavo.ops.step import PlannedArrays
-from octavo.worker.input_batch import HostBatch, InputBatch
+from octavo.worker.input_batch import HostBatch, InputBatch, RowTensors
 
 logger = logging.getLogger("octavo.worker")
 
@@ -60,29 +60,47 @@ class StepGraphs:
         self._sizes = sorted(sizes)
         self._graphs: dict[int, _Graph] = {}
         self._free_slot = free_slot
+        #: How the last step was launched: `ModelRunnerOutput.graph`.
+        self.last = ""
         self._block_tables = device.zeros((num_groups, self._sizes[-1], max_blocks), torch.int32)
 
-    def logits(self, host: HostBatch) -> torch.Tensor | None:
-        """The logits of a step [B, V]; None if it is none of those that are captured."""
+    def logits(self, host: HostBatch) -> tuple[torch.Tensor, RowTensors] | None:
+        """The logits of a step [B, V], and its rows until the next step; None if it is none of those that are captured.
+        `last` says how it went."""
         num_seqs = len(host.slots)
-        if host.num_decodes < num_seqs or len(host.logits_rows) < num_seqs or num_seqs > self._sizes[-1]:
+        self.last = self._obstacle(host)
+        if self.last:
             return None
         size = next(size for size in self._sizes if size >= num_seqs)
         arrays = self._planner.padded_arrays(host.seq_lens, size)
         if arrays is None:
+            self.last = "contexts too long"
             return None
         graph = self._graphs.get(size)
         if graph is None:
             graph = self._graphs[size] = _Graph(self._input_buffer(host, size, arrays))
-        batch = self._fill(graph, host, size, arrays)
+        batch, rows = self._fill(graph, host, size, arrays)
         graph.num_uses += 1
         if graph.replay is not None:
             graph.replay()
+            self.last = "replayed"
         else:
             graph.logits = [self._run(batch)]
             if graph.num_uses > 1 and not graph.is_refused:
                 self._capture(graph, size, batch)
-        return graph.logits[0][:num_seqs]
+            self.last = "captured" if graph.replay else "capture refused" if graph.is_refused else "size is new"
+        return graph.logits[0][:num_seqs], RowTensors(*(tensor[:num_seqs] for tensor in rows))
+
+    def _obstacle(self, host: HostBatch) -> str:
+        """Why the step is none of those that are captured, in a few words; "": it may be one."""
+        num_seqs = len(host.slots)
+        if host.num_decodes < num_seqs:
+            return "prompt"
+        if len(host.logits_rows) < num_seqs:
+            return "not all sample"  # in the middle of what a grammar dictated
+        if num_seqs > self._sizes[-1]:
+            return "drafts" if len(set(host.slots.tolist())) <= self._sizes[-1] else "too many sequences"
+        return ""
 
     def _capture(self, graph: _Graph, size: int, batch: InputBatch) -> None:
         """The run before has left its result: capturing computes nothing. A capture that fails, for want of memory or
@@ -103,14 +121,14 @@ class StepGraphs:
         num_groups, _, max_blocks = self._block_tables.shape
         return self._device.zeros((fixed + num_groups * max_blocks * size * 4,), torch.uint8)
 
-    def _fill(self, graph: _Graph, host: HostBatch, size: int, arrays: PlannedArrays) -> InputBatch:
+    def _fill(self, graph: _Graph, host: HostBatch, size: int, arrays: PlannedArrays) -> tuple[InputBatch, RowTensors]:
         """Upload a step's inputs to their places. The block tables, the only input whose shape varies, come last."""
         tensors = self._device.upload(*self._padded(host, size), *arrays.tensors, host.block_tables, into=graph.inputs)
-        token_ids, positions, slot_mapping, query_start_loc, seq_lens, *planned, tables = tensors
+        token_ids, positions, slot_mapping, query_start_loc, seq_lens, slots, draws, *planned, tables = tensors
         state_slots = None if self._free_slot is None else planned.pop(0)
         self._block_tables[:, : tables.shape[1], : tables.shape[2]].copy_(tables)
         plan = self._planner.plan(arrays, planned)
-        return InputBatch(
+        batch = InputBatch(
             token_ids,
             positions,
             slot_mapping,
@@ -120,15 +138,19 @@ class StepGraphs:
             plan,
             state_slots,
         )
+        return batch, RowTensors(slots, draws)
 
     def _padded(self, host: HostBatch, size: int) -> tuple[np.ndarray, ...]:
-        """token_ids, positions, slot_mapping, query_start_loc and seq_lens of `size` sequences; their slots."""
+        """token_ids, positions, slot_mapping, query_start_loc, seq_lens, slots and draw_positions of `size` sequences;
+        and, where layers have states, the slots of these."""
         arrays = (
             _extended(host.token_ids, size, 0),
             _extended(host.positions, size, 0),
             _extended(host.slot_mapping, size, _NO_SLOT),
             np.arange(size + 1, dtype=np.int32),
             _extended(host.seq_lens, size, 0),
+            _extended(host.rows.slots, size, 0),
+            _extended(host.draw_positions, size, 0),
         )
         if self._free_slot is None:
             return arrays

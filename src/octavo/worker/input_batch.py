@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,6 +32,14 @@ class HostBatch:
     block_tables: np.ndarray  # int32 [G, B, most blocks of any request in the batch]
     logits_rows: np.ndarray  # int64 [S], rows of the T whose logits are needed
     rows: Rows
+    draw_positions: np.ndarray  # int64 [S], of each row's token among those that its request generates
+
+
+class RowTensors(NamedTuple):
+    """What sampling reads of a step's rows, on the device, int64 [S] each: it travels with the step's inputs."""
+
+    slots: torch.Tensor
+    draw_positions: torch.Tensor
 
 
 @dataclass(slots=True)
@@ -91,6 +99,7 @@ def build_batch(
     logits_rows = _last_of_each(query_start_loc[1:].astype(np.int64), num_rows)
     sampling_slots = token_slots[logits_rows]
     rows = Rows(sampling_slots, positions[logits_rows] + 1, _drafts(states, drafted, sampling_slots))
+    draw_positions = states.draw_positions(rows)
     return HostBatch(
         slots=slots,
         num_decodes=num_decodes,
@@ -106,6 +115,7 @@ def build_batch(
         block_tables=np.ascontiguousarray(states.block_tables[:, slots, :max_blocks]),
         logits_rows=logits_rows,
         rows=rows,
+        draw_positions=draw_positions,
     )
 
 

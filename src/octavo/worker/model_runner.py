@@ -17,11 +17,11 @@ from octavo.ops.table import Ops
 from octavo.wire.messages import TokenLogprobs
 from octavo.wire.step import ModelRunnerOutput, SchedulerOutput, TokenMasks
 from octavo.worker.graphs import StepGraphs
-from octavo.worker.input_batch import HostBatch, InputBatch, build_batch
+from octavo.worker.input_batch import HostBatch, InputBatch, RowTensors, build_batch
 from octavo.worker.request_states import Draft, ExpectedTokens, RequestStates, Rows
 from octavo.worker.sampler import SampledTokens, Sampler
 from octavo.worker.scores import PromptScorer
-from octavo.worker.swap import SwapSpace
+from octavo.worker.swap import SwapArena, SwapSpace
 
 KVCaches = list[tuple[torch.Tensor, ...]]
 
@@ -31,9 +31,11 @@ class RunningStep:
     """A step that was submitted: what its answer will be made of."""
 
     slots: list[int]
+    graph: str = ""  # how it was launched
     #: Until it has sampled: where the logits stand, which the next step overwrites.
     logits: torch.Tensor | None = None
     rows: Rows | None = None
+    row_tensors: RowTensors | None = None
     tokens: SampledTokens | None = None
     expected: ExpectedTokens | None = None
     prompt_logprobs: Callable[[], dict[int, list[TokenLogprobs]]] | None = None
@@ -59,6 +61,7 @@ class ModelRunner:
         block_size: int,
         max_num_seqs: int,
         max_model_len: int,
+        swap_arena: SwapArena,
         logprobs_mode: LogprobsMode = "raw_logprobs",
         graph_sizes: tuple[int, ...] = (),
         windows: Sequence[int] = (0,),
@@ -80,7 +83,7 @@ class ModelRunner:
         if device.plans_ahead:
             self._last_ids = torch.zeros(max_num_seqs, dtype=torch.int32, device=device.torch_device)
         num_caches = len(model.definition.program.caches)
-        self._swap = SwapSpace(device, kv_caches[:num_caches])
+        self._swap = SwapSpace(device, kv_caches[:num_caches], swap_arena)
         self._has_states = len(kv_caches) > num_caches
         self._planner = attention_planners(
             ops.attention_planner, model.attention_shapes, device.torch_device, ops.activation_dtype
@@ -88,6 +91,7 @@ class ModelRunner:
         self._sampler = Sampler(ops, device, max_num_seqs, logprobs_mode)
         self._scorer = PromptScorer(model, ops, device, logprobs_mode)
         self._graphs: StepGraphs | None = None
+        self._no_graphs = "switched off" if device.uses_graphs else ""
         if graph_sizes:
             max_blocks = self._states.block_tables.shape[2]
             self._graphs = StepGraphs(
@@ -122,9 +126,13 @@ class ModelRunner:
 
         host = build_batch(states, plan.num_scheduled_tokens, self._block_size, splits_drafts=self._splits_drafts)
         start = self._clock() if self._times_forward else 0.0
-        logits = None if self._graphs is None else self._graphs.logits(host)
-        if logits is None:
-            batch, rows = self._upload(host)
+        logits: torch.Tensor | None = None
+        captured = None if self._graphs is None else self._graphs.logits(host)
+        step.graph = self._no_graphs if self._graphs is None else self._graphs.last
+        if captured is not None:
+            logits, step.row_tensors = captured
+        else:
+            batch, rows, step.row_tensors = self._upload(host)
             if states.prompt_logprobs:
                 hidden = self._model.forward(batch, self._kv_caches)
                 step.prompt_logprobs = self._scorer.score(states, host, hidden)
@@ -146,7 +154,7 @@ class ModelRunner:
 
     def collect(self, step: RunningStep) -> ModelRunnerOutput:
         """Wait for the answer of a step; what it sampled becomes known to the host."""
-        output = ModelRunnerOutput(sampled_token_ids={slot: [] for slot in step.slots})
+        output = ModelRunnerOutput({slot: [] for slot in step.slots}, graph=step.graph)
         if step.prompt_logprobs is not None:
             output.prompt_logprobs = step.prompt_logprobs()
         if step.tokens is not None and step.expected is not None:
@@ -182,11 +190,11 @@ class ModelRunner:
         self._device.synchronize()
         return time.perf_counter()
 
-    def _upload(self, host: HostBatch) -> tuple[InputBatch, torch.Tensor]:
-        """The step on the device, and the rows of it that sample, int64 [S]."""
+    def _upload(self, host: HostBatch) -> tuple[InputBatch, torch.Tensor, RowTensors]:
+        """The step on the device, and which of its tokens are rows that sample, int64 [S]."""
         arrays = self._planner.arrays(host.seq_lens, host.query_start_loc, host.num_decodes)
-        slots = [host.slots.astype(np.int32)] if self._has_states else []
-        token_ids, positions, slot_mapping, query_start_loc, seq_lens, block_tables, rows, *others = (
+        state_slots = [host.slots.astype(np.int32)] if self._has_states else []
+        token_ids, positions, slot_mapping, query_start_loc, seq_lens, block_tables, rows, slots, draws, *others = (
             self._device.upload(
                 host.token_ids,
                 host.positions,
@@ -195,17 +203,17 @@ class ModelRunner:
                 host.seq_lens,
                 host.block_tables,
                 host.logits_rows,
-                *slots,
+                host.rows.slots,
+                host.draw_positions,
+                *state_slots,
                 *arrays.tensors,
             )
         )
-        plan = self._planner.plan(arrays, others[len(slots) :])
-        state_slots = others[0] if slots else None
-        batch = InputBatch(
-            token_ids, positions, slot_mapping, query_start_loc, seq_lens, block_tables, plan, state_slots
-        )
+        states = others.pop(0) if self._has_states else None
+        plan = self._planner.plan(arrays, others)
+        batch = InputBatch(token_ids, positions, slot_mapping, query_start_loc, seq_lens, block_tables, plan, states)
         self._resolve_ids(batch)
-        return batch, rows
+        return batch, rows, RowTensors(slots, draws)
 
     def _resolve_ids(self, batch: InputBatch) -> None:
         if self._last_ids is not None:
@@ -217,19 +225,18 @@ class ModelRunner:
         return self._model.logits(self._model.forward(batch, self._kv_caches))
 
     def _sample(self, step: RunningStep, masks: TokenMasks | None) -> None:
-        logits, rows = step.logits, step.rows
-        step.logits = step.rows = None
-        if logits is None or rows is None:
+        logits, rows, tensors = step.logits, step.rows, step.row_tensors
+        step.logits = step.rows = step.row_tensors = None
+        if logits is None or rows is None or tensors is None:
             return
-        step.tokens = self._sampler.sample(logits, self._states, rows, masks)
+        step.tokens = self._sampler.sample(logits, self._states, rows, masks, tensors.draw_positions)
         plain = rows.plain
         slots = rows.slots if plain is None else rows.slots[plain]
         if self._last_ids is not None:
-            ids = step.tokens.ids
+            ids, index = step.tokens.ids, tensors.slots
             if plain is not None:
-                (index,) = self._device.upload(plain)
-                ids = ids[index]
-            (index,) = self._device.upload(slots)
+                (place,) = self._device.upload(plain)
+                ids, index = ids[place], index[place]
             self._last_ids[index] = ids
         step.expected = self._states.expect_tokens(slots)
 

@@ -61,9 +61,15 @@ class Sampler:
         self._counts = CountedSlots(ops, device) if has_counts else None
 
     def sample(
-        self, logits: torch.Tensor, states: RequestStates, rows: Rows, masks: TokenMasks | None = None
+        self,
+        logits: torch.Tensor,
+        states: RequestStates,
+        rows: Rows,
+        masks: TokenMasks | None,
+        draw_positions: torch.Tensor,
     ) -> SampledTokens:
         """Launch the sampling of a token for each of the S rows, from logits float32 [S, V], which are edited.
+        `draw_positions`: the rows', int64 [S], on the device.
 
         The slots of `masks` are among those of the rows. A mask wins over min_tokens: where it admits nothing but the
         ends that min_tokens forbids, they may come.
@@ -79,6 +85,7 @@ class Sampler:
                 saved = (index, logits[index])
             at_end = self._forbid(logits, states, rows, masked, masks)
         self._fill_batch(states, rows, at_end)
+        self._uploaded.positions = draw_positions
         ids = torch.empty(len(slots), dtype=torch.int32, device=logits.device)
         flags = torch.empty_like(ids)
         self._ops.sample(logits, self._uploaded, ids, flags)
@@ -134,9 +141,7 @@ class Sampler:
         batch, on_device = self._batch, self._uploaded
         batch.begin(num_rows)
         on_device.begin(num_rows)
-        positions = states.draw_positions(rows)
-        batch.positions.numpy()[:num_rows] = positions
-        (on_device.positions,) = self._device.upload(positions)
+        batch.positions.numpy()[:num_rows] = states.draw_positions(rows)
         filled = (states.version, slots.tobytes())
         if filled != self._filled:
             self._fill_parameters(states, slots)

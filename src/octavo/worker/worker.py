@@ -26,6 +26,7 @@ from octavo.worker.graphs import MAX_GRAPH_SIZE, ladder
 from octavo.worker.kv_memory import GIB, BlockShapes, KVCachePlan, block_values, kv_caches, plan_kv_cache
 from octavo.worker.model_runner import KVCaches, ModelRunner, RunningStep
 from octavo.worker.residence import Residence, Weights
+from octavo.worker.swap import SwapArena
 from octavo.worker.torch_profile import TorchProfile
 
 logger = logging.getLogger(__name__)
@@ -101,6 +102,7 @@ class Worker:
         kv_dtype = self._kv_cache_dtype(loaded, device)
         step_bytes = self._step_bytes(loaded, max_num_batched_tokens, max_model_len)
         plan = self._plan_kv_cache(loaded, ops, kv_dtype, max_model_len, device, step_bytes)
+        self.swap_arena = SwapArena(device, plan.bytes_per_block, self._swap_bytes(device))
 
         def make_model(definition: Definition, weights: Weights) -> Transformer:
             model = transformer(definition, ops, weights, device.default_batched_tokens)
@@ -116,6 +118,7 @@ class Worker:
                 block_size=plan.block_size,
                 max_num_seqs=config.scheduler.max_num_seqs,
                 max_model_len=plan.max_model_len,
+                swap_arena=self.swap_arena,
                 logprobs_mode=config.model.logprobs_mode,
                 graph_sizes=graph_sizes,
                 windows=_windows(model.definition),
@@ -140,6 +143,7 @@ class Worker:
         start = time.perf_counter()
         self._on_phase("warm-up", "")
         self._warm_up(self._runner, loaded.model.definition, device)
+        self.swap_arena.wait()
         seconds["warm-up"] = time.perf_counter() - start
         return self._info(loaded, device, ops, plan, kv_dtype, max_num_batched_tokens, seconds)
 
@@ -389,7 +393,7 @@ class Worker:
             # Scores of what was drawn from are made on the host, before the next step may begin.
             # Elsewhere kernels for one token and for many round differently: then a hit on generated text would show.
             caches_output=device.decodes_as_prompts or not self._config.parallel.batch_invariant,
-            num_swap_blocks=self._swap_bytes(device) // plan.bytes_per_block,
+            num_swap_blocks=self.swap_arena.num_places,
             has_states=bool(_state_values(loaded.model.definition)),
             plans_ahead=device.plans_ahead and self._config.model.logprobs_mode.startswith("raw"),
             layer_ops_per_token=loaded.model.definition.layer_ops_per_token,

@@ -160,8 +160,8 @@ class SchedulerConfig:
     )
     max_num_prefill_tokens: int | None = opt(
         None,
-        "Maximum number of prompt tokens in one step, beside the one token of each running request. Default: 128; as "
-        "many as --max-num-batched-tokens on a GPU, and where that is given.",
+        "Maximum number of prompt tokens in one step, beside the one token of each running request. Default: 128, on "
+        "a GPU 2048; as many as --max-num-batched-tokens where that is given.",
         low=1,
     )
     enable_chunked_prefill: bool = opt(True, "Split long prompts over several steps.")

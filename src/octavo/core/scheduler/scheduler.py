@@ -17,8 +17,8 @@ never the newest, so it always ends, and so in turn does every other.
 
 A device that computes beside the host is kept busy by planning one step ahead of the answer to the last: the token
 that is being sampled then counts as known, and its value is filled in where it was sampled. Should it turn out to end
-its request, the step ahead has computed one row in vain. Steps that need blocks of others, and requests whose next
-step depends on the value, wait for the answer.
+its request, the step ahead has computed one row in vain. Steps that need blocks of others wait for the answer, and
+so do requests whose next step depends on the value: the others go on without them as long as they are few.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import time
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from octavo.base.config import EngineConfig
 from octavo.core.blocks.kv_cache_manager import KVCacheManager
@@ -44,6 +44,10 @@ from octavo.wire.step import CachedRequestData, ModelRunnerOutput, NewRequestDat
 
 if TYPE_CHECKING:
     from octavo.core.grammar.structured import Matcher
+
+
+#: One in so many, at most, of the running requests may be left out of steps that are planned ahead.
+_FEW: Final = 4
 
 
 @dataclass(slots=True)
@@ -154,8 +158,12 @@ class Scheduler:
     # ------------------------------------------------------------------------------------------ the plan of a step
     @property
     def can_plan_ahead(self) -> bool:
-        """Whether `schedule` may be called although the last plan has not been answered."""
-        if len(self._unanswered) != 1 or self.live.num_needing_output:
+        """Whether `schedule` may be called although the last plan has not been answered.
+
+        Requests whose token the host must see before the next (a grammar, a draft) take part in every other step then.
+        A few wait so that the many do not; where they are many themselves, all wait for the answer.
+        """
+        if len(self._unanswered) != 1 or _FEW * self.live.num_needing_output > len(self.running):
             return False
         num_missing = 0
         for request in self.running:
@@ -210,8 +218,8 @@ class Scheduler:
             if not budget:
                 break
             num_tokens = len(request.token_ids) + request.num_expected_tokens
-            if num_tokens >= request.limit_tokens and request.num_expected_tokens:
-                continue  # the expected token is its last
+            if request.num_expected_tokens and (request.needs_output or num_tokens >= request.limit_tokens):
+                continue  # the expected token must be seen first, or is its last
             num_computed = request.num_computed_tokens + request.num_in_flight_tokens
             count = num_tokens - num_computed
             if num_tokens > request.num_allocated_tokens and not self._grow(request, num_computed, num_tokens):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import triton.language as tl
 
 import triton
+from octavo.ops.triton.launching import jit
 
 
 @triton.jit
@@ -60,7 +61,7 @@ def _keys_at(block_table, keys, in_range, head, block_stride, BLOCK_SIZE: tl.con
     return block * block_stride + (head * BLOCK_SIZE + keys % BLOCK_SIZE) * D
 
 
-@triton.jit(do_not_specialize=["table_stride", "num_seqs"])
+@jit(do_not_specialize=["table_stride", "num_seqs"])
 def decode_kernel(
     out, partial, partial_stats, qkv, k_cache, v_cache, block_tables, table_stride, seq_lens, items, starts, num_seqs,
     slopes, sinks, block_stride, scale, cap, v_scale, window,
@@ -118,7 +119,7 @@ def decode_kernel(
             tl.store(partial_stats + at_item * 2 + 1, total, mask=in_group)
 
 
-@triton.jit
+@jit
 def combine_kernel(
     out, partial, partial_stats, seq_lens, starts, sinks, v_scale,
     NUM_HEADS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -151,7 +152,7 @@ def combine_kernel(
         tl.store(target, (acc * (v_scale / total)).to(out.dtype.element_ty), mask=dims < D)
 
 
-@triton.jit(do_not_specialize=["table_stride"])
+@jit(do_not_specialize=["table_stride"])
 def prefill_kernel(
     out, qkv, k_cache, v_cache, block_tables, table_stride, seq_lens, query_start_loc, tiles,
     slopes, sinks, block_stride, scale, cap, v_scale, window,

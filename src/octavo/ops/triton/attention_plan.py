@@ -18,6 +18,9 @@ from octavo.ops.step import PlannedArrays
 
 #: Keys of one work item of decoding. Smaller fills a GPU with shorter contexts; each costs a partial result.
 CHUNK: Final = 256
+#: Items of a captured step, at least: contexts of a million tokens together, what a large GPU holds of the cache of an
+#: 8B model. They cost 8 bytes each to upload, and their partial results some dozens of megabytes once.
+_LEAST_ITEMS: Final = 4096
 #: Prompts: rows of a tile, keys, warps, stages.
 _PREFILL_TILES: Final = {
     (128, 2): (128, 64, 8, 3), (256, 2): (64, 32, 8, 2), (512, 2): (32, 32, 8, 1), (128, 4): (32, 32, 4, 1),
@@ -95,7 +98,7 @@ class AttentionPlanner:
         """For a step of `size` sequences that all decode, of which the last may be missing: arrays of a shape that
         depends on `size` alone. None: the contexts need more items than there are."""
         items, starts = _chunks(seq_lens)
-        capacity = 512 + 16 * size
+        capacity = max(_LEAST_ITEMS, 16 * size)
         if len(items) > capacity:
             return None
         padded = np.zeros((capacity, 2), np.int32)

@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 import triton
+from octavo.ops.triton.launching import jit
 from octavo.ops.triton.variants import TYPE_NAMES, Variant
 
 #: Columns of one program of the elementwise kernels.
@@ -69,7 +70,7 @@ def _store_quantized(out_q, out_scale, row, columns, mask, width, values, INT8: 
     tl.store(out_scale + row, scale)
 
 
-@triton.jit
+@jit
 def _norm_kernel(
     out, out_scale, residual, x, weight, eps, width,
     BLOCK: tl.constexpr, HAS_RESIDUAL: tl.constexpr, QUANTIZE: tl.constexpr, INT8: tl.constexpr,
@@ -91,7 +92,7 @@ def _norm_kernel(
         tl.store(out + row * width + columns, normed.to(out.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@jit
 def _layer_norm_kernel(
     out, residual, x, weight, bias, eps, width,
     BLOCK: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_BIAS: tl.constexpr,
@@ -112,12 +113,12 @@ def _layer_norm_kernel(
     tl.store(out + row * width + columns, normed.to(out.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@jit
 def _softplus(x):
     return tl.where(x > 20.0, x, tl.log(1.0 + tl.exp(x)))
 
 
-@triton.jit
+@jit
 def _xielu_kernel(out, x, parameters, count, BLOCK: tl.constexpr):
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = index < count
@@ -131,7 +132,7 @@ def _xielu_kernel(out, x, parameters, count, BLOCK: tl.constexpr):
     tl.store(out + index, activated.to(out.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@jit
 def _plain_act_kernel(out, x, count, KIND: tl.constexpr, BLOCK: tl.constexpr):
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = index < count
@@ -139,7 +140,7 @@ def _plain_act_kernel(out, x, count, KIND: tl.constexpr, BLOCK: tl.constexpr):
     tl.store(out + index, activation(values, KIND).to(out.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@jit
 def _act_kernel(out, gate_up, width, KIND: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -149,7 +150,7 @@ def _act_kernel(out, gate_up, width, KIND: tl.constexpr, BLOCK: tl.constexpr):
     tl.store(out + row * width + columns, activated(gate, up, KIND).to(out.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@jit
 def _act_quant_kernel(
     out_q, out_scale, gate_up, width, KIND: tl.constexpr, INT8: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
@@ -161,7 +162,7 @@ def _act_quant_kernel(
     _store_quantized(out_q, out_scale, row, columns, mask, width, activated(gate, up, KIND), INT8)
 
 
-@triton.jit
+@jit
 def _quantize_kernel(out_q, out_scale, x, width, INT8: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
@@ -170,7 +171,7 @@ def _quantize_kernel(out_q, out_scale, x, width, INT8: tl.constexpr, BLOCK: tl.c
     _store_quantized(out_q, out_scale, row, columns, mask, width, values, INT8)
 
 
-@triton.jit
+@jit
 def _add_kernel(residual, x, count, BLOCK: tl.constexpr):
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = index < count
@@ -179,7 +180,7 @@ def _add_kernel(residual, x, count, BLOCK: tl.constexpr):
     tl.store(residual + index, values.to(residual.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@jit
 def _add_gated_kernel(residual, x, gates, width, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -190,7 +191,7 @@ def _add_gated_kernel(residual, x, gates, width, BLOCK: tl.constexpr):
     tl.store(residual + row * width + columns, values.to(residual.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@jit
 def _soft_cap_kernel(x, cap, count, BLOCK: tl.constexpr):
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = index < count
@@ -198,7 +199,7 @@ def _soft_cap_kernel(x, cap, count, BLOCK: tl.constexpr):
     tl.store(x + index, cap * _tanh(values / cap), mask=mask)
 
 
-@triton.jit(do_not_specialize=["count"])
+@jit(do_not_specialize=["count"])
 def _resolve_kernel(ids, last_ids, count, BLOCK: tl.constexpr):
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = index < count

@@ -17,6 +17,7 @@ from torch import Tensor
 import triton
 from octavo.ops.routing import Routing
 from octavo.ops.triton import elementwise
+from octavo.ops.triton.launching import jit
 from octavo.ops.triton.variants import Variant
 from octavo.quant.packed import QuantizedWeight
 
@@ -97,7 +98,7 @@ def _in_best_groups(
     return tl.where(is_open, values, float("-inf"))
 
 
-@triton.jit
+@jit
 def _route_kernel(
     ids, weights, scores, bias, factor, jitter,
     KIND: tl.constexpr, RENORMALIZE: tl.constexpr, GROUPS: tl.constexpr, TOP_GROUPS: tl.constexpr,
@@ -141,7 +142,7 @@ def _route_kernel(
         tl.store(weights + row * K + j, weight * factor)
 
 
-@triton.jit(do_not_specialize=["count"])
+@jit(do_not_specialize=["count"])
 def _count_kernel(counts, ids, count, BLOCK: tl.constexpr):
     """How many of the entries name an expert."""
     expert = tl.program_id(0)
@@ -152,7 +153,7 @@ def _count_kernel(counts, ids, count, BLOCK: tl.constexpr):
     tl.store(counts + expert, total)
 
 
-@triton.jit(do_not_specialize=["count"])
+@jit(do_not_specialize=["count"])
 def _place_kernel(places, order, counts, ids, count, E: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK: tl.constexpr):
     """The entries of an expert go to consecutive places, in their order; order[place] is the entry."""
     expert = tl.program_id(0)
@@ -167,7 +168,7 @@ def _place_kernel(places, order, counts, ids, count, E: tl.constexpr, BLOCK_E: t
         begin += tl.sum(mine, 0)
 
 
-@triton.jit
+@jit
 def _product_kernel(
     out, x, weight, bias, scales, order, counts, N, K, rows_per_x,
     E: tl.constexpr, BLOCK_E: tl.constexpr, GATHER: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -210,7 +211,7 @@ def _product_kernel(
         tl.store(target, acc.to(out.dtype.element_ty), mask=exists[:, None] & (columns < N)[None, :])
 
 
-@triton.jit
+@jit
 def _combine_kernel(out, y, places, weights, width, K: tl.constexpr, BLOCK: tl.constexpr):
     """The sum over a row's experts, in their order. weights: none if the experts' inputs were multiplied."""
     row = tl.program_id(0).to(tl.int64)

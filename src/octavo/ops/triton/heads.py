@@ -9,13 +9,14 @@ from torch import Tensor
 
 import triton
 from octavo.ops.triton.elementwise import row_block
+from octavo.ops.triton.launching import jit
 from octavo.ops.triton.variants import Variant
 
 #: Values of one program that bounds.
 _BLOCK: Final = 1024
 
 
-@triton.jit
+@jit
 def _clip_kernel(x, limit, count, BLOCK: tl.constexpr):
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = index < count
@@ -23,7 +24,7 @@ def _clip_kernel(x, limit, count, BLOCK: tl.constexpr):
     tl.store(x + index, tl.minimum(tl.maximum(values, -limit), limit).to(x.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@jit
 def _norm_parts_kernel(
     x, weight, bias, eps, row_width, first, width,
     BLOCK: tl.constexpr, IS_LAYER_NORM: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_OWN: tl.constexpr,

@@ -19,6 +19,7 @@ from torch import Tensor
 
 import triton
 from octavo.ops.triton.elementwise import activated
+from octavo.ops.triton.launching import jit
 from octavo.ops.triton.linear_chip import chip
 from octavo.ops.triton.variants import TYPE_NAMES, Variant
 
@@ -61,7 +62,7 @@ def store_rows(out, total, M, N, stride_out, BLOCK_N: tl.constexpr, BLOCK_M: tl.
     tl.store(out_at, total.to(out.dtype.element_ty), mask=(n < N)[:, None] & (m < M)[None, :])
 
 
-@triton.jit(do_not_specialize=["M"])
+@jit(do_not_specialize=["M"])
 def _few_rows_kernel(
     out, x, w, bias, x_scale, w_scale, M, N, K, stride_out, stride_x, stride_w,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, SLICES: tl.constexpr, SLICE: tl.constexpr, EVEN_K: tl.constexpr,

@@ -9,13 +9,14 @@ import triton.language as tl
 from torch import Tensor
 
 import triton
+from octavo.ops.triton.launching import jit
 from octavo.ops.triton.linear_int import IntLinear
 from octavo.ops.triton.variants import TYPE_NAMES, Variant
 
 _BLOCK = 1024
 
 
-@triton.jit
+@jit
 def _gather_kernel(out, ids, table, K, factor, stride_out, stride_table, BLOCK: tl.constexpr):
     """out [T, K] = factor * table[ids]. A program takes BLOCK columns of a row."""
     t = tl.program_id(0).to(tl.int64)

@@ -16,6 +16,7 @@ import torch
 import triton.language as tl
 
 import triton
+from octavo.ops.triton.launching import jit
 from octavo.ops.triton.linear_dense import store_rows, weight_rows
 
 #: Two floats in a register whose low bits are an integer: 128 + u in bfloat16, 1024 + u in float16; and -128, 1, ...
@@ -131,7 +132,7 @@ def _scaled_slices(u, scales, mins, HAS_MINS: tl.constexpr, TYPE: tl.constexpr):
     return tl.reshape(value, (SLICES, R, C)).to(TYPE)
 
 
-@triton.jit(do_not_specialize=["M"])
+@jit(do_not_specialize=["M"])
 def int_few_rows_kernel(  # noqa: C901 - the branches are of what is known when it is compiled
     out, x, w, scales, mins, bias, M, N, K, stride_out, stride_x, stride_w, stride_s,
     BITS: tl.constexpr, ZERO: tl.constexpr, TILE: tl.constexpr, UNIT: tl.constexpr, GROUP: tl.constexpr,
@@ -215,7 +216,7 @@ def int_few_rows_kernel(  # noqa: C901 - the branches are of what is known when 
     store_rows(out, total, M, N, stride_out, BLOCK_N, BLOCK_M, ACT)
 
 
-@triton.jit(do_not_specialize=["M"])
+@jit(do_not_specialize=["M"])
 def int_tiles_kernel(
     out, x, w, scales, mins, bias, M, N, K, stride_out, stride_x, stride_w, stride_s,
     BITS: tl.constexpr, ZERO: tl.constexpr, TILE: tl.constexpr, UNIT: tl.constexpr, GROUP: tl.constexpr,
@@ -281,7 +282,7 @@ def int_tiles_kernel(
     tl.store(out_at, acc.to(out.dtype.element_ty), mask=n_mask[:, None] & m_mask[None, :])
 
 
-@triton.jit
+@jit
 def sum_kernel(
     out, parts, bias, N, stride_out, size, SPLITS: tl.constexpr, BLOCK: tl.constexpr, HAS_BIAS: tl.constexpr
 ):
@@ -297,7 +298,7 @@ def sum_kernel(
     tl.store(out + m * stride_out + n, total.to(out.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["first", "T"])
+@jit(do_not_specialize=["first", "T"])
 def int_rows_kernel(
     out, ids, w, scales, mins, first, T, K, factor, stride_out, stride_w, stride_s,
     BITS: tl.constexpr, ZERO: tl.constexpr, TILE: tl.constexpr, UNIT: tl.constexpr, GROUP: tl.constexpr,

@@ -25,6 +25,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 import triton
+from octavo.ops.triton.launching import jit
 from octavo.ops.triton.linear_chip import Chip, chip, is_aligned
 from octavo.ops.triton.linear_dense import SHAPES, Bias
 from octavo.ops.triton.variants import TYPE_NAMES, Variant
@@ -38,7 +39,7 @@ _SHARED_BYTES: Final = 224 << 10
 _FLOAT32: Final = torch.float32
 
 
-@triton.jit(do_not_specialize=["M"])
+@jit(do_not_specialize=["M"])
 def _tiles_kernel(
     out, x, w, bias, x_scale, w_scale, M, N, K, stride_out, stride_x, stride_w,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr, TMA: tl.constexpr,

@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 import triton
+from octavo.ops.triton.launching import jit
 from octavo.ops.triton.variants import TYPE_NAMES, Variant
 
 #: Heads of one program.
@@ -21,7 +22,7 @@ _HEADS: Final = 8
 _FLOAT8_MAX: Final = {torch.float8_e4m3fn: 448.0, torch.float8_e5m2: 57344.0}
 
 
-@triton.jit
+@jit
 def _rope_kernel(
     qkv, positions, cos_sin, q_norm, k_norm, eps, q_scales, k_cache, v_cache, slots, k_factor, v_factor, block_size,
     block_stride,

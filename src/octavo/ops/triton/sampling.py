@@ -1,8 +1,8 @@
 """Sampling on the device: what `reference_sampling` means, without a look of the host at what is drawn.
 
-The noise of a draw has the reference's bits: its kernels are compiled with `enable_fp_fusion=False`, so that products
-and sums are rounded one by one. The token is the reference's, but where two scores are equal within their rounding (the
-parts of a row are scored against their own best logits) or a filter's border falls on a sum's.
+The noise and the score of a draw have the reference's bits: kernels are compiled with `enable_fp_fusion=False`, so that
+products and sums are rounded one by one. So the token is the reference's, unless the border of top_p or min_p falls
+within the rounding of weights to float32.
 """
 
 from __future__ import annotations
@@ -14,11 +14,17 @@ from torch import Tensor
 
 import triton
 from octavo.ops.sampling_batch import SamplingBatch
+from octavo.ops.triton import sampling_draws as draws
+from octavo.ops.triton import sampling_filters as filters
 from octavo.ops.triton import sampling_kernels as kernels
 from octavo.ops.triton.variants import Variant
 
 _SPLIT: Final = 4096
 _BLOCK: Final = 1024
+#: Tokens whose best is looked at to find a bound of what filters leave.
+_GROUP: Final = 64
+#: Candidates of a filtered row that are drawn from at once.
+_CANDIDATES: Final = 4096
 _FILTER_BLOCK: Final = 2048
 
 
@@ -29,27 +35,53 @@ def sample(logits: Tensor, batch: SamplingBatch, out_ids: Tensor, out_flags: Ten
         return
     assert logits.stride(1) == 1 and logits.dtype == torch.float32
     values = _adjusted(logits, batch)
-    num_splits = triton.cdiv(vocab, _SPLIT)
-    num_parts = num_rows * num_splits
-    floats = torch.empty(2 * num_parts + num_rows, device=logits.device)
-    peaks, scores, row_peaks = floats.split([num_parts, num_parts, num_rows])
-    peak_ids, score_ids, bad = torch.empty(3, num_parts, dtype=torch.int32, device=logits.device)
-    parts = (peaks, peak_ids, scores, score_ids, bad)
+    width: int = triton.next_power_of_2(max(vocab, 2 * _GROUP))
+    split, most = min(_SPLIT, width), min(_CANDIDATES, width)
+    num_splits = triton.cdiv(vocab, split)
+    scratch = _Scratch(num_rows, num_splits, split // _GROUP, logits.device)
     row = (values, values.stride(0))
-    kernels.parts_kernel[(num_rows, num_splits)](
-        *parts, *row, batch.temperature, batch.seeds, batch.positions, vocab, SPLIT=_SPLIT, NUM_SPLITS=num_splits,
-        num_warps=8, enable_fp_fusion=False,
+    parameters = (batch.temperature, batch.top_k, batch.top_p, batch.min_p)
+    key = (batch.seeds, batch.positions)
+    common: dict[str, Any] = {"FILTERS": batch.has_filters, "enable_fp_fusion": False}
+    draws.parts_kernel[(num_rows, num_splits)](
+        *scratch.parts, *row, *parameters, *key, vocab, SPLIT=split, NUM_SPLITS=num_splits, GROUP=_GROUP,
+        num_warps=8, **common,
     )  # fmt: skip
-    filters = (batch.temperature, batch.top_k, batch.top_p, batch.min_p)
-    kernels.row_kernel[(num_rows,)](
-        out_ids, out_flags, row_peaks, *parts, *filters, NUM_SPLITS=num_splits,
-        PARTS=triton.next_power_of_2(num_splits), FILTERS=batch.has_filters, num_warps=1,
+    draws.row_kernel[(num_rows,)](
+        out_ids, out_flags, *scratch.rows, *scratch.parts, *row, *parameters, *key, vocab, SPLIT=split,
+        NUM_SPLITS=num_splits, PARTS=triton.next_power_of_2(num_splits), GROUP=_GROUP,
+        GROUPS=triton.next_power_of_2(num_splits) * (split // _GROUP), num_warps=4, **common,
     )  # fmt: skip
     if batch.has_filters:
-        kernels.filter_kernel[(num_rows,)](
-            out_ids, out_flags, row_peaks, *row, *filters, batch.seeds, batch.positions, vocab, BLOCK=_FILTER_BLOCK,
-            num_warps=16, enable_fp_fusion=False,
+        values_of, ids_of = (
+            torch.empty(num_rows, most, dtype=dtype, device=logits.device) for dtype in (torch.float32, torch.int32)
+        )
+        peaks, bounds, counts, totals = scratch.rows
+        filters.gather_kernel[(num_rows, num_splits)](
+            values_of, ids_of, counts, totals, bounds, peaks, *row, *parameters, vocab, SPLIT=split,
+            MOST=most, num_warps=8, enable_fp_fusion=False,
         )  # fmt: skip
+        filters.pick_kernel[(num_rows,)](
+            out_ids, values_of, ids_of, counts, totals, bounds, peaks, *row, *parameters, *key, vocab,
+            MOST=most, BLOCK=_FILTER_BLOCK, num_warps=8, enable_fp_fusion=False,
+        )  # fmt: skip
+
+
+class _Scratch:
+    """What the kernels of one draw tell each other; each is written before it is read."""
+
+    def __init__(self, num_rows: int, num_splits: int, groups: int, device: torch.device) -> None:
+        """`groups`: of a part."""
+        num_parts = num_rows * num_splits
+        floats = torch.empty(num_parts * (3 + groups) + num_rows, device=device)
+        peaks, scores, masses, maxima, row_peaks = floats.split(
+            [num_parts, num_parts, num_parts, num_parts * groups, num_rows]
+        )
+        ints = torch.empty(3 * num_parts + 2 * num_rows, dtype=torch.int32, device=device)
+        peak_ids, score_ids, bad, bounds, counts = ints.split([num_parts] * 3 + [num_rows] * 2)
+        totals = torch.empty(num_rows, dtype=torch.int64, device=device)
+        self.parts = (peaks, peak_ids, scores, score_ids, bad, maxima, masses)
+        self.rows = (row_peaks, bounds, counts, totals)
 
 
 def _adjusted(logits: Tensor, batch: SamplingBatch) -> Tensor:
@@ -135,25 +167,32 @@ def logprobs(logits: Tensor, ids: Tensor, k: int) -> tuple[Tensor, Tensor, Tenso
 def variants() -> list[Variant]:
     vocab = 151_936
     splits = triton.cdiv(vocab, _SPLIT)
+    parts = triton.next_power_of_2(splits)
     row = {"logits": "*fp32", "row_stride": "i32", "vocab": "i32"}
     key = {"seeds": "*i64", "positions": "*i64"}
-    filters = {"temperature": "*fp32", "top_k": "*i32", "top_p": "*fp32", "min_p": "*fp32"}
-    parts = {"peaks": "*fp32", "peak_ids": "*i32", "scores": "*fp32", "score_ids": "*i32", "bad": "*i32"}
-    outs = {"out_ids": "*i32", "out_flags": "*i32", "row_peaks": "*fp32"}
+    parameters = {"temperature": "*fp32", "top_k": "*i32", "top_p": "*fp32", "min_p": "*fp32"}
+    of_parts = dict.fromkeys(("peaks", "scores", "maxima", "masses"), "*fp32")
+    of_parts |= dict.fromkeys(("peak_ids", "score_ids", "bad"), "*i32")
+    of_rows = {"row_peaks": "*fp32", "bounds": "*i32", "counts": "*i32", "totals": "*i64"}
+    outs = {"out_ids": "*i32", "out_flags": "*i32"}
+    candidates = {"values": "*fp32", "ids_of": "*i32"}
+    shape = {"SPLIT": _SPLIT, "NUM_SPLITS": splits, "GROUP": _GROUP}
     found = []
 
-    def add(name: str, kernel: Any, signature: dict[str, str], constexprs: dict[str, Any], **options: Any) -> None:
+    def add(name: str, kernel: Any, signature: dict[str, str], constexprs: dict[str, Any], num_warps: int) -> None:
+        names = frozenset({*candidates, *outs, *key, "logits", "row_stride", "vocab"} & signature.keys())
         found.append(Variant(name=name, kernel=kernel, signature=signature, constexprs=constexprs,
-                             divisible=frozenset(signature), **options))  # fmt: skip
+                             num_warps=num_warps, enable_fp_fusion=False, divisible=names))  # fmt: skip
 
-    exact = {"enable_fp_fusion": False}
-    temperature = {"temperature": "*fp32"}
-    shape = {"SPLIT": _SPLIT, "NUM_SPLITS": splits}
-    add("parts", kernels.parts_kernel, {**parts, **row, **temperature, **key}, shape, num_warps=8, **exact)
     for has_filters in (False, True):
-        constexprs = {"NUM_SPLITS": splits, "PARTS": triton.next_power_of_2(splits), "FILTERS": has_filters}
-        name = f"row{', filters' if has_filters else ''}"
-        add(name, kernels.row_kernel, {**outs, **parts, **filters}, constexprs, num_warps=1)
-    block = {"BLOCK": _FILTER_BLOCK}
-    add("filter", kernels.filter_kernel, {**outs, **row, **filters, **key}, block, num_warps=16, **exact)
+        kind = ", filters" if has_filters else ""
+        constexprs = {**shape, "FILTERS": has_filters}
+        add(f"parts{kind}", draws.parts_kernel, {**of_parts, **row, **parameters, **key}, constexprs, 8)
+        constexprs = {**constexprs, "PARTS": parts, "GROUPS": parts * (_SPLIT // _GROUP)}
+        signature = {**outs, **of_rows, **of_parts, **row, **parameters, **key}
+        add(f"row{kind}", draws.row_kernel, signature, constexprs, 4)
+    rest = {**candidates, **of_rows, **row, **parameters}
+    add("gather", filters.gather_kernel, rest, {"SPLIT": _SPLIT, "MOST": _CANDIDATES}, 8)
+    signature = {"out_ids": "*i32", **rest, **key}
+    add("pick", filters.pick_kernel, signature, {"MOST": _CANDIDATES, "BLOCK": _FILTER_BLOCK}, 8)
     return found
