@@ -9,6 +9,9 @@ import pytest
 
 from octavo.base.errors import Aborted, Asleep, EngineDead, ServerError
 from octavo.client.generation import fold
+from octavo.client.observer import Observers
+from octavo.client.sleep_mode import SleepMode
+from octavo.server.metrics import Metrics
 from octavo.wire.messages import Call, CallResult
 from support.client_fakes import Engine, out, request, run, settle
 from support.server_fakes import Server, answer, drive, make_server
@@ -169,5 +172,28 @@ def test_the_engine_s_death_ends_a_wait() -> None:
             for task in (reading, sleep):
                 with pytest.raises(EngineDead):
                     await task
+
+    run(main())
+
+
+def test_n19_the_metrics_tell_how_deep_the_model_sleeps() -> None:
+    metrics = Metrics("tiny", 100)
+
+    def states() -> dict[str, float]:
+        [family] = [family for family in metrics.registry.collect() if family.name == "vllm:engine_sleep_state"]
+        return {sample.labels["sleep_state"]: sample.value for sample in family.samples}
+
+    assert states() == {"awake": 1, "weights_offloaded": 0, "discard_all": 0}
+
+    async def main() -> None:
+        async def call(*args: Any) -> None: ...
+
+        async def idle() -> None: ...
+
+        mode = SleepMode(call, lambda: None, idle, Observers(metrics).on_sleep)
+        await mode.sleep(2, waits=True)
+        assert states() == {"awake": 0, "weights_offloaded": 0, "discard_all": 1}
+        await mode.wake_up()
+        assert states()["awake"] == 1
 
     run(main())

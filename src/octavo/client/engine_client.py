@@ -104,7 +104,7 @@ class EngineClient:
         self._earliest_round = 0.0  # time.monotonic()
         self._next_round: asyncio.TimerHandle | None = None
         self._calls = Calls(connection)
-        self.sleep_mode = SleepMode(self.call, self._end_for_sleep, self.wait_idle)
+        self.sleep_mode = SleepMode(self.call, self._end_for_sleep, self.wait_idle, self._observer.on_sleep)
         self._idle = asyncio.Event()
         self._idle.set()
         self._watchdog = Watchdog(self._config.parallel, process.probe if process is not None else None)

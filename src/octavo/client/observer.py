@@ -117,6 +117,10 @@ class Observer(Protocol):
         """A step ended."""
         ...
 
+    def on_sleep(self, level: int) -> None:
+        """The engine sleeps at this level, or is awake again (0)."""
+        ...
+
 
 class NoObserver:
     """Looks away."""
@@ -142,6 +146,9 @@ class NoObserver:
     def on_stats(self, stats: SchedulerStats) -> None:
         return
 
+    def on_sleep(self, level: int) -> None:
+        return
+
 
 class Observers(NoObserver):
     """A first observer of everything, and others who look at arrivals and ends of requests alone.
@@ -157,6 +164,7 @@ class Observers(NoObserver):
         self.on_finish = first.on_finish  # type: ignore[method-assign]
         self.on_refusal = first.on_refusal  # type: ignore[method-assign]
         self.on_stats = first.on_stats  # type: ignore[method-assign]
+        self.on_sleep = first.on_sleep  # type: ignore[method-assign]
 
     def on_request_arrival(self, request: GenerateRequest) -> None:
         self._first.on_request_arrival(request)

@@ -24,9 +24,11 @@ class SleepMode:
         call: Callable[..., Awaitable[Any]],
         end_all: Callable[[], object],
         wait_idle: Callable[[], Awaitable[None]],
+        on_level: Callable[[int], None] = lambda level: None,
     ) -> None:
-        """`call`: of the engine's methods; `end_all`: ends the requests in flight; `wait_idle`: until none is left."""
-        self._call, self._end_all, self._wait_idle = call, end_all, wait_idle
+        """`call`: of the engine's methods; `end_all`: ends the requests in flight; `wait_idle`: until none is left;
+        `on_level`: is told each new level."""
+        self._call, self._end_all, self._wait_idle, self._on_level = call, end_all, wait_idle, on_level
         self._lock = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self.level = 0  # 0: awake
@@ -64,6 +66,7 @@ class SleepMode:
                 await self._wait_idle()
                 await self._call("sleep", level)
                 self.level = level
+                self._on_level(level)
                 logger.info("the engine sleeps at level %d", level)
             finally:
                 self.is_asleep = self.level > 0
@@ -75,4 +78,5 @@ class SleepMode:
             started = time.monotonic()
             await self._call("wake_up")
             self.level, self.is_asleep = 0, False
+            self._on_level(0)
             logger.info("the engine woke up in %.1f s", time.monotonic() - started)

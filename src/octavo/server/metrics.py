@@ -98,6 +98,10 @@ class _Histogram(Collector):
         return [metric]
 
 
+#: By level.
+_SLEEP_STATES = ("awake", "weights_offloaded", "discard_all")
+
+
 class Metrics:
     """All metrics of one server. Implements the client's `Observer`; called on the event loop only."""
 
@@ -137,6 +141,14 @@ class Metrics:
         self._waiting_by_reason = {
             reason: by_reason.labels(self._model_name, reason) for reason in ("capacity", "deferred")
         }
+        sleep = Gauge(
+            "vllm:engine_sleep_state",
+            "1 for what is so: awake, weights_offloaded (sleep level 1) or discard_all (level 2).",
+            ["model_name", "sleep_state"],
+            registry=self.registry,
+        )
+        self._sleep_states = [sleep.labels(self._model_name, state) for state in _SLEEP_STATES]
+        self.on_sleep(0)
         self._swapped = gauge("vllm:num_requests_swapped", "Preempted requests whose KV blocks the host keeps.")
         self._kv_usage = (
             gauge("vllm:kv_cache_usage_perc", "KV cache in use; 1 is all of it."),
@@ -286,6 +298,10 @@ class Metrics:
     def on_refusal(self, error: Overloaded) -> None:
         if error.reason in self._refusals:
             self._refusals[error.reason].inc()
+
+    def on_sleep(self, level: int) -> None:
+        for number, state in enumerate(self._sleep_states):
+            state.set(number == level)
 
     def on_stats(self, stats: SchedulerStats) -> None:
         """The engine's numbers after a step."""
