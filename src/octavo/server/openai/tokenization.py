@@ -9,10 +9,12 @@ from msgspec import UNSET
 
 from octavo.base.errors import InvalidRequest
 from octavo.served.model import ServedModel
+from octavo.served.prompts import Prompt
 from octavo.served.turn import Continuation
 from octavo.server.http.exchange import Exchange
 from octavo.server.openai.conversation import conversation_of, note_unheard
 from octavo.server.openai.protocol.chat import CHAT_REFUSALS, ChatRequest
+from octavo.server.openai.protocol.common import Refusals
 from octavo.server.openai.protocol.conversation import check_prompt_options
 from octavo.server.openai.protocol.tokenize import (
     DetokenizeReply,
@@ -61,13 +63,7 @@ class ChatTokensHandler:
         self._serving = serving
 
     async def __call__(self, exchange: Exchange) -> None:
-        serving = self._serving
-        body, request = await serving.read(exchange, ChatRequest, CHAT_REFUSALS)
-        check_prompt_options(body)
-        model = serving.state.models.resolve(request.model).model
-        note_unheard(serving, model, exchange, request)
-        conversation = conversation_of(request, request.messages, serving.state.config)
-        [prompt] = await model.prompts.made([conversation], "messages")
+        prompt = await _chat_prompt(self._serving, exchange, ChatRequest, CHAT_REFUSALS)
         await exchange.send_json(InputTokens(len(prompt.ids)))
 
 
@@ -78,14 +74,20 @@ class TemplateHandler:
         self._serving = serving
 
     async def __call__(self, exchange: Exchange) -> None:
-        serving = self._serving
-        body, request = await serving.read(exchange, TemplateRequest, {})
-        check_prompt_options(body)
-        model = serving.state.models.resolve(request.model).model
-        note_unheard(serving, model, exchange, request)
-        conversation = conversation_of(request, request.messages, serving.state.config)
-        [prompt] = await model.prompts.made([conversation], "messages")
+        prompt = await _chat_prompt(self._serving, exchange, TemplateRequest, {})
         await exchange.send_json(TemplateReply(prompt.text or ""))
+
+
+async def _chat_prompt(
+    serving: Serving, exchange: Exchange, kind: type[ChatRequest | TemplateRequest], refusals: Refusals
+) -> Prompt:
+    body, request = await serving.read(exchange, kind, refusals)
+    check_prompt_options(body)
+    model = serving.state.models.resolve(request.model).model
+    note_unheard(serving, model, exchange, request)
+    conversation = conversation_of(request, request.messages, serving.state.config)
+    [prompt] = await model.prompts.made([conversation], "messages")
+    return prompt
 
 
 class DetokenizeHandler:
