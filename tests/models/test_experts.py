@@ -144,7 +144,6 @@ def test_experts_may_stand_in_one_tensor(tmp_path: Path) -> None:
     ("case", "changes", "message"),
     [
         ("gpt-oss", {"swiglu_limit": 5.0}, "swiglu_limit = '5.0'"),
-        ("gpt-oss", {"quantization_config": {"quant_method": "gptq"}}, "quant_method = 'gptq'"),
         ("qwen2-moe", {"use_sliding_window": True, "sliding_window": 8, "layer_types": None}, "use_sliding_window"),
         ("qwen2-moe", {"mlp_only_layers": ["1"]}, "mlp_only_layers"),
         ("glm4-moe", {"n_group": 3}, "n_group = '3' does not divide"),
