@@ -24,6 +24,10 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+# Before anything imports Triton, as some modules of transformers do: what it is told then holds for the process.
+if os.environ.get("OCTAVO_TEST_TORCH_DEVICE", "cpu") == "cpu":
+    os.environ["TRITON_INTERPRET"] = "1"
+
 import octavo
 from octavo.files.sources import SMOLLM2, PackagedFile, cache_dir, packaged_file
 

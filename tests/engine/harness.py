@@ -66,8 +66,9 @@ class Engine:
     def scheduler(self, *, prefix_caching: bool = True, drafter: Drafter | None = None, **info: int) -> Scheduler:
         """A scheduler for this worker; `info` narrows it: num_kv_blocks, max_num_batched_tokens, max_num_seqs; or gives
         it num_swap_blocks, which a CPU has none of."""
-        arena = self.worker.swap_arena
-        arena.add(info.get("num_swap_blocks", 0) - arena.num_places)
+        if num_swap_blocks := info.get("num_swap_blocks"):
+            arena = self.worker.swap_arena
+            arena.add(max(0, num_swap_blocks - arena.num_places))
         config = dataclasses.replace(self.config, cache=CacheConfig(enable_prefix_caching=prefix_caching))
         return Scheduler(config, msgspec.structs.replace(self.info, **info), drafter)
 

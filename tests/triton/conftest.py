@@ -6,7 +6,6 @@ bench/gpu.sh runs the same tests on a GPU, which it names in OCTAVO_TEST_TORCH_D
 import os
 
 if os.environ.get("OCTAVO_TEST_TORCH_DEVICE", "cpu") == "cpu":
-    os.environ["TRITON_INTERPRET"] = "1"
     from support.triton_interpreter import repair
 
     repair()

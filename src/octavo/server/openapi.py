@@ -124,9 +124,9 @@ def _operation(route: Route, state: ServerState) -> dict[str, Any]:
             {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
             for name in names
         ]
+        codes = ["404", *codes]
     if route.error is MessagesError:
         codes = ["529", *codes]
-        codes = ["404", *codes]
     if route.query is not None:
         operation["parameters"] = [*operation.get("parameters", ()), *_query_parameters(route.query)]
     if names or route.query is not None:
