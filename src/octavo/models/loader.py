@@ -16,12 +16,12 @@ from octavo.base.config import ModelConfig
 from octavo.base.config.engine import LoadQuantization, shard_pattern
 from octavo.base.errors import CheckpointError, DeviceError, InvalidConfig
 from octavo.base.host import FreeMemory, gib
-from octavo.models.checkpoint import Checkpoint, DummyCheckpoint, SafetensorsCheckpoint, read_json
+from octavo.models.checkpoint import Checkpoint, DummyCheckpoint, StoredCheckpoint, read_json
 from octavo.models.decoder import LM_HEAD
 from octavo.models.directory import open_directory
 from octavo.models.gguf_checkpoint import GGUFCheckpoint
 from octavo.models.implementation import Tensors, definition_of, tensors_of, transformer
-from octavo.models.mxfp4_checkpoint import Mxfp4Checkpoint, is_mxfp4
+from octavo.models.mxfp4_checkpoint import Mxfp4Checkpoint
 from octavo.models.overrides import overridden
 from octavo.models.params import Param, TensorDecl
 from octavo.models.quantized_checkpoint import QuantizedCheckpoint, quantization_config
@@ -164,15 +164,17 @@ def open_checkpoint(config: ModelConfig, device: torch.device = _CPU) -> Checkpo
     if path.suffix == ".gguf":
         if config.load_format not in ("auto", "gguf"):
             raise CheckpointError(f"{path}: a GGUF file cannot be read with --load-format {config.load_format}")
-        found: GGUFCheckpoint | SafetensorsCheckpoint | QuantizedCheckpoint = GGUFCheckpoint(path)
+        found: GGUFCheckpoint | StoredCheckpoint | QuantizedCheckpoint | Mxfp4Checkpoint = GGUFCheckpoint(path)
     else:
         pattern = shard_pattern(config.model_loader_extra_config, config.load_format)
         plain = open_directory(path, config.load_format, pattern)
-        if type(plain) is SafetensorsCheckpoint and is_mxfp4(plain.config):
-            found = Mxfp4Checkpoint(path)
+        quantization = quantization_config(path, plain.config)
+        if quantization is None:
+            found = plain
+        elif quantization.get("quant_method") == "mxfp4":
+            found = Mxfp4Checkpoint(plain)
         else:
-            quantization = quantization_config(path, plain.config)
-            found = plain if quantization is None else QuantizedCheckpoint(plain, quantization)
+            found = QuantizedCheckpoint(plain, quantization)
     found.config = overridden(found.config, config)
     return found
 

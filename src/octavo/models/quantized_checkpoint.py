@@ -16,7 +16,7 @@ from torch import Tensor
 
 from octavo.base.config.engine import LoadQuantization
 from octavo.base.errors import CheckpointError
-from octavo.models.checkpoint import SafetensorsCheckpoint, read_json
+from octavo.models.checkpoint import StoredCheckpoint, read_json
 from octavo.quant.methods.parts import Method, Parts
 from octavo.quant.methods.table import find_method, method_name
 from octavo.quant.packed import QuantizedWeight
@@ -51,7 +51,7 @@ class QuantizedCheckpoint:
     dtype: Final = None
     naming: Final = "hf"
 
-    def __init__(self, inner: SafetensorsCheckpoint, quantization: dict[str, Any]) -> None:
+    def __init__(self, inner: StoredCheckpoint, quantization: dict[str, Any]) -> None:
         self.source = inner.source
         self.config = {key: value for key, value in inner.config.items() if key not in _KEYS}
         self._inner = inner
