@@ -58,6 +58,12 @@ class ScaleLevels:
 Scales = Tensor | ScaleLevels
 
 
+def exact_scales(scales: Tensor) -> Tensor:
+    """The scales as float16 if they are exact in it, else as float32."""
+    half = scales.to(torch.float16)
+    return (half if torch.equal(half.to(torch.float32), scales.to(torch.float32)) else scales.float()).contiguous()
+
+
 def multiplied(scales: Scales) -> Tensor:
     """Scales or mins as one tensor: float16 or float32, [N, K / group_size]."""
     return scales.product() if isinstance(scales, ScaleLevels) else scales

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from octavo.base.errors import CheckpointError
-from octavo.quant.packed import BITS, QuantizedWeight
+from octavo.quant.packed import BITS, QuantizedWeight, exact_scales
 
 FLOATS: Final = (torch.float16, torch.bfloat16, torch.float32)
 WORDS: Final = (torch.int32,)
@@ -139,12 +139,6 @@ def unpack_bits(words: Tensor, bits: int) -> Tensor:
     runs = data[:, :whole].reshape(rows, -1, bits).to(torch.int64)
     joined = (runs << torch.arange(0, 8 * bits, 8)).sum(-1, keepdim=True)
     return (joined >> torch.arange(0, 8 * bits, bits) & ((1 << bits) - 1)).to(torch.uint8).view(rows, -1)
-
-
-def exact_scales(scales: Tensor) -> Tensor:
-    """The scales as float16 if they are exact in it, else as float32."""
-    half = scales.to(torch.float16)
-    return (half if torch.equal(half.to(torch.float32), scales.to(torch.float32)) else scales.float()).contiguous()
 
 
 def held_bits(bits: int) -> int:
