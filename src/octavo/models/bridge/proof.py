@@ -249,15 +249,18 @@ class _Looks:
         other, some = (company, 0), first[:9]
         #: Each a list of steps; the rows looked at are those of the first sequence.
         self._whole: list[Any] = [[(first, 0)]]
-        self._ways: dict[str, list[Any]] = {
-            "in company": [[(first, 0), other]],
-            "in pieces": [[(first[:1], 0)], [(some, 1), other], [(first[: n - 1], 9)], [(first, n - 1), (company, 40)]],
-        }
+        self._in_company: list[Any] = [[(first, 0), other]]
+        self._in_pieces: list[Any] = [
+            [(first[:1], 0)],
+            [(some, 1), other],
+            [(first[: n - 1], 9)],
+            [(first, n - 1), (company, 40)],
+        ]
 
     def first_difference(self) -> str | None:
         """The path of the module that first gives other rows; None if all are the same, bit for bit."""
         expected = self._run(self._whole)
-        for way in self._ways.values():
+        for way in (self._in_company, self._in_pieces):
             found = self._run(way)
             for path, rows in expected.items():
                 if path in found and not _same(rows, found[path]):
