@@ -156,6 +156,7 @@ def test_options_that_are_not_known_are_refused_by_name(config: dict[str, Any], 
     ("change", "message"),
     [
         ({"scales": None}, "'model.up.scales' is missing"),
+        ({"scales": torch.empty(0, 64)}, "'model.up.scales' is missing"),
         ({"qzeros": torch.zeros(6, 7, dtype=torch.int32)}, "'model.up.qzeros' does not fit the 64 columns"),
         ({"qweight": torch.zeros(24, 64)}, "'model.up.qweight' has the type float32"),
         ({"qweight": torch.zeros(24, 63, dtype=torch.int32)}, r"qweight' has the shape \[24, 63\], not \[24, 64\]"),

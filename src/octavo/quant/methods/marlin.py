@@ -67,7 +67,7 @@ class QQQ(_Tiles):
         n, k = self.shape(parts)
         channel = _placed(parts.shaped("s_channel", FLOATS, 1, n).to(torch.float32), _columns_of_rows())
         rows = list(range(_TILE))
-        if "s_group" not in parts or parts.get("s_group", FLOATS).numel() == 0:
+        if "s_group" not in parts:
             # An offset of 8 to two's complement is one flipped bit.
             return affine(_values(parts, n, k, rows, _NIBBLES_OF_ROWS) ^ 8, 4, (16 * channel).t(), 8)
         scales = _placed(_scales(parts, "s_group", n, k), _columns_of_groups()).to(torch.float32) * channel

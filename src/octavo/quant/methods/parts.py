@@ -18,11 +18,14 @@ BYTES: Final = (torch.uint8,)
 
 
 class Parts:
-    """The tensors of one module, by what stands behind its name: views of the file, not to be written to."""
+    """The tensors of one module, by what stands behind its name: views of the file, not to be written to.
+
+    One without values is not there: tools leave such in the place of what a method does not need.
+    """
 
     def __init__(self, module: str, tensors: Mapping[str, Tensor]) -> None:
         self.module = module
-        self._tensors = tensors
+        self._tensors = {part: tensor for part, tensor in tensors.items() if tensor.numel()}
 
     def __contains__(self, part: str) -> bool:
         return part in self._tensors
