@@ -111,8 +111,9 @@ def _config(params: Mapping[str, Any], path: Path, shapes: Mapping[str, tuple[in
         return value
 
     heads, dim = size("n_heads"), size("dim")
-    vocab = shapes.get("model.embed_tokens.weight", (0,))[0]
-    inner = shapes.get("model.layers.0.mlp.gate_proj.weight", (0,))[0]
+    vocab, inner = (
+        (shapes.get(name) or (0,))[0] for name in ("model.embed_tokens.weight", "model.layers.0.mlp.gate_proj.weight")
+    )
     moe = params.get("moe")
     config: dict[str, Any] = {
         "model_type": "mistral",
@@ -136,7 +137,7 @@ def _config(params: Mapping[str, Any], path: Path, shapes: Mapping[str, tuple[in
     }
     if params.get("use_scaled_rope"):  # Llama 3.1
         config["rope_scaling"] = {
-            "rope_type": "llama3", "factor": float(params.get("rope_scaling_factor", 8.0)), "low_freq_factor": 1.0,
+            "rope_type": "llama3", "factor": params.get("rope_scaling_factor", 8.0), "low_freq_factor": 1.0,
             "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
         }  # fmt: skip
         config["max_position_embeddings"] = size("max_seq_len", 131_072)
