@@ -19,7 +19,7 @@ from octavo.base.errors import CheckpointError
 from octavo.models.checkpoint import Checkpoint
 from octavo.models.decoder import Definition
 from octavo.models.params import TensorDecl
-from octavo.quant.packed import QuantizedWeight
+from octavo.quant.packed import QuantizedWeight, as_floats
 
 logger = logging.getLogger("octavo.models")
 
@@ -190,7 +190,7 @@ class TensorSource:
             return weight
         found = weight.select_rows(rows) if isinstance(weight, QuantizedWeight) else weight[rows]
         if place.is_turned:  # groups of quantized values would lie across its rows
-            found = (found.dequantize() if isinstance(found, QuantizedWeight) else found).t().contiguous()
+            found = as_floats(found).t().contiguous()
         return found
 
     def _whole(self, place: _Place) -> Weight:

@@ -31,7 +31,7 @@ from octavo.models.transformer import Transformer
 from octavo.ops.table import LinearWeight, Ops
 from octavo.quant.methods.table import method_name
 from octavo.quant.online import quantize
-from octavo.quant.packed import QuantizedWeight, all_finite
+from octavo.quant.packed import QuantizedWeight, all_finite, as_floats
 
 logger = logging.getLogger("octavo.models")
 
@@ -292,7 +292,7 @@ class _Packer:
     def _output(self, param: Param) -> LinearWeight:
         weight, bias = self._reader.matrix(param.parts[0]), param.biases[0]
         if param.unit_rows:
-            weight = torch.nn.functional.normalize(_as_float32(weight)).to(_dtype(weight))
+            weight = torch.nn.functional.normalize(as_floats(weight).to(torch.float32)).to(_dtype(weight))
         return self._ops.pack_output(weight, None if bias is None else self._reader.vector(bias))
 
     def _experts(self, param: Param) -> Any:
@@ -308,7 +308,7 @@ class _Packer:
         return [None if bias is None else self._reader.vector(bias) for bias in biases]
 
     def _router(self, param: Param) -> LinearWeight:
-        weight = _as_float32(self._reader.matrix(param.parts[0]))
+        weight = as_floats(self._reader.matrix(param.parts[0])).to(torch.float32)
         return self._ops.pack_output(weight, *self._biases(param.biases))
 
     def _matrix(self, tensor: TensorDecl, is_expert: bool = False) -> Tensor | QuantizedWeight:
@@ -327,7 +327,3 @@ class _Packer:
 
 def _dtype(weight: Tensor | QuantizedWeight) -> torch.dtype:
     return torch.float32 if isinstance(weight, QuantizedWeight) else weight.dtype
-
-
-def _as_float32(weight: Tensor | QuantizedWeight) -> Tensor:
-    return weight.dequantize() if isinstance(weight, QuantizedWeight) else weight.to(torch.float32)

@@ -211,6 +211,11 @@ class QuantizedWeight:
         return not any((values == code).any() for code in (~table.isfinite()).nonzero().flatten().tolist())
 
 
+def as_floats(weight: Tensor | QuantizedWeight) -> Tensor:
+    """A weight that is quantized as float32; one that is not as it is."""
+    return weight.dequantize() if isinstance(weight, QuantizedWeight) else weight
+
+
 def _rows_of(scales: Scales, rows: Tensor) -> Scales:
     if isinstance(scales, ScaleLevels):
         return ScaleLevels(scales.factors[rows], scales.steps[rows])

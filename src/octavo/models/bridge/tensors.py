@@ -17,7 +17,7 @@ from octavo.models.bridge.declare import BridgedDefinition
 from octavo.models.checkpoint import Checkpoint
 from octavo.models.layout import ALWAYS_IGNORED, Weight, complaints, listed
 from octavo.models.params import TensorDecl
-from octavo.quant.packed import QuantizedWeight
+from octavo.quant.packed import QuantizedWeight, as_floats
 
 logger = logging.getLogger("octavo.models")
 
@@ -70,9 +70,7 @@ class BridgedTensors:
             weight = self._whole(place.name)
         else:
             weight = self._expert(place.name, place.number)
-        if not place.transposed:
-            return weight
-        return (weight.dequantize() if isinstance(weight, QuantizedWeight) else weight).t()
+        return as_floats(weight).t() if place.transposed else weight
 
     def _expert(self, name: str, number: int) -> Weight:
         """One of a stack, which may come with its first two dimensions as one."""
@@ -157,9 +155,7 @@ class _Conversion:
         """By the tree's names. `shapes`: of the tree's tensors."""
         converter = deepcopy(self._converter)
         for name, pattern in self.sources:
-            weight = checkpoint.get(name)
-            dense = weight.dequantize() if isinstance(weight, QuantizedWeight) else weight
-            converter.add_tensor(self._target, name, pattern, dense)
+            converter.add_tensor(self._target, name, pattern, as_floats(checkpoint.get(name)))
         try:
             made = converter.convert(self._target, model=model, config=model.config)
         except (RuntimeError, ValueError, KeyError, IndexError) as error:
