@@ -99,6 +99,11 @@ def test_a_wrong_shape_is_named(model: Path) -> None:
     refused(model, rf"{UP}.*\[32, 64\], not \[64, 32\]")
 
 
+def test_a_tensor_without_values_is_named(model: Path) -> None:
+    change_tensors(model, lambda tensors: tensors.update({UP: torch.empty(0, 32)}))
+    refused(model, rf"{UP}.*\[0, 32\], not \[64, 32\]")
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("name", [UP, "model.norm.weight", "lm_head.weight"])
 def test_a_value_that_is_not_finite_is_refused(name: str, value: float, model: Path) -> None:

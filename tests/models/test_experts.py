@@ -81,6 +81,9 @@ def test_gpt_oss_in_mxfp4(impl: Any, tmp_path: Path) -> None:
     else:  # activations are quantized to 8 bits, which sends a few tokens to other experts
         assert ((ours - expected).norm(dim=-1) / expected.norm(dim=-1)).median() < 0.06
         assert torch.equal(torch.stack(prompt_logits(loaded, ops, PROMPTS, 7)), ours)
+    torch.save(tensors, tmp_path / "pytorch_model.bin")
+    pickled = load(tmp_path, ops, load_format="pt")
+    assert torch.equal(torch.stack(prompt_logits(pickled, ops, PROMPTS)), ours)
     tensors["model.layers.0.mlp.experts.down_proj_scales"] = tensors["model.layers.0.mlp.experts.down_proj_scales"][:2]
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match="down_proj_blocks"):

@@ -282,6 +282,12 @@ WRONG: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "params without heads": (
         "mistral", broken(as_mistral, lambda d: (d / "params.json").write_text('{"dim": 8}')), r"n_heads is None",
     ),
+    "an embedding without rows": (
+        "mistral",
+        broken(as_meta, lambda d: torch.save(
+            published() | {"tok_embeddings.weight": torch.tensor(1.0)}, d / "consolidated.00.pth")),
+        r"vocab_size is -1",
+    ),
     "a vision tower": (
         "mistral",
         broken(as_mistral, lambda d: (d / "params.json").write_text(json.dumps({**PARAMS, "vision_encoder": [1]}))),
@@ -304,3 +310,11 @@ def test_what_is_wrong_is_named(wrong: str, directory: Path) -> None:
         checkpoint = open_directory(directory, load_format)  # type: ignore[arg-type]
         for name in checkpoint.names():
             checkpoint.get(name)
+
+
+def test_a_factor_that_is_no_number_is_named(directory: Path) -> None:
+    as_mistral(directory)
+    params = {**PARAMS, "use_scaled_rope": True, "rope_scaling_factor": "8x"}
+    (directory / "params.json").write_text(json.dumps(params))
+    with pytest.raises(CheckpointError, match="factor"):
+        model_spec(open_directory(directory, "mistral").config, "test")

@@ -88,6 +88,8 @@ def divergence(ours: torch.Tensor, theirs: torch.Tensor) -> float:
         (LLAMA, q.awq, AWQ, "awq 4 bits x14"),
         (LLAMA, lambda w: q.float8(w, kind="matrix"), FP8, "fp8 8 bits x14"),
         (LLAMA, q.bnb_nf4, {"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes 4 bits x14"),
+        # A tensor without values stands for what it has not: scales of groups.
+        (LLAMA, q.qqq, {"quant_method": "qqq", "wbits": 4}, "qqq 4 bits x14"),
         # One matrix of the file is several of the model.
         (PHI, lambda w: q.gptq(w, act_order=True), GPTQ, "gptq 4 bits x8"),
         # Columns of both matrices of an expert's pair stand in one order.

@@ -156,6 +156,7 @@ def test_options_that_are_not_known_are_refused_by_name(config: dict[str, Any], 
     ("change", "message"),
     [
         ({"scales": None}, "'model.up.scales' is missing"),
+        ({"scales": torch.empty(0, 64)}, "'model.up.scales' is missing"),
         ({"qzeros": torch.zeros(6, 7, dtype=torch.int32)}, "'model.up.qzeros' does not fit the 64 columns"),
         ({"qweight": torch.zeros(24, 64)}, "'model.up.qweight' has the type float32"),
         ({"qweight": torch.zeros(24, 63, dtype=torch.int32)}, r"qweight' has the shape \[24, 63\], not \[24, 64\]"),
@@ -166,4 +167,36 @@ def test_a_damaged_part_is_named(change: dict[str, Tensor | None], message: str)
     tensors = {name: part for name, part in (q.gptq(random_matrix())[0] | change).items() if part is not None}
     with pytest.raises(CheckpointError, match=message):
         method, parts = read(tensors, GPTQ)
+        method.weight(parts)
+
+
+def as_bytes(text: str) -> Tensor:
+    return torch.tensor(list(text.encode()), dtype=torch.uint8)
+
+
+STATE = "weight.quant_state.bitsandbytes__nf4"
+HQQ = {"quant_method": "hqq"}
+
+
+@pytest.mark.parametrize(
+    ("writer", "config", "change", "message"),
+    [
+        (q.hqq, HQQ, {"nbits": torch.tensor(5)}, "'model.up.nbits' is 5, which is not supported"),
+        (q.hqq, HQQ, {"nbits": torch.tensor(9)}, "'model.up.nbits' is 9, which is not supported"),
+        (q.hqq, HQQ, {"axis": torch.tensor(2)}, "'model.up.axis' is 2, which is not supported"),
+        (q.hqq, HQQ, {"shape": torch.tensor([64, 0])}, r"'model.up.shape' says \[64, 0\]"),
+        (q.bnb_nf4, BNB, {STATE: as_bytes("[" * 100_000)}, f"{STATE}' is not JSON"),
+        (q.bnb_nf4, BNB, {STATE: as_bytes("[[]]").view(2, 2)}, f"{STATE}' is not a JSON object"),
+        (
+            q.bnb_nf4, BNB, {STATE: as_bytes('{"shape": [64, 192], "blocksize": 4611686018427387904}')},
+            f"{STATE}' has the blocksize 4611686018427387904",
+        ),
+    ],
+)  # fmt: skip
+def test_a_setting_in_the_tensors_is_checked_as_one_in_the_configuration(
+    writer: q.Writer, config: dict[str, Any], change: dict[str, Tensor], message: str
+) -> None:
+    method, parts = read(writer(random_matrix())[0] | change, config)
+    with pytest.raises(CheckpointError, match=message):
+        method.bits(parts)
         method.weight(parts)

@@ -9,7 +9,7 @@ import json
 import logging
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol
 
@@ -114,71 +114,95 @@ class TensorFile(Protocol):
     def get(self, name: str) -> Tensor: ...
 
 
-class SafetensorsCheckpoint:
-    """A directory with config.json and one safetensors file, or several with an index."""
+def read_index(index: Path) -> dict[str, str]:
+    """Which file beside an index holds each tensor. Raises CheckpointError unless all of them are there."""
+    placed = read_json(index).get("weight_map")
+    if not isinstance(placed, dict) or not all(isinstance(value, str) for value in placed.values()):
+        raise CheckpointError(f"{index}: weight_map is not a mapping of tensors to files")
+    for file_name in sorted(set(placed.values())):
+        if Path(file_name).name != file_name:
+            raise CheckpointError(f"{index}: {file_name!r} is not the name of a file beside it")
+        if not index.with_name(file_name).is_file():
+            raise CheckpointError(f"{index.with_name(file_name)}: this shard is missing")
+    return placed
 
-    quantization: str = "none"
+
+class StoredCheckpoint:
+    """Files of tensors under Hugging Face's names, beside their configuration."""
+
+    quantization: Final = "none"
     naming: Final = "hf"
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        config: dict[str, Any],
+        files: Iterable[TensorFile],
+        name_of: Callable[[str], str | None] = lambda stored: stored,
+    ) -> None:
+        """`name_of`: Hugging Face's name of what is stored under another; None: it is no weight."""
         self.source = str(directory)
-        self.config = read_json(directory / "config.json")
-        self.dtype = config_dtype(self.config)
-        self._tensors: dict[str, TensorFile] = {}
-        single = directory / SINGLE_NAME
-        if not single.is_file() and not (directory / INDEX_NAME).is_file():
-            # Tools of quantization call the one file after themselves.
-            others = list(directory.glob("*.safetensors"))
-            single = others[0] if len(others) == 1 else single
-        if single.is_file():
-            file: TensorFile = SafetensorsFile(single)
-            self._tensors = dict.fromkeys(file.names(), file)
-        elif (directory / INDEX_NAME).is_file():
-            self._read_shards(directory)
-        else:
-            pickled = any(directory.glob("*.bin")) or any(directory.glob("*.pt*"))
-            hint = "; --load-format pt reads the pickled weights" if pickled else ""
-            raise CheckpointError(f"{directory}: neither {SINGLE_NAME} nor {INDEX_NAME} is there{hint}")
-
-    def _read_shards(self, directory: Path) -> None:
-        index = directory / INDEX_NAME
-        placed = read_json(index).get("weight_map")
-        if not isinstance(placed, dict) or not all(isinstance(value, str) for value in placed.values()):
-            raise CheckpointError(f"{index}: weight_map is not a mapping of tensors to files")
-        files: dict[str, SafetensorsFile] = {}
-        for file_name in sorted(set(placed.values())):
-            if Path(file_name).name != file_name:
-                raise CheckpointError(f"{index}: {file_name!r} is not the name of a file beside it")
-            if not (directory / file_name).is_file():
-                raise CheckpointError(f"{directory / file_name}: this shard is missing")
-            files[file_name] = SafetensorsFile(directory / file_name)
-        for name, file_name in placed.items():
-            if name not in files[file_name]:
-                raise CheckpointError(f"{directory / file_name}: the tensor {name!r} is not in it, yet in the index")
-        for file_name, file in files.items():
-            for name in file.names():
+        self.config = config
+        self.dtype = config_dtype(config)
+        self._tensors: dict[str, tuple[TensorFile, str]] = {}  # name -> file, and the name in it
+        for file in files:
+            for stored in file.names():
+                name = name_of(stored)
                 if name in self._tensors:
-                    raise CheckpointError(f"{directory / file_name}: the tensor {name!r} is also in another shard")
-                self._tensors[name] = file
+                    other = self._tensors[name][0].path
+                    raise CheckpointError(f"{file.path}: the tensor {stored!r} is also in {other}")
+                if name is not None:
+                    self._tensors[name] = file, stored
 
     def names(self) -> list[str]:
         return list(self._tensors)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self._tensors[name].shape(name)
+        file, stored = self._tensors[name]
+        return file.shape(stored)
 
     def nbytes(self, name: str, float_bytes: int | None = None) -> int:
-        return math.prod(self.shape(name)) * (float_bytes or self._tensors[name].dtype(name).itemsize)
+        file, stored = self._tensors[name]
+        return math.prod(file.shape(stored)) * (float_bytes or file.dtype(stored).itemsize)
 
     def raw(self, name: str) -> Tensor:
         """The tensor as it is in its file, of any type: a view."""
-        return self._tensors[name].get(name)
+        file, stored = self._tensors[name]
+        return file.get(stored)
 
     def get(self, name: str) -> Tensor:
         tensor = self.raw(name)
         if tensor.dtype not in _DTYPES.values():
-            raise CheckpointError(f"{self._tensors[name].path}: tensor {name!r}: {tensor.dtype} is not supported")
+            file, stored = self._tensors[name]
+            raise CheckpointError(f"{file.path}: tensor {stored!r}: {tensor.dtype} is not supported")
         return tensor
+
+
+class SafetensorsCheckpoint(StoredCheckpoint):
+    """A directory with config.json and one safetensors file, or several with an index."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory, read_json(directory / "config.json"), _safetensors_files(directory))
+
+
+def _safetensors_files(directory: Path) -> list[SafetensorsFile]:
+    single, index = directory / SINGLE_NAME, directory / INDEX_NAME
+    if not single.is_file() and not index.is_file():
+        # Tools of quantization call the one file after themselves.
+        others = list(directory.glob("*.safetensors"))
+        single = others[0] if len(others) == 1 else single
+    if single.is_file():
+        return [SafetensorsFile(single)]
+    if not index.is_file():
+        pickled = any(directory.glob("*.bin")) or any(directory.glob("*.pt*"))
+        hint = "; --load-format pt reads the pickled weights" if pickled else ""
+        raise CheckpointError(f"{directory}: neither {SINGLE_NAME} nor {INDEX_NAME} is there{hint}")
+    placed = read_index(index)
+    files = {file_name: SafetensorsFile(directory / file_name) for file_name in sorted(set(placed.values()))}
+    for name, file_name in placed.items():
+        if name not in files[file_name]:
+            raise CheckpointError(f"{directory / file_name}: the tensor {name!r} is not in it, yet in the index")
+    return list(files.values())
 
 
 class DummyCheckpoint:

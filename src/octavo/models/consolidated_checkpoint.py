@@ -11,11 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import torch
 from torch import Tensor
 
 from octavo.base.errors import CheckpointError
-from octavo.models.checkpoint import SafetensorsCheckpoint, TensorFile, config_dtype, read_json
+from octavo.models.checkpoint import StoredCheckpoint, TensorFile, config_dtype, read_json
 from octavo.models.safetensors_file import SafetensorsFile
 from octavo.models.torch_file import TorchFile
 
@@ -51,55 +50,32 @@ _NOT_BUILT: Final = (
 )
 
 
-class ConsolidatedCheckpoint(SafetensorsCheckpoint):
+class ConsolidatedCheckpoint(StoredCheckpoint):
     """Under Hugging Face's names, as a Llama, Mistral or Mixtral. Raises `CheckpointError`."""
 
     def __init__(self, directory: Path) -> None:
-        self.source = str(directory)
-        self._files: dict[str, tuple[TensorFile, str]] = {}  # name -> file, and the name in it
-        for file in _files(directory):
-            for stored in file.names():
-                if not _IGNORED.fullmatch(stored):
-                    self._note(stored, file)
-        self._tensors = {name: file for name, (file, _) in self._files.items()}
-        shapes = {name: file.shape(stored) for name, (file, stored) in self._files.items()}
+        super().__init__(directory, {}, _files(directory), _hf_name)
+        shapes = {name: self.shape(name) for name in self.names()}
         self.config = _config(read_json(directory / PARAMS), directory / PARAMS, shapes)
         self.dtype = config_dtype(self.config)
 
-    def _note(self, stored: str, file: TensorFile) -> None:
-        name = stored
-        for pattern, replacement in _NAMES:
-            name = re.sub(pattern, replacement, name)
-        if name in self._files:
-            raise CheckpointError(f"{file.path}: the tensor {stored!r} is also in {self._files[name][0].path}")
-        self._files[name] = file, stored
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        file, stored = self._files[name]
-        return file.shape(stored)
-
-    def nbytes(self, name: str, float_bytes: int | None = None) -> int:
-        file, stored = self._files[name]
-        count = torch.Size(file.shape(stored)).numel()
-        return count * (float_bytes or file.dtype(stored).itemsize)
-
     def raw(self, name: str) -> Tensor:
-        file, stored = self._files[name]
-        tensor = file.get(stored)
+        tensor = super().raw(name)
         return self._halves(tensor) if _ROTATED.fullmatch(name) else tensor
-
-    def get(self, name: str) -> Tensor:
-        tensor = self.raw(name)
-        if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-            file, stored = self._files[name]
-            raise CheckpointError(f"{file.path}: tensor {stored!r}: {tensor.dtype} is not supported")
-        return tensor
 
     def _halves(self, tensor: Tensor) -> Tensor:
         dim = int(self.config["head_dim"])
         if tensor.dim() != 2 or tensor.shape[0] % dim:
             return tensor  # its shape is complained about by whoever wants it
         return tensor.view(-1, dim // 2, 2, tensor.shape[1]).transpose(1, 2).reshape(tensor.shape)
+
+
+def _hf_name(stored: str) -> str | None:
+    if _IGNORED.fullmatch(stored):
+        return None
+    for pattern, replacement in _NAMES:
+        stored = re.sub(pattern, replacement, stored)
+    return stored
 
 
 def has_consolidated(directory: Path) -> bool:
@@ -135,8 +111,9 @@ def _config(params: Mapping[str, Any], path: Path, shapes: Mapping[str, tuple[in
         return value
 
     heads, dim = size("n_heads"), size("dim")
-    vocab = shapes.get("model.embed_tokens.weight", (0,))[0]
-    inner = shapes.get("model.layers.0.mlp.gate_proj.weight", (0,))[0]
+    vocab, inner = (
+        (shapes.get(name) or (0,))[0] for name in ("model.embed_tokens.weight", "model.layers.0.mlp.gate_proj.weight")
+    )
     moe = params.get("moe")
     config: dict[str, Any] = {
         "model_type": "mistral",
@@ -160,7 +137,7 @@ def _config(params: Mapping[str, Any], path: Path, shapes: Mapping[str, tuple[in
     }
     if params.get("use_scaled_rope"):  # Llama 3.1
         config["rope_scaling"] = {
-            "rope_type": "llama3", "factor": float(params.get("rope_scaling_factor", 8.0)), "low_freq_factor": 1.0,
+            "rope_type": "llama3", "factor": params.get("rope_scaling_factor", 8.0), "low_freq_factor": 1.0,
             "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
         }  # fmt: skip
         config["max_position_embeddings"] = size("max_seq_len", 131_072)

@@ -9,11 +9,11 @@ from typing import Final
 
 from octavo.base.config.engine import SHARD_PATTERN, LoadFormat
 from octavo.base.errors import CheckpointError
-from octavo.models.checkpoint import INDEX_NAME, SINGLE_NAME, SafetensorsCheckpoint
+from octavo.models.checkpoint import INDEX_NAME, SINGLE_NAME, SafetensorsCheckpoint, StoredCheckpoint
 from octavo.models.consolidated_checkpoint import ConsolidatedCheckpoint, has_consolidated
 from octavo.models.stored_checkpoints import npcache_checkpoint, sharded_checkpoint, torch_checkpoint
 
-_FORMATS: Final[Mapping[LoadFormat, Callable[[Path], SafetensorsCheckpoint]]] = {
+_FORMATS: Final[Mapping[LoadFormat, Callable[[Path], StoredCheckpoint]]] = {
     "safetensors": SafetensorsCheckpoint,
     "pt": torch_checkpoint,
     "npcache": npcache_checkpoint,
@@ -21,7 +21,7 @@ _FORMATS: Final[Mapping[LoadFormat, Callable[[Path], SafetensorsCheckpoint]]] = 
 }
 
 
-def open_directory(directory: Path, load_format: LoadFormat, pattern: str = SHARD_PATTERN) -> SafetensorsCheckpoint:
+def open_directory(directory: Path, load_format: LoadFormat, pattern: str = SHARD_PATTERN) -> StoredCheckpoint:
     """auto: as `_format_of` finds. `pattern`: the names of the files of sharded_state. Raises `CheckpointError`."""
     found = _format_of(directory, pattern) if load_format == "auto" else load_format
     if found == "sharded_state":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, count, takewhile
 from typing import Final, Literal
@@ -18,7 +19,7 @@ from octavo.base.errors import CheckpointError
 from octavo.models.checkpoint import Checkpoint
 from octavo.models.decoder import Definition
 from octavo.models.params import TensorDecl
-from octavo.quant.packed import QuantizedWeight
+from octavo.quant.packed import QuantizedWeight, as_floats
 
 logger = logging.getLogger("octavo.models")
 
@@ -29,7 +30,7 @@ SplitKind = Literal["parts", "heads", "stack", "pairs", "latent", "turned"]
 _NAMES_LISTED: Final = 10
 _LAYER: Final = re.compile(r"(?:model\.layers|blk)\.(\d+)\.")
 #: Buffers that old exports carry; they follow from the configuration.
-_ALWAYS_IGNORED: Final = (r".*\.rotary_emb\.inv_freq",)
+ALWAYS_IGNORED: Final = (r".*\.rotary_emb\.inv_freq",)
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ class TensorSource:
         for name in checkpoint.names():
             if layout.has_draft_layers and _layer(name) >= len(definition.spec.layers):
                 continue
-            if not any(re.fullmatch(pattern, name) for pattern in (*_ALWAYS_IGNORED, *layout.ignored)):
+            if not any(re.fullmatch(pattern, name) for pattern in (*ALWAYS_IGNORED, *layout.ignored)):
                 self._find(name)
         if definition.spec.tie_word_embeddings and "lm_head.weight" in self._places:
             # Some exports save the tied matrix twice.
@@ -189,7 +190,7 @@ class TensorSource:
             return weight
         found = weight.select_rows(rows) if isinstance(weight, QuantizedWeight) else weight[rows]
         if place.is_turned:  # groups of quantized values would lie across its rows
-            found = (found.dequantize() if isinstance(found, QuantizedWeight) else found).t().contiguous()
+            found = as_floats(found).t().contiguous()
         return found
 
     def _whole(self, place: _Place) -> Weight:
@@ -228,16 +229,23 @@ class TensorSource:
         return tensor.gguf if self._checkpoint.naming == "gguf" else tensor.name
 
     def _check_names(self, model_type: str) -> None:
-        complaints = []
         declared, found = set(self._declared), set(self._places)
-        for what, wrong in (("missing", declared - found), ("unexpected", found - declared)):
-            if wrong:
-                listed = ", ".join(sorted(wrong)[:_NAMES_LISTED]) + (", ..." if len(wrong) > _NAMES_LISTED else "")
-                complaints.append(f"{len(wrong)} {what} tensor{'s' if len(wrong) > 1 else ''}: {listed}")
-        if complaints:
-            raise CheckpointError(
-                f"{self._checkpoint.source}: not a complete {model_type} model: {'; '.join(complaints)}"
-            )
+        if told := complaints(sorted(declared - found), sorted(found - declared)):
+            raise CheckpointError(f"{self._checkpoint.source}: not a complete {model_type} model: {told}")
+
+
+def complaints(missing: Sequence[str], unexpected: Sequence[str]) -> str:
+    """What is wrong with the names of a checkpoint's tensors; empty: nothing."""
+    return "; ".join(
+        f"{len(names)} {what} tensor{'s' if len(names) > 1 else ''}: {listed(names)}"
+        for what, names in (("missing", missing), ("unexpected", unexpected))
+        if names
+    )
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first of many names, for messages."""
+    return ", ".join(names[:_NAMES_LISTED]) + (", ..." if len(names) > _NAMES_LISTED else "")
 
 
 def _layer(name: str) -> int:

@@ -16,12 +16,12 @@ from octavo.base.config import ModelConfig
 from octavo.base.config.engine import LoadQuantization, shard_pattern
 from octavo.base.errors import CheckpointError, DeviceError, InvalidConfig
 from octavo.base.host import FreeMemory, gib
-from octavo.models.checkpoint import Checkpoint, DummyCheckpoint, SafetensorsCheckpoint, read_json
+from octavo.models.checkpoint import Checkpoint, DummyCheckpoint, StoredCheckpoint, read_json
 from octavo.models.decoder import LM_HEAD
 from octavo.models.directory import open_directory
 from octavo.models.gguf_checkpoint import GGUFCheckpoint
 from octavo.models.implementation import Tensors, definition_of, tensors_of, transformer
-from octavo.models.mxfp4_checkpoint import Mxfp4Checkpoint, is_mxfp4
+from octavo.models.mxfp4_checkpoint import Mxfp4Checkpoint
 from octavo.models.overrides import overridden
 from octavo.models.params import Param, TensorDecl
 from octavo.models.quantized_checkpoint import QuantizedCheckpoint, quantization_config
@@ -31,7 +31,7 @@ from octavo.models.transformer import Transformer
 from octavo.ops.table import LinearWeight, Ops
 from octavo.quant.methods.table import method_name
 from octavo.quant.online import quantize
-from octavo.quant.packed import QuantizedWeight, all_finite
+from octavo.quant.packed import QuantizedWeight, all_finite, as_floats
 
 logger = logging.getLogger("octavo.models")
 
@@ -164,15 +164,17 @@ def open_checkpoint(config: ModelConfig, device: torch.device = _CPU) -> Checkpo
     if path.suffix == ".gguf":
         if config.load_format not in ("auto", "gguf"):
             raise CheckpointError(f"{path}: a GGUF file cannot be read with --load-format {config.load_format}")
-        found: GGUFCheckpoint | SafetensorsCheckpoint | QuantizedCheckpoint = GGUFCheckpoint(path)
+        found: GGUFCheckpoint | StoredCheckpoint | QuantizedCheckpoint | Mxfp4Checkpoint = GGUFCheckpoint(path)
     else:
         pattern = shard_pattern(config.model_loader_extra_config, config.load_format)
         plain = open_directory(path, config.load_format, pattern)
-        if type(plain) is SafetensorsCheckpoint and is_mxfp4(plain.config):
-            found = Mxfp4Checkpoint(path)
+        quantization = quantization_config(path, plain.config)
+        if quantization is None:
+            found = plain
+        elif quantization.get("quant_method") == "mxfp4":
+            found = Mxfp4Checkpoint(plain)
         else:
-            quantization = quantization_config(path, plain.config)
-            found = plain if quantization is None else QuantizedCheckpoint(plain, quantization)
+            found = QuantizedCheckpoint(plain, quantization)
     found.config = overridden(found.config, config)
     return found
 
@@ -290,7 +292,7 @@ class _Packer:
     def _output(self, param: Param) -> LinearWeight:
         weight, bias = self._reader.matrix(param.parts[0]), param.biases[0]
         if param.unit_rows:
-            weight = torch.nn.functional.normalize(_as_float32(weight)).to(_dtype(weight))
+            weight = torch.nn.functional.normalize(as_floats(weight).to(torch.float32)).to(_dtype(weight))
         return self._ops.pack_output(weight, None if bias is None else self._reader.vector(bias))
 
     def _experts(self, param: Param) -> Any:
@@ -306,7 +308,7 @@ class _Packer:
         return [None if bias is None else self._reader.vector(bias) for bias in biases]
 
     def _router(self, param: Param) -> LinearWeight:
-        weight = _as_float32(self._reader.matrix(param.parts[0]))
+        weight = as_floats(self._reader.matrix(param.parts[0])).to(torch.float32)
         return self._ops.pack_output(weight, *self._biases(param.biases))
 
     def _matrix(self, tensor: TensorDecl, is_expert: bool = False) -> Tensor | QuantizedWeight:
@@ -325,7 +327,3 @@ class _Packer:
 
 def _dtype(weight: Tensor | QuantizedWeight) -> torch.dtype:
     return torch.float32 if isinstance(weight, QuantizedWeight) else weight.dtype
-
-
-def _as_float32(weight: Tensor | QuantizedWeight) -> Tensor:
-    return weight.dequantize() if isinstance(weight, QuantizedWeight) else weight.to(torch.float32)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,15 +18,13 @@ from torch import Tensor
 
 from octavo.base.config.engine import LoadQuantization
 from octavo.base.errors import CheckpointError
-from octavo.models.checkpoint import SafetensorsCheckpoint, read_json
+from octavo.models.checkpoint import StoredCheckpoint, read_json
 from octavo.quant.methods.parts import Method, Parts
-from octavo.quant.methods.table import find_method, method_name
+from octavo.quant.methods.table import Floats, find_method
 from octavo.quant.packed import QuantizedWeight
 
 #: Where older tools wrote what is now `quantization_config`, and what they left out of it.
 _OLDER_FILES: Final = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
-#: Methods whose files hold floats.
-_ONLINE: Final[dict[str, LoadQuantization]] = {"experts_int8": "experts_int8", "deepspeedfp": "deepspeedfp"}
 _KEYS: Final = ("quantization_config", "compression_config")
 #: Scales of a KV cache and of attention in float8, which octavo does not have: it keeps what they would have rounded.
 _IGNORED: Final = r".*\.(?:[qkv]_scale|[qkv]_zero_point|kv_scale|prob_output_scale|[kv]_proj\.output_scale)"
@@ -51,17 +51,15 @@ class QuantizedCheckpoint:
     dtype: Final = None
     naming: Final = "hf"
 
-    def __init__(self, inner: SafetensorsCheckpoint, quantization: dict[str, Any]) -> None:
+    def __init__(self, inner: StoredCheckpoint, quantization: dict[str, Any]) -> None:
         self.source = inner.source
         self.config = {key: value for key, value in inner.config.items() if key not in _KEYS}
         self._inner = inner
-        try:
+        with self._named():
             self._method: Method = find_method(quantization)
-        except CheckpointError as error:
-            raise CheckpointError(f"{self.source}: {error.message}") from None
-        self.method: Final = method_name(self._method.name)
+        self.method: Final = self._method.name
         #: To what its matrices are quantized while they load, if the files have them as floats.
-        self.online: LoadQuantization | None = _ONLINE.get(self.method)
+        self.online: LoadQuantization | None = self._method.name if isinstance(self._method, Floats) else None
         self._matrices: dict[str, Parts] = {}
         self._plain: list[str] = []
         self._sort_names()
@@ -93,10 +91,8 @@ class QuantizedCheckpoint:
         parts = self._matrices.get(name)
         if parts is None:
             return self._inner.shape(name)
-        try:
+        with self._named():
             return self._method.shape(parts)
-        except CheckpointError as error:
-            raise CheckpointError(f"{self.source}: {error.message}") from None
 
     def nbytes(self, name: str, float_bytes: int | None = None) -> int:
         parts = self._matrices.get(name)
@@ -109,13 +105,17 @@ class QuantizedCheckpoint:
         if parts is None:
             tensor = self._inner.get(name)
             return tensor if self._inner.dtype is None else tensor.to(self._inner.dtype)
-        try:
+        with self._named():
             return self._method.weight(parts)
-        except CheckpointError as error:
-            raise CheckpointError(f"{self.source}: {error.message}") from None
 
     def _bits(self, parts: Parts) -> int:
-        try:
+        with self._named():
             return self._method.bits(parts)
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """What a method complains of is said of these files."""
+        try:
+            yield
         except CheckpointError as error:
             raise CheckpointError(f"{self.source}: {error.message}") from None

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from octavo.base.config.engine import SHARD_PATTERN
 from octavo.base.errors import CheckpointError
-from octavo.models.checkpoint import SafetensorsCheckpoint, TensorFile, config_dtype, read_json
+from octavo.models.checkpoint import StoredCheckpoint, read_index, read_json
 from octavo.models.safetensors_file import SafetensorsFile
 from octavo.models.torch_file import TorchFile
 
@@ -32,24 +32,10 @@ _FUSED_BY_THEMSELVES: Final = ("phi3",)
 _NPCACHE: Final = "np"
 
 
-class StoredCheckpoint(SafetensorsCheckpoint):
-    """Some files of tensors under Hugging Face's names, beside a config.json."""
-
-    def __init__(self, directory: Path, files: list[TensorFile]) -> None:
-        self.source = str(directory)
-        self.config = read_json(directory / "config.json")
-        self.dtype = config_dtype(self.config)
-        self._tensors = {}
-        for file in files:
-            for name in file.names():
-                if name in self._tensors:
-                    raise CheckpointError(f"{file.path}: the tensor {name!r} is also in {self._tensors[name].path}")
-                self._tensors[name] = file
-
-
 def torch_checkpoint(directory: Path) -> StoredCheckpoint:
     """The pickles of a directory. Raises `CheckpointError`."""
-    return StoredCheckpoint(directory, [TorchFile(path) for path in torch_files(directory)])
+    config = read_json(directory / "config.json")
+    return StoredCheckpoint(directory, config, [TorchFile(path) for path in torch_files(directory)])
 
 
 def torch_files(directory: Path) -> list[Path]:
@@ -58,16 +44,7 @@ def torch_files(directory: Path) -> list[Path]:
     if (directory / _PT_SINGLE).is_file():
         return [directory / _PT_SINGLE]
     if index.is_file():
-        placed = read_json(index).get("weight_map")
-        if not isinstance(placed, dict) or not all(isinstance(value, str) for value in placed.values()):
-            raise CheckpointError(f"{index}: weight_map is not a mapping of tensors to files")
-        names = sorted(set(placed.values()))
-        for name in names:
-            if Path(name).name != name:
-                raise CheckpointError(f"{index}: {name!r} is not the name of a file beside it")
-            if not (directory / name).is_file():
-                raise CheckpointError(f"{directory / name}: this shard is missing")
-        return [directory / name for name in names]
+        return [directory / name for name in sorted(set(read_index(index).values()))]
     found = [path for kind in ("*.bin", "*.pt", "*.pth") for path in sorted(directory.glob(kind))]
     found = [path for path in found if not _NO_WEIGHTS.fullmatch(path.name)]
     if not found:
@@ -120,7 +97,9 @@ class _NumpyFolder:
 def npcache_checkpoint(directory: Path) -> StoredCheckpoint:
     """The arrays, or the pickles that they would be made of. Raises `CheckpointError`."""
     folder = directory / _NPCACHE
-    return StoredCheckpoint(directory, [_NumpyFolder(folder)]) if folder.is_dir() else torch_checkpoint(directory)
+    if not folder.is_dir():
+        return torch_checkpoint(directory)
+    return StoredCheckpoint(directory, read_json(directory / "config.json"), [_NumpyFolder(folder)])
 
 
 # ---------------------------------------------------------------- sharded_state
@@ -206,4 +185,4 @@ def sharded_checkpoint(directory: Path, pattern: str = SHARD_PATTERN) -> StoredC
     config = read_json(directory / "config.json")
     is_fused = config.get("model_type") in _FUSED_BY_THEMSELVES
     files = [SafetensorsFile(path) for _, _, path in found]
-    return StoredCheckpoint(directory, [file if is_fused else _Unfused(file, config) for file in files])
+    return StoredCheckpoint(directory, config, [file if is_fused else _Unfused(file, config) for file in files])

@@ -27,7 +27,7 @@ from octavo.ops.program import Latent
 from octavo.ops.routing import Routing
 from octavo.ops.run import Runner
 from octavo.ops.step import NoPlanner
-from octavo.quant.packed import QuantizedWeight
+from octavo.quant.packed import QuantizedWeight, as_floats
 
 #: Keys in a tile of the K cache; block sizes are multiples of it.
 KEY_TILE = 16
@@ -58,7 +58,7 @@ class ReferenceWeight:
 
 
 def _dense(weight: Tensor | QuantizedWeight) -> Tensor:
-    return weight.dequantize() if isinstance(weight, QuantizedWeight) else weight.to(torch.float32)
+    return as_floats(weight).to(torch.float32)
 
 
 def pack_linear(weight: Tensor | QuantizedWeight, bias: Tensor | None = None) -> ReferenceWeight:

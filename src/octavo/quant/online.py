@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Final, Literal
+from typing import Final
 
 import torch
 from torch import Tensor
 
-from octavo.quant.packed import E4M3_VALUES, QuantizedWeight
-
-Kind = Literal["int8", "int4", "fp8", "bitsandbytes", "experts_int8", "deepspeedfp"]
+from octavo.base.config.engine import LoadQuantization
+from octavo.quant.packed import E4M3_VALUES, QuantizedWeight, exact_scales
 
 _GROUP: Final = 32
 _NF4_GROUP: Final = 64
@@ -30,7 +29,7 @@ NF4_VALUES: Final = torch.tensor(
 )  # fmt: skip
 
 
-def quantize(weight: Tensor, kind: Kind) -> Tensor | QuantizedWeight:
+def quantize(weight: Tensor, kind: LoadQuantization) -> Tensor | QuantizedWeight:
     """A float matrix [N, K] in its new form; the matrix itself where K does not divide into groups.
 
     int8: 8 bits, a scale in each 32. int4: 4 bits, a scale and a minimum in each 32. fp8, deepspeedfp: float8 e4m3, a
@@ -50,9 +49,9 @@ def quantize(weight: Tensor, kind: Kind) -> Tensor | QuantizedWeight:
     assert values is not None and scales is not None
     values = values.view(n, k)
     if of_rows is _int8:
-        return QuantizedWeight(values, 8, group, _stored(scales), zero=128)
+        return QuantizedWeight(values, 8, group, exact_scales(scales), zero=128)
     if mins is not None:
-        halves = _stored(scales), _stored(mins)
+        halves = exact_scales(scales), exact_scales(mins)
         if halves[0].dtype != halves[1].dtype:
             halves = scales, mins
         return QuantizedWeight(values, 4, group, *halves)
@@ -72,11 +71,6 @@ def _halved(values: Tensor) -> Tensor:
     """The values as they are stored, so that codes are chosen for what they will be multiplied by."""
     half = values.to(torch.float16).to(torch.float32)
     return torch.where((values.abs() >= _HALF_MIN) & half.isfinite(), half, values)
-
-
-def _stored(values: Tensor) -> Tensor:
-    half = values.to(torch.float16)
-    return half if torch.equal(half.to(torch.float32), values) else values
 
 
 def _int8(x: Tensor) -> _Pieces:

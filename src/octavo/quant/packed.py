@@ -58,6 +58,12 @@ class ScaleLevels:
 Scales = Tensor | ScaleLevels
 
 
+def exact_scales(scales: Tensor) -> Tensor:
+    """The scales as float16 if they are exact in it, else as float32."""
+    half = scales.to(torch.float16)
+    return (half if torch.equal(half.to(torch.float32), scales.to(torch.float32)) else scales.float()).contiguous()
+
+
 def multiplied(scales: Scales) -> Tensor:
     """Scales or mins as one tensor: float16 or float32, [N, K / group_size]."""
     return scales.product() if isinstance(scales, ScaleLevels) else scales
@@ -203,6 +209,11 @@ class QuantizedWeight:
     def _names_finite(self, table: Tensor) -> bool:
         values = self.unpacked()
         return not any((values == code).any() for code in (~table.isfinite()).nonzero().flatten().tolist())
+
+
+def as_floats(weight: Tensor | QuantizedWeight) -> Tensor:
+    """A weight that is quantized as float32; one that is not as it is."""
+    return weight.dequantize() if isinstance(weight, QuantizedWeight) else weight
 
 
 def _rows_of(scales: Scales, rows: Tensor) -> Scales:

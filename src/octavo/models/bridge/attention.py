@@ -23,6 +23,7 @@ from octavo.ops.table import Ops
 #: Of the attention and of the experts, in transformers' tables.
 NAME: Final = "octavo"
 MAX_HEAD_DIM: Final = 256
+TRIED_BLOCK_SIZE: Final = 16
 #: The name under which an attention finds the sinks that it is handed.
 SINKS: Final = "sinks"
 OWN_MASK: Final = "its attention has a mask or a bias of its own"
@@ -222,11 +223,15 @@ def _recorded(
     )
     now.calls.append(call)
     blocks = now.step.cache_groups[0][0].shape[1] + 1
-    shapes = now.ops.kv_cache_shapes(blocks, 16, heads.num_kv_heads, head_dim)
-    dtype = now.ops.activation_dtype
-    k_cache, v_cache = (torch.zeros(shape, dtype=dtype, device=now.ops.torch_device) for shape in shapes)
-    now.kv_caches.append((k_cache, v_cache))
+    now.kv_caches.append(empty_caches(now.ops, heads, blocks))
     return call
+
+
+def empty_caches(ops: Ops, heads: Heads, num_blocks: int) -> tuple[Tensor, Tensor]:
+    """Of an attention that is tried out: keys and values, in blocks of `TRIED_BLOCK_SIZE` tokens."""
+    shapes = ops.kv_cache_shapes(num_blocks, TRIED_BLOCK_SIZE, heads.num_kv_heads, heads.head_dim)
+    keys, values = (torch.zeros(shape, dtype=ops.activation_dtype, device=ops.torch_device) for shape in shapes)
+    return keys, values
 
 
 def _check_others(module: nn.Module, mask: Any, window: int | None, others: Mapping[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -85,7 +85,7 @@ def declared(skeleton: Skeleton, max_positions: int) -> BridgedDefinition:
     )
 
 
-def program_of(linears: Iterator[Weight] | list[Weight], calls: tuple[Call, ...] = ()) -> Program:
+def program_of(linears: Iterable[Weight], calls: tuple[Call, ...] = ()) -> Program:
     """A list of what the table computes in a step, for counts of work and caches."""
     products = [
         Linear(out=Buffer(each.name, each.shape[0]), x=Buffer(each.name, each.shape[1]), weight=each)
@@ -167,10 +167,8 @@ class _Declarer:
             parts, biases = [], []
             for own, child in linears.items():
                 shape = tuple(child.weight.shape)
-                parts.append(self._tensor(f"{own}.weight", shape, "matrix", Place(f"{own}.weight")))
-                bias = child.bias
-                place = Place(f"{own}.bias")
-                biases.append(None if bias is None else self._tensor(f"{own}.bias", shape[:1], "bias", place))
+                parts.append(self._tensor(f"{own}.weight", shape, "matrix"))
+                biases.append(None if child.bias is None else self._tensor(f"{own}.bias", shape[:1], "bias"))
                 self.shares[own] = Share(name, first, first + shape[0])
                 first += shape[0]
             weight = Weight(name, (first, parts[0].shape[1]))
@@ -182,14 +180,14 @@ class _Declarer:
         part = self._tensor(f"{path}.weight", shape, "matrix", Place(f"{path}.weight", transposed=transposed))
         offset = None
         if bias is not None:
-            offset = self._tensor(f"{path}.bias", tuple(bias.shape), "bias", Place(f"{path}.bias"))
+            offset = self._tensor(f"{path}.bias", tuple(bias.shape), "bias")
         is_output = module is self._head
         packing: Packing = "output" if is_output and bias is None else "linear"
         name = self.output if is_output else Weight(path, shape)
         self.params.append(Param(weight=name, parts=(part,), biases=(offset,), packing=packing))
 
     def _embeddings(self, path: str, module: nn.Module, weight: Any) -> None:
-        part = self._tensor(f"{path}.weight", tuple(weight.shape), "matrix", Place(f"{path}.weight"))
+        part = self._tensor(f"{path}.weight", tuple(weight.shape), "matrix")
         packing: Packing = "tied" if module is self._embedding and self.tied is not None else "embedding"
         name = EMBEDDING if module is self._embedding else path
         # Without a bias, which an output matrix may have.
@@ -221,9 +219,10 @@ class _Declarer:
     def _vector(self, name: str, tensor: Any, is_norm: bool = False) -> None:
         """A tensor that no operation packs: float32, of any shape."""
         role: Role = "norm" if is_norm else "bias" if tensor.dim() < 2 else "matrix"
-        part = self._tensor(name, tuple(tensor.shape), role, Place(name))
+        part = self._tensor(name, tuple(tensor.shape), role)
         self.params.append(Param(weight=Weight(name, tuple(tensor.shape)), parts=(part,), packing="vector"))
 
-    def _tensor(self, name: str, shape: tuple[int, ...], role: Role, place: Place) -> TensorDecl:
-        self.places[name] = place
+    def _tensor(self, name: str, shape: tuple[int, ...], role: Role, place: Place | None = None) -> TensorDecl:
+        """`place`: default, the tree's tensor of this name."""
+        self.places[name] = place or Place(name)
         return TensorDecl(name=name, gguf="", shape=shape, role=role)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from octavo.base.errors import CheckpointError
-from octavo.models.bridge.attention import Call, Recording, Step, asked_masks, running
+from octavo.models.bridge.attention import TRIED_BLOCK_SIZE, Call, Recording, Step, asked_masks, empty_caches, running
 from octavo.models.bridge.declare import BridgedDefinition, program_of
 from octavo.models.bridge.modules import VECTOR
 from octavo.models.bridge.refusal import NO_INTERFACE, Refusal
@@ -36,7 +36,6 @@ logger = logging.getLogger("octavo.models")
 #: Tokens of the sequence that is looked at: a number that no size of a model is likely to have.
 _LENGTH: Final = 23
 _COMPANY: Final = 44
-_BLOCK_SIZE: Final = 16
 #: Kinds of modules that are given a row at a time because a look showed a difference, before the model is refused.
 _MAX_KINDS: Final = 12
 _PRODUCTS: Final = (
@@ -211,14 +210,14 @@ class _Plan:
 def _step(parts: Sequence[tuple[Sequence[int], int]], ops: Ops, num_groups: int = 1) -> _Plan:
     """A step of some sequences' tokens: of each its ids up to the end of the step, and how many are computed already.
     Sequence i has its own blocks."""
-    most = -(-(_LENGTH + _COMPANY) // _BLOCK_SIZE)
+    most = -(-(_LENGTH + _COMPANY) // TRIED_BLOCK_SIZE)
     device = ops.torch_device
     ids, positions, slots = [], [], []
     for number, (tokens, start) in enumerate(parts):
         for position in range(start, len(tokens)):
             ids.append(tokens[position])
             positions.append(position)
-            slots.append((1 + number * most) * _BLOCK_SIZE + position)
+            slots.append((1 + number * most) * TRIED_BLOCK_SIZE + position)
     lengths = [len(tokens) for tokens, _ in parts]
     starts = np.cumsum([0, *(len(tokens) - start for tokens, start in parts)])
     tables = torch.arange(1, 1 + most * len(parts), dtype=torch.int32, device=device).view(len(parts), most)
@@ -249,15 +248,18 @@ class _Looks:
         other, some = (company, 0), first[:9]
         #: Each a list of steps; the rows looked at are those of the first sequence.
         self._whole: list[Any] = [[(first, 0)]]
-        self._ways: dict[str, list[Any]] = {
-            "in company": [[(first, 0), other]],
-            "in pieces": [[(first[:1], 0)], [(some, 1), other], [(first[: n - 1], 9)], [(first, n - 1), (company, 40)]],
-        }
+        self._in_company: list[Any] = [[(first, 0), other]]
+        self._in_pieces: list[Any] = [
+            [(first[:1], 0)],
+            [(some, 1), other],
+            [(first[: n - 1], 9)],
+            [(first, n - 1), (company, 40)],
+        ]
 
     def first_difference(self) -> str | None:
         """The path of the module that first gives other rows; None if all are the same, bit for bit."""
         expected = self._run(self._whole)
-        for way in self._ways.values():
+        for way in (self._in_company, self._in_pieces):
             found = self._run(way)
             for path, rows in expected.items():
                 if path in found and not _same(rows, found[path]):
@@ -279,14 +281,8 @@ class _Looks:
         return {path: torch.cat(each) for path, each in parts.items() if _alike(each)}
 
     def _caches(self) -> list[tuple[Tensor, Tensor]]:
-        most = 1 + 2 * -(-(_LENGTH + _COMPANY) // _BLOCK_SIZE)
-        made = []
-        for call in self._calls:
-            heads = call.heads
-            shapes = self._ops.kv_cache_shapes(most, _BLOCK_SIZE, heads.num_kv_heads, heads.head_dim)
-            k_cache, v_cache = (torch.zeros(shape, device=self._ops.torch_device) for shape in shapes)
-            made.append((k_cache, v_cache))
-        return made
+        most = 1 + 2 * -(-(_LENGTH + _COMPANY) // TRIED_BLOCK_SIZE)
+        return [empty_caches(self._ops, call.heads, most) for call in self._calls]
 
 
 class _Notes:

@@ -5,8 +5,7 @@ What cannot be served is refused here where the configuration or the classes sho
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -21,17 +20,6 @@ from octavo.models.bridge.refusal import NO_INTERFACE, refused
 #: Rotations that follow the longest sequence of a step: a reply would depend on the others.
 _MOVING_ROPES: Final = ("dynamic", "longrope")
 _MAX_POSITIONS: Final = 1 << 24
-
-
-def is_installed() -> bool:
-    return importlib.util.find_spec("transformers") is not None
-
-
-def knows(values: Mapping[str, Any]) -> bool:
-    """Whether transformers has classes of its own for a configuration."""
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
-    return values.get("model_type") in CONFIG_MAPPING
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
@@ -15,16 +15,11 @@ from torch import Tensor
 from octavo.base.errors import CheckpointError
 from octavo.models.bridge.declare import BridgedDefinition
 from octavo.models.checkpoint import Checkpoint
+from octavo.models.layout import ALWAYS_IGNORED, Weight, complaints, listed
 from octavo.models.params import TensorDecl
-from octavo.quant.packed import QuantizedWeight
+from octavo.quant.packed import QuantizedWeight, as_floats
 
 logger = logging.getLogger("octavo.models")
-
-Weight = Tensor | QuantizedWeight
-
-_NAMES_LISTED = 10
-#: Buffers that old exports carry; they follow from the configuration.
-_IGNORED = r".*\.rotary_emb\.inv_freq"
 
 
 class BridgedTensors:
@@ -50,7 +45,7 @@ class BridgedTensors:
         if checkpoint.naming == "declared":
             return
         for name in sorted(checkpoint.names(), key=dot_natural_key):
-            if not re.fullmatch(_IGNORED, name):
+            if not any(re.fullmatch(pattern, name) for pattern in ALWAYS_IGNORED):
                 self._find(name)
         self._check()
 
@@ -75,9 +70,7 @@ class BridgedTensors:
             weight = self._whole(place.name)
         else:
             weight = self._expert(place.name, place.number)
-        if not place.transposed:
-            return weight
-        return (weight.dequantize() if isinstance(weight, QuantizedWeight) else weight).t()
+        return as_floats(weight).t() if place.transposed else weight
 
     def _expert(self, name: str, number: int) -> Weight:
         """One of a stack, which may come with its first two dimensions as one."""
@@ -95,7 +88,7 @@ class BridgedTensors:
         if name in self._plain:
             return self._checkpoint.get(self._plain[name])
         if name not in self._kept:
-            self._kept |= self._made_by[name].run(self._checkpoint, self._model)
+            self._kept |= self._made_by[name].run(self._checkpoint, self._model, self._shapes)
         return self._kept.pop(name)
 
     def _find(self, name: str) -> None:
@@ -128,13 +121,8 @@ class BridgedTensors:
         ignorable = self._model._keys_to_ignore_on_load_unexpected or ()
         unexpected = [name for name in self._unexpected if not any(re.search(each, name) for each in ignorable)]
         missing = sorted(needed - set(self._plain) - set(self._made_by))
-        complaints = [
-            f"{len(names)} {what} tensor{'s' if len(names) > 1 else ''}: {_listed(names)}"
-            for what, names in (("missing", missing), ("unexpected", unexpected))
-            if names
-        ]
-        if complaints:
-            raise CheckpointError(f"{source}: not a complete {type(self._model).__name__}: {'; '.join(complaints)}")
+        if told := complaints(missing, unexpected):
+            raise CheckpointError(f"{source}: not a complete {type(self._model).__name__}: {told}")
         for name, own in self._plain.items():
             found = self._checkpoint.shape(own)
             if found != self._shapes[name]:
@@ -163,27 +151,21 @@ class _Conversion:
         first, *others = self._converter.target_patterns
         return [self._target, *(self._target.replace(first, each) for each in others)]
 
-    def run(self, checkpoint: Checkpoint, model: Any) -> dict[str, Tensor]:
+    def run(self, checkpoint: Checkpoint, model: Any, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+        """By the tree's names. `shapes`: of the tree's tensors."""
         converter = deepcopy(self._converter)
         for name, pattern in self.sources:
-            weight = checkpoint.get(name)
-            dense = weight.dequantize() if isinstance(weight, QuantizedWeight) else weight
-            converter.add_tensor(self._target, name, pattern, dense)
+            converter.add_tensor(self._target, name, pattern, as_floats(checkpoint.get(name)))
         try:
             made = converter.convert(self._target, model=model, config=model.config)
         except (RuntimeError, ValueError, KeyError, IndexError) as error:
-            names = _listed([name for name, _ in self.sources])
+            names = listed([name for name, _ in self.sources])
             raise CheckpointError(f"{checkpoint.source}: {self._target} cannot be made of {names}: {error}") from error
         found = {name: value[0] if isinstance(value, list) else value for name, value in made.items()}
-        wanted = model.state_dict()
         for name, value in found.items():
-            if name in wanted and value.shape != wanted[name].shape:
+            wanted = shapes.get(name, value.shape)
+            if value.shape != wanted:
                 raise CheckpointError(
-                    f"{checkpoint.source}: {name} comes out as {list(value.shape)}, not {list(wanted[name].shape)}"
+                    f"{checkpoint.source}: {name} comes out as {list(value.shape)}, not {list(wanted)}"
                 )
         return found
-
-
-def _listed(names: Iterable[str]) -> str:
-    names = list(names)
-    return ", ".join(names[:_NAMES_LISTED]) + (", ..." if len(names) > _NAMES_LISTED else "")

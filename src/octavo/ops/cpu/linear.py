@@ -21,7 +21,7 @@ from torch import Tensor
 from octavo import _cpu
 from octavo.ops.cpu.kernels import act, act_mul
 from octavo.ops.experts import grouped_experts, linear_of_heads
-from octavo.quant.packed import E4M3_VALUES, FileValues, QuantizedWeight, ScaleLevels, Scales, multiplied
+from octavo.quant.packed import E4M3_VALUES, FileValues, QuantizedWeight, ScaleLevels, Scales, as_floats, multiplied
 
 _FLOAT_KINDS: Final = {torch.bfloat16: (1, "bf16"), torch.float16: (2, "f16"), torch.float32: (3, "f32")}
 _F32: Final = torch.float32
@@ -87,7 +87,7 @@ def pack_linear_many(weights: Sequence[Weight], biases: Sequence[Tensor | None] 
     if order is not None:
         native.set_order(order.data_ptr())
     kinds = [
-        _add(native, _as_floats(weight) if order is None and _order_of(weight) is not None else weight, bias)
+        _add(native, as_floats(weight) if order is None and _order_of(weight) is not None else weight, bias)
         for weight, bias in zip(weights, given, strict=True)
     ]
     return LinearWeight(native, "+".join(dict.fromkeys(kinds)))
@@ -213,10 +213,6 @@ def _common_order(weights: Sequence[Weight]) -> Tensor | None:
         return None
     others = (_order_of(weight) for weight in weights[1:])
     return first.contiguous() if all(other is not None and torch.equal(other, first) for other in others) else None
-
-
-def _as_floats(weight: Weight) -> Tensor:
-    return weight.dequantize() if isinstance(weight, QuantizedWeight) else weight
 
 
 def _native(scales: Scales | None) -> tuple[Tensor | None, Tensor | None]:

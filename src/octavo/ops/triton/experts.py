@@ -19,7 +19,7 @@ from octavo.ops.routing import Routing
 from octavo.ops.triton import elementwise
 from octavo.ops.triton.launching import jit
 from octavo.ops.triton.variants import Variant
-from octavo.quant.packed import QuantizedWeight
+from octavo.quant.packed import QuantizedWeight, as_floats
 
 #: Entries that a program of the sort reads at once, and columns of one that combines.
 _ENTRIES: Final = 1024
@@ -61,8 +61,7 @@ def pack_experts(
     none. Quantized matrices are held as floats."""
     packed, biases = [], []
     for parts, of_parts in experts:
-        dense = [part.dequantize() if isinstance(part, QuantizedWeight) else part for part in parts]
-        packed.append(torch.cat([to_device(part).to(dtype) for part in dense]))
+        packed.append(torch.cat([to_device(as_floats(part)).to(dtype) for part in parts]))
         given = [to_device(bias).to(torch.float32) for bias in of_parts if bias is not None]
         biases += [torch.cat(given)] if given else []
     return ExpertsWeight(torch.stack(packed), torch.stack(biases) if biases else None, is_invariant)

@@ -21,7 +21,7 @@ from octavo.ops.triton.linear_embedding import Embedding, embedding
 from octavo.ops.triton.linear_int import Form, IntLinear, form_of, pack_int
 from octavo.ops.triton.linear_tiles import InvariantLinear, padded_columns
 from octavo.ops.triton.linear_w8a8 import TYPES, QuantizedLinear, check_supported, has_layout, pack_quantized
-from octavo.quant.packed import QuantizedWeight
+from octavo.quant.packed import QuantizedWeight, as_floats
 
 __all__ = [
     "LinearPacker", "LinearWeight", "can_fuse_act", "embedding", "has_fused_act", "linear", "linear_act",
@@ -244,7 +244,7 @@ class LinearPacker:
 
     def _moved(self, weight: Weight) -> Tensor:
         """On the device, where no more than this one matrix is held twice."""
-        return self._to_device(weight.dequantize() if isinstance(weight, QuantizedWeight) else weight)
+        return self._to_device(as_floats(weight))
 
     def _bias(self, weights: Sequence[Weight], biases: Sequence[Tensor | None]) -> Bias | None:
         if all(bias is None for bias in biases):

@@ -23,6 +23,7 @@ from octavo.quant.packed import QuantizedWeight
 
 _STATE: Final = "weight.quant_state.bitsandbytes__"
 _STATES: Final = (f"{_STATE}nf4", f"{_STATE}fp4")
+_MAX_BLOCK: Final = 1 << 24
 _FLOAT32: Final = (torch.float32,)
 
 
@@ -61,9 +62,7 @@ class BitsAndBytes:
             values = parts.get("weight", (torch.int8,)).view(torch.uint8) ^ 128
             return QuantizedWeight(values, 8, k, scales, zero=128)
         part, state = _state(parts)
-        block = state.get("blocksize")
-        if type(block) is not int or block < 1:
-            raise parts.fail(part, f"has the blocksize {str(block)[:80]}")
+        block = _block(parts, part, state, "blocksize")
         codes = _codes(parts, n * k)
         scales = _absmax(parts, part, state, math.ceil(n * k / block))
         table = parts.shaped("weight.quant_map", _FLOAT32, 16)
@@ -76,12 +75,20 @@ class BitsAndBytes:
 def _state(parts: Parts) -> tuple[str, dict[str, Any]]:
     part = next((each for each in _STATES if each in parts), _STATES[0])
     try:
-        state = json.loads(bytes(parts.get(part, BYTES).tolist()))
-    except ValueError:
+        state = json.loads(bytes(parts.get(part, BYTES).flatten().tolist()))
+    except (ValueError, RecursionError):
         raise parts.fail(part, "is not JSON") from None
     if not isinstance(state, dict):
         raise parts.fail(part, "is not a JSON object")
     return part, state
+
+
+def _block(parts: Parts, part: str, state: dict[str, Any], key: str) -> int:
+    """Values that share a scale."""
+    block = state.get(key)
+    if type(block) is not int or not 1 <= block <= _MAX_BLOCK:
+        raise parts.fail(part, f"has the {key} {str(block)[:80]}")
+    return block
 
 
 def _codes(parts: Parts, count: int) -> Tensor:
@@ -96,9 +103,9 @@ def _absmax(parts: Parts, part: str, state: dict[str, Any], count: int) -> Tenso
     """float32 [count]."""
     if parts.dtype("weight.absmax") != torch.uint8:
         return parts.shaped("weight.absmax", _FLOAT32, count)
-    block, offset = state.get("nested_blocksize"), state.get("nested_offset")
-    if type(block) is not int or block < 1 or not isinstance(offset, int | float):
-        raise parts.fail(part, "has no nested_blocksize and nested_offset for an absmax of 8 bits")
+    block, offset = _block(parts, part, state, "nested_blocksize"), state.get("nested_offset")
+    if not isinstance(offset, int | float):
+        raise parts.fail(part, "has no nested_offset for an absmax of 8 bits")
     values = parts.shaped("weight.nested_quant_map", _FLOAT32, 256)[
         parts.shaped("weight.absmax", BYTES, count).to(torch.int32)
     ]

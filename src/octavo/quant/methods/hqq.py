@@ -9,6 +9,7 @@ w = (u - zero) * scale
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Final
 
 import torch
@@ -23,6 +24,7 @@ _SETTINGS: Final = (
     "optimize", "round_zero",
 )  # fmt: skip
 _STORED: Final = (torch.uint8, torch.int32, *FLOATS)
+_BITS: Final = (1, 2, 3, 4, 8)
 _INTEGERS: Final = (torch.int32, torch.int64, torch.int16, torch.uint8, torch.int8)
 
 
@@ -36,7 +38,7 @@ class HQQ:
             if inner.values.get(each):
                 raise inner.fail(each, "is not supported: scales and zeros must be floats")
         weights = inner.section("weight_quant_params") if inner.values else settings
-        weights.refuse_unless("nbits", (1, 2, 3, 4, 8))
+        weights.refuse_unless("nbits", _BITS)
         self._bits = weights.integer("nbits", 4)
         self._axis = weights.integer("axis", 1, 0, 1)
 
@@ -45,15 +47,18 @@ class HQQ:
 
     def shape(self, parts: Parts) -> tuple[int, int]:
         n, k = (int(size) for size in parts.shaped("shape", _INTEGERS, 2))
+        if n < 1 or k < 1:
+            raise parts.fail("shape", f"says {[n, k]}, which is not that of a matrix")
         return n, k
 
     def bits(self, parts: Parts) -> int:
-        return held_bits(self._number(parts, "nbits", self._bits))
+        return held_bits(self._stored_bits(parts))
 
     def weight(self, parts: Parts) -> Tensor | QuantizedWeight:
         n, k = self.shape(parts)
-        bits, axis = self._number(parts, "nbits", self._bits), self._number(parts, "axis", self._axis)
-        scales, zeros = (parts.get(part, FLOATS).to(torch.float32) for part in ("scale", "zero"))
+        bits, axis = self._stored_bits(parts), _number(parts, "axis", (0, 1), self._axis)
+        groups = (-1, 1) if axis == 1 else (1, -1)
+        scales, zeros = (parts.get(part, FLOATS).to(torch.float32).reshape(groups) for part in ("scale", "zero"))
         num_groups = scales.numel()
         if zeros.numel() not in (1, num_groups) or num_groups < 1 or n * k % num_groups:
             raise parts.fail("scale", f"has {num_groups} groups, which does not fit a matrix {[n, k]}")
@@ -61,14 +66,23 @@ class HQQ:
         rows, columns = (num_groups, group) if axis == 1 else (group, num_groups)
         codes = _unpacked(parts, bits, rows, columns)
         if axis == 1 and k % group == 0:
-            scales = scales.reshape(n, -1).contiguous()
-            mins = -(zeros.expand(num_groups, 1).reshape(n, -1) if zeros.numel() > 1 else zeros.reshape(1, 1)) * scales
-            return QuantizedWeight(codes.view(n, k), held_bits(bits), group, scales, mins.contiguous())
+            mins = -zeros * scales
+            return QuantizedWeight(codes.view(n, k), held_bits(bits), group, scales.view(n, -1), mins.view(n, -1))
         # Of axis 0 the groups are columns of the flattened matrix, which no packed form has.
         return ((codes.to(torch.float32) - zeros) * scales).view(n, k)
 
-    def _number(self, parts: Parts, part: str, default: int) -> int:
-        return int(parts.get(part, _INTEGERS).flatten()[0]) if part in parts else default
+    def _stored_bits(self, parts: Parts) -> int:
+        return _number(parts, "nbits", _BITS, self._bits)
+
+
+def _number(parts: Parts, part: str, allowed: Collection[int], default: int) -> int:
+    """A setting that the module may have of its own."""
+    if part not in parts:
+        return default
+    value = int(parts.get(part, _INTEGERS).flatten()[0])
+    if value not in allowed:
+        raise parts.fail(part, f"is {value}, which is not supported")
+    return value
 
 
 def _unpacked(parts: Parts, bits: int, rows: int, columns: int) -> Tensor:

@@ -22,7 +22,23 @@ _NIBBLES: Final = (0, 2, 4, 6, 1, 3, 5, 7)
 _NIBBLES_OF_ROWS: Final = (4, 0, 5, 1, 6, 2, 7, 3)  # QQQ with one group
 
 
-class Marlin:
+class _Tiles:
+    """What both have alike: where a matrix is, and its size."""
+
+    def holds(self, parts: Parts) -> bool:
+        return "B" in parts
+
+    def shape(self, parts: Parts) -> tuple[int, int]:
+        rows, words = parts.matrix("B", WORDS).shape
+        if words % 128 or rows % 4:
+            raise parts.fail("B", f"has the shape {[rows, words]}, which is no whole tiles")
+        return words // 2, rows * _TILE
+
+    def bits(self, parts: Parts) -> int:
+        return 4
+
+
+class Marlin(_Tiles):
     name: Final = "marlin"
     parts: Final = ("B", "s", "workspace")
 
@@ -30,26 +46,15 @@ class Marlin:
         settings.refuse_unless("bits", (4,))
         settings.refuse_unless("desc_act", (False,))
 
-    def holds(self, parts: Parts) -> bool:
-        return "B" in parts
-
-    def shape(self, parts: Parts) -> tuple[int, int]:
-        return _shape(parts)
-
-    def bits(self, parts: Parts) -> int:
-        return 4
-
     def weight(self, parts: Parts) -> QuantizedWeight:
-        n, k = _shape(parts)
-        scales = parts.matrix("s", FLOATS)
-        if scales.shape[1] != n or k % len(scales):
-            raise parts.fail("s", f"has the shape {list(scales.shape)}, which does not fit a matrix {[n, k]}")
+        n, k = self.shape(parts)
+        scales = _scales(parts, "s", n, k)
         scales = _placed(scales, _columns_of_groups() if len(scales) > 1 else _columns_of_rows())
         rows = [row for i in range(4) for row in (2 * i, 2 * i + 1, 2 * (i + 4), 2 * (i + 4) + 1)]
         return affine(_values(parts, n, k, rows, _NIBBLES), 4, scales.t(), 8)
 
 
-class QQQ:
+class QQQ(_Tiles):
     name: Final = "qqq"
     parts: Final = ("B", "s_channel", "s_group", "workspace")
 
@@ -58,34 +63,23 @@ class QQQ:
         settings.refuse_unless("bits", (4,))
         settings.refuse_unless("desc_act", (False,))
 
-    def holds(self, parts: Parts) -> bool:
-        return "B" in parts
-
-    def shape(self, parts: Parts) -> tuple[int, int]:
-        return _shape(parts)
-
-    def bits(self, parts: Parts) -> int:
-        return 4
-
     def weight(self, parts: Parts) -> QuantizedWeight:
-        n, k = _shape(parts)
+        n, k = self.shape(parts)
         channel = _placed(parts.shaped("s_channel", FLOATS, 1, n).to(torch.float32), _columns_of_rows())
         rows = list(range(_TILE))
-        if "s_group" not in parts or parts.get("s_group", FLOATS).numel() == 0:
+        if "s_group" not in parts:
             # An offset of 8 to two's complement is one flipped bit.
             return affine(_values(parts, n, k, rows, _NIBBLES_OF_ROWS) ^ 8, 4, (16 * channel).t(), 8)
-        groups = parts.matrix("s_group", FLOATS)
-        if groups.shape[1] != n or k % len(groups):
-            raise parts.fail("s_group", f"has the shape {list(groups.shape)}, which does not fit a matrix {[n, k]}")
-        scales = _placed(groups, _columns_of_groups()).to(torch.float32) * channel
+        scales = _placed(_scales(parts, "s_group", n, k), _columns_of_groups()).to(torch.float32) * channel
         return affine(_values(parts, n, k, rows, _NIBBLES), 4, scales.t(), 8)
 
 
-def _shape(parts: Parts) -> tuple[int, int]:
-    rows, words = parts.matrix("B", WORDS).shape
-    if words % 128 or rows % 4:
-        raise parts.fail("B", f"has the shape {[rows, words]}, which is no whole tiles")
-    return words // 2, rows * _TILE
+def _scales(parts: Parts, part: str, n: int, k: int) -> Tensor:
+    """[G, N] of groups of one size."""
+    scales = parts.matrix(part, FLOATS)
+    if scales.shape[1] != n or k % len(scales):
+        raise parts.fail(part, f"has the shape {list(scales.shape)}, which does not fit a matrix {[n, k]}")
+    return scales
 
 
 def _values(parts: Parts, n: int, k: int, rows: list[int], nibbles: tuple[int, ...]) -> Tensor:

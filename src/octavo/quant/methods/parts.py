@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from octavo.base.errors import CheckpointError
-from octavo.quant.packed import BITS, QuantizedWeight
+from octavo.quant.packed import BITS, QuantizedWeight, exact_scales
 
 FLOATS: Final = (torch.float16, torch.bfloat16, torch.float32)
 WORDS: Final = (torch.int32,)
@@ -18,11 +18,14 @@ BYTES: Final = (torch.uint8,)
 
 
 class Parts:
-    """The tensors of one module, by what stands behind its name: views of the file, not to be written to."""
+    """The tensors of one module, by what stands behind its name: views of the file, not to be written to.
+
+    One without values is not there: tools leave such in the place of what a method does not need.
+    """
 
     def __init__(self, module: str, tensors: Mapping[str, Tensor]) -> None:
         self.module = module
-        self._tensors = tensors
+        self._tensors = {part: tensor for part, tensor in tensors.items() if tensor.numel()}
 
     def __contains__(self, part: str) -> bool:
         return part in self._tensors
@@ -139,12 +142,6 @@ def unpack_bits(words: Tensor, bits: int) -> Tensor:
     runs = data[:, :whole].reshape(rows, -1, bits).to(torch.int64)
     joined = (runs << torch.arange(0, 8 * bits, 8)).sum(-1, keepdim=True)
     return (joined >> torch.arange(0, 8 * bits, bits) & ((1 << bits) - 1)).to(torch.uint8).view(rows, -1)
-
-
-def exact_scales(scales: Tensor) -> Tensor:
-    """The scales as float16 if they are exact in it, else as float32."""
-    half = scales.to(torch.float16)
-    return (half if torch.equal(half.to(torch.float32), scales.to(torch.float32)) else scales.float()).contiguous()
 
 
 def held_bits(bits: int) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
+from octavo.base.config.engine import LoadQuantization
 from octavo.base.errors import CheckpointError
 from octavo.quant.methods.awq import AWQ
 from octavo.quant.methods.bitsandbytes import BitsAndBytes
@@ -25,7 +26,7 @@ class Floats:
 
     parts: Final = ()
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: LoadQuantization) -> None:
         self.name: Final = name
 
     def holds(self, parts: Parts) -> bool:
