@@ -14,7 +14,6 @@ from octavo.models.config_reader import (
     MAX_POSITIONS,
     ConfigReader,
     flat_rope,
-    read_layer_types,
     read_rope,
     yarn_mscale,
 )
@@ -79,7 +78,7 @@ def read_common(
     hidden = config.integer("hidden_size")
     heads = _heads(config, hidden)
     activation = config.get(activation_key)
-    if activation not in _ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in _ACTIVATIONS:
         raise config.fail(activation_key, "is not supported")
     max_positions = config.integer("max_position_embeddings", high=MAX_POSITIONS)
     rope = head_rope(flat_rope(config), heads.head_dim, max_positions, rotates_in_part=rotates_in_part, config=config)
@@ -210,5 +209,7 @@ def read_latent(config: ConfigReader, common: Common) -> dict[str, Any]:
 
 def windows_of_types(config: ConfigReader, num_layers: int, window: int) -> tuple[int, ...] | None:
     """The window of each layer, or 0, as `layer_types` has it; None if the configuration has none."""
-    types = read_layer_types(config, num_layers)
-    return None if types is None else tuple(window if kind == "sliding" else 0 for kind in types)
+    if config.get("layer_types") is None:
+        return None
+    kinds = config.layer_kinds(num_layers, ("full_attention", "sliding_attention"))
+    return tuple(window if kind == "sliding_attention" else 0 for kind in kinds)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, cast
 
 from octavo.base.errors import CheckpointError
 from octavo.models.spec import RopeKind, RopeSpec
@@ -107,7 +107,7 @@ class ConfigReader:
         if not isinstance(given, list) or len(given) != num_layers:
             raise self.fail("layer_types", f"is not a list of {num_layers} layers")
         for kind in given:
-            if kind not in known:
+            if not isinstance(kind, str) or kind not in known:
                 raise CheckpointError(f"{self._place}: layer_types: {str(kind)[:40]!r} is not supported")
         return given
 
@@ -237,17 +237,3 @@ def _longrope(rope: ConfigReader, max_positions: int) -> RopeSpec:
         original_max_position_embeddings=original,
         attention_factor=rope.number("attention_factor", scale),
     )
-
-
-def read_layer_types(config: ConfigReader, num_layers: int) -> list[Literal["full", "sliding"]] | None:
-    """`layer_types` of transformers 5, one a layer; None if the configuration has none."""
-    given = config.get("layer_types")
-    if given is None:
-        return None
-    names: dict[Any, Literal["full", "sliding"]] = {"full_attention": "full", "sliding_attention": "sliding"}
-    if not isinstance(given, list) or len(given) != num_layers:
-        raise config.fail("layer_types", f"is not a list of {num_layers} layers")
-    for name in given:
-        if not isinstance(name, str) or name not in names:
-            raise CheckpointError(f"config: layer_types: {str(name)[:40]!r} is not supported")
-    return [names[name] for name in given]

@@ -26,6 +26,8 @@ _DEFAULTS: Final[dict[str, Any]] = {
 
 
 def spec(config: ConfigReader) -> ModelSpec:
+    # Null means whole contexts; only where the key is absent does the default hold.
+    has_chunks = not config.has("attention_chunk_size") or config.get("attention_chunk_size") is not None
     config = config.without("moe_intermediate_size").aliased(
         num_experts="num_local_experts", moe_intermediate_size="intermediate_size"
     )
@@ -38,7 +40,8 @@ def spec(config: ConfigReader) -> ModelSpec:
     )
     dense = GatedMLP(size=config.integer("intermediate_size_mlp"), activation=common.activation)
     sparse, rotated = _sparse_layers(config, common.num_layers), _rotated_layers(config, common.num_layers)
-    attentions = {is_rotated: _attention(config, common, is_rotated) for is_rotated in set(rotated)}
+    chunk = config.integer("attention_chunk_size", 8192, MAX_POSITIONS) if has_chunks else 0
+    attentions = {is_rotated: _attention(config, common, is_rotated, chunk) for is_rotated in set(rotated)}
 
     def layer(number: int) -> Sequential:
         mlp: Block = experts if number in sparse else dense
@@ -47,7 +50,7 @@ def spec(config: ConfigReader) -> ModelSpec:
     return common.decoder([layer(number) for number in range(common.num_layers)])
 
 
-def _attention(config: ConfigReader, common: Common, is_rotated: bool) -> Attention:
+def _attention(config: ConfigReader, common: Common, is_rotated: bool, chunk: int) -> Attention:
     bias = config.flag("attention_bias", False)
     options: dict[str, Any] = {
         "heads": common.heads, "scale": common.heads.head_dim**-0.5, "bias": bias, "o_bias": bias,
@@ -62,9 +65,6 @@ def _attention(config: ConfigReader, common: Common, is_rotated: bool) -> Attent
         return Attention(**options)
     if config.flag("use_qk_norm", True):
         options |= {"qk_norm": NormSpec(eps=common.norm.eps, has_weight=False), "norms_rotated": True}
-    chunk = 0
-    if not config.has("attention_chunk_size") or config.get("attention_chunk_size") is not None:
-        chunk = config.integer("attention_chunk_size", 8192, MAX_POSITIONS)
     return Attention(rope=common.rope, window=chunk, chunked=chunk > 0, **options)
 
 
