@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, count, takewhile
 from typing import Final, Literal
 
@@ -86,6 +86,13 @@ class _Place:
         return self.kind == "turned" or (self.kind == "latent" and number % 2 == 0)
 
 
+#: q, k and v in one tensor, which renames have made `self_attn.qkv`.
+QKV: Final = Split(r"(.*\.self_attn\.)qkv\.(\w+)", (r"\1q_proj.\2", r"\1k_proj.\2", r"\1v_proj.\2"))
+QKV_BY_HEAD: Final = replace(QKV, kind="heads")
+GATE_UP: Final = Split(r"(.*\.mlp\.)gate_up_proj\.(\w+)", (r"\1gate_proj.\2", r"\1up_proj.\2"))
+#: The same in a file of GGUF.
+GGUF_QKV: Final = Split(r"(blk\.\d+\.attn_)qkv\.(\w+)", (r"\1q.\2", r"\1k.\2", r"\1v.\2"))
+GGUF_GATE_UP: Final = Split(r"(blk\.\d+\.ffn_)up\.(\w+)", (r"\1gate.\2", r"\1up.\2"))
 #: Experts of a file of GGUF.
 GGUF_EXPERTS: Final = Split(r"(blk\.\d+\.ffn_(?:gate|up|down)_exps)\.(weight|bias)", (r"\1.#.\2",), "stack")
 #: Experts that were saved as they are in memory.
@@ -98,6 +105,9 @@ EXPERTS_HF: Final = Layout(
     renames=((r"\.e_score_correction_bias$", ".e_score_correction.bias"),), splits=STACKED_EXPERTS
 )
 EXPERTS_GGUF: Final = Layout(splits=(GGUF_EXPERTS,))
+EXPERTS_INTERLEAVED_GGUF: Final = replace(EXPERTS_GGUF, interleaved=True)
+QKV_GGUF: Final = Layout(splits=(GGUF_QKV,))
+INTERLEAVED: Final = Layout(interleaved=True)
 
 
 class TensorSource:

@@ -9,12 +9,11 @@ from octavo.models.common import read_common, read_experts
 from octavo.models.config_reader import ConfigReader
 from octavo.models.expert_blocks import DenseBesideExperts
 from octavo.models.families.mixtral import HF as MIXTRAL
-from octavo.models.layout import GGUF_EXPERTS, Layout
+from octavo.models.layout import Layout
 from octavo.models.spec import ModelSpec
 from octavo.ops.routing import Routing
 
 HF: Final = Layout(renames=((r"\.residual_mlp\.", ".mlp."), *MIXTRAL.renames))
-GGUF: Final = Layout(splits=(GGUF_EXPERTS,), interleaved=True)
 
 
 def spec(config: ConfigReader) -> ModelSpec:

@@ -7,13 +7,12 @@ from typing import Final
 
 from octavo.models.common import read_groups
 from octavo.models.config_reader import ConfigReader
-from octavo.models.families.deepseek_v2 import GGUF, LATENT_HF, latent_decoder
+from octavo.models.families.deepseek_v2 import LATENT_HF, latent_decoder
 from octavo.models.layout import EXPERTS_HF, STACKED_EXPERTS
 from octavo.models.spec import ModelSpec
 from octavo.ops.routing import Routing
 
 HF: Final = replace(EXPERTS_HF, interleaved=True, splits=(LATENT_HF, *STACKED_EXPERTS), has_draft_layers=True)
-__all__ = ["GGUF", "HF", "spec"]
 
 
 def spec(config: ConfigReader) -> ModelSpec:

@@ -9,7 +9,7 @@ from octavo.models.common import read_common, read_experts
 from octavo.models.config_reader import MAX_LAYERS, ConfigReader
 from octavo.models.expert_blocks import WithShared, shared_mlp
 from octavo.models.families.llama import llama_layer
-from octavo.models.layout import GGUF_EXPERTS, STACKED_EXPERTS, Layout
+from octavo.models.layout import STACKED_EXPERTS, Layout
 from octavo.models.spec import ModelSpec
 
 HF: Final = Layout(
@@ -17,7 +17,6 @@ HF: Final = Layout(
     splits=STACKED_EXPERTS,
     interleaved=True,
 )
-GGUF: Final = Layout(splits=(GGUF_EXPERTS,), interleaved=True)
 _DEFAULTS: Final[dict[str, Any]] = {
     "num_experts": 64, "num_experts_per_tok": 6, "moe_intermediate_size": 1536, "rms_norm_eps": 1e-5,
     "hidden_act": "silu", "tie_word_embeddings": True, "rope_theta": 500_000.0,

@@ -8,7 +8,7 @@ from typing import Any, Final
 from octavo.models.blocks import MLP, Attention, Sequential
 from octavo.models.common import read_common
 from octavo.models.config_reader import ConfigReader
-from octavo.models.layout import Layout, Split
+from octavo.models.layout import QKV, Layout
 from octavo.models.spec import ModelSpec
 
 NAMES: Final = {
@@ -30,9 +30,8 @@ HF: Final = Layout(
         (r"\.mlp\.c_proj\.", ".mlp.down_proj."),
     ),
     transposed=r".*\.(qkv|o_proj|up_proj|down_proj)\.weight",
-    splits=(Split(r"(.*\.self_attn\.)qkv\.(\w+)", (r"\1q_proj.\2", r"\1k_proj.\2", r"\1v_proj.\2")),),
+    splits=(QKV,),
 )  # fmt: skip
-GGUF: Final = Layout(splits=(Split(r"(blk\.\d+\.attn_)qkv\.(\w+)", (r"\1q.\2", r"\1k.\2", r"\1v.\2")),))
 
 
 def spec(config: ConfigReader) -> ModelSpec:

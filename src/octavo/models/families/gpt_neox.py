@@ -8,11 +8,8 @@ from typing import Any, Final
 from octavo.models.blocks import MLP, Attention, Parallel, Sequential
 from octavo.models.common import read_common
 from octavo.models.config_reader import ConfigReader
-from octavo.models.families.gpt2 import GGUF
-from octavo.models.layout import Layout, Split
+from octavo.models.layout import QKV_BY_HEAD, Layout
 from octavo.models.spec import ModelSpec
-
-__all__ = ["GGUF", "HF", "spec"]
 
 _NAMES: Final = {
     "rms_norm_eps": "layer_norm_eps", "partial_rotary_factor": "rotary_pct", "rope_theta": "rotary_emb_base",
@@ -28,7 +25,7 @@ HF: Final = Layout(
         (r"\.attention\.dense\.", ".self_attn.o_proj."), (r"\.dense_h_to_4h\.", ".up_proj."),
         (r"\.dense_4h_to_h\.", ".down_proj."),
     ),
-    splits=(Split(r"(.*\.self_attn\.)qkv\.(\w+)", (r"\1q_proj.\2", r"\1k_proj.\2", r"\1v_proj.\2"), "heads"),),
+    splits=(QKV_BY_HEAD,),
 )  # fmt: skip
 
 

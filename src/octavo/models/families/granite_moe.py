@@ -14,7 +14,7 @@ from octavo.models.common import Common, read_common, read_experts
 from octavo.models.config_reader import ConfigReader
 from octavo.models.expert_blocks import WithShared, shared_mlp
 from octavo.models.families.llama import llama_layer
-from octavo.models.layout import GGUF_EXPERTS, STACKED_EXPERTS, Layout, Split
+from octavo.models.layout import STACKED_EXPERTS, Layout, Split
 from octavo.models.spec import ModelSpec
 
 HF: Final = Layout(
@@ -32,7 +32,6 @@ HF: Final = Layout(
         ),
     ),
 )  # fmt: skip
-GGUF: Final = Layout(splits=(GGUF_EXPERTS,), interleaved=True)
 _DEFAULTS: Final[dict[str, Any]] = {"num_experts": 8, "num_experts_per_tok": 2, "hidden_act": "silu"}
 
 

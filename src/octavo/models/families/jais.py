@@ -9,7 +9,6 @@ from octavo.models.blocks import Attention, GatedMLP, Sequential
 from octavo.models.common import read_common
 from octavo.models.config_reader import ConfigReader
 from octavo.models.families import gpt2
-from octavo.models.layout import Layout
 from octavo.models.spec import AlibiSpec, ModelSpec
 
 _NAMES: Final = {**gpt2.NAMES, "embeddings_scale": "mup_embeddings_scale"}
@@ -20,7 +19,6 @@ HF: Final = replace(
     renames=((r"\.c_fc2\.", ".gate_proj."), *gpt2.HF.renames),
     transposed=r".*\.(qkv|o_proj|gate_proj|up_proj|down_proj)\.weight",
 )
-GGUF: Final[Layout] = gpt2.GGUF
 
 
 def spec(config: ConfigReader) -> ModelSpec:

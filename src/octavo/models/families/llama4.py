@@ -8,7 +8,7 @@ from octavo.models.blocks import Attention, Block, GatedMLP, Sequential
 from octavo.models.common import Common, read_common, read_experts
 from octavo.models.config_reader import MAX_LAYERS, MAX_POSITIONS, ConfigReader
 from octavo.models.expert_blocks import WithShared, shared_mlp
-from octavo.models.layout import GGUF_EXPERTS, STACKED_EXPERTS, Layout
+from octavo.models.layout import STACKED_EXPERTS, Layout
 from octavo.models.spec import ModelSpec, NormSpec, QScaleSpec
 from octavo.ops.routing import Routing
 
@@ -18,7 +18,6 @@ HF: Final = Layout(
     splits=STACKED_EXPERTS,
     interleaved=True,
 )  # fmt: skip
-GGUF: Final = Layout(splits=(GGUF_EXPERTS,), interleaved=True)
 _DEFAULTS: Final[dict[str, Any]] = {
     "num_experts": 16, "num_experts_per_tok": 1, "hidden_act": "silu", "head_dim": 128, "rms_norm_eps": 1e-5,
     "rope_theta": 500_000.0, "intermediate_size_mlp": 16_384,

@@ -8,11 +8,8 @@ from typing import Any, Final
 from octavo.models.blocks import MLP, Attention, Sequential
 from octavo.models.common import read_common
 from octavo.models.config_reader import ConfigReader
-from octavo.models.families.gpt2 import GGUF
-from octavo.models.layout import Layout, Split
+from octavo.models.layout import QKV, Layout
 from octavo.models.spec import AlibiSpec, ModelSpec
-
-__all__ = ["GGUF", "HF", "spec"]
 
 _NAMES: Final = {
     "hidden_size": "d_model", "num_attention_heads": "n_heads", "num_hidden_layers": "n_layers",
@@ -29,7 +26,7 @@ HF: Final = Layout(
         (r"\.norm_2\.", ".post_attention_layernorm."), (r"\.attn\.", ".self_attn."), (r"\.ffn\.", ".mlp."),
         (r"\.Wqkv\.", ".qkv."), (r"\.out_proj\.", ".o_proj."), (r"\.([qk])_ln\.", r".\1_norm."),
     ),
-    splits=(Split(r"(.*\.self_attn\.)qkv\.(\w+)", (r"\1q_proj.\2", r"\1k_proj.\2", r"\1v_proj.\2")),),
+    splits=(QKV,),
 )  # fmt: skip
 
 

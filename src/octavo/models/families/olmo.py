@@ -11,13 +11,11 @@ from octavo.models.blocks import Attention, GatedMLP, PostNorm
 from octavo.models.common import Common, layer_ropes, layer_windows, read_common
 from octavo.models.config_reader import ConfigReader
 from octavo.models.families.llama import llama_layer
-from octavo.models.layout import Layout
 from octavo.models.spec import ModelSpec, NormSpec, RopeSpec
 
 _EPS: Final = 1e-5
 _DEFAULTS: Final[dict[str, Any]] = {"hidden_act": "silu", "rms_norm_eps": _EPS}
 _OLMO3_THETA: Final = 500_000.0
-GGUF: Final = Layout(interleaved=True)  # of OLMo 1
 
 
 def olmo(config: ConfigReader) -> ModelSpec:

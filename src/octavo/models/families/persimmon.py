@@ -8,7 +8,7 @@ from typing import Any, Final
 from octavo.models.blocks import MLP, Attention, Sequential
 from octavo.models.common import read_common
 from octavo.models.config_reader import ConfigReader
-from octavo.models.layout import Layout, Split
+from octavo.models.layout import QKV_BY_HEAD, Layout
 from octavo.models.spec import ModelSpec
 
 _DEFAULTS: Final[dict[str, Any]] = {
@@ -20,7 +20,7 @@ HF: Final = Layout(
         (r"\.([qk])_layernorm\.", r".\1_norm."), (r"\.dense_h_to_4h\.", ".up_proj."),
         (r"\.dense_4h_to_h\.", ".down_proj."), (r"\.final_layernorm\.", ".norm."),
     ),
-    splits=(Split(r"(.*\.self_attn\.)qkv\.(\w+)", (r"\1q_proj.\2", r"\1k_proj.\2", r"\1v_proj.\2"), "heads"),),
+    splits=(QKV_BY_HEAD,),
 )  # fmt: skip
 
 

@@ -8,11 +8,8 @@ from typing import Any, Final
 from octavo.models.blocks import MLP, Attention, Parallel
 from octavo.models.common import read_common
 from octavo.models.config_reader import ConfigReader
-from octavo.models.families.gpt2 import GGUF
 from octavo.models.layout import Layout
 from octavo.models.spec import ModelSpec
-
-__all__ = ["GGUF", "HF", "spec"]
 
 _DEFAULTS: Final[dict[str, Any]] = {
     "hidden_act": "gelu_new", "rms_norm_eps": 1e-5, "partial_rotary_factor": 0.5, "max_position_embeddings": 2048,

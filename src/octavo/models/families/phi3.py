@@ -7,21 +7,11 @@ from typing import Final
 from octavo.models.blocks import Attention, GatedMLP, Sequential
 from octavo.models.common import read_common
 from octavo.models.config_reader import MAX_POSITIONS, ConfigReader
-from octavo.models.layout import Layout, Split
+from octavo.models.layout import GATE_UP, GGUF_GATE_UP, GGUF_QKV, QKV, Layout
 from octavo.models.spec import ModelSpec
 
-HF: Final = Layout(
-    splits=(
-        Split(r"(.*\.self_attn\.)qkv_proj\.(\w+)", (r"\1q_proj.\2", r"\1k_proj.\2", r"\1v_proj.\2")),
-        Split(r"(.*\.mlp\.)gate_up_proj\.(\w+)", (r"\1gate_proj.\2", r"\1up_proj.\2")),
-    )
-)
-GGUF: Final = Layout(
-    splits=(
-        Split(r"(blk\.\d+\.attn_)qkv\.(\w+)", (r"\1q.\2", r"\1k.\2", r"\1v.\2")),
-        Split(r"(blk\.\d+\.ffn_)up\.(\w+)", (r"\1gate.\2", r"\1up.\2")),
-    )
-)
+HF: Final = Layout(renames=((r"\.qkv_proj\.", ".qkv."),), splits=(QKV, GATE_UP))
+GGUF: Final = Layout(splits=(GGUF_QKV, GGUF_GATE_UP))
 
 
 def spec(config: ConfigReader) -> ModelSpec:
