@@ -161,6 +161,11 @@ def layer_ropes(config: ConfigReader, common: Common, theta: float, local_theta:
     )
 
 
+def read_window(config: ConfigReader) -> int:
+    """`sliding_window`; 0 where it is absent or null."""
+    return 0 if config.get("sliding_window") is None else config.integer("sliding_window", high=MAX_POSITIONS)
+
+
 def layer_windows(config: ConfigReader, num_layers: int, pattern: int) -> tuple[int, ...]:
     """The window of each layer, or 0. Unless the configuration says it otherwise, every `pattern`-th is full."""
     window = config.integer("sliding_window", high=MAX_POSITIONS)

@@ -31,7 +31,7 @@ def spec(config: ConfigReader) -> ModelSpec:
     if bias and common.tie_word_embeddings:
         raise config.fail("use_bias", "is not supported beside tied embeddings")
     mixed: Block = read_experts(config, common, has_choice_bias=True)
-    num_shared = 0 if config.get("moe_num_shared_experts") == 0 else config.integer("moe_num_shared_experts", 2)
+    num_shared = config.integer("moe_num_shared_experts", 2, low=0)
     if num_shared:
         size = num_shared * config.integer("moe_intermediate_size")
         mixed = WithShared(experts=mixed, shared=shared_mlp(size, common.activation))
@@ -45,7 +45,7 @@ def spec(config: ConfigReader) -> ModelSpec:
 
 def _sparse_layers(config: ConfigReader, num_layers: int) -> set[int]:
     """Every `moe_layer_interval`-th of a range of layers, whose end is counted in; -1: the last."""
-    first = 0 if config.get("moe_layer_start_index") == 0 else config.integer("moe_layer_start_index", 1, MAX_LAYERS)
+    first = config.integer("moe_layer_start_index", 1, MAX_LAYERS, low=0)
     last = config.get("moe_layer_end_index")
     last = num_layers - 1 if last in (None, -1) else config.integer("moe_layer_end_index", high=MAX_LAYERS)
     step = config.integer("moe_layer_interval", 1, MAX_LAYERS)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, Final
 
 from octavo.models.blocks import Attention, GatedMLP, Sandwich
-from octavo.models.common import Common, read_common, windows_of_types
-from octavo.models.config_reader import MAX_POSITIONS, ConfigReader
+from octavo.models.common import Common, layer_windows, read_common
+from octavo.models.config_reader import ConfigReader
 from octavo.models.spec import ModelSpec, NormSpec
 
 # transformers leaves out of a configuration what equals its defaults; these are Gemma's.
@@ -28,7 +28,6 @@ def spec(config: ConfigReader) -> ModelSpec:
     common = read_common(config, activation_key="hidden_activation")
     norm = gemma_norm(common, config)
     bias = config.flag("attention_bias", False)
-    window = config.integer("sliding_window", high=MAX_POSITIONS)
 
     def layer(window: int) -> Sandwich:
         return Sandwich(
@@ -40,9 +39,8 @@ def spec(config: ConfigReader) -> ModelSpec:
             mlp=GatedMLP(size=common.intermediate_size, activation=common.activation),
         )  # fmt: skip
 
-    alternating = tuple(0 if number % 2 else window for number in range(common.num_layers))
     return common.decoder(
-        [layer(width) for width in windows_of_types(config, common.num_layers, window) or alternating],
+        [layer(window) for window in layer_windows(config, common.num_layers, pattern=2)],
         norm=norm,
         embedding_scale=common.hidden_size**0.5,
         logit_softcap=logit_softcap,

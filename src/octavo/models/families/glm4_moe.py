@@ -41,5 +41,5 @@ def spec(config: ConfigReader) -> ModelSpec:
 
 def behind_dense(config: ConfigReader, dense: Sequential, sparse: Sequential, num_layers: int) -> list[Sequential]:
     """The layers of a model whose first `first_k_dense_replace` have no experts."""
-    count = 0 if config.get("first_k_dense_replace") == 0 else config.integer("first_k_dense_replace", 1, MAX_LAYERS)
+    count = config.integer("first_k_dense_replace", 1, MAX_LAYERS, low=0)
     return [dense if number < count else sparse for number in range(num_layers)]

@@ -4,7 +4,7 @@ it in some, and Ministral 3 in none, with queries that grow with their position.
 from __future__ import annotations
 
 from octavo.models.blocks import Attention, GatedMLP, Sequential
-from octavo.models.common import read_common, windows_of_types
+from octavo.models.common import read_common, read_window, windows_of_types
 from octavo.models.config_reader import MAX_POSITIONS, ConfigReader
 from octavo.models.spec import ModelSpec, QScaleSpec
 
@@ -34,7 +34,7 @@ def ministral3(config: ConfigReader) -> ModelSpec:
 
 def _model(config: ConfigReader, q_scale: QScaleSpec | None = None) -> ModelSpec:
     common = read_common(config)
-    window = 0 if config.get("sliding_window") is None else config.integer("sliding_window", high=MAX_POSITIONS)
+    window = read_window(config)
 
     def layer(window: int) -> Sequential:
         return Sequential(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from octavo.models.blocks import Attention, GatedMLP, Sequential
-from octavo.models.common import read_common
-from octavo.models.config_reader import MAX_POSITIONS, ConfigReader
+from octavo.models.common import read_common, read_window
+from octavo.models.config_reader import ConfigReader
 from octavo.models.layout import GATE_UP, GGUF_GATE_UP, GGUF_QKV, QKV, Layout
 from octavo.models.spec import ModelSpec
 
@@ -17,7 +17,7 @@ GGUF: Final = Layout(splits=(GGUF_QKV, GGUF_GATE_UP))
 def spec(config: ConfigReader) -> ModelSpec:
     common = read_common(config, rotates_in_part=True)
     bias = config.flag("attention_bias", False)
-    window = 0 if config.get("sliding_window") is None else config.integer("sliding_window", high=MAX_POSITIONS)
+    window = read_window(config)
     layer = Sequential(
         norm=common.norm,
         attention=Attention(

@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import Any, Final
 
 from octavo.models.blocks import Attention, Sequential
-from octavo.models.common import read_common, read_experts
-from octavo.models.config_reader import MAX_POSITIONS, ConfigReader
+from octavo.models.common import read_common, read_experts, read_window
+from octavo.models.config_reader import ConfigReader
 from octavo.models.spec import ModelSpec
 from octavo.ops.routing import Routing
 
@@ -33,7 +33,7 @@ def spec(config: ConfigReader) -> ModelSpec:
     if rope.get("long_mscale") is not None:
         common = replace(common, rope=replace(common.rope, attention_factor=scale))
     norm, bias = replace(common.norm, kind="layer", bias=True), config.flag("attention_bias", False)
-    window = 0 if config.get("sliding_window") is None else config.integer("sliding_window", high=MAX_POSITIONS)
+    window = read_window(config)
     # The noise of a configuration is training's; what it bounds here is which experts count as near.
     routing = Routing(kind="sparsemixer", renormalize=False, jitter=config.number("router_jitter_noise", 0.01))
     layer = Sequential(

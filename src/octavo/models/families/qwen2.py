@@ -31,6 +31,5 @@ def layer_windows(config: ConfigReader, num_layers: int) -> tuple[int, ...]:
     windows = windows_of_types(config, num_layers, window)
     if windows is not None:
         return windows
-    # 0 is allowed here: then all layers have the window.
-    first = 0 if config.get("max_window_layers") == 0 else config.integer("max_window_layers", 28, MAX_LAYERS)
+    first = config.integer("max_window_layers", 28, MAX_LAYERS, low=0)
     return tuple(window if layer >= first else 0 for layer in range(num_layers))

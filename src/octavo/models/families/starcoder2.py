@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import Any, Final
 
 from octavo.models.blocks import MLP, Attention, Sequential
-from octavo.models.common import read_common
-from octavo.models.config_reader import MAX_POSITIONS, ConfigReader
+from octavo.models.common import read_common, read_window
+from octavo.models.config_reader import ConfigReader
 from octavo.models.layout import Layout
 from octavo.models.spec import ModelSpec
 
@@ -24,7 +24,7 @@ def spec(config: ConfigReader) -> ModelSpec:
     config.refuse_unless("norm_type", ("layer_norm",))
     common = read_common(config)
     norm, bias = replace(common.norm, kind="layer", bias=True), config.flag("use_bias", True)
-    window = 0 if config.get("sliding_window") is None else config.integer("sliding_window", high=MAX_POSITIONS)
+    window = read_window(config)
     layer = Sequential(
         norm=norm,
         attention=Attention(
