@@ -48,6 +48,10 @@ class Common:
     norm: NormSpec
     tie_word_embeddings: bool
 
+    def with_norm(self, **changes: Any) -> Common:
+        """With norms that are otherwise in these fields of `NormSpec`."""
+        return replace(self, norm=replace(self.norm, **changes))
+
     def decoder(self, layers: Iterable[Layer], **options: Any) -> ModelSpec:
         """`options`: fields of `ModelSpec` that the family sets."""
         return ModelSpec(
@@ -175,6 +179,12 @@ def layer_windows(config: ConfigReader, num_layers: int, pattern: int) -> tuple[
     key = "sliding_window_pattern" if config.get("sliding_window_pattern") is not None else "_sliding_window_pattern"
     pattern = config.integer(key, pattern, MAX_LAYERS)
     return tuple(window if (layer + 1) % pattern else 0 for layer in range(num_layers))
+
+
+def norm_offset(config: ConfigReader) -> float:
+    """Of norms whose weights are around zero. `rms_norm_offset` is no key of Hugging Face's: `gguf_config` sets it to
+    0, because GGUF stores such norms with the 1 already added."""
+    return 0.0 if config.get("rms_norm_offset") == 0 else 1.0
 
 
 def _heads(config: ConfigReader, hidden_size: int) -> Heads:

@@ -5,7 +5,6 @@ Command R7B and Command A (`spec_2`) have windows in three layers of four, and p
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, Final
 
 from octavo.models.blocks import Attention, GatedMLP, Parallel
@@ -47,8 +46,7 @@ def _read(config: ConfigReader) -> tuple[ConfigReader, Common]:
     config = config.aliased(rms_norm_eps="layer_norm_eps").with_defaults(_DEFAULTS)
     if config.get("model_max_length") is not None:  # what the rotation was trained for; the other is less
         config = config.without("max_position_embeddings").aliased(max_position_embeddings="model_max_length")
-    common = read_common(config)
-    return config, replace(common, norm=replace(common.norm, kind="layer"))
+    return config, read_common(config).with_norm(kind="layer")
 
 
 def _decoder(config: ConfigReader, common: Common, attentions: list[dict[str, Any]]) -> ModelSpec:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, Final
 
 from octavo.models.common import read_common, read_experts
@@ -48,8 +47,7 @@ def spec(config: ConfigReader) -> ModelSpec:
     }  # fmt: skip
     config = config.aliased(moe_intermediate_size="intermediate_size", **_NAMES)
     config = config.with_defaults({key: value for key, value in moved.items() if value is not None})
-    common = read_common(config, has_experts=True)
-    common = replace(common, norm=replace(common.norm, kind="layer"))
+    common = read_common(config, has_experts=True).with_norm(kind="layer")
     clip = 0.0 if attention.get("clip_qkv") is None else attention.number("clip_qkv")
     layer = llama_layer(common, mlp=read_experts(config, common), clip=clip)
     return common.decoder([layer] * common.num_layers)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, Final
 
 from octavo.models.blocks import Attention, GatedMLP, Sandwich
-from octavo.models.common import Common, layer_windows, read_common
+from octavo.models.common import layer_windows, norm_offset, read_common
 from octavo.models.config_reader import ConfigReader
-from octavo.models.spec import ModelSpec, NormSpec
+from octavo.models.spec import ModelSpec
 
 # transformers leaves out of a configuration what equals its defaults; these are Gemma's.
 _DEFAULTS: Final[dict[str, Any]] = {
@@ -26,12 +26,12 @@ def spec(config: ConfigReader) -> ModelSpec:
     config = config.merged(_DEFAULTS)
     config.refuse_unless("use_bidirectional_attention", (False,))
     common = read_common(config, activation_key="hidden_activation")
-    norm = gemma_norm(common, config)
+    common = common.with_norm(offset=norm_offset(config))
     bias = config.flag("attention_bias", False)
 
     def layer(window: int) -> Sandwich:
         return Sandwich(
-            norm=norm,
+            norm=common.norm,
             attention=Attention(
                 heads=common.heads, rope=common.rope, scale=config.number("query_pre_attn_scalar", 256.0) ** -0.5,
                 window=window, softcap=attn_softcap, bias=bias, o_bias=bias,
@@ -41,16 +41,9 @@ def spec(config: ConfigReader) -> ModelSpec:
 
     return common.decoder(
         [layer(window) for window in layer_windows(config, common.num_layers, pattern=2)],
-        norm=norm,
         embedding_scale=common.hidden_size**0.5,
         logit_softcap=logit_softcap,
     )
-
-
-def gemma_norm(common: Common, config: ConfigReader) -> NormSpec:
-    """Weights around zero. `rms_norm_offset` is no key of Hugging Face's: `gguf_config` sets it to 0, because GGUF
-    stores the norms with the 1 already added."""
-    return NormSpec(eps=common.norm.eps, offset=0.0 if config.get("rms_norm_offset") == 0 else 1.0)
 
 
 def softcap(config: ConfigReader, key: str) -> float:

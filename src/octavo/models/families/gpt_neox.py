@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, Final
 
 from octavo.models.blocks import MLP, Attention, Parallel, Sequential
@@ -31,14 +30,14 @@ HF: Final = Layout(
 
 def spec(config: ConfigReader) -> ModelSpec:
     config = config.aliased(**_NAMES)
-    common = read_common(config.with_defaults(_DEFAULTS), rotates_in_part=True)
-    norm, bias = replace(common.norm, kind="layer", bias=True), config.flag("attention_bias", True)
+    common = read_common(config.with_defaults(_DEFAULTS), rotates_in_part=True).with_norm(kind="layer", bias=True)
+    bias = config.flag("attention_bias", True)
     attention = Attention(
         heads=common.heads, rope=common.rope, scale=common.heads.head_dim**-0.5, bias=bias, o_bias=bias
     )
     mlp = MLP(size=common.intermediate_size, activation=common.activation, bias=True)
     if config.flag("use_parallel_residual", True):
-        layer: Parallel | Sequential = Parallel(attention=attention, mlp=mlp, norm=norm)
+        layer: Parallel | Sequential = Parallel(attention=attention, mlp=mlp, norm=common.norm)
     else:
-        layer = Sequential(attention=attention, mlp=mlp, norm=norm)
-    return common.decoder([layer] * common.num_layers, norm=norm)
+        layer = Sequential(attention=attention, mlp=mlp, norm=common.norm)
+    return common.decoder([layer] * common.num_layers)

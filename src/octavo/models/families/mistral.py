@@ -3,9 +3,9 @@ it in some, and Ministral 3 in none, with queries that grow with their position.
 
 from __future__ import annotations
 
-from octavo.models.blocks import Attention, GatedMLP, Sequential
 from octavo.models.common import read_common, read_window, windows_of_types
 from octavo.models.config_reader import MAX_POSITIONS, ConfigReader
+from octavo.models.families.llama import llama_layer
 from octavo.models.spec import ModelSpec, QScaleSpec
 
 
@@ -35,15 +35,5 @@ def ministral3(config: ConfigReader) -> ModelSpec:
 def _model(config: ConfigReader, q_scale: QScaleSpec | None = None) -> ModelSpec:
     common = read_common(config)
     window = read_window(config)
-
-    def layer(window: int) -> Sequential:
-        return Sequential(
-            norm=common.norm,
-            attention=Attention(
-                heads=common.heads, rope=common.rope, scale=common.heads.head_dim**-0.5, window=window, q_scale=q_scale
-            ),
-            mlp=GatedMLP(size=common.intermediate_size, activation=common.activation),
-        )
-
     windows = windows_of_types(config, common.num_layers, window) or (window,) * common.num_layers
-    return common.decoder([layer(width) for width in windows])
+    return common.decoder([llama_layer(common, window=width, q_scale=q_scale) for width in windows])

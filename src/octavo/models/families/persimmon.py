@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, Final
 
-from octavo.models.blocks import MLP, Attention, Sequential
+from octavo.models.blocks import MLP
 from octavo.models.common import read_common
 from octavo.models.config_reader import ConfigReader
+from octavo.models.families.llama import llama_layer
 from octavo.models.layout import QKV_BY_HEAD, Layout
 from octavo.models.spec import ModelSpec
 
@@ -26,14 +26,9 @@ HF: Final = Layout(
 
 def spec(config: ConfigReader) -> ModelSpec:
     config = config.aliased(rms_norm_eps="layer_norm_eps").with_defaults(_DEFAULTS)
-    common = read_common(config, rotates_in_part=True)
-    norm = replace(common.norm, kind="layer", bias=True)
-    layer = Sequential(
-        norm=norm,
-        attention=Attention(
-            heads=common.heads, rope=common.rope, scale=common.heads.head_dim**-0.5, bias=True, o_bias=True,
-            qk_norm=norm if config.flag("qk_layernorm", True) else None,
-        ),
+    common = read_common(config, rotates_in_part=True).with_norm(kind="layer", bias=True)
+    layer = llama_layer(
+        common, bias=True, o_bias=True, qk_norm=common.norm if config.flag("qk_layernorm", True) else None,
         mlp=MLP(size=common.intermediate_size, activation=common.activation, bias=True),
     )  # fmt: skip
-    return common.decoder([layer] * common.num_layers, norm=norm)
+    return common.decoder([layer] * common.num_layers)
