@@ -20,6 +20,7 @@ from octavo.models.config_reader import (
 from octavo.models.expert_blocks import MixtureOfExperts
 from octavo.models.spec import ModelSpec, NormSpec, RopeSpec
 from octavo.ops.program import Activation, Heads, Latent
+from octavo.ops.routing import Routing
 
 #: Above any real model.
 MAX_EXPERTS: Final = 4096
@@ -115,6 +116,13 @@ def read_experts(config: ConfigReader, common: Common, **options: Any) -> Mixtur
     )
 
 
+def with_local_experts(config: ConfigReader) -> ConfigReader:
+    """Where there are `num_local_experts`, as Mixtral calls them, each of `intermediate_size`."""
+    return config.without("moe_intermediate_size").aliased(
+        num_experts="num_local_experts", moe_intermediate_size="intermediate_size"
+    )
+
+
 def read_groups(config: ConfigReader) -> dict[str, int]:
     """Fields of a `Routing`. Of the keys n_group and topk_group; null and absent: there are no groups."""
     num_experts, top_k = config.integer("num_experts", high=MAX_EXPERTS), config.integer("num_experts_per_tok")
@@ -125,6 +133,14 @@ def read_groups(config: ConfigReader) -> dict[str, int]:
     if top_k > top_groups * (num_experts // groups):
         raise config.fail("topk_group", f"leaves too few experts to choose {top_k}")
     return {"num_groups": groups, "top_groups": top_groups}
+
+
+def read_noaux_routing(config: ConfigReader) -> Routing:
+    """By sigmoids and a bias (`noaux_tc`); of each group the two best experts count."""
+    return Routing(
+        kind="sigmoid", renormalize=config.flag("norm_topk_prob", True), group_best=2,
+        factor=config.number("routed_scaling_factor", 1.0), **read_groups(config),
+    )  # fmt: skip
 
 
 def head_rope(

@@ -84,6 +84,10 @@ class ConfigReader:
             raise self.fail(key, f"is not a number above {low:g}")
         return float(value)
 
+    def bound(self, key: str) -> float:
+        """A finite number above 0; 0.0 where the key is absent or null: there is none."""
+        return 0.0 if self.get(key) is None else self.number(key)
+
     def numbers(self, key: str) -> tuple[float, ...]:
         """A list of positive finite numbers."""
         values = self.get(key)
@@ -134,6 +138,10 @@ class ConfigReader:
     def with_defaults(self, defaults: dict[str, Any]) -> ConfigReader:
         """This mapping with `defaults` where it says nothing or null, be it under a family's own name."""
         return self.merged({key: value for key, value in defaults.items() if self.get(key) is None})
+
+    def replaced(self, **values: Any) -> ConfigReader:
+        """This mapping with `values` above it: what they say wins."""
+        return ConfigReader({**self._values, **values}, self._place, self._aliases)
 
     def without(self, *keys: str) -> ConfigReader:
         return ConfigReader(

@@ -28,7 +28,7 @@ def spec(config: ConfigReader) -> ModelSpec:
     config.refuse_unless("qk_norm", (True,))
     for key in ("post_norm", "mlp_bias"):
         config.refuse_unless(key, (False,))
-    common = read_common(config.without("hidden_act").merged({"hidden_act": "relu"}))
+    common = read_common(config.replaced(hidden_act="relu"))
     bias = config.flag("attention_bias", False)
 
     def layer(xielu: tuple[float, float] | None) -> Sequential:

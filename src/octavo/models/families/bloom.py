@@ -34,10 +34,8 @@ HF: Final = Layout(
 def spec(config: ConfigReader) -> ModelSpec:
     config = config.aliased(**_NAMES)
     config.refuse_unless("apply_residual_connection_post_layernorm", (False,))
-    hidden = config.integer("hidden_size")
-    common = read_common(
-        config.with_defaults(_DEFAULTS).without("intermediate_size").merged({"intermediate_size": 4 * hidden})
-    ).with_norm(kind="layer", bias=True)
+    config = config.with_defaults(_DEFAULTS).replaced(intermediate_size=4 * config.integer("hidden_size"))
+    common = read_common(config).with_norm(kind="layer", bias=True)
     layer = llama_layer(
         common, rope=None, alibi=AlibiSpec(num_heads=common.heads.num_heads), bias=True, o_bias=True,
         mlp=MLP(size=common.intermediate_size, activation=common.activation, bias=True),

@@ -48,6 +48,5 @@ def spec(config: ConfigReader) -> ModelSpec:
     config = config.aliased(moe_intermediate_size="intermediate_size", **_NAMES)
     config = config.with_defaults({key: value for key, value in moved.items() if value is not None})
     common = read_common(config, has_experts=True).with_norm(kind="layer")
-    clip = 0.0 if attention.get("clip_qkv") is None else attention.number("clip_qkv")
-    layer = llama_layer(common, mlp=read_experts(config, common), clip=clip)
+    layer = llama_layer(common, mlp=read_experts(config, common), clip=attention.bound("clip_qkv"))
     return common.decoder([layer] * common.num_layers)

@@ -21,8 +21,8 @@ _DEFAULTS: Final[dict[str, Any]] = {
 
 def spec(config: ConfigReader) -> ModelSpec:
     # Null means none here; only where the key is absent does the default hold.
-    attn_softcap = softcap(config, "attn_logit_softcapping") if config.has("attn_logit_softcapping") else 50.0
-    logit_softcap = softcap(config, "final_logit_softcapping") if config.has("final_logit_softcapping") else 30.0
+    attn_softcap = config.bound("attn_logit_softcapping") if config.has("attn_logit_softcapping") else 50.0
+    logit_softcap = config.bound("final_logit_softcapping") if config.has("final_logit_softcapping") else 30.0
     config = config.merged(_DEFAULTS)
     config.refuse_unless("use_bidirectional_attention", (False,))
     common = read_common(config, activation_key="hidden_activation")
@@ -44,7 +44,3 @@ def spec(config: ConfigReader) -> ModelSpec:
         embedding_scale=common.hidden_size**0.5,
         logit_softcap=logit_softcap,
     )
-
-
-def softcap(config: ConfigReader, key: str) -> float:
-    return 0.0 if config.get(key) is None else config.number(key)

@@ -7,7 +7,6 @@ from typing import Any, Final
 from octavo.models.blocks import Attention, GatedMLP, Sandwich
 from octavo.models.common import layer_ropes, layer_windows, norm_offset, read_common
 from octavo.models.config_reader import ConfigReader
-from octavo.models.families.gemma2 import softcap
 from octavo.models.spec import ModelSpec
 
 _GLOBAL_THETA: Final = 1_000_000.0
@@ -47,5 +46,5 @@ def spec(config: ConfigReader) -> ModelSpec:
     return common.decoder(
         [layer(window) for window in layer_windows(config, common.num_layers, pattern=6)],
         embedding_scale=common.hidden_size**0.5,
-        logit_softcap=softcap(config, "final_logit_softcapping"),
+        logit_softcap=config.bound("final_logit_softcapping"),
     )

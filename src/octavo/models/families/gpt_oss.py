@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from octavo.models.common import layer_windows, read_common, read_experts
+from octavo.models.common import layer_windows, read_common, read_experts, with_local_experts
 from octavo.models.config_reader import ConfigReader
 from octavo.models.families.llama import llama_layer
 from octavo.models.layout import GGUF_EXPERTS, Layout, Split
@@ -34,10 +34,7 @@ def spec(config: ConfigReader) -> ModelSpec:
     config.refuse_unless("swiglu_limit", (7.0,))
     config.refuse_unless("swiglu_alpha", (1.702,))
     config.refuse_unless("hidden_act", ("silu",))
-    config = config.without("quantization_config").aliased(
-        num_experts="num_local_experts", moe_intermediate_size="intermediate_size"
-    )
-    config = config.with_defaults(_DEFAULTS)
+    config = with_local_experts(config.without("quantization_config")).with_defaults(_DEFAULTS)
     common = read_common(config, has_experts=True)
     bias = config.flag("attention_bias", True)
     experts = read_experts(config, common, activation="swiglu_oai", router_bias=True, bias=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from octavo.models.blocks import Block
-from octavo.models.common import Common, read_common, read_experts
+from octavo.models.common import Common, read_common, read_experts, with_local_experts
 from octavo.models.config_reader import ConfigReader
 from octavo.models.expert_blocks import WithShared, shared_mlp
 from octavo.models.families.granite import granite_decoder, with_multiplier
@@ -48,8 +48,5 @@ def spec(config: ConfigReader) -> ModelSpec:
 
 def read_granite(config: ConfigReader) -> tuple[ConfigReader, Common, float]:
     """The configuration under common names, what it says, and what multiplies each sum."""
-    config = config.without("moe_intermediate_size").aliased(
-        num_experts="num_local_experts", moe_intermediate_size="intermediate_size"
-    )
-    config = config.with_defaults(_DEFAULTS)
+    config = with_local_experts(config).with_defaults(_DEFAULTS)
     return config, *with_multiplier(config, read_common(config, has_experts=True))

@@ -28,7 +28,7 @@ def spec(config: ConfigReader) -> ModelSpec:
     config.refuse_unless("alibi_scaling", ())
     config.refuse_unless("hidden_act", ("swiglu",))
     config = config.with_defaults({"intermediate_size": 4 * config.integer("hidden_size")})
-    common = read_common(config.without("hidden_act", "activation_function").merged({"hidden_act": "silu"}))
+    common = read_common(config.replaced(hidden_act="silu"))
     common, heads = common.with_norm(kind="layer", bias=True), common.heads
     layer = llama_layer(
         common, scale=heads.head_dim ** -(1.0 if config.flag("mup_scale_qk_dot_by_d", False) else 0.5), rope=None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from octavo.models.blocks import Attention, Block, GatedMLP, Sequential
-from octavo.models.common import Common, read_common, read_experts
+from octavo.models.common import Common, read_common, read_experts, with_local_experts
 from octavo.models.config_reader import MAX_LAYERS, MAX_POSITIONS, ConfigReader
 from octavo.models.expert_blocks import WithShared, shared_mlp
 from octavo.models.layout import STACKED_EXPERTS, Layout
@@ -27,10 +27,7 @@ _DEFAULTS: Final[dict[str, Any]] = {
 def spec(config: ConfigReader) -> ModelSpec:
     # Null means whole contexts; only where the key is absent does the default hold.
     has_chunks = not config.has("attention_chunk_size") or config.get("attention_chunk_size") is not None
-    config = config.without("moe_intermediate_size").aliased(
-        num_experts="num_local_experts", moe_intermediate_size="intermediate_size"
-    )
-    config = config.with_defaults(_DEFAULTS)
+    config = with_local_experts(config).with_defaults(_DEFAULTS)
     common = read_common(config, has_experts=True)
     routing = Routing(kind="sigmoid", renormalize=False)
     experts = WithShared(

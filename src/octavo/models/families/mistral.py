@@ -29,7 +29,7 @@ def ministral3(config: ConfigReader) -> ModelSpec:
         original_max_position_embeddings=section.integer("original_max_position_embeddings", high=MAX_POSITIONS),
     )
     rope = {key: value for key, value in config.get("rope_parameters").items() if key != "llama_4_scaling_beta"}
-    return _model(config.without("rope_parameters").merged({"rope_parameters": rope}), scale)
+    return _model(config.replaced(rope_parameters=rope), scale)
 
 
 def _model(config: ConfigReader, q_scale: QScaleSpec | None = None) -> ModelSpec:

@@ -20,8 +20,8 @@ _OLMO3_THETA: Final = 500_000.0
 def olmo(config: ConfigReader) -> ModelSpec:
     common, bias = read_common(config.with_defaults(_DEFAULTS)), config.flag("attention_bias", False)
     common = common.with_norm(eps=_EPS, kind="layer", has_weight=False)
-    clip = 0.0 if config.get("clip_qkv") is None else config.number("clip_qkv")
-    return common.decoder([llama_layer(common, bias=bias, o_bias=bias, clip=clip)] * common.num_layers)
+    layer = llama_layer(common, bias=bias, o_bias=bias, clip=config.bound("clip_qkv"))
+    return common.decoder([layer] * common.num_layers)
 
 
 def olmo2(config: ConfigReader) -> ModelSpec:

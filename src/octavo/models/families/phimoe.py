@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Final
 
-from octavo.models.common import read_common, read_experts, read_window
+from octavo.models.common import read_common, read_experts, read_window, with_local_experts
 from octavo.models.config_reader import ConfigReader
 from octavo.models.families.llama import llama_layer
 from octavo.models.spec import ModelSpec
@@ -18,17 +18,14 @@ _MSCALES: Final = ("short_mscale", "long_mscale")
 
 
 def spec(config: ConfigReader) -> ModelSpec:
-    config = config.without("moe_intermediate_size").aliased(
-        num_experts="num_local_experts", moe_intermediate_size="intermediate_size"
-    )
-    config = config.with_defaults(_DEFAULTS)
+    config = with_local_experts(config).with_defaults(_DEFAULTS)
     key = "rope_scaling" if config.get("rope_parameters") is None else "rope_parameters"
     rope = config.section(key)
     scale = rope.number("long_mscale", 1.0)  # of cosines and sines
     rope.refuse_unless("short_mscale", (scale,))
     if config.get(key) is not None:
         plain = {name: value for name, value in config.get(key).items() if name not in _MSCALES}
-        config = config.without(key).merged({key: plain})
+        config = config.replaced(**{key: plain})
     common = read_common(config, has_experts=True)
     if rope.get("long_mscale") is not None:
         common = replace(common, rope=replace(common.rope, attention_factor=scale))

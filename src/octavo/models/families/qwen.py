@@ -40,6 +40,5 @@ def spec(config: ConfigReader) -> ModelSpec:
         # Only beyond the length of its training do the model's own code stretch the rotation (use_dynamic_ntk) and
         # scale queries (use_logn_attn), by the length that a text has just reached. So that much is served.
         config = config.without("max_position_embeddings").aliased(max_position_embeddings="seq_length")
-    config = config.without("intermediate_size").with_defaults({**_DEFAULTS, "intermediate_size": size // 2})
-    common = read_common(config)
+    common = read_common(config.with_defaults(_DEFAULTS).replaced(intermediate_size=size // 2))
     return common.decoder([llama_layer(common, bias=True)] * common.num_layers)
