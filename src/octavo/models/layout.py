@@ -70,7 +70,7 @@ class _Place:
     number: int
     kind: SplitKind
     transposed: bool
-    num_parts: int  # of an expert, in a stack
+    num_parts: int  # tensors of a group: of one expert or head, and otherwise all of them; groups are alike
     skipped: int
 
     @property
@@ -156,8 +156,8 @@ class TensorSource:
         for split in self._layout.splits:
             if match := re.fullmatch(split.pattern, renamed):
                 kind, names = split.kind, tuple(match.expand(part) for part in split.names)
+                num_parts = len(names)
                 if kind in ("stack", "pairs", "latent"):
-                    num_parts = len(names)
                     numbered = ([part.replace("#", str(number)) for part in names] for number in count())
                     whole = takewhile(lambda parts: self._declared.keys() >= set(parts), numbered)
                     names = tuple(chain.from_iterable(whole)) or (renamed,)
@@ -169,12 +169,17 @@ class TensorSource:
 
     def _shape(self, place: _Place) -> tuple[int, ...]:
         """What the tensor of the checkpoint must have."""
-        shapes = [self._declared[name].shape for name in place.siblings]
-        shapes = [shape[::-1] if place.turns(number) else shape for number, shape in enumerate(shapes)]
-        count = len(shapes) // place.num_parts if place.is_stack else 1
-        shape = (place.skipped + sum(rows for rows, *_ in shapes) // count, *shapes[0][1:])
+        shapes = self._group_shapes(place)
+        num_groups, rows = len(place.siblings) // place.num_parts, sum(rows for rows, *_ in shapes)
+        shape = (place.skipped + (rows if place.is_stack else num_groups * rows), *shapes[0][1:])
         shape = shape[::-1] if place.transposed else shape
-        return (count, *shape) if place.is_stack else shape
+        return (num_groups, *shape) if place.is_stack else shape
+
+    def _group_shapes(self, place: _Place) -> list[tuple[int, ...]]:
+        """Of the tensors of a group, as their rows stand in the tensor of the checkpoint. There may be hundreds of
+        groups, and each of their tensors asks for it."""
+        shapes = [self._declared[name].shape for name in place.siblings[: place.num_parts]]
+        return [shape[::-1] if place.turns(number) else shape for number, shape in enumerate(shapes)]
 
     def __len__(self) -> int:
         return len(self._declared)
@@ -220,18 +225,18 @@ class TensorSource:
         """Which rows of the tensor of the checkpoint are the declared one; None: all."""
         if len(place.siblings) == 1 and not place.skipped:
             return None
-        tensors = [self._declared[name] for name in place.siblings]
         if place.kind == "heads":
+            tensors = [self._declared[name] for name in place.siblings]
             groups = tensors[-1].shape[0] // tensors[-1].head_dim
             sizes = [tensor.shape[0] // groups for tensor in tensors]  # rows in a group
             first, turns = sum(sizes[: place.number]), torch.arange(sizes[place.number])
             return (torch.arange(groups)[:, None] * sum(sizes) + first + turns).flatten()
-        lengths = [tensor.shape[1 if place.turns(number) else 0] for number, tensor in enumerate(tensors)]
-        rows = lengths[place.number]
+        lengths = [rows for rows, *_ in self._group_shapes(place)]
+        group, part = divmod(place.number, place.num_parts)
+        rows = lengths[part]
         if place.kind == "pairs":
-            expert, part = divmod(place.number, place.num_parts)
-            return place.num_parts * (expert * rows + torch.arange(rows)) + part
-        first = place.skipped + sum(lengths[: place.number])
+            return place.num_parts * (group * rows + torch.arange(rows)) + part
+        first = place.skipped + group * sum(lengths) + sum(lengths[:part])
         return torch.arange(first, first + rows)
 
     def _key(self, tensor: TensorDecl) -> str:
