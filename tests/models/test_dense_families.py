@@ -16,8 +16,8 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from models.family_cases import LLAMA3_ROPE, PROMPTS, YARN_ROPE, transformers_logits
 from models.running import load, prompt_logits
-from models.test_families import LLAMA3_ROPE, PROMPTS, YARN_ROPE, transformers_logits
 from models.test_gguf_families import write_gguf
 from octavo.base.errors import CheckpointError
 from octavo.files.gguf import TensorInfo

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from models.expert_cases import EXPERT_CASES
+from models.family_cases import PROMPTS, make_model, transformers_logits
 from models.running import load, prompt_logits
-from models.test_families import PROMPTS, make_model, transformers_logits
 from octavo.base.errors import CheckpointError
 from octavo.models.decoder import define
 from octavo.models.registry import model_spec
