@@ -94,6 +94,9 @@ GEMMA_ROPES = {
 FOREIGN: dict[str, tuple[str, ...]] = {
     "GPT2": ("num_key_value_heads", "intermediate_size"),
     "GPTNeoX": ("num_key_value_heads",),
+    "GPTJ": ("num_key_value_heads", "intermediate_size"),
+    "GPTBigCode": ("num_key_value_heads", "intermediate_size"),
+    "Falcon": ("num_key_value_heads", "intermediate_size"),
     "Dbrx": (
         "num_key_value_heads",
         "intermediate_size",
@@ -113,6 +116,9 @@ FOREIGN: dict[str, tuple[str, ...]] = {
         "num_attention_heads",
     ),
 }
+
+#: Models whose names do not follow from their configuration's.
+CLASSES = {"GPT2": "GPT2LMHeadModel", "InternLM3": "LlamaForCausalLM"}
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
@@ -334,8 +340,9 @@ def make_model(directory: Path, family: str, options: dict[str, Any], **saving: 
     config_name = f"{family}TextConfig" if family in ("Gemma3", "Llama4") else f"{family}Config"
     sizes = {key: value for key, value in {**SIZES, **options}.items() if key not in FOREIGN.get(family, ())}
     config = getattr(transformers, config_name)(**sizes)
-    config._attn_implementation = "eager"
-    model = getattr(transformers, "GPT2LMHeadModel" if family == "GPT2" else f"{family}ForCausalLM")(config).eval()
+    # With "eager" Falcon adds ALiBi twice: in the mask, and to the scores.
+    config._attn_implementation = "sdpa" if options.get("alibi") else "eager"
+    model = getattr(transformers, CLASSES.get(family, f"{family}ForCausalLM"))(config).eval()
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

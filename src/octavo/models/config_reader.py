@@ -131,9 +131,8 @@ class ConfigReader:
             raise self.fail(key, "is not supported")
 
     def merged(self, values: dict[str, Any]) -> ConfigReader:
-        """This mapping with `values` below it: what it says itself wins."""
-        own = {key: value for key, value in self._values.items() if value is not None}
-        return ConfigReader({**values, **own}, self._place, self._aliases)
+        """This mapping with `values` below it: what it says itself wins, but for null."""
+        return self.replaced(**{key: value for key, value in values.items() if self._values.get(key) is None})
 
     def with_defaults(self, defaults: dict[str, Any]) -> ConfigReader:
         """This mapping with `defaults` where it says nothing or null, be it under a family's own name."""

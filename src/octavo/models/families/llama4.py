@@ -25,8 +25,6 @@ _DEFAULTS: Final[dict[str, Any]] = {
 
 
 def spec(config: ConfigReader) -> ModelSpec:
-    # Null means whole contexts; only where the key is absent does the default hold.
-    has_chunks = not config.has("attention_chunk_size") or config.get("attention_chunk_size") is not None
     config = with_local_experts(config).with_defaults(_DEFAULTS)
     common = read_common(config, has_experts=True)
     routing = Routing(kind="sigmoid", renormalize=False)
@@ -36,8 +34,7 @@ def spec(config: ConfigReader) -> ModelSpec:
     )
     dense = GatedMLP(size=config.integer("intermediate_size_mlp"), activation=common.activation)
     sparse, rotated = _sparse_layers(config, common.num_layers), _rotated_layers(config, common.num_layers)
-    chunk = config.integer("attention_chunk_size", 8192, MAX_POSITIONS) if has_chunks else 0
-    attentions = {is_rotated: _attention(config, common, is_rotated, chunk) for is_rotated in set(rotated)}
+    attentions = {is_rotated: _attention(config, common, is_rotated) for is_rotated in set(rotated)}
 
     def layer(number: int) -> Sequential:
         mlp: Block = experts if number in sparse else dense
@@ -46,7 +43,7 @@ def spec(config: ConfigReader) -> ModelSpec:
     return common.decoder([layer(number) for number in range(common.num_layers)])
 
 
-def _attention(config: ConfigReader, common: Common, is_rotated: bool, chunk: int) -> Attention:
+def _attention(config: ConfigReader, common: Common, is_rotated: bool) -> Attention:
     bias = config.flag("attention_bias", False)
     options: dict[str, Any] = {
         "heads": common.heads, "scale": common.heads.head_dim**-0.5, "bias": bias, "o_bias": bias,
@@ -61,6 +58,9 @@ def _attention(config: ConfigReader, common: Common, is_rotated: bool, chunk: in
         return Attention(**options)
     if config.flag("use_qk_norm", True):
         options |= {"qk_norm": NormSpec(eps=common.norm.eps, has_weight=False), "norms_rotated": True}
+    chunk = 0  # Null means whole contexts; only where the key is absent does the default hold.
+    if not config.has("attention_chunk_size") or config.get("attention_chunk_size") is not None:
+        chunk = config.integer("attention_chunk_size", 8192, MAX_POSITIONS)
     return Attention(rope=common.rope, window=chunk, chunked=chunk > 0, **options)
 
 
