@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from engine.harness import Engine, Reply, request
-from models.test_families import HYBRID, JAMBA, SIZES
+from models.family_cases import HYBRID, JAMBA, SIZES
 from models.test_head_shapes import LOCAL_AND_GLOBAL, WITH_LATENTS, configuration, spec
 from octavo.core.request import Request
 from octavo.core.scheduler.scheduler import Scheduler

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from models import test_quantized as checkpoints
+from models.family_cases import PROMPTS, SIZES, make_model, transformers_logits
 from models.running import Run, load, prompt_logits
-from models.test_families import PROMPTS, SIZES, make_model, transformers_logits
 from octavo.base.config import ModelConfig
 from octavo.base.errors import CheckpointError
 from octavo.models import implementation
@@ -27,6 +26,8 @@ from octavo.models.loader import LoadedModel
 from octavo.models.registry import FAMILIES
 from octavo.ops.table import bind
 from support import quantized_checkpoints as written
+
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 _EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 48, "head_dim": 16}
 _ROUTED = {**_EXPERTS, "n_routed_experts": 6, "n_shared_experts": 1, "first_k_dense_replace": 1}
@@ -79,15 +80,6 @@ def bridged(path: Path, **config: Any) -> LoadedModel:
 def change_config(directory: Path, **values: Any) -> None:
     path = directory / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_torch_thread() -> Iterator[None]:
-    """As in the engine, where the native kernels have the cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_all_that_the_documents_name_is_tried_here() -> None:

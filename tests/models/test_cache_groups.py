@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from models.family_cases import PROMPTS, SIZES, make_model
 from models.running import BLOCK_SIZE, load
-from models.test_families import PROMPTS, SIZES, make_model
 from octavo.ops.program import Attend, Op, Program, RopeWrite
 from octavo.ops.run import Runner
 from octavo.ops.table import Ops, bind

@@ -235,6 +235,8 @@ def test_a_config_that_is_no_json_object_is_refused(content: str, model: Path) -
         ({"head_dim": 15}, "head_dim"),
         ({"rms_norm_eps": float("inf")}, "rms_norm_eps"),
         ({"hidden_act": "xielu"}, "hidden_act.*xielu"),
+        ({"hidden_act": ["silu"]}, "hidden_act"),
+        ({"architectures": ["Lfm2ForCausalLM"], "layer_types": [["conv"], "conv"]}, "layer_types.*conv"),
         ({"attention_bias": "yes"}, "attention_bias"),
         ({"rope_theta": 0}, "rope_theta"),
         ({"rope_scaling": {"type": "spiral", "factor": 2.0}}, "spiral"),

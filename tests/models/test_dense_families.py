@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from safetensors.torch import load_file, save_file
 
+from models import family_cases
+from models.family_cases import LLAMA3_ROPE, PROMPTS, YARN_ROPE, transformers_logits
 from models.running import load, prompt_logits
-from models.test_families import LLAMA3_ROPE, PROMPTS, YARN_ROPE, transformers_logits
 from models.test_gguf_families import write_gguf
 from octavo.base.errors import CheckpointError
 from octavo.files.gguf import TensorInfo
@@ -31,12 +31,6 @@ SIZES: dict[str, Any] = {
     "vocab_size": 96, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 128, "pad_token_id": None,
 }  # fmt: skip
-#: Sizes that a family's configuration does not have.
-FOREIGN = {
-    "Falcon": ("num_key_value_heads", "intermediate_size"),
-    "GPTJ": ("num_key_value_heads", "intermediate_size"),
-    "GPTBigCode": ("num_key_value_heads", "intermediate_size"),
-}
 WINDOWS = ["sliding_attention", "full_attention"]
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "cohere": ("Cohere", {}),
@@ -82,20 +76,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def make_model(directory: Path, family: str, options: dict[str, Any]) -> Any:
-    """A random model of transformers, saved to `directory`. Weights are large enough for differences to show."""
-    sizes = {key: value for key, value in {**SIZES, **options}.items() if key not in FOREIGN.get(family, ())}
-    config = getattr(transformers, f"{family}Config")(**sizes)
-    # With "eager" Falcon adds ALiBi twice: in the mask, and to the scores.
-    config._attn_implementation = "sdpa" if options.get("alibi") else "eager"
-    model = getattr(transformers, "LlamaForCausalLM" if family == "InternLM3" else f"{family}ForCausalLM")
-    model = model(config).eval()
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            noise = 0.15 * torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(noise + 1.0 if "norm" in name or "ln_" in name else noise)
-    model.save_pretrained(directory)
-    return model
+    return family_cases.make_model(directory, family, {**SIZES, **options})
 
 
 def check_logits(directory: Path, expected: torch.Tensor, prompts: list[list[int]] = PROMPTS, **config: Any) -> None:
@@ -205,6 +186,10 @@ LAYOUTS: dict[str, tuple[str, dict[str, Any], Callable[[Tensors], Tensors], dict
         "Llama", {"attention_bias": True, "num_key_value_heads": 4}, lambda tensors: tensors,
         {**SIZES, "num_key_value_heads": 4, "architectures": ["InternLMForCausalLM"], "bias": True,
          "rotary": {"base": 10_000, "type": "dynamic"}, "rms_norm_eps": 1e-6, "hidden_act": "silu"},
+    ),
+    "internlm3": (  # what transformers saves itself names Llama
+        "Qwen2", {}, lambda tensors: tensors,
+        {**SIZES, "architectures": ["InternLM3ForCausalLM"], "qkv_bias": True, "bias": False, "rms_norm_eps": 1e-6},
     ),
     "exaone": (
         "Llama", {"rope_parameters": LLAMA3_ROPE, "rms_norm_eps": 1e-5}, exaone,

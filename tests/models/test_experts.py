@@ -13,9 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from models.expert_cases import EXPERT_CASES
+from models.family_cases import PROMPTS, make_model, transformers_logits
 from models.running import load, prompt_logits
-from models.test_families import PROMPTS, make_model, transformers_logits
 from octavo.base.errors import CheckpointError
+from octavo.models.decoder import define
+from octavo.models.registry import model_spec
 from octavo.ops.table import bind
 from octavo.quant import mxfp4
 from octavo.quant.gguf_types import transcode
@@ -116,6 +118,20 @@ def test_logits_are_those_of_the_published_descriptions(family: dict[str, Any], 
     ops = bind("cpu", "reference")
     for prompt, ours in zip(PROMPTS, prompt_logits(load(tmp_path, ops), ops, PROMPTS), strict=True):
         torch.testing.assert_close(ours, expert_references.logits(config, weights, prompt), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("given", "window"), [({}, 8192), ({"attention_chunk_size": None}, 0), ({"attention_chunk_size": 64}, 64)]
+)
+def test_llama_4_without_a_size_of_chunks_sees_whole_contexts(given: dict[str, Any], window: int) -> None:
+    """Null is not what an absent key is."""
+    config = {
+        "architectures": ["Llama4ForCausalLM"], "vocab_size": 32, "hidden_size": 64, "intermediate_size": 48,
+        "intermediate_size_mlp": 64, "num_hidden_layers": 4, "num_attention_heads": 2, "num_local_experts": 4,
+        "max_position_embeddings": 128,
+    }  # fmt: skip
+    program = define(model_spec({**config, **given}, "here")).program
+    assert [(cache.window, cache.chunked) for cache in program.caches] == [(window, window > 0)] * 3 + [(0, False)]
 
 
 def test_layers_that_guess_are_ignored(tmp_path: Path) -> None:

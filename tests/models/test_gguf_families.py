@@ -13,8 +13,7 @@ import pytest
 import torch
 
 from models.expert_cases import EXPERT_ARCHS, EXPERT_CASES, write_experts
-from models.running import load, prompt_logits
-from models.test_families import (
+from models.family_cases import (
     LATENT,
     LATENT_LONG_ROPE,
     LFM2_LAYERS,
@@ -25,6 +24,7 @@ from models.test_families import (
     make_model,
     transformers_logits,
 )
+from models.running import load, prompt_logits
 from octavo.base.errors import CheckpointError
 from octavo.models.checkpoint import SafetensorsCheckpoint
 from octavo.models.decoder import define

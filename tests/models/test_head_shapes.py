@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from models.family_cases import PROMPT_LENGTH, PROMPTS, SIZES, make_model, transformers_logits
 from models.running import Run, load, prompt_logits
-from models.test_families import PROMPT_LENGTH, PROMPTS, SIZES, make_model, transformers_logits
 from octavo.models import registry
 from octavo.models.blocks import Attention, GatedMLP, LatentAttention, Sequential
 from octavo.models.common import read_common

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from models.test_families import HYBRID, SIZES
+from models.family_cases import HYBRID, SIZES
 from octavo.base.errors import CheckpointError
 from octavo.models.registry import model_spec
 

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from transformers.models.mpt import modeling_mpt
 
+from models.family_cases import LLAMA3_ROPE, PROMPTS, make_model, transformers_logits
 from models.running import Run, load, prompt_logits
-from models.test_families import LLAMA3_ROPE, PROMPTS, make_model, transformers_logits
 from octavo.base.config import ModelConfig
 from octavo.base.errors import CheckpointError
 from octavo.models.checkpoint import config_dtype

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from models.family_cases import PROMPTS, YARN_ROPE, transformers_logits
 from models.running import load, prompt_logits
 from models.test_dense_families import LLAMA, make_model
-from models.test_families import PROMPTS, YARN_ROPE, transformers_logits
 from octavo.base.config import ModelConfig
 from octavo.base.errors import CheckpointError, InvalidConfig
 from octavo.models.overrides import overridden

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from models.family_cases import PROMPTS, make_model
 from models.running import load, prompt_logits
-from models.test_families import PROMPTS, make_model
 from octavo.base.errors import CheckpointError
 from octavo.models import registry
 from octavo.models.page import renewed

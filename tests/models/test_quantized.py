@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -21,6 +20,8 @@ from octavo.ops.table import Ops, bind
 from octavo.quant.methods.table import METHODS
 from support import quantized_checkpoints as q
 
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
+
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 64, "hidden_size": 128,
     "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -36,14 +37,6 @@ GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": True}
 AWQ = {"quant_method": "awq", "bits": 4, "version": "gemm"}
 FP8 = {"quant_method": "fp8", "activation_scheme": "dynamic"}
 IDS = list(range(3, 40))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_torch_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from models.family_cases import make_model
 from models.running import load
-from models.test_families import make_model
 from octavo.ops.table import Binding, bind
 
 SIZES: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1}

@@ -10,8 +10,8 @@ import torch
 
 from models import test_dense_families as dense
 from models.expert_cases import GPT_OSS_ROPE
+from models.family_cases import HYBRID, JAMBA, LATENT, make_model, transformers_logits
 from models.running import load, prompt_logits
-from models.test_families import HYBRID, JAMBA, LATENT, make_model, transformers_logits
 from octavo.ops.table import Binding, Ops, bind
 
 PROMPT = torch.randint(0, 96, (21,), generator=torch.Generator().manual_seed(1)).tolist()

@@ -14,13 +14,13 @@ from octavo.models.config_reader import (
     MAX_POSITIONS,
     ConfigReader,
     flat_rope,
-    read_layer_types,
     read_rope,
     yarn_mscale,
 )
 from octavo.models.expert_blocks import MixtureOfExperts
 from octavo.models.spec import ModelSpec, NormSpec, RopeSpec
 from octavo.ops.program import Activation, Heads, Latent
+from octavo.ops.routing import Routing
 
 #: Above any real model.
 MAX_EXPERTS: Final = 4096
@@ -48,6 +48,10 @@ class Common:
     activation: Activation
     norm: NormSpec
     tie_word_embeddings: bool
+
+    def with_norm(self, **changes: Any) -> Common:
+        """With norms that are otherwise in these fields of `NormSpec`."""
+        return replace(self, norm=replace(self.norm, **changes))
 
     def decoder(self, layers: Iterable[Layer], **options: Any) -> ModelSpec:
         """`options`: fields of `ModelSpec` that the family sets."""
@@ -79,7 +83,7 @@ def read_common(
     hidden = config.integer("hidden_size")
     heads = _heads(config, hidden)
     activation = config.get(activation_key)
-    if activation not in _ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in _ACTIVATIONS:
         raise config.fail(activation_key, "is not supported")
     max_positions = config.integer("max_position_embeddings", high=MAX_POSITIONS)
     rope = head_rope(flat_rope(config), heads.head_dim, max_positions, rotates_in_part=rotates_in_part, config=config)
@@ -112,6 +116,13 @@ def read_experts(config: ConfigReader, common: Common, **options: Any) -> Mixtur
     )
 
 
+def with_local_experts(config: ConfigReader) -> ConfigReader:
+    """Where there are `num_local_experts`, as Mixtral calls them, each of `intermediate_size`."""
+    return config.without("moe_intermediate_size").aliased(
+        num_experts="num_local_experts", moe_intermediate_size="intermediate_size"
+    )
+
+
 def read_groups(config: ConfigReader) -> dict[str, int]:
     """Fields of a `Routing`. Of the keys n_group and topk_group; null and absent: there are no groups."""
     num_experts, top_k = config.integer("num_experts", high=MAX_EXPERTS), config.integer("num_experts_per_tok")
@@ -122,6 +133,14 @@ def read_groups(config: ConfigReader) -> dict[str, int]:
     if top_k > top_groups * (num_experts // groups):
         raise config.fail("topk_group", f"leaves too few experts to choose {top_k}")
     return {"num_groups": groups, "top_groups": top_groups}
+
+
+def read_noaux_routing(config: ConfigReader) -> Routing:
+    """By sigmoids and a bias (`noaux_tc`); of each group the two best experts count."""
+    return Routing(
+        kind="sigmoid", renormalize=config.flag("norm_topk_prob", True), group_best=2,
+        factor=config.number("routed_scaling_factor", 1.0), **read_groups(config),
+    )  # fmt: skip
 
 
 def head_rope(
@@ -162,6 +181,11 @@ def layer_ropes(config: ConfigReader, common: Common, theta: float, local_theta:
     )
 
 
+def read_window(config: ConfigReader) -> int:
+    """`sliding_window`; 0 where it is absent or null."""
+    return 0 if config.get("sliding_window") is None else config.integer("sliding_window", high=MAX_POSITIONS)
+
+
 def layer_windows(config: ConfigReader, num_layers: int, pattern: int) -> tuple[int, ...]:
     """The window of each layer, or 0. Unless the configuration says it otherwise, every `pattern`-th is full."""
     window = config.integer("sliding_window", high=MAX_POSITIONS)
@@ -171,6 +195,12 @@ def layer_windows(config: ConfigReader, num_layers: int, pattern: int) -> tuple[
     key = "sliding_window_pattern" if config.get("sliding_window_pattern") is not None else "_sliding_window_pattern"
     pattern = config.integer(key, pattern, MAX_LAYERS)
     return tuple(window if (layer + 1) % pattern else 0 for layer in range(num_layers))
+
+
+def norm_offset(config: ConfigReader) -> float:
+    """Of norms whose weights are around zero. `rms_norm_offset` is no key of Hugging Face's: `gguf_config` sets it to
+    0, because GGUF stores such norms with the 1 already added."""
+    return 0.0 if config.get("rms_norm_offset") == 0 else 1.0
 
 
 def _heads(config: ConfigReader, hidden_size: int) -> Heads:
@@ -210,5 +240,7 @@ def read_latent(config: ConfigReader, common: Common) -> dict[str, Any]:
 
 def windows_of_types(config: ConfigReader, num_layers: int, window: int) -> tuple[int, ...] | None:
     """The window of each layer, or 0, as `layer_types` has it; None if the configuration has none."""
-    types = read_layer_types(config, num_layers)
-    return None if types is None else tuple(window if kind == "sliding" else 0 for kind in types)
+    if config.get("layer_types") is None:
+        return None
+    kinds = config.layer_kinds(num_layers, ("full_attention", "sliding_attention"))
+    return tuple(window if kind == "sliding_attention" else 0 for kind in kinds)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, cast
 
 from octavo.base.errors import CheckpointError
 from octavo.models.spec import RopeKind, RopeSpec
@@ -84,6 +84,10 @@ class ConfigReader:
             raise self.fail(key, f"is not a number above {low:g}")
         return float(value)
 
+    def bound(self, key: str) -> float:
+        """A finite number above 0; 0.0 where the key is absent or null: there is none."""
+        return 0.0 if self.get(key) is None else self.number(key)
+
     def numbers(self, key: str) -> tuple[float, ...]:
         """A list of positive finite numbers."""
         values = self.get(key)
@@ -107,7 +111,7 @@ class ConfigReader:
         if not isinstance(given, list) or len(given) != num_layers:
             raise self.fail("layer_types", f"is not a list of {num_layers} layers")
         for kind in given:
-            if kind not in known:
+            if not isinstance(kind, str) or kind not in known:
                 raise CheckpointError(f"{self._place}: layer_types: {str(kind)[:40]!r} is not supported")
         return given
 
@@ -127,13 +131,16 @@ class ConfigReader:
             raise self.fail(key, "is not supported")
 
     def merged(self, values: dict[str, Any]) -> ConfigReader:
-        """This mapping with `values` below it: what it says itself wins."""
-        own = {key: value for key, value in self._values.items() if value is not None}
-        return ConfigReader({**values, **own}, self._place, self._aliases)
+        """This mapping with `values` below it: what it says itself wins, but for null."""
+        return self.replaced(**{key: value for key, value in values.items() if self._values.get(key) is None})
 
     def with_defaults(self, defaults: dict[str, Any]) -> ConfigReader:
         """This mapping with `defaults` where it says nothing or null, be it under a family's own name."""
         return self.merged({key: value for key, value in defaults.items() if self.get(key) is None})
+
+    def replaced(self, **values: Any) -> ConfigReader:
+        """This mapping with `values` above it: what they say wins."""
+        return ConfigReader({**self._values, **values}, self._place, self._aliases)
 
     def without(self, *keys: str) -> ConfigReader:
         return ConfigReader(
@@ -237,17 +244,3 @@ def _longrope(rope: ConfigReader, max_positions: int) -> RopeSpec:
         original_max_position_embeddings=original,
         attention_factor=rope.number("attention_factor", scale),
     )
-
-
-def read_layer_types(config: ConfigReader, num_layers: int) -> list[Literal["full", "sliding"]] | None:
-    """`layer_types` of transformers 5, one a layer; None if the configuration has none."""
-    given = config.get("layer_types")
-    if given is None:
-        return None
-    names: dict[Any, Literal["full", "sliding"]] = {"full_attention": "full", "sliding_attention": "sliding"}
-    if not isinstance(given, list) or len(given) != num_layers:
-        raise config.fail("layer_types", f"is not a list of {num_layers} layers")
-    for name in given:
-        if not isinstance(name, str) or name not in names:
-            raise CheckpointError(f"config: layer_types: {str(name)[:40]!r} is not supported")
-    return [names[name] for name in given]

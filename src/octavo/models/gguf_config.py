@@ -32,6 +32,16 @@ class _Arch:
     tensors: Mapping[str, str] = field(default_factory=dict)  # flags of the configuration: set where the tensor is
 
 
+_FACTOR_KEYS: Final = {
+    "embedding_multiplier": "embedding_scale", "residual_multiplier": "residual_scale", "logits_scaling": "logit_scale",
+}  # fmt: skip
+_GRANITE_KEYS: Final = {**_FACTOR_KEYS, "attention_multiplier": "attention.scale"}
+_WINDOW_KEYS: Final = {
+    "sliding_window": "attention.sliding_window", "layer_types": "attention.sliding_window_pattern",
+}  # fmt: skip
+#: What llama.cpp takes where a file of MiniCPM says nothing.
+_MINICPM_VALUES: Final = {"scale_emb": 12.0, "scale_depth": 1.4, "dim_model_base": 256}
+
 # fmt: off
 ARCHITECTURES: Final[dict[str, _Arch]] = {
     "llama": _Arch("LlamaForCausalLM", "llama"),
@@ -48,11 +58,8 @@ ARCHITECTURES: Final[dict[str, _Arch]] = {
     "phimoe": _Arch("PhimoeForCausalLM", "phimoe"),
     "llama4": _Arch("Llama4ForCausalLM", "llama4_text"),
     "hunyuan-moe": _Arch("HunYuanMoEV1ForCausalLM", "hunyuan_v1_moe"),
-    "granitemoe": _Arch("GraniteMoeSharedForCausalLM", "granitemoeshared", keys={
-        "embedding_multiplier": "embedding_scale", "residual_multiplier": "residual_scale",
-        "attention_multiplier": "attention.scale", "logits_scaling": "logit_scale",
-        "shared_intermediate_size": "expert_shared_feed_forward_length",
-    }),
+    "granitemoe": _Arch("GraniteMoeSharedForCausalLM", "granitemoeshared",
+                        keys={**_GRANITE_KEYS, "shared_intermediate_size": "expert_shared_feed_forward_length"}),
     "dbrx": _Arch("DbrxForCausalLM", "dbrx"),
     "arctic": _Arch("ArcticForCausalLM", "arctic"),
     "gemma": _Arch("GemmaForCausalLM", "gemma", has_norms_of_one=True),
@@ -69,17 +76,12 @@ ARCHITECTURES: Final[dict[str, _Arch]] = {
                        tensors={"use_qk_norm": "attn_q_norm.weight"}),
     "cohere2": _Arch("Cohere2ForCausalLM", "cohere2",
                      keys={"logit_scale": "logit_scale", "sliding_window": "attention.sliding_window"}),
-    "granite": _Arch("GraniteForCausalLM", "granite", keys={
-        "embedding_multiplier": "embedding_scale", "residual_multiplier": "residual_scale",
-        "attention_multiplier": "attention.scale", "logits_scaling": "logit_scale",
-    }),
+    "granite": _Arch("GraniteForCausalLM", "granite", keys=_GRANITE_KEYS),
     "chatglm": _Arch("GlmForCausalLM", "glm", is_rotated_in_part=True),
     "glm4": _Arch("Glm4ForCausalLM", "glm4", is_rotated_in_part=True),
     "falcon": _Arch("FalconForCausalLM", "falcon", "gelu", tensors={"new_decoder_architecture": "attn_norm_2.weight"}),
     "exaone": _Arch("ExaoneForCausalLM", "exaone"),
-    "exaone4": _Arch("Exaone4ForCausalLM", "exaone4", keys={
-        "sliding_window": "attention.sliding_window", "layer_types": "attention.sliding_window_pattern",
-    }),
+    "exaone4": _Arch("Exaone4ForCausalLM", "exaone4", keys=_WINDOW_KEYS),
     "internlm2": _Arch("InternLM2ForCausalLM", "internlm2"),
     # Whether rows of the output matrix have been brought to length 1 the files do not say; llama.cpp does not do it.
     "baichuan": _Arch("BaichuanForCausalLM", "baichuan", values={"unit_lm_head": False}),
@@ -102,13 +104,8 @@ ARCHITECTURES: Final[dict[str, _Arch]] = {
                  keys={"alibi_bias_max": "attention.max_alibi_bias", "clip_qkv": "attention.clamp_kqv"}),
     "jais": _Arch("JAISLMHeadModel", "jais", "swiglu", keys={"alibi_bias_max": "attention.max_alibi_bias"},
                   values={"mup_scale_qk_dot_by_d": True}),
-    # The values are what llama.cpp takes where a file says nothing.
-    "minicpm": _Arch("MiniCPMForCausalLM", "minicpm", keys={
-        "embedding_multiplier": "embedding_scale", "residual_multiplier": "residual_scale",
-        "logits_scaling": "logit_scale",
-    }, values={"scale_emb": 12.0, "scale_depth": 1.4, "dim_model_base": 256}),
-    "minicpm3": _Arch("MiniCPM3ForCausalLM", "minicpm3", is_latent=True,
-                      values={"scale_emb": 12.0, "scale_depth": 1.4, "dim_model_base": 256}),
+    "minicpm": _Arch("MiniCPMForCausalLM", "minicpm", keys=_FACTOR_KEYS, values=_MINICPM_VALUES),
+    "minicpm3": _Arch("MiniCPM3ForCausalLM", "minicpm3", is_latent=True, values=_MINICPM_VALUES),
     "orion": _Arch("OrionForCausalLM", "orion"),
     "apertus": _Arch("ApertusForCausalLM", "apertus", "xielu"),
     "arcee": _Arch("ArceeForCausalLM", "arcee", "relu2"),
@@ -123,9 +120,7 @@ _MIXTRAL: Final = _Arch("MixtralForCausalLM", "mixtral")
 _DEEPSEEK_V3: Final = _Arch("DeepseekV3ForCausalLM", "deepseek_v3", is_latent=True, norms_experts=False)
 #: What `expert_gating_func` says of scores.
 _SIGMOID: Final = 2
-_OLMO3: Final = _Arch("Olmo3ForCausalLM", "olmo3", keys={
-    "sliding_window": "attention.sliding_window", "layer_types": "attention.sliding_window_pattern",
-})  # fmt: skip
+_OLMO3: Final = _Arch("Olmo3ForCausalLM", "olmo3", keys=_WINDOW_KEYS)
 #: Tensors that belong to the configuration, and the keys of the rope parameters under which they are there.
 ROPE_TENSORS: Final = {
     "rope_freqs.weight": "factors", "rope_factors_short.weight": "short_factor",

@@ -71,8 +71,8 @@ def hf_config(
                 "use_qk_norm": get("expert_count") != _MAVERICK_EXPERTS,
             }
         case "gpt_oss":
-            config |= {"intermediate_size": get("expert_feed_forward_length")}
-            config |= {"sliding_window": get("attention.sliding_window")}
+            config["intermediate_size"] = get("expert_feed_forward_length")
+            config["sliding_window"] = get("attention.sliding_window")
         case "glm4_moe":
             config["use_qk_norm"] = "blk.0.attn_q_norm.weight" in tensors
             config["num_hidden_layers"] = get("block_count", 0) - (get("nextn_predict_layers") or 0)

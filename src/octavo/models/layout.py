@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, count, takewhile
 from typing import Final, Literal
 
@@ -71,7 +71,7 @@ class _Place:
     number: int
     kind: SplitKind
     transposed: bool
-    num_parts: int  # of an expert, in a stack
+    num_parts: int  # tensors of a group: of one expert or head, and otherwise all of them; groups are alike
     skipped: int
 
     @property
@@ -87,6 +87,13 @@ class _Place:
         return self.kind == "turned" or (self.kind == "latent" and number % 2 == 0)
 
 
+#: q, k and v in one tensor, which renames have made `self_attn.qkv`.
+QKV: Final = Split(r"(.*\.self_attn\.)qkv\.(\w+)", (r"\1q_proj.\2", r"\1k_proj.\2", r"\1v_proj.\2"))
+QKV_BY_HEAD: Final = replace(QKV, kind="heads")
+GATE_UP: Final = Split(r"(.*\.mlp\.)gate_up_proj\.(\w+)", (r"\1gate_proj.\2", r"\1up_proj.\2"))
+#: The same in a file of GGUF.
+GGUF_QKV: Final = Split(r"(blk\.\d+\.attn_)qkv\.(\w+)", (r"\1q.\2", r"\1k.\2", r"\1v.\2"))
+GGUF_GATE_UP: Final = Split(r"(blk\.\d+\.ffn_)up\.(\w+)", (r"\1gate.\2", r"\1up.\2"))
 #: Experts of a file of GGUF.
 GGUF_EXPERTS: Final = Split(r"(blk\.\d+\.ffn_(?:gate|up|down)_exps)\.(weight|bias)", (r"\1.#.\2",), "stack")
 #: Experts that were saved as they are in memory.
@@ -99,6 +106,9 @@ EXPERTS_HF: Final = Layout(
     renames=((r"\.e_score_correction_bias$", ".e_score_correction.bias"),), splits=STACKED_EXPERTS
 )
 EXPERTS_GGUF: Final = Layout(splits=(GGUF_EXPERTS,))
+EXPERTS_INTERLEAVED_GGUF: Final = replace(EXPERTS_GGUF, interleaved=True)
+QKV_GGUF: Final = Layout(splits=(GGUF_QKV,))
+INTERLEAVED: Final = Layout(interleaved=True)
 
 
 class TensorSource:
@@ -147,8 +157,8 @@ class TensorSource:
         for split in self._layout.splits:
             if match := re.fullmatch(split.pattern, renamed):
                 kind, names = split.kind, tuple(match.expand(part) for part in split.names)
+                num_parts = len(names)
                 if kind in ("stack", "pairs", "latent"):
-                    num_parts = len(names)
                     numbered = ([part.replace("#", str(number)) for part in names] for number in count())
                     whole = takewhile(lambda parts: self._declared.keys() >= set(parts), numbered)
                     names = tuple(chain.from_iterable(whole)) or (renamed,)
@@ -160,12 +170,17 @@ class TensorSource:
 
     def _shape(self, place: _Place) -> tuple[int, ...]:
         """What the tensor of the checkpoint must have."""
-        shapes = [self._declared[name].shape for name in place.siblings]
-        shapes = [shape[::-1] if place.turns(number) else shape for number, shape in enumerate(shapes)]
-        count = len(shapes) // place.num_parts if place.is_stack else 1
-        shape = (place.skipped + sum(rows for rows, *_ in shapes) // count, *shapes[0][1:])
+        shapes = self._group_shapes(place)
+        num_groups, rows = len(place.siblings) // place.num_parts, sum(rows for rows, *_ in shapes)
+        shape = (place.skipped + (rows if place.is_stack else num_groups * rows), *shapes[0][1:])
         shape = shape[::-1] if place.transposed else shape
-        return (count, *shape) if place.is_stack else shape
+        return (num_groups, *shape) if place.is_stack else shape
+
+    def _group_shapes(self, place: _Place) -> list[tuple[int, ...]]:
+        """Of the tensors of a group, as their rows stand in the tensor of the checkpoint. There may be hundreds of
+        groups, and each of their tensors asks for it."""
+        shapes = [self._declared[name].shape for name in place.siblings[: place.num_parts]]
+        return [shape[::-1] if place.turns(number) else shape for number, shape in enumerate(shapes)]
 
     def __len__(self) -> int:
         return len(self._declared)
@@ -211,18 +226,18 @@ class TensorSource:
         """Which rows of the tensor of the checkpoint are the declared one; None: all."""
         if len(place.siblings) == 1 and not place.skipped:
             return None
-        tensors = [self._declared[name] for name in place.siblings]
         if place.kind == "heads":
+            tensors = [self._declared[name] for name in place.siblings]
             groups = tensors[-1].shape[0] // tensors[-1].head_dim
             sizes = [tensor.shape[0] // groups for tensor in tensors]  # rows in a group
             first, turns = sum(sizes[: place.number]), torch.arange(sizes[place.number])
             return (torch.arange(groups)[:, None] * sum(sizes) + first + turns).flatten()
-        lengths = [tensor.shape[1 if place.turns(number) else 0] for number, tensor in enumerate(tensors)]
-        rows = lengths[place.number]
+        lengths = [rows for rows, *_ in self._group_shapes(place)]
+        group, part = divmod(place.number, place.num_parts)
+        rows = lengths[part]
         if place.kind == "pairs":
-            expert, part = divmod(place.number, place.num_parts)
-            return place.num_parts * (expert * rows + torch.arange(rows)) + part
-        first = place.skipped + sum(lengths[: place.number])
+            return place.num_parts * (group * rows + torch.arange(rows)) + part
+        first = place.skipped + group * sum(lengths) + sum(lengths[:part])
         return torch.arange(first, first + rows)
 
     def _key(self, tensor: TensorDecl) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any, Final
 
 from octavo.base.errors import CheckpointError
-from octavo.models.blocks import MLP, Attention, Sequential
+from octavo.models.blocks import MLP, Sequential
 from octavo.models.common import read_common
 from octavo.models.config_reader import ConfigReader
+from octavo.models.families.llama import llama_layer
 from octavo.models.layout import Layout
 from octavo.models.spec import ModelSpec
 
@@ -27,18 +28,12 @@ def spec(config: ConfigReader) -> ModelSpec:
     config.refuse_unless("qk_norm", (True,))
     for key in ("post_norm", "mlp_bias"):
         config.refuse_unless(key, (False,))
-    common = read_common(config.without("hidden_act").merged({"hidden_act": "relu"}))
+    common = read_common(config.replaced(hidden_act="relu"))
     bias = config.flag("attention_bias", False)
 
     def layer(xielu: tuple[float, float] | None) -> Sequential:
-        return Sequential(
-            norm=common.norm,
-            attention=Attention(
-                heads=common.heads, rope=common.rope, scale=common.heads.head_dim**-0.5, qk_norm=common.norm, bias=bias,
-                o_bias=bias,
-            ),
-            mlp=MLP(size=common.intermediate_size, activation="xielu", xielu=xielu),
-        )  # fmt: skip
+        mlp = MLP(size=common.intermediate_size, activation="xielu", xielu=xielu)
+        return llama_layer(common, mlp=mlp, qk_norm=common.norm, bias=bias, o_bias=bias)
 
     return common.decoder([layer(each) for each in _xielu(config, common.num_layers)])
 

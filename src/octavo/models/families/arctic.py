@@ -5,20 +5,19 @@ from __future__ import annotations
 from typing import Final
 
 from octavo.models.blocks import Attention, GatedMLP
-from octavo.models.common import read_common, read_experts
+from octavo.models.common import read_common, read_experts, with_local_experts
 from octavo.models.config_reader import ConfigReader
 from octavo.models.expert_blocks import DenseBesideExperts
 from octavo.models.families.mixtral import HF as MIXTRAL
-from octavo.models.layout import GGUF_EXPERTS, Layout
+from octavo.models.layout import Layout
 from octavo.models.spec import ModelSpec
 from octavo.ops.routing import Routing
 
 HF: Final = Layout(renames=((r"\.residual_mlp\.", ".mlp."), *MIXTRAL.renames))
-GGUF: Final = Layout(splits=(GGUF_EXPERTS,), interleaved=True)
 
 
 def spec(config: ConfigReader) -> ModelSpec:
-    config = config.aliased(num_experts="num_local_experts", moe_intermediate_size="intermediate_size")
+    config = with_local_experts(config)
     config.refuse_unless("moe_layer_frequency", (1,))
     for key in ("use_residual", "parallel_attn_mlp_res"):
         if not config.flag(key, False):

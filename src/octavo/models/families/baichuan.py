@@ -7,12 +7,12 @@ from typing import Final
 from octavo.models.common import read_common
 from octavo.models.config_reader import ConfigReader
 from octavo.models.families.llama import llama_layer
-from octavo.models.layout import Layout, Split
+from octavo.models.layout import QKV, Layout
 from octavo.models.spec import AlibiSpec, ModelSpec
 
 #: Baichuan 2 is known by its vocabulary: its output matrix is used with rows of length 1.
 _VOCAB_2: Final = 125_696
-HF: Final = Layout(splits=(Split(r"(.*\.self_attn\.)W_pack\.(\w+)", (r"\1q_proj.\2", r"\1k_proj.\2", r"\1v_proj.\2")),))
+HF: Final = Layout(renames=((r"\.W_pack\.", ".qkv."),), splits=(QKV,))
 
 
 def spec(config: ConfigReader) -> ModelSpec:

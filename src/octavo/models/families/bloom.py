@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, Final
 
-from octavo.models.blocks import MLP, Attention, Sequential
+from octavo.models.blocks import MLP
 from octavo.models.common import read_common
 from octavo.models.config_reader import ConfigReader
-from octavo.models.families.gpt2 import GGUF
-from octavo.models.layout import Layout, Split
+from octavo.models.families.llama import llama_layer
+from octavo.models.layout import QKV_BY_HEAD, Layout
 from octavo.models.spec import AlibiSpec, ModelSpec
-
-__all__ = ["GGUF", "HF", "spec"]
 
 _NAMES: Final = {
     "num_hidden_layers": "n_layer", "num_attention_heads": "n_head", "rms_norm_eps": "layer_norm_epsilon",
-    "max_position_embeddings": "seq_length",
+    "max_position_embeddings": "seq_length", "hidden_size": "n_embed",
 }  # fmt: skip
 _DEFAULTS: Final[dict[str, Any]] = {
     "hidden_act": "gelu_pytorch_tanh", "rms_norm_eps": 1e-5, "tie_word_embeddings": True,
@@ -30,26 +27,17 @@ HF: Final = Layout(
         (r"\.self_attention\.dense\.", ".self_attn.o_proj."), (r"\.dense_h_to_4h\.", ".up_proj."),
         (r"\.dense_4h_to_h\.", ".down_proj."),
     ),
-    splits=(Split(r"(.*\.self_attn\.)qkv\.(\w+)", (r"\1q_proj.\2", r"\1k_proj.\2", r"\1v_proj.\2"), "heads"),),
+    splits=(QKV_BY_HEAD,),
 )  # fmt: skip
 
 
 def spec(config: ConfigReader) -> ModelSpec:
     config = config.aliased(**_NAMES)
     config.refuse_unless("apply_residual_connection_post_layernorm", (False,))
-    # Older files have the size under one more name.
-    config = config if config.get("hidden_size") is not None else config.aliased(hidden_size="n_embed")
-    hidden = config.integer("hidden_size")
-    common = read_common(
-        config.with_defaults(_DEFAULTS).without("intermediate_size").merged({"intermediate_size": 4 * hidden})
-    )
-    norm = replace(common.norm, kind="layer", bias=True)
-    layer = Sequential(
-        norm=norm,
-        attention=Attention(
-            heads=common.heads, alibi=AlibiSpec(num_heads=common.heads.num_heads), scale=common.heads.head_dim**-0.5,
-            bias=True, o_bias=True,
-        ),
+    config = config.with_defaults(_DEFAULTS).replaced(intermediate_size=4 * config.integer("hidden_size"))
+    common = read_common(config).with_norm(kind="layer", bias=True)
+    layer = llama_layer(
+        common, rope=None, alibi=AlibiSpec(num_heads=common.heads.num_heads), bias=True, o_bias=True,
         mlp=MLP(size=common.intermediate_size, activation=common.activation, bias=True),
     )  # fmt: skip
-    return common.decoder([layer] * common.num_layers, norm=norm, embedding_norm=norm)
+    return common.decoder([layer] * common.num_layers, embedding_norm=common.norm)

@@ -5,12 +5,11 @@ Command R7B and Command A (`spec_2`) have windows in three layers of four, and p
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, Final
 
 from octavo.models.blocks import Attention, GatedMLP, Parallel
-from octavo.models.common import Common, read_common, windows_of_types
-from octavo.models.config_reader import MAX_LAYERS, MAX_POSITIONS, ConfigReader
+from octavo.models.common import Common, layer_windows, read_common
+from octavo.models.config_reader import ConfigReader
 from octavo.models.layout import Layout, Split
 from octavo.models.spec import ModelSpec
 
@@ -38,11 +37,7 @@ def spec_2(config: ConfigReader) -> ModelSpec:
     for key in ("use_parallel_block", "use_gated_activation"):
         config.refuse_unless(key, (True,))
     config, common = _read(config)
-    window = config.integer("sliding_window", 4096, MAX_POSITIONS)
-    windows = windows_of_types(config, common.num_layers, window)
-    if windows is None:
-        pattern = config.integer("sliding_window_pattern", 4, MAX_LAYERS)
-        windows = tuple(window if layer % pattern else 0 for layer in range(1, common.num_layers + 1))
+    windows = layer_windows(config.with_defaults({"sliding_window": 4096}), common.num_layers, pattern=4)
     layers = [{"window": width, "rope": common.rope if width else None} for width in windows]
     return _decoder(config, common, layers)
 
@@ -51,8 +46,7 @@ def _read(config: ConfigReader) -> tuple[ConfigReader, Common]:
     config = config.aliased(rms_norm_eps="layer_norm_eps").with_defaults(_DEFAULTS)
     if config.get("model_max_length") is not None:  # what the rotation was trained for; the other is less
         config = config.without("max_position_embeddings").aliased(max_position_embeddings="model_max_length")
-    common = read_common(config)
-    return config, replace(common, norm=replace(common.norm, kind="layer"))
+    return config, read_common(config).with_norm(kind="layer")
 
 
 def _decoder(config: ConfigReader, common: Common, attentions: list[dict[str, Any]]) -> ModelSpec:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, Final
 
 from octavo.models.common import read_common, read_experts
 from octavo.models.config_reader import ConfigReader
 from octavo.models.families.llama import llama_layer
-from octavo.models.layout import GGUF_EXPERTS, Layout, Split
+from octavo.models.layout import GGUF_EXPERTS, GGUF_QKV, QKV, Layout, Split
 from octavo.models.spec import ModelSpec
 
 _NAMES: Final = {
@@ -20,19 +19,19 @@ HF: Final = Layout(
         (r"^transformer\.blocks\.", "model.layers."), (r"^transformer\.wte\.", "model.embed_tokens."),
         (r"^transformer\.norm_f\.", "model.norm."), (r"\.norm_attn_norm\.norm_1\.", ".input_layernorm."),
         (r"\.norm_attn_norm\.norm_2\.", ".post_attention_layernorm."), (r"\.norm_attn_norm\.attn\.", ".self_attn."),
-        (r"\.out_proj\.", ".o_proj."), (r"\.ffn\.router\.layer\.", ".mlp.gate."),
+        (r"\.Wqkv\.", ".qkv."), (r"\.out_proj\.", ".o_proj."), (r"\.ffn\.router\.layer\.", ".mlp.gate."),
         (r"\.ffn\.experts\.mlp\.w1$", ".mlp.experts.gate"), (r"\.ffn\.experts\.mlp\.v1$", ".mlp.experts.up"),
         (r"\.ffn\.experts\.mlp\.w2$", ".mlp.experts.down"),
     ),
     transposed=r".*\.experts\.down",
     splits=(
-        Split(r"(.*\.self_attn\.)Wqkv\.(\w+)", (r"\1q_proj.\2", r"\1k_proj.\2", r"\1v_proj.\2")),
+        QKV,
         Split(r"(.*\.experts)\.(gate|up|down)", (r"\1.#.\2_proj.weight",), "stack"),
     ),
 )  # fmt: skip
 GGUF: Final = Layout(
     renames=((r"\.attn_output_norm\.", ".ffn_norm."),),
-    splits=(Split(r"(blk\.\d+\.attn_)qkv\.(\w+)", (r"\1q.\2", r"\1k.\2", r"\1v.\2")), GGUF_EXPERTS),
+    splits=(GGUF_QKV, GGUF_EXPERTS),
 )
 
 
@@ -48,8 +47,6 @@ def spec(config: ConfigReader) -> ModelSpec:
     }  # fmt: skip
     config = config.aliased(moe_intermediate_size="intermediate_size", **_NAMES)
     config = config.with_defaults({key: value for key, value in moved.items() if value is not None})
-    common = read_common(config, has_experts=True)
-    common = replace(common, norm=replace(common.norm, kind="layer"))
-    clip = 0.0 if attention.get("clip_qkv") is None else attention.number("clip_qkv")
-    layer = llama_layer(common, mlp=read_experts(config, common), clip=clip)
+    common = read_common(config, has_experts=True).with_norm(kind="layer")
+    layer = llama_layer(common, mlp=read_experts(config, common), clip=attention.bound("clip_qkv"))
     return common.decoder([layer] * common.num_layers)

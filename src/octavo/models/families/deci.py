@@ -20,7 +20,7 @@ def spec(config: ConfigReader) -> ModelSpec:
     if not kv_heads:
         raise config.fail("num_hidden_layers", "layers are without attention")
     uniform = {"num_key_value_heads": math.lcm(*kv_heads), "intermediate_size": max(size for _, size in sizes) or 1}
-    common = read_common(config.without(*uniform).with_defaults(uniform))
+    common = read_common(config.replaced(**uniform))
     return common.decoder([_layer(common, *each) for each in sizes])
 
 

@@ -10,11 +10,9 @@ from octavo.models.config_reader import ConfigReader
 from octavo.models.expert_blocks import MixtureOfExperts, WithShared, shared_mlp
 from octavo.models.families.glm4_moe import behind_dense
 from octavo.models.families.llama import llama_layer
-from octavo.models.layout import GGUF_EXPERTS, Layout
 from octavo.models.spec import ModelSpec
 from octavo.ops.routing import Routing
 
-GGUF: Final = Layout(splits=(GGUF_EXPERTS,), interleaved=True)
 _DEFAULTS: Final[dict[str, Any]] = {"hidden_act": "silu"}
 
 

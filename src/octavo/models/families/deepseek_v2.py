@@ -54,7 +54,7 @@ def latent_decoder(config: ConfigReader, routing: Routing, *, has_choice_bias: b
 
 def latent_common(config: ConfigReader) -> tuple[Common, LatentAttention]:
     """The heads are those of the rotation; those of queries, keys and values have sizes of their own."""
-    heads = {"head_dim": config.get("qk_rope_head_dim"), "num_key_value_heads": None}
-    common = read_common(config.without(*heads).merged(heads), has_experts=True)
+    heads = config.replaced(head_dim=config.get("qk_rope_head_dim"), num_key_value_heads=None)
+    common = read_common(heads, has_experts=True)
     config.refuse_unless("mlp_bias", (False,))
     return common, LatentAttention(**read_latent(config, common))

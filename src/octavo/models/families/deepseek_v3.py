@@ -5,15 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from octavo.models.common import read_groups
+from octavo.models.common import read_noaux_routing
 from octavo.models.config_reader import ConfigReader
-from octavo.models.families.deepseek_v2 import GGUF, LATENT_HF, latent_decoder
+from octavo.models.families.deepseek_v2 import LATENT_HF, latent_decoder
 from octavo.models.layout import EXPERTS_HF, STACKED_EXPERTS
 from octavo.models.spec import ModelSpec
-from octavo.ops.routing import Routing
 
 HF: Final = replace(EXPERTS_HF, interleaved=True, splits=(LATENT_HF, *STACKED_EXPERTS), has_draft_layers=True)
-__all__ = ["GGUF", "HF", "spec"]
 
 
 def spec(config: ConfigReader) -> ModelSpec:
@@ -21,11 +19,7 @@ def spec(config: ConfigReader) -> ModelSpec:
     config.refuse_unless("rope_interleave", (True,))
     config.refuse_unless("scoring_func", ("sigmoid",))
     config.refuse_unless("topk_method", ("noaux_tc",))
-    routing = Routing(
-        kind="sigmoid", renormalize=config.flag("norm_topk_prob", True), group_best=2,
-        factor=config.number("routed_scaling_factor", 1.0), **read_groups(config),
-    )  # fmt: skip
-    return latent_decoder(config, routing, has_choice_bias=True)
+    return latent_decoder(config, read_noaux_routing(config), has_choice_bias=True)
 
 
 def _first_dense(config: ConfigReader) -> ConfigReader:

@@ -6,14 +6,12 @@ from typing import Any, Final
 
 from octavo.models.config_reader import ConfigReader
 from octavo.models.families import llama
-from octavo.models.layout import Layout
 from octavo.models.spec import ModelSpec
 
 _DEFAULTS: Final[dict[str, Any]] = {
     "hidden_act": "silu", "rms_norm_eps": 1e-5, "tie_word_embeddings": True, "rope_theta": 500_000.0, "head_dim": 128,
     "max_position_embeddings": 131_072,
 }  # fmt: skip
-LAYOUT: Final = Layout(interleaved=True)
 
 
 def spec(config: ConfigReader) -> ModelSpec:

@@ -9,7 +9,7 @@ from octavo.models.common import read_common, read_experts
 from octavo.models.config_reader import MAX_LAYERS, ConfigReader
 from octavo.models.expert_blocks import WithShared, shared_mlp
 from octavo.models.families.llama import llama_layer
-from octavo.models.layout import GGUF_EXPERTS, STACKED_EXPERTS, Layout
+from octavo.models.layout import STACKED_EXPERTS, Layout
 from octavo.models.spec import ModelSpec
 
 HF: Final = Layout(
@@ -17,7 +17,6 @@ HF: Final = Layout(
     splits=STACKED_EXPERTS,
     interleaved=True,
 )
-GGUF: Final = Layout(splits=(GGUF_EXPERTS,), interleaved=True)
 _DEFAULTS: Final[dict[str, Any]] = {
     "num_experts": 64, "num_experts_per_tok": 6, "moe_intermediate_size": 1536, "rms_norm_eps": 1e-5,
     "hidden_act": "silu", "tie_word_embeddings": True, "rope_theta": 500_000.0,
@@ -32,7 +31,7 @@ def spec(config: ConfigReader) -> ModelSpec:
     if bias and common.tie_word_embeddings:
         raise config.fail("use_bias", "is not supported beside tied embeddings")
     mixed: Block = read_experts(config, common, has_choice_bias=True)
-    num_shared = 0 if config.get("moe_num_shared_experts") == 0 else config.integer("moe_num_shared_experts", 2)
+    num_shared = config.integer("moe_num_shared_experts", 2, low=0)
     if num_shared:
         size = num_shared * config.integer("moe_intermediate_size")
         mixed = WithShared(experts=mixed, shared=shared_mlp(size, common.activation))
@@ -46,7 +45,7 @@ def spec(config: ConfigReader) -> ModelSpec:
 
 def _sparse_layers(config: ConfigReader, num_layers: int) -> set[int]:
     """Every `moe_layer_interval`-th of a range of layers, whose end is counted in; -1: the last."""
-    first = 0 if config.get("moe_layer_start_index") == 0 else config.integer("moe_layer_start_index", 1, MAX_LAYERS)
+    first = config.integer("moe_layer_start_index", 1, MAX_LAYERS, low=0)
     last = config.get("moe_layer_end_index")
     last = num_layers - 1 if last in (None, -1) else config.integer("moe_layer_end_index", high=MAX_LAYERS)
     step = config.integer("moe_layer_interval", 1, MAX_LAYERS)

@@ -6,8 +6,8 @@ from __future__ import annotations
 from typing import Any, Final
 
 from octavo.models.blocks import Attention, GatedMLP, PostNorm
-from octavo.models.common import read_common, windows_of_types
-from octavo.models.config_reader import MAX_LAYERS, MAX_POSITIONS, ConfigReader
+from octavo.models.common import layer_windows, read_common
+from octavo.models.config_reader import MAX_POSITIONS, ConfigReader
 from octavo.models.families import llama
 from octavo.models.layout import Layout
 from octavo.models.spec import ModelSpec
@@ -15,7 +15,7 @@ from octavo.models.spec import ModelSpec
 _NAMES: Final = {
     "num_hidden_layers": "num_layers", "rms_norm_eps": "layer_norm_epsilon", "hidden_act": "activation_function",
 }  # fmt: skip
-_DEFAULTS_4: Final[dict[str, Any]] = {"hidden_act": "silu", "rms_norm_eps": 1e-5}
+_DEFAULTS: Final[dict[str, Any]] = {"hidden_act": "silu", "rms_norm_eps": 1e-5}
 HF: Final = Layout(
     renames=(
         (r"^transformer\.wte\.", "model.embed_tokens."), (r"^transformer\.ln_f\.", "model.norm."),
@@ -28,11 +28,11 @@ HF: Final = Layout(
 
 
 def spec(config: ConfigReader) -> ModelSpec:
-    return llama.spec(config.aliased(**_NAMES).with_defaults({"hidden_act": "silu", "rms_norm_eps": 1e-5}))
+    return llama.spec(config.aliased(**_NAMES).with_defaults(_DEFAULTS))
 
 
 def spec_4(config: ConfigReader) -> ModelSpec:
-    common = read_common(config.with_defaults(_DEFAULTS_4))
+    common = read_common(config.with_defaults(_DEFAULTS))
 
     def layer(window: int, has_rope: bool) -> PostNorm:
         return PostNorm(
@@ -50,14 +50,10 @@ def spec_4(config: ConfigReader) -> ModelSpec:
 
 
 def _layer_windows(config: ConfigReader, num_layers: int) -> tuple[int, ...]:
-    window = config.integer("sliding_window", high=MAX_POSITIONS)
-    windows = windows_of_types(config, num_layers, window)
-    if windows is not None:
-        return windows
     pattern = config.get("sliding_window_pattern")
-    if isinstance(pattern, str):  # such as LLLG: local and global ones
-        if not pattern or set(pattern) - {"L", "G"}:
-            raise config.fail("sliding_window_pattern", "is not a series of L and G")
-        return tuple(window if pattern[layer % len(pattern)] == "L" else 0 for layer in range(num_layers))
-    every = config.integer("sliding_window_pattern", 4, MAX_LAYERS)
-    return tuple(window if layer % every else 0 for layer in range(1, num_layers + 1))
+    if config.get("layer_types") is not None or not isinstance(pattern, str):
+        return layer_windows(config, num_layers, pattern=4)
+    if not pattern or set(pattern) - {"L", "G"}:  # such as LLLG: local and global ones
+        raise config.fail("sliding_window_pattern", "is not a series of L and G")
+    window = config.integer("sliding_window", high=MAX_POSITIONS)
+    return tuple(window if pattern[layer % len(pattern)] == "L" else 0 for layer in range(num_layers))

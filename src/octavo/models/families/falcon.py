@@ -11,43 +11,34 @@ from typing import Any, Final
 from octavo.models.blocks import MLP, Attention, Parallel, Sequential
 from octavo.models.common import read_common
 from octavo.models.config_reader import ConfigReader
-from octavo.models.families.gpt2 import GGUF
-from octavo.models.layout import Layout, Split
+from octavo.models.families import bloom
 from octavo.models.spec import AlibiSpec, ModelSpec
-
-__all__ = ["GGUF", "HF", "spec"]
 
 _NAMES: Final = {
     "num_hidden_layers": "n_layer", "num_attention_heads": "n_head", "intermediate_size": "ffn_hidden_size",
-    "rms_norm_eps": "layer_norm_epsilon", "hidden_act": "activation",
+    "rms_norm_eps": "layer_norm_epsilon", "hidden_act": "activation", "hidden_size": "n_embed",
 }  # fmt: skip
 _DEFAULTS: Final[dict[str, Any]] = {
     "hidden_act": "gelu", "rms_norm_eps": 1e-5, "tie_word_embeddings": True, "max_position_embeddings": 2048,
 }  # fmt: skip
-HF: Final = Layout(
+HF: Final = replace(
+    bloom.HF,
     ignored=(r".*\.(self_attention|attention)\.(bias|masked_bias)",),
     renames=(
-        (r"^transformer\.", ""), (r"^word_embeddings\.", "model.embed_tokens."), (r"^ln_f\.", "model.norm."),
-        (r"^h\.", "model.layers."), (r"\.ln_attn\.", ".input_layernorm."),
-        (r"\.ln_mlp\.", ".post_attention_layernorm."),
-        (r"\.self_attention\.query_key_value\.", ".self_attn.qkv."),
-        (r"\.self_attention\.dense\.", ".self_attn.o_proj."), (r"\.dense_h_to_4h\.", ".up_proj."),
-        (r"\.dense_4h_to_h\.", ".down_proj."),
+        *bloom.HF.renames, (r"\.ln_attn\.", ".input_layernorm."), (r"\.ln_mlp\.", ".post_attention_layernorm."),
     ),
-    splits=(Split(r"(.*\.self_attn\.)qkv\.(\w+)", (r"\1q_proj.\2", r"\1k_proj.\2", r"\1v_proj.\2"), "heads"),),
 )  # fmt: skip
 
 
 def spec(config: ConfigReader) -> ModelSpec:
     config = config.aliased(**_NAMES)
-    config = config if config.get("hidden_size") is not None else config.aliased(hidden_size="n_embed")
     is_old_40b = config.get("model_type") == "RefinedWeb"  # its first files do not say so otherwise
     is_new, is_parallel = config.flag("new_decoder_architecture", is_old_40b), config.flag("parallel_attn", True)
     if is_new and not is_parallel:
         raise config.fail("parallel_attn", "is not supported with new_decoder_architecture")
     config = config.with_defaults({**_DEFAULTS, "intermediate_size": 4 * config.integer("hidden_size")})
     common = read_common(config.with_defaults({"num_key_value_heads": _num_kv_heads(config, is_new)}))
-    norm, bias = replace(common.norm, kind="layer", bias=True), config.flag("bias", False)
+    common, bias = common.with_norm(kind="layer", bias=True), config.flag("bias", False)
     scale = common.heads.head_dim**-0.5
     alibi = None
     if config.flag("alibi", False):
@@ -56,12 +47,12 @@ def spec(config: ConfigReader) -> ModelSpec:
         heads=common.heads, rope=None if alibi else common.rope, alibi=alibi, scale=scale, bias=bias, o_bias=bias
     )
     mlp = MLP(size=common.intermediate_size, activation=common.activation, bias=bias)
-    layer: Parallel | Sequential = Sequential(attention=attention, mlp=mlp, norm=norm)
+    layer: Parallel | Sequential = Sequential(attention=attention, mlp=mlp, norm=common.norm)
     if is_parallel:
         shares_norm = not is_new or config.get("num_ln_in_parallel_attn") == 1
         gguf = ("attn_norm", "attn_norm") if shares_norm else ("attn_norm_2", "attn_norm")
-        layer = Parallel(attention=attention, mlp=mlp, norm=norm, shares_norm=shares_norm, gguf_norms=gguf)
-    return common.decoder([layer] * common.num_layers, norm=norm)
+        layer = Parallel(attention=attention, mlp=mlp, norm=common.norm, shares_norm=shares_norm, gguf_norms=gguf)
+    return common.decoder([layer] * common.num_layers)
 
 
 def _num_kv_heads(config: ConfigReader, is_new: bool) -> int | None:

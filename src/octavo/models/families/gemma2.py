@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, Final
 
 from octavo.models.blocks import Attention, GatedMLP, Sandwich
-from octavo.models.common import Common, read_common, windows_of_types
-from octavo.models.config_reader import MAX_POSITIONS, ConfigReader
-from octavo.models.spec import ModelSpec, NormSpec
+from octavo.models.common import layer_windows, norm_offset, read_common
+from octavo.models.config_reader import ConfigReader
+from octavo.models.spec import ModelSpec
 
 # transformers leaves out of a configuration what equals its defaults; these are Gemma's.
 _DEFAULTS: Final[dict[str, Any]] = {
@@ -21,18 +21,17 @@ _DEFAULTS: Final[dict[str, Any]] = {
 
 def spec(config: ConfigReader) -> ModelSpec:
     # Null means none here; only where the key is absent does the default hold.
-    attn_softcap = softcap(config, "attn_logit_softcapping") if config.has("attn_logit_softcapping") else 50.0
-    logit_softcap = softcap(config, "final_logit_softcapping") if config.has("final_logit_softcapping") else 30.0
+    attn_softcap = config.bound("attn_logit_softcapping") if config.has("attn_logit_softcapping") else 50.0
+    logit_softcap = config.bound("final_logit_softcapping") if config.has("final_logit_softcapping") else 30.0
     config = config.merged(_DEFAULTS)
     config.refuse_unless("use_bidirectional_attention", (False,))
     common = read_common(config, activation_key="hidden_activation")
-    norm = gemma_norm(common, config)
+    common = common.with_norm(offset=norm_offset(config))
     bias = config.flag("attention_bias", False)
-    window = config.integer("sliding_window", high=MAX_POSITIONS)
 
     def layer(window: int) -> Sandwich:
         return Sandwich(
-            norm=norm,
+            norm=common.norm,
             attention=Attention(
                 heads=common.heads, rope=common.rope, scale=config.number("query_pre_attn_scalar", 256.0) ** -0.5,
                 window=window, softcap=attn_softcap, bias=bias, o_bias=bias,
@@ -40,20 +39,8 @@ def spec(config: ConfigReader) -> ModelSpec:
             mlp=GatedMLP(size=common.intermediate_size, activation=common.activation),
         )  # fmt: skip
 
-    alternating = tuple(0 if number % 2 else window for number in range(common.num_layers))
     return common.decoder(
-        [layer(width) for width in windows_of_types(config, common.num_layers, window) or alternating],
-        norm=norm,
+        [layer(window) for window in layer_windows(config, common.num_layers, pattern=2)],
         embedding_scale=common.hidden_size**0.5,
         logit_softcap=logit_softcap,
     )
-
-
-def gemma_norm(common: Common, config: ConfigReader) -> NormSpec:
-    """Weights around zero. `rms_norm_offset` is no key of Hugging Face's: `gguf_config` sets it to 0, because GGUF
-    stores the norms with the 1 already added."""
-    return NormSpec(eps=common.norm.eps, offset=0.0 if config.get("rms_norm_offset") == 0 else 1.0)
-
-
-def softcap(config: ConfigReader, key: str) -> float:
-    return 0.0 if config.get(key) is None else config.number(key)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any, Final
 
 from octavo.models.blocks import Attention, GatedMLP, Sandwich
-from octavo.models.common import layer_ropes, layer_windows, read_common
+from octavo.models.common import layer_ropes, layer_windows, norm_offset, read_common
 from octavo.models.config_reader import ConfigReader
-from octavo.models.families.gemma2 import gemma_norm, softcap
 from octavo.models.spec import ModelSpec
 
 _GLOBAL_THETA: Final = 1_000_000.0
@@ -31,14 +30,14 @@ def spec(config: ConfigReader) -> ModelSpec:
     common = read_common(config.without("rope_parameters", "rope_scaling"), activation_key="hidden_activation")
     theta = config.number("rope_theta", _GLOBAL_THETA), config.number("rope_local_base_freq", _LOCAL_THETA)
     rope, local_rope = layer_ropes(config, common, *theta)
-    norm = gemma_norm(common, config)
+    common = common.with_norm(offset=norm_offset(config))
     bias = config.flag("attention_bias", False)
 
     def layer(window: int) -> Sandwich:
         return Sandwich(
-            norm=norm,
+            norm=common.norm,
             attention=Attention(
-                heads=common.heads, rope=local_rope if window else rope, window=window, qk_norm=norm,
+                heads=common.heads, rope=local_rope if window else rope, window=window, qk_norm=common.norm,
                 scale=config.number("query_pre_attn_scalar", 256.0) ** -0.5, bias=bias, o_bias=bias,
             ),
             mlp=GatedMLP(size=common.intermediate_size, activation=common.activation),
@@ -46,7 +45,6 @@ def spec(config: ConfigReader) -> ModelSpec:
 
     return common.decoder(
         [layer(window) for window in layer_windows(config, common.num_layers, pattern=6)],
-        norm=norm,
         embedding_scale=common.hidden_size**0.5,
-        logit_softcap=softcap(config, "final_logit_softcapping"),
+        logit_softcap=config.bound("final_logit_softcapping"),
     )

@@ -10,7 +10,7 @@ from typing import Any, Final
 from octavo.models.blocks import Attention, GatedMLP, Sandwich, Sequential
 from octavo.models.common import read_common
 from octavo.models.config_reader import ConfigReader
-from octavo.models.layout import Layout, Split
+from octavo.models.layout import GATE_UP, GGUF_GATE_UP, GGUF_QKV, QKV, Layout
 from octavo.models.spec import ModelSpec
 
 _DEFAULTS: Final[dict[str, Any]] = {
@@ -22,15 +22,14 @@ _CHATGLM_NAMES: Final = {
     "num_key_value_heads": "multi_query_group_num", "max_position_embeddings": "seq_length",
     "rms_norm_eps": "layernorm_epsilon", "attention_bias": "add_qkv_bias",
 }  # fmt: skip
-_GATE_UP: Final = Split(r"(.*\.mlp\.)gate_up_proj\.(\w+)", (r"\1gate_proj.\2", r"\1up_proj.\2"))
-HF: Final = Layout(splits=(_GATE_UP,), interleaved=True)
+HF: Final = Layout(splits=(GATE_UP,), interleaved=True)
 HF_0414: Final = Layout(
     renames=(
         (r"\.post_attention_layernorm\.", ".pre_feedforward_layernorm."),
         (r"\.post_self_attn_layernorm\.", ".post_attention_layernorm."),
         (r"\.post_mlp_layernorm\.", ".post_feedforward_layernorm."),
     ),
-    splits=(_GATE_UP,),
+    splits=(GATE_UP,),
     interleaved=True,
 )
 CHATGLM: Final = Layout(
@@ -42,16 +41,10 @@ CHATGLM: Final = Layout(
         (r"\.self_attention\.dense\.", ".self_attn.o_proj."), (r"\.dense_h_to_4h\.", ".gate_up_proj."),
         (r"\.dense_4h_to_h\.", ".down_proj."),
     ),
-    splits=(_GATE_UP, Split(r"(.*\.self_attn\.)qkv\.(\w+)", (r"\1q_proj.\2", r"\1k_proj.\2", r"\1v_proj.\2"))),
+    splits=(GATE_UP, QKV),
     interleaved=True,
 )  # fmt: skip
-GGUF: Final = Layout(
-    splits=(
-        Split(r"(blk\.\d+\.attn_)qkv\.(\w+)", (r"\1q.\2", r"\1k.\2", r"\1v.\2")),
-        Split(r"(blk\.\d+\.ffn_)up\.(\w+)", (r"\1gate.\2", r"\1up.\2")),
-    ),
-    interleaved=True,
-)
+GGUF: Final = Layout(splits=(GGUF_QKV, GGUF_GATE_UP), interleaved=True)
 
 
 def spec(config: ConfigReader) -> ModelSpec:

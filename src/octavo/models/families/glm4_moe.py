@@ -6,13 +6,12 @@ from dataclasses import replace
 from typing import Any, Final
 
 from octavo.models.blocks import Sequential
-from octavo.models.common import read_common, read_experts, read_groups
+from octavo.models.common import read_common, read_experts, read_noaux_routing
 from octavo.models.config_reader import MAX_LAYERS, ConfigReader
 from octavo.models.expert_blocks import WithShared, shared_mlp
 from octavo.models.families.llama import llama_layer
 from octavo.models.layout import EXPERTS_HF, GGUF_EXPERTS, Layout
 from octavo.models.spec import ModelSpec
-from octavo.ops.routing import Routing
 
 HF: Final = replace(EXPERTS_HF, has_draft_layers=True)
 GGUF: Final = Layout(
@@ -28,11 +27,7 @@ def spec(config: ConfigReader) -> ModelSpec:
     config = config.aliased(num_experts="n_routed_experts").with_defaults(_DEFAULTS)
     common = read_common(config, rotates_in_part=True, has_experts=True)
     bias = config.flag("attention_bias", False)
-    routing = Routing(
-        kind="sigmoid", renormalize=config.flag("norm_topk_prob", True), group_best=2,
-        factor=config.number("routed_scaling_factor", 1.0), **read_groups(config),
-    )  # fmt: skip
-    experts = read_experts(config, common, routing=routing, has_choice_bias=True)
+    experts = read_experts(config, common, routing=read_noaux_routing(config), has_choice_bias=True)
     shared = shared_mlp(config.integer("n_shared_experts", 1) * experts.size, common.activation)
     options: dict[str, Any] = {"bias": bias, "qk_norm": common.norm if config.flag("use_qk_norm", False) else None}
     sparse = llama_layer(common, mlp=WithShared(experts=experts, shared=shared), **options)
@@ -41,5 +36,5 @@ def spec(config: ConfigReader) -> ModelSpec:
 
 def behind_dense(config: ConfigReader, dense: Sequential, sparse: Sequential, num_layers: int) -> list[Sequential]:
     """The layers of a model whose first `first_k_dense_replace` have no experts."""
-    count = 0 if config.get("first_k_dense_replace") == 0 else config.integer("first_k_dense_replace", 1, MAX_LAYERS)
+    count = config.integer("first_k_dense_replace", 1, MAX_LAYERS, low=0)
     return [dense if number < count else sparse for number in range(num_layers)]

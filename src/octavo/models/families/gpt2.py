@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, Final
 
-from octavo.models.blocks import MLP, Attention, Sequential
+from octavo.models.blocks import MLP
 from octavo.models.common import read_common
 from octavo.models.config_reader import ConfigReader
-from octavo.models.layout import Layout, Split
+from octavo.models.families.llama import llama_layer
+from octavo.models.layout import QKV, Layout
 from octavo.models.spec import ModelSpec
 
 NAMES: Final = {
@@ -20,7 +20,7 @@ DEFAULTS: Final[dict[str, Any]] = {
     "hidden_act": "gelu_new", "rms_norm_eps": 1e-5, "tie_word_embeddings": True, "max_position_embeddings": 1024,
 }  # fmt: skip
 HF: Final = Layout(
-    # The first two are masks, which the attention has built in.
+    # Masks, which the attention has built in.
     ignored=(r".*\.attn\.bias", r".*\.attn\.masked_bias"),
     renames=(
         (r"^transformer\.", ""), (r"^wte\.", "model.embed_tokens."), (r"^wpe\.", "model.embed_positions."),
@@ -30,9 +30,8 @@ HF: Final = Layout(
         (r"\.mlp\.c_proj\.", ".mlp.down_proj."),
     ),
     transposed=r".*\.(qkv|o_proj|up_proj|down_proj)\.weight",
-    splits=(Split(r"(.*\.self_attn\.)qkv\.(\w+)", (r"\1q_proj.\2", r"\1k_proj.\2", r"\1v_proj.\2")),),
+    splits=(QKV,),
 )  # fmt: skip
-GGUF: Final = Layout(splits=(Split(r"(blk\.\d+\.attn_)qkv\.(\w+)", (r"\1q.\2", r"\1k.\2", r"\1v.\2")),))
 
 
 def spec(config: ConfigReader) -> ModelSpec:
@@ -40,13 +39,10 @@ def spec(config: ConfigReader) -> ModelSpec:
     refuse_options(config)
     hidden = config.integer("hidden_size")
     common = read_common(config.with_defaults({**DEFAULTS, "intermediate_size": 4 * hidden}))
-    norm = replace(common.norm, kind="layer", bias=True)
-    layer = Sequential(
-        norm=norm,
-        attention=Attention(heads=common.heads, scale=common.heads.head_dim**-0.5, bias=True, o_bias=True),
-        mlp=MLP(size=common.intermediate_size, activation=common.activation, bias=True),
-    )
-    return common.decoder([layer] * common.num_layers, norm=norm, learned_positions=True)
+    common = common.with_norm(kind="layer", bias=True)
+    mlp = MLP(size=common.intermediate_size, activation=common.activation, bias=True)
+    layer = llama_layer(common, mlp=mlp, rope=None, bias=True, o_bias=True)
+    return common.decoder([layer] * common.num_layers, learned_positions=True)
 
 
 def refuse_options(config: ConfigReader) -> None:

@@ -7,15 +7,14 @@ from typing import Final
 
 from octavo.models.config_reader import ConfigReader
 from octavo.models.families import gpt2
-from octavo.models.layout import Layout, Split
+from octavo.models.layout import QKV_BY_HEAD
 from octavo.models.spec import ModelSpec
 
 HF: Final = replace(
     gpt2.HF,
     transposed="",
-    splits=(Split(r"(.*\.self_attn\.)qkv\.(\w+)", (r"\1q_proj.\2", r"\1k_proj.\2", r"\1v_proj.\2"), "heads"),),
+    splits=(QKV_BY_HEAD,),
 )
-GGUF: Final[Layout] = gpt2.GGUF
 
 
 def spec(config: ConfigReader) -> ModelSpec:

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, Final
 
 from octavo.models.blocks import MLP, Attention, Parallel
 from octavo.models.common import read_common
 from octavo.models.config_reader import MAX_HEAD_DIM, ConfigReader
+from octavo.models.families import gpt2
 from octavo.models.layout import Layout
 from octavo.models.spec import ModelSpec
 
-_NAMES: Final = {
-    "hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head",
-    "intermediate_size": "n_inner", "max_position_embeddings": "n_positions", "rms_norm_eps": "layer_norm_epsilon",
-    "hidden_act": "activation_function",
-}  # fmt: skip
 _DEFAULTS: Final[dict[str, Any]] = {"hidden_act": "gelu_new", "rms_norm_eps": 1e-5, "max_position_embeddings": 2048}
 HF: Final = Layout(
     ignored=(r".*\.attn\.(bias|masked_bias|embed_positions)",),
@@ -30,18 +25,17 @@ HF: Final = Layout(
 
 
 def spec(config: ConfigReader) -> ModelSpec:
-    config = config.aliased(**_NAMES)
+    config = config.aliased(**gpt2.NAMES)
     config.refuse_unless("tie_word_embeddings", (False,))
     hidden = config.integer("hidden_size")
     head_dim = max(1, hidden // config.integer("num_attention_heads"))
     share = config.integer("rotary_dim", min(64, head_dim), MAX_HEAD_DIM) / head_dim
     config = config.with_defaults({**_DEFAULTS, "intermediate_size": 4 * hidden, "partial_rotary_factor": share})
-    common = read_common(config, rotates_in_part=True)
-    norm = replace(common.norm, kind="layer", bias=True)
+    common = read_common(config, rotates_in_part=True).with_norm(kind="layer", bias=True)
     layer = Parallel(
-        norm=norm,
+        norm=common.norm,
         shares_norm=True,
         attention=Attention(heads=common.heads, rope=common.rope, scale=common.heads.head_dim**-0.5),
         mlp=MLP(size=common.intermediate_size, activation=common.activation, bias=True),
     )
-    return common.decoder([layer] * common.num_layers, norm=norm, lm_head_bias=True)
+    return common.decoder([layer] * common.num_layers, lm_head_bias=True)

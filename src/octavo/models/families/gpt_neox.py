@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, Final
 
 from octavo.models.blocks import MLP, Attention, Parallel, Sequential
 from octavo.models.common import read_common
 from octavo.models.config_reader import ConfigReader
-from octavo.models.families.gpt2 import GGUF
-from octavo.models.layout import Layout, Split
+from octavo.models.layout import QKV_BY_HEAD, Layout
 from octavo.models.spec import ModelSpec
-
-__all__ = ["GGUF", "HF", "spec"]
 
 _NAMES: Final = {
     "rms_norm_eps": "layer_norm_eps", "partial_rotary_factor": "rotary_pct", "rope_theta": "rotary_emb_base",
@@ -28,20 +24,20 @@ HF: Final = Layout(
         (r"\.attention\.dense\.", ".self_attn.o_proj."), (r"\.dense_h_to_4h\.", ".up_proj."),
         (r"\.dense_4h_to_h\.", ".down_proj."),
     ),
-    splits=(Split(r"(.*\.self_attn\.)qkv\.(\w+)", (r"\1q_proj.\2", r"\1k_proj.\2", r"\1v_proj.\2"), "heads"),),
+    splits=(QKV_BY_HEAD,),
 )  # fmt: skip
 
 
 def spec(config: ConfigReader) -> ModelSpec:
     config = config.aliased(**_NAMES)
-    common = read_common(config.with_defaults(_DEFAULTS), rotates_in_part=True)
-    norm, bias = replace(common.norm, kind="layer", bias=True), config.flag("attention_bias", True)
+    common = read_common(config.with_defaults(_DEFAULTS), rotates_in_part=True).with_norm(kind="layer", bias=True)
+    bias = config.flag("attention_bias", True)
     attention = Attention(
         heads=common.heads, rope=common.rope, scale=common.heads.head_dim**-0.5, bias=bias, o_bias=bias
     )
     mlp = MLP(size=common.intermediate_size, activation=common.activation, bias=True)
     if config.flag("use_parallel_residual", True):
-        layer: Parallel | Sequential = Parallel(attention=attention, mlp=mlp, norm=norm)
+        layer: Parallel | Sequential = Parallel(attention=attention, mlp=mlp, norm=common.norm)
     else:
-        layer = Sequential(attention=attention, mlp=mlp, norm=norm)
-    return common.decoder([layer] * common.num_layers, norm=norm)
+        layer = Sequential(attention=attention, mlp=mlp, norm=common.norm)
+    return common.decoder([layer] * common.num_layers)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from octavo.models.common import read_common, read_experts, windows_of_types
-from octavo.models.config_reader import MAX_POSITIONS, ConfigReader
+from octavo.models.common import layer_windows, read_common, read_experts, with_local_experts
+from octavo.models.config_reader import ConfigReader
 from octavo.models.families.llama import llama_layer
 from octavo.models.layout import GGUF_EXPERTS, Layout, Split
 from octavo.models.spec import ModelSpec
@@ -34,15 +34,11 @@ def spec(config: ConfigReader) -> ModelSpec:
     config.refuse_unless("swiglu_limit", (7.0,))
     config.refuse_unless("swiglu_alpha", (1.702,))
     config.refuse_unless("hidden_act", ("silu",))
-    config = config.without("quantization_config").aliased(
-        num_experts="num_local_experts", moe_intermediate_size="intermediate_size"
-    )
-    config = config.with_defaults(_DEFAULTS)
+    config = with_local_experts(config.without("quantization_config")).with_defaults(_DEFAULTS)
     common = read_common(config, has_experts=True)
-    window, bias = config.integer("sliding_window", high=MAX_POSITIONS), config.flag("attention_bias", True)
+    bias = config.flag("attention_bias", True)
     experts = read_experts(config, common, activation="swiglu_oai", router_bias=True, bias=True)
-    alternating = tuple(0 if number % 2 else window for number in range(common.num_layers))
-    windows = windows_of_types(config, common.num_layers, window) or alternating
+    windows = layer_windows(config, common.num_layers, pattern=2)
     return common.decoder(
         [llama_layer(common, mlp=experts, window=width, has_sinks=True, bias=bias, o_bias=bias) for width in windows]
     )

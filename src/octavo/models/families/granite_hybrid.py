@@ -12,6 +12,7 @@ from octavo.models.common import read_experts
 from octavo.models.config_reader import MAX_STATE_SIZE, MAX_TAPS, ConfigReader
 from octavo.models.expert_blocks import WithShared, shared_mlp
 from octavo.models.families import granite_moe
+from octavo.models.families.granite import granite_decoder
 from octavo.models.layout import Layout, Split
 from octavo.models.spec import ModelSpec, NormSpec
 from octavo.models.state_blocks import Mamba2
@@ -54,7 +55,7 @@ def spec(config: ConfigReader) -> ModelSpec:
         Sequential(norm=common.norm, attention=mixers[kind], mlp=mlp)
         for kind in hybrid_kinds(config, common.num_layers, mixers)
     ]
-    return granite_moe.granite_decoder(config, common, layers, multiplier)
+    return granite_decoder(config, common, layers, multiplier)
 
 
 def hybrid_kinds(config: ConfigReader, num_layers: int, known: Collection[str]) -> list[str]:

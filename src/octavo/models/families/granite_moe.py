@@ -5,16 +5,15 @@ What a block adds is multiplied by m before the sum; see `granite` for where m g
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, Final
 
-from octavo.models.blocks import Block, Layer
-from octavo.models.common import Common, read_common, read_experts
+from octavo.models.blocks import Block
+from octavo.models.common import Common, read_common, read_experts, with_local_experts
 from octavo.models.config_reader import ConfigReader
 from octavo.models.expert_blocks import WithShared, shared_mlp
+from octavo.models.families.granite import granite_decoder, with_multiplier
 from octavo.models.families.llama import llama_layer
-from octavo.models.layout import GGUF_EXPERTS, STACKED_EXPERTS, Layout, Split
+from octavo.models.layout import STACKED_EXPERTS, Layout, Split
 from octavo.models.spec import ModelSpec
 
 HF: Final = Layout(
@@ -32,7 +31,6 @@ HF: Final = Layout(
         ),
     ),
 )  # fmt: skip
-GGUF: Final = Layout(splits=(GGUF_EXPERTS,), interleaved=True)
 _DEFAULTS: Final[dict[str, Any]] = {"num_experts": 8, "num_experts_per_tok": 2, "hidden_act": "silu"}
 
 
@@ -50,18 +48,5 @@ def spec(config: ConfigReader) -> ModelSpec:
 
 def read_granite(config: ConfigReader) -> tuple[ConfigReader, Common, float]:
     """The configuration under common names, what it says, and what multiplies each sum."""
-    config = config.without("moe_intermediate_size").aliased(
-        num_experts="num_local_experts", moe_intermediate_size="intermediate_size"
-    )
-    config = config.with_defaults(_DEFAULTS)
-    common = read_common(config, has_experts=True)
-    multiplier = config.number("residual_multiplier", 1.0)
-    return config, replace(common, norm=replace(common.norm, eps=common.norm.eps / multiplier**2)), multiplier
-
-
-def granite_decoder(config: ConfigReader, common: Common, layers: Sequence[Layer], multiplier: float) -> ModelSpec:
-    return common.decoder(
-        layers,
-        embedding_scale=config.number("embedding_multiplier", 1.0) / multiplier,
-        logit_scale=1 / config.number("logits_scaling", 1.0),
-    )
+    config = with_local_experts(config).with_defaults(_DEFAULTS)
+    return config, *with_multiplier(config, read_common(config, has_experts=True))

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from octavo.models.common import read_common, read_experts
-from octavo.models.config_reader import ConfigReader
+from octavo.models.config_reader import ConfigReader, flat_rope
 from octavo.models.expert_blocks import WithShared, shared_mlp
 from octavo.models.families.llama import llama_layer
 from octavo.models.layout import STACKED_EXPERTS, Layout
@@ -38,7 +38,7 @@ def moe(config: ConfigReader) -> ModelSpec:
         key: uniform for key in ("num_experts", "moe_topk", "moe_intermediate_size", "num_shared_expert")
         if (uniform := _uniform(config, key)) is not None
     }  # fmt: skip
-    config = config.without(*given).merged(given).aliased(head_dim="attention_head_dim", num_experts_per_tok="moe_topk")
+    config = config.replaced(**given).aliased(head_dim="attention_head_dim", num_experts_per_tok="moe_topk")
     config = config.with_defaults({**_DEFAULTS, "moe_intermediate_size": config.get("intermediate_size")})
     for key, allowed in {
         "use_qk_norm": True, "use_mixed_mlp_moe": True, "moe_layer_num_skipped": 0, "use_cla": False, "mlp_bias": False,
@@ -64,13 +64,11 @@ def _uniform(config: ConfigReader, key: str) -> Any:
 
 def _stretched(config: ConfigReader) -> ConfigReader:
     """The files call the rope dynamic, and give an `alpha` by which its base is to grow, whatever the length."""
-    key = "rope_scaling" if config.get("rope_parameters") is None else "rope_parameters"
-    section = config.section(key)
-    kind = section.get("rope_type" if section.get("rope_type") is not None else "type")
-    if kind != "dynamic" or section.get("alpha") is None:
+    rope = flat_rope(config)
+    kind = rope.get("type" if rope.get("rope_type") is None else "rope_type")
+    if kind != "dynamic" or rope.get("alpha") is None:
         return config
     hidden, num_heads = config.integer("hidden_size"), config.integer("num_attention_heads")
     dim = config.integer("head_dim", max(4, hidden // num_heads))
-    theta = section.number("rope_theta", config.number("rope_theta", 10_000.0))
-    theta *= section.number("alpha") ** (dim / max(dim - 2, 1))
-    return config.without("rope_scaling", "rope_parameters", "rope_theta").merged({"rope_theta": theta})
+    theta = rope.number("rope_theta") * rope.number("alpha") ** (dim / max(dim - 2, 1))
+    return config.without("rope_scaling", "rope_parameters").replaced(rope_theta=theta)

@@ -7,7 +7,7 @@ from typing import Final
 from octavo.models.common import read_common
 from octavo.models.config_reader import ConfigReader
 from octavo.models.families import llama
-from octavo.models.layout import Layout, Split
+from octavo.models.layout import QKV_BY_HEAD, Layout
 from octavo.models.spec import ModelSpec
 
 HF_2: Final = Layout(
@@ -18,7 +18,7 @@ HF_2: Final = Layout(
         (r"\.ffn_norm\.", ".post_attention_layernorm."), (r"\.feed_forward\.w1\.", ".mlp.gate_proj."),
         (r"\.feed_forward\.w2\.", ".mlp.down_proj."), (r"\.feed_forward\.w3\.", ".mlp.up_proj."),
     ),
-    splits=(Split(r"(.*\.self_attn\.)qkv\.(\w+)", (r"\1q_proj.\2", r"\1k_proj.\2", r"\1v_proj.\2"), "heads"),),
+    splits=(QKV_BY_HEAD,),
 )  # fmt: skip
 
 

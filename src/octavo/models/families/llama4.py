@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any, Final
 
 from octavo.models.blocks import Attention, Block, GatedMLP, Sequential
-from octavo.models.common import Common, read_common, read_experts
+from octavo.models.common import Common, read_common, read_experts, with_local_experts
 from octavo.models.config_reader import MAX_LAYERS, MAX_POSITIONS, ConfigReader
 from octavo.models.expert_blocks import WithShared, shared_mlp
-from octavo.models.layout import GGUF_EXPERTS, STACKED_EXPERTS, Layout
+from octavo.models.layout import STACKED_EXPERTS, Layout
 from octavo.models.spec import ModelSpec, NormSpec, QScaleSpec
 from octavo.ops.routing import Routing
 
@@ -18,7 +18,6 @@ HF: Final = Layout(
     splits=STACKED_EXPERTS,
     interleaved=True,
 )  # fmt: skip
-GGUF: Final = Layout(splits=(GGUF_EXPERTS,), interleaved=True)
 _DEFAULTS: Final[dict[str, Any]] = {
     "num_experts": 16, "num_experts_per_tok": 1, "hidden_act": "silu", "head_dim": 128, "rms_norm_eps": 1e-5,
     "rope_theta": 500_000.0, "intermediate_size_mlp": 16_384,
@@ -26,10 +25,7 @@ _DEFAULTS: Final[dict[str, Any]] = {
 
 
 def spec(config: ConfigReader) -> ModelSpec:
-    config = config.without("moe_intermediate_size").aliased(
-        num_experts="num_local_experts", moe_intermediate_size="intermediate_size"
-    )
-    config = config.with_defaults(_DEFAULTS)
+    config = with_local_experts(config).with_defaults(_DEFAULTS)
     common = read_common(config, has_experts=True)
     routing = Routing(kind="sigmoid", renormalize=False)
     experts = WithShared(
@@ -62,7 +58,7 @@ def _attention(config: ConfigReader, common: Common, is_rotated: bool) -> Attent
         return Attention(**options)
     if config.flag("use_qk_norm", True):
         options |= {"qk_norm": NormSpec(eps=common.norm.eps, has_weight=False), "norms_rotated": True}
-    chunk = 0
+    chunk = 0  # Null means whole contexts; only where the key is absent does the default hold.
     if not config.has("attention_chunk_size") or config.get("attention_chunk_size") is not None:
         chunk = config.integer("attention_chunk_size", 8192, MAX_POSITIONS)
     return Attention(rope=common.rope, window=chunk, chunked=chunk > 0, **options)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, Final
 
 from octavo.models.blocks import GatedMLP, Sequential
@@ -23,7 +22,7 @@ def spec(config: ConfigReader) -> ModelSpec:
         config.refuse_unless(key, (0, 1))
     common, attention = latent_common(config)
     multiplier = config.number("scale_depth", 1.4) / common.num_layers**0.5
-    common = replace(common, norm=replace(common.norm, eps=common.norm.eps / multiplier**2))
+    common = common.with_norm(eps=common.norm.eps / multiplier**2)
     mlp = GatedMLP(size=common.intermediate_size, activation=common.activation)
     return common.decoder(
         [Sequential(norm=common.norm, attention=attention, mlp=mlp)] * common.num_layers,

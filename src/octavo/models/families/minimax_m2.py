@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from octavo.models.common import read_common, read_experts
+from octavo.models.common import read_common, read_experts, with_local_experts
 from octavo.models.config_reader import MAX_HEAD_DIM, ConfigReader
 from octavo.models.families.llama import llama_layer
 from octavo.models.families.mixtral import HF as MIXTRAL
@@ -24,10 +24,7 @@ _DEFAULTS: Final[dict[str, Any]] = {
 
 
 def spec(config: ConfigReader) -> ModelSpec:
-    config = config.without("moe_intermediate_size").aliased(
-        num_experts="num_local_experts", moe_intermediate_size="intermediate_size"
-    )
-    config = config.with_defaults(_DEFAULTS)
+    config = with_local_experts(config).with_defaults(_DEFAULTS)
     for key, allowed in {
         "scoring_func": ("sigmoid",), "use_qk_norm": (True,), "qk_norm_type": ("per_layer",),
         "use_routing_bias": (True,), "shared_intermediate_size": (0,),

@@ -3,9 +3,9 @@ it in some, and Ministral 3 in none, with queries that grow with their position.
 
 from __future__ import annotations
 
-from octavo.models.blocks import Attention, GatedMLP, Sequential
-from octavo.models.common import read_common, windows_of_types
+from octavo.models.common import read_common, read_window, windows_of_types
 from octavo.models.config_reader import MAX_POSITIONS, ConfigReader
+from octavo.models.families.llama import llama_layer
 from octavo.models.spec import ModelSpec, QScaleSpec
 
 
@@ -29,21 +29,11 @@ def ministral3(config: ConfigReader) -> ModelSpec:
         original_max_position_embeddings=section.integer("original_max_position_embeddings", high=MAX_POSITIONS),
     )
     rope = {key: value for key, value in config.get("rope_parameters").items() if key != "llama_4_scaling_beta"}
-    return _model(config.without("rope_parameters").merged({"rope_parameters": rope}), scale)
+    return _model(config.replaced(rope_parameters=rope), scale)
 
 
 def _model(config: ConfigReader, q_scale: QScaleSpec | None = None) -> ModelSpec:
     common = read_common(config)
-    window = 0 if config.get("sliding_window") is None else config.integer("sliding_window", high=MAX_POSITIONS)
-
-    def layer(window: int) -> Sequential:
-        return Sequential(
-            norm=common.norm,
-            attention=Attention(
-                heads=common.heads, rope=common.rope, scale=common.heads.head_dim**-0.5, window=window, q_scale=q_scale
-            ),
-            mlp=GatedMLP(size=common.intermediate_size, activation=common.activation),
-        )
-
+    window = read_window(config)
     windows = windows_of_types(config, common.num_layers, window) or (window,) * common.num_layers
-    return common.decoder([layer(width) for width in windows])
+    return common.decoder([llama_layer(common, window=width, q_scale=q_scale) for width in windows])

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from octavo.models.blocks import Attention, Sequential
-from octavo.models.common import read_common, read_experts
-from octavo.models.config_reader import MAX_POSITIONS, ConfigReader
+from octavo.models.common import read_common, read_experts, read_window, with_local_experts
+from octavo.models.config_reader import ConfigReader
+from octavo.models.families.llama import llama_layer
 from octavo.models.layout import GGUF_EXPERTS, Layout
 from octavo.models.spec import ModelSpec
 
@@ -24,13 +24,7 @@ GGUF: Final = Layout(
 
 
 def spec(config: ConfigReader) -> ModelSpec:
-    config = config.aliased(num_experts="num_local_experts", moe_intermediate_size="intermediate_size")
-    config = config.with_defaults({"num_experts": 8, "num_experts_per_tok": 2})
+    config = with_local_experts(config).with_defaults({"num_experts": 8, "num_experts_per_tok": 2})
     common = read_common(config, has_experts=True)
-    window = 0 if config.get("sliding_window") is None else config.integer("sliding_window", high=MAX_POSITIONS)
-    layer = Sequential(
-        norm=common.norm,
-        attention=Attention(heads=common.heads, rope=common.rope, scale=common.heads.head_dim**-0.5, window=window),
-        mlp=read_experts(config, common),
-    )
+    layer = llama_layer(common, mlp=read_experts(config, common), window=read_window(config))
     return common.decoder([layer] * common.num_layers)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, Final
 
-from octavo.models.blocks import MLP, Attention, Sequential
+from octavo.models.blocks import MLP
 from octavo.models.common import read_common
 from octavo.models.config_reader import ConfigReader
-from octavo.models.families.gpt2 import GGUF
-from octavo.models.layout import Layout, Split
+from octavo.models.families.llama import llama_layer
+from octavo.models.layout import QKV, Layout
 from octavo.models.spec import AlibiSpec, ModelSpec
-
-__all__ = ["GGUF", "HF", "spec"]
 
 _NAMES: Final = {
     "hidden_size": "d_model", "num_attention_heads": "n_heads", "num_hidden_layers": "n_layers",
@@ -29,7 +26,7 @@ HF: Final = Layout(
         (r"\.norm_2\.", ".post_attention_layernorm."), (r"\.attn\.", ".self_attn."), (r"\.ffn\.", ".mlp."),
         (r"\.Wqkv\.", ".qkv."), (r"\.out_proj\.", ".o_proj."), (r"\.([qk])_ln\.", r".\1_norm."),
     ),
-    splits=(Split(r"(.*\.self_attn\.)qkv\.(\w+)", (r"\1q_proj.\2", r"\1k_proj.\2", r"\1v_proj.\2")),),
+    splits=(QKV,),
 )  # fmt: skip
 
 
@@ -49,18 +46,15 @@ def spec(config: ConfigReader) -> ModelSpec:
     common = read_common(config.with_defaults(sizes))
     bias = config.flag("attention_bias", not config.flag("no_bias", True))
     is_alibi = attn.flag("alibi", attn.get("alibi_bias_max") != 0)
-    norm = replace(common.norm, kind="layer", bias=bias)
+    common = common.with_norm(kind="layer", bias=bias)
     alibi = None
     if is_alibi:
         alibi = AlibiSpec(num_heads=common.heads.num_heads, max_bias=attn.number("alibi_bias_max", 8.0))
-    layer = Sequential(
-        norm=norm,
-        attention=Attention(
-            heads=common.heads, scale=attn.number("softmax_scale", common.heads.head_dim**-0.5), bias=bias, o_bias=bias,
-            alibi=alibi, qk_norm=norm if attn.flag("qk_ln", False) else None, qk_norm_of="row",
-            clip=attn.number("clip_qkv") if attn.get("clip_qkv") else 0.0,
-        ),
+    layer = llama_layer(
+        common, scale=attn.number("softmax_scale", common.heads.head_dim**-0.5), bias=bias, o_bias=bias, rope=None,
+        alibi=alibi, qk_norm=common.norm if attn.flag("qk_ln", False) else None, qk_norm_of="row",
+        clip=attn.number("clip_qkv") if attn.get("clip_qkv") else 0.0,
         mlp=MLP(size=common.intermediate_size, activation=common.activation, bias=bias),
     )  # fmt: skip
     positions = not is_alibi and config.flag("learned_pos_emb", True)
-    return common.decoder([layer] * common.num_layers, norm=norm, learned_positions=positions)
+    return common.decoder([layer] * common.num_layers, learned_positions=positions)

@@ -4,27 +4,24 @@ of q and k; in OLMo 3 three layers of four have a window, whose rope is never sc
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, Final
 
 from octavo.models.blocks import Attention, GatedMLP, PostNorm
 from octavo.models.common import Common, layer_ropes, layer_windows, read_common
 from octavo.models.config_reader import ConfigReader
 from octavo.models.families.llama import llama_layer
-from octavo.models.layout import Layout
-from octavo.models.spec import ModelSpec, NormSpec, RopeSpec
+from octavo.models.spec import ModelSpec, RopeSpec
 
 _EPS: Final = 1e-5
 _DEFAULTS: Final[dict[str, Any]] = {"hidden_act": "silu", "rms_norm_eps": _EPS}
 _OLMO3_THETA: Final = 500_000.0
-GGUF: Final = Layout(interleaved=True)  # of OLMo 1
 
 
 def olmo(config: ConfigReader) -> ModelSpec:
     common, bias = read_common(config.with_defaults(_DEFAULTS)), config.flag("attention_bias", False)
-    common = replace(common, norm=NormSpec(eps=_EPS, kind="layer", has_weight=False))
-    clip = 0.0 if config.get("clip_qkv") is None else config.number("clip_qkv")
-    return common.decoder([llama_layer(common, bias=bias, o_bias=bias, clip=clip)] * common.num_layers)
+    common = common.with_norm(eps=_EPS, kind="layer", has_weight=False)
+    layer = llama_layer(common, bias=bias, o_bias=bias, clip=config.bound("clip_qkv"))
+    return common.decoder([layer] * common.num_layers)
 
 
 def olmo2(config: ConfigReader) -> ModelSpec:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from octavo.models.common import read_common
 from octavo.models.config_reader import ConfigReader
 from octavo.models.families.llama import llama_layer
@@ -11,6 +9,5 @@ from octavo.models.spec import ModelSpec
 
 
 def spec(config: ConfigReader) -> ModelSpec:
-    common, bias = read_common(config), config.flag("attention_bias", False)
-    common = replace(common, norm=replace(common.norm, kind="layer", bias=True))
+    common, bias = read_common(config).with_norm(kind="layer", bias=True), config.flag("attention_bias", False)
     return common.decoder([llama_layer(common, bias=bias, o_bias=bias)] * common.num_layers)

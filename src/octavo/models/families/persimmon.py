@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, Final
 
-from octavo.models.blocks import MLP, Attention, Sequential
+from octavo.models.blocks import MLP
 from octavo.models.common import read_common
 from octavo.models.config_reader import ConfigReader
-from octavo.models.layout import Layout, Split
+from octavo.models.families.llama import llama_layer
+from octavo.models.layout import QKV_BY_HEAD, Layout
 from octavo.models.spec import ModelSpec
 
 _DEFAULTS: Final[dict[str, Any]] = {
@@ -20,20 +20,15 @@ HF: Final = Layout(
         (r"\.([qk])_layernorm\.", r".\1_norm."), (r"\.dense_h_to_4h\.", ".up_proj."),
         (r"\.dense_4h_to_h\.", ".down_proj."), (r"\.final_layernorm\.", ".norm."),
     ),
-    splits=(Split(r"(.*\.self_attn\.)qkv\.(\w+)", (r"\1q_proj.\2", r"\1k_proj.\2", r"\1v_proj.\2"), "heads"),),
+    splits=(QKV_BY_HEAD,),
 )  # fmt: skip
 
 
 def spec(config: ConfigReader) -> ModelSpec:
     config = config.aliased(rms_norm_eps="layer_norm_eps").with_defaults(_DEFAULTS)
-    common = read_common(config, rotates_in_part=True)
-    norm = replace(common.norm, kind="layer", bias=True)
-    layer = Sequential(
-        norm=norm,
-        attention=Attention(
-            heads=common.heads, rope=common.rope, scale=common.heads.head_dim**-0.5, bias=True, o_bias=True,
-            qk_norm=norm if config.flag("qk_layernorm", True) else None,
-        ),
+    common = read_common(config, rotates_in_part=True).with_norm(kind="layer", bias=True)
+    layer = llama_layer(
+        common, bias=True, o_bias=True, qk_norm=common.norm if config.flag("qk_layernorm", True) else None,
         mlp=MLP(size=common.intermediate_size, activation=common.activation, bias=True),
     )  # fmt: skip
-    return common.decoder([layer] * common.num_layers, norm=norm)
+    return common.decoder([layer] * common.num_layers)

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, Final
 
 from octavo.models.blocks import MLP, Attention, Parallel
 from octavo.models.common import read_common
 from octavo.models.config_reader import ConfigReader
-from octavo.models.families.gpt2 import GGUF
 from octavo.models.layout import Layout
 from octavo.models.spec import ModelSpec
-
-__all__ = ["GGUF", "HF", "spec"]
 
 _DEFAULTS: Final[dict[str, Any]] = {
     "hidden_act": "gelu_new", "rms_norm_eps": 1e-5, "partial_rotary_factor": 0.5, "max_position_embeddings": 2048,
@@ -29,15 +25,14 @@ def spec(config: ConfigReader) -> ModelSpec:
     config = config.aliased(rms_norm_eps="layer_norm_eps").with_defaults(_DEFAULTS)
     # The output matrix has a bias, which the table of the tokens has not.
     config.refuse_unless("tie_word_embeddings", (False,))
-    common = read_common(config, rotates_in_part=True)
-    norm = replace(common.norm, kind="layer", bias=True)
+    common = read_common(config, rotates_in_part=True).with_norm(kind="layer", bias=True)
     layer = Parallel(
-        norm=norm,
+        norm=common.norm,
         shares_norm=True,
         attention=Attention(
             heads=common.heads, rope=common.rope, scale=common.heads.head_dim**-0.5, bias=True, o_bias=True,
-            qk_norm=norm if config.flag("qk_layernorm", False) else None,
+            qk_norm=common.norm if config.flag("qk_layernorm", False) else None,
         ),
         mlp=MLP(size=common.intermediate_size, activation=common.activation, bias=True),
     )  # fmt: skip
-    return common.decoder([layer] * common.num_layers, norm=norm, lm_head_bias=True)
+    return common.decoder([layer] * common.num_layers, lm_head_bias=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Final
 
-from octavo.models.blocks import Attention, Sequential
-from octavo.models.common import read_common, read_experts
-from octavo.models.config_reader import MAX_POSITIONS, ConfigReader
+from octavo.models.common import read_common, read_experts, read_window, with_local_experts
+from octavo.models.config_reader import ConfigReader
+from octavo.models.families.llama import llama_layer
 from octavo.models.spec import ModelSpec
 from octavo.ops.routing import Routing
 
@@ -18,30 +18,21 @@ _MSCALES: Final = ("short_mscale", "long_mscale")
 
 
 def spec(config: ConfigReader) -> ModelSpec:
-    config = config.without("moe_intermediate_size").aliased(
-        num_experts="num_local_experts", moe_intermediate_size="intermediate_size"
-    )
-    config = config.with_defaults(_DEFAULTS)
+    config = with_local_experts(config).with_defaults(_DEFAULTS)
     key = "rope_scaling" if config.get("rope_parameters") is None else "rope_parameters"
     rope = config.section(key)
     scale = rope.number("long_mscale", 1.0)  # of cosines and sines
     rope.refuse_unless("short_mscale", (scale,))
     if config.get(key) is not None:
         plain = {name: value for name, value in config.get(key).items() if name not in _MSCALES}
-        config = config.without(key).merged({key: plain})
+        config = config.replaced(**{key: plain})
     common = read_common(config, has_experts=True)
     if rope.get("long_mscale") is not None:
         common = replace(common, rope=replace(common.rope, attention_factor=scale))
-    norm, bias = replace(common.norm, kind="layer", bias=True), config.flag("attention_bias", False)
-    window = 0 if config.get("sliding_window") is None else config.integer("sliding_window", high=MAX_POSITIONS)
+    common, bias = common.with_norm(kind="layer", bias=True), config.flag("attention_bias", False)
     # The noise of a configuration is training's; what it bounds here is which experts count as near.
     routing = Routing(kind="sparsemixer", renormalize=False, jitter=config.number("router_jitter_noise", 0.01))
-    layer = Sequential(
-        norm=norm,
-        attention=Attention(
-            heads=common.heads, rope=common.rope, scale=common.heads.head_dim**-0.5, window=window, bias=bias,
-            o_bias=bias,
-        ),
-        mlp=read_experts(config, common, routing=routing),
-    )  # fmt: skip
-    return common.decoder([layer] * common.num_layers, norm=norm, lm_head_bias=config.flag("lm_head_bias", False))
+    layer = llama_layer(
+        common, mlp=read_experts(config, common, routing=routing), window=read_window(config), bias=bias, o_bias=bias
+    )
+    return common.decoder([layer] * common.num_layers, lm_head_bias=config.flag("lm_head_bias", False))

@@ -7,7 +7,7 @@ from typing import Any, Final
 from octavo.models.common import read_common
 from octavo.models.config_reader import ConfigReader
 from octavo.models.families.llama import llama_layer
-from octavo.models.layout import Layout, Split
+from octavo.models.layout import QKV, Layout
 from octavo.models.spec import ModelSpec
 
 _NAMES: Final = {
@@ -24,9 +24,8 @@ HF: Final = Layout(
         (r"\.attn\.c_proj\.", ".self_attn.o_proj."), (r"\.mlp\.w1\.", ".mlp.up_proj."),
         (r"\.mlp\.w2\.", ".mlp.gate_proj."), (r"\.mlp\.c_proj\.", ".mlp.down_proj."),
     ),
-    splits=(Split(r"(.*\.self_attn\.)qkv\.(\w+)", (r"\1q_proj.\2", r"\1k_proj.\2", r"\1v_proj.\2")),),
+    splits=(QKV,),
 )  # fmt: skip
-GGUF: Final = Layout(splits=(Split(r"(blk\.\d+\.attn_)qkv\.(\w+)", (r"\1q.\2", r"\1k.\2", r"\1v.\2")),))
 
 
 def spec(config: ConfigReader) -> ModelSpec:
@@ -41,6 +40,5 @@ def spec(config: ConfigReader) -> ModelSpec:
         # Only beyond the length of its training do the model's own code stretch the rotation (use_dynamic_ntk) and
         # scale queries (use_logn_attn), by the length that a text has just reached. So that much is served.
         config = config.without("max_position_embeddings").aliased(max_position_embeddings="seq_length")
-    config = config.without("intermediate_size").with_defaults({**_DEFAULTS, "intermediate_size": size // 2})
-    common = read_common(config)
+    common = read_common(config.with_defaults(_DEFAULTS).replaced(intermediate_size=size // 2))
     return common.decoder([llama_layer(common, bias=True)] * common.num_layers)

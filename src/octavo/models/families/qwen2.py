@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-from octavo.models.blocks import Attention, GatedMLP, Sequential
 from octavo.models.common import read_common, windows_of_types
 from octavo.models.config_reader import MAX_LAYERS, MAX_POSITIONS, ConfigReader
+from octavo.models.families.llama import llama_layer
 from octavo.models.spec import ModelSpec
 
 
 def spec(config: ConfigReader) -> ModelSpec:
     common = read_common(config)
-
-    def layer(window: int) -> Sequential:
-        return Sequential(
-            norm=common.norm,
-            attention=Attention(
-                heads=common.heads, rope=common.rope, scale=common.heads.head_dim**-0.5, window=window, bias=True
-            ),
-            mlp=GatedMLP(size=common.intermediate_size, activation=common.activation),
-        )
-
-    return common.decoder([layer(window) for window in layer_windows(config, common.num_layers)])
+    windows = layer_windows(config, common.num_layers)
+    return common.decoder([llama_layer(common, window=window, bias=True) for window in windows])
 
 
 def layer_windows(config: ConfigReader, num_layers: int) -> tuple[int, ...]:
@@ -31,6 +22,5 @@ def layer_windows(config: ConfigReader, num_layers: int) -> tuple[int, ...]:
     windows = windows_of_types(config, num_layers, window)
     if windows is not None:
         return windows
-    # 0 is allowed here: then all layers have the window.
-    first = 0 if config.get("max_window_layers") == 0 else config.integer("max_window_layers", 28, MAX_LAYERS)
+    first = config.integer("max_window_layers", 28, MAX_LAYERS, low=0)
     return tuple(window if layer >= first else 0 for layer in range(num_layers))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from octavo.models.blocks import Attention, GatedMLP, Sequential
 from octavo.models.common import read_common
 from octavo.models.config_reader import ConfigReader
+from octavo.models.families.llama import llama_layer
 from octavo.models.families.qwen2 import layer_windows
 from octavo.models.spec import ModelSpec
 
@@ -13,15 +13,7 @@ def spec(config: ConfigReader) -> ModelSpec:
     config = config.merged({"head_dim": 128})
     common = read_common(config)
     bias = config.flag("attention_bias", False)
-
-    def layer(window: int) -> Sequential:
-        return Sequential(
-            norm=common.norm,
-            attention=Attention(
-                heads=common.heads, rope=common.rope, scale=common.heads.head_dim**-0.5, window=window,
-                qk_norm=common.norm, bias=bias, o_bias=bias,
-            ),
-            mlp=GatedMLP(size=common.intermediate_size, activation=common.activation),
-        )  # fmt: skip
-
-    return common.decoder([layer(window) for window in layer_windows(config, common.num_layers)])
+    windows = layer_windows(config, common.num_layers)
+    return common.decoder(
+        [llama_layer(common, window=window, qk_norm=common.norm, bias=bias, o_bias=bias) for window in windows]
+    )

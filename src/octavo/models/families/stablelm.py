@@ -20,16 +20,15 @@ GGUF: Final = Layout(splits=(Split(r"(blk\.\d+\.attn_[qk]_norm)\.weight", (r"\1.
 
 def spec(config: ConfigReader) -> ModelSpec:
     config = config.aliased(**_NAMES).with_defaults({"rms_norm_eps": config.get("norm_eps")}).with_defaults(_DEFAULTS)
-    common = read_common(config, rotates_in_part=True)
-    norm = replace(common.norm, kind="layer", bias=True)
+    common = read_common(config, rotates_in_part=True).with_norm(kind="layer", bias=True)
     attention = Attention(
         heads=common.heads, rope=common.rope, scale=common.heads.head_dim**-0.5,
         bias=config.flag("use_qkv_bias", False), qk_norm_of="each head",
-        qk_norm=replace(norm, bias=False) if config.flag("qk_layernorm", False) else None,
+        qk_norm=replace(common.norm, bias=False) if config.flag("qk_layernorm", False) else None,
     )  # fmt: skip
     mlp = GatedMLP(size=common.intermediate_size, activation=common.activation)
     if config.flag("use_parallel_residual", False):
-        layer: Parallel | Sequential = Parallel(attention=attention, mlp=mlp, norm=norm, shares_norm=True)
+        layer: Parallel | Sequential = Parallel(attention=attention, mlp=mlp, norm=common.norm, shares_norm=True)
     else:
-        layer = Sequential(attention=attention, mlp=mlp, norm=norm)
-    return common.decoder([layer] * common.num_layers, norm=norm)
+        layer = Sequential(attention=attention, mlp=mlp, norm=common.norm)
+    return common.decoder([layer] * common.num_layers)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, Final
 
-from octavo.models.blocks import MLP, Attention, Sequential
-from octavo.models.common import read_common
-from octavo.models.config_reader import MAX_POSITIONS, ConfigReader
+from octavo.models.blocks import MLP
+from octavo.models.common import read_common, read_window
+from octavo.models.config_reader import ConfigReader
+from octavo.models.families.llama import llama_layer
 from octavo.models.layout import Layout
 from octavo.models.spec import ModelSpec
 
@@ -22,15 +22,7 @@ def spec(config: ConfigReader) -> ModelSpec:
     config = config.aliased(rms_norm_eps="norm_epsilon").with_defaults(_DEFAULTS)
     config.refuse_unless("mlp_type", ("default",))
     config.refuse_unless("norm_type", ("layer_norm",))
-    common = read_common(config)
-    norm, bias = replace(common.norm, kind="layer", bias=True), config.flag("use_bias", True)
-    window = 0 if config.get("sliding_window") is None else config.integer("sliding_window", high=MAX_POSITIONS)
-    layer = Sequential(
-        norm=norm,
-        attention=Attention(
-            heads=common.heads, rope=common.rope, scale=common.heads.head_dim**-0.5, window=window, bias=bias,
-            o_bias=bias,
-        ),
-        mlp=MLP(size=common.intermediate_size, activation=common.activation, bias=bias),
-    )  # fmt: skip
-    return common.decoder([layer] * common.num_layers, norm=norm)
+    common, bias = read_common(config).with_norm(kind="layer", bias=True), config.flag("use_bias", True)
+    mlp = MLP(size=common.intermediate_size, activation=common.activation, bias=bias)
+    layer = llama_layer(common, mlp=mlp, window=read_window(config), bias=bias, o_bias=bias)
+    return common.decoder([layer] * common.num_layers)
