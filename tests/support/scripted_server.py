@@ -12,7 +12,7 @@ import uvicorn
 
 from octavo.base.params import GenerateRequest, SamplingParams
 from octavo.client.generation import CompletionDelta, GenerationDelta
-from octavo.client.observer import FinishedSample
+from octavo.client.observer import FinishedSample, RequestTimes
 from octavo.wire.messages import SchedulerStats
 from support.server_fakes import Server, Step, engine_info, make_server
 from support.server_process import bound
@@ -76,7 +76,9 @@ class ScriptedServer:
         """The metrics of a request that ended."""
         request = GenerateRequest(external_id="a", prompt_token_ids=[0], params=SamplingParams())
         times = (0.1, 0.1 + first_token, 0.1 + seconds)  # 0 would mean never
-        sample = FinishedSample(request, "stop", num_output_tokens, 0, times[0], times[0], times[1], times[2], times[2])
+        sample = FinishedSample(
+            request, "stop", num_output_tokens, 0, RequestTimes(times[0], times[0], times[1], times[2], times[2])
+        )
         self.server.state.metrics.on_finish(sample)
 
     def close(self) -> None:

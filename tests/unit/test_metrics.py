@@ -9,7 +9,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
 from octavo.base.params import BeamParams, GenerateRequest, SamplingParams
-from octavo.client.observer import FinishedSample, Observer
+from octavo.client.observer import FinishedSample, Observer, RequestTimes
 from octavo.server.metrics import Metrics, StatsLogger
 from octavo.wire.messages import SchedulerStats
 
@@ -61,7 +61,7 @@ def test_it_is_an_observer() -> None:
     observer.on_request_arrival(REQUEST)
     observer.on_first_token(0.5, 1.5)
     observer.on_tokens(4, 2.0)
-    observer.on_finish(FinishedSample(REQUEST, "length", 5, 0, 100.0, 100.5, 101.5, 103.5, 103.6))
+    observer.on_finish(FinishedSample(REQUEST, "length", 5, 0, RequestTimes(100.0, 100.5, 101.5, 103.5, 103.6)))
     metrics = observer
     assert isinstance(metrics, Metrics)
     values = values_of(metrics)
@@ -107,7 +107,7 @@ def test_no_series_tells_when_a_counter_was_made() -> None:
 
 def test_a_request_that_never_ran_has_an_end_and_no_times() -> None:
     metrics = Metrics("m", 2048)
-    metrics.on_finish(FinishedSample(REQUEST, "abort", 0, 0, 100.0, 0.0, 0.0, 0.0, 101.0))
+    metrics.on_finish(FinishedSample(REQUEST, "abort", 0, 0, RequestTimes(100.0, finish=101.0)))
     values = values_of(metrics)
     assert values['vllm:request_success_total{finished_reason="abort",}'] == 1
     assert values["vllm:request_decode_time_seconds_count"] == 0

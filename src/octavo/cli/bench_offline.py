@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from octavo.base.config import ServerConfig, check
 from octavo.bench.config import ReportConfig
-from octavo.cli.flags import GROUPS, Flag, flags
+from octavo.cli.flags import GROUPS, Flag, flags, part
 from octavo.cli.foreign import Foreign
 from octavo.cli.parser import make_parser, read_words
 from octavo.cli.vllm import ROWS
@@ -38,7 +38,7 @@ def offline_config(command: str, cls: type[T], description: str, argv: Sequence[
     if foreign.accepted:
         print(f"accepted, nothing to do: {', '.join(foreign.accepted)}", file=sys.stderr)
     model = str(values.pop("model", "smollm2"))
-    own = {field.name for field in fields(cls)}
-    config = cls(**{name: value for name, value in values.items() if name in own})
+    config = part(cls, values)
     check(config)
+    own = {field.name for field in fields(cls)}
     return config, model, {name: value for name, value in values.items() if name not in own}

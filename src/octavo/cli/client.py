@@ -11,13 +11,13 @@ import json
 import os
 import ssl
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
 from octavo.base.config import check, opt
 from octavo.base.errors import OctavoError
-from octavo.cli.flags import Flag, flags
+from octavo.cli.flags import Flag, flags, part
 from octavo.cli.parser import make_parser, read_words
 from octavo.cli.server_address import api_url, client_api_key
 
@@ -86,8 +86,7 @@ def client_config(
     table = client_table(cls)
     parser = make_parser(f"octavo {command}", "[flags]", description, epilog, table)
     values = read_words(parser, argv, table)
-    sampling = Sampling(**{f.name: values.pop(f.name) for f in fields(Sampling) if f.name in values})
-    config = cls(**values)
+    config, sampling = part(cls, values), part(Sampling, values)
     check(config)
     check(sampling)
     return config, sampling

@@ -194,22 +194,23 @@ def _flag(group: str, field: dataclasses.Field[Any], hint: Any) -> Flag:
     )
 
 
+def part(cls: type[T], values: Mapping[str, Any]) -> T:
+    """An object of a dataclass from its fields among `values`; what is not among them keeps its default."""
+    known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]  # all are dataclasses
+    return cls(**{name: value for name, value in values.items() if name in known})
+
+
 def build(values: Mapping[str, Any]) -> ServeConfig:
     """The configuration from values by field name; what is not among them keeps its default. Checked."""
-
-    def part(cls: type[T]) -> T:
-        known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]  # all are dataclasses
-        return cls(**{name: value for name, value in values.items() if name in known})
-
     engine = EngineConfig(
-        model=part(ModelConfig),
-        cache=part(CacheConfig),
-        scheduler=part(SchedulerConfig),
-        parallel=part(ParallelConfig),
-        log=part(LogSetup),
-        step_times=part(StepTimes),
+        model=part(ModelConfig, values),
+        cache=part(CacheConfig, values),
+        scheduler=part(SchedulerConfig, values),
+        parallel=part(ParallelConfig, values),
+        log=part(LogSetup, values),
+        step_times=part(StepTimes, values),
     )
-    config = ServeConfig(engine=engine, server=part(ServerConfig))
+    config = ServeConfig(engine=engine, server=part(ServerConfig, values))
     check(config)
     return config
 

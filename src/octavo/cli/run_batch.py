@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import fields
 
 from octavo.base.config import AccessConfig, HTTPConfig, check
 from octavo.cli.environment import read_environment
-from octavo.cli.flags import GROUPS, Flag, build, flags
+from octavo.cli.flags import GROUPS, Flag, build, flags, part
 from octavo.cli.foreign import Foreign
 from octavo.cli.notes import notes
 from octavo.cli.parser import make_parser, read_words
@@ -36,8 +35,7 @@ def run(argv: Sequence[str]) -> int:
     )
     foreign = Foreign(ROWS, flag_table)
     values = read_words(parser, argv, flag_table, foreign)
-    own = {field.name for field in fields(BatchConfig)}
-    batch = BatchConfig(**{name: value for name, value in values.items() if name in own})
+    batch = part(BatchConfig, values)
     check(batch)
     check_batch(batch)
     environment = read_environment(os.environ, flag_table, values)

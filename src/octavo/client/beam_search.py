@@ -220,18 +220,6 @@ class _Search:
         reasons = tuple(beam.finish_reason or "length" for beam in ended)
         lengths = tuple(len(beam.token_ids) for beam in ended)
         for reason, length in zip(reasons, lengths, strict=True):
-            observer.on_finish(
-                FinishedSample(
-                    self._request,
-                    reason,
-                    length,
-                    self._num_cached,
-                    times.arrival,
-                    times.scheduled,
-                    times.first_token,
-                    times.last_token,
-                    now,
-                )
-            )
+            observer.on_finish(FinishedSample(self._request, reason, length, self._num_cached, times))
         observer.on_request_finish(FinishedRequest(self._request, times, reasons, lengths, self._num_cached))
         return times

@@ -328,11 +328,10 @@ class EngineClient:
         self._num_sampled -= sample.request.request.beams is None
         self._note_idle()
         self._admission.note_finish(now)
-        sample.end_reason = reason
+        sample.end_reason, sample.finish_time = reason, now
         observer = self._observer_of(sample)
-        observer.on_finish(sample.finished(reason, now))
+        observer.on_finish(sample.finished())
         if not sample.request.num_open:
-            sample.request.finish_time = now
             observer.on_request_finish(sample.request.finished())
 
     def _observer_of(self, sample: SampleState) -> Observer:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from octavo.base.params import GenerateRequest
-from octavo.client.observer import FinishedRequest, FinishedSample, RequestTimes
+from octavo.client.observer import FinishedRequest, FinishedSample, RequestTimes, merged_times
 from octavo.wire.messages import EngineCoreOutput, StepSeconds, TokenLogprobs
 
 
@@ -126,6 +126,7 @@ class SampleState:
         "detokenizer",
         "end_reason",
         "finish_reason",
+        "finish_time",
         "first_token_time",
         "index",
         "is_dirty",
@@ -163,6 +164,7 @@ class SampleState:
         self.finish_reason: str | None = None
         self.stop_reason: int | str | None = None
         self.end_reason = ""  # the finish reason, or why it was cut off: "abort" or "error"
+        self.finish_time = 0.0  # time.monotonic() of either
         self.step_seconds: StepSeconds | None = None
         self.is_dirty = False
         # not taken yet
@@ -192,19 +194,20 @@ class SampleState:
         if reason is not None and self.finish_reason is None:
             self.finish_reason, self.stop_reason = reason, output.stop_reason
 
-    def finished(self, reason: str, now: float) -> FinishedSample:
-        """The end of the sample, for whoever keeps count."""
-        request = self.request.request
-        return FinishedSample(
-            request,
-            reason,
-            self.num_tokens,
-            self.num_cached_tokens,
-            request.arrival_time,
+    @property
+    def times(self) -> RequestTimes:
+        return RequestTimes(
+            self.request.request.arrival_time,
             self.scheduled_time,
             self.first_token_time,
             self.last_token_time,
-            now,
+            self.finish_time,
+        )
+
+    def finished(self) -> FinishedSample:
+        """The end of the sample, for whoever keeps count."""
+        return FinishedSample(
+            self.request.request, self.end_reason, self.num_tokens, self.num_cached_tokens, self.times
         )
 
     def _match(self, matcher: StopSearch, shown: list[int], is_last: bool) -> int:
@@ -250,7 +253,6 @@ class RequestState:
     __slots__ = (
         "dirty",
         "error",
-        "finish_time",
         "is_closed",
         "is_taken",
         "num_open",
@@ -265,7 +267,6 @@ class RequestState:
         self.samples: list[SampleState] = []
         self.dirty: list[SampleState] = []
         self.num_open = 0  # samples without a finish reason
-        self.finish_time = 0.0  # time.monotonic() when there was none left
         self.error: Exception | None = None
         self.is_closed = False
         self.is_taken = False  # the first delta is out
@@ -307,26 +308,20 @@ class RequestState:
             sum(sample.num_tokens for sample in self.samples),
             is_over,
             self.prompt_logprobs if is_scored else None,
-            self.times() if is_over else None,
+            self.times if is_over else None,
         )
 
+    @property
     def times(self) -> RequestTimes:
-        """When things happened, over all samples."""
-        samples = self.samples
-        return RequestTimes(
-            self.request.arrival_time,
-            min((s.scheduled_time for s in samples if s.scheduled_time), default=0.0),
-            min((s.first_token_time for s in samples if s.first_token_time), default=0.0),
-            max((s.last_token_time for s in samples), default=0.0),
-            self.finish_time,
-        )
+        """Over all samples."""
+        return merged_times([sample.times for sample in self.samples])
 
     def finished(self) -> FinishedRequest:
         """The end of all samples, for whoever keeps count."""
         seconds = [sample.step_seconds for sample in self.samples if sample.step_seconds is not None]
         return FinishedRequest(
             self.request,
-            self.times(),
+            self.times,
             tuple(sample.end_reason for sample in self.samples),
             tuple(sample.num_tokens for sample in self.samples),
             self.samples[0].num_cached_tokens,

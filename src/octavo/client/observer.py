@@ -12,23 +12,9 @@ from octavo.wire.messages import SchedulerStats, StepSeconds
 
 
 @dataclass(frozen=True, slots=True)
-class FinishedSample:
-    """The end of one sample, for metrics. Times are time.monotonic() seconds, 0.0 for what never happened."""
-
-    request: GenerateRequest
-    finish_reason: str  # "stop", "length", "abort" or "error"
-    num_output_tokens: int
-    num_cached_tokens: int
-    arrival_time: float
-    scheduled_time: float
-    first_token_time: float
-    last_token_time: float
-    finish_time: float
-
-
-@dataclass(frozen=True, slots=True)
 class RequestTimes:
-    """When things happened to a request, over all its samples: time.monotonic() seconds, 0.0 for what never did."""
+    """When things happened to a sample, or to a request over all its samples: time.monotonic() seconds, 0.0 for what
+    never did."""
 
     arrival: float
     scheduled: float = 0.0  # the first of its samples
@@ -63,7 +49,7 @@ class RequestTimes:
 
 
 def merged_times(times: Sequence[RequestTimes]) -> RequestTimes:
-    """Of several requests, at least one: from the first to the last."""
+    """Of several samples or requests, at least one: from the first to the last."""
     return RequestTimes(
         min(t.arrival for t in times),
         min((t.scheduled for t in times if t.scheduled), default=0.0),
@@ -71,6 +57,17 @@ def merged_times(times: Sequence[RequestTimes]) -> RequestTimes:
         max(t.last_token for t in times),
         max(t.finish for t in times),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedSample:
+    """The end of one sample, for metrics."""
+
+    request: GenerateRequest
+    finish_reason: str  # "stop", "length", "abort" or "error"
+    num_output_tokens: int
+    num_cached_tokens: int
+    times: RequestTimes
 
 
 @dataclass(frozen=True, slots=True)

@@ -126,8 +126,3 @@ class CPUDevice:
 def default_num_threads() -> int:
     """One thread a physical core, as many as this process may use all the time."""
     return host.num_cores()
-
-
-def _free_memory_bytes() -> int:
-    """Bytes that can still be allocated without swapping or hitting a limit of a container or service."""
-    return host.free_memory().num_bytes

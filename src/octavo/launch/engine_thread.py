@@ -42,7 +42,9 @@ class EngineThread:
     caller's thread may end before the engine shall."""
 
     def __init__(self, config: ServeConfig) -> None:
-        self._config = config
+        # The program brings its own templates, and keeps its own logs.
+        server = replace(config.server, trust_request_chat_template=True, disable_log_requests=True)
+        self._config = replace(config, server=server)
         self._ready: concurrent.futures.Future[Ready] = concurrent.futures.Future()
         self._engine: EngineProcess | None = None
         self._is_stopped = False
@@ -119,8 +121,6 @@ class EngineThread:
             names=(self._config.engine.model.model,),
             tokenizer=tokenizer,
             renderer=renderer,
-            # The program brings its own templates, and keeps its own logs.
-            config=replace(self._config.server, trust_request_chat_template=True, disable_log_requests=True),
             default_sampling=defaults,
             output=OutputSettings(special_tokens=special_tokens(tokenizer, client.eos_token_ids)),
         )

@@ -8,14 +8,16 @@ import logging
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from octavo.base.config import ServeConfig, check
 from octavo.client.engine_client import EngineClient
 from octavo.launch.engine_process import EngineProcess
 from octavo.launch.http_server import HTTPServer, http_config
-from octavo.launch.listener import Listener
+from octavo.launch.listener import Listener, bind
 from octavo.launch.serve_loop import ENGINE_STOP_SECONDS, TextSide, served_model
 from octavo.launch.server import run_with_model
 from octavo.launch.watchers import Watchers
@@ -55,27 +57,22 @@ def run_in_process(config: ServeConfig, work: Work, *, serves_metrics: bool = Fa
     check(config)
     check_formats(config.server)
     check_tracing(config.server)
-
-    def main(
-        names: tuple[str, ...], listener: Listener | None, engine: EngineProcess, text: TextSide
-    ) -> Coroutine[Any, Any, int]:
-        return _run(config, names, listener, engine, text, work)
-
-    return run_with_model(config, main, started, listens=serves_metrics)
+    listen: Callable[[], AbstractContextManager[Listener | None]]
+    listen = partial(bind, config.server) if serves_metrics else contextlib.nullcontext
+    return run_with_model(config, listen, partial(_run, config, work), started)
 
 
 async def _run(
     config: ServeConfig,
+    work: Work,
     names: tuple[str, ...],
     listener: Listener | None,
     engine: EngineProcess,
     text: TextSide,
-    work: Work,
 ) -> int:
     watchers = Watchers(config, names[0], engine.info)
-    connection = await engine.connect()
     client = EngineClient(
-        connection,
+        await engine.connect(),
         engine.info,
         text.tokenizer,
         config.engine,

@@ -18,9 +18,11 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import uvloop
 
@@ -31,7 +33,7 @@ from octavo.base.log import setup_logging
 from octavo.cache.spec import max_sequence_blocks
 from octavo.files.generation_config import default_sampling
 from octavo.launch.engine_process import EngineProcess, launch_engine
-from octavo.launch.listener import Listener, bind
+from octavo.launch.listener import bind
 from octavo.launch.serve_loop import TextSide, check_tls, run_server
 from octavo.launch.startup import resolve, wait_loaded
 from octavo.served.output_settings import check_formats, output_settings
@@ -48,6 +50,8 @@ from octavo.wire.messages import EngineInfo
 __all__ = ["launch_engine", "serve"]
 
 logger = logging.getLogger(__name__)
+
+L = TypeVar("L")
 
 
 class Stopped(KeyboardInterrupt):
@@ -77,28 +81,23 @@ def serve(config: ServeConfig, notes: Sequence[tuple[int, str]] = ()) -> int:
     for level, line in notes:
         logger.log(level, "%s", line)
     config = dataclasses.replace(config, server=with_key_file(config.server))
-
-    def main(
-        names: tuple[str, ...], listener: Listener | None, engine: EngineProcess, text: TextSide
-    ) -> Coroutine[Any, Any, int]:
-        assert listener is not None
-        return run_server(config, names, listener, engine, text)
-
-    return run_with_model(config, main, started, listens=True)
+    return run_with_model(config, partial(bind, config.server), partial(run_server, config), started)
 
 
 #: What is done with a ready engine: its exit code.
-Main = Callable[[tuple[str, ...], Listener | None, EngineProcess, TextSide], Coroutine[Any, Any, int]]
+Main = Callable[[tuple[str, ...], L, EngineProcess, TextSide], Coroutine[Any, Any, int]]
 
 
-def run_with_model(config: ServeConfig, main: Main, started: float, *, listens: bool) -> int:
-    """Start the engine of a checked configuration and run `main`, given the model's names, the sockets, the engine and
-    the text side; the exit code. Raises `StartupError`; no process is left behind.
+def run_with_model(
+    config: ServeConfig, listen: Callable[[], AbstractContextManager[L]], main: Main[L], started: float
+) -> int:
+    """Start the engine of a checked configuration and run `main`, given the model's names, what `listen` bound before
+    all else, the engine and the text side; the exit code. Raises `StartupError`; no process is left behind.
 
-    `started`: when the start began, time.monotonic(). `listens`: bind the configuration's sockets first.
+    `started`: when the start began, time.monotonic().
     """
     try:
-        with _stopped_by_signals(), bind(config.server) if listens else contextlib.nullcontext() as listener:
+        with _stopped_by_signals(), listen() as listener:
             resolved = resolve(config.engine)
             defaults = default_sampling(config.server, resolved.model.model)
             engine = EngineProcess.spawn(resolved)
@@ -115,10 +114,10 @@ def _run(
     config: ServeConfig,
     resolved: EngineConfig,
     defaults: dict[str, Any],
-    listener: Listener | None,
+    listener: L,
     engine: EngineProcess,
     started: float,
-    main: Main,
+    main: Main[L],
 ) -> int:
     tokenizer, renderer = wait_loaded(
         engine, resolved, lambda tokenizer: make_renderer(tokenizer, config.server), with_vocabulary=True

@@ -87,16 +87,18 @@ class ServedModel:
 
     @classmethod
     def of(cls, settings: ServeConfig, engine: Engine, info: EngineInfo, **parts: Any) -> ServedModel:
-        """As `settings` say; `parts` are the fields that they say nothing of, or not enough."""
+        """As `settings` say; `parts` are the fields that they say nothing of."""
         server = settings.server
-        fields: dict[str, Any] = {
-            "config": server,
-            "root": settings.engine.model.model,
-            "logprobs_mode": settings.engine.model.logprobs_mode,
-            "max_fanout": settings.engine.scheduler.max_num_queued_reqs,
-            "grammars": GrammarChecker(seconds=server.grammar_timeout, cache_bytes=server.grammar_cache_bytes),
-        }
-        return cls(engine=engine, info=info, **fields | parts)
+        return cls(
+            engine=engine,
+            info=info,
+            config=server,
+            root=settings.engine.model.model,
+            logprobs_mode=settings.engine.model.logprobs_mode,
+            max_fanout=settings.engine.scheduler.max_num_queued_reqs,
+            grammars=GrammarChecker(seconds=server.grammar_timeout, cache_bytes=server.grammar_cache_bytes),
+            **parts,
+        )
 
     def __post_init__(self) -> None:
         self.texts = TokenTexts(self.tokenizer)

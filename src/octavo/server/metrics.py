@@ -280,15 +280,15 @@ class Metrics:
         if sample.finish_reason in self._ends:
             self._ends[sample.finish_reason].inc()
         self._output_len.observe(sample.num_output_tokens)
-        if sample.arrival_time:
-            self._e2e.observe(sample.finish_time - sample.arrival_time)
-        if not sample.first_token_time:
+        times = sample.times
+        if (total := times.total_seconds) is not None:
+            self._e2e.observe(total)
+        if (decode := times.decode_seconds) is None:
             return
-        decode = sample.last_token_time - sample.first_token_time
         self._decode_time.observe(decode)
-        if sample.scheduled_time:
-            self._prefill_time.observe(sample.first_token_time - sample.scheduled_time)
-            self._inference_time.observe(sample.last_token_time - sample.scheduled_time)
+        if (prefill := times.prefill_seconds) is not None:
+            self._prefill_time.observe(prefill)
+            self._inference_time.observe(times.last_token - times.scheduled)
         if sample.num_output_tokens > 1:
             self._mean_tpot.observe(decode / (sample.num_output_tokens - 1))
 

@@ -43,7 +43,6 @@ class RemoteBackend:
         self._load: dict[str, Any] = {"load": str(directory), "code_revision": code_revision}
         self._seconds = seconds
         self._helper = HelperProcess(COMMAND, "runs the model's own tokenizer")
-        self._loaded_in: int | None = None  # the helper's process
         try:
             self.description = self._loaded()
         except (TimeoutError, HelperEnded, ServerError) as error:
@@ -55,16 +54,14 @@ class RemoteBackend:
         reply = self._helper.ask(self._load, LOAD_SECONDS)
         if "error" in reply:
             raise CheckpointError(f"{self._directory}: the tokenizer's own code failed: {reply['error']}")
-        self._loaded_in = self._helper.pid
         return reply
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         try:
-            if self._loaded_in is None:
+            # A helper that was killed, or died on its own, has a successor that knows of nothing.
+            while "unloaded" in (reply := self._helper.ask(request, self._seconds)):
                 self._loaded()
-            reply = self._helper.ask(request, self._seconds)
         except (TimeoutError, HelperEnded) as error:
-            self._loaded_in = None
             raise InvalidRequest(f"The model's own tokenizer was stopped: {_why(error)}.") from None
         if "error" in reply:
             raise InvalidRequest(f"The model's own tokenizer failed: {reply['error']}")
