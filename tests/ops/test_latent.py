@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from octavo import _cpu
-from octavo.ops.program import Latent
+from octavo.ops.operands import Latent
 from octavo.ops.table import Ops, bind
 from support.paged_caches import random_tables
 

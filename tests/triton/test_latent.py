@@ -7,7 +7,7 @@ import torch
 
 from octavo.base.errors import DeviceError
 from octavo.ops import reference
-from octavo.ops.program import Latent
+from octavo.ops.operands import Latent
 from octavo.ops.triton import experts, latent
 from octavo.ops.triton.attention_plan import AttentionPlanner
 from support.paged_caches import random_tables

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from octavo import _cpu
-from octavo.ops.program import Latent
+from octavo.ops.operands import Latent
 from octavo.ops.reference import (
     KEY_TILE,
     attention_planner,

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 import triton
-from octavo.ops.program import Latent
+from octavo.ops.operands import Latent
 from octavo.ops.triton.attention_kernels import _online, combine_kernel
 from octavo.ops.triton.attention_plan import CHUNK, LATENT_HEADS, LATENT_ROWS, AttentionPlan, plan_of
 from octavo.ops.triton.experts import ExpertsWeight
