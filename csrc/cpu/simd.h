@@ -245,5 +245,8 @@ OCTAVO_INLINE vf vf_exp(vf x) {
     return vf_select_lt(vf_abs(x), vf_set(INFINITY), y, vf_select_lt(vf_zero(), x, vf_set(INFINITY), vf_select_lt(x, vf_zero(), vf_zero(), x)));
 }
 
+// x sigmoid(x).
+OCTAVO_INLINE vf vf_silu(vf x) { return vf_div(x, vf_add(vf_set(1.0f), vf_exp(vf_sub(vf_zero(), x)))); }
+
 }  // namespace OCTAVO_ISA
 }  // namespace octavo

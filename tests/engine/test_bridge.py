@@ -53,7 +53,7 @@ def check(run: Run, alone: dict[int, Reply]) -> None:
 
 
 def test_the_model_is_bridged_with_windows(engine: Engine) -> None:
-    model = engine.worker._runner._model  # type: ignore[union-attr]
+    model = engine.worker._runner._model
     assert isinstance(model, BridgedModel)
     assert sorted(engine.info.kv_group_windows) == [0, 40, 40, 40]
 

@@ -12,7 +12,8 @@ import torch
 
 from models.family_cases import PROMPTS, SIZES, make_model
 from models.running import BLOCK_SIZE, load
-from octavo.ops.program import Attend, Op, Program, RopeWrite
+from octavo.ops.operations import Attend, Op, RopeWrite
+from octavo.ops.program import Program
 from octavo.ops.run import Runner
 from octavo.ops.table import Ops, bind
 from octavo.ops.workspace import Workspace

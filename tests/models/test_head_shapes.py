@@ -18,7 +18,7 @@ from octavo.models.blocks import Attention, GatedMLP, LatentAttention, Sequentia
 from octavo.models.common import read_common
 from octavo.models.config_reader import ConfigReader
 from octavo.models.spec import ModelSpec
-from octavo.ops.program import Heads, Latent
+from octavo.ops.operands import Heads, Latent
 from octavo.ops.table import bind, cache_shapes
 from octavo.worker.kv_memory import block_values, kv_caches
 

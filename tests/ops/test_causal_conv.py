@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
-from octavo import _cpu
 from octavo.ops.table import Ops, bind
+from support.tensors import randn
+
+pytestmark = pytest.mark.usefixtures("isa")
 
 REFERENCE, NATIVE = bind("cpu", "reference"), bind("cpu")
 LENGTHS = (23, 9, 2)
-
-
-@pytest.fixture(autouse=True, params=_cpu.available_isas())
-def isa(request: pytest.FixtureRequest) -> Iterator[None]:
-    before, threads = _cpu.isa(), _cpu.num_threads()
-    _cpu.set_isa(request.param)
-    _cpu.set_num_threads(2)
-    yield
-    _cpu.set_isa(before)
-    _cpu.set_num_threads(threads)
-
-
-def randn(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
 
 
 def in_steps(

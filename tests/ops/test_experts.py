@@ -10,13 +10,10 @@ import torch
 from octavo.ops.routing import Routing
 from octavo.ops.table import Ops, bind
 from octavo.quant.packed import QuantizedWeight
+from support.tensors import randn
 
 WIDTH, INNER, EXPERTS, TOP_K = 64, 96, 6, 3
 NATIVE, REFERENCE = bind("cpu"), bind("cpu", "reference")
-
-
-def randn(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
 
 
 def matrix(kind: str, rows: int, columns: int, seed: int) -> torch.Tensor | QuantizedWeight:

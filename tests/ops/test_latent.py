@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
-from octavo import _cpu
-from octavo.ops.program import Latent
+from octavo.ops.operands import Latent
 from octavo.ops.table import Ops, bind
 from support.paged_caches import random_tables
+from support.tensors import randn
+
+pytestmark = pytest.mark.usefixtures("isa")
 
 REFERENCE, NATIVE = bind("cpu", "reference"), bind("cpu")
 BLOCK = 16
@@ -21,20 +21,6 @@ LATENTS = [
 ]
 #: (context, tokens of this step).
 SEQS = [(300, 1), (40, 40), (1, 1), (131, 20), (128, 128)]
-
-
-@pytest.fixture(autouse=True, params=_cpu.available_isas())
-def isa(request: pytest.FixtureRequest) -> Iterator[None]:
-    before, threads = _cpu.isa(), _cpu.num_threads()
-    _cpu.set_isa(request.param)
-    _cpu.set_num_threads(2)
-    yield
-    _cpu.set_isa(before)
-    _cpu.set_num_threads(threads)
-
-
-def randn(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
 
 
 def attend(

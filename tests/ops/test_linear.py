@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -20,6 +19,8 @@ from octavo.ops.cpu.linear import (
     tied_embedding,
 )
 from octavo.quant.packed import E4M3_VALUES, QuantizedWeight, ScaleLevels, multiplied
+
+pytestmark = pytest.mark.usefixtures("isa")
 
 TWO_LEVEL_CASES = [
     # bits, group, mins: Q4_K, Q5_K, Q6_K, Q3_K, Q2_K, IQ4_XS
@@ -47,15 +48,6 @@ INT_CASES = [
 ]
 FLOATS = [torch.float32, torch.bfloat16, torch.float16]
 M_VALUES = (1, 2, 3, 5, 8, 13, 17, 50, 64)
-
-
-@pytest.fixture(autouse=True, params=_cpu.available_isas())
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before, threads = _cpu.isa(), _cpu.num_threads()
-    _cpu.set_isa(request.param)
-    yield request.param
-    _cpu.set_isa(before)
-    _cpu.set_num_threads(threads)
 
 
 def quantized(

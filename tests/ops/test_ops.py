@@ -18,19 +18,10 @@ from torch import Tensor
 from octavo import _cpu
 from octavo.ops.routing import Routing
 from octavo.ops.table import Ops, bind
+from support.tensors import randn
 
 REFERENCE = bind("cpu", "reference")
 NATIVE = bind("cpu")
-
-
-@pytest.fixture(params=_cpu.available_isas())
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before, threads = _cpu.isa(), _cpu.num_threads()
-    _cpu.set_isa(request.param)
-    _cpu.set_num_threads(2)
-    yield request.param
-    _cpu.set_isa(before)
-    _cpu.set_num_threads(threads)
 
 
 def test_every_step_operation_is_native() -> None:
@@ -54,28 +45,24 @@ class Case:
         return [args[key] for key in self.outputs]
 
 
-def _randn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
-
-
 def _elementwise_cases() -> Iterator[Case]:
     for rows, width in ((1, 5), (3, 64), (7, 577), (40, 1000)):
-        x, w, out = _randn(rows, width), _randn(width), torch.full((rows, width), torch.nan)
-        residual = _randn(rows, width, seed=1)
+        x, w, out = randn(rows, width), randn(width), torch.full((rows, width), torch.nan)
+        residual = randn(rows, width, seed=1)
         yield Case("rms_norm", {"out": out, "x": x, "weight": w, "eps": 1e-5}, ("out",))
         args = {"out": out, "residual": residual, "x": x, "weight": w, "eps": 1e-6}
         yield Case("add_rms_norm", args, ("out", "residual"))
         yield Case("add_", {"residual": residual, "x": x}, ("residual",))
-        for bias in (None, _randn(width, seed=3)):
+        for bias in (None, randn(width, seed=3)):
             args = {"out": out, "x": x + 3, "weight": w, "bias": bias, "eps": 1e-5}
             yield Case("layer_norm", args, ("out",), 2e-5)
             yield Case("add_layer_norm", {**args, "residual": residual}, ("out", "residual"), 2e-5)
-        args = {"residual": residual, "x": x, "gates": _randn(rows, 1) * 5}
+        args = {"residual": residual, "x": x, "gates": randn(rows, 1) * 5}
         yield Case("add_gated_", args, ("residual",))
-        gate_up = _randn(rows, 2 * width) * 20
+        gate_up = randn(rows, 2 * width) * 20
         yield Case("act_mul", {"out": out, "gate_up": gate_up, "kind": "swiglu_oai"}, ("out",), 1e-4)
         for kind in ("silu", "gelu_tanh", "gelu", "relu", "quick_gelu", "relu2"):
-            gate_up = _randn(rows, 2 * width) * 20
+            gate_up = randn(rows, 2 * width) * 20
             yield Case("act_mul", {"out": out, "gate_up": gate_up, "kind": kind}, ("out",), 1e-4)
             yield Case("act", {"out": out, "x": x * 4, "kind": kind}, ("out",), 2e-6)
         yield Case("clip_", {"x": x * 3, "limit": 2.5}, ("x",))
@@ -87,7 +74,7 @@ def _elementwise_cases() -> Iterator[Case]:
 
 def _route_cases(rows: int, width: int) -> Iterator[Case]:
     # Rounded, so that some are equal.
-    scores, bias = (_randn(rows, width) * 2).round() / 2, _randn(width).round() / 4
+    scores, bias = (randn(rows, width) * 2).round() / 2, randn(width).round() / 4
     routings = [
         (Routing(renormalize=False), 1, None),
         (Routing(), 2, None),
@@ -110,10 +97,10 @@ def _route_cases(rows: int, width: int) -> Iterator[Case]:
 
 def _norm_parts_cases() -> Iterator[Case]:
     for rows, first, count, width in ((3, 0, 1, 577), (7, 20, 4, 20), (40, 64, 3, 64)):
-        x = _randn(rows, first + count * width + 12) + 1
+        x = randn(rows, first + count * width + 12) + 1
         for own, kind in ((1, "rms"), (count, "rms"), (1, "layer"), (count, "layer")):
-            for bias in (None, _randn(own * width, seed=3)) if kind == "layer" else (None,):
-                args = {"x": x, "first": first, "count": count, "width": width, "weight": _randn(own * width)}
+            for bias in (None, randn(own * width, seed=3)) if kind == "layer" else (None,):
+                args = {"x": x, "first": first, "count": count, "width": width, "weight": randn(own * width)}
                 yield Case("norm_parts_", {**args, "bias": bias, "eps": 1e-5, "kind": kind}, ("x",), 2e-5)
 
 
@@ -129,11 +116,11 @@ def _rope_cases() -> Iterator[Case]:
         slots = torch.randperm(6 * block_size, generator=torch.Generator().manual_seed(d))[:rows]
         angles = torch.arange(64.0)[:, None] * torch.logspace(0, -3, d // 2)[None, :]
         args = {
-            "qkv": _randn(rows, (hq + 2 * hkv) * d),
+            "qkv": randn(rows, (hq + 2 * hkv) * d),
             "positions": torch.arange(rows, dtype=torch.int32) + 7,
             "cos_sin": torch.cat((angles.cos(), angles.sin()), dim=1),
-            "q_norm": _randn(d) if d % 3 else None,
-            "k_norm": _randn(d, seed=2) if d % 3 else None,
+            "q_norm": randn(d) if d % 3 else None,
+            "k_norm": randn(d, seed=2) if d % 3 else None,
             "eps": 1e-6,
             "k_cache": torch.zeros(k_shape, dtype=dtype),
             "v_cache": torch.zeros(v_shape, dtype=dtype),
@@ -174,13 +161,13 @@ def _attention_case(
         tables[i, : needed[i]] = torch.tensor(blocks)
         for position in range(context):
             block, offset = blocks[position // block_size], position % block_size
-            k_cache[block, :, offset // 16, :, offset % 16] = _randn(hkv, d, seed=position).to(dtype)
-            v_cache[block, :, offset, :d] = _randn(hkv, d, seed=-position).to(dtype)
+            k_cache[block, :, offset // 16, :, offset % 16] = randn(hkv, d, seed=position).to(dtype)
+            v_cache[block, :, offset, :d] = randn(hkv, d, seed=-position).to(dtype)
             v_cache[block, :, offset, d:] = 0
     lengths = torch.tensor([tokens for _, tokens in seqs])
     args = {
         "out": torch.full((int(lengths.sum()), hq * d), torch.nan),
-        "qkv": _randn(int(lengths.sum()), (hq + 2 * hkv) * d) * 2,
+        "qkv": randn(int(lengths.sum()), (hq + 2 * hkv) * d) * 2,
         "k_cache": k_cache,
         "v_cache": v_cache,
         "block_tables": tables,
@@ -193,9 +180,9 @@ def _attention_case(
         "window": window,
         "softcap": softcap,
         "slopes": 2.0 ** -torch.arange(1.0, hq + 1) if slopes else None,
-        # Some weigh next to nothing, some nearly all.
         "chunked": chunked,
-        "sinks": 4 * _randn(hq) if sinks else None,
+        # Some weigh next to nothing, some nearly all.
+        "sinks": 4 * randn(hq) if sinks else None,
     }
     return Case("attention", args, ("out",), 2e-5)
 

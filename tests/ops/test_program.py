@@ -7,25 +7,9 @@ from itertools import combinations
 import pytest
 import torch
 
-from octavo.ops.program import (
-    Act,
-    Add,
-    AddNorm,
-    Attend,
-    Buffer,
-    Cache,
-    Embed,
-    Heads,
-    KeepRows,
-    Linear,
-    Norm,
-    Op,
-    Program,
-    ProgramError,
-    RopeWrite,
-    Weight,
-    program,
-)
+from octavo.ops.operands import Buffer, Cache, Heads, Weight
+from octavo.ops.operations import Act, Add, AddNorm, Attend, Embed, KeepRows, Linear, Norm, Op, RopeWrite
+from octavo.ops.program import Program, ProgramError, program
 from octavo.ops.workspace import Workspace
 
 HEADS = Heads(num_heads=2, num_kv_heads=1, head_dim=4)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -22,16 +21,10 @@ from octavo.ops.reference_sampling import (
 from octavo.ops.sampling_batch import SamplingBatch, csr_offsets
 from octavo.ops.table import Ops, bind
 
+pytestmark = pytest.mark.usefixtures("isa")
+
 REFERENCE = bind("cpu", "reference")
 NATIVE = bind("cpu")
-
-
-@pytest.fixture(params=_cpu.available_isas(), autouse=True)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = _cpu.isa()
-    _cpu.set_isa(request.param)
-    yield request.param
-    _cpu.set_isa(before)
 
 
 def _logits(rows: int, vocab: int, spread: float = 3.0, seed: int = 0) -> Tensor:

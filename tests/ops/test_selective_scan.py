@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
-from octavo import _cpu
 from octavo.ops.table import Ops, bind
+
+pytestmark = pytest.mark.usefixtures("isa")
 
 REFERENCE, NATIVE = bind("cpu", "reference"), bind("cpu")
 LENGTHS = (13, 1, 6)
 SLOTS = torch.tensor([2, 0, 3], dtype=torch.int32)
-
-
-@pytest.fixture(autouse=True, params=_cpu.available_isas())
-def isa(request: pytest.FixtureRequest) -> Iterator[None]:
-    before, threads = _cpu.isa(), _cpu.num_threads()
-    _cpu.set_isa(request.param)
-    _cpu.set_num_threads(2)
-    yield
-    _cpu.set_isa(before)
-    _cpu.set_num_threads(threads)
 
 
 def scan(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from octavo.ops.program import Heads
+from octavo.ops.operands import Heads
 from octavo.ops.triton import attention_plan
 from octavo.ops.triton.attention import CHUNK, AttentionPlanner
 from octavo.ops.triton.rope import kv_cache_shapes

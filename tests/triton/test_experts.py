@@ -10,12 +10,9 @@ import torch
 from octavo.ops import reference
 from octavo.ops.routing import Routing
 from octavo.ops.triton import experts
+from support.tensors import randn
 
 WIDTH, INNER, EXPERTS = 40, 72, 5
-
-
-def randn(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
 
 
 #: Routings, with the numbers of experts and of those chosen.

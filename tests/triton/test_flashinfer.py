@@ -17,7 +17,7 @@ from torch import Tensor
 
 from octavo.base.errors import DeviceError
 from octavo.ops import flashinfer_prompts
-from octavo.ops.program import Heads
+from octavo.ops.operands import Heads
 from octavo.ops.table import Binding, bind
 from octavo.ops.triton.attention import AttentionPlanner
 from support.triton_steps import TOLERANCE, Step

@@ -7,10 +7,11 @@ import torch
 
 from octavo.base.errors import DeviceError
 from octavo.ops import reference
-from octavo.ops.program import Latent
+from octavo.ops.operands import Latent
 from octavo.ops.triton import experts, latent
 from octavo.ops.triton.attention_plan import AttentionPlanner
 from support.paged_caches import random_tables
+from support.tensors import randn
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 BLOCK = 16
@@ -18,10 +19,6 @@ LATENTS = [
     Latent(num_heads=5, nope_dim=24, rank=48, rope_dim=16),
     Latent(num_heads=18, nope_dim=16, rank=32, rope_dim=32),
 ]
-
-
-def randn(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

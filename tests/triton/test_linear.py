@@ -13,6 +13,7 @@ from torch import Tensor
 from octavo.ops import reference
 from octavo.ops.triton import linear, linear_dense
 from octavo.quant.packed import QuantizedWeight
+from support.tensors import randn
 
 CPU = torch.device("cpu")
 HALVES = [torch.bfloat16, torch.float16]
@@ -20,10 +21,6 @@ HALVES = [torch.bfloat16, torch.float16]
 ROUNDING = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-24}
 #: Of sums in float32, as a share of the sum of the magnitudes.
 SUMS = 1e-5
-
-
-def randn(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape))).to(dtype)
 
 
 def integers(n: int, k: int, bits: int, group: int, has_mins: bool, dtype: torch.dtype = torch.float16) -> Any:

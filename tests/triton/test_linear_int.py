@@ -14,6 +14,7 @@ from torch import Tensor
 from octavo.ops.triton import linear, linear_int, linear_int_kernels
 from octavo.ops.triton.linear_chip import Chip
 from octavo.quant.packed import QuantizedWeight
+from support.tensors import randn
 
 CPU = torch.device("cpu")
 ROUNDING = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-24}
@@ -40,10 +41,6 @@ def integers(form: str, n: int = 40) -> QuantizedWeight:
     scales = (0.5 + torch.rand(n, k // group, generator=generator)).to(dtype)
     mins = (scales.float() * (1 - torch.rand(n, k // group, generator=generator) * 2.0**bits)).to(dtype)
     return QuantizedWeight(values, bits, group, scales, mins if has_mins else None, 0 if has_mins else 2 ** (bits - 1))
-
-
-def randn(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape))).to(dtype)
 
 
 def pack(

@@ -8,16 +8,12 @@ import sys
 
 import pytest
 import torch
-from torch import Tensor
 
 from octavo.ops.triton import linear, linear_tiles
 from octavo.ops.triton.linear_chip import Chip
+from support.tensors import randn
 
 CPU = torch.device("cpu")
-
-
-def randn(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))).to(dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])

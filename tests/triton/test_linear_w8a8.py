@@ -12,16 +12,13 @@ from octavo.base.errors import DeviceError
 from octavo.ops.triton import linear, linear_w8a8
 from octavo.ops.triton.elementwise import quantize_rows
 from octavo.ops.triton.linear_chip import Chip
+from support.tensors import randn
 
 CPU = torch.device("cpu")
 Name = Literal["fp8", "int8"]
 NAMES: list[Name] = ["fp8", "int8"]
 #: Of a product of random values that are rounded to the type on both sides, as a share of the result's size.
 ERRORS = {"fp8": 0.05, "int8": 0.02}
-
-
-def randn(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape))).to(dtype)
 
 
 def quantized(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

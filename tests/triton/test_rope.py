@@ -10,13 +10,10 @@ import torch
 from octavo.ops import reference
 from octavo.ops.triton import rope
 from support.paged_caches import from_reference
+from support.tensors import randn
 
 HEADS = ((9, 3, 64), (4, 4, 80), (2, 1, 256), (3, 3, 20))
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
-
-
-def randn(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
 
 
 @pytest.mark.parametrize("rotates", [True, False])

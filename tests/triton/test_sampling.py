@@ -15,6 +15,7 @@ import triton
 from octavo.ops import reference_sampling as reference
 from octavo.ops.sampling_batch import SamplingBatch, csr_offsets
 from octavo.ops.triton import sampling, sampling_noise
+from support.tensors import randn
 
 VOCAB = 4200  # two parts
 
@@ -23,10 +24,6 @@ VOCAB = 4200  # two parts
 def noise_kernel(out, seeds, positions, COUNT: tl.constexpr):
     ids = tl.arange(0, COUNT)
     tl.store(out + ids, sampling_noise.gumbel(tl.load(seeds), tl.load(positions), ids))
-
-
-def randn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
 
 
 def batch_of(rows: list[dict[str, Any]]) -> SamplingBatch:

@@ -1,7 +1,6 @@
 #include "kernels/selective_scan.h"
 
-#include "pool.h"
-#include "simd.h"
+#include "kernels/channels.h"
 
 // A channel goes from token to token, so that its bits do not depend on how a prompt was cut; a row's sum runs over the
 // numbers of the state in their order.
@@ -11,12 +10,6 @@ namespace OCTAVO_ISA {
 
 // Channels of one task.
 constexpr int kTaskWidth = 64;
-
-OCTAVO_INLINE vf load(const float* p, int n) { return n == VW ? vf_load(p) : vf_load_n(p, n, 0.0f); }
-OCTAVO_INLINE void store(float* p, vf x, int n) {
-    if (n == VW) vf_store(p, x);
-    else vf_store_n(p, x, n);
-}
 
 // log(1 + e^x).
 OCTAVO_INLINE vf softplus(vf x) {
@@ -33,7 +26,7 @@ static void channels(const SelectiveScanArgs& args, int seq, int c, int n) {
     const bool goes_on = args.positions[first] > 0;
     float* kept = args.state + int64_t(args.slots[seq]) * size * width + c;
     vf state[kMaxStateSize], rate[kMaxStateSize];
-    const vf zero = vf_zero(), one = vf_set(1.0f), d = load(args.d + c, n);
+    const vf zero = vf_zero(), d = load(args.d + c, n);
     for (int i = 0; i < size; ++i) {
         rate[i] = vf_sub(zero, vf_exp(load(args.a_log + int64_t(i) * width + c, n)));
         state[i] = goes_on ? load(kept + int64_t(i) * width, n) : zero;
@@ -49,7 +42,7 @@ static void channels(const SelectiveScanArgs& args, int seq, int c, int n) {
             sum = vf_fma(state[i], vf_set(weights[i]), sum);
         }
         sum = vf_fma(d, x, sum);
-        store(args.out + at, vf_mul(sum, vf_div(gate, vf_add(one, vf_exp(vf_sub(zero, gate))))), n);
+        store(args.out + at, vf_mul(sum, vf_silu(gate)), n);
     }
     for (int i = 0; i < size; ++i) store(kept + int64_t(i) * width, state[i], n);
 }
@@ -60,7 +53,7 @@ static void head(const SelectiveScanArgs& args, int seq, int h) {
     const int first = args.query_start_loc[seq], end = args.query_start_loc[seq + 1];
     const int group = h / (args.heads / args.groups) * size;
     const bool goes_on = args.positions[first] > 0;
-    const vf zero = vf_zero(), one = vf_set(1.0f), d = vf_set(args.d[h]);
+    const vf zero = vf_zero(), d = vf_set(args.d[h]);
     const vf rate = vf_sub(zero, vf_exp(vf_set(args.a_log[h])));
     for (int from = 0; from < head_dim; from += VW) {
         const int c = h * head_dim + from, n = head_dim - from < VW ? head_dim - from : VW;
@@ -79,7 +72,7 @@ static void head(const SelectiveScanArgs& args, int seq, int h) {
                 sum = vf_fma(state[i], vf_set(weights[i]), sum);
             }
             sum = vf_fma(d, x, sum);
-            store(args.out + at, vf_mul(sum, vf_div(gate, vf_add(one, vf_exp(vf_sub(zero, gate))))), n);
+            store(args.out + at, vf_mul(sum, vf_silu(gate)), n);
         }
         for (int i = 0; i < size; ++i) store(kept + int64_t(i) * width, state[i], n);
     }
@@ -94,13 +87,7 @@ static void run_heads(const SelectiveScanArgs& args) {
 
 static void run(const SelectiveScanArgs& args) {
     if (args.heads) return run_heads(args);
-    const int64_t tasks = (args.width + kTaskWidth - 1) / kTaskWidth;
-    parallel_for(tasks * args.num_seqs, [&](int64_t task, int) {
-        const int seq = int(task / tasks), from = int(task % tasks) * kTaskWidth;
-        if (args.query_start_loc[seq] == args.query_start_loc[seq + 1]) return;
-        for (int c = from; c < from + kTaskWidth && c < args.width; c += VW)
-            channels(args, seq, c, args.width - c < VW ? args.width - c : VW);
-    });
+    for_channels(args, kTaskWidth, [&](int seq, int c, int n) { channels(args, seq, c, n); });
 }
 
 extern const SelectiveScanKernels selective_scan_kernels = {run};

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from octavo.bench.config import KernelsConfig
-from octavo.ops.program import Latent
+from octavo.ops.operands import Latent
 from octavo.ops.routing import Routing
 from octavo.ops.sampling_batch import SamplingBatch
 from octavo.ops.table import LinearWeight, Ops

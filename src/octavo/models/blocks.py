@@ -13,21 +13,9 @@ from typing import Literal, Protocol
 from octavo.models.builder import Builder
 from octavo.models.params import Matrix
 from octavo.models.spec import AlibiSpec, NormSpec, QScaleSpec, RopeSpec
-from octavo.ops.program import (
-    Act,
-    Activation,
-    Add,
-    Attend,
-    Buffer,
-    Clip,
-    HeadLinear,
-    Heads,
-    Latent,
-    LatentAttend,
-    LatentWrite,
-    ProgramError,
-    RopeWrite,
-)
+from octavo.ops.operands import Buffer, Heads, Latent
+from octavo.ops.operations import Act, Activation, Add, Attend, Clip, HeadLinear, LatentAttend, LatentWrite, RopeWrite
+from octavo.ops.program import ProgramError
 
 
 class Block(Protocol):

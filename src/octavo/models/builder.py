@@ -8,7 +8,8 @@ import torch
 
 from octavo.models.params import Matrix, Packing, Param, Role, TensorDecl
 from octavo.models.spec import AlibiSpec, ConstantSpec, DerivedSpec, NormSpec, QScaleSpec, RopeSpec
-from octavo.ops.program import Buffer, Cache, Heads, Latent, Linear, Norm, NormParts, Op, State, Weight
+from octavo.ops.operands import Buffer, Cache, Heads, Latent, State, Weight
+from octavo.ops.operations import Linear, Norm, NormParts, Op
 
 
 class Builder:

@@ -19,7 +19,8 @@ from octavo.models.config_reader import (
 )
 from octavo.models.expert_blocks import MixtureOfExperts
 from octavo.models.spec import ModelSpec, NormSpec, RopeSpec
-from octavo.ops.program import Activation, Heads, Latent
+from octavo.ops.operands import Heads, Latent
+from octavo.ops.operations import Activation
 from octavo.ops.routing import Routing
 
 #: Above any real model.

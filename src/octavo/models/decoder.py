@@ -12,21 +12,9 @@ from octavo.cache.spec import CacheGroup, FullKV, WindowKV, cache_groups
 from octavo.models.builder import Builder
 from octavo.models.params import Matrix, Param, TensorDecl
 from octavo.models.spec import DerivedSpec, ModelSpec
-from octavo.ops.program import (
-    Add,
-    Buffer,
-    CacheOp,
-    CausalConv,
-    Embed,
-    Experts,
-    HeadLinear,
-    Linear,
-    Op,
-    Program,
-    SelectiveScan,
-    Weight,
-    program,
-)
+from octavo.ops.operands import Buffer, Weight
+from octavo.ops.operations import Add, CacheOp, CausalConv, Embed, Experts, HeadLinear, Linear, Op, SelectiveScan
+from octavo.ops.program import Program, program
 
 EMBEDDING: Final = "embedding"
 LM_HEAD: Final = "lm_head"

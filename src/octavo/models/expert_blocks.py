@@ -8,7 +8,8 @@ from octavo.models.blocks import Block, GatedMLP
 from octavo.models.builder import Builder
 from octavo.models.params import Matrix
 from octavo.models.spec import NormSpec
-from octavo.ops.program import Activation, Add, AddGated, Buffer, Experts, Route
+from octavo.ops.operands import Buffer
+from octavo.ops.operations import Activation, Add, AddGated, Experts, Route
 from octavo.ops.routing import Routing
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from octavo.ops.program import Weight
+from octavo.ops.operands import Weight
 
 #: matrix: [out, in] of a product, or rows of a table. norm: the weight of a norm. bias: added to a product.
 Role = Literal["matrix", "norm", "bias"]

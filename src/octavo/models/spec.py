@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from octavo.ops.program import NormKind
+from octavo.ops.operations import NormKind
 
 if TYPE_CHECKING:
     from octavo.models.blocks import Layer
@@ -71,7 +71,7 @@ DerivedSpec = RopeSpec | AlibiSpec | QScaleSpec | ConstantSpec
 
 @dataclass(frozen=True, kw_only=True)
 class NormSpec:
-    """`octavo.ops.program.NormKind`, with offset + weight for its weight."""
+    """`octavo.ops.operations.NormKind`, with offset + weight for its weight."""
 
     eps: float
     kind: NormKind = "rms"

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from octavo.models.builder import Builder
 from octavo.models.params import Matrix
 from octavo.models.spec import NormSpec
-from octavo.ops.program import Buffer, CausalConv, SelectiveScan
+from octavo.ops.operands import Buffer
+from octavo.ops.operations import CausalConv, SelectiveScan
 
 
 @dataclass(frozen=True, kw_only=True)

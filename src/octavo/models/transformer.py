@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from octavo.models.decoder import Definition
-from octavo.ops.program import Heads, Latent, Program
+from octavo.ops.operands import Heads, Latent
+from octavo.ops.program import Program
 from octavo.ops.step import KVCaches, StepTensors
 from octavo.ops.table import Ops
 from octavo.ops.workspace import Workspace

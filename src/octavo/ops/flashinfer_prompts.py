@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from octavo.base.errors import DeviceError
-from octavo.ops.program import Heads
+from octavo.ops.operands import Heads
 
 logger = logging.getLogger("octavo.ops")
 

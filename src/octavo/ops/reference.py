@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from octavo.ops.experts import grouped_experts, linear_of_heads
-from octavo.ops.program import Latent
+from octavo.ops.operands import Latent
 from octavo.ops.routing import Routing
 from octavo.ops.run import Runner
 from octavo.ops.step import NoPlanner
@@ -135,7 +135,7 @@ def norm_parts_(
 ) -> None:
     """x [T, N], in place: each of the `count` parts of `width` columns from `first` on becomes its norm.
 
-    kind: an `ops.program.NormKind`; weight, and bias of layer norms: [width] for all parts, or [count * width].
+    kind: an `ops.operations.NormKind`; weight, and bias of layer norms: [width] for all parts, or [count * width].
     """
     parts = x[:, first : first + count * width].view(len(x), count, width)
     normed = _normed(parts, weight.view(-1, width), eps) if kind == "rms" else F.layer_norm(parts, (width,), eps=eps)
@@ -456,7 +456,7 @@ def selective_scan(
     positions: Tensor,
     query_start_loc: Tensor,
 ) -> None:
-    """out [T, W] as `program.SelectiveScan` says.
+    """out [T, W] as `operations.SelectiveScan` says.
 
     x, dt, gate [T, W]; b, c [T, N]; a_log float32 [N, W]; d float32 [W]; state float32 [slots, N, W], changed;
     slots int32 [B]; positions int32 [T]: a sequence whose first row is at 0 begins with zeros;

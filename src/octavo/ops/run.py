@@ -7,34 +7,30 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from octavo.ops.program import (
+from octavo.ops.operands import Buffer, Heads, Latent, State, Weight
+from octavo.ops.operations import (
     Act,
     Add,
     AddGated,
     AddNorm,
     Attend,
-    Buffer,
     CausalConv,
     Clip,
     Embed,
     Experts,
     HeadLinear,
-    Heads,
     KeepRows,
-    Latent,
     LatentAttend,
     LatentWrite,
     Linear,
     Norm,
     NormParts,
     Op,
-    Program,
     RopeWrite,
     Route,
     SelectiveScan,
-    State,
-    Weight,
 )
+from octavo.ops.program import Program
 from octavo.ops.step import KVCaches, StepTensors
 from octavo.ops.workspace import Workspace
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from octavo.ops.program import Heads, Latent
+from octavo.ops.operands import Heads, Latent
 
 #: Of each of a program's caches, by their index: keys and values, or of a `Latent` the rows alone. Behind them each of
 #: its states, float32 [slots, *shape].

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from octavo.base.native import has_native_cpu
 from octavo.ops import reference, reference_sampling
-from octavo.ops.program import Heads, Latent
+from octavo.ops.operands import Heads, Latent
 from octavo.ops.run import Runner
 
 logger = logging.getLogger("octavo.ops")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from octavo.ops.program import Buffer, Program
+from octavo.ops.operands import Buffer
+from octavo.ops.program import Program
 
 #: Bytes to which buffers are aligned: lines of memory of a CPU and of a GPU, and what matrix libraries ask for.
 _ALIGNMENT = 256

@@ -141,7 +141,6 @@ class Sampler:
         batch, on_device = self._batch, self._uploaded
         batch.begin(num_rows)
         on_device.begin(num_rows)
-        batch.positions.numpy()[:num_rows] = states.draw_positions(rows)
         filled = (states.version, slots.tobytes())
         if filled != self._filled:
             self._fill_parameters(states, slots)

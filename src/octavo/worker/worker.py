@@ -50,7 +50,7 @@ class Worker:
     def __init__(self, config: EngineConfig, on_phase: OnPhase) -> None:
         self._config = config
         self._on_phase = on_phase
-        self._runner: ModelRunner | None = None
+        self._residence: Residence | None = None
         self._profile: TorchProfile | None = None
         asked = config.step_times.collect_detailed_traces
         self._times_forward = "model" in asked or "all" in asked
@@ -67,17 +67,7 @@ class Worker:
         device = make_device(config.parallel)
         self._check_device_options(device)
         checkpoint = open_checkpoint(config.model, device.torch_device)
-        dtype = device.activation_dtype(DTYPES.get(config.model.dtype), checkpoint.dtype)
-        online = online_quantization(config.model, checkpoint)
-        binding = Binding(
-            torch_device=device.torch_device,
-            activation_dtype=dtype,
-            to_device=device.upload_weight,
-            quantization=online if online in ("fp8", "int8") else None,
-            batch_invariant=config.parallel.batch_invariant,
-            attention_backend=_ATTENTION_BACKENDS[config.parallel.attention_backend.lower()],
-        )
-        ops = bind(device.name, binding=binding)
+        ops = self._bind(device, checkpoint)
 
         def load(checkpoint: Checkpoint) -> LoadedModel:
             # The model's buffers grow when a step is larger than this; how large one may be depends on its context.
@@ -132,8 +122,6 @@ class Worker:
             make_model,
             make_runner,
         )
-        self._runner = self._residence.runner
-        assert self._runner is not None
         # A context that was cut to fit the cache needs no larger steps.
         max_num_batched_tokens = min(max_num_batched_tokens, self._max_num_batched_tokens(plan.max_model_len, device))
         if _state_values(loaded.model.definition) and config.cache.enable_prefix_caching:
@@ -149,7 +137,6 @@ class Worker:
 
     def submit(self, plan: SchedulerOutput) -> RunningStep:
         """Launch one step. Call `load` first."""
-        assert self._runner is not None, "submit before load"
         start = time.perf_counter()
         step = self._runner.submit(plan)
         step.worker_seconds = time.perf_counter() - start
@@ -157,14 +144,12 @@ class Worker:
 
     def submit_masks(self, step: RunningStep, masks: TokenMasks) -> None:
         """The masks of a step whose plan has `masked_slots`, before anything else is submitted."""
-        assert self._runner is not None, "submit_masks before load"
         start = time.perf_counter()
         self._runner.submit_masks(step, masks)
         step.worker_seconds += time.perf_counter() - start
 
     def collect(self, step: RunningStep) -> ModelRunnerOutput:
         """Wait for the answer of the oldest step that has not been collected."""
-        assert self._runner is not None, "collect before load"
         start = time.perf_counter()
         output = self._runner.collect(step)
         if self._times_forward or self._times_worker:
@@ -188,16 +173,31 @@ class Worker:
 
     def sleep(self, level: int) -> None:
         """Give memory back, between two steps; see `Residence`. No step may be submitted before `wake_up`."""
-        self._runner = None
-        try:
-            self._residence.sleep(level)
-        finally:
-            self._runner = self._residence.runner
+        assert self._residence is not None, "sleep before load"
+        self._residence.sleep(level)
 
     def wake_up(self) -> None:
         """Be as after `load`, with an empty KV cache."""
+        assert self._residence is not None, "wake_up before load"
         self._residence.wake_up()
-        self._runner = self._residence.runner
+
+    @property
+    def _runner(self) -> ModelRunner:
+        assert self._residence is not None and self._residence.runner is not None, "a step before load, or asleep"
+        return self._residence.runner
+
+    def _bind(self, device: Device, checkpoint: Checkpoint) -> Ops:
+        model, parallel = self._config.model, self._config.parallel
+        online = online_quantization(model, checkpoint)
+        binding = Binding(
+            torch_device=device.torch_device,
+            activation_dtype=device.activation_dtype(DTYPES.get(model.dtype), checkpoint.dtype),
+            to_device=device.upload_weight,
+            quantization=online if online in ("fp8", "int8") else None,
+            batch_invariant=parallel.batch_invariant,
+            attention_backend=_ATTENTION_BACKENDS[parallel.attention_backend.lower()],
+        )
+        return bind(device.name, binding=binding)
 
     def _check_device_options(self, device: Device) -> None:
         """Refuse what the device cannot do, by the flag's name, and tell what it has no use for."""
@@ -390,11 +390,11 @@ class Worker:
             device=device.description,
             ops=dict(ops.implementations),
             load_seconds=seconds,
-            # Scores of what was drawn from are made on the host, before the next step may begin.
             # Elsewhere kernels for one token and for many round differently: then a hit on generated text would show.
             caches_output=device.decodes_as_prompts or not self._config.parallel.batch_invariant,
             num_swap_blocks=self.swap_arena.num_places,
             has_states=bool(_state_values(loaded.model.definition)),
+            # Scores of what was drawn from are made on the host, before the next step may begin.
             plans_ahead=device.plans_ahead and self._config.model.logprobs_mode.startswith("raw"),
             layer_ops_per_token=loaded.model.definition.layer_ops_per_token,
             output_ops_per_token=2 * math.prod(loaded.model.definition.lm_head.shape),

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from octavo.models.bridge.refusal import Refusal
-from octavo.ops.program import Attend, Buffer, Cache, Heads, RopeWrite, Weight
+from octavo.ops.operands import Buffer, Cache, Heads, Weight
+from octavo.ops.operations import Attend, RopeWrite
 from octavo.ops.run import HANDLERS, Frame
 from octavo.ops.step import KVCaches, StepTensors
 from octavo.ops.table import Ops

@@ -14,7 +14,9 @@ from octavo.models.bridge.skeleton import Skeleton
 from octavo.models.decoder import EMBEDDING, LM_HEAD, Definition
 from octavo.models.params import Packing, Param, Role, TensorDecl
 from octavo.models.spec import ModelSpec, NormSpec
-from octavo.ops.program import Buffer, Linear, Program, Weight
+from octavo.ops.operands import Buffer, Weight
+from octavo.ops.operations import Linear
+from octavo.ops.program import Program
 
 #: Of modules with experts (transformers' `use_experts_implementation`): which of their tensors are matrices.
 EXPERT_MATRICES: Final = ("gate_up_proj", "up_proj", "down_proj")

@@ -15,7 +15,8 @@ from octavo.models.bridge.modules import ByRow, Layout, attach, take_shortcuts
 from octavo.models.bridge.proof import proven
 from octavo.models.bridge.refusal import Refusal, refused
 from octavo.models.transformer import Transformer
-from octavo.ops.program import Heads, Program
+from octavo.ops.operands import Heads
+from octavo.ops.program import Program
 from octavo.ops.step import KVCaches, StepTensors
 from octavo.ops.table import Ops
 

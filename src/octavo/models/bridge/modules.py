@@ -17,7 +17,7 @@ from octavo.models.bridge.declare import (
     is_conv1d,
 )
 from octavo.models.decoder import EMBEDDING, LM_HEAD
-from octavo.ops.program import Activation
+from octavo.ops.operations import Activation
 from octavo.ops.table import Ops
 
 Forward = Callable[..., Any]

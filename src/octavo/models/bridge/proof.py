@@ -25,7 +25,7 @@ from octavo.models.bridge.declare import BridgedDefinition, program_of
 from octavo.models.bridge.modules import VECTOR
 from octavo.models.bridge.refusal import NO_INTERFACE, Refusal
 from octavo.models.decoder import grouped
-from octavo.ops.program import Attend, Linear, RopeWrite
+from octavo.ops.operations import Attend, Linear, RopeWrite
 from octavo.ops.table import Ops
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from octavo import _cpu
-from octavo.ops.program import Latent
+from octavo.ops.operands import Latent
 from octavo.ops.reference import (
     KEY_TILE,
     attention_planner,
@@ -55,7 +55,7 @@ __all__ = [
 _F32: Final = torch.float32
 _I32: Final = torch.int32
 _I64: Final = torch.int64
-#: Codes of the cache's dtype and of the activations, as in csrc/cpu/kernels/common.h.
+#: Codes of the cache's dtype and of the activations, as in csrc/cpu/kernels/cache.h and activation.h.
 CACHE_DTYPES: Final = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 ACTIVATIONS: Final = {
     "silu": 0, "gelu_tanh": 1, "gelu": 2, "relu": 3, "quick_gelu": 4, "relu2": 5, "xielu": 6, "swiglu_oai": 8,

@@ -20,7 +20,8 @@ from octavo.ops.cpu.kernels import (
     check_routing,
     native_routing,
 )
-from octavo.ops.program import (
+from octavo.ops.operands import Heads, Latent, Weight
+from octavo.ops.operations import (
     Act,
     Add,
     AddGated,
@@ -31,21 +32,18 @@ from octavo.ops.program import (
     Embed,
     Experts,
     HeadLinear,
-    Heads,
     KeepRows,
-    Latent,
     LatentAttend,
     LatentWrite,
     Linear,
     Norm,
     NormParts,
     Op,
-    Program,
     RopeWrite,
     Route,
     SelectiveScan,
-    Weight,
 )
+from octavo.ops.program import Program
 from octavo.ops.run import Runner, Table, Weights
 from octavo.ops.step import KVCaches, StepTensors
 from octavo.ops.workspace import Workspace

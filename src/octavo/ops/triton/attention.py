@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import triton
-from octavo.ops.program import Heads
+from octavo.ops.operands import Heads
 from octavo.ops.triton.attention_kernels import combine_kernel, decode_kernel, prefill_kernel
 from octavo.ops.triton.attention_plan import CHUNK, AttentionPlan, AttentionPlanner, plan_of, prefill_tile
 from octavo.ops.triton.rope import kv_cache_shapes

@@ -13,7 +13,7 @@ from torch import Tensor
 import triton
 from octavo.base.errors import DeviceError
 from octavo.ops.flashinfer_prompts import FlashInferPrompts, PromptStep, prompts_of
-from octavo.ops.program import Heads, Latent
+from octavo.ops.operands import Heads, Latent
 from octavo.ops.step import PlannedArrays
 
 #: Keys of one work item of decoding. Smaller fills a GPU with shorter contexts; each costs a partial result.

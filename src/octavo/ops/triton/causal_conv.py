@@ -8,12 +8,13 @@ import triton.language as tl
 from torch import Tensor
 
 import triton
+from octavo.ops.triton.launching import jit
 from octavo.ops.triton.variants import Variant
 
 _CHANNELS: Final = 128
 
 
-@triton.jit
+@jit
 def _kernel(
     out, x, weight, bias, state, slots, positions, query_start_loc, width,
     BEFORE: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_W: tl.constexpr, GATED: tl.constexpr,

@@ -28,7 +28,7 @@ def _tanh(x):
 
 @triton.jit
 def activation(x, KIND: tl.constexpr):
-    """act(x), float32. KIND: an `ops.program.Activation`."""
+    """act(x), float32. KIND: an `ops.operations.Activation`."""
     if KIND == "silu":
         return x / (1.0 + tl.exp(-x))
     if KIND == "gelu":

@@ -12,7 +12,9 @@ from typing import Any, ClassVar
 
 import torch
 
-from octavo.ops.program import Act, Activation, AddNorm, Buffer, Linear, Op, Program, Weight
+from octavo.ops.operands import Buffer, Weight
+from octavo.ops.operations import Act, Activation, AddNorm, Linear, Op
+from octavo.ops.program import Program
 from octavo.ops.run import Frame, Handler, Runner, Table, Weights
 from octavo.ops.triton import elementwise, linear
 

@@ -14,10 +14,11 @@ import triton.language as tl
 from torch import Tensor
 
 import triton
-from octavo.ops.program import Latent
+from octavo.ops.operands import Latent
 from octavo.ops.triton.attention_kernels import _online, combine_kernel
 from octavo.ops.triton.attention_plan import CHUNK, LATENT_HEADS, LATENT_ROWS, AttentionPlan, plan_of
 from octavo.ops.triton.experts import ExpertsWeight
+from octavo.ops.triton.launching import jit
 from octavo.ops.triton.rope import _FLOAT8_MAX, _store
 from octavo.ops.triton.variants import TYPE_NAMES, Variant
 
@@ -28,7 +29,7 @@ _LOG2E: Final = 1.4426950408889634
 _FEW, _MANY, _BLOCK_N, _BLOCK_K = 16, 64, 64, 64
 
 
-@triton.jit
+@jit
 def _write_kernel(
     q_latent, q, kv, positions, cos_sin, norm, eps, cache, slots, block_size, block_stride,
     NUM_HEADS: tl.constexpr, NOPE: tl.constexpr, RANK: tl.constexpr, ROPE: tl.constexpr, BLOCK_R: tl.constexpr,
@@ -97,7 +98,7 @@ def _attend_tile(acc, largest, total, q, q_rope, cache, table, keys, in_range, s
     return _online(acc, largest, total, s, latent, PRECISION)
 
 
-@triton.jit(do_not_specialize=["table_stride", "num_seqs"])
+@jit(do_not_specialize=["table_stride", "num_seqs"])
 def _decode_kernel(
     out, partial, partial_stats, q_latent, cache, block_tables, table_stride, seq_lens, items, starts, num_seqs,
     block_stride, scale,
@@ -140,7 +141,7 @@ def _decode_kernel(
             tl.store(partial_stats + at_item * 2 + 1, total, mask=exists)
 
 
-@triton.jit(do_not_specialize=["table_stride"])
+@jit(do_not_specialize=["table_stride"])
 def _prefill_kernel(
     out, q_latent, cache, block_tables, table_stride, seq_lens, query_start_loc, tiles, block_stride, scale,
     NUM_HEADS: tl.constexpr, RANK: tl.constexpr, ROPE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_P: tl.constexpr,
@@ -177,7 +178,7 @@ def _prefill_kernel(
     tl.store(target, result.to(out.dtype.element_ty), mask=exists[:, None] & (dims < RANK)[None, :])
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@jit(do_not_specialize=["num_rows"])
 def _head_linear_kernel(
     out, x, weight, num_rows, out_width, x_width,
     HEADS: tl.constexpr, N: tl.constexpr, K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,

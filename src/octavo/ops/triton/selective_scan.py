@@ -8,12 +8,13 @@ import triton.language as tl
 from torch import Tensor
 
 import triton
+from octavo.ops.triton.launching import jit
 from octavo.ops.triton.variants import Variant
 
 _CHANNELS: Final = 64
 
 
-@triton.jit
+@jit
 def _kernel(
     out, x, dt, gate, b, c, a_log, d, state, slots, positions, query_start_loc, width,
     HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, GROUPS: tl.constexpr,
