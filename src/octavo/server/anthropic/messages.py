@@ -50,10 +50,8 @@ class MessagesHandler:
         async with exchange.cancelled_on_disconnect():
             prepared = await lease.model.prepare(turn)
             encoder = MessageEncoder(lease, request, prepared)
-            if request.stream:
-                await serving.stream(exchange, lease.model, prepared, encoder, EVENTS)
-            else:
-                await exchange.send_json(encoder.whole(*await lease.model.whole(prepared)))
+            streams = bool(request.stream)
+            await serving.send(exchange, lease.model, prepared, encoder, streams=streams, framing=EVENTS)
 
     def _turn(self, request: MessagesRequest, model: ServedModel, exchange: Exchange) -> Turn:
         config = self._serving.state.config

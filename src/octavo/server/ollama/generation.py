@@ -113,10 +113,7 @@ class GenerationHandlers:
             prepared = await model.prepare(turn)
             names = TokenNames(model.texts, self._serving.state.config.return_tokens_as_token_ids)
             encoder = LineEncoder(make, lease.name, names, top)
-            if streams:
-                await self._serving.stream(exchange, model, prepared, encoder, LINES)
-            else:
-                await exchange.send_json(encoder.whole(*await model.whole(prepared)))
+            await self._serving.send(exchange, model, prepared, encoder, streams=streams, framing=LINES)
 
 
 def _constraint(request: OllamaFields, model: ServedModel) -> GrammarSpec | None:

@@ -36,7 +36,14 @@ class ChatHandler:
         async with exchange.cancelled_on_disconnect():
             prepared = await lease.model.prepare(turn)
             encoder = ChatEncoder(serving, lease, request, prepared)
-            await serving.send(exchange, request, lease.model, prepared, encoder)
+            await serving.send(
+                exchange,
+                lease.model,
+                prepared,
+                encoder,
+                streams=bool(request.stream),
+                interval=request.stream_interval,
+            )
 
     def turn(self, body: Mapping[str, Any], request: ChatRequest, model: ServedModel, request_id: str) -> Turn:
         if request.top_logprobs and not request.logprobs:  # 0 is no request

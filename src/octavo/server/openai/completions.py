@@ -50,7 +50,14 @@ class CompletionHandler:
         async with exchange.cancelled_on_disconnect():
             prepared = await lease.model.prepare(turn)
             encoder = CompletionEncoder(serving, lease, request, prepared)
-            await serving.send(exchange, request, lease.model, prepared, encoder)
+            await serving.send(
+                exchange,
+                lease.model,
+                prepared,
+                encoder,
+                streams=bool(request.stream),
+                interval=request.stream_interval,
+            )
 
     def _turn(self, body: Mapping[str, Any], request: CompletionRequest, model: ServedModel, request_id: str) -> Turn:
         if request.suffix:

@@ -30,7 +30,7 @@ _UNSAFE_IN_HEADER = re.compile(r"[^A-Za-z0-9_.-]")
 
 
 class Serving:
-    """Base of the handlers. Holds no state of requests."""
+    """What the handlers hold. Has no state of requests."""
 
     def __init__(self, state: ServerState) -> None:
         self.state = state
@@ -82,33 +82,22 @@ class Serving:
     async def send(
         self,
         exchange: Exchange,
-        request: SamplingFields,
         model: ServedModel,
         prepared: Prepared,
         encoder: ReplyEncoder,
-    ) -> None:
-        """Generate, and send the reply: as events, or whole."""
-        if request.stream and not prepared.is_ranked:
-            await self.stream(exchange, model, prepared, encoder, interval=request.stream_interval)
-            return
-        whole = encoder.whole(*await model.whole(prepared))
-        await send_whole(exchange, whole, bool(request.stream))
-
-    async def stream(
-        self,
-        exchange: Exchange,
-        model: ServedModel,
-        prepared: Prepared,
-        encoder: ReplyEncoder,
-        framing: Framing = OPENAI_EVENTS,
         *,
+        streams: bool,
+        framing: Framing = OPENAI_EVENTS,
         interval: int | None = None,  # tokens of a sample in one event; None: as the server says
     ) -> None:
-        """Generate, and send the reply piece by piece."""
+        """Generate, and send the reply: piece by piece, or whole."""
+        if not streams or prepared.is_ranked:
+            await send_whole(exchange, encoder.whole(*await model.whole(prepared)), streams)
+            return
         config = self.state.config
         keep_alive = KeepAlive(exchange, config.sse_keep_alive_interval, framing)
         async with aclosing(model.generate(prepared, interval or config.stream_interval)) as news:
-            await stream_events(exchange, news, encoder, keep_alive, framing)
+            await stream_events(exchange, news, encoder.events, keep_alive, encoder.last_events)
 
 
 def reply_id(prefix: str, exchange: Exchange, request: SamplingFields) -> str:

@@ -11,7 +11,6 @@ from octavo.served.model import Prepared, ServedModel
 from octavo.served.models import Lease
 from octavo.served.turn import Conversation, ToolChoice
 from octavo.server.http.exchange import Exchange
-from octavo.server.http.pacing import KeepAlive
 from octavo.server.openai.logprobs import TokenNames
 from octavo.server.openai.protocol.tokenize import InputTokens
 from octavo.server.openai.serving import Serving
@@ -56,7 +55,7 @@ class CreateHandler:
                 events = making.pieces()
             async with aclosing(events):
                 if request.stream:
-                    await send_events(exchange, events, KeepAlive(exchange, state.config.sse_keep_alive_interval))
+                    await send_events(exchange, events, state.config.sse_keep_alive_interval)
                     return
                 async for _ in events:
                     pass

@@ -11,7 +11,6 @@ import msgspec
 from octavo.base.errors import InvalidRequest
 from octavo.server.http.errors import validate_body
 from octavo.server.http.exchange import Exchange
-from octavo.server.http.pacing import KeepAlive
 from octavo.server.http.sse import event
 from octavo.server.openai.protocol.common import WireModel
 from octavo.server.responses.events import send_events
@@ -52,9 +51,8 @@ class KeptHandlers:
                         "Only a response that was created with `background=true` can be streamed again.", "stream"
                     )
                 events = _replayed(kept, start)
-            keep_alive = KeepAlive(exchange, self._state.config.sse_keep_alive_interval)
             async with exchange.cancelled_on_disconnect(), aclosing(events):
-                await send_events(exchange, events, keep_alive)
+                await send_events(exchange, events, self._state.config.sse_keep_alive_interval)
             return
         if query.starting_after is not None:
             raise InvalidRequest("`starting_after` needs `stream=true`.", "starting_after")
@@ -101,7 +99,7 @@ class KeptHandlers:
 async def _replayed(kept: KeptResponse, start: int) -> AsyncGenerator[list[bytes], None]:
     if kept.events is None:  # its server died: of its events nothing is left but what became of it
         last = {"type": "response.failed", "sequence_number": start, "response": msgspec.Raw(kept.body)}
-        yield [b"event: response.failed\n" + event(last)]
+        yield [event(last, "response.failed")]
         return
     events = kept.events.split(b"\n\n")[:-1]  # JSON has no newline
     yield [one + b"\n\n" for one in events[start:]]
