@@ -330,6 +330,7 @@ CALL = [{"type": "tool_use", "id": "a", "name": "f", "input": {}}]
         ({"thinking": {"type": "between_tools"}}, "thinking.type: Input should be"),
         ({"stop_sequences": ["a"] * 5}, "stop_sequences: At most 4"),
         ({"stop_sequences": [""]}, "stop_sequences"),
+        ({"stop_sequences": ["a" * 4097]}, "stop_sequences: A stop string has at most 4096"),
         ({"temperature": 2.5}, "`temperature` must be in"),
         ({"mcp_servers": [{"url": "x"}]}, "`mcp_servers` is not"),
         ({"messages": [{"role": "user", "content": "x" * CONTEXT}]}, "prompt is too long: messages: At most 512"),

@@ -55,14 +55,12 @@ class MessagesHandler:
 
     def _turn(self, request: MessagesRequest, model: ServedModel, exchange: Exchange) -> Turn:
         config = self._serving.state.config
-        stops = request.stop_sequences or []
-        if len(stops) > config.max_stop_strings:
-            raise InvalidRequest(f"At most {config.max_stop_strings} stop sequences are allowed.", "stop_sequences")
         given = {"temperature": request.temperature, "top_p": request.top_p, "top_k": request.top_k}
+        sampling = {name: value for name, value in given.items() if value is not None}
         return Turn(
             request_id=f"msg_{exchange.scope['octavo.request_id']}",
             prompts=[conversation_of(request, hides_tools=config.exclude_tools_when_tool_choice_none)],
-            sampling={name: value for name, value in given.items() if value is not None} | {"stop": tuple(stops)},
+            sampling=sampling | {"stop": tuple(request.stop_sequences or ())},
             # A bound and not a demand: agents always ask for as much as their own models can write.
             default_max_tokens=request.max_tokens,
             prompt_param="messages",

@@ -13,7 +13,7 @@ from octavo.server.openai.protocol.common import Int, Refusals, WireModel, inert
 from octavo.server.openai.protocol.conversation import MAX_MESSAGES, MAX_PARTS
 from octavo.server.openai.protocol.tools import MAX_TOOLS, check_name
 
-#: Most characters of a stop sequence, as of a stop string.
+#: Most characters of the id of a call.
 _MAX_ID_CHARS = 256
 
 

@@ -121,8 +121,6 @@ def sampling_of(options: Options, model: ServedModel) -> dict[str, Any]:
         )
     given = {ours: getattr(options, theirs) for theirs, ours in _SAMPLING.items()}
     stop: Sequence[str] = [options.stop] if isinstance(options.stop, str) else options.stop or ()
-    if len(stop) > model.config.max_stop_strings:
-        raise InvalidRequest(f"At most {model.config.max_stop_strings} stop strings are allowed.", "options.stop")
     return {name: value for name, value in given.items() if value is not None} | {"stop": tuple(stop)}
 
 

@@ -12,7 +12,7 @@ from octavo.served.turn import Function, ReplyWishes, Turn
 from octavo.server.http.exchange import Exchange
 from octavo.server.openai.chat_reply import ChatEncoder
 from octavo.server.openai.conversation import conversation_of, note_unheard
-from octavo.server.openai.limits import beam_params, check_limits
+from octavo.server.openai.limits import beam_params, check_stream_fields
 from octavo.server.openai.protocol.chat import CHAT_REFUSALS, ChatRequest
 from octavo.server.openai.protocol.conversation import check_prompt_options
 from octavo.server.openai.serving import Serving, reply_id
@@ -30,7 +30,7 @@ class ChatHandler:
         check_prompt_options(body)
         lease = serving.state.models.resolve(request.model)
         note_unheard(serving, lease.model, exchange, request)
-        check_limits(request, serving.state.config)
+        check_stream_fields(request)
         turn = self.turn(body, request, lease.model, reply_id("chatcmpl", exchange, request))
         turn = replace(turn, trace_headers=serving.trace_headers(exchange))
         async with exchange.cancelled_on_disconnect():
