@@ -18,12 +18,10 @@ from octavo.base.errors import InvalidRequest, OctavoError
 from octavo.base.log import current_request_id
 from octavo.server.http.errors import (
     BadFraming,
-    ErrorReply,
     ErrorShape,
     ExpectationFailed,
     HeadersTooLarge,
     HostNotAllowed,
-    ShapedError,
     VersionNotSupported,
     error_reply,
 )
@@ -33,7 +31,8 @@ from octavo.server.openai.protocol.common import is_request_id
 
 logger = logging.getLogger(__name__)
 
-#: Headers of OpenTelemetry: where no traces are sent, the log says once that they have no effect (E17).
+#: W3C's: the span that a request belongs to. Where no traces are sent, the log says once that these have no effect
+#: (E17).
 TRACE_HEADERS = (b"traceparent", b"tracestate")
 
 _HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[^\s:/?#@\[\]\\\x00-\x20,]*)(?::[0-9]*)?")
@@ -126,9 +125,8 @@ class RequestScope:
                 logger.exception("request %s failed", request_id)
             if "octavo.status" in scope:
                 raise  # the reply has begun, so the only way to show an error is to cut the connection
-            reply: ErrorReply | ShapedError = error_reply(exc)
-            if (shape := self._shape_of(scope)) is not None:
-                reply = shape(error_reply(exc), request_id)
+            told, shape = error_reply(exc), self._shape_of(scope)
+            reply = told if shape is None else shape(told, request_id)
             await Exchange(scope, receive, send).send_json(reply.body, reply.status, reply.headers)
         finally:
             status, route = scope.get("octavo.status", 500), scope.get("octavo.route", "")

@@ -8,7 +8,7 @@ from typing import Any
 
 from octavo.base.errors import InvalidRequest
 from octavo.served.model import ServedModel
-from octavo.served.turn import Function, ReplyWishes, Turn
+from octavo.served.turn import ReplyWishes, Turn
 from octavo.server.http.exchange import Exchange
 from octavo.server.openai.chat_reply import ChatEncoder
 from octavo.server.openai.conversation import conversation_of, note_unheard
@@ -68,12 +68,8 @@ class ChatHandler:
 
 
 def _wishes(request: ChatRequest) -> ReplyWishes:
-    functions = [
-        Function(tool.function.name, tool.function.parameters, bool(tool.function.strict))
-        for tool in request.tools or ()
-    ]
     return ReplyWishes(
-        functions=functions,
+        functions=[tool.for_turn() for tool in request.tools or ()],
         choice=request.tool_choice,
         parallel_calls=request.parallel_tool_calls is not False,
         thinking_budget=request.thinking_token_budget,

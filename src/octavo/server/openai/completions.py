@@ -102,7 +102,7 @@ class CompletionEncoder:
         self._model = lease.model
         self._model_name = lease.name
         self._fingerprint = lease.model.fingerprint
-        self._names = serving.names(lease.model, request)
+        self._names = serving.names(lease.model, request.return_tokens_as_token_ids)
         self._request = request
         self._params: SamplingParams = prepared.params
         self._prompts = prepared.prompts

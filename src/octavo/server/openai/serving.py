@@ -14,6 +14,7 @@ from octavo.served.model import Prepared, ServedModel
 from octavo.server.http.errors import validate_body
 from octavo.server.http.exchange import Exchange
 from octavo.server.http.framing import OPENAI_EVENTS, Framing
+from octavo.server.http.middleware import TRACE_HEADERS
 from octavo.server.http.pacing import KeepAlive
 from octavo.server.http.streaming import ReplyEncoder, send_whole, stream_events
 from octavo.server.openai.logprobs import TokenNames
@@ -22,8 +23,6 @@ from octavo.server.state import ServerState
 
 MAX_IGNORED_NAMES = 16
 IGNORED_FIELDS = b"x-octavo-ignored-fields"
-#: W3C's: the span that a request belongs to.
-TRACE_HEADERS = ("traceparent", "tracestate")
 
 M = TypeVar("M", bound=WireModel)
 _UNSAFE_IN_HEADER = re.compile(r"[^A-Za-z0-9_.-]")
@@ -57,9 +56,8 @@ class Serving:
                 return
         exchange.extra_headers.append((IGNORED_FIELDS, text))
 
-    def names(self, model: ServedModel, request: SamplingFields) -> TokenNames:
-        """How the reply names its tokens."""
-        as_ids = request.return_tokens_as_token_ids
+    def names(self, model: ServedModel, as_ids: bool | None = None) -> TokenNames:
+        """How the reply names its tokens. `as_ids`: what the request says of it."""
         return TokenNames(model.texts, self.state.config.return_tokens_as_token_ids if as_ids is None else as_ids)
 
     def usage_events(self, request: SamplingFields) -> tuple[bool, bool]:
@@ -76,7 +74,7 @@ class Serving:
         """What the caller says of the trace that the request is a part of; nothing where none are sent."""
         if self.state.config.otlp_traces_endpoint is None:
             return ()
-        found = ((name, exchange.header(name.encode())) for name in TRACE_HEADERS)
+        found = ((name.decode(), exchange.header(name)) for name in TRACE_HEADERS)
         return tuple((name, value) for name, value in found if value is not None)
 
     async def send(

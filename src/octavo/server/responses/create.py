@@ -11,7 +11,6 @@ from octavo.served.model import Prepared, ServedModel
 from octavo.served.models import Lease
 from octavo.served.turn import Conversation, ToolChoice
 from octavo.server.http.exchange import Exchange
-from octavo.server.openai.logprobs import TokenNames
 from octavo.server.openai.protocol.tokenize import InputTokens
 from octavo.server.openai.serving import Serving
 from octavo.server.responses.decoding import conversation_of, note_unheard, own_names, prepared, turn_of
@@ -22,7 +21,6 @@ from octavo.server.responses.output import ResponseBuilder
 from octavo.server.responses.protocol.items import Item, as_items, new_id
 from octavo.server.responses.protocol.reply import ConversationRef, ReasoningSettings, Response
 from octavo.server.responses.protocol.request import (
-    LOGPROBS,
     REFUSALS,
     ConversationFields,
     InputTokensRequest,
@@ -76,13 +74,11 @@ class CreateHandler:
             raise own_names(exc) from None
         ready = await prepared(lease.model, turn, truncates=request.truncation == "auto")
         response = _response(request, response_id, lease.name, ready)
-        top = ready.params.logprobs if LOGPROBS in (request.include or ()) else None
-        names = TokenNames(lease.model.texts, state.config.return_tokens_as_token_ids)
         has_events = bool(request.stream or request.background)
         return Making(
             model=lease.model,
             prepared=ready,
-            builder=ResponseBuilder(response, names, top, has_events=has_events),
+            builder=ResponseBuilder(response, serving.names(lease.model), ready.params.logprobs, has_events=has_events),
             store=state.store,
             owner=owner,
             input_items=items,
