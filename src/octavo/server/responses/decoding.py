@@ -13,7 +13,7 @@ from octavo.served.messages import Message
 from octavo.served.model import Prepared, ServedModel
 from octavo.served.turn import Conversation, Function, ReplyWishes, Turn
 from octavo.server.http.exchange import Exchange
-from octavo.server.openai.conversation import unread_variables
+from octavo.server.openai.conversation import shown_tools, unread_variables
 from octavo.server.openai.protocol import conversation as chat
 from octavo.server.openai.serving import Serving
 from octavo.server.responses.protocol.request import (
@@ -72,13 +72,10 @@ def wishes_of(request: ConversationFields, thinking_budget: int | None = None) -
 
 
 def conversation_of(request: ConversationFields, messages: Sequence[Message], serving: Serving) -> Conversation:
-    hides = serving.state.config.exclude_tools_when_tool_choice_none
     choice = request.tool_choice
-    is_hidden = choice is not None and choice.mode == "none" and hides
-    tools = [tool.for_template() for tool in request.tools or ()]
     return Conversation(
         messages=messages,
-        tools=None if is_hidden else tools or None,
+        tools=shown_tools(serving.state.config, request.tools, None if choice is None else choice.mode),
         chat_template_kwargs=_template_kwargs(request),
     )
 
