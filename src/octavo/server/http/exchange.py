@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qs
 
 import msgspec
 
@@ -63,10 +63,9 @@ class Exchange:
         """The first header of that lower-case name."""
         return next((value.decode("latin-1") for key, value in self.scope["headers"] if key == name), None)
 
-    def query(self, name: str) -> list[str]:
-        """The values of a name behind the path's question mark; `name[]` is another spelling of several."""
-        pairs = parse_qsl(self.scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True)
-        return [value for key, value in pairs if key in (name, f"{name}[]")]
+    def query(self) -> dict[str, list[str]]:
+        """What stands behind the path's question mark, by name."""
+        return parse_qs(self.scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True)
 
     @property
     def owner(self) -> str:
