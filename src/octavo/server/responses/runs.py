@@ -49,7 +49,7 @@ class Making:
             body, items = msgspec.json.encode(response), msgspec.json.encode(self.input_items)
             previous = response.previous_response_id
             kept = KeptResponse(response.id, self.owner, response.status, previous, body, items)
-            await self.store.insert(kept)
+            await self.store.insert(kept, self.input_items)
         self.builder.begin()
 
     async def pieces(self) -> AsyncGenerator[list[bytes], None]:
