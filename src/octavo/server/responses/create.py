@@ -6,7 +6,7 @@ import time
 from contextlib import aclosing
 from typing import Any
 
-from octavo.base.errors import InvalidRequest, RequestError
+from octavo.base.errors import InvalidRequest
 from octavo.served.model import Prepared, ServedModel
 from octavo.served.models import Lease
 from octavo.served.turn import Conversation, ToolChoice
@@ -66,13 +66,9 @@ class CreateHandler:
         items = await kept_items(as_items(request.input), owner, state.store, "input")
         conversation = await seen(serving, request, items, owner)
         response_id = new_id("resp")
-        try:
-            turn = turn_of(
-                request, conversation, lease.model, response_id, trace_headers=serving.trace_headers(exchange)
-            )
-        except RequestError as exc:
-            raise own_names(exc) from None
-        ready = await prepared(lease.model, turn, truncates=request.truncation == "auto")
+        with own_names():
+            turn = turn_of(request, conversation, lease.model, response_id, serving.trace_headers(exchange))
+            ready = await prepared(lease.model, turn, truncates=request.truncation == "auto")
         response = _response(request, response_id, lease.name, ready)
         has_events = bool(request.stream or request.background)
         return Making(
@@ -108,10 +104,8 @@ class InputTokensHandler:
         note_unheard(serving, model, exchange, request)
         items = await kept_items(as_items(request.input), exchange.owner, state.store, "input")
         conversation = await seen(serving, request, items, exchange.owner)
-        try:
+        with own_names():
             [prompt] = await model.prompts.made([conversation], "input")
-        except RequestError as exc:
-            raise own_names(exc) from None
         await exchange.send_json(InputTokens(len(prompt.ids)))
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -34,16 +35,18 @@ _RENAMED = (
 )
 
 
-def own_names(exc: RequestError) -> RequestError:
-    """The same error under this API's names of fields."""
-    param, message = exc.param, exc.message
-    if param is not None and param.split(".")[0] == "messages":
-        param = "input"
-    for pattern, name in _RENAMED:
-        param = None if param is None else pattern.sub(name, param)
-        message = pattern.sub(name, message)
-    exc.param, exc.message = param, message
-    return exc
+@contextmanager
+def own_names() -> Iterator[None]:
+    """Errors leave the block under this API's names of fields."""
+    try:
+        yield
+    except RequestError as exc:
+        if exc.param is not None and exc.param.split(".")[0] == "messages":
+            exc.param = "input"
+        for pattern, name in _RENAMED:
+            exc.param = None if exc.param is None else pattern.sub(name, exc.param)
+            exc.message = pattern.sub(name, exc.message)
+        raise
 
 
 def constraint_of(text_format: TextFormat | None, limits: GrammarLimits) -> GrammarSpec | None:
@@ -111,7 +114,11 @@ def note_unheard(serving: Serving, model: ServedModel, exchange: Exchange, reque
 
 
 def turn_of(
-    request: ResponsesRequest, conversation: Conversation, model: ServedModel, request_id: str, **fields: Any
+    request: ResponsesRequest,
+    conversation: Conversation,
+    model: ServedModel,
+    request_id: str,
+    trace_headers: tuple[tuple[str, str], ...],
 ) -> Turn:
     """Raises `InvalidRequest`."""
     top = request.top_logprobs
@@ -132,25 +139,22 @@ def turn_of(
         priority=request.priority or 0,
         cache_salt=request.cache_salt or "",
         is_whole=not request.stream and not request.background,
+        trace_headers=trace_headers,
         names=_NAMES,
-        **fields,
     )
 
 
 async def prepared(model: ServedModel, turn: Turn, *, truncates: bool) -> Prepared:
     """`truncates`: what stands first in the conversation, but for its instructions, is left out until the rest fits.
 
-    Raises as `ServedModel.prepare`, under this API's names.
+    Raises as `ServedModel.prepare`.
     """
     try:
-        try:
-            return await model.prepare(turn)
-        except ContextLengthExceeded:
-            if not truncates:
-                raise
-            return await _truncated(model, turn)
-    except RequestError as exc:
-        raise own_names(exc) from None
+        return await model.prepare(turn)
+    except ContextLengthExceeded:
+        if not truncates:
+            raise
+    return await _truncated(model, turn)
 
 
 async def _truncated(model: ServedModel, turn: Turn) -> Prepared:
