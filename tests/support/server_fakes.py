@@ -149,7 +149,7 @@ class FakeEngine:
         return self.num_open
 
     def abort(self, matches: Callable[[str], bool]) -> int:
-        self.aborted = [r.external_id for r in self.requests if matches(r.external_id)]
+        self.aborted = [r.external_id for r in self.requests if r.has_id(matches)]
         return len(self.aborted)
 
     async def call(self, *words: Any) -> None:
