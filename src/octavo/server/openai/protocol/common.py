@@ -134,7 +134,7 @@ class SamplingFields(WireModel):
     request_id: Annotated[str | None, AfterValidator(_check_request_id)] = None
     cache_salt: str | None = None
     priority: Int | None = None
-    # What the output must be: checked in `text.grammar`, which reads them from the body.
+    # What the output must be: checked in `text.grammars.grammar`, which reads them from the body.
     response_format: Any = None
     structured_outputs: Any = None
     guided_json: Any = None
