@@ -65,12 +65,12 @@ def constraint_of(text_format: TextFormat | None, limits: GrammarLimits) -> Gram
     return spec_of({"response_format": given}, limits)
 
 
-def wishes_of(request: ConversationFields, thinking_budget: int | None = None) -> ReplyWishes:
+def wishes_of(request: ResponsesRequest) -> ReplyWishes:
     return ReplyWishes(
         functions=[Function(tool.name, tool.parameters, bool(tool.strict)) for tool in request.tools or ()],
         choice=request.tool_choice,
         parallel_calls=request.parallel_tool_calls is not False,
-        thinking_budget=thinking_budget,
+        thinking_budget=request.thinking_token_budget,
     )
 
 
@@ -135,7 +135,7 @@ def turn_of(
         sampling=sampling,
         prompt_param="input",
         constraint=constraint_of(request.text.format if request.text is not None else None, model.grammar_limits),
-        wishes=wishes_of(request, request.thinking_token_budget),
+        wishes=wishes_of(request),
         priority=request.priority or 0,
         cache_salt=request.cache_salt or "",
         is_whole=not request.stream and not request.background,

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 UNFINISHED = ("queued", "in_progress")
+#: What a later request can go on from.
+ANSWERED = ("completed", "incomplete")
 #: What a server says of the responses that its predecessor did not finish.
 LOST = {"code": "server_error", "message": "The server ended while the response was being made."}
 #: Seconds between two looks for what is too old.
