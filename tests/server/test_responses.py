@@ -36,15 +36,12 @@ def checked(body: Any) -> Any:
 
 def events_of(reply: Reply) -> list[Any]:
     """The events, each checked against the package's type; numbers without a gap, and names that are their types."""
-    events = []
-    for number, block in enumerate(reply.body.decode().removesuffix("\n\n").split("\n\n")):
-        name, data = block.split("\n")
-        event = json.loads(data.removeprefix("data: "))
-        assert name == f"event: {event['type']}" and event["sequence_number"] == number
+    events = reply.named_events()
+    for number, event in enumerate(events):
+        assert event["sequence_number"] == number
         typed = EVENT.validate_python(event, strict=True)
         assert type(typed).model_fields["type"].annotation.__args__ == (event["type"],)
         assert not typed.model_extra or set(typed.model_extra) <= {"name"}
-        events.append(event)
     return events
 
 

@@ -310,6 +310,16 @@ class Reply:
         assert lines.pop() == "data: [DONE]"
         return [json.loads(line.removeprefix("data: ")) for line in lines]
 
+    def named_events(self) -> list[Any]:
+        """The decoded events of the other APIs: each is named as its type says, and nothing follows the last."""
+        events = []
+        for block in self.body.decode().removesuffix("\n\n").split("\n\n"):
+            name, data = block.split("\n")
+            event = json.loads(data.removeprefix("data: "))
+            assert name == f"event: {event['type']}"
+            events.append(event)
+        return events
+
 
 async def drive(
     app: ASGIApp,
