@@ -45,6 +45,11 @@ class ClientDisconnected(Exception):
     """Nobody is left to answer."""
 
 
+def header_of(scope: Scope, name: bytes) -> bytes | None:
+    """The first header of that lower-case name."""
+    return next((value for key, value in scope["headers"] if key == name), None)
+
+
 class Exchange:
     """The request and the one reply to it. Handlers own it for the time of the call."""
 
@@ -61,7 +66,8 @@ class Exchange:
 
     def header(self, name: bytes) -> str | None:
         """The first header of that lower-case name."""
-        return next((value.decode("latin-1") for key, value in self.scope["headers"] if key == name), None)
+        value = header_of(self.scope, name)
+        return None if value is None else value.decode("latin-1")
 
     def query(self) -> dict[str, list[str]]:
         """What stands behind the path's question mark, by name."""

@@ -25,7 +25,7 @@ from octavo.server.http.errors import (
     VersionNotSupported,
     error_reply,
 )
-from octavo.server.http.exchange import ASGIApp, ClientDisconnected, Exchange, Receive, Scope, Send
+from octavo.server.http.exchange import ASGIApp, ClientDisconnected, Exchange, Receive, Scope, Send, header_of
 from octavo.server.metrics import Metrics
 from octavo.server.openai.protocol.common import is_request_id
 
@@ -135,7 +135,7 @@ class RequestScope:
 
 def _given_request_id(scope: Scope) -> str | None:
     """The client's `X-Request-Id` when it is short and printable ASCII. It is never a key."""
-    value = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"").decode("latin-1")
+    value = (header_of(scope, b"x-request-id") or b"").decode("latin-1")
     return value if is_request_id(value) else None
 
 
