@@ -62,7 +62,7 @@ class AdminHandlers:
     async def start_profile(self, exchange: Exchange) -> None:
         """200 and nothing, when the recording runs."""
         body = await exchange.read_body()
-        request = validate_body(ProfileRequest, decode_json(body) if body.strip() else {})
+        request = validate_body(ProfileRequest, decode_json(body, exchange.limits.max_depth) if body.strip() else {})
         if self._is_profiling:
             raise InvalidRequest("A profile is being recorded already; see /stop_profile.")
         directory = self._state.config.profiler_dir

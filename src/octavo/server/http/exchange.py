@@ -53,12 +53,13 @@ def header_of(scope: Scope, name: bytes) -> bytes | None:
 class Exchange:
     """The request and the one reply to it. Handlers own it for the time of the call."""
 
-    __slots__ = ("_receive", "_send", "extra_headers", "method", "path", "path_params", "scope")
+    __slots__ = ("_receive", "_send", "_unread", "extra_headers", "method", "path", "path_params", "scope")
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.scope = scope
         self._receive = receive
         self._send = send
+        self._unread: list[Any] = []  # a body that was read and put back
         self.method: str = scope["method"]
         self.path: str = scope["path"]
         self.path_params: tuple[str, ...] = ()  # what stands for the parameters of the route's path
@@ -93,8 +94,14 @@ class Exchange:
     async def read_json(self) -> Any:
         """The decoded body. Raises `InvalidRequest`, `UnsupportedMedia`, `RequestTooLarge`, `BodyTimeout` or
         `ClientDisconnected`."""
+        if self._unread:
+            return self._unread.pop()
         self._check_content_headers()
         return decode_json(await self.read_body(), self.limits.max_depth)
+
+    def unread(self, body: Any) -> None:
+        """Put a decoded body back, for another handler to read it."""
+        self._unread.append(body)
 
     def _check_content_headers(self) -> None:
         """Refuse what is not sent as plain JSON in UTF-8, before a byte of it is read."""
@@ -116,14 +123,6 @@ class Exchange:
             )
 
     async def read_body(self) -> bytes:
-        body: bytes | None = self.scope.pop("octavo.body", None)
-        return await self._received_body() if body is None else body
-
-    def unread(self, body: bytes) -> None:
-        """Put the body back, for another handler to read it."""
-        self.scope["octavo.body"] = body
-
-    async def _received_body(self) -> bytes:
         self.scope["octavo.body_wanted"] = True
         limits = self.limits
         too_large = f"The request body is larger than {limits.max_bytes} bytes (see --max-body-bytes)."
