@@ -118,7 +118,10 @@ def renamed(exc: RequestError, names: Mapping[str, str]) -> RequestError:
     new = names.get(exc.param) or _renumbered(exc.param, names)
     if new is None:
         return exc
-    return type(exc)(exc.message.replace(f"`{exc.param}`", f"`{new}`"), new)
+    message = exc.message.replace(f"`{exc.param}`", f"`{new}`")
+    if "." in exc.param:  # a path is no word of the language: it may stand without marks too
+        message = message.replace(exc.param, new)
+    return type(exc)(message, new)
 
 
 def _renumbered(param: str, names: Mapping[str, str]) -> str | None:

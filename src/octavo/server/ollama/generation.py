@@ -32,7 +32,7 @@ from octavo.server.ollama.protocol import (
 from octavo.server.ollama.reply import LineEncoder, MakeReply, chat_reply, generate_reply, now
 from octavo.server.openai.protocol.tools import ToolDefinition
 from octavo.server.openai.serving import Serving
-from octavo.text.grammars.grammar import spec_of, spec_of_schema
+from octavo.text.grammars.grammar import ANY_OBJECT, spec_of_schema
 
 #: Ollama's own ids of calls begin so.
 _CALL_PREFIX = "call_"
@@ -116,8 +116,8 @@ class GenerationHandlers:
 
 def _constraint(request: OllamaFields, model: ServedModel) -> GrammarSpec | None:
     wanted = request.format
-    if isinstance(wanted, dict):
-        return spec_of_schema(wanted, "format", model.grammar_limits)
-    if wanted not in (None, "", "json"):
+    if not isinstance(wanted, dict) and wanted not in (None, "", "json"):
         raise InvalidRequest('`format` should be "json" or a JSON schema.', "format")
-    return spec_of({"response_format": {"type": "json_object"}}, model.grammar_limits) if wanted else None
+    if wanted is None or wanted == "":
+        return None
+    return spec_of_schema(ANY_OBJECT if wanted == "json" else wanted, "format", model.grammar_limits)

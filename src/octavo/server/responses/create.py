@@ -13,7 +13,7 @@ from octavo.served.turn import Conversation, ToolChoice
 from octavo.server.http.exchange import Exchange
 from octavo.server.openai.protocol.tokenize import InputTokens
 from octavo.server.openai.serving import Serving
-from octavo.server.responses.decoding import conversation_of, note_unheard, own_names, prepared, turn_of
+from octavo.server.responses.decoding import conversation_of, note_unheard, own_place, prepared, turn_of
 from octavo.server.responses.events import send_events
 from octavo.server.responses.history import history_of, kept_items
 from octavo.server.responses.messages import messages_of
@@ -66,7 +66,7 @@ class CreateHandler:
         items = await kept_items(as_items(request.input), owner, state.store, "input")
         conversation = await seen(serving, request, items, owner)
         response_id = new_id("resp")
-        with own_names():
+        with own_place():
             turn = turn_of(request, conversation, lease.model, response_id, serving.trace_headers(exchange))
             ready = await prepared(lease.model, turn, truncates=request.truncation == "auto")
         response = _response(request, response_id, lease.name, ready)
@@ -104,7 +104,7 @@ class InputTokensHandler:
         note_unheard(serving, model, exchange, request)
         items = await kept_items(as_items(request.input), exchange.owner, state.store, "input")
         conversation = await seen(serving, request, items, exchange.owner)
-        with own_names():
+        with own_place():
             [prompt] = await model.prompts.made([conversation], "input")
         await exchange.send_json(InputTokens(len(prompt.ids)))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,28 +23,20 @@ from octavo.server.responses.protocol.request import (
     ResponsesRequest,
     TextFormat,
 )
-from octavo.text.grammars.grammar import GrammarLimits, spec_of
+from octavo.text.grammars.grammar import ANY_OBJECT, GrammarLimits, spec_of_schema
 
-_NAMES = {"max_tokens": "max_output_tokens", "logprobs": "top_logprobs"}
-#: What the fields of a turn are called here: of the error's `param`, and in its message.
-_RENAMED = (
-    (re.compile(r"\btools\.(\d+)\.function\b"), r"tools.\1"),
-    (re.compile(r"\bresponse_format\.json_schema\b"), "text.format"),
-    (re.compile(r"\bresponse_format\b"), "text.format"),
-)
+#: What this API calls our fields.
+_NAMES = {"max_tokens": "max_output_tokens", "logprobs": "top_logprobs", "tools.*.function": "tools.*"}
 
 
 @contextmanager
-def own_names() -> Iterator[None]:
-    """Errors leave the block under this API's names of fields."""
+def own_place() -> Iterator[None]:
+    """Errors about a message leave the block as errors of `input`: the items have other numbers."""
     try:
         yield
     except RequestError as exc:
         if exc.param is not None and exc.param.split(".")[0] == "messages":
             exc.param = "input"
-        for pattern, name in _RENAMED:
-            exc.param = None if exc.param is None else pattern.sub(name, exc.param)
-            exc.message = pattern.sub(name, exc.message)
         raise
 
 
@@ -53,16 +44,16 @@ def constraint_of(text_format: TextFormat | None, limits: GrammarLimits) -> Gram
     """Raises `InvalidRequest`."""
     if text_format is None or text_format.type == "text":
         return None
-    given: dict[str, Any] = {"type": text_format.type}
+    schema, param = ANY_OBJECT, "text.format"
     if text_format.type == "json_schema":
         if not text_format.name:
             raise InvalidRequest("A format of the type `json_schema` needs a `name`.", "text.format.name")
         if text_format.schema_ is None:
             raise InvalidRequest("A format of the type `json_schema` needs a `schema`.", "text.format.schema")
-        given["json_schema"] = {"schema": text_format.schema_}
+        schema, param = text_format.schema_, "text.format.schema"
     elif text_format.schema_ is not None:
         raise InvalidRequest("A `schema` belongs to a format of the type `json_schema`.", "text.format.schema")
-    return spec_of({"response_format": given}, limits)
+    return spec_of_schema(schema, param, limits)
 
 
 def wishes_of(request: ResponsesRequest) -> ReplyWishes:
