@@ -46,6 +46,14 @@ def test_all_prompts_of_a_completion_are_ended_together() -> None:
     assert server.post("/abort_requests", {"request_ids": ["many-1"]}, KEY).json() == {"aborted": 1}
 
 
+def test_all_conversations_of_a_batch_are_ended_together() -> None:
+    server = make_server(admin_api_key="boss")
+    talk = [{"role": "user", "content": "a"}]
+    server.post("/v1/chat/completions/batch", {"messages": [talk, talk], "request_id": "many"})
+    for wanted, count in (("many", 2), ("chatcmpl-many", 2), ("chatcmpl-many-1", 1), ("man", 0)):
+        assert server.post("/abort_requests", {"request_ids": [wanted]}, KEY).json() == {"aborted": count}
+
+
 @pytest.mark.parametrize(("path", "reply_id"), [("/v1/messages", "msg_my_id-1"), ("/api/chat", "ollama-my_id-1")])
 def test_replies_of_other_apis_are_ended_by_either_id(path: str, reply_id: str) -> None:
     server = make_server(admin_api_key="boss")

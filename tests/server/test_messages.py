@@ -33,21 +33,10 @@ def ask(server: Server, **fields: Any) -> Reply:
     return server.post("/v1/messages", {"model": MODEL, "max_tokens": 300, "messages": USER} | fields)
 
 
-def events_of(reply: Reply) -> list[dict[str, Any]]:
-    """The events; each is named as its type says."""
-    found = []
-    for text in reply.body.decode().removesuffix("\n\n").split("\n\n"):
-        name, data = text.split("\n")
-        event = json.loads(data.removeprefix("data: "))
-        assert name == f"event: {event['type']}"
-        found.append(event)
-    return found
-
-
 def message_of(server: Server, **fields: Any) -> dict[str, Any]:
     """The whole reply; the stream's, folded, must be the same."""
     whole = ask(server, **fields).json()
-    first, *middle, last = events_of(ask(server, stream=True, **fields))
+    first, *middle, last = ask(server, stream=True, **fields).named_events()
     assert (first["type"], last) == ("message_start", {"type": "message_stop"})
     message: dict[str, Any] = first["message"]
     inputs: dict[int, str] = {}
@@ -323,6 +312,9 @@ CALL = [{"type": "tool_use", "id": "a", "name": "f", "input": {}}]
         ({"tools": [WEATHER, WEATHER]}, "tools.1.name: Two tools"),
         ({"tools": [{"name": "f", "input_schema": {"type": "string"}, "strict": True}], "tool_choice": {"type": "any"}},
          "tools.0.input_schema: The schema"),
+        ({"tools": [{"name": "f", "input_schema": {"properties": {"a": 5}}, "strict": True}],
+          "tool_choice": {"type": "any"}},
+         "tools.0.input_schema.properties.a: A schema should be an object or a boolean, at tools.0.input_schema.prop"),
         ({"tools": [WEATHER], "tool_choice": {"type": "tool"}}, "tool_choice.name: "),
         ({"tools": [WEATHER], "tool_choice": {"type": "tool", "name": "g"}}, "tool_choice: The name 'g'"),
         ({"tool_choice": {"type": "any"}}, "`tool_choice` needs `tools`"),
@@ -330,6 +322,7 @@ CALL = [{"type": "tool_use", "id": "a", "name": "f", "input": {}}]
         ({"thinking": {"type": "between_tools"}}, "thinking.type: Input should be"),
         ({"stop_sequences": ["a"] * 5}, "stop_sequences: At most 4"),
         ({"stop_sequences": [""]}, "stop_sequences"),
+        ({"stop_sequences": ["a" * 4097]}, "stop_sequences: A stop string has at most 4096"),
         ({"temperature": 2.5}, "`temperature` must be in"),
         ({"mcp_servers": [{"url": "x"}]}, "`mcp_servers` is not"),
         ({"messages": [{"role": "user", "content": "x" * CONTEXT}]}, "prompt is too long: messages: At most 512"),
@@ -373,7 +366,7 @@ def test_threads_are_refused_in_words_after_which_clients_send_all() -> None:
 
 def test_an_error_within_a_stream_is_an_event() -> None:
     server = make_server(lambda request: [*answer("Yes")[:2], ShuttingDown("Bye.")])
-    *_, last = events_of(ask(server, stream=True))
+    *_, last = ask(server, stream=True).named_events()
     assert last == {"type": "error", "error": {"type": "overloaded_error", "message": "Bye."}}
 
 
@@ -384,7 +377,7 @@ def test_the_sign_of_life_is_a_ping() -> None:
         asyncio.get_running_loop().call_later(0.05, gate.set)
         return [gate, *answer("Yes")]
 
-    events = events_of(ask(make_server(script, sse_keep_alive_interval=0.01), stream=True))
+    events = ask(make_server(script, sse_keep_alive_interval=0.01), stream=True).named_events()
     assert events[0] == {"type": "ping"}
     assert next(event["type"] for event in events if event["type"] != "ping") == "message_start"
 

@@ -209,6 +209,8 @@ GENERATE = {"model": MODEL, "prompt": "a"}
         ("/api/generate", GENERATE | {"options": {"temperature": 3}}, 400, "`options.temperature` must be in"),
         ("/api/generate", GENERATE | {"options": {"num_ctx": 8192}}, 400, "`options.num_ctx`"),
         ("/api/generate", GENERATE | {"options": {"num_predict": 0}}, 400, "`options.num_predict`"),
+        ("/api/generate", GENERATE | {"options": {"stop": ["a"] * 5}}, 400, "options.stop: At most 4 stop strings"),
+        ("/api/generate", GENERATE | {"options": {"stop": "a" * 4097}}, 400, "options.stop: A stop string has at most"),
         ("/api/generate", GENERATE | {"raw": True, "system": "a"}, 400, "`system` needs a chat template"),
         ("/api/generate", GENERATE | {"suffix": "a"}, 400, "`suffix` is not supported"),
         ("/api/chat", {"model": MODEL, "messages": USER, "think": True}, 400, "`think`"),

@@ -82,6 +82,13 @@ def test_middleware_that_fails_is_a_500_that_says_nothing_of_it(caplog: pytest.L
     assert b"secret" not in reply.body and "a secret of the middleware" in caplog.text
 
 
+def test_middleware_that_fails_is_told_as_the_path_s_api_tells_errors() -> None:
+    server = make_server(middleware=["my_middleware.Fails"])
+    told = server.post("/v1/messages", {})
+    assert (told.status, told.json()["type"], told.json()["error"]["type"]) == (500, "error", "api_error")
+    assert server.post("/api/chat", {}).json() == {"error": "Internal server error."}
+
+
 @pytest.mark.parametrize(
     ("name", "told"),
     [

@@ -36,15 +36,12 @@ def checked(body: Any) -> Any:
 
 def events_of(reply: Reply) -> list[Any]:
     """The events, each checked against the package's type; numbers without a gap, and names that are their types."""
-    events = []
-    for number, block in enumerate(reply.body.decode().removesuffix("\n\n").split("\n\n")):
-        name, data = block.split("\n")
-        event = json.loads(data.removeprefix("data: "))
-        assert name == f"event: {event['type']}" and event["sequence_number"] == number
+    events = reply.named_events()
+    for number, event in enumerate(events):
+        assert event["sequence_number"] == number
         typed = EVENT.validate_python(event, strict=True)
         assert type(typed).model_fields["type"].annotation.__args__ == (event["type"],)
         assert not typed.model_extra or set(typed.model_extra) <= {"name"}
-        events.append(event)
     return events
 
 
@@ -341,6 +338,9 @@ REFUSED: list[tuple[dict[str, Any], str | None]] = [
     ({"input": "a", "metadata": {"a": 5}}, "metadata.a"),
     ({"input": "a", "max_output_tokens": 0}, "max_output_tokens"),
     ({"input": "a", "max_tool_calls": 0}, "max_tool_calls"),
+    ({"input": "a", "stop": ["a", "b", "c", "d", "e"]}, "stop"),
+    ({"input": "a", "stop": "a" * 4097}, "stop"),
+    ({"input": "a", "logit_bias": {str(i): 1 for i in range(1025)}}, "logit_bias"),
     ({"input": "a", "top_logprobs": 21, "include": ["message.output_text.logprobs"]}, "top_logprobs"),
     ({"input": "a", "background": True, "store": False}, "background"),
     ({"input": "a", "prompt": {"id": "x"}}, "prompt"),

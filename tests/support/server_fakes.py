@@ -149,7 +149,7 @@ class FakeEngine:
         return self.num_open
 
     def abort(self, matches: Callable[[str], bool]) -> int:
-        self.aborted = [r.external_id for r in self.requests if matches(r.external_id)]
+        self.aborted = [r.external_id for r in self.requests if r.has_id(matches)]
         return len(self.aborted)
 
     async def call(self, *words: Any) -> None:
@@ -309,6 +309,16 @@ class Reply:
         assert all(line.startswith("data: ") and "\n" not in line for line in lines)
         assert lines.pop() == "data: [DONE]"
         return [json.loads(line.removeprefix("data: ")) for line in lines]
+
+    def named_events(self) -> list[Any]:
+        """The decoded events of the other APIs: each is named as its type says, and nothing follows the last."""
+        events = []
+        for block in self.body.decode().removesuffix("\n\n").split("\n\n"):
+            name, data = block.split("\n")
+            event = json.loads(data.removeprefix("data: "))
+            assert name == f"event: {event['type']}"
+            events.append(event)
+        return events
 
 
 async def drive(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final, Literal, NamedTuple, TypeVar
 
 import msgspec
@@ -310,10 +310,12 @@ P = TypeVar("P", SamplingParams, BeamParams)
 class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One prompt, ready for the engine. `params` has been validated; `params.max_tokens` is set (never None).
 
-    `external_id` is the caller's or the server's public id: it is echoed and logged, never used as a key.
+    `external_id` is the caller's or the server's public id: it is echoed and logged, never used as a key. `turn_id` is
+    that of the reply, of which the prompt may be one of several.
     """
 
     external_id: str
+    turn_id: str = ""
     prompt_token_ids: list[int]
     params: SamplingParams
     priority: int = 0
@@ -326,6 +328,10 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     is_counted: bool = True  # its prompt is a caller's; not: it was counted with the request that this one goes on with
     trace_headers: tuple[tuple[str, str], ...] = ()  # traceparent and tracestate, as the caller sent them
     is_chat: bool = False  # the prompt is a conversation, for traces
+
+    def has_id(self, matches: Callable[[str], bool]) -> bool:
+        """One of its public ids matches."""
+        return matches(self.external_id) or (self.turn_id != "" and matches(self.turn_id))
 
     @property
     def num_sequences(self) -> int:

@@ -38,7 +38,7 @@ class Held:
 
 
 class BeamClient(Protocol):
-    """`client.EngineClient`, as far as a search needs it."""
+    """`client.engine_client.EngineClient`, as far as a search needs it."""
 
     info: EngineInfo
     eos_token_ids: tuple[int, ...]

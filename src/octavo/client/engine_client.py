@@ -158,8 +158,8 @@ class EngineClient:
     def abort_all(self, error: ServerError, matches: Callable[[str], bool] = lambda external_id: True) -> int:
         """End every open stream of a matching public id with an error like `error`; the value is their number."""
         states = {id(sample.request): sample.request for sample in self._samples.values()}
-        found = [state for state in states.values() if matches(state.request.external_id)]
-        searches = [held for held in self._searches if matches(held.request.external_id) and held.error is None]
+        found = [state for state in states.values() if state.request.has_id(matches)]
+        searches = [held for held in self._searches if held.request.has_id(matches) and held.error is None]
         # Each stream raises its own: one object raised in many places gathers all their tracebacks.
         for held in searches:
             held.error = type(error)(error.message)

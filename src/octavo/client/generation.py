@@ -97,7 +97,7 @@ async def fold(stream: AsyncIterable[GenerationDelta]) -> FinalOutput:
 
 
 class Detokenizer(Protocol):
-    """`text.detokenizer.IncrementalDetokenizer`."""
+    """`text.tokenizers.detokenizer.IncrementalDetokenizer`."""
 
     @property
     def num_held(self) -> int: ...
@@ -108,7 +108,7 @@ class Detokenizer(Protocol):
 
 
 class StopSearch(Protocol):
-    """`text.stop.StopMatcher`."""
+    """`text.tokenizers.stop.StopMatcher`."""
 
     def push(self, text: str) -> tuple[str, str | None]: ...
 

@@ -36,7 +36,7 @@ class ProcessState:
 
 
 class EngineHandle(Protocol):
-    """`engine_process.EngineProcess`, as far as the client looks at it."""
+    """`launch.engine_process.EngineProcess`, as far as the client looks at it."""
 
     def probe(self) -> ProcessState: ...
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from octavo.base.config import ServerConfig
 from octavo.base.errors import InvalidRequest, RequestError
 from octavo.base.params import SamplingParams, check_samples
 from octavo.served.parts import Renderer
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 MAX_CACHE_SALT_CHARS = 256
 MAX_BAD_WORD_CHARS = 512
+#: The most characters of a stop string.
+MAX_STOP_CHARS = 4096
 
 
 def checked_params(model: ServedModel, turn: Turn) -> SamplingParams:
@@ -61,7 +64,19 @@ def _params(model: ServedModel, turn: Turn) -> SamplingParams:
     values |= turn.sampling
     if turn.beams is not None:
         values["best_of"] = None  # it is their number
-    return SamplingParams(**values)
+    params = SamplingParams(**values)
+    _check_lengths(params, model.config)
+    return params
+
+
+def _check_lengths(params: SamplingParams, config: ServerConfig) -> None:
+    """Refuse what is longer than the server's settings allow. A program's own parameters are not bounded by them."""
+    if len(params.stop) > config.max_stop_strings:
+        raise InvalidRequest(f"At most {config.max_stop_strings} stop strings are allowed.", "stop")
+    if any(len(text) > MAX_STOP_CHARS for text in params.stop):
+        raise InvalidRequest(f"A stop string has at most {MAX_STOP_CHARS} characters.", "stop")
+    if len(params.logit_bias or {}) > config.max_logit_bias:
+        raise InvalidRequest(f"At most {config.max_logit_bias} entries are allowed.", "logit_bias")
 
 
 def _bad_words(words: Sequence[str], renderer: Renderer) -> tuple[tuple[int, ...], ...]:
@@ -103,7 +118,10 @@ def renamed(exc: RequestError, names: Mapping[str, str]) -> RequestError:
     new = names.get(exc.param) or _renumbered(exc.param, names)
     if new is None:
         return exc
-    return type(exc)(exc.message.replace(f"`{exc.param}`", f"`{new}`"), new)
+    message = exc.message.replace(f"`{exc.param}`", f"`{new}`")
+    if "." in exc.param:  # a path is no word of the language: it may stand without marks too
+        message = message.replace(exc.param, new)
+    return type(exc)(message, new)
 
 
 def _renumbered(param: str, names: Mapping[str, str]) -> str | None:

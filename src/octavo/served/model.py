@@ -254,6 +254,7 @@ class ServedModel:
         marks = frozenset[int]() if reading is None else self.output.special_tokens.within(reading.format.marks)
         return GenerateRequest(
             external_id=request_id,
+            turn_id=turn.request_id,
             prompt_token_ids=ids,
             params=widened(params) if is_ranked else params,
             priority=turn.priority,

@@ -21,7 +21,7 @@ AUTO = "auto"
 
 
 class FormatVocabulary(Protocol):
-    """`text.tokenizer.Tokenizer`."""
+    """`text.tokenizers.tokenizer.Tokenizer`."""
 
     @property
     def special_ids(self) -> Collection[int]: ...

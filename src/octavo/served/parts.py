@@ -14,7 +14,7 @@ from octavo.text.grammars.tool_grammar import SpecialTokens
 
 
 class DeltaStream(Protocol):
-    """`generation.GenerationStream`: closing it aborts the request."""
+    """`client.generation.GenerationStream`: closing it aborts the request."""
 
     def __aiter__(self) -> AsyncIterator[GenerationDelta]: ...
 
@@ -22,7 +22,7 @@ class DeltaStream(Protocol):
 
 
 class Engine(Protocol):
-    """`client.EngineClient`."""
+    """`client.engine_client.EngineClient`."""
 
     @property
     def is_healthy(self) -> bool:
@@ -79,7 +79,7 @@ class Engine(Protocol):
 
 
 class Grammars(Protocol):
-    """`text.grammar_checker.GrammarChecker`."""
+    """`text.grammars.checker.GrammarChecker`."""
 
     async def check(self, spec: GrammarSpec) -> str:
         """The canonical grammar. Raises `InvalidRequest` naming the field, or `Overloaded`."""
@@ -89,7 +89,7 @@ class Grammars(Protocol):
 
 
 class Tokenizer(Protocol):
-    """`text.tokenizer.Tokenizer`."""
+    """`text.tokenizers.tokenizer.Tokenizer`."""
 
     @property
     def has_text(self) -> bool:
@@ -102,7 +102,10 @@ class Tokenizer(Protocol):
 
 
 class Renderer(Protocol):
-    """`text.renderer.Renderer`: prompts in, token ids out. Raises `InvalidRequest`; called from threads too."""
+    """`text.templates.renderer.Renderer`: prompts in, token ids out.
+
+    Raises `InvalidRequest`; called from threads too.
+    """
 
     @property
     def template_names(self) -> frozenset[str]:

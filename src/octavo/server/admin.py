@@ -62,7 +62,7 @@ class AdminHandlers:
     async def start_profile(self, exchange: Exchange) -> None:
         """200 and nothing, when the recording runs."""
         body = await exchange.read_body()
-        request = validate_body(ProfileRequest, decode_json(body) if body.strip() else {})
+        request = validate_body(ProfileRequest, decode_json(body, exchange.limits.max_depth) if body.strip() else {})
         if self._is_profiling:
             raise InvalidRequest("A profile is being recorded already; see /stop_profile.")
         directory = self._state.config.profiler_dir
@@ -105,17 +105,9 @@ class _IdMatch:
     def __init__(self, wanted: frozenset[str]) -> None:
         self._wanted = wanted
 
-    def __call__(self, external_id: str) -> bool:
-        if external_id in self._wanted or _own(external_id) in self._wanted:
-            return True
-        # One of several prompts of a text completion.
-        whole = re.sub(r"-\d+$", "", external_id) if external_id.startswith("cmpl-") else external_id
-        return whole in self._wanted or _own(whole) in self._wanted
-
-
-def _own(external_id: str) -> str:
-    """The request's id within a reply's: behind `chatcmpl-`, `msg_` and the like."""
-    return re.sub("^[a-z]+[-_]", "", external_id)
+    def __call__(self, public_id: str) -> bool:
+        # The request's id stands behind `chatcmpl-`, `msg_` and the like.
+        return public_id in self._wanted or re.sub("^[a-z]+[-_]", "", public_id) in self._wanted
 
 
 def _plain(config: Any) -> dict[str, Any]:

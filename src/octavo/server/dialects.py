@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from octavo.server.anthropic import errors as anthropic
 from octavo.server.http.errors import ErrorShape
-from octavo.server.http.exchange import Scope
+from octavo.server.http.exchange import Scope, header_of
 from octavo.server.ollama import errors as ollama
 
 #: Other paths behind /api are often those of OpenAI's API, with a proxy's or another provider's prefix.
@@ -29,4 +29,4 @@ def error_shape(scope: Scope) -> ErrorShape | None:
 
 def is_anthropic(scope: Scope) -> bool:
     """Anthropic's clients say which version of its API they speak, and no others do."""
-    return any(name == b"anthropic-version" for name, _ in scope["headers"])
+    return header_of(scope, b"anthropic-version") is not None

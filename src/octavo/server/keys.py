@@ -11,7 +11,7 @@ from pathlib import Path
 from octavo.base.config import ServerConfig
 from octavo.base.errors import InvalidConfig, Unauthorized
 from octavo.server.http.errors import AdminKeyRequired
-from octavo.server.http.exchange import ASGIApp, Exchange, Receive, Scope, Send
+from octavo.server.http.exchange import ASGIApp, Exchange, Receive, Scope, Send, header_of
 
 #: Paths that answer without a key. Everything else is refused by default, known route or not.
 OPEN_PATHS = frozenset({"/", "/health", "/ready"})
@@ -98,13 +98,10 @@ def check_admin(exchange: Exchange) -> None:
 
 def _sent_keys(scope: Scope) -> Iterator[bytes]:
     """What the first headers of each kind hold, in the order in which OpenAI's and Anthropic's clients are met."""
-    headers = scope["headers"]
-    authorization = next((value for name, value in headers if name == b"authorization"), None)
-    if authorization is not None:
+    if (authorization := header_of(scope, b"authorization")) is not None:
         scheme, _, key = authorization.strip().partition(b" ")
         yield key.strip() if scheme.lower() == b"bearer" else b""
-    plain = next((value for name, value in headers if name == b"x-api-key"), None)
-    if plain is not None:
+    if (plain := header_of(scope, b"x-api-key")) is not None:
         yield plain.strip()
 
 

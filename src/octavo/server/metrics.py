@@ -12,6 +12,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
+from typing import TypeVar
 
 from prometheus_client import (
     CollectorRegistry,
@@ -34,6 +35,8 @@ from octavo.client.observer import FinishedRequest, FinishedSample
 from octavo.wire.messages import AS_GRAPHS, EngineInfo, SchedulerStats
 
 logger = logging.getLogger(__name__)
+
+M = TypeVar("M", Counter, Gauge)
 
 # The time at which each counter was made, as a series of its own: as many again as there are, of no use to a dashboard.
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -121,6 +124,11 @@ class Metrics:
     def _counter(self, name: str, help: str) -> Counter:
         return Counter(name, help, ["model_name"], registry=self.registry).labels(self._model_name)
 
+    def _each(self, kind: type[M], name: str, help: str, label: str, values: Iterable[str]) -> dict[str, M]:
+        """A metric with one more label, and all values that this has."""
+        metric = kind(name, help, ["model_name", label], registry=self.registry)
+        return {value: metric.labels(self._model_name, value) for value in values}
+
     def _histogram(self, name: str, help: str, buckets: Sequence[float], *also: tuple[str, str]) -> Tally:
         """`also`: (name, help) of others that show the same."""
         tally = Tally(buckets)
@@ -132,22 +140,20 @@ class Metrics:
         gauge = self._gauge
         self._running = gauge("vllm:num_requests_running", "Requests in the running batch.")
         self._waiting = gauge("vllm:num_requests_waiting", "Requests waiting to run.")
-        by_reason = Gauge(
+        self._waiting_by_reason = self._each(
+            Gauge,
             "vllm:num_requests_waiting_by_reason",
             "Requests waiting to run: for room (capacity), or until their grammar is compiled (deferred).",
-            ["model_name", "reason"],
-            registry=self.registry,
+            "reason",
+            ("capacity", "deferred"),
         )
-        self._waiting_by_reason = {
-            reason: by_reason.labels(self._model_name, reason) for reason in ("capacity", "deferred")
-        }
-        sleep = Gauge(
+        self._sleep_states = self._each(
+            Gauge,
             "vllm:engine_sleep_state",
             "1 for what is so: awake, weights_offloaded (sleep level 1) or discard_all (level 2).",
-            ["model_name", "sleep_state"],
-            registry=self.registry,
+            "sleep_state",
+            _SLEEP_STATES,
         )
-        self._sleep_states = [sleep.labels(self._model_name, state) for state in _SLEEP_STATES]
         self.on_sleep(0)
         self._swapped = gauge("vllm:num_requests_swapped", "Preempted requests whose KV blocks the host keeps.")
         self._kv_usage = (
@@ -190,21 +196,14 @@ class Metrics:
             "octavo:steps", "Steps on a GPU: replayed as a graph, captured, or launched kernel by kernel, and why.",
             ["model_name", "graph", "reason"], registry=self.registry,
         )  # fmt: skip
-        success = Counter(
-            "vllm:request_success", "Ended sequences by reason.", ["model_name", "finished_reason"],
-            registry=self.registry,
+        self._ends = self._each(
+            Counter, "vllm:request_success", "Ended sequences by reason.", "finished_reason",
+            ("stop", "length", "abort", "error"),
         )  # fmt: skip
-        self._ends = {
-            reason: success.labels(self._model_name, reason) for reason in ("stop", "length", "abort", "error")
-        }
-        refusals = Counter(
-            "vllm:admission_rejections", "Requests refused with 429, by the limit that was full.",
-            ["model_name", "reason"], registry=self.registry,
+        self._refusals = self._each(
+            Counter, "vllm:admission_rejections", "Requests refused with 429, by the limit that was full.", "reason",
+            ("max_num_queued_reqs", "max_num_queued_tokens"),
         )  # fmt: skip
-        self._refusals = {
-            reason: refusals.labels(self._model_name, reason)
-            for reason in ("max_num_queued_reqs", "max_num_queued_tokens")
-        }
         self._http_requests = Counter(
             "http_requests", "HTTP requests.", ["method", "handler", "status"], registry=self.registry
         )
@@ -300,8 +299,8 @@ class Metrics:
             self._refusals[error.reason].inc()
 
     def on_sleep(self, level: int) -> None:
-        for number, state in enumerate(self._sleep_states):
-            state.set(number == level)
+        for state, gauge in self._sleep_states.items():
+            gauge.set(state == _SLEEP_STATES[level])
 
     def on_stats(self, stats: SchedulerStats) -> None:
         """The engine's numbers after a step."""

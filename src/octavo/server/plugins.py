@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from octavo.base.errors import InvalidConfig
+from octavo.server.dialects import error_shape
 from octavo.server.http.errors import error_reply
 from octavo.server.http.exchange import ASGIApp, Exchange, Receive, Scope, Send
 
@@ -70,6 +71,7 @@ class _Guard:
             if is_begun:
                 raise  # all that is left is to cut the connection
             logger.exception("middleware failed")
-            reply = error_reply(exc)
-            scope.setdefault("octavo.request_id", uuid.uuid4().hex)
+            request_id = scope.setdefault("octavo.request_id", uuid.uuid4().hex)
+            told, shape = error_reply(exc), error_shape(scope)
+            reply = told if shape is None else shape(told, request_id)
             await Exchange(scope, receive, send).send_json(reply.body, reply.status, reply.headers)

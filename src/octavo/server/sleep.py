@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from urllib.parse import parse_qs
 
 from octavo.base.errors import InvalidRequest
 from octavo.client.sleep_mode import SLEEP_LEVELS
@@ -58,8 +57,7 @@ class SleepHandlers:
 
 def _query(exchange: Exchange, known: Collection[str]) -> dict[str, list[str]]:
     """The query's values by name. Raises `InvalidRequest` for a name that means nothing."""
-    text: bytes = exchange.scope.get("query_string", b"")
-    query = parse_qs(text.decode("latin-1"), keep_blank_values=True)
+    query = exchange.query()
     for name in query:
         if name not in known:
             raise InvalidRequest(f"There is no parameter `{name[:100]}` here; there is {', '.join(known)}.", name[:100])

@@ -1,7 +1,7 @@
 """Grammars of running requests: compiled off the step path, advanced by each token, asked for each next mask.
 
 A request with a grammar waits here until its matcher is ready, and enters the scheduler then; nobody else waits for
-it. Grammars were proven to compile before they came (`text.grammar_checker`); one that fails here all the same ends
+it. Grammars were proven to compile before they came (`text.grammars.checker`); one that fails here all the same ends
 its own request with an error.
 
 Which tokens a matcher admits depends on their bytes alone, so all that the engine needs is the vocabulary as bytes.

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
+from octavo.base.config import ServerConfig
 from octavo.base.errors import InvalidRequest
+from octavo.served.messages import tool_call, tool_message
 from octavo.served.turn import Conversation
 from octavo.server.anthropic.protocol import (
     ConversationFields,
@@ -16,6 +18,7 @@ from octavo.server.anthropic.protocol import (
     ToolResultBlock,
     ToolUseBlock,
 )
+from octavo.server.openai.conversation import shown_tools
 from octavo.server.openai.protocol.conversation import THINKING_VARIABLES
 
 #: Agents begin their instructions with a block about billing that differs from request to request. No model needs it,
@@ -23,11 +26,8 @@ from octavo.server.openai.protocol.conversation import THINKING_VARIABLES
 _BILLING: Final = "x-anthropic-billing-header"
 
 
-def conversation_of(request: ConversationFields, *, hides_tools: bool) -> Conversation:
-    """`hides_tools`: the template is not told of tools that may not be called. Raises `InvalidRequest`.
-
-    A last message of the assistant is the beginning of the reply.
-    """
+def conversation_of(request: ConversationFields, config: ServerConfig) -> Conversation:
+    """A last message of the assistant is the beginning of the reply. Raises `InvalidRequest`."""
     messages: list[dict[str, Any]] = []
     if request.system and (system := _parts(request.system)):
         messages.append({"role": "system", "content": system})
@@ -41,12 +41,10 @@ def conversation_of(request: ConversationFields, *, hides_tools: bool) -> Conver
             "The last message calls tools: their results, as `tool_result` blocks, should follow.",
             f"messages.{len(request.messages) - 1}",
         )
-    tools = [tool.for_template() for tool in request.tools or ()]
-    if hides_tools and request.tool_choice is not None and request.tool_choice.type == "none":
-        tools = []
+    choice = request.tool_choice
     return Conversation(
         messages=messages,
-        tools=tools or None,
+        tools=shown_tools(config, request.tools, None if choice is None else choice.type),
         add_generation_prompt=not continues,
         continue_final_message=continues,
         chat_template_kwargs=template_kwargs(request),
@@ -91,7 +89,7 @@ def _shown(message: MessageParam, path: str, names: dict[str, str]) -> list[dict
         shown["reasoning_content"] = "\n".join(thoughts)
     if calls := [block for block in blocks if isinstance(block, ToolUseBlock)]:
         names.update((call.id, call.name) for call in calls)
-        shown["tool_calls"] = [_call(call) for call in calls]
+        shown["tool_calls"] = [tool_call(call.id, call.name, call.input) for call in calls]
     results = [_result(block, names) for block in blocks if isinstance(block, ToolResultBlock)]
     return results if results and not shown["content"] else [*results, shown]
 
@@ -103,16 +101,11 @@ _KINDS: Final[dict[str, tuple[type, ...]]] = {
 }
 
 
-def _call(block: ToolUseBlock) -> dict[str, Any]:
-    return {"id": block.id, "type": "function", "function": {"name": block.name, "arguments": block.input}}
-
-
 def _result(block: ToolResultBlock, names: dict[str, str]) -> dict[str, Any]:
     content = _parts(block.content or "")
     if block.is_error:
         content = _failed(content)
-    shown = {"role": "tool", "tool_call_id": block.tool_use_id, "content": content}
-    return shown | ({"name": names[block.tool_use_id]} if block.tool_use_id in names else {})
+    return tool_message(block.tool_use_id, content, names.get(block.tool_use_id))
 
 
 def _failed(content: str | list[dict[str, str]]) -> str | list[dict[str, str]]:

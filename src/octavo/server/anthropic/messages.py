@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from octavo.base.errors import InvalidRequest
 from octavo.base.params import GrammarSpec
@@ -50,21 +49,16 @@ class MessagesHandler:
         async with exchange.cancelled_on_disconnect():
             prepared = await lease.model.prepare(turn)
             encoder = MessageEncoder(lease, request, prepared)
-            if request.stream:
-                await serving.stream(exchange, lease.model, prepared, encoder, EVENTS)
-            else:
-                await exchange.send_json(encoder.whole(*await lease.model.whole(prepared)))
+            streams = bool(request.stream)
+            await serving.send(exchange, lease.model, prepared, encoder, streams=streams, framing=EVENTS)
 
     def _turn(self, request: MessagesRequest, model: ServedModel, exchange: Exchange) -> Turn:
-        config = self._serving.state.config
-        stops = request.stop_sequences or []
-        if len(stops) > config.max_stop_strings:
-            raise InvalidRequest(f"At most {config.max_stop_strings} stop sequences are allowed.", "stop_sequences")
         given = {"temperature": request.temperature, "top_p": request.top_p, "top_k": request.top_k}
+        sampling = {name: value for name, value in given.items() if value is not None}
         return Turn(
             request_id=f"msg_{exchange.scope['octavo.request_id']}",
-            prompts=[conversation_of(request, hides_tools=config.exclude_tools_when_tool_choice_none)],
-            sampling={name: value for name, value in given.items() if value is not None} | {"stop": tuple(stops)},
+            prompts=[conversation_of(request, self._serving.state.config)],
+            sampling=sampling | {"stop": tuple(request.stop_sequences or ())},
             # A bound and not a demand: agents always ask for as much as their own models can write.
             default_max_tokens=request.max_tokens,
             prompt_param="messages",
@@ -88,8 +82,7 @@ class CountHandler:
         request = await _read(serving, exchange, CountRequest)
         model = serving.state.models.resolve(request.model).model
         note_unheard(serving, model, exchange, request)
-        hides_tools = serving.state.config.exclude_tools_when_tool_choice_none
-        [prompt] = await model.prompts.made([conversation_of(request, hides_tools=hides_tools)], "messages")
+        [prompt] = await model.prompts.made([conversation_of(request, serving.state.config)], "messages")
         await exchange.send_json(CountReply(len(prompt.ids)))
 
 
@@ -131,13 +124,12 @@ def _constraint(request: ConversationFields, model: ServedModel) -> GrammarSpec 
 
 
 def _wishes(request: MessagesRequest, model: ServedModel) -> ReplyWishes:
-    tools: Sequence[Any] = request.tools or ()
     choice, thinking = request.tool_choice, request.thinking
     budget = None
     if thinking is not None and thinking.type == "enabled" and model.output.reasoning_format is not None:
         budget = thinking.budget_tokens
     return ReplyWishes(
-        functions=[Function(tool.name, tool.input_schema, bool(tool.strict)) for tool in tools],
+        functions=[Function(tool.name, tool.input_schema, bool(tool.strict)) for tool in request.tools or ()],
         choice=_choice(request),
         parallel_calls=not (choice is not None and choice.disable_parallel_tool_use),
         thinking_budget=budget,

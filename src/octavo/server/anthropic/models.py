@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 from octavo.served.models import Lease, Models
 from octavo.server.anthropic.protocol import ModelInfo, ModelPage
+from octavo.server.moments import moment
 
 
 def model_page(models: Models) -> ModelPage:
@@ -16,6 +15,5 @@ def model_page(models: Models) -> ModelPage:
 
 def model_info(lease: Lease) -> ModelInfo:
     model = lease.model
-    created = datetime.fromtimestamp(model.created, UTC).isoformat().replace("+00:00", "Z")
     most = min(model.info.max_model_len, model.info.max_request_tokens)
-    return ModelInfo(lease.name, lease.name, created, most, most)
+    return ModelInfo(lease.name, lease.name, moment(model.created), most, most)

@@ -9,11 +9,12 @@ from msgspec import UNSET, UnsetType
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 
+from octavo.served.messages import function_tool
 from octavo.server.openai.protocol.common import Int, Refusals, WireModel, inert
 from octavo.server.openai.protocol.conversation import MAX_MESSAGES, MAX_PARTS
 from octavo.server.openai.protocol.tools import MAX_TOOLS, check_name
 
-#: Most characters of a stop sequence, as of a stop string.
+#: Most characters of the id of a call.
 _MAX_ID_CHARS = 256
 
 
@@ -130,9 +131,7 @@ class ToolParam(WireModel):
     strict: bool | None = None
 
     def for_template(self) -> dict[str, Any]:
-        """The tool as templates know tools."""
-        described = {} if self.description is None else {"description": self.description}
-        return {"type": "function", "function": {"name": self.name, **described, "parameters": self.input_schema}}
+        return function_tool(self.name, self.description, self.input_schema)
 
 
 Tool = Annotated[ToolParam, BeforeValidator(_check_tool)]

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qs
 
 import msgspec
 
@@ -45,15 +45,21 @@ class ClientDisconnected(Exception):
     """Nobody is left to answer."""
 
 
+def header_of(scope: Scope, name: bytes) -> bytes | None:
+    """The first header of that lower-case name."""
+    return next((value for key, value in scope["headers"] if key == name), None)
+
+
 class Exchange:
     """The request and the one reply to it. Handlers own it for the time of the call."""
 
-    __slots__ = ("_receive", "_send", "extra_headers", "method", "path", "path_params", "scope")
+    __slots__ = ("_receive", "_send", "_unread", "extra_headers", "method", "path", "path_params", "scope")
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.scope = scope
         self._receive = receive
         self._send = send
+        self._unread: list[Any] = []  # a body that was read and put back
         self.method: str = scope["method"]
         self.path: str = scope["path"]
         self.path_params: tuple[str, ...] = ()  # what stands for the parameters of the route's path
@@ -61,12 +67,12 @@ class Exchange:
 
     def header(self, name: bytes) -> str | None:
         """The first header of that lower-case name."""
-        return next((value.decode("latin-1") for key, value in self.scope["headers"] if key == name), None)
+        value = header_of(self.scope, name)
+        return None if value is None else value.decode("latin-1")
 
-    def query(self, name: str) -> list[str]:
-        """The values of a name behind the path's question mark; `name[]` is another spelling of several."""
-        pairs = parse_qsl(self.scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True)
-        return [value for key, value in pairs if key in (name, f"{name}[]")]
+    def query(self) -> dict[str, list[str]]:
+        """What stands behind the path's question mark, by name."""
+        return parse_qs(self.scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True)
 
     @property
     def owner(self) -> str:
@@ -88,8 +94,14 @@ class Exchange:
     async def read_json(self) -> Any:
         """The decoded body. Raises `InvalidRequest`, `UnsupportedMedia`, `RequestTooLarge`, `BodyTimeout` or
         `ClientDisconnected`."""
+        if self._unread:
+            return self._unread.pop()
         self._check_content_headers()
         return decode_json(await self.read_body(), self.limits.max_depth)
+
+    def unread(self, body: Any) -> None:
+        """Put a decoded body back, for another handler to read it."""
+        self._unread.append(body)
 
     def _check_content_headers(self) -> None:
         """Refuse what is not sent as plain JSON in UTF-8, before a byte of it is read."""
@@ -111,14 +123,6 @@ class Exchange:
             )
 
     async def read_body(self) -> bytes:
-        body: bytes | None = self.scope.pop("octavo.body", None)
-        return await self._received_body() if body is None else body
-
-    def unread(self, body: bytes) -> None:
-        """Put the body back, for another handler to read it."""
-        self.scope["octavo.body"] = body
-
-    async def _received_body(self) -> bytes:
         self.scope["octavo.body_wanted"] = True
         limits = self.limits
         too_large = f"The request body is larger than {limits.max_bytes} bytes (see --max-body-bytes)."

@@ -18,22 +18,21 @@ from octavo.base.errors import InvalidRequest, OctavoError
 from octavo.base.log import current_request_id
 from octavo.server.http.errors import (
     BadFraming,
-    ErrorReply,
     ErrorShape,
     ExpectationFailed,
     HeadersTooLarge,
     HostNotAllowed,
-    ShapedError,
     VersionNotSupported,
     error_reply,
 )
-from octavo.server.http.exchange import ASGIApp, ClientDisconnected, Exchange, Receive, Scope, Send
+from octavo.server.http.exchange import ASGIApp, ClientDisconnected, Exchange, Receive, Scope, Send, header_of
 from octavo.server.metrics import Metrics
 from octavo.server.openai.protocol.common import is_request_id
 
 logger = logging.getLogger(__name__)
 
-#: Headers of OpenTelemetry: where no traces are sent, the log says once that they have no effect (E17).
+#: W3C's: the span that a request belongs to. Where no traces are sent, the log says once that these have no effect
+#: (E17).
 TRACE_HEADERS = (b"traceparent", b"tracestate")
 
 _HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[^\s:/?#@\[\]\\\x00-\x20,]*)(?::[0-9]*)?")
@@ -126,9 +125,8 @@ class RequestScope:
                 logger.exception("request %s failed", request_id)
             if "octavo.status" in scope:
                 raise  # the reply has begun, so the only way to show an error is to cut the connection
-            reply: ErrorReply | ShapedError = error_reply(exc)
-            if (shape := self._shape_of(scope)) is not None:
-                reply = shape(error_reply(exc), request_id)
+            told, shape = error_reply(exc), self._shape_of(scope)
+            reply = told if shape is None else shape(told, request_id)
             await Exchange(scope, receive, send).send_json(reply.body, reply.status, reply.headers)
         finally:
             status, route = scope.get("octavo.status", 500), scope.get("octavo.route", "")
@@ -137,7 +135,7 @@ class RequestScope:
 
 def _given_request_id(scope: Scope) -> str | None:
     """The client's `X-Request-Id` when it is short and printable ASCII. It is never a key."""
-    value = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"").decode("latin-1")
+    value = (header_of(scope, b"x-request-id") or b"").decode("latin-1")
     return value if is_request_id(value) else None
 
 

@@ -20,7 +20,7 @@ class KeepAlive:
 
     def __init__(self, exchange: Exchange, interval: float, framing: Framing = OPENAI_EVENTS) -> None:
         self._exchange = exchange
-        self._framing = framing
+        self.framing = framing
         self._interval = interval if framing.keep_alive else 0
         self._last_write = time.monotonic()
 
@@ -32,8 +32,8 @@ class KeepAlive:
         try:
             await asyncio.wait({task}, timeout=self._interval)
             if not task.done():
-                await self._exchange.start_stream(self._framing.headers)
-                await self._exchange.write(self._framing.keep_alive)
+                await self._exchange.start_stream(self.framing.headers)
+                await self._exchange.write(self.framing.keep_alive)
                 async with self.running():
                     await asyncio.wait({task})
             return await task
@@ -65,6 +65,6 @@ class KeepAlive:
         while True:
             silence = time.monotonic() - self._last_write
             if silence >= self._interval:
-                await self.write(self._framing.keep_alive)
+                await self.write(self.framing.keep_alive)
                 silence = 0.0
             await asyncio.sleep(self._interval - silence)

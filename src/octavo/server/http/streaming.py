@@ -1,19 +1,21 @@
-"""Sends the news of a generation as the events of a stream, or as a whole reply, for all endpoints that generate."""
+"""Sends what comes of a request as the events of a stream, or as a whole reply, for all endpoints that generate."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Sequence
-from typing import Any, Protocol
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, Protocol, TypeVar
 
 from octavo.base.errors import OctavoError
 from octavo.served.events import News, PromptReply, Usage
 from octavo.server.http.exchange import Exchange
-from octavo.server.http.framing import OPENAI_EVENTS, Framing
+from octavo.server.http.framing import OPENAI_EVENTS
 from octavo.server.http.pacing import KeepAlive
 from octavo.server.http.sse import event
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class ReplyEncoder(Protocol):
@@ -34,22 +36,29 @@ class ReplyEncoder(Protocol):
 
 async def stream_events(
     exchange: Exchange,
-    stream: AsyncIterator[News],
-    encoder: ReplyEncoder,
+    stream: AsyncIterator[T],
+    encode: Callable[[T], bytes],
     keep_alive: KeepAlive,
-    framing: Framing = OPENAI_EVENTS,
+    last_events: Callable[[], bytes] = bytes,
 ) -> None:
-    """Send a stream: one write for all that is new. Until the reply begins an error raises and gets its own status."""
+    """Send a stream, which may be empty: one write for all that is new, framed as `keep_alive` is.
+
+    Until the reply begins an error raises and gets its own status.
+    """
+    framing = keep_alive.framing
     try:
-        first = await keep_alive.first(stream)
+        try:
+            first = encode(await keep_alive.first(stream))
+        except StopAsyncIteration:
+            first = b""
         if not exchange.is_begun:
             await exchange.start_stream(framing.headers)
         async with keep_alive.running():
-            await keep_alive.write(encoder.events(first))
-            async for news in stream:
-                if data := encoder.events(news):
+            await keep_alive.write(first)
+            async for piece in stream:
+                if data := encode(piece):
                     await keep_alive.write(data)
-        await exchange.end(encoder.last_events() + framing.done)
+        await exchange.end(last_events() + framing.done)
     except Exception as exc:
         if not exchange.is_begun:
             raise

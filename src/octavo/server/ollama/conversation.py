@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from octavo.base.errors import InvalidRequest, clip
+from octavo.served.messages import tool_call
 from octavo.served.model import ServedModel
 from octavo.served.turn import Continuation, Conversation
 from octavo.server.ollama.protocol import (
@@ -75,8 +76,7 @@ def _shown(message: OllamaMessage, waiting: list[tuple[str, str]]) -> dict[str, 
         for call in message.tool_calls:
             call_id = call.id or f"call{len(waiting):05d}"
             waiting.append((call.function.name, call_id))
-            function = {"name": call.function.name, "arguments": call.function.arguments}
-            calls.append({"id": call_id, "type": "function", "function": function})
+            calls.append(tool_call(call_id, call.function.name, call.function.arguments))
         shown["tool_calls"] = calls
     if message.role == "tool":
         answered = zip(("name", "tool_call_id"), _answered(message, waiting), strict=True)
@@ -121,8 +121,6 @@ def sampling_of(options: Options, model: ServedModel) -> dict[str, Any]:
         )
     given = {ours: getattr(options, theirs) for theirs, ours in _SAMPLING.items()}
     stop: Sequence[str] = [options.stop] if isinstance(options.stop, str) else options.stop or ()
-    if len(stop) > model.config.max_stop_strings:
-        raise InvalidRequest(f"At most {model.config.max_stop_strings} stop strings are allowed.", "options.stop")
     return {name: value for name, value in given.items() if value is not None} | {"stop": tuple(stop)}
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from octavo.base.errors import InvalidRequest
 from octavo.base.params import GrammarSpec
 from octavo.served.model import ServedModel
 from octavo.served.models import Lease
-from octavo.served.turn import Continuation, Conversation, Function, ReplyWishes, Turn
+from octavo.served.turn import Continuation, Conversation, ReplyWishes, Turn
 from octavo.server.http.exchange import Exchange
 from octavo.server.ollama.conversation import (
     NAMES,
@@ -29,10 +30,9 @@ from octavo.server.ollama.protocol import (
     Options,
 )
 from octavo.server.ollama.reply import LineEncoder, MakeReply, chat_reply, generate_reply, now
-from octavo.server.openai.logprobs import TokenNames
 from octavo.server.openai.protocol.tools import ToolDefinition
 from octavo.server.openai.serving import Serving
-from octavo.text.grammars.grammar import spec_of, spec_of_schema
+from octavo.text.grammars.grammar import ANY_OBJECT, spec_of_schema
 
 #: Ollama's own ids of calls begin so.
 _CALL_PREFIX = "call_"
@@ -81,7 +81,7 @@ class GenerationHandlers:
         lease: Lease,
         prompt: Conversation | Continuation,
         param: str,
-        tools: list[ToolDefinition] | tuple[()],
+        tools: Sequence[ToolDefinition],
         make: MakeReply,
     ) -> None:
         model = lease.model
@@ -90,9 +90,8 @@ class GenerationHandlers:
             raise InvalidRequest("`top_logprobs` needs `logprobs` to be true.", "top_logprobs")
         top = request.top_logprobs or 0
         streams = request.stream is not False
-        functions = [Function(t.function.name, t.function.parameters, bool(t.function.strict)) for t in tools]
         wishes = ReplyWishes(
-            functions=functions,
+            functions=[tool.for_turn() for tool in tools],
             include_reasoning=request.think is not False,
             call_prefix=_CALL_PREFIX,
             may_call=True,
@@ -111,18 +110,14 @@ class GenerationHandlers:
         )
         async with exchange.cancelled_on_disconnect():
             prepared = await model.prepare(turn)
-            names = TokenNames(model.texts, self._serving.state.config.return_tokens_as_token_ids)
-            encoder = LineEncoder(make, lease.name, names, top)
-            if streams:
-                await self._serving.stream(exchange, model, prepared, encoder, LINES)
-            else:
-                await exchange.send_json(encoder.whole(*await model.whole(prepared)))
+            encoder = LineEncoder(make, lease.name, self._serving.names(model), top)
+            await self._serving.send(exchange, model, prepared, encoder, streams=streams, framing=LINES)
 
 
 def _constraint(request: OllamaFields, model: ServedModel) -> GrammarSpec | None:
     wanted = request.format
-    if isinstance(wanted, dict):
-        return spec_of_schema(wanted, "format", model.grammar_limits)
-    if wanted not in (None, "", "json"):
+    if not isinstance(wanted, dict) and wanted not in (None, "", "json"):
         raise InvalidRequest('`format` should be "json" or a JSON schema.', "format")
-    return spec_of({"response_format": {"type": "json_object"}}, model.grammar_limits) if wanted else None
+    if wanted is None or wanted == "":
+        return None
+    return spec_of_schema(ANY_OBJECT if wanted == "json" else wanted, "format", model.grammar_limits)

@@ -9,6 +9,7 @@ import octavo
 from octavo.served.model import ServedModel
 from octavo.served.models import Lease, Models
 from octavo.server.http.exchange import Exchange
+from octavo.server.moments import moment
 from octavo.server.ollama.protocol import (
     ListedModel,
     ModelDetails,
@@ -19,7 +20,6 @@ from octavo.server.ollama.protocol import (
     ShowRequest,
     TagsReply,
 )
-from octavo.server.ollama.reply import moment
 from octavo.server.openai.serving import Serving
 
 #: The version of Ollama whose API this is: clients refuse servers that are too old for what they want to ask.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from msgspec import UNSET
@@ -22,6 +21,7 @@ from octavo.served.events import (
     Usage,
 )
 from octavo.server.call_arguments import value_of
+from octavo.server.moments import moment
 from octavo.server.ollama.errors import line
 from octavo.server.ollama.protocol import (
     OllamaChatReply,
@@ -135,11 +135,6 @@ def generate_reply(content: str, thinking: str, calls: Calls, fields: dict[str, 
 
 def now() -> str:
     return moment(time.time())
-
-
-def moment(seconds: float) -> str:
-    """Unix time as this API writes it."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
 
 
 def _nanoseconds(seconds: float | None) -> int:

@@ -8,11 +8,11 @@ from typing import Any
 
 from octavo.base.errors import InvalidRequest
 from octavo.served.model import ServedModel
-from octavo.served.turn import Function, ReplyWishes, Turn
+from octavo.served.turn import ReplyWishes, Turn
 from octavo.server.http.exchange import Exchange
 from octavo.server.openai.chat_reply import ChatEncoder
 from octavo.server.openai.conversation import conversation_of, note_unheard
-from octavo.server.openai.limits import beam_params, check_limits
+from octavo.server.openai.limits import beam_params, check_stream_fields
 from octavo.server.openai.protocol.chat import CHAT_REFUSALS, ChatRequest
 from octavo.server.openai.protocol.conversation import check_prompt_options
 from octavo.server.openai.serving import Serving, reply_id
@@ -30,13 +30,20 @@ class ChatHandler:
         check_prompt_options(body)
         lease = serving.state.models.resolve(request.model)
         note_unheard(serving, lease.model, exchange, request)
-        check_limits(request, serving.state.config)
+        check_stream_fields(request)
         turn = self.turn(body, request, lease.model, reply_id("chatcmpl", exchange, request))
         turn = replace(turn, trace_headers=serving.trace_headers(exchange))
         async with exchange.cancelled_on_disconnect():
             prepared = await lease.model.prepare(turn)
             encoder = ChatEncoder(serving, lease, request, prepared)
-            await serving.send(exchange, request, lease.model, prepared, encoder)
+            await serving.send(
+                exchange,
+                lease.model,
+                prepared,
+                encoder,
+                streams=bool(request.stream),
+                interval=request.stream_interval,
+            )
 
     def turn(self, body: Mapping[str, Any], request: ChatRequest, model: ServedModel, request_id: str) -> Turn:
         if request.top_logprobs and not request.logprobs:  # 0 is no request
@@ -61,12 +68,8 @@ class ChatHandler:
 
 
 def _wishes(request: ChatRequest) -> ReplyWishes:
-    functions = [
-        Function(tool.function.name, tool.function.parameters, bool(tool.function.strict))
-        for tool in request.tools or ()
-    ]
     return ReplyWishes(
-        functions=functions,
+        functions=[tool.for_turn() for tool in request.tools or ()],
         choice=request.tool_choice,
         parallel_calls=request.parallel_tool_calls is not False,
         thinking_budget=request.thinking_token_budget,

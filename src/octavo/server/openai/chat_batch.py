@@ -9,7 +9,7 @@ from octavo.server.http.exchange import Exchange
 from octavo.server.openai.chat import ChatHandler
 from octavo.server.openai.chat_reply import ChatEncoder
 from octavo.server.openai.conversation import conversation_of, note_unheard
-from octavo.server.openai.limits import check_limits
+from octavo.server.openai.limits import check_stream_fields
 from octavo.server.openai.protocol.chat import BATCH_REFUSALS, ChatBatchRequest, ChatReply
 from octavo.server.openai.protocol.conversation import check_prompt_options
 from octavo.server.openai.serving import Serving, reply_id
@@ -33,7 +33,7 @@ class ChatBatchHandler:
         lease = serving.state.models.resolve(batch.model)
         requests = batch.requests()
         note_unheard(serving, lease.model, exchange, requests[0])
-        check_limits(requests[0], config)
+        check_stream_fields(requests[0])
         turn = self._chat.turn(body, requests[0], lease.model, reply_id("chatcmpl", exchange, requests[0]))
         turn = replace(
             turn,

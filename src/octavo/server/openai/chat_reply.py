@@ -45,7 +45,7 @@ class ChatEncoder:
         [prompt] = prepared.prompts
         self._model = lease.model
         self._model_name = lease.name
-        self._names = serving.names(lease.model, request)
+        self._names = serving.names(lease.model, request.return_tokens_as_token_ids)
         self._fingerprint = lease.model.fingerprint
         self._params = prepared.params
         self._id = prepared.turn.request_id

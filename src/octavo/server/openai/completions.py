@@ -18,7 +18,7 @@ from octavo.served.models import Lease
 from octavo.served.turn import Continuation, Turn
 from octavo.server.http.exchange import Exchange
 from octavo.server.http.sse import TextEvent, event
-from octavo.server.openai.limits import beam_params, check_limits
+from octavo.server.openai.limits import beam_params, check_stream_fields
 from octavo.server.openai.logprobs import TextOffsets, completion_logprobs, echoed_logprobs, joined, prompt_logprobs
 from octavo.server.openai.protocol.common import RequestMetrics, metrics_of, usage_of
 from octavo.server.openai.protocol.common import Usage as UsageReply
@@ -44,13 +44,20 @@ class CompletionHandler:
         serving.state.check_available()
         body, request = await serving.read(exchange, CompletionRequest, COMPLETION_REFUSALS)
         lease = serving.state.models.resolve(request.model)
-        check_limits(request, serving.state.config)
+        check_stream_fields(request)
         turn = self._turn(body, request, lease.model, reply_id("cmpl", exchange, request))
         turn = replace(turn, trace_headers=serving.trace_headers(exchange))
         async with exchange.cancelled_on_disconnect():
             prepared = await lease.model.prepare(turn)
             encoder = CompletionEncoder(serving, lease, request, prepared)
-            await serving.send(exchange, request, lease.model, prepared, encoder)
+            await serving.send(
+                exchange,
+                lease.model,
+                prepared,
+                encoder,
+                streams=bool(request.stream),
+                interval=request.stream_interval,
+            )
 
     def _turn(self, body: Mapping[str, Any], request: CompletionRequest, model: ServedModel, request_id: str) -> Turn:
         if request.suffix:
@@ -95,7 +102,7 @@ class CompletionEncoder:
         self._model = lease.model
         self._model_name = lease.name
         self._fingerprint = lease.model.fingerprint
-        self._names = serving.names(lease.model, request)
+        self._names = serving.names(lease.model, request.return_tokens_as_token_ids)
         self._request = request
         self._params: SamplingParams = prepared.params
         self._prompts = prepared.prompts

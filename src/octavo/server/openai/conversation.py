@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 from octavo.base.config import ServerConfig
 from octavo.base.errors import InvalidRequest, clip
@@ -17,9 +17,10 @@ from octavo.server.openai.serving import Serving
 
 def conversation_of(request: ConversationFields, messages: list[Message], config: ServerConfig) -> Conversation:
     """The conversation of a request body. `continue_final_message` turns the generation prompt off."""
+    choice = request.tool_choice
     return Conversation(
         messages=[message.for_template() for message in messages],
-        tools=shown_tools(config, request),
+        tools=shown_tools(config, request.tools, None if choice is None else choice.mode),
         documents=request.documents,
         add_generation_prompt=not request.continue_final_message and request.add_generation_prompt is not False,
         continue_final_message=bool(request.continue_final_message),
@@ -55,9 +56,16 @@ def unread_variables(serving: Serving, model: ServedModel, kwargs: Mapping[str, 
     return [f"chat_template_kwargs.{name}" for name in unused]
 
 
-def shown_tools(config: ServerConfig, request: ConversationFields) -> list[dict[str, Any]] | None:
-    """The tools that the template gets; None when `tool_choice` is none and the server hides them then (T29)."""
-    choice = request.tool_choice
-    if choice is not None and choice.mode == "none" and config.exclude_tools_when_tool_choice_none:
+class ShownTool(Protocol):
+    def for_template(self) -> dict[str, Any]:
+        """The tool as chat templates know tools."""
+        ...
+
+
+def shown_tools(
+    config: ServerConfig, tools: Sequence[ShownTool] | None, choice: str | None
+) -> list[dict[str, Any]] | None:
+    """The tools that the template gets; None when the choice is "none" and the server hides them then (T29)."""
+    if choice == "none" and config.exclude_tools_when_tool_choice_none:
         return None
-    return [tool.for_template() for tool in request.tools] if request.tools else None
+    return [tool.for_template() for tool in tools] if tools else None

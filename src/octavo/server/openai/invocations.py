@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from octavo.base.errors import InvalidRequest
-from octavo.server.http.exchange import Exchange, decode_json
+from octavo.server.http.exchange import Exchange
 from octavo.server.http.routing import Handler
 
 
@@ -12,9 +12,8 @@ class InvocationsHandler:
         self._handlers = {"messages": chat, "prompt": complete}
 
     async def __call__(self, exchange: Exchange) -> None:
-        data = await exchange.read_body()
-        body = decode_json(data, exchange.limits.max_depth)
-        exchange.unread(data)
+        body = await exchange.read_json()
+        exchange.unread(body)
         for name, handler in self._handlers.items():
             if isinstance(body, dict) and name in body:
                 await handler(exchange)

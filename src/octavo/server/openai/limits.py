@@ -8,13 +8,9 @@ from typing import Any
 from octavo.base.config import ServerConfig
 from octavo.base.errors import InvalidRequest
 from octavo.base.params import MAX_LENGTH_PENALTY, RANGES, BeamParams, Range
-from octavo.served.checks import MAX_BAD_WORD_CHARS, MAX_CACHE_SALT_CHARS
+from octavo.served.checks import MAX_BAD_WORD_CHARS, MAX_CACHE_SALT_CHARS, MAX_STOP_CHARS
 from octavo.server.http.exchange import BodyLimits
-from octavo.server.openai.protocol.common import (
-    MAX_REQUEST_ID_CHARS,
-    MAX_STOP_CHARS,
-    SamplingFields,
-)
+from octavo.server.openai.protocol.common import MAX_REQUEST_ID_CHARS, SamplingFields
 from octavo.wire.messages import EngineInfo
 
 
@@ -22,12 +18,8 @@ def body_limits(config: ServerConfig) -> BodyLimits:
     return BodyLimits(config.max_body_bytes, config.max_json_depth)
 
 
-def check_limits(request: SamplingFields, config: ServerConfig) -> None:
-    """Raise `InvalidRequest` for lists longer than the server's settings allow, and for what goes with streams only."""
-    if len(request.stop) > config.max_stop_strings:
-        raise InvalidRequest(f"At most {config.max_stop_strings} stop strings are allowed.", "stop")
-    if len(request.logit_bias or {}) > config.max_logit_bias:
-        raise InvalidRequest(f"At most {config.max_logit_bias} entries are allowed.", "logit_bias")
+def check_stream_fields(request: SamplingFields) -> None:
+    """Raise `InvalidRequest` for what goes with streams only, or with whole replies only."""
     if request.stream_interval is not None:
         if not request.stream:
             raise InvalidRequest("`stream_interval` can only be set when `stream=True`.", "stream_interval")

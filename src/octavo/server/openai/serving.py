@@ -14,6 +14,7 @@ from octavo.served.model import Prepared, ServedModel
 from octavo.server.http.errors import validate_body
 from octavo.server.http.exchange import Exchange
 from octavo.server.http.framing import OPENAI_EVENTS, Framing
+from octavo.server.http.middleware import TRACE_HEADERS
 from octavo.server.http.pacing import KeepAlive
 from octavo.server.http.streaming import ReplyEncoder, send_whole, stream_events
 from octavo.server.openai.logprobs import TokenNames
@@ -22,15 +23,13 @@ from octavo.server.state import ServerState
 
 MAX_IGNORED_NAMES = 16
 IGNORED_FIELDS = b"x-octavo-ignored-fields"
-#: W3C's: the span that a request belongs to.
-TRACE_HEADERS = ("traceparent", "tracestate")
 
 M = TypeVar("M", bound=WireModel)
 _UNSAFE_IN_HEADER = re.compile(r"[^A-Za-z0-9_.-]")
 
 
 class Serving:
-    """Base of the handlers. Holds no state of requests."""
+    """What the handlers hold. Has no state of requests."""
 
     def __init__(self, state: ServerState) -> None:
         self.state = state
@@ -57,9 +56,8 @@ class Serving:
                 return
         exchange.extra_headers.append((IGNORED_FIELDS, text))
 
-    def names(self, model: ServedModel, request: SamplingFields) -> TokenNames:
-        """How the reply names its tokens."""
-        as_ids = request.return_tokens_as_token_ids
+    def names(self, model: ServedModel, as_ids: bool | None = None) -> TokenNames:
+        """How the reply names its tokens. `as_ids`: what the request says of it."""
         return TokenNames(model.texts, self.state.config.return_tokens_as_token_ids if as_ids is None else as_ids)
 
     def usage_events(self, request: SamplingFields) -> tuple[bool, bool]:
@@ -76,39 +74,28 @@ class Serving:
         """What the caller says of the trace that the request is a part of; nothing where none are sent."""
         if self.state.config.otlp_traces_endpoint is None:
             return ()
-        found = ((name, exchange.header(name.encode())) for name in TRACE_HEADERS)
+        found = ((name.decode(), exchange.header(name)) for name in TRACE_HEADERS)
         return tuple((name, value) for name, value in found if value is not None)
 
     async def send(
         self,
         exchange: Exchange,
-        request: SamplingFields,
         model: ServedModel,
         prepared: Prepared,
         encoder: ReplyEncoder,
-    ) -> None:
-        """Generate, and send the reply: as events, or whole."""
-        if request.stream and not prepared.is_ranked:
-            await self.stream(exchange, model, prepared, encoder, interval=request.stream_interval)
-            return
-        whole = encoder.whole(*await model.whole(prepared))
-        await send_whole(exchange, whole, bool(request.stream))
-
-    async def stream(
-        self,
-        exchange: Exchange,
-        model: ServedModel,
-        prepared: Prepared,
-        encoder: ReplyEncoder,
-        framing: Framing = OPENAI_EVENTS,
         *,
+        streams: bool,
+        framing: Framing = OPENAI_EVENTS,
         interval: int | None = None,  # tokens of a sample in one event; None: as the server says
     ) -> None:
-        """Generate, and send the reply piece by piece."""
+        """Generate, and send the reply: piece by piece, or whole."""
+        if not streams or prepared.is_ranked:
+            await send_whole(exchange, encoder.whole(*await model.whole(prepared)), streams)
+            return
         config = self.state.config
         keep_alive = KeepAlive(exchange, config.sse_keep_alive_interval, framing)
         async with aclosing(model.generate(prepared, interval or config.stream_interval)) as news:
-            await stream_events(exchange, news, encoder, keep_alive, framing)
+            await stream_events(exchange, news, encoder.events, keep_alive, encoder.last_events)
 
 
 def reply_id(prefix: str, exchange: Exchange, request: SamplingFields) -> str:

@@ -9,10 +9,10 @@ from typing import Any
 from octavo.server.http.exchange import Exchange
 from octavo.server.openai.serving import Serving
 from octavo.server.responses.history import kept_items, not_kept
-from octavo.server.responses.kept import page_of, query_of
+from octavo.server.responses.kept import list_of, page_of, query_of
 from octavo.server.responses.protocol.conversations import ConversationRequest, ConversationUpdate, ItemsRequest
 from octavo.server.responses.protocol.items import Item, new_id
-from octavo.server.responses.protocol.reply import ConversationReply, Deleted, ItemList
+from octavo.server.responses.protocol.reply import ConversationReply, Deleted
 from octavo.server.responses.protocol.request import ListQuery
 
 
@@ -54,8 +54,7 @@ class ConversationHandlers:
         body = await self._conversation(exchange)
         items = await kept_items(request.items, exchange.owner, self._state.store, "items")
         await self._append(body["id"], items)
-        ids = [item["id"] for item in items]
-        await exchange.send_json(ItemList(items, ids[0] if ids else "", ids[-1] if ids else "", has_more=False))
+        await exchange.send_json(list_of(items, has_more=False))
 
     async def retrieve_item(self, exchange: Exchange) -> None:
         body = await self._conversation(exchange)

@@ -6,16 +6,14 @@ import time
 from contextlib import aclosing
 from typing import Any
 
-from octavo.base.errors import InvalidRequest, RequestError
+from octavo.base.errors import InvalidRequest
 from octavo.served.model import Prepared, ServedModel
 from octavo.served.models import Lease
 from octavo.served.turn import Conversation, ToolChoice
 from octavo.server.http.exchange import Exchange
-from octavo.server.http.pacing import KeepAlive
-from octavo.server.openai.logprobs import TokenNames
 from octavo.server.openai.protocol.tokenize import InputTokens
 from octavo.server.openai.serving import Serving
-from octavo.server.responses.decoding import conversation_of, note_unheard, own_names, prepared, turn_of
+from octavo.server.responses.decoding import conversation_of, note_unheard, own_place, prepared, turn_of
 from octavo.server.responses.events import send_events
 from octavo.server.responses.history import history_of, kept_items
 from octavo.server.responses.messages import messages_of
@@ -23,7 +21,6 @@ from octavo.server.responses.output import ResponseBuilder
 from octavo.server.responses.protocol.items import Item, as_items, new_id
 from octavo.server.responses.protocol.reply import ConversationRef, ReasoningSettings, Response
 from octavo.server.responses.protocol.request import (
-    LOGPROBS,
     REFUSALS,
     ConversationFields,
     InputTokensRequest,
@@ -56,7 +53,7 @@ class CreateHandler:
                 events = making.pieces()
             async with aclosing(events):
                 if request.stream:
-                    await send_events(exchange, events, KeepAlive(exchange, state.config.sse_keep_alive_interval))
+                    await send_events(exchange, events, state.config.sse_keep_alive_interval)
                     return
                 async for _ in events:
                     pass
@@ -69,21 +66,15 @@ class CreateHandler:
         items = await kept_items(as_items(request.input), owner, state.store, "input")
         conversation = await seen(serving, request, items, owner)
         response_id = new_id("resp")
-        try:
-            turn = turn_of(
-                request, conversation, lease.model, response_id, trace_headers=serving.trace_headers(exchange)
-            )
-        except RequestError as exc:
-            raise own_names(exc) from None
-        ready = await prepared(lease.model, turn, truncates=request.truncation == "auto")
+        with own_place():
+            turn = turn_of(request, conversation, lease.model, response_id, serving.trace_headers(exchange))
+            ready = await prepared(lease.model, turn, truncates=request.truncation == "auto")
         response = _response(request, response_id, lease.name, ready)
-        top = ready.params.logprobs if LOGPROBS in (request.include or ()) else None
-        names = TokenNames(lease.model.texts, state.config.return_tokens_as_token_ids)
         has_events = bool(request.stream or request.background)
         return Making(
             model=lease.model,
             prepared=ready,
-            builder=ResponseBuilder(response, names, top, has_events=has_events),
+            builder=ResponseBuilder(response, serving.names(lease.model), ready.params.logprobs, has_events=has_events),
             store=state.store,
             owner=owner,
             input_items=items,
@@ -113,10 +104,8 @@ class InputTokensHandler:
         note_unheard(serving, model, exchange, request)
         items = await kept_items(as_items(request.input), exchange.owner, state.store, "input")
         conversation = await seen(serving, request, items, exchange.owner)
-        try:
+        with own_place():
             [prompt] = await model.prompts.made([conversation], "input")
-        except RequestError as exc:
-            raise own_names(exc) from None
         await exchange.send_json(InputTokens(len(prompt.ids)))
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from octavo.served.messages import Message
 from octavo.served.model import Prepared, ServedModel
 from octavo.served.turn import Conversation, Function, ReplyWishes, Turn
 from octavo.server.http.exchange import Exchange
-from octavo.server.openai.conversation import unread_variables
+from octavo.server.openai.conversation import shown_tools, unread_variables
 from octavo.server.openai.protocol import conversation as chat
 from octavo.server.openai.serving import Serving
 from octavo.server.responses.protocol.request import (
@@ -23,62 +23,53 @@ from octavo.server.responses.protocol.request import (
     ResponsesRequest,
     TextFormat,
 )
-from octavo.text.grammars.grammar import GrammarLimits, spec_of
+from octavo.text.grammars.grammar import ANY_OBJECT, GrammarLimits, spec_of_schema
 
-_NAMES = {"max_tokens": "max_output_tokens", "logprobs": "top_logprobs"}
-#: What the fields of a turn are called here: of the error's `param`, and in its message.
-_RENAMED = (
-    (re.compile(r"\btools\.(\d+)\.function\b"), r"tools.\1"),
-    (re.compile(r"\bresponse_format\.json_schema\b"), "text.format"),
-    (re.compile(r"\bresponse_format\b"), "text.format"),
-)
+#: What this API calls our fields.
+_NAMES = {"max_tokens": "max_output_tokens", "logprobs": "top_logprobs", "tools.*.function": "tools.*"}
 
 
-def own_names(exc: RequestError) -> RequestError:
-    """The same error under this API's names of fields."""
-    param, message = exc.param, exc.message
-    if param is not None and param.split(".")[0] == "messages":
-        param = "input"
-    for pattern, name in _RENAMED:
-        param = None if param is None else pattern.sub(name, param)
-        message = pattern.sub(name, message)
-    exc.param, exc.message = param, message
-    return exc
+@contextmanager
+def own_place() -> Iterator[None]:
+    """Errors about a message leave the block as errors of `input`: the items have other numbers."""
+    try:
+        yield
+    except RequestError as exc:
+        if exc.param is not None and exc.param.split(".")[0] == "messages":
+            exc.param = "input"
+        raise
 
 
 def constraint_of(text_format: TextFormat | None, limits: GrammarLimits) -> GrammarSpec | None:
     """Raises `InvalidRequest`."""
     if text_format is None or text_format.type == "text":
         return None
-    given: dict[str, Any] = {"type": text_format.type}
+    schema, param = ANY_OBJECT, "text.format"
     if text_format.type == "json_schema":
         if not text_format.name:
             raise InvalidRequest("A format of the type `json_schema` needs a `name`.", "text.format.name")
         if text_format.schema_ is None:
             raise InvalidRequest("A format of the type `json_schema` needs a `schema`.", "text.format.schema")
-        given["json_schema"] = {"schema": text_format.schema_}
+        schema, param = text_format.schema_, "text.format.schema"
     elif text_format.schema_ is not None:
         raise InvalidRequest("A `schema` belongs to a format of the type `json_schema`.", "text.format.schema")
-    return spec_of({"response_format": given}, limits)
+    return spec_of_schema(schema, param, limits)
 
 
-def wishes_of(request: ConversationFields, thinking_budget: int | None = None) -> ReplyWishes:
+def wishes_of(request: ResponsesRequest) -> ReplyWishes:
     return ReplyWishes(
         functions=[Function(tool.name, tool.parameters, bool(tool.strict)) for tool in request.tools or ()],
         choice=request.tool_choice,
         parallel_calls=request.parallel_tool_calls is not False,
-        thinking_budget=thinking_budget,
+        thinking_budget=request.thinking_token_budget,
     )
 
 
 def conversation_of(request: ConversationFields, messages: Sequence[Message], serving: Serving) -> Conversation:
-    hides = serving.state.config.exclude_tools_when_tool_choice_none
     choice = request.tool_choice
-    is_hidden = choice is not None and choice.mode == "none" and hides
-    tools = [tool.for_template() for tool in request.tools or ()]
     return Conversation(
         messages=messages,
-        tools=None if is_hidden else tools or None,
+        tools=shown_tools(serving.state.config, request.tools, None if choice is None else choice.mode),
         chat_template_kwargs=_template_kwargs(request),
     )
 
@@ -114,7 +105,11 @@ def note_unheard(serving: Serving, model: ServedModel, exchange: Exchange, reque
 
 
 def turn_of(
-    request: ResponsesRequest, conversation: Conversation, model: ServedModel, request_id: str, **fields: Any
+    request: ResponsesRequest,
+    conversation: Conversation,
+    model: ServedModel,
+    request_id: str,
+    trace_headers: tuple[tuple[str, str], ...],
 ) -> Turn:
     """Raises `InvalidRequest`."""
     top = request.top_logprobs
@@ -131,29 +126,26 @@ def turn_of(
         sampling=sampling,
         prompt_param="input",
         constraint=constraint_of(request.text.format if request.text is not None else None, model.grammar_limits),
-        wishes=wishes_of(request, request.thinking_token_budget),
+        wishes=wishes_of(request),
         priority=request.priority or 0,
         cache_salt=request.cache_salt or "",
         is_whole=not request.stream and not request.background,
+        trace_headers=trace_headers,
         names=_NAMES,
-        **fields,
     )
 
 
 async def prepared(model: ServedModel, turn: Turn, *, truncates: bool) -> Prepared:
     """`truncates`: what stands first in the conversation, but for its instructions, is left out until the rest fits.
 
-    Raises as `ServedModel.prepare`, under this API's names.
+    Raises as `ServedModel.prepare`.
     """
     try:
-        try:
-            return await model.prepare(turn)
-        except ContextLengthExceeded:
-            if not truncates:
-                raise
-            return await _truncated(model, turn)
-    except RequestError as exc:
-        raise own_names(exc) from None
+        return await model.prepare(turn)
+    except ContextLengthExceeded:
+        if not truncates:
+            raise
+    return await _truncated(model, turn)
 
 
 async def _truncated(model: ServedModel, turn: Turn) -> Prepared:

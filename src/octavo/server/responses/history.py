@@ -9,7 +9,7 @@ from octavo.base.errors import InvalidRequest, RequestError
 from octavo.server.openai.protocol.conversation import MAX_MESSAGES
 from octavo.server.responses.protocol.items import Item, ReferenceInput
 from octavo.server.responses.protocol.request import ConversationFields
-from octavo.server.responses.store import UNFINISHED, ResponseStore
+from octavo.server.responses.store import ANSWERED, ResponseStore
 
 
 class NotKept(RequestError):
@@ -49,7 +49,7 @@ async def _of_chain(response_id: str, owner: str, store: ResponseStore) -> list[
         )
     items: list[Item] = []
     for kept in chain:
-        if kept.status in UNFINISHED or kept.status in ("failed", "cancelled"):
+        if kept.status not in ANSWERED:
             raise InvalidRequest(
                 f"The response {kept.id} is {kept.status}: there is nothing to go on from.", "previous_response_id"
             )

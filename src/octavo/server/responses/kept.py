@@ -11,7 +11,6 @@ import msgspec
 from octavo.base.errors import InvalidRequest
 from octavo.server.http.errors import validate_body
 from octavo.server.http.exchange import Exchange
-from octavo.server.http.pacing import KeepAlive
 from octavo.server.http.sse import event
 from octavo.server.openai.protocol.common import WireModel
 from octavo.server.responses.events import send_events
@@ -24,7 +23,6 @@ from octavo.server.state import ServerState
 
 M = TypeVar("M", bound=WireModel)
 _WORDS = {"true": True, "false": False, "True": True, "False": False, "1": True, "0": False}
-_JSON = (b"content-type", b"application/json")
 
 
 class _Included(WireModel):
@@ -52,16 +50,15 @@ class KeptHandlers:
                         "Only a response that was created with `background=true` can be streamed again.", "stream"
                     )
                 events = _replayed(kept, start)
-            keep_alive = KeepAlive(exchange, self._state.config.sse_keep_alive_interval)
             async with exchange.cancelled_on_disconnect(), aclosing(events):
-                await send_events(exchange, events, keep_alive)
+                await send_events(exchange, events, self._state.config.sse_keep_alive_interval)
             return
         if query.starting_after is not None:
             raise InvalidRequest("`starting_after` needs `stream=true`.", "starting_after")
         if run is not None:
             await exchange.send_json(run.making.builder.response)
             return
-        await exchange.send_bytes((await self._kept(exchange)).body, 200, [_JSON])
+        await exchange.send_json(msgspec.Raw((await self._kept(exchange)).body))
 
     async def cancel(self, exchange: Exchange) -> None:
         """A response that is at its end stays as it is."""
@@ -74,7 +71,7 @@ class KeptHandlers:
         kept = await self._kept(exchange)
         if not kept.is_background:
             raise InvalidRequest("Only a response that was created with `background=true` can be cancelled.")
-        await exchange.send_bytes(kept.body, 200, [_JSON])
+        await exchange.send_json(msgspec.Raw(kept.body))
 
     async def delete(self, exchange: Exchange) -> None:
         [response_id] = exchange.path_params
@@ -101,7 +98,7 @@ class KeptHandlers:
 async def _replayed(kept: KeptResponse, start: int) -> AsyncGenerator[list[bytes], None]:
     if kept.events is None:  # its server died: of its events nothing is left but what became of it
         last = {"type": "response.failed", "sequence_number": start, "response": msgspec.Raw(kept.body)}
-        yield [b"event: response.failed\n" + event(last)]
+        yield [event(last, "response.failed")]
         return
     events = kept.events.split(b"\n\n")[:-1]  # JSON has no newline
     yield [one + b"\n\n" for one in events[start:]]
@@ -109,13 +106,13 @@ async def _replayed(kept: KeptResponse, start: int) -> AsyncGenerator[list[bytes
 
 def query_of(exchange: Exchange, model: type[M]) -> M:
     """The query as a `model`: words become what its fields are. Raises `InvalidRequest`."""
-    if names := exchange.query("include"):
-        validate_body(_Included, {"include": names})
-    values: dict[str, Any] = {}
-    for name in model.model_fields:
-        for text in exchange.query(name):
-            values[name] = _value(text, str(model.model_fields[name].annotation))
-    return validate_body(model, values)
+    given: dict[str, list[str]] = {}
+    for name, texts in exchange.query().items():
+        given.setdefault(name.removesuffix("[]"), []).extend(texts)  # another spelling of a list
+    if "include" in given:
+        validate_body(_Included, {"include": given["include"]})
+    fields = {name: str(field.annotation) for name, field in model.model_fields.items() if name in given}
+    return validate_body(model, {name: _value(given[name][-1], kind) for name, kind in fields.items()})
 
 
 def _value(text: str, kind: str) -> Any:
@@ -134,6 +131,9 @@ def page_of(items: list[Item], query: ListQuery) -> ItemList:
         if not places:
             raise InvalidRequest(f"There is no item {query.after[:128]!r} in this list.", "after")
         ordered = ordered[places[0] + 1 :]
-    page = ordered[: query.limit]
-    ids = [item["id"] for item in page]
-    return ItemList(page, ids[0] if ids else "", ids[-1] if ids else "", len(ordered) > len(page))
+    return list_of(ordered[: query.limit], has_more=len(ordered) > query.limit)
+
+
+def list_of(items: list[Item], *, has_more: bool) -> ItemList:
+    ids = [item["id"] for item in items] or [""]
+    return ItemList(items, ids[0], ids[-1], has_more)

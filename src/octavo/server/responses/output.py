@@ -6,11 +6,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
-
 from octavo.base.errors import Overloaded, RequestError, ServerError
 from octavo.served.events import CallArguments, CallBegan, Content, News, Reasoning, Said, SampleNews, Usage
 from octavo.server.http.errors import error_reply
+from octavo.server.http.sse import event
 from octavo.server.openai.logprobs import TokenNames, chat_logprobs
 from octavo.server.openai.protocol.chat import ContentLogprob
 from octavo.server.responses.protocol.items import new_id
@@ -30,8 +29,6 @@ from octavo.server.responses.protocol.reply import (
     ResponseUsage,
 )
 from octavo.wire.messages import TokenLogprobs
-
-_encoder = msgspec.json.Encoder()
 
 
 class ResponseBuilder:
@@ -216,8 +213,8 @@ class ResponseBuilder:
     def _event(self, event_type: str, /, **fields: Any) -> None:
         """Encoded at once: what it tells of goes on changing."""
         if self._has_events:
-            event = Event(type=f"response.{event_type}", sequence_number=self._num_events, **fields)
-            self._events.append(b"event: " + event.type.encode() + b"\ndata: " + _encoder.encode(event) + b"\n\n")
+            body = Event(type=f"response.{event_type}", sequence_number=self._num_events, **fields)
+            self._events.append(event(body, body.type))
             self._num_events += 1
 
 

@@ -16,7 +16,7 @@ from octavo.base.errors import OctavoError, ShuttingDown
 from octavo.served.model import Prepared, ServedModel
 from octavo.server.responses.output import ResponseBuilder
 from octavo.server.responses.protocol.items import Item
-from octavo.server.responses.store import UNFINISHED, KeptResponse, ResponseStore, StoreFailed
+from octavo.server.responses.store import ANSWERED, UNFINISHED, KeptResponse, ResponseStore, StoreFailed
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class Making:
     store: ResponseStore
     owner: str
     input_items: Sequence[Item]
-    interval: int = 1
+    interval: int  # tokens in one piece
     log: list[bytes] | None = None  # all events, where they are kept
     is_server_leaving: bool = False
     failure: Exception | None = None  # what the response failed of
@@ -49,7 +49,7 @@ class Making:
             body, items = msgspec.json.encode(response), msgspec.json.encode(self.input_items)
             previous = response.previous_response_id
             kept = KeptResponse(response.id, self.owner, response.status, previous, body, items)
-            await self.store.insert(kept)
+            await self.store.insert(kept, self.input_items)
         self.builder.begin()
 
     async def pieces(self) -> AsyncGenerator[list[bytes], None]:
@@ -109,7 +109,7 @@ class Making:
         if response.store:
             body, events = msgspec.json.encode(response), b"".join(self.log or ())
             asked.append(self.store.finish(response.id, response.status, body, output, events))
-        if response.conversation is not None and response.status in ("completed", "incomplete"):
+        if response.conversation is not None and response.status in ANSWERED:
             asked.append(self.store.append(response.conversation.id, [*self.input_items, *output]))
         return asked
 

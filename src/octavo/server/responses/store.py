@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 UNFINISHED = ("queued", "in_progress")
+#: What a later request can go on from.
+ANSWERED = ("completed", "incomplete")
 #: What a server says of the responses that its predecessor did not finish.
 LOST = {"code": "server_error", "message": "The server ended while the response was being made."}
 #: Seconds between two looks for what is too old.
@@ -61,7 +64,7 @@ class StoreFailed(ServerError):
     """The disk is full, or the file was damaged."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class KeptResponse:
     """`body` and `input` are JSON: the response, and the list of the items that its request brought."""
 
@@ -73,18 +76,23 @@ class KeptResponse:
     input: bytes
     events: bytes | None = None  # of one made in the background that is at its end: all of them
 
+    @cached_property
+    def _response(self) -> dict[str, Any]:
+        response: dict[str, Any] = msgspec.json.decode(self.body)
+        return response
+
     @property
     def is_background(self) -> bool:
-        return bool(msgspec.json.decode(self.body)["background"])
+        return bool(self._response["background"])
 
     @property
     def conversation(self) -> str | None:
-        named = msgspec.json.decode(self.body)["conversation"]
+        named = self._response["conversation"]
         return None if named is None else str(named["id"])
 
     @property
     def output(self) -> list[Item]:
-        items: list[Item] = msgspec.json.decode(self.body)["output"]
+        items: list[Item] = self._response["output"]
         return items
 
     @property
@@ -159,12 +167,14 @@ class ResponseStore:
         await asyncio.wrap_future(closed)
 
     # ------------------------------------------------------------ responses
-    async def insert(self, kept: KeptResponse) -> None:
+    async def insert(self, kept: KeptResponse, items: Sequence[Item]) -> None:
+        """`items`: those of `kept.input`."""
+
         def work(connection: sqlite3.Connection) -> None:
             size = len(kept.body) + len(kept.input)
             row = (kept.id, kept.owner, time.time(), kept.status, kept.previous, kept.body, kept.input, None, size)
             connection.execute("INSERT INTO responses VALUES (?,?,?,?,?,?,?,?,?)", row)
-            self._add_ids(connection, kept.id, kept.input_items)
+            self._add_ids(connection, kept.id, items)
             self._grow(connection, size)
 
         await self._do(work)

@@ -2,7 +2,7 @@
 
 The fields come as they are in the body; what is wrong with them is an `InvalidRequest` that names the field. A request
 has at most one constraint, of whatever kind; `null` and `response_format` of the type `text` are
-none. The schema is checked here (`json_schema.prepare`), the rest when it is compiled (`grammar_checker`).
+none. The schema is checked here (`json_schema.prepare`), the rest when it is compiled (`checker`).
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ COMPILER_OPTIONS: Final[dict[str, Any]] = {"json_allowed_escapes": _ESCAPES, "wh
 CALL_OPTIONS: Final[dict[str, Any]] = {
     "json_allowed_escapes": _ESCAPES, "whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ",
 }  # fmt: skip
+#: The schema of an output that is some JSON object.
+ANY_OBJECT: Final[dict[str, Any]] = {"type": "object"}
 _MAX_CHOICES: Final = 10_000
 
 _KINDS: Final = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
@@ -217,7 +219,7 @@ def _of_kind(kind: str, value: Any, param: str, options: _Options, limits: Gramm
     if kind == "json_object":
         if value is not True:
             raise InvalidRequest(f"`{param}` should be true or false.", param)
-        return _json({"type": "object"}, param, options, limits)
+        return _json(ANY_OBJECT, param, options, limits)
     if kind == "json":
         return _json(value, param, options, limits)
     if kind == "choice":

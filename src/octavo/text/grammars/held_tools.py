@@ -9,18 +9,16 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Collection, Sequence
-from typing import Any, Final
+from typing import Any
 
 from octavo.base.errors import InvalidRequest
 from octavo.text.formats.base import Tool, ToolFormat
 from octavo.text.formats.schema_types import bare_parameters
-from octavo.text.grammars.grammar import GrammarLimits, check_size, check_wordiness
+from octavo.text.grammars.grammar import ANY_OBJECT, GrammarLimits, check_size, check_wordiness
 from octavo.text.grammars.json_schema import prepare, prepare_loosely
 from octavo.text.grammars.tool_grammar import Builder, SpecialTokens
 
 logger = logging.getLogger(__name__)
-
-_ANY: Final[dict[str, Any]] = {"type": "object"}
 
 
 def prepared_tools(
@@ -51,7 +49,7 @@ def prepared_tools(
         if tool.name in bare:
             schema = _bare(tool)
         elif tool.name in loose and only_names:
-            schema = _ANY
+            schema = ANY_OBJECT
         elif tool.name in loose:
             schema = _loosely(tool, where, limits, options, row)
         else:
@@ -66,30 +64,30 @@ def _in_full(tool: Tool, where: str, limits: GrammarLimits, options: dict[str, A
     # Arguments are an object, whatever the schema leaves open.
     if schema.get("type", "object") != "object":
         raise InvalidRequest("The schema of a function's parameters should be of the type `object`.", where)
-    return schema | _ANY
+    return schema | ANY_OBJECT
 
 
 def _loosely(tool: Tool, where: str, limits: GrammarLimits, options: dict[str, Any], row: ToolFormat | None) -> Any:
     try:
         check_wordiness(tool.parameters, where, limits)
     except InvalidRequest:
-        return _ANY
+        return ANY_OBJECT
     held = prepare_loosely(tool.parameters, where, **options)
     for left_out in held.dropped:
         logger.debug("tool %s: not enforced: %s", tool.name, left_out.message)
     schema = held.schema if isinstance(held.schema, dict) else {}
     types = schema.get("type", "object")
     if "object" not in ([types] if isinstance(types, str) else types):
-        return _ANY
-    schema = schema | _ANY
+        return ANY_OBJECT
+    schema = schema | ANY_OBJECT
     if row is None or _is_written(row, Tool(tool.name, schema)):
         return schema
     bare = _bare(tool)
-    return bare if _is_written(row, Tool(tool.name, bare)) else _ANY
+    return bare if _is_written(row, Tool(tool.name, bare)) else ANY_OBJECT
 
 
 def _bare(tool: Tool) -> Any:
-    return prepare_loosely(bare_parameters(tool.parameters), "tools").schema | _ANY
+    return prepare_loosely(bare_parameters(tool.parameters), "tools").schema | ANY_OBJECT
 
 
 def _is_written(row: ToolFormat, tool: Tool) -> bool:
@@ -117,7 +115,7 @@ def _fitted(tools: list[Tool], loose: Collection[str], limits: GrammarLimits) ->
         if sum(sizes) <= limits.max_bytes:
             break
         if tools[i].name in loose:
-            fitted[i] = Tool(tools[i].name, _ANY)
+            fitted[i] = Tool(tools[i].name, ANY_OBJECT)
             sizes[i] = 0
     check_size(sum(sizes), "tools", limits)
     return fitted

@@ -23,9 +23,8 @@ from pydantic_core import PydanticCustomError
 from octavo.base.errors import InvalidRequest
 from octavo.base.params import MAX_BAD_WORDS, SamplingParams
 from octavo.served import events
+from octavo.served.checks import MAX_STOP_CHARS
 
-#: The most characters of a stop string.
-MAX_STOP_CHARS = 4096
 MAX_REQUEST_ID_CHARS = 128
 
 Int = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
@@ -135,7 +134,7 @@ class SamplingFields(WireModel):
     request_id: Annotated[str | None, AfterValidator(_check_request_id)] = None
     cache_salt: str | None = None
     priority: Int | None = None
-    # What the output must be: checked in `text.grammar`, which reads them from the body.
+    # What the output must be: checked in `text.grammars.grammar`, which reads them from the body.
     response_format: Any = None
     structured_outputs: Any = None
     guided_json: Any = None

@@ -9,7 +9,7 @@ from msgspec import UNSET, UnsetType
 from pydantic import AfterValidator, ConfigDict, PlainValidator
 from pydantic_core import PydanticCustomError
 
-from octavo.served.turn import ToolChoice
+from octavo.served.turn import Function, ToolChoice
 from octavo.server.openai.protocol.common import WireModel
 from octavo.text.formats.base import MAX_NAME
 
@@ -49,6 +49,11 @@ class ToolDefinition(WireModel):
 
     type: Literal["function"]
     function: FunctionDefinition
+
+    def for_turn(self) -> Function:
+        """The function that may be called."""
+        function = self.function
+        return Function(function.name, function.parameters, bool(function.strict))
 
     def for_template(self) -> dict[str, Any]:
         """The tool as the template sees it: the fields that were given, without nulls and those for decoding."""

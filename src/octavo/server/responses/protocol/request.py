@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator
 from pydantic_core import PydanticCustomError
 
+from octavo.served.messages import function_tool
 from octavo.served.turn import ToolChoice
 from octavo.server.openai.protocol.common import (
     COMMON_REFUSALS,
@@ -67,13 +68,7 @@ class FunctionTool(WireModel):
     strict: bool | None = None
 
     def for_template(self) -> dict[str, Any]:
-        """The tool as templates know it: the same as of a chat request."""
-        shown: dict[str, Any] = {"name": self.name}
-        if self.description is not None:
-            shown["description"] = self.description
-        if self.parameters is not None:
-            shown["parameters"] = self.parameters
-        return {"type": "function", "function": shown}
+        return function_tool(self.name, self.description, self.parameters)
 
 
 Tool = Annotated[FunctionTool, BeforeValidator(_check_tool)]
