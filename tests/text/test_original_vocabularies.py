@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import random
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -251,7 +253,7 @@ from transformers import PreTrainedTokenizer
 
 print("printed by the model's code")
 Path(__file__).parent.joinpath("ran").touch()
-Path(os.environ["OCTAVO_TEST_WITNESS"]).touch()
+Path(os.environ["OCTAVO_TEST_WITNESS"]).write_text(str(os.getpid()))
 
 
 class OddTokenizer(PreTrainedTokenizer):
@@ -299,7 +301,6 @@ def test_code_of_a_tokenizer_runs_only_when_it_is_trusted(tmp_path: Path, monkey
     with pytest.raises(CheckpointError, match="--trust-remote-code"):
         load_tokenizer(directory)
     assert not witness.exists()
-    monkeypatch.setattr("octavo.text.tokenizers.remote.TEXT_SECONDS", 5.0)
     tokenizer = load_tokenizer(directory, trust_remote_code=True)
     assert witness.exists()
     assert tokenizer.encode("abc") == [99, 98, 97] and tokenizer.decode([99, 98]) == "cb"
@@ -310,5 +311,12 @@ def test_code_of_a_tokenizer_runs_only_when_it_is_trusted(tmp_path: Path, monkey
     with pytest.raises(InvalidRequest, match="stopped"):
         tokenizer.encode("crash")
     assert tokenizer.encode("ab") == [98, 97]  # a new helper
+    pid = int(witness.read_text())
+    os.kill(pid, signal.SIGKILL)  # as a system without memory does
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    assert tokenizer.encode("ab") == [98, 97]
+    monkeypatch.setattr("octavo.text.tokenizers.remote.TEXT_SECONDS", 0.5)
+    with pytest.raises(InvalidRequest, match="it takes too long"):
+        tokenizer.encode("hang")
     with pytest.raises(InvalidRequest, match="surrogate"):
         tokenizer.encode("\ud800")

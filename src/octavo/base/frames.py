@@ -10,17 +10,18 @@ from collections.abc import Callable
 from typing import Any, BinaryIO
 
 
-def serve_frames(handle: Callable[[Any], Any]) -> None:
-    """In a helper: say that it is ready, then answer each frame of stdin on stdout until no more come.
+def serve_frames(handle: Callable[[Any], Any], out: BinaryIO | None = None) -> None:
+    """In a helper: say that it is ready, then answer each frame of stdin on `out`, or stdout, until no more come.
 
     The helper ends at once when nobody is left to read its answers.
     """
+    out = sys.stdout.buffer if out is None else out
     try:
-        write_frame(sys.stdout.buffer, {"ready": True})
+        write_frame(out, {"ready": True})
         while (request := read_frame(sys.stdin.buffer)) is not None:
-            write_frame(sys.stdout.buffer, handle(request))
+            write_frame(out, handle(request))
     except BrokenPipeError:
-        os._exit(1)  # without a last look at stdout, which would fail again
+        os._exit(1)  # without a last look at `out`, which would fail again
 
 
 def read_frame(stream: BinaryIO) -> Any | None:

@@ -4,17 +4,16 @@ The code is a stranger's, which the operator trusts (--trust-remote-code) to be 
 started this process may kill it at any moment; the next one loads the tokenizer again.
 
 Frames on stdin and on what was stdout: what the code prints goes to stderr. In: {load, code_revision}, then {encode,
-special} or {decode, skip}. Out: a description, {ids}, {text}, or {error}.
+special} or {decode, skip}. Out: a description, {ids}, {text}, or {error}, with `unloaded` where nothing was loaded yet.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 from typing import Any, Final
 
-from octavo.base.frames import read_frame, write_frame
+from octavo.base.frames import serve_frames
 
 #: More than whoever asks would wait.
 MAX_SECONDS: Final = 150
@@ -42,9 +41,18 @@ class _Handler:
         self._tokenizer: Any = None
 
     def __call__(self, request: dict[str, Any]) -> dict[str, Any]:
+        # If nobody is left to kill it, the kernel does, in the middle of any call.
+        signal.alarm(MAX_SECONDS)
+        reply = self._answer(request)
+        signal.alarm(0)
+        return reply
+
+    def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
         try:
             if "load" in request:
                 return self._load(request["load"], request["code_revision"])
+            if self._tokenizer is None:
+                return {"error": "it was stopped", "unloaded": True}
             if "encode" in request:
                 ids = self._tokenizer.encode(request["encode"], add_special_tokens=request["special"])
                 return {"ids": [int(i) for i in ids]}
@@ -60,8 +68,9 @@ class _Handler:
             from transformers import AutoTokenizer
         except ImportError:
             return {"error": "the package transformers is not installed, which the model's own code needs"}
-        options = {} if code_revision is None else {"code_revision": code_revision}
-        self._tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=True, **options)
+        if self._tokenizer is None:  # two texts may find a new helper
+            options = {} if code_revision is None else {"code_revision": code_revision}
+            self._tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=True, **options)
         return _description(self._tokenizer)
 
 
@@ -71,17 +80,7 @@ def main() -> None:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     frames_out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    handle = _Handler()
-    try:
-        write_frame(frames_out, {"ready": True})
-        while (request := read_frame(sys.stdin.buffer)) is not None:
-            # If nobody is left to kill it, the kernel does, in the middle of any call.
-            signal.alarm(MAX_SECONDS)
-            reply = handle(request)
-            signal.alarm(0)
-            write_frame(frames_out, reply)
-    except BrokenPipeError:
-        os._exit(1)
+    serve_frames(_Handler(), frames_out)
 
 
 if __name__ == "__main__":
