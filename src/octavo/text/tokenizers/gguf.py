@@ -24,6 +24,7 @@ from octavo.files.sentencepiece import ModelKind, Piece, PieceKind, SentencePiec
 from octavo.text.tokenizers.decoder_plan import BYTE_OF_CHAR, CHAR_OF_BYTE, SPACE
 from octavo.text.tokenizers.merges import merges_from_vocabulary
 from octavo.text.tokenizers.parts import (
+    ExportedSteps,
     TokenizerParts,
     add_missing_special_tokens,
     longest,
@@ -88,7 +89,8 @@ def _build(metadata: Mapping[str, Any], source: str) -> TokenizerParts:
         add_bos = str(metadata.get("tokenizer.ggml.pre")) in BOS_BY_DEFAULT
     elif model == "llama":
         backend, preparation = _sentencepiece(metadata, tokens, types)
-        exported = with_first_prefix(backend) if preparation is not None else None
+        if preparation is not None:
+            exported = with_first_prefix(ExportedSteps(backend.normalizer, backend.pre_tokenizer))
     elif model == "gemma4":
         backend = _gemma4(metadata, tokens)
     elif model == "t5":

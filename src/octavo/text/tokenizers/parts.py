@@ -9,6 +9,8 @@ from typing import Any, Final
 
 import tokenizers
 from tokenizers import AddedToken, processors
+from tokenizers.normalizers import Normalizer
+from tokenizers.pre_tokenizers import PreTokenizer
 
 from octavo.base.errors import CheckpointError
 from octavo.text.tokenizers.preparation import Preparation
@@ -17,6 +19,14 @@ from octavo.text.tokenizers.preparation import Preparation
 SPECIAL_TOKEN_NAMES: Final = (
     "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token",
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ExportedSteps:
+    """What a tokenizer.json has in place of a `preparation`: the nearest that the library can say."""
+
+    normalizer: Normalizer | None
+    pre_tokenizer: PreTokenizer | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +43,7 @@ class TokenizerParts:
     longest_token: int  # bytes of text that the longest token stands for
     max_token_id: int
     preparation: Preparation | None = None  # of a text, before the backend sees it
-    exported: tokenizers.Tokenizer | None = None  # the nearest that needs no preparation; default: `backend`
+    exported: ExportedSteps | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +52,7 @@ class BuiltVocabulary:
 
     backend: tokenizers.Tokenizer
     preparation: Preparation | None = None
-    exported: tokenizers.Tokenizer | None = None
+    exported: ExportedSteps | None = None
     special_tokens: dict[str, str]  # bos_token, ... as the file or its kind names them
     add_bos: bool = False  # unless the backend's own rule puts it there, or the configuration says otherwise
     add_eos: bool = False
