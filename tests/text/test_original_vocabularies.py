@@ -209,12 +209,19 @@ def text_of(name: str, text: str | bytes) -> Callable[[Path], object]:
     return lambda directory: (directory / name).write_bytes(text.encode() if isinstance(text, str) else text)
 
 
+def too_large(directory: Path) -> None:
+    with (directory / "tokenizer.model").open("wb") as file:
+        file.write(b"\x0a")
+        file.truncate(1 << 29)
+
+
 DAMAGED: dict[str, tuple[Callable[[Path], object], str]] = {
     "a cut model": (cut("bpe.model", 0.9), r"tokenizer\.model: "),
     "a model cut in a piece": (cut("bpe.model", 0.5), r"tokenizer\.model: "),
     "empty": (text_of("tokenizer.model", ""), r"neither a file of SentencePiece nor one of tiktoken"),
     "a number without end": (text_of("tokenizer.model", b"\x0a" + b"\xff" * 30), "a number without end"),
     "a huge field": (text_of("tokenizer.model", b"\x0a\xff\xff\xff\xff\x7f"), "passes the end"),
+    "too large": (too_large, "536870912 bytes, more than the 268435456"),
     "ranks without bytes": (text_of("x.tiktoken", "YQ== 0\n"), "no token of the byte 0"),
     "no ranks": (text_of("x.tiktoken", "a b c\n"), "line 1 is not a token"),
     "a huge rank": (text_of("x.tiktoken", f"YQ== {2**60}\n"), "an impossible rank"),

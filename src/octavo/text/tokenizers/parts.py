@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final
 
 import tokenizers
@@ -12,7 +11,6 @@ from tokenizers import AddedToken, processors
 from tokenizers.normalizers import Normalizer
 from tokenizers.pre_tokenizers import PreTokenizer
 
-from octavo.base.errors import CheckpointError
 from octavo.text.tokenizers.preparation import Preparation
 
 #: The names that templates may use; other keys of a special_tokens_map are no names.
@@ -57,18 +55,6 @@ class BuiltVocabulary:
     add_bos: bool = False  # unless the backend's own rule puts it there, or the configuration says otherwise
     add_eos: bool = False
     chat_template: str | None = None
-
-
-def read_text(path: Path, max_bytes: int) -> str:
-    try:
-        size = path.stat().st_size
-        if size > max_bytes:
-            raise CheckpointError(f"{path}: {size} bytes, more than the {max_bytes} that such a file may have.")
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise CheckpointError(f"{path}: not UTF-8 text.") from None
 
 
 def one_line(error: BaseException) -> str:

@@ -97,9 +97,14 @@ def _backend(file: SentencePieceFile, path: Path, *, strip: bool) -> tokenizers.
     never = _never_read(file)
     if never:
         backend.pre_tokenizer = pre_tokenizers.Split(Regex("|".join(never)), behavior="isolated")
-    steps: list[decoders.Decoder] = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-    backend.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if strip else steps)
+    backend.decoder = piece_decoder(strip=strip)
     return backend
+
+
+def piece_decoder(*, strip: bool) -> decoders.Decoder:
+    """Tokens to text; `strip`: but for the space that was put before it."""
+    steps: list[decoders.Decoder] = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    return decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if strip else steps)
 
 
 def _unused(file: SentencePieceFile) -> list[str]:
