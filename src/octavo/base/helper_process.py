@@ -44,6 +44,11 @@ class HelperProcess:
     def command(module: str) -> tuple[str, ...]:
         return (sys.executable, "-m", module)
 
+    @property
+    def pid(self) -> int | None:
+        """Of the helper that runs, if one does."""
+        return None if self._process is None else self._process.pid
+
     def ask(self, request: Any, seconds: float, is_dropped: threading.Event | None = None) -> dict[str, Any]:
         """The answer to `request`, which JSON must be able to hold (`TypeError`, `ValueError`).
 

@@ -32,7 +32,7 @@ from octavo.base.config.engine import LoadFormat
 from octavo.base.errors import CheckpointError, InvalidConfig
 from octavo.base.suggest import suggest
 from octavo.files.hub import HuggingFaceHub
-from octavo.files.near_files import what_is_there
+from octavo.files.near_files import has_configuration, what_is_there
 from octavo.files.patterns import ignored_by, patterns_of, weights_of
 
 _URLS = ("http://", "https://", "s3://", "gs://", "az://")
@@ -142,7 +142,7 @@ def _local(name: str, what: str, revision: str | None) -> Path | None:
 
 
 def _model_directory(path: Path) -> Path:
-    if (path / "config.json").is_file() or (path / "params.json").is_file():
+    if has_configuration(path):
         return path
     files = sorted(path.glob("*.gguf"))
     if len(files) == 1:

@@ -35,7 +35,6 @@ class RemoteBackend:
     decoder = None
     normalizer = None
     model = None
-    post_processor = None
 
     def __init__(self, directory: Path, code_revision: str | None = None) -> None:
         """Raises `CheckpointError` when the code cannot be loaded."""

@@ -29,7 +29,7 @@ _BYTE_NAME: Final = "<(?=0x[0-9A-F]{2}>)"
 _MAX_UNUSED: Final = 1000
 
 
-def load_sentencepiece(path: Path, prefix: Prefix = "every") -> BuiltVocabulary:
+def load_sentencepiece(path: Path, prefix: Prefix) -> BuiltVocabulary:
     """`prefix`: where the dummy prefix stands, if the file has one.
 
     Raises `CheckpointError`; for whatever the library raises, its own errors.
