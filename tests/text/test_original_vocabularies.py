@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import random
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -207,12 +209,19 @@ def text_of(name: str, text: str | bytes) -> Callable[[Path], object]:
     return lambda directory: (directory / name).write_bytes(text.encode() if isinstance(text, str) else text)
 
 
+def too_large(directory: Path) -> None:
+    with (directory / "tokenizer.model").open("wb") as file:
+        file.write(b"\x0a")
+        file.truncate(1 << 29)
+
+
 DAMAGED: dict[str, tuple[Callable[[Path], object], str]] = {
     "a cut model": (cut("bpe.model", 0.9), r"tokenizer\.model: "),
     "a model cut in a piece": (cut("bpe.model", 0.5), r"tokenizer\.model: "),
     "empty": (text_of("tokenizer.model", ""), r"neither a file of SentencePiece nor one of tiktoken"),
     "a number without end": (text_of("tokenizer.model", b"\x0a" + b"\xff" * 30), "a number without end"),
     "a huge field": (text_of("tokenizer.model", b"\x0a\xff\xff\xff\xff\x7f"), "passes the end"),
+    "too large": (too_large, "536870912 bytes, more than the 268435456"),
     "ranks without bytes": (text_of("x.tiktoken", "YQ== 0\n"), "no token of the byte 0"),
     "no ranks": (text_of("x.tiktoken", "a b c\n"), "line 1 is not a token"),
     "a huge rank": (text_of("x.tiktoken", f"YQ== {2**60}\n"), "an impossible rank"),
@@ -251,7 +260,7 @@ from transformers import PreTrainedTokenizer
 
 print("printed by the model's code")
 Path(__file__).parent.joinpath("ran").touch()
-Path(os.environ["OCTAVO_TEST_WITNESS"]).touch()
+Path(os.environ["OCTAVO_TEST_WITNESS"]).write_text(str(os.getpid()))
 
 
 class OddTokenizer(PreTrainedTokenizer):
@@ -299,7 +308,6 @@ def test_code_of_a_tokenizer_runs_only_when_it_is_trusted(tmp_path: Path, monkey
     with pytest.raises(CheckpointError, match="--trust-remote-code"):
         load_tokenizer(directory)
     assert not witness.exists()
-    monkeypatch.setattr("octavo.text.tokenizers.remote.TEXT_SECONDS", 5.0)
     tokenizer = load_tokenizer(directory, trust_remote_code=True)
     assert witness.exists()
     assert tokenizer.encode("abc") == [99, 98, 97] and tokenizer.decode([99, 98]) == "cb"
@@ -310,9 +318,12 @@ def test_code_of_a_tokenizer_runs_only_when_it_is_trusted(tmp_path: Path, monkey
     with pytest.raises(InvalidRequest, match="stopped"):
         tokenizer.encode("crash")
     assert tokenizer.encode("ab") == [98, 97]  # a new helper
-    helper = tokenizer._backend._helper._process  # type: ignore[attr-defined]
-    helper.kill()  # between two questions, as by the system when memory is short
-    helper.wait()
+    pid = int(witness.read_text())
+    os.kill(pid, signal.SIGKILL)  # as a system without memory does
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     assert tokenizer.encode("ab") == [98, 97]
+    monkeypatch.setattr("octavo.text.tokenizers.remote.TEXT_SECONDS", 0.5)
+    with pytest.raises(InvalidRequest, match="it takes too long"):
+        tokenizer.encode("hang")
     with pytest.raises(InvalidRequest, match="surrogate"):
         tokenizer.encode("\ud800")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import threading
 from collections.abc import Iterator
@@ -34,6 +36,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.files = dict(FILES)
         self.cuts = 0  # answers that end in the middle
+        self.elsewhere = ""  # the server where the files of ModelScope are
         self.asked: list[str] = []
         self.authorizations: set[str | None] = set()
 
@@ -63,6 +66,10 @@ class _Handler(BaseHTTPRequestHandler):
             entries = [{"Path": n, "Size": len(d), "Sha256": sha256(d).hexdigest()} for n, d in files.items()]
             entries.append({"Path": "sub", "Size": 0, "Type": "tree"})
             self._reply(json.dumps({"Data": {"Files": entries if query["Revision"] == "master" else None}}).encode())
+        elif path == "/api/v1/models/org/repo/repo" and self.server.elsewhere:
+            self.send_response(302)
+            self.send_header("Location", f"{self.server.elsewhere}/web/{query['FilePath']}")
+            self.end_headers()
         elif path == "/api/v1/models/org/repo/repo":
             self._file(query["FilePath"], has_body)
         elif path == "/b/":
@@ -98,20 +105,26 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(data)
 
 
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+@contextlib.contextmanager
+def running() -> Iterator[Server]:
     server = Server()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "MODELSCOPE_API_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
-    monkeypatch.setenv("MODELSCOPE_ENDPOINT", server.url)
     yield server
     server.shutdown()
     server.server_close()
     thread.join()
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "MODELSCOPE_API_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with running() as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+        monkeypatch.setenv("MODELSCOPE_ENDPOINT", server.url)
+        yield server
 
 
 def config(kind: str, server: Server, directory: Path, **fields: object) -> ModelConfig:
@@ -186,6 +199,28 @@ def test_requests_are_signed_when_there_is_a_key(
         line is not None and line.startswith("AWS4-HMAC-SHA256 Credential=id/") for line in server.authorizations
     )
     assert "secret" not in str(server.authorizations)
+
+
+def test_what_opens_one_host_is_not_sent_to_another(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MODELSCOPE_API_TOKEN", "token")
+    with running() as other:
+        server.elsewhere = other.url
+        found = sources.resolve_model(config("modelscope", server, tmp_path))
+    assert (found / "a.safetensors").read_bytes() == WEIGHTS
+    assert server.authorizations == {"Bearer token"} and other.authorizations == {None}
+
+
+def test_a_user_and_password_in_an_address_are_sent_and_not_shown(server: Server, tmp_path: Path) -> None:
+    address = server.url.replace("//", "//me:my%40key@")
+    settings = config("web", server, tmp_path)
+    found = sources.resolve_model(dataclasses.replace(settings, model=f"{address}/web"))
+    assert (found / "config.json").is_file()
+    assert server.authorizations == {"Basic bWU6bXlAa2V5"}
+    with pytest.raises(CheckpointError) as caught:
+        sources.resolve_model(dataclasses.replace(settings, model=f"{address}/nothing"))
+    assert "key" not in caught.value.message
 
 
 def test_the_signature_is_that_of_the_published_example() -> None:

@@ -11,12 +11,11 @@ from typing import Any, BinaryIO
 
 
 def serve_frames(handle: Callable[[Any], Any], out: BinaryIO | None = None) -> None:
-    """In a helper: say that it is ready, then answer each frame of stdin until no more come. `out`: where answers go
-    instead of stdout.
+    """In a helper: say that it is ready, then answer each frame of stdin on `out`, or stdout, until no more come.
 
     The helper ends at once when nobody is left to read its answers.
     """
-    out = out or sys.stdout.buffer
+    out = sys.stdout.buffer if out is None else out
     try:
         write_frame(out, {"ready": True})
         while (request := read_frame(sys.stdin.buffer)) is not None:

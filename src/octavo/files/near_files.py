@@ -14,8 +14,13 @@ _MOST_LISTED = 8
 def is_model(path: Path) -> bool:
     """Whether octavo would try to read it: a .gguf file, or a directory with a configuration or with .gguf files."""
     if path.is_dir():
-        return (path / "config.json").is_file() or (path / "params.json").is_file() or any(path.glob("*.gguf"))
+        return has_configuration(path) or any(path.glob("*.gguf"))
     return path.suffix == ".gguf"
+
+
+def has_configuration(directory: Path) -> bool:
+    """Hugging Face's, or Mistral's and Meta's."""
+    return any((directory / name).is_file() for name in ("config.json", "params.json"))
 
 
 def near_models(path: Path) -> list[Path]:

@@ -28,7 +28,7 @@ def weights_of(load_format: LoadFormat) -> tuple[str, ...]:
 
 
 def patterns_of(load_format: LoadFormat, with_code: bool = False) -> tuple[str, ...]:
-    """`with_code`: also the code of tokenizers, which is run with --trust-remote-code only."""
+    """`with_code`: also the code beside them, which is run with --trust-remote-code only."""
     return (*_DESCRIPTION, *(["*.py"] if with_code else []), *weights_of(load_format))
 
 

@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from octavo.base.errors import CheckpointError
-
-MAX_FILE_BYTES: Final = 256 << 20
+from octavo.files.reading import MAX_VOCABULARY_BYTES, read_bytes
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _MAX_VARINT_BYTES: Final = 10
@@ -76,13 +75,7 @@ def is_sentencepiece(path: Path) -> bool:
 def read_sentencepiece(path: Path) -> SentencePieceFile:
     """Raises `CheckpointError` for a file that cannot be read or is damaged."""
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise CheckpointError(f"{path}: larger than the {MAX_FILE_BYTES} bytes that such a file may have.")
-        data = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
-    try:
-        return _read(data)
+        return _read(read_bytes(path, MAX_VOCABULARY_BYTES))
     except _Damaged as damage:
         raise CheckpointError(f"{path}: damaged SentencePiece file: {damage}") from None
 

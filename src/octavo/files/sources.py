@@ -32,9 +32,8 @@ from octavo.base.config.engine import LoadFormat
 from octavo.base.errors import CheckpointError, InvalidConfig
 from octavo.base.suggest import suggest
 from octavo.files.hub import HuggingFaceHub
-from octavo.files.near_files import what_is_there
+from octavo.files.near_files import has_configuration, what_is_there
 from octavo.files.patterns import ignored_by, patterns_of, weights_of
-from octavo.files.stores import ModelScope, store_of
 
 _URLS = ("http://", "https://", "s3://", "gs://", "az://")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -143,7 +142,7 @@ def _local(name: str, what: str, revision: str | None) -> Path | None:
 
 
 def _model_directory(path: Path) -> Path:
-    if (path / "config.json").is_file() or (path / "params.json").is_file():
+    if has_configuration(path):
         return path
     files = sorted(path.glob("*.gguf"))
     if len(files) == 1:
@@ -277,6 +276,8 @@ def _from_hub(
     name: str, revision: str | None, config: ModelConfig, load_format: LoadFormat, ignored: Sequence[str] = ()
 ) -> Path:
     """Download (or find in the cache) what `name` means. Raises `CheckpointError`."""
+    from octavo.files.stores import ModelScope, store_of  # a local model must not pay for them
+
     if name.startswith(_URLS):
         url, _, file = name.rpartition("/") if name.endswith(".gguf") else (name, "", "")
         store = store_of(url, _kept_in(config))

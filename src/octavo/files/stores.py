@@ -10,7 +10,9 @@ errors are `CheckpointError`.
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -24,7 +26,7 @@ from fnmatch import fnmatch
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import quote, unquote, urlencode, urlsplit
 
 from octavo.base.errors import CheckpointError
 from octavo.files.s3_signature import Credentials, signed
@@ -41,6 +43,24 @@ _CANDIDATES: Final = (
     "merges.txt", "added_tokens.json", "model.safetensors", "model.safetensors.index.json", "consolidated.safetensors",
     "pytorch_model.bin", "pytorch_model.bin.index.json", "quantize_config.json", "quant_config.json",
 )  # fmt: skip
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """What opens one host is not told another, such as the one that a hub's files are fetched from."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
+        made = super().redirect_request(req, fp, code, msg, headers, newurl)
+        if made is not None and (made.type, made.host) != (req.type, req.host):
+            for name in ("Authorization", "X-amz-security-token"):
+                made.remove_header(name)
+        return made
+
+
+@functools.cache
+def _opener() -> urllib.request.OpenerDirector:
+    return urllib.request.build_opener(_Redirects)
 
 
 @dataclass(frozen=True)
@@ -125,7 +145,7 @@ class Store:
             return
         headers = {"Range": f"bytes={begin}-"} if begin else {}
         with contextlib.ExitStack() as stack:
-            reply = stack.enter_context(urllib.request.urlopen(self._request(file.path, headers), timeout=_SECONDS))
+            reply = stack.enter_context(_opener().open(self._request(file.path, headers), timeout=_SECONDS))
             continues = reply.status == 206  # a server that knows no ranges sends the whole file
             out = stack.enter_context(partial.open("ab" if continues else "wb"))
             while chunk := reply.read(_CHUNK):
@@ -140,7 +160,7 @@ class Store:
     def _read(self, request: urllib.request.Request) -> bytes:
         """A listing or another small file."""
         try:
-            with urllib.request.urlopen(request, timeout=_SECONDS) as reply:
+            with _opener().open(request, timeout=_SECONDS) as reply:
                 data: bytes = reply.read(_MAX_LISTING + 1)
         except urllib.error.HTTPError as error:
             raise self._failure(f"the server answers {error.code}") from None
@@ -188,13 +208,16 @@ class ModelScope(Store):
 
 
 class WebDirectory(Store):
-    """A directory of a web server."""
+    """A directory of a web server; a user and a password in the address are sent, and never shown."""
 
     def __init__(self, url: str, directory: Path) -> None:
         place = urlsplit(url)
         shown = place._replace(netloc=place.netloc.rpartition("@")[2]).geturl()
         super().__init__(shown, directory / "web" / hashlib.sha256(url.encode()).hexdigest()[:16])
-        self._url = url.rstrip("/")
+        self._url = shown.rstrip("/")
+        who = f"{unquote(place.username or '')}:{unquote(place.password or '')}"
+        key = f"Basic {base64.b64encode(who.encode()).decode()}"
+        self._headers = {"Authorization": key} if place.username is not None else {}
 
     def _list(self) -> list[RemoteFile]:
         found = [file for name in _CANDIDATES if (file := self._probed(name)) is not None]
@@ -220,7 +243,7 @@ class WebDirectory(Store):
         request = self._request(name, {})
         request.method = "HEAD"
         try:
-            with urllib.request.urlopen(request, timeout=_SECONDS) as reply:
+            with _opener().open(request, timeout=_SECONDS) as reply:
                 return RemoteFile(name, _announced(reply.headers, 0))
         except urllib.error.HTTPError as error:
             if error.code in (403, 404, 410):
@@ -230,7 +253,7 @@ class WebDirectory(Store):
             raise self._failure(str(getattr(error, "reason", None) or error)) from None
 
     def _request(self, path: str, headers: Mapping[str, str]) -> urllib.request.Request:
-        return urllib.request.Request(f"{self._url}/{quote(path)}", headers=dict(headers))
+        return urllib.request.Request(f"{self._url}/{quote(path)}", headers={**self._headers, **headers})
 
 
 class Bucket(Store):

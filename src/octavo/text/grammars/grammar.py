@@ -1,8 +1,8 @@
 """From the fields of a request to the one thing that its output must be.
 
 The fields come as they are in the body; what is wrong with them is an `InvalidRequest` that names the field. A request
-has at most one constraint, of whatever kind; `null` and `response_format` of the type `text` are
-none. The schema is checked here (`json_schema.prepare`), the rest when it is compiled (`checker`).
+has at most one constraint, of whatever kind; `null` and `response_format` of the type `text` are none. The schema is
+checked here (`json_schema.prepare`), the rest when it is compiled (`checker`).
 """
 
 from __future__ import annotations
@@ -97,11 +97,7 @@ def spec_of(fields: Mapping[str, Any], limits: GrammarLimits) -> GrammarSpec | N
         del given["response_format"]
     _check_backend(given.pop("guided_decoding_backend", None))
     whitespace = _whitespace(given.pop("guided_whitespace_pattern", None), "guided_whitespace_pattern")
-    options = _Options(
-        whitespace=whitespace,
-        no_whitespace=limits.disable_any_whitespace and whitespace is None,
-        no_additional=limits.disable_additional_properties,
-    )
+    options = _options(limits, whitespace)
     if len(given) > 1:
         names = " and ".join(f"`{name}`" for name in given)
         raise InvalidRequest(f"A request can have one constraint, but {names} were given.", list(given)[1])
@@ -117,8 +113,7 @@ def spec_of(fields: Mapping[str, Any], limits: GrammarLimits) -> GrammarSpec | N
 
 def spec_of_schema(schema: Any, param: str, limits: GrammarLimits) -> GrammarSpec:
     """The constraint that the whole output fits a JSON schema, which came in the field `param`."""
-    options = _Options(no_whitespace=limits.disable_any_whitespace, no_additional=limits.disable_additional_properties)
-    return _of_kind("json", schema, param, options, limits)
+    return _of_kind("json", schema, param, _options(limits), limits)
 
 
 def spec_of_params(params: SamplingParams, limits: GrammarLimits) -> GrammarSpec | None:
@@ -135,8 +130,16 @@ def spec_of_params(params: SamplingParams, limits: GrammarLimits) -> GrammarSpec
     except (TypeError, ValueError, RecursionError):
         raise InvalidRequest(f"`{param}` contains what JSON cannot say.", param) from None
     _check_backend(fields.pop("backend", None), f"{param}.backend")
-    options = _Options(no_whitespace=limits.disable_any_whitespace, no_additional=limits.disable_additional_properties)
-    return _of_structured_outputs(fields, options, limits, param)
+    return _of_structured_outputs(fields, _options(limits), limits, param)
+
+
+def _options(limits: GrammarLimits, whitespace: str | None = None) -> _Options:
+    """The server's, where the request says no more than its own `whitespace`."""
+    return _Options(
+        whitespace=whitespace,
+        no_whitespace=limits.disable_any_whitespace and whitespace is None,
+        no_additional=limits.disable_additional_properties,
+    )
 
 
 # ------------------------------------------------------------------------------------------------ where it stands

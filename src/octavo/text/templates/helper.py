@@ -1,6 +1,6 @@
 """Tries out and renders chat templates, in a process of its own: `python -m octavo.text.templates.helper`.
 
-Templates are programs of strangers. Their loops and their output are bounded from within (`template_sandbox`), but one
+Templates are programs of strangers. Their loops and their output are bounded from within (`sandbox`), but one
 call into the interpreter, such as `tojson` of a list that holds itself many times over, cannot be interrupted. Whoever
 started this process may kill it at any moment; nothing is lost but the rendering in hand.
 

@@ -8,7 +8,7 @@ Bounds of one rendering: a deadline, and a length of the output. The deadline is
 and, by a call put into the syntax tree, at every turn of a loop and every call of a macro. Lengths are checked
 where text can double: `~`, `+`, `*`, `**`, `%`, and integer arguments of methods and width filters.
 Not bounded: a single filter over a value that the template built within these bounds, and the memory of many
-values each below the limit. What may be hostile therefore runs in a process that is killed (`template_worker`).
+values each below the limit. What may be hostile therefore runs in a process that is killed (`worker`).
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-Message = Mapping[str, Any]
+from octavo.text.templates.chat_template import Message
 
 _BETWEEN: Final = "\n\n"
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from octavo.base.errors import CheckpointError
+from octavo.files.reading import read_text
 from octavo.text.tokenizers.huggingface import MAX_CONFIG_BYTES
-from octavo.text.tokenizers.parts import read_text
 from octavo.text.tokenizers.tokenizer import Tokenizer
 
 _TOKENIZER: Final = "tokenizer.json"

@@ -24,6 +24,7 @@ from octavo.files.sentencepiece import ModelKind, Piece, PieceKind, SentencePiec
 from octavo.text.tokenizers.decoder_plan import BYTE_OF_CHAR, CHAR_OF_BYTE, SPACE
 from octavo.text.tokenizers.merges import merges_from_vocabulary
 from octavo.text.tokenizers.parts import (
+    ExportedSteps,
     TokenizerParts,
     add_missing_special_tokens,
     longest,
@@ -33,14 +34,13 @@ from octavo.text.tokenizers.parts import (
 )
 from octavo.text.tokenizers.pre_tokenizers import BOS_BY_DEFAULT, IGNORE_MERGES, PRE_TOKENIZERS
 from octavo.text.tokenizers.preparation import Preparation
-from octavo.text.tokenizers.sentencepiece import build_sentencepiece, with_first_prefix
+from octavo.text.tokenizers.sentencepiece import build_sentencepiece, piece_decoder, with_first_prefix
 from octavo.text.tokenizers.wordpiece import wordpiece
 
 #: Values of tokenizer.ggml.model.
 _KINDS: Final = ("gpt2", "llama", "gemma4", "t5", "bert")
-_NORMAL: Final = 1
-_CONTROL: Final = 3
-_USER_DEFINED: Final = 4
+#: tokenizer.ggml.token_type has SentencePiece's kinds.
+_NORMAL, _CONTROL, _USER_DEFINED = PieceKind.NORMAL, PieceKind.CONTROL, PieceKind.USER_DEFINED
 
 _SPECIAL_TOKEN_KEYS: Final = {
     "bos_token": "bos_token_id",
@@ -88,7 +88,8 @@ def _build(metadata: Mapping[str, Any], source: str) -> TokenizerParts:
         add_bos = str(metadata.get("tokenizer.ggml.pre")) in BOS_BY_DEFAULT
     elif model == "llama":
         backend, preparation = _sentencepiece(metadata, tokens, types)
-        exported = with_first_prefix(backend) if preparation is not None else None
+        if preparation is not None:
+            exported = with_first_prefix(ExportedSteps(backend.normalizer, backend.pre_tokenizer))
     elif model == "gemma4":
         backend = _gemma4(metadata, tokens)
     elif model == "t5":
@@ -196,19 +197,13 @@ def _sentencepiece(
         byte_fallback=True,
     )
     backend = tokenizers.Tokenizer(model)
-    steps: list[decoders.Decoder] = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-    if is_gemma:
-        backend.normalizer = normalizers.Replace(" ", SPACE)
-    elif architecture == "phi3":
-        backend.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)])
-        steps.append(decoders.Strip(" ", 1, 0))
-    else:
-        backend.normalizer = normalizers.Replace(" ", SPACE)
-        if bool(metadata.get("tokenizer.ggml.add_space_prefix", True)):
-            control = [token for token, kind in zip(tokens, types, strict=True) if kind == _CONTROL]
-            preparation = Preparation(prefix="first", special=control)
-            steps.append(decoders.Strip(" ", 1, 0))
-    backend.decoder = decoders.Sequence(steps)
+    backend.normalizer = normalizers.Replace(" ", SPACE)
+    if architecture == "phi3":
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), backend.normalizer])
+    elif not is_gemma and bool(metadata.get("tokenizer.ggml.add_space_prefix", True)):
+        control = [token for token, kind in zip(tokens, types, strict=True) if kind == _CONTROL]
+        preparation = Preparation(prefix="first", special=control)
+    backend.decoder = piece_decoder(strip=architecture == "phi3" or preparation is not None)
     return backend, preparation
 
 
@@ -217,7 +212,7 @@ def _gemma4(metadata: Mapping[str, Any], tokens: Sequence[str]) -> tokenizers.To
     model = models.BPE(vocab=_vocabulary(tokens), merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
     backend = tokenizers.Tokenizer(model)
     backend.normalizer = normalizers.Replace(" ", SPACE)
-    backend.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()])
+    backend.decoder = piece_decoder(strip=False)
     return backend
 
 

@@ -8,7 +8,6 @@ wrong is one `CheckpointError`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +17,7 @@ from tokenizers import AddedToken
 
 from octavo.base.config.engine import TokenizerMode
 from octavo.base.errors import CheckpointError
+from octavo.files.reading import MAX_VOCABULARY_BYTES, read_object, read_text
 from octavo.text.tokenizers.decoder_plan import ByteLevelPlan, plan_of
 from octavo.text.tokenizers.mistral import load_mistral
 from octavo.text.tokenizers.originals import load_original, mistral_file
@@ -28,13 +28,11 @@ from octavo.text.tokenizers.parts import (
     add_missing_special_tokens,
     longest,
     one_line,
-    read_text,
     set_bos_eos,
     unique_ids,
 )
 
-#: Bytes. The largest tokenizer.json in use is near 35 MB; configurations and templates are small.
-MAX_TOKENIZER_BYTES: Final = 256 << 20
+#: Of configurations and templates.
 MAX_CONFIG_BYTES: Final = 32 << 20
 #: Values above it mean "no limit" (transformers writes 1e30).
 _MAX_LENGTH: Final = 1 << 30
@@ -43,11 +41,11 @@ _MAX_LENGTH: Final = 1 << 30
 def load(directory: Path, mode: TokenizerMode = "auto") -> TokenizerParts:
     """`mode`: auto, tokenizer.json if there is one; slow, the original vocabulary if there is one; mistral, what
     Mistral's own library takes."""
-    built = _build(directory, mode)
-    backend = built.backend
     # Who asks for Mistral's own form does not want what Hugging Face's says beside it.
     is_own = mode == "mistral"
     config = {} if is_own else _read_json(directory / "tokenizer_config.json")
+    built = _build(directory, mode, config)
+    backend = built.backend
     named = (built.special_tokens, {} if is_own else _read_json(directory / "special_tokens_map.json"), config)
     special_tokens_map = _special_tokens_map(*named)
     _add_configured_tokens(backend, config, directory)
@@ -80,14 +78,14 @@ def names_code(directory: Path) -> bool:
     return isinstance(named, dict) and "AutoTokenizer" in named
 
 
-def _build(directory: Path, mode: TokenizerMode) -> BuiltVocabulary:
-    """From the files that `mode` asks for."""
+def _build(directory: Path, mode: TokenizerMode, config: Mapping[str, Any]) -> BuiltVocabulary:
+    """From the files that `mode` asks for. `config`: tokenizer_config.json."""
     try:
         if mode == "mistral":
             return load_mistral(directory)
         fast = directory / "tokenizer.json"
         if mode == "slow" or not fast.is_file():
-            original = load_original(directory, _read_json(directory / "tokenizer_config.json"))
+            original = load_original(directory, config)
             if original is not None:
                 return original
             if mistral_file(directory) is not None:
@@ -109,7 +107,7 @@ def _load_backend(path: Path) -> tokenizers.Tokenizer:
             f"{path.parent}: there is no tokenizer.json, and no other vocabulary that octavo reads (tokenizer.model, "
             "*.tiktoken, tekken.json, vocab.json with merges.txt, vocab.txt)."
         )
-    text = read_text(path, MAX_TOKENIZER_BYTES)
+    text = read_text(path, MAX_VOCABULARY_BYTES)
     try:
         backend = tokenizers.Tokenizer.from_str(text)
         backend.no_truncation()
@@ -123,15 +121,7 @@ def _load_backend(path: Path) -> tokenizers.Tokenizer:
 
 def _read_json(path: Path) -> dict[str, Any]:
     """The object in a file, {} if there is no such file."""
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(read_text(path, MAX_CONFIG_BYTES))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not valid JSON: {one_line(error)}") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: a JSON object was expected.")
-    return value
+    return read_object(path, MAX_CONFIG_BYTES) if path.is_file() else {}
 
 
 def _special_tokens_map(*sources: Mapping[str, Any]) -> dict[str, str]:

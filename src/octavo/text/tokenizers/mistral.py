@@ -14,19 +14,19 @@ Mistral does it.
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from octavo.base.errors import CheckpointError
+from octavo.files.reading import MAX_VOCABULARY_BYTES, read_object
 from octavo.text.tokenizers.originals import load_vocabulary_file, mistral_file
-from octavo.text.tokenizers.parts import BuiltVocabulary, read_text
+from octavo.text.tokenizers.parts import BuiltVocabulary
+from octavo.text.tokenizers.tiktoken import build_tekken
 
 _VERSION: Final = re.compile(r"v(\d+)")
 _KNOWN: Final = (1, 2, 3, 7, 11, 13)
-_MAX_BYTES: Final = 256 << 20
 
 #: `version` is set in front.
 _TEMPLATE: Final = r"""
@@ -122,19 +122,19 @@ def load_mistral(directory: Path) -> BuiltVocabulary:
         raise CheckpointError(
             f"{directory}: --tokenizer-mode mistral reads tekken.json or tokenizer.model; neither is there."
         )
-    built = load_vocabulary_file(path, {})
-    version = _version(path)
+    if path.name == "tekken.json":
+        content = read_object(path, MAX_VOCABULARY_BYTES)
+        built = build_tekken(content, path)
+        version = _version(str(content["config"].get("version")), path)
+    else:
+        built = load_vocabulary_file(path, {})
+        version = _version(path.name.removeprefix("tokenizer.model").removeprefix(".") or "v1", path)
     template = f"{{%- set version = {version} %}}" + _TEMPLATE.strip("\n")
     return replace(built, chat_template=template)
 
 
-def _version(path: Path) -> int:
-    """The newest version of the form that is not newer than the file's: 1 for a plain tokenizer.model."""
-    if path.name == "tekken.json":
-        settings = json.loads(read_text(path, _MAX_BYTES)).get("config")
-        name = str(settings.get("version")) if isinstance(settings, dict) else ""
-    else:
-        name = path.name.removeprefix("tokenizer.model").removeprefix(".") or "v1"
+def _version(name: str, path: Path) -> int:
+    """The number in the name of a version. Raises `CheckpointError` for a form that the template does not write."""
     match = _VERSION.match(name)
     number = int(match[1]) if match else 0
     if number not in _KNOWN:

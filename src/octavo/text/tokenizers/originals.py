@@ -13,23 +13,24 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import tokenizers
-from tokenizers import decoders, models, normalizers, processors
+from tokenizers import decoders, models, normalizers
 
 from octavo.base.errors import CheckpointError
+from octavo.files.reading import MAX_VOCABULARY_BYTES, read_text
 from octavo.files.sentencepiece import is_sentencepiece
-from octavo.text.tokenizers.parts import BuiltVocabulary, read_text
+from octavo.text.tokenizers.parts import BuiltVocabulary, set_bos_eos
 from octavo.text.tokenizers.pre_tokenizers import PRE_TOKENIZERS
 from octavo.text.tokenizers.sentencepiece import load_sentencepiece
-from octavo.text.tokenizers.tiktoken import is_tiktoken, load_tekken, load_tiktoken
+from octavo.text.tokenizers.tiktoken import is_tiktoken, load_tiktoken
 from octavo.text.tokenizers.wordpiece import NEEDED, wordpiece
 
 _SENTENCEPIECE: Final = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "spm.model", "tokenizer.spm")
 _MISTRAL_VERSION: Final = re.compile(r"tokenizer\.model\.v(\d+)(m\d+)?")
-_MAX_BYTES: Final = 256 << 20
 #: Classes whose ids are not those of their SentencePiece file: they put tokens of their own before it.
 _OTHER_IDS: Final = (
     "XLMRoberta", "Camembert", "Barthez", "MBart", "Nllb", "XGLM", "Pegasus", "M2M100", "PLBart", "Marian",
@@ -79,9 +80,7 @@ def load_original(directory: Path, config: Mapping[str, Any]) -> BuiltVocabulary
 
 
 def load_vocabulary_file(path: Path, config: Mapping[str, Any]) -> BuiltVocabulary:
-    """tekken.json, or a file of SentencePiece or tiktoken, which may have the same name. Raises `CheckpointError`."""
-    if path.name == "tekken.json":
-        return load_tekken(path)
+    """A file of SentencePiece or tiktoken, which may have the same name. Raises `CheckpointError`."""
     try:
         if is_tiktoken(path):
             return load_tiktoken(path, config)
@@ -104,7 +103,7 @@ def _sentencepiece(path: Path, config: Mapping[str, Any]) -> BuiltVocabulary:
     # As transformers: "legacy" puts the space before each part of a text that special tokens cut.
     built = load_sentencepiece(path, "first" if config.get("legacy") is False else "every")
     if name.startswith(_ENDS_WITH_EOS):
-        return BuiltVocabulary(**{**vars(built), "add_bos": False, "add_eos": True})
+        return replace(built, add_bos=False, add_eos=True)
     return built
 
 
@@ -121,12 +120,12 @@ def _byte_level(directory: Path, config: Mapping[str, Any]) -> BuiltVocabulary:
         )
     path = directory / "vocab.json"
     try:
-        vocab = json.loads(read_text(path, _MAX_BYTES))
+        vocab = json.loads(read_text(path, MAX_VOCABULARY_BYTES))
         if not isinstance(vocab, dict) or not all(type(i) is int and 0 <= i < 1 << 24 for i in vocab.values()):
             raise CheckpointError(f"{path}: not a mapping of tokens to ids.")
     except (ValueError, RecursionError):
         raise CheckpointError(f"{path}: not valid JSON.") from None
-    lines = read_text(directory / "merges.txt", _MAX_BYTES).split("\n")
+    lines = read_text(directory / "merges.txt", MAX_VOCABULARY_BYTES).split("\n")
     merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
     bad = next((merge for merge in merges if len(merge) != 2), None)
     if bad is not None:
@@ -140,7 +139,7 @@ def _byte_level(directory: Path, config: Mapping[str, Any]) -> BuiltVocabulary:
 
 
 def _wordpiece(directory: Path, config: Mapping[str, Any]) -> BuiltVocabulary:
-    tokens = read_text(directory / "vocab.txt", _MAX_BYTES).split("\n")
+    tokens = read_text(directory / "vocab.txt", MAX_VOCABULARY_BYTES).split("\n")
     vocab = {token.rstrip("\r"): i for i, token in enumerate(tokens) if token.rstrip("\r")}
     if not vocab.keys() >= set(NEEDED):
         raise CheckpointError(f"{directory / 'vocab.txt'}: not WordPiece: {', '.join(NEEDED)} are not all there.")
@@ -150,8 +149,7 @@ def _wordpiece(directory: Path, config: Mapping[str, Any]) -> BuiltVocabulary:
         strip_accents=config.get("strip_accents"),
         cut_chinese=bool(config.get("tokenize_chinese_chars", True)),
     )
-    ends = [(token, vocab[token]) for token in ("[CLS]", "[SEP]")]
-    backend.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+    set_bos_eos(backend, "[CLS]", "[SEP]")
     names = {
         "unk_token": "[UNK]",
         "sep_token": "[SEP]",

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final
 
 import tokenizers
 from tokenizers import AddedToken, processors
+from tokenizers.normalizers import Normalizer
+from tokenizers.pre_tokenizers import PreTokenizer
 
-from octavo.base.errors import CheckpointError
 from octavo.text.tokenizers.preparation import Preparation
 
 #: The names that templates may use; other keys of a special_tokens_map are no names.
 SPECIAL_TOKEN_NAMES: Final = (
     "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token",
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ExportedSteps:
+    """What a tokenizer.json has in place of a `preparation`: the nearest that the library can say."""
+
+    normalizer: Normalizer | None
+    pre_tokenizer: PreTokenizer | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +41,7 @@ class TokenizerParts:
     longest_token: int  # bytes of text that the longest token stands for
     max_token_id: int
     preparation: Preparation | None = None  # of a text, before the backend sees it
-    exported: tokenizers.Tokenizer | None = None  # the nearest that needs no preparation; default: `backend`
+    exported: ExportedSteps | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,23 +50,11 @@ class BuiltVocabulary:
 
     backend: tokenizers.Tokenizer
     preparation: Preparation | None = None
-    exported: tokenizers.Tokenizer | None = None
+    exported: ExportedSteps | None = None
     special_tokens: dict[str, str]  # bos_token, ... as the file or its kind names them
     add_bos: bool = False  # unless the backend's own rule puts it there, or the configuration says otherwise
     add_eos: bool = False
     chat_template: str | None = None
-
-
-def read_text(path: Path, max_bytes: int) -> str:
-    try:
-        size = path.stat().st_size
-        if size > max_bytes:
-            raise CheckpointError(f"{path}: {size} bytes, more than the {max_bytes} that such a file may have.")
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise CheckpointError(f"{path}: not UTF-8 text.") from None
 
 
 def one_line(error: BaseException) -> str:

@@ -35,32 +35,31 @@ class RemoteBackend:
     decoder = None
     normalizer = None
     model = None
-    post_processor = None
 
-    def __init__(self, directory: Path, code_revision: str | None = None, seconds: float = TEXT_SECONDS) -> None:
+    def __init__(self, directory: Path, code_revision: str | None = None) -> None:
         """Raises `CheckpointError` when the code cannot be loaded."""
         self._directory = directory
         self._load: dict[str, Any] = {"load": str(directory), "code_revision": code_revision}
-        self._seconds = seconds
         self._helper = HelperProcess(COMMAND, "runs the model's own tokenizer")
         try:
             self.description = self._loaded()
         except (TimeoutError, HelperEnded, ServerError) as error:
-            self._helper.close()
             raise CheckpointError(f"{directory}: the tokenizer's own code did not load: {_why(error)}") from None
         self._tokens = {i: token for token, i in self.description["vocab"].items()}
 
     def _loaded(self) -> dict[str, Any]:
         reply = self._helper.ask(self._load, LOAD_SECONDS)
         if "error" in reply:
+            self._helper.close()
             raise CheckpointError(f"{self._directory}: the tokenizer's own code failed: {reply['error']}")
         return reply
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         try:
-            # A helper that was killed, or died on its own, has a successor that knows of nothing.
-            while "unloaded" in (reply := self._helper.ask(request, self._seconds)):
+            reply = self._helper.ask(request, TEXT_SECONDS)
+            if "unloaded" in reply:  # a new helper: the one before was killed, for another text or by the system
                 self._loaded()
+                reply = self._helper.ask(request, TEXT_SECONDS)
         except (TimeoutError, HelperEnded) as error:
             raise InvalidRequest(f"The model's own tokenizer was stopped: {_why(error)}.") from None
         if "error" in reply:

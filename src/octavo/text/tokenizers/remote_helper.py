@@ -4,7 +4,7 @@ The code is a stranger's, which the operator trusts (--trust-remote-code) to be 
 started this process may kill it at any moment; the next one loads the tokenizer again.
 
 Frames on stdin and on what was stdout: what the code prints goes to stderr. In: {load, code_revision}, then {encode,
-special} or {decode, skip}. Out: a description, {ids}, {text}, {error}; or {unloaded}, where nothing was loaded yet.
+special} or {decode, skip}. Out: a description, {ids}, {text}, or {error}, with `unloaded` where nothing was loaded yet.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ class _Handler:
     def __call__(self, request: dict[str, Any]) -> dict[str, Any]:
         # If nobody is left to kill it, the kernel does, in the middle of any call.
         signal.alarm(MAX_SECONDS)
-        reply = self._reply(request)
+        reply = self._answer(request)
         signal.alarm(0)
         return reply
 
-    def _reply(self, request: dict[str, Any]) -> dict[str, Any]:
+    def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
         try:
             if "load" in request:
                 return self._load(request["load"], request["code_revision"])
             if self._tokenizer is None:
-                return {"unloaded": True}
+                return {"error": "it was stopped", "unloaded": True}
             if "encode" in request:
                 ids = self._tokenizer.encode(request["encode"], add_special_tokens=request["special"])
                 return {"ids": [int(i) for i in ids]}
@@ -68,8 +68,9 @@ class _Handler:
             from transformers import AutoTokenizer
         except ImportError:
             return {"error": "the package transformers is not installed, which the model's own code needs"}
-        options = {} if code_revision is None else {"code_revision": code_revision}
-        self._tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=True, **options)
+        if self._tokenizer is None:  # two texts may find a new helper
+            options = {} if code_revision is None else {"code_revision": code_revision}
+            self._tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=True, **options)
         return _description(self._tokenizer)
 
 

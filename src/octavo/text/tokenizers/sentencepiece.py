@@ -10,6 +10,7 @@ Face's tokenizers do.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -20,7 +21,7 @@ from octavo.base.errors import CheckpointError
 from octavo.files.sentencepiece import ModelKind, PieceKind, SentencePieceFile, read_sentencepiece
 from octavo.text.tokenizers.decoder_plan import SPACE
 from octavo.text.tokenizers.merges import merges_from_vocabulary
-from octavo.text.tokenizers.parts import BuiltVocabulary
+from octavo.text.tokenizers.parts import BuiltVocabulary, ExportedSteps
 from octavo.text.tokenizers.preparation import Prefix, Preparation, read_character_map
 
 _BYTE_NAME: Final = "<(?=0x[0-9A-F]{2}>)"
@@ -28,7 +29,7 @@ _BYTE_NAME: Final = "<(?=0x[0-9A-F]{2}>)"
 _MAX_UNUSED: Final = 1000
 
 
-def load_sentencepiece(path: Path, prefix: Prefix = "every") -> BuiltVocabulary:
+def load_sentencepiece(path: Path, prefix: Prefix) -> BuiltVocabulary:
     """`prefix`: where the dummy prefix stands, if the file has one.
 
     Raises `CheckpointError`; for whatever the library raises, its own errors.
@@ -96,9 +97,14 @@ def _backend(file: SentencePieceFile, path: Path, *, strip: bool) -> tokenizers.
     never = _never_read(file)
     if never:
         backend.pre_tokenizer = pre_tokenizers.Split(Regex("|".join(never)), behavior="isolated")
-    steps: list[decoders.Decoder] = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-    backend.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if strip else steps)
+    backend.decoder = piece_decoder(strip=strip)
     return backend
+
+
+def piece_decoder(*, strip: bool) -> decoders.Decoder:
+    """Tokens to text; `strip`: but for the space that was put before it."""
+    steps: list[decoders.Decoder] = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    return decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if strip else steps)
 
 
 def _unused(file: SentencePieceFile) -> list[str]:
@@ -120,9 +126,7 @@ def _scored(file: SentencePieceFile) -> list[tuple[str, float]]:
     return [(piece.text, piece.score if piece.kind is PieceKind.NORMAL else worst) for piece in file.pieces]
 
 
-def _exported(backend: tokenizers.Tokenizer, file: SentencePieceFile, prefix: Prefix) -> tokenizers.Tokenizer:
-    """What the library can say of it without the preparation."""
-    made = tokenizers.Tokenizer.from_str(backend.to_str())
+def _exported(backend: tokenizers.Tokenizer, file: SentencePieceFile, prefix: Prefix) -> ExportedSteps:
     steps: list[normalizers.Normalizer] = []
     if file.character_map:
         steps.append(normalizers.Precompiled(file.character_map))
@@ -130,16 +134,15 @@ def _exported(backend: tokenizers.Tokenizer, file: SentencePieceFile, prefix: Pr
         steps += [normalizers.Replace(Regex("^ +| +$"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
     if prefix == "every":
         steps.append(normalizers.Prepend(SPACE))
-    made.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", SPACE)])
+    made = ExportedSteps(normalizers.Sequence([*steps, normalizers.Replace(" ", SPACE)]), backend.pre_tokenizer)
     return with_first_prefix(made) if prefix == "first" else made
 
 
-def with_first_prefix(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
-    """A copy that puts SPACE before a text, by the library's nearest rule."""
-    made = tokenizers.Tokenizer.from_str(backend.to_str())
+def with_first_prefix(steps: ExportedSteps) -> ExportedSteps:
+    """SPACE before a text, by the library's nearest rule."""
     whole = pre_tokenizers.Metaspace(SPACE, prepend_scheme="first", split=False)
-    made.pre_tokenizer = whole if made.pre_tokenizer is None else pre_tokenizers.Sequence([whole, made.pre_tokenizer])
-    return made
+    own = steps.pre_tokenizer
+    return replace(steps, pre_tokenizer=whole if own is None else pre_tokenizers.Sequence([whole, own]))
 
 
 def _special_tokens(file: SentencePieceFile) -> dict[str, str]:

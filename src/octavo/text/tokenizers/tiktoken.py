@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +22,12 @@ from tokenizers import AddedToken, decoders, models, normalizers, processors
 from tokenizers.pre_tokenizers import PreTokenizer
 
 from octavo.base.errors import CheckpointError
+from octavo.files.reading import MAX_VOCABULARY_BYTES, read_bytes
 from octavo.text.tokenizers.decoder_plan import CHAR_OF_BYTE
 from octavo.text.tokenizers.merges import merges_from_vocabulary
 from octavo.text.tokenizers.parts import BuiltVocabulary
 from octavo.text.tokenizers.pre_tokenizers import PRE_TOKENIZERS, split_rule
 
-MAX_FILE_BYTES: Final = 256 << 20
 _MAX_TOKEN_BYTES: Final = 4096
 
 _KIMI_CASE: Final = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
@@ -134,12 +133,13 @@ def load_tiktoken(path: Path, config: Mapping[str, Any]) -> BuiltVocabulary:
     return _built(ranks, special, kind, path)
 
 
-def load_tekken(path: Path) -> BuiltVocabulary:
-    """Raises `CheckpointError`; for whatever the library raises, its own errors."""
-    content = _read_object(path)
-    settings = content.get("config")
+def build_tekken(content: Mapping[str, Any], path: Path) -> BuiltVocabulary:
+    """`content`: of the tekken.json at `path`.
+
+    Raises `CheckpointError`; for whatever the library raises, its own errors.
+    """
     try:
-        assert isinstance(settings, dict)
+        settings = content["config"]
         size, num_special = int(settings["default_vocab_size"]), int(settings["default_num_special_tokens"])
         pattern = str(settings["pattern"])
         listed = content.get("special_tokens") or [{"rank": i, "token_str": t} for i, t in enumerate(_OLD_TEKKEN)]
@@ -150,7 +150,7 @@ def load_tekken(path: Path) -> BuiltVocabulary:
             base64.b64decode(entry["token_bytes"], validate=True): int(entry["rank"]) + num_special
             for entry in content["vocab"][: size - num_special]
         }
-    except (AssertionError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: not a tekken.json: {type(error).__name__}: {str(error)[:100]}") from None
     names_of = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
     kind = _Kind(words=split_rule(pattern), special=(), names=names_of, before=("<s>",))
@@ -206,7 +206,7 @@ def _configured(config: Mapping[str, Any]) -> dict[int, str]:
 
 def _read_ranks(path: Path) -> dict[bytes, int]:
     ranks: dict[bytes, int] = {}
-    for number, line in enumerate(_read(path).splitlines(), 1):
+    for number, line in enumerate(read_bytes(path, MAX_VOCABULARY_BYTES).splitlines(), 1):
         if not line.strip():
             continue
         try:
@@ -222,22 +222,3 @@ def _read_ranks(path: Path) -> dict[bytes, int]:
     ):
         raise CheckpointError(f"{path}: it holds no tokens, or one that is too long or has an impossible rank.")
     return ranks
-
-
-def _read(path: Path) -> bytes:
-    try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise CheckpointError(f"{path}: larger than the {MAX_FILE_BYTES} bytes that such a file may have.")
-        return path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(_read(path))
-    except (ValueError, RecursionError):
-        raise CheckpointError(f"{path}: not valid JSON.") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: a JSON object was expected.")
-    return content

@@ -79,8 +79,9 @@ class Tokenizer:
         """
         if self._exported is None:
             return self._backend.to_str(pretty=True)
-        made, said = json.loads(self._backend.to_str()), json.loads(self._exported.to_str())
-        return json.dumps(made | {key: said[key] for key in ("normalizer", "pre_tokenizer")}, indent=2)
+        steps = vars(self._exported).items()
+        written = {name: None if step is None else json.loads(step.__getstate__()) for name, step in steps}
+        return json.dumps(json.loads(self._backend.to_str()) | written, indent=2)
 
     def added_tokens(self) -> dict[int, tokenizers.AddedToken]:
         """Tokens that are found whole in a text, special ones among them, by id."""
