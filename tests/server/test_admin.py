@@ -137,3 +137,30 @@ def test_the_load_is_the_number_of_sequences() -> None:
         await task
 
     asyncio.run(asyncio.wait_for(main(), 20))
+
+
+def test_a_request_whose_prompt_is_still_being_made_is_ended_too() -> None:
+    server = make_server(admin_api_key="boss")
+    rendering, rendered = asyncio.Event(), asyncio.Event()
+    made = server.model.prompts.made
+
+    async def slow(*args: object) -> object:
+        rendering.set()
+        await rendered.wait()
+        return await made(*args)  # type: ignore[arg-type]
+
+    server.model.prompts.made = slow  # type: ignore[method-assign, assignment]
+
+    async def scenario() -> None:
+        body = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}], "request_id": "one"}
+        asked = asyncio.create_task(drive(server.app, "POST", "/v1/chat/completions", body))
+        await rendering.wait()
+        for count in (1, 0):
+            reply = await drive(server.app, "POST", "/abort_requests", {"request_ids": ["one"]}, KEY)
+            assert reply.json() == {"aborted": count}
+        rendered.set()
+        reply = await asked
+        assert (reply.status, reply.error["code"]) == (410, "request_aborted")
+        assert server.engine.requests == []
+
+    asyncio.run(scenario())

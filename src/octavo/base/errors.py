@@ -132,6 +132,9 @@ class Aborted(ServerError):
     type = "AbortedError"
     code = "request_aborted"
 
+    def __init__(self, message: str = "An administrator ended this request.") -> None:
+        super().__init__(message)
+
 
 class StartupError(OctavoError):
     """The server cannot start. The command line prints the message and exits with `exit_code`."""

@@ -170,7 +170,7 @@ class EngineClient:
 
     def abort(self, matches: Callable[[str], bool]) -> int:
         """End the requests of matching public ids with `Aborted`, as an administrator asks."""
-        return self.abort_all(Aborted("An administrator ended this request."), matches)
+        return self.abort_all(Aborted(), matches)
 
     def _end_for_sleep(self) -> None:
         self.abort_all(Aborted("An administrator sent the model to sleep, which ended this request."))

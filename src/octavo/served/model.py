@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import AsyncGenerator, Collection, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,7 +14,7 @@ import msgspec
 
 import octavo
 from octavo.base.config import LogprobsMode, ServeConfig, ServerConfig
-from octavo.base.errors import EngineDead, InvalidRequest, RequestError, ShuttingDown
+from octavo.base.errors import Aborted, EngineDead, InvalidRequest, RequestError, ShuttingDown
 from octavo.base.params import GenerateRequest, GrammarSpec, SamplingParams
 from octavo.client.admission import sized
 from octavo.client.best_of import best_of, widened
@@ -63,9 +63,17 @@ class Prepared:
         return self.params.num_samples > self.params.n
 
 
+@dataclass(slots=True, eq=False)
+class _Preparing:
+    """A turn on its way to the engine."""
+
+    request_id: str
+    is_ended: bool = False
+
+
 @dataclass(kw_only=True)
 class ServedModel:
-    """Made once the engine can serve. Holds no state of requests; everything but `prepare`'s threads is shared.
+    """Made once the engine can serve. Of requests it knows those that are being prepared; the engine knows the rest.
 
     `config` is read for what bounds and shapes requests; nothing of it is about HTTP here.
     """
@@ -104,6 +112,7 @@ class ServedModel:
         self.texts = TokenTexts(self.tokenizer)
         self.prompts = PromptMaker(self.renderer, self.config, self.info)
         self.grammar_limits = limits_of(self.config, self.output.special_tokens.ids)
+        self._preparing: list[_Preparing] = []
 
     async def close(self) -> None:
         self.prompts.close()
@@ -130,10 +139,25 @@ class ServedModel:
 
         Raises `RequestError` whose `param` is the caller's name of the field, or `ServerError`.
         """
+        preparing = _Preparing(turn.request_id)
+        self._preparing.append(preparing)
         try:
-            return await self._prepare(turn)
+            prepared = await self._prepare(turn)
         except RequestError as exc:
             raise renamed(exc, turn.names) from None
+        finally:
+            self._preparing.remove(preparing)
+        if preparing.is_ended:
+            raise Aborted
+        return prepared
+
+    def abort(self, matches: Callable[[str], bool]) -> int:
+        """End the requests of matching public ids with `Aborted`, as an administrator asks; the value is their number.
+        Those whose prompts are still being made end before the engine sees them."""
+        found = [each for each in self._preparing if not each.is_ended and matches(each.request_id)]
+        for each in found:
+            each.is_ended = True
+        return len(found) + self.engine.abort(matches)
 
     async def _prepare(self, turn: Turn) -> Prepared:
         params = checked_params(self, turn)

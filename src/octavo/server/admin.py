@@ -55,7 +55,7 @@ class AdminHandlers:
         request = validate_body(AbortRequest, await exchange.read_json())
         wanted = request.wanted()
         matches = (lambda external_id: True) if wanted is None else _IdMatch(wanted)
-        count = sum(model.engine.abort(matches) for model in self._state.models.all)
+        count = sum(model.abort(matches) for model in self._state.models.all)
         logger.info("%d requests were ended, as an administrator asked", count)
         await exchange.send_json(AbortReply(count))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -37,6 +37,15 @@ class ProfileReply(msgspec.Struct):
     files: list[str]  # on the server's machine
     steps: int
     steps_not_recorded: int  # behind the most that a recording holds
+
+
+class SleepQuery(WireModel):
+    level: Literal["1", "2"] = "1"
+    mode: Literal["abort", "wait"] = "abort"  # what becomes of requests in flight
+
+
+class WakeQuery(WireModel):
+    tags: list[str] | None = None  # "weights" and "kv_cache", or left out: octavo wakes them together
 
 
 class SleepState(msgspec.Struct):
