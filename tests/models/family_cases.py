@@ -131,6 +131,9 @@ FOREIGN: dict[str, tuple[str, ...]] = {
     ),
 }
 
+#: Families whose norms have weights around zero.
+AROUND_ZERO = ("Gemma", "Nemotron", "Qwen3Next", "Qwen3_5")
+
 #: Models whose names do not follow from their configuration's.
 CLASSES = {"GPT2": "GPT2LMHeadModel", "InternLM3": "LlamaForCausalLM"}
 
@@ -365,8 +368,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "pad_token_id": None,
             "rope_parameters": {"rope_type": "default", "rope_theta": None},
             "linear_allow_neg_eigval": False,
-            "linear_num_key_heads": 2,
-            "linear_key_head_dim": 12,
+            "linear_key_head_dim": 20,
             "linear_value_head_dim": 20,
             "attention_bias": True,
         },
@@ -397,11 +399,15 @@ def make_model(directory: Path, family: str, options: dict[str, Any], **saving: 
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            around_one = ("norm" in name or "ln_" in name) and not family.startswith(("Gemma", "Nemotron"))
+            around_one = ("norm" in name or "ln_" in name) and (
+                not family.startswith(AROUND_ZERO) or "linear_attn.norm" in name
+            )
             parameter.copy_(0.15 * noise + 1.0 if around_one else 0.15 * noise)
         for name, buffer in model.named_buffers():
             if name.endswith(("e_score_correction_bias", "expert_bias")):
                 buffer.copy_(0.15 * torch.randn(buffer.shape, generator=generator))
+    if family == "OlmoHybrid" and config.linear_value_head_dim != config.linear_key_head_dim:
+        saving["save_original_format"] = False  # which would cut the filters of q, k and v into equal parts
     model.save_pretrained(directory, **saving)
     return model
 
