@@ -17,6 +17,9 @@ namespace OCTAVO_ISA {
 constexpr int kVectors = 4;
 constexpr int kColumns = kVectors * VW;
 constexpr float kEps = 1e-6f;  // under the root of a length
+// Rows of a state that a sequence of one row reads before the next columns of them.
+constexpr int kTileRows = 16;
+constexpr int kLine = 16;  // floats of a line of the cache
 constexpr int64_t kGateFloats = 16384;
 
 // What a head knows of a token beside its values: the decay, beta, and q and k at length 1, q also divided by the root of its
@@ -46,16 +49,18 @@ static void read_token(const GatedDeltaArgs& args, int row, int h, Token& token)
 }
 
 // The first n of kColumns floats; the others are 0, and are neither read nor written.
+template <bool IsWhole = false>
 OCTAVO_INLINE void load_columns(vf* to, const float* p, int n) {
     for (int j = 0; j < kVectors; ++j) {
         const int left = n - j * VW;
-        to[j] = left >= VW ? vf_load(p + j * VW) : left > 0 ? vf_load_n(p + j * VW, left, 0.0f) : vf_zero();
+        to[j] = IsWhole || left >= VW ? vf_load(p + j * VW) : left > 0 ? vf_load_n(p + j * VW, left, 0.0f) : vf_zero();
     }
 }
+template <bool IsWhole = false>
 OCTAVO_INLINE void store_columns(float* p, const vf* from, int n) {
     for (int j = 0; j < kVectors; ++j) {
         const int left = n - j * VW;
-        if (left >= VW) vf_store(p + j * VW, from[j]);
+        if (IsWhole || left >= VW) vf_store(p + j * VW, from[j]);
         else if (left > 0) vf_store_n(p + j * VW, from[j], left);
     }
 }
@@ -125,14 +130,83 @@ static void columns(const GatedDeltaArgs& args, int seq, int h, int c, int n, fl
     }
 }
 
+// asked += k S, of `rows` rows of kColumns columns, or of n where they are not whole.
+template <bool IsWhole>
+static void ask(float* asked, const float* state, const float* k, int rows, int stride, int n) {
+    vf sums[kVectors], s[kVectors];
+    load_columns<IsWhole>(sums, asked, n);
+    for (int i = 0; i < rows; ++i) {
+        load_columns<IsWhole>(s, state + int64_t(i) * stride, n);
+        for (int j = 0; j < kVectors; ++j) sums[j] = vf_fma(vf_set(k[i]), s[j], sums[j]);
+    }
+    store_columns<IsWhole>(asked, sums, n);
+}
+
+// S = d S + k delta; out += q S. `ahead` behind what it writes lies the next head's state, which is asked for meanwhile: this
+// computes, and `ask` waits for memory.
+template <bool IsWhole>
+static void correct(float* out, float* state, const Token& token, const float* delta, int first, int rows, int stride, int n,
+                    int ahead) {
+    vf sums[kVectors], added[kVectors], s[kVectors];
+    load_columns<IsWhole>(sums, out, n);
+    load_columns<IsWhole>(added, delta, n);
+    for (int i = 0; i < rows; ++i) {
+        float* place = state + int64_t(i) * stride;
+        load_columns<IsWhole>(s, place, n);
+        for (int j = 0; j < kColumns; j += kLine) __builtin_prefetch(place + ahead + j, 1, 2);
+        const vf k = vf_set(token.k[first + i]), q = vf_set(token.q[first + i]), decay = vf_set(token.decay);
+        for (int j = 0; j < kVectors; ++j) {
+            s[j] = vf_fma(k, added[j], vf_mul(decay, s[j]));
+            sums[j] = vf_fma(q, s[j], sums[j]);
+        }
+        store_columns<IsWhole>(place, s, n);
+    }
+    store_columns<IsWhole>(out, sums, n);
+}
+
+// All columns of head h of a sequence of one row: the state is read as it lies in memory, which bounds this.
+static void one_row(const GatedDeltaArgs& args, int seq, int h, float* scratch) {
+    const int dim = args.key_dim, width = args.value_dim, heads = args.num_heads, row = args.query_start_loc[seq];
+    float* state = args.state + (int64_t(args.slots[seq]) * heads + h) * dim * width;
+    float* out = args.out + (int64_t(row) * heads + h) * width;
+    const float* values = args.qkv + int64_t(row) * (2 * args.num_key_heads * dim + heads * width) +
+                          2 * args.num_key_heads * dim + h * width;
+    Token token{0, 0, scratch, scratch + dim};
+    float* asked = scratch + 2 * dim;
+    read_token(args, row, h, token);
+    memset(asked, 0, size_t(width) * sizeof(float));
+    memset(out, 0, size_t(width) * sizeof(float));
+    if (args.positions[row] == 0) memset(state, 0, size_t(dim) * width * sizeof(float));
+    const auto tiles = [&](const auto& whole, const auto& part) {
+        for (int i = 0; i < dim; i += kTileRows)
+            for (int c = 0; c < width; c += kColumns) {
+                const int rows = dim - i < kTileRows ? dim - i : kTileRows, n = width - c;
+                if (n >= kColumns) whole(i, c, rows, n);
+                else part(i, c, rows, n);
+            }
+    };
+    const auto at = [&](int i, int c) { return state + int64_t(i) * width + c; };
+    tiles([&](int i, int c, int rows, int n) { ask<true>(asked + c, at(i, c), token.k + i, rows, width, n); },
+          [&](int i, int c, int rows, int n) { ask<false>(asked + c, at(i, c), token.k + i, rows, width, n); });
+    for (int c = 0; c < width; c += VW) {
+        const int n = width - c < VW ? width - c : VW;
+        const vf missing = vf_sub(load(values + c, n), vf_mul(vf_set(token.decay), load(asked + c, n)));
+        store(asked + c, vf_mul(vf_set(token.beta), missing), n);
+    }
+    tiles([&](int i, int c, int rows, int n) { correct<true>(out + c, at(i, c), token, asked + c, i, rows, width, n, dim * width); },
+          [&](int i, int c, int rows, int n) { correct<false>(out + c, at(i, c), token, asked + c, i, rows, width, n, dim * width); });
+}
+
 static void run(const GatedDeltaArgs& args) {
     const int64_t parts = (args.value_dim + kColumns - 1) / kColumns, tasks = parts * args.num_heads;
-    const size_t bytes = size_t(args.key_dim) * (kColumns + 4) * sizeof(float);
+    const size_t bytes = (size_t(args.key_dim) * (kColumns + 4) + size_t(args.value_dim)) * sizeof(float);
     parallel_for(tasks * args.num_seqs, [&](int64_t task, int thread) {
         const int seq = int(task / tasks), h = int(task % tasks / parts), c = int(task % parts) * kColumns;
-        if (args.query_start_loc[seq] == args.query_start_loc[seq + 1]) return;
-        const int n = args.value_dim - c < kColumns ? args.value_dim - c : kColumns;
-        columns(args, seq, h, c, n, static_cast<float*>(thread_scratch(thread, bytes)));
+        const int rows = args.query_start_loc[seq + 1] - args.query_start_loc[seq];
+        if (rows == 0 || (rows == 1 && c > 0)) return;
+        float* scratch = static_cast<float*>(thread_scratch(thread, bytes));
+        if (rows == 1) one_row(args, seq, h, scratch);
+        else columns(args, seq, h, c, args.value_dim - c < kColumns ? args.value_dim - c : kColumns, scratch);
     });
 }
 
@@ -141,8 +215,8 @@ static void gate(float* x, const float* gates, int64_t count, bool silu) {
         const int64_t end = (task + 1) * kGateFloats < count ? (task + 1) * kGateFloats : count;
         for (int64_t i = task * kGateFloats; i < end; i += VW) {
             const int n = end - i < VW ? int(end - i) : VW;
-            const vf opened = load(gates + i, n), by = silu ? vf_silu(opened) : vf_div(vf_set(1.0f), vf_add(vf_set(1.0f), vf_exp(vf_sub(vf_zero(), opened))));
-            store(x + i, vf_mul(load(x + i, n), by), n);
+            const vf opened = load(gates + i, n), sigmoid = vf_div(vf_set(1.0f), vf_add(vf_set(1.0f), vf_exp(vf_sub(vf_zero(), opened))));
+            store(x + i, vf_mul(load(x + i, n), silu ? vf_mul(opened, sigmoid) : sigmoid), n);
         }
     });
 }
