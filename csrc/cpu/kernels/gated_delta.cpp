@@ -193,8 +193,10 @@ static void one_row(const GatedDeltaArgs& args, int seq, int h, float* scratch) 
         const vf missing = vf_sub(load(values + c, n), vf_mul(vf_set(token.decay), load(asked + c, n)));
         store(asked + c, vf_mul(vf_set(token.beta), missing), n);
     }
-    tiles([&](int i, int c, int rows, int n) { correct<true>(out + c, at(i, c), token, asked + c, i, rows, width, n, dim * width); },
-          [&](int i, int c, int rows, int n) { correct<false>(out + c, at(i, c), token, asked + c, i, rows, width, n, dim * width); });
+    const int ahead = dim * width;
+    tiles(
+        [&](int i, int c, int rows, int n) { correct<true>(out + c, at(i, c), token, asked + c, i, rows, width, n, ahead); },
+        [&](int i, int c, int rows, int n) { correct<false>(out + c, at(i, c), token, asked + c, i, rows, width, n, ahead); });
 }
 
 static void run(const GatedDeltaArgs& args) {
@@ -215,7 +217,8 @@ static void gate(float* x, const float* gates, int64_t count, bool silu) {
         const int64_t end = (task + 1) * kGateFloats < count ? (task + 1) * kGateFloats : count;
         for (int64_t i = task * kGateFloats; i < end; i += VW) {
             const int n = end - i < VW ? int(end - i) : VW;
-            const vf opened = load(gates + i, n), sigmoid = vf_div(vf_set(1.0f), vf_add(vf_set(1.0f), vf_exp(vf_sub(vf_zero(), opened))));
+            const vf one = vf_set(1.0f), opened = load(gates + i, n);
+            const vf sigmoid = vf_div(one, vf_add(one, vf_exp(vf_sub(vf_zero(), opened))));
             store(x + i, vf_mul(load(x + i, n), silu ? vf_mul(opened, sigmoid) : sigmoid), n);
         }
     });

@@ -8,19 +8,19 @@ from typing import Final
 from octavo.models.blocks import Attention, GatedMLP, Layer, PostNorm, Sequential
 from octavo.models.common import read_common
 from octavo.models.config_reader import ConfigReader, flat_rope
-from octavo.models.families.qwen3_next import HF as DELTA_HF
-from octavo.models.families.qwen3_next import delta_kinds, read_delta
+from octavo.models.families import gated_delta
+from octavo.models.families.gated_delta import delta_kinds, read_delta
 from octavo.models.layout import Layout
 from octavo.models.spec import ModelSpec
 
 HF: Final = Layout(
     renames=(
-        *DELTA_HF.renames, (r"\.attention_layer_norm\.", ".input_layernorm."),
+        *gated_delta.HF.renames, (r"\.attention_layer_norm\.", ".input_layernorm."),
         (r"\.feedforward_layer_norm\.", ".post_attention_layernorm."), (r"(\.linear_attn\.)g_proj\.", r"\1gate_proj."),
         (r"(\.linear_attn\.)o_(proj|norm)\.", r"\1out_\2."), (r"(\.linear_attn\.)out_norm\.", r"\1norm."),
         (r"(\.linear_attn\.)([qkv])_conv1d\.", r"\1conv_\2."),
     ),
-    splits=tuple(split for split in DELTA_HF.splits if "conv1d" in split.pattern),
+    splits=tuple(split for split in gated_delta.HF.splits if "conv1d" in split.pattern),
     transposed=r".*\.linear_attn\.conv_[qkv]\.weight",
 )  # fmt: skip
 #: Of the norm behind the rule, whatever that of the others is.
