@@ -357,7 +357,6 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "rope_parameters": {**YARN_ROPE, "partial_rotary_factor": 0.5},
         },
     ),
-    "qwen3-next-dense": ("Qwen3Next", {**DELTA, "num_experts": 0}),
     "qwen3.5": ("Qwen3_5", {**DELTA, "attention_bias": True}),
     "qwen3.5-moe": ("Qwen3_5Moe", {**DELTA, **DELTA_EXPERTS}),
     "olmo-hybrid": ("OlmoHybrid", {"layer_types": DELTA["layer_types"], "pad_token_id": None}),
