@@ -46,6 +46,7 @@ GGUF: Final = Layout(
     ),
     minus_exp=r"blk\.\d+\.ssm_a\.weight",
 )  # fmt: skip
+#: So that all of them together are no wider than anything else.
 _MAX_HEADS: Final = MAX_SIZE // MAX_HEAD_DIM
 
 
