@@ -156,6 +156,22 @@ void bind_program(nb::module_& m) {
             nb::kw_only(), nb::arg("out"), nb::arg("x"), nb::arg("dt"), nb::arg("gate"), nb::arg("b"), nb::arg("c"),
             nb::arg("state"), nb::arg("width"), nb::arg("size"), nb::arg("heads"), nb::arg("groups"), nb::arg("a_log"), nb::arg("d"))
         .def(
+            "gated_delta",
+            [](Program& self, BufferId out, BufferId qkv, BufferId gates, Address a_log, int state, int num_heads,
+               int num_key_heads, int key_dim, int value_dim, bool tiled, float beta_scale) {
+                self.add(GatedDeltaRecord{out, qkv, gates, at<float>(a_log), state, num_heads, num_key_heads, key_dim, value_dim,
+                                          tiled, beta_scale});
+            },
+            nb::kw_only(), nb::arg("out"), nb::arg("qkv"), nb::arg("gates"), nb::arg("a_log"), nb::arg("state"),
+            nb::arg("num_heads"), nb::arg("num_key_heads"), nb::arg("key_dim"), nb::arg("value_dim"), nb::arg("tiled"),
+            nb::arg("beta_scale"))
+        .def(
+            "gate",
+            [](Program& self, BufferId x, BufferId gates, int64_t width, bool silu) {
+                self.add(GateRecord{x, gates, width, silu});
+            },
+            nb::kw_only(), nb::arg("x"), nb::arg("gates"), nb::arg("width"), nb::arg("silu"))
+        .def(
             "act",
             [](Program& self, BufferId out, BufferId x, int64_t width, int kind, bool gated, Address parameters) {
                 self.add(ActRecord{out, x, width, Activation(kind), gated, at<float>(parameters)});

@@ -7,6 +7,7 @@
 #include "kernels/experts.h"
 #include "kernels/forbid.h"
 #include "kernels/latent.h"
+#include "kernels/gated_delta.h"
 #include "kernels/norm.h"
 #include "kernels/rope.h"
 #include "kernels/selective_scan.h"
@@ -144,6 +145,21 @@ void selective_scan(Address out, Address x, Address dt, Address gate, Address b,
               width, size, heads, groups});
 }
 
+void gated_delta(Address out, Address qkv, Address gates, Address a_log, Address state, Address slots, Address positions,
+                 Address query_start_loc, int num_seqs, int num_heads, int num_key_heads, int key_dim, int value_dim,
+                 bool tiled, float beta_scale) {
+    nb::gil_scoped_release release;
+    OCTAVO_KERNELS(gated_delta_kernels)
+        .run({at<float>(out), at<float>(qkv), at<float>(gates), at<float>(a_log), at<float>(state), at<int32_t>(slots),
+              at<int32_t>(positions), at<int32_t>(query_start_loc), num_seqs, num_heads, num_key_heads, key_dim, value_dim, tiled,
+              beta_scale});
+}
+
+void gate(Address x, Address gates, int64_t count, bool silu) {
+    nb::gil_scoped_release release;
+    OCTAVO_KERNELS(gated_delta_kernels).gate(at<float>(x), at<float>(gates), count, silu);
+}
+
 void latent_write(Address q_latent, Address q, Address kv, Address positions, Address cos_sin, Address norm, float eps,
                   Address cache, int64_t stride, int cache_type, int block_size, Address slots, int64_t rows, int num_heads,
                   int nope_dim, int rank, int rope_dim) {
@@ -217,6 +233,8 @@ void bind_step(nb::module_& m) {
     m.def("latent_write", &latent_write);
     m.def("causal_conv", &causal_conv);
     m.def("selective_scan", &selective_scan);
+    m.def("gated_delta", &gated_delta);
+    m.def("gate", &gate);
     m.def("latent_attention", &latent_attention);
     m.def("forbid", &forbid);
     m.def("sample", &sample, nb::arg("logits"), nb::arg("rows"), nb::arg("vocab"), nb::arg("ids"), nb::arg("flags"),

@@ -3,6 +3,7 @@
 #include "isa.h"
 #include "kernels/attention.h"
 #include "kernels/causal_conv.h"
+#include "kernels/gated_delta.h"
 #include "kernels/latent.h"
 #include "kernels/norm.h"
 #include "kernels/rope.h"
@@ -105,6 +106,15 @@ struct ProgramRun {
             .run({at(op.out), at(op.x), at(op.dt), at(op.gate), at(op.b), at(op.c), op.a_log, op.d,
                   program.states_[size_t(op.state)], step.state_slots, step.positions, step.query_start_loc, step.num_seqs,
                   op.width, op.size, op.heads, op.groups});
+    }
+    void operator()(const GatedDeltaRecord& op) {
+        OCTAVO_KERNELS(gated_delta_kernels)
+            .run({at(op.out), at(op.qkv), at(op.gates), op.a_log, program.states_[size_t(op.state)], step.state_slots,
+                  step.positions, step.query_start_loc, step.num_seqs, op.num_heads, op.num_key_heads, op.key_dim, op.value_dim,
+                  op.tiled, op.beta_scale});
+    }
+    void operator()(const GateRecord& op) {
+        OCTAVO_KERNELS(gated_delta_kernels).gate(at(op.x), at(op.gates), rows * op.width, op.silu);
     }
     void operator()(const ActRecord& op) {
         const auto& kernels = OCTAVO_KERNELS(activation_kernels);

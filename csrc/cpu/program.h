@@ -115,6 +115,18 @@ struct SelectiveScanRecord {
     int state, width, size, heads, groups;
     const float *a_log, *d;
 };
+struct GatedDeltaRecord {
+    BufferId out, qkv, gates;
+    const float* a_log;
+    int state, num_heads, num_key_heads, key_dim, value_dim;
+    bool tiled;
+    float beta_scale;
+};
+struct GateRecord {
+    BufferId x, gates;
+    int64_t width;
+    bool silu;
+};
 struct ActRecord {
     BufferId out, x;
     int64_t width;  // of out
@@ -150,8 +162,8 @@ struct KeepRowsRecord {
 
 using Record = std::variant<EmbedRecord, LinearRecord, NormRecord, NormPartsRecord, AddRecord, AddNormRecord, ClipRecord,
                             RopeWriteRecord, AttendRecord, HeadLinearRecord, LatentWriteRecord, LatentAttendRecord,
-                            CausalConvRecord, SelectiveScanRecord, ActRecord, RouteRecord, ExpertsRecord, AddGatedRecord,
-                            KeepRowsRecord>;
+                            CausalConvRecord, SelectiveScanRecord, GatedDeltaRecord, GateRecord, ActRecord, RouteRecord,
+                            ExpertsRecord, AddGatedRecord, KeepRowsRecord>;
 
 // Blocks lie so many values apart. A latent has the same array twice.
 struct LayerCache {

@@ -129,6 +129,22 @@ class Program:
         a_log: int,
         d: int,
     ) -> None: ...
+    def gated_delta(
+        self,
+        *,
+        out: int,
+        qkv: int,
+        gates: int,
+        a_log: int,
+        state: int,
+        num_heads: int,
+        num_key_heads: int,
+        key_dim: int,
+        value_dim: int,
+        tiled: bool,
+        beta_scale: float,
+    ) -> None: ...
+    def gate(self, *, x: int, gates: int, width: int, silu: bool) -> None: ...
     def head_linear(self, weights: list[PackedLinear], *, out: int, x: int, out_width: int, x_width: int) -> None: ...
     def latent_write(
         self,
@@ -237,6 +253,25 @@ def rope_kv_write(
     head_dim: int,
     norms_rotated: bool,
     q_scales: int,
+    /,
+) -> None: ...
+def gate(x: int, gates: int, count: int, silu: bool, /) -> None: ...
+def gated_delta(
+    out: int,
+    qkv: int,
+    gates: int,
+    a_log: int,
+    state: int,
+    slots: int,
+    positions: int,
+    query_start_loc: int,
+    num_seqs: int,
+    num_heads: int,
+    num_key_heads: int,
+    key_dim: int,
+    value_dim: int,
+    tiled: bool,
+    beta_scale: float,
     /,
 ) -> None: ...
 def selective_scan(*addresses_and_sizes: int) -> None: ...

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from engine.harness import Engine, Reply, request
-from models.family_cases import HYBRID, JAMBA, SIZES
+from models.family_cases import DELTA, DELTA_EXPERTS, HYBRID, JAMBA, SIZES
 from models.test_head_shapes import LOCAL_AND_GLOBAL, WITH_LATENTS, configuration, spec
 from octavo.core.request import Request
 from octavo.core.scheduler.scheduler import Scheduler
@@ -41,10 +41,16 @@ STATES: dict[str, dict[str, Any]] = {
         "model_type": "granitemoehybrid",
         "num_local_experts": 4,
     },
+    "delta rules": {
+        **DELTA,
+        **DELTA_EXPERTS,
+        "architectures": ["Qwen3NextForCausalLM"],
+        "model_type": "qwen3_next",
+    },
 }
 
 
-@pytest.fixture(scope="module", params=["pages", "latents", "convolutions", "scans", "scans by heads"])
+@pytest.fixture(scope="module", params=["pages", "latents", "convolutions", "scans", "scans by heads", "delta rules"])
 def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Engine:
     path = tmp_path_factory.mktemp(request.param)
     if request.param in STATES:

@@ -84,6 +84,20 @@ JAMBA: dict[str, Any] = {
     "use_mamba_kernels": False,
     "use_associative_scan": False,
 }
+DELTA: dict[str, Any] = {
+    "head_dim": 32,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 24,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 6,
+}
+DELTA_EXPERTS: dict[str, Any] = {
+    "num_experts": 6,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 48,
+    "shared_expert_intermediate_size": 40,
+}
 LFM2_LAYERS = ["conv", "full_attention", "conv"]
 GEMMA_ROPES = {
     "full_attention": {"rope_type": "linear", "rope_theta": 5_000.0, "factor": 8.0},
@@ -116,6 +130,9 @@ FOREIGN: dict[str, tuple[str, ...]] = {
         "num_attention_heads",
     ),
 }
+
+#: Families whose norms have weights around zero.
+AROUND_ZERO = ("Gemma", "Nemotron", "Qwen3Next", "Qwen3_5")
 
 #: Models whose names do not follow from their configuration's.
 CLASSES = {"GPT2": "GPT2LMHeadModel", "InternLM3": "LlamaForCausalLM"}
@@ -323,6 +340,38 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "mlp_bias": True,
         },
     ),
+    "qwen3-next": ("Qwen3Next", {**DELTA, **DELTA_EXPERTS}),
+    "qwen3-next-every-second-layer": (
+        "Qwen3Next",
+        {
+            **DELTA,
+            **DELTA_EXPERTS,
+            "layer_types": None,
+            "full_attention_interval": 2,
+            "norm_topk_prob": False,
+            "decoder_sparse_step": 2,
+            "attention_bias": True,
+            "linear_conv_kernel_dim": 3,
+            "linear_num_value_heads": 2,
+            "tie_word_embeddings": True,
+            "rope_parameters": {**YARN_ROPE, "partial_rotary_factor": 0.5},
+        },
+    ),
+    "qwen3.5": ("Qwen3_5", {**DELTA, "attention_bias": True}),
+    "qwen3.5-moe": ("Qwen3_5Moe", {**DELTA, **DELTA_EXPERTS}),
+    "olmo-hybrid": ("OlmoHybrid", {"layer_types": DELTA["layer_types"], "pad_token_id": None}),
+    "olmo-hybrid-no-positions": (
+        "OlmoHybrid",
+        {
+            "layer_types": DELTA["layer_types"],
+            "pad_token_id": None,
+            "rope_parameters": {"rope_type": "default", "rope_theta": None},
+            "linear_allow_neg_eigval": False,
+            "linear_key_head_dim": 20,
+            "linear_value_head_dim": 20,
+            "attention_bias": True,
+        },
+    ),
     "qwen3-heads-of-512": ("Qwen3", {"head_dim": 512, "num_attention_heads": 2, "num_key_value_heads": 1}),
     "jamba": ("Jamba", {**JAMBA, "num_experts": 4, "num_experts_per_tok": 2}),
     "jamba-dense-biases": (
@@ -337,7 +386,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 def make_model(directory: Path, family: str, options: dict[str, Any], **saving: Any) -> Any:
     """A random model of transformers, saved to `directory`. Weights are large enough for differences to show."""
-    config_name = f"{family}TextConfig" if family in ("Gemma3", "Llama4") else f"{family}Config"
+    config_name = (
+        f"{family}TextConfig" if family in ("Gemma3", "Llama4", "Qwen3_5", "Qwen3_5Moe") else f"{family}Config"
+    )
     sizes = {key: value for key, value in {**SIZES, **options}.items() if key not in FOREIGN.get(family, ())}
     config = getattr(transformers, config_name)(**sizes)
     # With "eager" Falcon adds ALiBi twice: in the mask, and to the scores.
@@ -347,11 +398,15 @@ def make_model(directory: Path, family: str, options: dict[str, Any], **saving: 
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            around_one = ("norm" in name or "ln_" in name) and not family.startswith(("Gemma", "Nemotron"))
+            around_one = ("norm" in name or "ln_" in name) and (
+                not family.startswith(AROUND_ZERO) or "linear_attn.norm" in name
+            )
             parameter.copy_(0.15 * noise + 1.0 if around_one else 0.15 * noise)
         for name, buffer in model.named_buffers():
             if name.endswith(("e_score_correction_bias", "expert_bias")):
                 buffer.copy_(0.15 * torch.randn(buffer.shape, generator=generator))
+    if family == "OlmoHybrid" and config.linear_value_head_dim != config.linear_key_head_dim:
+        saving["save_original_format"] = False  # which would cut the filters of q, k and v into equal parts
     model.save_pretrained(directory, **saving)
     return model
 

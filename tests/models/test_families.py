@@ -57,6 +57,7 @@ def test_a_token_costs_two_operations_for_each_weight_of_the_layers(case: str, t
 OTHER_KINDS = (
     "gpt2", "gpt-neox", "bloom", "phi3-longrope-partial-window", "mixtral", "qwen3-moe", "gpt-oss", "qwen2-moe",
     "glm4-moe", "deepseek-v3", "lfm2", "jamba", "granite-hybrid", "nemotron-h",
+    "qwen3-next", "olmo-hybrid",
 )  # fmt: skip
 
 

@@ -65,6 +65,8 @@ def _elementwise_cases() -> Iterator[Case]:
             gate_up = randn(rows, 2 * width) * 20
             yield Case("act_mul", {"out": out, "gate_up": gate_up, "kind": kind}, ("out",), 1e-4)
             yield Case("act", {"out": out, "x": x * 4, "kind": kind}, ("out",), 2e-6)
+        for kind in ("sigmoid", "silu"):
+            yield Case("gate_", {"x": x, "gates": residual * 5, "kind": kind}, ("x",))
         yield Case("clip_", {"x": x * 3, "limit": 2.5}, ("x",))
         for scale, slopes in ((4.0, (0.8, -0.3)), (0.01, (25.0, 3.0))):
             args = {"out": out, "x": x * scale, "kind": "xielu", "parameters": torch.tensor(slopes)}

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from octavo.ops import reference
-from octavo.ops.triton import elementwise, heads
+from octavo.ops.operations import GateKind
+from octavo.ops.triton import elementwise, gated_delta, heads
 from support.tensors import randn
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -117,6 +118,16 @@ def test_bounds(dtype: torch.dtype) -> None:
     expected = x.clamp(-2.5, 2.5)
     heads.clip_(x, 2.5)
     assert torch.equal(x, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", ["sigmoid", "silu"])
+def test_gates(kind: GateKind, dtype: torch.dtype) -> None:
+    x, gates = randn(3, 700, dtype=dtype), randn(3, 700, dtype=dtype, seed=1) * 4
+    expected = x.clone()
+    reference.gate_(expected, gates, kind)
+    gated_delta.gate_(x, gates, kind)
+    torch.testing.assert_close(x, expected, rtol=1e-5 if dtype == torch.float32 else 1e-2, atol=1e-5)
 
 
 def test_ids_that_never_came_to_the_host_are_looked_up() -> None:

@@ -340,6 +340,32 @@ def _selective_scan(config: KernelsConfig, ops: Ops) -> Iterator[Case]:
         )  # fmt: skip
 
 
+def _gated_delta(config: KernelsConfig, ops: Ops) -> Iterator[Case]:
+    dim, heads = 128, max(1, config.hidden_size // 128)
+    for rows in config.rows:
+        state, a_log = torch.zeros(1, heads, dim, dim), torch.randn(heads)
+        out, qkv, gates = (
+            torch.empty(rows, heads * dim),
+            torch.randn(rows, 3 * heads * dim),
+            torch.randn(rows, 2 * heads),
+        )
+        slots, positions, starts = _sequence(rows)
+        yield Case(
+            op="gated_delta", detail=f"{heads} heads of {dim}", rows=rows,
+            num_bytes=16 * rows * heads * dim + 2 * state.nbytes, num_ops=8 * rows * state.numel(),
+            copies=[(out, qkv, gates, a_log, state, slots, positions + 1, starts, heads)],
+        )  # fmt: skip
+
+
+def _gate(config: KernelsConfig, ops: Ops) -> Iterator[Case]:
+    width = config.hidden_size
+    for rows in config.rows:
+        yield Case(
+            op="gate_", detail=f"width {width}", rows=rows, num_bytes=12 * rows * width,
+            copies=[(torch.randn(rows, width), torch.randn(rows, width), "silu")],
+        )  # fmt: skip
+
+
 # ---------------------------------------------------------------- logits
 def _forbid(config: KernelsConfig, ops: Ops) -> Iterator[Case]:
     vocab, words = config.vocab_size, -(-config.vocab_size // 32)
@@ -388,6 +414,6 @@ _MAKERS: dict[str, Callable[[KernelsConfig, Ops], Iterator[Case]]] = {
     "act_mul": _act_mul, "act": _act, "route": _route,
     "rope_kv_write": _rope_kv_write, "attention": _attention, "latent_write": _latent_write,
     "latent_attention": _latent_attention, "causal_conv": _causal_conv,
-    "selective_scan": _selective_scan, "forbid": _forbid,
+    "selective_scan": _selective_scan, "gated_delta": _gated_delta, "gate_": _gate, "forbid": _forbid,
     "sample": _sample, "logprobs": _logprobs,
 }  # fmt: skip

@@ -13,7 +13,7 @@ Endpoint = Literal["/v1/completions", "/v1/chat/completions"]
 OpName = Literal[
     "linear", "embedding", "rms_norm", "add_rms_norm", "layer_norm", "add_layer_norm", "norm_parts_", "add_",
     "add_gated_", "clip_", "act_mul", "act", "route", "rope_kv_write", "attention", "latent_write", "latent_attention",
-    "causal_conv", "selective_scan", "forbid", "sample", "logprobs",
+    "causal_conv", "selective_scan", "gated_delta", "gate_", "forbid", "sample", "logprobs",
 ]  # fmt: skip
 WeightType = Literal["int4", "int5", "int6", "int8", "bfloat16", "float16", "float32"]
 

@@ -14,7 +14,18 @@ from octavo.models.builder import Builder
 from octavo.models.params import Matrix
 from octavo.models.spec import AlibiSpec, NormSpec, QScaleSpec, RopeSpec
 from octavo.ops.operands import Buffer, Heads, Latent
-from octavo.ops.operations import Act, Activation, Add, Attend, Clip, HeadLinear, LatentAttend, LatentWrite, RopeWrite
+from octavo.ops.operations import (
+    Act,
+    Activation,
+    Add,
+    Attend,
+    Clip,
+    Gate,
+    HeadLinear,
+    LatentAttend,
+    LatentWrite,
+    RopeWrite,
+)
 from octavo.ops.program import ProgramError
 
 
@@ -50,6 +61,7 @@ class Attention:
     q_scale: QScaleSpec | None = None
     bias: bool = False  # of q, k and v
     o_bias: bool = False
+    is_gated: bool = False  # each value that a head gives is multiplied by the sigmoid of one of a product of x
 
     def emit(self, build: Builder, x: Buffer) -> Buffer:
         heads, dim = self.heads, self.heads.head_dim
@@ -100,6 +112,9 @@ class Attention:
                 sinks=sinks,
             ),
         ]  # fmt: skip
+        if self.is_gated:
+            gate = part(name="self_attn.gate_proj", gguf="attn_gate", rows=heads.size)
+            build.ops.append(Gate(x=attended, gates=build.linear(x, "self_attn.gate", [gate], shard=0), kind="sigmoid"))
         o = Matrix(name="self_attn.o_proj", gguf="attn_output", rows=x.width, bias=self.o_bias)
         return build.linear(attended, "self_attn.o", [o], shard=1)
 

@@ -142,6 +142,13 @@ class Builder:
         declared = Matrix(name=name, gguf=gguf, rows=width)
         return self.table(name, gguf, (taps, width)), self.vector([declared], name, "bias", "bias") if bias else None
 
+    def filter_parts(self, name: str, declared: Sequence[Matrix], taps: int) -> Weight:
+        """Of one convolution, whose channels have tensors of their own: [taps, channels], float32."""
+        weight = Weight(f"{self._prefix}{name}.weight", (taps, sum(each.rows for each in declared)))
+        parts = tuple(self._tensor(each, "weight", "matrix", (taps, each.rows)) for each in declared)
+        self.params.append(Param(weight=weight, parts=parts, packing="vector"))
+        return weight
+
     def table(self, name: str, gguf: str, shape: tuple[int, ...]) -> Weight:
         """Numbers that no product is made with, float32."""
         weight = Weight(f"{self._prefix}{name}.weight", shape)

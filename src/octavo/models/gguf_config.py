@@ -42,6 +42,14 @@ _WINDOW_KEYS: Final = {
 #: What llama.cpp takes where a file of MiniCPM says nothing.
 _MINICPM_VALUES: Final = {"scale_emb": 12.0, "scale_depth": 1.4, "dim_model_base": 256}
 
+_DELTA_KEYS: Final = {
+    "linear_conv_kernel_dim": "ssm.conv_kernel", "linear_key_head_dim": "ssm.state_size",
+    "linear_num_key_heads": "ssm.group_count", "linear_num_value_heads": "ssm.time_step_rank",
+    "full_attention_interval": "full_attention_interval",
+}  # fmt: skip
+#: Heads of the gated delta net that read the same key head do not stand side by side in files of Qwen3.5.
+_TILED: Final = {"linear_heads_tiled": True}
+
 # fmt: off
 ARCHITECTURES: Final[dict[str, _Arch]] = {
     "llama": _Arch("LlamaForCausalLM", "llama"),
@@ -49,6 +57,12 @@ ARCHITECTURES: Final[dict[str, _Arch]] = {
     "qwen3": _Arch("Qwen3ForCausalLM", "qwen3"),
     "qwen2moe": _Arch("Qwen2MoeForCausalLM", "qwen2_moe", norms_experts=False),
     "qwen3moe": _Arch("Qwen3MoeForCausalLM", "qwen3_moe"),
+    "qwen3next": _Arch("Qwen3NextForCausalLM", "qwen3_next", has_norms_of_one=True, is_rotated_in_part=True,
+                       keys=_DELTA_KEYS),
+    "qwen35": _Arch("Qwen3_5ForCausalLM", "qwen3_5_text", has_norms_of_one=True, is_rotated_in_part=True,
+                    keys=_DELTA_KEYS, values=_TILED),
+    "qwen35moe": _Arch("Qwen3_5MoeForCausalLM", "qwen3_5_moe_text", has_norms_of_one=True, is_rotated_in_part=True,
+                       keys=_DELTA_KEYS, values=_TILED),
     "gpt-oss": _Arch("GptOssForCausalLM", "gpt_oss"),
     "glm4moe": _Arch("Glm4MoeForCausalLM", "glm4_moe", is_rotated_in_part=True),
     "ernie4_5-moe": _Arch("Ernie4_5_MoeForCausalLM", "ernie4_5_moe"),
@@ -207,6 +221,8 @@ def hf_config(
         rope |= _ministral3_rope(get)
     if arch.model_type == "phi3":
         config["sliding_window"] = get("attention.sliding_window") or None
+    if arch.keys is _DELTA_KEYS:
+        config |= _delta(prefix, get)
     if arch.has_norms_of_one:
         config |= {"rms_norm_offset": 0, "hidden_activation": "gelu_pytorch_tanh"}
     if arch.has_gemma_keys:
@@ -341,4 +357,15 @@ def _gemma(name: str, config: dict[str, Any], get: Any, rope: dict[str, Any]) ->
     return own | {
         "sliding_window_pattern": _GEMMA3_PATTERN,
         "rope_parameters": {"full_attention": {"rope_theta": 1_000_000.0, **rope}, "sliding_attention": local},
+    }
+
+
+def _delta(prefix: str, get: Any) -> dict[str, Any]:
+    width, heads = get("ssm.inner_size"), get("ssm.time_step_rank")
+    if not isinstance(width, int) or not isinstance(heads, int) or heads < 1 or width % heads:
+        raise CheckpointError(f"{prefix}.ssm.inner_size does not fit the heads of {prefix}.ssm.time_step_rank")
+    layers, drafts = get("block_count"), get("nextn_predict_layers") or 0
+    return {
+        "linear_value_head_dim": width // heads,
+        "num_hidden_layers": layers - drafts if isinstance(layers, int) and isinstance(drafts, int) else layers,
     }

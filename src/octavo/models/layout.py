@@ -59,6 +59,7 @@ class Layout:
     splits: tuple[Split, ...] = ()
     transposed: str = ""  # matrices that stand as [in, out]
     skipped: tuple[tuple[str, int], ...] = ()  # pattern, so many rows in front that the model has no use for
+    minus_exp: str = ""  # vectors that stand as -exp(x) of what is declared
     interleaved: bool = False  # of what is rotated in a head the pairs are (0, 1), (2, 3), ..., not the halves
 
 
@@ -191,6 +192,13 @@ class TensorSource:
 
     def get(self, tensor: TensorDecl) -> Weight:
         """As declared. A float tensor may be a view of the file and must not be written to."""
+        found = self._stored(tensor)
+        if re.fullmatch(self._layout.minus_exp, self._key(tensor)):
+            return (-as_floats(found)).log()
+        return found
+
+    def _stored(self, tensor: TensorDecl) -> Weight:
+        """The rows of the checkpoint that the declared tensor is made of."""
         place = self._places[self._key(tensor)]
         weight = self._whole(place)
         if tensor.role == "norm" and isinstance(weight, Tensor):

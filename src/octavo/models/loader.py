@@ -320,7 +320,7 @@ class _Packer:
 
     def _vector(self, param: Param) -> Tensor:
         values = [self._reader.vector(part) for part in param.parts]
-        joined = values[0] if len(values) == 1 else torch.cat(values)
+        joined = values[0] if len(values) == 1 else torch.cat(values, dim=-1)
         joined = joined + param.offset if param.offset else joined
         return joined * param.scale if param.scale != 1.0 else joined
 

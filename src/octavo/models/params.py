@@ -34,7 +34,8 @@ class TensorDecl:
 
 @dataclass(frozen=True, kw_only=True)
 class Param:
-    """What an operation knows as one weight: tensors one below the other, each with its bias if it has one."""
+    """What an operation knows as one weight: tensors one below the other, each with its bias if it has one. Vectors and
+    filters stand behind each other."""
 
     weight: Weight
     parts: tuple[TensorDecl, ...]

@@ -27,6 +27,7 @@ from octavo.models.families import (
     ernie4_5_moe,
     exaone,
     falcon,
+    gated_delta,
     gemma,
     gemma2,
     gemma3,
@@ -56,6 +57,7 @@ from octavo.models.families import (
     nemotron,
     nemotron_h,
     olmo,
+    olmo_hybrid,
     olmoe,
     opt,
     orion,
@@ -68,6 +70,7 @@ from octavo.models.families import (
     qwen2_moe,
     qwen3,
     qwen3_moe,
+    qwen3_next,
     seed_oss,
     smollm3,
     stablelm,
@@ -102,6 +105,9 @@ FAMILIES: Final[dict[str, Family]] = {
     "Qwen2ForCausalLM": Family("qwen2", qwen2.spec),
     "Qwen3ForCausalLM": Family("qwen3", qwen3.spec),
     "Qwen3MoeForCausalLM": Family("qwen3_moe", qwen3_moe.spec, EXPERTS_HF, EXPERTS_GGUF),
+    "Qwen3NextForCausalLM": Family("qwen3_next", qwen3_next.spec, gated_delta.HF, gated_delta.GGUF),
+    "Qwen3_5ForCausalLM": Family("qwen3_5_text", qwen3_next.spec_3_5, gated_delta.HF, gated_delta.GGUF),
+    "Qwen3_5MoeForCausalLM": Family("qwen3_5_moe_text", qwen3_next.spec_3_5, gated_delta.HF, gated_delta.GGUF),
     "Qwen2MoeForCausalLM": Family("qwen2_moe", qwen2_moe.spec, EXPERTS_HF, EXPERTS_GGUF),
     "GemmaForCausalLM": Family("gemma", gemma.spec),
     "Gemma2ForCausalLM": Family("gemma2", gemma2.spec),
@@ -129,6 +135,7 @@ FAMILIES: Final[dict[str, Family]] = {
     "OlmoForCausalLM": Family("olmo", olmo.olmo, gguf=INTERLEAVED),
     "Olmo2ForCausalLM": Family("olmo2", olmo.olmo2),
     "Olmo3ForCausalLM": Family("olmo3", olmo.olmo3),
+    "OlmoHybridForCausalLM": Family("olmo_hybrid", olmo_hybrid.spec, olmo_hybrid.HF),
     "StableLmForCausalLM": Family("stablelm", stablelm.spec, stablelm.HF, stablelm.GGUF),
     "StableLMEpochForCausalLM": Family("stablelm_epoch", stablelm.spec, stablelm.HF),
     "StableLmEpochForCausalLM": Family("stablelm_epoch", stablelm.spec, stablelm.HF),
@@ -194,13 +201,17 @@ _WITH_TEXT: Final = frozenset(
         "Gemma3ForConditionalGeneration", "Llama4ForConditionalGeneration",
         "LlavaForConditionalGeneration", "LlavaNextForConditionalGeneration",
         "Mistral3ForConditionalGeneration", "VipLlavaForConditionalGeneration",
+        "Qwen3_5ForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration",
     }
 )  # fmt: skip
 #: What files call the tensors of the text part, and those of the rest.
 _TEXT_RENAMES: Final = (
     (r"^language_model\.(model|lm_head)\.", r"\1."), (r"^model\.language_model\.", "model."),
 )  # fmt: skip
-_NOT_TEXT: Final = (r"(model\.)?(vision_tower|vision_model|multi_modal_projector)\..*", r"(model\.)?image_newline")
+_NOT_TEXT: Final = (
+    r"(model\.)?(vision_tower|vision_model|visual|multi_modal_projector)\..*",
+    r"(model\.)?image_newline",
+)
 #: What configurations of a text part leave out, since it is transformers' default.
 _TEXT_DEFAULTS: Final[dict[str, dict[str, Any]]] = {
     "llama": {

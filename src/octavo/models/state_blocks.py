@@ -8,7 +8,7 @@ from octavo.models.builder import Builder
 from octavo.models.params import Matrix
 from octavo.models.spec import NormSpec
 from octavo.ops.operands import Buffer
-from octavo.ops.operations import CausalConv, SelectiveScan
+from octavo.ops.operations import CausalConv, Gate, GatedDelta, SelectiveScan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,3 +113,49 @@ class Mamba2:
         build.norm_parts(out, (0, self.num_groups, self.width // self.num_groups), self.norm, weights, "mamba.norm")
         matrix = Matrix(name="mamba.out_proj", gguf="ssm_out", rows=x.width)
         return build.linear(out, "mamba.out", [matrix], shard=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatedDeltaNet:
+    """A convolution of q, k and v, the gated delta rule, and a norm of what each head gives, behind it a gate."""
+
+    num_heads: int  # of values
+    num_key_heads: int
+    key_dim: int
+    value_dim: int
+    taps: int
+    norm: NormSpec
+    beta_scale: float = 1.0
+    tiled: bool = False  # heads take turns at the key heads, else those of one stand side by side
+
+    def emit(self, build: Builder, x: Buffer) -> Buffer:
+        keys, values, per_key = (
+            self.num_key_heads * self.key_dim, self.num_heads * self.value_dim, self.num_heads // self.num_key_heads,
+        )  # fmt: skip
+        widths = {"q": keys, "k": keys, "v": values}
+        # Sizes of heads: in some checkpoints one tensor has what belongs to a key head.
+        b = Matrix(name="linear_attn.b_proj", gguf="ssm_beta", rows=self.num_heads)
+        a = Matrix(name="linear_attn.a_proj", gguf="ssm_alpha", rows=self.num_heads, bias=True, head_dim=per_key)
+        gate = Matrix(name="linear_attn.gate_proj", gguf="attn_gate", rows=values, head_dim=per_key * self.value_dim)
+        projections = [Matrix(name=f"linear_attn.{n}_proj", gguf=f"ssm_{n}", rows=w) for n, w in widths.items()]
+        filters = [Matrix(name=f"linear_attn.conv_{n}", gguf=f"ssm_conv_{n}", rows=w) for n, w in widths.items()]
+        qkv = build.linear(x, "linear_attn.qkv", projections, shard=None)
+        convolved = build.buffer("linear_attn.conv", qkv.width)
+        weight = build.filter_parts("linear_attn.conv", filters, self.taps)
+        state = build.state((self.taps - 1, qkv.width))
+        build.ops.append(CausalConv(out=convolved, x=qkv, weight=weight, state=state))
+        out = build.buffer("linear_attn", values)
+        build.ops.append(
+            GatedDelta(
+                out=out, qkv=convolved, gates=build.linear(x, "linear_attn.ba", [b, a], shard=None),
+                a_log=build.table("linear_attn.A_log", "ssm_a", (self.num_heads,)), num_key_heads=self.num_key_heads,
+                state=build.state((self.num_heads, self.key_dim, self.value_dim)), beta_scale=self.beta_scale,
+                tiled=self.tiled,
+            )
+        )  # fmt: skip
+        weights = [Matrix(name="linear_attn.norm", gguf="ssm_norm", rows=self.value_dim)]
+        build.norm_parts(out, (0, self.num_heads, self.value_dim), self.norm, weights, "linear_attn.norm")
+        gates = build.linear(x, "linear_attn.gate", [gate], shard=None)
+        build.ops.append(Gate(x=out, gates=gates, kind="silu"))
+        matrix = Matrix(name="linear_attn.out_proj", gguf="ssm_out", rows=x.width)
+        return build.linear(out, "linear_attn.out", [matrix], shard=None)

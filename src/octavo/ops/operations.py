@@ -19,6 +19,8 @@ NormKind = Literal["rms", "layer"]
 #: quick_gelu: x * sigmoid(1.702 x). relu2: relu(x)^2. xielu: of Apertus, with two parameters (`Act`).
 #: swiglu_oai: of GPT-OSS, gated only, more than a factor of `up`: `reference.act_mul`.
 Activation = Literal["silu", "gelu_tanh", "gelu", "relu", "quick_gelu", "relu2", "xielu", "swiglu_oai"]
+#: silu: x * sigmoid(x).
+GateKind = Literal["sigmoid", "silu"]
 _Widths = Iterator[tuple[Buffer, int]]
 
 
@@ -132,6 +134,21 @@ class AddGated(Op):
 
     def widths(self) -> _Widths:
         yield from ((self.x, self.residual.width), (self.gates, 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate(Op):
+    """x *= sigmoid(gates), or silu(gates), which are as many."""
+
+    x: Buffer
+    gates: Buffer
+    kind: GateKind
+    reads: ClassVar = ("gates",)
+    writes: ClassVar = ()
+    changes: ClassVar = ("x",)
+
+    def widths(self) -> _Widths:
+        yield self.x, self.gates.width
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -329,6 +346,33 @@ class SelectiveScan(StateOp):
         yield from ((buffer, width) for buffer in (self.out, self.x, self.gate))
         yield self.dt, self.a_log.shape[-1]
         yield from ((buffer, max(1, self.b.width // size) * size) for buffer in (self.b, self.c))
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatedDelta(StateOp):
+    """The gated delta rule: a head's state [key_dim, value_dim] forgets, is corrected where its key points, and read:
+
+    state *= exp(-exp(a_log) softplus(a)); state += k (beta (v - k state)); out = q state.
+
+    qkv = q | k | v, of which q and k come by `num_key_heads` and are brought to length 1, q also divided by the root of
+    key_dim. gates = b | a, a number a head each; beta = `beta_scale` sigmoid(b). `state` [heads, key_dim, value_dim],
+    `a_log` [heads]. Head h reads key head h * num_key_heads // heads, or, `tiled`, h % num_key_heads.
+    """
+
+    out: Buffer
+    qkv: Buffer
+    gates: Buffer
+    a_log: Weight
+    num_key_heads: int
+    tiled: bool = False
+    beta_scale: float = 1.0
+    reads: ClassVar = ("qkv", "gates")
+
+    def widths(self) -> _Widths:
+        heads, key_dim, value_dim = self.state.shape
+        yield self.out, heads * value_dim
+        yield self.qkv, 2 * self.num_key_heads * key_dim + heads * value_dim
+        yield self.gates, 2 * heads
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from octavo.ops.experts import grouped_experts, linear_of_heads
 from octavo.ops.operands import Latent
+from octavo.ops.operations import GateKind
 from octavo.ops.routing import Routing
 from octavo.ops.run import Runner
 from octavo.ops.step import NoPlanner
@@ -31,6 +32,8 @@ from octavo.quant.packed import QuantizedWeight, as_floats
 
 #: Keys in a tile of the K cache; block sizes are multiples of it.
 KEY_TILE = 16
+#: Under the root where the gated delta rule brings q and k to length 1.
+DELTA_EPS = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -290,6 +293,12 @@ def clip_(x: Tensor, limit: float) -> None:
     x.clamp_(-limit, limit)
 
 
+def gate_(x: Tensor, gates: Tensor, kind: GateKind) -> None:
+    """x *= sigmoid(gates), or silu(gates); both [T, W]."""
+    opened = torch.sigmoid(gates.float()) if kind == "sigmoid" else F.silu(gates.float())
+    x.copy_(x.float() * opened)
+
+
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """x [T, heads, D]; cos, sin [T, 1, D / 2]: the halves of a head are the pairs (neox)."""
     first, second = x.chunk(2, dim=-1)
@@ -478,6 +487,49 @@ def selective_scan(
             state[slot] = (step * rates).exp() * before + step * value * b[row].repeat_interleave(of_group, 1)
             total = (state[slot] * c[row].repeat_interleave(of_group, 1)).sum(0) + d * value
             out[row] = (total * F.silu(gate[row].float())).to(out.dtype)
+
+
+def gated_delta(
+    out: Tensor,
+    qkv: Tensor,
+    gates: Tensor,
+    a_log: Tensor,
+    state: Tensor,
+    slots: Tensor,
+    positions: Tensor,
+    query_start_loc: Tensor,
+    num_key_heads: int,
+    tiled: bool = False,
+    beta_scale: float = 1.0,
+) -> None:
+    """out [T, H * V] as `operations.GatedDelta` says.
+
+    qkv [T, 2 * num_key_heads * K + H * V]; gates [T, 2 * H]; a_log float32 [H];
+    state float32 [slots, H, K, V], changed; slots int32 [B];
+    positions int32 [T]: a sequence whose first row is at 0 begins with zeros;
+    query_start_loc int32 [B + 1].
+    """
+    num_heads, key_dim, value_dim = state.shape[1:]
+    keys, of_key = num_key_heads * key_dim, num_heads // num_key_heads
+
+    def unit(x: Tensor) -> Tensor:
+        """[T, H, K]: of each head that of its key head, at length 1."""
+        heads = x.view(-1, num_key_heads, key_dim)
+        heads = heads * torch.rsqrt(heads.square().sum(-1, keepdim=True) + DELTA_EPS)
+        return heads.repeat(1, of_key, 1) if tiled else heads.repeat_interleave(of_key, 1)
+
+    q, k, v = torch.split(qkv.float(), [keys, keys, num_heads * value_dim], dim=1)
+    q, k, v = unit(q) * key_dim**-0.5, unit(k), v.view(-1, num_heads, value_dim)
+    b, a = gates.float().chunk(2, dim=1)
+    decays, betas = (-a_log.exp() * F.softplus(a)).exp(), beta_scale * torch.sigmoid(b)
+    starts = query_start_loc.tolist()
+    for i, slot in enumerate(slots.tolist()):
+        for row in range(starts[i], starts[i + 1]):
+            before = state[slot] if positions[row] > 0 else torch.zeros_like(state[slot])
+            kept = before * decays[row, :, None, None]
+            added = betas[row, :, None] * (v[row] - torch.einsum("hk,hkv->hv", k[row], kept))
+            state[slot] = kept + k[row, :, :, None] * added[:, None, :]
+            out[row] = torch.einsum("hk,hkv->hv", q[row], state[slot]).flatten().to(out.dtype)
 
 
 #: Head by head: see `linear_of_heads`.

@@ -18,6 +18,8 @@ from octavo.ops.operations import (
     Clip,
     Embed,
     Experts,
+    Gate,
+    GatedDelta,
     HeadLinear,
     KeepRows,
     LatentAttend,
@@ -77,6 +79,10 @@ class Table(Protocol):
     def causal_conv(self) -> Any: ...
     @property
     def selective_scan(self) -> Any: ...
+    @property
+    def gated_delta(self) -> Any: ...
+    @property
+    def gate_(self) -> Any: ...
     @property
     def head_linear(self) -> Any: ...
     @property
@@ -309,6 +315,27 @@ def _selective_scan(table: Table, op: SelectiveScan, frame: Frame) -> None:
     )
 
 
+def _gated_delta(table: Table, op: GatedDelta, frame: Frame) -> None:
+    step = frame.step
+    table.gated_delta(
+        frame[op.out],
+        frame[op.qkv],
+        frame[op.gates],
+        frame.weight(op.a_log),
+        frame.state(op.state),
+        step.state_slots,
+        step.positions,
+        step.query_start_loc,
+        op.num_key_heads,
+        op.tiled,
+        op.beta_scale,
+    )
+
+
+def _gate(table: Table, op: Gate, frame: Frame) -> None:
+    table.gate_(frame[op.x], frame[op.gates], op.kind)
+
+
 def _head_linear(table: Table, op: HeadLinear, frame: Frame) -> None:
     table.head_linear(frame[op.out], frame[op.x], frame.weight(op.weight))
 
@@ -371,6 +398,8 @@ HANDLERS: dict[type[Op], Handler] = {
     Attend: _attend,
     CausalConv: _causal_conv,
     SelectiveScan: _selective_scan,
+    GatedDelta: _gated_delta,
+    Gate: _gate,
     HeadLinear: _head_linear,
     LatentWrite: _latent_write,
     LatentAttend: _latent_attend,

@@ -20,6 +20,7 @@ from torch import Tensor
 from octavo.base.native import has_native_cpu
 from octavo.ops import reference, reference_sampling
 from octavo.ops.operands import Heads, Latent
+from octavo.ops.operations import GateKind
 from octavo.ops.run import Runner
 
 logger = logging.getLogger("octavo.ops")
@@ -75,6 +76,8 @@ class Ops:
     attention: Callable[..., None]
     causal_conv: Callable[..., None]  # (out, x, weight, bias, state, slots, positions, query_start_loc, gated)
     selective_scan: Callable[..., None]  # see reference
+    gated_delta: Callable[..., None]  # see reference
+    gate_: Callable[[Tensor, Tensor, GateKind], None]  # (x, gates, kind)
     head_linear: Callable[[Tensor, Tensor, Any], None]  # (out, x, weights): what pack_experts packed, a head each
     latent_write: Callable[..., None]
     latent_attention: Callable[..., None]
@@ -130,7 +133,7 @@ _COMPOSED: dict[str, tuple[str, ...]] = {
     "program_runner": (
         "linear", "embedding", "rms_norm", "add_rms_norm", "layer_norm", "add_layer_norm", "norm_parts_", "add_",
         "add_gated_", "act_mul", "act", "route", "experts", "clip_", "rope_kv_write", "attention", "kv_cache_shapes",
-        "head_linear", "latent_write", "latent_attention", "causal_conv", "selective_scan",
+        "head_linear", "latent_write", "latent_attention", "causal_conv", "selective_scan", "gated_delta", "gate_",
     ),
 }  # fmt: skip
 _REFERENCE_MODULES: dict[str, Any] = dict.fromkeys(("forbid", "sample", "logprobs"), reference_sampling)

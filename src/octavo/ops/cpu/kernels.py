@@ -13,6 +13,7 @@ from torch import Tensor
 
 from octavo import _cpu
 from octavo.ops.operands import Latent
+from octavo.ops.operations import GateKind
 from octavo.ops.reference import (
     KEY_TILE,
     attention_planner,
@@ -36,6 +37,8 @@ __all__ = [
     "causal_conv",
     "clip_",
     "forbid",
+    "gate_",
+    "gated_delta",
     "kv_cache_shapes",
     "latent_attention",
     "latent_cache_shape",
@@ -194,6 +197,11 @@ def clip_(x: Tensor, limit: float) -> None:
     _cpu.clip(x.data_ptr(), x.numel(), limit)
 
 
+def gate_(x: Tensor, gates: Tensor, kind: GateKind) -> None:
+    assert x.shape == gates.shape and x.dtype == gates.dtype == _F32 and x.is_contiguous() and gates.is_contiguous()
+    _cpu.gate(x.data_ptr(), gates.data_ptr(), x.numel(), kind == "silu")
+
+
 def rope_kv_write(
     qkv: Tensor,
     positions: Tensor,
@@ -346,6 +354,47 @@ def causal_conv(
         width,
         taps,
         gated,
+    )
+
+
+def gated_delta(
+    out: Tensor,
+    qkv: Tensor,
+    gates: Tensor,
+    a_log: Tensor,
+    state: Tensor,
+    slots: Tensor,
+    positions: Tensor,
+    query_start_loc: Tensor,
+    num_key_heads: int,
+    tiled: bool = False,
+    beta_scale: float = 1.0,
+) -> None:
+    rows, (num_heads, key_dim, value_dim) = len(out), state.shape[1:]
+    assert out.shape == (rows, num_heads * value_dim) and gates.shape == (rows, 2 * num_heads)
+    assert qkv.shape == (rows, 2 * num_key_heads * key_dim + num_heads * value_dim) and a_log.shape == (num_heads,)
+    assert num_heads % num_key_heads == 0
+    assert positions.numel() == rows and query_start_loc.numel() == slots.numel() + 1
+    assert slots.dtype == positions.dtype == query_start_loc.dtype == _I32
+    floats = (out, qkv, gates, a_log, state)
+    assert all(tensor.dtype == _F32 for tensor in floats)
+    assert all(tensor.is_contiguous() for tensor in (*floats, slots, positions, query_start_loc))
+    _cpu.gated_delta(
+        out.data_ptr(),
+        qkv.data_ptr(),
+        gates.data_ptr(),
+        a_log.data_ptr(),
+        state.data_ptr(),
+        slots.data_ptr(),
+        positions.data_ptr(),
+        query_start_loc.data_ptr(),
+        slots.numel(),
+        num_heads,
+        num_key_heads,
+        key_dim,
+        value_dim,
+        tiled,
+        beta_scale,
     )
 
 

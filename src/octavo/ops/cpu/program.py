@@ -31,6 +31,8 @@ from octavo.ops.operations import (
     Clip,
     Embed,
     Experts,
+    Gate,
+    GatedDelta,
     HeadLinear,
     KeepRows,
     LatentAttend,
@@ -255,6 +257,26 @@ class CpuRunner(Runner):
             d=self._vector(op.d),
         )
 
+    def _gated_delta(self, op: GatedDelta) -> None:
+        num_heads, key_dim, value_dim = op.state.shape
+        assert num_heads % op.num_key_heads == 0
+        self._native.gated_delta(
+            out=self._ids[op.out],
+            qkv=self._ids[op.qkv],
+            gates=self._ids[op.gates],
+            a_log=self._vector(op.a_log),
+            state=op.state.index,
+            num_heads=num_heads,
+            num_key_heads=op.num_key_heads,
+            key_dim=key_dim,
+            value_dim=value_dim,
+            tiled=op.tiled,
+            beta_scale=op.beta_scale,
+        )
+
+    def _gate(self, op: Gate) -> None:
+        self._native.gate(x=self._ids[op.x], gates=self._ids[op.gates], width=op.x.width, silu=op.kind == "silu")
+
     def _head_linear(self, op: HeadLinear) -> None:
         self._native.head_linear(
             self._matrices(op.weight),
@@ -368,6 +390,8 @@ _RECORDS: dict[type[Op], Callable[[CpuRunner, Any], None]] = {
     Attend: CpuRunner._attend,
     CausalConv: CpuRunner._causal_conv,
     SelectiveScan: CpuRunner._selective_scan,
+    GatedDelta: CpuRunner._gated_delta,
+    Gate: CpuRunner._gate,
     HeadLinear: CpuRunner._head_linear,
     LatentWrite: CpuRunner._latent_write,
     LatentAttend: CpuRunner._latent_attend,
