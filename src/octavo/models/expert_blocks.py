@@ -27,15 +27,30 @@ class MixtureOfExperts:
     router_bias: bool = False
     bias: bool = False  # of the experts' matrices
     scales_input: bool = False  # an expert's weight multiplies what goes into it, and not what comes out
+    latent: int = 0  # experts compute with so many columns, between two matrices for all; 0: with those of x
+    latent_bias: bool = False
 
     def emit(self, build: Builder, x: Buffer) -> Buffer:
-        k, numbers = self.top_k, range(self.num_experts)
+        """The router reads x itself, whatever the experts do."""
+        choice = self._choice(build, x)
+        if not self.latent:
+            return self._experts(build, x, *choice)
+        declared = Matrix(name="mlp.latent_down", gguf="ffn_latent_down", rows=self.latent, bias=self.latent_bias)
+        out = self._experts(build, build.linear(x, "mlp.latent_down", [declared], shard=None), *choice)
+        declared = Matrix(name="mlp.latent_up", gguf="ffn_latent_up", rows=x.width, bias=self.latent_bias)
+        return build.linear(out, "mlp.latent_up", [declared], shard=None)
+
+    def _choice(self, build: Builder, x: Buffer) -> tuple[Buffer, Buffer, Buffer]:
         router = Matrix(name="mlp.gate", gguf="ffn_gate_inp", rows=self.num_experts, bias=self.router_bias)
         scores = build.router(x, "mlp.gate", router)
-        ids, weights, places = build.top_k_buffers("mlp.experts", k)
+        ids, weights, places = build.top_k_buffers("mlp.experts", self.top_k)
         choice = Matrix(name="mlp.gate.e_score_correction", gguf="exp_probs_b", rows=self.num_experts)
         choice_bias = build.vector([choice], choice.name, "bias", "bias") if self.has_choice_bias else None
         build.ops.append(Route(ids=ids, weights=weights, scores=scores, routing=self.routing, bias=choice_bias))
+        return ids, weights, places
+
+    def _experts(self, build: Builder, x: Buffer, ids: Buffer, weights: Buffer, places: Buffer) -> Buffer:
+        k, numbers = self.top_k, range(self.num_experts)
 
         def part(expert: int, name: str, rows: int) -> Matrix:
             gguf = f"ffn_{name}_exps.{expert}"

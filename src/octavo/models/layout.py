@@ -58,6 +58,7 @@ class Layout:
     renames: tuple[tuple[str, str], ...] = ()  # pattern, replacement; of parts of a name, one after the other
     splits: tuple[Split, ...] = ()
     transposed: str = ""  # matrices that stand as [in, out]
+    rates: str = ""  # numbers that stand as -exp(a), where a is declared
     skipped: tuple[tuple[str, int], ...] = ()  # pattern, so many rows in front that the model has no use for
     interleaved: bool = False  # of what is rotated in a head the pairs are (0, 1), (2, 3), ..., not the halves
 
@@ -71,6 +72,7 @@ class _Place:
     number: int
     kind: SplitKind
     transposed: bool
+    is_rate: bool
     num_parts: int  # tensors of a group: of one expert or head, and otherwise all of them; groups are alike
     skipped: int
 
@@ -150,6 +152,7 @@ class TensorSource:
         for pattern, replacement in self._layout.renames:
             renamed = re.sub(pattern, replacement, renamed)
         transposed = bool(re.fullmatch(self._layout.transposed, renamed))
+        is_rate = bool(re.fullmatch(self._layout.rates, renamed))
         skipped = next((rows for pattern, rows in self._layout.skipped if re.fullmatch(pattern, renamed)), 0)
         names: tuple[str, ...] = (renamed,)
         kind: SplitKind = "parts"
@@ -166,7 +169,7 @@ class TensorSource:
             if each in self._places:
                 both = f"{self._places[each].name!r} and {name!r}"
                 raise CheckpointError(f"{self._checkpoint.source}: the tensors {both} are both {each!r} of the model")
-            self._places[each] = _Place(name, names, number, kind, transposed, num_parts, skipped)
+            self._places[each] = _Place(name, names, number, kind, transposed, is_rate, num_parts, skipped)
 
     def _shape(self, place: _Place) -> tuple[int, ...]:
         """What the tensor of the checkpoint must have."""
@@ -217,6 +220,7 @@ class TensorSource:
             if isinstance(weight, Tensor):
                 weight = weight.view(self._shape(place))
                 weight = weight.transpose(-2, -1) if place.transposed else weight
+                weight = weight.neg().log() if place.is_rate else weight
                 weight = weight.flatten(0, 1) if place.is_stack else weight
         if left > 1:
             self._open[place.name] = weight, left - 1
