@@ -29,6 +29,11 @@ _OWN_NAMES: Final[dict[str, dict[str, str]]] = {
     "deepseek_v3": {"num_local_experts": "n_routed_experts"},
     "lfm2_moe": {"num_local_experts": "num_experts", "first_k_dense_replace": "num_dense_layers"},
     "qwen2_moe": {"num_local_experts": "num_experts"},
+    "jamba": {"num_local_experts": "num_experts"},
+    "nemotron_h": {
+        "num_local_experts": "n_routed_experts",
+        "shared_expert_intermediate_size": "moe_shared_expert_intermediate_size",
+    },
     "olmoe": {"num_local_experts": "num_experts"},
     "hunyuan_v1_moe": {"num_local_experts": "num_experts", "n_shared_experts": "num_shared_expert"},
     "ernie4_5_moe": {

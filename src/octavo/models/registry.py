@@ -120,7 +120,7 @@ FAMILIES: Final[dict[str, Family]] = {
     ),
     "NemotronHForCausalLM": Family("nemotron_h", nemotron_h.spec, nemotron_h.HF, nemotron_h.GGUF),
     "BambaForCausalLM": Family("bamba", bamba.spec, falcon_h1.HF),
-    "FalconH1ForCausalLM": Family("falcon_h1", falcon_h1.spec, falcon_h1.HF, MAMBA2_GGUF),
+    "FalconH1ForCausalLM": Family("falcon_h1", falcon_h1.spec, falcon_h1.HF, falcon_h1.GGUF),
     "MambaForCausalLM": Family("mamba", mamba.spec, mamba.HF, MAMBA_GGUF),
     "FalconMambaForCausalLM": Family("falcon_mamba", mamba.falcon_spec, mamba.HF, MAMBA_GGUF),
     "Mamba2ForCausalLM": Family("mamba2", mamba.spec_2, mamba.HF_2, MAMBA2_GGUF),

@@ -19,7 +19,7 @@ def spec(config: ConfigReader) -> ModelSpec:
     mamba: Block = read_mamba2(config, common.norm, mamba_width(config))
     mlp = GatedMLP(size=common.intermediate_size, activation=common.activation, bias=config.flag("mlp_bias", False))
     attends = config.get("attn_layer_indices") or []
-    if not isinstance(attends, list) or not set(attends) <= set(range(common.num_layers)):
+    if not isinstance(attends, list) or any(number not in range(common.num_layers) for number in attends):
         raise config.fail("attn_layer_indices", f"is not a list of some of {common.num_layers} layers")
     return common.decoder(
         Sequential(norm=common.norm, attention=attention if number in attends else mamba, mlp=mlp)

@@ -6,13 +6,14 @@ them in their filters. The others multiply weights while they load.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 from octavo.models.blocks import Attention, GatedMLP, Sequential, SideBySide
 from octavo.models.common import Common, read_common
 from octavo.models.config_reader import ConfigReader
 from octavo.models.layout import Layout
-from octavo.models.mamba import MAMBA2_HF, mamba_width, read_mamba2
+from octavo.models.mamba import MAMBA2_GGUF, MAMBA2_HF, mamba_width, read_mamba2
 from octavo.models.spec import ModelSpec
 from octavo.models.state_blocks import Mamba2
 
@@ -23,6 +24,8 @@ HF: Final = Layout(
     ),
     splits=MAMBA2_HF.splits,
 )  # fmt: skip
+#: Files have the norm in front of the MLP without the end of its name.
+GGUF: Final = replace(MAMBA2_GGUF, renames=(*MAMBA2_GGUF.renames, (r"\.ffn_norm$", ".ffn_norm.weight")))
 
 
 def spec(config: ConfigReader) -> ModelSpec:

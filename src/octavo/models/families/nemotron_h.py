@@ -32,6 +32,7 @@ GGUF: Final = replace(MAMBA2_GGUF, has_draft_layers=True, splits=(*MAMBA2_GGUF.s
 _DEFAULTS: Final[dict[str, Any]] = {
     "mlp_hidden_act": "relu2", "rms_norm_eps": 1e-5, "mamba_n_groups": 8, "mamba_d_state": 128, "mamba_d_head": 64,
     "mamba_n_heads": 128, "num_experts": 8, "num_experts_per_tok": 2,
+    "moe_intermediate_size": 7688, "moe_shared_expert_intermediate_size": 7688,
 }  # fmt: skip
 _PATTERN: Final = {"M": "linear_attention", "*": "full_attention", "-": "mlp", "E": "moe"}
 
