@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from engine.harness import Engine, Reply, request
-from models.family_cases import HYBRID, JAMBA, SIZES
+from models.family_cases import FALCON_H1, FALCON_H1_FACTORS, HYBRID, JAMBA, MAMBA, SIZES
 from models.test_head_shapes import LOCAL_AND_GLOBAL, WITH_LATENTS, configuration, spec
 from octavo.core.request import Request
 from octavo.core.scheduler.scheduler import Scheduler
@@ -41,10 +41,18 @@ STATES: dict[str, dict[str, Any]] = {
         "model_type": "granitemoehybrid",
         "num_local_experts": 4,
     },
+    "scans alone": {**MAMBA, "architectures": ["MambaForCausalLM"], "model_type": "mamba"},
+    "scans beside attention": {
+        **FALCON_H1,
+        **FALCON_H1_FACTORS,
+        "architectures": ["FalconH1ForCausalLM"],
+        "model_type": "falcon_h1",
+        "hidden_act": "silu",
+    },
 }
 
 
-@pytest.fixture(scope="module", params=["pages", "latents", "convolutions", "scans", "scans by heads"])
+@pytest.fixture(scope="module", params=["pages", "latents", *STATES])
 def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Engine:
     path = tmp_path_factory.mktemp(request.param)
     if request.param in STATES:

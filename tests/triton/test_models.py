@@ -10,7 +10,7 @@ import torch
 
 from models import test_dense_families as dense
 from models.expert_cases import GPT_OSS_ROPE
-from models.family_cases import HYBRID, JAMBA, LATENT, make_model, transformers_logits
+from models.family_cases import HYBRID, JAMBA, LATENT, MAMBA_2, NEMOTRON_EXPERTS, make_model, transformers_logits
 from models.running import load, prompt_logits
 from octavo.ops.table import Binding, Ops, bind
 
@@ -41,6 +41,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
                                             "num_local_experts": 0}),
     "qwen3-heads-of-512": ("Qwen3", {"head_dim": 512, "num_attention_heads": 2, "num_key_value_heads": 1}),
     "jamba": ("Jamba", {**JAMBA, "num_experts": 4, "num_experts_per_tok": 2}),
+    "mamba2": ("Mamba2", {**MAMBA_2, "num_heads": 4}),
+    "nemotron-h-latent-experts": ("NemotronH", {**NEMOTRON_EXPERTS, "moe_latent_size": 16,
+                                                "layers_block_type": ["full_attention", "moe"]}),
     "lfm2": ("Lfm2", {"layer_types": ["conv", "full_attention"], "block_multiple_of": 16, "conv_bias": True}),
     "deepseek-v3": ("DeepseekV3", {**LATENT, "first_k_dense_replace": 2, "n_group": 3, "topk_group": 2}),
     "gpt-oss": ("GptOss", {"head_dim": 16, "num_local_experts": 3, "num_experts_per_tok": 2, "sliding_window": 8,

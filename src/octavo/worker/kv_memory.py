@@ -155,15 +155,13 @@ def plan_kv_cache(
 
 
 def _no_kv_cache(config: CacheConfig, max_model_len: int, budget: CacheBudget) -> KVCachePlan:
-    """Of a model all of whose layers keep states, which are part of what steps take."""
-    for flag, value in (
-        ("--num-kv-blocks-override", config.num_kv_blocks_override),
-        ("--kv-cache-memory-bytes", config.kv_cache_memory_bytes),
-    ):
-        if value is not None:
-            raise InvalidConfig(
-                f"{flag} {value}: no layer of this model has attention, so that there is no KV cache. Leave it out."
-            )
+    """Of a model all of whose layers keep states, which are part of what steps take. It needs none of the bytes that
+    its KV cache may have."""
+    if config.num_kv_blocks_override is not None:
+        raise InvalidConfig(
+            f"--num-kv-blocks-override {config.num_kv_blocks_override}: no layer of this model has attention, so that "
+            f"there are no blocks. Leave it out."
+        )
     if budget.num_bytes <= 0:
         raise InvalidConfig(
             f"The states of the sequences and the buffers of a step do not fit the memory: {budget.reason}. "

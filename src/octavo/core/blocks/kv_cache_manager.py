@@ -201,14 +201,15 @@ class KVCacheManager:
 
     # ----------------------------------------------------------------------------------------------------- swapping
     def swap_out(self, request: Request) -> list[int]:
-        """The blocks of a running request that the host is to keep, before they are freed; none: it has no room."""
+        """The blocks of a running request that the host is to keep, before they are freed; none: it has no room, or the
+        request no blocks."""
         last = self.num_blocks_of(request.num_computed_tokens)
         block_ids = [
             block_id
             for table, window in zip(request.block_tables, self.windows, strict=True)
             for block_id in table[self._first_needed(window, request.num_computed_tokens) : last]
         ]
-        if len(block_ids) > self.num_free_swap_blocks:
+        if not block_ids or len(block_ids) > self.num_free_swap_blocks:
             return []
         self.num_free_swap_blocks -= len(block_ids)
         self.num_swapped += 1
