@@ -1,14 +1,20 @@
-"""Options of models with Mamba that are not implemented are refused by their names."""
+"""Options of models with Mamba that are not implemented are refused by their names; what exports call its tensors."""
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
-from models.family_cases import BAMBA, FALCON_H1, HYBRID, MAMBA, MAMBA_2, SIZES
+from models.family_cases import BAMBA, CASES, FALCON_H1, HYBRID, MAMBA, MAMBA_2, PROMPTS, SIZES, make_model
+from models.running import load, prompt_logits
 from octavo.base.errors import CheckpointError
 from octavo.models.registry import model_spec
+from octavo.ops.table import bind
 
 GRANITE: dict[str, Any] = {**SIZES, **HYBRID, "architectures": ["GraniteMoeHybridForCausalLM"], "num_local_experts": 0}
 NEMOTRON: dict[str, Any] = {
@@ -56,7 +62,7 @@ def test_options_of_nemotron_h(changes: dict[str, Any], message: str) -> None:
 
 
 OTHERS: dict[str, dict[str, Any]] = {
-    "FalconH1ForCausalLM": {**SIZES, **FALCON_H1, "hidden_act": "silu"},
+    "FalconH1ForCausalLM": {**SIZES, **FALCON_H1},
     "BambaForCausalLM": {**SIZES, **BAMBA},
     "MambaForCausalLM": {**SIZES, **MAMBA},
     "FalconMambaForCausalLM": {**SIZES, **MAMBA},
@@ -95,3 +101,15 @@ def test_contexts_are_as_long_as_a_configuration_says_or_longer_than_any_prompt(
     config = {**SIZES, **MAMBA, "architectures": ["MambaForCausalLM"]}
     assert model_spec(config, "test").max_position_embeddings == 128
     assert model_spec({**config, "max_position_embeddings": None}, "test").max_position_embeddings == 262_144
+
+
+def test_names_of_other_exports(tmp_path: Path) -> None:
+    """Mamba-Codestral's begin with `model.`, and older files of Mamba have one embedding."""
+    ops = bind("cpu", "reference")
+    for case, old, new in (("mamba2", r"^", "model."), ("mamba", r"\.embeddings\.", ".embedding.")):
+        path = tmp_path / case
+        make_model(path, *CASES[case])
+        expected = prompt_logits(load(path, ops), ops, PROMPTS)
+        tensors = load_file(path / "model.safetensors")
+        save_file({re.sub(old, new, name): tensor for name, tensor in tensors.items()}, path / "model.safetensors")
+        assert torch.equal(torch.stack(prompt_logits(load(path, ops), ops, PROMPTS)), torch.stack(expected))

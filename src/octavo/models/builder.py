@@ -143,9 +143,8 @@ class Builder:
         """Of a convolution: [taps, width], float32, and their bias. `scale`: they are multiplied by it, the bias is
         not: as if their input were."""
         declared = Matrix(name=name, gguf=gguf, rows=width)
-        return self.table(name, gguf, (taps, width), scale), self.vector(
-            [declared], name, "bias", "bias"
-        ) if bias else None
+        weight = self.table(name, gguf, (taps, width), scale)
+        return weight, self.vector([declared], name, "bias", "bias") if bias else None
 
     def table(self, name: str, gguf: str, shape: tuple[int, ...], scale: float = 1.0) -> Weight:
         """Numbers that no product is made with, float32; what is stored is multiplied by `scale`."""

@@ -30,7 +30,7 @@ GGUF: Final = replace(MAMBA2_GGUF, renames=(*MAMBA2_GGUF.renames, (r"\.ffn_norm$
 
 def spec(config: ConfigReader) -> ModelSpec:
     config = config if config.has("mamba_d_ssm") else config.merged({"mamba_d_ssm": 1024})
-    common = read_common(config.with_defaults({"rms_norm_eps": 1e-5}))
+    common = read_common(config.with_defaults({"rms_norm_eps": 1e-5, "hidden_act": "silu"}))
     gate_scale, down_scale = config.factors("mlp_multipliers", 2)
     mlp = GatedMLP(
         size=common.intermediate_size, activation=common.activation, bias=config.flag("mlp_bias", False),
