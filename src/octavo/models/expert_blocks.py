@@ -27,30 +27,19 @@ class MixtureOfExperts:
     router_bias: bool = False
     bias: bool = False  # of the experts' matrices
     scales_input: bool = False  # an expert's weight multiplies what goes into it, and not what comes out
-    latent: int = 0  # experts compute with so many columns, between two matrices for all; 0: with those of x
-    latent_bias: bool = False
 
     def emit(self, build: Builder, x: Buffer) -> Buffer:
-        """The router reads x itself, whatever the experts do."""
-        choice = self._choice(build, x)
-        if not self.latent:
-            return self._experts(build, x, *choice)
-        declared = Matrix(name="mlp.latent_down", gguf="ffn_latent_down", rows=self.latent, bias=self.latent_bias)
-        out = self._experts(build, build.linear(x, "mlp.latent_down", [declared], shard=None), *choice)
-        declared = Matrix(name="mlp.latent_up", gguf="ffn_latent_up", rows=x.width, bias=self.latent_bias)
-        return build.linear(out, "mlp.latent_up", [declared], shard=None)
+        return self.emit_routed(build, x, x)
 
-    def _choice(self, build: Builder, x: Buffer) -> tuple[Buffer, Buffer, Buffer]:
+    def emit_routed(self, build: Builder, x: Buffer, router_x: Buffer) -> Buffer:
+        """The router looks at `router_x`."""
+        k, numbers = self.top_k, range(self.num_experts)
         router = Matrix(name="mlp.gate", gguf="ffn_gate_inp", rows=self.num_experts, bias=self.router_bias)
-        scores = build.router(x, "mlp.gate", router)
-        ids, weights, places = build.top_k_buffers("mlp.experts", self.top_k)
+        scores = build.router(router_x, "mlp.gate", router)
+        ids, weights, places = build.top_k_buffers("mlp.experts", k)
         choice = Matrix(name="mlp.gate.e_score_correction", gguf="exp_probs_b", rows=self.num_experts)
         choice_bias = build.vector([choice], choice.name, "bias", "bias") if self.has_choice_bias else None
         build.ops.append(Route(ids=ids, weights=weights, scores=scores, routing=self.routing, bias=choice_bias))
-        return ids, weights, places
-
-    def _experts(self, build: Builder, x: Buffer, ids: Buffer, weights: Buffer, places: Buffer) -> Buffer:
-        k, numbers = self.top_k, range(self.num_experts)
 
         def part(expert: int, name: str, rows: int) -> Matrix:
             gguf = f"ffn_{name}_exps.{expert}"
@@ -102,6 +91,22 @@ class WithShared:
 def shared_mlp(size: int, activation: Activation, name: str = "mlp.shared_experts") -> GatedMLP:
     """The MLP of `WithShared`."""
     return GatedMLP(size=size, activation=activation, name=name, gguf_suffix="_shexp")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentExperts:
+    """Experts of latents: up(experts(down(x))). The router looks at x."""
+
+    experts: MixtureOfExperts
+    size: int  # of a latent
+    bias: bool = False
+
+    def emit(self, build: Builder, x: Buffer) -> Buffer:
+        down = Matrix(name="mlp.latent_down", gguf="ffn_latent_down", rows=self.size, bias=self.bias)
+        latent = build.linear(x, "mlp.latent_down", [down], shard=None)
+        out = self.experts.emit_routed(build, latent, x)
+        up = Matrix(name="mlp.latent_up", gguf="ffn_latent_up", rows=x.width, bias=self.bias)
+        return build.linear(out, "mlp.latent_up", [up], shard=None)
 
 
 @dataclass(frozen=True, kw_only=True)

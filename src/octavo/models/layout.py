@@ -59,8 +59,8 @@ class Layout:
     renames: tuple[tuple[str, str], ...] = ()  # pattern, replacement; of parts of a name, one after the other
     splits: tuple[Split, ...] = ()
     transposed: str = ""  # matrices that stand as [in, out]
-    rates: str = ""  # numbers that stand as -exp(a), where a is declared
     skipped: tuple[tuple[str, int], ...] = ()  # pattern, so many rows in front that the model has no use for
+    minus_exp: str = ""  # vectors that stand as -exp(x) of what is declared
     interleaved: bool = False  # of what is rotated in a head the pairs are (0, 1), (2, 3), ..., not the halves
 
 
@@ -73,7 +73,6 @@ class _Place:
     number: int
     kind: SplitKind
     transposed: bool
-    is_rate: bool
     num_parts: int  # tensors of a group: of one expert or head, and otherwise all of them; groups are alike
     skipped: int
 
@@ -155,7 +154,6 @@ class TensorSource:
         for pattern, replacement in self._layout.renames:
             renamed = re.sub(pattern, replacement, renamed)
         transposed = bool(re.fullmatch(self._layout.transposed, renamed))
-        is_rate = bool(re.fullmatch(self._layout.rates, renamed))
         skipped = next((rows for pattern, rows in self._layout.skipped if re.fullmatch(pattern, renamed)), 0)
         names: tuple[str, ...] = (renamed,)
         kind: SplitKind = "parts"
@@ -172,7 +170,7 @@ class TensorSource:
             if each in self._places:
                 both = f"{self._places[each].name!r} and {name!r}"
                 raise CheckpointError(f"{self._checkpoint.source}: the tensors {both} are both {each!r} of the model")
-            self._places[each] = _Place(name, names, number, kind, transposed, is_rate, num_parts, skipped)
+            self._places[each] = _Place(name, names, number, kind, transposed, num_parts, skipped)
 
     def _shape(self, place: _Place) -> tuple[int, ...]:
         """What the tensor of the checkpoint must have."""
@@ -197,6 +195,13 @@ class TensorSource:
 
     def get(self, tensor: TensorDecl) -> Weight:
         """As declared. A float tensor may be a view of the file and must not be written to."""
+        found = self._stored(tensor)
+        if re.fullmatch(self._layout.minus_exp, self._key(tensor)):
+            return (-as_floats(found)).log()
+        return found
+
+    def _stored(self, tensor: TensorDecl) -> Weight:
+        """The rows of the checkpoint that the declared tensor is made of."""
         place = self._places[self._key(tensor)]
         weight = self._whole(place)
         if tensor.role == "norm" and isinstance(weight, Tensor):
@@ -223,7 +228,6 @@ class TensorSource:
             if isinstance(weight, Tensor):
                 weight = weight.view(self._shape(place))
                 weight = weight.transpose(-2, -1) if place.transposed else weight
-                weight = weight.neg().log() if place.is_rate else weight
                 weight = weight.flatten(0, 1) if place.is_stack else weight
         if left > 1:
             self._open[place.name] = weight, left - 1

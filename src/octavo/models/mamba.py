@@ -25,7 +25,7 @@ MAMBA_GGUF: Final = Layout(
         Split(r"(blk\.\d+\.ssm_)x\.weight", (r"\1dt_in.weight", r"\1b.weight", r"\1c.weight")),
     ),
     transposed=r"blk\.\d+\.ssm_(?:conv1d|a)\.weight",
-    rates=r"blk\.\d+\.ssm_a\.weight",
+    minus_exp=r"blk\.\d+\.ssm_a\.weight",
 )
 
 #: Names of what one tensor of Mamba 2's holds, one below the other.
@@ -46,7 +46,7 @@ MAMBA2_GGUF: Final = Layout(
         Split(r"(blk\.\d+\.ssm_)conv1d\.(weight)", tuple(rf"\1conv_{name}.\2" for name in _CONVOLVED), "turned"),
         Split(r"(blk\.\d+\.ssm_)conv1d\.(bias)", tuple(rf"\1conv_{name}.\2" for name in _CONVOLVED)),
     ),
-    rates=r"blk\.\d+\.ssm_a\.weight",
+    minus_exp=r"blk\.\d+\.ssm_a\.weight",
 )
 
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 from octavo.models.blocks import MLP, Attention, Block, Sequential
 from octavo.models.common import MAX_LATENT, Common, read_common, read_experts, read_noaux_routing
 from octavo.models.config_reader import MAX_LAYERS, MAX_SIZE, ConfigReader
-from octavo.models.expert_blocks import WithShared
+from octavo.models.expert_blocks import LatentExperts, WithShared
 from octavo.models.layout import GGUF_EXPERTS, STACKED_EXPERTS, Layout, Split
 from octavo.models.mamba import MAMBA2_GGUF, MAMBA2_HF, read_mamba2
 from octavo.models.spec import ModelSpec
@@ -73,11 +73,10 @@ def spec(config: ConfigReader) -> ModelSpec:
 def _experts(config: ConfigReader, common: Common) -> Block:
     """Experts, which may compute with latents of the rows, and an MLP for every row."""
     bias = config.flag("mlp_bias", False)
-    latent = 0 if config.get("moe_latent_size") is None else config.integer("moe_latent_size", high=MAX_LATENT)
-    experts = read_experts(
-        config, common, routing=read_noaux_routing(config), has_choice_bias=True, gated=False, latent=latent,
-        latent_bias=bias,
-    )  # fmt: skip
+    routed = read_experts(config, common, routing=read_noaux_routing(config), has_choice_bias=True, gated=False)
+    experts: Block = routed
+    if config.get("moe_latent_size") is not None:
+        experts = LatentExperts(experts=routed, size=config.integer("moe_latent_size", high=MAX_LATENT), bias=bias)
     shared = MLP(
         size=config.integer("moe_shared_expert_intermediate_size"), activation=common.activation, bias=bias,
         name="mlp.shared_experts", gguf_suffix="_shexp",
