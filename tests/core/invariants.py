@@ -40,7 +40,8 @@ def check_blocks(scheduler: Scheduler) -> None:
     users = Counter(block_id for request in running for table in request.block_tables for block_id in table)
     del users[NULL_BLOCK_ID]
     for request in scheduler.running:
-        assert min(map(len, request.block_tables)) * kv.block_size == request.num_allocated_tokens
+        for num_blocks in [min(map(len, request.block_tables))] if kv.windows else []:
+            assert num_blocks * kv.block_size == request.num_allocated_tokens
         for table, window in zip(request.block_tables, kv.windows, strict=True):
             # What no later token sees has been given back, and nothing else.
             first = first_needed_block(window, request.num_computed_tokens, kv.block_size)

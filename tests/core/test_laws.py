@@ -61,7 +61,7 @@ class Laws(RuleBasedStateMachine):
         num_swap_blocks=st.sampled_from([0, 4, 100]),
         caches_output=st.booleans(),
         drafts=st.booleans(),
-        windows=st.sampled_from([(0,), (0,), (0, 3), (0, 4, 4), (5,), (2, 6)]),
+        windows=st.sampled_from([(0,), (0,), (0, 3), (0, 4, 4), (5,), (2, 6), ()]),
     )
     def start(
         self,
@@ -82,7 +82,8 @@ class Laws(RuleBasedStateMachine):
             max_model_len=CONTEXT, num_kv_blocks=num_blocks, block_size=block_size, max_num_seqs=max_num_seqs,
             max_num_batched_tokens=budget if chunked else CONTEXT,
             max_num_prefill_tokens=min(prefill, budget) if chunked else CONTEXT,
-            num_swap_blocks=num_swap_blocks, caches_output=caches_output, kv_group_windows=windows,
+            num_swap_blocks=num_swap_blocks if windows else 0, caches_output=caches_output, kv_group_windows=windows,
+            has_states=not windows,
         )  # fmt: skip
         config = EngineConfig(
             cache=CacheConfig(enable_prefix_caching=caching), scheduler=SchedulerConfig(enable_chunked_prefill=chunked)

@@ -12,7 +12,16 @@ import pytest
 import torch
 
 from engine.harness import Engine, Reply, request
-from models.family_cases import DELTA, DELTA_EXPERTS, HYBRID, JAMBA, SIZES
+from models.family_cases import (
+    DELTA,
+    DELTA_EXPERTS,
+    FALCON_H1,
+    FALCON_H1_FACTORS,
+    HYBRID,
+    JAMBA,
+    MAMBA,
+    SIZES,
+)
 from models.test_head_shapes import LOCAL_AND_GLOBAL, WITH_LATENTS, configuration, spec
 from octavo.core.request import Request
 from octavo.core.scheduler.scheduler import Scheduler
@@ -47,10 +56,18 @@ STATES: dict[str, dict[str, Any]] = {
         "architectures": ["Qwen3NextForCausalLM"],
         "model_type": "qwen3_next",
     },
+    "scans alone": {**MAMBA, "architectures": ["MambaForCausalLM"], "model_type": "mamba"},
+    "scans beside attention": {
+        **FALCON_H1,
+        **FALCON_H1_FACTORS,
+        "architectures": ["FalconH1ForCausalLM"],
+        "model_type": "falcon_h1",
+        "hidden_act": "silu",
+    },
 }
 
 
-@pytest.fixture(scope="module", params=["pages", "latents", "convolutions", "scans", "scans by heads", "delta rules"])
+@pytest.fixture(scope="module", params=["pages", "latents", *STATES])
 def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Engine:
     path = tmp_path_factory.mktemp(request.param)
     if request.param in STATES:

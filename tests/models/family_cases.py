@@ -98,6 +98,25 @@ DELTA_EXPERTS: dict[str, Any] = {
     "moe_intermediate_size": 48,
     "shared_expert_intermediate_size": 40,
 }
+MAMBA: dict[str, Any] = {"state_size": 8, "time_step_rank": 6, "conv_kernel": 3}
+MAMBA_2: dict[str, Any] = {"state_size": 16, "num_heads": 8, "head_dim": 16, "n_groups": 2}
+FALCON_H1: dict[str, Any] = {
+    "mamba_d_ssm": 96, "mamba_n_heads": 4, "mamba_n_groups": 2, "mamba_d_state": 24, "mamba_d_conv": 3,
+    "head_dim": 16, "pad_token_id": None,
+}  # fmt: skip
+FALCON_H1_FACTORS: dict[str, Any] = {
+    "embedding_multiplier": 5.0, "lm_head_multiplier": 0.25, "mlp_multipliers": [0.75, 0.3], "key_multiplier": 0.4,
+    "attention_in_multiplier": 1.25, "attention_out_multiplier": 0.9, "ssm_in_multiplier": 1.5,
+    "ssm_out_multiplier": 0.6, "ssm_multipliers": [0.7, 1.4, 0.8, 1.3, 0.5],
+}  # fmt: skip
+BAMBA: dict[str, Any] = {
+    "attn_layer_indices": [1], "mamba_n_heads": 4, "mamba_n_groups": 2, "mamba_d_state": 24, "pad_token_id": None,
+}  # fmt: skip
+NEMOTRON_EXPERTS: dict[str, Any] = {
+    "layers_block_type": ["linear_attention", "moe", "full_attention", "moe"], "head_dim": 16, "mamba_num_heads": 4,
+    "mamba_head_dim": 20, "n_groups": 2, "ssm_state_size": 16, "n_routed_experts": 6, "num_experts_per_tok": 3,
+    "moe_intermediate_size": 48, "moe_shared_expert_intermediate_size": 40, "routed_scaling_factor": 2.5,
+}  # fmt: skip
 LFM2_LAYERS = ["conv", "full_attention", "conv"]
 GEMMA_ROPES = {
     "full_attention": {"rope_type": "linear", "rope_theta": 5_000.0, "factor": 8.0},
@@ -122,6 +141,10 @@ FOREIGN: dict[str, tuple[str, ...]] = {
     "Bloom": ("num_key_value_heads", "intermediate_size", "max_position_embeddings"),
     "OPT": ("num_key_value_heads", "intermediate_size"),
     "Persimmon": ("num_key_value_heads",),
+    **dict.fromkeys(
+        ("Mamba", "FalconMamba", "Mamba2"),
+        ("intermediate_size", "num_attention_heads", "num_key_value_heads", "max_position_embeddings"),
+    ),
     "Mpt": (
         "num_key_value_heads",
         "intermediate_size",
@@ -372,6 +395,49 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "attention_bias": True,
         },
     ),
+    "nemotron-h-experts": ("NemotronH", {**NEMOTRON_EXPERTS, "n_group": 3, "topk_group": 2}),
+    "nemotron-h-latent-experts": (
+        "NemotronH",
+        {**NEMOTRON_EXPERTS, "moe_latent_size": 32, "mlp_bias": True, "norm_topk_prob": False, "use_conv_bias": False},
+    ),
+    "mamba": ("Mamba", MAMBA),
+    "mamba-untied-biases": (
+        "Mamba",
+        {**MAMBA, "time_step_rank": "auto", "use_bias": True, "use_conv_bias": False, "tie_word_embeddings": False},
+    ),
+    "falcon-mamba": ("FalconMamba", {**MAMBA, "mixer_rms_eps": 1e-3, "layer_norm_epsilon": 1e-4}),
+    "mamba2": ("Mamba2", MAMBA_2),
+    "mamba2-tied-wide": (
+        "Mamba2",
+        {
+            "expand": 3,
+            "num_heads": 6,
+            "head_dim": 32,
+            "n_groups": 1,
+            "state_size": 40,
+            "use_conv_bias": False,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "falcon-h1": ("FalconH1", {**FALCON_H1, **FALCON_H1_FACTORS}),
+    "falcon-h1-normed-biases": (
+        "FalconH1",
+        {
+            **FALCON_H1,
+            **FALCON_H1_FACTORS,
+            "attention_in_multiplier": 1.0,
+            "mamba_d_ssm": None,
+            "mamba_rms_norm": True,
+            "mamba_norm_before_gate": False,
+            "projectors_bias": True,
+            "attention_bias": True,
+            "mlp_bias": True,
+            "mamba_conv_bias": False,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "bamba": ("Bamba", BAMBA),
+    "bamba-biases": ("Bamba", {**BAMBA, "attention_bias": True, "mlp_bias": True, "mamba_conv_bias": False}),
     "qwen3-heads-of-512": ("Qwen3", {"head_dim": 512, "num_attention_heads": 2, "num_key_value_heads": 1}),
     "jamba": ("Jamba", {**JAMBA, "num_experts": 4, "num_experts_per_tok": 2}),
     "jamba-dense-biases": (

@@ -56,7 +56,7 @@ def test_a_token_costs_two_operations_for_each_weight_of_the_layers(case: str, t
 #: Families with operations that the others do not have.
 OTHER_KINDS = (
     "gpt2", "gpt-neox", "bloom", "phi3-longrope-partial-window", "mixtral", "qwen3-moe", "gpt-oss", "qwen2-moe",
-    "glm4-moe", "deepseek-v3", "lfm2", "jamba", "granite-hybrid", "nemotron-h",
+    "glm4-moe", "deepseek-v3", "lfm2", "jamba", "granite-hybrid", "nemotron-h", "falcon-mamba", "mamba2",
     "qwen3-next", "olmo-hybrid",
 )  # fmt: skip
 

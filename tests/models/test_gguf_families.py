@@ -424,7 +424,7 @@ def metadata_of(arch: str = "llama", **changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("arch", "changes", "message"),
     [
-        ("mamba", {}, "'mamba' is not supported"),
+        ("rwkv7", {}, "'rwkv7' is not supported"),
         ("llama", {"expert_count": 8}, "not a complete mixtral model"),
         ("llama", {"rope.dimension_count": 16}, "rope.dimension_count"),
         ("gptneox", {"rope.dimension_count": 8, "attention.head_count": None}, "rope.dimension_count"),

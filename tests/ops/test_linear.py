@@ -18,7 +18,7 @@ from octavo.ops.cpu.linear import (
     pack_linear_many,
     tied_embedding,
 )
-from octavo.quant.packed import E4M3_VALUES, QuantizedWeight, ScaleLevels, multiplied
+from octavo.quant.packed import E4M3_VALUES, QuantizedWeight, ScaleLevels, multiplied, scaled
 
 pytestmark = pytest.mark.usefixtures("isa")
 
@@ -418,3 +418,18 @@ def test_the_pool_can_be_resized_between_calls() -> None:
 def test_threads_are_at_least_one() -> None:
     with pytest.raises(ValueError, match="threads"):
         _cpu.set_num_threads(0)
+
+
+def test_a_weight_times_a_number_is_that_many_times_as_large() -> None:
+    """Floats are rounded once more; values of a file are not touched."""
+    weights = [
+        quantized(3, 64, 4, 32, False, torch.float16), quantized(3, 64, 8, 32, True, torch.float32),
+        two_level(3, 256, 6, 16, mins=False), two_level(3, 256, 4, 32, mins=True), of_table(3, 64, 4, 32),
+    ]  # fmt: skip
+    for weight in weights:
+        times = scaled(weight, 0.3)
+        assert isinstance(times, QuantizedWeight) and times.values is weight.values
+        torch.testing.assert_close(times.dequantize(), 0.3 * weight.dequantize())
+        assert scaled(weight, 1.0) is weight
+    floats = torch.randn(3, 64, generator=torch.Generator().manual_seed(1)).bfloat16()
+    assert torch.equal(scaled(floats, 0.3), (floats.float() * 0.3).bfloat16())

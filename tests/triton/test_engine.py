@@ -14,6 +14,7 @@ import transformers
 from engine.drafters import Oracle
 from engine.harness import Engine, Reply, Run, request
 from octavo.base.config import CacheConfig, EngineConfig, ModelConfig, ParallelConfig, SchedulerConfig
+from octavo.base.errors import InvalidConfig
 from octavo.core.grammar.structured import LLGuidanceCompiler
 from octavo.device.aside import tensors_of
 from octavo.wire.messages import AddRequest
@@ -27,11 +28,18 @@ VOCAB = 96
 class TinyEngine(Engine):
     """A random model on one device, without a tokenizer."""
 
-    def __init__(self, model: Path, device: Any, monkeypatch: pytest.MonkeyPatch, **parallel: Any) -> None:
+    def __init__(
+        self,
+        model: Path,
+        device: Any,
+        monkeypatch: pytest.MonkeyPatch,
+        num_kv_blocks: int | None = 60,
+        **parallel: Any,
+    ) -> None:
         self.device = device
         self.config = EngineConfig(
             model=ModelConfig(model=str(model), max_model_len=96),
-            cache=CacheConfig(num_kv_blocks_override=60),
+            cache=CacheConfig(num_kv_blocks_override=num_kv_blocks),
             scheduler=SchedulerConfig(max_num_seqs=6, max_num_batched_tokens=48),
             parallel=ParallelConfig(**parallel),
         )
@@ -249,3 +257,19 @@ def test_states_and_latents_in_captured_steps_and_through_preemption(
     run = engine.run(requests_under_test(), scheduler=scheduler, ahead=True)
     assert run.num_preemptions > 0 and (run.num_swapped > 0) == (kind == "latents")
     check(run, expected)
+
+
+def test_states_alone_need_no_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(4)
+    config = transformers.MambaConfig(
+        vocab_size=VOCAB, hidden_size=32, state_size=8, num_hidden_layers=1, initializer_range=0.3
+    )
+    transformers.MambaForCausalLM(config).save_pretrained(tmp_path)
+    requests = requests_under_test()[:4]
+    expected = TinyEngine(tmp_path, None, monkeypatch, None).run(requests).replies
+    engine = TinyEngine(tmp_path, InterpretedDevice(), monkeypatch, None)
+    assert engine.info.kv_group_windows == () and engine.info.kv_cache_bytes == engine.info.num_swap_blocks == 0
+    check(engine.run(requests, ahead=True, per_step=1), expected)
+    assert engine.device.num_replays > 0
+    with pytest.raises(InvalidConfig, match="--num-kv-blocks-override 60: no layer of this model has attention"):
+        TinyEngine(tmp_path, None, monkeypatch)

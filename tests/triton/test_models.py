@@ -10,7 +10,17 @@ import torch
 
 from models import test_dense_families as dense
 from models.expert_cases import GPT_OSS_ROPE
-from models.family_cases import DELTA, DELTA_EXPERTS, HYBRID, JAMBA, LATENT, make_model, transformers_logits
+from models.family_cases import (
+    DELTA,
+    DELTA_EXPERTS,
+    HYBRID,
+    JAMBA,
+    LATENT,
+    MAMBA_2,
+    NEMOTRON_EXPERTS,
+    make_model,
+    transformers_logits,
+)
 from models.running import load, prompt_logits
 from octavo.ops.table import Binding, Ops, bind
 
@@ -43,6 +53,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "jamba": ("Jamba", {**JAMBA, "num_experts": 4, "num_experts_per_tok": 2}),
     "qwen3-next": ("Qwen3Next", {**DELTA, **DELTA_EXPERTS, "layer_types": ["linear_attention", "full_attention"],
                                  "linear_value_head_dim": 40}),
+    "mamba2": ("Mamba2", {**MAMBA_2, "num_heads": 4}),
+    "nemotron-h-latent-experts": ("NemotronH", {**NEMOTRON_EXPERTS, "moe_latent_size": 16,
+                                                "layers_block_type": ["full_attention", "moe"]}),
     "lfm2": ("Lfm2", {"layer_types": ["conv", "full_attention"], "block_multiple_of": 16, "conv_bias": True}),
     "deepseek-v3": ("DeepseekV3", {**LATENT, "first_k_dense_replace": 2, "n_group": 3, "topk_group": 2}),
     "gpt-oss": ("GptOss", {"head_dim": 16, "num_local_experts": 3, "num_experts_per_tok": 2, "sliding_window": 8,

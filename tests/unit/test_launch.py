@@ -256,6 +256,8 @@ def test_the_report_tells_what_fits() -> None:
     report = "\n".join(launch.startup_report("tiny", info, 2.0))
     for part in ("1600 tokens", "fit at once: 3", "cpu (linear), reference (sample)", "in 2.0 s (weights 1.2)"):
         assert part in report
+    stateful = msgspec.structs.replace(info, kv_group_windows=(), num_kv_blocks=2, kv_cache_bytes=0)
+    assert "no KV cache: no layer has attention" in "\n".join(launch.startup_report("tiny", stateful, 2.0))
 
 
 def test_progress_is_logged_once_a_second(caplog: pytest.LogCaptureFixture) -> None:

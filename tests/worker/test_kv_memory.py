@@ -86,3 +86,16 @@ def test_advice_for_a_long_context_can_be_followed() -> None:
     with pytest.raises(InvalidConfig, match="needs 2 MiB, and there are 2 MiB free here: ask for a shorter") as caught:
         plan(budget=SMALL, max_model_len_given=True)
     assert "--kv-cache-memory-bytes" not in caught.value.message.split("). ")[1]
+
+
+def test_without_attention_there_is_nothing_to_decide() -> None:
+    result = plan(windows=(), bytes_per_block=0, max_model_len=1 << 20)
+    assert (result.total_bytes, result.max_model_len, result.max_request_tokens) == (0, 1 << 20, 1 << 20)
+    assert plan(CacheConfig(kv_cache_memory_bytes=1_000), windows=(), bytes_per_block=0) == plan(
+        windows=(), bytes_per_block=0
+    )
+    with pytest.raises(InvalidConfig, match="--num-kv-blocks-override 8: no layer of this model has attention"):
+        plan(CacheConfig(num_kv_blocks_override=8), windows=(), bytes_per_block=0)
+    full = CacheBudget(0, "0% of it, with 90.0 GiB kept for steps", FreeMemory(0, "here"), DEFAULT_CACHE_BYTES)
+    with pytest.raises(InvalidConfig, match="with 90.0 GiB kept for steps. Give a lower --max-num-seqs"):
+        plan(windows=(), bytes_per_block=0, budget=full)

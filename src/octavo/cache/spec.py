@@ -57,10 +57,12 @@ class CacheGroup:
 
 
 def cache_groups(kinds: Sequence[LayerKV], sizes: Sequence[int] | None = None) -> tuple[CacheGroup, ...]:
-    """The groups of layers 0, 1, 2 ..., those that see all keys first.
+    """The groups of layers 0, 1, 2 ..., those that see all keys first; none where no layer keeps keys.
 
     `sizes`: how much each layer keeps of a token; None: all the same.
     """
+    if not kinds:
+        return ()
     sizes = sizes or [1] * len(kinds)
     by_kind: dict[LayerKV, list[int]] = {}
     for layer, kind in enumerate(kinds):

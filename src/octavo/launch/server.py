@@ -183,7 +183,27 @@ def served_names(config: ServeConfig) -> tuple[str, ...]:
 
 def startup_report(name: str, info: EngineInfo, seconds: float) -> list[str]:
     """What is served and how, in a few lines."""
+    split = ", ".join(f"{phase} {spent:.1f}" for phase, spent in info.load_seconds.items())
+    by_kind: dict[str, list[str]] = {}
+    for op, kind in sorted(info.ops.items()):
+        by_kind.setdefault(kind, []).append(op)
+    # When all operations have kernels of one kind, the kind is enough.
+    ops = ", ".join(kind if len(by_kind) == 1 else f"{kind} ({' '.join(names)})" for kind, names in by_kind.items())
+    return [
+        f"model {name}: {info.model_type}, {info.num_params / 1e6:.0f} M parameters, {info.weight_bytes / 2**20:.0f} "
+        f"MiB, weights {info.dtype}, quantization {info.quantization}",
+        f"device {info.device}; kernels: {ops or 'none'}",
+        f"context {info.max_model_len} tokens; at most {info.max_num_seqs} sequences and "
+        f"{info.max_num_batched_tokens} tokens a step, {info.max_num_prefill_tokens} of prompts",
+        _cache_report(info),
+        f"started in {seconds:.1f} s ({split})" if split else f"started in {seconds:.1f} s",
+    ]
+
+
+def _cache_report(info: EngineInfo) -> str:
     windows = info.kv_group_windows
+    if not windows:
+        return "no KV cache: no layer has attention, and what layers keep of a sequence does not grow"
     each = max_sequence_blocks(windows, info.max_model_len, info.block_size, info.max_num_prefill_tokens)
     fit = (info.num_kv_blocks - 1) // max(1, each)
     blocks = f"{info.num_kv_blocks} blocks of {info.block_size}"
@@ -193,19 +213,7 @@ def startup_report(name: str, info: EngineInfo, seconds: float) -> list[str]:
         )
     else:
         blocks += f" = {info.num_kv_blocks * info.block_size} tokens"
-    by_kind: dict[str, list[str]] = {}
-    for op, kind in sorted(info.ops.items()):
-        by_kind.setdefault(kind, []).append(op)
-    # When all operations have kernels of one kind, the kind is enough.
-    ops = ", ".join(kind if len(by_kind) == 1 else f"{kind} ({' '.join(names)})" for kind, names in by_kind.items())
-    split = ", ".join(f"{phase} {spent:.1f}" for phase, spent in info.load_seconds.items())
-    return [
-        f"model {name}: {info.model_type}, {info.num_params / 1e6:.0f} M parameters, {info.weight_bytes / 2**20:.0f} "
-        f"MiB, weights {info.dtype}, quantization {info.quantization}",
-        f"device {info.device}; kernels: {ops or 'none'}",
-        f"context {info.max_model_len} tokens; at most {info.max_num_seqs} sequences and "
-        f"{info.max_num_batched_tokens} tokens a step, {info.max_num_prefill_tokens} of prompts",
+    return (
         f"KV cache {info.kv_cache_bytes / 2**20:.0f} MiB of {info.kv_cache_dtype}: {blocks}; requests of full length "
-        f"that fit at once: {fit}",
-        f"started in {seconds:.1f} s ({split})" if split else f"started in {seconds:.1f} s",
-    ]
+        f"that fit at once: {fit}"
+    )

@@ -62,6 +62,7 @@ class Attention:
     bias: bool = False  # of q, k and v
     o_bias: bool = False
     is_gated: bool = False  # each value that a head gives is multiplied by the sigmoid of one of a product of x
+    o_scale: float = 1.0  # the result is multiplied by it
 
     def emit(self, build: Builder, x: Buffer) -> Buffer:
         heads, dim = self.heads, self.heads.head_dim
@@ -115,7 +116,10 @@ class Attention:
         if self.is_gated:
             gate = part(name="self_attn.gate_proj", gguf="attn_gate", rows=heads.size)
             build.ops.append(Gate(x=attended, gates=build.linear(x, "self_attn.gate", [gate], shard=0), kind="sigmoid"))
-        o = Matrix(name="self_attn.o_proj", gguf="attn_output", rows=x.width, bias=self.o_bias)
+        o = Matrix(
+            name="self_attn.o_proj", gguf="attn_output", rows=x.width, bias=self.o_bias, scale=self.o_scale,
+            bias_scale=self.o_scale,
+        )  # fmt: skip
         return build.linear(attended, "self_attn.o", [o], shard=1)
 
     def _norm_parts(self, build: Builder, qkv: Buffer, norm: NormSpec, rotary: int) -> None:
@@ -199,23 +203,28 @@ class LatentAttention:
 
 @dataclass(frozen=True, kw_only=True)
 class GatedMLP:
-    """down(act(gate(x)) * up(x))."""
+    """down(act(gate(x)) * up(x)), where gate and down may have a factor each."""
 
     size: int
     activation: Activation
     bias: bool = False
     name: str = "mlp"
     gguf_suffix: str = ""
+    gate_scale: float = 1.0
+    down_scale: float = 1.0
 
     def emit(self, build: Builder, x: Buffer) -> Buffer:
-        def part(name: str, rows: int) -> Matrix:
+        def part(name: str, rows: int, scale: float = 1.0) -> Matrix:
             gguf = f"ffn_{name}{self.gguf_suffix}"
-            return Matrix(name=f"{self.name}.{name}_proj", gguf=gguf, rows=rows, bias=self.bias)
+            return Matrix(
+                name=f"{self.name}.{name}_proj", gguf=gguf, rows=rows, bias=self.bias, scale=scale, bias_scale=scale
+            )
 
-        gate_up = build.linear(x, f"{self.name}.gate_up", [part("gate", self.size), part("up", self.size)], shard=0)
+        inside = [part("gate", self.size, self.gate_scale), part("up", self.size)]
+        gate_up = build.linear(x, f"{self.name}.gate_up", inside, shard=0)
         act = build.buffer(f"{self.name}.act", self.size)
         build.ops.append(Act(out=act, x=gate_up, kind=self.activation))
-        return build.linear(act, f"{self.name}.down", [part("down", x.width)], shard=1)
+        return build.linear(act, f"{self.name}.down", [part("down", x.width, self.down_scale)], shard=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,13 +234,17 @@ class MLP:
     size: int
     activation: Activation
     bias: bool = False
+    name: str = "mlp"
+    gguf_suffix: str = ""
     xielu: tuple[float, float] | None = None  # its parameters, where they are not tensors of the checkpoint
 
     def emit(self, build: Builder, x: Buffer) -> Buffer:
-        up = build.linear(
-            x, "mlp.up", [Matrix(name="mlp.up_proj", gguf="ffn_up", rows=self.size, bias=self.bias)], shard=0
-        )
-        act = build.buffer("mlp.act", self.size)
+        def part(name: str, rows: int) -> Matrix:
+            gguf = f"ffn_{name}{self.gguf_suffix}"
+            return Matrix(name=f"{self.name}.{name}_proj", gguf=gguf, rows=rows, bias=self.bias)
+
+        up = build.linear(x, f"{self.name}.up", [part("up", self.size)], shard=0)
+        act = build.buffer(f"{self.name}.act", self.size)
         parameters = None
         if self.activation == "xielu":
             names = [
@@ -241,8 +254,20 @@ class MLP:
                 build.vector(names, "mlp.act_fn", "", "bias") if self.xielu is None else build.constant(*self.xielu)
             )
         build.ops.append(Act(out=act, x=up, kind=self.activation, gated=False, parameters=parameters))
-        down = Matrix(name="mlp.down_proj", gguf="ffn_down", rows=x.width, bias=self.bias)
-        return build.linear(act, "mlp.down", [down], shard=1)
+        return build.linear(act, f"{self.name}.down", [part("down", x.width)], shard=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SideBySide:
+    """In the place of one block: first(x) + second(x)."""
+
+    first: Block
+    second: Block
+
+    def emit(self, build: Builder, x: Buffer) -> Buffer:
+        out = self.first.emit(build, x)
+        build.ops.append(Add(residual=out, x=self.second.emit(build, x)))
+        return out
 
 
 @dataclass(frozen=True, kw_only=True)

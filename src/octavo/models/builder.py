@@ -137,10 +137,14 @@ class Builder:
         self._num_states += 1
         return State(index=self._num_states - 1, shape=shape)
 
-    def filters(self, name: str, gguf: str, taps: int, width: int, bias: bool) -> tuple[Weight, Weight | None]:
-        """Of a convolution: [taps, width], float32, and their bias."""
+    def filters(
+        self, name: str, gguf: str, taps: int, width: int, bias: bool, scale: float = 1.0
+    ) -> tuple[Weight, Weight | None]:
+        """Of a convolution: [taps, width], float32, and their bias. `scale`: they are multiplied by it, the bias is
+        not: as if their input were."""
         declared = Matrix(name=name, gguf=gguf, rows=width)
-        return self.table(name, gguf, (taps, width)), self.vector([declared], name, "bias", "bias") if bias else None
+        weight = self.table(name, gguf, (taps, width), scale)
+        return weight, self.vector([declared], name, "bias", "bias") if bias else None
 
     def filter_parts(self, name: str, declared: Sequence[Matrix], taps: int) -> Weight:
         """Of one convolution, whose channels have tensors of their own: [taps, channels], float32."""
@@ -149,11 +153,11 @@ class Builder:
         self.params.append(Param(weight=weight, parts=parts, packing="vector"))
         return weight
 
-    def table(self, name: str, gguf: str, shape: tuple[int, ...]) -> Weight:
-        """Numbers that no product is made with, float32."""
+    def table(self, name: str, gguf: str, shape: tuple[int, ...], scale: float = 1.0) -> Weight:
+        """Numbers that no product is made with, float32; what is stored is multiplied by `scale`."""
         weight = Weight(f"{self._prefix}{name}.weight", shape)
         tensor = self._tensor(Matrix(name=name, gguf=gguf, rows=shape[0]), "weight", "matrix", shape)
-        self.params.append(Param(weight=weight, parts=(tensor,), packing="vector"))
+        self.params.append(Param(weight=weight, parts=(tensor,), packing="vector", scale=scale))
         return weight
 
     def _norm_vectors(
@@ -193,4 +197,5 @@ class Builder:
             head_dim=matrix.head_dim,
             rotary_dim=matrix.rotary_dim,
             rotary_at=matrix.rotary_at,
+            scale={"matrix": matrix.scale, "bias": matrix.bias_scale}.get(role, 1.0),
         )

@@ -88,6 +88,13 @@ class ConfigReader:
         """A finite number above 0; 0.0 where the key is absent or null: there is none."""
         return 0.0 if self.get(key) is None else self.number(key)
 
+    def factors(self, key: str, count: int) -> tuple[float, ...]:
+        """So many positive finite numbers; ones where the key is absent or null."""
+        factors = (1.0,) * count if self.get(key) is None else self.numbers(key)
+        if len(factors) != count:
+            raise self.fail(key, f"is not a list of {count} numbers")
+        return factors
+
     def numbers(self, key: str) -> tuple[float, ...]:
         """A list of positive finite numbers."""
         values = self.get(key)
@@ -105,14 +112,14 @@ class ConfigReader:
             raise self.fail(key, "is neither true nor false")
         return value
 
-    def layer_kinds(self, num_layers: int, known: Collection[str]) -> list[str]:
-        """`layer_types`, one of the kinds `known` a layer."""
-        given = self.get("layer_types")
+    def layer_kinds(self, num_layers: int, known: Collection[str], key: str = "layer_types") -> list[str]:
+        """One of the kinds `known` a layer."""
+        given = self.get(key)
         if not isinstance(given, list) or len(given) != num_layers:
-            raise self.fail("layer_types", f"is not a list of {num_layers} layers")
+            raise self.fail(key, f"is not a list of {num_layers} layers")
         for kind in given:
             if not isinstance(kind, str) or kind not in known:
-                raise CheckpointError(f"{self._place}: layer_types: {str(kind)[:40]!r} is not supported")
+                raise CheckpointError(f"{self._place}: {key}: {str(kind)[:40]!r} is not supported")
         return given
 
     def section(self, key: str) -> ConfigReader:

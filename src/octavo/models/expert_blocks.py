@@ -29,9 +29,13 @@ class MixtureOfExperts:
     scales_input: bool = False  # an expert's weight multiplies what goes into it, and not what comes out
 
     def emit(self, build: Builder, x: Buffer) -> Buffer:
+        return self.emit_routed(build, x, x)
+
+    def emit_routed(self, build: Builder, x: Buffer, router_x: Buffer) -> Buffer:
+        """The router looks at `router_x`."""
         k, numbers = self.top_k, range(self.num_experts)
         router = Matrix(name="mlp.gate", gguf="ffn_gate_inp", rows=self.num_experts, bias=self.router_bias)
-        scores = build.router(x, "mlp.gate", router)
+        scores = build.router(router_x, "mlp.gate", router)
         ids, weights, places = build.top_k_buffers("mlp.experts", k)
         choice = Matrix(name="mlp.gate.e_score_correction", gguf="exp_probs_b", rows=self.num_experts)
         choice_bias = build.vector([choice], choice.name, "bias", "bias") if self.has_choice_bias else None
@@ -87,6 +91,22 @@ class WithShared:
 def shared_mlp(size: int, activation: Activation, name: str = "mlp.shared_experts") -> GatedMLP:
     """The MLP of `WithShared`."""
     return GatedMLP(size=size, activation=activation, name=name, gguf_suffix="_shexp")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentExperts:
+    """Experts of latents: up(experts(down(x))). The router looks at x."""
+
+    experts: MixtureOfExperts
+    size: int  # of a latent
+    bias: bool = False
+
+    def emit(self, build: Builder, x: Buffer) -> Buffer:
+        down = Matrix(name="mlp.latent_down", gguf="ffn_latent_down", rows=self.size, bias=self.bias)
+        latent = build.linear(x, "mlp.latent_down", [down], shard=None)
+        out = self.experts.emit_routed(build, latent, x)
+        up = Matrix(name="mlp.latent_up", gguf="ffn_latent_up", rows=x.width, bias=self.bias)
+        return build.linear(out, "mlp.latent_up", [up], shard=None)
 
 
 @dataclass(frozen=True, kw_only=True)

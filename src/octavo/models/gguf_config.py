@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from octavo.base.errors import CheckpointError
 from octavo.files.gguf import TensorInfo
-from octavo.models import gguf_experts
+from octavo.models import gguf_experts, gguf_states
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,18 @@ _DELTA_KEYS: Final = {
 }  # fmt: skip
 #: Heads of the gated delta net that read the same key head do not stand side by side in files of Qwen3.5.
 _TILED: Final = {"linear_heads_tiled": True}
+_MAMBA_KEYS: Final = {
+    "intermediate_size": "ssm.inner_size", "state_size": "ssm.state_size", "conv_kernel": "ssm.conv_kernel",
+    "time_step_rank": "ssm.time_step_rank", "layer_norm_epsilon": "attention.layer_norm_rms_epsilon",
+}  # fmt: skip
+_JAMBA_KEYS: Final = {
+    "mamba_d_ssm": "ssm.inner_size", "mamba_d_state": "ssm.state_size", "mamba_d_conv": "ssm.conv_kernel",
+    "mamba_dt_rank": "ssm.time_step_rank",
+}  # fmt: skip
+_MAMBA2_KEYS: Final = {
+    "mamba_d_ssm": "ssm.inner_size", "mamba_d_state": "ssm.state_size", "mamba_d_conv": "ssm.conv_kernel",
+    "mamba_n_heads": "ssm.time_step_rank", "mamba_n_groups": "ssm.group_count",
+}  # fmt: skip
 
 # fmt: off
 ARCHITECTURES: Final[dict[str, _Arch]] = {
@@ -124,6 +136,16 @@ ARCHITECTURES: Final[dict[str, _Arch]] = {
     "apertus": _Arch("ApertusForCausalLM", "apertus", "xielu"),
     "arcee": _Arch("ArceeForCausalLM", "arcee", "relu2"),
     "mistral3": _Arch("Ministral3ForCausalLM", "ministral3"),
+    "mamba": _Arch("MambaForCausalLM", "mamba", keys=_MAMBA_KEYS),
+    "mamba2": _Arch("Mamba2ForCausalLM", "mamba2",
+                    keys={**_MAMBA2_KEYS, "layer_norm_epsilon": "attention.layer_norm_rms_epsilon"}),
+    "jamba": _Arch("JambaForCausalLM", "jamba", keys=_JAMBA_KEYS, norms_experts=False),
+    # What multiplies Falcon-H1's weights is in them.
+    "falcon-h1": _Arch("FalconH1ForCausalLM", "falcon_h1", keys=_MAMBA2_KEYS,
+                       values={"mamba_norm_before_gate": False}),
+    "granitehybrid": _Arch("GraniteMoeHybridForCausalLM", "granitemoehybrid", keys={**_MAMBA2_KEYS, **_GRANITE_KEYS}),
+    "nemotron_h": _Arch("NemotronHForCausalLM", "nemotron_h", keys=_MAMBA2_KEYS),
+    "nemotron_h_moe": _Arch("NemotronHForCausalLM", "nemotron_h", keys=_MAMBA2_KEYS),
     "hunyuan-dense": _Arch("HunYuanDenseV1ForCausalLM", "hunyuan_v1_dense"),
 }
 # fmt: on
@@ -134,6 +156,7 @@ _MIXTRAL: Final = _Arch("MixtralForCausalLM", "mixtral")
 _DEEPSEEK_V3: Final = _Arch("DeepseekV3ForCausalLM", "deepseek_v3", is_latent=True, norms_experts=False)
 #: What `expert_gating_func` says of scores.
 _SIGMOID: Final = 2
+_FALCON_MAMBA: Final = _Arch("FalconMambaForCausalLM", "falcon_mamba", keys=_MAMBA_KEYS)
 _OLMO3: Final = _Arch("Olmo3ForCausalLM", "olmo3", keys=_WINDOW_KEYS)
 #: Tensors that belong to the configuration, and the keys of the rope parameters under which they are there.
 ROPE_TENSORS: Final = {
@@ -157,6 +180,8 @@ def architecture(metadata: dict[str, Any]) -> _Arch:
         return _DEEPSEEK_V3
     if name == "olmo2" and metadata.get("olmo2.attention.sliding_window"):
         return _OLMO3
+    if name == "mamba" and metadata.get("mamba.ssm.dt_b_c_rms"):
+        return _FALCON_MAMBA
     return ARCHITECTURES[name]
 
 
@@ -208,8 +233,7 @@ def hf_config(
         config["model_max_length"] = config.pop("max_position_embeddings")
     if arch.model_type == "deci":
         _list_layers(config)
-    if arch.model_type in ("lfm2", "lfm2_moe"):
-        config |= _lfm2(prefix, get, tensors)
+    config |= gguf_states.hf_config(arch.model_type, config, get, tensors)
     config |= {key: _uniform(config[key]) for key in _SIZES}
     config["head_dim"] = head_dim if head_dim is not None else _default_head_dim(config)
     config |= _latent(prefix, get) if arch.is_latent else _rotated_part(prefix, arch, get, config["head_dim"])
@@ -256,19 +280,6 @@ def _latent(prefix: str, get: Any) -> dict[str, Any]:
         "kv_lora_rank": get("attention.kv_lora_rank"),
         "q_lora_rank": get("attention.q_lora_rank"),
         "attention_bias": False,
-    }
-
-
-def _lfm2(prefix: str, get: Any, tensors: dict[str, TensorInfo]) -> dict[str, Any]:
-    heads = get("attention.head_count_kv")
-    if not isinstance(heads, list) or not any(heads):
-        raise CheckpointError(f"{prefix}.attention.head_count_kv does not say which layers have attention")
-    return {
-        "num_key_value_heads": [count for count in heads if count],
-        "layer_types": ["full_attention" if count else "conv" for count in heads],
-        "conv_L_cache": get("shortconv.l_cache"),
-        "block_auto_adjust_ff_dim": False,
-        "use_expert_bias": any(name.endswith(".exp_probs_b.bias") for name in tensors),
     }
 
 

@@ -31,6 +31,11 @@ _OWN_NAMES: Final[dict[str, dict[str, str]]] = {
     "qwen2_moe": {"num_local_experts": "num_experts"},
     "qwen3_next": {"num_local_experts": "num_experts"},
     "qwen3_5_moe_text": {"num_local_experts": "num_experts"},
+    "jamba": {"num_local_experts": "num_experts"},
+    "nemotron_h": {
+        "num_local_experts": "n_routed_experts",
+        "shared_expert_intermediate_size": "moe_shared_expert_intermediate_size",
+    },
     "olmoe": {"num_local_experts": "num_experts"},
     "hunyuan_v1_moe": {"num_local_experts": "num_experts", "n_shared_experts": "num_shared_expert"},
     "ernie4_5_moe": {

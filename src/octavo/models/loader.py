@@ -31,7 +31,7 @@ from octavo.models.transformer import Transformer
 from octavo.ops.table import LinearWeight, Ops
 from octavo.quant.methods.table import method_name
 from octavo.quant.online import quantize
-from octavo.quant.packed import QuantizedWeight, all_finite, as_floats
+from octavo.quant.packed import QuantizedWeight, all_finite, as_floats, scaled
 
 logger = logging.getLogger("octavo.models")
 
@@ -206,7 +206,7 @@ class _Reader:
         return self._tensors.num_bytes(float_bytes)
 
     def matrix(self, tensor: TensorDecl) -> Tensor | QuantizedWeight:
-        weight = self._take(tensor)
+        weight = scaled(self._take(tensor), tensor.scale)
         if isinstance(weight, Tensor):
             weight = self._to_device(weight)
             weight = weight if self._dtype is None else weight.to(self._dtype)
@@ -219,6 +219,7 @@ class _Reader:
         weight = self._take(tensor)
         assert isinstance(weight, Tensor)
         values = self._to_device(weight).to(torch.float32, copy=True).contiguous()
+        values = values if tensor.scale == 1.0 else values * tensor.scale
         self._check_finite(tensor, values)
         return values
 

@@ -37,11 +37,13 @@ def _families() -> Iterator[str]:
         module = family.spec.__module__
         if module.startswith("octavo.models.families."):
             rows.setdefault(module.rpartition(".")[2], []).append(architecture)
-    files = {arch.architecture: name for name, arch in reversed(ARCHITECTURES.items())}
+    files: dict[str, list[str]] = {}
+    for name, arch in ARCHITECTURES.items():
+        files.setdefault(arch.architecture, []).append(name)
     yield "| family | architectures | tried with | CPU | GPU | GGUF |"
     yield "|---|---|---|---|---|---|"
     for module, architectures in sorted(rows.items()):
-        gguf = ", ".join(f"`{files[name]}`" for name in architectures if name in files) or "-"
+        gguf = ", ".join(f"`{file}`" for name in architectures for file in files.get(name, ())) or "-"
         names = ", ".join(f"`{name}`" for name in architectures)
         tried = f"tiny random, {REAL[module]}" if module in REAL else "tiny random"
         yield f"| {module} | {names} | {tried} | yes | yes | {gguf} |"

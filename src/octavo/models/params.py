@@ -30,6 +30,7 @@ class TensorDecl:
     head_dim: int = 0  # rows come in heads of so many; 0: they do not
     rotary_dim: int = 0  # so many rows of each head are rotated; 0: none
     rotary_at: int = 0  # the first of them
+    scale: float = 1.0  # what is stored is multiplied by it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +43,7 @@ class Param:
     packing: Packing
     biases: tuple[TensorDecl | None, ...] = ()
     offset: float = 0.0  # added to the stored values of a norm
-    scale: float = 1.0  # a norm's weights and biases are multiplied by it
+    scale: float = 1.0  # what is a vector is multiplied by it
     unit_rows: bool = False  # rows of an output matrix are brought to length 1
 
     @property
@@ -61,3 +62,5 @@ class Matrix:
     head_dim: int = 0
     rotary_dim: int = 0
     rotary_at: int = 0
+    scale: float = 1.0  # stored weights are multiplied by it
+    bias_scale: float = 1.0  # and a stored bias by this

@@ -16,6 +16,7 @@ from octavo.models.families import (
     arcee,
     arctic,
     baichuan,
+    bamba,
     bloom,
     cohere,
     dbrx,
@@ -27,6 +28,7 @@ from octavo.models.families import (
     ernie4_5_moe,
     exaone,
     falcon,
+    falcon_h1,
     gated_delta,
     gemma,
     gemma2,
@@ -48,6 +50,7 @@ from octavo.models.families import (
     lfm2,
     llama,
     llama4,
+    mamba,
     minicpm,
     minicpm3,
     minimax_m2,
@@ -84,6 +87,7 @@ from octavo.models.layout import (
     QKV_GGUF,
     Layout,
 )
+from octavo.models.mamba import MAMBA2_GGUF, MAMBA_GGUF
 from octavo.models.spec import ModelSpec
 
 logger = logging.getLogger("octavo.models")
@@ -117,8 +121,15 @@ FAMILIES: Final[dict[str, Family]] = {
     "GraniteMoeSharedForCausalLM": Family(
         "granitemoeshared", granite_moe.spec, granite_moe.HF, EXPERTS_INTERLEAVED_GGUF
     ),
-    "GraniteMoeHybridForCausalLM": Family("granitemoehybrid", granite_hybrid.spec, granite_hybrid.HF),
-    "NemotronHForCausalLM": Family("nemotron_h", nemotron_h.spec, nemotron_h.HF),
+    "GraniteMoeHybridForCausalLM": Family(
+        "granitemoehybrid", granite_hybrid.spec, granite_hybrid.HF, granite_hybrid.GGUF
+    ),
+    "NemotronHForCausalLM": Family("nemotron_h", nemotron_h.spec, nemotron_h.HF, nemotron_h.GGUF),
+    "BambaForCausalLM": Family("bamba", bamba.spec, falcon_h1.HF),
+    "FalconH1ForCausalLM": Family("falcon_h1", falcon_h1.spec, falcon_h1.HF, falcon_h1.GGUF),
+    "MambaForCausalLM": Family("mamba", mamba.spec, mamba.HF, MAMBA_GGUF),
+    "FalconMambaForCausalLM": Family("falcon_mamba", mamba.falcon_spec, mamba.HF, MAMBA_GGUF),
+    "Mamba2ForCausalLM": Family("mamba2", mamba.spec_2, mamba.HF_2, MAMBA2_GGUF),
     "OlmoeForCausalLM": Family("olmoe", olmoe.spec, EXPERTS_HF, EXPERTS_GGUF),
     "MiniMaxM2ForCausalLM": Family("minimax_m2", minimax_m2.spec, minimax_m2.HF, EXPERTS_GGUF),
     "PhimoeForCausalLM": Family("phimoe", phimoe.spec, mixtral.HF, EXPERTS_GGUF),
@@ -160,7 +171,7 @@ FAMILIES: Final[dict[str, Family]] = {
     "DeepseekV2ForCausalLM": Family("deepseek_v2", deepseek_v2.spec, deepseek_v2.HF, deepseek_v2.GGUF),
     "DeepseekV3ForCausalLM": Family("deepseek_v3", deepseek_v3.spec, deepseek_v3.HF, deepseek_v2.GGUF),
     "Glm4MoeLiteForCausalLM": Family("glm4_moe_lite", deepseek_v3.spec, deepseek_v3.HF, deepseek_v2.GGUF),
-    "JambaForCausalLM": Family("jamba", jamba.spec, jamba.HF),
+    "JambaForCausalLM": Family("jamba", jamba.spec, jamba.HF, jamba.GGUF),
     "Lfm2ForCausalLM": Family("lfm2", lfm2.spec, lfm2.HF, lfm2.GGUF),
     "Lfm2MoeForCausalLM": Family("lfm2_moe", lfm2.moe_spec, lfm2.HF, lfm2.GGUF),
     "BloomForCausalLM": Family("bloom", bloom.spec, bloom.HF, QKV_GGUF),

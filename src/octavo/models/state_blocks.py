@@ -72,9 +72,10 @@ class Mamba:
 
 @dataclass(frozen=True, kw_only=True)
 class Mamba2:
-    """The second Mamba: convolutions of its inputs, then a scan by heads, whose results are normed group by group.
+    """The second Mamba: convolutions of its inputs, then a scan by heads, whose results may be normed group by group.
 
-    Its projections and convolutions are one each in checkpoints; here x, b and c have their own.
+    Its projections and convolutions are one each in checkpoints; here x, b and c have their own. The factors are of
+    what the projections give; those of x, b and c go into the filters.
     """
 
     num_heads: int
@@ -82,36 +83,51 @@ class Mamba2:
     state_size: int
     num_groups: int
     taps: int
-    norm: NormSpec
+    norm: NormSpec | None
     conv_bias: bool = True
+    out_bias: bool = False
+    gate_scale: float = 1.0
+    x_scale: float = 1.0
+    b_scale: float = 1.0
+    c_scale: float = 1.0
+    dt_scale: float = 1.0
+    out_scale: float = 1.0
 
     def emit(self, build: Builder, x: Buffer) -> Buffer:
-        def product(name: str, rows: int, bias: bool = False) -> Buffer:
-            matrix = Matrix(name=f"mamba.{name}_proj", gguf=f"ssm_{name}", rows=rows, bias=bias)
+        def product(name: str, rows: int, scale: float = 1.0, bias: bool = False) -> Buffer:
+            matrix = Matrix(name=f"mamba.{name}_proj", gguf=f"ssm_{name}", rows=rows, bias=bias, scale=scale)
             return build.linear(x, f"mamba.{name}", [matrix], shard=None)
 
-        def convolved(name: str, width: int) -> Buffer:
+        def convolved(name: str, width: int, scale: float) -> Buffer:
             columns = product(name, width)
-            weight, bias = build.filters(f"mamba.conv_{name}", f"ssm_conv_{name}", self.taps, width, self.conv_bias)
+            weight, bias = build.filters(
+                f"mamba.conv_{name}", f"ssm_conv_{name}", self.taps, width, self.conv_bias, scale
+            )
             out, state = build.buffer(f"mamba.conv_{name}", width), build.state((self.taps - 1, width))
             build.ops.append(CausalConv(out=out, x=columns, weight=weight, bias=bias, state=state))
             return out
 
         columns = self.num_groups * self.state_size
-        gate = product("gate", self.width)
-        inputs, b, c = convolved("in", self.width), convolved("b", columns), convolved("c", columns)
+        gate = product("gate", self.width, self.gate_scale)
+        inputs = convolved("in", self.width, self.x_scale)
+        b, c = convolved("b", columns, self.b_scale), convolved("c", columns, self.c_scale)
+        dt = product("dt", self.num_heads, self.dt_scale, bias=True)
         out = build.buffer("mamba", self.width)
         build.ops.append(
             SelectiveScan(
-                out=out, x=inputs, dt=product("dt", self.num_heads, bias=True), gate=gate, b=b, c=c,
+                out=out, x=inputs, dt=dt, gate=gate, b=b, c=c,
                 a_log=build.table("mamba.A_log", "ssm_a", (self.num_heads,)),
                 d=build.table("mamba.D", "ssm_d", (self.num_heads,)),
                 state=build.state((self.state_size, self.width)),
             )
         )  # fmt: skip
-        weights = [Matrix(name="mamba.norm", gguf="ssm_norm", rows=self.width)]
-        build.norm_parts(out, (0, self.num_groups, self.width // self.num_groups), self.norm, weights, "mamba.norm")
-        matrix = Matrix(name="mamba.out_proj", gguf="ssm_out", rows=x.width)
+        if self.norm is not None:
+            weights = [Matrix(name="mamba.norm", gguf="ssm_norm", rows=self.width)]
+            build.norm_parts(out, (0, self.num_groups, self.width // self.num_groups), self.norm, weights, "mamba.norm")
+        matrix = Matrix(
+            name="mamba.out_proj", gguf="ssm_out", rows=x.width, bias=self.out_bias, scale=self.out_scale,
+            bias_scale=self.out_scale,
+        )  # fmt: skip
         return build.linear(out, "mamba.out", [matrix], shard=None)
 
 

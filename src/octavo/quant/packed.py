@@ -216,6 +216,19 @@ def as_floats(weight: Tensor | QuantizedWeight) -> Tensor:
     return weight.dequantize() if isinstance(weight, QuantizedWeight) else weight
 
 
+def scaled(weight: Tensor | QuantizedWeight, scale: float) -> Tensor | QuantizedWeight:
+    """The weight times a number: of floats rounded to their type once more, of quantized values the scales' alone."""
+    if scale == 1.0:
+        return weight
+    if isinstance(weight, Tensor):
+        return (weight.to(torch.float32) * scale).to(weight.dtype)
+    scales, mins = (
+        None if each is None else multiplied(each).to(torch.float32) * scale for each in (weight.scales, weight.mins)
+    )
+    assert scales is not None
+    return replace(weight, scales=scales, mins=mins)
+
+
 def _rows_of(scales: Scales, rows: Tensor) -> Scales:
     if isinstance(scales, ScaleLevels):
         return ScaleLevels(scales.factors[rows], scales.steps[rows])

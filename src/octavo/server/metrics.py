@@ -255,7 +255,7 @@ class Metrics:
             "kv_cache_bytes": info.kv_cache_bytes,
             "gpu_memory_utilization": config.gpu_memory_utilization,
             "enable_prefix_caching": config.enable_prefix_caching,
-            "sliding_window": max(info.kv_group_windows) or None,
+            "sliding_window": max(info.kv_group_windows, default=0) or None,
         }
         gauge = Gauge("vllm:cache_config_info", "The KV cache, as labels.", list(labels), registry=self.registry)
         gauge.labels(**{name: str(value) for name, value in labels.items()}).set(1)

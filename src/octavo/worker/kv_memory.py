@@ -43,7 +43,7 @@ BlockShapes = tuple[tuple[int, ...], ...]
 
 def block_values(groups: Sequence[CacheGroup], shapes: Sequence[BlockShapes]) -> int:
     """Values of a block: as many as the layers of any group keep in one. `shapes`: of each layer."""
-    return max(sum(_num_values(shapes[layer]) for layer in group.layers) for group in groups)
+    return max((sum(_num_values(shapes[layer]) for layer in group.layers) for group in groups), default=0)
 
 
 def kv_caches(
@@ -104,10 +104,13 @@ def plan_kv_cache(
     most what the largest batch of full-length requests can use, and at most the device's default or two full-length
     requests.
     When one full-length request does not fit: an error if the user asked for that length, else a shorter context.
+    Where no layer keeps keys, there are no blocks to decide on: sequences are as long as the model's positions.
 
     Raises InvalidConfig with the numbers when the memory is not there, and when no request could run.
     """
     block_size = config.block_size
+    if not windows:
+        return _no_kv_cache(config, max_model_len, budget)
     blocks_per_request = max_sequence_blocks(windows, max_model_len, block_size, step_tokens)
 
     def planned(num_blocks: int, reason: str) -> KVCachePlan:
@@ -149,6 +152,23 @@ def plan_kv_cache(
         reason += f"; context cut from {max_model_len} to {room} tokens to fit"
         max_model_len = room
     return planned(num_blocks, reason)
+
+
+def _no_kv_cache(config: CacheConfig, max_model_len: int, budget: CacheBudget) -> KVCachePlan:
+    """Of a model all of whose layers keep states, which are part of what steps take. It needs none of the bytes that
+    its KV cache may have."""
+    if config.num_kv_blocks_override is not None:
+        raise InvalidConfig(
+            f"--num-kv-blocks-override {config.num_kv_blocks_override}: no layer of this model has attention, so that "
+            f"there are no blocks. Leave it out."
+        )
+    if budget.num_bytes <= 0:
+        raise InvalidConfig(
+            f"The states of the sequences and the buffers of a step do not fit the memory: {budget.reason}. "
+            f"Give a lower --max-num-seqs or --max-num-batched-tokens."
+        )
+    num_blocks = NUM_NULL_BLOCKS + 1  # a pool has a block to give, which nobody asks for
+    return KVCachePlan(num_blocks, config.block_size, 0, max_model_len, max_model_len, "no layer has attention")
 
 
 def _check_fits(asked: str, num_bytes: int, budget: CacheBudget) -> None:

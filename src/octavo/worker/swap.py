@@ -39,9 +39,10 @@ class SwapArena:
         """As many places of `place_bytes` as fit `num_bytes`; the memory is being taken when this returns."""
         self.place_bytes = place_bytes
         largest = 1 << max(0, num_bytes.bit_length() - 1)  # the largest power of two that is not more
-        smallest = 1 << (place_bytes - 1).bit_length()
+        place = max(1, place_bytes)  # a model without a KV cache has nothing to put there
+        smallest = 1 << (place - 1).bit_length()
         self._slab_bytes = max(smallest, min(_SLAB_BYTES, largest))
-        self.places_per_slab = self._slab_bytes // place_bytes
+        self.places_per_slab = self._slab_bytes // place
         self.num_places = 0
         self._device = device
         self._slabs: list[torch.Tensor] = []

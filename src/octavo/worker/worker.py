@@ -92,7 +92,9 @@ class Worker:
         kv_dtype = self._kv_cache_dtype(loaded, device)
         step_bytes = self._step_bytes(loaded, max_num_batched_tokens, max_model_len)
         plan = self._plan_kv_cache(loaded, ops, kv_dtype, max_model_len, device, step_bytes)
-        self.swap_arena = SwapArena(device, plan.bytes_per_block, self._swap_bytes(device))
+        # A state that a preempted request has left is lost, and its blocks are of no use without it.
+        swap_bytes = 0 if _state_values(loaded.model.definition) else self._swap_bytes(device)
+        self.swap_arena = SwapArena(device, plan.bytes_per_block, swap_bytes)
 
         def make_model(definition: Definition, weights: Weights) -> Transformer:
             model = transformer(definition, ops, weights, device.default_batched_tokens)

@@ -141,7 +141,7 @@ class KVCacheManager:
             for group, (first, _) in enumerate(spans)
         ]
         self._extend(tables, [end - len(table) for table, (_, end) in zip(tables, spans, strict=True)])
-        request.num_allocated_tokens = min(map(len, tables)) * self.block_size
+        request.num_allocated_tokens = self._num_allocated(tables)
         request.num_computed_tokens = num_computed
         request.num_cached_blocks = len(hit)
         request.cache_parent = hit[-1] if hit else request.cache_salt
@@ -201,14 +201,15 @@ class KVCacheManager:
 
     # ----------------------------------------------------------------------------------------------------- swapping
     def swap_out(self, request: Request) -> list[int]:
-        """The blocks of a running request that the host is to keep, before they are freed; none: it has no room."""
+        """The blocks of a running request that the host is to keep, before they are freed; none: it has no room, or the
+        request no blocks."""
         last = self.num_blocks_of(request.num_computed_tokens)
         block_ids = [
             block_id
             for table, window in zip(request.block_tables, self.windows, strict=True)
             for block_id in table[self._first_needed(window, request.num_computed_tokens) : last]
         ]
-        if len(block_ids) > self.num_free_swap_blocks:
+        if not block_ids or len(block_ids) > self.num_free_swap_blocks:
             return []
         self.num_free_swap_blocks -= len(block_ids)
         self.num_swapped += 1
@@ -261,8 +262,12 @@ class KVCacheManager:
         if sum(counts) > self.pool.num_free:
             return None
         new_ids = self._extend(request.block_tables, counts)
-        request.num_allocated_tokens = min(map(len, request.block_tables)) * self.block_size
+        request.num_allocated_tokens = self._num_allocated(request.block_tables)
         return new_ids
+
+    def _num_allocated(self, tables: list[list[int]]) -> int:
+        """Tokens for which a request has blocks: any number, where no layer keeps keys."""
+        return min(map(len, tables)) * self.block_size if tables else _NEVER
 
     def _extend(self, tables: list[list[int]], counts: list[int]) -> list[list[int]]:
         """Append so many new blocks to each table; returns them."""

@@ -60,7 +60,7 @@ class CpuRunner(Runner):
         self._ids = {buffer: number for number, buffer in enumerate(program.lives)}
         for op in program.ops:
             _RECORDS[type(op)](self, op)
-        self._num_groups = 1 + max(cache.group for cache in program.caches)
+        self._num_groups = len({cache.group for cache in program.caches})
         # Whose addresses the native program has.
         self._space: Workspace | None = None
         self._caches: KVCaches | None = None
@@ -106,7 +106,8 @@ class CpuRunner(Runner):
         for state, array in zip(self.program.states, states, strict=True):
             assert array.shape[1:] == state.shape and array.dtype == torch.float32 and array.is_contiguous()
         self._native.set_states([state.data_ptr() for state in states])
-        self._set_kv_caches(kv_caches[:num_caches])
+        if num_caches:
+            self._set_kv_caches(kv_caches[:num_caches])
         self._caches = kv_caches
 
     def _set_kv_caches(self, kv_caches: KVCaches) -> None:
