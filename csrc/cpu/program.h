@@ -9,6 +9,7 @@
 #include "kernels/activation.h"
 #include "kernels/cache.h"
 #include "kernels/experts.h"
+#include "lora_bank.h"
 #include "packed_linear.h"
 
 #include <cstdint>
@@ -34,6 +35,11 @@ struct EmbedRecord {
 struct LinearRecord {
     BufferId out, x;
     const PackedLinear* weight;
+};
+// What adapters add to the product that has just been made.
+struct LoraDeltaRecord {
+    BufferId out, x;
+    const LoraBank* bank;
 };
 struct NormWeights {
     const float *weight, *bias;  // bias may be null
@@ -160,7 +166,7 @@ struct KeepRowsRecord {
     std::vector<int64_t> widths;
 };
 
-using Record = std::variant<EmbedRecord, LinearRecord, NormRecord, NormPartsRecord, AddRecord, AddNormRecord, ClipRecord,
+using Record = std::variant<EmbedRecord, LinearRecord, LoraDeltaRecord, NormRecord, NormPartsRecord, AddRecord, AddNormRecord, ClipRecord,
                             RopeWriteRecord, AttendRecord, HeadLinearRecord, LatentWriteRecord, LatentAttendRecord,
                             CausalConvRecord, SelectiveScanRecord, GatedDeltaRecord, GateRecord, ActRecord, RouteRecord,
                             ExpertsRecord, AddGatedRecord, KeepRowsRecord>;
@@ -187,6 +193,7 @@ struct ProgramStep {
     const int32_t* state_slots;  // [num_seqs]; null where no layer has a state
     const int64_t* needed;
     int64_t num_needed;
+    const int32_t* adapter_slots;  // [rows], -1: none; null where no row has an adapter
 };
 
 class Program {
