@@ -317,6 +317,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     external_id: str
     turn_id: str = ""
     prompt_token_ids: list[int]
+    encoder_token_ids: list[int] = []  # of a model with an encoder: its input; the prompt is the decoder's then
     params: SamplingParams
     priority: int = 0
     cache_salt: str = ""

@@ -234,6 +234,7 @@ class EngineClient:
                         cache_salt=request.cache_salt,
                         arrival_time=request.arrival_time or now,
                         is_counted=request.is_counted,
+                        encoder_token_ids=request.encoder_token_ids,
                     )
                 )
         except TransportError as exc:
