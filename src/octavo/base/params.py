@@ -335,6 +335,11 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
         return matches(self.external_id) or (self.turn_id != "" and matches(self.turn_id))
 
     @property
+    def num_prompt_tokens(self) -> int:
+        """Of the prompt, and of the encoder's input where there is one."""
+        return len(self.prompt_token_ids) + len(self.encoder_token_ids)
+
+    @property
     def num_sequences(self) -> int:
         """What the request puts into the engine at once."""
         return self.params.num_samples if self.beams is None else self.beams.width

@@ -114,7 +114,7 @@ class EngineInfo(Message, frozen=True, gc=False):
     #: Of a model with an encoder: what the decoder's tokens begin with, the rows that an input may have, and the groups
     #: of layers that see them, which hold blocks for these from a request's admission to its end. No prefix is found in
     #: a cache, and preempted requests are computed again.
-    decoder_start_token_id: int | None = None
+    decoder_start_token_ids: tuple[int, ...] = ()
     max_encoder_len: int = 0
     num_encoder_groups: int = 0
     caches_output: bool = True  # blocks of generated tokens may serve other requests: they are what a prompt's would be

@@ -391,7 +391,7 @@ class Worker:
             max_num_prefill_tokens=self._max_num_prefill_tokens(max_num_batched_tokens, device),
             max_request_tokens=plan.max_request_tokens,
             kv_group_windows=loaded.model.definition.windows,
-            decoder_start_token_id=loaded.spec.decoder_start_token_id,
+            decoder_start_token_ids=loaded.spec.decoder_start_token_ids,
             max_encoder_len=_max_encoder_len(loaded.model.definition),
             num_encoder_groups=loaded.model.definition.num_encoder_groups,
             kv_cache_bytes=plan.total_bytes,

@@ -327,7 +327,7 @@ class Scheduler:
             request.scheduled_time = time.monotonic()
             request.num_cached_tokens = request.num_computed_tokens
             if request.is_counted:
-                self._num_prompt_tokens += request.num_prompt_tokens
+                self._num_prompt_tokens += request.num_prompt_tokens + len(request.encoder_token_ids)
                 self._prefix_cache_queries += request.num_prompt_tokens
                 self._prefix_cache_hits += request.num_computed_tokens
         return NewRequestData(
