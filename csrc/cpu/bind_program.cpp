@@ -123,8 +123,8 @@ void bind_program(nb::module_& m) {
                                       at<float>(slopes), at<float>(sinks), causal, reads_key_ends, of_encoder});
             },
             nb::kw_only(), nb::arg("out"), nb::arg("qkv"), nb::arg("row_stride"), nb::arg("heads"), nb::arg("cache"),
-            nb::arg("group"), nb::arg("window"), nb::arg("chunked"), nb::arg("scale"), nb::arg("softcap"), nb::arg("slopes"), nb::arg("sinks"),
-            nb::arg("causal"), nb::arg("reads_key_ends"), nb::arg("of_encoder"))
+            nb::arg("group"), nb::arg("window"), nb::arg("chunked"), nb::arg("scale"), nb::arg("softcap"), nb::arg("slopes"),
+            nb::arg("sinks"), nb::arg("causal"), nb::arg("reads_key_ends"), nb::arg("of_encoder"))
         .def(
             "head_linear",
             [](Program& self, std::vector<const PackedLinear*> weights, BufferId out, BufferId x, int64_t out_width,

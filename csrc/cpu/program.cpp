@@ -74,8 +74,9 @@ struct ProgramRun {
         OCTAVO_KERNELS(attention_kernels)
             .attention({at(op.out), at(op.qkv), op.row_stride, cache.k, cache.v, cache.k_stride, cache.v_stride,
                         program.type_, program.block_size_, group.block_tables, group.block_table_stride,
-                        op.of_encoder ? step.encoder_lens : step.seq_lens, step.query_start_loc, step.num_seqs, op.heads.num_heads, op.heads.num_kv_heads, op.heads.head_dim,
-                        op.heads.head_dim, false, op.scale, op.window, op.chunked, op.softcap, op.slopes, op.sinks, op.causal,
+                        op.of_encoder ? step.encoder_lens : step.seq_lens, step.query_start_loc, step.num_seqs,
+                        op.heads.num_heads, op.heads.num_kv_heads, op.heads.head_dim, op.heads.head_dim, false, op.scale,
+                        op.window, op.chunked, op.softcap, op.slopes, op.sinks, op.causal,
                         op.reads_key_ends ? step.key_ends : nullptr});
     }
     void operator()(const HeadLinearRecord& op) {

@@ -11,6 +11,7 @@ import torch
 
 from octavo import LLM, SamplingParams
 from octavo.base.errors import ContextLengthExceeded, InvalidRequest
+from octavo.base.params import BeamParams
 from support.server_process import ServerProcess
 from support.tiny_bart import MAX_POSITIONS, make_bart, save_tokenizer
 
@@ -35,12 +36,12 @@ def llm(bart: tuple[Any, Path]) -> Iterator[LLM]:
         yield llm
 
 
-def continued(model: Any, decoder_ids: list[int], encoder_ids: list[int] = IDS) -> list[int]:
+def continued(model: Any, decoder_ids: list[int], encoder_ids: list[int] = IDS, num_beams: int = 1) -> list[int]:
     """As transformers generates, without an end."""
     with torch.no_grad():
         found = model.generate(
             input_ids=torch.tensor([encoder_ids]), decoder_input_ids=torch.tensor([decoder_ids]), do_sample=False,
-            max_new_tokens=NUM_TOKENS, num_beams=1, eos_token_id=None, pad_token_id=1, forced_bos_token_id=None,
+            max_new_tokens=NUM_TOKENS, num_beams=num_beams, eos_token_id=None, pad_token_id=1, forced_bos_token_id=None,
         )  # fmt: skip
     ids: list[int] = found[0, len(decoder_ids) :].tolist()
     return ids
@@ -70,6 +71,9 @@ def test_samples_beams_and_scores(llm: LLM, bart: tuple[Any, Path]) -> None:
     assert len({tuple(each.token_ids) for each in together.outputs}) == 3
     assert together.prompt_logprobs is not None and together.prompt_logprobs[0] is None
     assert len(together.prompt_logprobs) == len(START)
+    beams = BeamParams(width=2)
+    [best] = llm.generate(TEXT, GREEDY, use_tqdm=False, beams=beams)
+    assert best.outputs[0].token_ids == continued(bart[0], START, num_beams=2)
 
 
 def test_what_cannot_be_is_refused_by_name(llm: LLM) -> None:
