@@ -43,7 +43,7 @@ class Layer(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Attention:
-    """Causal attention over all keys, or those of a window."""
+    """Attention over all keys, or those of a window."""
 
     heads: Heads
     scale: float
@@ -63,6 +63,8 @@ class Attention:
     o_bias: bool = False
     is_gated: bool = False  # each value that a head gives is multiplied by the sigmoid of one of a product of x
     o_scale: float = 1.0  # the result is multiplied by it
+    causal: bool = True  # a token sees those before it, and else the whole of its sequence
+    reads_key_ends: bool = False  # causal, but for rows with an end of their own: `ops.operations.Attend`
 
     def emit(self, build: Builder, x: Buffer) -> Buffer:
         heads, dim = self.heads, self.heads.head_dim
@@ -111,6 +113,8 @@ class Attention:
                 softcap=self.softcap,
                 slopes=slopes,
                 sinks=sinks,
+                causal=self.causal,
+                reads_key_ends=self.reads_key_ends,
             ),
         ]  # fmt: skip
         if self.is_gated:
