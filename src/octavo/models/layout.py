@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, count, takewhile
 from typing import Final, Literal
@@ -113,43 +113,16 @@ QKV_GGUF: Final = Layout(splits=(GGUF_QKV,))
 INTERLEAVED: Final = Layout(interleaved=True)
 
 
-class TensorSource:
-    """The tensors that a model declares, as a checkpoint holds them."""
+class Places:
+    """Where the tensors that a model declares stand in files of one kind: by the files' names, and in which rows."""
 
-    def __init__(self, checkpoint: Checkpoint, layout: Layout, definition: Definition) -> None:
-        """Raises CheckpointError unless the checkpoint has the tensors declared, in their shapes, and no others."""
-        self._checkpoint = checkpoint
+    def __init__(self, layout: Layout, declared: Mapping[str, TensorDecl]) -> None:
+        """`declared`: by the names of the files' kind, behind the renames."""
         self._layout = layout
-        self._declared = {self._key(tensor): tensor for tensor in definition.tensors.values()}
-        self._places: dict[str, _Place] = {}  # by the declared name
-        #: Tensors of which not all parts were taken: the weight, and how many are left.
-        self._open: dict[str, tuple[Weight, int]] = {}
-        for name in checkpoint.names():
-            if layout.has_draft_layers and _layer(name) >= len(definition.spec.layers):
-                continue
-            if not any(re.fullmatch(pattern, name) for pattern in (*ALWAYS_IGNORED, *layout.ignored)):
-                self._find(name)
-        if definition.spec.tie_word_embeddings and "lm_head.weight" in self._places:
-            # Some exports save the tied matrix twice.
-            logger.info("%s: lm_head.weight is ignored: the embeddings are tied", checkpoint.source)
-            del self._places["lm_head.weight"]
-        self._check_names(definition.spec.model_type)
-        for place in self._places.values():
-            found, expected = checkpoint.shape(place.name), self._shape(place)
-            if self._declared[place.siblings[0]].role == "norm" and math.prod(found) == math.prod(expected):
-                continue  # of groups, a row each
-            if _squeezed(found) not in (_squeezed(expected), _squeezed(_folded(expected)) if place.is_stack else ()):
-                raise CheckpointError(
-                    f"{checkpoint.source}: tensor {place.name!r} has the shape {list(found)}, not {list(expected)}"
-                )
+        self.declared = declared
 
-    def num_bytes(self, float_bytes: int | None) -> int:
-        """Of all tensors that the model takes; see `Checkpoint.nbytes`."""
-        names = {place.name for place in self._places.values()}
-        return sum(self._checkpoint.nbytes(name, float_bytes) for name in names)
-
-    def _find(self, name: str) -> None:
-        """Note what a tensor of the checkpoint holds."""
+    def of(self, name: str) -> dict[str, _Place]:
+        """What a tensor of that name holds, by the declared names; those may be none of the model's."""
         renamed = name
         for pattern, replacement in self._layout.renames:
             renamed = re.sub(pattern, replacement, renamed)
@@ -164,15 +137,13 @@ class TensorSource:
                 num_parts = len(names)
                 if kind in ("stack", "pairs", "latent"):
                     numbered = ([part.replace("#", str(number)) for part in names] for number in count())
-                    whole = takewhile(lambda parts: self._declared.keys() >= set(parts), numbered)
+                    whole = takewhile(lambda parts: self.declared.keys() >= set(parts), numbered)
                     names = tuple(chain.from_iterable(whole)) or (renamed,)
-        for number, each in enumerate(names):
-            if each in self._places:
-                both = f"{self._places[each].name!r} and {name!r}"
-                raise CheckpointError(f"{self._checkpoint.source}: the tensors {both} are both {each!r} of the model")
-            self._places[each] = _Place(name, names, number, kind, transposed, num_parts, skipped)
+        return {
+            each: _Place(name, names, number, kind, transposed, num_parts, skipped) for number, each in enumerate(names)
+        }
 
-    def _shape(self, place: _Place) -> tuple[int, ...]:
+    def shape(self, place: _Place) -> tuple[int, ...]:
         """What the tensor of the checkpoint must have."""
         shapes = self._group_shapes(place)
         num_groups, rows = len(place.siblings) // place.num_parts, sum(rows for rows, *_ in shapes)
@@ -183,8 +154,82 @@ class TensorSource:
     def _group_shapes(self, place: _Place) -> list[tuple[int, ...]]:
         """Of the tensors of a group, as their rows stand in the tensor of the checkpoint. There may be hundreds of
         groups, and each of their tensors asks for it."""
-        shapes = [self._declared[name].shape for name in place.siblings[: place.num_parts]]
+        shapes = [self.declared[name].shape for name in place.siblings[: place.num_parts]]
         return [shape[::-1] if place.turns(number) else shape for number, shape in enumerate(shapes)]
+
+    def ordered_rows(self, tensor: TensorDecl, place: _Place, num_rows: int) -> Tensor | None:
+        """Which of the `num_rows` rows of the tensor of the checkpoint are the declared one, in its order; None: all,
+        as they are."""
+        rows = self._rows(place)
+        order = _head_order(tensor, self._layout.interleaved)
+        if order is None:
+            return rows
+        heads = torch.arange(0, num_rows if rows is None else len(rows), tensor.head_dim)
+        turned = (heads[:, None] + torch.tensor(order)).flatten()
+        return turned if rows is None else rows[turned]
+
+    def _rows(self, place: _Place) -> Tensor | None:
+        """Which rows of the tensor of the checkpoint are the declared one; None: all."""
+        if len(place.siblings) == 1 and not place.skipped:
+            return None
+        if place.kind == "heads":
+            tensors = [self.declared[name] for name in place.siblings]
+            groups = tensors[-1].shape[0] // tensors[-1].head_dim
+            sizes = [tensor.shape[0] // groups for tensor in tensors]  # rows in a group
+            first, turns = sum(sizes[: place.number]), torch.arange(sizes[place.number])
+            return (torch.arange(groups)[:, None] * sum(sizes) + first + turns).flatten()
+        lengths = [rows for rows, *_ in self._group_shapes(place)]
+        group, part = divmod(place.number, place.num_parts)
+        rows = lengths[part]
+        if place.kind == "pairs":
+            return place.num_parts * (group * rows + torch.arange(rows)) + part
+        first = place.skipped + group * sum(lengths) + sum(lengths[:part])
+        return torch.arange(first, first + rows)
+
+
+class TensorSource:
+    """The tensors that a model declares, as a checkpoint holds them."""
+
+    def __init__(self, checkpoint: Checkpoint, layout: Layout, definition: Definition) -> None:
+        """Raises CheckpointError unless the checkpoint has the tensors declared, in their shapes, and no others."""
+        self._checkpoint = checkpoint
+        self._layout = layout
+        self._declared = {self._key(tensor): tensor for tensor in definition.tensors.values()}
+        self._by = Places(layout, self._declared)
+        self._places: dict[str, _Place] = {}  # by the declared name
+        #: Tensors of which not all parts were taken: the weight, and how many are left.
+        self._open: dict[str, tuple[Weight, int]] = {}
+        for name in checkpoint.names():
+            if layout.has_draft_layers and _layer(name) >= len(definition.spec.layers):
+                continue
+            if not any(re.fullmatch(pattern, name) for pattern in (*ALWAYS_IGNORED, *layout.ignored)):
+                self._find(name)
+        if definition.spec.tie_word_embeddings and "lm_head.weight" in self._places:
+            # Some exports save the tied matrix twice.
+            logger.info("%s: lm_head.weight is ignored: the embeddings are tied", checkpoint.source)
+            del self._places["lm_head.weight"]
+        self._check_names(definition.spec.model_type)
+        for place in self._places.values():
+            found, expected = checkpoint.shape(place.name), self._by.shape(place)
+            if self._declared[place.siblings[0]].role == "norm" and math.prod(found) == math.prod(expected):
+                continue  # of groups, a row each
+            if _squeezed(found) not in (_squeezed(expected), _squeezed(_folded(expected)) if place.is_stack else ()):
+                raise CheckpointError(
+                    f"{checkpoint.source}: tensor {place.name!r} has the shape {list(found)}, not {list(expected)}"
+                )
+
+    def num_bytes(self, float_bytes: int | None) -> int:
+        """Of all tensors that the model takes; see `Checkpoint.nbytes`."""
+        names = {place.name for place in self._places.values()}
+        return sum(self._checkpoint.nbytes(name, float_bytes) for name in names)
+
+    def _find(self, name: str) -> None:
+        """Note what a tensor of the checkpoint holds."""
+        for each, place in self._by.of(name).items():
+            if each in self._places:
+                both = f"{self._places[each].name!r} and {name!r}"
+                raise CheckpointError(f"{self._checkpoint.source}: the tensors {both} are both {each!r} of the model")
+            self._places[each] = place
 
     def __len__(self) -> int:
         return len(self._declared)
@@ -206,12 +251,7 @@ class TensorSource:
         weight = self._whole(place)
         if tensor.role == "norm" and isinstance(weight, Tensor):
             weight = weight.flatten()  # of heads that have weights of their own, [heads, head_dim]
-        rows = self._rows(place)
-        order = _head_order(tensor, self._layout.interleaved)
-        if order is not None:
-            heads = torch.arange(0, weight.shape[0] if rows is None else len(rows), tensor.head_dim)
-            turned = (heads[:, None] + torch.tensor(order)).flatten()
-            rows = turned if rows is None else rows[turned]
+        rows = self._by.ordered_rows(tensor, place, weight.shape[0])
         if rows is None:
             return weight
         found = weight.select_rows(rows) if isinstance(weight, QuantizedWeight) else weight[rows]
@@ -226,30 +266,12 @@ class TensorSource:
         if weight is None:
             weight = self._checkpoint.get(place.name)
             if isinstance(weight, Tensor):
-                weight = weight.view(self._shape(place))
+                weight = weight.view(self._by.shape(place))
                 weight = weight.transpose(-2, -1) if place.transposed else weight
                 weight = weight.flatten(0, 1) if place.is_stack else weight
         if left > 1:
             self._open[place.name] = weight, left - 1
         return weight
-
-    def _rows(self, place: _Place) -> Tensor | None:
-        """Which rows of the tensor of the checkpoint are the declared one; None: all."""
-        if len(place.siblings) == 1 and not place.skipped:
-            return None
-        if place.kind == "heads":
-            tensors = [self._declared[name] for name in place.siblings]
-            groups = tensors[-1].shape[0] // tensors[-1].head_dim
-            sizes = [tensor.shape[0] // groups for tensor in tensors]  # rows in a group
-            first, turns = sum(sizes[: place.number]), torch.arange(sizes[place.number])
-            return (torch.arange(groups)[:, None] * sum(sizes) + first + turns).flatten()
-        lengths = [rows for rows, *_ in self._group_shapes(place)]
-        group, part = divmod(place.number, place.num_parts)
-        rows = lengths[part]
-        if place.kind == "pairs":
-            return place.num_parts * (group * rows + torch.arange(rows)) + part
-        first = place.skipped + group * sum(lengths) + sum(lengths[:part])
-        return torch.arange(first, first + rows)
 
     def _key(self, tensor: TensorDecl) -> str:
         return tensor.gguf if self._checkpoint.naming == "gguf" else tensor.name

@@ -41,6 +41,8 @@ class StepTensors(Protocol):
     @property
     def encoder_lens(self) -> Tensor | None: ...  # int32 [B]: rows of each sequence's encoder; None where there is none
     @property
+    def adapter_slots(self) -> Tensor | None: ...  # int32 [T], -1: none; None: no row runs with an adapter
+    @property
     def attention_plan(self) -> Any: ...  # made by the table's `attention_planner`, or by `AttentionPlanners`, or None
     @property
     def encoder_plan(self) -> Any: ...  # the same for the caches of an encoder, whose lengths are `encoder_lens`
