@@ -30,6 +30,7 @@ struct EmbedRecord {
     const PackedLinear* weight;
     float scale;
     bool of_positions;  // rows are named by the tokens' positions, else by their ids
+    int num_known;      // ids from here on stand for row 0; 0: the table has a row for each
 };
 struct LinearRecord {
     BufferId out, x;
@@ -64,6 +65,36 @@ struct ClipRecord {
     int64_t width;
     float limit;
 };
+struct MultiplyRecord {
+    BufferId x;
+    int64_t width;
+    const float* factors;
+    bool has_one;
+};
+struct MatchRmsRecord {
+    BufferId x, to;
+    int64_t width;
+};
+struct CutGatesRecord {
+    BufferId x;
+    int64_t row_width, width;
+    float deviations;
+};
+struct AltUpStreams {
+    std::vector<BufferId> streams;
+    int64_t width;
+    BufferId scores;
+    const float* coefs;
+};
+struct AltUpPredictRecord {
+    AltUpStreams all;
+};
+struct AltUpCorrectRecord {
+    AltUpStreams all;
+    BufferId out, activated;
+    int active;
+    const float* scale;  // may be null
+};
 struct RopeWriteRecord {
     BufferId qkv;
     HeadCounts heads;
@@ -76,6 +107,7 @@ struct RopeWriteRecord {
 struct AttendRecord {
     BufferId out, qkv;
     HeadCounts heads;
+    int64_t row_stride;  // of qkv, whose rows may hold queries alone
     int cache, group, window;
     bool chunked;
     float scale, softcap;
@@ -122,11 +154,16 @@ struct ActRecord {
     bool gated;
     const float* parameters;  // may be null
 };
+struct ActTimesRecord {
+    BufferId out, x, y;
+    int64_t width, y_width, first;  // of out; of y, whose columns from `first` on are the factors
+    Activation kind;
+};
 struct RouteRecord {
     BufferId ids, weights, scores;
     int num_experts, top_k;
     Routing routing;
-    const float* bias;  // may be null
+    const float *bias, *scales;  // may be null
 };
 // Rows go to their experts grouped by expert, top_k places a row: `places` says where each is, and the buffers behind it hold
 // the groups' inputs and results, and what is between them.
@@ -149,6 +186,7 @@ struct KeepRowsRecord {
 };
 
 using Record = std::variant<EmbedRecord, LinearRecord, NormRecord, NormPartsRecord, AddRecord, AddNormRecord, ClipRecord,
+                            MultiplyRecord, MatchRmsRecord, CutGatesRecord, AltUpPredictRecord, AltUpCorrectRecord, ActTimesRecord,
                             RopeWriteRecord, AttendRecord, HeadLinearRecord, LatentWriteRecord, LatentAttendRecord,
                             CausalConvRecord, SelectiveScanRecord, ActRecord, RouteRecord, ExpertsRecord, AddGatedRecord,
                             KeepRowsRecord>;

@@ -58,7 +58,7 @@ class Program:
     """Records of operations (csrc/cpu/program.h). Buffers, caches and groups are named by number."""
 
     def __init__(self) -> None: ...
-    def embed(self, weight: PackedLinear, *, out: int, scale: float, of_positions: bool) -> None: ...
+    def embed(self, weight: PackedLinear, *, out: int, scale: float, of_positions: bool, num_known: int) -> None: ...
     def linear(self, weight: PackedLinear, *, out: int, x: int) -> None: ...
     def norm(self, *, out: int, x: int, weight: int, bias: int, width: int, eps: float, layer_norm: bool) -> None: ...
     def norm_parts(
@@ -80,6 +80,23 @@ class Program:
         self, *, out: int, residual: int, x: int, weight: int, bias: int, width: int, eps: float, layer_norm: bool
     ) -> None: ...
     def clip(self, *, x: int, width: int, limit: float) -> None: ...
+    def multiply(self, *, x: int, width: int, factors: int, has_one: bool) -> None: ...
+    def match_rms(self, *, x: int, to: int, width: int) -> None: ...
+    def cut_gates(self, *, x: int, row_width: int, width: int, deviations: float) -> None: ...
+    def altup_predict(self, *, streams: list[int], width: int, scores: int, coefs: int) -> None: ...
+    def altup_correct(
+        self,
+        *,
+        streams: list[int],
+        width: int,
+        scores: int,
+        coefs: int,
+        out: int,
+        activated: int,
+        active: int,
+        scale: int,
+    ) -> None: ...
+    def act_times(self, *, out: int, x: int, y: int, width: int, y_width: int, first: int, kind: int) -> None: ...
     def rope_write(
         self,
         *,
@@ -100,6 +117,7 @@ class Program:
         out: int,
         qkv: int,
         heads: tuple[int, int, int],
+        row_stride: int,
         cache: int,
         group: int,
         window: int,
@@ -148,7 +166,16 @@ class Program:
     ) -> None: ...
     def act(self, *, out: int, x: int, width: int, kind: int, gated: bool, parameters: int) -> None: ...
     def route(
-        self, *, ids: int, weights: int, scores: int, num_experts: int, top_k: int, routing: _Routing, bias: int
+        self,
+        *,
+        ids: int,
+        weights: int,
+        scores: int,
+        num_experts: int,
+        top_k: int,
+        routing: _Routing,
+        bias: int,
+        scales: int,
     ) -> None: ...
     def experts(
         self,
@@ -197,6 +224,23 @@ def add_layer_norm(
 ) -> None: ...
 def add(residual: int, x: int, count: int, /) -> None: ...
 def clip(x: int, count: int, limit: float, /) -> None: ...
+def multiply(x: int, factors: int, has_one: bool, rows: int, width: int, /) -> None: ...
+def match_rms(x: int, to: int, rows: int, width: int, /) -> None: ...
+def cut_gates(x: int, rows: int, row_width: int, width: int, deviations: float, /) -> None: ...
+def altup_predict(streams: list[int], scores: int, coefs: int, rows: int, width: int, /) -> None: ...
+def altup_correct(
+    streams: list[int],
+    scores: int,
+    coefs: int,
+    rows: int,
+    width: int,
+    out: int,
+    activated: int,
+    active: int,
+    scale: int,
+    /,
+) -> None: ...
+def act_times(out: int, x: int, y: int, y_stride: int, rows: int, width: int, kind: int, /) -> None: ...
 def act_mul(out: int, gate_up: int, rows: int, width: int, kind: int, /) -> None: ...
 def act(out: int, x: int, rows: int, width: int, kind: int, parameters: int, /) -> None: ...
 def norm_parts(
@@ -214,7 +258,16 @@ def norm_parts(
     /,
 ) -> None: ...
 def route(
-    ids: int, weights: int, scores: int, bias: int, rows: int, num_experts: int, top_k: int, routing: _Routing, /
+    ids: int,
+    weights: int,
+    scores: int,
+    bias: int,
+    scales: int,
+    rows: int,
+    num_experts: int,
+    top_k: int,
+    routing: _Routing,
+    /,
 ) -> None: ...
 def add_gated(residual: int, x: int, gates: int, rows: int, width: int, /) -> None: ...
 def rope_kv_write(

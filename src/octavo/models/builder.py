@@ -22,9 +22,15 @@ class Builder:
         self._positions = max_position_embeddings
         self._prefix, self._gguf_prefix = "", ""
         self._num_caches = self._num_states = 0
+        self._layer = 0
+        self._caches: dict[int, Cache] = {}  # by the number of the layer
+        #: What all layers read, beside the residual stream: put there in front of them.
+        self.streams: tuple[Buffer, ...] = ()
+        self.layer_inputs: Buffer | None = None
 
     def layer(self, number: int) -> None:
         """From here on names are those of a layer."""
+        self._layer = number
         self._prefix, self._gguf_prefix = f"model.layers.{number}.", f"blk.{number}."
 
     def top(self) -> None:
@@ -68,11 +74,18 @@ class Builder:
         self.norm_parts(x, (0, 1, x.width), norm, [Matrix(name=name, gguf=gguf, rows=x.width)], name)
 
     def norm_parts(
-        self, x: Buffer, place: tuple[int, int, int], norm: NormSpec, weights: Sequence[Matrix], name: str
+        self,
+        x: Buffer,
+        place: tuple[int, int, int],
+        norm: NormSpec,
+        weights: Sequence[Matrix],
+        name: str,
+        scale: float = 1.0,
     ) -> None:
-        """`place`: first column, number of parts, columns of each. `weights`: of all parts, or those of each part."""
+        """`place`: first column, number of parts, columns of each. `weights`: of all parts, or those of each part.
+        `scale`: the result is multiplied by it."""
         first, count, width = place
-        weight, bias = self._norm_vectors(norm, weights, name)
+        weight, bias = self._norm_vectors(norm, weights, name, scale)
         self.ops.append(
             NormParts(
                 x=x, first=first, count=count, width=width, weight=weight, eps=norm.eps, kind=norm.kind, bias=bias
@@ -129,8 +142,13 @@ class Builder:
 
     def cache(self, heads: Heads | Latent, window: int = 0, chunked: bool = False) -> Cache:
         """The next layer's."""
+        made = self._caches[self._layer] = Cache(index=self._num_caches, heads=heads, window=window, chunked=chunked)
         self._num_caches += 1
-        return Cache(index=self._num_caches - 1, heads=heads, window=window, chunked=chunked)
+        return made
+
+    def cache_of(self, number: int) -> Cache:
+        """What an earlier layer keeps."""
+        return self._caches[number]
 
     def state(self, shape: tuple[int, ...]) -> State:
         """The next layer's."""

@@ -83,6 +83,9 @@ def inverse_frequencies(rope: RopeSpec, head_dim: int, num_positions: int = 0) -
         case "longrope":
             factors = torch.tensor(rope.long_factors if is_long else rope.factors, dtype=torch.float32)
             return 1.0 / (factors * rope.theta**exponents)
+        case "proportional":
+            turning = torch.arange(head_dim // 2) < int(rope.share * head_dim // 2)
+            return plain / rope.factor * turning
         case "llama3":
             return _llama3(rope, plain)
         case "yarn":

@@ -14,7 +14,7 @@ from octavo.ops.operations import NormKind
 if TYPE_CHECKING:
     from octavo.models.blocks import Layer
 
-RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "factors", "longrope"]
+RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "factors", "longrope", "proportional"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,8 @@ class RopeSpec:
     theta: float
     kind: RopeKind = "default"
     rotary_dim: int = 0  # of each head so many are rotated; 0: all
-    factor: float = 1.0  # linear, dynamic, llama3, yarn
+    factor: float = 1.0  # linear, dynamic, llama3, yarn, proportional
+    share: float = 1.0  # proportional: of the frequencies so many, those that turn fastest, are not 0
     original_max_position_embeddings: int = 0  # dynamic, llama3, yarn, longrope
     low_freq_factor: float = 1.0  # llama3
     high_freq_factor: float = 4.0  # llama3
@@ -89,6 +90,8 @@ class ModelSpec:
     hidden_size: int
     max_position_embeddings: int
     layers: tuple[Layer, ...]
+    before: tuple[Layer, ...] = ()  # what is done once in front of the layers, and behind them, is written as they are
+    after: tuple[Layer, ...] = ()
     norm: NormSpec | None  # behind the layers
     embedding_size: int = 0  # of rows of the embeddings, which a matrix makes wide; 0: hidden_size
     embedding_norm: NormSpec | None = None

@@ -170,7 +170,14 @@ def check_routing(routing: Routing, num_experts: int, top_k: int) -> None:
     assert 0 < top_k <= routing.top_groups * group
 
 
-def route(ids: Tensor, weights: Tensor, scores: Tensor, routing: Routing, bias: Tensor | None = None) -> None:
+def route(
+    ids: Tensor,
+    weights: Tensor,
+    scores: Tensor,
+    routing: Routing,
+    bias: Tensor | None = None,
+    scales: Tensor | None = None,
+) -> None:
     rows, num_experts = scores.shape
     top_k = ids.shape[1]
     assert ids.shape == weights.shape == (rows, top_k)
@@ -182,6 +189,7 @@ def route(ids: Tensor, weights: Tensor, scores: Tensor, routing: Routing, bias: 
         weights.data_ptr(),
         scores.data_ptr(),
         _bias(bias, num_experts),
+        _bias(scales, num_experts),
         rows,
         num_experts,
         top_k,
@@ -219,7 +227,8 @@ def rope_kv_write(
     assert q_norm is None or q_norm.dtype == _F32
     assert k_norm is None or k_norm.dtype == _F32
     assert q_scales is None or (q_scales.dtype == _F32 and q_scales.is_contiguous())
-    check_cache(k_cache, v_cache, num_kv_heads, head_dim)
+    if num_kv_heads:
+        check_cache(k_cache, v_cache, num_kv_heads, head_dim)
     _cpu.rope_kv_write(
         qkv.data_ptr(),
         positions.data_ptr(),
@@ -267,7 +276,7 @@ def attention(
     rows, width = qkv.shape
     assert out.dtype == qkv.dtype == _F32 and out.is_contiguous() and qkv.is_contiguous()
     assert out.shape == (rows, num_heads * head_dim) and head_dim <= MAX_HEAD_DIM
-    assert width == (num_heads + 2 * num_kv_heads) * head_dim and num_heads % num_kv_heads == 0
+    assert width in (num_heads * head_dim, (num_heads + 2 * num_kv_heads) * head_dim) and num_heads % num_kv_heads == 0
     assert block_tables.dtype == seq_lens.dtype == query_start_loc.dtype == _I32
     assert block_tables.stride(1) == 1 and seq_lens.is_contiguous() and query_start_loc.is_contiguous()
     # numel() and not len(): the latter is Python inside torch, and this runs once a layer.
@@ -276,6 +285,7 @@ def attention(
     _cpu.attention(
         out.data_ptr(),
         qkv.data_ptr(),
+        width,
         k_cache.data_ptr(),
         v_cache.data_ptr(),
         k_cache.stride(0),

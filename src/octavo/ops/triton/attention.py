@@ -78,6 +78,7 @@ def attention(
     common: dict[str, Any] = {
         "NUM_HEADS": num_heads,
         "NUM_KV_HEADS": num_kv_heads,
+        "ROW": qkv.shape[1],
         "D": head_dim,
         "BLOCK_D": block_d,
         "BLOCK_SIZE": k_cache.shape[2],

@@ -65,7 +65,8 @@ def _keys_at(block_table, keys, in_range, head, block_stride, BLOCK_SIZE: tl.con
 def decode_kernel(
     out, partial, partial_stats, qkv, k_cache, v_cache, block_tables, table_stride, seq_lens, items, starts, num_seqs,
     slopes, sinks, block_stride, scale, cap, v_scale, window,
-    NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
+    NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, ROW: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_SIZE: tl.constexpr, CHUNK: tl.constexpr, CHUNKED: tl.constexpr,
     CAPPED: tl.constexpr, SLOPED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -87,7 +88,7 @@ def decode_kernel(
         elif window > 0:
             begin = tl.maximum(begin, seq_len - window)
         in_group = rows < GROUP
-        q_at = seq * ((NUM_HEADS + 2 * NUM_KV_HEADS) * D) + (head * GROUP + rows[:, None]) * D + dims[None, :]
+        q_at = seq * ROW + (head * GROUP + rows[:, None]) * D + dims[None, :]
         q = tl.load(qkv + q_at, mask=in_group[:, None] & in_d[None, :], other=0.0)
         acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
         largest = tl.full([BLOCK_M], float("-inf"), tl.float32)
@@ -156,7 +157,8 @@ def combine_kernel(
 def prefill_kernel(
     out, qkv, k_cache, v_cache, block_tables, table_stride, seq_lens, query_start_loc, tiles,
     slopes, sinks, block_stride, scale, cap, v_scale, window,
-    NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
+    NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, ROW: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, GROUP_ROWS: tl.constexpr, BLOCK_SIZE: tl.constexpr, WINDOWED: tl.constexpr,
     CHUNKED: tl.constexpr, CAPPED: tl.constexpr, SLOPED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -176,7 +178,7 @@ def prefill_kernel(
     heads = head * GROUP + rows % GROUP_ROWS
     exists = (queries < num_queries) & (rows % GROUP_ROWS < GROUP)
     tokens = (row_begin + queries).to(tl.int64)
-    q_at = tokens[:, None] * ((NUM_HEADS + 2 * NUM_KV_HEADS) * D) + heads[:, None] * D + dims[None, :]
+    q_at = tokens[:, None] * ROW + heads[:, None] * D + dims[None, :]
     q = tl.load(qkv + q_at, mask=exists[:, None] & in_d[None, :], other=0.0)
 
     positions = seq_len - num_queries + queries
