@@ -120,6 +120,9 @@ FOREIGN: dict[str, tuple[str, ...]] = {
 #: Models whose names do not follow from their configuration's.
 CLASSES = {"GPT2": "GPT2LMHeadModel", "InternLM3": "LlamaForCausalLM"}
 
+#: Whose norms are around zero.
+OFFSET_NORMS = ("Gemma", "Gemma2", "Gemma3", "Nemotron", "NemotronH")
+
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
     "llama-tied-llama3-rope": ("Llama", {"tie_word_embeddings": True, "rope_parameters": LLAMA3_ROPE}),
@@ -337,7 +340,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 def make_model(directory: Path, family: str, options: dict[str, Any], **saving: Any) -> Any:
     """A random model of transformers, saved to `directory`. Weights are large enough for differences to show."""
-    config_name = f"{family}TextConfig" if family in ("Gemma3", "Llama4") else f"{family}Config"
+    config_name = f"{family}TextConfig" if family in ("Gemma3", "Gemma3n", "Gemma4", "Llama4") else f"{family}Config"
     sizes = {key: value for key, value in {**SIZES, **options}.items() if key not in FOREIGN.get(family, ())}
     config = getattr(transformers, config_name)(**sizes)
     # With "eager" Falcon adds ALiBi twice: in the mask, and to the scores.
@@ -347,11 +350,13 @@ def make_model(directory: Path, family: str, options: dict[str, Any], **saving: 
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            around_one = ("norm" in name or "ln_" in name) and not family.startswith(("Gemma", "Nemotron"))
+            around_one = ("norm" in name or "ln_" in name) and family not in OFFSET_NORMS
             parameter.copy_(0.15 * noise + 1.0 if around_one else 0.15 * noise)
         for name, buffer in model.named_buffers():
             if name.endswith(("e_score_correction_bias", "expert_bias")):
                 buffer.copy_(0.15 * torch.randn(buffer.shape, generator=generator))
+            if name.endswith("layer_scalar"):
+                buffer.copy_(0.5 + torch.rand(buffer.shape, generator=generator))
     model.save_pretrained(directory, **saving)
     return model
 

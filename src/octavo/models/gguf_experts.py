@@ -30,6 +30,7 @@ _OWN_NAMES: Final[dict[str, dict[str, str]]] = {
     "lfm2_moe": {"num_local_experts": "num_experts", "first_k_dense_replace": "num_dense_layers"},
     "qwen2_moe": {"num_local_experts": "num_experts"},
     "olmoe": {"num_local_experts": "num_experts"},
+    "gemma4_text": {"num_local_experts": "num_experts", "num_experts_per_tok": "top_k_experts"},
     "hunyuan_v1_moe": {"num_local_experts": "num_experts", "n_shared_experts": "num_shared_expert"},
     "ernie4_5_moe": {
         "num_local_experts": "moe_num_experts", "num_experts_per_tok": "moe_k",
