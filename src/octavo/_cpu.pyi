@@ -349,6 +349,7 @@ def latent_attention(
 def attention(
     out: int,
     qkv: int,
+    row_stride: int,
     k_cache: int,
     v_cache: int,
     k_stride: int,

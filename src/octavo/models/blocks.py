@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 
 from octavo.models.builder import Builder
 from octavo.models.params import Matrix
-from octavo.models.spec import AlibiSpec, NormSpec, QScaleSpec, RopeSpec
+from octavo.models.spec import AlibiSpec, LogQScaleSpec, NormSpec, QScaleSpec, RopeSpec
 from octavo.ops.operands import Buffer, Heads, Latent
 from octavo.ops.operations import Act, Activation, Add, Attend, Clip, HeadLinear, LatentAttend, LatentWrite, RopeWrite
 from octavo.ops.program import ProgramError
@@ -48,7 +48,7 @@ class Attention:
     #: head: of each, all with the same weights. each head: with weights of its own. row: of all of them together.
     qk_norm_of: Literal["head", "each head", "row"] = "head"
     norms_rotated: bool = False  # the norm (RMS, of each head) comes behind the rotation
-    q_scale: QScaleSpec | None = None
+    q_scale: QScaleSpec | LogQScaleSpec | None = None
     bias: bool = False  # of q, k and v
     o_bias: bool = False
     v_norm: NormSpec | None = None  # of each head of v, without weights

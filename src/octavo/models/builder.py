@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from octavo.models.params import Matrix, Packing, Param, Role, TensorDecl
-from octavo.models.spec import AlibiSpec, ConstantSpec, DerivedSpec, NormSpec, QScaleSpec, RopeSpec
+from octavo.models.spec import AlibiSpec, ConstantSpec, DerivedSpec, LogQScaleSpec, NormSpec, QScaleSpec, RopeSpec
 from octavo.ops.operands import Buffer, Cache, Heads, Latent, State, Weight
 from octavo.ops.operations import Linear, Norm, NormParts, Op
 
@@ -129,7 +129,7 @@ class Builder:
     def slopes(self, alibi: AlibiSpec) -> Weight:
         return self._derived(alibi, (alibi.num_heads,))
 
-    def q_scales(self, scale: QScaleSpec) -> Weight:
+    def q_scales(self, scale: QScaleSpec | LogQScaleSpec) -> Weight:
         return self._derived(scale, (self._positions, 1))
 
     def constant(self, *values: float, size: int = 0) -> Weight:

@@ -14,7 +14,7 @@ from octavo.ops.operations import NormKind
 if TYPE_CHECKING:
     from octavo.models.blocks import Layer
 
-RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "factors", "longrope", "proportional"]
+RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "factors", "longrope", "proportional", "steps"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class RopeSpec:
     rotary_dim: int = 0  # of each head so many are rotated; 0: all
     factor: float = 1.0  # linear, dynamic, llama3, yarn, proportional
     share: float = 1.0  # proportional: of the frequencies so many, those that turn fastest, are not 0
-    original_max_position_embeddings: int = 0  # dynamic, llama3, yarn, longrope
+    original_max_position_embeddings: int = 0  # dynamic, llama3, yarn, longrope, steps
     low_freq_factor: float = 1.0  # llama3
     high_freq_factor: float = 4.0  # llama3
     beta_fast: float = 32.0  # yarn
@@ -60,6 +60,14 @@ class QScaleSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LogQScaleSpec:
+    """What queries are multiplied by from position `original` on, counted from 0: the logarithm of how many tokens they
+    see, to the base of `original`."""
+
+    original_max_position_embeddings: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class ConstantSpec:
     """A vector of the same values, or of those given."""
 
@@ -67,7 +75,7 @@ class ConstantSpec:
 
 
 #: What tensors follow from.
-DerivedSpec = RopeSpec | AlibiSpec | QScaleSpec | ConstantSpec
+DerivedSpec = RopeSpec | AlibiSpec | QScaleSpec | LogQScaleSpec | ConstantSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +101,7 @@ class ModelSpec:
     before: tuple[Layer, ...] = ()  # what is done once in front of the layers, and behind them, is written as they are
     after: tuple[Layer, ...] = ()
     norm: NormSpec | None  # behind the layers
+    usual_positions: int = 0  # so many are served unless more is asked for; 0: all
     embedding_size: int = 0  # of rows of the embeddings, which a matrix makes wide; 0: hidden_size
     embedding_norm: NormSpec | None = None
     learned_positions: bool = False  # a table with a row for each of the positions
@@ -102,3 +111,8 @@ class ModelSpec:
     unit_lm_head: bool = False  # its rows are brought to length 1
     logit_scale: float = 1.0  # the logits are multiplied by it; the norm behind the layers has it in its weights
     logit_softcap: float = 0.0  # 0: none
+
+    @property
+    def default_positions(self) -> int:
+        """How long sequences get where nothing is said."""
+        return self.usual_positions or self.max_position_embeddings

@@ -386,7 +386,7 @@ def attention(
     anything. plan: what
     `attention_planner` made of the step, here nothing.
     """
-    q_all = qkv[:, : num_heads * head_dim].unflatten(1, (num_heads, head_dim))
+    q_all = qkv[:, : num_heads * head_dim].view(len(qkv), num_heads, head_dim)
     out_all = out.view(len(out), num_heads, head_dim)
     starts = query_start_loc.tolist()
     for i, seq_len in enumerate(seq_lens.tolist()):

@@ -24,14 +24,16 @@ def multiply_(x: Tensor, factors: Tensor) -> None:
 
 def match_rms_(x: Tensor, to: Tensor) -> None:
     _check(x, to)
-    assert x.shape == to.shape
-    _cpu.match_rms(x.data_ptr(), to.data_ptr(), *x.shape)
+    rows, width = x.shape
+    assert to.shape == x.shape
+    _cpu.match_rms(x.data_ptr(), to.data_ptr(), rows, width)
 
 
 def cut_gates_(x: Tensor, width: int, deviations: float) -> None:
     _check(x)
     assert width <= x.shape[1]
-    _cpu.cut_gates(x.data_ptr(), *x.shape, width, deviations)
+    rows, row_width = x.shape
+    _cpu.cut_gates(x.data_ptr(), rows, row_width, width, deviations)
 
 
 def act_times(out: Tensor, x: Tensor, y: Tensor, first: int, kind: str) -> None:

@@ -212,7 +212,8 @@ def _filled(streams: Sequence[Tensor]) -> list[Tensor]:
 
 def _stream_block(count: int) -> int:
     """Columns of a program that holds those of all streams."""
-    return _BLOCK // triton.next_power_of_2(count)
+    block: int = _BLOCK // triton.next_power_of_2(count)
+    return block
 
 
 def _stream_constants(count: int) -> dict[str, Any]:
