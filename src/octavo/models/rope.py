@@ -73,8 +73,8 @@ def inverse_frequencies(rope: RopeSpec, head_dim: int, num_positions: int = 0) -
     """float32 [head_dim / 2]: radians a position.
 
     `num_positions`: the longest context that is served. longrope, dynamic and steps go by it, where other code goes
-    by the length that a text has just reached: keys that are cached are rotated already, and a text must not depend on where
-    it was cut into steps or on whose prefix it shares.
+    by the length that a text has just reached: keys that are cached are rotated already, and a text must not depend on
+    where it was cut into steps or on whose prefix it shares.
     """
     original = rope.original_max_position_embeddings
     is_long = num_positions > original

@@ -186,8 +186,9 @@ def variants() -> list[Variant]:
         numbers = {"table_stride": "i32", "block_stride": "i32", "scale": "fp32", "cap": "fp32", "v_scale": "fp32"}
         numbers["window"] = "i32"
         constexprs: dict[str, Any] = {
-            "NUM_HEADS": heads, "NUM_KV_HEADS": kv_heads, "ROW": (heads + 2 * kv_heads) * head_dim, "D": head_dim, "BLOCK_D": head_dim, "BLOCK_SIZE": 16,
-            "CHUNKED": False, "CAPPED": kind == "capped", "SLOPED": kind == "sloped", "PRECISION": "tf32",
+            "NUM_HEADS": heads, "NUM_KV_HEADS": kv_heads, "ROW": (heads + 2 * kv_heads) * head_dim, "D": head_dim,
+            "BLOCK_D": head_dim, "BLOCK_SIZE": 16, "CHUNKED": False, "CAPPED": kind == "capped",
+            "SLOPED": kind == "sloped", "PRECISION": "tf32",
             **{name: None for name, given in per_head.items() if not given},
         }  # fmt: skip
         minimum = 89 if kv_dtype == torch.float8_e4m3fn else 80
