@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from models.family_cases import PROMPTS, make_model, transformers_logits
-from models.running import load, prompt_logits
+from models.running import Run, load, prompt_logits
 from models.test_dense_families import check_logits
 from models.test_gguf_families import write_gguf
 from octavo.base.errors import CheckpointError
@@ -125,3 +125,16 @@ def test_gguf_holds_the_same_model(case: str, tmp_path: Path) -> None:
     torch.testing.assert_close(ours, transformers_logits(model, PROMPTS), rtol=1e-4, atol=1e-4)
     names = {tensor.name for tensor in gguf.GGUFReader(tmp_path / "model.gguf").tensors}
     assert ("altup_proj.weight" if family == "Gemma3n" else "blk.0.layer_output_scale.weight") in names
+
+
+@pytest.mark.parametrize("case", ["gemma3n", "gemma4"])
+def test_the_rows_that_are_needed_are_those_of_the_whole_step(case: str, tmp_path: Path) -> None:
+    """Behind the last attention only they are computed: of all streams, and of the inputs of layers."""
+    make_model(tmp_path, *CASES[case])
+    ops = bind("cpu")
+    loaded = load(tmp_path, ops)
+    prompts = [prompt[:20] for prompt in PROMPTS]
+    whole = torch.cat(Run(loaded, ops, 2, 32, torch.float32).step(prompts))
+    needed = [3, 19, 39]
+    (found,) = Run(loaded, ops, 2, 32, torch.float32).step(prompts, needed)
+    assert torch.equal(found, whole[needed])
