@@ -349,7 +349,6 @@ def latent_attention(
 def attention(
     out: int,
     qkv: int,
-    row_stride: int,
     k_cache: int,
     v_cache: int,
     k_stride: int,

@@ -33,7 +33,7 @@ class Layer(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Attention:
-    """Causal attention over all keys, or those of a window."""
+    """Attention over all keys, or those of a window."""
 
     heads: Heads
     scale: float
@@ -54,6 +54,8 @@ class Attention:
     v_norm: NormSpec | None = None  # of each head of v, without weights
     v_is_k: bool = False  # v is what k is before its norm and rotation; the matrix is read twice, which is a copy less
     kv_from: int | None = None  # an earlier layer, whose keys and values are seen; this one has none
+    causal: bool = True  # a token sees those before it, and else the whole of its sequence
+    reads_key_ends: bool = False  # causal, but for rows with an end of their own: `ops.operations.Attend`
 
     def emit(self, build: Builder, x: Buffer) -> Buffer:
         heads, dim = self.heads, self.heads.head_dim
@@ -106,6 +108,8 @@ class Attention:
                 softcap=self.softcap,
                 slopes=slopes,
                 sinks=sinks,
+                causal=self.causal,
+                reads_key_ends=self.reads_key_ends,
             ),
         ]  # fmt: skip
         o = Matrix(name="self_attn.o_proj", gguf="attn_output", rows=x.width, bias=self.o_bias)

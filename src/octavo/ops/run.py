@@ -18,6 +18,7 @@ from octavo.ops.operations import (
     Clip,
     Embed,
     Experts,
+    GivenRows,
     HeadLinear,
     KeepRows,
     LatentAttend,
@@ -178,6 +179,12 @@ def _embed(table: Table, op: Embed, frame: Frame) -> None:
     table.embedding(frame[op.out], ids, frame.weight(op.weight), op.scale)
 
 
+def _given_rows(table: Table, op: GivenRows, frame: Frame) -> None:
+    rows = frame.step.input_rows
+    assert rows is not None
+    frame[op.out].copy_(rows)
+
+
 def _linear(table: Table, op: Linear, frame: Frame) -> None:
     table.linear(frame[op.out], frame[op.x], frame.weight(op.weight))
 
@@ -310,7 +317,7 @@ def _attend(table: Table, op: Attend, frame: Frame) -> None:
         k,
         v,
         block_tables,
-        step.seq_lens,
+        step.encoder_lens if op.cache.of_encoder else step.seq_lens,
         step.query_start_loc,
         heads.num_heads,
         heads.num_kv_heads,
@@ -321,7 +328,9 @@ def _attend(table: Table, op: Attend, frame: Frame) -> None:
         chunked=op.cache.chunked,
         slopes=frame.weight(op.slopes),
         sinks=frame.weight(op.sinks),
-        plan=frame.attention_plan(heads),
+        causal=op.causal,
+        key_ends=step.key_ends if op.reads_key_ends else None,
+        plan=step.encoder_plan if op.cache.of_encoder else frame.attention_plan(heads),
     )
 
 
@@ -406,6 +415,7 @@ def _keep_rows(table: Table, op: KeepRows, frame: Frame) -> None:
 
 HANDLERS: dict[type[Op], Handler] = {
     Embed: _embed,
+    GivenRows: _given_rows,
     Linear: _linear,
     Norm: _norm,
     NormParts: _norm_parts,
