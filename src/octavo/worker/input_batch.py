@@ -33,6 +33,9 @@ class HostBatch:
     logits_rows: np.ndarray  # int64 [S], rows of the T whose logits are needed
     rows: Rows
     draw_positions: np.ndarray  # int64 [S], of each row's token among those that its request generates
+    #: Where layers see an encoder: int32 [B], the rows of each sequence's; [E, B, most blocks of any], of E groups.
+    encoder_lens: np.ndarray | None = None
+    encoder_tables: np.ndarray | None = None
 
 
 class RowTensors(NamedTuple):
@@ -63,6 +66,12 @@ class InputBatch:
 
     def __post_init__(self) -> None:
         self.cache_groups = list(zip(self.block_tables.unbind(), self.slot_mapping.unbind(), strict=True))
+
+    def add_encoder(self, lens: torch.Tensor, tables: torch.Tensor, plan: Any) -> None:
+        """What layers see of encoders: int32 [B], [E, B, blocks]; and the attention's plan of it."""
+        self.encoder_lens, self.encoder_plan = lens, plan
+        # Behind the groups of the tokens, which write nothing to them.
+        self.cache_groups += [(table, self.slot_mapping[0]) for table in tables.unbind()]
 
 
 def build_batch(
@@ -104,7 +113,7 @@ def build_batch(
     sampling_slots = token_slots[logits_rows]
     rows = Rows(sampling_slots, positions[logits_rows] + 1, _drafts(states, drafted, sampling_slots))
     draw_positions = states.draw_positions(rows)
-    return HostBatch(
+    host = HostBatch(
         slots=slots,
         num_decodes=num_decodes,
         num_scheduled=counts,
@@ -121,6 +130,11 @@ def build_batch(
         rows=rows,
         draw_positions=draw_positions,
     )
+    if len(states.encoder_tables):
+        host.encoder_lens = states.encoder_lens[slots]
+        most = -(-int(host.encoder_lens.max()) // block_size)
+        host.encoder_tables = np.ascontiguousarray(states.encoder_tables[:, slots, :most])
+    return host
 
 
 def _split(
