@@ -89,7 +89,8 @@ def inverse_frequencies(rope: RopeSpec, head_dim: int, num_positions: int = 0) -
             return 1.0 / (theta**exponents)
         case "steps":  # by 1 up to the original context, 3 up to twice as much, 7 up to four times as much
             alpha: int = 2 ** math.ceil(math.log2(max(num_positions, original) / original) + 1) - 1
-            return 1.0 / ((rope.theta * alpha ** (head_dim / max(1, head_dim - 2))) ** exponents)
+            theta = rope.theta * math.pow(alpha, head_dim / max(1, head_dim - 2))
+            return 1.0 / (theta**exponents)
         case "factors":
             return plain / torch.tensor(rope.factors, dtype=torch.float32)
         case "longrope":
