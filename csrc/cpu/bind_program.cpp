@@ -59,11 +59,11 @@ void bind_program(nb::module_& m) {
         .def(nb::init<>())
         .def(
             "embed",
-            [](Program& self, const PackedLinear& weight, BufferId out, float scale, bool of_positions) {
-                self.add(EmbedRecord{out, &weight, scale, of_positions});
+            [](Program& self, const PackedLinear& weight, BufferId out, float scale, bool of_positions, int num_known) {
+                self.add(EmbedRecord{out, &weight, scale, of_positions, num_known});
             },
             nb::keep_alive<1, 2>(), nb::arg("weight"), nb::kw_only(), nb::arg("out"), nb::arg("scale"),
-            nb::arg("of_positions"))
+            nb::arg("of_positions"), nb::arg("num_known"))
         .def(
             "given_rows", [](Program& self, BufferId out, int64_t width) { self.add(GivenRowsRecord{out, width}); },
             nb::kw_only(), nb::arg("out"), nb::arg("width"))
@@ -104,6 +104,43 @@ void bind_program(nb::module_& m) {
         .def(
             "clip", [](Program& self, BufferId x, int64_t width, float limit) { self.add(ClipRecord{x, width, limit}); },
             nb::kw_only(), nb::arg("x"), nb::arg("width"), nb::arg("limit"))
+        .def(
+            "multiply",
+            [](Program& self, BufferId x, int64_t width, Address factors, bool has_one) {
+                self.add(MultiplyRecord{x, width, at<float>(factors), has_one});
+            },
+            nb::kw_only(), nb::arg("x"), nb::arg("width"), nb::arg("factors"), nb::arg("has_one"))
+        .def(
+            "match_rms", [](Program& self, BufferId x, BufferId to, int64_t width) { self.add(MatchRmsRecord{x, to, width}); },
+            nb::kw_only(), nb::arg("x"), nb::arg("to"), nb::arg("width"))
+        .def(
+            "cut_gates",
+            [](Program& self, BufferId x, int64_t row_width, int64_t width, float deviations) {
+                self.add(CutGatesRecord{x, row_width, width, deviations});
+            },
+            nb::kw_only(), nb::arg("x"), nb::arg("row_width"), nb::arg("width"), nb::arg("deviations"))
+        .def(
+            "altup_predict",
+            [](Program& self, std::vector<BufferId> streams, int64_t width, BufferId scores, Address coefs) {
+                self.add(AltUpPredictRecord{{std::move(streams), width, scores, at<float>(coefs)}});
+            },
+            nb::kw_only(), nb::arg("streams"), nb::arg("width"), nb::arg("scores"), nb::arg("coefs"))
+        .def(
+            "altup_correct",
+            [](Program& self, std::vector<BufferId> streams, int64_t width, BufferId scores, Address coefs, BufferId out,
+               BufferId activated, int active, Address scale) {
+                self.add(AltUpCorrectRecord{
+                    {std::move(streams), width, scores, at<float>(coefs)}, out, activated, active, at<float>(scale)});
+            },
+            nb::kw_only(), nb::arg("streams"), nb::arg("width"), nb::arg("scores"), nb::arg("coefs"), nb::arg("out"),
+            nb::arg("activated"), nb::arg("active"), nb::arg("scale"))
+        .def(
+            "act_times",
+            [](Program& self, BufferId out, BufferId x, BufferId y, int64_t width, int64_t y_width, int64_t first, int kind) {
+                self.add(ActTimesRecord{out, x, y, width, y_width, first, Activation(kind)});
+            },
+            nb::kw_only(), nb::arg("out"), nb::arg("x"), nb::arg("y"), nb::arg("width"), nb::arg("y_width"), nb::arg("first"),
+            nb::arg("kind"))
         .def(
             "rope_write",
             [](Program& self, BufferId qkv, const Heads& heads, int cache, int group, Address rotation, Address q_norm,
@@ -187,11 +224,11 @@ void bind_program(nb::module_& m) {
         .def(
             "route",
             [](Program& self, BufferId ids, BufferId weights, BufferId scores, int num_experts, int top_k,
-               const RoutingTuple& routing, Address bias) {
-                self.add(RouteRecord{ids, weights, scores, num_experts, top_k, routing_of(routing), at<float>(bias)});
+               const RoutingTuple& routing, Address bias, Address scales) {
+                self.add(RouteRecord{ids, weights, scores, num_experts, top_k, routing_of(routing), at<float>(bias), at<float>(scales)});
             },
             nb::kw_only(), nb::arg("ids"), nb::arg("weights"), nb::arg("scores"), nb::arg("num_experts"), nb::arg("top_k"),
-            nb::arg("routing"), nb::arg("bias"))
+            nb::arg("routing"), nb::arg("bias"), nb::arg("scales"))
         .def(
             "experts",
             [](Program& self, std::vector<const PackedLinear*> gate_up_weights, std::vector<const PackedLinear*> down_weights,

@@ -2,6 +2,7 @@
 #include "address.h"
 #include "bind_routing.h"
 #include "kernels/activation.h"
+#include "kernels/altup.h"
 #include "kernels/attention.h"
 #include "kernels/causal_conv.h"
 #include "kernels/experts.h"
@@ -16,9 +17,11 @@
 
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
 
 #include <optional>
 #include <tuple>
+#include <vector>
 
 namespace nb = nanobind;
 
@@ -51,12 +54,12 @@ void add_layer_norm(Address out, Address residual, Address x, Address weight, Ad
                         eps);
 }
 
-void route(Address ids, Address weights, Address scores, Address bias, int64_t rows, int num_experts, int top_k,
+void route(Address ids, Address weights, Address scores, Address bias, Address scales, int64_t rows, int num_experts, int top_k,
            const RoutingTuple& routing) {
     nb::gil_scoped_release release;
     OCTAVO_KERNELS(experts_kernels)
-        .route({at<int32_t>(ids), at<float>(weights), at<float>(scores), at<float>(bias), rows, num_experts, top_k,
-                routing_of(routing)});
+        .route({at<int32_t>(ids), at<float>(weights), at<float>(scores), at<float>(bias), at<float>(scales), rows, num_experts,
+                top_k, routing_of(routing)});
 }
 
 void add(Address residual, Address x, int64_t count) {
@@ -72,6 +75,45 @@ void add_gated(Address residual, Address x, Address gates, int64_t rows, int64_t
 void clip(Address x, int64_t count, float limit) {
     nb::gil_scoped_release release;
     OCTAVO_KERNELS(norm_kernels).clip(at<float>(x), count, limit);
+}
+
+void multiply(Address x, Address factors, bool has_one, int64_t rows, int64_t width) {
+    nb::gil_scoped_release release;
+    OCTAVO_KERNELS(norm_kernels).multiply(at<float>(x), at<float>(factors), has_one, rows, width);
+}
+
+void match_rms(Address x, Address to, int64_t rows, int64_t width) {
+    nb::gil_scoped_release release;
+    OCTAVO_KERNELS(norm_kernels).match_rms(at<float>(x), at<float>(to), rows, width);
+}
+
+void cut_gates(Address x, int64_t rows, int64_t row_width, int64_t width, float deviations) {
+    nb::gil_scoped_release release;
+    OCTAVO_KERNELS(norm_kernels).cut_gates(at<float>(x), rows, row_width, width, deviations);
+}
+
+AltUpArgs altup(const std::vector<Address>& streams, Address scores, Address coefs, int64_t rows, int64_t width) {
+    AltUpArgs args{{}, int(streams.size()), at<float>(scores), at<float>(coefs), rows, width};
+    for (size_t i = 0; i < streams.size(); ++i) args.streams[i] = at<float>(streams[i]);
+    return args;
+}
+
+void altup_predict(const std::vector<Address>& streams, Address scores, Address coefs, int64_t rows, int64_t width) {
+    nb::gil_scoped_release release;
+    OCTAVO_KERNELS(altup_kernels).predict(altup(streams, scores, coefs, rows, width));
+}
+
+void altup_correct(const std::vector<Address>& streams, Address scores, Address coefs, int64_t rows, int64_t width, Address out,
+                   Address activated, int active, Address scale) {
+    nb::gil_scoped_release release;
+    OCTAVO_KERNELS(altup_kernels)
+        .correct(altup(streams, scores, coefs, rows, width), at<float>(out), at<float>(activated), active, at<float>(scale));
+}
+
+void act_times(Address out, Address x, Address y, int64_t y_stride, int64_t rows, int64_t width, int kind) {
+    nb::gil_scoped_release release;
+    OCTAVO_KERNELS(activation_kernels)
+        .act_times(at<float>(out), at<float>(x), at<float>(y), y_stride, rows, width, Activation(kind));
 }
 
 void act_mul(Address out, Address gate_up, int64_t rows, int64_t width, int kind) {
@@ -225,6 +267,12 @@ void bind_step(nb::module_& m) {
     m.def("add_layer_norm", &add_layer_norm);
     m.def("add", &add);
     m.def("clip", &clip);
+    m.def("multiply", &multiply);
+    m.def("match_rms", &match_rms);
+    m.def("cut_gates", &cut_gates);
+    m.def("altup_predict", &altup_predict);
+    m.def("altup_correct", &altup_correct);
+    m.def("act_times", &act_times);
     m.def("act_mul", &act_mul);
     m.def("act", &act);
     m.def("norm_parts", &norm_parts);

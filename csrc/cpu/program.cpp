@@ -1,6 +1,7 @@
 #include "program.h"
 
 #include "isa.h"
+#include "kernels/altup.h"
 #include "kernels/attention.h"
 #include "kernels/causal_conv.h"
 #include "kernels/gated_delta.h"
@@ -32,7 +33,15 @@ struct ProgramRun {
     int32_t* ints(BufferId buffer) const { return reinterpret_cast<int32_t*>(at(buffer)); }
 
     void operator()(const EmbedRecord& op) {
-        op.weight->gather(at(op.out), op.weight->K(), op.of_positions ? step.positions : step.token_ids, rows, op.scale);
+        const int32_t* ids = op.of_positions ? step.positions : step.token_ids;
+        std::vector<int32_t> known;
+        if (op.num_known) {
+            known.assign(ids, ids + rows);
+            for (int32_t& id : known)
+                if (id >= op.num_known) id = 0;
+            ids = known.data();
+        }
+        op.weight->gather(at(op.out), op.weight->K(), ids, rows, op.scale);
     }
     void operator()(const GivenRowsRecord& op) {
         std::memcpy(at(op.out), step.input_rows, size_t(rows * op.width) * sizeof(float));
@@ -61,6 +70,22 @@ struct ProgramRun {
         else kernels.add_rms_norm(at(op.out), residual, at(op.x), n.weight, rows, n.width, n.eps);
     }
     void operator()(const ClipRecord& op) { OCTAVO_KERNELS(norm_kernels).clip(at(op.x), rows * op.width, op.limit); }
+    void operator()(const MultiplyRecord& op) {
+        OCTAVO_KERNELS(norm_kernels).multiply(at(op.x), op.factors, op.has_one, rows, op.width);
+    }
+    void operator()(const MatchRmsRecord& op) { OCTAVO_KERNELS(norm_kernels).match_rms(at(op.x), at(op.to), rows, op.width); }
+    void operator()(const CutGatesRecord& op) {
+        OCTAVO_KERNELS(norm_kernels).cut_gates(at(op.x), rows, op.row_width, op.width, op.deviations);
+    }
+    AltUpArgs altup(const AltUpStreams& all) const {
+        AltUpArgs args{{}, int(all.streams.size()), at(all.scores), all.coefs, rows, all.width};
+        for (size_t i = 0; i < all.streams.size(); ++i) args.streams[i] = at(all.streams[i]);
+        return args;
+    }
+    void operator()(const AltUpPredictRecord& op) { OCTAVO_KERNELS(altup_kernels).predict(altup(op.all)); }
+    void operator()(const AltUpCorrectRecord& op) {
+        OCTAVO_KERNELS(altup_kernels).correct(altup(op.all), at(op.out), at(op.activated), op.active, op.scale);
+    }
     void operator()(const RopeWriteRecord& op) {
         const LayerCache& cache = program.caches_[size_t(op.cache)];
         OCTAVO_KERNELS(rope_kernels)
@@ -126,9 +151,13 @@ struct ProgramRun {
         if (op.gated) kernels.act_mul(at(op.out), at(op.x), rows, op.width, op.kind);
         else kernels.act(at(op.out), at(op.x), rows, op.width, op.kind, op.parameters);
     }
+    void operator()(const ActTimesRecord& op) {
+        OCTAVO_KERNELS(activation_kernels)
+            .act_times(at(op.out), at(op.x), at(op.y) + op.first, op.y_width, rows, op.width, op.kind);
+    }
     void operator()(const RouteRecord& op) {
         OCTAVO_KERNELS(experts_kernels)
-            .route({ints(op.ids), at(op.weights), at(op.scores), op.bias, rows, op.num_experts, op.top_k, op.routing});
+            .route({ints(op.ids), at(op.weights), at(op.scores), op.bias, op.scales, rows, op.num_experts, op.top_k, op.routing});
     }
     void operator()(const ExpertsRecord& op) {
         // A counting sort by expert, in which rows keep their order.

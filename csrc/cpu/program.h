@@ -30,6 +30,7 @@ struct EmbedRecord {
     const PackedLinear* weight;
     float scale;
     bool of_positions;  // rows are named by the tokens' positions, else by their ids
+    int num_known;      // ids from here on stand for row 0; 0: the table has a row for each
 };
 struct GivenRowsRecord {
     BufferId out;
@@ -67,6 +68,36 @@ struct ClipRecord {
     BufferId x;
     int64_t width;
     float limit;
+};
+struct MultiplyRecord {
+    BufferId x;
+    int64_t width;
+    const float* factors;
+    bool has_one;
+};
+struct MatchRmsRecord {
+    BufferId x, to;
+    int64_t width;
+};
+struct CutGatesRecord {
+    BufferId x;
+    int64_t row_width, width;
+    float deviations;
+};
+struct AltUpStreams {
+    std::vector<BufferId> streams;
+    int64_t width;
+    BufferId scores;
+    const float* coefs;
+};
+struct AltUpPredictRecord {
+    AltUpStreams all;
+};
+struct AltUpCorrectRecord {
+    AltUpStreams all;
+    BufferId out, activated;
+    int active;
+    const float* scale;  // may be null
 };
 struct RopeWriteRecord {
     BufferId qkv;
@@ -140,11 +171,16 @@ struct ActRecord {
     bool gated;
     const float* parameters;  // may be null
 };
+struct ActTimesRecord {
+    BufferId out, x, y;
+    int64_t width, y_width, first;  // of out; of y, whose columns from `first` on are the factors
+    Activation kind;
+};
 struct RouteRecord {
     BufferId ids, weights, scores;
     int num_experts, top_k;
     Routing routing;
-    const float* bias;  // may be null
+    const float *bias, *scales;  // may be null
 };
 // Rows go to their experts grouped by expert, top_k places a row: `places` says where each is, and the buffers behind it hold
 // the groups' inputs and results, and what is between them.
@@ -167,10 +203,11 @@ struct KeepRowsRecord {
 };
 
 using Record = std::variant<EmbedRecord, GivenRowsRecord, LinearRecord, NormRecord, NormPartsRecord, AddRecord,
-                            AddNormRecord, ClipRecord, RopeWriteRecord, AttendRecord, HeadLinearRecord,
-                            LatentWriteRecord, LatentAttendRecord, CausalConvRecord, SelectiveScanRecord,
-                            GatedDeltaRecord, GateRecord, ActRecord, RouteRecord, ExpertsRecord, AddGatedRecord,
-                            KeepRowsRecord>;
+                            AddNormRecord, ClipRecord, MultiplyRecord, MatchRmsRecord, CutGatesRecord,
+                            AltUpPredictRecord, AltUpCorrectRecord, ActTimesRecord, RopeWriteRecord, AttendRecord,
+                            HeadLinearRecord, LatentWriteRecord, LatentAttendRecord, CausalConvRecord,
+                            SelectiveScanRecord, GatedDeltaRecord, GateRecord, ActRecord, RouteRecord, ExpertsRecord,
+                            AddGatedRecord, KeepRowsRecord>;
 
 // Blocks lie so many values apart. A latent has the same array twice.
 struct LayerCache {

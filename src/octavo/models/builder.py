@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from octavo.models.params import Matrix, Packing, Param, Role, TensorDecl
-from octavo.models.spec import AlibiSpec, ConstantSpec, DerivedSpec, NormSpec, QScaleSpec, RopeSpec
+from octavo.models.spec import AlibiSpec, ConstantSpec, DerivedSpec, LogQScaleSpec, NormSpec, QScaleSpec, RopeSpec
 from octavo.ops.operands import Buffer, Cache, Heads, Latent, State, Weight
 from octavo.ops.operations import GivenRows, Linear, Norm, NormParts, Op
 
@@ -33,9 +33,15 @@ class Builder:
         self._prefix, self._gguf_prefix = "", ""
         self._caches: list[Cache] = []
         self._num_states = 0
+        self._layer = 0
+        self._caches_of: dict[int, Cache] = {}  # by the number of the layer
+        #: What all layers read, beside the residual stream: put there in front of them.
+        self.streams: tuple[Buffer, ...] = ()
+        self.layer_inputs: Buffer | None = None
 
     def layer(self, number: int) -> None:
         """From here on names are those of a layer."""
+        self._layer = number
         self._prefix, self._gguf_prefix = f"{self._layers}.{number}.", f"{self._gguf_layers}.{number}."
 
     def top(self) -> None:
@@ -79,11 +85,18 @@ class Builder:
         self.norm_parts(x, (0, 1, x.width), norm, [Matrix(name=name, gguf=gguf, rows=x.width)], name)
 
     def norm_parts(
-        self, x: Buffer, place: tuple[int, int, int], norm: NormSpec, weights: Sequence[Matrix], name: str
+        self,
+        x: Buffer,
+        place: tuple[int, int, int],
+        norm: NormSpec,
+        weights: Sequence[Matrix],
+        name: str,
+        scale: float = 1.0,
     ) -> None:
-        """`place`: first column, number of parts, columns of each. `weights`: of all parts, or those of each part."""
+        """`place`: first column, number of parts, columns of each. `weights`: of all parts, or those of each part.
+        `scale`: the result is multiplied by it."""
         first, count, width = place
-        weight, bias = self._norm_vectors(norm, weights, name)
+        weight, bias = self._norm_vectors(norm, weights, name, scale)
         self.ops.append(
             NormParts(
                 x=x, first=first, count=count, width=width, weight=weight, eps=norm.eps, kind=norm.kind, bias=bias
@@ -127,7 +140,7 @@ class Builder:
     def slopes(self, alibi: AlibiSpec) -> Weight:
         return self._derived(alibi, (alibi.num_heads,))
 
-    def q_scales(self, scale: QScaleSpec) -> Weight:
+    def q_scales(self, scale: QScaleSpec | LogQScaleSpec) -> Weight:
         return self._derived(scale, (self._positions, 1))
 
     def constant(self, *values: float, size: int = 0) -> Weight:
@@ -146,7 +159,12 @@ class Builder:
                 if replace(before, index=cache.index) == cache:
                     return before
         self._caches.append(cache)
+        self._caches_of[self._layer] = cache
         return cache
+
+    def cache_of(self, number: int) -> Cache:
+        """What an earlier layer keeps."""
+        return self._caches_of[number]
 
     def encoder_cache(self, heads: Heads, write: Callable[[Buffer, Cache], Iterator[Op]]) -> Cache:
         """The next layer's, of the rows of an encoder. `write`: from these rows the operations that fill it."""

@@ -154,6 +154,8 @@ def head_rope(
 ) -> RopeSpec:
     """The rope of flat parameters for heads of a size. `config`: where messages say that the part stands."""
     rope = read_rope(flat, max_positions)
+    if rope.kind == "proportional":
+        return rope
     if not rotates_in_part:
         flat.refuse_unless("partial_rotary_factor", (1, 1.0))
     partial = flat.number("partial_rotary_factor", 1.0)
@@ -196,6 +198,16 @@ def layer_windows(config: ConfigReader, num_layers: int, pattern: int) -> tuple[
     key = "sliding_window_pattern" if config.get("sliding_window_pattern") is not None else "_sliding_window_pattern"
     pattern = config.integer(key, pattern, MAX_LAYERS)
     return tuple(window if (layer + 1) % pattern else 0 for layer in range(num_layers))
+
+
+def shared_kv_layers(config: ConfigReader, windows: tuple[int, ...], num_shared: int) -> list[int | None]:
+    """Of each layer the one whose keys and values it sees, or None: the last `num_shared` layers see those of the last
+    one of their kind in front of them."""
+    first = len(windows) - num_shared
+    last = {window: number for number, window in enumerate(windows[:first])}
+    if not last.keys() >= set(windows):
+        raise config.fail("num_kv_shared_layers", "leaves a kind of layers without keys")
+    return [None if number < first else last[window] for number, window in enumerate(windows)]
 
 
 def norm_offset(config: ConfigReader) -> float:

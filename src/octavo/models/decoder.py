@@ -14,7 +14,19 @@ from octavo.models.encoder import EncoderDefinition, define_encoder
 from octavo.models.params import Matrix, Param, TensorDecl
 from octavo.models.spec import DerivedSpec, ModelSpec
 from octavo.ops.operands import Buffer, Cache, Weight
-from octavo.ops.operations import Add, CacheOp, CausalConv, Embed, Experts, HeadLinear, Linear, Op, SelectiveScan
+from octavo.ops.operations import (
+    Add,
+    Attend,
+    CacheOp,
+    CausalConv,
+    Embed,
+    Experts,
+    HeadLinear,
+    LatentAttend,
+    Linear,
+    Op,
+    SelectiveScan,
+)
 from octavo.ops.program import Program, program
 
 EMBEDDING: Final = "embedding"
@@ -66,7 +78,8 @@ class Definition:
     @property
     def attention_ops_per_key(self) -> int:
         """Sums and products of all layers' attentions for one key that one token sees."""
-        return sum(cache.heads.ops_per_key for cache in self.program.caches)
+        attends = (op for op in self.program.ops if isinstance(op, Attend | LatentAttend))
+        return sum(op.cache.heads.ops_per_key for op in attends)
 
 
 def define(spec: ModelSpec) -> Definition:
@@ -88,10 +101,14 @@ def define(spec: ModelSpec) -> Definition:
         _add_positions(build, spec, residual)
     if spec.embedding_norm is not None:
         residual = build.norm(residual, spec.embedding_norm, "model.embed_norm", "token_embd_norm")
+    for part in spec.before:
+        part.emit(build, residual)
     for number, layer in enumerate(spec.layers):
         build.layer(number)
         layer.emit(build, residual)
     build.top()
+    for part in spec.after:
+        part.emit(build, residual)
     output = residual
     if spec.norm is not None:
         output = build.norm(residual, spec.norm, "model.norm", "output_norm", spec.logit_scale)

@@ -59,6 +59,7 @@ class Layout:
     renames: tuple[tuple[str, str], ...] = ()  # pattern, replacement; of parts of a name, one after the other
     splits: tuple[Split, ...] = ()
     transposed: str = ""  # matrices that stand as [in, out]
+    surplus: tuple[str, ...] = ()  # what is left out where the model has no use for it
     skipped: tuple[tuple[str, int], ...] = ()  # pattern, so many rows in front that the model has no use for
     minus_exp: str = ""  # vectors that stand as -exp(x) of what is declared
     interleaved: bool = False  # of what is rotated in a head the pairs are (0, 1), (2, 3), ..., not the halves
@@ -96,6 +97,10 @@ GATE_UP: Final = Split(r"(.*\.mlp\.)gate_up_proj\.(\w+)", (r"\1gate_proj.\2", r"
 #: The same in a file of GGUF.
 GGUF_QKV: Final = Split(r"(blk\.\d+\.attn_)qkv\.(\w+)", (r"\1q.\2", r"\1k.\2", r"\1v.\2"))
 GGUF_GATE_UP: Final = Split(r"(blk\.\d+\.ffn_)up\.(\w+)", (r"\1gate.\2", r"\1up.\2"))
+#: Keys and values that files have of layers that see another's.
+KV_SHARING: Final = (r".*\.self_attn\.(?:[kv]_proj|[kv]_norm)\.\w+", r"blk\.\d+\.attn_(?:k|v|k_norm)\.\w+")
+#: Of AltUp, in a file of GGUF.
+STACKED_ALTUP: Final = Split(r"(altup_(?:proj|unembd_proj))\.weight", (r"\1.#.weight",), "stack")
 #: Experts of a file of GGUF.
 GGUF_EXPERTS: Final = Split(r"(blk\.\d+\.ffn_(?:gate|up|down)_exps)\.(weight|bias)", (r"\1.#.\2",), "stack")
 #: Experts that were saved as they are in memory.
@@ -133,6 +138,9 @@ class TensorSource:
             # Some exports save the tied matrix twice.
             logger.info("%s: lm_head.weight is ignored: the embeddings are tied", checkpoint.source)
             del self._places["lm_head.weight"]
+        for name in [name for name in self._places if name not in self._declared]:
+            if any(re.fullmatch(pattern, name) for pattern in layout.surplus):
+                del self._places[name]
         self._check_names(definition.spec.model_type)
         for place in self._places.values():
             found, expected = checkpoint.shape(place.name), self._shape(place)

@@ -86,7 +86,7 @@ def load_model(
         packer.pack(param)
     reader.check_finite()
     spec = definition.spec
-    num_positions = min(config.max_model_len or spec.max_position_embeddings, spec.max_position_embeddings)
+    num_positions = min(config.max_model_len or spec.default_positions, spec.max_position_embeddings)
     for weight, of in definition.derived.items():
         packer.weights[weight.name] = ops.to_device(derived_values(of, weight.shape, num_positions))
     return LoadedModel(

@@ -34,6 +34,8 @@ from octavo.models.families import (
     gemma,
     gemma2,
     gemma3,
+    gemma3n,
+    gemma4,
     glm,
     glm4_moe,
     gpt2,
@@ -117,6 +119,8 @@ FAMILIES: Final[dict[str, Family]] = {
     "GemmaForCausalLM": Family("gemma", gemma.spec),
     "Gemma2ForCausalLM": Family("gemma2", gemma2.spec),
     "Gemma3ForCausalLM": Family("gemma3_text", gemma3.spec),
+    "Gemma3nForCausalLM": Family("gemma3n_text", gemma3n.spec, gemma3n.HF, gemma3n.GGUF),
+    "Gemma4ForCausalLM": Family("gemma4_text", gemma4.spec, gemma4.HF, gemma4.GGUF),
     "MixtralForCausalLM": Family("mixtral", mixtral.spec, mixtral.HF, mixtral.GGUF),
     "GraniteMoeForCausalLM": Family("granitemoe", granite_moe.spec, granite_moe.HF, EXPERTS_INTERLEAVED_GGUF),
     "GraniteMoeSharedForCausalLM": Family(
@@ -212,7 +216,8 @@ FAMILIES: Final[dict[str, Family]] = {
 #: Models that also see, of which the text part is served.
 _WITH_TEXT: Final = frozenset(
     {
-        "Gemma3ForConditionalGeneration", "Llama4ForConditionalGeneration",
+        "Gemma3ForConditionalGeneration", "Gemma3nForConditionalGeneration", "Gemma4ForConditionalGeneration",
+        "Llama4ForConditionalGeneration",
         "LlavaForConditionalGeneration", "LlavaNextForConditionalGeneration",
         "Mistral3ForConditionalGeneration", "VipLlavaForConditionalGeneration",
         "Qwen3_5ForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration",
@@ -223,7 +228,7 @@ _TEXT_RENAMES: Final = (
     (r"^language_model\.(model|lm_head)\.", r"\1."), (r"^model\.language_model\.", "model."),
 )  # fmt: skip
 _NOT_TEXT: Final = (
-    r"(model\.)?(vision_tower|vision_model|visual|multi_modal_projector)\..*",
+    r"(model\.)?(vision_tower|vision_model|visual|multi_modal_projector|audio_tower|embed_vision|embed_audio)\..*",
     r"(model\.)?image_newline",
 )
 #: What configurations of a text part leave out, since it is transformers' default.

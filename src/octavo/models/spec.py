@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from octavo.models.blocks import Layer
     from octavo.models.encoder import EncoderSpec
 
-RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "factors", "longrope"]
+RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "factors", "longrope", "proportional", "steps"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +28,9 @@ class RopeSpec:
     theta: float
     kind: RopeKind = "default"
     rotary_dim: int = 0  # of each head so many are rotated; 0: all
-    factor: float = 1.0  # linear, dynamic, llama3, yarn
-    original_max_position_embeddings: int = 0  # dynamic, llama3, yarn, longrope
+    factor: float = 1.0  # linear, dynamic, llama3, yarn, proportional
+    share: float = 1.0  # proportional: of the frequencies so many, those that turn fastest, are not 0
+    original_max_position_embeddings: int = 0  # dynamic, llama3, yarn, longrope, steps
     low_freq_factor: float = 1.0  # llama3
     high_freq_factor: float = 4.0  # llama3
     beta_fast: float = 32.0  # yarn
@@ -60,6 +61,14 @@ class QScaleSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LogQScaleSpec:
+    """What queries are multiplied by from position `original` on, counted from 0: the logarithm of how many tokens they
+    see, to the base of `original`."""
+
+    original_max_position_embeddings: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class ConstantSpec:
     """A vector of the same values, or of those given."""
 
@@ -67,7 +76,7 @@ class ConstantSpec:
 
 
 #: What tensors follow from.
-DerivedSpec = RopeSpec | AlibiSpec | QScaleSpec | ConstantSpec
+DerivedSpec = RopeSpec | AlibiSpec | QScaleSpec | LogQScaleSpec | ConstantSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +99,10 @@ class ModelSpec:
     hidden_size: int
     max_position_embeddings: int
     layers: tuple[Layer, ...]
+    before: tuple[Layer, ...] = ()  # what is done once in front of the layers, and behind them, is written as they are
+    after: tuple[Layer, ...] = ()
     norm: NormSpec | None  # behind the layers
+    usual_positions: int = 0  # so many are served unless more is asked for; 0: all
     embedding_size: int = 0  # of rows of the embeddings, which a matrix makes wide; 0: hidden_size
     embedding_norm: NormSpec | None = None
     learned_positions: bool = False  # a table with a row for each of the positions
@@ -103,3 +115,8 @@ class ModelSpec:
     tied_bias: bool = False  # of an output matrix that is tied
     encoder: EncoderSpec | None = None  # whose rows layers see
     decoder_start_token_ids: tuple[int, ...] = ()  # of models with an encoder: what the decoder's tokens begin with
+
+    @property
+    def default_positions(self) -> int:
+        """How long sequences get where nothing is said."""
+        return self.usual_positions or self.max_position_embeddings

@@ -46,12 +46,13 @@ class Op:
 
 @dataclass(frozen=True, kw_only=True)
 class Embed(Op):
-    """out = scale * weight[token ids], or of the tokens' positions."""
+    """out = scale * weight[token ids], or of the tokens' positions. Ids that have no row stand for row 0."""
 
     out: Buffer
     weight: Weight
     scale: float = 1.0
     index: Literal["token_ids", "positions"] = "token_ids"
+    is_partial: bool = False  # there are ids without a row
     reads: ClassVar = ()
 
     def widths(self) -> _Widths:
@@ -206,7 +207,8 @@ class RopeWrite(CacheOp):
     """Norm of each head of q and k, if there are weights for it; their rotation; then k and v go to the cache.
 
     `rotation` [positions, head_dim]: cosines | sines; None: positions are told otherwise. `norms_rotated`: the norm
-    comes behind the rotation. `q_scales` [positions, 1]: what q is multiplied by in the end.
+    comes behind the rotation. `q_scales` [positions, 1]: what q is multiplied by in the end. Without heads of keys,
+    there is only q: nothing is written.
     """
 
     qkv: Buffer
@@ -232,7 +234,8 @@ class Attend(CacheOp):
     causal: a row sees the keys up to its own; with `reads_key_ends` those before its end among the step's `key_ends`,
     if the step has some. Else a row sees all keys of its sequence: of the step's seq_lens, of `encoder_lens` where the
     cache is an encoder's. `slopes` [num_heads]: slope times (key's position - query's) is added to a score (ALiBi).
-    `sinks` [num_heads]: the score of one more key, whose value is zero.
+    `sinks` [num_heads]: the score of one more key, whose value is zero. Where the keys are another layer's, qkv may be
+    queries alone.
     """
 
     out: Buffer
@@ -247,8 +250,9 @@ class Attend(CacheOp):
     reads: ClassVar = ("qkv",)
 
     def widths(self) -> _Widths:
+        is_q = self.cache.of_encoder or self.qkv.width == self.heads.size
         yield self.out, self.heads.size
-        yield self.qkv, self.heads.size if self.cache.of_encoder else self.heads.qkv_size
+        yield self.qkv, self.heads.size if is_q else self.heads.qkv_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -411,13 +415,15 @@ class Act(Op):
 @dataclass(frozen=True, kw_only=True)
 class Route(Op):
     """The experts of each row and their weights, as `Routing` says. ids int32 [rows, k], weights float32 [rows, k],
-    scores float32 [rows, num_experts], bias float32 [num_experts]."""
+    scores float32 [rows, num_experts], bias float32 [num_experts]. `scales` float32 [num_experts]: an expert's weight
+    is multiplied by its own in the end."""
 
     ids: Buffer
     weights: Buffer
     scores: Buffer
     routing: Routing = Routing()
     bias: Weight | None = None
+    scales: Weight | None = None
     reads: ClassVar = ("scores",)
     writes: ClassVar = ("ids", "weights")
 

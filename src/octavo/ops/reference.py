@@ -168,7 +168,7 @@ def act_mul(out: Tensor, gate_up: Tensor, kind: str) -> None:
         gate, up = gate.clamp(max=7.0), up.clamp(-7.0, 7.0)
         torch.mul(gate * torch.sigmoid(1.702 * gate), up + 1, out=out)
         return
-    torch.mul(_activated(gate, kind), up, out=out)
+    torch.mul(activated(gate, kind), up, out=out)
 
 
 def act(out: Tensor, x: Tensor, kind: str, parameters: Tensor | None = None) -> None:
@@ -183,10 +183,11 @@ def act(out: Tensor, x: Tensor, kind: str, parameters: Tensor | None = None) -> 
         below = (torch.expm1(x.clamp(max=-1e-6)) - x) * (0.5 + negative) + 0.5 * x
         out.copy_(torch.where(x > 0, positive * x * x + 0.5 * x, below))
         return
-    out.copy_(_activated(x, kind))
+    out.copy_(activated(x, kind))
 
 
-def _activated(x: Tensor, kind: str) -> Tensor:
+def activated(x: Tensor, kind: str) -> Tensor:
+    """act(x) of the kinds without parameters."""
     match kind:
         case "silu":
             return F.silu(x)
@@ -210,10 +211,18 @@ def pack_experts(
     return tuple(pack_linear_many(*each) for each in experts)
 
 
-def route(ids: Tensor, weights: Tensor, scores: Tensor, routing: Routing, bias: Tensor | None = None) -> None:
+def route(
+    ids: Tensor,
+    weights: Tensor,
+    scores: Tensor,
+    routing: Routing,
+    bias: Tensor | None = None,
+    scales: Tensor | None = None,
+) -> None:
     """The k experts of each row, and their weights, as `Routing` says.
 
-    scores float32 [T, E]; ids int32 [T, k]; weights float32 [T, k]; bias float32 [E].
+    scores float32 [T, E]; ids int32 [T, k]; weights float32 [T, k]; bias float32 [E]. scales float32 [E]: an expert's
+    weight is multiplied by its own in the end.
     """
     order = _values(scores, routing, bias).argsort(dim=-1, descending=True, stable=True)[:, : ids.shape[1]]
     ids.copy_(order)
@@ -229,7 +238,8 @@ def route(ids: Tensor, weights: Tensor, scores: Tensor, routing: Routing, bias: 
             found = found / (found.sum(-1, keepdim=True) + 1e-20) if routing.renormalize else found
         case "sparsemixer":
             found = _sparsemixed(scores, order, 2 * routing.jitter)
-    weights.copy_(found * routing.factor)
+    found = found * routing.factor
+    weights.copy_(found if scales is None else found * scales[order])
 
 
 def _values(scores: Tensor, routing: Routing, bias: Tensor | None) -> Tensor:
@@ -326,7 +336,7 @@ def rope_kv_write(
 
     qkv float32 [T, (Hq + 2 Hkv) * D]; positions int32 [T]; cos_sin float32 [max_pos, D] = cos | sin;
     slot_mapping int64 [T] = block * block_size + offset. norms_rotated: the norm comes behind the rotation. q_scales
-    float32 [max_pos, 1]: what q is multiplied by in the end.
+    float32 [max_pos, 1]: what q is multiplied by in the end. num_kv_heads 0: there is only q, and nothing is written.
     """
     q, k, v = _heads(qkv, num_heads, num_kv_heads, head_dim)
     for part, norm in ((q, q_norm), (k, k_norm)):
@@ -339,6 +349,8 @@ def rope_kv_write(
             part.copy_(_normed(part, norm, eps))
     if q_scales is not None:
         q.mul_(q_scales[positions.long()].unsqueeze(1))
+    if num_kv_heads == 0:
+        return
     block_size = v_cache.shape[2]
     blocks, offsets = slot_mapping // block_size, slot_mapping % block_size
     k_cache[blocks, :, offsets // KEY_TILE, :, offsets % KEY_TILE] = k.to(k_cache.dtype)

@@ -35,6 +35,7 @@ from octavo.ops.operations import (
 )
 from octavo.ops.program import Program
 from octavo.ops.step import KVCaches, StepTensors
+from octavo.ops.stream_operations import ActTimes, AltUpCorrect, AltUpPredict, CutGates, MatchRms, Multiply
 from octavo.ops.workspace import Workspace
 
 #: By the weight's name: what the table packed, or a float32 tensor where no operation packs (norms, rotations).
@@ -72,6 +73,18 @@ class Table(Protocol):
     def experts(self) -> Any: ...
     @property
     def clip_(self) -> Any: ...
+    @property
+    def multiply_(self) -> Any: ...
+    @property
+    def match_rms_(self) -> Any: ...
+    @property
+    def cut_gates_(self) -> Any: ...
+    @property
+    def act_times(self) -> Any: ...
+    @property
+    def altup_predict_(self) -> Any: ...
+    @property
+    def altup_correct_(self) -> Any: ...
     @property
     def rope_kv_write(self) -> Any: ...
     @property
@@ -167,6 +180,8 @@ class Runner:
 
 def _embed(table: Table, op: Embed, frame: Frame) -> None:
     ids = frame.step.positions if op.index == "positions" else frame.step.token_ids
+    if op.is_partial:
+        ids = ids * (ids < op.weight.shape[0])
     table.embedding(frame[op.out], ids, frame.weight(op.weight), op.scale)
 
 
@@ -217,7 +232,9 @@ def _act(table: Table, op: Act, frame: Frame) -> None:
 
 
 def _route(table: Table, op: Route, frame: Frame) -> None:
-    table.route(frame[op.ids], frame[op.weights], frame[op.scores], op.routing, frame.weight(op.bias))
+    table.route(
+        frame[op.ids], frame[op.weights], frame[op.scores], op.routing, frame.weight(op.bias), frame.weight(op.scales)
+    )
 
 
 def _experts(table: Table, op: Experts, frame: Frame) -> None:
@@ -240,6 +257,38 @@ def _experts(table: Table, op: Experts, frame: Frame) -> None:
 
 def _clip(table: Table, op: Clip, frame: Frame) -> None:
     table.clip_(frame[op.x], op.limit)
+
+
+def _multiply(table: Table, op: Multiply, frame: Frame) -> None:
+    table.multiply_(frame[op.x], frame.weight(op.factors))
+
+
+def _match_rms(table: Table, op: MatchRms, frame: Frame) -> None:
+    table.match_rms_(frame[op.x], frame[op.to])
+
+
+def _cut_gates(table: Table, op: CutGates, frame: Frame) -> None:
+    table.cut_gates_(frame[op.x], op.width, op.deviations)
+
+
+def _act_times(table: Table, op: ActTimes, frame: Frame) -> None:
+    table.act_times(frame[op.out], frame[op.x], frame[op.y], op.first, op.kind)
+
+
+def _altup_predict(table: Table, op: AltUpPredict, frame: Frame) -> None:
+    table.altup_predict_([frame[each] for each in op.streams], frame[op.scores], frame.weight(op.coefs))
+
+
+def _altup_correct(table: Table, op: AltUpCorrect, frame: Frame) -> None:
+    table.altup_correct_(
+        frame[op.out],
+        [frame[each] for each in op.streams],
+        frame[op.activated],
+        frame[op.scores],
+        frame.weight(op.coefs),
+        op.active,
+        frame.weight(op.scale),
+    )
 
 
 def _rope_write(table: Table, op: RopeWrite, frame: Frame) -> None:
@@ -404,6 +453,12 @@ HANDLERS: dict[type[Op], Handler] = {
     Route: _route,
     Experts: _experts,
     Clip: _clip,
+    Multiply: _multiply,
+    MatchRms: _match_rms,
+    CutGates: _cut_gates,
+    ActTimes: _act_times,
+    AltUpPredict: _altup_predict,
+    AltUpCorrect: _altup_correct,
     RopeWrite: _rope_write,
     Attend: _attend,
     CausalConv: _causal_conv,

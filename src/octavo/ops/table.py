@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from octavo.base.native import has_native_cpu
-from octavo.ops import reference, reference_sampling
+from octavo.ops import reference, reference_sampling, reference_streams
 from octavo.ops.operands import Heads, Latent
 from octavo.ops.operations import GateKind
 from octavo.ops.run import Runner
@@ -69,9 +69,15 @@ class Ops:
     act_mul: Callable[[Tensor, Tensor, str], None]  # (out, gate_up, kind)
     act: Callable[..., None]  # (out, x, kind, parameters=None)
     pack_experts: Callable[..., Any]  # (experts): of each the arguments of pack_linear_many
-    route: Callable[..., None]  # (ids, weights, scores, routing, bias=None)
+    route: Callable[..., None]  # (ids, weights, scores, routing, bias=None, scales=None)
     experts: Callable[..., None]  # see experts.grouped_experts
     clip_: Callable[[Tensor, float], None]  # (x, limit)
+    multiply_: Callable[[Tensor, Tensor], None]  # (x, factors)
+    match_rms_: Callable[[Tensor, Tensor], None]  # (x, to)
+    cut_gates_: Callable[[Tensor, int, float], None]  # (x, width, deviations)
+    act_times: Callable[[Tensor, Tensor, Tensor, int, str], None]  # (out, x, y, first, kind)
+    altup_predict_: Callable[..., None]  # (streams, scores, coefs)
+    altup_correct_: Callable[..., None]  # (out, streams, activated, scores, coefs, active, scale=None)
     rope_kv_write: Callable[..., None]
     attention: Callable[..., None]
     causal_conv: Callable[..., None]  # (out, x, weight, bias, state, slots, positions, query_start_loc, gated)
@@ -128,19 +134,24 @@ _GROUPS: tuple[tuple[str, ...], ...] = (
     ("kv_cache_shapes", "rope_kv_write", "attention", "attention_planner"),
     ("latent_cache_shape", "latent_write", "latent_attention"),
 )
+_STREAM_OPERATIONS = ("multiply_", "match_rms_", "cut_gates_", "act_times", "altup_predict_", "altup_correct_")
 #: Taken where all that it is made of is taken.
 _COMPOSED: dict[str, tuple[str, ...]] = {
     "program_runner": (
         "linear", "embedding", "rms_norm", "add_rms_norm", "layer_norm", "add_layer_norm", "norm_parts_", "add_",
         "add_gated_", "act_mul", "act", "route", "experts", "clip_", "rope_kv_write", "attention", "kv_cache_shapes",
         "head_linear", "latent_write", "latent_attention", "causal_conv", "selective_scan", "gated_delta", "gate_",
+        *_STREAM_OPERATIONS,
     ),
 }  # fmt: skip
-_REFERENCE_MODULES: dict[str, Any] = dict.fromkeys(("forbid", "sample", "logprobs"), reference_sampling)
+_REFERENCE_MODULES: dict[str, Any] = {
+    **dict.fromkeys(("forbid", "sample", "logprobs"), reference_sampling),
+    **dict.fromkeys(_STREAM_OPERATIONS, reference_streams),
+}
 _SETTINGS = ("implementations", "penalty_counts", "activation_dtype", "torch_device", "to_device")
 _NAMES = tuple(name for name in Ops.__dataclass_fields__ if name not in _SETTINGS)
 #: Modules with the native operations of the CPU, in `octavo.ops.cpu`.
-_CPU_MODULES: tuple[str, ...] = ("kernels", "linear", "program")
+_CPU_MODULES: tuple[str, ...] = ("kernels", "streams", "linear", "program")
 
 
 def bind(device: str = "cpu", impl: Literal["auto", "reference"] = "auto", binding: Binding | None = None) -> Ops:

@@ -263,7 +263,7 @@ class Worker:
         asked, limit = self._config.model.max_model_len, loaded.spec.max_position_embeddings
         if asked is not None and asked > limit:
             raise InvalidConfig(f"--max-model-len {asked} is longer than the {limit} positions of the model.")
-        return asked or limit
+        return asked or loaded.spec.default_positions
 
     def _max_num_batched_tokens(self, max_model_len: int, device: Device) -> int:
         scheduler = self._config.scheduler

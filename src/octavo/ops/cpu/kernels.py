@@ -173,7 +173,14 @@ def check_routing(routing: Routing, num_experts: int, top_k: int) -> None:
     assert 0 < top_k <= routing.top_groups * group
 
 
-def route(ids: Tensor, weights: Tensor, scores: Tensor, routing: Routing, bias: Tensor | None = None) -> None:
+def route(
+    ids: Tensor,
+    weights: Tensor,
+    scores: Tensor,
+    routing: Routing,
+    bias: Tensor | None = None,
+    scales: Tensor | None = None,
+) -> None:
     rows, num_experts = scores.shape
     top_k = ids.shape[1]
     assert ids.shape == weights.shape == (rows, top_k)
@@ -185,6 +192,7 @@ def route(ids: Tensor, weights: Tensor, scores: Tensor, routing: Routing, bias: 
         weights.data_ptr(),
         scores.data_ptr(),
         _bias(bias, num_experts),
+        _bias(scales, num_experts),
         rows,
         num_experts,
         top_k,
@@ -227,7 +235,8 @@ def rope_kv_write(
     assert q_norm is None or q_norm.dtype == _F32
     assert k_norm is None or k_norm.dtype == _F32
     assert q_scales is None or (q_scales.dtype == _F32 and q_scales.is_contiguous())
-    check_cache(k_cache, v_cache, num_kv_heads, head_dim)
+    if num_kv_heads:
+        check_cache(k_cache, v_cache, num_kv_heads, head_dim)
     _cpu.rope_kv_write(
         qkv.data_ptr(),
         positions.data_ptr(),

@@ -49,6 +49,15 @@ from octavo.ops.operations import (
 from octavo.ops.program import Program
 from octavo.ops.run import Runner, Table, Weights
 from octavo.ops.step import KVCaches, StepTensors
+from octavo.ops.stream_operations import (
+    MAX_STREAMS,
+    ActTimes,
+    AltUpCorrect,
+    AltUpPredict,
+    CutGates,
+    MatchRms,
+    Multiply,
+)
 from octavo.ops.workspace import Workspace
 
 
@@ -170,7 +179,11 @@ class CpuRunner(Runner):
 
     def _embed(self, op: Embed) -> None:
         self._native.embed(
-            self._matrix(op.weight), out=self._ids[op.out], scale=op.scale, of_positions=op.index == "positions"
+            self._matrix(op.weight),
+            out=self._ids[op.out],
+            scale=op.scale,
+            of_positions=op.index == "positions",
+            num_known=op.weight.shape[0] if op.is_partial else 0,
         )
 
     def _given_rows(self, op: GivenRows) -> None:
@@ -221,6 +234,48 @@ class CpuRunner(Runner):
     def _clip(self, op: Clip) -> None:
         self._native.clip(x=self._ids[op.x], width=op.x.width, limit=op.limit)
 
+    def _multiply(self, op: Multiply) -> None:
+        (size,) = op.factors.shape
+        factors = self._vector(op.factors)
+        self._native.multiply(x=self._ids[op.x], width=op.x.width, factors=factors, has_one=size != op.x.width)
+
+    def _match_rms(self, op: MatchRms) -> None:
+        self._native.match_rms(x=self._ids[op.x], to=self._ids[op.to], width=op.x.width)
+
+    def _cut_gates(self, op: CutGates) -> None:
+        self._native.cut_gates(x=self._ids[op.x], row_width=op.x.width, width=op.width, deviations=op.deviations)
+
+    def _act_times(self, op: ActTimes) -> None:
+        self._native.act_times(
+            out=self._ids[op.out],
+            x=self._ids[op.x],
+            y=self._ids[op.y],
+            width=op.out.width,
+            y_width=op.y.width,
+            first=op.first,
+            kind=ACTIVATIONS[op.kind],
+        )
+
+    def _altup(self, op: AltUpPredict | AltUpCorrect) -> dict[str, Any]:
+        count = len(op.streams)
+        assert count <= MAX_STREAMS and op.coefs.shape[1] == count and op.scores.dtype == torch.float32
+        assert op.coefs.shape[0] == (count * count if isinstance(op, AltUpPredict) else count)
+        return {
+            "streams": [self._ids[each] for each in op.streams],
+            "width": op.streams[0].width,
+            "scores": self._ids[op.scores],
+            "coefs": self._vector(op.coefs),
+        }
+
+    def _altup_predict(self, op: AltUpPredict) -> None:
+        self._native.altup_predict(**self._altup(op))
+
+    def _altup_correct(self, op: AltUpCorrect) -> None:
+        out, activated = self._ids[op.out], self._ids[op.activated]
+        self._native.altup_correct(
+            **self._altup(op), out=out, activated=activated, active=op.active, scale=self._vector(op.scale)
+        )
+
     def _rope_write(self, op: RopeWrite) -> None:
         assert op.rotation is None or op.rotation.shape[1] == op.heads.head_dim
         self._native.rope_write(
@@ -241,8 +296,8 @@ class CpuRunner(Runner):
         self._native.attend(
             out=self._ids[op.out],
             qkv=self._ids[op.qkv],
-            row_stride=op.qkv.width,
             heads=_counts(op.heads),
+            row_stride=op.qkv.width,
             cache=op.cache.index,
             group=op.cache.group,
             window=op.cache.window,
@@ -360,6 +415,7 @@ class CpuRunner(Runner):
             top_k=op.ids.width,
             routing=native_routing(op.routing),
             bias=self._vector(op.bias),
+            scales=self._vector(op.scales),
         )
 
     def _experts(self, op: Experts) -> None:
@@ -386,7 +442,8 @@ class CpuRunner(Runner):
 
 
 def _counts(heads: Heads) -> tuple[int, int, int]:
-    assert heads.head_dim <= MAX_HEAD_DIM and heads.head_dim % 2 == 0 and heads.num_heads % heads.num_kv_heads == 0
+    assert heads.head_dim <= MAX_HEAD_DIM and heads.head_dim % 2 == 0
+    assert heads.num_kv_heads == 0 or heads.num_heads % heads.num_kv_heads == 0
     return heads.num_heads, heads.num_kv_heads, heads.head_dim
 
 
@@ -426,6 +483,12 @@ _RECORDS: dict[type[Op], Callable[[CpuRunner, Any], None]] = {
     AddGated: CpuRunner._add_gated,
     AddNorm: CpuRunner._add_norm,
     Clip: CpuRunner._clip,
+    Multiply: CpuRunner._multiply,
+    MatchRms: CpuRunner._match_rms,
+    CutGates: CpuRunner._cut_gates,
+    ActTimes: CpuRunner._act_times,
+    AltUpPredict: CpuRunner._altup_predict,
+    AltUpCorrect: CpuRunner._altup_correct,
     RopeWrite: CpuRunner._rope_write,
     Attend: CpuRunner._attend,
     CausalConv: CpuRunner._causal_conv,
