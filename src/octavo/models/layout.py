@@ -19,6 +19,7 @@ from octavo.base.errors import CheckpointError
 from octavo.models.checkpoint import Checkpoint
 from octavo.models.decoder import Definition
 from octavo.models.params import TensorDecl
+from octavo.models.quantized_checkpoint import QuantizedCheckpoint
 from octavo.quant.packed import QuantizedWeight, as_floats
 
 logger = logging.getLogger("octavo.models")
@@ -133,7 +134,10 @@ class TensorSource:
             del self._places["lm_head.weight"]
         self._check_names(definition.spec.model_type)
         for place in self._places.values():
-            found, expected = checkpoint.shape(place.name), self._shape(place)
+            expected = self._shape(place)
+            if isinstance(checkpoint, QuantizedCheckpoint):
+                checkpoint.settle(place.name, expected)
+            found = checkpoint.shape(place.name)
             if _squeezed(found) not in (_squeezed(expected), _squeezed(_folded(expected)) if place.is_stack else ()):
                 raise CheckpointError(
                     f"{checkpoint.source}: tensor {place.name!r} has the shape {list(found)}, not {list(expected)}"

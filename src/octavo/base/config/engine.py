@@ -18,7 +18,7 @@ TokenizerMode = Literal["auto", "slow", "mistral"]
 Quantization = Literal[
     "fp8", "int8", "int4", "bitsandbytes", "experts_int8", "deepspeedfp", "gguf", "gptq", "gptq_marlin",
     "gptq_bitblas", "marlin", "awq", "awq_marlin", "compressed-tensors", "fbgemm_fp8", "hqq",
-    "aqlm", "squeezellm", "qqq",
+    "aqlm", "squeezellm", "qqq", "gptq_marlin_24", "auto-round", "modelopt", "modelopt_fp4", "quanto", "torchao",
 ]  # fmt: skip
 #: To what unquantized matrices can be quantized while they load.
 LoadQuantization = Literal["fp8", "int8", "int4", "bitsandbytes", "experts_int8", "deepspeedfp"]
