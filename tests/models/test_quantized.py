@@ -170,7 +170,7 @@ def test_scales_and_values_that_are_not_finite_are_refused(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        ({"quant_method": "gptq_marlin_24"}, "'gptq_marlin_24' is not supported; these are: gptq, awq"),
+        ({"quant_method": "quark"}, "'quark' is not supported; these are: gptq, awq"),
         ({"quant_method": "compressed-tensors", "sparsity_config": {"format": "sparse-24-bitmask"}}, "sparse weights"),
         ({**GPTQ, "bits": 7}, "bits = '7'"),
     ],

@@ -33,8 +33,8 @@ _FORMATS = {
 _NO_CODED = "octavo renders conversations with templates: give the model's with --chat-template"
 _NO_METHOD = "octavo does not read weights of this kind: take a GGUF file of the model, or its unquantized weights"
 _METHODS = (
-    "bitblas", "fp8_per_tensor", "ipex", "moe_wna16", "mxfp4", "neuron_quant", "petit_nvfp4", "ptpc_fp8", "quark", "rtn",
-    "tpu_int8",
+    "bitblas", "fp8_per_tensor", "ipex", "moe_wna16", "mxfp4", "neuron_quant", "petit_nvfp4", "ptpc_fp8", "quark",
+    "rtn", "tpu_int8",
 )  # fmt: skip
 _NO_DEVICE = "octavo runs on CPUs and on NVIDIA GPUs"
 _NO_CACHE = "octavo keeps keys and values as float32, bfloat16, float16 or float8"

@@ -125,7 +125,11 @@ class CompressedTensors:
         scales = grouped_scales(parts, "weight_scale", scales, n, k, None)
         scales = scales / parts.shaped("weight_global_scale", (torch.float32,), 1)
         return QuantizedWeight(
-            unpack_bits(parts.get("weight_packed", BYTES), 4), 4, k // scales.shape[1], scales.contiguous(), table=FP4_VALUES
+            unpack_bits(parts.get("weight_packed", BYTES), 4),
+            4,
+            k // scales.shape[1],
+            scales.contiguous(),
+            table=FP4_VALUES,
         )
 
     def _unpacked(self, parts: Parts, n: int, k: int, scales: Tensor) -> Tensor | QuantizedWeight:

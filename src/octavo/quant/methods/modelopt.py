@@ -1,4 +1,4 @@
-"""ModelOpt, as NVIDIA's tool of this name exports a model: `quant_algo` of the configuration, or of hf_quant_config.json.
+"""ModelOpt, as NVIDIA's tool exports a model: `quant_algo` of the configuration, or of hf_quant_config.json.
 
 FP8, FP8_PER_CHANNEL_PER_TOKEN, FP8_PB_WO   weight float8 [N, K], weight_scale float, of the matrix, rows or blocks
 MXFP8          the same, weight_scale uint8 [N, K / 32], powers of two
@@ -98,4 +98,6 @@ def _fp4(parts: Parts, n: int, k: int) -> QuantizedWeight:
     if math.prod(whole.shape) != 1:
         raise parts.fail("weight_scale_2", f"has the shape {list(whole.shape)}, not that of one number")
     scales = grouped_scales(parts, "weight_scale", scales, n, k, None) * whole.reshape(1, 1)
-    return QuantizedWeight(unpack_bits(parts.get("weight", BYTES), 4), 4, k // scales.shape[1], scales.contiguous(), table=FP4_VALUES)
+    return QuantizedWeight(
+        unpack_bits(parts.get("weight", BYTES), 4), 4, k // scales.shape[1], scales.contiguous(), table=FP4_VALUES
+    )

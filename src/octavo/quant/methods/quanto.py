@@ -103,9 +103,7 @@ def _bytes(parts: Parts, n: int) -> QuantizedWeight:
     if data.dtype == torch.int8:  # two's complement to an offset of 128 is one flipped bit
         return QuantizedWeight(data.view(torch.uint8) ^ 128, 8, data.shape[1], exact_scales(scales), zero=128)
     table = torch.arange(256, dtype=torch.uint8).view(data.dtype).to(torch.float32)
-    return QuantizedWeight(
-        data.view(torch.uint8), 8, data.shape[1], scales.to(torch.float32).contiguous(), table=table
-    )
+    return QuantizedWeight(data.view(torch.uint8), 8, data.shape[1], scales.to(torch.float32).contiguous(), table=table)
 
 
 def _unpacked(parts: Parts, bits: int, rows: int) -> Tensor:

@@ -100,7 +100,7 @@ METHODS: Final[dict[str, Entry]] = {
     "marlin": Entry(Marlin, "4 bits, GPTQ in the order of a GPU's kernel", "integers of 4 bits"),
     "qqq": Entry(QQQ, "4 bits, groups of 128 or rows", "integers of 4 bits",
                  "scales of two levels are one product in float32"),
-    "gptq_marlin_24": Entry(gptq_marlin_24, "4 or 8 bits, two of four values kept (2:4), in the order of a GPU's kernel",
+    "gptq_marlin_24": Entry(gptq_marlin_24, "4 or 8 bits, two of four values kept, in the order of a GPU's kernel",
                             "integers of 4 or 8 bits, with those that were not kept"),
     "auto-round": Entry(
         AutoRound,
@@ -111,7 +111,7 @@ METHODS: Final[dict[str, Entry]] = {
         ModelOpt,
         "FP8 of a matrix, rows or blocks, MXFP8, NVFP4, MXFP4, W4A16_AWQ, W4A8_AWQ, W8A16, mixtures; "
         "hf_quant_config.json",
-        "float8; a table of 16 values with a scale in each 16; integers of 4, 5 or 8 bits; with pre_quant_scale float32",
+        "float8; a table of 16 values with a scale in each 16; integers of 4, 5, 8 bits; with pre_quant_scale float32",
         "yes; scales of activations are not used: octavo rounds them less",
     ),
     "quanto": Entry(
@@ -120,7 +120,7 @@ METHODS: Final[dict[str, Entry]] = {
     ),
     "torchao": Entry(
         TorchAO,
-        "int4, int8 and intx, weights alone or with activations, float8, NVFP4, MXFP4, MXFP8, flattened into safetensors",
+        "int4, int8 and intx, with activations or without, float8, NVFP4, MXFP4, MXFP8; in safetensors",
         "integers of 4 to 8 bits; float8; a table of 16 values with a scale in each 16",
         "yes; int4 with zeros: to the last digit of a float32",
     ),

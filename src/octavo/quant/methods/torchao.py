@@ -8,7 +8,8 @@ Int4Tensor                qdata int8 [N, K / 2], the first of two in the low bit
 Int4TilePackedTo4dTensor  qdata int32 [N / 8, K / 128, 32, 4], tiles of a GPU's kernel, K padded to 1024 and N to 8;
                           scale_and_zero [G, N, 2];                                    w = scale * (u - 8) + zero
 Float8Tensor              qdata float8 [N, K], scale float [N, 1], [1, 1] or of blocks;              w = scale * q
-NVFP4Tensor               qdata uint8 [N, K / 2], scale float8 [N, K / 16], per_tensor_scale float   w = scale * scale * q
+NVFP4Tensor               qdata uint8 [N, K / 2], scale float8 [N, K / 16], per_tensor_scale float
+                                                                                       w = fp4 * (scale * scale)
 MXTensor                  qdata float8, or uint8 of fp4; scale e8m0 [N, K / 32]                      w = scale * q
 
 Scales of the last two may stand in blocks of 128 x 4, as a GPU's kernel wants them (`is_swizzled_scales`).
