@@ -27,9 +27,6 @@ _GRAPHS = "octavo captures graphs by batch size alone, for contexts of any lengt
 _THREADS = "octavo makes tokens of text in threads, beside all else"
 _BLOCKS = "octavo's blocks have 16, 32 or 64 tokens"
 
-_FORMATS = {
-    "tensorizer": "octavo does not read tensorizer's files: give the model that they were made from",
-}
 _NO_CODED = "octavo renders conversations with templates: give the model's with --chat-template"
 _NO_METHOD = "octavo does not read weights of this kind: take a GGUF file of the model, or its unquantized weights"
 _METHODS = (
@@ -56,7 +53,7 @@ ENGINE_ROWS: tuple[Row, ...] = (
     ours("--trust-remote-code", "off", "off"),
     ours("--download-dir", "the hub's cache", "the hub's cache"),
     ours(
-        "--load-format", "auto", "auto", refused=_FORMATS,
+        "--load-format", "auto", "auto",
         renamed={
             "hf": "auto", "fastsafetensors": "safetensors", "runai_streamer": "safetensors",
             "bitsandbytes": "safetensors", "instanttensor": "safetensors", "runai_streamer_sharded": "sharded_state",
