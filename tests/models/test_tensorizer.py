@@ -26,7 +26,7 @@ from support.file_server import file_server
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
-NUMPY = {torch.float32: "<f4", torch.float16: "<f2", torch.int8: "|i1", torch.bfloat16: "<i2\0torch.bfloat16"}
+NUMPY = {torch.float32: "<f4", torch.float16: "<f2", torch.int8: "|i1", torch.bfloat16: "<V2\0torch.bfloat16"}
 TENSORS = {
     "a": torch.arange(6.0).view(2, 3), "b.c": torch.tensor([1.5, -2.0]).bfloat16(), "d": torch.ones(3).to(torch.int8),
     "e": torch.tensor(2.0).half(),
