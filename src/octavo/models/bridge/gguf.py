@@ -53,11 +53,12 @@ def class_values(values: dict[str, Any], source: str) -> dict[str, Any]:
     for each in config.__mro__:
         known |= set(getattr(each, "__annotations__", ()))
     made: dict[str, Any] = {"pad_token_id": None}  # a class's default may be beyond the vocabulary
+    implied = (*_IMPLIED, *_following(values))
     for key, value in _said(values).items():
         name = key if key in known else next((other for other in _OTHER_NAMES.get(key, ()) if other in known), None)
         if name is not None:
             made[name] = value
-        elif key not in _IMPLIED and value not in (None, False):
+        elif key not in implied and value not in (None, False):
             raise CheckpointError(f"{source}: {key}, which the file says, is no setting of transformers' {kind}")
     rope = values.get("rope_parameters")
     if isinstance(rope, dict) and rope.get("rope_type") == "factors":
@@ -65,15 +66,18 @@ def class_values(values: dict[str, Any], source: str) -> dict[str, Any]:
     return made
 
 
+def _following(values: dict[str, Any]) -> list[str]:
+    """What a class without such a setting has by itself."""
+    heads, hidden = values.get("num_attention_heads"), values.get("hidden_size")
+    found = ["num_key_value_heads"] if values.get("num_key_value_heads") == heads else []
+    if isinstance(heads, int) and isinstance(hidden, int) and values.get("head_dim") == hidden // max(1, heads):
+        found.append("head_dim")
+    return found
+
+
 def _said(values: dict[str, Any]) -> dict[str, Any]:
-    """Without what follows from the rest."""
-    said = dict(values)
-    heads = said.get("num_attention_heads")
-    if isinstance(heads, int) and said.get("head_dim") == said.get("hidden_size", 0) // heads:
-        del said["head_dim"]
-    if said.get("num_key_value_heads") == heads:
-        said.pop("num_key_value_heads", None)
-    kind = said["model_type"]
+    """Settings that octavo's families and transformers' classes say otherwise, as the latter do."""
+    said, kind = dict(values), values["model_type"]
     activation = said.pop("hidden_activation", None)
     if activation is not None and kind.startswith("gemma"):
         said |= {"hidden_activation": activation} if kind != "gemma" else {"hidden_act": activation}
