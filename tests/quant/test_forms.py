@@ -116,6 +116,8 @@ def ones(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
          "'model.up.B_24' has 33 words a row"),
         (f.ct_mx, {**CT, "format": "mxfp4-pack-quantized"}, None, {"weight_scale": ones(64, 5, dtype=torch.uint8)},
          r"weight_packed' has the shape \[64, 96\], which does not fit scales \[64, 5\]"),
+        (f.modelopt_nvfp4, OPT, None, {"weight_scale_2": None}, "'model.up.weight_scale_2' is missing"),
+        (q.nvfp4, CT, None, {"weight_global_scale": None}, "'model.up.weight_global_scale' is missing"),
         (f.modelopt_nvfp4, OPT, None, {"weight_scale_2": ones(2)}, r"weight_scale_2' has the shape \[2\]"),
         (f.modelopt_int4, OPT, None, {"weight_scale": ones(64, 5)}, r"weight_scale' has the shape \[64, 5\]"),
         (f.ao_int8, {}, f.about("Int8Tensor"), {"_weight_scale": ones(3, 1)}, r"_weight_scale' has the shape \[3, 1\]"),

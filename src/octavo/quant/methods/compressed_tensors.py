@@ -25,7 +25,7 @@ from torch import Tensor
 
 from octavo.quant import mxfp4
 from octavo.quant.methods.float8 import float8_weight, is_float8, read_block
-from octavo.quant.methods.fp4 import FP4_VALUES, POWERS, mxfp4_weight
+from octavo.quant.methods.fp4 import FP4_VALUES, POWERS, is_mx, mxfp4_weight
 from octavo.quant.methods.parts import (
     BYTES,
     FLOATS,
@@ -99,7 +99,7 @@ class CompressedTensors:
         if _SPARSE.holds(parts):
             return _SPARSE.bits(parts)
         if _is_fp4(parts):
-            return 4 if "weight_global_scale" in parts else mxfp4.BITS
+            return mxfp4.BITS if is_mx(parts) else 4
         return held_bits(self._stored_bits(parts)) if "weight_packed" in parts else 8
 
     def weight(self, parts: Parts) -> Tensor | QuantizedWeight:
@@ -119,7 +119,7 @@ class CompressedTensors:
         return affine(values, 8, scales, zeros)
 
     def _fp4(self, parts: Parts, n: int, k: int) -> QuantizedWeight:
-        if "weight_global_scale" not in parts:
+        if is_mx(parts):
             return mxfp4_weight(parts, "weight_packed", parts.get("weight_scale", POWERS))
         scales = parts.get("weight_scale", (torch.float8_e4m3fn,)).to(torch.float32)
         scales = grouped_scales(parts, "weight_scale", scales, n, k, None)

@@ -18,6 +18,11 @@ FP4_VALUES: Final = torch.cat([_E2M1, -_E2M1])
 POWERS: Final = (torch.uint8, torch.float8_e8m0fnu)
 
 
+def is_mx(parts: Parts) -> bool:
+    """Whether `weight_scale` holds powers of two."""
+    return parts.dtype("weight_scale") in POWERS
+
+
 def mxfp4_weight(parts: Parts, part: str, scales: Tensor) -> QuantizedWeight:
     """`part` uint8 [N, K / 2], the first of two values in the low bits; scales [N, K / 32] of one of `POWERS`."""
     packed = parts.matrix(part, BYTES)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from octavo.quant import mxfp4
 from octavo.quant.methods.float8 import FLOAT8S, SCALES, float8_weight, is_float8
-from octavo.quant.methods.fp4 import FP4_VALUES, POWERS, mxfp4_weight
+from octavo.quant.methods.fp4 import FP4_VALUES, POWERS, is_mx, mxfp4_weight
 from octavo.quant.methods.parts import BYTES, FLOATS, Parts, Settings, affine, grouped_scales, unpack_bits
 from octavo.quant.packed import QuantizedWeight
 
@@ -58,7 +58,7 @@ class ModelOpt:
             return 32
         if parts.dtype("weight") != torch.uint8:
             return 8
-        return mxfp4.BITS if _is_fp4(parts) and "weight_scale_2" not in parts else 4
+        return mxfp4.BITS if is_mx(parts) else 4
 
     def weight(self, parts: Parts) -> Tensor | QuantizedWeight:
         n, k = self.shape(parts)
@@ -91,7 +91,7 @@ def _is_fp4(parts: Parts) -> bool:
 
 
 def _fp4(parts: Parts, n: int, k: int) -> QuantizedWeight:
-    if "weight_scale_2" not in parts:
+    if is_mx(parts):
         return mxfp4_weight(parts, "weight", parts.get("weight_scale", POWERS))
     scales = parts.get("weight_scale", (torch.float8_e4m3fn,)).to(torch.float32)
     whole = parts.get("weight_scale_2", (torch.float32,))
