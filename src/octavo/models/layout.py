@@ -133,11 +133,11 @@ class TensorSource:
             logger.info("%s: lm_head.weight is ignored: the embeddings are tied", checkpoint.source)
             del self._places["lm_head.weight"]
         self._check_names(definition.spec.model_type)
+        if isinstance(checkpoint, QuantizedCheckpoint):
+            for each in self._places.values():
+                checkpoint.settle(each.name, self._shape(each))
         for place in self._places.values():
-            expected = self._shape(place)
-            if isinstance(checkpoint, QuantizedCheckpoint):
-                checkpoint.settle(place.name, expected)
-            found = checkpoint.shape(place.name)
+            found, expected = checkpoint.shape(place.name), self._shape(place)
             if _squeezed(found) not in (_squeezed(expected), _squeezed(_folded(expected)) if place.is_stack else ()):
                 raise CheckpointError(
                     f"{checkpoint.source}: tensor {place.name!r} has the shape {list(found)}, not {list(expected)}"
