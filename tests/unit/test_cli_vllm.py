@@ -255,9 +255,8 @@ def test_values_that_octavo_calls_otherwise(words: str, part: str, field: str, v
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        ("--load-format tensorizer", "give the model that they were made from"),
-        ("-q torchao", "--quantization torchao: octavo does not read weights of this kind: take a GGUF file"),
-        ("--quantization TorchAO", "octavo does not read weights of this kind"),
+        ("-q quark", "--quantization quark: octavo does not read weights of this kind: take a GGUF file"),
+        ("--quantization Quark", "octavo does not read weights of this kind"),
         ("--kv-cache-dtype nvfp4", "octavo keeps keys and values as"),
         ("--device tpu", "--device tpu: octavo runs on CPUs and on NVIDIA GPUs"),
         ("-q quark9", "--quantization must be one of fp8, int8, int4"),
@@ -294,7 +293,7 @@ def test_the_config_file_speaks_the_same(tmp_path: Path) -> None:
         "enable-lora: 3": "--enable-lora must be true or false",
         "lora-modules: [a=b]": "adapters (LoRA)",
         "pooler-config: {type: mean}": "--pooler-config",
-        "load-format: tensorizer": "tensorizer's files",
+        "quantization: quark": "octavo does not read weights of this kind",
     }.items():
         assert reason in refused("m", "--config", file(line))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, count, takewhile
 from typing import Final, Literal
@@ -20,6 +20,7 @@ from octavo.base.errors import CheckpointError
 from octavo.models.checkpoint import Checkpoint
 from octavo.models.decoder import Definition
 from octavo.models.params import TensorDecl
+from octavo.models.quantized_checkpoint import QuantizedCheckpoint
 from octavo.quant.packed import QuantizedWeight, as_floats
 
 logger = logging.getLogger("octavo.models")
@@ -142,6 +143,9 @@ class TensorSource:
             if any(re.fullmatch(pattern, name) for pattern in layout.surplus):
                 del self._places[name]
         self._check_names(definition.spec.model_type)
+        if isinstance(checkpoint, QuantizedCheckpoint):
+            for each in self._places.values():
+                checkpoint.settle(each.name, self._shape(each))
         for place in self._places.values():
             found, expected = checkpoint.shape(place.name), self._shape(place)
             if self._declared[place.siblings[0]].role == "norm" and math.prod(found) == math.prod(expected):
@@ -214,18 +218,59 @@ class TensorSource:
         weight = self._whole(place)
         if tensor.role == "norm" and isinstance(weight, Tensor):
             weight = weight.flatten()  # of heads that have weights of their own, [heads, head_dim]
-        rows = self._rows(place)
-        order = _head_order(tensor, self._layout.interleaved)
-        if order is not None:
-            heads = torch.arange(0, weight.shape[0] if rows is None else len(rows), tensor.head_dim)
-            turned = (heads[:, None] + torch.tensor(order)).flatten()
-            rows = turned if rows is None else rows[turned]
+        rows = self._ordered_rows(place, tensor, weight.shape[0])
         if rows is None:
             return weight
-        found = weight.select_rows(rows) if isinstance(weight, QuantizedWeight) else weight[rows]
+        found = _taken(weight, rows)
         if place.is_turned:  # groups of quantized values would lie across its rows
             found = as_floats(found).t().contiguous()
         return found
+
+    def stored_names(self) -> list[str]:
+        """Of the checkpoint's tensors, those that hold declared ones."""
+        return list(dict.fromkeys(place.name for place in self._places.values()))
+
+    def declared_in(self, name: str) -> list[TensorDecl]:
+        """What a tensor of the checkpoint holds."""
+        place = next(place for place in self._places.values() if place.name == name)
+        return [self._declared[each] for each in place.siblings]
+
+    def assembled(self, name: str, weight_of: Callable[[TensorDecl], Weight]) -> Weight:
+        """The tensor of the checkpoint that would be read as what `weight_of` gives: the inverse of `get`. Of a stack
+        the first two dimensions are one. Floats, unless it holds a single matrix."""
+        parts = self.declared_in(name)
+        whole: Tensor | None = None
+        for tensor in parts:
+            place = self._places[self._key(tensor)]
+            part = weight_of(tensor)
+            if place.is_turned:
+                part = as_floats(part).t()
+            rows = self._ordered_rows(place, tensor, part.shape[0])
+            if len(parts) == 1 and not place.skipped:
+                found = part if rows is None else _taken(part, rows.argsort())
+                return as_floats(found).t().contiguous() if place.transposed else found
+            floats = as_floats(part)
+            if whole is None:
+                count = place.skipped + sum(shape[0] for shape in self._group_shapes(place)) * (
+                    len(parts) // place.num_parts
+                )
+                whole = torch.zeros(count, *floats.shape[1:], dtype=floats.dtype)
+            whole[slice(None) if rows is None else rows] = floats.to(whole.dtype)
+        assert whole is not None
+        if parts and self._places[self._key(parts[0])].transposed:
+            return whole.t().contiguous()
+        return whole
+
+    def _ordered_rows(self, place: _Place, tensor: TensorDecl, count: int) -> Tensor | None:
+        """Which rows of the tensor of the checkpoint are the declared one, in the order of its pairs of a rotation.
+        `count`: its rows, if they are all there are."""
+        rows = self._rows(place)
+        order = _head_order(tensor, self._layout.interleaved)
+        if order is None:
+            return rows
+        heads = torch.arange(0, count if rows is None else len(rows), tensor.head_dim)
+        turned = (heads[:, None] + torch.tensor(order)).flatten()
+        return turned if rows is None else rows[turned]
 
     def _whole(self, place: _Place) -> Weight:
         """The tensor of the checkpoint, kept until all that it holds was taken. Of a stack the first two dimensions
@@ -280,6 +325,10 @@ def complaints(missing: Sequence[str], unexpected: Sequence[str]) -> str:
 def listed(names: Sequence[str]) -> str:
     """The first of many names, for messages."""
     return ", ".join(names[:_NAMES_LISTED]) + (", ..." if len(names) > _NAMES_LISTED else "")
+
+
+def _taken(weight: Weight, rows: Tensor) -> Weight:
+    return weight.select_rows(rows) if isinstance(weight, QuantizedWeight) else weight[rows]
 
 
 def _layer(name: str) -> int:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from octavo.base.config import ModelConfig
-from octavo.base.config.engine import LoadQuantization, shard_pattern
+from octavo.base.config.engine import LoadQuantization, shard_pattern, tensorizer_settings
 from octavo.base.errors import CheckpointError, DeviceError, InvalidConfig
 from octavo.base.host import FreeMemory, gib
 from octavo.models.checkpoint import Checkpoint, DummyCheckpoint, StoredCheckpoint, read_json
@@ -27,6 +27,7 @@ from octavo.models.params import Param, TensorDecl
 from octavo.models.quantized_checkpoint import QuantizedCheckpoint, quantization_config
 from octavo.models.rope import derived_values
 from octavo.models.spec import ModelSpec
+from octavo.models.stored_checkpoints import tensorizer_checkpoint
 from octavo.models.transformer import Transformer
 from octavo.ops.table import LinearWeight, Ops
 from octavo.quant.methods.table import method_name
@@ -166,8 +167,11 @@ def open_checkpoint(config: ModelConfig, device: torch.device = _CPU) -> Checkpo
             raise CheckpointError(f"{path}: a GGUF file cannot be read with --load-format {config.load_format}")
         found: GGUFCheckpoint | StoredCheckpoint | QuantizedCheckpoint | Mxfp4Checkpoint = GGUFCheckpoint(path)
     else:
-        pattern = shard_pattern(config.model_loader_extra_config, config.load_format)
-        plain = open_directory(path, config.load_format, pattern)
+        extra = config.model_loader_extra_config
+        if config.load_format == "tensorizer":
+            plain = tensorizer_checkpoint(path, tensorizer_settings(extra))
+        else:
+            plain = open_directory(path, config.load_format, shard_pattern(extra, config.load_format))
         quantization = quantization_config(path, plain.config)
         if quantization is None:
             found = plain

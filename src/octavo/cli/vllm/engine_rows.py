@@ -27,14 +27,11 @@ _GRAPHS = "octavo captures graphs by batch size alone, for contexts of any lengt
 _THREADS = "octavo makes tokens of text in threads, beside all else"
 _BLOCKS = "octavo's blocks have 16, 32 or 64 tokens"
 
-_FORMATS = {
-    "tensorizer": "octavo does not read tensorizer's files: give the model that they were made from",
-}
 _NO_CODED = "octavo renders conversations with templates: give the model's with --chat-template"
 _NO_METHOD = "octavo does not read weights of this kind: take a GGUF file of the model, or its unquantized weights"
 _METHODS = (
-    "auto-round", "bitblas", "fp8_per_tensor", "gptq_marlin_24", "inc", "ipex", "modelopt", "modelopt_fp4", "moe_wna16",
-    "mxfp4", "neuron_quant", "petit_nvfp4", "ptpc_fp8", "quanto", "quark", "rtn", "torchao", "tpu_int8",
+    "bitblas", "fp8_per_tensor", "ipex", "moe_wna16", "mxfp4", "neuron_quant", "petit_nvfp4", "ptpc_fp8", "quark",
+    "rtn", "tpu_int8",
 )  # fmt: skip
 _NO_DEVICE = "octavo runs on CPUs and on NVIDIA GPUs"
 _NO_CACHE = "octavo keeps keys and values as float32, bfloat16, float16 or float8"
@@ -56,7 +53,7 @@ ENGINE_ROWS: tuple[Row, ...] = (
     ours("--trust-remote-code", "off", "off"),
     ours("--download-dir", "the hub's cache", "the hub's cache"),
     ours(
-        "--load-format", "auto", "auto", refused=_FORMATS,
+        "--load-format", "auto", "auto",
         renamed={
             "hf": "auto", "fastsafetensors": "safetensors", "runai_streamer": "safetensors",
             "bitsandbytes": "safetensors", "instanttensor": "safetensors", "runai_streamer_sharded": "sharded_state",
@@ -78,7 +75,7 @@ ENGINE_ROWS: tuple[Row, ...] = (
     ours(
         "--quantization", "from the model", "from the model",
         "fp8, int8, int4, bitsandbytes, experts_int8 and deepspeedfp quantize weights while they load.",
-        refused=dict.fromkeys(_METHODS, _NO_METHOD),
+        refused=dict.fromkeys(_METHODS, _NO_METHOD), renamed={"inc": "auto-round", "auto_round": "auto-round"},
     ),
     ours("--rope-scaling", "none", None),
     ours("--rope-theta", "none", None),
