@@ -72,13 +72,14 @@ struct RopeWriteRecord {
     float eps;
     bool norms_rotated;
     const float* q_scales;  // may be null
+    float k_scale, v_scale;
 };
 struct AttendRecord {
     BufferId out, qkv;
     HeadCounts heads;
     int cache, group, window;
     bool chunked;
-    float scale, softcap;
+    float scale, k_scale, v_scale, softcap;
     const float *slopes, *sinks;  // may be null
 };
 // out's columns of head h = x's columns of head h times weight h: N of out_width / heads columns, K of x_width / heads.

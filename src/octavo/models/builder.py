@@ -21,11 +21,12 @@ class Builder:
         self.derived: dict[tuple[DerivedSpec, tuple[int, ...]], Weight] = {}
         self._positions = max_position_embeddings
         self._prefix, self._gguf_prefix = "", ""
-        self._num_caches = self._num_states = 0
+        self._layer = self._num_caches = self._num_states = 0
 
     def layer(self, number: int) -> None:
         """From here on names are those of a layer."""
         self._prefix, self._gguf_prefix = f"model.layers.{number}.", f"blk.{number}."
+        self._layer = number
 
     def top(self) -> None:
         """From here on names belong to no layer."""
@@ -130,7 +131,7 @@ class Builder:
     def cache(self, heads: Heads | Latent, window: int = 0, chunked: bool = False) -> Cache:
         """The next layer's."""
         self._num_caches += 1
-        return Cache(index=self._num_caches - 1, heads=heads, window=window, chunked=chunked)
+        return Cache(index=self._num_caches - 1, heads=heads, window=window, chunked=chunked, layer=self._layer)
 
     def state(self, shape: tuple[int, ...]) -> State:
         """The next layer's."""

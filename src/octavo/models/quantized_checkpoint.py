@@ -26,7 +26,8 @@ from octavo.quant.packed import QuantizedWeight
 #: Where older tools wrote what is now `quantization_config`, and what they left out of it.
 _OLDER_FILES: Final = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
 _KEYS: Final = ("quantization_config", "compression_config")
-#: Scales of a KV cache and of attention in float8, which octavo does not have: it keeps what they would have rounded.
+#: Scales of a KV cache, which a cache of float8 takes (`kv_scales`), and of attention in float8, which octavo does not
+#: have: it keeps what they would have rounded.
 _IGNORED: Final = r".*\.(?:[qkv]_scale|[qkv]_zero_point|kv_scale|prob_output_scale|[kv]_proj\.output_scale)"
 
 
@@ -86,6 +87,10 @@ class QuantizedCheckpoint:
 
     def names(self) -> list[str]:
         return [*self._matrices, *self._plain]
+
+    def attention_scales(self) -> dict[str, Tensor]:
+        """What the files have of scales for a KV cache and for attention, by name."""
+        return {name: self._inner.raw(name) for name in self._inner.names() if re.fullmatch(_IGNORED, name)}
 
     def shape(self, name: str) -> tuple[int, ...]:
         parts = self._matrices.get(name)
