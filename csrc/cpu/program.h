@@ -31,6 +31,10 @@ struct EmbedRecord {
     float scale;
     bool of_positions;  // rows are named by the tokens' positions, else by their ids
 };
+struct GivenRowsRecord {
+    BufferId out;
+    int64_t width;
+};
 struct LinearRecord {
     BufferId out, x;
     const PackedLinear* weight;
@@ -76,11 +80,13 @@ struct RopeWriteRecord {
 };
 struct AttendRecord {
     BufferId out, qkv;
+    int64_t row_stride;  // of qkv
     HeadCounts heads;
     int cache, group, window;
     bool chunked;
     float scale, k_scale, v_scale, softcap;
     const float *slopes, *sinks;  // may be null
+    bool causal, reads_key_ends, of_encoder;
 };
 // out's columns of head h = x's columns of head h times weight h: N of out_width / heads columns, K of x_width / heads.
 struct HeadLinearRecord {
@@ -149,10 +155,10 @@ struct KeepRowsRecord {
     std::vector<int64_t> widths;
 };
 
-using Record = std::variant<EmbedRecord, LinearRecord, NormRecord, NormPartsRecord, AddRecord, AddNormRecord, ClipRecord,
-                            RopeWriteRecord, AttendRecord, HeadLinearRecord, LatentWriteRecord, LatentAttendRecord,
-                            CausalConvRecord, SelectiveScanRecord, ActRecord, RouteRecord, ExpertsRecord, AddGatedRecord,
-                            KeepRowsRecord>;
+using Record = std::variant<EmbedRecord, GivenRowsRecord, LinearRecord, NormRecord, NormPartsRecord, AddRecord,
+                            AddNormRecord, ClipRecord, RopeWriteRecord, AttendRecord, HeadLinearRecord,
+                            LatentWriteRecord, LatentAttendRecord, CausalConvRecord, SelectiveScanRecord, ActRecord,
+                            RouteRecord, ExpertsRecord, AddGatedRecord, KeepRowsRecord>;
 
 // Blocks lie so many values apart. A latent has the same array twice.
 struct LayerCache {
@@ -174,6 +180,9 @@ struct ProgramStep {
     int num_seqs;
     std::vector<CacheGroup> groups;
     const int32_t* state_slots;  // [num_seqs]; null where no layer has a state
+    const float* input_rows;      // of GivenRowsRecord; null where a program has none
+    const int32_t* key_ends;      // [rows] or null: AttentionArgs
+    const int32_t* encoder_lens;  // [num_seqs]: the keys of caches of an encoder; null where there are none
     const int64_t* needed;
     int64_t num_needed;
 };

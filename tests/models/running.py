@@ -31,6 +31,10 @@ class Batch:
     num_groups: int
     attention_plan: None = None  # an attention that wants one makes it
     state_slots: torch.Tensor | None = None
+    input_rows: torch.Tensor | None = None
+    key_ends: torch.Tensor | None = None
+    encoder_lens: torch.Tensor | None = None
+    encoder_plan: None = None
 
     @property
     def cache_groups(self) -> list[tuple[torch.Tensor, torch.Tensor]]:

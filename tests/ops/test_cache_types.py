@@ -1,4 +1,4 @@
-"""Caches of a byte a value, at every instruction-set level: what is written, bit for bit, and what attention makes of it."""
+"""Caches of a byte a value, at every instruction-set level: what is written, bit for bit, and what attention reads."""
 
 from __future__ import annotations
 
@@ -59,8 +59,7 @@ def attend(
     return out
 
 
-@pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize(("heads", "block_size"), list(zip(HEADS, (16, 32, 64), strict=True)))
+@pytest.mark.parametrize(("heads", "block_size", "dtype"), list(zip(HEADS, (16, 32, 64), TYPES, strict=True)))
 def test_the_same_bits_are_written_and_attention_is_that_of_the_reference(
     heads: tuple[int, int, int], block_size: int, dtype: torch.dtype
 ) -> None:
@@ -71,7 +70,12 @@ def test_the_same_bits_are_written_and_attention_is_that_of_the_reference(
     hq, hkv, d = heads
     qkv = randn(sum(count for _, count in SEQS), (hq + 2 * hkv) * d, seed=9)
     slopes, sinks = 2.0 ** -torch.arange(1.0, hq + 1), 4 * randn(hq)
-    for options in ({}, {"window": 50}, {"window": 24, "chunked": True, "softcap": 5.0}, {"slopes": slopes, "sinks": sinks}):
+    for options in (
+        {},
+        {"window": 50},
+        {"window": 24, "chunked": True, "softcap": 5.0},
+        {"slopes": slopes, "sinks": sinks},
+    ):
         found = attend(NATIVE, heads, cache, qkv, **options, **scales)
         wanted = attend(REFERENCE, heads, expected, qkv, **options, **scales)
         assert torch.isfinite(wanted).all()

@@ -177,4 +177,10 @@ def test_blocks_are_as_large_as_their_type_says(model: Path) -> None:
         info = worker(model, kv_cache_dtype=dtype, num_kv_blocks_override=9).load()
         found[dtype] = info.kv_cache_bytes // info.num_kv_blocks
     values = 2 * 2 * 2 * 16 * 16
-    assert found == {"float32": 4 * values, "bfloat16": 2 * values, "fp8": values, "fp8_e5m2": values, "int8": values * 20 // 16}
+    assert found == {
+        "float32": 4 * values,
+        "bfloat16": 2 * values,
+        "fp8": values,
+        "fp8_e5m2": values,
+        "int8": values * 20 // 16,
+    }

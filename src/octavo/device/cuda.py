@@ -72,8 +72,8 @@ class CUDADevice:
     def check_cache_dtype(self, dtype: torch.dtype, asked: str) -> None:
         if dtype == torch.int8:
             raise DeviceError(
-                f"--kv-cache-dtype {asked} is for a model that runs on the CPU, and this one runs on a GPU: fp8 takes as "
-                "little memory there."
+                f"--kv-cache-dtype {asked} is for a model that runs on the CPU, and this one runs on a GPU: fp8 takes "
+                "as little memory there."
             )
         if dtype == torch.float8_e4m3fn and self._capability < _FP8_CAPABILITY:
             raise DeviceError(

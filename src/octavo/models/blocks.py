@@ -32,7 +32,7 @@ class Layer(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Attention:
-    """Causal attention over all keys, or those of a window."""
+    """Attention over all keys, or those of a window."""
 
     heads: Heads
     scale: float
@@ -50,6 +50,8 @@ class Attention:
     q_scale: QScaleSpec | None = None
     bias: bool = False  # of q, k and v
     o_bias: bool = False
+    causal: bool = True  # a token sees those before it, and else the whole of its sequence
+    reads_key_ends: bool = False  # causal, but for rows with an end of their own: `ops.operations.Attend`
 
     def emit(self, build: Builder, x: Buffer) -> Buffer:
         heads, dim = self.heads, self.heads.head_dim
@@ -98,6 +100,8 @@ class Attention:
                 softcap=self.softcap,
                 slopes=slopes,
                 sinks=sinks,
+                causal=self.causal,
+                reads_key_ends=self.reads_key_ends,
             ),
         ]  # fmt: skip
         o = Matrix(name="self_attn.o_proj", gguf="attn_output", rows=x.width, bias=self.o_bias)

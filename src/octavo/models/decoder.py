@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Final
 
-from octavo.cache.spec import CacheGroup, FullKV, WindowKV, cache_groups
+from octavo.cache.spec import CacheGroup, EncoderKV, FullKV, LayerKV, WindowKV, cache_groups
 from octavo.models.builder import Builder
+from octavo.models.encoder import EncoderDefinition, define_encoder
 from octavo.models.params import Matrix, Param, TensorDecl
 from octavo.models.spec import DerivedSpec, ModelSpec
-from octavo.ops.operands import Buffer, Weight
+from octavo.ops.operands import Buffer, Cache, Weight
 from octavo.ops.operations import Add, CacheOp, CausalConv, Embed, Experts, HeadLinear, Linear, Op, SelectiveScan
 from octavo.ops.program import Program, program
 
@@ -30,6 +31,19 @@ class Definition:
     derived: dict[Weight, DerivedSpec]  # weights that follow from the configuration
     lm_head: Weight
     cache_groups: tuple[CacheGroup, ...]  # of the program's caches, by their index
+    encoder: EncoderDefinition | None = field(default=None, kw_only=True)
+    crossing: Program | None = field(
+        default=None, kw_only=True
+    )  # from the encoder's rows to the caches of those that see them, in their order
+
+    @property
+    def windows(self) -> tuple[int, ...]:
+        """Of each group of caches of its own tokens, 0: all keys. Behind them come the encoder's groups."""
+        return tuple(group.window for group in self.cache_groups if not isinstance(group.kind, EncoderKV))
+
+    @property
+    def num_encoder_groups(self) -> int:
+        return len(self.cache_groups) - len(self.windows)
 
     @cached_property
     def tensors(self) -> dict[str, TensorDecl]:
@@ -58,6 +72,8 @@ class Definition:
 def define(spec: ModelSpec) -> Definition:
     """Raises ProgramError if the blocks of a family do not fit together."""
     build = Builder(spec.max_position_embeddings)
+    if spec.encoder is not None:
+        build.encoder_rows = Buffer("encoder_rows", spec.encoder.hidden_size)
     lm_head = _embeddings(build, spec)
     residual = Buffer("residual", spec.hidden_size)
     embedding = build.params[0].weight
@@ -84,15 +100,38 @@ def define(spec: ModelSpec) -> Definition:
         output = build.linear(output, "project_out", [back], None)
     derived = {weight: each for (each, _), weight in build.derived.items()}
     ops, groups = grouped(build.ops)
-    return Definition(spec, program(ops, output), tuple(build.params), derived, lm_head, groups)
+    made = Definition(spec, program(ops, output), tuple(build.params), derived, lm_head, groups)
+    return made if spec.encoder is None else _with_encoder(made, build)
+
+
+def _with_encoder(made: Definition, build: Builder) -> Definition:
+    assert made.spec.encoder is not None and build.encoder_rows is not None
+    encoder = define_encoder(made.spec.encoder, made.params[0].weight)
+    groups = [cache.group - len(made.windows) for cache in made.program.caches if cache.of_encoder]
+    crossing = [
+        replace(op, cache=replace(op.cache, group=groups[op.cache.index])) if isinstance(op, CacheOp) else op
+        for op in build.crossing
+    ]
+    return replace(
+        made,
+        params=made.params + encoder.params,
+        derived=made.derived | encoder.derived,
+        encoder=encoder,
+        crossing=program(crossing, build.encoder_rows),
+    )
+
+
+def _kind(cache: Cache) -> LayerKV:
+    if cache.of_encoder:
+        return EncoderKV()
+    return WindowKV(cache.window) if cache.window else FullKV()
 
 
 def grouped(ops: Sequence[Op]) -> tuple[list[Op], tuple[CacheGroup, ...]]:
     """The operations with the group of each cache, and the groups."""
     caches = {op.cache.index: op.cache for op in ops if isinstance(op, CacheOp)}
     ordered = [caches[index] for index in range(len(caches))]
-    kinds = [WindowKV(cache.window) if cache.window else FullKV() for cache in ordered]
-    groups = cache_groups(kinds, [cache.heads.cached_size for cache in ordered])
+    groups = cache_groups([_kind(cache) for cache in ordered], [cache.heads.cached_size for cache in ordered])
     group_of = {index: number for number, group in enumerate(groups) for index in group.layers}
     grouped = [
         replace(op, cache=replace(op.cache, group=group_of[op.cache.index])) if isinstance(op, CacheOp) else op
@@ -111,7 +150,7 @@ def _add_positions(build: Builder, spec: ModelSpec, residual: Buffer) -> None:
 
 def _embeddings(build: Builder, spec: ModelSpec) -> Weight:
     """Declares the table of the tokens, and the output matrix unless it is the same. Returns the latter's name."""
-    table = Matrix(name="model.embed_tokens", gguf="token_embd", rows=spec.vocab_size)
+    table = Matrix(name="model.embed_tokens", gguf="token_embd", rows=spec.vocab_size, bias=spec.tied_bias)
     output = Matrix(name="lm_head", gguf="output", rows=spec.vocab_size, bias=spec.lm_head_bias)
     columns = spec.embedding_size or spec.hidden_size
     if spec.tie_word_embeddings:

@@ -51,8 +51,8 @@ def stored_kv_scales(checkpoint: Checkpoint) -> dict[int, KVScales]:
 def _scale(source: str, name: str, tensor: Tensor) -> float:
     if tensor.numel() != 1:
         raise CheckpointError(
-            f"{source}: {name} has {tensor.numel()} scales, and a float8 KV cache has one a layer: serve the model with "
-            "another --kv-cache-dtype"
+            f"{source}: {name} has {tensor.numel()} scales, and a float8 KV cache has one a layer: serve the model "
+            "with another --kv-cache-dtype"
         )
     value = float(tensor)
     if not (math.isfinite(value) and value > 0):
@@ -61,12 +61,12 @@ def _scale(source: str, name: str, tensor: Tensor) -> float:
 
 
 def cached_layers(definition: Definition) -> dict[int, int]:
-    """The layers whose keys and values have scales, by the index of their cache: all but those with latents."""
-    caches = definition.program.caches
+    """The layers whose keys and values have scales, by the index of their cache: latents have none, nor have the keys
+    of an encoder."""
     return {
         cache.index: cache.index if cache.layer is None else cache.layer
-        for cache in caches
-        if not isinstance(cache.heads, Latent)
+        for cache in definition.program.caches
+        if not isinstance(cache.heads, Latent) and not cache.of_encoder
     }
 
 

@@ -13,6 +13,7 @@ from octavo.ops.operations import NormKind
 
 if TYPE_CHECKING:
     from octavo.models.blocks import Layer
+    from octavo.models.encoder import EncoderSpec
 
 RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "factors", "longrope"]
 
@@ -99,3 +100,6 @@ class ModelSpec:
     unit_lm_head: bool = False  # its rows are brought to length 1
     logit_scale: float = 1.0  # the logits are multiplied by it; the norm behind the layers has it in its weights
     logit_softcap: float = 0.0  # 0: none
+    tied_bias: bool = False  # of an output matrix that is tied
+    encoder: EncoderSpec | None = None  # whose rows layers see
+    decoder_start_token_id: int | None = None  # of models with an encoder: what the decoder's tokens begin with

@@ -349,9 +349,13 @@ def rope_kv_write(
     if k_cache.dtype == torch.int8:
         k_codes, k_scales = _tile_parts(k_cache.flatten(3))
         v_codes, v_scales = _tile_parts(v_cache)
-        k_codes.unflatten(-1, (head_dim, KEY_TILE))[blocks, :, tiles, :, keys], k_scales[blocks, :, tiles, keys] = _int8(k)
+        k_codes.unflatten(-1, (head_dim, KEY_TILE))[blocks, :, tiles, :, keys], k_scales[blocks, :, tiles, keys] = (
+            _int8(k)
+        )
         v_padded = F.pad(v, (0, v_codes.shape[-1] // KEY_TILE - head_dim))
-        v_codes.unflatten(-1, (KEY_TILE, -1))[blocks, :, tiles, keys], v_scales[blocks, :, tiles, keys] = _int8(v_padded)
+        v_codes.unflatten(-1, (KEY_TILE, -1))[blocks, :, tiles, keys], v_scales[blocks, :, tiles, keys] = _int8(
+            v_padded
+        )
         return
     k_cache[blocks, :, tiles, :, keys] = _cached(k, k_cache.dtype, k_scale)
     v_cache[blocks, :, offsets] = _cached(F.pad(v, (0, v_cache.shape[3] - head_dim)), v_cache.dtype, v_scale)
@@ -370,7 +374,8 @@ def _int8(x: Tensor) -> tuple[Tensor, Tensor]:
     high = x.abs().amax(dim=-1)
     is_finite = x.isfinite().all(dim=-1)
     scales = torch.where(is_finite, high / 127.0, math.nan)
-    inverse = torch.where(is_finite & (scales > 0), 127.0 / high, 0.0)
+    # A quotient of tensors: torch multiplies a number by the reciprocal, which rounds twice.
+    inverse = torch.where(is_finite & (scales > 0), torch.full_like(high, 127.0) / high, 0.0)
     codes = torch.where(is_finite[..., None], x * inverse[..., None], 0.0)
     return codes.round().to(torch.int8), scales
 
@@ -408,18 +413,24 @@ def attention(
     sinks: Tensor | None = None,
     k_scale: float = 1.0,
     v_scale: float = 1.0,
+    causal: bool = True,
+    key_ends: Tensor | None = None,
     plan: None = None,
 ) -> None:
-    """Causal attention of each sequence's last tokens over its cached context, their own keys included.
+    """Attention of each sequence's last tokens over its cached context, their own keys included.
 
-    out float32 [T, Hq * D]; block_tables int32 [B, max_blocks]; seq_lens int32 [B], the context with this step's
-    tokens; query_start_loc int32 [B + 1]. window > 0: keys at a distance < window are seen; if `chunked`, only those
-    of the query's chunk, which begins at a multiple of window. softcap > 0:
+    out float32 [T, Hq * D]; qkv [T, Hq * D or more], queries first; block_tables int32 [B, max_blocks]; seq_lens
+    int32 [B], the context with this step's tokens; query_start_loc int32 [B + 1]. window > 0: keys at a distance <
+    window are seen; if `chunked`, only those of the query's chunk, which begins at a multiple of window. softcap > 0:
     scores become softcap * tanh(score / softcap). slopes float32 [Hq]: slope * (key's position - query's) is added
     to a score. sinks float32 [Hq]: the score of one more key, whose value is zero. Slots at or beyond seq_len may hold
-    anything. k_scale, v_scale: of a float8 cache. plan: what `attention_planner` made of the step, here nothing.
+    anything. key_ends int32 [T]: a row sees the keys before its end, and not only those up to its own; it lies behind
+    its position, not behind seq_len, and never falls within a sequence. Not causal: each row sees all seq_len keys, of
+    which there is at least one, and need not be one of them; there are no windows, slopes and ends of rows then.
+    k_scale, v_scale: of a float8 cache. plan: what `attention_planner` made of the step, here nothing.
     """
-    q_all = _heads(qkv, num_heads, num_kv_heads, head_dim)[0]
+    assert causal or not (window or slopes is not None or key_ends is not None)
+    q_all = qkv[:, : num_heads * head_dim].view(len(qkv), num_heads, head_dim)
     out_all = out.view(len(out), num_heads, head_dim)
     starts = query_start_loc.tolist()
     for i, seq_len in enumerate(seq_lens.tolist()):
@@ -433,7 +444,9 @@ def attention(
         distance = torch.arange(seq_len - num_queries, seq_len)[:, None] - torch.arange(seq_len)[None, :]
         if slopes is not None:
             scores = scores - slopes[:, None, None] * distance
-        unseen = distance < 0
+        unseen = distance < 0 if causal else torch.zeros_like(distance, dtype=torch.bool)
+        if key_ends is not None:
+            unseen = torch.arange(seq_len) >= key_ends[rows, None]
         if window:
             positions = torch.arange(seq_len - num_queries, seq_len)
             unseen |= distance >= (positions % window + 1)[:, None] if chunked else distance >= window

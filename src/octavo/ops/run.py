@@ -18,6 +18,7 @@ from octavo.ops.operations import (
     Clip,
     Embed,
     Experts,
+    GivenRows,
     HeadLinear,
     KeepRows,
     LatentAttend,
@@ -163,6 +164,12 @@ def _embed(table: Table, op: Embed, frame: Frame) -> None:
     table.embedding(frame[op.out], ids, frame.weight(op.weight), op.scale)
 
 
+def _given_rows(table: Table, op: GivenRows, frame: Frame) -> None:
+    rows = frame.step.input_rows
+    assert rows is not None
+    frame[op.out].copy_(rows)
+
+
 def _linear(table: Table, op: Linear, frame: Frame) -> None:
     table.linear(frame[op.out], frame[op.x], frame.weight(op.weight))
 
@@ -263,7 +270,7 @@ def _attend(table: Table, op: Attend, frame: Frame) -> None:
         k,
         v,
         block_tables,
-        step.seq_lens,
+        step.encoder_lens if op.cache.of_encoder else step.seq_lens,
         step.query_start_loc,
         heads.num_heads,
         heads.num_kv_heads,
@@ -276,7 +283,9 @@ def _attend(table: Table, op: Attend, frame: Frame) -> None:
         sinks=frame.weight(op.sinks),
         k_scale=op.cache.k_scale,
         v_scale=op.cache.v_scale,
-        plan=frame.attention_plan(heads),
+        causal=op.causal,
+        key_ends=step.key_ends if op.reads_key_ends else None,
+        plan=step.encoder_plan if op.cache.of_encoder else frame.attention_plan(heads),
     )
 
 
@@ -361,6 +370,7 @@ def _keep_rows(table: Table, op: KeepRows, frame: Frame) -> None:
 
 HANDLERS: dict[type[Op], Handler] = {
     Embed: _embed,
+    GivenRows: _given_rows,
     Linear: _linear,
     Norm: _norm,
     NormParts: _norm_parts,

@@ -54,6 +54,10 @@ class InputBatch:
     block_tables: torch.Tensor
     attention_plan: Any = None  # the table's own, where its attention wants one
     state_slots: torch.Tensor | None = None  # int32 [B], where layers have a state
+    input_rows: torch.Tensor | None = None
+    key_ends: torch.Tensor | None = None
+    encoder_lens: torch.Tensor | None = None
+    encoder_plan: Any = None
     #: Of each group of layers: block tables [B, blocks], slots [T].
     cache_groups: list[tuple[torch.Tensor, torch.Tensor]] = field(init=False)
 

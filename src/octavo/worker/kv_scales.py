@@ -18,7 +18,6 @@ from octavo.models.implementation import transformer
 from octavo.models.kv_scales import KVScales, cached_layers, stored_kv_scales, with_kv_scales
 from octavo.models.loader import LoadedModel
 from octavo.models.transformer import Transformer
-from octavo.ops.operands import Latent
 from octavo.ops.table import Ops, cache_shapes
 from octavo.worker.input_batch import InputBatch
 
@@ -30,8 +29,8 @@ _FILE: Final = "--quantization-param-path"
 _MEASURED: Final = "--calculate-kv-scales"
 _TOKENS: Final = 256
 _BLOCK_SIZE: Final = 16
-#: The largest magnitude found becomes this. Of e4m3's 448 that leaves room for what four times as large, and below it are
-#: thirteen powers of two with three bits each.
+#: The largest magnitude found becomes this. Of e4m3's 448 that leaves room for what is four times as large, and below
+#: it are thirteen powers of two with three bits each.
 _TARGET: Final = 112.0
 
 
@@ -66,7 +65,7 @@ def scales_of_file(path: str) -> tuple[str | None, dict[int, float]]:
     ranks = cache.get("scaling_factor")
     if not isinstance(ranks, dict) or list(ranks) != ["0"] or not isinstance(ranks["0"], dict):
         raise InvalidConfig(
-            f"{_FILE} {path}: kv_cache.scaling_factor must hold the layers of one rank, under \"0\": octavo runs a "
+            f'{_FILE} {path}: kv_cache.scaling_factor must hold the layers of one rank, under "0": octavo runs a '
             "model on one device."
         )
     model_type = content.get("model_type")
@@ -162,10 +161,9 @@ def measured_scales(model: Transformer, ops: Ops) -> dict[int, KVScales]:
     )
     model.forward(step, [*caches, *states])
     found = {}
-    for cache, arrays in zip(definition.program.caches, caches, strict=True):
-        if not isinstance(cache.heads, Latent):
-            k, v = (float(array.abs().max()) / _TARGET for array in arrays)
-            if not (math.isfinite(k) and math.isfinite(v)):
-                raise InvalidConfig(f"{_MEASURED}: keys or values of layer {cache.layer} are not finite.")
-            found[cache.index] = KVScales(k or 1.0, v or 1.0)
+    for index, layer in cached_layers(definition).items():
+        k, v = (float(array.abs().max()) / _TARGET for array in caches[index])
+        if not (math.isfinite(k) and math.isfinite(v)):
+            raise InvalidConfig(f"{_MEASURED}: keys or values of layer {layer} are not finite.")
+        found[index] = KVScales(k or 1.0, v or 1.0)
     return found

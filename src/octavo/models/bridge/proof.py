@@ -204,6 +204,10 @@ class _Plan:
     seq_lens: Tensor
     cache_groups: list[tuple[Tensor, Tensor]]
     state_slots: Tensor | None = None
+    input_rows: Tensor | None = None
+    key_ends: Tensor | None = None
+    encoder_lens: Tensor | None = None
+    encoder_plan: None = None
     attention_plan: Any = None
 
 

@@ -31,6 +31,7 @@ from octavo.ops.operations import (
     Clip,
     Embed,
     Experts,
+    GivenRows,
     HeadLinear,
     KeepRows,
     LatentAttend,
@@ -59,6 +60,8 @@ class CpuRunner(Runner):
         for op in program.ops:
             _RECORDS[type(op)](self, op)
         self._num_groups = 1 + max(cache.group for cache in program.caches)
+        self._has_encoder = any(cache.of_encoder for cache in program.caches)
+        self._input_width = next((op.out.width for op in program.ops if isinstance(op, GivenRows)), None)
         # Whose addresses the native program has.
         self._space: Workspace | None = None
         self._caches: KVCaches | None = None
@@ -85,6 +88,9 @@ class CpuRunner(Runner):
             num_seqs=num_seqs,
             groups=[_group(*group, num_tokens, num_seqs) for group in step.cache_groups],
             state_slots=self._state_slots(step),
+            input_rows=self._input_rows(step, num_tokens),
+            key_ends=_ints(step.key_ends, num_tokens),
+            encoder_lens=self._encoder_lens(step),
             needed=0 if needed is None else needed.data_ptr(),
             num_needed=0 if needed is None else needed.numel(),
         )
@@ -97,6 +103,21 @@ class CpuRunner(Runner):
         assert slots is not None and slots.dtype == torch.int32 and slots.numel() == step.seq_lens.numel()
         address: int = slots.data_ptr()
         return address
+
+    def _input_rows(self, step: StepTensors, num_tokens: int) -> int:
+        if self._input_width is None:
+            return 0
+        rows = step.input_rows
+        assert rows is not None and rows.shape == (num_tokens, self._input_width)
+        assert rows.dtype == torch.float32 and rows.is_contiguous()
+        address: int = rows.data_ptr()
+        return address
+
+    def _encoder_lens(self, step: StepTensors) -> int:
+        if not self._has_encoder:
+            return 0
+        assert step.encoder_lens is not None
+        return _ints(step.encoder_lens, step.seq_lens.numel())
 
     def _set_caches(self, kv_caches: KVCaches) -> None:
         num_caches = len(self.program.caches)
@@ -149,6 +170,9 @@ class CpuRunner(Runner):
         self._native.embed(
             self._matrix(op.weight), out=self._ids[op.out], scale=op.scale, of_positions=op.index == "positions"
         )
+
+    def _given_rows(self, op: GivenRows) -> None:
+        self._native.given_rows(out=self._ids[op.out], width=op.out.width)
 
     def _linear(self, op: Linear) -> None:
         self._native.linear(self._matrix(op.weight), out=self._ids[op.out], x=self._ids[op.x])
@@ -213,9 +237,11 @@ class CpuRunner(Runner):
         )
 
     def _attend(self, op: Attend) -> None:
+        assert op.causal or not (op.cache.window or op.slopes or op.reads_key_ends)
         self._native.attend(
             out=self._ids[op.out],
             qkv=self._ids[op.qkv],
+            row_stride=op.qkv.width,
             heads=_counts(op.heads),
             cache=op.cache.index,
             group=op.cache.group,
@@ -227,6 +253,9 @@ class CpuRunner(Runner):
             softcap=op.softcap,
             slopes=self._vector(op.slopes),
             sinks=self._vector(op.sinks),
+            causal=op.causal,
+            reads_key_ends=op.reads_key_ends,
+            of_encoder=op.cache.of_encoder,
         )
 
     def _causal_conv(self, op: CausalConv) -> None:
@@ -360,8 +389,18 @@ def _group(block_tables: Tensor, slot_mapping: Tensor, num_tokens: int, num_seqs
     return block_tables.data_ptr(), stride, slot_mapping.data_ptr()
 
 
+def _ints(values: Tensor | None, count: int) -> int:
+    """The address of int32 [count], 0 for None."""
+    if values is None:
+        return 0
+    assert values.dtype == torch.int32 and values.numel() == count and values.is_contiguous()
+    address: int = values.data_ptr()
+    return address
+
+
 _RECORDS: dict[type[Op], Callable[[CpuRunner, Any], None]] = {
     Embed: CpuRunner._embed,
+    GivenRows: CpuRunner._given_rows,
     Linear: CpuRunner._linear,
     Norm: CpuRunner._norm,
     NormParts: CpuRunner._norm_parts,
