@@ -93,6 +93,8 @@ class Program:
         eps: float,
         norms_rotated: bool,
         q_scales: int,
+        k_scale: float,
+        v_scale: float,
     ) -> None: ...
     def attend(
         self,
@@ -105,6 +107,8 @@ class Program:
         window: int,
         chunked: bool,
         scale: float,
+        k_scale: float,
+        v_scale: float,
         softcap: float,
         slopes: int,
         sinks: int,
@@ -237,6 +241,8 @@ def rope_kv_write(
     head_dim: int,
     norms_rotated: bool,
     q_scales: int,
+    k_scale: float,
+    v_scale: float,
     /,
 ) -> None: ...
 def selective_scan(*addresses_and_sizes: int) -> None: ...
@@ -311,6 +317,8 @@ def attention(
     num_kv_heads: int,
     head_dim: int,
     scale: float,
+    k_scale: float,
+    v_scale: float,
     window: int,
     chunked: bool,
     softcap: float,
