@@ -144,24 +144,25 @@ void bind_program(nb::module_& m) {
         .def(
             "rope_write",
             [](Program& self, BufferId qkv, const Heads& heads, int cache, int group, Address rotation, Address q_norm,
-               Address k_norm, float eps, bool norms_rotated, Address q_scales) {
+               Address k_norm, float eps, bool norms_rotated, Address q_scales, float k_scale, float v_scale) {
                 self.add(RopeWriteRecord{qkv, counts(heads), cache, group, at<float>(rotation), at<float>(q_norm),
-                                         at<float>(k_norm), eps, norms_rotated, at<float>(q_scales)});
+                                         at<float>(k_norm), eps, norms_rotated, at<float>(q_scales), k_scale, v_scale});
             },
             nb::kw_only(), nb::arg("qkv"), nb::arg("heads"), nb::arg("cache"), nb::arg("group"), nb::arg("rotation"),
             nb::arg("q_norm"), nb::arg("k_norm"), nb::arg("eps"),
-            nb::arg("norms_rotated"), nb::arg("q_scales"))
+            nb::arg("norms_rotated"), nb::arg("q_scales"), nb::arg("k_scale"), nb::arg("v_scale"))
         .def(
             "attend",
             [](Program& self, BufferId out, BufferId qkv, int64_t row_stride, const Heads& heads, int cache, int group, int window,
-               bool chunked, float scale, float softcap, Address slopes, Address sinks, bool causal, bool reads_key_ends,
-               bool of_encoder) {
-                self.add(AttendRecord{out, qkv, row_stride, counts(heads), cache, group, window, chunked, scale, softcap,
-                                      at<float>(slopes), at<float>(sinks), causal, reads_key_ends, of_encoder});
+               bool chunked, float scale, float k_scale, float v_scale, float softcap, Address slopes, Address sinks, bool causal,
+               bool reads_key_ends, bool of_encoder) {
+                self.add(AttendRecord{out, qkv, row_stride, counts(heads), cache, group, window, chunked, scale, k_scale,
+                                      v_scale, softcap, at<float>(slopes), at<float>(sinks), causal, reads_key_ends, of_encoder});
             },
             nb::kw_only(), nb::arg("out"), nb::arg("qkv"), nb::arg("row_stride"), nb::arg("heads"), nb::arg("cache"),
-            nb::arg("group"), nb::arg("window"), nb::arg("chunked"), nb::arg("scale"), nb::arg("softcap"), nb::arg("slopes"),
-            nb::arg("sinks"), nb::arg("causal"), nb::arg("reads_key_ends"), nb::arg("of_encoder"))
+            nb::arg("group"), nb::arg("window"), nb::arg("chunked"), nb::arg("scale"), nb::arg("k_scale"), nb::arg("v_scale"),
+            nb::arg("softcap"), nb::arg("slopes"), nb::arg("sinks"), nb::arg("causal"), nb::arg("reads_key_ends"),
+            nb::arg("of_encoder"))
         .def(
             "head_linear",
             [](Program& self, std::vector<const PackedLinear*> weights, BufferId out, BufferId x, int64_t out_width,

@@ -138,25 +138,26 @@ void norm_parts(Address x, int64_t rows, int64_t row_width, int64_t first, int64
 void rope_kv_write(Address qkv, Address positions, Address cos_sin, Address q_norm, Address k_norm, float eps,
                    Address k_cache, Address v_cache, int64_t k_stride, int64_t v_stride, int cache_type, int block_size,
                    Address slots, int64_t rows, int num_heads, int num_kv_heads, int head_dim, bool norms_rotated,
-                   Address q_scales) {
+                   Address q_scales, float k_scale, float v_scale) {
     nb::gil_scoped_release release;
     OCTAVO_KERNELS(rope_kernels)
         .rope_kv_write({at<float>(qkv), at<int32_t>(positions), at<float>(cos_sin), at<float>(q_norm), at<float>(k_norm),
                         eps, at<void>(k_cache), at<void>(v_cache), k_stride, v_stride, CacheType(cache_type), block_size,
-                        at<int64_t>(slots), rows, num_heads, num_kv_heads, head_dim, norms_rotated, at<float>(q_scales)});
+                        at<int64_t>(slots), rows, num_heads, num_kv_heads, head_dim, norms_rotated, at<float>(q_scales), k_scale,
+                        v_scale});
 }
 
 void attention(Address out, Address qkv, Address k_cache, Address v_cache, int64_t k_stride, int64_t v_stride, int cache_type,
                int block_size, Address block_tables, int64_t block_table_stride, Address seq_lens, Address query_start_loc,
-               int num_seqs, int num_heads, int num_kv_heads, int head_dim, float scale, int window, bool chunked,
-               float softcap, Address slopes, Address sinks, int64_t row_stride, bool causal, Address key_ends) {
+               int num_seqs, int num_heads, int num_kv_heads, int head_dim, float scale, float k_scale, float v_scale,
+               int window, bool chunked, float softcap, Address slopes, Address sinks, int64_t row_stride, bool causal, Address key_ends) {
     nb::gil_scoped_release release;
     OCTAVO_KERNELS(attention_kernels)
         .attention({at<float>(out), at<float>(qkv), row_stride, at<void>(k_cache), at<void>(v_cache), k_stride,
                     v_stride, CacheType(cache_type), block_size, at<int32_t>(block_tables), block_table_stride,
                     at<int32_t>(seq_lens), at<int32_t>(query_start_loc), num_seqs, num_heads, num_kv_heads, head_dim,
-                    head_dim, false, scale, window, chunked, softcap, at<float>(slopes), at<float>(sinks), causal,
-                    at<int32_t>(key_ends)});
+                    head_dim, false, scale, k_scale, v_scale, window, chunked, softcap, at<float>(slopes),
+                    at<float>(sinks), causal, at<int32_t>(key_ends)});
 }
 
 void latent_attention(Address out, Address q_latent, Address cache, int64_t stride, int cache_type, int block_size,
@@ -167,7 +168,8 @@ void latent_attention(Address out, Address q_latent, Address cache, int64_t stri
     OCTAVO_KERNELS(attention_kernels)
         .attention({at<float>(out), at<float>(q_latent), int64_t(num_heads) * width, at<void>(cache), nullptr, stride, 0,
                     CacheType(cache_type), block_size, at<int32_t>(block_tables), block_table_stride, at<int32_t>(seq_lens),
-                    at<int32_t>(query_start_loc), num_seqs, num_heads, 1, width, rank, true, scale, 0, false, 0.0f, nullptr,
+                    at<int32_t>(query_start_loc), num_seqs, num_heads, 1, width, rank, true, scale, 1.0f, 1.0f, 0,
+                    false, 0.0f, nullptr,
                     nullptr, true, nullptr});
 }
 

@@ -92,7 +92,7 @@ struct ProgramRun {
             .rope_kv_write({at(op.qkv), step.positions, op.rotation, op.q_norm, op.k_norm, op.eps, cache.k, cache.v,
                             cache.k_stride, cache.v_stride, program.type_, program.block_size_,
                             step.groups[size_t(op.group)].slots, rows, op.heads.num_heads, op.heads.num_kv_heads,
-                            op.heads.head_dim, op.norms_rotated, op.q_scales});
+                            op.heads.head_dim, op.norms_rotated, op.q_scales, op.k_scale, op.v_scale});
     }
     void operator()(const AttendRecord& op) {
         const LayerCache& cache = program.caches_[size_t(op.cache)];
@@ -102,7 +102,7 @@ struct ProgramRun {
                         program.type_, program.block_size_, group.block_tables, group.block_table_stride,
                         op.of_encoder ? step.encoder_lens : step.seq_lens, step.query_start_loc, step.num_seqs,
                         op.heads.num_heads, op.heads.num_kv_heads, op.heads.head_dim, op.heads.head_dim, false, op.scale,
-                        op.window, op.chunked, op.softcap, op.slopes, op.sinks, op.causal,
+                        op.k_scale, op.v_scale, op.window, op.chunked, op.softcap, op.slopes, op.sinks, op.causal,
                         op.reads_key_ends ? step.key_ends : nullptr});
     }
     void operator()(const HeadLinearRecord& op) {
@@ -124,7 +124,7 @@ struct ProgramRun {
             .attention({at(op.out), at(op.q_latent), int64_t(op.shape.num_heads) * op.shape.width(), cache.k, nullptr,
                         cache.k_stride, 0, program.type_, program.block_size_, group.block_tables, group.block_table_stride,
                         step.seq_lens, step.query_start_loc, step.num_seqs, op.shape.num_heads, 1, op.shape.width(),
-                        op.shape.rank, true, op.scale, 0, false, 0.0f, nullptr, nullptr, true, nullptr});
+                        op.shape.rank, true, op.scale, 1.0f, 1.0f, 0, false, 0.0f, nullptr, nullptr, true, nullptr});
     }
     void operator()(const CausalConvRecord& op) {
         OCTAVO_KERNELS(causal_conv_kernels)

@@ -107,6 +107,7 @@ struct RopeWriteRecord {
     float eps;
     bool norms_rotated;
     const float* q_scales;  // may be null
+    float k_scale, v_scale;
 };
 struct AttendRecord {
     BufferId out, qkv;
@@ -114,7 +115,7 @@ struct AttendRecord {
     HeadCounts heads;
     int cache, group, window;
     bool chunked;
-    float scale, softcap;
+    float scale, k_scale, v_scale, softcap;
     const float *slopes, *sinks;  // may be null
     bool causal, reads_key_ends, of_encoder;
 };

@@ -111,6 +111,8 @@ class Program:
         eps: float,
         norms_rotated: bool,
         q_scales: int,
+        k_scale: float,
+        v_scale: float,
     ) -> None: ...
     def attend(
         self,
@@ -124,6 +126,8 @@ class Program:
         window: int,
         chunked: bool,
         scale: float,
+        k_scale: float,
+        v_scale: float,
         softcap: float,
         slopes: int,
         sinks: int,
@@ -313,6 +317,8 @@ def rope_kv_write(
     head_dim: int,
     norms_rotated: bool,
     q_scales: int,
+    k_scale: float,
+    v_scale: float,
     /,
 ) -> None: ...
 def gate(x: int, gates: int, count: int, silu: bool, /) -> None: ...
@@ -406,6 +412,8 @@ def attention(
     num_kv_heads: int,
     head_dim: int,
     scale: float,
+    k_scale: float,
+    v_scale: float,
     window: int,
     chunked: bool,
     softcap: float,

@@ -32,8 +32,7 @@ class Builder:
         self._layers, self._gguf_layers, self._keeps = layers, gguf_layers, keeps
         self._prefix, self._gguf_prefix = "", ""
         self._caches: list[Cache] = []
-        self._num_states = 0
-        self._layer = 0
+        self._layer = self._num_states = 0
         self._caches_of: dict[int, Cache] = {}  # by the number of the layer
         #: What all layers read, beside the residual stream: put there in front of them.
         self.streams: tuple[Buffer, ...] = ()
@@ -41,8 +40,8 @@ class Builder:
 
     def layer(self, number: int) -> None:
         """From here on names are those of a layer."""
-        self._layer = number
         self._prefix, self._gguf_prefix = f"{self._layers}.{number}.", f"{self._gguf_layers}.{number}."
+        self._layer = number
 
     def top(self) -> None:
         """From here on names belong to no layer."""
@@ -153,7 +152,7 @@ class Builder:
 
     def cache(self, heads: Heads | Latent, window: int = 0, chunked: bool = False) -> Cache:
         """The next layer's."""
-        cache = Cache(index=len(self._caches), heads=heads, window=window, chunked=chunked)
+        cache = Cache(index=len(self._caches), heads=heads, window=window, chunked=chunked, layer=self._layer)
         if not self._keeps:
             for before in self._caches:
                 if replace(before, index=cache.index) == cache:

@@ -30,7 +30,8 @@ _OTHER_FILES: Final = {
 #: quanto's library writes nothing but a list of modules.
 _MODULES_OF_QUANTO: Final = "quanto_qmap.json"
 _KEYS: Final = ("quantization_config", "compression_config")
-#: Scales of a KV cache and of attention in float8, which octavo does not have: it keeps what they would have rounded.
+#: Scales of a KV cache, which a cache of float8 takes (`kv_scales`), and of attention in float8, which octavo does not
+#: have: it keeps what they would have rounded.
 _IGNORED: Final = r".*\.(?:[qkv]_scale|[qkv]_zero_point|kv_scale|prob_output_scale|[kv]_proj\.output_scale)"
 
 
@@ -92,6 +93,10 @@ class QuantizedCheckpoint:
 
     def names(self) -> list[str]:
         return [*self._matrices, *self._plain]
+
+    def attention_scales(self) -> dict[str, Tensor]:
+        """What the files have of scales for a KV cache and for attention, by name."""
+        return {name: self._inner.raw(name) for name in self._inner.names() if re.fullmatch(_IGNORED, name)}
 
     def shape(self, name: str) -> tuple[int, ...]:
         parts = self._matrices.get(name)

@@ -310,6 +310,8 @@ def _rope_write(table: Table, op: RopeWrite, frame: Frame) -> None:
         heads.head_dim,
         norms_rotated=op.norms_rotated,
         q_scales=frame.weight(op.q_scales),
+        k_scale=op.cache.k_scale,
+        v_scale=op.cache.v_scale,
     )
 
 
@@ -334,6 +336,8 @@ def _attend(table: Table, op: Attend, frame: Frame) -> None:
         chunked=op.cache.chunked,
         slopes=frame.weight(op.slopes),
         sinks=frame.weight(op.sinks),
+        k_scale=op.cache.k_scale,
+        v_scale=op.cache.v_scale,
         causal=op.causal,
         key_ends=step.key_ends if op.reads_key_ends else None,
         plan=step.encoder_plan if op.cache.of_encoder else frame.attention_plan(heads),

@@ -87,10 +87,10 @@ class Ops:
     head_linear: Callable[[Tensor, Tensor, Any], None]  # (out, x, weights): what pack_experts packed, a head each
     latent_write: Callable[..., None]
     latent_attention: Callable[..., None]
-    latent_cache_shape: Callable[[int, int, Latent], tuple[int, ...]]  # (num_blocks, block_size, latent)
+    latent_cache_shape: Callable[..., tuple[int, ...]]  # (num_blocks, block_size, latent, dtype)
     program_runner: Callable[..., Runner]  # (ops, program, weights)
     attention_planner: Callable[..., Any]  # (heads, torch_device, dtype): see step.NoPlanner
-    kv_cache_shapes: Callable[[int, int, int, int], tuple[tuple[int, ...], tuple[int, ...]]]
+    kv_cache_shapes: Callable[..., tuple[tuple[int, ...], tuple[int, ...]]]  # see reference
     soft_cap_: Callable[[Tensor, float], None]  # (logits, cap)
     resolve_ids: Callable[[Tensor, Tensor], None]  # (ids, last_ids)
     forbid: Callable[[Tensor, Tensor, Tensor], None]  # (logits, rows, masks)
@@ -200,8 +200,10 @@ def _native_operations(modules: tuple[str, ...]) -> dict[str, Any]:
     return found
 
 
-def cache_shapes(ops: Ops, shape: Heads | Latent, num_blocks: int, block_size: int) -> tuple[tuple[int, ...], ...]:
-    """Of the arrays that hold what a layer keeps: keys and values, or the rows of a latent."""
+def cache_shapes(
+    ops: Ops, shape: Heads | Latent, num_blocks: int, block_size: int, dtype: torch.dtype = torch.float32
+) -> tuple[tuple[int, ...], ...]:
+    """Of the arrays of `dtype` that hold what a layer keeps: keys and values, or the rows of a latent."""
     if isinstance(shape, Latent):
-        return (ops.latent_cache_shape(num_blocks, block_size, shape),)
-    return ops.kv_cache_shapes(num_blocks, block_size, shape.num_kv_heads, shape.head_dim)
+        return (ops.latent_cache_shape(num_blocks, block_size, shape, dtype),)
+    return ops.kv_cache_shapes(num_blocks, block_size, shape.num_kv_heads, shape.head_dim, dtype)

@@ -25,6 +25,7 @@ from octavo.wire.step import CachedRequestData, ModelRunnerOutput, NewRequestDat
 from octavo.worker.cross_inputs import encoding_bytes
 from octavo.worker.graphs import MAX_GRAPH_SIZE, ladder
 from octavo.worker.kv_memory import GIB, BlockShapes, KVCachePlan, block_values, kv_caches, plan_kv_cache
+from octavo.worker.kv_scales import check_scale_options, scales_of_file, with_scales
 from octavo.worker.model_runner import KVCaches, ModelRunner, RunningStep
 from octavo.worker.residence import Residence, Weights
 from octavo.worker.swap import SwapArena
@@ -38,6 +39,7 @@ _CACHE_DTYPES = {
     "fp8": torch.float8_e4m3fn,
     "fp8_e4m3": torch.float8_e4m3fn,
     "fp8_e5m2": torch.float8_e5m2,
+    "int8": torch.int8,
 }
 #: vLLM's names of the same work too.
 _ATTENTION_BACKENDS: dict[str, AttentionBackend] = {
@@ -76,6 +78,8 @@ class Worker:
             return load_model(config.model, ops, most, self._on_phase, checkpoint, device.free_memory())
 
         loaded = load(checkpoint)
+        kv_dtype = self._kv_cache_dtype(loaded, device)
+        loaded = with_scales(loaded, checkpoint, config.cache, ops, device.default_batched_tokens)
         if config.parallel.batch_invariant and device.name != "cpu" and not loaded.model.can_be_captured:
             raise InvalidConfig(
                 "--batch-invariant: this model runs by way of transformers (--model-impl), whose modules are not held "
@@ -92,7 +96,6 @@ class Worker:
         graph_sizes = self._graph_sizes(device) if is_captured else ()
         reserved = (max_num_batched_tokens if device.uses_graphs else 0, max(graph_sizes, default=0))
         loaded.model.reserve(*reserved)
-        kv_dtype = self._kv_cache_dtype(loaded, device)
         step_bytes = self._step_bytes(loaded, ops, max_num_batched_tokens, max_model_len)
         plan = self._plan_kv_cache(loaded, ops, kv_dtype, max_model_len, device, step_bytes)
         # A state that a preempted request has left is lost, and its blocks are of no use without it.
@@ -229,6 +232,9 @@ class Worker:
                 if given is not None:
                     raise InvalidConfig(f"{option} {given} is for the CPU's kernels, and the model runs on a GPU.")
         self._swap_bytes(device)  # for its error
+        check_scale_options(cache)
+        if cache.quantization_param_path is not None:
+            scales_of_file(cache.quantization_param_path)  # for its errors
         if cache.kv_cache_dtype in _CACHE_DTYPES:
             device.check_cache_dtype(_CACHE_DTYPES[cache.kv_cache_dtype], cache.kv_cache_dtype)
 
@@ -321,7 +327,8 @@ class Worker:
         block_size = self._config.cache.block_size
         definition = loaded.model.definition
         step_tokens = self._max_num_prefill_tokens(self._max_num_batched_tokens(max_model_len, device), device)
-        values_per_block = block_values(definition.cache_groups, _block_shapes(definition, ops, block_size))
+        shapes = _block_shapes(definition, ops, block_size, kv_dtype)
+        values_per_block = block_values(definition.cache_groups, shapes)
         return plan_kv_cache(
             self._config.cache,
             bytes_per_block=values_per_block * kv_dtype.itemsize,
@@ -337,7 +344,7 @@ class Worker:
     def _allocate_kv_caches(
         self, definition: Definition, device: Device, ops: Ops, plan: KVCachePlan, kv_dtype: torch.dtype
     ) -> KVCaches:
-        shapes = _block_shapes(definition, ops, plan.block_size)
+        shapes = _block_shapes(definition, ops, plan.block_size, kv_dtype)
         try:
             caches = kv_caches(definition.cache_groups, shapes, plan.num_blocks, kv_dtype, device.zeros)
             # One slot more than there are: that of the sequences that fill up a captured step.
@@ -427,7 +434,7 @@ def _state_values(definition: Definition) -> int:
     return sum(math.prod(state.shape) for state in definition.program.states)
 
 
-def _block_shapes(definition: Definition, ops: Ops, block_size: int) -> list[BlockShapes]:
+def _block_shapes(definition: Definition, ops: Ops, block_size: int, kv_dtype: torch.dtype) -> list[BlockShapes]:
     """Of each layer what its arrays have of one block."""
     caches = definition.program.caches
-    return [tuple(shape[1:] for shape in cache_shapes(ops, cache.heads, 1, block_size)) for cache in caches]
+    return [tuple(shape[1:] for shape in cache_shapes(ops, cache.heads, 1, block_size, kv_dtype)) for cache in caches]

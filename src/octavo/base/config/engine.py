@@ -11,7 +11,7 @@ from octavo.base.config.options import json_object, opt
 from octavo.base.errors import InvalidConfig
 
 DType = Literal["auto", "float32", "float", "bfloat16", "float16", "half"]
-KVCacheDType = Literal["auto", "float32", "bfloat16", "float16", "fp8", "fp8_e4m3", "fp8_e5m2"]
+KVCacheDType = Literal["auto", "float32", "bfloat16", "float16", "fp8", "fp8_e4m3", "fp8_e5m2", "int8"]
 LoadFormat = Literal[
     "auto", "safetensors", "gguf", "pt", "npcache", "sharded_state", "mistral", "tensorizer", "dummy",
 ]  # fmt: skip
@@ -120,8 +120,16 @@ class CacheConfig:
     block_size: int = opt(16, "Tokens in a block: 16, 32 or 64.", choices=(16, 32, 64))
     kv_cache_dtype: KVCacheDType = opt(
         "auto",
-        "Data type of cached keys and values; auto: the model's dtype. fp8 is another name for fp8_e4m3; fp8_e4m3 and "
-        "fp8_e5m2 need a GPU.",
+        "Data type of cached keys and values; auto: the model's dtype. fp8 is another name for fp8_e4m3. int8 has a "
+        "scale for each token and head, and is for CPUs.",
+    )
+    quantization_param_path: str | None = opt(
+        None, "JSON file with a scale for each layer's keys and values, for --kv-cache-dtype fp8, as vLLM 0.6 reads it."
+    )
+    calculate_kv_scales: bool = opt(
+        False,
+        "Find the scales of --kv-cache-dtype fp8 at start, from a run over tokens that are always the same, instead of "
+        "taking the checkpoint's.",
     )
     kv_cache_memory_bytes: int | None = opt(
         None,

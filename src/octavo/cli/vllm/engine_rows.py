@@ -34,7 +34,7 @@ _METHODS = (
     "rtn", "tpu_int8",
 )  # fmt: skip
 _NO_DEVICE = "octavo runs on CPUs and on NVIDIA GPUs"
-_NO_CACHE = "octavo keeps keys and values as float32, bfloat16, float16 or float8"
+_NO_CACHE = "octavo keeps keys and values as float32, bfloat16, float16, float8 or int8"
 
 ENGINE_ROWS: tuple[Row, ...] = (
     # ---- the model
@@ -62,12 +62,10 @@ ENGINE_ROWS: tuple[Row, ...] = (
     ours("--dtype", "auto", "auto", "Of float32 checkpoints a CPU keeps float32; a GPU computes in bfloat16."),
     ours(
         "--kv-cache-dtype", "auto", "auto",
-        refused=dict.fromkeys(("int8", "int4", "int8_per_token_head", "nvfp4", "fp8_inc", "fp8_ds_mla"), _NO_CACHE),
+        renamed={"int8_per_token_head": "int8"},
+        refused=dict.fromkeys(("int4", "nvfp4", "fp8_inc", "fp8_ds_mla"), _NO_CACHE),
     ),
-    other(
-        "--quantization-param-path", "none", None, "Scales of a float8 KV cache.", NONE,
-        "octavo has no scaled KV cache; --kv-cache-dtype fp8 needs no file",
-    ),
+    ours("--quantization-param-path", "none", None),
     ours(
         "--max-model-len", "the model's", "the model's", "Beyond the model's positions it is refused.",
         renamed={"-1": None, "auto": None},

@@ -72,8 +72,7 @@ TODAY_ROWS: tuple[Row, ...] = (
     other("--kv-offloading-backend", None, "none", "Who moves them.", ANY,
           "it asks for nothing without --kv-offloading-size"),
     other("--cpu-offload-params", None, "none", "Which weights a GPU reads from the host.", EMPTY, _NO_OFFLOAD),
-    switch("--calculate-kv-scales", None, "off", "Find the scales of a float8 KV cache.", OFF,
-           "octavo's float8 KV cache has no scales"),
+    ours("--calculate-kv-scales", None, "off", "Found from tokens that are always the same, not from a request."),
     other("--prefix-caching-hash-algo", None, "sha256", "How blocks are named.", ANY,
           "octavo compares the tokens of each block that it finds, whatever names it"),
     # ---- scheduling

@@ -141,14 +141,15 @@ class CpuRunner(Runner):
         self._caches = kv_caches
 
     def _set_kv_caches(self, kv_caches: KVCaches) -> None:
-        block_size, dtype = kv_caches[0][-1].shape[-2], kv_caches[0][0].dtype
+        dtype, block_sizes = kv_caches[0][0].dtype, set()
         for cache, arrays in zip(self.program.caches, kv_caches, strict=True):
             if isinstance(cache.heads, Latent):
-                check_latent(cache.heads, *arrays)
+                block_sizes.add(check_latent(cache.heads, *arrays))
             else:
                 k, v = arrays
-                check_cache(k, v, cache.heads.num_kv_heads, cache.heads.head_dim)
-            assert arrays[0].dtype == dtype and arrays[-1].shape[-2] == block_size
+                block_sizes.add(check_cache(k, v, cache.heads.num_kv_heads, cache.heads.head_dim))
+            assert arrays[0].dtype == dtype
+        (block_size,) = block_sizes
         self._native.set_caches(
             caches=[(k.data_ptr(), v.data_ptr(), k.stride(0), v.stride(0)) for k, v in map(_twice, kv_caches)],
             cache_type=CACHE_DTYPES[dtype],
@@ -289,6 +290,8 @@ class CpuRunner(Runner):
             eps=op.eps,
             norms_rotated=op.norms_rotated,
             q_scales=self._vector(op.q_scales),
+            k_scale=op.cache.k_scale,
+            v_scale=op.cache.v_scale,
         )
 
     def _attend(self, op: Attend) -> None:
@@ -303,6 +306,8 @@ class CpuRunner(Runner):
             window=op.cache.window,
             chunked=op.cache.chunked,
             scale=op.scale,
+            k_scale=op.cache.k_scale,
+            v_scale=op.cache.v_scale,
             softcap=op.softcap,
             slopes=self._vector(op.slopes),
             sinks=self._vector(op.sinks),
