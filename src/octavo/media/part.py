@@ -38,11 +38,13 @@ class MediaPart:
     """A medium that stands in the content of a message; nothing of it has been fetched or decoded.
 
     `url` (http, https, data or file) or `data` (base64) say what it is; neither, with a `uuid`, means one that was
-    sent before. `param` is the path of the field, `refusal` what a model that takes text only says of it.
+    sent before. `param` is the path of the field, `place` that of the part; `refusal`: what is said of it where the
+    model takes text only.
     """
 
     kind: PartKind
     param: str
+    place: str
     refusal: str
     url: str | None = None
     data: str | None = None
@@ -78,6 +80,7 @@ def media_part(part: Mapping[str, Any], param: str) -> MediaPart | None:
             raise InvalidRequest("There are no kept files here; send the image itself in `image_url`.", param)
     common: dict[str, Any] = {
         "kind": kind,
+        "place": param,
         "refusal": text_only(kind_name),
         "uuid": _uuid(part, source, param),
     }

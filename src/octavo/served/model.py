@@ -15,12 +15,14 @@ import msgspec
 import octavo
 from octavo.base.config import LogprobsMode, ServeConfig, ServerConfig
 from octavo.base.errors import EngineDead, InvalidRequest, RequestError, ShuttingDown
+from octavo.base.media import MediaItem
 from octavo.base.params import GenerateRequest, GrammarSpec, SamplingParams
 from octavo.client.admission import sized
 from octavo.client.best_of import best_of, widened
 from octavo.client.generation import GenerationDelta
 from octavo.served.checks import checked_params, renamed, truncated
 from octavo.served.events import News, PromptReply, Usage
+from octavo.served.media import MediaReader
 from octavo.served.output_plan import OutputPlan, arguments_spec, plan_output
 from octavo.served.parts import DeltaStream, Engine, Grammars, OutputSettings, Renderer, Tokenizer, TokenTexts
 from octavo.served.prompts import PromptMaker
@@ -62,6 +64,15 @@ class Prepared:
         """Which samples are returned is known at the end only, so that there is nothing to stream before."""
         return self.params.num_samples > self.params.n
 
+    @property
+    def num_media_tokens(self) -> dict[str, int]:
+        """Kind of media ("image", "audio") -> tokens of the prompts that stand for them; empty without media."""
+        counts: dict[str, int] = {}
+        for item in (item for prompt in self.prompts for item in prompt.request.media):
+            kind = "audio" if item.kind == "audio" else "image"
+            counts[kind] = counts.get(kind, 0) + item.rows
+        return counts
+
 
 @dataclass(kw_only=True)
 class ServedModel:
@@ -83,6 +94,7 @@ class ServedModel:
     max_fanout: int = 2048  # most sequences (prompts x samples) of one turn
     output: OutputSettings = field(default_factory=OutputSettings)
     grammars: Grammars
+    media: MediaReader | None = None  # None: the model takes text only
     created: int = field(default_factory=lambda: int(time.time()))
 
     @classmethod
@@ -102,12 +114,14 @@ class ServedModel:
 
     def __post_init__(self) -> None:
         self.texts = TokenTexts(self.tokenizer)
-        self.prompts = PromptMaker(self.renderer, self.config, self.info)
+        self.prompts = PromptMaker(self.renderer, self.config, self.info, self.media)
         self.grammar_limits = limits_of(self.config, self.output.special_tokens.ids)
 
     async def close(self) -> None:
         self.prompts.close()
         await self.grammars.close()
+        if self.media is not None:
+            await self.media.close()
 
     @cached_property
     def fingerprint(self) -> str:
@@ -138,7 +152,7 @@ class ServedModel:
     async def _prepare(self, turn: Turn) -> Prepared:
         params = checked_params(self, turn)
         plan = None if turn.wishes is None else self._plan(turn, turn.wishes)
-        made = await self.prompts.made(turn.prompts, turn.prompt_param)
+        made = await self.prompts.made(turn.prompts, turn.prompt_param, turn.cache_salt)
         prompts = []
         for place, prompt in enumerate(made):
             is_thinking = None if plan is None else self._is_thinking(prompt.ids)
@@ -146,13 +160,15 @@ class ServedModel:
             if prompt.ends:
                 own = msgspec.structs.replace(own, stop_token_ids=(*own.stop_token_ids, *prompt.ends))
             ids = truncated(prompt.ids, own, turn, self.info)
+            if prompt.media and ids is not prompt.ids:
+                raise InvalidRequest("A prompt with media cannot be cut.", "truncate_prompt_tokens")
             own = sized(own, len(ids), self.info, prompt.param, self._default_max_tokens(turn))
             text = prompt.text if ids is prompt.ids else None
             reading = None if plan is None else self._reading(turn, plan, is_thinking, own)
             request_id = turn.request_id if len(made) == 1 else f"{turn.request_id}-{place}"
             prompts.append(
                 PreparedPrompt(
-                    self._request(turn, request_id, ids, text, own, reading),
+                    self._request(turn, request_id, ids, text, own, reading, prompt.media),
                     text,
                     reading,
                 )
@@ -247,9 +263,10 @@ class ServedModel:
         text: str | None,
         params: SamplingParams,
         reading: OutputReading | None,
+        media: tuple[MediaItem, ...],
     ) -> GenerateRequest:
         if not self.config.disable_log_requests:
-            log_request(request_id, ids, text, params, self.config.max_log_len)
+            log_request(request_id, ids, text, params, self.config.max_log_len, media)
         is_ranked = params.num_samples > params.n
         marks = frozenset[int]() if reading is None else self.output.special_tokens.within(reading.format.marks)
         return GenerateRequest(
@@ -266,6 +283,7 @@ class ServedModel:
             num_wanted=params.n,
             trace_headers=turn.trace_headers,
             is_chat=isinstance(turn.prompts[0], Conversation),
+            media=media,
         )
 
     # ------------------------------------------------------------ from requests to events
