@@ -20,9 +20,7 @@ _NAMES: Final = {"image": "image", "audio": "sound", "video": "video", "frames":
 class MediaDecoder:
     """Helpers are started when they are needed. On one event loop."""
 
-    def __init__(
-        self, seconds: float, *, num_helpers: int = NUM_HELPERS, command: tuple[str, ...] = COMMAND
-    ) -> None:
+    def __init__(self, seconds: float, *, num_helpers: int = NUM_HELPERS, command: tuple[str, ...] = COMMAND) -> None:
         self._seconds = seconds
         self._helpers = [HelperProcess(command, "decodes media") for _ in range(num_helpers)]
         self._idle = list(self._helpers)
@@ -51,7 +49,9 @@ class MediaDecoder:
                 f"The {name} cannot be read: it takes more than {self._seconds:g} s (--media-decode-timeout).", param
             ) from None
         except HelperEnded:
-            raise InvalidRequest(f"The {name} cannot be read: it is damaged, or needs too much memory.", param) from None
+            raise InvalidRequest(
+                f"The {name} cannot be read: it is damaged, or needs too much memory.", param
+            ) from None
         finally:
             self._idle.append(helper)
         if "refused" in reply:

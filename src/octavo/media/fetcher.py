@@ -73,9 +73,7 @@ class Fetcher:
             if not is_allowed_host(target.host, self._config.allowed_media_domains):
                 raise InvalidRequest("The URL's host is not one of --allowed-media-domains.", param)
             try:
-                answer = await transport.get(
-                    target, self._config.max_media_bytes, resolver, self._permits, self._tls
-                )
+                answer = await transport.get(target, self._config.max_media_bytes, resolver, self._permits, self._tls)
             except transport.Forbidden:
                 raise InvalidRequest("The URL's host is not on the public internet.", param) from None
             except transport.TooLarge:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -19,6 +19,7 @@ _TYPES: Final[dict[str, tuple[PartKind, str]]] = {
     "image_url": ("image", "image_url"),
     "input_image": ("image", "image_url"),
     "image": ("image", "image"),
+    "image_pil": ("image", "image_pil"),  # of programs
     "image_embeds": ("embeds", "image_embeds"),
     "input_audio": ("audio", "input_audio"),
     "audio_url": ("audio", "audio_url"),
@@ -38,14 +39,12 @@ class MediaPart:
     """A medium that stands in the content of a message; nothing of it has been fetched or decoded.
 
     `url` (http, https, data or file) or `data` (base64) say what it is; neither, with a `uuid`, means one that was
-    sent before. `param` is the path of the field, `place` that of the part; `refusal`: what is said of it where the
-    model takes text only.
+    sent before. `param` is the path of the field, `place` that of the part.
     """
 
     kind: PartKind
     param: str
     place: str
-    refusal: str
     url: str | None = None
     data: str | None = None
     values: Any = None  # what a program gives in place of both: pixels, samples
@@ -54,15 +53,25 @@ class MediaPart:
     title: str | None = None  # the name of a file
 
 
+@dataclass(frozen=True, slots=True)
+class GivenMedia:
+    """A part of a message as an API other than the chat's spells it, not looked at yet: a model that takes text only
+    refuses it in the words of `refusal`, whatever it holds. `read` raises `InvalidRequest`."""
+
+    place: str
+    refusal: str
+    read: Callable[[], MediaPart]
+
+
 def text_only(kind: object) -> str:
     return f"This model takes text only; a part of type {str(kind)[:40]!r} cannot be read."
 
 
-def part_type(part: Mapping[str, Any]) -> object:
+def part_type(part: Mapping[str, Any], default: object = "text") -> object:
     """The type of a content part, or what it looks like where it says none."""
     if "type" in part:
         return part["type"]
-    return next((name for name in _BARE if name in part), "text")
+    return next((name for name in _BARE if name in part), default)
 
 
 def media_part(part: Mapping[str, Any], param: str) -> MediaPart | None:
@@ -81,7 +90,6 @@ def media_part(part: Mapping[str, Any], param: str) -> MediaPart | None:
     common: dict[str, Any] = {
         "kind": kind,
         "place": param,
-        "refusal": text_only(kind_name),
         "uuid": _uuid(part, source, param),
     }
     if kind == "embeds":
@@ -97,7 +105,7 @@ def media_part(part: Mapping[str, Any], param: str) -> MediaPart | None:
         detail = part.get("detail")
     if source is None and common["uuid"] is not None:
         return MediaPart(param=place, **common)
-    if source is not None and not isinstance(source, str | Mapping | list) and kind_name == "image":
+    if kind_name in ("image", "image_pil") and source is not None and not isinstance(source, str | Mapping | list):
         return MediaPart(param=place, values=source, detail=_detail(detail, param), **common)
     url = checked_url(_string(source, place), kind, place)
     return MediaPart(param=place, url=url, detail=_detail(detail, param), **common)
@@ -169,5 +177,7 @@ def _uuid(part: Mapping[str, Any], source: Any, param: str) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str) or not 0 < len(value) <= MAX_UUID_CHARS or not value.isprintable():
-        raise InvalidRequest(f"`uuid` should be a string of 1 to {MAX_UUID_CHARS} printable characters.", f"{param}.uuid")
+        raise InvalidRequest(
+            f"`uuid` should be a string of 1 to {MAX_UUID_CHARS} printable characters.", f"{param}.uuid"
+        )
     return value

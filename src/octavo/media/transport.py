@@ -87,7 +87,9 @@ def _tls() -> ssl.SSLContext:
     return httpcore.default_ssl_context()
 
 
-async def get(target: Target, max_bytes: int, resolver: Resolver, permits: Permit, tls: ssl.SSLContext | None) -> Answer:
+async def get(
+    target: Target, max_bytes: int, resolver: Resolver, permits: Permit, tls: ssl.SSLContext | None
+) -> Answer:
     """One GET, no redirect followed. Raises `Forbidden`, `TooLarge` or `Failed`."""
     url = httpcore.URL(
         scheme=target.scheme.encode(), host=target.host.encode(), port=target.port, target=target.path.encode()

@@ -29,9 +29,10 @@ from octavo.base.suggest import nearest
 from octavo.client.generation import FinalOutput, fold
 from octavo.client.sleep_mode import SLEEP_LEVELS
 from octavo.launch.engine_thread import EngineThread
+from octavo.offline.media import given_media
 from octavo.offline.outputs import CompletionOutput, Logprob, RequestOutput, request_output
 from octavo.served.model import Prepared, ServedModel
-from octavo.served.turn import Continuation, Conversation, Turn
+from octavo.served.turn import Continuation, Conversation, MediaOptions, Turn
 from octavo.text.grammars.grammar import spec_of_params
 from octavo.text.tokenizers.tokenizer import Tokenizer
 from octavo.wire.messages import EngineInfo
@@ -39,7 +40,13 @@ from octavo.wire.messages import EngineInfo
 __all__ = ["LLM", "CompletionOutput", "Logprob", "RequestOutput"]
 
 T = TypeVar("T")
-#: A text, token ids, or either in a dictionary under `prompt` or `prompt_token_ids`.
+#: Settings that may be mappings in place of JSON.
+_JSON_SETTINGS = (
+    "override_generation_config", "structured_outputs_config", "hf_overrides", "rope_scaling", "limit_mm_per_prompt",
+    "media_io_kwargs", "mm_processor_kwargs",
+)  # fmt: skip
+#: A text, token ids, or either in a dictionary under `prompt` or `prompt_token_ids`, with `multi_modal_data`: "image",
+#: "audio" or "video" -> one or a list, in the order of the model's placeholders in the prompt.
 Prompt: TypeAlias = str | list[int] | Mapping[str, Any]
 Messages: TypeAlias = list[Mapping[str, Any]]
 
@@ -47,7 +54,10 @@ Messages: TypeAlias = list[Mapping[str, Any]]
 SERVER_SETTINGS = (
     "chat_template", "max_logprobs", "max_n", "generation_config", "override_generation_config", "max_grammar_bytes",
     "max_schema_depth", "grammar_timeout", "grammar_cache_bytes", "disable_additional_properties",
-    "disable_any_whitespace", "structured_outputs_config", "enable_sleep_mode",
+    "disable_any_whitespace", "structured_outputs_config", "enable_sleep_mode", "limit_mm_per_prompt",
+    "allowed_media_domains", "allowed_local_media_path", "media_fetch_timeout", "media_decode_timeout",
+    "max_media_bytes", "max_image_pixels", "max_audio_seconds", "max_video_frames", "max_file_pages",
+    "media_io_kwargs", "mm_processor_kwargs", "mm_processor_cache_bytes",
 )  # fmt: skip
 #: What `generate` does when it is told nothing; the same as /v1/completions.
 DEFAULT_MAX_TOKENS = 16
@@ -60,7 +70,7 @@ class LLM:
 
     `LLM("org/repo", max_model_len=4096, ...)`: the model as `octavo serve` takes it, the fields of `ModelConfig`,
     `CacheConfig`, `SchedulerConfig` and `ParallelConfig`, and those of `ServerConfig` in `SERVER_SETTINGS`;
-    `override_generation_config`, `structured_outputs_config`, `hf_overrides` and `rope_scaling` may be mappings.
+    those that hold JSON, such as `override_generation_config` and `limit_mm_per_prompt`, may be mappings.
     Raises `StartupError`; no process is left then.
     """
 
@@ -163,6 +173,7 @@ class LLM:
         tools: list[dict[str, Any]] | None = None,
         documents: list[dict[str, Any]] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        mm_processor_kwargs: Mapping[str, Any] | None = None,
     ) -> list[RequestOutput]:
         """The replies to one conversation or to several. `prompt` of a result is the conversation as the model saw it.
 
@@ -184,6 +195,7 @@ class LLM:
                     continue_final_message=continue_final_message,
                     chat_template=chat_template,
                     chat_template_kwargs=chat_template_kwargs,
+                    media_options=MediaOptions(mm_processor_kwargs),
                 ),
                 "messages",
             )
@@ -258,19 +270,21 @@ class _Given:
 
 def _prompt(item: Any, place: int) -> _Given:
     text: str | None = None
+    media: dict[str, Any] = {}
     if isinstance(item, Mapping):
+        media = given_media(item, f"prompts.{place}")
         text = item.get("prompt") if isinstance(item.get("prompt"), str) else None
         item = item.get("prompt_token_ids") or item.get("prompt", "")
     if isinstance(item, str):
-        return _Given(Continuation(prompt=item), f"prompts.{place}")
+        return _Given(Continuation(prompt=item, **media), f"prompts.{place}")
     if isinstance(item, Sequence) and all(type(i) is int for i in item):
-        return _Given(Continuation(prompt=list(item)), f"prompts.{place}", text)
+        return _Given(Continuation(prompt=list(item), **media), f"prompts.{place}", text)
     raise InvalidRequest("A prompt is a text, a list of token ids, or a dictionary with one.", f"prompts.{place}")
 
 
 def offline_config(model: str, settings: Mapping[str, Any]) -> ServeConfig:
     """The configuration from flat settings. Raises `InvalidConfig` for those that do not exist or do not fit."""
-    for name in ("override_generation_config", "structured_outputs_config", "hf_overrides", "rope_scaling"):
+    for name in _JSON_SETTINGS:
         if isinstance(settings.get(name), Mapping):
             settings = {**settings, name: json.dumps(settings[name], default=str)}
     known: set[str] = set()

@@ -25,7 +25,7 @@ from octavo.base.errors import InvalidConfig, InvalidRequest
 from octavo.base.media import MediaItem, PreparedMedia, place_media
 from octavo.media.decoder import MediaDecoder
 from octavo.media.fetcher import Fetcher, base64_bytes
-from octavo.media.part import DETAILS, MediaPart, media_part
+from octavo.media.part import DETAILS, GivenMedia, MediaPart, media_part
 from octavo.served.media_cache import MediaCache
 from octavo.served.parts import SoundProcessor
 from octavo.served.turn import MediaOptions
@@ -84,8 +84,17 @@ def refuse_media(messages: Messages, options: MediaOptions) -> None:
     for message in messages:
         content = message.get("content") if isinstance(message, Mapping) else None
         for part in content if isinstance(content, list) else ():
-            if isinstance(part, MediaPart):
+            if isinstance(part, GivenMedia):
                 raise InvalidRequest(part.refusal, part.place)
+
+
+def media_reader(processor: MediaProcessor | None, config: MediaConfig) -> MediaReader | None:
+    """None for a model that takes text only. Raises `InvalidConfig` where that was told how many media it takes."""
+    if processor is not None:
+        return MediaReader(processor, config)
+    if config.limit_mm_per_prompt is not None and any(json.loads(config.limit_mm_per_prompt).values()):
+        raise InvalidConfig("--limit-mm-per-prompt: this model takes text only")
+    return None
 
 
 class MediaReader:
@@ -128,10 +137,13 @@ class MediaReader:
         for i, message in enumerate(messages):
             content = message.get("content") if isinstance(message, Mapping) else None
             for j, part in enumerate(content) if isinstance(content, list) else ():
-                if isinstance(part, Mapping):
-                    part = media_part(part, f"messages.{i}.content.{j}")
-                if isinstance(part, MediaPart):
-                    found.append((i, j, part))
+                medium: MediaPart | None = None
+                if isinstance(part, GivenMedia):
+                    medium = part.read()
+                elif isinstance(part, Mapping):
+                    medium = media_part(part, f"messages.{i}.content.{j}")
+                if medium is not None:
+                    found.append((i, j, medium))
         if not found:
             self._settled(options)  # what is wrong with them is wrong without media too
             return Collected(list(messages), [])
@@ -159,8 +171,7 @@ class MediaReader:
             counts[kind] += 1
             if counts[kind] > self._limits[kind]:
                 raise InvalidRequest(
-                    f"At most {self._limits[kind]} {kind}(s) may be provided in one request. "
-                    "(--limit-mm-per-prompt)",
+                    f"At most {self._limits[kind]} {kind}(s) may be provided in one request. (--limit-mm-per-prompt)",
                     part.place,
                 )
 
@@ -317,16 +328,18 @@ class MediaReader:
                 for item in place_media(ids, token, own)
             ]
         except ValueError:
-            raise InvalidRequest("The text has tokens that stand for media, beside those of its media.", param) from None
+            raise InvalidRequest(
+                "The text has tokens that stand for media, beside those of its media.", param
+            ) from None
         return tuple(sorted(items, key=lambda item: item.offset))
 
     def expanded_ids(self, ids: Sequence[int], marks: Sequence[Mark], encode: Callable[[str], list[int]]) -> list[int]:
         """The same of a prompt that was given as ids, in which a medium is one token."""
-        waiting = {
-            token: [mark.prepared.text for mark in reversed(marks) if mark.kind == kind]
-            for kind, token in ((kind, encode(text)) for kind, text in self.placeholders.items())
-            for token in (token[0] if len(token) == 1 else -1,)
-        }
+        waiting: dict[int, list[str]] = {}
+        for kind, placeholder in self.placeholders.items():
+            found = encode(placeholder)
+            if len(found) == 1:  # else no token stands for it, which `placed` will find
+                waiting[found[0]] = [mark.prepared.text for mark in reversed(marks) if mark.kind == kind]
         new: list[int] = []
         for token in ids:
             own = waiting.get(token)

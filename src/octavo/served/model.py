@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Collection, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -22,7 +22,7 @@ from octavo.client.best_of import best_of, widened
 from octavo.client.generation import GenerationDelta
 from octavo.served.checks import checked_params, renamed, truncated
 from octavo.served.events import News, PromptReply, Usage
-from octavo.served.media import MediaReader
+from octavo.served.media import MediaReader, media_reader
 from octavo.served.output_plan import OutputPlan, arguments_spec, plan_output
 from octavo.served.parts import DeltaStream, Engine, Grammars, OutputSettings, Renderer, Tokenizer, TokenTexts
 from octavo.served.prompts import PromptMaker
@@ -33,6 +33,9 @@ from octavo.served.turn import Conversation, ReplyWishes, Turn
 from octavo.text.grammars.checker import GrammarChecker
 from octavo.text.grammars.grammar import limits_of
 from octavo.wire.messages import EngineInfo
+
+if TYPE_CHECKING:
+    from octavo.text.media.processor import MediaProcessor
 
 #: Tokens at the end of a prompt in which its last mark is looked for.
 _TAIL_TOKENS = 32
@@ -98,8 +101,19 @@ class ServedModel:
     created: int = field(default_factory=lambda: int(time.time()))
 
     @classmethod
-    def of(cls, settings: ServeConfig, engine: Engine, info: EngineInfo, **parts: Any) -> ServedModel:
-        """As `settings` say; `parts` are the fields that they say nothing of."""
+    def of(
+        cls,
+        settings: ServeConfig,
+        engine: Engine,
+        info: EngineInfo,
+        *,
+        processor: MediaProcessor | None = None,
+        **parts: Any,
+    ) -> ServedModel:
+        """As `settings` say; `parts` are the fields that they say nothing of. `processor`: of a model that takes media.
+
+        Raises `InvalidConfig`.
+        """
         server = settings.server
         return cls(
             engine=engine,
@@ -108,6 +122,7 @@ class ServedModel:
             root=settings.engine.model.model,
             logprobs_mode=settings.engine.model.logprobs_mode,
             max_fanout=settings.engine.scheduler.max_num_queued_reqs,
+            media=media_reader(processor, server),
             grammars=GrammarChecker(seconds=server.grammar_timeout, cache_bytes=server.grammar_cache_bytes),
             **parts,
         )
@@ -335,7 +350,7 @@ class ServedModel:
     async def whole(self, prepared: Prepared) -> tuple[list[PromptReply], Usage]:
         """The fold of `generate`: a reply for each prompt."""
         replies = [PromptReply(place) for place in range(len(prepared.prompts))]
-        usage = Usage()
+        usage = Usage(prepared.num_media_tokens)
         async with aclosing(self.generate(prepared)) as stream:
             async for news in stream:
                 usage.add(news)

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from octavo.base.config import ServerConfig
 from octavo.base.errors import ContextLengthExceeded, InvalidRequest, Overloaded
 from octavo.base.media import MediaItem
+from octavo.media.part import text_only
 from octavo.served.media import Mark, MediaReader, refuse_media
 from octavo.served.parts import Renderer
 from octavo.served.turn import Continuation, Conversation
@@ -151,7 +152,7 @@ class PromptMaker:
         """A program writes the placeholders itself, and they are a token each where it gives ids."""
         media, prompt = self._media, item.prompt
         if media is None:
-            raise InvalidRequest(item.media[0].refusal, item.media[0].place)
+            raise InvalidRequest(text_only(item.media[0].kind), item.media[0].place)
         pieces = [piece for own in await media.loaded(item.media, item.media_options, cache_salt) for piece in own]
         marks = [piece for piece in pieces if isinstance(piece, Mark)]
 

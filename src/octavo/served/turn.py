@@ -15,7 +15,7 @@ from octavo.media.part import MediaPart
 ChoiceMode = Literal["none", "auto", "required", "named"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class MediaOptions:
     """How a request wants its media read and prepared, over the server's settings."""
 
@@ -27,7 +27,7 @@ class MediaOptions:
 class Conversation:
     """Messages, as a chat template sees them, and what the template is told beside them.
 
-    The parts of a message may be media: `MediaPart`, or as a caller of the chat API spells them.
+    The parts of a message may be media: `GivenMedia`, or as a caller of the chat API spells them.
     """
 
     messages: Sequence[Mapping[str, Any]]

@@ -6,7 +6,7 @@ import io
 from collections.abc import Mapping
 from typing import Any, Final
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from octavo.media.decoding.refused import Refused
 
@@ -31,7 +31,7 @@ def opened(data: bytes, max_pixels: int) -> Image.Image:
         raise Refused("it is empty")
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise Refused(f"it is no image, or of a kind that is not read; {_KINDS}") from None
     except (OSError, ValueError, SyntaxError, EOFError, OverflowError, IndexError, TypeError, KeyError):
         raise Refused("its header is damaged") from None

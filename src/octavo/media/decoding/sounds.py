@@ -66,6 +66,7 @@ def _wav(data: bytes, max_seconds: float) -> tuple[np.ndarray, int]:
             raw = file.readframes(most)
     except (wave.Error, EOFError, ValueError, OverflowError):
         raise Refused("it is no WAV file of integers; octavo[media] is needed to read others") from None
+    samples: np.ndarray
     raw = raw[: len(raw) // (width * channels) * width * channels]
     if width == 1:
         samples = (np.frombuffer(raw, np.uint8).astype(np.float32) - 128) / 128

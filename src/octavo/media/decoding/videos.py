@@ -57,7 +57,9 @@ def _animated(data: bytes, options: Mapping[str, Any]) -> list[Image.Image]:
     try:
         image = opened(data, options["max_pixels"])
     except Refused as exc:
-        raise Refused(f"it is no video, or of a kind that is not read; {_KINDS}" if "kind" in str(exc) else str(exc)) from None
+        raise Refused(
+            f"it is no video, or of a kind that is not read; {_KINDS}" if "kind" in str(exc) else str(exc)
+        ) from None
     total = int(getattr(image, "n_frames", 1))
     if total > _MAX_DECODED:
         raise Refused(f"it has more than {_MAX_DECODED} frames")
