@@ -1,7 +1,7 @@
 """Values between a process and its helper: 4 bytes of length, little endian, then JSON.
 
-Behind a value that is an object with `blobs`, a list of sizes, so many bytes follow for each: what is large travels as it
-is. Who reads gets the bytes in place of the sizes.
+Behind a value that is an object with `blobs`, a list of sizes, so many bytes follow for each: what is large travels as
+it is. Who reads gets the bytes in place of the sizes.
 """
 
 from __future__ import annotations

@@ -10,8 +10,11 @@ from urllib.parse import quote
 
 MAX_URL_CHARS: Final = 8192
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
-#: Public by number, and a cloud's own service for its machines by use.
-_METADATA: Final = frozenset({ipaddress.ip_address("168.63.129.16")})
+#: What `is_global` holds for public, in some versions of Python at least: assignments of protocols, where a cloud has
+#: its service for machines, relays, and another cloud's address of such a service.
+_CLOSED: Final = tuple(
+    map(ipaddress.ip_network, ("192.0.0.0/24", "192.88.99.0/24", "168.63.129.16/32", "fec0::/10", "64:ff9b:1::/48"))
+)
 _URL: Final = re.compile(r"(https?)://([^/?#]*)([^#]*)(#.*)?", re.IGNORECASE | re.DOTALL)
 _NAME: Final = re.compile(r"([A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?\.?)(?::([0-9]{1,5}))?")
 _LITERAL: Final = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::([0-9]{1,5}))?")
@@ -94,7 +97,7 @@ def is_public(address: Address) -> bool:
         and not address.is_reserved
         and not address.is_loopback
         and not address.is_unspecified
-        and address not in _METADATA
+        and not any(address in network for network in _CLOSED)
     ) or inner is not None
 
 

@@ -74,7 +74,7 @@ class MediaStats:
 
 
 def refuse_media(messages: Messages, options: MediaOptions) -> None:
-    """Of a model that takes text only. Parts that are still what a caller of the chat API sent are left to the renderer.
+    """Of a model that takes text only. Parts that are as a caller of the chat API sent them are left to the renderer.
 
     Raises `InvalidRequest`.
     """
@@ -211,12 +211,13 @@ class MediaReader:
         self.stats.items["image" if part.kind == "embeds" else part.kind] += 1
         digest = await asyncio.to_thread(_source_digest, part, blobs, settled)
         self.stats.cache_queries += 1
-        pieces = self._cache.get(digest)
-        if pieces is None:
-            pieces = await self._made(part, blobs, settled)
-            self._cache.put(digest, pieces)
-        else:
-            self.stats.cache_hits += 1
+        async with self._cache.turn(digest):  # who sends the same at the same time waits for the first
+            pieces = self._cache.get(digest)
+            if pieces is None:
+                pieces = await self._made(part, blobs, settled)
+                self._cache.put(digest, pieces)
+            else:
+                self.stats.cache_hits += 1
         if alias is not None:
             self._cache.name(alias, digest)
         return pieces

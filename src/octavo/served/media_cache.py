@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -23,6 +26,20 @@ class MediaCache:
         self._num_bytes = 0
         self._kept: OrderedDict[bytes, tuple[Pieces, int]] = OrderedDict()
         self._names: OrderedDict[Name, bytes] = OrderedDict()
+        self._turns: dict[bytes, tuple[asyncio.Lock, int]] = {}  # of digests that are being prepared, and how many want it
+
+    @asynccontextmanager
+    async def turn(self, digest: bytes) -> AsyncIterator[None]:
+        """One at a time for each digest."""
+        lock, num_users = self._turns.get(digest) or (asyncio.Lock(), 0)
+        self._turns[digest] = (lock, num_users + 1)
+        try:
+            async with lock:
+                yield
+        finally:
+            lock, num_users = self._turns.pop(digest)
+            if num_users > 1:
+                self._turns[digest] = (lock, num_users - 1)
 
     @property
     def num_bytes(self) -> int:

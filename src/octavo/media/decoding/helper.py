@@ -15,9 +15,9 @@ from typing import Any, Final
 # Before numpy: one question at a time needs no threads, of which there may be none here.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-from octavo.base.frames import serve_frames  # noqa: E402
-from octavo.media.decoding.images import decode_image  # noqa: E402
-from octavo.media.decoding.refused import Refused  # noqa: E402
+from octavo.base.frames import serve_frames
+from octavo.media.decoding.images import decode_image
+from octavo.media.decoding.refused import Refused
 
 MAX_ADDRESS_SPACE: Final = 2 << 30
 

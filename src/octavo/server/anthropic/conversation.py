@@ -10,6 +10,7 @@ from octavo.base.errors import InvalidRequest
 from octavo.media.part import GivenMedia
 from octavo.served.messages import tool_call, tool_message
 from octavo.served.turn import Conversation
+from octavo.server.anthropic.media import given_media
 from octavo.server.anthropic.protocol import (
     ConversationFields,
     MediaBlock,
@@ -19,7 +20,6 @@ from octavo.server.anthropic.protocol import (
     ToolResultBlock,
     ToolUseBlock,
 )
-from octavo.server.anthropic.media import given_media
 from octavo.server.openai.conversation import shown_tools
 from octavo.server.openai.protocol.conversation import THINKING_VARIABLES
 

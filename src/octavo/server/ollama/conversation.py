@@ -89,7 +89,7 @@ def _content(text: str, images: Sequence[str] | None, path: str) -> str | list[A
     """Images come before the text."""
     if not images:
         return text
-    refusal = "This model takes text only; `images` cannot be read."
+    refusal = "This model takes text only; pictures cannot be read."
 
     def given(image: str, place: str) -> GivenMedia:
         return GivenMedia(path, refusal, lambda: _image(image, place))

@@ -13,7 +13,6 @@ from octavo.server.openai.protocol.common import Int, Refusals, WireModel, inert
 from octavo.server.openai.protocol.conversation import MAX_MESSAGES, MAX_PARTS
 from octavo.server.openai.protocol.tools import MAX_TOOLS, ToolDefinition
 
-
 #: Each in base64.
 Images = Annotated[list[str] | None, Field(max_length=MAX_PARTS)]
 

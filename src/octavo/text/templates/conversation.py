@@ -2,8 +2,8 @@
 
 What no template of a text model can take (images, sound) is refused with its place, and so is what is no message at
 all: programs come here without the server's checks. Where the model takes media, each stands in a message as a mark,
-{"type": "image"}: a template that reads parts shows it with the family's placeholder; for any other, the placeholders of
-a message come before its text, but for those that the text has itself.
+{"type": "image"}: a template that reads parts shows it with the family's placeholder; for any other, the placeholders
+of a message come before its text, but for those that the text has itself.
 """
 
 from __future__ import annotations
