@@ -24,7 +24,9 @@ def test_an_address_that_is_not_public_is_connected_to_by_no_spelling(address: s
     assert not is_public(ipaddress.ip_address(address))
 
 
-@pytest.mark.parametrize("address", ["8.8.8.8", "93.184.216.34", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"])
+@pytest.mark.parametrize(
+    "address", ["8.8.8.8", "93.184.216.34", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"]
+)
 def test_a_public_address_is(address: str) -> None:
     assert is_public(ipaddress.ip_address(address))
 

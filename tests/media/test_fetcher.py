@@ -179,7 +179,9 @@ def test_nobody_there_is_an_error_of_the_url() -> None:
 def test_the_certificate_must_be_of_the_name_and_https_stays_https(tmp_path: Path) -> None:
     tls_files = str(tmp_path / "cert.pem"), str(tmp_path / "key.pem")
     make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-out", tls_files[0], "-keyout", tls_files[1]]
-    subprocess.run([*make, "-subj", "/CN=a", "-addext", "subjectAltName=DNS:localhost"], check=True, capture_output=True)
+    subprocess.run(
+        [*make, "-subj", "/CN=a", "-addext", "subjectAltName=DNS:localhost"], check=True, capture_output=True
+    )
 
     async def main() -> None:
         serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -380,7 +380,9 @@ TEXT_ONLY = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("path", "body", "place"), TEXT_ONLY, ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("path", "body", "place"), TEXT_ONLY, ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_a_model_that_takes_text_only_refuses_all_of_it(path: str, body: Any, place: str) -> None:
     server = make_server()
     reply = server.post(path, body)

@@ -26,7 +26,9 @@ class MediaCache:
         self._num_bytes = 0
         self._kept: OrderedDict[bytes, tuple[Pieces, int]] = OrderedDict()
         self._names: OrderedDict[Name, bytes] = OrderedDict()
-        self._turns: dict[bytes, tuple[asyncio.Lock, int]] = {}  # of digests that are being prepared, and how many want it
+        self._turns: dict[
+            bytes, tuple[asyncio.Lock, int]
+        ] = {}  # of digests that are being prepared, and how many want it
 
     @asynccontextmanager
     async def turn(self, digest: bytes) -> AsyncIterator[None]:
