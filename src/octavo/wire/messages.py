@@ -98,6 +98,7 @@ class EngineInfo(Message, frozen=True, gc=False):
     #: requests are computed again, and no tokens are guessed.
     has_states: bool = False
     media_kinds: tuple[str, ...] = ()  # what prompts may hold beside text: "image"; none: text alone
+    media_width: int = 0  # of their rows
     #: Rows of media that a step encodes, unless one item alone has more, and that are kept to be read again.
     media_step_rows: int = 0
     media_cache_rows: int = 0

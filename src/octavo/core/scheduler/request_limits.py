@@ -17,6 +17,7 @@ class RequestLimits:
     kv_capacity: int
     max_step_tokens: int | None  # where a prompt must fit one step, also after a preemption with its output
     media_kinds: tuple[str, ...] = ()
+    media_width: int = 0
     max_span_tokens: int | None = None  # where a run of tokens of one item must fit one step
 
     def max_tokens(self, message: AddRequest) -> int:
@@ -53,6 +54,9 @@ class RequestLimits:
         for item in media:
             if item.kind not in self.media_kinds:
                 return f"The model reads no media of the kind {item.kind!r}."
+            shape, expected = _rows_shape(item), (item.rows, self.media_width)
+            if item.kind == "embeds" and shape != expected:
+                return f"Embeddings of {item.rows} tokens have the shape {list(shape)}, not {list(expected)}."
         if not _are_apart(media, num_tokens):
             return "The spans of the prompt's media are not within it, in order and apart from each other."
         if media[-1].end == num_tokens:
@@ -64,6 +68,11 @@ class RequestLimits:
                 "of them: --max-num-prefill-tokens."
             )
         return None
+
+
+def _rows_shape(item: MediaItem) -> tuple[int, ...]:
+    """Of rows that are ready."""
+    return item.tensors["rows"].shape if "rows" in item.tensors else ()
 
 
 def _are_apart(media: tuple[MediaItem, ...], num_tokens: int) -> bool:

@@ -29,6 +29,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from octavo.base.config import EngineConfig
 from octavo.core.blocks.kv_cache_manager import KVCacheManager
 from octavo.core.drafts import Drafter, draft_for
@@ -114,6 +116,7 @@ class Scheduler:
             self.kv.capacity_tokens,
             None if self.enable_chunked_prefill else self.max_num_batched_tokens,
             info.media_kinds,
+            info.media_width,
             self.max_num_prefill_tokens if info.media_stays_whole else None,
         )
         self._config_seed = config.model.seed
@@ -424,7 +427,7 @@ class Scheduler:
         self.live.finished_slots, self.live.swap_dropped, self.live.swap_out = [], [], []
 
     def stats(self) -> SchedulerStats:
-        return SchedulerStats(
+        stats = SchedulerStats(
             num_running=len(self.running),
             num_waiting=len(self.waiting),
             kv_blocks_used=self.kv.num_blocks_used,
@@ -439,8 +442,8 @@ class Scheduler:
             num_swapped=self.kv.num_swapped,
             swap_blocks_used=self.kv.num_swap_blocks - self.kv.num_free_swap_blocks,
             swap_blocks_total=self.kv.num_swap_blocks,
-            **({} if self._media is None else self._media.stats()),
         )
+        return stats if self._media is None else msgspec.structs.replace(stats, **self._media.stats())
 
 
 def _joined(block_ids: list[list[int]], new_ids: list[list[int]]) -> list[list[int]]:
