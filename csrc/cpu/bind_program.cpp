@@ -194,6 +194,24 @@ void bind_program(nb::module_& m) {
                 self.add(KeepRowsRecord{std::move(rows), std::move(widths)});
             },
             nb::kw_only(), nb::arg("rows"), nb::arg("widths"))
+        .def(
+            "input_rows", [](Program& self, BufferId out, int64_t width) { self.add(InputRowsRecord{out, width}); },
+            nb::kw_only(), nb::arg("out"), nb::arg("width"))
+        .def(
+            "replace_rows", [](Program& self, BufferId x, int64_t width) { self.add(ReplaceRowsRecord{x, width}); },
+            nb::kw_only(), nb::arg("x"), nb::arg("width"))
+        .def(
+            "merge_rows",
+            [](Program& self, BufferId out, BufferId x, int64_t width, int64_t count) {
+                self.add(MergeRowsRecord{out, x, width, count});
+            },
+            nb::kw_only(), nb::arg("out"), nb::arg("x"), nb::arg("width"), nb::arg("count"))
+        .def(
+            "set_rows",
+            [](Program& self, Address input, Address replaced, Address index, int64_t num_replaced) {
+                self.set_rows({at<float>(input), at<float>(replaced), at<int64_t>(index), num_replaced});
+            },
+            nb::kw_only(), nb::arg("input"), nb::arg("replaced"), nb::arg("index"), nb::arg("num_replaced"))
         .def("set_states",
              [](Program& self, const std::vector<Address>& addresses) {
                  std::vector<float*> states;

@@ -33,6 +33,18 @@ struct ProgramRun {
     void operator()(const EmbedRecord& op) {
         op.weight->gather(at(op.out), op.weight->K(), op.of_positions ? step.positions : step.token_ids, rows, op.scale);
     }
+    void operator()(const InputRowsRecord& op) {
+        std::memcpy(at(op.out), program.rows_.input, size_t(rows * op.width) * sizeof(float));
+    }
+    void operator()(const ReplaceRowsRecord& op) {
+        const GivenRows& given = program.rows_;
+        for (int64_t i = 0; i < given.num_replaced; ++i)
+            std::memcpy(at(op.x) + given.index[i] * op.width, given.replaced + i * op.width, size_t(op.width) * sizeof(float));
+    }
+    void operator()(const MergeRowsRecord& op) {
+        std::memcpy(at(op.out), at(op.x), size_t(rows * op.width) * sizeof(float));
+        rows /= op.count;
+    }
     void operator()(const LinearRecord& op) {
         op.weight->linear(at(op.out), op.weight->N(), at(op.x), op.weight->K(), rows);
     }

@@ -31,6 +31,20 @@ struct EmbedRecord {
     float scale;
     bool of_positions;  // rows are named by the tokens' positions, else by their ids
 };
+// The rows that the step brings: all of out, or those of x that it names.
+struct InputRowsRecord {
+    BufferId out;
+    int64_t width;
+};
+struct ReplaceRowsRecord {
+    BufferId x;
+    int64_t width;
+};
+// From here on a row is `count` rows, one behind the other, each of `width` values.
+struct MergeRowsRecord {
+    BufferId out, x;
+    int64_t width, count;
+};
 struct LinearRecord {
     BufferId out, x;
     const PackedLinear* weight;
@@ -151,7 +165,7 @@ struct KeepRowsRecord {
 using Record = std::variant<EmbedRecord, LinearRecord, NormRecord, NormPartsRecord, AddRecord, AddNormRecord, ClipRecord,
                             RopeWriteRecord, AttendRecord, HeadLinearRecord, LatentWriteRecord, LatentAttendRecord,
                             CausalConvRecord, SelectiveScanRecord, ActRecord, RouteRecord, ExpertsRecord, AddGatedRecord,
-                            KeepRowsRecord>;
+                            KeepRowsRecord, InputRowsRecord, ReplaceRowsRecord, MergeRowsRecord>;
 
 // Blocks lie so many values apart. A latent has the same array twice.
 struct LayerCache {
@@ -177,12 +191,21 @@ struct ProgramStep {
     int64_t num_needed;
 };
 
+// Rows of float32 that a step brings. `index` int64 [num_replaced].
+struct GivenRows {
+    const float *input, *replaced;
+    const int64_t* index;
+    int64_t num_replaced;
+};
+
 class Program {
 public:
     void add(Record record) { records_.push_back(std::move(record)); }
     void set_buffers(std::vector<float*> buffers) { buffers_ = std::move(buffers); }
     void set_caches(std::vector<LayerCache> caches, CacheType type, int block_size);
     void set_states(std::vector<float*> states) { states_ = std::move(states); }
+    // For the next run; needed by programs that read them.
+    void set_rows(const GivenRows& rows) { rows_ = rows; }
     // After all of them. Buffers, caches and groups that records name must be there; Python has checked it.
     void run(const ProgramStep& step) const;
 
@@ -191,6 +214,7 @@ private:
     std::vector<float*> buffers_;
     std::vector<LayerCache> caches_;
     std::vector<float*> states_;
+    GivenRows rows_{};
     CacheType type_{};
     int block_size_ = 0;
 

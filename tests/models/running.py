@@ -31,6 +31,9 @@ class Batch:
     num_groups: int
     attention_plan: None = None  # an attention that wants one makes it
     state_slots: torch.Tensor | None = None
+    input_rows: torch.Tensor | None = None
+    replaced_index: torch.Tensor | None = None
+    replaced_rows: torch.Tensor | None = None
 
     @property
     def cache_groups(self) -> list[tuple[torch.Tensor, torch.Tensor]]:

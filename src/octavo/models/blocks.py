@@ -32,7 +32,7 @@ class Layer(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Attention:
-    """Causal attention over all keys, or those of a window."""
+    """Attention over all keys up to a token's own, or those of a window."""
 
     heads: Heads
     scale: float
@@ -48,6 +48,7 @@ class Attention:
     qk_norm_of: Literal["head", "each head", "row"] = "head"
     norms_rotated: bool = False  # the norm (RMS, of each head) comes behind the rotation
     q_scale: QScaleSpec | None = None
+    causal: bool = True  # False: over all keys of the sequence
     bias: bool = False  # of q, k and v
     o_bias: bool = False
 
@@ -98,6 +99,7 @@ class Attention:
                 softcap=self.softcap,
                 slopes=slopes,
                 sinks=sinks,
+                causal=self.causal,
             ),
         ]  # fmt: skip
         o = Matrix(name="self_attn.o_proj", gguf="attn_output", rows=x.width, bias=self.o_bias)

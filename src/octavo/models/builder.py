@@ -15,17 +15,19 @@ from octavo.ops.operations import Linear, Norm, NormParts, Op
 class Builder:
     """Blocks call its methods in the order of the operations; each returns the buffer with the result."""
 
-    def __init__(self, max_position_embeddings: int) -> None:
+    def __init__(self, max_position_embeddings: int, room: str = "model", gguf_room: str = "") -> None:
+        """`room`: where names of layers and of what follows from the configuration begin."""
         self.ops: list[Op] = []
         self.params: list[Param] = []
         self.derived: dict[tuple[DerivedSpec, tuple[int, ...]], Weight] = {}
         self._positions = max_position_embeddings
+        self._room, self._gguf_room = room, gguf_room
         self._prefix, self._gguf_prefix = "", ""
         self._num_caches = self._num_states = 0
 
     def layer(self, number: int) -> None:
         """From here on names are those of a layer."""
-        self._prefix, self._gguf_prefix = f"model.layers.{number}.", f"blk.{number}."
+        self._prefix, self._gguf_prefix = f"{self._room}.layers.{number}.", f"{self._gguf_room}blk.{number}."
 
     def top(self) -> None:
         """From here on names belong to no layer."""
@@ -125,7 +127,7 @@ class Builder:
 
     def _derived(self, spec: DerivedSpec, shape: tuple[int, ...]) -> Weight:
         """What follows from the configuration."""
-        return self.derived.setdefault((spec, shape), Weight(f"derived {len(self.derived)}", shape))
+        return self.derived.setdefault((spec, shape), Weight(f"{self._room} derived {len(self.derived)}", shape))
 
     def cache(self, heads: Heads | Latent, window: int = 0, chunked: bool = False) -> Cache:
         """The next layer's."""
@@ -173,6 +175,10 @@ class Builder:
         weight = Weight(f"{self._prefix}{name}.{kind}", (sum(each.rows for each in declared),))
         self.params.append(Param(weight=weight, parts=tensors, packing="vector", offset=offset, scale=scale))
         return weight
+
+    def declared(self, name: str, gguf: str, rows: int) -> TensorDecl:
+        """A vector that stands without a suffix, or with that of a bias."""
+        return self._tensor(Matrix(name=name, gguf=gguf, rows=rows), "", "bias", (rows,))
 
     def _bias(self, matrix: Matrix) -> TensorDecl | None:
         return self._tensor(matrix, "bias", "bias", (matrix.rows,)) if matrix.bias else None

@@ -12,8 +12,20 @@ from octavo.cache.spec import CacheGroup, FullKV, WindowKV, cache_groups
 from octavo.models.builder import Builder
 from octavo.models.params import Matrix, Param, TensorDecl
 from octavo.models.spec import DerivedSpec, ModelSpec
+from octavo.models.tower import TowerDefinition, define_tower
 from octavo.ops.operands import Buffer, Weight
-from octavo.ops.operations import Add, CacheOp, CausalConv, Embed, Experts, HeadLinear, Linear, Op, SelectiveScan
+from octavo.ops.operations import (
+    Add,
+    CacheOp,
+    CausalConv,
+    Embed,
+    Experts,
+    HeadLinear,
+    Linear,
+    Op,
+    ReplaceRows,
+    SelectiveScan,
+)
 from octavo.ops.program import Program, program
 
 EMBEDDING: Final = "embedding"
@@ -30,11 +42,20 @@ class Definition:
     derived: dict[Weight, DerivedSpec]  # weights that follow from the configuration
     lm_head: Weight
     cache_groups: tuple[CacheGroup, ...]  # of the program's caches, by their index
+    tower: TowerDefinition | None  # of a model that also sees
+
+    @property
+    def all_params(self) -> tuple[Param, ...]:
+        return self.params if self.tower is None else (*self.params, *self.tower.params)
+
+    @property
+    def all_derived(self) -> dict[Weight, DerivedSpec]:
+        return self.derived if self.tower is None else {**self.derived, **self.tower.derived}
 
     @cached_property
     def tensors(self) -> dict[str, TensorDecl]:
         """What a checkpoint must hold, no more and no less, by Hugging Face's names."""
-        return {tensor.name: tensor for param in self.params for tensor in param.tensors}
+        return {tensor.name: tensor for param in self.all_params for tensor in param.tensors}
 
     @property
     def layer_ops_per_token(self) -> int:
@@ -68,6 +89,8 @@ def define(spec: ModelSpec) -> Definition:
         residual = build.linear(narrow, "project_in", [wide], None)
     else:
         build.ops.append(Embed(out=residual, weight=embedding, scale=spec.embedding_scale))
+    if spec.tower is not None:
+        build.ops.append(ReplaceRows(x=residual))
     if spec.learned_positions:
         _add_positions(build, spec, residual)
     if spec.embedding_norm is not None:
@@ -84,7 +107,8 @@ def define(spec: ModelSpec) -> Definition:
         output = build.linear(output, "project_out", [back], None)
     derived = {weight: each for (each, _), weight in build.derived.items()}
     ops, groups = grouped(build.ops)
-    return Definition(spec, program(ops, output), tuple(build.params), derived, lm_head, groups)
+    tower = None if spec.tower is None else define_tower(spec.tower, spec.hidden_size)
+    return Definition(spec, program(ops, output), tuple(build.params), derived, lm_head, groups, tower)
 
 
 def grouped(ops: Sequence[Op]) -> tuple[list[Op], tuple[CacheGroup, ...]]:

@@ -6,6 +6,7 @@ All of it is data of the family; what is found is handed out as declared, so tha
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -59,6 +60,7 @@ class Layout:
     splits: tuple[Split, ...] = ()
     transposed: str = ""  # matrices that stand as [in, out]
     skipped: tuple[tuple[str, int], ...] = ()  # pattern, so many rows in front that the model has no use for
+    flattened: str = ""  # filters that stand as [out, channels, ...], declared as matrices
     interleaved: bool = False  # of what is rotated in a head the pairs are (0, 1), (2, 3), ..., not the halves
 
 
@@ -118,14 +120,16 @@ class TensorSource:
         """Raises CheckpointError unless the checkpoint has the tensors declared, in their shapes, and no others."""
         self._checkpoint = checkpoint
         self._layout = layout
+        self._unused = definition.spec.unused
         self._declared = {self._key(tensor): tensor for tensor in definition.tensors.values()}
         self._places: dict[str, _Place] = {}  # by the declared name
         #: Tensors of which not all parts were taken: the weight, and how many are left.
         self._open: dict[str, tuple[Weight, int]] = {}
+        ignored = (*ALWAYS_IGNORED, *layout.ignored)
         for name in checkpoint.names():
             if layout.has_draft_layers and _layer(name) >= len(definition.spec.layers):
                 continue
-            if not any(re.fullmatch(pattern, name) for pattern in (*ALWAYS_IGNORED, *layout.ignored)):
+            if not any(re.fullmatch(pattern, name) for pattern in ignored):
                 self._find(name)
         if definition.spec.tie_word_embeddings and "lm_head.weight" in self._places:
             # Some exports save the tied matrix twice.
@@ -134,6 +138,8 @@ class TensorSource:
         self._check_names(definition.spec.model_type)
         for place in self._places.values():
             found, expected = checkpoint.shape(place.name), self._shape(place)
+            if re.fullmatch(layout.flattened, place.siblings[0]):
+                found = (found[0], math.prod(found[1:]))
             if _squeezed(found) not in (_squeezed(expected), _squeezed(_folded(expected)) if place.is_stack else ()):
                 raise CheckpointError(
                     f"{checkpoint.source}: tensor {place.name!r} has the shape {list(found)}, not {list(expected)}"
@@ -149,6 +155,8 @@ class TensorSource:
         renamed = name
         for pattern, replacement in self._layout.renames:
             renamed = re.sub(pattern, replacement, renamed)
+        if any(re.fullmatch(pattern, renamed) for pattern in self._unused):
+            return
         transposed = bool(re.fullmatch(self._layout.transposed, renamed))
         skipped = next((rows for pattern, rows in self._layout.skipped if re.fullmatch(pattern, renamed)), 0)
         names: tuple[str, ...] = (renamed,)

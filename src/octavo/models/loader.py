@@ -82,12 +82,12 @@ def load_model(
         needed = reader.num_bytes(_float_bytes(config, checkpoint, ops, online))
         _check_room(checkpoint.source, needed // 2 if online in ("int4", "bitsandbytes") else needed, free)
     packer = _Packer(reader, ops, online)
-    for param in definition.params:
+    for param in definition.all_params:
         packer.pack(param)
     reader.check_finite()
     spec = definition.spec
     num_positions = min(config.max_model_len or spec.max_position_embeddings, spec.max_position_embeddings)
-    for weight, of in definition.derived.items():
+    for weight, of in definition.all_derived.items():
         packer.weights[weight.name] = ops.to_device(derived_values(of, weight.shape, num_positions))
     return LoadedModel(
         model=transformer(definition, ops, packer.weights, max_num_batched_tokens),
@@ -271,7 +271,7 @@ class _Packer:
         elif param.packing == "experts":
             packed = self._experts(param)
         elif param.packing == "embedding":
-            packed = self._ops.pack_embedding(self._reader.matrix(param.parts[0]))
+            packed = self._ops.pack_embedding(self._table(param))
         elif param.packing == "router":
             packed = self._router(param)
         else:
@@ -288,6 +288,13 @@ class _Packer:
         if len(weights) == 1:
             return self._ops.pack_linear(weights[0], biases[0])
         return self._ops.pack_linear_many(weights, biases)
+
+    def _table(self, param: Param) -> Tensor | QuantizedWeight:
+        table = self._reader.matrix(param.parts[0])
+        if param.first_row is not None:
+            table = as_floats(table).to(torch.float32, copy=True)
+            table[0] += self._reader.vector(param.first_row)
+        return table
 
     def _output(self, param: Param) -> LinearWeight:
         weight, bias = self._reader.matrix(param.parts[0]), param.biases[0]

@@ -81,7 +81,9 @@ from octavo.models.layout import (
     QKV_GGUF,
     Layout,
 )
-from octavo.models.spec import ModelSpec
+from octavo.models.spec import ModelSpec, TowerSpec
+from octavo.models.vision import idefics3, llava
+from octavo.models.vision.vit import FLATTENED
 
 logger = logging.getLogger("octavo.models")
 
@@ -188,12 +190,26 @@ FAMILIES: Final[dict[str, Family]] = {
 }
 
 
-#: Models that also see, of which the text part is served.
+@dataclass(frozen=True)
+class Seeing:
+    """What a model that also sees has beside its text part. `tower`: from the configuration and the text part to the
+    tower, and patterns of tensors that it has no use for."""
+
+    tower: Callable[[ConfigReader, ModelSpec], tuple[TowerSpec, tuple[str, ...]]]
+    renames: tuple[tuple[str, str], ...]
+
+
+SEEING: Final[dict[str, Seeing]] = {
+    "LlavaForConditionalGeneration": Seeing(llava.tower, llava.HF),
+    "Idefics3ForConditionalGeneration": Seeing(idefics3.tower, idefics3.HF),
+    "SmolVLMForConditionalGeneration": Seeing(idefics3.tower, idefics3.HF),
+}
+#: Models that also see, of which at least the text part is served.
 _WITH_TEXT: Final = frozenset(
     {
         "Gemma3ForConditionalGeneration", "Llama4ForConditionalGeneration",
         "LlavaForConditionalGeneration", "LlavaNextForConditionalGeneration",
-        "Mistral3ForConditionalGeneration", "VipLlavaForConditionalGeneration",
+        "Mistral3ForConditionalGeneration", "VipLlavaForConditionalGeneration", *SEEING,
     }
 )  # fmt: skip
 #: What files call the tensors of the text part, and those of the rest.
@@ -258,10 +274,7 @@ def find_family(config: dict[str, Any], source: str) -> Family:
     add_families()
     text = text_part(config)
     if text is not None:
-        family = find_family(text, source)
-        hf = family.hf
-        hf = replace(hf, ignored=(*hf.ignored, *_NOT_TEXT), renames=(*_TEXT_RENAMES, *hf.renames))
-        return replace(family, hf=hf)
+        return _with_tower(find_family(text, source), config)
     by_type = {family.model_type: name for name, family in reversed(FAMILIES.items())}  # the first of a type
     names = config.get("architectures") or [by_type.get(str(config.get("model_type")), config.get("model_type"))]
     name = names[0] if isinstance(names, list) and len(names) == 1 else names
@@ -269,6 +282,33 @@ def find_family(config: dict[str, Any], source: str) -> Family:
         supported = ", ".join(FAMILIES)
         raise CheckpointError(f"{source}: the architecture {str(name)[:80]!r} is not supported; these are: {supported}")
     return FAMILIES[name]
+
+
+def _with_tower(family: Family, config: dict[str, Any]) -> Family:
+    """The family of a text part, for the files of a model that also sees."""
+    hf, seeing = family.hf, _seeing(config)
+    if seeing is None or isinstance(_tower(config, seeing, family), CheckpointError):
+        hf = replace(hf, ignored=(*hf.ignored, *_NOT_TEXT), renames=(*_TEXT_RENAMES, *hf.renames))
+    else:
+        hf = replace(hf, renames=(*seeing.renames, *_TEXT_RENAMES, *hf.renames), flattened=FLATTENED)
+    return replace(family, hf=hf)
+
+
+def _seeing(config: dict[str, Any]) -> Seeing | None:
+    names = config.get("architectures")
+    return SEEING.get(str(names[0])) if isinstance(names, list) and len(names) == 1 else None
+
+
+def _tower(
+    config: dict[str, Any], seeing: Seeing, family: Family
+) -> tuple[TowerSpec, tuple[str, ...]] | CheckpointError:
+    """The tower of a model, or why it has none that is implemented."""
+    text = text_part(config)
+    assert text is not None
+    try:
+        return seeing.tower(ConfigReader(config), family.spec(ConfigReader(text)))
+    except CheckpointError as error:
+        return error
 
 
 def model_spec(config: dict[str, Any], source: str) -> ModelSpec:
@@ -281,10 +321,17 @@ def model_spec(config: dict[str, Any], source: str) -> ModelSpec:
         logger.warning("%s: auto_map is ignored: octavo runs no code from a model's files", source)
     family = find_family(config, source)
     text = text_part(config)
-    if text is not None:
-        logger.info("%s: only the text part of the model is served", source)
-        config = text
     try:
-        return family.spec(ConfigReader(config))
+        spec = family.spec(ConfigReader(config if text is None else text))
     except CheckpointError as error:
         raise CheckpointError(f"{source}: {error.message}") from None
+    if text is None:
+        return spec
+    seeing, why = _seeing(config), ""
+    if seeing is not None:
+        tower = _tower(config, seeing, family)
+        if not isinstance(tower, CheckpointError):
+            return replace(spec, tower=tower[0], unused=tower[1])
+        why = f": {tower.message}"
+    logger.info("%s: only the text part of the model is served%s", source, why)
+    return spec

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from octavo.ops.operations import NormKind
+from octavo.ops.operations import Activation, NormKind
 
 if TYPE_CHECKING:
     from octavo.models.blocks import Layer
@@ -81,6 +81,36 @@ class NormSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProjectorSpec:
+    """From rows of a tower to rows of the language model: one matrix, or two with an activation between."""
+
+    inner_size: int = 0  # 0: one matrix
+    activation: Activation = "gelu"
+    bias: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class TowerSpec:
+    """What makes rows of the language model of pictures: patches -> layers that see all of a picture -> projector.
+
+    A patch is what a family's processor makes of it, `patch_values` numbers. Its position is a row of a learned table.
+    """
+
+    patch_values: int
+    hidden_size: int
+    num_positions: int  # of the table; that of the class token is the first
+    layers: tuple[Layer, ...]
+    has_class_token: bool = False  # in front of the patches of each picture
+    keeps_class: bool = False  # its row is the first of a picture's
+    patch_bias: bool = True
+    pre_norm: NormSpec | None = None  # before the layers
+    post_norm: NormSpec | None = None  # behind them
+    merge: int = 1  # so many rows, one behind the other, are one row of the projector
+    projector: ProjectorSpec = ProjectorSpec()
+    kinds: tuple[str, ...] = ("image",)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelSpec:
     """Embedding, layers, norm, output matrix. All sizes are positive."""
 
@@ -99,3 +129,6 @@ class ModelSpec:
     unit_lm_head: bool = False  # its rows are brought to length 1
     logit_scale: float = 1.0  # the logits are multiplied by it; the norm behind the layers has it in its weights
     logit_softcap: float = 0.0  # 0: none
+    tower: TowerSpec | None = None  # of a model that also sees
+    #: Tensors of the checkpoint that the configuration leaves without a use, as patterns of names behind the renames.
+    unused: tuple[str, ...] = ()

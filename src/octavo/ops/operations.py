@@ -57,6 +57,30 @@ class Embed(Op):
 
 
 @dataclass(frozen=True, kw_only=True)
+class InputRows(Op):
+    """out = the step's `input_rows`."""
+
+    out: Buffer
+    reads: ClassVar = ()
+
+    def widths(self) -> _Widths:
+        yield self.out, self.out.width
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplaceRows(Op):
+    """Rows of x are those that the step brings, if it brings some: `replaced_rows`, at `replaced_index`."""
+
+    x: Buffer
+    reads: ClassVar = ()
+    writes: ClassVar = ()
+    changes: ClassVar = ("x",)
+
+    def widths(self) -> _Widths:
+        yield self.x, self.x.width
+
+
+@dataclass(frozen=True, kw_only=True)
 class Linear(Op):
     """out = x @ weight.T, plus the bias that the weight was packed with."""
 
@@ -419,3 +443,15 @@ class KeepRows(Op):
 
     def widths(self) -> _Widths:
         yield from ((buffer, buffer.width) for buffer in self.rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeRows(Op):
+    """From here on a row is `count` rows, one behind the other: row i of out = rows count i .. count (i + 1) - 1 of x."""
+
+    out: Buffer
+    x: Buffer
+    count: int
+
+    def widths(self) -> _Widths:
+        yield self.out, self.count * self.x.width

@@ -19,13 +19,16 @@ from octavo.ops.operations import (
     Embed,
     Experts,
     HeadLinear,
+    InputRows,
     KeepRows,
     LatentAttend,
     LatentWrite,
     Linear,
+    MergeRows,
     Norm,
     NormParts,
     Op,
+    ReplaceRows,
     RopeWrite,
     Route,
     SelectiveScan,
@@ -161,6 +164,18 @@ class Runner:
 def _embed(table: Table, op: Embed, frame: Frame) -> None:
     ids = frame.step.positions if op.index == "positions" else frame.step.token_ids
     table.embedding(frame[op.out], ids, frame.weight(op.weight), op.scale)
+
+
+def _input_rows(table: Table, op: InputRows, frame: Frame) -> None:
+    rows = frame.step.input_rows
+    assert rows is not None
+    frame[op.out].copy_(rows)
+
+
+def _replace_rows(table: Table, op: ReplaceRows, frame: Frame) -> None:
+    index, rows = frame.step.replaced_index, frame.step.replaced_rows
+    if index is not None and rows is not None:
+        frame[op.x].index_copy_(0, index, rows)
 
 
 def _linear(table: Table, op: Linear, frame: Frame) -> None:
@@ -355,8 +370,17 @@ def _keep_rows(table: Table, op: KeepRows, frame: Frame) -> None:
     frame.keep(len(needed))
 
 
+def _merge_rows(table: Table, op: MergeRows, frame: Frame) -> None:
+    rows = frame[op.x]
+    frame.keep(len(rows) // op.count)
+    frame[op.out].copy_(rows.view(-1, op.out.width))
+
+
 HANDLERS: dict[type[Op], Handler] = {
     Embed: _embed,
+    InputRows: _input_rows,
+    ReplaceRows: _replace_rows,
+    MergeRows: _merge_rows,
     Linear: _linear,
     Norm: _norm,
     NormParts: _norm_parts,

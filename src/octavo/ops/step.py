@@ -35,6 +35,12 @@ class StepTensors(Protocol):
     @property
     def state_slots(self) -> Tensor | None: ...  # int32 [B]: of each sequence; None where no layer has a state
     @property
+    def input_rows(self) -> Tensor | None: ...  # [T, width], of a program that begins with rows
+    @property
+    def replaced_index(self) -> Tensor | None: ...  # int64 [R], rising; None: no row is replaced
+    @property
+    def replaced_rows(self) -> Tensor | None: ...  # [R, width]
+    @property
     def attention_plan(self) -> Any: ...  # made by the table's `attention_planner`, or by `AttentionPlanners`, or None
 
 

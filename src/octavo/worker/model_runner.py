@@ -18,6 +18,7 @@ from octavo.wire.messages import TokenLogprobs
 from octavo.wire.step import ModelRunnerOutput, SchedulerOutput, TokenMasks
 from octavo.worker.graphs import StepGraphs
 from octavo.worker.input_batch import HostBatch, InputBatch, RowTensors, build_batch
+from octavo.worker.media import MediaEncoder
 from octavo.worker.request_states import Draft, ExpectedTokens, RequestStates, Rows
 from octavo.worker.sampler import SampledTokens, Sampler
 from octavo.worker.scores import PromptScorer
@@ -66,6 +67,7 @@ class ModelRunner:
         graph_sizes: tuple[int, ...] = (),
         windows: Sequence[int] = (0,),
         times_forward: bool = False,
+        media: MediaEncoder | None = None,
     ) -> None:
         """`kv_caches`: of each layer; layers of different groups may share one. `graph_sizes`: batch sizes to which
         steps of decoding are padded and captured; none: nothing is. `windows`: of each group of layers, 0: all keys.
@@ -76,6 +78,7 @@ class ModelRunner:
         self._kv_caches = kv_caches
         self._block_size = block_size
         self._times_forward = times_forward
+        self._media = media
         self._splits_drafts = not device.decodes_as_prompts
         self._states = RequestStates(max_num_seqs, max_model_len, block_size, model.spec.vocab_size, windows)
         #: What was sampled last in each slot, int32, on the device; None where the host knows before the next step.
@@ -114,6 +117,8 @@ class ModelRunner:
         in which they were submitted."""
         states = self._states
         self._swap.apply(plan)
+        if self._media is not None:
+            self._media.apply(plan)
         for slot in plan.finished_slots:
             states.remove(slot)
         for new in plan.new_requests:
@@ -133,6 +138,8 @@ class ModelRunner:
             logits, step.row_tensors = captured
         else:
             batch, rows, step.row_tensors = self._upload(host)
+            if self._media is not None and states.media:
+                self._media.place(batch, host, states.media)
             if states.prompt_logprobs:
                 hidden = self._model.forward(batch, self._kv_caches)
                 step.prompt_logprobs = self._scorer.score(states, host, hidden)

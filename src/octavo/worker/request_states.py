@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from octavo.base.params import SamplingParams
-from octavo.wire.step import CachedRequestData, NewRequestData
+from octavo.wire.step import CachedRequestData, MediaPlace, NewRequestData
 from octavo.worker.masks import TokenMask
 
 
@@ -110,6 +110,7 @@ class RequestStates:
         #: Slots whose rows need more than temperature, top-k, top-p and min-p.
         self.special: dict[int, SlotParams] = {}
         self.logprobs: dict[int, int] = {}  # slot -> number of alternatives asked for
+        self.media: dict[int, list[MediaPlace]] = {}  # of slots whose prompts have some that are not computed yet
         self.prompt_logprobs: dict[int, int] = {}  # the same for the tokens of the prompt
 
     def add(self, request: NewRequestData) -> None:
@@ -131,6 +132,8 @@ class RequestStates:
         self.frequency[slot] = params.frequency_penalty
         self.repetition[slot] = params.repetition_penalty
         self._add_special(slot, request)
+        if request.media:
+            self.media[slot] = request.media
 
     def _add_special(self, slot: int, request: NewRequestData) -> None:
         params = request.params
@@ -214,6 +217,7 @@ class RequestStates:
     def remove(self, slot: int) -> None:
         self.version += 1
         self.generation[slot] += 1
+        self.media.pop(slot, None)
         self.special.pop(slot, None)
         self.logprobs.pop(slot, None)
         self.prompt_logprobs.pop(slot, None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from typing import Any, Final
 
 import torch
 
@@ -24,6 +25,7 @@ from octavo.wire.messages import EngineInfo, StepSeconds
 from octavo.wire.step import CachedRequestData, ModelRunnerOutput, NewRequestData, SchedulerOutput, TokenMasks
 from octavo.worker.graphs import MAX_GRAPH_SIZE, ladder
 from octavo.worker.kv_memory import GIB, BlockShapes, KVCachePlan, block_values, kv_caches, plan_kv_cache
+from octavo.worker.media import MediaEncoder
 from octavo.worker.model_runner import KVCaches, ModelRunner, RunningStep
 from octavo.worker.residence import Residence, Weights
 from octavo.worker.swap import SwapArena
@@ -42,6 +44,10 @@ _CACHE_DTYPES = {
 _ATTENTION_BACKENDS: dict[str, AttentionBackend] = {
     "auto": "auto", "triton": "triton", "triton_attn": "triton", "flashinfer": "flashinfer",
 }  # fmt: skip
+
+
+#: Rows of media that are kept to be read again: a few dozen pictures.
+MEDIA_CACHE_ROWS: Final = 16_384
 
 
 class Worker:
@@ -99,6 +105,8 @@ class Worker:
             model.reserve(*reserved)
             return model
 
+        media_patches = device.default_batched_tokens
+
         def make_runner(model: Transformer) -> ModelRunner:
             return ModelRunner(
                 model=model,
@@ -113,6 +121,7 @@ class Worker:
                 graph_sizes=graph_sizes,
                 windows=_windows(model.definition),
                 times_forward=self._times_forward,
+                media=None if model.tower is None else MediaEncoder(model.tower, ops, device, media_patches),
             )
 
         self._residence = Residence(
@@ -303,8 +312,21 @@ class Worker:
         definition = loaded.model.definition
         ids_per_slot = max_model_len + len(definition.cache_groups) * max_model_len // self._config.cache.block_size
         states = (num_slots + 1) * _state_values(definition) * torch.float32.itemsize
+        if definition.tower is not None:
+            states += self._media_bytes(loaded, max_num_batched_tokens)
         buffers = states + loaded.model.step_bytes(max_num_batched_tokens, min(num_slots, max_num_batched_tokens))
         return buffers + num_slots * ids_per_slot * torch.int32.itemsize
+
+    def _media_bytes(self, loaded: LoadedModel, most_patches: int) -> int:
+        """Of the rows that are kept, and of what a tower needs for a step."""
+        tower = loaded.model.tower
+        assert tower is not None
+        spec = tower.spec
+        patches = max(most_patches, spec.num_positions)
+        heads = max(cache.heads.cached_size for cache in tower.program.caches)
+        itemsize = torch.float32.itemsize
+        rows = MEDIA_CACHE_ROWS * loaded.spec.hidden_size
+        return tower.step_bytes(patches) + (rows + patches * (heads + spec.patch_values)) * itemsize
 
     def _plan_kv_cache(
         self, loaded: LoadedModel, ops: Ops, kv_dtype: torch.dtype, max_model_len: int, device: Device, step_bytes: int
@@ -396,10 +418,24 @@ class Worker:
             has_states=bool(_state_values(loaded.model.definition)),
             # Scores of what was drawn from are made on the host, before the next step may begin.
             plans_ahead=device.plans_ahead and self._config.model.logprobs_mode.startswith("raw"),
+            **_media_info(loaded, max_num_batched_tokens),
             layer_ops_per_token=loaded.model.definition.layer_ops_per_token,
             output_ops_per_token=2 * math.prod(loaded.model.definition.lm_head.shape),
             attention_ops_per_key=loaded.model.definition.attention_ops_per_key,
         )
+
+
+def _media_info(loaded: LoadedModel, step_rows: int) -> dict[str, Any]:
+    """Fields of `EngineInfo`."""
+    tower = loaded.spec.tower
+    if tower is None:
+        return {}
+    return {
+        "media_kinds": (*tower.kinds, "embeds"),
+        "media_width": loaded.spec.hidden_size,
+        "media_step_rows": step_rows,
+        "media_cache_rows": MEDIA_CACHE_ROWS,
+    }
 
 
 def _windows(definition: Definition) -> tuple[int, ...]:

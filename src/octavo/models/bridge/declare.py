@@ -80,6 +80,7 @@ def declared(skeleton: Skeleton, max_positions: int) -> BridgedDefinition:
         {},
         output,
         (),
+        None,
         skeleton,
         declare.places,
         declare.shares,

@@ -204,6 +204,9 @@ class _Plan:
     seq_lens: Tensor
     cache_groups: list[tuple[Tensor, Tensor]]
     state_slots: Tensor | None = None
+    input_rows: Tensor | None = None
+    replaced_index: Tensor | None = None
+    replaced_rows: Tensor | None = None
     attention_plan: Any = None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -32,13 +33,16 @@ from octavo.ops.operations import (
     Embed,
     Experts,
     HeadLinear,
+    InputRows,
     KeepRows,
     LatentAttend,
     LatentWrite,
     Linear,
+    MergeRows,
     Norm,
     NormParts,
     Op,
+    ReplaceRows,
     RopeWrite,
     Route,
     SelectiveScan,
@@ -58,6 +62,8 @@ class CpuRunner(Runner):
         self._ids = {buffer: number for number, buffer in enumerate(program.lives)}
         for op in program.ops:
             _RECORDS[type(op)](self, op)
+        self._reads_rows = any(isinstance(op, InputRows | ReplaceRows) for op in program.ops)
+        self._merged = math.prod(op.count for op in program.ops if isinstance(op, MergeRows))
         self._num_groups = 1 + max(cache.group for cache in program.caches)
         # Whose addresses the native program has.
         self._space: Workspace | None = None
@@ -76,6 +82,8 @@ class CpuRunner(Runner):
         assert step.seq_lens.is_contiguous() and step.query_start_loc.is_contiguous()
         assert step.query_start_loc.numel() == num_seqs + 1
         assert needed is None or (needed.dtype == torch.int64 and needed.is_contiguous())
+        if self._reads_rows:
+            self._set_rows(step, num_tokens)
         self._native.run(
             rows=num_tokens,
             token_ids=step.token_ids.data_ptr(),
@@ -88,7 +96,21 @@ class CpuRunner(Runner):
             needed=0 if needed is None else needed.data_ptr(),
             num_needed=0 if needed is None else needed.numel(),
         )
-        return space[self.program.output][: num_tokens if needed is None else needed.numel()]
+        num_rows = num_tokens if needed is None else needed.numel()
+        return space[self.program.output][: num_rows // self._merged]
+
+    def _set_rows(self, step: StepTensors, num_tokens: int) -> None:
+        given, replaced, index = step.input_rows, step.replaced_rows, step.replaced_index
+        for rows in (given, replaced):
+            assert rows is None or (rows.dtype == torch.float32 and rows.is_contiguous())
+        assert given is None or len(given) == num_tokens
+        assert index is None or (index.dtype == torch.int64 and index.is_contiguous())
+        self._native.set_rows(
+            input=0 if given is None else given.data_ptr(),
+            replaced=0 if replaced is None else replaced.data_ptr(),
+            index=0 if index is None else index.data_ptr(),
+            num_replaced=0 if index is None else index.numel(),
+        )
 
     def _state_slots(self, step: StepTensors) -> int:
         if not self.program.states:
@@ -148,6 +170,15 @@ class CpuRunner(Runner):
         self._native.embed(
             self._matrix(op.weight), out=self._ids[op.out], scale=op.scale, of_positions=op.index == "positions"
         )
+
+    def _input_rows(self, op: InputRows) -> None:
+        self._native.input_rows(out=self._ids[op.out], width=op.out.width)
+
+    def _replace_rows(self, op: ReplaceRows) -> None:
+        self._native.replace_rows(x=self._ids[op.x], width=op.x.width)
+
+    def _merge_rows(self, op: MergeRows) -> None:
+        self._native.merge_rows(out=self._ids[op.out], x=self._ids[op.x], width=op.x.width, count=op.count)
 
     def _linear(self, op: Linear) -> None:
         self._native.linear(self._matrix(op.weight), out=self._ids[op.out], x=self._ids[op.x])
@@ -357,6 +388,9 @@ def _group(block_tables: Tensor, slot_mapping: Tensor, num_tokens: int, num_seqs
 
 _RECORDS: dict[type[Op], Callable[[CpuRunner, Any], None]] = {
     Embed: CpuRunner._embed,
+    InputRows: CpuRunner._input_rows,
+    ReplaceRows: CpuRunner._replace_rows,
+    MergeRows: CpuRunner._merge_rows,
     Linear: CpuRunner._linear,
     Norm: CpuRunner._norm,
     NormParts: CpuRunner._norm_parts,
