@@ -13,7 +13,7 @@ from octavo.models.builder import Builder
 from octavo.models.params import Matrix, Param
 from octavo.models.spec import DerivedSpec, ProjectorSpec, TowerSpec
 from octavo.ops.operands import Buffer, Weight
-from octavo.ops.operations import Act, Add, Embed, InputRows, MergeRows
+from octavo.ops.operations import Act, Add, Embed, GivenRows, MergeRows
 from octavo.ops.program import Program, program
 from octavo.ops.step import KVCaches, StepTensors
 from octavo.ops.table import Ops
@@ -37,7 +37,7 @@ def define_tower(spec: TowerSpec, width: int) -> TowerDefinition:
     """`width`: of the language model's rows. Raises ProgramError if the blocks of a family do not fit together."""
     build = Builder(spec.num_positions, ROOM, "v.")
     patches = Buffer("patches", spec.patch_values)
-    build.ops.append(InputRows(out=patches))
+    build.ops.append(GivenRows(out=patches))
     matrix = Matrix(name=f"{ROOM}.patches", gguf="v.patch_embd", rows=spec.hidden_size, bias=spec.patch_bias)
     residual = build.linear(patches, f"{ROOM}.patches", [matrix], None)
     _add_positions(build, spec, residual)
