@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.harness import Engine, Reply, Run, request
+from engine.harness import Reply, Run, request
 from models.test_towers import IMAGE, Case, pixels
 from octavo.base.media import MediaItem, MediaTensor, place_media
 from octavo.wire.messages import AddRequest

@@ -452,7 +452,7 @@ class KeepRows(Op):
 
 @dataclass(frozen=True, kw_only=True)
 class MergeRows(Op):
-    """From here on a row is `count` rows, one behind the other: row i of out = rows count i .. count (i + 1) - 1 of x."""
+    """From here on a row is `count` rows of x, one behind the other: row i of out is count i .. count (i + 1) - 1."""
 
     out: Buffer
     x: Buffer
