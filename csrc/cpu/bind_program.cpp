@@ -40,10 +40,11 @@ void set_caches(Program& self, const std::vector<Cache>& caches, int type, int b
 }
 
 void run(const Program& self, int64_t rows, Address token_ids, Address positions, Address seq_lens, Address query_start_loc,
-         int num_seqs, const std::vector<std::tuple<Address, int64_t, Address>>& groups, Address state_slots, Address needed,
-         int64_t num_needed) {
+         int num_seqs, const std::vector<std::tuple<Address, int64_t, Address>>& groups, Address state_slots, Address input_rows,
+         Address key_ends, Address encoder_lens, Address needed, int64_t num_needed) {
     ProgramStep step{rows,     at<int32_t>(token_ids), at<int32_t>(positions), at<int32_t>(seq_lens), at<int32_t>(query_start_loc),
-                     num_seqs, {},                     at<int32_t>(state_slots), at<int64_t>(needed), num_needed};
+                     num_seqs, {},                     at<int32_t>(state_slots), at<float>(input_rows),
+                     at<int32_t>(key_ends), at<int32_t>(encoder_lens), at<int64_t>(needed), num_needed};
     for (const auto& [block_tables, stride, slots] : groups)
         step.groups.push_back({at<int32_t>(block_tables), stride, at<int64_t>(slots)});
     nb::gil_scoped_release release;
@@ -63,6 +64,9 @@ void bind_program(nb::module_& m) {
             },
             nb::keep_alive<1, 2>(), nb::arg("weight"), nb::kw_only(), nb::arg("out"), nb::arg("scale"),
             nb::arg("of_positions"))
+        .def(
+            "given_rows", [](Program& self, BufferId out, int64_t width) { self.add(GivenRowsRecord{out, width}); },
+            nb::kw_only(), nb::arg("out"), nb::arg("width"))
         .def(
             "linear",
             [](Program& self, const PackedLinear& weight, BufferId out, BufferId x) {
@@ -112,13 +116,15 @@ void bind_program(nb::module_& m) {
             nb::arg("norms_rotated"), nb::arg("q_scales"))
         .def(
             "attend",
-            [](Program& self, BufferId out, BufferId qkv, const Heads& heads, int cache, int group, int window, bool chunked, float scale,
-               float softcap, Address slopes, Address sinks) {
-                self.add(AttendRecord{out, qkv, counts(heads), cache, group, window, chunked, scale, softcap, at<float>(slopes),
-                                      at<float>(sinks)});
+            [](Program& self, BufferId out, BufferId qkv, int64_t row_stride, const Heads& heads, int cache, int group, int window,
+               bool chunked, float scale, float softcap, Address slopes, Address sinks, bool causal, bool reads_key_ends,
+               bool of_encoder) {
+                self.add(AttendRecord{out, qkv, row_stride, counts(heads), cache, group, window, chunked, scale, softcap,
+                                      at<float>(slopes), at<float>(sinks), causal, reads_key_ends, of_encoder});
             },
-            nb::kw_only(), nb::arg("out"), nb::arg("qkv"), nb::arg("heads"), nb::arg("cache"), nb::arg("group"),
-            nb::arg("window"), nb::arg("chunked"), nb::arg("scale"), nb::arg("softcap"), nb::arg("slopes"), nb::arg("sinks"))
+            nb::kw_only(), nb::arg("out"), nb::arg("qkv"), nb::arg("row_stride"), nb::arg("heads"), nb::arg("cache"),
+            nb::arg("group"), nb::arg("window"), nb::arg("chunked"), nb::arg("scale"), nb::arg("softcap"), nb::arg("slopes"), nb::arg("sinks"),
+            nb::arg("causal"), nb::arg("reads_key_ends"), nb::arg("of_encoder"))
         .def(
             "head_linear",
             [](Program& self, std::vector<const PackedLinear*> weights, BufferId out, BufferId x, int64_t out_width,
@@ -195,9 +201,6 @@ void bind_program(nb::module_& m) {
             },
             nb::kw_only(), nb::arg("rows"), nb::arg("widths"))
         .def(
-            "input_rows", [](Program& self, BufferId out, int64_t width) { self.add(InputRowsRecord{out, width}); },
-            nb::kw_only(), nb::arg("out"), nb::arg("width"))
-        .def(
             "replace_rows", [](Program& self, BufferId x, int64_t width) { self.add(ReplaceRowsRecord{x, width}); },
             nb::kw_only(), nb::arg("x"), nb::arg("width"))
         .def(
@@ -207,11 +210,11 @@ void bind_program(nb::module_& m) {
             },
             nb::kw_only(), nb::arg("out"), nb::arg("x"), nb::arg("width"), nb::arg("count"))
         .def(
-            "set_rows",
-            [](Program& self, Address input, Address replaced, Address index, int64_t num_replaced) {
-                self.set_rows({at<float>(input), at<float>(replaced), at<int64_t>(index), num_replaced});
+            "set_replaced_rows",
+            [](Program& self, Address rows, Address index, int64_t count) {
+                self.set_replaced_rows({at<float>(rows), at<int64_t>(index), count});
             },
-            nb::kw_only(), nb::arg("input"), nb::arg("replaced"), nb::arg("index"), nb::arg("num_replaced"))
+            nb::kw_only(), nb::arg("rows"), nb::arg("index"), nb::arg("count"))
         .def("set_states",
              [](Program& self, const std::vector<Address>& addresses) {
                  std::vector<float*> states;
@@ -223,7 +226,7 @@ void bind_program(nb::module_& m) {
         .def("set_caches", &set_caches, nb::arg("caches"), nb::arg("cache_type"), nb::arg("block_size"))
         .def("run", &run, nb::arg("rows"), nb::arg("token_ids"), nb::arg("positions"), nb::arg("seq_lens"),
              nb::arg("query_start_loc"), nb::arg("num_seqs"), nb::arg("groups"), nb::arg("state_slots"),
-             nb::arg("needed"), nb::arg("num_needed"));
+             nb::arg("input_rows"), nb::arg("key_ends"), nb::arg("encoder_lens"), nb::arg("needed"), nb::arg("num_needed"));
 }
 
 }  // namespace octavo

@@ -33,13 +33,13 @@ struct ProgramRun {
     void operator()(const EmbedRecord& op) {
         op.weight->gather(at(op.out), op.weight->K(), op.of_positions ? step.positions : step.token_ids, rows, op.scale);
     }
-    void operator()(const InputRowsRecord& op) {
-        std::memcpy(at(op.out), program.rows_.input, size_t(rows * op.width) * sizeof(float));
+    void operator()(const GivenRowsRecord& op) {
+        std::memcpy(at(op.out), step.input_rows, size_t(rows * op.width) * sizeof(float));
     }
     void operator()(const ReplaceRowsRecord& op) {
-        const GivenRows& given = program.rows_;
-        for (int64_t i = 0; i < given.num_replaced; ++i)
-            std::memcpy(at(op.x) + given.index[i] * op.width, given.replaced + i * op.width, size_t(op.width) * sizeof(float));
+        const ReplacedRows& with = program.replaced_;
+        for (int64_t i = 0; i < with.count; ++i)
+            std::memcpy(at(op.x) + with.index[i] * op.width, with.rows + i * op.width, size_t(op.width) * sizeof(float));
     }
     void operator()(const MergeRowsRecord& op) {
         std::memcpy(at(op.out), at(op.x), size_t(rows * op.width) * sizeof(float));
@@ -81,10 +81,11 @@ struct ProgramRun {
         const LayerCache& cache = program.caches_[size_t(op.cache)];
         const CacheGroup& group = step.groups[size_t(op.group)];
         OCTAVO_KERNELS(attention_kernels)
-            .attention({at(op.out), at(op.qkv), op.heads.qkv_size(), cache.k, cache.v, cache.k_stride, cache.v_stride,
-                        program.type_, program.block_size_, group.block_tables, group.block_table_stride, step.seq_lens,
-                        step.query_start_loc, step.num_seqs, op.heads.num_heads, op.heads.num_kv_heads, op.heads.head_dim,
-                        op.heads.head_dim, false, op.scale, op.window, op.chunked, op.softcap, op.slopes, op.sinks});
+            .attention({at(op.out), at(op.qkv), op.row_stride, cache.k, cache.v, cache.k_stride, cache.v_stride,
+                        program.type_, program.block_size_, group.block_tables, group.block_table_stride,
+                        op.of_encoder ? step.encoder_lens : step.seq_lens, step.query_start_loc, step.num_seqs, op.heads.num_heads, op.heads.num_kv_heads, op.heads.head_dim,
+                        op.heads.head_dim, false, op.scale, op.window, op.chunked, op.softcap, op.slopes, op.sinks, op.causal,
+                        op.reads_key_ends ? step.key_ends : nullptr});
     }
     void operator()(const HeadLinearRecord& op) {
         const int64_t heads = int64_t(op.weights.size()), out = op.out_width / heads, x = op.x_width / heads;
@@ -105,7 +106,7 @@ struct ProgramRun {
             .attention({at(op.out), at(op.q_latent), int64_t(op.shape.num_heads) * op.shape.width(), cache.k, nullptr,
                         cache.k_stride, 0, program.type_, program.block_size_, group.block_tables, group.block_table_stride,
                         step.seq_lens, step.query_start_loc, step.num_seqs, op.shape.num_heads, 1, op.shape.width(),
-                        op.shape.rank, true, op.scale, 0, false, 0.0f, nullptr, nullptr});
+                        op.shape.rank, true, op.scale, 0, false, 0.0f, nullptr, nullptr, true, nullptr});
     }
     void operator()(const CausalConvRecord& op) {
         OCTAVO_KERNELS(causal_conv_kernels)

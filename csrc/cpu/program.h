@@ -31,11 +31,11 @@ struct EmbedRecord {
     float scale;
     bool of_positions;  // rows are named by the tokens' positions, else by their ids
 };
-// The rows that the step brings: all of out, or those of x that it names.
-struct InputRowsRecord {
+struct GivenRowsRecord {
     BufferId out;
     int64_t width;
 };
+// Rows of x are those that the step brings, where it names them.
 struct ReplaceRowsRecord {
     BufferId x;
     int64_t width;
@@ -89,11 +89,13 @@ struct RopeWriteRecord {
 };
 struct AttendRecord {
     BufferId out, qkv;
+    int64_t row_stride;  // of qkv
     HeadCounts heads;
     int cache, group, window;
     bool chunked;
     float scale, softcap;
     const float *slopes, *sinks;  // may be null
+    bool causal, reads_key_ends, of_encoder;
 };
 // out's columns of head h = x's columns of head h times weight h: N of out_width / heads columns, K of x_width / heads.
 struct HeadLinearRecord {
@@ -162,10 +164,11 @@ struct KeepRowsRecord {
     std::vector<int64_t> widths;
 };
 
-using Record = std::variant<EmbedRecord, LinearRecord, NormRecord, NormPartsRecord, AddRecord, AddNormRecord, ClipRecord,
-                            RopeWriteRecord, AttendRecord, HeadLinearRecord, LatentWriteRecord, LatentAttendRecord,
-                            CausalConvRecord, SelectiveScanRecord, ActRecord, RouteRecord, ExpertsRecord, AddGatedRecord,
-                            KeepRowsRecord, InputRowsRecord, ReplaceRowsRecord, MergeRowsRecord>;
+using Record = std::variant<EmbedRecord, GivenRowsRecord, LinearRecord, NormRecord, NormPartsRecord, AddRecord,
+                            AddNormRecord, ClipRecord, RopeWriteRecord, AttendRecord, HeadLinearRecord,
+                            LatentWriteRecord, LatentAttendRecord, CausalConvRecord, SelectiveScanRecord, ActRecord,
+                            RouteRecord, ExpertsRecord, AddGatedRecord, KeepRowsRecord, ReplaceRowsRecord,
+                            MergeRowsRecord>;
 
 // Blocks lie so many values apart. A latent has the same array twice.
 struct LayerCache {
@@ -187,15 +190,18 @@ struct ProgramStep {
     int num_seqs;
     std::vector<CacheGroup> groups;
     const int32_t* state_slots;  // [num_seqs]; null where no layer has a state
+    const float* input_rows;      // of GivenRowsRecord; null where a program has none
+    const int32_t* key_ends;      // [rows] or null: AttentionArgs
+    const int32_t* encoder_lens;  // [num_seqs]: the keys of caches of an encoder; null where there are none
     const int64_t* needed;
     int64_t num_needed;
 };
 
-// Rows of float32 that a step brings. `index` int64 [num_replaced].
-struct GivenRows {
-    const float *input, *replaced;
+// Of ReplaceRowsRecord: rows [count][width], and where they go.
+struct ReplacedRows {
+    const float* rows;
     const int64_t* index;
-    int64_t num_replaced;
+    int64_t count;
 };
 
 class Program {
@@ -204,8 +210,7 @@ public:
     void set_buffers(std::vector<float*> buffers) { buffers_ = std::move(buffers); }
     void set_caches(std::vector<LayerCache> caches, CacheType type, int block_size);
     void set_states(std::vector<float*> states) { states_ = std::move(states); }
-    // For the next run; needed by programs that read them.
-    void set_rows(const GivenRows& rows) { rows_ = rows; }
+    void set_replaced_rows(const ReplacedRows& rows) { replaced_ = rows; }
     // After all of them. Buffers, caches and groups that records name must be there; Python has checked it.
     void run(const ProgramStep& step) const;
 
@@ -214,7 +219,7 @@ private:
     std::vector<float*> buffers_;
     std::vector<LayerCache> caches_;
     std::vector<float*> states_;
-    GivenRows rows_{};
+    ReplacedRows replaced_{};
     CacheType type_{};
     int block_size_ = 0;
 

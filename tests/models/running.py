@@ -32,6 +32,9 @@ class Batch:
     attention_plan: None = None  # an attention that wants one makes it
     state_slots: torch.Tensor | None = None
     input_rows: torch.Tensor | None = None
+    key_ends: torch.Tensor | None = None
+    encoder_lens: torch.Tensor | None = None
+    encoder_plan: None = None
     replaced_index: torch.Tensor | None = None
     replaced_rows: torch.Tensor | None = None
 

@@ -147,8 +147,11 @@ def _attention_case(
     slopes: bool = False,
     sinks: bool = False,
     chunked: bool = False,
+    causal: bool = True,
+    span: int = 0,
 ) -> Case:
-    """seqs: (context length, tokens of this step). All that no sequence may read is NaN."""
+    """seqs: (context length, tokens of this step). All that no sequence may read is NaN. span: each so many tokens see
+    each other."""
     hq, hkv, d = heads
     needed = [-(-context // block_size) for context, _ in seqs]
     num_blocks = sum(needed) + 2
@@ -183,8 +186,20 @@ def _attention_case(
         "chunked": chunked,
         # Some weigh next to nothing, some nearly all.
         "sinks": 4 * randn(hq) if sinks else None,
+        "causal": causal,
+        "key_ends": _ends_of_spans(seqs, span) if span else None,
     }
     return Case("attention", args, ("out",), 2e-5)
+
+
+def _ends_of_spans(seqs: Sequence[tuple[int, int]], span: int) -> Tensor:
+    """int32 [T]: positions are cut into spans, whose tokens see the whole of theirs, and all before it."""
+    ends = [
+        min((position // span + 1) * span, context)
+        for context, tokens in seqs
+        for position in range(context - tokens, context)
+    ]
+    return torch.tensor(ends, dtype=torch.int32)
 
 
 def _attention_cases() -> Iterator[Case]:
@@ -203,6 +218,14 @@ def _attention_cases() -> Iterator[Case]:
     for window in (1, 24, 200):
         yield _attention_case(mixed, (4, 2, 32), window=window, chunked=True)
     yield _attention_case(mixed, (6, 1, 64), torch.bfloat16, 32, window=20, sinks=True)
+    # More queries than keys, too, as of a decoder that looks at a short text of an encoder.
+    many = (*mixed, (3, 40), (130, 200), (1, 2))
+    yield _attention_case(many, (6, 6, 64), causal=False)
+    yield _attention_case(many, (9, 3, 64), torch.bfloat16, 32, causal=False, softcap=5.0, sinks=True)
+    for span in (7, 150):
+        yield _attention_case(mixed, (4, 2, 32), span=span)
+    yield _attention_case(mixed, (6, 1, 64), torch.bfloat16, 32, window=20, span=16)
+    yield _attention_case(mixed, (4, 4, 32), slopes=True, span=16)
 
 
 CASES = [*_elementwise_cases(), *_norm_parts_cases(), *_rope_cases(), *_attention_cases()]
@@ -260,6 +283,34 @@ def test_attention_has_the_same_bits_in_any_company(isa: str, mode: str) -> None
         assert torch.equal(_attend(case, [(i, i + 1) for i in tokens]), whole[tokens]), "decode"
         for i in tokens:
             assert torch.equal(_attend(case, [(i, i + 1)]), whole[i : i + 1]), "decode alone"
+
+
+@pytest.mark.parametrize(("causal", "span"), [(False, 0), (True, 60)], ids=["all keys", "spans"])
+def test_rows_that_see_behind_themselves_have_the_same_bits_in_any_company(isa: str, causal: bool, span: int) -> None:
+    """Whole spans of a sequence, in whatever steps."""
+    case = _attention_case(((300, 300),), (9, 3, 64), torch.bfloat16, 32, causal=causal, span=span)
+    whole = case.run(NATIVE)[0]
+    spans = [(i, min(i + 60, 300)) for i in range(0, 300, 60)]
+    for threads in (1, 3):
+        _cpu.set_num_threads(threads)
+        for begin, end in spans if span else [*spans, (0, 1), (128, 131), (299, 300)]:
+            ends = case.args["key_ends"]
+            piece = {
+                "out": torch.full((end - begin, whole.shape[1]), torch.nan),
+                "qkv": case.args["qkv"][begin:end].contiguous(),
+                "seq_lens": torch.tensor([end if causal else 300], dtype=torch.int32),
+                "query_start_loc": torch.tensor([0, end - begin], dtype=torch.int32),
+                "key_ends": None if ends is None else ends[begin:end].contiguous(),
+            }
+            assert torch.equal(replace(case, args=case.args | piece).run(NATIVE)[0], whole[begin:end])
+
+
+def test_queries_alone_are_attended_as_in_a_stacked_projection(isa: str) -> None:
+    """As those of a decoder for an encoder's keys."""
+    case = _attention_case(((40, 3), (20, 1)), (6, 3, 32), causal=False)
+    queries = case.args | {"qkv": case.args["qkv"][:, : 6 * 32].contiguous()}
+    for table in (NATIVE, REFERENCE):
+        assert torch.equal(replace(case, args=queries).run(table)[0], case.run(table)[0])
 
 
 def test_a_later_token_that_overflows_leaves_earlier_ones_alone(isa: str) -> None:

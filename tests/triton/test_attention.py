@@ -58,6 +58,27 @@ def test_chunked_windows() -> None:
     Step([(50, 1), (CHUNK + 9, 1), (90, 70)], (4, 2, 32)).check(window=24, chunked=True)
 
 
+def test_rows_that_see_all_keys() -> None:
+    """Also more queries than keys, as of a decoder that looks at an encoder's short text; and queries alone."""
+    seqs = [(50, 1), (90, 70), (5, 40), (64, 64), (33, 2)]
+    Step(seqs, (4, 2, 32)).check(causal=False)
+    Step(seqs, (9, 3, 64), torch.bfloat16).check(causal=False, softcap=30.0)
+    step = Step(seqs, (4, 4, 16))
+    expected = step.run(causal=False)
+    step.qkv = step.qkv[:, : 4 * 16].contiguous()
+    assert torch.equal(step.run(causal=False), expected)
+
+
+@pytest.mark.parametrize("window", [0, 20])
+def test_rows_that_see_the_whole_of_their_span(window: int) -> None:
+    step = Step([(50, 1), (90, 70), (40, 40)], (4, 2, 32))
+    positions = torch.cat([torch.arange(n - count, n) for n, count in zip(step.lens, step.counts, strict=True)])
+    lens = torch.tensor(step.lens).repeat_interleave(torch.tensor(step.counts))
+    for span in (1, 7, 33):
+        ends = torch.minimum((positions // span + 1) * span, lens).to(torch.int32)
+        step.check(key_ends=ends, window=window)
+
+
 def test_sinks_take_their_share() -> None:
     """Of contexts of one chunk and of several, and of prompts."""
     sinks = torch.tensor([-30.0, 0.5, 3.0, 40.0])

@@ -13,7 +13,7 @@
 // Rows of a tile are (token, query head) pairs of one kv head, token by token, so that their limits never fall:
 //
 //      first_key(row) ---------------- seen ---------------- end_key(row)
-//        |<------- window, or all ------->| position + 1
+//        |<------- window, or all ------->| position + 1, an end of its own, or the sequence's
 
 namespace octavo {
 namespace OCTAVO_ISA {
@@ -55,6 +55,12 @@ struct Shape {
     int first_key(int position) const {
         if (!args.window || position < args.window) return 0;
         return args.chunked ? position / args.window * args.window : position - args.window + 1;
+    }
+    // The first key that a token of the tile does not see.
+    int end_key(const Tile& t, int token) const {
+        if (!args.causal) return args.seq_lens[t.seq];
+        if (args.key_ends) return args.key_ends[args.query_start_loc[t.seq] + t.first_token + token];
+        return position(t, token) + 1;
     }
     // Floats of a partial result: rows x (output, maximum, sum).
     int64_t partial_floats() const { return int64_t(max_rows) * (padded + 2); }
@@ -118,8 +124,8 @@ struct TileRun {
         int first, end;
     };
     Range seen(int row, int base) const {
-        const int position = s.position(tile, row / s.group);
-        const int first = s.first_key(position) - base, end = position + 1 - base;
+        const int token = row / s.group;
+        const int first = s.first_key(s.position(tile, token)) - base, end = s.end_key(tile, token) - base;
         return {first < 0 ? 0 : first, end > kChunk ? kChunk : end};
     }
     // The union over rows that follow each other.
@@ -142,8 +148,8 @@ struct TileRun {
         }
     }
 
-    // How many rows from any multiple of it on are sure to see the same keys: heads of one token.
-    int rows_of_one_limit() const { return s.group == rows ? kMaxRows : s.group <= kMaxRows ? s.group : 1; }
+    // How many rows from any multiple of it on are sure to see the same keys: heads of one token, or all.
+    int rows_of_one_limit() const { return s.group == rows || !s.args.causal ? kMaxRows : s.group <= kMaxRows ? s.group : 1; }
 
     void find_tiles(int base, Range all) {
         for (int t = all.first / kKeyTile; t * kKeyTile < all.end; ++t) {
@@ -384,7 +390,7 @@ static void for_tiles(const Shape& s, const F& each) {
             for (int head = 0; head < a.num_kv_heads; ++head) {
                 Tile t{seq, head, from, tokens - from < step ? tokens - from : step, 0, 0, -1};
                 t.first_chunk = s.first_key(s.position(t, 0)) / kChunk;
-                t.end_chunk = s.position(t, t.num_tokens - 1) / kChunk + 1;
+                t.end_chunk = (s.end_key(t, t.num_tokens - 1) - 1) / kChunk + 1;
                 each(t, (t.end_chunk - t.first_chunk) * kChunk * (t.num_tokens * s.group + kRowsOverhead));
             }
     }

@@ -1,4 +1,4 @@
-// Causal attention over the paged cache, for any mix of whole prompts, pieces of prompts and single tokens.
+// Attention over the paged cache, for any mix of whole prompts, pieces of prompts and single tokens.
 #pragma once
 
 #include "isa.h"
@@ -31,6 +31,9 @@ struct AttentionArgs {
     float softcap;  // 0: none
     const float* slopes;  // [num_heads] or null: slope times (key - query position) is added to a score (ALiBi)
     const float* sinks;   // [num_heads] or null: the score of one more key, whose value is zero
+    bool causal;          // else each row sees all seq_len keys of its sequence; no window and no slopes then
+    const int32_t* key_ends;  // [rows] or null: a row sees the keys before it, instead of before its position + 1; within a
+                              // sequence it never falls
 };
 
 struct AttentionKernels {

@@ -40,7 +40,13 @@ class WindowKV:
     window: int
 
 
-LayerKV = FullKV | WindowKV
+@dataclass(frozen=True)
+class EncoderKV:
+    """A layer that sees the rows of an encoder: as many of a sequence as its input has, from its first token on."""
+
+
+LayerKV = FullKV | WindowKV | EncoderKV
+_ORDER = (FullKV, WindowKV, EncoderKV)
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,7 @@ class CacheGroup:
 
 
 def cache_groups(kinds: Sequence[LayerKV], sizes: Sequence[int] | None = None) -> tuple[CacheGroup, ...]:
-    """The groups of layers 0, 1, 2 ..., those that see all keys first.
+    """The groups of layers 0, 1, 2 ..., those that see all keys first, those that see an encoder's rows last.
 
     `sizes`: how much each layer keeps of a token; None: all the same.
     """
@@ -65,7 +71,7 @@ def cache_groups(kinds: Sequence[LayerKV], sizes: Sequence[int] | None = None) -
     by_kind: dict[LayerKV, list[int]] = {}
     for layer, kind in enumerate(kinds):
         by_kind.setdefault(kind, []).append(layer)
-    full_first = sorted(by_kind.items(), key=lambda item: isinstance(item[0], WindowKV))
+    full_first = sorted(by_kind.items(), key=lambda item: _ORDER.index(type(item[0])))
     largest = max(sizes)
     pages = {page for layers in by_kind.values() for page in accumulate(sizes[layer] for layer in layers)}
     cuts = {page: _cut(full_first, sizes, page) for page in pages if page >= largest}

@@ -51,6 +51,8 @@ class Attention:
     causal: bool = True  # False: over all keys of the sequence
     bias: bool = False  # of q, k and v
     o_bias: bool = False
+    causal: bool = True  # a token sees those before it, and else the whole of its sequence
+    reads_key_ends: bool = False  # causal, but for rows with an end of their own: `ops.operations.Attend`
 
     def emit(self, build: Builder, x: Buffer) -> Buffer:
         heads, dim = self.heads, self.heads.head_dim
@@ -100,6 +102,7 @@ class Attention:
                 slopes=slopes,
                 sinks=sinks,
                 causal=self.causal,
+                reads_key_ends=self.reads_key_ends,
             ),
         ]  # fmt: skip
         o = Matrix(name="self_attn.o_proj", gguf="attn_output", rows=x.width, bias=self.o_bias)

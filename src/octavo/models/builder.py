@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 
 from octavo.models.params import Matrix, Packing, Param, Role, TensorDecl
 from octavo.models.spec import AlibiSpec, ConstantSpec, DerivedSpec, NormSpec, QScaleSpec, RopeSpec
 from octavo.ops.operands import Buffer, Cache, Heads, Latent, State, Weight
-from octavo.ops.operations import Linear, Norm, NormParts, Op
+from octavo.ops.operations import GivenRows, Linear, Norm, NormParts, Op
 
 
 class Builder:
     """Blocks call its methods in the order of the operations; each returns the buffer with the result."""
 
-    def __init__(self, max_position_embeddings: int, room: str = "model", gguf_room: str = "") -> None:
-        """`room`: where names of layers and of what follows from the configuration begin."""
+    def __init__(
+        self, max_position_embeddings: int, layers: str = "model.layers", gguf_layers: str = "blk", keeps: bool = True
+    ) -> None:
+        """`layers`, `gguf_layers`: what the names of layers begin with. `keeps`: layers keep what they cache for later
+        steps; else one overwrites what the last has left."""
         self.ops: list[Op] = []
+        #: Of layers that see an encoder: what writes its rows to their caches. A program of its own, whose caches have
+        #: numbers of their own.
+        self.crossing: list[Op] = []
+        self.encoder_rows: Buffer | None = None
         self.params: list[Param] = []
         self.derived: dict[tuple[DerivedSpec, tuple[int, ...]], Weight] = {}
         self._positions = max_position_embeddings
-        self._room, self._gguf_room = room, gguf_room
+        self._layers, self._gguf_layers, self._keeps = layers, gguf_layers, keeps
         self._prefix, self._gguf_prefix = "", ""
-        self._num_caches = self._num_states = 0
+        self._caches: list[Cache] = []
+        self._num_states = 0
 
     def layer(self, number: int) -> None:
         """From here on names are those of a layer."""
-        self._prefix, self._gguf_prefix = f"{self._room}.layers.{number}.", f"{self._gguf_room}blk.{number}."
+        self._prefix, self._gguf_prefix = f"{self._layers}.{number}.", f"{self._gguf_layers}.{number}."
 
     def top(self) -> None:
         """From here on names belong to no layer."""
@@ -127,12 +136,27 @@ class Builder:
 
     def _derived(self, spec: DerivedSpec, shape: tuple[int, ...]) -> Weight:
         """What follows from the configuration."""
-        return self.derived.setdefault((spec, shape), Weight(f"{self._room} derived {len(self.derived)}", shape))
+        return self.derived.setdefault((spec, shape), Weight(f"{self._layers} derived {len(self.derived)}", shape))
 
     def cache(self, heads: Heads | Latent, window: int = 0, chunked: bool = False) -> Cache:
         """The next layer's."""
-        self._num_caches += 1
-        return Cache(index=self._num_caches - 1, heads=heads, window=window, chunked=chunked)
+        cache = Cache(index=len(self._caches), heads=heads, window=window, chunked=chunked)
+        if not self._keeps:
+            for before in self._caches:
+                if replace(before, index=cache.index) == cache:
+                    return before
+        self._caches.append(cache)
+        return cache
+
+    def encoder_cache(self, heads: Heads, write: Callable[[Buffer, Cache], Iterator[Op]]) -> Cache:
+        """The next layer's, of the rows of an encoder. `write`: from these rows the operations that fill it."""
+        assert self.encoder_rows is not None, "the model has no encoder"
+        if not self.crossing:
+            self.crossing.append(GivenRows(out=self.encoder_rows))
+        number = sum(cache.of_encoder for cache in self._caches)
+        self.crossing += write(self.encoder_rows, Cache(index=number, heads=heads, of_encoder=True))
+        self._caches.append(Cache(index=len(self._caches), heads=heads, of_encoder=True))
+        return self._caches[-1]
 
     def state(self, shape: tuple[int, ...]) -> State:
         """The next layer's."""

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Final
 
-from octavo.cache.spec import CacheGroup, FullKV, WindowKV, cache_groups
+from octavo.cache.spec import CacheGroup, EncoderKV, FullKV, LayerKV, WindowKV, cache_groups
 from octavo.models.builder import Builder
+from octavo.models.encoder import EncoderDefinition, define_encoder
 from octavo.models.params import Matrix, Param, TensorDecl
 from octavo.models.spec import DerivedSpec, ModelSpec
 from octavo.models.tower import TowerDefinition, define_tower
-from octavo.ops.operands import Buffer, Weight
+from octavo.ops.operands import Buffer, Cache, Weight
 from octavo.ops.operations import (
     Add,
     CacheOp,
@@ -42,20 +43,25 @@ class Definition:
     derived: dict[Weight, DerivedSpec]  # weights that follow from the configuration
     lm_head: Weight
     cache_groups: tuple[CacheGroup, ...]  # of the program's caches, by their index
-    tower: TowerDefinition | None  # of a model that also sees
+    tower: TowerDefinition | None = field(default=None, kw_only=True)  # of a model that also sees
+    encoder: EncoderDefinition | None = field(default=None, kw_only=True)
+    crossing: Program | None = field(
+        default=None, kw_only=True
+    )  # from the encoder's rows to the caches of those that see them, in their order
 
     @property
-    def all_params(self) -> tuple[Param, ...]:
-        return self.params if self.tower is None else (*self.params, *self.tower.params)
+    def windows(self) -> tuple[int, ...]:
+        """Of each group of caches of its own tokens, 0: all keys. Behind them come the encoder's groups."""
+        return tuple(group.window for group in self.cache_groups if not isinstance(group.kind, EncoderKV))
 
     @property
-    def all_derived(self) -> dict[Weight, DerivedSpec]:
-        return self.derived if self.tower is None else {**self.derived, **self.tower.derived}
+    def num_encoder_groups(self) -> int:
+        return len(self.cache_groups) - len(self.windows)
 
     @cached_property
     def tensors(self) -> dict[str, TensorDecl]:
         """What a checkpoint must hold, no more and no less, by Hugging Face's names."""
-        return {tensor.name: tensor for param in self.all_params for tensor in param.tensors}
+        return {tensor.name: tensor for param in self.params for tensor in param.tensors}
 
     @property
     def layer_ops_per_token(self) -> int:
@@ -79,6 +85,8 @@ class Definition:
 def define(spec: ModelSpec) -> Definition:
     """Raises ProgramError if the blocks of a family do not fit together."""
     build = Builder(spec.max_position_embeddings)
+    if spec.encoder is not None:
+        build.encoder_rows = Buffer("encoder_rows", spec.encoder.hidden_size)
     lm_head = _embeddings(build, spec)
     residual = Buffer("residual", spec.hidden_size)
     embedding = build.params[0].weight
@@ -107,16 +115,41 @@ def define(spec: ModelSpec) -> Definition:
         output = build.linear(output, "project_out", [back], None)
     derived = {weight: each for (each, _), weight in build.derived.items()}
     ops, groups = grouped(build.ops)
-    tower = None if spec.tower is None else define_tower(spec.tower, spec.hidden_size)
-    return Definition(spec, program(ops, output), tuple(build.params), derived, lm_head, groups, tower)
+    made = Definition(spec, program(ops, output), tuple(build.params), derived, lm_head, groups)
+    if spec.tower is not None:
+        tower = define_tower(spec.tower, spec.hidden_size)
+        made = replace(made, params=made.params + tower.params, derived=made.derived | tower.derived, tower=tower)
+    return made if spec.encoder is None else _with_encoder(made, build)
+
+
+def _with_encoder(made: Definition, build: Builder) -> Definition:
+    assert made.spec.encoder is not None and build.encoder_rows is not None
+    encoder = define_encoder(made.spec.encoder, made.params[0].weight)
+    groups = [cache.group - len(made.windows) for cache in made.program.caches if cache.of_encoder]
+    crossing = [
+        replace(op, cache=replace(op.cache, group=groups[op.cache.index])) if isinstance(op, CacheOp) else op
+        for op in build.crossing
+    ]
+    return replace(
+        made,
+        params=made.params + encoder.params,
+        derived=made.derived | encoder.derived,
+        encoder=encoder,
+        crossing=program(crossing, build.encoder_rows),
+    )
+
+
+def _kind(cache: Cache) -> LayerKV:
+    if cache.of_encoder:
+        return EncoderKV()
+    return WindowKV(cache.window) if cache.window else FullKV()
 
 
 def grouped(ops: Sequence[Op]) -> tuple[list[Op], tuple[CacheGroup, ...]]:
     """The operations with the group of each cache, and the groups."""
     caches = {op.cache.index: op.cache for op in ops if isinstance(op, CacheOp)}
     ordered = [caches[index] for index in range(len(caches))]
-    kinds = [WindowKV(cache.window) if cache.window else FullKV() for cache in ordered]
-    groups = cache_groups(kinds, [cache.heads.cached_size for cache in ordered])
+    groups = cache_groups([_kind(cache) for cache in ordered], [cache.heads.cached_size for cache in ordered])
     group_of = {index: number for number, group in enumerate(groups) for index in group.layers}
     grouped = [
         replace(op, cache=replace(op.cache, group=group_of[op.cache.index])) if isinstance(op, CacheOp) else op
@@ -135,7 +168,7 @@ def _add_positions(build: Builder, spec: ModelSpec, residual: Buffer) -> None:
 
 def _embeddings(build: Builder, spec: ModelSpec) -> Weight:
     """Declares the table of the tokens, and the output matrix unless it is the same. Returns the latter's name."""
-    table = Matrix(name="model.embed_tokens", gguf="token_embd", rows=spec.vocab_size)
+    table = Matrix(name="model.embed_tokens", gguf="token_embd", rows=spec.vocab_size, bias=spec.tied_bias)
     output = Matrix(name="lm_head", gguf="output", rows=spec.vocab_size, bias=spec.lm_head_bias)
     columns = spec.embedding_size or spec.hidden_size
     if spec.tie_word_embeddings:

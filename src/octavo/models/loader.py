@@ -82,12 +82,12 @@ def load_model(
         needed = reader.num_bytes(_float_bytes(config, checkpoint, ops, online))
         _check_room(checkpoint.source, needed // 2 if online in ("int4", "bitsandbytes") else needed, free)
     packer = _Packer(reader, ops, online)
-    for param in definition.all_params:
+    for param in definition.params:
         packer.pack(param)
     reader.check_finite()
     spec = definition.spec
     num_positions = min(config.max_model_len or spec.max_position_embeddings, spec.max_position_embeddings)
-    for weight, of in definition.all_derived.items():
+    for weight, of in definition.derived.items():
         packer.weights[weight.name] = ops.to_device(derived_values(of, weight.shape, num_positions))
     return LoadedModel(
         model=transformer(definition, ops, packer.weights, max_num_batched_tokens),

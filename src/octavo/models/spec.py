@@ -13,6 +13,7 @@ from octavo.ops.operations import Activation, NormKind
 
 if TYPE_CHECKING:
     from octavo.models.blocks import Layer
+    from octavo.models.encoder import EncoderSpec
 
 RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "factors", "longrope"]
 
@@ -129,6 +130,9 @@ class ModelSpec:
     unit_lm_head: bool = False  # its rows are brought to length 1
     logit_scale: float = 1.0  # the logits are multiplied by it; the norm behind the layers has it in its weights
     logit_softcap: float = 0.0  # 0: none
+    tied_bias: bool = False  # of an output matrix that is tied
+    encoder: EncoderSpec | None = None  # whose rows layers see
+    decoder_start_token_id: int | None = None  # of models with an encoder: what the decoder's tokens begin with
     tower: TowerSpec | None = None  # of a model that also sees
     #: Tensors of the checkpoint that the configuration leaves without a use, as patterns of names behind the renames.
     unused: tuple[str, ...] = ()

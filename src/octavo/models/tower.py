@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final
-
-import torch
-from torch import Tensor
+from typing import Final
 
 from octavo.models.builder import Builder
 from octavo.models.params import Matrix, Param
 from octavo.models.spec import DerivedSpec, ProjectorSpec, TowerSpec
 from octavo.ops.operands import Buffer, Weight
-from octavo.ops.operations import Act, Add, Embed, InputRows, MergeRows
+from octavo.ops.operations import Act, Add, Embed, GivenRows, MergeRows
 from octavo.ops.program import Program, program
-from octavo.ops.step import KVCaches, StepTensors
-from octavo.ops.table import Ops
-from octavo.ops.workspace import Workspace
 
 #: Where the names of a tower's tensors begin, behind the renames of a layout.
 ROOM: Final = "tower"
@@ -35,9 +28,9 @@ class TowerDefinition:
 
 def define_tower(spec: TowerSpec, width: int) -> TowerDefinition:
     """`width`: of the language model's rows. Raises ProgramError if the blocks of a family do not fit together."""
-    build = Builder(spec.num_positions, ROOM, "v.")
+    build = Builder(spec.num_positions, f"{ROOM}.layers", "v.blk", keeps=False)
     patches = Buffer("patches", spec.patch_values)
-    build.ops.append(InputRows(out=patches))
+    build.ops.append(GivenRows(out=patches))
     matrix = Matrix(name=f"{ROOM}.patches", gguf="v.patch_embd", rows=spec.hidden_size, bias=spec.patch_bias)
     residual = build.linear(patches, f"{ROOM}.patches", [matrix], None)
     _add_positions(build, spec, residual)
@@ -82,33 +75,3 @@ def _projected(build: Builder, spec: ProjectorSpec, rows: Buffer, width: int) ->
     build.ops.append(Act(out=act, x=inner, kind=spec.activation, gated=False))
     down = Matrix(name=f"{name}.down", gguf="mm.2", rows=width, bias=spec.bias)
     return build.linear(act, f"{name}.down", [down], None)
-
-
-class Tower:
-    """A tower with its weights. Its workspace is one step's, as that of `Transformer`."""
-
-    def __init__(self, definition: TowerDefinition, ops: Ops, weights: Mapping[str, Any]) -> None:
-        self.spec = definition.spec
-        self._ops = ops
-        self._runner = ops.program_runner(ops, definition.program, weights)
-        self._workspace = self._new_workspace(0)
-
-    @property
-    def program(self) -> Program:
-        return self._runner.program
-
-    def run(self, step: StepTensors, kv_caches: KVCaches, needed: Tensor | None) -> Tensor:
-        """The rows of a step's pictures, [rows, width]: a view, valid until the next call. `needed`: without the rows
-        of class tokens, int64."""
-        if len(step.token_ids) > self._workspace.capacity:
-            self._workspace = self._new_workspace(len(step.token_ids))
-        rows: Tensor = self._runner.run(self._workspace, step, kv_caches, needed)
-        return rows
-
-    def step_bytes(self, num_tokens: int) -> int:
-        """What the buffers of a step of so many patches take."""
-        meta = torch.device("meta")
-        return Workspace(self._runner.program, num_tokens, self._ops.activation_dtype, meta).num_bytes
-
-    def _new_workspace(self, num_tokens: int) -> Workspace:
-        return Workspace(self._runner.program, num_tokens, self._ops.activation_dtype, self._ops.torch_device)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from octavo.models.decoder import Definition
-from octavo.models.tower import Tower
 from octavo.ops.operands import Heads, Latent
 from octavo.ops.program import Program
 from octavo.ops.step import KVCaches, StepTensors
@@ -30,17 +29,14 @@ class Transformer:
         self.definition = definition
         self.spec = definition.spec
         self._ops = ops
+        self.weights = weights
         self._lm_head = weights[definition.lm_head.name]
         self._logits = self._empty_logits(0)
         self._runner = ops.program_runner(ops, definition.program, weights)
         self._workspace = self._new_workspace(max_num_batched_tokens)
-        if definition.tower is not None:
-            self.tower = Tower(definition.tower, ops, weights)
 
     #: Whether a step is nothing but launches, always at the same places.
     can_be_captured = True
-    #: What makes rows of media, of a model that also sees.
-    tower: Tower | None = None
 
     @property
     def program(self) -> Program:

@@ -95,6 +95,7 @@ class Cache:
     window: int = 0  # keys at a distance below it are seen; 0: all
     chunked: bool = False  # instead those of the query's chunk of `window` positions, which are among them
     group: int = 0
+    of_encoder: bool = False  # of an encoder's rows, as many of each sequence as `encoder_lens` of the step says
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,8 +57,8 @@ class Embed(Op):
 
 
 @dataclass(frozen=True, kw_only=True)
-class InputRows(Op):
-    """out = the step's `input_rows`."""
+class GivenRows(Op):
+    """out = the rows that the step brings in the place of tokens."""
 
     out: Buffer
     reads: ClassVar = ()
@@ -223,10 +223,12 @@ class RopeWrite(CacheOp):
 
 @dataclass(frozen=True, kw_only=True)
 class Attend(CacheOp):
-    """out = causal attention of the queries in qkv over the cache, the step's own keys included.
+    """out = attention of the queries that rows of qkv begin with over the cache, the step's own keys included.
 
-    `slopes` [num_heads]: slope times (key's position - query's) is added to a score (ALiBi). `sinks` [num_heads]: the
-    score of one more key, whose value is zero.
+    causal: a row sees the keys up to its own; with `reads_key_ends` those before its end among the step's `key_ends`,
+    if the step has some. Else a row sees all keys of its sequence: of the step's seq_lens, of `encoder_lens` where the
+    cache is an encoder's. `slopes` [num_heads]: slope times (key's position - query's) is added to a score (ALiBi).
+    `sinks` [num_heads]: the score of one more key, whose value is zero.
     """
 
     out: Buffer
@@ -236,10 +238,13 @@ class Attend(CacheOp):
     softcap: float = 0.0  # 0: none
     slopes: Weight | None = None
     sinks: Weight | None = None
+    causal: bool = True
+    reads_key_ends: bool = False
     reads: ClassVar = ("qkv",)
 
     def widths(self) -> _Widths:
-        yield from ((self.out, self.heads.size), (self.qkv, self.heads.qkv_size))
+        yield self.out, self.heads.size
+        yield self.qkv, self.heads.size if self.cache.of_encoder else self.heads.qkv_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -447,7 +452,7 @@ class KeepRows(Op):
 
 @dataclass(frozen=True, kw_only=True)
 class MergeRows(Op):
-    """From here on a row is `count` rows, one behind the other: row i of out = rows count i .. count (i + 1) - 1 of x."""
+    """From here on a row is `count` rows of x, one behind the other: row i of out is count i .. count (i + 1) - 1."""
 
     out: Buffer
     x: Buffer

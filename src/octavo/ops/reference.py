@@ -361,19 +361,24 @@ def attention(
     chunked: bool = False,
     slopes: Tensor | None = None,
     sinks: Tensor | None = None,
+    causal: bool = True,
+    key_ends: Tensor | None = None,
     plan: None = None,
 ) -> None:
-    """Causal attention of each sequence's last tokens over its cached context, their own keys included.
+    """Attention of each sequence's last tokens over its cached context, their own keys included.
 
-    out float32 [T, Hq * D]; block_tables int32 [B, max_blocks]; seq_lens int32 [B], the context with this step's
-    tokens; query_start_loc int32 [B + 1]. window > 0: keys at a distance < window are seen; if `chunked`, only those
-    of the query's chunk, which begins at a multiple of window. softcap > 0:
+    out float32 [T, Hq * D]; qkv [T, Hq * D or more], queries first; block_tables int32 [B, max_blocks]; seq_lens
+    int32 [B], the context with this step's tokens; query_start_loc int32 [B + 1]. window > 0: keys at a distance <
+    window are seen; if `chunked`, only those of the query's chunk, which begins at a multiple of window. softcap > 0:
     scores become softcap * tanh(score / softcap). slopes float32 [Hq]: slope * (key's position - query's) is added
     to a score. sinks float32 [Hq]: the score of one more key, whose value is zero. Slots at or beyond seq_len may hold
-    anything. plan: what
-    `attention_planner` made of the step, here nothing.
+    anything. key_ends int32 [T]: a row sees the keys before its end, and not only those up to its own; it lies behind
+    its position, not behind seq_len, and never falls within a sequence. Not causal: each row sees all seq_len keys, of
+    which there is at least one, and need not be one of them; there are no windows, slopes and ends of rows then. plan:
+    what `attention_planner` made of the step, here nothing.
     """
-    q_all = _heads(qkv, num_heads, num_kv_heads, head_dim)[0]
+    assert causal or not (window or slopes is not None or key_ends is not None)
+    q_all = qkv[:, : num_heads * head_dim].view(len(qkv), num_heads, head_dim)
     out_all = out.view(len(out), num_heads, head_dim)
     starts = query_start_loc.tolist()
     for i, seq_len in enumerate(seq_lens.tolist()):
@@ -387,7 +392,9 @@ def attention(
         distance = torch.arange(seq_len - num_queries, seq_len)[:, None] - torch.arange(seq_len)[None, :]
         if slopes is not None:
             scores = scores - slopes[:, None, None] * distance
-        unseen = distance < 0
+        unseen = distance < 0 if causal else torch.zeros_like(distance, dtype=torch.bool)
+        if key_ends is not None:
+            unseen = torch.arange(seq_len) >= key_ends[rows, None]
         if window:
             positions = torch.arange(seq_len - num_queries, seq_len)
             unseen |= distance >= (positions % window + 1)[:, None] if chunked else distance >= window

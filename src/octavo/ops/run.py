@@ -18,8 +18,8 @@ from octavo.ops.operations import (
     Clip,
     Embed,
     Experts,
+    GivenRows,
     HeadLinear,
-    InputRows,
     KeepRows,
     LatentAttend,
     LatentWrite,
@@ -166,7 +166,7 @@ def _embed(table: Table, op: Embed, frame: Frame) -> None:
     table.embedding(frame[op.out], ids, frame.weight(op.weight), op.scale)
 
 
-def _input_rows(table: Table, op: InputRows, frame: Frame) -> None:
+def _given_rows(table: Table, op: GivenRows, frame: Frame) -> None:
     rows = frame.step.input_rows
     assert rows is not None
     frame[op.out].copy_(rows)
@@ -276,7 +276,7 @@ def _attend(table: Table, op: Attend, frame: Frame) -> None:
         k,
         v,
         block_tables,
-        step.seq_lens,
+        step.encoder_lens if op.cache.of_encoder else step.seq_lens,
         step.query_start_loc,
         heads.num_heads,
         heads.num_kv_heads,
@@ -287,7 +287,9 @@ def _attend(table: Table, op: Attend, frame: Frame) -> None:
         chunked=op.cache.chunked,
         slopes=frame.weight(op.slopes),
         sinks=frame.weight(op.sinks),
-        plan=frame.attention_plan(heads),
+        causal=op.causal,
+        key_ends=step.key_ends if op.reads_key_ends else None,
+        plan=step.encoder_plan if op.cache.of_encoder else frame.attention_plan(heads),
     )
 
 
@@ -378,7 +380,7 @@ def _merge_rows(table: Table, op: MergeRows, frame: Frame) -> None:
 
 HANDLERS: dict[type[Op], Handler] = {
     Embed: _embed,
-    InputRows: _input_rows,
+    GivenRows: _given_rows,
     ReplaceRows: _replace_rows,
     MergeRows: _merge_rows,
     Linear: _linear,

@@ -35,13 +35,19 @@ class StepTensors(Protocol):
     @property
     def state_slots(self) -> Tensor | None: ...  # int32 [B]: of each sequence; None where no layer has a state
     @property
-    def input_rows(self) -> Tensor | None: ...  # [T, width], of a program that begins with rows
+    def input_rows(self) -> Tensor | None: ...  # [T, width], of the table's type: of programs with `GivenRows`
+    @property
+    def key_ends(self) -> Tensor | None: ...  # int32 [T]: see `reference.attention`; None: no row has an end of its own
+    @property
+    def encoder_lens(self) -> Tensor | None: ...  # int32 [B]: rows of each sequence's encoder; None where there is none
     @property
     def replaced_index(self) -> Tensor | None: ...  # int64 [R], rising; None: no row is replaced
     @property
     def replaced_rows(self) -> Tensor | None: ...  # [R, width]
     @property
     def attention_plan(self) -> Any: ...  # made by the table's `attention_planner`, or by `AttentionPlanners`, or None
+    @property
+    def encoder_plan(self) -> Any: ...  # the same for the caches of an encoder, whose lengths are `encoder_lens`
 
 
 @dataclass(frozen=True)

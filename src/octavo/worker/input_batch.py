@@ -54,7 +54,10 @@ class InputBatch:
     block_tables: torch.Tensor
     attention_plan: Any = None  # the table's own, where its attention wants one
     state_slots: torch.Tensor | None = None  # int32 [B], where layers have a state
-    input_rows: torch.Tensor | None = None  # [T, width], of a program that begins with rows
+    input_rows: torch.Tensor | None = None
+    key_ends: torch.Tensor | None = None
+    encoder_lens: torch.Tensor | None = None
+    encoder_plan: Any = None
     replaced_index: torch.Tensor | None = None  # int64 [R]: tokens that read rows of media
     replaced_rows: torch.Tensor | None = None  # [R, width]
     #: Of each group of layers: block tables [B, blocks], slots [T].

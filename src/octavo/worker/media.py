@@ -1,41 +1,41 @@
 """Encoded rows of media: made by the model's tower, kept as long as the scheduler says, put where their tokens are.
 
-A picture is one or several sequences of patches, of which all rows see each other. Their keys and values are of no use
-behind a layer, so all layers write them to the same place.
+A picture is one or several sequences of patches, of which all rows see each other.
 """
 
 from __future__ import annotations
-
-from typing import Final
 
 import numpy as np
 import torch
 
 from octavo.base.media import MediaItem, MediaTensor
 from octavo.device.base import Device
-from octavo.models.tower import Tower
-from octavo.ops.step import attention_planners
-from octavo.ops.table import Ops, cache_shapes
+from octavo.models.transformer import Transformer
+from octavo.ops.table import Ops
 from octavo.wire.step import MediaPlace, SchedulerOutput
+from octavo.worker.encoder import EncoderRunner
 from octavo.worker.input_batch import HostBatch, InputBatch
-
-#: Of the place for keys and values.
-_BLOCK_SIZE: Final = 16
 
 
 class MediaEncoder:
     """Owns the rows. `most_patches`: that are encoded at once, unless a single sequence has more."""
 
-    def __init__(self, tower: Tower, ops: Ops, device: Device, most_patches: int) -> None:
-        self._tower = tower
-        self._ops = ops
+    def __init__(self, model: Transformer, ops: Ops, device: Device, most_patches: int) -> None:
+        tower = model.definition.tower
+        assert tower is not None, "the model reads text alone"
+        self._spec = tower.spec
+        self._dtype = ops.activation_dtype
         self._device = device
         self._most_patches = most_patches
+        self._runner = EncoderRunner(tower.program, ops, device, model.weights)
+        self._width = model.spec.hidden_size
         self._rows: dict[bytes, torch.Tensor] = {}  # by digest: [rows, width] of the activations' type
-        self._caches: list[tuple[torch.Tensor, ...]] = []
-        self._num_blocks = 0
-        shapes = tuple(dict.fromkeys(cache.heads for cache in tower.program.caches))
-        self._planner = attention_planners(ops.attention_planner, shapes, device.torch_device, ops.activation_dtype)
+
+    def step_bytes(self, num_rows: int) -> int:
+        """What is needed to encode, and to keep so many rows."""
+        patches = max(self._most_patches, self._spec.num_positions)
+        inputs = patches * self._spec.patch_values * torch.float32.itemsize
+        return self._runner.step_bytes(patches, 1) + inputs + num_rows * self._width * self._dtype.itemsize
 
     def apply(self, plan: SchedulerOutput) -> None:
         """Drop and encode what a step says."""
@@ -72,7 +72,7 @@ class MediaEncoder:
     def _encoded(self, item: MediaItem) -> torch.Tensor:
         if item.kind == "embeds":
             (rows,) = self._device.upload(array(item.tensors["rows"]).astype(np.float32))
-            return rows.to(self._ops.activation_dtype)
+            return rows.to(self._dtype)
         patches, positions = array(item.tensors["patches"]), array(item.tensors["positions"])
         levels = array(item.tensors["levels"])
         num_sequences, length, _ = patches.shape
@@ -91,50 +91,20 @@ class MediaEncoder:
         `levels` float32 [3, 256]."""
         num_sequences, _, width = patches.shape
         values = np.take(levels, patches + np.repeat(np.arange(3, dtype=np.int32) * 256, width // 3))
-        if has_class := self._tower.spec.has_class_token:
+        if has_class := self._spec.has_class_token:
             values = np.pad(values, ((0, 0), (1, 0), (0, 0)))
             positions = np.pad(positions + 1, ((0, 0), (1, 0)))
         length = values.shape[1]
-        num_rows = num_sequences * length
-        blocks = -(-length // _BLOCK_SIZE)
-        self._reserve(1 + num_sequences * blocks)
-        tables = 1 + np.arange(num_sequences * blocks, dtype=np.int32).reshape(1, num_sequences, blocks)
-        slots = tables.astype(np.int64)[..., None] * _BLOCK_SIZE + np.arange(_BLOCK_SIZE)
-        seq_lens = np.full(num_sequences, length, np.int32)
-        starts = np.arange(0, num_rows + 1, length, dtype=np.int32)
-        arrays = self._planner.arrays(seq_lens, starts, 0)
-        kept = np.arange(num_rows, dtype=np.int64).reshape(num_sequences, length)[:, 1:].reshape(-1)
-        token_ids, places, slot_mapping, query_start_loc, lens, block_tables, rows, needed, *others = (
-            self._device.upload(
-                np.zeros(num_rows, np.int32),
-                np.ascontiguousarray(positions.reshape(-1), np.int32),
-                np.ascontiguousarray(slots.reshape(1, num_sequences, -1)[..., :length].reshape(1, -1)),
-                starts,
-                seq_lens,
-                tables,
-                np.ascontiguousarray(values.reshape(num_rows, width)),
-                kept,
-                *arrays.tensors,
-            )
-        )
-        step = InputBatch(
-            token_ids, places, slot_mapping, query_start_loc, lens, block_tables, self._planner.plan(arrays, others)
-        )
-        step.input_rows = rows.to(self._ops.activation_dtype)
-        drops_class = has_class and not self._tower.spec.keeps_class
-        return self._tower.run(step, self._caches, needed if drops_class else None).clone()
-
-    def _reserve(self, num_blocks: int) -> None:
-        """Room for the keys and values of so many blocks, the null block included."""
-        if num_blocks <= self._num_blocks:
-            return
-        self._num_blocks = num_blocks
-        made: dict[object, tuple[torch.Tensor, ...]] = {}
-        for cache in self._tower.program.caches:
-            if cache.heads not in made:
-                shapes = cache_shapes(self._ops, cache.heads, num_blocks, _BLOCK_SIZE)
-                made[cache.heads] = tuple(self._device.zeros(shape, self._ops.activation_dtype) for shape in shapes)
-        self._caches = [made[cache.heads] for cache in self._tower.program.caches]
+        (rows,) = self._device.upload(np.ascontiguousarray(values.reshape(-1, width)))
+        needed = None
+        if has_class and not self._spec.keeps_class:
+            needed = np.arange(num_sequences * length, dtype=np.int64).reshape(-1, length)[:, 1:].reshape(-1)
+        return self._runner.run(
+            [length] * num_sequences,
+            rows=rows.to(self._dtype),
+            positions=np.ascontiguousarray(positions.reshape(-1), np.int32),
+            needed=needed,
+        ).clone()
 
 
 def array(tensor: MediaTensor) -> np.ndarray:

@@ -96,7 +96,7 @@ class Worker:
         reserved = (max_num_batched_tokens if device.uses_graphs else 0, max(graph_sizes, default=0))
         loaded.model.reserve(*reserved)
         kv_dtype = self._kv_cache_dtype(loaded, device)
-        step_bytes = self._step_bytes(loaded, max_num_batched_tokens, max_model_len)
+        step_bytes = self._step_bytes(loaded, ops, device, max_num_batched_tokens, max_model_len)
         plan = self._plan_kv_cache(loaded, ops, kv_dtype, max_model_len, device, step_bytes)
         self.swap_arena = SwapArena(device, plan.bytes_per_block, self._swap_bytes(device))
 
@@ -121,7 +121,7 @@ class Worker:
                 graph_sizes=graph_sizes,
                 windows=_windows(model.definition),
                 times_forward=self._times_forward,
-                media=None if model.tower is None else MediaEncoder(model.tower, ops, device, media_patches),
+                media=MediaEncoder(model, ops, device, media_patches) if model.definition.tower else None,
             )
 
         self._residence = Residence(
@@ -306,27 +306,19 @@ class Worker:
         device.check_cache_dtype(loaded.dtype, asked)
         return loaded.dtype
 
-    def _step_bytes(self, loaded: LoadedModel, max_num_batched_tokens: int, max_model_len: int) -> int:
+    def _step_bytes(
+        self, loaded: LoadedModel, ops: Ops, device: Device, max_num_batched_tokens: int, max_model_len: int
+    ) -> int:
         """What steps come to take: the model's buffers, and the tokens and block ids that a slot keeps."""
         num_slots = self._config.scheduler.max_num_seqs
         definition = loaded.model.definition
         ids_per_slot = max_model_len + len(definition.cache_groups) * max_model_len // self._config.cache.block_size
         states = (num_slots + 1) * _state_values(definition) * torch.float32.itemsize
         if definition.tower is not None:
-            states += self._media_bytes(loaded, max_num_batched_tokens)
+            encoder = MediaEncoder(loaded.model, ops, device, device.default_batched_tokens)
+            states += encoder.step_bytes(MEDIA_CACHE_ROWS)
         buffers = states + loaded.model.step_bytes(max_num_batched_tokens, min(num_slots, max_num_batched_tokens))
         return buffers + num_slots * ids_per_slot * torch.int32.itemsize
-
-    def _media_bytes(self, loaded: LoadedModel, most_patches: int) -> int:
-        """Of the rows that are kept, and of what a tower needs for a step."""
-        tower = loaded.model.tower
-        assert tower is not None
-        spec = tower.spec
-        patches = max(most_patches, spec.num_positions)
-        heads = max(cache.heads.cached_size for cache in tower.program.caches)
-        itemsize = torch.float32.itemsize
-        rows = MEDIA_CACHE_ROWS * loaded.spec.hidden_size
-        return tower.step_bytes(patches) + (rows + patches * (heads + spec.patch_values)) * itemsize
 
     def _plan_kv_cache(
         self, loaded: LoadedModel, ops: Ops, kv_dtype: torch.dtype, max_model_len: int, device: Device, step_bytes: int

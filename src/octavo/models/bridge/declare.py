@@ -80,7 +80,6 @@ def declared(skeleton: Skeleton, max_positions: int) -> BridgedDefinition:
         {},
         output,
         (),
-        None,
         skeleton,
         declare.places,
         declare.shares,

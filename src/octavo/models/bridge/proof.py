@@ -205,6 +205,9 @@ class _Plan:
     cache_groups: list[tuple[Tensor, Tensor]]
     state_slots: Tensor | None = None
     input_rows: Tensor | None = None
+    key_ends: Tensor | None = None
+    encoder_lens: Tensor | None = None
+    encoder_plan: None = None
     replaced_index: Tensor | None = None
     replaced_rows: Tensor | None = None
     attention_plan: Any = None

@@ -261,13 +261,17 @@ def attention(
     chunked: bool = False,
     slopes: Tensor | None = None,
     sinks: Tensor | None = None,
+    causal: bool = True,
+    key_ends: Tensor | None = None,
     plan: None = None,
 ) -> None:
     num_seqs, max_blocks = block_tables.shape
     rows, width = qkv.shape
     assert out.dtype == qkv.dtype == _F32 and out.is_contiguous() and qkv.is_contiguous()
     assert out.shape == (rows, num_heads * head_dim) and head_dim <= MAX_HEAD_DIM
-    assert width == (num_heads + 2 * num_kv_heads) * head_dim and num_heads % num_kv_heads == 0
+    assert width >= num_heads * head_dim and num_heads % num_kv_heads == 0
+    assert causal or not (window or slopes is not None or key_ends is not None)
+    assert key_ends is None or (key_ends.dtype == _I32 and key_ends.is_contiguous() and key_ends.numel() == rows)
     assert block_tables.dtype == seq_lens.dtype == query_start_loc.dtype == _I32
     assert block_tables.stride(1) == 1 and seq_lens.is_contiguous() and query_start_loc.is_contiguous()
     # numel() and not len(): the latter is Python inside torch, and this runs once a layer.
@@ -296,6 +300,9 @@ def attention(
         softcap,
         _bias(slopes, num_heads),
         _bias(sinks, num_heads),
+        width,
+        causal,
+        0 if key_ends is None else key_ends.data_ptr(),
     )
 
 

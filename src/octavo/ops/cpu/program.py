@@ -32,8 +32,8 @@ from octavo.ops.operations import (
     Clip,
     Embed,
     Experts,
+    GivenRows,
     HeadLinear,
-    InputRows,
     KeepRows,
     LatentAttend,
     LatentWrite,
@@ -62,9 +62,11 @@ class CpuRunner(Runner):
         self._ids = {buffer: number for number, buffer in enumerate(program.lives)}
         for op in program.ops:
             _RECORDS[type(op)](self, op)
-        self._reads_rows = any(isinstance(op, InputRows | ReplaceRows) for op in program.ops)
+        self._replaces_rows = any(isinstance(op, ReplaceRows) for op in program.ops)
         self._merged = math.prod(op.count for op in program.ops if isinstance(op, MergeRows))
         self._num_groups = 1 + max(cache.group for cache in program.caches)
+        self._has_encoder = any(cache.of_encoder for cache in program.caches)
+        self._input_width = next((op.out.width for op in program.ops if isinstance(op, GivenRows)), None)
         # Whose addresses the native program has.
         self._space: Workspace | None = None
         self._caches: KVCaches | None = None
@@ -82,8 +84,8 @@ class CpuRunner(Runner):
         assert step.seq_lens.is_contiguous() and step.query_start_loc.is_contiguous()
         assert step.query_start_loc.numel() == num_seqs + 1
         assert needed is None or (needed.dtype == torch.int64 and needed.is_contiguous())
-        if self._reads_rows:
-            self._set_rows(step, num_tokens)
+        if self._replaces_rows:
+            self._set_replaced_rows(step)
         self._native.run(
             rows=num_tokens,
             token_ids=step.token_ids.data_ptr(),
@@ -93,24 +95,23 @@ class CpuRunner(Runner):
             num_seqs=num_seqs,
             groups=[_group(*group, num_tokens, num_seqs) for group in step.cache_groups],
             state_slots=self._state_slots(step),
+            input_rows=self._input_rows(step, num_tokens),
+            key_ends=_ints(step.key_ends, num_tokens),
+            encoder_lens=self._encoder_lens(step),
             needed=0 if needed is None else needed.data_ptr(),
             num_needed=0 if needed is None else needed.numel(),
         )
         num_rows = num_tokens if needed is None else needed.numel()
         return space[self.program.output][: num_rows // self._merged]
 
-    def _set_rows(self, step: StepTensors, num_tokens: int) -> None:
-        given, replaced, index = step.input_rows, step.replaced_rows, step.replaced_index
-        for rows in (given, replaced):
-            assert rows is None or (rows.dtype == torch.float32 and rows.is_contiguous())
-        assert given is None or len(given) == num_tokens
-        assert index is None or (index.dtype == torch.int64 and index.is_contiguous())
-        self._native.set_rows(
-            input=0 if given is None else given.data_ptr(),
-            replaced=0 if replaced is None else replaced.data_ptr(),
-            index=0 if index is None else index.data_ptr(),
-            num_replaced=0 if index is None else index.numel(),
-        )
+    def _set_replaced_rows(self, step: StepTensors) -> None:
+        rows, index = step.replaced_rows, step.replaced_index
+        if rows is None or index is None:
+            self._native.set_replaced_rows(rows=0, index=0, count=0)
+            return
+        assert rows.dtype == torch.float32 and rows.is_contiguous() and len(rows) == index.numel()
+        assert index.dtype == torch.int64 and index.is_contiguous()
+        self._native.set_replaced_rows(rows=rows.data_ptr(), index=index.data_ptr(), count=index.numel())
 
     def _state_slots(self, step: StepTensors) -> int:
         if not self.program.states:
@@ -119,6 +120,21 @@ class CpuRunner(Runner):
         assert slots is not None and slots.dtype == torch.int32 and slots.numel() == step.seq_lens.numel()
         address: int = slots.data_ptr()
         return address
+
+    def _input_rows(self, step: StepTensors, num_tokens: int) -> int:
+        if self._input_width is None:
+            return 0
+        rows = step.input_rows
+        assert rows is not None and rows.shape == (num_tokens, self._input_width)
+        assert rows.dtype == torch.float32 and rows.is_contiguous()
+        address: int = rows.data_ptr()
+        return address
+
+    def _encoder_lens(self, step: StepTensors) -> int:
+        if not self._has_encoder:
+            return 0
+        assert step.encoder_lens is not None
+        return _ints(step.encoder_lens, step.seq_lens.numel())
 
     def _set_caches(self, kv_caches: KVCaches) -> None:
         num_caches = len(self.program.caches)
@@ -171,8 +187,8 @@ class CpuRunner(Runner):
             self._matrix(op.weight), out=self._ids[op.out], scale=op.scale, of_positions=op.index == "positions"
         )
 
-    def _input_rows(self, op: InputRows) -> None:
-        self._native.input_rows(out=self._ids[op.out], width=op.out.width)
+    def _given_rows(self, op: GivenRows) -> None:
+        self._native.given_rows(out=self._ids[op.out], width=op.out.width)
 
     def _replace_rows(self, op: ReplaceRows) -> None:
         self._native.replace_rows(x=self._ids[op.x], width=op.x.width)
@@ -241,9 +257,11 @@ class CpuRunner(Runner):
         )
 
     def _attend(self, op: Attend) -> None:
+        assert op.causal or not (op.cache.window or op.slopes or op.reads_key_ends)
         self._native.attend(
             out=self._ids[op.out],
             qkv=self._ids[op.qkv],
+            row_stride=op.qkv.width,
             heads=_counts(op.heads),
             cache=op.cache.index,
             group=op.cache.group,
@@ -253,6 +271,9 @@ class CpuRunner(Runner):
             softcap=op.softcap,
             slopes=self._vector(op.slopes),
             sinks=self._vector(op.sinks),
+            causal=op.causal,
+            reads_key_ends=op.reads_key_ends,
+            of_encoder=op.cache.of_encoder,
         )
 
     def _causal_conv(self, op: CausalConv) -> None:
@@ -386,9 +407,18 @@ def _group(block_tables: Tensor, slot_mapping: Tensor, num_tokens: int, num_seqs
     return block_tables.data_ptr(), stride, slot_mapping.data_ptr()
 
 
+def _ints(values: Tensor | None, count: int) -> int:
+    """The address of int32 [count], 0 for None."""
+    if values is None:
+        return 0
+    assert values.dtype == torch.int32 and values.numel() == count and values.is_contiguous()
+    address: int = values.data_ptr()
+    return address
+
+
 _RECORDS: dict[type[Op], Callable[[CpuRunner, Any], None]] = {
     Embed: CpuRunner._embed,
-    InputRows: CpuRunner._input_rows,
+    GivenRows: CpuRunner._given_rows,
     ReplaceRows: CpuRunner._replace_rows,
     MergeRows: CpuRunner._merge_rows,
     Linear: CpuRunner._linear,

@@ -63,6 +63,8 @@ def attention(
     chunked: bool = False,
     slopes: Tensor | None = None,
     sinks: Tensor | None = None,
+    causal: bool = True,
+    key_ends: Tensor | None = None,
     plan: AttentionPlan | None = None,
 ) -> None:
     """`reference.attention`, on the cache of `rope`. Without a plan one is made, which waits for the device."""
@@ -79,6 +81,7 @@ def attention(
         "NUM_HEADS": num_heads,
         "NUM_KV_HEADS": num_kv_heads,
         "D": head_dim,
+        "Q_STRIDE": qkv.shape[1],
         "BLOCK_D": block_d,
         "BLOCK_SIZE": k_cache.shape[2],
         "CHUNKED": chunked and window > 0,
@@ -86,6 +89,7 @@ def attention(
         "SLOPED": slopes is not None,
         "PRECISION": precision,
     }
+    # One token sees all keys of its sequence, whatever the others see: its end is the sequence's.
     if plan.num_decodes:
         block_n, num_warps, num_stages, at_once = _DECODE_TILES[max(64, block_d), itemsize]
         at_once *= _num_processors(qkv.device)  # more programs would only wait
@@ -131,6 +135,7 @@ def attention(
             BLOCK_C=_COMBINED,
         )
     is_plain = k_scale == v_scale == 1.0 and slopes is None and sinks is None and not chunked
+    is_plain = is_plain and causal and key_ends is None
     if plan.prompts is not None and plan.prompt_step is not None and is_plain:
         step = (block_tables, seq_lens, scale, window, softcap)
         if plan.prompts.run(plan.prompt_step, out, qkv, k_cache, v_cache, *step):
@@ -149,6 +154,7 @@ def attention(
             plan.tiles,
             slopes,
             sinks,
+            key_ends,
             k_cache.stride(0),
             scores_scale,
             softcap,
@@ -159,6 +165,7 @@ def attention(
             BLOCK_N=block_n,
             GROUP_ROWS=group_rows,
             WINDOWED=window > 0,
+            CAUSAL=causal,
             num_warps=num_warps,
             num_stages=num_stages,
         )
@@ -185,7 +192,8 @@ def variants() -> list[Variant]:
         numbers = {"table_stride": "i32", "block_stride": "i32", "scale": "fp32", "cap": "fp32", "v_scale": "fp32"}
         numbers["window"] = "i32"
         constexprs: dict[str, Any] = {
-            "NUM_HEADS": heads, "NUM_KV_HEADS": kv_heads, "D": head_dim, "BLOCK_D": head_dim, "BLOCK_SIZE": 16,
+            "NUM_HEADS": heads, "NUM_KV_HEADS": kv_heads, "D": head_dim, "Q_STRIDE": (heads + 2 * kv_heads) * head_dim,
+            "BLOCK_D": head_dim, "BLOCK_SIZE": 16,
             "CHUNKED": False, "CAPPED": kind == "capped", "SLOPED": kind == "sloped", "PRECISION": "tf32",
             **{name: None for name, given in per_head.items() if not given},
         }  # fmt: skip
@@ -207,16 +215,22 @@ def variants() -> list[Variant]:
         )
         block_m, block_n, num_warps, num_stages = prefill_tile(head_dim, 2)
         own = {"query_start_loc": "*i32", "tiles": "*i32"}
+        # Rows that see all keys, and rows with ends of their own, need as much of a processor as any.
+        limits = [("", False)]
+        if not kinds and kv_dtype == torch.bfloat16 and head_dim == 64:
+            limits = [("", False), (", all keys", False), (", ends of rows", True)]
         found += [
             Variant(
-                name=f"prefill {name}{', window' if windowed else ''}",
+                name=f"prefill {name}{', window' if windowed else ''}{limit}",
                 kernel=prefill_kernel,
-                signature={**pointers, **own, **numbers},
+                signature={**pointers, **own, **({"key_ends": "*i32"} if has_ends else {}), **numbers},
                 constexprs={
                     **constexprs,
+                    **({} if has_ends else {"key_ends": None}),
                     "BLOCK_M": block_m,
                     "BLOCK_N": block_n,
                     "WINDOWED": windowed,
+                    "CAUSAL": limit != ", all keys",
                     "GROUP_ROWS": triton.next_power_of_2(heads // kv_heads),
                 },
                 num_warps=num_warps,
@@ -225,7 +239,8 @@ def variants() -> list[Variant]:
                 min_capability=minimum,
                 max_spill_bytes=16 if windowed else 0,  # on sm_80, outside the inner loop
             )
-            for windowed in (False, True)
+            for limit, has_ends in limits
+            for windowed in ((False,) if limit else (False, True))
         ]
     pointers = {"out": "*bf16", "partial": "*fp32", "partial_stats": "*fp32", "seq_lens": "*i32", "starts": "*i32"}
     found.append(

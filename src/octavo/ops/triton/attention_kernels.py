@@ -65,9 +65,9 @@ def _keys_at(block_table, keys, in_range, head, block_stride, BLOCK_SIZE: tl.con
 def decode_kernel(
     out, partial, partial_stats, qkv, k_cache, v_cache, block_tables, table_stride, seq_lens, items, starts, num_seqs,
     slopes, sinks, block_stride, scale, cap, v_scale, window,
-    NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_SIZE: tl.constexpr, CHUNK: tl.constexpr, CHUNKED: tl.constexpr,
-    CAPPED: tl.constexpr, SLOPED: tl.constexpr, PRECISION: tl.constexpr,
+    NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, D: tl.constexpr, Q_STRIDE: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_SIZE: tl.constexpr, CHUNK: tl.constexpr,
+    CHUNKED: tl.constexpr, CAPPED: tl.constexpr, SLOPED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One query a sequence. An item is a chunk of CHUNK keys of a sequence; programs take items x heads of keys in
     turn, starts[num_seqs] items in all. items int32 [., 2]: sequence, chunk."""
@@ -87,7 +87,7 @@ def decode_kernel(
         elif window > 0:
             begin = tl.maximum(begin, seq_len - window)
         in_group = rows < GROUP
-        q_at = seq * ((NUM_HEADS + 2 * NUM_KV_HEADS) * D) + (head * GROUP + rows[:, None]) * D + dims[None, :]
+        q_at = seq * Q_STRIDE + (head * GROUP + rows[:, None]) * D + dims[None, :]
         q = tl.load(qkv + q_at, mask=in_group[:, None] & in_d[None, :], other=0.0)
         acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
         largest = tl.full([BLOCK_M], float("-inf"), tl.float32)
@@ -155,13 +155,14 @@ def combine_kernel(
 @jit(do_not_specialize=["table_stride"])
 def prefill_kernel(
     out, qkv, k_cache, v_cache, block_tables, table_stride, seq_lens, query_start_loc, tiles,
-    slopes, sinks, block_stride, scale, cap, v_scale, window,
-    NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, GROUP_ROWS: tl.constexpr, BLOCK_SIZE: tl.constexpr, WINDOWED: tl.constexpr,
+    slopes, sinks, key_ends, block_stride, scale, cap, v_scale, window,
+    NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, D: tl.constexpr, Q_STRIDE: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_ROWS: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, WINDOWED: tl.constexpr, CAUSAL: tl.constexpr,
     CHUNKED: tl.constexpr, CAPPED: tl.constexpr, SLOPED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A tile of BLOCK_M / GROUP_ROWS queries of one sequence, for one head of keys. tiles int32 [., 2]: sequence, tile.
-    GROUP_ROWS: query heads of a head of keys, rounded up to a power of two."""
+    GROUP_ROWS: query heads of a head of keys, rounded up to a power of two. Rows of qkv are Q_STRIDE apart."""
     GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
     BLOCK_Q: tl.constexpr = BLOCK_M // GROUP_ROWS
     head = tl.program_id(1)
@@ -176,19 +177,31 @@ def prefill_kernel(
     heads = head * GROUP + rows % GROUP_ROWS
     exists = (queries < num_queries) & (rows % GROUP_ROWS < GROUP)
     tokens = (row_begin + queries).to(tl.int64)
-    q_at = tokens[:, None] * ((NUM_HEADS + 2 * NUM_KV_HEADS) * D) + heads[:, None] * D + dims[None, :]
+    q_at = tokens[:, None] * Q_STRIDE + heads[:, None] * D + dims[None, :]
     q = tl.load(qkv + q_at, mask=exists[:, None] & in_d[None, :], other=0.0)
 
     positions = seq_len - num_queries + queries
     first_position = seq_len - num_queries + tile * BLOCK_Q
-    end = tl.minimum(first_position + BLOCK_Q, seq_len)
+    # `lasts`: the last key that each row sees; `first_end`: where those that the tile's first row sees end.
+    if not CAUSAL:
+        lasts = tl.zeros_like(positions) + seq_len - 1
+        first_end = seq_len
+        end = seq_len
+    elif key_ends is not None:
+        lasts = tl.load(key_ends + tokens, mask=queries < num_queries, other=0) - 1
+        first_end = tl.load(key_ends + row_begin + tile * BLOCK_Q)
+        end = tl.max(lasts, 0) + 1
+    else:
+        lasts = positions
+        first_end = first_position + 1
+        end = tl.minimum(first_position + BLOCK_Q, seq_len)
     begin = 0
     if WINDOWED:
         first_key = first_position // window * window if CHUNKED else tl.maximum(first_position - window + 1, 0)
         begin = first_key // BLOCK_N * BLOCK_N
         all_seen = begin
     else:
-        all_seen = (first_position + 1) // BLOCK_N * BLOCK_N
+        all_seen = first_end // BLOCK_N * BLOCK_N
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     largest = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
@@ -212,7 +225,7 @@ def prefill_kernel(
         s = _scores(q, k, scale, cap, CAPPED, PRECISION)
         if SLOPED:
             s = _biased(s, slopes, heads, exists, (keys[None, :] - positions[:, None]).to(tl.float32))
-        seen = keys[None, :] <= positions[:, None]
+        seen = keys[None, :] <= lasts[:, None]
         if WINDOWED:
             first_keys = positions // window * window if CHUNKED else positions - window + 1
             seen = seen & (keys[None, :] >= first_keys[:, None])

@@ -1,0 +1,118 @@
+"""Runs programs that keep nothing between steps: whole sequences of any lengths, which are forgotten behind the step.
+
+sequences   | a a a a a | b b | c c c c |             rows T, one behind the other
+scratch     | a a a a | a . . . | b b . . | c c c c |  blocks of one layer, which the next layer overwrites
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from octavo.device.base import Device
+from octavo.ops.program import Program
+from octavo.ops.step import attention_planners
+from octavo.ops.table import Ops, cache_shapes
+from octavo.ops.workspace import Workspace
+from octavo.worker.input_batch import InputBatch
+
+#: Rows of a block of the scratch cache. A sequence begins with a block of its own.
+_BLOCK_SIZE: Final = 64
+
+
+class EncoderRunner:
+    """One program with its weights; not to be used by two threads at once. Buffers grow when a step is larger than any
+    before, and a row's result depends neither on the sequences beside its own nor on their order."""
+
+    def __init__(self, program: Program, ops: Ops, device: Device, weights: Mapping[str, Any]) -> None:
+        """`weights`: what was packed, by the names of the program's weights."""
+        assert all(cache.group == 0 and not cache.of_encoder for cache in program.caches)
+        self._program = program
+        self._ops = ops
+        self._device = device
+        self._runner = ops.program_runner(ops, program, weights)
+        shapes = tuple(dict.fromkeys(cache.heads for cache in program.caches))
+        self._planner = attention_planners(ops.attention_planner, shapes, device.torch_device, ops.activation_dtype)
+        self._workspace = Workspace(self._runner.program, 0, ops.activation_dtype, device.torch_device)
+        self._scratch: list[tuple[Tensor, ...]] = []
+        self._num_blocks = 0
+
+    def run(
+        self,
+        lens: Sequence[int],
+        *,
+        token_ids: np.ndarray | None = None,
+        rows: Tensor | None = None,
+        key_ends: np.ndarray | None = None,
+        positions: np.ndarray | None = None,
+        needed: np.ndarray | None = None,
+    ) -> Tensor:
+        """Encode sequences of `lens` rows, T in all, each at least one.
+
+        Either `token_ids` int32 [T], on the host, or `rows` [T, width] of the table's type, on the device. `key_ends`
+        int32 [T]: see `reference.attention`. `positions` int32 [T]: of the rows, where they are not 0, 1, ... of each
+        sequence. Returns the program's output of the table's type, [T, width] or that of the rows `needed`, int64 in
+        rising order: a view, valid until the next run.
+        """
+        counts = np.array(lens, np.int32)
+        total = int(counts.sum())
+        assert len(lens) and counts.min() > 0 and (token_ids is None) != (rows is None)
+        batch = self._batch(counts, np.zeros(total, np.int32) if token_ids is None else token_ids, key_ends)
+        batch.input_rows = rows
+        if positions is not None:
+            (batch.positions,) = self._device.upload(positions)
+        kept = None if needed is None else self._device.upload(needed)[0]
+        self._reserve(total, int(self._blocks(counts).sum()))
+        output: Tensor = self._runner.run(self._workspace, batch, self._scratch, kept)
+        return output
+
+    def step_bytes(self, num_rows: int, num_seqs: int) -> int:
+        """What buffers and scratch take in a step of so many rows of so many sequences."""
+        meta = torch.device("meta")
+        space = Workspace(self._runner.program, num_rows, self._ops.activation_dtype, meta)
+        num_blocks = num_rows // _BLOCK_SIZE + num_seqs
+        values = sum(math.prod(shape) for shapes in self._cache_shapes(num_blocks) for shape in shapes)
+        return space.num_bytes + values * self._ops.activation_dtype.itemsize
+
+    @staticmethod
+    def _blocks(counts: np.ndarray) -> np.ndarray:
+        result: np.ndarray = -(-counts // _BLOCK_SIZE)
+        return result
+
+    def _batch(self, counts: np.ndarray, token_ids: np.ndarray, key_ends: np.ndarray | None) -> InputBatch:
+        starts = np.zeros(len(counts) + 1, np.int32)
+        np.cumsum(counts, out=starts[1:])
+        positions = np.arange(starts[-1], dtype=np.int32) - np.repeat(starts[:-1], counts)
+        blocks = self._blocks(counts)
+        first_blocks = np.cumsum(blocks) - blocks
+        slots = np.repeat(first_blocks * _BLOCK_SIZE, counts).astype(np.int64) + positions
+        tables = (first_blocks[:, None] + np.arange(blocks.max())).astype(np.int32)
+        arrays = self._planner.arrays(counts, starts, 0)
+        ends = [] if key_ends is None else [key_ends]
+        ids, at, slot_mapping, start_loc, lens, block_tables, *others = self._device.upload(
+            token_ids, positions, slots[None], starts, counts, tables[None], *ends, *arrays.tensors
+        )
+        own_ends = others.pop(0) if ends else None
+        plan = self._planner.plan(arrays, others)
+        return InputBatch(ids, at, slot_mapping, start_loc, lens, block_tables, plan, key_ends=own_ends)
+
+    def _reserve(self, num_rows: int, num_blocks: int) -> None:
+        if num_rows > self._workspace.capacity:
+            self._workspace = Workspace(
+                self._runner.program, num_rows, self._ops.activation_dtype, self._device.torch_device
+            )
+        if num_blocks > self._num_blocks:
+            # Zeros, so that what lies behind a sequence's end is finite.
+            self._scratch = [
+                tuple(self._device.zeros(shape, self._ops.activation_dtype) for shape in shapes)
+                for shapes in self._cache_shapes(num_blocks)
+            ]
+            self._num_blocks = num_blocks
+
+    def _cache_shapes(self, num_blocks: int) -> list[tuple[tuple[int, ...], ...]]:
+        return [cache_shapes(self._ops, cache.heads, num_blocks, _BLOCK_SIZE) for cache in self._program.caches]
