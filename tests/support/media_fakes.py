@@ -38,7 +38,7 @@ class FakeProcessor:
 
     def image(self, pixels: np.ndarray, options: Mapping[str, Any]) -> PreparedMedia:
         assert pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3
-        if options.keys() - {"crop"}:
+        if options.keys() - {"crop", "detail"}:
             raise InvalidRequest("There is no such option.", "mm_processor_kwargs")
         self.images.append(pixels)
         self.options.append(dict(options))

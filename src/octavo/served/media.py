@@ -247,7 +247,8 @@ class MediaReader:
         decoded = await self._decoded(part, blobs, settled)
         now = time.monotonic()
         self.stats.seconds["decode"] += now - started
-        pieces = await self._in_thread(self._prepared, part, decoded, settled.processor)
+        options = settled.processor if part.detail == "auto" else settled.processor | {"detail": part.detail}
+        pieces = await self._in_thread(self._prepared, part, decoded, options)
         self.stats.seconds["prepare"] += time.monotonic() - now
         return pieces
 
