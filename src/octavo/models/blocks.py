@@ -48,7 +48,6 @@ class Attention:
     qk_norm_of: Literal["head", "each head", "row"] = "head"
     norms_rotated: bool = False  # the norm (RMS, of each head) comes behind the rotation
     q_scale: QScaleSpec | None = None
-    causal: bool = True  # False: over all keys of the sequence
     bias: bool = False  # of q, k and v
     o_bias: bool = False
     causal: bool = True  # a token sees those before it, and else the whole of its sequence
