@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 from openai import BadRequestError, OpenAI
-from support.media_fakes import data_url, encoded, image_part, picture
-from support.server_process import ServerProcess
 
 from octavo import LLM, SamplingParams
-from octavo.base.errors import InvalidConfig, InvalidRequest
+from octavo.base.errors import InvalidRequest
+from support.media_fakes import data_url, encoded, image_part, picture
+from support.server_process import ServerProcess
 
 pytestmark = pytest.mark.slow
 
@@ -103,11 +103,12 @@ def test_the_newer_api_sees_the_same(client: OpenAI) -> None:
     assert reply.output_text == chat.choices[0].message.content
 
 
-def test_too_many_pictures_are_refused_and_the_metrics_tell_of_the_others(client: OpenAI, server: Any) -> None:
+def test_too_many_pictures_are_refused_and_the_metrics_tell_of_the_others(
+    client: OpenAI, server: ServerProcess
+) -> None:
     with pytest.raises(BadRequestError, match=r"At most 3 image\(s\)"):
         asked(client, *[image_part(RED)] * 4)
-    lines = server.get("/metrics").body.decode().splitlines()
-    counts = {line.split("{")[0]: float(line.split()[-1]) for line in lines if not line.startswith("#")}
+    counts = server.metrics()
     assert counts["vllm:mm_cache_hits_total"] >= 2 and counts["octavo:media_refused_total"] == 1
 
 
@@ -138,8 +139,3 @@ def test_programs_give_pictures_as_what_they_are(llava: Path, client: OpenAI) ->
         ):
             with pytest.raises(InvalidRequest, match=words):
                 llm.generate(prompt, params, use_tqdm=False)
-
-
-def test_a_model_that_takes_text_only_is_not_told_how_many_pictures_it_takes(smollm2_gguf: Path) -> None:
-    with pytest.raises(InvalidConfig, match="takes text only"):
-        LLM(str(smollm2_gguf), max_model_len=256, limit_mm_per_prompt={"image": 2})

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from support.media_fakes import encoded, pdf, picture, png, wav
 
 from octavo.base.errors import InvalidRequest
-from octavo.media.decoder import COMMAND, MediaDecoder
+from octavo.media.decoder import MediaDecoder, helper
+from support.media_fakes import encoded, pdf, picture, png, wav
 
 SECONDS = 20.0
 IMAGE = {"max_pixels": 1_000_000}
@@ -30,7 +30,7 @@ class Decoder:
         self.decoder = self.runner.run(self._made())
 
     async def _made(self) -> MediaDecoder:
-        return MediaDecoder(SECONDS, num_helpers=1)
+        return MediaDecoder(SECONDS, [helper()])
 
     def __call__(self, kind: str, *blobs: bytes, **options: Any) -> dict[str, Any]:
         return self.runner.run(self.decoder.decode(kind, blobs, options, "there"))
@@ -205,9 +205,9 @@ def test_any_bytes_are_an_image_or_refused(decode: Decoder) -> None:
 
 
 # ---------------------------------------------------------------- helpers that hang, die, or chatter
-def _helper(code: str, seconds: float = SECONDS) -> MediaDecoder:
+def _planted(code: str, seconds: float = SECONDS) -> MediaDecoder:
     start = "import os, sys, time; from octavo.base.frames import serve_frames; "
-    return MediaDecoder(seconds, num_helpers=1, command=(sys.executable, "-c", start + code))
+    return MediaDecoder(seconds, [helper((sys.executable, "-c", start + code))])
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ def _helper(code: str, seconds: float = SECONDS) -> MediaDecoder:
 )
 def test_a_decoder_that_hangs_or_crashes_costs_one_request(code: str, seconds: float, words: str) -> None:
     async def main() -> None:
-        decoder = _helper(code, seconds)
+        decoder = _planted(code, seconds)
         for _ in range(2):
             with pytest.raises(InvalidRequest, match=words):
                 await decoder.decode("image", [b"x"], {}, "p")
@@ -231,7 +231,7 @@ def test_a_decoder_that_hangs_or_crashes_costs_one_request(code: str, seconds: f
 
 def test_a_caller_that_leaves_takes_its_decoder_with_it() -> None:
     async def main() -> None:
-        decoder = MediaDecoder(SECONDS, num_helpers=1, command=COMMAND)
+        decoder = MediaDecoder(SECONDS, [helper()])
         task = asyncio.create_task(decoder.decode("image", [encoded(picture(500, 500))], IMAGE, "p"))
         await asyncio.sleep(0)
         task.cancel()

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.media_fakes import data_url, host, redirect, response
 
 from octavo.base.config import ServerConfig
 from octavo.base.errors import InvalidRequest
 from octavo.media.addresses import Address
 from octavo.media.fetcher import Fetcher
+from support.media_fakes import data_url, host, redirect, response
 
 #: Stands for a public address here; 127.0.0.1 for one that is not.
 PUBLIC = "127.0.0.2"

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+
+from octavo.base.config import ServerConfig
+from octavo.base.errors import InvalidConfig
+from octavo.media.decoder import MediaDecoder, helper
+from octavo.media.fetcher import Fetcher
+from octavo.served.media import media_reader
 from support.media_fakes import (
     PLACEHOLDER,
     ROW,
@@ -28,8 +36,6 @@ from support.media_fakes import (
 )
 from support.server_fakes import MODEL, Reply, Server, drive, engine_info, make_server
 
-from octavo.media.fetcher import Fetcher
-
 RED, BLUE = picture(16, 8, (255, 0, 0)), picture(8, 8, (0, 0, 255))
 SOUND = base64.b64encode(wav(np.arange(250, dtype="<i2"))).decode()
 MANY = '{"image": 4, "audio": 2, "video": 1, "file": 1}'
@@ -38,8 +44,23 @@ MANY = '{"image": 4, "audio": 2, "video": 1, "file": 1}'
 ROOMY = engine_info(max_model_len=20_000, max_request_tokens=20_000)
 
 
+#: One for all tests: starting it is most of what they cost.
+HELPER = helper()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def closed() -> Iterator[None]:
+    yield
+    HELPER.close()
+
+
+def decoder() -> MediaDecoder:
+    return MediaDecoder(60.0, [HELPER])
+
+
 def seeing(**config: Any) -> Server:
-    return make_server(processor=HearingProcessor(), **{"limit_mm_per_prompt": MANY, "info": ROOMY, **config})
+    fixed = {"processor": HearingProcessor(), "decoder": decoder()}
+    return make_server(**{**fixed, "limit_mm_per_prompt": MANY, "info": ROOMY, **config})
 
 
 def text(server: Server) -> str:
@@ -203,8 +224,6 @@ def test_a_video_is_its_frames() -> None:
 
 
 def test_rows_that_are_ready_are_taken_as_they_are() -> None:
-    import io
-
     server = seeing()
     out = io.BytesIO()
     np.save(out, np.arange(12, dtype=np.float32).reshape(3, 4))
@@ -246,7 +265,7 @@ def test_one_of_each_unless_the_server_says_otherwise(kind: str) -> None:
         "audio": {"type": "input_audio", "input_audio": {"data": SOUND}},
         "file": {"type": "file", "file": {"file_data": data_url(pdf("a"), "application/pdf")}},
     }
-    server = make_server(processor=HearingProcessor(), info=ROOMY)
+    server = seeing(limit_mm_per_prompt=None)
     assert ask(server, parts[kind]).status == 200
     reply = ask(server, parts[kind], parts[kind])
     assert reply.status == 400
@@ -372,7 +391,8 @@ TEXT_ONLY = [
      "input.0.content.0"),
     ("/v1/messages", {"model": MODEL, "max_tokens": 1, "messages": [{"role": "user", "content": [
         {"type": "image", "source": {"type": "url", "url": URL}}]}]}, "messages.0.content.0"),
-    ("/api/chat", {"model": MODEL, "messages": [{"role": "user", "content": "a", "images": [URL]}]}, "messages.0.images"),
+    ("/api/chat", {"model": MODEL, "messages": [{"role": "user", "content": "a", "images": [URL]}]},
+     "messages.0.images"),
     ("/api/generate", {"model": MODEL, "prompt": "a", "images": [URL]}, "images"),
     ("/tokenize", {"messages": [{"role": "user", "content": [image_part()]}]}, "messages.0.content.0"),
     ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}], "mm_processor_kwargs": {"a": 1}},
@@ -389,6 +409,12 @@ def test_a_model_that_takes_text_only_refuses_all_of_it(path: str, body: Any, pl
     assert reply.status == 400
     assert place in reply.body.decode()
     assert not server.engine.requests
+
+
+def test_such_a_model_is_not_told_how_many_it_takes() -> None:
+    assert media_reader(None, ServerConfig(limit_mm_per_prompt='{"image": 0}')) is None
+    with pytest.raises(InvalidConfig, match="takes text only"):
+        media_reader(None, ServerConfig(limit_mm_per_prompt='{"image": 2}'))
 
 
 # ---------------------------------------------------------------- beside the replies
@@ -420,6 +446,7 @@ def test_a_picture_of_a_host_is_fetched() -> None:
 
             server = make_server(
                 processor=FakeProcessor(),
+                decoder=decoder(),
                 fetcher=lambda config: Fetcher(config, resolver=resolver, permits=lambda address: True),
             )
             url = f"http://pictures.example:{there.port}/a"
@@ -427,7 +454,6 @@ def test_a_picture_of_a_host_is_fetched() -> None:
             reply = await drive(server.app, "POST", "/v1/chat/completions", body)
             assert reply.status == 200
             assert text(server) == f"user:[{ROW * 2}]What?"
-            await server.model.close()
 
     asyncio.run(main())
 

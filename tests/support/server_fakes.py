@@ -269,6 +269,7 @@ def make_server(
     reasoning: str | None = None,
     processor: Any = None,
     fetcher: Any = None,
+    decoder: Any = None,
     **config: Any,
 ) -> Server:
     """`tools`, `reasoning`: names of output formats. `processor`: of a model that takes media."""
@@ -285,7 +286,9 @@ def make_server(
         logprobs_mode=logprobs_mode,
         default_sampling=default_sampling or {},
         grammars=grammars,
-        media=None if processor is None else MediaReader(processor, settings, fetcher=fetcher and fetcher(settings)),
+        media=None
+        if processor is None
+        else MediaReader(processor, settings, fetcher=fetcher and fetcher(settings), decoder=decoder),
         output=OutputSettings(
             TOOL_FORMATS[tools] if tools else None,
             REASONING_FORMATS[reasoning] if reasoning else None,

@@ -22,9 +22,7 @@ def load_processor(config: ModelConfig, info: EngineInfo, tokenizer: Tokenizer) 
     from octavo.text.media.table import image_settings, media_processor  # numpy, which a server of text need not load
 
     directory = Path(config.model)
-    settings = image_settings(
-        _read(directory / "processor_config.json"), _read(directory / "preprocessor_config.json")
-    )
+    settings = image_settings(_read(directory / "processor_config.json"), _read(directory / "preprocessor_config.json"))
     processor = media_processor(read_object(directory / "config.json", _MAX_BYTES), settings, tokenizer.token_to_id)
     if processor is None:
         raise CheckpointError(f"{directory}: octavo knows no image processor for this model.")

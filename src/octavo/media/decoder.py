@@ -17,14 +17,18 @@ MAX_WAITING: Final = 128
 _NAMES: Final = {"image": "image", "audio": "sound", "video": "video", "frames": "video", "file": "file"}
 
 
+def helper(command: tuple[str, ...] = COMMAND) -> HelperProcess:
+    return HelperProcess(command, "decodes media")
+
+
 class MediaDecoder:
     """Helpers are started when they are needed. On one event loop."""
 
-    def __init__(self, seconds: float, *, num_helpers: int = NUM_HELPERS, command: tuple[str, ...] = COMMAND) -> None:
+    def __init__(self, seconds: float, helpers: Sequence[HelperProcess] | None = None) -> None:
         self._seconds = seconds
-        self._helpers = [HelperProcess(command, "decodes media") for _ in range(num_helpers)]
+        self._helpers = [helper() for _ in range(NUM_HELPERS)] if helpers is None else list(helpers)
         self._idle = list(self._helpers)
-        self._places = asyncio.Semaphore(num_helpers)
+        self._places = asyncio.Semaphore(len(self._helpers))
         self._num_waiting = 0
 
     async def decode(self, kind: str, blobs: Sequence[bytes], options: Mapping[str, Any], param: str) -> dict[str, Any]:
