@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +16,8 @@ from openai import BadRequestError, OpenAI
 
 from octavo import LLM, SamplingParams
 from octavo.base.errors import InvalidRequest
-from support.media_fakes import data_url, encoded, image_part, picture
-from support.server_process import ServerProcess
+from support.media_fakes import data_url, encoded, image_part, pdf, picture, wav
+from support.server_process import ServerProcess, bound
 
 pytestmark = pytest.mark.slow
 
@@ -110,6 +113,31 @@ def test_too_many_pictures_are_refused_and_the_metrics_tell_of_the_others(
         asked(client, *[image_part(RED)] * 4)
     counts = server.metrics()
     assert counts["vllm:mm_cache_hits_total"] >= 2 and counts["octavo:media_refused_total"] == 1
+
+
+def run_example(server: ServerProcess, name: str, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(Path(__file__).parents[2] / "examples" / name), *words]
+    env = os.environ | {"OPENAI_BASE_URL": f"{server.url}/v1"}
+    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=bound(60), check=False)
+
+
+def test_the_examples_run(server: ServerProcess, tmp_path: Path) -> None:
+    pytest.importorskip("pypdfium2")
+    for name, data in (("a.png", encoded(RED)), ("b.jpg", encoded(BLUE, "JPEG")), ("c.pdf", pdf("hello"))):
+        (tmp_path / name).write_bytes(data)
+    a, b, c = (str(tmp_path / name) for name in ("a.png", "b.jpg", "c.pdf"))
+    for name, words, shown in (
+        ("image.py", [], "16 of them for the picture)"),
+        ("image.py", [b], "16 of them for the picture)"),
+        ("images.py", [a, b], "And how do they differ?"),
+        ("pdf.py", [c], ""),
+    ):
+        done = run_example(server, name, *words)
+        assert done.returncode == 0, done.stderr
+        assert shown in done.stdout
+    sound = tmp_path / "d.wav"
+    sound.write_bytes(wav(np.zeros(100, "<i2")))
+    assert "This model takes text and images, and no audio." in run_example(server, "audio.py", str(sound)).stderr
 
 
 def test_programs_give_pictures_as_what_they_are(llava: Path, client: OpenAI) -> None:
