@@ -7,8 +7,9 @@ import ipaddress
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import httpcore
@@ -40,8 +41,13 @@ class TooLarge(Exception):
     """The body is larger than is read."""
 
 
+#: Its own threads: names whose servers do not answer must not take those that compile grammars.
+_RESOLVING = ThreadPoolExecutor(8, "resolve")
+
+
 async def resolve(host: str, port: int) -> list[str]:
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    loop = asyncio.get_running_loop()
+    found = await loop.run_in_executor(_RESOLVING, partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM))
     return [str(entry[4][0]) for entry in found]
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -22,11 +21,12 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from octavo.base.config.media import MEDIA_KINDS, MediaConfig, io_text, media_io, media_limits
 from octavo.base.errors import InvalidConfig, InvalidRequest
-from octavo.base.media import MediaItem, PreparedMedia, place_media
+from octavo.base.media import PreparedMedia
 from octavo.media.decoder import MediaDecoder
 from octavo.media.fetcher import Fetcher, base64_bytes
 from octavo.media.part import DETAILS, GivenMedia, MediaPart, media_part
 from octavo.served.media_cache import MediaCache
+from octavo.served.media_text import Mark, MediaText
 from octavo.served.parts import SoundProcessor
 from octavo.served.turn import MediaOptions
 
@@ -39,14 +39,6 @@ Messages = Sequence[Mapping[str, Any]]
 _LIST_OF_JPEG: Final = "data:video/jpeg;base64,"
 #: Most frames within a `data:video/jpeg` URL.
 _MAX_LISTED: Final = 4096
-
-
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """A medium at its place: `kind` is what the template calls it."""
-
-    kind: str
-    prepared: PreparedMedia
 
 
 #: What a part becomes: texts and media, in order.
@@ -119,12 +111,10 @@ class MediaReader:
         self._cache = MediaCache(config.mm_processor_cache_bytes)
         self._threads = ThreadPoolExecutor(2, "media")
         self._sounds = processor if isinstance(processor, SoundProcessor) else None
-        self.placeholders = {"image": processor.placeholder}
-        self._ids = {"image": processor.placeholder_id}
+        placeholders = {"image": (processor.placeholder, processor.placeholder_id)}
         if self._sounds is not None:
-            self.placeholders["audio"] = self._sounds.audio_placeholder
-            self._ids["audio"] = self._sounds.audio_placeholder_id
-        self._pattern = re.compile("|".join(map(re.escape, sorted(self.placeholders.values(), key=len, reverse=True))))
+            placeholders["audio"] = (self._sounds.audio_placeholder, self._sounds.audio_placeholder_id)
+        self.text = MediaText(placeholders)
 
     async def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -301,52 +291,6 @@ class MediaReader:
 
     async def _in_thread(self, function: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
-
-    # ------------------------------------------------------------ from text to tokens
-    def expanded(self, text: str, marks: Sequence[Mark], param: str) -> str:
-        """The text of a prompt with what stands for each medium in place of its placeholder.
-
-        Raises `InvalidRequest` where there are more placeholders than media, or fewer.
-        """
-        waiting = {kind: [m.prepared.text for m in reversed(marks) if m.kind == kind] for kind in self.placeholders}
-        kinds = {placeholder: kind for kind, placeholder in self.placeholders.items()}
-        found = Counter(self._pattern.findall(text))
-        for placeholder, kind in kinds.items():
-            if found[placeholder] != len(waiting[kind]):
-                raise InvalidRequest(
-                    f"The prompt has `{placeholder}` {found[placeholder]} times, each for one {kind}, and there are "
-                    f"{len(waiting[kind])}.",
-                    param,
-                )
-        return self._pattern.sub(lambda place: waiting[kinds[place[0]]].pop(), text)
-
-    def placed(self, ids: Sequence[int], marks: Sequence[Mark], param: str) -> tuple[MediaItem, ...]:
-        """Which tokens of a prompt the rows of each medium replace. Raises `InvalidRequest`."""
-        try:
-            items = [
-                item
-                for kind, token in self._ids.items()
-                if (own := [mark.prepared for mark in marks if mark.kind == kind])
-                for item in place_media(ids, token, own)
-            ]
-        except ValueError:
-            raise InvalidRequest(
-                "The text has tokens that stand for media, beside those of its media.", param
-            ) from None
-        return tuple(sorted(items, key=lambda item: item.offset))
-
-    def expanded_ids(self, ids: Sequence[int], marks: Sequence[Mark], encode: Callable[[str], list[int]]) -> list[int]:
-        """The same of a prompt that was given as ids, in which a medium is one token."""
-        waiting: dict[int, list[str]] = {}
-        for kind, placeholder in self.placeholders.items():
-            found = encode(placeholder)
-            if len(found) == 1:  # else no token stands for it, which `placed` will find
-                waiting[found[0]] = [mark.prepared.text for mark in reversed(marks) if mark.kind == kind]
-        new: list[int] = []
-        for token in ids:
-            own = waiting.get(token)
-            new += encode(own.pop()) if own else [token]
-        return new
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,8 @@ from octavo.base.config import ServerConfig
 from octavo.base.errors import ContextLengthExceeded, InvalidRequest, Overloaded
 from octavo.base.media import MediaItem
 from octavo.media.part import text_only
-from octavo.served.media import Mark, MediaReader, refuse_media
+from octavo.served.media import MediaReader, refuse_media
+from octavo.served.media_text import Mark
 from octavo.served.parts import Renderer
 from octavo.served.turn import Continuation, Conversation
 from octavo.wire.messages import EngineInfo
@@ -102,7 +103,7 @@ class PromptMaker:
             "simplify": item.simplify,
         }
         if self._media is not None:
-            options["media"] = self._media.placeholders
+            options["media"] = self._media.text.placeholders
 
         def render() -> Prompt:
             text = self._renderer.chat_text(messages, **options)
@@ -114,8 +115,8 @@ class PromptMaker:
     def _tokenized(self, text: str, add_special_tokens: bool, marks: Sequence[Mark], param: str) -> Prompt:
         if not marks or self._media is None:
             return Prompt(self._renderer.render_text(text, add_special_tokens), text, param)
-        ids = self._renderer.render_text(self._media.expanded(text, marks, param), add_special_tokens)
-        return Prompt(ids, text, param, media=self._media.placed(ids, marks, param))
+        ids = self._renderer.render_text(self._media.text.expanded(text, marks, param), add_special_tokens)
+        return Prompt(ids, text, param, media=self._media.text.placed(ids, marks, param))
 
     def _check_template(self, chat_template: str | None) -> None:
         """A name of the tokenizer's templates, or with `--trust-request-chat-template` a template."""
@@ -160,8 +161,8 @@ class PromptMaker:
             if isinstance(prompt, str):
                 return self._tokenized(prompt, item.add_special_tokens, marks, param)
             self._check_ids(prompt, param)
-            ids = media.expanded_ids(prompt, marks, lambda text: self._renderer.render_text(text, False))
-            return Prompt(ids, None, param, media=media.placed(ids, marks, param))
+            ids = media.text.expanded_ids(prompt, marks, lambda text: self._renderer.render_text(text, False))
+            return Prompt(ids, None, param, media=media.text.placed(ids, marks, param))
 
         return await self._run(_num_chars(prompt) + _num_media_chars(marks), render, param)
 
