@@ -164,6 +164,7 @@ def test_programs_give_pictures_as_what_they_are(llava: Path, client: OpenAI) ->
             ({"prompt": text, "multi_modal_data": {"picture": RED}}, "kinds"),
             ({"prompt": text, "multi_modal_data": {"image": np.zeros((2, 2))}}, "uint8"),
             ({"prompt": text, "multi_modal_data": {"image": [RED] * 3}}, "At most 2"),
+            ({"prompt": text, "multi_modal_data": {"image": RED}, "mm_processor_kwargs": {"a": 1}}, "no option"),
         ):
             with pytest.raises(InvalidRequest, match=words):
                 llm.generate(prompt, params, use_tqdm=False)

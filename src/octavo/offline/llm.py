@@ -300,7 +300,9 @@ def offline_config(model: str, settings: Mapping[str, Any]) -> ServeConfig:
     # The others are of the server's log and traces.
     parts = {name: getattr(EngineConfig(), name) for name in ("model", "cache", "scheduler", "parallel")}
     engine = EngineConfig(**{name: part(default, _as_dict(default)) for name, default in parts.items()})
-    config = ServeConfig(engine=engine, server=part(ServerConfig(), SERVER_SETTINGS))
+    # What a program asks of its own model needs nobody's trust.
+    server = replace(part(ServerConfig(), SERVER_SETTINGS), trust_request_mm_kwargs=True)
+    config = ServeConfig(engine=engine, server=server)
     for name in settings:
         if name not in known:
             raise InvalidConfig(f"octavo has no setting {name!r}{nearest(name, known)}")
