@@ -7,7 +7,7 @@ resizes with Pillow.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ def pixels(height: int, width: int, seed: int) -> np.ndarray:
 class Case:
     """A model of transformers on the disk, the engine that serves it, and its processor."""
 
-    def __init__(self, path: Path, name: str) -> None:
+    def __init__(self, path: Path, name: str, engine: Callable[[Path], Engine] = Engine) -> None:
         import transformers
 
         family, options, self.settings = CASES[name]
@@ -84,7 +84,7 @@ class Case:
             parameter.data = torch.randn_like(parameter) * (0.6 if parameter.dim() > 1 else 0.3) * 0.5
         self.model.save_pretrained(path)
         self.family = family
-        self.engine = Engine(path)
+        self.engine = engine(path)
         written = json.loads((path / "config.json").read_text())
         found = media_processor(written, self.settings, lambda text: None)
         assert found is not None

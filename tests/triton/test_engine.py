@@ -13,6 +13,7 @@ import transformers
 
 from engine.drafters import Oracle
 from engine.harness import Engine, Reply, Run, request
+from models.test_towers import Case, pixels
 from octavo.base.config import CacheConfig, EngineConfig, ModelConfig, ParallelConfig, SchedulerConfig
 from octavo.core.grammar.structured import LLGuidanceCompiler
 from octavo.device.aside import tensors_of
@@ -249,3 +250,19 @@ def test_states_and_latents_in_captured_steps_and_through_preemption(
     run = engine.run(requests_under_test(), scheduler=scheduler, ahead=True)
     assert run.num_preemptions > 0 and (run.num_swapped > 0) == (kind == "latents")
     check(run, expected)
+
+
+@pytest.mark.parametrize("name", ["llava", "smolvlm"])
+def test_prompts_with_pictures_give_the_tokens_of_the_cpu(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Towers, rows in the place of tokens, and captured steps behind them."""
+    case = Case(tmp_path, name, lambda path: TinyEngine(path, None, monkeypatch))
+    requests = []
+    for i, pictures in enumerate([[pixels(16, 16, 1)], [], [pixels(16, 16, 2), pixels(16, 16, 1)]]):
+        ids, media = case.prompt(pictures)
+        requests.append(AddRequest(i, ids, request(i, ids, max_tokens=5).params, media=media))
+    expected = case.engine.run(requests).replies
+    engine = TinyEngine(tmp_path, InterpretedDevice(), monkeypatch)
+    check(engine.run(requests, ahead=True, per_step=1), expected)
+    assert engine.device.num_replays > 0
