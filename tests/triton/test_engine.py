@@ -252,16 +252,13 @@ def test_states_and_latents_in_captured_steps_and_through_preemption(
     check(run, expected)
 
 
-@pytest.mark.parametrize("name", ["llava", "smolvlm"])
-def test_prompts_with_pictures_give_the_tokens_of_the_cpu(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_prompts_with_pictures_give_the_tokens_of_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Towers, rows in the place of tokens, and captured steps behind them."""
-    case = Case(tmp_path, name, lambda path: TinyEngine(path, None, monkeypatch))
+    case = Case(tmp_path, "smolvlm", lambda path: TinyEngine(path, None, monkeypatch))
     requests = []
-    for i, pictures in enumerate([[pixels(16, 16, 1)], [], [pixels(16, 16, 2), pixels(16, 16, 1)]]):
+    for i, pictures in enumerate([[pixels(16, 16, 1)], [pixels(16, 16, 2), pixels(16, 16, 1)]]):
         ids, media = case.prompt(pictures)
-        requests.append(AddRequest(i, ids, request(i, ids, max_tokens=5).params, media=media))
+        requests.append(AddRequest(i, ids, request(i, ids, max_tokens=3).params, media=media))
     expected = case.engine.run(requests).replies
     engine = TinyEngine(tmp_path, InterpretedDevice(), monkeypatch)
     check(engine.run(requests, ahead=True, per_step=1), expected)

@@ -79,7 +79,7 @@ class MediaEncoder:
         at_once = max(1, self._most_patches // length)
         rows = torch.cat(
             [
-                self._encode(patches[first : first + at_once], positions[first : first + at_once], levels)
+                self._encode(patches[first : first + at_once], positions[..., first : first + at_once, :], levels)
                 for first in range(0, num_sequences, at_once)
             ]
         )
@@ -87,22 +87,25 @@ class MediaEncoder:
         return rows
 
     def _encode(self, patches: np.ndarray, positions: np.ndarray, levels: np.ndarray) -> torch.Tensor:
-        """`patches` uint8 [S, P, values], the same of each channel after the other; `positions` int32 [S, P];
-        `levels` float32 [3, 256]."""
-        num_sequences, _, width = patches.shape
+        """`patches` uint8 [S, P, values], the same of each channel after the other; `positions` int32 [S, P], or
+        [parts, S, P]; `levels` float32 [3, 256]."""
+        num_sequences, length, width = patches.shape
         values = np.take(levels, patches + np.repeat(np.arange(3, dtype=np.int32) * 256, width // 3))
+        if self._spec.frames > 1:  # a picture stands still
+            still = values.reshape(num_sequences, length, 3, 1, width // 3)
+            values = np.repeat(still, self._spec.frames, 3)
         if has_class := self._spec.has_class_token:
             values = np.pad(values, ((0, 0), (1, 0), (0, 0)))
             positions = np.pad(positions + 1, ((0, 0), (1, 0)))
         length = values.shape[1]
-        (rows,) = self._device.upload(np.ascontiguousarray(values.reshape(-1, width)))
+        (rows,) = self._device.upload(np.ascontiguousarray(values.reshape(-1, self._spec.patch_values)))
         needed = None
         if has_class and not self._spec.keeps_class:
             needed = np.arange(num_sequences * length, dtype=np.int64).reshape(-1, length)[:, 1:].reshape(-1)
         return self._runner.run(
             [length] * num_sequences,
             rows=rows.to(self._dtype),
-            positions=np.ascontiguousarray(positions.reshape(-1), np.int32),
+            positions=np.ascontiguousarray(positions.reshape(*positions.shape[:-2], -1), np.int32),
             needed=needed,
         ).clone()
 

@@ -138,6 +138,8 @@ class ModelRunner:
             logits, step.row_tensors = captured
         else:
             batch, rows, step.row_tensors = self._upload(host)
+            if host.position_parts is not None:
+                (batch.position_parts,) = self._device.upload(np.ascontiguousarray(host.position_parts))
             if self._media is not None and states.media:
                 self._media.place(batch, host, states.media)
             if states.prompt_logprobs:
