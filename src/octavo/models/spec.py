@@ -136,7 +136,7 @@ class ModelSpec:
     logit_softcap: float = 0.0  # 0: none
     tied_bias: bool = False  # of an output matrix that is tied
     encoder: EncoderSpec | None = None  # whose rows layers see
-    decoder_start_token_id: int | None = None  # of models with an encoder: what the decoder's tokens begin with
+    decoder_start_token_ids: tuple[int, ...] = ()  # of models with an encoder: what the decoder's tokens begin with
     tower: TowerSpec | None = None  # of a model that also sees
     #: Tensors of the checkpoint that the configuration leaves without a use, as patterns of names behind the renames.
     unused: tuple[str, ...] = ()

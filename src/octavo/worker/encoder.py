@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from octavo.device.base import Device
@@ -75,13 +74,12 @@ class EncoderRunner:
         output: Tensor = self._runner.run(self._workspace, batch, self._scratch, kept)
         return output
 
-    def step_bytes(self, num_rows: int, num_seqs: int) -> int:
-        """What buffers and scratch take in a step of so many rows of so many sequences."""
-        meta = torch.device("meta")
-        space = Workspace(self._runner.program, num_rows, self._ops.activation_dtype, meta)
+    @staticmethod
+    def scratch_bytes(program: Program, ops: Ops, num_rows: int, num_seqs: int) -> int:
+        """What the scratch cache takes in a step of so many rows of so many sequences."""
         num_blocks = num_rows // _BLOCK_SIZE + num_seqs
-        values = sum(math.prod(shape) for shapes in self._cache_shapes(num_blocks) for shape in shapes)
-        return space.num_bytes + values * self._ops.activation_dtype.itemsize
+        values = sum(math.prod(shape) for shapes in _cache_shapes(program, ops, num_blocks) for shape in shapes)
+        return values * ops.activation_dtype.itemsize
 
     @staticmethod
     def _blocks(counts: np.ndarray) -> np.ndarray:
@@ -114,9 +112,10 @@ class EncoderRunner:
             # Zeros, so that what lies behind a sequence's end is finite.
             self._scratch = [
                 tuple(self._device.zeros(shape, self._ops.activation_dtype) for shape in shapes)
-                for shapes in self._cache_shapes(num_blocks)
+                for shapes in _cache_shapes(self._program, self._ops, num_blocks)
             ]
             self._num_blocks = num_blocks
 
-    def _cache_shapes(self, num_blocks: int) -> list[tuple[tuple[int, ...], ...]]:
-        return [cache_shapes(self._ops, cache.heads, num_blocks, _BLOCK_SIZE) for cache in self._program.caches]
+
+def _cache_shapes(program: Program, ops: Ops, num_blocks: int) -> list[tuple[tuple[int, ...], ...]]:
+    return [cache_shapes(ops, cache.heads, num_blocks, _BLOCK_SIZE) for cache in program.caches]

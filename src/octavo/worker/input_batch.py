@@ -33,6 +33,9 @@ class HostBatch:
     logits_rows: np.ndarray  # int64 [S], rows of the T whose logits are needed
     rows: Rows
     draw_positions: np.ndarray  # int64 [S], of each row's token among those that its request generates
+    #: Where layers see an encoder: int32 [B], the rows of each sequence's; [E, B, most blocks of any], of E groups.
+    encoder_lens: np.ndarray | None = None
+    encoder_tables: np.ndarray | None = None
     position_parts: np.ndarray | None = None  # int32 [3, T], where a token's position has several
 
 
@@ -67,6 +70,12 @@ class InputBatch:
 
     def __post_init__(self) -> None:
         self.cache_groups = list(zip(self.block_tables.unbind(), self.slot_mapping.unbind(), strict=True))
+
+    def add_encoder(self, lens: torch.Tensor, tables: torch.Tensor, plan: Any) -> None:
+        """What layers see of encoders: int32 [B], [E, B, blocks]; and the attention's plan of it."""
+        self.encoder_lens, self.encoder_plan = lens, plan
+        # Behind the groups of the tokens, which write nothing to them.
+        self.cache_groups += [(table, self.slot_mapping[0]) for table in tables.unbind()]
 
 
 def build_batch(
@@ -110,7 +119,7 @@ def build_batch(
     draw_positions = states.draw_positions(rows)
     told = positions if not states.position_parts else positions.copy()
     parts = _position_parts(states, slots, query_start_loc, told)
-    return HostBatch(
+    host = HostBatch(
         slots=slots,
         num_decodes=num_decodes,
         num_scheduled=counts,
@@ -128,6 +137,11 @@ def build_batch(
         draw_positions=draw_positions,
         position_parts=parts,
     )
+    if len(states.encoder_tables):
+        host.encoder_lens = states.encoder_lens[slots]
+        most = -(-int(host.encoder_lens.max()) // block_size)
+        host.encoder_tables = np.ascontiguousarray(states.encoder_tables[:, slots, :most])
+    return host
 
 
 def _position_parts(

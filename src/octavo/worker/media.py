@@ -10,8 +10,10 @@ import torch
 
 from octavo.base.media import MediaItem, MediaTensor
 from octavo.device.base import Device
+from octavo.models.decoder import Definition
 from octavo.models.transformer import Transformer
 from octavo.ops.table import Ops
+from octavo.ops.workspace import Workspace
 from octavo.wire.step import MediaPlace, SchedulerOutput
 from octavo.worker.encoder import EncoderRunner
 from octavo.worker.input_batch import HostBatch, InputBatch
@@ -28,14 +30,7 @@ class MediaEncoder:
         self._device = device
         self._most_patches = most_patches
         self._runner = EncoderRunner(tower.program, ops, device, model.weights)
-        self._width = model.spec.hidden_size
         self._rows: dict[bytes, torch.Tensor] = {}  # by digest: [rows, width] of the activations' type
-
-    def step_bytes(self, num_rows: int) -> int:
-        """What is needed to encode, and to keep so many rows."""
-        patches = max(self._most_patches, self._spec.num_positions)
-        inputs = patches * self._spec.patch_values * torch.float32.itemsize
-        return self._runner.step_bytes(patches, 1) + inputs + num_rows * self._width * self._dtype.itemsize
 
     def apply(self, plan: SchedulerOutput) -> None:
         """Drop and encode what a step says."""
@@ -108,6 +103,18 @@ class MediaEncoder:
             positions=np.ascontiguousarray(positions.reshape(*positions.shape[:-2], -1), np.int32),
             needed=needed,
         ).clone()
+
+
+def media_bytes(definition: Definition, ops: Ops, num_patches: int, num_rows: int) -> int:
+    """What it takes to encode so many patches at once, and to keep so many rows; 0: the model reads text alone."""
+    tower = definition.tower
+    if tower is None:
+        return 0
+    patches, itemsize = max(num_patches, tower.spec.num_positions), ops.activation_dtype.itemsize
+    buffers = Workspace(tower.program, patches, ops.activation_dtype, torch.device("meta")).num_bytes
+    scratch = EncoderRunner.scratch_bytes(tower.program, ops, patches, 1)
+    inputs = patches * tower.spec.patch_values * torch.float32.itemsize
+    return buffers + scratch + inputs + num_rows * definition.spec.hidden_size * itemsize
 
 
 def array(tensor: MediaTensor) -> np.ndarray:

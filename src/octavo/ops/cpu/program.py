@@ -69,7 +69,7 @@ class CpuRunner(Runner):
         self._replaces_rows = any(isinstance(op, ReplaceRows) for op in program.ops)
         self._merged = math.prod(op.count for op in program.ops if isinstance(op, MergeRows))
         self._num_groups = 1 + max(cache.group for cache in program.caches)
-        self._has_encoder = any(cache.of_encoder for cache in program.caches)
+        self._sees_encoder = any(isinstance(op, Attend) and op.cache.of_encoder for op in program.ops)
         self._input_width = next((op.out.width for op in program.ops if isinstance(op, GivenRows)), None)
         # Whose addresses the native program has.
         self._space: Workspace | None = None
@@ -145,7 +145,7 @@ class CpuRunner(Runner):
         return address
 
     def _encoder_lens(self, step: StepTensors) -> int:
-        if not self._has_encoder:
+        if not self._sees_encoder:
             return 0
         assert step.encoder_lens is not None
         return _ints(step.encoder_lens, step.seq_lens.numel())
