@@ -107,13 +107,25 @@ void bind_program(nb::module_& m) {
         .def(
             "rope_write",
             [](Program& self, BufferId qkv, const Heads& heads, int cache, int group, Address rotation, Address q_norm,
-               Address k_norm, float eps, bool norms_rotated, Address q_scales) {
+               Address k_norm, float eps, bool norms_rotated, Address q_scales, BufferId rotations, BufferId places) {
                 self.add(RopeWriteRecord{qkv, counts(heads), cache, group, at<float>(rotation), at<float>(q_norm),
-                                         at<float>(k_norm), eps, norms_rotated, at<float>(q_scales)});
+                                         at<float>(k_norm), eps, norms_rotated, at<float>(q_scales), rotations, places});
             },
             nb::kw_only(), nb::arg("qkv"), nb::arg("heads"), nb::arg("cache"), nb::arg("group"), nb::arg("rotation"),
             nb::arg("q_norm"), nb::arg("k_norm"), nb::arg("eps"),
-            nb::arg("norms_rotated"), nb::arg("q_scales"))
+            nb::arg("norms_rotated"), nb::arg("q_scales"), nb::arg("rotations"), nb::arg("places"))
+        .def(
+            "gather_rotation",
+            [](Program& self, BufferId out, BufferId places, Address rotation, int64_t head_dim,
+               const std::vector<std::tuple<int, int64_t, int64_t>>& runs) {
+                GatherRotationRecord record{out, places, at<float>(rotation), head_dim, {}};
+                for (const auto& [part, first, count] : runs) record.runs.push_back({part, first, count});
+                self.add(std::move(record));
+            },
+            nb::kw_only(), nb::arg("out"), nb::arg("places"), nb::arg("rotation"), nb::arg("head_dim"), nb::arg("runs"))
+        .def(
+            "set_position_parts",
+            [](Program& self, Address parts) { self.set_position_parts(at<int32_t>(parts)); }, nb::kw_only(), nb::arg("parts"))
         .def(
             "attend",
             [](Program& self, BufferId out, BufferId qkv, int64_t row_stride, const Heads& heads, int cache, int group, int window,

@@ -86,6 +86,18 @@ struct RopeWriteRecord {
     float eps;
     bool norms_rotated;
     const float* q_scales;  // may be null
+    BufferId rotations, places;  // what GatherRotationRecord wrote in the place of rotation and positions; -1: nothing
+};
+// Of the rotation of each row, runs of pairs of which all are turned by one part of the row's position.
+struct GatherRotationRecord {
+    struct Run {
+        int part;
+        int64_t first, count;
+    };
+    BufferId out, places;
+    const float* rotation;
+    int64_t head_dim;
+    std::vector<Run> runs;
 };
 struct AttendRecord {
     BufferId out, qkv;
@@ -168,7 +180,7 @@ using Record = std::variant<EmbedRecord, GivenRowsRecord, LinearRecord, NormReco
                             AddNormRecord, ClipRecord, RopeWriteRecord, AttendRecord, HeadLinearRecord,
                             LatentWriteRecord, LatentAttendRecord, CausalConvRecord, SelectiveScanRecord, ActRecord,
                             RouteRecord, ExpertsRecord, AddGatedRecord, KeepRowsRecord, ReplaceRowsRecord,
-                            MergeRowsRecord>;
+                            MergeRowsRecord, GatherRotationRecord>;
 
 // Blocks lie so many values apart. A latent has the same array twice.
 struct LayerCache {
@@ -210,6 +222,8 @@ public:
     void set_buffers(std::vector<float*> buffers) { buffers_ = std::move(buffers); }
     void set_caches(std::vector<LayerCache> caches, CacheType type, int block_size);
     void set_states(std::vector<float*> states) { states_ = std::move(states); }
+    // int32 [parts][rows] of the next run, or null: each part is the position.
+    void set_position_parts(const int32_t* parts) { position_parts_ = parts; }
     void set_replaced_rows(const ReplacedRows& rows) { replaced_ = rows; }
     // After all of them. Buffers, caches and groups that records name must be there; Python has checked it.
     void run(const ProgramStep& step) const;
@@ -220,6 +234,7 @@ private:
     std::vector<LayerCache> caches_;
     std::vector<float*> states_;
     ReplacedRows replaced_{};
+    const int32_t* position_parts_ = nullptr;
     CacheType type_{};
     int block_size_ = 0;
 

@@ -59,6 +59,7 @@ class Program:
 
     def __init__(self) -> None: ...
     def embed(self, weight: PackedLinear, *, out: int, scale: float, of_positions: bool) -> None: ...
+    def given_rows(self, *, out: int, width: int) -> None: ...
     def linear(self, weight: PackedLinear, *, out: int, x: int) -> None: ...
     def norm(self, *, out: int, x: int, weight: int, bias: int, width: int, eps: float, layer_norm: bool) -> None: ...
     def norm_parts(
@@ -93,12 +94,15 @@ class Program:
         eps: float,
         norms_rotated: bool,
         q_scales: int,
+        rotations: int,
+        places: int,
     ) -> None: ...
     def attend(
         self,
         *,
         out: int,
         qkv: int,
+        row_stride: int,
         heads: tuple[int, int, int],
         cache: int,
         group: int,
@@ -108,6 +112,9 @@ class Program:
         softcap: float,
         slopes: int,
         sinks: int,
+        causal: bool,
+        reads_key_ends: bool,
+        of_encoder: bool,
     ) -> None: ...
     def causal_conv(
         self, *, out: int, x: int, state: int, width: int, taps: int, weight: int, bias: int, gated: bool
@@ -172,6 +179,10 @@ class Program:
     ) -> None: ...
     def add_gated(self, *, residual: int, x: int, gates: int, width: int) -> None: ...
     def keep_rows(self, *, rows: list[int], widths: list[int]) -> None: ...
+    def gather_rotation(
+        self, *, out: int, places: int, rotation: int, head_dim: int, runs: list[tuple[int, int, int]]
+    ) -> None: ...
+    def set_position_parts(self, *, parts: int) -> None: ...
     def replace_rows(self, *, x: int, width: int) -> None: ...
     def merge_rows(self, *, out: int, x: int, width: int, count: int) -> None: ...
     def set_replaced_rows(self, *, rows: int, index: int, count: int) -> None: ...
@@ -188,6 +199,9 @@ class Program:
         num_seqs: int,
         groups: list[tuple[int, int, int]],
         state_slots: int,
+        input_rows: int,
+        key_ends: int,
+        encoder_lens: int,
         needed: int,
         num_needed: int,
     ) -> None: ...
@@ -319,6 +333,9 @@ def attention(
     softcap: float,
     slopes: int,
     sinks: int,
+    row_stride: int,
+    causal: bool,
+    key_ends: int,
     /,
 ) -> None: ...
 def forbid(logits: int, vocab: int, rows: int, masks: int, num_masks: int, num_words: int, /) -> None: ...

@@ -16,7 +16,7 @@ from octavo.base.media import MediaItem, MediaTensor, place_media
 from octavo.wire.messages import AddRequest
 
 
-@pytest.fixture(scope="module", params=["llava", "idefics3"])
+@pytest.fixture(scope="module", params=["llava", "idefics3", "qwen2-vl"])
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     return Case(tmp_path_factory.mktemp("media"), request.param)
 

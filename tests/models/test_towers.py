@@ -6,8 +6,9 @@ resizes with Pillow.
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,11 @@ import torch
 from engine.harness import Engine
 from octavo.base.media import MediaItem, PreparedMedia, place_media
 from octavo.base.params import SamplingParams
+from octavo.ops.run import Runner
+from octavo.ops.table import Ops, bind
 from octavo.text.media.table import media_processor
 from octavo.wire.messages import AddRequest
+from octavo.worker import worker as worker_module
 
 IMAGE = 90
 TEXT: dict[str, Any] = {
@@ -27,6 +31,10 @@ TEXT: dict[str, Any] = {
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2048,
     "bos_token_id": None, "eos_token_id": None, "pad_token_id": None,
 }  # fmt: skip
+QWEN: dict[str, Any] = {
+    "model_type": "qwen2_vl_text",
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]},
+}
 VISION: dict[str, Any] = {
     "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 16,
     "patch_size": 4,
@@ -60,6 +68,15 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         LLAVA,
     ),
     "idefics3": ("Idefics3", {"vision_config": VISION, "scale_factor": 2}, IDEFICS),
+    "qwen2-vl": (
+        "Qwen2VL",
+        {
+            "vision_config": {
+                "depth": 2, "embed_dim": 48, "num_heads": 3, "mlp_ratio": 2, "patch_size": 4, "hidden_size": 64,
+            },
+        },
+        {"min_pixels": 64, "max_pixels": 1024},
+    ),
     "smolvlm": ("SmolVLM", {"vision_config": VISION, "scale_factor": 4}, IDEFICS),
 }  # fmt: skip
 
@@ -71,20 +88,21 @@ def pixels(height: int, width: int, seed: int) -> np.ndarray:
 class Case:
     """A model of transformers on the disk, the engine that serves it, and its processor."""
 
-    def __init__(self, path: Path, name: str) -> None:
+    def __init__(self, path: Path, name: str, engine: Callable[[Path], Engine] = Engine) -> None:
         import transformers
 
         family, options, self.settings = CASES[name]
         torch.manual_seed(0)
+        text = TEXT if family != "Qwen2VL" else {**TEXT, **QWEN}
         config = getattr(transformers, f"{family}Config")(
-            text_config=TEXT, image_token_id=IMAGE, tie_word_embeddings=False, **options
+            text_config=text, image_token_id=IMAGE, tie_word_embeddings=False, **options
         )
         self.model = getattr(transformers, f"{family}ForConditionalGeneration")(config).eval().float()
         for parameter in self.model.parameters():  # wide, so that a wrong row shows
             parameter.data = torch.randn_like(parameter) * (0.6 if parameter.dim() > 1 else 0.3) * 0.5
         self.model.save_pretrained(path)
         self.family = family
-        self.engine = Engine(path)
+        self.path, self.engine = path, engine(path)
         written = json.loads((path / "config.json").read_text())
         found = media_processor(written, self.settings, lambda text: None)
         assert found is not None
@@ -100,7 +118,7 @@ class Case:
 
     def tokens(self, media: PreparedMedia) -> list[int]:
         """Of an item's text: its placeholders, and one token for what stands between two runs of them."""
-        runs = media.text.split("<image>")
+        runs = media.text.split(self.processor.placeholder)
         ids: list[int] = []
         for number, between in enumerate(runs):
             ids += [20 + len(between) % 40] if between else []
@@ -109,10 +127,20 @@ class Case:
 
     def expected(self, ids: list[int], images: Sequence[np.ndarray]) -> torch.Tensor:
         """Log probabilities of all tokens behind the first, [T - 1]."""
-        values: dict[str, Any] = {"pixel_values": self.pixel_values(images)}
+        values = self.inputs(images)
+        if "image_grid_thw" in values:
+            values["mm_token_type_ids"] = torch.tensor([[int(token == IMAGE) for token in ids]])
         with torch.no_grad():
             logits = self.model(input_ids=torch.tensor([ids]), **values).logits[0]
         return logits.float().log_softmax(-1)
+
+    def inputs(self, images: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
+        if self.family == "Qwen2VL":
+            from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+            processor = Qwen2VLImageProcessorPil(patch_size=4, **self.settings)
+            return dict(processor(list(images), return_tensors="pt"))
+        return {"pixel_values": self.pixel_values(images)}
 
     def pixel_values(self, images: Sequence[np.ndarray]) -> torch.Tensor:
         if self.family == "Llava":
@@ -124,12 +152,15 @@ class Case:
 
         return Idefics3ImageProcessorPil(**self.settings)([list(images)], return_tensors="pt")["pixel_values"]
 
-    def reply(self, ids: list[int], media: tuple[MediaItem, ...], **info: Any) -> tuple[list[float], list[int]]:
+    def reply(
+        self, ids: list[int], media: tuple[MediaItem, ...], *, engine: Engine | None = None, **info: Any
+    ) -> tuple[list[float], list[int]]:
         """Log probabilities of the prompt's tokens behind the first, and three tokens that follow."""
         params = SamplingParams(temperature=0.0, max_tokens=3, prompt_logprobs=0)
         request = AddRequest(1, ids, params, media=media)
-        scheduler = self.engine.scheduler(prefix_caching=False, **info)
-        reply = self.engine.run([request], scheduler=scheduler).replies[1]
+        engine = engine or self.engine
+        scheduler = engine.scheduler(prefix_caching=False, **info)
+        reply = engine.run([request], scheduler=scheduler).replies[1]
         assert reply.error is None, reply.error
         return [each.logprob for each in reply.prompt_logprobs], reply.token_ids
 
@@ -154,3 +185,13 @@ def test_a_picture_in_chunks_is_the_same_bit_for_bit(case: Case) -> None:
     whole = case.reply(ids, media)
     assert case.reply(ids, media, max_num_batched_tokens=7, max_num_prefill_tokens=7) == whole
     assert case.reply(ids, media, media_step_rows=1, media_cache_rows=1) == whole
+
+
+def test_operations_one_by_one_are_the_native_program(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    def bound(*args: Any, **options: Any) -> Ops:
+        return dataclasses.replace(bind(*args, **options), program_runner=Runner)
+
+    monkeypatch.setattr(worker_module, "bind", bound)
+    engine = Engine(case.path)
+    ids, media = case.prompt([pixels(30, 20, 1), pixels(16, 16, 2)])
+    assert case.reply(ids, media, engine=engine) == case.reply(ids, media)

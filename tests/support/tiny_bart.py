@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.processors import TemplateProcessing
 
 VOCAB = 96
 MAX_POSITIONS = 128
@@ -47,3 +52,15 @@ def logits_of(model: Any, encoder_ids: list[int], decoder_ids: list[int]) -> tor
             input_ids=torch.tensor([encoder_ids]), decoder_input_ids=torch.tensor([decoder_ids])
         ).logits
     return logits[0]
+
+
+def save_tokenizer(directory: Path) -> None:
+    """Words w4, w5, ... for the ids from 4 on; a text begins with <s> and ends with </s>, as BART's does."""
+    words = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, **{f"w{i}": i for i in range(4, VOCAB)}}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    tokenizer.add_special_tokens(["<s>", "<pad>", "</s>", "<unk>"])
+    tokenizer.post_processor = TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
+    tokenizer.save(str(directory / "tokenizer.json"))
+    special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    (directory / "tokenizer_config.json").write_text(json.dumps(special))

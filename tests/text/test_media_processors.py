@@ -79,6 +79,37 @@ def test_idefics3_sees_what_transformers_shows_it(size: tuple[int, int], splits:
     assert media.text.count("<row_") == rows * columns and media.text.count("\n") == (rows + 1 if rows else 0)
 
 
+def qwen2_vl(**settings: Any) -> Any:
+    config = {
+        "architectures": ["Qwen2VLForConditionalGeneration"], "image_token_id": 5,
+        "vision_config": {"patch_size": 4, "spatial_merge_size": 2},
+    }  # fmt: skip
+    return media_processor(config, {"min_pixels": 128, "max_pixels": 2048} | settings, IDS.get)
+
+
+@pytest.mark.parametrize("size", [(40, 60), (61, 35), (16, 16), (9, 90), (100, 100), (6, 5)])
+def test_qwen2_vl_sees_what_transformers_shows_it(size: tuple[int, int]) -> None:
+    module = pytest.importorskip("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl")
+    reference = module.Qwen2VLImageProcessorPil(patch_size=4, min_pixels=128, max_pixels=2048)
+    found = reference(pixels(*size), return_tensors="np")
+    media = qwen2_vl().image(pixels(*size), {})
+    values, levels = array(media.tensors["patches"])[0], array(media.tensors["levels"])
+    seen = np.stack([levels[c][values.reshape(len(values), 3, 16)[:, c]] for c in range(3)], 1)
+    assert np.array_equal(np.repeat(seen[:, :, None], 2, 2).reshape(len(values), -1), found["pixel_values"])
+    lines, columns = (found["image_grid_thw"][0, 1:] // 2).tolist()
+    assert media.grid == (1, lines, columns) and media.rows == lines * columns
+
+
+def test_qwen2_vl_looks_as_closely_as_it_is_asked_to() -> None:
+    processor = qwen2_vl()
+    whole, low, few = (
+        processor.image(pixels(80, 80), options).rows for options in ({}, {"detail": "low"}, {"max_pixels": 100})
+    )
+    assert whole > low > few
+    with pytest.raises(InvalidRequest, match="200 times"):
+        processor.image(pixels(1, 300), {})
+
+
 def test_positions_follow_the_patches_in_their_squares() -> None:
     media = idefics3(do_image_splitting=False).image(pixels(20, 20), {})
     assert array(media.tensors["positions"]).tolist() == [[0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15]]
@@ -94,7 +125,7 @@ def test_low_detail_is_the_whole_picture_alone() -> None:
 
 @pytest.mark.parametrize("options", [{"size": {"longest_edge": 10**6}}, {"size": 3}, {"crop": 1}])
 def test_options_that_nobody_has_are_refused(options: dict[str, Any]) -> None:
-    for processor in (square(), idefics3()):
+    for processor in (square(), idefics3(), qwen2_vl()):
         with pytest.raises(InvalidRequest, match="option"):
             processor.image(pixels(20, 20), options)
 

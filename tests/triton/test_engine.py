@@ -13,13 +13,16 @@ import transformers
 
 from engine.drafters import Oracle
 from engine.harness import Engine, Reply, Run, request
+from models.test_towers import Case, pixels
 from octavo.base.config import CacheConfig, EngineConfig, ModelConfig, ParallelConfig, SchedulerConfig
+from octavo.base.params import SamplingParams
 from octavo.core.grammar.structured import LLGuidanceCompiler
 from octavo.device.aside import tensors_of
 from octavo.wire.messages import AddRequest
 from octavo.worker import worker as worker_module
 from octavo.worker.worker import Worker
 from support.interpreted_device import InterpretedDevice
+from support.tiny_bart import logits_of, make_bart, random_ids
 
 VOCAB = 96
 
@@ -249,3 +252,39 @@ def test_states_and_latents_in_captured_steps_and_through_preemption(
     run = engine.run(requests_under_test(), scheduler=scheduler, ahead=True)
     assert run.num_preemptions > 0 and (run.num_swapped > 0) == (kind == "latents")
     check(run, expected)
+
+
+def test_a_model_with_an_encoder_gives_the_tokens_of_transformers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a batch of several lengths, also where a decoder's prompt comes in pieces."""
+    model = make_bart(tmp_path, d_model=32, encoder_layers=1, decoder_layers=1, decoder_attention_heads=4)
+    engine = TinyEngine(tmp_path, InterpretedDevice(), monkeypatch)
+    asked = [
+        AddRequest(
+            request_id=i,
+            prompt_token_ids=[2, *random_ids(num_decoder - 1, 9 + i)],
+            params=SamplingParams(temperature=0.0, max_tokens=3),
+            encoder_token_ids=random_ids(num_encoder, i),
+        )
+        for i, (num_encoder, num_decoder) in enumerate([(21, 1), (33, 7), (1, 2)])
+    ]
+    scheduler = engine.scheduler(max_num_batched_tokens=5, max_num_prefill_tokens=5)
+    run = engine.run(asked, scheduler=scheduler, ahead=True)
+    for each in asked:
+        ids, prompt = run.replies[each.request_id].token_ids, each.prompt_token_ids
+        logits = logits_of(model, each.encoder_token_ids, [*prompt, *ids])
+        assert ids == logits[len(prompt) - 1 : -1].argmax(-1).tolist()
+
+
+def test_prompts_with_pictures_give_the_tokens_of_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Towers, rows in the place of tokens, and captured steps behind them."""
+    case = Case(tmp_path, "smolvlm", lambda path: TinyEngine(path, None, monkeypatch))
+    requests = []
+    for i, pictures in enumerate([[pixels(16, 16, 1)], [pixels(16, 16, 2), pixels(16, 16, 1)]]):
+        ids, media = case.prompt(pictures)
+        requests.append(AddRequest(i, ids, request(i, ids, max_tokens=3).params, media=media))
+    expected = case.engine.run(requests).replies
+    engine = TinyEngine(tmp_path, InterpretedDevice(), monkeypatch)
+    check(engine.run(requests, ahead=True, per_step=1), expected)
+    assert engine.device.num_replays > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,7 +33,7 @@ def runner_of(path: Path, impl: Any = "auto") -> EncoderRunner:
 
 
 def encoded(runner: EncoderRunner, inputs: list[list[int]]) -> list[torch.Tensor]:
-    ids = np.array(sum(inputs, []), np.int32)
+    ids = np.array(list(chain(*inputs)), np.int32)
     lens = [len(each) for each in inputs]
     return list(runner.run(lens, token_ids=ids).clone().split(lens))
 

@@ -318,6 +318,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     external_id: str
     turn_id: str = ""
     prompt_token_ids: list[int]
+    encoder_token_ids: list[int] = []  # of a model with an encoder: its input; the prompt is the decoder's then
     params: SamplingParams
     priority: int = 0
     cache_salt: str = ""
@@ -334,6 +335,11 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     def has_id(self, matches: Callable[[str], bool]) -> bool:
         """One of its public ids matches."""
         return matches(self.external_id) or (self.turn_id != "" and matches(self.turn_id))
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Of the prompt, and of the encoder's input where there is one."""
+        return len(self.prompt_token_ids) + len(self.encoder_token_ids)
 
     @property
     def num_sequences(self) -> int:

@@ -58,6 +58,22 @@ def sized(
     return msgspec.structs.replace(params, max_tokens=min(room, most))
 
 
+def check_encoder_input(ids: list[int], info: EngineInfo, param: str = "prompt") -> None:
+    """The input of the model's encoder, which callers call the prompt: `param` is the field that holds it.
+
+    Raises `InvalidRequest` or `ContextLengthExceeded`.
+    """
+    most = info.max_encoder_len
+    if not most and ids:
+        raise InvalidRequest("The model has no encoder, which could take an input of its own.", param)
+    if most and not ids:
+        raise InvalidRequest("Prompt cannot be empty: it is the input of the model's encoder.", param)
+    if len(ids) > most:
+        raise ContextLengthExceeded(
+            f"At most {most} tokens fit the model's encoder, but the prompt has {len(ids)}.", param
+        )
+
+
 class Admission:
     """Holds no requests: whoever asks says how many there are."""
 
@@ -72,7 +88,8 @@ class Admission:
         """The parameters with `max_tokens` set. Raises `InvalidRequest` or `ContextLengthExceeded` for a request that
         is refused whatever else is served."""
         params = sized(request.params, len(request.prompt_token_ids), self._info)
-        self._check_ids(request.prompt_token_ids)
+        check_encoder_input(request.encoder_token_ids, self._info)
+        self._check_ids([*request.prompt_token_ids, *request.encoder_token_ids])
         if (params.prompt_logprobs or 0) * len(request.prompt_token_ids) > MAX_PROMPT_SCORES:
             raise InvalidRequest(
                 f"`prompt_logprobs` times the length of the prompt must be at most {MAX_PROMPT_SCORES}.",
@@ -94,7 +111,7 @@ class Admission:
             waiting = max(0, num_unfinished - self._info.max_num_seqs)
             raise self._overloaded(f"{waiting} requests are waiting", count, "max_num_queued_reqs")
         # With nothing in the queue the longest prompt is let in: it would never be otherwise.
-        most, wanted = self._max_num_queued_tokens, count * len(request.prompt_token_ids)
+        most, wanted = self._max_num_queued_tokens, count * request.num_prompt_tokens
         if most is not None and num_queued_tokens and num_queued_tokens + wanted > most:
             raise self._overloaded(f"{num_queued_tokens} tokens of prompts are waiting", count, "max_num_queued_tokens")
         return params

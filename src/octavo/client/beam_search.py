@@ -200,7 +200,7 @@ class _Search:
     def delta(self, best: list[_Beam], times: RequestTimes) -> GenerationDelta:
         outputs = [self._output(index, beam) for index, beam in enumerate(best)]
         num_output = sum(len(beam.token_ids) for beam in best)
-        num_prompt = len(self._request.prompt_token_ids)
+        num_prompt = self._request.num_prompt_tokens
         return GenerationDelta(outputs, num_prompt, self._num_cached, num_output, True, times=times)
 
     def _output(self, index: int, beam: _Beam) -> CompletionDelta:

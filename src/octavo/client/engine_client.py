@@ -235,6 +235,7 @@ class EngineClient:
                         arrival_time=request.arrival_time or now,
                         media=request.media,
                         is_counted=request.is_counted,
+                        encoder_token_ids=request.encoder_token_ids,
                     )
                 )
         except TransportError as exc:
@@ -282,7 +283,7 @@ class EngineClient:
         state.num_open += 1
         self._samples[sample.request_id] = sample
         self._num_sampled += state.request.beams is None
-        self._num_queued_tokens += len(state.request.prompt_token_ids)
+        self._num_queued_tokens += state.request.num_prompt_tokens
         self._idle.clear()
         return sample
 
@@ -324,7 +325,7 @@ class EngineClient:
     def _forget(self, sample: SampleState, reason: str, now: float) -> None:
         del self._samples[sample.request_id]
         if not sample.first_token_time:
-            self._num_queued_tokens -= len(sample.request.request.prompt_token_ids)
+            self._num_queued_tokens -= sample.request.request.num_prompt_tokens
         sample.request.num_open -= 1
         self._num_sampled -= sample.request.request.beams is None
         self._note_idle()
@@ -451,7 +452,7 @@ class EngineClient:
         is_first = not sample.first_token_time
         if is_first:
             sample.first_token_time = now
-            self._num_queued_tokens -= len(sample.request.request.prompt_token_ids)
+            self._num_queued_tokens -= sample.request.request.num_prompt_tokens
             sample.scheduled_time = output.scheduled_time
             sample.num_cached_tokens = output.num_cached_tokens
             arrival = sample.request.request.arrival_time or now

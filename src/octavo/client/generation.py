@@ -303,7 +303,7 @@ class RequestState:
         self.is_taken = True
         return GenerationDelta(
             outputs,
-            len(self.request.prompt_token_ids),
+            self.request.num_prompt_tokens,
             self.samples[0].num_cached_tokens,
             sum(sample.num_tokens for sample in self.samples),
             is_over,

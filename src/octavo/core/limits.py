@@ -60,6 +60,25 @@ class TokenLimit:
         """A step's tokens are used up when it is planned."""
 
 
+class EncoderLimit:
+    """Rows of encoders' inputs, which are encoded in the step in which their request is admitted; `left` is set by the
+    scheduler before it admits anyone."""
+
+    def __init__(self, num_rows: int) -> None:
+        """`num_rows`: of a step, no fewer than the longest input has."""
+        self.num_rows = num_rows
+        self.left = num_rows
+
+    def room(self, candidate: Candidate, count: int) -> int:
+        return count if len(candidate.request.encoder_token_ids) <= self.left else 0
+
+    def take(self, candidate: Candidate, count: int) -> None:
+        self.left -= len(candidate.request.encoder_token_ids)
+
+    def leave(self, request: Request, *, forget: bool) -> None:
+        """A step's rows are used up when it is planned."""
+
+
 class SlotLimit:
     """The worker's places for running requests."""
 

@@ -48,6 +48,8 @@ class Request:
         "can_jump",
         "draft_places",
         "draft_token_ids",
+        "encoder_block_tables",
+        "encoder_token_ids",
         "eos_token_ids",
         "first_output_sent",
         "is_counted",
@@ -107,6 +109,8 @@ class Request:
         self.cache_salt = message.cache_salt
         self.media = message.media
         self.adapter = message.adapter
+        self.encoder_token_ids = message.encoder_token_ids
+        self.encoder_block_tables: list[list[int]] = []  # of each group of layers that see the encoder's rows
         # Who is first: smaller is sooner. Also who keeps the blocks when they run out.
         self.order = (message.priority, message.arrival_time, arrival_number)
 

@@ -14,7 +14,18 @@ from octavo.models.builder import Builder
 from octavo.models.params import Matrix
 from octavo.models.spec import AlibiSpec, NormSpec, QScaleSpec, RopeSpec
 from octavo.ops.operands import Buffer, Heads, Latent
-from octavo.ops.operations import Act, Activation, Add, Attend, Clip, HeadLinear, LatentAttend, LatentWrite, RopeWrite
+from octavo.ops.operations import (
+    Act,
+    Activation,
+    Add,
+    Attend,
+    Clip,
+    HeadLinear,
+    LatentAttend,
+    LatentWrite,
+    RopeWrite,
+    RopeWriteRows,
+)
 from octavo.ops.program import ProgramError
 
 
@@ -77,7 +88,7 @@ class Attention:
             q_norm = build.norm_weight(self.qk_norm, "self_attn.q_norm", "attn_q_norm", dim, rotary)
             k_norm = build.norm_weight(self.qk_norm, "self_attn.k_norm", "attn_k_norm", dim, rotary)
         cache = build.cache(heads, self.window, self.chunked)
-        rotation = None if self.rope is None else build.rotation(self.rope, dim)
+        rotation = None if self.rope is None or self.rope.sections else build.rotation(self.rope, dim)
         slopes = None if self.alibi is None else build.slopes(self.alibi)
         q_scales = None if self.q_scale is None else build.q_scales(self.q_scale)
         eps = 0.0 if self.qk_norm is None else self.qk_norm.eps
@@ -85,12 +96,16 @@ class Attention:
         if self.has_sinks:
             declared = Matrix(name="self_attn.sinks", gguf="attn_sinks", rows=heads.num_heads)
             sinks = build.vector([declared], declared.name, "weight", "norm")
+        write = RopeWrite(
+            qkv=qkv, heads=heads, cache=cache, rotation=rotation, q_norm=q_norm, k_norm=k_norm, eps=eps,
+            norms_rotated=self.norms_rotated, q_scales=q_scales,
+        )  # fmt: skip
+        if self.rope is not None and self.rope.sections:
+            rotations, places = build.rotation_rows(self.rope, dim)
+            write = RopeWriteRows(**vars(write), rotations=rotations, places=places)
         attended = build.buffer("self_attn", heads.size)
         build.ops += [
-            RopeWrite(
-                qkv=qkv, heads=heads, cache=cache, rotation=rotation, q_norm=q_norm, k_norm=k_norm, eps=eps,
-                norms_rotated=self.norms_rotated, q_scales=q_scales,
-            ),
+            write,
             Attend(
                 out=attended,
                 qkv=qkv,

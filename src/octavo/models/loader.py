@@ -88,7 +88,9 @@ def load_model(
     spec = definition.spec
     num_positions = min(config.max_model_len or spec.max_position_embeddings, spec.max_position_embeddings)
     for weight, of in definition.derived.items():
-        packer.weights[weight.name] = ops.to_device(derived_values(of, weight.shape, num_positions))
+        in_tower = definition.tower is not None and weight in definition.tower.derived
+        count = weight.shape[0] if in_tower else num_positions
+        packer.weights[weight.name] = ops.to_device(derived_values(of, weight.shape, count))
     return LoadedModel(
         model=transformer(definition, ops, packer.weights, max_num_batched_tokens),
         spec=spec,

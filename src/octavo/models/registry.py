@@ -79,11 +79,13 @@ from octavo.models.layout import (
     EXPERTS_HF,
     EXPERTS_INTERLEAVED_GGUF,
     INTERLEAVED,
+    QKV,
     QKV_GGUF,
     Layout,
+    Split,
 )
 from octavo.models.spec import ModelSpec, TowerSpec
-from octavo.models.vision import idefics3, llava
+from octavo.models.vision import idefics3, llava, qwen2_vl
 from octavo.models.vision.vit import FLATTENED
 
 logger = logging.getLogger("octavo.models")
@@ -200,12 +202,16 @@ class Seeing:
 
     tower: Callable[[ConfigReader, ModelSpec], tuple[TowerSpec, tuple[str, ...]]]
     renames: tuple[tuple[str, str], ...]
+    splits: tuple[Split, ...] = ()
+    #: The text part as the model has it, from the text part's configuration; None: as it is.
+    text: Callable[[ConfigReader, ModelSpec], ModelSpec] | None = None
 
 
 SEEING: Final[dict[str, Seeing]] = {
     "LlavaForConditionalGeneration": Seeing(llava.tower, llava.HF),
     "Idefics3ForConditionalGeneration": Seeing(idefics3.tower, idefics3.HF),
     "SmolVLMForConditionalGeneration": Seeing(idefics3.tower, idefics3.HF),
+    "Qwen2VLForConditionalGeneration": Seeing(qwen2_vl.tower, qwen2_vl.HF, (QKV,), qwen2_vl.text),
 }
 #: Models that also see, of which at least the text part is served.
 _WITH_TEXT: Final = frozenset(
@@ -220,6 +226,8 @@ _TEXT_RENAMES: Final = (
     (r"^language_model\.(model|lm_head)\.", r"\1."), (r"^model\.language_model\.", "model."),
 )  # fmt: skip
 _NOT_TEXT: Final = (r"(model\.)?(vision_tower|vision_model|multi_modal_projector)\..*", r"(model\.)?image_newline")
+#: Text parts that are another family's.
+_TEXT_TYPES: Final = {"qwen2_vl_text": "qwen2"}
 #: What configurations of a text part leave out, since it is transformers' default.
 _TEXT_DEFAULTS: Final[dict[str, dict[str, Any]]] = {
     "llama": {
@@ -237,11 +245,14 @@ _TEXT_DEFAULTS: Final[dict[str, dict[str, Any]]] = {
 def text_part(config: dict[str, Any]) -> dict[str, Any] | None:
     """The configuration of the text part of a model that also sees; None for other models, which are all text."""
     names, text = config.get("architectures"), config.get("text_config")
+    if names == ["Qwen2VLForConditionalGeneration"] and text is None:  # older files have both parts in one
+        text = {key: value for key, value in config.items() if key != "vision_config"} | {"model_type": "qwen2_vl_text"}
     if not isinstance(names, list) or not _WITH_TEXT.intersection(map(str, names)) or not isinstance(text, dict):
         return None
     kept = {key: config[key] for key in ("tie_word_embeddings", "quantization_config") if key in config}
     defaults = _TEXT_DEFAULTS.get(str(text.get("model_type")), {})
-    return {**defaults, **kept, **text, "architectures": None}
+    kind = _TEXT_TYPES.get(str(text.get("model_type")), text.get("model_type"))
+    return {**defaults, **kept, **text, "model_type": kind, "architectures": None}
 
 
 #: Entry points of other distributions, of which each is a `Family` under the name of its architecture.
@@ -293,7 +304,8 @@ def _with_tower(family: Family, config: dict[str, Any]) -> Family:
     if seeing is None or isinstance(_tower(config, seeing, family), CheckpointError):
         hf = replace(hf, ignored=(*hf.ignored, *_NOT_TEXT), renames=(*_TEXT_RENAMES, *hf.renames))
     else:
-        hf = replace(hf, renames=(*seeing.renames, *_TEXT_RENAMES, *hf.renames), flattened=FLATTENED)
+        renames, splits = (*seeing.renames, *_TEXT_RENAMES, *hf.renames), (*seeing.splits, *hf.splits)
+        hf = replace(hf, renames=renames, splits=splits, flattened=FLATTENED)
     return replace(family, hf=hf)
 
 
@@ -309,7 +321,10 @@ def _tower(
     text = text_part(config)
     assert text is not None
     try:
-        return seeing.tower(ConfigReader(config), family.spec(ConfigReader(text)))
+        spec = family.spec(ConfigReader(text))
+        if seeing.text is not None:
+            seeing.text(ConfigReader(text), spec)
+        return seeing.tower(ConfigReader(config), spec)
     except CheckpointError as error:
         return error
 
@@ -334,7 +349,8 @@ def model_spec(config: dict[str, Any], source: str) -> ModelSpec:
     if seeing is not None:
         tower = _tower(config, seeing, family)
         if not isinstance(tower, CheckpointError):
-            return replace(spec, tower=tower[0], unused=tower[1])
+            seen = spec if seeing.text is None else seeing.text(ConfigReader(text), spec)
+            return replace(seen, tower=tower[0], unused=tower[1])
         why = f": {tower.message}"
     logger.info("%s: only the text part of the model is served%s", source, why)
     return spec

@@ -36,6 +36,9 @@ class RopeSpec:
     beta_slow: float = 1.0  # yarn
     attention_factor: float = 1.0  # yarn, longrope: multiplies cos and sin
     truncate: bool = True  # yarn
+    #: Where a position has several parts: how many pairs of a head are turned by each, in their order.
+    sections: tuple[int, ...] = ()
+    is_axial: bool = False  # the frequencies of all sections are the same
     factors: tuple[float, ...] = ()  # factors, longrope: what each of the frequencies is divided by
     long_factors: tuple[float, ...] = ()  # longrope: the same where contexts may be longer than the original ones
 
@@ -99,13 +102,14 @@ class TowerSpec:
 
     patch_values: int
     hidden_size: int
-    num_positions: int  # of the table; that of the class token is the first
+    num_positions: int  # of the table; that of the class token is the first. 0: there is none
     layers: tuple[Layer, ...]
     has_class_token: bool = False  # in front of the patches of each picture
     keeps_class: bool = False  # its row is the first of a picture's
     patch_bias: bool = True
     pre_norm: NormSpec | None = None  # before the layers
     post_norm: NormSpec | None = None  # behind them
+    frames: int = 1  # of a patch: a picture is as many equal ones
     merge: int = 1  # so many rows, one behind the other, are one row of the projector
     projector: ProjectorSpec = ProjectorSpec()
     kinds: tuple[str, ...] = ("image",)
@@ -132,7 +136,7 @@ class ModelSpec:
     logit_softcap: float = 0.0  # 0: none
     tied_bias: bool = False  # of an output matrix that is tied
     encoder: EncoderSpec | None = None  # whose rows layers see
-    decoder_start_token_id: int | None = None  # of models with an encoder: what the decoder's tokens begin with
+    decoder_start_token_ids: tuple[int, ...] = ()  # of models with an encoder: what the decoder's tokens begin with
     tower: TowerSpec | None = None  # of a model that also sees
     #: Tensors of the checkpoint that the configuration leaves without a use, as patterns of names behind the renames.
     unused: tuple[str, ...] = ()

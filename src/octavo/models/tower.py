@@ -14,6 +14,8 @@ from octavo.ops.program import Program, program
 
 #: Where the names of a tower's tensors begin, behind the renames of a layout.
 ROOM: Final = "tower"
+#: Of towers that have rotations and no table of positions.
+MAX_PATCHES_A_SIDE: Final = 4096
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,12 +30,13 @@ class TowerDefinition:
 
 def define_tower(spec: TowerSpec, width: int) -> TowerDefinition:
     """`width`: of the language model's rows. Raises ProgramError if the blocks of a family do not fit together."""
-    build = Builder(spec.num_positions, f"{ROOM}.layers", "v.blk", keeps=False)
+    build = Builder(spec.num_positions or MAX_PATCHES_A_SIDE, f"{ROOM}.layers", "v.blk", keeps=False)
     patches = Buffer("patches", spec.patch_values)
     build.ops.append(GivenRows(out=patches))
     matrix = Matrix(name=f"{ROOM}.patches", gguf="v.patch_embd", rows=spec.hidden_size, bias=spec.patch_bias)
     residual = build.linear(patches, f"{ROOM}.patches", [matrix], None)
-    _add_positions(build, spec, residual)
+    if spec.num_positions:
+        _add_positions(build, spec, residual)
     if spec.pre_norm is not None:
         build.norm_in_place(residual, spec.pre_norm, f"{ROOM}.pre_norm", "v.pre_ln")
     for number, layer in enumerate(spec.layers):

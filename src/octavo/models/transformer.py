@@ -28,8 +28,8 @@ class Transformer:
     ) -> None:
         self.definition = definition
         self.spec = definition.spec
-        self._ops = ops
         self.weights = weights
+        self._ops = ops
         self._lm_head = weights[definition.lm_head.name]
         self._logits = self._empty_logits(0)
         self._runner = ops.program_runner(ops, definition.program, weights)
@@ -45,8 +45,8 @@ class Transformer:
 
     @property
     def attention_shapes(self) -> tuple[Heads | Latent, ...]:
-        """Those of the attentions, each once: layers of one shape plan a step alike."""
-        return tuple(dict.fromkeys(cache.heads for cache in self.definition.program.caches))
+        """Those of the attentions over the tokens, each once: layers of one shape plan a step alike."""
+        return tuple(dict.fromkeys(cache.heads for cache in self.definition.program.caches if not cache.of_encoder))
 
     def forward(self, step: StepTensors, kv_caches: KVCaches, needed: Tensor | None = None) -> Tensor:
         """Run the step's tokens; their keys and values go to the caches, one (k, v) for each of the program's.

@@ -46,7 +46,8 @@ _JSON_SETTINGS = (
     "media_io_kwargs", "mm_processor_kwargs",
 )  # fmt: skip
 #: A text, token ids, or either in a dictionary under `prompt` or `prompt_token_ids`, with `multi_modal_data`: "image",
-#: "audio" or "video" -> one or a list, in the order of the model's placeholders in the prompt.
+#: "audio" or "video" -> one or a list, in the order of the model's placeholders in the prompt. Of a model with an
+#: encoder that is the encoder's input; or both, in a dictionary under `encoder_prompt` and `decoder_prompt`.
 Prompt: TypeAlias = str | list[int] | Mapping[str, Any]
 Messages: TypeAlias = list[Mapping[str, Any]]
 
@@ -238,7 +239,7 @@ class LLM:
             window = 2 * self._model.info.max_num_seqs
             finals = self._thread.run(_generate_all(self._model, prepared, window, progress.note))
         return [
-            request_output(one, given.text(one), final, self.tokenizer)
+            request_output(one, given.shown, final, self.tokenizer)
             for one, given, final in zip(prepared, prompts, finals, strict=True)
         ]
 
@@ -264,22 +265,33 @@ class _Given:
     param: str
     shown: str | None = None
 
-    def text(self, prepared: Prepared) -> str | None:
-        return self.shown if prepared.prompts[0].text is None else prepared.prompts[0].text
-
 
 def _prompt(item: Any, place: int) -> _Given:
+    param = f"prompts.{place}"
+    if isinstance(item, Mapping) and "encoder_prompt" in item:
+        if unknown := sorted(item.keys() - {"encoder_prompt", "decoder_prompt"}):
+            raise InvalidRequest(f"`{unknown[0]}` goes into the prompt of the encoder or of the decoder.", param)
+        prompt, text = _one_prompt(item["encoder_prompt"], f"{param}.encoder_prompt")
+        decoder = item.get("decoder_prompt")
+        if decoder is not None:
+            decoder, _ = _one_prompt(decoder, f"{param}.decoder_prompt")
+        return _Given(Continuation(prompt=prompt, decoder_prompt=decoder), param, text)
+    prompt, text = _one_prompt(item, param)
+    media = given_media(item, param) if isinstance(item, Mapping) else {}
+    return _Given(Continuation(prompt=prompt, **media), param, text)
+
+
+def _one_prompt(item: Any, param: str) -> tuple[str | list[int], str | None]:
+    """A prompt, and the text that goes with ids."""
     text: str | None = None
-    media: dict[str, Any] = {}
     if isinstance(item, Mapping):
-        media = given_media(item, f"prompts.{place}")
         text = item.get("prompt") if isinstance(item.get("prompt"), str) else None
         item = item.get("prompt_token_ids") or item.get("prompt", "")
     if isinstance(item, str):
-        return _Given(Continuation(prompt=item, **media), f"prompts.{place}")
+        return item, None
     if isinstance(item, Sequence) and all(type(i) is int for i in item):
-        return _Given(Continuation(prompt=list(item), **media), f"prompts.{place}", text)
-    raise InvalidRequest("A prompt is a text, a list of token ids, or a dictionary with one.", f"prompts.{place}")
+        return list(item), text
+    raise InvalidRequest("A prompt is a text, a list of token ids, or a dictionary with one.", param)
 
 
 def offline_config(model: str, settings: Mapping[str, Any]) -> ServeConfig:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from octavo.client.generation import Completion, FinalOutput
 from octavo.served.model import Prepared
@@ -43,17 +43,23 @@ class RequestOutput:
     num_cached_tokens: int  # prompt tokens that were found in the prefix cache
     prompt_logprobs: list[dict[int, Logprob] | None] | None = None  # None for the first token, which follows nothing
     finished: bool = True
+    #: Of a model with an encoder: its input. `prompt` is then the decoder's, as far as it was given.
+    encoder_prompt: str | None = None
+    encoder_prompt_token_ids: list[int] | None = None
 
 
 def request_output(prepared: Prepared, text: str | None, final: FinalOutput, tokenizer: Tokenizer) -> RequestOutput:
-    """The result of a turn of one prompt, whose text is `text`."""
+    """The result of a turn of one prompt. `text`: of what the caller gave as ids."""
     [prompt] = prepared.prompts
     outputs = [_completion_output(sample, tokenizer) for sample in final.outputs]
     scores: list[dict[int, Logprob] | None] | None = None
     if prepared.params.prompt_logprobs is not None:
         pairs = zip(prompt.ids[1:], final.prompt_logprobs or (), strict=True)
         scores = [None, *(_position(token_id, entry, tokenizer) for token_id, entry in pairs)]
-    return RequestOutput(prompt.request.external_id, text, prompt.ids, outputs, final.num_cached_tokens, scores)
+    made = RequestOutput(prompt.request.external_id, prompt.text, prompt.ids, outputs, final.num_cached_tokens, scores)
+    if ids := prompt.request.encoder_token_ids:
+        return replace(made, encoder_prompt=prompt.encoder_text or text, encoder_prompt_token_ids=ids)
+    return replace(made, prompt=prompt.text or text)
 
 
 def _completion_output(sample: Completion, tokenizer: Tokenizer) -> CompletionOutput:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from octavo.ops.operands import Buffer, Heads, Latent, State, Weight
@@ -18,6 +19,7 @@ from octavo.ops.operations import (
     Clip,
     Embed,
     Experts,
+    GatherRotation,
     GivenRows,
     HeadLinear,
     KeepRows,
@@ -30,6 +32,7 @@ from octavo.ops.operations import (
     Op,
     ReplaceRows,
     RopeWrite,
+    RopeWriteRows,
     Route,
     SelectiveScan,
 )
@@ -248,10 +251,13 @@ def _rope_write(table: Table, op: RopeWrite, frame: Frame) -> None:
     k, v = frame.kv_caches[op.cache.index]
     _, slot_mapping = frame.step.cache_groups[op.cache.group]
     heads = op.heads
+    positions, rotation = frame.step.positions, frame.weight(op.rotation)
+    if isinstance(op, RopeWriteRows):
+        positions, rotation = frame[op.places].view(-1), frame[op.rotations]
     table.rope_kv_write(
         frame[op.qkv],
-        frame.step.positions,
-        frame.weight(op.rotation),
+        positions,
+        rotation,
         frame.weight(op.q_norm),
         frame.weight(op.k_norm),
         op.eps,
@@ -264,6 +270,16 @@ def _rope_write(table: Table, op: RopeWrite, frame: Frame) -> None:
         norms_rotated=op.norms_rotated,
         q_scales=frame.weight(op.q_scales),
     )
+
+
+def _gather_rotation(table: Table, op: GatherRotation, frame: Frame) -> None:
+    out, rotation, parts = frame[op.out], frame.weight(op.rotation), frame.step.position_parts
+    half = len(op.parts)
+    for part, first, count in op.runs():
+        rows = rotation[(frame.step.positions if parts is None else parts[part]).long()]
+        for at in (first, half + first):
+            out[:, at : at + count] = rows[:, at : at + count]
+    frame[op.places].copy_(torch.arange(len(out), dtype=torch.int32, device=out.device)[:, None])
 
 
 def _attend(table: Table, op: Attend, frame: Frame) -> None:
@@ -393,7 +409,9 @@ HANDLERS: dict[type[Op], Handler] = {
     Route: _route,
     Experts: _experts,
     Clip: _clip,
+    GatherRotation: _gather_rotation,
     RopeWrite: _rope_write,
+    RopeWriteRows: _rope_write,
     Attend: _attend,
     CausalConv: _causal_conv,
     SelectiveScan: _selective_scan,

@@ -95,15 +95,15 @@ def _bad_words(words: Sequence[str], renderer: Renderer) -> tuple[tuple[int, ...
 
 
 def truncated(ids: list[int], params: SamplingParams, turn: Turn, info: EngineInfo) -> list[int]:
-    """The prompt as far as the turn lets it be; -1 leaves room for what is generated."""
-    wanted = turn.truncate
+    """The prompt as far as the turn lets it be; -1 leaves room for what is generated, unless an encoder has its own."""
+    wanted, most = turn.truncate, info.max_encoder_len or info.max_model_len
     if wanted is None:
         return ids
-    if wanted < -1 or wanted == 0 or wanted > info.max_model_len:
-        raise InvalidRequest(
-            f"`truncate_prompt_tokens` must be -1 or in [1, {info.max_model_len}].", "truncate_prompt_tokens"
-        )
-    if wanted == -1:
+    if wanted < -1 or wanted == 0 or wanted > most:
+        raise InvalidRequest(f"`truncate_prompt_tokens` must be -1 or in [1, {most}].", "truncate_prompt_tokens")
+    if wanted == -1 and info.max_encoder_len:
+        wanted = most
+    elif wanted == -1:
         room = min(info.max_model_len, info.max_request_tokens)
         wanted = max(1, room - (params.max_tokens or max(turn.default_max_tokens or 1, params.min_tokens)))
     if len(ids) <= wanted:

@@ -17,7 +17,7 @@ from octavo.base.config import LogprobsMode, ServeConfig, ServerConfig
 from octavo.base.errors import EngineDead, InvalidRequest, RequestError, ShuttingDown
 from octavo.base.media import MediaItem
 from octavo.base.params import GenerateRequest, GrammarSpec, SamplingParams
-from octavo.client.admission import sized
+from octavo.client.admission import check_encoder_input, sized
 from octavo.client.best_of import best_of, widened
 from octavo.client.generation import GenerationDelta
 from octavo.served.checks import checked_params, renamed, truncated
@@ -48,6 +48,7 @@ class PreparedPrompt:
     request: GenerateRequest
     text: str | None
     reading: OutputReading | None  # None: all of the reply is content
+    encoder_text: str | None = None  # the same of the encoder's input, where there is one
 
     @property
     def ids(self) -> list[int]:
@@ -174,18 +175,23 @@ class ServedModel:
             own = await self._held(params, plan, is_thinking, turn)
             if prompt.ends:
                 own = msgspec.structs.replace(own, stop_token_ids=(*own.stop_token_ids, *prompt.ends))
-            ids = truncated(prompt.ids, own, turn, self.info)
-            if prompt.media and ids is not prompt.ids:
-                raise InvalidRequest("A prompt with media cannot be cut.", "truncate_prompt_tokens")
+            ids, encoder_ids, text, encoder_text = truncated(prompt.ids, own, turn, self.info), [], prompt.text, None
+            if ids is not prompt.ids:
+                text = None
+                if prompt.media:
+                    raise InvalidRequest("A prompt with media cannot be cut.", "truncate_prompt_tokens")
+            if prompt.decoder_ids is not None:
+                check_encoder_input(ids, self.info, prompt.param)
+                ids, encoder_ids, text, encoder_text = prompt.decoder_ids, ids, prompt.decoder_text, text
             own = sized(own, len(ids), self.info, prompt.param, self._default_max_tokens(turn))
-            text = prompt.text if ids is prompt.ids else None
             reading = None if plan is None else self._reading(turn, plan, is_thinking, own)
             request_id = turn.request_id if len(made) == 1 else f"{turn.request_id}-{place}"
             prompts.append(
                 PreparedPrompt(
-                    self._request(turn, request_id, ids, text, own, reading, prompt.media),
+                    self._request(turn, request_id, ids, encoder_ids, text, own, reading, prompt.media),
                     text,
                     reading,
+                    encoder_text,
                 )
             )
         for ready in prompts:
@@ -275,6 +281,7 @@ class ServedModel:
         turn: Turn,
         request_id: str,
         ids: list[int],
+        encoder_ids: list[int],
         text: str | None,
         params: SamplingParams,
         reading: OutputReading | None,
@@ -288,6 +295,7 @@ class ServedModel:
             external_id=request_id,
             turn_id=turn.request_id,
             prompt_token_ids=ids,
+            encoder_token_ids=encoder_ids,
             params=widened(params) if is_ranked else params,
             priority=turn.priority,
             cache_salt=turn.cache_salt,

@@ -6,7 +6,7 @@ import asyncio
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from octavo.base.config import ServerConfig
@@ -36,13 +36,18 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A prompt as the model gets it. `param`: the field that it came in."""
+    """A prompt as the model gets it. `param`: the field that it came in.
+
+    Of a model with an encoder `ids` are the encoder's input, and `decoder_ids` what the decoder begins with.
+    """
 
     ids: list[int]
     text: str | None  # None where it was given as ids
     param: str
     ends: tuple[int, ...] = ()  # further tokens that end what is written behind it
     media: tuple[MediaItem, ...] = ()  # `text` has a placeholder for each, `ids` have its rows
+    decoder_ids: list[int] | None = None
+    decoder_text: str | None = None
 
 
 class PromptMaker:
@@ -80,10 +85,28 @@ class PromptMaker:
         for place, item in enumerate(wanted):
             name = f"{param}.{place}" if len(wanted) > 1 else param
             if isinstance(item, Conversation):
-                made.append(await self._of_conversation(item, name, cache_salt))
+                prompt = await self._of_conversation(item, name, cache_salt)
             else:
-                made.append(await self._of_completion(item, name, total, cache_salt))
+                prompt = await self._of_completion(item, name, total, cache_salt)
+            made.append(await self._with_decoder(prompt, item))
         return made
+
+    async def _with_decoder(self, prompt: Prompt, item: Conversation | Continuation) -> Prompt:
+        """Of a model with an encoder, what its decoder begins with."""
+        start = list(self._info.decoder_start_token_ids)
+        given = item.decoder_prompt if isinstance(item, Continuation) else None
+        param = f"{prompt.param}.decoder_prompt"
+        if not start:
+            if given is not None:
+                raise InvalidRequest("The model has no encoder: it takes one prompt, as `prompt`.", param)
+            return prompt
+        if not given:
+            return replace(prompt, decoder_ids=start)
+        if isinstance(given, str):
+            ids = start + await self._run(len(given), lambda: self._renderer.render_text(given, False), param)
+            return replace(prompt, decoder_ids=ids, decoder_text=given)
+        self._check_ids(given, param)
+        return replace(prompt, decoder_ids=given if given[0] == start[0] else [start[0], *given])
 
     async def _of_conversation(self, item: Conversation, param: str, cache_salt: str) -> Prompt:
         self._check_template(item.chat_template)
@@ -194,9 +217,10 @@ class PromptMaker:
 
         `total`: the characters of all prompts of the turn. `is_slow`: it may take seconds, whatever the size.
         """
-        if size > self._info.max_model_len * MAX_TOKEN_BYTES:
+        most = max(self._info.max_model_len, self._info.max_encoder_len)
+        if size > most * MAX_TOKEN_BYTES:
             raise ContextLengthExceeded(
-                f"The prompt has {size} characters; they cannot fit the context of {self._info.max_model_len} tokens.",
+                f"The prompt has {size} characters; they cannot fit the context of {most} tokens.",
                 param,
             )
         try:

@@ -62,7 +62,7 @@ class RequestLog(NoObserver):
             "after %s, %s in all",
             request.external_id,
             ", ".join(sorted(set(finished.finish_reasons))),
-            len(request.prompt_token_ids),
+            request.num_prompt_tokens,
             finished.num_cached_tokens,
             sum(finished.num_output_tokens),
             _seconds(times.queue_seconds),

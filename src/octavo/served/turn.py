@@ -45,11 +45,15 @@ class Conversation:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Continuation:
     """A text or token ids to be gone on with. `suffix`: what is written stands between the two. `media`: in the order
-    in which the prompt has the model's placeholders for them."""
+    in which the prompt has the model's placeholders for them.
+
+    Of a model with an encoder `prompt` is the encoder's input, and `decoder_prompt` what the reply goes on with.
+    """
 
     prompt: str | list[int]
     add_special_tokens: bool = True
     suffix: str | None = None
+    decoder_prompt: str | list[int] | None = None
     media: Sequence[MediaPart] = ()
     media_options: MediaOptions = MediaOptions()
 

@@ -268,7 +268,7 @@ class Metrics:
 
     # ------------------------------------------------------------ the client's Observer
     def on_request_arrival(self, request: GenerateRequest) -> None:
-        self._prompt_len.observe(len(request.prompt_token_ids))
+        self._prompt_len.observe(request.num_prompt_tokens)
         self._n.observe(request.num_wanted or request.params.n)
         self._best_of.observe(request.num_sequences)
         if request.params.max_tokens is not None:

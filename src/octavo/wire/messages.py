@@ -37,6 +37,8 @@ class AddRequest(Message, frozen=True, gc=False):
     arrival_time: float = 0.0  # time.monotonic(), one clock for both processes on Linux and macOS
     media: tuple[MediaItem, ...] = ()  # within the prompt, in order, apart from each other
     adapter: str = ""  # the weights that it runs with beside the model's own; "": none
+    #: Of a model with an encoder: its input, which the prompt's tokens are the decoder's first answer to.
+    encoder_token_ids: list[int] = []
     is_counted: bool = True  # its prompt counts in the totals; not: it goes on with a request whose prompt did
 
 
@@ -97,6 +99,12 @@ class EngineInfo(Message, frozen=True, gc=False):
     #: Layers keep a state a slot, which is that of all tokens computed: no prefix is found in a cache, preempted
     #: requests are computed again, and no tokens are guessed.
     has_states: bool = False
+    #: Of a model with an encoder: what the decoder's tokens begin with, the rows that an input may have, and the groups
+    #: of layers that see them, which hold blocks for these from a request's admission to its end. No prefix is found in
+    #: a cache, and preempted requests are computed again.
+    decoder_start_token_ids: tuple[int, ...] = ()
+    max_encoder_len: int = 0
+    num_encoder_groups: int = 0
     media_kinds: tuple[str, ...] = ()  # what prompts may hold beside text: "image"; none: text alone
     media_width: int = 0  # of their rows
     #: Rows of media that a step encodes, unless one item alone has more, and that are kept to be read again.

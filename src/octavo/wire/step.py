@@ -57,6 +57,10 @@ class NewRequestData(StepData):
     num_computed_tokens: int  # tokens whose KV is already in those blocks (a prefix hit)
     sample_index: int
     sampling_seed: int | None  # 0 <= seed < 2**63, sample_index mixed in; a greedy request does not use it
+    #: Of a model with an encoder: its input, encoded in this step, and of each group of layers that see it the blocks
+    #: for its rows.
+    encoder_token_ids: list[int] = []
+    encoder_block_ids: list[list[int]] = []
     media: list[MediaPlace] = []  # in the order of the tokens
 
 

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from octavo.device.base import Device
@@ -55,9 +54,9 @@ class EncoderRunner:
         """Encode sequences of `lens` rows, T in all, each at least one.
 
         Either `token_ids` int32 [T], on the host, or `rows` [T, width] of the table's type, on the device. `key_ends`
-        int32 [T]: see `reference.attention`. `positions` int32 [T]: of the rows, where they are not 0, 1, ... of each
-        sequence. Returns the program's output of the table's type, [T, width] or that of the rows `needed`, int64 in
-        rising order: a view, valid until the next run.
+        int32 [T]: see `reference.attention`. `positions` int32 [T], or [parts, T]: of the rows, where they are not 0,
+        1, ... of each sequence. Returns the program's output of the table's type, [T, width] or that of the rows
+        `needed`, int64 in rising order: a view, valid until the next run.
         """
         counts = np.array(lens, np.int32)
         total = int(counts.sum())
@@ -65,19 +64,22 @@ class EncoderRunner:
         batch = self._batch(counts, np.zeros(total, np.int32) if token_ids is None else token_ids, key_ends)
         batch.input_rows = rows
         if positions is not None:
-            (batch.positions,) = self._device.upload(positions)
+            (given,) = self._device.upload(positions)
+            if positions.ndim > 1:
+                batch.position_parts = given
+            else:
+                batch.positions = given
         kept = None if needed is None else self._device.upload(needed)[0]
         self._reserve(total, int(self._blocks(counts).sum()))
         output: Tensor = self._runner.run(self._workspace, batch, self._scratch, kept)
         return output
 
-    def step_bytes(self, num_rows: int, num_seqs: int) -> int:
-        """What buffers and scratch take in a step of so many rows of so many sequences."""
-        meta = torch.device("meta")
-        space = Workspace(self._runner.program, num_rows, self._ops.activation_dtype, meta)
+    @staticmethod
+    def scratch_bytes(program: Program, ops: Ops, num_rows: int, num_seqs: int) -> int:
+        """What the scratch cache takes in a step of so many rows of so many sequences."""
         num_blocks = num_rows // _BLOCK_SIZE + num_seqs
-        values = sum(math.prod(shape) for shapes in self._cache_shapes(num_blocks) for shape in shapes)
-        return space.num_bytes + values * self._ops.activation_dtype.itemsize
+        values = sum(math.prod(shape) for shapes in _cache_shapes(program, ops, num_blocks) for shape in shapes)
+        return values * ops.activation_dtype.itemsize
 
     @staticmethod
     def _blocks(counts: np.ndarray) -> np.ndarray:
@@ -110,9 +112,10 @@ class EncoderRunner:
             # Zeros, so that what lies behind a sequence's end is finite.
             self._scratch = [
                 tuple(self._device.zeros(shape, self._ops.activation_dtype) for shape in shapes)
-                for shapes in self._cache_shapes(num_blocks)
+                for shapes in _cache_shapes(self._program, self._ops, num_blocks)
             ]
             self._num_blocks = num_blocks
 
-    def _cache_shapes(self, num_blocks: int) -> list[tuple[tuple[int, ...], ...]]:
-        return [cache_shapes(self._ops, cache.heads, num_blocks, _BLOCK_SIZE) for cache in self._program.caches]
+
+def _cache_shapes(program: Program, ops: Ops, num_blocks: int) -> list[tuple[tuple[int, ...], ...]]:
+    return [cache_shapes(ops, cache.heads, num_blocks, _BLOCK_SIZE) for cache in program.caches]

@@ -95,9 +95,10 @@ def plan_kv_cache(
     budget: CacheBudget,
     windows: Sequence[int] = (0,),
     step_tokens: int = 1,
+    encoder_blocks: int = 0,
 ) -> KVCachePlan:
     """Decide the number of blocks. `windows`: of each group of layers, 0 for one that keeps all keys; a step computes
-    at most `step_tokens` of one prompt.
+    at most `step_tokens` of one prompt. `encoder_blocks`: what a request has beside its tokens, at most.
 
     An explicit number of blocks or bytes is obeyed, if the device has the memory: it would be taken as requests come,
     and the system would kill the engine in the middle of one. Otherwise the cache gets what the device allows it, at
@@ -108,10 +109,12 @@ def plan_kv_cache(
     Raises InvalidConfig with the numbers when the memory is not there, and when no request could run.
     """
     block_size = config.block_size
-    blocks_per_request = max_sequence_blocks(windows, max_model_len, block_size, step_tokens)
+    blocks_per_request = encoder_blocks + max_sequence_blocks(windows, max_model_len, block_size, step_tokens)
+
+    not_tokens = NUM_NULL_BLOCKS + encoder_blocks
 
     def planned(num_blocks: int, reason: str) -> KVCachePlan:
-        room = capacity_tokens(windows, num_blocks - NUM_NULL_BLOCKS, block_size, step_tokens)
+        room = capacity_tokens(windows, num_blocks - not_tokens, block_size, step_tokens)
         return KVCachePlan(num_blocks, block_size, bytes_per_block, max_model_len, min(max_model_len, room), reason)
 
     if config.num_kv_blocks_override is not None:
@@ -133,12 +136,12 @@ def plan_kv_cache(
         available = limits[reason]
 
     num_blocks = available // bytes_per_block
-    room = capacity_tokens(windows, num_blocks - NUM_NULL_BLOCKS, block_size, step_tokens)
+    room = capacity_tokens(windows, num_blocks - not_tokens, block_size, step_tokens)
     if room < block_size:
         raise InvalidConfig(
             f"The KV cache has room for no block: a block of {block_size} tokens needs "
-            f"{len(windows) * bytes_per_block:,} bytes, and one more block is octavo's own; available are "
-            f"{available:,} ({reason})."
+            f"{(len(windows) + encoder_blocks) * bytes_per_block:,} bytes, and one more block is octavo's own; "
+            f"available are {available:,} ({reason})."
         )
     if room < max_model_len:
         if max_model_len_given:

@@ -10,8 +10,10 @@ import torch
 
 from octavo.base.media import MediaItem, MediaTensor
 from octavo.device.base import Device
+from octavo.models.decoder import Definition
 from octavo.models.transformer import Transformer
 from octavo.ops.table import Ops
+from octavo.ops.workspace import Workspace
 from octavo.wire.step import MediaPlace, SchedulerOutput
 from octavo.worker.encoder import EncoderRunner
 from octavo.worker.input_batch import HostBatch, InputBatch
@@ -28,14 +30,7 @@ class MediaEncoder:
         self._device = device
         self._most_patches = most_patches
         self._runner = EncoderRunner(tower.program, ops, device, model.weights)
-        self._width = model.spec.hidden_size
         self._rows: dict[bytes, torch.Tensor] = {}  # by digest: [rows, width] of the activations' type
-
-    def step_bytes(self, num_rows: int) -> int:
-        """What is needed to encode, and to keep so many rows."""
-        patches = max(self._most_patches, self._spec.num_positions)
-        inputs = patches * self._spec.patch_values * torch.float32.itemsize
-        return self._runner.step_bytes(patches, 1) + inputs + num_rows * self._width * self._dtype.itemsize
 
     def apply(self, plan: SchedulerOutput) -> None:
         """Drop and encode what a step says."""
@@ -79,7 +74,7 @@ class MediaEncoder:
         at_once = max(1, self._most_patches // length)
         rows = torch.cat(
             [
-                self._encode(patches[first : first + at_once], positions[first : first + at_once], levels)
+                self._encode(patches[first : first + at_once], positions[..., first : first + at_once, :], levels)
                 for first in range(0, num_sequences, at_once)
             ]
         )
@@ -87,24 +82,39 @@ class MediaEncoder:
         return rows
 
     def _encode(self, patches: np.ndarray, positions: np.ndarray, levels: np.ndarray) -> torch.Tensor:
-        """`patches` uint8 [S, P, values], the same of each channel after the other; `positions` int32 [S, P];
-        `levels` float32 [3, 256]."""
-        num_sequences, _, width = patches.shape
+        """`patches` uint8 [S, P, values], the same of each channel after the other; `positions` int32 [S, P], or
+        [parts, S, P]; `levels` float32 [3, 256]."""
+        num_sequences, length, width = patches.shape
         values = np.take(levels, patches + np.repeat(np.arange(3, dtype=np.int32) * 256, width // 3))
+        if self._spec.frames > 1:  # a picture stands still
+            still = values.reshape(num_sequences, length, 3, 1, width // 3)
+            values = np.repeat(still, self._spec.frames, 3)
         if has_class := self._spec.has_class_token:
             values = np.pad(values, ((0, 0), (1, 0), (0, 0)))
             positions = np.pad(positions + 1, ((0, 0), (1, 0)))
         length = values.shape[1]
-        (rows,) = self._device.upload(np.ascontiguousarray(values.reshape(-1, width)))
+        (rows,) = self._device.upload(np.ascontiguousarray(values.reshape(-1, self._spec.patch_values)))
         needed = None
         if has_class and not self._spec.keeps_class:
             needed = np.arange(num_sequences * length, dtype=np.int64).reshape(-1, length)[:, 1:].reshape(-1)
         return self._runner.run(
             [length] * num_sequences,
             rows=rows.to(self._dtype),
-            positions=np.ascontiguousarray(positions.reshape(-1), np.int32),
+            positions=np.ascontiguousarray(positions.reshape(*positions.shape[:-2], -1), np.int32),
             needed=needed,
         ).clone()
+
+
+def media_bytes(definition: Definition, ops: Ops, num_patches: int, num_rows: int) -> int:
+    """What it takes to encode so many patches at once, and to keep so many rows; 0: the model reads text alone."""
+    tower = definition.tower
+    if tower is None:
+        return 0
+    patches, itemsize = max(num_patches, tower.spec.num_positions), ops.activation_dtype.itemsize
+    buffers = Workspace(tower.program, patches, ops.activation_dtype, torch.device("meta")).num_bytes
+    scratch = EncoderRunner.scratch_bytes(tower.program, ops, patches, 1)
+    inputs = patches * tower.spec.patch_values * torch.float32.itemsize
+    return buffers + scratch + inputs + num_rows * definition.spec.hidden_size * itemsize
 
 
 def array(tensor: MediaTensor) -> np.ndarray:

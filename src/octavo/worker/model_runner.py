@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,10 +13,11 @@ import torch
 from octavo.base.config import LogprobsMode
 from octavo.device.base import Device
 from octavo.models.transformer import Transformer
-from octavo.ops.step import attention_planners
+from octavo.ops.step import PlannedArrays, attention_planners
 from octavo.ops.table import Ops
 from octavo.wire.messages import TokenLogprobs
 from octavo.wire.step import ModelRunnerOutput, SchedulerOutput, TokenMasks
+from octavo.worker.cross_inputs import CrossInputs
 from octavo.worker.graphs import StepGraphs
 from octavo.worker.input_batch import HostBatch, InputBatch, RowTensors, build_batch
 from octavo.worker.media import MediaEncoder
@@ -80,7 +82,16 @@ class ModelRunner:
         self._times_forward = times_forward
         self._media = media
         self._splits_drafts = not device.decodes_as_prompts
-        self._states = RequestStates(max_num_seqs, max_model_len, block_size, model.spec.vocab_size, windows)
+        definition = model.definition
+        self._states = RequestStates(
+            max_num_seqs,
+            max_model_len,
+            block_size,
+            model.spec.vocab_size,
+            windows,
+            definition.num_encoder_groups,
+            0 if definition.encoder is None else definition.encoder.spec.max_positions,
+        )
         #: What was sampled last in each slot, int32, on the device; None where the host knows before the next step.
         self._last_ids: torch.Tensor | None = None
         if device.plans_ahead:
@@ -91,10 +102,18 @@ class ModelRunner:
         self._planner = attention_planners(
             ops.attention_planner, model.attention_shapes, device.torch_device, ops.activation_dtype
         )
+        self._crossing: CrossInputs | None = None
+        self._encoder_planner: Any = None  # of attentions over its rows, whose lengths are others
+        if definition.encoder is not None:
+            self._crossing = CrossInputs(model, ops, device, kv_caches, block_size)
+            (heads,) = {cache.heads for cache in definition.program.caches if cache.of_encoder}
+            self._encoder_planner = ops.attention_planner(heads, device.torch_device, ops.activation_dtype)
         self._sampler = Sampler(ops, device, max_num_seqs, logprobs_mode)
         self._scorer = PromptScorer(model, ops, device, logprobs_mode)
         self._graphs: StepGraphs | None = None
         self._no_graphs = "switched off" if device.uses_graphs else ""
+        if self._no_graphs and self._crossing is not None:
+            self._no_graphs = "model with an encoder"
         if graph_sizes:
             max_blocks = self._states.block_tables.shape[2]
             self._graphs = StepGraphs(
@@ -123,6 +142,8 @@ class ModelRunner:
             states.remove(slot)
         for new in plan.new_requests:
             states.add(new)
+        if self._crossing is not None:
+            self._crossing.write(plan.new_requests)
         for known in plan.cached_requests:
             states.update(known)
         step = RunningStep(list(plan.num_scheduled_tokens))
@@ -138,6 +159,8 @@ class ModelRunner:
             logits, step.row_tensors = captured
         else:
             batch, rows, step.row_tensors = self._upload(host)
+            if host.position_parts is not None:
+                (batch.position_parts,) = self._device.upload(np.ascontiguousarray(host.position_parts))
             if self._media is not None and states.media:
                 self._media.place(batch, host, states.media)
             if states.prompt_logprobs:
@@ -201,6 +224,11 @@ class ModelRunner:
         """The step on the device, and which of its tokens are rows that sample, int64 [S]."""
         arrays = self._planner.arrays(host.seq_lens, host.query_start_loc, host.num_decodes)
         state_slots = [host.slots.astype(np.int32)] if self._has_states else []
+        encoder: list[np.ndarray] = []
+        encoder_arrays = PlannedArrays()
+        if host.encoder_lens is not None and host.encoder_tables is not None:
+            encoder = [host.encoder_lens, host.encoder_tables]
+            encoder_arrays = self._encoder_planner.arrays(host.encoder_lens, host.query_start_loc, host.num_decodes)
         token_ids, positions, slot_mapping, query_start_loc, seq_lens, block_tables, rows, slots, draws, *others = (
             self._device.upload(
                 host.token_ids,
@@ -213,12 +241,18 @@ class ModelRunner:
                 host.rows.slots,
                 host.draw_positions,
                 *state_slots,
+                *encoder,
+                *encoder_arrays.tensors,
                 *arrays.tensors,
             )
         )
         states = others.pop(0) if self._has_states else None
+        own, others = others[: len(encoder)], others[len(encoder) :]
+        crossed, others = others[: len(encoder_arrays.tensors)], others[len(encoder_arrays.tensors) :]
         plan = self._planner.plan(arrays, others)
         batch = InputBatch(token_ids, positions, slot_mapping, query_start_loc, seq_lens, block_tables, plan, states)
+        if own:
+            batch.add_encoder(own[0], own[1], self._encoder_planner.plan(encoder_arrays, crossed))
         self._resolve_ids(batch)
         return batch, rows, RowTensors(slots, draws)
 

@@ -14,6 +14,7 @@ import numpy as np
 from octavo.base.params import SamplingParams
 from octavo.wire.step import CachedRequestData, MediaPlace, NewRequestData
 from octavo.worker.masks import TokenMask
+from octavo.worker.position_parts import PositionParts, position_parts
 
 
 class PenaltyState:
@@ -80,8 +81,11 @@ class RequestStates:
         block_size: int,
         vocab_size: int,
         windows: Sequence[int] = (0,),
+        num_encoder_groups: int = 0,
+        max_encoder_len: int = 0,
     ) -> None:
-        """`windows`: of each group of layers, 0 for one that keeps all keys."""
+        """`windows`: of each group of layers, 0 for one that keeps all keys; beside them there are groups of layers
+        that see an encoder's rows, at most so many of a slot."""
         self.vocab_size = vocab_size
         max_blocks = -(-max_model_len // block_size)
         # Large and mostly unused: zeros come from fresh pages, which cost nothing until they are touched.
@@ -91,6 +95,8 @@ class RequestStates:
         self.block_tables = np.zeros((len(windows), max_num_seqs, max_blocks + 1), np.int32)  # 0: behind the window
         self.num_blocks = np.zeros((len(windows), max_num_seqs), np.int64)
         self._num_left = np.zeros((len(windows), max_num_seqs), np.int64)  # blocks behind the window
+        self.encoder_tables = np.zeros((num_encoder_groups, max_num_seqs, -(-max_encoder_len // block_size)), np.int32)
+        self.encoder_lens = np.zeros(max_num_seqs, np.int32)  # rows
         self.num_tokens = np.zeros(max_num_seqs, np.int64)  # known tokens: prompt and sampled
         self.num_prompt_tokens = np.zeros(max_num_seqs, np.int64)
         self.num_computed = np.zeros(max_num_seqs, np.int64)  # tokens whose keys and values are in the cache
@@ -111,6 +117,7 @@ class RequestStates:
         self.special: dict[int, SlotParams] = {}
         self.logprobs: dict[int, int] = {}  # slot -> number of alternatives asked for
         self.media: dict[int, list[MediaPlace]] = {}  # of slots whose prompts have some that are not computed yet
+        self.position_parts: dict[int, PositionParts] = {}  # of slots whose positions are not the tokens' numbers
         self.prompt_logprobs: dict[int, int] = {}  # the same for the tokens of the prompt
 
     def add(self, request: NewRequestData) -> None:
@@ -122,6 +129,9 @@ class RequestStates:
         self.num_computed[slot] = request.num_computed_tokens
         self.num_blocks[:, slot] = self._num_left[:, slot] = 0
         self._append_blocks(slot, request.block_ids)
+        self.encoder_lens[slot] = len(request.encoder_token_ids)
+        for group, ids in enumerate(request.encoder_block_ids):
+            self.encoder_tables[group, slot, : len(ids)] = ids
 
         self.temperature[slot] = 0.0 if params.greedy else params.temperature
         self.top_p[slot] = params.top_p
@@ -134,6 +144,8 @@ class RequestStates:
         self._add_special(slot, request)
         if request.media:
             self.media[slot] = request.media
+            if (parts := position_parts(request.media)) is not None:
+                self.position_parts[slot] = parts
 
     def _add_special(self, slot: int, request: NewRequestData) -> None:
         params = request.params
@@ -218,6 +230,7 @@ class RequestStates:
         self.version += 1
         self.generation[slot] += 1
         self.media.pop(slot, None)
+        self.position_parts.pop(slot, None)
         self.special.pop(slot, None)
         self.logprobs.pop(slot, None)
         self.prompt_logprobs.pop(slot, None)

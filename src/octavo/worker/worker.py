@@ -23,9 +23,10 @@ from octavo.models.transformer import Transformer
 from octavo.ops.table import AttentionBackend, Binding, Ops, bind, cache_shapes
 from octavo.wire.messages import EngineInfo, StepSeconds
 from octavo.wire.step import CachedRequestData, ModelRunnerOutput, NewRequestData, SchedulerOutput, TokenMasks
+from octavo.worker.cross_inputs import encoding_bytes
 from octavo.worker.graphs import MAX_GRAPH_SIZE, ladder
 from octavo.worker.kv_memory import GIB, BlockShapes, KVCachePlan, block_values, kv_caches, plan_kv_cache
-from octavo.worker.media import MediaEncoder
+from octavo.worker.media import MediaEncoder, media_bytes
 from octavo.worker.model_runner import KVCaches, ModelRunner, RunningStep
 from octavo.worker.residence import Residence, Weights
 from octavo.worker.swap import SwapArena
@@ -92,7 +93,9 @@ class Worker:
         self._on_phase("kv cache", "")
         max_model_len = self._max_model_len(loaded)
         max_num_batched_tokens = self._max_num_batched_tokens(max_model_len, device)
-        graph_sizes = self._graph_sizes(device) if loaded.model.can_be_captured else ()
+        # What is seen of an encoder is not yet among the inputs of a captured step.
+        is_captured = loaded.model.can_be_captured and loaded.model.definition.encoder is None
+        graph_sizes = self._graph_sizes(device) if is_captured else ()
         reserved = (max_num_batched_tokens if device.uses_graphs else 0, max(graph_sizes, default=0))
         loaded.model.reserve(*reserved)
         kv_dtype = self._kv_cache_dtype(loaded, device)
@@ -119,7 +122,7 @@ class Worker:
                 swap_arena=self.swap_arena,
                 logprobs_mode=config.model.logprobs_mode,
                 graph_sizes=graph_sizes,
-                windows=_windows(model.definition),
+                windows=model.definition.windows,
                 times_forward=self._times_forward,
                 media=MediaEncoder(model, ops, device, media_patches) if model.definition.tower else None,
             )
@@ -133,6 +136,8 @@ class Worker:
         )
         # A context that was cut to fit the cache needs no larger steps.
         max_num_batched_tokens = min(max_num_batched_tokens, self._max_num_batched_tokens(plan.max_model_len, device))
+        if loaded.model.definition.encoder is not None and config.cache.enable_prefix_caching:
+            logger.info("prefix caching is off: what the tokens of this model mean depends on its encoder's input")
         if _state_values(loaded.model.definition) and config.cache.enable_prefix_caching:
             logger.info("prefix caching is off: layers of this model keep a state, and no earlier token's is kept")
         seconds["kv cache"] = time.perf_counter() - start
@@ -314,10 +319,10 @@ class Worker:
         definition = loaded.model.definition
         ids_per_slot = max_model_len + len(definition.cache_groups) * max_model_len // self._config.cache.block_size
         states = (num_slots + 1) * _state_values(definition) * torch.float32.itemsize
-        if definition.tower is not None:
-            encoder = MediaEncoder(loaded.model, ops, device, device.default_batched_tokens)
-            states += encoder.step_bytes(MEDIA_CACHE_ROWS)
+        states += media_bytes(definition, ops, device.default_batched_tokens, MEDIA_CACHE_ROWS)
         buffers = states + loaded.model.step_bytes(max_num_batched_tokens, min(num_slots, max_num_batched_tokens))
+        num_rows = max(max_num_batched_tokens, _max_encoder_len(definition))
+        buffers += encoding_bytes(definition, ops, num_rows, num_slots)
         return buffers + num_slots * ids_per_slot * torch.int32.itemsize
 
     def _plan_kv_cache(
@@ -334,8 +339,9 @@ class Worker:
             max_model_len_given=self._config.model.max_model_len is not None,
             max_num_seqs=self._config.scheduler.max_num_seqs,
             budget=device.kv_cache_budget(self._config.cache, step_bytes),
-            windows=_windows(definition),
+            windows=definition.windows,
             step_tokens=step_tokens,
+            encoder_blocks=definition.num_encoder_groups * -(-_max_encoder_len(definition) // block_size),
         )
 
     def _allocate_kv_caches(
@@ -361,10 +367,12 @@ class Worker:
             num_prompt_tokens=4,
             params=SamplingParams(temperature=0.0, max_tokens=2),
             eos_token_ids=(),
-            block_ids=[[0] for _ in _windows(definition)],
+            block_ids=[[0] for _ in definition.windows],
             num_computed_tokens=0,
             sample_index=0,
             sampling_seed=None,
+            encoder_token_ids=[0] if definition.encoder is not None else [],
+            encoder_block_ids=[[0]] * definition.num_encoder_groups,
         )
         plans = [SchedulerOutput([request], [], {0: 4}, [], 4, 0)]
         if device.uses_graphs:
@@ -394,7 +402,10 @@ class Worker:
             max_num_batched_tokens=max_num_batched_tokens,
             max_num_prefill_tokens=self._max_num_prefill_tokens(max_num_batched_tokens, device),
             max_request_tokens=plan.max_request_tokens,
-            kv_group_windows=_windows(loaded.model.definition),
+            kv_group_windows=loaded.model.definition.windows,
+            decoder_start_token_ids=loaded.spec.decoder_start_token_ids,
+            max_encoder_len=_max_encoder_len(loaded.model.definition),
+            num_encoder_groups=loaded.model.definition.num_encoder_groups,
             kv_cache_bytes=plan.total_bytes,
             weight_bytes=loaded.weight_bytes,
             num_params=loaded.num_params,
@@ -417,6 +428,11 @@ class Worker:
         )
 
 
+def _max_encoder_len(definition: Definition) -> int:
+    """Rows that the encoder's input may have; 0: there is none."""
+    return 0 if definition.encoder is None else definition.encoder.spec.max_positions
+
+
 def _media_info(loaded: LoadedModel, step_rows: int) -> dict[str, Any]:
     """Fields of `EngineInfo`."""
     tower = loaded.spec.tower
@@ -428,10 +444,6 @@ def _media_info(loaded: LoadedModel, step_rows: int) -> dict[str, Any]:
         "media_step_rows": step_rows,
         "media_cache_rows": MEDIA_CACHE_ROWS,
     }
-
-
-def _windows(definition: Definition) -> tuple[int, ...]:
-    return tuple(group.window for group in definition.cache_groups)
 
 
 def _state_values(definition: Definition) -> int:

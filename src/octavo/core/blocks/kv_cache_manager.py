@@ -7,6 +7,9 @@ hash of the cache salt. Requests whose salts or adapters differ share nothing; t
 Each group of layers (`cache.spec`) has a block table of its own. That of a group with a window begins with null blocks,
 up to the first block that the next token sees: what lies before is given back, and can still be found in the cache.
 
+Layers that see an encoder's rows have tables of their own, as long as its input: a request holds their blocks from its
+admission to its end, and shares none.
+
     tokens                | computed ........................ | planned next | known, not yet planned .. |
     table, all keys       | # # # # # # # # # # # # # # # # # # # # # # # # # # # # # # # # # # # # # # # |
     table, with a window  | 0 0 0 0 0 0 0 0 0 0 # # # # # # # # # # # # # # |
@@ -52,6 +55,8 @@ class KVCacheManager:
         *,
         windows: Sequence[int] = (0,),
         step_tokens: int = 1,
+        num_encoder_groups: int = 0,
+        max_encoder_len: int = 0,
         media_stays_whole: bool = False,
     ) -> None:
         """`media_stays_whole`: a hit never ends within a span of media."""
@@ -62,6 +67,8 @@ class KVCacheManager:
         self.enable_prefix_caching = enable_prefix_caching
         self.windows = tuple(windows)
         self._has_windows = any(windows)
+        self._num_encoder_groups = num_encoder_groups
+        self._max_encoder_len = max_encoder_len
         self.step_tokens = step_tokens
         self._media_stays_whole = media_stays_whole
         self.pool = BlockPool(num_blocks)
@@ -71,7 +78,8 @@ class KVCacheManager:
     @property
     def capacity_tokens(self) -> int:
         """The longest sequence that fits when nothing else is held."""
-        return capacity_tokens(self.windows, self.pool.num_usable, self.block_size, self.step_tokens)
+        num_usable = self.pool.num_usable - self._num_encoder_groups * self.num_blocks_of(self._max_encoder_len)
+        return capacity_tokens(self.windows, num_usable, self.block_size, self.step_tokens)
 
     @property
     def num_blocks_used(self) -> int:
@@ -156,6 +164,8 @@ class KVCacheManager:
             for group, (first, _) in enumerate(spans)
         ]
         self._extend(tables, [end - len(table) for table, (_, end) in zip(tables, spans, strict=True)])
+        num_encoder_blocks = self.num_blocks_of(len(request.encoder_token_ids))
+        request.encoder_block_tables = [self.pool.allocate(num_encoder_blocks) for _ in range(self._num_encoder_groups)]
         request.num_allocated_tokens = min(map(len, tables)) * self.block_size
         request.num_computed_tokens = num_computed
         request.num_cached_blocks = len(hit)
@@ -168,6 +178,7 @@ class KVCacheManager:
         """Whether `admit` would succeed."""
         num_computed = self.num_tokens_at_hand(request, hit)
         num_taken = self.pool.num_free_of(self._blocks_to_take(hit, num_computed))
+        num_taken += self._num_encoder_groups * self.num_blocks_of(len(request.encoder_token_ids))
         num_all = self.num_blocks_of(len(request.token_ids))
         for window, (first, end) in zip(self.windows, self._spans(request, num_computed), strict=True):
             num_taken += end - max(first, len(hit))
@@ -331,7 +342,9 @@ class KVCacheManager:
                 for block_id in table:
                     self.pool.uncache(block_id)
             self.pool.release(table)
-        request.block_tables = []
+        for table in request.encoder_block_tables:
+            self.pool.release(table)
+        request.block_tables, request.encoder_block_tables = [], []
         request.num_allocated_tokens = request.num_computed_tokens = request.num_cached_blocks = 0
         request.cache_parent = request.cache_salt
 

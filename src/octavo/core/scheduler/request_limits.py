@@ -16,6 +16,7 @@ class RequestLimits:
     max_model_len: int
     kv_capacity: int
     max_step_tokens: int | None  # where a prompt must fit one step, also after a preemption with its output
+    max_encoder_len: int = 0  # 0: the model has no encoder
     media_kinds: tuple[str, ...] = ()
     media_width: int = 0
     max_span_tokens: int | None = None  # where a run of tokens of one item must fit one step
@@ -48,6 +49,17 @@ class RequestLimits:
                 f"The request needs {num_tokens} tokens, but without chunked prefill a step takes at most "
                 f"{self.max_step_tokens}."
             )
+        return self._encoder_refusal(message.encoder_token_ids)
+
+    def _encoder_refusal(self, token_ids: list[int]) -> str | None:
+        if not self.max_encoder_len:
+            return "The request has an input for an encoder, and the model has none." if token_ids else None
+        if not token_ids:
+            return "The request has no input for the model's encoder."
+        if min(token_ids) < 0 or max(token_ids) >= self.vocab_size:
+            return f"The encoder's input contains a token id outside 0..{self.vocab_size - 1}."
+        if len(token_ids) > self.max_encoder_len:
+            return f"The encoder's input has {len(token_ids)} tokens, but the encoder takes {self.max_encoder_len}."
         return None
 
     def _media_refusal(self, media: tuple[MediaItem, ...], num_tokens: int) -> str | None:

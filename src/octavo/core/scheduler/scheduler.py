@@ -35,7 +35,7 @@ from octavo.base.config import EngineConfig
 from octavo.core.blocks.kv_cache_manager import KVCacheManager
 from octavo.core.drafts import Drafter, draft_for
 from octavo.core.faults import fault
-from octavo.core.limits import BlockLimit, Candidate, Limit, SlotLimit, TokenLimit
+from octavo.core.limits import BlockLimit, Candidate, EncoderLimit, Limit, SlotLimit, TokenLimit
 from octavo.core.media import MediaLimit
 from octavo.core.request import Request, RequestStatus, sampling_seed_of
 from octavo.core.scheduler.answers import Answers, Member
@@ -86,19 +86,24 @@ class Scheduler:
         self.vocab_size = info.vocab_size
         self.enable_chunked_prefill = config.scheduler.enable_chunked_prefill
         self.enable_jump_forward = config.scheduler.enable_jump_forward
+        # What a sequence is made of is more than its blocks of tokens.
+        is_whole = info.has_states or info.num_encoder_groups > 0
         self.kv = KVCacheManager(
             info.num_kv_blocks,
             info.block_size,
-            config.cache.enable_prefix_caching and not info.has_states,
-            0 if info.has_states else info.num_swap_blocks,
+            config.cache.enable_prefix_caching and not is_whole,
+            0 if is_whole else info.num_swap_blocks,
             info.caches_output,
             windows=info.kv_group_windows,
             step_tokens=info.max_num_prefill_tokens,
+            num_encoder_groups=info.num_encoder_groups,
+            max_encoder_len=info.max_encoder_len,
             media_stays_whole=info.media_stays_whole,
         )
         self._tokens = TokenLimit(self.enable_chunked_prefill)
         self._slots = SlotLimit(self.max_num_seqs)
-        self.limits: list[Limit] = [self._tokens, self._slots, BlockLimit(self.kv)]
+        self._encoders = EncoderLimit(max(info.max_num_prefill_tokens, info.max_encoder_len))
+        self.limits: list[Limit] = [self._tokens, self._encoders, self._slots, BlockLimit(self.kv)]
         self._media: MediaLimit | None = None
         if info.media_kinds:
             self._media = MediaLimit(
@@ -115,6 +120,7 @@ class Scheduler:
             self.max_model_len,
             self.kv.capacity_tokens,
             None if self.enable_chunked_prefill else self.max_num_batched_tokens,
+            info.max_encoder_len,
             info.media_kinds,
             info.media_width,
             self.max_num_prefill_tokens if info.media_stays_whole else None,
@@ -312,7 +318,7 @@ class Scheduler:
     def _admit(self, step: _Step) -> None:
         """Let waiting requests in, in order, as long as all limits have room."""
         frontier = Frontier(request for request, _ in step.prefilling)
-        self._tokens.left = step.budget
+        self._tokens.left, self._encoders.left = step.budget, self._encoders.num_rows
         index = 0
         while index < len(self.waiting) and self._tokens.left and self._slots.free:
             request = self.waiting[index]
@@ -348,7 +354,7 @@ class Scheduler:
             request.scheduled_time = time.monotonic()
             request.num_cached_tokens = request.num_computed_tokens
             if request.is_counted:
-                self._num_prompt_tokens += request.num_prompt_tokens
+                self._num_prompt_tokens += request.num_prompt_tokens + len(request.encoder_token_ids)
                 self._prefix_cache_queries += request.num_prompt_tokens
                 self._prefix_cache_hits += request.num_computed_tokens
         return NewRequestData(
@@ -362,6 +368,8 @@ class Scheduler:
             num_computed_tokens=request.num_computed_tokens,
             sample_index=request.sample_index,
             sampling_seed=request.sampling_seed,
+            encoder_token_ids=request.encoder_token_ids,
+            encoder_block_ids=request.encoder_block_tables,
             media=[MediaPlace(item.digest, item.spans, item.grid) for item in request.media],
         )
 

@@ -33,11 +33,12 @@ HF: Final = Layout(
 
 
 def spec(config: ConfigReader) -> ModelSpec:
-    return _spec(config, norms_sums=True)
+    return _spec(config.with_defaults({"bos_token_id": 0}), norms_sums=True)
 
 
 def mbart(config: ConfigReader) -> ModelSpec:
-    return _spec(config, norms_sums=False)
+    """The decoder's first token names the language, and none stands between it and the text."""
+    return _spec(config.without("bos_token_id"), norms_sums=False)
 
 
 def _spec(config: ConfigReader, *, norms_sums: bool) -> ModelSpec:
@@ -67,9 +68,17 @@ def _spec(config: ConfigReader, *, norms_sums: bool) -> ModelSpec:
             layers=(plain,) * encoder.num_layers,
             **shared,
         ),
-        decoder_start_token_id=config.integer("decoder_start_token_id", low=0, high=decoder.vocab_size - 1),
+        decoder_start_token_ids=_start(config, decoder.vocab_size),
         **shared,
     )
+
+
+def _start(config: ConfigReader, vocab_size: int) -> tuple[int, ...]:
+    """What the decoder begins with. A token that transformers forces to come first is no choice of the model's: it
+    stands there, too."""
+    first = "forced_bos_token_id" if config.get("forced_bos_token_id") is not None else "bos_token_id"
+    keys = ["decoder_start_token_id", *([first] if config.get(first) is not None else [])]
+    return tuple(config.integer(key, low=0, high=vocab_size - 1) for key in keys)
 
 
 def _stack(config: ConfigReader, name: str) -> Common:

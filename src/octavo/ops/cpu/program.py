@@ -32,6 +32,7 @@ from octavo.ops.operations import (
     Clip,
     Embed,
     Experts,
+    GatherRotation,
     GivenRows,
     HeadLinear,
     KeepRows,
@@ -44,6 +45,7 @@ from octavo.ops.operations import (
     Op,
     ReplaceRows,
     RopeWrite,
+    RopeWriteRows,
     Route,
     SelectiveScan,
 )
@@ -62,10 +64,12 @@ class CpuRunner(Runner):
         self._ids = {buffer: number for number, buffer in enumerate(program.lives)}
         for op in program.ops:
             _RECORDS[type(op)](self, op)
+        parts = [max(op.parts) + 1 for op in program.ops if isinstance(op, GatherRotation)]
+        self._num_parts = max(parts, default=0)
         self._replaces_rows = any(isinstance(op, ReplaceRows) for op in program.ops)
         self._merged = math.prod(op.count for op in program.ops if isinstance(op, MergeRows))
         self._num_groups = 1 + max(cache.group for cache in program.caches)
-        self._has_encoder = any(cache.of_encoder for cache in program.caches)
+        self._sees_encoder = any(isinstance(op, Attend) and op.cache.of_encoder for op in program.ops)
         self._input_width = next((op.out.width for op in program.ops if isinstance(op, GivenRows)), None)
         # Whose addresses the native program has.
         self._space: Workspace | None = None
@@ -84,6 +88,8 @@ class CpuRunner(Runner):
         assert step.seq_lens.is_contiguous() and step.query_start_loc.is_contiguous()
         assert step.query_start_loc.numel() == num_seqs + 1
         assert needed is None or (needed.dtype == torch.int64 and needed.is_contiguous())
+        if self._num_parts:
+            self._set_position_parts(step, num_tokens)
         if self._replaces_rows:
             self._set_replaced_rows(step)
         self._native.run(
@@ -103,6 +109,14 @@ class CpuRunner(Runner):
         )
         num_rows = num_tokens if needed is None else needed.numel()
         return space[self.program.output][: num_rows // self._merged]
+
+    def _set_position_parts(self, step: StepTensors, num_tokens: int) -> None:
+        parts = step.position_parts
+        if parts is None:
+            self._native.set_position_parts(parts=0)
+            return
+        assert parts.shape == (self._num_parts, num_tokens) and parts.dtype == torch.int32 and parts.is_contiguous()
+        self._native.set_position_parts(parts=parts.data_ptr())
 
     def _set_replaced_rows(self, step: StepTensors) -> None:
         rows, index = step.replaced_rows, step.replaced_index
@@ -131,7 +145,7 @@ class CpuRunner(Runner):
         return address
 
     def _encoder_lens(self, step: StepTensors) -> int:
-        if not self._has_encoder:
+        if not self._sees_encoder:
             return 0
         assert step.encoder_lens is not None
         return _ints(step.encoder_lens, step.seq_lens.numel())
@@ -241,7 +255,7 @@ class CpuRunner(Runner):
     def _clip(self, op: Clip) -> None:
         self._native.clip(x=self._ids[op.x], width=op.x.width, limit=op.limit)
 
-    def _rope_write(self, op: RopeWrite) -> None:
+    def _rope_write(self, op: RopeWrite, rotations: int = -1, places: int = -1) -> None:
         assert op.rotation is None or op.rotation.shape[1] == op.heads.head_dim
         self._native.rope_write(
             qkv=self._ids[op.qkv],
@@ -254,6 +268,21 @@ class CpuRunner(Runner):
             eps=op.eps,
             norms_rotated=op.norms_rotated,
             q_scales=self._vector(op.q_scales),
+            rotations=rotations,
+            places=places,
+        )
+
+    def _rope_write_rows(self, op: RopeWriteRows) -> None:
+        assert op.rotation is None and op.rotations.width == op.heads.head_dim
+        self._rope_write(op, self._ids[op.rotations], self._ids[op.places])
+
+    def _gather_rotation(self, op: GatherRotation) -> None:
+        self._native.gather_rotation(
+            out=self._ids[op.out],
+            places=self._ids[op.places],
+            rotation=self._vector(op.rotation),
+            head_dim=op.out.width,
+            runs=op.runs(),
         )
 
     def _attend(self, op: Attend) -> None:
@@ -428,7 +457,9 @@ _RECORDS: dict[type[Op], Callable[[CpuRunner, Any], None]] = {
     AddGated: CpuRunner._add_gated,
     AddNorm: CpuRunner._add_norm,
     Clip: CpuRunner._clip,
+    GatherRotation: CpuRunner._gather_rotation,
     RopeWrite: CpuRunner._rope_write,
+    RopeWriteRows: CpuRunner._rope_write_rows,
     Attend: CpuRunner._attend,
     CausalConv: CpuRunner._causal_conv,
     SelectiveScan: CpuRunner._selective_scan,

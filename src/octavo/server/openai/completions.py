@@ -64,6 +64,8 @@ class CompletionHandler:
             for name in ("echo", "truncate_prompt_tokens"):
                 if getattr(request, name):
                     raise InvalidRequest(f"`{name}` cannot be combined with `suffix`.", name)
+        if request.echo and model.info.max_encoder_len:
+            raise InvalidRequest("`echo` is not supported: the prompt is the input of the model's encoder.", "echo")
         most = self._serving.state.config.max_prompts
         if len(request.prompt) > most:
             raise InvalidRequest(f"At most {most} prompts are allowed in one request.", "prompt")

@@ -7,6 +7,7 @@ from typing import Any
 
 from octavo.text.media.idefics3 import Idefics3Processor
 from octavo.text.media.processor import MediaProcessor
+from octavo.text.media.qwen2_vl import Qwen2VLProcessor
 from octavo.text.media.square import SquareProcessor
 
 #: Sizes that configurations of towers leave out, since they are transformers' defaults, by `model_type`.
@@ -77,8 +78,21 @@ def _idefics3(
     )
 
 
+def _qwen2_vl(
+    config: Mapping[str, Any], settings: Mapping[str, Any], token_id: Callable[[str], int | None]
+) -> MediaProcessor:
+    tower = config.get("vision_config") or {}
+    return Qwen2VLProcessor(
+        settings,
+        placeholder_id=_placeholder_id(config, token_id, Qwen2VLProcessor.placeholder),
+        patch_size=int(tower.get("patch_size", 14)),
+        merge=int(tower.get("spatial_merge_size", 2)),
+    )
+
+
 _PROCESSORS: dict[str, Callable[..., MediaProcessor | None]] = {
     "LlavaForConditionalGeneration": _llava,
     "Idefics3ForConditionalGeneration": _idefics3,
     "SmolVLMForConditionalGeneration": _idefics3,
+    "Qwen2VLForConditionalGeneration": _qwen2_vl,
 }
