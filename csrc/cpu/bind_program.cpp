@@ -144,13 +144,28 @@ void bind_program(nb::module_& m) {
         .def(
             "rope_write",
             [](Program& self, BufferId qkv, const Heads& heads, int cache, int group, Address rotation, Address q_norm,
-               Address k_norm, float eps, bool norms_rotated, Address q_scales, float k_scale, float v_scale) {
+               Address k_norm, float eps, bool norms_rotated, Address q_scales, float k_scale, float v_scale,
+               BufferId rotations, BufferId places) {
                 self.add(RopeWriteRecord{qkv, counts(heads), cache, group, at<float>(rotation), at<float>(q_norm),
-                                         at<float>(k_norm), eps, norms_rotated, at<float>(q_scales), k_scale, v_scale});
+                                         at<float>(k_norm), eps, norms_rotated, at<float>(q_scales), k_scale, v_scale,
+                                         rotations, places});
             },
             nb::kw_only(), nb::arg("qkv"), nb::arg("heads"), nb::arg("cache"), nb::arg("group"), nb::arg("rotation"),
             nb::arg("q_norm"), nb::arg("k_norm"), nb::arg("eps"),
-            nb::arg("norms_rotated"), nb::arg("q_scales"), nb::arg("k_scale"), nb::arg("v_scale"))
+            nb::arg("norms_rotated"), nb::arg("q_scales"), nb::arg("k_scale"), nb::arg("v_scale"),
+            nb::arg("rotations"), nb::arg("places"))
+        .def(
+            "gather_rotation",
+            [](Program& self, BufferId out, BufferId places, Address rotation, int64_t head_dim,
+               const std::vector<std::tuple<int, int64_t, int64_t>>& runs) {
+                GatherRotationRecord record{out, places, at<float>(rotation), head_dim, {}};
+                for (const auto& [part, first, count] : runs) record.runs.push_back({part, first, count});
+                self.add(std::move(record));
+            },
+            nb::kw_only(), nb::arg("out"), nb::arg("places"), nb::arg("rotation"), nb::arg("head_dim"), nb::arg("runs"))
+        .def(
+            "set_position_parts",
+            [](Program& self, Address parts) { self.set_position_parts(at<int32_t>(parts)); }, nb::kw_only(), nb::arg("parts"))
         .def(
             "attend",
             [](Program& self, BufferId out, BufferId qkv, int64_t row_stride, const Heads& heads, int cache, int group, int window,
@@ -254,6 +269,21 @@ void bind_program(nb::module_& m) {
                 self.add(KeepRowsRecord{std::move(rows), std::move(widths)});
             },
             nb::kw_only(), nb::arg("rows"), nb::arg("widths"))
+        .def(
+            "replace_rows", [](Program& self, BufferId x, int64_t width) { self.add(ReplaceRowsRecord{x, width}); },
+            nb::kw_only(), nb::arg("x"), nb::arg("width"))
+        .def(
+            "merge_rows",
+            [](Program& self, BufferId out, BufferId x, int64_t width, int64_t count) {
+                self.add(MergeRowsRecord{out, x, width, count});
+            },
+            nb::kw_only(), nb::arg("out"), nb::arg("x"), nb::arg("width"), nb::arg("count"))
+        .def(
+            "set_replaced_rows",
+            [](Program& self, Address rows, Address index, int64_t count) {
+                self.set_replaced_rows({at<float>(rows), at<int64_t>(index), count});
+            },
+            nb::kw_only(), nb::arg("rows"), nb::arg("index"), nb::arg("count"))
         .def("set_states",
              [](Program& self, const std::vector<Address>& addresses) {
                  std::vector<float*> states;

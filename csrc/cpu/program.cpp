@@ -46,6 +46,28 @@ struct ProgramRun {
     void operator()(const GivenRowsRecord& op) {
         std::memcpy(at(op.out), step.input_rows, size_t(rows * op.width) * sizeof(float));
     }
+    void operator()(const ReplaceRowsRecord& op) {
+        const ReplacedRows& with = program.replaced_;
+        for (int64_t i = 0; i < with.count; ++i)
+            std::memcpy(at(op.x) + with.index[i] * op.width, with.rows + i * op.width, size_t(op.width) * sizeof(float));
+    }
+    void operator()(const GatherRotationRecord& op) {
+        const int64_t half = op.head_dim / 2;
+        for (int64_t i = 0; i < rows; ++i) {
+            ints(op.places)[i] = int32_t(i);
+            float* to = at(op.out) + i * op.head_dim;
+            for (const auto& run : op.runs) {
+                const int32_t* parts = program.position_parts_;
+                const float* from = op.rotation + int64_t(parts ? parts[run.part * rows + i] : step.positions[i]) * op.head_dim;
+                std::memcpy(to + run.first, from + run.first, size_t(run.count) * sizeof(float));
+                std::memcpy(to + half + run.first, from + half + run.first, size_t(run.count) * sizeof(float));
+            }
+        }
+    }
+    void operator()(const MergeRowsRecord& op) {
+        std::memcpy(at(op.out), at(op.x), size_t(rows * op.width) * sizeof(float));
+        rows /= op.count;
+    }
     void operator()(const LinearRecord& op) {
         op.weight->linear(at(op.out), op.weight->N(), at(op.x), op.weight->K(), rows);
     }
@@ -89,7 +111,8 @@ struct ProgramRun {
     void operator()(const RopeWriteRecord& op) {
         const LayerCache& cache = program.caches_[size_t(op.cache)];
         OCTAVO_KERNELS(rope_kernels)
-            .rope_kv_write({at(op.qkv), step.positions, op.rotation, op.q_norm, op.k_norm, op.eps, cache.k, cache.v,
+            .rope_kv_write({at(op.qkv), op.places < 0 ? step.positions : ints(op.places),
+                            op.rotations < 0 ? op.rotation : at(op.rotations), op.q_norm, op.k_norm, op.eps, cache.k, cache.v,
                             cache.k_stride, cache.v_stride, program.type_, program.block_size_,
                             step.groups[size_t(op.group)].slots, rows, op.heads.num_heads, op.heads.num_kv_heads,
                             op.heads.head_dim, op.norms_rotated, op.q_scales, op.k_scale, op.v_scale});

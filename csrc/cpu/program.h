@@ -36,6 +36,16 @@ struct GivenRowsRecord {
     BufferId out;
     int64_t width;
 };
+// Rows of x are those that the step brings, where it names them.
+struct ReplaceRowsRecord {
+    BufferId x;
+    int64_t width;
+};
+// From here on a row is `count` rows, one behind the other, each of `width` values.
+struct MergeRowsRecord {
+    BufferId out, x;
+    int64_t width, count;
+};
 struct LinearRecord {
     BufferId out, x;
     const PackedLinear* weight;
@@ -108,6 +118,18 @@ struct RopeWriteRecord {
     bool norms_rotated;
     const float* q_scales;  // may be null
     float k_scale, v_scale;
+    BufferId rotations, places;  // what GatherRotationRecord wrote in the place of rotation and positions; -1: nothing
+};
+// Of the rotation of each row, runs of pairs of which all are turned by one part of the row's position.
+struct GatherRotationRecord {
+    struct Run {
+        int part;
+        int64_t first, count;
+    };
+    BufferId out, places;
+    const float* rotation;
+    int64_t head_dim;
+    std::vector<Run> runs;
 };
 struct AttendRecord {
     BufferId out, qkv;
@@ -208,7 +230,8 @@ using Record = std::variant<EmbedRecord, GivenRowsRecord, LinearRecord, NormReco
                             AltUpPredictRecord, AltUpCorrectRecord, ActTimesRecord, RopeWriteRecord, AttendRecord,
                             HeadLinearRecord, LatentWriteRecord, LatentAttendRecord, CausalConvRecord,
                             SelectiveScanRecord, GatedDeltaRecord, GateRecord, ActRecord, RouteRecord, ExpertsRecord,
-                            AddGatedRecord, KeepRowsRecord>;
+                            AddGatedRecord, KeepRowsRecord, ReplaceRowsRecord, MergeRowsRecord,
+                            GatherRotationRecord>;
 
 // Blocks lie so many values apart. A latent has the same array twice.
 struct LayerCache {
@@ -237,12 +260,22 @@ struct ProgramStep {
     int64_t num_needed;
 };
 
+// Of ReplaceRowsRecord: rows [count][width], and where they go.
+struct ReplacedRows {
+    const float* rows;
+    const int64_t* index;
+    int64_t count;
+};
+
 class Program {
 public:
     void add(Record record) { records_.push_back(std::move(record)); }
     void set_buffers(std::vector<float*> buffers) { buffers_ = std::move(buffers); }
     void set_caches(std::vector<LayerCache> caches, CacheType type, int block_size);
     void set_states(std::vector<float*> states) { states_ = std::move(states); }
+    // int32 [parts][rows] of the next run, or null: each part is the position.
+    void set_position_parts(const int32_t* parts) { position_parts_ = parts; }
+    void set_replaced_rows(const ReplacedRows& rows) { replaced_ = rows; }
     // After all of them. Buffers, caches and groups that records name must be there; Python has checked it.
     void run(const ProgramStep& step) const;
 
@@ -251,6 +284,8 @@ private:
     std::vector<float*> buffers_;
     std::vector<LayerCache> caches_;
     std::vector<float*> states_;
+    ReplacedRows replaced_{};
+    const int32_t* position_parts_ = nullptr;
     CacheType type_{};
     int block_size_ = 0;
 

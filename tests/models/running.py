@@ -35,6 +35,9 @@ class Batch:
     key_ends: torch.Tensor | None = None
     encoder_lens: torch.Tensor | None = None
     encoder_plan: None = None
+    position_parts: torch.Tensor | None = None
+    replaced_index: torch.Tensor | None = None
+    replaced_rows: torch.Tensor | None = None
 
     @property
     def cache_groups(self) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -25,6 +25,7 @@ from octavo.ops.operations import (
     LatentAttend,
     LatentWrite,
     RopeWrite,
+    RopeWriteRows,
 )
 from octavo.ops.program import ProgramError
 from octavo.ops.stream_operations import CutGates
@@ -44,7 +45,7 @@ class Layer(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Attention:
-    """Attention over all keys, or those of a window."""
+    """Attention over all keys up to a token's own, or those of a window."""
 
     heads: Heads
     scale: float
@@ -98,7 +99,7 @@ class Attention:
             build.norm_parts(qkv, (first, heads.num_kv_heads, dim), self.v_norm, ones, "self_attn.v_norm")
         cache = build.cache(heads, self.window, self.chunked) if self.kv_from is None else build.cache_of(self.kv_from)
         written = heads if self.kv_from is None else replace(heads, num_kv_heads=0)
-        rotation = None if self.rope is None else build.rotation(self.rope, dim)
+        rotation = None if self.rope is None or self.rope.sections else build.rotation(self.rope, dim)
         slopes = None if self.alibi is None else build.slopes(self.alibi)
         q_scales = None if self.q_scale is None else build.q_scales(self.q_scale)
         eps = 0.0 if self.qk_norm is None else self.qk_norm.eps
@@ -106,12 +107,16 @@ class Attention:
         if self.has_sinks:
             declared = Matrix(name="self_attn.sinks", gguf="attn_sinks", rows=heads.num_heads)
             sinks = build.vector([declared], declared.name, "weight", "norm")
+        write = RopeWrite(
+            qkv=qkv, heads=written, cache=cache, rotation=rotation, q_norm=q_norm, k_norm=k_norm, eps=eps,
+            norms_rotated=self.norms_rotated, q_scales=q_scales,
+        )  # fmt: skip
+        if self.rope is not None and self.rope.sections:
+            rotations, places = build.rotation_rows(self.rope, dim)
+            write = RopeWriteRows(**vars(write), rotations=rotations, places=places)
         attended = build.buffer("self_attn", heads.size)
         build.ops += [
-            RopeWrite(
-                qkv=qkv, heads=written, cache=cache, rotation=rotation, q_norm=q_norm, k_norm=k_norm, eps=eps,
-                norms_rotated=self.norms_rotated, q_scales=q_scales,
-            ),
+            write,
             Attend(
                 out=attended,
                 qkv=qkv,

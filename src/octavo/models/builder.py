@@ -10,7 +10,7 @@ import torch
 from octavo.models.params import Matrix, Packing, Param, Role, TensorDecl
 from octavo.models.spec import AlibiSpec, ConstantSpec, DerivedSpec, LogQScaleSpec, NormSpec, QScaleSpec, RopeSpec
 from octavo.ops.operands import Buffer, Cache, Heads, Latent, State, Weight
-from octavo.ops.operations import GivenRows, Linear, Norm, NormParts, Op
+from octavo.ops.operations import GatherRotation, GivenRows, Linear, Norm, NormParts, Op
 
 
 class Builder:
@@ -37,6 +37,7 @@ class Builder:
         #: What all layers read, beside the residual stream: put there in front of them.
         self.streams: tuple[Buffer, ...] = ()
         self.layer_inputs: Buffer | None = None
+        self._rotation_rows: dict[Weight, tuple[Buffer, Buffer]] = {}
 
     def layer(self, number: int) -> None:
         """From here on names are those of a layer."""
@@ -136,6 +137,17 @@ class Builder:
         """The table of a rotation. Layers with the same rope and heads of the same size share it."""
         return self._derived(rope, (self._positions, head_dim))
 
+    def rotation_rows(self, rope: RopeSpec, head_dim: int) -> tuple[Buffer, Buffer]:
+        """The rotations of a step's rows, where positions have several parts, and their places. Layers share them."""
+        table = self.rotation(rope, head_dim)
+        if table not in self._rotation_rows:
+            out = Buffer(f"{table.name} rows", head_dim, torch.float32)
+            places = Buffer(f"{table.name} places", 1, torch.int32)
+            parts = tuple(part for part, count in enumerate(rope.sections) for _ in range(count))
+            self.ops.append(GatherRotation(out=out, places=places, rotation=table, parts=parts))
+            self._rotation_rows[table] = out, places
+        return self._rotation_rows[table]
+
     def slopes(self, alibi: AlibiSpec) -> Weight:
         return self._derived(alibi, (alibi.num_heads,))
 
@@ -227,6 +239,10 @@ class Builder:
         weight = Weight(f"{self._prefix}{name}.{kind}", (sum(each.rows for each in declared),))
         self.params.append(Param(weight=weight, parts=tensors, packing="vector", offset=offset, scale=scale))
         return weight
+
+    def declared(self, name: str, gguf: str, rows: int) -> TensorDecl:
+        """A vector that stands without a suffix, or with that of a bias."""
+        return self._tensor(Matrix(name=name, gguf=gguf, rows=rows), "", "bias", (rows,))
 
     def _bias(self, matrix: Matrix) -> TensorDecl | None:
         return self._tensor(matrix, "bias", "bias", (matrix.rows,)) if matrix.bias else None

@@ -83,9 +83,7 @@ def read_common(
         config.refuse_unless(key, (0, 1))
     hidden = config.integer("hidden_size")
     heads = _heads(config, hidden)
-    activation = config.get(activation_key)
-    if not isinstance(activation, str) or activation not in _ACTIVATIONS:
-        raise config.fail(activation_key, "is not supported")
+    activation = read_activation(config, activation_key)
     max_positions = config.integer("max_position_embeddings", high=MAX_POSITIONS)
     rope = head_rope(flat_rope(config), heads.head_dim, max_positions, rotates_in_part=rotates_in_part, config=config)
     if rope.kind in ("yarn", "dynamic"):
@@ -100,10 +98,18 @@ def read_common(
         heads=heads,
         max_position_embeddings=min(max_positions, MAX_POSITIONS),
         rope=rope,
-        activation=_ACTIVATIONS[activation],
+        activation=activation,
         norm=NormSpec(eps=config.number("rms_norm_eps", 1e-6)),
         tie_word_embeddings=config.flag("tie_word_embeddings", False),
     )
+
+
+def read_activation(config: ConfigReader, key: str = "hidden_act", default: str | None = None) -> Activation:
+    found = config.get(key)
+    found = default if found is None else found
+    if not isinstance(found, str) or found not in _ACTIVATIONS:
+        raise config.fail(key, "is not supported")
+    return _ACTIVATIONS[found]
 
 
 def read_experts(config: ConfigReader, common: Common, **options: Any) -> MixtureOfExperts:

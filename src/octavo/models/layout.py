@@ -63,6 +63,7 @@ class Layout:
     surplus: tuple[str, ...] = ()  # what is left out where the model has no use for it
     skipped: tuple[tuple[str, int], ...] = ()  # pattern, so many rows in front that the model has no use for
     minus_exp: str = ""  # vectors that stand as -exp(x) of what is declared
+    flattened: str = ""  # filters that stand as [out, channels, ...], declared as matrices
     interleaved: bool = False  # of what is rotated in a head the pairs are (0, 1), (2, 3), ..., not the halves
 
 
@@ -126,14 +127,16 @@ class TensorSource:
         """Raises CheckpointError unless the checkpoint has the tensors declared, in their shapes, and no others."""
         self._checkpoint = checkpoint
         self._layout = layout
+        self._unused = definition.spec.unused
         self._declared = {self._key(tensor): tensor for tensor in definition.tensors.values()}
         self._places: dict[str, _Place] = {}  # by the declared name
         #: Tensors of which not all parts were taken: the weight, and how many are left.
         self._open: dict[str, tuple[Weight, int]] = {}
+        ignored = (*ALWAYS_IGNORED, *layout.ignored)
         for name in checkpoint.names():
             if layout.has_draft_layers and _layer(name) >= len(definition.spec.layers):
                 continue
-            if not any(re.fullmatch(pattern, name) for pattern in (*ALWAYS_IGNORED, *layout.ignored)):
+            if not any(re.fullmatch(pattern, name) for pattern in ignored):
                 self._find(name)
         if definition.spec.tie_word_embeddings and "lm_head.weight" in self._places:
             # Some exports save the tied matrix twice.
@@ -148,6 +151,8 @@ class TensorSource:
                 checkpoint.settle(each.name, self._shape(each))
         for place in self._places.values():
             found, expected = checkpoint.shape(place.name), self._shape(place)
+            if re.fullmatch(layout.flattened, place.siblings[0]):
+                found = (found[0], math.prod(found[1:]))
             if self._declared[place.siblings[0]].role == "norm" and math.prod(found) == math.prod(expected):
                 continue  # of groups, a row each
             if _squeezed(found) not in (_squeezed(expected), _squeezed(_folded(expected)) if place.is_stack else ()):
@@ -165,6 +170,8 @@ class TensorSource:
         renamed = name
         for pattern, replacement in self._layout.renames:
             renamed = re.sub(pattern, replacement, renamed)
+        if any(re.fullmatch(pattern, renamed) for pattern in self._unused):
+            return
         transposed = bool(re.fullmatch(self._layout.transposed, renamed))
         skipped = next((rows for pattern, rows in self._layout.skipped if re.fullmatch(pattern, renamed)), 0)
         names: tuple[str, ...] = (renamed,)

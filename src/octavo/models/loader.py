@@ -89,7 +89,9 @@ def load_model(
     spec = definition.spec
     num_positions = min(config.max_model_len or spec.default_positions, spec.max_position_embeddings)
     for weight, of in definition.derived.items():
-        packer.weights[weight.name] = ops.to_device(derived_values(of, weight.shape, num_positions))
+        in_tower = definition.tower is not None and weight in definition.tower.derived
+        count = weight.shape[0] if in_tower else num_positions
+        packer.weights[weight.name] = ops.to_device(derived_values(of, weight.shape, count))
     return LoadedModel(
         model=transformer(definition, ops, packer.weights, max_num_batched_tokens),
         spec=spec,
@@ -276,7 +278,7 @@ class _Packer:
         elif param.packing == "experts":
             packed = self._experts(param)
         elif param.packing == "embedding":
-            packed = self._ops.pack_embedding(self._reader.matrix(param.parts[0]))
+            packed = self._ops.pack_embedding(self._table(param))
         elif param.packing == "router":
             packed = self._router(param)
         else:
@@ -293,6 +295,13 @@ class _Packer:
         if len(weights) == 1:
             return self._ops.pack_linear(weights[0], biases[0])
         return self._ops.pack_linear_many(weights, biases)
+
+    def _table(self, param: Param) -> Tensor | QuantizedWeight:
+        table = self._reader.matrix(param.parts[0])
+        if param.first_row is not None:
+            table = as_floats(table).to(torch.float32, copy=True)
+            table[0] += self._reader.vector(param.first_row)
+        return table
 
     def _output(self, param: Param) -> LinearWeight:
         weight, bias = self._reader.matrix(param.parts[0]), param.biases[0]

@@ -34,7 +34,8 @@ def cos_sin_table(rope: RopeSpec, head_dim: int, num_positions: int) -> Tensor:
     """float32 [num_positions, head_dim]: the cosines of the head_dim / 2 angles, then their sines. Pairs that are not
     rotated are the last, at an angle of 0."""
     half, rotated = head_dim // 2, (rope.rotary_dim or head_dim) // 2
-    frequencies = inverse_frequencies(rope, 2 * rotated, num_positions)
+    num_axes = len(rope.sections) if rope.is_axial else 1
+    frequencies = inverse_frequencies(rope, 2 * rotated // num_axes, num_positions).repeat(num_axes)
     angles = torch.outer(torch.arange(num_positions, dtype=torch.float32), frequencies)
     table = torch.zeros(num_positions, head_dim)
     table[:, rotated:half] = 1.0

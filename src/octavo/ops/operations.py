@@ -71,6 +71,19 @@ class GivenRows(Op):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReplaceRows(Op):
+    """Rows of x are those that the step brings, if it brings some: `replaced_rows`, at `replaced_index`."""
+
+    x: Buffer
+    reads: ClassVar = ()
+    writes: ClassVar = ()
+    changes: ClassVar = ("x",)
+
+    def widths(self) -> _Widths:
+        yield self.x, self.x.width
+
+
+@dataclass(frozen=True, kw_only=True)
 class Linear(Op):
     """out = x @ weight.T, plus the bias that the weight was packed with."""
 
@@ -219,12 +232,47 @@ class RopeWrite(CacheOp):
     eps: float = 0.0
     norms_rotated: bool = False
     q_scales: Weight | None = None
-    reads: ClassVar = ()
+    reads: ClassVar[tuple[str, ...]] = ()
     writes: ClassVar = ()
     changes: ClassVar = ("qkv",)
 
     def widths(self) -> _Widths:
         yield self.qkv, self.heads.qkv_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatherRotation(Op):
+    """out float32 = the rotation of each row, whose position has several parts: what belongs to pair i of a head stands
+    in the table's row of the part `parts[i]`. `rotation` [positions, head_dim]: cosines | sines.
+
+    places int32 [rows, 1] = 0, 1, ...: the row of out that is a row's. Where the step brings no parts, all of them are
+    its position.
+    """
+
+    out: Buffer
+    places: Buffer
+    rotation: Weight
+    parts: tuple[int, ...]
+    reads: ClassVar = ()
+    writes: ClassVar = ("out", "places")
+
+    def widths(self) -> _Widths:
+        yield from ((self.out, self.rotation.shape[1]), (self.out, 2 * len(self.parts)), (self.places, 1))
+
+    def runs(self) -> list[tuple[int, int, int]]:
+        """Pairs behind each other of one part: part, first pair, number."""
+        firsts = [i for i, part in enumerate(self.parts) if not i or part != self.parts[i - 1]]
+        ends = [*firsts[1:], len(self.parts)]
+        return [(self.parts[first], first, end - first) for first, end in zip(firsts, ends, strict=True)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeWriteRows(RopeWrite):
+    """`RopeWrite` with what a `GatherRotation` wrote in the place of a table and positions."""
+
+    rotations: Buffer
+    places: Buffer
+    reads: ClassVar = ("rotations", "places")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -485,3 +533,15 @@ class KeepRows(Op):
 
     def widths(self) -> _Widths:
         yield from ((buffer, buffer.width) for buffer in self.rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeRows(Op):
+    """From here on a row is `count` rows of x, one behind the other: row i of out is count i .. count (i + 1) - 1."""
+
+    out: Buffer
+    x: Buffer
+    count: int
+
+    def widths(self) -> _Widths:
+        yield self.out, self.count * self.x.width

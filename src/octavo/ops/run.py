@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from octavo.ops.operands import Buffer, Heads, Latent, State, Weight
@@ -20,16 +21,20 @@ from octavo.ops.operations import (
     Experts,
     Gate,
     GatedDelta,
+    GatherRotation,
     GivenRows,
     HeadLinear,
     KeepRows,
     LatentAttend,
     LatentWrite,
     Linear,
+    MergeRows,
     Norm,
     NormParts,
     Op,
+    ReplaceRows,
     RopeWrite,
+    RopeWriteRows,
     Route,
     SelectiveScan,
 )
@@ -191,6 +196,12 @@ def _given_rows(table: Table, op: GivenRows, frame: Frame) -> None:
     frame[op.out].copy_(rows)
 
 
+def _replace_rows(table: Table, op: ReplaceRows, frame: Frame) -> None:
+    index, rows = frame.step.replaced_index, frame.step.replaced_rows
+    if index is not None and rows is not None:
+        frame[op.x].index_copy_(0, index, rows)
+
+
 def _linear(table: Table, op: Linear, frame: Frame) -> None:
     table.linear(frame[op.out], frame[op.x], frame.weight(op.weight))
 
@@ -295,10 +306,13 @@ def _rope_write(table: Table, op: RopeWrite, frame: Frame) -> None:
     k, v = frame.kv_caches[op.cache.index]
     _, slot_mapping = frame.step.cache_groups[op.cache.group]
     heads = op.heads
+    positions, rotation = frame.step.positions, frame.weight(op.rotation)
+    if isinstance(op, RopeWriteRows):
+        positions, rotation = frame[op.places].view(-1), frame[op.rotations]
     table.rope_kv_write(
         frame[op.qkv],
-        frame.step.positions,
-        frame.weight(op.rotation),
+        positions,
+        rotation,
         frame.weight(op.q_norm),
         frame.weight(op.k_norm),
         op.eps,
@@ -313,6 +327,16 @@ def _rope_write(table: Table, op: RopeWrite, frame: Frame) -> None:
         k_scale=op.cache.k_scale,
         v_scale=op.cache.v_scale,
     )
+
+
+def _gather_rotation(table: Table, op: GatherRotation, frame: Frame) -> None:
+    out, rotation, parts = frame[op.out], frame.weight(op.rotation), frame.step.position_parts
+    half = len(op.parts)
+    for part, first, count in op.runs():
+        rows = rotation[(frame.step.positions if parts is None else parts[part]).long()]
+        for at in (first, half + first):
+            out[:, at : at + count] = rows[:, at : at + count]
+    frame[op.places].copy_(torch.arange(len(out), dtype=torch.int32, device=out.device)[:, None])
 
 
 def _attend(table: Table, op: Attend, frame: Frame) -> None:
@@ -444,9 +468,17 @@ def _keep_rows(table: Table, op: KeepRows, frame: Frame) -> None:
     frame.keep(len(needed))
 
 
+def _merge_rows(table: Table, op: MergeRows, frame: Frame) -> None:
+    rows = frame[op.x]
+    frame.keep(len(rows) // op.count)
+    frame[op.out].copy_(rows.view(-1, op.out.width))
+
+
 HANDLERS: dict[type[Op], Handler] = {
     Embed: _embed,
     GivenRows: _given_rows,
+    ReplaceRows: _replace_rows,
+    MergeRows: _merge_rows,
     Linear: _linear,
     Norm: _norm,
     NormParts: _norm_parts,
@@ -463,7 +495,9 @@ HANDLERS: dict[type[Op], Handler] = {
     ActTimes: _act_times,
     AltUpPredict: _altup_predict,
     AltUpCorrect: _altup_correct,
+    GatherRotation: _gather_rotation,
     RopeWrite: _rope_write,
+    RopeWriteRows: _rope_write,
     Attend: _attend,
     CausalConv: _causal_conv,
     SelectiveScan: _selective_scan,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from typing import Any, Final
 
 import torch
 
@@ -26,6 +27,7 @@ from octavo.worker.cross_inputs import encoding_bytes
 from octavo.worker.graphs import MAX_GRAPH_SIZE, ladder
 from octavo.worker.kv_memory import GIB, BlockShapes, KVCachePlan, block_values, kv_caches, plan_kv_cache
 from octavo.worker.kv_scales import check_scale_options, scales_of_file, with_scales
+from octavo.worker.media import MediaEncoder, media_bytes
 from octavo.worker.model_runner import KVCaches, ModelRunner, RunningStep
 from octavo.worker.residence import Residence, Weights
 from octavo.worker.swap import SwapArena
@@ -45,6 +47,10 @@ _CACHE_DTYPES = {
 _ATTENTION_BACKENDS: dict[str, AttentionBackend] = {
     "auto": "auto", "triton": "triton", "triton_attn": "triton", "flashinfer": "flashinfer",
 }  # fmt: skip
+
+
+#: Rows of media that are kept to be read again: a few dozen pictures.
+MEDIA_CACHE_ROWS: Final = 16_384
 
 
 class Worker:
@@ -96,7 +102,7 @@ class Worker:
         graph_sizes = self._graph_sizes(device) if is_captured else ()
         reserved = (max_num_batched_tokens if device.uses_graphs else 0, max(graph_sizes, default=0))
         loaded.model.reserve(*reserved)
-        step_bytes = self._step_bytes(loaded, ops, max_num_batched_tokens, max_model_len)
+        step_bytes = self._step_bytes(loaded, ops, device, max_num_batched_tokens, max_model_len)
         plan = self._plan_kv_cache(loaded, ops, kv_dtype, max_model_len, device, step_bytes)
         # A state that a preempted request has left is lost, and its blocks are of no use without it.
         swap_bytes = 0 if _state_values(loaded.model.definition) else self._swap_bytes(device)
@@ -106,6 +112,8 @@ class Worker:
             model = transformer(definition, ops, weights, device.default_batched_tokens)
             model.reserve(*reserved)
             return model
+
+        media_patches = device.default_batched_tokens
 
         def make_runner(model: Transformer) -> ModelRunner:
             return ModelRunner(
@@ -121,6 +129,7 @@ class Worker:
                 graph_sizes=graph_sizes,
                 windows=model.definition.windows,
                 times_forward=self._times_forward,
+                media=MediaEncoder(model, ops, device, media_patches) if model.definition.tower else None,
             )
 
         self._residence = Residence(
@@ -310,12 +319,15 @@ class Worker:
         device.check_cache_dtype(loaded.dtype, asked)
         return loaded.dtype
 
-    def _step_bytes(self, loaded: LoadedModel, ops: Ops, max_num_batched_tokens: int, max_model_len: int) -> int:
+    def _step_bytes(
+        self, loaded: LoadedModel, ops: Ops, device: Device, max_num_batched_tokens: int, max_model_len: int
+    ) -> int:
         """What steps come to take: the model's buffers, and the tokens and block ids that a slot keeps."""
         num_slots = self._config.scheduler.max_num_seqs
         definition = loaded.model.definition
         ids_per_slot = max_model_len + len(definition.cache_groups) * max_model_len // self._config.cache.block_size
         states = (num_slots + 1) * _state_values(definition) * torch.float32.itemsize
+        states += media_bytes(definition, ops, device.default_batched_tokens, MEDIA_CACHE_ROWS)
         buffers = states + loaded.model.step_bytes(max_num_batched_tokens, min(num_slots, max_num_batched_tokens))
         num_rows = max(max_num_batched_tokens, _max_encoder_len(definition))
         buffers += encoding_bytes(definition, ops, num_rows, num_slots)
@@ -418,6 +430,7 @@ class Worker:
             has_states=bool(_state_values(loaded.model.definition)),
             # Scores of what was drawn from are made on the host, before the next step may begin.
             plans_ahead=device.plans_ahead and self._config.model.logprobs_mode.startswith("raw"),
+            **_media_info(loaded, max_num_batched_tokens),
             layer_ops_per_token=loaded.model.definition.layer_ops_per_token,
             output_ops_per_token=2 * math.prod(loaded.model.definition.lm_head.shape),
             attention_ops_per_key=loaded.model.definition.attention_ops_per_key,
@@ -427,6 +440,19 @@ class Worker:
 def _max_encoder_len(definition: Definition) -> int:
     """Rows that the encoder's input may have; 0: there is none."""
     return 0 if definition.encoder is None else definition.encoder.spec.max_positions
+
+
+def _media_info(loaded: LoadedModel, step_rows: int) -> dict[str, Any]:
+    """Fields of `EngineInfo`."""
+    tower = loaded.spec.tower
+    if tower is None:
+        return {}
+    return {
+        "media_kinds": (*tower.kinds, "embeds"),
+        "media_width": loaded.spec.hidden_size,
+        "media_step_rows": step_rows,
+        "media_cache_rows": MEDIA_CACHE_ROWS,
+    }
 
 
 def _state_values(definition: Definition) -> int:

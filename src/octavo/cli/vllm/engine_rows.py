@@ -5,7 +5,6 @@ from __future__ import annotations
 from octavo.cli.vllm.row import (
     ANY,
     EMPTY,
-    NO_ITEMS,
     NONE,
     OFF,
     ZERO,
@@ -86,10 +85,7 @@ ENGINE_ROWS: tuple[Row, ...] = (
         "--qlora-adapter-name-or-path", "none", None, "A QLoRA adapter.", NONE,
         f"{_NO_LORA}; the model that it belongs to can be quantized with --quantization bitsandbytes",
     ),
-    other(
-        "--limit-mm-per-prompt", "1 each", "999 each", "Most images, videos and sounds of a prompt.", NO_ITEMS,
-        "images, videos and sounds in prompts are not built yet", kind="json",
-    ),
+    ours("--limit-mm-per-prompt", "1 each", "999 each", "A model that takes text only is given no counts above 0."),
     # ---- devices and processes
     ours(
         "--device", "auto", None,

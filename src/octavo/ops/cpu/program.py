@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -33,16 +34,20 @@ from octavo.ops.operations import (
     Experts,
     Gate,
     GatedDelta,
+    GatherRotation,
     GivenRows,
     HeadLinear,
     KeepRows,
     LatentAttend,
     LatentWrite,
     Linear,
+    MergeRows,
     Norm,
     NormParts,
     Op,
+    ReplaceRows,
     RopeWrite,
+    RopeWriteRows,
     Route,
     SelectiveScan,
 )
@@ -70,6 +75,10 @@ class CpuRunner(Runner):
         self._ids = {buffer: number for number, buffer in enumerate(program.lives)}
         for op in program.ops:
             _RECORDS[type(op)](self, op)
+        parts = [max(op.parts) + 1 for op in program.ops if isinstance(op, GatherRotation)]
+        self._num_parts = max(parts, default=0)
+        self._replaces_rows = any(isinstance(op, ReplaceRows) for op in program.ops)
+        self._merged = math.prod(op.count for op in program.ops if isinstance(op, MergeRows))
         self._num_groups = 1 + max((cache.group for cache in program.caches), default=-1)
         self._sees_encoder = any(isinstance(op, Attend) and op.cache.of_encoder for op in program.ops)
         self._input_width = next((op.out.width for op in program.ops if isinstance(op, GivenRows)), None)
@@ -90,6 +99,10 @@ class CpuRunner(Runner):
         assert step.seq_lens.is_contiguous() and step.query_start_loc.is_contiguous()
         assert step.query_start_loc.numel() == num_seqs + 1
         assert needed is None or (needed.dtype == torch.int64 and needed.is_contiguous())
+        if self._num_parts:
+            self._set_position_parts(step, num_tokens)
+        if self._replaces_rows:
+            self._set_replaced_rows(step)
         self._native.run(
             rows=num_tokens,
             token_ids=step.token_ids.data_ptr(),
@@ -105,7 +118,25 @@ class CpuRunner(Runner):
             needed=0 if needed is None else needed.data_ptr(),
             num_needed=0 if needed is None else needed.numel(),
         )
-        return space[self.program.output][: num_tokens if needed is None else needed.numel()]
+        num_rows = num_tokens if needed is None else needed.numel()
+        return space[self.program.output][: num_rows // self._merged]
+
+    def _set_position_parts(self, step: StepTensors, num_tokens: int) -> None:
+        parts = step.position_parts
+        if parts is None:
+            self._native.set_position_parts(parts=0)
+            return
+        assert parts.shape == (self._num_parts, num_tokens) and parts.dtype == torch.int32 and parts.is_contiguous()
+        self._native.set_position_parts(parts=parts.data_ptr())
+
+    def _set_replaced_rows(self, step: StepTensors) -> None:
+        rows, index = step.replaced_rows, step.replaced_index
+        if rows is None or index is None:
+            self._native.set_replaced_rows(rows=0, index=0, count=0)
+            return
+        assert rows.dtype == torch.float32 and rows.is_contiguous() and len(rows) == index.numel()
+        assert index.dtype == torch.int64 and index.is_contiguous()
+        self._native.set_replaced_rows(rows=rows.data_ptr(), index=index.data_ptr(), count=index.numel())
 
     def _state_slots(self, step: StepTensors) -> int:
         if not self.program.states:
@@ -189,6 +220,12 @@ class CpuRunner(Runner):
 
     def _given_rows(self, op: GivenRows) -> None:
         self._native.given_rows(out=self._ids[op.out], width=op.out.width)
+
+    def _replace_rows(self, op: ReplaceRows) -> None:
+        self._native.replace_rows(x=self._ids[op.x], width=op.x.width)
+
+    def _merge_rows(self, op: MergeRows) -> None:
+        self._native.merge_rows(out=self._ids[op.out], x=self._ids[op.x], width=op.x.width, count=op.count)
 
     def _linear(self, op: Linear) -> None:
         self._native.linear(self._matrix(op.weight), out=self._ids[op.out], x=self._ids[op.x])
@@ -277,7 +314,7 @@ class CpuRunner(Runner):
             **self._altup(op), out=out, activated=activated, active=op.active, scale=self._vector(op.scale)
         )
 
-    def _rope_write(self, op: RopeWrite) -> None:
+    def _rope_write(self, op: RopeWrite, rotations: int = -1, places: int = -1) -> None:
         assert op.rotation is None or op.rotation.shape[1] == op.heads.head_dim
         self._native.rope_write(
             qkv=self._ids[op.qkv],
@@ -292,6 +329,21 @@ class CpuRunner(Runner):
             q_scales=self._vector(op.q_scales),
             k_scale=op.cache.k_scale,
             v_scale=op.cache.v_scale,
+            rotations=rotations,
+            places=places,
+        )
+
+    def _rope_write_rows(self, op: RopeWriteRows) -> None:
+        assert op.rotation is None and op.rotations.width == op.heads.head_dim
+        self._rope_write(op, self._ids[op.rotations], self._ids[op.places])
+
+    def _gather_rotation(self, op: GatherRotation) -> None:
+        self._native.gather_rotation(
+            out=self._ids[op.out],
+            places=self._ids[op.places],
+            rotation=self._vector(op.rotation),
+            head_dim=op.out.width,
+            runs=op.runs(),
         )
 
     def _attend(self, op: Attend) -> None:
@@ -481,6 +533,8 @@ def _ints(values: Tensor | None, count: int) -> int:
 _RECORDS: dict[type[Op], Callable[[CpuRunner, Any], None]] = {
     Embed: CpuRunner._embed,
     GivenRows: CpuRunner._given_rows,
+    ReplaceRows: CpuRunner._replace_rows,
+    MergeRows: CpuRunner._merge_rows,
     Linear: CpuRunner._linear,
     Norm: CpuRunner._norm,
     NormParts: CpuRunner._norm_parts,
@@ -494,7 +548,9 @@ _RECORDS: dict[type[Op], Callable[[CpuRunner, Any], None]] = {
     ActTimes: CpuRunner._act_times,
     AltUpPredict: CpuRunner._altup_predict,
     AltUpCorrect: CpuRunner._altup_correct,
+    GatherRotation: CpuRunner._gather_rotation,
     RopeWrite: CpuRunner._rope_write,
+    RopeWriteRows: CpuRunner._rope_write_rows,
     Attend: CpuRunner._attend,
     CausalConv: CpuRunner._causal_conv,
     SelectiveScan: CpuRunner._selective_scan,
