@@ -78,6 +78,17 @@ def test_rows_that_are_being_read_stay_and_the_least_recent_go_first() -> None:
     assert all(outputs[-1].finish_reason == "length" for outputs in seen.outputs.values())
 
 
+def test_rows_that_the_same_prompt_reads_later_make_no_room_for_those_before() -> None:
+    seen = world(caching=False)
+    for request_id, digest in enumerate((b"a", b"c"), 1):
+        add(seen, request_id, 12, image(1, 8, digest))
+        run(seen)
+    add(seen, 3, 20, image(1, 8, b"b"), image(10, 8, b"a"))
+    plan = seen.step()
+    assert (encoded(plan), plan.media_dropped) == ([b"b"], [b"c"])
+    run(seen)
+
+
 def test_an_item_of_a_prefix_that_is_in_the_cache_is_not_encoded_again() -> None:
     seen = world(media_cache_rows=8)
     add(seen, 1, 20, image(2, 6, b"a"))

@@ -87,15 +87,15 @@ class MediaLimit:
 
     def claim(self, request: Request, start: int, count: int) -> None:
         """The request computes so many tokens from `start` on: `fit` had room for them."""
-        for item in request.media:
-            if item.end <= start or item.offset >= start + count:
-                continue
+        touched = [item for item in request.media if item.end > start and item.offset < start + count]
+        for item in touched:  # all are held before any of them takes the room of another
             _, ends = self._held.setdefault(request.request_id, (request, {}))
             if item.digest not in ends:
                 self.num_queries += 1
                 self.num_hits += item.digest in self._rows
             ends[item.digest] = max(item.end, ends.get(item.digest, 0))
             self._holders.setdefault(item.digest, set()).add(request.request_id)
+        for item in touched:
             if item.digest in self._rows:
                 self._rows[item.digest] = self._rows.pop(item.digest)
             else:
