@@ -59,11 +59,11 @@ void bind_program(nb::module_& m) {
         .def(nb::init<>())
         .def(
             "embed",
-            [](Program& self, const PackedLinear& weight, BufferId out, float scale, bool of_positions) {
-                self.add(EmbedRecord{out, &weight, scale, of_positions});
+            [](Program& self, const PackedLinear& weight, BufferId out, float scale, bool of_positions, int num_known) {
+                self.add(EmbedRecord{out, &weight, scale, of_positions, num_known});
             },
             nb::keep_alive<1, 2>(), nb::arg("weight"), nb::kw_only(), nb::arg("out"), nb::arg("scale"),
-            nb::arg("of_positions"))
+            nb::arg("of_positions"), nb::arg("num_known"))
         .def(
             "given_rows", [](Program& self, BufferId out, int64_t width) { self.add(GivenRowsRecord{out, width}); },
             nb::kw_only(), nb::arg("out"), nb::arg("width"))
@@ -109,26 +109,79 @@ void bind_program(nb::module_& m) {
             "clip", [](Program& self, BufferId x, int64_t width, float limit) { self.add(ClipRecord{x, width, limit}); },
             nb::kw_only(), nb::arg("x"), nb::arg("width"), nb::arg("limit"))
         .def(
+            "multiply",
+            [](Program& self, BufferId x, int64_t width, Address factors, bool has_one) {
+                self.add(MultiplyRecord{x, width, at<float>(factors), has_one});
+            },
+            nb::kw_only(), nb::arg("x"), nb::arg("width"), nb::arg("factors"), nb::arg("has_one"))
+        .def(
+            "match_rms", [](Program& self, BufferId x, BufferId to, int64_t width) { self.add(MatchRmsRecord{x, to, width}); },
+            nb::kw_only(), nb::arg("x"), nb::arg("to"), nb::arg("width"))
+        .def(
+            "cut_gates",
+            [](Program& self, BufferId x, int64_t row_width, int64_t width, float deviations) {
+                self.add(CutGatesRecord{x, row_width, width, deviations});
+            },
+            nb::kw_only(), nb::arg("x"), nb::arg("row_width"), nb::arg("width"), nb::arg("deviations"))
+        .def(
+            "altup_predict",
+            [](Program& self, std::vector<BufferId> streams, int64_t width, BufferId scores, Address coefs) {
+                self.add(AltUpPredictRecord{{std::move(streams), width, scores, at<float>(coefs)}});
+            },
+            nb::kw_only(), nb::arg("streams"), nb::arg("width"), nb::arg("scores"), nb::arg("coefs"))
+        .def(
+            "altup_correct",
+            [](Program& self, std::vector<BufferId> streams, int64_t width, BufferId scores, Address coefs, BufferId out,
+               BufferId activated, int active, Address scale) {
+                self.add(AltUpCorrectRecord{
+                    {std::move(streams), width, scores, at<float>(coefs)}, out, activated, active, at<float>(scale)});
+            },
+            nb::kw_only(), nb::arg("streams"), nb::arg("width"), nb::arg("scores"), nb::arg("coefs"), nb::arg("out"),
+            nb::arg("activated"), nb::arg("active"), nb::arg("scale"))
+        .def(
+            "act_times",
+            [](Program& self, BufferId out, BufferId x, BufferId y, int64_t width, int64_t y_width, int64_t first, int kind) {
+                self.add(ActTimesRecord{out, x, y, width, y_width, first, Activation(kind)});
+            },
+            nb::kw_only(), nb::arg("out"), nb::arg("x"), nb::arg("y"), nb::arg("width"), nb::arg("y_width"), nb::arg("first"),
+            nb::arg("kind"))
+        .def(
             "rope_write",
             [](Program& self, BufferId qkv, const Heads& heads, int cache, int group, Address rotation, Address q_norm,
-               Address k_norm, float eps, bool norms_rotated, Address q_scales) {
+               Address k_norm, float eps, bool norms_rotated, Address q_scales, float k_scale, float v_scale,
+               BufferId rotations, BufferId places) {
                 self.add(RopeWriteRecord{qkv, counts(heads), cache, group, at<float>(rotation), at<float>(q_norm),
-                                         at<float>(k_norm), eps, norms_rotated, at<float>(q_scales)});
+                                         at<float>(k_norm), eps, norms_rotated, at<float>(q_scales), k_scale, v_scale,
+                                         rotations, places});
             },
             nb::kw_only(), nb::arg("qkv"), nb::arg("heads"), nb::arg("cache"), nb::arg("group"), nb::arg("rotation"),
             nb::arg("q_norm"), nb::arg("k_norm"), nb::arg("eps"),
-            nb::arg("norms_rotated"), nb::arg("q_scales"))
+            nb::arg("norms_rotated"), nb::arg("q_scales"), nb::arg("k_scale"), nb::arg("v_scale"),
+            nb::arg("rotations"), nb::arg("places"))
+        .def(
+            "gather_rotation",
+            [](Program& self, BufferId out, BufferId places, Address rotation, int64_t head_dim,
+               const std::vector<std::tuple<int, int64_t, int64_t>>& runs) {
+                GatherRotationRecord record{out, places, at<float>(rotation), head_dim, {}};
+                for (const auto& [part, first, count] : runs) record.runs.push_back({part, first, count});
+                self.add(std::move(record));
+            },
+            nb::kw_only(), nb::arg("out"), nb::arg("places"), nb::arg("rotation"), nb::arg("head_dim"), nb::arg("runs"))
+        .def(
+            "set_position_parts",
+            [](Program& self, Address parts) { self.set_position_parts(at<int32_t>(parts)); }, nb::kw_only(), nb::arg("parts"))
         .def(
             "attend",
             [](Program& self, BufferId out, BufferId qkv, int64_t row_stride, const Heads& heads, int cache, int group, int window,
-               bool chunked, float scale, float softcap, Address slopes, Address sinks, bool causal, bool reads_key_ends,
-               bool of_encoder) {
-                self.add(AttendRecord{out, qkv, row_stride, counts(heads), cache, group, window, chunked, scale, softcap,
-                                      at<float>(slopes), at<float>(sinks), causal, reads_key_ends, of_encoder});
+               bool chunked, float scale, float k_scale, float v_scale, float softcap, Address slopes, Address sinks, bool causal,
+               bool reads_key_ends, bool of_encoder) {
+                self.add(AttendRecord{out, qkv, row_stride, counts(heads), cache, group, window, chunked, scale, k_scale,
+                                      v_scale, softcap, at<float>(slopes), at<float>(sinks), causal, reads_key_ends, of_encoder});
             },
             nb::kw_only(), nb::arg("out"), nb::arg("qkv"), nb::arg("row_stride"), nb::arg("heads"), nb::arg("cache"),
-            nb::arg("group"), nb::arg("window"), nb::arg("chunked"), nb::arg("scale"), nb::arg("softcap"), nb::arg("slopes"),
-            nb::arg("sinks"), nb::arg("causal"), nb::arg("reads_key_ends"), nb::arg("of_encoder"))
+            nb::arg("group"), nb::arg("window"), nb::arg("chunked"), nb::arg("scale"), nb::arg("k_scale"), nb::arg("v_scale"),
+            nb::arg("softcap"), nb::arg("slopes"), nb::arg("sinks"), nb::arg("causal"), nb::arg("reads_key_ends"),
+            nb::arg("of_encoder"))
         .def(
             "head_linear",
             [](Program& self, std::vector<const PackedLinear*> weights, BufferId out, BufferId x, int64_t out_width,
@@ -191,11 +244,11 @@ void bind_program(nb::module_& m) {
         .def(
             "route",
             [](Program& self, BufferId ids, BufferId weights, BufferId scores, int num_experts, int top_k,
-               const RoutingTuple& routing, Address bias) {
-                self.add(RouteRecord{ids, weights, scores, num_experts, top_k, routing_of(routing), at<float>(bias)});
+               const RoutingTuple& routing, Address bias, Address scales) {
+                self.add(RouteRecord{ids, weights, scores, num_experts, top_k, routing_of(routing), at<float>(bias), at<float>(scales)});
             },
             nb::kw_only(), nb::arg("ids"), nb::arg("weights"), nb::arg("scores"), nb::arg("num_experts"), nb::arg("top_k"),
-            nb::arg("routing"), nb::arg("bias"))
+            nb::arg("routing"), nb::arg("bias"), nb::arg("scales"))
         .def(
             "experts",
             [](Program& self, std::vector<const PackedLinear*> gate_up_weights, std::vector<const PackedLinear*> down_weights,
@@ -220,6 +273,21 @@ void bind_program(nb::module_& m) {
                 self.add(KeepRowsRecord{std::move(rows), std::move(widths)});
             },
             nb::kw_only(), nb::arg("rows"), nb::arg("widths"))
+        .def(
+            "replace_rows", [](Program& self, BufferId x, int64_t width) { self.add(ReplaceRowsRecord{x, width}); },
+            nb::kw_only(), nb::arg("x"), nb::arg("width"))
+        .def(
+            "merge_rows",
+            [](Program& self, BufferId out, BufferId x, int64_t width, int64_t count) {
+                self.add(MergeRowsRecord{out, x, width, count});
+            },
+            nb::kw_only(), nb::arg("out"), nb::arg("x"), nb::arg("width"), nb::arg("count"))
+        .def(
+            "set_replaced_rows",
+            [](Program& self, Address rows, Address index, int64_t count) {
+                self.set_replaced_rows({at<float>(rows), at<int64_t>(index), count});
+            },
+            nb::kw_only(), nb::arg("rows"), nb::arg("index"), nb::arg("count"))
         .def("set_states",
              [](Program& self, const std::vector<Address>& addresses) {
                  std::vector<float*> states;

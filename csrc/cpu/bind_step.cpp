@@ -2,6 +2,7 @@
 #include "address.h"
 #include "bind_routing.h"
 #include "kernels/activation.h"
+#include "kernels/altup.h"
 #include "kernels/attention.h"
 #include "kernels/causal_conv.h"
 #include "kernels/experts.h"
@@ -16,9 +17,11 @@
 
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
 
 #include <optional>
 #include <tuple>
+#include <vector>
 
 namespace nb = nanobind;
 
@@ -51,12 +54,12 @@ void add_layer_norm(Address out, Address residual, Address x, Address weight, Ad
                         eps);
 }
 
-void route(Address ids, Address weights, Address scores, Address bias, int64_t rows, int num_experts, int top_k,
+void route(Address ids, Address weights, Address scores, Address bias, Address scales, int64_t rows, int num_experts, int top_k,
            const RoutingTuple& routing) {
     nb::gil_scoped_release release;
     OCTAVO_KERNELS(experts_kernels)
-        .route({at<int32_t>(ids), at<float>(weights), at<float>(scores), at<float>(bias), rows, num_experts, top_k,
-                routing_of(routing)});
+        .route({at<int32_t>(ids), at<float>(weights), at<float>(scores), at<float>(bias), at<float>(scales), rows, num_experts,
+                top_k, routing_of(routing)});
 }
 
 void add(Address residual, Address x, int64_t count) {
@@ -72,6 +75,45 @@ void add_gated(Address residual, Address x, Address gates, int64_t rows, int64_t
 void clip(Address x, int64_t count, float limit) {
     nb::gil_scoped_release release;
     OCTAVO_KERNELS(norm_kernels).clip(at<float>(x), count, limit);
+}
+
+void multiply(Address x, Address factors, bool has_one, int64_t rows, int64_t width) {
+    nb::gil_scoped_release release;
+    OCTAVO_KERNELS(norm_kernels).multiply(at<float>(x), at<float>(factors), has_one, rows, width);
+}
+
+void match_rms(Address x, Address to, int64_t rows, int64_t width) {
+    nb::gil_scoped_release release;
+    OCTAVO_KERNELS(norm_kernels).match_rms(at<float>(x), at<float>(to), rows, width);
+}
+
+void cut_gates(Address x, int64_t rows, int64_t row_width, int64_t width, float deviations) {
+    nb::gil_scoped_release release;
+    OCTAVO_KERNELS(norm_kernels).cut_gates(at<float>(x), rows, row_width, width, deviations);
+}
+
+AltUpArgs altup(const std::vector<Address>& streams, Address scores, Address coefs, int64_t rows, int64_t width) {
+    AltUpArgs args{{}, int(streams.size()), at<float>(scores), at<float>(coefs), rows, width};
+    for (size_t i = 0; i < streams.size(); ++i) args.streams[i] = at<float>(streams[i]);
+    return args;
+}
+
+void altup_predict(const std::vector<Address>& streams, Address scores, Address coefs, int64_t rows, int64_t width) {
+    nb::gil_scoped_release release;
+    OCTAVO_KERNELS(altup_kernels).predict(altup(streams, scores, coefs, rows, width));
+}
+
+void altup_correct(const std::vector<Address>& streams, Address scores, Address coefs, int64_t rows, int64_t width, Address out,
+                   Address activated, int active, Address scale) {
+    nb::gil_scoped_release release;
+    OCTAVO_KERNELS(altup_kernels)
+        .correct(altup(streams, scores, coefs, rows, width), at<float>(out), at<float>(activated), active, at<float>(scale));
+}
+
+void act_times(Address out, Address x, Address y, int64_t y_stride, int64_t rows, int64_t width, int kind) {
+    nb::gil_scoped_release release;
+    OCTAVO_KERNELS(activation_kernels)
+        .act_times(at<float>(out), at<float>(x), at<float>(y), y_stride, rows, width, Activation(kind));
 }
 
 void act_mul(Address out, Address gate_up, int64_t rows, int64_t width, int kind) {
@@ -96,25 +138,26 @@ void norm_parts(Address x, int64_t rows, int64_t row_width, int64_t first, int64
 void rope_kv_write(Address qkv, Address positions, Address cos_sin, Address q_norm, Address k_norm, float eps,
                    Address k_cache, Address v_cache, int64_t k_stride, int64_t v_stride, int cache_type, int block_size,
                    Address slots, int64_t rows, int num_heads, int num_kv_heads, int head_dim, bool norms_rotated,
-                   Address q_scales) {
+                   Address q_scales, float k_scale, float v_scale) {
     nb::gil_scoped_release release;
     OCTAVO_KERNELS(rope_kernels)
         .rope_kv_write({at<float>(qkv), at<int32_t>(positions), at<float>(cos_sin), at<float>(q_norm), at<float>(k_norm),
                         eps, at<void>(k_cache), at<void>(v_cache), k_stride, v_stride, CacheType(cache_type), block_size,
-                        at<int64_t>(slots), rows, num_heads, num_kv_heads, head_dim, norms_rotated, at<float>(q_scales)});
+                        at<int64_t>(slots), rows, num_heads, num_kv_heads, head_dim, norms_rotated, at<float>(q_scales), k_scale,
+                        v_scale});
 }
 
 void attention(Address out, Address qkv, Address k_cache, Address v_cache, int64_t k_stride, int64_t v_stride, int cache_type,
                int block_size, Address block_tables, int64_t block_table_stride, Address seq_lens, Address query_start_loc,
-               int num_seqs, int num_heads, int num_kv_heads, int head_dim, float scale, int window, bool chunked,
-               float softcap, Address slopes, Address sinks, int64_t row_stride, bool causal, Address key_ends) {
+               int num_seqs, int num_heads, int num_kv_heads, int head_dim, float scale, float k_scale, float v_scale,
+               int window, bool chunked, float softcap, Address slopes, Address sinks, int64_t row_stride, bool causal, Address key_ends) {
     nb::gil_scoped_release release;
     OCTAVO_KERNELS(attention_kernels)
         .attention({at<float>(out), at<float>(qkv), row_stride, at<void>(k_cache), at<void>(v_cache), k_stride,
                     v_stride, CacheType(cache_type), block_size, at<int32_t>(block_tables), block_table_stride,
                     at<int32_t>(seq_lens), at<int32_t>(query_start_loc), num_seqs, num_heads, num_kv_heads, head_dim,
-                    head_dim, false, scale, window, chunked, softcap, at<float>(slopes), at<float>(sinks), causal,
-                    at<int32_t>(key_ends)});
+                    head_dim, false, scale, k_scale, v_scale, window, chunked, softcap, at<float>(slopes),
+                    at<float>(sinks), causal, at<int32_t>(key_ends)});
 }
 
 void latent_attention(Address out, Address q_latent, Address cache, int64_t stride, int cache_type, int block_size,
@@ -125,7 +168,8 @@ void latent_attention(Address out, Address q_latent, Address cache, int64_t stri
     OCTAVO_KERNELS(attention_kernels)
         .attention({at<float>(out), at<float>(q_latent), int64_t(num_heads) * width, at<void>(cache), nullptr, stride, 0,
                     CacheType(cache_type), block_size, at<int32_t>(block_tables), block_table_stride, at<int32_t>(seq_lens),
-                    at<int32_t>(query_start_loc), num_seqs, num_heads, 1, width, rank, true, scale, 0, false, 0.0f, nullptr,
+                    at<int32_t>(query_start_loc), num_seqs, num_heads, 1, width, rank, true, scale, 1.0f, 1.0f, 0,
+                    false, 0.0f, nullptr,
                     nullptr, true, nullptr});
 }
 
@@ -225,6 +269,12 @@ void bind_step(nb::module_& m) {
     m.def("add_layer_norm", &add_layer_norm);
     m.def("add", &add);
     m.def("clip", &clip);
+    m.def("multiply", &multiply);
+    m.def("match_rms", &match_rms);
+    m.def("cut_gates", &cut_gates);
+    m.def("altup_predict", &altup_predict);
+    m.def("altup_correct", &altup_correct);
+    m.def("act_times", &act_times);
     m.def("act_mul", &act_mul);
     m.def("act", &act);
     m.def("norm_parts", &norm_parts);

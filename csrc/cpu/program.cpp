@@ -1,6 +1,7 @@
 #include "program.h"
 
 #include "isa.h"
+#include "kernels/altup.h"
 #include "kernels/attention.h"
 #include "kernels/causal_conv.h"
 #include "kernels/gated_delta.h"
@@ -35,10 +36,40 @@ struct ProgramRun {
     int32_t* ints(BufferId buffer) const { return reinterpret_cast<int32_t*>(at(buffer)); }
 
     void operator()(const EmbedRecord& op) {
-        op.weight->gather(at(op.out), op.weight->K(), op.of_positions ? step.positions : step.token_ids, rows, op.scale);
+        const int32_t* ids = op.of_positions ? step.positions : step.token_ids;
+        std::vector<int32_t> known;
+        if (op.num_known) {
+            known.assign(ids, ids + rows);
+            for (int32_t& id : known)
+                if (id >= op.num_known) id = 0;
+            ids = known.data();
+        }
+        op.weight->gather(at(op.out), op.weight->K(), ids, rows, op.scale);
     }
     void operator()(const GivenRowsRecord& op) {
         std::memcpy(at(op.out), step.input_rows, size_t(rows * op.width) * sizeof(float));
+    }
+    void operator()(const ReplaceRowsRecord& op) {
+        const ReplacedRows& with = program.replaced_;
+        for (int64_t i = 0; i < with.count; ++i)
+            std::memcpy(at(op.x) + with.index[i] * op.width, with.rows + i * op.width, size_t(op.width) * sizeof(float));
+    }
+    void operator()(const GatherRotationRecord& op) {
+        const int64_t half = op.head_dim / 2;
+        for (int64_t i = 0; i < rows; ++i) {
+            ints(op.places)[i] = int32_t(i);
+            float* to = at(op.out) + i * op.head_dim;
+            for (const auto& run : op.runs) {
+                const int32_t* parts = program.position_parts_;
+                const float* from = op.rotation + int64_t(parts ? parts[run.part * rows + i] : step.positions[i]) * op.head_dim;
+                std::memcpy(to + run.first, from + run.first, size_t(run.count) * sizeof(float));
+                std::memcpy(to + half + run.first, from + half + run.first, size_t(run.count) * sizeof(float));
+            }
+        }
+    }
+    void operator()(const MergeRowsRecord& op) {
+        std::memcpy(at(op.out), at(op.x), size_t(rows * op.width) * sizeof(float));
+        rows /= op.count;
     }
     void operator()(const LinearRecord& op) {
         op.weight->linear(at(op.out), op.weight->N(), at(op.x), op.weight->K(), rows);
@@ -69,13 +100,30 @@ struct ProgramRun {
         else kernels.add_rms_norm(at(op.out), residual, at(op.x), n.weight, rows, n.width, n.eps);
     }
     void operator()(const ClipRecord& op) { OCTAVO_KERNELS(norm_kernels).clip(at(op.x), rows * op.width, op.limit); }
+    void operator()(const MultiplyRecord& op) {
+        OCTAVO_KERNELS(norm_kernels).multiply(at(op.x), op.factors, op.has_one, rows, op.width);
+    }
+    void operator()(const MatchRmsRecord& op) { OCTAVO_KERNELS(norm_kernels).match_rms(at(op.x), at(op.to), rows, op.width); }
+    void operator()(const CutGatesRecord& op) {
+        OCTAVO_KERNELS(norm_kernels).cut_gates(at(op.x), rows, op.row_width, op.width, op.deviations);
+    }
+    AltUpArgs altup(const AltUpStreams& all) const {
+        AltUpArgs args{{}, int(all.streams.size()), at(all.scores), all.coefs, rows, all.width};
+        for (size_t i = 0; i < all.streams.size(); ++i) args.streams[i] = at(all.streams[i]);
+        return args;
+    }
+    void operator()(const AltUpPredictRecord& op) { OCTAVO_KERNELS(altup_kernels).predict(altup(op.all)); }
+    void operator()(const AltUpCorrectRecord& op) {
+        OCTAVO_KERNELS(altup_kernels).correct(altup(op.all), at(op.out), at(op.activated), op.active, op.scale);
+    }
     void operator()(const RopeWriteRecord& op) {
         const LayerCache& cache = program.caches_[size_t(op.cache)];
         OCTAVO_KERNELS(rope_kernels)
-            .rope_kv_write({at(op.qkv), step.positions, op.rotation, op.q_norm, op.k_norm, op.eps, cache.k, cache.v,
+            .rope_kv_write({at(op.qkv), op.places < 0 ? step.positions : ints(op.places),
+                            op.rotations < 0 ? op.rotation : at(op.rotations), op.q_norm, op.k_norm, op.eps, cache.k, cache.v,
                             cache.k_stride, cache.v_stride, program.type_, program.block_size_,
                             step.groups[size_t(op.group)].slots, rows, op.heads.num_heads, op.heads.num_kv_heads,
-                            op.heads.head_dim, op.norms_rotated, op.q_scales});
+                            op.heads.head_dim, op.norms_rotated, op.q_scales, op.k_scale, op.v_scale});
     }
     void operator()(const AttendRecord& op) {
         const LayerCache& cache = program.caches_[size_t(op.cache)];
@@ -85,7 +133,7 @@ struct ProgramRun {
                         program.type_, program.block_size_, group.block_tables, group.block_table_stride,
                         op.of_encoder ? step.encoder_lens : step.seq_lens, step.query_start_loc, step.num_seqs,
                         op.heads.num_heads, op.heads.num_kv_heads, op.heads.head_dim, op.heads.head_dim, false, op.scale,
-                        op.window, op.chunked, op.softcap, op.slopes, op.sinks, op.causal,
+                        op.k_scale, op.v_scale, op.window, op.chunked, op.softcap, op.slopes, op.sinks, op.causal,
                         op.reads_key_ends ? step.key_ends : nullptr});
     }
     void operator()(const HeadLinearRecord& op) {
@@ -107,7 +155,7 @@ struct ProgramRun {
             .attention({at(op.out), at(op.q_latent), int64_t(op.shape.num_heads) * op.shape.width(), cache.k, nullptr,
                         cache.k_stride, 0, program.type_, program.block_size_, group.block_tables, group.block_table_stride,
                         step.seq_lens, step.query_start_loc, step.num_seqs, op.shape.num_heads, 1, op.shape.width(),
-                        op.shape.rank, true, op.scale, 0, false, 0.0f, nullptr, nullptr, true, nullptr});
+                        op.shape.rank, true, op.scale, 1.0f, 1.0f, 0, false, 0.0f, nullptr, nullptr, true, nullptr});
     }
     void operator()(const CausalConvRecord& op) {
         OCTAVO_KERNELS(causal_conv_kernels)
@@ -134,9 +182,13 @@ struct ProgramRun {
         if (op.gated) kernels.act_mul(at(op.out), at(op.x), rows, op.width, op.kind);
         else kernels.act(at(op.out), at(op.x), rows, op.width, op.kind, op.parameters);
     }
+    void operator()(const ActTimesRecord& op) {
+        OCTAVO_KERNELS(activation_kernels)
+            .act_times(at(op.out), at(op.x), at(op.y) + op.first, op.y_width, rows, op.width, op.kind);
+    }
     void operator()(const RouteRecord& op) {
         OCTAVO_KERNELS(experts_kernels)
-            .route({ints(op.ids), at(op.weights), at(op.scores), op.bias, rows, op.num_experts, op.top_k, op.routing});
+            .route({ints(op.ids), at(op.weights), at(op.scores), op.bias, op.scales, rows, op.num_experts, op.top_k, op.routing});
     }
     void operator()(const ExpertsRecord& op) {
         // A counting sort by expert, in which rows keep their order.

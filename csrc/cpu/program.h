@@ -31,10 +31,21 @@ struct EmbedRecord {
     const PackedLinear* weight;
     float scale;
     bool of_positions;  // rows are named by the tokens' positions, else by their ids
+    int num_known;      // ids from here on stand for row 0; 0: the table has a row for each
 };
 struct GivenRowsRecord {
     BufferId out;
     int64_t width;
+};
+// Rows of x are those that the step brings, where it names them.
+struct ReplaceRowsRecord {
+    BufferId x;
+    int64_t width;
+};
+// From here on a row is `count` rows, one behind the other, each of `width` values.
+struct MergeRowsRecord {
+    BufferId out, x;
+    int64_t width, count;
 };
 struct LinearRecord {
     BufferId out, x;
@@ -74,6 +85,36 @@ struct ClipRecord {
     int64_t width;
     float limit;
 };
+struct MultiplyRecord {
+    BufferId x;
+    int64_t width;
+    const float* factors;
+    bool has_one;
+};
+struct MatchRmsRecord {
+    BufferId x, to;
+    int64_t width;
+};
+struct CutGatesRecord {
+    BufferId x;
+    int64_t row_width, width;
+    float deviations;
+};
+struct AltUpStreams {
+    std::vector<BufferId> streams;
+    int64_t width;
+    BufferId scores;
+    const float* coefs;
+};
+struct AltUpPredictRecord {
+    AltUpStreams all;
+};
+struct AltUpCorrectRecord {
+    AltUpStreams all;
+    BufferId out, activated;
+    int active;
+    const float* scale;  // may be null
+};
 struct RopeWriteRecord {
     BufferId qkv;
     HeadCounts heads;
@@ -82,6 +123,19 @@ struct RopeWriteRecord {
     float eps;
     bool norms_rotated;
     const float* q_scales;  // may be null
+    float k_scale, v_scale;
+    BufferId rotations, places;  // what GatherRotationRecord wrote in the place of rotation and positions; -1: nothing
+};
+// Of the rotation of each row, runs of pairs of which all are turned by one part of the row's position.
+struct GatherRotationRecord {
+    struct Run {
+        int part;
+        int64_t first, count;
+    };
+    BufferId out, places;
+    const float* rotation;
+    int64_t head_dim;
+    std::vector<Run> runs;
 };
 struct AttendRecord {
     BufferId out, qkv;
@@ -89,7 +143,7 @@ struct AttendRecord {
     HeadCounts heads;
     int cache, group, window;
     bool chunked;
-    float scale, softcap;
+    float scale, k_scale, v_scale, softcap;
     const float *slopes, *sinks;  // may be null
     bool causal, reads_key_ends, of_encoder;
 };
@@ -146,11 +200,16 @@ struct ActRecord {
     bool gated;
     const float* parameters;  // may be null
 };
+struct ActTimesRecord {
+    BufferId out, x, y;
+    int64_t width, y_width, first;  // of out; of y, whose columns from `first` on are the factors
+    Activation kind;
+};
 struct RouteRecord {
     BufferId ids, weights, scores;
     int num_experts, top_k;
     Routing routing;
-    const float* bias;  // may be null
+    const float *bias, *scales;  // may be null
 };
 // Rows go to their experts grouped by expert, top_k places a row: `places` says where each is, and the buffers behind it hold
 // the groups' inputs and results, and what is between them.
@@ -173,10 +232,12 @@ struct KeepRowsRecord {
 };
 
 using Record = std::variant<EmbedRecord, GivenRowsRecord, LinearRecord, LoraDeltaRecord, NormRecord, NormPartsRecord,
-                            AddRecord, AddNormRecord, ClipRecord, RopeWriteRecord, AttendRecord, HeadLinearRecord,
-                            LatentWriteRecord, LatentAttendRecord, CausalConvRecord, SelectiveScanRecord,
-                            GatedDeltaRecord, GateRecord, ActRecord, RouteRecord, ExpertsRecord, AddGatedRecord,
-                            KeepRowsRecord>;
+                            AddRecord, AddNormRecord, ClipRecord, MultiplyRecord, MatchRmsRecord, CutGatesRecord,
+                            AltUpPredictRecord, AltUpCorrectRecord, ActTimesRecord, RopeWriteRecord, AttendRecord,
+                            HeadLinearRecord, LatentWriteRecord, LatentAttendRecord, CausalConvRecord,
+                            SelectiveScanRecord, GatedDeltaRecord, GateRecord, ActRecord, RouteRecord, ExpertsRecord,
+                            AddGatedRecord, KeepRowsRecord, ReplaceRowsRecord, MergeRowsRecord,
+                            GatherRotationRecord>;
 
 // Blocks lie so many values apart. A latent has the same array twice.
 struct LayerCache {
@@ -206,12 +267,22 @@ struct ProgramStep {
     const int32_t* adapter_slots;  // [rows], -1: none; null where no row has an adapter
 };
 
+// Of ReplaceRowsRecord: rows [count][width], and where they go.
+struct ReplacedRows {
+    const float* rows;
+    const int64_t* index;
+    int64_t count;
+};
+
 class Program {
 public:
     void add(Record record) { records_.push_back(std::move(record)); }
     void set_buffers(std::vector<float*> buffers) { buffers_ = std::move(buffers); }
     void set_caches(std::vector<LayerCache> caches, CacheType type, int block_size);
     void set_states(std::vector<float*> states) { states_ = std::move(states); }
+    // int32 [parts][rows] of the next run, or null: each part is the position.
+    void set_position_parts(const int32_t* parts) { position_parts_ = parts; }
+    void set_replaced_rows(const ReplacedRows& rows) { replaced_ = rows; }
     // After all of them. Buffers, caches and groups that records name must be there; Python has checked it.
     void run(const ProgramStep& step) const;
 
@@ -220,6 +291,8 @@ private:
     std::vector<float*> buffers_;
     std::vector<LayerCache> caches_;
     std::vector<float*> states_;
+    ReplacedRows replaced_{};
+    const int32_t* position_parts_ = nullptr;
     CacheType type_{};
     int block_size_ = 0;
 

@@ -96,6 +96,7 @@ class FakeExecutor:
         self.pool = [[-1] * engine_info.block_size for _ in range(engine_info.num_kv_blocks)]
         self.slots: dict[int, dict] = {}
         self.swapped: dict[int, list[list[int]]] = {}  # request id -> the blocks that the host keeps
+        self.media: set[bytes] = set()  # digests of the items whose rows it keeps
         self.errors: dict[int, str] = {}
         self.asleep = 0
 
@@ -120,7 +121,7 @@ class FakeExecutor:
     def sleep(self, level: int) -> None:
         """The worker forgets everything."""
         self.asleep = level
-        self.pool, self.slots, self.swapped = [], {}, {}
+        self.pool, self.slots, self.swapped, self.media = [], {}, {}, set()
 
     def wake_up(self) -> None:
         self.asleep = 0
@@ -138,6 +139,8 @@ class FakeExecutor:
             kept = [swapped[place] for place in places]
             for block, tokens in zip(blocks, kept, strict=True):
                 self.pool[block] = list(tokens)
+        self.media -= set(plan.media_dropped)
+        self.media |= {item.digest for item in plan.media_encoded}
         for slot in plan.finished_slots:
             self.slots.pop(slot, None)
         for new in plan.new_requests:
@@ -145,7 +148,7 @@ class FakeExecutor:
                 "id": new.request_id, "tokens": list(new.prompt_token_ids),
                 "blocks": [list(table) for table in new.block_ids],
                 "computed": new.num_computed_tokens, "seed": new.sampling_seed, "num_scored": num_scored(new),
-                "logprobs": new.params.logprobs, "draft": [],
+                "logprobs": new.params.logprobs, "draft": [], "media": new.media,
             }  # fmt: skip
         for known in plan.cached_requests:
             for table, new_ids in zip(self.slots[known.slot]["blocks"], known.new_block_ids, strict=False):
@@ -161,6 +164,9 @@ class FakeExecutor:
     def _compute(self, slot: int, count: int, result: ModelRunnerOutput) -> None:
         state, size = self.slots[slot], self.info.block_size
         start, end = state["computed"], state["computed"] + count
+        for item in state["media"]:
+            if any(first < end and first + length > start for first, length in item.spans):
+                assert item.digest in self.media, "rows are read that nobody has encoded"
         tokens = [*state["tokens"], *state["draft"]]
         for table in state["blocks"]:
             for p in range(state["computed"], end):

@@ -67,9 +67,20 @@ STATES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(scope="module", params=["pages", "latents", *STATES])
+@pytest.fixture(
+    scope="module",
+    params=[
+        "pages",
+        "latents",
+        *STATES,
+        "pages in fp8",
+        "pages in int8",
+        "latents in fp8",
+        "latents in int8",
+    ],
+)
 def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    path = tmp_path_factory.mktemp(request.param)
+    path = tmp_path_factory.mktemp("model")
     if request.param in STATES:
         (path / "config.json").write_text(
             json.dumps({**SIZES, **STATES[request.param], "max_position_embeddings": 2048})
@@ -77,8 +88,10 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         return Engine(path, load_format="dummy", dtype="bfloat16")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(registry.FAMILIES, "ManyShapes", registry.Family("many_shapes", spec))
-        configuration(path, LAYERS[request.param], max_position_embeddings=2048)
-        return Engine(path, load_format="dummy", dtype="bfloat16")
+        layers, _, dtype = request.param.partition(" in ")
+        configuration(path, LAYERS[layers], max_position_embeddings=2048)
+        cache = {"kv_cache_dtype": dtype or "auto", "calculate_kv_scales": dtype == "fp8"}
+        return Engine(path, cache, load_format="dummy", dtype="bfloat16")
 
 
 def prompts() -> list[list[int]]:

@@ -154,11 +154,14 @@ FOREIGN: dict[str, tuple[str, ...]] = {
     ),
 }
 
-#: Families whose norms have weights around zero.
-AROUND_ZERO = ("Gemma", "Nemotron", "Qwen3Next", "Qwen3_5")
 
 #: Models whose names do not follow from their configuration's.
 CLASSES = {"GPT2": "GPT2LMHeadModel", "InternLM3": "LlamaForCausalLM"}
+
+#: Whose norms are around zero.
+OFFSET_NORMS = (
+    "Gemma", "Gemma2", "Gemma3", "Nemotron", "NemotronH", "Qwen3Next", "Qwen3_5", "Qwen3_5Moe",
+)  # fmt: skip
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
@@ -452,9 +455,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 def make_model(directory: Path, family: str, options: dict[str, Any], **saving: Any) -> Any:
     """A random model of transformers, saved to `directory`. Weights are large enough for differences to show."""
-    config_name = (
-        f"{family}TextConfig" if family in ("Gemma3", "Llama4", "Qwen3_5", "Qwen3_5Moe") else f"{family}Config"
-    )
+    seeing = ("Gemma3", "Gemma3n", "Gemma4", "Llama4", "Qwen3_5", "Qwen3_5Moe")
+    config_name = f"{family}TextConfig" if family in seeing else f"{family}Config"
     sizes = {key: value for key, value in {**SIZES, **options}.items() if key not in FOREIGN.get(family, ())}
     config = getattr(transformers, config_name)(**sizes)
     # With "eager" Falcon adds ALiBi twice: in the mask, and to the scores.
@@ -464,13 +466,14 @@ def make_model(directory: Path, family: str, options: dict[str, Any], **saving: 
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            around_one = ("norm" in name or "ln_" in name) and (
-                not family.startswith(AROUND_ZERO) or "linear_attn.norm" in name
-            )
+            is_norm = "norm" in name or "ln_" in name
+            around_one = is_norm and (family not in OFFSET_NORMS or "linear_attn.norm" in name)
             parameter.copy_(0.15 * noise + 1.0 if around_one else 0.15 * noise)
         for name, buffer in model.named_buffers():
             if name.endswith(("e_score_correction_bias", "expert_bias")):
                 buffer.copy_(0.15 * torch.randn(buffer.shape, generator=generator))
+            if name.endswith("layer_scalar"):
+                buffer.copy_(0.5 + torch.rand(buffer.shape, generator=generator))
     if family == "OlmoHybrid" and config.linear_value_head_dim != config.linear_key_head_dim:
         saving["save_original_format"] = False  # which would cut the filters of q, k and v into equal parts
     model.save_pretrained(directory, **saving)

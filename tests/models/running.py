@@ -35,6 +35,9 @@ class Batch:
     key_ends: torch.Tensor | None = None
     encoder_lens: torch.Tensor | None = None
     encoder_plan: None = None
+    position_parts: torch.Tensor | None = None
+    replaced_index: torch.Tensor | None = None
+    replaced_rows: torch.Tensor | None = None
 
     @property
     def cache_groups(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -51,8 +54,10 @@ class Run:
         num_blocks = 1 + num_seqs * blocks_per_seq
         self.caches = []
         for cache in self.model.definition.program.caches:
-            shapes = cache_shapes(ops, cache.heads, num_blocks, BLOCK_SIZE)
-            self.caches.append(tuple(torch.full(shape, torch.nan, dtype=kv_dtype) for shape in shapes))
+            shapes = cache_shapes(ops, cache.heads, num_blocks, BLOCK_SIZE, kv_dtype)
+            # All ones are a NaN in each type of floats, and so they are in the scales of int8.
+            sizes = [(*shape[:-1], shape[-1] * kv_dtype.itemsize) for shape in shapes]
+            self.caches.append(tuple(torch.full(size, 0xFF, dtype=torch.uint8).view(kv_dtype) for size in sizes))
         for state in self.model.definition.program.states:
             self.caches.append((torch.full((num_seqs, *state.shape), torch.nan),))
         order = torch.arange(num_blocks - 1, 0, -1, dtype=torch.int32)

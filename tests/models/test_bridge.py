@@ -245,8 +245,9 @@ def test_whose_implementation_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert chosen("auto", "HeliumForCausalLM") == "transformers"
     with pytest.raises(CheckpointError, match=r"no family for 'LamaForCausalLM'; did you mean LlamaForC.*--model-impl"):
         chosen("octavo", "LamaForCausalLM")
-    with pytest.raises(CheckpointError, match="reads safetensors files"):
-        chosen("transformers", "LlamaForCausalLM", "a.gguf")
+    assert chosen("transformers", "LlamaForCausalLM", "a.gguf") == "transformers"
+    with pytest.raises(CheckpointError, match="Models without a family need their safetensors files"):
+        chosen("transformers", "LamaForCausalLM", "a.gguf")
     monkeypatch.setattr(implementation.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(CheckpointError, match=r"did you mean LlamaForCausalLM.*pip install 'octavo\[transformers\]'"):
         chosen("auto", "LamaForCausalLM")

@@ -47,6 +47,7 @@ def run(ops: Ops, program: Program, weights: Any, tables: list[list[int]]) -> tu
         seq_lens=torch.tensor([LENGTH], dtype=torch.int32),
         cache_groups=groups,
         attention_plan=None,
+        key_ends=None,
     )
     shapes = ops.kv_cache_shapes(8, BLOCK_SIZE, 2, 16)
     caches = [tuple(torch.full(shape, torch.nan) for shape in shapes) for _ in program.caches]

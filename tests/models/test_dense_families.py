@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -227,6 +228,25 @@ def test_a_layout_of_the_models_own_code_holds_the_same_model(case: str, tmp_pat
     expected = transformers_logits(make_model(tmp_path, family, options), PROMPTS)
     rewrite(tmp_path, layout, config)
     check_logits(tmp_path, expected, max_model_len=SIZES["max_position_embeddings"])
+
+
+def test_qwen_beyond_its_training_is_stretched_and_scaled_by_how_long_texts_may_get(tmp_path: Path) -> None:
+    """Up to what it was trained with unless more is asked for; then as its own code does for such a prompt."""
+    family, options, layout, config = LAYOUTS["qwen"]
+    theta = 10_000.0 * 7 ** (16 / 14)  # 64 positions are four times as many as 16
+    rope = {"rope_type": "default", "rope_theta": theta}
+    model = make_model(tmp_path, family, {**options, "rope_parameters": rope})
+    factors = torch.tensor([math.log(count, 16) if count > 16 else 1.0 for count in range(1, len(PROMPTS[0]) + 1)])
+    for layer in model.model.layers:
+        layer.self_attn.q_proj.register_forward_hook(lambda _module, _inputs, out: out * factors[:, None])
+    expected = transformers_logits(model, PROMPTS)
+    config = {**config, "seq_length": 16, "max_position_embeddings": 256}
+    rewrite(tmp_path, layout, config)
+    check_logits(tmp_path, expected, max_model_len=64)
+    spec = model_spec(dict(config), "test")
+    assert (spec.default_positions, spec.max_position_embeddings) == (16, 256)
+    off = {"use_dynamic_ntk": False, "use_logn_attn": False}
+    assert model_spec({**config, **off}, "test").max_position_embeddings == 16
 
 
 GGUF = {

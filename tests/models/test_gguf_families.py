@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from models import gemma_gguf
 from models.expert_cases import EXPERT_ARCHS, EXPERT_CASES, write_experts
 from models.family_cases import (
     LATENT,
@@ -191,7 +192,7 @@ def write_gguf(
         assert isinstance(value, torch.Tensor)
         if arch in PERMUTED and tensor.rotary_dim:
             value = interleaved(value, tensor.shape[0] // tensor.head_dim)
-        if arch.startswith(("gemma", "nemotron")) and tensor.role == "norm":
+        if arch in ("gemma", "gemma2", "gemma3", "nemotron") and tensor.role == "norm":
             value = value + 1
         value = value.reshape(tensor.shape)
         if "shortconv.conv." in tensor.gguf and value.dim() == 2:
@@ -204,6 +205,8 @@ def write_gguf(
     if arch in ("lfm2", "lfm2moe"):
         values["token_embd_norm.weight"] = values.pop("output_norm.weight")
     wholes = fused(values, FUSED.get(arch, {}))
+    if arch in gemma_gguf.ARCHS:
+        wholes = gemma_gguf.stacked(wholes)
     if arch == "minicpm3":  # keys and values of a head one below the other
         for name in [name for name in wholes if "attn_k_b" in name]:
             parts = wholes.pop(name).transpose(1, 2), wholes.pop(name.replace("_k_b", "_v_b"))
@@ -239,6 +242,9 @@ def fused(values: dict[str, torch.Tensor], wholes: dict[str, tuple[str, ...]]) -
 def write_sizes(
     writer: gguf.GGUFWriter, arch: str, config: Any, saved: dict[str, Any], num_kv_heads: int | None = None
 ) -> None:
+    if arch in gemma_gguf.ARCHS:
+        gemma_gguf.write_sizes(writer, arch, config, saved)
+        return
     if arch == "dbrx":
         saved = {**saved, **saved["ffn_config"], **saved["attn_config"]}
     num_heads = config.num_attention_heads

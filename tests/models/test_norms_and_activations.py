@@ -308,7 +308,8 @@ def test_of_models_that_also_see_the_text_part_is_served(case: str, prefixes: st
     text = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text("{}")
     renames = {r"^model\.": "model.language_model."} if prefixes != "older" else {"^": "language_model."}
-    renamed(tmp_path, {"architectures": [outer], "text_config": text, "vision_config": {}}, renames)
+    config = {"architectures": [outer], "text_config": text, "vision_config": {"model_type": "one that nobody has"}}
+    renamed(tmp_path, config, renames)
     tensors = load_file(tmp_path / "model.safetensors")
     for name in ("vision_tower.encoder.weight", "model.vision_tower.x", "multi_modal_projector.linear_1.bias"):
         tensors[name] = torch.zeros(3)

@@ -19,6 +19,7 @@ from octavo.models.registry import model_spec
 from octavo.ops.table import Ops, bind
 from octavo.quant.methods.table import METHODS
 from support import quantized_checkpoints as q
+from support import quantized_forms as f
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
@@ -170,7 +171,7 @@ def test_scales_and_values_that_are_not_finite_are_refused(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        ({"quant_method": "gptq_marlin_24"}, "'gptq_marlin_24' is not supported; these are: gptq, awq"),
+        ({"quant_method": "quark"}, "'quark' is not supported; these are: gptq, awq"),
         ({"quant_method": "compressed-tensors", "sparsity_config": {"format": "sparse-24-bitmask"}}, "sparse weights"),
         ({**GPTQ, "bits": 7}, "bits = '7'"),
     ],
@@ -217,22 +218,32 @@ def test_every_method_of_the_files_has_a_name_for_the_flag() -> None:
     assert set(METHODS) <= set(get_args(Quantization))
 
 
-def test_smollm2_in_gptq_says_what_transformers_says_of_these_weights(
+def test_smollm2_in_two_forms_says_what_transformers_says_of_these_weights(
     smollm2_hf: Path, tmp_path: Path, native: Ops
 ) -> None:
     """Three layers of thirty, which are written in seconds."""
     from transformers import AutoModelForCausalLM
 
+    forms: list[tuple[q.Writer, dict[str, Any], str | None]] = [
+        (lambda w: q.gptq(w, 4, 64, act_order=True), {**GPTQ, "group_size": 64}, None),
+        (f.ao_int4, {"quant_method": "torchao"}, f.about("Int4Tensor")),
+    ]
     others = tuple(f".layers.{layer}." for layer in range(3, 30))
     tensors = load_file(smollm2_hf / "model.safetensors")
-    written, dense = q.converted(tensors, lambda w: q.gptq(w, 4, 64, act_order=True), others)
-    save_file(written, tmp_path / "model.safetensors")
     config = json.loads((smollm2_hf / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "quantization_config": {**GPTQ, "group_size": 64}}))
     prompt = [504, 3575, 282, 4649, 314]
-    ours = greedy(load(tmp_path, native), native, prompt, 16)
     model = AutoModelForCausalLM.from_pretrained(smollm2_hf, dtype=torch.float32)
-    assert model.load_state_dict(dense, strict=False).unexpected_keys == []
-    with torch.no_grad():
-        logits = model(torch.tensor([prompt + ours])).logits[0]
-    assert ours == logits.argmax(-1)[len(prompt) - 1 : -1].tolist()
+    for writer, method, about in forms:
+        written, dense = q.converted(tensors, writer, others)
+        metadata = None if about is None else dict.fromkeys(dense.keys() - written.keys(), about)
+        save_file(written, tmp_path / "model.safetensors", metadata)
+        (tmp_path / "config.json").write_text(json.dumps({**config, "quantization_config": method}))
+        loaded = load(tmp_path, native)
+        assert loaded.quantization == f"{method['quant_method']} 4 bits x21"
+        ours = greedy(loaded, native, prompt, 16)
+        assert model.load_state_dict(dense, strict=False).unexpected_keys == []
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + ours])).logits[0, len(prompt) - 1 : -1]
+        # The token that transformers would take, or one as good as that to it.
+        behind = logits.amax(-1) - logits.gather(1, torch.tensor(ours).unsqueeze(1)).squeeze(1)
+        assert float(behind.max()) < 0.1, method

@@ -1,4 +1,4 @@
-"""Files over HTTP on loopback: GET and PUT, with failures that a test asks for."""
+"""Files over HTTP on loopback: GET, HEAD and PUT, with failures that a test asks for."""
 
 from __future__ import annotations
 
@@ -34,6 +34,13 @@ class _Handler(BaseHTTPRequestHandler):
             self._reply(refusal or 404)
         else:
             self._reply(200, data, cut=refusal == 0)
+
+    def do_HEAD(self) -> None:
+        self._note()
+        data = self.server.files.get(self.path)
+        self.send_response(404 if data is None else 200)
+        self.send_header("Content-Length", str(len(data or b"")))
+        self.end_headers()
 
     def do_PUT(self) -> None:
         self._note()

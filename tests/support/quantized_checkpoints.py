@@ -302,8 +302,16 @@ def converted(
     return written, dense
 
 
-def write(source: Path, target: Path, writer: Writer, config: dict[str, Any], skip: tuple[str, ...] = ()) -> Path:
-    """The Hugging Face directory `source` in a quantized form at `target`; what it means at `target` / "dense"."""
+def write(
+    source: Path,
+    target: Path,
+    writer: Writer,
+    config: dict[str, Any],
+    skip: tuple[str, ...] = (),
+    about: str | None = None,
+) -> Path:
+    """The Hugging Face directory `source` in a quantized form at `target`; what it means at `target` / "dense".
+    `about`: what the metadata say of each quantized tensor."""
     written, dense = converted(load_file(source / "model.safetensors"), writer, skip)
     settings = json.loads((source / "config.json").read_text())
     for directory, content, changes in (
@@ -311,6 +319,7 @@ def write(source: Path, target: Path, writer: Writer, config: dict[str, Any], sk
         (target / "dense", dense, {"dtype": "float32", "torch_dtype": "float32"}),
     ):
         directory.mkdir(parents=True)
-        save_file(content, directory / "model.safetensors")
+        metadata = None if about is None else dict.fromkeys(dense.keys() - content.keys(), about)
+        save_file(content, directory / "model.safetensors", metadata)
         (directory / "config.json").write_text(json.dumps({**settings, **changes}))
     return target

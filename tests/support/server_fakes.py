@@ -17,6 +17,7 @@ from octavo.base.errors import InvalidRequest
 from octavo.base.params import GenerateRequest, GrammarSpec, SamplingParams
 from octavo.client.generation import CompletionDelta, GenerationDelta
 from octavo.client.sleep_mode import SleepMode
+from octavo.served.media import MediaReader
 from octavo.served.model import ServedModel
 from octavo.served.models import Models
 from octavo.served.parts import OutputSettings
@@ -84,9 +85,11 @@ class PlainRenderer:
 
     def chat_text(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
         self.messages, self.options = list(messages), options
+        if (media := options.get("media")) is not None:
+            return "\n".join(f"{m['role']}:{_with_placeholders(m['content'], media)}" for m in messages)
         for i, message in enumerate(messages):
             for j, part in enumerate(message["content"] if isinstance(message["content"], list) else []):
-                if part["type"] != "text":
+                if part.get("type") != "text":
                     raise InvalidRequest("Text only.", f"messages[{i}].content[{j}]")
         return "\n".join(f"{m['role']}:{m['content']}" for m in messages)
 
@@ -99,6 +102,15 @@ class PlainRenderer:
         if not self.can_infill:
             return None
         return [*(before.encode() if isinstance(before, str) else before), 60, *after.encode(), 62], (7,)
+
+
+def _with_placeholders(content: Any, media: Mapping[str, str]) -> str:
+    """A text, or parts of a conversation whose media are marks, as a template shows them."""
+    parts = content if isinstance(content, list) else [{"type": "text", "text": content or ""}]
+    for part in parts:
+        if part["type"] not in ("text", *media):
+            raise InvalidRequest(f"A part of type '{part['type']}' cannot be read.", "messages")
+    return "".join(part["text"] if part["type"] == "text" else media[part["type"]] for part in parts)
 
 
 def answer(
@@ -255,9 +267,12 @@ def make_server(
     default_sampling: Mapping[str, Any] | None = None,
     tools: str | None = None,
     reasoning: str | None = None,
+    processor: Any = None,
+    fetcher: Any = None,
+    decoder: Any = None,
     **config: Any,
 ) -> Server:
-    """`tools`, `reasoning`: names of output formats."""
+    """`tools`, `reasoning`: names of output formats. `processor`: of a model that takes media."""
     engine, renderer, grammars = FakeEngine(script), PlainRenderer(), FakeGrammars()
     settings = ServerConfig(**config)
     model = ServedModel(
@@ -271,6 +286,9 @@ def make_server(
         logprobs_mode=logprobs_mode,
         default_sampling=default_sampling or {},
         grammars=grammars,
+        media=None
+        if processor is None
+        else MediaReader(processor, settings, fetcher=fetcher and fetcher(settings), decoder=decoder),
         output=OutputSettings(
             TOOL_FORMATS[tools] if tools else None,
             REASONING_FORMATS[reasoning] if reasoning else None,
@@ -278,6 +296,8 @@ def make_server(
         ),
     )
     state = ServerState(settings, Models([model]), Metrics(MODEL, CONTEXT))
+    if model.media is not None:
+        state.metrics.tell_media(model.media.stats)
     return Server(engine, renderer, model, state, create_app(state), grammars)
 
 

@@ -13,6 +13,7 @@ import transformers
 
 from engine.drafters import Oracle
 from engine.harness import Engine, Reply, Run, request
+from models.test_towers import Case, pixels
 from octavo.base.config import CacheConfig, EngineConfig, ModelConfig, ParallelConfig, SchedulerConfig
 from octavo.base.errors import InvalidConfig
 from octavo.base.params import SamplingParams
@@ -298,3 +299,16 @@ def test_a_model_with_an_encoder_gives_the_tokens_of_transformers(
         ids, prompt = run.replies[each.request_id].token_ids, each.prompt_token_ids
         logits = logits_of(model, each.encoder_token_ids, [*prompt, *ids])
         assert ids == logits[len(prompt) - 1 : -1].argmax(-1).tolist()
+
+
+def test_prompts_with_pictures_give_the_tokens_of_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Towers, rows in the place of tokens, and captured steps behind them."""
+    case = Case(tmp_path, "smolvlm", lambda path: TinyEngine(path, None, monkeypatch))
+    requests = []
+    for i, pictures in enumerate([[pixels(16, 16, 1)], [pixels(16, 16, 2), pixels(16, 16, 1)]]):
+        ids, media = case.prompt(pictures)
+        requests.append(AddRequest(i, ids, request(i, ids, max_tokens=3).params, media=media))
+    expected = case.engine.run(requests).replies
+    engine = TinyEngine(tmp_path, InterpretedDevice(), monkeypatch)
+    check(engine.run(requests, ahead=True, per_step=1), expected)
+    assert engine.device.num_replays > 0

@@ -22,6 +22,7 @@ from models.family_cases import (
     transformers_logits,
 )
 from models.running import load, prompt_logits
+from models.test_gemma_layers import EXPERTS, GEMMA3N, GEMMA4
 from octavo.ops.table import Binding, Ops, bind
 
 PROMPT = torch.randint(0, 96, (21,), generator=torch.Generator().manual_seed(1)).tolist()
@@ -63,6 +64,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2-moe": ("Qwen2Moe", {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
                                "shared_expert_intermediate_size": 24}),
     "gemma3": ("Gemma3", {"num_hidden_layers": 3, "head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 24}),
+    "gemma3n": ("Gemma3n", {**GEMMA3N, "num_hidden_layers": 2, "layer_types": ["sliding_attention"] * 2,
+                            "num_kv_shared_layers": 1, "vocab_size_per_layer_input": 70, "altup_num_inputs": 2,
+                            "activation_sparsity_pattern": [0.5, 0.0]}),
+    "gemma4-experts": ("Gemma4", {**GEMMA4, **EXPERTS, "num_hidden_layers": 2, "num_kv_shared_layers": 0,
+                                  "layer_types": ["sliding_attention", "full_attention"], "attention_k_eq_v": True,
+                                  "num_global_key_value_heads": 1}),
 }  # fmt: skip
 
 

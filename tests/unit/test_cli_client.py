@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -45,6 +46,20 @@ def test_one_question_prints_the_reply(api: FakeAPI, capsys: pytest.CaptureFixtu
     assert request["messages"] == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi?"}]
     assert (request["model"], request["max_tokens"], request["stream"]) == ("first", 7, True)
     assert "temperature" not in request
+
+
+def test_images_go_with_the_first_message(api: FakeAPI, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = tmp_path / "a.jpg", tmp_path / "b"
+    first.write_bytes(b"one")
+    second.write_bytes(b"two")
+    words = ["chat", "--url", api.url, "-q", "What?", "--image", str(first), "--image", str(second)]
+    assert (main(words), capsys.readouterr().out) == (0, "Hello!\n")
+    (message,) = api.requests[0]["messages"]
+    urls = [part["image_url"]["url"] for part in message["content"][:-1]]
+    assert urls == ["data:image/jpeg;base64,b25l", "data:image/png;base64,dHdv"]
+    assert message["content"][-1] == {"type": "text", "text": "What?"}
+    assert main([*words[:-1], str(tmp_path / "missing")]) == 1
+    assert "cannot read" in capsys.readouterr().err
 
 
 def test_a_text_is_continued(api: FakeAPI, capsys: pytest.CaptureFixture[str]) -> None:

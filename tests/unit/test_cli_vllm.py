@@ -160,10 +160,10 @@ def test_each_is_told_or_refused_with_its_reason(row: Row) -> None:
         "--distributed-executor-backend mp", "--max-loras 1", "--tensor-parallel-size 1", "-tp 1 -pp 1 -dp 1",
         "--use-v2-block-manager", "--guided-decoding-backend lm-format-enforcer", "--guided-decoding-backend any:thing",
         "--disable-custom-all-reduce", "--num-scheduler-steps 8", "--preemption-mode swap", "--tokenizer-pool-size 4",
-        "--scheduling-policy priority", "--limit-mm-per-prompt image=0", '--limit-mm-per-prompt {"image":0,"video":0}',
+        "--scheduling-policy priority", "--skip-mm-profiling",
         "--pooler-config {}", "--compilation-config {}", "-O 3", "-O3", "-O=2", "--no-enable-lora",
-        "--mm-processor-kwargs None", "--speculative-config none", "--async-scheduling", "--use_v2_block_manager",
-        "--disable-logprobs-during-spec-decoding false", "--allowed-media-domains a b",
+        "--speculative-config none", "--async-scheduling", "--use_v2_block_manager",
+        "--disable-logprobs-during-spec-decoding false",
     ],
 )  # fmt: skip
 def test_what_asks_for_what_octavo_does_anyway_is_accepted_and_told(words: str) -> None:
@@ -184,7 +184,10 @@ def test_what_asks_for_what_octavo_does_anyway_is_accepted_and_told(words: str) 
         ("--speculative-model m", "speculative decoding is not built yet"),
         ('--speculative-config {"method":"ngram"}', "speculative decoding is not built yet"),
         ("--num-speculative-tokens 5", "speculative decoding is not built yet"),
-        ("--limit-mm-per-prompt image=4", "images, videos and sounds in prompts are not built yet"),
+        ("--limit-mm-per-prompt image=many", "image must be a number from 0 to 1024"),
+        ("--limit-mm-per-prompt picture=4", "has no key 'picture'"),
+        ("--media-io-kwargs {\"video\":{\"num_frames\":0}}", "num_frames must be a number of at least 1"),
+        ("--language-model-only", "--limit-mm-per-prompt image=0,audio=0,video=0,file=0 refuses them"),
         ("--otlp-traces-endpoint http://c:4317 --otlp-traces-protocol thrift", "one of grpc, http/protobuf"),
         ("--otlp-traces-endpoint c:4318 --otlp-traces-protocol http/protobuf", "must begin with http:// or https://"),
         ("--collect-detailed-traces model,all,none", "must be one of model, worker, all"),
@@ -255,9 +258,8 @@ def test_values_that_octavo_calls_otherwise(words: str, part: str, field: str, v
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        ("--load-format tensorizer", "give the model that they were made from"),
-        ("-q torchao", "--quantization torchao: octavo does not read weights of this kind: take a GGUF file"),
-        ("--quantization TorchAO", "octavo does not read weights of this kind"),
+        ("-q quark", "--quantization quark: octavo does not read weights of this kind: take a GGUF file"),
+        ("--quantization Quark", "octavo does not read weights of this kind"),
         ("--kv-cache-dtype nvfp4", "octavo keeps keys and values as"),
         ("--device tpu", "--device tpu: octavo runs on CPUs and on NVIDIA GPUs"),
         ("-q quark9", "--quantization must be one of fp8, int8, int4"),
@@ -294,7 +296,7 @@ def test_the_config_file_speaks_the_same(tmp_path: Path) -> None:
         "enable-lora: 3": "--enable-lora must be true or false",
         "lora-modules: [a=b]": "adapters (LoRA)",
         "pooler-config: {type: mean}": "--pooler-config",
-        "load-format: tensorizer": "tensorizer's files",
+        "quantization: quark": "octavo does not read weights of this kind",
     }.items():
         assert reason in refused("m", "--config", file(line))
 

@@ -118,18 +118,6 @@ def test_memory_of_the_host_that_is_not_there_is_refused_for_swapping(monkeypatc
         swap(900.0)
 
 
-def test_a_float8_cache_is_refused_by_the_name_that_was_given_before_the_model_is_read() -> None:
-    for asked in ("fp8", "fp8_e4m3", "fp8_e5m2"):
-        with pytest.raises(DeviceError, match=f"--kv-cache-dtype {asked} needs a GPU"):
-            load({"kv_cache_dtype": asked}, device="cpu")
-
-
-def test_a_cpu_has_no_float8_cache() -> None:
-    for asked in ("fp8", "fp8_e4m3", "fp8_e5m2"):
-        with pytest.raises(DeviceError, match=f"--kv-cache-dtype {asked} needs a GPU"):
-            CPUDevice(ParallelConfig()).check_cache_dtype(torch.float8_e5m2, asked)
-
-
 def test_a_gpu_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(DeviceError, match="--device cuda: torch finds no NVIDIA GPU"):
@@ -166,6 +154,8 @@ def test_types_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     device.check_cache_dtype(torch.float8_e5m2, "fp8_e5m2")
     with pytest.raises(DeviceError, match="--kv-cache-dtype fp8_e4m3 needs .* fp8_e5m2 runs on it"):
         device.check_cache_dtype(torch.float8_e4m3fn, "fp8_e4m3")
+    with pytest.raises(DeviceError, match="--kv-cache-dtype int8 is for a model that runs on the CPU"):
+        device.check_cache_dtype(torch.int8, "int8")
 
 
 def test_the_cache_gets_what_is_left_of_a_gpus_share(monkeypatch: pytest.MonkeyPatch) -> None:

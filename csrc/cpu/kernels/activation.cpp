@@ -131,8 +131,10 @@ static void act_range(float* out, const float* x, const float* up, int64_t count
     }
 }
 
+// Rows lie so many values apart. `up` counts only if GATED.
 template <bool GATED>
-static void act_rows(float* out, const float* x, int64_t rows, int64_t width, Activation kind) {
+static void act_rows(float* out, const float* x, int64_t x_stride, const float* up, int64_t up_stride, int64_t rows, int64_t width,
+                     Activation kind) {
     // Narrow rows share a task, wide ones are cut.
     const int64_t pieces = (width + kTaskColumns - 1) / kTaskColumns;
     const int64_t rows_a_task = width < kTaskColumns ? kTaskColumns / width : 1;
@@ -142,14 +144,18 @@ static void act_rows(float* out, const float* x, int64_t rows, int64_t width, Ac
         const int64_t count = width - column < kTaskColumns ? width - column : kTaskColumns;
         const int64_t first = task / pieces * rows_a_task;
         for (int64_t row = first; row < first + rows_a_task && row < rows; ++row) {
-            const float* from = x + row * width * (GATED ? 2 : 1) + column;
-            act_range<GATED>(out + row * width + column, from, from + width, count, kind);
+            const float *from = x + row * x_stride + column, *times = GATED ? up + row * up_stride + column : nullptr;
+            act_range<GATED>(out + row * width + column, from, times, count, kind);
         }
     });
 }
 
 static void act_mul(float* out, const float* gate_up, int64_t rows, int64_t width, Activation kind) {
-    act_rows<true>(out, gate_up, rows, width, kind);
+    act_rows<true>(out, gate_up, 2 * width, gate_up + width, 2 * width, rows, width, kind);
+}
+
+static void act_times(float* out, const float* x, const float* y, int64_t y_stride, int64_t rows, int64_t width, Activation kind) {
+    act_rows<true>(out, x, width, y, y_stride, rows, width, kind);
 }
 
 static void xielu_rows(float* out, const float* x, int64_t count, const float* parameters) {
@@ -164,10 +170,10 @@ static void xielu_rows(float* out, const float* x, int64_t count, const float* p
 
 static void act(float* out, const float* x, int64_t rows, int64_t width, Activation kind, const float* parameters) {
     if (kind == Activation::xielu) return xielu_rows(out, x, rows * width, parameters);
-    act_rows<false>(out, x, rows, width, kind);
+    act_rows<false>(out, x, width, nullptr, 0, rows, width, kind);
 }
 
-extern const ActivationKernels activation_kernels = {act_mul, act};
+extern const ActivationKernels activation_kernels = {act_mul, act_times, act};
 
 }  // namespace OCTAVO_ISA
 }  // namespace octavo

@@ -1,4 +1,5 @@
-// act_mul: out[r][i] = act(gate_up[r][i]) * gate_up[r][width + i]. act: out[r][i] = act(x[r][i]); `parameters`: two of xielu,
+// act_mul: out[r][i] = act(gate_up[r][i]) * gate_up[r][width + i]. act_times: out[r][i] = act(x[r][i]) * y[r][i], where rows of y
+// lie y_stride apart. act: out[r][i] = act(x[r][i]); `parameters`: two of xielu,
 // else null. swiglu_oai, which is gated only: see ops/reference.py.
 #pragma once
 
@@ -12,6 +13,7 @@ enum class Activation : int {
 
 struct ActivationKernels {
     void (*act_mul)(float* out, const float* gate_up, int64_t rows, int64_t width, Activation kind);
+    void (*act_times)(float* out, const float* x, const float* y, int64_t y_stride, int64_t rows, int64_t width, Activation kind);
     void (*act)(float* out, const float* x, int64_t rows, int64_t width, Activation kind, const float* parameters);
 };
 

@@ -114,9 +114,10 @@ struct TileRun {
         const AttentionArgs& a = s.args;
         const int dim = a.head_dim;
         const int64_t stride = a.row_stride;
+        const float scale = a.scale * (a.k_scale * In::kFactor);
         const float* q = a.qkv + (a.query_start_loc[t.seq] + t.first_token) * stride + int64_t(t.kv_head) * s.group * dim;
         for (int token = 0; token < t.num_tokens; ++token)
-            for (int i = 0; i < s.group * dim; ++i) w.q[token * s.group * dim + i] = q[token * stride + i] * a.scale;
+            for (int i = 0; i < s.group * dim; ++i) w.q[token * s.group * dim + i] = q[token * stride + i] * scale;
     }
 
     // Range of the keys that `row` sees, relative to the chunk that begins at `base`; empty if first >= end.
@@ -155,23 +156,36 @@ struct TileRun {
         for (int t = all.first / kKeyTile; t * kKeyTile < all.end; ++t) {
             const Place at = place_of(tile, base + t * kKeyTile);
             key_tiles[t] = keys_at(at);
-            value_tiles[t] = s.args.is_latent ? key_tiles[t]
-                                              : static_cast<const T*>(s.args.v_cache) + at.block * s.args.v_stride + at.row * s.padded;
+            value_tiles[t] = s.args.is_latent
+                                 ? key_tiles[t]
+                                 : static_cast<const T*>(s.args.v_cache) + at.block * s.args.v_stride + at.tile * tile_size(s.padded);
         }
     }
 
-    // The block of a key, and its row among those of the block's heads.
+    // The block of a tile, and its number among those of the block's heads. Blocks are whole tiles.
     struct Place {
-        int64_t block, row;
+        int64_t block, tile;
     };
-    Place place_of(const Tile& t, int key) const {
+    Place place_of(const Tile& t, int first_key) const {
         const AttentionArgs& a = s.args;
-        const int64_t block = a.block_tables[t.seq * a.block_table_stride + key / a.block_size];
-        return {block, int64_t(t.kv_head) * a.block_size + key % a.block_size};
+        const int64_t block = a.block_tables[t.seq * a.block_table_stride + first_key / a.block_size];
+        return {block, (int64_t(t.kv_head) * a.block_size + first_key % a.block_size) / kKeyTile};
     }
-    // The tile of keys that begins there: blocks are whole tiles.
     const T* keys_at(const Place& at) const {
-        return static_cast<const T*>(s.args.k_cache) + at.block * s.args.k_stride + at.row * s.args.head_dim;
+        return static_cast<const T*>(s.args.k_cache) + at.block * s.args.k_stride + at.tile * tile_size(s.args.head_dim);
+    }
+    // From tile to tile of a block.
+    static int64_t tile_size(int dim) { return int64_t(dim) * kKeyTile + (In::kTileScales ? kTileScaleBytes : 0); }
+
+    // Multiplies what belongs to the keys first .. end of a chunk, whole tiles, by the scales behind `tiles`.
+    static void scale_tiles(float* x, const T* const* tiles, int dim, int first, int end) {
+        for (int t = first / kKeyTile; t * kKeyTile < end; ++t) {
+            const float* scales = reinterpret_cast<const float*>(tiles[t] + int64_t(dim) * kKeyTile);
+            for (int i = 0; i < kKeyTile; i += VW) {
+                float* at = x + t * kKeyTile + i;
+                vf_store(at, vf_mul(vf_load(at), vf_load(scales + i)));
+            }
+        }
     }
 
     // Behind the last chunk come the keys of the tile that this thread turns to next.
@@ -242,6 +256,10 @@ struct TileRun {
         for (int row = 0; row < rows; ++row) {
             const int at = row / weigh_at_once * weigh_at_once;
             const int count = rows - at < weigh_at_once ? rows - at : weigh_at_once;
+            if constexpr (In::kTileScales) {
+                const Range mine = seen(row, base);
+                if (mine.first < mine.end) scale_tiles(w.scores + row * kChunk, key_tiles, dim, mine.first, mine.end);
+            }
             if (s.args.slopes) add_bias(w.scores + row * kChunk, row, base);
             soften(w.scores + row * kChunk, seen(row, base), seen(at, count, base), &out.max[row], &out.sum[row]);
         }
@@ -259,7 +277,8 @@ struct TileRun {
             }
     }
 
-    // Scores to weights e^(score - max) over the keys `mine`, zero over the rest of the tiles that `shared` touches.
+    // Scores to weights e^(score - max) over the keys `mine`, zero over the rest of the tiles that `shared` touches; each
+    // times the scale of its value, if there are scales.
     void soften(float* x, Range mine, Range shared, float* max_out, float* sum_out) const {
         if (mine.first >= mine.end) {
             for (int i = shared.first; i < shared.end; ++i) x[i] = 0.0f;
@@ -284,6 +303,12 @@ struct TileRun {
         for (int v = 1; v < kTileVectors; ++v) sums[0] = vf_add(sums[0], sums[v]);
         *max_out = max;
         *sum_out = vf_sum(sums[0]);
+        if constexpr (In::kTileScales) {
+            // A scale that no key has may be anything: zero times it need not be zero.
+            scale_tiles(x, value_tiles, s.args.is_latent ? s.args.head_dim : s.padded, first, end);
+            for (int i = first; i < mine.first; ++i) x[i] = 0.0f;
+            for (int i = mine.end; i < end; ++i) x[i] = 0.0f;
+        }
         for (int i = shared.first; i < first; ++i) x[i] = 0.0f;
         for (int i = end; i < shared.end; ++i) x[i] = 0.0f;
     }
@@ -355,7 +380,8 @@ struct TileRun {
             const float* acc = run.acc + int64_t(row) * s.padded;
             const float inverse = a.sinks ? share_beside(a.sinks[tile.kv_head * s.group + row % s.group], run.max[row], run.sum[row])
                                           : 1.0f / run.sum[row];
-            for (int d = 0; d < a.value_dim; ++d) out[d] = acc[d] * inverse;
+            const float factor = inverse * (a.v_scale * In::kFactor);
+            for (int d = 0; d < a.value_dim; ++d) out[d] = acc[d] * factor;
         }
     }
 
@@ -463,6 +489,9 @@ static void attention(const AttentionArgs& args) {
         case CacheType::f32: return attend<InF32>(args);
         case CacheType::bf16: return attend<InBF16>(args);
         case CacheType::f16: return attend<InF16>(args);
+        case CacheType::e4m3: return attend<InE4M3>(args);
+        case CacheType::e5m2: return attend<InE5M2>(args);
+        case CacheType::i8: return attend<InI8>(args);
     }
 }
 

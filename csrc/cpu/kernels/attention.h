@@ -26,6 +26,7 @@ struct AttentionArgs {
     int value_dim;
     bool is_latent;  // one kv head, whose keys lie in rows of which the first value_dim are the values
     float scale;
+    float k_scale, v_scale;  // of float8 without a latent: what is cached times it is the key or value; else 1
     int window;     // 0: none; else a key at a distance < window is seen
     bool chunked;   // instead, if there is a window: the keys of the chunk of so many positions that the query is in
     float softcap;  // 0: none

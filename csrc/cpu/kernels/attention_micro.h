@@ -6,6 +6,7 @@
 
 #include "kernels/cache.h"
 #include "kernels/exp.h"
+#include "kernels/float8.h"
 #include "simd.h"
 
 #include <utility>
@@ -27,17 +28,42 @@ constexpr int tiles_at_once(int rows) {
     return n < 1 ? 1 : n > 4 ? 4 : n;
 }
 
+// What caches hold. A cached value is kFactor times what a load gives; of kTileScales also times its key's scale.
 struct InF32 {
     typedef float T;
+    static constexpr float kFactor = 1.0f;
+    static constexpr bool kTileScales = false;
     static vf load(const float* p) { return vf_load(p); }
 };
 struct InBF16 {
     typedef uint16_t T;
+    static constexpr float kFactor = 1.0f;
+    static constexpr bool kTileScales = false;
     static vf load(const uint16_t* p) { return vf_load_bf16(p); }
 };
 struct InF16 {
     typedef uint16_t T;
+    static constexpr float kFactor = 1.0f;
+    static constexpr bool kTileScales = false;
     static vf load(const uint16_t* p) { return vf_load_f16(p); }
+};
+struct InE4M3 {
+    typedef uint8_t T;
+    static constexpr float kFactor = kE4M3Factor;
+    static constexpr bool kTileScales = false;
+    static vf load(const uint8_t* p) { return vf_load_e4m3(p); }
+};
+struct InE5M2 {
+    typedef uint8_t T;
+    static constexpr float kFactor = 1.0f;
+    static constexpr bool kTileScales = false;
+    static vf load(const uint8_t* p) { return vf_load_e5m2(p); }
+};
+struct InI8 {
+    typedef int8_t T;
+    static constexpr float kFactor = 1.0f;
+    static constexpr bool kTileScales = true;
+    static vf load(const int8_t* p) { return vf_load_i8(p); }
 };
 
 // acc[r][i] += a[r] * b[i]. Of a and b the smaller is held in registers and the other one streams: with one accumulator
@@ -67,11 +93,15 @@ OCTAVO_INLINE void outer_product(vf (&acc)[R][NB], const A& a, const B& b) {
     }
 }
 
-// Asks for the cache lines of 32 values from p on. The cache's blocks lie apart, so that no hardware prefetcher sees what comes
+// Values whose cache lines are asked for together: two lines of float32, else one.
+template <class T>
+constexpr int kFetched = sizeof(T) == 1 ? 64 : 32;
+
+// Asks for the cache lines of kFetched values from p on. The cache's blocks lie apart, so that no hardware prefetcher sees what comes
 // next: while keys are read the values of the same tiles are asked for, and with them the next chunk's keys. They go to the
 // second cache, because a chunk fills the first.
 template <class T>
-OCTAVO_INLINE void fetch32(const T* p) {
+OCTAVO_INLINE void fetch(const T* p) {
     __builtin_prefetch(p, 0, 2);
     if constexpr (sizeof(T) == 4) __builtin_prefetch(p + 16, 0, 2);
 }
@@ -85,8 +115,8 @@ static inline void score_block(float* scores, const float* q, int dim, const typ
     for (int r = 0; r < R; ++r)
         for (int i = 0; i < N * kTileVectors; ++i) acc[r][i] = vf_zero();
     for (int d = 0; d < dim; d += 2) {
-        if constexpr (FETCH)
-            for (int i = 0; i < N; ++i) fetch32(ahead[i] + d * kKeyTile);
+        if (FETCH && d * kKeyTile % kFetched<typename In::T> == 0)
+            for (int i = 0; i < N; ++i) fetch(ahead[i] + d * kKeyTile);
 #pragma GCC unroll 2
         for (int e = d; e < d + 2; ++e)
             outer_product<In>(acc, [&](int r) { return q[r * dim + e]; },
@@ -128,8 +158,10 @@ static inline void weigh_block(float* acc_out, int acc_stride, const float* weig
         const typename In::T* v = values.tiles[t] + int64_t(panel) * values.panel_stride + from * values.row_stride;
         const float* w = weights + t * kKeyTile;
         for (int key = from; key < to; ++key, v += values.row_stride) {
-            if constexpr (FETCH)  // with one panel at a time: the odd ones come with the even
-                for (int i = 0; i < N; i += 2) fetch32(values.ahead[t] + key * values.row_stride + (panel + i) / 2 * 2 * kKeyTile);
+            if constexpr (FETCH) {  // with one panel at a time: the others come with the first
+                constexpr int P = kFetched<typename In::T> / kKeyTile;
+                for (int i = 0; i < N; i += P) fetch(values.ahead[t] + key * values.row_stride + (panel + i) / P * P * kKeyTile);
+            }
             outer_product<In>(acc, [&](int r) { return w[r * kChunk + key]; },
                               [&](int i) { return v + i / kTileVectors * values.panel_stride + i % kTileVectors * VW; });
         }

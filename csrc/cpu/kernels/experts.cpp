@@ -114,6 +114,8 @@ static void route_row(const RouteArgs& args, int64_t row) {
     }
     if (routing.factor != 1.0f)
         for (int j = 0; j < args.top_k; ++j) weights[j] *= routing.factor;
+    if (args.scales)
+        for (int j = 0; j < args.top_k; ++j) weights[j] *= args.scales[ids[j]];
 }
 
 static void route(const RouteArgs& args) {

@@ -23,6 +23,7 @@ struct RouteArgs {
     float* weights;       // [rows][top_k]
     const float* scores;  // [rows][num_experts]
     const float* bias;    // [num_experts] or null
+    const float* scales;  // [num_experts] or null: an expert's weight is multiplied by its own in the end
     int64_t rows;
     int num_experts, top_k;
     Routing routing;

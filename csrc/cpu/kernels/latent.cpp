@@ -16,6 +16,13 @@ static void store(const LatentWriteArgs& args, const float* x, int64_t slot) {
     for (int i = 0; i < width; ++i) out[i] = To::of(x[i]);
 }
 
+static void store_i8(const LatentWriteArgs& args, const float* x, int64_t slot) {
+    const int64_t width = args.rank + args.rope_dim, tile_bytes = width * kKeyTile + kTileScaleBytes;
+    const int64_t block = slot / args.block_size, offset = slot % args.block_size, key = offset % kKeyTile;
+    int8_t* tile = static_cast<int8_t*>(args.cache) + block * args.stride + offset / kKeyTile * tile_bytes;
+    store_i8(tile + key * width, 1, reinterpret_cast<float*>(tile + width * kKeyTile) + key, x, int(width));
+}
+
 static void write_row(const LatentWriteArgs& args, int64_t row, float* x) {
     const int rank = args.rank, rope = args.rope_dim, width = rank + rope, q_width = args.nope_dim + rope;
     const float* cos_sin = args.cos_sin + int64_t(args.positions[row]) * rope;
@@ -33,6 +40,9 @@ static void write_row(const LatentWriteArgs& args, int64_t row, float* x) {
         case CacheType::f32: return store<ToF32>(args, x, args.slots[row]);
         case CacheType::bf16: return store<ToBF16>(args, x, args.slots[row]);
         case CacheType::f16: return store<ToF16>(args, x, args.slots[row]);
+        case CacheType::e4m3: return store<ToE4M3>(args, x, args.slots[row]);
+        case CacheType::e5m2: return store<ToE5M2>(args, x, args.slots[row]);
+        case CacheType::i8: return store_i8(args, x, args.slots[row]);
     }
 }
 

@@ -9,6 +9,9 @@ namespace OCTAVO_ISA {
 // Floats that one task handles: below it the threads cost more than they bring.
 constexpr int64_t kTaskFloats = 16384;
 
+// Of `match_rms`: what has next to no size is not blown up.
+constexpr float kLeastSquare = 1e-5f;
+
 static inline int64_t rows_per_task(int64_t width) { return width >= kTaskFloats ? 1 : kTaskFloats / width; }
 
 static inline void add_range(float* residual, const float* x, int64_t count) {
@@ -111,7 +114,49 @@ static void clip(float* x, int64_t count, float limit) {
     });
 }
 
-extern const NormKernels norm_kernels = {rms_norm, add_rms_norm, layer_norm, add_layer_norm, norm_parts, add, clip};
+static void multiply(float* x, const float* factors, bool has_one, int64_t rows, int64_t width) {
+    for_rows(rows, width, [&](int64_t at) {
+        float* row = x + at;
+        const vf all = vf_set(factors[0]);
+        int64_t i = 0;
+        for (; i + VW <= width; i += VW) vf_store(row + i, vf_mul(vf_load(row + i), has_one ? all : vf_load(factors + i)));
+        for (; i < width; ++i) row[i] *= factors[has_one ? 0 : i];
+    });
+}
+
+static void match_rms(float* x, const float* to, int64_t rows, int64_t width) {
+    for_rows(rows, width, [&](int64_t at) {
+        const float least = mean_square(x + at, width), target = sqrtf(mean_square(to + at, width));
+        const float size = sqrtf(least < kLeastSquare ? kLeastSquare : least);
+        const vf t = vf_set(target), s = vf_set(size);
+        int64_t i = at;
+        for (; i + VW <= at + width; i += VW) vf_store(x + i, vf_div(vf_mul(vf_load(x + i), t), s));
+        for (; i < at + width; ++i) x[i] = x[i] * target / size;
+    });
+}
+
+static void cut_gates(float* x, int64_t rows, int64_t row_width, int64_t width, float deviations) {
+    for_rows(rows, row_width, [&](int64_t at) {
+        float* gates = x + at;
+        const float mean = sum_of(gates, width, 0.0f, [](vf a) { return a; }) / float(width);
+        const vf m = vf_set(mean);
+        const float squares = sum_of(gates, width, mean, [m](vf a) { return vf_mul(vf_sub(a, m), vf_sub(a, m)); });
+        const float cut = mean + sqrtf(squares / float(width)) * deviations;
+        const vf c = vf_set(cut), zero = vf_zero();
+        int64_t i = 0;
+        for (; i + VW <= width; i += VW) {
+            const vf above = vf_sub(vf_load(gates + i), c);
+            vf_store(gates + i, vf_select_lt(above, zero, zero, above));  // keeps a NaN
+        }
+        for (; i < width; ++i) {
+            const float above = gates[i] - cut;
+            gates[i] = above < 0.0f ? 0.0f : above;
+        }
+    });
+}
+
+extern const NormKernels norm_kernels = {rms_norm, add_rms_norm, layer_norm, add_layer_norm, norm_parts,
+                                         add,      clip,         multiply,   match_rms,      cut_gates};
 
 }  // namespace OCTAVO_ISA
 }  // namespace octavo

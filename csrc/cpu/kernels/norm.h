@@ -1,4 +1,4 @@
-// RMS norm and layer norm of rows and of heads, the residual sum before them, and bounds. `out` may be the input.
+// RMS norm and layer norm of rows and of heads, the residual sum before them, bounds and factors. `out` may be the input.
 #pragma once
 
 #include "isa.h"
@@ -28,6 +28,12 @@ struct NormKernels {
     void (*norm_parts)(const NormPartsArgs& args);
     void (*add)(float* residual, const float* x, int64_t count);
     void (*clip)(float* x, int64_t count, float limit);
+    // x[r][i] *= factors[i], or all by factors[0].
+    void (*multiply)(float* x, const float* factors, bool has_one, int64_t rows, int64_t width);
+    // Rows of x are given the root mean squares of those of `to`.
+    void (*match_rms)(float* x, const float* to, int64_t rows, int64_t width);
+    // Of the first `width` columns of each row: what lies so many standard deviations above their mean, less that; else 0.
+    void (*cut_gates)(float* x, int64_t rows, int64_t row_width, int64_t width, float deviations);
 };
 
 OCTAVO_DECLARE_KERNELS(NormKernels, norm_kernels)

@@ -1,4 +1,4 @@
-// The root mean square of one row, in an order of additions that depends on the width alone.
+// Sums along one row, in an order of additions that depends on the width alone.
 #pragma once
 
 #include "simd.h"
@@ -6,7 +6,7 @@
 namespace octavo {
 namespace OCTAVO_ISA {
 
-static inline float inverse_rms(const float* x, int64_t width, float eps) {
+static inline float mean_square(const float* x, int64_t width) {
     vf sums[4] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()};
     int64_t i = 0;
     for (; i + 4 * VW <= width; i += 4 * VW)
@@ -18,9 +18,10 @@ static inline float inverse_rms(const float* x, int64_t width, float eps) {
         const vf a = width - i >= VW ? vf_load(x + i) : vf_load_n(x + i, int(width - i), 0.0f);
         sums[0] = vf_fma(a, a, sums[0]);
     }
-    const float sum = vf_sum(vf_add(vf_add(sums[0], sums[1]), vf_add(sums[2], sums[3])));
-    return 1.0f / sqrtf(sum / float(width) + eps);
+    return vf_sum(vf_add(vf_add(sums[0], sums[1]), vf_add(sums[2], sums[3]))) / float(width);
 }
+
+static inline float inverse_rms(const float* x, int64_t width, float eps) { return 1.0f / sqrtf(mean_square(x, width) + eps); }
 
 // out = x * scale * weight. out may be x.
 static inline void scale_row(float* out, const float* x, const float* weight, float scale, int64_t width) {

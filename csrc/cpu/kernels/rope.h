@@ -25,6 +25,7 @@ struct RopeArgs {
     int head_dim;
     bool norms_rotated;      // the norm comes behind the rotation
     const float* q_scales;   // [max_pos]: what q is multiplied by in the end; or null
+    float k_scale, v_scale;  // of float8: what keys and values are divided by; else 1
 };
 
 struct RopeKernels {

@@ -1,6 +1,8 @@
-// The rotation of one head, and the types that caches hold.
+// The rotation of one head, and how caches hold what becomes of it.
 #pragma once
 
+#include "kernels/cache.h"
+#include "kernels/float8.h"
 #include "simd.h"
 
 namespace octavo {
@@ -18,6 +20,30 @@ struct ToF16 {
     typedef uint16_t T;
     static T of(float x) { return f32_to_f16(x); }
 };
+
+struct ToE4M3 {
+    typedef uint8_t T;
+    static T of(float x) { return f32_to_e4m3(x); }
+};
+struct ToE5M2 {
+    typedef uint8_t T;
+    static T of(float x) { return f32_to_e5m2(x); }
+};
+
+// int8 of one key or value of a head: code d goes to codes[d * step], and what it is times to *scale. What is not finite makes
+// all of it NaN.
+static inline void store_i8(int8_t* codes, int step, float* scale, const float* x, int dim) {
+    float high = 0.0f;
+    bool is_finite = true;
+    for (int d = 0; d < dim; ++d) {
+        const float a = fabsf(x[d]);
+        is_finite &= a < INFINITY;
+        high = a > high ? a : high;
+    }
+    *scale = is_finite ? high / 127.0f : NAN;
+    const float inverse = is_finite && *scale > 0.0f ? 127.0f / high : 0.0f;
+    for (int d = 0; d < dim; ++d) codes[d * step] = is_finite ? int8_t(nearbyintf(x[d] * inverse)) : int8_t(0);
+}
 
 // Pairs are (x[i], x[i + half]).
 static inline void rotate(float* x, const float* cos_sin, int half) {

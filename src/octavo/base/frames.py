@@ -1,4 +1,8 @@
-"""Values between a process and its helper: 4 bytes of length, little endian, then JSON."""
+"""Values between a process and its helper: 4 bytes of length, little endian, then JSON.
+
+Behind a value that is an object with `blobs`, a list of sizes, so many bytes follow for each: what is large travels as
+it is. Who reads gets the bytes in place of the sizes.
+"""
 
 from __future__ import annotations
 
@@ -31,10 +35,22 @@ def read_frame(stream: BinaryIO) -> Any | None:
         return None
     (size,) = struct.unpack("<I", head)
     data = stream.read(size)
-    return json.loads(data) if len(data) == size else None
+    if len(data) != size:
+        return None
+    value = json.loads(data)
+    if isinstance(value, dict) and "blobs" in value:
+        blobs = [stream.read(count) for count in value["blobs"]]
+        if list(map(len, blobs)) != value["blobs"]:
+            return None
+        value["blobs"] = blobs
+    return value
 
 
 def write_frame(stream: BinaryIO, value: Any) -> None:
-    data = json.dumps(value).encode()
+    blobs: list[bytes] = value.get("blobs", []) if isinstance(value, dict) else []
+    shown = value | {"blobs": list(map(len, blobs))} if blobs else value
+    data = json.dumps(shown).encode()
     stream.write(struct.pack("<I", len(data)) + data)
+    for blob in blobs:
+        stream.write(blob)
     stream.flush()

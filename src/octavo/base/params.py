@@ -9,6 +9,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeVar
 import msgspec
 
 from octavo.base.errors import InvalidRequest
+from octavo.base.media import MediaItem
 
 #: Below this temperature sampling is greedy.
 GREEDY_EPSILON = 1e-5
@@ -329,6 +330,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     is_counted: bool = True  # its prompt is a caller's; not: it was counted with the request that this one goes on with
     trace_headers: tuple[tuple[str, str], ...] = ()  # traceparent and tracestate, as the caller sent them
     is_chat: bool = False  # the prompt is a conversation, for traces
+    media: tuple[MediaItem, ...] = ()  # what tokens of the prompt stand for, in order
 
     def has_id(self, matches: Callable[[str], bool]) -> bool:
         """One of its public ids matches."""

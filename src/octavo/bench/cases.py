@@ -23,6 +23,7 @@ from octavo.quant.packed import QuantizedWeight
 BLOCK_SIZE = 16
 MOST_COPIES = 200
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+CACHE_DTYPES = {**DTYPES, "fp8": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2, "int8": torch.int8}
 #: Weight type -> bits, columns of a group, has minima. The groups are those of GGUF files.
 QUANTIZED = {"int4": (4, 32, True), "int5": (5, 32, False), "int6": (6, 16, False), "int8": (8, 32, False)}
 
@@ -205,11 +206,18 @@ def _clip(config: KernelsConfig, ops: Ops) -> Iterator[Case]:
 # ---------------------------------------------------------------- the KV cache
 def _caches(config: KernelsConfig, ops: Ops, num_blocks: int) -> list[tuple[Tensor, Tensor]]:
     """Copies of a cache of one layer."""
-    dtype = DTYPES[config.kv_cache_dtype]
-    shapes = ops.kv_cache_shapes(num_blocks, BLOCK_SIZE, config.num_kv_heads, config.head_dim)
-    keys, values = (torch.randn(shape, dtype=dtype) for shape in shapes)
+    dtype = CACHE_DTYPES[config.kv_cache_dtype]
+    shapes = ops.kv_cache_shapes(num_blocks, BLOCK_SIZE, config.num_kv_heads, config.head_dim, dtype)
+    keys, values = (_random_cache(shape, dtype) for shape in shapes)
     count = _num_copies(config, keys.nbytes + values.nbytes)
     return [(keys, values), *((keys.clone(), values.clone()) for _ in range(count - 1))]
+
+
+def _random_cache(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    if dtype.itemsize > 1:
+        return torch.randn(shape, dtype=dtype)
+    # Bytes of which codes and the scales among them are small numbers alike.
+    return torch.randint(0x40, shape, dtype=torch.uint8).view(dtype)
 
 
 def _heads(config: KernelsConfig) -> tuple[int, int, int]:
@@ -276,8 +284,9 @@ def _latent_detail(config: KernelsConfig, latent: Latent) -> str:
 def _latent_write(config: KernelsConfig, ops: Ops) -> Iterator[Case]:
     latent = _latent(config)
     for rows in config.rows:
-        shape = ops.latent_cache_shape(-(-rows // BLOCK_SIZE) + 1, BLOCK_SIZE, latent)
-        cache = torch.zeros(shape, dtype=DTYPES[config.kv_cache_dtype])
+        dtype = CACHE_DTYPES[config.kv_cache_dtype]
+        shape = ops.latent_cache_shape(-(-rows // BLOCK_SIZE) + 1, BLOCK_SIZE, latent, dtype)
+        cache = _random_cache(shape, dtype)
         q_latent = torch.randn(rows, latent.num_heads * latent.width)
         q = torch.randn(rows, latent.num_heads * (latent.nope_dim + latent.rope_dim))
         kv, positions = torch.randn(rows, latent.width), torch.arange(rows, dtype=torch.int32)
@@ -295,8 +304,9 @@ def _latent_attention(config: KernelsConfig, ops: Ops) -> Iterator[Case]:
     blocks = -(-context // BLOCK_SIZE)
     for num_seqs, length in (*((rows, 1) for rows in config.rows), (1, context)):
         rows = num_seqs * length
-        shape = ops.latent_cache_shape(num_seqs * blocks + 1, BLOCK_SIZE, latent)
-        cache = torch.randn(shape).to(DTYPES[config.kv_cache_dtype])
+        dtype = CACHE_DTYPES[config.kv_cache_dtype]
+        shape = ops.latent_cache_shape(num_seqs * blocks + 1, BLOCK_SIZE, latent, dtype)
+        cache = _random_cache(shape, dtype)
         tables = torch.randperm(num_seqs * blocks).to(torch.int32).view(num_seqs, blocks) + 1
         q, out = torch.randn(rows, latent.num_heads * latent.width), torch.empty(rows, latent.num_heads * latent.rank)
         seq_lens = torch.full((num_seqs,), context, dtype=torch.int32)

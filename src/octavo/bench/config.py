@@ -118,7 +118,9 @@ class KernelsConfig(ReportConfig):
     head_dim: int = opt(64, "Width of a head.", low=16, high=256)
     vocab_size: int = opt(49152, "Rows of the output layer.", low=32)
     context_len: int = opt(1024, "Tokens that attention looks back on.", low=1)
-    kv_cache_dtype: Literal["float32", "bfloat16", "float16"] = opt("bfloat16", "Type of cached keys and values.")
+    kv_cache_dtype: Literal["float32", "bfloat16", "float16", "fp8", "fp8_e5m2", "int8"] = opt(
+        "bfloat16", "Type of cached keys and values."
+    )
     spread_bytes: int = opt(
         96 << 20,
         "Size of all copies of weights and KV caches, used in turn as the layers of a model are.",

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from octavo.base.errors import OctavoError
-from octavo.cli.chat_commands import run_command
+from octavo.cli.chat_commands import file_path, run_command
 from octavo.cli.client import ChatConfig, Client, client_config, client_table
 from octavo.cli.conversation import Conversation
 from octavo.cli.flags import Flag
@@ -31,6 +31,8 @@ def run(argv: Sequence[str]) -> int:
     tolerate_any_text()
     screen = Screen(sys.stdout, sys.stderr, os.environ)
     chat = Conversation(client, screen, config.system_prompt, tells_stats=config.stats)
+    for name in config.image:
+        chat.show(file_path("--image", name))
     question = config.quick if config.quick is not None else piped_text("--quick")
     if question is not None:
         if chat.ask(question).is_stopped:

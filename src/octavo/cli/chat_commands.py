@@ -90,20 +90,27 @@ def _stats(chat: Conversation, words: str) -> bool:
 
 
 def _save(chat: Conversation, words: str) -> bool:
-    path = _path("/save", words)
+    path = file_path("/save", words)
     chat.save(path)
     chat.screen.say(f"Saved to {path}.", dim=True)
     return True
 
 
 def _load(chat: Conversation, words: str) -> bool:
-    path = _path("/load", words)
+    path = file_path("/load", words)
     chat.load(path)
     chat.screen.say(f"{len(chat.messages)} messages from {path}.", dim=True)
     return True
 
 
-def _path(command: str, words: str) -> Path:
+def _image(chat: Conversation, words: str) -> bool:
+    path = file_path("/image", words)
+    chat.show(path)
+    chat.screen.say(f"{path} goes with the next message.", dim=True)
+    return True
+
+
+def file_path(command: str, words: str) -> Path:
     if not words:
         raise OctavoError(f"{command} needs the name of a file")
     try:
@@ -122,6 +129,7 @@ COMMANDS: dict[str, tuple[str, str, Callable[[Conversation, str], bool]]] = {
     "/clear": ("/clear", "begins a new conversation", _clear),
     "/system": ("/system [TEXT]", "shows the system prompt, or sets it; - for none", _system),
     "/set": ("/set [NAME [VALUE]]", "shows how replies are sampled, or changes it", _set),
+    "/image": ("/image FILE", "shows an image with the next message", _image),
     "/stats": ("/stats", "tokens and times of the last reply, and of all", _stats),
     "/save": ("/save FILE", "writes the conversation to a file, as JSON", _save),
     "/load": ("/load FILE", "goes on with a conversation that was saved", _load),

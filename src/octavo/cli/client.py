@@ -47,6 +47,7 @@ class ChatConfig(ClientConfig):
     """`octavo chat` also takes a system prompt."""
 
     system_prompt: str | None = opt(None, "System prompt of the conversation.")
+    image: list[str] = opt(list, "Image that the first message shows; several in turn.", one_word=True)
 
 
 @dataclass(frozen=True, kw_only=True)

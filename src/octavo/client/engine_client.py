@@ -233,6 +233,7 @@ class EngineClient:
                         priority=request.priority,
                         cache_salt=request.cache_salt,
                         arrival_time=request.arrival_time or now,
+                        media=request.media,
                         is_counted=request.is_counted,
                         encoder_token_ids=request.encoder_token_ids,
                     )

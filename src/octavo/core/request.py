@@ -56,6 +56,7 @@ class Request:
         "is_drafted",
         "limit_tokens",
         "matcher",
+        "media",
         "needs_output",
         "next_cache_tokens",
         "next_settle_tokens",
@@ -76,7 +77,6 @@ class Request:
         "sampling_seed",
         "scheduled_time",
         "slot",
-        "spans",
         "status",
         "step_seconds",
         "stop_from_tokens",
@@ -107,7 +107,7 @@ class Request:
         self.sampling_seed = sampling_seed
         self.matcher = matcher  # its place in the grammar that it must follow; survives a preemption
         self.cache_salt = message.cache_salt
-        self.spans = message.spans
+        self.media = message.media
         self.adapter = message.adapter
         self.encoder_token_ids = message.encoder_token_ids
         self.encoder_block_tables: list[list[int]] = []  # of each group of layers that see the encoder's rows
@@ -184,17 +184,17 @@ class Request:
     @property
     def has_extra_keys(self) -> bool:
         """Whether its blocks are more than their tokens."""
-        return bool(self.spans or self.adapter)
+        return bool(self.media or self.adapter)
 
     def extra_key(self, start: int, end: int) -> bytes:
         """What the keys and values of tokens start .. end - 1 depend on beside the ids of the tokens up to there.
 
-        Of a span that touches them: what it stands for, and which part of that the tokens are.
+        Of media that touch them: what they are, and which of their rows the tokens are.
         """
         touching = [
-            (span.kind, span.digest, span.start - start, span.length)
-            for span in self.spans
-            if span.start < end and span.start + span.length > start
+            (item.kind, item.digest, [(first - start, length) for first, length in item.spans])
+            for item in self.media
+            if item.offset < end and item.end > start
         ]
         return msgspec.msgpack.encode((self.adapter, touching)) if touching or self.adapter else b""
 

@@ -70,6 +70,11 @@ class CUDADevice:
         return torch.float16 if weights == torch.float16 else torch.bfloat16
 
     def check_cache_dtype(self, dtype: torch.dtype, asked: str) -> None:
+        if dtype == torch.int8:
+            raise DeviceError(
+                f"--kv-cache-dtype {asked} is for a model that runs on the CPU, and this one runs on a GPU: fp8 takes "
+                "as little memory there."
+            )
         if dtype == torch.float8_e4m3fn and self._capability < _FP8_CAPABILITY:
             raise DeviceError(
                 f"--kv-cache-dtype {asked} needs a GPU of compute capability 8.9 or more; this one has "

@@ -17,6 +17,7 @@ _WEIGHTS: Final[dict[LoadFormat, tuple[str, ...]]] = {
     "npcache": ("np/*", *_PICKLES),
     "sharded_state": ("model-rank-*-part-*.safetensors",),
     "mistral": _CONSOLIDATED,
+    "tensorizer": ("*.tensors",),
     "dummy": (),  # random weights need the model's shape and tokenizer only
 }
 #: A second copy of the weights that some repositories carry, and what is no weights.

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -28,7 +29,7 @@ from pathlib import Path
 from typing import Protocol
 
 from octavo.base.config import ModelConfig
-from octavo.base.config.engine import LoadFormat
+from octavo.base.config.engine import LoadFormat, tensorizer_settings
 from octavo.base.errors import CheckpointError, InvalidConfig
 from octavo.base.suggest import suggest
 from octavo.files.hub import HuggingFaceHub
@@ -80,7 +81,26 @@ def resolve(config: ModelConfig) -> ModelConfig:
     model = resolve_model(config)
     if config.quantization == "gguf" and model.suffix != ".gguf":
         raise InvalidConfig(f"--quantization gguf is for .gguf files, and model {config.model} is none")
+    config = _with_local_tensors(config)
     return dataclasses.replace(config, model=str(model), tokenizer=str(resolve_tokenizer(config, model)))
+
+
+def _with_local_tensors(config: ModelConfig) -> ModelConfig:
+    """With a tensorizer_uri that is a local path: what is on a server or in a bucket is fetched."""
+    if config.load_format != "tensorizer":
+        return config
+    settings = tensorizer_settings(config.model_loader_extra_config)
+    if settings.uri is None or not settings.uri.startswith(_URLS):
+        return config
+    from octavo.files.stores import store_of  # a local model must not pay for them
+
+    url, _, file = settings.uri.rpartition("/")
+    store = store_of(url, _kept_in(config))
+    if store is None:
+        raise CheckpointError(f"tensorizer_uri {settings.uri}: octavo fetches from https:// and s3://")
+    local = {"tensorizer_uri": str(store.file(file)), "vllm_tensorized": settings.vllm_tensorized}
+    extra = json.dumps({**local, "verify_hash": settings.verify_hash})
+    return dataclasses.replace(config, model_loader_extra_config=extra)
 
 
 def resolve_model(config: ModelConfig) -> Path:

@@ -42,6 +42,7 @@ _CANDIDATES: Final = (
     "chat_template.jinja", "chat_template.json", "tokenizer.model", "tekken.json", "params.json", "vocab.json",
     "merges.txt", "added_tokens.json", "model.safetensors", "model.safetensors.index.json", "consolidated.safetensors",
     "pytorch_model.bin", "pytorch_model.bin.index.json", "quantize_config.json", "quant_config.json",
+    "hf_quant_config.json", "quanto_qmap.json", "model.tensors",
 )  # fmt: skip
 
 

@@ -17,10 +17,12 @@ from octavo.base.errors import ShuttingDown
 from octavo.client.engine_client import SHUT_DOWN, EngineClient
 from octavo.files.generation_config import default_sampling
 from octavo.launch.engine_process import EngineProcess
+from octavo.launch.media import load_processor
 from octavo.launch.startup import resolve, wait_loaded
 from octavo.served.model import ServedModel
 from octavo.served.output_settings import special_tokens
 from octavo.served.parts import OutputSettings
+from octavo.text.media.processor import MediaProcessor
 from octavo.text.templates.renderer import Renderer
 from octavo.text.tokenizers.tokenizer import Tokenizer
 
@@ -100,8 +102,9 @@ class EngineThread:
                 tokenizer, renderer = wait_loaded(
                     self._engine, resolved, lambda tokenizer: Renderer(tokenizer, template)
                 )
+                processor = load_processor(resolved.model, self._engine.info, tokenizer)
                 with contextlib.closing(renderer), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                    runner.run(self._serve(self._engine, tokenizer, renderer, defaults))
+                    runner.run(self._serve(self._engine, tokenizer, renderer, defaults, processor))
             finally:
                 self._engine.kill()
         except BaseException as exc:
@@ -110,7 +113,12 @@ class EngineThread:
             self._ready.set_exception(exc)
 
     async def _serve(
-        self, engine: EngineProcess, tokenizer: Tokenizer, renderer: Renderer, defaults: Mapping[str, Any]
+        self,
+        engine: EngineProcess,
+        tokenizer: Tokenizer,
+        renderer: Renderer,
+        defaults: Mapping[str, Any],
+        processor: MediaProcessor | None,
     ) -> None:
         client = EngineClient(await engine.connect(), engine.info, tokenizer, self._config.engine, process=engine)
         client.start()
@@ -122,6 +130,7 @@ class EngineThread:
             tokenizer=tokenizer,
             renderer=renderer,
             default_sampling=defaults,
+            processor=processor,
             output=OutputSettings(special_tokens=special_tokens(tokenizer, client.eos_token_ids)),
         )
         self._ready.set_result(Ready(model, tokenizer, asyncio.get_running_loop()))

@@ -16,7 +16,7 @@ import ssl
 import sys
 from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from octavo.base.config import ServeConfig, ServerConfig
 from octavo.base.errors import InvalidConfig, ShuttingDown, StartupError
@@ -32,6 +32,9 @@ from octavo.served.parts import OutputSettings, Renderer
 from octavo.server.app import create_app
 from octavo.server.state import ServerState
 from octavo.text.tokenizers.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from octavo.text.media.processor import MediaProcessor
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +55,7 @@ class TextSide:
     output: OutputSettings
     default_sampling: Mapping[str, Any]
     tokenizer_info: bytes = b"{}"  # JSON, for /tokenizer_info
+    processor: MediaProcessor | None = None  # of a model that takes media
 
 
 async def run_server(
@@ -88,6 +92,8 @@ class ServeLoop:
             has_vocabulary=self._engine.has_vocabulary,
         )
         model = served_model(self._config, self._names, self._client, text)
+        if model.media is not None:
+            watchers.metrics.tell_media(model.media.stats)
         state = ServerState(server, Models([model]), watchers.metrics, self._config.engine)
         self._server = HTTPServer(http_config(create_app(state), server), self._on_listening)
         loop = asyncio.get_running_loop()
@@ -176,6 +182,7 @@ def served_model(config: ServeConfig, names: tuple[str, ...], client: EngineClie
         default_sampling=text.default_sampling,
         tokenizer_info=text.tokenizer_info,
         output=text.output,
+        processor=text.processor,
     )
 
 

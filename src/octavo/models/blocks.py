@@ -6,13 +6,13 @@ results to the residual stream.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, Protocol
 
 from octavo.models.builder import Builder
 from octavo.models.params import Matrix
-from octavo.models.spec import AlibiSpec, NormSpec, QScaleSpec, RopeSpec
+from octavo.models.spec import AlibiSpec, LogQScaleSpec, NormSpec, QScaleSpec, RopeSpec
 from octavo.ops.operands import Buffer, Heads, Latent
 from octavo.ops.operations import (
     Act,
@@ -25,8 +25,10 @@ from octavo.ops.operations import (
     LatentAttend,
     LatentWrite,
     RopeWrite,
+    RopeWriteRows,
 )
 from octavo.ops.program import ProgramError
+from octavo.ops.stream_operations import CutGates
 
 
 class Block(Protocol):
@@ -43,7 +45,7 @@ class Layer(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Attention:
-    """Attention over all keys, or those of a window."""
+    """Attention over all keys up to a token's own, or those of a window."""
 
     heads: Heads
     scale: float
@@ -58,11 +60,14 @@ class Attention:
     #: head: of each, all with the same weights. each head: with weights of its own. row: of all of them together.
     qk_norm_of: Literal["head", "each head", "row"] = "head"
     norms_rotated: bool = False  # the norm (RMS, of each head) comes behind the rotation
-    q_scale: QScaleSpec | None = None
+    q_scale: QScaleSpec | LogQScaleSpec | None = None
     bias: bool = False  # of q, k and v
     o_bias: bool = False
     is_gated: bool = False  # each value that a head gives is multiplied by the sigmoid of one of a product of x
     o_scale: float = 1.0  # the result is multiplied by it
+    v_norm: NormSpec | None = None  # of each head of v, without weights
+    v_is_k: bool = False  # v is what k is before its norm and rotation; the matrix is read twice, which is a copy less
+    kv_from: int | None = None  # an earlier layer, whose keys and values are seen; this one has none
     causal: bool = True  # a token sees those before it, and else the whole of its sequence
     reads_key_ends: bool = False  # causal, but for rows with an end of their own: `ops.operations.Attend`
 
@@ -71,26 +76,30 @@ class Attention:
         kv_size = heads.num_kv_heads * dim
         rotary = 0 if self.rope is None else self.rope.rotary_dim or dim
         part = partial(Matrix, bias=self.bias, head_dim=dim)
-        qkv = build.linear(
-            x,
-            "self_attn.qkv",
-            [
-                part(name="self_attn.q_proj", gguf="attn_q", rows=heads.size, rotary_dim=rotary),
+        parts = [part(name="self_attn.q_proj", gguf="attn_q", rows=heads.size, rotary_dim=rotary)]
+        if self.kv_from is None:
+            v, gguf_v = ("k", "attn_k") if self.v_is_k else ("v", "attn_v")
+            parts += [
                 part(name="self_attn.k_proj", gguf="attn_k", rows=kv_size, rotary_dim=rotary),
-                part(name="self_attn.v_proj", gguf="attn_v", rows=kv_size),
-            ],
-            shard=0,
-        )
+                part(name=f"self_attn.{v}_proj", gguf=gguf_v, rows=kv_size),
+            ]
+        qkv = build.linear(x, "self_attn.qkv", parts, shard=0)
         if self.clip:
             build.ops.append(Clip(x=qkv, limit=self.clip))
         q_norm = k_norm = None
         if self.qk_norm is not None and (self.qk_norm_of != "head" or self.qk_norm.kind == "layer"):
             self._norm_parts(build, qkv, self.qk_norm, rotary)
         elif self.qk_norm is not None:
-            q_norm = build.norm_weight(self.qk_norm, "self_attn.q_norm", "attn_q_norm", dim, rotary)
-            k_norm = build.norm_weight(self.qk_norm, "self_attn.k_norm", "attn_k_norm", dim, rotary)
-        cache = build.cache(heads, self.window, self.chunked)
-        rotation = None if self.rope is None else build.rotation(self.rope, dim)
+            q_norm = k_norm = build.norm_weight(self.qk_norm, "self_attn.q_norm", "attn_q_norm", dim, rotary)
+            if self.kv_from is None:
+                k_norm = build.norm_weight(self.qk_norm, "self_attn.k_norm", "attn_k_norm", dim, rotary)
+        if self.v_norm is not None and self.kv_from is None:
+            ones = [Matrix(name="self_attn.v_norm", gguf="attn_v_norm", rows=dim)]
+            first = (heads.num_heads + heads.num_kv_heads) * dim
+            build.norm_parts(qkv, (first, heads.num_kv_heads, dim), self.v_norm, ones, "self_attn.v_norm")
+        cache = build.cache(heads, self.window, self.chunked) if self.kv_from is None else build.cache_of(self.kv_from)
+        written = heads if self.kv_from is None else replace(heads, num_kv_heads=0)
+        rotation = None if self.rope is None or self.rope.sections else build.rotation(self.rope, dim)
         slopes = None if self.alibi is None else build.slopes(self.alibi)
         q_scales = None if self.q_scale is None else build.q_scales(self.q_scale)
         eps = 0.0 if self.qk_norm is None else self.qk_norm.eps
@@ -98,12 +107,16 @@ class Attention:
         if self.has_sinks:
             declared = Matrix(name="self_attn.sinks", gguf="attn_sinks", rows=heads.num_heads)
             sinks = build.vector([declared], declared.name, "weight", "norm")
+        write = RopeWrite(
+            qkv=qkv, heads=written, cache=cache, rotation=rotation, q_norm=q_norm, k_norm=k_norm, eps=eps,
+            norms_rotated=self.norms_rotated, q_scales=q_scales,
+        )  # fmt: skip
+        if self.rope is not None and self.rope.sections:
+            rotations, places = build.rotation_rows(self.rope, dim)
+            write = RopeWriteRows(**vars(write), rotations=rotations, places=places)
         attended = build.buffer("self_attn", heads.size)
         build.ops += [
-            RopeWrite(
-                qkv=qkv, heads=heads, cache=cache, rotation=rotation, q_norm=q_norm, k_norm=k_norm, eps=eps,
-                norms_rotated=self.norms_rotated, q_scales=q_scales,
-            ),
+            write,
             Attend(
                 out=attended,
                 qkv=qkv,
@@ -128,6 +141,8 @@ class Attention:
 
     def _norm_parts(self, build: Builder, qkv: Buffer, norm: NormSpec, rotary: int) -> None:
         """The norms of q and k that `RopeWrite` has not."""
+        if self.kv_from is not None:
+            raise ProgramError("of an attention without keys of its own only an RMS norm of each head is there")
         if self.norms_rotated:
             raise ProgramError(
                 "only an RMS norm of each head, with the same weights for all, comes behind the rotation"
@@ -216,6 +231,7 @@ class GatedMLP:
     gguf_suffix: str = ""
     gate_scale: float = 1.0
     down_scale: float = 1.0
+    cut: float | None = None  # of the gates only those count that lie so many standard deviations above their mean
 
     def emit(self, build: Builder, x: Buffer) -> Buffer:
         def part(name: str, rows: int, scale: float = 1.0) -> Matrix:
@@ -226,6 +242,8 @@ class GatedMLP:
 
         inside = [part("gate", self.size, self.gate_scale), part("up", self.size)]
         gate_up = build.linear(x, f"{self.name}.gate_up", inside, shard=0)
+        if self.cut is not None:
+            build.ops.append(CutGates(x=gate_up, width=self.size, deviations=self.cut))
         act = build.buffer(f"{self.name}.act", self.size)
         build.ops.append(Act(out=act, x=gate_up, kind=self.activation))
         return build.linear(act, f"{self.name}.down", [part("down", x.width, self.down_scale)], shard=1)

@@ -8,9 +8,9 @@ from dataclasses import replace
 import torch
 
 from octavo.models.params import Matrix, Packing, Param, Role, TensorDecl
-from octavo.models.spec import AlibiSpec, ConstantSpec, DerivedSpec, NormSpec, QScaleSpec, RopeSpec
+from octavo.models.spec import AlibiSpec, ConstantSpec, DerivedSpec, LogQScaleSpec, NormSpec, QScaleSpec, RopeSpec
 from octavo.ops.operands import Buffer, Cache, Heads, Latent, State, Weight
-from octavo.ops.operations import GivenRows, Linear, Norm, NormParts, Op
+from octavo.ops.operations import GatherRotation, GivenRows, Linear, Norm, NormParts, Op
 
 
 class Builder:
@@ -32,11 +32,17 @@ class Builder:
         self._layers, self._gguf_layers, self._keeps = layers, gguf_layers, keeps
         self._prefix, self._gguf_prefix = "", ""
         self._caches: list[Cache] = []
-        self._num_states = 0
+        self._layer = self._num_states = 0
+        self._caches_of: dict[int, Cache] = {}  # by the number of the layer
+        #: What all layers read, beside the residual stream: put there in front of them.
+        self.streams: tuple[Buffer, ...] = ()
+        self.layer_inputs: Buffer | None = None
+        self._rotation_rows: dict[Weight, tuple[Buffer, Buffer]] = {}
 
     def layer(self, number: int) -> None:
         """From here on names are those of a layer."""
         self._prefix, self._gguf_prefix = f"{self._layers}.{number}.", f"{self._gguf_layers}.{number}."
+        self._layer = number
 
     def top(self) -> None:
         """From here on names belong to no layer."""
@@ -79,11 +85,18 @@ class Builder:
         self.norm_parts(x, (0, 1, x.width), norm, [Matrix(name=name, gguf=gguf, rows=x.width)], name)
 
     def norm_parts(
-        self, x: Buffer, place: tuple[int, int, int], norm: NormSpec, weights: Sequence[Matrix], name: str
+        self,
+        x: Buffer,
+        place: tuple[int, int, int],
+        norm: NormSpec,
+        weights: Sequence[Matrix],
+        name: str,
+        scale: float = 1.0,
     ) -> None:
-        """`place`: first column, number of parts, columns of each. `weights`: of all parts, or those of each part."""
+        """`place`: first column, number of parts, columns of each. `weights`: of all parts, or those of each part.
+        `scale`: the result is multiplied by it."""
         first, count, width = place
-        weight, bias = self._norm_vectors(norm, weights, name)
+        weight, bias = self._norm_vectors(norm, weights, name, scale)
         self.ops.append(
             NormParts(
                 x=x, first=first, count=count, width=width, weight=weight, eps=norm.eps, kind=norm.kind, bias=bias
@@ -124,10 +137,21 @@ class Builder:
         """The table of a rotation. Layers with the same rope and heads of the same size share it."""
         return self._derived(rope, (self._positions, head_dim))
 
+    def rotation_rows(self, rope: RopeSpec, head_dim: int) -> tuple[Buffer, Buffer]:
+        """The rotations of a step's rows, where positions have several parts, and their places. Layers share them."""
+        table = self.rotation(rope, head_dim)
+        if table not in self._rotation_rows:
+            out = Buffer(f"{table.name} rows", head_dim, torch.float32)
+            places = Buffer(f"{table.name} places", 1, torch.int32)
+            parts = tuple(part for part, count in enumerate(rope.sections) for _ in range(count))
+            self.ops.append(GatherRotation(out=out, places=places, rotation=table, parts=parts))
+            self._rotation_rows[table] = out, places
+        return self._rotation_rows[table]
+
     def slopes(self, alibi: AlibiSpec) -> Weight:
         return self._derived(alibi, (alibi.num_heads,))
 
-    def q_scales(self, scale: QScaleSpec) -> Weight:
+    def q_scales(self, scale: QScaleSpec | LogQScaleSpec) -> Weight:
         return self._derived(scale, (self._positions, 1))
 
     def constant(self, *values: float, size: int = 0) -> Weight:
@@ -140,13 +164,18 @@ class Builder:
 
     def cache(self, heads: Heads | Latent, window: int = 0, chunked: bool = False) -> Cache:
         """The next layer's."""
-        cache = Cache(index=len(self._caches), heads=heads, window=window, chunked=chunked)
+        cache = Cache(index=len(self._caches), heads=heads, window=window, chunked=chunked, layer=self._layer)
         if not self._keeps:
             for before in self._caches:
                 if replace(before, index=cache.index) == cache:
                     return before
         self._caches.append(cache)
+        self._caches_of[self._layer] = cache
         return cache
+
+    def cache_of(self, number: int) -> Cache:
+        """What an earlier layer keeps."""
+        return self._caches_of[number]
 
     def encoder_cache(self, heads: Heads, write: Callable[[Buffer, Cache], Iterator[Op]]) -> Cache:
         """The next layer's, of the rows of an encoder. `write`: from these rows the operations that fill it."""
@@ -210,6 +239,10 @@ class Builder:
         weight = Weight(f"{self._prefix}{name}.{kind}", (sum(each.rows for each in declared),))
         self.params.append(Param(weight=weight, parts=tensors, packing="vector", offset=offset, scale=scale))
         return weight
+
+    def declared(self, name: str, gguf: str, rows: int) -> TensorDecl:
+        """A vector that stands without a suffix, or with that of a bias."""
+        return self._tensor(Matrix(name=name, gguf=gguf, rows=rows), "", "bias", (rows,))
 
     def _bias(self, matrix: Matrix) -> TensorDecl | None:
         return self._tensor(matrix, "bias", "bias", (matrix.rows,)) if matrix.bias else None

@@ -144,8 +144,12 @@ class StoredCheckpoint:
         self.source = str(directory)
         self.config = config
         self.dtype = config_dtype(config)
+        #: What files of safetensors say beside their tensors.
+        self.metadata: dict[str, str] = {}
         self._tensors: dict[str, tuple[TensorFile, str]] = {}  # name -> file, and the name in it
         for file in files:
+            if isinstance(file, SafetensorsFile):
+                self.metadata |= file.metadata
             for stored in file.names():
                 name = name_of(stored)
                 if name in self._tensors:

@@ -83,9 +83,7 @@ def read_common(
         config.refuse_unless(key, (0, 1))
     hidden = config.integer("hidden_size")
     heads = _heads(config, hidden)
-    activation = config.get(activation_key)
-    if not isinstance(activation, str) or activation not in _ACTIVATIONS:
-        raise config.fail(activation_key, "is not supported")
+    activation = read_activation(config, activation_key)
     max_positions = config.integer("max_position_embeddings", high=MAX_POSITIONS)
     rope = head_rope(flat_rope(config), heads.head_dim, max_positions, rotates_in_part=rotates_in_part, config=config)
     if rope.kind in ("yarn", "dynamic"):
@@ -100,10 +98,18 @@ def read_common(
         heads=heads,
         max_position_embeddings=min(max_positions, MAX_POSITIONS),
         rope=rope,
-        activation=_ACTIVATIONS[activation],
+        activation=activation,
         norm=NormSpec(eps=config.number("rms_norm_eps", 1e-6)),
         tie_word_embeddings=config.flag("tie_word_embeddings", False),
     )
+
+
+def read_activation(config: ConfigReader, key: str = "hidden_act", default: str | None = None) -> Activation:
+    found = config.get(key)
+    found = default if found is None else found
+    if not isinstance(found, str) or found not in _ACTIVATIONS:
+        raise config.fail(key, "is not supported")
+    return _ACTIVATIONS[found]
 
 
 def read_experts(config: ConfigReader, common: Common, **options: Any) -> MixtureOfExperts:
@@ -154,6 +160,8 @@ def head_rope(
 ) -> RopeSpec:
     """The rope of flat parameters for heads of a size. `config`: where messages say that the part stands."""
     rope = read_rope(flat, max_positions)
+    if rope.kind == "proportional":
+        return rope
     if not rotates_in_part:
         flat.refuse_unless("partial_rotary_factor", (1, 1.0))
     partial = flat.number("partial_rotary_factor", 1.0)
@@ -196,6 +204,16 @@ def layer_windows(config: ConfigReader, num_layers: int, pattern: int) -> tuple[
     key = "sliding_window_pattern" if config.get("sliding_window_pattern") is not None else "_sliding_window_pattern"
     pattern = config.integer(key, pattern, MAX_LAYERS)
     return tuple(window if (layer + 1) % pattern else 0 for layer in range(num_layers))
+
+
+def shared_kv_layers(config: ConfigReader, windows: tuple[int, ...], num_shared: int) -> list[int | None]:
+    """Of each layer the one whose keys and values it sees, or None: the last `num_shared` layers see those of the last
+    one of their kind in front of them."""
+    first = len(windows) - num_shared
+    last = {window: number for number, window in enumerate(windows[:first])}
+    if not last.keys() >= set(windows):
+        raise config.fail("num_kv_shared_layers", "leaves a kind of layers without keys")
+    return [None if number < first else last[window] for number, window in enumerate(windows)]
 
 
 def norm_offset(config: ConfigReader) -> float:

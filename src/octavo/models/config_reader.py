@@ -31,6 +31,7 @@ _ROPE_KEYS: Final[dict[str, frozenset[str]]] = {
         "mscale", "mscale_all_dim", "finetuned",
     }),
     "factors": frozenset({"factors"}),
+    "proportional": frozenset({"factor"}),
     "longrope": frozenset(
         {"short_factor", "long_factor", "original_max_position_embeddings", "attention_factor", "factor"}
     ),
@@ -94,6 +95,15 @@ class ConfigReader:
         if len(factors) != count:
             raise self.fail(key, f"is not a list of {count} numbers")
         return factors
+
+    def sizes(self, key: str, count: int) -> list[int]:
+        """`count` sizes: a list of them, or one for all."""
+        values = self.get(key)
+        if not isinstance(values, list):
+            return [self.integer(key)] * count
+        if len(values) != count or not all(type(value) is int and 1 <= value <= MAX_SIZE for value in values):
+            raise self.fail(key, f"is not a list of {count} sizes")
+        return values
 
     def numbers(self, key: str) -> tuple[float, ...]:
         """A list of positive finite numbers."""
@@ -194,6 +204,11 @@ def read_rope(rope: ConfigReader, max_positions: int) -> RopeSpec:
         return RopeSpec(theta=theta, kind="factors", factors=rope.numbers("factors"))
     if kind == "longrope":
         return _longrope(rope, max_positions)
+    if kind == "proportional":
+        share = rope.number("partial_rotary_factor", 1.0)
+        if share > 1:
+            raise rope.fail("partial_rotary_factor", "is above 1")
+        return RopeSpec(theta=theta, kind="proportional", factor=rope.number("factor", 1.0), share=share)
     factor = rope.number("factor")
     if kind == "linear":
         return RopeSpec(theta=theta, kind="linear", factor=factor)

@@ -13,8 +13,22 @@ from octavo.models.builder import Builder
 from octavo.models.encoder import EncoderDefinition, define_encoder
 from octavo.models.params import Matrix, Param, TensorDecl
 from octavo.models.spec import DerivedSpec, ModelSpec
+from octavo.models.tower import TowerDefinition, define_tower
 from octavo.ops.operands import Buffer, Cache, Weight
-from octavo.ops.operations import Add, CacheOp, CausalConv, Embed, Experts, HeadLinear, Linear, Op, SelectiveScan
+from octavo.ops.operations import (
+    Add,
+    Attend,
+    CacheOp,
+    CausalConv,
+    Embed,
+    Experts,
+    HeadLinear,
+    LatentAttend,
+    Linear,
+    Op,
+    ReplaceRows,
+    SelectiveScan,
+)
 from octavo.ops.program import Program, program
 
 EMBEDDING: Final = "embedding"
@@ -31,6 +45,7 @@ class Definition:
     derived: dict[Weight, DerivedSpec]  # weights that follow from the configuration
     lm_head: Weight
     cache_groups: tuple[CacheGroup, ...]  # of the program's caches, by their index
+    tower: TowerDefinition | None = field(default=None, kw_only=True)  # of a model that also sees
     encoder: EncoderDefinition | None = field(default=None, kw_only=True)
     crossing: Program | None = field(
         default=None, kw_only=True
@@ -66,7 +81,8 @@ class Definition:
     @property
     def attention_ops_per_key(self) -> int:
         """Sums and products of all layers' attentions for one key that one token sees."""
-        return sum(cache.heads.ops_per_key for cache in self.program.caches)
+        attends = (op for op in self.program.ops if isinstance(op, Attend | LatentAttend))
+        return sum(op.cache.heads.ops_per_key for op in attends)
 
 
 def define(spec: ModelSpec) -> Definition:
@@ -84,14 +100,20 @@ def define(spec: ModelSpec) -> Definition:
         residual = build.linear(narrow, "project_in", [wide], None)
     else:
         build.ops.append(Embed(out=residual, weight=embedding, scale=spec.embedding_scale))
+    if spec.tower is not None:
+        build.ops.append(ReplaceRows(x=residual))
     if spec.learned_positions:
         _add_positions(build, spec, residual)
     if spec.embedding_norm is not None:
         residual = build.norm(residual, spec.embedding_norm, "model.embed_norm", "token_embd_norm")
+    for part in spec.before:
+        part.emit(build, residual)
     for number, layer in enumerate(spec.layers):
         build.layer(number)
         layer.emit(build, residual)
     build.top()
+    for part in spec.after:
+        part.emit(build, residual)
     output = residual
     if spec.norm is not None:
         output = build.norm(residual, spec.norm, "model.norm", "output_norm", spec.logit_scale)
@@ -101,6 +123,9 @@ def define(spec: ModelSpec) -> Definition:
     derived = {weight: each for (each, _), weight in build.derived.items()}
     ops, groups = grouped(build.ops)
     made = Definition(spec, program(ops, output), tuple(build.params), derived, lm_head, groups)
+    if spec.tower is not None:
+        tower = define_tower(spec.tower, spec.hidden_size)
+        made = replace(made, params=made.params + tower.params, derived=made.derived | tower.derived, tower=tower)
     return made if spec.encoder is None else _with_encoder(made, build)
 
 

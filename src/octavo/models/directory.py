@@ -7,11 +7,16 @@ from glob import escape
 from pathlib import Path
 from typing import Final
 
-from octavo.base.config.engine import SHARD_PATTERN, LoadFormat
+from octavo.base.config.engine import SHARD_PATTERN, LoadFormat, TensorizerSettings
 from octavo.base.errors import CheckpointError
 from octavo.models.checkpoint import INDEX_NAME, SINGLE_NAME, SafetensorsCheckpoint, StoredCheckpoint
 from octavo.models.consolidated_checkpoint import ConsolidatedCheckpoint, has_consolidated
-from octavo.models.stored_checkpoints import npcache_checkpoint, sharded_checkpoint, torch_checkpoint
+from octavo.models.stored_checkpoints import (
+    npcache_checkpoint,
+    sharded_checkpoint,
+    tensorizer_checkpoint,
+    torch_checkpoint,
+)
 
 _FORMATS: Final[Mapping[LoadFormat, Callable[[Path], StoredCheckpoint]]] = {
     "safetensors": SafetensorsCheckpoint,
@@ -24,6 +29,8 @@ _FORMATS: Final[Mapping[LoadFormat, Callable[[Path], StoredCheckpoint]]] = {
 def open_directory(directory: Path, load_format: LoadFormat, pattern: str = SHARD_PATTERN) -> StoredCheckpoint:
     """auto: as `_format_of` finds. `pattern`: the names of the files of sharded_state. Raises `CheckpointError`."""
     found = _format_of(directory, pattern) if load_format == "auto" else load_format
+    if found == "tensorizer":
+        return tensorizer_checkpoint(directory, TensorizerSettings())
     if found == "sharded_state":
         return sharded_checkpoint(directory, pattern)
     if found not in _FORMATS:

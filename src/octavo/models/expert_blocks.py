@@ -27,6 +27,7 @@ class MixtureOfExperts:
     router_bias: bool = False
     bias: bool = False  # of the experts' matrices
     scales_input: bool = False  # an expert's weight multiplies what goes into it, and not what comes out
+    has_scales: bool = False  # an expert's weight is multiplied by its own in the end
 
     def emit(self, build: Builder, x: Buffer) -> Buffer:
         return self.emit_routed(build, x, x)
@@ -39,7 +40,11 @@ class MixtureOfExperts:
         ids, weights, places = build.top_k_buffers("mlp.experts", k)
         choice = Matrix(name="mlp.gate.e_score_correction", gguf="exp_probs_b", rows=self.num_experts)
         choice_bias = build.vector([choice], choice.name, "bias", "bias") if self.has_choice_bias else None
-        build.ops.append(Route(ids=ids, weights=weights, scores=scores, routing=self.routing, bias=choice_bias))
+        own = Matrix(name="mlp.gate.per_expert_scale", gguf="ffn_down_exps.scale", rows=self.num_experts)
+        scales = build.vector([own], own.name, "weight", "bias") if self.has_scales else None
+        build.ops.append(
+            Route(ids=ids, weights=weights, scores=scores, routing=self.routing, bias=choice_bias, scales=scales)
+        )
 
         def part(expert: int, name: str, rows: int) -> Matrix:
             gguf = f"ffn_{name}_exps.{expert}"

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from octavo.base.errors import CheckpointError
 from octavo.files.gguf import TensorInfo
-from octavo.models import gguf_experts, gguf_states
+from octavo.models import gguf_experts, gguf_gemma, gguf_states
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class _Arch:
     is_rotated_in_part: bool = False
     is_latent: bool = False  # heads of latent attention: their sizes stand under keys of their own
     norms_experts: bool = True  # the weights of a token's experts add up to 1
+    listed: tuple[str, ...] = ()  # sizes that may differ from layer to layer
     keys: Mapping[str, str] = field(default_factory=dict)  # of the configuration: those of the metadata
     values: Mapping[str, Any] = field(default_factory=dict)  # of the configuration: what all files mean
     tensors: Mapping[str, str] = field(default_factory=dict)  # flags of the configuration: set where the tensor is
@@ -38,6 +39,14 @@ _FACTOR_KEYS: Final = {
 _GRANITE_KEYS: Final = {**_FACTOR_KEYS, "attention_multiplier": "attention.scale"}
 _WINDOW_KEYS: Final = {
     "sliding_window": "attention.sliding_window", "layer_types": "attention.sliding_window_pattern",
+}  # fmt: skip
+_GEMMA_LAYER_KEYS: Final = {
+    **_WINDOW_KEYS, "num_kv_shared_layers": "attention.shared_kv_layers",
+    "hidden_size_per_layer_input": "embedding_length_per_layer_input",
+    "final_logit_softcapping": "final_logit_softcapping",
+}  # fmt: skip
+_GEMMA3N_KEYS: Final = {
+    **_GEMMA_LAYER_KEYS, "altup_active_idx": "altup.active_idx", "altup_num_inputs": "altup.num_inputs",
 }  # fmt: skip
 #: What llama.cpp takes where a file of MiniCPM says nothing.
 _MINICPM_VALUES: Final = {"scale_emb": 12.0, "scale_depth": 1.4, "dim_model_base": 256}
@@ -91,6 +100,9 @@ ARCHITECTURES: Final[dict[str, _Arch]] = {
     "gemma": _Arch("GemmaForCausalLM", "gemma", has_norms_of_one=True),
     "gemma2": _Arch("Gemma2ForCausalLM", "gemma2", has_norms_of_one=True, has_gemma_keys=True),
     "gemma3": _Arch("Gemma3ForCausalLM", "gemma3_text", has_norms_of_one=True, has_gemma_keys=True),
+    "gemma3n": _Arch("Gemma3nForCausalLM", "gemma3n_text", "gelu_pytorch_tanh", listed=("intermediate_size",),
+                     keys=_GEMMA3N_KEYS),
+    "gemma4": _Arch("Gemma4ForCausalLM", "gemma4_text", "gelu_pytorch_tanh", keys=_GEMMA_LAYER_KEYS),
     "phi3": _Arch("Phi3ForCausalLM", "phi3", is_rotated_in_part=True),
     "deepseek2": _Arch("DeepseekV2ForCausalLM", "deepseek_v2", is_latent=True, norms_experts=False),
     "lfm2": _Arch("Lfm2ForCausalLM", "lfm2"),
@@ -229,14 +241,13 @@ def hf_config(
         config["sliding_window_pattern"] = config.pop("layer_types")
     config |= {key: f"blk.0.{name}" in tensors for key, name in arch.tensors.items()}
     config |= {key: value for key, value in metadata.items() if key.startswith("xielu.")}
-    if arch.model_type == "baichuan" and config["num_hidden_layers"] == _BAICHUAN_13B_LAYERS:
-        config["model_max_length"] = config.pop("max_position_embeddings")
-    if arch.model_type == "deci":
-        _list_layers(config)
+    _own(arch, prefix, config, get, tensors)
     config |= gguf_states.hf_config(arch.model_type, config, get, tensors)
-    config |= {key: _uniform(config[key]) for key in _SIZES}
-    config["head_dim"] = head_dim if head_dim is not None else _default_head_dim(config)
-    config |= _latent(prefix, get) if arch.is_latent else _rotated_part(prefix, arch, get, config["head_dim"])
+    config |= {key: _uniform(config[key]) for key in _SIZES if key not in arch.listed}
+    if config["head_dim"] is None:
+        config["head_dim"] = _default_head_dim(config)
+    if arch.model_type != "gemma4_text":  # whose full layers have larger heads
+        config |= _latent(prefix, get) if arch.is_latent else _rotated_part(prefix, arch, get, config["head_dim"])
     config |= gguf_experts.hf_config(arch.model_type, get, tensors, arch.norms_experts)
     rope = _rope(get, rope_factors)
     if arch.model_type == "gpt_oss" and rope.get("rope_type") == "yarn":
@@ -249,11 +260,24 @@ def hf_config(
         config |= _delta(prefix, get)
     if arch.has_norms_of_one:
         config |= {"rms_norm_offset": 0, "hidden_activation": "gelu_pytorch_tanh"}
-    if arch.has_gemma_keys:
+    if arch.model_type in ("gemma3n_text", "gemma4_text"):
+        config["rope_parameters"] = gguf_gemma.ropes(arch.model_type, get, rope)
+    elif arch.has_gemma_keys:
         config |= _gemma(prefix, config, get, rope)
     else:
         config["rope_parameters"] = rope
     return {key: value for key, value in config.items() if value is not None}
+
+
+def _own(arch: _Arch, prefix: str, config: dict[str, Any], get: Any, tensors: dict[str, TensorInfo]) -> None:
+    """What an architecture has under keys or in forms of its own, entered into the configuration."""
+    if arch.model_type == "baichuan" and config["num_hidden_layers"] == _BAICHUAN_13B_LAYERS:
+        config["model_max_length"] = config.pop("max_position_embeddings")
+    if arch.model_type == "deci":
+        _list_layers(config)
+    if arch.model_type in ("gemma3n_text", "gemma4_text"):
+        config["hidden_activation"] = config["hidden_act"]
+        config |= gguf_gemma.hf_config(arch.model_type, config, get, tensors)
 
 
 def _rotated_part(prefix: str, arch: _Arch, get: Any, size: Any) -> dict[str, Any]:

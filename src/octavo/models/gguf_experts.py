@@ -37,6 +37,7 @@ _OWN_NAMES: Final[dict[str, dict[str, str]]] = {
         "shared_expert_intermediate_size": "moe_shared_expert_intermediate_size",
     },
     "olmoe": {"num_local_experts": "num_experts"},
+    "gemma4_text": {"num_local_experts": "num_experts", "num_experts_per_tok": "top_k_experts"},
     "hunyuan_v1_moe": {"num_local_experts": "num_experts", "n_shared_experts": "num_shared_expert"},
     "ernie4_5_moe": {
         "num_local_experts": "moe_num_experts", "num_experts_per_tok": "moe_k",

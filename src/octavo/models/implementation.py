@@ -15,6 +15,7 @@ from octavo.base.errors import CheckpointError
 from octavo.base.suggest import nearest
 from octavo.models.bridge.declare import BridgedDefinition
 from octavo.models.bridge.define import bridged
+from octavo.models.bridge.gguf import GGUFForTree, class_values
 from octavo.models.bridge.model import BridgedModel
 from octavo.models.bridge.tensors import BridgedTensors
 from octavo.models.checkpoint import Checkpoint
@@ -49,12 +50,14 @@ def definition_of(config: ModelConfig, values: dict[str, Any], source: str, dtyp
         return define(without_windows(spec) if config.disable_sliding_window else spec)
     if config.disable_sliding_window:
         raise CheckpointError(f"{source}: --disable-sliding-window is for octavo's own families, and this is none")
-    return bridged(config, values, source, dtype)
+    return bridged(config, class_values(values, source) if source.endswith(".gguf") else values, source, dtype)
 
 
 def tensors_of(definition: Definition, checkpoint: Checkpoint) -> Tensors:
     """Raises CheckpointError unless the checkpoint has the definition's tensors and no others."""
     if isinstance(definition, BridgedDefinition):
+        if checkpoint.naming == "gguf":
+            checkpoint = GGUFForTree(checkpoint, definition.skeleton)
         return BridgedTensors(checkpoint, definition)
     family = find_family(checkpoint.config, checkpoint.source)
     layouts = {"hf": family.hf, "gguf": family.gguf, "declared": Layout()}
@@ -82,10 +85,8 @@ def implementation(config: ModelConfig, values: dict[str, Any], source: str) -> 
         return "octavo"
     if asked in ("octavo", "vllm"):
         raise _unknown(source, name, "--model-impl transformers runs what transformers has.")
-    if source.endswith(".gguf"):
-        if asked == "auto":
-            raise _unknown(source, name, "Models without a family need their safetensors files.")
-        raise CheckpointError(f"{source}: --model-impl transformers reads safetensors files, and this is a .gguf file")
+    if source.endswith(".gguf") and not has_family:
+        raise _unknown(source, name, "Models without a family need their safetensors files.")
     if importlib.util.find_spec("transformers") is None:
         if asked == "transformers":
             raise CheckpointError(f"--model-impl transformers needs transformers, which is not installed: {_EXTRA}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, count, takewhile
 from typing import Final, Literal
@@ -20,6 +20,7 @@ from octavo.base.errors import CheckpointError
 from octavo.models.checkpoint import Checkpoint
 from octavo.models.decoder import Definition
 from octavo.models.params import TensorDecl
+from octavo.models.quantized_checkpoint import QuantizedCheckpoint
 from octavo.quant.packed import QuantizedWeight, as_floats
 
 logger = logging.getLogger("octavo.models")
@@ -59,8 +60,10 @@ class Layout:
     renames: tuple[tuple[str, str], ...] = ()  # pattern, replacement; of parts of a name, one after the other
     splits: tuple[Split, ...] = ()
     transposed: str = ""  # matrices that stand as [in, out]
+    surplus: tuple[str, ...] = ()  # what is left out where the model has no use for it
     skipped: tuple[tuple[str, int], ...] = ()  # pattern, so many rows in front that the model has no use for
     minus_exp: str = ""  # vectors that stand as -exp(x) of what is declared
+    flattened: str = ""  # filters that stand as [out, channels, ...], declared as matrices
     interleaved: bool = False  # of what is rotated in a head the pairs are (0, 1), (2, 3), ..., not the halves
 
 
@@ -96,6 +99,10 @@ GATE_UP: Final = Split(r"(.*\.mlp\.)gate_up_proj\.(\w+)", (r"\1gate_proj.\2", r"
 #: The same in a file of GGUF.
 GGUF_QKV: Final = Split(r"(blk\.\d+\.attn_)qkv\.(\w+)", (r"\1q.\2", r"\1k.\2", r"\1v.\2"))
 GGUF_GATE_UP: Final = Split(r"(blk\.\d+\.ffn_)up\.(\w+)", (r"\1gate.\2", r"\1up.\2"))
+#: Keys and values that files have of layers that see another's.
+KV_SHARING: Final = (r".*\.self_attn\.(?:[kv]_proj|[kv]_norm)\.\w+", r"blk\.\d+\.attn_(?:k|v|k_norm)\.\w+")
+#: Of AltUp, in a file of GGUF.
+STACKED_ALTUP: Final = Split(r"(altup_(?:proj|unembd_proj))\.weight", (r"\1.#.weight",), "stack")
 #: Experts of a file of GGUF.
 GGUF_EXPERTS: Final = Split(r"(blk\.\d+\.ffn_(?:gate|up|down)_exps)\.(weight|bias)", (r"\1.#.\2",), "stack")
 #: Experts that were saved as they are in memory.
@@ -117,15 +124,16 @@ class Places:
     """Where the tensors that a model declares stand in files of one kind: by the files' names, and in which rows."""
 
     def __init__(self, layout: Layout, declared: Mapping[str, TensorDecl]) -> None:
-        """`declared`: by the names of the files' kind, behind the renames."""
+        """`declared`: by the names of the files' kind, as they are behind the renames."""
         self._layout = layout
-        self.declared = declared
+        self._declared = declared
 
-    def of(self, name: str) -> dict[str, _Place]:
-        """What a tensor of that name holds, by the declared names; those may be none of the model's."""
-        renamed = name
-        for pattern, replacement in self._layout.renames:
-            renamed = re.sub(pattern, replacement, renamed)
+    def declared(self, name: str) -> TensorDecl | None:
+        return self._declared.get(name)
+
+    def places_of(self, name: str) -> dict[str, _Place]:
+        """What a tensor of that name holds, by the declared names; it may be none of the model's."""
+        renamed = self._renamed(name)
         transposed = bool(re.fullmatch(self._layout.transposed, renamed))
         skipped = next((rows for pattern, rows in self._layout.skipped if re.fullmatch(pattern, renamed)), 0)
         names: tuple[str, ...] = (renamed,)
@@ -137,13 +145,18 @@ class Places:
                 num_parts = len(names)
                 if kind in ("stack", "pairs", "latent"):
                     numbered = ([part.replace("#", str(number)) for part in names] for number in count())
-                    whole = takewhile(lambda parts: self.declared.keys() >= set(parts), numbered)
+                    whole = takewhile(lambda parts: self._declared.keys() >= set(parts), numbered)
                     names = tuple(chain.from_iterable(whole)) or (renamed,)
         return {
             each: _Place(name, names, number, kind, transposed, num_parts, skipped) for number, each in enumerate(names)
         }
 
-    def shape(self, place: _Place) -> tuple[int, ...]:
+    def _renamed(self, name: str) -> str:
+        for pattern, replacement in self._layout.renames:
+            name = re.sub(pattern, replacement, name)
+        return name
+
+    def _shape(self, place: _Place) -> tuple[int, ...]:
         """What the tensor of the checkpoint must have."""
         shapes = self._group_shapes(place)
         num_groups, rows = len(place.siblings) // place.num_parts, sum(rows for rows, *_ in shapes)
@@ -154,17 +167,17 @@ class Places:
     def _group_shapes(self, place: _Place) -> list[tuple[int, ...]]:
         """Of the tensors of a group, as their rows stand in the tensor of the checkpoint. There may be hundreds of
         groups, and each of their tensors asks for it."""
-        shapes = [self.declared[name].shape for name in place.siblings[: place.num_parts]]
+        shapes = [self._declared[name].shape for name in place.siblings[: place.num_parts]]
         return [shape[::-1] if place.turns(number) else shape for number, shape in enumerate(shapes)]
 
-    def ordered_rows(self, tensor: TensorDecl, place: _Place, num_rows: int) -> Tensor | None:
-        """Which of the `num_rows` rows of the tensor of the checkpoint are the declared one, in its order; None: all,
-        as they are."""
+    def ordered_rows(self, place: _Place, tensor: TensorDecl, count: int) -> Tensor | None:
+        """Which rows of the tensor of the checkpoint are the declared one, in the order of its pairs of a rotation.
+        `count`: its rows, if they are all there are."""
         rows = self._rows(place)
         order = _head_order(tensor, self._layout.interleaved)
         if order is None:
             return rows
-        heads = torch.arange(0, num_rows if rows is None else len(rows), tensor.head_dim)
+        heads = torch.arange(0, count if rows is None else len(rows), tensor.head_dim)
         turned = (heads[:, None] + torch.tensor(order)).flatten()
         return turned if rows is None else rows[turned]
 
@@ -173,7 +186,7 @@ class Places:
         if len(place.siblings) == 1 and not place.skipped:
             return None
         if place.kind == "heads":
-            tensors = [self.declared[name] for name in place.siblings]
+            tensors = [self._declared[name] for name in place.siblings]
             groups = tensors[-1].shape[0] // tensors[-1].head_dim
             sizes = [tensor.shape[0] // groups for tensor in tensors]  # rows in a group
             first, turns = sum(sizes[: place.number]), torch.arange(sizes[place.number])
@@ -187,30 +200,38 @@ class Places:
         return torch.arange(first, first + rows)
 
 
-class TensorSource:
+class TensorSource(Places):
     """The tensors that a model declares, as a checkpoint holds them."""
 
     def __init__(self, checkpoint: Checkpoint, layout: Layout, definition: Definition) -> None:
         """Raises CheckpointError unless the checkpoint has the tensors declared, in their shapes, and no others."""
         self._checkpoint = checkpoint
-        self._layout = layout
-        self._declared = {self._key(tensor): tensor for tensor in definition.tensors.values()}
-        self._by = Places(layout, self._declared)
+        super().__init__(layout, {self._key(tensor): tensor for tensor in definition.tensors.values()})
+        self._unused = definition.spec.unused
         self._places: dict[str, _Place] = {}  # by the declared name
         #: Tensors of which not all parts were taken: the weight, and how many are left.
         self._open: dict[str, tuple[Weight, int]] = {}
+        ignored = (*ALWAYS_IGNORED, *layout.ignored)
         for name in checkpoint.names():
             if layout.has_draft_layers and _layer(name) >= len(definition.spec.layers):
                 continue
-            if not any(re.fullmatch(pattern, name) for pattern in (*ALWAYS_IGNORED, *layout.ignored)):
+            if not any(re.fullmatch(pattern, name) for pattern in ignored):
                 self._find(name)
         if definition.spec.tie_word_embeddings and "lm_head.weight" in self._places:
             # Some exports save the tied matrix twice.
             logger.info("%s: lm_head.weight is ignored: the embeddings are tied", checkpoint.source)
             del self._places["lm_head.weight"]
+        for name in [name for name in self._places if name not in self._declared]:
+            if any(re.fullmatch(pattern, name) for pattern in layout.surplus):
+                del self._places[name]
         self._check_names(definition.spec.model_type)
+        if isinstance(checkpoint, QuantizedCheckpoint):
+            for each in self._places.values():
+                checkpoint.settle(each.name, self._shape(each))
         for place in self._places.values():
-            found, expected = checkpoint.shape(place.name), self._by.shape(place)
+            found, expected = checkpoint.shape(place.name), self._shape(place)
+            if re.fullmatch(layout.flattened, place.siblings[0]):
+                found = (found[0], math.prod(found[1:]))
             if self._declared[place.siblings[0]].role == "norm" and math.prod(found) == math.prod(expected):
                 continue  # of groups, a row each
             if _squeezed(found) not in (_squeezed(expected), _squeezed(_folded(expected)) if place.is_stack else ()):
@@ -225,7 +246,10 @@ class TensorSource:
 
     def _find(self, name: str) -> None:
         """Note what a tensor of the checkpoint holds."""
-        for each, place in self._by.of(name).items():
+        renamed = self._renamed(name)
+        if any(re.fullmatch(pattern, renamed) for pattern in self._unused):
+            return
+        for each, place in self.places_of(name).items():
             if each in self._places:
                 both = f"{self._places[each].name!r} and {name!r}"
                 raise CheckpointError(f"{self._checkpoint.source}: the tensors {both} are both {each!r} of the model")
@@ -251,13 +275,48 @@ class TensorSource:
         weight = self._whole(place)
         if tensor.role == "norm" and isinstance(weight, Tensor):
             weight = weight.flatten()  # of heads that have weights of their own, [heads, head_dim]
-        rows = self._by.ordered_rows(tensor, place, weight.shape[0])
+        rows = self.ordered_rows(place, tensor, weight.shape[0])
         if rows is None:
             return weight
-        found = weight.select_rows(rows) if isinstance(weight, QuantizedWeight) else weight[rows]
+        found = _taken(weight, rows)
         if place.is_turned:  # groups of quantized values would lie across its rows
             found = as_floats(found).t().contiguous()
         return found
+
+    def stored_names(self) -> list[str]:
+        """Of the checkpoint's tensors, those that hold declared ones."""
+        return list(dict.fromkeys(place.name for place in self._places.values()))
+
+    def declared_in(self, name: str) -> list[TensorDecl]:
+        """What a tensor of the checkpoint holds."""
+        place = next(place for place in self._places.values() if place.name == name)
+        return [self._declared[each] for each in place.siblings]
+
+    def assembled(self, name: str, weight_of: Callable[[TensorDecl], Weight]) -> Weight:
+        """The tensor of the checkpoint that would be read as what `weight_of` gives: the inverse of `get`. Of a stack
+        the first two dimensions are one. Floats, unless it holds a single matrix."""
+        parts = self.declared_in(name)
+        whole: Tensor | None = None
+        for tensor in parts:
+            place = self._places[self._key(tensor)]
+            part = weight_of(tensor)
+            if place.is_turned:
+                part = as_floats(part).t()
+            rows = self.ordered_rows(place, tensor, part.shape[0])
+            if len(parts) == 1 and not place.skipped:
+                found = part if rows is None else _taken(part, rows.argsort())
+                return as_floats(found).t().contiguous() if place.transposed else found
+            floats = as_floats(part)
+            if whole is None:
+                count = place.skipped + sum(shape[0] for shape in self._group_shapes(place)) * (
+                    len(parts) // place.num_parts
+                )
+                whole = torch.zeros(count, *floats.shape[1:], dtype=floats.dtype)
+            whole[slice(None) if rows is None else rows] = floats.to(whole.dtype)
+        assert whole is not None
+        if parts and self._places[self._key(parts[0])].transposed:
+            return whole.t().contiguous()
+        return whole
 
     def _whole(self, place: _Place) -> Weight:
         """The tensor of the checkpoint, kept until all that it holds was taken. Of a stack the first two dimensions
@@ -266,7 +325,7 @@ class TensorSource:
         if weight is None:
             weight = self._checkpoint.get(place.name)
             if isinstance(weight, Tensor):
-                weight = weight.view(self._by.shape(place))
+                weight = weight.view(self._shape(place))
                 weight = weight.transpose(-2, -1) if place.transposed else weight
                 weight = weight.flatten(0, 1) if place.is_stack else weight
         if left > 1:
@@ -294,6 +353,10 @@ def complaints(missing: Sequence[str], unexpected: Sequence[str]) -> str:
 def listed(names: Sequence[str]) -> str:
     """The first of many names, for messages."""
     return ", ".join(names[:_NAMES_LISTED]) + (", ..." if len(names) > _NAMES_LISTED else "")
+
+
+def _taken(weight: Weight, rows: Tensor) -> Weight:
+    return weight.select_rows(rows) if isinstance(weight, QuantizedWeight) else weight[rows]
 
 
 def _layer(name: str) -> int:

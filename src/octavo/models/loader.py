@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from octavo.base.config import ModelConfig
-from octavo.base.config.engine import LoadQuantization, shard_pattern
+from octavo.base.config.engine import LoadQuantization, shard_pattern, tensorizer_settings
 from octavo.base.errors import CheckpointError, DeviceError, InvalidConfig
 from octavo.base.host import FreeMemory, gib
 from octavo.models.checkpoint import Checkpoint, DummyCheckpoint, StoredCheckpoint, read_json
@@ -27,6 +27,7 @@ from octavo.models.params import Param, TensorDecl
 from octavo.models.quantized_checkpoint import QuantizedCheckpoint, quantization_config
 from octavo.models.rope import derived_values
 from octavo.models.spec import ModelSpec
+from octavo.models.stored_checkpoints import tensorizer_checkpoint
 from octavo.models.transformer import Transformer
 from octavo.ops.table import LinearWeight, Ops
 from octavo.quant.methods.table import method_name
@@ -86,9 +87,11 @@ def load_model(
         packer.pack(param)
     reader.check_finite()
     spec = definition.spec
-    num_positions = min(config.max_model_len or spec.max_position_embeddings, spec.max_position_embeddings)
+    num_positions = min(config.max_model_len or spec.default_positions, spec.max_position_embeddings)
     for weight, of in definition.derived.items():
-        packer.weights[weight.name] = ops.to_device(derived_values(of, weight.shape, num_positions))
+        in_tower = definition.tower is not None and weight in definition.tower.derived
+        count = weight.shape[0] if in_tower else num_positions
+        packer.weights[weight.name] = ops.to_device(derived_values(of, weight.shape, count))
     return LoadedModel(
         model=transformer(definition, ops, packer.weights, max_num_batched_tokens),
         spec=spec,
@@ -166,8 +169,11 @@ def open_checkpoint(config: ModelConfig, device: torch.device = _CPU) -> Checkpo
             raise CheckpointError(f"{path}: a GGUF file cannot be read with --load-format {config.load_format}")
         found: GGUFCheckpoint | StoredCheckpoint | QuantizedCheckpoint | Mxfp4Checkpoint = GGUFCheckpoint(path)
     else:
-        pattern = shard_pattern(config.model_loader_extra_config, config.load_format)
-        plain = open_directory(path, config.load_format, pattern)
+        extra = config.model_loader_extra_config
+        if config.load_format == "tensorizer":
+            plain = tensorizer_checkpoint(path, tensorizer_settings(extra))
+        else:
+            plain = open_directory(path, config.load_format, shard_pattern(extra, config.load_format))
         quantization = quantization_config(path, plain.config)
         if quantization is None:
             found = plain
@@ -272,7 +278,7 @@ class _Packer:
         elif param.packing == "experts":
             packed = self._experts(param)
         elif param.packing == "embedding":
-            packed = self._ops.pack_embedding(self._reader.matrix(param.parts[0]))
+            packed = self._ops.pack_embedding(self._table(param))
         elif param.packing == "router":
             packed = self._router(param)
         else:
@@ -289,6 +295,13 @@ class _Packer:
         if len(weights) == 1:
             return self._ops.pack_linear(weights[0], biases[0])
         return self._ops.pack_linear_many(weights, biases)
+
+    def _table(self, param: Param) -> Tensor | QuantizedWeight:
+        table = self._reader.matrix(param.parts[0])
+        if param.first_row is not None:
+            table = as_floats(table).to(torch.float32, copy=True)
+            table[0] += self._reader.vector(param.first_row)
+        return table
 
     def _output(self, param: Param) -> LinearWeight:
         weight, bias = self._reader.matrix(param.parts[0]), param.biases[0]

@@ -45,10 +45,12 @@ class Param:
     offset: float = 0.0  # added to the stored values of a norm
     scale: float = 1.0  # what is a vector is multiplied by it
     unit_rows: bool = False  # rows of an output matrix are brought to length 1
+    first_row: TensorDecl | None = None  # a vector that is added to the first row of an embedding
 
     @property
     def tensors(self) -> tuple[TensorDecl, ...]:
-        return (*self.parts, *(bias for bias in self.biases if bias is not None))
+        rest = (*self.biases, self.first_row)
+        return (*self.parts, *(each for each in rest if each is not None))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,10 +23,15 @@ from octavo.quant.methods.parts import Method, Parts
 from octavo.quant.methods.table import Floats, find_method
 from octavo.quant.packed import QuantizedWeight
 
-#: Where older tools wrote what is now `quantization_config`, and what they left out of it.
-_OLDER_FILES: Final = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
+#: Where tools write, or wrote, what others have as `quantization_config`, and what they leave out of it.
+_OTHER_FILES: Final = {
+    "quantize_config.json": "gptq", "quant_config.json": "awq", "hf_quant_config.json": "modelopt",
+}  # fmt: skip
+#: quanto's library writes nothing but a list of modules.
+_MODULES_OF_QUANTO: Final = "quanto_qmap.json"
 _KEYS: Final = ("quantization_config", "compression_config")
-#: Scales of a KV cache and of attention in float8, which octavo does not have: it keeps what they would have rounded.
+#: Scales of a KV cache, which a cache of float8 takes (`kv_scales`), and of attention in float8, which octavo does not
+#: have: it keeps what they would have rounded.
 _IGNORED: Final = r".*\.(?:[qkv]_scale|[qkv]_zero_point|kv_scale|prob_output_scale|[kv]_proj\.output_scale)"
 
 
@@ -38,9 +43,11 @@ def quantization_config(directory: Path, config: dict[str, Any]) -> dict[str, An
             if not isinstance(found, dict):
                 raise CheckpointError(f"{directory}: config: {key} is not a mapping")
             return found
-    for file, method in _OLDER_FILES.items():
+    for file, method in _OTHER_FILES.items():
         if (directory / file).is_file():
             return {"quant_method": method, **read_json(directory / file)}
+    if (directory / _MODULES_OF_QUANTO).is_file():
+        return {"quant_method": "quanto", "modules": read_json(directory / _MODULES_OF_QUANTO)}
     return None
 
 
@@ -56,7 +63,7 @@ class QuantizedCheckpoint:
         self.config = {key: value for key, value in inner.config.items() if key not in _KEYS}
         self._inner = inner
         with self._named():
-            self._method: Method = find_method(quantization)
+            self._method: Method = find_method(quantization, inner.metadata)
         self.method: Final = self._method.name
         #: To what its matrices are quantized while they load, if the files have them as floats.
         self.online: LoadQuantization | None = self._method.name if isinstance(self._method, Floats) else None
@@ -87,12 +94,21 @@ class QuantizedCheckpoint:
     def names(self) -> list[str]:
         return [*self._matrices, *self._plain]
 
+    def attention_scales(self) -> dict[str, Tensor]:
+        """What the files have of scales for a KV cache and for attention, by name."""
+        return {name: self._inner.raw(name) for name in self._inner.names() if re.fullmatch(_IGNORED, name)}
+
     def shape(self, name: str) -> tuple[int, ...]:
         parts = self._matrices.get(name)
         if parts is None:
             return self._inner.shape(name)
         with self._named():
             return self._method.shape(parts)
+
+    def settle(self, name: str, shape: tuple[int, ...]) -> None:
+        """Say which shape the model gives a tensor, for methods whose files have the number of its values only."""
+        if len(shape) == 2 and name in self._matrices:
+            self._matrices[name].expected = shape[0], shape[1]
 
     def nbytes(self, name: str, float_bytes: int | None = None) -> int:
         parts = self._matrices.get(name)

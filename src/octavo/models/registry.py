@@ -34,6 +34,8 @@ from octavo.models.families import (
     gemma,
     gemma2,
     gemma3,
+    gemma3n,
+    gemma4,
     glm,
     glm4_moe,
     gpt2,
@@ -85,11 +87,15 @@ from octavo.models.layout import (
     EXPERTS_HF,
     EXPERTS_INTERLEAVED_GGUF,
     INTERLEAVED,
+    QKV,
     QKV_GGUF,
     Layout,
+    Split,
 )
 from octavo.models.mamba import MAMBA2_GGUF, MAMBA_GGUF
-from octavo.models.spec import ModelSpec
+from octavo.models.spec import ModelSpec, TowerSpec
+from octavo.models.vision import idefics3, llava, qwen2_vl
+from octavo.models.vision.vit import FLATTENED
 
 logger = logging.getLogger("octavo.models")
 
@@ -117,6 +123,8 @@ FAMILIES: Final[dict[str, Family]] = {
     "GemmaForCausalLM": Family("gemma", gemma.spec),
     "Gemma2ForCausalLM": Family("gemma2", gemma2.spec),
     "Gemma3ForCausalLM": Family("gemma3_text", gemma3.spec),
+    "Gemma3nForCausalLM": Family("gemma3n_text", gemma3n.spec, gemma3n.HF, gemma3n.GGUF),
+    "Gemma4ForCausalLM": Family("gemma4_text", gemma4.spec, gemma4.HF, gemma4.GGUF),
     "MixtralForCausalLM": Family("mixtral", mixtral.spec, mixtral.HF, mixtral.GGUF),
     "GraniteMoeForCausalLM": Family("granitemoe", granite_moe.spec, granite_moe.HF, EXPERTS_INTERLEAVED_GGUF),
     "GraniteMoeSharedForCausalLM": Family(
@@ -209,12 +217,31 @@ FAMILIES: Final[dict[str, Family]] = {
 }
 
 
-#: Models that also see, of which the text part is served.
+@dataclass(frozen=True)
+class Seeing:
+    """What a model that also sees has beside its text part. `tower`: from the configuration and the text part to the
+    tower, and patterns of tensors that it has no use for."""
+
+    tower: Callable[[ConfigReader, ModelSpec], tuple[TowerSpec, tuple[str, ...]]]
+    renames: tuple[tuple[str, str], ...]
+    splits: tuple[Split, ...] = ()
+    #: The text part as the model has it, from the text part's configuration; None: as it is.
+    text: Callable[[ConfigReader, ModelSpec], ModelSpec] | None = None
+
+
+SEEING: Final[dict[str, Seeing]] = {
+    "LlavaForConditionalGeneration": Seeing(llava.tower, llava.HF),
+    "Idefics3ForConditionalGeneration": Seeing(idefics3.tower, idefics3.HF),
+    "SmolVLMForConditionalGeneration": Seeing(idefics3.tower, idefics3.HF),
+    "Qwen2VLForConditionalGeneration": Seeing(qwen2_vl.tower, qwen2_vl.HF, (QKV,), qwen2_vl.text),
+}
+#: Models that also see, of which at least the text part is served.
 _WITH_TEXT: Final = frozenset(
     {
-        "Gemma3ForConditionalGeneration", "Llama4ForConditionalGeneration",
+        "Gemma3ForConditionalGeneration", "Gemma3nForConditionalGeneration", "Gemma4ForConditionalGeneration",
+        "Llama4ForConditionalGeneration",
         "LlavaForConditionalGeneration", "LlavaNextForConditionalGeneration",
-        "Mistral3ForConditionalGeneration", "VipLlavaForConditionalGeneration",
+        "Mistral3ForConditionalGeneration", "VipLlavaForConditionalGeneration", *SEEING,
         "Qwen3_5ForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration",
     }
 )  # fmt: skip
@@ -223,9 +250,11 @@ _TEXT_RENAMES: Final = (
     (r"^language_model\.(model|lm_head)\.", r"\1."), (r"^model\.language_model\.", "model."),
 )  # fmt: skip
 _NOT_TEXT: Final = (
-    r"(model\.)?(vision_tower|vision_model|visual|multi_modal_projector)\..*",
+    r"(model\.)?(vision_tower|vision_model|visual|multi_modal_projector|audio_tower|embed_vision|embed_audio)\..*",
     r"(model\.)?image_newline",
 )
+#: Text parts that are another family's.
+_TEXT_TYPES: Final = {"qwen2_vl_text": "qwen2"}
 #: What configurations of a text part leave out, since it is transformers' default.
 _TEXT_DEFAULTS: Final[dict[str, dict[str, Any]]] = {
     "llama": {
@@ -243,11 +272,14 @@ _TEXT_DEFAULTS: Final[dict[str, dict[str, Any]]] = {
 def text_part(config: dict[str, Any]) -> dict[str, Any] | None:
     """The configuration of the text part of a model that also sees; None for other models, which are all text."""
     names, text = config.get("architectures"), config.get("text_config")
+    if names == ["Qwen2VLForConditionalGeneration"] and text is None:  # older files have both parts in one
+        text = {key: value for key, value in config.items() if key != "vision_config"} | {"model_type": "qwen2_vl_text"}
     if not isinstance(names, list) or not _WITH_TEXT.intersection(map(str, names)) or not isinstance(text, dict):
         return None
     kept = {key: config[key] for key in ("tie_word_embeddings", "quantization_config") if key in config}
     defaults = _TEXT_DEFAULTS.get(str(text.get("model_type")), {})
-    return {**defaults, **kept, **text, "architectures": None}
+    kind = _TEXT_TYPES.get(str(text.get("model_type")), text.get("model_type"))
+    return {**defaults, **kept, **text, "model_type": kind, "architectures": None}
 
 
 #: Entry points of other distributions, of which each is a `Family` under the name of its architecture.
@@ -283,10 +315,7 @@ def find_family(config: dict[str, Any], source: str) -> Family:
     add_families()
     text = text_part(config)
     if text is not None:
-        family = find_family(text, source)
-        hf = family.hf
-        hf = replace(hf, ignored=(*hf.ignored, *_NOT_TEXT), renames=(*_TEXT_RENAMES, *hf.renames))
-        return replace(family, hf=hf)
+        return _with_tower(find_family(text, source), config)
     by_type = {family.model_type: name for name, family in reversed(FAMILIES.items())}  # the first of a type
     names = config.get("architectures") or [by_type.get(str(config.get("model_type")), config.get("model_type"))]
     name = names[0] if isinstance(names, list) and len(names) == 1 else names
@@ -294,6 +323,37 @@ def find_family(config: dict[str, Any], source: str) -> Family:
         supported = ", ".join(FAMILIES)
         raise CheckpointError(f"{source}: the architecture {str(name)[:80]!r} is not supported; these are: {supported}")
     return FAMILIES[name]
+
+
+def _with_tower(family: Family, config: dict[str, Any]) -> Family:
+    """The family of a text part, for the files of a model that also sees."""
+    hf, seeing = family.hf, _seeing(config)
+    if seeing is None or isinstance(_tower(config, seeing, family), CheckpointError):
+        hf = replace(hf, ignored=(*hf.ignored, *_NOT_TEXT), renames=(*_TEXT_RENAMES, *hf.renames))
+    else:
+        renames, splits = (*seeing.renames, *_TEXT_RENAMES, *hf.renames), (*seeing.splits, *hf.splits)
+        hf = replace(hf, renames=renames, splits=splits, flattened=FLATTENED)
+    return replace(family, hf=hf)
+
+
+def _seeing(config: dict[str, Any]) -> Seeing | None:
+    names = config.get("architectures")
+    return SEEING.get(str(names[0])) if isinstance(names, list) and len(names) == 1 else None
+
+
+def _tower(
+    config: dict[str, Any], seeing: Seeing, family: Family
+) -> tuple[TowerSpec, tuple[str, ...]] | CheckpointError:
+    """The tower of a model, or why it has none that is implemented."""
+    text = text_part(config)
+    assert text is not None
+    try:
+        spec = family.spec(ConfigReader(text))
+        if seeing.text is not None:
+            seeing.text(ConfigReader(text), spec)
+        return seeing.tower(ConfigReader(config), spec)
+    except CheckpointError as error:
+        return error
 
 
 def model_spec(config: dict[str, Any], source: str) -> ModelSpec:
@@ -306,10 +366,18 @@ def model_spec(config: dict[str, Any], source: str) -> ModelSpec:
         logger.warning("%s: auto_map is ignored: octavo runs no code from a model's files", source)
     family = find_family(config, source)
     text = text_part(config)
-    if text is not None:
-        logger.info("%s: only the text part of the model is served", source)
-        config = text
     try:
-        return family.spec(ConfigReader(config))
+        spec = family.spec(ConfigReader(config if text is None else text))
     except CheckpointError as error:
         raise CheckpointError(f"{source}: {error.message}") from None
+    if text is None:
+        return spec
+    seeing, why = _seeing(config), ""
+    if seeing is not None:
+        tower = _tower(config, seeing, family)
+        if not isinstance(tower, CheckpointError):
+            seen = spec if seeing.text is None else seeing.text(ConfigReader(text), spec)
+            return replace(seen, tower=tower[0], unused=tower[1])
+        why = f": {tower.message}"
+    logger.info("%s: only the text part of the model is served%s", source, why)
+    return spec

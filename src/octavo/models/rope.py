@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from octavo.models.spec import AlibiSpec, ConstantSpec, DerivedSpec, QScaleSpec, RopeSpec
+from octavo.models.spec import AlibiSpec, ConstantSpec, DerivedSpec, LogQScaleSpec, QScaleSpec, RopeSpec
 
 
 def derived_values(spec: DerivedSpec, shape: tuple[int, ...], num_positions: int) -> Tensor:
@@ -24,6 +24,8 @@ def derived_values(spec: DerivedSpec, shape: tuple[int, ...], num_positions: int
             return alibi_slopes(spec)
         case QScaleSpec():
             return q_scales(spec, num_positions)
+        case LogQScaleSpec():
+            return log_q_scales(spec, num_positions)
         case ConstantSpec():
             return torch.tensor(spec.values).expand(shape).contiguous()
 
@@ -32,7 +34,8 @@ def cos_sin_table(rope: RopeSpec, head_dim: int, num_positions: int) -> Tensor:
     """float32 [num_positions, head_dim]: the cosines of the head_dim / 2 angles, then their sines. Pairs that are not
     rotated are the last, at an angle of 0."""
     half, rotated = head_dim // 2, (rope.rotary_dim or head_dim) // 2
-    frequencies = inverse_frequencies(rope, 2 * rotated, num_positions)
+    num_axes = len(rope.sections) if rope.is_axial else 1
+    frequencies = inverse_frequencies(rope, 2 * rotated // num_axes, num_positions).repeat(num_axes)
     angles = torch.outer(torch.arange(num_positions, dtype=torch.float32), frequencies)
     table = torch.zeros(num_positions, head_dim)
     table[:, rotated:half] = 1.0
@@ -60,12 +63,19 @@ def q_scales(scale: QScaleSpec, num_positions: int) -> Tensor:
     return 1 + scale.beta * torch.log(1 + torch.floor(positions / scale.original_max_position_embeddings))[:, None]
 
 
+def log_q_scales(scale: LogQScaleSpec, num_positions: int) -> Tensor:
+    """float32 [num_positions, 1]."""
+    base = scale.original_max_position_embeddings
+    counts = range(1, num_positions + 1)
+    return torch.tensor([[math.log(count, base) if count > base else 1.0] for count in counts])
+
+
 def inverse_frequencies(rope: RopeSpec, head_dim: int, num_positions: int = 0) -> Tensor:
     """float32 [head_dim / 2]: radians a position.
 
-    `num_positions`: the longest context that is served. longrope and dynamic go by it, where other code goes by the
-    length that a text has just reached: keys that are cached are rotated already, and a text must not depend on where
-    it was cut into steps or on whose prefix it shares.
+    `num_positions`: the longest context that is served. longrope, dynamic and steps go by it, where other code goes
+    by the length that a text has just reached: keys that are cached are rotated already, and a text must not depend on
+    where it was cut into steps or on whose prefix it shares.
     """
     original = rope.original_max_position_embeddings
     is_long = num_positions > original
@@ -78,11 +88,18 @@ def inverse_frequencies(rope: RopeSpec, head_dim: int, num_positions: int = 0) -
             stretch = max(1.0, rope.factor * num_positions / original - (rope.factor - 1))
             theta = rope.theta * math.pow(stretch, head_dim / max(1, head_dim - 2))
             return 1.0 / (theta**exponents)
+        case "steps":  # by 1 up to the original context, 3 up to twice as much, 7 up to four times as much
+            alpha: int = 2 ** math.ceil(math.log2(max(num_positions, original) / original) + 1) - 1
+            theta = rope.theta * math.pow(alpha, head_dim / max(1, head_dim - 2))
+            return 1.0 / (theta**exponents)
         case "factors":
             return plain / torch.tensor(rope.factors, dtype=torch.float32)
         case "longrope":
             factors = torch.tensor(rope.long_factors if is_long else rope.factors, dtype=torch.float32)
             return 1.0 / (factors * rope.theta**exponents)
+        case "proportional":
+            turning = torch.arange(head_dim // 2) < int(rope.share * head_dim // 2)
+            return plain / rope.factor * turning
         case "llama3":
             return _llama3(rope, plain)
         case "yarn":

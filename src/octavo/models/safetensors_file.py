@@ -56,6 +56,8 @@ class SafetensorsFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        #: What the file says beside its tensors.
+        self.metadata: dict[str, str] = {}
         try:
             with open(path, "rb") as file:
                 # Private: torch wants memory that counts as writable. Nobody writes to it.
@@ -101,7 +103,7 @@ class SafetensorsFile:
             raise self._damaged("the header is not JSON") from None
         if not isinstance(header, dict):
             raise self._damaged("the header is not a mapping")
-        header.pop("__metadata__", None)
+        self.metadata = self._texts(header.pop("__metadata__", None))
         entries = {name: self._entry(name, fields, 8 + length) for name, fields in header.items()}
         expected = 8 + length
         for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
@@ -111,6 +113,13 @@ class SafetensorsFile:
         if expected != size:
             raise self._damaged(f"the tensors end at byte {expected}, the file at {size}")
         return entries
+
+    def _texts(self, metadata: Any) -> dict[str, str]:
+        if metadata is None:
+            return {}
+        if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+            raise self._damaged("__metadata__ is not a mapping of texts")
+        return metadata
 
     def _entry(self, name: str, fields: Any, data_start: int) -> _Entry:
         where = f"tensor {name[:200]!r}"

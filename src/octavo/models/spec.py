@@ -9,13 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from octavo.ops.operations import NormKind
+from octavo.ops.operations import Activation, NormKind
 
 if TYPE_CHECKING:
     from octavo.models.blocks import Layer
     from octavo.models.encoder import EncoderSpec
 
-RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "factors", "longrope"]
+RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn", "factors", "longrope", "proportional", "steps"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,14 +28,18 @@ class RopeSpec:
     theta: float
     kind: RopeKind = "default"
     rotary_dim: int = 0  # of each head so many are rotated; 0: all
-    factor: float = 1.0  # linear, dynamic, llama3, yarn
-    original_max_position_embeddings: int = 0  # dynamic, llama3, yarn, longrope
+    factor: float = 1.0  # linear, dynamic, llama3, yarn, proportional
+    share: float = 1.0  # proportional: of the frequencies so many, those that turn fastest, are not 0
+    original_max_position_embeddings: int = 0  # dynamic, llama3, yarn, longrope, steps
     low_freq_factor: float = 1.0  # llama3
     high_freq_factor: float = 4.0  # llama3
     beta_fast: float = 32.0  # yarn
     beta_slow: float = 1.0  # yarn
     attention_factor: float = 1.0  # yarn, longrope: multiplies cos and sin
     truncate: bool = True  # yarn
+    #: Where a position has several parts: how many pairs of a head are turned by each, in their order.
+    sections: tuple[int, ...] = ()
+    is_axial: bool = False  # the frequencies of all sections are the same
     factors: tuple[float, ...] = ()  # factors, longrope: what each of the frequencies is divided by
     long_factors: tuple[float, ...] = ()  # longrope: the same where contexts may be longer than the original ones
 
@@ -60,6 +64,14 @@ class QScaleSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LogQScaleSpec:
+    """What queries are multiplied by from position `original` on, counted from 0: the logarithm of how many tokens they
+    see, to the base of `original`."""
+
+    original_max_position_embeddings: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class ConstantSpec:
     """A vector of the same values, or of those given."""
 
@@ -67,7 +79,7 @@ class ConstantSpec:
 
 
 #: What tensors follow from.
-DerivedSpec = RopeSpec | AlibiSpec | QScaleSpec | ConstantSpec
+DerivedSpec = RopeSpec | AlibiSpec | QScaleSpec | LogQScaleSpec | ConstantSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +94,37 @@ class NormSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProjectorSpec:
+    """From rows of a tower to rows of the language model: one matrix, or two with an activation between."""
+
+    inner_size: int = 0  # 0: one matrix
+    activation: Activation = "gelu"
+    bias: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class TowerSpec:
+    """What makes rows of the language model of pictures: patches -> layers that see all of a picture -> projector.
+
+    A patch is what a family's processor makes of it, `patch_values` numbers. Its position is a row of a learned table.
+    """
+
+    patch_values: int
+    hidden_size: int
+    num_positions: int  # of the table; that of the class token is the first. 0: there is none
+    layers: tuple[Layer, ...]
+    has_class_token: bool = False  # in front of the patches of each picture
+    keeps_class: bool = False  # its row is the first of a picture's
+    patch_bias: bool = True
+    pre_norm: NormSpec | None = None  # before the layers
+    post_norm: NormSpec | None = None  # behind them
+    frames: int = 1  # of a patch: a picture is as many equal ones
+    merge: int = 1  # so many rows, one behind the other, are one row of the projector
+    projector: ProjectorSpec = ProjectorSpec()
+    kinds: tuple[str, ...] = ("image",)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelSpec:
     """Embedding, layers, norm, output matrix. All sizes are positive."""
 
@@ -90,7 +133,10 @@ class ModelSpec:
     hidden_size: int
     max_position_embeddings: int
     layers: tuple[Layer, ...]
+    before: tuple[Layer, ...] = ()  # what is done once in front of the layers, and behind them, is written as they are
+    after: tuple[Layer, ...] = ()
     norm: NormSpec | None  # behind the layers
+    usual_positions: int = 0  # so many are served unless more is asked for; 0: all
     embedding_size: int = 0  # of rows of the embeddings, which a matrix makes wide; 0: hidden_size
     embedding_norm: NormSpec | None = None
     learned_positions: bool = False  # a table with a row for each of the positions
@@ -103,3 +149,11 @@ class ModelSpec:
     tied_bias: bool = False  # of an output matrix that is tied
     encoder: EncoderSpec | None = None  # whose rows layers see
     decoder_start_token_ids: tuple[int, ...] = ()  # of models with an encoder: what the decoder's tokens begin with
+    tower: TowerSpec | None = None  # of a model that also sees
+    #: Tensors of the checkpoint that the configuration leaves without a use, as patterns of names behind the renames.
+    unused: tuple[str, ...] = ()
+
+    @property
+    def default_positions(self) -> int:
+        """How long sequences get where nothing is said."""
+        return self.usual_positions or self.max_position_embeddings

@@ -3,6 +3,7 @@
 pt             *.bin, *.pt, *.pth: pickles, of which no code is run; with an index or without
 npcache        np/: an array of numpy each, as vLLM leaves them beside pickles
 sharded_state  model-rank-0-part-*.safetensors, under vLLM's names: fused matrices, padded vocabularies
+tensorizer     model.tensors, or the one file of this kind, under Hugging Face's names or vLLM's
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from octavo.base.config.engine import SHARD_PATTERN
+from octavo.base.config.engine import SHARD_PATTERN, TensorizerSettings
 from octavo.base.errors import CheckpointError
-from octavo.models.checkpoint import StoredCheckpoint, read_index, read_json
+from octavo.models.checkpoint import StoredCheckpoint, TensorFile, read_index, read_json
 from octavo.models.safetensors_file import SafetensorsFile
+from octavo.models.tensorizer_file import TensorizerFile
 from octavo.models.torch_file import TorchFile
 
 _PT_INDEX: Final = "pytorch_model.bin.index.json"
@@ -106,7 +108,7 @@ def npcache_checkpoint(directory: Path) -> StoredCheckpoint:
 class _Unfused:
     """A file of vLLM's names, as Hugging Face's: fused matrices are cut, rows of padding left out."""
 
-    def __init__(self, file: SafetensorsFile, config: dict[str, object]) -> None:
+    def __init__(self, file: TensorFile, config: dict[str, object]) -> None:
         self.path = file.path
         self._file = file
         self._rows: dict[str, tuple[str, int, int]] = {}  # name -> name in the file, first row, rows behind the last
@@ -186,3 +188,30 @@ def sharded_checkpoint(directory: Path, pattern: str = SHARD_PATTERN) -> StoredC
     is_fused = config.get("model_type") in _FUSED_BY_THEMSELVES
     files = [SafetensorsFile(path) for _, _, path in found]
     return StoredCheckpoint(directory, config, [file if is_fused else _Unfused(file, config) for file in files])
+
+
+# ---------------------------------------------------------------- tensorizer
+_TENSORS: Final = "model.tensors"
+
+
+def tensorizer_checkpoint(directory: Path, settings: TensorizerSettings) -> StoredCheckpoint:
+    """What tensorizer wrote, beside the model's configuration. Raises `CheckpointError`."""
+    config = read_json(directory / "config.json")
+    file = TensorizerFile(_tensors_of(directory, settings), settings.verify_hash)
+    is_fused = not settings.vllm_tensorized or config.get("model_type") in _FUSED_BY_THEMSELVES
+    return StoredCheckpoint(directory, config, [file if is_fused else _Unfused(file, config)])
+
+
+def _tensors_of(directory: Path, settings: TensorizerSettings) -> Path:
+    if settings.uri is not None:
+        return Path(settings.uri).expanduser()
+    found = sorted(directory.glob("*.tensors"))
+    if (directory / _TENSORS).is_file():
+        return directory / _TENSORS
+    if len(found) != 1:
+        told = ", ".join(path.name for path in found[:12]) or "there is none"
+        raise CheckpointError(
+            f"{directory}: neither {_TENSORS} nor one *.tensors file is there ({told}); "
+            '--model-loader-extra-config \'{"tensorizer_uri": "..."}\' names one'
+        )
+    return found[0]

@@ -77,6 +77,8 @@ def _refusal(error: Exception) -> str:
     text = " ".join(str(error).split())
     _, found, named = text.partition("GLOBAL ")
     what = f" It names {named.split(' ', 1)[0]}." if found else ""
+    if named.startswith("torchao."):
+        what += " With torchao's own code, save it again as safetensors (safe_serialization, torchao 0.14 or newer)."
     return f"not loaded: it is damaged, or holds more than tensors; nothing of it was run.{what}"
 
 

@@ -29,9 +29,10 @@ from octavo.base.suggest import nearest
 from octavo.client.generation import FinalOutput, fold
 from octavo.client.sleep_mode import SLEEP_LEVELS
 from octavo.launch.engine_thread import EngineThread
+from octavo.offline.media import given_media
 from octavo.offline.outputs import CompletionOutput, Logprob, RequestOutput, request_output
 from octavo.served.model import Prepared, ServedModel
-from octavo.served.turn import Continuation, Conversation, Turn
+from octavo.served.turn import Continuation, Conversation, MediaOptions, Turn
 from octavo.text.grammars.grammar import spec_of_params
 from octavo.text.tokenizers.tokenizer import Tokenizer
 from octavo.wire.messages import EngineInfo
@@ -39,8 +40,14 @@ from octavo.wire.messages import EngineInfo
 __all__ = ["LLM", "CompletionOutput", "Logprob", "RequestOutput"]
 
 T = TypeVar("T")
-#: A text, token ids, or either in a dictionary under `prompt` or `prompt_token_ids`. Of a model with an encoder that is
-#: the encoder's input; or both of them, in a dictionary under `encoder_prompt` and `decoder_prompt`.
+#: Settings that may be mappings in place of JSON.
+_JSON_SETTINGS = (
+    "override_generation_config", "structured_outputs_config", "hf_overrides", "rope_scaling", "limit_mm_per_prompt",
+    "media_io_kwargs", "mm_processor_kwargs",
+)  # fmt: skip
+#: A text, token ids, or either in a dictionary under `prompt` or `prompt_token_ids`, with `multi_modal_data`: "image",
+#: "audio" or "video" -> one or a list, in the order of the model's placeholders in the prompt. Of a model with an
+#: encoder that is the encoder's input; or both, in a dictionary under `encoder_prompt` and `decoder_prompt`.
 Prompt: TypeAlias = str | list[int] | Mapping[str, Any]
 Messages: TypeAlias = list[Mapping[str, Any]]
 
@@ -48,7 +55,10 @@ Messages: TypeAlias = list[Mapping[str, Any]]
 SERVER_SETTINGS = (
     "chat_template", "max_logprobs", "max_n", "generation_config", "override_generation_config", "max_grammar_bytes",
     "max_schema_depth", "grammar_timeout", "grammar_cache_bytes", "disable_additional_properties",
-    "disable_any_whitespace", "structured_outputs_config", "enable_sleep_mode",
+    "disable_any_whitespace", "structured_outputs_config", "enable_sleep_mode", "limit_mm_per_prompt",
+    "allowed_media_domains", "allowed_local_media_path", "media_fetch_timeout", "media_decode_timeout",
+    "max_media_bytes", "max_image_pixels", "max_audio_seconds", "max_video_frames", "max_file_pages",
+    "media_io_kwargs", "mm_processor_kwargs", "mm_processor_cache_bytes",
 )  # fmt: skip
 #: What `generate` does when it is told nothing; the same as /v1/completions.
 DEFAULT_MAX_TOKENS = 16
@@ -61,7 +71,7 @@ class LLM:
 
     `LLM("org/repo", max_model_len=4096, ...)`: the model as `octavo serve` takes it, the fields of `ModelConfig`,
     `CacheConfig`, `SchedulerConfig` and `ParallelConfig`, and those of `ServerConfig` in `SERVER_SETTINGS`;
-    `override_generation_config`, `structured_outputs_config`, `hf_overrides` and `rope_scaling` may be mappings.
+    those that hold JSON, such as `override_generation_config` and `limit_mm_per_prompt`, may be mappings.
     Raises `StartupError`; no process is left then.
     """
 
@@ -164,6 +174,7 @@ class LLM:
         tools: list[dict[str, Any]] | None = None,
         documents: list[dict[str, Any]] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        mm_processor_kwargs: Mapping[str, Any] | None = None,
     ) -> list[RequestOutput]:
         """The replies to one conversation or to several. `prompt` of a result is the conversation as the model saw it.
 
@@ -185,6 +196,7 @@ class LLM:
                     continue_final_message=continue_final_message,
                     chat_template=chat_template,
                     chat_template_kwargs=chat_template_kwargs,
+                    media_options=MediaOptions(mm_processor_kwargs),
                 ),
                 "messages",
             )
@@ -265,7 +277,8 @@ def _prompt(item: Any, place: int) -> _Given:
             decoder, _ = _one_prompt(decoder, f"{param}.decoder_prompt")
         return _Given(Continuation(prompt=prompt, decoder_prompt=decoder), param, text)
     prompt, text = _one_prompt(item, param)
-    return _Given(Continuation(prompt=prompt), param, text)
+    media = given_media(item, param) if isinstance(item, Mapping) else {}
+    return _Given(Continuation(prompt=prompt, **media), param, text)
 
 
 def _one_prompt(item: Any, param: str) -> tuple[str | list[int], str | None]:
@@ -283,7 +296,7 @@ def _one_prompt(item: Any, param: str) -> tuple[str | list[int], str | None]:
 
 def offline_config(model: str, settings: Mapping[str, Any]) -> ServeConfig:
     """The configuration from flat settings. Raises `InvalidConfig` for those that do not exist or do not fit."""
-    for name in ("override_generation_config", "structured_outputs_config", "hf_overrides", "rope_scaling"):
+    for name in _JSON_SETTINGS:
         if isinstance(settings.get(name), Mapping):
             settings = {**settings, name: json.dumps(settings[name], default=str)}
     known: set[str] = set()
@@ -299,7 +312,9 @@ def offline_config(model: str, settings: Mapping[str, Any]) -> ServeConfig:
     # The others are of the server's log and traces.
     parts = {name: getattr(EngineConfig(), name) for name in ("model", "cache", "scheduler", "parallel")}
     engine = EngineConfig(**{name: part(default, _as_dict(default)) for name, default in parts.items()})
-    config = ServeConfig(engine=engine, server=part(ServerConfig(), SERVER_SETTINGS))
+    # What a program asks of its own model needs nobody's trust.
+    server = replace(part(ServerConfig(), SERVER_SETTINGS), trust_request_mm_kwargs=True)
+    config = ServeConfig(engine=engine, server=server)
     for name in settings:
         if name not in known:
             raise InvalidConfig(f"octavo has no setting {name!r}{nearest(name, known)}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -88,7 +88,10 @@ class Latent:
 
 @dataclass(frozen=True, kw_only=True)
 class Cache:
-    """What one layer keeps. `group`: whose block table and slots it uses, of those that a step carries."""
+    """What one layer keeps. `group`: whose block table and slots it uses, of those that a step carries.
+
+    `k_scale`, `v_scale`: a float8 cache holds keys and values divided by them; any other type, and latents, need none.
+    """
 
     index: int
     heads: Heads | Latent
@@ -96,6 +99,9 @@ class Cache:
     chunked: bool = False  # instead those of the query's chunk of `window` positions, which are among them
     group: int = 0
     of_encoder: bool = False  # of an encoder's rows, as many of each sequence as `encoder_lens` of the step says
+    k_scale: float = 1.0
+    v_scale: float = 1.0
+    layer: int | None = field(default=None, compare=False)  # its number in the checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -46,12 +46,13 @@ class Op:
 
 @dataclass(frozen=True, kw_only=True)
 class Embed(Op):
-    """out = scale * weight[token ids], or of the tokens' positions."""
+    """out = scale * weight[token ids], or of the tokens' positions. Ids that have no row stand for row 0."""
 
     out: Buffer
     weight: Weight
     scale: float = 1.0
     index: Literal["token_ids", "positions"] = "token_ids"
+    is_partial: bool = False  # there are ids without a row
     reads: ClassVar = ()
 
     def widths(self) -> _Widths:
@@ -67,6 +68,19 @@ class GivenRows(Op):
 
     def widths(self) -> _Widths:
         yield self.out, self.out.width
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplaceRows(Op):
+    """Rows of x are those that the step brings, if it brings some: `replaced_rows`, at `replaced_index`."""
+
+    x: Buffer
+    reads: ClassVar = ()
+    writes: ClassVar = ()
+    changes: ClassVar = ("x",)
+
+    def widths(self) -> _Widths:
+        yield self.x, self.x.width
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,7 +234,8 @@ class RopeWrite(CacheOp):
     """Norm of each head of q and k, if there are weights for it; their rotation; then k and v go to the cache.
 
     `rotation` [positions, head_dim]: cosines | sines; None: positions are told otherwise. `norms_rotated`: the norm
-    comes behind the rotation. `q_scales` [positions, 1]: what q is multiplied by in the end.
+    comes behind the rotation. `q_scales` [positions, 1]: what q is multiplied by in the end. Without heads of keys,
+    there is only q: nothing is written.
     """
 
     qkv: Buffer
@@ -231,12 +246,47 @@ class RopeWrite(CacheOp):
     eps: float = 0.0
     norms_rotated: bool = False
     q_scales: Weight | None = None
-    reads: ClassVar = ()
+    reads: ClassVar[tuple[str, ...]] = ()
     writes: ClassVar = ()
     changes: ClassVar = ("qkv",)
 
     def widths(self) -> _Widths:
         yield self.qkv, self.heads.qkv_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatherRotation(Op):
+    """out float32 = the rotation of each row, whose position has several parts: what belongs to pair i of a head stands
+    in the table's row of the part `parts[i]`. `rotation` [positions, head_dim]: cosines | sines.
+
+    places int32 [rows, 1] = 0, 1, ...: the row of out that is a row's. Where the step brings no parts, all of them are
+    its position.
+    """
+
+    out: Buffer
+    places: Buffer
+    rotation: Weight
+    parts: tuple[int, ...]
+    reads: ClassVar = ()
+    writes: ClassVar = ("out", "places")
+
+    def widths(self) -> _Widths:
+        yield from ((self.out, self.rotation.shape[1]), (self.out, 2 * len(self.parts)), (self.places, 1))
+
+    def runs(self) -> list[tuple[int, int, int]]:
+        """Pairs behind each other of one part: part, first pair, number."""
+        firsts = [i for i, part in enumerate(self.parts) if not i or part != self.parts[i - 1]]
+        ends = [*firsts[1:], len(self.parts)]
+        return [(self.parts[first], first, end - first) for first, end in zip(firsts, ends, strict=True)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeWriteRows(RopeWrite):
+    """`RopeWrite` with what a `GatherRotation` wrote in the place of a table and positions."""
+
+    rotations: Buffer
+    places: Buffer
+    reads: ClassVar = ("rotations", "places")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,7 +296,8 @@ class Attend(CacheOp):
     causal: a row sees the keys up to its own; with `reads_key_ends` those before its end among the step's `key_ends`,
     if the step has some. Else a row sees all keys of its sequence: of the step's seq_lens, of `encoder_lens` where the
     cache is an encoder's. `slopes` [num_heads]: slope times (key's position - query's) is added to a score (ALiBi).
-    `sinks` [num_heads]: the score of one more key, whose value is zero.
+    `sinks` [num_heads]: the score of one more key, whose value is zero. Where the keys are another layer's, qkv may be
+    queries alone.
     """
 
     out: Buffer
@@ -261,8 +312,9 @@ class Attend(CacheOp):
     reads: ClassVar = ("qkv",)
 
     def widths(self) -> _Widths:
+        is_q = self.cache.of_encoder or self.qkv.width == self.heads.size
         yield self.out, self.heads.size
-        yield self.qkv, self.heads.size if self.cache.of_encoder else self.heads.qkv_size
+        yield self.qkv, self.heads.size if is_q else self.heads.qkv_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -425,13 +477,15 @@ class Act(Op):
 @dataclass(frozen=True, kw_only=True)
 class Route(Op):
     """The experts of each row and their weights, as `Routing` says. ids int32 [rows, k], weights float32 [rows, k],
-    scores float32 [rows, num_experts], bias float32 [num_experts]."""
+    scores float32 [rows, num_experts], bias float32 [num_experts]. `scales` float32 [num_experts]: an expert's weight
+    is multiplied by its own in the end."""
 
     ids: Buffer
     weights: Buffer
     scores: Buffer
     routing: Routing = Routing()
     bias: Weight | None = None
+    scales: Weight | None = None
     reads: ClassVar = ("scores",)
     writes: ClassVar = ("ids", "weights")
 
@@ -493,3 +547,15 @@ class KeepRows(Op):
 
     def widths(self) -> _Widths:
         yield from ((buffer, buffer.width) for buffer in self.rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeRows(Op):
+    """From here on a row is `count` rows of x, one behind the other: row i of out is count i .. count (i + 1) - 1."""
+
+    out: Buffer
+    x: Buffer
+    count: int
+
+    def widths(self) -> _Widths:
+        yield self.out, self.count * self.x.width

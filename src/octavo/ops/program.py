@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from octavo.ops.operands import Buffer, Cache, State
-from octavo.ops.operations import Add, AddNorm, CacheOp, KeepRows, Norm, Op, StateOp
+from octavo.ops.operations import Add, AddNorm, CacheOp, KeepRows, MergeRows, Norm, Op, StateOp
 
 
 class ProgramError(Exception):
@@ -71,6 +71,8 @@ class Program:
                     raise ProgramError(f"{where}: {buffer.name} is {buffer.width} wide, not {width}")
             if isinstance(op, KeepRows):
                 stale = written - set(op.rows)
+            elif isinstance(op, MergeRows):
+                stale = written - {op.out}
             elif stale and op.needs_all_rows:
                 raise ProgramError(f"{where}: it needs the rows that were not kept")
         if self.output not in written or self.output in stale:

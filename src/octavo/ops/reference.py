@@ -35,6 +35,8 @@ from octavo.quant.packed import QuantizedWeight, as_floats
 KEY_TILE = 16
 #: Under the root where the gated delta rule brings q and k to length 1.
 DELTA_EPS = 1e-6
+#: Behind a tile of int8: a float32 for each of its keys.
+TILE_SCALE_BYTES = 4 * KEY_TILE
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,7 +181,7 @@ def act_mul(out: Tensor, gate_up: Tensor, kind: str) -> None:
         gate, up = gate.clamp(max=7.0), up.clamp(-7.0, 7.0)
         torch.mul(gate * torch.sigmoid(1.702 * gate), up + 1, out=out)
         return
-    torch.mul(_activated(gate, kind), up, out=out)
+    torch.mul(activated(gate, kind), up, out=out)
 
 
 def act(out: Tensor, x: Tensor, kind: str, parameters: Tensor | None = None) -> None:
@@ -194,10 +196,11 @@ def act(out: Tensor, x: Tensor, kind: str, parameters: Tensor | None = None) -> 
         below = (torch.expm1(x.clamp(max=-1e-6)) - x) * (0.5 + negative) + 0.5 * x
         out.copy_(torch.where(x > 0, positive * x * x + 0.5 * x, below))
         return
-    out.copy_(_activated(x, kind))
+    out.copy_(activated(x, kind))
 
 
-def _activated(x: Tensor, kind: str) -> Tensor:
+def activated(x: Tensor, kind: str) -> Tensor:
+    """act(x) of the kinds without parameters."""
     match kind:
         case "silu":
             return F.silu(x)
@@ -221,10 +224,18 @@ def pack_experts(
     return tuple(pack_linear_many(*each) for each in experts)
 
 
-def route(ids: Tensor, weights: Tensor, scores: Tensor, routing: Routing, bias: Tensor | None = None) -> None:
+def route(
+    ids: Tensor,
+    weights: Tensor,
+    scores: Tensor,
+    routing: Routing,
+    bias: Tensor | None = None,
+    scales: Tensor | None = None,
+) -> None:
     """The k experts of each row, and their weights, as `Routing` says.
 
-    scores float32 [T, E]; ids int32 [T, k]; weights float32 [T, k]; bias float32 [E].
+    scores float32 [T, E]; ids int32 [T, k]; weights float32 [T, k]; bias float32 [E]. scales float32 [E]: an expert's
+    weight is multiplied by its own in the end.
     """
     order = _values(scores, routing, bias).argsort(dim=-1, descending=True, stable=True)[:, : ids.shape[1]]
     ids.copy_(order)
@@ -240,7 +251,8 @@ def route(ids: Tensor, weights: Tensor, scores: Tensor, routing: Routing, bias: 
             found = found / (found.sum(-1, keepdim=True) + 1e-20) if routing.renormalize else found
         case "sparsemixer":
             found = _sparsemixed(scores, order, 2 * routing.jitter)
-    weights.copy_(found * routing.factor)
+    found = found * routing.factor
+    weights.copy_(found if scales is None else found * scales[order])
 
 
 def _values(scores: Tensor, routing: Routing, bias: Tensor | None) -> Tensor:
@@ -290,13 +302,21 @@ def resolve_ids(ids: Tensor, last_ids: Tensor) -> None:
 
 
 def kv_cache_shapes(
-    num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int
+    num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype = torch.float32
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Shapes of k_cache and v_cache. block_size is a multiple of 16."""
+    """Shapes of k_cache and v_cache. block_size is a multiple of 16.
+
+    int8: behind the codes of each 16 keys, and of their values, lie their scales, float32. What is cached is a code
+    times the scale of its token and head, which is the largest magnitude there, divided by 127.
+    """
     assert block_size % KEY_TILE == 0, f"block size {block_size} is not a multiple of {KEY_TILE}"
     padded = -(-head_dim // KEY_TILE) * KEY_TILE
-    k_shape = (num_blocks, num_kv_heads, block_size // KEY_TILE, head_dim, KEY_TILE)
-    return k_shape, (num_blocks, num_kv_heads, block_size, padded)
+    tiles = block_size // KEY_TILE
+    if dtype == torch.int8:
+        k_rows = head_dim + TILE_SCALE_BYTES // KEY_TILE
+        k_shape = (num_blocks, num_kv_heads, tiles, k_rows, KEY_TILE)
+        return k_shape, (num_blocks, num_kv_heads, tiles, KEY_TILE * padded + TILE_SCALE_BYTES)
+    return (num_blocks, num_kv_heads, tiles, head_dim, KEY_TILE), (num_blocks, num_kv_heads, block_size, padded)
 
 
 def clip_(x: Tensor, limit: float) -> None:
@@ -332,12 +352,15 @@ def rope_kv_write(
     *,
     norms_rotated: bool = False,
     q_scales: Tensor | None = None,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
 ) -> None:
     """Norm (if given, per head) and rotate (if cos_sin is) q and k inside qkv; then write k and v to the cache's slots.
 
     qkv float32 [T, (Hq + 2 Hkv) * D]; positions int32 [T]; cos_sin float32 [max_pos, D] = cos | sin;
     slot_mapping int64 [T] = block * block_size + offset. norms_rotated: the norm comes behind the rotation. q_scales
-    float32 [max_pos, 1]: what q is multiplied by in the end.
+    float32 [max_pos, 1]: what q is multiplied by in the end. num_kv_heads 0: there is only q, and nothing is written.
+    k_scale, v_scale: what a float8 cache divides k and v by; what is then beyond its largest value becomes that.
     """
     q, k, v = _heads(qkv, num_heads, num_kv_heads, head_dim)
     for part, norm in ((q, q_norm), (k, k_norm)):
@@ -350,10 +373,49 @@ def rope_kv_write(
             part.copy_(_normed(part, norm, eps))
     if q_scales is not None:
         q.mul_(q_scales[positions.long()].unsqueeze(1))
-    block_size = v_cache.shape[2]
+    if num_kv_heads == 0:
+        return
+    block_size = k_cache.shape[2] * KEY_TILE
     blocks, offsets = slot_mapping // block_size, slot_mapping % block_size
-    k_cache[blocks, :, offsets // KEY_TILE, :, offsets % KEY_TILE] = k.to(k_cache.dtype)
-    v_cache[blocks, :, offsets] = F.pad(v, (0, v_cache.shape[3] - head_dim)).to(v_cache.dtype)
+    tiles, keys = offsets // KEY_TILE, offsets % KEY_TILE
+    if k_cache.dtype == torch.int8:
+        k_codes, k_scales = _tile_parts(k_cache.flatten(3))
+        v_codes, v_scales = _tile_parts(v_cache)
+        k_codes.unflatten(-1, (head_dim, KEY_TILE))[blocks, :, tiles, :, keys], k_scales[blocks, :, tiles, keys] = (
+            _int8(k)
+        )
+        v_padded = F.pad(v, (0, v_codes.shape[-1] // KEY_TILE - head_dim))
+        v_codes.unflatten(-1, (KEY_TILE, -1))[blocks, :, tiles, keys], v_scales[blocks, :, tiles, keys] = _int8(
+            v_padded
+        )
+        return
+    k_cache[blocks, :, tiles, :, keys] = _cached(k, k_cache.dtype, k_scale)
+    v_cache[blocks, :, offsets] = _cached(F.pad(v, (0, v_cache.shape[3] - head_dim)), v_cache.dtype, v_scale)
+
+
+def _cached(x: Tensor, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
+    """As a cache of floats holds it."""
+    if dtype.itemsize == 1:
+        largest = torch.finfo(dtype).max
+        x = (x * (1.0 / torch.tensor(scale))).clamp(-largest, largest)
+    return x.to(dtype)
+
+
+def _int8(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes, as x, and a scale for each of its rows, NaN where one is not finite."""
+    high = x.abs().amax(dim=-1)
+    is_finite = x.isfinite().all(dim=-1)
+    scales = torch.where(is_finite, high / 127.0, math.nan)
+    # A quotient of tensors: torch multiplies a number by the reciprocal, which rounds twice.
+    inverse = torch.where(is_finite & (scales > 0), torch.full_like(high, 127.0) / high, 0.0)
+    codes = torch.where(is_finite[..., None], x * inverse[..., None], 0.0)
+    return codes.round().to(torch.int8), scales
+
+
+def _tile_parts(tiles: Tensor) -> tuple[Tensor, Tensor]:
+    """Views of int8 tiles [..., bytes]: codes [..., bytes of the codes], and scales float32 [..., 16]."""
+    size = tiles.shape[-1] - TILE_SCALE_BYTES
+    return tiles[..., :size], tiles[..., size:].view(torch.float32)
 
 
 def _heads(qkv: Tensor, num_heads: int, num_kv_heads: int, head_dim: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -381,6 +443,8 @@ def attention(
     chunked: bool = False,
     slopes: Tensor | None = None,
     sinks: Tensor | None = None,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
     causal: bool = True,
     key_ends: Tensor | None = None,
     plan: None = None,
@@ -394,8 +458,8 @@ def attention(
     to a score. sinks float32 [Hq]: the score of one more key, whose value is zero. Slots at or beyond seq_len may hold
     anything. key_ends int32 [T]: a row sees the keys before its end, and not only those up to its own; it lies behind
     its position, not behind seq_len, and never falls within a sequence. Not causal: each row sees all seq_len keys, of
-    which there is at least one, and need not be one of them; there are no windows, slopes and ends of rows then. plan:
-    what `attention_planner` made of the step, here nothing.
+    which there is at least one, and need not be one of them; there are no windows, slopes and ends of rows then.
+    k_scale, v_scale: of a float8 cache. plan: what `attention_planner` made of the step, here nothing.
     """
     assert causal or not (window or slopes is not None or key_ends is not None)
     q_all = qkv[:, : num_heads * head_dim].view(len(qkv), num_heads, head_dim)
@@ -404,7 +468,7 @@ def attention(
     for i, seq_len in enumerate(seq_lens.tolist()):
         rows = slice(starts[i], starts[i + 1])
         k, v = _gather(k_cache, v_cache, block_tables[i], seq_len, head_dim)
-        k, v = (x.repeat_interleave(num_heads // num_kv_heads, dim=0) for x in (k, v))
+        k, v = (x.repeat_interleave(num_heads // num_kv_heads, dim=0) for x in (k * k_scale, v * v_scale))
         scores = torch.einsum("thd,hsd->hts", q_all[rows], k) * scale
         if softcap:
             scores = softcap * torch.tanh(scores / softcap)
@@ -429,8 +493,15 @@ def _gather(
     k_cache: Tensor, v_cache: Tensor, block_table: Tensor, seq_len: int, head_dim: int
 ) -> tuple[Tensor, Tensor]:
     """float32 [Hkv, seq_len, D] keys and values of one sequence."""
-    blocks = block_table[: -(-seq_len // v_cache.shape[2])].long()
+    blocks = block_table[: -(-seq_len // (k_cache.shape[2] * KEY_TILE))].long()
     num_kv_heads = k_cache.shape[1]
+    if k_cache.dtype == torch.int8:
+        k_codes, k_scales = _tile_parts(k_cache[blocks].flatten(3))
+        v_codes, v_scales = _tile_parts(v_cache[blocks])
+        k = k_codes.unflatten(-1, (head_dim, KEY_TILE)).transpose(-1, -2) * k_scales[..., None]
+        v = v_codes.unflatten(-1, (KEY_TILE, -1)) * v_scales[..., None]
+        k, v = (x.transpose(0, 1).flatten(1, 3)[:, :seq_len, :head_dim] for x in (k, v))
+        return k, v
     k = k_cache[blocks].permute(1, 0, 2, 4, 3).reshape(num_kv_heads, -1, head_dim)
     v = v_cache[blocks].permute(1, 0, 2, 3).reshape(num_kv_heads, -1, v_cache.shape[3])
     return k[:, :seq_len].float(), v[:, :seq_len, :head_dim].float()
@@ -554,7 +625,12 @@ def gated_delta(
 head_linear = partial(linear_of_heads, linear)
 
 
-def latent_cache_shape(num_blocks: int, block_size: int, latent: Latent) -> tuple[int, ...]:
+def latent_cache_shape(
+    num_blocks: int, block_size: int, latent: Latent, dtype: torch.dtype = torch.float32
+) -> tuple[int, ...]:
+    """int8: behind the codes of each 16 rows lie their scales, float32, as in `kv_cache_shapes`."""
+    if dtype == torch.int8:
+        return num_blocks, block_size // KEY_TILE, KEY_TILE * latent.width + TILE_SCALE_BYTES
     return num_blocks, block_size, latent.width
 
 
@@ -582,7 +658,14 @@ def latent_write(
     out_heads[..., latent.rank :] = _rotated(q_heads[..., latent.nope_dim :], cos, sin)
     key = _rotated(kv[:, None, latent.rank :], cos, sin)[:, 0]
     rows = torch.cat((_normed(kv[:, : latent.rank], norm, eps), key), dim=-1)
-    cache[slot_mapping // cache.shape[1], slot_mapping % cache.shape[1]] = rows.to(cache.dtype)
+    if cache.dtype == torch.int8:
+        block_size = cache.shape[1] * KEY_TILE
+        offsets = slot_mapping % block_size
+        at = slot_mapping // block_size, offsets // KEY_TILE, offsets % KEY_TILE
+        codes, scales = _tile_parts(cache)
+        codes.unflatten(-1, (KEY_TILE, -1))[at], scales[at] = _int8(rows)
+        return
+    cache[slot_mapping // cache.shape[1], slot_mapping % cache.shape[1]] = _cached(rows, cache.dtype)
 
 
 def latent_attention(
@@ -606,12 +689,20 @@ def latent_attention(
     starts = query_start_loc.tolist()
     for i, seq_len in enumerate(seq_lens.tolist()):
         rows = slice(starts[i], starts[i + 1])
-        blocks = block_tables[i, : -(-seq_len // cache.shape[1])].long()
-        keys = cache[blocks].flatten(0, 1)[:seq_len].float()
+        keys = _gather_rows(cache, block_tables[i], seq_len)
         scores = torch.einsum("thd,sd->hts", q_heads[rows], keys) * scale
         unseen = torch.arange(seq_len)[None, :] > torch.arange(seq_len - (rows.stop - rows.start), seq_len)[:, None]
         probs = scores.masked_fill(unseen, -math.inf).softmax(dim=-1)
         out_heads[rows] = torch.einsum("hts,sd->thd", probs, keys[:, : latent.rank])
+
+
+def _gather_rows(cache: Tensor, block_table: Tensor, seq_len: int) -> Tensor:
+    """float32 [seq_len, width]: the latents of one sequence."""
+    if cache.dtype == torch.int8:
+        codes, scales = _tile_parts(cache[block_table[: -(-seq_len // (cache.shape[1] * KEY_TILE))].long()])
+        return (codes.unflatten(-1, (KEY_TILE, -1)) * scales[..., None]).flatten(0, 2)[:seq_len]
+    blocks = block_table[: -(-seq_len // cache.shape[1])].long()
+    return cache[blocks].flatten(0, 1)[:seq_len].float()
 
 
 #: Its meaning is the calls of the other operations.

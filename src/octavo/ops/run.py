@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from octavo.ops.lora import bank_name
@@ -21,6 +22,7 @@ from octavo.ops.operations import (
     Experts,
     Gate,
     GatedDelta,
+    GatherRotation,
     GivenRows,
     HeadLinear,
     KeepRows,
@@ -28,15 +30,19 @@ from octavo.ops.operations import (
     LatentWrite,
     Linear,
     LoraDelta,
+    MergeRows,
     Norm,
     NormParts,
     Op,
+    ReplaceRows,
     RopeWrite,
+    RopeWriteRows,
     Route,
     SelectiveScan,
 )
 from octavo.ops.program import Program
 from octavo.ops.step import KVCaches, StepTensors
+from octavo.ops.stream_operations import ActTimes, AltUpCorrect, AltUpPredict, CutGates, MatchRms, Multiply
 from octavo.ops.workspace import Workspace
 
 #: By the weight's name: what the table packed, or a float32 tensor where no operation packs (norms, rotations).
@@ -76,6 +82,18 @@ class Table(Protocol):
     def experts(self) -> Any: ...
     @property
     def clip_(self) -> Any: ...
+    @property
+    def multiply_(self) -> Any: ...
+    @property
+    def match_rms_(self) -> Any: ...
+    @property
+    def cut_gates_(self) -> Any: ...
+    @property
+    def act_times(self) -> Any: ...
+    @property
+    def altup_predict_(self) -> Any: ...
+    @property
+    def altup_correct_(self) -> Any: ...
     @property
     def rope_kv_write(self) -> Any: ...
     @property
@@ -177,6 +195,8 @@ class Runner:
 
 def _embed(table: Table, op: Embed, frame: Frame) -> None:
     ids = frame.step.positions if op.index == "positions" else frame.step.token_ids
+    if op.is_partial:
+        ids = ids * (ids < op.weight.shape[0])
     table.embedding(frame[op.out], ids, frame.weight(op.weight), op.scale)
 
 
@@ -184,6 +204,12 @@ def _given_rows(table: Table, op: GivenRows, frame: Frame) -> None:
     rows = frame.step.input_rows
     assert rows is not None
     frame[op.out].copy_(rows)
+
+
+def _replace_rows(table: Table, op: ReplaceRows, frame: Frame) -> None:
+    index, rows = frame.step.replaced_index, frame.step.replaced_rows
+    if index is not None and rows is not None:
+        frame[op.x].index_copy_(0, index, rows)
 
 
 def _linear(table: Table, op: Linear, frame: Frame) -> None:
@@ -232,7 +258,9 @@ def _act(table: Table, op: Act, frame: Frame) -> None:
 
 
 def _route(table: Table, op: Route, frame: Frame) -> None:
-    table.route(frame[op.ids], frame[op.weights], frame[op.scores], op.routing, frame.weight(op.bias))
+    table.route(
+        frame[op.ids], frame[op.weights], frame[op.scores], op.routing, frame.weight(op.bias), frame.weight(op.scales)
+    )
 
 
 def _experts(table: Table, op: Experts, frame: Frame) -> None:
@@ -257,14 +285,49 @@ def _clip(table: Table, op: Clip, frame: Frame) -> None:
     table.clip_(frame[op.x], op.limit)
 
 
+def _multiply(table: Table, op: Multiply, frame: Frame) -> None:
+    table.multiply_(frame[op.x], frame.weight(op.factors))
+
+
+def _match_rms(table: Table, op: MatchRms, frame: Frame) -> None:
+    table.match_rms_(frame[op.x], frame[op.to])
+
+
+def _cut_gates(table: Table, op: CutGates, frame: Frame) -> None:
+    table.cut_gates_(frame[op.x], op.width, op.deviations)
+
+
+def _act_times(table: Table, op: ActTimes, frame: Frame) -> None:
+    table.act_times(frame[op.out], frame[op.x], frame[op.y], op.first, op.kind)
+
+
+def _altup_predict(table: Table, op: AltUpPredict, frame: Frame) -> None:
+    table.altup_predict_([frame[each] for each in op.streams], frame[op.scores], frame.weight(op.coefs))
+
+
+def _altup_correct(table: Table, op: AltUpCorrect, frame: Frame) -> None:
+    table.altup_correct_(
+        frame[op.out],
+        [frame[each] for each in op.streams],
+        frame[op.activated],
+        frame[op.scores],
+        frame.weight(op.coefs),
+        op.active,
+        frame.weight(op.scale),
+    )
+
+
 def _rope_write(table: Table, op: RopeWrite, frame: Frame) -> None:
     k, v = frame.kv_caches[op.cache.index]
     _, slot_mapping = frame.step.cache_groups[op.cache.group]
     heads = op.heads
+    positions, rotation = frame.step.positions, frame.weight(op.rotation)
+    if isinstance(op, RopeWriteRows):
+        positions, rotation = frame[op.places].view(-1), frame[op.rotations]
     table.rope_kv_write(
         frame[op.qkv],
-        frame.step.positions,
-        frame.weight(op.rotation),
+        positions,
+        rotation,
         frame.weight(op.q_norm),
         frame.weight(op.k_norm),
         op.eps,
@@ -276,7 +339,19 @@ def _rope_write(table: Table, op: RopeWrite, frame: Frame) -> None:
         heads.head_dim,
         norms_rotated=op.norms_rotated,
         q_scales=frame.weight(op.q_scales),
+        k_scale=op.cache.k_scale,
+        v_scale=op.cache.v_scale,
     )
+
+
+def _gather_rotation(table: Table, op: GatherRotation, frame: Frame) -> None:
+    out, rotation, parts = frame[op.out], frame.weight(op.rotation), frame.step.position_parts
+    half = len(op.parts)
+    for part, first, count in op.runs():
+        rows = rotation[(frame.step.positions if parts is None else parts[part]).long()]
+        for at in (first, half + first):
+            out[:, at : at + count] = rows[:, at : at + count]
+    frame[op.places].copy_(torch.arange(len(out), dtype=torch.int32, device=out.device)[:, None])
 
 
 def _attend(table: Table, op: Attend, frame: Frame) -> None:
@@ -300,6 +375,8 @@ def _attend(table: Table, op: Attend, frame: Frame) -> None:
         chunked=op.cache.chunked,
         slopes=frame.weight(op.slopes),
         sinks=frame.weight(op.sinks),
+        k_scale=op.cache.k_scale,
+        v_scale=op.cache.v_scale,
         causal=op.causal,
         key_ends=step.key_ends if op.reads_key_ends else None,
         plan=step.encoder_plan if op.cache.of_encoder else frame.attention_plan(heads),
@@ -406,9 +483,17 @@ def _keep_rows(table: Table, op: KeepRows, frame: Frame) -> None:
     frame.keep(len(needed))
 
 
+def _merge_rows(table: Table, op: MergeRows, frame: Frame) -> None:
+    rows = frame[op.x]
+    frame.keep(len(rows) // op.count)
+    frame[op.out].copy_(rows.view(-1, op.out.width))
+
+
 HANDLERS: dict[type[Op], Handler] = {
     Embed: _embed,
     GivenRows: _given_rows,
+    ReplaceRows: _replace_rows,
+    MergeRows: _merge_rows,
     Linear: _linear,
     LoraDelta: _lora_delta,
     Norm: _norm,
@@ -420,7 +505,15 @@ HANDLERS: dict[type[Op], Handler] = {
     Route: _route,
     Experts: _experts,
     Clip: _clip,
+    Multiply: _multiply,
+    MatchRms: _match_rms,
+    CutGates: _cut_gates,
+    ActTimes: _act_times,
+    AltUpPredict: _altup_predict,
+    AltUpCorrect: _altup_correct,
+    GatherRotation: _gather_rotation,
     RopeWrite: _rope_write,
+    RopeWriteRows: _rope_write,
     Attend: _attend,
     CausalConv: _causal_conv,
     SelectiveScan: _selective_scan,

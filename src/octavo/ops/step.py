@@ -43,6 +43,12 @@ class StepTensors(Protocol):
     @property
     def adapter_slots(self) -> Tensor | None: ...  # int32 [T], -1: none; None: no row runs with an adapter
     @property
+    def position_parts(self) -> Tensor | None: ...  # int32 [parts, T]: `GatherRotation`; None: each is the position
+    @property
+    def replaced_index(self) -> Tensor | None: ...  # int64 [R], rising; None: no row is replaced
+    @property
+    def replaced_rows(self) -> Tensor | None: ...  # [R, width]
+    @property
     def attention_plan(self) -> Any: ...  # made by the table's `attention_planner`, or by `AttentionPlanners`, or None
     @property
     def encoder_plan(self) -> Any: ...  # the same for the caches of an encoder, whose lengths are `encoder_lens`

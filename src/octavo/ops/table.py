@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from octavo.base.native import has_native_cpu
-from octavo.ops import reference, reference_sampling
+from octavo.ops import reference, reference_sampling, reference_streams
 from octavo.ops.lora import LoraBank
 from octavo.ops.operands import Heads, Latent
 from octavo.ops.operations import GateKind
@@ -72,9 +72,15 @@ class Ops:
     act_mul: Callable[[Tensor, Tensor, str], None]  # (out, gate_up, kind)
     act: Callable[..., None]  # (out, x, kind, parameters=None)
     pack_experts: Callable[..., Any]  # (experts): of each the arguments of pack_linear_many
-    route: Callable[..., None]  # (ids, weights, scores, routing, bias=None)
+    route: Callable[..., None]  # (ids, weights, scores, routing, bias=None, scales=None)
     experts: Callable[..., None]  # see experts.grouped_experts
     clip_: Callable[[Tensor, float], None]  # (x, limit)
+    multiply_: Callable[[Tensor, Tensor], None]  # (x, factors)
+    match_rms_: Callable[[Tensor, Tensor], None]  # (x, to)
+    cut_gates_: Callable[[Tensor, int, float], None]  # (x, width, deviations)
+    act_times: Callable[[Tensor, Tensor, Tensor, int, str], None]  # (out, x, y, first, kind)
+    altup_predict_: Callable[..., None]  # (streams, scores, coefs)
+    altup_correct_: Callable[..., None]  # (out, streams, activated, scores, coefs, active, scale=None)
     rope_kv_write: Callable[..., None]
     attention: Callable[..., None]
     causal_conv: Callable[..., None]  # (out, x, weight, bias, state, slots, positions, query_start_loc, gated)
@@ -84,10 +90,10 @@ class Ops:
     head_linear: Callable[[Tensor, Tensor, Any], None]  # (out, x, weights): what pack_experts packed, a head each
     latent_write: Callable[..., None]
     latent_attention: Callable[..., None]
-    latent_cache_shape: Callable[[int, int, Latent], tuple[int, ...]]  # (num_blocks, block_size, latent)
+    latent_cache_shape: Callable[..., tuple[int, ...]]  # (num_blocks, block_size, latent, dtype)
     program_runner: Callable[..., Runner]  # (ops, program, weights)
     attention_planner: Callable[..., Any]  # (heads, torch_device, dtype): see step.NoPlanner
-    kv_cache_shapes: Callable[[int, int, int, int], tuple[tuple[int, ...], tuple[int, ...]]]
+    kv_cache_shapes: Callable[..., tuple[tuple[int, ...], tuple[int, ...]]]  # see reference
     soft_cap_: Callable[[Tensor, float], None]  # (logits, cap)
     resolve_ids: Callable[[Tensor, Tensor], None]  # (ids, last_ids)
     forbid: Callable[[Tensor, Tensor, Tensor], None]  # (logits, rows, masks)
@@ -132,6 +138,7 @@ _GROUPS: tuple[tuple[str, ...], ...] = (
     ("latent_cache_shape", "latent_write", "latent_attention"),
     ("lora_bank", "lora_delta"),
 )
+_STREAM_OPERATIONS = ("multiply_", "match_rms_", "cut_gates_", "act_times", "altup_predict_", "altup_correct_")
 #: Taken where all that it is made of is taken.
 _COMPOSED: dict[str, tuple[str, ...]] = {
     "program_runner": (
@@ -139,13 +146,17 @@ _COMPOSED: dict[str, tuple[str, ...]] = {
         "add_gated_", "act_mul", "act", "route", "experts", "clip_", "rope_kv_write", "attention", "kv_cache_shapes",
         "head_linear", "latent_write", "latent_attention", "causal_conv", "selective_scan", "gated_delta", "gate_",
         "lora_delta",
+        *_STREAM_OPERATIONS,
     ),
 }  # fmt: skip
-_REFERENCE_MODULES: dict[str, Any] = dict.fromkeys(("forbid", "sample", "logprobs"), reference_sampling)
+_REFERENCE_MODULES: dict[str, Any] = {
+    **dict.fromkeys(("forbid", "sample", "logprobs"), reference_sampling),
+    **dict.fromkeys(_STREAM_OPERATIONS, reference_streams),
+}
 _SETTINGS = ("implementations", "penalty_counts", "activation_dtype", "torch_device", "to_device")
 _NAMES = tuple(name for name in Ops.__dataclass_fields__ if name not in _SETTINGS)
 #: Modules with the native operations of the CPU, in `octavo.ops.cpu`.
-_CPU_MODULES: tuple[str, ...] = ("kernels", "linear", "lora", "program")
+_CPU_MODULES: tuple[str, ...] = ("kernels", "streams", "linear", "lora", "program")
 
 
 def bind(device: str = "cpu", impl: Literal["auto", "reference"] = "auto", binding: Binding | None = None) -> Ops:
@@ -194,8 +205,10 @@ def _native_operations(modules: tuple[str, ...]) -> dict[str, Any]:
     return found
 
 
-def cache_shapes(ops: Ops, shape: Heads | Latent, num_blocks: int, block_size: int) -> tuple[tuple[int, ...], ...]:
-    """Of the arrays that hold what a layer keeps: keys and values, or the rows of a latent."""
+def cache_shapes(
+    ops: Ops, shape: Heads | Latent, num_blocks: int, block_size: int, dtype: torch.dtype = torch.float32
+) -> tuple[tuple[int, ...], ...]:
+    """Of the arrays of `dtype` that hold what a layer keeps: keys and values, or the rows of a latent."""
     if isinstance(shape, Latent):
-        return (ops.latent_cache_shape(num_blocks, block_size, shape),)
-    return ops.kv_cache_shapes(num_blocks, block_size, shape.num_kv_heads, shape.head_dim)
+        return (ops.latent_cache_shape(num_blocks, block_size, shape, dtype),)
+    return ops.kv_cache_shapes(num_blocks, block_size, shape.num_kv_heads, shape.head_dim, dtype)

@@ -6,6 +6,7 @@ decides nothing.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -111,10 +112,11 @@ class Reply:
 
 
 class Usage:
-    """Running counts of a turn over all its prompts."""
+    """Running counts of a turn over all its prompts. `num_media_tokens`: kind of media -> tokens that stand for it."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_media_tokens: Mapping[str, int] | None = None) -> None:
         self._last: dict[int, News] = {}
+        self.num_media_tokens = num_media_tokens or {}
 
     def add(self, news: News) -> None:
         """News carry the totals of their prompt so far, so the newest count."""

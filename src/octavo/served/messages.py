@@ -25,7 +25,7 @@ def tool_call(call_id: str, name: str, arguments: Any) -> dict[str, Any]:
     return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
-def tool_message(call_id: str, content: str | list[dict[str, str]], name: str | None = None) -> Message:
+def tool_message(call_id: str, content: str | list[Any], name: str | None = None) -> Message:
     """What a call gave. `name`: the function's, where the call is known."""
     message: Message = {"role": "tool", "tool_call_id": call_id, "content": content}
     if name is not None:

@@ -8,19 +8,21 @@ from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 import octavo
 from octavo.base.config import LogprobsMode, ServeConfig, ServerConfig
 from octavo.base.errors import Aborted, EngineDead, InvalidRequest, RequestError, ShuttingDown
+from octavo.base.media import MediaItem
 from octavo.base.params import GenerateRequest, GrammarSpec, SamplingParams
 from octavo.client.admission import check_encoder_input, sized
 from octavo.client.best_of import best_of, widened
 from octavo.client.generation import GenerationDelta
 from octavo.served.checks import checked_params, renamed, truncated
 from octavo.served.events import News, PromptReply, Usage
+from octavo.served.media import MediaReader, media_reader
 from octavo.served.output_plan import OutputPlan, arguments_spec, plan_output
 from octavo.served.parts import DeltaStream, Engine, Grammars, OutputSettings, Renderer, Tokenizer, TokenTexts
 from octavo.served.prompts import PromptMaker
@@ -31,6 +33,9 @@ from octavo.served.turn import Conversation, ReplyWishes, Turn
 from octavo.text.grammars.checker import GrammarChecker
 from octavo.text.grammars.grammar import limits_of
 from octavo.wire.messages import EngineInfo
+
+if TYPE_CHECKING:
+    from octavo.text.media.processor import MediaProcessor
 
 #: Tokens at the end of a prompt in which its last mark is looked for.
 _TAIL_TOKENS = 32
@@ -63,6 +68,15 @@ class Prepared:
         """Which samples are returned is known at the end only, so that there is nothing to stream before."""
         return self.params.num_samples > self.params.n
 
+    @property
+    def num_media_tokens(self) -> dict[str, int]:
+        """Kind of media ("image", "audio") -> tokens of the prompts that stand for them; empty without media."""
+        counts: dict[str, int] = {}
+        for item in (item for prompt in self.prompts for item in prompt.request.media):
+            kind = "audio" if item.kind == "audio" else "image"
+            counts[kind] = counts.get(kind, 0) + item.rows
+        return counts
+
 
 @dataclass(slots=True, eq=False)
 class _Preparing:
@@ -92,11 +106,23 @@ class ServedModel:
     max_fanout: int = 2048  # most sequences (prompts x samples) of one turn
     output: OutputSettings = field(default_factory=OutputSettings)
     grammars: Grammars
+    media: MediaReader | None = None  # None: the model takes text only
     created: int = field(default_factory=lambda: int(time.time()))
 
     @classmethod
-    def of(cls, settings: ServeConfig, engine: Engine, info: EngineInfo, **parts: Any) -> ServedModel:
-        """As `settings` say; `parts` are the fields that they say nothing of."""
+    def of(
+        cls,
+        settings: ServeConfig,
+        engine: Engine,
+        info: EngineInfo,
+        *,
+        processor: MediaProcessor | None = None,
+        **parts: Any,
+    ) -> ServedModel:
+        """As `settings` say; `parts` are the fields that they say nothing of. `processor`: of a model that takes media.
+
+        Raises `InvalidConfig`.
+        """
         server = settings.server
         return cls(
             engine=engine,
@@ -105,19 +131,22 @@ class ServedModel:
             root=settings.engine.model.model,
             logprobs_mode=settings.engine.model.logprobs_mode,
             max_fanout=settings.engine.scheduler.max_num_queued_reqs,
+            media=media_reader(processor, server),
             grammars=GrammarChecker(seconds=server.grammar_timeout, cache_bytes=server.grammar_cache_bytes),
             **parts,
         )
 
     def __post_init__(self) -> None:
         self.texts = TokenTexts(self.tokenizer)
-        self.prompts = PromptMaker(self.renderer, self.config, self.info)
+        self.prompts = PromptMaker(self.renderer, self.config, self.info, self.media)
         self.grammar_limits = limits_of(self.config, self.output.special_tokens.ids)
         self._preparing: list[_Preparing] = []
 
     async def close(self) -> None:
         self.prompts.close()
         await self.grammars.close()
+        if self.media is not None:
+            await self.media.close()
 
     @cached_property
     def fingerprint(self) -> str:
@@ -163,7 +192,7 @@ class ServedModel:
     async def _prepare(self, turn: Turn) -> Prepared:
         params = checked_params(self, turn)
         plan = None if turn.wishes is None else self._plan(turn, turn.wishes)
-        made = await self.prompts.made(turn.prompts, turn.prompt_param)
+        made = await self.prompts.made(turn.prompts, turn.prompt_param, turn.cache_salt)
         prompts = []
         for place, prompt in enumerate(made):
             is_thinking = None if plan is None else self._is_thinking(prompt.ids)
@@ -173,6 +202,8 @@ class ServedModel:
             ids, encoder_ids, text, encoder_text = truncated(prompt.ids, own, turn, self.info), [], prompt.text, None
             if ids is not prompt.ids:
                 text = None
+                if prompt.media:
+                    raise InvalidRequest("A prompt with media cannot be cut.", "truncate_prompt_tokens")
             if prompt.decoder_ids is not None:
                 check_encoder_input(ids, self.info, prompt.param)
                 ids, encoder_ids, text, encoder_text = prompt.decoder_ids, ids, prompt.decoder_text, text
@@ -181,7 +212,7 @@ class ServedModel:
             request_id = turn.request_id if len(made) == 1 else f"{turn.request_id}-{place}"
             prompts.append(
                 PreparedPrompt(
-                    self._request(turn, request_id, ids, encoder_ids, text, own, reading),
+                    self._request(turn, request_id, ids, encoder_ids, text, own, reading, prompt.media),
                     text,
                     reading,
                     encoder_text,
@@ -278,9 +309,10 @@ class ServedModel:
         text: str | None,
         params: SamplingParams,
         reading: OutputReading | None,
+        media: tuple[MediaItem, ...],
     ) -> GenerateRequest:
         if not self.config.disable_log_requests:
-            log_request(request_id, ids, text, params, self.config.max_log_len)
+            log_request(request_id, ids, text, params, self.config.max_log_len, media)
         is_ranked = params.num_samples > params.n
         marks = frozenset[int]() if reading is None else self.output.special_tokens.within(reading.format.marks)
         return GenerateRequest(
@@ -298,6 +330,7 @@ class ServedModel:
             num_wanted=params.n,
             trace_headers=turn.trace_headers,
             is_chat=isinstance(turn.prompts[0], Conversation),
+            media=media,
         )
 
     # ------------------------------------------------------------ from requests to events
@@ -349,7 +382,7 @@ class ServedModel:
     async def whole(self, prepared: Prepared) -> tuple[list[PromptReply], Usage]:
         """The fold of `generate`: a reply for each prompt."""
         replies = [PromptReply(place) for place in range(len(prepared.prompts))]
-        usage = Usage()
+        usage = Usage(prepared.num_media_tokens)
         async with aclosing(self.generate(prepared)) as stream:
             async for news in stream:
                 usage.add(news)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from octavo.base.media import PreparedMedia
 from octavo.base.params import GenerateRequest, GrammarSpec, SamplingParams
 from octavo.client.generation import Detokenizer, GenerationDelta
 from octavo.client.sleep_mode import SleepMode
 from octavo.text.formats.base import ReasoningFormat, ToolFormat
 from octavo.text.grammars.tool_grammar import SpecialTokens
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class DeltaStream(Protocol):
@@ -128,6 +132,7 @@ class Renderer(Protocol):
         chat_template: str | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         simplify: bool = False,
+        media: Mapping[str, str] | None = None,
     ) -> str: ...
 
     def render_text(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
@@ -135,6 +140,25 @@ class Renderer(Protocol):
     def render_infill(
         self, before: str | Sequence[int], after: str, add_special_tokens: bool = True
     ) -> tuple[list[int], tuple[int, ...]] | None: ...
+
+
+@runtime_checkable
+class SoundProcessor(Protocol):
+    """A `text.media.processor.MediaProcessor` of a family that takes sounds too. Called from threads."""
+
+    @property
+    def audio_placeholder(self) -> str:
+        """What stands for a sound in the text that a chat template makes, to be replaced by `PreparedMedia.text`."""
+        ...
+
+    @property
+    def audio_placeholder_id(self) -> int:
+        """The token that the `PreparedMedia.text` of a sound holds once a row."""
+        ...
+
+    def audio(self, samples: np.ndarray, rate: int, options: Mapping[str, Any]) -> PreparedMedia:
+        """`samples` float32 [samples] of one channel in -1..1, `rate` of them a second. Raises `InvalidRequest`."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,10 @@ from typing import Any, TypeVar
 
 from octavo.base.config import ServerConfig
 from octavo.base.errors import ContextLengthExceeded, InvalidRequest, Overloaded
+from octavo.base.media import MediaItem
+from octavo.media.part import text_only
+from octavo.served.media import MediaReader, refuse_media
+from octavo.served.media_text import Mark
 from octavo.served.parts import Renderer
 from octavo.served.turn import Continuation, Conversation
 from octavo.wire.messages import EngineInfo
@@ -24,6 +28,8 @@ MAX_TEMPLATES_QUEUED = 64
 
 #: `messages[0].content` becomes `messages.0.content`, the spelling of all other paths.
 _INDEX = re.compile(r"\[(\d+)\]")
+
+NO_MARKS: list[Mark] = []
 
 T = TypeVar("T")
 
@@ -39,6 +45,7 @@ class Prompt:
     text: str | None  # None where it was given as ids
     param: str
     ends: tuple[int, ...] = ()  # further tokens that end what is written behind it
+    media: tuple[MediaItem, ...] = ()  # `text` has a placeholder for each, `ids` have its rows
     decoder_ids: list[int] | None = None
     decoder_text: str | None = None
 
@@ -46,8 +53,11 @@ class Prompt:
 class PromptMaker:
     """The renderer, and the threads in which it works on what is long."""
 
-    def __init__(self, renderer: Renderer, config: ServerConfig, info: EngineInfo) -> None:
+    def __init__(
+        self, renderer: Renderer, config: ServerConfig, info: EngineInfo, media: MediaReader | None = None
+    ) -> None:
         self._renderer = renderer
+        self._media = media
         self._config = config
         self._info = info
         # Two threads: a few long prompts at once must not take the cores from the engine.
@@ -60,8 +70,12 @@ class PromptMaker:
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._template_thread.shutdown(wait=False, cancel_futures=True)
 
-    async def made(self, wanted: Sequence[Conversation | Continuation], param: str) -> list[Prompt]:
+    async def made(
+        self, wanted: Sequence[Conversation | Continuation], param: str, cache_salt: str = ""
+    ) -> list[Prompt]:
         """All prompts of a turn, in order; each is named `param`, with its number where there are several.
+
+        `cache_salt`: names that callers give to media count among requests of the same salt.
 
         Raises `InvalidRequest`, `ContextLengthExceeded`, or `Overloaded`.
         """
@@ -71,9 +85,9 @@ class PromptMaker:
         for place, item in enumerate(wanted):
             name = f"{param}.{place}" if len(wanted) > 1 else param
             if isinstance(item, Conversation):
-                prompt = await self._of_conversation(item, name)
+                prompt = await self._of_conversation(item, name, cache_salt)
             else:
-                prompt = await self._of_completion(item, name, total)
+                prompt = await self._of_completion(item, name, total, cache_salt)
             made.append(await self._with_decoder(prompt, item))
         return made
 
@@ -94,8 +108,14 @@ class PromptMaker:
         self._check_ids(given, param)
         return replace(prompt, decoder_ids=given if given[0] == start[0] else [start[0], *given])
 
-    async def _of_conversation(self, item: Conversation, param: str) -> Prompt:
+    async def _of_conversation(self, item: Conversation, param: str, cache_salt: str) -> Prompt:
         self._check_template(item.chat_template)
+        messages, marks = item.messages, NO_MARKS
+        if self._media is not None:
+            collected = await self._media.collected(messages, item.media_options, cache_salt)
+            messages, marks = collected.messages, collected.marks
+        else:
+            refuse_media(messages, item.media_options)
         options: dict[str, Any] = {
             "tools": item.tools,
             "documents": item.documents,
@@ -105,14 +125,21 @@ class PromptMaker:
             "chat_template_kwargs": item.chat_template_kwargs,
             "simplify": item.simplify,
         }
+        if self._media is not None:
+            options["media"] = self._media.text.placeholders
 
-        def render() -> tuple[str, list[int]]:
-            text = self._renderer.chat_text(item.messages, **options)
-            return text, self._renderer.render_text(text, item.add_special_tokens)
+        def render() -> Prompt:
+            text = self._renderer.chat_text(messages, **options)
+            return self._tokenized(text, item.add_special_tokens, marks, param)
 
-        size = _num_chars(item.messages) + _num_chars(options) - len(item.chat_template or "")
-        text, ids = await self._run(size, render, param, is_slow=item.chat_template is not None)
-        return Prompt(ids, text, param)
+        size = _num_chars(messages) + _num_chars(options) - len(item.chat_template or "") + _num_media_chars(marks)
+        return await self._run(size, render, param, is_slow=item.chat_template is not None)
+
+    def _tokenized(self, text: str, add_special_tokens: bool, marks: Sequence[Mark], param: str) -> Prompt:
+        if not marks or self._media is None:
+            return Prompt(self._renderer.render_text(text, add_special_tokens), text, param)
+        ids = self._renderer.render_text(self._media.text.expanded(text, marks, param), add_special_tokens)
+        return Prompt(ids, text, param, media=self._media.text.placed(ids, marks, param))
 
     def _check_template(self, chat_template: str | None) -> None:
         """A name of the tokenizer's templates, or with `--trust-request-chat-template` a template."""
@@ -126,8 +153,10 @@ class PromptMaker:
                 "chat_template",
             )
 
-    async def _of_completion(self, item: Continuation, param: str, total: int) -> Prompt:
+    async def _of_completion(self, item: Continuation, param: str, total: int, cache_salt: str) -> Prompt:
         prompt = item.prompt
+        if item.media:
+            return await self._of_text_with_media(item, param, cache_salt)
         text = prompt if isinstance(prompt, str) else None
         if not isinstance(prompt, str):
             self._check_ids(prompt, param)
@@ -142,6 +171,23 @@ class PromptMaker:
             len(prompt), lambda: self._renderer.render_text(prompt, item.add_special_tokens), param, total
         )
         return Prompt(ids, text, param)
+
+    async def _of_text_with_media(self, item: Continuation, param: str, cache_salt: str) -> Prompt:
+        """A program writes the placeholders itself, and they are a token each where it gives ids."""
+        media, prompt = self._media, item.prompt
+        if media is None:
+            raise InvalidRequest(text_only(item.media[0].kind), item.media[0].place)
+        pieces = [piece for own in await media.loaded(item.media, item.media_options, cache_salt) for piece in own]
+        marks = [piece for piece in pieces if isinstance(piece, Mark)]
+
+        def render() -> Prompt:
+            if isinstance(prompt, str):
+                return self._tokenized(prompt, item.add_special_tokens, marks, param)
+            self._check_ids(prompt, param)
+            ids = media.text.expanded_ids(prompt, marks, lambda text: self._renderer.render_text(text, False))
+            return Prompt(ids, None, param, media=media.text.placed(ids, marks, param))
+
+        return await self._run(_num_chars(prompt) + _num_media_chars(marks), render, param)
 
     async def _infilled(self, item: Continuation, param: str, total: int) -> tuple[list[int], tuple[int, ...]]:
         """A prompt for what stands between two texts, and the tokens that end it."""
@@ -196,6 +242,10 @@ class PromptMaker:
             return await asyncio.get_running_loop().run_in_executor(self._template_thread, function)
         finally:
             self._num_templates -= 1
+
+
+def _num_media_chars(marks: Sequence[Mark]) -> int:
+    return sum(len(mark.prepared.text) for mark in marks)
 
 
 def _num_chars(value: Any) -> int:

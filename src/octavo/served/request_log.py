@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 
 from octavo.base.log import escape
+from octavo.base.media import MediaItem
 from octavo.base.params import SamplingParams
 from octavo.client.observer import FinishedRequest, NoObserver
 
@@ -14,25 +15,41 @@ logger = logging.getLogger(__name__)
 #: Characters of a prompt, and token ids, where --max-log-len does not say: both fit the longest line, with the rest.
 _MAX_CHARS = 1500
 _MAX_IDS = 200
+_MAX_MEDIA = 8
 
 
 def log_request(
-    request_id: str, ids: Sequence[int], text: str | None, params: SamplingParams, max_log_len: int | None
+    request_id: str,
+    ids: Sequence[int],
+    text: str | None,
+    params: SamplingParams,
+    max_log_len: int | None,
+    media: Sequence[MediaItem] = (),
 ) -> None:
     """`text`: None where the prompt was given as ids, or cut. `max_log_len` bounds characters and ids alike."""
     shown = list(ids[: _MAX_IDS if max_log_len is None else max_log_len])
     more = f" ... ({len(ids)})" if len(shown) < len(ids) else ""
     prompt = "ids only" if text is None else f"'{escape(text, _MAX_CHARS if max_log_len is None else max_log_len)}'"
     logger.info(
-        "request %s: %d prompt tokens, prompt %s, ids %s%s, %s",
+        "request %s: %d prompt tokens%s, prompt %s, ids %s%s, %s",
         request_id,
         len(ids),
+        _media_words(media),
         prompt,
         shown,
         more,
         escape(str(params)),
         extra={"request_id": request_id},
     )
+
+
+def _media_words(media: Sequence[MediaItem]) -> str:
+    """How many of the tokens stand for media, of which digests are told: what they show is nobody's business."""
+    if not media:
+        return ""
+    shown = ", ".join(f"{item.kind} {item.digest.hex()[:12]}" for item in media[:_MAX_MEDIA])
+    more = ", ..." if len(media) > _MAX_MEDIA else ""
+    return f" ({sum(item.rows for item in media)} of them for {len(media)} media: {shown}{more})"
 
 
 class RequestLog(NoObserver):

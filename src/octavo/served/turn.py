@@ -10,13 +10,25 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from octavo.base.params import BeamParams, GrammarSpec, SamplingParams
+from octavo.media.part import MediaPart
 
 ChoiceMode = Literal["none", "auto", "required", "named"]
 
 
+@dataclass(frozen=True, slots=True)
+class MediaOptions:
+    """How a request wants its media read and prepared, over the server's settings."""
+
+    processor: Mapping[str, Any] | None = None  # mm_processor_kwargs
+    io: Mapping[str, Any] | None = None  # media_io_kwargs
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversation:
-    """Messages, as a chat template sees them, and what the template is told beside them."""
+    """Messages, as a chat template sees them, and what the template is told beside them.
+
+    The parts of a message may be media: `GivenMedia`, or as a caller of the chat API spells them.
+    """
 
     messages: Sequence[Mapping[str, Any]]
     tools: Sequence[Mapping[str, Any]] | None = None
@@ -27,11 +39,13 @@ class Conversation:
     chat_template_kwargs: Mapping[str, Any] | None = None
     add_special_tokens: bool = False
     simplify: bool = False  # where the template refuses the messages, say the same in simpler ones
+    media_options: MediaOptions = MediaOptions()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Continuation:
-    """A text or token ids to be gone on with. `suffix`: what is written stands between the two.
+    """A text or token ids to be gone on with. `suffix`: what is written stands between the two. `media`: in the order
+    in which the prompt has the model's placeholders for them.
 
     Of a model with an encoder `prompt` is the encoder's input, and `decoder_prompt` what the reply goes on with.
     """
@@ -40,6 +54,8 @@ class Continuation:
     add_special_tokens: bool = True
     suffix: str | None = None
     decoder_prompt: str | list[int] | None = None
+    media: Sequence[MediaPart] = ()
+    media_options: MediaOptions = MediaOptions()
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,8 @@ from octavo.base.config import CacheConfig
 from octavo.base.errors import Overloaded
 from octavo.base.params import GenerateRequest
 from octavo.client.observer import FinishedRequest, FinishedSample
+from octavo.served.media import MediaStats
+from octavo.server.media_metrics import MediaMetrics
 from octavo.wire.messages import AS_GRAPHS, EngineInfo, SchedulerStats
 
 logger = logging.getLogger(__name__)
@@ -259,6 +261,10 @@ class Metrics:
         }
         gauge = Gauge("vllm:cache_config_info", "The KV cache, as labels.", list(labels), registry=self.registry)
         gauge.labels(**{name: str(value) for name, value in labels.items()}).set(1)
+
+    def tell_media(self, stats: MediaStats) -> None:
+        """Show what is counted of media. To be called once, for a model that takes some."""
+        self.registry.register(MediaMetrics(self._model_name, stats))
 
     # ------------------------------------------------------------ the client's Observer
     def on_request_arrival(self, request: GenerateRequest) -> None:

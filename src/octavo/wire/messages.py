@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from octavo.base.media import MediaItem
 from octavo.base.params import SamplingParams
 
 
@@ -19,23 +20,10 @@ class Message(msgspec.Struct, array_like=True, tag=True, frozen=True, gc=False):
 
 
 # ---------------------------------------------------------------- API process -> engine process
-class MediaSpan(Message, frozen=True, gc=False):
-    """Tokens of a prompt that stand for something else: an image, a sound. `length` of them, from index `start` on.
-
-    Their ids do not say what that is, but `digest` does: equal digests of one kind mean equal content, prepared in
-    the same way. `kind` is a name such as "image".
-    """
-
-    start: int
-    length: int
-    digest: bytes
-    kind: str
-
-
 class AddRequest(Message, frozen=True, gc=False):
     """Generate one sequence. n samples are n of these with `sample_index` 0..n-1.
 
-    `spans` and `adapter` say what keys and values depend on beside the token ids: blocks are shared between requests
+    `media` and `adapter` say what keys and values depend on beside the token ids: blocks are shared between requests
     where these are equal too.
     """
 
@@ -47,7 +35,7 @@ class AddRequest(Message, frozen=True, gc=False):
     priority: int = 0
     cache_salt: str = ""
     arrival_time: float = 0.0  # time.monotonic(), one clock for both processes on Linux and macOS
-    spans: tuple[MediaSpan, ...] = ()  # within the prompt, in order, apart from each other
+    media: tuple[MediaItem, ...] = ()  # within the prompt, in order, apart from each other
     adapter: str = ""  # the weights that it runs with beside the model's own; "": none
     #: Of a model with an encoder: its input, which the prompt's tokens are the decoder's first answer to.
     encoder_token_ids: list[int] = []
@@ -117,6 +105,13 @@ class EngineInfo(Message, frozen=True, gc=False):
     decoder_start_token_ids: tuple[int, ...] = ()
     max_encoder_len: int = 0
     num_encoder_groups: int = 0
+    media_kinds: tuple[str, ...] = ()  # what prompts may hold beside text: "image"; none: text alone
+    media_width: int = 0  # of their rows
+    #: Rows of media that a step encodes, unless one item alone has more, and that are kept to be read again.
+    media_step_rows: int = 0
+    media_cache_rows: int = 0
+    #: Tokens of one run of media see each other: a step computes all of them.
+    media_stays_whole: bool = False
     caches_output: bool = True  # blocks of generated tokens may serve other requests: they are what a prompt's would be
     num_swap_blocks: int = 0  # KV blocks of preempted requests that fit the host's memory
     plans_ahead: bool = False  # the device computes beside the host: a step is planned before the last is answered
@@ -211,6 +206,11 @@ class SchedulerStats(Message, frozen=True, gc=False):
     swap_blocks_used: int = 0
     swap_blocks_total: int = 0
     graph_steps: dict[str, int] = {}  # `ModelRunnerOutput.graph` -> steps; totals since start
+    media_rows_used: int = 0  # encoded rows that the worker keeps
+    media_rows_total: int = 0
+    media_queries: int = 0  # items of media that a prompt came to; totals since start
+    media_hits: int = 0  # those whose rows were there
+    media_rows_encoded: int = 0
 
 
 class EngineCoreOutputs(Message, frozen=True, gc=False):

@@ -26,12 +26,21 @@ from collections.abc import Sequence
 
 import msgspec
 
+from octavo.base.media import MediaItem
 from octavo.base.params import SamplingParams
 from octavo.wire.messages import StepSeconds, TokenLogprobs
 
 
 class StepData(msgspec.Struct, array_like=True, tag=True):
     """Base of what travels between scheduler and worker."""
+
+
+class MediaPlace(StepData):
+    """Where encoded rows stand in a request's tokens: `MediaItem`, without what was encoded."""
+
+    digest: bytes
+    spans: tuple[tuple[int, int], ...]
+    grid: tuple[int, int, int] | None = None
 
 
 class NewRequestData(StepData):
@@ -52,6 +61,7 @@ class NewRequestData(StepData):
     #: for its rows.
     encoder_token_ids: list[int] = []
     encoder_block_ids: list[list[int]] = []
+    media: list[MediaPlace] = []  # in the order of the tokens
 
 
 class CachedRequestData(StepData):
@@ -81,6 +91,9 @@ class SchedulerOutput(StepData):
     swap_dropped: list[int] = []
     swap_out: list[tuple[int, list[int]]] = []  # request id, block ids
     swap_in: list[tuple[int, list[int], list[int]]] = []  # request id, places among the blocks kept, block ids
+    # Then: media whose rows nobody will read any more, and those to be encoded, whose rows are kept until then.
+    media_dropped: list[bytes] = []  # digests
+    media_encoded: list[MediaItem] = []
 
 
 class TokenMasks(StepData):

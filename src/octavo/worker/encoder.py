@@ -48,20 +48,30 @@ class EncoderRunner:
         token_ids: np.ndarray | None = None,
         rows: Tensor | None = None,
         key_ends: np.ndarray | None = None,
+        positions: np.ndarray | None = None,
+        needed: np.ndarray | None = None,
     ) -> Tensor:
         """Encode sequences of `lens` rows, T in all, each at least one.
 
         Either `token_ids` int32 [T], on the host, or `rows` [T, width] of the table's type, on the device. `key_ends`
-        int32 [T]: see `reference.attention`. Returns the program's output [T, width] of the table's type: a view, valid
-        until the next run.
+        int32 [T]: see `reference.attention`. `positions` int32 [T], or [parts, T]: of the rows, where they are not 0,
+        1, ... of each sequence. Returns the program's output of the table's type, [T, width] or that of the rows
+        `needed`, int64 in rising order: a view, valid until the next run.
         """
         counts = np.array(lens, np.int32)
         total = int(counts.sum())
         assert len(lens) and counts.min() > 0 and (token_ids is None) != (rows is None)
         batch = self._batch(counts, np.zeros(total, np.int32) if token_ids is None else token_ids, key_ends)
         batch.input_rows = rows
+        if positions is not None:
+            (given,) = self._device.upload(positions)
+            if positions.ndim > 1:
+                batch.position_parts = given
+            else:
+                batch.positions = given
+        kept = None if needed is None else self._device.upload(needed)[0]
         self._reserve(total, int(self._blocks(counts).sum()))
-        output: Tensor = self._runner.run(self._workspace, batch, self._scratch)
+        output: Tensor = self._runner.run(self._workspace, batch, self._scratch, kept)
         return output
 
     @staticmethod

@@ -36,6 +36,7 @@ class HostBatch:
     #: Where layers see an encoder: int32 [B], the rows of each sequence's; [E, B, most blocks of any], of E groups.
     encoder_lens: np.ndarray | None = None
     encoder_tables: np.ndarray | None = None
+    position_parts: np.ndarray | None = None  # int32 [3, T], where a token's position has several
 
 
 class RowTensors(NamedTuple):
@@ -61,6 +62,9 @@ class InputBatch:
     key_ends: torch.Tensor | None = None
     encoder_lens: torch.Tensor | None = None
     encoder_plan: Any = None
+    position_parts: torch.Tensor | None = None  # int32 [parts, T], where some of the tokens have a position in parts
+    replaced_index: torch.Tensor | None = None  # int64 [R]: tokens that read rows of media
+    replaced_rows: torch.Tensor | None = None  # [R, width]
     #: Of each group of layers: block tables [B, blocks], slots [T].
     cache_groups: list[tuple[torch.Tensor, torch.Tensor]] = field(init=False)
 
@@ -113,12 +117,14 @@ def build_batch(
     sampling_slots = token_slots[logits_rows]
     rows = Rows(sampling_slots, positions[logits_rows] + 1, _drafts(states, drafted, sampling_slots))
     draw_positions = states.draw_positions(rows)
+    told = positions if not states.position_parts else positions.copy()
+    parts = _position_parts(states, slots, query_start_loc, told)
     host = HostBatch(
         slots=slots,
         num_decodes=num_decodes,
         num_scheduled=counts,
         token_ids=states.token_ids[token_slots, positions],
-        positions=positions.astype(np.int32),
+        positions=told.astype(np.int32),
         # Kernels read slots and tables as they stand in memory; numpy may have gathered them in another order.
         slot_mapping=np.ascontiguousarray(
             states.block_tables[:, token_slots, indices] * np.int64(block_size) + offsets
@@ -129,12 +135,29 @@ def build_batch(
         logits_rows=logits_rows,
         rows=rows,
         draw_positions=draw_positions,
+        position_parts=parts,
     )
     if len(states.encoder_tables):
         host.encoder_lens = states.encoder_lens[slots]
         most = -(-int(host.encoder_lens.max()) // block_size)
         host.encoder_tables = np.ascontiguousarray(states.encoder_tables[:, slots, :most])
     return host
+
+
+def _position_parts(
+    states: RequestStates, slots: np.ndarray, query_start_loc: np.ndarray, positions: np.ndarray
+) -> np.ndarray | None:
+    """The parts of all tokens, int32 [3, T], if some have different ones. Where a token's parts are one number, that is
+    put into `positions` int64 [T]."""
+    if not states.position_parts:
+        return None
+    parts = np.tile(positions.astype(np.int32), (3, 1))
+    for at, slot in enumerate(slots.tolist()):
+        if slot in states.position_parts:
+            tokens = slice(int(query_start_loc[at]), int(query_start_loc[at + 1]))
+            parts[:, tokens] = states.position_parts[slot].of(positions[tokens])
+    positions[:] = parts[0]
+    return parts if (parts[0] != parts[1]).any() or (parts[0] != parts[2]).any() else None
 
 
 def _split(

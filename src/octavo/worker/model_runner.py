@@ -20,6 +20,7 @@ from octavo.wire.step import ModelRunnerOutput, SchedulerOutput, TokenMasks
 from octavo.worker.cross_inputs import CrossInputs
 from octavo.worker.graphs import StepGraphs
 from octavo.worker.input_batch import HostBatch, InputBatch, RowTensors, build_batch
+from octavo.worker.media import MediaEncoder
 from octavo.worker.request_states import Draft, ExpectedTokens, RequestStates, Rows
 from octavo.worker.sampler import SampledTokens, Sampler
 from octavo.worker.scores import PromptScorer
@@ -68,6 +69,7 @@ class ModelRunner:
         graph_sizes: tuple[int, ...] = (),
         windows: Sequence[int] = (0,),
         times_forward: bool = False,
+        media: MediaEncoder | None = None,
     ) -> None:
         """`kv_caches`: of each layer; layers of different groups may share one. `graph_sizes`: batch sizes to which
         steps of decoding are padded and captured; none: nothing is. `windows`: of each group of layers, 0: all keys.
@@ -78,6 +80,7 @@ class ModelRunner:
         self._kv_caches = kv_caches
         self._block_size = block_size
         self._times_forward = times_forward
+        self._media = media
         self._splits_drafts = not device.decodes_as_prompts
         definition = model.definition
         self._states = RequestStates(
@@ -133,6 +136,8 @@ class ModelRunner:
         in which they were submitted."""
         states = self._states
         self._swap.apply(plan)
+        if self._media is not None:
+            self._media.apply(plan)
         for slot in plan.finished_slots:
             states.remove(slot)
         for new in plan.new_requests:
@@ -154,6 +159,10 @@ class ModelRunner:
             logits, step.row_tensors = captured
         else:
             batch, rows, step.row_tensors = self._upload(host)
+            if host.position_parts is not None:
+                (batch.position_parts,) = self._device.upload(np.ascontiguousarray(host.position_parts))
+            if self._media is not None and states.media:
+                self._media.place(batch, host, states.media)
             if states.prompt_logprobs:
                 hidden = self._model.forward(batch, self._kv_caches)
                 step.prompt_logprobs = self._scorer.score(states, host, hidden)

@@ -12,8 +12,9 @@ from typing import NamedTuple
 import numpy as np
 
 from octavo.base.params import SamplingParams
-from octavo.wire.step import CachedRequestData, NewRequestData
+from octavo.wire.step import CachedRequestData, MediaPlace, NewRequestData
 from octavo.worker.masks import TokenMask
+from octavo.worker.position_parts import PositionParts, position_parts
 
 
 class PenaltyState:
@@ -115,6 +116,8 @@ class RequestStates:
         #: Slots whose rows need more than temperature, top-k, top-p and min-p.
         self.special: dict[int, SlotParams] = {}
         self.logprobs: dict[int, int] = {}  # slot -> number of alternatives asked for
+        self.media: dict[int, list[MediaPlace]] = {}  # of slots whose prompts have some that are not computed yet
+        self.position_parts: dict[int, PositionParts] = {}  # of slots whose positions are not the tokens' numbers
         self.prompt_logprobs: dict[int, int] = {}  # the same for the tokens of the prompt
 
     def add(self, request: NewRequestData) -> None:
@@ -139,6 +142,10 @@ class RequestStates:
         self.frequency[slot] = params.frequency_penalty
         self.repetition[slot] = params.repetition_penalty
         self._add_special(slot, request)
+        if request.media:
+            self.media[slot] = request.media
+            if (parts := position_parts(request.media)) is not None:
+                self.position_parts[slot] = parts
 
     def _add_special(self, slot: int, request: NewRequestData) -> None:
         params = request.params
@@ -222,6 +229,8 @@ class RequestStates:
     def remove(self, slot: int) -> None:
         self.version += 1
         self.generation[slot] += 1
+        self.media.pop(slot, None)
+        self.position_parts.pop(slot, None)
         self.special.pop(slot, None)
         self.logprobs.pop(slot, None)
         self.prompt_logprobs.pop(slot, None)

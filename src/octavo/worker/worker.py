@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from typing import Any, Final
 
 import torch
 
@@ -25,6 +26,8 @@ from octavo.wire.step import CachedRequestData, ModelRunnerOutput, NewRequestDat
 from octavo.worker.cross_inputs import encoding_bytes
 from octavo.worker.graphs import MAX_GRAPH_SIZE, ladder
 from octavo.worker.kv_memory import GIB, BlockShapes, KVCachePlan, block_values, kv_caches, plan_kv_cache
+from octavo.worker.kv_scales import check_scale_options, scales_of_file, with_scales
+from octavo.worker.media import MediaEncoder, media_bytes
 from octavo.worker.model_runner import KVCaches, ModelRunner, RunningStep
 from octavo.worker.residence import Residence, Weights
 from octavo.worker.swap import SwapArena
@@ -38,11 +41,16 @@ _CACHE_DTYPES = {
     "fp8": torch.float8_e4m3fn,
     "fp8_e4m3": torch.float8_e4m3fn,
     "fp8_e5m2": torch.float8_e5m2,
+    "int8": torch.int8,
 }
 #: vLLM's names of the same work too.
 _ATTENTION_BACKENDS: dict[str, AttentionBackend] = {
     "auto": "auto", "triton": "triton", "triton_attn": "triton", "flashinfer": "flashinfer",
 }  # fmt: skip
+
+
+#: Rows of media that are kept to be read again: a few dozen pictures.
+MEDIA_CACHE_ROWS: Final = 16_384
 
 
 class Worker:
@@ -76,6 +84,8 @@ class Worker:
             return load_model(config.model, ops, most, self._on_phase, checkpoint, device.free_memory())
 
         loaded = load(checkpoint)
+        kv_dtype = self._kv_cache_dtype(loaded, device)
+        loaded = with_scales(loaded, checkpoint, config.cache, ops, device.default_batched_tokens)
         if config.parallel.batch_invariant and device.name != "cpu" and not loaded.model.can_be_captured:
             raise InvalidConfig(
                 "--batch-invariant: this model runs by way of transformers (--model-impl), whose modules are not held "
@@ -92,8 +102,7 @@ class Worker:
         graph_sizes = self._graph_sizes(device) if is_captured else ()
         reserved = (max_num_batched_tokens if device.uses_graphs else 0, max(graph_sizes, default=0))
         loaded.model.reserve(*reserved)
-        kv_dtype = self._kv_cache_dtype(loaded, device)
-        step_bytes = self._step_bytes(loaded, ops, max_num_batched_tokens, max_model_len)
+        step_bytes = self._step_bytes(loaded, ops, device, max_num_batched_tokens, max_model_len)
         plan = self._plan_kv_cache(loaded, ops, kv_dtype, max_model_len, device, step_bytes)
         # A state that a preempted request has left is lost, and its blocks are of no use without it.
         swap_bytes = 0 if _state_values(loaded.model.definition) else self._swap_bytes(device)
@@ -103,6 +112,8 @@ class Worker:
             model = transformer(definition, ops, weights, device.default_batched_tokens)
             model.reserve(*reserved)
             return model
+
+        media_patches = device.default_batched_tokens
 
         def make_runner(model: Transformer) -> ModelRunner:
             return ModelRunner(
@@ -118,6 +129,7 @@ class Worker:
                 graph_sizes=graph_sizes,
                 windows=model.definition.windows,
                 times_forward=self._times_forward,
+                media=MediaEncoder(model, ops, device, media_patches) if model.definition.tower else None,
             )
 
         self._residence = Residence(
@@ -229,6 +241,9 @@ class Worker:
                 if given is not None:
                     raise InvalidConfig(f"{option} {given} is for the CPU's kernels, and the model runs on a GPU.")
         self._swap_bytes(device)  # for its error
+        check_scale_options(cache)
+        if cache.quantization_param_path is not None:
+            scales_of_file(cache.quantization_param_path)  # for its errors
         if cache.kv_cache_dtype in _CACHE_DTYPES:
             device.check_cache_dtype(_CACHE_DTYPES[cache.kv_cache_dtype], cache.kv_cache_dtype)
 
@@ -263,7 +278,7 @@ class Worker:
         asked, limit = self._config.model.max_model_len, loaded.spec.max_position_embeddings
         if asked is not None and asked > limit:
             raise InvalidConfig(f"--max-model-len {asked} is longer than the {limit} positions of the model.")
-        return asked or limit
+        return asked or loaded.spec.default_positions
 
     def _max_num_batched_tokens(self, max_model_len: int, device: Device) -> int:
         scheduler = self._config.scheduler
@@ -304,12 +319,15 @@ class Worker:
         device.check_cache_dtype(loaded.dtype, asked)
         return loaded.dtype
 
-    def _step_bytes(self, loaded: LoadedModel, ops: Ops, max_num_batched_tokens: int, max_model_len: int) -> int:
+    def _step_bytes(
+        self, loaded: LoadedModel, ops: Ops, device: Device, max_num_batched_tokens: int, max_model_len: int
+    ) -> int:
         """What steps come to take: the model's buffers, and the tokens and block ids that a slot keeps."""
         num_slots = self._config.scheduler.max_num_seqs
         definition = loaded.model.definition
         ids_per_slot = max_model_len + len(definition.cache_groups) * max_model_len // self._config.cache.block_size
         states = (num_slots + 1) * _state_values(definition) * torch.float32.itemsize
+        states += media_bytes(definition, ops, device.default_batched_tokens, MEDIA_CACHE_ROWS)
         buffers = states + loaded.model.step_bytes(max_num_batched_tokens, min(num_slots, max_num_batched_tokens))
         num_rows = max(max_num_batched_tokens, _max_encoder_len(definition))
         buffers += encoding_bytes(definition, ops, num_rows, num_slots)
@@ -321,7 +339,8 @@ class Worker:
         block_size = self._config.cache.block_size
         definition = loaded.model.definition
         step_tokens = self._max_num_prefill_tokens(self._max_num_batched_tokens(max_model_len, device), device)
-        values_per_block = block_values(definition.cache_groups, _block_shapes(definition, ops, block_size))
+        shapes = _block_shapes(definition, ops, block_size, kv_dtype)
+        values_per_block = block_values(definition.cache_groups, shapes)
         return plan_kv_cache(
             self._config.cache,
             bytes_per_block=values_per_block * kv_dtype.itemsize,
@@ -337,7 +356,7 @@ class Worker:
     def _allocate_kv_caches(
         self, definition: Definition, device: Device, ops: Ops, plan: KVCachePlan, kv_dtype: torch.dtype
     ) -> KVCaches:
-        shapes = _block_shapes(definition, ops, plan.block_size)
+        shapes = _block_shapes(definition, ops, plan.block_size, kv_dtype)
         try:
             caches = kv_caches(definition.cache_groups, shapes, plan.num_blocks, kv_dtype, device.zeros)
             # One slot more than there are: that of the sequences that fill up a captured step.
@@ -411,6 +430,7 @@ class Worker:
             has_states=bool(_state_values(loaded.model.definition)),
             # Scores of what was drawn from are made on the host, before the next step may begin.
             plans_ahead=device.plans_ahead and self._config.model.logprobs_mode.startswith("raw"),
+            **_media_info(loaded, max_num_batched_tokens),
             layer_ops_per_token=loaded.model.definition.layer_ops_per_token,
             output_ops_per_token=2 * math.prod(loaded.model.definition.lm_head.shape),
             attention_ops_per_key=loaded.model.definition.attention_ops_per_key,
@@ -422,12 +442,25 @@ def _max_encoder_len(definition: Definition) -> int:
     return 0 if definition.encoder is None else definition.encoder.spec.max_positions
 
 
+def _media_info(loaded: LoadedModel, step_rows: int) -> dict[str, Any]:
+    """Fields of `EngineInfo`."""
+    tower = loaded.spec.tower
+    if tower is None:
+        return {}
+    return {
+        "media_kinds": (*tower.kinds, "embeds"),
+        "media_width": loaded.spec.hidden_size,
+        "media_step_rows": step_rows,
+        "media_cache_rows": MEDIA_CACHE_ROWS,
+    }
+
+
 def _state_values(definition: Definition) -> int:
     """Values that the layers keep of a sequence beside its blocks."""
     return sum(math.prod(state.shape) for state in definition.program.states)
 
 
-def _block_shapes(definition: Definition, ops: Ops, block_size: int) -> list[BlockShapes]:
+def _block_shapes(definition: Definition, ops: Ops, block_size: int, kv_dtype: torch.dtype) -> list[BlockShapes]:
     """Of each layer what its arrays have of one block."""
     caches = definition.program.caches
-    return [tuple(shape[1:] for shape in cache_shapes(ops, cache.heads, 1, block_size)) for cache in caches]
+    return [tuple(shape[1:] for shape in cache_shapes(ops, cache.heads, 1, block_size, kv_dtype)) for cache in caches]

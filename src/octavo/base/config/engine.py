@@ -11,14 +11,16 @@ from octavo.base.config.options import json_object, opt
 from octavo.base.errors import InvalidConfig
 
 DType = Literal["auto", "float32", "float", "bfloat16", "float16", "half"]
-KVCacheDType = Literal["auto", "float32", "bfloat16", "float16", "fp8", "fp8_e4m3", "fp8_e5m2"]
-LoadFormat = Literal["auto", "safetensors", "gguf", "pt", "npcache", "sharded_state", "mistral", "dummy"]
+KVCacheDType = Literal["auto", "float32", "bfloat16", "float16", "fp8", "fp8_e4m3", "fp8_e5m2", "int8"]
+LoadFormat = Literal[
+    "auto", "safetensors", "gguf", "pt", "npcache", "sharded_state", "mistral", "tensorizer", "dummy",
+]  # fmt: skip
 TokenizerMode = Literal["auto", "slow", "mistral"]
 #: Those behind gguf name what a checkpoint's weights are.
 Quantization = Literal[
     "fp8", "int8", "int4", "bitsandbytes", "experts_int8", "deepspeedfp", "gguf", "gptq", "gptq_marlin",
     "gptq_bitblas", "marlin", "awq", "awq_marlin", "compressed-tensors", "fbgemm_fp8", "hqq",
-    "aqlm", "squeezellm", "qqq",
+    "aqlm", "squeezellm", "qqq", "gptq_marlin_24", "auto-round", "modelopt", "modelopt_fp4", "quanto", "torchao",
 ]  # fmt: skip
 #: To what unquantized matrices can be quantized while they load.
 LoadQuantization = Literal["fp8", "int8", "int4", "bitsandbytes", "experts_int8", "deepspeedfp"]
@@ -54,13 +56,14 @@ class ModelConfig:
     load_format: LoadFormat = opt(
         "auto",
         "How the weights are stored; auto: as the files show. pt: *.bin and *.pt, of which no code is run. npcache, "
-        "sharded_state: as vLLM keeps them. mistral: consolidated*.safetensors and params.json. dummy: random weights, "
-        "for measuring.",
+        "sharded_state: as vLLM keeps them. mistral: consolidated*.safetensors and params.json. tensorizer: "
+        "*.tensors. dummy: random weights, for measuring.",
     )
     model_loader_extra_config: str | None = opt(
         None,
-        "Settings of a load format, as a JSON object: pattern, the names of files of sharded_state, with {rank} and "
-        "{part}.",
+        "Settings of a load format, as a JSON object. sharded_state: pattern, the names of its files, with {rank} and "
+        "{part}. tensorizer: tensorizer_uri or tensorizer_dir, where its file is; vllm_tensorized, whether it has "
+        "vLLM's names; verify_hash.",
         json=True,
     )
     dtype: DType = opt(
@@ -117,8 +120,16 @@ class CacheConfig:
     block_size: int = opt(16, "Tokens in a block: 16, 32 or 64.", choices=(16, 32, 64))
     kv_cache_dtype: KVCacheDType = opt(
         "auto",
-        "Data type of cached keys and values; auto: the model's dtype. fp8 is another name for fp8_e4m3; fp8_e4m3 and "
-        "fp8_e5m2 need a GPU.",
+        "Data type of cached keys and values; auto: the model's dtype. fp8 is another name for fp8_e4m3. int8 has a "
+        "scale for each token and head, and is for CPUs.",
+    )
+    quantization_param_path: str | None = opt(
+        None, "JSON file with a scale for each layer's keys and values, for --kv-cache-dtype fp8, as vLLM 0.6 reads it."
+    )
+    calculate_kv_scales: bool = opt(
+        False,
+        "Find the scales of --kv-cache-dtype fp8 at start, from a run over tokens that are always the same, instead of "
+        "taking the checkpoint's.",
     )
     kv_cache_memory_bytes: int | None = opt(
         None,
@@ -250,9 +261,51 @@ def shard_pattern(text: str | None, load_format: LoadFormat) -> str:
     return pattern
 
 
+@dataclass(frozen=True)
+class TensorizerSettings:
+    """Of --load-format tensorizer, by vLLM's names."""
+
+    uri: str | None = None  # of the file: a path, or a URL of https or s3
+    vllm_tensorized: bool = False  # its tensors have vLLM's names
+    verify_hash: bool = False
+
+
+#: What vLLM has beside them, and what to do.
+_NOT_OF_TENSORIZER: Final = {
+    "s3_access_key_id": "set AWS_ACCESS_KEY_ID", "s3_secret_access_key": "set AWS_SECRET_ACCESS_KEY",
+    "s3_endpoint": "set AWS_ENDPOINT_URL", "encryption_keyfile": "octavo does not read encrypted tensors",
+    "lora_dir": "adapters are not part of the model",
+}  # fmt: skip
+
+
+def tensorizer_settings(text: str | None) -> TensorizerSettings:
+    """As `model_loader_extra_config` says. Raises `InvalidConfig` for settings that nothing reads."""
+    where = "--model-loader-extra-config"
+    settings = {} if text is None else json_object(text, where)
+    for name in settings.keys() - {"tensorizer_uri", "tensorizer_dir", "vllm_tensorized", "verify_hash"}:
+        told = "octavo maps the file into memory, so that there is nothing to set about how it is read"
+        raise InvalidConfig(f"{where}: there is no setting {name!r}: {_NOT_OF_TENSORIZER.get(name, told)}")
+    for name in ("tensorizer_uri", "tensorizer_dir"):
+        if not isinstance(settings.get(name), str | None) or settings.get(name) == "":
+            raise InvalidConfig(f"{where}: {name} must be a text")
+    for name in ("vllm_tensorized", "verify_hash"):
+        if not isinstance(settings.get(name), bool | None):
+            raise InvalidConfig(f"{where}: {name} must be true or false")
+    uri, directory = settings.get("tensorizer_uri"), settings.get("tensorizer_dir")
+    if uri is not None and directory is not None:
+        raise InvalidConfig(f"{where}: tensorizer_uri and tensorizer_dir say the same; give one of them")
+    if uri is not None and "%" in uri:
+        raise InvalidConfig(f"{where}: tensorizer_uri names a file for each of several devices, and octavo uses one")
+    uri = f"{directory.rstrip('/')}/model.tensors" if directory is not None else uri
+    return TensorizerSettings(uri, bool(settings.get("vllm_tensorized")), bool(settings.get("verify_hash")))
+
+
 def check_engine(config: EngineConfig) -> None:
     """Settings that must fit each other. Raises `InvalidConfig`."""
-    shard_pattern(config.model.model_loader_extra_config, config.model.load_format)
+    if config.model.load_format == "tensorizer":
+        tensorizer_settings(config.model.model_loader_extra_config)
+    else:
+        shard_pattern(config.model.model_loader_extra_config, config.model.load_format)
     scheduler, max_model_len = config.scheduler, config.model.max_model_len
     budget = scheduler.max_num_batched_tokens
     if budget is None:

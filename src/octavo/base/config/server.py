@@ -11,6 +11,7 @@ from octavo.base.config.engine import EngineConfig
 from octavo.base.config.http import HTTPConfig
 from octavo.base.config.limits import LimitsConfig
 from octavo.base.config.log import LogConfig
+from octavo.base.config.media import MediaConfig, check_media
 from octavo.base.config.observe import TRACE_PROTOCOLS, ObserveConfig
 from octavo.base.config.options import json_object
 from octavo.base.config.text import TextConfig
@@ -19,7 +20,7 @@ from octavo.base.suggest import nearest
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServerConfig(ObserveConfig, LogConfig, TextConfig, LimitsConfig, AccessConfig, HTTPConfig):
+class ServerConfig(ObserveConfig, LogConfig, TextConfig, MediaConfig, LimitsConfig, AccessConfig, HTTPConfig):
     """The server and its API: the settings of all concerns in one object, for whoever needs several."""
 
 
@@ -65,6 +66,7 @@ def check_server(config: ServerConfig) -> None:
     """Settings that must fit each other. Raises `InvalidConfig`."""
     if config.structured_outputs_config is not None:
         _check_structured_outputs(config.structured_outputs_config)
+    check_media(config)
     if config.uds is not None and config.host is not None:
         raise InvalidConfig("--uds and --host cannot be combined")
     if (config.ssl_keyfile is None) != (config.ssl_certfile is None):

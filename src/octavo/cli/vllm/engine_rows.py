@@ -5,7 +5,6 @@ from __future__ import annotations
 from octavo.cli.vllm.row import (
     ANY,
     EMPTY,
-    NO_ITEMS,
     NONE,
     OFF,
     ZERO,
@@ -27,17 +26,14 @@ _GRAPHS = "octavo captures graphs by batch size alone, for contexts of any lengt
 _THREADS = "octavo makes tokens of text in threads, beside all else"
 _BLOCKS = "octavo's blocks have 16, 32 or 64 tokens"
 
-_FORMATS = {
-    "tensorizer": "octavo does not read tensorizer's files: give the model that they were made from",
-}
 _NO_CODED = "octavo renders conversations with templates: give the model's with --chat-template"
 _NO_METHOD = "octavo does not read weights of this kind: take a GGUF file of the model, or its unquantized weights"
 _METHODS = (
-    "auto-round", "bitblas", "fp8_per_tensor", "gptq_marlin_24", "inc", "ipex", "modelopt", "modelopt_fp4", "moe_wna16",
-    "mxfp4", "neuron_quant", "petit_nvfp4", "ptpc_fp8", "quanto", "quark", "rtn", "torchao", "tpu_int8",
+    "bitblas", "fp8_per_tensor", "ipex", "moe_wna16", "mxfp4", "neuron_quant", "petit_nvfp4", "ptpc_fp8", "quark",
+    "rtn", "tpu_int8",
 )  # fmt: skip
 _NO_DEVICE = "octavo runs on CPUs and on NVIDIA GPUs"
-_NO_CACHE = "octavo keeps keys and values as float32, bfloat16, float16 or float8"
+_NO_CACHE = "octavo keeps keys and values as float32, bfloat16, float16, float8 or int8"
 
 ENGINE_ROWS: tuple[Row, ...] = (
     # ---- the model
@@ -56,7 +52,7 @@ ENGINE_ROWS: tuple[Row, ...] = (
     ours("--trust-remote-code", "off", "off"),
     ours("--download-dir", "the hub's cache", "the hub's cache"),
     ours(
-        "--load-format", "auto", "auto", refused=_FORMATS,
+        "--load-format", "auto", "auto",
         renamed={
             "hf": "auto", "fastsafetensors": "safetensors", "runai_streamer": "safetensors",
             "bitsandbytes": "safetensors", "instanttensor": "safetensors", "runai_streamer_sharded": "sharded_state",
@@ -65,12 +61,10 @@ ENGINE_ROWS: tuple[Row, ...] = (
     ours("--dtype", "auto", "auto", "Of float32 checkpoints a CPU keeps float32; a GPU computes in bfloat16."),
     ours(
         "--kv-cache-dtype", "auto", "auto",
-        refused=dict.fromkeys(("int8", "int4", "int8_per_token_head", "nvfp4", "fp8_inc", "fp8_ds_mla"), _NO_CACHE),
+        renamed={"int8_per_token_head": "int8"},
+        refused=dict.fromkeys(("int4", "nvfp4", "fp8_inc", "fp8_ds_mla"), _NO_CACHE),
     ),
-    other(
-        "--quantization-param-path", "none", None, "Scales of a float8 KV cache.", NONE,
-        "octavo has no scaled KV cache; --kv-cache-dtype fp8 needs no file",
-    ),
+    ours("--quantization-param-path", "none", None),
     ours(
         "--max-model-len", "the model's", "the model's", "Beyond the model's positions it is refused.",
         renamed={"-1": None, "auto": None},
@@ -78,7 +72,7 @@ ENGINE_ROWS: tuple[Row, ...] = (
     ours(
         "--quantization", "from the model", "from the model",
         "fp8, int8, int4, bitsandbytes, experts_int8 and deepspeedfp quantize weights while they load.",
-        refused=dict.fromkeys(_METHODS, _NO_METHOD),
+        refused=dict.fromkeys(_METHODS, _NO_METHOD), renamed={"inc": "auto-round", "auto_round": "auto-round"},
     ),
     ours("--rope-scaling", "none", None),
     ours("--rope-theta", "none", None),
@@ -91,10 +85,7 @@ ENGINE_ROWS: tuple[Row, ...] = (
         "--qlora-adapter-name-or-path", "none", None, "A QLoRA adapter.", NONE,
         f"{_NO_LORA}; the model that it belongs to can be quantized with --quantization bitsandbytes",
     ),
-    other(
-        "--limit-mm-per-prompt", "1 each", "999 each", "Most images, videos and sounds of a prompt.", NO_ITEMS,
-        "images, videos and sounds in prompts are not built yet", kind="json",
-    ),
+    ours("--limit-mm-per-prompt", "1 each", "999 each", "A model that takes text only is given no counts above 0."),
     # ---- devices and processes
     ours(
         "--device", "auto", None,

@@ -37,21 +37,10 @@ def _is_empty(word: str) -> bool:
         return False
 
 
-def _counts_nothing(word: str) -> bool:
-    """Of `image=0,video=0`, or the same as a JSON object."""
-    if word.startswith("{"):
-        try:
-            return not any(json.loads(word).values())
-        except ValueError:
-            return False
-    return all(_is_zero(part.partition("=")[2]) for part in word.split(","))
-
-
 ANY = Values("any value", lambda word: True)
 NONE = Values("", lambda word: False)
 ZERO = Values("0", _is_zero)
 EMPTY = Values("an empty value", _is_empty)
-NO_ITEMS = Values("counts of 0", _counts_nothing)
 ON, OFF = only("true"), only("false")
 
 

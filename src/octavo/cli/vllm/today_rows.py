@@ -11,8 +11,7 @@ _ONE_ENGINE = f"it asks for nothing with one engine, and {_ENGINES}"
 _NO_SPECULATION = "speculative decoding is not built yet"
 _FROM_CONFIG = "octavo takes it from the model's own configuration"
 _TEXT_ONLY = "octavo generates text only; embeddings, scores and classes are not built yet"
-_NO_MEDIA = "images, videos and sounds in prompts are not built yet"
-_WITHOUT_MEDIA = "octavo fetches no media, and images in prompts are not built yet"
+_MEDIA_STEPS = "the engine encodes media as they fit its steps"
 _NO_TRANSFER = "to move KV blocks between servers is not built yet"
 _NO_OFFLOAD = "offloading of weights and KV blocks is not built yet; --swap-space keeps those of preempted requests"
 _NO_CODE = "octavo loads no code that changes how tokens are sampled; see logit_bias, allowed_token_ids and bad_words"
@@ -40,14 +39,18 @@ TODAY_ROWS: tuple[Row, ...] = (
     other("--logits-processor-pattern", None, None, "Which code requests may name.", ANY, _NO_CODE),
     switch("--enable-prompt-embeds", None, "off", "Prompts as embeddings.", OFF,
            "octavo takes no tensors from requests, which are code to those who can write them"),
-    other("--allowed-local-media-path", None, "none", "Directory whose images prompts may name.", EMPTY, _NO_MEDIA),
-    other("--allowed-media-domains", None, "none", "Hosts from which media may come.", ANY, _WITHOUT_MEDIA,
-          kind="list"),
-    other("--media-io-kwargs", None, "{}", "How media are read.", EMPTY, _NO_MEDIA, kind="json"),
-    other("--mm-processor-kwargs", None, "none", "How media are prepared.", EMPTY, _NO_MEDIA, kind="json"),
-    other("--mm-processor-cache-gb", None, "4", "Memory for prepared media.", ANY, _WITHOUT_MEDIA, kind="float"),
-    switch("--disable-mm-preprocessor-cache", None, None, "Do not keep prepared media.", ANY, _WITHOUT_MEDIA),
-    switch("--language-model-only", None, "off", "No media, though the model could.", ANY, "octavo takes text only"),
+    ours("--allowed-local-media-path", None, "none"),
+    ours("--allowed-media-domains", None, "none", "Hosts of private addresses are asked in no case."),
+    ours("--media-io-kwargs", None, "{}"),
+    ours("--mm-processor-kwargs", None, "none"),
+    ours("--trust-request-mm-kwargs", None, "off"),
+    other("--mm-processor-cache-gb", None, "4", "Memory for prepared media.", ANY,
+          "--mm-processor-cache-bytes says how much is kept", kind="float",
+          sets={"0": {"mm_processor_cache_bytes": 0}}),
+    switch("--disable-mm-preprocessor-cache", None, None, "Do not keep prepared media.", OFF,
+           "--mm-processor-cache-bytes 0 keeps none"),
+    switch("--language-model-only", None, "off", "No media, though the model could.", OFF,
+           "--limit-mm-per-prompt image=0,audio=0,video=0,file=0 refuses them"),
     ours("--logprobs-mode", None, "raw_logprobs"),
     other("--pooler-config", None, "none", "How embeddings are made.", EMPTY, _TEXT_ONLY, kind="json"),
     ours("--structured-outputs-config", None, "{}", "Any backend of vLLM's: octavo has one engine."),
@@ -55,12 +58,14 @@ TODAY_ROWS: tuple[Row, ...] = (
     ours("--guided-decoding-disable-additional-properties", None, None),
     switch("--use-tqdm-on-load", None, "on", "A bar while the model loads.", ANY,
            "octavo shows a bar in a terminal, and lines elsewhere"),
-    switch("--enable-chunked-mm-input", None, None, "Split media over steps.", ANY, _WITHOUT_MEDIA),
-    switch("--disable-chunked-mm-input", None, "off", "Do not split media over steps.", ANY, _WITHOUT_MEDIA),
-    switch("--skip-mm-profiling", None, "off", "Measure memory without media.", ANY, _WITHOUT_MEDIA),
-    switch("--interleave-mm-strings", None, "off", "Keep media at their places in the text.", ANY, _WITHOUT_MEDIA),
-    other("--mm-processor-cache-type", None, "lru", "Where prepared media are kept.", ANY, _WITHOUT_MEDIA),
-    other("--mm-encoder-tp-mode", None, "weights", "How devices share encoders.", ANY, _WITHOUT_MEDIA),
+    switch("--enable-chunked-mm-input", None, None, "Split media over steps.", ANY, _MEDIA_STEPS),
+    switch("--disable-chunked-mm-input", None, "off", "Do not split media over steps.", ANY, _MEDIA_STEPS),
+    switch("--skip-mm-profiling", None, "off", "Measure memory without media.", ANY, _MEDIA_STEPS),
+    switch("--interleave-mm-strings", None, "off", "Keep media at their places in the text.", OFF,
+           "a template that reads no parts has the placeholders before the text, or where the text itself has them"),
+    other("--mm-processor-cache-type", None, "lru", "Where prepared media are kept.", ANY,
+          "they are kept in the API's process"),
+    other("--mm-encoder-tp-mode", None, "weights", "How devices share encoders.", ANY, _MEDIA_STEPS),
     other("--safetensors-load-strategy", None, "lazy", "How files are read.", ANY,
           "octavo maps files and reads each tensor once"),
     other("--lora-target-modules", None, "none", "Modules to which LoRA adapters apply.", ANY,
@@ -72,8 +77,7 @@ TODAY_ROWS: tuple[Row, ...] = (
     other("--kv-offloading-backend", None, "none", "Who moves them.", ANY,
           "it asks for nothing without --kv-offloading-size"),
     other("--cpu-offload-params", None, "none", "Which weights a GPU reads from the host.", EMPTY, _NO_OFFLOAD),
-    switch("--calculate-kv-scales", None, "off", "Find the scales of a float8 KV cache.", OFF,
-           "octavo's float8 KV cache has no scales"),
+    ours("--calculate-kv-scales", None, "off", "Found from tokens that are always the same, not from a request."),
     other("--prefix-caching-hash-algo", None, "sha256", "How blocks are named.", ANY,
           "octavo compares the tokens of each block that it finds, whatever names it"),
     # ---- scheduling

@@ -6,7 +6,7 @@ import re
 
 from octavo.cli.vllm.row import ANY, NONE, Values, Variable, only
 
-_NO_MEDIA = "octavo fetches no media"
+_ONE_TIMEOUT = "--media-fetch-timeout counts for all media"
 _NO_DEVICES = "several devices are not built yet"
 _FALSE = only("0", "false", "no", "off")
 _LEVELS = {"warn": "warning", "fatal": "critical", "notset": "trace"}
@@ -75,12 +75,12 @@ VARIABLES: tuple[Variable, ...] = (
     _unset("VLLM_CPU_OMP_THREADS_BIND", "auto", "CPUs on which threads are bound.",
            "octavo binds no threads: taskset or the container chooses the CPUs, --num-threads their number",
            only("auto", "all", "nobind")),
-    Variable(name="VLLM_IMAGE_FETCH_TIMEOUT", seed="5", today="5", meaning="Seconds to fetch an image.", accepts=ANY,
-             reason=_NO_MEDIA),
+    Variable(name="VLLM_IMAGE_FETCH_TIMEOUT", seed="5", today="5", meaning="Seconds to fetch an image.",
+             field="media_fetch_timeout", reason="It counts for all media."),
     Variable(name="VLLM_VIDEO_FETCH_TIMEOUT", seed=None, today="30", meaning="Seconds to fetch a video.",
-             accepts=ANY, reason=_NO_MEDIA),
+             accepts=ANY, reason=_ONE_TIMEOUT),
     Variable(name="VLLM_AUDIO_FETCH_TIMEOUT", seed="5", today="10", meaning="Seconds to fetch sounds.", accepts=ANY,
-             reason=_NO_MEDIA),
+             reason=_ONE_TIMEOUT),
     Variable(
         name="VLLM_ALLOW_LONG_MAX_MODEL_LEN", seed="0", today="0", accepts=_FALSE,
         meaning="Take a --max-model-len beyond the model's positions.",

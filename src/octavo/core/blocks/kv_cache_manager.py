@@ -57,7 +57,9 @@ class KVCacheManager:
         step_tokens: int = 1,
         num_encoder_groups: int = 0,
         max_encoder_len: int = 0,
+        media_stays_whole: bool = False,
     ) -> None:
+        """`media_stays_whole`: a hit never ends within a span of media."""
         self.caches_output = caches_output  # or only the blocks of prompts
         self.num_swap_blocks = self.num_free_swap_blocks = num_swap_blocks  # of the host's memory
         self.num_swapped = 0  # requests whose blocks the host keeps
@@ -68,6 +70,7 @@ class KVCacheManager:
         self._num_encoder_groups = num_encoder_groups
         self._max_encoder_len = max_encoder_len
         self.step_tokens = step_tokens
+        self._media_stays_whole = media_stays_whole
         self.pool = BlockPool(num_blocks)
         # Admissions leave this many blocks to those who run already, so that a newcomer is not thrown out at once.
         self.watermark = max(1, self.pool.num_usable // 100)
@@ -101,7 +104,19 @@ class KVCacheManager:
             nodes.append(node)
             parent = node
         del nodes[self._num_usable(nodes) :]
+        while self._media_stays_whole and (count := self._before_media(request, len(nodes))) < len(nodes):
+            del nodes[count:]
+            del nodes[self._num_usable(nodes) :]
         return nodes
+
+    def _before_media(self, request: Request, count: int) -> int:
+        """As many of `count` blocks as do not end within a span."""
+        end = count * self.block_size
+        for item in request.media:
+            for first, length in item.spans:
+                if first < end < first + length:
+                    return first // self.block_size
+        return count
 
     def _num_usable(self, nodes: list[PrefixNode]) -> int:
         """The longest beginning of a chain behind which every group has the blocks that the next token sees. A first

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from octavo.wire.messages import AddRequest, MediaSpan
+from octavo.base.media import MediaItem
+from octavo.wire.messages import AddRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +17,9 @@ class RequestLimits:
     kv_capacity: int
     max_step_tokens: int | None  # where a prompt must fit one step, also after a preemption with its output
     max_encoder_len: int = 0  # 0: the model has no encoder
+    media_kinds: tuple[str, ...] = ()
+    media_width: int = 0
+    max_span_tokens: int | None = None  # where a run of tokens of one item must fit one step
 
     def max_tokens(self, message: AddRequest) -> int:
         """The number of tokens at which the request ends."""
@@ -33,8 +37,8 @@ class RequestLimits:
             return "The prompt is empty."
         if min(prompt) < 0 or max(prompt) >= self.vocab_size:
             return f"The prompt contains a token id outside 0..{self.vocab_size - 1}."
-        if not _are_apart(message.spans, len(prompt)):
-            return "The spans of the prompt's media are not within it, in order and apart from each other."
+        if message.media and (refusal := self._media_refusal(message.media, len(prompt))) is not None:
+            return refusal
         num_tokens = len(prompt) + (message.params.max_tokens or 1)
         if num_tokens > self.max_model_len:
             return f"The request needs {num_tokens} tokens, but the context has {self.max_model_len}."
@@ -58,12 +62,39 @@ class RequestLimits:
             return f"The encoder's input has {len(token_ids)} tokens, but the encoder takes {self.max_encoder_len}."
         return None
 
+    def _media_refusal(self, media: tuple[MediaItem, ...], num_tokens: int) -> str | None:
+        for item in media:
+            if item.kind not in self.media_kinds:
+                return f"The model reads no media of the kind {item.kind!r}."
+            shape, expected = _rows_shape(item), (item.rows, self.media_width)
+            if item.kind == "embeds" and shape != expected:
+                return f"Embeddings of {item.rows} tokens have the shape {list(shape)}, not {list(expected)}."
+        if not _are_apart(media, num_tokens):
+            return "The spans of the prompt's media are not within it, in order and apart from each other."
+        if media[-1].end == num_tokens:
+            return "The prompt ends with media: some text must follow them."
+        longest = max(length for item in media for _, length in item.spans)
+        if self.max_span_tokens is not None and longest > self.max_span_tokens:
+            return (
+                f"An item of the prompt's media is {longest} tokens, and a step takes at most {self.max_span_tokens} "
+                "of them: --max-num-prefill-tokens."
+            )
+        return None
 
-def _are_apart(spans: tuple[MediaSpan, ...], num_tokens: int) -> bool:
-    """Whether the spans lie within so many tokens, in order, none empty and none over another."""
+
+def _rows_shape(item: MediaItem) -> tuple[int, ...]:
+    """Of rows that are ready."""
+    return item.tensors["rows"].shape if "rows" in item.tensors else ()
+
+
+def _are_apart(media: tuple[MediaItem, ...], num_tokens: int) -> bool:
+    """Whether all spans lie within so many tokens, in order, none empty and none over another."""
     end = 0
-    for span in spans:
-        if span.start < end or span.length < 1:
+    for item in media:
+        if not item.spans:
             return False
-        end = span.start + span.length
+        for start, length in item.spans:
+            if start < end or length < 1:
+                return False
+            end = start + length
     return end <= num_tokens

@@ -29,18 +29,21 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from octavo.base.config import EngineConfig
 from octavo.core.blocks.kv_cache_manager import KVCacheManager
 from octavo.core.drafts import Drafter, draft_for
 from octavo.core.faults import fault
 from octavo.core.limits import BlockLimit, Candidate, EncoderLimit, Limit, SlotLimit, TokenLimit
+from octavo.core.media import MediaLimit
 from octavo.core.request import Request, RequestStatus, sampling_seed_of
 from octavo.core.scheduler.answers import Answers, Member
 from octavo.core.scheduler.live_requests import LiveRequests
 from octavo.core.scheduler.request_limits import RequestLimits
 from octavo.core.scheduler.shared_prompts import Frontier, still_waits
 from octavo.wire.messages import AddRequest, EngineCoreOutput, EngineInfo, SchedulerStats
-from octavo.wire.step import CachedRequestData, ModelRunnerOutput, NewRequestData, SchedulerOutput
+from octavo.wire.step import CachedRequestData, MediaPlace, ModelRunnerOutput, NewRequestData, SchedulerOutput
 
 if TYPE_CHECKING:
     from octavo.core.grammar.structured import Matcher
@@ -95,11 +98,22 @@ class Scheduler:
             step_tokens=info.max_num_prefill_tokens,
             num_encoder_groups=info.num_encoder_groups,
             max_encoder_len=info.max_encoder_len,
+            media_stays_whole=info.media_stays_whole,
         )
         self._tokens = TokenLimit(self.enable_chunked_prefill)
         self._slots = SlotLimit(self.max_num_seqs)
         self._encoders = EncoderLimit(max(info.max_num_prefill_tokens, info.max_encoder_len))
         self.limits: list[Limit] = [self._tokens, self._encoders, self._slots, BlockLimit(self.kv)]
+        self._media: MediaLimit | None = None
+        if info.media_kinds:
+            self._media = MediaLimit(
+                self.kv,
+                info.media_step_rows,
+                info.media_cache_rows,
+                is_chunked=self.enable_chunked_prefill,
+                stays_whole=info.media_stays_whole,
+            )
+            self.limits.insert(1, self._media)
         drafter = self._drafter = None if info.has_states else drafter
         self._request_limits = RequestLimits(
             self.vocab_size,
@@ -107,6 +121,9 @@ class Scheduler:
             self.kv.capacity_tokens,
             None if self.enable_chunked_prefill else self.max_num_batched_tokens,
             info.max_encoder_len,
+            info.media_kinds,
+            info.media_width,
+            self.max_num_prefill_tokens if info.media_stays_whole else None,
         )
         self._config_seed = config.model.seed
 
@@ -184,6 +201,8 @@ class Scheduler:
         """The next step. Nothing to compute: total_num_scheduled_tokens is 0, and freed slots are kept for later."""
         step, live = _Step(self.max_num_batched_tokens), self.live
         num_preemptions = live.num_preemptions
+        if self._media is not None:
+            self._media.begin_step()
         self._continue_decodes(step)
         # What one step computes of prompts is bounded apart: it is what the requests above have to wait for.
         beyond_prompts = max(0, step.budget - self.max_num_prefill_tokens)
@@ -212,6 +231,8 @@ class Scheduler:
             swap_in=step.swap_in,
         )
         live.finished_slots, live.swap_dropped, live.swap_out = [], [], []
+        if self._media is not None:
+            plan.media_dropped, plan.media_encoded = self._media.take_plan()
         return plan
 
     def _continue_decodes(self, step: _Step) -> None:
@@ -252,9 +273,15 @@ class Scheduler:
             if not step.budget:
                 break
             num_computed = request.num_computed_tokens + request.num_in_flight_tokens
+            count = min(count, step.budget)
+            if self._media is not None and request.media:
+                count = self._media.fit(request, num_computed, count)
+                if not count:
+                    continue  # until there is room for what comes next
+                self._media.claim(request, num_computed, count)
             new_ids, request.unsent_block_ids = request.unsent_block_ids, []
             step.cached.append(CachedRequestData(request.slot, new_ids, num_computed))
-            step.give(request, min(count, step.budget))
+            step.give(request, count)
 
     def _take_off(self, scheduled: dict[int, int]) -> list[int]:
         """Note down who is part of the step that has just been planned, and what it will have computed.
@@ -343,6 +370,7 @@ class Scheduler:
             sampling_seed=request.sampling_seed,
             encoder_token_ids=request.encoder_token_ids,
             encoder_block_ids=request.encoder_block_tables,
+            media=[MediaPlace(item.digest, item.spans, item.grid) for item in request.media],
         )
 
     def _add_drafts(self, step: _Step) -> None:
@@ -385,6 +413,8 @@ class Scheduler:
         for request_id, _ in plan.swap_out:
             if (request := self.requests.get(request_id)) is not None:
                 self.live.drop_swapped(request)
+        if self._media is not None:
+            self._media.forget(plan.media_encoded, plan.media_dropped)
         members = self._unanswered.pop()
         return [
             self.live.end(request, "error", message)
@@ -400,10 +430,12 @@ class Scheduler:
         """The worker has forgotten slots, KV cache and what it swapped out. There are no requests."""
         assert not self.requests and not self._unanswered
         self.reset_prefix_cache()
+        if self._media is not None:
+            self._media.clear()
         self.live.finished_slots, self.live.swap_dropped, self.live.swap_out = [], [], []
 
     def stats(self) -> SchedulerStats:
-        return SchedulerStats(
+        stats = SchedulerStats(
             num_running=len(self.running),
             num_waiting=len(self.waiting),
             kv_blocks_used=self.kv.num_blocks_used,
@@ -419,6 +451,7 @@ class Scheduler:
             swap_blocks_used=self.kv.num_swap_blocks - self.kv.num_free_swap_blocks,
             swap_blocks_total=self.kv.num_swap_blocks,
         )
+        return stats if self._media is None else msgspec.structs.replace(stats, **self._media.stats())
 
 
 def _joined(block_ids: list[list[int]], new_ids: list[list[int]]) -> list[list[int]]:

@@ -109,8 +109,8 @@ class _Fitting:
 
     def _add(self, name: str, module: Module) -> None:
         where = next(value[0] for value in _values(module))
-        declared = self._places.of(name)
-        if name in ("output.weight", _HEAD) and name not in self._places.declared:  # the tied one
+        declared = self._places.places_of(name)
+        if name in ("output.weight", _HEAD) and self._places.declared(name) is None:  # the tied one
             declared = {_HEAD: next(iter(declared.values()))}
         keys = {self._name(key): place for key, place in declared.items()}
         if _EMBEDDING in keys:
@@ -118,7 +118,7 @@ class _Fitting:
             return
         unknown = [key for key in keys if key not in self._reader._targets]
         if unknown:
-            known = any(key in self._places.declared for key in declared)
+            known = any(self._places.declared(key) for key in declared)
             what = "octavo has adapters of products alone" if known else "the model has no such module"
             if ".experts." in unknown[0]:
                 what = "adapters of experts are not supported"
@@ -132,12 +132,12 @@ class _Fitting:
             if place.is_turned or place.is_stack:
                 raise self._fail(where, "octavo computes with this module in another form, which adapters cannot have")
             target = self._reader._targets[key]
-            rows = None if key == _HEAD else self._places.ordered_rows(target.tensor, place, num_rows)
+            rows = None if key == _HEAD else self._places.ordered_rows(place, target.tensor, num_rows)
             self._add_part(target, checked, rows)
 
     def _name(self, key: str) -> str:
         """The declared name in Hugging Face's form."""
-        tensor = self._places.declared.get(key)
+        tensor = self._places.declared(key)
         return key if tensor is None else tensor.name
 
     # ------------------------------------------------------------ one product

@@ -7,6 +7,7 @@ says which layer's cache it has: `proof` records the calls once, a step then che
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -205,10 +206,12 @@ def _recorded(
         raise Refusal(f"no kernel has {q.shape[1]} heads of {head_dim} for {k.shape[1]} of keys")
     heads = Heads(num_heads=q.shape[1], num_kv_heads=k.shape[1], head_dim=head_dim)
     index = len(now.calls)
-    cache = Cache(index=index, heads=heads, window=window)
+    path = now.paths[module]
+    number = re.search(r"\.(\d+)\.", path)
+    cache = Cache(index=index, heads=heads, window=window, layer=int(number[1]) if number else None)
     qkv, out = Buffer(f"{index}.qkv", heads.qkv_size), Buffer(f"{index}.attention", heads.size)
     call = Call(
-        now.paths[module],
+        path,
         RopeWrite(qkv=qkv, heads=heads, cache=cache, rotation=None),
         Attend(
             out=out,

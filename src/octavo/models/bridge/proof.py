@@ -208,6 +208,9 @@ class _Plan:
     key_ends: Tensor | None = None
     encoder_lens: Tensor | None = None
     encoder_plan: None = None
+    position_parts: Tensor | None = None
+    replaced_index: Tensor | None = None
+    replaced_rows: Tensor | None = None
     attention_plan: Any = None
 
 

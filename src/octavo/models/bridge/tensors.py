@@ -17,6 +17,7 @@ from octavo.models.bridge.declare import BridgedDefinition
 from octavo.models.checkpoint import Checkpoint
 from octavo.models.layout import ALWAYS_IGNORED, Weight, complaints, listed
 from octavo.models.params import TensorDecl
+from octavo.models.quantized_checkpoint import QuantizedCheckpoint
 from octavo.quant.packed import QuantizedWeight, as_floats
 
 logger = logging.getLogger("octavo.models")
@@ -124,6 +125,8 @@ class BridgedTensors:
         if told := complaints(missing, unexpected):
             raise CheckpointError(f"{source}: not a complete {type(self._model).__name__}: {told}")
         for name, own in self._plain.items():
+            if isinstance(self._checkpoint, QuantizedCheckpoint):
+                self._checkpoint.settle(own, self._shapes[name])
             found = self._checkpoint.shape(own)
             if found != self._shapes[name]:
                 raise CheckpointError(

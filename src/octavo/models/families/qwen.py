@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Final
 
 from octavo.models.common import read_common
-from octavo.models.config_reader import ConfigReader
+from octavo.models.config_reader import MAX_POSITIONS, ConfigReader
 from octavo.models.families.llama import llama_layer
 from octavo.models.layout import QKV, Layout
-from octavo.models.spec import ModelSpec
+from octavo.models.spec import LogQScaleSpec, ModelSpec
 
 _NAMES: Final = {
     "rms_norm_eps": "layer_norm_epsilon", "rope_theta": "rotary_emb_base", "head_dim": "kv_channels",
@@ -36,9 +37,18 @@ def spec(config: ConfigReader) -> ModelSpec:
     size = config.integer("intermediate_size")
     if size % 2:
         raise config.fail("intermediate_size", "is odd")
+    trained = longest = 0
     if config.get("seq_length") is not None:
-        # Only beyond the length of its training do the model's own code stretch the rotation (use_dynamic_ntk) and
-        # scale queries (use_logn_attn), by the length that a text has just reached. So that much is served.
-        config = config.without("max_position_embeddings").aliased(max_position_embeddings="seq_length")
+        trained = config.integer("seq_length", high=MAX_POSITIONS)
+        longest = config.integer("max_position_embeddings", trained, MAX_POSITIONS)
+        config = config.replaced(max_position_embeddings=trained)
     common = read_common(config.with_defaults(_DEFAULTS).replaced(intermediate_size=size // 2))
-    return common.decoder([llama_layer(common, bias=True)] * common.num_layers)
+    attention: dict[str, Any] = {"bias": True}
+    stretches, scales = (config.flag(key, True) for key in ("use_dynamic_ntk", "use_logn_attn"))
+    if longest > trained and (stretches or scales):
+        # The model's own code goes by the length of a prompt: as elsewhere, how long sequences may get decides.
+        rope = replace(common.rope, kind="steps", original_max_position_embeddings=trained)
+        common = replace(common, max_position_embeddings=longest, rope=rope if stretches else common.rope)
+        if scales:
+            attention["q_scale"] = LogQScaleSpec(original_max_position_embeddings=trained)
+    return common.decoder([llama_layer(common, **attention)] * common.num_layers, usual_positions=trained)

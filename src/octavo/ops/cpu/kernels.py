@@ -16,6 +16,7 @@ from octavo.ops.operands import Latent
 from octavo.ops.operations import GateKind
 from octavo.ops.reference import (
     KEY_TILE,
+    TILE_SCALE_BYTES,
     attention_planner,
     kv_cache_shapes,
     latent_cache_shape,
@@ -59,7 +60,9 @@ _F32: Final = torch.float32
 _I32: Final = torch.int32
 _I64: Final = torch.int64
 #: Codes of the cache's dtype and of the activations, as in csrc/cpu/kernels/cache.h and activation.h.
-CACHE_DTYPES: Final = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+CACHE_DTYPES: Final = {
+    torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float8_e4m3fn: 3, torch.float8_e5m2: 4, torch.int8: 5,
+}  # fmt: skip
 ACTIVATIONS: Final = {
     "silu": 0, "gelu_tanh": 1, "gelu": 2, "relu": 3, "quick_gelu": 4, "relu2": 5, "xielu": 6, "swiglu_oai": 8,
 }  # fmt: skip
@@ -173,7 +176,14 @@ def check_routing(routing: Routing, num_experts: int, top_k: int) -> None:
     assert 0 < top_k <= routing.top_groups * group
 
 
-def route(ids: Tensor, weights: Tensor, scores: Tensor, routing: Routing, bias: Tensor | None = None) -> None:
+def route(
+    ids: Tensor,
+    weights: Tensor,
+    scores: Tensor,
+    routing: Routing,
+    bias: Tensor | None = None,
+    scales: Tensor | None = None,
+) -> None:
     rows, num_experts = scores.shape
     top_k = ids.shape[1]
     assert ids.shape == weights.shape == (rows, top_k)
@@ -185,6 +195,7 @@ def route(ids: Tensor, weights: Tensor, scores: Tensor, routing: Routing, bias: 
         weights.data_ptr(),
         scores.data_ptr(),
         _bias(bias, num_experts),
+        _bias(scales, num_experts),
         rows,
         num_experts,
         top_k,
@@ -218,6 +229,8 @@ def rope_kv_write(
     *,
     norms_rotated: bool = False,
     q_scales: Tensor | None = None,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
 ) -> None:
     rows, width = qkv.shape
     assert qkv.dtype == _F32 and positions.dtype == _I32 and slot_mapping.dtype == _I64 and qkv.is_contiguous()
@@ -227,7 +240,7 @@ def rope_kv_write(
     assert q_norm is None or q_norm.dtype == _F32
     assert k_norm is None or k_norm.dtype == _F32
     assert q_scales is None or (q_scales.dtype == _F32 and q_scales.is_contiguous())
-    check_cache(k_cache, v_cache, num_kv_heads, head_dim)
+    block_size = check_cache(k_cache, v_cache, num_kv_heads, head_dim) if num_kv_heads else 0
     _cpu.rope_kv_write(
         qkv.data_ptr(),
         positions.data_ptr(),
@@ -240,7 +253,7 @@ def rope_kv_write(
         k_cache.stride(0),
         v_cache.stride(0),
         CACHE_DTYPES[k_cache.dtype],
-        v_cache.shape[2],
+        block_size,
         slot_mapping.data_ptr(),
         rows,
         num_heads,
@@ -248,6 +261,8 @@ def rope_kv_write(
         head_dim,
         norms_rotated,
         0 if q_scales is None else q_scales.data_ptr(),
+        k_scale,
+        v_scale,
     )
 
 
@@ -269,6 +284,8 @@ def attention(
     chunked: bool = False,
     slopes: Tensor | None = None,
     sinks: Tensor | None = None,
+    k_scale: float = 1.0,
+    v_scale: float = 1.0,
     causal: bool = True,
     key_ends: Tensor | None = None,
     plan: None = None,
@@ -284,7 +301,7 @@ def attention(
     assert block_tables.stride(1) == 1 and seq_lens.is_contiguous() and query_start_loc.is_contiguous()
     # numel() and not len(): the latter is Python inside torch, and this runs once a layer.
     assert seq_lens.numel() == num_seqs and query_start_loc.numel() == num_seqs + 1
-    check_cache(k_cache, v_cache, num_kv_heads, head_dim)
+    block_size = check_cache(k_cache, v_cache, num_kv_heads, head_dim)
     _cpu.attention(
         out.data_ptr(),
         qkv.data_ptr(),
@@ -293,7 +310,7 @@ def attention(
         k_cache.stride(0),
         v_cache.stride(0),
         CACHE_DTYPES[k_cache.dtype],
-        v_cache.shape[2],
+        block_size,
         block_tables.data_ptr(),
         block_tables.stride(0) if num_seqs > 1 else max_blocks,
         seq_lens.data_ptr(),
@@ -303,6 +320,8 @@ def attention(
         num_kv_heads,
         head_dim,
         scale,
+        k_scale,
+        v_scale,
         window,
         chunked,
         softcap,
@@ -314,14 +333,20 @@ def attention(
     )
 
 
-def check_cache(k_cache: Tensor, v_cache: Tensor, num_kv_heads: int, head_dim: int) -> None:
-    """Assert that a layer's cache is what the kernels write to and read."""
+def check_cache(k_cache: Tensor, v_cache: Tensor, num_kv_heads: int, head_dim: int) -> int:
+    """Assert that a layer's cache is what the kernels write to and read. Returns the size of its blocks."""
     # Once a layer: sizes are read once, since each look at a tensor's shape makes a new object.
     _, k_heads, tiles, k_dim, _ = k_cache.shape
-    _, v_heads, block_size, v_dim = v_cache.shape
-    assert k_heads == v_heads == num_kv_heads and k_dim == head_dim
-    assert block_size == tiles * KEY_TILE and v_dim % KEY_TILE == 0
+    if k_cache.dtype is torch.int8:
+        _, v_heads, v_tiles, v_bytes = v_cache.shape
+        assert v_tiles == tiles and (v_bytes - TILE_SCALE_BYTES) % (KEY_TILE * KEY_TILE) == 0
+        assert k_dim == head_dim + TILE_SCALE_BYTES // KEY_TILE
+    else:
+        _, v_heads, block_size, v_dim = v_cache.shape
+        assert block_size == tiles * KEY_TILE and v_dim % KEY_TILE == 0 and k_dim == head_dim
+    assert k_heads == v_heads == num_kv_heads
     assert k_cache.dtype is v_cache.dtype and is_of_blocks(k_cache) and is_of_blocks(v_cache)
+    return tiles * KEY_TILE
 
 
 def is_of_blocks(cache: Tensor) -> bool:
@@ -440,10 +465,15 @@ def selective_scan(
     )
 
 
-def check_latent(latent: Latent, cache: Tensor) -> None:
-    """Assert that the kernels can read and write a latent's cache."""
-    assert latent.rank % KEY_TILE == latent.rope_dim % KEY_TILE == 0
-    assert cache.shape[1:] == (cache.shape[1], latent.width) and cache.shape[1] % KEY_TILE == 0 and is_of_blocks(cache)
+def check_latent(latent: Latent, cache: Tensor) -> int:
+    """Assert that the kernels can read and write a latent's cache. Returns the size of its blocks."""
+    assert latent.rank % KEY_TILE == latent.rope_dim % KEY_TILE == 0 and is_of_blocks(cache)
+    _, rows, width = cache.shape
+    if cache.dtype is torch.int8:
+        assert width == latent.width * KEY_TILE + TILE_SCALE_BYTES
+        return rows * KEY_TILE
+    assert width == latent.width and rows % KEY_TILE == 0
+    return rows
 
 
 def latent_write(
@@ -465,7 +495,7 @@ def latent_write(
     assert q_latent.dtype == q.dtype == kv.dtype == cos_sin.dtype == norm.dtype == _F32
     assert positions.dtype == _I32 and slot_mapping.dtype == _I64 and positions.numel() == slot_mapping.numel() == rows
     assert cos_sin.shape[1] == latent.rope_dim and norm.numel() == latent.rank
-    check_latent(latent, cache)
+    block_size = check_latent(latent, cache)
     _cpu.latent_write(
         q_latent.data_ptr(),
         q.data_ptr(),
@@ -477,7 +507,7 @@ def latent_write(
         cache.data_ptr(),
         cache.stride(0),
         CACHE_DTYPES[cache.dtype],
-        cache.shape[1],
+        block_size,
         slot_mapping.data_ptr(),
         rows,
         latent.num_heads,
@@ -507,14 +537,14 @@ def latent_attention(
     assert block_tables.dtype == seq_lens.dtype == query_start_loc.dtype == _I32
     assert block_tables.stride(1) == 1 and seq_lens.is_contiguous() and query_start_loc.is_contiguous()
     assert seq_lens.numel() == num_seqs and query_start_loc.numel() == num_seqs + 1
-    check_latent(latent, cache)
+    block_size = check_latent(latent, cache)
     _cpu.latent_attention(
         out.data_ptr(),
         q_latent.data_ptr(),
         cache.data_ptr(),
         cache.stride(0),
         CACHE_DTYPES[cache.dtype],
-        cache.shape[1],
+        block_size,
         block_tables.data_ptr(),
         block_tables.stride(0) if num_seqs > 1 else max_blocks,
         seq_lens.data_ptr(),

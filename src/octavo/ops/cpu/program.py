@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -34,6 +35,7 @@ from octavo.ops.operations import (
     Experts,
     Gate,
     GatedDelta,
+    GatherRotation,
     GivenRows,
     HeadLinear,
     KeepRows,
@@ -41,16 +43,28 @@ from octavo.ops.operations import (
     LatentWrite,
     Linear,
     LoraDelta,
+    MergeRows,
     Norm,
     NormParts,
     Op,
+    ReplaceRows,
     RopeWrite,
+    RopeWriteRows,
     Route,
     SelectiveScan,
 )
 from octavo.ops.program import Program
 from octavo.ops.run import Runner, Table, Weights
 from octavo.ops.step import KVCaches, StepTensors
+from octavo.ops.stream_operations import (
+    MAX_STREAMS,
+    ActTimes,
+    AltUpCorrect,
+    AltUpPredict,
+    CutGates,
+    MatchRms,
+    Multiply,
+)
 from octavo.ops.workspace import Workspace
 
 
@@ -63,6 +77,10 @@ class CpuRunner(Runner):
         self._ids = {buffer: number for number, buffer in enumerate(program.lives)}
         for op in program.ops:
             _RECORDS[type(op)](self, op)
+        parts = [max(op.parts) + 1 for op in program.ops if isinstance(op, GatherRotation)]
+        self._num_parts = max(parts, default=0)
+        self._replaces_rows = any(isinstance(op, ReplaceRows) for op in program.ops)
+        self._merged = math.prod(op.count for op in program.ops if isinstance(op, MergeRows))
         self._num_groups = 1 + max((cache.group for cache in program.caches), default=-1)
         self._sees_encoder = any(isinstance(op, Attend) and op.cache.of_encoder for op in program.ops)
         self._input_width = next((op.out.width for op in program.ops if isinstance(op, GivenRows)), None)
@@ -83,6 +101,10 @@ class CpuRunner(Runner):
         assert step.seq_lens.is_contiguous() and step.query_start_loc.is_contiguous()
         assert step.query_start_loc.numel() == num_seqs + 1
         assert needed is None or (needed.dtype == torch.int64 and needed.is_contiguous())
+        if self._num_parts:
+            self._set_position_parts(step, num_tokens)
+        if self._replaces_rows:
+            self._set_replaced_rows(step)
         self._native.run(
             rows=num_tokens,
             token_ids=step.token_ids.data_ptr(),
@@ -99,7 +121,25 @@ class CpuRunner(Runner):
             num_needed=0 if needed is None else needed.numel(),
             adapter_slots=_adapter_slots(step.adapter_slots, num_tokens),
         )
-        return space[self.program.output][: num_tokens if needed is None else needed.numel()]
+        num_rows = num_tokens if needed is None else needed.numel()
+        return space[self.program.output][: num_rows // self._merged]
+
+    def _set_position_parts(self, step: StepTensors, num_tokens: int) -> None:
+        parts = step.position_parts
+        if parts is None:
+            self._native.set_position_parts(parts=0)
+            return
+        assert parts.shape == (self._num_parts, num_tokens) and parts.dtype == torch.int32 and parts.is_contiguous()
+        self._native.set_position_parts(parts=parts.data_ptr())
+
+    def _set_replaced_rows(self, step: StepTensors) -> None:
+        rows, index = step.replaced_rows, step.replaced_index
+        if rows is None or index is None:
+            self._native.set_replaced_rows(rows=0, index=0, count=0)
+            return
+        assert rows.dtype == torch.float32 and rows.is_contiguous() and len(rows) == index.numel()
+        assert index.dtype == torch.int64 and index.is_contiguous()
+        self._native.set_replaced_rows(rows=rows.data_ptr(), index=index.data_ptr(), count=index.numel())
 
     def _state_slots(self, step: StepTensors) -> int:
         if not self.program.states:
@@ -135,14 +175,15 @@ class CpuRunner(Runner):
         self._caches = kv_caches
 
     def _set_kv_caches(self, kv_caches: KVCaches) -> None:
-        block_size, dtype = kv_caches[0][-1].shape[-2], kv_caches[0][0].dtype
+        dtype, block_sizes = kv_caches[0][0].dtype, set()
         for cache, arrays in zip(self.program.caches, kv_caches, strict=True):
             if isinstance(cache.heads, Latent):
-                check_latent(cache.heads, *arrays)
+                block_sizes.add(check_latent(cache.heads, *arrays))
             else:
                 k, v = arrays
-                check_cache(k, v, cache.heads.num_kv_heads, cache.heads.head_dim)
-            assert arrays[0].dtype == dtype and arrays[-1].shape[-2] == block_size
+                block_sizes.add(check_cache(k, v, cache.heads.num_kv_heads, cache.heads.head_dim))
+            assert arrays[0].dtype == dtype
+        (block_size,) = block_sizes
         self._native.set_caches(
             caches=[(k.data_ptr(), v.data_ptr(), k.stride(0), v.stride(0)) for k, v in map(_twice, kv_caches)],
             cache_type=CACHE_DTYPES[dtype],
@@ -173,11 +214,21 @@ class CpuRunner(Runner):
 
     def _embed(self, op: Embed) -> None:
         self._native.embed(
-            self._matrix(op.weight), out=self._ids[op.out], scale=op.scale, of_positions=op.index == "positions"
+            self._matrix(op.weight),
+            out=self._ids[op.out],
+            scale=op.scale,
+            of_positions=op.index == "positions",
+            num_known=op.weight.shape[0] if op.is_partial else 0,
         )
 
     def _given_rows(self, op: GivenRows) -> None:
         self._native.given_rows(out=self._ids[op.out], width=op.out.width)
+
+    def _replace_rows(self, op: ReplaceRows) -> None:
+        self._native.replace_rows(x=self._ids[op.x], width=op.x.width)
+
+    def _merge_rows(self, op: MergeRows) -> None:
+        self._native.merge_rows(out=self._ids[op.out], x=self._ids[op.x], width=op.x.width, count=op.count)
 
     def _linear(self, op: Linear) -> None:
         self._native.linear(self._matrix(op.weight), out=self._ids[op.out], x=self._ids[op.x])
@@ -229,7 +280,49 @@ class CpuRunner(Runner):
     def _clip(self, op: Clip) -> None:
         self._native.clip(x=self._ids[op.x], width=op.x.width, limit=op.limit)
 
-    def _rope_write(self, op: RopeWrite) -> None:
+    def _multiply(self, op: Multiply) -> None:
+        (size,) = op.factors.shape
+        factors = self._vector(op.factors)
+        self._native.multiply(x=self._ids[op.x], width=op.x.width, factors=factors, has_one=size != op.x.width)
+
+    def _match_rms(self, op: MatchRms) -> None:
+        self._native.match_rms(x=self._ids[op.x], to=self._ids[op.to], width=op.x.width)
+
+    def _cut_gates(self, op: CutGates) -> None:
+        self._native.cut_gates(x=self._ids[op.x], row_width=op.x.width, width=op.width, deviations=op.deviations)
+
+    def _act_times(self, op: ActTimes) -> None:
+        self._native.act_times(
+            out=self._ids[op.out],
+            x=self._ids[op.x],
+            y=self._ids[op.y],
+            width=op.out.width,
+            y_width=op.y.width,
+            first=op.first,
+            kind=ACTIVATIONS[op.kind],
+        )
+
+    def _altup(self, op: AltUpPredict | AltUpCorrect) -> dict[str, Any]:
+        count = len(op.streams)
+        assert count <= MAX_STREAMS and op.coefs.shape[1] == count and op.scores.dtype == torch.float32
+        assert op.coefs.shape[0] == (count * count if isinstance(op, AltUpPredict) else count)
+        return {
+            "streams": [self._ids[each] for each in op.streams],
+            "width": op.streams[0].width,
+            "scores": self._ids[op.scores],
+            "coefs": self._vector(op.coefs),
+        }
+
+    def _altup_predict(self, op: AltUpPredict) -> None:
+        self._native.altup_predict(**self._altup(op))
+
+    def _altup_correct(self, op: AltUpCorrect) -> None:
+        out, activated = self._ids[op.out], self._ids[op.activated]
+        self._native.altup_correct(
+            **self._altup(op), out=out, activated=activated, active=op.active, scale=self._vector(op.scale)
+        )
+
+    def _rope_write(self, op: RopeWrite, rotations: int = -1, places: int = -1) -> None:
         assert op.rotation is None or op.rotation.shape[1] == op.heads.head_dim
         self._native.rope_write(
             qkv=self._ids[op.qkv],
@@ -242,6 +335,23 @@ class CpuRunner(Runner):
             eps=op.eps,
             norms_rotated=op.norms_rotated,
             q_scales=self._vector(op.q_scales),
+            k_scale=op.cache.k_scale,
+            v_scale=op.cache.v_scale,
+            rotations=rotations,
+            places=places,
+        )
+
+    def _rope_write_rows(self, op: RopeWriteRows) -> None:
+        assert op.rotation is None and op.rotations.width == op.heads.head_dim
+        self._rope_write(op, self._ids[op.rotations], self._ids[op.places])
+
+    def _gather_rotation(self, op: GatherRotation) -> None:
+        self._native.gather_rotation(
+            out=self._ids[op.out],
+            places=self._ids[op.places],
+            rotation=self._vector(op.rotation),
+            head_dim=op.out.width,
+            runs=op.runs(),
         )
 
     def _attend(self, op: Attend) -> None:
@@ -249,13 +359,15 @@ class CpuRunner(Runner):
         self._native.attend(
             out=self._ids[op.out],
             qkv=self._ids[op.qkv],
-            row_stride=op.qkv.width,
             heads=_counts(op.heads),
+            row_stride=op.qkv.width,
             cache=op.cache.index,
             group=op.cache.group,
             window=op.cache.window,
             chunked=op.cache.chunked,
             scale=op.scale,
+            k_scale=op.cache.k_scale,
+            v_scale=op.cache.v_scale,
             softcap=op.softcap,
             slopes=self._vector(op.slopes),
             sinks=self._vector(op.sinks),
@@ -368,6 +480,7 @@ class CpuRunner(Runner):
             top_k=op.ids.width,
             routing=native_routing(op.routing),
             bias=self._vector(op.bias),
+            scales=self._vector(op.scales),
         )
 
     def _experts(self, op: Experts) -> None:
@@ -394,7 +507,8 @@ class CpuRunner(Runner):
 
 
 def _counts(heads: Heads) -> tuple[int, int, int]:
-    assert heads.head_dim <= MAX_HEAD_DIM and heads.head_dim % 2 == 0 and heads.num_heads % heads.num_kv_heads == 0
+    assert heads.head_dim <= MAX_HEAD_DIM and heads.head_dim % 2 == 0
+    assert heads.num_kv_heads == 0 or heads.num_heads % heads.num_kv_heads == 0
     return heads.num_heads, heads.num_kv_heads, heads.head_dim
 
 
@@ -434,6 +548,8 @@ def _ints(values: Tensor | None, count: int) -> int:
 _RECORDS: dict[type[Op], Callable[[CpuRunner, Any], None]] = {
     Embed: CpuRunner._embed,
     GivenRows: CpuRunner._given_rows,
+    ReplaceRows: CpuRunner._replace_rows,
+    MergeRows: CpuRunner._merge_rows,
     Linear: CpuRunner._linear,
     LoraDelta: CpuRunner._lora_delta,
     Norm: CpuRunner._norm,
@@ -442,7 +558,15 @@ _RECORDS: dict[type[Op], Callable[[CpuRunner, Any], None]] = {
     AddGated: CpuRunner._add_gated,
     AddNorm: CpuRunner._add_norm,
     Clip: CpuRunner._clip,
+    Multiply: CpuRunner._multiply,
+    MatchRms: CpuRunner._match_rms,
+    CutGates: CpuRunner._cut_gates,
+    ActTimes: CpuRunner._act_times,
+    AltUpPredict: CpuRunner._altup_predict,
+    AltUpCorrect: CpuRunner._altup_correct,
+    GatherRotation: CpuRunner._gather_rotation,
     RopeWrite: CpuRunner._rope_write,
+    RopeWriteRows: CpuRunner._rope_write_rows,
     Attend: CpuRunner._attend,
     CausalConv: CpuRunner._causal_conv,
     SelectiveScan: CpuRunner._selective_scan,

@@ -20,6 +20,7 @@ from octavo.ops.triton import (
     rope,
     sampling,
     selective_scan,
+    streams,
 )
 from octavo.ops.triton.fuse import TritonRunner
 from octavo.ops.triton.linear import LinearPacker
@@ -63,6 +64,12 @@ def operations(binding: Binding) -> tuple[dict[str, Any], dict[str, str]]:
         "route": experts.route,
         "experts": experts.experts,
         "clip_": heads.clip_,
+        "multiply_": streams.multiply_,
+        "match_rms_": streams.match_rms_,
+        "cut_gates_": streams.cut_gates_,
+        "act_times": streams.act_times,
+        "altup_predict_": streams.altup_predict_,
+        "altup_correct_": streams.altup_correct_,
         "rope_kv_write": rope.rope_kv_write,
         "attention": attention.attention,
         "causal_conv": causal_conv.causal_conv,

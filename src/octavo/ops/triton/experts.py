@@ -99,7 +99,7 @@ def _in_best_groups(
 
 @jit
 def _route_kernel(
-    ids, weights, scores, bias, factor, jitter,
+    ids, weights, scores, bias, scales, factor, jitter,
     KIND: tl.constexpr, RENORMALIZE: tl.constexpr, GROUPS: tl.constexpr, TOP_GROUPS: tl.constexpr,
     GROUP_BEST: tl.constexpr, E: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -138,7 +138,10 @@ def _route_kernel(
             weight = weight * (total / chosen)
         if RENORMALIZE and KIND == "sigmoid":
             weight = weight / (chosen + 1e-20)
-        tl.store(weights + row * K + j, weight * factor)
+        weight *= factor
+        if scales is not None:
+            weight *= tl.load(scales + tl.load(ids + row * K + j))
+        tl.store(weights + row * K + j, weight)
 
 
 @jit(do_not_specialize=["count"])
@@ -224,7 +227,14 @@ def _combine_kernel(out, y, places, weights, width, K: tl.constexpr, BLOCK: tl.c
     tl.store(out + row * width + columns, acc.to(out.dtype.element_ty), mask=mask)
 
 
-def route(ids: Tensor, weights: Tensor, scores: Tensor, routing: Routing, bias: Tensor | None = None) -> None:
+def route(
+    ids: Tensor,
+    weights: Tensor,
+    scores: Tensor,
+    routing: Routing,
+    bias: Tensor | None = None,
+    scales: Tensor | None = None,
+) -> None:
     """`reference.route`."""
     rows, num_experts = scores.shape
     if rows:
@@ -234,6 +244,7 @@ def route(ids: Tensor, weights: Tensor, scores: Tensor, routing: Routing, bias: 
             weights,
             scores,
             bias,
+            scales,
             routing.factor,
             routing.jitter,
             **_routing_constants(routing),
@@ -321,14 +332,20 @@ _GROUPED: Final = Routing(kind="sigmoid", num_groups=8, top_groups=4, group_best
 _SPARSEMIXER: Final = Routing(kind="sparsemixer", jitter=0.01)
 
 
-def _route_variant(name: str, routing: Routing, *, has_bias: bool, num_experts: int, top_k: int = 8) -> Variant:
-    pointers = {"ids": "*i32", "weights": "*fp32", "scores": "*fp32", **({"bias": "*fp32"} if has_bias else {})}
+def _route_variant(
+    name: str, routing: Routing, *, has_bias: bool, num_experts: int, top_k: int = 8, has_scales: bool = False
+) -> Variant:
+    given = {"bias": has_bias, "scales": has_scales}
+    pointers = {"ids": "*i32", "weights": "*fp32", "scores": "*fp32"}
+    pointers |= {key: "*fp32" for key, is_given in given.items() if is_given}
     constexprs: dict[str, Any] = {"E": num_experts, "K": top_k, "BLOCK": triton.next_power_of_2(num_experts)}
     return Variant(
         name=f"route {name}",
         kernel=_route_kernel,
         signature={**pointers, "factor": "fp32", "jitter": "fp32"},
-        constexprs=constexprs | _routing_constants(routing) | ({} if has_bias else {"bias": None}),
+        constexprs=constexprs
+        | _routing_constants(routing)
+        | {key: None for key, is_given in given.items() if not is_given},
         num_warps=1,
         divisible=frozenset(pointers),
     )
@@ -338,6 +355,7 @@ def variants() -> list[Variant]:
     sort = {"counts": "*i32", "ids": "*i32", "count": "i32"}
     found = [
         _route_variant("8 of 128", Routing(), has_bias=False, num_experts=128),
+        _route_variant("8 of 128, scales", Routing(), has_bias=False, num_experts=128, has_scales=True),
         _route_variant("8 of 256, groups", _GROUPED, has_bias=True, num_experts=256),
         _route_variant("2 of 16, sparsemixer", _SPARSEMIXER, has_bias=False, num_experts=16, top_k=2),
         Variant(

@@ -201,7 +201,9 @@ def _head_linear_kernel(
     tl.store(target, acc.to(out.dtype.element_ty), mask=in_rows[:, None] & in_columns[None, :])
 
 
-def latent_cache_shape(num_blocks: int, block_size: int, latent: Latent) -> tuple[int, ...]:
+def latent_cache_shape(
+    num_blocks: int, block_size: int, latent: Latent, dtype: torch.dtype = torch.float32
+) -> tuple[int, ...]:
     return num_blocks, block_size, latent.width
 
 

@@ -97,9 +97,9 @@ def _store(target, values, mask, LIMIT: tl.constexpr):
 
 
 def kv_cache_shapes(
-    num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int
+    num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype = torch.float32
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Shapes of k_cache and v_cache."""
+    """Shapes of k_cache and v_cache, the same for each type that there is."""
     shape = (num_blocks, num_kv_heads, block_size, head_dim)
     return shape, shape
 

@@ -7,7 +7,10 @@
     nvfp4-pack-quantized
                      weight_packed uint8 [N, K / 2] of fp4, the first in the low bits; weight_scale float8 [N, K / 16],
                      weight_global_scale float32 [1], by which the scales are divided
-    all of them      weight_scale float [1], [N, 1], [N, G], or of blocks; w = scale * (q - zero)
+    mxfp4-pack-quantized, mxfp8-quantized
+                     as nvfp4 and float8; weight_scale uint8 [N, K / 32], powers of two: 2^(byte - 127)
+    marlin-24        see `sparse_marlin`
+    the others       weight_scale float [1], [N, 1], [N, G], or of blocks; w = scale * (q - zero)
 
 Which modules are quantized, and in which groups, the tensors say themselves, as `ignore` and `targets` do.
 """
@@ -20,7 +23,9 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from octavo.quant import mxfp4
 from octavo.quant.methods.float8 import float8_weight, is_float8, read_block
+from octavo.quant.methods.fp4 import FP4_VALUES, POWERS, is_mx, mxfp4_weight
 from octavo.quant.methods.parts import (
     BYTES,
     FLOATS,
@@ -33,14 +38,15 @@ from octavo.quant.methods.parts import (
     held_bits,
     unpack_bits,
 )
+from octavo.quant.methods.sparse_marlin import SparseMarlin
 from octavo.quant.packed import QuantizedWeight
 
 _INTEGERS: Final = (torch.int32, torch.int64)
 _FORMATS: Final = (
-    "pack-quantized", "int-quantized", "float-quantized", "naive-quantized", "nvfp4-pack-quantized", "dense",
-    "mixed-precision",
+    "pack-quantized", "int-quantized", "float-quantized", "naive-quantized", "nvfp4-pack-quantized",
+    "mxfp4-pack-quantized", "mxfp8-quantized", "dense", "mixed-precision", "marlin-24",
 )  # fmt: skip
-_FP4: Final = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+_SPARSE: Final = SparseMarlin("compressed-tensors", "weight_packed", "meta", "scale_packed")
 _INT8: Final = (torch.int8,)
 
 
@@ -48,7 +54,7 @@ class CompressedTensors:
     name: Final = "compressed-tensors"
     parts: Final = (
         "weight", "weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx",
-        "weight_global_scale", "input_global_scale",
+        "weight_global_scale", "input_global_scale", "scale_packed", "meta",
         "input_scale", "input_zero_point", "output_scale", "output_zero_point",
     )  # fmt: skip
 
@@ -76,7 +82,9 @@ class CompressedTensors:
         return "weight_packed" in parts or is_float8(parts) or _is_int8(parts)
 
     def shape(self, parts: Parts) -> tuple[int, int]:
-        if _is_nvfp4(parts):
+        if _SPARSE.holds(parts):
+            return _SPARSE.shape(parts)
+        if _is_fp4(parts):
             n, half = parts.matrix("weight_packed", BYTES).shape
             return n, 2 * half
         if "weight_packed" not in parts:
@@ -88,20 +96,20 @@ class CompressedTensors:
         return n, k
 
     def bits(self, parts: Parts) -> int:
-        if _is_nvfp4(parts):
-            return 4
+        if _SPARSE.holds(parts):
+            return _SPARSE.bits(parts)
+        if _is_fp4(parts):
+            return mxfp4.BITS if is_mx(parts) else 4
         return held_bits(self._stored_bits(parts)) if "weight_packed" in parts else 8
 
     def weight(self, parts: Parts) -> Tensor | QuantizedWeight:
+        if _SPARSE.holds(parts):
+            return _SPARSE.weight(parts)
         if is_float8(parts):
             return float8_weight(parts, "weight_scale", self._block)
         n, k = self.shape(parts)
-        if _is_nvfp4(parts):
-            codes = unpack_bits(parts.get("weight_packed", BYTES), 4)
-            scales = parts.get("weight_scale", (torch.float8_e4m3fn,)).to(torch.float32)
-            scales = grouped_scales(parts, "weight_scale", scales, n, k, None)
-            scales = scales / parts.shaped("weight_global_scale", (torch.float32,), 1)
-            return QuantizedWeight(codes, 4, k // scales.shape[1], scales.contiguous(), table=torch.cat([_FP4, -_FP4]))
+        if _is_fp4(parts):
+            return self._fp4(parts, n, k)
         scales = grouped_scales(parts, "weight_scale", parts.get("weight_scale", FLOATS), n, k, self._block)
         if "weight_packed" in parts:
             return self._unpacked(parts, n, k, scales)
@@ -109,6 +117,20 @@ class CompressedTensors:
         values = parts.get("weight", _INT8).view(torch.uint8) ^ 128
         zeros = self._signed_zeros(parts, n, k, 128)
         return affine(values, 8, scales, zeros)
+
+    def _fp4(self, parts: Parts, n: int, k: int) -> QuantizedWeight:
+        if is_mx(parts):
+            return mxfp4_weight(parts, "weight_packed", parts.get("weight_scale", POWERS))
+        scales = parts.get("weight_scale", (torch.float8_e4m3fn,)).to(torch.float32)
+        scales = grouped_scales(parts, "weight_scale", scales, n, k, None)
+        scales = scales / parts.shaped("weight_global_scale", (torch.float32,), 1)
+        return QuantizedWeight(
+            unpack_bits(parts.get("weight_packed", BYTES), 4),
+            4,
+            k // scales.shape[1],
+            scales.contiguous(),
+            table=FP4_VALUES,
+        )
 
     def _unpacked(self, parts: Parts, n: int, k: int, scales: Tensor) -> Tensor | QuantizedWeight:
         bits = self._stored_bits(parts)
@@ -157,7 +179,7 @@ class CompressedTensors:
         return fitting[0]
 
 
-def _is_nvfp4(parts: Parts) -> bool:
+def _is_fp4(parts: Parts) -> bool:
     return parts.dtype("weight_packed") == torch.uint8
 
 

@@ -17,8 +17,8 @@ from octavo.quant.methods.parts import FLOATS, Parts, Settings, grouped_scales
 from octavo.quant.packed import QuantizedWeight
 
 FLOAT8S: Final = (torch.float8_e4m3fn, torch.float8_e5m2)
-#: Of these, powers of two in one byte.
-SCALES: Final = (*FLOATS, torch.float8_e8m0fnu)
+#: The last two are powers of two in one byte.
+SCALES: Final = (*FLOATS, torch.float8_e8m0fnu, torch.uint8)
 
 
 class Float8:
@@ -66,6 +66,8 @@ def float8_weight(parts: Parts, part: str, block: tuple[int, int] | None) -> Qua
     """`weight` of float8 times the scales of `part`."""
     weight = parts.matrix("weight", FLOAT8S)
     n, k = weight.shape
-    scales = grouped_scales(parts, part, parts.get(part, SCALES), n, k, block).to(torch.float32).contiguous()
+    stored = parts.get(part, SCALES)
+    stored = stored.view(torch.float8_e8m0fnu) if stored.dtype == torch.uint8 else stored
+    scales = grouped_scales(parts, part, stored, n, k, block).to(torch.float32).contiguous()
     table = torch.arange(256, dtype=torch.uint8).view(weight.dtype).to(torch.float32)
     return QuantizedWeight(weight.view(torch.uint8), 8, k // scales.shape[1], scales, table=table)

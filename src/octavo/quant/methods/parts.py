@@ -23,6 +23,9 @@ class Parts:
     One without values is not there: tools leave such in the place of what a method does not need.
     """
 
+    #: The shape that the model gives the matrix, where it is known.
+    expected: tuple[int, int] | None = None
+
     def __init__(self, module: str, tensors: Mapping[str, Tensor]) -> None:
         self.module = module
         self._tensors = {part: tensor for part, tensor in tensors.items() if tensor.numel()}
@@ -92,10 +95,14 @@ class Method(Protocol):
 
 
 class Settings:
-    """The configuration of a method. Nothing in it is trusted: a wrong value is a `CheckpointError`."""
+    """The configuration of a method. Nothing in it is trusted: a wrong value is a `CheckpointError`.
 
-    def __init__(self, values: Mapping[str, Any]) -> None:
+    `metadata`: what files of safetensors say beside their tensors.
+    """
+
+    def __init__(self, values: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
         self.values = values
+        self.metadata = metadata or {}
 
     def fail(self, key: str, why: str) -> CheckpointError:
         return CheckpointError(f"quantization_config: {key} = {str(self.values.get(key))[:80]!r} {why}")

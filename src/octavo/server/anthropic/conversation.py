@@ -7,12 +7,14 @@ from typing import Any, Final
 
 from octavo.base.config import ServerConfig
 from octavo.base.errors import InvalidRequest
+from octavo.media.part import GivenMedia
 from octavo.served.messages import tool_call, tool_message
 from octavo.served.turn import Conversation
+from octavo.server.anthropic.media import given_media
 from octavo.server.anthropic.protocol import (
     ConversationFields,
+    MediaBlock,
     MessageParam,
-    OnlyText,
     TextBlock,
     ThinkingBlock,
     ToolResultBlock,
@@ -24,6 +26,9 @@ from octavo.server.openai.protocol.conversation import THINKING_VARIABLES
 #: Agents begin their instructions with a block about billing that differs from request to request. No model needs it,
 #: and with it no two requests would have a common prefix.
 _BILLING: Final = "x-anthropic-billing-header"
+
+#: A text, or parts: texts and media.
+Content = str | list[Any]
 
 
 def conversation_of(request: ConversationFields, config: ServerConfig) -> Conversation:
@@ -84,32 +89,38 @@ def _shown(message: MessageParam, path: str, names: dict[str, str]) -> list[dict
                 f"{path}.content.{j}",
             )
     blocks = message.content
-    shown: dict[str, Any] = {"role": message.role, "content": _parts([b for b in blocks if isinstance(b, TextBlock)])}
+    shown: dict[str, Any] = {"role": message.role, "content": _parts(blocks, f"{path}.content")}
     if thoughts := [block.thinking for block in blocks if isinstance(block, ThinkingBlock)]:
         shown["reasoning_content"] = "\n".join(thoughts)
     if calls := [block for block in blocks if isinstance(block, ToolUseBlock)]:
         names.update((call.id, call.name) for call in calls)
         shown["tool_calls"] = [tool_call(call.id, call.name, call.input) for call in calls]
-    results = [_result(block, names) for block in blocks if isinstance(block, ToolResultBlock)]
+    results = [
+        _result(block, f"{path}.content.{j}.content", names)
+        for j, block in enumerate(blocks)
+        if isinstance(block, ToolResultBlock)
+    ]
     return results if results and not shown["content"] else [*results, shown]
 
 
 _KINDS: Final[dict[str, tuple[type, ...]]] = {
-    "user": (TextBlock, ToolResultBlock),
+    "user": (TextBlock, MediaBlock, ToolResultBlock),
     "assistant": (TextBlock, ThinkingBlock, ToolUseBlock),
     "system": (TextBlock,),
 }
 
 
-def _result(block: ToolResultBlock, names: dict[str, str]) -> dict[str, Any]:
-    content = _parts(block.content or "")
+def _result(block: ToolResultBlock, path: str, names: dict[str, str]) -> dict[str, Any]:
+    content = _parts(block.content or "", path)
     if block.is_error:
         content = _failed(content)
     return tool_message(block.tool_use_id, content, names.get(block.tool_use_id))
 
 
-def _failed(content: str | list[dict[str, str]]) -> str | list[dict[str, str]]:
+def _failed(content: Content) -> Content:
     """Templates have no mark for a call that failed, so that the text must say it."""
+    if not isinstance(content, str) and not isinstance(content[0], dict):
+        return [{"type": "text", "text": "Error:"}, *content]
     first = content if isinstance(content, str) else content[0]["text"]
     if "error" in first[:32].lower():
         return content
@@ -118,12 +129,19 @@ def _failed(content: str | list[dict[str, str]]) -> str | list[dict[str, str]]:
     )
 
 
-def _parts(content: str | Sequence[OnlyText]) -> str | list[dict[str, str]]:
-    """A text, or several for the template to join."""
+def _parts(content: str | Sequence[object], path: str = "system") -> Content:
+    """A text, or several for the template to join, and media between them. Other blocks are left out."""
     if isinstance(content, str):
         return content
-    texts = [block.text for block in content if block.text and not block.text.startswith(_BILLING)]
-    return [{"type": "text", "text": text} for text in texts] if len(texts) > 1 else "".join(texts)
+    parts: list[Any] = []
+    for j, block in enumerate(content):
+        if isinstance(block, TextBlock) and block.text and not block.text.startswith(_BILLING):
+            parts.append({"type": "text", "text": block.text})
+        elif isinstance(block, MediaBlock):
+            parts += given_media(block, f"{path}.{j}")
+    if len(parts) > 1 or any(isinstance(part, GivenMedia) for part in parts):
+        return parts
+    return "".join(part["text"] for part in parts)
 
 
 def _add(messages: list[dict[str, Any]], new: dict[str, Any]) -> None:
@@ -140,7 +158,7 @@ def _add(messages: list[dict[str, Any]], new: dict[str, Any]) -> None:
             last[name] = new[name] if before is None else before + between + new[name]
 
 
-def _as_list(content: str | list[dict[str, str]]) -> list[dict[str, str]]:
+def _as_list(content: Content) -> list[Any]:
     if isinstance(content, str):
         return [{"type": "text", "text": content}] if content else []
     return content

@@ -46,7 +46,18 @@ class ToolUseBlock(WireModel):
     input: dict[str, Any]
 
 
-_BLOCKS = ("text", "thinking", "redacted_thinking", "tool_use", "tool_result")
+class MediaBlock(WireModel):
+    """A picture, or a document. What its source is is checked for models that can read it."""
+
+    type: Literal["image", "document"]
+    source: Any = None
+    title: str | None = None
+    context: str | None = None  # of a document: what the model is told of it
+    citations: Any = None
+    cache_control: Any = None
+
+
+_BLOCKS = ("text", "image", "document", "thinking", "redacted_thinking", "tool_use", "tool_result")
 
 
 def _check_block(value: Any) -> Any:
@@ -54,8 +65,6 @@ def _check_block(value: Any) -> Any:
     kind = value.get("type") if isinstance(value, dict) else None
     if not isinstance(kind, str):
         raise PydanticCustomError("block", "A content block should be an object with a `type`")
-    if kind in ("image", "document"):
-        raise PydanticCustomError("block", f"This model takes text only; blocks of type '{kind}' cannot be read")
     if kind not in _BLOCKS:
         raise PydanticCustomError(
             "block", f"Blocks of type '{kind[:40]}' are not supported; a block should be one of {', '.join(_BLOCKS)}"
@@ -69,7 +78,18 @@ def _check_text_block(value: Any) -> Any:
     return value
 
 
+def _check_result_block(value: Any) -> Any:
+    if _check_block(value)["type"] not in ("text", "image", "document"):
+        raise PydanticCustomError(
+            "block", f"Only blocks of type 'text', 'image' or 'document' can stand here, not '{value['type']}'"
+        )
+    return value
+
+
 OnlyText = Annotated[TextBlock, BeforeValidator(_check_text_block)]
+ResultBlock = Annotated[
+    Annotated[TextBlock | MediaBlock, Field(discriminator="type")], BeforeValidator(_check_result_block)
+]
 
 
 def _content_kind(value: Any) -> str | None:
@@ -86,17 +106,22 @@ TextContent = Annotated[
     _TEXT_OR_BLOCKS,
 ]
 
+ResultContent = Annotated[
+    Annotated[str, Tag("string")] | Annotated[list[ResultBlock], Field(max_length=MAX_PARTS), Tag("blocks")],
+    _TEXT_OR_BLOCKS,
+]
+
 
 class ToolResultBlock(WireModel):
     type: Literal["tool_result"]
     tool_use_id: Annotated[str, Field(min_length=1, max_length=_MAX_ID_CHARS)]
-    content: TextContent | None = None
+    content: ResultContent | None = None
     is_error: bool | None = None
 
 
 Block = Annotated[
     Annotated[
-        TextBlock | ThinkingBlock | RedactedThinkingBlock | ToolUseBlock | ToolResultBlock,
+        TextBlock | MediaBlock | ThinkingBlock | RedactedThinkingBlock | ToolUseBlock | ToolResultBlock,
         Field(discriminator="type"),
     ],
     BeforeValidator(_check_block),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from octavo.base.errors import InvalidRequest, clip
+from octavo.media.part import GivenMedia, MediaPart, checked_url
 from octavo.served.messages import tool_call
 from octavo.served.model import ServedModel
 from octavo.served.turn import Continuation, Conversation
@@ -36,7 +37,7 @@ NAMES: Final = {ours: f"options.{theirs}" for theirs, ours in _SAMPLING.items()}
 
 def chat_of(request: OllamaChatRequest) -> Conversation:
     waiting: list[tuple[str, str]] = []  # (function, id) of the calls that have no result yet
-    messages = [_shown(message, waiting) for message in request.messages or ()]
+    messages = [_shown(message, f"messages.{i}.images", waiting) for i, message in enumerate(request.messages or ())]
     # As in Ollama: a last message of the assistant is the beginning of the reply.
     continues = messages[-1]["role"] == "assistant" and "tool_calls" not in messages[-1]
     return Conversation(
@@ -53,22 +54,22 @@ def prompt_of(request: OllamaGenerateRequest) -> Conversation | Continuation:
     """A text to be gone on with where it is `raw` or has a `suffix`, else what a user says."""
     prompt = request.prompt or ""
     if request.raw or request.suffix:
-        for name in ("system", "think"):
+        for name in ("system", "think", "images"):
             if getattr(request, name):
                 raise InvalidRequest(f"`{name}` needs a chat template, which `raw` and `suffix` go without.", name)
         return Continuation(prompt=prompt, suffix=request.suffix or None)
     system = [{"role": "system", "content": request.system}] if request.system else []
     return Conversation(
-        messages=[*system, {"role": "user", "content": prompt}],
+        messages=[*system, {"role": "user", "content": _content(prompt, request.images, "images")}],
         chat_template_kwargs=template_kwargs(request.think),
         simplify=True,
     )
 
 
-def _shown(message: OllamaMessage, waiting: list[tuple[str, str]]) -> dict[str, Any]:
+def _shown(message: OllamaMessage, path: str, waiting: list[tuple[str, str]]) -> dict[str, Any]:
     """The message as templates know messages. Calls have ids in few versions of this API, and templates want some:
     nine characters, which suits them all."""
-    shown: dict[str, Any] = {"role": message.role, "content": message.content or ""}
+    shown: dict[str, Any] = {"role": message.role, "content": _content(message.content or "", message.images, path)}
     if message.thinking:
         shown["reasoning_content"] = message.thinking
     if message.tool_calls:
@@ -82,6 +83,25 @@ def _shown(message: OllamaMessage, waiting: list[tuple[str, str]]) -> dict[str, 
         answered = zip(("name", "tool_call_id"), _answered(message, waiting), strict=True)
         shown |= {key: value for key, value in answered if value}
     return shown
+
+
+def _content(text: str, images: Sequence[str] | None, path: str) -> str | list[Any]:
+    """Images come before the text."""
+    if not images:
+        return text
+    refusal = "This model takes text only; pictures cannot be read."
+
+    def given(image: str, place: str) -> GivenMedia:
+        return GivenMedia(path, refusal, lambda: _image(image, place))
+
+    shown: list[Any] = [given(image, f"{path}.{i}") for i, image in enumerate(images)]
+    return [*shown, {"type": "text", "text": text}] if text else shown
+
+
+def _image(image: str, place: str) -> MediaPart:
+    if image[:5].lower() == "data:":
+        return MediaPart(kind="image", param=place, place=place, url=checked_url(image, "image", place))
+    return MediaPart(kind="image", param=place, place=place, data=image)
 
 
 def _answered(message: OllamaMessage, waiting: list[tuple[str, str]]) -> tuple[str | None, str | None]:

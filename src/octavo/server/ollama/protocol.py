@@ -6,22 +6,15 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
-from pydantic import BeforeValidator, ConfigDict, Field
-from pydantic_core import PydanticCustomError
+from pydantic import ConfigDict, Field
 
 from octavo.server.openai.protocol.chat import ContentLogprob
 from octavo.server.openai.protocol.common import Int, Refusals, WireModel, inert
-from octavo.server.openai.protocol.conversation import MAX_MESSAGES
+from octavo.server.openai.protocol.conversation import MAX_MESSAGES, MAX_PARTS
 from octavo.server.openai.protocol.tools import MAX_TOOLS, ToolDefinition
 
-
-def _check_images(value: Any) -> Any:
-    if value:
-        raise PydanticCustomError("images", "This model takes text only; `images` cannot be read")
-    return None
-
-
-NoImages = Annotated[None, BeforeValidator(_check_images, json_schema_input_type=list[str] | None)]
+#: Each in base64.
+Images = Annotated[list[str] | None, Field(max_length=MAX_PARTS)]
 
 
 class CalledFunction(WireModel):
@@ -38,7 +31,7 @@ class OllamaMessage(WireModel):
     role: Literal["system", "user", "assistant", "tool"]
     content: str | None = None
     thinking: str | None = None
-    images: NoImages = None
+    images: Images = None
     tool_calls: list[OllamaCall] | None = None
     tool_name: str | None = None
     tool_call_id: str | None = None
@@ -95,7 +88,7 @@ class OllamaGenerateRequest(OllamaFields):
     suffix: str | None = None
     system: str | None = None
     raw: bool | None = None
-    images: NoImages = None
+    images: Images = None
 
 
 GENERATE_REFUSALS: Refusals = {

@@ -51,7 +51,7 @@ class ChatEncoder:
         self._id = prepared.turn.request_id
         self._created = int(time.time())
         self._include_usage, self._continuous_usage = serving.usage_events(request)
-        self._usage = Usage()
+        self._usage = Usage(prepared.num_media_tokens)
         self._gives_metrics = serving.gives_metrics(request)
         self._reading = prompt.reading
         self._ids = prompt.ids

@@ -27,6 +27,7 @@ def conversation_of(request: ConversationFields, messages: list[Message], config
         chat_template=request.chat_template,
         chat_template_kwargs=request.template_kwargs,
         add_special_tokens=bool(request.add_special_tokens),
+        media_options=request.media_options,
     )
 
 

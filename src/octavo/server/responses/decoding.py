@@ -11,7 +11,7 @@ from octavo.base.errors import ContextLengthExceeded, InvalidRequest, RequestErr
 from octavo.base.params import GrammarSpec
 from octavo.served.messages import Message
 from octavo.served.model import Prepared, ServedModel
-from octavo.served.turn import Conversation, Function, ReplyWishes, Turn
+from octavo.served.turn import Conversation, Function, MediaOptions, ReplyWishes, Turn
 from octavo.server.http.exchange import Exchange
 from octavo.server.openai.conversation import shown_tools, unread_variables
 from octavo.server.openai.protocol import conversation as chat
@@ -71,6 +71,7 @@ def conversation_of(request: ConversationFields, messages: Sequence[Message], se
         messages=messages,
         tools=shown_tools(serving.state.config, request.tools, None if choice is None else choice.mode),
         chat_template_kwargs=_template_kwargs(request),
+        media_options=MediaOptions(request.mm_processor_kwargs, request.media_io_kwargs),
     )
 
 

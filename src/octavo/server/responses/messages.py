@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 from octavo.base.errors import InvalidRequest
+from octavo.media.part import GivenMedia, MediaPart, media_part
 from octavo.served.events import Call
 from octavo.served.messages import Message, assistant_message, tool_message
-from octavo.server.responses.protocol.items import Item, text_of
+from octavo.server.responses.protocol.items import MEDIA_PARTS, Item, not_taken, text_of
 
 
 def messages_of(instructions: str | None, items: Sequence[Item], num_before: int) -> list[Message]:
@@ -15,6 +18,10 @@ def messages_of(instructions: str | None, items: Sequence[Item], num_before: int
     messages: list[Message] = []
     if instructions is not None:
         messages.append({"role": "system", "content": instructions})
+
+    def place(i: int) -> str:
+        return f"input.{i - num_before}" if i >= num_before else "input"
+
     said = _Said()
     names: dict[str, str] = {}  # of the calls so far, by their ids
     for i, item in enumerate(items):
@@ -28,17 +35,36 @@ def messages_of(instructions: str | None, items: Sequence[Item], num_before: int
             if kind == "function_call":
                 names[item["call_id"]] = item["name"]
         elif kind == "message":
-            messages.append({"role": item["role"], "content": text_of(item["content"])})
+            messages.append({"role": item["role"], "content": _content(item["content"], place(i), "content")})
         else:
             call_id = item["call_id"]
             if call_id not in names:
-                place = f"input.{i - num_before}" if i >= num_before else "input"
                 raise InvalidRequest(
                     f"There is no function call with the `call_id` {call_id[:64]!r} before its output.",
-                    f"{place}.call_id" if i >= num_before else place,
+                    f"{place(i)}.call_id" if i >= num_before else place(i),
                 )
-            messages.append(tool_message(call_id, text_of(item["output"]), names[call_id]))
+            messages.append(tool_message(call_id, _content(item["output"], place(i), "output"), names[call_id]))
     return messages + said.messages()
+
+
+def _content(content: str | list[dict[str, Any]], place: str, field: str) -> str | list[Any]:
+    """One text; parts where some are media. Those of items that were kept have no place in the request."""
+    if isinstance(content, str) or not any(part["type"] in MEDIA_PARTS for part in content):
+        return text_of(content)
+    parts: list[Any] = []
+    for j, part in enumerate(content):
+        if part["type"] in MEDIA_PARTS:
+            path = place if place == "input" else f"{place}.{field}.{j}"
+            parts.append(GivenMedia(path, not_taken(part["type"]), partial(_read, part, path)))
+        else:
+            parts.append({"type": "text", "text": text_of([part])})
+    return parts
+
+
+def _read(part: dict[str, Any], path: str) -> MediaPart:
+    medium = media_part(part, path)
+    assert medium is not None  # it is one of `MEDIA_PARTS`
+    return medium
 
 
 class _Said:

@@ -1,17 +1,22 @@
 """The messages of a request as a chat template expects them.
 
 What no template of a text model can take (images, sound) is refused with its place, and so is what is no message at
-all: programs come here without the server's checks.
+all: programs come here without the server's checks. Where the model takes media, each stands in a message as a mark,
+{"type": "image"}: a template that reads parts shows it with the family's placeholder; for any other, the placeholders
+of a message come before its text, but for those that the text has itself.
 """
 
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from octavo.base.config import ContentFormatOption
 from octavo.base.errors import InvalidRequest
+from octavo.media.part import part_type, text_only
 from octavo.text.templates import simpler
 from octavo.text.templates.call_arguments import template_arguments
 from octavo.text.templates.chat_template import ChatTemplate, Message, TemplateRefusal
@@ -20,6 +25,8 @@ from octavo.text.templates.chat_template import ChatTemplate, Message, TemplateR
 _TEXT_PARTS: Final = {
     "text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal", "thinking": "thinking",
 }  # fmt: skip
+#: Kinds of marks.
+_MARKS: Final = ("image", "audio")
 #: Names under which callers send the reasoning of earlier turns and templates read it, best first.
 _REASONING: Final = ("reasoning_content", "reasoning", "thinking")
 
@@ -30,17 +37,30 @@ def render_conversation(
     content_format: ContentFormatOption,
     *,
     simplify: bool = False,
+    media: Mapping[str, str] | None = None,
     **options: Any,
 ) -> str:
     """The prompt's text. `options` are those of `ChatTemplate.render`. Raises `InvalidRequest`.
 
-    `simplify`: where the template refuses the messages, it is given ever simpler ones that say the same.
+    `simplify`: where the template refuses the messages, it is given ever simpler ones that say the same. `media`: kind
+    of mark -> its placeholder; None: the model takes text only.
     """
     as_parts = (template.content_format if content_format == "auto" else content_format) == "openai"
+    marked = bool(media) and any(map(_has_marks, messages))
+
+    def shown(messages: Sequence[Message], with_marks: bool) -> str:
+        form = _Form(template, as_parts, media, with_marks)
+        return template.render([_shown(m, f"messages[{i}]", form) for i, m in enumerate(messages)], **options)
 
     def rendered(messages: Sequence[Message]) -> str:
-        shown = [_shown(message, f"messages[{i}]", template, as_parts) for i, message in enumerate(messages)]
-        return template.render(shown, **options)
+        if not (marked and as_parts):
+            return shown(messages, False)
+        try:
+            text = shown(messages, True)
+        except TemplateRefusal:
+            text = ""
+        # A template that reads parts may know texts alone.
+        return text if _shows_all(text, messages, media or {}) else shown(messages, False)
 
     try:
         return rendered(messages)
@@ -53,17 +73,37 @@ def render_conversation(
         raise
 
 
-def _shown(message: Message, path: str, template: ChatTemplate, as_parts: bool) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """How a template sees contents. `with_marks`: media are parts of their own; else their placeholders are text."""
+
+    template: ChatTemplate
+    as_parts: bool
+    media: Mapping[str, str] | None
+    with_marks: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Mark:
+    kind: str
+
+
+def _shown(message: Message, path: str, form: _Form) -> dict[str, Any]:
     if not isinstance(message, Mapping):
         raise InvalidRequest("A message must be an object.", path)
+    template = form.template
     new = dict(message)  # in its order, which templates that print a message whole would show
-    parts = _text_parts(message.get("content"), f"{path}.content")
-    if not as_parts:
-        new["content"] = "\n".join(parts)
+    parts = _parts(message.get("content"), f"{path}.content", form.media)
+    if not form.with_marks:
+        parts = _with_placeholders(parts, form.media or {})
+    if not form.as_parts:
+        new["content"] = "\n".join(map(str, parts))
     elif isinstance(message.get("content"), list) or (not template.accepts_strings and parts):
-        new["content"] = [{"type": "text", "text": part} for part in parts]
+        new["content"] = [
+            {"type": part.kind} if isinstance(part, _Mark) else {"type": "text", "text": part} for part in parts
+        ]
     else:
-        new["content"] = "".join(parts)
+        new["content"] = "".join(map(str, parts))
     if message.get("role") == "developer" and not template.knows_developer:
         new["role"] = "system"
     if calls := _calls(message.get("tool_calls"), f"{path}.tool_calls"):
@@ -82,26 +122,65 @@ def _reasoning(message: Message, path: str) -> dict[str, str]:
     return {name: given.get(name, next(iter(given.values()))) for name in _REASONING} if given else {}
 
 
-def _text_parts(content: object, path: str) -> list[str]:
-    """The texts of a message's content. Raises `InvalidRequest` naming the part that is not text."""
+def _has_marks(message: Message) -> bool:
+    content = message.get("content") if isinstance(message, Mapping) else None
+    return isinstance(content, list) and any(_is_mark(part) for part in content)
+
+
+def _is_mark(part: object) -> bool:
+    """What stands for a medium: its kind and nothing more. What callers send has a source."""
+    return isinstance(part, Mapping) and len(part) == 1 and part.get("type") in _MARKS
+
+
+def _with_placeholders(parts: Sequence[str | _Mark], media: Mapping[str, str]) -> list[str | _Mark]:
+    """Texts alone: a placeholder on a line of its own for each mark, before the text, as the models were trained; but
+    where the text has some, its author has chosen their places."""
+    texts = [part for part in parts if not isinstance(part, _Mark)]
+    kinds = [part.kind for part in parts if isinstance(part, _Mark)]
+    if not kinds:
+        return list(texts)
+    written = {kind: sum(text.count(media[kind]) for text in texts) for kind in set(kinds)}
+    missing = []
+    for kind in kinds:
+        if written[kind] > 0:
+            written[kind] -= 1
+        else:
+            missing.append(media[kind])
+    return ["\n".join([*missing, *texts])]
+
+
+def _shows_all(text: str, messages: Sequence[Message], media: Mapping[str, str]) -> bool:
+    """Whether a prompt has a placeholder for each mark of its messages."""
+    marks = Counter(
+        part["type"] for message in messages if _has_marks(message) for part in message["content"] if _is_mark(part)
+    )
+    return all(text.count(media[kind]) >= count for kind, count in marks.items())
+
+
+def _parts(content: object, path: str, media: Mapping[str, str] | None) -> list[str | _Mark]:
+    """The texts of a message's content, and marks. Raises `InvalidRequest` naming the part that is neither."""
     if content is None:
         return []
     if isinstance(content, str):
         return [content]
     if not isinstance(content, list):
         raise InvalidRequest("`content` must be a string, a list of parts or null.", path)
-    return [_text_part(part, f"{path}[{j}]") for j, part in enumerate(content)]
+    return [_part(part, f"{path}[{j}]", media) for j, part in enumerate(content)]
 
 
-def _text_part(part: object, path: str) -> str:
+def _part(part: object, path: str, media: Mapping[str, str] | None) -> str | _Mark:
     if isinstance(part, str):
         return part
     if not isinstance(part, Mapping):
         raise InvalidRequest("A content part must be an object with a `type`.", path)
-    kind = part.get("type", "text")
+    kind = part_type(part)
+    if media and _is_mark(part) and kind in media:
+        return _Mark(str(kind))
     name = _TEXT_PARTS.get(kind) if isinstance(kind, str) else None
+    if name is None and media:
+        raise InvalidRequest(f"A part of type {str(kind)[:40]!r} cannot be read.", path)
     if name is None:
-        raise InvalidRequest(f"This model takes text only; a part of type {str(kind)[:40]!r} cannot be read.", path)
+        raise InvalidRequest(text_only(kind), path)
     text = part.get(name)
     if not isinstance(text, str):
         raise InvalidRequest(f"A part of type {kind!r} needs a string `{name}`.", f"{path}.{name}")

@@ -13,6 +13,7 @@ from typing import Any, Final
 from octavo.text.templates.chat_template import Message
 
 _BETWEEN: Final = "\n\n"
+Content = str | list[Any]
 
 
 def steps(messages: Sequence[Message]) -> Iterator[list[Message]]:
@@ -47,7 +48,7 @@ def _short_ids(messages: Sequence[Message]) -> list[Message]:
 def _system_first(messages: Sequence[Message]) -> list[Message]:
     """Instructions given later are the user's words."""
     return [
-        {"role": "user", "content": _text(message)} if i and message["role"] == "system" else message
+        {"role": "user", "content": _content(message)} if i and message["role"] == "system" else message
         for i, message in enumerate(messages)
     ]
 
@@ -68,11 +69,12 @@ def _no_tool_messages(messages: Sequence[Message]) -> list[Message]:
     new: list[Message] = []
     for message in messages:
         if message["role"] == "tool":
-            new.append({"role": "user", "content": _text(message)})
+            new.append({"role": "user", "content": _content(message)})
         elif message.get("tool_calls"):
             calls = [_call_text(call["function"]) for call in message["tool_calls"]]
             rest = {name: value for name, value in message.items() if name not in ("tool_calls", "content")}
-            new.append({**rest, "content": _BETWEEN.join(filter(None, [_text(message), *calls]))})
+            said: Message = {"content": _BETWEEN.join(calls)}
+            new.append({**rest, "content": _joined(message, said)})
         else:
             new.append(message)
     return new
@@ -82,7 +84,7 @@ def _no_system(messages: Sequence[Message]) -> list[Message]:
     """The instructions begin the user's first message."""
     if not messages or messages[0]["role"] != "system":
         return list(messages)
-    return [{"role": "user", "content": _text(messages[0])}, *messages[1:]]
+    return [{"role": "user", "content": _content(messages[0])}, *messages[1:]]
 
 
 def _merged(messages: Sequence[Message]) -> list[Message]:
@@ -99,15 +101,27 @@ def _merged(messages: Sequence[Message]) -> list[Message]:
     return new
 
 
-def _joined(first: Message, second: Message) -> str:
-    return _BETWEEN.join(filter(None, [_text(first), _text(second)]))
+def _joined(first: Message, second: Message) -> Content:
+    one, other = _content(first), _content(second)
+    if isinstance(one, str) and isinstance(other, str):
+        return _BETWEEN.join(filter(None, [one, other]))
+    return [*_as_parts(one), *_as_parts(other)]
 
 
-def _text(message: Message) -> str:
+def _content(message: Message) -> Content:
+    """One text; parts where some of them are media, which no text can say."""
     content = message.get("content") or ""
     if isinstance(content, str):
         return content
-    return "\n".join(part if isinstance(part, str) else str(part.get("text", "")) for part in content)
+    if any(not isinstance(part, str) and "text" not in part for part in content):
+        return list(content)
+    return "\n".join(part if isinstance(part, str) else str(part["text"]) for part in content)
+
+
+def _as_parts(content: Content) -> list[Any]:
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}] if content else []
+    return content
 
 
 def _call_text(function: Mapping[str, Any]) -> str:

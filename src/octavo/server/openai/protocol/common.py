@@ -229,6 +229,8 @@ class PromptLogprob(msgspec.Struct):
 
 class PromptTokensDetails(msgspec.Struct):
     cached_tokens: int = 0
+    image_tokens: int | UnsetType = UNSET  # of prompts with images, or with frames and pages
+    audio_tokens: int | UnsetType = UNSET
 
 
 class CompletionTokensDetails(msgspec.Struct):
@@ -250,9 +252,9 @@ def usage_of(counts: events.Usage, *, num_output_tokens: int | None = None) -> U
     num_output = counts.num_output_tokens if num_output_tokens is None else num_output_tokens
     num_prompt, num_reasoning = counts.num_prompt_tokens, counts.num_reasoning_tokens
     details = UNSET if num_reasoning is None else CompletionTokensDetails(num_reasoning)
-    return Usage(
-        num_prompt, num_prompt + num_output, num_output, PromptTokensDetails(counts.num_cached_tokens), details
-    )
+    media = counts.num_media_tokens
+    of_prompt = PromptTokensDetails(counts.num_cached_tokens, media.get("image", UNSET), media.get("audio", UNSET))
+    return Usage(num_prompt, num_prompt + num_output, num_output, of_prompt, details)
 
 
 class RequestMetrics(msgspec.Struct):

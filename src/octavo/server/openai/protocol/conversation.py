@@ -9,6 +9,8 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Discriminator,
 from pydantic_core import PydanticCustomError
 
 from octavo.base.errors import InvalidRequest
+from octavo.media.part import part_type
+from octavo.served.turn import MediaOptions
 from octavo.server.openai.protocol.common import WireModel
 from octavo.server.openai.protocol.tools import MAX_TOOLS, ToolChoiceField, ToolDefinition
 
@@ -21,7 +23,7 @@ THINKING_VARIABLES = ("enable_thinking", "thinking")
 
 def _check_part(part: Any) -> Any:
     """Check the shape of a part only: the renderer knows which kinds of parts the model can take."""
-    if not isinstance(part, dict) or not isinstance(part.get("type"), str):
+    if not isinstance(part, dict) or not isinstance(part_type(part, None), str):
         raise PydanticCustomError("part_type", "A content part should be an object with a `type`")
     return part
 
@@ -91,6 +93,12 @@ class ConversationFields(WireModel):
     tool_choice: ToolChoiceField = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     enable_thinking: bool | None = None
+    mm_processor_kwargs: dict[str, Any] | None = None
+    media_io_kwargs: dict[str, Any] | None = None
+
+    @property
+    def media_options(self) -> MediaOptions:
+        return MediaOptions(self.mm_processor_kwargs, self.media_io_kwargs)
 
     @property
     def template_kwargs(self) -> dict[str, Any] | None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import uuid
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from octavo.server.openai.protocol.common import WireModel
@@ -20,8 +20,9 @@ Item = dict[str, Any]
 Status = Literal["in_progress", "completed", "incomplete"]
 Id = Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)]
 
-#: Kinds of parts that no model here can take.
-_UNREADABLE = {"input_image": "images", "input_file": "files", "input_audio": "audio", "computer_screenshot": "images"}
+#: Kinds of parts that are media -> what a model of text is said to take none of.
+MEDIA_PARTS = {"input_image": "images", "input_file": "files", "input_audio": "audio"}
+_UNREADABLE = {**MEDIA_PARTS, "computer_screenshot": "images"}
 #: Kinds of parts that are text -> the field that holds it.
 _TEXTS = {
     "input_text": "text", "output_text": "text", "text": "text", "summary_text": "text", "reasoning_text": "text",
@@ -38,8 +39,7 @@ def _check_part(value: Any) -> Any:
     if not isinstance(kind, str):
         raise PydanticCustomError("part_type", "A content part should be an object with a `type`")
     if kind in _UNREADABLE:
-        what = _UNREADABLE[kind]
-        raise PydanticCustomError("part_kind", f"`{kind}` is not supported: this server takes text, and no {what}")
+        raise PydanticCustomError("part_kind", not_taken(kind).rstrip("."))
     if kind not in _TEXTS:
         raise PydanticCustomError("part_kind", f"A content part should be one of {', '.join(_TEXTS)}")
     if not isinstance(value.get(_TEXTS[kind]), str):
@@ -47,7 +47,18 @@ def _check_part(value: Any) -> Any:
     return value
 
 
+def _check_any_part(value: Any) -> Any:
+    kind = value.get("type") if isinstance(value, dict) else None
+    return value if isinstance(kind, str) and kind in MEDIA_PARTS else _check_part(value)
+
+
+def not_taken(kind: str) -> str:
+    return f"`{kind}` is not supported: this server takes text, and no {_UNREADABLE[kind]}."
+
+
 Part = Annotated[dict[str, Any], BeforeValidator(_check_part)]
+#: A text or a medium; what the latter holds is looked at for models that can read it.
+AnyPart = Annotated[dict[str, Any], BeforeValidator(_check_any_part)]
 
 
 def _content_kind(value: Any) -> str | None:
@@ -56,7 +67,7 @@ def _content_kind(value: Any) -> str | None:
 
 #: A text, or parts of it.
 Text = Annotated[
-    Annotated[str, Tag("text")] | Annotated[list[Part], Field(max_length=MAX_PARTS), Tag("parts")],
+    Annotated[str, Tag("text")] | Annotated[list[AnyPart], Field(max_length=MAX_PARTS), Tag("parts")],
     Discriminator(
         _content_kind,
         custom_error_type="content_type",
@@ -66,16 +77,19 @@ Text = Annotated[
 
 
 def text_of(content: str | list[dict[str, Any]] | None) -> str:
-    """The content of an item as one text."""
+    """The content of an item as one text, without its media."""
     if content is None or isinstance(content, str):
         return content or ""
-    return "".join(part[_TEXTS[part["type"]]] for part in content)
+    return "".join(part[_TEXTS[part["type"]]] for part in content if part["type"] in _TEXTS)
 
 
 def _parts(content: str | list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
     """The parts as they are kept: of the kind that the API has for the role."""
     own: list[dict[str, Any]] = [{"type": kind, "text": content}] if isinstance(content, str) else []
     for part in content if isinstance(content, list) else ():
+        if part["type"] in MEDIA_PARTS and kind == "input_text":
+            own.append(part)
+            continue
         refusal = part["type"] == "refusal" and kind == "output_text"
         own.append(
             {"type": "refusal", "refusal": part["refusal"]} if refusal else {"type": kind, "text": text_of([part])}
@@ -91,6 +105,14 @@ class MessageInput(WireModel):
     content: Text
     id: Id | None = None
     status: Status | None = None
+
+    @model_validator(mode="after")
+    def _check_role(self) -> Self:
+        if self.role == "assistant" and isinstance(self.content, list):
+            for part in self.content:
+                if part["type"] in MEDIA_PARTS:
+                    raise PydanticCustomError("part_kind", "A message of the assistant has text only")
+        return self
 
     def kept(self) -> Item:
         kind = "output_text" if self.role == "assistant" else "input_text"

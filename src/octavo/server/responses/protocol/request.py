@@ -158,6 +158,8 @@ class ConversationFields(WireModel):
     text: TextOptions | None = None
     truncation: Literal["auto", "disabled"] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    mm_processor_kwargs: dict[str, Any] | None = None
+    media_io_kwargs: dict[str, Any] | None = None
 
     @property
     def conversation_id(self) -> str | None:

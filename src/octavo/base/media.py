@@ -1,0 +1,107 @@
+"""Media of a prompt as plain data: what a family's processor makes of an image, and what the engine encodes.
+
+    picture --decode--> pixels --processor--> PreparedMedia: arrays, and the text that stands for it
+                                                  |  text goes into the prompt, the prompt becomes token ids
+                                                  v
+                                              MediaItem: the arrays, and which tokens of the prompt its rows replace
+
+Rows of an item are what the language model reads in place of the embeddings of placeholder tokens, one a token. Where
+other tokens stand between the placeholders of one item (a mark at the end of each line of a picture), its rows are
+cut into several spans.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import msgspec
+
+#: "embeds": rows that are ready; the arrays hold them as "rows", [rows, hidden size].
+MediaKind = Literal["image", "video", "audio", "embeds"]
+
+
+class MediaTensor(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """An array in C order, little endian. `dtype`: numpy's name of it, such as "uint8" or "float32"."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes
+
+
+class PreparedMedia(msgspec.Struct, frozen=True, gc=False):
+    """One picture or sound as a family's processor hands it over; it may be used in many prompts."""
+
+    kind: MediaKind
+    digest: bytes
+    tensors: dict[str, MediaTensor]
+    rows: int  # how many placeholder tokens `text` holds
+    text: str  # what stands in the prompt's text in place of the family's placeholder
+    grid: tuple[int, int, int] | None = None  # of positions with three parts: times, lines, columns of the rows
+
+
+class MediaItem(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """One picture or sound of a prompt.
+
+    Equal digests of one kind mean equal arrays, made in the same way. `spans`: (first token, number of tokens), in
+    order and apart from each other; the first row goes to the first token of the first span.
+    """
+
+    kind: MediaKind
+    digest: bytes
+    tensors: dict[str, MediaTensor]
+    spans: tuple[tuple[int, int], ...]
+    grid: tuple[int, int, int] | None = None
+
+    @property
+    def offset(self) -> int:
+        """The first token that it replaces."""
+        return self.spans[0][0]
+
+    @property
+    def end(self) -> int:
+        """The token behind the last that it replaces."""
+        start, length = self.spans[-1]
+        return start + length
+
+    @property
+    def rows(self) -> int:
+        return sum(length for _, length in self.spans)
+
+
+def media_digest(kind: MediaKind, tensors: Mapping[str, MediaTensor], grid: tuple[int, int, int] | None) -> bytes:
+    """SHA-256 of all that the rows of an item follow from."""
+    digest = hashlib.sha256(msgspec.msgpack.encode((kind, grid)))
+    for name, tensor in sorted(tensors.items()):
+        digest.update(msgspec.msgpack.encode((name, tensor.dtype, tensor.shape)))
+        digest.update(tensor.data)
+    return digest.digest()
+
+
+def place_media(token_ids: Sequence[int], placeholder_id: int, media: Sequence[PreparedMedia]) -> tuple[MediaItem, ...]:
+    """The items of a prompt whose tokens hold one placeholder a row, in the order of `media`.
+
+    Raises ValueError where there are more or fewer placeholders than rows: a text that the user wrote may hold some.
+    """
+    places = [at for at, token in enumerate(token_ids) if token == placeholder_id]
+    wanted = sum(each.rows for each in media)
+    if len(places) != wanted:
+        raise ValueError(f"the prompt has {len(places)} placeholder tokens, and its media {wanted} rows")
+    items, first = [], 0
+    for each in media:
+        own = places[first : first + each.rows]
+        items.append(MediaItem(each.kind, each.digest, each.tensors, _runs(own), each.grid))
+        first += each.rows
+    return tuple(items)
+
+
+def _runs(places: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """(start, length) of the runs of rising numbers."""
+    runs: list[tuple[int, int]] = []
+    for at in places:
+        if runs and sum(runs[-1]) == at:
+            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+        else:
+            runs.append((at, 1))
+    return tuple(runs)

@@ -1,0 +1,33 @@
+"""The processor of a model that takes media, from its files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+from octavo.base.config import ModelConfig
+from octavo.base.errors import CheckpointError
+from octavo.files.reading import read_object
+from octavo.text.media.processor import MediaProcessor
+from octavo.text.tokenizers.tokenizer import Tokenizer
+from octavo.wire.messages import EngineInfo
+
+_MAX_BYTES: Final = 4 << 20
+
+
+def load_processor(config: ModelConfig, info: EngineInfo, tokenizer: Tokenizer) -> MediaProcessor | None:
+    """None where the engine takes text only. Raises `CheckpointError`."""
+    if not info.media_kinds:
+        return None
+    from octavo.text.media.table import image_settings, media_processor  # numpy, which a server of text need not load
+
+    directory = Path(config.model)
+    settings = image_settings(_read(directory / "processor_config.json"), _read(directory / "preprocessor_config.json"))
+    processor = media_processor(read_object(directory / "config.json", _MAX_BYTES), settings, tokenizer.token_to_id)
+    if processor is None:
+        raise CheckpointError(f"{directory}: octavo knows no image processor for this model.")
+    return processor
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    return read_object(path, _MAX_BYTES) if path.exists() else None

@@ -1,0 +1,1 @@
+"""Pictures, sounds, videos and files of requests: what a caller may send, where it is fetched, how it is decoded."""

@@ -1,0 +1,1 @@
+"""What runs in the helper process: bytes of strangers to pixels, samples and pages. Nothing else imports it."""

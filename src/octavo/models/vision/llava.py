@@ -1,0 +1,48 @@
+"""LLaVA: rows of one of the last layers of CLIP or SigLIP, behind a projector of two matrices."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from octavo.models.common import read_activation
+from octavo.models.config_reader import ConfigReader
+from octavo.models.spec import ModelSpec, ProjectorSpec, TowerSpec
+from octavo.models.tower import ROOM
+from octavo.models.vision.vit import RENAMES, vit
+
+HF: Final = (
+    *RENAMES,
+    (r"^(model\.)?multi_modal_projector\.linear_1\.", f"{ROOM}.projector.up."),
+    (r"^(model\.)?multi_modal_projector\.linear_2\.", f"{ROOM}.projector.down."),
+)
+#: Of the tower that configurations without one mean.
+_CLIP_LARGE: Final = {
+    "intermediate_size": 4096, "hidden_size": 1024, "patch_size": 14, "image_size": 336, "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+}  # fmt: skip
+
+
+def tower(config: ConfigReader, text: ModelSpec) -> tuple[TowerSpec, tuple[str, ...]]:
+    vision = config.section("vision_config")
+    kind = vision.get("model_type")
+    if kind is None:
+        kind, vision = "clip_vision_model", vision.with_defaults(_CLIP_LARGE)
+    if kind not in ("clip_vision_model", "siglip_vision_model"):
+        raise vision.fail("model_type", "is a tower that is not implemented")
+    total = vision.integer("num_hidden_layers", 12)
+    chosen = config.get("vision_feature_layer")
+    chosen = -2 if chosen is None else chosen
+    if type(chosen) is not int or not -total - 1 <= chosen <= total:
+        raise config.fail("vision_feature_layer", "is not the number of one layer")
+    used = chosen if chosen >= 0 else total + 1 + chosen
+    projector = ProjectorSpec(
+        inner_size=text.hidden_size,
+        activation=read_activation(config, "projector_hidden_act", "gelu"),
+        bias=config.flag("multimodal_projector_bias", True),
+    )
+    config.refuse_unless("vision_feature_select_strategy", ("default", "full"))
+    is_full = config.get("vision_feature_select_strategy") == "full"
+    if kind == "siglip_vision_model" and not is_full:
+        raise config.fail("vision_feature_select_strategy", "drops a class token, and SigLIP has none")
+    # Rows are those of a layer, also of the last, before the norm behind it.
+    return vit(vision, str(kind), projector, num_layers=used, has_post_norm=False, keeps_class=is_full)

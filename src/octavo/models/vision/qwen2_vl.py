@@ -1,0 +1,81 @@
+"""Qwen2-VL: pictures of any size, patches turned by line and column, and positions of three parts in the text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+from octavo.models.blocks import MLP, Attention, Sequential
+from octavo.models.common import read_activation
+from octavo.models.config_reader import MAX_HEAD_DIM, MAX_LAYERS, ConfigReader
+from octavo.models.spec import ModelSpec, NormSpec, ProjectorSpec, RopeSpec, TowerSpec
+from octavo.models.tower import ROOM
+from octavo.ops.operands import Heads
+
+HF: Final = (
+    (r"^(model\.)?visual\.", f"{ROOM}."),
+    (rf"^{ROOM}\.patch_embed\.proj\.", f"{ROOM}.patches."),
+    (rf"^{ROOM}\.blocks\.", f"{ROOM}.layers."),
+    (rf"^({ROOM}\.layers\.\d+\.)norm1\.", r"\1input_layernorm."),
+    (rf"^({ROOM}\.layers\.\d+\.)norm2\.", r"\1post_attention_layernorm."),
+    (rf"^({ROOM}\.layers\.\d+\.)attn\.qkv\.", r"\1self_attn.qkv."),
+    (rf"^({ROOM}\.layers\.\d+\.)attn\.proj\.", r"\1self_attn.o_proj."),
+    (rf"^({ROOM}\.layers\.\d+\.mlp\.)fc1\.", r"\1up_proj."),
+    (rf"^({ROOM}\.layers\.\d+\.mlp\.)fc2\.", r"\1down_proj."),
+    (rf"^{ROOM}\.merger\.ln_q\.", f"{ROOM}.post_norm."),
+    (rf"^{ROOM}\.merger\.mlp\.0\.", f"{ROOM}.projector.up."),
+    (rf"^{ROOM}\.merger\.mlp\.2\.", f"{ROOM}.projector.down."),
+)
+_DEFAULTS: Final[Mapping[str, Any]] = {
+    "depth": 32, "embed_dim": 1280, "hidden_act": "quick_gelu", "mlp_ratio": 4, "num_heads": 16, "patch_size": 14,
+    "spatial_merge_size": 2, "temporal_patch_size": 2,
+}  # fmt: skip
+_SECTIONS: Final = [16, 24, 24]
+_NORM: Final = NormSpec(eps=1e-6, kind="layer", bias=True)
+
+
+def tower(config: ConfigReader, text: ModelSpec) -> tuple[TowerSpec, tuple[str, ...]]:
+    vision = config.section("vision_config").with_defaults(dict(_DEFAULTS))
+    vision.refuse_unless("in_channels", (3,))
+    width, count = vision.integer("embed_dim"), vision.integer("num_heads")
+    head_dim = width // count
+    if width % count or head_dim % 4 or head_dim > MAX_HEAD_DIM:
+        raise vision.fail("num_heads", f"does not divide the {width} columns into parts for lines and columns")
+    theta = vision.section("rope_parameters").number("rope_theta", 10_000.0)
+    rope = RopeSpec(theta=theta, sections=(head_dim // 4,) * 2, is_axial=True)
+    heads = Heads(num_heads=count, num_kv_heads=count, head_dim=head_dim)
+    layer = Sequential(
+        norm=_NORM,
+        attention=Attention(heads=heads, scale=head_dim**-0.5, rope=rope, bias=True, o_bias=True, causal=False),
+        mlp=MLP(size=int(width * vision.number("mlp_ratio")), activation=read_activation(vision), bias=True),
+    )
+    patch, frames = vision.integer("patch_size"), vision.integer("temporal_patch_size")
+    merge = vision.integer("spatial_merge_size") ** 2
+    return TowerSpec(
+        patch_values=3 * frames * patch * patch,
+        frames=frames,
+        hidden_size=width,
+        num_positions=0,
+        layers=(layer,) * vision.integer("depth", high=MAX_LAYERS),
+        patch_bias=False,
+        post_norm=_NORM,
+        merge=merge,
+        projector=ProjectorSpec(inner_size=merge * width),
+    ), ()
+
+
+def text(config: ConfigReader, spec: ModelSpec) -> ModelSpec:
+    """The text part with the sections of its rotation. `config`: the text part's."""
+    key = "rope_scaling" if config.get("rope_parameters") is None else "rope_parameters"
+    found = config.section(key).get("mrope_section")
+    sections = _SECTIONS if found is None else found
+    layers = []
+    for layer in spec.layers:
+        assert isinstance(layer, Sequential) and isinstance(layer.attention, Attention)
+        rope, dim = layer.attention.rope, layer.attention.heads.head_dim
+        if rope is None or not isinstance(sections, list) or len(sections) != 3 or sum(sections) != dim // 2:
+            raise config.section(key).fail("mrope_section", f"does not divide the {dim // 2} pairs of a head in three")
+        turned = replace(rope, sections=tuple(sections))
+        layers.append(replace(layer, attention=replace(layer.attention, rope=turned)))
+    return replace(spec, layers=tuple(layers))

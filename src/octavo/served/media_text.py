@@ -1,0 +1,74 @@
+"""From a prompt's text with placeholders to tokens whose rows are those of its media."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from octavo.base.errors import InvalidRequest
+from octavo.base.media import MediaItem, PreparedMedia, place_media
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A medium at its place: `kind` is what the template calls it."""
+
+    kind: str
+    prepared: PreparedMedia
+
+
+class MediaText:
+    """What stands for media in the prompts of one model."""
+
+    def __init__(self, placeholders: Mapping[str, tuple[str, int]]) -> None:
+        """`placeholders`: kind -> what stands for a medium in a template's text, and the token of each of its rows."""
+        self.placeholders = {kind: text for kind, (text, _) in placeholders.items()}
+        self._ids = {kind: token for kind, (_, token) in placeholders.items()}
+        self._pattern = re.compile("|".join(map(re.escape, sorted(self.placeholders.values(), key=len, reverse=True))))
+
+    def expanded(self, text: str, marks: Sequence[Mark], param: str) -> str:
+        """The text of a prompt with what stands for each medium in place of its placeholder.
+
+        Raises `InvalidRequest` where there are more placeholders than media, or fewer.
+        """
+        waiting = {kind: [m.prepared.text for m in reversed(marks) if m.kind == kind] for kind in self.placeholders}
+        kinds = {placeholder: kind for kind, placeholder in self.placeholders.items()}
+        found = Counter(self._pattern.findall(text))
+        for placeholder, kind in kinds.items():
+            if found[placeholder] != len(waiting[kind]):
+                raise InvalidRequest(
+                    f"The prompt has `{placeholder}` {found[placeholder]} times, each for one {kind}, and there are "
+                    f"{len(waiting[kind])}.",
+                    param,
+                )
+        return self._pattern.sub(lambda place: waiting[kinds[place[0]]].pop(), text)
+
+    def placed(self, ids: Sequence[int], marks: Sequence[Mark], param: str) -> tuple[MediaItem, ...]:
+        """Which tokens of a prompt the rows of each medium replace. Raises `InvalidRequest`."""
+        try:
+            items = [
+                item
+                for kind, token in self._ids.items()
+                if (own := [mark.prepared for mark in marks if mark.kind == kind])
+                for item in place_media(ids, token, own)
+            ]
+        except ValueError:
+            raise InvalidRequest(
+                "The text has tokens that stand for media, beside those of its media.", param
+            ) from None
+        return tuple(sorted(items, key=lambda item: item.offset))
+
+    def expanded_ids(self, ids: Sequence[int], marks: Sequence[Mark], encode: Callable[[str], list[int]]) -> list[int]:
+        """The same of a prompt that was given as ids, in which a medium is one token."""
+        waiting: dict[int, list[str]] = {}
+        for kind, placeholder in self.placeholders.items():
+            found = encode(placeholder)
+            if len(found) == 1:  # else no token stands for it, which `placed` will find
+                waiting[found[0]] = [mark.prepared.text for mark in reversed(marks) if mark.kind == kind]
+        new: list[int] = []
+        for token in ids:
+            own = waiting.get(token)
+            new += encode(own.pop()) if own else [token]
+        return new

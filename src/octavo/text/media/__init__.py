@@ -1,0 +1,1 @@
+"""What a family makes of pictures before its tower sees them: arrays, and the text that stands for them."""

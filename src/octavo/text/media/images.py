@@ -1,0 +1,100 @@
+"""What all families do to a picture: sizes, cuts, patches. Pillow resizes, as the original code of the families does.
+
+Pictures are uint8 [height, width, 3]; values stay bytes up to the tower, which looks up in `levels` what a byte of a
+channel means. So an item takes a quarter of the floats' room on its way, and equal bytes are equal items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+from PIL import Image
+
+from octavo.base.media import MediaKind, MediaTensor, PreparedMedia, media_digest
+
+#: Of most towers.
+CLIP_MEAN: Final = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD: Final = (0.26862954, 0.26130258, 0.27577711)
+HALF: Final = (0.5, 0.5, 0.5)
+
+
+def resized(pixels: np.ndarray, height: int, width: int, resample: int) -> np.ndarray:
+    """`resample`: Pillow's number of a filter."""
+    if pixels.shape[:2] == (height, width):
+        return pixels
+    image = Image.fromarray(pixels).resize((width, height), resample=Image.Resampling(resample))
+    return np.asarray(image)
+
+
+def center_cut(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The middle of a picture, in black where it is too small."""
+    old_height, old_width = pixels.shape[:2]
+    padded_height, padded_width = max(height, old_height), max(width, old_width)
+    top, left = -((old_height - padded_height) // 2), -((old_width - padded_width) // 2)
+    canvas = np.zeros((padded_height, padded_width, 3), np.uint8)
+    canvas[top : top + old_height, left : left + old_width] = pixels
+    # A picture of odd size that is cut and not padded has its middle rounded down.
+    y, x = (old_height - height) // 2 + top, (old_width - width) // 2 + left
+    return canvas[y : y + height, x : x + width]
+
+
+def squared(pixels: np.ndarray, color: Sequence[int]) -> np.ndarray:
+    """With bars of a colour, so that it is as high as wide."""
+    height, width = pixels.shape[:2]
+    side = max(height, width)
+    canvas = np.empty((side, side, 3), np.uint8)
+    canvas[:] = color
+    top, left = (side - height) // 2, (side - width) // 2
+    canvas[top : top + height, left : left + width] = pixels
+    return canvas
+
+
+def patches(pixels: np.ndarray, size: int, merge: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """uint8 [rows * columns, 3 * size * size], by channel, line and column, and the line and column of each patch,
+    int32 [rows * columns, 2].
+
+    merge > 1: the patches of a square of merge x merge stand together, the squares line by line.
+    """
+    rows, columns = pixels.shape[0] // size, pixels.shape[1] // size
+    grid = pixels[: rows * size, : columns * size].reshape(rows, size, columns, size, 3).transpose(0, 2, 4, 1, 3)
+    found = grid.reshape(rows, columns, -1)
+    places = np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"), -1).astype(np.int32)
+    return _merged(found, merge), _merged(places, merge)
+
+
+def _merged(grid: np.ndarray, merge: int) -> np.ndarray:
+    rows, columns, width = grid.shape
+    squares = grid.reshape(rows // merge, merge, columns // merge, merge, width).transpose(0, 2, 1, 3, 4)
+    return np.ascontiguousarray(squares.reshape(rows * columns, width))
+
+
+def levels(settings: Mapping[str, Any], mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+    """float32 [3, 256]: what a byte means in each channel, by the settings of an image processor."""
+    values = np.repeat(np.arange(256, dtype=np.uint8)[None], 3, 0)
+    if settings.get("do_rescale", True):
+        found = (values.astype(np.float64) * float(settings.get("rescale_factor", 1 / 255))).astype(np.float32)
+    else:
+        found = values.astype(np.float32)
+    if settings.get("do_normalize", True):
+        found_mean, found_std = (
+            np.broadcast_to(np.array(settings.get(key) or default, np.float32), 3)
+            for key, default in (("image_mean", mean), ("image_std", std))
+        )
+        found = (found - found_mean[:, None]) / found_std[:, None]
+    return found
+
+
+def prepared(
+    kind: MediaKind,
+    arrays: Mapping[str, np.ndarray],
+    rows: int,
+    text: str,
+    grid: tuple[int, int, int] | None = None,
+) -> PreparedMedia:
+    tensors = {
+        name: MediaTensor(str(array.dtype), array.shape, np.ascontiguousarray(array).tobytes())
+        for name, array in arrays.items()
+    }
+    return PreparedMedia(kind, media_digest(kind, tensors, grid), tensors, rows, text, grid)

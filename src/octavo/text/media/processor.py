@@ -1,0 +1,31 @@
+"""The seam between a served model and what its family makes of pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from octavo.base.media import PreparedMedia
+
+
+class MediaProcessor(Protocol):
+    """Of one family, with the settings of one model's files. May be called from threads."""
+
+    @property
+    def placeholder(self) -> str:
+        """What stands for an image in the text that a chat template makes, to be replaced by `PreparedMedia.text`."""
+        ...
+
+    @property
+    def placeholder_id(self) -> int:
+        """The token that `PreparedMedia.text` holds once a row."""
+        ...
+
+    def image(self, pixels: np.ndarray, options: Mapping[str, Any]) -> PreparedMedia:
+        """`pixels` uint8 [height, width, 3], RGB. `options`: what a request asks for (`mm_processor_kwargs`).
+
+        Raises InvalidRequest for an option that the family does not know, or an image that it cannot read.
+        """
+        ...

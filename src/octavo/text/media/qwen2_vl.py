@@ -1,0 +1,75 @@
+"""Qwen2-VL: a picture keeps its ratio, both sides are brought to multiples of a square of patches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+
+from octavo.base.errors import InvalidRequest
+from octavo.base.media import PreparedMedia
+from octavo.text.media import images
+
+_BICUBIC: Final = 3
+_MOST_RATIO: Final = 200
+#: Pixels of a picture; and the most that a request may ask for.
+_LEAST, _MOST, _LIMIT = 56 * 56, 28 * 28 * 1280, 28 * 28 * 16384
+#: What a tower has rotations for.
+_MOST_PATCHES_A_SIDE: Final = 4096
+
+
+class Qwen2VLProcessor:
+    """`processor.MediaProcessor`. The marks around a picture come from the chat template."""
+
+    placeholder = "<|image_pad|>"
+
+    def __init__(self, settings: Mapping[str, Any], *, placeholder_id: int, patch_size: int, merge: int) -> None:
+        self.placeholder_id = placeholder_id
+        self._settings = settings
+        self._patch_size, self._merge = patch_size, merge
+        self._levels = images.levels(settings, images.CLIP_MEAN, images.CLIP_STD)
+        size = settings.get("size") or {}
+        self._least = settings.get("min_pixels") or size.get("shortest_edge") or _LEAST
+        self._most = settings.get("max_pixels") or size.get("longest_edge") or _MOST
+
+    def image(self, pixels: np.ndarray, options: Mapping[str, Any]) -> PreparedMedia:
+        for name, value in options.items():
+            is_bound = name in ("min_pixels", "max_pixels") and type(value) is int and 0 < value <= _LIMIT
+            if not is_bound and name != "detail":
+                raise InvalidRequest(
+                    f"The model's image processor has no option `{name}` with this value. It has `min_pixels` and "
+                    f"`max_pixels` (1 to {_LIMIT}).",
+                    "mm_processor_kwargs",
+                )
+        least, most = options.get("min_pixels", self._least), options.get("max_pixels", self._most)
+        if options.get("detail") == "low":
+            most = max(least, most // 4)
+        if self._settings.get("do_resize", True):
+            height, width = pixels.shape[:2]
+            height, width = self._size(height, width, least, most)
+            pixels = images.resized(pixels, height, width, int(self._settings.get("resample", _BICUBIC)))
+        found, places = images.patches(pixels, self._patch_size, self._merge)
+        lines, columns = (int(count) // self._merge for count in places.max(0) + 1)
+        arrays = {"patches": found[None], "positions": places.T[:, None], "levels": self._levels}
+        rows = lines * columns
+        return images.prepared("image", arrays, rows, self.placeholder * rows, (1, lines, columns))
+
+    def _size(self, height: int, width: int, least: int, most: int) -> tuple[int, int]:
+        factor = self._patch_size * self._merge
+        if max(height, width) / min(height, width) > _MOST_RATIO:
+            raise InvalidRequest(f"The longer side of an image may be at most {_MOST_RATIO} times the other.", "image")
+        new_height, new_width = round(height / factor) * factor, round(width / factor) * factor
+        if new_height * new_width > most:
+            beta = math.sqrt(height * width / most)
+            new_height = max(factor, math.floor(height / beta / factor) * factor)
+            new_width = max(factor, math.floor(width / beta / factor) * factor)
+        elif new_height * new_width < least:
+            beta = math.sqrt(least / (height * width))
+            new_height = math.ceil(height * beta / factor) * factor
+            new_width = math.ceil(width * beta / factor) * factor
+        longest = _MOST_PATCHES_A_SIDE * self._patch_size
+        if max(new_height, new_width) > longest:
+            raise InvalidRequest(f"A side of an image has at most {longest} pixels behind its resizing.", "image")
+        return new_height, new_width

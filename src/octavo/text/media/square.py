@@ -1,0 +1,84 @@
+"""LLaVA: a picture is brought to the one size of its tower, each patch is a row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from octavo.base.errors import CheckpointError, InvalidRequest
+from octavo.base.media import PreparedMedia
+from octavo.text.media import images
+
+_BICUBIC = 3
+
+
+class SquareProcessor:
+    """`processor.MediaProcessor`. `settings`: of the image processor; `patch_size` and `image_size`: the tower's."""
+
+    def __init__(
+        self,
+        settings: Mapping[str, Any],
+        *,
+        placeholder: str,
+        placeholder_id: int,
+        patch_size: int,
+        image_size: int,
+        has_class_row: bool,
+    ) -> None:
+        self.placeholder = placeholder
+        self.placeholder_id = placeholder_id
+        self._settings = settings
+        self._patch_size = patch_size
+        self._levels = images.levels(settings, images.CLIP_MEAN, images.CLIP_STD)
+        self._height, self._width = self._size_of("crop_size" if self._cuts else "size", image_size)
+        if (self._height, self._width) != (image_size, image_size):
+            raise CheckpointError(
+                f"The image processor makes pictures of {self._height} x {self._width}, and the tower sees "
+                f"{image_size} x {image_size}."
+            )
+        self._num_rows = (image_size // patch_size) ** 2 + has_class_row
+
+    @property
+    def _cuts(self) -> bool:
+        return bool(self._settings.get("do_center_crop", True))
+
+    def _size_of(self, key: str, default: int) -> tuple[int, int]:
+        found = self._settings.get(key, default)
+        if isinstance(found, int):
+            return found, found
+        side = found.get("shortest_edge")
+        return (side, side) if side is not None else (found["height"], found["width"])
+
+    def image(self, pixels: np.ndarray, options: Mapping[str, Any]) -> PreparedMedia:
+        for name in options:
+            if name != "detail":  # there is one size alone
+                raise InvalidRequest(f"The model's image processor has no option `{name}`.", "mm_processor_kwargs")
+        if self._settings.get("do_pad"):
+            mean = self._settings.get("image_mean") or images.CLIP_MEAN
+            pixels = images.squared(pixels, [int(value * 255) for value in mean])
+        if self._settings.get("do_resize", True):
+            pixels = images.resized(pixels, *self._resized_size(*pixels.shape[:2]), self._resample)
+        if self._cuts:
+            pixels = images.center_cut(pixels, self._height, self._width)
+        found, places = images.patches(pixels, self._patch_size)
+        columns = self._width // self._patch_size
+        arrays = {
+            "patches": found[None],
+            "positions": (places[:, 0] * columns + places[:, 1])[None],
+            "levels": self._levels,
+        }
+        return images.prepared("image", arrays, self._num_rows, self.placeholder * self._num_rows)
+
+    @property
+    def _resample(self) -> int:
+        return int(self._settings.get("resample", _BICUBIC))
+
+    def _resized_size(self, height: int, width: int) -> tuple[int, int]:
+        size = self._settings.get("size", self._height)
+        side = size if isinstance(size, int) else size.get("shortest_edge")
+        if side is None:
+            return size["height"], size["width"]
+        longer = int(side * max(height, width) / min(height, width))
+        return (longer, side) if width <= height else (side, longer)

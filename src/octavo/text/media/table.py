@@ -1,0 +1,98 @@
+"""Which processor a model has, by its files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from octavo.text.media.idefics3 import Idefics3Processor
+from octavo.text.media.processor import MediaProcessor
+from octavo.text.media.qwen2_vl import Qwen2VLProcessor
+from octavo.text.media.square import SquareProcessor
+
+#: Sizes that configurations of towers leave out, since they are transformers' defaults, by `model_type`.
+_TOWERS: dict[str, tuple[int, int]] = {  # image, patch
+    "clip_vision_model": (224, 32),
+    "siglip_vision_model": (224, 16),
+    "idefics3_vision": (224, 32),
+    "smolvlm_vision": (224, 32),
+}
+
+
+def media_processor(
+    config: Mapping[str, Any], settings: Mapping[str, Any], token_id: Callable[[str], int | None]
+) -> MediaProcessor | None:
+    """The processor of a model with this config.json; None: it reads text alone.
+
+    `settings`: of the image processor, `image_settings`. `token_id`: of a special token's text.
+    """
+    names = config.get("architectures") or ["?"]
+    make = _PROCESSORS.get(str(names[0]))
+    return None if make is None else make(config, settings, token_id)
+
+
+def image_settings(processor: Mapping[str, Any] | None, preprocessor: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """Of an image processor, from what processor_config.json and preprocessor_config.json hold, as far as they are
+    there: the newer form has them in the former."""
+    found = (processor or {}).get("image_processor")
+    return found if isinstance(found, Mapping) else preprocessor or {}
+
+
+def _sizes(config: Mapping[str, Any]) -> dict[str, int]:
+    tower = config.get("vision_config") or {}
+    image, patch = _TOWERS.get(str(tower.get("model_type")), (224, 32))
+    return {"image_size": int(tower.get("image_size", image)), "patch_size": int(tower.get("patch_size", patch))}
+
+
+def _placeholder_id(config: Mapping[str, Any], token_id: Callable[[str], int | None], text: str) -> int:
+    for key in ("image_token_id", "image_token_index"):
+        if isinstance(config.get(key), int):
+            return int(config[key])
+    found = token_id(text)
+    return -1 if found is None else found
+
+
+def _llava(
+    config: Mapping[str, Any], settings: Mapping[str, Any], token_id: Callable[[str], int | None]
+) -> MediaProcessor | None:
+    if str((config.get("vision_config") or {}).get("model_type")) not in ("clip_vision_model", "siglip_vision_model"):
+        return None
+    return SquareProcessor(
+        settings,
+        placeholder="<image>",
+        placeholder_id=_placeholder_id(config, token_id, "<image>"),
+        has_class_row=config.get("vision_feature_select_strategy") == "full"
+        and config["vision_config"]["model_type"] == "clip_vision_model",
+        **_sizes(config),
+    )
+
+
+def _idefics3(
+    config: Mapping[str, Any], settings: Mapping[str, Any], token_id: Callable[[str], int | None]
+) -> MediaProcessor:
+    return Idefics3Processor(
+        settings,
+        placeholder_id=_placeholder_id(config, token_id, Idefics3Processor.placeholder),
+        merge=int(config.get("scale_factor", 2)),
+        **_sizes(config),
+    )
+
+
+def _qwen2_vl(
+    config: Mapping[str, Any], settings: Mapping[str, Any], token_id: Callable[[str], int | None]
+) -> MediaProcessor:
+    tower = config.get("vision_config") or {}
+    return Qwen2VLProcessor(
+        settings,
+        placeholder_id=_placeholder_id(config, token_id, Qwen2VLProcessor.placeholder),
+        patch_size=int(tower.get("patch_size", 14)),
+        merge=int(tower.get("spatial_merge_size", 2)),
+    )
+
+
+_PROCESSORS: dict[str, Callable[..., MediaProcessor | None]] = {
+    "LlavaForConditionalGeneration": _llava,
+    "Idefics3ForConditionalGeneration": _idefics3,
+    "SmolVLMForConditionalGeneration": _idefics3,
+    "Qwen2VLForConditionalGeneration": _qwen2_vl,
+}

@@ -1,0 +1,122 @@
+"""Encoded rows of media: made by the model's tower, kept as long as the scheduler says, put where their tokens are.
+
+A picture is one or several sequences of patches, of which all rows see each other.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from octavo.base.media import MediaItem, MediaTensor
+from octavo.device.base import Device
+from octavo.models.decoder import Definition
+from octavo.models.transformer import Transformer
+from octavo.ops.table import Ops
+from octavo.ops.workspace import Workspace
+from octavo.wire.step import MediaPlace, SchedulerOutput
+from octavo.worker.encoder import EncoderRunner
+from octavo.worker.input_batch import HostBatch, InputBatch
+
+
+class MediaEncoder:
+    """Owns the rows. `most_patches`: that are encoded at once, unless a single sequence has more."""
+
+    def __init__(self, model: Transformer, ops: Ops, device: Device, most_patches: int) -> None:
+        tower = model.definition.tower
+        assert tower is not None, "the model reads text alone"
+        self._spec = tower.spec
+        self._dtype = ops.activation_dtype
+        self._device = device
+        self._most_patches = most_patches
+        self._runner = EncoderRunner(tower.program, ops, device, model.weights)
+        self._rows: dict[bytes, torch.Tensor] = {}  # by digest: [rows, width] of the activations' type
+
+    def apply(self, plan: SchedulerOutput) -> None:
+        """Drop and encode what a step says."""
+        for digest in plan.media_dropped:
+            self._rows.pop(digest, None)
+        for item in plan.media_encoded:
+            self._rows[item.digest] = self._encoded(item)
+
+    def place(self, batch: InputBatch, host: HostBatch, places: dict[int, list[MediaPlace]]) -> None:
+        """Let a step read the rows of the placeholders among its tokens. `places`: of each slot; those whose tokens are
+        all computed are taken out."""
+        indices: list[np.ndarray] = []
+        parts: list[torch.Tensor] = []
+        for at, slot in enumerate(host.slots.tolist()):
+            if slot not in places:
+                continue
+            base, end = int(host.query_start_loc[at]), int(host.seq_lens[at])
+            start = end - int(host.num_scheduled[at])
+            if start >= sum(places[slot][-1].spans[-1]):
+                del places[slot]
+                continue
+            for place in places[slot]:
+                row = 0
+                for first, length in place.spans:
+                    low, high = max(first, start), min(first + length, end)
+                    if low < high:
+                        indices.append(np.arange(base + low - start, base + high - start, dtype=np.int64))
+                        parts.append(self._rows[place.digest][row + low - first : row + high - first])
+                    row += length
+        if parts:
+            (batch.replaced_index,) = self._device.upload(np.concatenate(indices))
+            batch.replaced_rows = torch.cat(parts)
+
+    def _encoded(self, item: MediaItem) -> torch.Tensor:
+        if item.kind == "embeds":
+            (rows,) = self._device.upload(array(item.tensors["rows"]).astype(np.float32))
+            return rows.to(self._dtype)
+        patches, positions = array(item.tensors["patches"]), array(item.tensors["positions"])
+        levels = array(item.tensors["levels"])
+        num_sequences, length, _ = patches.shape
+        at_once = max(1, self._most_patches // length)
+        rows = torch.cat(
+            [
+                self._encode(patches[first : first + at_once], positions[..., first : first + at_once, :], levels)
+                for first in range(0, num_sequences, at_once)
+            ]
+        )
+        assert len(rows) == item.rows, f"a picture of {item.rows} rows was encoded to {len(rows)}"
+        return rows
+
+    def _encode(self, patches: np.ndarray, positions: np.ndarray, levels: np.ndarray) -> torch.Tensor:
+        """`patches` uint8 [S, P, values], the same of each channel after the other; `positions` int32 [S, P], or
+        [parts, S, P]; `levels` float32 [3, 256]."""
+        num_sequences, length, width = patches.shape
+        values = np.take(levels, patches + np.repeat(np.arange(3, dtype=np.int32) * 256, width // 3))
+        if self._spec.frames > 1:  # a picture stands still
+            still = values.reshape(num_sequences, length, 3, 1, width // 3)
+            values = np.repeat(still, self._spec.frames, 3)
+        if has_class := self._spec.has_class_token:
+            values = np.pad(values, ((0, 0), (1, 0), (0, 0)))
+            positions = np.pad(positions + 1, ((0, 0), (1, 0)))
+        length = values.shape[1]
+        (rows,) = self._device.upload(np.ascontiguousarray(values.reshape(-1, self._spec.patch_values)))
+        needed = None
+        if has_class and not self._spec.keeps_class:
+            needed = np.arange(num_sequences * length, dtype=np.int64).reshape(-1, length)[:, 1:].reshape(-1)
+        return self._runner.run(
+            [length] * num_sequences,
+            rows=rows.to(self._dtype),
+            positions=np.ascontiguousarray(positions.reshape(*positions.shape[:-2], -1), np.int32),
+            needed=needed,
+        ).clone()
+
+
+def media_bytes(definition: Definition, ops: Ops, num_patches: int, num_rows: int) -> int:
+    """What it takes to encode so many patches at once, and to keep so many rows; 0: the model reads text alone."""
+    tower = definition.tower
+    if tower is None:
+        return 0
+    patches, itemsize = max(num_patches, tower.spec.num_positions), ops.activation_dtype.itemsize
+    buffers = Workspace(tower.program, patches, ops.activation_dtype, torch.device("meta")).num_bytes
+    scratch = EncoderRunner.scratch_bytes(tower.program, ops, patches, 1)
+    inputs = patches * tower.spec.patch_values * torch.float32.itemsize
+    return buffers + scratch + inputs + num_rows * definition.spec.hidden_size * itemsize
+
+
+def array(tensor: MediaTensor) -> np.ndarray:
+    """A view, not to be written to."""
+    return np.frombuffer(tensor.data, np.dtype(tensor.dtype).newbyteorder("<")).reshape(tensor.shape)

@@ -1,0 +1,197 @@
+"""Towers and what becomes of their rows, against transformers in float32, on tiny random models that also see.
+
+Pictures come through octavo's processors and the worker; the reference is transformers' model with the processor that
+resizes with Pillow.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from engine.harness import Engine
+from octavo.base.media import MediaItem, PreparedMedia, place_media
+from octavo.base.params import SamplingParams
+from octavo.ops.run import Runner
+from octavo.ops.table import Ops, bind
+from octavo.text.media.table import media_processor
+from octavo.wire.messages import AddRequest
+from octavo.worker import worker as worker_module
+
+IMAGE = 90
+TEXT: dict[str, Any] = {
+    "model_type": "llama", "vocab_size": 96, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2048,
+    "bos_token_id": None, "eos_token_id": None, "pad_token_id": None,
+}  # fmt: skip
+QWEN: dict[str, Any] = {
+    "model_type": "qwen2_vl_text",
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]},
+}
+VISION: dict[str, Any] = {
+    "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 16,
+    "patch_size": 4,
+}  # fmt: skip
+LLAVA = {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}}
+IDEFICS = {"size": {"longest_edge": 48}, "max_image_size": {"longest_edge": 16}}
+CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "llava": ("Llava", {"vision_config": {"model_type": "clip_vision_model", **VISION}}, LLAVA),
+    "llava-full-first-layers-no-bias": (
+        "Llava",
+        {
+            "vision_config": {"model_type": "clip_vision_model", **VISION, "hidden_act": "gelu"},
+            "vision_feature_select_strategy": "full", "vision_feature_layer": 1, "multimodal_projector_bias": False,
+        },
+        LLAVA,
+    ),
+    "llava-siglip": (
+        "Llava",
+        {
+            "vision_config": {"model_type": "siglip_vision_model", **VISION},
+            "vision_feature_select_strategy": "full", "vision_feature_layer": -1,
+        },
+        LLAVA,
+    ),
+    "llava-siglip-inner": (
+        "Llava",
+        {
+            "vision_config": {"model_type": "siglip_vision_model", **VISION},
+            "vision_feature_select_strategy": "full", "vision_feature_layer": -2,
+        },
+        LLAVA,
+    ),
+    "idefics3": ("Idefics3", {"vision_config": VISION, "scale_factor": 2}, IDEFICS),
+    "qwen2-vl": (
+        "Qwen2VL",
+        {
+            "vision_config": {
+                "depth": 2, "embed_dim": 48, "num_heads": 3, "mlp_ratio": 2, "patch_size": 4, "hidden_size": 64,
+            },
+        },
+        {"min_pixels": 64, "max_pixels": 1024},
+    ),
+    "smolvlm": ("SmolVLM", {"vision_config": VISION, "scale_factor": 4}, IDEFICS),
+}  # fmt: skip
+
+
+def pixels(height: int, width: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+class Case:
+    """A model of transformers on the disk, the engine that serves it, and its processor."""
+
+    def __init__(self, path: Path, name: str, engine: Callable[[Path], Engine] = Engine) -> None:
+        import transformers
+
+        family, options, self.settings = CASES[name]
+        torch.manual_seed(0)
+        text = TEXT if family != "Qwen2VL" else {**TEXT, **QWEN}
+        config = getattr(transformers, f"{family}Config")(
+            text_config=text, image_token_id=IMAGE, tie_word_embeddings=False, **options
+        )
+        self.model = getattr(transformers, f"{family}ForConditionalGeneration")(config).eval().float()
+        for parameter in self.model.parameters():  # wide, so that a wrong row shows
+            parameter.data = torch.randn_like(parameter) * (0.6 if parameter.dim() > 1 else 0.3) * 0.5
+        self.model.save_pretrained(path)
+        self.family = family
+        self.path, self.engine = path, engine(path)
+        written = json.loads((path / "config.json").read_text())
+        found = media_processor(written, self.settings, lambda text: None)
+        assert found is not None
+        self.processor = found
+
+    def prompt(self, images: Sequence[np.ndarray], text: Sequence[int] = (3, 4, 5)) -> tuple[list[int], Any]:
+        """Token ids with some text before, between and behind the images; and the media among them."""
+        media = [self.processor.image(image, {}) for image in images]
+        ids = list(text)
+        for number, each in enumerate(media):
+            ids += [7 + number, *self.tokens(each), 8, 9]
+        return [*ids, 11, 12], place_media([*ids, 11, 12], IMAGE, media)
+
+    def tokens(self, media: PreparedMedia) -> list[int]:
+        """Of an item's text: its placeholders, and one token for what stands between two runs of them."""
+        runs = media.text.split(self.processor.placeholder)
+        ids: list[int] = []
+        for number, between in enumerate(runs):
+            ids += [20 + len(between) % 40] if between else []
+            ids += [IMAGE] if number < len(runs) - 1 else []
+        return ids
+
+    def expected(self, ids: list[int], images: Sequence[np.ndarray]) -> torch.Tensor:
+        """Log probabilities of all tokens behind the first, [T - 1]."""
+        values = self.inputs(images)
+        if "image_grid_thw" in values:
+            values["mm_token_type_ids"] = torch.tensor([[int(token == IMAGE) for token in ids]])
+        with torch.no_grad():
+            logits = self.model(input_ids=torch.tensor([ids]), **values).logits[0]
+        return logits.float().log_softmax(-1)
+
+    def inputs(self, images: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
+        if self.family == "Qwen2VL":
+            from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+            processor = Qwen2VLImageProcessorPil(patch_size=4, **self.settings)
+            return dict(processor(list(images), return_tensors="pt"))
+        return {"pixel_values": self.pixel_values(images)}
+
+    def pixel_values(self, images: Sequence[np.ndarray]) -> torch.Tensor:
+        if self.family == "Llava":
+            from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+
+            found = LlavaImageProcessorPil(**self.settings)(list(images), return_tensors="pt")
+            return found["pixel_values"]
+        from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+
+        return Idefics3ImageProcessorPil(**self.settings)([list(images)], return_tensors="pt")["pixel_values"]
+
+    def reply(
+        self, ids: list[int], media: tuple[MediaItem, ...], *, engine: Engine | None = None, **info: Any
+    ) -> tuple[list[float], list[int]]:
+        """Log probabilities of the prompt's tokens behind the first, and three tokens that follow."""
+        params = SamplingParams(temperature=0.0, max_tokens=3, prompt_logprobs=0)
+        request = AddRequest(1, ids, params, media=media)
+        engine = engine or self.engine
+        scheduler = engine.scheduler(prefix_caching=False, **info)
+        reply = engine.run([request], scheduler=scheduler).replies[1]
+        assert reply.error is None, reply.error
+        return [each.logprob for each in reply.prompt_logprobs], reply.token_ids
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return Case(tmp_path_factory.mktemp("tower"), request.param)
+
+
+def test_a_prompt_with_pictures_is_scored_as_transformers_scores_it(case: Case) -> None:
+    images = [pixels(30, 20, 1), pixels(16, 16, 2)]
+    ids, media = case.prompt(images)
+    found, tokens = case.reply(ids, media)
+    logprobs = case.expected(ids, images)
+    expected = logprobs[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+    torch.testing.assert_close(torch.tensor(found), expected, rtol=1e-4, atol=2e-3)
+    assert tokens[0] == int(logprobs[-1].argmax())
+
+
+def test_a_picture_in_chunks_is_the_same_bit_for_bit(case: Case) -> None:
+    ids, media = case.prompt([pixels(30, 20, 1), pixels(40, 40, 2)])
+    whole = case.reply(ids, media)
+    assert case.reply(ids, media, max_num_batched_tokens=7, max_num_prefill_tokens=7) == whole
+    assert case.reply(ids, media, media_step_rows=1, media_cache_rows=1) == whole
+
+
+def test_operations_one_by_one_are_the_native_program(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    def bound(*args: Any, **options: Any) -> Ops:
+        return dataclasses.replace(bind(*args, **options), program_runner=Runner)
+
+    monkeypatch.setattr(worker_module, "bind", bound)
+    engine = Engine(case.path)
+    ids, media = case.prompt([pixels(30, 20, 1), pixels(16, 16, 2)])
+    assert case.reply(ids, media, engine=engine) == case.reply(ids, media)

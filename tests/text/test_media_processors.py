@@ -1,0 +1,158 @@
+"""Processors of pictures make the arrays that transformers' own make, those that resize with Pillow, bit by bit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from octavo.base.errors import CheckpointError, InvalidRequest
+from octavo.base.media import MediaTensor, PreparedMedia, place_media
+from octavo.text.media.table import image_settings, media_processor
+
+IDS = {"<image>": 5}
+
+
+def pixels(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def array(tensor: MediaTensor) -> np.ndarray:
+    return np.frombuffer(tensor.data, tensor.dtype).reshape(tensor.shape)
+
+
+def pictures(media: PreparedMedia, patch: int, side: int, merge: int = 1) -> np.ndarray:
+    """float32 [S, 3, side, side]: what the patches of an item show."""
+    values, levels = array(media.tensors["patches"]), array(media.tensors["levels"])
+    count = side // patch
+    channels = values.reshape(len(values), -1, 3, patch, patch)
+    seen = np.stack([levels[c][channels[:, :, c]] for c in range(3)], 2)
+    squares = seen.reshape(len(seen), count // merge, count // merge, merge, merge, 3, patch, patch)
+    return squares.transpose(0, 5, 1, 3, 6, 2, 4, 7).reshape(len(seen), 3, side, side)
+
+
+def square(**settings: Any) -> Any:
+    config = {
+        "architectures": ["LlavaForConditionalGeneration"], "image_token_index": 5,
+        "vision_config": {"model_type": "clip_vision_model", "image_size": 28, "patch_size": 14},
+    }  # fmt: skip
+    sizes = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
+    return media_processor(config, sizes | settings, IDS.get)
+
+
+@pytest.mark.parametrize("size", [(40, 60), (61, 35), (28, 28), (20, 90), (7, 5)])
+@pytest.mark.parametrize(
+    "settings", [{}, {"do_pad": True}, {"do_resize": False}], ids=["cut", "squared", "not resized"]
+)
+def test_llava_sees_what_transformers_shows_it(size: tuple[int, int], settings: dict[str, Any]) -> None:
+    llava = pytest.importorskip("transformers.models.llava.image_processing_pil_llava")
+    reference = llava.LlavaImageProcessorPil(
+        size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}, **settings
+    )
+    expected = np.asarray(reference(pixels(*size), return_tensors="np")["pixel_values"][0])
+    media = square(**settings).image(pixels(*size), {})
+    assert np.array_equal(pictures(media, 14, 28)[0], expected)
+    assert (media.rows, media.text, media.kind) == (4, "<image>" * 4, "image")
+
+
+def idefics3(**settings: Any) -> Any:
+    config = {
+        "architectures": ["SmolVLMForConditionalGeneration"], "image_token_id": 5, "scale_factor": 2,
+        "vision_config": {"image_size": 16, "patch_size": 4, "model_type": "smolvlm_vision"},
+    }  # fmt: skip
+    sizes = {"size": {"longest_edge": 48}, "max_image_size": {"longest_edge": 16}}
+    return media_processor(config, sizes | settings, IDS.get)
+
+
+@pytest.mark.parametrize("size", [(40, 60), (61, 35), (16, 16), (9, 90), (100, 100)])
+@pytest.mark.parametrize("splits", [True, False], ids=["tiles", "whole"])
+def test_idefics3_sees_what_transformers_shows_it(size: tuple[int, int], splits: bool) -> None:
+    module = pytest.importorskip("transformers.models.idefics3.image_processing_pil_idefics3")
+    sizes = {"size": {"longest_edge": 48}, "max_image_size": {"longest_edge": 16}}
+    reference = module.Idefics3ImageProcessorPil(**sizes, do_image_splitting=splits, return_row_col_info=True)
+    found = reference(pixels(*size), return_tensors="np")
+    media = idefics3(do_image_splitting=splits).image(pixels(*size), {})
+    assert np.array_equal(pictures(media, 4, 16, 2), np.asarray(found["pixel_values"][0]))
+    rows, columns = found["rows"][0][0], found["cols"][0][0]
+    assert media.rows == 4 * (rows * columns + 1) == media.text.count("<image>")
+    assert media.text.count("<row_") == rows * columns and media.text.count("\n") == (rows + 1 if rows else 0)
+
+
+def qwen2_vl(**settings: Any) -> Any:
+    config = {
+        "architectures": ["Qwen2VLForConditionalGeneration"], "image_token_id": 5,
+        "vision_config": {"patch_size": 4, "spatial_merge_size": 2},
+    }  # fmt: skip
+    return media_processor(config, {"min_pixels": 128, "max_pixels": 2048} | settings, IDS.get)
+
+
+@pytest.mark.parametrize("size", [(40, 60), (61, 35), (16, 16), (9, 90), (100, 100), (6, 5)])
+def test_qwen2_vl_sees_what_transformers_shows_it(size: tuple[int, int]) -> None:
+    module = pytest.importorskip("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl")
+    reference = module.Qwen2VLImageProcessorPil(patch_size=4, min_pixels=128, max_pixels=2048)
+    found = reference(pixels(*size), return_tensors="np")
+    media = qwen2_vl().image(pixels(*size), {})
+    values, levels = array(media.tensors["patches"])[0], array(media.tensors["levels"])
+    seen = np.stack([levels[c][values.reshape(len(values), 3, 16)[:, c]] for c in range(3)], 1)
+    assert np.array_equal(np.repeat(seen[:, :, None], 2, 2).reshape(len(values), -1), found["pixel_values"])
+    lines, columns = (found["image_grid_thw"][0, 1:] // 2).tolist()
+    assert media.grid == (1, lines, columns) and media.rows == lines * columns
+
+
+def test_qwen2_vl_looks_as_closely_as_it_is_asked_to() -> None:
+    processor = qwen2_vl()
+    whole, low, few = (
+        processor.image(pixels(80, 80), options).rows for options in ({}, {"detail": "low"}, {"max_pixels": 100})
+    )
+    assert whole > low > few
+    with pytest.raises(InvalidRequest, match="200 times"):
+        processor.image(pixels(1, 300), {})
+
+
+def test_positions_follow_the_patches_in_their_squares() -> None:
+    media = idefics3(do_image_splitting=False).image(pixels(20, 20), {})
+    assert array(media.tensors["positions"]).tolist() == [[0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15]]
+
+
+def test_low_detail_is_the_whole_picture_alone() -> None:
+    processor = idefics3()
+    assert processor.image(pixels(40, 60), {"detail": "low"}).rows == 4
+    assert processor.image(pixels(40, 60), {"detail": "high"}).rows > 4
+    assert processor.image(pixels(40, 60), {"do_image_splitting": False}).rows == 4
+    assert processor.image(pixels(40, 60), {"size": {"longest_edge": 16}}).rows == 4
+
+
+@pytest.mark.parametrize("options", [{"size": {"longest_edge": 10**6}}, {"size": 3}, {"crop": 1}])
+def test_options_that_nobody_has_are_refused(options: dict[str, Any]) -> None:
+    for processor in (square(), idefics3(), qwen2_vl()):
+        with pytest.raises(InvalidRequest, match="option"):
+            processor.image(pixels(20, 20), options)
+
+
+def test_equal_pictures_are_equal_items_and_others_are_not() -> None:
+    first, same = (square().image(pixels(40, 40), {}) for _ in range(2))
+    assert first.digest == same.digest
+    assert first.digest != square().image(pixels(40, 40, 1), {}).digest
+    assert first.digest != square(image_mean=[0.1, 0.2, 0.3]).image(pixels(40, 40), {}).digest
+
+
+def test_rows_are_placed_in_the_order_of_the_placeholders() -> None:
+    media = [square().image(pixels(30, 30, seed), {}) for seed in range(2)]
+    first, second = place_media([1, 5, 5, 2, 5, 5, 9, 5, 5, 5, 5, 3], 5, media)
+    assert (first.spans, first.offset, first.end, first.rows) == (((1, 2), (4, 2)), 1, 6, 4)
+    assert second.spans == ((7, 4),)
+    with pytest.raises(ValueError, match="9 placeholder"):
+        place_media([5] * 9, 5, media)
+
+
+def test_settings_are_read_from_either_file() -> None:
+    assert image_settings({"image_processor": {"size": 1}}, {"size": 2}) == {"size": 1}
+    assert image_settings({"patch_size": 14}, {"size": 2}) == {"size": 2}
+    assert image_settings(None, None) == {}
+
+
+def test_a_processor_that_does_not_fit_its_tower_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="56 x 56"):
+        square(crop_size={"height": 56, "width": 56})
+    assert media_processor({"architectures": ["LlamaForCausalLM"]}, {}, IDS.get) is None
