@@ -232,6 +232,8 @@ class EngineClient:
                         sample_index=index,
                         priority=request.priority,
                         cache_salt=request.cache_salt,
+                        adapter=request.adapter,
+                        adapter_path=request.adapter_path,
                         arrival_time=request.arrival_time or now,
                         media=request.media,
                         is_counted=request.is_counted,

@@ -40,6 +40,7 @@ class Request:
 
     __slots__ = (
         "adapter",
+        "adapter_slot",
         "block_hashes",
         "block_tables",
         "block_tokens",
@@ -109,6 +110,7 @@ class Request:
         self.cache_salt = message.cache_salt
         self.media = message.media
         self.adapter = message.adapter
+        self.adapter_slot = -1  # while it runs
         self.encoder_token_ids = message.encoder_token_ids
         self.encoder_block_tables: list[list[int]] = []  # of each group of layers that see the encoder's rows
         # Who is first: smaller is sooner. Also who keeps the blocks when they run out.

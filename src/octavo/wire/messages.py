@@ -37,6 +37,7 @@ class AddRequest(Message, frozen=True, gc=False):
     arrival_time: float = 0.0  # time.monotonic(), one clock for both processes on Linux and macOS
     media: tuple[MediaItem, ...] = ()  # within the prompt, in order, apart from each other
     adapter: str = ""  # the weights that it runs with beside the model's own; "": none
+    adapter_path: str = ""  # where their files are
     #: Of a model with an encoder: its input, which the prompt's tokens are the decoder's first answer to.
     encoder_token_ids: list[int] = []
     is_counted: bool = True  # its prompt counts in the totals; not: it goes on with a request whose prompt did
@@ -113,6 +114,7 @@ class EngineInfo(Message, frozen=True, gc=False):
     #: Tokens of one run of media see each other: a step computes all of them.
     media_stays_whole: bool = False
     caches_output: bool = True  # blocks of generated tokens may serve other requests: they are what a prompt's would be
+    max_loras: int = 0  # adapters in one step; 0: the engine takes none
     num_swap_blocks: int = 0  # KV blocks of preempted requests that fit the host's memory
     plans_ahead: bool = False  # the device computes beside the host: a step is planned before the last is answered
     # Sums and products: what a token costs, for benchmarks.

@@ -62,6 +62,7 @@ class NewRequestData(StepData):
     encoder_token_ids: list[int] = []
     encoder_block_ids: list[list[int]] = []
     media: list[MediaPlace] = []  # in the order of the tokens
+    adapter_slot: int = -1  # of its adapter; -1: it has none
 
 
 class CachedRequestData(StepData):
@@ -94,6 +95,7 @@ class SchedulerOutput(StepData):
     # Then: media whose rows nobody will read any more, and those to be encoded, whose rows are kept until then.
     media_dropped: list[bytes] = []  # digests
     media_encoded: list[MediaItem] = []
+    adapters_placed: list[tuple[int, str]] = []  # slot, key: then adapters that the host keeps enter slots
 
 
 class TokenMasks(StepData):

@@ -103,6 +103,7 @@ class RequestStates:
         #: Grows when a request enters or leaves the slot: tells whose a token is that was sampled some time ago.
         self.generation = np.zeros(max_num_seqs, np.int64)
 
+        self.adapter_slots = np.full(max_num_seqs, -1, np.int32)
         self.temperature = np.zeros(max_num_seqs, np.float32)
         self.top_p = np.ones(max_num_seqs, np.float32)
         self.min_p = np.zeros(max_num_seqs, np.float32)
@@ -133,6 +134,7 @@ class RequestStates:
         for group, ids in enumerate(request.encoder_block_ids):
             self.encoder_tables[group, slot, : len(ids)] = ids
 
+        self.adapter_slots[slot] = request.adapter_slot
         self.temperature[slot] = 0.0 if params.greedy else params.temperature
         self.top_p[slot] = params.top_p
         self.min_p[slot] = params.min_p

@@ -12,7 +12,7 @@ from octavo.models.decoder import EMBEDDING, Definition
 from octavo.models.params import Param, TensorDecl
 from octavo.ops.lora import LoraTarget, bank_name
 from octavo.ops.operands import Weight
-from octavo.ops.operations import Linear, LoraDelta, Op
+from octavo.ops.operations import Embed, Linear, LoraDelta, Op, ReplaceRows
 from octavo.ops.program import Program
 from octavo.ops.table import Ops
 
@@ -28,12 +28,16 @@ class Target:
 
 
 def with_deltas(definition: Definition) -> Definition:
-    """The same with a `LoraDelta` behind each product. A step without adapters computes what it did before."""
+    """The same with a `LoraDelta` behind each product, and rows in place of the embedding's. A step without adapters
+    computes what it did before."""
+    replaces = any(isinstance(op, ReplaceRows) for op in definition.program.ops)
     ops: list[Op] = []
     for op in definition.program.ops:
         ops.append(op)
         if isinstance(op, Linear):
             ops.append(LoraDelta(out=op.out, x=op.x, weight=op.weight))
+        elif isinstance(op, Embed) and op.index == "token_ids" and not replaces:
+            ops.append(ReplaceRows(x=op.out))
     program = Program(tuple(ops), definition.program.output)
     program.check()
     return replace(definition, program=program)
