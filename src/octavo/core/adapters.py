@@ -75,9 +75,8 @@ class KeptAdapters:
         """These requests wait no more; those that did."""
         found = []
         for number in numbers:
-            for waiters in self._waiting.values():
-                if waiters.pop(number, None) is not None:
-                    found.append(number)
+            popped = [waiters.pop(number, None) for waiters in self._waiting.values()]
+            found += [number] * any(popped)
         self._waiting = {key: waiters for key, waiters in self._waiting.items() if waiters}
         return found
 

@@ -197,8 +197,8 @@ class EngineCore:
             self._send(EngineCoreOutputs(part, stats, now))
 
     def _stats(self) -> SchedulerStats:
-        """The scheduler's, with the requests that it has not seen because their grammar or adapter is not ready, and how steps
-        were launched."""
+        """The scheduler's, with the requests that it has not seen because their grammar or adapter is not ready,
+        and how steps were launched."""
         stats, num_pending, graph_steps = self.scheduler.stats(), self._num_pending, self._graph_steps.totals
         if not num_pending and not graph_steps:
             return stats

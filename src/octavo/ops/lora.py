@@ -71,7 +71,7 @@ class ReferenceBank:
 
 
 def reference_delta(out: Tensor, x: Tensor, slots: Tensor, bank: ReferenceBank) -> None:
-    for slot in slots.unique().tolist():
+    for slot in sorted(set(slots.tolist())):
         weights = bank.slots[slot] if slot >= 0 else None
         if weights is None:
             continue

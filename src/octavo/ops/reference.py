@@ -114,13 +114,12 @@ def _normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
 
 
-
 lora_bank = ReferenceBank
 
 
 def lora_delta(out: Tensor, x: Tensor, slots: Tensor, bank: ReferenceBank) -> None:
-    """out [T, N], a product of x [T, K], changed in place for the rows whose slot, int32 [T], has something in the bank:
-    out = (out + scaling * (x a^T) b) * scale + shift, `lora.LoraWeights`. Slots below 0 mean none."""
+    """out [T, N], a product of x [T, K], changed in place for the rows whose slot, int32 [T], has something in the
+    bank: out = (out + scaling * (x a^T) b) * scale + shift, `lora.LoraWeights`. Slots below 0 mean none."""
     reference_delta(out, x, slots, bank)
 
 

@@ -49,9 +49,7 @@ def with_adapters(loaded: LoadedModel, config: LoraConfig, ops: Ops, max_num_bat
     return replace(loaded, model=transformer(definition, ops, weights, max_num_batched_tokens), weights=weights)
 
 
-def with_banks(
-    definition: Definition, weights: Mapping[str, Any], config: LoraConfig, ops: Ops
-) -> Mapping[str, Any]:
+def with_banks(definition: Definition, weights: Mapping[str, Any], config: LoraConfig, ops: Ops) -> Mapping[str, Any]:
     """`weights`, with empty places for adapters where the program wants them and they are not there."""
     if not any(isinstance(op, LoraDelta) for op in definition.program.ops):
         return weights
@@ -66,7 +64,9 @@ def bank_bytes(definition: Definition, config: LoraConfig, ops: Ops) -> int:
     if not config.enable_lora or ops.torch_device.type == "cpu":
         return 0
     itemsize = (_dtype(config) or ops.activation_dtype).itemsize
-    values = [len(target.columns) * target.weight.shape[1] + target.weight.shape[0] for target in lora_targets(definition)]
+    values = [
+        len(target.columns) * target.weight.shape[1] + target.weight.shape[0] for target in lora_targets(definition)
+    ]
     return config.max_loras * config.max_lora_rank * sum(values) * itemsize
 
 

@@ -54,8 +54,8 @@ class StepGraphs:
     ) -> None:
         """`run` launches a step and returns its logits, always at the same place for the same number of rows.
         `planner`: the table's attention planner. `max_blocks`: of one sequence in one of
-        `num_groups` groups of layers. `free_slot`: where layers have a state, a slot that is no request's. `is_plain`: whether a step with these
-        adapters may be captured."""
+        `num_groups` groups of layers. `free_slot`: where layers have a state, a slot that is no
+        request's. `is_plain`: whether a step with these adapters may be captured."""
         self._run = run
         self._device = device
         self._planner = planner

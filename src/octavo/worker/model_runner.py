@@ -138,20 +138,8 @@ class ModelRunner:
     def submit(self, plan: SchedulerOutput) -> RunningStep:
         """Launch a step, which waits for its masks if the plan has `masked_slots`. Steps are collected in the order
         in which they were submitted."""
+        self._enter(plan)
         states = self._states
-        self._swap.apply(plan)
-        if self._media is not None:
-            self._media.apply(plan)
-        if self._adapters is not None:
-            self._adapters.apply(plan)
-        for slot in plan.finished_slots:
-            states.remove(slot)
-        for new in plan.new_requests:
-            states.add(new)
-        if self._crossing is not None:
-            self._crossing.write(plan.new_requests)
-        for known in plan.cached_requests:
-            states.update(known)
         step = RunningStep(list(plan.num_scheduled_tokens))
         if not plan.num_scheduled_tokens:
             return step
@@ -186,6 +174,23 @@ class ModelRunner:
         if not plan.masked_slots:
             self._sample(step, None)
         return step
+
+    def _enter(self, plan: SchedulerOutput) -> None:
+        """Take in what a plan changes, before its step."""
+        states = self._states
+        self._swap.apply(plan)
+        if self._media is not None:
+            self._media.apply(plan)
+        if self._adapters is not None:
+            self._adapters.apply(plan)
+        for slot in plan.finished_slots:
+            states.remove(slot)
+        for new in plan.new_requests:
+            states.add(new)
+        if self._crossing is not None:
+            self._crossing.write(plan.new_requests)
+        for known in plan.cached_requests:
+            states.update(known)
 
     def submit_masks(self, step: RunningStep, masks: TokenMasks) -> None:
         """Let a step sample that waits for its masks."""

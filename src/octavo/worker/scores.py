@@ -129,7 +129,9 @@ class PromptScorer:
 
         return wait
 
-    def _launch(self, hidden: torch.Tensor, targets: np.ndarray, num_alternatives: int, adapter_slot: int) -> list[Download]:
+    def _launch(
+        self, hidden: torch.Tensor, targets: np.ndarray, num_alternatives: int, adapter_slot: int
+    ) -> list[Download]:
         launched = []
         for start in range(0, len(targets), PROMPT_ROWS):
             (ids,) = self._device.upload(targets[start : start + PROMPT_ROWS].copy())

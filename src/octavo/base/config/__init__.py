@@ -26,8 +26,8 @@ from octavo.base.config.engine import (
 from octavo.base.config.http import HTTPConfig
 from octavo.base.config.limits import LimitsConfig
 from octavo.base.config.log import LogConfig, LogLevel, LogSetup
-from octavo.base.config.media import MediaConfig
 from octavo.base.config.lora import AdaptersConfig, LoraConfig
+from octavo.base.config.media import MediaConfig
 from octavo.base.config.observe import TRACE_PROTOCOLS, ObserveConfig, StepTimes
 from octavo.base.config.options import check_fields, flag_name, json_object, opt
 from octavo.base.config.server import STRUCTURED_OUTPUTS, ServeConfig, ServerConfig, check_server

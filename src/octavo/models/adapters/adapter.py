@@ -221,7 +221,10 @@ class _Fitting:
 
     # ------------------------------------------------------------ tables
     def _add_table(self, module: Module, where: str) -> None:
-        vocab, width = self._reader._spec.vocab_size, self._reader._spec.embedding_size or self._reader._spec.hidden_size
+        vocab, width = (
+            self._reader._spec.vocab_size,
+            self._reader._spec.embedding_size or self._reader._spec.hidden_size,
+        )
         if module.magnitude is not None or module.b_bias is not None:
             raise self._fail(where, "DoRA of embeddings is not supported")
         if module.whole is not None:

@@ -1,4 +1,4 @@
-"""Adapters as llama.cpp saves them: a .gguf file whose tensors are those of a model's file, with .lora_a and .lora_b."""
+"""Adapters as llama.cpp saves them: a .gguf file with the tensors of a model's file, as .lora_a and .lora_b."""
 
 from __future__ import annotations
 

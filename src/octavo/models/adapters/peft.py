@@ -15,7 +15,10 @@ from octavo.models.safetensors_file import SafetensorsFile
 from octavo.models.torch_file import TorchFile
 
 CONFIG_NAME: Final = "adapter_config.json"
-_FILES: Final = {"adapter_model.safetensors": SafetensorsFile, "adapter_model.bin": TorchFile}
+_FILES: Final[dict[str, type[SafetensorsFile] | type[TorchFile]]] = {
+    "adapter_model.safetensors": SafetensorsFile,
+    "adapter_model.bin": TorchFile,
+}
 #: Settings that change what an adapter computes, or where, in ways that octavo has not.
 _REFUSED: Final = (
     "alora_invocation_tokens", "layer_replication", "megatron_config", "target_parameters", "trainable_token_indices",

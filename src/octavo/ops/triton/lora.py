@@ -1,8 +1,8 @@
 """Adapters of low rank on a GPU: two launches a product, for rows of any adapters and of none.
 
-The adapters of a product lie side by side, padded to the highest rank, so that their places never change. A tile of rows
-goes through the slots between its lowest and its highest; rows of other slots count as zeros, which no sum feels. Sums
-along K are cut at fixed places, and a row's result is the same in any company.
+The adapters of a product lie side by side, padded to the highest rank, so that their places never change. A tile of
+rows goes through the slots between its lowest and its highest; rows of other slots count as zeros, which no sum feels.
+Sums along K are cut at fixed places, and a row's result is the same in any company.
 """
 
 from __future__ import annotations
@@ -93,10 +93,14 @@ def _shrink_kernel(
                 columns = split * SPLIT + first + at
                 inside = columns < K
                 left = tl.load(
-                    x + rows.to(tl.int64)[:, None] * K + columns[None, :], mask=mine[:, None] & inside[None, :], other=0.0
+                    x + rows.to(tl.int64)[:, None] * K + columns[None, :],
+                    mask=mine[:, None] & inside[None, :],
+                    other=0.0,
                 )
                 right = tl.load(
-                    a + (each.to(tl.int64) * RANKS + ranks[None, :]) * K + columns[:, None], mask=inside[:, None], other=0.0
+                    a + (tl.cast(each, tl.int64) * RANKS + ranks[None, :]) * K + columns[:, None],
+                    mask=inside[:, None],
+                    other=0.0,
                 )
                 acc = tl.dot(left, right.to(left.dtype), acc, input_precision=PRECISION)
     place = t + (split.to(tl.int64) * num_rows + rows[:, None]) * RANKS + ranks[None, :]
@@ -127,10 +131,15 @@ def _expand_kernel(
             for at in range(0, RANK, BLOCK_R):
                 left = tl.zeros((ROWS, BLOCK_R), tl.float32)
                 for split in range(SPLITS):
-                    place = (split * num_rows + rows.to(tl.int64)[:, None]) * (PARTS * RANK) + part * RANK + at + ranks[None, :]
+                    place = (
+                        (split * num_rows + rows.to(tl.int64)[:, None]) * (PARTS * RANK)
+                        + part * RANK
+                        + at
+                        + ranks[None, :]
+                    )
                     left += tl.load(t + place, mask=mine[:, None], other=0.0)
                 right = tl.load(
-                    b + (each.to(tl.int64) * N + columns[None, :]) * RANK + at + ranks[:, None],
+                    b + (tl.cast(each, tl.int64) * N + columns[None, :]) * RANK + at + ranks[:, None],
                     mask=inside[None, :], other=0.0,
                 )  # fmt: skip
                 acc = tl.dot((left * scaling).to(right.dtype), right, acc, input_precision=PRECISION)
