@@ -181,9 +181,7 @@ def test_no_reply_depends_on_the_adapters_of_others(
 
 def test_blocks_are_found_by_requests_with_the_same_adapter_alone(engine: Engine, alone: dict[int, Reply]) -> None:
     scheduler = engine.scheduler()
-    hits = []
-    for each in mixed_requests()[:10]:
-        hits.append(hits_of(engine, scheduler, each, alone))
+    hits = [hits_of(engine, scheduler, each, alone) for each in mixed_requests()[:10]]
     # The prompt of request i is that of i % 2, its adapter i % 5: none of ten has both of another.
     assert hits == [0] * 10
     assert hits_of(engine, scheduler, mixed_requests()[11], alone) == 32  # it has those of request 1

@@ -1,4 +1,4 @@
-"""What adapters add to a product, at every instruction-set level, against the reference; and no row minds its company."""
+"""What adapters add to a product, at every instruction-set level, and that no row minds its company."""
 
 from __future__ import annotations
 

@@ -50,3 +50,41 @@ def merged(model: torch.nn.Module, tensors: Tensors, scaling: float) -> Any:
             delta = scaling * tensors[f"{name}.lora_B.weight"] @ tensors[f"{name}.lora_A.weight"]
             module.weight.data += delta.t() if type(module).__name__ == "Conv1D" else delta
     return model
+
+
+def trained_adapter(directory: Path, path: Path, prompt: list[int], answer: list[int], rank: int = 8) -> Path:
+    """An adapter of a Llama's last two layers, trained until it gives `answer` behind `prompt`, in a few steps."""
+    import transformers
+
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).requires_grad_(False)
+    torch.manual_seed(1)
+    layers, tensors, given = model.model.layers[-2:], {}, {}
+    layers[0].register_forward_pre_hook(lambda module, args, named: given.update(named, x=args[0]), with_kwargs=True)
+    ids = torch.tensor([prompt + answer])
+    with torch.no_grad():
+        model(ids[:, :-1], use_cache=False)  # what the layers below give does not change
+    x = given.pop("x")
+    for number, layer in enumerate(layers, len(model.model.layers) - 2):
+        for name in ("self_attn.q_proj", "self_attn.v_proj", "mlp.up_proj", "mlp.down_proj"):
+            module = layer.get_submodule(name)
+            a = torch.nn.Parameter(torch.randn(rank, module.in_features) * module.in_features**-0.5)
+            b = torch.nn.Parameter(torch.zeros(module.out_features, rank))
+            tensors |= {
+                f"model.layers.{number}.{name}.lora_{kind}.weight": each
+                for kind, each in zip("AB", (a, b), strict=True)
+            }
+            module.register_forward_hook(lambda module, inputs, out, a=a, b=b: out + 2 * inputs[0] @ a.t() @ b.t())
+    layers[0]._forward_pre_hooks.clear()
+    optimizer = torch.optim.Adam(tensors.values(), lr=1e-2)
+    for _ in range(40):
+        hidden = x
+        for layer in layers:
+            hidden = layer(hidden, **given)
+        logits = model.lm_head(model.model.norm(hidden))[0, len(prompt) - 1 :]
+        loss = torch.nn.functional.cross_entropy(logits, ids[0, len(prompt) :])
+        if loss < 0.02:
+            break
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return write_adapter(path, {name: value.detach() for name, value in tensors.items()}, rank)

@@ -72,7 +72,8 @@ class LLM:
 
     `LLM("org/repo", max_model_len=4096, ...)`: the model as `octavo serve` takes it, the fields of `ModelConfig`,
     `CacheConfig`, `SchedulerConfig`, `ParallelConfig` and `LoraConfig`, and those of `ServerConfig` in
-    `SERVER_SETTINGS`; those that hold JSON, such as `override_generation_config` and `limit_mm_per_prompt`, may be mappings.
+    `SERVER_SETTINGS`; those that hold JSON, such as `override_generation_config` and `limit_mm_per_prompt`, may be
+    mappings.
     Raises `StartupError`; no process is left then.
     """
 
