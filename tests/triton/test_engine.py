@@ -22,8 +22,8 @@ from octavo.device.aside import tensors_of
 from octavo.wire.messages import AddRequest
 from octavo.worker import worker as worker_module
 from octavo.worker.worker import Worker
-from support.interpreted_device import InterpretedDevice
 from support.adapters import random_adapter, write_adapter
+from support.interpreted_device import InterpretedDevice
 from support.tiny_bart import logits_of, make_bart, random_ids
 
 VOCAB = 96
@@ -334,7 +334,7 @@ def test_adapters_in_captured_steps_give_the_tokens_of_the_cpu(
         engine = TinyEngine(model, device, monkeypatch, lora=lora)
         for key in "ab":
             engine.worker.read_adapter(key, str(tmp_path / key))
-        run = engine.run(requests, ahead=True, per_step=1)
+        run = engine.run(requests, ahead=device is not None, per_step=1)
         if device is None:
             replies = run.replies
     check(run, replies)
