@@ -85,7 +85,8 @@ class Worker:
 
         loaded = load(checkpoint)
         kv_dtype = self._kv_cache_dtype(loaded, device)
-        loaded = with_scales(loaded, checkpoint, config.cache, ops, device.default_batched_tokens)
+        max_model_len = self._max_model_len(loaded)
+        loaded = with_scales(loaded, checkpoint, config.cache, ops, device, max_model_len)
         if config.parallel.batch_invariant and device.name != "cpu" and not loaded.model.can_be_captured:
             raise InvalidConfig(
                 "--batch-invariant: this model runs by way of transformers (--model-impl), whose modules are not held "
@@ -95,7 +96,6 @@ class Worker:
 
         start = time.perf_counter()
         self._on_phase("kv cache", "")
-        max_model_len = self._max_model_len(loaded)
         max_num_batched_tokens = self._max_num_batched_tokens(max_model_len, device)
         # What is seen of an encoder is not yet among the inputs of a captured step.
         is_captured = loaded.model.can_be_captured and loaded.model.definition.encoder is None
