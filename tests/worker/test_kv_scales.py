@@ -100,7 +100,7 @@ def test_a_checkpoint_brings_its_scales(
 @pytest.mark.parametrize(
     ("scale", "told"),
     [(torch.tensor([0.5, 0.5]), "k_scale has 2 scales"), (torch.tensor(0.0), "k_scale is 0"),
-     (torch.tensor(torch.nan), "k_scale is nan")],
+     (torch.tensor(torch.nan), "k_scale is nan"), (torch.tensor(1e-40), "k_scale is 9.99995e-41")],
 )  # fmt: skip
 def test_a_scale_that_is_none_is_refused_where_it_would_be_used(
     scale: torch.Tensor, told: str, model: Path, tmp_path: Path
@@ -125,6 +125,9 @@ def test_a_file_brings_scales_and_goes_before_the_checkpoints(model: Path, tmp_p
         ({"kv_cache": {"scaling_factor": {"0": {}, "1": {}}}}, "the layers of one rank"),
         ({"kv_cache": {"scaling_factor": {"0": {"0": 1.0, "one": 1.0}}}}, "'one' is not the number of a layer"),
         ({"kv_cache": {"scaling_factor": {"0": {"0": 1.0, "1": 0}}}}, "the scale of layer 1 must be a number above 0"),
+        ({"kv_cache": {"scaling_factor": {"0": {"0": 1.0, "1": 10**400}}}}, "the scale of layer 1 must be a number"),
+        ({"kv_cache": {"scaling_factor": {"0": {"0": 1.0, "1": 1e-310}}}}, "the scale of layer 1 must be a number"),
+        ({"kv_cache": {"scaling_factor": {"0": {"0": 1.0, "1" * 5000: 1.0}}}}, "'1{40}' is not the number of a layer"),
         ({"kv_cache": {"scaling_factor": {"0": {"0": 1.0}}}}, "scales of 1 layers, and not of each of the 2"),
         ({"kv_cache": {"scaling_factor": {"0": {"0": 1.0, "7": 1.0}}}}, "not of each of the 2"),
         ({"model_type": "gemma"}, "for a model of type 'gemma', and this one's is 'llama'"),

@@ -16,7 +16,7 @@ from octavo.base.errors import InvalidConfig
 from octavo.device.base import Device
 from octavo.models.checkpoint import Checkpoint
 from octavo.models.implementation import transformer
-from octavo.models.kv_scales import KVScales, cached_layers, stored_kv_scales, with_kv_scales
+from octavo.models.kv_scales import KVScales, cached_layers, is_scale, stored_kv_scales, with_kv_scales
 from octavo.models.loader import LoadedModel
 from octavo.models.transformer import Transformer
 from octavo.ops.table import Ops, cache_shapes
@@ -31,6 +31,7 @@ _FILE: Final = "--quantization-param-path"
 _MEASURED: Final = "--calculate-kv-scales"
 _TOKENS: Final = 256
 _BLOCK_SIZE: Final = 16
+_MAX_DIGITS: Final = 9  # of a layer's number
 #: The largest magnitude found becomes this. Of e4m3's 448 that leaves room for what is four times as large, and below
 #: it are thirteen powers of two with three bits each.
 _TARGET: Final = 112.0
@@ -77,15 +78,15 @@ def scales_of_file(path: str) -> tuple[str | None, dict[int, float]]:
 
 
 def _layer(path: str, layer: str) -> int:
-    if not (layer.isascii() and layer.isdigit()):
+    if not (layer.isascii() and layer.isdigit() and len(layer) <= _MAX_DIGITS):
         raise InvalidConfig(f"{_FILE} {path}: {layer[:40]!r} is not the number of a layer.")
     return int(layer)
 
 
 def _factor(path: str, layer: str, value: Any) -> float:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or value <= 0:
-        raise InvalidConfig(f"{_FILE} {path}: the scale of layer {layer} must be a number above 0.")
+    if not is_number or not is_scale(value):
+        raise InvalidConfig(f"{_FILE} {path}: the scale of layer {layer} must be a number above 0, of a float32.")
     return float(value)
 
 
@@ -176,5 +177,6 @@ def measured_scales(model: Transformer, ops: Ops, device: Device, max_model_len:
         k, v = (float(array.abs().max()) / _TARGET for array in caches[index])
         if not (math.isfinite(k) and math.isfinite(v)):
             raise InvalidConfig(f"{_MEASURED}: keys or values of layer {layer} are not finite.")
-        found[index] = KVScales(k or 1.0, v or 1.0)
+        # All of them may be zero, or as good as that.
+        found[index] = KVScales(k if is_scale(k) else 1.0, v if is_scale(v) else 1.0)
     return found
