@@ -176,6 +176,12 @@ def test_a_run_for_scales_is_no_longer_than_the_context(model: Path) -> None:
     assert short != loaded_scales(model, kv_cache_dtype="fp8", calculate_kv_scales=True)
 
 
+@pytest.mark.parametrize("max_model_len", [1, 2, 3])
+def test_a_context_of_a_few_tokens_is_warmed_up_within_it(max_model_len: int, model: Path) -> None:
+    loading = worker(model, max_model_len=max_model_len, kv_cache_dtype="fp8", calculate_kv_scales=True)
+    assert loading.load().max_model_len == max_model_len
+
+
 def test_a_decoders_scales_are_those_of_tokens_that_see_an_encoder(tmp_path: Path) -> None:
     make_bart(tmp_path)
     found = worker(tmp_path, kv_cache_dtype="fp8", calculate_kv_scales=True)

@@ -149,7 +149,7 @@ class Worker:
 
         start = time.perf_counter()
         self._on_phase("warm-up", "")
-        self._warm_up(self._runner, loaded.model.definition, device)
+        self._warm_up(self._runner, loaded.model.definition, device, plan.max_model_len)
         self.swap_arena.wait()
         seconds["warm-up"] = time.perf_counter() - start
         return self._info(loaded, device, ops, plan, kv_dtype, max_num_batched_tokens, seconds)
@@ -366,14 +366,15 @@ class Worker:
         except (OSError, RuntimeError) as error:
             raise InvalidConfig(f"The KV cache of {plan.total_bytes:,} bytes cannot be allocated: {error}") from None
 
-    def _warm_up(self, runner: ModelRunner, definition: Definition, device: Device) -> None:
+    def _warm_up(self, runner: ModelRunner, definition: Definition, device: Device, max_model_len: int) -> None:
         """A small prompt in the null block: touches every weight once and proves that a token comes out. Where kernels
         are compiled when they are first launched, a second token too, for those of decoding."""
+        count = max(1, min(4, max_model_len - 1))
         request = NewRequestData(
             slot=0,
             request_id=-1,
-            prompt_token_ids=[0, 0, 0, 0],
-            num_prompt_tokens=4,
+            prompt_token_ids=[0] * count,
+            num_prompt_tokens=count,
             params=SamplingParams(temperature=0.0, max_tokens=2),
             eos_token_ids=(),
             block_ids=[[0] for _ in definition.windows],
@@ -383,9 +384,9 @@ class Worker:
             encoder_token_ids=[0] if definition.encoder is not None else [],
             encoder_block_ids=[[0]] * definition.num_encoder_groups,
         )
-        plans = [SchedulerOutput([request], [], {0: 4}, [], 4, 0)]
-        if device.uses_graphs:
-            plans.append(SchedulerOutput([], [CachedRequestData(0, [], 4)], {0: 1}, [], 1, 0))
+        plans = [SchedulerOutput([request], [], {0: count}, [], count, 0)]
+        if device.uses_graphs and count < max_model_len:
+            plans.append(SchedulerOutput([], [CachedRequestData(0, [], count)], {0: 1}, [], 1, 0))
         for plan in plans:
             output = runner.execute(plan)
             if output.errors:
