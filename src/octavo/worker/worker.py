@@ -104,8 +104,8 @@ class Worker:
         loaded.model.reserve(*reserved)
         step_bytes = self._step_bytes(loaded, ops, device, max_num_batched_tokens, max_model_len)
         plan = self._plan_kv_cache(loaded, ops, kv_dtype, max_model_len, device, step_bytes)
-        # A state that a preempted request has left is lost, and its blocks are of no use without it; nor is a request with
-        # an encoder swapped, whose rows are computed again.
+        # A state that a preempted request has left is lost, and its blocks are of no use without it; where there is an
+        # encoder, its rows are computed again, and all else too.
         is_whole = _state_values(loaded.model.definition) or loaded.model.definition.encoder is not None
         swap_bytes = 0 if is_whole else self._swap_bytes(device)
         self.swap_arena = SwapArena(device, plan.bytes_per_block, swap_bytes)
