@@ -88,9 +88,10 @@ def load_model(
     reader.check_finite()
     spec = definition.spec
     num_positions = min(config.max_model_len or spec.default_positions, spec.max_position_embeddings)
+    # Of towers and encoders the context says nothing: they have positions of their own.
+    others = {weight for part in (definition.tower, definition.encoder) if part is not None for weight in part.derived}
     for weight, of in definition.derived.items():
-        in_tower = definition.tower is not None and weight in definition.tower.derived
-        count = weight.shape[0] if in_tower else num_positions
+        count = weight.shape[0] if weight in others else num_positions
         packer.weights[weight.name] = ops.to_device(derived_values(of, weight.shape, count))
     return LoadedModel(
         model=transformer(definition, ops, packer.weights, max_num_batched_tokens),
