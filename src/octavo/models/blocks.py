@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 from octavo.models.builder import Builder
 from octavo.models.params import Matrix
 from octavo.models.spec import AlibiSpec, LogQScaleSpec, NormSpec, QScaleSpec, RopeSpec
-from octavo.ops.operands import Buffer, Heads, Latent
+from octavo.ops.operands import Buffer, Heads, KeyBlocks, Latent
 from octavo.ops.operations import (
     Act,
     Activation,
@@ -70,6 +70,7 @@ class Attention:
     kv_from: int | None = None  # an earlier layer, whose keys and values are seen; this one has none
     causal: bool = True  # a token sees those before it, and else the whole of its sequence
     reads_key_ends: bool = False  # causal, but for rows with an end of their own: `ops.operations.Attend`
+    blocks: KeyBlocks | None = None  # a head sees some blocks of keys only
 
     def emit(self, build: Builder, x: Buffer) -> Buffer:
         heads, dim = self.heads, self.heads.head_dim
@@ -128,6 +129,7 @@ class Attention:
                 sinks=sinks,
                 causal=self.causal,
                 reads_key_ends=self.reads_key_ends,
+                blocks=self.blocks,
             ),
         ]  # fmt: skip
         if self.is_gated:

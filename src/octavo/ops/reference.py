@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from octavo.ops.experts import grouped_experts, linear_of_heads
-from octavo.ops.operands import Latent
+from octavo.ops.operands import KeyBlocks, Latent
 from octavo.ops.operations import GateKind
 from octavo.ops.routing import Routing
 from octavo.ops.run import Runner
@@ -32,6 +32,8 @@ from octavo.quant.packed import QuantizedWeight, as_floats
 
 #: Keys in a tile of the K cache; block sizes are multiples of it.
 KEY_TILE = 16
+#: Of activations whose gates and factors are bounded: by what.
+BOUNDED_GATES = {"swiglu_oai": 7.0, "gegelu": 20.0}
 #: Under the root where the gated delta rule brings q and k to length 1.
 DELTA_EPS = 1e-6
 #: Behind a tile of int8: a float32 for each of its keys.
@@ -164,10 +166,12 @@ def act_mul(out: Tensor, gate_up: Tensor, kind: str) -> None:
     """out [T, I] = act(gate) * up, with gate_up [T, 2 I] = gate | up.
 
     swiglu_oai: gate * sigmoid(1.702 gate) * (up + 1), with gate cut to at most 7, and up to what lies within 7 of zero.
+    gegelu: the same with 20 in place of 7.
     """
     gate, up = gate_up.chunk(2, dim=-1)
-    if kind == "swiglu_oai":
-        gate, up = gate.clamp(max=7.0), up.clamp(-7.0, 7.0)
+    if kind in BOUNDED_GATES:
+        limit = BOUNDED_GATES[kind]
+        gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
         torch.mul(gate * torch.sigmoid(1.702 * gate), up + 1, out=out)
         return
     torch.mul(activated(gate, kind), up, out=out)
@@ -436,6 +440,7 @@ def attention(
     v_scale: float = 1.0,
     causal: bool = True,
     key_ends: Tensor | None = None,
+    blocks: KeyBlocks | None = None,
     plan: None = None,
 ) -> None:
     """Attention of each sequence's last tokens over its cached context, their own keys included.
@@ -448,9 +453,11 @@ def attention(
     anything. key_ends int32 [T]: a row sees the keys before its end, and not only those up to its own; it lies behind
     its position, not behind seq_len, and never falls within a sequence. Not causal: each row sees all seq_len keys, of
     which there is at least one, and need not be one of them; there are no windows, slopes and ends of rows then.
+    blocks: a head sees some blocks of keys only; rows are causal then, without windows and ends of their own.
     k_scale, v_scale: of a float8 cache. plan: what `attention_planner` made of the step, here nothing.
     """
     assert causal or not (window or slopes is not None or key_ends is not None)
+    assert blocks is None or (causal and not window and key_ends is None and blocks.size % KEY_TILE == 0)
     q_all = qkv[:, : num_heads * head_dim].view(len(qkv), num_heads, head_dim)
     out_all = out.view(len(out), num_heads, head_dim)
     starts = query_start_loc.tolist()
@@ -471,11 +478,21 @@ def attention(
         if window:
             positions = torch.arange(seq_len - num_queries, seq_len)
             unseen |= distance >= (positions % window + 1)[:, None] if chunked else distance >= window
+        if blocks is not None:
+            unseen = unseen | _unseen_blocks(blocks, num_heads, seq_len)[:, seq_len - num_queries :]
         scores = scores.masked_fill(unseen, -math.inf)
         if sinks is not None:
             scores = torch.cat((scores, sinks.view(-1, 1, 1).expand(-1, num_queries, 1)), dim=-1)
         probs = scores.softmax(dim=-1)[..., :seq_len]
         out_all[rows] = torch.einsum("hts,hsd->thd", probs, v)
+
+
+def _unseen_blocks(blocks: KeyBlocks, num_heads: int, length: int) -> Tensor:
+    """bool [Hq, query, key]: which keys of a sequence a head does not see, of those up to the query's own."""
+    block = torch.arange(length) // blocks.size
+    far = block[:, None] - block[None, :] >= blocks.local
+    between = (block[None, :] + torch.arange(num_heads)[:, None] * blocks.step + 1) % blocks.stride != 0
+    return far & between[:, None, :]
 
 
 def _gather(

@@ -1,4 +1,4 @@
-"""Integer weights with floating-point activations: how they are packed, and which kernel multiplies.
+"""Weights of 4 and 8 bits, integers or values of a table, with floating-point activations: how they are packed, and which kernel multiplies.
 
 Up to 16 rows go to the kernel that reads fastest, more to tiles of tensor cores that take weights from registers. From
 `MANY_ROWS` on it pays to write the weights out as floats, a piece at a time, and to let cuBLAS multiply; and so it is
@@ -19,15 +19,17 @@ import triton
 from octavo.ops.triton.linear_chip import Chip, chip
 from octavo.ops.triton.linear_dense import FEW_ROWS, HALF_TYPES, LEAST_ROWS, SHAPES, WARPS, Bias, by_library
 from octavo.ops.triton.linear_int_kernels import (
+    FLOAT8S,
     int_few_rows_kernel,
     int_rows_kernel,
     int_tiles_kernel,
     sum_kernel,
     unpacking,
+    unpacking_table,
 )
 from octavo.ops.triton.linear_tiles import multiply_tiles
 from octavo.ops.triton.variants import TYPE_NAMES, Variant
-from octavo.quant.packed import QuantizedWeight, multiplied
+from octavo.quant.packed import E4M3_VALUES, QuantizedWeight, multiplied
 
 #: Rows of x from which writing the weights out costs less than the tiles lose against cuBLAS: about a tenth of the
 #: product at 4096 rows.
@@ -39,23 +41,26 @@ _MOST_STAGES: Final = 8
 
 
 class Form(NamedTuple):
-    """What weights must have in common to be packed as one. `bits` are those of the packing, 4 or 8."""
+    """What weights must have in common to be packed as one. `bits` are those of the packing, 4 or 8. `table`: what the
+    values stand for, float32; empty: for themselves."""
 
     bits: int
     group: int
     zero: int
     has_mins: bool
     scale_dtype: torch.dtype
+    table: bytes = b""
 
 
 def form_of(weight: QuantizedWeight) -> Form | None:
     """The form in which the kernels take a weight, whatever the order of its columns; None: its groups or its K do not
-    suit them, or its values are those of a table."""
-    if weight.group_size % 16 or weight.shape[1] % 64 or weight.table is not None:
+    suit them, or its values are those of a table of 256 that is no float8's."""
+    table = b"" if weight.table is None else weight.table.numpy().tobytes()
+    if weight.group_size % 16 or weight.shape[1] % 64 or (weight.bits == 8 and table and table not in FLOAT8S):
         return None
     bits = 4 if weight.bits == 4 else 8
     has_mins = weight.mins is not None
-    return Form(bits, weight.group_size, 0 if has_mins else weight.zero, has_mins, weight.scales.dtype)
+    return Form(bits, weight.group_size, 0 if has_mins else weight.zero, has_mins, weight.scales.dtype, table)
 
 
 def _tile(k: int) -> int:
@@ -83,11 +88,12 @@ def unpack_values(packed: Tensor, k: int, bits: int) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class IntLinear:
-    """A [N, K] matrix of integers. `is_invariant`: a row's bits must not depend on how many others there are."""
+    """A [N, K] matrix of integers, or of a table's values. `is_invariant`: a row's bits must not depend on how many others there are."""
 
     packed: Tensor  # uint8 [N, K] or [N, K / 2]
     scales: Tensor  # float16 or float32 [K / group, N]
     mins: Tensor | None  # like scales
+    table: Tensor | None  # float32 [16] or [256]
     bias: Bias | None
     form: Form
     K: int
@@ -103,6 +109,8 @@ class IntLinear:
 
     @property
     def kind(self) -> str:
+        if self.form.table:
+            return "table4" if self.form.bits == 4 else "float8"
         return f"int{self.form.bits}"
 
     @property
@@ -134,7 +142,7 @@ class IntLinear:
         block = 32
         grid = (triton.cdiv(len(out), block), self.K // self.tile)
         int_rows_kernel[grid](
-            out, ids, self.packed, self.scales, self.mins, first, len(out), self.K, factor, out.stride(0),
+            out, ids, self.packed, self.scales, self.mins, self.table, first, len(out), self.K, factor, out.stride(0),
             self.packed.stride(0), self.scales.stride(0), self.form.bits, self.form.zero, self.tile,
             # Two scales for a half at least, as in the products.
             min(self.unit, self.tile // 4), self.form.group, block, ids is not None, self.mins is not None,
@@ -182,6 +190,7 @@ def pack_int(
         packed[0] if len(packed) == 1 else torch.cat(packed),
         torch.cat(scales, dim=1).contiguous(),
         torch.cat(mins, dim=1).contiguous() if mins else None,
+        None if weights[0].table is None else to_device(weights[0].table.contiguous()),
         bias, form, k, is_invariant,
     )  # fmt: skip
     if dtype not in HALF_TYPES or not is_invariant:
@@ -234,7 +243,7 @@ def int_few_rows(out: Tensor, x: Tensor, w: IntLinear, act: str = "") -> None:
     )  # fmt: skip
     is_even = w.K % (tile.slices * tile.slice_k * (2 if w.form.bits == 4 else 1)) == 0
     int_few_rows_kernel[(triton.cdiv(w.N, tile.block_n),)](
-        out, x, w.packed, w.scales, w.mins, None if w.bias is None else w.bias.exact, num_rows, n, w.K,
+        out, x, w.packed, w.scales, w.mins, w.table, None if w.bias is None else w.bias.exact, num_rows, n, w.K,
         out.stride(0), x.stride(0), w.packed.stride(0), w.scales.stride(0),
         w.form.bits, w.form.zero, w.tile if w.form.bits == 4 else tile.slice_k, min(w.unit, tile.slice_k),
         w.form.group, tile.slices, tile.slice_k, tile.block_n, tile.block_m, is_even,
@@ -244,7 +253,11 @@ def int_few_rows(out: Tensor, x: Tensor, w: IntLinear, act: str = "") -> None:
 
 def _unpacking(form: Form, x: Tensor) -> str:
     """The interpreter knows no PTX."""
-    return unpacking(form.bits, form.zero, x.dtype) if x.is_cuda else ""
+    return _ptx(form, x.dtype) if x.is_cuda else ""
+
+
+def _ptx(form: Form, dtype: torch.dtype) -> str:
+    return unpacking_table(form.table, dtype) if form.table else unpacking(form.bits, form.zero, dtype)
 
 
 class Tile(NamedTuple):
@@ -292,7 +305,7 @@ def int_tiles(out: Tensor, x: Tensor, w: IntLinear, choice: tuple[Tile, int] | N
     bias = None if w.bias is None else w.bias.exact
     grid = (triton.cdiv(n, tile.block_n) * triton.cdiv(num_rows, tile.block_m), splits)
     int_tiles_kernel[grid](
-        sums, x, w.packed, w.scales, w.mins, bias if splits == 1 else None, num_rows, n, w.K,
+        sums, x, w.packed, w.scales, w.mins, w.table, bias if splits == 1 else None, num_rows, n, w.K,
         sums.stride(-2), x.stride(0), w.packed.stride(0), w.scales.stride(0),
         w.form.bits, w.form.zero, w.tile, w.unit, w.form.group, splits, tile.block_n, tile.block_m,
         w.mins is not None, bias is not None and splits == 1, _unpacking(w.form, x),
@@ -306,13 +319,19 @@ def int_tiles(out: Tensor, x: Tensor, w: IntLinear, choice: tuple[Tile, int] | N
 
 _SUM_BLOCK: Final = 1024
 _INTEGERS: Final = ("M", "N", "K", "stride_out", "stride_x", "stride_w", "stride_s")
-#: Formats whose packing differs: GPTQ, AWQ, Q4_K, Q8_0 and Q6_K of GGUF.
+#: Any table of 16 compiles alike.
+_SIXTEEN: Final = torch.linspace(-1, 1, 16).numpy().tobytes()
+#: Formats whose packing differs: GPTQ, AWQ, Q4_K, Q8_0 and Q6_K of GGUF, and those of tables.
 _FORMS: Final = {
     "GPTQ": Form(4, 128, 8, False, torch.float16),
     "AWQ": Form(4, 128, 0, True, torch.float16),
     "Q4_K": Form(4, 32, 0, True, torch.float32),
     "Q8_0": Form(8, 32, 128, False, torch.float16),
     "Q6_K": Form(8, 16, 32, False, torch.float32),
+    "nf4": Form(4, 64, 0, False, torch.float32, _SIXTEEN),
+    "nvfp4": Form(4, 16, 0, False, torch.float32, _SIXTEEN),
+    "float8 of blocks": Form(8, 128, 0, False, torch.float32, E4M3_VALUES.numpy().tobytes()),
+    "float8 of rows": Form(8, 4096, 0, False, torch.float32, E4M3_VALUES.numpy().tobytes()),
 }
 
 
@@ -321,8 +340,8 @@ def _variant(name: str, form: Form, k: int, dtype: torch.dtype, kernel: Any, **m
     signature |= {"w": "*u8", "scales": f"*{TYPE_NAMES[form.scale_dtype]}"}
     constexprs = {
         "BITS": form.bits, "ZERO": form.zero, "TILE": _tile(k), "UNIT": _unit(form, k), "GROUP": form.group,
-        "HAS_MINS": form.has_mins, "HAS_BIAS": False, "bias": None, "mins": None,
-        "UNPACK": unpacking(form.bits, form.zero, dtype), **more,
+        "HAS_MINS": form.has_mins, "HAS_BIAS": False, "bias": None, "mins": None, "table": None,
+        "UNPACK": _ptx(form, dtype), **more,
     }  # fmt: skip
     if form.has_mins:
         del constexprs["mins"]
@@ -370,6 +389,9 @@ def _rows_variant(name: str) -> Variant:
     made = _variant(f"rows {name}", form, 4096, torch.bfloat16, int_rows_kernel, num_warps=4, num_stages=1, **more)
     names = int_rows_kernel.arg_names
     signature = {"first": "i32", "T": "i32", "factor": "fp32", **made.signature}
+    if form.table:
+        signature["table"] = "*fp32"
+        del made.constexprs["table"]
     return replace(
         made,
         signature={key: value for key, value in signature.items() if key in names},
