@@ -19,7 +19,7 @@ from support.tiny_phi3_small import CONFIG, logits_of, make_phi3_small
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 #: More blocks of 16 than local ones and twice the stride.
-PROMPTS = [torch.randint(0, 96, (150,), generator=torch.Generator().manual_seed(seed)).tolist() for seed in (1, 2)]
+PROMPTS = [torch.randint(0, 96, (100,), generator=torch.Generator().manual_seed(seed)).tolist() for seed in (1, 2)]
 
 
 @pytest.mark.parametrize("impl", ["reference", "auto"])
@@ -30,7 +30,7 @@ def test_logits_are_those_of_the_description(impl: Any, options: dict[str, Any],
     config, tensors = make_phi3_small(tmp_path, **options)
     expected = torch.stack([logits_of(config, tensors, prompt) for prompt in PROMPTS])
     ops = bind("cpu", impl)
-    for chunk in (150, 37):
+    for chunk in (100, 37):
         ours = torch.stack(prompt_logits(load(tmp_path, ops), ops, PROMPTS, chunk))
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
 
@@ -39,7 +39,7 @@ def test_chunking_company_and_calls_change_no_bit(tmp_path: Path) -> None:
     make_phi3_small(tmp_path)
     ops = bind("cpu")
     whole = prompt_logits(load(tmp_path, ops), ops, PROMPTS)
-    for chunk in (1, 7, 64):
+    for chunk in (3, 64):
         assert torch.equal(torch.stack(prompt_logits(load(tmp_path, ops), ops, PROMPTS, chunk)), torch.stack(whole))
     assert torch.equal(prompt_logits(load(tmp_path, ops), ops, PROMPTS[:1])[0], whole[0])
     one_by_one = dataclasses.replace(ops, program_runner=Runner)
@@ -50,7 +50,7 @@ def test_tokens_that_were_never_trained_are_never_sampled(tmp_path: Path) -> Non
     make_phi3_small(tmp_path, vocab_size=100_352, num_hidden_layers=1)
     ops = bind("cpu")
     loaded = load(tmp_path, ops)
-    logits = loaded.logits(torch.randn(2, 64))
+    logits = loaded.model.logits(torch.randn(2, 64))
     unused = sorted(set(range(100_256, 100_352)) - {100_257, 100_261, 100_262, 100_263, 100_266})
     assert (logits[:, unused] == -torch.inf).all()
     assert logits.isfinite().sum() == 2 * (100_352 - len(unused))

@@ -24,6 +24,7 @@ from models.family_cases import (
 from models.running import load, prompt_logits
 from models.test_gemma_layers import EXPERTS, GEMMA3N, GEMMA4
 from octavo.ops.table import Binding, Ops, bind
+from support.tiny_phi3_small import logits_of, make_phi3_small
 
 PROMPT = torch.randint(0, 96, (21,), generator=torch.Generator().manual_seed(1)).tolist()
 SMALL: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
@@ -92,6 +93,16 @@ def test_logits_are_those_of_transformers(case: str, tmp_path: Path) -> None:
     for chunk in (len(PROMPT), 6):
         (ours,) = prompt_logits(loaded, table, [PROMPT], chunk)
         torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_logits_where_heads_see_some_blocks_of_keys(tmp_path: Path) -> None:
+    options = {"hidden_size": 32, "num_attention_heads": 4, "ff_intermediate_size": 32, "num_hidden_layers": 1}
+    config, tensors = make_phi3_small(tmp_path, **options, blocksparse_num_local_blocks=1)
+    prompt, table = 4 * PROMPT, ops()
+    loaded = load(tmp_path, table)
+    for chunk in (len(prompt), 30):
+        (ours,) = prompt_logits(loaded, table, [prompt], chunk)
+        torch.testing.assert_close(ours, logits_of(config, tensors, prompt), rtol=1e-3, atol=1e-3)
 
 
 def test_logits_by_way_of_transformers(tmp_path: Path) -> None:

@@ -49,10 +49,11 @@ def unpacking_table(table: bytes, dtype: torch.dtype) -> str:
     shift, factor = 8 - (wide_digits - digits), _pair(2.0 ** (wide_bias - bias), dtype)
     moved = " ".join(
         f"""prmt.b32 a0, $6, 0, {selector}; and.b32 a1, a0, 0x7F007F00; shr.u32 a1, a1, {shift};
-            lop3.b32 a0, a0, 0x80008000, a1, 0xEA; fma.rn.{name} ${i}, a0, {factor}, 0x80008000;"""
+            lop3.b32 a0, a0, 0x80008000, a1, 0xEA; fma.rn.{name} ${i}, a0, factor, minus;"""
         for i, selector in enumerate(("0x1404", "0x3424"))
     )
-    return f"{{ .reg .b32 a<2>; {moved} mov.b32 $2, $0; mov.b32 $3, $1; mov.b32 $4, {one}; mov.b32 $5, {one}; }}"
+    start = f"{{ .reg .b32 a<2>, factor, minus; mov.b32 factor, {factor}; mov.b32 minus, 0x80008000;"  # minus zero
+    return f"{start} {moved} mov.b32 $2, $0; mov.b32 $3, $1; mov.b32 $4, {one}; mov.b32 $5, {one}; }}"
 
 
 def _looked_up(values: Tensor, dtype: torch.dtype) -> str:
