@@ -23,7 +23,7 @@ CONFIG: dict[str, Any] = {
 
 
 def make_phi3_small(directory: Path, **options: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """A random model, saved to `directory`: its configuration and tensors. Some gates come to the activation's bound."""
+    """A random model, saved to `directory`: its configuration and tensors. Some gates come to the bound of theirs."""
     config = CONFIG | options
     hidden, inner = config["hidden_size"], config["ff_intermediate_size"]
     head_dim = hidden // config["num_attention_heads"]
@@ -58,7 +58,9 @@ def logits_of(config: dict[str, Any], tensors: dict[str, Tensor], ids: list[int]
     x = tensors["model.embed_tokens.weight"][ids] * config["mup_embedding_multiplier"]
     for layer in range(config["num_hidden_layers"]):
         prefix = f"model.layers.{layer}"
-        x = x + _attention(config, tensors, f"{prefix}.self_attn", _norm(config, tensors, f"{prefix}.input_layernorm", x))
+        x = x + _attention(
+            config, tensors, f"{prefix}.self_attn", _norm(config, tensors, f"{prefix}.input_layernorm", x)
+        )
         up = _linear(tensors, f"{prefix}.mlp.up_proj", _norm(config, tensors, f"{prefix}.post_attention_layernorm", x))
         gate, value = up[:, ::2].clamp(max=20.0), up[:, 1::2].clamp(-20.0, 20.0)
         x = x + _linear(tensors, f"{prefix}.mlp.down_proj", gate * torch.sigmoid(1.702 * gate) * (value + 1))
@@ -71,7 +73,9 @@ def _linear(tensors: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
 
 
 def _norm(config: dict[str, Any], tensors: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
-    return F.layer_norm(x, x.shape[1:], tensors[f"{name}.weight"], tensors[f"{name}.bias"], config["layer_norm_epsilon"])
+    return F.layer_norm(
+        x, x.shape[1:], tensors[f"{name}.weight"], tensors[f"{name}.bias"], config["layer_norm_epsilon"]
+    )
 
 
 def _attention(config: dict[str, Any], tensors: dict[str, Tensor], name: str, x: Tensor) -> Tensor:

@@ -88,8 +88,10 @@ def test_packing_loses_nothing(form: str) -> None:
     assert torch.equal(packed.scales.t(), weight.scales)
     assert (packed.mins is None) == (weight.mins is None)
     assert packed.mins is None or torch.equal(packed.mins.t(), weight.mins)
-    assert (packed.N, packed.K) == tuple(weight.shape)
-    assert packed.kind == {"nf4": "table4", "nvfp4": "table4", "e4m3": "float8", "e5m2": "float8"}.get(form, f"int{bits}")
+    assert tuple(weight.shape) == (packed.N, packed.K)
+    assert packed.kind == {"nf4": "table4", "nvfp4": "table4", "e4m3": "float8", "e5m2": "float8"}.get(
+        form, f"int{bits}"
+    )
     scale_bytes = weight.scales.nbytes * (1 if weight.mins is None else 2)
     assert packed.nbytes == weight.unpacked().numel() * bits // 8 + scale_bytes
 

@@ -190,8 +190,12 @@ class LatentAttention:
         def part(head: int, name: str, rows: int) -> list[Matrix]:
             return [Matrix(name=f"self_attn.{name}_proj.{head}", gguf=f"attn_{name}.{head}", rows=rows)]
 
-        keys = build.experts("self_attn.k_b", [part(h, "k_b", latent.rank) for h in heads], latent.nope_dim, shard=0)
-        values = build.experts("self_attn.v_b", [part(h, "v_b", self.value_dim) for h in heads], latent.rank, shard=0)
+        keys = build.experts(
+            "self_attn.k_b", [part(h, "k_b", latent.rank) for h in heads], latent.nope_dim, shard=0, packing="heads"
+        )
+        values = build.experts(
+            "self_attn.v_b", [part(h, "v_b", self.value_dim) for h in heads], latent.rank, shard=0, packing="heads"
+        )
         q_latent = build.buffer("self_attn.q_latent", latent.num_heads * latent.width)
         attended = build.buffer("self_attn.latent", latent.num_heads * latent.rank)
         out = build.buffer("self_attn", latent.num_heads * self.value_dim)

@@ -41,9 +41,9 @@ class Split:
 
     parts: one below the other. heads: q, k and v by head of k and v: the heads of q that read it, its k, its v.
     stack: [E, rows, ...] or [E rows, ...], of each expert its parts one below the other; its number 0, 1, ... takes the
-    place of `#` in the names. pairs: the same, or of one matrix, where the parts take turns row by row. latent: for each head, whose
-    number takes the place of `#`, first what is declared as the transposed of its rows, then the second. turned: parts,
-    each declared as the transposed of its rows.
+    place of `#` in the names. pairs: the same, or of one matrix, where the parts take turns row by row. latent: for
+    each head, whose number takes the place of `#`, first what is declared as the transposed of its rows, then the
+    second. turned: parts, each declared as the transposed of its rows.
     """
 
     pattern: str

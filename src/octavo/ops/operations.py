@@ -283,8 +283,8 @@ class Attend(CacheOp):
     if the step has some. Else a row sees all keys of its sequence: of the step's seq_lens, of `encoder_lens` where the
     cache is an encoder's. `slopes` [num_heads]: slope times (key's position - query's) is added to a score (ALiBi).
     `sinks` [num_heads]: the score of one more key, whose value is zero. `blocks`: a head sees some blocks of keys only;
-    rows are causal then, without ends of their own, and the cache has no window. Where the keys are another layer's, qkv may be
-    queries alone.
+    rows are causal then, without ends of their own, and the cache has no window. Where the keys are another layer's,
+    qkv may be queries alone.
     """
 
     out: Buffer

@@ -217,6 +217,9 @@ def pack_experts(
     return tuple(pack_linear_many(*each) for each in experts)
 
 
+pack_heads = pack_experts
+
+
 def route(
     ids: Tensor,
     weights: Tensor,

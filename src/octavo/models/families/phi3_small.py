@@ -1,5 +1,5 @@
-"""Phi-3-small: layer norms and biases everywhere, a bounded gate, factors of muP, and layers whose heads see some blocks
-of keys only: each sees others, and every n-th layer sees all."""
+"""Phi-3-small: layer norms and biases everywhere, a bounded gate, factors of muP, and layers whose heads see some
+blocks of keys only: each sees others, and every n-th layer sees all."""
 
 from __future__ import annotations
 

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from octavo import _cpu
 from octavo.ops.cpu.kernels import (
-    NO_BLOCKS,
     ACTIVATIONS,
     CACHE_DTYPES,
     MAX_HEAD_DIM,
     MAX_STATE_SIZE,
     MAX_TAPS,
+    NO_BLOCKS,
     check_cache,
     check_latent,
     check_routing,

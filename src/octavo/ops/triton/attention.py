@@ -174,7 +174,9 @@ def attention(
 
 
 def _blocks(blocks: KeyBlocks | None) -> dict[str, int]:
-    return dict(zip(("KEYS", "LOCAL", "STRIDE", "STEP"), (0, 0, 1, 0) if blocks is None else blocks.numbers, strict=True))
+    return dict(
+        zip(("KEYS", "LOCAL", "STRIDE", "STEP"), (0, 0, 1, 0) if blocks is None else blocks.numbers, strict=True)
+    )
 
 
 def variants() -> list[Variant]:

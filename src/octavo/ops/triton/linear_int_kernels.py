@@ -59,11 +59,13 @@ def unpacking_table(table: bytes, dtype: torch.dtype) -> str:
 def _looked_up(values: Tensor, dtype: torch.dtype) -> str:
     """PTX from the nibbles of $6 to values of a table of 16: the low ones to $0 and $1, the high ones to $2 and $3.
 
-    A permutation takes four bytes out of eight at once. So the low and the high bytes of the values are looked up apart,
-    each among the first eight and the last, of which bit 3 of the nibbles chooses.
+    A permutation takes four bytes out of eight at once. So the low and the high bytes of the values are looked up
+    apart, each among the first eight and the last, of which bit 3 of the nibbles chooses.
     """
     halves = values.to(dtype).view(torch.int16).numpy().view("u1").reshape(16, 2)
-    low, high = ([f"0x{int.from_bytes(each.tobytes(), 'little'):08X}" for each in half.reshape(4, 4)] for half in halves.T)
+    low, high = (
+        [f"0x{int.from_bytes(each.tobytes(), 'little'):08X}" for each in half.reshape(4, 4)] for half in halves.T
+    )
     parts = []
     for shift, first, second in ((0, "$0", "$1"), (4, "$2", "$3")):
         parts.append(f"""
@@ -271,38 +273,25 @@ def int_few_rows_kernel(  # noqa: C901 - the branches are of what is known when 
     store_rows(out, total, M, N, stride_out, BLOCK_N, BLOCK_M, ACT)
 
 
-@jit(do_not_specialize=["M"])
-def int_tiles_kernel(
-    out, x, w, scales, mins, table, bias, M, N, K, stride_out, stride_x, stride_w, stride_s,
+@triton.jit
+def tile_products(
+    w_at, x_at, scales, mins, table, n, n_mask, m_mask, first, last, K, stride_s,
     BITS: tl.constexpr, ZERO: tl.constexpr, TILE: tl.constexpr, UNIT: tl.constexpr, GROUP: tl.constexpr,
-    SPLITS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, HAS_MINS: tl.constexpr, HAS_BIAS: tl.constexpr,
-    UNPACK: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, HAS_MINS: tl.constexpr, UNPACK: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
-    """out [M, N] = x [M, K] @ w.T for any M. Weights become floats of x's type in registers, from where tensor cores
-    take them as their first operand; where a tile of a row has one scale, it is applied to the tile's products.
+    """float32 [BLOCK_N, BLOCK_M], of the columns first .. last: rows n of a weight, of which the first half tile is at
+    w_at, times rows of x, of which the same columns are at x_at.
 
-    SPLITS programs share K, each for a part; out is then float32 [SPLITS, M, N] and takes their sums. Each tile's
-    products are one chain, and the tiles' sums are added in order, for all BLOCK_N and BLOCK_M: so that without SPLITS
-    a row's bits depend on that row of x alone. (One chain for all of K is slower: the compiler waits for each product.)
+    Weights become floats of x's type in registers, from where tensor cores take them as their first operand; where a
+    tile of a row has one scale, it is applied to the tile's products. Each tile's products are one chain, and the
+    tiles' sums are added in order, for all BLOCK_N and BLOCK_M. (One chain for all of K is slower: the compiler waits
+    for each product.)
     """
     HALF: tl.constexpr = TILE // 2
-    TYPE: tl.constexpr = x.dtype.element_ty
     ONE_SCALE: tl.constexpr = GROUP % TILE == 0 and not HAS_MINS
     # Two scales for a half at least, if need be equal ones: with one the compiler takes weights through shared memory.
     SCALES: tl.constexpr = 1 if ONE_SCALE else HALF // UNIT if HALF // UNIT > 2 else 2
-    tiles_m = tl.cdiv(M, BLOCK_M)
-    n = tl.program_id(0) // tiles_m * BLOCK_N + tl.arange(0, BLOCK_N)
-    m = tl.program_id(0) % tiles_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    n_mask, m_mask = n < N, m < M
-    first, last = 0, K
-    if SPLITS > 1:
-        first = tl.program_id(1) * tl.cdiv(K // TILE, SPLITS) * TILE
-        last = min(K, first + tl.cdiv(K // TILE, SPLITS) * TILE)
-        out += tl.program_id(1).to(tl.int64) * M * stride_out
-    inner = tl.arange(0, HALF)
     k_s = first + tl.arange(0, SCALES) * (HALF // SCALES)
-    w_at = w + (n[:, None].to(tl.int64) * stride_w + inner[None, :]) + (first // 2 if BITS == 4 else first)
-    x_at = x + (m[:, None].to(tl.int64) * stride_x + inner[None, :]) + first
     acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     s_low = _scales_at(scales, k_s, n, n_mask, K, stride_s, GROUP)
     s_high, m_low, m_high = s_low, s_low, s_low
@@ -331,6 +320,37 @@ def int_tiles_kernel(
             m_high = _scales_at(mins, following + HALF, n, n_mask, K, stride_s, GROUP)
         w_at += HALF if BITS == 4 else TILE
         x_at += TILE
+    return acc
+
+
+@jit(do_not_specialize=["M"])
+def int_tiles_kernel(
+    out, x, w, scales, mins, table, bias, M, N, K, stride_out, stride_x, stride_w, stride_s,
+    BITS: tl.constexpr, ZERO: tl.constexpr, TILE: tl.constexpr, UNIT: tl.constexpr, GROUP: tl.constexpr,
+    SPLITS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, HAS_MINS: tl.constexpr, HAS_BIAS: tl.constexpr,
+    UNPACK: tl.constexpr,
+):  # fmt: skip
+    """out [M, N] = x [M, K] @ w.T for any M.
+
+    SPLITS programs share K, each for a part; out is then float32 [SPLITS, M, N] and takes their sums. Without SPLITS a
+    row's bits depend on that row of x alone: see `tile_products`.
+    """
+    tiles_m = tl.cdiv(M, BLOCK_M)
+    n = tl.program_id(0) // tiles_m * BLOCK_N + tl.arange(0, BLOCK_N)
+    m = tl.program_id(0) % tiles_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    n_mask, m_mask = n < N, m < M
+    first, last = 0, K
+    if SPLITS > 1:
+        first = tl.program_id(1) * tl.cdiv(K // TILE, SPLITS) * TILE
+        last = min(K, first + tl.cdiv(K // TILE, SPLITS) * TILE)
+        out += tl.program_id(1).to(tl.int64) * M * stride_out
+    inner = tl.arange(0, TILE // 2)
+    w_at = w + (n[:, None].to(tl.int64) * stride_w + inner[None, :]) + (first // 2 if BITS == 4 else first)
+    x_at = x + (m[:, None].to(tl.int64) * stride_x + inner[None, :]) + first
+    acc = tile_products(
+        w_at, x_at, scales, mins, table, n, n_mask, m_mask, first, last, K, stride_s,
+        BITS, ZERO, TILE, UNIT, GROUP, BLOCK_N, BLOCK_M, HAS_MINS, UNPACK, x.dtype.element_ty,
+    )  # fmt: skip
     if HAS_BIAS:
         acc += tl.load(bias + n, mask=n_mask, other=0.0)[:, None]
     out_at = out + (m[None, :].to(tl.int64) * stride_out + n[:, None])
