@@ -45,14 +45,15 @@ def spec(config: ConfigReader) -> ModelSpec:
         "mlp": GatedMLP(size=common.intermediate_size, activation="gegelu", bias=True), "bias": True, "o_bias": True,
         "scale": config.number("mup_attn_multiplier", 1.0) / head_dim if by_dim else head_dim**-0.5,
     }  # fmt: skip
-    blocks, dense = _blocks(config, common), config.integer("dense_attention_every_n_layers", MAX_LAYERS, MAX_LAYERS)
+    blocks, key = _blocks(config, common), "dense_attention_every_n_layers"
+    dense = config.integer(key, MAX_LAYERS + 1 if config.has(key) else 2, MAX_LAYERS + 1)  # null: no layer sees all
     layers = [
         llama_layer(common, blocks=blocks if number % dense else None, **options)
         for number in range(1, common.num_layers + 1)
     ]
     return common.decoder(
         layers,
-        embedding_scale=config.number("mup_embedding_multiplier", 10.0) or 1.0,
+        embedding_scale=config.number("mup_embedding_multiplier", 10.0),
         logit_scale=1 / config.number("mup_width_multiplier", 8.0),
         unused_ids=tuple(each for each in _SPECIAL if each < common.vocab_size and each not in _TRAINED),
     )

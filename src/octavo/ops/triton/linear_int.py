@@ -393,11 +393,10 @@ def _rows_variant(name: str) -> Variant:
     signature = {"first": "i32", "T": "i32", "factor": "fp32", **made.signature}
     if form.table:
         signature["table"] = "*fp32"
-        del made.constexprs["table"]
     return replace(
         made,
         signature={key: value for key, value in signature.items() if key in names},
-        constexprs={key: value for key, value in made.constexprs.items() if key in names},
+        constexprs={key: value for key, value in made.constexprs.items() if key in names and key not in signature},
         divisible=made.divisible.intersection(names),
     )
 
