@@ -1,14 +1,8 @@
 """What each operation of a step means, in plain torch float32. Slow, obvious, and the judge of all other versions.
 
-Shapes: T tokens in the step, B sequences, H hidden, D head_dim, Hq / Hkv query and key-value heads. All outputs
-are allocated by the caller. Sampling stands in `reference_sampling`.
-
-The paged KV cache has one layout for all implementations, so that they can be mixed and compared:
-
-    k_cache [num_blocks, Hkv, block_size / 16, D, 16]     16 keys side by side: a kernel scores them in one go
-    v_cache [num_blocks, Hkv, block_size, Dv]             Dv = D rounded up to 16, the rest is zero
-
-and that of a latent attention, one array: [num_blocks, block_size, rank + rope_dim].
+Shapes: T tokens in the step, H hidden. All outputs are allocated by the caller. What reads and writes caches of keys
+stands in `reference_attention`, what keeps states in `reference_states`, what has several streams in
+`reference_streams`, sampling in `reference_sampling`.
 """
 
 from __future__ import annotations
@@ -23,13 +17,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from octavo.ops.experts import grouped_experts, linear_of_heads
+<<<<<<< HEAD
 from octavo.ops.operands import KeyBlocks, Latent
+=======
+>>>>>>> main
 from octavo.ops.operations import GateKind
 from octavo.ops.routing import Routing
 from octavo.ops.run import Runner
-from octavo.ops.step import NoPlanner
 from octavo.quant.packed import QuantizedWeight, as_floats
 
+<<<<<<< HEAD
 #: Keys in a tile of the K cache; block sizes are multiples of it.
 KEY_TILE = 16
 #: Of activations whose gates and factors are bounded: by what.
@@ -39,6 +36,8 @@ DELTA_EPS = 1e-6
 #: Behind a tile of int8: a float32 for each of its keys.
 TILE_SCALE_BYTES = 4 * KEY_TILE
 
+=======
+>>>>>>> main
 
 @dataclass(frozen=True, eq=False)
 class ReferenceWeight:
@@ -111,19 +110,19 @@ def embedding(out: Tensor, ids: Tensor, w: ReferenceWeight, scale: float = 1.0) 
     torch.mul(w.weight[ids.long()], scale, out=out)
 
 
-def _normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+def rms_normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
 
 
 def rms_norm(out: Tensor, x: Tensor, weight: Tensor, eps: float) -> None:
     """out [T, H] = x / sqrt(mean(x^2) + eps) * weight. out may be x."""
-    out.copy_(_normed(x, weight, eps))
+    out.copy_(rms_normed(x, weight, eps))
 
 
 def add_rms_norm(out: Tensor, residual: Tensor, x: Tensor, weight: Tensor, eps: float) -> None:
     """residual += x; out = rms_norm(residual)."""
     residual.add_(x)
-    out.copy_(_normed(residual, weight, eps))
+    out.copy_(rms_normed(residual, weight, eps))
 
 
 def layer_norm(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> None:
@@ -145,7 +144,7 @@ def norm_parts_(
     kind: an `ops.operations.NormKind`; weight, and bias of layer norms: [width] for all parts, or [count * width].
     """
     parts = x[:, first : first + count * width].view(len(x), count, width)
-    normed = _normed(parts, weight.view(-1, width), eps) if kind == "rms" else F.layer_norm(parts, (width,), eps=eps)
+    normed = rms_normed(parts, weight.view(-1, width), eps) if kind == "rms" else F.layer_norm(parts, (width,), eps=eps)
     if kind == "layer":
         normed = normed * weight.view(-1, width)
         normed = normed if bias is None else normed + bias.view(-1, width)
@@ -297,24 +296,6 @@ def resolve_ids(ids: Tensor, last_ids: Tensor) -> None:
     ids.copy_(torch.where(ids < 0, last_ids[(-1 - ids).clamp(min=0)].clamp(min=0), ids))
 
 
-def kv_cache_shapes(
-    num_blocks: int, block_size: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype = torch.float32
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Shapes of k_cache and v_cache. block_size is a multiple of 16.
-
-    int8: behind the codes of each 16 keys, and of their values, lie their scales, float32. What is cached is a code
-    times the scale of its token and head, which is the largest magnitude there, divided by 127.
-    """
-    assert block_size % KEY_TILE == 0, f"block size {block_size} is not a multiple of {KEY_TILE}"
-    padded = -(-head_dim // KEY_TILE) * KEY_TILE
-    tiles = block_size // KEY_TILE
-    if dtype == torch.int8:
-        k_rows = head_dim + TILE_SCALE_BYTES // KEY_TILE
-        k_shape = (num_blocks, num_kv_heads, tiles, k_rows, KEY_TILE)
-        return k_shape, (num_blocks, num_kv_heads, tiles, KEY_TILE * padded + TILE_SCALE_BYTES)
-    return (num_blocks, num_kv_heads, tiles, head_dim, KEY_TILE), (num_blocks, num_kv_heads, block_size, padded)
-
-
 def clip_(x: Tensor, limit: float) -> None:
     """x = x, held between -limit and limit."""
     x.clamp_(-limit, limit)
@@ -326,6 +307,7 @@ def gate_(x: Tensor, gates: Tensor, kind: GateKind) -> None:
     x.copy_(x.float() * opened)
 
 
+<<<<<<< HEAD
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """x [T, heads, D]; cos, sin [T, 1, D / 2]: the halves of a head are the pairs (neox)."""
     first, second = x.chunk(2, dim=-1)
@@ -631,91 +613,11 @@ def gated_delta(
             out[row] = torch.einsum("hk,hkv->hv", q[row], state[slot]).flatten().to(out.dtype)
 
 
+=======
+>>>>>>> main
 #: Head by head: see `linear_of_heads`.
 head_linear = partial(linear_of_heads, linear)
 
 
-def latent_cache_shape(
-    num_blocks: int, block_size: int, latent: Latent, dtype: torch.dtype = torch.float32
-) -> tuple[int, ...]:
-    """int8: behind the codes of each 16 rows lie their scales, float32, as in `kv_cache_shapes`."""
-    if dtype == torch.int8:
-        return num_blocks, block_size // KEY_TILE, KEY_TILE * latent.width + TILE_SCALE_BYTES
-    return num_blocks, block_size, latent.width
-
-
-def latent_write(
-    q_latent: Tensor,
-    q: Tensor,
-    kv: Tensor,
-    positions: Tensor,
-    cos_sin: Tensor,
-    norm: Tensor,
-    eps: float,
-    cache: Tensor,
-    slot_mapping: Tensor,
-    latent: Latent,
-) -> None:
-    """The cache's rows of T tokens, and the rotated part of their queries.
-
-    q_latent [T, heads * (rank + rope)], of which the last `rope` of each head are written;
-    q [T, heads * (nope + rope)], of which the last `rope` are read; kv [T, rank + rope];
-    cos_sin float32 [max_pos, rope] = cos | sin; norm float32 [rank];
-    slot_mapping int64 [T] = block * block_size + offset.
-    """
-    cos, sin = cos_sin[positions.long()].unsqueeze(1).chunk(2, dim=-1)
-    q_heads, out_heads = (each.view(len(each), latent.num_heads, -1) for each in (q, q_latent))
-    out_heads[..., latent.rank :] = _rotated(q_heads[..., latent.nope_dim :], cos, sin)
-    key = _rotated(kv[:, None, latent.rank :], cos, sin)[:, 0]
-    rows = torch.cat((_normed(kv[:, : latent.rank], norm, eps), key), dim=-1)
-    if cache.dtype == torch.int8:
-        block_size = cache.shape[1] * KEY_TILE
-        offsets = slot_mapping % block_size
-        at = slot_mapping // block_size, offsets // KEY_TILE, offsets % KEY_TILE
-        codes, scales = _tile_parts(cache)
-        _split_last(codes, KEY_TILE, -1)[at], scales[at] = _int8(rows)
-        return
-    cache[slot_mapping // cache.shape[1], slot_mapping % cache.shape[1]] = _cached(rows, cache.dtype)
-
-
-def latent_attention(
-    out: Tensor,
-    q_latent: Tensor,
-    cache: Tensor,
-    block_tables: Tensor,
-    seq_lens: Tensor,
-    query_start_loc: Tensor,
-    latent: Latent,
-    scale: float,
-    *,
-    plan: None = None,
-) -> None:
-    """Causal attention whose keys are the cache's rows, the same for all heads, and whose values are their latents.
-
-    out float32 [T, heads * rank]; q_latent [T, heads * (rank + rope)]; cache [num_blocks, block_size, rank + rope];
-    the rest as of `attention`.
-    """
-    q_heads, out_heads = (each.view(len(each), latent.num_heads, -1) for each in (q_latent, out))
-    starts = query_start_loc.tolist()
-    for i, seq_len in enumerate(seq_lens.tolist()):
-        rows = slice(starts[i], starts[i + 1])
-        keys = _gather_rows(cache, block_tables[i], seq_len)
-        scores = torch.einsum("thd,sd->hts", q_heads[rows], keys) * scale
-        unseen = torch.arange(seq_len)[None, :] > torch.arange(seq_len - (rows.stop - rows.start), seq_len)[:, None]
-        probs = scores.masked_fill(unseen, -math.inf).softmax(dim=-1)
-        out_heads[rows] = torch.einsum("hts,sd->thd", probs, keys[:, : latent.rank])
-
-
-def _gather_rows(cache: Tensor, block_table: Tensor, seq_len: int) -> Tensor:
-    """float32 [seq_len, width]: the latents of one sequence."""
-    if cache.dtype == torch.int8:
-        codes, scales = _tile_parts(cache[block_table[: -(-seq_len // (cache.shape[1] * KEY_TILE))].long()])
-        return (_split_last(codes, KEY_TILE, -1) * scales[..., None]).flatten(0, 2)[:seq_len]
-    blocks = block_table[: -(-seq_len // cache.shape[1])].long()
-    return cache[blocks].flatten(0, 1)[:seq_len].float()
-
-
 #: Its meaning is the calls of the other operations.
 program_runner = Runner
-#: Host arrays for `attention` beside the step's: none.
-attention_planner = NoPlanner
