@@ -41,9 +41,9 @@ class Split:
 
     parts: one below the other. heads: q, k and v by head of k and v: the heads of q that read it, its k, its v.
     stack: [E, rows, ...] or [E rows, ...], of each expert its parts one below the other; its number 0, 1, ... takes the
-    place of `#` in the names. pairs: the same, where the parts take turns row by row. latent: for each head, whose
-    number takes the place of `#`, first what is declared as the transposed of its rows, then the second. turned: parts,
-    each declared as the transposed of its rows.
+    place of `#` in the names. pairs: the same, or of one matrix, where the parts take turns row by row. latent: for
+    each head, whose number takes the place of `#`, first what is declared as the transposed of its rows, then the
+    second. turned: parts, each declared as the transposed of its rows.
     """
 
     pattern: str
@@ -183,7 +183,8 @@ class TensorSource:
                 kind, names = split.kind, tuple(match.expand(part) for part in split.names)
                 num_parts = len(names)
                 if kind in ("stack", "pairs", "latent"):
-                    numbered = ([part.replace("#", str(number)) for part in names] for number in count())
+                    numbers = count() if "#" in names[0] else range(1)
+                    numbered = ([part.replace("#", str(number)) for part in names] for number in numbers)
                     whole = takewhile(lambda parts: self._declared.keys() >= set(parts), numbered)
                     names = tuple(chain.from_iterable(whole)) or (renamed,)
         for number, each in enumerate(names):

@@ -277,14 +277,16 @@ class _Packer:
         elif param.packing == "linear":
             packed = self._linear(param)
         elif param.packing == "experts":
-            packed = self._experts(param)
+            packed = self._experts(param, self._ops.pack_experts)
+        elif param.packing == "heads":
+            packed = self._experts(param, self._ops.pack_heads)
         elif param.packing == "embedding":
             packed = self._ops.pack_embedding(self._table(param))
         elif param.packing == "router":
             packed = self._router(param)
         else:
             packed = self._output(param)
-        self.nbytes += sum(each.nbytes for each in packed) if param.packing == "experts" else packed.nbytes
+        self.nbytes += sum(each.nbytes for each in packed) if param.packing in ("experts", "heads") else packed.nbytes
         if param.packing == "tied":
             self.weights[LM_HEAD] = packed
             packed = self._ops.tied_embedding(packed)
@@ -310,11 +312,11 @@ class _Packer:
             weight = torch.nn.functional.normalize(as_floats(weight).to(torch.float32)).to(_dtype(weight))
         return self._ops.pack_output(weight, None if bias is None else self._reader.vector(bias))
 
-    def _experts(self, param: Param) -> Any:
+    def _experts(self, param: Param, pack: Callable[..., Any]) -> Any:
         """Read and packed one by one."""
         count = len(param.parts) // param.weight.shape[0]
         groups = (slice(at, at + count) for at in range(0, len(param.parts), count))
-        return self._ops.pack_experts(
+        return pack(
             ([self._matrix(part, is_expert=True) for part in param.parts[group]], self._biases(param.biases[group]))
             for group in groups
         )
