@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from octavo.base.errors import InvalidConfig
-from octavo.base.params import RANGES
+from octavo.base.ranges import RANGES
 from octavo.cli import main
 from octavo.cli.client import Sampling
 from octavo.cli.server_address import api_url

@@ -9,7 +9,8 @@ import msgspec
 import pytest
 
 from octavo.base.errors import InvalidRequest
-from octavo.base.params import RANGES, BeamParams, SamplingParams
+from octavo.base.params import BeamParams, SamplingParams
+from octavo.base.ranges import RANGES
 
 VOCAB = 1000
 

@@ -27,7 +27,7 @@ class CompletionDelta:
     text: str
     token_ids: list[int]
     logprobs: list[TokenLogprobs] | None = None  # one for each of token_ids, when asked for
-    finish_reason: str | None = None  # "stop", "length" or "abort"; set once, in the sample's last delta
+    finish_reason: str | None = None  # "stop", "length", "repetition" or "abort"; set once, in the sample's last delta
     stop_reason: int | str | None = None  # the stop string, or the stop token's id
 
 

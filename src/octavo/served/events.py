@@ -50,7 +50,8 @@ Said: TypeAlias = Content | Reasoning | CallBegan | CallArguments
 
 @dataclass(slots=True)
 class SampleNews:
-    """What is new of one sample. `finish_reason` is set once, in the last: "stop", "length", "tool_calls", "abort"."""
+    """What is new of one sample. `finish_reason` is set once, in the last: "stop", "length", "tool_calls",
+    "repetition", "abort"."""
 
     index: int
     said: list[Said]

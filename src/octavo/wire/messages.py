@@ -164,7 +164,8 @@ def _sum(first: float | None, second: float | None) -> float | None:
 class EngineCoreOutput(Message, frozen=True, gc=False):
     """What one step produced for one request. `finish_reason` None: it goes on.
 
-    finish_reason: "stop" (EOS, or a stop token id whose id is then `stop_reason`), "length", "abort", "error".
+    finish_reason: "stop" (EOS, or a stop token id whose id is then `stop_reason`), "length", "repetition", "abort",
+    "error".
     The token that stopped the request is included in `new_token_ids`.
     """
 

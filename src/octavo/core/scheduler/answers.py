@@ -58,8 +58,10 @@ class Answers:
                     outputs.append(EngineCoreOutput(request.request_id, [], prompt_logprobs=scores))
                 continue
             request.num_expected_tokens -= 1
+            if slot in result.sampler_states:
+                request.sampler_state = result.sampler_states[slot]
             is_one = request.matcher is None and not request.draft_token_ids and tokens[0] not in request.stop_ids
-            is_plain = is_one and not logprobs and seconds is None
+            is_plain = is_one and not logprobs and seconds is None and request.params.repetition_detection is None
             if is_plain and request.first_output_sent and len(token_ids) + 1 < request.limit_tokens:
                 token_ids.append(tokens[0])
                 self.num_generation_tokens += 1
