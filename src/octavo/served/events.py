@@ -123,6 +123,10 @@ class Usage:
         """News carry the totals of their prompt so far, so the newest count."""
         self._last[news.place] = news
 
+    def of(self, place: int) -> News:
+        """The newest counts of one prompt."""
+        return self._last[place]
+
     @property
     def num_prompt_tokens(self) -> int:
         return sum(news.num_prompt_tokens for news in self._last.values())

@@ -71,7 +71,7 @@ def is_request_id(value: str) -> bool:
     return 0 < len(value) <= MAX_REQUEST_ID_CHARS and all("!" <= char <= "~" for char in value)
 
 
-def _check_request_id(value: str | None) -> str | None:
+def check_request_id(value: str | None) -> str | None:
     if value is not None and not is_request_id(value):
         raise PydanticCustomError(
             "request_id", f"A request id has 1 to {MAX_REQUEST_ID_CHARS} printable ASCII characters and no spaces"
@@ -128,7 +128,7 @@ class SamplingFields(SamplerFields):
     return_token_ids: bool | None = None
     include_metrics: bool | None = None  # the times of the request in its reply; default: as the server says
     return_tokens_as_token_ids: bool | None = None
-    request_id: Annotated[str | None, AfterValidator(_check_request_id)] = None
+    request_id: Annotated[str | None, AfterValidator(check_request_id)] = None
     cache_salt: str | None = None
     priority: Int | None = None
     # What the output must be: checked in `text.grammars.grammar`, which reads them from the body.
