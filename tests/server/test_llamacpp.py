@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from octavo.client.generation import GenerationDelta
+from octavo.client.generation import GenerationDelta, PromptProgress
 from octavo.client.observer import RequestTimes
 from octavo.wire.messages import TokenLogprobs
 from support.server_fakes import MODEL, Reply, Server, answer, make_server, with_logprobs
@@ -148,3 +148,24 @@ def test_tokens_in_llama_cpp_s_names() -> None:
     text = server.post("/detokenize", {"tokens": ids}).json()
     assert text["content"] == text["prompt"] == "ab"
     assert server.post("/tokenize", {"content": "a", "prompt": "b"}).status == 400
+
+
+def test_the_progress_of_a_prompt_comes_before_its_first_token() -> None:
+    def script(request: Any) -> Sequence[GenerationDelta]:
+        assert request.params.return_progress
+        on_the_way = GenerationDelta([], 5, 1, 0, False, progress=PromptProgress(3, 1, 0.25))
+        deltas = answer("Hi")
+        deltas[0].progress = PromptProgress(5, 1, 0.5)
+        return [on_the_way, *deltas]
+
+    progress = [{"total": 5, "cache": 1, "processed": 3, "time_ms": 250.0}]
+    progress.append({"total": 5, "cache": 1, "processed": 5, "time_ms": 500.0})
+    server = make_server(script)
+    events = events_of(complete(server, stream=True, return_progress=True))
+    assert [event["prompt_progress"] for event in events if "prompt_progress" in event] == progress
+    assert "prompt_progress" in events[0] and "".join(event["content"] for event in events) == "Hi"
+    for reply in (server.chat(stream=True, return_progress=True), server.complete(stream=True, return_progress=True)):
+        found = [event["prompt_progress"] for event in reply.events() if "prompt_progress" in event]
+        assert found == progress
+    reply = complete(server, return_progress=True)
+    assert (reply.status, reply.error["param"]) == (400, "return_progress")

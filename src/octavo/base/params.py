@@ -97,6 +97,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     logprobs: int | None = None  # None: off; k: the sampled token and the k most likely
     logprob_token_ids: tuple[int, ...] | None = None  # alternatives in place of the most likely; needs `logprobs`
     prompt_logprobs: int | None = None  # the same for each token of the prompt but the first
+    return_progress: bool = False  # a stream tells how much of the prompt is computed
     skip_special_tokens: bool = True
     #: What the output must be, as a program says it, the second under the name of older versions of vLLM. Whoever
     #: takes the parameters makes `grammar` of them.

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from octavo.client.generation import PromptProgress
 from octavo.client.observer import RequestTimes, merged_times
 from octavo.wire.messages import TokenLogprobs
 
@@ -73,6 +74,7 @@ class News:
     num_reasoning_tokens: int | None = None  # None where thinking is not told apart
     prompt_logprobs: list[TokenLogprobs] | None = None  # in the first news, when asked for
     times: RequestTimes | None = None  # in the last news
+    progress: PromptProgress | None = None  # when asked for: before the first token, and with it
 
 
 @dataclass(slots=True)

@@ -56,6 +56,7 @@ _MISPLACED: Refusals = {
     **COMMON_REFUSALS,
     **dict.fromkeys(("model", "stream", "stream_options", "request_id", "cache_salt", "priority"), inert(None)),
     "echo": inert(None, False),
+    "return_progress": inert(None, False),
 }
 
 

@@ -182,6 +182,7 @@ class EngineCoreOutput(Message, frozen=True, gc=False):
     prompt_logprobs: list[TokenLogprobs] | None = None
     is_complete: bool = False  # it stopped because its grammar is at the end: the last token is text, not a stop token
     step_seconds: StepSeconds | None = None  # of the steps that it took part in so far, where they are measured
+    num_computed_tokens: int = 0  # of a prompt on its way, where that was asked for; the output then holds little else
 
 
 #: `ModelRunnerOutput.graph` of steps that a graph is behind; others are launched kernel by kernel.

@@ -12,6 +12,7 @@ from octavo.served.model import ServedModel
 from octavo.served.prompts import THREAD_CHARS
 from octavo.served.turn import Continuation
 from octavo.server.llamacpp.protocol import ExtraContext, InfillRequest, NativeFields
+from octavo.server.openai.protocol.common import check_progress
 from octavo.text.grammars.grammar import spec_of, spec_of_schema
 
 #: Their name -> that in `SamplingParams`.
@@ -46,6 +47,9 @@ def sampling_of(request: NativeFields, model: ServedModel) -> dict[str, Any]:
         values["max_tokens"] = request.n_predict
     if request.n_probs:
         values["logprobs"] = request.n_probs
+    if request.return_progress:
+        check_progress(is_streamed=bool(request.stream))
+        values["return_progress"] = True
     if request.repetition_detection is not None:
         values["repetition_detection"] = request.repetition_detection.detection()
     if request.logit_bias:

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 from pydantic import Field
 
-from octavo.server.openai.protocol.common import Refusals, Stop, inert
+from octavo.server.openai.protocol.common import Progress, Refusals, Stop, inert
 from octavo.server.openai.protocol.model import Int, WireModel
 from octavo.server.openai.protocol.samplers import RepetitionFields, SamplerFields
 
@@ -37,6 +37,7 @@ class NativeFields(SamplerFields):
     n_probs: Int | None = None
     cache_prompt: bool | None = None  # false: its prompt shares nothing with others
     return_tokens: bool | None = None
+    return_progress: bool | None = None  # of the prompt, in a stream
     repetition_detection: RepetitionFields | None = None
 
 
@@ -67,7 +68,6 @@ NATIVE_REFUSALS: Final[Refusals] = {
     "n_indent": inert(None, 0),
     "post_sampling_probs": inert(None, False),
     "response_fields": inert(None, []),
-    "return_progress": inert(None, False),
     "samplers": inert(None),  # their order is fixed: docs/sampling.md
     "t_max_predict_ms": inert(None, 0, -1),
     "timings_per_token": inert(None, False),
@@ -105,6 +105,7 @@ class CompletionPiece(msgspec.Struct, kw_only=True):
     tokens_predicted: int
     tokens_evaluated: int
     completion_probabilities: list[TokenProbability] | UnsetType = UNSET
+    prompt_progress: Progress | UnsetType = UNSET
 
 
 class CompletionEnd(CompletionPiece, kw_only=True):

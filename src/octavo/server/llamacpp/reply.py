@@ -16,6 +16,7 @@ from octavo.server.http.framing import KEEP_ALIVE, SSE, Framing
 from octavo.server.http.sse import event
 from octavo.server.llamacpp.protocol import CompletionEnd, CompletionPiece, Timings, TokenProbability
 from octavo.server.openai.logprobs import TokenNames, floored
+from octavo.server.openai.protocol.common import progress_of
 from octavo.wire.messages import TokenLogprobs
 
 #: A stream ends with its last event: there is no `[DONE]`.
@@ -49,6 +50,16 @@ class NativeEncoder:
     # ------------------------------------------------------------ events
     def events(self, news: News) -> bytes:
         out = b""
+        if news.progress is not None:
+            piece = CompletionPiece(
+                index=news.place,
+                content="",
+                tokens=[],
+                tokens_predicted=0,
+                tokens_evaluated=news.num_prompt_tokens,
+                prompt_progress=progress_of(news),
+            )
+            out = event(piece)
         for sample in news.samples:
             text = "".join([said.text for said in sample.said if isinstance(said, Content)])
             if "\n" in text:

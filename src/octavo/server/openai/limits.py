@@ -11,7 +11,7 @@ from octavo.base.params import MAX_LENGTH_PENALTY, BeamParams
 from octavo.base.ranges import RANGES, Range
 from octavo.served.checks import MAX_BAD_WORD_CHARS, MAX_CACHE_SALT_CHARS, MAX_STOP_CHARS
 from octavo.server.http.exchange import BodyLimits
-from octavo.server.openai.protocol.common import MAX_REQUEST_ID_CHARS, SamplingFields
+from octavo.server.openai.protocol.common import MAX_REQUEST_ID_CHARS, SamplingFields, check_progress
 from octavo.wire.messages import EngineInfo
 
 
@@ -26,6 +26,8 @@ def check_stream_fields(request: SamplingFields) -> None:
             raise InvalidRequest("`stream_interval` can only be set when `stream=True`.", "stream_interval")
         if request.stream_interval < 1:
             raise InvalidRequest("`stream_interval` must be at least 1.", "stream_interval")
+    if request.return_progress:
+        check_progress(is_streamed=bool(request.stream))
     if request.stream_options is not None and not request.stream:
         raise InvalidRequest("Stream options can only be defined when `stream=True`.", "stream_options")
     if request.stream and request.prompt_logprobs is not None:

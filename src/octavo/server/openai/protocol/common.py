@@ -121,6 +121,7 @@ class SamplingFields(SamplerFields):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     stream_interval: Int | None = None
+    return_progress: bool | None = None  # a stream tells how much of the prompt is computed
     add_special_tokens: bool | None = None
     use_beam_search: bool | None = None
     length_penalty: float | None = None
@@ -256,6 +257,28 @@ def usage_of(counts: events.Usage, *, num_output_tokens: int | None = None) -> U
     media = counts.num_media_tokens
     of_prompt = PromptTokensDetails(counts.num_cached_tokens, media.get("image", UNSET), media.get("audio", UNSET))
     return Usage(num_prompt, num_prompt + num_output, num_output, of_prompt, details)
+
+
+class Progress(msgspec.Struct):
+    """How much of a prompt is computed, in tokens; `processed` has those of the prefix cache, too."""
+
+    total: int
+    cache: int
+    processed: int
+    time_ms: float  # since it began
+
+
+def progress_of(news: events.News) -> Progress | UnsetType:
+    done = news.progress
+    if done is None:
+        return UNSET
+    return Progress(news.num_prompt_tokens, done.num_cached, done.num_tokens, round(1000 * done.seconds, 3))
+
+
+def check_progress(*, is_streamed: bool) -> None:
+    """Raise `InvalidRequest` unless there is a stream that could tell of the prompt's progress."""
+    if not is_streamed:
+        raise InvalidRequest("`return_progress` can only be set when `stream=True`.", "return_progress")
 
 
 class RequestMetrics(msgspec.Struct):
