@@ -224,6 +224,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
                 changes[name] = vocab_size
         if self.top_k < 0 or self.top_k >= vocab_size:
             changes["top_k"] = 0
+        if self.repetition_detection is not None and not self.repetition_detection.max_pattern_size:
+            changes["repetition_detection"] = None
         if self.seed == -1:
             changes["seed"] = None
         if self.logit_bias:

@@ -73,7 +73,7 @@ class Sampling:
     repetition_penalty: float | None = opt(
         None, "Penalty for tokens of the prompt and the reply; 1: none.", low=1e-6, high=1e6
     )
-    repeat_last_n: int | None = opt(None, "Tokens that the penalties look back at; -1: all.", low=-1)
+    repeat_last_n: int | None = opt(None, "Tokens that the penalties look back at; -1: all.", low=-1, high=2**31 - 1)
     typical_p: float | None = opt(
         None, "Sample from the tokens of typical surprise that add up to this; 1: from all.", low=0.0, high=1.0
     )
