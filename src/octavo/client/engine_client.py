@@ -399,6 +399,7 @@ class EngineClient:
                 if output.prompt_logprobs:
                     sample.request.prompt_logprobs += output.prompt_logprobs
                 if not output.new_token_ids and output.finish_reason is None:
+                    sample.note_progress(output)
                     continue
                 is_urgent = self._note_times(sample, output, now)
                 sample.accept(output)

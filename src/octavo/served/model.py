@@ -20,6 +20,7 @@ from octavo.base.params import GenerateRequest, GrammarSpec, SamplingParams
 from octavo.client.admission import check_encoder_input, sized
 from octavo.client.best_of import best_of, widened
 from octavo.client.generation import GenerationDelta
+from octavo.served.breakers import BreakerTokens
 from octavo.served.checks import checked_params, renamed, truncated
 from octavo.served.events import News, PromptReply, Usage
 from octavo.served.media import MediaReader, media_reader
@@ -140,6 +141,7 @@ class ServedModel:
         self.texts = TokenTexts(self.tokenizer)
         self.prompts = PromptMaker(self.renderer, self.config, self.info, self.media)
         self.grammar_limits = limits_of(self.config, self.output.special_tokens.ids)
+        self._breakers = BreakerTokens(self.tokenizer, self.renderer, self.info.vocab_size)
         self._preparing: list[_Preparing] = []
 
     async def close(self) -> None:
@@ -190,7 +192,7 @@ class ServedModel:
         return len(found) + self.engine.abort(matches)
 
     async def _prepare(self, turn: Turn) -> Prepared:
-        params = checked_params(self, turn)
+        params = await self._breakers.resolved(checked_params(self, turn))
         plan = None if turn.wishes is None else self._plan(turn, turn.wishes)
         made = await self.prompts.made(turn.prompts, turn.prompt_param, turn.cache_salt)
         prompts = []

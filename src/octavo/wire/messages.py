@@ -164,7 +164,8 @@ def _sum(first: float | None, second: float | None) -> float | None:
 class EngineCoreOutput(Message, frozen=True, gc=False):
     """What one step produced for one request. `finish_reason` None: it goes on.
 
-    finish_reason: "stop" (EOS, or a stop token id whose id is then `stop_reason`), "length", "abort", "error".
+    finish_reason: "stop" (EOS, or a stop token id whose id is then `stop_reason`), "length", "repetition", "abort",
+    "error".
     The token that stopped the request is included in `new_token_ids`.
     """
 
@@ -181,6 +182,7 @@ class EngineCoreOutput(Message, frozen=True, gc=False):
     prompt_logprobs: list[TokenLogprobs] | None = None
     is_complete: bool = False  # it stopped because its grammar is at the end: the last token is text, not a stop token
     step_seconds: StepSeconds | None = None  # of the steps that it took part in so far, where they are measured
+    num_computed_tokens: int = 0  # of a prompt on its way, where that was asked for; the output then holds little else
 
 
 #: `ModelRunnerOutput.graph` of steps that a graph is behind; others are launched kernel by kernel.

@@ -62,6 +62,8 @@ class NewRequestData(StepData):
     encoder_token_ids: list[int] = []
     encoder_block_ids: list[list[int]] = []
     media: list[MediaPlace] = []  # in the order of the tokens
+    #: Of a request whose sampler follows what it drew: how far it has got; None: at its beginning.
+    sampler_state: float | None = None
 
 
 class CachedRequestData(StepData):
@@ -113,6 +115,7 @@ class ModelRunnerOutput(StepData):
     logprobs: dict[int, list[TokenLogprobs]] = {}  # slot -> one entry a sampled token
     # slot -> one entry a scheduled token, for the token behind it as far as that is the prompt's; when asked for
     prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
+    sampler_states: dict[int, float] = {}  # slot -> `NewRequestData.sampler_state` behind the sampled token
     errors: dict[int, str] = {}  # slot -> why that request alone ends with an error
     seconds: StepSeconds | None = None  # what the step took, where that is measured
     #: How the step was launched: "replayed", "captured" (behind launching it kernel by kernel), or why neither; ""

@@ -197,6 +197,7 @@ class ModelRunner:
     def _take(self, tokens: SampledTokens, expected: ExpectedTokens, output: ModelRunnerOutput) -> None:
         """Wait for what was sampled, and enter what comes of it into the states and the answer."""
         result, rows = self._sampler.collect(tokens), tokens.rows
+        output.sampler_states = result.sampler_states
         ids, slots = result.token_ids.tolist(), rows.slots.tolist()
         plain = rows.plain
         self._states.fill_tokens(expected, result.token_ids if plain is None else result.token_ids[plain])

@@ -164,7 +164,8 @@ class Scheduler:
             arrival_number=self._num_arrivals,
             matcher=matcher,
         )
-        if self._drafter is not None and self._drafter.wants(request):
+        # Mirostat follows what was drawn: the rows behind a guess would have to know what came of those before.
+        if self._drafter is not None and not request.params.mirostat and self._drafter.wants(request):
             request.is_drafted = request.needs_output = True
         self.live.add(request)
         return None
@@ -371,6 +372,7 @@ class Scheduler:
             encoder_token_ids=request.encoder_token_ids,
             encoder_block_ids=request.encoder_block_tables,
             media=[MediaPlace(item.digest, item.spans, item.grid) for item in request.media],
+            sampler_state=request.sampler_state,
         )
 
     def _add_drafts(self, step: _Step) -> None:
