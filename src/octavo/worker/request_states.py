@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from octavo.base.params import SamplingParams
+from octavo.base.params import SamplingParams, SpeechRules
 from octavo.wire.step import CachedRequestData, MediaPlace, NewRequestData
 from octavo.worker.masks import TokenMask
 from octavo.worker.position_parts import PositionParts, position_parts
@@ -115,6 +115,7 @@ class RequestStates:
         self.version = 0
         #: Slots whose rows need more than temperature, top-k, top-p and min-p.
         self.special: dict[int, SlotParams] = {}
+        self.speech: dict[int, SpeechRules] = {}  # of slots that transcribe
         self.logprobs: dict[int, int] = {}  # slot -> number of alternatives asked for
         self.media: dict[int, list[MediaPlace]] = {}  # of slots whose prompts have some that are not computed yet
         self.position_parts: dict[int, PositionParts] = {}  # of slots whose positions are not the tokens' numbers
@@ -152,6 +153,8 @@ class RequestStates:
         self.remove(slot)
         if params.logprobs is not None:
             self.logprobs[slot] = params.logprobs
+        if params.speech is not None:
+            self.speech[slot] = params.speech
         # A request that comes back with output has had its whole prompt scored before.
         if params.prompt_logprobs is not None and len(request.prompt_token_ids) == request.num_prompt_tokens:
             self.prompt_logprobs[slot] = params.prompt_logprobs
@@ -232,6 +235,7 @@ class RequestStates:
         self.media.pop(slot, None)
         self.position_parts.pop(slot, None)
         self.special.pop(slot, None)
+        self.speech.pop(slot, None)
         self.logprobs.pop(slot, None)
         self.prompt_logprobs.pop(slot, None)
 

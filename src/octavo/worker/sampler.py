@@ -18,6 +18,7 @@ from octavo.wire.step import TokenMasks
 from octavo.worker.penalties import CountedSlots
 from octavo.worker.request_states import RequestStates, Rows, SlotParams
 from octavo.worker.scores import sampled_scores
+from octavo.worker.speech import apply_rules, forbidden_ids
 
 _NO_IDS = np.zeros(0, np.int32)
 _BAD_LOGITS = "The model produced logits that are not numbers; the request cannot go on."
@@ -84,6 +85,7 @@ class Sampler:
                 (index,) = self._device.upload(np.array(scored, np.int64))
                 saved = (index, logits[index])
             at_end = self._forbid(logits, states, rows, masked, masks)
+        unheard = self._apply_speech_rules(logits, states, rows) if states.speech else []
         self._fill_batch(states, rows, at_end)
         self._uploaded.positions = draw_positions
         ids = torch.empty(len(slots), dtype=torch.int32, device=logits.device)
@@ -99,9 +101,12 @@ class Sampler:
                 # `sample` leaves the logits as they were; masked rows get their own back where those are asked for.
                 if saved is not None and self._mode.startswith("raw"):
                     logits[saved[0]] = saved[1]
+                scored_ids = ids.clone() if unheard else ids
+                for row, own, no_speech_id in unheard:
+                    logits[row], scored_ids[row] = own, no_speech_id
                 wanted = [states.logprobs[slots[row]] for row in tokens.scored]
                 tokens.scores = sampled_scores(
-                    self._device, self._ops, self._mode, logits, self._batch, tokens.scored, ids, wanted
+                    self._device, self._ops, self._mode, logits, self._batch, tokens.scored, scored_ids, wanted
                 )
         return tokens
 
@@ -132,6 +137,22 @@ class Sampler:
                 if not bits.any():
                     at_end.add(row)
         return frozenset(at_end)
+
+    def _apply_speech_rules(
+        self, logits: torch.Tensor, states: RequestStates, rows: Rows
+    ) -> list[tuple[int, torch.Tensor, int]]:
+        """Edit the rows of slots that have some. Of first tokens: the row, its logits before, and the id of silence."""
+        first = []
+        for row, (slot, num_tokens) in enumerate(zip(rows.slots.tolist(), rows.num_tokens.tolist(), strict=True)):
+            rules = states.speech.get(slot)
+            if rules is None:
+                continue
+            output = states.output_tokens(slot, num_tokens)
+            if not len(output):
+                first.append((row, logits[row].clone(), rules.no_speech_id))
+            (forbidden,) = self._device.upload(forbidden_ids(rules, output, logits.shape[1]).astype(np.int64))
+            apply_rules(logits[row], rules, forbidden, len(output))
+        return first
 
     def _fill_batch(self, states: RequestStates, rows: Rows, at_end: frozenset[int]) -> None:
         slots, num_rows = rows.slots, len(rows.slots)

@@ -121,6 +121,7 @@ class Scheduler:
             self.kv.capacity_tokens,
             None if self.enable_chunked_prefill else self.max_num_batched_tokens,
             info.max_encoder_len,
+            info.encoder_channels,
             info.media_kinds,
             info.media_width,
             self.max_num_prefill_tokens if info.media_stays_whole else None,
@@ -369,6 +370,7 @@ class Scheduler:
             sample_index=request.sample_index,
             sampling_seed=request.sampling_seed,
             encoder_token_ids=request.encoder_token_ids,
+            encoder_frames=request.encoder_frames,
             encoder_block_ids=request.encoder_block_tables,
             media=[MediaPlace(item.digest, item.spans, item.grid) for item in request.media],
         )
