@@ -158,6 +158,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         memory that is not the row's. `max_logprobs` of -1: the whole vocabulary, which a request may also call -1.
         Raises `InvalidRequest` whose `param` is the field's name.
         """
+        if self.speech is not None:
+            raise InvalidRequest("`speech` is set by whoever transcribes, and by no caller.", "speech")
         ranges = {
             **RANGES,
             "n": Range(1, max_n),

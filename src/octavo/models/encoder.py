@@ -33,8 +33,8 @@ class FramesSpec:
 class EncoderSpec:
     """Input, layers, norm. A sequence is encoded in one step, and each of its rows sees what its layers let it see.
 
-    The input is token ids, rows of `input_width`, or frames. Names: of the checkpoint's tensors, as they are after the family's
-    renames; of GGUF's likewise.
+    The input is token ids, rows of `input_width`, or frames. Names: of the checkpoint's tensors, as they
+    are after the family's renames; of GGUF's likewise.
     """
 
     name: str = "model.encoder"

@@ -66,7 +66,7 @@ class CrossInputs:
             (frames,) = self._device.upload(array(request.encoder_frames).copy())  # torch wants to be able to write
             taps.append(three_by_three(frames.to(self._ops.activation_dtype), step=1))
             lens.append(len(frames))
-        return list(self._first.run(lens, rows=torch.cat(taps)).split(lens))
+        return list(torch.split(self._first.run(lens, rows=torch.cat(taps)), lens))
 
     def _batch(self, requests: Sequence[NewRequestData], ids: np.ndarray, lens: np.ndarray) -> InputBatch:
         """Rows that are only written: no attention reads the tables or the lengths."""
