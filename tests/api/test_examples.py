@@ -22,6 +22,8 @@ ON_FAKE = {
 }  # fmt: skip
 #: With models that see: tests/api/test_media.py.
 ON_SEEING = {"image.py", "images.py", "audio.py", "pdf.py"}
+#: With a model that transcribes: tests/api/test_audio.py.
+ON_HEARING = {"transcribe.py"}
 ON_REAL = {"beam_search.py", "infill.py", "tools.py", "agent.py", "reasoning.py", "batch.py"}
 
 

@@ -99,7 +99,7 @@ def make_directory(model: Path, tokenizer: Path, settings: dict[str, Any], targe
         "d_model": width, "num_mel_bins": tensors["model.encoder.conv1.weight"].shape[1], "encoder_layers": layers,
         "decoder_layers": layers, "encoder_attention_heads": width // 64, "decoder_attention_heads": width // 64,
         "encoder_ffn_dim": 4 * width, "decoder_ffn_dim": 4 * width, "max_source_positions": 1500,
-        "max_target_positions": 448, "activation_function": "gelu", "torch_dtype": "float32",
+        "max_target_positions": 448, "activation_function": "gelu", "torch_dtype": "float16",
         "decoder_start_token_id": 50_257 if is_english else 50_258, "eos_token_id": 50_256 if is_english else 50_257,
         "bos_token_id": 50_257, "pad_token_id": 50_256, "is_encoder_decoder": True,
     }  # fmt: skip
@@ -112,4 +112,4 @@ def make_directory(model: Path, tokenizer: Path, settings: dict[str, Any], targe
     (target / "config.json").write_text(json.dumps(config))
     (target / "generation_config.json").write_text(json.dumps(generation))
     (target / "tokenizer.json").write_bytes(tokenizer.read_bytes())
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, target / "model.safetensors")
+    save_file({name: tensor.half().contiguous() for name, tensor in tensors.items()}, target / "model.safetensors")
