@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -39,7 +40,7 @@ def test_what_is_said_and_when(client: OpenAI, speech_clip: Path) -> None:
     segments = reply.segments or []
     assert "".join(segment.text for segment in segments).strip() == reply.text
     assert segments[0].start == 0.0 and segments[-1].end == pytest.approx(17.44)
-    assert all(a.start < a.end <= b.start for a, b in zip(segments, segments[1:], strict=False))
+    assert all(a.start < a.end <= b.start for a, b in itertools.pairwise(segments))
     assert all(segment.no_speech_prob < 0.1 and segment.avg_logprob > -0.5 for segment in segments)
     # In a stream the same, piece by piece.
     events = list(client.audio.transcriptions.create(model="whisper", file=speech_clip, stream=True))

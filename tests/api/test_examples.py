@@ -104,4 +104,4 @@ def test_the_table_of_examples_is_complete() -> None:
     listed = (EXAMPLES / "README.md").read_text()
     scripts = {path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".sh")}
     assert scripts == {name for name in scripts if f"`{name}`" in listed}
-    assert scripts == {*ON_FAKE, *ON_REAL, *ON_SEEING, "curl.sh"}
+    assert scripts == {*ON_FAKE, *ON_REAL, *ON_SEEING, *ON_HEARING, "curl.sh"}
