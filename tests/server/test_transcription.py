@@ -169,8 +169,20 @@ def test_a_file_becomes_frames() -> None:
 
 def test_a_model_of_text_transcribes_nothing() -> None:
     server = make_server()
-    for path in ("transcriptions", "translations"):
-        reply = server.post(f"/v1/audio/{path}", {}, {})
-        assert (reply.status, reply.error["message"].split(";")[0]) == (
-            400, "Unsupported Media Type: Only 'multipart/form-data' is allowed",
-        )  # fmt: skip
+    form = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\nx\r\n--b--\r\n'
+    headers = {"content-type": "multipart/form-data; boundary=b"}
+    for path in ("/v1/audio/transcriptions", "/v1/audio/translations"):
+        reply = server.post(path, form, headers)
+        assert (reply.status, reply.error["param"]) == (400, "model")
+        assert reply.error["message"] == "The model `tiny` does not transcribe sounds; Whisper does."
+        assert "multipart/form-data" in server.post(path, {}).error["message"]
+        twice = form.removesuffix(b"--b--\r\n") + form
+        assert server.post(path, twice, headers).error["param"] == "file"
+
+
+def test_a_form_may_be_as_large_as_media() -> None:
+    server = make_server(max_body_bytes=100, max_media_bytes=400)
+    headers = {"content-type": "multipart/form-data; boundary=b"}
+    assert server.post("/v1/audio/transcriptions", b"x" * 399, headers).status == 400
+    reply = server.post("/v1/audio/transcriptions", b"x" * 401, headers)
+    assert reply.status == 413 and "400 bytes (see --max-media-bytes)" in reply.error["message"]
