@@ -236,6 +236,7 @@ class EngineClient:
                         media=request.media,
                         is_counted=request.is_counted,
                         encoder_token_ids=request.encoder_token_ids,
+                        encoder_frames=request.encoder_frames,
                     )
                 )
         except TransportError as exc:

@@ -49,6 +49,7 @@ class Request:
         "draft_places",
         "draft_token_ids",
         "encoder_block_tables",
+        "encoder_frames",
         "encoder_token_ids",
         "eos_token_ids",
         "first_output_sent",
@@ -112,6 +113,7 @@ class Request:
         self.media = message.media
         self.adapter = message.adapter
         self.encoder_token_ids = message.encoder_token_ids
+        self.encoder_frames = message.encoder_frames
         self.encoder_block_tables: list[list[int]] = []  # of each group of layers that see the encoder's rows
         # Who is first: smaller is sooner. Also who keeps the blocks when they run out.
         self.order = (message.priority, message.arrival_time, arrival_number)

@@ -62,6 +62,7 @@ class Attention:
     norms_rotated: bool = False  # the norm (RMS, of each head) comes behind the rotation
     q_scale: QScaleSpec | LogQScaleSpec | None = None
     bias: bool = False  # of q, k and v
+    k_bias: bool = True  # k has one where q and v do
     o_bias: bool = False
     is_gated: bool = False  # each value that a head gives is multiplied by the sigmoid of one of a product of x
     o_scale: float = 1.0  # the result is multiplied by it
@@ -81,7 +82,13 @@ class Attention:
         if self.kv_from is None:
             v, gguf_v = ("k", "attn_k") if self.v_is_k else ("v", "attn_v")
             parts += [
-                part(name="self_attn.k_proj", gguf="attn_k", rows=kv_size, rotary_dim=rotary),
+                part(
+                    name="self_attn.k_proj",
+                    gguf="attn_k",
+                    rows=kv_size,
+                    rotary_dim=rotary,
+                    bias=self.bias and self.k_bias,
+                ),
                 part(name=f"self_attn.{v}_proj", gguf=gguf_v, rows=kv_size),
             ]
         qkv = build.linear(x, "self_attn.qkv", parts, shard=0)

@@ -82,6 +82,7 @@ from octavo.models.families import (
     smollm3,
     stablelm,
     starcoder2,
+    whisper,
 )
 from octavo.models.layout import (
     EXPERTS_GGUF,
@@ -187,6 +188,7 @@ FAMILIES: Final[dict[str, Family]] = {
     "Lfm2MoeForCausalLM": Family("lfm2_moe", lfm2.moe_spec, lfm2.HF, lfm2.GGUF),
     "BartForConditionalGeneration": Family("bart", bart.spec, bart.HF),
     "MBartForConditionalGeneration": Family("mbart", bart.mbart, bart.HF),
+    "WhisperForConditionalGeneration": Family("whisper", whisper.spec, whisper.HF),
     "BloomForCausalLM": Family("bloom", bloom.spec, bloom.HF, QKV_GGUF),
     "CohereForCausalLM": Family("cohere", cohere.spec, cohere.LAYOUT, cohere.LAYOUT),
     "Cohere2ForCausalLM": Family("cohere2", cohere.spec_2, cohere.LAYOUT, cohere.LAYOUT),

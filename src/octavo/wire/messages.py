@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from octavo.base.media import MediaItem
+from octavo.base.media import MediaItem, MediaTensor
 from octavo.base.params import SamplingParams
 
 
@@ -39,6 +39,8 @@ class AddRequest(Message, frozen=True, gc=False):
     adapter: str = ""  # the weights that it runs with beside the model's own; "": none
     #: Of a model with an encoder: its input, which the prompt's tokens are the decoder's first answer to.
     encoder_token_ids: list[int] = []
+    #: Where it takes frames of a sound: these, float32 [2 rows, channels], and above a 0 for each row.
+    encoder_frames: MediaTensor | None = None
     is_counted: bool = True  # its prompt counts in the totals; not: it goes on with a request whose prompt did
 
 
@@ -105,6 +107,7 @@ class EngineInfo(Message, frozen=True, gc=False):
     decoder_start_token_ids: tuple[int, ...] = ()
     max_encoder_len: int = 0
     num_encoder_groups: int = 0
+    encoder_channels: int = 0  # of the frames of sounds that the encoder takes, two a row; 0: it takes tokens
     media_kinds: tuple[str, ...] = ()  # what prompts may hold beside text: "image"; none: text alone
     media_width: int = 0  # of their rows
     #: Rows of media that a step encodes, unless one item alone has more, and that are kept to be read again.

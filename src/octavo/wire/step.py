@@ -26,7 +26,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from octavo.base.media import MediaItem
+from octavo.base.media import MediaItem, MediaTensor
 from octavo.base.params import SamplingParams
 from octavo.wire.messages import StepSeconds, TokenLogprobs
 
@@ -60,6 +60,7 @@ class NewRequestData(StepData):
     #: Of a model with an encoder: its input, encoded in this step, and of each group of layers that see it the blocks
     #: for its rows.
     encoder_token_ids: list[int] = []
+    encoder_frames: MediaTensor | None = None  # in place of tokens, of which there is a 0 for each row then
     encoder_block_ids: list[list[int]] = []
     media: list[MediaPlace] = []  # in the order of the tokens
     #: Of a request whose sampler follows what it drew: how far it has got; None: at its beginning.

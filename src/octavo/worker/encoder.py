@@ -63,6 +63,8 @@ class EncoderRunner:
         assert len(lens) and counts.min() > 0 and (token_ids is None) != (rows is None)
         batch = self._batch(counts, np.zeros(total, np.int32) if token_ids is None else token_ids, key_ends)
         batch.input_rows = rows
+        if not self._program.caches:
+            batch.cache_groups = []
         if positions is not None:
             (given,) = self._device.upload(positions)
             if positions.ndim > 1:

@@ -145,7 +145,9 @@ class ModelRunner:
         if self._crossing is not None:
             new_requests = plan.new_requests
             self._crossing.write(
-                [new.encoder_token_ids for new in new_requests], [new.encoder_block_ids for new in new_requests]
+                [new.encoder_token_ids for new in new_requests],
+                [new.encoder_block_ids for new in new_requests],
+                [new.encoder_frames for new in new_requests],
             )
         for known in plan.cached_requests:
             states.update(known)

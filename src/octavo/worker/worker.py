@@ -23,7 +23,7 @@ from octavo.models.transformer import Transformer
 from octavo.ops.table import AttentionBackend, Binding, Ops, bind, cache_shapes
 from octavo.wire.messages import EngineInfo, StepSeconds
 from octavo.wire.step import CachedRequestData, ModelRunnerOutput, NewRequestData, SchedulerOutput, TokenMasks
-from octavo.worker.cross_inputs import encoding_bytes
+from octavo.worker.cross_inputs import encoder_channels, encoding_bytes, silence
 from octavo.worker.graphs import MAX_GRAPH_SIZE, ladder
 from octavo.worker.kv_memory import GIB, BlockShapes, KVCachePlan, block_values, kv_caches, plan_kv_cache
 from octavo.worker.kv_scales import check_scale_options, scales_of_file, with_scales
@@ -384,6 +384,7 @@ class Worker:
             sample_index=0,
             sampling_seed=None,
             encoder_token_ids=[0] if definition.encoder is not None else [],
+            encoder_frames=silence(definition, 1),
             encoder_block_ids=[[0]] * definition.num_encoder_groups,
         )
         plans = [SchedulerOutput([request], [], {0: count}, [], count, 0)]
@@ -418,6 +419,7 @@ class Worker:
             decoder_start_token_ids=loaded.spec.decoder_start_token_ids,
             max_encoder_len=_max_encoder_len(loaded.model.definition),
             num_encoder_groups=loaded.model.definition.num_encoder_groups,
+            encoder_channels=encoder_channels(loaded.model.definition),
             kv_cache_bytes=plan.total_bytes,
             weight_bytes=loaded.weight_bytes,
             num_params=loaded.num_params,
