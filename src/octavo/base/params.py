@@ -229,6 +229,22 @@ class GrammarSpec(msgspec.Struct, frozen=True, kw_only=True):
     frames: tuple[dict[str, str], ...] = ()
 
 
+PoolingKind = Literal["cls", "last", "mean", "all"]
+
+
+class PoolingParams(msgspec.Struct, frozen=True, kw_only=True):
+    """What is wanted of a sequence in place of tokens: a vector, or with `all` one for each token.
+
+    None, and "": as the model has it.
+    """
+
+    kind: Literal["", "cls", "last", "mean", "all"] = ""
+    dimensions: int | None = None  # so many of the first values
+    normalize: bool | None = None  # to length 1
+    activation: bool | None = None  # of classes: probabilities in place of the head's values
+    second_from: int = 0  # the first token of the second text of a pair; 0: there is one text
+
+
 class BeamParams(msgspec.Struct, frozen=True, kw_only=True):
     """Beam search with `width` beams, of which the best `SamplingParams.n` are returned (S21 to S23).
 

@@ -158,6 +158,10 @@ ARCHITECTURES: Final[dict[str, _Arch]] = {
     "granitehybrid": _Arch("GraniteMoeHybridForCausalLM", "granitemoehybrid", keys={**_MAMBA2_KEYS, **_GRANITE_KEYS}),
     "nemotron_h": _Arch("NemotronHForCausalLM", "nemotron_h", keys=_MAMBA2_KEYS),
     "nemotron_h_moe": _Arch("NemotronHForCausalLM", "nemotron_h", keys=_MAMBA2_KEYS),
+    "bert": _Arch("BertModel", "bert", "gelu", keys={"pooling_type": "pooling_type"}),
+    "nomic-bert": _Arch("NomicBertModel", "nomic_bert", "swiglu",
+                        keys={"pooling_type": "pooling_type", "rotary_emb_base": "rope.freq_base",
+                              "causal": "attention.causal"}),
     "hunyuan-dense": _Arch("HunYuanDenseV1ForCausalLM", "hunyuan_v1_dense"),
 }
 # fmt: on
@@ -239,6 +243,8 @@ def hf_config(
         config["layer_types"] = ["sliding_attention" if windowed else "full_attention" for windowed in types]
     elif types is not None:  # every so many layers one has none
         config["sliding_window_pattern"] = config.pop("layer_types")
+    if arch.model_type in ("bert", "nomic_bert"):
+        config |= _encoder(get, tensors)
     config |= {key: f"blk.0.{name}" in tensors for key, name in arch.tensors.items()}
     config |= {key: value for key, value in metadata.items() if key.startswith("xielu.")}
     _own(arch, prefix, config, get, tensors)
@@ -267,6 +273,15 @@ def hf_config(
     else:
         config["rope_parameters"] = rope
     return {key: value for key, value in config.items() if value is not None}
+
+
+def _encoder(get: Any, tensors: dict[str, TensorInfo]) -> dict[str, Any]:
+    """What the configurations of encoders have under names of their own."""
+    types = tensors.get("token_types.weight")
+    return {
+        "layer_norm_eps": get("attention.layer_norm_epsilon"),
+        "type_vocab_size": types.shape[0] if types is not None and len(types.shape) == 2 else 0,
+    }
 
 
 def _own(arch: _Arch, prefix: str, config: dict[str, Any], get: Any, tensors: dict[str, TensorInfo]) -> None:

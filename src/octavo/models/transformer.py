@@ -30,7 +30,7 @@ class Transformer:
         self.spec = definition.spec
         self.weights = weights
         self._ops = ops
-        self._lm_head = weights[definition.lm_head.name]
+        self._lm_head = None if definition.lm_head is None else weights[definition.lm_head.name]
         self._logits = self._empty_logits(0)
         self._runner = ops.program_runner(ops, definition.program, weights)
         self._workspace = self._new_workspace(max_num_batched_tokens)
@@ -61,6 +61,7 @@ class Transformer:
 
     def logits(self, rows: Tensor) -> Tensor:
         """float32 [S, V] for rows [S, H] of `forward`'s result: a view, valid until the next call, may be modified."""
+        assert self._lm_head is not None, "the model gives vectors"
         num_rows = len(rows)
         if num_rows > len(self._logits):
             # Grown by need: for all sequences a step may hold, it would often be the largest tensor of all.

@@ -27,7 +27,7 @@ from collections.abc import Sequence
 import msgspec
 
 from octavo.base.media import MediaItem
-from octavo.base.params import SamplingParams
+from octavo.base.params import PoolingParams, SamplingParams
 from octavo.wire.messages import StepSeconds, TokenLogprobs
 
 
@@ -62,6 +62,7 @@ class NewRequestData(StepData):
     encoder_token_ids: list[int] = []
     encoder_block_ids: list[list[int]] = []
     media: list[MediaPlace] = []  # in the order of the tokens
+    pooling: PoolingParams | None = None
 
 
 class CachedRequestData(StepData):
@@ -114,6 +115,7 @@ class ModelRunnerOutput(StepData):
     # slot -> one entry a scheduled token, for the token behind it as far as that is the prompt's; when asked for
     prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
     errors: dict[int, str] = {}  # slot -> why that request alone ends with an error
+    pooled: dict[int, bytes] = {}  # slot -> its result, which ends its request
     seconds: StepSeconds | None = None  # what the step took, where that is measured
     #: How the step was launched: "replayed", "captured" (behind launching it kernel by kernel), or why neither; ""
     #: where the device captures nothing.
