@@ -343,6 +343,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     shown_special_ids: frozenset[int] = frozenset()  # special tokens that stay in the text for its parser
     is_whole: bool = False  # the reader has no use for deltas before the end: it gets one
     num_wanted: int = 0  # choices of the reply, where more are generated to choose from; 0: `params.n`
+    pooling: PoolingParams | None = None  # a vector is wanted in place of tokens
     is_counted: bool = True  # its prompt is a caller's; not: it was counted with the request that this one goes on with
     trace_headers: tuple[tuple[str, str], ...] = ()  # traceparent and tracestate, as the caller sent them
     is_chat: bool = False  # the prompt is a conversation, for traces

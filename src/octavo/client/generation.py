@@ -43,6 +43,7 @@ class GenerationDelta:
     #: In the first delta, when asked for: of each prompt token but the first.
     prompt_logprobs: list[TokenLogprobs] | None = None
     times: RequestTimes | None = None  # in the last delta
+    pooled: bytes | None = None  # the vector that was wanted in place of tokens; in the only delta
 
 
 @dataclass(slots=True)
@@ -137,6 +138,7 @@ class SampleState:
         "min_tokens",
         "num_cached_tokens",
         "num_tokens",
+        "pooled",
         "request",
         "request_id",
         "scheduled_time",
@@ -163,6 +165,7 @@ class SampleState:
         self.scheduled_time = self.first_token_time = self.last_token_time = 0.0
         self.finish_reason: str | None = None
         self.stop_reason: int | str | None = None
+        self.pooled: bytes | None = None
         self.end_reason = ""  # the finish reason, or why it was cut off: "abort" or "error"
         self.finish_time = 0.0  # time.monotonic() of either
         self.step_seconds: StepSeconds | None = None
@@ -176,6 +179,8 @@ class SampleState:
     def accept(self, output: EngineCoreOutput) -> None:
         """Add one step's tokens. Sets `finish_reason` when the engine, or a stop string, ends the sample."""
         ids, reason = output.new_token_ids, output.finish_reason
+        if output.pooled is not None:
+            self.pooled = output.pooled
         if output.step_seconds is not None:
             self.step_seconds = output.step_seconds
         # The text of the token that stopped the request is not part of the answer.
@@ -309,6 +314,7 @@ class RequestState:
             is_over,
             self.prompt_logprobs if is_scored else None,
             self.times if is_over else None,
+            self.samples[0].pooled,
         )
 
     @property

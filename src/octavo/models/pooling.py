@@ -83,7 +83,9 @@ def gives_vectors(values: dict[str, Any], model: ModelConfig, *, has_modules: bo
         return model.task != "generate"
     names = values.get("architectures")
     name = str(names[0]) if isinstance(names, list) and names else ""
-    return has_modules or name.endswith((_CLASSIFIER, "TextModel", _BARE)) and not name.startswith(("ChatGLM", "Aquila"))
+    return has_modules or (
+        name.endswith((_CLASSIFIER, "TextModel", _BARE)) and not name.startswith(("ChatGLM", "Aquila"))
+    )
 
 
 def pooled(spec: ModelSpec, values: dict[str, Any], model: ModelConfig, source: str) -> ModelSpec:

@@ -191,5 +191,3 @@ def _overridden(made: Pooling, given: dict[str, Any]) -> Pooling:
 
 
 _SETTINGS: Final = ("pooling_type", "normalize", "softmax", "activation")
-
-

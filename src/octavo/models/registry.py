@@ -217,16 +217,26 @@ FAMILIES: Final[dict[str, Family]] = {
     "SeedOssForCausalLM": Family("seed_oss", seed_oss.spec, gguf=seed_oss.GGUF),
     "SmolLM3ForCausalLM": Family("smollm3", smollm3.spec, gguf=INTERLEAVED),
     "Ernie4_5ForCausalLM": Family("ernie4_5", ernie4_5.spec, INTERLEAVED, INTERLEAVED),
-    **dict.fromkeys(("BertModel", "BertForSequenceClassification", "BertForMaskedLM", "BertForPreTraining"),
-                    Family("bert", bert.bert, bert.HF, QKV_GGUF)),
-    **dict.fromkeys(("RobertaModel", "RobertaForSequenceClassification", "RobertaForMaskedLM"),
-                    Family("roberta", bert.roberta, bert.ROBERTA_HF)),
-    **dict.fromkeys(("XLMRobertaModel", "XLMRobertaForSequenceClassification", "XLMRobertaForMaskedLM"),
-                    Family("xlm-roberta", bert.roberta, bert.ROBERTA_HF)),
-    **dict.fromkeys(("DistilBertModel", "DistilBertForSequenceClassification", "DistilBertForMaskedLM"),
-                    Family("distilbert", bert.distilbert, bert.DISTILBERT_HF)),
-    **dict.fromkeys(("NomicBertModel", "NomicBertForPreTraining"),
-                    Family("nomic_bert", nomic_bert.spec, nomic_bert.HF, nomic_bert.GGUF)),
+    **dict.fromkeys(
+        ("BertModel", "BertForSequenceClassification", "BertForMaskedLM", "BertForPreTraining"),
+        Family("bert", bert.bert, bert.HF, QKV_GGUF),
+    ),
+    **dict.fromkeys(
+        ("RobertaModel", "RobertaForSequenceClassification", "RobertaForMaskedLM"),
+        Family("roberta", bert.roberta, bert.ROBERTA_HF),
+    ),
+    **dict.fromkeys(
+        ("XLMRobertaModel", "XLMRobertaForSequenceClassification", "XLMRobertaForMaskedLM"),
+        Family("xlm-roberta", bert.roberta, bert.ROBERTA_HF),
+    ),
+    **dict.fromkeys(
+        ("DistilBertModel", "DistilBertForSequenceClassification", "DistilBertForMaskedLM"),
+        Family("distilbert", bert.distilbert, bert.DISTILBERT_HF),
+    ),
+    **dict.fromkeys(
+        ("NomicBertModel", "NomicBertForPreTraining"),
+        Family("nomic_bert", nomic_bert.spec, nomic_bert.HF, nomic_bert.GGUF),
+    ),
 }
 
 

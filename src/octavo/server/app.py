@@ -22,6 +22,7 @@ from octavo.server.openai.chat_batch import ChatBatchHandler
 from octavo.server.openai.completions import CompletionHandler
 from octavo.server.openai.invocations import InvocationsHandler
 from octavo.server.openai.limits import body_limits
+from octavo.server.openai.pooling import pooling_routes
 from octavo.server.openai.protocol.chat import ChatBatchRequest, ChatChunk, ChatReply, ChatRequest
 from octavo.server.openai.protocol.completions import CompletionReply, CompletionRequest
 from octavo.server.openai.protocol.models import ModelCard, ModelList, VersionReply
@@ -71,6 +72,7 @@ def routes(state: ServerState) -> list[Route]:
             ChatRequest,
             InputTokens,
         ),
+        *pooling_routes(serving),
         *responses_routes(serving),
         Route(
             "POST",

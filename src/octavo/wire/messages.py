@@ -84,7 +84,6 @@ class PoolingInfo(Message, frozen=True, gc=False):
     classes: bool = False  # the values are those of classes, by these labels
     labels: tuple[str, ...] = ()
     reads_pairs: bool = False  # it was made for two texts in one
-    max_tokens: int | None = None  # of a text, as the model was trained
     prompts: dict[str, str] = {}
     default_prompt: str | None = None
     dimensions: tuple[int, ...] = ()

@@ -52,10 +52,10 @@ class Pooler:
     def __init__(self, pooling: Pooling, weights: Mapping[str, Any]) -> None:
         """`weights`: of the model, by name."""
         self._pooling = pooling
-        heads = [
-            Dense(_host(weights[f"{h.name}.weight"]), _host(weights[f"{h.name}.bias"]) if h.bias else None, h.activation)
-            for h in pooling.spec.heads
-        ]
+        heads = []
+        for head in pooling.spec.heads:
+            bias = _host(weights[f"{head.name}.bias"]) if head.bias else None
+            heads.append(Dense(_host(weights[f"{head.name}.weight"]), bias, head.activation))
         self._heads = [*heads, *pooling.dense]
         self._partial: dict[int, _Partial] = {}
 
@@ -97,7 +97,9 @@ class Pooler:
             row = partial.rows[0][0]
         return _bytes(self._finished(row, partial.params))
 
-    def of_step(self, states: RequestStates, host: HostBatch, hidden: Tensor, *, is_last_rows: bool) -> dict[int, bytes]:
+    def of_step(
+        self, states: RequestStates, host: HostBatch, hidden: Tensor, *, is_last_rows: bool
+    ) -> dict[int, bytes]:
         """The results of the sequences that a step completes. `hidden`: of all of its tokens, or of the last of each
         sequence that is complete."""
         rows = _numpy(hidden)

@@ -105,7 +105,7 @@ class Worker:
         pooling = None
         if loaded.spec.pooling is not None:
             pooling = pooling_of(loaded.spec.pooling, config.model, checkpoint.config)
-        max_model_len = self._max_model_len(loaded)
+        max_model_len = self._max_model_len(loaded, None if pooling is None else pooling.max_tokens)
         if loaded.spec.bidirectional:
             self._check_whole(max_model_len)
             self._is_whole = True
@@ -292,19 +292,20 @@ class Worker:
             raise InvalidConfig(f"--cudagraph-capture-sizes: all of them are above --max-num-seqs ({most}).")
         return asked or ladder(min(most, MAX_GRAPH_SIZE))
 
-    def _max_model_len(self, loaded: LoadedModel) -> int:
+    def _max_model_len(self, loaded: LoadedModel, trained: int | None = None) -> int:
+        """`trained`: tokens of the longest texts that the model was trained on, where its files say."""
         asked, limit = self._config.model.max_model_len, loaded.spec.max_position_embeddings
         if asked is not None and asked > limit:
             raise InvalidConfig(f"--max-model-len {asked} is longer than the {limit} positions of the model.")
-        return asked or loaded.spec.default_positions
+        return asked or min(loaded.spec.default_positions, trained or limit)
 
     def _check_whole(self, max_model_len: int) -> None:
         """Of a model whose tokens see all of their text: a step takes the longest."""
         asked = self._config.scheduler.max_num_batched_tokens
         if asked is not None and asked < max_model_len:
             raise InvalidConfig(
-                f"--max-num-batched-tokens {asked} is less than the longest text of {max_model_len} tokens, all of which "
-                "see each other and are computed in one step. Give more, or a lower --max-model-len."
+                f"--max-num-batched-tokens {asked} is less than the longest text of {max_model_len} tokens, all of "
+                "which see each other and are computed in one step. Give more, or a lower --max-model-len."
             )
 
     def _max_num_batched_tokens(self, max_model_len: int, device: Device) -> int:
@@ -478,8 +479,6 @@ def _output_ops(definition: Definition) -> int:
 
 def _with_pooling(info: EngineInfo, pooling: Pooling, spec: ModelSpec) -> EngineInfo:
     heads = [head.size for head in pooling.spec.heads] + [len(dense.weight) for dense in pooling.dense]
-    # A text that is longer than what the model was trained on is cut by sentence-transformers, and refused here.
-    most = info.max_model_len if pooling.max_tokens is None else min(info.max_model_len, pooling.max_tokens)
     step_tokens = info.max_num_batched_tokens if spec.bidirectional else info.max_num_prefill_tokens
     told = PoolingInfo(
         kind=pooling.kind,
@@ -490,7 +489,6 @@ def _with_pooling(info: EngineInfo, pooling: Pooling, spec: ModelSpec) -> Engine
         classes=bool(pooling.spec.classes),
         labels=pooling.spec.labels,
         reads_pairs=bool(pooling.spec.classes) and len(pooling.spec.labels) == 1,
-        max_tokens=most,
         prompts=dict(pooling.prompts),
         default_prompt=pooling.default_prompt,
         dimensions=pooling.dimensions,

@@ -90,8 +90,8 @@ class ModelConfig:
     )
     task: Task = opt(
         "auto",
-        "What the model is for: generate, text; embed, vectors; classify, score and reward, the values of a classifier. "
-        "auto: vectors or values where the architecture or sentence-transformers' files say so, else text.",
+        "What the model is for: generate, text; embed, vectors; classify, score and reward, the values of a "
+        "classifier; auto: vectors or values where the architecture or sentence-transformers' files say so, else text.",
     )
     pooler_config: str | None = opt(
         None,

@@ -88,7 +88,7 @@ class Scheduler:
         self.enable_chunked_prefill = config.scheduler.enable_chunked_prefill and not (pooling and pooling.is_whole)
         self.enable_jump_forward = config.scheduler.enable_jump_forward
         # What a sequence is made of is more than its blocks of tokens.
-        is_whole = info.has_states or info.num_encoder_groups > 0
+        is_whole = info.has_states or info.num_encoder_groups > 0 or not info.kv_group_windows
         self.kv = KVCacheManager(
             info.num_kv_blocks,
             info.block_size,
