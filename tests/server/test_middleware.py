@@ -284,8 +284,7 @@ def test_a_path_beside_a_route_is_answered_with_the_route(path: str, meant: str)
 @pytest.mark.parametrize(
     ("path", "what", "instead"),
     [
-        ("/v1/embeddings", "embeddings", None),
-        ("/embeddings", "embeddings", None),
+        ("/v1/embed", "TEI's and Cohere's native API of embeddings", "/v1/embeddings"),
         ("/v2/rerank", "reranking", None),
         ("/v1/audio/transcriptions", "audio", None),
         ("/v1/images/generations", "images", None),

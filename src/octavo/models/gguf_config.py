@@ -243,8 +243,6 @@ def hf_config(
         config["layer_types"] = ["sliding_attention" if windowed else "full_attention" for windowed in types]
     elif types is not None:  # every so many layers one has none
         config["sliding_window_pattern"] = config.pop("layer_types")
-    if arch.model_type in ("bert", "nomic_bert"):
-        config |= _encoder(get, tensors)
     config |= {key: f"blk.0.{name}" in tensors for key, name in arch.tensors.items()}
     config |= {key: value for key, value in metadata.items() if key.startswith("xielu.")}
     _own(arch, prefix, config, get, tensors)
@@ -290,6 +288,8 @@ def _own(arch: _Arch, prefix: str, config: dict[str, Any], get: Any, tensors: di
         config["model_max_length"] = config.pop("max_position_embeddings")
     if arch.model_type == "deci":
         _list_layers(config)
+    if arch.model_type in ("bert", "nomic_bert"):
+        config |= _encoder(get, tensors)
     if arch.model_type in ("gemma3n_text", "gemma4_text"):
         config["hidden_activation"] = config["hidden_act"]
         config |= gguf_gemma.hf_config(arch.model_type, config, get, tensors)

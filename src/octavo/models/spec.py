@@ -142,7 +142,7 @@ class HeadSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class PoolingSpec:
-    """What a model that gives vectors makes of a sequence's rows: one row, on which `heads` work one after the other."""
+    """What a model that gives vectors makes of a sequence's rows: one, on which `heads` work one after the other."""
 
     kind: PoolingKind
     heads: tuple[HeadSpec, ...] = ()

@@ -1,4 +1,4 @@
-"""Vectors of texts, values of their classes, and scores of pairs: from what a caller wants to requests, and their results."""
+"""Vectors of texts, values of their classes, scores of pairs: from what a caller wants to requests, and results."""
 
 from __future__ import annotations
 

@@ -142,21 +142,7 @@ class ModelRunner:
         """Launch a step, which waits for its masks if the plan has `masked_slots`. Steps are collected in the order
         in which they were submitted."""
         states = self._states
-        self._swap.apply(plan)
-        if self._media is not None:
-            self._media.apply(plan)
-        for slot in plan.finished_slots:
-            states.remove(slot)
-            if self._pooler is not None:
-                self._pooler.drop(slot)
-        for new in plan.new_requests:
-            states.add(new)
-            if self._pooler is not None:
-                self._pooler.begin(new)
-        if self._crossing is not None:
-            self._crossing.write(plan.new_requests)
-        for known in plan.cached_requests:
-            states.update(known)
+        self._take_in(plan)
         step = RunningStep(list(plan.num_scheduled_tokens))
         if not plan.num_scheduled_tokens:
             return step
@@ -176,13 +162,14 @@ class ModelRunner:
                 self._media.place(batch, host, states.media)
             if self._pooler is not None:
                 step.pooled = self._pool(self._pooler, host, batch, rows)
-            elif states.prompt_logprobs:
+                return step
+            if states.prompt_logprobs:
                 hidden = self._model.forward(batch, self._kv_caches)
                 step.prompt_logprobs = self._scorer.score(states, host, hidden)
                 hidden = hidden[rows]
             else:
                 hidden = self._model.forward(batch, self._kv_caches, rows if len(rows) < len(batch.token_ids) else None)
-            if len(host.logits_rows) and self._pooler is None:
+            if len(host.logits_rows):
                 logits = self._model.logits(hidden)
         if self._times_forward:
             step.forward_seconds = self._clock() - start
@@ -190,6 +177,23 @@ class ModelRunner:
         if not plan.masked_slots:
             self._sample(step, None)
         return step
+
+    def _take_in(self, plan: SchedulerOutput) -> None:
+        """What a plan changes, before its step is computed."""
+        states = self._states
+        self._swap.apply(plan)
+        if self._media is not None:
+            self._media.apply(plan)
+        for slot in plan.finished_slots:
+            states.remove(slot)
+        for new in plan.new_requests:
+            states.add(new)
+        if self._pooler is not None:
+            self._pooler.apply(plan)
+        if self._crossing is not None:
+            self._crossing.write(plan.new_requests)
+        for known in plan.cached_requests:
+            states.update(known)
 
     def submit_masks(self, step: RunningStep, masks: TokenMasks) -> None:
         """Let a step sample that waits for its masks."""

@@ -63,8 +63,12 @@ class Pooler:
         params = request.pooling or PoolingParams()
         self._partial[request.slot] = _Partial(params, params.kind or self._pooling.kind)
 
-    def drop(self, slot: int) -> None:
-        self._partial.pop(slot, None)
+    def apply(self, plan: SchedulerOutput) -> None:
+        """Forget the sequences that left their slots, and know of those that come."""
+        for slot in plan.finished_slots:
+            self._partial.pop(slot, None)
+        for new in plan.new_requests:
+            self.begin(new)
 
     @property
     def reads_last_rows(self) -> bool:

@@ -1,5 +1,5 @@
-"""BERT and those built like it: every token sees the whole text, and each sum is normed. RoBERTa and XLM-R count positions
-from their padding token on; DistilBERT has no table of the two texts' types."""
+"""BERT and those built like it: every token sees the whole text, and each sum is normed. RoBERTa and XLM-R count
+positions from their padding token on; DistilBERT has no table of the two texts' types."""
 
 from __future__ import annotations
 

@@ -52,9 +52,7 @@ class TextHandlers:
         lease = self._began(request.model)
         info = pooling_info(lease.model)
         if info.classes:
-            raise InvalidRequest(
-                "The model gives classes and no embeddings: use /classify, /score or /rerank.", "model"
-            )
+            raise InvalidRequest("The model gives classes and no embeddings: use /classify or /score.", "model")
         if info.kind == "all":
             raise InvalidRequest("The model gives a vector for each token: use /pooling.", "model")
         normalize = request.use_activation if request.normalize is None else request.normalize
