@@ -28,7 +28,7 @@ TODAY_ROWS: tuple[Row, ...] = (
     other("--runner", None, "auto", "What the model is for.", only("auto", "generate", "pooling"), _BY_TASK,
           sets={"pooling": {"task": "embed"}, "generate": {"task": "generate"}}),
     ours("--task", None, None),
-    other("--convert", None, "auto", "Make another kind of model of it.", 
+    other("--convert", None, "auto", "Make another kind of model of it.",
           only("auto", "none", "embed", "classify", "reward"), _BY_TASK,
           sets={name: {"task": name} for name in ("embed", "classify", "reward")}),
     ours("--hf-overrides", None, "{}", "A key is replaced as a whole."),
