@@ -59,7 +59,7 @@ class Pooled:
     def load(self, **options: Any) -> None:
         self.config = EngineConfig(
             model=ModelConfig(model=str(self.directory), dtype="float32", **options),
-            cache=CacheConfig() if self.is_encoder else CacheConfig(num_kv_blocks_override=64),
+            cache=CacheConfig(kv_cache_memory_bytes=1 << 22),
             scheduler=SchedulerConfig(max_num_seqs=16),
         )
         self.worker = Worker(self.config, lambda name, detail: None)
@@ -233,6 +233,14 @@ def test_files_of_sentence_transformers_and_the_flag(made: Any, tmp_path: Path) 
     (tmp_path / "modules.json").write_text(json.dumps(listed))
     with pytest.raises(CheckpointError, match="outside"):
         model.load()
+
+
+def test_a_decoder_whose_tokens_see_all_of_their_text(tmp_path: Path) -> None:
+    model = Pooled(tmp_path, "Qwen2Model", {**SMALL, "num_key_value_heads": 2}, hf_overrides='{"is_causal": false}')
+    assert model.info.pooling is not None and model.info.pooling.is_whole
+    mask = torch.zeros(1, 1, len(TEXTS[2]), len(TEXTS[2]))
+    [found] = model.run([TEXTS[2]])
+    assert 1 - float(found @ unit(model.hidden(TEXTS[2], attention_mask=mask)[-1])) < 1e-6
 
 
 def test_a_model_that_generates_may_give_vectors(tmp_path: Path) -> None:
