@@ -251,3 +251,22 @@ def test_a_model_that_generates_may_give_vectors(tmp_path: Path) -> None:
         model.load(task="classify")
     model.load()
     assert model.info.pooling is None
+
+
+def test_real_weights_are_transformers_vectors(minilm_hf: Path) -> None:
+    """A fine-tune of all-MiniLM-L6, with sentence-transformers' files."""
+    worker = Worker(EngineConfig(model=ModelConfig(model=str(minilm_hf))), lambda name, detail: None)
+    info = worker.load()
+    assert info.pooling is not None and (info.pooling.kind, info.pooling.normalizes) == ("mean", True)
+    generator = torch.Generator().manual_seed(1)
+    texts = [torch.randint(1000, 30000, (length,), generator=generator).tolist() for length in (3, 250, 40)]
+    reference = transformers.AutoModel.from_pretrained(minilm_hf).eval().float()
+    scheduler = Scheduler(EngineConfig(), info)
+    for number, ids in enumerate(texts):
+        scheduler.add(AddRequest(number, ids, SamplingParams(max_tokens=1), pooling=PoolingParams()))
+    plan = scheduler.schedule()
+    for output in scheduler.update(plan, worker.execute(plan)):
+        with torch.no_grad():
+            rows = reference(input_ids=torch.tensor([texts[output.request_id]])).last_hidden_state[0]
+        assert output.pooled is not None
+        assert 1 - float(np.frombuffer(output.pooled, "<f4") @ unit(rows.mean(0))) < 1e-5
