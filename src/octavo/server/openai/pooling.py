@@ -83,7 +83,7 @@ class TextHandlers:
         width = request.dimensions or info.hidden_size
         data: list[body.PoolingData] = []
         for at, each in enumerate(found):
-            values = each.rows(width) if by_token else each.floats()
+            values: list[Any] = each.rows(width) if by_token else each.floats()
             data.append(body.PoolingData(at, _encoded(each) if request.encoding_format == "base64" else values))
         await exchange.send_json(
             body.PoolingReply(_id("pool", exchange), int(time.time()), lease.name, data, _usage(found))

@@ -119,7 +119,7 @@ class EmbeddingReply(msgspec.Struct):
 
 class PoolingData(msgspec.Struct):
     index: int
-    data: list[float] | list[list[float]] | str
+    data: list[float | list[float]] | str
     object: str = "pooling"
 
 
