@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from octavo.base.errors import DeviceError
-from octavo.ops import reference
+from octavo.ops import reference, reference_attention
 from octavo.ops.operands import Latent
 from octavo.ops.triton import experts, latent
 from octavo.ops.triton.attention_plan import AttentionPlanner
@@ -35,7 +35,7 @@ def test_attention_of_decoding_and_of_prompts(seqs: list[tuple[int, int]], shape
     q = randn(int(starts[-1]), shape.num_heads * shape.width).to(dtype)
     out = torch.full((len(q), shape.num_heads * shape.rank), torch.nan, dtype=dtype)
     expected = torch.empty(out.shape)
-    reference.latent_attention(expected, q.float(), cache, tables, lens, starts, shape, 0.2)
+    reference_attention.latent_attention(expected, q.float(), cache, tables, lens, starts, shape, 0.2)
     latent.latent_attention(out, q, cache, tables, lens, starts, shape, 0.2)
     torch.testing.assert_close(out.float(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
 
@@ -53,10 +53,10 @@ def test_writes_the_rows_that_have_a_slot(dtype: torch.dtype, shape: Latent) -> 
     expected, cache = q_latent.float(), torch.zeros(3, BLOCK, shape.width, dtype=dtype)
     wanted = torch.zeros(cache.shape)
     kept = slots >= 0
-    reference.latent_write(
+    reference_attention.latent_write(
         expected, q.float(), kv.float(), positions, cos_sin, norm, 1e-6, torch.zeros(cache.shape), slots.abs(), shape
     )
-    reference.latent_write(
+    reference_attention.latent_write(
         expected[kept].clone(), q[kept].float(), kv[kept].float(), positions[kept], cos_sin, norm, 1e-6, wanted,
         slots[kept], shape,
     )  # fmt: skip

@@ -152,10 +152,11 @@ class TensorSource:
         for place in self._places.values():
             found, expected = checkpoint.shape(place.name), self._shape(place)
             if re.fullmatch(layout.flattened, place.siblings[0]):
-                found = (found[0], math.prod(found[1:]))
+                found = (*found[:1], math.prod(found[1:]))
             if self._declared[place.siblings[0]].role == "norm" and math.prod(found) == math.prod(expected):
                 continue  # of groups, a row each
-            if _squeezed(found) not in (_squeezed(expected), _squeezed(_folded(expected)) if place.is_stack else ()):
+            shapes = (expected, _folded(expected)) if place.is_stack else (expected,)
+            if _squeezed(found) not in map(_squeezed, shapes):
                 raise CheckpointError(
                     f"{checkpoint.source}: tensor {place.name!r} has the shape {list(found)}, not {list(expected)}"
                 )

@@ -1,7 +1,7 @@
 """The native operations of the CPU: thin wrappers that check what is cheap to check and pass raw addresses.
 
-Meaning and shapes: `reference`, `reference_sampling`. A kernel cannot see a tensor's type or size, so the asserts
-are the only guard against reading foreign memory; ids, positions and slots are trusted.
+Meaning and shapes: `reference` and the modules that it names. A kernel cannot see a tensor's type or size, so the
+asserts are the only guard against reading foreign memory; ids, positions and slots are trusted.
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ from torch import Tensor
 from octavo import _cpu
 from octavo.ops.operands import Latent
 from octavo.ops.operations import GateKind
-from octavo.ops.reference import (
+from octavo.ops.reference import resolve_ids, soft_cap_
+from octavo.ops.reference_attention import (
     KEY_TILE,
     TILE_SCALE_BYTES,
     attention_planner,
     kv_cache_shapes,
     latent_cache_shape,
-    resolve_ids,
-    soft_cap_,
 )
 from octavo.ops.routing import Routing
 from octavo.ops.sampling_batch import SamplingBatch

@@ -67,7 +67,7 @@ def attention(
     key_ends: Tensor | None = None,
     plan: AttentionPlan | None = None,
 ) -> None:
-    """`reference.attention`, on the cache of `rope`. Without a plan one is made, which waits for the device."""
+    """`reference_attention.attention`, on the cache of `rope`. Without a plan one is made: it waits for the device."""
     if plan is None:
         heads = Heads(num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim)
         plan = plan_of(heads, qkv, seq_lens, query_start_loc)
