@@ -282,6 +282,22 @@ class GrammarSpec(msgspec.Struct, frozen=True, kw_only=True):
     frames: tuple[dict[str, str], ...] = ()
 
 
+PoolingKind = Literal["cls", "last", "mean", "all"]
+
+
+class PoolingParams(msgspec.Struct, frozen=True, kw_only=True):
+    """What is wanted of a sequence in place of tokens: a vector, or with `all` one for each token.
+
+    None, and "": as the model has it.
+    """
+
+    kind: Literal["", "cls", "last", "mean", "all"] = ""
+    dimensions: int | None = None  # so many of the first values
+    normalize: bool | None = None  # to length 1
+    activation: bool | None = None  # of classes: probabilities in place of the head's values
+    second_from: int = 0  # the first token of the second text of a pair; 0: there is one text
+
+
 class BeamParams(msgspec.Struct, frozen=True, kw_only=True):
     """Beam search with `width` beams, of which the best `SamplingParams.n` are returned (S21 to S23).
 
@@ -381,6 +397,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     shown_special_ids: frozenset[int] = frozenset()  # special tokens that stay in the text for its parser
     is_whole: bool = False  # the reader has no use for deltas before the end: it gets one
     num_wanted: int = 0  # choices of the reply, where more are generated to choose from; 0: `params.n`
+    pooling: PoolingParams | None = None  # a vector is wanted in place of tokens
     is_counted: bool = True  # its prompt is a caller's; not: it was counted with the request that this one goes on with
     trace_headers: tuple[tuple[str, str], ...] = ()  # traceparent and tracestate, as the caller sent them
     is_chat: bool = False  # the prompt is a conversation, for traces

@@ -217,6 +217,10 @@ class Builder:
         self.params.append(Param(weight=weight, parts=(tensor,), packing="vector", scale=scale))
         return weight
 
+    def rows_of_table(self, table: Matrix, columns: int) -> TensorDecl:
+        """A table that is a part of another weight."""
+        return self._tensor(table, "weight", "matrix", (table.rows, columns))
+
     def _norm_vectors(
         self, norm: NormSpec, declared: Sequence[Matrix], name: str, scale: float = 1.0
     ) -> tuple[Weight, Weight | None]:

@@ -18,6 +18,7 @@ from octavo.models.families import (
     baichuan,
     bamba,
     bart,
+    bert,
     bloom,
     cohere,
     dbrx,
@@ -62,6 +63,7 @@ from octavo.models.families import (
     mpt,
     nemotron,
     nemotron_h,
+    nomic_bert,
     olmo,
     olmo_hybrid,
     olmoe,
@@ -95,6 +97,7 @@ from octavo.models.layout import (
     Split,
 )
 from octavo.models.mamba import MAMBA2_GGUF, MAMBA_GGUF
+from octavo.models.pooling import causal_name
 from octavo.models.spec import ModelSpec, TowerSpec
 from octavo.models.vision import idefics3, llava, qwen2_vl
 from octavo.models.vision.vit import FLATTENED
@@ -218,6 +221,26 @@ FAMILIES: Final[dict[str, Family]] = {
     "SeedOssForCausalLM": Family("seed_oss", seed_oss.spec, gguf=seed_oss.GGUF),
     "SmolLM3ForCausalLM": Family("smollm3", smollm3.spec, gguf=INTERLEAVED),
     "Ernie4_5ForCausalLM": Family("ernie4_5", ernie4_5.spec, INTERLEAVED, INTERLEAVED),
+    **dict.fromkeys(
+        ("BertModel", "BertForSequenceClassification", "BertForMaskedLM", "BertForPreTraining"),
+        Family("bert", bert.bert, bert.HF, QKV_GGUF),
+    ),
+    **dict.fromkeys(
+        ("RobertaModel", "RobertaForSequenceClassification", "RobertaForMaskedLM"),
+        Family("roberta", bert.roberta, bert.ROBERTA_HF),
+    ),
+    **dict.fromkeys(
+        ("XLMRobertaModel", "XLMRobertaForSequenceClassification", "XLMRobertaForMaskedLM"),
+        Family("xlm-roberta", bert.roberta, bert.ROBERTA_HF),
+    ),
+    **dict.fromkeys(
+        ("DistilBertModel", "DistilBertForSequenceClassification", "DistilBertForMaskedLM"),
+        Family("distilbert", bert.distilbert, bert.DISTILBERT_HF),
+    ),
+    **dict.fromkeys(
+        ("NomicBertModel", "NomicBertForPreTraining"),
+        Family("nomic_bert", nomic_bert.spec, nomic_bert.HF, nomic_bert.GGUF),
+    ),
 }
 
 
@@ -323,10 +346,20 @@ def find_family(config: dict[str, Any], source: str) -> Family:
     by_type = {family.model_type: name for name, family in reversed(FAMILIES.items())}  # the first of a type
     names = config.get("architectures") or [by_type.get(str(config.get("model_type")), config.get("model_type"))]
     name = names[0] if isinstance(names, list) and len(names) == 1 else names
+    if isinstance(name, str) and name not in FAMILIES:
+        name, given = causal_name(name, FAMILIES), name
+        if name != given:
+            family = FAMILIES[name]
+            # A decoder without its output matrix stands without the name of what has both.
+            return replace(family, hf=replace(family.hf, renames=(_BARE, *family.hf.renames)))
     if not isinstance(name, str) or name not in FAMILIES:
         supported = ", ".join(FAMILIES)
         raise CheckpointError(f"{source}: the architecture {str(name)[:80]!r} is not supported; these are: {supported}")
     return FAMILIES[name]
+
+
+#: Names of tensors of a decoder that was saved alone.
+_BARE: Final = (r"^(?=(embed_tokens|layers|norm)\.)", "model.")
 
 
 def _with_tower(family: Family, config: dict[str, Any]) -> Family:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from octavo.base.params import PoolingKind
 from octavo.ops.operations import Activation, NormKind
 
 if TYPE_CHECKING:
@@ -124,6 +125,32 @@ class TowerSpec:
     kinds: tuple[str, ...] = ("image",)
 
 
+#: Of a head; "": none.
+HeadActivation = Literal["", "tanh", "relu", "gelu", "silu", "sigmoid"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadSpec:
+    """A product with a pooled row: activation(weight x + bias)."""
+
+    name: str  # of the checkpoint's tensors, as they are after the family's renames
+    gguf: str
+    size: int
+    bias: bool = True
+    activation: HeadActivation = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolingSpec:
+    """What a model that gives vectors makes of a sequence's rows: one, on which `heads` work one after the other."""
+
+    kind: PoolingKind
+    heads: tuple[HeadSpec, ...] = ()
+    #: What the last head's values mean: "" for a vector, else classes.
+    classes: Literal["", "softmax", "sigmoid", "none"] = ""
+    labels: tuple[str, ...] = ()  # of the classes
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
     """Embedding, layers, norm, output matrix. All sizes are positive."""
@@ -151,6 +178,10 @@ class ModelSpec:
     encoder: EncoderSpec | None = None  # whose rows layers see
     decoder_start_token_ids: tuple[int, ...] = ()  # of models with an encoder: what the decoder's tokens begin with
     tower: TowerSpec | None = None  # of a model that also sees
+    token_types: int = 0  # rows of a table, of which one is added to each token's: in which text of a pair it stands
+    #: Each token sees all of its sequence: the model keeps nothing between steps, and gives vectors only.
+    bidirectional: bool = False
+    pooling: PoolingSpec | None = None  # it gives vectors, and has no output matrix; None: it generates
     #: Tensors of the checkpoint that the configuration leaves without a use, as patterns of names behind the renames.
     unused: tuple[str, ...] = ()
 

@@ -31,7 +31,7 @@ class Transformer:
         self.spec = definition.spec
         self.weights = weights
         self._ops = ops
-        self._lm_head = weights[definition.lm_head.name]
+        self._lm_head = None if definition.lm_head is None else weights[definition.lm_head.name]
         self._unused_ids = torch.tensor(self.spec.unused_ids, dtype=torch.int64, device=ops.torch_device)
         self._logits = self._empty_logits(0)
         self._runner = ops.program_runner(ops, definition.program, weights)
@@ -63,6 +63,7 @@ class Transformer:
 
     def logits(self, rows: Tensor) -> Tensor:
         """float32 [S, V] for rows [S, H] of `forward`'s result: a view, valid until the next call, may be modified."""
+        assert self._lm_head is not None, "the model gives vectors"
         num_rows = len(rows)
         if num_rows > len(self._logits):
             # Grown by need: for all sequences a step may hold, it would often be the largest tensor of all.

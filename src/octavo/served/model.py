@@ -26,6 +26,7 @@ from octavo.served.events import News, PromptReply, Usage
 from octavo.served.media import MediaReader, media_reader
 from octavo.served.output_plan import OutputPlan, arguments_spec, plan_output
 from octavo.served.parts import DeltaStream, Engine, Grammars, OutputSettings, Renderer, Tokenizer, TokenTexts
+from octavo.served.pooling import refusal_of_text
 from octavo.served.prompts import PromptMaker
 from octavo.served.reading import OutputReading
 from octavo.served.request_log import log_request
@@ -202,6 +203,8 @@ class ServedModel:
         return len(found) + self.engine.abort(matches)
 
     async def _prepare(self, turn: Turn) -> Prepared:
+        if self.info.pooling is not None:
+            raise InvalidRequest(refusal_of_text(self.info.pooling), "model")
         if self.speech is not None:
             raise InvalidRequest(
                 "This model transcribes sounds and continues no text: send them to /v1/audio/transcriptions.", "model"

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 from octavo.base.config import ServerConfig
@@ -89,6 +90,17 @@ class PromptMaker:
             else:
                 prompt = await self._of_completion(item, name, total, cache_salt)
             made.append(await self._with_decoder(prompt, item))
+        return made
+
+    async def paired(
+        self, pairs: Sequence[tuple[str, str]], encode: Callable[[str, str], tuple[list[int], int]], param: str
+    ) -> list[tuple[list[int], int]]:
+        """Two texts in one each, and where the second begins. `encode`: the tokenizer's. Raises as `made`."""
+        total = sum(len(first) + len(second) for first, second in pairs)
+        made = []
+        for first, second in pairs:
+            size = len(first) + len(second)
+            made.append(await self._run(size, partial(encode, first, second), param, total))
         return made
 
     async def _with_decoder(self, prompt: Prompt, item: Conversation | Continuation) -> Prompt:

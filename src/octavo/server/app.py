@@ -25,6 +25,7 @@ from octavo.server.openai.chat_batch import ChatBatchHandler
 from octavo.server.openai.completions import CompletionHandler
 from octavo.server.openai.invocations import InvocationsHandler
 from octavo.server.openai.limits import body_limits
+from octavo.server.openai.pooling import pooling_routes
 from octavo.server.openai.protocol.audio import (
     TranscriptionForm,
     TranscriptionReply,
@@ -99,6 +100,7 @@ def routes(state: ServerState) -> list[Route]:
             event=TranscriptTextDelta | TranscriptTextDone,
             form=TranslationForm,
         ),
+        *pooling_routes(serving),
         *responses_routes(serving),
         Route(
             "POST",

@@ -27,7 +27,7 @@ from collections.abc import Sequence
 import msgspec
 
 from octavo.base.media import MediaItem, MediaTensor
-from octavo.base.params import SamplingParams
+from octavo.base.params import PoolingParams, SamplingParams
 from octavo.wire.messages import StepSeconds, TokenLogprobs
 
 
@@ -65,6 +65,7 @@ class NewRequestData(StepData):
     media: list[MediaPlace] = []  # in the order of the tokens
     #: Of a request whose sampler follows what it drew: how far it has got; None: at its beginning.
     sampler_state: float | None = None
+    pooling: PoolingParams | None = None
 
 
 class CachedRequestData(StepData):
@@ -118,6 +119,7 @@ class ModelRunnerOutput(StepData):
     prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
     sampler_states: dict[int, float] = {}  # slot -> `NewRequestData.sampler_state` behind the sampled token
     errors: dict[int, str] = {}  # slot -> why that request alone ends with an error
+    pooled: dict[int, bytes] = {}  # slot -> its result, which ends its request
     seconds: StepSeconds | None = None  # what the step took, where that is measured
     #: How the step was launched: "replayed", "captured" (behind launching it kernel by kernel), or why neither; ""
     #: where the device captures nothing.

@@ -95,7 +95,8 @@ def with_scales(
 ) -> LoadedModel:
     """The model with the scales of its cache, where that is of e4m3.
 
-    Raises InvalidConfig where a file is of another model, and CheckpointError for what cannot be a scale.
+    Raises InvalidConfig where a file is of another model or no scales can be measured, and CheckpointError for what
+    cannot be a scale.
     """
     if cache.kv_cache_dtype not in SCALED:
         return loaded
@@ -104,6 +105,8 @@ def with_scales(
     if cache.quantization_param_path is not None:
         source, scales = _FILE, _of_file(cache.quantization_param_path, loaded.spec.model_type, layers)
     elif cache.calculate_kv_scales:
+        if definition.encoder is not None and definition.encoder.first is not None:
+            raise InvalidConfig(f"{_MEASURED}: what this model hears cannot be made up. Give {_FILE}.")
         source, scales = _MEASURED, measured_scales(loaded.model, ops, device, max_model_len)
     else:
         stored = stored_kv_scales(checkpoint)

@@ -40,7 +40,7 @@ class RequestLimits:
             return f"The prompt contains a token id outside 0..{self.vocab_size - 1}."
         if message.media and (refusal := self._media_refusal(message.media, len(prompt))) is not None:
             return refusal
-        num_tokens = len(prompt) + (message.params.max_tokens or 1)
+        num_tokens = len(prompt) + (0 if message.pooling is not None else message.params.max_tokens or 1)
         if num_tokens > self.max_model_len:
             return f"The request needs {num_tokens} tokens, but the context has {self.max_model_len}."
         if num_tokens > self.kv_capacity:
