@@ -35,6 +35,28 @@ QWEN: dict[str, Any] = {
     "model_type": "qwen2_vl_text",
     "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]},
 }
+GEMMA: dict[str, Any] = {
+    "model_type": "gemma3_text", "head_dim": 16, "sliding_window": 6, "query_pre_attn_scalar": 16,
+    "layer_types": ["sliding_attention", "full_attention"],
+}  # fmt: skip
+QWEN_TOWER: dict[str, Any] = {
+    "depth": 2, "embed_dim": 48, "num_heads": 3, "mlp_ratio": 2, "patch_size": 4, "hidden_size": 64,
+}  # fmt: skip
+QWEN_ANY: dict[str, Any] = {
+    "depth": 4, "hidden_size": 48, "intermediate_size": 80, "num_heads": 3, "patch_size": 4, "out_hidden_size": 64,
+}  # fmt: skip
+#: Of a family's text part, beside or in the place of `TEXT`.
+TEXTS: dict[str, dict[str, Any]] = {
+    "Qwen2VL": QWEN,
+    "Qwen2_5_VL": {**QWEN, "model_type": "qwen2_5_vl_text"},
+    "Qwen3VL": {
+        "model_type": "qwen3_vl_text", "head_dim": 16, "num_hidden_layers": 3,
+        "rope_parameters": {
+            "rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2], "mrope_interleaved": True,
+        },
+    },
+    "Gemma3": GEMMA,
+}  # fmt: skip
 VISION: dict[str, Any] = {
     "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 16,
     "patch_size": 4,
@@ -71,11 +93,65 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "qwen2-vl": (
         "Qwen2VL",
         {
-            "vision_config": {
-                "depth": 2, "embed_dim": 48, "num_heads": 3, "mlp_ratio": 2, "patch_size": 4, "hidden_size": 64,
-            },
+            "vision_config": QWEN_TOWER,
         },
         {"min_pixels": 64, "max_pixels": 1024},
+    ),
+    "qwen2.5-vl": (
+        "Qwen2_5_VL",
+        {"vision_config": {**QWEN_ANY, "window_size": 16, "fullatt_block_indexes": [1, 3]}},
+        {"min_pixels": 64, "max_pixels": 2048},
+    ),
+    "qwen2.5-vl-windows-last": (
+        "Qwen2_5_VL",
+        {"vision_config": {**QWEN_ANY, "window_size": 16, "fullatt_block_indexes": [0]}},
+        {"min_pixels": 64, "max_pixels": 2048},
+    ),
+    "qwen3-vl": (
+        "Qwen3VL",
+        {"vision_config": {**QWEN_ANY, "num_position_embeddings": 25, "deepstack_visual_indexes": [0, 2]}},
+        {"min_pixels": 64, "max_pixels": 2048, "image_mean": [0.5] * 3, "image_std": [0.5] * 3},
+    ),
+    "gemma3": (
+        "Gemma3",
+        {"vision_config": {"model_type": "siglip_vision_model", **VISION}, "mm_tokens_per_image": 4},
+        {"size": {"height": 16, "width": 16}},
+    ),
+    "pixtral": (
+        "Llava",
+        {
+            "vision_config": {"model_type": "pixtral", **VISION, "image_size": 64}, "vision_feature_layer": -1,
+            "vision_feature_select_strategy": "full",
+        },
+        {"size": {"longest_edge": 24}},
+    ),
+    "mistral3": (
+        "Mistral3",
+        {"vision_config": {"model_type": "pixtral", **VISION, "image_size": 64}, "spatial_merge_size": 2},
+        {"size": {"longest_edge": 24}},
+    ),
+    "internvl": (
+        "InternVL",
+        {"vision_config": {**VISION, "attention_bias": True, "image_size": [16, 16], "patch_size": [4, 4]}},
+        {"size": {"height": 16, "width": 16}},
+    ),
+    "internvl-normed": (
+        "InternVL",
+        {
+            "vision_config": {
+                **VISION, "use_qk_norm": True, "norm_type": "rms_norm", "use_mean_pooling": False,
+                "image_size": [16, 16], "patch_size": [4, 4],
+            },
+        },
+        {"size": {"height": 16, "width": 16}},
+    ),
+    "llava-next": (
+        "LlavaNext",
+        {
+            "vision_config": {"model_type": "clip_vision_model", **VISION},
+            "image_grid_pinpoints": [[16, 32], [32, 16], [32, 32], [48, 16]],
+        },
+        {**LLAVA, "image_grid_pinpoints": [[16, 32], [32, 16], [32, 32], [48, 16]]},
     ),
     "smolvlm": ("SmolVLM", {"vision_config": VISION, "scale_factor": 4}, IDEFICS),
 }  # fmt: skip
@@ -93,7 +169,7 @@ class Case:
 
         family, options, self.settings = CASES[name]
         torch.manual_seed(0)
-        text = TEXT if family != "Qwen2VL" else {**TEXT, **QWEN}
+        text = {**TEXT, **TEXTS.get(family, {})}
         config = getattr(transformers, f"{family}Config")(
             text_config=text, image_token_id=IMAGE, tie_word_embeddings=False, **options
         )
@@ -118,7 +194,7 @@ class Case:
 
     def tokens(self, media: PreparedMedia) -> list[int]:
         """Of an item's text: its placeholders, and one token for what stands between two runs of them."""
-        runs = media.text.split(self.processor.placeholder)
+        runs = media.text.split(getattr(self.processor, "row_text", self.processor.placeholder))
         ids: list[int] = []
         for number, between in enumerate(runs):
             ids += [20 + len(between) % 40] if between else []
@@ -128,18 +204,36 @@ class Case:
     def expected(self, ids: list[int], images: Sequence[np.ndarray]) -> torch.Tensor:
         """Log probabilities of all tokens behind the first, [T - 1]."""
         values = self.inputs(images)
+        types = torch.tensor([[int(token == IMAGE) for token in ids]])
         if "image_grid_thw" in values:
-            values["mm_token_type_ids"] = torch.tensor([[int(token == IMAGE) for token in ids]])
+            values["mm_token_type_ids"] = types
+        elif self.family == "Gemma3":
+            values["token_type_ids"] = types
         with torch.no_grad():
             logits = self.model(input_ids=torch.tensor([ids]), **values).logits[0]
         return logits.float().log_softmax(-1)
 
     def inputs(self, images: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
-        if self.family == "Qwen2VL":
+        if self.family in ("Qwen2VL", "Qwen2_5_VL", "Qwen3VL"):
             from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
             processor = Qwen2VLImageProcessorPil(patch_size=4, **self.settings)
             return dict(processor(list(images), return_tensors="pt"))
+        if self.family == "Mistral3" or "longest_edge" in self.settings.get("size", {}) and self.family == "Llava":
+            from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
+
+            side = 8 if self.family == "Mistral3" else 4
+            processor = PixtralImageProcessorPil(patch_size={"height": side, "width": side}, **self.settings)
+            return dict(processor(list(images), return_tensors="pt"))
+        if self.family == "InternVL":
+            from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+
+            processor = GotOcr2ImageProcessorPil(crop_to_patches=True, **self.settings)
+            return {"pixel_values": processor(list(images), return_tensors="pt")["pixel_values"]}
+        if self.family == "LlavaNext":
+            from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+
+            return dict(LlavaNextImageProcessorPil(**self.settings)(list(images), return_tensors="pt"))
         return {"pixel_values": self.pixel_values(images)}
 
     def pixel_values(self, images: Sequence[np.ndarray]) -> torch.Tensor:
@@ -148,6 +242,10 @@ class Case:
 
             found = LlavaImageProcessorPil(**self.settings)(list(images), return_tensors="pt")
             return found["pixel_values"]
+        if self.family == "Gemma3":
+            from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+
+            return Gemma3ImageProcessorPil(**self.settings)(list(images), return_tensors="pt")["pixel_values"]
         from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
         return Idefics3ImageProcessorPil(**self.settings)([list(images)], return_tensors="pt")["pixel_values"]

@@ -301,6 +301,8 @@ class _Packer:
         if param.first_row is not None:
             table = as_floats(table).to(torch.float32, copy=True)
             table[0] += self._reader.vector(param.first_row)
+            if param.other_rows is not None:
+                table[1:] += self._reader.vector(param.other_rows)
         return table
 
     def _output(self, param: Param) -> LinearWeight:

@@ -46,10 +46,11 @@ class Param:
     scale: float = 1.0  # what is a vector is multiplied by it
     unit_rows: bool = False  # rows of an output matrix are brought to length 1
     first_row: TensorDecl | None = None  # a vector that is added to the first row of an embedding
+    other_rows: TensorDecl | None = None  # and one that is added to all others
 
     @property
     def tensors(self) -> tuple[TensorDecl, ...]:
-        rest = (*self.biases, self.first_row)
+        rest = (*self.biases, self.first_row, self.other_rows)
         return (*self.parts, *(each for each in rest if each is not None))
 
 

@@ -1,7 +1,8 @@
-"""LLaVA: rows of one of the last layers of CLIP or SigLIP, behind a projector of two matrices."""
+"""LLaVA and LLaVA-NeXT: rows of one of the last layers of CLIP or SigLIP, behind a projector of two matrices."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 from octavo.models.common import read_activation
@@ -20,6 +21,17 @@ _CLIP_LARGE: Final = {
     "intermediate_size": 4096, "hidden_size": 1024, "patch_size": 14, "image_size": 336, "num_hidden_layers": 24,
     "num_attention_heads": 16,
 }  # fmt: skip
+
+
+HF_NEXT: Final = (*HF, (r"^(model\.)?image_newline$", f"{ROOM}.newline"))
+
+
+def next_tower(config: ConfigReader, text: ModelSpec) -> tuple[TowerSpec, tuple[str, ...]]:
+    """LLaVA-NeXT's, with a row for the ends of lines."""
+    made, unused = tower(config, text)
+    if made.keeps_class:
+        raise config.fail("vision_feature_select_strategy", "keeps a class token, which has no place in a grid of tiles")
+    return replace(made, has_newline=True), unused
 
 
 def tower(config: ConfigReader, text: ModelSpec) -> tuple[TowerSpec, tuple[str, ...]]:
