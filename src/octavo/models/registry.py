@@ -290,7 +290,8 @@ def text_part(config: dict[str, Any]) -> dict[str, Any] | None:
     kept = {key: config[key] for key in ("tie_word_embeddings", "quantization_config") if key in config}
     defaults = _TEXT_DEFAULTS.get(str(text.get("model_type")), {})
     kind = _TEXT_TYPES.get(str(text.get("model_type")), text.get("model_type"))
-    return {**defaults, **kept, **text, "model_type": kind, "architectures": None}
+    # What a model has as a whole, its text part may tell otherwise by a default of its own.
+    return {**defaults, **text, **kept, "model_type": kind, "architectures": None}
 
 
 #: Entry points of other distributions, of which each is a `Family` under the name of its architecture.
