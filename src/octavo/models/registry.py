@@ -243,6 +243,9 @@ SEEING: Final[dict[str, Seeing]] = {
     ),
     "Mistral3ForConditionalGeneration": Seeing(pixtral.merging_tower, pixtral.HF),
     "InternVLForConditionalGeneration": Seeing(internvl.tower, internvl.HF),
+    "PaliGemmaForConditionalGeneration": Seeing(
+        gemma3_vision.paligemma, gemma3_vision.PALIGEMMA_HF, text=gemma3_vision.text
+    ),
     "LlavaNextForConditionalGeneration": Seeing(llava.next_tower, llava.HF_NEXT),
 }
 #: A LLaVA by its name.
@@ -283,13 +286,17 @@ _TEXT_DEFAULTS: Final[dict[str, dict[str, Any]]] = {
 def text_part(config: dict[str, Any]) -> dict[str, Any] | None:
     """The configuration of the text part of a model that also sees; None for other models, which are all text."""
     names, text = config.get("architectures"), config.get("text_config")
-    if names in (["Qwen2VLForConditionalGeneration"], ["Qwen2_5_VLForConditionalGeneration"]) and text is None:  # older files have both parts in one
+    if (
+        names in (["Qwen2VLForConditionalGeneration"], ["Qwen2_5_VLForConditionalGeneration"]) and text is None
+    ):  # older files have both parts in one
         text = {key: value for key, value in config.items() if key != "vision_config"} | {"model_type": "qwen2_vl_text"}
     if not isinstance(names, list) or not _WITH_TEXT.intersection(map(str, names)) or not isinstance(text, dict):
         return None
     kept = {key: config[key] for key in ("tie_word_embeddings", "quantization_config") if key in config}
     defaults = _TEXT_DEFAULTS.get(str(text.get("model_type")), {})
     kind = _TEXT_TYPES.get(str(text.get("model_type")), text.get("model_type"))
+    if "PaliGemmaForConditionalGeneration" in names:  # that prompts see all of themselves is told by its tower
+        text = {**text, "use_bidirectional_attention": False}
     # What a model has as a whole, its text part may tell otherwise by a default of its own.
     return {**defaults, **text, **kept, "model_type": kind, "architectures": None}
 
@@ -351,7 +358,11 @@ def _with_tower(family: Family, config: dict[str, Any]) -> Family:
 
 def _seeing(config: dict[str, Any]) -> Seeing | None:
     names, vision = config.get("architectures"), config.get("vision_config")
-    if names == ["LlavaForConditionalGeneration"] and isinstance(vision, dict) and vision.get("model_type") == "pixtral":
+    if (
+        names == ["LlavaForConditionalGeneration"]
+        and isinstance(vision, dict)
+        and vision.get("model_type") == "pixtral"
+    ):
         return PIXTRAL
     return SEEING.get(str(names[0])) if isinstance(names, list) and len(names) == 1 else None
 

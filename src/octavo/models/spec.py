@@ -133,6 +133,7 @@ class TowerSpec:
     tap_projector: ProjectorSpec = ProjectorSpec()
     has_newline: bool = False  # a row of its own, which stands at the end of each line of a picture
     whole_spans: bool = False  # in the language model the rows of a span see all of it
+    whole_prompts: bool = False  # and here all tokens of a prompt see all of it
     kinds: tuple[str, ...] = ("image",)
 
 

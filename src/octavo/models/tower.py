@@ -74,7 +74,9 @@ def define_tower(spec: TowerSpec, width: int) -> TowerDefinition:
     output = _head(build, spec, residual, width)
     newline = None
     if spec.has_newline:
-        newline = build.vector([Matrix(name=f"{ROOM}.newline", gguf="model.image_newline", rows=width)], f"{ROOM}.newline", "", "bias")
+        newline = build.vector(
+            [Matrix(name=f"{ROOM}.newline", gguf="model.image_newline", rows=width)], f"{ROOM}.newline", "", "bias"
+        )
     stages.append(Stage(program(build.ops, output), len(spec.layers) - 1 in spec.windowed))
     derived = {weight: each for (each, _), weight in build.derived.items()}
     return TowerDefinition(spec, tuple(stages), tuple(build.params), derived, table, newline)

@@ -88,9 +88,7 @@ class EncoderRunner:
 
     def release(self) -> None:
         """Give back the memory of buffers: another part of the same model is next."""
-        self._workspace = Workspace(
-            self._runner.program, 0, self._ops.activation_dtype, self._device.torch_device
-        )
+        self._workspace = Workspace(self._runner.program, 0, self._ops.activation_dtype, self._device.torch_device)
         self._scratch, self._num_blocks = [], 0
 
     def _batch(self, counts: np.ndarray, token_ids: np.ndarray, key_ends: np.ndarray | None) -> InputBatch:

@@ -78,6 +78,12 @@ class MediaEncoder:
             if key_ends is not None:
                 (batch.key_ends,) = self._device.upload(key_ends)
 
+    def let_prompts_see(self, batch: InputBatch, host: HostBatch, num_prompt_tokens: np.ndarray) -> None:
+        """Let all tokens of a prompt see all of it, where the model does so. `num_prompt_tokens`: of each sequence."""
+        if self._spec.whole_prompts:
+            of_rows = np.repeat(num_prompt_tokens, np.diff(host.query_start_loc))
+            (batch.key_ends,) = self._device.upload(np.maximum(_own_ends(host), of_rows).astype(np.int32))
+
     def _encoded(self, item: MediaItem) -> torch.Tensor:
         if item.kind == "embeds":
             (rows,) = self._device.upload(array(item.tensors["rows"]).astype(np.float32))
@@ -88,9 +94,7 @@ class MediaEncoder:
         at_once = max(1, self._most_patches // length)
         rows = torch.cat(
             [
-                self._encode(
-                    patches[first : first + at_once], positions[..., first : first + at_once, :], levels, item
-                )
+                self._encode(patches[first : first + at_once], positions[..., first : first + at_once, :], levels, item)
                 for first in range(0, num_sequences, at_once)
             ]
         )
@@ -101,9 +105,7 @@ class MediaEncoder:
         assert len(rows) == item.rows, f"a picture of {item.rows} rows was encoded to {len(rows)}"
         return rows
 
-    def _encode(
-        self, patches: np.ndarray, positions: np.ndarray, levels: np.ndarray, item: MediaItem
-    ) -> torch.Tensor:
+    def _encode(self, patches: np.ndarray, positions: np.ndarray, levels: np.ndarray, item: MediaItem) -> torch.Tensor:
         """`patches` uint8 [S, P, values], the same of each channel after the other; `positions` int32 [S, P], or
         [parts, S, P]; `levels` float32 [3, 256]."""
         num_sequences, length, width = patches.shape
@@ -137,20 +139,20 @@ class MediaEncoder:
             if len(self._stages) > 1:
                 runner.release()
             if number == 0 and self._position_table is not None:
-                rows += self._mixed_positions(item).to(self._dtype)
+                rows += self._mixed_positions(item, self._position_table).to(self._dtype)
             if tap is not None:
                 taps.append(tap.run(lens, rows=rows).clone())
                 tap.release()
         return torch.cat((rows, *taps), 1) if taps else rows
 
-    def _mixed_positions(self, item: MediaItem) -> torch.Tensor:
+    def _mixed_positions(self, item: MediaItem, table: torch.Tensor) -> torch.Tensor:
         """float32 [patches, hidden size]: of the table's rows `corners` int32 [n, patches] so much as `shares` says."""
         corners, shares = self._device.upload(
             array(item.tensors["corners"]).astype(np.int64), array(item.tensors["shares"]).astype(np.float32)
         )
-        total = self._position_table[corners[0]] * shares[0][:, None]
+        total: torch.Tensor = table[corners[0]] * shares[0][:, None]
         for corner, share in zip(corners[1:], shares[1:], strict=True):
-            total += self._position_table[corner] * share[:, None]
+            total += table[corner] * share[:, None]
         return total
 
 

@@ -453,6 +453,7 @@ def _media_info(loaded: LoadedModel, step_rows: int) -> dict[str, Any]:
         "media_step_rows": step_rows,
         "media_cache_rows": MEDIA_CACHE_ROWS,
         "media_stays_whole": tower.whole_spans,
+        "prompts_stay_whole": tower.whole_prompts,
     }
 
 

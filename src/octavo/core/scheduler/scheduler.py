@@ -84,10 +84,10 @@ class Scheduler:
         self.max_num_prefill_tokens = info.max_num_prefill_tokens
         self.max_model_len = info.max_model_len
         self.vocab_size = info.vocab_size
-        self.enable_chunked_prefill = config.scheduler.enable_chunked_prefill
+        self.enable_chunked_prefill = config.scheduler.enable_chunked_prefill and not info.prompts_stay_whole
         self.enable_jump_forward = config.scheduler.enable_jump_forward
         # What a sequence is made of is more than its blocks of tokens.
-        is_whole = info.has_states or info.num_encoder_groups > 0
+        is_whole = info.has_states or info.num_encoder_groups > 0 or info.prompts_stay_whole
         self.kv = KVCacheManager(
             info.num_kv_blocks,
             info.block_size,

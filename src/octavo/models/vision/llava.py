@@ -30,7 +30,9 @@ def next_tower(config: ConfigReader, text: ModelSpec) -> tuple[TowerSpec, tuple[
     """LLaVA-NeXT's, with a row for the ends of lines."""
     made, unused = tower(config, text)
     if made.keeps_class:
-        raise config.fail("vision_feature_select_strategy", "keeps a class token, which has no place in a grid of tiles")
+        raise config.fail(
+            "vision_feature_select_strategy", "keeps a class token, which has no place in a grid of tiles"
+        )
     return replace(made, has_newline=True), unused
 
 

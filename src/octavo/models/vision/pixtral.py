@@ -40,7 +40,9 @@ def tower(config: ConfigReader, text: ModelSpec) -> tuple[TowerSpec, tuple[str, 
     width, count = vision.integer("hidden_size"), vision.integer("num_attention_heads")
     head_dim = width // count
     if width % count or head_dim % 4 or head_dim > MAX_HEAD_DIM:
-        raise vision.fail("num_attention_heads", f"does not divide the {width} columns into parts for lines and columns")
+        raise vision.fail(
+            "num_attention_heads", f"does not divide the {width} columns into parts for lines and columns"
+        )
     vision.refuse_unless("head_dim", (head_dim,))
     rotation = vision.section("rope_parameters")
     rope = RopeSpec(

@@ -49,7 +49,10 @@ class InternVLProcessor:
         if cuts:
             lines, columns = _grid(*pixels.shape[:2], side, least, most)
             if lines * columns > 1:
-                tiles = [*images.tiles(images.resized(pixels, lines * side, columns * side, resample), side, side), *tiles]
+                tiles = [
+                    *images.tiles(images.resized(pixels, lines * side, columns * side, resample), side, side),
+                    *tiles,
+                ]
         cut = [images.patches(tile, self._patch_size, self._merge) for tile in tiles]
         columns = side // self._patch_size
         arrays = {

@@ -35,7 +35,9 @@ class LlavaNextProcessor:
         self._settings = settings
         self._patch_size, self._side = patch_size, image_size
         self._grids = _GRIDS if grids is None else grids
-        if not self._grids or any(len(grid) != 2 or min(grid) < 1 or any(n % image_size for n in grid) for grid in self._grids):
+        if not self._grids or any(
+            len(grid) != 2 or min(grid) < 1 or any(n % image_size for n in grid) for grid in self._grids
+        ):
             raise CheckpointError(
                 f"`image_grid_pinpoints` is not a list of heights and widths in multiples of {image_size} pixels."
             )

@@ -23,8 +23,8 @@ _MOST_PATCHES_A_SIDE: Final = 4096
 class Qwen2VLProcessor:
     """`processor.MediaProcessor`. The marks around a picture come from the chat template.
 
-    `window`: rows along a side of what layers with windows see of a picture at once; 0: there are none. `table_side`: of
-    a table of learned positions, which are mixed for other sizes; 0: there is none.
+    `window`: rows along a side of what layers with windows see of a picture at once; 0: there are none.
+    `table_side`: of a table of learned positions, which are mixed for other sizes; 0: there is none.
     """
 
     placeholder = "<|image_pad|>"
@@ -74,7 +74,9 @@ class Qwen2VLProcessor:
             order, arrays["windows"] = _windows(lines, columns, self._window)
             arrays["windows"] *= self._merge**2
             arrays["order"] = np.argsort(order).astype(np.int32)
-            found, places = (each.reshape(rows, -1, each.shape[1])[order].reshape(each.shape) for each in (found, places))
+            found, places = (
+                each.reshape(rows, -1, each.shape[1])[order].reshape(each.shape) for each in (found, places)
+            )
         arrays |= {"patches": found[None], "positions": places.T[:, None]}
         return images.prepared("image", arrays, rows, self.placeholder * rows, (1, lines, columns))
 

@@ -18,7 +18,8 @@ class SquareProcessor:
     """`processor.MediaProcessor`. `settings`: of the image processor; `patch_size` and `image_size`: the tower's.
 
     `merge`: so many patches along a side are one row. `row_text`: what stands for a row, if not the placeholder;
-    `around`: what stands before and behind them.
+    `around`: what stands before and behind them. `brings_bos`: the token that texts begin with is a part of that, and
+    stands nowhere else.
     """
 
     def __init__(
@@ -33,9 +34,11 @@ class SquareProcessor:
         merge: int = 1,
         row_text: str | None = None,
         around: tuple[str, str] = ("", ""),
+        brings_bos: bool = False,
     ) -> None:
         self.placeholder = placeholder
         self.row_text = row_text or placeholder
+        self.brings_bos = brings_bos
         self._around, self._merge = around, merge
         self.placeholder_id = placeholder_id
         self._settings = settings

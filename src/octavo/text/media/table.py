@@ -43,7 +43,7 @@ def image_settings(processor: Mapping[str, Any] | None, preprocessor: Mapping[st
     return found if isinstance(found, Mapping) else preprocessor or {}
 
 
-def _sizes(config: Mapping[str, Any]) -> dict[str, int]:
+def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
     tower = config.get("vision_config") or {}
     image, patch = _TOWERS.get(str(tower.get("model_type")), (224, 32))
     return {"image_size": int(tower.get("image_size", image)), "patch_size": int(tower.get("patch_size", patch))}
@@ -116,24 +116,43 @@ def _qwen3_vl(
     return _qwen2_vl(config, {**half, **settings}, token_id, table_side=side)
 
 
+def _siglip(config: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings of a model whose pictures are all of the one size of SigLIP's tower, and its sizes."""
+    sizes = _sizes({"vision_config": {"model_type": "siglip_vision_model", **(config.get("vision_config") or {})}})
+    side = sizes["image_size"]
+    usual = {"do_center_crop": False, "image_mean": images.HALF, "image_std": images.HALF}
+    given = {key: value for key, value in settings.items() if value is not None}
+    return {**usual, "size": {"height": side, "width": side}, **given}, sizes
+
+
 def _gemma3(
     config: Mapping[str, Any], settings: Mapping[str, Any], token_id: Callable[[str], int | None]
 ) -> MediaProcessor:
     if settings.get("do_pan_and_scan"):
         raise CheckpointError("The image processor's `do_pan_and_scan` is not implemented: set it to false.")
-    sizes = _sizes({"vision_config": {"model_type": "siglip_vision_model", **(config.get("vision_config") or {})}})
-    usual = {
-        "do_center_crop": False, "resample": 2, "image_mean": images.HALF, "image_std": images.HALF,
-        "size": {"height": sizes["image_size"], "width": sizes["image_size"]},
-    }  # fmt: skip
+    settings, sizes = _siglip(config, {"resample": 2, **settings})
     side = sizes["image_size"] // sizes["patch_size"]
     return SquareProcessor(
-        {**usual, **{key: value for key, value in settings.items() if value is not None}},
+        settings,
         placeholder="<start_of_image>",
         placeholder_id=_placeholder_id(config, token_id, "<image_soft_token>"),
         row_text="<image_soft_token>",
         around=("\n\n<start_of_image>", "<end_of_image>\n\n"),
         merge=side // int(int(config.get("mm_tokens_per_image", 256)) ** 0.5),
+        **sizes,
+    )
+
+
+def _paligemma(
+    config: Mapping[str, Any], settings: Mapping[str, Any], token_id: Callable[[str], int | None]
+) -> MediaProcessor:
+    settings, sizes = _siglip(config, settings)
+    return SquareProcessor(
+        settings,
+        placeholder="<image>",
+        placeholder_id=_placeholder_id(config, token_id, "<image>"),
+        around=("", "<bos>"),
+        brings_bos=True,
         **sizes,
     )
 
@@ -187,6 +206,7 @@ _PROCESSORS: dict[str, Callable[..., MediaProcessor | None]] = {
     "Qwen2_5_VLForConditionalGeneration": _qwen2_5_vl,
     "Qwen3VLForConditionalGeneration": _qwen3_vl,
     "Gemma3ForConditionalGeneration": _gemma3,
+    "PaliGemmaForConditionalGeneration": _paligemma,
     "LlavaNextForConditionalGeneration": _llava_next,
     "Mistral3ForConditionalGeneration": _pixtral,
     "InternVLForConditionalGeneration": _internvl,
