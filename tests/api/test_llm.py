@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import jsonschema
 import pytest
 
 from octavo import LLM, SamplingParams, StructuredOutputsParams
-from support.server_process import ServerProcess
+from support.server_process import ServerProcess, bound
 
 PROMPTS = ["The capital of France is", "Once upon a time", "def add(a, b):"]
 CHAT = [{"role": "user", "content": "Name a river."}]
@@ -55,6 +57,21 @@ def test_a_conversation_gets_the_server_s_reply(llm: LLM, server: ServerProcess)
     reply = server.request("POST", "/v1/chat/completions", body).json
     assert result.outputs[0].text == reply["choices"][0]["message"]["content"]
     assert len(result.prompt_token_ids) == reply["usage"]["prompt_tokens"]
+
+
+def test_a_program_that_forgets_to_close_it_ends_in_silence(smollm2_gguf: Path) -> None:
+    program = (
+        "import sys; from octavo import LLM; llm = LLM(sys.argv[1], max_model_len=64); print(len(llm.generate('a')))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(smollm2_gguf)],
+        capture_output=True,
+        text=True,
+        timeout=bound(120),
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "1\n")
+    assert "Traceback" not in done.stderr, done.stderr
 
 
 SCHEMA = {

@@ -14,6 +14,7 @@ import site
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from octavo.wire.transport import MAX_FRAME_BYTES, AsyncConnection, TransportErr
 #: How the engine is started; `--fd N` is added. -P: the working directory is no place to import from.
 ENGINE_COMMAND: tuple[str, ...] = (sys.executable, "-P", "-m", "octavo.core.process")
 
+_STOP_POLL_SECONDS = 0.01
 _STOPPED = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
 _RUNNABLE = (psutil.STATUS_RUNNING, psutil.STATUS_DISK_SLEEP)
 
@@ -154,8 +156,10 @@ class EngineProcess:
 
     async def stop(self, timeout: float = 2.0) -> None:
         """Wait for the process, which has been told to stop, for at most `timeout` seconds; then kill it."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            await asyncio.to_thread(self._process.wait, timeout)
+        # Without a thread that waits: when the interpreter ends none can be started any more.
+        deadline = time.monotonic() + timeout
+        while self._process.poll() is None and time.monotonic() < deadline:  # noqa: ASYNC110  (nothing tells of the end)
+            await asyncio.sleep(_STOP_POLL_SECONDS)
         self.kill()
 
     # ------------------------------------------------------------ handshake

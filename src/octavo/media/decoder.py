@@ -64,4 +64,4 @@ class MediaDecoder:
 
     async def close(self) -> None:
         for helper in self._helpers:
-            await asyncio.to_thread(helper.close)
+            helper.close()

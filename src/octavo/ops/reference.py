@@ -370,13 +370,9 @@ def rope_kv_write(
     if k_cache.dtype == torch.int8:
         k_codes, k_scales = _tile_parts(k_cache.flatten(3))
         v_codes, v_scales = _tile_parts(v_cache)
-        k_codes.unflatten(-1, (head_dim, KEY_TILE))[blocks, :, tiles, :, keys], k_scales[blocks, :, tiles, keys] = (
-            _int8(k)
-        )
+        _split_last(k_codes, head_dim, KEY_TILE)[blocks, :, tiles, :, keys], k_scales[blocks, :, tiles, keys] = _int8(k)
         v_padded = F.pad(v, (0, v_codes.shape[-1] // KEY_TILE - head_dim))
-        v_codes.unflatten(-1, (KEY_TILE, -1))[blocks, :, tiles, keys], v_scales[blocks, :, tiles, keys] = _int8(
-            v_padded
-        )
+        _split_last(v_codes, KEY_TILE, -1)[blocks, :, tiles, keys], v_scales[blocks, :, tiles, keys] = _int8(v_padded)
         return
     k_cache[blocks, :, tiles, :, keys] = _cached(k, k_cache.dtype, k_scale)
     v_cache[blocks, :, offsets] = _cached(F.pad(v, (0, v_cache.shape[3] - head_dim)), v_cache.dtype, v_scale)
@@ -405,6 +401,11 @@ def _tile_parts(tiles: Tensor) -> tuple[Tensor, Tensor]:
     """Views of int8 tiles [..., bytes]: codes [..., bytes of the codes], and scales float32 [..., 16]."""
     size = tiles.shape[-1] - TILE_SCALE_BYTES
     return tiles[..., :size], tiles[..., size:].view(torch.float32)
+
+
+def _split_last(x: Tensor, *sizes: int) -> Tensor:
+    """A view whose last dimensions have these sizes; -1: what is left."""
+    return x.view(*x.shape[:-1], *sizes)
 
 
 def _heads(qkv: Tensor, num_heads: int, num_kv_heads: int, head_dim: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -487,8 +488,8 @@ def _gather(
     if k_cache.dtype == torch.int8:
         k_codes, k_scales = _tile_parts(k_cache[blocks].flatten(3))
         v_codes, v_scales = _tile_parts(v_cache[blocks])
-        k = k_codes.unflatten(-1, (head_dim, KEY_TILE)).transpose(-1, -2) * k_scales[..., None]
-        v = v_codes.unflatten(-1, (KEY_TILE, -1)) * v_scales[..., None]
+        k = _split_last(k_codes, head_dim, KEY_TILE).transpose(-1, -2) * k_scales[..., None]
+        v = _split_last(v_codes, KEY_TILE, -1) * v_scales[..., None]
         k, v = (x.transpose(0, 1).flatten(1, 3)[:, :seq_len, :head_dim] for x in (k, v))
         return k, v
     k = k_cache[blocks].permute(1, 0, 2, 4, 3).reshape(num_kv_heads, -1, head_dim)
@@ -652,7 +653,7 @@ def latent_write(
         offsets = slot_mapping % block_size
         at = slot_mapping // block_size, offsets // KEY_TILE, offsets % KEY_TILE
         codes, scales = _tile_parts(cache)
-        codes.unflatten(-1, (KEY_TILE, -1))[at], scales[at] = _int8(rows)
+        _split_last(codes, KEY_TILE, -1)[at], scales[at] = _int8(rows)
         return
     cache[slot_mapping // cache.shape[1], slot_mapping % cache.shape[1]] = _cached(rows, cache.dtype)
 
@@ -689,7 +690,7 @@ def _gather_rows(cache: Tensor, block_table: Tensor, seq_len: int) -> Tensor:
     """float32 [seq_len, width]: the latents of one sequence."""
     if cache.dtype == torch.int8:
         codes, scales = _tile_parts(cache[block_table[: -(-seq_len // (cache.shape[1] * KEY_TILE))].long()])
-        return (codes.unflatten(-1, (KEY_TILE, -1)) * scales[..., None]).flatten(0, 2)[:seq_len]
+        return (_split_last(codes, KEY_TILE, -1) * scales[..., None]).flatten(0, 2)[:seq_len]
     blocks = block_table[: -(-seq_len // cache.shape[1])].long()
     return cache[blocks].flatten(0, 1)[:seq_len].float()
 
