@@ -29,8 +29,8 @@ class Stage:
 
 @dataclass(frozen=True, eq=False)
 class TowerDefinition:
-    """A tower before its weights are there. Its sequences are pictures: all of their rows see each other, but for stages
-    of windows."""
+    """A tower before its weights are there. Its sequences are pictures, all of whose rows see each other, but for
+    stages of windows."""
 
     spec: TowerSpec
     stages: tuple[Stage, ...]

@@ -543,8 +543,10 @@ class KeepRows(Op):
 
 @dataclass(frozen=True, kw_only=True)
 class MergeRows(Op):
-    """From here on a row is `count` rows of x, one behind the other: row i of out is count i .. count (i + 1) - 1. `kind`:
-    their columns beside each other, row by row or column by column, or their mean."""
+    """From here on a row is `count` rows of x, one behind the other: row i of out is count i .. count (i + 1) - 1.
+
+    kind: their columns beside each other, row by row or column by column, or their mean.
+    """
 
     out: Buffer
     x: Buffer

@@ -42,7 +42,7 @@ class InternVLProcessor:
         least, most = int(found.get("min_patches", 1)), int(found.get("max_patches", 12))
         if least > most:
             raise InvalidRequest("`min_patches` is larger than `max_patches`.", "mm_processor_kwargs")
-        # Released settings say that pictures are not cut; the reference's processor of the family cuts them all the same.
+        # Released settings say that pictures are not cut; the family's processor cuts them all the same.
         cuts = options.get("crop_to_patches", True) and options.get("detail") != "low" and most > 1
         side, resample = self._side, int(self._settings.get("resample", _BICUBIC))
         tiles = [images.resized(pixels, side, side, resample)]
