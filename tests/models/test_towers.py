@@ -151,6 +151,22 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {"vision_config": {"model_type": "siglip_vision_model", **VISION}, "projection_dim": 64},
         {"size": {"height": 16, "width": 16}},
     ),
+    "granite-vision": (
+        "LlavaNext",
+        {
+            "vision_config": {"model_type": "siglip_vision_model", **VISION}, "vision_feature_layer": [-3, -1],
+            "vision_feature_select_strategy": "full", "image_grid_pinpoints": [[16, 32], [32, 16]],
+        },
+        {
+            "size": {"height": 16, "width": 16}, "crop_size": {"height": 16, "width": 16},
+            "image_grid_pinpoints": [[16, 32], [32, 16]],
+        },
+    ),
+    "llava-class-of-two-layers": (
+        "Llava",
+        {"vision_config": {"model_type": "clip_vision_model", **VISION}, "vision_feature_layer": [1, -2]},
+        LLAVA,
+    ),
     "llava-next": (
         "LlavaNext",
         {

@@ -131,6 +131,8 @@ class TowerSpec:
     #: Layers whose rows, behind a projector each, are added to the language model's behind its first layers.
     taps: tuple[int, ...] = ()
     tap_projector: ProjectorSpec = ProjectorSpec()
+    #: So many layers have changed the rows that stand beside each other in front of the projector; none: those of all.
+    joined: tuple[int, ...] = ()
     has_newline: bool = False  # a row of its own, which stands at the end of each line of a picture
     whole_spans: bool = False  # in the language model the rows of a span see all of it
     whole_prompts: bool = False  # and here all tokens of a prompt see all of it

@@ -24,6 +24,7 @@ class Stage:
 
     program: Program
     is_windowed: bool = False  # its sequences are parts of pictures
+    is_joined: bool = False  # its rows are also among those that the last stage reads beside each other
     tap: Program | None = None  # from what it gives to rows that the language model adds behind one of its layers
 
 
@@ -65,12 +66,18 @@ def define_tower(spec: TowerSpec, width: int) -> TowerDefinition:
         layer.emit(build, residual)
         build.top()
         is_windowed = number in spec.windowed
-        if number in spec.taps:
+        if number + 1 in spec.joined:
+            stages.append(Stage(_cut(build, residual), is_windowed, is_joined=True))
+        elif number in spec.taps:
             ops = _cut(build, residual)
             tap = _tap(build, spec, residual, width, spec.taps.index(number))
-            stages.append(Stage(ops, is_windowed, tap))
+            stages.append(Stage(ops, is_windowed, tap=tap))
         elif number + 1 < len(spec.layers) and (number + 1 in spec.windowed) != is_windowed:
             stages.append(Stage(_cut(build, residual), is_windowed))
+    if spec.joined:
+        build.cut()
+        residual = Buffer("joined", len(spec.joined) * spec.hidden_size)
+        build.ops.append(GivenRows(out=residual))
     output = _head(build, spec, residual, width)
     newline = None
     if spec.has_newline:

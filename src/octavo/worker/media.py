@@ -127,9 +127,11 @@ class MediaEncoder:
     def _through_stages(
         self, rows: torch.Tensor, lens: list[int], positions: np.ndarray, needed: np.ndarray | None, item: MediaItem
     ) -> torch.Tensor:
-        taps = []
+        taps, joined = [], []
         for number, (stage, runner, tap) in enumerate(self._stages):
             is_last = number == len(self._stages) - 1
+            if is_last and joined:
+                rows = torch.cat(joined, 1)
             rows = runner.run(
                 array(item.tensors["windows"]).tolist() if stage.is_windowed else lens,
                 rows=rows,
@@ -140,6 +142,8 @@ class MediaEncoder:
                 runner.release()
             if number == 0 and self._position_table is not None:
                 rows += self._mixed_positions(item, self._position_table).to(self._dtype)
+            if stage.is_joined:
+                joined.append(rows)
             if tap is not None:
                 taps.append(tap.run(lens, rows=rows).clone())
                 tap.release()

@@ -41,6 +41,13 @@ class LlavaNextProcessor:
             raise CheckpointError(
                 f"`image_grid_pinpoints` is not a list of heights and widths in multiples of {image_size} pixels."
             )
+        for key in ("size", "crop_size"):
+            found = settings.get(key) or image_size
+            sides = {found} if isinstance(found, int) else set(found.values())
+            if sides != {image_size}:
+                raise CheckpointError(
+                    f"The image processor's `{key}` is {found}, and the tower sees {image_size} x {image_size}."
+                )
         self._levels = images.levels(settings, images.CLIP_MEAN, images.CLIP_STD)
 
     def image(self, pixels: np.ndarray, options: Mapping[str, Any]) -> PreparedMedia:
