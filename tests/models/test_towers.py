@@ -45,15 +45,20 @@ QWEN_TOWER: dict[str, Any] = {
 QWEN_ANY: dict[str, Any] = {
     "depth": 4, "hidden_size": 48, "intermediate_size": 80, "num_heads": 3, "patch_size": 4, "out_hidden_size": 64,
 }  # fmt: skip
+TURNS: dict[str, Any] = {
+    "rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2], "mrope_interleaved": True,
+}  # fmt: skip
 #: Of a family's text part, beside or in the place of `TEXT`.
 TEXTS: dict[str, dict[str, Any]] = {
     "Qwen2VL": QWEN,
     "Qwen2_5_VL": {**QWEN, "model_type": "qwen2_5_vl_text"},
     "Qwen3VL": {
         "model_type": "qwen3_vl_text", "head_dim": 16, "num_hidden_layers": 3,
-        "rope_parameters": {
-            "rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2], "mrope_interleaved": True,
-        },
+        "rope_parameters": TURNS,
+    },
+    "Qwen3VLMoe": {
+        "model_type": "qwen3_vl_moe_text", "head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32, "rope_parameters": TURNS,
     },
     "Gemma3": GEMMA,
     "PaliGemma": {"model_type": "gemma", "head_dim": 16},
@@ -110,6 +115,11 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     ),
     "qwen3-vl": (
         "Qwen3VL",
+        {"vision_config": {**QWEN_ANY, "num_position_embeddings": 25, "deepstack_visual_indexes": [0, 2]}},
+        {"min_pixels": 64, "max_pixels": 2048, "image_mean": [0.5] * 3, "image_std": [0.5] * 3},
+    ),
+    "qwen3-vl-moe": (
+        "Qwen3VLMoe",
         {"vision_config": {**QWEN_ANY, "num_position_embeddings": 25, "deepstack_visual_indexes": [0, 2]}},
         {"min_pixels": 64, "max_pixels": 2048, "image_mean": [0.5] * 3, "image_std": [0.5] * 3},
     ),
@@ -238,7 +248,7 @@ class Case:
         return logits.float().log_softmax(-1)
 
     def inputs(self, images: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
-        if self.family in ("Qwen2VL", "Qwen2_5_VL", "Qwen3VL"):
+        if self.family in ("Qwen2VL", "Qwen2_5_VL", "Qwen3VL", "Qwen3VLMoe"):
             from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
             processor = Qwen2VLImageProcessorPil(patch_size=4, **self.settings)
@@ -314,6 +324,19 @@ def test_a_picture_in_chunks_is_the_same_bit_for_bit(case: Case) -> None:
     assert case.reply(ids, media, media_step_rows=1, media_cache_rows=1) == whole
 
 
+@pytest.mark.parametrize("case", ["llava", "qwen2-vl", "gemma3"], indirect=True)
+def test_a_prompt_may_end_with_a_picture(case: Case) -> None:
+    image = pixels(16, 16, 2)
+    ids, media = case.prompt([image])
+    ids = ids[: media[-1].end]
+    found, tokens = case.reply(ids, media)
+    logprobs = case.expected(ids, [image])
+    expected = logprobs[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+    torch.testing.assert_close(torch.tensor(found), expected, rtol=1e-4, atol=2e-3)
+    assert tokens[0] == int(logprobs[-1].argmax())
+
+
+@pytest.mark.parametrize("case", ["llava", "idefics3", "qwen3-vl", "gemma3", "mistral3", "internvl"], indirect=True)
 def test_operations_one_by_one_are_the_native_program(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     def bound(*args: Any, **options: Any) -> Ops:
         return dataclasses.replace(bind(*args, **options), program_runner=Runner)

@@ -238,6 +238,7 @@ SEEING: Final[dict[str, Seeing]] = {
     "Qwen2VLForConditionalGeneration": Seeing(qwen2_vl.tower, qwen2_vl.HF, (QKV,), qwen2_vl.text),
     "Qwen2_5_VLForConditionalGeneration": Seeing(qwen2_vl.tower_2_5, qwen2_vl.HF, (QKV,), qwen2_vl.text),
     "Qwen3VLForConditionalGeneration": Seeing(qwen3_vl.tower, qwen3_vl.HF, (QKV,), qwen3_vl.text),
+    "Qwen3VLMoeForConditionalGeneration": Seeing(qwen3_vl.tower, qwen3_vl.HF, (QKV,), qwen3_vl.text),
     "Gemma3ForConditionalGeneration": Seeing(
         gemma3_vision.tower, gemma3_vision.HF, text=gemma3_vision.text, transposed=gemma3_vision.TRANSPOSED
     ),
@@ -268,7 +269,12 @@ _NOT_TEXT: Final = (
     r"(model\.)?image_newline",
 )
 #: Text parts that are another family's.
-_TEXT_TYPES: Final = {"qwen2_vl_text": "qwen2", "qwen2_5_vl_text": "qwen2", "qwen3_vl_text": "qwen3"}
+_TEXT_TYPES: Final = {
+    "qwen2_vl_text": "qwen2",
+    "qwen2_5_vl_text": "qwen2",
+    "qwen3_vl_text": "qwen3",
+    "qwen3_vl_moe_text": "qwen3_moe",
+}
 #: What configurations of a text part leave out, since it is transformers' default.
 _TEXT_DEFAULTS: Final[dict[str, dict[str, Any]]] = {
     "llama": {
@@ -280,6 +286,7 @@ _TEXT_DEFAULTS: Final[dict[str, dict[str, Any]]] = {
         "num_key_value_heads": 8, "hidden_act": "silu",
     },
     "gemma3_text": {"num_attention_heads": 8, "num_key_value_heads": 4},
+    "qwen3_vl_moe_text": {"norm_topk_prob": True},
 }  # fmt: skip
 
 

@@ -205,6 +205,7 @@ _PROCESSORS: dict[str, Callable[..., MediaProcessor | None]] = {
     "Qwen2VLForConditionalGeneration": _qwen2_vl,
     "Qwen2_5_VLForConditionalGeneration": _qwen2_5_vl,
     "Qwen3VLForConditionalGeneration": _qwen3_vl,
+    "Qwen3VLMoeForConditionalGeneration": _qwen3_vl,
     "Gemma3ForConditionalGeneration": _gemma3,
     "PaliGemmaForConditionalGeneration": _paligemma,
     "LlavaNextForConditionalGeneration": _llava_next,
