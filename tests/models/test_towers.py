@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from engine.harness import Engine
 from octavo.base.media import MediaItem, PreparedMedia, place_media
@@ -58,7 +59,7 @@ TEXTS: dict[str, dict[str, Any]] = {
     },
     "Qwen3VLMoe": {
         "model_type": "qwen3_vl_moe_text", "head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2,
-        "moe_intermediate_size": 32, "rope_parameters": TURNS,
+        "moe_intermediate_size": 24, "rope_parameters": TURNS,
     },
     "Gemma3": GEMMA,
     "PaliGemma": {"model_type": "gemma", "head_dim": 16},
@@ -193,6 +194,14 @@ def pixels(height: int, width: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
 
 
+def _turn_experts(path: Path) -> None:
+    """Have those of the first layer as [in, out], as released files have all."""
+    tensors = load_file(path)
+    for name in [name for name in tensors if "layers.0.mlp.experts" in name]:
+        tensors[name] = tensors[name].transpose(1, 2).contiguous()
+    save_file(tensors, path)
+
+
 class Case:
     """A model of transformers on the disk, the engine that serves it, and its processor."""
 
@@ -209,6 +218,8 @@ class Case:
         for parameter in self.model.parameters():  # wide, so that a wrong row shows
             parameter.data = torch.randn_like(parameter) * (0.6 if parameter.dim() > 1 else 0.3) * 0.5
         self.model.save_pretrained(path)
+        if family == "Qwen3VLMoe":
+            _turn_experts(path / "model.safetensors")
         self.family = family
         self.path, self.engine = path, engine(path)
         written = json.loads((path / "config.json").read_text())

@@ -229,6 +229,7 @@ class Seeing:
     #: The text part as the model has it, from the text part's configuration; None: as it is.
     text: Callable[[ConfigReader, ModelSpec], ModelSpec] | None = None
     transposed: str = ""  # of the tower's matrices those that stand as [in, out]
+    either_way: str = ""  # `Layout.either_way`, of the text part
 
 
 SEEING: Final[dict[str, Seeing]] = {
@@ -238,7 +239,9 @@ SEEING: Final[dict[str, Seeing]] = {
     "Qwen2VLForConditionalGeneration": Seeing(qwen2_vl.tower, qwen2_vl.HF, (QKV,), qwen2_vl.text),
     "Qwen2_5_VLForConditionalGeneration": Seeing(qwen2_vl.tower_2_5, qwen2_vl.HF, (QKV,), qwen2_vl.text),
     "Qwen3VLForConditionalGeneration": Seeing(qwen3_vl.tower, qwen3_vl.HF, (QKV,), qwen3_vl.text),
-    "Qwen3VLMoeForConditionalGeneration": Seeing(qwen3_vl.tower, qwen3_vl.HF, (QKV,), qwen3_vl.text),
+    "Qwen3VLMoeForConditionalGeneration": Seeing(
+        qwen3_vl.tower, qwen3_vl.HF, (QKV,), qwen3_vl.text, either_way=qwen3_vl.EXPERTS
+    ),
     "Gemma3ForConditionalGeneration": Seeing(
         gemma3_vision.tower, gemma3_vision.HF, text=gemma3_vision.text, transposed=gemma3_vision.TRANSPOSED
     ),
@@ -359,7 +362,14 @@ def _with_tower(family: Family, config: dict[str, Any]) -> Family:
     else:
         renames, splits = (*seeing.renames, *_TEXT_RENAMES, *hf.renames), (*seeing.splits, *hf.splits)
         transposed = "|".join(each for each in (hf.transposed, seeing.transposed) if each)
-        hf = replace(hf, renames=renames, splits=splits, transposed=transposed, flattened=FLATTENED)
+        hf = replace(
+            hf,
+            renames=renames,
+            splits=splits,
+            transposed=transposed,
+            either_way=seeing.either_way,
+            flattened=FLATTENED,
+        )
     return replace(family, hf=hf)
 
 

@@ -24,6 +24,8 @@ HF: Final = (
     (rf"^({ROOM}\..*\.)linear_fc1\.", r"\1up."),
     (rf"^({ROOM}\..*\.)linear_fc2\.", r"\1down."),
 )
+#: Released files have them as [in, out], unlike those that were saved later.
+EXPERTS: Final = r".*\.mlp\.experts\.(?:gate_up|down)_proj"
 _DEFAULTS: Final[Mapping[str, Any]] = {
     "depth": 27, "hidden_size": 1152, "hidden_act": "gelu_pytorch_tanh", "intermediate_size": 4304, "num_heads": 16,
     "patch_size": 16, "spatial_merge_size": 2, "temporal_patch_size": 2, "num_position_embeddings": 2304,

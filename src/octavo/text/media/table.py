@@ -188,8 +188,9 @@ def _internvl(
 def _llava_next(
     config: Mapping[str, Any], settings: Mapping[str, Any], token_id: Callable[[str], int | None]
 ) -> MediaProcessor | None:
-    if config.get("vision_feature_select_strategy") == "full" and "clip" in str(config.get("vision_config")):
-        return None
+    kind = (config.get("vision_config") or {}).get("model_type", "clip_vision_model")
+    if config.get("vision_feature_select_strategy") == "full" and kind == "clip_vision_model":
+        return None  # its class token would have no place in a grid of tiles
     return LlavaNextProcessor(
         settings,
         placeholder_id=_placeholder_id(config, token_id, LlavaNextProcessor.placeholder),
