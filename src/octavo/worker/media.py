@@ -127,7 +127,8 @@ class MediaEncoder:
     def _through_stages(
         self, rows: torch.Tensor, lens: list[int], positions: np.ndarray, needed: np.ndarray | None, item: MediaItem
     ) -> torch.Tensor:
-        taps, joined = [], []
+        taps: list[torch.Tensor] = []
+        joined: list[torch.Tensor] = []
         for number, (stage, runner, tap) in enumerate(self._stages):
             is_last = number == len(self._stages) - 1
             if is_last and joined:

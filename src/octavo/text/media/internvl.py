@@ -47,7 +47,7 @@ class InternVLProcessor:
         side, resample = self._side, int(self._settings.get("resample", _BICUBIC))
         tiles = [images.resized(pixels, side, side, resample)]
         if cuts:
-            lines, columns = _grid(*pixels.shape[:2], side, least, most)
+            lines, columns = _grid(pixels.shape[0], pixels.shape[1], side, least, most)
             if lines * columns > 1:
                 tiles = [
                     *images.tiles(images.resized(pixels, lines * side, columns * side, resample), side, side),

@@ -79,9 +79,9 @@ class LlavaNextProcessor:
         fill, and a mark at the end of each. `height`, `width`: of the picture; `lines`, `columns`: of tiles."""
         side = self._side // self._patch_size
         whole = np.arange(side * side)
-        grid = side * side + np.arange(lines * columns * side * side).reshape(lines, columns, side, side)
-        grid = grid.transpose(0, 2, 1, 3).reshape(lines * side, columns * side)
-        high, wide = grid.shape
+        high, wide = lines * side, columns * side
+        of_tiles = side * side + np.arange(high * wide).reshape(lines, columns, side, side)
+        grid = of_tiles.transpose(0, 2, 1, 3).reshape(high, wide)
         if width / height > wide / high:
             bar = (high - int(round(height * (wide / width), 7))) // 2
             grid = grid[bar : high - bar]
