@@ -7,6 +7,7 @@
 #pragma once
 
 #include "kernels/activation.h"
+#include "kernels/attention.h"
 #include "kernels/cache.h"
 #include "kernels/experts.h"
 #include "packed_linear.h"
@@ -143,6 +144,7 @@ struct AttendRecord {
     float scale, k_scale, v_scale, softcap;
     const float *slopes, *sinks;  // may be null
     bool causal, reads_key_ends, of_encoder;
+    KeyBlocks blocks;
 };
 // out's columns of head h = x's columns of head h times weight h: N of out_width / heads columns, K of x_width / heads.
 struct HeadLinearRecord {

@@ -136,6 +136,7 @@ class Program:
         causal: bool,
         reads_key_ends: bool,
         of_encoder: bool,
+        blocks: tuple[int, int, int, int],
     ) -> None: ...
     def causal_conv(
         self, *, out: int, x: int, state: int, width: int, taps: int, weight: int, bias: int, gated: bool
@@ -431,6 +432,7 @@ def attention(
     row_stride: int,
     causal: bool,
     key_ends: int,
+    blocks: tuple[int, int, int, int],
     /,
 ) -> None: ...
 def forbid(logits: int, vocab: int, rows: int, masks: int, num_masks: int, num_words: int, /) -> None: ...

@@ -284,6 +284,7 @@ def test_a_model_with_an_encoder_gives_the_tokens_of_transformers(
     """In a batch of several lengths, also where a decoder's prompt comes in pieces."""
     model = make_bart(tmp_path, d_model=32, encoder_layers=1, decoder_layers=1, decoder_attention_heads=4)
     engine = TinyEngine(tmp_path, InterpretedDevice(), monkeypatch)
+    assert engine.info.num_swap_blocks == 0, "a preempted request is encoded again"
     asked = [
         AddRequest(
             request_id=i,

@@ -129,13 +129,15 @@ class Builder:
         declared = Matrix(name=name, gguf=gguf, rows=width, head_dim=width if rotary_dim else 0, rotary_dim=rotary_dim)
         return self._norm_vectors(norm, [declared], name)[0]
 
-    def experts(self, name: str, matrices: Sequence[Sequence[Matrix]], columns: int, shard: int) -> Weight:
+    def experts(
+        self, name: str, matrices: Sequence[Sequence[Matrix]], columns: int, shard: int, packing: Packing = "experts"
+    ) -> Weight:
         """The matrices of each expert, one below the other."""
         parts = tuple(self._tensor(m, "weight", "matrix", (m.rows, columns)) for each in matrices for m in each)
         biases = tuple(self._bias(matrix) for each in matrices for matrix in each)
         shape = (len(matrices), sum(matrix.rows for matrix in matrices[0]), columns)
         weight = Weight(self._prefix + name, shape, shard)
-        self.params.append(Param(weight=weight, parts=parts, biases=biases, packing="experts"))
+        self.params.append(Param(weight=weight, parts=parts, biases=biases, packing=packing))
         return weight
 
     def rotation(self, rope: RopeSpec, head_dim: int) -> Weight:

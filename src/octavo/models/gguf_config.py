@@ -256,8 +256,6 @@ def hf_config(
         rope |= _ministral3_rope(get)
     if arch.model_type == "phi3":
         config["sliding_window"] = get("attention.sliding_window") or None
-    if arch.keys is _DELTA_KEYS:
-        config |= _delta(prefix, get)
     if arch.has_norms_of_one:
         config |= {"rms_norm_offset": 0, "hidden_activation": "gelu_pytorch_tanh"}
     if arch.model_type in ("gemma3n_text", "gemma4_text"):
@@ -392,15 +390,4 @@ def _gemma(name: str, config: dict[str, Any], get: Any, rope: dict[str, Any]) ->
     return own | {
         "sliding_window_pattern": _GEMMA3_PATTERN,
         "rope_parameters": {"full_attention": {"rope_theta": 1_000_000.0, **rope}, "sliding_attention": local},
-    }
-
-
-def _delta(prefix: str, get: Any) -> dict[str, Any]:
-    width, heads = get("ssm.inner_size"), get("ssm.time_step_rank")
-    if not isinstance(width, int) or not isinstance(heads, int) or heads < 1 or width % heads:
-        raise CheckpointError(f"{prefix}.ssm.inner_size does not fit the heads of {prefix}.ssm.time_step_rank")
-    layers, drafts = get("block_count"), get("nextn_predict_layers") or 0
-    return {
-        "linear_value_head_dim": width // heads,
-        "num_hidden_layers": layers - drafts if isinstance(layers, int) and isinstance(drafts, int) else layers,
     }

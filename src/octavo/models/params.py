@@ -15,8 +15,9 @@ from octavo.ops.operands import Weight
 Role = Literal["matrix", "norm", "bias"]
 #: Which of the table's operations packs it. tied: the output matrix does, and the embedding shares its memory.
 #: router: as the output matrix, from float32: which experts it names must not depend on rounded weights. experts: one
-#: packed matrix for each expert, of as many parts as there are. vector: none, it stays a float32 tensor.
-Packing = Literal["linear", "embedding", "output", "tied", "router", "experts", "vector"]
+#: packed matrix for each expert, of as many parts as there are. heads: the same, of each head. vector: none, it stays a
+#: float32 tensor.
+Packing = Literal["linear", "embedding", "output", "tied", "router", "experts", "heads", "vector"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -162,6 +162,7 @@ class ModelSpec:
     logit_scale: float = 1.0  # the logits are multiplied by it; the norm behind the layers has it in its weights
     logit_softcap: float = 0.0  # 0: none
     tied_bias: bool = False  # of an output matrix that is tied
+    unused_ids: tuple[int, ...] = ()  # tokens that are never sampled: their logits are -inf
     encoder: EncoderSpec | None = None  # whose rows layers see
     decoder_start_token_ids: tuple[int, ...] = ()  # of models with an encoder: what the decoder's tokens begin with
     tower: TowerSpec | None = None  # of a model that also sees

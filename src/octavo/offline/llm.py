@@ -268,10 +268,14 @@ class _Given:
 
 def _prompt(item: Any, place: int) -> _Given:
     param = f"prompts.{place}"
-    if isinstance(item, Mapping) and "encoder_prompt" in item:
-        if unknown := sorted(item.keys() - {"encoder_prompt", "decoder_prompt"}):
+    both = {"encoder_prompt", "decoder_prompt"}
+    if isinstance(item, Mapping) and item.keys() & both:
+        if unknown := sorted(item.keys() - both):
             raise InvalidRequest(f"`{unknown[0]}` goes into the prompt of the encoder or of the decoder.", param)
-        prompt, text = _one_prompt(item["encoder_prompt"], f"{param}.encoder_prompt")
+        for name, given in item.items():
+            if isinstance(given, Mapping) and given.get("multi_modal_data"):
+                raise InvalidRequest("Media cannot stand in it, only text or ids.", f"{param}.{name}.multi_modal_data")
+        prompt, text = _one_prompt(item.get("encoder_prompt"), f"{param}.encoder_prompt")
         decoder = item.get("decoder_prompt")
         if decoder is not None:
             decoder, _ = _one_prompt(decoder, f"{param}.decoder_prompt")

@@ -365,6 +365,7 @@ def _attend(table: Table, op: Attend, frame: Frame) -> None:
         v_scale=op.cache.v_scale,
         causal=op.causal,
         key_ends=step.key_ends if op.reads_key_ends else None,
+        blocks=op.blocks,
         plan=step.encoder_plan if op.cache.of_encoder else frame.attention_plan(heads),
     )
 

@@ -14,7 +14,6 @@ from octavo.models.transformer import Transformer
 from octavo.ops.step import KVCaches
 from octavo.ops.table import Ops
 from octavo.ops.workspace import Workspace
-from octavo.wire.step import NewRequestData
 from octavo.worker.encoder import EncoderRunner
 from octavo.worker.input_batch import InputBatch
 
@@ -35,29 +34,29 @@ class CrossInputs:
         self._block_size = block_size
         self._workspace = self._new_workspace(0)
 
-    def write(self, requests: Sequence[NewRequestData]) -> None:
-        """The blocks of requests that have just got them."""
-        if not requests:
+    def write(self, inputs: Sequence[list[int]], block_ids: Sequence[list[list[int]]]) -> None:
+        """`inputs`: the token ids of each request's. `block_ids`: of each the blocks that it has just got, by group."""
+        if not inputs:
             return
-        ids = np.fromiter(chain.from_iterable(each.encoder_token_ids for each in requests), np.int32)
-        lens = [len(each.encoder_token_ids) for each in requests]
+        ids = np.fromiter(chain.from_iterable(inputs), np.int32)
+        lens = list(map(len, inputs))
         rows = self._encoder.run(lens, token_ids=ids)
         if len(ids) > self._workspace.capacity:
             self._workspace = self._new_workspace(len(ids))
-        batch = self._batch(requests, ids, np.array(lens, np.int32))
+        batch = self._batch(block_ids, ids, np.array(lens, np.int32))
         batch.input_rows = rows
         self._crossing.run(self._workspace, batch, self._caches)
 
-    def _batch(self, requests: Sequence[NewRequestData], ids: np.ndarray, lens: np.ndarray) -> InputBatch:
+    def _batch(self, block_ids: Sequence[list[list[int]]], ids: np.ndarray, lens: np.ndarray) -> InputBatch:
         """Rows that are only written: no attention reads the tables or the lengths."""
-        num_groups, size = len(requests[0].encoder_block_ids), self._block_size
+        num_groups, size = len(block_ids[0]), self._block_size
         slots = np.empty((num_groups, len(ids)), np.int64)
         starts = np.zeros(len(lens) + 1, np.int32)
         np.cumsum(lens, out=starts[1:])
-        for request, start, end in zip(requests, starts, starts[1:], strict=False):
+        for groups, start, end in zip(block_ids, starts, starts[1:], strict=False):
             index, offset = np.divmod(np.arange(end - start), size)
-            for group, block_ids in enumerate(request.encoder_block_ids):
-                slots[group, start:end] = np.array(block_ids, np.int64)[index] * size + offset
+            for group, blocks in enumerate(groups):
+                slots[group, start:end] = np.array(blocks, np.int64)[index] * size + offset
         tables = np.zeros((num_groups, len(lens), 1), np.int32)
         return InputBatch(*self._device.upload(ids, np.zeros_like(ids), slots, starts, lens, tables))
 

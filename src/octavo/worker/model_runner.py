@@ -143,7 +143,10 @@ class ModelRunner:
         for new in plan.new_requests:
             states.add(new)
         if self._crossing is not None:
-            self._crossing.write(plan.new_requests)
+            new_requests = plan.new_requests
+            self._crossing.write(
+                [new.encoder_token_ids for new in new_requests], [new.encoder_block_ids for new in new_requests]
+            )
         for known in plan.cached_requests:
             states.update(known)
         step = RunningStep(list(plan.num_scheduled_tokens))

@@ -16,6 +16,7 @@ from octavo.ops.cpu.kernels import (
     MAX_HEAD_DIM,
     MAX_STATE_SIZE,
     MAX_TAPS,
+    NO_BLOCKS,
     check_cache,
     check_latent,
     check_routing,
@@ -360,6 +361,7 @@ class CpuRunner(Runner):
 
     def _attend(self, op: Attend) -> None:
         assert op.causal or not (op.cache.window or op.slopes or op.reads_key_ends)
+        assert op.blocks is None or (op.causal and not op.cache.window and not op.reads_key_ends)
         self._native.attend(
             out=self._ids[op.out],
             qkv=self._ids[op.qkv],
@@ -378,6 +380,7 @@ class CpuRunner(Runner):
             causal=op.causal,
             reads_key_ends=op.reads_key_ends,
             of_encoder=op.cache.of_encoder,
+            blocks=NO_BLOCKS if op.blocks is None else op.blocks.numbers,
         )
 
     def _causal_conv(self, op: CausalConv) -> None:
