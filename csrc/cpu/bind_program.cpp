@@ -277,20 +277,24 @@ void bind_program(nb::module_& m) {
             },
             nb::kw_only(), nb::arg("rows"), nb::arg("widths"))
         .def(
-            "replace_rows", [](Program& self, BufferId x, int64_t width) { self.add(ReplaceRowsRecord{x, width}); },
-            nb::kw_only(), nb::arg("x"), nb::arg("width"))
+            "replace_rows",
+            [](Program& self, BufferId x, int64_t width, int64_t first, bool adds) {
+                self.add(ReplaceRowsRecord{x, width, first, adds});
+            },
+            nb::kw_only(), nb::arg("x"), nb::arg("width"), nb::arg("first"), nb::arg("adds"))
         .def(
             "merge_rows",
-            [](Program& self, BufferId out, BufferId x, int64_t width, int64_t count) {
-                self.add(MergeRowsRecord{out, x, width, count});
+            [](Program& self, BufferId out, BufferId x, int64_t width, int64_t count, bool mean, bool turns) {
+                self.add(MergeRowsRecord{out, x, width, count, mean, turns});
             },
-            nb::kw_only(), nb::arg("out"), nb::arg("x"), nb::arg("width"), nb::arg("count"))
+            nb::kw_only(), nb::arg("out"), nb::arg("x"), nb::arg("width"), nb::arg("count"), nb::arg("mean"),
+            nb::arg("turns"))
         .def(
             "set_replaced_rows",
-            [](Program& self, Address rows, Address index, int64_t count) {
-                self.set_replaced_rows({at<float>(rows), at<int64_t>(index), count});
+            [](Program& self, Address rows, Address index, int64_t count, int64_t stride) {
+                self.set_replaced_rows({at<float>(rows), at<int64_t>(index), count, stride});
             },
-            nb::kw_only(), nb::arg("rows"), nb::arg("index"), nb::arg("count"))
+            nb::kw_only(), nb::arg("rows"), nb::arg("index"), nb::arg("count"), nb::arg("stride"))
         .def("set_states",
              [](Program& self, const std::vector<Address>& addresses) {
                  std::vector<float*> states;

@@ -37,15 +37,18 @@ struct GivenRowsRecord {
     BufferId out;
     int64_t width;
 };
-// Rows of x are those that the step brings, where it names them.
+// Rows of x are those that the step brings, where it names them: `width` of their columns, from `first` on.
 struct ReplaceRowsRecord {
     BufferId x;
-    int64_t width;
+    int64_t width, first;
+    bool adds;  // they are added to what x has
 };
-// From here on a row is `count` rows, one behind the other, each of `width` values.
+// From here on a row is `count` rows, one behind the other, each of `width` values; or, `turns`, their values
+// column by column; or their mean.
 struct MergeRowsRecord {
     BufferId out, x;
     int64_t width, count;
+    bool mean, turns;
 };
 struct LinearRecord {
     BufferId out, x;
@@ -262,11 +265,11 @@ struct ProgramStep {
     int64_t num_needed;
 };
 
-// Of ReplaceRowsRecord: rows [count][width], and where they go.
+// Of ReplaceRowsRecord: rows [count][stride], and where they go.
 struct ReplacedRows {
     const float* rows;
     const int64_t* index;
-    int64_t count;
+    int64_t count, stride;
 };
 
 class Program {

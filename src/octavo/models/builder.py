@@ -48,6 +48,11 @@ class Builder:
         """From here on names belong to no layer."""
         self._prefix = self._gguf_prefix = ""
 
+    def cut(self) -> list[Op]:
+        """The operations so far, as those of a program of its own."""
+        ops, self.ops, self._rotation_rows = self.ops, [], {}
+        return ops
+
     # ------------------------------------------------------------ operations
     def buffer(self, name: str, width: int) -> Buffer:
         return Buffer(self._prefix + name, width)
@@ -146,6 +151,9 @@ class Builder:
             out = Buffer(f"{table.name} rows", head_dim, torch.float32)
             places = Buffer(f"{table.name} places", 1, torch.int32)
             parts = tuple(part for part, count in enumerate(rope.sections) for _ in range(count))
+            if rope.takes_turns and not rope.is_axial:
+                turns = ((pair // len(rope.sections), pair % len(rope.sections)) for pair in range(len(parts)))
+                parts = tuple(part if turn < rope.sections[part] else 0 for turn, part in turns)
             self.ops.append(GatherRotation(out=out, places=places, rotation=table, parts=parts))
             self._rotation_rows[table] = out, places
         return self._rotation_rows[table]

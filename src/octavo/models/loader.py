@@ -304,6 +304,8 @@ class _Packer:
         if param.first_row is not None:
             table = as_floats(table).to(torch.float32, copy=True)
             table[0] += self._reader.vector(param.first_row)
+            if param.other_rows is not None:
+                table[1:] += self._reader.vector(param.other_rows)
         if param.added_rows is not None:
             plain = as_floats(table).to(torch.float32)
             rows = self._reader.vector(param.added_rows)[: param.weight.shape[0] // len(plain)]

@@ -47,12 +47,13 @@ class Param:
     scale: float = 1.0  # what is a vector is multiplied by it
     unit_rows: bool = False  # rows of an output matrix are brought to length 1
     first_row: TensorDecl | None = None  # a vector that is added to the first row of an embedding
+    other_rows: TensorDecl | None = None  # and one that is added to all others
     #: A table of which each row is added to all rows of a copy of the embedding; the copies stand behind each other.
     added_rows: TensorDecl | None = None
 
     @property
     def tensors(self) -> tuple[TensorDecl, ...]:
-        rest = (*self.biases, self.first_row, self.added_rows)
+        rest = (*self.biases, self.first_row, self.other_rows, self.added_rows)
         return (*self.parts, *(each for each in rest if each is not None))
 
 

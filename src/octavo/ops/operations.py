@@ -21,6 +21,8 @@ NormKind = Literal["rms", "layer"]
 Activation = Literal["silu", "gelu_tanh", "gelu", "relu", "quick_gelu", "relu2", "xielu", "swiglu_oai", "gegelu"]
 #: silu: x * sigmoid(x).
 GateKind = Literal["sigmoid", "silu"]
+#: How several rows become one.
+MergeKind = Literal["rows", "columns", "mean"]
 _Widths = Iterator[tuple[Buffer, int]]
 
 
@@ -72,9 +74,13 @@ class GivenRows(Op):
 
 @dataclass(frozen=True, kw_only=True)
 class ReplaceRows(Op):
-    """Rows of x are those that the step brings, if it brings some: `replaced_rows`, at `replaced_index`."""
+    """Rows of x are those that the step brings, if it brings some: of `replaced_rows` the columns from `first` on, at
+    `replaced_index`. `adds`: they are added to what x has."""
 
     x: Buffer
+    first: int = 0
+    adds: bool = False
+    needs_all_rows: ClassVar = True
     reads: ClassVar = ()
     writes: ClassVar = ()
     changes: ClassVar = ("x",)
@@ -539,11 +545,15 @@ class KeepRows(Op):
 
 @dataclass(frozen=True, kw_only=True)
 class MergeRows(Op):
-    """From here on a row is `count` rows of x, one behind the other: row i of out is count i .. count (i + 1) - 1."""
+    """From here on a row is `count` rows of x, one behind the other: row i of out is count i .. count (i + 1) - 1.
+
+    kind: their columns beside each other, row by row or column by column, or their mean.
+    """
 
     out: Buffer
     x: Buffer
     count: int
+    kind: MergeKind = "rows"
 
     def widths(self) -> _Widths:
-        yield self.out, self.count * self.x.width
+        yield self.out, self.x.width * (1 if self.kind == "mean" else self.count)

@@ -133,6 +133,8 @@ class EngineInfo(Message, frozen=True, gc=False):
     media_cache_rows: int = 0
     #: Tokens of one run of media see each other: a step computes all of them.
     media_stays_whole: bool = False
+    #: Tokens of a prompt see each other: a step computes all of them, and no other prompt begins with the same.
+    prompts_stay_whole: bool = False
     caches_output: bool = True  # blocks of generated tokens may serve other requests: they are what a prompt's would be
     pooling: PoolingInfo | None = None  # it gives vectors and generates nothing
     num_swap_blocks: int = 0  # KV blocks of preempted requests that fit the host's memory

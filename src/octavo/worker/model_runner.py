@@ -160,6 +160,8 @@ class ModelRunner:
                 (batch.position_parts,) = self._device.upload(np.ascontiguousarray(host.position_parts))
             if self._media is not None and states.media:
                 self._media.place(batch, host, states.media)
+            if self._media is not None:
+                self._media.let_prompts_see(batch, host, states.num_prompt_tokens[host.slots])
             if self._pooler is not None:
                 step.pooled = self._pool(self._pooler, host, batch, rows)
                 return step

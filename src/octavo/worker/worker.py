@@ -512,9 +512,11 @@ def _media_info(loaded: LoadedModel, step_rows: int) -> dict[str, Any]:
         return {}
     return {
         "media_kinds": (*tower.kinds, "embeds"),
-        "media_width": loaded.spec.hidden_size,
+        "media_width": loaded.spec.hidden_size * (1 + len(tower.taps)),
         "media_step_rows": step_rows,
         "media_cache_rows": MEDIA_CACHE_ROWS,
+        "media_stays_whole": tower.whole_spans,
+        "prompts_stay_whole": tower.whole_prompts,
     }
 
 

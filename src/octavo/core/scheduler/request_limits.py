@@ -82,8 +82,6 @@ class RequestLimits:
                 return f"Embeddings of {item.rows} tokens have the shape {list(shape)}, not {list(expected)}."
         if not _are_apart(media, num_tokens):
             return "The spans of the prompt's media are not within it, in order and apart from each other."
-        if media[-1].end == num_tokens:
-            return "The prompt ends with media: some text must follow them."
         longest = max(length for item in media for _, length in item.spans)
         if self.max_span_tokens is not None and longest > self.max_span_tokens:
             return (

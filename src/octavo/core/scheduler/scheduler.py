@@ -85,10 +85,13 @@ class Scheduler:
         self.max_model_len = info.max_model_len
         self.vocab_size = info.vocab_size
         pooling = info.pooling
-        self.enable_chunked_prefill = config.scheduler.enable_chunked_prefill and not (pooling and pooling.is_whole)
+        stays_whole = info.prompts_stay_whole or (pooling is not None and pooling.is_whole)
+        self.enable_chunked_prefill = config.scheduler.enable_chunked_prefill and not stays_whole
         self.enable_jump_forward = config.scheduler.enable_jump_forward
         # What a sequence is made of is more than its blocks of tokens.
-        is_whole = info.has_states or info.num_encoder_groups > 0 or not info.kv_group_windows
+        is_whole = (
+            info.has_states or info.num_encoder_groups > 0 or info.prompts_stay_whole or not info.kv_group_windows
+        )
         self.kv = KVCacheManager(
             info.num_kv_blocks,
             info.block_size,
