@@ -18,7 +18,7 @@ from torch import Tensor
 from gpu import inputs
 from gpu.context import Context
 from gpu.inputs import BLOCK, Attention, Heads, integer_weight, sampling_batch
-from octavo.ops import reference, reference_sampling
+from octavo.ops import reference, reference_attention, reference_sampling
 from octavo.ops.table import Ops
 
 BF16: Final = torch.bfloat16
@@ -222,7 +222,7 @@ def attention(context: Context) -> Iterator[Result]:
         k, v = _fill(ops, call, [context for _, context in lens])
         call.call(ops)
         want = torch.empty(call.out.shape)
-        reference.attention(
+        reference_attention.attention(
             want, call.qkv.float().cpu(), k, v, call.block_tables.cpu(), call.seq_lens.cpu(),
             call.query_start_loc.cpu(), heads.heads, heads.kv_heads, heads.head_dim, heads.head_dim**-0.5, window,
             softcap,
@@ -243,7 +243,7 @@ def _fill(ops: Ops, call: Attention, contexts: Sequence[int]) -> tuple[Tensor, T
     qkv = torch.randn(total, heads.qkv_size).to(call.k_cache.dtype).to(ops.activation_dtype)
     positions, cos_sin = torch.zeros(total, dtype=torch.int32), torch.zeros(1, heads.head_dim)
     cos_sin[:, : heads.head_dim // 2] = 1.0  # no rotation
-    k_shape, v_shape = reference.kv_cache_shapes(_num_blocks(call), BLOCK, heads.kv_heads, heads.head_dim)
+    k_shape, v_shape = reference_attention.kv_cache_shapes(_num_blocks(call), BLOCK, heads.kv_heads, heads.head_dim)
     k, v = torch.full(k_shape, torch.nan), torch.full(v_shape, torch.nan)
     for cache in (call.k_cache, call.v_cache):
         cache.copy_(torch.full(cache.shape, torch.nan, device=cache.device).to(cache.dtype))
@@ -253,7 +253,7 @@ def _fill(ops: Ops, call: Attention, contexts: Sequence[int]) -> tuple[Tensor, T
         qkv.to(device), positions.to(device), cos_sin.to(device), None, None, 1e-6, call.k_cache, call.v_cache,
         slots.to(device), *sizes,
     )  # fmt: skip
-    reference.rope_kv_write(qkv.float(), positions, cos_sin, None, None, 1e-6, k, v, slots, *sizes)
+    reference_attention.rope_kv_write(qkv.float(), positions, cos_sin, None, None, 1e-6, k, v, slots, *sizes)
     return k, v
 
 
@@ -308,14 +308,14 @@ def rotation(context: Context) -> Iterator[Result]:
         arguments: Any = (positions, cos_sin, *weights, 1e-6)
         moved = [_there(ops, value) for value in arguments]
         ops.rope_kv_write(there, *moved, call.k_cache, call.v_cache, _there(ops, slots), *sizes)
-        write: Any = reference.rope_kv_write
+        write: Any = reference_attention.rope_kv_write
         write(here, *arguments, k, v, slots, *sizes)
         queries = heads.heads * heads.head_dim
         yield Result(f"rope_kv_write {what}: q", distance(there[:, :queries], here[:, :queries]), _ERRORS[BF16])
         call.qkv.copy_(there)
         call.call(ops)
         want = torch.empty(call.out.shape)
-        reference.attention(
+        reference_attention.attention(
             want, here, k, v, call.block_tables.cpu(), call.seq_lens.cpu(), call.query_start_loc.cpu(), *sizes,
             heads.head_dim**-0.5,
         )  # fmt: skip

@@ -83,6 +83,9 @@ def test_what_cannot_be_is_refused_by_name(llm: LLM) -> None:
         ({"encoder_prompt": "", "decoder_prompt": "w5"}, InvalidRequest, "cannot be empty"),
         ({"encoder_prompt": TEXT, "decoder_prompt": [99_999]}, InvalidRequest, "Token ids"),
         ({"encoder_prompt": TEXT, "prompt": "w5"}, InvalidRequest, "goes into the prompt of the encoder"),
+        ({"prompt": TEXT, "decoder_prompt": "w5"}, InvalidRequest, "goes into the prompt of the encoder"),
+        ({"decoder_prompt": "w5"}, InvalidRequest, "A prompt is a text"),
+        ({"encoder_prompt": {"prompt": TEXT, "multi_modal_data": {"image": "a"}}}, InvalidRequest, "Media cannot"),
     ):
         with pytest.raises(error, match=told) as raised:
             llm.generate([prompt], GREEDY, use_tqdm=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from models.family_cases import CASES, PROMPTS, make_model, transformers_logits
 from models.running import load, prompt_logits
 from octavo import _cpu
 from octavo.base.errors import CheckpointError
+from octavo.models.layout import Layout, TensorSource
+from octavo.models.params import TensorDecl
 from octavo.ops.table import bind
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
@@ -129,3 +132,23 @@ def test_layers_that_predict_further_tokens_are_no_part_of_the_model(tmp_path: P
     torch.testing.assert_close(
         torch.stack(prompt_logits(load(tmp_path, ops), ops, PROMPTS)), expected, rtol=1e-4, atol=1e-4
     )
+
+
+@pytest.mark.parametrize("flattened", [r"filters\.weight", ""])
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1), (3,), (4, 2, 3)])
+def test_a_tensor_of_another_shape_is_refused_by_name(shape: tuple[int, ...], flattened: str) -> None:
+    """A single number too, which has no dimension that counts."""
+    filters = TensorDecl(name="filters.weight", gguf="filters.weight", shape=(4, 8), role="matrix")
+    spec = SimpleNamespace(unused=(), tie_word_embeddings=False, model_type="seeing", layers=())
+    definition: Any = SimpleNamespace(spec=spec, tensors={filters.name: filters})
+    layout = Layout(flattened=flattened)
+
+    def source(stored: tuple[int, ...]) -> TensorSource:
+        checkpoint: Any = SimpleNamespace(
+            names=lambda: [filters.name], shape=lambda _name: stored, naming="hf", source="model.safetensors"
+        )
+        return TensorSource(checkpoint, layout, definition)
+
+    assert len(source((4, 2, 2, 2) if flattened else (4, 8))) == 1
+    with pytest.raises(CheckpointError, match=r"'filters\.weight' has the shape"):
+        source(shape)

@@ -247,6 +247,8 @@ def test_qwen_beyond_its_training_is_stretched_and_scaled_by_how_long_texts_may_
     assert (spec.default_positions, spec.max_position_embeddings) == (16, 256)
     off = {"use_dynamic_ntk": False, "use_logn_attn": False}
     assert model_spec({**config, **off}, "test").max_position_embeddings == 16
+    with pytest.raises(CheckpointError, match="seq_length"):  # there is no logarithm to the base of 1
+        model_spec({**config, "seq_length": 1}, "test")
 
 
 GGUF = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from models.running import Run, load, prompt_logits
 from models.test_dense_families import check_logits
 from models.test_gguf_families import write_gguf
 from octavo.base.errors import CheckpointError
+from octavo.models import gguf_gemma
 from octavo.models.checkpoint import SafetensorsCheckpoint
 from octavo.models.decoder import define
 from octavo.models.registry import model_spec
@@ -112,6 +114,24 @@ def test_what_does_not_fit_is_refused_by_name(case: str, change: dict[str, Any],
     config = json.loads((tmp_path / "config.json").read_text())
     with pytest.raises(CheckpointError, match=named):
         model_spec({**config, **change}, "test")
+
+
+@pytest.mark.parametrize("deviations", [1.5, "abcd", [1, 2], [0.5, math.inf], [math.nan], [[0.5]]])
+def test_gguf_metadata_that_is_no_list_of_deviations_is_refused(deviations: Any) -> None:
+    """Infinitely many deviations above the mean no gate would be open."""
+    with pytest.raises(CheckpointError, match="activation_sparsity_scale"):
+        gguf_gemma.hf_config("gemma3n_text", {}, {"activation_sparsity_scale": deviations}.get, {})
+
+
+@pytest.mark.parametrize(
+    "factors", [[1e30, 1.0, 1.0, 1.0], [1.0, 1e30, 1.0, 1e30], [1.0, 2.0, 1e30, 1e30], [1.0, 1e30], [1.0] * 5]
+)
+def test_gguf_factors_of_other_frequencies_than_the_fastest_are_refused(factors: list[float]) -> None:
+    values = {"attention.key_length": 8}
+    rope = gguf_gemma.ropes("gemma4_text", values.get, {"rope_type": "factors", "factors": [1.0, 1.0, 1e30, 1e30]})
+    assert rope["full_attention"]["partial_rotary_factor"] == 0.5
+    with pytest.raises(CheckpointError, match="rope_freqs"):
+        gguf_gemma.ropes("gemma4_text", values.get, {"rope_type": "factors", "factors": factors})
 
 
 @pytest.mark.parametrize("case", ["gemma3n", "gemma4", "gemma4-experts"])

@@ -441,6 +441,12 @@ def metadata_of(arch: str = "llama", **changes: Any) -> dict[str, Any]:
         ("llama", {"attention.head_count": [2, 1]}, "layers of different sizes"),
         ("llama", {"embedding_length": None}, "hidden_size"),
         ("llama", {"block_count": 0}, "num_hidden_layers"),
+        ("glm4moe", {"expert_count": 2, "block_count": "2", "nextn_predict_layers": 1}, "num_hidden_layers"),
+        (
+            "nemotron_h",
+            {"block_count": "2", "feed_forward_length": [64], "attention.head_count_kv": []},
+            "head_count_kv does not say",
+        ),
         ("qwen2", {"attention.layer_norm_rms_epsilon": float("nan")}, "rms_norm_eps"),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from octavo.ops import reference
+from octavo.ops import reference_attention
 from octavo.ops.operands import Latent
 from octavo.ops.table import Ops, bind
 from support.paged_caches import random_tables
@@ -184,7 +184,7 @@ def test_latents(dtype: torch.dtype) -> None:
 def test_the_reference_keeps_scales_behind_each_tile() -> None:
     values = torch.linspace(-2.0, 1.0, 16)
     k, v = written(values, torch.int8)
-    assert k.shape == (1, 1, 1, 20, 16) and v.shape == (1, 1, 1, 16 * 16 + reference.TILE_SCALE_BYTES)
+    assert k.shape == (1, 1, 1, 20, 16) and v.shape == (1, 1, 1, 16 * 16 + reference_attention.TILE_SCALE_BYTES)
     scale = v[0, 0, 0, 256:].view(torch.float32)[0]
     assert scale == torch.tensor(2.0) / 127 and v[0, 0, 0, 0] == -127
     torch.testing.assert_close(v[0, 0, 0, :16] * scale, values, rtol=0, atol=float(scale) / 2)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from octavo.ops import reference
+from octavo.ops import reference_attention
 from octavo.ops.triton.attention import attention
 from support.paged_caches import from_reference, random_tables
 
@@ -26,7 +26,7 @@ class Step:
         self.lens = [context for context, _ in seqs]
         self.counts = [count for _, count in seqs]
         self.tables, num_blocks = random_tables(self.lens, BLOCK_SIZE)
-        k_shape, v_shape = reference.kv_cache_shapes(num_blocks, BLOCK_SIZE, hkv, d)
+        k_shape, v_shape = reference_attention.kv_cache_shapes(num_blocks, BLOCK_SIZE, hkv, d)
         k_cache, v_cache = torch.full(k_shape, torch.nan), torch.full(v_shape, torch.nan)
         for i, length in enumerate(self.lens):
             p = torch.arange(length)
@@ -51,7 +51,9 @@ class Step:
         hq, _, d = self.heads
         out = torch.empty(len(self.qkv), hq * d)
         plan = (self.tables, self.seq_lens, self.starts)
-        reference.attention(out, self.qkv.float(), *self.reference_caches, *plan, *self.heads, scale, **options)
+        reference_attention.attention(
+            out, self.qkv.float(), *self.reference_caches, *plan, *self.heads, scale, **options
+        )
         return out
 
     def check(self, **options: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from octavo.ops import reference
+from octavo.ops import reference_states
 from octavo.ops.triton import gated_delta
 from support.tensors import randn
 
@@ -28,7 +28,7 @@ def test_rows_are_the_references_and_do_not_depend_on_the_steps(
     options = (key_heads, tiled, beta_scale)
     expected, found = torch.empty(rows, heads * value_dim), torch.empty(rows, heads * value_dim, dtype=dtype)
     kept, state = (torch.full((4, heads, key_dim, value_dim), torch.nan) for _ in range(2))
-    reference.gated_delta(expected, qkv.float(), gates.float(), a_log, kept, slots, positions, starts, *options)
+    reference_states.gated_delta(expected, qkv.float(), gates.float(), a_log, kept, slots, positions, starts, *options)
     gated_delta.gated_delta(found, qkv, gates, a_log, state, slots, positions, starts, *options)
     tolerance = 1e-5 if dtype == torch.float32 else 1e-2
     torch.testing.assert_close(found.float(), expected, rtol=tolerance, atol=tolerance)

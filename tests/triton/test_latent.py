@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from octavo.base.errors import DeviceError
-from octavo.ops import reference
+from octavo.ops import reference, reference_attention
 from octavo.ops.operands import Latent
 from octavo.ops.triton import experts, latent
 from octavo.ops.triton.attention_plan import AttentionPlanner
@@ -35,7 +35,7 @@ def test_attention_of_decoding_and_of_prompts(seqs: list[tuple[int, int]], shape
     q = randn(int(starts[-1]), shape.num_heads * shape.width).to(dtype)
     out = torch.full((len(q), shape.num_heads * shape.rank), torch.nan, dtype=dtype)
     expected = torch.empty(out.shape)
-    reference.latent_attention(expected, q.float(), cache, tables, lens, starts, shape, 0.2)
+    reference_attention.latent_attention(expected, q.float(), cache, tables, lens, starts, shape, 0.2)
     latent.latent_attention(out, q, cache, tables, lens, starts, shape, 0.2)
     torch.testing.assert_close(out.float(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
 
@@ -53,10 +53,10 @@ def test_writes_the_rows_that_have_a_slot(dtype: torch.dtype, shape: Latent) -> 
     expected, cache = q_latent.float(), torch.zeros(3, BLOCK, shape.width, dtype=dtype)
     wanted = torch.zeros(cache.shape)
     kept = slots >= 0
-    reference.latent_write(
+    reference_attention.latent_write(
         expected, q.float(), kv.float(), positions, cos_sin, norm, 1e-6, torch.zeros(cache.shape), slots.abs(), shape
     )
-    reference.latent_write(
+    reference_attention.latent_write(
         expected[kept].clone(), q[kept].float(), kv[kept].float(), positions[kept], cos_sin, norm, 1e-6, wanted,
         slots[kept], shape,
     )  # fmt: skip
@@ -73,9 +73,9 @@ def test_a_library_without_kernels_for_latents_is_refused_where_it_is_asked_for(
 @pytest.mark.parametrize("rows", [0, 3, 70])
 def test_products_of_heads(rows: int) -> None:
     weights = [([randn(70, 24, seed=head)], [None]) for head in range(3)]
-    packed = experts.pack_experts(weights, torch.float32, lambda weight: weight, is_invariant=False)
+    packed = experts.pack_floats(weights, torch.float32, lambda weight: weight, is_invariant=False)
     x = randn(rows, 3 * 32)
     out, expected = torch.zeros(rows, 3 * 80), torch.zeros(rows, 3 * 80)
     latent.head_linear(out, x, packed)
-    reference.head_linear(expected, x, reference.pack_experts(weights))
+    reference.head_linear(expected, x, reference.pack_heads(weights))
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=2e-5)

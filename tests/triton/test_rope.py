@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from octavo.ops import reference
+from octavo.ops import reference_attention
 from octavo.ops.triton import rope
 from support.paged_caches import from_reference
 from support.tensors import randn
@@ -25,7 +25,7 @@ def test_rotates_norms_and_writes(
 ) -> None:
     hq, hkv, d = heads
     rows, block_size = 7, 16
-    k_shape, v_shape = reference.kv_cache_shapes(4, block_size, hkv, d)
+    k_shape, v_shape = reference_attention.kv_cache_shapes(4, block_size, hkv, d)
     ref_k, ref_v = torch.zeros(k_shape), torch.zeros(v_shape)
     slots = torch.randperm(4 * block_size, generator=torch.Generator().manual_seed(d))[:rows]
     angles = torch.arange(32.0)[:, None] * torch.logspace(0, -3, d // 2)[None, :]
@@ -36,7 +36,9 @@ def test_rotates_norms_and_writes(
     expected = qkv.float().clone()
     scales = torch.linspace(1, 2, 32)[:, None] if has_norm == "behind" else None
     late: dict[str, Any] = {"norms_rotated": has_norm == "behind", "q_scales": scales}
-    reference.rope_kv_write(expected, positions, cos_sin, q_norm, k_norm, 1e-6, ref_k, ref_v, slots, hq, hkv, d, **late)
+    reference_attention.rope_kv_write(
+        expected, positions, cos_sin, q_norm, k_norm, 1e-6, ref_k, ref_v, slots, hq, hkv, d, **late
+    )
     shape, _ = rope.kv_cache_shapes(4, block_size, hkv, d)
     k_cache, v_cache = torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype)
     rope.rope_kv_write(qkv, positions, cos_sin, q_norm, k_norm, 1e-6, k_cache, v_cache, slots, hq, hkv, d, **late)

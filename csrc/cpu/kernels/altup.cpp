@@ -1,7 +1,6 @@
 #include "kernels/altup.h"
 
-#include "pool.h"
-#include "simd.h"
+#include "kernels/channels.h"
 
 namespace octavo {
 namespace OCTAVO_ISA {
@@ -27,13 +26,6 @@ static inline void mix(float* to, const AltUpArgs& args, int64_t row, int rows) 
         for (int k = 0; k < n; ++k) sum += args.coefs[r * n + k] * t[k];
         to[r] = sum;
     }
-}
-
-static inline vf load(const float* from, int n) { return n == VW ? vf_load(from) : vf_load_n(from, n, 0.0f); }
-
-static inline void store(float* to, vf x, int n) {
-    if (n == VW) vf_store(to, x);
-    else vf_store_n(to, x, n);
 }
 
 static void predict(const AltUpArgs& args) {

@@ -158,6 +158,10 @@ ARCHITECTURES: Final[dict[str, _Arch]] = {
     "granitehybrid": _Arch("GraniteMoeHybridForCausalLM", "granitemoehybrid", keys={**_MAMBA2_KEYS, **_GRANITE_KEYS}),
     "nemotron_h": _Arch("NemotronHForCausalLM", "nemotron_h", keys=_MAMBA2_KEYS),
     "nemotron_h_moe": _Arch("NemotronHForCausalLM", "nemotron_h", keys=_MAMBA2_KEYS),
+    "bert": _Arch("BertModel", "bert", "gelu", keys={"pooling_type": "pooling_type"}),
+    "nomic-bert": _Arch("NomicBertModel", "nomic_bert", "swiglu",
+                        keys={"pooling_type": "pooling_type", "rotary_emb_base": "rope.freq_base",
+                              "causal": "attention.causal"}),
     "hunyuan-dense": _Arch("HunYuanDenseV1ForCausalLM", "hunyuan_v1_dense"),
 }
 # fmt: on
@@ -256,8 +260,6 @@ def hf_config(
         rope |= _ministral3_rope(get)
     if arch.model_type == "phi3":
         config["sliding_window"] = get("attention.sliding_window") or None
-    if arch.keys is _DELTA_KEYS:
-        config |= _delta(prefix, get)
     if arch.has_norms_of_one:
         config |= {"rms_norm_offset": 0, "hidden_activation": "gelu_pytorch_tanh"}
     if arch.model_type in ("gemma3n_text", "gemma4_text"):
@@ -269,12 +271,23 @@ def hf_config(
     return {key: value for key, value in config.items() if value is not None}
 
 
+def _encoder(get: Any, tensors: dict[str, TensorInfo]) -> dict[str, Any]:
+    """What the configurations of encoders have under names of their own."""
+    types = tensors.get("token_types.weight")
+    return {
+        "layer_norm_eps": get("attention.layer_norm_epsilon"),
+        "type_vocab_size": types.shape[0] if types is not None and len(types.shape) == 2 else 0,
+    }
+
+
 def _own(arch: _Arch, prefix: str, config: dict[str, Any], get: Any, tensors: dict[str, TensorInfo]) -> None:
     """What an architecture has under keys or in forms of its own, entered into the configuration."""
     if arch.model_type == "baichuan" and config["num_hidden_layers"] == _BAICHUAN_13B_LAYERS:
         config["model_max_length"] = config.pop("max_position_embeddings")
     if arch.model_type == "deci":
         _list_layers(config)
+    if arch.model_type in ("bert", "nomic_bert"):
+        config |= _encoder(get, tensors)
     if arch.model_type in ("gemma3n_text", "gemma4_text"):
         config["hidden_activation"] = config["hidden_act"]
         config |= gguf_gemma.hf_config(arch.model_type, config, get, tensors)
@@ -392,15 +405,4 @@ def _gemma(name: str, config: dict[str, Any], get: Any, rope: dict[str, Any]) ->
     return own | {
         "sliding_window_pattern": _GEMMA3_PATTERN,
         "rope_parameters": {"full_attention": {"rope_theta": 1_000_000.0, **rope}, "sliding_attention": local},
-    }
-
-
-def _delta(prefix: str, get: Any) -> dict[str, Any]:
-    width, heads = get("ssm.inner_size"), get("ssm.time_step_rank")
-    if not isinstance(width, int) or not isinstance(heads, int) or heads < 1 or width % heads:
-        raise CheckpointError(f"{prefix}.ssm.inner_size does not fit the heads of {prefix}.ssm.time_step_rank")
-    layers, drafts = get("block_count"), get("nextn_predict_layers") or 0
-    return {
-        "linear_value_head_dim": width // heads,
-        "num_hidden_layers": layers - drafts if isinstance(layers, int) and isinstance(drafts, int) else layers,
     }

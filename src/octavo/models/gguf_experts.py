@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from octavo.files.gguf import TensorInfo
+from octavo.models.gguf_states import own_layers
 
 #: Keys of all families, and where GGUF has them.
 _KEYS: Final = {
@@ -83,7 +84,7 @@ def hf_config(
             config["sliding_window"] = get("attention.sliding_window")
         case "glm4_moe":
             config["use_qk_norm"] = "blk.0.attn_q_norm.weight" in tensors
-            config["num_hidden_layers"] = get("block_count", 0) - (get("nextn_predict_layers") or 0)
+            config["num_hidden_layers"] = own_layers(get)
         case "ernie4_5_moe":
             config["moe_layer_interval"] = get("interleave_moe_layer_step")
             config["moe_num_shared_experts"] = _num_shared(get)

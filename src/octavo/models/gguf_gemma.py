@@ -25,7 +25,7 @@ def hf_config(
         own["vocab_size_per_layer_input"] = table.shape[0]
     if model_type == "gemma3n_text":
         if (scales := get("activation_sparsity_scale")) is not None:
-            own["activation_sparsity_pattern"] = [_share(scale) for scale in scales]
+            own["activation_sparsity_pattern"] = _shares(scales)
         if (left := tensors.get("blk.0.laurel_l.weight")) is not None:
             own["laurel_rank"] = left.shape[0]
         return own
@@ -56,14 +56,17 @@ def ropes(model_type: str, get: Callable[..., Any], rope: dict[str, Any]) -> dic
     full = {"rope_theta": _GLOBAL_THETA, **rope}
     if model_type == "gemma4_text" and (factors := full.pop("factors", None)) is not None:
         turning = [factor for factor in factors if factor < _STILL]
-        if set(turning) - {1.0}:
+        if set(turning) - {1.0} or factors[: len(turning)] != turning:
             raise CheckpointError("tensor 'rope_freqs.weight': scaled frequencies are not supported")
+        if 2 * len(factors) != (size := get("attention.key_length")):
+            raise CheckpointError(f"tensor 'rope_freqs.weight': {len(factors)} factors do not fit heads of {size}")
         full |= {"rope_type": "proportional", "partial_rotary_factor": len(turning) / len(factors)}
     return {"full_attention": full, "sliding_attention": {"rope_theta": get("rope.freq_base_swa", _LOCAL_THETA)}}
 
 
-def _share(deviations: Any) -> float:
-    """Of the gates that lie below so many standard deviations above their mean."""
-    if not isinstance(deviations, float) or math.isnan(deviations):
+def _shares(deviations: Any) -> list[float]:
+    """Of the gates of each layer, those that lie below so many standard deviations above their mean. A layer that cuts
+    none has minus infinity."""
+    if not isinstance(deviations, list) or any(type(each) is not float or not each < math.inf for each in deviations):
         raise CheckpointError("gemma3n.activation_sparsity_scale is not a list of numbers")
-    return 0.0 if math.isinf(deviations) else NormalDist().cdf(deviations)
+    return [NormalDist().cdf(each) for each in deviations]

@@ -47,16 +47,22 @@ def hf_config(model_type: str, config: dict[str, Any], get: _Get, tensors: _Tens
             }
         case "nemotron_h":
             own = _nemotron_h(config, get, tensors)
+        case "qwen3_next" | "qwen3_5_text" | "qwen3_5_moe_text":
+            own = {"linear_value_head_dim": _head_size(get), "num_hidden_layers": own_layers(get)}
         case _:
             own = {}
     return own
 
 
+def own_layers(get: _Get) -> Any:
+    """How many layers there are but for those that guess further tokens, which stand behind the model's own."""
+    layers, drafting = get("block_count"), get("nextn_predict_layers") or 0
+    return layers - drafting if isinstance(layers, int) and isinstance(drafting, int) else layers
+
+
 def _nemotron_h(config: dict[str, Any], get: _Get, tensors: _Tensors) -> dict[str, Any]:
-    """A layer is one block. Those behind the model's own, which guess further tokens, are not its."""
-    num_drafting = get("nextn_predict_layers", 0)
-    num_layers = _num_layers(config) - (num_drafting if isinstance(num_drafting, int) else 0)
-    sizes = config["intermediate_size"]
+    """A layer is one block."""
+    num_layers, sizes = own_layers(get), config["intermediate_size"]
     if not isinstance(sizes, list):
         raise CheckpointError("feed_forward_length does not say which layers have an MLP")
     own = _hybrid(config, tensors)
@@ -64,15 +70,21 @@ def _nemotron_h(config: dict[str, Any], get: _Get, tensors: _Tensors) -> dict[st
         ("moe" if routed else "mlp") if size else kind
         for size, routed, kind in zip(sizes, _routed(config, tensors), own["layer_types"], strict=False)
     ]
-    inner, heads = get("ssm.inner_size"), get("ssm.time_step_rank")
     return own | {
         "num_hidden_layers": num_layers,
         "layer_types": kinds[:num_layers],
         "intermediate_size": [size for size in sizes[:num_layers] if size] or None,
-        "mamba_d_head": inner // heads if isinstance(inner, int) and isinstance(heads, int) and heads > 0 else None,
+        "mamba_d_head": _head_size(get),
         "mlp_bias": _has(tensors, ".ffn_up.bias") or _has(tensors, ".ffn_up_shexp.bias"),
         "moe_latent_size": get("moe_latent_size"),
     }
+
+
+def _head_size(get: _Get) -> int:
+    inner, heads = get("ssm.inner_size"), get("ssm.time_step_rank")
+    if not isinstance(inner, int) or not isinstance(heads, int) or heads < 1 or inner % heads:
+        raise CheckpointError("ssm.inner_size does not fit the heads of ssm.time_step_rank")
+    return inner // heads
 
 
 def _hybrid(config: dict[str, Any], tensors: _Tensors) -> dict[str, Any]:
@@ -93,7 +105,7 @@ def _layers(config: dict[str, Any], attention: str, other: str) -> dict[str, Any
 
 def _listed(config: dict[str, Any]) -> list[Any]:
     heads = config["num_key_value_heads"]
-    if not isinstance(heads, list) or len(heads) != _num_layers(config):
+    if not isinstance(heads, list) or not heads or len(heads) != _num_layers(config):
         raise CheckpointError(f"attention.head_count_kv does not say which of {_num_layers(config)} layers have heads")
     return heads
 

@@ -41,9 +41,9 @@ class Split:
 
     parts: one below the other. heads: q, k and v by head of k and v: the heads of q that read it, its k, its v.
     stack: [E, rows, ...] or [E rows, ...], of each expert its parts one below the other; its number 0, 1, ... takes the
-    place of `#` in the names. pairs: the same, where the parts take turns row by row. latent: for each head, whose
-    number takes the place of `#`, first what is declared as the transposed of its rows, then the second. turned: parts,
-    each declared as the transposed of its rows.
+    place of `#` in the names. pairs: the same, or of one matrix, where the parts take turns row by row. latent: for
+    each head, whose number takes the place of `#`, first what is declared as the transposed of its rows, then the
+    second. turned: parts, each declared as the transposed of its rows.
     """
 
     pattern: str
@@ -60,6 +60,7 @@ class Layout:
     renames: tuple[tuple[str, str], ...] = ()  # pattern, replacement; of parts of a name, one after the other
     splits: tuple[Split, ...] = ()
     transposed: str = ""  # matrices that stand as [in, out]
+    either_way: str = ""  # stacks of which some files have the matrices as [in, out]: where they fit no other way
     surplus: tuple[str, ...] = ()  # what is left out where the model has no use for it
     skipped: tuple[tuple[str, int], ...] = ()  # pattern, so many rows in front that the model has no use for
     minus_exp: str = ""  # vectors that stand as -exp(x) of what is declared
@@ -144,7 +145,8 @@ class Places:
                 kind, names = split.kind, tuple(match.expand(part) for part in split.names)
                 num_parts = len(names)
                 if kind in ("stack", "pairs", "latent"):
-                    numbered = ([part.replace("#", str(number)) for part in names] for number in count())
+                    numbers = count() if "#" in names[0] else range(1)
+                    numbered = ([part.replace("#", str(number)) for part in names] for number in numbers)
                     whole = takewhile(lambda parts: self._declared.keys() >= set(parts), numbered)
                     names = tuple(chain.from_iterable(whole)) or (renamed,)
         return {
@@ -231,10 +233,11 @@ class TensorSource(Places):
         for place in self._places.values():
             found, expected = checkpoint.shape(place.name), self._shape(place)
             if re.fullmatch(layout.flattened, place.siblings[0]):
-                found = (found[0], math.prod(found[1:]))
+                found = (*found[:1], math.prod(found[1:]))
             if self._declared[place.siblings[0]].role == "norm" and math.prod(found) == math.prod(expected):
                 continue  # of groups, a row each
-            if _squeezed(found) not in (_squeezed(expected), _squeezed(_folded(expected)) if place.is_stack else ()):
+            shapes = (expected, _folded(expected)) if place.is_stack else (expected,)
+            if _squeezed(found) not in map(_squeezed, shapes):
                 raise CheckpointError(
                     f"{checkpoint.source}: tensor {place.name!r} has the shape {list(found)}, not {list(expected)}"
                 )
@@ -249,7 +252,12 @@ class TensorSource(Places):
         renamed = self._renamed(name)
         if any(re.fullmatch(pattern, renamed) for pattern in self._unused):
             return
-        for each, place in self.places_of(name).items():
+        places = self.places_of(name)
+        if re.fullmatch(self._layout.either_way, renamed) and self._declared.keys() >= set(places):
+            stack, *shape = self._shape(replace(next(iter(places.values())), transposed=False))
+            transposed = tuple(self._checkpoint.shape(name)) == (stack, *shape[::-1]) != (stack, *shape)
+            places = {each: replace(place, transposed=transposed) for each, place in places.items()}
+        for each, place in places.items():
             if each in self._places:
                 both = f"{self._places[each].name!r} and {name!r}"
                 raise CheckpointError(f"{self._checkpoint.source}: the tensors {both} are both {each!r} of the model")

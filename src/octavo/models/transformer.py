@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,7 +32,8 @@ class Transformer:
         self.spec = definition.spec
         self.weights = weights
         self._ops = ops
-        self._lm_head = weights[definition.lm_head.name]
+        self._lm_head = None if definition.lm_head is None else weights[definition.lm_head.name]
+        self._unused_ids = torch.tensor(self.spec.unused_ids, dtype=torch.int64, device=ops.torch_device)
         #: Output matrices in place of the model's, packed, by the slots of the adapters that have one; and the slots of
         #: those that change the model's.
         self.heads: dict[int, Any] = {}
@@ -69,6 +71,7 @@ class Transformer:
 
         `adapter_slots`: int32 [S], -1: none; None: no row runs with an adapter.
         """
+        assert self._lm_head is not None, "the model gives vectors"
         num_rows = len(rows)
         if num_rows > len(self._logits):
             # Grown by need: for all sequences a step may hold, it would often be the largest tensor of all.
@@ -80,10 +83,12 @@ class Transformer:
         cap = self.spec.logit_softcap
         if cap:
             self._ops.soft_cap_(logits, cap)
+        if self.spec.unused_ids:
+            logits.index_fill_(1, self._unused_ids, -math.inf)
         return logits
 
     def _adapt(self, logits: Tensor, rows: Tensor, slots: Tensor) -> None:
-        if self.head_deltas:
+        if self.head_deltas and self.definition.lm_head is not None:
             bank = self.weights[bank_name(self.definition.lm_head)]
             self._ops.lora_delta(logits, rows.contiguous(), slots, bank)
         for slot, head in self.heads.items():

@@ -32,6 +32,7 @@ from octavo.launch.engine_thread import EngineThread
 from octavo.offline.adapters import LoRARequest, LoRARequests, with_adapters
 from octavo.offline.media import given_media
 from octavo.offline.outputs import CompletionOutput, Logprob, RequestOutput, request_output
+from octavo.offline.pooling import PoolingCalls
 from octavo.served.model import Prepared, ServedModel
 from octavo.served.turn import Continuation, Conversation, MediaOptions, Turn
 from octavo.text.grammars.grammar import spec_of_params
@@ -43,8 +44,8 @@ __all__ = ["LLM", "CompletionOutput", "LoRARequest", "Logprob", "RequestOutput"]
 T = TypeVar("T")
 #: Settings that may be mappings in place of JSON.
 _JSON_SETTINGS = (
-    "override_generation_config", "structured_outputs_config", "hf_overrides", "rope_scaling", "limit_mm_per_prompt",
-    "media_io_kwargs", "mm_processor_kwargs",
+    "override_generation_config", "structured_outputs_config", "hf_overrides", "pooler_config", "rope_scaling",
+    "limit_mm_per_prompt", "media_io_kwargs", "mm_processor_kwargs",
 )  # fmt: skip
 #: A text, token ids, or either in a dictionary under `prompt` or `prompt_token_ids`, with `multi_modal_data`: "image",
 #: "audio" or "video" -> one or a list, in the order of the model's placeholders in the prompt. Of a model with an
@@ -67,7 +68,7 @@ DEFAULT_MAX_TOKENS = 16
 RETRY_SECONDS = 0.05
 
 
-class LLM:
+class LLM(PoolingCalls):
     """A loaded model. Ends with `close`, at the end of a `with` block, or with the last reference to it.
 
     `LLM("org/repo", max_model_len=4096, ...)`: the model as `octavo serve` takes it, the fields of `ModelConfig`,
@@ -274,10 +275,14 @@ class _Given:
 
 def _prompt(item: Any, place: int) -> _Given:
     param = f"prompts.{place}"
-    if isinstance(item, Mapping) and "encoder_prompt" in item:
-        if unknown := sorted(item.keys() - {"encoder_prompt", "decoder_prompt"}):
+    both = {"encoder_prompt", "decoder_prompt"}
+    if isinstance(item, Mapping) and item.keys() & both:
+        if unknown := sorted(item.keys() - both):
             raise InvalidRequest(f"`{unknown[0]}` goes into the prompt of the encoder or of the decoder.", param)
-        prompt, text = _one_prompt(item["encoder_prompt"], f"{param}.encoder_prompt")
+        for name, given in item.items():
+            if isinstance(given, Mapping) and given.get("multi_modal_data"):
+                raise InvalidRequest("Media cannot stand in it, only text or ids.", f"{param}.{name}.multi_modal_data")
+        prompt, text = _one_prompt(item.get("encoder_prompt"), f"{param}.encoder_prompt")
         decoder = item.get("decoder_prompt")
         if decoder is not None:
             decoder, _ = _one_prompt(decoder, f"{param}.decoder_prompt")

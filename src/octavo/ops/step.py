@@ -37,7 +37,9 @@ class StepTensors(Protocol):
     @property
     def input_rows(self) -> Tensor | None: ...  # [T, width], of the table's type: of programs with `GivenRows`
     @property
-    def key_ends(self) -> Tensor | None: ...  # int32 [T]: see `reference.attention`; None: no row has an end of its own
+    def key_ends(
+        self,
+    ) -> Tensor | None: ...  # int32 [T]: see `reference_attention.attention`; None: no row has an end of its own
     @property
     def encoder_lens(self) -> Tensor | None: ...  # int32 [B]: rows of each sequence's encoder; None where there is none
     @property

@@ -1,6 +1,6 @@
 """The Ops seam: a frozen table of callables, bound once, that layers and the sampler keep.
 
-Signatures, shapes and meaning of each operation stand in `reference` and `reference_sampling`. Common to all
+Signatures, shapes and meaning of each operation stand in `reference` and the modules that it names. Common to all
 implementations: outputs are allocated by the caller, activations are contiguous and of the table's type, logits
 float32. A row's result does not depend on the other rows of the call, on the number of threads, or on how a prompt was
 cut into steps: on a CPU always, on a GPU where `batch_invariant` was asked for.
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from octavo.base.native import has_native_cpu
-from octavo.ops import reference, reference_sampling, reference_streams
+from octavo.ops import reference, reference_attention, reference_sampling, reference_states, reference_streams
 from octavo.ops.lora import LoraBank
 from octavo.ops.operands import Heads, Latent
 from octavo.ops.operations import GateKind
@@ -72,6 +72,7 @@ class Ops:
     act_mul: Callable[[Tensor, Tensor, str], None]  # (out, gate_up, kind)
     act: Callable[..., None]  # (out, x, kind, parameters=None)
     pack_experts: Callable[..., Any]  # (experts): of each the arguments of pack_linear_many
+    pack_heads: Callable[..., Any]  # (heads): the same, for head_linear
     route: Callable[..., None]  # (ids, weights, scores, routing, bias=None, scales=None)
     experts: Callable[..., None]  # see experts.grouped_experts
     clip_: Callable[[Tensor, float], None]  # (x, limit)
@@ -84,16 +85,16 @@ class Ops:
     rope_kv_write: Callable[..., None]
     attention: Callable[..., None]
     causal_conv: Callable[..., None]  # (out, x, weight, bias, state, slots, positions, query_start_loc, gated)
-    selective_scan: Callable[..., None]  # see reference
-    gated_delta: Callable[..., None]  # see reference
+    selective_scan: Callable[..., None]  # see reference_states
+    gated_delta: Callable[..., None]  # see reference_states
     gate_: Callable[[Tensor, Tensor, GateKind], None]  # (x, gates, kind)
-    head_linear: Callable[[Tensor, Tensor, Any], None]  # (out, x, weights): what pack_experts packed, a head each
+    head_linear: Callable[[Tensor, Tensor, Any], None]  # (out, x, weights): what pack_heads packed
     latent_write: Callable[..., None]
     latent_attention: Callable[..., None]
     latent_cache_shape: Callable[..., tuple[int, ...]]  # (num_blocks, block_size, latent, dtype)
     program_runner: Callable[..., Runner]  # (ops, program, weights)
     attention_planner: Callable[..., Any]  # (heads, torch_device, dtype): see step.NoPlanner
-    kv_cache_shapes: Callable[..., tuple[tuple[int, ...], tuple[int, ...]]]  # see reference
+    kv_cache_shapes: Callable[..., tuple[tuple[int, ...], tuple[int, ...]]]  # see reference_attention
     soft_cap_: Callable[[Tensor, float], None]  # (logits, cap)
     resolve_ids: Callable[[Tensor, Tensor], None]  # (ids, last_ids)
     forbid: Callable[[Tensor, Tensor, Tensor], None]  # (logits, rows, masks)
@@ -120,6 +121,9 @@ class Binding:
     attention_backend: AttentionBackend = "auto"  # of prompts
 
 
+_KV_OPERATIONS = ("kv_cache_shapes", "rope_kv_write", "attention", "attention_planner")
+_LATENT_OPERATIONS = ("latent_cache_shape", "latent_write", "latent_attention")
+_STATE_OPERATIONS = ("causal_conv", "selective_scan", "gated_delta")
 #: Operations that share a private format are taken from one implementation or not at all.
 _GROUPS: tuple[tuple[str, ...], ...] = (
     (
@@ -131,11 +135,12 @@ _GROUPS: tuple[tuple[str, ...], ...] = (
         "tied_embedding",
         "embedding",
         "pack_experts",
+        "pack_heads",
         "experts",
         "head_linear",
     ),
-    ("kv_cache_shapes", "rope_kv_write", "attention", "attention_planner"),
-    ("latent_cache_shape", "latent_write", "latent_attention"),
+    _KV_OPERATIONS,
+    _LATENT_OPERATIONS,
     ("lora_bank", "lora_delta"),
 )
 _STREAM_OPERATIONS = ("multiply_", "match_rms_", "cut_gates_", "act_times", "altup_predict_", "altup_correct_")
@@ -150,6 +155,8 @@ _COMPOSED: dict[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 _REFERENCE_MODULES: dict[str, Any] = {
+    **dict.fromkeys((*_KV_OPERATIONS, *_LATENT_OPERATIONS), reference_attention),
+    **dict.fromkeys(_STATE_OPERATIONS, reference_states),
     **dict.fromkeys(("forbid", "sample", "logprobs"), reference_sampling),
     **dict.fromkeys(_STREAM_OPERATIONS, reference_streams),
 }

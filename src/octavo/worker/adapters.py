@@ -44,6 +44,8 @@ def with_adapters(loaded: LoadedModel, config: LoraConfig, ops: Ops, max_num_bat
         raise InvalidConfig("--enable-lora: this model runs by way of transformers, and adapters need octavo's own.")
     if definition.encoder is not None:
         raise InvalidConfig("--enable-lora: models with an encoder take no adapters yet.")
+    if definition.lm_head is None:
+        raise InvalidConfig("--enable-lora: models that give vectors take no adapters yet.")
     definition = with_deltas(definition)
     weights = with_banks(definition, loaded.weights, config, ops)
     return replace(loaded, model=transformer(definition, ops, weights, max_num_batched_tokens), weights=weights)
@@ -53,7 +55,7 @@ def with_banks(definition: Definition, weights: Mapping[str, Any], config: LoraC
     """`weights`, with empty places for adapters where the program wants them and they are not there."""
     if not any(isinstance(op, LoraDelta) for op in definition.program.ops):
         return weights
-    if bank_name(definition.lm_head) in weights or bank_name(lora_targets(definition)[0].weight) in weights:
+    if bank_name(lora_targets(definition)[0].weight) in weights:
         return weights
     dtype = _dtype(config) or ops.activation_dtype
     return {**weights, **make_banks(definition, ops, config.max_loras, config.max_lora_rank, dtype)}

@@ -45,6 +45,7 @@ def with_deltas(definition: Definition) -> Definition:
 
 def targets(definition: Definition) -> dict[str, Target]:
     """By the declared names of the matrices; a tied output matrix is `lm_head.weight` too."""
+    assert definition.lm_head is not None, "the model gives vectors"
     products = {op.weight.name for op in definition.program.ops if isinstance(op, Linear)}
     found: dict[str, Target] = {}
     for param in definition.params:

@@ -39,7 +39,7 @@ def spec(config: ConfigReader) -> ModelSpec:
         raise config.fail("intermediate_size", "is odd")
     trained = longest = 0
     if config.get("seq_length") is not None:
-        trained = config.integer("seq_length", high=MAX_POSITIONS)
+        trained = config.integer("seq_length", high=MAX_POSITIONS, low=2)  # the base of a logarithm
         longest = config.integer("max_position_embeddings", trained, MAX_POSITIONS)
         config = config.replaced(max_position_embeddings=trained)
     common = read_common(config.with_defaults(_DEFAULTS).replaced(intermediate_size=size // 2))

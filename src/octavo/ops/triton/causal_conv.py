@@ -81,7 +81,7 @@ def causal_conv(
     query_start_loc: Tensor,
     gated: bool,
 ) -> None:
-    """`reference.causal_conv`."""
+    """`reference_states.causal_conv`."""
     taps, width = weight.shape
     if len(slots) == 0:
         return

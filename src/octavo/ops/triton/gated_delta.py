@@ -10,7 +10,7 @@ from torch import Tensor
 
 import triton
 from octavo.ops.operations import GateKind
-from octavo.ops.reference import DELTA_EPS
+from octavo.ops.reference_states import DELTA_EPS
 from octavo.ops.triton.launching import jit
 from octavo.ops.triton.variants import Variant
 
@@ -94,7 +94,7 @@ def gated_delta(
     tiled: bool = False,
     beta_scale: float = 1.0,
 ) -> None:
-    """`reference.gated_delta`."""
+    """`reference_states.gated_delta`."""
     _, num_heads, key_dim, value_dim = state.shape
     if len(slots) == 0:
         return

@@ -219,7 +219,7 @@ def latent_write(
     slot_mapping: Tensor,
     latent: Latent,
 ) -> None:
-    """`reference.latent_write`. A slot below 0 takes nothing."""
+    """`reference_attention.latent_write`. A slot below 0 takes nothing."""
     if len(kv) == 0:
         return
     _write_kernel[(len(kv), 1 + triton.cdiv(latent.num_heads, LATENT_HEADS))](
@@ -256,7 +256,7 @@ def latent_attention(
     *,
     plan: AttentionPlan | None = None,
 ) -> None:
-    """`reference.latent_attention`. Without a plan one is made, which waits for the device."""
+    """`reference_attention.latent_attention`. Without a plan one is made, which waits for the device."""
     if plan is None:
         plan = plan_of(latent, q_latent, seq_lens, query_start_loc)
     itemsize = q_latent.dtype.itemsize

@@ -123,7 +123,8 @@ def rope_kv_write(
     k_scale: float = 1.0,
     v_scale: float = 1.0,
 ) -> None:
-    """`reference.rope_kv_write`. A slot below 0 takes nothing. The cache holds keys / k_scale and values / v_scale."""
+    """`reference_attention.rope_kv_write`. A slot below 0 takes nothing. The cache holds keys / k_scale and
+    values / v_scale."""
     num_tokens = len(qkv)
     if num_tokens == 0:
         return

@@ -80,7 +80,7 @@ def selective_scan(
     positions: Tensor,
     query_start_loc: Tensor,
 ) -> None:
-    """`reference.selective_scan`."""
+    """`reference_states.selective_scan`."""
     _, size, width = state.shape
     heads = 0 if a_log.dim() == 2 else len(a_log)
     head_dim = width // heads if heads else width
