@@ -47,10 +47,10 @@ void set_caches(Program& self, const std::vector<Cache>& caches, int type, int b
 
 void run(const Program& self, int64_t rows, Address token_ids, Address positions, Address seq_lens, Address query_start_loc,
          int num_seqs, const std::vector<std::tuple<Address, int64_t, Address>>& groups, Address state_slots, Address input_rows,
-         Address key_ends, Address encoder_lens, Address needed, int64_t num_needed) {
+         Address key_ends, Address encoder_lens, Address needed, int64_t num_needed, Address adapter_slots) {
     ProgramStep step{rows,     at<int32_t>(token_ids), at<int32_t>(positions), at<int32_t>(seq_lens), at<int32_t>(query_start_loc),
                      num_seqs, {},                     at<int32_t>(state_slots), at<float>(input_rows),
-                     at<int32_t>(key_ends), at<int32_t>(encoder_lens), at<int64_t>(needed), num_needed};
+                     at<int32_t>(key_ends), at<int32_t>(encoder_lens), at<int64_t>(needed), num_needed, at<int32_t>(adapter_slots)};
     for (const auto& [block_tables, stride, slots] : groups)
         step.groups.push_back({at<int32_t>(block_tables), stride, at<int64_t>(slots)});
     nb::gil_scoped_release release;
@@ -79,6 +79,10 @@ void bind_program(nb::module_& m) {
                 self.add(LinearRecord{out, x, &weight});
             },
             nb::keep_alive<1, 2>(), nb::arg("weight"), nb::kw_only(), nb::arg("out"), nb::arg("x"))
+        .def(
+            "lora_delta",
+            [](Program& self, const LoraBank* bank, BufferId out, BufferId x) { self.add(LoraDeltaRecord{out, x, bank}); },
+            nb::keep_alive<1, 2>(), nb::arg("bank"), nb::kw_only(), nb::arg("out"), nb::arg("x"))
         .def(
             "norm",
             [](Program& self, BufferId out, BufferId x, Address weight, Address bias, int64_t width, float eps, bool layer_norm) {
@@ -306,7 +310,7 @@ void bind_program(nb::module_& m) {
         .def("set_caches", &set_caches, nb::arg("caches"), nb::arg("cache_type"), nb::arg("block_size"))
         .def("run", &run, nb::arg("rows"), nb::arg("token_ids"), nb::arg("positions"), nb::arg("seq_lens"),
              nb::arg("query_start_loc"), nb::arg("num_seqs"), nb::arg("groups"), nb::arg("state_slots"),
-             nb::arg("input_rows"), nb::arg("key_ends"), nb::arg("encoder_lens"), nb::arg("needed"), nb::arg("num_needed"));
+             nb::arg("input_rows"), nb::arg("key_ends"), nb::arg("encoder_lens"), nb::arg("needed"), nb::arg("num_needed"), nb::arg("adapter_slots"));
 }
 
 }  // namespace octavo

@@ -1,5 +1,6 @@
 // octavo._cpu: raw addresses and sizes in, results written to the caller's memory. Shapes and dtypes are checked by the
-// Python side (octavo/ops); nothing here keeps a pointer after it returns, but for Program.
+// Python side (octavo/ops); nothing here keeps a pointer after it returns, but for Program and
+// LoraBank.
 #include "pool.h"
 #include "runtime.h"
 
@@ -17,6 +18,7 @@ NB_MODULE(_cpu, m) {
     m.def("available_isas", &octavo::available_isas);
     octavo::bind_linear(m);
     octavo::bind_step(m);
+    octavo::bind_lora(m);
     octavo::bind_program(m);
     octavo::bind_peak(m);
 }

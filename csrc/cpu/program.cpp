@@ -11,6 +11,7 @@
 #include "kernels/selective_scan.h"
 
 #include <cstring>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -27,6 +28,8 @@ struct ProgramRun {
     const Program& program;
     const ProgramStep& step;
     int64_t rows;
+    std::vector<int32_t> adapter_slots{};  // of the rows in use, once some were dropped
+    std::optional<LoraPlan> adapters{};
 
     float* at(BufferId buffer) const { return program.buffers_[size_t(buffer)]; }
 
@@ -91,6 +94,11 @@ struct ProgramRun {
     }
     void operator()(const LinearRecord& op) {
         op.weight->linear(at(op.out), op.weight->N(), at(op.x), op.weight->K(), rows);
+    }
+    void operator()(const LoraDeltaRecord& op) {
+        if (!step.adapter_slots) return;
+        if (!adapters) adapters.emplace(adapter_slots.empty() ? step.adapter_slots : adapter_slots.data(), rows);
+        op.bank->add(at(op.out), at(op.x), *adapters);
     }
     void operator()(const NormRecord& op) {
         const auto& kernels = OCTAVO_KERNELS(norm_kernels);
@@ -241,6 +249,9 @@ struct ProgramRun {
                 if (step.needed[i] != i) std::memcpy(to + i * width, to + step.needed[i] * width, size_t(width) * sizeof(float));
         }
         rows = step.num_needed;
+        if (!step.adapter_slots) return;
+        for (int64_t i = 0; i < rows; ++i) adapter_slots.push_back(step.adapter_slots[step.needed[i]]);
+        adapters.reset();
     }
 };
 

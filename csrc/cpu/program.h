@@ -10,6 +10,7 @@
 #include "kernels/attention.h"
 #include "kernels/cache.h"
 #include "kernels/experts.h"
+#include "lora_bank.h"
 #include "packed_linear.h"
 
 #include <cstdint>
@@ -53,6 +54,11 @@ struct MergeRowsRecord {
 struct LinearRecord {
     BufferId out, x;
     const PackedLinear* weight;
+};
+// What adapters add to the product that has just been made.
+struct LoraDeltaRecord {
+    BufferId out, x;
+    const LoraBank* bank;
 };
 struct NormWeights {
     const float *weight, *bias;  // bias may be null
@@ -230,8 +236,8 @@ struct KeepRowsRecord {
     std::vector<int64_t> widths;
 };
 
-using Record = std::variant<EmbedRecord, GivenRowsRecord, LinearRecord, NormRecord, NormPartsRecord, AddRecord,
-                            AddNormRecord, ClipRecord, MultiplyRecord, MatchRmsRecord, CutGatesRecord,
+using Record = std::variant<EmbedRecord, GivenRowsRecord, LinearRecord, LoraDeltaRecord, NormRecord, NormPartsRecord,
+                            AddRecord, AddNormRecord, ClipRecord, MultiplyRecord, MatchRmsRecord, CutGatesRecord,
                             AltUpPredictRecord, AltUpCorrectRecord, ActTimesRecord, RopeWriteRecord, AttendRecord,
                             HeadLinearRecord, LatentWriteRecord, LatentAttendRecord, CausalConvRecord,
                             SelectiveScanRecord, GatedDeltaRecord, GateRecord, ActRecord, RouteRecord, ExpertsRecord,
@@ -263,6 +269,7 @@ struct ProgramStep {
     const int32_t* encoder_lens;  // [num_seqs]: the keys of caches of an encoder; null where there are none
     const int64_t* needed;
     int64_t num_needed;
+    const int32_t* adapter_slots;  // [rows], -1: none; null where no row has an adapter
 };
 
 // Of ReplaceRowsRecord: rows [count][stride], and where they go.

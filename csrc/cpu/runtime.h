@@ -13,7 +13,8 @@ void set_isa(const std::string& name);  // throws std::invalid_argument when unk
 std::string isa_name();
 std::vector<std::string> available_isas();  // worst to best
 
-void bind_program(nanobind::module_& m);  // after bind_linear
+void bind_program(nanobind::module_& m);  // after bind_linear and bind_lora
+void bind_lora(nanobind::module_& m);
 void bind_linear(nanobind::module_& m);
 void bind_step(nanobind::module_& m);
 void bind_peak(nanobind::module_& m);

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from octavo.base.errors import OctavoError, RequestError, ServerError, StartupError
     from octavo.base.params import BeamParams, GuidedDecodingParams, SamplingParams, StructuredOutputsParams
-    from octavo.offline.llm import LLM, CompletionOutput, RequestOutput
+    from octavo.offline.llm import LLM, CompletionOutput, LoRARequest, RequestOutput
 
 __version__ = "0.1.0"
 
@@ -20,6 +20,7 @@ __all__ = [
     "BeamParams",
     "CompletionOutput",
     "GuidedDecodingParams",
+    "LoRARequest",
     "OctavoError",
     "RequestError",
     "RequestOutput",
@@ -34,6 +35,7 @@ _HOMES = {
     "BeamParams": "octavo.base.params",
     "CompletionOutput": "octavo.offline.llm",
     "GuidedDecodingParams": "octavo.base.params",
+    "LoRARequest": "octavo.offline.llm",
     "OctavoError": "octavo.base.errors",
     "RequestError": "octavo.base.errors",
     "RequestOutput": "octavo.offline.llm",

@@ -18,7 +18,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 #: What each needs, and a text that its output holds.
 ON_FAKE = {
     "chat.py": "And of France?", "stream.py": "of reply)", "responses.py": "of output)", "complete.py": "(length)",
-    "logprobs.py": "%",
+    "logprobs.py": "%", "adapters.py": "(model):",
 }  # fmt: skip
 #: With models that see: tests/api/test_media.py.
 ON_SEEING = {"image.py", "images.py", "audio.py", "pdf.py"}

@@ -38,6 +38,7 @@ class Batch:
     position_parts: torch.Tensor | None = None
     replaced_index: torch.Tensor | None = None
     replaced_rows: torch.Tensor | None = None
+    adapter_slots: torch.Tensor | None = None
 
     @property
     def cache_groups(self) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -12,11 +12,12 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from octavo.base.config import LogprobsMode, ServerConfig
-from octavo.base.errors import InvalidRequest
+from octavo.base.config import LogprobsMode, ModelConfig, ServerConfig
+from octavo.base.errors import InvalidRequest, ServerError
 from octavo.base.params import GenerateRequest, GrammarSpec, SamplingParams
 from octavo.client.generation import CompletionDelta, GenerationDelta
 from octavo.client.sleep_mode import SleepMode
+from octavo.served.adapters import Adapters
 from octavo.served.media import MediaReader
 from octavo.served.model import ServedModel
 from octavo.served.models import Models
@@ -146,6 +147,7 @@ class FakeEngine:
         self.num_open = 0
         self.num_resets = 0
         self.aborted: list[str] = []
+        self.adapters: dict[str, str] = {}  # by key
         self.profiles: list[tuple[str, bool]] = []
         self.is_healthy = True
         self.is_ready = True
@@ -173,6 +175,14 @@ class FakeEngine:
 
     async def reset_prefix_cache(self) -> None:
         self.num_resets += 1
+
+    async def load_adapter(self, key: str, path: str) -> None:
+        if "damaged" in path:
+            raise ServerError(f"{path}: tensor 'x': it holds NaN or infinite values")
+        self.adapters[key] = path
+
+    async def drop_adapter(self, key: str) -> None:
+        self.adapters.pop(key, None)
 
     async def start_profile(self, directory: str, *, with_torch: bool) -> None:
         self.profiles.append((directory, with_torch))
@@ -270,6 +280,7 @@ def make_server(
     processor: Any = None,
     fetcher: Any = None,
     decoder: Any = None,
+    takes_adapters: bool = False,
     **config: Any,
 ) -> Server:
     """`tools`, `reasoning`: names of output formats. `processor`: of a model that takes media."""
@@ -285,6 +296,7 @@ def make_server(
         max_fanout=max_fanout,
         logprobs_mode=logprobs_mode,
         default_sampling=default_sampling or {},
+        adapters=Adapters(engine, ModelConfig(), names, settings.lora_resolver_dir) if takes_adapters else None,
         grammars=grammars,
         media=None
         if processor is None

@@ -14,7 +14,7 @@ import transformers
 from engine.drafters import Oracle
 from engine.harness import Engine, Reply, Run, request
 from models.test_towers import Case, pixels
-from octavo.base.config import CacheConfig, EngineConfig, ModelConfig, ParallelConfig, SchedulerConfig
+from octavo.base.config import CacheConfig, EngineConfig, LoraConfig, ModelConfig, ParallelConfig, SchedulerConfig
 from octavo.base.errors import InvalidConfig
 from octavo.base.params import SamplingParams
 from octavo.core.grammar.structured import LLGuidanceCompiler
@@ -22,6 +22,7 @@ from octavo.device.aside import tensors_of
 from octavo.wire.messages import AddRequest
 from octavo.worker import worker as worker_module
 from octavo.worker.worker import Worker
+from support.adapters import random_adapter, write_adapter
 from support.interpreted_device import InterpretedDevice
 from support.tiny_bart import logits_of, make_bart, random_ids
 
@@ -37,6 +38,7 @@ class TinyEngine(Engine):
         device: Any,
         monkeypatch: pytest.MonkeyPatch,
         num_kv_blocks: int | None = 60,
+        lora: LoraConfig | None = None,
         **parallel: Any,
     ) -> None:
         self.device = device
@@ -45,6 +47,7 @@ class TinyEngine(Engine):
             cache=CacheConfig(num_kv_blocks_override=num_kv_blocks),
             scheduler=SchedulerConfig(max_num_seqs=6, max_num_batched_tokens=48),
             parallel=ParallelConfig(**parallel),
+            lora=lora or LoraConfig(),
         )
         with monkeypatch.context() as patch:
             if device is not None:
@@ -332,3 +335,27 @@ def test_prompts_with_pictures_give_the_tokens_of_the_cpu(
     engine = TinyEngine(tmp_path, InterpretedDevice(), monkeypatch)
     check(engine.run(requests, ahead=True, per_step=1), expected)
     assert engine.device.num_replays > 0
+
+
+def test_adapters_in_captured_steps_give_the_tokens_of_the_cpu(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They come and go, and one of them changes the vocabulary's matrices, which no captured step has a place for."""
+    base = transformers.LlamaForCausalLM.from_pretrained(model)
+    for number, key in enumerate("ab"):
+        tensors = random_adapter(base, r".*_proj" if key == "a" else r".*(v_proj|lm_head)", 4, number)
+        write_adapter(tmp_path / key, tensors, 4)
+    requests = [
+        msgspec.structs.replace(each, adapter=["", "a", "b", "a"][i % 4])
+        for i, each in enumerate(requests_under_test())
+    ]
+    lora, replies = LoraConfig(enable_lora=True, max_loras=1, max_cpu_loras=2), {}
+    for device in (None, InterpretedDevice()):
+        engine = TinyEngine(model, device, monkeypatch, lora=lora)
+        for key in "ab":
+            engine.worker.read_adapter(key, str(tmp_path / key))
+        run = engine.run(requests, ahead=device is not None, per_step=1)
+        if device is None:
+            replies = run.replies
+    check(run, replies)
+    assert engine.device.num_replays > 0 and set(engine.info.ops.values()) == {"triton"}

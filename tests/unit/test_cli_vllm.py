@@ -157,11 +157,11 @@ def test_each_is_told_or_refused_with_its_reason(row: Row) -> None:
     "words",
     [
         "--disable-frontend-multiprocessing", "--max-seq-len-to-capture 32768",
-        "--distributed-executor-backend mp", "--max-loras 1", "--tensor-parallel-size 1", "-tp 1 -pp 1 -dp 1",
+        "--distributed-executor-backend mp", "--fully-sharded-loras", "--tensor-parallel-size 1", "-tp 1 -pp 1 -dp 1",
         "--use-v2-block-manager", "--guided-decoding-backend lm-format-enforcer", "--guided-decoding-backend any:thing",
         "--disable-custom-all-reduce", "--num-scheduler-steps 8", "--preemption-mode swap", "--tokenizer-pool-size 4",
         "--scheduling-policy priority", "--skip-mm-profiling",
-        "--compilation-config {}", "-O 3", "-O3", "-O=2", "--no-enable-lora",
+        "--compilation-config {}", "-O 3", "-O3", "-O=2", "--no-enable-prompt-adapter",
         "--speculative-config none", "--async-scheduling", "--use_v2_block_manager",
         "--disable-logprobs-during-spec-decoding false",
     ],
@@ -178,9 +178,8 @@ def test_what_asks_for_what_octavo_does_anyway_is_accepted_and_told(words: str) 
     [
         ("--tensor-parallel-size 2", "several devices are not built yet"),
         ("-tp 2", "several devices are not built yet"),
-        ("--enable-lora", "adapters (LoRA) are not built yet"),
-        ("--enable-lora --max-loras 4", "adapters (LoRA) are not built yet"),
-        ("--lora-modules a=b c=d", "adapters (LoRA) are not built yet"),
+        ("--enable-prompt-adapter", "prompt adapters are not built yet"),
+        ("--long-lora-scaling-factors 4.0", "adapters share the model's positions"),
         ("--speculative-model m", "speculative decoding is not built yet"),
         ('--speculative-config {"method":"ngram"}', "speculative decoding is not built yet"),
         ("--num-speculative-tokens 5", "speculative decoding is not built yet"),
@@ -199,7 +198,6 @@ def test_what_asks_for_what_octavo_does_anyway_is_accepted_and_told(words: str) 
         ("--hf-overrides.rope_theta 1", "give --hf-overrides as one JSON object"),
         ("--max-loras many", "--max-loras must be a whole number; got 'many'"),
         ("-tp", "--tensor-parallel-size needs a value"),
-        ("--lora-modules [", "is not a JSON list"),
     ],
 )  # fmt: skip
 def test_a_capability_that_is_not_there_is_refused_by_its_name(words: str, capability: str) -> None:
@@ -291,10 +289,9 @@ def test_the_config_file_speaks_the_same(tmp_path: Path) -> None:
         assert word in accepted
     for line, reason in {
         "tensor-parallel-size: 2": "several devices are not built yet",
-        "enable-lora: true": "adapters (LoRA)",
-        "no-enable-lora: false": "adapters (LoRA)",
-        "enable-lora: 3": "--enable-lora must be true or false",
-        "lora-modules: [a=b]": "adapters (LoRA)",
+        "enable-prompt-adapter: true": "prompt adapters",
+        "no-enable-prompt-adapter: false": "prompt adapters",
+        "enable-lora: 3": "--enable-lora must be",
         "pooler-config: {type: mean}": "--pooler-config",
         "quantization: quark": "octavo does not read weights of this kind",
     }.items():

@@ -399,6 +399,9 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     num_wanted: int = 0  # choices of the reply, where more are generated to choose from; 0: `params.n`
     pooling: PoolingParams | None = None  # a vector is wanted in place of tokens
     is_counted: bool = True  # its prompt is a caller's; not: it was counted with the request that this one goes on with
+    adapter: str = ""  # key of the adapter that it runs with; "": none
+    adapter_name: str = ""  # as it is served, for metrics
+    adapter_path: str = ""
     trace_headers: tuple[tuple[str, str], ...] = ()  # traceparent and tracestate, as the caller sent them
     is_chat: bool = False  # the prompt is a conversation, for traces
     media: tuple[MediaItem, ...] = ()  # what tokens of the prompt stand for, in order

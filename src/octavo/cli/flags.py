@@ -16,12 +16,14 @@ from typing import Any, Final, Literal, TypeVar, Union, get_args, get_origin, ge
 
 from octavo.base.config import (
     AccessConfig,
+    AdaptersConfig,
     CacheConfig,
     EngineConfig,
     HTTPConfig,
     LimitsConfig,
     LogConfig,
     LogSetup,
+    LoraConfig,
     MediaConfig,
     ModelConfig,
     ObserveConfig,
@@ -43,6 +45,8 @@ GROUPS: dict[str, type] = {
     "KV cache": CacheConfig,
     "scheduling": SchedulerConfig,
     "threads and devices": ParallelConfig,
+    "adapters": LoraConfig,
+    "served adapters": AdaptersConfig,
     "HTTP server": HTTPConfig,
     "keys": AccessConfig,
     "limits of a request": LimitsConfig,
@@ -209,6 +213,7 @@ def build(values: Mapping[str, Any]) -> ServeConfig:
         cache=part(CacheConfig, values),
         scheduler=part(SchedulerConfig, values),
         parallel=part(ParallelConfig, values),
+        lora=part(LoraConfig, values),
         log=part(LogSetup, values),
         step_times=part(StepTimes, values),
     )

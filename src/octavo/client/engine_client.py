@@ -232,6 +232,8 @@ class EngineClient:
                         sample_index=index,
                         priority=request.priority,
                         cache_salt=request.cache_salt,
+                        adapter=request.adapter,
+                        adapter_path=request.adapter_path,
                         arrival_time=request.arrival_time or now,
                         media=request.media,
                         pooling=request.pooling,
@@ -346,6 +348,23 @@ class EngineClient:
     async def reset_prefix_cache(self) -> None:
         """Forget every cached block; running requests keep theirs. Raises `ServerError`."""
         await self.call("reset_prefix_cache")
+
+    async def load_adapter(self, key: str, path: str) -> None:
+        """Have the engine read an adapter. Raises `ServerError` with what is wrong with its files."""
+        await self.call("load_adapter", key, path)
+
+    async def drop_adapter(self, key: str) -> None:
+        """No request comes with this adapter any more; those that have it go on."""
+        await self.call("drop_adapter", key)
+
+    def adapter_names(self) -> tuple[set[str], set[str]]:
+        """Of the adapters of requests that run, and of those that wait."""
+        running: set[str] = set()
+        waiting: set[str] = set()
+        for sample in self._samples.values():
+            if name := sample.request.request.adapter_name:
+                (running if sample.first_token_time else waiting).add(name)
+        return running, waiting
 
     async def start_profile(self, directory: str, *, with_torch: bool) -> None:
         """Record the engine's steps, and what torch does in them, for files in `directory`. Raises `ServerError`."""

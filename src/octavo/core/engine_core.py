@@ -14,6 +14,7 @@ import msgspec
 
 from octavo.base.config import EngineConfig
 from octavo.base.errors import OctavoError, ServerError
+from octavo.core.adapters import AdapterRead, KeptAdapters
 from octavo.core.drafts import Drafter
 from octavo.core.executors.executor import Executor
 from octavo.core.faults import fault
@@ -97,13 +98,14 @@ class EngineCore:
         self._executor = executor
         self._inbox = connection.inbox
         self.structured = StructuredOutputs(info.vocab_size, self._inbox.put, compiler)
+        self.adapters = KeptAdapters(executor, self._inbox.put, config.lora.num_kept, self._adapters_in_use)
         self._send = connection.send
         self._num_ahead = 1 if info.plans_ahead else 0  # steps that may be under way when an answer is taken in
         self._in_flight: deque[_Step] = deque()  # submitted and not collected, oldest first
         self._is_timed = bool(config.step_times.collect_detailed_traces)
         self._profile: Profile | None = None
         self._outputs: list[EngineCoreOutput] = []  # to be sent with the next frame
-        self._num_pending_told = 0  # requests waiting for their grammar, as of the last frame
+        self._num_pending_told = 0  # requests waiting for their grammar or adapter, as of the last frame
         self._graph_steps = GraphSteps()
         self._num_steps = 0
         self._step_started = 0.0  # time.monotonic(), 0.0 between steps; read by the heartbeat thread
@@ -115,8 +117,9 @@ class EngineCore:
             while self._drain_inbox():
                 if self.scheduler.has_work or self._in_flight:
                     self._step()
+                self.adapters.read_more()
                 # Refused or aborted, or one more that waits for its grammar, and no step to go with.
-                if self._outputs or self.structured.num_pending != self._num_pending_told:
+                if self._outputs or self._num_pending != self._num_pending_told:
                     self._send_outputs()
         finally:
             self._stopped.set()
@@ -188,15 +191,15 @@ class EngineCore:
 
     def _send_outputs(self) -> None:
         outputs, self._outputs = self._outputs, []
-        self._num_pending_told = self.structured.num_pending
+        self._num_pending_told = self._num_pending
         stats, now = self._stats(), time.monotonic()
         for part in frames_of(outputs):
             self._send(EngineCoreOutputs(part, stats, now))
 
     def _stats(self) -> SchedulerStats:
-        """The scheduler's, with the requests that it has not seen because their grammar is not ready, and how steps
-        were launched."""
-        stats, num_pending, graph_steps = self.scheduler.stats(), self.structured.num_pending, self._graph_steps.totals
+        """The scheduler's, with the requests that it has not seen because their grammar or adapter is not ready,
+        and how steps were launched."""
+        stats, num_pending, graph_steps = self.scheduler.stats(), self._num_pending, self._graph_steps.totals
         if not num_pending and not graph_steps:
             return stats
         return msgspec.structs.replace(
@@ -218,22 +221,28 @@ class EngineCore:
                 self._receive(message)
             elif isinstance(message, GrammarReady):
                 self._on_grammar(message)
+            elif isinstance(message, AdapterRead):
+                self.adapters.on_read(message)
             elif isinstance(message, Vocabulary):
                 self.structured.set_vocabulary(message)
             elif isinstance(message, Abort):
                 self._outputs += self.structured.abort(message.request_ids)
+                self._outputs += self._abort_waiting(message.request_ids)
                 self._outputs += self.scheduler.abort(message.request_ids)
+            elif isinstance(message, Call) and message.method == "load_adapter":
+                self._load_adapter(message)
             elif isinstance(message, Call):
                 self._send(self._call(message))
             elif isinstance(message, Shutdown) or message is None:
                 self._outputs += self.structured.abort_all()
+                self._outputs += self._abort_waiting(self.adapters.waiting_requests)
                 self._outputs += self.scheduler.abort(list(self.scheduler.requests))
                 self._send_outputs()
                 return False
         return True
 
     def _receive(self, message: AddRequest) -> None:
-        if message.request_id in self.scheduler.requests or self.structured.is_pending(message.request_id):
+        if message.request_id in self.scheduler.requests or self._is_pending(message.request_id):
             # An error would end the one that runs under this id.
             logger.error("Request id %d came twice; the second is ignored.", message.request_id)
         elif message.params.grammar is None:
@@ -250,7 +259,44 @@ class EngineCore:
         else:
             self._add(message, ready.matcher)
 
+    @property
+    def _num_pending(self) -> int:
+        return self.structured.num_pending + self.adapters.num_waiting
+
+    def _is_pending(self, request_id: int) -> bool:
+        return self.structured.is_pending(request_id) or self.adapters.is_waiting(request_id)
+
+    def _abort_waiting(self, request_ids: list[int]) -> list[EngineCoreOutput]:
+        return [EngineCoreOutput(request_id, [], "abort") for request_id in self.adapters.forget(request_ids)]
+
+    def _adapters_in_use(self) -> set[str]:
+        return {request.adapter for request in self.scheduler.requests.values()}
+
+    def _load_adapter(self, message: Call) -> None:
+        """The call's result comes when the host keeps the adapter, or cannot."""
+        key, path = message.args
+        if not self.scheduler.takes_adapters:
+            self._send(CallResult(message.call_id, error="The engine was started without --enable-lora."))
+            return
+        self.adapters.wait(
+            key, path, -1 - message.call_id, lambda error: self._send(CallResult(message.call_id, error=error))
+        )
+
     def _add(self, message: AddRequest, matcher: Matcher | None = None) -> None:
+        """Queue a request, or have it wait until the host keeps its adapter."""
+        if not message.adapter or not self.scheduler.takes_adapters or self.adapters.has(message.adapter):
+            self._queue(message, matcher)
+            return
+
+        def go_on(error: str | None) -> None:
+            if error is None:
+                self._queue(message, matcher)
+            else:
+                self._outputs.append(EngineCoreOutput(message.request_id, [], "error", error=error))
+
+        self.adapters.wait(message.adapter, message.adapter_path, message.request_id, go_on)
+
+    def _queue(self, message: AddRequest, matcher: Matcher | None) -> None:
         try:
             fault("add")
             output = self.scheduler.add(message, matcher)
@@ -301,7 +347,7 @@ class EngineCore:
 
     def _sleep(self, level: int) -> bool:
         """1 or 2, as `worker.residence` has it. The client has ended all requests, and sends none before `wake_up`."""
-        if self.scheduler.has_work or self.structured.num_pending:
+        if self.scheduler.has_work or self._num_pending:
             raise ServerError("The engine cannot sleep: it has requests.")
         while self._in_flight:  # a step that was planned before its request ended
             self._collect()
@@ -313,10 +359,14 @@ class EngineCore:
         self._executor.wake_up()
         return True
 
-    #: The methods that a `Call` may name.
+    def _drop_adapter(self, key: str) -> None:
+        self.adapters.retire(key)
+
+    #: The methods that a `Call` may name, beside "load_adapter".
     CALLS: ClassVar[dict[str, Callable[..., Any]]] = {
         "ping": _ping,
         "stats": _call_stats,
+        "drop_adapter": _drop_adapter,
         "reset_prefix_cache": _reset_prefix_cache,
         "start_profile": _start_profile,
         "stop_profile": _stop_profile,

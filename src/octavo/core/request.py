@@ -40,6 +40,7 @@ class Request:
 
     __slots__ = (
         "adapter",
+        "adapter_slot",
         "block_hashes",
         "block_tables",
         "block_tokens",
@@ -114,6 +115,7 @@ class Request:
         self.media = message.media
         self.pooling = message.pooling  # what is wanted in place of tokens
         self.adapter = message.adapter
+        self.adapter_slot = -1  # while it runs
         self.encoder_token_ids = message.encoder_token_ids
         self.encoder_frames = message.encoder_frames
         self.encoder_block_tables: list[list[int]] = []  # of each group of layers that see the encoder's rows

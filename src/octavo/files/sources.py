@@ -319,6 +319,22 @@ def _from_hub(
     return _snapshot(name, hub, config, load_format, ignored)
 
 
+def adapter_snapshot(name: str, config: ModelConfig, patterns: Sequence[str]) -> Path:
+    """The files of an adapter's repository, bucket or web server. Raises `CheckpointError`."""
+    from octavo.files.stores import ModelScope, store_of
+
+    if name.startswith(_URLS):
+        store = store_of(name, _kept_in(config))
+        if store is None:
+            raise CheckpointError(f"adapter {name}: octavo fetches from https:// and s3://")
+        return store.snapshot(patterns)
+    if not _HUB_ID.fullmatch(name):
+        raise CheckpointError(f"adapter {name!r} is neither a path nor the name of a repository")
+    if config.model_hub == "modelscope":
+        return ModelScope(name, name, None, _kept_in(config)).snapshot(patterns)
+    return HuggingFaceHub(name, name, None, config.download_dir).snapshot(patterns)
+
+
 def _snapshot(
     name: str, hub: _Repository, config: ModelConfig, load_format: LoadFormat, ignored: Sequence[str]
 ) -> Path:

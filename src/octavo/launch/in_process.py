@@ -21,6 +21,7 @@ from octavo.launch.listener import Listener, bind
 from octavo.launch.serve_loop import ENGINE_STOP_SECONDS, TextSide, served_model
 from octavo.launch.server import run_with_model
 from octavo.launch.watchers import Watchers
+from octavo.served.adapters import load_modules
 from octavo.served.models import Models
 from octavo.served.output_settings import check_formats
 from octavo.server.app import create_app, routes
@@ -88,6 +89,7 @@ async def _run(
     watched = create_app(state, [route for route in table if route.path in _WATCHED])
     client.start()
     try:
+        await load_modules(model.adapters, config.server.lora_modules)
         async with _listening(watched, config, listener) if listener is not None else _lifespan(watched):
             return await _until_signal(work(InProcess(create_app(state, table), table, state)))
     finally:

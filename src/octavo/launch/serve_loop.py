@@ -26,6 +26,7 @@ from octavo.launch.http_server import HTTPServer, http_config
 from octavo.launch.listener import Listener
 from octavo.launch.service_manager import tell_ready, tell_stopping
 from octavo.launch.watchers import Watchers
+from octavo.served.adapters import load_modules
 from octavo.served.model import ServedModel
 from octavo.served.models import Models
 from octavo.served.parts import OutputSettings, Renderer
@@ -96,6 +97,8 @@ class ServeLoop:
         model = served_model(self._config, self._names, self._client, text)
         if (taker := model.media or model.speech) is not None:
             watchers.metrics.tell_media(taker.stats)
+        if model.adapters is not None:
+            watchers.metrics.tell_adapters(self._client.adapter_names, info.max_loras)
         state = ServerState(server, Models([model]), watchers.metrics, self._config.engine)
         self._server = HTTPServer(http_config(create_app(state), server), self._on_listening)
         loop = asyncio.get_running_loop()
@@ -103,6 +106,7 @@ class ServeLoop:
             loop.add_signal_handler(signum, self._on_signal, signum)
         self._client.start()
         try:
+            await load_modules(model.adapters, server.lora_modules)
             if server.responses_store is not None:
                 await state.store.open()
             self._listener.make_reusable()

@@ -37,6 +37,7 @@ from octavo.launch.listener import bind
 from octavo.launch.media import load_processor, load_speech
 from octavo.launch.serve_loop import TextSide, check_tls, run_server
 from octavo.launch.startup import resolve, wait_loaded
+from octavo.served.adapters import parse_modules
 from octavo.served.output_settings import check_formats, output_settings
 from octavo.server.keys import with_key_file
 from octavo.server.plugins import load_middleware
@@ -99,6 +100,7 @@ def run_with_model(
     """
     try:
         with _stopped_by_signals(), listen() as listener:
+            check_modules(config, served_names(config))
             resolved = resolve(config.engine)
             defaults = default_sampling(config.server, resolved.model.model)
             engine = EngineProcess.spawn(resolved)
@@ -150,6 +152,21 @@ def make_renderer(tokenizer: Tokenizer, config: ServerConfig) -> Renderer:
         content_format=config.chat_template_content_format,
         default_template_kwargs=json_object(kwargs, "--default-chat-template-kwargs") if kwargs is not None else None,
     )
+
+
+def check_modules(config: ServeConfig, names: Sequence[str]) -> None:
+    """Raise `InvalidConfig` for adapters without --enable-lora, and for those that cannot be meant."""
+    server = config.server
+    given = {
+        "--lora-modules": server.lora_modules, "--lora-resolver-dir": server.lora_resolver_dir,
+        "--allow-runtime-lora-updating": server.allow_runtime_lora_updating,
+    }  # fmt: skip
+    for flag, value in given.items():
+        if value and not config.engine.lora.enable_lora:
+            raise InvalidConfig(f"{flag} needs --enable-lora")
+    parse_modules(server.lora_modules, names)
+    if server.lora_resolver_dir is not None and not Path(server.lora_resolver_dir).expanduser().is_dir():
+        raise InvalidConfig(f"--lora-resolver-dir {server.lora_resolver_dir}: there is no such directory")
 
 
 # ---------------------------------------------------------------- the start

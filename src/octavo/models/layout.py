@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, count, takewhile
 from typing import Final, Literal
@@ -121,15 +121,95 @@ QKV_GGUF: Final = Layout(splits=(GGUF_QKV,))
 INTERLEAVED: Final = Layout(interleaved=True)
 
 
-class TensorSource:
+class Places:
+    """Where the tensors that a model declares stand in files of one kind: by the files' names, and in which rows."""
+
+    def __init__(self, layout: Layout, declared: Mapping[str, TensorDecl]) -> None:
+        """`declared`: by the names of the files' kind, as they are behind the renames."""
+        self._layout = layout
+        self._declared = declared
+
+    def declared(self, name: str) -> TensorDecl | None:
+        return self._declared.get(name)
+
+    def places_of(self, name: str) -> dict[str, _Place]:
+        """What a tensor of that name holds, by the declared names; it may be none of the model's."""
+        renamed = self._renamed(name)
+        transposed = bool(re.fullmatch(self._layout.transposed, renamed))
+        skipped = next((rows for pattern, rows in self._layout.skipped if re.fullmatch(pattern, renamed)), 0)
+        names: tuple[str, ...] = (renamed,)
+        kind: SplitKind = "parts"
+        num_parts = 1
+        for split in self._layout.splits:
+            if match := re.fullmatch(split.pattern, renamed):
+                kind, names = split.kind, tuple(match.expand(part) for part in split.names)
+                num_parts = len(names)
+                if kind in ("stack", "pairs", "latent"):
+                    numbers = count() if "#" in names[0] else range(1)
+                    numbered = ([part.replace("#", str(number)) for part in names] for number in numbers)
+                    whole = takewhile(lambda parts: self._declared.keys() >= set(parts), numbered)
+                    names = tuple(chain.from_iterable(whole)) or (renamed,)
+        return {
+            each: _Place(name, names, number, kind, transposed, num_parts, skipped) for number, each in enumerate(names)
+        }
+
+    def _renamed(self, name: str) -> str:
+        for pattern, replacement in self._layout.renames:
+            name = re.sub(pattern, replacement, name)
+        return name
+
+    def _shape(self, place: _Place) -> tuple[int, ...]:
+        """What the tensor of the checkpoint must have."""
+        shapes = self._group_shapes(place)
+        num_groups, rows = len(place.siblings) // place.num_parts, sum(rows for rows, *_ in shapes)
+        shape = (place.skipped + (rows if place.is_stack else num_groups * rows), *shapes[0][1:])
+        shape = shape[::-1] if place.transposed else shape
+        return (num_groups, *shape) if place.is_stack else shape
+
+    def _group_shapes(self, place: _Place) -> list[tuple[int, ...]]:
+        """Of the tensors of a group, as their rows stand in the tensor of the checkpoint. There may be hundreds of
+        groups, and each of their tensors asks for it."""
+        shapes = [self._declared[name].shape for name in place.siblings[: place.num_parts]]
+        return [shape[::-1] if place.turns(number) else shape for number, shape in enumerate(shapes)]
+
+    def ordered_rows(self, place: _Place, tensor: TensorDecl, count: int) -> Tensor | None:
+        """Which rows of the tensor of the checkpoint are the declared one, in the order of its pairs of a rotation.
+        `count`: its rows, if they are all there are."""
+        rows = self._rows(place)
+        order = _head_order(tensor, self._layout.interleaved)
+        if order is None:
+            return rows
+        heads = torch.arange(0, count if rows is None else len(rows), tensor.head_dim)
+        turned = (heads[:, None] + torch.tensor(order)).flatten()
+        return turned if rows is None else rows[turned]
+
+    def _rows(self, place: _Place) -> Tensor | None:
+        """Which rows of the tensor of the checkpoint are the declared one; None: all."""
+        if len(place.siblings) == 1 and not place.skipped:
+            return None
+        if place.kind == "heads":
+            tensors = [self._declared[name] for name in place.siblings]
+            groups = tensors[-1].shape[0] // tensors[-1].head_dim
+            sizes = [tensor.shape[0] // groups for tensor in tensors]  # rows in a group
+            first, turns = sum(sizes[: place.number]), torch.arange(sizes[place.number])
+            return (torch.arange(groups)[:, None] * sum(sizes) + first + turns).flatten()
+        lengths = [rows for rows, *_ in self._group_shapes(place)]
+        group, part = divmod(place.number, place.num_parts)
+        rows = lengths[part]
+        if place.kind == "pairs":
+            return place.num_parts * (group * rows + torch.arange(rows)) + part
+        first = place.skipped + group * sum(lengths) + sum(lengths[:part])
+        return torch.arange(first, first + rows)
+
+
+class TensorSource(Places):
     """The tensors that a model declares, as a checkpoint holds them."""
 
     def __init__(self, checkpoint: Checkpoint, layout: Layout, definition: Definition) -> None:
         """Raises CheckpointError unless the checkpoint has the tensors declared, in their shapes, and no others."""
         self._checkpoint = checkpoint
-        self._layout = layout
+        super().__init__(layout, {self._key(tensor): tensor for tensor in definition.tensors.values()})
         self._unused = definition.spec.unused
-        self._declared = {self._key(tensor): tensor for tensor in definition.tensors.values()}
         self._places: dict[str, _Place] = {}  # by the declared name
         #: Tensors of which not all parts were taken: the weight, and how many are left.
         self._open: dict[str, tuple[Weight, int]] = {}
@@ -169,47 +249,19 @@ class TensorSource:
 
     def _find(self, name: str) -> None:
         """Note what a tensor of the checkpoint holds."""
-        renamed = name
-        for pattern, replacement in self._layout.renames:
-            renamed = re.sub(pattern, replacement, renamed)
+        renamed = self._renamed(name)
         if any(re.fullmatch(pattern, renamed) for pattern in self._unused):
             return
-        transposed = bool(re.fullmatch(self._layout.transposed, renamed))
-        skipped = next((rows for pattern, rows in self._layout.skipped if re.fullmatch(pattern, renamed)), 0)
-        names: tuple[str, ...] = (renamed,)
-        kind: SplitKind = "parts"
-        num_parts = 1
-        for split in self._layout.splits:
-            if match := re.fullmatch(split.pattern, renamed):
-                kind, names = split.kind, tuple(match.expand(part) for part in split.names)
-                num_parts = len(names)
-                if kind in ("stack", "pairs", "latent"):
-                    numbers = count() if "#" in names[0] else range(1)
-                    numbered = ([part.replace("#", str(number)) for part in names] for number in numbers)
-                    whole = takewhile(lambda parts: self._declared.keys() >= set(parts), numbered)
-                    names = tuple(chain.from_iterable(whole)) or (renamed,)
-        if re.fullmatch(self._layout.either_way, renamed) and self._declared.keys() >= set(names):
-            stack, *shape = self._shape(_Place(name, names, 0, kind, False, num_parts, skipped))
+        places = self.places_of(name)
+        if re.fullmatch(self._layout.either_way, renamed) and self._declared.keys() >= set(places):
+            stack, *shape = self._shape(replace(next(iter(places.values())), transposed=False))
             transposed = tuple(self._checkpoint.shape(name)) == (stack, *shape[::-1]) != (stack, *shape)
-        for number, each in enumerate(names):
+            places = {each: replace(place, transposed=transposed) for each, place in places.items()}
+        for each, place in places.items():
             if each in self._places:
                 both = f"{self._places[each].name!r} and {name!r}"
                 raise CheckpointError(f"{self._checkpoint.source}: the tensors {both} are both {each!r} of the model")
-            self._places[each] = _Place(name, names, number, kind, transposed, num_parts, skipped)
-
-    def _shape(self, place: _Place) -> tuple[int, ...]:
-        """What the tensor of the checkpoint must have."""
-        shapes = self._group_shapes(place)
-        num_groups, rows = len(place.siblings) // place.num_parts, sum(rows for rows, *_ in shapes)
-        shape = (place.skipped + (rows if place.is_stack else num_groups * rows), *shapes[0][1:])
-        shape = shape[::-1] if place.transposed else shape
-        return (num_groups, *shape) if place.is_stack else shape
-
-    def _group_shapes(self, place: _Place) -> list[tuple[int, ...]]:
-        """Of the tensors of a group, as their rows stand in the tensor of the checkpoint. There may be hundreds of
-        groups, and each of their tensors asks for it."""
-        shapes = [self._declared[name].shape for name in place.siblings[: place.num_parts]]
-        return [shape[::-1] if place.turns(number) else shape for number, shape in enumerate(shapes)]
+            self._places[each] = place
 
     def __len__(self) -> int:
         return len(self._declared)
@@ -231,7 +283,7 @@ class TensorSource:
         weight = self._whole(place)
         if tensor.role == "norm" and isinstance(weight, Tensor):
             weight = weight.flatten()  # of heads that have weights of their own, [heads, head_dim]
-        rows = self._ordered_rows(place, tensor, weight.shape[0])
+        rows = self.ordered_rows(place, tensor, weight.shape[0])
         if rows is None:
             return weight
         found = _taken(weight, rows)
@@ -258,7 +310,7 @@ class TensorSource:
             part = weight_of(tensor)
             if place.is_turned:
                 part = as_floats(part).t()
-            rows = self._ordered_rows(place, tensor, part.shape[0])
+            rows = self.ordered_rows(place, tensor, part.shape[0])
             if len(parts) == 1 and not place.skipped:
                 found = part if rows is None else _taken(part, rows.argsort())
                 return as_floats(found).t().contiguous() if place.transposed else found
@@ -274,17 +326,6 @@ class TensorSource:
             return whole.t().contiguous()
         return whole
 
-    def _ordered_rows(self, place: _Place, tensor: TensorDecl, count: int) -> Tensor | None:
-        """Which rows of the tensor of the checkpoint are the declared one, in the order of its pairs of a rotation.
-        `count`: its rows, if they are all there are."""
-        rows = self._rows(place)
-        order = _head_order(tensor, self._layout.interleaved)
-        if order is None:
-            return rows
-        heads = torch.arange(0, count if rows is None else len(rows), tensor.head_dim)
-        turned = (heads[:, None] + torch.tensor(order)).flatten()
-        return turned if rows is None else rows[turned]
-
     def _whole(self, place: _Place) -> Weight:
         """The tensor of the checkpoint, kept until all that it holds was taken. Of a stack the first two dimensions
         are one."""
@@ -298,24 +339,6 @@ class TensorSource:
         if left > 1:
             self._open[place.name] = weight, left - 1
         return weight
-
-    def _rows(self, place: _Place) -> Tensor | None:
-        """Which rows of the tensor of the checkpoint are the declared one; None: all."""
-        if len(place.siblings) == 1 and not place.skipped:
-            return None
-        if place.kind == "heads":
-            tensors = [self._declared[name] for name in place.siblings]
-            groups = tensors[-1].shape[0] // tensors[-1].head_dim
-            sizes = [tensor.shape[0] // groups for tensor in tensors]  # rows in a group
-            first, turns = sum(sizes[: place.number]), torch.arange(sizes[place.number])
-            return (torch.arange(groups)[:, None] * sum(sizes) + first + turns).flatten()
-        lengths = [rows for rows, *_ in self._group_shapes(place)]
-        group, part = divmod(place.number, place.num_parts)
-        rows = lengths[part]
-        if place.kind == "pairs":
-            return place.num_parts * (group * rows + torch.arange(rows)) + part
-        first = place.skipped + group * sum(lengths) + sum(lengths[:part])
-        return torch.arange(first, first + rows)
 
     def _key(self, tensor: TensorDecl) -> str:
         return tensor.gguf if self._checkpoint.naming == "gguf" else tensor.name

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from octavo.models.decoder import Definition
+from octavo.ops.lora import bank_name
 from octavo.ops.operands import Heads, Latent
 from octavo.ops.program import Program
 from octavo.ops.step import KVCaches, StepTensors
@@ -33,6 +34,10 @@ class Transformer:
         self._ops = ops
         self._lm_head = None if definition.lm_head is None else weights[definition.lm_head.name]
         self._unused_ids = torch.tensor(self.spec.unused_ids, dtype=torch.int64, device=ops.torch_device)
+        #: Output matrices in place of the model's, packed, by the slots of the adapters that have one; and the slots of
+        #: those that change the model's.
+        self.heads: dict[int, Any] = {}
+        self.head_deltas: set[int] = set()
         self._logits = self._empty_logits(0)
         self._runner = ops.program_runner(ops, definition.program, weights)
         self._workspace = self._new_workspace(max_num_batched_tokens)
@@ -61,8 +66,11 @@ class Transformer:
         hidden: Tensor = self._runner.run(self._workspace, step, kv_caches, needed)
         return hidden
 
-    def logits(self, rows: Tensor) -> Tensor:
-        """float32 [S, V] for rows [S, H] of `forward`'s result: a view, valid until the next call, may be modified."""
+    def logits(self, rows: Tensor, adapter_slots: Tensor | None = None) -> Tensor:
+        """float32 [S, V] for rows [S, H] of `forward`'s result: a view, valid until the next call, may be modified.
+
+        `adapter_slots`: int32 [S], -1: none; None: no row runs with an adapter.
+        """
         assert self._lm_head is not None, "the model gives vectors"
         num_rows = len(rows)
         if num_rows > len(self._logits):
@@ -70,12 +78,25 @@ class Transformer:
             self._logits = self._empty_logits(max(num_rows, 2 * len(self._logits)))
         logits = self._logits[:num_rows]
         self._ops.linear(logits, rows, self._lm_head)
+        if adapter_slots is not None:
+            self._adapt(logits, rows, adapter_slots)
         cap = self.spec.logit_softcap
         if cap:
             self._ops.soft_cap_(logits, cap)
         if self.spec.unused_ids:
             logits.index_fill_(1, self._unused_ids, -math.inf)
         return logits
+
+    def _adapt(self, logits: Tensor, rows: Tensor, slots: Tensor) -> None:
+        if self.head_deltas and self.definition.lm_head is not None:
+            bank = self.weights[bank_name(self.definition.lm_head)]
+            self._ops.lora_delta(logits, rows.contiguous(), slots, bank)
+        for slot, head in self.heads.items():
+            mine = (slots == slot).nonzero()[:, 0]
+            if len(mine):
+                own = torch.empty(len(mine), logits.shape[1], device=logits.device)
+                self._ops.linear(own, rows[mine], head)
+                logits[mine] = own
 
     def reserve(self, num_tokens: int, num_rows: int) -> None:
         """Make room for steps of `num_tokens` tokens and the logits of `num_rows` rows, so that up to these sizes all

@@ -102,6 +102,20 @@ class Linear(Op):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoraDelta(Op):
+    """What adapters add to out = x @ weight.T, row by row; `lora.bank_name` says where they are."""
+
+    out: Buffer
+    x: Buffer
+    weight: Weight
+    writes: ClassVar = ()
+    changes: ClassVar = ("out",)
+
+    def widths(self) -> _Widths:
+        yield from zip((self.out, self.x), self.weight.shape, strict=True)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Norm(Op):
     """out = x, normed as `NormKind` says."""
 

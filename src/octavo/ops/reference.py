@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from octavo.ops.experts import grouped_experts, linear_of_heads
+from octavo.ops.lora import ReferenceBank, reference_delta
 from octavo.ops.operations import GateKind
 from octavo.ops.routing import Routing
 from octavo.ops.run import Runner
@@ -99,6 +100,15 @@ def embedding(out: Tensor, ids: Tensor, w: ReferenceWeight, scale: float = 1.0) 
 
 def rms_normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
+
+
+lora_bank = ReferenceBank
+
+
+def lora_delta(out: Tensor, x: Tensor, slots: Tensor, bank: ReferenceBank) -> None:
+    """out [T, N], a product of x [T, K], changed in place for the rows whose slot, int32 [T], has something in the
+    bank: out = (out + scaling * (x a^T) b) * scale + shift, `lora.LoraWeights`. Slots below 0 mean none."""
+    reference_delta(out, x, slots, bank)
 
 
 def rms_norm(out: Tensor, x: Tensor, weight: Tensor, eps: float) -> None:

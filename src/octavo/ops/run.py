@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from octavo.ops.lora import bank_name
 from octavo.ops.operands import Buffer, Heads, Latent, State, Weight
 from octavo.ops.operations import (
     Act,
@@ -28,6 +29,7 @@ from octavo.ops.operations import (
     LatentAttend,
     LatentWrite,
     Linear,
+    LoraDelta,
     MergeRows,
     Norm,
     NormParts,
@@ -54,6 +56,8 @@ class Table(Protocol):
     def embedding(self) -> Any: ...
     @property
     def linear(self) -> Any: ...
+    @property
+    def lora_delta(self) -> Any: ...
     @property
     def rms_norm(self) -> Any: ...
     @property
@@ -126,6 +130,7 @@ class Frame:
         self.step = step
         self.kv_caches = kv_caches
         self.needed = needed
+        self.adapter_slots = step.adapter_slots
         self._space = space
         self._weights = weights
         self._num_rows = len(step.token_ids)
@@ -141,6 +146,9 @@ class Frame:
     def weight(self, weight: Weight | None) -> Any:
         return None if weight is None else self._weights[weight.name]
 
+    def bank(self, weight: Weight) -> Any:
+        return self._weights[bank_name(weight)]
+
     def state(self, state: State) -> Tensor:
         (found,) = self.kv_caches[self._num_caches + state.index]
         return found
@@ -153,6 +161,8 @@ class Frame:
         """The first rows of the buffers are those in use from here on."""
         self._num_rows = num_rows
         self._views = {}
+        if self.adapter_slots is not None:
+            self.adapter_slots = self.adapter_slots[self.needed]
 
 
 Handler = Callable[[Table, Any, Frame], None]
@@ -205,6 +215,11 @@ def _replace_rows(table: Table, op: ReplaceRows, frame: Frame) -> None:
 
 def _linear(table: Table, op: Linear, frame: Frame) -> None:
     table.linear(frame[op.out], frame[op.x], frame.weight(op.weight))
+
+
+def _lora_delta(table: Table, op: LoraDelta, frame: Frame) -> None:
+    if frame.adapter_slots is not None:
+        table.lora_delta(frame[op.out], frame[op.x], frame.adapter_slots, frame.bank(op.weight))
 
 
 def _norm(table: Table, op: Norm, frame: Frame) -> None:
@@ -489,6 +504,7 @@ HANDLERS: dict[type[Op], Handler] = {
     ReplaceRows: _replace_rows,
     MergeRows: _merge_rows,
     Linear: _linear,
+    LoraDelta: _lora_delta,
     Norm: _norm,
     NormParts: _norm_parts,
     Add: _add,

@@ -43,6 +43,8 @@ class StepTensors(Protocol):
     @property
     def encoder_lens(self) -> Tensor | None: ...  # int32 [B]: rows of each sequence's encoder; None where there is none
     @property
+    def adapter_slots(self) -> Tensor | None: ...  # int32 [T], -1: none; None: no row runs with an adapter
+    @property
     def position_parts(self) -> Tensor | None: ...  # int32 [parts, T]: `GatherRotation`; None: each is the position
     @property
     def replaced_index(self) -> Tensor | None: ...  # int64 [R], rising; None: no row is replaced

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from octavo.base.native import has_native_cpu
 from octavo.ops import reference, reference_attention, reference_sampling, reference_states, reference_streams
+from octavo.ops.lora import LoraBank
 from octavo.ops.operands import Heads, Latent
 from octavo.ops.operations import GateKind
 from octavo.ops.run import Runner
@@ -59,6 +60,8 @@ class Ops:
     pack_embedding: Callable[..., EmbeddingWeight]  # (weight)
     tied_embedding: Callable[..., EmbeddingWeight]  # (linear_weight): the same packed copy
     embedding: Callable[..., None]  # (out, ids, w, scale=1.0)
+    lora_bank: Callable[..., LoraBank]  # (columns, K, num_slots, max_rank, dtype): columns of each part of the product
+    lora_delta: Callable[..., None]  # (out, x, slots, bank)
     rms_norm: Callable[[Tensor, Tensor, Tensor, float], None]  # (out, x, weight, eps)
     add_rms_norm: Callable[[Tensor, Tensor, Tensor, Tensor, float], None]  # (out, residual, x, weight, eps)
     layer_norm: Callable[[Tensor, Tensor, Tensor, Tensor | None, float], None]  # (out, x, weight, bias, eps)
@@ -138,6 +141,7 @@ _GROUPS: tuple[tuple[str, ...], ...] = (
     ),
     _KV_OPERATIONS,
     _LATENT_OPERATIONS,
+    ("lora_bank", "lora_delta"),
 )
 _STREAM_OPERATIONS = ("multiply_", "match_rms_", "cut_gates_", "act_times", "altup_predict_", "altup_correct_")
 #: Taken where all that it is made of is taken.
@@ -146,6 +150,7 @@ _COMPOSED: dict[str, tuple[str, ...]] = {
         "linear", "embedding", "rms_norm", "add_rms_norm", "layer_norm", "add_layer_norm", "norm_parts_", "add_",
         "add_gated_", "act_mul", "act", "route", "experts", "clip_", "rope_kv_write", "attention", "kv_cache_shapes",
         "head_linear", "latent_write", "latent_attention", "causal_conv", "selective_scan", "gated_delta", "gate_",
+        "lora_delta",
         *_STREAM_OPERATIONS,
     ),
 }  # fmt: skip
@@ -158,7 +163,7 @@ _REFERENCE_MODULES: dict[str, Any] = {
 _SETTINGS = ("implementations", "penalty_counts", "activation_dtype", "torch_device", "to_device")
 _NAMES = tuple(name for name in Ops.__dataclass_fields__ if name not in _SETTINGS)
 #: Modules with the native operations of the CPU, in `octavo.ops.cpu`.
-_CPU_MODULES: tuple[str, ...] = ("kernels", "streams", "linear", "program")
+_CPU_MODULES: tuple[str, ...] = ("kernels", "streams", "linear", "lora", "program")
 
 
 def bind(device: str = "cpu", impl: Literal["auto", "reference"] = "auto", binding: Binding | None = None) -> Ops:

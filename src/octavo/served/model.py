@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import time
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping
@@ -20,6 +21,7 @@ from octavo.base.params import GenerateRequest, GrammarSpec, SamplingParams
 from octavo.client.admission import check_encoder_input, sized
 from octavo.client.best_of import best_of, widened
 from octavo.client.generation import GenerationDelta
+from octavo.served.adapters import Adapter, Adapters
 from octavo.served.breakers import BreakerTokens
 from octavo.served.checks import checked_params, renamed, truncated
 from octavo.served.events import News, PromptReply, Usage
@@ -111,6 +113,8 @@ class ServedModel:
     output: OutputSettings = field(default_factory=OutputSettings)
     grammars: Grammars
     media: MediaReader | None = None  # None: the model takes text only
+    adapters: Adapters | None = None  # None: the engine takes none
+    adapter: Adapter | None = None  # that requests run with
     speech: Transcriber | None = None  # of a model that transcribes, and does nothing else
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -133,7 +137,11 @@ class ServedModel:
         server, speech = settings.server, None
         if vocabulary is not None:
             speech = Transcriber(vocabulary, engine, parts["tokenizer"], parts["renderer"], info, server)
+        adapters = None
+        if info.max_loras:
+            adapters = Adapters(engine, settings.engine.model, parts["names"], server.lora_resolver_dir)
         return cls(
+            adapters=adapters,
             engine=engine,
             info=info,
             config=server,
@@ -152,6 +160,12 @@ class ServedModel:
         self.grammar_limits = limits_of(self.config, self.output.special_tokens.ids)
         self._breakers = BreakerTokens(self.tokenizer, self.renderer, self.info.vocab_size)
         self._preparing: list[_Preparing] = []
+
+    def with_adapter(self, adapter: Adapter) -> ServedModel:
+        """The same model, whose requests run with an adapter."""
+        model = copy.copy(self)
+        model.adapter = adapter
+        return model
 
     async def close(self) -> None:
         self.prompts.close()
@@ -185,6 +199,8 @@ class ServedModel:
         preparing = _Preparing(turn.request_id)
         self._preparing.append(preparing)
         try:
+            if self.adapter is not None and self.adapters is not None:
+                await self._adapter_ready(self.adapters, self.adapter)
             prepared = await self._prepare(turn)
         except RequestError as exc:
             raise renamed(exc, turn.names) from None
@@ -193,6 +209,12 @@ class ServedModel:
         if preparing.is_ended:
             raise Aborted
         return prepared
+
+    async def _adapter_ready(self, adapters: Adapters, adapter: Adapter) -> None:
+        try:
+            await adapters.ready(adapter)
+        except InvalidRequest as exc:
+            raise InvalidRequest(exc.message, "model") from None
 
     def abort(self, matches: Callable[[str], bool]) -> int:
         """End the requests of matching public ids with `Aborted`, as an administrator asks; the value is their number.
@@ -342,6 +364,9 @@ class ServedModel:
             params=widened(params) if is_ranked else params,
             priority=turn.priority,
             cache_salt=turn.cache_salt,
+            adapter="" if self.adapter is None else self.adapter.key,
+            adapter_name="" if self.adapter is None else self.adapter.name,
+            adapter_path="" if self.adapter is None else self.adapter.path,
             arrival_time=time.monotonic(),
             beams=turn.beams,
             shown_special_ids=marks,

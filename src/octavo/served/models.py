@@ -31,20 +31,29 @@ class Models:
 
     @property
     def names(self) -> tuple[str, ...]:
-        return tuple(self._models)
+        adapters = (name for model in self.all if model.adapters is not None for name in model.adapters.names)
+        return (*self._models, *adapters)
 
     @property
     def all(self) -> Sequence[ServedModel]:
         return list({id(model): model for model in self._models.values()}.values())
 
     def resolve(self, name: str | None) -> Lease:
-        """The model that a request's `model` means; none or "" is the first. Raises `ModelNotFound`."""
+        """The model that a request's `model` means, or the one whose adapter it names; none or "" is the first. Raises
+        `ModelNotFound`."""
         if not name:
             return Lease(self.default.names[0], self.default)
-        model = self._models.get(name)
+        model = self._models.get(name) or self._with_adapter(name)
         if model is None:
             raise ModelNotFound(self._unknown(name), "model")
         return Lease(name, model)
+
+    def _with_adapter(self, name: str) -> ServedModel | None:
+        for model in self.all:
+            adapter = None if model.adapters is None else model.adapters.find(name)
+            if adapter is not None:
+                return model.with_adapter(adapter)
+        return None
 
     def _unknown(self, name: str) -> str:
         names = self.names

@@ -65,6 +65,14 @@ class Engine(Protocol):
         """Forget every cached block. Raises `ServerError`."""
         ...
 
+    async def load_adapter(self, key: str, path: str) -> None:
+        """Have the engine read an adapter. Raises `ServerError` with what is wrong with its files."""
+        ...
+
+    async def drop_adapter(self, key: str) -> None:
+        """No request comes with this adapter any more."""
+        ...
+
     async def start_profile(self, directory: str, *, with_torch: bool) -> None:
         """Record the engine's steps. Raises `ServerError`."""
         ...

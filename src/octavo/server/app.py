@@ -7,6 +7,7 @@ import logging
 import re
 from collections.abc import Sequence
 
+from octavo.server.adapters import adapter_routes
 from octavo.server.admin import AdminHandlers
 from octavo.server.anthropic.routes import anthropic_routes
 from octavo.server.dialects import error_shape
@@ -137,6 +138,7 @@ def routes(state: ServerState) -> list[Route]:
         )
     if state.config.admin_api_key is not None:
         table += AdminHandlers(state).routes()
+    table += adapter_routes(state)
     if not state.config.disable_fastapi_docs:
         documents = DocumentHandlers(state, tuple(table))
         table.append(Route("GET", "/openapi.json", documents.openapi, "This document"))

@@ -35,7 +35,12 @@ class InfoHandlers:
         lease = self._state.models.resolve(name)
         model = lease.model
         permission = ModelPermission(f"modelperm-{uuid.uuid4().hex}", model.created)
-        root = model.root or model.names[0]
+        root, adapter = model.root or model.names[0], model.adapter
+        if adapter is not None:
+            return ModelCard(
+                lease.name, adapter.created, adapter.source, model.info.max_model_len, [permission],
+                parent=model.names[0],
+            )  # fmt: skip
         return ModelCard(lease.name, model.created, root, model.info.max_model_len, [permission])
 
     async def health(self, exchange: Exchange) -> None:

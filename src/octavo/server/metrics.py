@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import TypeVar
 
@@ -23,7 +23,7 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
 )
-from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
@@ -103,6 +103,20 @@ class _Histogram(Collector):
         return [metric]
 
 
+class _AdapterRequests(Collector):
+    """One series, whose labels name the adapters of requests; its value is the time, as vLLM has it."""
+
+    def __init__(self, names: Callable[[], tuple[set[str], set[str]]], most: int) -> None:
+        self._names, self._most = names, most
+
+    def collect(self) -> Iterable[Metric]:
+        labels = ["max_lora", "running_lora_adapters", "waiting_lora_adapters"]
+        metric = GaugeMetricFamily("vllm:lora_requests_info", "Adapters of requests that run and wait.", labels=labels)
+        running, waiting = self._names()
+        metric.add_metric([str(self._most), ",".join(sorted(running)), ",".join(sorted(waiting))], time.time())
+        return [metric]
+
+
 #: By level.
 _SLEEP_STATES = ("awake", "weights_offloaded", "discard_all")
 
@@ -137,6 +151,10 @@ class Metrics:
         for shown_name, shown_help in ((name, help), *also):
             self.registry.register(_Histogram(shown_name, shown_help, self._model_name, tally))
         return tally
+
+    def tell_adapters(self, names: Callable[[], tuple[set[str], set[str]]], most: int) -> None:
+        """`names`: of the adapters of requests that run, and that wait; `most`: in one step."""
+        self.registry.register(_AdapterRequests(names, most))
 
     def _make_gauges(self) -> None:
         gauge = self._gauge

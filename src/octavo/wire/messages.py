@@ -37,6 +37,7 @@ class AddRequest(Message, frozen=True, gc=False):
     arrival_time: float = 0.0  # time.monotonic(), one clock for both processes on Linux and macOS
     media: tuple[MediaItem, ...] = ()  # within the prompt, in order, apart from each other
     adapter: str = ""  # the weights that it runs with beside the model's own; "": none
+    adapter_path: str = ""  # where their files are
     #: Of a model with an encoder: its input, which the prompt's tokens are the decoder's first answer to.
     encoder_token_ids: list[int] = []
     #: Where it takes frames of a sound: these, float32 [2 rows, channels], and above a 0 for each row.
@@ -136,6 +137,7 @@ class EngineInfo(Message, frozen=True, gc=False):
     #: Tokens of a prompt see each other: a step computes all of them, and no other prompt begins with the same.
     prompts_stay_whole: bool = False
     caches_output: bool = True  # blocks of generated tokens may serve other requests: they are what a prompt's would be
+    max_loras: int = 0  # adapters in one step; 0: the engine takes none
     pooling: PoolingInfo | None = None  # it gives vectors and generates nothing
     num_swap_blocks: int = 0  # KV blocks of preempted requests that fit the host's memory
     plans_ahead: bool = False  # the device computes beside the host: a step is planned before the last is answered

@@ -63,6 +63,7 @@ class NewRequestData(StepData):
     encoder_frames: MediaTensor | None = None  # in place of tokens, of which there is a 0 for each row then
     encoder_block_ids: list[list[int]] = []
     media: list[MediaPlace] = []  # in the order of the tokens
+    adapter_slot: int = -1  # of its adapter; -1: it has none
     #: Of a request whose sampler follows what it drew: how far it has got; None: at its beginning.
     sampler_state: float | None = None
     pooling: PoolingParams | None = None
@@ -98,6 +99,7 @@ class SchedulerOutput(StepData):
     # Then: media whose rows nobody will read any more, and those to be encoded, whose rows are kept until then.
     media_dropped: list[bytes] = []  # digests
     media_encoded: list[MediaItem] = []
+    adapters_placed: list[tuple[int, str]] = []  # slot, key: then adapters that the host keeps enter slots
 
 
 class TokenMasks(StepData):

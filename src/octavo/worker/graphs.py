@@ -50,16 +50,20 @@ class StepGraphs:
         max_blocks: int,
         num_groups: int = 1,
         free_slot: int | None = None,
+        is_plain: Callable[[np.ndarray], bool] = lambda slots: True,
     ) -> None:
         """`run` launches a step and returns its logits, always at the same place for the same number of rows.
         `planner`: the table's attention planner. `max_blocks`: of one sequence in one of
-        `num_groups` groups of layers. `free_slot`: where layers have a state, a slot that is no request's."""
+        `num_groups` groups of layers. `free_slot`: where layers have a state, a slot that is no
+        request's. `is_plain`: whether a step with these adapters may be captured."""
         self._run = run
         self._device = device
         self._planner = planner
         self._sizes = sorted(sizes)
-        self._graphs: dict[int, _Graph] = {}
+        #: By size, and whether there are rows with adapters.
+        self._graphs: dict[tuple[int, bool], _Graph] = {}
         self._free_slot = free_slot
+        self._is_plain = is_plain
         #: How the last step was launched: `ModelRunnerOutput.graph`.
         self.last = ""
         self._block_tables = device.zeros((num_groups, self._sizes[-1], max_blocks), torch.int32)
@@ -76,9 +80,10 @@ class StepGraphs:
         if arrays is None:
             self.last = "contexts too long"
             return None
-        graph = self._graphs.get(size)
+        key = size, host.adapter_slots is not None
+        graph = self._graphs.get(key)
         if graph is None:
-            graph = self._graphs[size] = _Graph(self._input_buffer(host, size, arrays))
+            graph = self._graphs[key] = _Graph(self._input_buffer(host, size, arrays))
         batch, rows = self._fill(graph, host, size, arrays)
         graph.num_uses += 1
         if graph.replay is not None:
@@ -98,6 +103,8 @@ class StepGraphs:
             return "prompt"
         if len(host.logits_rows) < num_seqs:
             return "not all sample"  # in the middle of what a grammar dictated
+        if host.adapter_slots is not None and not self._is_plain(host.adapter_slots):
+            return "adapter of the vocabulary"
         if num_seqs > self._sizes[-1]:
             return "drafts" if len(set(host.slots.tolist())) <= self._sizes[-1] else "too many sequences"
         return ""
@@ -126,6 +133,7 @@ class StepGraphs:
         tensors = self._device.upload(*self._padded(host, size), *arrays.tensors, host.block_tables, into=graph.inputs)
         token_ids, positions, slot_mapping, query_start_loc, seq_lens, slots, draws, *planned, tables = tensors
         state_slots = None if self._free_slot is None else planned.pop(0)
+        adapter_slots = None if host.adapter_slots is None else planned.pop(0)
         self._block_tables[:, : tables.shape[1], : tables.shape[2]].copy_(tables)
         plan = self._planner.plan(arrays, planned)
         batch = InputBatch(
@@ -138,12 +146,13 @@ class StepGraphs:
             plan,
             state_slots,
         )
+        batch.adapter_slots = adapter_slots
         return batch, RowTensors(slots, draws)
 
     def _padded(self, host: HostBatch, size: int) -> tuple[np.ndarray, ...]:
         """token_ids, positions, slot_mapping, query_start_loc, seq_lens, slots and draw_positions of `size` sequences;
-        and, where layers have states, the slots of these."""
-        arrays = (
+        where layers have states, the slots of these; and where rows have adapters, theirs."""
+        arrays: tuple[np.ndarray, ...] = (
             _extended(host.token_ids, size, 0),
             _extended(host.positions, size, 0),
             _extended(host.slot_mapping, size, _NO_SLOT),
@@ -152,9 +161,9 @@ class StepGraphs:
             _extended(host.rows.slots, size, 0),
             _extended(host.draw_positions, size, 0),
         )
-        if self._free_slot is None:
-            return arrays
-        return (*arrays, _extended(host.slots.astype(np.int32), size, self._free_slot))
+        if self._free_slot is not None:
+            arrays = (*arrays, _extended(host.slots.astype(np.int32), size, self._free_slot))
+        return arrays if host.adapter_slots is None else (*arrays, _extended(host.adapter_slots, size, -1))
 
 
 def _extended(array: np.ndarray, size: int, value: int) -> np.ndarray:

@@ -37,6 +37,7 @@ class HostBatch:
     encoder_lens: np.ndarray | None = None
     encoder_tables: np.ndarray | None = None
     position_parts: np.ndarray | None = None  # int32 [3, T], where a token's position has several
+    adapter_slots: np.ndarray | None = None  # int32 [T], -1: none; None: no token has an adapter
 
 
 class RowTensors(NamedTuple):
@@ -63,6 +64,7 @@ class InputBatch:
     encoder_lens: torch.Tensor | None = None
     encoder_plan: Any = None
     position_parts: torch.Tensor | None = None  # int32 [parts, T], where some of the tokens have a position in parts
+    adapter_slots: torch.Tensor | None = None
     replaced_index: torch.Tensor | None = None  # int64 [R]: tokens that read rows of media
     replaced_rows: torch.Tensor | None = None  # [R, width]
     #: Of each group of layers: block tables [B, blocks], slots [T].
@@ -137,6 +139,9 @@ def build_batch(
         draw_positions=draw_positions,
         position_parts=parts,
     )
+    adapter_slots = states.adapter_slots[token_slots]
+    if (adapter_slots >= 0).any():
+        host.adapter_slots = adapter_slots
     if len(states.encoder_tables):
         host.encoder_lens = states.encoder_lens[slots]
         most = -(-int(host.encoder_lens.max()) // block_size)

@@ -17,6 +17,7 @@ from octavo.ops.step import PlannedArrays, attention_planners
 from octavo.ops.table import Ops
 from octavo.wire.messages import TokenLogprobs
 from octavo.wire.step import ModelRunnerOutput, SchedulerOutput, TokenMasks
+from octavo.worker.adapters import AdapterSlots
 from octavo.worker.cross_inputs import CrossInputs
 from octavo.worker.graphs import StepGraphs
 from octavo.worker.input_batch import HostBatch, InputBatch, RowTensors, build_batch
@@ -74,6 +75,7 @@ class ModelRunner:
         windows: Sequence[int] = (0,),
         times_forward: bool = False,
         media: MediaEncoder | None = None,
+        adapters: AdapterSlots | None = None,
         pooler: Pooler | None = None,
     ) -> None:
         """`kv_caches`: of each layer; layers of different groups may share one. `graph_sizes`: batch sizes to which
@@ -87,6 +89,7 @@ class ModelRunner:
         self._block_size = block_size
         self._times_forward = times_forward
         self._media = media
+        self._adapters = adapters
         self._pooler = pooler
         self._splits_drafts = not device.decodes_as_prompts
         definition = model.definition
@@ -131,6 +134,7 @@ class ModelRunner:
                 max_blocks,
                 len(windows),
                 max_num_seqs if self._has_states else None,
+                (lambda slots: True) if adapters is None else adapters.is_plain,
             )
 
     def execute(self, plan: SchedulerOutput) -> ModelRunnerOutput:
@@ -141,8 +145,8 @@ class ModelRunner:
     def submit(self, plan: SchedulerOutput) -> RunningStep:
         """Launch a step, which waits for its masks if the plan has `masked_slots`. Steps are collected in the order
         in which they were submitted."""
+        self._enter(plan)
         states = self._states
-        self._take_in(plan)
         step = RunningStep(list(plan.num_scheduled_tokens))
         if not plan.num_scheduled_tokens:
             return step
@@ -160,6 +164,8 @@ class ModelRunner:
                 (batch.position_parts,) = self._device.upload(np.ascontiguousarray(host.position_parts))
             if self._media is not None and states.media:
                 self._media.place(batch, host, states.media)
+            if self._adapters is not None:
+                self._adapters.place(batch, host)
             if self._media is not None:
                 self._media.let_prompts_see(batch, host, states.num_prompt_tokens[host.slots])
             if self._pooler is not None:
@@ -172,7 +178,8 @@ class ModelRunner:
             else:
                 hidden = self._model.forward(batch, self._kv_caches, rows if len(rows) < len(batch.token_ids) else None)
             if len(host.logits_rows):
-                logits = self._model.logits(hidden)
+                slots = None if batch.adapter_slots is None else batch.adapter_slots[rows]
+                logits = self._model.logits(hidden, slots)
         if self._times_forward:
             step.forward_seconds = self._clock() - start
         step.logits, step.rows = logits, host.rows
@@ -180,12 +187,14 @@ class ModelRunner:
             self._sample(step, None)
         return step
 
-    def _take_in(self, plan: SchedulerOutput) -> None:
-        """What a plan changes, before its step is computed."""
+    def _enter(self, plan: SchedulerOutput) -> None:
+        """Take in what a plan changes, before its step."""
         states = self._states
         self._swap.apply(plan)
         if self._media is not None:
             self._media.apply(plan)
+        if self._adapters is not None:
+            self._adapters.apply(plan)
         for slot in plan.finished_slots:
             states.remove(slot)
         for new in plan.new_requests:
@@ -263,6 +272,7 @@ class ModelRunner:
         if host.encoder_lens is not None and host.encoder_tables is not None:
             encoder = [host.encoder_lens, host.encoder_tables]
             encoder_arrays = self._encoder_planner.arrays(host.encoder_lens, host.query_start_loc, host.num_decodes)
+        adapters = [] if host.adapter_slots is None else [host.adapter_slots]
         token_ids, positions, slot_mapping, query_start_loc, seq_lens, block_tables, rows, slots, draws, *others = (
             self._device.upload(
                 host.token_ids,
@@ -275,16 +285,19 @@ class ModelRunner:
                 host.rows.slots,
                 host.draw_positions,
                 *state_slots,
+                *adapters,
                 *encoder,
                 *encoder_arrays.tensors,
                 *arrays.tensors,
             )
         )
         states = others.pop(0) if self._has_states else None
+        adapter_slots = others.pop(0) if adapters else None
         own, others = others[: len(encoder)], others[len(encoder) :]
         crossed, others = others[: len(encoder_arrays.tensors)], others[len(encoder_arrays.tensors) :]
         plan = self._planner.plan(arrays, others)
         batch = InputBatch(token_ids, positions, slot_mapping, query_start_loc, seq_lens, block_tables, plan, states)
+        batch.adapter_slots = adapter_slots
         if own:
             batch.add_encoder(own[0], own[1], self._encoder_planner.plan(encoder_arrays, crossed))
         self._resolve_ids(batch)
@@ -297,7 +310,7 @@ class ModelRunner:
     def _run_model(self, batch: InputBatch) -> torch.Tensor:
         """A step of decoding that samples in every row."""
         self._resolve_ids(batch)
-        return self._model.logits(self._model.forward(batch, self._kv_caches))
+        return self._model.logits(self._model.forward(batch, self._kv_caches))  # adapters of logits are not captured
 
     def _sample(self, step: RunningStep, masks: TokenMasks | None) -> None:
         logits, rows, tensors = step.logits, step.rows, step.row_tensors

@@ -104,6 +104,7 @@ class RequestStates:
         #: Grows when a request enters or leaves the slot: tells whose a token is that was sampled some time ago.
         self.generation = np.zeros(max_num_seqs, np.int64)
 
+        self.adapter_slots = np.full(max_num_seqs, -1, np.int32)
         self.temperature = np.zeros(max_num_seqs, np.float32)
         self.top_p = np.ones(max_num_seqs, np.float32)
         self.min_p = np.zeros(max_num_seqs, np.float32)
@@ -137,6 +138,7 @@ class RequestStates:
         for group, ids in enumerate(request.encoder_block_ids):
             self.encoder_tables[group, slot, : len(ids)] = ids
 
+        self.adapter_slots[slot] = request.adapter_slot
         # A row that is shaped on the host is divided by its temperature and filtered before the device draws from it.
         drawn = SamplingParams() if params.shapes_rows else params
         self.temperature[slot] = 0.0 if params.greedy else drawn.temperature

@@ -143,7 +143,7 @@ class PromptScorer:
                 first = int(states.num_computed[slot]) + 1
                 targets = states.token_ids[slot, first : min(first + count, int(states.num_prompt_tokens[slot]))]
                 rows = hidden[starts[i] : starts[i] + len(targets)]
-                columns = self._launch(rows, targets, num_alternatives)
+                columns = self._launch(rows, targets, num_alternatives, int(states.adapter_slots[slot]))
                 launched += [(slot, num_alternatives, download) for download in columns]
 
         def wait() -> dict[int, list[TokenLogprobs]]:
@@ -155,10 +155,13 @@ class PromptScorer:
 
         return wait
 
-    def _launch(self, hidden: torch.Tensor, targets: np.ndarray, num_alternatives: int) -> list[Download]:
+    def _launch(
+        self, hidden: torch.Tensor, targets: np.ndarray, num_alternatives: int, adapter_slot: int
+    ) -> list[Download]:
         launched = []
         for start in range(0, len(targets), PROMPT_ROWS):
             (ids,) = self._device.upload(targets[start : start + PROMPT_ROWS].copy())
-            logits = self._model.logits(hidden[start : start + len(ids)])
+            slots = torch.full((len(ids),), adapter_slot, dtype=torch.int32, device=ids.device)
+            logits = self._model.logits(hidden[start : start + len(ids)], None if adapter_slot < 0 else slots)
             launched.append(self._device.download(*self._rank(logits, ids, num_alternatives)))
         return launched

@@ -26,6 +26,7 @@ from octavo.models.transformer import Transformer
 from octavo.ops.table import AttentionBackend, Binding, Ops, bind, cache_shapes
 from octavo.wire.messages import EngineInfo, PoolingInfo, StepSeconds
 from octavo.wire.step import CachedRequestData, ModelRunnerOutput, NewRequestData, SchedulerOutput, TokenMasks
+from octavo.worker.adapters import AdapterSlots, AdapterStore, bank_bytes, with_adapters, with_banks
 from octavo.worker.cross_inputs import encoder_channels, encoding_bytes, silence
 from octavo.worker.graphs import MAX_GRAPH_SIZE, ladder
 from octavo.worker.kv_memory import GIB, BlockShapes, KVCachePlan, block_values, kv_caches, plan_kv_cache
@@ -67,6 +68,7 @@ class Worker:
         self._on_phase = on_phase
         self._residence: Residence | None = None
         self._profile: TorchProfile | None = None
+        self._adapters: AdapterStore | None = None
         self._is_whole = False  # a step computes all of a text
         asked = config.step_times.collect_detailed_traces
         self._times_forward = "model" in asked or "all" in asked
@@ -92,6 +94,9 @@ class Worker:
 
         loaded = load(checkpoint)
         kv_dtype = self._kv_cache_dtype(loaded, device)
+        loaded = with_adapters(loaded, config.lora, ops, device.default_batched_tokens)
+        if config.lora.enable_lora:
+            self._adapters = AdapterStore(loaded.model.definition, config.model, config.lora, checkpoint)
         max_model_len = self._max_model_len(loaded)
         loaded = with_scales(loaded, checkpoint, config.cache, ops, device, max_model_len)
         if config.parallel.batch_invariant and device.name != "cpu" and not loaded.model.can_be_captured:
@@ -125,6 +130,7 @@ class Worker:
         self.swap_arena = SwapArena(device, plan.bytes_per_block, swap_bytes)
 
         def make_model(definition: Definition, weights: Weights) -> Transformer:
+            weights = with_banks(definition, weights, config.lora, ops)
             model = transformer(definition, ops, weights, device.default_batched_tokens)
             model.reserve(*reserved)
             return model
@@ -148,6 +154,7 @@ class Worker:
                 graph_sizes=graph_sizes,
                 windows=model.definition.windows,
                 times_forward=self._times_forward,
+                adapters=self._slots_of(model, ops, device),
                 media=MediaEncoder(model, ops, device, media_patches) if model.definition.tower else None,
                 pooler=pooler,
             )
@@ -174,6 +181,21 @@ class Worker:
         seconds["warm-up"] = time.perf_counter() - start
         info = self._info(loaded, device, ops, plan, kv_dtype, max_num_batched_tokens, seconds)
         return info if pooling is None else _with_pooling(info, pooling, loaded.spec)
+
+    def _slots_of(self, model: Transformer, ops: Ops, device: Device) -> AdapterSlots | None:
+        if self._adapters is None:
+            return None
+        return AdapterSlots(model, ops, device, self._adapters, self._config.lora.max_loras)
+
+    def read_adapter(self, key: str, path: str) -> None:
+        """Keep an adapter on the host. May run in another thread than the steps. Raises CheckpointError."""
+        assert self._adapters is not None, "adapters are off"
+        self._adapters.read(key, path)
+
+    def drop_adapter(self, key: str) -> None:
+        """No plan names it from here on."""
+        if self._adapters is not None:
+            self._adapters.drop(key)
 
     def submit(self, plan: SchedulerOutput) -> RunningStep:
         """Launch one step. Call `load` first."""
@@ -363,6 +385,7 @@ class Worker:
         states += media_bytes(definition, ops, device.default_batched_tokens, MEDIA_CACHE_ROWS)
         buffers = states + loaded.model.step_bytes(max_num_batched_tokens, min(num_slots, max_num_batched_tokens))
         num_rows = max(max_num_batched_tokens, _max_encoder_len(definition))
+        buffers += bank_bytes(definition, self._config.lora, ops)
         buffers += encoding_bytes(definition, ops, num_rows, num_slots)
         return buffers + num_slots * ids_per_slot * torch.int32.itemsize
 
@@ -462,6 +485,7 @@ class Worker:
             load_seconds=seconds,
             # Elsewhere kernels for one token and for many round differently: then a hit on generated text would show.
             caches_output=device.decodes_as_prompts or not self._config.parallel.batch_invariant,
+            max_loras=self._config.lora.max_loras if self._config.lora.enable_lora else 0,
             num_swap_blocks=self.swap_arena.num_places,
             has_states=bool(_state_values(loaded.model.definition)),
             # Scores of what was drawn from are made on the host, before the next step may begin.

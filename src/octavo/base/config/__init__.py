@@ -26,6 +26,7 @@ from octavo.base.config.engine import (
 from octavo.base.config.http import HTTPConfig
 from octavo.base.config.limits import LimitsConfig
 from octavo.base.config.log import LogConfig, LogLevel, LogSetup
+from octavo.base.config.lora import AdaptersConfig, LoraConfig
 from octavo.base.config.media import MediaConfig
 from octavo.base.config.observe import TRACE_PROTOCOLS, ObserveConfig, StepTimes
 from octavo.base.config.options import check_fields, flag_name, json_object, opt
@@ -36,6 +37,7 @@ __all__ = [
     "STRUCTURED_OUTPUTS",
     "TRACE_PROTOCOLS",
     "AccessConfig",
+    "AdaptersConfig",
     "CacheConfig",
     "ContentFormatOption",
     "DType",
@@ -48,6 +50,7 @@ __all__ = [
     "LogLevel",
     "LogSetup",
     "LogprobsMode",
+    "LoraConfig",
     "MediaConfig",
     "ModelConfig",
     "ObserveConfig",

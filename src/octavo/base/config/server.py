@@ -11,6 +11,7 @@ from octavo.base.config.engine import EngineConfig
 from octavo.base.config.http import HTTPConfig
 from octavo.base.config.limits import LimitsConfig
 from octavo.base.config.log import LogConfig
+from octavo.base.config.lora import AdaptersConfig
 from octavo.base.config.media import MediaConfig, check_media
 from octavo.base.config.observe import TRACE_PROTOCOLS, ObserveConfig
 from octavo.base.config.options import json_object
@@ -20,7 +21,9 @@ from octavo.base.suggest import nearest
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServerConfig(ObserveConfig, LogConfig, TextConfig, MediaConfig, LimitsConfig, AccessConfig, HTTPConfig):
+class ServerConfig(
+    AdaptersConfig, ObserveConfig, LogConfig, TextConfig, MediaConfig, LimitsConfig, AccessConfig, HTTPConfig
+):
     """The server and its API: the settings of all concerns in one object, for whoever needs several."""
 
 

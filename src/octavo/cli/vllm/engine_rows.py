@@ -17,8 +17,6 @@ from octavo.cli.vllm.row import (
 
 _ONE_DEVICE = "several devices are not built yet: octavo runs a model on one, and uses all cores of a CPU"
 _NO_RAY = "octavo runs a model on this machine and does not use Ray"
-_NO_LORA = "adapters (LoRA) are not built yet"
-_WITHOUT_LORA = "it asks for nothing without --enable-lora"
 _NO_SPECULATION = "speculative decoding is not built yet"
 _WITHOUT_SPECULATION = "it asks for nothing without --speculative-model"
 _NO_ADAPTERS = "prompt adapters are not built yet"
@@ -83,7 +81,7 @@ ENGINE_ROWS: tuple[Row, ...] = (
     ours("--served-model-name", "as MODEL", "as MODEL", "The last part of a local path is a name too."),
     other(
         "--qlora-adapter-name-or-path", "none", None, "A QLoRA adapter.", NONE,
-        f"{_NO_LORA}; the model that it belongs to can be quantized with --quantization bitsandbytes",
+        "serve it with --lora-modules, and quantize the model with --quantization bitsandbytes",
     ),
     ours("--limit-mm-per-prompt", "1 each", "999 each", "A model that takes text only is given no counts above 0."),
     # ---- devices and processes
@@ -165,14 +163,18 @@ ENGINE_ROWS: tuple[Row, ...] = (
     ours("--otlp-traces-endpoint", "none", "none", "It needs the packages of octavo[otel]."),
     ours("--collect-detailed-traces", "none", "none"),
     # ---- adapters
-    switch("--enable-lora", "off", "off", "Serve LoRA adapters.", OFF, _NO_LORA),
-    other("--max-loras", "1", "1", "Most adapters in a step.", ANY, _WITHOUT_LORA, kind="int"),
-    other("--max-lora-rank", "16", "16", "Highest rank of an adapter.", ANY, _WITHOUT_LORA, kind="int"),
-    other("--lora-extra-vocab-size", "256", None, "Most tokens that an adapter adds.", ANY, _WITHOUT_LORA, kind="int"),
-    other("--lora-dtype", "auto", "auto", "Type of adapters.", ANY, _WITHOUT_LORA),
-    other("--long-lora-scaling-factors", "none", None, "Factors of long contexts.", ANY, _WITHOUT_LORA),
-    other("--max-cpu-loras", "as --max-loras", "none", "Adapters in memory.", ANY, _WITHOUT_LORA, kind="int"),
-    switch("--fully-sharded-loras", "off", "off", "Shard adapters in full.", ANY, _WITHOUT_LORA),
+    ours("--enable-lora", "off", "off", "docs/lora.md says what an adapter may be."),
+    ours("--max-loras", "1", "1"),
+    ours("--max-lora-rank", "16", "16"),
+    other(
+        "--lora-extra-vocab-size", "256", None, "Most tokens that an adapter adds.", ANY,
+        "an adapter that adds tokens is refused when it is loaded", kind="int",
+    ),
+    ours("--lora-dtype", "auto", "auto"),
+    other("--long-lora-scaling-factors", "none", None, "Factors of long contexts.", EMPTY,
+          "adapters share the model's positions; --rope-scaling changes them for all"),
+    ours("--max-cpu-loras", "as --max-loras", "none"),
+    switch("--fully-sharded-loras", "off", "off", "Shard adapters in full.", ANY, "a model has one device"),
     switch("--enable-prompt-adapter", "off", None, "Serve prompt adapters.", OFF, _NO_ADAPTERS),
     other(
         "--max-prompt-adapters", "1", None, "Most prompt adapters in a step.", ANY,

@@ -17,10 +17,7 @@ SERVER_ROWS: tuple[Row, ...] = (
     ours("--allowed-methods", '["*"]', '["*"]'),
     ours("--allowed-headers", '["*"]', '["*"]'),
     ours("--api-key", "none", "none", "Every path but /, /health and /ready needs it; see --public-paths."),
-    other(
-        "--lora-modules", "none", "none", "LoRA adapters that are served as models.", EMPTY,
-        "adapters (LoRA) are not built yet", kind="list",
-    ),
+    ours("--lora-modules", "none", "none"),
     other(
         "--prompt-adapters", "none", None, "Prompt adapters that are served as models.", EMPTY,
         "adapters are not built yet", kind="list",

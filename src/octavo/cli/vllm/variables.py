@@ -51,6 +51,10 @@ VARIABLES: tuple[Variable, ...] = (
         field="timeout_keep_alive",
     ),
     Variable(
+        name="VLLM_ALLOW_RUNTIME_LORA_UPDATING", seed=None, today="False",
+        meaning="Adapters may be loaded and unloaded over HTTP.", field="allow_runtime_lora_updating",
+    ),
+    Variable(
         name="VLLM_LOGGING_LEVEL", seed="INFO", today="INFO", meaning="Level of the log.", field="uvicorn_log_level",
         convert=_level,
     ),

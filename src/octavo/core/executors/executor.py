@@ -42,6 +42,15 @@ class Executor(Protocol):
 
     def collect(self, step: Any) -> ModelRunnerOutput: ...
 
+    def read_adapter(self, key: str, path: str) -> None:
+        """Have the host keep an adapter, which plans may name then. May be called in any thread. Raises
+        CheckpointError."""
+        ...
+
+    def drop_adapter(self, key: str) -> None:
+        """No plan names it from here on."""
+        ...
+
     def start_profile(self) -> None:
         """Record what the device and its libraries do, until `stop_profile`. Between two steps only."""
         ...
@@ -86,6 +95,12 @@ class UniprocExecutor:
 
     def collect(self, step: Any) -> ModelRunnerOutput:
         return self._loaded().collect(step)
+
+    def read_adapter(self, key: str, path: str) -> None:
+        self._loaded().read_adapter(key, path)
+
+    def drop_adapter(self, key: str) -> None:
+        self._loaded().drop_adapter(key)
 
     def start_profile(self) -> None:
         self._loaded().start_profile()

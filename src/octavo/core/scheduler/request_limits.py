@@ -20,6 +20,7 @@ class RequestLimits:
     encoder_channels: int = 0  # of the frames that it takes; 0: it takes tokens
     media_kinds: tuple[str, ...] = ()
     media_width: int = 0
+    max_loras: int = 0
     max_span_tokens: int | None = None  # where a run of tokens of one item must fit one step
 
     def max_tokens(self, message: AddRequest) -> int:
@@ -38,6 +39,8 @@ class RequestLimits:
             return "The prompt is empty."
         if min(prompt) < 0 or max(prompt) >= self.vocab_size:
             return f"The prompt contains a token id outside 0..{self.vocab_size - 1}."
+        if message.adapter and not self.max_loras:
+            return "The request has an adapter, and the engine was started without --enable-lora."
         if message.media and (refusal := self._media_refusal(message.media, len(prompt))) is not None:
             return refusal
         num_tokens = len(prompt) + (0 if message.pooling is not None else message.params.max_tokens or 1)

@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from octavo.base.config import EngineConfig
+from octavo.core.adapters import AdapterLimit
 from octavo.core.blocks.kv_cache_manager import KVCacheManager
 from octavo.core.drafts import Drafter, draft_for
 from octavo.core.faults import fault
@@ -108,6 +109,10 @@ class Scheduler:
         self._slots = SlotLimit(self.max_num_seqs)
         self._encoders = EncoderLimit(max(info.max_num_prefill_tokens, info.max_encoder_len))
         self.limits: list[Limit] = [self._tokens, self._encoders, self._slots, BlockLimit(self.kv)]
+        self._adapters: AdapterLimit | None = None
+        if info.max_loras:
+            self._adapters = AdapterLimit(info.max_loras)
+            self.limits.insert(1, self._adapters)
         self._media: MediaLimit | None = None
         if info.media_kinds:
             self._media = MediaLimit(
@@ -128,6 +133,7 @@ class Scheduler:
             info.encoder_channels,
             info.media_kinds,
             info.media_width,
+            info.max_loras,
             self.max_num_prefill_tokens if info.media_stays_whole else None,
         )
         self._config_seed = config.model.seed
@@ -146,6 +152,10 @@ class Scheduler:
         self._step_tokens = 0
 
     # ------------------------------------------------------------------------------------------ arrivals and ends
+    @property
+    def takes_adapters(self) -> bool:
+        return self._adapters is not None
+
     @property
     def has_work(self) -> bool:
         return bool(self.requests)
@@ -237,6 +247,8 @@ class Scheduler:
             swap_in=step.swap_in,
         )
         live.finished_slots, live.swap_dropped, live.swap_out = [], [], []
+        if self._adapters is not None:
+            plan.adapters_placed = self._adapters.take_plan()
         if self._media is not None:
             plan.media_dropped, plan.media_encoded = self._media.take_plan()
         return plan
@@ -374,6 +386,7 @@ class Scheduler:
             num_computed_tokens=request.num_computed_tokens,
             sample_index=request.sample_index,
             sampling_seed=request.sampling_seed,
+            adapter_slot=request.adapter_slot,
             encoder_token_ids=request.encoder_token_ids,
             encoder_frames=request.encoder_frames,
             encoder_block_ids=request.encoder_block_tables,
@@ -425,11 +438,14 @@ class Scheduler:
         if self._media is not None:
             self._media.forget(plan.media_encoded, plan.media_dropped)
         members = self._unanswered.pop()
-        return [
+        outputs = [
             self.live.end(request, "error", message)
             for request, _, _ in members
             if request.status is RequestStatus.RUNNING
         ]
+        if self._adapters is not None:
+            self._adapters.fail(plan.adapters_placed)
+        return outputs
 
     # ------------------------------------------------------------------------------------------------- maintenance
     def reset_prefix_cache(self) -> None:
@@ -438,6 +454,8 @@ class Scheduler:
     def forget_worker(self) -> None:
         """The worker has forgotten slots, KV cache and what it swapped out. There are no requests."""
         assert not self.requests and not self._unanswered
+        if self._adapters is not None:
+            self._adapters.reset()
         self.reset_prefix_cache()
         if self._media is not None:
             self._media.clear()

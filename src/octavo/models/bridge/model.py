@@ -90,7 +90,7 @@ class BridgedModel(Transformer):
         hidden: Tensor = output[0]
         return hidden.reshape(len(step.token_ids), -1).to(self._ops.activation_dtype)
 
-    def logits(self, rows: Tensor) -> Tensor:
+    def logits(self, rows: Tensor, adapter_slots: Tensor | None = None) -> Tensor:
         if self._logits_by_row and len(rows) > 1:
             return torch.cat([self.logits(rows[i : i + 1]) for i in range(len(rows))])
         self._num_rows = len(rows)

@@ -211,6 +211,7 @@ class _Plan:
     position_parts: Tensor | None = None
     replaced_index: Tensor | None = None
     replaced_rows: Tensor | None = None
+    adapter_slots: Tensor | None = None
     attention_plan: Any = None
 
 

@@ -22,6 +22,7 @@ from octavo.ops.cpu.kernels import (
     check_routing,
     native_routing,
 )
+from octavo.ops.lora import bank_name
 from octavo.ops.operands import Heads, Latent, Weight
 from octavo.ops.operations import (
     Act,
@@ -42,6 +43,7 @@ from octavo.ops.operations import (
     LatentAttend,
     LatentWrite,
     Linear,
+    LoraDelta,
     MergeRows,
     Norm,
     NormParts,
@@ -120,6 +122,7 @@ class CpuRunner(Runner):
             encoder_lens=self._encoder_lens(step),
             needed=0 if needed is None else needed.data_ptr(),
             num_needed=0 if needed is None else needed.numel(),
+            adapter_slots=_adapter_slots(step.adapter_slots, num_tokens),
         )
         num_rows = num_tokens if needed is None else needed.numel()
         return space[self.program.output][: num_rows // self._merged]
@@ -242,6 +245,11 @@ class CpuRunner(Runner):
 
     def _linear(self, op: Linear) -> None:
         self._native.linear(self._matrix(op.weight), out=self._ids[op.out], x=self._ids[op.x])
+
+    def _lora_delta(self, op: LoraDelta) -> None:
+        bank = self._weights[bank_name(op.weight)].native
+        assert op.weight.shape == (bank.N, bank.K)
+        self._native.lora_delta(bank, out=self._ids[op.out], x=self._ids[op.x])
 
     def _norm(self, op: Norm) -> None:
         self._native.norm(out=self._ids[op.out], x=self._ids[op.x], **self._norm_weights(op))
@@ -528,6 +536,13 @@ def _twice(arrays: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return arrays if len(arrays) > 1 else arrays * 2
 
 
+def _adapter_slots(slots: Tensor | None, num_tokens: int) -> int:
+    if slots is None:
+        return 0
+    assert slots.dtype == torch.int32 and slots.is_contiguous() and slots.numel() == num_tokens
+    return slots.data_ptr()
+
+
 def _group(block_tables: Tensor, slot_mapping: Tensor, num_tokens: int, num_seqs: int) -> tuple[int, int, int]:
     assert block_tables.dtype == torch.int32 and slot_mapping.dtype == torch.int64
     assert block_tables.shape[0] == num_seqs and slot_mapping.numel() == num_tokens
@@ -551,6 +566,7 @@ _RECORDS: dict[type[Op], Callable[[CpuRunner, Any], None]] = {
     ReplaceRows: CpuRunner._replace_rows,
     MergeRows: CpuRunner._merge_rows,
     Linear: CpuRunner._linear,
+    LoraDelta: CpuRunner._lora_delta,
     Norm: CpuRunner._norm,
     NormParts: CpuRunner._norm_parts,
     Add: CpuRunner._add,

@@ -60,3 +60,14 @@ class ServerInfo(msgspec.Struct):
 
 class LoadReply(msgspec.Struct):
     server_load: int  # sequences that run or wait
+
+
+class LoadAdapterRequest(WireModel):
+    lora_name: str
+    lora_path: str  # on the server's machine, or a hub id
+    load_inplace: bool = False  # in the place of one that has the name
+
+
+class UnloadAdapterRequest(WireModel):
+    lora_name: str = ""
+    lora_int_id: int | None = None  # vLLM's number, of which octavo has none

@@ -1,0 +1,52 @@
+"""The settings of adapters: what the engine makes room for, and which the server has from the start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from octavo.base.config.options import opt
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Adapters of low rank (LoRA)."""
+
+    enable_lora: bool = opt(False, "Serve LoRA adapters beside the model: docs/lora.md.")
+    max_loras: int = opt(1, "Most adapters that the requests of one step may have between them.", low=1, high=1024)
+    max_lora_rank: int = opt(
+        16, "Highest rank of an adapter: 8, 16, 32, 64, 128 or 256.", choices=(8, 16, 32, 64, 128, 256)
+    )
+    lora_dtype: Literal["auto", "float16", "bfloat16", "float32"] = opt(
+        "auto", "Data type of adapters; auto: as they are stored, on a GPU that of the activations."
+    )
+    max_cpu_loras: int | None = opt(
+        None,
+        "Most adapters that the host's memory keeps; others are read from their files again when they are asked for. "
+        "Default: --max-loras.",
+        low=1,
+    )
+
+    @property
+    def num_kept(self) -> int:
+        """Adapters in the host's memory, at most."""
+        return self.max_loras if self.max_cpu_loras is None else self.max_cpu_loras
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptersConfig:
+    """Which adapters the server has, and from where it may get more."""
+
+    lora_modules: list[str] = opt(
+        list,
+        "Adapters that are served as models from the start: name=path, or a JSON object with name, path and "
+        "base_model_name. A path is a directory, a .gguf file or a hub id.",
+    )
+    lora_resolver_dir: str | None = opt(
+        None, "Directory whose folders and .gguf files are adapters: one is loaded when a request names it."
+    )
+    allow_runtime_lora_updating: bool = opt(
+        False,
+        "Let everyone who may send requests load and unload adapters by /v1/load_lora_adapter, not administrators "
+        "alone.",
+    )

@@ -1,0 +1,33 @@
+"""What the files of an adapter hold, whoever wrote them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass(slots=True)
+class Module:
+    """What an adapter says of one module of the model, as it stands in its files, with the tensors' names."""
+
+    scaling: float = 1.0
+    a: tuple[str, Tensor] | None = None  # [rank, in]
+    b: tuple[str, Tensor] | None = None  # [out, rank]
+    b_bias: tuple[str, Tensor] | None = None  # [out]
+    magnitude: tuple[str, Tensor] | None = None  # [out], of DoRA
+    bias: tuple[str, Tensor] | None = None  # in place of the model's
+    whole: tuple[str, Tensor] | None = None  # in place of the model's matrix
+    is_embedding: bool = False  # a and b belong to a table: a [rank, rows]
+
+
+@dataclass(slots=True)
+class AdapterFiles:
+    """`modules`: by the names of the matrices, as the files' kind has them."""
+
+    source: str
+    is_gguf: bool = False
+    modules: dict[str, Module] = field(default_factory=dict)
+
+    def module(self, name: str) -> Module:
+        return self.modules.setdefault(name, Module())

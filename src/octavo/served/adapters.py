@@ -1,0 +1,195 @@
+"""The adapters of a served model: under which names, from where, and whether the engine has taken them."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import logging
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from octavo.base.config import ModelConfig
+from octavo.base.errors import (
+    CheckpointError,
+    InvalidConfig,
+    InvalidRequest,
+    ModelNotFound,
+    ServerError,
+    StartupError,
+    clip,
+)
+from octavo.files.adapters import adapter_in, resolve_adapter
+
+logger = logging.getLogger(__name__)
+
+#: Names that are looked up as parts of a path.
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_MAX_NAME_CHARS: Final = 256
+
+
+class AdapterEngine(Protocol):
+    """What of `parts.Engine` is about adapters."""
+
+    async def load_adapter(self, key: str, path: str) -> None: ...
+
+    async def drop_adapter(self, key: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """`key`: what the engine knows it by; never that of another adapter, nor of this one loaded again."""
+
+    name: str
+    key: str
+    path: str  # on this machine
+    source: str  # as it was given
+    created: int = field(default_factory=lambda: int(time.time()))
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterModule:
+    """One of --lora-modules."""
+
+    name: str
+    path: str
+
+
+class Adapters:
+    """Of one model. All is done on the event loop but the search for files."""
+
+    def __init__(
+        self, engine: AdapterEngine, model: ModelConfig, taken: Sequence[str], resolver_dir: str | None = None
+    ) -> None:
+        """`taken`: names that no adapter may have."""
+        self._engine, self._model, self._taken = engine, model, taken
+        self._directory = None if resolver_dir is None else Path(resolver_dir).expanduser()
+        self._by_name: dict[str, Adapter] = {}
+        self._loading: dict[str, asyncio.Task[None]] = {}  # by key: until the engine has taken it, or cannot
+        self._ready: set[str] = set()
+        self._numbers = itertools.count(1)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._by_name)
+
+    def find(self, name: str) -> Adapter | None:
+        """The adapter that a request names, also one that lies in the directory and was not asked for before."""
+        found = self._by_name.get(name)
+        if found is None and self._directory is not None and _NAME.fullmatch(name):
+            path = adapter_in(self._directory, name)
+            if path is not None:
+                found = self._by_name[name] = self._made(name, str(path), str(path))
+        return found
+
+    async def load(self, name: str, source: str) -> Adapter:
+        """Serve an adapter from here on. Raises `InvalidRequest`, and `ServerError` where the engine is gone."""
+        if not name or len(name) > _MAX_NAME_CHARS or not name.isprintable():
+            raise InvalidRequest("`lora_name` is a text of 1 to 256 printable characters.", "lora_name")
+        if name in self._taken or name in self._by_name:
+            raise InvalidRequest(f"The name `{clip(name, 64)}` is taken: a model or an adapter has it.", "lora_name")
+        path = await self._found(source)
+        adapter = self._made(name, path, source)
+        await self.ready(adapter)
+        if name in self._by_name:  # by another load meanwhile
+            await self._engine.drop_adapter(adapter.key)
+            raise InvalidRequest(f"The name `{clip(name, 64)}` is taken: a model or an adapter has it.", "lora_name")
+        self._by_name[name] = adapter
+        logger.info("adapter %s is served, from %s", name, source)
+        return adapter
+
+    async def of_path(self, name: str, source: str) -> Adapter:
+        """`load`, or what was loaded under this name from the same place."""
+        found = self._by_name.get(name)
+        if found is None or found.source != source:
+            return await self.load(name, source)
+        return found
+
+    async def unload(self, name: str) -> None:
+        """Serve it no more; requests that use it go on to their end. Raises `ModelNotFound`."""
+        adapter = self._by_name.pop(name, None)
+        if adapter is None:
+            raise ModelNotFound(f"There is no adapter `{clip(name, 64)}`.", "lora_name")
+        self._ready.discard(adapter.key)
+        await self._engine.drop_adapter(adapter.key)
+        logger.info("adapter %s is served no more", name)
+
+    async def ready(self, adapter: Adapter) -> None:
+        """Wait until the engine has seen the adapter's files and found them fit. Raises `InvalidRequest`."""
+        if adapter.key in self._ready:
+            return
+        task = self._loading.get(adapter.key)
+        if task is None:
+            task = self._loading[adapter.key] = asyncio.create_task(self._load(adapter))
+        await asyncio.shield(task)  # it is others' too
+
+    async def _load(self, adapter: Adapter) -> None:
+        try:
+            await self._engine.load_adapter(adapter.key, adapter.path)
+        except ServerError as exc:
+            if self._by_name.get(adapter.name) is adapter:
+                del self._by_name[adapter.name]
+            if type(exc) is not ServerError:  # the engine is gone, or asleep
+                raise
+            raise InvalidRequest(f"The adapter cannot be used: {exc.message}", "lora_path") from None
+        else:
+            self._ready.add(adapter.key)
+        finally:
+            del self._loading[adapter.key]
+
+    async def _found(self, source: str) -> str:
+        try:
+            return str(await asyncio.to_thread(resolve_adapter, source, self._model))
+        except StartupError as exc:
+            raise InvalidRequest(f"The adapter cannot be used: {exc.message}", "lora_path") from None
+
+    def _made(self, name: str, path: str, source: str) -> Adapter:
+        return Adapter(name, f"{next(self._numbers)} {name}", path, source)
+
+
+async def load_modules(adapters: Adapters | None, modules: Sequence[str]) -> None:
+    """Those of --lora-modules, one after the other. Raises `CheckpointError` for one that does not fit."""
+    if not modules or adapters is None:
+        return
+    for module in parse_modules(modules, ()):
+        try:
+            await adapters.load(module.name, module.path)
+        except InvalidRequest as exc:
+            raise CheckpointError(f"--lora-modules {module.name}: {exc.message}") from None
+
+
+def parse_modules(words: Sequence[str], names: Sequence[str]) -> list[AdapterModule]:
+    """`name=path`, or JSON objects. `names`: of the model, which `base_model_name` must be one of; none: anything.
+    Raises `InvalidConfig`."""
+    modules = [_module(word, names) for word in words]
+    seen: set[str] = set()
+    for module in modules:
+        if module.name in seen or module.name in names:
+            raise InvalidConfig(f"--lora-modules: the name {module.name!r} is taken twice")
+        seen.add(module.name)
+    return modules
+
+
+def _module(word: str, names: Sequence[str]) -> AdapterModule:
+    if word.lstrip().startswith("{"):
+        try:
+            given: Any = json.loads(word)
+        except ValueError:
+            raise InvalidConfig(f"--lora-modules: {clip(word, 80)!r} is not JSON") from None
+        unknown = given.keys() - {"name", "path", "base_model_name"}
+        if unknown or not all(isinstance(given.get(key), str) and given[key] for key in ("name", "path")):
+            raise InvalidConfig(f"--lora-modules: {clip(word, 80)!r} needs name and path, and may have base_model_name")
+        base = given.get("base_model_name")
+        if base is not None and names and base not in names:
+            raise InvalidConfig(
+                f"--lora-modules: base_model_name {clip(str(base), 80)!r} is not the model that is served"
+            )
+        return AdapterModule(given["name"], given["path"])
+    name, separator, path = word.partition("=")
+    if not separator or not name or not path:
+        raise InvalidConfig(f"--lora-modules: {clip(word, 80)!r} is not name=path")
+    return AdapterModule(name, path)

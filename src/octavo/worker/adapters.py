@@ -1,0 +1,183 @@
+"""Adapters in the worker: those that the host keeps, and those in the slots that rows of a step name."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from octavo.base.config import LoraConfig, ModelConfig
+from octavo.base.errors import InvalidConfig
+from octavo.device.base import Device
+from octavo.models.adapters.adapter import Adapter, AdapterReader, ReadBase, TableDelta
+from octavo.models.adapters.targets import lora_targets, make_banks, with_deltas
+from octavo.models.bridge.declare import BridgedDefinition
+from octavo.models.checkpoint import Checkpoint
+from octavo.models.decoder import EMBEDDING, LM_HEAD, Definition
+from octavo.models.implementation import tensors_of, transformer
+from octavo.models.loader import DTYPES, LoadedModel, open_checkpoint
+from octavo.models.params import TensorDecl
+from octavo.models.transformer import Transformer
+from octavo.ops.lora import bank_name
+from octavo.ops.operations import LoraDelta
+from octavo.ops.table import Ops
+from octavo.quant.packed import as_floats
+from octavo.wire.step import SchedulerOutput
+from octavo.worker.input_batch import HostBatch, InputBatch
+
+logger = logging.getLogger("octavo.worker")
+
+_AUTO: Final = "auto"
+
+
+def with_adapters(loaded: LoadedModel, config: LoraConfig, ops: Ops, max_num_batched_tokens: int) -> LoadedModel:
+    """The model with a place for adapters behind each product. Raises InvalidConfig where it can have none."""
+    if not config.enable_lora:
+        return loaded
+    definition = loaded.model.definition
+    if isinstance(definition, BridgedDefinition):
+        raise InvalidConfig("--enable-lora: this model runs by way of transformers, and adapters need octavo's own.")
+    if definition.encoder is not None:
+        raise InvalidConfig("--enable-lora: models with an encoder take no adapters yet.")
+    if definition.lm_head is None:
+        raise InvalidConfig("--enable-lora: models that give vectors take no adapters yet.")
+    definition = with_deltas(definition)
+    weights = with_banks(definition, loaded.weights, config, ops)
+    return replace(loaded, model=transformer(definition, ops, weights, max_num_batched_tokens), weights=weights)
+
+
+def with_banks(definition: Definition, weights: Mapping[str, Any], config: LoraConfig, ops: Ops) -> Mapping[str, Any]:
+    """`weights`, with empty places for adapters where the program wants them and they are not there."""
+    if not any(isinstance(op, LoraDelta) for op in definition.program.ops):
+        return weights
+    if bank_name(lora_targets(definition)[0].weight) in weights:
+        return weights
+    dtype = _dtype(config) or ops.activation_dtype
+    return {**weights, **make_banks(definition, ops, config.max_loras, config.max_lora_rank, dtype)}
+
+
+def bank_bytes(definition: Definition, config: LoraConfig, ops: Ops) -> int:
+    """What the places of adapters take at most, on a device that makes room for all of them beforehand."""
+    if not config.enable_lora or ops.torch_device.type == "cpu":
+        return 0
+    itemsize = (_dtype(config) or ops.activation_dtype).itemsize
+    values = [
+        len(target.columns) * target.weight.shape[1] + target.weight.shape[0] for target in lora_targets(definition)
+    ]
+    return config.max_loras * config.max_lora_rank * sum(values) * itemsize
+
+
+def _dtype(config: LoraConfig) -> torch.dtype | None:
+    return None if config.lora_dtype == _AUTO else DTYPES[config.lora_dtype]
+
+
+class AdapterStore:
+    """The adapters that the host keeps, by their keys. `read` runs in a thread beside the steps."""
+
+    def __init__(self, definition: Definition, model: ModelConfig, config: LoraConfig, checkpoint: Checkpoint) -> None:
+        def base() -> ReadBase:
+            tensors = tensors_of(definition, open_checkpoint(model))
+
+            def read(tensor: TensorDecl) -> Tensor:
+                return as_floats(tensors.get(tensor)).to(torch.float32)
+
+            return read
+
+        self._reader = AdapterReader(definition, checkpoint.config, base, config.max_lora_rank, _dtype(config))
+        self._kept: dict[str, Adapter] = {}
+
+    def read(self, key: str, path: str) -> None:
+        """Raises CheckpointError for files that are missing, damaged, or do not fit the model."""
+        adapter = self._reader.read(path)
+        self._kept[key] = adapter
+        logger.info("adapter %s: %d products, %.1f MiB", path, len(adapter.weights), adapter.num_bytes / 2**20)
+
+    def drop(self, key: str) -> None:
+        self._kept.pop(key, None)
+
+    def __getitem__(self, key: str) -> Adapter:
+        return self._kept[key]
+
+
+class AdapterSlots:
+    """Puts adapters into the slots that a plan names, and lets the rows of a step find them."""
+
+    def __init__(self, model: Transformer, ops: Ops, device: Device, store: AdapterStore, num_slots: int) -> None:
+        self._model, self._ops, self._device, self._store = model, ops, device, store
+        self._banks = {
+            target.weight.name: model.weights[bank_name(target.weight)] for target in lora_targets(model.definition)
+        }
+        self._tables: dict[int, TableDelta] = {}  # of the slots whose adapters change the embedding
+        for slot in range(num_slots):
+            self._put(slot, Adapter({}))
+
+    def apply(self, plan: SchedulerOutput) -> None:
+        for slot, key in plan.adapters_placed:
+            self._put(slot, self._store[key])
+
+    def _put(self, slot: int, adapter: Adapter) -> None:
+        for name, bank in self._banks.items():
+            bank.put(slot, adapter.weights.get(name))
+        self._model.heads.pop(slot, None)
+        self._model.head_deltas.discard(slot)
+        self._tables.pop(slot, None)
+        if adapter.head is not None:
+            self._model.heads[slot] = self._ops.pack_output(self._device.upload_weight(adapter.head), None)
+        if LM_HEAD in adapter.weights:
+            self._model.head_deltas.add(slot)
+        if adapter.embedding is not None:
+            self._tables[slot] = _on_device(adapter.embedding, self._device)
+
+    def is_plain(self, slots: np.ndarray) -> bool:
+        """Whether the adapters of these slots, int32, change neither the embedding nor the output matrix: a captured
+        step has no place for that."""
+        special = {*self._tables, *self._model.heads, *self._model.head_deltas}
+        return not special or special.isdisjoint(slots.tolist())
+
+    def place(self, batch: InputBatch, host: HostBatch) -> None:
+        """Let the step's tokens whose adapters change the embedding read what those say. Rows of media stay."""
+        if not self._tables or host.adapter_slots is None:
+            return
+        wanted = np.isin(host.adapter_slots, list(self._tables))
+        if batch.replaced_index is not None:
+            wanted[batch.replaced_index.cpu().numpy()] = False
+        at = wanted.nonzero()[0]
+        if not len(at):
+            return
+        (index,) = self._device.upload(at)
+        ids = batch.token_ids[index]
+        rows = torch.empty(len(at), self._model.spec.embedding_size or self._model.spec.hidden_size,
+                           dtype=self._ops.activation_dtype, device=self._ops.torch_device)  # fmt: skip
+        scale = self._model.spec.embedding_scale
+        self._ops.embedding(rows, ids, self._model.weights[EMBEDDING], scale)
+        slots = host.adapter_slots[at]
+        for slot in np.unique(slots).tolist():
+            (mine,) = self._device.upload((slots == slot).nonzero()[0])
+            rows[mine] = _rows(self._tables[slot], ids[mine].long(), rows[mine], scale)
+        if batch.replaced_index is not None and batch.replaced_rows is not None:
+            index, rows = torch.cat([batch.replaced_index, index]), torch.cat([batch.replaced_rows, rows])
+            order = index.argsort()
+            index, rows = index[order], rows[order]
+        batch.replaced_index, batch.replaced_rows = index, rows
+
+
+def _rows(table: TableDelta, ids: Tensor, rows: Tensor, scale: float) -> Tensor:
+    """Of the tokens, [n, width]. The sums run over the ranks one by one: no library's product, whose order could depend
+    on the number of rows."""
+    if table.whole is not None:
+        return (table.whole[ids].float() * scale).to(rows.dtype)
+    assert table.a is not None and table.b is not None
+    inner, added = table.a[ids].float(), torch.zeros(rows.shape, device=rows.device)
+    for rank, row in enumerate(table.b.float()):
+        added += inner[:, rank, None] * row
+    return (rows.float() + added * (table.scaling * scale)).to(rows.dtype)
+
+
+def _on_device(table: TableDelta, device: Device) -> TableDelta:
+    whole, a, b = (None if each is None else device.upload_weight(each) for each in (table.whole, table.a, table.b))
+    return TableDelta(whole, a, b, table.scaling)

@@ -1,0 +1,98 @@
+"""Adapters over HTTP: who may load them, what they are called, and that every API takes their names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.server_fakes import MODEL, Server, make_server
+
+KEY = {"authorization": "Bearer boss"}
+MESSAGES = [{"role": "user", "content": "a"}]
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> dict[str, str]:
+    found = {}
+    for name in ("sql", "damaged"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_config.json").write_text("{}")
+        found[name] = str(tmp_path / name)
+    return found
+
+
+def load(server: Server, name: str, path: str, **fields: Any) -> Any:
+    return server.post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": path, **fields}, KEY)
+
+
+def test_loading_is_for_administrators_unless_the_settings_say_otherwise(paths: dict[str, str]) -> None:
+    body = {"lora_name": "sql", "lora_path": paths["sql"]}
+    for path in ("/v1/load_lora_adapter", "/v1/unload_lora_adapter"):
+        assert make_server(takes_adapters=True).post(path, body).status == 404
+        assert make_server(admin_api_key="boss").post(path, body, KEY).status == 404  # without --enable-lora
+        assert make_server(takes_adapters=True, admin_api_key="boss").post(path, body).status in (401, 403)
+    assert make_server(takes_adapters=True, allow_runtime_lora_updating=True).post(
+        "/v1/load_lora_adapter", body
+    ).status == 200  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"prompt": "a"}),
+        ("/v1/chat/completions", {"messages": MESSAGES}),
+        ("/v1/responses", {"input": "a"}),
+        ("/v1/messages", {"messages": MESSAGES, "max_tokens": 5}),
+        ("/api/chat", {"messages": MESSAGES, "stream": False}),
+    ],
+)
+def test_every_api_takes_the_name_of_an_adapter(path: str, body: dict[str, Any], paths: dict[str, str]) -> None:
+    server = make_server(takes_adapters=True, admin_api_key="boss")
+    assert load(server, "sql", paths["sql"]).status == 200
+    (key,) = server.engine.adapters
+    for name, expected in (("sql", ("sql", key, paths["sql"])), (MODEL, ("", "", ""))):
+        reply = server.post(path, {"model": name, **body})
+        assert reply.status == 200 and reply.json()["model"] == name
+        asked = server.engine.requests[-1]
+        assert (asked.adapter_name, asked.adapter, asked.adapter_path) == expected
+
+
+def test_an_adapter_has_a_card_and_goes_again(paths: dict[str, str]) -> None:
+    server = make_server(takes_adapters=True, admin_api_key="boss")
+    assert load(server, "sql", paths["sql"]).body == b"Success: LoRA adapter 'sql' added successfully."
+    cards = {card["id"]: card for card in server.get("/v1/models").json()["data"]}
+    assert (cards["sql"]["parent"], cards["sql"]["root"]) == (MODEL, paths["sql"]) and cards[MODEL]["parent"] is None
+    assert server.get("/v1/models/sql").json()["id"] == "sql"
+    first = set(server.engine.adapters)
+    assert load(server, "sql", paths["sql"]).status == 400
+    assert load(server, "sql", paths["sql"], load_inplace=True).status == 200
+    assert first.isdisjoint(server.engine.adapters)  # another key: what was computed before is not found again
+    gone = server.post("/v1/unload_lora_adapter", {"lora_name": "sql", "lora_int_id": 1}, KEY)
+    assert gone.status == 200 and not server.engine.adapters
+    assert server.complete(model="sql").status == 404
+    assert server.post("/v1/unload_lora_adapter", {"lora_name": "sql"}, KEY).status == 404
+
+
+@pytest.mark.parametrize(
+    ("name", "where", "message"),
+    [("x", "damaged", "tensor 'x': it holds NaN"), ("x", "/nowhere", "no such directory"), (MODEL, "sql", "is taken"),
+     ("", "sql", "1 to 256"), ("a\n", "sql", "printable")],
+)  # fmt: skip
+def test_what_cannot_be_loaded_is_refused(name: str, where: str, message: str, paths: dict[str, str]) -> None:
+    server = make_server(takes_adapters=True, admin_api_key="boss")
+    reply = load(server, name, paths.get(where, where))
+    assert reply.status == 400 and message in reply.error["message"]
+    assert server.get("/v1/models").json()["data"][-1]["parent"] is None
+
+
+def test_those_of_a_directory_are_loaded_when_they_are_named(paths: dict[str, str], tmp_path: Path) -> None:
+    server = make_server(takes_adapters=True, lora_resolver_dir=str(tmp_path))
+    assert server.complete(model="sql").status == 200
+    assert list(server.engine.adapters.values()) == [paths["sql"]]
+    reply = server.complete(model="damaged")
+    assert reply.status == 400 and "NaN" in reply.error["message"]
+    assert [card["id"] for card in server.get("/v1/models").json()["data"]][-1] == "sql"
+    for name in ("../" + tmp_path.name + "/sql", "sql/.", ".", "..", "s" * 200):
+        assert server.complete(model=name).status == 404
