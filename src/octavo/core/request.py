@@ -73,8 +73,10 @@ class Request:
         "num_swapped_tokens",
         "order",
         "params",
+        "pooling",
         "request_id",
         "sample_index",
+        "sampler_state",
         "sampling_seed",
         "scheduled_time",
         "slot",
@@ -106,9 +108,11 @@ class Request:
         self.sample_index = message.sample_index
         self.is_counted = message.is_counted
         self.sampling_seed = sampling_seed
+        self.sampler_state: float | None = None  # of a sampler that follows what it drew; survives a preemption
         self.matcher = matcher  # its place in the grammar that it must follow; survives a preemption
         self.cache_salt = message.cache_salt
         self.media = message.media
+        self.pooling = message.pooling  # what is wanted in place of tokens
         self.adapter = message.adapter
         self.encoder_token_ids = message.encoder_token_ids
         self.encoder_frames = message.encoder_frames
@@ -126,7 +130,7 @@ class Request:
         )
 
         # Whether its next step depends on what the host does with the last token: then none is planned ahead of that.
-        self.needs_output = matcher is not None or params.needs_output
+        self.needs_output = matcher is not None or params.needs_output or message.pooling is not None
 
         self.limit_tokens = limit_tokens  # it ends with "length" at this many tokens
         # Ids that end it, looked at only when it has more than stop_from_tokens tokens (min_tokens).
@@ -173,6 +177,8 @@ class Request:
     @property
     def num_reusable_tokens(self) -> int:
         """Tokens that may come from the prefix cache: not the last, and none whose row is to score the prompt."""
+        if self.pooling is not None and self.pooling.kind != "last":
+            return 0  # its vector is made of all rows, or of the first
         if self.params.prompt_logprobs is None or self.num_prompt_logprobs == self.num_prompt_tokens - 1:
             return len(self.token_ids) - 1
         return self.num_prompt_logprobs
@@ -211,12 +217,16 @@ class Request:
     def stop_of(self, token_id: int) -> tuple[str | None, int | None]:
         """(finish_reason, stop_reason) if `token_id`, just appended, ends the request; else (None, None).
 
-        Order: EOS, stop token ids (neither within min_tokens), then context length and max_tokens.
+        Order: EOS, stop token ids (neither within min_tokens), then a repetition, context length and max_tokens.
         """
         num_tokens = len(self.token_ids)
         if token_id in self.stop_ids and num_tokens > self.stop_from_tokens:
             is_eos = token_id in self.eos_token_ids and not self.params.ignore_eos
             return "stop", None if is_eos else token_id
+        detection = self.params.repetition_detection
+        may_end = detection is not None and num_tokens > self.stop_from_tokens
+        if detection is not None and may_end and detection.found(self.token_ids, self.num_output_tokens):
+            return "repetition", None
         if num_tokens >= self.limit_tokens:
             return "length", None
         return None, None

@@ -20,11 +20,13 @@ from octavo.base.params import GenerateRequest, GrammarSpec, SamplingParams
 from octavo.client.admission import check_encoder_input, sized
 from octavo.client.best_of import best_of, widened
 from octavo.client.generation import GenerationDelta
+from octavo.served.breakers import BreakerTokens
 from octavo.served.checks import checked_params, renamed, truncated
 from octavo.served.events import News, PromptReply, Usage
 from octavo.served.media import MediaReader, media_reader
 from octavo.served.output_plan import OutputPlan, arguments_spec, plan_output
 from octavo.served.parts import DeltaStream, Engine, Grammars, OutputSettings, Renderer, Tokenizer, TokenTexts
+from octavo.served.pooling import refusal_of_text
 from octavo.served.prompts import PromptMaker
 from octavo.served.reading import OutputReading
 from octavo.served.request_log import log_request
@@ -148,6 +150,7 @@ class ServedModel:
         self.texts = TokenTexts(self.tokenizer)
         self.prompts = PromptMaker(self.renderer, self.config, self.info, self.media)
         self.grammar_limits = limits_of(self.config, self.output.special_tokens.ids)
+        self._breakers = BreakerTokens(self.tokenizer, self.renderer, self.info.vocab_size)
         self._preparing: list[_Preparing] = []
 
     async def close(self) -> None:
@@ -200,11 +203,13 @@ class ServedModel:
         return len(found) + self.engine.abort(matches)
 
     async def _prepare(self, turn: Turn) -> Prepared:
+        if self.info.pooling is not None:
+            raise InvalidRequest(refusal_of_text(self.info.pooling), "model")
         if self.speech is not None:
             raise InvalidRequest(
                 "This model transcribes sounds and continues no text: send them to /v1/audio/transcriptions.", "model"
             )
-        params = checked_params(self, turn)
+        params = await self._breakers.resolved(checked_params(self, turn))
         plan = None if turn.wishes is None else self._plan(turn, turn.wishes)
         made = await self.prompts.made(turn.prompts, turn.prompt_param, turn.cache_salt)
         prompts = []

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from octavo.base.media import MediaItem, MediaTensor
-from octavo.base.params import SamplingParams
+from octavo.base.params import PoolingKind, PoolingParams, SamplingParams
 
 
 class Message(msgspec.Struct, array_like=True, tag=True, frozen=True, gc=False):
@@ -41,6 +41,7 @@ class AddRequest(Message, frozen=True, gc=False):
     encoder_token_ids: list[int] = []
     #: Where it takes frames of a sound: these, float32 [2 rows, channels], and above a 0 for each row.
     encoder_frames: MediaTensor | None = None
+    pooling: PoolingParams | None = None  # a vector is wanted in place of tokens
     is_counted: bool = True  # its prompt counts in the totals; not: it goes on with a request whose prompt did
 
 
@@ -74,6 +75,23 @@ ToEngine = AddRequest | Vocabulary | Abort | Call | Shutdown
 
 
 # ---------------------------------------------------------------- engine process -> API process
+class PoolingInfo(Message, frozen=True, gc=False):
+    """Of a model that gives vectors: which, and what its files say of texts."""
+
+    kind: PoolingKind
+    dimension: int  # values of a result; of one that has them for each token, `hidden_size`
+    hidden_size: int
+    normalizes: bool = False
+    is_whole: bool = False  # a step computes all of a text: every token sees all others
+    classes: bool = False  # the values are those of classes, by these labels
+    labels: tuple[str, ...] = ()
+    reads_pairs: bool = False  # it was made for two texts in one
+    prompts: dict[str, str] = {}
+    default_prompt: str | None = None
+    dimensions: tuple[int, ...] = ()
+    may_be_cut: bool = False
+
+
 class EngineInfo(Message, frozen=True, gc=False):
     """What only the engine knows, sent once when it can serve."""
 
@@ -115,7 +133,10 @@ class EngineInfo(Message, frozen=True, gc=False):
     media_cache_rows: int = 0
     #: Tokens of one run of media see each other: a step computes all of them.
     media_stays_whole: bool = False
+    #: Tokens of a prompt see each other: a step computes all of them, and no other prompt begins with the same.
+    prompts_stay_whole: bool = False
     caches_output: bool = True  # blocks of generated tokens may serve other requests: they are what a prompt's would be
+    pooling: PoolingInfo | None = None  # it gives vectors and generates nothing
     num_swap_blocks: int = 0  # KV blocks of preempted requests that fit the host's memory
     plans_ahead: bool = False  # the device computes beside the host: a step is planned before the last is answered
     # Sums and products: what a token costs, for benchmarks.
@@ -167,7 +188,8 @@ def _sum(first: float | None, second: float | None) -> float | None:
 class EngineCoreOutput(Message, frozen=True, gc=False):
     """What one step produced for one request. `finish_reason` None: it goes on.
 
-    finish_reason: "stop" (EOS, or a stop token id whose id is then `stop_reason`), "length", "abort", "error".
+    finish_reason: "stop" (EOS, or a stop token id whose id is then `stop_reason`), "length", "repetition", "abort",
+    "error".
     The token that stopped the request is included in `new_token_ids`.
     """
 
@@ -184,6 +206,8 @@ class EngineCoreOutput(Message, frozen=True, gc=False):
     prompt_logprobs: list[TokenLogprobs] | None = None
     is_complete: bool = False  # it stopped because its grammar is at the end: the last token is text, not a stop token
     step_seconds: StepSeconds | None = None  # of the steps that it took part in so far, where they are measured
+    num_computed_tokens: int = 0  # of a prompt on its way, where that was asked for; the output then holds little else
+    pooled: bytes | None = None  # the vector, or one for each token: float32, little-endian; set with the end
 
 
 #: `ModelRunnerOutput.graph` of steps that a graph is behind; others are launched kernel by kernel.

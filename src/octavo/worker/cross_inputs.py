@@ -16,7 +16,6 @@ from octavo.models.transformer import Transformer
 from octavo.ops.step import KVCaches
 from octavo.ops.table import Ops
 from octavo.ops.workspace import Workspace
-from octavo.wire.step import NewRequestData
 from octavo.worker.encoder import EncoderRunner
 from octavo.worker.input_batch import InputBatch
 from octavo.worker.media import array
@@ -40,44 +39,50 @@ class CrossInputs:
         self._block_size = block_size
         self._workspace = self._new_workspace(0)
 
-    def write(self, requests: Sequence[NewRequestData]) -> None:
-        """The blocks of requests that have just got them."""
-        if not requests:
+    def write(
+        self,
+        inputs: Sequence[list[int]],
+        block_ids: Sequence[list[list[int]]],
+        frames: Sequence[MediaTensor | None] = (),
+    ) -> None:
+        """`inputs`: the token ids of each request's. `block_ids`: of each the blocks that it has just got, by group.
+        `frames`: of each the frames of its sound, where the encoder hears."""
+        if not inputs:
             return
-        ids = np.fromiter(chain.from_iterable(each.encoder_token_ids for each in requests), np.int32)
-        lens = [len(each.encoder_token_ids) for each in requests]
+        ids = np.fromiter(chain.from_iterable(inputs), np.int32)
+        lens = list(map(len, inputs))
         if self._first is None:
             rows = self._encoder.run(lens, token_ids=ids)
         else:
-            taps = [three_by_three(part, step=2) for part in self._convolved(requests)]
+            taps = [three_by_three(part, step=2) for part in self._convolved(frames)]
             rows = self._encoder.run(lens, rows=torch.cat(taps))
         if len(ids) > self._workspace.capacity:
             self._workspace = self._new_workspace(len(ids))
-        batch = self._batch(requests, ids, np.array(lens, np.int32))
+        batch = self._batch(block_ids, ids, np.array(lens, np.int32))
         batch.input_rows = rows
         self._crossing.run(self._workspace, batch, self._caches)
 
-    def _convolved(self, requests: Sequence[NewRequestData]) -> list[Tensor]:
+    def _convolved(self, frames: Sequence[MediaTensor | None]) -> list[Tensor]:
         """The frames of each request [2 rows, hidden_size], after the first convolution."""
         assert self._first is not None
         taps, lens = [], []
-        for request in requests:
-            assert request.encoder_frames is not None
-            (frames,) = self._device.upload(array(request.encoder_frames).copy())  # torch wants to be able to write
-            taps.append(three_by_three(frames.to(self._ops.activation_dtype), step=1))
-            lens.append(len(frames))
+        for each in frames:
+            assert each is not None
+            (uploaded,) = self._device.upload(array(each).copy())  # torch wants to be able to write
+            taps.append(three_by_three(uploaded.to(self._ops.activation_dtype), step=1))
+            lens.append(len(uploaded))
         return list(torch.split(self._first.run(lens, rows=torch.cat(taps)), lens))
 
-    def _batch(self, requests: Sequence[NewRequestData], ids: np.ndarray, lens: np.ndarray) -> InputBatch:
+    def _batch(self, block_ids: Sequence[list[list[int]]], ids: np.ndarray, lens: np.ndarray) -> InputBatch:
         """Rows that are only written: no attention reads the tables or the lengths."""
-        num_groups, size = len(requests[0].encoder_block_ids), self._block_size
+        num_groups, size = len(block_ids[0]), self._block_size
         slots = np.empty((num_groups, len(ids)), np.int64)
         starts = np.zeros(len(lens) + 1, np.int32)
         np.cumsum(lens, out=starts[1:])
-        for request, start, end in zip(requests, starts, starts[1:], strict=False):
+        for groups, start, end in zip(block_ids, starts, starts[1:], strict=False):
             index, offset = np.divmod(np.arange(end - start), size)
-            for group, block_ids in enumerate(request.encoder_block_ids):
-                slots[group, start:end] = np.array(block_ids, np.int64)[index] * size + offset
+            for group, blocks in enumerate(groups):
+                slots[group, start:end] = np.array(blocks, np.int64)[index] * size + offset
         tables = np.zeros((num_groups, len(lens), 1), np.int32)
         return InputBatch(*self._device.upload(ids, np.zeros_like(ids), slots, starts, lens, tables))
 

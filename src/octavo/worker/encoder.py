@@ -88,6 +88,11 @@ class EncoderRunner:
         result: np.ndarray = -(-counts // _BLOCK_SIZE)
         return result
 
+    def release(self) -> None:
+        """Give back the memory of buffers: another part of the same model is next."""
+        self._workspace = Workspace(self._runner.program, 0, self._ops.activation_dtype, self._device.torch_device)
+        self._scratch, self._num_blocks = [], 0
+
     def _batch(self, counts: np.ndarray, token_ids: np.ndarray, key_ends: np.ndarray | None) -> InputBatch:
         starts = np.zeros(len(counts) + 1, np.int32)
         np.cumsum(counts, out=starts[1:])
@@ -98,8 +103,9 @@ class EncoderRunner:
         tables = (first_blocks[:, None] + np.arange(blocks.max())).astype(np.int32)
         arrays = self._planner.arrays(counts, starts, 0)
         ends = [] if key_ends is None else [key_ends]
+        groups = 1 if self._program.caches else 0
         ids, at, slot_mapping, start_loc, lens, block_tables, *others = self._device.upload(
-            token_ids, positions, slots[None], starts, counts, tables[None], *ends, *arrays.tensors
+            token_ids, positions, slots[None][:groups], starts, counts, tables[None][:groups], *ends, *arrays.tensors
         )
         own_ends = others.pop(0) if ends else None
         plan = self._planner.plan(arrays, others)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import msgspec
+
 from octavo.core.blocks.kv_cache_manager import KVCacheManager
 from octavo.core.drafts import Drafter
 from octavo.core.request import Request, RequestStatus
@@ -47,6 +49,10 @@ class Answers:
             if slot in errors:
                 outputs.append(self._live.end(request, "error", errors[slot]))
                 continue
+            if slot in result.pooled:
+                end = request.num_computed_tokens + count
+                outputs.append(self._pooled(request, end, result.pooled[slot]))
+                continue
             start, token_ids = request.num_computed_tokens, request.token_ids
             request.num_in_flight_tokens -= count
             scores = request.fresh_prompt_logprobs(start, scored[slot]) if slot in scored else None
@@ -54,12 +60,15 @@ class Answers:
             if not tokens:
                 assert start + count < len(token_ids), f"slot {slot}: all tokens were computed and none was sampled"
                 self._note_computed(request, start + count)
-                if scores:
-                    outputs.append(EngineCoreOutput(request.request_id, [], prompt_logprobs=scores))
+                tells = request.params.return_progress and not request.first_output_sent
+                if scores or tells:
+                    outputs.append(_on_the_way(request, scores, tells=tells))
                 continue
             request.num_expected_tokens -= 1
+            if slot in result.sampler_states:
+                request.sampler_state = result.sampler_states[slot]
             is_one = request.matcher is None and not request.draft_token_ids and tokens[0] not in request.stop_ids
-            is_plain = is_one and not logprobs and seconds is None
+            is_plain = is_one and not logprobs and seconds is None and request.params.repetition_detection is None
             if is_plain and request.first_output_sent and len(token_ids) + 1 < request.limit_tokens:
                 token_ids.append(tokens[0])
                 self.num_generation_tokens += 1
@@ -71,6 +80,13 @@ class Answers:
                 progress = self._take(request, start + count, tokens, jumps=jumps and request.can_jump)
                 outputs += self._tell(request, progress, logprobs.get(slot), scores)
         return outputs
+
+    def _pooled(self, request: Request, end: int, result: bytes) -> EngineCoreOutput:
+        """The end of a request that wanted a vector."""
+        self._note_computed(request, end)
+        output = output_of(request, Progress(finish_reason="stop"), None, None)
+        self._live.finish(request)
+        return msgspec.structs.replace(output, pooled=result)
 
     def _note_computed(self, request: Request, num_computed_tokens: int) -> None:
         """So many tokens have keys and values."""
@@ -108,3 +124,15 @@ class Answers:
         elif progress.finish_reason is not None:
             self._live.finish(request)
         return outputs
+
+
+def _on_the_way(request: Request, prompt_logprobs: list[TokenLogprobs] | None, *, tells: bool) -> EngineCoreOutput:
+    """What is told of a prompt of which a part is computed."""
+    return EngineCoreOutput(
+        request.request_id,
+        [],
+        prompt_logprobs=prompt_logprobs or None,
+        num_cached_tokens=request.num_cached_tokens,
+        scheduled_time=request.scheduled_time,
+        num_computed_tokens=request.num_computed_tokens if tells else 0,
+    )

@@ -40,7 +40,7 @@ class RequestLimits:
             return f"The prompt contains a token id outside 0..{self.vocab_size - 1}."
         if message.media and (refusal := self._media_refusal(message.media, len(prompt))) is not None:
             return refusal
-        num_tokens = len(prompt) + (message.params.max_tokens or 1)
+        num_tokens = len(prompt) + (0 if message.pooling is not None else message.params.max_tokens or 1)
         if num_tokens > self.max_model_len:
             return f"The request needs {num_tokens} tokens, but the context has {self.max_model_len}."
         if num_tokens > self.kv_capacity:
@@ -82,8 +82,6 @@ class RequestLimits:
                 return f"Embeddings of {item.rows} tokens have the shape {list(shape)}, not {list(expected)}."
         if not _are_apart(media, num_tokens):
             return "The spans of the prompt's media are not within it, in order and apart from each other."
-        if media[-1].end == num_tokens:
-            return "The prompt ends with media: some text must follow them."
         longest = max(length for item in media for _, length in item.spans)
         if self.max_span_tokens is not None and longest > self.max_span_tokens:
             return (
