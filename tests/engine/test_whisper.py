@@ -5,16 +5,37 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from engine.harness import Engine, Reply
 from octavo.base.media import MediaTensor
-from octavo.base.params import SamplingParams
+from octavo.base.params import SamplingParams, SpeechRules
 from octavo.wire.messages import AddRequest
-from support.tiny_whisper import CHANNELS, ROWS, START, logits_of, make_whisper, random_frames, tensor_of
+from octavo.worker.speech import apply_rules, forbidden_ids
+from support.tiny_whisper import (
+    CHANNELS,
+    END,
+    FIRST_LANGUAGE,
+    FIRST_TIME,
+    NO_SPEECH,
+    NUM_LANGUAGES,
+    ROWS,
+    START,
+    TRANSCRIBE,
+    VOCAB,
+    logits_of,
+    make_whisper,
+    random_frames,
+    tensor_of,
+)
 
 NUM_TOKENS = 8
+RULES = SpeechRules(
+    first=(tuple(range(FIRST_LANGUAGE, FIRST_LANGUAGE + NUM_LANGUAGES)), (TRANSCRIBE,)),
+    forbidden_ids=(5, 7), forbidden_start_ids=(END,), end_id=END, first_time=FIRST_TIME, no_speech_id=NO_SPEECH,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +77,31 @@ def test_greedy_tokens_and_their_probabilities_are_those_of_transformers(both: t
         torch.testing.assert_close(found, rows.max(-1).values, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("params", [{}, {"temperature": 1.0, "seed": 5}], ids=["greedy", "sampled"])
+def test_speech_is_held_to_its_rules_and_the_first_score_is_that_of_silence(both: tuple[Any, Engine]) -> None:
+    model, engine = both
+    asked = requests(speech=RULES)
+    replies = run(engine, asked)
+    for request in asked:
+        reply, prompt = replies[request.request_id], request.prompt_token_ids
+        logits = logits_of(model, random_frames(request.request_id), [*prompt, *reply.token_ids])[len(prompt) - 1 :]
+        assert reply.logprobs[0].logprob == pytest.approx(float(logits[0].log_softmax(-1)[NO_SPEECH]), abs=1e-4)
+        for i, token in enumerate(reply.token_ids):
+            row = logits[i].clone()
+            forbidden = forbidden_ids(RULES, np.array(reply.token_ids[:i], np.int32), VOCAB)
+            apply_rules(row, RULES, torch.from_numpy(forbidden.astype(np.int64)), i)
+            assert token == int(row.argmax())
+            if i:
+                found = reply.logprobs[i].logprob
+                assert found == pytest.approx(float(row.log_softmax(-1)[token]), abs=1e-4)
+        assert reply.token_ids[0] in RULES.first[0] and reply.token_ids[1] == TRANSCRIBE
+        assert reply.token_ids[2] >= FIRST_TIME
+
+
+@pytest.mark.parametrize(
+    "params",
+    [{}, {"temperature": 1.0, "seed": 5}, {"temperature": 1.0, "seed": 5, "speech": RULES}],
+    ids=["greedy", "sampled", "speech"],
+)
 def test_the_same_text_in_any_company(both: tuple[Any, Engine], params: dict[str, Any]) -> None:
     _, engine = both
     asked = requests(**params)
