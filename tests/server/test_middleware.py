@@ -284,9 +284,6 @@ def test_a_path_beside_a_route_is_answered_with_the_route(path: str, meant: str)
 @pytest.mark.parametrize(
     ("path", "what", "instead"),
     [
-        ("/v1/embeddings", "embeddings", None),
-        ("/embeddings", "embeddings", None),
-        ("/v2/rerank", "reranking", None),
         ("/v1/audio/transcriptions", "audio", None),
         ("/v1/images/generations", "images", None),
         ("/v1/moderations", "moderations", None),

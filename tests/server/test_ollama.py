@@ -215,7 +215,7 @@ GENERATE = {"model": MODEL, "prompt": "a"}
         ("/api/generate", GENERATE | {"raw": True, "system": "a"}, 400, "`system` needs a chat template"),
         ("/api/generate", GENERATE | {"suffix": "a"}, 400, "`suffix` is not supported"),
         ("/api/chat", {"model": MODEL, "messages": USER, "think": True}, 400, "`think`"),
-        ("/api/embed", {"model": MODEL, "input": "a"}, 404, "octavo does not serve embeddings"),
+        ("/api/embed", {"model": MODEL, "input": "a"}, 400, "does not support the Embeddings API"),
         ("/api/pull", {"model": "a"}, 404, "octavo does not serve downloads of models"),
         ("/api/delete", {"model": "a"}, 404, "octavo does not serve removing models"),
     ],

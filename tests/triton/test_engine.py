@@ -300,6 +300,7 @@ def test_a_model_with_an_encoder_gives_the_tokens_of_transformers(
     """In a batch of several lengths, also where a decoder's prompt comes in pieces."""
     model = make_bart(tmp_path, d_model=32, encoder_layers=1, decoder_layers=1, decoder_attention_heads=4)
     engine = TinyEngine(tmp_path, InterpretedDevice(), monkeypatch)
+    assert engine.info.num_swap_blocks == 0, "a preempted request is encoded again"
     asked = [
         AddRequest(
             request_id=i,
@@ -317,9 +318,12 @@ def test_a_model_with_an_encoder_gives_the_tokens_of_transformers(
         assert ids == logits[len(prompt) - 1 : -1].argmax(-1).tolist()
 
 
-def test_prompts_with_pictures_give_the_tokens_of_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["smolvlm", "gemma3", "qwen3-vl"])
+def test_prompts_with_pictures_give_the_tokens_of_the_cpu(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Towers, rows in the place of tokens, and captured steps behind them."""
-    case = Case(tmp_path, "smolvlm", lambda path: TinyEngine(path, None, monkeypatch))
+    case = Case(tmp_path, name, lambda path: TinyEngine(path, None, monkeypatch))
     requests = []
     for i, pictures in enumerate([[pixels(16, 16, 1)], [pixels(16, 16, 2), pixels(16, 16, 1)]]):
         ids, media = case.prompt(pictures)

@@ -8,7 +8,7 @@ from typing import Any, Final, Literal, TypeVar
 import msgspec
 
 from octavo.base.errors import InvalidRequest
-from octavo.base.media import MediaItem
+from octavo.base.media import MediaItem, MediaTensor
 from octavo.base.ranges import RANGES, Range, check_number, check_token_id, clip_number
 from octavo.base.repetition import RepetitionDetection
 
@@ -49,6 +49,26 @@ class GuidedDecodingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unk
     json_object: bool | None = None
     backend: str | None = None
     whitespace_pattern: str | None = None
+
+
+class SpeechRules(msgspec.Struct, frozen=True, kw_only=True):
+    """What a decoder of speech is held to: first tokens that steer it, then text between times.
+
+    Times stand at the beginning, in pairs where one piece ends and the next begins, and never go back. Where they
+    are together more likely than any single token of text, a time it is. The ids from `first_time` to the end of the
+    vocabulary are 0.00 s, 0.02 s, ...; those between `end_id` and it are never written behind the first.
+
+    Log probabilities of the tokens are those behind these rules. That of the very first token is instead the model's
+    own of `no_speech_id` in its place.
+    """
+
+    first: tuple[tuple[int, ...], ...] = ()  # what each of the first tokens may be
+    forbidden_ids: tuple[int, ...] = ()  # of text
+    forbidden_start_ids: tuple[int, ...] = ()  # of text, where it begins
+    end_id: int
+    first_time: int
+    max_initial_time: int = 50  # the first is at most so many steps of 0.02 s
+    no_speech_id: int
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -105,6 +125,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     guided_decoding: GuidedDecodingParams | None = None
     #: What the output must be, proven to compile; None: anything.
     grammar: str | None = None
+    speech: SpeechRules | None = None  # of a model that transcribes
 
     @property
     def num_samples(self) -> int:
@@ -118,8 +139,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     @property
     def needs_output(self) -> bool:
         """Whether the host must know the tokens generated so far before the next can be sampled: which words may not
-        go on depends on them."""
-        return self.shapes_rows or any(len(word) > 1 for word in self.bad_word_token_ids)
+        go on depends on them, and what may follow a time."""
+        return self.shapes_rows or self.speech is not None or any(len(word) > 1 for word in self.bad_word_token_ids)
 
     @property
     def penalises(self) -> bool:
@@ -150,6 +171,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         memory that is not the row's. `max_logprobs` of -1: the whole vocabulary, which a request may also call -1.
         Raises `InvalidRequest` whose `param` is the field's name.
         """
+        if self.speech is not None:
+            raise InvalidRequest("`speech` is set by whoever transcribes, and by no caller.", "speech")
         ranges = {
             **RANGES,
             "n": Range(1, max_n),
@@ -259,6 +282,22 @@ class GrammarSpec(msgspec.Struct, frozen=True, kw_only=True):
     frames: tuple[dict[str, str], ...] = ()
 
 
+PoolingKind = Literal["cls", "last", "mean", "all"]
+
+
+class PoolingParams(msgspec.Struct, frozen=True, kw_only=True):
+    """What is wanted of a sequence in place of tokens: a vector, or with `all` one for each token.
+
+    None, and "": as the model has it.
+    """
+
+    kind: Literal["", "cls", "last", "mean", "all"] = ""
+    dimensions: int | None = None  # so many of the first values
+    normalize: bool | None = None  # to length 1
+    activation: bool | None = None  # of classes: probabilities in place of the head's values
+    second_from: int = 0  # the first token of the second text of a pair; 0: there is one text
+
+
 class BeamParams(msgspec.Struct, frozen=True, kw_only=True):
     """Beam search with `width` beams, of which the best `SamplingParams.n` are returned (S21 to S23).
 
@@ -349,6 +388,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     turn_id: str = ""
     prompt_token_ids: list[int]
     encoder_token_ids: list[int] = []  # of a model with an encoder: its input; the prompt is the decoder's then
+    encoder_frames: MediaTensor | None = None  # where it takes frames of a sound: these, and above a 0 for each row
     params: SamplingParams
     priority: int = 0
     cache_salt: str = ""
@@ -357,6 +397,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     shown_special_ids: frozenset[int] = frozenset()  # special tokens that stay in the text for its parser
     is_whole: bool = False  # the reader has no use for deltas before the end: it gets one
     num_wanted: int = 0  # choices of the reply, where more are generated to choose from; 0: `params.n`
+    pooling: PoolingParams | None = None  # a vector is wanted in place of tokens
     is_counted: bool = True  # its prompt is a caller's; not: it was counted with the request that this one goes on with
     trace_headers: tuple[tuple[str, str], ...] = ()  # traceparent and tracestate, as the caller sent them
     is_chat: bool = False  # the prompt is a conversation, for traces

@@ -59,6 +59,21 @@ def sized(
     return msgspec.structs.replace(params, max_tokens=min(room, most))
 
 
+def check_text(ids: list[int], info: EngineInfo, param: str = "input") -> None:
+    """A text of which a vector is wanted: no token is generated behind it. `param`: the field that holds it.
+
+    Raises `InvalidRequest` or `ContextLengthExceeded`.
+    """
+    limit = min(info.max_model_len, info.max_request_tokens)
+    if not ids:
+        raise InvalidRequest("The text has no tokens.", param)
+    if len(ids) > limit:
+        raise ContextLengthExceeded(
+            f"At most {limit} tokens fit the model, but the text has {len(ids)}; `truncate_prompt_tokens` cuts it.",
+            param,
+        )
+
+
 def check_encoder_input(ids: list[int], info: EngineInfo, param: str = "prompt") -> None:
     """The input of the model's encoder, which callers call the prompt: `param` is the field that holds it.
 
@@ -88,7 +103,11 @@ class Admission:
     def check_servable(self, request: GenerateRequest) -> SamplingParams:
         """The parameters with `max_tokens` set. Raises `InvalidRequest` or `ContextLengthExceeded` for a request that
         is refused whatever else is served."""
-        params = sized(request.params, len(request.prompt_token_ids), self._info)
+        if request.pooling is not None:
+            check_text(request.prompt_token_ids, self._info)
+            params = request.params
+        else:
+            params = sized(request.params, len(request.prompt_token_ids), self._info)
         check_encoder_input(request.encoder_token_ids, self._info)
         self._check_ids([*request.prompt_token_ids, *request.encoder_token_ids])
         if (params.prompt_logprobs or 0) * len(request.prompt_token_ids) > MAX_PROMPT_SCORES:

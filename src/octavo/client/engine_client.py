@@ -234,8 +234,10 @@ class EngineClient:
                         cache_salt=request.cache_salt,
                         arrival_time=request.arrival_time or now,
                         media=request.media,
+                        pooling=request.pooling,
                         is_counted=request.is_counted,
                         encoder_token_ids=request.encoder_token_ids,
+                        encoder_frames=request.encoder_frames,
                     )
                 )
         except TransportError as exc:
@@ -447,7 +449,7 @@ class EngineClient:
 
     def _note_times(self, sample: SampleState, output: EngineCoreOutput, now: float) -> bool:
         """Whether these are the sample's first tokens."""
-        if not output.new_token_ids:
+        if not output.new_token_ids and output.pooled is None:
             return False
         observer = self._observer_of(sample)
         is_first = not sample.first_token_time

@@ -54,6 +54,7 @@ class GenerationDelta:
     prompt_logprobs: list[TokenLogprobs] | None = None
     times: RequestTimes | None = None  # in the last delta
     progress: PromptProgress | None = None  # when asked for: before the first token, and with it
+    pooled: bytes | None = None  # the vector that was wanted in place of tokens; in the only delta
 
 
 @dataclass(slots=True)
@@ -148,6 +149,7 @@ class SampleState:
         "min_tokens",
         "num_cached_tokens",
         "num_tokens",
+        "pooled",
         "request",
         "request_id",
         "scheduled_time",
@@ -174,6 +176,7 @@ class SampleState:
         self.scheduled_time = self.first_token_time = self.last_token_time = 0.0
         self.finish_reason: str | None = None
         self.stop_reason: int | str | None = None
+        self.pooled: bytes | None = None
         self.end_reason = ""  # the finish reason, or why it was cut off: "abort" or "error"
         self.finish_time = 0.0  # time.monotonic() of either
         self.step_seconds: StepSeconds | None = None
@@ -187,6 +190,8 @@ class SampleState:
     def accept(self, output: EngineCoreOutput) -> None:
         """Add one step's tokens. Sets `finish_reason` when the engine, or a stop string, ends the sample."""
         ids, reason = output.new_token_ids, output.finish_reason
+        if output.pooled is not None:
+            self.pooled = output.pooled
         if output.step_seconds is not None:
             self.step_seconds = output.step_seconds
         # The text of the token that stopped the request is not part of the answer.
@@ -345,6 +350,7 @@ class RequestState:
             self.prompt_logprobs if is_scored else None,
             self.times if is_over else None,
             progress,
+            self.samples[0].pooled,
         )
 
     @property

@@ -49,6 +49,7 @@ class Request:
         "draft_places",
         "draft_token_ids",
         "encoder_block_tables",
+        "encoder_frames",
         "encoder_token_ids",
         "eos_token_ids",
         "first_output_sent",
@@ -72,6 +73,7 @@ class Request:
         "num_swapped_tokens",
         "order",
         "params",
+        "pooling",
         "request_id",
         "sample_index",
         "sampler_state",
@@ -110,8 +112,10 @@ class Request:
         self.matcher = matcher  # its place in the grammar that it must follow; survives a preemption
         self.cache_salt = message.cache_salt
         self.media = message.media
+        self.pooling = message.pooling  # what is wanted in place of tokens
         self.adapter = message.adapter
         self.encoder_token_ids = message.encoder_token_ids
+        self.encoder_frames = message.encoder_frames
         self.encoder_block_tables: list[list[int]] = []  # of each group of layers that see the encoder's rows
         # Who is first: smaller is sooner. Also who keeps the blocks when they run out.
         self.order = (message.priority, message.arrival_time, arrival_number)
@@ -126,7 +130,7 @@ class Request:
         )
 
         # Whether its next step depends on what the host does with the last token: then none is planned ahead of that.
-        self.needs_output = matcher is not None or params.needs_output
+        self.needs_output = matcher is not None or params.needs_output or message.pooling is not None
 
         self.limit_tokens = limit_tokens  # it ends with "length" at this many tokens
         # Ids that end it, looked at only when it has more than stop_from_tokens tokens (min_tokens).
@@ -173,6 +177,8 @@ class Request:
     @property
     def num_reusable_tokens(self) -> int:
         """Tokens that may come from the prefix cache: not the last, and none whose row is to score the prompt."""
+        if self.pooling is not None and self.pooling.kind != "last":
+            return 0  # its vector is made of all rows, or of the first
         if self.params.prompt_logprobs is None or self.num_prompt_logprobs == self.num_prompt_tokens - 1:
             return len(self.token_ids) - 1
         return self.num_prompt_logprobs

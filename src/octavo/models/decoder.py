@@ -12,7 +12,7 @@ from octavo.cache.spec import CacheGroup, EncoderKV, FullKV, LayerKV, WindowKV, 
 from octavo.models.builder import Builder
 from octavo.models.encoder import EncoderDefinition, define_encoder
 from octavo.models.params import Matrix, Param, TensorDecl
-from octavo.models.spec import DerivedSpec, ModelSpec
+from octavo.models.spec import DerivedSpec, ModelSpec, PoolingSpec
 from octavo.models.tower import TowerDefinition, define_tower
 from octavo.ops.operands import Buffer, Cache, Weight
 from octavo.ops.operations import (
@@ -43,7 +43,7 @@ class Definition:
     program: Program  # from token ids to the hidden states behind the last norm
     params: tuple[Param, ...]  # in the order in which they are packed
     derived: dict[Weight, DerivedSpec]  # weights that follow from the configuration
-    lm_head: Weight
+    lm_head: Weight | None  # None: it gives vectors
     cache_groups: tuple[CacheGroup, ...]  # of the program's caches, by their index
     tower: TowerDefinition | None = field(default=None, kw_only=True)  # of a model that also sees
     encoder: EncoderDefinition | None = field(default=None, kw_only=True)
@@ -87,7 +87,7 @@ class Definition:
 
 def define(spec: ModelSpec) -> Definition:
     """Raises ProgramError if the blocks of a family do not fit together."""
-    build = Builder(spec.max_position_embeddings)
+    build = Builder(spec.max_position_embeddings, keeps=not spec.bidirectional)
     if spec.encoder is not None:
         build.encoder_rows = Buffer("encoder_rows", spec.encoder.hidden_size)
     lm_head = _embeddings(build, spec)
@@ -111,6 +111,8 @@ def define(spec: ModelSpec) -> Definition:
     for number, layer in enumerate(spec.layers):
         build.layer(number)
         layer.emit(build, residual)
+        if spec.tower is not None and number < len(spec.tower.taps):
+            build.ops.append(ReplaceRows(x=residual, first=(number + 1) * spec.hidden_size, adds=True))
     build.top()
     for part in spec.after:
         part.emit(build, residual)
@@ -120,8 +122,10 @@ def define(spec: ModelSpec) -> Definition:
     if spec.embedding_size:
         back = Matrix(name="model.project_out", gguf="project_out", rows=spec.embedding_size)
         output = build.linear(output, "project_out", [back], None)
+    if spec.pooling is not None:
+        _add_heads(build, spec.pooling, output.width)
     derived = {weight: each for (each, _), weight in build.derived.items()}
-    ops, groups = grouped(build.ops)
+    ops, groups = (build.ops, ()) if spec.bidirectional else grouped(build.ops)
     made = Definition(spec, program(ops, output), tuple(build.params), derived, lm_head, groups)
     if spec.tower is not None:
         tower = define_tower(spec.tower, spec.hidden_size)
@@ -165,19 +169,44 @@ def grouped(ops: Sequence[Op]) -> tuple[list[Op], tuple[CacheGroup, ...]]:
     return grouped, groups
 
 
+def _add_heads(build: Builder, pooling: PoolingSpec, width: int) -> None:
+    """Weights that no operation of the program reads: those of one row."""
+    for head in pooling.heads:
+        build.table(head.name, head.gguf, (head.size, width))
+        if head.bias:
+            build.vector([Matrix(name=head.name, gguf=head.gguf, rows=head.size)], head.name, "bias", "bias")
+        width = head.size
+
+
+def _token_types(build: Builder, spec: ModelSpec) -> None:
+    """Have the rows of the types in the table that was declared last."""
+    table = Matrix(name="model.token_types", gguf="token_types", rows=spec.token_types)
+    build.params[-1] = replace(build.params[-1], added_rows=build.rows_of_table(table, spec.hidden_size))
+
+
 def _add_positions(build: Builder, spec: ModelSpec, residual: Buffer) -> None:
     table = Matrix(name="model.embed_positions", gguf="position_embd", rows=spec.max_position_embeddings)
     weight = build.matrices("positions", [table], spec.hidden_size, None, "embedding")
+    if spec.token_types:
+        # Positions of tokens of the type t are those of a t-th copy.
+        weight = Weight(weight.name, (spec.token_types * spec.max_position_embeddings, spec.hidden_size))
+        build.params[-1] = replace(build.params[-1], weight=weight)
+        _token_types(build, spec)
     out = build.buffer("positions", spec.hidden_size)
     build.ops.append(Embed(out=out, weight=weight, index="positions"))
     build.ops.append(Add(residual=residual, x=out))
 
 
-def _embeddings(build: Builder, spec: ModelSpec) -> Weight:
+def _embeddings(build: Builder, spec: ModelSpec) -> Weight | None:
     """Declares the table of the tokens, and the output matrix unless it is the same. Returns the latter's name."""
     table = Matrix(name="model.embed_tokens", gguf="token_embd", rows=spec.vocab_size, bias=spec.tied_bias)
     output = Matrix(name="lm_head", gguf="output", rows=spec.vocab_size, bias=spec.lm_head_bias)
     columns = spec.embedding_size or spec.hidden_size
+    if spec.pooling is not None:
+        build.matrices(EMBEDDING, [replace(table, bias=False)], columns, None, "embedding")
+        if spec.token_types and not spec.learned_positions:
+            _token_types(build, spec)
+        return None
     if spec.tie_word_embeddings:
         build.matrices(EMBEDDING, [table], columns, None, "tied")
         return Weight(LM_HEAD, (spec.vocab_size, columns), 0)

@@ -158,6 +158,10 @@ ARCHITECTURES: Final[dict[str, _Arch]] = {
     "granitehybrid": _Arch("GraniteMoeHybridForCausalLM", "granitemoehybrid", keys={**_MAMBA2_KEYS, **_GRANITE_KEYS}),
     "nemotron_h": _Arch("NemotronHForCausalLM", "nemotron_h", keys=_MAMBA2_KEYS),
     "nemotron_h_moe": _Arch("NemotronHForCausalLM", "nemotron_h", keys=_MAMBA2_KEYS),
+    "bert": _Arch("BertModel", "bert", "gelu", keys={"pooling_type": "pooling_type"}),
+    "nomic-bert": _Arch("NomicBertModel", "nomic_bert", "swiglu",
+                        keys={"pooling_type": "pooling_type", "rotary_emb_base": "rope.freq_base",
+                              "causal": "attention.causal"}),
     "hunyuan-dense": _Arch("HunYuanDenseV1ForCausalLM", "hunyuan_v1_dense"),
 }
 # fmt: on
@@ -267,12 +271,23 @@ def hf_config(
     return {key: value for key, value in config.items() if value is not None}
 
 
+def _encoder(get: Any, tensors: dict[str, TensorInfo]) -> dict[str, Any]:
+    """What the configurations of encoders have under names of their own."""
+    types = tensors.get("token_types.weight")
+    return {
+        "layer_norm_eps": get("attention.layer_norm_epsilon"),
+        "type_vocab_size": types.shape[0] if types is not None and len(types.shape) == 2 else 0,
+    }
+
+
 def _own(arch: _Arch, prefix: str, config: dict[str, Any], get: Any, tensors: dict[str, TensorInfo]) -> None:
     """What an architecture has under keys or in forms of its own, entered into the configuration."""
     if arch.model_type == "baichuan" and config["num_hidden_layers"] == _BAICHUAN_13B_LAYERS:
         config["model_max_length"] = config.pop("max_position_embeddings")
     if arch.model_type == "deci":
         _list_layers(config)
+    if arch.model_type in ("bert", "nomic_bert"):
+        config |= _encoder(get, tensors)
     if arch.model_type in ("gemma3n_text", "gemma4_text"):
         config["hidden_activation"] = config["hidden_act"]
         config |= gguf_gemma.hf_config(arch.model_type, config, get, tensors)

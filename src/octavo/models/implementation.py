@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
@@ -23,6 +24,8 @@ from octavo.models.decoder import Definition, define
 from octavo.models.layout import Layout, TensorSource
 from octavo.models.overrides import without_windows
 from octavo.models.params import TensorDecl
+from octavo.models.pooling import gives_vectors, pooled
+from octavo.models.pooling_files import MODULES
 from octavo.models.registry import FAMILIES, find_family, model_spec
 from octavo.models.transformer import Transformer
 from octavo.ops.table import Ops
@@ -47,6 +50,11 @@ def definition_of(config: ModelConfig, values: dict[str, Any], source: str, dtyp
     activations. Raises CheckpointError for what cannot be served."""
     if implementation(config, values, source) == "octavo":
         spec = model_spec(values, source)
+        has_modules = (Path(source) / MODULES).is_file()
+        if spec.pooling is None and gives_vectors(values, config, has_modules=has_modules):
+            spec = pooled(spec, values, config, source)
+        elif spec.pooling is not None and config.task == "generate":
+            raise CheckpointError(f"{source}: this model gives vectors and generates nothing: leave --task out")
         return define(without_windows(spec) if config.disable_sliding_window else spec)
     if config.disable_sliding_window:
         raise CheckpointError(f"{source}: --disable-sliding-window is for octavo's own families, and this is none")

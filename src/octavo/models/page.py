@@ -13,9 +13,11 @@ from octavo.models.registry import FAMILIES
 
 #: Real weights that tests run, by the module of their family. All families are tried on tiny random models.
 REAL: Final = {
+    "bert": "all-MiniLM-L6 and a fine-tune of it",
     "gemma3": "Gemma 3 270M",
     "gpt2": "8.9M",
     "llama": "SmolLM2 135M",
+    "nomic_bert": "nomic-embed-text v1.5",
     "qwen2": "Qwen2.5-Coder 0.5B",
 }
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from octavo.ops.operations import Activation, NormKind
+from octavo.base.params import PoolingKind
+from octavo.ops.operations import Activation, MergeKind, NormKind
 
 if TYPE_CHECKING:
     from octavo.models.blocks import Layer
@@ -40,6 +41,8 @@ class RopeSpec:
     #: Where a position has several parts: how many pairs of a head are turned by each, in their order.
     sections: tuple[int, ...] = ()
     is_axial: bool = False  # the frequencies of all sections are the same
+    takes_turns: bool = False  # pairs are of the sections in turn as far as these reach, then of the first; axial ones
+    # have their frequencies in turn
     factors: tuple[float, ...] = ()  # factors, longrope: what each of the frequencies is divided by
     long_factors: tuple[float, ...] = ()  # longrope: the same where contexts may be longer than the original ones
 
@@ -97,6 +100,8 @@ class NormSpec:
 class ProjectorSpec:
     """From rows of a tower to rows of the language model: one matrix, or two with an activation between."""
 
+    norm: NormSpec | None = None  # in front
+    merges_by_matrix: bool = False  # then a matrix that makes rows that were merged as wide as each of them was
     inner_size: int = 0  # 0: one matrix
     activation: Activation = "gelu"
     bias: bool = True
@@ -120,8 +125,45 @@ class TowerSpec:
     post_norm: NormSpec | None = None  # behind them
     frames: int = 1  # of a patch: a picture is as many equal ones
     merge: int = 1  # so many rows, one behind the other, are one row of the projector
+    merge_kind: MergeKind = "rows"
     projector: ProjectorSpec = ProjectorSpec()
+    is_interpolated: bool = False  # positions lie between rows of the table, which are mixed
+    windowed: frozenset[int] = frozenset()  # layers whose rows see those of their part of the picture alone
+    #: Layers whose rows, behind a projector each, are added to the language model's behind its first layers.
+    taps: tuple[int, ...] = ()
+    tap_projector: ProjectorSpec = ProjectorSpec()
+    #: So many layers have changed the rows that stand beside each other in front of the projector; none: those of all.
+    joined: tuple[int, ...] = ()
+    has_newline: bool = False  # a row of its own, which stands at the end of each line of a picture
+    whole_spans: bool = False  # in the language model the rows of a span see all of it
+    whole_prompts: bool = False  # and here all tokens of a prompt see all of it
     kinds: tuple[str, ...] = ("image",)
+
+
+#: Of a head; "": none.
+HeadActivation = Literal["", "tanh", "relu", "gelu", "silu", "sigmoid"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadSpec:
+    """A product with a pooled row: activation(weight x + bias)."""
+
+    name: str  # of the checkpoint's tensors, as they are after the family's renames
+    gguf: str
+    size: int
+    bias: bool = True
+    activation: HeadActivation = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolingSpec:
+    """What a model that gives vectors makes of a sequence's rows: one, on which `heads` work one after the other."""
+
+    kind: PoolingKind
+    heads: tuple[HeadSpec, ...] = ()
+    #: What the last head's values mean: "" for a vector, else classes.
+    classes: Literal["", "softmax", "sigmoid", "none"] = ""
+    labels: tuple[str, ...] = ()  # of the classes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,9 +189,14 @@ class ModelSpec:
     logit_scale: float = 1.0  # the logits are multiplied by it; the norm behind the layers has it in its weights
     logit_softcap: float = 0.0  # 0: none
     tied_bias: bool = False  # of an output matrix that is tied
+    unused_ids: tuple[int, ...] = ()  # tokens that are never sampled: their logits are -inf
     encoder: EncoderSpec | None = None  # whose rows layers see
     decoder_start_token_ids: tuple[int, ...] = ()  # of models with an encoder: what the decoder's tokens begin with
     tower: TowerSpec | None = None  # of a model that also sees
+    token_types: int = 0  # rows of a table, of which one is added to each token's: in which text of a pair it stands
+    #: Each token sees all of its sequence: the model keeps nothing between steps, and gives vectors only.
+    bidirectional: bool = False
+    pooling: PoolingSpec | None = None  # it gives vectors, and has no output matrix; None: it generates
     #: Tensors of the checkpoint that the configuration leaves without a use, as patterns of names behind the renames.
     unused: tuple[str, ...] = ()
 

@@ -31,6 +31,7 @@ from octavo.client.sleep_mode import SLEEP_LEVELS
 from octavo.launch.engine_thread import EngineThread
 from octavo.offline.media import given_media
 from octavo.offline.outputs import CompletionOutput, Logprob, RequestOutput, request_output
+from octavo.offline.pooling import PoolingCalls
 from octavo.served.model import Prepared, ServedModel
 from octavo.served.turn import Continuation, Conversation, MediaOptions, Turn
 from octavo.text.grammars.grammar import spec_of_params
@@ -42,8 +43,8 @@ __all__ = ["LLM", "CompletionOutput", "Logprob", "RequestOutput"]
 T = TypeVar("T")
 #: Settings that may be mappings in place of JSON.
 _JSON_SETTINGS = (
-    "override_generation_config", "structured_outputs_config", "hf_overrides", "rope_scaling", "limit_mm_per_prompt",
-    "media_io_kwargs", "mm_processor_kwargs",
+    "override_generation_config", "structured_outputs_config", "hf_overrides", "pooler_config", "rope_scaling",
+    "limit_mm_per_prompt", "media_io_kwargs", "mm_processor_kwargs",
 )  # fmt: skip
 #: A text, token ids, or either in a dictionary under `prompt` or `prompt_token_ids`, with `multi_modal_data`: "image",
 #: "audio" or "video" -> one or a list, in the order of the model's placeholders in the prompt. Of a model with an
@@ -66,7 +67,7 @@ DEFAULT_MAX_TOKENS = 16
 RETRY_SECONDS = 0.05
 
 
-class LLM:
+class LLM(PoolingCalls):
     """A loaded model. Ends with `close`, at the end of a `with` block, or with the last reference to it.
 
     `LLM("org/repo", max_model_len=4096, ...)`: the model as `octavo serve` takes it, the fields of `ModelConfig`,

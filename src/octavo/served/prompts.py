@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 from octavo.base.config import ServerConfig
@@ -91,6 +92,17 @@ class PromptMaker:
             made.append(await self._with_decoder(prompt, item))
         return made
 
+    async def paired(
+        self, pairs: Sequence[tuple[str, str]], encode: Callable[[str, str], tuple[list[int], int]], param: str
+    ) -> list[tuple[list[int], int]]:
+        """Two texts in one each, and where the second begins. `encode`: the tokenizer's. Raises as `made`."""
+        total = sum(len(first) + len(second) for first, second in pairs)
+        made = []
+        for first, second in pairs:
+            size = len(first) + len(second)
+            made.append(await self._run(size, partial(encode, first, second), param, total))
+        return made
+
     async def _with_decoder(self, prompt: Prompt, item: Conversation | Continuation) -> Prompt:
         """Of a model with an encoder, what its decoder begins with."""
         start = list(self._info.decoder_start_token_ids)
@@ -138,7 +150,8 @@ class PromptMaker:
     def _tokenized(self, text: str, add_special_tokens: bool, marks: Sequence[Mark], param: str) -> Prompt:
         if not marks or self._media is None:
             return Prompt(self._renderer.render_text(text, add_special_tokens), text, param)
-        ids = self._renderer.render_text(self._media.text.expanded(text, marks, param), add_special_tokens)
+        adds = add_special_tokens and not self._media.text.brings_bos
+        ids = self._renderer.render_text(self._media.text.expanded(text, marks, param), adds)
         return Prompt(ids, text, param, media=self._media.text.placed(ids, marks, param))
 
     def _check_template(self, chat_template: str | None) -> None:

@@ -19,11 +19,20 @@ from octavo.server.keys import Authentication
 from octavo.server.llamacpp.routes import llamacpp_routes
 from octavo.server.metrics import StatsLogger
 from octavo.server.ollama.routes import ollama_routes
+from octavo.server.openai.audio import AudioHandler
 from octavo.server.openai.chat import ChatHandler
 from octavo.server.openai.chat_batch import ChatBatchHandler
 from octavo.server.openai.completions import CompletionHandler
 from octavo.server.openai.invocations import InvocationsHandler
 from octavo.server.openai.limits import body_limits
+from octavo.server.openai.pooling import pooling_routes
+from octavo.server.openai.protocol.audio import (
+    TranscriptionForm,
+    TranscriptionReply,
+    TranscriptTextDelta,
+    TranscriptTextDone,
+    TranslationForm,
+)
 from octavo.server.openai.protocol.chat import ChatBatchRequest, ChatChunk, ChatReply, ChatRequest
 from octavo.server.openai.protocol.completions import CompletionReply, CompletionRequest
 from octavo.server.openai.protocol.models import ModelCard, ModelList, VersionReply
@@ -73,6 +82,25 @@ def routes(state: ServerState) -> list[Route]:
             ChatRequest,
             InputTokens,
         ),
+        Route(
+            "POST",
+            "/v1/audio/transcriptions",
+            AudioHandler(serving, "transcribe"),
+            "Write down what is said in a sound",
+            reply=TranscriptionReply,
+            event=TranscriptTextDelta | TranscriptTextDone,
+            form=TranscriptionForm,
+        ),
+        Route(
+            "POST",
+            "/v1/audio/translations",
+            AudioHandler(serving, "translate"),
+            "Write down in English what is said in a sound",
+            reply=TranscriptionReply,
+            event=TranscriptTextDelta | TranscriptTextDone,
+            form=TranslationForm,
+        ),
+        *pooling_routes(serving),
         *responses_routes(serving),
         Route(
             "POST",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -26,6 +26,9 @@ from octavo.worker.sampler import SampledTokens, Sampler
 from octavo.worker.scores import PromptScorer
 from octavo.worker.swap import SwapArena, SwapSpace
 
+if TYPE_CHECKING:
+    from octavo.worker.pooling import Pooler
+
 KVCaches = list[tuple[torch.Tensor, ...]]
 
 
@@ -42,6 +45,7 @@ class RunningStep:
     tokens: SampledTokens | None = None
     expected: ExpectedTokens | None = None
     prompt_logprobs: Callable[[], dict[int, list[TokenLogprobs]]] | None = None
+    pooled: dict[int, bytes] = field(default_factory=dict)
     forward_seconds: float | None = None  # where they are measured
     worker_seconds: float = 0.0
 
@@ -70,10 +74,12 @@ class ModelRunner:
         windows: Sequence[int] = (0,),
         times_forward: bool = False,
         media: MediaEncoder | None = None,
+        pooler: Pooler | None = None,
     ) -> None:
         """`kv_caches`: of each layer; layers of different groups may share one. `graph_sizes`: batch sizes to which
         steps of decoding are padded and captured; none: nothing is. `windows`: of each group of layers, 0: all keys.
-        `times_forward`: measure the forward pass of each step, and wait for its end."""
+        `times_forward`: measure the forward pass of each step, and wait for its end. `pooler`: of a model that gives
+        vectors."""
         self._model = model
         self._ops = ops
         self._device = device
@@ -81,6 +87,7 @@ class ModelRunner:
         self._block_size = block_size
         self._times_forward = times_forward
         self._media = media
+        self._pooler = pooler
         self._splits_drafts = not device.decodes_as_prompts
         definition = model.definition
         self._states = RequestStates(
@@ -135,17 +142,7 @@ class ModelRunner:
         """Launch a step, which waits for its masks if the plan has `masked_slots`. Steps are collected in the order
         in which they were submitted."""
         states = self._states
-        self._swap.apply(plan)
-        if self._media is not None:
-            self._media.apply(plan)
-        for slot in plan.finished_slots:
-            states.remove(slot)
-        for new in plan.new_requests:
-            states.add(new)
-        if self._crossing is not None:
-            self._crossing.write(plan.new_requests)
-        for known in plan.cached_requests:
-            states.update(known)
+        self._take_in(plan)
         step = RunningStep(list(plan.num_scheduled_tokens))
         if not plan.num_scheduled_tokens:
             return step
@@ -163,6 +160,11 @@ class ModelRunner:
                 (batch.position_parts,) = self._device.upload(np.ascontiguousarray(host.position_parts))
             if self._media is not None and states.media:
                 self._media.place(batch, host, states.media)
+            if self._media is not None:
+                self._media.let_prompts_see(batch, host, states.num_prompt_tokens[host.slots])
+            if self._pooler is not None:
+                step.pooled = self._pool(self._pooler, host, batch, rows)
+                return step
             if states.prompt_logprobs:
                 hidden = self._model.forward(batch, self._kv_caches)
                 step.prompt_logprobs = self._scorer.score(states, host, hidden)
@@ -178,13 +180,35 @@ class ModelRunner:
             self._sample(step, None)
         return step
 
+    def _take_in(self, plan: SchedulerOutput) -> None:
+        """What a plan changes, before its step is computed."""
+        states = self._states
+        self._swap.apply(plan)
+        if self._media is not None:
+            self._media.apply(plan)
+        for slot in plan.finished_slots:
+            states.remove(slot)
+        for new in plan.new_requests:
+            states.add(new)
+        if self._pooler is not None:
+            self._pooler.apply(plan)
+        if self._crossing is not None:
+            new_requests = plan.new_requests
+            self._crossing.write(
+                [new.encoder_token_ids for new in new_requests],
+                [new.encoder_block_ids for new in new_requests],
+                [new.encoder_frames for new in new_requests],
+            )
+        for known in plan.cached_requests:
+            states.update(known)
+
     def submit_masks(self, step: RunningStep, masks: TokenMasks) -> None:
         """Let a step sample that waits for its masks."""
         self._sample(step, masks)
 
     def collect(self, step: RunningStep) -> ModelRunnerOutput:
         """Wait for the answer of a step; what it sampled becomes known to the host."""
-        output = ModelRunnerOutput({slot: [] for slot in step.slots}, graph=step.graph)
+        output = ModelRunnerOutput({slot: [] for slot in step.slots}, graph=step.graph, pooled=step.pooled)
         if step.prompt_logprobs is not None:
             output.prompt_logprobs = step.prompt_logprobs()
         if step.tokens is not None and step.expected is not None:
@@ -215,6 +239,15 @@ class ModelRunner:
             if first in result.logprobs:
                 output.logprobs[slot] = [result.logprobs[first + i] for i in range(len(taken))]
             self._states.take_tokens(draft, taken)
+
+    def _pool(self, pooler: Pooler, host: HostBatch, batch: InputBatch, rows: torch.Tensor) -> dict[int, bytes]:
+        """Compute a step whose requests want vectors."""
+        is_last_rows = pooler.reads_last_rows
+        needed = rows if is_last_rows and len(rows) < len(batch.token_ids) else None
+        hidden = self._model.forward(batch, self._kv_caches, needed)
+        if is_last_rows and needed is None:
+            hidden = hidden[rows]
+        return pooler.of_step(self._states, host, hidden, is_last_rows=is_last_rows)
 
     def _clock(self) -> float:
         """Seconds, when all that was launched has been computed."""

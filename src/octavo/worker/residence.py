@@ -19,10 +19,12 @@ from octavo.models.decoder import Definition
 from octavo.models.loader import LoadedModel
 from octavo.models.transformer import Transformer
 from octavo.worker.model_runner import ModelRunner
+from octavo.worker.pooling import EncodingRunner
 
 logger = logging.getLogger("octavo.worker")
 
 Weights = Mapping[str, Any]
+Runner = ModelRunner | EncodingRunner
 
 
 class Residence:
@@ -34,11 +36,11 @@ class Residence:
         device: Device,
         load: Callable[[], LoadedModel],
         make_model: Callable[[Definition, Weights], Transformer],
-        make_runner: Callable[[Transformer], ModelRunner],
+        make_runner: Callable[[Transformer], Runner],
     ) -> None:
         """`load`: the model from its files, as `loaded` was; `make_model`: of weights that are there; `make_runner`:
         with a KV cache that nobody has used. None of them may keep what it makes."""
-        self.runner: ModelRunner | None = make_runner(loaded.model)
+        self.runner: Runner | None = make_runner(loaded.model)
         self._facts = _facts(loaded)
         self._definition = loaded.model.definition
         self._weights: Weights | None = loaded.weights

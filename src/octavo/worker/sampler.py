@@ -19,6 +19,7 @@ from octavo.worker.request_states import RequestStates, Rows
 from octavo.worker.scores import Wanted, sampled_scores
 from octavo.worker.shaping import RowShaper, ShapedRows
 from octavo.worker.sparse_parts import fill_bias, fill_masks, fill_penalties
+from octavo.worker.speech import apply_rules, forbidden_ids
 
 _BAD_LOGITS = "The model produced logits that are not numbers; the request cannot go on."
 
@@ -84,6 +85,7 @@ class Sampler:
         saved = self._saved(logits, [row for row in sorted(edited) if slots[row] in states.logprobs])
         if masks is not None:
             at_end = self._forbid(logits, states, rows, masked, masks)
+        unheard = self._apply_speech_rules(logits, states, rows) if states.speech else []
         shaped = self._shaper.shape(logits, states, rows, at_end)
         self._fill_batch(states, rows, at_end)
         self._uploaded.positions = draw_positions
@@ -100,11 +102,14 @@ class Sampler:
                 # `sample` leaves the logits as they were; edited rows get their own back where those are asked for.
                 if saved is not None and self._mode.startswith("raw"):
                     logits[saved[0]] = saved[1]
+                scored_ids = ids.clone() if unheard else ids
+                for row, own, no_speech_id in unheard:
+                    logits[row], scored_ids[row] = own, no_speech_id
                 wanted = [
                     Wanted(states.logprobs[slots[row]], states.logprob_ids.get(slots[row])) for row in tokens.scored
                 ]
                 tokens.scores = sampled_scores(
-                    self._device, self._ops, self._mode, logits, self._batch, tokens.scored, ids, wanted
+                    self._device, self._ops, self._mode, logits, self._batch, tokens.scored, scored_ids, wanted
                 )
         return tokens
 
@@ -144,6 +149,22 @@ class Sampler:
                 if not bits.any():
                     at_end.add(row)
         return frozenset(at_end)
+
+    def _apply_speech_rules(
+        self, logits: torch.Tensor, states: RequestStates, rows: Rows
+    ) -> list[tuple[int, torch.Tensor, int]]:
+        """Edit the rows of slots that have some. Of first tokens: the row, its logits before, and the id of silence."""
+        first = []
+        for row, (slot, num_tokens) in enumerate(zip(rows.slots.tolist(), rows.num_tokens.tolist(), strict=True)):
+            rules = states.speech.get(slot)
+            if rules is None:
+                continue
+            output = states.output_tokens(slot, num_tokens)
+            if not len(output):
+                first.append((row, logits[row].clone(), rules.no_speech_id))
+            (forbidden,) = self._device.upload(forbidden_ids(rules, output, logits.shape[1]).astype(np.int64))
+            apply_rules(logits[row], rules, forbidden, len(output))
+        return first
 
     def _fill_batch(self, states: RequestStates, rows: Rows, at_end: frozenset[int]) -> None:
         slots, num_rows = rows.slots, len(rows.slots)

@@ -7,6 +7,7 @@ import math
 import time
 from typing import Any, Final
 
+import msgspec
 import torch
 
 from octavo.base import host
@@ -19,17 +20,20 @@ from octavo.models.checkpoint import Checkpoint
 from octavo.models.decoder import Definition
 from octavo.models.implementation import transformer
 from octavo.models.loader import DTYPES, LoadedModel, OnPhase, load_model, online_quantization, open_checkpoint
+from octavo.models.pooling_files import Pooling, pooling_of
+from octavo.models.spec import ModelSpec
 from octavo.models.transformer import Transformer
 from octavo.ops.table import AttentionBackend, Binding, Ops, bind, cache_shapes
-from octavo.wire.messages import EngineInfo, StepSeconds
+from octavo.wire.messages import EngineInfo, PoolingInfo, StepSeconds
 from octavo.wire.step import CachedRequestData, ModelRunnerOutput, NewRequestData, SchedulerOutput, TokenMasks
-from octavo.worker.cross_inputs import encoding_bytes
+from octavo.worker.cross_inputs import encoder_channels, encoding_bytes, silence
 from octavo.worker.graphs import MAX_GRAPH_SIZE, ladder
 from octavo.worker.kv_memory import GIB, BlockShapes, KVCachePlan, block_values, kv_caches, plan_kv_cache
 from octavo.worker.kv_scales import check_scale_options, scales_of_file, with_scales
 from octavo.worker.media import MediaEncoder, media_bytes
 from octavo.worker.model_runner import KVCaches, ModelRunner, RunningStep
-from octavo.worker.residence import Residence, Weights
+from octavo.worker.pooling import EncodingRunner, Pooler
+from octavo.worker.residence import Residence, Runner, Weights
 from octavo.worker.swap import SwapArena
 from octavo.worker.torch_profile import TorchProfile
 
@@ -49,6 +53,8 @@ _ATTENTION_BACKENDS: dict[str, AttentionBackend] = {
 }  # fmt: skip
 
 
+#: Of a step that encodes whole texts, by default: enough for the matrices to be read rarely.
+_ENCODED_TOKENS: Final = 2048
 #: Rows of media that are kept to be read again: a few dozen pictures.
 MEDIA_CACHE_ROWS: Final = 16_384
 
@@ -61,6 +67,7 @@ class Worker:
         self._on_phase = on_phase
         self._residence: Residence | None = None
         self._profile: TorchProfile | None = None
+        self._is_whole = False  # a step computes all of a text
         asked = config.step_times.collect_detailed_traces
         self._times_forward = "model" in asked or "all" in asked
         self._times_worker = "worker" in asked or "all" in asked
@@ -85,7 +92,8 @@ class Worker:
 
         loaded = load(checkpoint)
         kv_dtype = self._kv_cache_dtype(loaded, device)
-        loaded = with_scales(loaded, checkpoint, config.cache, ops, device.default_batched_tokens)
+        max_model_len = self._max_model_len(loaded)
+        loaded = with_scales(loaded, checkpoint, config.cache, ops, device, max_model_len)
         if config.parallel.batch_invariant and device.name != "cpu" and not loaded.model.can_be_captured:
             raise InvalidConfig(
                 "--batch-invariant: this model runs by way of transformers (--model-impl), whose modules are not held "
@@ -95,17 +103,25 @@ class Worker:
 
         start = time.perf_counter()
         self._on_phase("kv cache", "")
-        max_model_len = self._max_model_len(loaded)
+        pooling = None
+        if loaded.spec.pooling is not None:
+            pooling = pooling_of(loaded.spec.pooling, config.model, checkpoint.config)
+        max_model_len = self._max_model_len(loaded, None if pooling is None else pooling.max_tokens)
+        if loaded.spec.bidirectional:
+            self._check_whole(max_model_len)
+            self._is_whole = True
         max_num_batched_tokens = self._max_num_batched_tokens(max_model_len, device)
         # What is seen of an encoder is not yet among the inputs of a captured step.
-        is_captured = loaded.model.can_be_captured and loaded.model.definition.encoder is None
+        is_captured = pooling is None and loaded.model.can_be_captured and loaded.model.definition.encoder is None
         graph_sizes = self._graph_sizes(device) if is_captured else ()
         reserved = (max_num_batched_tokens if device.uses_graphs else 0, max(graph_sizes, default=0))
         loaded.model.reserve(*reserved)
         step_bytes = self._step_bytes(loaded, ops, device, max_num_batched_tokens, max_model_len)
         plan = self._plan_kv_cache(loaded, ops, kv_dtype, max_model_len, device, step_bytes)
-        # A state that a preempted request has left is lost, and its blocks are of no use without it.
-        swap_bytes = 0 if _state_values(loaded.model.definition) else self._swap_bytes(device)
+        # A state that a preempted request has left is lost, and its blocks are of no use without it; where there is an
+        # encoder, its rows are computed again, and all else too.
+        is_whole = _state_values(loaded.model.definition) or loaded.model.definition.encoder is not None
+        swap_bytes = 0 if is_whole else self._swap_bytes(device)
         self.swap_arena = SwapArena(device, plan.bytes_per_block, swap_bytes)
 
         def make_model(definition: Definition, weights: Weights) -> Transformer:
@@ -115,7 +131,10 @@ class Worker:
 
         media_patches = device.default_batched_tokens
 
-        def make_runner(model: Transformer) -> ModelRunner:
+        def make_runner(model: Transformer) -> Runner:
+            pooler = None if pooling is None else Pooler(pooling, model.weights)
+            if model.spec.bidirectional and pooler is not None:
+                return EncodingRunner(model, ops, device, pooler)
             return ModelRunner(
                 model=model,
                 ops=ops,
@@ -130,6 +149,7 @@ class Worker:
                 windows=model.definition.windows,
                 times_forward=self._times_forward,
                 media=MediaEncoder(model, ops, device, media_patches) if model.definition.tower else None,
+                pooler=pooler,
             )
 
         self._residence = Residence(
@@ -149,10 +169,11 @@ class Worker:
 
         start = time.perf_counter()
         self._on_phase("warm-up", "")
-        self._warm_up(self._runner, loaded.model.definition, device)
+        self._warm_up(self._runner, loaded.model.definition, device, plan.max_model_len)
         self.swap_arena.wait()
         seconds["warm-up"] = time.perf_counter() - start
-        return self._info(loaded, device, ops, plan, kv_dtype, max_num_batched_tokens, seconds)
+        info = self._info(loaded, device, ops, plan, kv_dtype, max_num_batched_tokens, seconds)
+        return info if pooling is None else _with_pooling(info, pooling, loaded.spec)
 
     def submit(self, plan: SchedulerOutput) -> RunningStep:
         """Launch one step. Call `load` first."""
@@ -201,7 +222,7 @@ class Worker:
         self._residence.wake_up()
 
     @property
-    def _runner(self) -> ModelRunner:
+    def _runner(self) -> Runner:
         assert self._residence is not None and self._residence.runner is not None, "a step before load, or asleep"
         return self._residence.runner
 
@@ -274,15 +295,27 @@ class Worker:
             raise InvalidConfig(f"--cudagraph-capture-sizes: all of them are above --max-num-seqs ({most}).")
         return asked or ladder(min(most, MAX_GRAPH_SIZE))
 
-    def _max_model_len(self, loaded: LoadedModel) -> int:
+    def _max_model_len(self, loaded: LoadedModel, trained: int | None = None) -> int:
+        """`trained`: tokens of the longest texts that the model was trained on, where its files say."""
         asked, limit = self._config.model.max_model_len, loaded.spec.max_position_embeddings
         if asked is not None and asked > limit:
             raise InvalidConfig(f"--max-model-len {asked} is longer than the {limit} positions of the model.")
-        return asked or loaded.spec.default_positions
+        return asked or min(loaded.spec.default_positions, trained or limit)
+
+    def _check_whole(self, max_model_len: int) -> None:
+        """Of a model whose tokens see all of their text: a step takes the longest."""
+        asked = self._config.scheduler.max_num_batched_tokens
+        if asked is not None and asked < max_model_len:
+            raise InvalidConfig(
+                f"--max-num-batched-tokens {asked} is less than the longest text of {max_model_len} tokens, all of "
+                "which see each other and are computed in one step. Give more, or a lower --max-model-len."
+            )
 
     def _max_num_batched_tokens(self, max_model_len: int, device: Device) -> int:
         scheduler = self._config.scheduler
         asked = scheduler.max_num_batched_tokens
+        if self._is_whole:
+            return asked or max(device.default_batched_tokens, scheduler.max_num_seqs, max_model_len, _ENCODED_TOKENS)
         if scheduler.enable_chunked_prefill:
             return asked or max(device.default_batched_tokens, scheduler.max_num_seqs)
         if asked is not None and asked < max_model_len:
@@ -366,14 +399,15 @@ class Worker:
         except (OSError, RuntimeError) as error:
             raise InvalidConfig(f"The KV cache of {plan.total_bytes:,} bytes cannot be allocated: {error}") from None
 
-    def _warm_up(self, runner: ModelRunner, definition: Definition, device: Device) -> None:
+    def _warm_up(self, runner: Runner, definition: Definition, device: Device, max_model_len: int) -> None:
         """A small prompt in the null block: touches every weight once and proves that a token comes out. Where kernels
         are compiled when they are first launched, a second token too, for those of decoding."""
+        count = max(1, min(4, max_model_len - 1))
         request = NewRequestData(
             slot=0,
             request_id=-1,
-            prompt_token_ids=[0, 0, 0, 0],
-            num_prompt_tokens=4,
+            prompt_token_ids=[0] * count,
+            num_prompt_tokens=count,
             params=SamplingParams(temperature=0.0, max_tokens=2),
             eos_token_ids=(),
             block_ids=[[0] for _ in definition.windows],
@@ -381,11 +415,12 @@ class Worker:
             sample_index=0,
             sampling_seed=None,
             encoder_token_ids=[0] if definition.encoder is not None else [],
+            encoder_frames=silence(definition, 1),
             encoder_block_ids=[[0]] * definition.num_encoder_groups,
         )
-        plans = [SchedulerOutput([request], [], {0: 4}, [], 4, 0)]
-        if device.uses_graphs:
-            plans.append(SchedulerOutput([], [CachedRequestData(0, [], 4)], {0: 1}, [], 1, 0))
+        plans = [SchedulerOutput([request], [], {0: count}, [], count, 0)]
+        if device.uses_graphs and definition.spec.pooling is None and count < max_model_len:
+            plans.append(SchedulerOutput([], [CachedRequestData(0, [], count)], {0: 1}, [], 1, 0))
         for plan in plans:
             output = runner.execute(plan)
             if output.errors:
@@ -415,6 +450,7 @@ class Worker:
             decoder_start_token_ids=loaded.spec.decoder_start_token_ids,
             max_encoder_len=_max_encoder_len(loaded.model.definition),
             num_encoder_groups=loaded.model.definition.num_encoder_groups,
+            encoder_channels=encoder_channels(loaded.model.definition),
             kv_cache_bytes=plan.total_bytes,
             weight_bytes=loaded.weight_bytes,
             num_params=loaded.num_params,
@@ -432,7 +468,7 @@ class Worker:
             plans_ahead=device.plans_ahead and self._config.model.logprobs_mode.startswith("raw"),
             **_media_info(loaded, max_num_batched_tokens),
             layer_ops_per_token=loaded.model.definition.layer_ops_per_token,
-            output_ops_per_token=2 * math.prod(loaded.model.definition.lm_head.shape),
+            output_ops_per_token=_output_ops(loaded.model.definition),
             attention_ops_per_key=loaded.model.definition.attention_ops_per_key,
         )
 
@@ -442,6 +478,33 @@ def _max_encoder_len(definition: Definition) -> int:
     return 0 if definition.encoder is None else definition.encoder.spec.max_positions
 
 
+def _output_ops(definition: Definition) -> int:
+    """Sums and products of the output matrix for a row."""
+    return 0 if definition.lm_head is None else 2 * math.prod(definition.lm_head.shape)
+
+
+def _with_pooling(info: EngineInfo, pooling: Pooling, spec: ModelSpec) -> EngineInfo:
+    heads = [head.size for head in pooling.spec.heads] + [len(dense.weight) for dense in pooling.dense]
+    step_tokens = info.max_num_batched_tokens if spec.bidirectional else info.max_num_prefill_tokens
+    told = PoolingInfo(
+        kind=pooling.kind,
+        dimension=heads[-1] if heads else spec.hidden_size,
+        hidden_size=spec.hidden_size,
+        normalizes=pooling.normalizes,
+        is_whole=spec.bidirectional,
+        classes=bool(pooling.spec.classes),
+        labels=pooling.spec.labels,
+        reads_pairs=bool(pooling.spec.classes) and len(pooling.spec.labels) == 1,
+        prompts=dict(pooling.prompts),
+        default_prompt=pooling.default_prompt,
+        dimensions=pooling.dimensions,
+        may_be_cut=pooling.may_be_cut,
+    )
+    return msgspec.structs.replace(
+        info, pooling=told, max_num_prefill_tokens=step_tokens, num_swap_blocks=0, plans_ahead=False
+    )
+
+
 def _media_info(loaded: LoadedModel, step_rows: int) -> dict[str, Any]:
     """Fields of `EngineInfo`."""
     tower = loaded.spec.tower
@@ -449,9 +512,11 @@ def _media_info(loaded: LoadedModel, step_rows: int) -> dict[str, Any]:
         return {}
     return {
         "media_kinds": (*tower.kinds, "embeds"),
-        "media_width": loaded.spec.hidden_size,
+        "media_width": loaded.spec.hidden_size * (1 + len(tower.taps)),
         "media_step_rows": step_rows,
         "media_cache_rows": MEDIA_CACHE_ROWS,
+        "media_stays_whole": tower.whole_spans,
+        "prompts_stay_whole": tower.whole_prompts,
     }
 
 

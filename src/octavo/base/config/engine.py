@@ -24,6 +24,7 @@ Quantization = Literal[
 ]  # fmt: skip
 #: To what unquantized matrices can be quantized while they load.
 LoadQuantization = Literal["fp8", "int8", "int4", "bitsandbytes", "experts_int8", "deepspeedfp"]
+Task = Literal["auto", "generate", "embed", "classify", "score", "reward"]
 LogprobsMode = Literal["raw_logprobs", "raw_logits", "processed_logprobs", "processed_logits"]
 
 
@@ -86,6 +87,18 @@ class ModelConfig:
     )
     max_model_len: int | None = opt(
         None, "Longest sequence (prompt and output) in tokens; default: the model's context length.", low=1
+    )
+    task: Task = opt(
+        "auto",
+        "What the model is for: generate, text; embed, vectors; classify, score and reward, the values of a "
+        "classifier; auto: vectors or values where the architecture or sentence-transformers' files say so, else text.",
+    )
+    pooler_config: str | None = opt(
+        None,
+        "How a vector is made of a text's tokens, in place of what the model's files say: a JSON object with "
+        "pooling_type (CLS, LAST, MEAN or ALL), normalize, softmax or activation.",
+        json=True,
+        aliases=("override_pooler_config",),
     )
     hf_overrides: str | None = opt(
         None,

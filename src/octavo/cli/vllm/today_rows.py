@@ -10,7 +10,7 @@ _ENGINES = "several engines are not built yet"
 _ONE_ENGINE = f"it asks for nothing with one engine, and {_ENGINES}"
 _NO_SPECULATION = "speculative decoding is not built yet"
 _FROM_CONFIG = "octavo takes it from the model's own configuration"
-_TEXT_ONLY = "octavo generates text only; embeddings, scores and classes are not built yet"
+_BY_TASK = "--task says what the model is for"
 _MEDIA_STEPS = "the engine encodes media as they fit its steps"
 _NO_TRANSFER = "to move KV blocks between servers is not built yet"
 _NO_OFFLOAD = "offloading of weights and KV blocks is not built yet; --swap-space keeps those of preempted requests"
@@ -25,9 +25,12 @@ _ATTENTION = dict.fromkeys(
 
 TODAY_ROWS: tuple[Row, ...] = (
     # ---- the model
-    other("--runner", None, "auto", "What the model is for.", only("auto", "generate"), _TEXT_ONLY),
-    other("--task", None, None, "The older spelling of --runner.", only("auto", "generate"), _TEXT_ONLY),
-    other("--convert", None, "auto", "Make another kind of model of it.", only("auto", "none"), _TEXT_ONLY),
+    other("--runner", None, "auto", "What the model is for.", only("auto", "generate", "pooling"), _BY_TASK,
+          sets={"pooling": {"task": "embed"}, "generate": {"task": "generate"}}),
+    ours("--task", None, None),
+    other("--convert", None, "auto", "Make another kind of model of it.",
+          only("auto", "none", "embed", "classify", "reward"), _BY_TASK,
+          sets={name: {"task": name} for name in ("embed", "classify", "reward")}),
     ours("--hf-overrides", None, "{}", "A key is replaced as a whole."),
     other("--hf-config-path", None, "none", "Another place of config.json.", NONE, _FROM_CONFIG),
     other("--config-format", None, "auto", "How the configuration is written.", only("auto", "hf"), _FROM_CONFIG),
@@ -52,7 +55,7 @@ TODAY_ROWS: tuple[Row, ...] = (
     switch("--language-model-only", None, "off", "No media, though the model could.", OFF,
            "--limit-mm-per-prompt image=0,audio=0,video=0,file=0 refuses them"),
     ours("--logprobs-mode", None, "raw_logprobs"),
-    other("--pooler-config", None, "none", "How embeddings are made.", EMPTY, _TEXT_ONLY, kind="json"),
+    ours("--pooler-config", None, "none"),
     ours("--structured-outputs-config", None, "{}", "Any backend of vLLM's: octavo has one engine."),
     ours("--guided-decoding-disable-any-whitespace", None, None),
     ours("--guided-decoding-disable-additional-properties", None, None),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import msgspec
+
 from octavo.core.blocks.kv_cache_manager import KVCacheManager
 from octavo.core.drafts import Drafter
 from octavo.core.request import Request, RequestStatus
@@ -47,6 +49,10 @@ class Answers:
             if slot in errors:
                 outputs.append(self._live.end(request, "error", errors[slot]))
                 continue
+            if slot in result.pooled:
+                end = request.num_computed_tokens + count
+                outputs.append(self._pooled(request, end, result.pooled[slot]))
+                continue
             start, token_ids = request.num_computed_tokens, request.token_ids
             request.num_in_flight_tokens -= count
             scores = request.fresh_prompt_logprobs(start, scored[slot]) if slot in scored else None
@@ -74,6 +80,13 @@ class Answers:
                 progress = self._take(request, start + count, tokens, jumps=jumps and request.can_jump)
                 outputs += self._tell(request, progress, logprobs.get(slot), scores)
         return outputs
+
+    def _pooled(self, request: Request, end: int, result: bytes) -> EngineCoreOutput:
+        """The end of a request that wanted a vector."""
+        self._note_computed(request, end)
+        output = output_of(request, Progress(finish_reason="stop"), None, None)
+        self._live.finish(request)
+        return msgspec.structs.replace(output, pooled=result)
 
     def _note_computed(self, request: Request, num_computed_tokens: int) -> None:
         """So many tokens have keys and values."""

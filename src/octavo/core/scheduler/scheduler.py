@@ -84,15 +84,19 @@ class Scheduler:
         self.max_num_prefill_tokens = info.max_num_prefill_tokens
         self.max_model_len = info.max_model_len
         self.vocab_size = info.vocab_size
-        self.enable_chunked_prefill = config.scheduler.enable_chunked_prefill
+        pooling = info.pooling
+        stays_whole = info.prompts_stay_whole or (pooling is not None and pooling.is_whole)
+        self.enable_chunked_prefill = config.scheduler.enable_chunked_prefill and not stays_whole
         self.enable_jump_forward = config.scheduler.enable_jump_forward
         # What a sequence is made of is more than its blocks of tokens.
-        is_whole = info.has_states or info.num_encoder_groups > 0
+        is_whole = (
+            info.has_states or info.num_encoder_groups > 0 or info.prompts_stay_whole or not info.kv_group_windows
+        )
         self.kv = KVCacheManager(
             info.num_kv_blocks,
             info.block_size,
             config.cache.enable_prefix_caching and not is_whole,
-            0 if is_whole else info.num_swap_blocks,
+            0 if is_whole or pooling else info.num_swap_blocks,
             info.caches_output,
             windows=info.kv_group_windows,
             step_tokens=info.max_num_prefill_tokens,
@@ -114,13 +118,14 @@ class Scheduler:
                 stays_whole=info.media_stays_whole,
             )
             self.limits.insert(1, self._media)
-        drafter = self._drafter = None if info.has_states else drafter
+        drafter = self._drafter = None if info.has_states or pooling else drafter
         self._request_limits = RequestLimits(
             self.vocab_size,
             self.max_model_len,
             self.kv.capacity_tokens,
             None if self.enable_chunked_prefill else self.max_num_batched_tokens,
             info.max_encoder_len,
+            info.encoder_channels,
             info.media_kinds,
             info.media_width,
             self.max_num_prefill_tokens if info.media_stays_whole else None,
@@ -370,7 +375,9 @@ class Scheduler:
             sample_index=request.sample_index,
             sampling_seed=request.sampling_seed,
             encoder_token_ids=request.encoder_token_ids,
+            encoder_frames=request.encoder_frames,
             encoder_block_ids=request.encoder_block_tables,
+            pooling=request.pooling,
             media=[MediaPlace(item.digest, item.spans, item.grid) for item in request.media],
             sampler_state=request.sampler_state,
         )

@@ -21,12 +21,6 @@ _SLEEP: Final = ("sleep mode unless --enable-sleep-mode is given, and --admin-ap
 
 #: The beginning of a path, behind prefixes like `/v1` -> what it is for, and the route that does the nearest to it.
 NOT_SERVED: Final[dict[str, tuple[str, str | None]]] = {
-    "embeddings": ("embeddings", None),
-    "embed": ("embeddings", None),
-    "pooling": ("pooling models", None),
-    "classify": ("classification", None),
-    "score": ("scores of pairs of texts", None),
-    "rerank": ("reranking", None),
     "assistants": ("the Assistants API", _CHAT),
     "threads": ("the Assistants API", _CHAT),
     "realtime": ("the Realtime API", _CHAT),

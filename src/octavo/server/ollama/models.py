@@ -101,6 +101,8 @@ def _model_info(model: ServedModel) -> dict[str, Any]:
 
 
 def _capabilities(model: ServedModel) -> list[str]:
+    if model.info.pooling is not None:
+        return ["embedding"]
     found = ["completion"]
     if model.output.tool_format is not None:
         found.append("tools")

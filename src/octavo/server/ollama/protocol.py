@@ -98,6 +98,38 @@ GENERATE_REFUSALS: Refusals = {
 }
 
 
+class EmbedRequest(WireModel):
+    """`options` and `keep_alive` concern how Ollama loads a model."""
+
+    model: str
+    input: str | Annotated[list[str], Field(max_length=100_000)]
+    truncate: bool | None = None
+    dimensions: Int | None = None
+    options: dict[str, Any] | None = None
+    keep_alive: float | str | None = None
+
+
+class EmbeddingsRequest(WireModel):
+    model: str
+    prompt: str
+    options: dict[str, Any] | None = None
+    keep_alive: float | str | None = None
+
+
+class EmbedReply(msgspec.Struct):
+    """Durations are in nanoseconds."""
+
+    model: str
+    embeddings: list[list[float]]
+    total_duration: int
+    load_duration: int
+    prompt_eval_count: int
+
+
+class EmbeddingsReply(msgspec.Struct):
+    embedding: list[float]
+
+
 class ShowRequest(WireModel):
     model: str | None = None
     name: str | None = None  # the older name of `model`

@@ -108,8 +108,8 @@ def _build(metadata: Mapping[str, Any], source: str) -> TokenizerParts:
     add_eos = model == "bert" or bool(metadata.get("tokenizer.ggml.add_eos_token", model == "t5"))
     set_bos_eos(
         backend,
-        special_tokens_map.get(first) if add_bos else None,
-        special_tokens_map.get(last) if add_eos else None,
+        special_tokens_map.get(first, special_tokens_map.get("bos_token")) if add_bos else None,
+        special_tokens_map.get(last, special_tokens_map.get("eos_token")) if add_eos else None,
     )
     return TokenizerParts(
         backend=backend,

@@ -100,6 +100,21 @@ class Tokenizer:
                 raise InvalidRequest("The text holds a lone UTF-16 surrogate, which is not a character.") from None
             raise
 
+    def encode_pair(self, first: str, second: str) -> tuple[list[int], int]:
+        """The ids of two texts in one, as the tokenizer's own rule joins them, and where those of the second begin.
+
+        Raises `InvalidRequest` as `encode`.
+        """
+        if self._preparation is not None:
+            first, second = self._preparation(first), self._preparation(second)
+        try:
+            encoding = self._backend.encode(first, second)
+        except (TypeError, UnicodeEncodeError):
+            self.encode(first + second)  # for its error
+            raise
+        ids, of = list(encoding.ids), encoding.sequence_ids
+        return ids, next((at for at, number in enumerate(of) if number == 1), len(ids))
+
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of `ids`. Ids that the tokenizer does not have are left out."""
         known = [token_id for token_id in ids if 0 <= token_id <= self.max_token_id]

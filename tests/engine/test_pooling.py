@@ -1,0 +1,272 @@
+"""Vectors, classes and scores, compared with transformers; and that no company changes them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from octavo.base.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
+from octavo.base.errors import CheckpointError, InvalidConfig
+from octavo.base.params import PoolingParams, SamplingParams
+from octavo.core.scheduler.scheduler import Scheduler
+from octavo.wire.messages import AddRequest
+from octavo.worker.worker import Worker
+
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
+
+VOCAB = 96
+SMALL: dict[str, Any] = {
+    "vocab_size": VOCAB, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96,
+    "max_position_embeddings": 130,
+}  # fmt: skip
+DECODER = {**SMALL, "num_key_value_heads": 2, "head_dim": 16, "tie_word_embeddings": True}
+DISTIL = {"vocab_size": VOCAB, "dim": 64, "n_layers": 2, "n_heads": 4, "hidden_dim": 96, "max_position_embeddings": 130}
+CLASSES = {"num_labels": 3, "id2label": {0: "bad", 1: "good", 2: "so"}}
+
+
+@pytest.fixture(scope="module")
+def one_torch_thread() -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+class Pooled:
+    """A model in octavo's engine, and in transformers."""
+
+    def __init__(self, directory: Path, name: str, values: dict[str, Any], **options: Any) -> None:
+        stem = name.removesuffix("ForSequenceClassification").removesuffix("Model").removesuffix("ForCausalLM")
+        config = getattr(transformers, f"{stem}Config")(**values)
+        config._attn_implementation = "eager"
+        torch.manual_seed(0)
+        self.reference = getattr(transformers, name)(config).eval()
+        with torch.no_grad():
+            for parameter in self.reference.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        self.reference.save_pretrained(directory)
+        self.directory = directory
+        self.load(**options)
+
+    def load(self, **options: Any) -> None:
+        self.config = EngineConfig(
+            model=ModelConfig(model=str(self.directory), dtype="float32", **options),
+            cache=CacheConfig(kv_cache_memory_bytes=1 << 22),
+            scheduler=SchedulerConfig(max_num_seqs=16),
+        )
+        self.worker = Worker(self.config, lambda name, detail: None)
+        self.info = self.worker.load()
+
+    @property
+    def is_encoder(self) -> bool:
+        return self.reference.config.model_type in ("bert", "roberta", "xlm-roberta", "distilbert")
+
+    def run(self, texts: Sequence[list[int]], *params: PoolingParams, step: int = 0) -> list[np.ndarray]:
+        """`step`: prompt tokens of a step."""
+        info = msgspec.structs.replace(self.info, max_num_prefill_tokens=step) if step else self.info
+        scheduler = Scheduler(self.config, info)
+        for number, ids in enumerate(texts):
+            wanted = params[number % len(params)] if params else PoolingParams()
+            refused = scheduler.add(
+                AddRequest(number, ids, SamplingParams(max_tokens=1), pooling=wanted, arrival_time=float(number))
+            )
+            assert refused is None, refused
+        found: dict[int, np.ndarray] = {}
+        while scheduler.has_work:
+            plan = scheduler.schedule()
+            for output in scheduler.update(plan, self.worker.execute(plan)):
+                assert output.finish_reason == "stop", output.error
+                assert output.pooled is not None
+                found[output.request_id] = np.frombuffer(output.pooled, "<f4")
+        return [found[number] for number in range(len(texts))]
+
+    def hidden(self, ids: list[int], **inputs: Any) -> torch.Tensor:
+        with torch.no_grad():
+            model = getattr(self.reference, self.reference.base_model_prefix, self.reference)
+            rows: torch.Tensor = model(input_ids=torch.tensor([ids]), **inputs).last_hidden_state[0]
+        return rows
+
+    def logits(self, ids: list[int], **inputs: Any) -> torch.Tensor:
+        with torch.no_grad():
+            values: torch.Tensor = self.reference(input_ids=torch.tensor([ids]), **inputs).logits[0]
+        return values
+
+
+def unit(row: torch.Tensor) -> np.ndarray:
+    result: np.ndarray = (row / row.norm()).numpy()
+    return result
+
+
+def texts_of(*lengths: int) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(7)
+    return [torch.randint(4, VOCAB, (length,), generator=generator).tolist() for length in lengths]
+
+
+TEXTS = texts_of(5, 1, 70, 19, 128)
+
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "bert": ("BertModel", SMALL),
+    "roberta": ("RobertaModel", {**SMALL, "type_vocab_size": 1, "pad_token_id": 1}),
+    "xlm-roberta": ("XLMRobertaModel", {**SMALL, "type_vocab_size": 1, "pad_token_id": 1}),
+    "distilbert": ("DistilBertModel", DISTIL),
+    "bert classes": ("BertForSequenceClassification", {**SMALL, **CLASSES}),
+    "roberta score": (
+        "RobertaForSequenceClassification", {**SMALL, "type_vocab_size": 1, "pad_token_id": 1, "num_labels": 1}
+    ),
+    "distilbert classes": ("DistilBertForSequenceClassification", {**DISTIL, **CLASSES}),
+    "qwen3": ("Qwen3Model", DECODER),
+    "mistral": ("MistralModel", {**DECODER, "sliding_window": None}),
+    "llama classes": ("LlamaForSequenceClassification", {**DECODER, **CLASSES, "pad_token_id": 0}),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    known: dict[str, Pooled] = {}
+
+    def make(name: str) -> Pooled:
+        if name not in known:
+            known[name] = Pooled(tmp_path_factory.mktemp("pooled"), *MODELS[name])
+        return known[name]
+
+    return make
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_comes_out_is_transformers_and_depends_on_no_company(made: Any, name: str) -> None:
+    model = made(name)
+    together = model.run(TEXTS)
+    for number, (ids, found) in enumerate(zip(TEXTS, together, strict=True)):
+        if model.info.pooling.classes:
+            logits = model.logits(ids)
+            expected = (torch.sigmoid(logits) if len(logits) == 1 else torch.softmax(logits, -1)).numpy()
+            assert np.abs(found - expected).max() < 1e-5
+        else:
+            row = model.hidden(ids)[0 if model.is_encoder else -1]
+            assert 1 - float(found @ unit(row)) < 1e-6
+        assert np.array_equal(model.run([ids])[0], found), number
+    shuffled = [3, 0, 4, 2, 1]
+    for place, found in zip(shuffled, model.run([TEXTS[place] for place in shuffled]), strict=True):
+        assert np.array_equal(found, together[place])
+
+
+@pytest.mark.parametrize("name", ["bert", "qwen3"])
+def test_every_kind_of_pooling_however_a_prompt_is_cut(made: Any, name: str) -> None:
+    model = made(name)
+    kinds = [PoolingParams(kind=kind, normalize=False) for kind in ("cls", "last", "mean", "all")]
+    ids = TEXTS[2]
+    found = model.run([ids] * 4, *kinds)
+    rows = model.hidden(ids)
+    for got, expected in zip(found, (rows[0], rows[-1], rows.mean(0), rows.flatten()), strict=True):
+        assert np.abs(got - expected.numpy()).max() < 2e-5
+    if name == "qwen3":
+        for step in (1, 7, 64):
+            for one, again in zip(model.run([ids] * 4, *kinds, step=step), found, strict=True):
+                assert np.array_equal(one, again), step
+    [cut] = model.run([ids], PoolingParams(dimensions=16))
+    [whole] = model.run([ids], PoolingParams(normalize=False))
+    assert np.abs(cut - unit(torch.tensor(whole[:16]))).max() < 1e-6
+
+
+def test_two_texts_are_told_apart_by_their_types(made: Any) -> None:
+    model = made("bert classes")
+    ids, second = TEXTS[3], 8
+    types = torch.tensor([[0] * second + [1] * (len(ids) - second)])
+    expected = torch.softmax(model.logits(ids, token_type_ids=types), -1).numpy()
+    pair, plain = model.run([ids, ids], PoolingParams(second_from=second), PoolingParams())
+    assert np.abs(pair - expected).max() < 1e-5
+    assert np.abs(plain - expected).max() > 1e-4
+    [values] = model.run([ids], PoolingParams(activation=False))
+    assert np.abs(values - model.logits(ids).numpy()).max() < 1e-4
+
+
+def test_files_of_sentence_transformers_and_the_flag(made: Any, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    model = Pooled(tmp_path, "BertModel", SMALL)
+    modules = ["Transformer", "Pooling", "Dense", "Normalize"]
+    listed = [{"idx": i, "name": str(i), "path": f"{i}_{name}", "type": f"sentence_transformers.models.{name}"}
+              for i, name in enumerate(modules)]  # fmt: skip
+    listed[0]["path"] = ""
+    (tmp_path / "modules.json").write_text(json.dumps(listed))
+    for i, name in enumerate(modules[1:], 1):
+        (tmp_path / f"{i}_{name}").mkdir()
+    pooling = {"word_embedding_dimension": 64, "pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}
+    (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    dense = {
+        "in_features": 64,
+        "out_features": 24,
+        "bias": True,
+        "activation_function": "torch.nn.modules.activation.Tanh",
+    }
+    (tmp_path / "2_Dense" / "config.json").write_text(json.dumps(dense))
+    weight, bias = torch.randn(24, 64), torch.randn(24)
+    save_file({"linear.weight": weight, "linear.bias": bias}, tmp_path / "2_Dense" / "model.safetensors")
+    (tmp_path / "sentence_bert_config.json").write_text('{"max_seq_length": 40}')
+    (tmp_path / "config_sentence_transformers.json").write_text('{"prompts": {"query": "q: "}}')
+    model.load()
+    pooling_info = model.info.pooling
+    assert pooling_info is not None and model.info.max_model_len == 40
+    assert (pooling_info.kind, pooling_info.dimension, pooling_info.prompts) == ("mean", 24, {"query": "q: "})
+    [found] = model.run(TEXTS[:1])
+    assert np.abs(found - unit(torch.tanh(weight @ model.hidden(TEXTS[0]).mean(0) + bias))).max() < 1e-6
+
+    model.load(pooler_config='{"pooling_type": "CLS", "normalize": false}', max_model_len=128)
+    assert model.info.max_model_len == 128
+    [found] = model.run(TEXTS[:1])
+    assert np.abs(found - torch.tanh(weight @ model.hidden(TEXTS[0])[0] + bias).numpy()).max() < 1e-5
+    for given, told in (('{"pooling_type": "MAX"}', "pooling_type"), ('{"step_tag_id": 3}', "step_tag_id")):
+        with pytest.raises(InvalidConfig, match=told):
+            model.load(pooler_config=given)
+    (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling_mode_max_tokens": true}')
+    with pytest.raises(CheckpointError, match="pooling_mode_max_tokens"):
+        model.load()
+    listed[1]["path"] = "../elsewhere"
+    (tmp_path / "modules.json").write_text(json.dumps(listed))
+    with pytest.raises(CheckpointError, match="outside"):
+        model.load()
+
+
+def test_a_decoder_whose_tokens_see_all_of_their_text(tmp_path: Path) -> None:
+    model = Pooled(tmp_path, "Qwen2Model", {**SMALL, "num_key_value_heads": 2}, hf_overrides='{"is_causal": false}')
+    assert model.info.pooling is not None and model.info.pooling.is_whole
+    mask = torch.zeros(1, 1, len(TEXTS[2]), len(TEXTS[2]))
+    [found] = model.run([TEXTS[2]])
+    assert 1 - float(found @ unit(model.hidden(TEXTS[2], attention_mask=mask)[-1])) < 1e-6
+
+
+def test_a_model_that_generates_may_give_vectors(tmp_path: Path) -> None:
+    model = Pooled(tmp_path, "Qwen3ForCausalLM", DECODER, task="embed")
+    [found] = model.run(TEXTS[:1])
+    assert 1 - float(found @ unit(model.hidden(TEXTS[0])[-1])) < 1e-6
+    with pytest.raises(CheckpointError, match="--task classify"):
+        model.load(task="classify")
+    model.load()
+    assert model.info.pooling is None
+
+
+def test_real_weights_are_transformers_vectors(minilm_hf: Path) -> None:
+    """A fine-tune of all-MiniLM-L6, with sentence-transformers' files."""
+    worker = Worker(EngineConfig(model=ModelConfig(model=str(minilm_hf))), lambda name, detail: None)
+    info = worker.load()
+    assert info.pooling is not None and (info.pooling.kind, info.pooling.normalizes) == ("mean", True)
+    generator = torch.Generator().manual_seed(1)
+    texts = [torch.randint(1000, 30000, (length,), generator=generator).tolist() for length in (3, 250, 40)]
+    reference = transformers.AutoModel.from_pretrained(minilm_hf).eval().float()
+    scheduler = Scheduler(EngineConfig(), info)
+    for number, ids in enumerate(texts):
+        scheduler.add(AddRequest(number, ids, SamplingParams(max_tokens=1), pooling=PoolingParams()))
+    plan = scheduler.schedule()
+    for output in scheduler.update(plan, worker.execute(plan)):
+        with torch.no_grad():
+            rows = reference(input_ids=torch.tensor([texts[output.request_id]])).last_hidden_state[0]
+        assert output.pooled is not None
+        assert 1 - float(np.frombuffer(output.pooled, "<f4") @ unit(rows.mean(0))) < 1e-5
