@@ -89,8 +89,8 @@ def test_right_drafts_take_fewer_steps(engine: Engine, alone: dict[int, Reply]) 
     [
         {},
         {"max_num_batched_tokens": 33},
-        {"num_kv_blocks": 32, "prefix_caching": False},
-        {"num_kv_blocks": 32, "prefix_caching": False, "num_swap_blocks": 1000},
+        {"num_kv_blocks": 29, "prefix_caching": False},
+        {"num_kv_blocks": 29, "prefix_caching": False, "num_swap_blocks": 1000},
     ],
     ids=["together", "in small steps", "preempted", "swapped"],
 )

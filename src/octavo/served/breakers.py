@@ -8,7 +8,7 @@ from collections import OrderedDict
 import msgspec
 
 from octavo.base.errors import InvalidRequest
-from octavo.base.params import SamplingParams
+from octavo.base.params import DRY_SEQUENCE_BREAKERS, SamplingParams
 from octavo.served.parts import Renderer, Tokenizer
 
 MAX_BREAKERS = 32
@@ -50,7 +50,9 @@ class BreakerTokens:
             while len(self._known) > _MAX_KNOWN:
                 self._known.popitem(last=False)
         # Their text is the API's; the engine is told of tokens.
-        return msgspec.structs.replace(params, dry_sequence_breakers=DEFAULTS, dry_breaker_token_ids=tuple(sequences))
+        return msgspec.structs.replace(
+            params, dry_sequence_breakers=DRY_SEQUENCE_BREAKERS, dry_breaker_token_ids=tuple(sequences)
+        )
 
     def _learn(self, breakers: list[str]) -> None:
         if not self._texts:
@@ -63,15 +65,12 @@ class BreakerTokens:
 
     def _sequences_of(self, breaker: str) -> _Sequences:
         """Tokens that hold it; and those that end in a part of it, with the tokens of the rest behind them."""
-        wanted = breaker.encode("utf-8", "replace")
+        wanted = breaker.encode("utf-8", "surrogatepass")
         found: dict[tuple[int, ...], None] = {(i,): None for i, text in enumerate(self._texts) if wanted in text}
         for length in range(1, len(breaker)):
-            head = breaker[:length].encode("utf-8", "replace")
+            head = breaker[:length].encode("utf-8", "surrogatepass")
             ending = [i for i in self._by_last_byte.get(head[-1], ()) if self._texts[i].endswith(head)]
             if ending:
                 rest = tuple(self._renderer.render_text(breaker[length:], False))
                 found |= {(i, *rest): None for i in ending if (i,) not in found}
         return tuple(found)
-
-
-DEFAULTS = SamplingParams().dry_sequence_breakers
