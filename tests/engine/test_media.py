@@ -16,7 +16,7 @@ from octavo.base.media import MediaItem, MediaTensor, place_media
 from octavo.wire.messages import AddRequest
 
 
-@pytest.fixture(scope="module", params=["llava", "idefics3", "qwen2-vl"])
+@pytest.fixture(scope="module", params=["llava", "idefics3", "qwen2-vl", "gemma3", "qwen3-vl"])
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     return Case(tmp_path_factory.mktemp("media"), request.param)
 
@@ -83,7 +83,7 @@ def test_preempted_requests_go_on_as_if_nothing_had_been(case: Case, alone: dict
         scheduler=case.engine.scheduler(prefix_caching=False, num_kv_blocks=2 + -(-longest // 16) + 4),
     )
     check(run, alone)
-    assert run.num_preemptions > 0
+    assert run.num_preemptions > 0 or case.family == "Gemma3"  # whose windows give blocks back
 
 
 def test_asleep_and_awake(case: Case, alone: dict[int, Reply]) -> None:
@@ -105,9 +105,13 @@ def test_another_picture_is_another_reply(case: Case) -> None:
 
 def test_rows_that_are_ready_are_read_as_they_are(case: Case) -> None:
     """The embeddings of tokens, given as rows, are the tokens."""
+    if case.family == "Gemma3":
+        pytest.skip("embeddings of tokens are scaled, and rows of a span see each other")
     ids = [3, 4, 5, 6, 7, 8]
     plain = case.engine.run([AddRequest(1, ids, request(1, ids, max_tokens=4).params)]).replies[1]
     table = case.model.get_input_embeddings().weight.detach().numpy()[ids[1:4]].astype(np.float32)
+    if case.family == "Qwen3VL":  # nothing is added by its first layers
+        table = np.pad(table, ((0, 0), (0, 2 * table.shape[1])))
     tensors = {"rows": MediaTensor("float32", table.shape, table.tobytes())}
     given = [ids[0], IMAGE, IMAGE, IMAGE, *ids[4:]]
     item = MediaItem("embeds", b"rows", tensors, ((1, 3),))

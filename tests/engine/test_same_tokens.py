@@ -39,6 +39,10 @@ def requests_under_test() -> list[AddRequest]:
         sampled = {"temperature": 0.9, "top_p": 0.9, "top_k": 50, "seed": 100 + i} if i % 2 else {}
         penalised = {"frequency_penalty": 0.4, "repetition_penalty": 1.1} if i % 3 == 0 else {}
         result.append(request(i, prompt, **sampled, **penalised))
+    # What follows the request's own tokens, through all that may happen to it.
+    result.append(request(20, prompts()[4], temperature=1.0, mirostat=2, mirostat_tau=3.0))
+    result.append(request(21, prompts()[2], temperature=1.0, mirostat=1, xtc_probability=0.5, dry_multiplier=0.8))
+    result.append(request(22, prompts()[3], temperature=1.2, xtc_probability=0.6, typical_p=0.9, dynatemp_range=0.4))
     return result
 
 
@@ -107,7 +111,8 @@ def test_when_steps_are_planned_ahead(
     the CPU counts tokens on the host."""
     monkeypatch.setattr(CPUDevice, "plans_ahead", True)
     engine = Engine(smollm2_gguf)
-    requests = [request for request in requests_under_test() if not request.params.frequency_penalty]
+    plain = [one for one in requests_under_test() if not one.params.needs_output]
+    requests = [one for one in plain if not one.params.frequency_penalty]
     expected = {request.request_id: alone[request.request_id] for request in requests}
     run = engine.run(requests, ahead=True, per_step=2)
     assert run.num_ahead > 10

@@ -200,6 +200,8 @@ def test_shards_load_and_a_missing_one_is_named(model: Path) -> None:
     [
         ({UP: "../a.safetensors"}, r"'\.\./a\.safetensors' is not the name of a file beside it"),
         ({"ghost": "a.safetensors"}, "'ghost' is not in it"),
+        ({UP: ""}, "this shard is missing"),
+        ({UP: ".."}, "this shard is missing"),
         ({UP: 5}, "weight_map"),
     ],
 )

@@ -99,6 +99,14 @@ def test_a_byte_that_changed_is_found_by_its_hash(place: int, tmp_path: Path) ->
         TensorizerFile(tmp_path / "x.tensors", verify_hash=True).get("a")
 
 
+def test_a_tensor_without_a_hash_is_not_taken_as_one_that_was_compared(tmp_path: Path) -> None:
+    data = tensorized({"a": torch.arange(64.0)})
+    (tmp_path / "x.tensors").write_bytes(data.replace(b"\x29\0\2\0\4", b"\x29\0\0\0\4", 1))
+    assert TensorizerFile(tmp_path / "x.tensors").get("a")[3] == 3
+    with pytest.raises(CheckpointError, match=r"x\.tensors: .*tensor 'a' has no hash that could be compared"):
+        TensorizerFile(tmp_path / "x.tensors", verify_hash=True).get("a")
+
+
 def whole() -> bytes:
     return tensorized(TENSORS)
 

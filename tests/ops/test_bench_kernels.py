@@ -45,6 +45,7 @@ def limits(monkeypatch: pytest.MonkeyPatch) -> Limits:
 def test_every_operation_of_a_step_can_be_measured() -> None:
     tables = {
         "pack_experts",
+        "pack_heads",
         "pack_linear",
         "pack_linear_many",
         "pack_output",

@@ -78,7 +78,7 @@ def test_each_head_has_a_product_of_its_own() -> None:
     x, results = randn(7, 5 * 32), []
     for ops in (REFERENCE, NATIVE):
         out = torch.zeros(7, 5 * 36)
-        ops.head_linear(out, x, ops.pack_experts(([weight], [None]) for weight in weights))
+        ops.head_linear(out, x, ops.pack_heads(([weight], [None]) for weight in weights))
         results.append(out)
     torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-4)
     assert not results[1].view(7, 5, 36)[..., 20:].any()

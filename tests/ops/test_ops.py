@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from octavo import _cpu
+from octavo.ops.operands import KeyBlocks
 from octavo.ops.routing import Routing
 from octavo.ops.table import Ops, bind
 from support.tensors import randn
@@ -61,6 +62,7 @@ def _elementwise_cases() -> Iterator[Case]:
         yield Case("add_gated_", args, ("residual",))
         gate_up = randn(rows, 2 * width) * 20
         yield Case("act_mul", {"out": out, "gate_up": gate_up, "kind": "swiglu_oai"}, ("out",), 1e-4)
+        yield Case("act_mul", {"out": out, "gate_up": 3 * gate_up, "kind": "gegelu"}, ("out",), 1e-4)
         for kind in ("silu", "gelu_tanh", "gelu", "relu", "quick_gelu", "relu2"):
             gate_up = randn(rows, 2 * width) * 20
             yield Case("act_mul", {"out": out, "gate_up": gate_up, "kind": kind}, ("out",), 1e-4)
@@ -151,9 +153,10 @@ def _attention_case(
     chunked: bool = False,
     causal: bool = True,
     span: int = 0,
+    seen: KeyBlocks | None = None,
 ) -> Case:
     """seqs: (context length, tokens of this step). All that no sequence may read is NaN. span: each so many tokens see
-    each other."""
+    each other. seen: the blocks of keys that a head sees."""
     hq, hkv, d = heads
     needed = [-(-context // block_size) for context, _ in seqs]
     num_blocks = sum(needed) + 2
@@ -190,6 +193,7 @@ def _attention_case(
         "sinks": 4 * randn(hq) if sinks else None,
         "causal": causal,
         "key_ends": _ends_of_spans(seqs, span) if span else None,
+        "blocks": seen,
     }
     return Case("attention", args, ("out",), 2e-5)
 
@@ -202,6 +206,13 @@ def _ends_of_spans(seqs: Sequence[tuple[int, int]], span: int) -> Tensor:
         for position in range(context - tokens, context)
     ]
     return torch.tensor(ends, dtype=torch.int32)
+
+
+#: Blocks of half a chunk, of less and of more; with a stride that leaves heads without any block but the local ones.
+BLOCKS = (
+    KeyBlocks(size=64, local=2, stride=4, step=1), KeyBlocks(size=16, local=1, stride=5, step=0),
+    KeyBlocks(size=144, local=1, stride=3, step=2), KeyBlocks(size=32, local=3, stride=100, step=12),
+)  # fmt: skip
 
 
 def _attention_cases() -> Iterator[Case]:
@@ -228,6 +239,10 @@ def _attention_cases() -> Iterator[Case]:
         yield _attention_case(mixed, (4, 2, 32), span=span)
     yield _attention_case(mixed, (6, 1, 64), torch.bfloat16, 32, window=20, span=16)
     yield _attention_case(mixed, (4, 4, 32), slopes=True, span=16)
+    for blocks in BLOCKS:
+        yield _attention_case((*mixed, (700, 1), (700, 60)), (8, 2, 32), seen=blocks)
+    yield _attention_case(((700, 1), (700, 60)), (6, 1, 64), torch.bfloat16, 32, sinks=True, seen=BLOCKS[0])
+    yield _attention_case(mixed, (4, 4, 32), slopes=True, seen=BLOCKS[1])
 
 
 CASES = [*_elementwise_cases(), *_norm_parts_cases(), *_rope_cases(), *_attention_cases()]
@@ -250,6 +265,8 @@ MODES = {
     "slopes": _attention_case(((300, 300),), (8, 2, 32), slopes=True),
     "sinks": _attention_case(((300, 300),), (8, 2, 32), sinks=True),
     "chunked": _attention_case(((300, 300),), (8, 2, 32), window=70, chunked=True),
+    "blocks": _attention_case(((700, 700),), (8, 2, 32), torch.bfloat16, 32, seen=BLOCKS[0]),
+    "rare blocks": _attention_case(((600, 600),), (6, 6, 32), seen=BLOCKS[3]),
 }
 
 

@@ -121,6 +121,8 @@ def ones(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         (f.modelopt_nvfp4, OPT, None, {"weight_scale_2": ones(2)}, r"weight_scale_2' has the shape \[2\]"),
         (f.modelopt_int4, OPT, None, {"weight_scale": ones(64, 5)}, r"weight_scale' has the shape \[64, 5\]"),
         (f.ao_int8, {}, f.about("Int8Tensor"), {"_weight_scale": ones(3, 1)}, r"_weight_scale' has the shape \[3, 1\]"),
+        (f.ao_intx, {}, f.about("IntxUnpackedToInt8Tensor", target_dtype=INT4), {"_weight_zero_point": ones(64, 3)},
+         r"_weight_zero_point' has the shape \[64, 3\], and there are 6 scales a row"),
         (f.ao_intx, {}, f.about("IntxUnpackedToInt8Tensor", target_dtype={"_data": "int2"}), {},
          "_weight_qdata' has values beyond 2 bits"),
         (f.ao_intx, {}, f.about("IntxUnpackedToInt8Tensor", target_dtype="int4"), {}, "has the target_dtype int4"),

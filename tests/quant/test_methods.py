@@ -174,6 +174,26 @@ def as_bytes(text: str) -> Tensor:
     return torch.tensor(list(text.encode()), dtype=torch.uint8)
 
 
+@pytest.mark.parametrize("value", [8, -9, 77, -120])
+def test_a_zero_that_no_value_of_the_weight_could_be_is_refused(value: int) -> None:
+    tensors = q.ct_packed(random_matrix(), symmetric=False)[0]
+    for shape in ((1,), (64, 6)):
+        changed = tensors | {"weight_zero_point": torch.full(shape, value, dtype=torch.int8)}
+        method, parts = read(changed, ct(**INT4))
+        with pytest.raises(CheckpointError, match="'model.up.weight_zero_point' has values beyond .*, -8 to 7"):
+            method.weight(parts)
+
+
+def test_zeros_of_so_few_rows_that_they_fill_one_word_are_read() -> None:
+    weight = random_matrix(8, 192)
+    tensors, expected = q.ct_packed(weight, symmetric=False)
+    assert tensors["weight_zero_point"].shape[0] == 1
+    method, parts = read(tensors, ct(**INT4))
+    found = method.weight(parts)
+    assert isinstance(found, QuantizedWeight)
+    assert torch.equal(found.dequantize(), expected)
+
+
 STATE = "weight.quant_state.bitsandbytes__nf4"
 HQQ = {"quant_method": "hqq"}
 

@@ -14,7 +14,7 @@ CONTROL = [
     "/pause", "/resume", "/sleep", "/wake_up", "/abort_requests", "/flush_cache", "/reset_prefix_cache",
     "/start_profile", "/stop_profile", "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/update_weights",
     "/init_weights_update_group", "/release_memory_occupation", "/api/pull", "/api/delete", "/models/load", "/slots/0",
-    "/server_info", "/collective_rpc", "/inference/v1/generate", "/v1/files", "/pooling", "/score", "/rerank",
+    "/server_info", "/collective_rpc", "/v1/files", "/pooling", "/score", "/rerank",
 ]  # fmt: skip
 
 
@@ -49,7 +49,8 @@ def test_the_routes_are_these_and_no_others() -> None:
         ("GET", "/"), ("POST", "/v1/messages"), ("POST", "/v1/messages/count_tokens"),
         ("POST", "/api/chat"), ("POST", "/api/generate"), ("POST", "/api/show"), ("GET", "/api/tags"),
         ("GET", "/api/ps"), ("GET", "/api/version"), ("POST", "/invocations"), ("POST", "/v1/chat/completions/batch"),
-        ("POST", "/apply-template"),
+        ("POST", "/apply-template"), ("POST", "/completion"), ("POST", "/infill"), ("GET", "/props"),
+        ("POST", "/inference/v1/generate"),
     }  # fmt: skip
 
 

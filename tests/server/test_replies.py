@@ -165,7 +165,8 @@ def test_e34_e35_tokenize_and_detokenize() -> None:
         "tokens": [72, 0xC3, 0xA9],
         "token_strs": ["H", "\ufffd", "\ufffd"],
     }
-    assert server.post("/detokenize", {"tokens": [72, 0xC3, 0xA9, 256]}).json() == {"prompt": "Hé<end>"}
+    text = server.post("/detokenize", {"tokens": [72, 0xC3, 0xA9, 256]}).json()
+    assert text == {"prompt": "Hé<end>", "content": "Hé<end>"}
     reply = server.post("/tokenize", {"messages": [{"role": "user", "content": "Hi"}]}).json()
     assert reply == {"count": 7, "max_model_len": 512, "tokens": list(b"user:Hi")}
 

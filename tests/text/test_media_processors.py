@@ -110,6 +110,74 @@ def test_qwen2_vl_looks_as_closely_as_it_is_asked_to() -> None:
         processor.image(pixels(1, 300), {})
 
 
+GRIDS = [[16, 32], [32, 16], [32, 32], [48, 16]]
+#: By architecture: configuration, settings, transformers' processor, its arguments, patches along a side of a row.
+TILED: dict[str, tuple[dict[str, Any], dict[str, Any], str, dict[str, Any], int]] = {
+    "LlavaNextForConditionalGeneration": (
+        {"vision_config": {"model_type": "clip_vision_model", "image_size": 16, "patch_size": 4}},
+        {
+            "size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}, "image_grid_pinpoints": GRIDS,
+        },
+        "llava_next.image_processing_pil_llava_next.LlavaNextImageProcessorPil", {}, 1,
+    ),
+    "InternVLForConditionalGeneration": (
+        {"vision_config": {"image_size": [16, 16], "patch_size": [4, 4]}},
+        {"size": {"height": 16, "width": 16}},
+        "got_ocr2.image_processing_pil_got_ocr2.GotOcr2ImageProcessorPil", {"crop_to_patches": True}, 2,
+    ),
+    "Gemma3ForConditionalGeneration": (
+        {"vision_config": {"image_size": 16, "patch_size": 4}, "mm_tokens_per_image": 4},
+        {"size": {"height": 16, "width": 16}},
+        "gemma3.image_processing_pil_gemma3.Gemma3ImageProcessorPil", {}, 2,
+    ),
+    "PaliGemmaForConditionalGeneration": (
+        {"vision_config": {"image_size": 16, "patch_size": 4}},
+        {"size": {"height": 16, "width": 16}},
+        "siglip.image_processing_pil_siglip.SiglipImageProcessorPil", {}, 1,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [(40, 60), (61, 35), (16, 16), (9, 90), (100, 100), (31, 33)])
+@pytest.mark.parametrize("name", TILED)
+def test_squares_are_those_that_transformers_shows(name: str, size: tuple[int, int]) -> None:
+    config, settings, place, options, merge = TILED[name]
+    module, _, made = place.rpartition(".")
+    reference = getattr(pytest.importorskip(f"transformers.models.{module}"), made)(**settings, **options)
+    expected = np.asarray(reference(pixels(*size), return_tensors="np")["pixel_values"])
+    processor = media_processor({"architectures": [name], "image_token_id": 5, **config}, settings, IDS.get)
+    assert processor is not None
+    media = processor.image(pixels(*size), {})
+    found = pictures(media, 4, 16, merge)
+    assert np.array_equal(found, expected.reshape(-1, 3, 16, 16)[: len(found)])
+    assert media.text.count(getattr(processor, "row_text", processor.placeholder)) == media.rows
+
+
+@pytest.mark.parametrize("size", [(40, 60), (61, 35), (16, 16), (9, 90), (7, 300), (6, 5)])
+@pytest.mark.parametrize("merge", [1, 2])
+def test_pixtral_sees_what_transformers_shows_it(size: tuple[int, int], merge: int) -> None:
+    module = pytest.importorskip("transformers.models.pixtral.image_processing_pil_pixtral")
+    side = {"height": 4 * merge, "width": 4 * merge}
+    reference = module.PixtralImageProcessorPil(size={"longest_edge": 48}, patch_size=side)
+    found = reference(pixels(*size), return_tensors="np")
+    config = {
+        "architectures": ["Mistral3ForConditionalGeneration"], "image_token_id": 5, "spatial_merge_size": merge,
+        "vision_config": {"patch_size": 4},
+    }  # fmt: skip
+    processor = media_processor(config, {"size": {"longest_edge": 48}}, IDS.get)
+    assert processor is not None
+    media = processor.image(pixels(*size), {})
+    high, wide = found["image_sizes"][0]
+    values, places = array(media.tensors["patches"])[0], array(media.tensors["positions"])[:, 0]
+    levels, shown = array(media.tensors["levels"]), found["pixel_values"][0]
+    for patch, (line, column) in zip(values.reshape(-1, 3, 4, 4), places.T * 4, strict=True):
+        seen = np.stack([levels[c][patch[c]] for c in range(3)])
+        assert np.array_equal(seen, shown[:, line : line + 4, column : column + 4])
+    lines, columns = high // (4 * merge), wide // (4 * merge)
+    assert media.rows == lines * columns
+    assert media.text == "[IMG_BREAK]".join(["[IMG]" * columns] * lines) + "[IMG_END]"
+
+
 def test_positions_follow_the_patches_in_their_squares() -> None:
     media = idefics3(do_image_splitting=False).image(pixels(20, 20), {})
     assert array(media.tensors["positions"]).tolist() == [[0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15]]

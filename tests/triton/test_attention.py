@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from octavo.ops.operands import Heads
+from octavo.ops.operands import Heads, KeyBlocks
 from octavo.ops.triton import attention_plan
 from octavo.ops.triton.attention import CHUNK, AttentionPlanner
 from octavo.ops.triton.rope import kv_cache_shapes
@@ -77,6 +77,17 @@ def test_rows_that_see_the_whole_of_their_span(window: int) -> None:
     for span in (1, 7, 33):
         ends = torch.minimum((positions // span + 1) * span, lens).to(torch.int32)
         step.check(key_ends=ends, window=window)
+
+
+@pytest.mark.parametrize(
+    "blocks",
+    [KeyBlocks(size=64, local=2, stride=4, step=1), KeyBlocks(size=16, local=1, stride=5, step=0),
+     KeyBlocks(size=48, local=3, stride=100, step=12)],
+)  # fmt: skip
+def test_heads_that_see_some_blocks_of_keys(blocks: KeyBlocks) -> None:
+    """Also chunks in which a head sees nothing."""
+    Step([(50, 1), (3 * CHUNK + 9, 1), (200, 70)], (4, 2, 16)).check(blocks=blocks)
+    Step([(CHUNK + 90, 1), (140, 33)], (6, 1, 32), torch.bfloat16).check(blocks=blocks)
 
 
 def test_sinks_take_their_share() -> None:

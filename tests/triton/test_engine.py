@@ -114,6 +114,22 @@ def test_every_operation_is_native(engine: TinyEngine) -> None:
     assert engine.info.plans_ahead and engine.info.num_swap_blocks > 0
 
 
+def test_rows_that_are_shaped_on_the_host_give_the_tokens_of_the_cpu(
+    engine: TinyEngine, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside a plain and a penalised one, whose counts stay on the device."""
+    settings: list[dict[str, Any]] = [
+        {"temperature": 0.8, "seed": 5},
+        {"frequency_penalty": 0.8},
+        {"temperature": 1.0, "mirostat": 2, "mirostat_tau": 3.0},
+        {"dry_multiplier": 2.0, "dry_allowed_length": 1, "repetition_penalty": 1.4, "repeat_last_n": 5},
+        {"temperature": 1.0, "typical_p": 0.8, "xtc_probability": 0.5, "logprob_token_ids": (4, 2)},
+    ]
+    requests = [request(i, [1 + i, 2, 3], max_tokens=7, **fields) for i, fields in enumerate(settings)]
+    wanted = TinyEngine(model, None, monkeypatch).run(requests).replies
+    check(engine.run(requests, ahead=True), wanted)
+
+
 def test_steps_planned_ahead_and_replayed_give_the_tokens_of_the_cpu(
     engine: TinyEngine, expected: dict[int, Reply]
 ) -> None:
@@ -284,6 +300,7 @@ def test_a_model_with_an_encoder_gives_the_tokens_of_transformers(
     """In a batch of several lengths, also where a decoder's prompt comes in pieces."""
     model = make_bart(tmp_path, d_model=32, encoder_layers=1, decoder_layers=1, decoder_attention_heads=4)
     engine = TinyEngine(tmp_path, InterpretedDevice(), monkeypatch)
+    assert engine.info.num_swap_blocks == 0, "a preempted request is encoded again"
     asked = [
         AddRequest(
             request_id=i,
@@ -301,9 +318,12 @@ def test_a_model_with_an_encoder_gives_the_tokens_of_transformers(
         assert ids == logits[len(prompt) - 1 : -1].argmax(-1).tolist()
 
 
-def test_prompts_with_pictures_give_the_tokens_of_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["smolvlm", "gemma3", "qwen3-vl"])
+def test_prompts_with_pictures_give_the_tokens_of_the_cpu(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Towers, rows in the place of tokens, and captured steps behind them."""
-    case = Case(tmp_path, "smolvlm", lambda path: TinyEngine(path, None, monkeypatch))
+    case = Case(tmp_path, name, lambda path: TinyEngine(path, None, monkeypatch))
     requests = []
     for i, pictures in enumerate([[pixels(16, 16, 1)], [pixels(16, 16, 2), pixels(16, 16, 1)]]):
         ids, media = case.prompt(pictures)

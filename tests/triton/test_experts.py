@@ -10,6 +10,8 @@ import torch
 from octavo.ops import reference
 from octavo.ops.routing import Routing
 from octavo.ops.triton import experts
+from octavo.ops.triton.experts_int import IntExperts, int_product
+from octavo.quant.packed import E4M3_VALUES, QuantizedWeight
 from support.tensors import randn
 
 WIDTH, INNER, EXPERTS = 40, 72, 5
@@ -118,3 +120,66 @@ def test_a_row_alone_has_the_bits_that_it_has_in_company() -> None:
         one = slice(row, row + 1)
         alone = run(experts, (packed[0], packed[1]), x[one].clone(), ids[one].clone(), weights[one].clone())
         assert torch.equal(alone[0], whole[row])
+
+
+#: bits, group, mins, table.
+FORMS: dict[str, tuple[int, int, bool, torch.Tensor | None]] = {
+    "GPTQ": (4, 64, False, None), "Q4_K": (4, 32, True, None), "Q6_K": (6, 16, False, None),
+    "nf4": (4, 64, False, torch.linspace(-1, 1, 16)), "float8": (8, 192, False, E4M3_VALUES),
+}  # fmt: skip
+
+
+def quantized(form: str, n: int, k: int, seed: int) -> QuantizedWeight:
+    bits, group, has_mins, table = FORMS[form]
+    group = min(group, k)
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randint(0, min(2**bits, 120), (n, k), dtype=torch.uint8, generator=generator)
+    scales = (0.5 + torch.rand(n, k // group, generator=generator)) / (40 if table is None else 20)
+    mins = -scales * 2 ** (bits - 1) if has_mins else None
+    zero = 0 if has_mins or table is not None else 2 ** (bits - 1)
+    return QuantizedWeight(values, bits, group, scales, mins, zero, table)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("rows", [3, 40])
+def test_small_experts_give_what_their_floats_do(form: str, rows: int) -> None:
+    """Gathered rows with biases, rows in places, few an expert and many; and a row alone has the same bits."""
+    num, n, k = 4, 72, 128
+    given = [
+        ([quantized(form, n // 2, k, 2 * e + p) for p in range(2)], [randn(n // 2, seed=e)] * 2) for e in range(num)
+    ]
+    packed = experts.pack_experts(given, torch.bfloat16, lambda tensor: tensor, True)
+    assert isinstance(packed, IntExperts) and len(packed) == num
+    assert packed.matrices.packed.nbytes == num * n * k // (2 if FORMS[form][0] == 4 else 1)
+    assert sum(each.nbytes for each in packed) == packed.matrices.nbytes
+    ids = torch.randint(0, num - 1, (rows, 2), dtype=torch.int32, generator=torch.Generator().manual_seed(rows))
+    x = randn(rows, k).to(torch.bfloat16)
+    flat = ids.flatten()
+    order = flat.argsort(stable=True).to(torch.int32)
+    counts = flat.bincount(minlength=num).to(torch.int32)
+    floats = torch.stack([torch.cat([part.dequantize() for part in parts]) for parts, _ in given])
+    biases = torch.stack([torch.cat(each) for _, each in given])
+    for rows_per_x in (2, 0):
+        entries = x.repeat_interleave(2, dim=0)[order]
+        source = x if rows_per_x else entries
+        expected = torch.einsum("rk,rnk->rn", entries.float(), floats[flat[order]]) + biases[flat[order]]
+        for many in (False, True):
+            out = torch.full((2 * rows, n), torch.nan)
+            int_product(out, source, packed, order, counts, many, 4, rows_per_x, None)
+            torch.testing.assert_close(out, expected, rtol=2e-2, atol=5e-2)
+        one = torch.full((2, n), torch.nan)
+        own = ids[:1].flatten()
+        int_product(
+            one, x[:1] if rows_per_x else x[:1].repeat(2, 1), packed, own.argsort(stable=True).to(torch.int32),
+            own.bincount(minlength=num).to(torch.int32), False, 4, rows_per_x, None,
+        )  # fmt: skip
+        places = (order[None] == torch.tensor([[0], [1]])).int().argmax(1)[own.argsort(stable=True)]
+        assert torch.equal(one, out[places])
+
+
+def test_experts_of_several_forms_are_floats() -> None:
+    given = [([quantized(form, 8, 64, 1)], [None]) for form in ("GPTQ", "Q4_K")]
+    packed = experts.pack_experts(given, torch.bfloat16, lambda tensor: tensor, False)
+    assert isinstance(packed, experts.ExpertsWeight)
+    for matrix, (parts, _) in zip(packed.weight, given, strict=True):
+        assert torch.equal(matrix, parts[0].dequantize().to(torch.bfloat16))

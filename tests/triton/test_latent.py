@@ -73,9 +73,9 @@ def test_a_library_without_kernels_for_latents_is_refused_where_it_is_asked_for(
 @pytest.mark.parametrize("rows", [0, 3, 70])
 def test_products_of_heads(rows: int) -> None:
     weights = [([randn(70, 24, seed=head)], [None]) for head in range(3)]
-    packed = experts.pack_experts(weights, torch.float32, lambda weight: weight, is_invariant=False)
+    packed = experts.pack_floats(weights, torch.float32, lambda weight: weight, is_invariant=False)
     x = randn(rows, 3 * 32)
     out, expected = torch.zeros(rows, 3 * 80), torch.zeros(rows, 3 * 80)
     latent.head_linear(out, x, packed)
-    reference.head_linear(expected, x, reference.pack_experts(weights))
+    reference.head_linear(expected, x, reference.pack_heads(weights))
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=2e-5)

@@ -31,7 +31,18 @@ FORMS: dict[str, tuple[int, int, bool, torch.dtype, int]] = {
     "mins-of-8": (5, 64, True, torch.float16, 192),
     "48-of-8": (8, 48, False, torch.float16, 192),
     "rows-of-8": (8, 256, True, torch.float32, 256),
+    "nf4": (4, 64, False, torch.float32, 640),
+    "nvfp4": (4, 16, False, torch.float32, 128),
+    "e4m3": (8, 128, False, torch.float32, 384),
+    "e5m2": (8, 192, False, torch.float32, 192),
 }
+TABLES: dict[str, Tensor] = {
+    "nf4": torch.tensor([-1.0, -0.6962, -0.5251, -0.3949, -0.2844, -0.1848, -0.0911, 0.0, 0.0796, 0.1609, 0.2461,
+                         0.3379, 0.4407, 0.5626, 0.723, 1.0]),
+    "nvfp4": torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0]),
+    "e4m3": torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float(),
+    "e5m2": torch.arange(256, dtype=torch.uint8).view(torch.float8_e5m2).float(),
+}  # fmt: skip
 
 
 def integers(form: str, n: int = 40) -> QuantizedWeight:
@@ -39,6 +50,10 @@ def integers(form: str, n: int = 40) -> QuantizedWeight:
     generator = torch.Generator().manual_seed(n + k + bits + group)
     values = torch.randint(0, 2**bits, (n, k), dtype=torch.uint8, generator=generator)
     scales = (0.5 + torch.rand(n, k // group, generator=generator)).to(dtype)
+    if form in TABLES:
+        if bits == 8:  # what is finite, and not so large that a float16 overflows
+            values = (values & 0x80) | (values & 0x7F).clamp(max=0x60)
+        return QuantizedWeight(values, bits, group, scales, table=TABLES[form])
     mins = (scales.float() * (1 - torch.rand(n, k // group, generator=generator) * 2.0**bits)).to(dtype)
     return QuantizedWeight(values, bits, group, scales, mins if has_mins else None, 0 if has_mins else 2 ** (bits - 1))
 
@@ -73,7 +88,10 @@ def test_packing_loses_nothing(form: str) -> None:
     assert torch.equal(packed.scales.t(), weight.scales)
     assert (packed.mins is None) == (weight.mins is None)
     assert packed.mins is None or torch.equal(packed.mins.t(), weight.mins)
-    assert (packed.N, packed.K, packed.kind) == (*weight.shape, f"int{bits}")
+    assert tuple(weight.shape) == (packed.N, packed.K)
+    assert packed.kind == {"nf4": "table4", "nvfp4": "table4", "e4m3": "float8", "e5m2": "float8"}.get(
+        form, f"int{bits}"
+    )
     scale_bytes = weight.scales.nbytes * (1 if weight.mins is None else 2)
     assert packed.nbytes == weight.unpacked().numel() * bits // 8 + scale_bytes
 
@@ -105,7 +123,7 @@ def test_few_rows(form: str) -> None:
         packed, x, out = pack(weight, dtype, bias), randn(rows, weight.shape[1], dtype=dtype), torch.empty(rows, 40)
         linear.linear(out, x, packed)
         # The integers are exact; only where scales change within a product are the weights rounded.
-        is_exact = packed.unit >= 32
+        is_exact = packed.unit >= 32 and form != "nf4"
         assert_product(out, x, weight, bias, 1e-5 if is_exact else ROUNDING[dtype])
     rounded = torch.full((16, 40), torch.nan, dtype=dtype)
     linear.linear(rounded, x, packed)
@@ -121,7 +139,7 @@ def test_more_rows(form: str) -> None:
         assert_product(out, x, weight, bias, ROUNDING[dtype])
 
 
-@pytest.mark.parametrize("form", ["GPTQ", "Q4_K", "rows-of-4", "Q6_K"])
+@pytest.mark.parametrize("form", ["GPTQ", "Q4_K", "rows-of-4", "Q6_K", "nf4", "e4m3"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("is_invariant", [False, True])
 def test_many_rows_and_float32_go_by_pieces(
@@ -151,7 +169,7 @@ def test_every_tile_and_every_share_of_k(tile: linear_int.Tile) -> None:
         assert out[:, 72:].isnan().all()
 
 
-@pytest.mark.parametrize("form", ["GPTQ", "Q4_K", "Q6_K"])
+@pytest.mark.parametrize("form", ["GPTQ", "Q4_K", "Q6_K", "nf4", "e4m3"])
 def test_a_row_has_the_same_bits_alone_and_in_company(form: str) -> None:
     weight = integers(form, 72)
     packed, x = pack(weight, batch_invariant=True), randn(140, weight.shape[1], dtype=torch.bfloat16)
@@ -222,6 +240,7 @@ def _fma(dtype: torch.dtype) -> Callable[..., int]:
 
 _OPERATIONS: dict[str, Callable[..., int]] = {
     "mov.b32": lambda a: a,
+    "and.b32": lambda a, b: a & b,
     "shr.u32": lambda a, b: a >> b,
     "prmt.b32": _prmt,
     "lop3.b32": _lop3,
@@ -263,3 +282,28 @@ def test_the_ptx_unpacks_exactly(dtype: torch.dtype, bits: int, zero: int) -> No
         assert torch.equal(low.float(), wanted[0].float() - zero)
         assert torch.equal(high.float(), wanted[1].float() - zero)
         assert torch.equal(ones.float(), torch.ones(4))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", TABLES)
+def test_the_ptx_looks_values_up(dtype: torch.dtype, name: str) -> None:
+    """Of every code: of 16 values rounded to the type, of float8 exactly, subnormals and the sign of zero too."""
+    table = TABLES[name]
+    ptx = linear_int_kernels.unpacking_table(table.numpy().tobytes(), dtype)
+    for first in range(0, 256, 4):
+        codes = torch.tensor([(first + 37 * i) % 256 if first % 8 else first + i for i in range(4)])
+        found = evaluate(ptx, int.from_bytes(bytes(codes.tolist()), "little"))
+        pairs = [_pairs(dtype, register) for register in found]
+        low, high, ones = (torch.cat(pairs[i : i + 2]) for i in (0, 2, 4))
+        wanted = (codes & 0xF, codes >> 4) if len(table) == 16 else (codes, codes)
+        for ours, theirs in zip((low, high), wanted, strict=True):
+            values = table[theirs].to(dtype)
+            real = values.isfinite()
+            assert torch.equal(ours.view(torch.int16)[real], values.view(torch.int16)[real])
+        assert torch.equal(ones.float(), torch.ones(4))
+
+
+def test_a_table_of_256_that_is_no_float8_becomes_dense() -> None:
+    values = torch.randint(0, 256, (16, 64), dtype=torch.uint8)
+    weight = QuantizedWeight(values, 8, 64, torch.ones(16, 1), table=torch.linspace(-1, 1, 256))
+    assert linear.LinearPacker(CPU, torch.bfloat16).pack_linear(weight).kind == "bfloat16"

@@ -24,6 +24,8 @@ from models.family_cases import (
 from models.running import load, prompt_logits
 from models.test_gemma_layers import EXPERTS, GEMMA3N, GEMMA4
 from octavo.ops.table import Binding, Ops, bind
+from octavo.ops.triton.experts_int import IntExperts
+from support.tiny_phi3_small import logits_of, make_phi3_small
 
 PROMPT = torch.randint(0, 96, (21,), generator=torch.Generator().manual_seed(1)).tolist()
 SMALL: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
@@ -94,6 +96,16 @@ def test_logits_are_those_of_transformers(case: str, tmp_path: Path) -> None:
         torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-3)
 
 
+def test_logits_where_heads_see_some_blocks_of_keys(tmp_path: Path) -> None:
+    options = {"hidden_size": 32, "num_attention_heads": 4, "ff_intermediate_size": 32, "num_hidden_layers": 1}
+    config, tensors = make_phi3_small(tmp_path, **options, blocksparse_num_local_blocks=1)
+    prompt, table = 4 * PROMPT, ops()
+    loaded = load(tmp_path, table)
+    for chunk in (len(prompt), 30):
+        (ours,) = prompt_logits(loaded, table, [prompt], chunk)
+        torch.testing.assert_close(ours, logits_of(config, tensors, prompt), rtol=1e-3, atol=1e-3)
+
+
 def test_logits_by_way_of_transformers(tmp_path: Path) -> None:
     model = make_model(tmp_path, "Gemma2", {**SMALL, **CASES["gemma2"][1]})
     table = ops()
@@ -121,6 +133,19 @@ def test_half_precision_is_as_near_as_transformers_own(dtype: torch.dtype, tmp_p
     table = ops(dtype)
     (ours,) = prompt_logits(load(tmp_path, table), table, [PROMPT], kv_dtype=dtype)
     assert (ours - expected).abs().mean() <= 1.5 * (theirs - expected).abs().mean()
+
+
+@pytest.mark.parametrize("quantization", ["bitsandbytes", "experts_int8"])
+def test_matrices_and_experts_of_few_bits_are_those_of_a_cpu(quantization: str, tmp_path: Path) -> None:
+    """Quantized while they load: the same values, multiplied in half precision."""
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_local_experts": 3}
+    make_model(tmp_path, "Mixtral", {**sizes, "num_experts_per_tok": 2})
+    native, table = bind("cpu"), ops(torch.float16)
+    (expected,) = prompt_logits(load(tmp_path, native, quantization=quantization), native, [PROMPT])
+    loaded = load(tmp_path, table, quantization=quantization)
+    assert any(isinstance(weight, IntExperts) for weight in loaded.model.weights.values())
+    (ours,) = prompt_logits(loaded, table, [PROMPT], kv_dtype=torch.float16)
+    assert (ours - expected).norm() / expected.norm() < 0.01
 
 
 @pytest.mark.parametrize("options", [{"quantization": "int8"}, {"quantization": "fp8"}, {"batch_invariant": True}])

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from octavo.base.errors import InvalidConfig
-from octavo.base.params import RANGES
+from octavo.base.ranges import RANGES
 from octavo.cli import main
 from octavo.cli.client import Sampling
 from octavo.cli.server_address import api_url
@@ -78,6 +78,9 @@ def test_sampling_settings_reach_the_server(api: FakeAPI) -> None:
     given = {
         "temperature": 0.5, "max_tokens": 3, "top_p": 0.9, "top_k": 20, "min_p": 0.1, "seed": -4,
         "presence_penalty": 1.0, "frequency_penalty": -1.0, "repetition_penalty": 1.1,
+        "repeat_last_n": 64, "typical_p": 0.9, "top_n_sigma": 1.5, "dynatemp_range": 0.3, "xtc_probability": 0.5,
+        "xtc_threshold": 0.2, "dry_multiplier": 0.8, "dry_base": 2.0, "dry_allowed_length": 3, "mirostat": 2,
+        "mirostat_tau": 4.0, "mirostat_eta": 0.2,
     }  # fmt: skip
     assert set(given) == {f.name for f in dataclasses.fields(Sampling)}
     words = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]

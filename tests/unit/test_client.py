@@ -538,6 +538,25 @@ def test_a_stream_that_waits_for_scores_still_ends_in_its_error() -> None:
     run(main())
 
 
+def test_the_progress_of_a_prompt_is_a_delta_without_tokens_until_there_are_some() -> None:
+    async def main() -> None:
+        async with Engine() as engine:
+            stream = engine.client.generate(request(4, n=2, return_progress=True))
+            await engine.step(out(1, "", num_computed_tokens=2, num_cached_tokens=1), out(2, "", num_computed_tokens=9))
+            delta = await anext(stream)
+            assert delta.outputs == [] and delta.progress is not None and not delta.finished
+            assert (delta.progress.num_tokens, delta.progress.num_cached) == (2, 1)
+            await engine.step(out(1, "", num_computed_tokens=3))
+            await engine.step(out(1, "a"))
+            delta = await anext(stream)
+            assert [part.text for part in delta.outputs] == ["a"] and delta.progress is not None
+            assert delta.progress.num_tokens == delta.num_prompt_tokens, "news that were overtaken are left out"
+            await engine.step(out(1, "b", "length"), out(2, "c", "length"))
+            assert (await anext(stream)).progress is None
+
+    run(main())
+
+
 # ---------------------------------------------------------------- administrators
 def test_requests_are_ended_by_their_public_ids() -> None:
     async def main() -> None:

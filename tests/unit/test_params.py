@@ -9,7 +9,9 @@ import msgspec
 import pytest
 
 from octavo.base.errors import InvalidRequest
-from octavo.base.params import RANGES, BeamParams, SamplingParams
+from octavo.base.params import BeamParams, SamplingParams
+from octavo.base.ranges import RANGES
+from octavo.base.repetition import RepetitionDetection
 
 VOCAB = 1000
 
@@ -111,3 +113,41 @@ def test_s17_s18_bounds_that_depend_on_other_fields() -> None:
 def test_valid_parameters_are_their_own_normal_form() -> None:
     params = validated(temperature=0.0, top_k=5, seed=-1, logit_bias={1: 200.0})
     assert params.validate(vocab_size=VOCAB) == params
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"dry_allowed_length": 0}, "dry_allowed_length"),
+        ({"dry_base": 0.5}, "dry_base"),
+        ({"mirostat": 3}, "mirostat"),
+        ({"xtc_probability": 1.5}, "xtc_probability"),
+        ({"top_n_sigma": math.nan}, "top_n_sigma"),
+        ({"repeat_last_n": 2**31}, "repeat_last_n"),
+        ({"logprob_token_ids": (1,)}, "logprob_token_ids"),
+        ({"logprobs": 0, "logprob_token_ids": (300,)}, "logprob_token_ids"),
+        ({"logprobs": 0, "logprob_token_ids": (1,) * 129}, "logprob_token_ids"),
+        (
+            {"repetition_detection": RepetitionDetection(max_pattern_size=5, min_count=1)},
+            "repetition_detection.min_count",
+        ),
+        (
+            {"repetition_detection": RepetitionDetection(max_pattern_size=5, min_pattern_size=6)},
+            "repetition_detection.min_pattern_size",
+        ),
+    ],
+)
+def test_samplers_beyond_their_ranges_are_refused_by_name(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        SamplingParams(**fields).validate(vocab_size=300)
+    assert caught.value.param == param
+
+
+def test_a_greedy_request_is_not_shaped_but_by_what_changes_its_logits() -> None:
+    filters = {"typical_p": 0.5, "mirostat": 2, "xtc_probability": 0.5, "top_n_sigma": 1.0, "dynatemp_range": 0.5}
+    assert not SamplingParams(temperature=0.0, **filters).validate(vocab_size=9).shapes_rows
+    assert SamplingParams(temperature=0.0, dry_multiplier=1.0).validate(vocab_size=9).shapes_rows
+    assert SamplingParams(temperature=1.0, typical_p=0.5).validate(vocab_size=9).shapes_rows
+    assert not SamplingParams(repeat_last_n=5).validate(vocab_size=9).shapes_rows
+    off = SamplingParams(repetition_detection=RepetitionDetection(min_count=10**30)).validate(vocab_size=9)
+    assert off.repetition_detection is None

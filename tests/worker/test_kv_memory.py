@@ -67,6 +67,13 @@ def test_a_cache_without_a_block_is_refused() -> None:
         plan(CacheConfig(kv_cache_memory_bytes=20_000))
 
 
+def test_so_few_blocks_that_no_request_fits_are_refused() -> None:
+    for needs in ({"windows": (0, 32)}, {"windows": (0,), "encoder_blocks": 1}):
+        with pytest.raises(InvalidConfig, match="--num-kv-blocks-override 1: no request .* Give at least 2"):
+            plan(CacheConfig(num_kv_blocks_override=1), **needs)
+        assert plan(CacheConfig(num_kv_blocks_override=2), **needs).max_request_tokens == 16
+
+
 def test_more_than_there_is_is_refused_with_what_was_asked_and_what_is_free() -> None:
     """The pages would be taken as requests come: the engine would be killed hours after a start without a word."""
     budget = CacheBudget(12 * GIB, "50% of it", FreeMemory(24 * GIB, "on this machine"), DEFAULT_CACHE_BYTES)

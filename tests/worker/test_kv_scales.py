@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -12,11 +12,15 @@ from safetensors.torch import load_file, save_file
 
 from octavo.base.config import CacheConfig, EngineConfig, ModelConfig, ParallelConfig, SchedulerConfig
 from octavo.base.errors import CheckpointError, InvalidConfig
+from octavo.device.base import Device
 from octavo.models.checkpoint import DummyCheckpoint
 from octavo.models.decoder import define
 from octavo.models.registry import model_spec
+from octavo.worker.kv_scales import measured_scales
 from octavo.worker.worker import Worker
 from support import quantized_checkpoints as q
+from support.tiny_bart import make_bart
+from worker.devices import HostDevice
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 64, "hidden_size": 64,
@@ -48,9 +52,9 @@ def with_tensors(model: Path, to: Path, **tensors: torch.Tensor) -> Path:
     return to
 
 
-def worker(model: Path, **cache: Any) -> Worker:
+def worker(model: Path, max_model_len: int | None = None, **cache: Any) -> Worker:
     config = EngineConfig(
-        model=ModelConfig(model=str(model)),
+        model=ModelConfig(model=str(model), max_model_len=max_model_len),
         cache=CacheConfig(kv_cache_memory_bytes=1 << 20, **cache),
         scheduler=SchedulerConfig(max_num_seqs=2),
         parallel=ParallelConfig(device="cpu", num_threads=1),
@@ -96,7 +100,7 @@ def test_a_checkpoint_brings_its_scales(
 @pytest.mark.parametrize(
     ("scale", "told"),
     [(torch.tensor([0.5, 0.5]), "k_scale has 2 scales"), (torch.tensor(0.0), "k_scale is 0"),
-     (torch.tensor(torch.nan), "k_scale is nan")],
+     (torch.tensor(torch.nan), "k_scale is nan"), (torch.tensor(1e-40), "k_scale is 9.99995e-41")],
 )  # fmt: skip
 def test_a_scale_that_is_none_is_refused_where_it_would_be_used(
     scale: torch.Tensor, told: str, model: Path, tmp_path: Path
@@ -121,6 +125,9 @@ def test_a_file_brings_scales_and_goes_before_the_checkpoints(model: Path, tmp_p
         ({"kv_cache": {"scaling_factor": {"0": {}, "1": {}}}}, "the layers of one rank"),
         ({"kv_cache": {"scaling_factor": {"0": {"0": 1.0, "one": 1.0}}}}, "'one' is not the number of a layer"),
         ({"kv_cache": {"scaling_factor": {"0": {"0": 1.0, "1": 0}}}}, "the scale of layer 1 must be a number above 0"),
+        ({"kv_cache": {"scaling_factor": {"0": {"0": 1.0, "1": 10**400}}}}, "the scale of layer 1 must be a number"),
+        ({"kv_cache": {"scaling_factor": {"0": {"0": 1.0, "1": 1e-310}}}}, "the scale of layer 1 must be a number"),
+        ({"kv_cache": {"scaling_factor": {"0": {"0": 1.0, "1" * 5000: 1.0}}}}, "'1{40}' is not the number of a layer"),
         ({"kv_cache": {"scaling_factor": {"0": {"0": 1.0}}}}, "scales of 1 layers, and not of each of the 2"),
         ({"kv_cache": {"scaling_factor": {"0": {"0": 1.0, "7": 1.0}}}}, "not of each of the 2"),
         ({"model_type": "gemma"}, "for a model of type 'gemma', and this one's is 'llama'"),
@@ -157,6 +164,32 @@ def test_scales_that_are_found_are_those_of_every_start(model: Path) -> None:
     found = loaded_scales(model, kv_cache_dtype="fp8", calculate_kv_scales=True)
     assert found == loaded_scales(model, kv_cache_dtype="fp8", calculate_kv_scales=True)
     assert all(0 < scale < 1 for pair in found for scale in pair) and len(set(sum(found, ()))) == 4
+
+
+def test_a_run_for_scales_is_no_longer_than_the_context(model: Path) -> None:
+    """The tables of rotations end there: what lies behind them is other memory."""
+    short = loaded_scales(model, max_model_len=20, kv_cache_dtype="fp8", calculate_kv_scales=True)
+    loading = worker(model, kv_cache_dtype="fp8")
+    loading.load()
+    runner = loading._runner
+    assert short == list(measured_scales(runner._model, runner._ops, cast(Device, HostDevice()), 20).values())
+    assert short != loaded_scales(model, kv_cache_dtype="fp8", calculate_kv_scales=True)
+
+
+@pytest.mark.parametrize("max_model_len", [1, 2, 3])
+def test_a_context_of_a_few_tokens_is_warmed_up_within_it(max_model_len: int, model: Path) -> None:
+    loading = worker(model, max_model_len=max_model_len, kv_cache_dtype="fp8", calculate_kv_scales=True)
+    assert loading.load().max_model_len == max_model_len
+
+
+def test_a_decoders_scales_are_those_of_tokens_that_see_an_encoder(tmp_path: Path) -> None:
+    make_bart(tmp_path)
+    found = worker(tmp_path, kv_cache_dtype="fp8", calculate_kv_scales=True)
+    found.load()
+    caches = found._runner._model.definition.program.caches
+    own = [(each.k_scale, each.v_scale) for each in caches if not each.of_encoder]
+    assert all(0 < scale < 1 for pair in own for scale in pair) and len(set(own)) == 3
+    assert {(each.k_scale, each.v_scale) for each in caches if each.of_encoder} == {(1.0, 1.0)}
 
 
 def test_scales_outlast_sleep(model: Path) -> None:

@@ -223,3 +223,39 @@ def test_a_mask_lifts_min_tokens_and_nothing_else() -> None:
     requests = [request(0, min_tokens=5, bad_word_token_ids=((7,),)), request(1)]
     result = sample(requests, [ROW] * 2, {}, masks={0: mask(7)})
     assert list(result.errors) == [0] and result.token_ids[1] == 3
+
+
+def test_rows_that_are_shaped_on_the_host_keep_their_own_scores_and_leave_others_alone() -> None:
+    requests = [
+        request(0),
+        request(1, temperature=1.0, mirostat=2, mirostat_tau=0.01, logprobs=2),
+        request(2, prompt=(1, 3, 1), dry_multiplier=50.0, dry_allowed_length=1),
+        request(3, temperature=1.0, top_n_sigma=0.1, logit_bias={4: 50.0}, min_tokens=3),
+        request(4, prompt=(3, 0, 0), repetition_penalty=8.0, repeat_last_n=2),
+    ]
+    result = sample(requests, [ROW] * 5, {})
+    assert result.token_ids.tolist() == [3, 3, 7, 4, 3]
+    plain = sample([request(0, logprobs=2)], [ROW], {})
+    assert result.logprobs[1] == plain.logprobs[0], "the model's own numbers"
+    # One token is left of two: no surprise, so that the bound grows by eta times tau.
+    assert result.sampler_states == {1: pytest.approx(2 * 0.01 + 0.1 * 0.01)}
+
+
+def test_mirostat_goes_on_where_a_preempted_request_was() -> None:
+    fresh = request(0, temperature=1.0, mirostat=2)
+    kept = request(1, temperature=1.0, mirostat=2)
+    kept.sampler_state = 0.5
+    states = sample([fresh, kept], [ROW] * 2, {}).sampler_states
+    assert states[0] != states[1]
+    assert states[1] == pytest.approx(0.5 + 0.1 * 5.0), "of 0.5 bits one token is left"
+
+
+@pytest.mark.parametrize("mode", get_args(LogprobsMode))
+def test_log_probabilities_of_chosen_tokens_are_those_of_the_whole_row(mode: LogprobsMode) -> None:
+    ids = (6, 3, 0)
+    chosen = sample([request(0, logprobs=3, logprob_token_ids=ids), request(1, logprobs=1)], [ROW] * 2, {}, mode)
+    whole = sample([request(0, logprobs=VOCAB)], [ROW], {}, mode).logprobs[0]
+    numbers = dict(zip(whole.top_ids, whole.top_logprobs, strict=True))
+    assert chosen.logprobs[0].top_ids == list(ids)
+    assert chosen.logprobs[0].top_logprobs == pytest.approx([numbers[i] for i in ids], rel=1e-6)
+    assert chosen.logprobs[0].logprob == whole.logprob and len(chosen.logprobs[1].top_ids) == 1

@@ -79,10 +79,12 @@ struct Xielu {
         return vf_select_lt(x, vf_set(-0.25f), vf_sub(vf_exp(x), vf_set(1.0f)), series);
     }
 };
-// Of GPT-OSS: g sigmoid(1.702 g) (up + 1), where g is at most 7 and up within +-7. The order of the arguments keeps a NaN.
-struct SwigluOai {
+// g sigmoid(1.702 g) (up + 1), where g is at most LIMIT and up within +-LIMIT: of GPT-OSS with 7, of Phi-3-small with 20. The
+// order of the arguments keeps a NaN.
+template <int LIMIT>
+struct BoundedGate {
     static vf gated(vf g, vf up) {
-        const vf limit = vf_set(7.0f), low = vf_set(-7.0f), one = vf_set(1.0f);
+        const vf limit = vf_set(float(LIMIT)), low = vf_set(float(-LIMIT)), one = vf_set(1.0f);
         const vf gate = vf_select_lt(limit, g, limit, g);
         const vf below = vf_select_lt(limit, up, limit, up), value = vf_select_lt(below, low, low, below);
         const vf share = vf_add(one, vf_exp(vf_mul(gate, vf_set(-1.702f))));
@@ -92,11 +94,8 @@ struct SwigluOai {
 
 template <class Act>
 static inline vf gated(vf g, vf up) {
-    return vf_mul(Act::of(g), up);
-}
-template <>
-inline vf gated<SwigluOai>(vf g, vf up) {
-    return SwigluOai::gated(g, up);
+    if constexpr (requires { Act::gated(g, up); }) return Act::gated(g, up);
+    else return vf_mul(Act::of(g), up);
 }
 
 // out = act(x), times `up` if there is one.
@@ -126,7 +125,10 @@ static void act_range(float* out, const float* x, const float* up, int64_t count
         case Activation::relu2: return act_range<Relu2, GATED>(out, x, up, count);
         case Activation::xielu: return;  // has parameters: `xielu_rows`
         case Activation::swiglu_oai:
-            if constexpr (GATED) act_range<SwigluOai, GATED>(out, x, up, count);
+            if constexpr (GATED) act_range<BoundedGate<7>, GATED>(out, x, up, count);
+            return;
+        case Activation::gegelu:
+            if constexpr (GATED) act_range<BoundedGate<20>, GATED>(out, x, up, count);
             return;
     }
 }

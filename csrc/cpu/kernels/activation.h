@@ -1,6 +1,6 @@
 // act_mul: out[r][i] = act(gate_up[r][i]) * gate_up[r][width + i]. act_times: out[r][i] = act(x[r][i]) * y[r][i], where rows of y
 // lie y_stride apart. act: out[r][i] = act(x[r][i]); `parameters`: two of xielu,
-// else null. swiglu_oai, which is gated only: see ops/reference.py.
+// else null. swiglu_oai and gegelu, which are gated only: see ops/reference.py.
 #pragma once
 
 #include "isa.h"
@@ -8,7 +8,8 @@
 namespace octavo {
 
 enum class Activation : int {
-    silu = 0, gelu_tanh = 1, gelu = 2, relu = 3, quick_gelu = 4, relu2 = 5, xielu = 6, swiglu_oai = 8
+    silu = 0, gelu_tanh = 1, gelu = 2, relu = 3, quick_gelu = 4, relu2 = 5, xielu = 6, swiglu_oai = 8,
+    gegelu = 9
 };
 
 struct ActivationKernels {

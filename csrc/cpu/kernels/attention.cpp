@@ -14,6 +14,9 @@
 //
 //      first_key(row) ---------------- seen ---------------- end_key(row)
 //        |<------- window, or all ------->| position + 1, an end of its own, or the sequence's
+//
+// Of these a head may see some blocks only. Chunks that no row of a tile sees are passed over; in the others a row weighs
+// what it does not see by zero.
 
 namespace octavo {
 namespace OCTAVO_ISA {
@@ -61,6 +64,31 @@ struct Shape {
         if (!args.causal) return args.seq_lens[t.seq];
         if (args.key_ends) return args.key_ends[args.query_start_loc[t.seq] + t.first_token + token];
         return position(t, token) + 1;
+    }
+    // Whether `query_head` sees one of the keys first .. end, none of which lies behind the position.
+    bool sees(int query_head, int position, int first, int end) const {
+        const KeyBlocks& b = args.blocks;
+        if (!b.size || end > first_local(position)) return true;
+        for (int block = first / b.size; block * b.size < end; ++block)
+            if ((block + query_head * b.step + 1) % b.stride == 0) return true;
+        return false;
+    }
+    // The first key of the blocks up to a position's own that all heads see.
+    int first_local(int position) const {
+        const int block = position / args.blocks.size - args.blocks.local + 1;
+        return block > 0 ? block * args.blocks.size : 0;
+    }
+    // Whether a row of the tile sees a key of the chunk. The first token sees what the others do, but for keys behind it.
+    bool needs(const Tile& t, int chunk) const {
+        for (int i = 0; i < group; ++i)
+            if (sees(t.kv_head * group + i, position(t, 0), chunk * kChunk, chunk * kChunk + kChunk)) return true;
+        return false;
+    }
+    int64_t num_needed(const Tile& t) const {
+        if (!args.blocks.size) return t.end_chunk - t.first_chunk;
+        int64_t count = 0;
+        for (int chunk = t.first_chunk; chunk < t.end_chunk; ++chunk) count += needs(t, chunk);
+        return count;
     }
     // Floats of a partial result: rows x (output, maximum, sum).
     int64_t partial_floats() const { return int64_t(max_rows) * (padded + 2); }
@@ -133,6 +161,7 @@ struct TileRun {
     Range seen(int row, int count, int base) const { return {seen(row, base).first, seen(row + count - 1, base).end}; }
 
     void run_chunk(int chunk, const Partial& out) {
+        if (!s.needs(tile, chunk)) return;
         const int base = chunk * kChunk;
         const Range all = seen(0, rows, base);
         find_tiles(base, all);
@@ -261,7 +290,7 @@ struct TileRun {
                 if (mine.first < mine.end) scale_tiles(w.scores + row * kChunk, key_tiles, dim, mine.first, mine.end);
             }
             if (s.args.slopes) add_bias(w.scores + row * kChunk, row, base);
-            soften(w.scores + row * kChunk, seen(row, base), seen(at, count, base), &out.max[row], &out.sum[row]);
+            soften(w.scores + row * kChunk, row, base, seen(at, count, base), &out.max[row], &out.sum[row]);
         }
         const int panels = s.padded / kKeyTile, panel_step = rows <= kMaxRows ? panels : tiles_at_once(kMaxRows);
         for (int panel = 0; panel < panels; panel += panel_step)
@@ -277,10 +306,17 @@ struct TileRun {
             }
     }
 
-    // Scores to weights e^(score - max) over the keys `mine`, zero over the rest of the tiles that `shared` touches; each
-    // times the scale of its value, if there are scales.
-    void soften(float* x, Range mine, Range shared, float* max_out, float* sum_out) const {
-        if (mine.first >= mine.end) {
+    int head_of(int row) const { return tile.kv_head * s.group + row % s.group; }
+    // Whether `row` sees one of the keys `r` of its range in the chunk that begins at `base`.
+    bool sees_some(int row, int base, Range r) const {
+        return r.first < r.end && s.sees(head_of(row), s.position(tile, row / s.group), base + r.first, base + r.end);
+    }
+
+    // Scores to weights e^(score - max) over the keys that `row` sees, zero over the rest of the tiles that `shared` touches;
+    // each times the scale of its value, if there are scales.
+    void soften(float* x, int row, int base, Range shared, float* max_out, float* sum_out) const {
+        const Range mine = seen(row, base);
+        if (!sees_some(row, base, mine)) {
             for (int i = shared.first; i < shared.end; ++i) x[i] = 0.0f;
             return;
         }
@@ -288,6 +324,12 @@ struct TileRun {
         if (s.args.softcap != 0.0f) cap(x, first, end);
         for (int i = first; i < mine.first; ++i) x[i] = -INFINITY;
         for (int i = mine.end; i < end; ++i) x[i] = -INFINITY;
+        if (s.args.blocks.size) {
+            const int position = s.position(tile, row / s.group);
+            for (int t = first; t < end; t += kKeyTile)
+                if (!s.sees(head_of(row), position, base + t, base + t + kKeyTile))
+                    for (int i = 0; i < kKeyTile; ++i) x[t + i] = -INFINITY;
+        }
         vf high = vf_set(-INFINITY);
         for (int i = first; i < end; i += VW) high = vf_max(high, vf_load(x + i));
         const float max = vf_hmax(high);
@@ -358,12 +400,19 @@ struct TileRun {
     }
 
     void merge_chunk(const Partial& run, const Partial& part, int chunk) const {
+        const int base = chunk * kChunk;
         for (int row = 0; row < rows; ++row) {
-            const Range r = seen(row, chunk * kChunk);
-            if (r.first >= r.end) continue;
-            const int first_chunk = s.first_key(s.position(tile, row / s.group)) / kChunk;
-            merge(run, part, row, chunk == first_chunk);
+            if (!sees_some(row, base, seen(row, base))) continue;
+            merge(run, part, row, chunk == first_chunk(row));
         }
+    }
+    // The first of which `row` sees a key.
+    int first_chunk(int row) const {
+        const int position = s.position(tile, row / s.group);
+        int chunk = s.first_key(position) / kChunk;
+        if (s.args.blocks.size)
+            while (!s.sees(head_of(row), position, chunk * kChunk, chunk * kChunk + kChunk)) ++chunk;
+        return chunk;
     }
 
     // What a weight of e^(score - max) is of all, the sink's among them.
@@ -378,7 +427,7 @@ struct TileRun {
             const int64_t token = a.query_start_loc[tile.seq] + tile.first_token + row / s.group;
             float* out = a.out + (token * a.num_heads + tile.kv_head * s.group + row % s.group) * a.value_dim;
             const float* acc = run.acc + int64_t(row) * s.padded;
-            const float inverse = a.sinks ? share_beside(a.sinks[tile.kv_head * s.group + row % s.group], run.max[row], run.sum[row])
+            const float inverse = a.sinks ? share_beside(a.sinks[head_of(row)], run.max[row], run.sum[row])
                                           : 1.0f / run.sum[row];
             const float factor = inverse * (a.v_scale * In::kFactor);
             for (int d = 0; d < a.value_dim; ++d) out[d] = acc[d] * factor;
@@ -417,7 +466,7 @@ static void for_tiles(const Shape& s, const F& each) {
                 Tile t{seq, head, from, tokens - from < step ? tokens - from : step, 0, 0, -1};
                 t.first_chunk = s.first_key(s.position(t, 0)) / kChunk;
                 t.end_chunk = (s.end_key(t, t.num_tokens - 1) - 1) / kChunk + 1;
-                each(t, (t.end_chunk - t.first_chunk) * kChunk * (t.num_tokens * s.group + kRowsOverhead));
+                each(t, s.num_needed(t) * kChunk * (t.num_tokens * s.group + kRowsOverhead));
             }
     }
 }

@@ -6,6 +6,13 @@
 
 namespace octavo {
 
+// Which keys a head sees beside what position and window say: those of the last `local` blocks up to the row's own, and of
+// each block b with (b + head * step + 1) % stride == 0.
+struct KeyBlocks {
+    int size;  // of a block, a multiple of kKeyTile; 0: all keys
+    int local, stride, step;
+};
+
 struct AttentionArgs {
     float* out;        // [rows][num_heads * value_dim]
     const float* qkv;  // rows that begin with q, [num_heads * head_dim]
@@ -35,6 +42,7 @@ struct AttentionArgs {
     bool causal;          // else each row sees all seq_len keys of its sequence; no window and no slopes then
     const int32_t* key_ends;  // [rows] or null: a row sees the keys before it, instead of before its position + 1; within a
                               // sequence it never falls
+    KeyBlocks blocks;  // if it has a size, rows are causal, without a window and without ends of their own
 };
 
 struct AttentionKernels {

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Collection, Mapping
-from typing import Any, Final, Literal, NamedTuple, TypeVar
+from collections.abc import Callable, Collection
+from typing import Any, Final, Literal, TypeVar
 
 import msgspec
 
 from octavo.base.errors import InvalidRequest
-from octavo.base.media import MediaItem
+from octavo.base.media import MediaItem, MediaTensor
+from octavo.base.ranges import RANGES, Range, check_number, check_token_id, clip_number
+from octavo.base.repetition import RepetitionDetection
 
 #: Below this temperature sampling is greedy.
 GREEDY_EPSILON = 1e-5
@@ -17,39 +18,10 @@ GREEDY_EPSILON = 1e-5
 MIN_TOP_P: Final = 1e-6
 #: Most words that a request may forbid; each is two sequences, with and without a space in front.
 MAX_BAD_WORDS = 128
-#: Seeds are signed 64-bit numbers; -1 means "no seed".
-_INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
-
-
-class Range(NamedTuple):
-    """Bounds of a number, which belong to the range; None: none."""
-
-    low: float | None = None
-    high: float | None = None
-
-    def words(self) -> str:
-        low, high = self
-        if low is not None and high is not None:
-            return f"in [{low}, {high}]"
-        return f"at least {low}" if low is not None else f"at most {high}"
-
-
-#: The ranges of the numbers in `SamplingParams`, without those of a server's settings and of other fields. The check
-#: reads them, and so does the API's own description.
-RANGES: Final[Mapping[str, Range]] = {
-    "n": Range(1),
-    "best_of": Range(1),
-    "temperature": Range(0.0, 2.0),
-    "top_p": Range(0.0, 1.0),
-    "top_k": Range(-1),
-    "min_p": Range(0.0, 1.0),
-    "seed": Range(_INT64_MIN, _INT64_MAX),
-    "presence_penalty": Range(-2.0, 2.0),
-    "frequency_penalty": Range(-2.0, 2.0),
-    "repetition_penalty": Range(1e-6, 1e6),
-    "max_tokens": Range(1),
-    "min_tokens": Range(0),
-}
+#: Most token ids whose log probabilities a request may name.
+MAX_LOGPROB_TOKEN_IDS = 128
+#: Where DRY's repetitions end, unless a request says otherwise.
+DRY_SEQUENCE_BREAKERS: Final = ("\n", ":", '"', "*")
 
 
 class StructuredOutputsParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -79,6 +51,26 @@ class GuidedDecodingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unk
     whitespace_pattern: str | None = None
 
 
+class SpeechRules(msgspec.Struct, frozen=True, kw_only=True):
+    """What a decoder of speech is held to: first tokens that steer it, then text between times.
+
+    Times stand at the beginning, in pairs where one piece ends and the next begins, and never go back. Where they
+    are together more likely than any single token of text, a time it is. The ids from `first_time` to the end of the
+    vocabulary are 0.00 s, 0.02 s, ...; those between `end_id` and it are never written behind the first.
+
+    Log probabilities of the tokens are those behind these rules. That of the very first token is instead the model's
+    own of `no_speech_id` in its place.
+    """
+
+    first: tuple[tuple[int, ...], ...] = ()  # what each of the first tokens may be
+    forbidden_ids: tuple[int, ...] = ()  # of text
+    forbidden_start_ids: tuple[int, ...] = ()  # of text, where it begins
+    end_id: int
+    first_time: int
+    max_initial_time: int = 50  # the first is at most so many steps of 0.02 s
+    no_speech_id: int
+
+
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How to generate. The same object for HTTP and offline use; docs/sampling.md describes each field.
 
@@ -96,6 +88,23 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
+    repeat_last_n: int = -1  # the last tokens, of which the three penalties know; -1: all, 0: none
+    typical_p: float = 1.0
+    top_n_sigma: float = -1.0  # 0 and below: off
+    dynatemp_range: float = 0.0  # to both sides of the temperature
+    dynatemp_exponent: float = 1.0
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    dry_multiplier: float = 0.0  # 0: off
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_penalty_last_n: int = -1  # the last tokens that DRY looks at; -1: all, 0: off
+    dry_sequence_breakers: tuple[str, ...] = DRY_SEQUENCE_BREAKERS
+    dry_breaker_token_ids: tuple[tuple[int, ...], ...] = ()  # the same as sequences of tokens
+    mirostat: int = 0  # 1 and 2: its versions, in place of all filters
+    mirostat_tau: float = 5.0
+    mirostat_eta: float = 0.1
+    repetition_detection: RepetitionDetection | None = None
     logit_bias: dict[int, float] | None = None
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
@@ -106,7 +115,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     max_tokens: int | None = None  # None: as many as the context allows
     min_tokens: int = 0
     logprobs: int | None = None  # None: off; k: the sampled token and the k most likely
+    logprob_token_ids: tuple[int, ...] | None = None  # alternatives in place of the most likely; needs `logprobs`
     prompt_logprobs: int | None = None  # the same for each token of the prompt but the first
+    return_progress: bool = False  # a stream tells how much of the prompt is computed
     skip_special_tokens: bool = True
     #: What the output must be, as a program says it, the second under the name of older versions of vLLM. Whoever
     #: takes the parameters makes `grammar` of them.
@@ -114,6 +125,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     guided_decoding: GuidedDecodingParams | None = None
     #: What the output must be, proven to compile; None: anything.
     grammar: str | None = None
+    speech: SpeechRules | None = None  # of a model that transcribes
 
     @property
     def num_samples(self) -> int:
@@ -127,8 +139,30 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     @property
     def needs_output(self) -> bool:
         """Whether the host must know the tokens generated so far before the next can be sampled: which words may not
-        go on depends on them."""
-        return any(len(word) > 1 for word in self.bad_word_token_ids)
+        go on depends on them, and what may follow a time."""
+        return self.shapes_rows or self.speech is not None or any(len(word) > 1 for word in self.bad_word_token_ids)
+
+    @property
+    def penalises(self) -> bool:
+        penalties = self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1.0
+        return bool(penalties) and self.repeat_last_n != 0
+
+    @property
+    def uses_dry(self) -> bool:
+        return self.dry_multiplier > 0 and self.dry_penalty_last_n != 0
+
+    @property
+    def shapes_rows(self) -> bool:
+        """Whether its samplers are among those that shape a row on the host (`ops.samplers`)."""
+        return (
+            self.uses_dry
+            or (self.penalises and self.repeat_last_n > 0)
+            or self.typical_p < 1.0
+            or self.top_n_sigma > 0
+            or self.dynatemp_range > 0
+            or self.xtc_probability > 0
+            or self.mirostat > 0
+        )
 
     def validate(self, *, vocab_size: int, max_logprobs: int = 20, max_n: int = 128) -> SamplingParams:
         """Check every field against the model's numbers and return the normalised parameters.
@@ -137,6 +171,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         memory that is not the row's. `max_logprobs` of -1: the whole vocabulary, which a request may also call -1.
         Raises `InvalidRequest` whose `param` is the field's name.
         """
+        if self.speech is not None:
+            raise InvalidRequest("`speech` is set by whoever transcribes, and by no caller.", "speech")
         ranges = {
             **RANGES,
             "n": Range(1, max_n),
@@ -145,17 +181,21 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         }
         for name, bounds in ranges.items():
             if (value := getattr(self, name)) is not None:
-                _check_number(name, value, bounds)
+                check_number(name, value, bounds)
         self._check_ids(vocab_size)
+        if self.repetition_detection is not None:
+            self.repetition_detection.check()
         if any(not s for s in self.stop):
             raise InvalidRequest("`stop` cannot contain an empty string.", "stop")
         most = vocab_size if max_logprobs == -1 else min(max_logprobs, vocab_size)
         for name in ("logprobs", "prompt_logprobs"):
             wanted = getattr(self, name)
             if wanted is not None:
-                _check_number(name, wanted, Range(-1 if max_logprobs == -1 else 0))
+                check_number(name, wanted, Range(-1 if max_logprobs == -1 else 0))
                 if wanted > most:
                     raise InvalidRequest(f"Cannot request more than {most} logprobs.", name)
+        if self.logprob_token_ids is not None and self.logprobs is None:
+            raise InvalidRequest("`logprob_token_ids` needs `logprobs`.", "logprob_token_ids")
         return self._normalised(vocab_size)
 
     def _check_ids(self, vocab_size: int) -> None:
@@ -164,22 +204,29 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             if len(getattr(self, name) or ()) > vocab_size:
                 raise InvalidRequest(f"`{name}` has more entries than the model has tokens, {vocab_size}.", name)
         for token_id, bias in (self.logit_bias or {}).items():
-            _check_token_id("logit_bias", token_id, vocab_size)
-            _check_number("logit_bias", bias, Range())
+            check_token_id("logit_bias", token_id, vocab_size)
+            check_number("logit_bias", bias, Range())
         for token_id in self.stop_token_ids:
-            _check_token_id("stop_token_ids", token_id, vocab_size)
+            check_token_id("stop_token_ids", token_id, vocab_size)
         if self.allowed_token_ids is not None:
             if not self.allowed_token_ids:
                 raise InvalidRequest("`allowed_token_ids` cannot be empty.", "allowed_token_ids")
             for token_id in self.allowed_token_ids:
-                _check_token_id("allowed_token_ids", token_id, vocab_size)
+                check_token_id("allowed_token_ids", token_id, vocab_size)
         if len(self.bad_word_token_ids) > MAX_BAD_WORDS * 2:
             raise InvalidRequest(f"`bad_words` has at most {MAX_BAD_WORDS} words.", "bad_words")
-        for word in self.bad_word_token_ids:
-            if not word:
-                raise InvalidRequest("`bad_words` cannot contain a word without tokens.", "bad_words")
-            for token_id in word:
-                _check_token_id("bad_words", token_id, vocab_size)
+        if len(self.logprob_token_ids or ()) > MAX_LOGPROB_TOKEN_IDS:
+            raise InvalidRequest(
+                f"`logprob_token_ids` has at most {MAX_LOGPROB_TOKEN_IDS} entries.", "logprob_token_ids"
+            )
+        for token_id in self.logprob_token_ids or ():
+            check_token_id("logprob_token_ids", token_id, vocab_size)
+        if not all(self.bad_word_token_ids):
+            raise InvalidRequest("`bad_words` cannot contain a word without tokens.", "bad_words")
+        sequences = {"bad_words": self.bad_word_token_ids, "dry_sequence_breakers": self.dry_breaker_token_ids}
+        for name, words in sequences.items():
+            for token_id in (token_id for word in words for token_id in word):
+                check_token_id(name, token_id, vocab_size)
 
     def check_choice(self, eos_token_ids: Collection[int], vocab_size: int) -> None:
         """Raise `InvalidRequest` when the masks could leave no token at all to choose from."""
@@ -200,12 +247,18 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
                 changes[name] = vocab_size
         if self.top_k < 0 or self.top_k >= vocab_size:
             changes["top_k"] = 0
+        if self.repetition_detection is not None and not self.repetition_detection.max_pattern_size:
+            changes["repetition_detection"] = None
         if self.seed == -1:
             changes["seed"] = None
         if self.logit_bias:
             changes["logit_bias"] = {i: min(100.0, max(-100.0, b)) for i, b in self.logit_bias.items()}
+        if self.logprob_token_ids is not None:
+            ids = tuple(dict.fromkeys(self.logprob_token_ids))
+            changes |= {"logprob_token_ids": ids or None, "logprobs": len(ids) or self.logprobs}
         if self.greedy:
-            changes |= {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
+            changes |= {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "typical_p": 1.0}
+            changes |= {"top_n_sigma": -1.0, "dynatemp_range": 0.0, "xtc_probability": 0.0, "mirostat": 0}
         else:
             # Below these float32 has no room: for the scaled logits, and for what is left of the tokens.
             changes |= {"temperature": max(self.temperature, 0.01), "top_p": max(self.top_p, MIN_TOP_P)}
@@ -265,7 +318,7 @@ class BeamParams(msgspec.Struct, frozen=True, kw_only=True):
             )
         if self.width < params.n:
             raise InvalidRequest(f"`best_of` must be at least `n`, got {self.width} and {params.n}.", "best_of")
-        _check_number("length_penalty", self.length_penalty, Range(-MAX_LENGTH_PENALTY, MAX_LENGTH_PENALTY))
+        check_number("length_penalty", self.length_penalty, Range(-MAX_LENGTH_PENALTY, MAX_LENGTH_PENALTY))
         if not params.greedy:
             raise InvalidRequest("`temperature` must be 0 when `use_beam_search` is true.", "temperature")
         # Whatever else a sampler can be told: the scores of beams are plain log probabilities.
@@ -335,6 +388,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     turn_id: str = ""
     prompt_token_ids: list[int]
     encoder_token_ids: list[int] = []  # of a model with an encoder: its input; the prompt is the decoder's then
+    encoder_frames: MediaTensor | None = None  # where it takes frames of a sound: these, and above a 0 for each row
     params: SamplingParams
     priority: int = 0
     cache_salt: str = ""
@@ -362,23 +416,3 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     def num_sequences(self) -> int:
         """What the request puts into the engine at once."""
         return self.params.num_samples if self.beams is None else self.beams.width
-
-
-def _check_number(name: str, value: float, bounds: Range) -> None:
-    # NaN passes every comparison below, so finiteness is checked first.
-    if isinstance(value, float) and not math.isfinite(value):
-        raise InvalidRequest(f"`{name}` must be a finite number.", name)
-    low, high = bounds
-    if (low is not None and value < low) or (high is not None and value > high):
-        raise InvalidRequest(f"`{name}` must be {bounds.words()}, got {clip_number(value)}.", name)
-
-
-def _check_token_id(name: str, token_id: int, vocab_size: int) -> None:
-    if not 0 <= token_id < vocab_size:
-        raise InvalidRequest(f"`{name}` contains token id {clip_number(token_id)}, outside 0..{vocab_size - 1}.", name)
-
-
-def clip_number(value: float) -> str:
-    """`value` for a message: a program's integers have any number of digits."""
-    text = repr(value)
-    return text if len(text) <= 40 else text[:40] + "..."

@@ -73,6 +73,28 @@ class Sampling:
     repetition_penalty: float | None = opt(
         None, "Penalty for tokens of the prompt and the reply; 1: none.", low=1e-6, high=1e6
     )
+    repeat_last_n: int | None = opt(None, "Tokens that the penalties look back at; -1: all.", low=-1, high=2**31 - 1)
+    typical_p: float | None = opt(
+        None, "Sample from the tokens of typical surprise that add up to this; 1: from all.", low=0.0, high=1.0
+    )
+    top_n_sigma: float | None = opt(
+        None, "Leave out tokens so many standard deviations of the logits below the best; 0: none."
+    )
+    dynatemp_range: float | None = opt(
+        None, "Temperature that may go so far up and down, by how sure the model is.", low=0.0, high=2.0
+    )
+    xtc_probability: float | None = opt(
+        None, "How often all but the last of the likely tokens are left out.", low=0.0, high=1.0
+    )
+    xtc_threshold: float | None = opt(None, "From which probability on a token is likely.", low=0.0, high=1.0)
+    dry_multiplier: float | None = opt(
+        None, "Penalty for tokens that would go on with a repetition; 0: none.", low=0.0, high=1e6
+    )
+    dry_base: float | None = opt(None, "Its growth with each token of the repetition.", low=1.0, high=1e6)
+    dry_allowed_length: int | None = opt(None, "Tokens of a repetition that cost nothing.", low=1, high=1 << 20)
+    mirostat: int | None = opt(None, "Version of Mirostat, in place of filters; 0: none.", low=0, high=2)
+    mirostat_tau: float | None = opt(None, "The surprise, in bits, that Mirostat aims at.", low=0.0, high=1e3)
+    mirostat_eta: float | None = opt(None, "How fast Mirostat follows.", low=0.0, high=1.0)
 
 
 def client_table(cls: type[ClientConfig]) -> dict[str, Flag]:

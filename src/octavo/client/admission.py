@@ -7,7 +7,8 @@ import math
 import msgspec
 
 from octavo.base.errors import ContextLengthExceeded, InvalidRequest, Overloaded
-from octavo.base.params import GenerateRequest, SamplingParams, clip_number
+from octavo.base.params import GenerateRequest, SamplingParams
+from octavo.base.ranges import clip_number
 from octavo.wire.messages import EngineInfo
 
 #: Most seconds after which a refused caller is told to come back.

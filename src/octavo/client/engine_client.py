@@ -237,6 +237,7 @@ class EngineClient:
                         pooling=request.pooling,
                         is_counted=request.is_counted,
                         encoder_token_ids=request.encoder_token_ids,
+                        encoder_frames=request.encoder_frames,
                     )
                 )
         except TransportError as exc:
@@ -400,6 +401,7 @@ class EngineClient:
                 if output.prompt_logprobs:
                     sample.request.prompt_logprobs += output.prompt_logprobs
                 if not output.new_token_ids and output.finish_reason is None:
+                    sample.note_progress(output)
                     continue
                 is_urgent = self._note_times(sample, output, now)
                 sample.accept(output)

@@ -10,6 +10,7 @@ engine whether or not anybody reads.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -27,8 +28,17 @@ class CompletionDelta:
     text: str
     token_ids: list[int]
     logprobs: list[TokenLogprobs] | None = None  # one for each of token_ids, when asked for
-    finish_reason: str | None = None  # "stop", "length" or "abort"; set once, in the sample's last delta
+    finish_reason: str | None = None  # "stop", "length", "repetition" or "abort"; set once, in the sample's last delta
     stop_reason: int | str | None = None  # the stop string, or the stop token's id
+
+
+@dataclass(frozen=True, slots=True)
+class PromptProgress:
+    """How much of a prompt is computed: tokens, with those of the prefix cache, and seconds since it began."""
+
+    num_tokens: int
+    num_cached: int
+    seconds: float
 
 
 @dataclass(slots=True)
@@ -43,6 +53,7 @@ class GenerationDelta:
     #: In the first delta, when asked for: of each prompt token but the first.
     prompt_logprobs: list[TokenLogprobs] | None = None
     times: RequestTimes | None = None  # in the last delta
+    progress: PromptProgress | None = None  # when asked for: before the first token, and with it
     pooled: bytes | None = None  # the vector that was wanted in place of tokens; in the only delta
 
 
@@ -199,6 +210,20 @@ class SampleState:
         if reason is not None and self.finish_reason is None:
             self.finish_reason, self.stop_reason = reason, output.stop_reason
 
+    def note_progress(self, output: EngineCoreOutput) -> None:
+        """A part of the prompt is computed. Samples share it: the first tells."""
+        if output.num_computed_tokens and self.index == 0:
+            seconds = time.monotonic() - output.scheduled_time
+            self.request.progress = PromptProgress(output.num_computed_tokens, output.num_cached_tokens, seconds)
+            self.request.wake()
+
+    def whole_prompt(self) -> PromptProgress | None:
+        """All of the prompt is computed; None: the request ended before that."""
+        if not self.first_token_time:
+            return None
+        seconds = self.first_token_time - self.scheduled_time
+        return PromptProgress(self.request.request.num_prompt_tokens, self.num_cached_tokens, seconds)
+
     @property
     def times(self) -> RequestTimes:
         return RequestTimes(
@@ -261,6 +286,7 @@ class RequestState:
         "is_closed",
         "is_taken",
         "num_open",
+        "progress",
         "prompt_logprobs",
         "request",
         "samples",
@@ -276,6 +302,7 @@ class RequestState:
         self.is_closed = False
         self.is_taken = False  # the first delta is out
         self.prompt_logprobs: list[TokenLogprobs] = []
+        self.progress: PromptProgress | None = None  # news of it
         self.waiter: asyncio.Future[None] | None = None
 
     @property
@@ -283,6 +310,8 @@ class RequestState:
         """There is a delta to take. The first waits for the prompt's log probabilities, which the first sample has."""
         if self.request.is_whole and self.num_open:
             return False
+        if self.progress is not None:
+            return True
         if not self.dirty or self.is_taken or self.request.params.prompt_logprobs is None:
             return bool(self.dirty)
         return self.samples[0].num_tokens > 0 or self.samples[0].finish_reason is not None
@@ -301,9 +330,15 @@ class RequestState:
             self.waiter.set_result(None)
 
     def take(self) -> GenerationDelta:
+        params, progress, self.progress = self.request.params, self.progress, None
+        if progress is not None and not self.dirty:
+            return GenerationDelta([], self.request.num_prompt_tokens, progress.num_cached, 0, False, progress=progress)
+        progress = None
+        if params.return_progress and not self.is_taken:
+            progress = self.samples[0].whole_prompt()
         outputs = [sample.take() for sample in self.dirty]
         self.dirty.clear()
-        is_scored = self.request.params.prompt_logprobs is not None and not self.is_taken
+        is_scored = params.prompt_logprobs is not None and not self.is_taken
         is_over = self.num_open == 0 and self.error is None
         self.is_taken = True
         return GenerationDelta(
@@ -314,6 +349,7 @@ class RequestState:
             is_over,
             self.prompt_logprobs if is_scored else None,
             self.times if is_over else None,
+            progress,
             self.samples[0].pooled,
         )
 

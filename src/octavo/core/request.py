@@ -49,6 +49,7 @@ class Request:
         "draft_places",
         "draft_token_ids",
         "encoder_block_tables",
+        "encoder_frames",
         "encoder_token_ids",
         "eos_token_ids",
         "first_output_sent",
@@ -75,6 +76,7 @@ class Request:
         "pooling",
         "request_id",
         "sample_index",
+        "sampler_state",
         "sampling_seed",
         "scheduled_time",
         "slot",
@@ -106,12 +108,14 @@ class Request:
         self.sample_index = message.sample_index
         self.is_counted = message.is_counted
         self.sampling_seed = sampling_seed
+        self.sampler_state: float | None = None  # of a sampler that follows what it drew; survives a preemption
         self.matcher = matcher  # its place in the grammar that it must follow; survives a preemption
         self.cache_salt = message.cache_salt
         self.media = message.media
         self.pooling = message.pooling  # what is wanted in place of tokens
         self.adapter = message.adapter
         self.encoder_token_ids = message.encoder_token_ids
+        self.encoder_frames = message.encoder_frames
         self.encoder_block_tables: list[list[int]] = []  # of each group of layers that see the encoder's rows
         # Who is first: smaller is sooner. Also who keeps the blocks when they run out.
         self.order = (message.priority, message.arrival_time, arrival_number)
@@ -213,12 +217,16 @@ class Request:
     def stop_of(self, token_id: int) -> tuple[str | None, int | None]:
         """(finish_reason, stop_reason) if `token_id`, just appended, ends the request; else (None, None).
 
-        Order: EOS, stop token ids (neither within min_tokens), then context length and max_tokens.
+        Order: EOS, stop token ids (neither within min_tokens), then a repetition, context length and max_tokens.
         """
         num_tokens = len(self.token_ids)
         if token_id in self.stop_ids and num_tokens > self.stop_from_tokens:
             is_eos = token_id in self.eos_token_ids and not self.params.ignore_eos
             return "stop", None if is_eos else token_id
+        detection = self.params.repetition_detection
+        may_end = detection is not None and num_tokens > self.stop_from_tokens
+        if detection is not None and may_end and detection.found(self.token_ids, self.num_output_tokens):
+            return "repetition", None
         if num_tokens >= self.limit_tokens:
             return "length", None
         return None, None

@@ -17,12 +17,13 @@ from octavo.base.errors import ShuttingDown
 from octavo.client.engine_client import SHUT_DOWN, EngineClient
 from octavo.files.generation_config import default_sampling
 from octavo.launch.engine_process import EngineProcess
-from octavo.launch.media import load_processor
+from octavo.launch.media import load_processor, load_speech
 from octavo.launch.startup import resolve, wait_loaded
 from octavo.served.model import ServedModel
 from octavo.served.output_settings import special_tokens
 from octavo.served.parts import OutputSettings
 from octavo.text.media.processor import MediaProcessor
+from octavo.text.speech import SpeechVocabulary
 from octavo.text.templates.renderer import Renderer
 from octavo.text.tokenizers.tokenizer import Tokenizer
 
@@ -103,8 +104,9 @@ class EngineThread:
                     self._engine, resolved, lambda tokenizer: Renderer(tokenizer, template)
                 )
                 processor = load_processor(resolved.model, self._engine.info, tokenizer)
+                vocabulary = load_speech(resolved.model, self._engine.info, tokenizer)
                 with contextlib.closing(renderer), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                    runner.run(self._serve(self._engine, tokenizer, renderer, defaults, processor))
+                    runner.run(self._serve(self._engine, tokenizer, renderer, defaults, processor, vocabulary))
             finally:
                 self._engine.kill()
         except BaseException as exc:
@@ -119,6 +121,7 @@ class EngineThread:
         renderer: Renderer,
         defaults: Mapping[str, Any],
         processor: MediaProcessor | None,
+        vocabulary: SpeechVocabulary | None,
     ) -> None:
         client = EngineClient(await engine.connect(), engine.info, tokenizer, self._config.engine, process=engine)
         client.start()
@@ -131,6 +134,7 @@ class EngineThread:
             renderer=renderer,
             default_sampling=defaults,
             processor=processor,
+            vocabulary=vocabulary,
             output=OutputSettings(special_tokens=special_tokens(tokenizer, client.eos_token_ids)),
         )
         self._ready.set_result(Ready(model, tokenizer, asyncio.get_running_loop()))

@@ -81,8 +81,8 @@ async def _run(
         has_vocabulary=engine.has_vocabulary,
     )
     model = served_model(config, names, client, text)
-    if model.media is not None:
-        watchers.metrics.tell_media(model.media.stats)
+    if (taker := model.media or model.speech) is not None:
+        watchers.metrics.tell_media(taker.stats)
     state = ServerState(config.server, Models([model]), watchers.metrics, config.engine)
     table = routes(state)
     watched = create_app(state, [route for route in table if route.path in _WATCHED])

@@ -1,4 +1,4 @@
-"""The processor of a model that takes media, from its files."""
+"""The processor of a model that takes media, and the tokens of one that transcribes, from their files."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import Any, Final
 
 from octavo.base.config import ModelConfig
 from octavo.base.errors import CheckpointError
+from octavo.files.generation_config import FILE_NAME
 from octavo.files.reading import read_object
 from octavo.text.media.processor import MediaProcessor
+from octavo.text.speech import SpeechVocabulary, speech_vocabulary
 from octavo.text.tokenizers.tokenizer import Tokenizer
 from octavo.wire.messages import EngineInfo
 
@@ -27,6 +29,15 @@ def load_processor(config: ModelConfig, info: EngineInfo, tokenizer: Tokenizer) 
     if processor is None:
         raise CheckpointError(f"{directory}: octavo knows no image processor for this model.")
     return processor
+
+
+def load_speech(config: ModelConfig, info: EngineInfo, tokenizer: Tokenizer) -> SpeechVocabulary | None:
+    """None where the model does not transcribe. Raises `CheckpointError`."""
+    if not info.encoder_channels:
+        return None
+    directory = Path(config.model)
+    settings = {**(_read(directory / "config.json") or {}), **(_read(directory / FILE_NAME) or {})}
+    return speech_vocabulary(tokenizer, info.vocab_size, settings, str(directory))
 
 
 def _read(path: Path) -> dict[str, Any] | None:

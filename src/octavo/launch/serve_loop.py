@@ -35,6 +35,7 @@ from octavo.text.tokenizers.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from octavo.text.media.processor import MediaProcessor
+    from octavo.text.speech import SpeechVocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ class TextSide:
     default_sampling: Mapping[str, Any]
     tokenizer_info: bytes = b"{}"  # JSON, for /tokenizer_info
     processor: MediaProcessor | None = None  # of a model that takes media
+    vocabulary: SpeechVocabulary | None = None  # of one that transcribes
 
 
 async def run_server(
@@ -92,8 +94,8 @@ class ServeLoop:
             has_vocabulary=self._engine.has_vocabulary,
         )
         model = served_model(self._config, self._names, self._client, text)
-        if model.media is not None:
-            watchers.metrics.tell_media(model.media.stats)
+        if (taker := model.media or model.speech) is not None:
+            watchers.metrics.tell_media(taker.stats)
         state = ServerState(server, Models([model]), watchers.metrics, self._config.engine)
         self._server = HTTPServer(http_config(create_app(state), server), self._on_listening)
         loop = asyncio.get_running_loop()
@@ -183,6 +185,7 @@ def served_model(config: ServeConfig, names: tuple[str, ...], client: EngineClie
         tokenizer_info=text.tokenizer_info,
         output=text.output,
         processor=text.processor,
+        vocabulary=text.vocabulary,
     )
 
 

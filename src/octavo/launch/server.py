@@ -34,7 +34,7 @@ from octavo.cache.spec import max_sequence_blocks
 from octavo.files.generation_config import default_sampling
 from octavo.launch.engine_process import EngineProcess, launch_engine
 from octavo.launch.listener import bind
-from octavo.launch.media import load_processor
+from octavo.launch.media import load_processor, load_speech
 from octavo.launch.serve_loop import TextSide, check_tls, run_server
 from octavo.launch.startup import resolve, wait_loaded
 from octavo.served.output_settings import check_formats, output_settings
@@ -130,7 +130,8 @@ def _run(
     if config.server.enable_tokenizer_info_endpoint:
         about = tokenizer_info(tokenizer, renderer.template_sources)
     processor = load_processor(resolved.model, info, tokenizer)
-    text = TextSide(tokenizer, renderer, output, defaults, about, processor)
+    vocabulary = load_speech(resolved.model, info, tokenizer)
+    text = TextSide(tokenizer, renderer, output, defaults, about, processor, vocabulary)
     names = served_names(config)
     for line in startup_report(names[0], info, time.monotonic() - started):
         logger.info("%s", line)

@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 from octavo.models.builder import Builder
 from octavo.models.params import Matrix
 from octavo.models.spec import AlibiSpec, LogQScaleSpec, NormSpec, QScaleSpec, RopeSpec
-from octavo.ops.operands import Buffer, Heads, Latent
+from octavo.ops.operands import Buffer, Heads, KeyBlocks, Latent
 from octavo.ops.operations import (
     Act,
     Activation,
@@ -62,6 +62,7 @@ class Attention:
     norms_rotated: bool = False  # the norm (RMS, of each head) comes behind the rotation
     q_scale: QScaleSpec | LogQScaleSpec | None = None
     bias: bool = False  # of q, k and v
+    k_bias: bool = True  # k has one where q and v do
     o_bias: bool = False
     is_gated: bool = False  # each value that a head gives is multiplied by the sigmoid of one of a product of x
     o_scale: float = 1.0  # the result is multiplied by it
@@ -70,6 +71,7 @@ class Attention:
     kv_from: int | None = None  # an earlier layer, whose keys and values are seen; this one has none
     causal: bool = True  # a token sees those before it, and else the whole of its sequence
     reads_key_ends: bool = False  # causal, but for rows with an end of their own: `ops.operations.Attend`
+    blocks: KeyBlocks | None = None  # a head sees some blocks of keys only
 
     def emit(self, build: Builder, x: Buffer) -> Buffer:
         heads, dim = self.heads, self.heads.head_dim
@@ -80,7 +82,13 @@ class Attention:
         if self.kv_from is None:
             v, gguf_v = ("k", "attn_k") if self.v_is_k else ("v", "attn_v")
             parts += [
-                part(name="self_attn.k_proj", gguf="attn_k", rows=kv_size, rotary_dim=rotary),
+                part(
+                    name="self_attn.k_proj",
+                    gguf="attn_k",
+                    rows=kv_size,
+                    rotary_dim=rotary,
+                    bias=self.bias and self.k_bias,
+                ),
                 part(name=f"self_attn.{v}_proj", gguf=gguf_v, rows=kv_size),
             ]
         qkv = build.linear(x, "self_attn.qkv", parts, shard=0)
@@ -128,6 +136,7 @@ class Attention:
                 sinks=sinks,
                 causal=self.causal,
                 reads_key_ends=self.reads_key_ends,
+                blocks=self.blocks,
             ),
         ]  # fmt: skip
         if self.is_gated:
@@ -188,8 +197,12 @@ class LatentAttention:
         def part(head: int, name: str, rows: int) -> list[Matrix]:
             return [Matrix(name=f"self_attn.{name}_proj.{head}", gguf=f"attn_{name}.{head}", rows=rows)]
 
-        keys = build.experts("self_attn.k_b", [part(h, "k_b", latent.rank) for h in heads], latent.nope_dim, shard=0)
-        values = build.experts("self_attn.v_b", [part(h, "v_b", self.value_dim) for h in heads], latent.rank, shard=0)
+        keys = build.experts(
+            "self_attn.k_b", [part(h, "k_b", latent.rank) for h in heads], latent.nope_dim, shard=0, packing="heads"
+        )
+        values = build.experts(
+            "self_attn.v_b", [part(h, "v_b", self.value_dim) for h in heads], latent.rank, shard=0, packing="heads"
+        )
         q_latent = build.buffer("self_attn.q_latent", latent.num_heads * latent.width)
         attended = build.buffer("self_attn.latent", latent.num_heads * latent.rank)
         out = build.buffer("self_attn", latent.num_heads * self.value_dim)

@@ -48,6 +48,11 @@ class Builder:
         """From here on names belong to no layer."""
         self._prefix = self._gguf_prefix = ""
 
+    def cut(self) -> list[Op]:
+        """The operations so far, as those of a program of its own."""
+        ops, self.ops, self._rotation_rows = self.ops, [], {}
+        return ops
+
     # ------------------------------------------------------------ operations
     def buffer(self, name: str, width: int) -> Buffer:
         return Buffer(self._prefix + name, width)
@@ -124,13 +129,15 @@ class Builder:
         declared = Matrix(name=name, gguf=gguf, rows=width, head_dim=width if rotary_dim else 0, rotary_dim=rotary_dim)
         return self._norm_vectors(norm, [declared], name)[0]
 
-    def experts(self, name: str, matrices: Sequence[Sequence[Matrix]], columns: int, shard: int) -> Weight:
+    def experts(
+        self, name: str, matrices: Sequence[Sequence[Matrix]], columns: int, shard: int, packing: Packing = "experts"
+    ) -> Weight:
         """The matrices of each expert, one below the other."""
         parts = tuple(self._tensor(m, "weight", "matrix", (m.rows, columns)) for each in matrices for m in each)
         biases = tuple(self._bias(matrix) for each in matrices for matrix in each)
         shape = (len(matrices), sum(matrix.rows for matrix in matrices[0]), columns)
         weight = Weight(self._prefix + name, shape, shard)
-        self.params.append(Param(weight=weight, parts=parts, biases=biases, packing="experts"))
+        self.params.append(Param(weight=weight, parts=parts, biases=biases, packing=packing))
         return weight
 
     def rotation(self, rope: RopeSpec, head_dim: int) -> Weight:
@@ -144,6 +151,9 @@ class Builder:
             out = Buffer(f"{table.name} rows", head_dim, torch.float32)
             places = Buffer(f"{table.name} places", 1, torch.int32)
             parts = tuple(part for part, count in enumerate(rope.sections) for _ in range(count))
+            if rope.takes_turns and not rope.is_axial:
+                turns = ((pair // len(rope.sections), pair % len(rope.sections)) for pair in range(len(parts)))
+                parts = tuple(part if turn < rope.sections[part] else 0 for turn, part in turns)
             self.ops.append(GatherRotation(out=out, places=places, rotation=table, parts=parts))
             self._rotation_rows[table] = out, places
         return self._rotation_rows[table]

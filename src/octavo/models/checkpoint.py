@@ -122,8 +122,8 @@ def read_index(index: Path) -> dict[str, str]:
     for file_name in sorted(set(placed.values())):
         if Path(file_name).name != file_name:
             raise CheckpointError(f"{index}: {file_name!r} is not the name of a file beside it")
-        if not index.with_name(file_name).is_file():
-            raise CheckpointError(f"{index.with_name(file_name)}: this shard is missing")
+        if not (index.parent / file_name).is_file():
+            raise CheckpointError(f"{index.parent / file_name}: this shard is missing")
     return placed
 
 

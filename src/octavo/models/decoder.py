@@ -111,6 +111,8 @@ def define(spec: ModelSpec) -> Definition:
     for number, layer in enumerate(spec.layers):
         build.layer(number)
         layer.emit(build, residual)
+        if spec.tower is not None and number < len(spec.tower.taps):
+            build.ops.append(ReplaceRows(x=residual, first=(number + 1) * spec.hidden_size, adds=True))
     build.top()
     for part in spec.after:
         part.emit(build, residual)

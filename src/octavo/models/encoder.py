@@ -12,16 +12,29 @@ from octavo.models.builder import Builder
 from octavo.models.params import Matrix, Param
 from octavo.models.spec import DerivedSpec, NormSpec
 from octavo.ops.operands import Buffer, Cache, Heads, Weight
-from octavo.ops.operations import Add, Attend, Embed, GivenRows, Linear, Op, RopeWrite
+from octavo.ops.operations import Act, Activation, Add, Attend, Embed, GivenRows, Linear, Op, RopeWrite
 from octavo.ops.program import Program, program
+
+
+@dataclass(frozen=True, kw_only=True)
+class FramesSpec:
+    """Two convolutions along time, each over three frames and with an activation behind it. The second takes every
+    other frame: two frames of the input are a row of the encoder.
+
+    frames  [2 T, channels]  --three side by side-->  [2 T, 3 channels]  --first-->   [2 T, hidden_size]
+    rows    [T, hidden_size] <--second--  [T, 3 hidden_size]  <--three side by side, every other--
+    """
+
+    channels: int  # values of a frame
+    activation: Activation
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderSpec:
     """Input, layers, norm. A sequence is encoded in one step, and each of its rows sees what its layers let it see.
 
-    The input is token ids, or rows of `input_width`. Names: of the checkpoint's tensors, as they are after the family's
-    renames; of GGUF's likewise.
+    The input is token ids, rows of `input_width`, or frames. Names: of the checkpoint's tensors, as they
+    are after the family's renames; of GGUF's likewise.
     """
 
     name: str = "model.encoder"
@@ -35,6 +48,7 @@ class EncoderSpec:
     input_bias: bool | None = (
         None  # rows go through a matrix that has a bias, or none; None: they are taken as they are
     )
+    frames: FramesSpec | None = None
     embedding_scale: float = 1.0
     learned_positions: bool = False
     embedding_norm: NormSpec | None = None
@@ -42,19 +56,27 @@ class EncoderSpec:
 
 @dataclass(frozen=True, eq=False)
 class EncoderDefinition:
-    """Before its weights are there. `program`: from token ids or given rows to rows [T, hidden_size]."""
+    """Before its weights are there. `program`: from token ids or given rows to rows [T, hidden_size]. `first`: of
+    frames, from three side by side [2 T, 3 channels] to rows [2 T, hidden_size], of which `program` gets three."""
 
     spec: EncoderSpec
     program: Program
     params: tuple[Param, ...]
     derived: dict[Weight, DerivedSpec]
+    first: Program | None = None
 
 
 def define_encoder(spec: EncoderSpec, embedding: Weight | None = None) -> EncoderDefinition:
     """`embedding`: of the decoder, where it is shared. Raises ProgramError if the blocks do not fit together."""
     build = Builder(spec.max_positions, f"{spec.name}.layers", f"{spec.gguf}.blk", keeps=False)
     residual = Buffer("residual", spec.hidden_size)
-    if not spec.input_width:
+    first: Program | None = None
+    if spec.frames is not None:
+        _convolve(build, spec, "conv1", spec.frames.channels, residual)
+        first = program(build.ops, residual)
+        build.ops.clear()
+        _convolve(build, spec, "conv2", spec.hidden_size, residual)
+    elif not spec.input_width:
         if spec.vocab_size:
             table = Matrix(name=f"{spec.name}.embed_tokens", gguf=f"{spec.gguf}.token_embd", rows=spec.vocab_size)
             embedding = build.matrices(f"{spec.name}.embedding", [table], spec.hidden_size, None, "embedding")
@@ -86,7 +108,17 @@ def define_encoder(spec: EncoderSpec, embedding: Weight | None = None) -> Encode
     if spec.norm is not None:
         output = build.norm(residual, spec.norm, f"{spec.name}.norm", f"{spec.gguf}.output_norm")
     derived = {weight: each for (each, _), weight in build.derived.items()}
-    return EncoderDefinition(spec, program(build.ops, output), tuple(build.params), derived)
+    return EncoderDefinition(spec, program(build.ops, output), tuple(build.params), derived, first)
+
+
+def _convolve(build: Builder, spec: EncoderSpec, name: str, channels: int, out: Buffer) -> None:
+    """Of rows that hold three frames: of each channel its three values."""
+    assert spec.frames is not None
+    taps = Buffer(f"{name}.taps", 3 * channels)
+    build.ops.append(GivenRows(out=taps))
+    matrix = Matrix(name=f"{spec.name}.{name}", gguf=f"{spec.gguf}.{name}", rows=spec.hidden_size, bias=True)
+    summed = build.linear(taps, f"{spec.name}.{name}", [matrix], None)
+    build.ops.append(Act(out=out, x=summed, kind=spec.frames.activation, gated=False, parameters=None))
 
 
 @dataclass(frozen=True, kw_only=True)

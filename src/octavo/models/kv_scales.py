@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -22,6 +21,8 @@ from octavo.ops.program import Program
 #: `self_attn.k_scale` of compressed-tensors, `k_proj.k_scale` of ModelOpt, `k_proj.output_scale` of AutoFP8 and Quark;
 #: `kv_scale` is that of both.
 _NAME: Final = re.compile(r".*?\.(\d+)\..*\.(?:([kv])_scale|kv_scale|([kv])_proj\.output_scale)")
+
+_SMALLEST: Final = 2.0**-126
 
 
 class KVScales(NamedTuple):
@@ -55,9 +56,14 @@ def _scale(source: str, name: str, tensor: Tensor) -> float:
             "with another --kv-cache-dtype"
         )
     value = float(tensor)
-    if not (math.isfinite(value) and value > 0):
+    if not is_scale(value):
         raise CheckpointError(f"{source}: {name} is {value:g}, which no scale of a KV cache can be")
     return value
+
+
+def is_scale(value: float) -> bool:
+    """Whether kernels can multiply by it and divide by it, in float32."""
+    return _SMALLEST <= value <= 1 / _SMALLEST
 
 
 def cached_layers(definition: Definition) -> dict[int, int]:

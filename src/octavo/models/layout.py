@@ -41,9 +41,9 @@ class Split:
 
     parts: one below the other. heads: q, k and v by head of k and v: the heads of q that read it, its k, its v.
     stack: [E, rows, ...] or [E rows, ...], of each expert its parts one below the other; its number 0, 1, ... takes the
-    place of `#` in the names. pairs: the same, where the parts take turns row by row. latent: for each head, whose
-    number takes the place of `#`, first what is declared as the transposed of its rows, then the second. turned: parts,
-    each declared as the transposed of its rows.
+    place of `#` in the names. pairs: the same, or of one matrix, where the parts take turns row by row. latent: for
+    each head, whose number takes the place of `#`, first what is declared as the transposed of its rows, then the
+    second. turned: parts, each declared as the transposed of its rows.
     """
 
     pattern: str
@@ -60,6 +60,7 @@ class Layout:
     renames: tuple[tuple[str, str], ...] = ()  # pattern, replacement; of parts of a name, one after the other
     splits: tuple[Split, ...] = ()
     transposed: str = ""  # matrices that stand as [in, out]
+    either_way: str = ""  # stacks of which some files have the matrices as [in, out]: where they fit no other way
     surplus: tuple[str, ...] = ()  # what is left out where the model has no use for it
     skipped: tuple[tuple[str, int], ...] = ()  # pattern, so many rows in front that the model has no use for
     minus_exp: str = ""  # vectors that stand as -exp(x) of what is declared
@@ -183,9 +184,13 @@ class TensorSource:
                 kind, names = split.kind, tuple(match.expand(part) for part in split.names)
                 num_parts = len(names)
                 if kind in ("stack", "pairs", "latent"):
-                    numbered = ([part.replace("#", str(number)) for part in names] for number in count())
+                    numbers = count() if "#" in names[0] else range(1)
+                    numbered = ([part.replace("#", str(number)) for part in names] for number in numbers)
                     whole = takewhile(lambda parts: self._declared.keys() >= set(parts), numbered)
                     names = tuple(chain.from_iterable(whole)) or (renamed,)
+        if re.fullmatch(self._layout.either_way, renamed) and self._declared.keys() >= set(names):
+            stack, *shape = self._shape(_Place(name, names, 0, kind, False, num_parts, skipped))
+            transposed = tuple(self._checkpoint.shape(name)) == (stack, *shape[::-1]) != (stack, *shape)
         for number, each in enumerate(names):
             if each in self._places:
                 both = f"{self._places[each].name!r} and {name!r}"

@@ -88,9 +88,10 @@ def load_model(
     reader.check_finite()
     spec = definition.spec
     num_positions = min(config.max_model_len or spec.default_positions, spec.max_position_embeddings)
+    # Of towers and encoders the context says nothing: they have positions of their own.
+    others = {weight for part in (definition.tower, definition.encoder) if part is not None for weight in part.derived}
     for weight, of in definition.derived.items():
-        in_tower = definition.tower is not None and weight in definition.tower.derived
-        count = weight.shape[0] if in_tower else num_positions
+        count = weight.shape[0] if weight in others else num_positions
         packer.weights[weight.name] = ops.to_device(derived_values(of, weight.shape, count))
     return LoadedModel(
         model=transformer(definition, ops, packer.weights, max_num_batched_tokens),
@@ -276,14 +277,16 @@ class _Packer:
         elif param.packing == "linear":
             packed = self._linear(param)
         elif param.packing == "experts":
-            packed = self._experts(param)
+            packed = self._experts(param, self._ops.pack_experts)
+        elif param.packing == "heads":
+            packed = self._experts(param, self._ops.pack_heads)
         elif param.packing == "embedding":
             packed = self._ops.pack_embedding(self._table(param))
         elif param.packing == "router":
             packed = self._router(param)
         else:
             packed = self._output(param)
-        self.nbytes += sum(each.nbytes for each in packed) if param.packing == "experts" else packed.nbytes
+        self.nbytes += sum(each.nbytes for each in packed) if param.packing in ("experts", "heads") else packed.nbytes
         if param.packing == "tied":
             self.weights[LM_HEAD] = packed
             packed = self._ops.tied_embedding(packed)
@@ -301,6 +304,8 @@ class _Packer:
         if param.first_row is not None:
             table = as_floats(table).to(torch.float32, copy=True)
             table[0] += self._reader.vector(param.first_row)
+            if param.other_rows is not None:
+                table[1:] += self._reader.vector(param.other_rows)
         if param.added_rows is not None:
             plain = as_floats(table).to(torch.float32)
             rows = self._reader.vector(param.added_rows)[: param.weight.shape[0] // len(plain)]
@@ -313,11 +318,11 @@ class _Packer:
             weight = torch.nn.functional.normalize(as_floats(weight).to(torch.float32)).to(_dtype(weight))
         return self._ops.pack_output(weight, None if bias is None else self._reader.vector(bias))
 
-    def _experts(self, param: Param) -> Any:
+    def _experts(self, param: Param, pack: Callable[..., Any]) -> Any:
         """Read and packed one by one."""
         count = len(param.parts) // param.weight.shape[0]
         groups = (slice(at, at + count) for at in range(0, len(param.parts), count))
-        return self._ops.pack_experts(
+        return pack(
             ([self._matrix(part, is_expert=True) for part in param.parts[group]], self._biases(param.biases[group]))
             for group in groups
         )

@@ -15,8 +15,9 @@ from octavo.ops.operands import Weight
 Role = Literal["matrix", "norm", "bias"]
 #: Which of the table's operations packs it. tied: the output matrix does, and the embedding shares its memory.
 #: router: as the output matrix, from float32: which experts it names must not depend on rounded weights. experts: one
-#: packed matrix for each expert, of as many parts as there are. vector: none, it stays a float32 tensor.
-Packing = Literal["linear", "embedding", "output", "tied", "router", "experts", "vector"]
+#: packed matrix for each expert, of as many parts as there are. heads: the same, of each head. vector: none, it stays a
+#: float32 tensor.
+Packing = Literal["linear", "embedding", "output", "tied", "router", "experts", "heads", "vector"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +47,13 @@ class Param:
     scale: float = 1.0  # what is a vector is multiplied by it
     unit_rows: bool = False  # rows of an output matrix are brought to length 1
     first_row: TensorDecl | None = None  # a vector that is added to the first row of an embedding
+    other_rows: TensorDecl | None = None  # and one that is added to all others
     #: A table of which each row is added to all rows of a copy of the embedding; the copies stand behind each other.
     added_rows: TensorDecl | None = None
 
     @property
     def tensors(self) -> tuple[TensorDecl, ...]:
-        rest = (*self.biases, self.first_row, self.added_rows)
+        rest = (*self.biases, self.first_row, self.other_rows, self.added_rows)
         return (*self.parts, *(each for each in rest if each is not None))
 
 

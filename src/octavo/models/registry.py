@@ -72,6 +72,7 @@ from octavo.models.families import (
     persimmon,
     phi,
     phi3,
+    phi3_small,
     phimoe,
     qwen,
     qwen2,
@@ -83,6 +84,7 @@ from octavo.models.families import (
     smollm3,
     stablelm,
     starcoder2,
+    whisper,
 )
 from octavo.models.layout import (
     EXPERTS_GGUF,
@@ -97,7 +99,8 @@ from octavo.models.layout import (
 from octavo.models.mamba import MAMBA2_GGUF, MAMBA_GGUF
 from octavo.models.pooling import causal_name
 from octavo.models.spec import ModelSpec, TowerSpec
-from octavo.models.vision import idefics3, llava, qwen2_vl
+from octavo.models.vision import gemma3 as gemma3_vision
+from octavo.models.vision import idefics3, internvl, llava, pixtral, qwen2_vl, qwen3_vl
 from octavo.models.vision.vit import FLATTENED
 
 logger = logging.getLogger("octavo.models")
@@ -154,6 +157,7 @@ FAMILIES: Final[dict[str, Family]] = {
     "DbrxForCausalLM": Family("dbrx", dbrx.spec, dbrx.HF, dbrx.GGUF),
     "ArcticForCausalLM": Family("arctic", arctic.spec, arctic.HF, EXPERTS_INTERLEAVED_GGUF),
     "Phi3ForCausalLM": Family("phi3", phi3.spec, phi3.HF, phi3.GGUF),
+    "Phi3SmallForCausalLM": Family("phi3small", phi3_small.spec, phi3_small.HF),
     "PhiForCausalLM": Family("phi", phi.spec, phi.HF, QKV_GGUF),
     "OlmoForCausalLM": Family("olmo", olmo.olmo, gguf=INTERLEAVED),
     "Olmo2ForCausalLM": Family("olmo2", olmo.olmo2),
@@ -188,6 +192,7 @@ FAMILIES: Final[dict[str, Family]] = {
     "Lfm2MoeForCausalLM": Family("lfm2_moe", lfm2.moe_spec, lfm2.HF, lfm2.GGUF),
     "BartForConditionalGeneration": Family("bart", bart.spec, bart.HF),
     "MBartForConditionalGeneration": Family("mbart", bart.mbart, bart.HF),
+    "WhisperForConditionalGeneration": Family("whisper", whisper.spec, whisper.HF),
     "BloomForCausalLM": Family("bloom", bloom.spec, bloom.HF, QKV_GGUF),
     "CohereForCausalLM": Family("cohere", cohere.spec, cohere.LAYOUT, cohere.LAYOUT),
     "Cohere2ForCausalLM": Family("cohere2", cohere.spec_2, cohere.LAYOUT, cohere.LAYOUT),
@@ -250,6 +255,8 @@ class Seeing:
     splits: tuple[Split, ...] = ()
     #: The text part as the model has it, from the text part's configuration; None: as it is.
     text: Callable[[ConfigReader, ModelSpec], ModelSpec] | None = None
+    transposed: str = ""  # of the tower's matrices those that stand as [in, out]
+    either_way: str = ""  # `Layout.either_way`, of the text part
 
 
 SEEING: Final[dict[str, Seeing]] = {
@@ -257,14 +264,29 @@ SEEING: Final[dict[str, Seeing]] = {
     "Idefics3ForConditionalGeneration": Seeing(idefics3.tower, idefics3.HF),
     "SmolVLMForConditionalGeneration": Seeing(idefics3.tower, idefics3.HF),
     "Qwen2VLForConditionalGeneration": Seeing(qwen2_vl.tower, qwen2_vl.HF, (QKV,), qwen2_vl.text),
+    "Qwen2_5_VLForConditionalGeneration": Seeing(qwen2_vl.tower_2_5, qwen2_vl.HF, (QKV,), qwen2_vl.text),
+    "Qwen3VLForConditionalGeneration": Seeing(qwen3_vl.tower, qwen3_vl.HF, (QKV,), qwen3_vl.text),
+    "Qwen3VLMoeForConditionalGeneration": Seeing(
+        qwen3_vl.tower, qwen3_vl.HF, (QKV,), qwen3_vl.text, either_way=qwen3_vl.EXPERTS
+    ),
+    "Gemma3ForConditionalGeneration": Seeing(
+        gemma3_vision.tower, gemma3_vision.HF, text=gemma3_vision.text, transposed=gemma3_vision.TRANSPOSED
+    ),
+    "Mistral3ForConditionalGeneration": Seeing(pixtral.merging_tower, pixtral.HF),
+    "InternVLForConditionalGeneration": Seeing(internvl.tower, internvl.HF),
+    "PaliGemmaForConditionalGeneration": Seeing(
+        gemma3_vision.paligemma, gemma3_vision.PALIGEMMA_HF, text=gemma3_vision.text
+    ),
+    "LlavaNextForConditionalGeneration": Seeing(llava.next_tower, llava.HF_NEXT),
 }
+#: A LLaVA by its name.
+PIXTRAL: Final = Seeing(pixtral.tower, pixtral.HF)
 #: Models that also see, of which at least the text part is served.
 _WITH_TEXT: Final = frozenset(
     {
-        "Gemma3ForConditionalGeneration", "Gemma3nForConditionalGeneration", "Gemma4ForConditionalGeneration",
+        "Gemma3nForConditionalGeneration", "Gemma4ForConditionalGeneration",
         "Llama4ForConditionalGeneration",
-        "LlavaForConditionalGeneration", "LlavaNextForConditionalGeneration",
-        "Mistral3ForConditionalGeneration", "VipLlavaForConditionalGeneration", *SEEING,
+        "VipLlavaForConditionalGeneration", *SEEING,
         "Qwen3_5ForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration",
     }
 )  # fmt: skip
@@ -277,7 +299,12 @@ _NOT_TEXT: Final = (
     r"(model\.)?image_newline",
 )
 #: Text parts that are another family's.
-_TEXT_TYPES: Final = {"qwen2_vl_text": "qwen2"}
+_TEXT_TYPES: Final = {
+    "qwen2_vl_text": "qwen2",
+    "qwen2_5_vl_text": "qwen2",
+    "qwen3_vl_text": "qwen3",
+    "qwen3_vl_moe_text": "qwen3_moe",
+}
 #: What configurations of a text part leave out, since it is transformers' default.
 _TEXT_DEFAULTS: Final[dict[str, dict[str, Any]]] = {
     "llama": {
@@ -289,20 +316,26 @@ _TEXT_DEFAULTS: Final[dict[str, dict[str, Any]]] = {
         "num_key_value_heads": 8, "hidden_act": "silu",
     },
     "gemma3_text": {"num_attention_heads": 8, "num_key_value_heads": 4},
+    "qwen3_vl_moe_text": {"norm_topk_prob": True},
 }  # fmt: skip
 
 
 def text_part(config: dict[str, Any]) -> dict[str, Any] | None:
     """The configuration of the text part of a model that also sees; None for other models, which are all text."""
     names, text = config.get("architectures"), config.get("text_config")
-    if names == ["Qwen2VLForConditionalGeneration"] and text is None:  # older files have both parts in one
+    if (
+        names in (["Qwen2VLForConditionalGeneration"], ["Qwen2_5_VLForConditionalGeneration"]) and text is None
+    ):  # older files have both parts in one
         text = {key: value for key, value in config.items() if key != "vision_config"} | {"model_type": "qwen2_vl_text"}
     if not isinstance(names, list) or not _WITH_TEXT.intersection(map(str, names)) or not isinstance(text, dict):
         return None
     kept = {key: config[key] for key in ("tie_word_embeddings", "quantization_config") if key in config}
     defaults = _TEXT_DEFAULTS.get(str(text.get("model_type")), {})
     kind = _TEXT_TYPES.get(str(text.get("model_type")), text.get("model_type"))
-    return {**defaults, **kept, **text, "model_type": kind, "architectures": None}
+    if "PaliGemmaForConditionalGeneration" in names:  # that prompts see all of themselves is told by its tower
+        text = {**text, "use_bidirectional_attention": False}
+    # What a model has as a whole, its text part may tell otherwise by a default of its own.
+    return {**defaults, **text, **kept, "model_type": kind, "architectures": None}
 
 
 #: Entry points of other distributions, of which each is a `Family` under the name of its architecture.
@@ -365,12 +398,26 @@ def _with_tower(family: Family, config: dict[str, Any]) -> Family:
         hf = replace(hf, ignored=(*hf.ignored, *_NOT_TEXT), renames=(*_TEXT_RENAMES, *hf.renames))
     else:
         renames, splits = (*seeing.renames, *_TEXT_RENAMES, *hf.renames), (*seeing.splits, *hf.splits)
-        hf = replace(hf, renames=renames, splits=splits, flattened=FLATTENED)
+        transposed = "|".join(each for each in (hf.transposed, seeing.transposed) if each)
+        hf = replace(
+            hf,
+            renames=renames,
+            splits=splits,
+            transposed=transposed,
+            either_way=seeing.either_way,
+            flattened=FLATTENED,
+        )
     return replace(family, hf=hf)
 
 
 def _seeing(config: dict[str, Any]) -> Seeing | None:
-    names = config.get("architectures")
+    names, vision = config.get("architectures"), config.get("vision_config")
+    if (
+        names == ["LlavaForConditionalGeneration"]
+        and isinstance(vision, dict)
+        and vision.get("model_type") == "pixtral"
+    ):
+        return PIXTRAL
     return SEEING.get(str(names[0])) if isinstance(names, list) and len(names) == 1 else None
 
 

@@ -35,7 +35,10 @@ def cos_sin_table(rope: RopeSpec, head_dim: int, num_positions: int) -> Tensor:
     rotated are the last, at an angle of 0."""
     half, rotated = head_dim // 2, (rope.rotary_dim or head_dim) // 2
     num_axes = len(rope.sections) if rope.is_axial else 1
-    frequencies = inverse_frequencies(rope, 2 * rotated // num_axes, num_positions).repeat(num_axes)
+    if num_axes > 1 and rope.takes_turns:
+        frequencies = inverse_frequencies(rope, 2 * rotated, num_positions).view(-1, num_axes).t().flatten()
+    else:
+        frequencies = inverse_frequencies(rope, 2 * rotated // num_axes, num_positions).repeat(num_axes)
     angles = torch.outer(torch.arange(num_positions, dtype=torch.float32), frequencies)
     table = torch.zeros(num_positions, head_dim)
     table[:, rotated:half] = 1.0

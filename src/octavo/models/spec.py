@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from octavo.base.params import PoolingKind
-from octavo.ops.operations import Activation, NormKind
+from octavo.ops.operations import Activation, MergeKind, NormKind
 
 if TYPE_CHECKING:
     from octavo.models.blocks import Layer
@@ -41,6 +41,8 @@ class RopeSpec:
     #: Where a position has several parts: how many pairs of a head are turned by each, in their order.
     sections: tuple[int, ...] = ()
     is_axial: bool = False  # the frequencies of all sections are the same
+    takes_turns: bool = False  # pairs are of the sections in turn as far as these reach, then of the first; axial ones
+    # have their frequencies in turn
     factors: tuple[float, ...] = ()  # factors, longrope: what each of the frequencies is divided by
     long_factors: tuple[float, ...] = ()  # longrope: the same where contexts may be longer than the original ones
 
@@ -98,6 +100,8 @@ class NormSpec:
 class ProjectorSpec:
     """From rows of a tower to rows of the language model: one matrix, or two with an activation between."""
 
+    norm: NormSpec | None = None  # in front
+    merges_by_matrix: bool = False  # then a matrix that makes rows that were merged as wide as each of them was
     inner_size: int = 0  # 0: one matrix
     activation: Activation = "gelu"
     bias: bool = True
@@ -121,7 +125,18 @@ class TowerSpec:
     post_norm: NormSpec | None = None  # behind them
     frames: int = 1  # of a patch: a picture is as many equal ones
     merge: int = 1  # so many rows, one behind the other, are one row of the projector
+    merge_kind: MergeKind = "rows"
     projector: ProjectorSpec = ProjectorSpec()
+    is_interpolated: bool = False  # positions lie between rows of the table, which are mixed
+    windowed: frozenset[int] = frozenset()  # layers whose rows see those of their part of the picture alone
+    #: Layers whose rows, behind a projector each, are added to the language model's behind its first layers.
+    taps: tuple[int, ...] = ()
+    tap_projector: ProjectorSpec = ProjectorSpec()
+    #: So many layers have changed the rows that stand beside each other in front of the projector; none: those of all.
+    joined: tuple[int, ...] = ()
+    has_newline: bool = False  # a row of its own, which stands at the end of each line of a picture
+    whole_spans: bool = False  # in the language model the rows of a span see all of it
+    whole_prompts: bool = False  # and here all tokens of a prompt see all of it
     kinds: tuple[str, ...] = ("image",)
 
 
@@ -174,6 +189,7 @@ class ModelSpec:
     logit_scale: float = 1.0  # the logits are multiplied by it; the norm behind the layers has it in its weights
     logit_softcap: float = 0.0  # 0: none
     tied_bias: bool = False  # of an output matrix that is tied
+    unused_ids: tuple[int, ...] = ()  # tokens that are never sampled: their logits are -inf
     encoder: EncoderSpec | None = None  # whose rows layers see
     decoder_start_token_ids: tuple[int, ...] = ()  # of models with an encoder: what the decoder's tokens begin with
     tower: TowerSpec | None = None  # of a model that also sees

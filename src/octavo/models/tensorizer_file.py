@@ -164,6 +164,8 @@ class TensorizerFile:
                 header[cursor.at - size : cursor.at] = bytes(size)
         except (struct.error, UnicodeDecodeError, IndexError):
             raise self._damaged(f"the header of tensor {name[:200]!r} is cut off, or is none") from None
+        if not hashes:
+            raise self._damaged(f"tensor {name[:200]!r} has no hash that could be compared")
         data = memoryview(self._map)[entry.begin : entry.end]
         for kind, stored in hashes:
             if (made := _HASHES.get(kind)) is None or made(header, data) != stored:

@@ -19,13 +19,30 @@ MAX_PATCHES_A_SIDE: Final = 4096
 
 
 @dataclass(frozen=True, eq=False)
+class Stage:
+    """A part of a tower, from the rows of the stage before it."""
+
+    program: Program
+    is_windowed: bool = False  # its sequences are parts of pictures
+    is_joined: bool = False  # its rows are also among those that the last stage reads beside each other
+    tap: Program | None = None  # from what it gives to rows that the language model adds behind one of its layers
+
+
+@dataclass(frozen=True, eq=False)
 class TowerDefinition:
-    """A tower before its weights are there. Its sequences are pictures: all of their rows see each other."""
+    """A tower before its weights are there. Its sequences are pictures, all of whose rows see each other, but for
+    stages of windows."""
 
     spec: TowerSpec
-    program: Program
+    stages: tuple[Stage, ...]
     params: tuple[Param, ...]
     derived: dict[Weight, DerivedSpec]
+    position_table: Weight | None  # of positions that are interpolated, float32 [num_positions, hidden size]
+    newline: Weight | None  # float32 [width of the language model's rows]
+
+    @property
+    def programs(self) -> tuple[Program, ...]:
+        return tuple(each for stage in self.stages for each in (stage.program, stage.tap) if each is not None)
 
 
 def define_tower(spec: TowerSpec, width: int) -> TowerDefinition:
@@ -33,26 +50,76 @@ def define_tower(spec: TowerSpec, width: int) -> TowerDefinition:
     build = Builder(spec.num_positions or MAX_PATCHES_A_SIDE, f"{ROOM}.layers", "v.blk", keeps=False)
     patches = Buffer("patches", spec.patch_values)
     build.ops.append(GivenRows(out=patches))
-    matrix = Matrix(name=f"{ROOM}.patches", gguf="v.patch_embd", rows=spec.hidden_size, bias=spec.patch_bias)
+    has_bias = spec.patch_bias and not spec.has_class_token
+    matrix = Matrix(name=f"{ROOM}.patches", gguf="v.patch_embd", rows=spec.hidden_size, bias=has_bias)
     residual = build.linear(patches, f"{ROOM}.patches", [matrix], None)
-    if spec.num_positions:
+    stages, table = [], None
+    if spec.is_interpolated:
+        table = build.table(f"{ROOM}.positions", "v.position_embd", (spec.num_positions, spec.hidden_size))
+        stages.append(Stage(_cut(build, residual)))
+    elif spec.num_positions:
         _add_positions(build, spec, residual)
     if spec.pre_norm is not None:
         build.norm_in_place(residual, spec.pre_norm, f"{ROOM}.pre_norm", "v.pre_ln")
     for number, layer in enumerate(spec.layers):
         build.layer(number)
         layer.emit(build, residual)
-    build.top()
-    rows = residual
+        build.top()
+        is_windowed = number in spec.windowed
+        if number + 1 in spec.joined:
+            stages.append(Stage(_cut(build, residual), is_windowed, is_joined=True))
+        elif number in spec.taps:
+            ops = _cut(build, residual)
+            tap = _tap(build, spec, residual, width, spec.taps.index(number))
+            stages.append(Stage(ops, is_windowed, tap=tap))
+        elif number + 1 < len(spec.layers) and (number + 1 in spec.windowed) != is_windowed:
+            stages.append(Stage(_cut(build, residual), is_windowed))
+    if spec.joined:
+        build.cut()
+        residual = Buffer("joined", len(spec.joined) * spec.hidden_size)
+        build.ops.append(GivenRows(out=residual))
+    output = _head(build, spec, residual, width)
+    newline = None
+    if spec.has_newline:
+        newline = build.vector(
+            [Matrix(name=f"{ROOM}.newline", gguf="model.image_newline", rows=width)], f"{ROOM}.newline", "", "bias"
+        )
+    stages.append(Stage(program(build.ops, output), len(spec.layers) - 1 in spec.windowed))
+    derived = {weight: each for (each, _), weight in build.derived.items()}
+    return TowerDefinition(spec, tuple(stages), tuple(build.params), derived, table, newline)
+
+
+def _cut(build: Builder, residual: Buffer) -> Program:
+    """The program up to here; the next one goes on from its rows."""
+    made = program(build.cut(), residual)
+    build.ops.append(GivenRows(out=residual))
+    return made
+
+
+def _head(build: Builder, spec: TowerSpec, rows: Buffer, width: int) -> Buffer:
+    """What makes rows of the language model of those of the last layer."""
     if spec.post_norm is not None:
         rows = build.norm(rows, spec.post_norm, f"{ROOM}.post_norm", "v.post_ln")
-    if spec.merge > 1:
-        merged = build.buffer("merged", spec.merge * spec.hidden_size)
-        build.ops.append(MergeRows(out=merged, x=rows, count=spec.merge))
-        rows = merged
-    output = _projected(build, spec.projector, rows, width)
-    derived = {weight: each for (each, _), weight in build.derived.items()}
-    return TowerDefinition(spec, program(build.ops, output), tuple(build.params), derived)
+    rows = _merged(build, spec, rows)
+    return _projected(build, spec.projector, rows, width, f"{ROOM}.projector", spec.hidden_size)
+
+
+def _tap(build: Builder, spec: TowerSpec, residual: Buffer, width: int, number: int) -> Program:
+    after = build.cut()  # the beginning of the next stage
+    build.ops.append(GivenRows(out=residual))
+    name = f"{ROOM}.taps.{number}"
+    rows = _projected(build, spec.tap_projector, _merged(build, spec, residual), width, name, spec.hidden_size)
+    made = program(build.cut(), rows)
+    build.ops += after
+    return made
+
+
+def _merged(build: Builder, spec: TowerSpec, rows: Buffer) -> Buffer:
+    if spec.merge == 1:
+        return rows
+    merged = build.buffer("merged", spec.hidden_size * (1 if spec.merge_kind == "mean" else spec.merge))
+    build.ops.append(MergeRows(out=merged, x=rows, count=spec.merge, kind=spec.merge_kind))
+    return merged
 
 
 def _add_positions(build: Builder, spec: TowerSpec, residual: Buffer) -> None:
@@ -60,16 +127,22 @@ def _add_positions(build: Builder, spec: TowerSpec, residual: Buffer) -> None:
     table = Matrix(name=f"{ROOM}.positions", gguf="v.position_embd", rows=spec.num_positions)
     weight = build.matrices(f"{ROOM}.positions", [table], spec.hidden_size, None, "embedding")
     if spec.has_class_token:
-        build.params[-1] = replace(
-            build.params[-1], first_row=build.declared(f"{ROOM}.class_token", "v.class_embd", spec.hidden_size)
-        )
+        first = build.declared(f"{ROOM}.class_token", "v.class_embd", spec.hidden_size)
+        others = None
+        if spec.patch_bias:  # the class token's patch is zeros: it has no part in the bias
+            others = build.declared(f"{ROOM}.patches.bias", "v.patch_embd.bias", spec.hidden_size)
+        build.params[-1] = replace(build.params[-1], first_row=first, other_rows=others)
     out = build.buffer(f"{ROOM}.positions", spec.hidden_size)
     build.ops.append(Embed(out=out, weight=weight, index="positions"))
     build.ops.append(Add(residual=residual, x=out))
 
 
-def _projected(build: Builder, spec: ProjectorSpec, rows: Buffer, width: int) -> Buffer:
-    name = f"{ROOM}.projector"
+def _projected(build: Builder, spec: ProjectorSpec, rows: Buffer, width: int, name: str, size: int) -> Buffer:
+    """`size`: of the rows that were merged."""
+    if spec.norm is not None:
+        rows = build.norm(rows, spec.norm, f"{name}.norm", "mm.norm")
+    if spec.merges_by_matrix:
+        rows = build.linear(rows, f"{name}.merger", [Matrix(name=f"{name}.merger", gguf="mm.merger", rows=size)], None)
     if not spec.inner_size:
         return build.linear(rows, name, [Matrix(name=name, gguf="mm.0", rows=width, bias=spec.bias)], None)
     up = Matrix(name=f"{name}.up", gguf="mm.0", rows=spec.inner_size, bias=spec.bias)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,6 +32,7 @@ class Transformer:
         self.weights = weights
         self._ops = ops
         self._lm_head = None if definition.lm_head is None else weights[definition.lm_head.name]
+        self._unused_ids = torch.tensor(self.spec.unused_ids, dtype=torch.int64, device=ops.torch_device)
         self._logits = self._empty_logits(0)
         self._runner = ops.program_runner(ops, definition.program, weights)
         self._workspace = self._new_workspace(max_num_batched_tokens)
@@ -71,6 +73,8 @@ class Transformer:
         cap = self.spec.logit_softcap
         if cap:
             self._ops.soft_cap_(logits, cap)
+        if self.spec.unused_ids:
+            logits.index_fill_(1, self._unused_ids, -math.inf)
         return logits
 
     def reserve(self, num_tokens: int, num_rows: int) -> None:

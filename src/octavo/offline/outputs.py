@@ -28,7 +28,7 @@ class CompletionOutput:
     token_ids: list[int]
     cumulative_logprob: float | None  # None without `SamplingParams.logprobs`
     logprobs: list[dict[int, Logprob]] | None
-    finish_reason: str | None  # "stop" or "length"
+    finish_reason: str | None  # "stop", "length" or "repetition"
     stop_reason: int | str | None  # the stop string, or the stop token's id
 
 

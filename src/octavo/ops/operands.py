@@ -60,6 +60,22 @@ class Heads:
 
 
 @dataclass(frozen=True, kw_only=True)
+class KeyBlocks:
+    """Which keys a head of an attention sees, of those up to a row's own: blocks of `size` positions, a multiple of
+    `KEY_TILE`. It sees the last `local` blocks up to the row's own, and each block b for which
+    (b + head * step + 1) % stride == 0."""
+
+    size: int
+    local: int
+    stride: int
+    step: int
+
+    @property
+    def numbers(self) -> tuple[int, int, int, int]:
+        return self.size, self.local, self.stride, self.step
+
+
+@dataclass(frozen=True, kw_only=True)
 class Latent:
     """Of a multi-head latent attention. What is kept of a token is its latent and one rotated key, both for all heads.
 

@@ -10,17 +10,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from octavo.ops.operands import Buffer, Cache, Heads, Latent, State, Weight
+from octavo.ops.operands import Buffer, Cache, Heads, KeyBlocks, Latent, State, Weight
 from octavo.ops.routing import Routing
 
 #: rms: x / sqrt(mean(x^2) + eps) * weight. layer: the same of x - mean(x), plus a bias if there is one.
 NormKind = Literal["rms", "layer"]
 #: gelu: by the error function.
 #: quick_gelu: x * sigmoid(1.702 x). relu2: relu(x)^2. xielu: of Apertus, with two parameters (`Act`).
-#: swiglu_oai: of GPT-OSS, gated only, more than a factor of `up`: `reference.act_mul`.
-Activation = Literal["silu", "gelu_tanh", "gelu", "relu", "quick_gelu", "relu2", "xielu", "swiglu_oai"]
+#: swiglu_oai, of GPT-OSS, and gegelu, of Phi-3-small: gated only, more than a factor of `up`: `reference.act_mul`.
+Activation = Literal["silu", "gelu_tanh", "gelu", "relu", "quick_gelu", "relu2", "xielu", "swiglu_oai", "gegelu"]
 #: silu: x * sigmoid(x).
 GateKind = Literal["sigmoid", "silu"]
+#: How several rows become one.
+MergeKind = Literal["rows", "columns", "mean"]
 _Widths = Iterator[tuple[Buffer, int]]
 
 
@@ -72,9 +74,13 @@ class GivenRows(Op):
 
 @dataclass(frozen=True, kw_only=True)
 class ReplaceRows(Op):
-    """Rows of x are those that the step brings, if it brings some: `replaced_rows`, at `replaced_index`."""
+    """Rows of x are those that the step brings, if it brings some: of `replaced_rows` the columns from `first` on, at
+    `replaced_index`. `adds`: they are added to what x has."""
 
     x: Buffer
+    first: int = 0
+    adds: bool = False
+    needs_all_rows: ClassVar = True
     reads: ClassVar = ()
     writes: ClassVar = ()
     changes: ClassVar = ("x",)
@@ -282,8 +288,9 @@ class Attend(CacheOp):
     causal: a row sees the keys up to its own; with `reads_key_ends` those before its end among the step's `key_ends`,
     if the step has some. Else a row sees all keys of its sequence: of the step's seq_lens, of `encoder_lens` where the
     cache is an encoder's. `slopes` [num_heads]: slope times (key's position - query's) is added to a score (ALiBi).
-    `sinks` [num_heads]: the score of one more key, whose value is zero. Where the keys are another layer's, qkv may be
-    queries alone.
+    `sinks` [num_heads]: the score of one more key, whose value is zero. `blocks`: a head sees some blocks of keys only;
+    rows are causal then, without ends of their own, and the cache has no window. Where the keys are another layer's,
+    qkv may be queries alone.
     """
 
     out: Buffer
@@ -295,6 +302,7 @@ class Attend(CacheOp):
     sinks: Weight | None = None
     causal: bool = True
     reads_key_ends: bool = False
+    blocks: KeyBlocks | None = None
     reads: ClassVar = ("qkv",)
 
     def widths(self) -> _Widths:
@@ -537,11 +545,15 @@ class KeepRows(Op):
 
 @dataclass(frozen=True, kw_only=True)
 class MergeRows(Op):
-    """From here on a row is `count` rows of x, one behind the other: row i of out is count i .. count (i + 1) - 1."""
+    """From here on a row is `count` rows of x, one behind the other: row i of out is count i .. count (i + 1) - 1.
+
+    kind: their columns beside each other, row by row or column by column, or their mean.
+    """
 
     out: Buffer
     x: Buffer
     count: int
+    kind: MergeKind = "rows"
 
     def widths(self) -> _Widths:
-        yield self.out, self.count * self.x.width
+        yield self.out, self.x.width * (1 if self.kind == "mean" else self.count)

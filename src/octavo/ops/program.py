@@ -109,6 +109,6 @@ def _joined(ops: Sequence[Op]) -> Iterator[Op]:
 
 def _with_kept_rows(made: Program) -> tuple[Op, ...]:
     """The ops, with `KeepRows` of all that is in use behind the last one that needs all rows."""
-    last = max(at for at, op in enumerate(made.ops) if op.needs_all_rows)
+    last = max((at for at, op in enumerate(made.ops) if op.needs_all_rows), default=0)
     live = tuple(buffer for buffer, (first, end) in made.lives.items() if first <= last < end)
     return (*made.ops[: last + 1], KeepRows(rows=live), *made.ops[last + 1 :])

@@ -22,6 +22,9 @@ from octavo.ops.routing import Routing
 from octavo.ops.run import Runner
 from octavo.quant.packed import QuantizedWeight, as_floats
 
+#: Of activations whose gates and factors are bounded: by what.
+BOUNDED_GATES = {"swiglu_oai": 7.0, "gegelu": 20.0}
+
 
 @dataclass(frozen=True, eq=False)
 class ReferenceWeight:
@@ -149,10 +152,12 @@ def act_mul(out: Tensor, gate_up: Tensor, kind: str) -> None:
     """out [T, I] = act(gate) * up, with gate_up [T, 2 I] = gate | up.
 
     swiglu_oai: gate * sigmoid(1.702 gate) * (up + 1), with gate cut to at most 7, and up to what lies within 7 of zero.
+    gegelu: the same with 20 in place of 7.
     """
     gate, up = gate_up.chunk(2, dim=-1)
-    if kind == "swiglu_oai":
-        gate, up = gate.clamp(max=7.0), up.clamp(-7.0, 7.0)
+    if kind in BOUNDED_GATES:
+        limit = BOUNDED_GATES[kind]
+        gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
         torch.mul(gate * torch.sigmoid(1.702 * gate), up + 1, out=out)
         return
     torch.mul(activated(gate, kind), up, out=out)
@@ -196,6 +201,9 @@ def pack_experts(
 ) -> tuple[ReferenceWeight, ...]:
     """For each expert its matrices, [N_i, K] one below the other, and their biases."""
     return tuple(pack_linear_many(*each) for each in experts)
+
+
+pack_heads = pack_experts
 
 
 def route(

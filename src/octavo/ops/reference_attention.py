@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from octavo.ops.operands import Latent
+from octavo.ops.operands import KeyBlocks, Latent
 from octavo.ops.reference import rms_normed
 from octavo.ops.step import NoPlanner
 
@@ -164,6 +164,7 @@ def attention(
     v_scale: float = 1.0,
     causal: bool = True,
     key_ends: Tensor | None = None,
+    blocks: KeyBlocks | None = None,
     plan: None = None,
 ) -> None:
     """Attention of each sequence's last tokens over its cached context, their own keys included.
@@ -176,9 +177,11 @@ def attention(
     anything. key_ends int32 [T]: a row sees the keys before its end, and not only those up to its own; it lies behind
     its position, not behind seq_len, and never falls within a sequence. Not causal: each row sees all seq_len keys, of
     which there is at least one, and need not be one of them; there are no windows, slopes and ends of rows then.
+    blocks: a head sees some blocks of keys only; rows are causal then, without windows and ends of their own.
     k_scale, v_scale: of a float8 cache. plan: what `attention_planner` made of the step, here nothing.
     """
     assert causal or not (window or slopes is not None or key_ends is not None)
+    assert blocks is None or (causal and not window and key_ends is None and blocks.size % KEY_TILE == 0)
     q_all = qkv[:, : num_heads * head_dim].view(len(qkv), num_heads, head_dim)
     out_all = out.view(len(out), num_heads, head_dim)
     starts = query_start_loc.tolist()
@@ -199,11 +202,21 @@ def attention(
         if window:
             positions = torch.arange(seq_len - num_queries, seq_len)
             unseen |= distance >= (positions % window + 1)[:, None] if chunked else distance >= window
+        if blocks is not None:
+            unseen = unseen | _unseen_blocks(blocks, num_heads, seq_len)[:, seq_len - num_queries :]
         scores = scores.masked_fill(unseen, -math.inf)
         if sinks is not None:
             scores = torch.cat((scores, sinks.view(-1, 1, 1).expand(-1, num_queries, 1)), dim=-1)
         probs = scores.softmax(dim=-1)[..., :seq_len]
         out_all[rows] = torch.einsum("hts,hsd->thd", probs, v)
+
+
+def _unseen_blocks(blocks: KeyBlocks, num_heads: int, length: int) -> Tensor:
+    """bool [Hq, query, key]: which keys of a sequence a head does not see, of those up to the query's own."""
+    block = torch.arange(length) // blocks.size
+    far = block[:, None] - block[None, :] >= blocks.local
+    between = (block[None, :] + torch.arange(num_heads)[:, None] * blocks.step + 1) % blocks.stride != 0
+    return far & between[:, None, :]
 
 
 def _gather(

@@ -199,7 +199,8 @@ def _given_rows(table: Table, op: GivenRows, frame: Frame) -> None:
 def _replace_rows(table: Table, op: ReplaceRows, frame: Frame) -> None:
     index, rows = frame.step.replaced_index, frame.step.replaced_rows
     if index is not None and rows is not None:
-        frame[op.x].index_copy_(0, index, rows)
+        own = rows[:, op.first : op.first + op.x.width]
+        frame[op.x].index_add_(0, index, own) if op.adds else frame[op.x].index_copy_(0, index, own)
 
 
 def _linear(table: Table, op: Linear, frame: Frame) -> None:
@@ -364,6 +365,7 @@ def _attend(table: Table, op: Attend, frame: Frame) -> None:
         v_scale=op.cache.v_scale,
         causal=op.causal,
         key_ends=step.key_ends if op.reads_key_ends else None,
+        blocks=op.blocks,
         plan=step.encoder_plan if op.cache.of_encoder else frame.attention_plan(heads),
     )
 
@@ -469,9 +471,16 @@ def _keep_rows(table: Table, op: KeepRows, frame: Frame) -> None:
 
 
 def _merge_rows(table: Table, op: MergeRows, frame: Frame) -> None:
-    rows = frame[op.x]
-    frame.keep(len(rows) // op.count)
-    frame[op.out].copy_(rows.view(-1, op.out.width))
+    rows = frame[op.x].view(-1, op.count, op.x.width)
+    frame.keep(len(rows))
+    if op.kind != "mean":
+        merged = rows if op.kind == "rows" else rows.transpose(1, 2)
+        frame[op.out].copy_(merged.reshape(-1, op.out.width))
+        return
+    total = rows[:, 0].float()
+    for part in range(1, op.count):  # in the order of the native program
+        total = total + rows[:, part]
+    frame[op.out].copy_(total / op.count)
 
 
 HANDLERS: dict[type[Op], Handler] = {

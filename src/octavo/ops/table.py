@@ -69,6 +69,7 @@ class Ops:
     act_mul: Callable[[Tensor, Tensor, str], None]  # (out, gate_up, kind)
     act: Callable[..., None]  # (out, x, kind, parameters=None)
     pack_experts: Callable[..., Any]  # (experts): of each the arguments of pack_linear_many
+    pack_heads: Callable[..., Any]  # (heads): the same, for head_linear
     route: Callable[..., None]  # (ids, weights, scores, routing, bias=None, scales=None)
     experts: Callable[..., None]  # see experts.grouped_experts
     clip_: Callable[[Tensor, float], None]  # (x, limit)
@@ -84,7 +85,7 @@ class Ops:
     selective_scan: Callable[..., None]  # see reference_states
     gated_delta: Callable[..., None]  # see reference_states
     gate_: Callable[[Tensor, Tensor, GateKind], None]  # (x, gates, kind)
-    head_linear: Callable[[Tensor, Tensor, Any], None]  # (out, x, weights): what pack_experts packed, a head each
+    head_linear: Callable[[Tensor, Tensor, Any], None]  # (out, x, weights): what pack_heads packed
     latent_write: Callable[..., None]
     latent_attention: Callable[..., None]
     latent_cache_shape: Callable[..., tuple[int, ...]]  # (num_blocks, block_size, latent, dtype)
@@ -131,6 +132,7 @@ _GROUPS: tuple[tuple[str, ...], ...] = (
         "tied_embedding",
         "embedding",
         "pack_experts",
+        "pack_heads",
         "experts",
         "head_linear",
     ),

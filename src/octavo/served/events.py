@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from octavo.client.generation import PromptProgress
 from octavo.client.observer import RequestTimes, merged_times
 from octavo.wire.messages import TokenLogprobs
 
@@ -50,7 +51,8 @@ Said: TypeAlias = Content | Reasoning | CallBegan | CallArguments
 
 @dataclass(slots=True)
 class SampleNews:
-    """What is new of one sample. `finish_reason` is set once, in the last: "stop", "length", "tool_calls", "abort"."""
+    """What is new of one sample. `finish_reason` is set once, in the last: "stop", "length", "tool_calls",
+    "repetition", "abort"."""
 
     index: int
     said: list[Said]
@@ -72,6 +74,7 @@ class News:
     num_reasoning_tokens: int | None = None  # None where thinking is not told apart
     prompt_logprobs: list[TokenLogprobs] | None = None  # in the first news, when asked for
     times: RequestTimes | None = None  # in the last news
+    progress: PromptProgress | None = None  # when asked for: before the first token, and with it
 
 
 @dataclass(slots=True)
@@ -121,6 +124,10 @@ class Usage:
     def add(self, news: News) -> None:
         """News carry the totals of their prompt so far, so the newest count."""
         self._last[news.place] = news
+
+    def of(self, place: int) -> News:
+        """The newest counts of one prompt."""
+        return self._last[place]
 
     @property
     def num_prompt_tokens(self) -> int:

@@ -22,8 +22,10 @@ class Mark:
 class MediaText:
     """What stands for media in the prompts of one model."""
 
-    def __init__(self, placeholders: Mapping[str, tuple[str, int]]) -> None:
-        """`placeholders`: kind -> what stands for a medium in a template's text, and the token of each of its rows."""
+    def __init__(self, placeholders: Mapping[str, tuple[str, int]], *, brings_bos: bool = False) -> None:
+        """`placeholders`: kind -> what stands for a medium in a template's text, and the token of each of its rows.
+        `brings_bos`: the text of a medium has the token that prompts begin with."""
+        self.brings_bos = brings_bos
         self.placeholders = {kind: text for kind, (text, _) in placeholders.items()}
         self._ids = {kind: token for kind, (_, token) in placeholders.items()}
         self._pattern = re.compile("|".join(map(re.escape, sorted(self.placeholders.values(), key=len, reverse=True))))

@@ -20,6 +20,7 @@ from octavo.base.params import GenerateRequest, GrammarSpec, SamplingParams
 from octavo.client.admission import check_encoder_input, sized
 from octavo.client.best_of import best_of, widened
 from octavo.client.generation import GenerationDelta
+from octavo.served.breakers import BreakerTokens
 from octavo.served.checks import checked_params, renamed, truncated
 from octavo.served.events import News, PromptReply, Usage
 from octavo.served.media import MediaReader, media_reader
@@ -30,6 +31,7 @@ from octavo.served.prompts import PromptMaker
 from octavo.served.reading import OutputReading
 from octavo.served.request_log import log_request
 from octavo.served.streams import NewsReader, at_intervals, merged
+from octavo.served.transcription import Transcriber
 from octavo.served.turn import Conversation, ReplyWishes, Turn
 from octavo.text.grammars.checker import GrammarChecker
 from octavo.text.grammars.grammar import limits_of
@@ -37,6 +39,7 @@ from octavo.wire.messages import EngineInfo
 
 if TYPE_CHECKING:
     from octavo.text.media.processor import MediaProcessor
+    from octavo.text.speech import SpeechVocabulary
 
 #: Tokens at the end of a prompt in which its last mark is looked for.
 _TAIL_TOKENS = 32
@@ -108,6 +111,7 @@ class ServedModel:
     output: OutputSettings = field(default_factory=OutputSettings)
     grammars: Grammars
     media: MediaReader | None = None  # None: the model takes text only
+    speech: Transcriber | None = None  # of a model that transcribes, and does nothing else
     created: int = field(default_factory=lambda: int(time.time()))
 
     @classmethod
@@ -118,13 +122,17 @@ class ServedModel:
         info: EngineInfo,
         *,
         processor: MediaProcessor | None = None,
+        vocabulary: SpeechVocabulary | None = None,
         **parts: Any,
     ) -> ServedModel:
         """As `settings` say; `parts` are the fields that they say nothing of. `processor`: of a model that takes media.
+        `vocabulary`: of one that transcribes.
 
         Raises `InvalidConfig`.
         """
-        server = settings.server
+        server, speech = settings.server, None
+        if vocabulary is not None:
+            speech = Transcriber(vocabulary, engine, parts["tokenizer"], parts["renderer"], info, server)
         return cls(
             engine=engine,
             info=info,
@@ -133,6 +141,7 @@ class ServedModel:
             logprobs_mode=settings.engine.model.logprobs_mode,
             max_fanout=settings.engine.scheduler.max_num_queued_reqs,
             media=media_reader(processor, server),
+            speech=speech,
             grammars=GrammarChecker(seconds=server.grammar_timeout, cache_bytes=server.grammar_cache_bytes),
             **parts,
         )
@@ -141,6 +150,7 @@ class ServedModel:
         self.texts = TokenTexts(self.tokenizer)
         self.prompts = PromptMaker(self.renderer, self.config, self.info, self.media)
         self.grammar_limits = limits_of(self.config, self.output.special_tokens.ids)
+        self._breakers = BreakerTokens(self.tokenizer, self.renderer, self.info.vocab_size)
         self._preparing: list[_Preparing] = []
 
     async def close(self) -> None:
@@ -148,6 +158,8 @@ class ServedModel:
         await self.grammars.close()
         if self.media is not None:
             await self.media.close()
+        if self.speech is not None:
+            await self.speech.close()
 
     @cached_property
     def fingerprint(self) -> str:
@@ -193,7 +205,11 @@ class ServedModel:
     async def _prepare(self, turn: Turn) -> Prepared:
         if self.info.pooling is not None:
             raise InvalidRequest(refusal_of_text(self.info.pooling), "model")
-        params = checked_params(self, turn)
+        if self.speech is not None:
+            raise InvalidRequest(
+                "This model transcribes sounds and continues no text: send them to /v1/audio/transcriptions.", "model"
+            )
+        params = await self._breakers.resolved(checked_params(self, turn))
         plan = None if turn.wishes is None else self._plan(turn, turn.wishes)
         made = await self.prompts.made(turn.prompts, turn.prompt_param, turn.cache_salt)
         prompts = []

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from octavo.base.errors import InvalidRequest
-from octavo.base.params import GenerateRequest, PoolingParams, SamplingParams, clip_number
+from octavo.base.params import GenerateRequest, PoolingParams, SamplingParams
+from octavo.base.ranges import clip_number
 from octavo.client.admission import check_text
 from octavo.served.prompts import Prompt
 from octavo.served.request_log import log_request

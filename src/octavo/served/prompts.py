@@ -150,7 +150,8 @@ class PromptMaker:
     def _tokenized(self, text: str, add_special_tokens: bool, marks: Sequence[Mark], param: str) -> Prompt:
         if not marks or self._media is None:
             return Prompt(self._renderer.render_text(text, add_special_tokens), text, param)
-        ids = self._renderer.render_text(self._media.text.expanded(text, marks, param), add_special_tokens)
+        adds = add_special_tokens and not self._media.text.brings_bos
+        ids = self._renderer.render_text(self._media.text.expanded(text, marks, param), adds)
         return Prompt(ids, text, param, media=self._media.text.placed(ids, marks, param))
 
     def _check_template(self, chat_template: str | None) -> None:

@@ -46,6 +46,7 @@ class NewsReader:
             num_reasoning,
             delta.prompt_logprobs,
             delta.times,
+            delta.progress,
         )
 
 
@@ -101,7 +102,7 @@ async def at_intervals(deltas: AsyncIterator[Placed], interval: int) -> AsyncGen
                     ready.append(output)
                 else:
                     held[key] = output
-            if ready or delta.finished:
+            if ready or delta.finished or delta.progress is not None:
                 yield place, replace(delta, outputs=ready)
     except Exception:
         for (place, _), output in held.items():

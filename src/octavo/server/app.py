@@ -10,19 +10,29 @@ from collections.abc import Sequence
 from octavo.server.admin import AdminHandlers
 from octavo.server.anthropic.routes import anthropic_routes
 from octavo.server.dialects import error_shape
+from octavo.server.generate import generate_routes
 from octavo.server.http.exchange import ASGIApp, Receive, Scope, Send
 from octavo.server.http.middleware import HostCheck, RequestScope, allowed_hosts
 from octavo.server.http.routing import Route, Router
 from octavo.server.info import InfoHandlers
 from octavo.server.keys import Authentication
+from octavo.server.llamacpp.routes import llamacpp_routes
 from octavo.server.metrics import StatsLogger
 from octavo.server.ollama.routes import ollama_routes
+from octavo.server.openai.audio import AudioHandler
 from octavo.server.openai.chat import ChatHandler
 from octavo.server.openai.chat_batch import ChatBatchHandler
 from octavo.server.openai.completions import CompletionHandler
 from octavo.server.openai.invocations import InvocationsHandler
 from octavo.server.openai.limits import body_limits
 from octavo.server.openai.pooling import pooling_routes
+from octavo.server.openai.protocol.audio import (
+    TranscriptionForm,
+    TranscriptionReply,
+    TranscriptTextDelta,
+    TranscriptTextDone,
+    TranslationForm,
+)
 from octavo.server.openai.protocol.chat import ChatBatchRequest, ChatChunk, ChatReply, ChatRequest
 from octavo.server.openai.protocol.completions import CompletionReply, CompletionRequest
 from octavo.server.openai.protocol.models import ModelCard, ModelList, VersionReply
@@ -72,6 +82,24 @@ def routes(state: ServerState) -> list[Route]:
             ChatRequest,
             InputTokens,
         ),
+        Route(
+            "POST",
+            "/v1/audio/transcriptions",
+            AudioHandler(serving, "transcribe"),
+            "Write down what is said in a sound",
+            reply=TranscriptionReply,
+            event=TranscriptTextDelta | TranscriptTextDone,
+            form=TranscriptionForm,
+        ),
+        Route(
+            "POST",
+            "/v1/audio/translations",
+            AudioHandler(serving, "translate"),
+            "Write down in English what is said in a sound",
+            reply=TranscriptionReply,
+            event=TranscriptTextDelta | TranscriptTextDone,
+            form=TranslationForm,
+        ),
         *pooling_routes(serving),
         *responses_routes(serving),
         Route(
@@ -85,6 +113,8 @@ def routes(state: ServerState) -> list[Route]:
         ),
         *anthropic_routes(serving),
         *ollama_routes(serving),
+        *llamacpp_routes(serving),
+        *generate_routes(serving),
         Route("GET", "/v1/models", info.models, "List the models", reply=ModelList),
         Route("GET", "/v1/models/{model}", info.model, "Describe one model", reply=ModelCard),
         Route("POST", "/tokenize", tokenize, "Text or messages to token ids", TokenizeRequest, TokenizeReply),

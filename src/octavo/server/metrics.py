@@ -200,7 +200,7 @@ class Metrics:
         )  # fmt: skip
         self._ends = self._each(
             Counter, "vllm:request_success", "Ended sequences by reason.", "finished_reason",
-            ("stop", "length", "abort", "error"),
+            ("stop", "length", "repetition", "abort", "error"),
         )  # fmt: skip
         self._refusals = self._each(
             Counter, "vllm:admission_rejections", "Requests refused with 429, by the limit that was full.", "reason",

@@ -78,7 +78,8 @@ class DocumentHandlers:
 
 def document(state: ServerState, routes: Sequence[Route]) -> dict[str, Any]:
     """The OpenAPI document as plain data."""
-    bodies = sorted({route.body for route in routes if route.body is not None}, key=lambda model: model.__name__)
+    used = {body for route in routes if (body := route.body or route.form) is not None}
+    bodies = sorted(used, key=lambda model: model.__name__)
     schemas = _body_schemas(bodies, state) | _reply_schemas(routes)
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
@@ -115,9 +116,10 @@ def _operation(route: Route, state: ServerState) -> dict[str, Any]:
         "responses": {"200": _reply(route)},
     }
     codes = ["500", "503"]
-    if route.body is not None:
-        schema = {"$ref": _REF.format(name=route.body.__name__)}
-        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
+    if (body := route.body or route.form) is not None:
+        schema = {"$ref": _REF.format(name=body.__name__)}
+        kind = "application/json" if route.form is None else "multipart/form-data"
+        operation["requestBody"] = {"required": True, "content": {kind: {"schema": schema}}}
         codes = ["400", "404", "413", "429", *codes]
     if names := re.findall(r"\{([^}]*)\}", route.path):
         operation["parameters"] = [

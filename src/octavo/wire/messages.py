@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from octavo.base.media import MediaItem
+from octavo.base.media import MediaItem, MediaTensor
 from octavo.base.params import PoolingKind, PoolingParams, SamplingParams
 
 
@@ -39,6 +39,8 @@ class AddRequest(Message, frozen=True, gc=False):
     adapter: str = ""  # the weights that it runs with beside the model's own; "": none
     #: Of a model with an encoder: its input, which the prompt's tokens are the decoder's first answer to.
     encoder_token_ids: list[int] = []
+    #: Where it takes frames of a sound: these, float32 [2 rows, channels], and above a 0 for each row.
+    encoder_frames: MediaTensor | None = None
     pooling: PoolingParams | None = None  # a vector is wanted in place of tokens
     is_counted: bool = True  # its prompt counts in the totals; not: it goes on with a request whose prompt did
 
@@ -123,6 +125,7 @@ class EngineInfo(Message, frozen=True, gc=False):
     decoder_start_token_ids: tuple[int, ...] = ()
     max_encoder_len: int = 0
     num_encoder_groups: int = 0
+    encoder_channels: int = 0  # of the frames of sounds that the encoder takes, two a row; 0: it takes tokens
     media_kinds: tuple[str, ...] = ()  # what prompts may hold beside text: "image"; none: text alone
     media_width: int = 0  # of their rows
     #: Rows of media that a step encodes, unless one item alone has more, and that are kept to be read again.
@@ -130,6 +133,8 @@ class EngineInfo(Message, frozen=True, gc=False):
     media_cache_rows: int = 0
     #: Tokens of one run of media see each other: a step computes all of them.
     media_stays_whole: bool = False
+    #: Tokens of a prompt see each other: a step computes all of them, and no other prompt begins with the same.
+    prompts_stay_whole: bool = False
     caches_output: bool = True  # blocks of generated tokens may serve other requests: they are what a prompt's would be
     pooling: PoolingInfo | None = None  # it gives vectors and generates nothing
     num_swap_blocks: int = 0  # KV blocks of preempted requests that fit the host's memory
@@ -183,7 +188,8 @@ def _sum(first: float | None, second: float | None) -> float | None:
 class EngineCoreOutput(Message, frozen=True, gc=False):
     """What one step produced for one request. `finish_reason` None: it goes on.
 
-    finish_reason: "stop" (EOS, or a stop token id whose id is then `stop_reason`), "length", "abort", "error".
+    finish_reason: "stop" (EOS, or a stop token id whose id is then `stop_reason`), "length", "repetition", "abort",
+    "error".
     The token that stopped the request is included in `new_token_ids`.
     """
 
@@ -200,6 +206,7 @@ class EngineCoreOutput(Message, frozen=True, gc=False):
     prompt_logprobs: list[TokenLogprobs] | None = None
     is_complete: bool = False  # it stopped because its grammar is at the end: the last token is text, not a stop token
     step_seconds: StepSeconds | None = None  # of the steps that it took part in so far, where they are measured
+    num_computed_tokens: int = 0  # of a prompt on its way, where that was asked for; the output then holds little else
     pooled: bytes | None = None  # the vector, or one for each token: float32, little-endian; set with the end
 
 

@@ -26,7 +26,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from octavo.base.media import MediaItem
+from octavo.base.media import MediaItem, MediaTensor
 from octavo.base.params import PoolingParams, SamplingParams
 from octavo.wire.messages import StepSeconds, TokenLogprobs
 
@@ -60,8 +60,11 @@ class NewRequestData(StepData):
     #: Of a model with an encoder: its input, encoded in this step, and of each group of layers that see it the blocks
     #: for its rows.
     encoder_token_ids: list[int] = []
+    encoder_frames: MediaTensor | None = None  # in place of tokens, of which there is a 0 for each row then
     encoder_block_ids: list[list[int]] = []
     media: list[MediaPlace] = []  # in the order of the tokens
+    #: Of a request whose sampler follows what it drew: how far it has got; None: at its beginning.
+    sampler_state: float | None = None
     pooling: PoolingParams | None = None
 
 
@@ -114,6 +117,7 @@ class ModelRunnerOutput(StepData):
     logprobs: dict[int, list[TokenLogprobs]] = {}  # slot -> one entry a sampled token
     # slot -> one entry a scheduled token, for the token behind it as far as that is the prompt's; when asked for
     prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
+    sampler_states: dict[int, float] = {}  # slot -> `NewRequestData.sampler_state` behind the sampled token
     errors: dict[int, str] = {}  # slot -> why that request alone ends with an error
     pooled: dict[int, bytes] = {}  # slot -> its result, which ends its request
     seconds: StepSeconds | None = None  # what the step took, where that is measured

@@ -7,16 +7,18 @@ from itertools import chain
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from octavo.base.media import MediaTensor
 from octavo.device.base import Device
 from octavo.models.decoder import Definition
 from octavo.models.transformer import Transformer
 from octavo.ops.step import KVCaches
 from octavo.ops.table import Ops
 from octavo.ops.workspace import Workspace
-from octavo.wire.step import NewRequestData
 from octavo.worker.encoder import EncoderRunner
 from octavo.worker.input_batch import InputBatch
+from octavo.worker.media import array
 
 
 class CrossInputs:
@@ -28,6 +30,8 @@ class CrossInputs:
         definition = model.definition
         assert definition.encoder is not None and definition.crossing is not None
         self._encoder = EncoderRunner(definition.encoder.program, ops, device, model.weights)
+        first = definition.encoder.first
+        self._first = None if first is None else EncoderRunner(first, ops, device, model.weights)
         self._crossing = ops.program_runner(ops, definition.crossing, model.weights)
         self._caches = [kv_caches[cache.index] for cache in definition.program.caches if cache.of_encoder]
         self._ops = ops
@@ -35,34 +39,74 @@ class CrossInputs:
         self._block_size = block_size
         self._workspace = self._new_workspace(0)
 
-    def write(self, requests: Sequence[NewRequestData]) -> None:
-        """The blocks of requests that have just got them."""
-        if not requests:
+    def write(
+        self,
+        inputs: Sequence[list[int]],
+        block_ids: Sequence[list[list[int]]],
+        frames: Sequence[MediaTensor | None] = (),
+    ) -> None:
+        """`inputs`: the token ids of each request's. `block_ids`: of each the blocks that it has just got, by group.
+        `frames`: of each the frames of its sound, where the encoder hears."""
+        if not inputs:
             return
-        ids = np.fromiter(chain.from_iterable(each.encoder_token_ids for each in requests), np.int32)
-        lens = [len(each.encoder_token_ids) for each in requests]
-        rows = self._encoder.run(lens, token_ids=ids)
+        ids = np.fromiter(chain.from_iterable(inputs), np.int32)
+        lens = list(map(len, inputs))
+        if self._first is None:
+            rows = self._encoder.run(lens, token_ids=ids)
+        else:
+            taps = [three_by_three(part, step=2) for part in self._convolved(frames)]
+            rows = self._encoder.run(lens, rows=torch.cat(taps))
         if len(ids) > self._workspace.capacity:
             self._workspace = self._new_workspace(len(ids))
-        batch = self._batch(requests, ids, np.array(lens, np.int32))
+        batch = self._batch(block_ids, ids, np.array(lens, np.int32))
         batch.input_rows = rows
         self._crossing.run(self._workspace, batch, self._caches)
 
-    def _batch(self, requests: Sequence[NewRequestData], ids: np.ndarray, lens: np.ndarray) -> InputBatch:
+    def _convolved(self, frames: Sequence[MediaTensor | None]) -> list[Tensor]:
+        """The frames of each request [2 rows, hidden_size], after the first convolution."""
+        assert self._first is not None
+        taps, lens = [], []
+        for each in frames:
+            assert each is not None
+            (uploaded,) = self._device.upload(array(each).copy())  # torch wants to be able to write
+            taps.append(three_by_three(uploaded.to(self._ops.activation_dtype), step=1))
+            lens.append(len(uploaded))
+        return list(torch.split(self._first.run(lens, rows=torch.cat(taps)), lens))
+
+    def _batch(self, block_ids: Sequence[list[list[int]]], ids: np.ndarray, lens: np.ndarray) -> InputBatch:
         """Rows that are only written: no attention reads the tables or the lengths."""
-        num_groups, size = len(requests[0].encoder_block_ids), self._block_size
+        num_groups, size = len(block_ids[0]), self._block_size
         slots = np.empty((num_groups, len(ids)), np.int64)
         starts = np.zeros(len(lens) + 1, np.int32)
         np.cumsum(lens, out=starts[1:])
-        for request, start, end in zip(requests, starts, starts[1:], strict=False):
+        for groups, start, end in zip(block_ids, starts, starts[1:], strict=False):
             index, offset = np.divmod(np.arange(end - start), size)
-            for group, block_ids in enumerate(request.encoder_block_ids):
-                slots[group, start:end] = np.array(block_ids, np.int64)[index] * size + offset
+            for group, blocks in enumerate(groups):
+                slots[group, start:end] = np.array(blocks, np.int64)[index] * size + offset
         tables = np.zeros((num_groups, len(lens), 1), np.int32)
         return InputBatch(*self._device.upload(ids, np.zeros_like(ids), slots, starts, lens, tables))
 
     def _new_workspace(self, num_rows: int) -> Workspace:
         return Workspace(self._crossing.program, num_rows, self._ops.activation_dtype, self._ops.torch_device)
+
+
+def three_by_three(frames: Tensor, step: int) -> Tensor:
+    """[T, channels] -> [T / step, 3 channels]: of every `step`-th frame each channel before it, in it and behind it;
+    zeros where there is no frame."""
+    return torch.nn.functional.pad(frames, (0, 0, 1, 1)).unfold(0, 3, step).flatten(1)
+
+
+def encoder_channels(definition: Definition) -> int:
+    """Of the frames that the encoder takes; 0: it takes tokens, or there is none."""
+    frames = None if definition.encoder is None else definition.encoder.spec.frames
+    return 0 if frames is None else frames.channels
+
+
+def silence(definition: Definition, num_rows: int) -> MediaTensor | None:
+    """Frames for so many rows of the encoder, where it takes frames."""
+    if not (channels := encoder_channels(definition)):
+        return None
+    return MediaTensor("float32", (2 * num_rows, channels), bytes(8 * num_rows * channels))
 
 
 def encoding_bytes(definition: Definition, ops: Ops, num_rows: int, num_seqs: int) -> int:
@@ -72,4 +116,8 @@ def encoding_bytes(definition: Definition, ops: Ops, num_rows: int, num_seqs: in
     meta = torch.device("meta")
     programs = (definition.encoder.program, definition.crossing)
     buffers = sum(Workspace(program, num_rows, ops.activation_dtype, meta).num_bytes for program in programs)
+    if (first := definition.encoder.first) is not None:  # of three frames each, and twice as many
+        taps = 2 * num_rows * 3 * (encoder_channels(definition) + definition.encoder.spec.hidden_size)
+        buffers += Workspace(first, 2 * num_rows, ops.activation_dtype, meta).num_bytes
+        buffers += taps * ops.activation_dtype.itemsize
     return buffers + EncoderRunner.scratch_bytes(definition.encoder.program, ops, num_rows, num_seqs)

@@ -63,6 +63,8 @@ class EncoderRunner:
         assert len(lens) and counts.min() > 0 and (token_ids is None) != (rows is None)
         batch = self._batch(counts, np.zeros(total, np.int32) if token_ids is None else token_ids, key_ends)
         batch.input_rows = rows
+        if not self._program.caches:
+            batch.cache_groups = []
         if positions is not None:
             (given,) = self._device.upload(positions)
             if positions.ndim > 1:
@@ -86,6 +88,11 @@ class EncoderRunner:
         result: np.ndarray = -(-counts // _BLOCK_SIZE)
         return result
 
+    def release(self) -> None:
+        """Give back the memory of buffers: another part of the same model is next."""
+        self._workspace = Workspace(self._runner.program, 0, self._ops.activation_dtype, self._device.torch_device)
+        self._scratch, self._num_blocks = [], 0
+
     def _batch(self, counts: np.ndarray, token_ids: np.ndarray, key_ends: np.ndarray | None) -> InputBatch:
         starts = np.zeros(len(counts) + 1, np.int32)
         np.cumsum(counts, out=starts[1:])
@@ -96,8 +103,9 @@ class EncoderRunner:
         tables = (first_blocks[:, None] + np.arange(blocks.max())).astype(np.int32)
         arrays = self._planner.arrays(counts, starts, 0)
         ends = [] if key_ends is None else [key_ends]
+        groups = 1 if self._program.caches else 0
         ids, at, slot_mapping, start_loc, lens, block_tables, *others = self._device.upload(
-            token_ids, positions, slots[None], starts, counts, tables[None], *ends, *arrays.tensors
+            token_ids, positions, slots[None][:groups], starts, counts, tables[None][:groups], *ends, *arrays.tensors
         )
         own_ends = others.pop(0) if ends else None
         plan = self._planner.plan(arrays, others)

@@ -119,9 +119,13 @@ def plan_kv_cache(
         room = capacity_tokens(windows, num_blocks - not_tokens, block_size, step_tokens)
         return KVCachePlan(num_blocks, block_size, bytes_per_block, max_model_len, min(max_model_len, room), reason)
 
+    least = len(windows) + encoder_blocks  # of a request with one token
     if config.num_kv_blocks_override is not None:
+        given = f"--num-kv-blocks-override {config.num_kv_blocks_override}"
+        if config.num_kv_blocks_override < least:
+            raise InvalidConfig(f"{given}: no request of this model fits so few blocks. Give at least {least}.")
         num_blocks = config.num_kv_blocks_override + NUM_NULL_BLOCKS
-        _check_fits(f"--num-kv-blocks-override {config.num_kv_blocks_override}", num_blocks * bytes_per_block, budget)
+        _check_fits(given, num_blocks * bytes_per_block, budget)
         return planned(num_blocks, "as --num-kv-blocks-override says")
 
     if config.kv_cache_memory_bytes is not None:
@@ -142,7 +146,7 @@ def plan_kv_cache(
     if room < block_size:
         raise InvalidConfig(
             f"The KV cache has room for no block: a block of {block_size} tokens needs "
-            f"{(len(windows) + encoder_blocks) * bytes_per_block:,} bytes, and one more block is octavo's own; "
+            f"{least * bytes_per_block:,} bytes, and one more block is octavo's own; "
             f"available are {available:,} ({reason})."
         )
     if room < max_model_len:

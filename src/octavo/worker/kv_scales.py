@@ -13,12 +13,14 @@ import torch
 from octavo.base.config import CacheConfig
 from octavo.base.config.options import json_object
 from octavo.base.errors import InvalidConfig
+from octavo.device.base import Device
 from octavo.models.checkpoint import Checkpoint
 from octavo.models.implementation import transformer
-from octavo.models.kv_scales import KVScales, cached_layers, stored_kv_scales, with_kv_scales
+from octavo.models.kv_scales import KVScales, cached_layers, is_scale, stored_kv_scales, with_kv_scales
 from octavo.models.loader import LoadedModel
 from octavo.models.transformer import Transformer
 from octavo.ops.table import Ops, cache_shapes
+from octavo.worker.cross_inputs import CrossInputs
 from octavo.worker.input_batch import InputBatch
 
 logger = logging.getLogger("octavo.worker")
@@ -29,6 +31,7 @@ _FILE: Final = "--quantization-param-path"
 _MEASURED: Final = "--calculate-kv-scales"
 _TOKENS: Final = 256
 _BLOCK_SIZE: Final = 16
+_MAX_DIGITS: Final = 9  # of a layer's number
 #: The largest magnitude found becomes this. Of e4m3's 448 that leaves room for what is four times as large, and below
 #: it are thirteen powers of two with three bits each.
 _TARGET: Final = 112.0
@@ -75,24 +78,25 @@ def scales_of_file(path: str) -> tuple[str | None, dict[int, float]]:
 
 
 def _layer(path: str, layer: str) -> int:
-    if not (layer.isascii() and layer.isdigit()):
+    if not (layer.isascii() and layer.isdigit() and len(layer) <= _MAX_DIGITS):
         raise InvalidConfig(f"{_FILE} {path}: {layer[:40]!r} is not the number of a layer.")
     return int(layer)
 
 
 def _factor(path: str, layer: str, value: Any) -> float:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or value <= 0:
-        raise InvalidConfig(f"{_FILE} {path}: the scale of layer {layer} must be a number above 0.")
+    if not is_number or not is_scale(value):
+        raise InvalidConfig(f"{_FILE} {path}: the scale of layer {layer} must be a number above 0, of a float32.")
     return float(value)
 
 
 def with_scales(
-    loaded: LoadedModel, checkpoint: Checkpoint, cache: CacheConfig, ops: Ops, max_num_batched_tokens: int
+    loaded: LoadedModel, checkpoint: Checkpoint, cache: CacheConfig, ops: Ops, device: Device, max_model_len: int
 ) -> LoadedModel:
     """The model with the scales of its cache, where that is of e4m3.
 
-    Raises InvalidConfig where a file is of another model, and CheckpointError for what cannot be a scale.
+    Raises InvalidConfig where a file is of another model or no scales can be measured, and CheckpointError for what
+    cannot be a scale.
     """
     if cache.kv_cache_dtype not in SCALED:
         return loaded
@@ -101,7 +105,9 @@ def with_scales(
     if cache.quantization_param_path is not None:
         source, scales = _FILE, _of_file(cache.quantization_param_path, loaded.spec.model_type, layers)
     elif cache.calculate_kv_scales:
-        source, scales = _MEASURED, measured_scales(loaded.model, ops)
+        if definition.encoder is not None and definition.encoder.first is not None:
+            raise InvalidConfig(f"{_MEASURED}: what this model hears cannot be made up. Give {_FILE}.")
+        source, scales = _MEASURED, measured_scales(loaded.model, ops, device, max_model_len)
     else:
         stored = stored_kv_scales(checkpoint)
         source, scales = "the checkpoint", {at: stored[layer] for at, layer in layers.items() if layer in stored}
@@ -113,7 +119,7 @@ def with_scales(
         len(scales), len(definition.program.caches), source, values[0], values[-1],
     )  # fmt: skip
     scaled = with_kv_scales(definition, scales)
-    return replace(loaded, model=transformer(scaled, ops, loaded.weights, max_num_batched_tokens))
+    return replace(loaded, model=transformer(scaled, ops, loaded.weights, device.default_batched_tokens))
 
 
 def _of_file(path: str, model_type: str, layers: dict[int, int]) -> dict[int, KVScales]:
@@ -128,42 +134,52 @@ def _of_file(path: str, model_type: str, layers: dict[int, int]) -> dict[int, KV
     return {index: KVScales(factors[layer], factors[layer]) for index, layer in layers.items()}
 
 
-def measured_scales(model: Transformer, ops: Ops) -> dict[int, KVScales]:
-    """Of each cache, from the keys and values of a few hundred tokens.
+def measured_scales(model: Transformer, ops: Ops, device: Device, max_model_len: int) -> dict[int, KVScales]:
+    """Of each cache, from the keys and values of a few hundred tokens, at most `max_model_len`: the tables of rotations
+    reach no further.
 
     The tokens are always the same ones, drawn from all of the vocabulary: so a model has the same scales at each start,
     which those of the first request's text would not be.
     """
-    definition, device = model.definition, ops.torch_device
-    num_tokens = min(_TOKENS, model.spec.max_position_embeddings)
-    num_blocks = -(-num_tokens // _BLOCK_SIZE)
+    definition, at = model.definition, ops.torch_device
+    num_tokens = min(_TOKENS, max_model_len)
+    num_rows = 0 if definition.encoder is None else min(_TOKENS, definition.encoder.spec.max_positions)
     # Block 0 is left out, as it is elsewhere.
+    blocks = range(1, 1 + -(-max(num_tokens, num_rows) // _BLOCK_SIZE))
     caches = [
         tuple(
-            torch.zeros(shape, dtype=ops.activation_dtype, device=device)
-            for shape in cache_shapes(ops, cache.heads, 1 + num_blocks, _BLOCK_SIZE, ops.activation_dtype)
+            torch.zeros(shape, dtype=ops.activation_dtype, device=at)
+            for shape in cache_shapes(ops, cache.heads, 1 + len(blocks), _BLOCK_SIZE, ops.activation_dtype)
         )
         for cache in definition.program.caches
     ]
-    states = [(torch.zeros((1, *state.shape), device=device),) for state in definition.program.states]
-    drawn = torch.randint(model.spec.vocab_size, (num_tokens,), generator=torch.Generator().manual_seed(0))
-    num_groups = len(definition.cache_groups)
-    positions = torch.arange(num_tokens)
-    tables = torch.arange(1, 1 + num_blocks, dtype=torch.int32, device=device)
-    step = InputBatch(
-        token_ids=drawn.to(device, torch.int32),
-        positions=positions.to(device, torch.int32),
-        slot_mapping=(positions + _BLOCK_SIZE).to(device).repeat(num_groups, 1),
-        query_start_loc=torch.tensor([0, num_tokens], dtype=torch.int32, device=device),
-        seq_lens=torch.tensor([num_tokens], dtype=torch.int32, device=device),
-        block_tables=tables.repeat(num_groups, 1, 1),
-        state_slots=torch.zeros(1, dtype=torch.int32, device=device) if states else None,
+    states = [(torch.zeros((1, *state.shape), device=at),) for state in definition.program.states]
+    drawn = torch.randint(
+        model.spec.vocab_size, (max(num_tokens, num_rows),), generator=torch.Generator().manual_seed(0)
     )
+    num_groups = len(definition.windows)
+    positions = torch.arange(num_tokens)
+    tables = torch.tensor(blocks, dtype=torch.int32, device=at)
+    step = InputBatch(
+        token_ids=drawn[:num_tokens].to(at, torch.int32),
+        positions=positions.to(at, torch.int32),
+        slot_mapping=(positions + _BLOCK_SIZE).to(at).repeat(num_groups, 1),
+        query_start_loc=torch.tensor([0, num_tokens], dtype=torch.int32, device=at),
+        seq_lens=torch.tensor([num_tokens], dtype=torch.int32, device=at),
+        block_tables=tables.repeat(num_groups, 1, 1),
+        state_slots=torch.zeros(1, dtype=torch.int32, device=at) if states else None,
+    )
+    if num_rows:
+        crossing = CrossInputs(model, ops, device, [*caches, *states], _BLOCK_SIZE)
+        crossing.write([drawn[:num_rows].tolist()], [[list(blocks)] * definition.num_encoder_groups])
+        lens = torch.tensor([num_rows], dtype=torch.int32, device=at)
+        step.add_encoder(lens, tables.repeat(definition.num_encoder_groups, 1, 1), None)
     model.forward(step, [*caches, *states])
     found = {}
     for index, layer in cached_layers(definition).items():
         k, v = (float(array.abs().max()) / _TARGET for array in caches[index])
         if not (math.isfinite(k) and math.isfinite(v)):
             raise InvalidConfig(f"{_MEASURED}: keys or values of layer {layer} are not finite.")
-        found[index] = KVScales(k or 1.0, v or 1.0)
+        # All of them may be zero, or as good as that.
+        found[index] = KVScales(k if is_scale(k) else 1.0, v if is_scale(v) else 1.0)
     return found

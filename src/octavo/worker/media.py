@@ -29,7 +29,16 @@ class MediaEncoder:
         self._dtype = ops.activation_dtype
         self._device = device
         self._most_patches = most_patches
-        self._runner = EncoderRunner(tower.program, ops, device, model.weights)
+        self._stages = [
+            (
+                stage,
+                EncoderRunner(stage.program, ops, device, model.weights),
+                None if stage.tap is None else EncoderRunner(stage.tap, ops, device, model.weights),
+            )
+            for stage in tower.stages
+        ]
+        self._position_table = None if tower.position_table is None else model.weights[tower.position_table.name]
+        self._newline = None if tower.newline is None else model.weights[tower.newline.name]
         self._rows: dict[bytes, torch.Tensor] = {}  # by digest: [rows, width] of the activations' type
 
     def apply(self, plan: SchedulerOutput) -> None:
@@ -44,6 +53,7 @@ class MediaEncoder:
         all computed are taken out."""
         indices: list[np.ndarray] = []
         parts: list[torch.Tensor] = []
+        key_ends = _own_ends(host) if self._spec.whole_spans else None
         for at, slot in enumerate(host.slots.tolist()):
             if slot not in places:
                 continue
@@ -58,11 +68,21 @@ class MediaEncoder:
                     low, high = max(first, start), min(first + length, end)
                     if low < high:
                         indices.append(np.arange(base + low - start, base + high - start, dtype=np.int64))
+                        if key_ends is not None:
+                            key_ends[indices[-1]] = first + length
                         parts.append(self._rows[place.digest][row + low - first : row + high - first])
                     row += length
         if parts:
             (batch.replaced_index,) = self._device.upload(np.concatenate(indices))
             batch.replaced_rows = torch.cat(parts)
+            if key_ends is not None:
+                (batch.key_ends,) = self._device.upload(key_ends)
+
+    def let_prompts_see(self, batch: InputBatch, host: HostBatch, num_prompt_tokens: np.ndarray) -> None:
+        """Let all tokens of a prompt see all of it, where the model does so. `num_prompt_tokens`: of each sequence."""
+        if self._spec.whole_prompts:
+            of_rows = np.repeat(num_prompt_tokens, np.diff(host.query_start_loc))
+            (batch.key_ends,) = self._device.upload(np.maximum(_own_ends(host), of_rows).astype(np.int32))
 
     def _encoded(self, item: MediaItem) -> torch.Tensor:
         if item.kind == "embeds":
@@ -74,14 +94,18 @@ class MediaEncoder:
         at_once = max(1, self._most_patches // length)
         rows = torch.cat(
             [
-                self._encode(patches[first : first + at_once], positions[..., first : first + at_once, :], levels)
+                self._encode(patches[first : first + at_once], positions[..., first : first + at_once, :], levels, item)
                 for first in range(0, num_sequences, at_once)
             ]
         )
+        if "order" in item.tensors:
+            if self._newline is not None:
+                rows = torch.cat((rows, self._newline.to(self._dtype)[None]))
+            rows = rows[self._device.upload(array(item.tensors["order"]).astype(np.int64))[0]]
         assert len(rows) == item.rows, f"a picture of {item.rows} rows was encoded to {len(rows)}"
         return rows
 
-    def _encode(self, patches: np.ndarray, positions: np.ndarray, levels: np.ndarray) -> torch.Tensor:
+    def _encode(self, patches: np.ndarray, positions: np.ndarray, levels: np.ndarray, item: MediaItem) -> torch.Tensor:
         """`patches` uint8 [S, P, values], the same of each channel after the other; `positions` int32 [S, P], or
         [parts, S, P]; `levels` float32 [3, 256]."""
         num_sequences, length, width = patches.shape
@@ -97,12 +121,52 @@ class MediaEncoder:
         needed = None
         if has_class and not self._spec.keeps_class:
             needed = np.arange(num_sequences * length, dtype=np.int64).reshape(-1, length)[:, 1:].reshape(-1)
-        return self._runner.run(
-            [length] * num_sequences,
-            rows=rows.to(self._dtype),
-            positions=np.ascontiguousarray(positions.reshape(*positions.shape[:-2], -1), np.int32),
-            needed=needed,
-        ).clone()
+        positions = np.ascontiguousarray(positions.reshape(*positions.shape[:-2], -1), np.int32)
+        return self._through_stages(rows.to(self._dtype), [length] * num_sequences, positions, needed, item)
+
+    def _through_stages(
+        self, rows: torch.Tensor, lens: list[int], positions: np.ndarray, needed: np.ndarray | None, item: MediaItem
+    ) -> torch.Tensor:
+        taps: list[torch.Tensor] = []
+        joined: list[torch.Tensor] = []
+        for number, (stage, runner, tap) in enumerate(self._stages):
+            is_last = number == len(self._stages) - 1
+            if is_last and joined:
+                rows = torch.cat(joined, 1)
+            rows = runner.run(
+                array(item.tensors["windows"]).tolist() if stage.is_windowed else lens,
+                rows=rows,
+                positions=positions,
+                needed=needed if is_last else None,
+            ).clone()
+            if len(self._stages) > 1:
+                runner.release()
+            if number == 0 and self._position_table is not None:
+                rows += self._mixed_positions(item, self._position_table).to(self._dtype)
+            if stage.is_joined:
+                joined.append(rows)
+            if tap is not None:
+                taps.append(tap.run(lens, rows=rows).clone())
+                tap.release()
+        return torch.cat((rows, *taps), 1) if taps else rows
+
+    def _mixed_positions(self, item: MediaItem, table: torch.Tensor) -> torch.Tensor:
+        """float32 [patches, hidden size]: of the table's rows `corners` int32 [n, patches] so much as `shares` says."""
+        corners, shares = self._device.upload(
+            array(item.tensors["corners"]).astype(np.int64), array(item.tensors["shares"]).astype(np.float32)
+        )
+        total: torch.Tensor = table[corners[0]] * shares[0][:, None]
+        for corner, share in zip(corners[1:], shares[1:], strict=True):
+            total += table[corner] * share[:, None]
+        return total
+
+
+def _own_ends(host: HostBatch) -> np.ndarray:
+    """int32 [T]: of each row the number of tokens up to its own."""
+    starts, lens = host.query_start_loc, host.seq_lens
+    rows = np.arange(1, starts[-1] + 1, dtype=np.int32)
+    ends: np.ndarray = rows + np.repeat(lens - starts[1:], np.diff(starts)).astype(np.int32)
+    return ends
 
 
 def media_bytes(definition: Definition, ops: Ops, num_patches: int, num_rows: int) -> int:
@@ -111,10 +175,12 @@ def media_bytes(definition: Definition, ops: Ops, num_patches: int, num_rows: in
     if tower is None:
         return 0
     patches, itemsize = max(num_patches, tower.spec.num_positions), ops.activation_dtype.itemsize
-    buffers = Workspace(tower.program, patches, ops.activation_dtype, torch.device("meta")).num_bytes
-    scratch = EncoderRunner.scratch_bytes(tower.program, ops, patches, 1)
+    meta = torch.device("meta")
+    buffers = max(Workspace(each, patches, ops.activation_dtype, meta).num_bytes for each in tower.programs)
+    scratch = max(EncoderRunner.scratch_bytes(each, ops, patches, 1) for each in tower.programs)
     inputs = patches * tower.spec.patch_values * torch.float32.itemsize
-    return buffers + scratch + inputs + num_rows * definition.spec.hidden_size * itemsize
+    width = definition.spec.hidden_size * (1 + len(tower.spec.taps))
+    return buffers + scratch + inputs + num_rows * width * itemsize
 
 
 def array(tensor: MediaTensor) -> np.ndarray:

@@ -160,6 +160,8 @@ class ModelRunner:
                 (batch.position_parts,) = self._device.upload(np.ascontiguousarray(host.position_parts))
             if self._media is not None and states.media:
                 self._media.place(batch, host, states.media)
+            if self._media is not None:
+                self._media.let_prompts_see(batch, host, states.num_prompt_tokens[host.slots])
             if self._pooler is not None:
                 step.pooled = self._pool(self._pooler, host, batch, rows)
                 return step
@@ -191,7 +193,12 @@ class ModelRunner:
         if self._pooler is not None:
             self._pooler.apply(plan)
         if self._crossing is not None:
-            self._crossing.write(plan.new_requests)
+            new_requests = plan.new_requests
+            self._crossing.write(
+                [new.encoder_token_ids for new in new_requests],
+                [new.encoder_block_ids for new in new_requests],
+                [new.encoder_frames for new in new_requests],
+            )
         for known in plan.cached_requests:
             states.update(known)
 
@@ -211,6 +218,7 @@ class ModelRunner:
     def _take(self, tokens: SampledTokens, expected: ExpectedTokens, output: ModelRunnerOutput) -> None:
         """Wait for what was sampled, and enter what comes of it into the states and the answer."""
         result, rows = self._sampler.collect(tokens), tokens.rows
+        output.sampler_states = result.sampler_states
         ids, slots = result.token_ids.tolist(), rows.slots.tolist()
         plain = rows.plain
         self._states.fill_tokens(expected, result.token_ids if plain is None else result.token_ids[plain])

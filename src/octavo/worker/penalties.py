@@ -112,4 +112,4 @@ class CountedSlots:
 
 def _is_penalised(states: RequestStates, slot: int) -> bool:
     special = states.special.get(slot)
-    return special is not None and special.penalties is not None
+    return special is not None and special.penalties is not None and not special.is_shaped

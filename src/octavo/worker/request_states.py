@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from octavo.base.params import SamplingParams
+from octavo.base.params import SamplingParams, SpeechRules
 from octavo.wire.step import CachedRequestData, MediaPlace, NewRequestData
 from octavo.worker.masks import TokenMask
 from octavo.worker.position_parts import PositionParts, position_parts
@@ -34,6 +34,7 @@ class SlotParams(NamedTuple):
     params: SamplingParams
     mask: TokenMask | None
     penalties: PenaltyState | None
+    is_shaped: bool = False  # its rows are shaped on the host, with the parameters as they are here
 
 
 class Draft(NamedTuple):
@@ -115,7 +116,10 @@ class RequestStates:
         self.version = 0
         #: Slots whose rows need more than temperature, top-k, top-p and min-p.
         self.special: dict[int, SlotParams] = {}
+        self.speech: dict[int, SpeechRules] = {}  # of slots that transcribe
         self.logprobs: dict[int, int] = {}  # slot -> number of alternatives asked for
+        self.logprob_ids: dict[int, tuple[int, ...]] = {}  # slot -> which they are, where not the most likely
+        self.mirostat_mu: dict[int, float] = {}  # slot -> bits
         self.media: dict[int, list[MediaPlace]] = {}  # of slots whose prompts have some that are not computed yet
         self.position_parts: dict[int, PositionParts] = {}  # of slots whose positions are not the tokens' numbers
         self.prompt_logprobs: dict[int, int] = {}  # the same for the tokens of the prompt
@@ -133,10 +137,12 @@ class RequestStates:
         for group, ids in enumerate(request.encoder_block_ids):
             self.encoder_tables[group, slot, : len(ids)] = ids
 
-        self.temperature[slot] = 0.0 if params.greedy else params.temperature
-        self.top_p[slot] = params.top_p
-        self.min_p[slot] = params.min_p
-        self.top_k[slot] = min(max(params.top_k, 0), 2**31 - 1)
+        # A row that is shaped on the host is divided by its temperature and filtered before the device draws from it.
+        drawn = SamplingParams() if params.shapes_rows else params
+        self.temperature[slot] = 0.0 if params.greedy else drawn.temperature
+        self.top_p[slot] = drawn.top_p
+        self.min_p[slot] = drawn.min_p
+        self.top_k[slot] = min(max(drawn.top_k, 0), 2**31 - 1)
         self.seeds[slot] = (request.sampling_seed or 0) % 2**64
         self.presence[slot] = params.presence_penalty
         self.frequency[slot] = params.frequency_penalty
@@ -152,17 +158,24 @@ class RequestStates:
         self.remove(slot)
         if params.logprobs is not None:
             self.logprobs[slot] = params.logprobs
+            if params.logprob_token_ids is not None:
+                self.logprob_ids[slot] = params.logprob_token_ids
+        if params.mirostat:
+            state = request.sampler_state
+            self.mirostat_mu[slot] = 2 * params.mirostat_tau if state is None else state
+        if params.speech is not None:
+            self.speech[slot] = params.speech
         # A request that comes back with output has had its whole prompt scored before.
         if params.prompt_logprobs is not None and len(request.prompt_token_ids) == request.num_prompt_tokens:
             self.prompt_logprobs[slot] = params.prompt_logprobs
         penalties = None
-        if params.presence_penalty or params.frequency_penalty or params.repetition_penalty != 1.0:
+        if params.penalises:
             num_prompt = request.num_prompt_tokens
             tokens = self.token_ids[slot, : len(request.prompt_token_ids)]
             penalties = PenaltyState(tokens[:num_prompt], tokens[num_prompt:])
         mask = TokenMask.of(params, request.eos_token_ids, self.vocab_size)
-        if penalties or mask or params.logit_bias:
-            self.special[slot] = SlotParams(params, mask, penalties)
+        if penalties or mask or params.logit_bias or params.shapes_rows:
+            self.special[slot] = SlotParams(params, mask, penalties, params.shapes_rows)
 
     def update(self, request: CachedRequestData) -> None:
         self.num_computed[request.slot] = request.num_computed_tokens
@@ -232,7 +245,10 @@ class RequestStates:
         self.media.pop(slot, None)
         self.position_parts.pop(slot, None)
         self.special.pop(slot, None)
+        self.speech.pop(slot, None)
         self.logprobs.pop(slot, None)
+        self.logprob_ids.pop(slot, None)
+        self.mirostat_mu.pop(slot, None)
         self.prompt_logprobs.pop(slot, None)
 
     def output_tokens(self, slot: int, num_tokens: int | None = None) -> np.ndarray:

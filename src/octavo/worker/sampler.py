@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -11,15 +10,17 @@ import torch
 
 from octavo.base.config import LogprobsMode
 from octavo.device.base import Device, Download
-from octavo.ops.sampling_batch import SamplingBatch, csr_offsets
+from octavo.ops.sampling_batch import SamplingBatch
 from octavo.ops.table import Ops
 from octavo.wire.messages import TokenLogprobs
 from octavo.wire.step import TokenMasks
 from octavo.worker.penalties import CountedSlots
-from octavo.worker.request_states import RequestStates, Rows, SlotParams
-from octavo.worker.scores import sampled_scores
+from octavo.worker.request_states import RequestStates, Rows
+from octavo.worker.scores import Wanted, sampled_scores
+from octavo.worker.shaping import RowShaper, ShapedRows
+from octavo.worker.sparse_parts import fill_bias, fill_masks, fill_penalties
+from octavo.worker.speech import apply_rules, forbidden_ids
 
-_NO_IDS = np.zeros(0, np.int32)
 _BAD_LOGITS = "The model produced logits that are not numbers; the request cannot go on."
 
 
@@ -30,6 +31,7 @@ class SamplerResult:
     token_ids: np.ndarray
     logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
     errors: dict[int, str] = field(default_factory=dict)
+    sampler_states: dict[int, float] = field(default_factory=dict)  # by slot
 
 
 @dataclass(slots=True)
@@ -41,6 +43,7 @@ class SampledTokens:
     download: Download  # ids and flags
     scored: list[int]  # rows whose log probabilities were asked for
     scores: Callable[[], list[TokenLogprobs]] | None = None  # of `scored`
+    shaped: ShapedRows | None = None  # those whose sampler follows what is drawn
 
 
 class Sampler:
@@ -59,6 +62,7 @@ class Sampler:
         # Scores of what was drawn from are made on the host, from its own counts.
         has_counts = ops.penalty_counts is not None and logprobs_mode.startswith("raw")
         self._counts = CountedSlots(ops, device) if has_counts else None
+        self._shaper = RowShaper(device)
 
     def sample(
         self,
@@ -75,15 +79,14 @@ class Sampler:
         ends that min_tokens forbids, they may come.
         """
         slots = rows.slots.tolist()
-        saved: tuple[torch.Tensor, torch.Tensor] | None = None
         at_end: frozenset[int] = frozenset()
+        masked = [] if masks is None else _rows_of(masks, slots)
+        edited = {*masked, *self._shaper.rows_of(states, rows)}
+        saved = self._saved(logits, [row for row in sorted(edited) if slots[row] in states.logprobs])
         if masks is not None:
-            masked = _rows_of(masks, slots)
-            scored = [row for row, slot in zip(masked, masks.slots, strict=True) if slot in states.logprobs]
-            if scored:
-                (index,) = self._device.upload(np.array(scored, np.int64))
-                saved = (index, logits[index])
             at_end = self._forbid(logits, states, rows, masked, masks)
+        unheard = self._apply_speech_rules(logits, states, rows) if states.speech else []
+        shaped = self._shaper.shape(logits, states, rows, at_end)
         self._fill_batch(states, rows, at_end)
         self._uploaded.positions = draw_positions
         ids = torch.empty(len(slots), dtype=torch.int32, device=logits.device)
@@ -92,16 +95,21 @@ class Sampler:
         if self._counts is not None:
             self._counts.add(ids)
 
-        tokens = SampledTokens(rows, ids, self._device.download(ids, flags), [])
+        tokens = SampledTokens(rows, ids, self._device.download(ids, flags), [], shaped=shaped)
         if states.logprobs:
             tokens.scored = [row for row, slot in enumerate(slots) if slot in states.logprobs]
             if tokens.scored:
-                # `sample` leaves the logits as they were; masked rows get their own back where those are asked for.
+                # `sample` leaves the logits as they were; edited rows get their own back where those are asked for.
                 if saved is not None and self._mode.startswith("raw"):
                     logits[saved[0]] = saved[1]
-                wanted = [states.logprobs[slots[row]] for row in tokens.scored]
+                scored_ids = ids.clone() if unheard else ids
+                for row, own, no_speech_id in unheard:
+                    logits[row], scored_ids[row] = own, no_speech_id
+                wanted = [
+                    Wanted(states.logprobs[slots[row]], states.logprob_ids.get(slots[row])) for row in tokens.scored
+                ]
                 tokens.scores = sampled_scores(
-                    self._device, self._ops, self._mode, logits, self._batch, tokens.scored, ids, wanted
+                    self._device, self._ops, self._mode, logits, self._batch, tokens.scored, scored_ids, wanted
                 )
         return tokens
 
@@ -114,7 +122,16 @@ class Sampler:
             result.errors = dict.fromkeys(bad.tolist(), _BAD_LOGITS)
         if tokens.scores is not None:
             result.logprobs = dict(zip(tokens.scored, tokens.scores(), strict=True))
+        if tokens.shaped is not None:
+            result.sampler_states = tokens.shaped.follow(ids, bad)
         return result
+
+    def _saved(self, logits: torch.Tensor, rows: list[int]) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Copies of the rows that are edited, and which they are; None where there are none."""
+        if not rows:
+            return None
+        (index,) = self._device.upload(np.array(rows, np.int64))
+        return index, logits[index]
 
     def _forbid(
         self, logits: torch.Tensor, states: RequestStates, rows: Rows, masked: list[int], masks: TokenMasks
@@ -133,6 +150,22 @@ class Sampler:
                     at_end.add(row)
         return frozenset(at_end)
 
+    def _apply_speech_rules(
+        self, logits: torch.Tensor, states: RequestStates, rows: Rows
+    ) -> list[tuple[int, torch.Tensor, int]]:
+        """Edit the rows of slots that have some. Of first tokens: the row, its logits before, and the id of silence."""
+        first = []
+        for row, (slot, num_tokens) in enumerate(zip(rows.slots.tolist(), rows.num_tokens.tolist(), strict=True)):
+            rules = states.speech.get(slot)
+            if rules is None:
+                continue
+            output = states.output_tokens(slot, num_tokens)
+            if not len(output):
+                first.append((row, logits[row].clone(), rules.no_speech_id))
+            (forbidden,) = self._device.upload(forbidden_ids(rules, output, logits.shape[1]).astype(np.int64))
+            apply_rules(logits[row], rules, forbidden, len(output))
+        return first
+
     def _fill_batch(self, states: RequestStates, rows: Rows, at_end: frozenset[int]) -> None:
         slots, num_rows = rows.slots, len(rows.slots)
         if num_rows > self._batch.temperature.numel():  # drafts: more rows than slots
@@ -150,11 +183,12 @@ class Sampler:
         if self._counts is not None:
             on_device.counts, on_device.count_rows = self._counts.of(states, rows)
         if states.special:
-            special = [states.special.get(slot) for slot in slots.tolist()]
-            self._fill_bias(special)
+            entries = [states.special.get(slot) for slot in slots.tolist()]
+            special = [None if entry is None or entry.is_shaped else entry for entry in entries]
+            fill_bias(batch, special)
             if self._counts is None:
-                self._fill_penalties(special, states, rows)
-            self._fill_masks(special, states, rows, at_end)
+                fill_penalties(batch, special, states, rows)
+            fill_masks(batch, special, states, rows, at_end)
             for host, target in (
                 (batch.bias, on_device.bias),
                 (batch.penalties, on_device.penalties),
@@ -176,46 +210,6 @@ class Sampler:
         batch.seeds.numpy()[:num_rows] = states.seeds[slots].view(np.int64)
         filtered = (states.top_k[slots] > 0) | (states.top_p[slots] < 1.0) | (states.min_p[slots] > 0.0)
         batch.has_filters = bool(filtered.any())
-
-    def _fill_bias(self, special: list[SlotParams | None]) -> None:
-        biases = [(s.params.logit_bias or {}) if s else {} for s in special]
-        ids = [token_id for bias in biases for token_id in bias]
-        values = [value for bias in biases for value in bias.values()]
-        self._batch.bias.set_values(
-            csr_offsets([len(bias) for bias in biases]), np.array(ids, np.int32), np.array(values, np.float32)
-        )
-
-    def _fill_penalties(self, special: list[SlotParams | None], states: RequestStates, rows: Rows) -> None:
-        lengths: list[int] = []
-        ids: list[int] = []
-        counts: list[int] = []
-        in_prompt: list[int] = []
-        for entry, slot, num_tokens in zip(special, rows.slots.tolist(), rows.num_tokens.tolist(), strict=True):
-            state = entry.penalties if entry else None
-            if state is None:
-                lengths.append(0)
-                continue
-            output_counts = state.output_counts
-            if draft := states.draft_before(slot, num_tokens):
-                output_counts = Counter(output_counts) + Counter(draft)
-            seen = state.prompt_ids | output_counts.keys()
-            lengths.append(len(seen))
-            ids += seen
-            counts += [output_counts.get(i, 0) for i in seen]
-            in_prompt += [i in state.prompt_ids for i in seen]
-        self._batch.penalties.set_counts(
-            csr_offsets(lengths), np.array(ids, np.int32), np.array(counts, np.int32), np.array(in_prompt, np.int32)
-        )
-
-    def _fill_masks(
-        self, special: list[SlotParams | None], states: RequestStates, rows: Rows, at_end: frozenset[int]
-    ) -> None:
-        masks = [_NO_IDS] * len(special)
-        for row, entry in enumerate(special):
-            if entry is not None and entry.mask is not None:
-                output = states.output_tokens(int(rows.slots[row]), int(rows.num_tokens[row]))
-                masks[row] = entry.mask.ids(output, may_end=row in at_end)
-        self._batch.masks.set(csr_offsets([len(mask) for mask in masks]), np.concatenate(masks))
 
 
 def _rows_of(masks: TokenMasks, slots: list[int]) -> list[int]:

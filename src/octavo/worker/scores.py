@@ -10,6 +10,7 @@ Both functions launch what computes the scores and return what waits for them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +28,14 @@ from octavo.worker.request_states import RequestStates
 #: Rows of a prompt whose logits are in memory at once. A whole chunk's would be the largest tensor of all.
 PROMPT_ROWS = 32
 
+
+class Wanted(NamedTuple):
+    """Alternatives of a row: the `num_ids` most likely, or these `ids`, which are so many."""
+
+    num_ids: int
+    ids: tuple[int, ...] | None = None
+
+
 _Columns = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
@@ -38,24 +47,41 @@ def sampled_scores(
     batch: SamplingBatch,
     rows: list[int],
     ids: torch.Tensor,
-    counts: list[int],
+    wanted: list[Wanted],
 ) -> Callable[[], list[TokenLogprobs]]:
     """One entry a row of `rows`: of the token ids[row] int32 that was drawn from logits[row], float32 [S, V].
 
-    The i-th gets counts[i] alternatives: rows that ask for fewer than the longest list get theirs cut from it. `batch`
-    is the host's. A row without a token, whose id is below 0, gets an entry that means nothing.
+    The i-th gets the alternatives of wanted[i]: rows that ask for fewer than the longest list get theirs cut from it.
+    `batch` is the host's. A row without a token, whose id is below 0, gets an entry that means nothing.
     """
     (index,) = device.upload(np.array(rows, np.int64))
     values, chosen = logits[index], ids[index].clamp(min=0)
+    named = {i: list(row.ids) for i, row in enumerate(wanted) if row.ids is not None}
+    counts = [0 if i in named else row.num_ids for i, row in enumerate(wanted)]
+    most = max(1, *counts) if named else max(counts)  # named ones are told from the best
     if mode == "raw_logprobs":
-        columns = ops.logprobs(values, chosen, max(counts))
+        columns = ops.logprobs(values, chosen, most)
     elif mode == "raw_logits":
-        columns = _ranked(values, chosen, max(counts))
+        columns = _ranked(values, chosen, most)
     else:
-        columns = _processed(device, mode, values, chosen, batch, rows, max(counts))
-        return lambda: _entries([column.numpy() for column in columns], counts)
-    download = device.download(*columns)
-    return lambda: _entries(download(), counts)
+        values, columns = _processed(device, mode, values, chosen, batch, rows, most)
+    of_named = [values[i][torch.tensor(token_ids, device=values.device)] for i, token_ids in named.items()]
+    of_best = values.gather(1, columns[2][:, :1].long()) if named else values[:0]
+    download = device.download(chosen, of_best, *columns, *of_named) if values.device == ids.device else None
+    host = [] if download else [tensor.numpy() for tensor in (chosen.cpu(), of_best, *columns, *of_named)]
+
+    def wait() -> list[TokenLogprobs]:
+        ids_of_rows, best, *arrays = download() if download else host
+        entries = _entries(arrays[:4], counts)
+        for (i, token_ids), numbers in zip(named.items(), arrays[4:], strict=True):
+            if mode == "raw_logprobs":
+                numbers = numbers.astype(np.float64) - float(best[i, 0]) + float(arrays[3][i, 0])
+            scores = dict(zip(token_ids, numbers.astype(np.float32).tolist(), strict=True))
+            scores |= {token_id: entries[i].logprob for token_id in token_ids if token_id == ids_of_rows[i]}
+            entries[i] = TokenLogprobs(entries[i].logprob, entries[i].rank, token_ids, list(scores.values()))
+        return entries
+
+    return wait
 
 
 def _processed(
@@ -66,7 +92,7 @@ def _processed(
     batch: SamplingBatch,
     rows: list[int],
     num_alternatives: int,
-) -> _Columns:
+) -> tuple[torch.Tensor, _Columns]:
     """On the host, from its own batch: the only place that has all of a row's settings in one form."""
     host_values, host_ids = (torch.from_numpy(array) for array in device.download(values, ids)())
     # Row by row: where torch cuts a tensor into vectors must not depend on the number of rows.
@@ -75,7 +101,7 @@ def _processed(
     )
     if mode == "processed_logprobs":
         drawn_from = torch.stack([row.double().log_softmax(-1).float() for row in drawn_from])
-    return _ranked(drawn_from, host_ids, num_alternatives)
+    return drawn_from, _ranked(drawn_from, host_ids, num_alternatives)
 
 
 def _entries(columns: Sequence[np.ndarray], counts: list[int]) -> list[TokenLogprobs]:

@@ -26,7 +26,7 @@ from octavo.models.transformer import Transformer
 from octavo.ops.table import AttentionBackend, Binding, Ops, bind, cache_shapes
 from octavo.wire.messages import EngineInfo, PoolingInfo, StepSeconds
 from octavo.wire.step import CachedRequestData, ModelRunnerOutput, NewRequestData, SchedulerOutput, TokenMasks
-from octavo.worker.cross_inputs import encoding_bytes
+from octavo.worker.cross_inputs import encoder_channels, encoding_bytes, silence
 from octavo.worker.graphs import MAX_GRAPH_SIZE, ladder
 from octavo.worker.kv_memory import GIB, BlockShapes, KVCachePlan, block_values, kv_caches, plan_kv_cache
 from octavo.worker.kv_scales import check_scale_options, scales_of_file, with_scales
@@ -92,7 +92,8 @@ class Worker:
 
         loaded = load(checkpoint)
         kv_dtype = self._kv_cache_dtype(loaded, device)
-        loaded = with_scales(loaded, checkpoint, config.cache, ops, device.default_batched_tokens)
+        max_model_len = self._max_model_len(loaded)
+        loaded = with_scales(loaded, checkpoint, config.cache, ops, device, max_model_len)
         if config.parallel.batch_invariant and device.name != "cpu" and not loaded.model.can_be_captured:
             raise InvalidConfig(
                 "--batch-invariant: this model runs by way of transformers (--model-impl), whose modules are not held "
@@ -117,8 +118,10 @@ class Worker:
         loaded.model.reserve(*reserved)
         step_bytes = self._step_bytes(loaded, ops, device, max_num_batched_tokens, max_model_len)
         plan = self._plan_kv_cache(loaded, ops, kv_dtype, max_model_len, device, step_bytes)
-        # A state that a preempted request has left is lost, and its blocks are of no use without it.
-        swap_bytes = 0 if _state_values(loaded.model.definition) else self._swap_bytes(device)
+        # A state that a preempted request has left is lost, and its blocks are of no use without it; where there is an
+        # encoder, its rows are computed again, and all else too.
+        is_whole = _state_values(loaded.model.definition) or loaded.model.definition.encoder is not None
+        swap_bytes = 0 if is_whole else self._swap_bytes(device)
         self.swap_arena = SwapArena(device, plan.bytes_per_block, swap_bytes)
 
         def make_model(definition: Definition, weights: Weights) -> Transformer:
@@ -166,7 +169,7 @@ class Worker:
 
         start = time.perf_counter()
         self._on_phase("warm-up", "")
-        self._warm_up(self._runner, loaded.model.definition, device)
+        self._warm_up(self._runner, loaded.model.definition, device, plan.max_model_len)
         self.swap_arena.wait()
         seconds["warm-up"] = time.perf_counter() - start
         info = self._info(loaded, device, ops, plan, kv_dtype, max_num_batched_tokens, seconds)
@@ -396,14 +399,15 @@ class Worker:
         except (OSError, RuntimeError) as error:
             raise InvalidConfig(f"The KV cache of {plan.total_bytes:,} bytes cannot be allocated: {error}") from None
 
-    def _warm_up(self, runner: Runner, definition: Definition, device: Device) -> None:
+    def _warm_up(self, runner: Runner, definition: Definition, device: Device, max_model_len: int) -> None:
         """A small prompt in the null block: touches every weight once and proves that a token comes out. Where kernels
         are compiled when they are first launched, a second token too, for those of decoding."""
+        count = max(1, min(4, max_model_len - 1))
         request = NewRequestData(
             slot=0,
             request_id=-1,
-            prompt_token_ids=[0, 0, 0, 0],
-            num_prompt_tokens=4,
+            prompt_token_ids=[0] * count,
+            num_prompt_tokens=count,
             params=SamplingParams(temperature=0.0, max_tokens=2),
             eos_token_ids=(),
             block_ids=[[0] for _ in definition.windows],
@@ -411,11 +415,12 @@ class Worker:
             sample_index=0,
             sampling_seed=None,
             encoder_token_ids=[0] if definition.encoder is not None else [],
+            encoder_frames=silence(definition, 1),
             encoder_block_ids=[[0]] * definition.num_encoder_groups,
         )
-        plans = [SchedulerOutput([request], [], {0: 4}, [], 4, 0)]
-        if device.uses_graphs and definition.spec.pooling is None:
-            plans.append(SchedulerOutput([], [CachedRequestData(0, [], 4)], {0: 1}, [], 1, 0))
+        plans = [SchedulerOutput([request], [], {0: count}, [], count, 0)]
+        if device.uses_graphs and definition.spec.pooling is None and count < max_model_len:
+            plans.append(SchedulerOutput([], [CachedRequestData(0, [], count)], {0: 1}, [], 1, 0))
         for plan in plans:
             output = runner.execute(plan)
             if output.errors:
@@ -445,6 +450,7 @@ class Worker:
             decoder_start_token_ids=loaded.spec.decoder_start_token_ids,
             max_encoder_len=_max_encoder_len(loaded.model.definition),
             num_encoder_groups=loaded.model.definition.num_encoder_groups,
+            encoder_channels=encoder_channels(loaded.model.definition),
             kv_cache_bytes=plan.total_bytes,
             weight_bytes=loaded.weight_bytes,
             num_params=loaded.num_params,
@@ -506,9 +512,11 @@ def _media_info(loaded: LoadedModel, step_rows: int) -> dict[str, Any]:
         return {}
     return {
         "media_kinds": (*tower.kinds, "embeds"),
-        "media_width": loaded.spec.hidden_size,
+        "media_width": loaded.spec.hidden_size * (1 + len(tower.taps)),
         "media_step_rows": step_rows,
         "media_cache_rows": MEDIA_CACHE_ROWS,
+        "media_stays_whole": tower.whole_spans,
+        "prompts_stay_whole": tower.whole_prompts,
     }
 
 

@@ -60,12 +60,15 @@ class Answers:
             if not tokens:
                 assert start + count < len(token_ids), f"slot {slot}: all tokens were computed and none was sampled"
                 self._note_computed(request, start + count)
-                if scores:
-                    outputs.append(EngineCoreOutput(request.request_id, [], prompt_logprobs=scores))
+                tells = request.params.return_progress and not request.first_output_sent
+                if scores or tells:
+                    outputs.append(_on_the_way(request, scores, tells=tells))
                 continue
             request.num_expected_tokens -= 1
+            if slot in result.sampler_states:
+                request.sampler_state = result.sampler_states[slot]
             is_one = request.matcher is None and not request.draft_token_ids and tokens[0] not in request.stop_ids
-            is_plain = is_one and not logprobs and seconds is None
+            is_plain = is_one and not logprobs and seconds is None and request.params.repetition_detection is None
             if is_plain and request.first_output_sent and len(token_ids) + 1 < request.limit_tokens:
                 token_ids.append(tokens[0])
                 self.num_generation_tokens += 1
@@ -121,3 +124,15 @@ class Answers:
         elif progress.finish_reason is not None:
             self._live.finish(request)
         return outputs
+
+
+def _on_the_way(request: Request, prompt_logprobs: list[TokenLogprobs] | None, *, tells: bool) -> EngineCoreOutput:
+    """What is told of a prompt of which a part is computed."""
+    return EngineCoreOutput(
+        request.request_id,
+        [],
+        prompt_logprobs=prompt_logprobs or None,
+        num_cached_tokens=request.num_cached_tokens,
+        scheduled_time=request.scheduled_time,
+        num_computed_tokens=request.num_computed_tokens if tells else 0,
+    )

@@ -17,6 +17,7 @@ class RequestLimits:
     kv_capacity: int
     max_step_tokens: int | None  # where a prompt must fit one step, also after a preemption with its output
     max_encoder_len: int = 0  # 0: the model has no encoder
+    encoder_channels: int = 0  # of the frames that it takes; 0: it takes tokens
     media_kinds: tuple[str, ...] = ()
     media_width: int = 0
     max_span_tokens: int | None = None  # where a run of tokens of one item must fit one step
@@ -49,7 +50,7 @@ class RequestLimits:
                 f"The request needs {num_tokens} tokens, but without chunked prefill a step takes at most "
                 f"{self.max_step_tokens}."
             )
-        return self._encoder_refusal(message.encoder_token_ids)
+        return self._encoder_refusal(message.encoder_token_ids) or self._frames_refusal(message)
 
     def _encoder_refusal(self, token_ids: list[int]) -> str | None:
         if not self.max_encoder_len:
@@ -62,6 +63,16 @@ class RequestLimits:
             return f"The encoder's input has {len(token_ids)} tokens, but the encoder takes {self.max_encoder_len}."
         return None
 
+    def _frames_refusal(self, message: AddRequest) -> str | None:
+        frames = message.encoder_frames
+        if not self.encoder_channels:
+            return None if frames is None else "The request has frames of a sound, and the model takes none."
+        shape = (2 * len(message.encoder_token_ids), self.encoder_channels)
+        size = 4 * shape[0] * shape[1]
+        if frames is None or (frames.dtype, frames.shape, len(frames.data)) != ("float32", shape, size):
+            return f"The model's encoder takes frames of a sound, float32 {list(shape)}."
+        return None
+
     def _media_refusal(self, media: tuple[MediaItem, ...], num_tokens: int) -> str | None:
         for item in media:
             if item.kind not in self.media_kinds:
@@ -71,8 +82,6 @@ class RequestLimits:
                 return f"Embeddings of {item.rows} tokens have the shape {list(shape)}, not {list(expected)}."
         if not _are_apart(media, num_tokens):
             return "The spans of the prompt's media are not within it, in order and apart from each other."
-        if media[-1].end == num_tokens:
-            return "The prompt ends with media: some text must follow them."
         longest = max(length for item in media for _, length in item.spans)
         if self.max_span_tokens is not None and longest > self.max_span_tokens:
             return (

@@ -85,10 +85,13 @@ class Scheduler:
         self.max_model_len = info.max_model_len
         self.vocab_size = info.vocab_size
         pooling = info.pooling
-        self.enable_chunked_prefill = config.scheduler.enable_chunked_prefill and not (pooling and pooling.is_whole)
+        stays_whole = info.prompts_stay_whole or (pooling is not None and pooling.is_whole)
+        self.enable_chunked_prefill = config.scheduler.enable_chunked_prefill and not stays_whole
         self.enable_jump_forward = config.scheduler.enable_jump_forward
         # What a sequence is made of is more than its blocks of tokens.
-        is_whole = info.has_states or info.num_encoder_groups > 0 or not info.kv_group_windows
+        is_whole = (
+            info.has_states or info.num_encoder_groups > 0 or info.prompts_stay_whole or not info.kv_group_windows
+        )
         self.kv = KVCacheManager(
             info.num_kv_blocks,
             info.block_size,
@@ -122,6 +125,7 @@ class Scheduler:
             self.kv.capacity_tokens,
             None if self.enable_chunked_prefill else self.max_num_batched_tokens,
             info.max_encoder_len,
+            info.encoder_channels,
             info.media_kinds,
             info.media_width,
             self.max_num_prefill_tokens if info.media_stays_whole else None,
@@ -165,7 +169,8 @@ class Scheduler:
             arrival_number=self._num_arrivals,
             matcher=matcher,
         )
-        if self._drafter is not None and self._drafter.wants(request):
+        # Mirostat follows what was drawn: the rows behind a guess would have to know what came of those before.
+        if self._drafter is not None and not request.params.mirostat and self._drafter.wants(request):
             request.is_drafted = request.needs_output = True
         self.live.add(request)
         return None
@@ -370,9 +375,11 @@ class Scheduler:
             sample_index=request.sample_index,
             sampling_seed=request.sampling_seed,
             encoder_token_ids=request.encoder_token_ids,
+            encoder_frames=request.encoder_frames,
             encoder_block_ids=request.encoder_block_tables,
             pooling=request.pooling,
             media=[MediaPlace(item.digest, item.spans, item.grid) for item in request.media],
+            sampler_state=request.sampler_state,
         )
 
     def _add_drafts(self, step: _Step) -> None:

@@ -1,4 +1,7 @@
-"""Qwen2-VL: pictures of any size, patches turned by line and column, and positions of three parts in the text."""
+"""Qwen2-VL and 2.5: pictures of any size, patches turned by line and column, positions of three parts in the text.
+
+In 2.5 most layers of the tower see windows of a picture.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from octavo.models.blocks import MLP, Attention, Sequential
+from octavo.models.blocks import MLP, Attention, GatedMLP, Sequential
 from octavo.models.common import read_activation
 from octavo.models.config_reader import MAX_HEAD_DIM, MAX_LAYERS, ConfigReader
 from octavo.models.spec import ModelSpec, NormSpec, ProjectorSpec, RopeSpec, TowerSpec
@@ -31,25 +34,42 @@ _DEFAULTS: Final[Mapping[str, Any]] = {
     "depth": 32, "embed_dim": 1280, "hidden_act": "quick_gelu", "mlp_ratio": 4, "num_heads": 16, "patch_size": 14,
     "spatial_merge_size": 2, "temporal_patch_size": 2,
 }  # fmt: skip
+_DEFAULTS_2_5: Final[Mapping[str, Any]] = {
+    "depth": 32, "hidden_size": 3584, "hidden_act": "silu", "intermediate_size": 3420, "num_heads": 16,
+    "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2, "fullatt_block_indexes": [7, 15, 23, 31],
+}  # fmt: skip
 _SECTIONS: Final = [16, 24, 24]
 _NORM: Final = NormSpec(eps=1e-6, kind="layer", bias=True)
 
 
 def tower(config: ConfigReader, text: ModelSpec) -> tuple[TowerSpec, tuple[str, ...]]:
     vision = config.section("vision_config").with_defaults(dict(_DEFAULTS))
+    width = vision.integer("embed_dim")
+    mlp = MLP(size=int(width * vision.number("mlp_ratio")), activation=read_activation(vision), bias=True)
+    return any_size(vision, width, _NORM, mlp), ()
+
+
+def tower_2_5(config: ConfigReader, text: ModelSpec) -> tuple[TowerSpec, tuple[str, ...]]:
+    vision = config.section("vision_config").with_defaults(dict(_DEFAULTS_2_5))
+    mlp = GatedMLP(size=vision.integer("intermediate_size"), activation=read_activation(vision), bias=True)
+    made = any_size(vision, vision.integer("hidden_size"), NormSpec(eps=1e-6), mlp)
+    whole = vision.get("fullatt_block_indexes")
+    if not isinstance(whole, list) or not all(type(each) is int for each in whole):
+        raise vision.fail("fullatt_block_indexes", "is not a list of numbers of layers")
+    return replace(made, windowed=frozenset(range(len(made.layers))) - frozenset(whole)), ()
+
+
+def any_size(vision: ConfigReader, width: int, norm: NormSpec, mlp: MLP | GatedMLP) -> TowerSpec:
+    """A tower of pictures of any size, whose patches are turned by line and column."""
     vision.refuse_unless("in_channels", (3,))
-    width, count = vision.integer("embed_dim"), vision.integer("num_heads")
+    count = vision.integer("num_heads")
     head_dim = width // count
     if width % count or head_dim % 4 or head_dim > MAX_HEAD_DIM:
         raise vision.fail("num_heads", f"does not divide the {width} columns into parts for lines and columns")
     theta = vision.section("rope_parameters").number("rope_theta", 10_000.0)
     rope = RopeSpec(theta=theta, sections=(head_dim // 4,) * 2, is_axial=True)
     heads = Heads(num_heads=count, num_kv_heads=count, head_dim=head_dim)
-    layer = Sequential(
-        norm=_NORM,
-        attention=Attention(heads=heads, scale=head_dim**-0.5, rope=rope, bias=True, o_bias=True, causal=False),
-        mlp=MLP(size=int(width * vision.number("mlp_ratio")), activation=read_activation(vision), bias=True),
-    )
+    attention = Attention(heads=heads, scale=head_dim**-0.5, rope=rope, bias=True, o_bias=True, causal=False)
     patch, frames = vision.integer("patch_size"), vision.integer("temporal_patch_size")
     merge = vision.integer("spatial_merge_size") ** 2
     return TowerSpec(
@@ -57,19 +77,19 @@ def tower(config: ConfigReader, text: ModelSpec) -> tuple[TowerSpec, tuple[str, 
         frames=frames,
         hidden_size=width,
         num_positions=0,
-        layers=(layer,) * vision.integer("depth", high=MAX_LAYERS),
+        layers=(Sequential(norm=norm, attention=attention, mlp=mlp),) * vision.integer("depth", high=MAX_LAYERS),
         patch_bias=False,
-        post_norm=_NORM,
+        post_norm=norm,
         merge=merge,
         projector=ProjectorSpec(inner_size=merge * width),
-    ), ()
+    )
 
 
-def text(config: ConfigReader, spec: ModelSpec) -> ModelSpec:
+def text(config: ConfigReader, spec: ModelSpec, usual: list[int] = _SECTIONS) -> ModelSpec:
     """The text part with the sections of its rotation. `config`: the text part's."""
     key = "rope_scaling" if config.get("rope_parameters") is None else "rope_parameters"
     found = config.section(key).get("mrope_section")
-    sections = _SECTIONS if found is None else found
+    sections = usual if found is None else found
     layers = []
     for layer in spec.layers:
         assert isinstance(layer, Sequential) and isinstance(layer.attention, Attention)

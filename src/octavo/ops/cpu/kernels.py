@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from octavo import _cpu
-from octavo.ops.operands import Latent
+from octavo.ops.operands import KeyBlocks, Latent
 from octavo.ops.operations import GateKind
 from octavo.ops.reference import resolve_ids, soft_cap_
 from octavo.ops.reference_attention import (
@@ -64,12 +64,15 @@ CACHE_DTYPES: Final = {
 }  # fmt: skip
 ACTIVATIONS: Final = {
     "silu": 0, "gelu_tanh": 1, "gelu": 2, "relu": 3, "quick_gelu": 4, "relu2": 5, "xielu": 6, "swiglu_oai": 8,
+    "gegelu": 9,
 }  # fmt: skip
 MAX_HEAD_DIM: Final = 1024
 #: As in csrc/cpu/kernels/causal_conv.h.
 MAX_TAPS: Final = 8
 #: As in csrc/cpu/kernels/selective_scan.h.
 MAX_STATE_SIZE: Final = 256
+#: In place of `KeyBlocks.numbers`.
+NO_BLOCKS: Final = (0, 0, 1, 0)
 SCORE_KINDS: Final = {"softmax": 0, "sigmoid": 1, "sparsemixer": 2}
 #: As in csrc/cpu/kernels/experts.h.
 MAX_EXPERTS: Final = 4096
@@ -287,6 +290,7 @@ def attention(
     v_scale: float = 1.0,
     causal: bool = True,
     key_ends: Tensor | None = None,
+    blocks: KeyBlocks | None = None,
     plan: None = None,
 ) -> None:
     num_seqs, max_blocks = block_tables.shape
@@ -295,6 +299,7 @@ def attention(
     assert out.shape == (rows, num_heads * head_dim) and head_dim <= MAX_HEAD_DIM
     assert width >= num_heads * head_dim and num_heads % num_kv_heads == 0
     assert causal or not (window or slopes is not None or key_ends is not None)
+    assert blocks is None or (causal and not window and key_ends is None and blocks.size % KEY_TILE == 0)
     assert key_ends is None or (key_ends.dtype == _I32 and key_ends.is_contiguous() and key_ends.numel() == rows)
     assert block_tables.dtype == seq_lens.dtype == query_start_loc.dtype == _I32
     assert block_tables.stride(1) == 1 and seq_lens.is_contiguous() and query_start_loc.is_contiguous()
@@ -329,6 +334,7 @@ def attention(
         width,
         causal,
         0 if key_ends is None else key_ends.data_ptr(),
+        NO_BLOCKS if blocks is None else blocks.numbers,
     )
 
 

@@ -100,6 +100,9 @@ def pack_experts(
     return tuple(pack_linear_many(*each) for each in experts)
 
 
+pack_heads = pack_experts
+
+
 def pack_embedding(weight: Weight) -> EmbeddingWeight:
     """Pack a [N, K] table of rows."""
     return tied_embedding(pack_linear(weight))

@@ -16,6 +16,7 @@ from octavo.ops.cpu.kernels import (
     MAX_HEAD_DIM,
     MAX_STATE_SIZE,
     MAX_TAPS,
+    NO_BLOCKS,
     check_cache,
     check_latent,
     check_routing,
@@ -77,7 +78,9 @@ class CpuRunner(Runner):
             _RECORDS[type(op)](self, op)
         parts = [max(op.parts) + 1 for op in program.ops if isinstance(op, GatherRotation)]
         self._num_parts = max(parts, default=0)
-        self._replaces_rows = any(isinstance(op, ReplaceRows) for op in program.ops)
+        self._replaced_width = max(
+            (op.first + op.x.width for op in program.ops if isinstance(op, ReplaceRows)), default=0
+        )
         self._merged = math.prod(op.count for op in program.ops if isinstance(op, MergeRows))
         self._num_groups = 1 + max((cache.group for cache in program.caches), default=-1)
         self._sees_encoder = any(isinstance(op, Attend) and op.cache.of_encoder for op in program.ops)
@@ -101,7 +104,7 @@ class CpuRunner(Runner):
         assert needed is None or (needed.dtype == torch.int64 and needed.is_contiguous())
         if self._num_parts:
             self._set_position_parts(step, num_tokens)
-        if self._replaces_rows:
+        if self._replaced_width:
             self._set_replaced_rows(step)
         self._native.run(
             rows=num_tokens,
@@ -132,11 +135,14 @@ class CpuRunner(Runner):
     def _set_replaced_rows(self, step: StepTensors) -> None:
         rows, index = step.replaced_rows, step.replaced_index
         if rows is None or index is None:
-            self._native.set_replaced_rows(rows=0, index=0, count=0)
+            self._native.set_replaced_rows(rows=0, index=0, count=0, stride=0)
             return
-        assert rows.dtype == torch.float32 and rows.is_contiguous() and len(rows) == index.numel()
+        assert rows.dtype == torch.float32 and rows.is_contiguous()
+        assert rows.shape == (index.numel(), self._replaced_width)
         assert index.dtype == torch.int64 and index.is_contiguous()
-        self._native.set_replaced_rows(rows=rows.data_ptr(), index=index.data_ptr(), count=index.numel())
+        self._native.set_replaced_rows(
+            rows=rows.data_ptr(), index=index.data_ptr(), count=index.numel(), stride=rows.shape[1]
+        )
 
     def _state_slots(self, step: StepTensors) -> int:
         if not self.program.states:
@@ -222,10 +228,17 @@ class CpuRunner(Runner):
         self._native.given_rows(out=self._ids[op.out], width=op.out.width)
 
     def _replace_rows(self, op: ReplaceRows) -> None:
-        self._native.replace_rows(x=self._ids[op.x], width=op.x.width)
+        self._native.replace_rows(x=self._ids[op.x], width=op.x.width, first=op.first, adds=op.adds)
 
     def _merge_rows(self, op: MergeRows) -> None:
-        self._native.merge_rows(out=self._ids[op.out], x=self._ids[op.x], width=op.x.width, count=op.count)
+        self._native.merge_rows(
+            out=self._ids[op.out],
+            x=self._ids[op.x],
+            width=op.x.width,
+            count=op.count,
+            mean=op.kind == "mean",
+            turns=op.kind == "columns",
+        )
 
     def _linear(self, op: Linear) -> None:
         self._native.linear(self._matrix(op.weight), out=self._ids[op.out], x=self._ids[op.x])
@@ -348,6 +361,7 @@ class CpuRunner(Runner):
 
     def _attend(self, op: Attend) -> None:
         assert op.causal or not (op.cache.window or op.slopes or op.reads_key_ends)
+        assert op.blocks is None or (op.causal and not op.cache.window and not op.reads_key_ends)
         self._native.attend(
             out=self._ids[op.out],
             qkv=self._ids[op.qkv],
@@ -366,6 +380,7 @@ class CpuRunner(Runner):
             causal=op.causal,
             reads_key_ends=op.reads_key_ends,
             of_encoder=op.cache.of_encoder,
+            blocks=NO_BLOCKS if op.blocks is None else op.blocks.numbers,
         )
 
     def _causal_conv(self, op: CausalConv) -> None:

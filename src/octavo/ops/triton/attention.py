@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import triton
-from octavo.ops.operands import Heads
+from octavo.ops.operands import Heads, KeyBlocks
 from octavo.ops.triton.attention_kernels import combine_kernel, decode_kernel, prefill_kernel
 from octavo.ops.triton.attention_plan import CHUNK, AttentionPlan, AttentionPlanner, plan_of, prefill_tile
 from octavo.ops.triton.rope import kv_cache_shapes
@@ -65,6 +65,7 @@ def attention(
     sinks: Tensor | None = None,
     causal: bool = True,
     key_ends: Tensor | None = None,
+    blocks: KeyBlocks | None = None,
     plan: AttentionPlan | None = None,
 ) -> None:
     """`reference_attention.attention`, on the cache of `rope`. Without a plan one is made: it waits for the device."""
@@ -88,6 +89,7 @@ def attention(
         "CAPPED": softcap > 0,
         "SLOPED": slopes is not None,
         "PRECISION": precision,
+        **_blocks(blocks),
     }
     # One token sees all keys of its sequence, whatever the others see: its end is the sequence's.
     if plan.num_decodes:
@@ -135,7 +137,7 @@ def attention(
             BLOCK_C=_COMBINED,
         )
     is_plain = k_scale == v_scale == 1.0 and slopes is None and sinks is None and not chunked
-    is_plain = is_plain and causal and key_ends is None
+    is_plain = is_plain and causal and key_ends is None and blocks is None
     if plan.prompts is not None and plan.prompt_step is not None and is_plain:
         step = (block_tables, seq_lens, scale, window, softcap)
         if plan.prompts.run(plan.prompt_step, out, qkv, k_cache, v_cache, *step):
@@ -171,6 +173,12 @@ def attention(
         )
 
 
+def _blocks(blocks: KeyBlocks | None) -> dict[str, int]:
+    return dict(
+        zip(("KEYS", "LOCAL", "STRIDE", "STEP"), (0, 0, 1, 0) if blocks is None else blocks.numbers, strict=True)
+    )
+
+
 def variants() -> list[Variant]:
     found = []
     for heads, kv_heads, head_dim, kv_dtype, kind in (
@@ -182,6 +190,7 @@ def variants() -> list[Variant]:
         (8, 2, 512, torch.bfloat16, ""),
         (32, 32, 128, torch.bfloat16, "sloped"),
         (64, 8, 64, torch.bfloat16, "sinks"),
+        (32, 8, 128, torch.bfloat16, "blocks"),
     ):
         kinds = f", {kind}" if kind else ""
         name = f"{heads}/{kv_heads} x {head_dim}, {TYPE_NAMES[kv_dtype]}{kinds}"
@@ -195,6 +204,7 @@ def variants() -> list[Variant]:
             "NUM_HEADS": heads, "NUM_KV_HEADS": kv_heads, "D": head_dim, "Q_STRIDE": (heads + 2 * kv_heads) * head_dim,
             "BLOCK_D": head_dim, "BLOCK_SIZE": 16,
             "CHUNKED": False, "CAPPED": kind == "capped", "SLOPED": kind == "sloped", "PRECISION": "tf32",
+            **_blocks(KeyBlocks(size=64, local=16, stride=8, step=1) if kind == "blocks" else None),
             **{name: None for name, given in per_head.items() if not given},
         }  # fmt: skip
         minimum = 89 if kv_dtype == torch.float8_e4m3fn else 80
@@ -240,7 +250,7 @@ def variants() -> list[Variant]:
                 max_spill_bytes=16 if windowed else 0,  # on sm_80, outside the inner loop
             )
             for limit, has_ends in limits
-            for windowed in ((False,) if limit else (False, True))
+            for windowed in ((False,) if limit or kind == "blocks" else (False, True))
         ]
     pointers = {"out": "*bf16", "partial": "*fp32", "partial_stats": "*fp32", "seq_lens": "*i32", "starts": "*i32"}
     found.append(

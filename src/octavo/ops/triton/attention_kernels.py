@@ -61,6 +61,16 @@ def _keys_at(block_table, keys, in_range, head, block_stride, BLOCK_SIZE: tl.con
     return block * block_stride + (head * BLOCK_SIZE + keys % BLOCK_SIZE) * D
 
 
+@triton.jit
+def _in_blocks(
+    keys, positions, heads, KEYS: tl.constexpr, LOCAL: tl.constexpr, STRIDE: tl.constexpr, STEP: tl.constexpr
+):
+    """bool [M, N]: which keys up to a row's position its head sees (`octavo.ops.operands.KeyBlocks`)."""
+    block = (keys // KEYS)[None, :]
+    between = (block + (heads * STEP + 1)[:, None]) % STRIDE == 0
+    return between | (block > (positions // KEYS - LOCAL)[:, None])
+
+
 @jit(do_not_specialize=["table_stride", "num_seqs"])
 def decode_kernel(
     out, partial, partial_stats, qkv, k_cache, v_cache, block_tables, table_stride, seq_lens, items, starts, num_seqs,
@@ -68,9 +78,11 @@ def decode_kernel(
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, D: tl.constexpr, Q_STRIDE: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_SIZE: tl.constexpr, CHUNK: tl.constexpr,
     CHUNKED: tl.constexpr, CAPPED: tl.constexpr, SLOPED: tl.constexpr, PRECISION: tl.constexpr,
+    KEYS: tl.constexpr, LOCAL: tl.constexpr, STRIDE: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     """One query a sequence. An item is a chunk of CHUNK keys of a sequence; programs take items x heads of keys in
-    turn, starts[num_seqs] items in all. items int32 [., 2]: sequence, chunk."""
+    turn, starts[num_seqs] items in all. items int32 [., 2]: sequence, chunk. KEYS: of a block, where heads see some
+    blocks only; else 0. What no row of a tile sees is not read."""
     GROUP: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
     rows, dims = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_D)
     in_d = dims < D
@@ -95,13 +107,17 @@ def decode_kernel(
         for n in range(begin // BLOCK_N * BLOCK_N, end, BLOCK_N):
             keys = n + tl.arange(0, BLOCK_N)
             seen = (keys >= begin) & (keys < end)
+            if KEYS:
+                near = _in_blocks(keys, rows * 0 + seq_len - 1, head * GROUP + rows, KEYS, LOCAL, STRIDE, STEP)
+                near = near & in_group[:, None]
+                seen = seen & (tl.max(near.to(tl.int32), 0) > 0)
             at = _keys_at(block_tables + seq * table_stride, keys, seen, head, block_stride, BLOCK_SIZE, D)
             mask = seen[:, None] & in_d[None, :]
             k = tl.load(k_cache + at[:, None] + dims[None, :], mask=mask, other=0.0).to(q.dtype)
             s = _scores(q, k, scale, cap, CAPPED, PRECISION)
             if SLOPED:
                 s = _biased(s, slopes, head * GROUP + rows, in_group, (keys - seq_len + 1)[None, :].to(tl.float32))
-            s = tl.where(seen[None, :], s, float("-inf"))
+            s = tl.where((seen[None, :] & near) if KEYS else seen[None, :], s, float("-inf"))
             v = tl.load(v_cache + at[:, None] + dims[None, :], mask=mask, other=0.0).to(q.dtype)
             acc, largest, total = _online(acc, largest, total, s, v, PRECISION)
         heads = head * GROUP + rows
@@ -160,6 +176,7 @@ def prefill_kernel(
     BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_ROWS: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, WINDOWED: tl.constexpr, CAUSAL: tl.constexpr,
     CHUNKED: tl.constexpr, CAPPED: tl.constexpr, SLOPED: tl.constexpr, PRECISION: tl.constexpr,
+    KEYS: tl.constexpr, LOCAL: tl.constexpr, STRIDE: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     """A tile of BLOCK_M / GROUP_ROWS queries of one sequence, for one head of keys. tiles int32 [., 2]: sequence, tile.
     GROUP_ROWS: query heads of a head of keys, rounded up to a power of two. Rows of qkv are Q_STRIDE apart."""
@@ -200,6 +217,8 @@ def prefill_kernel(
         first_key = first_position // window * window if CHUNKED else tl.maximum(first_position - window + 1, 0)
         begin = first_key // BLOCK_N * BLOCK_N
         all_seen = begin
+    elif KEYS:
+        all_seen = 0
     else:
         all_seen = first_end // BLOCK_N * BLOCK_N
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
@@ -216,11 +235,15 @@ def prefill_kernel(
             s = _biased(s, slopes, heads, exists, (keys[None, :] - positions[:, None]).to(tl.float32))
         v = tl.load(v_cache + at[:, None] + dims[None, :], mask=in_d[None, :], other=0.0).to(q.dtype)
         acc, largest, total = _online(acc, largest, total, s, v, PRECISION)
-    # Tiles on the diagonal, or with a window's edge.
+    # Tiles on the diagonal, with a window's edge, or of blocks that not all heads see.
     for n in range(all_seen, end, BLOCK_N):
         keys = n + tl.arange(0, BLOCK_N)
-        at = _keys_at(table, keys, keys < end, head, block_stride, BLOCK_SIZE, D)
-        mask = (keys < end)[:, None] & in_d[None, :]
+        read = keys < end
+        if KEYS:
+            near = _in_blocks(keys, positions, heads, KEYS, LOCAL, STRIDE, STEP)
+            read = read & (tl.max((near & exists[:, None]).to(tl.int32), 0) > 0)
+        at = _keys_at(table, keys, read, head, block_stride, BLOCK_SIZE, D)
+        mask = read[:, None] & in_d[None, :]
         k = tl.load(k_cache + at[:, None] + dims[None, :], mask=mask, other=0.0).to(q.dtype)
         s = _scores(q, k, scale, cap, CAPPED, PRECISION)
         if SLOPED:
@@ -229,6 +252,8 @@ def prefill_kernel(
         if WINDOWED:
             first_keys = positions // window * window if CHUNKED else positions - window + 1
             seen = seen & (keys[None, :] >= first_keys[:, None])
+        if KEYS:
+            seen = seen & near
         s = tl.where(seen, s, float("-inf"))
         v = tl.load(v_cache + at[:, None] + dims[None, :], mask=mask, other=0.0).to(q.dtype)
         acc, largest, total = _online(acc, largest, total, s, v, PRECISION)

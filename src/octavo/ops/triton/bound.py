@@ -58,6 +58,7 @@ def operations(binding: Binding) -> tuple[dict[str, Any], dict[str, str]]:
         "act_mul": elementwise.act_mul,
         "act": elementwise.act,
         "pack_experts": packer.pack_experts,
+        "pack_heads": packer.pack_heads,
         "route": experts.route,
         "experts": experts.experts,
         "clip_": heads.clip_,

@@ -46,10 +46,11 @@ def activation(x, KIND: tl.constexpr):
 
 @triton.jit
 def activated(gate, up, KIND: tl.constexpr):
-    """act(gate) * up, float32. swiglu_oai: `reference.act_mul`."""
-    if KIND == "swiglu_oai":
-        gate = tl.where(gate > 7.0, 7.0, gate)
-        up = tl.where(up > 7.0, 7.0, tl.where(up < -7.0, -7.0, up))
+    """act(gate) * up, float32. swiglu_oai, gegelu: `reference.act_mul`."""
+    if KIND == "swiglu_oai" or KIND == "gegelu":
+        limit: tl.constexpr = 20.0 if KIND == "gegelu" else 7.0
+        gate = tl.where(gate > limit, limit, gate)
+        up = tl.where(up > limit, limit, tl.where(up < -limit, -limit, up))
         return gate / (1.0 + tl.exp(-1.702 * gate)) * (up + 1.0)
     return activation(gate, KIND) * up
 

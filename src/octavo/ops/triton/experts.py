@@ -17,7 +17,10 @@ from torch import Tensor
 import triton
 from octavo.ops.routing import Routing
 from octavo.ops.triton import elementwise
+from octavo.ops.triton.experts_int import IntExperts, common_form, int_product, joined, rows_of_tile
 from octavo.ops.triton.launching import jit
+from octavo.ops.triton.linear_dense import HALF_TYPES
+from octavo.ops.triton.linear_int import IntLinear, pack_int
 from octavo.ops.triton.variants import Variant
 from octavo.quant.packed import QuantizedWeight, as_floats
 
@@ -56,15 +59,44 @@ def pack_experts(
     dtype: torch.dtype,
     to_device: Callable[[Tensor], Tensor],
     is_invariant: bool,
-) -> ExpertsWeight:
+) -> ExpertsWeight | IntExperts:
     """For each expert its matrices, [N_i, K] one below the other, and their biases; either all experts have them or
-    none. Quantized matrices are held as floats."""
-    packed, biases = [], []
+    none. Quantized matrices stay small if all have one form that the kernels take."""
+    packed: list[Tensor | IntLinear] = []
+    biases = []
     for parts, of_parts in experts:
-        packed.append(torch.cat([to_device(as_floats(part)).to(dtype) for part in parts]))
+        form = common_form(parts) if dtype in HALF_TYPES else None
+        if form is None:
+            packed.append(torch.cat([to_device(as_floats(part)).to(dtype) for part in parts]))
+        else:
+            quantized = [part for part in parts if isinstance(part, QuantizedWeight)]
+            packed.append(pack_int(quantized, form, None, dtype, to_device, is_invariant))
         given = [to_device(bias).to(torch.float32) for bias in of_parts if bias is not None]
         biases += [torch.cat(given)] if given else []
-    return ExpertsWeight(torch.stack(packed), torch.stack(biases) if biases else None, is_invariant)
+    bias = torch.stack(biases) if biases else None
+    small = [each for each in packed if isinstance(each, IntLinear)]
+    if len(small) == len(packed) and len({each.form for each in small}) == 1:
+        return IntExperts(joined(small), bias, len(small), is_invariant)
+    return ExpertsWeight(torch.stack([_as_floats(each, dtype) for each in packed]), bias, is_invariant)
+
+
+def pack_floats(
+    experts: Iterable[tuple[Sequence[Tensor | QuantizedWeight], Sequence[Tensor | None]]],
+    dtype: torch.dtype,
+    to_device: Callable[[Tensor], Tensor],
+    is_invariant: bool,
+) -> ExpertsWeight:
+    """The same, always as floats, and without biases."""
+    packed = [torch.cat([to_device(as_floats(part)).to(dtype) for part in parts]) for parts, _ in experts]
+    return ExpertsWeight(torch.stack(packed), None, is_invariant)
+
+
+def _as_floats(matrix: Tensor | IntLinear, dtype: torch.dtype) -> Tensor:
+    if isinstance(matrix, Tensor):
+        return matrix
+    out = torch.empty(matrix.N, matrix.K, dtype=dtype, device=matrix.packed.device)
+    matrix.write_rows(out, None)
+    return out
 
 
 @triton.jit
@@ -178,23 +210,9 @@ def _product_kernel(
 ):  # fmt: skip
     """A tile of the rows of one expert. GATHER: x has a row for each `rows_per_x` entries, not one for each place.
     scales, by entry, or none: what x is multiplied by."""
-    tile = tl.program_id(0)
-    experts = tl.arange(0, BLOCK_E)
-    all_counts = tl.load(counts + experts, mask=experts < E, other=0)
-    tiles = (all_counts + BLOCK_M - 1) // BLOCK_M
-    ends = tl.cumsum(tiles, 0)
-    expert = tl.sum((ends <= tile).to(tl.int32), 0)
+    expert, rows, exists, sources = rows_of_tile(order, counts, rows_per_x, E, BLOCK_E, GATHER, BLOCK_M)
     if expert < E:
-        is_mine = experts == expert
-        first_tile = tl.sum(tl.where(is_mine, ends - tiles, 0), 0)
-        begin = tl.sum(tl.where(experts < expert, all_counts, 0), 0)
-        end = begin + tl.sum(tl.where(is_mine, all_counts, 0), 0)
-        rows = begin + (tile - first_tile) * BLOCK_M + tl.arange(0, BLOCK_M)
-        exists = rows < end
         columns = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-        sources = rows.to(tl.int64)
-        if GATHER:
-            sources = (tl.load(order + rows, mask=exists, other=0) // rows_per_x).to(tl.int64)
         matrix = weight + expert.to(tl.int64) * N * K
         acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
         for k in range(0, K, BLOCK_K):
@@ -267,8 +285,8 @@ def experts(
     x: Tensor,
     ids: Tensor,
     weights: Tensor,
-    gate_up_weights: ExpertsWeight,
-    down_weights: ExpertsWeight,
+    gate_up_weights: ExpertsWeight | IntExperts,
+    down_weights: ExpertsWeight | IntExperts,
     kind: str,
     *,
     places: Tensor,
@@ -300,9 +318,12 @@ def experts(
 
 
 def _product(
-    out: Tensor, x: Tensor, weights: ExpertsWeight, order: Tensor, counts: Tensor, block_m: int, block_e: int,
-    rows_per_x: int, scales: Tensor | None = None,
+    out: Tensor, x: Tensor, weights: ExpertsWeight | IntExperts, order: Tensor, counts: Tensor, block_m: int,
+    block_e: int, rows_per_x: int, scales: Tensor | None = None,
 ) -> None:  # fmt: skip
+    if isinstance(weights, IntExperts):
+        int_product(out, x, weights, order, counts, block_m > _FEW, block_e, rows_per_x, scales)
+        return
     num_experts, n, k = weights.weight.shape
     most_tiles = min(len(out), triton.cdiv(len(out), block_m) + num_experts)
     _product_kernel[(most_tiles, triton.cdiv(n, _BLOCK_N))](

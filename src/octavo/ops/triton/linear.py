@@ -15,7 +15,8 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from octavo.ops.triton.experts import ExpertsWeight, pack_experts
+from octavo.ops.triton.experts import ExpertsWeight, pack_experts, pack_floats
+from octavo.ops.triton.experts_int import IntExperts
 from octavo.ops.triton.linear_dense import Bias, DenseLinear
 from octavo.ops.triton.linear_embedding import Embedding, embedding
 from octavo.ops.triton.linear_int import Form, IntLinear, form_of, pack_int
@@ -186,10 +187,15 @@ class LinearPacker:
         assert isinstance(weight, DenseLinear | InvariantLinear | IntLinear), weight.kind
         return Embedding(weight if isinstance(weight, IntLinear) else weight.weight, weight.K)
 
-    def pack_experts(self, weights: Iterable[tuple[Sequence[Weight], Sequence[Tensor | None]]]) -> ExpertsWeight:
-        """For each expert its matrices, [N_i, K] one below the other, and their biases. They are floats here, whatever
-        they come as."""
+    def pack_experts(
+        self, weights: Iterable[tuple[Sequence[Weight], Sequence[Tensor | None]]]
+    ) -> ExpertsWeight | IntExperts:
+        """For each expert its matrices, [N_i, K] one below the other, and their biases."""
         return pack_experts(weights, self._dtype, self._to_device, self._is_invariant)
+
+    def pack_heads(self, weights: Iterable[tuple[Sequence[Weight], Sequence[Tensor | None]]]) -> ExpertsWeight:
+        """The same for `head_linear`, which takes floats."""
+        return pack_floats(weights, self._dtype, self._to_device, self._is_invariant)
 
     def _pack(self, weights: Sequence[Weight], biases: Sequence[Tensor | None], keep_dtype: bool) -> LinearWeight:
         if not weights:

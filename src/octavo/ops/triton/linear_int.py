@@ -1,4 +1,5 @@
-"""Integer weights with floating-point activations: how they are packed, and which kernel multiplies.
+"""Weights of 4 and 8 bits, integers or values of a table, with floating-point activations: how they are packed, and
+which kernel multiplies.
 
 Up to 16 rows go to the kernel that reads fastest, more to tiles of tensor cores that take weights from registers. From
 `MANY_ROWS` on it pays to write the weights out as floats, a piece at a time, and to let cuBLAS multiply; and so it is
@@ -19,15 +20,17 @@ import triton
 from octavo.ops.triton.linear_chip import Chip, chip
 from octavo.ops.triton.linear_dense import FEW_ROWS, HALF_TYPES, LEAST_ROWS, SHAPES, WARPS, Bias, by_library
 from octavo.ops.triton.linear_int_kernels import (
+    FLOAT8S,
     int_few_rows_kernel,
     int_rows_kernel,
     int_tiles_kernel,
     sum_kernel,
     unpacking,
+    unpacking_table,
 )
 from octavo.ops.triton.linear_tiles import multiply_tiles
 from octavo.ops.triton.variants import TYPE_NAMES, Variant
-from octavo.quant.packed import QuantizedWeight, multiplied
+from octavo.quant.packed import E4M3_VALUES, QuantizedWeight, multiplied
 
 #: Rows of x from which writing the weights out costs less than the tiles lose against cuBLAS: about a tenth of the
 #: product at 4096 rows.
@@ -39,26 +42,29 @@ _MOST_STAGES: Final = 8
 
 
 class Form(NamedTuple):
-    """What weights must have in common to be packed as one. `bits` are those of the packing, 4 or 8."""
+    """What weights must have in common to be packed as one. `bits` are those of the packing, 4 or 8. `table`: what the
+    values stand for, float32; empty: for themselves."""
 
     bits: int
     group: int
     zero: int
     has_mins: bool
     scale_dtype: torch.dtype
+    table: bytes = b""
 
 
 def form_of(weight: QuantizedWeight) -> Form | None:
     """The form in which the kernels take a weight, whatever the order of its columns; None: its groups or its K do not
-    suit them, or its values are those of a table."""
-    if weight.group_size % 16 or weight.shape[1] % 64 or weight.table is not None:
+    suit them, or its values are those of a table of 256 that is no float8's."""
+    table = b"" if weight.table is None else weight.table.numpy().tobytes()
+    if weight.group_size % 16 or weight.shape[1] % 64 or (weight.bits == 8 and table and table not in FLOAT8S):
         return None
     bits = 4 if weight.bits == 4 else 8
     has_mins = weight.mins is not None
-    return Form(bits, weight.group_size, 0 if has_mins else weight.zero, has_mins, weight.scales.dtype)
+    return Form(bits, weight.group_size, 0 if has_mins else weight.zero, has_mins, weight.scales.dtype, table)
 
 
-def _tile(k: int) -> int:
+def tile_of(k: int) -> int:
     """Values of a row that are packed together: see `linear_int_kernels`."""
     return 128 if k % 128 == 0 else 64
 
@@ -68,7 +74,7 @@ def pack_values(values: Tensor, bits: int) -> Tensor:
     if bits == 8:
         return values.contiguous()
     n, k = values.shape
-    low, high = values.view(n, k // _tile(k), 2, -1).unbind(2)
+    low, high = values.view(n, k // tile_of(k), 2, -1).unbind(2)
     return low.bitwise_or(high << 4).view(n, k // 2)
 
 
@@ -76,18 +82,20 @@ def unpack_values(packed: Tensor, k: int, bits: int) -> Tensor:
     """The inverse of `pack_values`."""
     if bits == 8:
         return packed
-    half = _tile(k) // 2
+    half = tile_of(k) // 2
     tiles = packed.view(len(packed), -1, half)
     return torch.stack((tiles & 0xF, tiles >> 4), dim=2).view(len(packed), k)
 
 
 @dataclass(frozen=True, eq=False)
 class IntLinear:
-    """A [N, K] matrix of integers. `is_invariant`: a row's bits must not depend on how many others there are."""
+    """A [N, K] matrix of integers, or of a table's values. `is_invariant`: a row's bits must not depend on how many
+    others there are."""
 
     packed: Tensor  # uint8 [N, K] or [N, K / 2]
     scales: Tensor  # float16 or float32 [K / group, N]
     mins: Tensor | None  # like scales
+    table: Tensor | None  # float32 [16] or [256]
     bias: Bias | None
     form: Form
     K: int
@@ -103,16 +111,18 @@ class IntLinear:
 
     @property
     def kind(self) -> str:
+        if self.form.table:
+            return "table4" if self.form.bits == 4 else "float8"
         return f"int{self.form.bits}"
 
     @property
     def tile(self) -> int:
-        return _tile(self.K)
+        return tile_of(self.K)
 
     @property
     def unit(self) -> int:
         """Most values, up to half a tile, of which every aligned run has one scale."""
-        return _unit(self.form, self.K)
+        return unit_of(self.form, self.K)
 
     def multiply(self, out: Tensor, x: Tensor) -> None:
         num_rows = len(x)
@@ -134,7 +144,7 @@ class IntLinear:
         block = 32
         grid = (triton.cdiv(len(out), block), self.K // self.tile)
         int_rows_kernel[grid](
-            out, ids, self.packed, self.scales, self.mins, first, len(out), self.K, factor, out.stride(0),
+            out, ids, self.packed, self.scales, self.mins, self.table, first, len(out), self.K, factor, out.stride(0),
             self.packed.stride(0), self.scales.stride(0), self.form.bits, self.form.zero, self.tile,
             # Two scales for a half at least, as in the products.
             min(self.unit, self.tile // 4), self.form.group, block, ids is not None, self.mins is not None,
@@ -182,6 +192,7 @@ def pack_int(
         packed[0] if len(packed) == 1 else torch.cat(packed),
         torch.cat(scales, dim=1).contiguous(),
         torch.cat(mins, dim=1).contiguous() if mins else None,
+        None if weights[0].table is None else to_device(weights[0].table.contiguous()),
         bias, form, k, is_invariant,
     )  # fmt: skip
     if dtype not in HALF_TYPES or not is_invariant:
@@ -189,8 +200,8 @@ def pack_int(
     return result
 
 
-def _unit(form: Form, k: int) -> int:
-    unit = _tile(k) // 2
+def unit_of(form: Form, k: int) -> int:
+    unit = tile_of(k) // 2
     while form.group % unit:
         unit //= 2
     return unit
@@ -210,7 +221,7 @@ class FewRowsTile(NamedTuple):
 def few_rows_tile(num_rows: int, n: int, k: int, bits: int, unit: int, num_sms: int, least_n: int = 16) -> FewRowsTile:
     """The tile for up to 16 rows; a program takes at least `least_n` rows of the weight."""
     block_m = max(LEAST_ROWS, triton.next_power_of_2(num_rows))
-    slice_k = max(32, min(unit, _tile(k) // 2))  # tensor cores take 32 of what was bytes
+    slice_k = max(32, min(unit, tile_of(k) // 2))  # tensor cores take 32 of what was bytes
     slices = max(WARPS, 256 // slice_k)
     # Twice as many rows of the weight for each read of x, and fewer instructions for each weight; but only as long as
     # programs fill half of the multiprocessors and the sums fit their registers.
@@ -234,7 +245,7 @@ def int_few_rows(out: Tensor, x: Tensor, w: IntLinear, act: str = "") -> None:
     )  # fmt: skip
     is_even = w.K % (tile.slices * tile.slice_k * (2 if w.form.bits == 4 else 1)) == 0
     int_few_rows_kernel[(triton.cdiv(w.N, tile.block_n),)](
-        out, x, w.packed, w.scales, w.mins, None if w.bias is None else w.bias.exact, num_rows, n, w.K,
+        out, x, w.packed, w.scales, w.mins, w.table, None if w.bias is None else w.bias.exact, num_rows, n, w.K,
         out.stride(0), x.stride(0), w.packed.stride(0), w.scales.stride(0),
         w.form.bits, w.form.zero, w.tile if w.form.bits == 4 else tile.slice_k, min(w.unit, tile.slice_k),
         w.form.group, tile.slices, tile.slice_k, tile.block_n, tile.block_m, is_even,
@@ -244,7 +255,11 @@ def int_few_rows(out: Tensor, x: Tensor, w: IntLinear, act: str = "") -> None:
 
 def _unpacking(form: Form, x: Tensor) -> str:
     """The interpreter knows no PTX."""
-    return unpacking(form.bits, form.zero, x.dtype) if x.is_cuda else ""
+    return ptx_of(form, x.dtype) if x.is_cuda else ""
+
+
+def ptx_of(form: Form, dtype: torch.dtype) -> str:
+    return unpacking_table(form.table, dtype) if form.table else unpacking(form.bits, form.zero, dtype)
 
 
 class Tile(NamedTuple):
@@ -274,13 +289,13 @@ def choose_tile(num_rows: int, n: int, k: int, is_invariant: bool, the_chip: Chi
     def cycles(choice: tuple[Tile, int]) -> float:
         tile, splits = choice
         programs: int = triton.cdiv(n, tile.block_n) * triton.cdiv(num_rows, tile.block_m) * splits
-        steps: int = triton.cdiv(k // _tile(k), splits)
+        steps: int = triton.cdiv(k // tile_of(k), splits)
         sums = 0.0 if splits == 1 else _LAUNCH + 8 * splits * num_rows * n / _SUM_BYTES
         busy: int = triton.cdiv(programs, the_chip.num_sms) * steps * tile.cycles
         return busy + sums
 
     tiles = _WGMMA_TILES if the_chip.has_tma else _MMA_TILES
-    most = 1 if is_invariant else k // _tile(k)
+    most = 1 if is_invariant else k // tile_of(k)
     return min(((tile, splits) for tile in tiles for splits in _SPLITS if splits <= most), key=cycles)
 
 
@@ -292,7 +307,7 @@ def int_tiles(out: Tensor, x: Tensor, w: IntLinear, choice: tuple[Tile, int] | N
     bias = None if w.bias is None else w.bias.exact
     grid = (triton.cdiv(n, tile.block_n) * triton.cdiv(num_rows, tile.block_m), splits)
     int_tiles_kernel[grid](
-        sums, x, w.packed, w.scales, w.mins, bias if splits == 1 else None, num_rows, n, w.K,
+        sums, x, w.packed, w.scales, w.mins, w.table, bias if splits == 1 else None, num_rows, n, w.K,
         sums.stride(-2), x.stride(0), w.packed.stride(0), w.scales.stride(0),
         w.form.bits, w.form.zero, w.tile, w.unit, w.form.group, splits, tile.block_n, tile.block_m,
         w.mins is not None, bias is not None and splits == 1, _unpacking(w.form, x),
@@ -306,13 +321,19 @@ def int_tiles(out: Tensor, x: Tensor, w: IntLinear, choice: tuple[Tile, int] | N
 
 _SUM_BLOCK: Final = 1024
 _INTEGERS: Final = ("M", "N", "K", "stride_out", "stride_x", "stride_w", "stride_s")
-#: Formats whose packing differs: GPTQ, AWQ, Q4_K, Q8_0 and Q6_K of GGUF.
-_FORMS: Final = {
+#: Any table of 16 compiles alike.
+_SIXTEEN: Final = torch.linspace(-1, 1, 16).numpy().tobytes()
+#: Formats whose packing differs: GPTQ, AWQ, Q4_K, Q8_0 and Q6_K of GGUF, and those of tables.
+FORMS: Final = {
     "GPTQ": Form(4, 128, 8, False, torch.float16),
     "AWQ": Form(4, 128, 0, True, torch.float16),
     "Q4_K": Form(4, 32, 0, True, torch.float32),
     "Q8_0": Form(8, 32, 128, False, torch.float16),
     "Q6_K": Form(8, 16, 32, False, torch.float32),
+    "nf4": Form(4, 64, 0, False, torch.float32, _SIXTEEN),
+    "nvfp4": Form(4, 16, 0, False, torch.float32, _SIXTEEN),
+    "float8 of blocks": Form(8, 128, 0, False, torch.float32, E4M3_VALUES.numpy().tobytes()),
+    "float8 of rows": Form(8, 4096, 0, False, torch.float32, E4M3_VALUES.numpy().tobytes()),
 }
 
 
@@ -320,9 +341,9 @@ def _variant(name: str, form: Form, k: int, dtype: torch.dtype, kernel: Any, **m
     signature = dict.fromkeys(_INTEGERS, "i32") | dict.fromkeys(("out", "x"), f"*{TYPE_NAMES[dtype]}")
     signature |= {"w": "*u8", "scales": f"*{TYPE_NAMES[form.scale_dtype]}"}
     constexprs = {
-        "BITS": form.bits, "ZERO": form.zero, "TILE": _tile(k), "UNIT": _unit(form, k), "GROUP": form.group,
-        "HAS_MINS": form.has_mins, "HAS_BIAS": False, "bias": None, "mins": None,
-        "UNPACK": unpacking(form.bits, form.zero, dtype), **more,
+        "BITS": form.bits, "ZERO": form.zero, "TILE": tile_of(k), "UNIT": unit_of(form, k), "GROUP": form.group,
+        "HAS_MINS": form.has_mins, "HAS_BIAS": False, "bias": None, "mins": None, "table": None,
+        "UNPACK": ptx_of(form, dtype), **more,
     }  # fmt: skip
     if form.has_mins:
         del constexprs["mins"]
@@ -342,12 +363,12 @@ def _variant(name: str, form: Form, k: int, dtype: torch.dtype, kernel: Any, **m
 def _few_rows_variant(
     name: str, num_rows: int, n: int, k: int, dtype: torch.dtype = torch.bfloat16, act: str = ""
 ) -> Variant:
-    form = _FORMS[name]
-    tile = few_rows_tile(num_rows, n, k, form.bits, _unit(form, k), 132, 32 if act else 16)
+    form = FORMS[name]
+    tile = few_rows_tile(num_rows, n, k, form.bits, unit_of(form, k), 132, 32 if act else 16)
     more = {
         "SLICES": tile.slices, "SLICE": tile.slice_k, "BLOCK_N": tile.block_n, "BLOCK_M": tile.block_m,
         "EVEN_K": k % (tile.slices * tile.slice_k * (2 if form.bits == 4 else 1)) == 0, "ACT": act,
-        "UNIT": min(_unit(form, k), tile.slice_k), "num_warps": WARPS, "num_stages": tile.stages,
+        "UNIT": min(unit_of(form, k), tile.slice_k), "num_warps": WARPS, "num_stages": tile.stages,
     }  # fmt: skip
     if form.bits == 8:
         more["TILE"] = tile.slice_k
@@ -359,21 +380,23 @@ def _tile_variant(name: str, tile: Tile, capability: int, splits: int = 1) -> Va
     more = {"SPLITS": splits, "BLOCK_N": tile.block_n, "BLOCK_M": tile.block_m, "num_warps": tile.num_warps}
     title = f"tiles {name} {tile.block_n} x {tile.block_m}, {splits} for K"
     return _variant(
-        title, _FORMS[name], 4096, torch.bfloat16, int_tiles_kernel, num_stages=tile.stages,
+        title, FORMS[name], 4096, torch.bfloat16, int_tiles_kernel, num_stages=tile.stages,
         min_capability=capability, **more,
     )  # fmt: skip
 
 
 def _rows_variant(name: str) -> Variant:
-    form = _FORMS[name]
-    more = {"UNIT": min(_unit(form, 4096), 32), "BLOCK_T": 32, "HAS_IDS": False, "ids": None}
+    form = FORMS[name]
+    more = {"UNIT": min(unit_of(form, 4096), 32), "BLOCK_T": 32, "HAS_IDS": False, "ids": None}
     made = _variant(f"rows {name}", form, 4096, torch.bfloat16, int_rows_kernel, num_warps=4, num_stages=1, **more)
     names = int_rows_kernel.arg_names
     signature = {"first": "i32", "T": "i32", "factor": "fp32", **made.signature}
+    if form.table:
+        signature["table"] = "*fp32"
     return replace(
         made,
         signature={key: value for key, value in signature.items() if key in names},
-        constexprs={key: value for key, value in made.constexprs.items() if key in names},
+        constexprs={key: value for key, value in made.constexprs.items() if key in names and key not in signature},
         divisible=made.divisible.intersection(names),
     )
 
@@ -387,12 +410,12 @@ def _sum_variant() -> Variant:
 
 def variants() -> list[Variant]:
     """Each format's products with one row and with 16, each tile, and the rows as floats."""
-    found = [_few_rows_variant(name, num_rows, 6144, 4096) for name in _FORMS for num_rows in (1, 4, 16)]
+    found = [_few_rows_variant(name, num_rows, 6144, 4096) for name in FORMS for num_rows in (1, 4, 16)]
     found += [_few_rows_variant("GPTQ", num_rows, *SHAPES["8B gate_up"], act="silu") for num_rows in (1, 16)]
     found += [_few_rows_variant("GPTQ", 1, *SHAPES[name]) for name in ("0.6B o", "0.6B down", "8B down", "8B gate_up")]
     found += [_few_rows_variant(name, 1, 4096, 4096, torch.float16) for name in ("GPTQ", "Q8_0")]
     found += [_few_rows_variant("Q8_0", 1, 576, 576)]
-    for name in _FORMS:
+    for name in FORMS:
         found += [_tile_variant(name, tile, 80) for tile in _MMA_TILES]
         found += [_tile_variant(name, tile, 90) for tile in _WGMMA_TILES]
         found.append(_rows_variant(name))

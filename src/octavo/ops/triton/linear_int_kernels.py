@@ -1,5 +1,5 @@
-"""Kernels for integer weights of 4 and 8 bits with scales in groups along K: products with few rows, with more, and the
-weights' rows as floats.
+"""Kernels for weights of 4 and 8 bits with scales in groups along K, integers or the values of a table: products with
+few rows, with more, and the weights' rows as floats.
 
 Of 8 bits a row is its bytes in order. Of 4 bits a row is cut into tiles of TILE values, each half as many bytes: the
 low nibbles are the tile's first half and the high ones its second, so that what a load brings is two operands of
@@ -14,11 +14,17 @@ from typing import Final
 
 import torch
 import triton.language as tl
+from torch import Tensor
 
 import triton
 from octavo.ops.triton.launching import jit
 from octavo.ops.triton.linear_dense import store_rows, weight_rows
 
+#: Tables of float8, as bytes of float32: how many digits and what bias of the exponent they have.
+FLOAT8S: Final = {
+    torch.arange(256, dtype=torch.uint8).view(dtype).float().numpy().tobytes(): digits_and_bias
+    for dtype, digits_and_bias in ((torch.float8_e4m3fn, (3, 7)), (torch.float8_e5m2, (2, 15)))
+}
 #: Two floats in a register whose low bits are an integer: 128 + u in bfloat16, 1024 + u in float16; and -128, 1, ...
 _MAGIC: Final = {torch.bfloat16: (0x4300_4300, 128), torch.float16: (0x6400_6400, 1024)}
 
@@ -27,6 +33,52 @@ def _pair(value: float, dtype: torch.dtype) -> str:
     """Two of `value` in a register, as PTX writes it."""
     bits = int(torch.tensor(value, dtype=dtype).view(torch.int16)) & 0xFFFF
     return f"0x{bits << 16 | bits:08X}"
+
+
+@functools.cache
+def unpacking_table(table: bytes, dtype: torch.dtype) -> str:
+    """The same of values that stand in a table, float32: of 16, which are rounded to `dtype`, or of a float8."""
+    one = _pair(1.0, dtype)
+    values = torch.frombuffer(bytearray(table), dtype=torch.float32)
+    if len(values) == 16:
+        return f"{{ .reg .b32 a<8>; {_looked_up(values, dtype)} mov.b32 $4, {one}; mov.b32 $5, {one}; }}"
+    # Sign, exponent and digits to where a wider float has its lowest ones, and the exponent to its place: exact.
+    digits, bias = FLOAT8S[table]
+    wide_digits, wide_bias = {torch.bfloat16: (7, 127), torch.float16: (10, 15)}[dtype]
+    name = {torch.bfloat16: "bf16x2", torch.float16: "f16x2"}[dtype]
+    shift, factor = 8 - (wide_digits - digits), _pair(2.0 ** (wide_bias - bias), dtype)
+    moved = " ".join(
+        f"""prmt.b32 a0, $6, 0, {selector}; and.b32 a1, a0, 0x7F007F00; shr.u32 a1, a1, {shift};
+            lop3.b32 a0, a0, 0x80008000, a1, 0xEA; fma.rn.{name} ${i}, a0, factor, minus;"""
+        for i, selector in enumerate(("0x1404", "0x3424"))
+    )
+    start = f"{{ .reg .b32 a<2>, factor, minus; mov.b32 factor, {factor}; mov.b32 minus, 0x80008000;"  # minus zero
+    return f"{start} {moved} mov.b32 $2, $0; mov.b32 $3, $1; mov.b32 $4, {one}; mov.b32 $5, {one}; }}"
+
+
+def _looked_up(values: Tensor, dtype: torch.dtype) -> str:
+    """PTX from the nibbles of $6 to values of a table of 16: the low ones to $0 and $1, the high ones to $2 and $3.
+
+    A permutation takes four bytes out of eight at once. So the low and the high bytes of the values are looked up
+    apart, each among the first eight and the last, of which bit 3 of the nibbles chooses.
+    """
+    halves = values.to(dtype).view(torch.int16).numpy().view("u1").reshape(16, 2)
+    low, high = (
+        [f"0x{int.from_bytes(each.tobytes(), 'little'):08X}" for each in half.reshape(4, 4)] for half in halves.T
+    )
+    parts = []
+    for shift, first, second in ((0, "$0", "$1"), (4, "$2", "$3")):
+        parts.append(f"""
+            shr.u32 a0, $6, {shift}; and.b32 a0, a0, 0x0F0F0F0F; shr.u32 a1, a0, 4; lop3.b32 a0, a0, a1, 0, 0xFC;
+            prmt.b32 a0, a0, 0, 0x4420; shr.u32 a1, a0, 3; and.b32 a1, a1, 0x1111; and.b32 a0, a0, 0x7777;
+            mov.b32 a2, 0xFF00; prmt.b32 a1, a2, 0, a1;""")
+        for target, table in (("a6", low), ("a7", high)):
+            parts.append(f"""
+            mov.b32 a2, {table[0]}; mov.b32 a3, {table[1]}; prmt.b32 a2, a2, a3, a0;
+            mov.b32 a4, {table[2]}; mov.b32 a5, {table[3]}; prmt.b32 a4, a4, a5, a0;
+            lop3.b32 {target}, a2, a4, a1, 0xD8;""")
+        parts.append(f" prmt.b32 {first}, a6, a7, 0x5140; prmt.b32 {second}, a6, a7, 0x7362;")
+    return "".join(parts)
 
 
 @functools.cache
@@ -72,8 +124,9 @@ _FP16 = tl.constexpr((tl.float16, tl.float16, tl.float16))
 
 
 @triton.jit
-def unpacked(packed, BITS: tl.constexpr, ZERO: tl.constexpr, UNPACK: tl.constexpr, TYPE: tl.constexpr):
-    """u - ZERO of packed bytes, of low nibbles and of high ones or of 8 bits twice the same, and ones; as TYPE.
+def unpacked(packed, table, BITS: tl.constexpr, ZERO: tl.constexpr, UNPACK: tl.constexpr, TYPE: tl.constexpr):
+    """u - ZERO of packed bytes, of low nibbles and of high ones or of 8 bits twice the same, and ones; as TYPE. With a
+    table, float32, its values in place of u - ZERO.
 
     UNPACK: PTX, or "" for operations that are slower but that the interpreter has too. Ones come from here because
     they must have the layout of the others, in which x is in shared memory.
@@ -83,8 +136,12 @@ def unpacked(packed, BITS: tl.constexpr, ZERO: tl.constexpr, UNPACK: tl.constexp
             low, high = packed & 0xF, packed >> 4
         else:
             low, high = packed, packed
-        low = (low.to(tl.float32) - ZERO).to(TYPE)
-        high = (high.to(tl.float32) - ZERO).to(TYPE)
+        if table is not None:
+            low = tl.load(table + low.to(tl.int32)).to(TYPE)
+            high = tl.load(table + high.to(tl.int32)).to(TYPE)
+        else:
+            low = (low.to(tl.float32) - ZERO).to(TYPE)
+            high = (high.to(tl.float32) - ZERO).to(TYPE)
         ones = (packed.to(tl.float32) * 0.0 + 1.0).to(TYPE)
     elif TYPE.is_bf16():
         low, high, ones = tl.inline_asm_elementwise(UNPACK, _REGISTERS, [packed], _BF16, True, 4)
@@ -134,7 +191,7 @@ def _scaled_slices(u, scales, mins, HAS_MINS: tl.constexpr, TYPE: tl.constexpr):
 
 @jit(do_not_specialize=["M"])
 def int_few_rows_kernel(  # noqa: C901 - the branches are of what is known when it is compiled
-    out, x, w, scales, mins, bias, M, N, K, stride_out, stride_x, stride_w, stride_s,
+    out, x, w, scales, mins, table, bias, M, N, K, stride_out, stride_x, stride_w, stride_s,
     BITS: tl.constexpr, ZERO: tl.constexpr, TILE: tl.constexpr, UNIT: tl.constexpr, GROUP: tl.constexpr,
     SLICES: tl.constexpr, SLICE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, EVEN_K: tl.constexpr,
     HAS_MINS: tl.constexpr, HAS_BIAS: tl.constexpr, UNPACK: tl.constexpr, ACT: tl.constexpr,
@@ -177,7 +234,7 @@ def int_few_rows_kernel(  # noqa: C901 - the branches are of what is known when 
             in_k = (k + k_x < K)[:, None, None]
             w_mask, x_mask = w_mask & in_k, x_mask & in_k
         packed = tl.load(w_at, mask=w_mask, other=0)
-        low, high, ones = unpacked(packed, BITS, ZERO, UNPACK, TYPE)
+        low, high, ones = unpacked(packed, table, BITS, ZERO, UNPACK, TYPE)
         x_low = tl.load(x_at, mask=x_mask, other=0.0)
         x_high = x_low
         if BITS == 4:
@@ -216,38 +273,25 @@ def int_few_rows_kernel(  # noqa: C901 - the branches are of what is known when 
     store_rows(out, total, M, N, stride_out, BLOCK_N, BLOCK_M, ACT)
 
 
-@jit(do_not_specialize=["M"])
-def int_tiles_kernel(
-    out, x, w, scales, mins, bias, M, N, K, stride_out, stride_x, stride_w, stride_s,
+@triton.jit
+def tile_products(
+    w_at, x_at, scales, mins, table, n, n_mask, m_mask, first, last, K, stride_s,
     BITS: tl.constexpr, ZERO: tl.constexpr, TILE: tl.constexpr, UNIT: tl.constexpr, GROUP: tl.constexpr,
-    SPLITS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, HAS_MINS: tl.constexpr, HAS_BIAS: tl.constexpr,
-    UNPACK: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, HAS_MINS: tl.constexpr, UNPACK: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
-    """out [M, N] = x [M, K] @ w.T for any M. Weights become floats of x's type in registers, from where tensor cores
-    take them as their first operand; where a tile of a row has one scale, it is applied to the tile's products.
+    """float32 [BLOCK_N, BLOCK_M], of the columns first .. last: rows n of a weight, of which the first half tile is at
+    w_at, times rows of x, of which the same columns are at x_at.
 
-    SPLITS programs share K, each for a part; out is then float32 [SPLITS, M, N] and takes their sums. Each tile's
-    products are one chain, and the tiles' sums are added in order, for all BLOCK_N and BLOCK_M: so that without SPLITS
-    a row's bits depend on that row of x alone. (One chain for all of K is slower: the compiler waits for each product.)
+    Weights become floats of x's type in registers, from where tensor cores take them as their first operand; where a
+    tile of a row has one scale, it is applied to the tile's products. Each tile's products are one chain, and the
+    tiles' sums are added in order, for all BLOCK_N and BLOCK_M. (One chain for all of K is slower: the compiler waits
+    for each product.)
     """
     HALF: tl.constexpr = TILE // 2
-    TYPE: tl.constexpr = x.dtype.element_ty
     ONE_SCALE: tl.constexpr = GROUP % TILE == 0 and not HAS_MINS
     # Two scales for a half at least, if need be equal ones: with one the compiler takes weights through shared memory.
     SCALES: tl.constexpr = 1 if ONE_SCALE else HALF // UNIT if HALF // UNIT > 2 else 2
-    tiles_m = tl.cdiv(M, BLOCK_M)
-    n = tl.program_id(0) // tiles_m * BLOCK_N + tl.arange(0, BLOCK_N)
-    m = tl.program_id(0) % tiles_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    n_mask, m_mask = n < N, m < M
-    first, last = 0, K
-    if SPLITS > 1:
-        first = tl.program_id(1) * tl.cdiv(K // TILE, SPLITS) * TILE
-        last = min(K, first + tl.cdiv(K // TILE, SPLITS) * TILE)
-        out += tl.program_id(1).to(tl.int64) * M * stride_out
-    inner = tl.arange(0, HALF)
     k_s = first + tl.arange(0, SCALES) * (HALF // SCALES)
-    w_at = w + (n[:, None].to(tl.int64) * stride_w + inner[None, :]) + (first // 2 if BITS == 4 else first)
-    x_at = x + (m[:, None].to(tl.int64) * stride_x + inner[None, :]) + first
     acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     s_low = _scales_at(scales, k_s, n, n_mask, K, stride_s, GROUP)
     s_high, m_low, m_high = s_low, s_low, s_low
@@ -257,9 +301,9 @@ def int_tiles_kernel(
         m_low = _scales_at(mins, k_s, n, n_mask, K, stride_s, GROUP)
         m_high = _scales_at(mins, k_s + HALF, n, n_mask, K, stride_s, GROUP)
     for k in range(first, last, TILE):
-        low, high, _ = unpacked(tl.load(w_at, mask=n_mask[:, None], other=0), BITS, ZERO, UNPACK, TYPE)
+        low, high, _ = unpacked(tl.load(w_at, mask=n_mask[:, None], other=0), table, BITS, ZERO, UNPACK, TYPE)
         if BITS == 8:
-            high, _, _ = unpacked(tl.load(w_at + HALF, mask=n_mask[:, None], other=0), BITS, ZERO, UNPACK, TYPE)
+            high, _, _ = unpacked(tl.load(w_at + HALF, mask=n_mask[:, None], other=0), table, BITS, ZERO, UNPACK, TYPE)
         x_low = tl.load(x_at, mask=m_mask[:, None], other=0.0)
         x_high = tl.load(x_at + HALF, mask=m_mask[:, None], other=0.0)
         if not ONE_SCALE:
@@ -276,6 +320,37 @@ def int_tiles_kernel(
             m_high = _scales_at(mins, following + HALF, n, n_mask, K, stride_s, GROUP)
         w_at += HALF if BITS == 4 else TILE
         x_at += TILE
+    return acc
+
+
+@jit(do_not_specialize=["M"])
+def int_tiles_kernel(
+    out, x, w, scales, mins, table, bias, M, N, K, stride_out, stride_x, stride_w, stride_s,
+    BITS: tl.constexpr, ZERO: tl.constexpr, TILE: tl.constexpr, UNIT: tl.constexpr, GROUP: tl.constexpr,
+    SPLITS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, HAS_MINS: tl.constexpr, HAS_BIAS: tl.constexpr,
+    UNPACK: tl.constexpr,
+):  # fmt: skip
+    """out [M, N] = x [M, K] @ w.T for any M.
+
+    SPLITS programs share K, each for a part; out is then float32 [SPLITS, M, N] and takes their sums. Without SPLITS a
+    row's bits depend on that row of x alone: see `tile_products`.
+    """
+    tiles_m = tl.cdiv(M, BLOCK_M)
+    n = tl.program_id(0) // tiles_m * BLOCK_N + tl.arange(0, BLOCK_N)
+    m = tl.program_id(0) % tiles_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    n_mask, m_mask = n < N, m < M
+    first, last = 0, K
+    if SPLITS > 1:
+        first = tl.program_id(1) * tl.cdiv(K // TILE, SPLITS) * TILE
+        last = min(K, first + tl.cdiv(K // TILE, SPLITS) * TILE)
+        out += tl.program_id(1).to(tl.int64) * M * stride_out
+    inner = tl.arange(0, TILE // 2)
+    w_at = w + (n[:, None].to(tl.int64) * stride_w + inner[None, :]) + (first // 2 if BITS == 4 else first)
+    x_at = x + (m[:, None].to(tl.int64) * stride_x + inner[None, :]) + first
+    acc = tile_products(
+        w_at, x_at, scales, mins, table, n, n_mask, m_mask, first, last, K, stride_s,
+        BITS, ZERO, TILE, UNIT, GROUP, BLOCK_N, BLOCK_M, HAS_MINS, UNPACK, x.dtype.element_ty,
+    )  # fmt: skip
     if HAS_BIAS:
         acc += tl.load(bias + n, mask=n_mask, other=0.0)[:, None]
     out_at = out + (m[None, :].to(tl.int64) * stride_out + n[:, None])
@@ -300,7 +375,7 @@ def sum_kernel(
 
 @jit(do_not_specialize=["first", "T"])
 def int_rows_kernel(
-    out, ids, w, scales, mins, first, T, K, factor, stride_out, stride_w, stride_s,
+    out, ids, w, scales, mins, table, first, T, K, factor, stride_out, stride_w, stride_s,
     BITS: tl.constexpr, ZERO: tl.constexpr, TILE: tl.constexpr, UNIT: tl.constexpr, GROUP: tl.constexpr,
     BLOCK_T: tl.constexpr, HAS_IDS: tl.constexpr, HAS_MINS: tl.constexpr,
 ):  # fmt: skip
@@ -315,7 +390,7 @@ def int_rows_kernel(
         row = tl.load(ids + t, mask=mask, other=0)
     inner = tl.arange(0, HALF)
     packed = tl.load(w + (row[:, None].to(tl.int64) * stride_w + tile * HALF + inner[None, :]), mask=mask[:, None])
-    low, high, _ = unpacked(packed, BITS, ZERO, "", tl.float32)
+    low, high, _ = unpacked(packed, table, BITS, ZERO, "", tl.float32)
     k = tile * TILE + tl.arange(0, HALF // UNIT) * UNIT
     out_at = out + (t[:, None].to(tl.int64) * stride_out + tile * TILE + inner[None, :])
     TYPE: tl.constexpr = out.dtype.element_ty

@@ -165,9 +165,10 @@ class CompressedTensors:
         if "weight_zero_point" not in parts:
             return offset
         zeros = parts.get("weight_zero_point", _INT8)
-        return (grouped_scales(parts, "weight_zero_point", zeros, n, k, self._block).to(torch.int32) + offset).to(
-            torch.uint8
-        )
+        zeros = grouped_scales(parts, "weight_zero_point", zeros, n, k, self._block).to(torch.int32) + offset
+        if int(zeros.min()) < 0 or int(zeros.max()) >= 2 * offset:
+            raise parts.fail("weight_zero_point", f"has values beyond those of the weight, {-offset} to {offset - 1}")
+        return zeros.to(torch.uint8)
 
     def _stored_bits(self, parts: Parts) -> int:
         """Those of the configuration's groups that fit the tensor."""

@@ -136,7 +136,8 @@ class Settings:
 
 def unpack_bits(words: Tensor, bits: int) -> Tensor:
     """Values of `bits` each, uint8 [R, W * item bits / bits], of the dense rows `words` [R, W]: lowest bits first."""
-    data = words.contiguous().view(torch.uint8)
+    # Flat in between: rows of one word may keep the stride of what they were transposed from.
+    data = words.contiguous().view(-1).view(words.shape).view(torch.uint8)
     rows = len(data)
     if 8 % bits == 0:
         # A byte becomes two, of which each has half of its bits, until they have as many as a value.

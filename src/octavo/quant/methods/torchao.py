@@ -131,8 +131,10 @@ def _int8(parts: Parts, about: dict[str, Any], n: int, k: int) -> QuantizedWeigh
     group = k // scales.shape[1]
     if _ZERO not in parts:
         return QuantizedWeight(codes, held, group, exact_scales(scales), zero=low)
-    zeros = parts.get(_ZERO, (*_INT8, torch.int32, torch.int64, *FLOATS))
-    zeros = _groups(parts, _ZERO, zeros, n, k).expand(scales.shape)
+    stored = parts.get(_ZERO, (*_INT8, torch.int32, torch.int64, *FLOATS))
+    zeros = _groups(parts, _ZERO, stored, n, k)
+    if zeros.shape[1] not in (1, scales.shape[1]):
+        raise parts.fail(_ZERO, f"has the shape {list(stored.shape)}, and there are {scales.shape[1]} scales a row")
     if not (zeros != 0).any():
         return QuantizedWeight(codes, held, group, exact_scales(scales), zero=low)
     wide = scales.to(torch.float32).contiguous()

@@ -19,6 +19,7 @@ import msgspec
 from octavo.base.errors import InvalidRequest, RequestTooLarge, clip
 from octavo.server.http.errors import BodyTimeout, Header, UnsupportedMedia
 from octavo.server.http.json_errors import json_fault
+from octavo.server.http.multipart import Form, boundary_of, read_form
 
 Scope = MutableMapping[str, Any]
 ASGIMessage = MutableMapping[str, Any]
@@ -99,6 +100,15 @@ class Exchange:
         self._check_content_headers()
         return decode_json(await self.read_body(), self.limits.max_depth)
 
+    async def read_form(self, max_bytes: int) -> Form:
+        """The parts of the body, which may have so many bytes or as many as any other. Raises as `read_json`."""
+        boundary = boundary_of(self.header(b"content-type") or "")
+        self._check_encoding()
+        own = self.limits.max_bytes
+        flag = "--max-body-bytes" if own >= max_bytes else "--max-media-bytes"
+        body = await self.read_body(max(own, max_bytes), flag)
+        return await asyncio.to_thread(read_form, body, boundary)
+
     def unread(self, body: Any) -> None:
         """Put a decoded body back, for another handler to read it."""
         self._unread.append(body)
@@ -116,18 +126,23 @@ class Exchange:
                 raise UnsupportedMedia(
                     f"A body in the charset '{clip(charset, 100)}' is not supported: JSON is sent in UTF-8."
                 )
+        self._check_encoding()
+
+    def _check_encoding(self) -> None:
         encoding = (self.header(b"content-encoding") or "identity").strip().lower()
         if encoding != "identity":
             raise UnsupportedMedia(
                 f"A body with the Content-Encoding '{clip(encoding, 100)}' is not supported: send it uncompressed."
             )
 
-    async def read_body(self) -> bytes:
+    async def read_body(self, max_bytes: int | None = None, flag: str = "--max-body-bytes") -> bytes:
+        """`max_bytes`: where it is not what bounds all bodies; `flag` is the server's setting of it."""
         self.scope["octavo.body_wanted"] = True
         limits = self.limits
-        too_large = f"The request body is larger than {limits.max_bytes} bytes (see --max-body-bytes)."
+        most = limits.max_bytes if max_bytes is None else max_bytes
+        too_large = f"The request body is larger than {most} bytes (see {flag})."
         length = self.header(b"content-length")
-        if length is not None and length.isdecimal() and int(length[:20]) > limits.max_bytes:
+        if length is not None and length.isdecimal() and int(length[:20]) > most:
             raise RequestTooLarge(too_large)
         chunks: list[bytes] = []
         size = 0
@@ -139,7 +154,7 @@ class Exchange:
                         raise ClientDisconnected
                     chunk = message.get("body", b"")
                     size += len(chunk)
-                    if size > limits.max_bytes:
+                    if size > most:
                         raise RequestTooLarge(too_large)
                     chunks.append(chunk)
                     if not message.get("more_body"):

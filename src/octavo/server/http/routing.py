@@ -38,6 +38,7 @@ class Route:
     media_type: str | None = None
     query: type[WireModel] | None = None  # what may stand behind the path's question mark
     for_admins: bool = False
+    form: type[WireModel] | None = None  # of a body of parts: its fields, with files as strings of bytes
 
 
 class Router:

@@ -19,6 +19,7 @@ from octavo.server.ollama.protocol import (
     Options,
 )
 from octavo.server.openai.protocol.conversation import THINKING_VARIABLES
+from octavo.server.openai.protocol.samplers import SamplerFields
 
 #: Option -> the name in `SamplingParams`.
 _SAMPLING: Final = {
@@ -32,7 +33,10 @@ _SAMPLING: Final = {
     "frequency_penalty": "frequency_penalty",
 }
 #: What this API calls our fields.
-NAMES: Final = {ours: f"options.{theirs}" for theirs, ours in _SAMPLING.items()} | {"stop": "options.stop"}
+NAMES: Final = {
+    **{ours: f"options.{theirs}" for theirs, ours in _SAMPLING.items()},
+    **{name: f"options.{name}" for name in ("stop", *SamplerFields.model_fields)},
+}
 
 
 def chat_of(request: OllamaChatRequest) -> Conversation:
@@ -141,7 +145,8 @@ def sampling_of(options: Options, model: ServedModel) -> dict[str, Any]:
         )
     given = {ours: getattr(options, theirs) for theirs, ours in _SAMPLING.items()}
     stop: Sequence[str] = [options.stop] if isinstance(options.stop, str) else options.stop or ()
-    return {name: value for name, value in given.items() if value is not None} | {"stop": tuple(stop)}
+    given |= {"stop": tuple(stop), **options.sampler_values()}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def max_tokens_of(options: Options) -> int | None:

@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Field
 from octavo.server.openai.protocol.chat import ContentLogprob
 from octavo.server.openai.protocol.common import Int, Refusals, WireModel, inert
 from octavo.server.openai.protocol.conversation import MAX_MESSAGES, MAX_PARTS
+from octavo.server.openai.protocol.samplers import SamplerFields
 from octavo.server.openai.protocol.tools import MAX_TOOLS, ToolDefinition
 
 #: Each in base64.
@@ -37,7 +38,7 @@ class OllamaMessage(WireModel):
     tool_call_id: str | None = None
 
 
-class Options(WireModel):
+class Options(SamplerFields):
     """What is sampled with. Fields that are not here concern how Ollama loads a model, or are not supported."""
 
     model_config = ConfigDict(extra="allow")
@@ -57,10 +58,7 @@ class Options(WireModel):
 
 #: Options that change what is sampled, and cannot be heeded: refused unless they ask for nothing.
 OPTION_REFUSALS: Refusals = {
-    "repeat_last_n": inert(None, -1),  # penalties count all tokens
-    "typical_p": inert(None, 1, 1.0),
     "tfs_z": inert(None, 1, 1.0),
-    "mirostat": inert(None, 0),
     "penalize_newline": inert(None, True),
 }
 

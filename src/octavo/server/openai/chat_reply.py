@@ -32,7 +32,7 @@ from octavo.server.openai.protocol.chat import (
     Delta,
     ReplyMessage,
 )
-from octavo.server.openai.protocol.common import RequestMetrics, metrics_of, usage_of
+from octavo.server.openai.protocol.common import RequestMetrics, metrics_of, progress_of, usage_of
 from octavo.server.openai.protocol.common import Usage as UsageReply
 from octavo.server.openai.protocol.tools import FunctionCall, FunctionCallDelta, ToolCall, ToolCallDelta
 from octavo.server.openai.serving import Serving
@@ -118,6 +118,10 @@ class ChatEncoder:
             self._first_ids = UNSET
             if self._echo:
                 begin += b"".join(self._text_event(i)(self._echo) for i in range(self._params.n))
+        if news.progress is not None:
+            chunk = self._chunk(ChatChunkChoice(0, Delta(content="")))
+            chunk.prompt_progress = progress_of(news)
+            begin += event(chunk)
         return begin + b"".join([self._sample(sample) for sample in news.samples])
 
     def last_events(self) -> bytes:

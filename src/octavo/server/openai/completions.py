@@ -20,7 +20,7 @@ from octavo.server.http.exchange import Exchange
 from octavo.server.http.sse import TextEvent, event
 from octavo.server.openai.limits import beam_params, check_stream_fields
 from octavo.server.openai.logprobs import TextOffsets, completion_logprobs, echoed_logprobs, joined, prompt_logprobs
-from octavo.server.openai.protocol.common import RequestMetrics, metrics_of, usage_of
+from octavo.server.openai.protocol.common import RequestMetrics, metrics_of, progress_of, usage_of
 from octavo.server.openai.protocol.common import Usage as UsageReply
 from octavo.server.openai.protocol.completions import (
     COMPLETION_REFUSALS,
@@ -152,7 +152,12 @@ class CompletionEncoder:
         if news.prompt_logprobs is not None:
             self._scores[news.place] = news.prompt_logprobs
         self._usage.add(news)
-        return b"".join([self._sample(news.place, sample) for sample in news.samples])
+        begin = b""
+        if news.progress is not None:
+            chunk = self._object([CompletionChoice(news.place * self._params.n, "")], self._running_usage())
+            chunk.prompt_progress = progress_of(news)
+            begin = event(chunk)
+        return begin + b"".join([self._sample(news.place, sample) for sample in news.samples])
 
     def last_events(self) -> bytes:
         if not (self._include_usage or self._gives_metrics):

@@ -7,10 +7,11 @@ from typing import Any
 
 from octavo.base.config import ServerConfig
 from octavo.base.errors import InvalidRequest
-from octavo.base.params import MAX_LENGTH_PENALTY, RANGES, BeamParams, Range
+from octavo.base.params import MAX_LENGTH_PENALTY, BeamParams
+from octavo.base.ranges import RANGES, Range
 from octavo.served.checks import MAX_BAD_WORD_CHARS, MAX_CACHE_SALT_CHARS, MAX_STOP_CHARS
 from octavo.server.http.exchange import BodyLimits
-from octavo.server.openai.protocol.common import MAX_REQUEST_ID_CHARS, SamplingFields
+from octavo.server.openai.protocol.common import MAX_REQUEST_ID_CHARS, SamplingFields, check_progress
 from octavo.wire.messages import EngineInfo
 
 
@@ -25,6 +26,8 @@ def check_stream_fields(request: SamplingFields) -> None:
             raise InvalidRequest("`stream_interval` can only be set when `stream=True`.", "stream_interval")
         if request.stream_interval < 1:
             raise InvalidRequest("`stream_interval` must be at least 1.", "stream_interval")
+    if request.return_progress:
+        check_progress(is_streamed=bool(request.stream))
     if request.stream_options is not None and not request.stream:
         raise InvalidRequest("Stream options can only be defined when `stream=True`.", "stream_options")
     if request.stream and request.prompt_logprobs is not None:
@@ -82,6 +85,7 @@ def json_bounds(config: ServerConfig, info: EngineInfo) -> dict[str, dict[str, A
         },
         "stop_token_ids": {"items": token_id},
         "allowed_token_ids": {"items": token_id, "minItems": 1},
+        "logprob_token_ids": {"items": token_id},
         "tokens": {"items": token_id},
         "logit_bias": {"maxProperties": config.max_logit_bias, "propertyNames": {"pattern": "^[0-9]{1,10}$"}},
         "bad_words": {"items": {"minLength": 1, "maxLength": MAX_BAD_WORD_CHARS}},

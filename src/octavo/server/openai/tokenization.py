@@ -24,6 +24,8 @@ from octavo.server.openai.protocol.tokenize import (
     TemplateRequest,
     TokenizeReply,
     TokenizeRequest,
+    TokenPiece,
+    TokenPiecesReply,
 )
 from octavo.server.openai.serving import Serving
 
@@ -39,12 +41,22 @@ class TokenizeHandler:
         model = serving.state.models.resolve(request.model).model
         note_unheard(serving, model, exchange, request)
         ids = await self._ids(request, model)
+        if request.with_pieces:
+            await exchange.send_json(TokenPiecesReply([TokenPiece(i, _piece(model, i)) for i in ids]))
+            return
         strings = [model.texts[i][0] for i in ids] if request.return_token_strs else UNSET
         await exchange.send_json(TokenizeReply(len(ids), model.info.max_model_len, ids, strings))
 
     async def _ids(self, request: TokenizeRequest, model: ServedModel) -> list[int]:
-        if (request.prompt is None) == (request.messages is None):
-            raise InvalidRequest("Either `prompt` or `messages` should be given.", "prompt")
+        if [request.prompt, request.messages, request.content].count(None) != 2:
+            raise InvalidRequest("Either `prompt`, `messages` or `content` should be given.", "prompt")
+        if request.content is not None:
+            special = bool(request.add_special)
+            if not request.content:
+                return model.renderer.render_text("", special)
+            named = Continuation(prompt=request.content, add_special_tokens=special)
+            [prompt] = await model.prompts.made([named], "content")
+            return prompt.ids
         if request.messages is not None:
             conversation = conversation_of(request, request.messages, self._serving.state.config)
             [prompt] = await model.prompts.made([conversation], "messages")
@@ -54,6 +66,15 @@ class TokenizeHandler:
             return model.renderer.render_text("", special)
         [prompt] = await model.prompts.made([Continuation(prompt=request.prompt, add_special_tokens=special)], "prompt")
         return prompt.ids
+
+
+def _piece(model: ServedModel, token_id: int) -> str | list[int]:
+    """A token's text, or its bytes where they are part of a character."""
+    text, own_bytes = model.texts[token_id]
+    try:
+        return bytes(own_bytes).decode()
+    except UnicodeDecodeError:
+        return own_bytes or text
 
 
 class ChatTokensHandler:
@@ -100,4 +121,4 @@ class DetokenizeHandler:
         if request.tokens and not 0 <= min(request.tokens) <= max(request.tokens) < model.info.vocab_size:
             raise InvalidRequest(f"Token ids should lie in 0..{model.info.vocab_size - 1}.", "tokens")
         text = model.tokenizer.decode(request.tokens, skip_special_tokens=False)
-        await exchange.send_json(DetokenizeReply(text))
+        await exchange.send_json(DetokenizeReply(text, text))

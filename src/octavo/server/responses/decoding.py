@@ -118,6 +118,7 @@ def turn_of(
     if top and not has_logprobs:
         raise InvalidRequest(f"`top_logprobs` needs {LOGPROBS} in `include`.", "top_logprobs")
     sampling = {name: value for name in SAMPLING_FIELDS if (value := getattr(request, name)) is not None}
+    sampling |= request.sampler_values()
     sampling |= {"stop": tuple(request.stop), "logprobs": (top or 0) if has_logprobs else None}
     if request.max_output_tokens is not None:
         sampling["max_tokens"] = request.max_output_tokens

@@ -6,6 +6,7 @@ channel means. So an item takes a quarter of the floats' room on its way, and eq
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -38,6 +39,41 @@ def center_cut(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     # A picture of odd size that is cut and not padded has its middle rounded down.
     y, x = (old_height - height) // 2 + top, (old_width - width) // 2 + left
     return canvas[y : y + height, x : x + width]
+
+
+def best_grid(height: int, width: int, grids: Sequence[Sequence[int]]) -> tuple[int, int]:
+    """The (height, width) of those in which most of a picture is seen; of equal ones that which wastes least."""
+
+    def worth(size: Sequence[int]) -> tuple[int, int]:
+        scale = min(size[1] / width, size[0] / height)
+        seen = min(int(width * scale) * int(height * scale), width * height)
+        return seen, seen - size[0] * size[1]
+
+    best = max(grids, key=worth)
+    return best[0], best[1]
+
+
+def fitted(pixels: np.ndarray, height: int, width: int, resample: int) -> np.ndarray:
+    """As large as fits, in the middle of a black canvas of that size."""
+    old_height, old_width = pixels.shape[:2]
+    wide, high = width / old_width, height / old_height
+    if wide < high:
+        new_height, new_width = min(math.ceil(old_height * wide), height), width
+    else:
+        new_height, new_width = height, min(math.ceil(old_width * high), width)
+    top, left = (height - new_height) // 2, (width - new_width) // 2
+    canvas = np.zeros((height, width, 3), np.uint8)
+    canvas[top : top + new_height, left : left + new_width] = resized(pixels, new_height, new_width, resample)
+    return canvas
+
+
+def tiles(pixels: np.ndarray, height: int, width: int) -> list[np.ndarray]:
+    """Line by line."""
+    return [
+        pixels[y : y + height, x : x + width]
+        for y in range(0, pixels.shape[0], height)
+        for x in range(0, pixels.shape[1], width)
+    ]
 
 
 def squared(pixels: np.ndarray, color: Sequence[int]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Qwen2-VL: a picture keeps its ratio, both sides are brought to multiples of a square of patches."""
+"""Qwen2-VL, 2.5 and 3: a picture keeps its ratio, both sides are brought to multiples of a square of patches."""
 
 from __future__ import annotations
 
@@ -21,12 +21,26 @@ _MOST_PATCHES_A_SIDE: Final = 4096
 
 
 class Qwen2VLProcessor:
-    """`processor.MediaProcessor`. The marks around a picture come from the chat template."""
+    """`processor.MediaProcessor`. The marks around a picture come from the chat template.
+
+    `window`: rows along a side of what layers with windows see of a picture at once; 0: there are none.
+    `table_side`: of a table of learned positions, which are mixed for other sizes; 0: there is none.
+    """
 
     placeholder = "<|image_pad|>"
 
-    def __init__(self, settings: Mapping[str, Any], *, placeholder_id: int, patch_size: int, merge: int) -> None:
+    def __init__(
+        self,
+        settings: Mapping[str, Any],
+        *,
+        placeholder_id: int,
+        patch_size: int,
+        merge: int,
+        window: int = 0,
+        table_side: int = 0,
+    ) -> None:
         self.placeholder_id = placeholder_id
+        self._window, self._table_side = window, table_side
         self._settings = settings
         self._patch_size, self._merge = patch_size, merge
         self._levels = images.levels(settings, images.CLIP_MEAN, images.CLIP_STD)
@@ -52,8 +66,18 @@ class Qwen2VLProcessor:
             pixels = images.resized(pixels, height, width, int(self._settings.get("resample", _BICUBIC)))
         found, places = images.patches(pixels, self._patch_size, self._merge)
         lines, columns = (int(count) // self._merge for count in places.max(0) + 1)
-        arrays = {"patches": found[None], "positions": places.T[:, None], "levels": self._levels}
         rows = lines * columns
+        arrays = {"levels": self._levels}
+        if self._table_side:
+            arrays["corners"], arrays["shares"] = _mixed(places, self._table_side)
+        if self._window:
+            order, arrays["windows"] = _windows(lines, columns, self._window)
+            arrays["windows"] *= self._merge**2
+            arrays["order"] = np.argsort(order).astype(np.int32)
+            found, places = (
+                each.reshape(rows, -1, each.shape[1])[order].reshape(each.shape) for each in (found, places)
+            )
+        arrays |= {"patches": found[None], "positions": places.T[:, None]}
         return images.prepared("image", arrays, rows, self.placeholder * rows, (1, lines, columns))
 
     def _size(self, height: int, width: int, least: int, most: int) -> tuple[int, int]:
@@ -73,3 +97,26 @@ class Qwen2VLProcessor:
         if max(new_height, new_width) > longest:
             raise InvalidRequest(f"A side of an image has at most {longest} pixels behind its resizing.", "image")
         return new_height, new_width
+
+
+def _windows(lines: int, columns: int, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """The rows in the order of the windows that they are in, int64 [rows], and the rows of each window, int32."""
+    line, column = np.divmod(np.arange(lines * columns), columns)
+    window = line // side * -(-columns // side) + column // side
+    return np.argsort(window, kind="stable"), np.bincount(window).astype(np.int32)
+
+
+def _mixed(places: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of the places int32 [patches, 2] the four rows of a square table of `side` lines between which each lies, int32
+    [4, patches], and how much each counts, float32; the table's corners are those of the picture."""
+    lows, highs, parts = [], [], []
+    for axis in (0, 1):
+        index = places[:, axis].astype(np.float32)
+        at = index * np.float32(side - 1) / np.float32(max(1, int(index.max())))
+        low = np.floor(at).astype(np.int32)
+        lows.append(low)
+        highs.append(np.minimum(low + 1, side - 1))
+        parts.append(at - low)
+    corners = [line * side + column for line in (lows[0], highs[0]) for column in (lows[1], highs[1])]
+    shares = [line * column for line in (1 - parts[0], parts[0]) for column in (1 - parts[1], parts[1])]
+    return np.stack(corners).astype(np.int32), np.stack(shares).astype(np.float32)

@@ -1,4 +1,4 @@
-"""LLaVA: a picture is brought to the one size of its tower, each patch is a row."""
+"""LLaVA, Gemma 3: a picture is brought to the one size of its tower, each patch or square of patches is a row."""
 
 from __future__ import annotations
 
@@ -15,7 +15,12 @@ _BICUBIC = 3
 
 
 class SquareProcessor:
-    """`processor.MediaProcessor`. `settings`: of the image processor; `patch_size` and `image_size`: the tower's."""
+    """`processor.MediaProcessor`. `settings`: of the image processor; `patch_size` and `image_size`: the tower's.
+
+    `merge`: so many patches along a side are one row. `row_text`: what stands for a row, if not the placeholder;
+    `around`: what stands before and behind them. `brings_bos`: the token that texts begin with is a part of that, and
+    stands nowhere else.
+    """
 
     def __init__(
         self,
@@ -25,9 +30,16 @@ class SquareProcessor:
         placeholder_id: int,
         patch_size: int,
         image_size: int,
-        has_class_row: bool,
+        has_class_row: bool = False,
+        merge: int = 1,
+        row_text: str | None = None,
+        around: tuple[str, str] = ("", ""),
+        brings_bos: bool = False,
     ) -> None:
         self.placeholder = placeholder
+        self.row_text = row_text or placeholder
+        self.brings_bos = brings_bos
+        self._around, self._merge = around, merge
         self.placeholder_id = placeholder_id
         self._settings = settings
         self._patch_size = patch_size
@@ -38,7 +50,7 @@ class SquareProcessor:
                 f"The image processor makes pictures of {self._height} x {self._width}, and the tower sees "
                 f"{image_size} x {image_size}."
             )
-        self._num_rows = (image_size // patch_size) ** 2 + has_class_row
+        self._num_rows = (image_size // patch_size // merge) ** 2 + has_class_row
 
     @property
     def _cuts(self) -> bool:
@@ -62,14 +74,16 @@ class SquareProcessor:
             pixels = images.resized(pixels, *self._resized_size(*pixels.shape[:2]), self._resample)
         if self._cuts:
             pixels = images.center_cut(pixels, self._height, self._width)
-        found, places = images.patches(pixels, self._patch_size)
+        found, places = images.patches(pixels, self._patch_size, self._merge)
         columns = self._width // self._patch_size
         arrays = {
             "patches": found[None],
             "positions": (places[:, 0] * columns + places[:, 1])[None],
             "levels": self._levels,
         }
-        return images.prepared("image", arrays, self._num_rows, self.placeholder * self._num_rows)
+        before, behind = self._around
+        text = f"{before}{self.row_text * self._num_rows}{behind}"
+        return images.prepared("image", arrays, self._num_rows, text)
 
     @property
     def _resample(self) -> int:

@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from octavo.base.errors import CheckpointError
+from octavo.text.media import images
 from octavo.text.media.idefics3 import Idefics3Processor
+from octavo.text.media.internvl import InternVLProcessor
+from octavo.text.media.llava_next import LlavaNextProcessor
+from octavo.text.media.pixtral import PixtralProcessor
 from octavo.text.media.processor import MediaProcessor
 from octavo.text.media.qwen2_vl import Qwen2VLProcessor
 from octavo.text.media.square import SquareProcessor
@@ -38,7 +43,7 @@ def image_settings(processor: Mapping[str, Any] | None, preprocessor: Mapping[st
     return found if isinstance(found, Mapping) else preprocessor or {}
 
 
-def _sizes(config: Mapping[str, Any]) -> dict[str, int]:
+def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
     tower = config.get("vision_config") or {}
     image, patch = _TOWERS.get(str(tower.get("model_type")), (224, 32))
     return {"image_size": int(tower.get("image_size", image)), "patch_size": int(tower.get("patch_size", patch))}
@@ -55,6 +60,8 @@ def _placeholder_id(config: Mapping[str, Any], token_id: Callable[[str], int | N
 def _llava(
     config: Mapping[str, Any], settings: Mapping[str, Any], token_id: Callable[[str], int | None]
 ) -> MediaProcessor | None:
+    if str((config.get("vision_config") or {}).get("model_type")) == "pixtral":
+        return _pixtral({"spatial_merge_size": 1, **config}, settings, token_id)
     if str((config.get("vision_config") or {}).get("model_type")) not in ("clip_vision_model", "siglip_vision_model"):
         return None
     return SquareProcessor(
@@ -79,7 +86,7 @@ def _idefics3(
 
 
 def _qwen2_vl(
-    config: Mapping[str, Any], settings: Mapping[str, Any], token_id: Callable[[str], int | None]
+    config: Mapping[str, Any], settings: Mapping[str, Any], token_id: Callable[[str], int | None], **more: int
 ) -> MediaProcessor:
     tower = config.get("vision_config") or {}
     return Qwen2VLProcessor(
@@ -87,6 +94,108 @@ def _qwen2_vl(
         placeholder_id=_placeholder_id(config, token_id, Qwen2VLProcessor.placeholder),
         patch_size=int(tower.get("patch_size", 14)),
         merge=int(tower.get("spatial_merge_size", 2)),
+        **more,
+    )
+
+
+def _qwen2_5_vl(
+    config: Mapping[str, Any], settings: Mapping[str, Any], token_id: Callable[[str], int | None]
+) -> MediaProcessor:
+    tower = config.get("vision_config") or {}
+    window = int(tower.get("window_size", 112)) // int(tower.get("spatial_merge_size", 2))
+    return _qwen2_vl(config, settings, token_id, window=window // int(tower.get("patch_size", 14)))
+
+
+def _qwen3_vl(
+    config: Mapping[str, Any], settings: Mapping[str, Any], token_id: Callable[[str], int | None]
+) -> MediaProcessor:
+    tower = config.get("vision_config") or {}
+    config = {**config, "vision_config": {"patch_size": 16, **tower}}
+    side = int(int(tower.get("num_position_embeddings", 2304)) ** 0.5)
+    half = {"image_mean": images.HALF, "image_std": images.HALF}
+    return _qwen2_vl(config, {**half, **settings}, token_id, table_side=side)
+
+
+def _siglip(config: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings of a model whose pictures are all of the one size of SigLIP's tower, and its sizes."""
+    sizes = _sizes({"vision_config": {"model_type": "siglip_vision_model", **(config.get("vision_config") or {})}})
+    side = sizes["image_size"]
+    usual = {"do_center_crop": False, "image_mean": images.HALF, "image_std": images.HALF}
+    given = {key: value for key, value in settings.items() if value is not None}
+    return {**usual, "size": {"height": side, "width": side}, **given}, sizes
+
+
+def _gemma3(
+    config: Mapping[str, Any], settings: Mapping[str, Any], token_id: Callable[[str], int | None]
+) -> MediaProcessor:
+    if settings.get("do_pan_and_scan"):
+        raise CheckpointError("The image processor's `do_pan_and_scan` is not implemented: set it to false.")
+    settings, sizes = _siglip(config, {"resample": 2, **settings})
+    side = sizes["image_size"] // sizes["patch_size"]
+    return SquareProcessor(
+        settings,
+        placeholder="<start_of_image>",
+        placeholder_id=_placeholder_id(config, token_id, "<image_soft_token>"),
+        row_text="<image_soft_token>",
+        around=("\n\n<start_of_image>", "<end_of_image>\n\n"),
+        merge=side // int(int(config.get("mm_tokens_per_image", 256)) ** 0.5),
+        **sizes,
+    )
+
+
+def _paligemma(
+    config: Mapping[str, Any], settings: Mapping[str, Any], token_id: Callable[[str], int | None]
+) -> MediaProcessor:
+    settings, sizes = _siglip(config, settings)
+    return SquareProcessor(
+        settings,
+        placeholder="<image>",
+        placeholder_id=_placeholder_id(config, token_id, "<image>"),
+        around=("", "<bos>"),
+        brings_bos=True,
+        **sizes,
+    )
+
+
+def _pixtral(
+    config: Mapping[str, Any], settings: Mapping[str, Any], token_id: Callable[[str], int | None]
+) -> MediaProcessor:
+    return PixtralProcessor(
+        settings,
+        placeholder_id=_placeholder_id(config, token_id, PixtralProcessor.placeholder),
+        patch_size=int((config.get("vision_config") or {}).get("patch_size", 16)),
+        merge=int(config.get("spatial_merge_size", 2)),
+    )
+
+
+def _internvl(
+    config: Mapping[str, Any], settings: Mapping[str, Any], token_id: Callable[[str], int | None]
+) -> MediaProcessor:
+    tower = config.get("vision_config") or {}
+    image, patch = (
+        int(found[0] if isinstance(found, list) else found)
+        for found in (tower.get("image_size", 448), tower.get("patch_size", 14))
+    )
+    return InternVLProcessor(
+        settings,
+        placeholder_id=_placeholder_id(config, token_id, InternVLProcessor.placeholder),
+        patch_size=patch,
+        image_size=image,
+        merge=round(1 / float(config.get("downsample_ratio", 0.5))),
+    )
+
+
+def _llava_next(
+    config: Mapping[str, Any], settings: Mapping[str, Any], token_id: Callable[[str], int | None]
+) -> MediaProcessor | None:
+    kind = (config.get("vision_config") or {}).get("model_type", "clip_vision_model")
+    if config.get("vision_feature_select_strategy") == "full" and kind == "clip_vision_model":
+        return None  # its class token would have no place in a grid of tiles
+    return LlavaNextProcessor(
+        settings,
+        placeholder_id=_placeholder_id(config, token_id, LlavaNextProcessor.placeholder),
+        grids=config.get("image_grid_pinpoints") or settings.get("image_grid_pinpoints"),
+        **_sizes(config),
     )
 
 
@@ -95,4 +204,12 @@ _PROCESSORS: dict[str, Callable[..., MediaProcessor | None]] = {
     "Idefics3ForConditionalGeneration": _idefics3,
     "SmolVLMForConditionalGeneration": _idefics3,
     "Qwen2VLForConditionalGeneration": _qwen2_vl,
+    "Qwen2_5_VLForConditionalGeneration": _qwen2_5_vl,
+    "Qwen3VLForConditionalGeneration": _qwen3_vl,
+    "Qwen3VLMoeForConditionalGeneration": _qwen3_vl,
+    "Gemma3ForConditionalGeneration": _gemma3,
+    "PaliGemmaForConditionalGeneration": _paligemma,
+    "LlavaNextForConditionalGeneration": _llava_next,
+    "Mistral3ForConditionalGeneration": _pixtral,
+    "InternVLForConditionalGeneration": _internvl,
 }

@@ -11,6 +11,7 @@ from pydantic import Field
 from octavo.server.openai.protocol.common import (
     COMMON_REFUSALS,
     Int,
+    Progress,
     PromptLogprob,
     Refusals,
     RequestMetrics,
@@ -156,3 +157,4 @@ class ChatChunk(msgspec.Struct):
     usage: Usage | None | UnsetType = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET  # in the first chunk, with return_token_ids
     metrics: RequestMetrics | UnsetType = UNSET  # in the last chunk, with include_metrics
+    prompt_progress: Progress | UnsetType = UNSET  # with return_progress

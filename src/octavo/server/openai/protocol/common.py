@@ -17,26 +17,21 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from octavo.base.errors import InvalidRequest
-from octavo.base.params import MAX_BAD_WORDS, SamplingParams
+from octavo.base.params import MAX_BAD_WORDS, MAX_LOGPROB_TOKEN_IDS, SamplingParams
 from octavo.served import events
 from octavo.served.checks import MAX_STOP_CHARS
+from octavo.server.openai.protocol.model import Int as Int
+from octavo.server.openai.protocol.model import WireModel as WireModel
+from octavo.server.openai.protocol.samplers import RepetitionFields, SamplerFields
 
 MAX_REQUEST_ID_CHARS = 128
 
-Int = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
-
 #: Fields that carry the caller's own bookkeeping and have no effect on the answer.
 SILENT_FIELDS = frozenset({"user", "metadata", "safety_identifier", "prompt_cache_key"})
-
-
-class WireModel(BaseModel):
-    """Base of all request bodies."""
-
-    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
 
 
 class StreamOptions(WireModel):
@@ -76,7 +71,7 @@ def is_request_id(value: str) -> bool:
     return 0 < len(value) <= MAX_REQUEST_ID_CHARS and all("!" <= char <= "~" for char in value)
 
 
-def _check_request_id(value: str | None) -> str | None:
+def check_request_id(value: str | None) -> str | None:
     if value is not None and not is_request_id(value):
         raise PydanticCustomError(
             "request_id", f"A request id has 1 to {MAX_REQUEST_ID_CHARS} printable ASCII characters and no spaces"
@@ -90,7 +85,7 @@ LogitBias = Annotated[
 Stop = Annotated[list[str], BeforeValidator(_check_stop, json_schema_input_type=str | list[str] | None)]
 
 
-class SamplingFields(WireModel):
+class SamplingFields(SamplerFields):
     """The fields that chat and text completions share."""
 
     model: str | None = None
@@ -104,6 +99,7 @@ class SamplingFields(WireModel):
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     repetition_penalty: float | None = None
+    repetition_detection: RepetitionFields | None = None
     logit_bias: LogitBias = None
     stop: Stop = Field(default_factory=list)
     stop_token_ids: list[Int] | None = None
@@ -120,10 +116,12 @@ class SamplingFields(WireModel):
     truncate_prompt_tokens: Int | None = None
     truncation_side: Literal["left", "right"] | None = None  # which end is cut off; default: left
     echo: bool | None = None
+    logprob_token_ids: Annotated[list[Int] | None, Field(max_length=MAX_LOGPROB_TOKEN_IDS)] = None
     prompt_logprobs: Int | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     stream_interval: Int | None = None
+    return_progress: bool | None = None  # a stream tells how much of the prompt is computed
     add_special_tokens: bool | None = None
     use_beam_search: bool | None = None
     length_penalty: float | None = None
@@ -131,7 +129,7 @@ class SamplingFields(WireModel):
     return_token_ids: bool | None = None
     include_metrics: bool | None = None  # the times of the request in its reply; default: as the server says
     return_tokens_as_token_ids: bool | None = None
-    request_id: Annotated[str | None, AfterValidator(_check_request_id)] = None
+    request_id: Annotated[str | None, AfterValidator(check_request_id)] = None
     cache_salt: str | None = None
     priority: Int | None = None
     # What the output must be: checked in `text.grammars.grammar`, which reads them from the body.
@@ -151,7 +149,11 @@ class SamplingFields(WireModel):
         values["stop_token_ids"] = tuple(self.stop_token_ids or ())
         if self.allowed_token_ids is not None:
             values["allowed_token_ids"] = tuple(self.allowed_token_ids)
-        return values
+        if self.logprob_token_ids:
+            values["logprob_token_ids"] = tuple(self.logprob_token_ids)
+        if self.repetition_detection is not None:
+            values["repetition_detection"] = self.repetition_detection.detection()
+        return values | self.sampler_values()
 
     def turn_values(self) -> dict[str, Any]:
         """The values that the body gives for the other fields of a `Turn`, by field name."""
@@ -173,12 +175,13 @@ class SamplingFields(WireModel):
         return self.include_usage and bool(self.stream_options and self.stream_options.continuous_usage_stats)
 
 
+_CONVERTED = (
+    *("stop", "stop_token_ids", "allowed_token_ids", "structured_outputs", "logprob_token_ids"),
+    *("repetition_detection", *SamplerFields.model_fields),
+)
 #: Fields that go to `SamplingParams` under their own name, and need no conversion.
 _SAMPLING_FIELDS = tuple(
-    name
-    for name in SamplingFields.model_fields
-    if name in SamplingParams.__struct_fields__
-    and name not in ("stop", "stop_token_ids", "allowed_token_ids", "structured_outputs")
+    name for name in SamplingFields.model_fields if name in SamplingParams.__struct_fields__ and name not in _CONVERTED
 )
 
 #: Field -> does this value ask for nothing? Values that ask for something are refused, never ignored.
@@ -201,7 +204,6 @@ COMMON_REFUSALS: Refusals = {
     "json_schema": inert(None),
     "regex": inert(None),
     "ebnf": inert(None),
-    "logprob_token_ids": inert(None, []),
     "logits_processors": inert(None, []),
 }
 
@@ -255,6 +257,28 @@ def usage_of(counts: events.Usage, *, num_output_tokens: int | None = None) -> U
     media = counts.num_media_tokens
     of_prompt = PromptTokensDetails(counts.num_cached_tokens, media.get("image", UNSET), media.get("audio", UNSET))
     return Usage(num_prompt, num_prompt + num_output, num_output, of_prompt, details)
+
+
+class Progress(msgspec.Struct):
+    """How much of a prompt is computed, in tokens; `processed` has those of the prefix cache, too."""
+
+    total: int
+    cache: int
+    processed: int
+    time_ms: float  # since it began
+
+
+def progress_of(news: events.News) -> Progress | UnsetType:
+    done = news.progress
+    if done is None:
+        return UNSET
+    return Progress(news.num_prompt_tokens, done.num_cached, done.num_tokens, round(1000 * done.seconds, 3))
+
+
+def check_progress(*, is_streamed: bool) -> None:
+    """Raise `InvalidRequest` unless there is a stream that could tell of the prompt's progress."""
+    if not is_streamed:
+        raise InvalidRequest("`return_progress` can only be set when `stream=True`.", "return_progress")
 
 
 class RequestMetrics(msgspec.Struct):

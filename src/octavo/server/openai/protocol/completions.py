@@ -12,6 +12,7 @@ from pydantic_core import PydanticCustomError
 from octavo.server.openai.protocol.common import (
     COMMON_REFUSALS,
     Int,
+    Progress,
     PromptLogprob,
     Refusals,
     RequestMetrics,
@@ -109,3 +110,4 @@ class CompletionReply(msgspec.Struct):
     system_fingerprint: str
     usage: Usage | None | UnsetType = UNSET
     metrics: RequestMetrics | UnsetType = UNSET  # at the end, with include_metrics
+    prompt_progress: Progress | UnsetType = UNSET  # of a stream, with return_progress

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 from msgspec import UNSET, UnsetType
 
@@ -16,6 +18,11 @@ class TokenizeRequest(ConversationFields):
     prompt: str | None = None
     messages: Messages | None = None
     return_token_strs: bool | None = None
+    # As llama.cpp's server names them; `content` stands alone, and has no special tokens unless they are asked for.
+    content: str | None = None
+    add_special: bool | None = None
+    parse_special: Literal[True] | None = None
+    with_pieces: bool | None = None
 
 
 class TemplateRequest(ConversationFields):
@@ -26,6 +33,15 @@ class TemplateRequest(ConversationFields):
 class DetokenizeRequest(WireModel):
     model: str | None = None
     tokens: list[Int]
+
+
+class TokenPiece(msgspec.Struct):
+    id: int
+    piece: str | list[int]  # bytes where they are no text
+
+
+class TokenPiecesReply(msgspec.Struct):
+    tokens: list[TokenPiece]
 
 
 class TokenizeReply(msgspec.Struct):
@@ -41,6 +57,7 @@ class TemplateReply(msgspec.Struct):
 
 class DetokenizeReply(msgspec.Struct):
     prompt: str
+    content: str  # the same, as llama.cpp's server names it
 
 
 class InputTokens(msgspec.Struct):

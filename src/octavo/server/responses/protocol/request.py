@@ -18,6 +18,7 @@ from octavo.server.openai.protocol.common import (
     WireModel,
     inert,
 )
+from octavo.server.openai.protocol.samplers import SamplerFields
 from octavo.server.openai.protocol.tools import MAX_TOOLS, FunctionName
 from octavo.server.responses.protocol.items import Id, Input
 
@@ -170,7 +171,7 @@ class StreamOptions(WireModel):
     include_obfuscation: Literal[False] | None = None  # what hides lengths from who listens is TLS's or nobody's
 
 
-class ResponsesRequest(ConversationFields):
+class ResponsesRequest(ConversationFields, SamplerFields):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     store: bool | None = None

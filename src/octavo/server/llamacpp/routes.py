@@ -1,0 +1,108 @@
+"""The routes of llama.cpp's native API."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import octavo
+from octavo.base.errors import InvalidRequest, RequestError
+from octavo.base.params import SamplingParams
+from octavo.served.checks import renamed
+from octavo.served.models import Lease
+from octavo.served.turn import Continuation, Turn
+from octavo.server.http.exchange import Exchange
+from octavo.server.http.routing import Route
+from octavo.server.llamacpp import protocol as body
+from octavo.server.llamacpp.decoding import NAMES, constraint_of, infill_of, prompts_of, sampling_of
+from octavo.server.llamacpp.reply import EVENTS, NativeEncoder, settings_of
+from octavo.server.openai.serving import Serving
+
+
+def llamacpp_routes(serving: Serving) -> list[Route]:
+    handlers = NativeHandlers(serving)
+    end, piece = body.CompletionEnd, body.CompletionPiece | body.CompletionEnd
+    return [
+        Route("POST", "/completion", handlers.complete, "Complete a text, as llama.cpp's server does",
+              body.NativeCompletionRequest, end, piece),
+        Route("POST", "/infill", handlers.infill, "Write what stands between two texts, as llama.cpp's server does",
+              body.InfillRequest, end, piece),
+        Route("GET", "/props", handlers.props, "The server's properties, as llama.cpp's server names them",
+              reply=body.PropsReply),
+    ]  # fmt: skip
+
+
+class NativeHandlers:
+    def __init__(self, serving: Serving) -> None:
+        self._serving = serving
+
+    async def complete(self, exchange: Exchange) -> None:
+        request, lease = await self._began(exchange, body.NativeCompletionRequest)
+        prompts, is_list = prompts_of(request.prompt, lease.model)
+        most = self._serving.state.config.max_prompts
+        if len(prompts) > most:
+            raise InvalidRequest(f"At most {most} prompts are allowed in one request.", "prompt")
+        await self._answer(exchange, request, lease, prompts, is_list=is_list)
+
+    async def infill(self, exchange: Exchange) -> None:
+        request, lease = await self._began(exchange, body.InfillRequest)
+        ids, ends = await infill_of(request, lease.model)
+        own = {"stop_token_ids": ends}
+        await self._answer(exchange, request, lease, [Continuation(prompt=ids)], own, is_list=False)
+
+    async def _began(self, exchange: Exchange, kind: type[Any]) -> tuple[Any, Lease]:
+        self._serving.state.check_available()
+        _, request = await self._serving.read(exchange, kind, body.NATIVE_REFUSALS)
+        return request, self._serving.state.models.resolve(request.model)
+
+    async def _answer(
+        self,
+        exchange: Exchange,
+        request: body.NativeFields,
+        lease: Lease,
+        prompts: Sequence[Continuation],
+        own: dict[str, Any] | None = None,
+        *,
+        is_list: bool,
+    ) -> None:
+        model, serving = lease.model, self._serving
+        request_id = f"cmpl-{exchange.scope['octavo.request_id']}"
+        try:
+            sampling = sampling_of(request, model) | (own or {})
+            constraint = constraint_of(request, model)
+        except RequestError as exc:
+            raise renamed(exc, NAMES) from None
+        turn = Turn(
+            request_id=request_id,
+            prompts=prompts,
+            sampling=sampling,
+            constraint=constraint,
+            cache_salt=request_id if request.cache_prompt is False else "",
+            is_whole=not request.stream,
+            trace_headers=serving.trace_headers(exchange),
+            names=NAMES,
+        )
+        async with exchange.cancelled_on_disconnect():
+            prepared = await model.prepare(turn)
+            encoder = NativeEncoder(
+                lease.name,
+                prepared,
+                serving.names(model),
+                is_list=is_list,
+                returns_tokens=bool(request.return_tokens or request.stream),
+            )
+            await serving.send(exchange, model, prepared, encoder, streams=bool(request.stream), framing=EVENTS)
+
+    async def props(self, exchange: Exchange) -> None:
+        model = self._serving.state.models.default
+        defaults = SamplingParams(**model.default_sampling)
+        await exchange.send_json(
+            body.PropsReply(
+                default_generation_settings={"n_ctx": model.info.max_model_len, "params": settings_of(defaults)},
+                total_slots=model.info.max_num_seqs,
+                model_path=model.names[0],
+                modalities={"vision": "image" in model.info.media_kinds, "audio": "audio" in model.info.media_kinds},
+                build_info=f"octavo {octavo.__version__}",
+                is_sleeping=model.engine.sleep_mode.is_asleep,
+            )
+        )
