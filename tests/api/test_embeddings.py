@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import base64
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ import torch
 
 from octavo import LLM
 from octavo.base.errors import InvalidRequest
-from support.server_process import ServerProcess
+from support.server_process import ServerProcess, bound
 from support.tiny_encoder import MAX_POSITIONS, make_bert, with_modules
 
 FIRST, SECOND = "w10 w11 w12", "w40 w41 w42 w43 w44"
@@ -131,6 +134,14 @@ def test_scores_ranks_and_rows_of_an_embedder(server: ServerProcess, embedder: t
         assert best["relevance_score"] == pytest.approx(1.0, abs=1e-6)
     rows = server.request("POST", "/pooling", {"input": FIRST, "task": "token_embed"}).json["data"][0]["data"]
     assert np.array(rows).shape == (5, 32)
+
+
+def test_the_example(server: ServerProcess) -> None:
+    script = Path(__file__).parents[2] / "examples" / "embeddings.py"
+    environment = {**os.environ, "OPENAI_BASE_URL": f"{server.url}/v1"}
+    command = [sys.executable, str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=bound(60), check=False)
+    assert done.returncode == 0 and "best: " in done.stdout, done.stderr
 
 
 def test_ollama_s_client(server: ServerProcess, embedder: tuple[Any, Path]) -> None:

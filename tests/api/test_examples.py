@@ -24,6 +24,8 @@ ON_FAKE = {
 ON_SEEING = {"image.py", "images.py", "audio.py", "pdf.py"}
 #: With a model that transcribes: tests/api/test_audio.py.
 ON_HEARING = {"transcribe.py"}
+#: With a model of embeddings: tests/api/test_embeddings.py.
+ON_VECTORS = {"embeddings.py"}
 ON_REAL = {"beam_search.py", "infill.py", "tools.py", "agent.py", "reasoning.py", "batch.py"}
 
 
@@ -104,4 +106,4 @@ def test_the_table_of_examples_is_complete() -> None:
     listed = (EXAMPLES / "README.md").read_text()
     scripts = {path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".sh")}
     assert scripts == {name for name in scripts if f"`{name}`" in listed}
-    assert scripts == {*ON_FAKE, *ON_REAL, *ON_SEEING, *ON_HEARING, "curl.sh"}
+    assert scripts == {*ON_FAKE, *ON_REAL, *ON_SEEING, *ON_HEARING, *ON_VECTORS, "curl.sh"}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from octavo.base.config import ModelConfig
-from octavo.base.config.options import json_object
+from octavo.base.config.engine import pooler_settings
 from octavo.base.errors import CheckpointError, InvalidConfig
 from octavo.base.params import PoolingKind
 from octavo.files.reading import read_object, read_text
@@ -74,7 +74,7 @@ def pooling_of(spec: PoolingSpec, model: ModelConfig, values: Mapping[str, Any])
         made = _with_modules(made, directory)
     if directory.is_dir():
         made = _with_prompts(made, directory)
-    return made if model.pooler_config is None else _overridden(made, json_object(model.pooler_config, _FLAG))
+    return _overridden(made, pooler_settings(model.pooler_config))
 
 
 def _list(path: Path) -> list[dict[str, Any]]:
@@ -166,14 +166,10 @@ _FLAG_KINDS: Final[Mapping[str, PoolingKind]] = {"CLS": "cls", "LAST": "last", "
 
 def _overridden(made: Pooling, given: dict[str, Any]) -> Pooling:
     for key, value in given.items():
-        if value is None:
-            continue
         if key in ("pooling_type", "seq_pooling_type"):
             if str(value).upper() not in _FLAG_KINDS:
                 raise InvalidConfig(f"{_FLAG}: {key} is one of {', '.join(_FLAG_KINDS)}")
             made = replace(made, spec=replace(made.spec, kind=_FLAG_KINDS[str(value).upper()]))
-        elif key not in ("normalize", "softmax", "activation", "use_activation"):
-            raise InvalidConfig(f"{_FLAG}: there is no setting {key[:80]!r}; these are: {', '.join(_SETTINGS)}")
         elif not isinstance(value, bool):
             raise InvalidConfig(f"{_FLAG}: {key} must be true or false")
         elif made.spec.classes:
@@ -188,6 +184,3 @@ def _overridden(made: Pooling, given: dict[str, Any]) -> Pooling:
         else:
             made = replace(made, normalizes=value)
     return made
-
-
-_SETTINGS: Final = ("pooling_type", "normalize", "softmax", "activation")

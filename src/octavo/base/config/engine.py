@@ -315,8 +315,24 @@ def tensorizer_settings(text: str | None) -> TensorizerSettings:
     return TensorizerSettings(uri, bool(settings.get("vllm_tensorized")), bool(settings.get("verify_hash")))
 
 
+#: Of `pooler_config`; `use_activation` and `seq_pooling_type` are vLLM's newer names.
+_POOLER_SETTINGS: Final = (
+    "pooling_type", "normalize", "softmax", "activation", "use_activation", "seq_pooling_type",
+)  # fmt: skip
+
+
+def pooler_settings(text: str | None) -> dict[str, object]:
+    """What `pooler_config` says, without nulls. Raises `InvalidConfig` for settings that nothing reads."""
+    settings = {} if text is None else json_object(text, "--pooler-config")
+    for name in settings.keys() - set(_POOLER_SETTINGS):
+        names = ", ".join(_POOLER_SETTINGS[:4])
+        raise InvalidConfig(f"--pooler-config: there is no setting {name[:80]!r}; these are: {names}")
+    return {name: value for name, value in settings.items() if value is not None}
+
+
 def check_engine(config: EngineConfig) -> None:
     """Settings that must fit each other. Raises `InvalidConfig`."""
+    pooler_settings(config.model.pooler_config)
     if config.model.load_format == "tensorizer":
         tensorizer_settings(config.model.model_loader_extra_config)
     else:
