@@ -84,7 +84,7 @@ def gives_vectors(values: dict[str, Any], model: ModelConfig, *, has_modules: bo
     names = values.get("architectures")
     name = str(names[0]) if isinstance(names, list) and names else ""
     return has_modules or (
-        name.endswith((_CLASSIFIER, "TextModel", _BARE)) and not name.startswith(("ChatGLM", "Aquila"))
+        name.endswith((_CLASSIFIER, "TextModel", _BARE)) and not name.startswith(("ChatGLM", "Aquila", "GPT2LMHead"))
     )
 
 
