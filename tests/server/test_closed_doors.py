@@ -14,7 +14,7 @@ CONTROL = [
     "/pause", "/resume", "/sleep", "/wake_up", "/abort_requests", "/flush_cache", "/reset_prefix_cache",
     "/start_profile", "/stop_profile", "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/update_weights",
     "/init_weights_update_group", "/release_memory_occupation", "/api/pull", "/api/delete", "/models/load", "/slots/0",
-    "/server_info", "/collective_rpc", "/v1/files", "/pooling", "/score", "/rerank",
+    "/server_info", "/collective_rpc", "/v1/files",
 ]  # fmt: skip
 
 
@@ -51,6 +51,10 @@ def test_the_routes_are_these_and_no_others() -> None:
         ("GET", "/api/ps"), ("GET", "/api/version"), ("POST", "/invocations"), ("POST", "/v1/chat/completions/batch"),
         ("POST", "/apply-template"), ("POST", "/completion"), ("POST", "/infill"), ("GET", "/props"),
         ("POST", "/inference/v1/generate"),
+        ("POST", "/v1/audio/transcriptions"), ("POST", "/v1/audio/translations"),
+        ("POST", "/v1/embeddings"), ("POST", "/pooling"), ("POST", "/classify"), ("POST", "/score"), ("POST", "/v1/score"),
+        ("POST", "/rerank"), ("POST", "/v1/rerank"), ("POST", "/v2/rerank"), ("POST", "/api/embed"),
+        ("POST", "/api/embeddings"),
     }  # fmt: skip
 
 
