@@ -20,11 +20,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 DOCUMENT = ROOT / "docs" / "behaviour.md"
 NOT_BUILT = "not built"
-#: What looks like a code and is none: levels of cache, and types of elements.
-NO_CODES = {"L1", "L2", "L3", "F16", "F32", "F64", "I16", "I32", "I64"}
+#: What looks like a code and is none: levels of cache, types of elements, parts of names of models.
+NO_CODES = {"L1", "L2", "L3", "L6", "H1", "F16", "F32", "F64", "I16", "I32", "I64"}
 _ROW = re.compile(r"\| ([A-Z]\d{1,2}) \| (.+) \| (?:(.*) )?\|")
-#: Falcon-H1 is a model.
-_CODE = re.compile(r"\b(?<!Falcon-)([A-Z]\d{1,2})(?:(?: to |-)([A-Z]\d{1,2}))?\b")
+_CODE = re.compile(r"\b([A-Z]\d{1,2})(?:(?: to |-)([A-Z]\d{1,2}))?\b")
 _IN_NAME = re.compile(r"_(?:to_)?([a-z]\d{1,2})(?=_)")
 
 
