@@ -17,6 +17,8 @@ from octavo.base.config import CacheConfig, EngineConfig, ModelConfig, Scheduler
 from octavo.base.errors import CheckpointError, InvalidConfig
 from octavo.base.params import PoolingParams, SamplingParams
 from octavo.core.scheduler.scheduler import Scheduler
+from octavo.models.pooling import gives_vectors
+from octavo.models.registry import FAMILIES
 from octavo.wire.messages import AddRequest
 from octavo.worker.worker import Worker
 
@@ -270,3 +272,16 @@ def test_real_weights_are_transformers_vectors(minilm_hf: Path) -> None:
             rows = reference(input_ids=torch.tensor([texts[output.request_id]])).last_hidden_state[0]
         assert output.pooled is not None
         assert 1 - float(np.frombuffer(output.pooled, "<f4") @ unit(rows.mean(0))) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "is_one"),
+    [
+        ("QWenLMHeadModel", False), ("JAISLMHeadModel", False), ("GPT2LMHeadModel", False), ("ChatGLMModel", False),
+        ("AquilaModel", False), ("LlamaForCausalLM", False), ("GPT2Model", True), ("Qwen3Model", True),
+        ("MistralModel", True), ("LlamaForSequenceClassification", True),
+    ],
+)  # fmt: skip
+def test_what_generates_is_not_taken_for_a_model_of_vectors(name: str, is_one: bool) -> None:
+    values = {"architectures": [name]}
+    assert gives_vectors(values, ModelConfig(model="m"), FAMILIES, has_modules=False) is is_one

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any, Final, Literal
 
@@ -77,15 +78,14 @@ def is_classifier(values: dict[str, Any]) -> bool:
     return isinstance(names, list) and bool(names) and str(names[0]).endswith(_CLASSIFIER)
 
 
-def gives_vectors(values: dict[str, Any], model: ModelConfig, *, has_modules: bool) -> bool:
-    """Whether a decoder's checkpoint is served for its vectors. `has_modules`: it has sentence-transformers' files."""
+def gives_vectors(values: dict[str, Any], model: ModelConfig, known: Collection[str], *, has_modules: bool) -> bool:
+    """Whether a decoder's checkpoint is served for its vectors. `known`: architectures that generate, whatever their
+    names end with. `has_modules`: it has sentence-transformers' files."""
     if model.task != "auto":
         return model.task != "generate"
     names = values.get("architectures")
     name = str(names[0]) if isinstance(names, list) and names else ""
-    return has_modules or (
-        name.endswith((_CLASSIFIER, "TextModel", _BARE)) and not name.startswith(("ChatGLM", "Aquila", "GPT2LMHead"))
-    )
+    return has_modules or (name not in known and name.endswith((_CLASSIFIER, "TextModel", _BARE)))
 
 
 def pooled(spec: ModelSpec, values: dict[str, Any], model: ModelConfig, source: str) -> ModelSpec:
