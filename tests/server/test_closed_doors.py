@@ -53,8 +53,8 @@ def test_the_routes_are_these_and_no_others() -> None:
         ("POST", "/inference/v1/generate"),
         ("POST", "/v1/audio/transcriptions"), ("POST", "/v1/audio/translations"),
         ("POST", "/v1/embeddings"), ("POST", "/pooling"), ("POST", "/classify"), ("POST", "/score"),
-        ("POST", "/v1/score"), ("POST", "/rerank"), ("POST", "/v1/rerank"), ("POST", "/v2/rerank"), ("POST", "/api/embed"),
-        ("POST", "/api/embeddings"),
+        ("POST", "/v1/score"), ("POST", "/rerank"), ("POST", "/v1/rerank"), ("POST", "/v2/rerank"),
+        ("POST", "/api/embed"), ("POST", "/api/embeddings"),
     }  # fmt: skip
 
 
