@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from octavo.bench.limits import Limits
-from octavo.bench.roofline import num_steps, roofline_seconds
+from octavo.bench.roofline import num_steps, roofline_seconds, step_weight_bytes
 from octavo.wire.messages import EngineInfo
 from support.client_fakes import INFO
 
@@ -41,6 +41,18 @@ def test_a_token_of_a_reply_reads_the_keys_before_it_and_a_step_reads_the_weight
     assert nanoseconds([(4, 4, 1)], **cache) == 0
     assert nanoseconds([(4, 4, 3)], **cache) == pytest.approx(2 * (5 + 6))
     assert nanoseconds([(4, 4, 3), (4, 4, 2)], weight_bytes=1000) == pytest.approx(3000)
+
+
+def test_a_step_reads_the_experts_that_its_tokens_go_through() -> None:
+    experts = {"weight_bytes": 1000, "expert_bytes": 800, "expert_share": 0.25}
+    assert step_weight_bytes(info(**experts), 1) == 200 + 200
+    assert step_weight_bytes(info(**experts), 2) == 200 + 350  # 800 x (1 - 0.75 ^ 2)
+    assert step_weight_bytes(info(weight_bytes=1000), 3) == 1000
+    assert nanoseconds([(4, 4, 3), (4, 4, 3)], **experts) == pytest.approx(3 * 550)
+
+
+def test_a_model_that_keeps_nothing_of_a_token_has_no_cache_to_read() -> None:
+    assert nanoseconds([(4, 4, 3)], num_kv_blocks=0, kv_group_windows=(), weight_bytes=10) == pytest.approx(30)
 
 
 def test_steps_are_those_of_the_longest_reply_or_of_full_steps() -> None:

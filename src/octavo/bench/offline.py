@@ -17,7 +17,7 @@ from octavo.bench.datasets import check_dataset, prompts, random_ids
 from octavo.bench.limits import Limits, best_of, measure_limits
 from octavo.bench.machine import stamp
 from octavo.bench.report import bandwidth, result, table
-from octavo.bench.roofline import roofline_seconds
+from octavo.bench.roofline import roofline_seconds, step_weight_bytes
 from octavo.bench.stats import spread_ms
 from octavo.offline.llm import LLM, RequestOutput
 from octavo.wire.messages import EngineInfo
@@ -97,7 +97,7 @@ def latency(config: LatencyConfig, model: str, settings: Mapping[str, Any]) -> d
         info = llm.info
     # Others use the memory too: what it gave before or after is nearer to what the batches could have had.
     limits = best_of(before, measure_limits(settings.get("num_threads")))
-    figures = latency_figures(config, first, whole, info.weight_bytes, limits)
+    figures = latency_figures(config, first, whole, step_weight_bytes(info, config.batch_size), limits)
     if files:
         figures["profile_files"] = files
     return dict(result("latency", config, machine, limits, model=model, engine=_engine(info), **figures))
@@ -111,7 +111,7 @@ def _batch_seconds(llm: LLM, rng: random.Random, config: LatencyConfig, output_l
 
 
 def latency_figures(
-    config: LatencyConfig, first: list[float], whole: list[float], weight_bytes: int, limits: Limits | None
+    config: LatencyConfig, first: list[float], whole: list[float], weight_bytes: float, limits: Limits | None
 ) -> dict[str, Any]:
     to_first = statistics.median(first)
     # Two noisy times: of a few tokens on a busy machine the difference may come out as nothing.
@@ -125,7 +125,7 @@ def latency_figures(
         "weights_gb_s": None,
         "memory_share": None,
     }
-    if step:  # a step reads all weights once, however many streams it serves
+    if step:  # a step reads weights once, however many streams it serves
         figures["weights_gb_s"] = round(weight_bytes / step / 1e9, 2)
         if limits is not None:
             figures["memory_share"] = round(figures["weights_gb_s"] / limits.memory_read_gb_s, 3)

@@ -21,13 +21,21 @@ def roofline_seconds(info: EngineInfo, limits: Limits, requests: Sequence[Length
     matrix_ops = sum(info.layer_ops_per_token * (computed + out - 1) for computed, _, out in requests)
     matrix_ops += sum(info.output_ops_per_token * out for _, _, out in requests)
     attention_ops = sum(info.attention_ops_per_key * _keys(*request) for request in requests)
-    kv_bytes_per_token = len(info.kv_group_windows) * info.kv_cache_bytes / (info.num_kv_blocks * info.block_size)
+    num_cached = info.num_kv_blocks * info.block_size  # tokens of one group; 0: nothing is kept of a token
+    kv_bytes_per_token = len(info.kv_group_windows) * info.kv_cache_bytes / num_cached if num_cached else 0.0
     # A prompt's own keys are in the processor's caches while it is computed; each later token reads all before it.
     kv_bytes = kv_bytes_per_token * sum((out - 1) * prompt + out * (out - 1) / 2 for _, prompt, out in requests)
     matrix_peak = limits.float32_gflop_s if info.quantization == "none" else limits.int8_gop_s
     bandwidth = limits.memory_read_gb_s
     seconds = matrix_ops / matrix_peak + attention_ops / limits.float32_gflop_s
-    return (seconds + (kv_bytes + num_steps(info, requests) * info.weight_bytes) / bandwidth) / 1e9
+    step_bytes = step_weight_bytes(info, min(len(requests), info.max_num_seqs))
+    return (seconds + (kv_bytes + num_steps(info, requests) * step_bytes) / bandwidth) / 1e9
+
+
+def step_weight_bytes(info: EngineInfo, num_tokens: int) -> float:
+    """Weights that a step of `num_tokens` tokens reads: of experts those that one of the tokens goes through, where
+    each goes through any of them as likely."""
+    return info.weight_bytes - info.expert_bytes * (1.0 - info.expert_share) ** num_tokens
 
 
 def num_steps(info: EngineInfo, requests: Sequence[Lengths]) -> float:

@@ -79,6 +79,12 @@ class Definition:
         return 2 * values
 
     @property
+    def expert_share(self) -> float:
+        """Of its experts what one token goes through: the mean of all layers that have some; 0: none has."""
+        found = [op.top_k / op.gate_up_weight.shape[0] for op in self.program.ops if isinstance(op, Experts)]
+        return sum(found) / len(found) if found else 0.0
+
+    @property
     def attention_ops_per_key(self) -> int:
         """Sums and products of all layers' attentions for one key that one token sees."""
         attends = (op for op in self.program.ops if isinstance(op, Attend | LatentAttend))

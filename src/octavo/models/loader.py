@@ -56,6 +56,7 @@ class LoadedModel:
     dtype: torch.dtype  # of the unquantized matrices; float16 where there are none
     num_params: int
     weight_bytes: int  # packed, as they are read in a step
+    expert_bytes: int  # of these, those of experts
     quantization: str  # "none", or the formats with their counts
     weights: Mapping[str, Any]  # packed, by the names of the program's weights
 
@@ -99,6 +100,7 @@ def load_model(
         dtype=_reported_dtype(reader, config, ops),
         num_params=reader.num_params,
         weight_bytes=packer.nbytes,
+        expert_bytes=packer.expert_bytes,
         quantization=f"{online} at load" if online and checkpoint.quantization == "none" else checkpoint.quantization,
         weights=packer.weights,
     )
@@ -269,7 +271,7 @@ class _Packer:
         # A GPU has products of its own for these two, and quantizes what it packs.
         self._online = None if ops.torch_device.type != "cpu" and online in ("fp8", "int8") else online
         self.weights: dict[str, Any] = {}
-        self.nbytes = 0
+        self.nbytes = self.expert_bytes = 0
 
     def pack(self, param: Param) -> None:
         if param.packing == "vector":
@@ -286,7 +288,9 @@ class _Packer:
             packed = self._router(param)
         else:
             packed = self._output(param)
-        self.nbytes += sum(each.nbytes for each in packed) if param.packing in ("experts", "heads") else packed.nbytes
+        nbytes = sum(each.nbytes for each in packed) if param.packing in ("experts", "heads") else packed.nbytes
+        self.nbytes += nbytes
+        self.expert_bytes += nbytes if param.packing == "experts" else 0
         if param.packing == "tied":
             self.weights[LM_HEAD] = packed
             packed = self._ops.tied_embedding(packed)

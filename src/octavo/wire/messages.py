@@ -139,6 +139,8 @@ class EngineInfo(Message, frozen=True, gc=False):
     caches_output: bool = True  # blocks of generated tokens may serve other requests: they are what a prompt's would be
     max_loras: int = 0  # adapters in one step; 0: the engine takes none
     pooling: PoolingInfo | None = None  # it gives vectors and generates nothing
+    expert_bytes: int = 0  # of the weights', those of experts
+    expert_share: float = 0.0  # of which one token goes through so many
     num_swap_blocks: int = 0  # KV blocks of preempted requests that fit the host's memory
     plans_ahead: bool = False  # the device computes beside the host: a step is planned before the last is answered
     # Sums and products: what a token costs, for benchmarks.

@@ -476,6 +476,8 @@ class Worker:
             encoder_channels=encoder_channels(loaded.model.definition),
             kv_cache_bytes=plan.total_bytes,
             weight_bytes=loaded.weight_bytes,
+            expert_bytes=loaded.expert_bytes,
+            expert_share=loaded.model.definition.expert_share,
             num_params=loaded.num_params,
             dtype=str(loaded.dtype).removeprefix("torch."),
             kv_cache_dtype=str(kv_dtype).removeprefix("torch."),
