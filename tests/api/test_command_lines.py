@@ -17,7 +17,7 @@ from support.server_process import ServerProcess, Stream, eventually
 FLAGS = [
     "--tensor-parallel-size", "1", "--gpu-memory-utilization", "0.9", "--swap-space", "4", "--max-num-seqs", "16",
     "--block-size", "8", "--dtype", "auto", "--enable-prefix-caching",
-    "--enable-chunked-prefill", "--disable-log-requests", "--max-loras", "1", "--guided-decoding-backend",
+    "--enable-chunked-prefill", "--disable-log-requests", "--guided-decoding-backend",
     "outlines", "--use-v2-block-manager", "--allow-credentials", "--preemption-mode", "recompute", "-O2",
 ]  # fmt: skip
 
@@ -59,7 +59,7 @@ def ask(server: ServerProcess, method: str, path: str, key: str | None = None, b
 def test_the_start_tells_what_was_accepted_and_what_has_no_effect(server: ServerProcess) -> None:
     (line,) = (line for line in server.stderr.splitlines() if "accepted, nothing to do: " in line)
     for words in (
-        "--tensor-parallel-size 1", "--block-size 8 (as 16)", "--max-loras 1",
+        "--tensor-parallel-size 1", "--block-size 8 (as 16)",
         "--guided-decoding-backend outlines", "--use-v2-block-manager", "--preemption-mode recompute",
         "--optimization-level 2", "PROMETHEUS_MULTIPROC_DIR",
     ):  # fmt: skip

@@ -20,7 +20,7 @@ def item(start: int, length: int, digest: bytes, kind: MediaKind = "image") -> M
 
 IMAGE = item(8, 8, b"a")
 SEEING: dict[str, Any] = {
-    "media_kinds": ("image", "audio"), "media_step_rows": 32, "media_cache_rows": 32,
+    "media_kinds": ("image", "audio"), "media_step_rows": 32, "media_cache_rows": 32, "max_loras": 2,
 }  # fmt: skip
 
 

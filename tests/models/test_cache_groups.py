@@ -48,6 +48,7 @@ def run(ops: Ops, program: Program, weights: Any, tables: list[list[int]]) -> tu
         cache_groups=groups,
         attention_plan=None,
         key_ends=None,
+        adapter_slots=None,
     )
     shapes = ops.kv_cache_shapes(8, BLOCK_SIZE, 2, 16)
     caches = [tuple(torch.full(shape, torch.nan) for shape in shapes) for _ in program.caches]

@@ -284,14 +284,14 @@ def test_a_path_beside_a_route_is_answered_with_the_route(path: str, meant: str)
 @pytest.mark.parametrize(
     ("path", "what", "instead"),
     [
-        ("/v1/audio/transcriptions", "audio", None),
+        ("/v1/audio/speech", "audio", None),
         ("/v1/images/generations", "images", None),
         ("/v1/moderations", "moderations", None),
         ("/v1/files", "files", None),
         ("/v1/batches", "batches", "`octavo run-batch` for a file of requests"),
         ("/v1/fine_tuning/jobs", "fine-tuning", None),
         ("/v1/assistants", "the Assistants API", "/v1/chat/completions"),
-        ("/completion", "llama.cpp's native API", "/v1/completions"),
+        ("/slots", "llama.cpp's native API", "/metrics"),
     ],
 )
 def test_what_octavo_does_not_serve_is_said_by_its_name(path: str, what: str, instead: str | None) -> None:

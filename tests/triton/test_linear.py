@@ -238,14 +238,14 @@ def test_an_invariant_table_may_have_more_columns() -> None:
 
 
 def test_columns_in_another_order_and_values_of_a_table() -> None:
-    """What GPTQ's act-order, float8 and nf4 come as: the first stays small, the others become floats."""
+    """What GPTQ's act-order, float8 and nf4 come as: all stay small."""
     plain = integers(48, 128, 4, 32, has_mins=True, dtype=torch.float32)
     ordered = replace(plain, order=torch.randperm(128, generator=torch.Generator().manual_seed(1)))
     codes = torch.randint(0, 16, (16, 128), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
     table = QuantizedWeight(codes, 4, 64, torch.rand(16, 2), table=torch.linspace(-1, 1, 16))
     packer = linear.LinearPacker(CPU, torch.bfloat16)
     packed = packer.pack_linear_many([ordered, ordered, plain, table])
-    assert packed.kind == "int4+bfloat16"
+    assert packed.kind == "int4+table4"
     dense = torch.cat([weight.dequantize() for weight in (ordered, ordered, plain, table)])
     for rows in (1, 17):
         x = randn(rows, 128, dtype=torch.bfloat16, seed=rows)

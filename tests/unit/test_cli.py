@@ -56,6 +56,7 @@ def sample(flag: Flag) -> str:
     special |= {flag.field: '{"top_k": 5}' for flag in TABLE.values() if flag.is_json}
     special["model_loader_extra_config"] = '{"pattern": "r{rank}p{part}"}'
     special["structured_outputs_config"] = '{"disable_any_whitespace": true}'
+    special["pooler_config"] = '{"pooling_type": "mean"}'
     special["limit_mm_per_prompt"], special["media_io_kwargs"] = '{"image": 4}', '{"video": {"num_frames": 8}}'
     if flag.field in special:
         return special[flag.field]

@@ -30,6 +30,7 @@ def given_as(flag: Flag) -> str:
     special |= {name: '{"top_k": "it\'s"}' for name, other in TABLE.items() if other.is_json}
     special["model_loader_extra_config"] = '{"pattern": "it\'s {rank} {part}"}'
     special["structured_outputs_config"] = '{"disable_any_whitespace": true}'
+    special["pooler_config"] = '{"pooling_type": "mean"}'
     special["limit_mm_per_prompt"], special["media_io_kwargs"] = '{"image": 4}', '{"video": {"num_frames": 8}}'
     if flag.field in special:
         return special[flag.field]

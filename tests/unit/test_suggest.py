@@ -52,7 +52,6 @@ FAR = [
     ("float64", DTYPES),
     ("llama3", ["llama2"]),
     ("gpt-4o", ["smollm2", "tiny"]),
-    ("--lora", FLAGS),
     ("--foo", FLAGS),
     ("x", FIELDS),
     ("m", FIELDS),
