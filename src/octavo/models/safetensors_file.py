@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import json
 import math
-import mmap
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeGuard
 
 import torch
-from torch import Tensor
 
 from octavo.base.errors import CheckpointError
+from octavo.models.mapped_file import Entry, MappedFile
 
 #: The format's own limit.
 MAX_HEADER_BYTES: Final = 100_000_000
@@ -41,58 +39,18 @@ _DTYPES: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """`begin` and `end` count from the start of the file."""
-
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    begin: int
-    end: int
-
-
-class SafetensorsFile:
+class SafetensorsFile(MappedFile[Entry]):
     """One file, mapped into memory. Raises `CheckpointError`, naming file and tensor, if it is damaged."""
 
+    format = "safetensors"
+
     def __init__(self, path: Path) -> None:
-        self.path = path
+        super().__init__(path)
         #: What the file says beside its tensors.
         self.metadata: dict[str, str] = {}
-        try:
-            with open(path, "rb") as file:
-                # Private: torch wants memory that counts as writable. Nobody writes to it.
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "the file is empty"
-            raise CheckpointError(f"{path}: cannot be read: {reason}") from None
         self._entries = self._parse()
 
-    def names(self) -> list[str]:
-        return list(self._entries)
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._entries
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._entries[name].shape
-
-    def dtype(self, name: str) -> torch.dtype:
-        return self._entries[name].dtype
-
-    def get(self, name: str) -> Tensor:
-        """The tensor as a view of the file; it keeps the mapping alive."""
-        entry = self._entries[name]
-        if entry.begin == entry.end:  # which torch makes no view of
-            return torch.empty(entry.shape, dtype=entry.dtype)
-        data = memoryview(self._map)[entry.begin : entry.end]
-        if entry.begin % entry.dtype.itemsize:
-            data = memoryview(bytearray(data))
-        return torch.frombuffer(data, dtype=entry.dtype).view(entry.shape)
-
-    def _damaged(self, why: str) -> CheckpointError:
-        return CheckpointError(f"{self.path}: damaged safetensors file: {why}")
-
-    def _parse(self) -> dict[str, _Entry]:
+    def _parse(self) -> dict[str, Entry]:
         size = len(self._map)
         length = int.from_bytes(self._map[:8], "little")
         if size < 8 or length > size - 8 or length > MAX_HEADER_BYTES:
@@ -121,7 +79,7 @@ class SafetensorsFile:
             raise self._damaged("__metadata__ is not a mapping of texts")
         return metadata
 
-    def _entry(self, name: str, fields: Any, data_start: int) -> _Entry:
+    def _entry(self, name: str, fields: Any, data_start: int) -> Entry:
         where = f"tensor {name[:200]!r}"
         if not isinstance(fields, dict):
             raise self._damaged(f"{where}: its entry is not a mapping")
@@ -138,7 +96,7 @@ class SafetensorsFile:
         nbytes = math.prod(shape) * _DTYPES[dtype].itemsize
         if nbytes != end - begin:
             raise self._damaged(f"{where}: {dtype} {shape} takes {nbytes} bytes, its offsets hold {end - begin}")
-        return _Entry(_DTYPES[dtype], tuple(shape), begin, end)
+        return Entry(_DTYPES[dtype], tuple(shape), begin, end)
 
 
 def _is_counts(value: Any) -> TypeGuard[list[int]]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import mmap
 import re
 import struct
 import zlib
@@ -25,6 +24,7 @@ import torch
 from torch import Tensor
 
 from octavo.base.errors import CheckpointError
+from octavo.models.mapped_file import Entry, MappedFile
 
 _MAGIC: Final = b"|TZR|"
 _HEAD: Final = struct.Struct("<5sI32sQ8xQQ")
@@ -50,60 +50,29 @@ _TABLES: Final = re.compile(r".*\.rotary_emb\.\w+")
 
 
 @dataclass(frozen=True, slots=True)
-class _Entry:
-    dtype: torch.dtype
-    shape: tuple[int, ...]
+class _Entry(Entry):
     header: int
-    begin: int
-    end: int
     is_long: bool
 
 
-class TensorizerFile:
+class TensorizerFile(MappedFile[_Entry]):
     """One file, mapped into memory. Raises `CheckpointError`, naming file and tensor, if it is damaged or encrypted."""
+
+    format = "tensorizer"
 
     def __init__(self, path: Path, verify_hash: bool = False) -> None:
         """`verify_hash`: compare a tensor's bytes with their hashes when it is read, which reads them once more."""
-        self.path = path
+        super().__init__(path)
         self._verify_hash = verify_hash
-        try:
-            with open(path, "rb") as file:
-                # Private: torch wants memory that counts as writable. Nobody writes to it.
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "the file is empty"
-            raise CheckpointError(f"{path}: cannot be read: {reason}") from None
         try:
             self._entries = self._parse()
         except (struct.error, UnicodeDecodeError, IndexError):
             raise self._damaged("the index of tensors is cut off, or is none") from None
 
-    def names(self) -> list[str]:
-        return list(self._entries)
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._entries
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._entries[name].shape
-
-    def dtype(self, name: str) -> torch.dtype:
-        return self._entries[name].dtype
-
     def get(self, name: str) -> Tensor:
-        """The tensor as a view of the file; it keeps the mapping alive."""
-        entry = self._entries[name]
         if self._verify_hash:
-            self._check_hashes(name, entry)
-        if entry.begin == entry.end:  # which torch makes no view of
-            return torch.empty(entry.shape, dtype=entry.dtype)
-        data = memoryview(self._map)[entry.begin : entry.end]
-        if entry.begin % entry.dtype.itemsize:
-            data = memoryview(bytearray(data))
-        return torch.frombuffer(data, dtype=entry.dtype).view(entry.shape)
-
-    def _damaged(self, why: str) -> CheckpointError:
-        return CheckpointError(f"{self.path}: damaged tensorizer file: {why}")
+            self._check_hashes(name, self._entries[name])
+        return super().get(name)
 
     def _parse(self) -> dict[str, _Entry]:
         if len(self._map) < _HEAD.size or self._map[: len(_MAGIC)] != _MAGIC:
@@ -145,7 +114,7 @@ class TensorizerFile:
         if len(shape) > _MAX_DIMS or nbytes != length:
             what = "has no data: it was saved from the device meta" if not length else f"holds {length} bytes"
             raise self._damaged(f"{where} of {list(shape[:_MAX_DIMS])} {stored.rpartition(chr(0))[2]} {what}")
-        return _Entry(dtype, shape, header, begin, begin + length, is_long)
+        return _Entry(dtype, shape, begin, begin + length, header, is_long)
 
     def _check_hashes(self, name: str, entry: _Entry) -> None:
         """Of its header, in which they count as zeros, and its data."""
