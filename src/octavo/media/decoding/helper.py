@@ -8,13 +8,12 @@ seconds, blobs}. Out: what `decode_image` and its like return, or {refused}.
 from __future__ import annotations
 
 import os
-import resource
-import signal
 from typing import Any, Final
 
 # Before numpy: one question at a time needs no threads, of which there may be none here.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+from octavo.base.confined import confine, in_time
 from octavo.base.frames import serve_frames
 from octavo.media.decoding.images import decode_image
 from octavo.media.decoding.refused import Refused
@@ -50,24 +49,10 @@ def _decoded(kind: str, blobs: list[bytes], options: dict[str, Any]) -> dict[str
 
 
 def main() -> None:
-    # A terminal sends INT to the whole group; this process ends when its input does.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no answer
-    resource.setrlimit(resource.RLIMIT_AS, (MAX_ADDRESS_SPACE, MAX_ADDRESS_SPACE))
-    # Decoding starts nothing and writes no file.
-    for kind in (resource.RLIMIT_CORE, resource.RLIMIT_FSIZE, resource.RLIMIT_NPROC):
-        resource.setrlimit(kind, (0, 0))
-    serve_frames(_handle_in_time, out)
-
-
-def _handle_in_time(request: dict[str, Any]) -> dict[str, Any]:
-    # If nobody is left to kill it, the kernel does, in the middle of any call.
-    signal.setitimer(signal.ITIMER_REAL, request["seconds"] + 1)
-    reply = handle(request)
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    return reply
+    confine(MAX_ADDRESS_SPACE)
+    serve_frames(in_time(handle), out)
 
 
 if __name__ == "__main__":

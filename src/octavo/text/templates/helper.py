@@ -11,10 +11,9 @@ content_format and options to render them. Out: {text}; {refused, param}, the ca
 
 from __future__ import annotations
 
-import resource
-import signal
 from typing import Any, Final
 
+from octavo.base.confined import confine, in_time
 from octavo.base.errors import InvalidRequest
 from octavo.base.frames import serve_frames
 from octavo.text.templates.chat_template import ChatTemplate, TemplateSyntaxError
@@ -40,22 +39,8 @@ def handle(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    # A terminal sends INT to the whole group; this process ends when its input does.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    resource.setrlimit(resource.RLIMIT_AS, (MAX_ADDRESS_SPACE, MAX_ADDRESS_SPACE))
-    # Rendering starts nothing and writes no file.
-    for kind in (resource.RLIMIT_CORE, resource.RLIMIT_FSIZE, resource.RLIMIT_NPROC):
-        resource.setrlimit(kind, (0, 0))
-    serve_frames(_handle_in_time)
-
-
-def _handle_in_time(request: dict[str, Any]) -> dict[str, Any]:
-    # If nobody is left to kill it, the kernel does, in the middle of any call.
-    signal.setitimer(signal.ITIMER_REAL, request["seconds"] + 1)
-    reply = handle(request)
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    return reply
+    confine(MAX_ADDRESS_SPACE)
+    serve_frames(in_time(handle))
 
 
 if __name__ == "__main__":
