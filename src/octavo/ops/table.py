@@ -163,7 +163,7 @@ _REFERENCE_MODULES: dict[str, Any] = {
 _SETTINGS = ("implementations", "penalty_counts", "activation_dtype", "torch_device", "to_device")
 _NAMES = tuple(name for name in Ops.__dataclass_fields__ if name not in _SETTINGS)
 #: Modules with the native operations of the CPU, in `octavo.ops.cpu`.
-_CPU_MODULES: tuple[str, ...] = ("kernels", "streams", "linear", "lora", "program")
+_CPU_MODULES: tuple[str, ...] = ("kernels", "states", "streams", "linear", "lora", "program")
 
 
 def bind(device: str = "cpu", impl: Literal["auto", "reference"] = "auto", binding: Binding | None = None) -> Ops:

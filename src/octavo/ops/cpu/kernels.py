@@ -34,11 +34,9 @@ __all__ = [
     "add_rms_norm",
     "attention",
     "attention_planner",
-    "causal_conv",
     "clip_",
     "forbid",
     "gate_",
-    "gated_delta",
     "kv_cache_shapes",
     "latent_attention",
     "latent_cache_shape",
@@ -51,7 +49,6 @@ __all__ = [
     "rope_kv_write",
     "route",
     "sample",
-    "selective_scan",
     "soft_cap_",
 ]
 
@@ -67,10 +64,6 @@ ACTIVATIONS: Final = {
     "gegelu": 9,
 }  # fmt: skip
 MAX_HEAD_DIM: Final = 1024
-#: As in csrc/cpu/kernels/causal_conv.h.
-MAX_TAPS: Final = 8
-#: As in csrc/cpu/kernels/selective_scan.h.
-MAX_STATE_SIZE: Final = 256
 #: In place of `KeyBlocks.numbers`.
 NO_BLOCKS: Final = (0, 0, 1, 0)
 SCORE_KINDS: Final = {"softmax": 0, "sigmoid": 1, "sparsemixer": 2}
@@ -99,7 +92,7 @@ def layer_norm(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, eps:
     assert out.shape == x.shape and weight.numel() == width
     assert x.dtype == out.dtype == weight.dtype == _F32
     assert x.is_contiguous() and out.is_contiguous() and weight.is_contiguous()
-    _cpu.layer_norm(out.data_ptr(), x.data_ptr(), weight.data_ptr(), _bias(bias, width), rows, width, eps)
+    _cpu.layer_norm(out.data_ptr(), x.data_ptr(), weight.data_ptr(), bias_of(bias, width), rows, width, eps)
 
 
 def add_layer_norm(out: Tensor, residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> None:
@@ -108,7 +101,14 @@ def add_layer_norm(out: Tensor, residual: Tensor, x: Tensor, weight: Tensor, bia
     assert x.dtype == out.dtype == residual.dtype == weight.dtype == _F32
     assert x.is_contiguous() and out.is_contiguous() and residual.is_contiguous() and weight.is_contiguous()
     _cpu.add_layer_norm(
-        out.data_ptr(), residual.data_ptr(), x.data_ptr(), weight.data_ptr(), _bias(bias, width), rows, width, eps
+        out.data_ptr(),
+        residual.data_ptr(),
+        x.data_ptr(),
+        weight.data_ptr(),
+        bias_of(bias, width),
+        rows,
+        width,
+        eps,
     )
 
 
@@ -118,12 +118,12 @@ def norm_parts_(
     assert x.dtype == weight.dtype == _F32 and x.is_contiguous() and weight.is_contiguous()
     assert weight.numel() in (width, count * width) and 0 <= first <= x.shape[1] - count * width
     _cpu.norm_parts(
-        x.data_ptr(), x.shape[0], x.shape[1], first, count, width, weight.data_ptr(), _bias(bias, weight.numel()),
+        x.data_ptr(), x.shape[0], x.shape[1], first, count, width, weight.data_ptr(), bias_of(bias, weight.numel()),
         weight.numel() != width, eps, kind == "layer",
     )  # fmt: skip
 
 
-def _bias(bias: Tensor | None, width: int) -> int:
+def bias_of(bias: Tensor | None, width: int) -> int:
     if bias is None:
         return 0
     assert bias.numel() == width and bias.dtype == _F32 and bias.is_contiguous()
@@ -154,7 +154,7 @@ def act(out: Tensor, x: Tensor, kind: str, parameters: Tensor | None = None) -> 
     rows, width = out.shape
     assert x.shape == out.shape and out.dtype == x.dtype == _F32 and (parameters is not None) == (kind == "xielu")
     assert out.is_contiguous() and x.is_contiguous()
-    _cpu.act(out.data_ptr(), x.data_ptr(), rows, width, ACTIVATIONS[kind], _bias(parameters, 2))
+    _cpu.act(out.data_ptr(), x.data_ptr(), rows, width, ACTIVATIONS[kind], bias_of(parameters, 2))
 
 
 def native_routing(routing: Routing) -> tuple[int, bool, float, int, int, int, float]:
@@ -196,8 +196,8 @@ def route(
         ids.data_ptr(),
         weights.data_ptr(),
         scores.data_ptr(),
-        _bias(bias, num_experts),
-        _bias(scales, num_experts),
+        bias_of(bias, num_experts),
+        bias_of(scales, num_experts),
         rows,
         num_experts,
         top_k,
@@ -329,8 +329,8 @@ def attention(
         window,
         chunked,
         softcap,
-        _bias(slopes, num_heads),
-        _bias(sinks, num_heads),
+        bias_of(slopes, num_heads),
+        bias_of(sinks, num_heads),
         width,
         causal,
         0 if key_ends is None else key_ends.data_ptr(),
@@ -357,117 +357,6 @@ def check_cache(k_cache: Tensor, v_cache: Tensor, num_kv_heads: int, head_dim: i
 def is_of_blocks(cache: Tensor) -> bool:
     """Whether each block is contiguous; the blocks themselves may lie apart."""
     return cache.is_contiguous() or cache[0].is_contiguous()
-
-
-def causal_conv(
-    out: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    state: Tensor,
-    slots: Tensor,
-    positions: Tensor,
-    query_start_loc: Tensor,
-    gated: bool,
-) -> None:
-    rows, width = out.shape
-    taps = len(weight)
-    assert x.shape == (rows, 3 * width if gated else width) and weight.shape == (taps, width) and taps <= MAX_TAPS
-    assert state.shape[1:] == (taps - 1, width) and positions.numel() == rows
-    assert out.dtype == x.dtype == weight.dtype == state.dtype == _F32
-    assert slots.dtype == positions.dtype == query_start_loc.dtype == _I32
-    assert query_start_loc.numel() == slots.numel() + 1
-    assert all(tensor.is_contiguous() for tensor in (out, x, weight, state, slots, positions, query_start_loc))
-    _cpu.causal_conv(
-        out.data_ptr(),
-        x.data_ptr(),
-        weight.data_ptr(),
-        _bias(bias, width),
-        state.data_ptr(),
-        slots.data_ptr(),
-        positions.data_ptr(),
-        query_start_loc.data_ptr(),
-        slots.numel(),
-        width,
-        taps,
-        gated,
-    )
-
-
-def gated_delta(
-    out: Tensor,
-    qkv: Tensor,
-    gates: Tensor,
-    a_log: Tensor,
-    state: Tensor,
-    slots: Tensor,
-    positions: Tensor,
-    query_start_loc: Tensor,
-    num_key_heads: int,
-    tiled: bool = False,
-    beta_scale: float = 1.0,
-) -> None:
-    rows, (num_heads, key_dim, value_dim) = len(out), state.shape[1:]
-    assert out.shape == (rows, num_heads * value_dim) and gates.shape == (rows, 2 * num_heads)
-    assert qkv.shape == (rows, 2 * num_key_heads * key_dim + num_heads * value_dim) and a_log.shape == (num_heads,)
-    assert num_heads % num_key_heads == 0
-    assert positions.numel() == rows and query_start_loc.numel() == slots.numel() + 1
-    assert slots.dtype == positions.dtype == query_start_loc.dtype == _I32
-    floats = (out, qkv, gates, a_log, state)
-    assert all(tensor.dtype == _F32 for tensor in floats)
-    assert all(tensor.is_contiguous() for tensor in (*floats, slots, positions, query_start_loc))
-    _cpu.gated_delta(
-        out.data_ptr(),
-        qkv.data_ptr(),
-        gates.data_ptr(),
-        a_log.data_ptr(),
-        state.data_ptr(),
-        slots.data_ptr(),
-        positions.data_ptr(),
-        query_start_loc.data_ptr(),
-        slots.numel(),
-        num_heads,
-        num_key_heads,
-        key_dim,
-        value_dim,
-        tiled,
-        beta_scale,
-    )
-
-
-def selective_scan(
-    out: Tensor,
-    x: Tensor,
-    dt: Tensor,
-    gate: Tensor,
-    b: Tensor,
-    c: Tensor,
-    a_log: Tensor,
-    d: Tensor,
-    state: Tensor,
-    slots: Tensor,
-    positions: Tensor,
-    query_start_loc: Tensor,
-) -> None:
-    rows, width = out.shape
-    size, heads = state.shape[1], 0 if a_log.dim() == 2 else len(a_log)
-    groups = b.shape[1] // size
-    assert x.shape == gate.shape == out.shape and b.shape == c.shape == (rows, groups * size) and size <= MAX_STATE_SIZE
-    assert state.shape[2] == width and d.shape == a_log.shape[-1:] and dt.shape == (rows, len(d))
-    assert width % heads == heads % groups == 0 if heads else a_log.shape == (size, width) and groups == 1
-    assert positions.numel() == rows and query_start_loc.numel() == slots.numel() + 1
-    assert slots.dtype == positions.dtype == query_start_loc.dtype == _I32
-    floats = (out, x, dt, gate, b, c, a_log, d, state)
-    assert all(tensor.dtype == _F32 for tensor in floats)
-    assert all(tensor.is_contiguous() for tensor in (*floats, slots, positions, query_start_loc))
-    _cpu.selective_scan(
-        *(tensor.data_ptr() for tensor in (*floats, slots, positions, query_start_loc)),
-        slots.numel(),
-        width,
-        size,
-        heads,
-        groups,
-    )
 
 
 def check_latent(latent: Latent, cache: Tensor) -> int:

@@ -14,14 +14,13 @@ from octavo.ops.cpu.kernels import (
     ACTIVATIONS,
     CACHE_DTYPES,
     MAX_HEAD_DIM,
-    MAX_STATE_SIZE,
-    MAX_TAPS,
     NO_BLOCKS,
     check_cache,
     check_latent,
     check_routing,
     native_routing,
 )
+from octavo.ops.cpu.states import MAX_STATE_SIZE, MAX_TAPS
 from octavo.ops.lora import bank_name
 from octavo.ops.operands import Heads, Latent, Weight
 from octavo.ops.operations import (
