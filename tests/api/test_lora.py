@@ -153,6 +153,30 @@ def test_a_damaged_adapter_is_refused_by_the_tensors_name_and_harms_nobody(
     assert text_of(server, "octopus") == ANSWER
 
 
+def test_an_adapter_whose_file_went_bad_after_it_was_evicted_is_a_400(
+    server: ServerProcess, adapter: Path, tmp_path: Path
+) -> None:
+    """The host keeps two: the third takes the first one's place, whose file is read again."""
+    good = shutil.copytree(adapter, tmp_path / "good")
+    bad = damaged(adapter, tmp_path / "bad", **{"mlp.up_proj.lora_A": torch.full((8, 576), torch.nan)})
+    assert load(server, "aging", good)[0] == 200 and text_of(server, "aging") == ANSWER
+    for name in ("filler-1", "filler-2"):
+        assert load(server, name, adapter)[0] == 200 and text_of(server, name) == ANSWER
+    whole, broken = ((path / "adapter_model.safetensors").read_bytes() for path in (good, bad))
+    (good / "adapter_model.safetensors").write_bytes(broken)
+    for fields in ({}, {"stream": True}, {"n": 2}):
+        reply = server.complete(PROMPT, model="aging", max_tokens=4, **fields)
+        assert reply.status == 400, reply.body
+        error = reply.json["error"]
+        assert error["param"] == "model" and "`aging`" in error["message"] and "NaN" in error["message"]
+        assert "model.layers.29.mlp.up_proj.lora_A" in error["message"]
+    assert text_of(server, "filler-2") == text_of(server, "octopus") == ANSWER
+    (good / "adapter_model.safetensors").write_bytes(whole)
+    assert text_of(server, "aging") == ANSWER
+    for name in ("aging", "filler-1", "filler-2"):
+        assert server.request("POST", "/v1/unload_lora_adapter", {"lora_name": name}).status == 200
+
+
 def test_adapters_of_a_directory_are_found_within_it_alone(server: ServerProcess, directory: Path) -> None:
     assert text_of(server, "found") == ANSWER
     for name in ("../octopus", "outside", ".", "found/..", str(directory / "found")):

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from octavo.base.config import EngineConfig
-from octavo.base.errors import Aborted, EngineDead, OctavoError, Overloaded, ServerError, ShuttingDown
+from octavo.base.errors import Aborted, EngineDead, OctavoError, Overloaded, ServerError, ShuttingDown, unusable_adapter
 from octavo.base.params import GenerateRequest, SamplingParams
 from octavo.client.admission import Admission
 from octavo.client.beam_search import Held, beam_search
@@ -311,6 +311,13 @@ class EngineClient:
             self._abort_open(state, "error")
             state.wake()
 
+    @staticmethod
+    def _error_of(state: RequestState, output: EngineCoreOutput) -> OctavoError:
+        text = output.error or "The engine failed this request."
+        if output.is_of_adapter:
+            return unusable_adapter(state.request.adapter_name, text, "model")
+        return ServerError(text)
+
     def _abort_open(self, state: RequestState, reason: str) -> None:
         ids = [sample.request_id for sample in state.samples if sample.request_id in self._samples]
         now = time.monotonic()
@@ -414,7 +421,7 @@ class EngineClient:
             if sample is None:
                 continue  # it was aborted meanwhile
             if output.finish_reason == "error":
-                self._fail(sample.request, ServerError(output.error or "The engine failed this request."))
+                self._fail(sample.request, self._error_of(sample.request, output))
                 continue
             try:
                 if output.prompt_logprobs:

@@ -22,6 +22,7 @@ from octavo.base.errors import (
     ServerError,
     StartupError,
     clip,
+    unusable_adapter,
 )
 from octavo.files.adapters import adapter_in, resolve_adapter
 
@@ -92,7 +93,7 @@ class Adapters:
             raise InvalidRequest("`lora_name` is a text of 1 to 256 printable characters.", "lora_name")
         if name in self._taken or name in self._by_name:
             raise InvalidRequest(f"The name `{clip(name, 64)}` is taken: a model or an adapter has it.", "lora_name")
-        path = await self._found(source)
+        path = await self._found(name, source)
         adapter = self._made(name, path, source)
         await self.ready(adapter)
         if name in self._by_name:  # by another load meanwhile
@@ -135,17 +136,17 @@ class Adapters:
                 del self._by_name[adapter.name]
             if type(exc) is not ServerError:  # the engine is gone, or asleep
                 raise
-            raise InvalidRequest(f"The adapter cannot be used: {exc.message}", "lora_path") from None
+            raise unusable_adapter(adapter.name, exc.message, "lora_path") from None
         else:
             self._ready.add(adapter.key)
         finally:
             del self._loading[adapter.key]
 
-    async def _found(self, source: str) -> str:
+    async def _found(self, name: str, source: str) -> str:
         try:
             return str(await asyncio.to_thread(resolve_adapter, source, self._model))
         except StartupError as exc:
-            raise InvalidRequest(f"The adapter cannot be used: {exc.message}", "lora_path") from None
+            raise unusable_adapter(name, exc.message, "lora_path") from None
 
     def _made(self, name: str, path: str, source: str) -> Adapter:
         return Adapter(name, f"{next(self._numbers)} {name}", path, source)

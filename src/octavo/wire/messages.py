@@ -204,6 +204,7 @@ class EngineCoreOutput(Message, frozen=True, gc=False):
     logprobs: list[TokenLogprobs] | None = None
     num_cached_tokens: int = 0  # prompt tokens found in the prefix cache; set with the first output
     error: str | None = None
+    is_of_adapter: bool = False  # the error: its adapter's files are at fault, and nothing of the engine's
     scheduled_time: float = 0.0  # time.monotonic() when first scheduled; set with the first output
     # Of the prompt's tokens that this step scored, in order; all of them, from the second on, come with or before the
     # first new token. An output may hold nothing else.
