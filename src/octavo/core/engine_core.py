@@ -292,9 +292,7 @@ class EngineCore:
             if error is None:
                 self._queue(message, matcher)
             else:
-                self._outputs.append(
-                    EngineCoreOutput(message.request_id, [], "error", error=error, is_of_adapter=True)
-                )
+                self._outputs.append(EngineCoreOutput(message.request_id, [], "error", error=error, is_of_adapter=True))
 
         self.adapters.wait(message.adapter, message.adapter_path, message.request_id, go_on)
 

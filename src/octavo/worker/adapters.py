@@ -14,7 +14,8 @@ from torch import Tensor
 from octavo.base.config import LoraConfig, ModelConfig
 from octavo.base.errors import InvalidConfig
 from octavo.device.base import Device
-from octavo.models.adapters.adapter import Adapter, AdapterReader, ReadBase, TableDelta
+from octavo.models.adapters.adapter import AdapterReader
+from octavo.models.adapters.fitting import Adapter, ReadBase, TableDelta
 from octavo.models.adapters.targets import lora_targets, make_banks, with_deltas
 from octavo.models.bridge.declare import BridgedDefinition
 from octavo.models.checkpoint import Checkpoint
@@ -67,7 +68,8 @@ def bank_bytes(definition: Definition, config: LoraConfig, ops: Ops) -> int:
         return 0
     itemsize = (_dtype(config) or ops.activation_dtype).itemsize
     values = [
-        len(target.columns) * target.weight.shape[1] + target.weight.shape[0] for target in lora_targets(definition)
+        target.num_products * (len(target.columns) * target.weight.shape[-1] + target.weight.shape[-2])
+        for target in lora_targets(definition)
     ]
     return config.max_loras * config.max_lora_rank * sum(values) * itemsize
 

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from torch import Tensor
+
 from octavo.base.errors import CheckpointError
 from octavo.models.adapters.parts import AdapterFiles
 from octavo.models.checkpoint import TensorFile, read_json
@@ -21,7 +23,7 @@ _FILES: Final[dict[str, type[SafetensorsFile] | type[TorchFile]]] = {
 }
 #: Settings that change what an adapter computes, or where, in ways that octavo has not.
 _REFUSED: Final = (
-    "alora_invocation_tokens", "layer_replication", "megatron_config", "target_parameters", "trainable_token_indices",
+    "alora_invocation_tokens", "layer_replication", "megatron_config", "trainable_token_indices",
     "use_qalora", "use_bdlora", "arrow_config", "monteclora_config", "kappa_tuner_config", "velora_config",
 )  # fmt: skip
 _PREFIX: Final = re.compile(r"^base_model\.(model\.)?")
@@ -36,6 +38,10 @@ _TENSORS: Final = (
     (re.compile(r"(.+?)(?:\.modules_to_save(?:\.\w+)?)?\.weight"), "whole"),
 )
 
+#: The parameters of a module in their order, as `target_parameters` may name them.
+_PARAMETERS: Final = ("weight", "gate_up_proj", "gate_proj", "up_proj", "down_proj")
+_NESTED: Final = ".base_layer"
+
 
 def read_peft(directory: Path) -> AdapterFiles:
     """Raises CheckpointError for files that are missing, damaged, or of an adapter that is not supported."""
@@ -43,8 +49,12 @@ def read_peft(directory: Path) -> AdapterFiles:
     _check(config, directory)
     files = AdapterFiles(str(directory))
     file = _open(directory)
-    for name in file.names():
-        module, kind = _meaning(_PREFIX.sub("", name), directory, name)
+    named = {name: _meaning(_PREFIX.sub("", name), directory, name) for name in file.names()}
+    parameters = _parameters(config, {module for module, kind in named.values() if kind in ("A", "B")}, directory)
+    for name, (module, kind) in named.items():
+        if kind in ("A", "B") and module in parameters:
+            _add_parameter(files, parameters[module], kind, (name, file.get(name)), config)
+            continue
         place = files.module(f"{module}.weight")
         value = name, file.get(name)
         if kind in ("A", "B"):
@@ -60,6 +70,61 @@ def read_peft(directory: Path) -> AdapterFiles:
     if not files.modules:
         raise CheckpointError(f"{directory}: the adapter has no tensors")
     return files
+
+
+def _parameters(config: Mapping[str, Any], modules: set[str], directory: Path) -> dict[str, str]:
+    """Of `target_parameters`: by the modules of tensors the names of the parameters that they belong to.
+
+    A module with several has `.base_layer` once behind its name for the last but one, twice for the one before.
+    """
+    targets = config.get("target_parameters") or []
+    if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
+        raise CheckpointError(f"{directory}: {CONFIG_NAME}: target_parameters is not a list of names")
+    found: dict[str, str] = {}
+    depths: dict[str, dict[int, str]] = {}
+    for module in modules:
+        plain = module.removesuffix(_NESTED * module.count(_NESTED))
+        depths.setdefault(plain, {})[module.count(_NESTED)] = module
+    for plain, of_depth in depths.items():
+        names = {target.rpartition(".")[2] for target in targets if _has_parameter(plain, target)}
+        if not names:
+            continue
+        where = f"{directory}: {CONFIG_NAME}: target_parameters"
+        if unknown := names - {*_PARAMETERS}:
+            raise CheckpointError(f"{where}: {min(unknown)[:60]} of {plain} is not supported")
+        if sorted(of_depth) != list(range(len(names))):
+            raise CheckpointError(f"{where}: of {plain} the file has {len(of_depth)} parameters, not {len(names)}")
+        for depth, name in enumerate(sorted(names, key=_PARAMETERS.index, reverse=True)):
+            found[of_depth[depth]] = f"{plain}.{name}"
+    return found
+
+
+def _has_parameter(module: str, target: str) -> bool:
+    """Whether a target names a parameter of a module. One without a module's name can be of experts only."""
+    owner = target.rpartition(".")[0]
+    return f".{module}".endswith(f".{owner}" if owner else ".experts")
+
+
+def _add_parameter(
+    files: AdapterFiles, parameter: str, kind: str, value: tuple[str, Tensor], config: Mapping[str, Any]
+) -> None:
+    """One half of what belongs to a parameter: of one matrix, or of all experts'."""
+    name, tensor = value
+    where = f"{files.source}: tensor {name!r}"
+    rank = _of_module(config, "rank_pattern", "r", parameter)
+    if tensor.dim() != 2 or type(rank) is not int or rank < 1 or tensor.shape["AB".index(kind)] % rank:
+        raise CheckpointError(f"{where} has the shape {list(tensor.shape)}, and {CONFIG_NAME} says {str(rank)[:20]}")
+    place = files.module(parameter)
+    place.scaling = _scaling(config, parameter, Path(files.source))
+    place.is_stack = not parameter.endswith(".weight")
+    if place.is_stack:
+        columns = tensor.shape[1]
+        tensor = (
+            tensor.view(-1, rank, columns)
+            if kind == "A"
+            else tensor.view(len(tensor), rank, columns // rank).permute(2, 0, 1)
+        )
+    setattr(place, kind.lower(), (name, tensor))
 
 
 def _is_empty(module: Any) -> bool:

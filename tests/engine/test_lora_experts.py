@@ -1,0 +1,115 @@
+"""Adapters of experts: PEFT's of modules and of parameters, over floats and quantized experts, in any company."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from engine.harness import Engine, request
+from engine.test_lora import COMMON, LORA, SIZES, VOCAB, all_logits, ids_of, load, with_adapter
+from octavo.base.errors import CheckpointError
+from support.adapters import write_adapter
+
+EXPERTS, INNER, HIDDEN, RANK = 4, 48, 32, 4
+SCALING = 2.0
+
+
+def make(kind: str) -> Any:
+    torch.manual_seed(3)
+    if kind == "mixtral":
+        model: Any = transformers.MixtralForCausalLM(transformers.MixtralConfig(**COMMON, **SIZES, num_local_experts=4))
+    elif kind == "qwen3":
+        config = transformers.Qwen3MoeConfig(
+            **COMMON, **SIZES, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=INNER
+        )
+        model = transformers.Qwen3MoeForCausalLM(config)
+    else:
+        config = transformers.GptOssConfig(
+            **COMMON, **SIZES, head_dim=8, num_local_experts=4, num_experts_per_tok=2, sliding_window=16
+        )
+        model = transformers.GptOssForCausalLM(config)
+    for parameter in model.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    return model.eval()
+
+
+def halves(rows: int, columns: int, seed: int, rank: int = RANK) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    a = torch.randn(rank, columns, generator=generator) * columns**-0.5
+    return a, 0.3 * torch.randn(rows, rank, generator=generator)
+
+
+def of_modules(kind: str, seed: int) -> tuple[dict[str, torch.Tensor], Callable[[Any], Any]]:
+    """An adapter of some experts' own modules, and the model that it makes of one."""
+    w1, w2, w3 = ("w1", "w2", "w3") if kind == "mixtral" else ("gate_proj", "down_proj", "up_proj")
+    block = "block_sparse_moe" if kind == "mixtral" else "mlp"
+    found, deltas = {}, []
+    for number, (layer, expert, name) in enumerate([(0, 1, w1), (0, 1, w2), (0, 3, w3), (1, 0, w2), (1, 2, w1)]):
+        rows, columns = (HIDDEN, INNER) if name == w2 else (INNER, HIDDEN)
+        a, b = halves(rows, columns, seed + number)
+        module = f"model.layers.{layer}.{block}.experts.{expert}.{name}"
+        found |= {f"{module}.lora_A.weight": a, f"{module}.lora_B.weight": b}
+        deltas.append((layer, expert, "down" if name == w2 else "gate" if name == w1 else "up", b @ a))
+
+    def change(model: Any) -> Any:
+        model = copy.deepcopy(model)
+        for layer, expert, name, delta in deltas:
+            experts = model.model.layers[layer].mlp.experts
+            matrix = (experts.down_proj if name == "down" else experts.gate_up_proj).data[expert]
+            first = INNER if name == "up" else 0
+            matrix[first : first + len(delta)] += SCALING * delta
+        return model
+
+    return found, change
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3"])
+def test_modules_of_single_experts_give_what_merged_ones_do(tmp_path: Path, kind: str) -> None:
+    model = make(kind)
+    model.save_pretrained(tmp_path / "base")
+    tensors, change = of_modules(kind, 5)
+    write_adapter(tmp_path / "adapter", tensors, RANK)
+    engine, ids = load(tmp_path / "base"), ids_of(1, 21)
+    engine.worker.read_adapter("k", str(tmp_path / "adapter"))
+    with torch.no_grad():
+        expected, before = change(model)(torch.tensor([ids])).logits[0], model(torch.tensor([ids])).logits[0]
+    assert (expected - before).abs().max() > 0.02
+    torch.testing.assert_close(all_logits(engine, ids, "k"), expected, rtol=1e-4, atol=2e-5)
+    torch.testing.assert_close(all_logits(engine, ids, ""), before, rtol=1e-4, atol=2e-5)
+
+
+PARAMETERS = ["experts.gate_up_proj", "experts.down_proj"]
+PEFT_CASES: list[tuple[str, dict[str, Any]]] = [
+    ("mixtral", {"target_modules": ["q_proj"], "target_parameters": PARAMETERS}),
+    ("mixtral", {"target_modules": ["w1", "w2", "w3"]}),
+    ("qwen3", {"target_modules": [], "target_parameters": ["mlp.experts.down_proj", "mlp.gate.weight"]}),
+    ("qwen3", {"target_modules": [], "target_parameters": PARAMETERS, "rank_pattern": {"experts.down_proj": 4}}),
+    ("gpt_oss", {"target_modules": ["o_proj"], "target_parameters": PARAMETERS, "use_rslora": True}),
+]
+
+
+@pytest.mark.parametrize(("kind", "config"), PEFT_CASES, ids=lambda value: value if isinstance(value, str) else "")
+def test_parameters_give_what_they_give_in_peft(tmp_path: Path, kind: str, config: dict[str, Any]) -> None:
+    peft = pytest.importorskip("peft")
+    model = make(kind)
+    model.save_pretrained(tmp_path / "base")
+    settings = {"r": 8, "lora_alpha": 12, "init_lora_weights": False}
+    adapted = peft.get_peft_model(model, peft.LoraConfig(**(settings | config))).eval()
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name:
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    adapted.save_pretrained(tmp_path / "adapter")
+    engine, ids = load(tmp_path / "base"), ids_of(2, 19)
+    engine.worker.read_adapter("k", str(tmp_path / "adapter"))
+    with torch.no_grad():
+        expected = adapted(torch.tensor([ids])).logits[0]
+        adapted.disable_adapter_layers()
+        before = adapted(torch.tensor([ids])).logits[0]
+    assert (expected - before).abs().max() > 0.02
+    torch.testing.assert_close(all_logits(engine, ids, "k"), expected, rtol=1e-4, atol=2e-5)
