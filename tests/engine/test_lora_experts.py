@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from engine.harness import Engine, request
-from engine.test_lora import COMMON, LORA, SIZES, VOCAB, all_logits, ids_of, load, with_adapter
+from engine.test_lora import COMMON, LORA, SIZES, all_logits, ids_of, load, with_adapter
 from octavo.base.errors import CheckpointError
 from support.adapters import write_adapter
 
@@ -113,3 +113,69 @@ def test_parameters_give_what_they_give_in_peft(tmp_path: Path, kind: str, confi
         before = adapted(torch.tensor([ids])).logits[0]
     assert (expected - before).abs().max() > 0.02
     torch.testing.assert_close(all_logits(engine, ids, "k"), expected, rtol=1e-4, atol=2e-5)
+
+
+def stacked(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """As PEFT saves them: of a [experts, rank, in] and b [experts, out, rank]."""
+    return a.flatten(0, 1), b.permute(1, 2, 0).flatten(1)
+
+
+def test_older_versions_take_a_matrix_for_its_transposed(tmp_path: Path) -> None:
+    """Their delta[e, i, o] = sum over r of B[o, r, e] A[e, r, i], where i are the rows of a matrix."""
+    model = make("qwen3")
+    model.save_pretrained(tmp_path / "base")
+    a = torch.stack([halves(1, 2 * INNER, seed)[0] for seed in range(EXPERTS)])
+    b = torch.stack([halves(HIDDEN, 1, seed)[1] for seed in range(EXPERTS)])
+    names = zip("AB", stacked(a, b), strict=True)
+    tensors = {f"model.layers.1.mlp.experts.lora_{kind}.weight": value for kind, value in names}
+    write_adapter(tmp_path / "adapter", tensors, RANK, target_parameters=["gate_up_proj"], peft_version="0.18.1")
+    changed = copy.deepcopy(model)
+    changed.model.layers[1].mlp.experts.gate_up_proj.data += SCALING * torch.einsum("eor,eri->eio", b, a)
+    engine, ids = load(tmp_path / "base"), ids_of(1, 15)
+    engine.worker.read_adapter("k", str(tmp_path / "adapter"))
+    with torch.no_grad():
+        expected = changed(torch.tensor([ids])).logits[0]
+    torch.testing.assert_close(all_logits(engine, ids, "k"), expected, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("quantization", [None, "experts_int8"])
+def test_no_reply_depends_on_the_adapters_of_others(tmp_path: Path, quantization: str | None) -> None:
+    model = make("mixtral")
+    model.save_pretrained(tmp_path / "base")
+    engine = Engine(tmp_path / "base", {"kv_cache_dtype": "float32"}, LORA, max_model_len=128, dtype="float32",
+                    quantization=quantization, logprobs_mode="raw_logits")  # fmt: skip
+    for seed, key in enumerate("abc"):
+        write_adapter(tmp_path / key, of_modules("mixtral", 10 * seed)[0], RANK)
+        engine.worker.read_adapter(key, str(tmp_path / key))
+    asked = [
+        with_adapter(request(i, ids_of(i // 4, 30), max_tokens=8, logprobs=2), ["", *"abc"][i % 4]) for i in range(8)
+    ]
+    alone = {}
+    for each in asked:
+        alone |= engine.run([each], scheduler=engine.scheduler(prefix_caching=False)).replies
+    assert len({tuple(alone[i].logprobs[0].top_logprobs) for i in range(8)}) == 8
+    for limits, per_step in (({}, 0), ({}, 3), ({"max_num_batched_tokens": 16, "max_num_prefill_tokens": 16}, 0)):
+        assert engine.run(asked, scheduler=engine.scheduler(**limits), per_step=per_step).replies == alone
+    with torch.no_grad():
+        expected = of_modules("mixtral", 0)[1](model)(torch.tensor([ids_of(1, 9)])).logits[0]
+    found = all_logits(engine, ids_of(1, 9), "a")
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.02 if quantization else 2e-5)
+
+
+def test_what_does_not_fit_the_experts_is_told_by_its_name(tmp_path: Path) -> None:
+    make("qwen3").save_pretrained(tmp_path / "base")
+    engine, name = load(tmp_path / "base"), "model.layers.0.mlp.experts"
+    a, b = halves(2 * INNER, HIDDEN, 1, EXPERTS * RANK)
+    cases: list[tuple[dict[str, torch.Tensor], dict[str, Any], str]] = [
+        ({f"{name}.lora_A.weight": a[:12], f"{name}.lora_B.weight": b[:, :12]}, {}, "it is not of 4 experts"),
+        ({f"{name}.lora_A.weight": a[:, :5], f"{name}.lora_B.weight": b}, {}, r"its shape is \[4, 5\]"),
+        ({f"{name}.lora_A.weight": a[:7], f"{name}.lora_B.weight": b}, {}, "has the shape .7, 32., and"),
+        ({f"{name}.lora_A.weight": a}, {}, "its other half is missing"),
+        ({f"{name}.lora_A.weight": a, f"{name}.lora_B.weight": b}, {"target_parameters": PARAMETERS}, "has 1 param"),
+        ({f"{name}.9.up_proj.lora_A.weight": a[:4]}, {}, "the model has no such module"),
+    ]
+    for number, (tensors, config, message) in enumerate(cases):
+        settings = {"target_parameters": PARAMETERS[:1], "peft_version": "0.21.2", **config}
+        path = write_adapter(tmp_path / str(number), tensors, RANK, **settings)
+        with pytest.raises(CheckpointError, match=message):
+            engine.worker.read_adapter("k", str(path))

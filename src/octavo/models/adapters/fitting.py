@@ -132,7 +132,11 @@ class Fitting:
         rows, columns = sum(target.tensor.shape[0] for target in group), group[0].tensor.shape[1]
         if not first.is_stack or any(target.expert < 0 for target in targets):
             raise self._fail(a_name, "the model has no experts there")
-        if rows != columns and a.shape[2] == rows and b.shape[1] == columns:
+        if rows == columns and not self._files.is_gguf:
+            version = self._files.peft_version
+            if version < (0, 21) and not (first.transposed and version < (0, 19)):
+                raise self._fail(a_name, "its matrix is square: PEFT before 0.21 does not say which way round it is")
+        elif a.shape[2] == rows and b.shape[1] == columns:
             # Older versions of PEFT take a matrix for its transposed: [in, out] += b' a'.
             (a_name, a), (b_name, b) = (b_name, b.transpose(1, 2)), (a_name, a.transpose(1, 2))
         for value, count in ((a, a.shape[1]), (b, b.shape[2])):

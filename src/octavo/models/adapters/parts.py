@@ -31,6 +31,7 @@ class AdapterFiles:
 
     source: str
     is_gguf: bool = False
+    peft_version: tuple[int, int] = (0, 0)  # that wrote them; (0, 0): they do not say
     modules: dict[str, Module] = field(default_factory=dict)
 
     def module(self, name: str) -> Module:

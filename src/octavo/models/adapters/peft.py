@@ -47,7 +47,8 @@ def read_peft(directory: Path) -> AdapterFiles:
     """Raises CheckpointError for files that are missing, damaged, or of an adapter that is not supported."""
     config = read_json(directory / CONFIG_NAME)
     _check(config, directory)
-    files = AdapterFiles(str(directory))
+    version = re.match(r"(\d+)\.(\d+)", str(config.get("peft_version")))
+    files = AdapterFiles(str(directory), peft_version=(int(version[1]), int(version[2])) if version else (0, 0))
     file = _open(directory)
     named = {name: _meaning(_PREFIX.sub("", name), directory, name) for name in file.names()}
     parameters = _parameters(config, {module for module, kind in named.values() if kind in ("A", "B")}, directory)
