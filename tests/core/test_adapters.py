@@ -23,13 +23,14 @@ class Files:
         self.kept: set[str] = set()
         self.num_reads = 0
 
-    def read_adapter(self, key: str, path: str) -> None:
+    def read_adapter(self, key: str, path: str) -> int:
         self.num_reads += 1
         if path == "damaged":
             raise CheckpointError("damaged: no adapter")
         if path == "a bug":
             raise KeyError(path)
         self.kept.add(key)
+        return 0
 
     def drop_adapter(self, key: str) -> None:
         self.kept.discard(key)

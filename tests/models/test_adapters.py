@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from octavo.base.config import ModelConfig
+from octavo.base.config import LoraConfig, ModelConfig
 from octavo.base.errors import CheckpointError
-from octavo.models.adapters.adapter import Adapter, AdapterReader
+from octavo.models.adapters.adapter import AdapterReader
+from octavo.models.adapters.fitting import Adapter
 from octavo.models.implementation import definition_of
 from octavo.models.loader import open_checkpoint
 from support.adapters import write_adapter
@@ -31,7 +32,7 @@ def reader(smollm2_gguf: Path) -> AdapterReader:
     def base() -> Any:
         raise AssertionError("no adapter here asks for the model's own values")
 
-    return AdapterReader(definition, checkpoint.config, base, 16, None)
+    return AdapterReader(definition, checkpoint.config, base, LoraConfig(max_lora_rank=16), None)
 
 
 def permuted(b: Tensor, heads: int) -> Tensor:
@@ -128,7 +129,7 @@ PLAIN = {f"{Q}.lora_A.weight": A, f"{Q}.lora_B.weight": B}
         ({"model.layers.0.mlp.experts.1.up_proj.lora_A.weight": A}, {}, r"experts.1.up_proj.* no such module"),
         ({f"{Q}.lora_magnitude": torch.ones(HIDDEN)}, {}, "lora_magnitude'?: not a part of a LoRA adapter"),
         ({f"{Q}.bias": torch.ones(HIDDEN)}, {}, "q_proj.bias.* the model has no such bias"),
-        ({"model.embed_tokens.weight": torch.zeros(VOCAB + 2, HIDDEN)}, {}, "adapters cannot add tokens"),
+        ({"model.embed_tokens.weight": torch.zeros(VOCAB + 2, HIDDEN)}, {}, "it adds 2 tokens to the model's, and --lora-extra-vocab-size is 0"),
         ({f"{Q}.modules_to_save.weight": torch.zeros(HIDDEN, HIDDEN)}, {}, "modules_to_save"),
     ],
 )  # fmt: skip

@@ -97,7 +97,7 @@ class EngineInfo(Message, frozen=True, gc=False):
     """What only the engine knows, sent once when it can serve."""
 
     model_type: str
-    vocab_size: int  # width of the logits
+    vocab_size: int  # of the model: width of the logits, but for tokens that adapters add
     max_model_len: int
     num_kv_blocks: int
     block_size: int
@@ -137,6 +137,7 @@ class EngineInfo(Message, frozen=True, gc=False):
     #: Tokens of a prompt see each other: a step computes all of them, and no other prompt begins with the same.
     prompts_stay_whole: bool = False
     caches_output: bool = True  # blocks of generated tokens may serve other requests: they are what a prompt's would be
+    extra_tokens: int = 0  # ids behind the vocabulary, for tokens that adapters add
     max_loras: int = 0  # adapters in one step; 0: the engine takes none
     pooling: PoolingInfo | None = None  # it gives vectors and generates nothing
     expert_bytes: int = 0  # of the weights', those of experts

@@ -47,7 +47,7 @@ def with_adapters(loaded: LoadedModel, config: LoraConfig, ops: Ops, max_num_bat
         raise InvalidConfig("--enable-lora: models with an encoder take no adapters yet.")
     if definition.lm_head is None:
         raise InvalidConfig("--enable-lora: models that give vectors take no adapters yet.")
-    definition = with_deltas(definition)
+    definition = with_deltas(definition, config.lora_extra_vocab_size)
     weights = with_banks(definition, loaded.weights, config, ops)
     return replace(loaded, model=transformer(definition, ops, weights, max_num_batched_tokens), weights=weights)
 
@@ -90,14 +90,16 @@ class AdapterStore:
 
             return read
 
-        self._reader = AdapterReader(definition, checkpoint.config, base, config.max_lora_rank, _dtype(config))
+        self._reader = AdapterReader(definition, checkpoint.config, base, config, _dtype(config))
         self._kept: dict[str, Adapter] = {}
 
-    def read(self, key: str, path: str) -> None:
-        """Raises CheckpointError for files that are missing, damaged, or do not fit the model."""
+    def read(self, key: str, path: str) -> int:
+        """The number of tokens that it adds. Raises CheckpointError for files that are missing, damaged, or do not fit
+        the model."""
         adapter = self._reader.read(path)
         self._kept[key] = adapter
         logger.info("adapter %s: %d products, %.1f MiB", path, len(adapter.weights), adapter.num_bytes / 2**20)
+        return adapter.num_extra
 
     def drop(self, key: str) -> None:
         self._kept.pop(key, None)
@@ -128,6 +130,10 @@ class AdapterSlots:
         self._model.heads.pop(slot, None)
         self._model.head_deltas.discard(slot)
         self._tables.pop(slot, None)
+        self._model.extra_heads.pop(slot, None)
+        if adapter.extra_head is not None:
+            head = self._ops.pack_output(self._device.upload_weight(adapter.extra_head), None)
+            self._model.extra_heads[slot] = head, len(adapter.extra_head)
         if adapter.head is not None:
             self._model.heads[slot] = self._ops.pack_output(self._device.upload_weight(adapter.head), None)
         if LM_HEAD in adapter.weights:
@@ -138,7 +144,7 @@ class AdapterSlots:
     def is_plain(self, slots: np.ndarray) -> bool:
         """Whether the adapters of these slots, int32, change neither the embedding nor the output matrix: a captured
         step has no place for that."""
-        special = {*self._tables, *self._model.heads, *self._model.head_deltas}
+        special = {*self._tables, *self._model.heads, *self._model.head_deltas, *self._model.extra_heads}
         return not special or special.isdisjoint(slots.tolist())
 
     def place(self, batch: InputBatch, host: HostBatch) -> None:
@@ -155,12 +161,12 @@ class AdapterSlots:
         ids = batch.token_ids[index]
         rows = torch.empty(len(at), self._model.spec.embedding_size or self._model.spec.hidden_size,
                            dtype=self._ops.activation_dtype, device=self._ops.torch_device)  # fmt: skip
-        scale = self._model.spec.embedding_scale
-        self._ops.embedding(rows, ids, self._model.weights[EMBEDDING], scale)
+        scale, num_known = self._model.spec.embedding_scale, self._model.spec.vocab_size
+        self._ops.embedding(rows, ids * (ids < num_known), self._model.weights[EMBEDDING], scale)
         slots = host.adapter_slots[at]
         for slot in np.unique(slots).tolist():
             (mine,) = self._device.upload((slots == slot).nonzero()[0])
-            rows[mine] = _rows(self._tables[slot], ids[mine].long(), rows[mine], scale)
+            rows[mine] = _rows(self._tables[slot], ids[mine].long(), num_known, rows[mine], scale)
         if batch.replaced_index is not None and batch.replaced_rows is not None:
             index, rows = torch.cat([batch.replaced_index, index]), torch.cat([batch.replaced_rows, rows])
             order = index.argsort()
@@ -168,18 +174,26 @@ class AdapterSlots:
         batch.replaced_index, batch.replaced_rows = index, rows
 
 
-def _rows(table: TableDelta, ids: Tensor, rows: Tensor, scale: float) -> Tensor:
-    """Of the tokens, [n, width]. The sums run over the ranks one by one: no library's product, whose order could depend
-    on the number of rows."""
+def _rows(table: TableDelta, ids: Tensor, num_known: int, rows: Tensor, scale: float) -> Tensor:
+    """Of the tokens, [n, width]; the model knows the first ids. The sums run over the ranks one by one: no library's
+    product, whose order could depend on the number of rows."""
+    known = ids * (ids < num_known)
+    found = rows.float()
     if table.whole is not None:
-        return (table.whole[ids].float() * scale).to(rows.dtype)
-    assert table.a is not None and table.b is not None
-    inner, added = table.a[ids].float(), torch.zeros(rows.shape, device=rows.device)
-    for rank, row in enumerate(table.b.float()):
-        added += inner[:, rank, None] * row
-    return (rows.float() + added * (table.scaling * scale)).to(rows.dtype)
+        found = table.whole[known].float() * scale
+    elif table.a is not None and table.b is not None:
+        inner, added = table.a[known].float(), torch.zeros(rows.shape, device=rows.device)
+        for rank, row in enumerate(table.b.float()):
+            added += inner[:, rank, None] * row
+        found = found + added * (table.scaling * scale)
+    if table.extra is not None:
+        own = table.extra[(ids - num_known).clamp(0, len(table.extra) - 1)].float() * scale
+        found = torch.where((ids < num_known)[:, None], found, own)
+    return found.to(rows.dtype)
 
 
 def _on_device(table: TableDelta, device: Device) -> TableDelta:
-    whole, a, b = (None if each is None else device.upload_weight(each) for each in (table.whole, table.a, table.b))
-    return TableDelta(whole, a, b, table.scaling)
+    whole, a, b, extra = (
+        None if each is None else device.upload_weight(each) for each in (table.whole, table.a, table.b, table.extra)
+    )
+    return TableDelta(whole, a, b, table.scaling, extra)

@@ -97,7 +97,7 @@ class ModelRunner:
             max_num_seqs,
             max_model_len,
             block_size,
-            model.spec.vocab_size,
+            definition.num_ids,
             windows,
             definition.num_encoder_groups,
             0 if definition.encoder is None else definition.encoder.spec.max_positions,

@@ -187,10 +187,11 @@ class Worker:
             return None
         return AdapterSlots(model, ops, device, self._adapters, self._config.lora.max_loras)
 
-    def read_adapter(self, key: str, path: str) -> None:
-        """Keep an adapter on the host. May run in another thread than the steps. Raises CheckpointError."""
+    def read_adapter(self, key: str, path: str) -> int:
+        """Keep an adapter on the host; the value is the number of tokens that it adds. May run in another thread than
+        the steps. Raises CheckpointError."""
         assert self._adapters is not None, "adapters are off"
-        self._adapters.read(key, path)
+        return self._adapters.read(key, path)
 
     def drop_adapter(self, key: str) -> None:
         """No plan names it from here on."""
@@ -487,6 +488,7 @@ class Worker:
             load_seconds=seconds,
             # Elsewhere kernels for one token and for many round differently: then a hit on generated text would show.
             caches_output=device.decodes_as_prompts or not self._config.parallel.batch_invariant,
+            extra_tokens=loaded.model.definition.extra_tokens,
             max_loras=self._config.lora.max_loras if self._config.lora.enable_lora else 0,
             num_swap_blocks=self.swap_arena.num_places,
             has_states=bool(_state_values(loaded.model.definition)),

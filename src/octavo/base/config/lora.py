@@ -17,6 +17,11 @@ class LoraConfig:
     max_lora_rank: int = opt(
         16, "Highest rank of an adapter: 8, 16, 32, 64, 128 or 256.", choices=(8, 16, 32, 64, 128, 256)
     )
+    lora_extra_vocab_size: int = opt(
+        0,
+        "Most tokens that an adapter adds to the model's: 0, 256 or 512. Logits have so many more columns.",
+        choices=(0, 256, 512),
+    )
     lora_dtype: Literal["auto", "float16", "bfloat16", "float32"] = opt(
         "auto", "Data type of adapters; auto: as they are stored, on a GPU that of the activations."
     )

@@ -42,9 +42,9 @@ class Executor(Protocol):
 
     def collect(self, step: Any) -> ModelRunnerOutput: ...
 
-    def read_adapter(self, key: str, path: str) -> None:
-        """Have the host keep an adapter, which plans may name then. May be called in any thread. Raises
-        CheckpointError."""
+    def read_adapter(self, key: str, path: str) -> int:
+        """Have the host keep an adapter, which plans may name then; the value is the number of tokens that it adds. May
+        be called in any thread. Raises CheckpointError."""
         ...
 
     def drop_adapter(self, key: str) -> None:
@@ -96,8 +96,8 @@ class UniprocExecutor:
     def collect(self, step: Any) -> ModelRunnerOutput:
         return self._loaded().collect(step)
 
-    def read_adapter(self, key: str, path: str) -> None:
-        self._loaded().read_adapter(key, path)
+    def read_adapter(self, key: str, path: str) -> int:
+        return self._loaded().read_adapter(key, path)
 
     def drop_adapter(self, key: str) -> None:
         self._loaded().drop_adapter(key)

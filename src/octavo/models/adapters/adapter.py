@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from octavo.base.config import LoraConfig
 from octavo.models.adapters.fitting import Adapter, Fit, Fitting, ReadBase
 from octavo.models.adapters.gguf import read_gguf
 from octavo.models.adapters.peft import read_peft
@@ -26,7 +27,7 @@ class AdapterReader:
         definition: Definition,
         config: Mapping[str, Any],
         base: Callable[[], ReadBase],
-        max_rank: int,
+        limits: LoraConfig,
         dtype: torch.dtype | None,
     ) -> None:
         """`config`: the model's, in Hugging Face's form. `base` opens the model's files. `dtype`: of the adapters'
@@ -41,7 +42,9 @@ class AdapterReader:
         }
         spec = definition.spec
         table = spec.vocab_size, spec.embedding_size or spec.hidden_size
-        self._fit = Fit(targets=targets(definition), table=table, max_rank=max_rank, dtype=dtype)
+        self._fit = Fit(
+            targets=targets(definition), table=table, is_tied=spec.tie_word_embeddings, limits=limits, dtype=dtype
+        )
         self._base = base
 
     def read(self, path: str) -> Adapter:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
+from octavo.base.config import LoraConfig
 from octavo.base.errors import CheckpointError
 from octavo.models.adapters.parts import AdapterFiles, Module, Named
 from octavo.models.adapters.targets import Target
@@ -29,21 +30,31 @@ _FLOATS: Final = (torch.float32, torch.bfloat16, torch.float16)
 
 @dataclass(frozen=True, eq=False)
 class TableDelta:
-    """What an adapter's rows read in place of a table's: `whole`, or the table's and scaling * a[:, token] b."""
+    """What an adapter's rows read in place of a table's: `whole`, or the table's and scaling * a[:, token] b. Tokens
+    behind the table's have the rows of `extra`."""
 
     whole: Tensor | None = None  # [rows, width]
     a: Tensor | None = None  # [rows, rank]
     b: Tensor | None = None  # [rank, width]
     scaling: float = 1.0
+    extra: Tensor | None = None  # [extra rows, width]
 
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """`weights`: by the names of the products' weights. `head`: an output matrix [V, H] in place of the model's."""
+    """`weights`: by the names of the products' weights. `head`: an output matrix [V, H] in place of the model's;
+    `extra_head`: [n, H], of the tokens behind the model's."""
 
     weights: dict[str, ProductWeights]
     embedding: TableDelta | None = None
     head: Tensor | None = None
+    extra_head: Tensor | None = None
+
+    @property
+    def num_extra(self) -> int:
+        """Tokens that it adds, of prompts or of outputs."""
+        tables = self.extra_head, None if self.embedding is None else self.embedding.extra
+        return max(0 if table is None else len(table) for table in tables)
 
     @property
     def num_bytes(self) -> int:
@@ -52,10 +63,10 @@ class Adapter:
             for found in self.weights.values()
             for product in (found.values() if isinstance(found, dict) else (found,))
         ]
+        table = self.embedding or TableDelta()
+        others = table.whole, table.a, table.b, table.extra, self.head, self.extra_head
         tensors = [tensor for product in products for tensor in product.tensors]
-        if self.embedding is not None:
-            tensors += [each for each in (self.embedding.whole, self.embedding.a, self.embedding.b) if each is not None]
-        return sum(tensor.nbytes for tensor in (*tensors, *([] if self.head is None else [self.head])))
+        return sum(tensor.nbytes for tensor in (*tensors, *others) if tensor is not None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +76,8 @@ class Fit:
 
     targets: Mapping[str, Target]
     table: tuple[int, int]
-    max_rank: int
+    is_tied: bool  # the output matrix to the embedding
+    limits: LoraConfig
     dtype: torch.dtype | None
 
 
@@ -80,10 +92,12 @@ class Fitting:
         self._found: dict[tuple[str, int], _Product] = {}  # by the weight, and the expert, -1: it is none of experts
         self._embedding: TableDelta | None = None
         self._head: Tensor | None = None
+        self._extra_head: Tensor | None = None
 
     def adapter(self) -> Adapter:
         for name, module in self._files.modules.items():
             self._add(name, module)
+        self._add_new_rows()
         weights: dict[str, ProductWeights] = {}
         for (name, expert), product in self._found.items():
             found = product.weights(self._dtype(product))
@@ -93,7 +107,7 @@ class Fitting:
                 of_experts = weights.setdefault(name, {})
                 assert isinstance(of_experts, dict)
                 of_experts[expert] = found
-        return Adapter(weights, self._embedding, self._head)
+        return Adapter(weights, self._embedding, self._head, self._extra_head)
 
     def _add(self, name: str, module: Module) -> None:
         where = next(value[0] for value in _values(module))
@@ -103,6 +117,8 @@ class Fitting:
         keys = {self._name(key): place for key, place in declared.items()}
         if EMBEDDING in keys:
             self._add_table(module, where)
+            if self._fit.is_tied and HEAD not in self._files.modules:
+                self._add_tied_head(module)
             return
         if any(key not in self._fit.targets for key in keys):
             known = any(self._places.declared(key) for key in declared)
@@ -114,6 +130,8 @@ class Fitting:
         if module.is_stack:
             self._add_stack(module, keys)
             return
+        if list(keys) == [HEAD]:
+            module = self._without_extra_rows(module)
         num_rows = sum(self._fit.targets[key].tensor.shape[0] for key in keys) + next(iter(keys.values())).skipped
         checked = self._checked(module, num_rows, self._fit.targets[next(iter(keys))].tensor.shape[1])
         for key, place in keys.items():
@@ -166,10 +184,9 @@ class Fitting:
         if module.a is not None or module.b is not None:
             self._halves(module)
         rank = 0 if module.a is None else module.a[1].shape[0]
-        if rank > self._fit.max_rank:
-            raise self._fail(
-                module.a[0] if module.a else "", f"its rank is {rank}, and --max-lora-rank {self._fit.max_rank}"
-            )
+        if rank > self._fit.limits.max_lora_rank:
+            name = module.a[0] if module.a else ""
+            raise self._fail(name, f"its rank is {rank}, and --max-lora-rank {self._fit.limits.max_lora_rank}")
         shapes = {
             "a": (rank, columns), "b": (rows, rank), "b_bias": (rows,), "magnitude": (rows,), "bias": (rows,),
         }  # fmt: skip
@@ -244,27 +261,84 @@ class Fitting:
         if module.magnitude is not None or module.b_bias is not None:
             raise self._fail(where, "DoRA of embeddings is not supported")
         if module.whole is not None:
-            self._embedding = TableDelta(whole=self._matrix(module.whole, (vocab, width)))
-        elif module.a is not None and module.b is not None:
-            rank = module.a[1].shape[0]
-            a, b = self._tensor(module.a, (rank, vocab)), self._tensor(module.b, (width, rank))
-            self._embedding = TableDelta(a=a.t().contiguous(), b=b.t().contiguous(), scaling=module.scaling)
-        else:
-            raise self._fail(where, "its other half is missing")
+            whole, extra = self._parts(module.whole, (vocab, width))
+            self._embedding = TableDelta(whole=whole, extra=extra)
+            return
+        (a_name, a), b = self._halves(module)
+        rank, count = a.shape[0], a.shape[-1] - vocab
+        self._check_extra(a_name, max(count, 0))
+        a = self._tensor((a_name, a), (rank, vocab + max(count, 0)))
+        factors, columns = self._tensor(b, (width, rank)), a.t()
+        extra = None
+        if count > 0:
+            own = self._own_rows(module, a_name, count, (vocab, width))
+            extra = own + module.scaling * columns[vocab:].float() @ factors.float().t()
+        self._embedding = TableDelta(
+            a=columns[:vocab].contiguous(), b=factors.t().contiguous(), scaling=module.scaling, extra=extra
+        )
+
+    def _add_tied_head(self, module: Module) -> None:
+        """The output matrix has the rows of added tokens as the embedding has them before it is changed."""
+        rows = module.base or module.whole
+        if rows is not None:
+            _, self._extra_head = self._parts(rows, self._fit.table)
+
+    def _without_extra_rows(self, module: Module) -> Module:
+        """Of the output matrix: the rows of added tokens become a matrix of their own."""
+        vocab, width = self._fit.targets[HEAD].tensor.shape
+        if module.a is None or module.b is None or module.b[1].shape[0] <= vocab:
+            return module
+        (name, b), count = module.b, module.b[1].shape[0] - vocab
+        self._check_extra(name, count)
+        if module.magnitude is not None or module.b_bias is not None or module.bias is not None:
+            raise self._fail(name, "DoRA and biases of an output matrix that adds tokens are not supported")
+        rank = module.a[1].shape[0]
+        b = self._tensor((name, b), (vocab + count, rank))
+        own = self._own_rows(module, name, count, (vocab, width))
+        self._extra_head = own + module.scaling * b[vocab:].float() @ self._tensor(module.a, (rank, width)).float()
+        return replace(module, b=(name, b[:vocab].contiguous()))
+
+    def _own_rows(self, module: Module, name: str, count: int, shape: tuple[int, ...]) -> Tensor:
+        """What rows of added tokens are before an adapter changes them, float32."""
+        if module.base is None:
+            raise self._fail(name, f"it adds {count} tokens, and the matrix with their rows (base_layer) is missing")
+        _, extra = self._parts(module.base, shape)
+        if extra is None or len(extra) != count:
+            raise self._fail(name, f"it adds {count} tokens, and {module.base[0]!r} others")
+        return extra.float()
+
+    def _add_new_rows(self) -> None:
+        """Those that stand in a file of their own."""
+        for name, value in self._files.new_rows.items():
+            if name not in ("input_embeddings", "output_embeddings") or value[1].dim() != 2:
+                raise self._fail(value[0], "no rows of an embedding or of an output matrix")
+            self._check_extra(value[0], len(value[1]))
+            rows = self._tensor(value, (len(value[1]), self._fit.table[1]))
+            if name == "output_embeddings":
+                self._extra_head = rows
+            else:
+                self._embedding = replace(self._embedding or TableDelta(), extra=rows)
 
     def _add_whole(self, module: Module, keys: Mapping[str, Any]) -> None:
         assert module.whole is not None
         if list(keys) != [HEAD]:
             raise self._fail(module.whole[0], "modules_to_save: octavo has these of embed_tokens and lm_head alone")
-        self._head = self._matrix(module.whole, self._fit.targets[HEAD].tensor.shape)
+        self._head, self._extra_head = self._parts(module.whole, self._fit.targets[HEAD].tensor.shape)
 
-    def _matrix(self, value: Named, shape: tuple[int, ...]) -> Tensor:
+    def _parts(self, value: Named, shape: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
+        """A matrix of a row for each token: the model's, and those that are added."""
         name, tensor = value
-        if tensor.dim() == 2 and tensor.shape[0] > shape[0] and tensor.shape[1] == shape[1]:
-            raise self._fail(
-                name, f"it has {tensor.shape[0]} rows, and the model {shape[0]} tokens: adapters cannot add tokens"
-            )
-        return self._tensor(value, shape)
+        rows = shape[0]
+        if tensor.dim() == 2 and tensor.shape[0] > rows and tensor.shape[1] == shape[1]:
+            self._check_extra(name, tensor.shape[0] - rows)
+            self._tensor(value, tuple(tensor.shape))
+            return tensor[:rows].contiguous(), tensor[rows:].contiguous()
+        return self._tensor(value, shape), None
+
+    def _check_extra(self, name: str, count: int) -> None:
+        most = self._fit.limits.lora_extra_vocab_size
+        if count > most:
+            raise self._fail(name, f"it adds {count} tokens to the model's, and --lora-extra-vocab-size is {most}")
 
     def _fail(self, name: str, what: str) -> CheckpointError:
         return CheckpointError(f"{self._source}: tensor {name!r}: {what}")
@@ -293,5 +367,5 @@ class _Product:
 
 
 def _values(module: Module) -> list[Named]:
-    values = (module.a, module.b, module.b_bias, module.magnitude, module.bias, module.whole)
+    values = (module.a, module.b, module.b_bias, module.magnitude, module.bias, module.whole, module.base)
     return [value for value in values if value is not None]

@@ -21,6 +21,7 @@ class Module:
     magnitude: Named | None = None  # [out], of DoRA
     bias: Named | None = None  # in place of the model's
     whole: Named | None = None  # in place of the model's matrix
+    base: Named | None = None  # the model's, of an adapter that may have made it larger
     is_embedding: bool = False  # a and b belong to a table: a [rank, rows]
     is_stack: bool = False  # they belong to all experts: a [experts, rank, in], b [experts, out, rank]
 
@@ -33,6 +34,8 @@ class AdapterFiles:
     is_gguf: bool = False
     peft_version: tuple[int, int] = (0, 0)  # that wrote them; (0, 0): they do not say
     modules: dict[str, Module] = field(default_factory=dict)
+    #: Rows of tokens that are added, where they stand apart: of the embedding, and of the output matrix.
+    new_rows: dict[str, Named] = field(default_factory=dict)
 
     def module(self, name: str) -> Module:
         return self.modules.setdefault(name, Module())

@@ -34,12 +34,14 @@ _TENSORS: Final = (
     (re.compile(r"(.+)\.lora_B(?:\.\w+)?\.bias"), "b_bias"),
     (re.compile(r"(.+)\.lora_magnitude_vector(?:\.\w+)?"), "magnitude"),
     (re.compile(r"(.+?)(?:\.base_layer)?\.bias"), "bias"),
-    (re.compile(r"(.+)\.base_layer\.weight"), "base"),
+    (re.compile(r"(.+)\.(?:base_layer|original_module)\.weight"), "base"),
     (re.compile(r"(.+?)(?:\.modules_to_save(?:\.\w+)?)?\.weight"), "whole"),
 )
 
 #: The parameters of a module in their order, as `target_parameters` may name them.
 _PARAMETERS: Final = ("weight", "gate_up_proj", "gate_proj", "up_proj", "down_proj")
+#: vLLM's file of the rows of tokens that an adapter adds.
+_NEW_ROWS: Final = "new_embeddings.safetensors"
 _NESTED: Final = ".base_layer"
 
 
@@ -65,10 +67,13 @@ def read_peft(directory: Path) -> AdapterFiles:
         elif kind in ("table A", "table B"):
             setattr(place, kind[-1].lower(), value)
             place.scaling, place.is_embedding = _scaling(config, module, directory), True
-        elif kind != "base":  # the model's own, which is there already
+        else:
             setattr(place, kind, value)
     files.modules = {name: module for name, module in files.modules.items() if not _is_empty(module)}
-    if not files.modules:
+    if (directory / _NEW_ROWS).is_file():
+        new = SafetensorsFile(directory / _NEW_ROWS)
+        files.new_rows = {name: (f"{_NEW_ROWS}: {name}", new.get(name)) for name in new.names()}
+    if not files.modules and not files.new_rows:
         raise CheckpointError(f"{directory}: the adapter has no tensors")
     return files
 

@@ -29,12 +29,14 @@ class Target:
     expert: int = -1
 
 
-def with_deltas(definition: Definition) -> Definition:
+def with_deltas(definition: Definition, extra_tokens: int) -> Definition:
     """The same with a `LoraDelta` behind each product, and rows in place of the embedding's. A step without adapters
-    computes what it did before."""
+    computes what it did before. `extra_tokens`: that adapters may add, for which embeddings have no rows."""
     replaces = any(isinstance(op, ReplaceRows) for op in definition.program.ops)
     ops: list[Op] = []
     for op in definition.program.ops:
+        if extra_tokens and isinstance(op, Embed) and op.index == "token_ids":
+            op = replace(op, is_partial=True)
         ops.append(op)
         if isinstance(op, Linear):
             ops.append(LoraDelta(out=op.out, x=op.x, weight=op.weight))
@@ -44,7 +46,7 @@ def with_deltas(definition: Definition) -> Definition:
             ops.append(ReplaceRows(x=op.out))
     program = Program(tuple(ops), definition.program.output)
     program.check()
-    return replace(definition, program=program)
+    return replace(definition, program=program, extra_tokens=extra_tokens)
 
 
 def targets(definition: Definition) -> dict[str, Target]:
