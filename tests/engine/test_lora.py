@@ -12,6 +12,7 @@ import transformers
 
 from engine.harness import Engine, Reply, request
 from octavo.base.config import LoraConfig
+from octavo.base.errors import CheckpointError
 from octavo.core.scheduler.scheduler import Scheduler
 from octavo.wire.messages import AddRequest
 from support.adapters import merged, random_adapter, write_adapter
@@ -123,6 +124,22 @@ def test_logits_are_those_of_peft(tmp_path: Path, kind: str, config: dict[str, A
     with torch.no_grad():
         expected = adapted(torch.tensor([ids])).logits[0]
     torch.testing.assert_close(all_logits(engine, ids, "k"), expected, rtol=1e-4, atol=2e-5)
+
+
+def test_modules_may_be_restricted(tmp_path: Path) -> None:
+    model = make("llama")
+    model.save_pretrained(tmp_path / "base")
+    limits = LoraConfig(enable_lora=True, lora_target_modules=["q_proj", "self_attn.v_proj"])
+    engine = Engine(tmp_path / "base", {"kv_cache_dtype": "float32"}, limits, max_model_len=128, dtype="float32")
+    for targets in (r".*(q|v)_proj", r".*\.1\.(self_attn.q|mlp.up)_proj"):
+        write_adapter(tmp_path / "adapter", random_adapter(model, targets, 8, 5), 8)
+        if "up" not in targets:
+            assert engine.worker.read_adapter("k", str(tmp_path / "adapter")) == 0
+            continue
+        with pytest.raises(
+            CheckpointError, match=r"1.mlp.up_proj.lora_A.* --lora-target-modules allows .*of q_proj, s"
+        ):
+            engine.worker.read_adapter("k", str(tmp_path / "adapter"))
 
 
 # ---------------------------------------------------------------- in company

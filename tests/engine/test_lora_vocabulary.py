@@ -1,4 +1,4 @@
-"""Adapters that add tokens: of prompts and of outputs, in PEFT's forms and vLLM's, and what others see of it: nothing."""
+"""Adapters that add tokens, of prompts and of outputs, in PEFT's forms and vLLM's; others see nothing of it."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_nobody_else_sees_of_added_tokens(tmp_path: Path) -> None:
 
 
 def test_what_does_not_fit_is_told_by_its_name(tmp_path: Path) -> None:
-    model, larger = grown("llama")
+    model = make("llama")
     model.save_pretrained(tmp_path / "base")
     engine = load_wide(tmp_path / "base")
     q = random_adapter(model, r".*\.0\..*q_proj", 8, 1)

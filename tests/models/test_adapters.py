@@ -129,7 +129,7 @@ PLAIN = {f"{Q}.lora_A.weight": A, f"{Q}.lora_B.weight": B}
         ({"model.layers.0.mlp.experts.1.up_proj.lora_A.weight": A}, {}, r"experts.1.up_proj.* no such module"),
         ({f"{Q}.lora_magnitude": torch.ones(HIDDEN)}, {}, "lora_magnitude'?: not a part of a LoRA adapter"),
         ({f"{Q}.bias": torch.ones(HIDDEN)}, {}, "q_proj.bias.* the model has no such bias"),
-        ({"model.embed_tokens.weight": torch.zeros(VOCAB + 2, HIDDEN)}, {}, "it adds 2 tokens to the model's, and --lora-extra-vocab-size is 0"),
+        ({"model.embed_tokens.weight": torch.zeros(VOCAB + 2, HIDDEN)}, {}, "adds 2 .* --lora-extra-vocab-size is 0"),
         ({f"{Q}.modules_to_save.weight": torch.zeros(HIDDEN, HIDDEN)}, {}, "modules_to_save"),
     ],
 )  # fmt: skip

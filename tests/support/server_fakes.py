@@ -176,10 +176,11 @@ class FakeEngine:
     async def reset_prefix_cache(self) -> None:
         self.num_resets += 1
 
-    async def load_adapter(self, key: str, path: str) -> None:
+    async def load_adapter(self, key: str, path: str) -> int:
         if "damaged" in path:
             raise ServerError(f"{path}: tensor 'x': it holds NaN or infinite values")
         self.adapters[key] = path
+        return 0
 
     async def drop_adapter(self, key: str) -> None:
         self.adapters.pop(key, None)
@@ -196,7 +197,9 @@ class FakeEngine:
         self.requests.append(request)
         return self._deltas(request)
 
-    def detokenizer(self, params: SamplingParams) -> ByteDetokenizer:
+    def detokenizer(
+        self, params: SamplingParams, shown: frozenset[int] = frozenset(), tokenizer: Any = None
+    ) -> ByteDetokenizer:
         return ByteDetokenizer(params.skip_special_tokens)
 
     async def prepare_grammars(self) -> None: ...

@@ -228,7 +228,7 @@ class EngineClient:
                         request_id=sample.request_id,
                         prompt_token_ids=request.prompt_token_ids,
                         params=other_params if index else engine_params,
-                        eos_token_ids=self.eos_token_ids,
+                        eos_token_ids=request.eos_token_ids or self.eos_token_ids,
                         sample_index=index,
                         priority=request.priority,
                         cache_salt=request.cache_salt,
@@ -270,9 +270,11 @@ class EngineClient:
             self._num_held -= request.num_sequences
             self._note_idle()
 
-    def detokenizer(self, params: SamplingParams, shown: frozenset[int] = frozenset()) -> IncrementalDetokenizer:
-        """`shown`: special tokens that stay in the text all the same."""
-        return IncrementalDetokenizer(self._tokenizer, params.skip_special_tokens, shown)
+    def detokenizer(
+        self, params: SamplingParams, shown: frozenset[int] = frozenset(), tokenizer: Tokenizer | None = None
+    ) -> IncrementalDetokenizer:
+        """`shown`: special tokens that stay in the text all the same. `tokenizer`: None: the model's."""
+        return IncrementalDetokenizer(tokenizer or self._tokenizer, params.skip_special_tokens, shown)
 
     def _note_idle(self) -> None:
         if not self._samples and not self._num_held:
@@ -280,7 +282,7 @@ class EngineClient:
 
     def _new_sample(self, state: RequestState, index: int, params: SamplingParams) -> SampleState:
         self._num_ids += 1
-        detokenizer = self.detokenizer(params, state.request.shown_special_ids)
+        detokenizer = self.detokenizer(params, state.request.shown_special_ids, state.request.tokenizer)
         matcher = StopMatcher(params.stop, params.include_stop_str_in_output) if params.stop else None
         sample = SampleState(state, self._num_ids, index, detokenizer, matcher)
         state.samples.append(sample)
@@ -356,9 +358,10 @@ class EngineClient:
         """Forget every cached block; running requests keep theirs. Raises `ServerError`."""
         await self.call("reset_prefix_cache")
 
-    async def load_adapter(self, key: str, path: str) -> None:
-        """Have the engine read an adapter. Raises `ServerError` with what is wrong with its files."""
-        await self.call("load_adapter", key, path)
+    async def load_adapter(self, key: str, path: str) -> int:
+        """Have the engine read an adapter; the value is the number of tokens that it adds. Raises `ServerError` with
+        what is wrong with its files."""
+        return int(await self.call("load_adapter", key, path) or 0)
 
     async def drop_adapter(self, key: str) -> None:
         """No request comes with this adapter any more; those that have it go on."""

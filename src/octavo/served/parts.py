@@ -65,8 +65,9 @@ class Engine(Protocol):
         """Forget every cached block. Raises `ServerError`."""
         ...
 
-    async def load_adapter(self, key: str, path: str) -> None:
-        """Have the engine read an adapter. Raises `ServerError` with what is wrong with its files."""
+    async def load_adapter(self, key: str, path: str) -> int:
+        """Have the engine read an adapter; the value is the number of tokens that it adds. Raises `ServerError` with
+        what is wrong with its files."""
         ...
 
     async def drop_adapter(self, key: str) -> None:

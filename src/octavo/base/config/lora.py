@@ -25,6 +25,11 @@ class LoraConfig:
     lora_dtype: Literal["auto", "float16", "bfloat16", "float32"] = opt(
         "auto", "Data type of adapters; auto: as they are stored, on a GPU that of the activations."
     )
+    lora_target_modules: list[str] = opt(
+        list,
+        "Modules that adapters may change, by the ends of their names, such as q_proj; adapters of others are refused. "
+        "Default: all that octavo can.",
+    )
     max_cpu_loras: int | None = opt(
         None,
         "Most adapters that the host's memory keeps; others are read from their files again when they are asked for. "

@@ -111,6 +111,7 @@ class Fitting:
 
     def _add(self, name: str, module: Module) -> None:
         where = next(value[0] for value in _values(module))
+        self._check_allowed(name, where)
         declared = self._places.places_of(name)
         if name in ("output.weight", HEAD) and self._places.declared(name) is None:  # the tied one
             declared = {HEAD: next(iter(declared.values()))}
@@ -140,6 +141,11 @@ class Fitting:
             target = self._fit.targets[key]
             rows = None if key == HEAD else self._places.ordered_rows(place, target.tensor, num_rows)
             self._add_part(target, checked, rows)
+
+    def _check_allowed(self, name: str, where: str) -> None:
+        allowed, module = self._fit.limits.lora_target_modules, name.removesuffix(".weight")
+        if allowed and not any(f".{module}".endswith(f".{each}") for each in allowed):
+            raise self._fail(where, f"--lora-target-modules allows adapters of {', '.join(allowed)} alone")
 
     def _add_stack(self, module: Module, keys: Mapping[str, Place]) -> None:
         """Of all experts at once: a [experts, rank, in], b [experts, out, rank]."""

@@ -53,7 +53,9 @@ class NativeHandlers:
     async def _began(self, exchange: Exchange, kind: type[Any]) -> tuple[Any, Lease]:
         self._serving.state.check_available()
         _, request = await self._serving.read(exchange, kind, body.NATIVE_REFUSALS)
-        return request, self._serving.state.models.resolve(request.model)
+        lease = self._serving.state.models.resolve(request.model)
+        await lease.model.adapter_ready()
+        return request, lease
 
     async def _answer(
         self,
