@@ -137,7 +137,7 @@ def test_modules_may_be_restricted(tmp_path: Path) -> None:
             assert engine.worker.read_adapter("k", str(tmp_path / "adapter")) == 0
             continue
         with pytest.raises(
-            CheckpointError, match=r"1.mlp.up_proj.lora_A.* --lora-target-modules allows .*of q_proj, s"
+            CheckpointError, match=r"1.mlp.up_proj.lora_A.* --lora-target-modules allows"
         ):
             engine.worker.read_adapter("k", str(tmp_path / "adapter"))
 

@@ -166,7 +166,7 @@ ENGINE_ROWS: tuple[Row, ...] = (
     ours("--enable-lora", "off", "off", "docs/lora.md says what an adapter may be."),
     ours("--max-loras", "1", "1"),
     ours("--max-lora-rank", "16", "16"),
-    ours("--lora-extra-vocab-size", "256", None, "By default an adapter that adds tokens is refused when it is loaded."),
+    ours("--lora-extra-vocab-size", "256", None, "By default an adapter that adds tokens is refused."),
     ours("--lora-dtype", "auto", "auto"),
     other("--long-lora-scaling-factors", "none", None, "Factors of long contexts.", EMPTY,
           "adapters share the model's positions; --rope-scaling changes them for all"),
