@@ -136,9 +136,7 @@ def test_modules_may_be_restricted(tmp_path: Path) -> None:
         if "up" not in targets:
             assert engine.worker.read_adapter("k", str(tmp_path / "adapter")) == 0
             continue
-        with pytest.raises(
-            CheckpointError, match=r"1.mlp.up_proj.lora_A.* --lora-target-modules allows"
-        ):
+        with pytest.raises(CheckpointError, match=r"1.mlp.up_proj.lora_A.* --lora-target-modules allows"):
             engine.worker.read_adapter("k", str(tmp_path / "adapter"))
 
 

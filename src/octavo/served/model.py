@@ -231,6 +231,14 @@ class ServedModel:
             self._breakers = BreakerTokens(self.tokenizer, self.renderer, self.num_ids)
         self.prompts = self.prompts.speaking(self.renderer, self.num_ids)
 
+    @property
+    def adapter_fields(self) -> dict[str, Any]:
+        """What a request says of the adapter that it runs with."""
+        adapter = self.adapter
+        return {} if adapter is None else {
+            "adapter": adapter.key, "adapter_name": adapter.name, "adapter_path": adapter.path,
+        }  # fmt: skip
+
     def abort(self, matches: Callable[[str], bool]) -> int:
         """End the requests of matching public ids with `Aborted`, as an administrator asks; the value is their number.
         Those whose prompts are still being made end before the engine sees them."""
@@ -379,9 +387,7 @@ class ServedModel:
             params=widened(params) if is_ranked else params,
             priority=turn.priority,
             cache_salt=turn.cache_salt,
-            adapter="" if self.adapter is None else self.adapter.key,
-            adapter_name="" if self.adapter is None else self.adapter.name,
-            adapter_path="" if self.adapter is None else self.adapter.path,
+            **self.adapter_fields,
             tokenizer=self.tokenizer if self.eos_token_ids else None,
             eos_token_ids=self.eos_token_ids,
             arrival_time=time.monotonic(),

@@ -45,8 +45,8 @@ def with_adapters(loaded: LoadedModel, config: LoraConfig, ops: Ops, max_num_bat
         raise InvalidConfig("--enable-lora: this model runs by way of transformers, and adapters need octavo's own.")
     if definition.encoder is not None:
         raise InvalidConfig("--enable-lora: models with an encoder take no adapters yet.")
-    if definition.lm_head is None:
-        raise InvalidConfig("--enable-lora: models that give vectors take no adapters yet.")
+    if definition.spec.bidirectional:
+        raise InvalidConfig("--enable-lora: models whose tokens see all of their text take no adapters yet.")
     definition = with_deltas(definition, config.lora_extra_vocab_size)
     weights = with_banks(definition, loaded.weights, config, ops)
     return replace(loaded, model=transformer(definition, ops, weights, max_num_batched_tokens), weights=weights)

@@ -113,6 +113,10 @@ class Fitting:
         where = next(value[0] for value in _values(module))
         self._check_allowed(name, where)
         declared = self._places.places_of(name)
+        if not any(self._places.declared(key) for key in declared):
+            # Of a model without an output matrix, whose modules stand at the top.
+            inner = self._places.places_of(f"model.{name}")
+            declared = inner if all(self._places.declared(key) for key in inner) else declared
         if name in ("output.weight", HEAD) and self._places.declared(name) is None:  # the tied one
             declared = {HEAD: next(iter(declared.values()))}
         keys = {self._name(key): place for key, place in declared.items()}

@@ -51,7 +51,7 @@ def with_deltas(definition: Definition, extra_tokens: int) -> Definition:
 
 def targets(definition: Definition) -> dict[str, Target]:
     """By the declared names of the matrices; a tied output matrix is `lm_head.weight` too."""
-    assert definition.lm_head is not None, "the model gives vectors"
+    head = definition.lm_head  # None: the model gives vectors
     products = {op.weight.name for op in definition.program.ops if isinstance(op, Linear)}
     experts = {
         weight.name
@@ -64,7 +64,7 @@ def targets(definition: Definition) -> dict[str, Target]:
         weight, biases = param.weight, param.biases or (None,) * len(param.parts)
         if weight.name in experts:
             num_parts = len(param.parts) // weight.shape[0]
-        elif weight.name in products or (weight.name == definition.lm_head.name and not param.unit_rows):
+        elif weight.name in products or (head is not None and weight.name == head.name and not param.unit_rows):
             num_parts = len(param.parts)
         else:
             continue
@@ -73,10 +73,10 @@ def targets(definition: Definition) -> dict[str, Target]:
             first = 0 if number % num_parts == 0 else first
             found[part.name] = Target(weight, first, part, bias, number // num_parts if weight.name in experts else -1)
             first += part.shape[0]
-    if definition.spec.tie_word_embeddings:
+    if definition.spec.tie_word_embeddings and head is not None:
         tied = _param(definition, EMBEDDING)
         table = replace(tied.parts[0], name="lm_head.weight")
-        found[table.name] = Target(definition.lm_head, 0, table, tied.biases[0])
+        found[table.name] = Target(head, 0, table, tied.biases[0])
     return found
 
 
