@@ -105,6 +105,19 @@ PEFT_CASES: list[tuple[str, dict[str, Any]]] = [
     ("qwen2", {"target_modules": ["v_proj"], "lora_bias": True}),
     ("gemma3", {"target_modules": ["embed_tokens"]}),
     ("gpt2", {"target_modules": ["c_attn", "c_fc"], "fan_in_fan_out": True, "use_dora": True}),
+    (
+        "llama",
+        {
+            "target_modules": "all-linear",
+            "rank_pattern": {"k_proj": 4, r".*\.1\.mlp\..*_proj": 16},
+            "alpha_pattern": {"layers.0.self_attn.q_proj": 40, "down_proj": 5},
+        },
+    ),
+    ("llama", {"target_modules": r".*layers\.1\.(self_attn|mlp)\.(q|o|up|down)_proj", "exclude_modules": r".*o_proj"}),
+    ("llama", {"target_modules": ["q_proj", "up_proj"], "layers_to_transform": [1], "layers_pattern": "layers"}),
+    ("qwen2", {"target_modules": ["q_proj", "embed_tokens"], "ensure_weight_tying": True}),
+    ("qwen2", {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}),
+    ("qwen2", {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]}),
 ]
 
 
