@@ -23,8 +23,9 @@ _FILES: Final[dict[str, type[SafetensorsFile] | type[TorchFile]]] = {
 }
 #: Settings that change what an adapter computes, or where, in ways that octavo has not.
 _REFUSED: Final = (
-    "alora_invocation_tokens", "layer_replication", "megatron_config", "trainable_token_indices",
-    "use_qalora", "use_bdlora", "arrow_config", "monteclora_config", "kasa_config", "context_length", "kappa_tuner_config", "velora_config",
+    "alora_invocation_tokens", "layer_replication", "megatron_config", "trainable_token_indices", "use_qalora",
+    "use_bdlora", "arrow_config", "monteclora_config", "kasa_config", "context_length", "kappa_tuner_config",
+    "velora_config",
 )  # fmt: skip
 _PREFIX: Final = re.compile(r"^base_model\.(model\.)?")
 #: The adapter's own name stood in the names of tensors once: `.default`.
